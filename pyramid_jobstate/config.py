@@ -1,0 +1,179 @@
+"""The configuration of the web side: settings, the directive, checks at the start."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import dramatiq.broker
+from pyramid.exceptions import ConfigurationError
+from pyramid.interfaces import ISecurityPolicy
+from pyramid.path import DottedNameResolver
+from pyramid.settings import asbool
+
+from .enqueue import middleware_of
+from .resources import ROUTE, IJobStore, IOwner, JobStates, JobStatesURL
+from .state import JobState
+from .store import JobStore
+from .views import add_views
+
+if TYPE_CHECKING:
+    from pyramid.config import Configurator
+    from pyramid.request import Request
+
+PREFIX = "jobstate."
+NAMES = frozenset(
+    {
+        "redis_url",
+        "namespace",
+        "path",
+        "expire_in",
+        "active_expire_in",
+        "stalled_after",
+        "owner",
+        "allow_no_policy",
+    }
+)
+DURATIONS = ("expire_in", "active_expire_in", "stalled_after")
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def include(config: Configurator) -> None:
+    """Do what :func:`pyramid_jobstate.includeme` says."""
+    # What shapes URLs is read now: a route added in an action would stand behind the
+    # application's catch-all.
+    path = _path(config.registry.settings)
+    config.add_static_view(f"{path}/static", "pyramid_jobstate:static")
+    config.add_route(
+        ROUTE, path + "{traverse:(?:/.*)?}", factory=JobStates, use_global_views=False
+    )
+    config.add_resource_url_adapter(JobStatesURL, JobStates)
+    config.add_resource_url_adapter(JobStatesURL, JobState)
+    config.add_request_method(JobStates, "job_states", reify=True)
+    config.add_directive("set_job_store", set_job_store)
+    add_views(config)
+
+    def register() -> None:
+        # The application may still have set these, or its broker, after the include.
+        settings = Settings(config.registry.settings)
+        config.registry.registerUtility(settings.owner(), IOwner)
+        if config.registry.queryUtility(IJobStore) is None:
+            config.registry.registerUtility(settings.store(), IJobStore)
+
+    def ensure() -> None:
+        allowed = Settings(config.registry.settings).allow_no_policy()
+        if allowed or config.registry.queryUtility(ISecurityPolicy) is not None:
+            return
+        raise ConfigurationError(
+            "pyramid_jobstate has no security policy to ask who may see a job. Pyramid "
+            "would let everyone see every job. Call config.set_security_policy(...), "
+            "or set jobstate.allow_no_policy = true if that is what you want."
+        )
+
+    config.action("pyramid_jobstate", register, order=5)
+    if not config.autocommit:
+        config.action(None, ensure, order=10)
+
+
+def set_job_store(config: Configurator, store: JobStore) -> None:
+    """Keep the job states in `store`, a JobStore or the dotted name of one."""
+    store = config.maybe_dotted(store)
+
+    def register() -> None:
+        config.registry.registerUtility(store, IJobStore)
+
+    config.action(IJobStore, register)
+
+
+class Settings:
+    """The settings of an application.
+
+    Raises:
+      ConfigurationError: One is unknown. The methods raise it where one is wrong.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings = {
+            name.removeprefix(PREFIX): value
+            for name, value in settings.items()
+            if name.startswith(PREFIX)
+        }
+        for name in self._settings:
+            if name not in NAMES:
+                raise ConfigurationError(
+                    f"There is no setting {PREFIX}{name}. There are: "
+                    + ", ".join(PREFIX + known for known in sorted(NAMES))
+                )
+
+    def allow_no_policy(self) -> bool:
+        return bool(asbool(self._settings.get("allow_no_policy", False)))
+
+    def owner(self) -> Callable[[Request], Any]:
+        name = self._settings.get("owner")
+        if name is None:
+            return _authenticated_userid
+        try:
+            owner = DottedNameResolver().maybe_resolve(name)
+        except (ImportError, ValueError) as e:
+            raise _wrong("owner", name, f"cannot be imported: {e}") from e
+        if not callable(owner):
+            raise _wrong("owner", name, "is no function")
+        return owner  # type: ignore[no-any-return]
+
+    def store(self) -> JobStore:
+        """Return the store of the redis_url, or of the middleware on Dramatiq's global
+        broker, changed as far as the settings say otherwise."""
+        options: dict[str, Any] = {
+            name: _seconds(name, self._settings[name])
+            for name in DURATIONS
+            if name in self._settings
+        }
+        if "namespace" in self._settings:
+            options["namespace"] = self._settings["namespace"]
+        url = self._settings.get("redis_url")
+        if url is None:
+            return _middleware_store().replace(**options)
+        try:
+            return JobStore(url, **options)
+        except ValueError as e:
+            # Not the URL itself: it may hold a password.
+            raise ConfigurationError(f"{PREFIX}redis_url is wrong: {e}") from None
+
+
+def _path(settings: Mapping[str, Any]) -> str:
+    path = str(settings.get(PREFIX + "path", "job_state")).strip("/")
+    if not re.fullmatch(r"[\w.~-]+(/[\w.~-]+)*", path, re.ASCII):
+        raise _wrong("path", path, "is no path such as job_state or api/jobs")
+    return path
+
+
+def _seconds(name: str, value: object) -> float:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", str(value))
+    seconds = float(match[1]) * UNITS[match[2]] if match else 0
+    if not seconds > 0:
+        raise _wrong(name, value, "is no duration such as 90, 90s, 15m, 24h or 8d")
+    return seconds
+
+
+def _wrong(name: str, value: object, why: str) -> ConfigurationError:
+    return ConfigurationError(f"The setting {PREFIX}{name} = {value!r} {why}.")
+
+
+def _middleware_store() -> JobStore:
+    # Not get_broker(), which would make one.
+    broker = dramatiq.broker.global_broker
+    if broker is None:
+        raise ConfigurationError(
+            "pyramid_jobstate does not know where job states are kept: no Dramatiq "
+            "broker is set. Import the module that calls dramatiq.set_broker(...) before "
+            "the application is made, or set jobstate.redis_url."
+        )
+    try:
+        return middleware_of(broker).store_for(broker)
+    except TypeError as e:
+        raise ConfigurationError(str(e)) from e
+
+
+def _authenticated_userid(request: Request) -> Any:
+    return request.authenticated_userid

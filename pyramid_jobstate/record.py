@@ -1,0 +1,240 @@
+"""What is stored of a job, and what a running job adds to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+#: The statuses of a job that may still change by themselves.
+UNFINISHED = ("queued", "working", "retrying", "stalled", "cancelling")
+
+#: The statuses of a job that is over.
+FINISHED = ("success", "error", "cancelled")
+
+#: What a metric's field in the hash begins with.
+METRIC = "m:"
+
+#: A job's uuid, as Dramatiq writes it: the one spelling that is accepted.
+UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+
+class Progress(NamedTuple):
+    """How far a job has come.
+
+    Attributes:
+      done: How much is done, in `unit`.
+      total: How much there is to do, or None where nobody knows.
+      unit: What is counted, such as "rows".
+      eta: Seconds from `updated_at` to the end, or None, as the worker reckoned.
+    """
+
+    done: float
+    total: float | None = None
+    unit: str | None = None
+    eta: float | None = None
+
+    @property
+    def fraction(self) -> float | None:
+        """The share that is done, from 0 to 1, or None where nobody knows."""
+        if self.total is None:
+            return None
+        return min(self.done / self.total, 1.0) if self.total else 1.0
+
+
+class JobError(NamedTuple):
+    """Why a job failed or was cancelled.
+
+    Attributes:
+      type: The qualified name of the exception's class, or None for a reason that
+        no exception gave.
+      message: The exception's text, or the reason.
+    """
+
+    type: str | None
+    message: str
+
+
+class Start(NamedTuple):
+    """What is known of a job when it is sent, and when a worker starts it.
+
+    Attributes:
+      kind: The kind of its JobState class.
+      actor: The name of its actor.
+      attempt: Which try it is, 0 before the first.
+      owner: Its owner as JSON, or None.
+      params: What was sent as JSON, by the names of the actor's parameters.
+    """
+
+    kind: str
+    actor: str
+    attempt: int
+    owner: str | None
+    params: str
+
+    def fields(self) -> dict[str, str]:
+        """Return the fields of the hash."""
+        return {k: str(v) for k, v in self._asdict().items() if v is not None}
+
+
+class End(NamedTuple):
+    """How a run ended.
+
+    Attributes:
+      status: "success", "error", "cancelled" or "retrying".
+      error: Why, unless it is a success.
+      delay: Seconds until the next try, for "retrying".
+    """
+
+    status: str
+    error: JobError | None = None
+    delay: float = 0.0
+
+
+@dataclasses.dataclass(slots=True)
+class Update:
+    """What a run has to say since its last update: one write to one key.
+
+    Attributes:
+      uuid: The job.
+      token: The run. Only the newest may write.
+      seq: Rises with each update of a run, so that none is applied twice or late.
+      start: Given until the store has confirmed that the run began.
+      age: Seconds since it began.
+      late: Whether a start was tried before.
+      fields: The hash fields to set.
+      end: Given when the run is over.
+    """
+
+    uuid: str
+    token: str
+    seq: int
+    fields: dict[str, str]
+    start: Start | None = None
+    age: float = 0.0
+    late: bool = False
+    end: End | None = None
+
+
+def parse_json(text: str | None, default: Any = None) -> Any:
+    """Return what `text` says, or `default` where it is no JSON."""
+    if text is None:
+        return default
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return default
+
+
+def parse_time(text: str | None) -> datetime.datetime | None:
+    """Return the aware UTC datetime of milliseconds since the epoch."""
+    try:
+        return datetime.datetime.fromtimestamp(int(text or "") / 1000, datetime.UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def parse_progress(text: str | None) -> Progress | None:
+    match parse_json(text):
+        case [int() | float() as done, total, unit, eta]:
+            return Progress(done, total, unit, eta)
+    return None
+
+
+def parse_error(text: str | None) -> JobError | None:
+    match parse_json(text):
+        case [str() | None as type_, str() as message]:
+            return JobError(type_, message)
+    return None
+
+
+class Record:
+    """A job as it stands in the store, or as a worker began it.
+
+    What another program wrote into the hash may be anything: a field that cannot
+    be understood reads as if it were not there.
+    """
+
+    __slots__ = ("_fields", "status", "uuid")
+
+    def __init__(
+        self, uuid: str, fields: Mapping[str, str], status: str | None = None
+    ) -> None:
+        self.uuid = uuid
+        self.status = status or fields.get("status", "")
+        self._fields = fields
+
+    @classmethod
+    def read(
+        cls, uuid: str, fields: Mapping[str, str], now: int, stalled_after: int
+    ) -> Record:
+        """Return the record as it reads at `now`, in milliseconds of the store's
+        clock, where a job not heard of for `stalled_after` is stalled."""
+        status = fields.get("status", "")
+        if status == "sending":
+            status, heard = "queued", fields.get("queued")
+        elif status == "working":
+            heard = fields.get("seen")
+        else:
+            heard = None
+        if heard is not None and heard.isdigit() and now - int(heard) > stalled_after:
+            status = "stalled"
+        return cls(uuid, fields, status)
+
+    @property
+    def kind(self) -> str:
+        return self._fields.get("kind", "")
+
+    @property
+    def actor(self) -> str:
+        return self._fields.get("actor", "")
+
+    @property
+    def owner(self) -> Any:
+        owner = parse_json(self._fields.get("owner"))
+        return owner if isinstance(owner, (str, int, float)) else None
+
+    @property
+    def attempt(self) -> int:
+        attempt = self._fields.get("attempt", "")
+        return int(attempt) if attempt.isdecimal() and len(attempt) < 10 else 0
+
+    @property
+    def params(self) -> dict[str, Any]:
+        params = parse_json(self._fields.get("params"))
+        return params if isinstance(params, dict) else {}
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        missing = object()
+        metrics = {
+            name[len(METRIC) :]: parse_json(value, missing)
+            for name, value in self._fields.items()
+            if name.startswith(METRIC)
+        }
+        return {k: v for k, v in metrics.items() if v is not missing}
+
+    @property
+    def progress(self) -> Progress | None:
+        return parse_progress(self._fields.get("progress"))
+
+    @property
+    def message(self) -> str | None:
+        message = parse_json(self._fields.get("message"))
+        return message if isinstance(message, str) else None
+
+    @property
+    def log(self) -> list[str]:
+        log = parse_json(self._fields.get("log"))
+        return [str(line) for line in log] if isinstance(log, list) else []
+
+    @property
+    def error(self) -> JobError | None:
+        return parse_error(self._fields.get("error"))
+
+    def time(self, name: str) -> datetime.datetime | None:
+        """Return when it was `queued`, `due`, `started`, `updated` or `finished`."""
+        return parse_time(self._fields.get(name))

@@ -1,0 +1,222 @@
+"""What one execution of a job has said so far.
+
+The writer stores a value and then raises the flag `dirty`. The recorder lowers the
+flag and then copies. What the writer stored before the copy is in it; what it stores
+later has raised the flag again. So neither needs a lock, and nothing is lost: each
+step, a store into a dict, an update of one dict by another, a copy, is atomic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
+
+from .values import (
+    LOG_LINE_LENGTH,
+    LOG_LINES,
+    MAX_JOB_BYTES,
+    NUMBER_BYTES,
+    Json,
+    check_amount,
+    check_name,
+    check_text,
+    encode_value,
+    loads,
+)
+
+T = TypeVar("T")
+
+#: A metric's value as it is kept: a plain number, or JSON text.
+Value = int | float | Json
+
+#: Numbers of these classes between these limits are kept as they are: they are
+#: finite, and as JSON never longer than NUMBER_BYTES. No call needs to look further.
+NUMBERS = frozenset({int, float, bool})
+LIMIT = 2.0**62
+
+
+class Run:
+    """What one execution of a job has said so far.
+
+    As long as no recorder takes it over it is detached: it keeps the values in memory.
+
+    Attributes:
+      token: Names this run among all runs of the job.
+      metrics: The value of each metric.
+      report: What else a viewer sees: `progress` as (done, total, unit), `message`
+        and `log`.
+      dirty: The flag: something was set since it was lowered.
+      known: The metrics that may be set to a number without a further look.
+      barred: Whether each call has to look first whether it may go on.
+      size: What the metrics take, as JSON and with their names, in bytes.
+      sync: Waits the given seconds until all is stored and says whether it was.
+    """
+
+    __slots__ = (
+        "_closed",
+        "_lines",
+        "_lock",
+        "_sizes",
+        "barred",
+        "dirty",
+        "known",
+        "metrics",
+        "report",
+        "size",
+        "sync",
+        "token",
+    )
+
+    def __init__(self) -> None:
+        self.token = secrets.token_hex(6)
+        self.metrics: dict[str, Value] = {}
+        self.report: dict[str, object] = {}
+        self.dirty = False
+        self.known: set[str] = set()
+        self.barred = False
+        self.sync: Callable[[float], bool] | None = None
+        self._closed = ""
+        self._lines: deque[str] = deque(maxlen=LOG_LINES)
+        self._lock = threading.Lock()
+        self._sizes: dict[str, int] = {}
+        self.size = 0
+
+    def close(self, reason: str) -> None:
+        """Make every further call raise a RuntimeError that says `reason`."""
+        self._closed = reason
+        self._bar()
+
+    def _bar(self) -> None:
+        self.barred = True
+        # With no name known each call takes the long way, and looks.
+        self.known = set()
+
+    def check(self) -> None:
+        """Raise if the job may not go on reporting."""
+        if self._closed:
+            raise RuntimeError(self._closed)
+
+    def set_metrics(self, values: Mapping[str, object]) -> None:
+        if self.barred:
+            self.check()
+        with self._lock:
+            self._set_metrics(values)
+
+    def increment(self, name: str, by: float) -> None:
+        if self.barred:
+            self.check()
+        with self._lock:
+            old = self.metrics.get(check_name(name), 0)
+            if isinstance(old, Json):
+                old = loads(old)
+            for number in (by, old):
+                if isinstance(number, bool) or not isinstance(number, (int, float)):
+                    raise TypeError(
+                        f"The progress metric {name!r} cannot be incremented: "
+                        f"{number!r} is no number."
+                    )
+            self._set_metrics({name: old + by})
+
+    def _set_metrics(self, values: Mapping[str, object]) -> None:
+        kept: dict[str, Value] = {}
+        sizes: dict[str, int] = {}
+        total = self.size
+        for name, value in values.items():
+            size = len(check_name(name).encode())
+            if isinstance(value, (int, float)) and is_plain(value):
+                kept[name] = value
+                size += NUMBER_BYTES
+            else:
+                kept[name] = text = encode_value(f"The progress metric {name!r}", value)
+                size += max(len(text.encode()), NUMBER_BYTES)
+            sizes[name] = size
+            total += size - self._sizes.get(name, 0)
+            if total > MAX_JOB_BYTES:
+                raise ValueError(
+                    f"With the progress metric {name!r} the job's metrics would take "
+                    f"{total} bytes, more than the {MAX_JOB_BYTES} that they may."
+                )
+        known = self.known
+        self._sizes.update(sizes)
+        self.size = total
+        self.metrics.update(kept)
+        self.dirty = True
+        if self.barred:
+            return
+        for name, value in kept.items():
+            # The room of anything but a number is reckoned anew at the next call.
+            (known.discard if isinstance(value, Json) else known.add)(name)
+
+    def set_progress(
+        self, done: float, total: float | None, unit: str | None, message: str | None
+    ) -> None:
+        if self.barred:
+            self.check()
+        if total is not None:
+            total = check_amount("The total of the progress", total)
+        if unit is not None:
+            encode_value("The unit of the progress", check_text("The unit", unit))
+        report: dict[str, object] = {
+            "progress": (check_amount("The progress", done), total, unit)
+        }
+        if message is not None:
+            encode_value("The message", check_text("The message", message))
+            report["message"] = message
+        self.report.update(report)
+        self.dirty = True
+
+    def track(
+        self,
+        iterable: Iterable[T],
+        total: float | None,
+        unit: str | None,
+        message: str | None,
+    ) -> Iterator[T]:
+        if total is None:
+            with contextlib.suppress(TypeError):
+                total = len(iterable)  # type: ignore[arg-type]
+        self.set_progress(0, total, unit, message)
+        return self._steps(iterable, total, unit)
+
+    def _steps(
+        self, iterable: Iterable[T], total: float | None, unit: str | None
+    ) -> Iterator[T]:
+        report = self.report
+        done = 0
+        for item in iterable:
+            yield item
+            if self.barred:
+                self.check()
+            done += 1
+            report["progress"] = (done, total, unit)
+            self.dirty = True
+
+    def set_message(self, text: str | None) -> None:
+        if self.barred:
+            self.check()
+        if text is not None:
+            encode_value("The message", check_text("The message", text))
+        self.report["message"] = text
+        self.dirty = True
+
+    def append_log(self, line: str) -> None:
+        if self.barred:
+            self.check()
+        check_text("A line of the log", line)
+        with self._lock:
+            self._lines.append(line[:LOG_LINE_LENGTH])
+            self.report["log"] = tuple(self._lines)
+        self.dirty = True
+
+    def flush(self, timeout: float) -> bool:
+        self.dirty = True
+        return self.sync is None or self.sync(timeout)
+
+
+def is_plain(value: float) -> bool:
+    """Whether a number may be kept as it is."""
+    return type(value) in NUMBERS and -LIMIT < value < LIMIT

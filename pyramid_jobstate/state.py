@@ -1,0 +1,422 @@
+"""JobState: the resource that a viewer sees, the handle that an actor writes to."""
+
+from __future__ import annotations
+
+import contextvars
+import datetime
+import logging
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .record import FINISHED, JobError, Progress, Record
+from .run import LIMIT, NUMBERS, Run
+from .values import Json, loads
+
+if TYPE_CHECKING:
+    from pyramid.request import Request
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: The JobState classes by the kind of job that they are for.
+_kinds: dict[str, type[JobState]] = {}
+
+_current: contextvars.ContextVar[JobState | None] = contextvars.ContextVar(
+    "pyramid_jobstate.current", default=None
+)
+
+#: What a JobState writes to that was not handed to a running job: it takes nothing.
+_NO_RUN = Run()
+_NO_RUN.close(
+    "This JobState was loaded: only a running job may report, through the job_state "
+    "that it was given."
+)
+
+
+def current_job_state() -> JobState | None:
+    """Return the JobState of the job that runs here, or None outside a tracked job.
+
+    A thread that the job starts itself has none: hand the JobState over to it.
+    """
+    return _current.get()
+
+
+class JobState:
+    """The state of one job, in the worker that runs it as in the process that shows it.
+
+    Subclass it to give a kind of job rights and behaviour of its own::
+
+        class RunMarathon(JobState):
+            public_params = ("miles",)
+
+    A class may set or override:
+
+    * `kind`: the name of this kind of job, stored with each; the class's own name
+      unless set;
+    * `title`: what a viewer reads above the job; made from the kind unless set;
+    * `public_params`: the names of the parameters that a viewer may see; none unless
+      set;
+    * :meth:`public_error`: what a viewer reads of an exception;
+    * :meth:`__acl__`: who may do what with a job.
+
+    Attributes:
+      uuid: The id of the job, which is the ``message_id`` of its Dramatiq message.
+      __parent__: The container that a request reached it through.
+    """
+
+    kind: str = "JobState"
+    public_params: Collection[str] = ()
+    __parent__: Any = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "kind" not in cls.__dict__:
+            cls.kind = cls.__name__
+        if isinstance(cls.public_params, str):
+            raise TypeError(
+                f"{cls.__qualname__}.public_params must be a tuple of names, not the "
+                f"string {cls.public_params!r}. Is there a comma missing?"
+            )
+        old = _kinds.get(cls.kind, cls)
+        if (old.__module__, old.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TypeError(
+                f"There are two JobState classes of kind {cls.kind!r}: "
+                f"{old.__module__}.{old.__qualname__} and "
+                f"{cls.__module__}.{cls.__qualname__}. Give one another `kind`."
+            )
+        _kinds[cls.kind] = cls
+
+    def __init__(self, record: Record, run: Run = _NO_RUN) -> None:
+        self._record = record
+        self._run = run
+        self.uuid = self.__name__ = record.uuid
+
+    @classmethod
+    def from_record(cls, record: Record) -> JobState:
+        """Return the job of a record, as an instance of the class of its kind."""
+        found = _kinds.get(record.kind, _UnknownKind)
+        job_state = found(record)
+        if found is _UnknownKind:
+            job_state.kind = record.kind
+            if record.kind not in _unknown:
+                _unknown.add(record.kind)
+                log.warning(
+                    "There is a job of kind %r, but this process has imported no such "
+                    "JobState class: it has no rights of its own.",
+                    record.kind,
+                )
+        return job_state
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.uuid} {self.status}>"
+
+    # Reading.
+
+    @property
+    def status(self) -> str:
+        """One of queued, working, retrying, stalled, cancelling, success, error and
+        cancelled."""
+        return self._record.status
+
+    @property
+    def is_working(self) -> bool:
+        """Whether the job has not ended."""
+        return not self.is_finished
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the job has ended well."""
+        return self.status == "success"
+
+    @property
+    def is_error(self) -> bool:
+        """Whether the job has failed or was cancelled."""
+        return self.is_finished and not self.is_success
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the job has ended."""
+        return self.status in FINISHED
+
+    @property
+    def title(self) -> str:
+        """What a viewer reads above the job: "Run marathon" for the kind RunMarathon,
+        or for the actor run_marathon where no class was given."""
+        return _humanize(self.actor if type(self) is JobState else self.kind)
+
+    @property
+    def actor(self) -> str:
+        """The name of the actor."""
+        return self._record.actor
+
+    @property
+    def owner(self) -> str | float | None:
+        """The principal who may see and cancel the job, or None."""
+        owner: str | float | None = self._record.owner
+        return owner
+
+    @property
+    def job_params(self) -> dict[str, Any]:
+        """The values that were sent, by the names of the actor's parameters. A value of
+        more than 16 KiB is left out, as is one that JSON cannot say."""
+        return self._record.params
+
+    def get_job_param(self, name: str, default: Any = None) -> Any:
+        """Return the value that was sent for one parameter."""
+        return self.job_params.get(name, default)
+
+    @property
+    def progress_metrics(self) -> dict[str, Any]:
+        """The latest value of each metric."""
+        if self._run is _NO_RUN:
+            return self._record.metrics
+        return {k: _plain(v) for k, v in self._run.metrics.copy().items()}
+
+    def get_progress_metric(self, name: str, default: Any = None) -> Any:
+        """Return the latest value of one metric."""
+        return self.progress_metrics.get(name, default)
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far the job has come, or None if it never said."""
+        reported: Any = self._run.report.get("progress")
+        return Progress(*reported) if reported else self._record.progress
+
+    @property
+    def message(self) -> str | None:
+        """The latest message."""
+        message: Any = self._run.report.get("message", self._record.message)
+        return message  # type: ignore[no-any-return]
+
+    @property
+    def log(self) -> list[str]:
+        """The last 20 lines of the log."""
+        lines: Any = self._run.report.get("log", self._record.log)
+        return list(lines)
+
+    @property
+    def error(self) -> JobError | None:
+        """Why the job failed or was cancelled: for the application, not for viewers,
+        who read what :meth:`public_error` says."""
+        return self._record.error
+
+    @property
+    def attempt(self) -> int:
+        """Which try this is, from 1, or 0 if none has begun."""
+        return self._record.attempt
+
+    @property
+    def queued_at(self) -> datetime.datetime | None:
+        """When the job was sent, in UTC."""
+        return self._record.time("queued")
+
+    @property
+    def due_at(self) -> datetime.datetime | None:
+        """When it is to be started, in UTC, if it was delayed."""
+        return self._record.time("due")
+
+    @property
+    def started_at(self) -> datetime.datetime | None:
+        """When its newest run began, in UTC."""
+        return self._record.time("started")
+
+    @property
+    def updated_at(self) -> datetime.datetime | None:
+        """When it last reported, in UTC."""
+        return self._record.time("updated")
+
+    @property
+    def finished_at(self) -> datetime.datetime | None:
+        """When it ended, in UTC."""
+        return self._record.time("finished")
+
+    # Writing: RuntimeError unless this is the job_state of a running job.
+
+    def set_progress_metric(self, name: str, value: Any) -> None:
+        """Set the latest value of one metric.
+
+        Parameters:
+          name: The name of the metric.
+          value: Anything that JSON can say, or a date, UUID, Decimal, enum or NumPy
+            scalar. A copy is kept.
+
+        Raises:
+          TypeError: The value has no JSON form, or the name is no string.
+          ValueError: The value is NaN, infinite or over 16 KiB, the job's metrics take
+            over 256 KiB, or the name is empty or reserved.
+        """
+        run = self._run
+        # Every word here is run a million times: see run.py for what is left out.
+        if (
+            type(value) in NUMBERS
+            and -LIMIT < value < LIMIT
+            and type(name) is str
+            and name in run.known
+        ):
+            run.metrics[name] = value
+            run.dirty = True
+        else:
+            run.set_metrics({name: value})
+
+    def set_progress_metrics(
+        self, mapping: Mapping[str, Any] = {}, /, **values: Any
+    ) -> None:
+        """Set several metrics at once: a viewer sees all of them or none.
+
+        Raises:
+          TypeError, ValueError: As :meth:`set_progress_metric`. None is set then.
+        """
+        self._run.set_metrics({**mapping, **values})
+
+    def increment_progress_metric(self, name: str, by: float = 1) -> None:
+        """Add to a metric that counts, from 0. Exact when several threads count.
+
+        Raises:
+          TypeError: The metric's value, or `by`, is no number.
+        """
+        self._run.increment(name, by)
+
+    def set_progress(
+        self,
+        done: float,
+        total: float | None = None,
+        unit: str | None = None,
+        message: str | None = None,
+    ) -> None:
+        """Set how far the job has come.
+
+        Parameters:
+          done: How much is done.
+          total: How much there is to do, or None where nobody knows.
+          unit: What is counted, such as "rows".
+          message: The message to set along with it, if not None.
+
+        Raises:
+          TypeError: An amount is no number, a text no string.
+          ValueError: An amount is negative, NaN or infinite.
+        """
+        self._run.set_progress(done, total, unit, message)
+
+    def track(
+        self,
+        iterable: Iterable[T],
+        total: float | None = None,
+        unit: str | None = None,
+        message: str | None = None,
+    ) -> Iterator[T]:
+        """Yield the items of an iterable and keep the progress current: an item counts
+        as done when the next one is asked for.
+
+        Parameters:
+          total: How many there are. Its `len()` unless given, if it has one.
+          unit, message: As for :meth:`set_progress`.
+        """
+        return self._run.track(iterable, total, unit, message)
+
+    def set_message(self, text: str | None) -> None:
+        """Set the message; None takes it away."""
+        self._run.set_message(text)
+
+    def append_log(self, line: str) -> None:
+        """Add a line to the job's log, which keeps the last 20 of 200 characters."""
+        self._run.append_log(line)
+
+    def flush(self, timeout: float = 1.0) -> bool:
+        """Wait until everything set so far is stored.
+
+        Parameters:
+          timeout: Seconds to wait at the most.
+
+        Returns:
+          Whether it is stored.
+        """
+        return self._run.flush(timeout)
+
+    # Showing.
+
+    def public_error(self, exception_type: str, message: str) -> str:
+        """Return what a viewer reads of the exception that ended the job.
+
+        Parameters:
+          exception_type: The qualified name of its class, such as "ValueError" or
+            "myapp.jobs.BadFile".
+          message: Its text. It may hold anything: keep it from viewers unless the type
+            is one of your own.
+        """
+        return "The job failed."
+
+    def __acl__(self) -> list[tuple[str, Any, Any]]:
+        """Return who may do what: the owner may `view_job` and `cancel_job`, and all
+        else is for the lineage to decide."""
+        # A worker is spared the import.
+        from pyramid.authorization import Allow
+
+        if self.owner is None:
+            return []
+        return [(Allow, self.owner, ("view_job", "cancel_job"))]
+
+    def __json__(self, request: Request) -> dict[str, Any]:
+        """Return the state as a viewer sees it."""
+        progress = self.progress
+        error = self.error
+        params = self.job_params
+        job = {
+            "uuid": self.uuid,
+            "kind": self.kind,
+            "title": self.title,
+            "status": self.status,
+            "url": request.resource_url(self),
+            "params": {k: params[k] for k in self.public_params if k in params},
+            "progress": progress
+            and {**progress._asdict(), "fraction": progress.fraction},
+            "message": self.message,
+            "log": self.log,
+            "attempt": self.attempt,
+            "queued_at": _iso(self.queued_at),
+            "due_at": _iso(self.due_at),
+            "started_at": _iso(self.started_at),
+            "updated_at": _iso(self.updated_at),
+            "finished_at": _iso(self.finished_at),
+            "error": error and {"message": self._public_reason(error)},
+        }
+        coarse = (
+            "success" if self.is_success else "error" if self.is_error else "working"
+        )
+        return {**self.progress_metrics, "job_state": coarse, "job": job}
+
+    def _public_reason(self, error: JobError) -> str:
+        if error.type is None:
+            return error.message
+        return self.public_error(error.type, error.message)
+
+
+_kinds[JobState.kind] = JobState
+_unknown: set[str] = set()
+
+
+class _UnknownKind(JobState):
+    """A job of a kind that this process does not know: it has no rights of its own."""
+
+    kind = ""
+
+    def __acl__(self) -> list[tuple[str, Any, Any]]:
+        return []
+
+
+def _humanize(name: str) -> str:
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\W_A-Z]+|[^\W_]+", name)
+    words = [w if w.isupper() and len(w) > 1 else w.lower() for w in words]
+    text = " ".join(words)
+    return text[:1].upper() + text[1:]
+
+
+def _plain(value: object) -> Any:
+    return loads(value) if isinstance(value, Json) else value
+
+
+def _iso(time: datetime.datetime | None) -> str | None:
+    """Return the time as browsers write it, to the millisecond."""
+    if time is None:
+        return None
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,187 @@
+/** Types of job-state.js, a classic script that defines the global `JobState`. */
+declare namespace JobState {
+  /**
+   * Follow one job until it ends.
+   *
+   * Asks at once, then `pollingPeriod` after each answer, never twice at a time.
+   * Sleeps while the tab is hidden, and backs off, up to 30 seconds, while the server
+   * is away, overloaded or failing.
+   *
+   * ```js
+   * JobState.startPolling({
+   *   jobUuid,
+   *   update: (d) => { miles.textContent = d.miles_run; },
+   *   success: () => location.reload(),
+   *   error: (d) => { note.textContent = d.job.error.message; },
+   *   lost: (reason) => { note.textContent = reason.message; },
+   * });
+   * ```
+   *
+   * @throws TypeError for a wrong option, naming it
+   */
+  function startPolling<Metrics extends object = AnyMetrics>(
+    options: PollingOptions<Metrics>
+  ): Poller<Metrics>;
+
+  type PollingOptions<Metrics extends object = AnyMetrics> = JobAddress & {
+    /** Milliseconds from an answer to the next request: 1000, and at least 50. */
+    pollingPeriod?: number;
+
+    /**
+     * The job's state has been read. May see the same data twice; sees the data of the
+     * end, too, just before `success` or `error`. The first `update` after a `lost`
+     * says that the server is back.
+     */
+    update?: ((data: JobData<Metrics>) => void) | null;
+
+    /** The job has succeeded. Called once, and nothing after it. */
+    success?: ((data: JobData<Metrics>) => void) | null;
+
+    /**
+     * The job has failed or was cancelled: `data.job.status` says which, and
+     * `data.job.error` why. Called once, and nothing after it. Trouble on the way to
+     * the server is not an error of the job and goes to `lost`.
+     */
+    error?: ((data: JobData<Metrics>) => void) | null;
+
+    /**
+     * The job is out of sight.
+     *
+     * With `reason.final === false` the server is away, overloaded or failing: called
+     * once per outage; the poller tries again in `reason.retryIn` milliseconds, and
+     * goes on with `update`. With `reason.final === true` nobody will answer any more
+     * (401, 403, 404, 410, any other 4xx, a redirect, an answer that is no job's
+     * state): nothing is called after it. A final loss that no `lost` callback hears is
+     * written to the console as a warning.
+     */
+    lost?: ((reason: Reason) => void) | null;
+
+    /** Sent with cancel() as X-CSRF-Token. */
+    csrfToken?: string | null;
+
+    /** Stops the poller when it is aborted, as stop() does. */
+    signal?: AbortSignal | null;
+  };
+
+  /** Which job: its uuid, below a base URL, or a URL of its own. */
+  type JobAddress =
+    | {
+        jobUuid: string;
+        /** Default: the script tag's `data-base-url`, else `/job_state`. */
+        baseUrl?: string;
+        url?: null;
+      }
+    | {
+        /** What `request.resource_url(job_state)` gives; relative to the page. */
+        url: string | URL;
+        jobUuid?: null;
+        baseUrl?: string;
+      };
+
+  interface Poller<Metrics extends object = AnyMetrics> {
+    /** Stop asking, abort the request in flight, call no callback any more. */
+    stop(): void;
+
+    /**
+     * Ask the server to cancel the job, and look at once how it took it. Resolves to
+     * true if it will (a running job learns of it in a moment), to false if the job had
+     * ended already. Works on a stopped poller, too.
+     *
+     * Rejects with a {@link Failure} if the server refuses or is away.
+     */
+    cancel(): Promise<boolean>;
+
+    /** Resolves, always, when the poller has ended, after its last callback. */
+    readonly done: Promise<Outcome<Metrics>>;
+  }
+
+  /** How a poller ended. `data` are the last ones, null if there never were any. */
+  type Outcome<Metrics extends object = AnyMetrics> =
+    | { outcome: "success" | "error"; data: JobData<Metrics>; reason: null }
+    | { outcome: "lost"; data: JobData<Metrics> | null; reason: Reason }
+    | { outcome: "stopped"; data: JobData<Metrics> | null; reason: null };
+
+  /** Why the server gave no useful answer; `message` is an English sentence. */
+  interface Failure extends Error {
+    /**
+     * `network`: no answer; `timeout`: none within 30 seconds; `status`: see `status`;
+     * `redirect`: perhaps to a login page; `format`: not the state of a job.
+     */
+    code: "network" | "timeout" | "status" | "redirect" | "format";
+    /** The HTTP status, 0 if there was none to be seen. */
+    status: number;
+    /** Whether asking again is useless. */
+    final: boolean;
+  }
+
+  /** What `lost` is told. */
+  type Reason = Failure &
+    (
+      | { final: true }
+      | {
+          final: false;
+          /** Milliseconds to the next try; sooner if the tab is hidden and shown. */
+          retryIn: number;
+        }
+    );
+
+  /** A job as the server describes it: every metric at the top, and two reserved names. */
+  type JobData<Metrics extends object = AnyMetrics> = Metrics & {
+    /** `working` covers every status of a job that has not ended. */
+    job_state: "working" | "success" | "error";
+    job: Job;
+  };
+
+  /** Metrics have whatever names and JSON values the actor sets. */
+  interface AnyMetrics {
+    [name: string]: any;
+  }
+
+  interface Job {
+    uuid: string;
+    kind: string;
+    title: string;
+    status:
+      | "queued"
+      | "working"
+      | "retrying"
+      | "stalled"
+      | "cancelling"
+      | "success"
+      | "error"
+      | "cancelled";
+    url: string;
+    /** The parameters that the job's class lists in `public_params`. */
+    params: { [name: string]: any };
+    progress: Progress | null;
+    message: string | null;
+    /** The last lines of the job's log. */
+    log: string[];
+    /** 1 for the first run. */
+    attempt: number;
+    /** Times are ISO 8601 in UTC, as `new Date()` takes them. */
+    queued_at: string | null;
+    due_at: string | null;
+    started_at: string | null;
+    updated_at: string | null;
+    finished_at: string | null;
+    /** Not ended, and this viewer may cancel it. */
+    cancellable: boolean;
+    error: { message: string } | null;
+  }
+
+  interface Progress {
+    done: number;
+    /** null: nobody knows how much there is. */
+    total: number | null;
+    unit: string | null;
+    /** From 0 to 1. */
+    fraction: number | null;
+    /** Seconds from `updated_at` to the end, as the worker reckoned then. */
+    eta: number | null;
+  }
+}
+
+interface Window {
+  readonly JobState: typeof JobState;
+}

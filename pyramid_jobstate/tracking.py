@@ -1,0 +1,237 @@
+"""Which actors are tracked, and how their functions are handed the JobState."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dramatiq.middleware import MiddlewareError
+
+from .delivery import Delivery
+from .record import JobError, Record, Start
+from .run import Run
+from .state import JobState, _current
+from .values import MAX_VALUE_BYTES, Json, dumps
+
+if TYPE_CHECKING:
+    from dramatiq import Actor
+
+PARAMETER = "job_state"
+
+
+class ActorError(MiddlewareError, TypeError):
+    """An actor cannot be tracked as it was declared."""
+
+
+class Job:
+    """The job that a worker thread runs.
+
+    Attributes:
+      message_id: Of the message, which is the job's uuid.
+      tracked: The actor's function.
+      delivery: What the recorder knows of the run.
+      job_state: What the function is handed, until it was called.
+      exception: What it raised, if anything.
+      skipped: Why the message was skipped, if it was.
+      retry_in: Seconds after which the message is to come again, if it was put back.
+    """
+
+    __slots__ = (
+        "delivery",
+        "exception",
+        "job_state",
+        "message_id",
+        "retry_in",
+        "skipped",
+        "tracked",
+    )
+
+    def __init__(
+        self,
+        message_id: str,
+        tracked: TrackedFunction,
+        delivery: Delivery,
+        job_state: JobState,
+    ) -> None:
+        self.message_id = message_id
+        self.tracked = tracked
+        self.delivery = delivery
+        self.job_state: JobState | None = job_state
+        self.exception: BaseException | None = None
+        self.skipped: str | None = None
+        self.retry_in: float | None = None
+
+
+class RunningJob(threading.local):
+    """What a thread is at work on.
+
+    Attributes:
+      job: The job that this worker thread runs, or None.
+      sending: The id of a message whose record was made, until it is sent.
+    """
+
+    job: Job | None = None
+    sending: str | None = None
+
+
+class TrackedFunction:
+    """A tracked actor's function. It is handed the JobState of the job that this
+    thread runs or, called directly, a detached one that keeps its values in memory."""
+
+    def __init__(
+        self,
+        actor: Actor[Any, Any],
+        job_state_class: type[JobState],
+        running: RunningJob,
+    ) -> None:
+        functools.update_wrapper(self, actor.fn)
+        self._fn: Callable[..., Any] = actor.fn
+        self._running = running
+        self.actor_name = actor.actor_name
+        self.job_state_class = job_state_class
+        parameters = dict(inspect.signature(actor.fn).parameters)
+        self._is_handed = parameters.pop(PARAMETER, None) is not None
+        self._signature = inspect.Signature(list(parameters.values()))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        job = self._running.job
+        if job is not None and job.tracked is self and job.job_state is not None:
+            # Once: a call from within the job is a direct one.
+            job_state, job.job_state = job.job_state, None
+        else:
+            job_state = self.detached(args, kwargs)
+        if self._is_handed and kwargs.get(PARAMETER) is None:
+            kwargs[PARAMETER] = job_state
+        token = _current.set(job_state)
+        try:
+            return self._fn(*args, **kwargs)
+        finally:
+            _current.reset(token)
+
+    def detached(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> JobState:
+        """Return a JobState for a direct call."""
+        return self.job_state(
+            str(uuid.uuid4()), Run(), self.start(args, kwargs, attempt=1)
+        )
+
+    def start(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        owner: object = None,
+        attempt: int = 0,
+    ) -> Start:
+        """Return what is to be stored of a call."""
+        return Start(
+            kind=self.job_state_class.kind,
+            actor=self.actor_name,
+            attempt=attempt,
+            owner=None if owner is None else dumps(owner),
+            params=encode_params(self.params(args, kwargs)),
+        )
+
+    def job_state(self, message_id: str, run: Run, start: Start) -> JobState:
+        """Return the JobState that writes to a run."""
+        now = str(int(time.time() * 1000))
+        fields = {"status": "working", "started": now, "updated": now}
+        return self.job_state_class(Record(message_id, start.fields() | fields), run)
+
+    def queued(self, message_id: str, start: Start) -> JobState:
+        """Return the JobState of a job that is being sent."""
+        now = str(int(time.time() * 1000))
+        fields = {"status": "queued", "queued": now, "updated": now, "attempt": "0"}
+        return self.job_state_class(Record(message_id, start.fields() | fields))
+
+    def params(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> dict[str, object]:
+        """Return the arguments of a call by the names of the parameters."""
+        kwargs = {k: v for k, v in kwargs.items() if k != PARAMETER}
+        try:
+            arguments = self._signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            # The call will fail; until then as much of it as can be named.
+            return {
+                **dict(zip(self._signature.parameters, args, strict=False)),
+                **kwargs,
+            }
+        for name, parameter in self._signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                arguments.update(arguments.pop(name, {}))
+        return dict(arguments)
+
+
+def encode_params(params: Mapping[str, object]) -> Json:
+    """Return the parameters as JSON, without those that are too long for a page or that
+    JSON cannot say."""
+    kept: dict[str, object] = {}
+    for name, value in params.items():
+        try:
+            if len(dumps(value)) <= MAX_VALUE_BYTES:
+                kept[name] = value
+        except (TypeError, ValueError):
+            continue
+    return dumps(kept)
+
+
+def job_state_class(actor: Actor[Any, Any]) -> type[JobState] | None:
+    """Return the class of an actor's jobs, or None if the actor is not tracked.
+
+    Raises:
+      ActorError: Its option `job_state` is no JobState class, or its parameter of that
+        name cannot be passed by keyword.
+    """
+    option = actor.options.get(PARAMETER)
+    parameters = inspect.signature(actor.fn).parameters
+    parameter = parameters.get(PARAMETER)
+    if parameter is not None and not _goes_by_keyword(parameter, parameters):
+        others = [p for p in parameters.values() if p.name != PARAMETER]
+        by_keyword = inspect.Parameter(PARAMETER, inspect.Parameter.KEYWORD_ONLY)
+        last = len(others) - sum(p.kind is p.VAR_KEYWORD for p in others)
+        right = inspect.Signature([*others[:last], by_keyword, *others[last:]])
+        raise ActorError(
+            f"The actor {actor.actor_name!r} cannot be handed its job_state by keyword. "
+            f"Declare it as: def {actor.fn.__name__}{right}"
+        )
+    if option is None:
+        return None if parameter is None else JobState
+    if option is True:
+        return JobState
+    if isinstance(option, type) and issubclass(option, JobState):
+        return option
+    raise ActorError(
+        f"The option job_state of the actor {actor.actor_name!r} must be a subclass of "
+        f"JobState or True, not {option!r}."
+    )
+
+
+def _goes_by_keyword(
+    parameter: inspect.Parameter, parameters: Mapping[str, inspect.Parameter]
+) -> bool:
+    """Whether a parameter may be passed by keyword whatever is passed by position."""
+    if parameter.kind is parameter.KEYWORD_ONLY:
+        return True
+    if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
+        return False
+    following = list(parameters.values())[list(parameters).index(parameter.name) + 1 :]
+    return not any(
+        p.kind in (p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL) for p in following
+    )
+
+
+def describe(exception: BaseException, length: int = 1000) -> JobError:
+    """Return what is stored of an exception, its text cut to `length` characters."""
+    cls = type(exception)
+    name = cls.__qualname__
+    if cls.__module__ != "builtins":
+        name = f"{cls.__module__}.{name}"
+    try:
+        text = str(exception)
+    except Exception:
+        text = ""
+    return JobError(name, text[:length])
