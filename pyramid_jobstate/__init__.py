@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .middleware import JobStateMiddleware
+from .run import JobCancelled
 from .state import JobState, current_job_state
-from .store import JobStore
+from .store import JobStore, StoreUnavailable
 
 if TYPE_CHECKING:
     from pyramid.config import Configurator
 
 __all__ = [
+    "JobCancelled",
     "JobState",
     "JobStateMiddleware",
     "JobStore",
+    "StoreUnavailable",
     "current_job_state",
     "includeme",
 ]
@@ -23,9 +26,9 @@ __all__ = [
 def includeme(config: Configurator) -> None:
     """Add job states to a Pyramid application.
 
-    Each job becomes a resource at ``/job_state/{uuid}``, guarded by its ACL and shown as
-    JSON; ``request.job_states`` sends jobs and finds them; the script that polls them is
-    served from ``pyramid_jobstate:static/``.
+    Each job becomes a resource at ``/job_state/{uuid}``, guarded by its ACL and shown
+    as JSON; ``request.job_states`` sends jobs and finds them; the script that polls
+    them is served from ``pyramid_jobstate:static/``.
 
     The application needs a security policy, and its Dramatiq broker the
     :class:`JobStateMiddleware`.
@@ -36,15 +39,16 @@ def includeme(config: Configurator) -> None:
 
     Settings, each of which may be left out:
 
-    * ``jobstate.redis_url``: the server where the states are kept. Unless set, the store
-      of the middleware on Dramatiq's global broker.
+    * ``jobstate.redis_url``: the server where the states are kept. Unless set, the
+      store of the middleware on Dramatiq's global broker.
     * ``jobstate.namespace``: what the name of each key begins with, ``jobstate``.
     * ``jobstate.path``: the path below which the resources are, ``job_state``.
     * ``jobstate.expire_in``: how long a job is kept after its end, ``24h``.
     * ``jobstate.active_expire_in``: how long one that does not end is, ``8d``.
     * ``jobstate.stalled_after``: how long a job may be silent, ``15s``.
     * ``jobstate.owner``: the dotted name of a function that returns the principal of a
-      request, to whom the jobs belong that it sends; the authenticated userid unless set.
+      request, to whom the jobs belong that it sends; the authenticated userid unless
+      set.
     * ``jobstate.allow_no_policy``: start without a security policy, ``false``. Everyone
       may see every job then.
 

@@ -13,7 +13,14 @@ from pyramid.path import DottedNameResolver
 from pyramid.settings import asbool
 
 from .enqueue import middleware_of
-from .resources import ROUTE, IJobStore, IOwner, JobStates, JobStatesURL
+from .resources import (
+    ROUTE,
+    IJobStore,
+    IOwner,
+    JobStates,
+    JobStatesTraverser,
+    JobStatesURL,
+)
 from .state import JobState
 from .store import JobStore
 from .views import add_views
@@ -36,6 +43,8 @@ NAMES = frozenset(
     }
 )
 DURATIONS = ("expire_in", "active_expire_in", "stalled_after")
+#: As milliseconds such a number is exact everywhere, in Lua as well.
+MAX_SECONDS = 1e12
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -46,8 +55,12 @@ def include(config: Configurator) -> None:
     path = _path(config.registry.settings)
     config.add_static_view(f"{path}/static", "pyramid_jobstate:static")
     config.add_route(
-        ROUTE, path + "{traverse:(?:/.*)?}", factory=JobStates, use_global_views=False
+        ROUTE,
+        path + r"{traverse:(?s:/.*)?\Z}",
+        factory=JobStates,
+        use_global_views=False,
     )
+    config.add_traverser(JobStatesTraverser, JobStates)
     config.add_resource_url_adapter(JobStatesURL, JobStates)
     config.add_resource_url_adapter(JobStatesURL, JobState)
     config.add_request_method(JobStates, "job_states", reify=True)
@@ -57,6 +70,11 @@ def include(config: Configurator) -> None:
     def register() -> None:
         # The application may still have set these, or its broker, after the include.
         settings = Settings(config.registry.settings)
+        if _path(config.registry.settings) != path:
+            raise ConfigurationError(
+                f"The setting {PREFIX}path must be set before pyramid_jobstate is "
+                "included."
+            )
         config.registry.registerUtility(settings.owner(), IOwner)
         if config.registry.queryUtility(IJobStore) is None:
             config.registry.registerUtility(settings.store(), IJobStore)
@@ -79,6 +97,8 @@ def include(config: Configurator) -> None:
 def set_job_store(config: Configurator, store: JobStore) -> None:
     """Keep the job states in `store`, a JobStore or the dotted name of one."""
     store = config.maybe_dotted(store)
+    if not isinstance(store, JobStore):
+        raise ConfigurationError(f"set_job_store needs a JobStore, not {store!r}.")
 
     def register() -> None:
         config.registry.registerUtility(store, IJobStore)
@@ -114,7 +134,7 @@ class Settings:
         if name is None:
             return _authenticated_userid
         try:
-            owner = DottedNameResolver().maybe_resolve(name)
+            owner = DottedNameResolver(None).maybe_resolve(name)
         except (ImportError, ValueError) as e:
             raise _wrong("owner", name, f"cannot be imported: {e}") from e
         if not callable(owner):
@@ -129,21 +149,31 @@ class Settings:
             for name in DURATIONS
             if name in self._settings
         }
-        if "namespace" in self._settings:
-            options["namespace"] = self._settings["namespace"]
+        namespace = self._settings.get("namespace")
+        if namespace is not None:
+            if not isinstance(namespace, str) or not namespace:
+                raise _wrong("namespace", namespace, "is no name")
+            options["namespace"] = namespace
         url = self._settings.get("redis_url")
         if url is None:
             return _middleware_store().replace(**options)
         try:
-            return JobStore(url, **options)
-        except ValueError as e:
-            # Not the URL itself: it may hold a password.
-            raise ConfigurationError(f"{PREFIX}redis_url is wrong: {e}") from None
+            store = JobStore(str(url), **options)
+            # An option in the URL that there is not shows only here.
+            store.client.connection_pool.make_connection()
+        except (TypeError, ValueError):
+            # Without the URL and the error, either of which may hold a password.
+            raise ConfigurationError(
+                f"The setting {PREFIX}redis_url is no URL of a Redis server such as "
+                "redis://:password@localhost:6379/0, in which the password has its "
+                "special characters written as %23 and the like."
+            ) from None
+        return store
 
 
 def _path(settings: Mapping[str, Any]) -> str:
     path = str(settings.get(PREFIX + "path", "job_state")).strip("/")
-    if not re.fullmatch(r"[\w.~-]+(/[\w.~-]+)*", path, re.ASCII):
+    if not re.fullmatch(r"((?!\.\.?/)[\w.~-]+/)+", path + "/", re.ASCII):
         raise _wrong("path", path, "is no path such as job_state or api/jobs")
     return path
 
@@ -151,7 +181,7 @@ def _path(settings: Mapping[str, Any]) -> str:
 def _seconds(name: str, value: object) -> float:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", str(value))
     seconds = float(match[1]) * UNITS[match[2]] if match else 0
-    if not seconds > 0:
+    if not 0.001 <= seconds <= MAX_SECONDS:
         raise _wrong(name, value, "is no duration such as 90, 90s, 15m, 24h or 8d")
     return seconds
 

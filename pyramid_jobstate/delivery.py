@@ -7,7 +7,7 @@ import time
 
 from .record import METRIC, End, Start, Update
 from .run import Run
-from .values import Json, dumps
+from .values import MAX_AMOUNT, Json, dumps
 
 #: The seconds of a job's past that its pace is taken from, at the least.
 PACE_WINDOW = 30.0
@@ -19,8 +19,10 @@ class Delivery:
 
     Attributes:
       run: The run.
+      start: What is known of the job.
+      dropped: Whether the message was dropped, so that no run ever began.
       end: How it ended, once it has.
-      begun: When it began, in seconds of this process's monotonic clock, as all here.
+      begun: When it began, in seconds of the monotonic clock, as all times here.
       confirmed: When the store was last known to hold this run as the newest.
       heard: When something of it was last sent there.
       size: About what this takes in memory, in bytes.
@@ -34,32 +36,37 @@ class Delivery:
         "_pace",
         "_sent",
         "_seq",
-        "_start",
         "_started",
         "begun",
         "confirmed",
+        "dropped",
         "end",
         "heard",
         "lost",
         "run",
+        "start",
         "uuid",
         "waiters",
     )
 
-    def __init__(self, uuid: str, run: Run, start: Start) -> None:
+    def __init__(
+        self, uuid: str, run: Run, start: Start, *, dropped: bool = False
+    ) -> None:
         self.run = run
+        self.dropped = dropped
         self.end: End | None = None
         self.begun = self.confirmed = self.heard = time.monotonic()
         self._started = False
         self.waiters: list[threading.Event] = []
         self.lost = ""
         self.uuid = uuid
-        self._start = start
+        self.start = start
         self._late = False
         self._seq = 0
         self._new: dict[str, object] = {}
         self._sent: dict[str, object] = {}
-        self._pace: tuple[_Mark, _Mark] | None = None
+        #: From where the pace is taken, from where it will be next, and the last.
+        self._pace: tuple[_Mark, _Mark, _Mark] | None = None
 
     @property
     def size(self) -> int:
@@ -87,9 +94,13 @@ class Delivery:
                 fields[name] = value if isinstance(value, Json) else dumps(value)
         self._new = new
         self._seq += 1
-        update = Update(self.uuid, self.run.token, self._seq, fields, end=end)
-        if not self._started:
-            update.start = self._start
+        update = Update(
+            self.uuid, self.run.token, self._seq, self.start, fields, end=end
+        )
+        if self.dropped:
+            update.dropped = True
+        elif not self._started:
+            update.begins = True
             update.age = now - self.begun
             update.late, self._late = self._late, True
         return update
@@ -116,15 +127,16 @@ class Delivery:
         """Return the seconds to the end at the pace of late, or None."""
         done, total, _ = progress
         mark = _Mark(now, done, total)
-        if self._pace is None or not self._pace[1].leads_to(mark):
-            self._pace = (mark, mark)
-        since, middle = self._pace
-        if now - middle.at > PACE_WINDOW:
-            self._pace = (middle, mark)
+        if self._pace is None or not self._pace[2].leads_to(mark):
+            self._pace = (mark, mark, mark)
+        since, middle, _ = self._pace
+        is_due = now - middle.at > PACE_WINDOW
+        self._pace = (middle, mark, mark) if is_due else (since, middle, mark)
         if total is None or done <= since.done or now <= since.at:
             return None
         left = max(total - done, 0.0)
-        return round(left * (now - since.at) / (done - since.done), 1)
+        eta = left * (now - since.at) / (done - since.done)
+        return round(eta, 1) if eta <= MAX_AMOUNT else None
 
 
 class _Mark:

@@ -9,7 +9,7 @@ from dramatiq import Actor, Message, get_broker
 
 from .middleware import JobStateMiddleware
 from .state import JobState
-from .store import JobStore
+from .store import JobStore, is_uuid
 
 if TYPE_CHECKING:
     from dramatiq import Broker
@@ -26,6 +26,7 @@ class Outgoing:
     Raises:
       TypeError: `what` is neither, or is for an actor that is not tracked, or the owner
         is neither a string nor a number.
+      ValueError: The message's id is no uuid, so that it cannot be tracked.
     """
 
     def __init__(
@@ -52,6 +53,10 @@ class Outgoing:
                 f"The actor {message.actor_name!r} is not tracked. Declare a parameter "
                 "job_state for it, or the option job_state=True."
             )
+        if not is_uuid(message.message_id):
+            raise ValueError(
+                f"A message whose id is no uuid is not tracked: {message.message_id!r}."
+            )
         owner = check_owner(message.options.get("job_owner", owner))
         if owner is not None:
             message = message.copy(options={"job_owner": owner})
@@ -62,6 +67,7 @@ class Outgoing:
     def record(self, store: JobStore) -> None:
         """Write that the job is queued."""
         store.create(self.message.message_id, self._start)
+        self.job_state._store = store
 
     def send(self) -> None:
         """Hand the message over to the broker."""

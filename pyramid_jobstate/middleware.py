@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.middleware import Middleware
 from redis.exceptions import RedisError
 
-from .record import End, JobError
+from .delivery import Delivery
+from .record import End, JobError, Start
 from .recorder import Recorder
 from .run import Run
 from .store import JobStore, is_uuid, store_of_broker
@@ -20,6 +22,7 @@ from .tracking import (
     TrackedFunction,
     describe,
     job_state_class,
+    skip,
 )
 
 if TYPE_CHECKING:
@@ -74,7 +77,9 @@ class JobStateMiddleware(Middleware):
         #: The functions of the tracked actors, by the actors' names.
         self.functions: dict[str, TrackedFunction] = {}
         self._running = RunningJob()
+        self._lock = threading.Lock()
         self._is_away = False
+        self._is_warned = False
 
     def store_for(self, broker: Broker) -> JobStore:
         """Return where the states are kept.
@@ -120,12 +125,9 @@ class JobStateMiddleware(Middleware):
             return
         if self._running.sending == message.message_id:
             return
-        start = function.start(
-            message.args, message.kwargs, message.options.get("job_owner")
-        )
         try:
             created = self.store_for(broker).create(
-                message.message_id, start, delay=(delay or 0) / 1000
+                message.message_id, _start(function, message), delay=(delay or 0) / 1000
             )
         except RedisError as e:
             self._note_away(e)
@@ -135,7 +137,8 @@ class JobStateMiddleware(Middleware):
 
     def announce(self, message: Message[Any]) -> None:
         """Take note that this thread has made the record of a message that it is about
-        to send."""
+        to send.
+        """
         self._running.sending = message.message_id
 
     def after_enqueue(
@@ -168,24 +171,17 @@ class JobStateMiddleware(Middleware):
         function = self._tracked(message)
         if function is None:
             return
-        if self._recorder is None:
-            self._recorder = Recorder(
-                self.store_for(broker),
-                interval=self._interval,
-                heartbeat=self._heartbeat,
-            )
-        options = message.options
+        retries = message.options.get("retries", 0)
         run = Run()
-        start = function.start(
-            message.args,
-            message.kwargs,
-            options.get("job_owner"),
-            # Retries raises it before the next try.
-            options.get("retries", 0) + 1,
-        )
-        delivery = self._recorder.begin(run, message.message_id, start)
+        # Retries counts before the next try, so now it is the number of earlier ones.
+        start = _start(function, message, attempt=retries + 1)
+        delivery = Delivery(message.message_id, run, start)
         job_state = function.job_state(message.message_id, run, start)
-        self._running.job = Job(message.message_id, function, delivery, job_state)
+        # From here on the message ends in _end(), also if this thread is interrupted.
+        self._running.job = Job(message, function, delivery, job_state)
+        self._recorder_for(broker).begin(delivery)
+        if run.cancel_requested:
+            skip(message)
 
     def after_process_message(
         self,
@@ -200,40 +196,80 @@ class JobStateMiddleware(Middleware):
             job.exception = exception
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
+        reason = str(sys.exc_info()[1]) or "The message was skipped."
         job = self._job(message)
         if job is not None:
-            job.skipped = str(sys.exc_info()[1] or "")
+            job.skipped = reason
+            return
+        function = self._tracked(message)
+        if function is not None:
+            # A middleware before this one has skipped it: no run has begun.
+            end = End("cancelled", JobError(None, reason))
+            self._drop(broker, message, _start(function, message), end)
 
     def before_ack(self, broker: Broker, message: MessageProxy) -> None:
-        self._end(message, acknowledged=True)
+        self._end(broker, message, acknowledged=True)
 
     def before_nack(self, broker: Broker, message: MessageProxy) -> None:
-        self._end(message, acknowledged=False)
+        self._end(broker, message, acknowledged=False)
+        name = message.actor_name
+        if name not in broker.get_declared_actors() and is_uuid(message.message_id):
+            # Nobody here knows the actor; where it was sent from somebody did.
+            error = JobError(None, f"No worker knows the actor {name!r}.")
+            start = Start("", name, 0, None, "{}")
+            self._drop(broker, message, start, End("error", error))
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         if self._recorder is not None:
             self._recorder.stop()
 
-    def _end(self, message: MessageProxy, *, acknowledged: bool) -> None:
+    def _end(
+        self, broker: Broker, message: MessageProxy, *, acknowledged: bool
+    ) -> None:
         """Write how a message ended. Only now is that known, wherever among the others
-        this middleware stands."""
+        this middleware stands.
+        """
         job = self._job(message)
-        if job is None or self._recorder is None:
-            return
-        self._running.job = None
-        self._recorder.end(job.delivery, _verdict(job, acknowledged))
+        if job is not None:
+            self._running.job = None
+            end = _verdict(job, acknowledged)
+            self._recorder_for(broker).end(job.delivery, end)
+
+    def _drop(
+        self, broker: Broker, message: MessageProxy, start: Start, end: End
+    ) -> None:
+        """Write that no run of a message will begin."""
+        delivery = Delivery(message.message_id, Run(), start, dropped=True)
+        self._recorder_for(broker).end(delivery, end)
+
+    def _recorder_for(self, broker: Broker) -> Recorder:
+        with self._lock:
+            if self._recorder is None:
+                self._recorder = Recorder(
+                    self.store_for(broker),
+                    interval=self._interval,
+                    heartbeat=self._heartbeat,
+                )
+            return self._recorder
 
     def _tracked(self, message: Message[Any] | MessageProxy) -> TrackedFunction | None:
         function = self.functions.get(message.actor_name)
-        if function is not None and not is_uuid(message.message_id):
-            _warn_of_id(message.message_id)
-            return None
-        return function
+        if function is None or is_uuid(message.message_id):
+            return function
+        if not self._is_warned:
+            self._is_warned = True
+            log.warning(
+                "Messages whose id is no uuid are not tracked, such as %r.",
+                message.message_id,
+            )
+        return None
 
     def _job(self, message: Message[Any] | MessageProxy) -> Job | None:
         """Return the job that this thread runs, if it is the message's."""
         job = self._running.job
-        return job if job is not None and job.message_id == message.message_id else None
+        if job is not None and job.message.message_id == message.message_id:
+            return job
+        return None
 
 
 def _verdict(job: Job, acknowledged: bool) -> End:
@@ -249,13 +285,8 @@ def _verdict(job: Job, acknowledged: bool) -> End:
     return End("error", error)
 
 
-_warned = False
-
-
-def _warn_of_id(message_id: str) -> None:
-    global _warned
-    if not _warned:
-        _warned = True
-        log.warning(
-            "Messages whose id is no uuid are not tracked: there is one %r.", message_id
-        )
+def _start(
+    function: TrackedFunction, message: Message[Any] | MessageProxy, attempt: int = 0
+) -> Start:
+    owner = message.options.get("job_owner")
+    return function.start(message.args, message.kwargs, owner, attempt)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+from .values import MAX_AMOUNT
 
 #: The statuses of a job that may still change by themselves.
 UNFINISHED = ("queued", "working", "retrying", "stalled", "cancelling")
@@ -15,8 +18,13 @@ UNFINISHED = ("queued", "working", "retrying", "stalled", "cancelling")
 #: The statuses of a job that is over.
 FINISHED = ("success", "error", "cancelled")
 
+STATUSES = frozenset({*UNFINISHED, *FINISHED})
+
 #: What a metric's field in the hash begins with.
 METRIC = "m:"
+
+#: The last millisecond that a datetime can say.
+LAST_TIME = 253_402_300_799_999
 
 #: A job's uuid, as Dramatiq writes it: the one spelling that is accepted.
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -56,6 +64,10 @@ class JobError(NamedTuple):
 
     type: str | None
     message: str
+
+
+#: Why a job ended that somebody cancelled.
+CANCELLED = JobError(None, "The job was cancelled.")
 
 
 class Start(NamedTuple):
@@ -102,21 +114,40 @@ class Update:
       uuid: The job.
       token: The run. Only the newest may write.
       seq: Rises with each update of a run, so that none is applied twice or late.
-      start: Given until the store has confirmed that the run began.
-      age: Seconds since it began.
-      late: Whether a start was tried before.
+      start: What is known of the job.
       fields: The hash fields to set.
+      begins: Whether the store has not yet confirmed that the run began.
+      age: Seconds since it began.
+      late: Whether that was written before, perhaps in vain.
       end: Given when the run is over.
+      dropped: Whether the message was dropped, so that no run ever began.
     """
 
     uuid: str
     token: str
     seq: int
-    fields: dict[str, str]
-    start: Start | None = None
+    start: Start
+    fields: dict[str, str] = dataclasses.field(default_factory=dict)
+    begins: bool = False
     age: float = 0.0
     late: bool = False
     end: End | None = None
+    dropped: bool = False
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text} is too large for a float")
+    return number
+
+
+#: Takes nothing that :func:`json.dumps` would then write as NaN or Infinity.
+_decode = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite).decode
 
 
 def parse_json(text: str | None, default: Any = None) -> Any:
@@ -124,24 +155,39 @@ def parse_json(text: str | None, default: Any = None) -> Any:
     if text is None:
         return default
     try:
-        return json.loads(text)
+        return _decode(text)
     except (ValueError, RecursionError):
         return default
 
 
+def parse_int(text: str | None) -> int | None:
+    """Return a number of at most 15 digits, or None where `text` is none."""
+    if text is None or len(text) > 15 or not (text.isascii() and text.isdigit()):
+        return None
+    return int(text)
+
+
 def parse_time(text: str | None) -> datetime.datetime | None:
     """Return the aware UTC datetime of milliseconds since the epoch."""
-    try:
-        return datetime.datetime.fromtimestamp(int(text or "") / 1000, datetime.UTC)
-    except (ValueError, OverflowError, OSError):
+    number = parse_int(text)
+    if number is None or number > LAST_TIME:
         return None
+    return datetime.datetime.fromtimestamp(number / 1000, datetime.UTC)
 
 
 def parse_progress(text: str | None) -> Progress | None:
     match parse_json(text):
-        case [int() | float() as done, total, unit, eta]:
-            return Progress(done, total, unit, eta)
+        case [done, total, str() | None as unit, eta]:
+            is_valid = is_amount(done) and all(
+                amount is None or is_amount(amount) for amount in (total, eta)
+            )
+            return Progress(done, total, unit, eta) if is_valid else None
     return None
+
+
+def is_amount(value: object) -> bool:
+    """Whether `value` is what :func:`check_amount` returns."""
+    return type(value) in (int, float) and 0 <= value <= MAX_AMOUNT  # type: ignore[operator]
 
 
 def parse_error(text: str | None) -> JobError | None:
@@ -172,15 +218,18 @@ class Record:
         cls, uuid: str, fields: Mapping[str, str], now: int, stalled_after: int
     ) -> Record:
         """Return the record as it reads at `now`, in milliseconds of the store's
-        clock, where a job not heard of for `stalled_after` is stalled."""
+        clock, where a job not heard of for `stalled_after` is stalled.
+        """
         status = fields.get("status", "")
+        heard = None
         if status == "sending":
-            status, heard = "queued", fields.get("queued")
+            status, heard = "queued", parse_int(fields.get("queued"))
         elif status == "working":
-            heard = fields.get("seen")
-        else:
-            heard = None
-        if heard is not None and heard.isdigit() and now - int(heard) > stalled_after:
+            heard = parse_int(fields.get("seen"))
+        elif status not in STATUSES:
+            # Nobody knows what goes on there.
+            status = "stalled"
+        if heard is not None and now - heard > stalled_after:
             status = "stalled"
         return cls(uuid, fields, status)
 
@@ -195,12 +244,11 @@ class Record:
     @property
     def owner(self) -> Any:
         owner = parse_json(self._fields.get("owner"))
-        return owner if isinstance(owner, (str, int, float)) else None
+        return owner if type(owner) in (str, int, float) else None
 
     @property
     def attempt(self) -> int:
-        attempt = self._fields.get("attempt", "")
-        return int(attempt) if attempt.isdecimal() and len(attempt) < 10 else 0
+        return parse_int(self._fields.get("attempt")) or 0
 
     @property
     def params(self) -> dict[str, Any]:
@@ -229,11 +277,24 @@ class Record:
     @property
     def log(self) -> list[str]:
         log = parse_json(self._fields.get("log"))
-        return [str(line) for line in log] if isinstance(log, list) else []
+        if not isinstance(log, list):
+            return []
+        return [line for line in log if isinstance(line, str)]
 
     @property
     def error(self) -> JobError | None:
         return parse_error(self._fields.get("error"))
+
+    @property
+    def start(self) -> Start:
+        """What is known of the job whatever becomes of it."""
+        return Start(
+            self.kind,
+            self.actor,
+            self.attempt,
+            self._fields.get("owner"),
+            self._fields.get("params", "{}"),
+        )
 
     def time(self, name: str) -> datetime.datetime | None:
         """Return when it was `queued`, `due`, `started`, `updated` or `finished`."""

@@ -11,8 +11,7 @@ import weakref
 from collections.abc import Sequence
 
 from .delivery import Delivery
-from .record import End, Start, Update
-from .run import Run
+from .record import End, Update
 from .store import JobStore, Reply
 
 log = logging.getLogger(__name__)
@@ -62,15 +61,14 @@ class Recorder:
         self._troubled = False
         self._failures = 0
 
-    def begin(self, run: Run, uuid: str, start: Start) -> Delivery:
+    def begin(self, delivery: Delivery) -> None:
         """Take over a run, and write that it has begun. Waits a second for the store at
-        the most; if it is away, that is written as soon as it is back."""
-        delivery = Delivery(uuid, run, start)
-        run.sync = functools.partial(self.sync, delivery)
+        the most; if it is away, that is written as soon as it is back.
+        """
+        delivery.run.sync = functools.partial(self.sync, delivery)
         with self._lock:
-            self._deliveries[run.token] = delivery
+            self._deliveries[delivery.run.token] = delivery
         self.sync(delivery, self._patience())
-        return delivery
 
     def end(self, delivery: Delivery, end: End) -> bool:
         """Write that a run has ended, with all that it has set. Waits a second for the
@@ -81,6 +79,9 @@ class Recorder:
         """
         delivery.run.close("The job has ended: it can no longer report.")
         delivery.end = end
+        if not delivery.lost:
+            with self._lock:
+                self._deliveries[delivery.run.token] = delivery
         return self.sync(delivery, self._patience())
 
     def sync(self, delivery: Delivery, timeout: float) -> bool:
@@ -100,8 +101,9 @@ class Recorder:
         return waiter.wait(timeout) and not delivery.lost
 
     def stop(self, timeout: float = 5.0) -> None:
-        """Write what is left, for `timeout` seconds at the most, and end the thread. The
-        next job begins a new one."""
+        """Write what is left, for `timeout` seconds at the most, and end the thread.
+        The next job begins a new one.
+        """
         with self._lock:
             thread = self._thread
             self._stop_at = time.monotonic() + timeout
@@ -118,7 +120,8 @@ class Recorder:
 
     def _patience(self) -> float:
         """Return for how long a job should wait for the store: not at all once that has
-        been away for a while."""
+        been away for a while.
+        """
         away = self._away_since
         return PATIENCE if away is None else max(0, PATIENCE + away - time.monotonic())
 
@@ -189,13 +192,21 @@ class Recorder:
         self, delivery: Delivery, update: Update, reply: Reply, now: float
     ) -> bool:
         """Take note of the store's reply, and say whether it was the last word on the
-        update."""
-        if reply is Reply.OK:
+        update.
+        """
+        if reply in (Reply.OK, Reply.CANCELLING):
             delivery.landed(now)
             if update.end is None:
+                if reply is Reply.CANCELLING:
+                    delivery.run.cancel()
                 return True
+        elif reply is Reply.CANCELLED:
+            delivery.lost = "it was cancelled before it began"
+            delivery.run.cancel()
         elif reply is Reply.FENCED:
             delivery.lost = "a newer run of it has begun"
+        elif update.dropped:
+            delivery.lost = "there was nothing to drop"
         elif now - delivery.confirmed < self.store.expire_in:
             # It cannot have ended elsewhere and expired since: the store came back
             # empty, while the job went on.
@@ -203,7 +214,7 @@ class Recorder:
             return False
         else:
             delivery.lost = "its record has expired"
-        if delivery.lost:
+        if delivery.lost and not update.dropped and reply is not Reply.CANCELLED:
             log.warning(
                 "Job %s is no longer recorded from here: %s.",
                 update.uuid,
@@ -235,7 +246,7 @@ class Recorder:
                 log.info("The job state store takes updates again.")
 
     def _shed(self) -> None:
-        """Forget the oldest ends that wait for the store if they take too much memory."""
+        """Forget the oldest ends that wait if they take too much memory."""
         with self._lock:
             ended = [d for d in self._deliveries.values() if d.end is not None]
             room = MAX_PENDING - sum(d.size for d in ended)

@@ -6,7 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyramid.interfaces import IResourceURL, IRootFactory, IRoutesMapper
-from pyramid.traversal import DefaultRootFactory, ResourceURL
+from pyramid.traversal import (
+    DefaultRootFactory,
+    ResourceTreeTraverser,
+    ResourceURL,
+)
 from redis.exceptions import RedisError
 from zope.interface import Interface, implementer
 
@@ -136,6 +140,13 @@ class JobStates:
             return question(self.store)
         except RedisError as e:
             raise StoreUnavailable(self) from e
+
+
+class JobStatesTraverser(ResourceTreeTraverser):  # type: ignore[misc]
+    """Traverses the container of our route. As for every route, a virtual root of the
+    application's own tree has no say in it."""
+
+    VH_ROOT_KEY = "pyramid_jobstate.no_virtual_root"
 
 
 @implementer(IResourceURL)

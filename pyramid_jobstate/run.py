@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
+from dramatiq.middleware import Interrupt
+
 from .values import (
     LOG_LINE_LENGTH,
     LOG_LINES,
@@ -39,6 +41,13 @@ NUMBERS = frozenset({int, float, bool})
 LIMIT = 2.0**62
 
 
+class JobCancelled(Interrupt):
+    """Raised in a job that somebody has cancelled, by its next call that reports.
+
+    It is no Exception, so that ``except Exception`` lets it through.
+    """
+
+
 class Run:
     """What one execution of a job has said so far.
 
@@ -52,6 +61,7 @@ class Run:
       dirty: The flag: something was set since it was lowered.
       known: The metrics that may be set to a number without a further look.
       barred: Whether each call has to look first whether it may go on.
+      cancel_requested: Whether somebody has asked to cancel the job.
       size: What the metrics take, as JSON and with their names, in bytes.
       sync: Waits the given seconds until all is stored and says whether it was.
     """
@@ -61,7 +71,9 @@ class Run:
         "_lines",
         "_lock",
         "_sizes",
+        "_told",
         "barred",
+        "cancel_requested",
         "dirty",
         "known",
         "metrics",
@@ -79,7 +91,9 @@ class Run:
         self.known: set[str] = set()
         self.barred = False
         self.sync: Callable[[float], bool] | None = None
+        self.cancel_requested = False
         self._closed = ""
+        self._told: set[int] = set()
         self._lines: deque[str] = deque(maxlen=LOG_LINES)
         self._lock = threading.Lock()
         self._sizes: dict[str, int] = {}
@@ -95,10 +109,30 @@ class Run:
         # With no name known each call takes the long way, and looks.
         self.known = set()
 
+    def cancel(self) -> None:
+        """Make the next call of each thread raise JobCancelled."""
+        self.cancel_requested = True
+        self._bar()
+
     def check(self) -> None:
-        """Raise if the job may not go on reporting."""
+        """Raise if the job may not go on reporting.
+
+        Raises:
+          RuntimeError: It is not running here.
+          JobCancelled: A cancel was asked, and this thread was not told yet: its
+            clean-up may report.
+        """
         if self._closed:
             raise RuntimeError(self._closed)
+        thread = threading.get_ident()
+        if self.cancel_requested and thread not in self._told:
+            self._told.add(thread)
+            raise JobCancelled("The job was cancelled.")
+
+    def ask(self) -> bool:
+        """Say whether a cancel was asked, and have the recorder ask the store soon."""
+        self.dirty = True
+        return self.cancel_requested
 
     def set_metrics(self, values: Mapping[str, object]) -> None:
         if self.barred:
@@ -186,12 +220,10 @@ class Run:
         self, iterable: Iterable[T], total: float | None, unit: str | None
     ) -> Iterator[T]:
         report = self.report
-        done = 0
-        for item in iterable:
+        for done, item in enumerate(iterable, 1):
             yield item
             if self.barred:
                 self.check()
-            done += 1
             report["progress"] = (done, total, unit)
             self.dirty = True
 

@@ -13,7 +13,17 @@ if TYPE_CHECKING:
     from redis import Redis
 
 #: The names of the scripts in `lua/`.
-NAMES = ("create", "confirm", "start", "record", "finish")
+NAMES = (
+    "create",
+    "requeue",
+    "confirm",
+    "start",
+    "record",
+    "finish",
+    "drop",
+    "cancel",
+    "index",
+)
 
 
 class Script(NamedTuple):

@@ -6,31 +6,26 @@ import contextvars
 import datetime
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
 
+from .handle import NO_RUN, Handle
 from .record import FINISHED, JobError, Progress, Record
-from .run import LIMIT, NUMBERS, Run
+from .run import Run
 from .values import Json, loads
 
 if TYPE_CHECKING:
     from pyramid.request import Request
 
+    from .store import JobStore
+
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 #: The JobState classes by the kind of job that they are for.
 _kinds: dict[str, type[JobState]] = {}
 
 _current: contextvars.ContextVar[JobState | None] = contextvars.ContextVar(
     "pyramid_jobstate.current", default=None
-)
-
-#: What a JobState writes to that was not handed to a running job: it takes nothing.
-_NO_RUN = Run()
-_NO_RUN.close(
-    "This JobState was loaded: only a running job may report, through the job_state "
-    "that it was given."
 )
 
 
@@ -42,7 +37,7 @@ def current_job_state() -> JobState | None:
     return _current.get()
 
 
-class JobState:
+class JobState(Handle):
     """The state of one job, in the worker that runs it as in the process that shows it.
 
     Subclass it to give a kind of job rights and behaviour of its own::
@@ -68,6 +63,7 @@ class JobState:
     kind: str = "JobState"
     public_params: Collection[str] = ()
     __parent__: Any = None
+    _store: JobStore | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -87,9 +83,9 @@ class JobState:
             )
         _kinds[cls.kind] = cls
 
-    def __init__(self, record: Record, run: Run = _NO_RUN) -> None:
+    def __init__(self, record: Record, run: Run = NO_RUN) -> None:
+        super().__init__(run)
         self._record = record
-        self._run = run
         self.uuid = self.__name__ = record.uuid
 
     @classmethod
@@ -111,12 +107,11 @@ class JobState:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.uuid} {self.status}>"
 
-    # Reading.
-
     @property
     def status(self) -> str:
         """One of queued, working, retrying, stalled, cancelling, success, error and
-        cancelled."""
+        cancelled.
+        """
         return self._record.status
 
     @property
@@ -142,7 +137,8 @@ class JobState:
     @property
     def title(self) -> str:
         """What a viewer reads above the job: "Run marathon" for the kind RunMarathon,
-        or for the actor run_marathon where no class was given."""
+        or for the actor run_marathon where no class was given.
+        """
         return _humanize(self.actor if type(self) is JobState else self.kind)
 
     @property
@@ -159,7 +155,8 @@ class JobState:
     @property
     def job_params(self) -> dict[str, Any]:
         """The values that were sent, by the names of the actor's parameters. A value of
-        more than 16 KiB is left out, as is one that JSON cannot say."""
+        more than 16 KiB is left out, as is one that JSON cannot say.
+        """
         return self._record.params
 
     def get_job_param(self, name: str, default: Any = None) -> Any:
@@ -169,7 +166,7 @@ class JobState:
     @property
     def progress_metrics(self) -> dict[str, Any]:
         """The latest value of each metric."""
-        if self._run is _NO_RUN:
+        if self._run is NO_RUN:
             return self._record.metrics
         return {k: _plain(v) for k, v in self._run.metrics.copy().items()}
 
@@ -198,7 +195,8 @@ class JobState:
     @property
     def error(self) -> JobError | None:
         """Why the job failed or was cancelled: for the application, not for viewers,
-        who read what :meth:`public_error` says."""
+        who read what :meth:`public_error` says.
+        """
         return self._record.error
 
     @property
@@ -231,109 +229,30 @@ class JobState:
         """When it ended, in UTC."""
         return self._record.time("finished")
 
-    # Writing: RuntimeError unless this is the job_state of a running job.
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether somebody has asked to cancel the job."""
+        if self._run is NO_RUN:
+            return self.status == "cancelling"
+        return self._run.ask()
 
-    def set_progress_metric(self, name: str, value: Any) -> None:
-        """Set the latest value of one metric.
-
-        Parameters:
-          name: The name of the metric.
-          value: Anything that JSON can say, or a date, UUID, Decimal, enum or NumPy
-            scalar. A copy is kept.
-
-        Raises:
-          TypeError: The value has no JSON form, or the name is no string.
-          ValueError: The value is NaN, infinite or over 16 KiB, the job's metrics take
-            over 256 KiB, or the name is empty or reserved.
-        """
-        run = self._run
-        # Every word here is run a million times: see run.py for what is left out.
-        if (
-            type(value) in NUMBERS
-            and -LIMIT < value < LIMIT
-            and type(name) is str
-            and name in run.known
-        ):
-            run.metrics[name] = value
-            run.dirty = True
-        else:
-            run.set_metrics({name: value})
-
-    def set_progress_metrics(
-        self, mapping: Mapping[str, Any] = {}, /, **values: Any
-    ) -> None:
-        """Set several metrics at once: a viewer sees all of them or none.
-
-        Raises:
-          TypeError, ValueError: As :meth:`set_progress_metric`. None is set then.
-        """
-        self._run.set_metrics({**mapping, **values})
-
-    def increment_progress_metric(self, name: str, by: float = 1) -> None:
-        """Add to a metric that counts, from 0. Exact when several threads count.
-
-        Raises:
-          TypeError: The metric's value, or `by`, is no number.
-        """
-        self._run.increment(name, by)
-
-    def set_progress(
-        self,
-        done: float,
-        total: float | None = None,
-        unit: str | None = None,
-        message: str | None = None,
-    ) -> None:
-        """Set how far the job has come.
-
-        Parameters:
-          done: How much is done.
-          total: How much there is to do, or None where nobody knows.
-          unit: What is counted, such as "rows".
-          message: The message to set along with it, if not None.
-
-        Raises:
-          TypeError: An amount is no number, a text no string.
-          ValueError: An amount is negative, NaN or infinite.
-        """
-        self._run.set_progress(done, total, unit, message)
-
-    def track(
-        self,
-        iterable: Iterable[T],
-        total: float | None = None,
-        unit: str | None = None,
-        message: str | None = None,
-    ) -> Iterator[T]:
-        """Yield the items of an iterable and keep the progress current: an item counts
-        as done when the next one is asked for.
-
-        Parameters:
-          total: How many there are. Its `len()` unless given, if it has one.
-          unit, message: As for :meth:`set_progress`.
-        """
-        return self._run.track(iterable, total, unit, message)
-
-    def set_message(self, text: str | None) -> None:
-        """Set the message; None takes it away."""
-        self._run.set_message(text)
-
-    def append_log(self, line: str) -> None:
-        """Add a line to the job's log, which keeps the last 20 of 200 characters."""
-        self._run.append_log(line)
-
-    def flush(self, timeout: float = 1.0) -> bool:
-        """Wait until everything set so far is stored.
-
-        Parameters:
-          timeout: Seconds to wait at the most.
+    def cancel(self) -> bool:
+        """Ask to cancel the job. One that runs learns of it a moment later; any other
+        is cancelled at once.
 
         Returns:
-          Whether it is stored.
-        """
-        return self._run.flush(timeout)
+          Whether it had not ended.
 
-    # Showing.
+        Raises:
+          RuntimeError: This JobState does not come from a store.
+          redis.exceptions.RedisError: The store does not answer.
+        """
+        if self._store is None:
+            raise RuntimeError(
+                "Only a JobState that was loaded can cancel its job: a job that runs "
+                "ends by raising an exception."
+            )
+        return self._store.cancel(self.uuid, self._record.start)
 
     def public_error(self, exception_type: str, message: str) -> str:
         """Return what a viewer reads of the exception that ended the job.
@@ -348,7 +267,8 @@ class JobState:
 
     def __acl__(self) -> list[tuple[str, Any, Any]]:
         """Return who may do what: the owner may `view_job` and `cancel_job`, and all
-        else is for the lineage to decide."""
+        else is for the lineage to decide.
+        """
         # A worker is spared the import.
         from pyramid.authorization import Allow
 
@@ -378,6 +298,8 @@ class JobState:
             "started_at": _iso(self.started_at),
             "updated_at": _iso(self.updated_at),
             "finished_at": _iso(self.finished_at),
+            "cancellable": not self.is_finished
+            and bool(request.has_permission("cancel_job", self)),
             "error": error and {"message": self._public_reason(error)},
         }
         coarse = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from redis import Redis
@@ -12,7 +12,7 @@ from redis.connection import BlockingConnectionPool, ConnectionPool
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from .record import FINISHED, UUID, Record, Start, Update
+from .record import CANCELLED, FINISHED, UUID, Record, Start, Update
 from .scripts import Call, read_scripts, run_scripts
 from .state import JobState
 from .values import dumps
@@ -29,14 +29,6 @@ FAIL_FAST: dict[str, Any] = {
 }
 
 
-class Reply(enum.IntEnum):
-    """What the store says to a run's update."""
-
-    FENCED = -1
-    MISSING = 0
-    OK = 1
-
-
 class StoreUnavailable(Exception):
     """The store does not answer a web request.
 
@@ -49,8 +41,19 @@ class StoreUnavailable(Exception):
         self.container = container
 
 
+class Reply(enum.IntEnum):
+    """What the store says to a run's update: see lua/common.lua."""
+
+    CANCELLED = -2
+    FENCED = -1
+    MISSING = 0
+    OK = 1
+    CANCELLING = 2
+
+
 class JobStore:
-    """The jobs in a Redis or Valkey server, a hash for each.
+    """The jobs in a Redis or Valkey server, a hash for each, and sorted sets that list
+    them by owner, by kind and all.
 
     Parameters:
       client: A `redis.Redis`, or the URL of a server, for which a client is made that
@@ -83,6 +86,9 @@ class JobStore:
         self.expire_in = _positive("expire_in", expire_in)
         self.active_expire_in = _positive("active_expire_in", active_expire_in)
         self.stalled_after = _positive("stalled_after", stalled_after)
+        self._ended_ttl = _millis(expire_in)
+        self._active_ttl = _millis(active_expire_in)
+        self._silence = _millis(stalled_after)
         self._scripts = read_scripts()
 
     def replace(self, **options: Any) -> JobStore:
@@ -96,7 +102,8 @@ class JobStore:
         return JobStore(self.client, **{**mine, **options})
 
     def create(self, uuid: str, start: Start, *, delay: float = 0.0) -> bool:
-        """Write that a job is queued, unless there is a record of it.
+        """Write that a job is queued. A record of it is left alone, unless the job has
+        succeeded or failed.
 
         Parameters:
           uuid: The id of the message.
@@ -104,35 +111,57 @@ class JobStore:
           delay: Seconds until it is due.
 
         Returns:
-          Whether there was none.
+          Whether it was written.
         """
-        ttl = int(self.active_expire_in * 1000)
-        wait = int(delay * 1000)
-        call = self._call("create", uuid, ttl, wait, *_flat(start.fields()))
-        return bool(self._run(call))
+        wait = _millis(delay)
+        args: list[str | int] = [self._active_ttl, wait, *_flat(start.fields())]
+        created = self._run(self._call("create", uuid, *args))
+        if isinstance(created, (str, bytes)):
+            # Asked again, with what was read: a call that comes late changes nothing.
+            created = self._run(self._call("requeue", uuid, *args, _text(created)))
+        if created:
+            self._run(*self._index(uuid, start, ended=False, delay=wait))
+        return bool(created)
 
     def confirm(self, uuid: str) -> None:
         """Write that the broker has taken the message of a job."""
         self._run(self._call("confirm", uuid))
 
     def write(self, updates: Sequence[Update]) -> list[Reply | Exception]:
-        """Write what runs have to say, all in one round trip.
+        """Write what runs have to say, all in one round trip, or two if one begins or
+        ends.
 
         Returns:
           The reply to each, or the exception where it could not be carried out.
         """
         calls: list[Call] = []
-        last: list[int] = []
+        places: list[tuple[int, int]] = []
         for update in updates:
-            if update.start is not None:
-                calls.append(self._begin(update, update.start))
-            calls.append(self._report(update))
-            last.append(len(calls) - 1)
+            first = len(calls)
+            if update.begins:
+                calls.append(self._begin(update))
+            if update.fields or update.end or not update.begins:
+                calls.append(self._report(update))
+            places.append((first, len(calls) - 1))
         replies = run_scripts(self.client, calls)
-        return [
-            reply if isinstance(reply := replies[i], Exception) else Reply(reply)
-            for i in last
-        ]
+        results = [_worst(replies[first], replies[last]) for first, last in places]
+        self._run(
+            *(
+                call
+                for update, result in zip(updates, results, strict=True)
+                if result in (Reply.OK, Reply.CANCELLING)
+                for call in self._indexes(update)
+            )
+        )
+        return results
+
+    def cancel(self, uuid: str, start: Start) -> bool:
+        """Ask to cancel a job, and say whether it had not ended."""
+        call = self._call("cancel", uuid, self._ended_ttl, dumps(CANCELLED))
+        done = self._run(call)
+        if done == 2:
+            self._run(*self._index(uuid, start, ended=True))
+        return bool(done)
 
     def load(self, uuid: str) -> JobState | None:
         """Return a job, or None if there is no record of it."""
@@ -155,10 +184,16 @@ class JobStore:
         """Return the key of a job's hash."""
         return f"{self.namespace}:{uuid}"
 
+    def index_key(self, name: str, *, ended: bool) -> str:
+        """Return the key of the sorted set of the jobs that have ended, or that have
+        not, of an index: "all", "kind:" and a kind, or "owner:" and the owner.
+        """
+        return f"{self.namespace}:{'ended' if ended else 'active'}:{name}"
+
     def __repr__(self) -> str:
         # Without what may hold a password.
-        kwargs = getattr(self.client, "connection_pool", None)
-        place = getattr(kwargs, "connection_kwargs", {})
+        pool = getattr(self.client, "connection_pool", None)
+        place = getattr(pool, "connection_kwargs", {})
         where = place.get("path") or "{host}:{port}/{db}".format_map(
             {"host": "?", "port": "?", "db": 0, **place}
         )
@@ -166,43 +201,89 @@ class JobStore:
 
     def _read(self, uuid: str, fields: Mapping[Any, Any], now: int) -> JobState:
         text = {_text(name): _text(value) for name, value in fields.items()}
-        record = Record.read(uuid, text, now, int(self.stalled_after * 1000))
-        return JobState.from_record(record)
+        record = Record.read(uuid, text, now, self._silence)
+        job_state = JobState.from_record(record)
+        job_state._store = self
+        return job_state
 
-    def _run(self, call: Call) -> Any:
-        (reply,) = run_scripts(self.client, [call])
-        if isinstance(reply, RedisError):
-            raise reply
+    def _run(self, *calls: Call) -> Any:
+        """Run calls of which none may fail, and return the reply to the last."""
+        reply = None
+        for reply in run_scripts(self.client, calls) if calls else ():
+            if isinstance(reply, RedisError):
+                raise reply
         return reply
 
     def _call(self, script: str, uuid: str, *args: str | int) -> Call:
         return Call(self._scripts[script], self.key(uuid), args)
 
-    def _begin(self, update: Update, start: Start) -> Call:
+    def _begin(self, update: Update) -> Call:
         return self._call(
             "start",
             update.uuid,
             update.token,
-            int(update.age * 1000),
+            _millis(update.age),
             int(update.late),
-            int(self.active_expire_in * 1000),
-            *_flat(start.fields()),
+            self._active_ttl,
+            *_flat(update.start.fields()),
         )
 
     def _report(self, update: Update) -> Call:
-        fields = update.fields
-        end = update.end
+        uuid, fields, end = update.uuid, update.fields, update.end
         if end is None:
-            ttl = int(self.active_expire_in * 1000)
-            args = (update.token, update.seq, ttl)
-            return self._call("record", update.uuid, *args, *_flat(fields))
-        if end.error is not None:
-            fields = {**fields, "error": dumps(end.error)}
-        is_over = end.status in FINISHED
-        ttl = int((self.expire_in if is_over else self.active_expire_in) * 1000)
-        delay = int(end.delay * 1000)
-        ending = (update.token, update.seq, ttl, end.status, delay)
-        return self._call("finish", update.uuid, *ending, *_flat(fields))
+            return self._call(
+                "record",
+                uuid,
+                update.token,
+                update.seq,
+                self._active_ttl,
+                *_flat(fields),
+            )
+        error = {} if end.error is None else {"error": dumps(end.error)}
+        if update.dropped:
+            ttl = self._ended_ttl
+            return self._call(
+                "drop", uuid, ttl, self._silence, end.status, *error.values()
+            )
+        args = (
+            update.token,
+            update.seq,
+            self._ended_ttl,
+            self._active_ttl,
+            end.status,
+            _millis(end.delay),
+            dumps(CANCELLED),
+        )
+        return self._call("finish", uuid, *args, *_flat(fields | error))
+
+    def _indexes(self, update: Update) -> Iterable[Call]:
+        if update.end is not None and update.end.status in FINISHED:
+            return self._index(update.uuid, update.start, ended=True)
+        if update.begins:
+            return self._index(update.uuid, update.start, ended=False)
+        return ()
+
+    def _index(
+        self, uuid: str, start: Start, *, ended: bool, delay: int = 0
+    ) -> Iterable[Call]:
+        """Yield the calls that list a job among those that have ended, or that have
+        not.
+        """
+        script = self._scripts["index"]
+        names = ["all"]
+        if start.kind:
+            names.append(f"kind:{start.kind}")
+        if start.owner is not None:
+            names.append(f"owner:{start.owner}")
+        for name in names:
+            if ended:
+                key = self.index_key(name, ended=False)
+                yield Call(script, key, (uuid, 0, 0, ""))
+                key = self.index_key(name, ended=True)
+                yield Call(script, key, (uuid, self._ended_ttl, 0, "1"))
+            else:
+                key = self.index_key(name, ended=False)
+                yield Call(script, key, (uuid, self._active_ttl, delay, "1"))
 
 
 def store_of_broker(broker: Broker, **options: Any) -> JobStore | None:
@@ -232,9 +313,21 @@ def _positive(name: str, seconds: float) -> float:
     return seconds
 
 
+def _millis(seconds: float) -> int:
+    return int(seconds * 1000)
+
+
 def _flat(fields: Mapping[str, str]) -> list[str]:
     return [word for field in fields.items() for word in field]
 
 
 def _text(value: str | bytes) -> str:
     return value if isinstance(value, str) else value.decode("utf-8", "replace")
+
+
+def _worst(first: Any, last: Any) -> Reply | Exception:
+    """Return what counts of the replies to a start and to what came after it."""
+    for reply in (first, last):
+        if isinstance(reply, Exception):
+            return reply
+    return Reply(min(first, last))

@@ -8,18 +8,19 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from dramatiq.middleware import MiddlewareError
+from dramatiq.middleware import MiddlewareError, SkipMessage
 
 from .delivery import Delivery
-from .record import JobError, Record, Start
+from .record import CANCELLED, JobError, Record, Start
 from .run import Run
 from .state import JobState, _current
 from .values import MAX_VALUE_BYTES, Json, dumps
 
 if TYPE_CHECKING:
     from dramatiq import Actor
+    from dramatiq.broker import MessageProxy
 
 PARAMETER = "job_state"
 
@@ -32,7 +33,7 @@ class Job:
     """The job that a worker thread runs.
 
     Attributes:
-      message_id: Of the message, which is the job's uuid.
+      message: The message, whose id is the job's uuid.
       tracked: The actor's function.
       delivery: What the recorder knows of the run.
       job_state: What the function is handed, until it was called.
@@ -45,7 +46,7 @@ class Job:
         "delivery",
         "exception",
         "job_state",
-        "message_id",
+        "message",
         "retry_in",
         "skipped",
         "tracked",
@@ -53,12 +54,12 @@ class Job:
 
     def __init__(
         self,
-        message_id: str,
+        message: MessageProxy,
         tracked: TrackedFunction,
         delivery: Delivery,
         job_state: JobState,
     ) -> None:
-        self.message_id = message_id
+        self.message = message
         self.tracked = tracked
         self.delivery = delivery
         self.job_state: JobState | None = job_state
@@ -81,7 +82,8 @@ class RunningJob(threading.local):
 
 class TrackedFunction:
     """A tracked actor's function. It is handed the JobState of the job that this
-    thread runs or, called directly, a detached one that keeps its values in memory."""
+    thread runs or, called directly, a detached one that keeps its values in memory.
+    """
 
     def __init__(
         self,
@@ -104,12 +106,17 @@ class TrackedFunction:
             # Once: a call from within the job is a direct one.
             job_state, job.job_state = job.job_state, None
         else:
-            job_state = self.detached(args, kwargs)
+            job, job_state = None, self.detached(args, kwargs)
         if self._is_handed and kwargs.get(PARAMETER) is None:
             kwargs[PARAMETER] = job_state
         token = _current.set(job_state)
         try:
             return self._fn(*args, **kwargs)
+        except BaseException:
+            if job is None or not job.delivery.run.cancel_requested:
+                raise
+            # Whatever it is, and however it looks to Retries: the job is over.
+            skip(job.message)
         finally:
             _current.reset(token)
 
@@ -168,7 +175,8 @@ class TrackedFunction:
 
 def encode_params(params: Mapping[str, object]) -> Json:
     """Return the parameters as JSON, without those that are too long for a page or that
-    JSON cannot say."""
+    JSON cannot say.
+    """
     kept: dict[str, object] = {}
     for name, value in params.items():
         try:
@@ -195,8 +203,8 @@ def job_state_class(actor: Actor[Any, Any]) -> type[JobState] | None:
         last = len(others) - sum(p.kind is p.VAR_KEYWORD for p in others)
         right = inspect.Signature([*others[:last], by_keyword, *others[last:]])
         raise ActorError(
-            f"The actor {actor.actor_name!r} cannot be handed its job_state by keyword. "
-            f"Declare it as: def {actor.fn.__name__}{right}"
+            f"The actor {actor.actor_name!r} cannot be handed its job_state by "
+            f"keyword. Declare it as: def {actor.fn.__name__}{right}"
         )
     if option is None:
         return None if parameter is None else JobState
@@ -222,6 +230,14 @@ def _goes_by_keyword(
     return not any(
         p.kind in (p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL) for p in following
     )
+
+
+def skip(message: MessageProxy) -> NoReturn:
+    """Have Dramatiq drop the message of a cancelled job as AgeLimit does: with no
+    retry, no callback and no traceback.
+    """
+    message.fail()
+    raise SkipMessage(CANCELLED.message) from None
 
 
 def describe(exception: BaseException, length: int = 1000) -> JobError:

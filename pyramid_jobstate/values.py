@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import decimal
 import enum
 import json
-import math
+import sys
 import uuid
 from typing import Any
 
@@ -18,6 +19,9 @@ MAX_JOB_BYTES = 256 * 1024
 
 #: A number's share of a job's bytes: what the longest one takes as JSON.
 NUMBER_BYTES = 24
+
+#: The most that can be done, or to do: whatever is reckoned from it is a float.
+MAX_AMOUNT = sys.float_info.max
 
 #: A job's log keeps this many lines of this many characters.
 LOG_LINES = 20
@@ -47,11 +51,25 @@ def natural(value: object) -> object:
         return str(value)
     if isinstance(value, decimal.Decimal):
         number = float(value)
-        return int(value) if number.is_integer() else number
+        if number.is_integer() and int(value) == value:
+            return int(value)
+        return number
     # NumPy's scalars, without importing NumPy.
     if getattr(value, "shape", None) == () and hasattr(value, "dtype"):
-        return value.item()  # type: ignore[attr-defined]
+        return _natural_scalar(value)
     raise TypeError(f"a {type(value).__name__} has no JSON form")
+
+
+def _natural_scalar(value: Any) -> object:
+    # item() gives nanoseconds as an int, and a long double as itself.
+    kind = getattr(value.dtype, "kind", "")
+    if kind == "M":
+        return str(value)
+    if kind == "f":
+        return float(value)
+    if kind == "m":
+        raise TypeError("a time span has no JSON form: give a number of seconds")
+    return value.item()
 
 
 _options: dict[str, Any] = {
@@ -79,8 +97,6 @@ def dumps(value: object) -> Json:
         text = _encode_ascii(value)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    except (OverflowError, decimal.InvalidOperation) as e:
-        raise ValueError(str(e) or "not a finite number") from None
     return Json(text)
 
 
@@ -153,12 +169,15 @@ def check_amount(what: str, value: object) -> float:
 
     Raises:
       TypeError: It is no number.
-      ValueError: It is negative, NaN or infinite.
+      ValueError: It is negative, NaN, infinite, or too large for a float.
     """
     if isinstance(value, decimal.Decimal) or hasattr(value, "dtype"):
-        value = natural(value)
+        # A value that stays what it was is refused below.
+        with contextlib.suppress(TypeError, ValueError):
+            value = natural(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{what} must be a number, not {value!r}.")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{what} must be a number from 0 up, not {value!r}.")
+    if not 0 <= value <= MAX_AMOUNT:
+        # Not the value itself: an int may be too long to be written out.
+        raise ValueError(f"{what} must be a finite number from 0 up.")
     return value

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from pyramid.config import Configurator
     from pyramid.request import Request
 
+#: The names of our views.
+VIEW_NAMES = ("", "cancel")
+
 #: Seconds after which to ask again when the store does not answer.
 RETRY_AFTER = 5
 
@@ -57,8 +60,9 @@ def render(value: dict[str, Any], status: int = 200) -> Response:
 
 
 class OursPredicate:
-    """The view predicate `jobstate_ours`: whether an exception is an answer to a request
-    for one of our resources, rather than one that a view of the application raised."""
+    """The view predicate `jobstate_ours`: whether an exception answers a request for one
+    of our views in a container that is mounted in the application's tree, rather than
+    one for the application's own, be its context a job or not."""
 
     def __init__(self, value: bool, config: Configurator) -> None:
         self.value = value
@@ -72,14 +76,22 @@ class OursPredicate:
         context = request.__dict__.get("context")
         if context is None and isinstance(exc, StoreUnavailable):
             # Traversal was stopped in a container other than the application's own.
-            return (exc.container is not request.job_states) is self.value
-        return isinstance(context, (JobState, JobStates)) is self.value
+            ours = exc.container is not request.job_states
+        elif isinstance(context, JobStates) and isinstance(exc, HTTPNotFound):
+            # The name is that of a job which there is not.
+            ours = True
+        else:
+            ours = (
+                isinstance(context, (JobState, JobStates))
+                and request.view_name in VIEW_NAMES
+            )
+        return ours is self.value
 
 
 def add_views(config: Configurator) -> None:
     """Register each view for our route, and for containers mounted elsewhere."""
     config.add_view_predicate("jobstate_ours", OursPredicate)
-    for route in ({"route_name": ROUTE}, {}):
+    for route, ours in (({"route_name": ROUTE}, {}), ({}, {"jobstate_ours": True})):
         config.add_view(
             show, context=JobState, request_method="GET", permission="view_job", **route
         )
@@ -88,6 +100,4 @@ def add_views(config: Configurator) -> None:
             (HTTPForbidden, forbidden),
             (StoreUnavailable, unavailable),
         ):
-            config.add_exception_view(
-                view, context=exception, jobstate_ours=True, **route
-            )
+            config.add_exception_view(view, context=exception, **route, **ours)

@@ -19,3 +19,18 @@ local function set(from)
     redis.call("HSET", key, unpack(ARGV, i, math.min(i + 999, #ARGV)))
   end
 end
+
+-- Write a job that is about to be sent. ARGV: ttl, delay, then the fields.
+local function create()
+  local now, delay = time(), tonumber(ARGV[2])
+  redis.call("HSET", key, "status", "sending", "queued", int(now), "updated", int(now))
+  set(3)
+  if delay > 0 then
+    redis.call("HSET", key, "due", int(now + delay))
+  end
+  redis.call("PEXPIRE", key, int(ARGV[1] + delay))
+end
+
+-- The replies to a run: it owns the record; it does, and a cancel was asked; a newer
+-- run does; there is no record; the job was cancelled before it began.
+local OK, CANCELLING, FENCED, MISSING, CANCELLED = 1, 2, -1, 0, -2

@@ -1,15 +1,15 @@
 -- A message is about to be sent: its job is queued. A record that exists is left alone.
--- ARGV: ttl, delay, then the fields. Returns 1 if it was created, else 0.
--- The status "sending" becomes "queued" when the broker has taken the message.
+-- ARGV: ttl, delay, then the fields. The status "sending" becomes "queued" when the
+-- broker has taken the message.
+-- Returns 1 if it was created, 0 if there is one, or for one that has ended, by itself
+-- and not because somebody cancelled it, the token of its last run.
 
-if redis.call("EXISTS", key) == 1 then
+local old = redis.call("HMGET", key, "status", "run")
+if old[1] == "success" or old[1] == "error" then
+  return old[2] or ""
+end
+if old[1] then
   return 0
 end
-local now, delay = time(), tonumber(ARGV[2])
-redis.call("HSET", key, "status", "sending", "queued", int(now), "updated", int(now))
-set(3)
-if delay > 0 then
-  redis.call("HSET", key, "due", int(now + delay))
-end
-redis.call("PEXPIRE", key, int(ARGV[1] + delay))
+create()
 return 1

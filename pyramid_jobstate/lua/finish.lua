@@ -1,26 +1,33 @@
 -- A run has ended, with all that it had still to report.
--- ARGV: token, seq, ttl, status, delay until the next try, then the fields, if any.
--- Returns 1 if the run owns the record, -1 if a newer one does, 0 if there is none.
+-- ARGV: token, seq, ttl of a job that is over, ttl of one that is not, status, delay
+-- until the next try, the error of a cancelled job, then the fields, if any.
 
-local token, seq, status = ARGV[1], tonumber(ARGV[2]), ARGV[4]
-local old = redis.call("HMGET", key, "status", "run", "seq")
+local token, status = ARGV[1], ARGV[5]
+local old = redis.call("HMGET", key, "status", "run")
 if not old[1] then
-  return 0
+  return MISSING
 end
 if old[2] ~= token then
-  return -1
+  return FENCED
 end
-if old[1] ~= "working" then
-  return 1
+if old[1] ~= "working" and old[1] ~= "cancelling" then
+  return OK
 end
-local now, ttl = time(), tonumber(ARGV[3])
-redis.call("HSET", key, "status", status, "seq", int(seq), "updated", int(now))
+if old[1] == "cancelling" and status ~= "success" then
+  -- Dramatiq may have put the message back already: it is skipped when it comes.
+  status = "cancelled"
+end
+local now = time()
+redis.call("HSET", key, "status", status, "seq", ARGV[2], "updated", int(now))
+set(8)
+if status == "cancelled" and ARGV[5] ~= "cancelled" then
+  redis.call("HSET", key, "error", ARGV[7])
+end
 if status == "retrying" then
-  redis.call("HSET", key, "due", int(now + ARGV[5]))
-  ttl = ttl + ARGV[5]
+  redis.call("HSET", key, "due", int(now + ARGV[6]))
+  redis.call("PEXPIRE", key, int(ARGV[4] + ARGV[6]))
 else
   redis.call("HSET", key, "finished", int(now))
+  redis.call("PEXPIRE", key, ARGV[3])
 end
-set(6)
-redis.call("PEXPIRE", key, int(ttl))
-return 1
+return OK

@@ -1,25 +1,32 @@
 -- A worker has started a run: it takes the record over from all earlier runs.
--- ARGV: token, seconds since the run began as milliseconds, whether that was said
--- before ("1"), ttl, then the fields.
--- Returns 1 if the run owns the record, -1 if a newer one does.
+-- ARGV: token, milliseconds since the run began, whether that was said before ("1"),
+-- ttl, then the fields.
 
-local token, started = ARGV[1], time() - ARGV[2]
-local old = redis.call("HMGET", key, "run", "started", "queued", "owner")
-if old[1] == token then
-  return 1
+local token, started, late = ARGV[1], time() - ARGV[2], ARGV[3] == "1"
+local old = redis.call("HMGET", key, "status", "run", "started", "queued", "owner")
+local status = old[1]
+if old[2] == token then
+  return status == "cancelling" and CANCELLING or OK
 end
-if ARGV[3] == "1" and old[1] and started < tonumber(old[2]) then
-  return -1
+if late and old[2] and started < tonumber(old[3]) then
+  return FENCED
+end
+if status == "cancelled" and not late then
+  return CANCELLED
+end
+-- A run that began while the store was away did not hear of the cancel: it does now.
+if status ~= "cancelling" then
+  status = status == "cancelled" and "cancelling" or "working"
 end
 redis.call("DEL", key)
 redis.call(
-  "HSET", key, "status", "working", "run", token, "seq", "0",
-  "queued", old[3] or int(started), "started", int(started),
+  "HSET", key, "status", status, "run", token, "seq", "0",
+  "queued", old[4] or int(started), "started", int(started),
   "updated", int(started), "seen", int(started)
 )
 set(5)
-if old[4] then
-  redis.call("HSET", key, "owner", old[4])
+if old[5] then
+  redis.call("HSET", key, "owner", old[5])
 end
 redis.call("PEXPIRE", key, ARGV[4])
-return 1
+return status == "cancelling" and CANCELLING or OK

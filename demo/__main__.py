@@ -1,0 +1,166 @@
+"""`python -m demo`: everything that the demo needs, in one terminal.
+
+A Redis-compatible server, unless JOBSTATE_REDIS_URL names one that runs already, a
+Dramatiq worker, and the web server, which is this process. They end together.
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from waitress.server import create_server
+
+from demo import main as make_app
+from demo.uploads import MAX_BYTES
+from pyramid_jobstate.embedded import EmbeddedServer
+
+HOST = "127.0.0.1"
+PORT = 6543
+
+WELCOME = """
+  Finish Line, a demo of pyramid_jobstate
+
+    Open     {url}
+    Log in   as alice, bob or grace (an admin): one click, no password
+    Stop     Ctrl-C
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
+    parser.add_argument("--host", default=HOST, help=f"by default {HOST}")
+    parser.add_argument(
+        "--port", type=int, help=f"by default {PORT}, or a free one if that is taken"
+    )
+    args = parser.parse_args()
+    try:
+        listener = listen(args.host, args.port)
+    except (OSError, OverflowError) as e:
+        port = PORT if args.port is None else args.port
+        sys.exit(f"The demo cannot listen on {args.host}, port {port}: {e}")
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, leave)
+    parts = Parts()
+    with listener, contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as up:
+        data = up.enter_context(tempfile.TemporaryDirectory(prefix="jobstate-demo-"))
+        os.environ.setdefault("JOBSTATE_DEMO_DATA", data)
+        if "JOBSTATE_REDIS_URL" not in os.environ:
+            server = up.enter_context(EmbeddedServer())
+            os.environ["JOBSTATE_REDIS_URL"] = server.url
+            parts.add("Redis server", lambda: answers(server.port))
+        worker = up.enter_context(start_worker())
+        parts.add("worker", lambda: worker.poll() is None)
+        up.enter_context(parts)
+        serve(listener)
+    if parts.failed:
+        sys.exit(f"The {parts.failed} has ended, and with it the demo.")
+
+
+def leave(signum: int, frame: Any) -> None:
+    """Take everything down, once, however often somebody asks for it."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def listen(host: str, port: int | None) -> socket.socket:
+    """Return a socket that listens at the port, or at a free one if none was asked for
+    and the usual one is taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server(
+            (host, PORT if port is None else port), family=family
+        )
+    except OSError:
+        if port is not None:
+            raise
+        return socket.create_server((host, 0), family=family)
+
+
+def serve(listener: socket.socket) -> None:
+    """Serve the application until somebody asks for the end."""
+    # The forms' own limit is for the people who use them, this one for all others.
+    server = create_server(
+        make_app({}), sockets=[listener], max_request_body_size=4 * MAX_BYTES
+    )
+    host, port = listener.getsockname()[:2]
+    if ":" in host:
+        host = f"[{host}]"
+    print(WELCOME.format(url=f"http://{host}:{port}"), flush=True)
+    server.run()
+
+
+@contextlib.contextmanager
+def start_worker() -> Iterator[subprocess.Popen[bytes]]:
+    # In a session of its own, so that Ctrl-C does not reach it before us.
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "demo.worker"],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        yield worker
+    finally:
+        worker.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.wait(4)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+
+
+def answers(port: int) -> bool:
+    """Say whether a server of ours listens at the port."""
+    try:
+        socket.create_connection((HOST, port), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+class Parts(threading.Thread):
+    """Looks after the other processes, and ends this one when one of them has ended.
+
+    Attributes:
+      failed: The name of the part that ended by itself, or None.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.failed: str | None = None
+        self._alive: dict[str, Callable[[], bool]] = {}
+        self._over = threading.Event()
+
+    def add(self, name: str, alive: Callable[[], bool]) -> None:
+        self._alive[name] = alive
+
+    def __enter__(self) -> "Parts":
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        # Before the parts are ended, which is none of them ending by itself.
+        self._over.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self.failed and not self._over.wait(0.25):
+            for name, alive in self._alive.items():
+                if not alive():
+                    self.failed = name
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    break
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""The jobs. The web process imports this module to send them, `dramatiq demo.jobs`
+to run them.
+"""
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import dramatiq
+from dramatiq.brokers.redis import RedisBroker
+from sqlalchemy import delete, insert
+
+from demo import results, uploads
+from demo.models import Result, session_factory
+from pyramid_jobstate import JobState, JobStateMiddleware
+
+#: Where broker and job states are.
+REDIS_URL = os.environ.get("JOBSTATE_REDIS_URL", "redis://localhost:6379/0")
+
+#: How many of a runner's strides, of a yard each, make a mile.
+STRIDES = 1760
+
+#: How many rows an import writes in one transaction.
+BATCH = 250
+
+broker = RedisBroker(url=REDIS_URL)
+broker.add_middleware(JobStateMiddleware())
+dramatiq.set_broker(broker)
+
+
+class RunMarathon(JobState):
+    """A run that takes long enough to be watched."""
+
+    title = "Marathon"
+    public_params = ("miles",)
+
+
+class ImportResults(JobState):
+    """A CSV file on its way into the database."""
+
+    title = "Import of results"
+    public_params = ("filename",)
+
+    def public_error(self, exception_type: str, message: str) -> str:
+        # The text of our own exception is written for the file's owner. What any
+        # other one says is not for a browser to show.
+        if exception_type == f"{results.__name__}.{results.BadFile.__qualname__}":
+            return message
+        return "The import failed through no fault of the file."
+
+
+def pacer(per_second: float | None) -> Callable[[int], None]:
+    """Return a function that waits until it is time for step `n`: for people who
+    want to watch. None is as fast as it goes.
+    """
+    if per_second is None:
+        return lambda n: None
+    start = time.monotonic()
+
+    def wait(n: int) -> None:
+        early = start + n / per_second - time.monotonic()
+        # Short sleeps cost more than they last.
+        if early > 0.01:
+            time.sleep(early)
+
+    return wait
+
+
+@dramatiq.actor(job_state=RunMarathon, time_limit=3_600_000)
+def run_marathon(
+    miles: float, miles_a_second: float | None, *, job_state: JobState
+) -> None:
+    """Run `miles`, and report every stride of it.
+
+    That is some ten thousand calls a second, or a few hundred thousand with nobody
+    watching: the recorder sends the latest values ten times a second.
+    """
+    strides = round(miles * STRIDES)
+    wait = pacer(miles_a_second and miles_a_second * STRIDES)
+    clock = 0.0
+    job_state.set_message("And they\u2019re off")
+    for stride in job_state.track(range(1, strides + 1), unit="strides"):
+        mile = stride / STRIDES
+        seconds_a_mile = pace_at(stride / strides)
+        clock += seconds_a_mile / STRIDES
+        job_state.set_progress_metrics(
+            miles_run=mile, clock=clock, pace=seconds_a_mile, strides=stride
+        )
+        if stride % STRIDES == 0:
+            job_state.append_log(f"Mile {mile:.0f} at {as_clock(clock)}")
+        if stride == strides // 2:
+            job_state.set_message("Half way")
+        elif stride == strides * 8 // 10:
+            job_state.set_message("This is where it gets hard")
+        wait(stride)
+    job_state.set_message(f"{miles:g} miles in {as_clock(clock)}")
+
+
+def pace_at(fraction: float) -> float:
+    """Return the seconds that a mile takes the runner there: fast down the first
+    hills, slow up the last ones, and a little faster when the finish is in sight.
+    """
+    course = ((0, 425), (0.3, 440), (0.6, 448), (0.8, 492), (0.92, 475), (1, 430))
+    for (start, a), (end, b) in itertools.pairwise(course):
+        if fraction <= end:
+            return a + (b - a) * (fraction - start) / (end - start)
+    return course[-1][1]
+
+
+def as_clock(seconds: float) -> str:
+    """Return a time as h:mm:ss."""
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+@dramatiq.actor(job_state=ImportResults, throws=results.BadFile, max_retries=3)
+def import_results(
+    upload: str, filename: str, rows_a_second: float | None, *, job_state: JobState
+) -> None:
+    """Write the rows of an uploaded file into the database.
+
+    It takes the id that :func:`demo.uploads.save` gave the file, what its owner calls
+    it, and how fast to go at the most.
+
+    Raises:
+      BadFile: Nothing is written then, and another try would not help.
+    """
+    path = uploads.path_of(upload)
+    job_state.set_message("Checking the file")
+    total = results.check(path)
+    # The same message may run twice: what an earlier run has written makes room.
+    with session_factory().begin() as session:
+        session.execute(delete(Result).where(Result.import_uuid == job_state.uuid))
+
+    job_state.set_message("Writing the rows")
+    job_state.set_progress_metrics(rows_written=0, rows_rejected=0)
+    rows = good_rows(results.read(path), job_state, total, pacer(rows_a_second))
+    for batch in batches(rows, BATCH):
+        with session_factory().begin() as session:
+            session.execute(insert(Result), batch)
+        job_state.increment_progress_metric("rows_written", len(batch))
+    job_state.set_message("All rows are read")
+
+
+def good_rows(
+    rows: Iterator[tuple[int, dict[str, str]]],
+    job_state: JobState,
+    total: int,
+    wait: Callable[[int], None],
+) -> Iterator[dict[str, Any]]:
+    """Yield what is to be written, and report what is not."""
+    bibs: set[int] = set()
+    started = time.monotonic()
+    tracked = job_state.track(rows, total, unit="rows")
+    for n, (line, row) in enumerate(tracked, start=1):
+        try:
+            result = results.parse(row)
+            if result["bib"] in bibs:
+                raise results.BadRow(f"bib {result['bib']} is taken")
+        except results.BadRow as e:
+            job_state.append_log(f"Line {line:,}: {e}")
+            job_state.increment_progress_metric("rows_rejected")
+        else:
+            bibs.add(result["bib"])
+            yield {"import_uuid": job_state.uuid, **result}
+        job_state.set_progress_metrics(
+            line=line,
+            runner=row.get("name", ""),
+            rows_per_second=n / (time.monotonic() - started),
+        )
+        wait(n)
+
+
+def batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """Yield the items in lists of `size`, the last one shorter."""
+    batch = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

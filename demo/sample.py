@@ -1,0 +1,122 @@
+"""A sample of results to import: the same 20,000 rows every time, some of them bad."""
+
+import csv
+import io
+import random
+from collections.abc import Callable
+
+ROWS = 20_000
+
+#: Of each country: how many runners it sends (a weight), given and family names.
+COUNTRIES = {
+    "USA": (
+        9,
+        "Emma Noah Olivia Liam Ava Mason Harper Wyatt Zoe Caleb",
+        "Adams Brooks Carter Diaz Ellis Foster Hayes Morgan Reed Sullivan",
+    ),
+    "GBR": (
+        5,
+        "Amelia Oliver Isla George Freya Harry Poppy Alfie Niamh Rhys",
+        "Ainsworth Bennett Clarke Davies Evans Hughes Kelly Murray Patel Shaw",
+    ),
+    "GER": (
+        5,
+        "Lena Jonas Mia Finn Clara Lukas Jule Max Greta Paul",
+        "Bauer Fischer Hoffmann Keller Lange Müller Richter Schulz Vogel Weiß",
+    ),
+    "FRA": (
+        4,
+        "Léa Hugo Chloé Jules Manon Louis Inès Gabriel Zoé Raphaël",
+        "Bernard Dubois Fontaine Girard Lefèvre Moreau Petit Roux Simon Vidal",
+    ),
+    "JPN": (
+        4,
+        "Yui Haruto Sakura Ren Hina Sota Aoi Yuto Mei Riku",
+        "Sato Suzuki Takahashi Tanaka Ito Watanabe Yamamoto Nakamura Kobayashi Kato",
+    ),
+    "KEN": (
+        3,
+        "Faith Kipchoge Joyce Daniel Mercy Amos Ruth Elijah Purity Evans",
+        "Chebet Cheruiyot Jepkemoi Kamau Kiplagat Korir Mutai Njoroge Rotich Wanjiru",
+    ),
+    "ETH": (
+        3,
+        "Almaz Haile Tigist Kenenisa Meseret Tamirat Selam Lelisa Hiwot Dawit",
+        "Abebe Bekele Dibaba Gebre Kebede Lemma Mekonnen Tadesse Tola Wolde",
+    ),
+    "BRA": (
+        3,
+        "Ana João Beatriz Pedro Camila Rafael Larissa Thiago Júlia Caio",
+        "Almeida Barbosa Costa Ferreira Gomes Lima Oliveira Rocha Santos Souza",
+    ),
+    "MEX": (
+        3,
+        "Sofía Diego Valentina Mateo Regina Emiliano Ximena Luis Renata José",
+        "Aguilar Cruz Flores García Hernández López Martínez Ortiz Ramírez Torres",
+    ),
+    "IND": (
+        3,
+        "Aadhya Arjun Diya Rohan Isha Vikram Kavya Aditya Meera Sanjay",
+        "Agarwal Bhat Desai Iyer Kapoor Mehta Nair Rao Sharma Singh",
+    ),
+    "NOR": (
+        2,
+        "Ingrid Magnus Solveig Henrik Astrid Lars Nora Sindre Tuva Eirik",
+        "Aas Berg Dahl Eide Haugen Lie Moen Nilsen Solberg Øyen",
+    ),
+    "POL": (
+        2,
+        "Zofia Jakub Hanna Szymon Maja Kacper Alicja Piotr Lena Michał",
+        "Baran Dąbrowski Górski Kowalski Lis Nowak Pawlak Sikora Wójcik Zając",
+    ),
+    "RSA": (
+        2,
+        "Thandi Sipho Lerato Pieter Naledi Themba Anele Johan Zanele Kagiso",
+        "Botha Dlamini Khumalo Mokoena Naidoo Nkosi Pillay Sithole Van\u00a0Wyk Zulu",
+    ),
+}
+
+#: What goes wrong with a row in fifty.
+FAULTS: tuple[Callable[[list[str]], None], ...] = (
+    lambda row: row.__setitem__(0, row[0] + "A"),
+    lambda row: row.__setitem__(1, ""),
+    lambda row: row.__setitem__(2, row[2][:2]),
+    lambda row: row.__setitem__(3, row[3].replace("@", " at ")),
+    lambda row: row.__setitem__(4, "DNF"),
+    lambda row: row.__setitem__(4, row[4].replace(":", ".")),
+    lambda row: row.__setitem__(0, "7"),
+    lambda row: row.pop(),
+)
+
+
+def make() -> bytes:
+    """Return the sample as a CSV file."""
+    # Not for secrets: it is to be the same every time.
+    rng = random.Random(26.2)
+    countries = list(COUNTRIES)
+    weights = [weight for weight, _, _ in COUNTRIES.values()]
+    names = {
+        country: (given.split(" "), family.split(" "))
+        for country, (_, given, family) in COUNTRIES.items()
+    }
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["bib", "name", "country", "email", "finish"])
+    for bib, country in enumerate(rng.choices(countries, weights, k=ROWS), start=1):
+        given, family = (rng.choice(part) for part in names[country])
+        # Most take four hours, some walk home, and a few are here to win.
+        if rng.random() < (0.02 if country in ("ETH", "KEN") else 0.0002):
+            seconds = int(7_560 + rng.expovariate(1 / 900))
+        else:
+            seconds = int(8_100 + rng.lognormvariate(8.75, 0.4))
+        row = [
+            str(bib),
+            f"{given} {family}",
+            country,
+            f"runner{bib}@example.com" if rng.random() < 0.6 else "",
+            f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}",
+        ]
+        if rng.random() < 0.02 and bib > 100:
+            rng.choice(FAULTS)(row)
+        writer.writerow(row)
+    return text.getvalue().encode()

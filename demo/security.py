@@ -1,0 +1,89 @@
+"""Who may log in, and what they may do."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pyramid.authentication import AuthTktCookieHelper
+from pyramid.authorization import ACLHelper, Allow, Authenticated, Everyone
+from pyramid.config import Configurator
+from pyramid.request import Request, RequestLocalCache
+
+
+@dataclass(frozen=True)
+class User:
+    """Somebody who may log in. The userid is what a job's owner is called, too."""
+
+    userid: str
+    name: str
+    role: str
+    groups: tuple[str, ...] = ()
+
+
+USERS = {
+    user.userid: user
+    for user in (
+        User("alice", "Alice", "Sees her own jobs"),
+        User("bob", "Bob", "Sees his own jobs"),
+        User("grace", "Grace", "Admin: sees everyone’s", ("group:admins",)),
+    )
+}
+
+
+class Root:
+    """The root of the resource tree. What a JobState's own ACL leaves undecided,
+    such as anything that is not asked by its owner, is decided here.
+    """
+
+    __name__ = None
+    __parent__ = None
+
+    def __init__(self, request: Request) -> None:
+        pass
+
+    def __acl__(self) -> list[tuple[str, str, Any]]:
+        return [
+            (Allow, "group:admins", ("view_job", "cancel_job", "list_jobs")),
+            (Allow, Authenticated, "enter"),
+        ]
+
+
+class SecurityPolicy:
+    """Knows users by a signed cookie, and their rights by access control lists."""
+
+    def __init__(self, secret: str) -> None:
+        self.cookie = AuthTktCookieHelper(
+            secret, hashalg="sha512", http_only=True, samesite="Lax"
+        )
+        self.acl = ACLHelper()
+        self.users = RequestLocalCache(self.load_user)
+
+    def load_user(self, request: Request) -> User | None:
+        ticket = self.cookie.identify(request)
+        return USERS.get(ticket["userid"]) if ticket else None
+
+    def identity(self, request: Request) -> User | None:
+        return self.users.get_or_create(request)
+
+    def authenticated_userid(self, request: Request) -> str | None:
+        user = self.identity(request)
+        return user.userid if user else None
+
+    def permits(self, request: Request, context: Any, permission: str) -> Any:
+        principals = [Everyone]
+        if user := self.identity(request):
+            principals += [Authenticated, user.userid, *user.groups]
+        return self.acl.permits(context, principals, permission)
+
+    def remember(self, request: Request, userid: str, **kw: Any) -> Any:
+        return self.cookie.remember(request, userid, **kw)
+
+    def forget(self, request: Request, **kw: Any) -> Any:
+        return self.cookie.forget(request, **kw)
+
+
+def includeme(config: Configurator) -> None:
+    settings = config.get_settings()
+    config.set_root_factory(Root)
+    config.set_security_policy(SecurityPolicy(settings["demo.secret"]))
+    config.set_default_permission("enter")
+    config.set_default_csrf_options(require_csrf=True)

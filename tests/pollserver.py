@@ -1,0 +1,280 @@
+"""A small web server that answers the poller's requests from a script, per job.
+
+It serves one page and the real job-state.js under a strict Content Security Policy,
+and records what it was asked, and when.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from html import escape
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+SCRIPT = Path(__file__).parent.parent / "pyramid_jobstate" / "static" / "job-state.js"
+
+POLICY = (
+    "default-src 'self'; script-src 'self'; style-src 'self'; "
+    "require-trusted-types-for 'script'"
+)
+
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>Poller</title>
+<script src="/job-state.js"{attributes}></script>
+<script src="/harness.js"></script>
+"""
+
+# Runs in the page: starts pollers and writes down what their callbacks were told.
+HARNESS = """
+"use strict";
+const calls = [], raw = [], pollers = {}, aborters = {}, delays = [], asked = [];
+
+const reallyFetch = window.fetch;
+window.fetch = (url, init) => {
+  asked.push(url);
+  return reallyFetch(url, init);
+};
+
+const plain = (value) => {
+  if (value instanceof Error) return { message: value.message, ...value };
+  if (value && "outcome" in value) return { ...value, reason: plain(value.reason) };
+  return value;
+};
+
+function follow(name, options = {}, { callbacks, throwing = [], stopIn } = {}) {
+  const all = { jobUuid: name, pollingPeriod: 50, ...options };
+  if (all.signal) {
+    aborters[name] = new AbortController();
+    if (all.signal === "aborted") aborters[name].abort();
+    all.signal = aborters[name].signal;
+  }
+  for (const callback of callbacks || ["update", "success", "error", "lost"]) {
+    all[callback] = (value) => {
+      raw.push(value);
+      calls.push({ name, callback, value: plain(value) });
+      if (stopIn === callback) pollers[name].stop();
+      if (throwing.includes(callback)) throw new Error(`thrown in ${callback}`);
+    };
+  }
+  pollers[name] = JobState.startPolling(all);
+  pollers[name].done.then((value) =>
+    calls.push({ name, callback: "done", value: plain(value) })
+  );
+}
+
+async function cancel(name) {
+  try {
+    return await pollers[name].cancel();
+  } catch (error) {
+    return { rejected: error instanceof Error, ...plain(error) };
+  }
+}
+
+function setHidden(hidden) {
+  const define = (name, value) =>
+    Object.defineProperty(document, name, { configurable: true, get: () => value });
+  define("hidden", hidden);
+  define("visibilityState", hidden ? "hidden" : "visible");
+  document.dispatchEvent(new Event("visibilitychange"));
+}
+
+// Pauses become a thousand times shorter, chance stands still. The half minute that a
+// request may take is left as it is.
+function hurry(chance) {
+  const setTimer = window.setTimeout.bind(window);
+  window.setTimeout = (callback, delay) => {
+    if (delay === 30000) return setTimer(callback, delay);
+    delays.push(delay);
+    return setTimer(callback, delay / 1000);
+  };
+  Math.random = () => chance;
+}
+"""
+
+
+@dataclasses.dataclass
+class Answer:
+    """One scripted answer; `drop` closes the connection, `hold` waits for an event."""
+
+    status: int = 200
+    body: str = ""
+    headers: dict[str, str] = dataclasses.field(default_factory=dict)
+    delay: float = 0.0
+    hold: threading.Event | None = None
+    drop: bool = False
+
+
+@dataclasses.dataclass
+class Request:
+    """One request that was seen: header names in lower case, times monotonic."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    began: float
+    ended: float | None = None
+
+
+def state(job_state: str = "working", **metrics: Any) -> str:
+    """The JSON of a job, as the views answer it."""
+    job: dict[str, Any] = {"uuid": "…", "status": job_state, "error": None}
+    if job_state == "error":
+        job["error"] = {"message": "The job failed."}
+    return json.dumps({**metrics, "job_state": job_state, "job": job})
+
+
+def working(etag: str | None = None, **metrics: Any) -> Answer:
+    headers = {"ETag": etag} if etag else {}
+    return Answer(body=state("working", **metrics), headers=headers)
+
+
+def success(**metrics: Any) -> Answer:
+    return Answer(body=state("success", **metrics))
+
+
+def error(**metrics: Any) -> Answer:
+    return Answer(body=state("error", **metrics))
+
+
+class PollServer:
+    """Answers each path from its own script; the last answer is repeated."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._scripts: dict[tuple[str, str], list[Answer]] = {}
+        self._requests: list[Request] = []
+        self._port = 0
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Listen, on the same port as before."""
+        handler = type("Handler", (_Handler,), {"poll_server": self})
+        self._httpd = ThreadingHTTPServer(("127.0.0.1", self._port), handler)
+        self._port = self._httpd.server_address[1]
+        self._thread = threading.Thread(
+            target=self._httpd.serve_forever, args=(0.01,), daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Refuse connections until started again."""
+        self._httpd.shutdown()
+        self._thread.join()
+        self._httpd.server_close()
+
+    def close(self) -> None:
+        """Stop, and let go of every answer that is being held back."""
+        self.stop()
+        for answers in self._scripts.values():
+            for answer in answers:
+                if answer.hold is not None:
+                    answer.hold.set()
+
+    def answer(
+        self,
+        name: str,
+        *answers: Answer,
+        method: str = "GET",
+        below: str = "/job_state",
+    ) -> None:
+        """Script what `method` answers for a job, from now on."""
+        with self._lock:
+            self._scripts[method, f"{below}/{name}"] = list(answers)
+
+    def seen(
+        self, name: str, method: str = "GET", below: str = "/job_state"
+    ) -> list[Request]:
+        """The requests of one job so far."""
+        with self._lock:
+            path = f"{below}/{name}"
+            return [
+                dataclasses.replace(request)
+                for request in self._requests
+                if request.method == method and urlsplit(request.path).path == path
+            ]
+
+    def next_answer(self, method: str, path: str) -> Answer:
+        with self._lock:
+            answers = self._scripts.get((method, path), [Answer(404)])
+            return answers.pop(0) if len(answers) > 1 else answers[0]
+
+    @contextmanager
+    def recorded(self, method: str, path: str, headers: Any) -> Iterator[None]:
+        names = {name.lower(): value for name, value in headers.items()}
+        request = Request(method, path, names, time.monotonic())
+        with self._lock:
+            self._requests.append(request)
+        try:
+            yield
+        finally:
+            request.ended = time.monotonic()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    # HTTP/1.0: with kept connections a stopped server would go on answering.
+    poll_server: PollServer
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        if url.path == "/page":
+            base_url = parse_qs(url.query).get("base")
+            attributes = f' data-base-url="{escape(base_url[0])}"' if base_url else ""
+            page = PAGE.format(attributes=attributes)
+            headers = {
+                "Content-Type": "text/html; charset=utf-8",
+                "Content-Security-Policy": POLICY,
+                "Set-Cookie": "session=alice",
+            }
+            self._send(Answer(body=page, headers=headers))
+        elif url.path == "/job-state.js":
+            self._send_script(SCRIPT.read_text("utf-8"))
+        elif url.path == "/harness.js":
+            self._send_script(HARNESS)
+        elif url.path == "/empty":
+            self._send(Answer(headers={"Content-Type": "text/html"}))
+        elif url.path == "/favicon.ico":
+            self._send(Answer(204))
+        else:
+            self._answer(url.path)
+
+    def do_POST(self) -> None:
+        self._answer(urlsplit(self.path).path)
+
+    def _answer(self, path: str) -> None:
+        with self.poll_server.recorded(self.command, self.path, self.headers):
+            answer = self.poll_server.next_answer(self.command, path)
+            if answer.hold is not None:
+                answer.hold.wait(20)
+            time.sleep(answer.delay)
+        if not answer.drop:
+            self._send(answer)
+
+    def _send_script(self, source: str) -> None:
+        headers = {"Content-Type": "text/javascript; charset=utf-8"}
+        self._send(Answer(body=source, headers=headers))
+
+    def _send(self, answer: Answer) -> None:
+        body = answer.body.encode("utf-8")
+        headers = {"Content-Type": "application/json", **answer.headers}
+        if answer.status != 304:
+            headers["Content-Length"] = str(len(body))
+        self.send_response_only(answer.status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        with suppress(OSError):  # some tests make the browser go away meanwhile
+            self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        """Stay silent."""

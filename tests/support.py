@@ -1,0 +1,24 @@
+"""What several tests need."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def wait_for(condition: Callable[[], T], timeout: float = 5.0) -> T:
+    """Wait until a condition holds, and return the true value that it gave.
+
+    Raises:
+      AssertionError: It did not hold within `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            name = getattr(condition, "__qualname__", repr(condition))
+            raise AssertionError(f"{name} still gave {value!r} after {timeout} seconds")
+        time.sleep(0.01)

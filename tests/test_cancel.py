@@ -1,0 +1,414 @@
+"""Cancelling a job that runs, in a real worker."""
+
+import asyncio
+import logging
+import threading
+import time
+from typing import Any
+
+import dramatiq
+import pytest
+import redis
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import AsyncIO, Callbacks, Retries
+from dramatiq.results import ResultFailure, Results
+from dramatiq.results.backends import RedisBackend
+
+from pyramid_jobstate import JobCancelled, JobState, JobStateMiddleware, JobStore
+from pyramid_jobstate.embedded import EmbeddedServer
+from pyramid_jobstate.record import JobError
+from tests.jobs import Gate, load, make_broker, messages, wait_until, working
+from tests.support import wait_for
+
+CANCELLED = JobError(None, "The job was cancelled.")
+
+
+@pytest.fixture(params=["appended", "before", "without"])
+def broker(request: pytest.FixtureRequest, redis_url: str) -> RedisBroker:
+    """A broker with the middleware after Retries, before it, or without Retries."""
+    place = request.param
+    return make_broker(
+        redis_url,
+        before=Retries if place == "before" else None,
+        without=Retries if place == "without" else None,
+    )
+
+
+def report_for_ever(job_state: JobState) -> None:
+    for number in range(1_000_000):
+        job_state.set_progress_metric("number", number)
+        time.sleep(0.001)
+
+
+def increment_for_ever(job_state: JobState) -> None:
+    while True:
+        job_state.increment_progress_metric("number")
+        time.sleep(0.001)
+
+
+def track_for_ever(job_state: JobState) -> None:
+    for _ in job_state.track(range(1_000_000)):
+        time.sleep(0.001)
+
+
+def progress_for_ever(job_state: JobState) -> None:
+    while True:
+        job_state.set_progress(1)
+        time.sleep(0.001)
+
+
+def log_for_ever(job_state: JobState) -> None:
+    while True:
+        job_state.append_log("on we go")
+        time.sleep(0.001)
+
+
+def talk_for_ever(job_state: JobState) -> None:
+    while True:
+        job_state.set_message("on we go")
+        time.sleep(0.001)
+
+
+def ask_for_ever(job_state: JobState) -> None:
+    while True:
+        job_state.raise_if_cancelled()
+        time.sleep(0.001)
+
+
+def look_for_ever(job_state: JobState) -> None:
+    while not job_state.cancel_requested:
+        time.sleep(0.001)
+    raise ValueError("as good as any")
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        report_for_ever,
+        increment_for_ever,
+        track_for_ever,
+        progress_for_ever,
+        log_for_ever,
+        talk_for_ever,
+        ask_for_ever,
+        look_for_ever,
+    ],
+)
+def test_a_job_stops_at_whatever_it_calls_next(redis_url: str, work: Any) -> None:
+    """A running job learns of the cancel at its next call, whichever it is."""
+    broker = make_broker(redis_url)
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        work(job_state)
+
+    with working(broker):
+        message = run_marathon.send()
+        state = wait_until(broker, message, "working")
+        assert state.cancel() and not state.cancel_requested
+        state = wait_until(broker, message, "cancelled")
+    assert state.error == CANCELLED and state.is_error
+    assert not state.cancel()
+
+
+def test_a_cancelled_job_ends_quietly(
+    broker: RedisBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A cancelled job is not retried, calls nobody back and logs no traceback."""
+    called = []
+
+    @dramatiq.actor(broker=broker)
+    def call_back(*args: Any) -> None:
+        called.append(args)
+
+    options: dict[str, Any] = {"on_failure": call_back, "on_success": call_back}
+    if not any(isinstance(m, Callbacks) for m in broker.middleware):
+        options = {}
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        report_for_ever(job_state)
+
+    with working(broker):
+        message = run_marathon.send_with_options(**options)
+        wait_until(broker, message, "working").cancel()
+        began = time.monotonic()
+        wait_until(broker, message, "cancelled")
+        assert time.monotonic() - began < 1
+        broker.join("default", timeout=5000)
+    assert called == []
+    assert broker.do_qsize("default.DQ") == 0
+    assert not [r for r in caplog.records if r.exc_info]
+    assert len(messages(caplog, "dramatiq.worker")) == 1
+
+
+def test_clean_up_runs_and_may_report(redis_url: str) -> None:
+    """`except Exception` lets the cancel through, `finally` blocks run and report, and
+    it is raised once in each thread."""
+    broker = make_broker(redis_url)
+    seen: list[str] = []
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        other = threading.Thread(target=elsewhere, args=(job_state,))
+        other.start()
+        try:
+            while True:
+                try:
+                    job_state.set_progress_metric("number", 1)
+                except Exception:
+                    seen.append("swallowed")
+                time.sleep(0.001)
+        finally:
+            other.join()
+            job_state.set_message("swept up")
+            job_state.set_progress_metric("number", 2)
+            job_state.set_progress_metric("swept", True)
+            job_state.set_progress_metric("swept", 3)
+            job_state.raise_if_cancelled()
+            assert job_state.cancel_requested
+
+    def elsewhere(job_state: JobState) -> None:
+        try:
+            report_for_ever(job_state)
+        except JobCancelled:
+            seen.append("told")
+
+    with working(broker):
+        message = run_marathon.send()
+        wait_until(broker, message, "working").cancel()
+        state = wait_until(broker, message, "cancelled")
+    assert seen == ["told"]
+    assert state.message == "swept up"
+    assert state.progress_metrics == {"number": 2, "swept": 3}
+
+
+def test_any_exception_after_a_cancel_is_a_cancel(broker: RedisBroker) -> None:
+    """A job that fails in its own way after it was cancelled ends as cancelled."""
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        while not job_state.cancel_requested:
+            time.sleep(0.001)
+        raise ValueError("secret")
+
+    with working(broker):
+        message = run_marathon.send()
+        wait_until(broker, message, "working").cancel()
+        state = wait_until(broker, message, "cancelled", "error", "retrying")
+    assert (state.status, state.error) == ("cancelled", CANCELLED)
+
+
+def test_an_exception_before_the_job_heard_of_it_is_a_cancel(redis_url: str) -> None:
+    """A job that fails before it learns of the cancel is cancelled, and its retry
+    skipped."""
+    middleware = JobStateMiddleware(url=redis_url, interval=10)
+    broker = make_broker(redis_url, middleware)
+    gate = Gate()
+    runs = []
+
+    @dramatiq.actor(broker=broker, min_backoff=50, max_backoff=60, job_state=True)
+    def run_marathon() -> None:
+        runs.append(1)
+        gate.wait()
+        raise ValueError("secret")
+
+    with working(broker):
+        message = run_marathon.send()
+        gate.wait_for_job()
+        assert load(broker, message).cancel()
+        gate.open()
+        state = wait_until(broker, message, "cancelled", "retrying", "error")
+        assert (state.status, state.error) == ("cancelled", CANCELLED)
+        wait_for(lambda: broker.do_qsize("default.DQ") == 0)
+        broker.join("default", timeout=5000)
+    assert runs == [1]
+    assert load(broker, message).status == "cancelled"
+
+
+def test_a_job_that_shields_itself_is_a_success(redis_url: str) -> None:
+    """A job that returns normally after it was cancelled ends as a success."""
+    broker = make_broker(redis_url)
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        try:
+            report_for_ever(job_state)
+        except JobCancelled:
+            job_state.set_progress_metric("shielded", True)
+
+    with working(broker):
+        message = run_marathon.send()
+        wait_until(broker, message, "working").cancel()
+        state = wait_until(broker, message, "success", "cancelled")
+    assert state.status == "success"
+    assert state.progress_metrics["shielded"] is True
+
+
+@pytest.mark.parametrize("delay", [None, 200])
+def test_a_waiting_job_never_begins(redis_url: str, delay: int | None) -> None:
+    """A job that is cancelled while it is queued or delayed is not run."""
+    broker = make_broker(redis_url)
+    runs = []
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon() -> None:
+        runs.append(1)
+
+    message = run_marathon.send_with_options(delay=delay)
+    assert load(broker, message).cancel()
+    assert load(broker, message).status == "cancelled"
+    with working(broker):
+        wait_for(lambda: broker.do_qsize("default.DQ") == 0)
+        broker.join("default", timeout=5000)
+    assert runs == []
+    assert load(broker, message).status == "cancelled"
+
+
+def test_a_retrying_job_never_begins_again(redis_url: str) -> None:
+    """A job that is cancelled between two tries is not tried again."""
+    broker = make_broker(redis_url)
+    runs = []
+
+    @dramatiq.actor(broker=broker, min_backoff=300, max_backoff=301, job_state=True)
+    def run_marathon() -> None:
+        runs.append(1)
+        raise ValueError
+
+    with working(broker):
+        message = run_marathon.send()
+        assert wait_until(broker, message, "retrying").cancel()
+        assert load(broker, message).status == "cancelled"
+        wait_for(lambda: broker.do_qsize("default.DQ") == 0)
+        broker.join("default", timeout=5000)
+    assert runs == [1]
+    assert load(broker, message).status == "cancelled"
+
+
+def test_a_cancelled_job_has_no_result_and_no_next_step(redis_url: str) -> None:
+    """A caller who asks for the result learns that there is none, and a pipeline does
+    not go on."""
+    broker = make_broker(redis_url)
+    backend = RedisBackend(url=redis_url)
+    broker.add_middleware(Results(backend=backend))
+    stepped = []
+
+    @dramatiq.actor(broker=broker, store_results=True)
+    def run_marathon(*, job_state: JobState) -> None:
+        report_for_ever(job_state)
+
+    @dramatiq.actor(broker=broker)
+    def step(*args: Any) -> None:
+        stepped.append(args)
+
+    messages = [run_marathon.message(), step.message()]
+    pipeline = dramatiq.pipeline(messages, broker=broker)
+    with working(broker):
+        pipeline.run()
+        wait_until(broker, pipeline.messages[0], "working").cancel()
+        wait_until(broker, pipeline.messages[0], "cancelled")
+        with pytest.raises(ResultFailure):
+            pipeline.messages[0].get_result(backend=backend, block=True, timeout=2000)
+        broker.join("default", timeout=5000)
+    assert stepped == []
+
+
+def test_an_async_job_with_a_slow_clean_up(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A coroutine's clean-up may take its time: two seconds here."""
+    broker = make_broker(redis_url, others=(AsyncIO(),))
+
+    @dramatiq.actor(broker=broker)
+    async def run_marathon(*, job_state: JobState) -> None:
+        try:
+            while True:
+                job_state.set_progress_metric("number", 1)
+                await asyncio.sleep(0.001)
+        finally:
+            await asyncio.sleep(2)
+            job_state.set_message("swept up")
+
+    with working(broker):
+        message = run_marathon.send()
+        wait_until(broker, message, "working").cancel()
+        state = wait_until(broker, message, "cancelled", "error", "retrying")
+    assert (state.status, state.message) == ("cancelled", "swept up")
+    assert not [r for r in caplog.records if r.exc_info]
+
+
+def test_a_redelivered_job_that_was_cancelled_is_skipped(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """A job whose worker died after the cancel is cancelled when it comes again."""
+    broker = make_broker(redis_url)
+    runs = []
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon() -> None:
+        runs.append(1)
+
+    message = run_marathon.send()
+    # What a worker leaves behind that was killed.
+    key = f"jobstate:{message.message_id}"
+    client.hset(key, mapping={"status": "working", "run": "x", "seq": 1, "started": 1})
+    assert load(broker, message).cancel()
+    with working(broker):
+        state = wait_until(broker, message, "cancelled", "success")
+    assert (state.status, runs) == ("cancelled", [])
+
+
+def test_a_cancel_while_the_store_is_away_is_refused(
+    redis_url: str, server: EmbeddedServer
+) -> None:
+    """Without the store nobody can be told: the caller learns it."""
+    broker = make_broker(redis_url, JobStateMiddleware(url=server.url))
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon() -> None: ...
+
+    state = load(broker, run_marathon.send())
+    server.stop()
+    with pytest.raises(redis.ConnectionError):
+        state.cancel()
+
+
+def test_a_job_that_began_without_the_store_hears_of_the_cancel(
+    redis_url: str, server: EmbeddedServer, tmp_path: Any
+) -> None:
+    """A job that was cancelled while it waited, but whose worker could not know, is told
+    when the store is back."""
+    server = EmbeddedServer(directory=str(tmp_path), arguments=["--appendonly", "yes"])
+    with server:
+        broker = make_broker(redis_url, JobStateMiddleware(url=server.url))
+        gate = Gate()
+
+        @dramatiq.actor(broker=broker)
+        def run_marathon(*, job_state: JobState) -> None:
+            gate.wait()
+            report_for_ever(job_state)
+
+        message = run_marathon.send()
+        assert load(broker, message).cancel()
+        server.stop()
+        logging.getLogger("pyramid_jobstate").setLevel(logging.ERROR)
+        with working(broker):
+            gate.wait_for_job()
+            server.start()
+            gate.open()
+            store = JobStore(server.url)
+            wait_for(lambda: store.load(message.message_id).status == "cancelled")  # type: ignore[union-attr]
+        logging.getLogger("pyramid_jobstate").setLevel(logging.NOTSET)
+
+
+def test_a_job_cannot_cancel_itself(redis_url: str) -> None:
+    """The job_state of a running job refuses cancel(): raising an exception ends it."""
+    broker = make_broker(redis_url)
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        with pytest.raises(RuntimeError, match="Only a JobState that was loaded"):
+            job_state.cancel()
+
+    with working(broker):
+        wait_until(broker, run_marathon.send(), "success")

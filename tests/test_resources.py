@@ -1,0 +1,500 @@
+"""The containers of jobs: what is in them, who decides over it, and where it is."""
+
+from typing import Any
+
+import pytest
+import redis
+from pyramid import testing
+from pyramid.authorization import Allow, Everyone
+from pyramid.config import Configurator
+from pyramid.request import Request
+from pyramid.response import Response
+from pyramid.traversal import DefaultRootFactory, find_root
+
+from pyramid_jobstate import JobState, JobStore, StoreUnavailable
+from pyramid_jobstate.embedded import EmbeddedServer
+from pyramid_jobstate.resources import JobStates
+
+from .webapp import (
+    ADMIN,
+    NOWHERE,
+    Root,
+    RunMarathon,
+    ask,
+    get,
+    make_app,
+    make_config,
+    make_request,
+    mounted_root,
+    put_job,
+)
+
+UUID = "12345678-1234-4321-8765-1234567890ab"
+
+#: Where an application with `mounted_root` has its jobs.
+PLACES = ["/job_state", "/jobs", "/site/jobs"]
+
+
+class CountingRoot(Root):
+    """A root that counts how often it was made."""
+
+    made = 0
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
+        type(self).made += 1
+
+
+class Tattle(JobState):
+    """A kind of job that whoever is named in its parameters may see, and bob not."""
+
+    def __acl__(self) -> list[tuple[str, Any, Any]]:
+        return [
+            (Allow, self.get_job_param("friend"), "view_job"),
+            ("Deny", "bob", "view_job"),
+        ]
+
+
+@pytest.fixture
+def config(redis_url: str) -> Configurator:
+    """The configurator of an application that was made."""
+    config = make_config(redis_url, root_factory=mounted_root)
+    make_app(config)
+    return config
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> type[CountingRoot]:
+    """The root of an application, that was not made yet."""
+    monkeypatch.setattr(CountingRoot, "made", 0)
+    return CountingRoot
+
+
+# Finding.
+
+
+def test_find_returns_the_job(config: Configurator, client: redis.Redis) -> None:
+    """A job is found by its uuid, as an instance of its class and in the container."""
+    uuid = put_job(client)
+    job_states = make_request(config).job_states
+
+    job_state = job_states.find(uuid)
+
+    assert isinstance(job_state, RunMarathon)
+    assert (job_state.uuid, job_state.__name__) == (uuid, uuid)
+    assert job_state.__parent__ is job_states
+
+
+def test_getitem_returns_the_job(config: Configurator, client: redis.Redis) -> None:
+    """A container is a mapping to traversal."""
+    uuid = put_job(client)
+
+    assert make_request(config).job_states[uuid].uuid == uuid
+
+
+def test_unknown_job_is_none_or_a_key_error(config: Configurator) -> None:
+    """A job that there is not is found as None, and a KeyError to traversal."""
+    job_states = make_request(config).job_states
+
+    assert job_states.find(UUID) is None
+    with pytest.raises(KeyError, match=UUID):
+        job_states[UUID]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "x", UUID.upper(), UUID + "\n", UUID + "x", f"{{{UUID}}}", UUID[:-1], None, 5],
+)
+def test_malformed_uuid_does_not_reach_the_store(name: Any) -> None:
+    """What is no uuid, in its one spelling, is unknown without a question."""
+    config = make_config(NOWHERE)
+    make_app(config)
+
+    assert make_request(config).job_states.find(name) is None
+
+
+def test_keys_of_other_things_are_no_jobs(
+    config: Configurator, client: redis.Redis
+) -> None:
+    """No name leads to another of the store's keys."""
+    client.hset("jobstate:active:all", "kind", "JobState")
+
+    assert make_request(config).job_states.find("active:all") is None
+
+
+def test_store_that_is_away_is_store_unavailable() -> None:
+    """The container says that the store does not answer, and why."""
+    config = make_config(NOWHERE)
+    make_app(config)
+    job_states = make_request(config).job_states
+
+    with pytest.raises(StoreUnavailable, match="does not answer") as caught:
+        job_states.find(UUID)
+
+    assert caught.value.container is job_states
+    assert isinstance(caught.value.__cause__, redis.ConnectionError)
+
+
+def test_requests_have_one_container(config: Configurator) -> None:
+    """`request.job_states` is made once a request, and is this request's."""
+    request = make_request(config)
+
+    assert request.job_states is request.job_states
+    assert request.job_states.request is request
+    assert make_request(config).job_states is not request.job_states
+
+
+def test_store_is_the_applications(config: Configurator) -> None:
+    """The container says which store it asks."""
+    assert isinstance(make_request(config).job_states.store, JobStore)
+
+
+# Who decides.
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("user", "status"), [("alice", 200), (ADMIN, 200), ("bob", 403), (None, 403)]
+)
+def test_owner_and_admins_see_a_job(
+    config: Configurator,
+    client: redis.Redis,
+    place: str,
+    user: str | None,
+    status: int,
+) -> None:
+    """Its owner sees a job, the application's root lets others in, and nobody else."""
+    app = make_app(config)
+
+    response = get(app, f"{place}/{put_job(client)}", user)
+
+    assert response.status_code == status
+    if status == 403:
+        assert "miles" not in response.text
+
+
+def test_job_without_owner_is_for_the_root_to_decide(
+    config: Configurator, client: redis.Redis
+) -> None:
+    """A job of nobody's is seen by those whom the root lets in, and not by nobody."""
+    app = make_app(config)
+    uuid = put_job(client, owner="null")
+
+    assert get(app, f"/job_state/{uuid}").status_code == 403
+    assert get(app, f"/job_state/{uuid}", ADMIN).status_code == 200
+
+
+@pytest.mark.parametrize("owner", ["1", "1.0", '"1"'])
+def test_number_and_string_are_different_owners(
+    redis_url: str, client: redis.Redis, owner: str
+) -> None:
+    """An owner keeps its type in the store: the user 1 is not the user "1"."""
+    config = make_config(redis_url)
+    make_app(config)
+    job_state = make_request(config).job_states[put_job(client, owner=owner)]
+
+    allowed = make_request(config, "1").has_permission("view_job", job_state)
+
+    assert bool(allowed) is (owner == '"1"')
+
+
+def test_root_that_gives_view_to_everyone_opens_nothing(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """Rights of the usual names in the application's root are no rights to jobs."""
+
+    class OpenRoot(Root):
+        __acl__ = ((Allow, Everyone, ("view", "edit", "read", "list", "cancel")),)
+
+    app = make_app(make_config(redis_url, root_factory=OpenRoot))
+
+    assert get(app, f"/job_state/{put_job(client)}", "bob").status_code == 403
+
+
+def test_acl_of_the_jobs_class_decides_first(
+    config: Configurator, client: redis.Redis
+) -> None:
+    """A class's own ACL may use the job's parameters, shuts out the owner, and comes
+    before the root's."""
+    app = make_app(config)
+    uuid = put_job(client, kind="Tattle", params='{"friend": "carol"}')
+
+    assert get(app, f"/job_state/{uuid}", "carol").status_code == 200
+    assert get(app, f"/job_state/{uuid}", "alice").status_code == 403
+    assert get(app, f"/job_state/{uuid}", "bob").status_code == 403
+    assert get(app, f"/job_state/{uuid}", ADMIN).status_code == 200
+
+
+def test_unknown_kind_has_no_rights_of_its_own(
+    config: Configurator, client: redis.Redis
+) -> None:
+    """A job of a kind that the web process has not imported is for the root alone."""
+    app = make_app(config)
+    uuid = put_job(client, kind="NeverImported")
+
+    assert get(app, f"/job_state/{uuid}", "alice").status_code == 403
+    assert get(app, f"/job_state/{uuid}", ADMIN).json["job"]["kind"] == "NeverImported"
+
+
+def test_policy_without_acls_is_asked_about_the_job(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """Any policy decides by the job and the permission."""
+
+    class Rules:
+        def identity(self, request: Request) -> None:
+            return None
+
+        authenticated_userid = identity
+
+        def permits(self, request: Request, context: Any, permission: str) -> bool:
+            asked.append(permission)
+            return isinstance(context, JobState) and context.attempt == 1
+
+    asked: list[str] = []
+    app = make_app(make_config(redis_url, security_policy=Rules()))
+
+    assert get(app, f"/job_state/{put_job(client)}").status_code == 200
+    assert get(app, f"/job_state/{put_job(client, attempt=2)}").status_code == 403
+    assert asked[0] == "view_job"
+
+
+def test_root_is_made_only_when_the_job_has_not_decided(
+    redis_url: str, client: redis.Redis, counted: type[CountingRoot]
+) -> None:
+    """The owner's request spares the root factory, another's asks it once."""
+    app = make_app(make_config(redis_url, root_factory=counted))
+    uuid = put_job(client)
+
+    get(app, f"/job_state/{uuid}", "alice")
+    assert counted.made == 0
+    get(app, f"/job_state/{UUID}", "alice")
+    assert counted.made == 0
+    get(app, f"/job_state/{uuid}", ADMIN)
+    assert counted.made == 1
+
+
+@pytest.mark.parametrize("error", [AttributeError, KeyError, ZeroDivisionError])
+def test_root_factory_that_fails_is_not_passed_over(
+    redis_url: str, client: redis.Redis, error: type[Exception]
+) -> None:
+    """A root factory's error is an error, not the end of the lineage."""
+
+    def factory(request: Request) -> Any:
+        raise error("Who has taken the root?")
+
+    app = make_app(make_config(redis_url, root_factory=factory))
+
+    with pytest.raises((RuntimeError, error), match="Who has taken the root"):
+        get(app, f"/job_state/{put_job(client)}", "bob")
+
+
+def test_root_is_pyramids_own_without_a_root_factory() -> None:
+    """Where no root factory is registered, the root is Pyramid's default."""
+    with testing.testConfig() as config:
+        request = testing.DummyRequest()
+        request.registry = config.registry
+
+        assert isinstance(JobStates(request).__parent__, DefaultRootFactory)
+
+
+def test_root_is_at_the_end_of_the_lineage(
+    redis_url: str, client: redis.Redis, counted: type[CountingRoot]
+) -> None:
+    """From a job the application's root can be reached, and is made once."""
+    config = make_config(redis_url, root_factory=counted)
+    make_app(config)
+    job_state = make_request(config).job_states[put_job(client)]
+
+    assert find_root(job_state) is find_root(job_state)
+    assert isinstance(find_root(job_state), counted)
+    assert counted.made == 1
+
+
+# Where it is.
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("script_name", ["", "/app"])
+def test_url_of_a_job_is_where_it_was_reached(
+    config: Configurator, client: redis.Redis, place: str, script_name: str
+) -> None:
+    """A job says the URL of the place through which it was reached."""
+    app = make_app(config)
+    environ = {"SCRIPT_NAME": script_name, "HTTP_X_USER": "alice"}
+    uuid = put_job(client)
+
+    response = app.request(f"{place}/{uuid}", environ=environ)
+
+    url = response.json["job"]["url"]
+    assert url == f"http://localhost{script_name}{place}/{uuid}/"
+    below = url.removeprefix(f"http://localhost{script_name}")
+    assert get(app, below, "alice").json == response.json
+
+
+@pytest.mark.parametrize("place", ["/job_state", "/jobs"])
+def test_url_of_a_job_follows_the_virtual_root(
+    config: Configurator, client: redis.Redis, place: str
+) -> None:
+    """Under a virtual root a mounted job's URL is below it, and a routed one's, as every
+    route's, does not change."""
+    app = make_app(config)
+    uuid = put_job(client)
+
+    response = get(app, f"{place}/{uuid}", "alice", X_VHM_Root="/site")
+
+    assert response.json["job"]["url"] == f"http://localhost{place}/{uuid}/"
+
+
+def test_virtual_root_does_not_lead_to_another_job(
+    config: Configurator, client: redis.Redis
+) -> None:
+    """Whoever sends a header of a virtual root gets no other job for it."""
+    app = make_app(config)
+    uuid = put_job(client)
+
+    assert get(app, "/job_state", "alice", X_VHM_Root=f"/{uuid}").status_code == 404
+    assert get(app, "/", "bob", X_VHM_Root=f"/jobs/{uuid}").status_code == 403
+
+
+def test_mounted_urls_ignore_a_route_prefix(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """A route_prefix moves the routed jobs only."""
+    config = make_config(redis_url, root_factory=mounted_root)
+    config.include("pyramid_jobstate", route_prefix="/api")
+    app = make_app(config)
+    uuid = put_job(client)
+
+    for place in "/api/job_state", "/jobs":
+        url = get(app, f"{place}/{uuid}", "alice").json["job"]["url"]
+        assert url == f"http://localhost{place}/{uuid}/"
+
+
+def test_url_of_a_job_without_a_container_is_the_default(
+    config: Configurator, client: redis.Redis, redis_url: str
+) -> None:
+    """A job that the store gave out itself is at the default path."""
+    uuid = put_job(client)
+    job_state = JobStore(redis_url).load(uuid)
+
+    url = make_request(config).resource_url(job_state)
+
+    assert url == f"http://localhost/job_state/{uuid}/"
+
+
+def test_url_of_a_container(config: Configurator) -> None:
+    """A container has a URL, too, and so has what is below it."""
+    request = make_request(config)
+    mounted = mounted_root(request)["site"]["jobs"]
+
+    assert request.resource_url(request.job_states) == "http://localhost/job_state/"
+    assert request.resource_url(mounted) == "http://localhost/site/jobs/"
+    assert request.resource_path(mounted, "x", query={"y": 1}) == "/site/jobs/x?y=1"
+
+
+def test_url_goes_on_below_a_job(config: Configurator, client: redis.Redis) -> None:
+    """Elements, query and a route's name work as for any resource."""
+    config.add_route("shown", "/shown*traverse")
+    config.commit()
+    request = make_request(config)
+    job_state = request.job_states[uuid := put_job(client)]
+
+    path = request.resource_path(job_state, "cancel", query={"now": "1"})
+    by_route = request.resource_path(job_state, route_name="shown")
+
+    assert path == f"/job_state/{uuid}/cancel?now=1"
+    assert by_route == f"/shown/job_state/{uuid}/"
+
+
+def test_url_spares_the_root_factory(
+    redis_url: str, client: redis.Redis, counted: type[CountingRoot]
+) -> None:
+    """To say where a job is the root is not needed."""
+    config = make_config(redis_url, root_factory=counted)
+    make_app(config)
+    request = make_request(config)
+
+    request.resource_url(request.job_states[put_job(client)])
+
+    assert counted.made == 0
+
+
+# Mounted in the application's tree.
+
+
+def test_mounted_container_answers_as_the_routed_one(
+    config: Configurator, client: redis.Redis
+) -> None:
+    """But for the URL, the two places say the same."""
+    app = make_app(config)
+    uuid = put_job(client)
+
+    routed = get(app, f"/job_state/{uuid}", "alice").json
+    mounted = get(app, f"/jobs/{uuid}", "alice").json
+
+    assert routed["job"].pop("url") != mounted["job"].pop("url")
+    assert routed == mounted
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", ["", "/", f"/{UUID}", f"/{UUID}/", "/x", "/x/y"])
+def test_what_is_not_there_is_not_found_in_json(
+    config: Configurator, place: str, name: str
+) -> None:
+    """The answer to a name of no job is ours, in JSON, wherever it was looked for."""
+    response = get(make_app(config), place + name, "alice")
+
+    assert response.status_code == 404
+    assert response.json == {"error": "There is no such job."}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_store_that_is_away_is_a_503(server: EmbeddedServer, place: str) -> None:
+    """While the store is away each of its jobs is a 503 that says when to ask again."""
+    app = make_app(make_config(server.url, root_factory=mounted_root))
+    server.stop()
+
+    response = get(app, f"{place}/{UUID}", "alice")
+
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "5"
+    assert response.headers["Cache-Control"] == "private, no-cache"
+    assert response.json == {"error": "The job state store does not answer."}
+
+
+def test_store_that_is_back_is_found_again(server: EmbeddedServer) -> None:
+    """Once the store is back, so are the answers."""
+    app = make_app(make_config(server.url))
+    assert get(app, f"/job_state/{UUID}", "alice").status_code == 404
+    server.stop()
+    assert get(app, f"/job_state/{UUID}", "alice").status_code == 503
+
+    server.start()
+
+    assert get(app, f"/job_state/{UUID}", "alice").status_code == 404
+
+
+def test_views_of_the_application_stand_beside_ours_in_its_tree(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """In its own tree the application may give jobs further views, whose errors are its
+    own as well."""
+    config = make_config(redis_url, root_factory=mounted_root)
+    config.add_view(lambda c, r: Response(c.kind), name="page", context=JobState, permission="view_job")
+    config.add_view(lambda c, r: r.job_states[UUID], name="gone", context=JobState)
+    config.add_view(lambda c, r: Response("All"), name="page", context=JobStates, permission="list_jobs")
+    config.add_notfound_view(lambda e, r: Response("app 404", 404))
+    config.add_forbidden_view(lambda e, r: Response("app 403", 403))
+    app = make_app(config)
+    uuid = put_job(client)
+
+    assert get(app, f"/jobs/{uuid}/page", "alice").text == "RunMarathon"
+    assert get(app, f"/jobs/{uuid}/page", "bob").text == "app 403"
+    assert get(app, f"/jobs/{uuid}/none", "alice").text == "app 404"
+    assert get(app, "/jobs/page", ADMIN).text == "All"
+    assert get(app, "/jobs/page", "bob").text == "app 403"
+    assert get(app, f"/jobs/{uuid}", "bob").content_type == "application/json"
+    assert ask(app, "PUT", f"/jobs/{uuid}", "alice").json["error"]
+    with pytest.raises(KeyError):
+        get(app, f"/jobs/{uuid}/gone")

@@ -1,0 +1,500 @@
+"""What one execution of a job has said, and what it may say."""
+
+import decimal
+import threading
+
+import pytest
+
+from pyramid_jobstate.run import LIMIT, JobCancelled, Run, is_plain
+from pyramid_jobstate.values import MAX_JOB_BYTES, MAX_VALUE_BYTES, NUMBER_BYTES, loads
+
+
+@pytest.fixture
+def run():
+    return Run()
+
+
+def snapshot(run):
+    """Return all that a run's viewers can see, and what it reckons with."""
+    return (
+        dict(run.metrics),
+        dict(run.report),
+        run.size,
+        dict(run._sizes),
+        set(run.known),
+    )
+
+
+def fill(run):
+    """Fill a run to the last byte with the metrics "0" to "15" and "rest"."""
+    count = MAX_JOB_BYTES // MAX_VALUE_BYTES - 1
+    values = {str(i): "a" * (MAX_VALUE_BYTES - 2) for i in range(count)}
+    room = MAX_JOB_BYTES - sum(len(name) + MAX_VALUE_BYTES for name in values)
+    values["rest"] = "a" * (room - len("rest") - 2)
+    run.set_metrics(values)
+
+
+#: Each call by which a job reports.
+CALLS = {
+    "set_metrics": lambda run: run.set_metrics({"a": 1}),
+    "increment": lambda run: run.increment("a", 1),
+    "set_progress": lambda run: run.set_progress(1, 2, "rows", "text"),
+    "track": lambda run: run.track([1], None, None, None),
+    "set_message": lambda run: run.set_message("text"),
+    "append_log": lambda run: run.append_log("line"),
+}
+
+each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+
+
+def test_run_token_names_one_run():
+    """No two runs have the same token."""
+    assert len({Run().token for _ in range(1000)}) == 1000
+
+
+@each_call
+def test_run_raises_the_flag_with_each_call(run, call):
+    """After each call that reports the recorder finds the flag up."""
+    call(run)
+    assert run.dirty
+
+
+@pytest.mark.parametrize("value", [0, -5, 1.5, True, 2**61, -0.0])
+def test_run_keeps_a_plain_number_as_it_is(run, value):
+    """A number is kept as the object it is, and its metric is known from then on."""
+    run.set_metrics({"a": value})
+    assert run.metrics["a"] is value
+    assert run.known == {"a"}
+
+
+@pytest.mark.parametrize("value", [2**62, -(2**62), 10**100, "1", None, [1]])
+def test_run_keeps_anything_else_as_json(run, value):
+    """Any other value is kept as JSON, and its metric is known no more."""
+    run.set_metrics({"a": 1})
+    run.set_metrics({"a": value})
+    assert loads(run.metrics["a"]) == value
+    assert run.known == set()
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (LIMIT, False),
+        (-LIMIT, False),
+        (2**62 - 1, True),
+        (float("nan"), False),
+        (float("inf"), False),
+        (type("Int", (int,), {})(3), False),
+    ],
+)
+def test_is_plain_takes_only_short_finite_numbers(value, plain):
+    """A number may be kept unlooked at if it is finite and short as JSON."""
+    assert is_plain(value) is plain
+
+
+def test_run_copies_a_mutable_value_at_the_call(run):
+    """What becomes of a list after the call has no effect."""
+    value = [1, {"a": [2]}]
+    run.set_metrics({"a": value})
+    value[1]["a"].append(3)
+    assert loads(run.metrics["a"]) == [1, {"a": [2]}]
+
+
+@pytest.mark.parametrize("name", ["__proto__", "constructor", "m:a", " ", "ü"])
+def test_run_takes_a_strange_name(run, name):
+    """A metric may be called what is special to others."""
+    run.set_metrics({name: 1})
+    assert run.metrics == {name: 1}
+
+
+@pytest.mark.parametrize(
+    ("values", "error"),
+    [
+        ({"a": 2, "": 1}, ValueError),
+        ({"a": 2, "job": 1}, ValueError),
+        ({"a": 2, "\ud800": 1}, ValueError),
+        ({"a": 2, 1: 1}, TypeError),
+        ({"a": 2, "b": float("nan")}, ValueError),
+        ({"a": 2, "b": float("inf")}, ValueError),
+        ({"a": 2, "b": object()}, TypeError),
+        ({"a": 2, "b": "x" * MAX_VALUE_BYTES}, ValueError),
+        ({"a": 2, **{str(i): "x" * 16_000 for i in range(17)}}, ValueError),
+    ],
+)
+def test_run_sets_nothing_if_one_metric_is_bad(run, values, error):
+    """Metrics of which one is refused leave everything as it was, the flag too."""
+    run.set_metrics({"a": 1, "c": "text"})
+    run.dirty = False
+    before = snapshot(run)
+    with pytest.raises(error):
+        run.set_metrics(values)
+    assert snapshot(run) == before
+    assert not run.dirty
+
+
+@pytest.mark.parametrize("value", [float("nan"), object(), "é" * 8192])
+def test_run_names_the_metric_that_is_bad(run, value):
+    """The message says which metric it was, and what is wrong with it."""
+    with pytest.raises((TypeError, ValueError), match=r"^The progress metric 'x' "):
+        run.set_metrics({"a": 1, "x": value})
+
+
+def test_run_takes_16_kib_in_a_value(run):
+    """A value may take 16 KiB as JSON, in bytes, and not one more."""
+    run.set_metrics({"a": "é" * 8191})
+    assert len(run.metrics["a"].encode()) == MAX_VALUE_BYTES
+    with pytest.raises(ValueError, match="takes 16385 bytes as JSON"):
+        run.set_metrics({"a": "é" * 8191 + "a"})
+
+
+def test_run_takes_256_kib_in_a_job(run):
+    """All metrics may take 256 KiB, names included, and not one byte more."""
+    fill(run)
+    assert run.size == MAX_JOB_BYTES
+    with pytest.raises(ValueError, match=r"'x' the job's metrics would take 262169 b"):
+        run.set_metrics({"x": 1})
+    assert run.size == MAX_JOB_BYTES
+
+
+def test_run_counts_a_name_in_bytes(run):
+    """A name takes as much as it does in UTF-8."""
+    run.set_metrics({"😀": 1})
+    assert run.size == 4 + NUMBER_BYTES
+
+
+def test_run_reckons_a_replaced_value_once(run):
+    """A value that takes another's place takes only the difference."""
+    fill(run)
+    run.set_metrics({"0": "b" * (MAX_VALUE_BYTES - 2)})
+    assert run.size == MAX_JOB_BYTES
+    run.set_metrics({"0": "b", "x": "a" * (MAX_VALUE_BYTES - 100)})
+    run.set_metrics({"x": 1})
+    assert run.size == MAX_JOB_BYTES - MAX_VALUE_BYTES + 1 + 2 * NUMBER_BYTES
+    run.set_metrics({"x": "a" * (MAX_VALUE_BYTES - 100)})
+    with pytest.raises(ValueError, match="more than the 262144"):
+        run.set_metrics({"0": "b" * (MAX_VALUE_BYTES - 2)})
+
+
+def test_run_counts_a_number_as_the_longest(run):
+    """A number's size does not change with its value: a counter never runs full."""
+    run.set_metrics({"a": 0})
+    size = run.size
+    assert len(str(-1.7976931348623157e308)) == NUMBER_BYTES
+    run.set_metrics({"a": 1.2345678901234567e-300})
+    run.set_metrics({"a": ""})
+    assert run.size == size
+
+
+def test_run_increments_from_zero(run):
+    """A counter that was never set starts at 0."""
+    run.increment("a", 2)
+    run.increment("a", 0.5)
+    assert run.metrics == {"a": 2.5}
+
+
+def test_run_increments_beyond_any_limit(run):
+    """A counter stays exact as it grows beyond what is kept as a plain number."""
+    run.set_metrics({"a": 2**62 - 1})
+    run.increment("a", 1)
+    run.increment("a", 2**80)
+    assert loads(run.metrics["a"]) == 2**62 + 2**80
+    run.increment("a", -(2**80))
+    run.increment("a", -1)
+    assert run.metrics["a"] == 2**62 - 1
+
+
+@pytest.mark.parametrize("old", ["text", None, True, [1]])
+def test_run_increments_no_metric_that_is_no_number(run, old):
+    """To count up a metric that is no number is a TypeError that names it."""
+    run.set_metrics({"a": old})
+    with pytest.raises(TypeError, match="'a' cannot be incremented"):
+        run.increment("a", 1)
+    with pytest.raises(TypeError, match="'b' cannot be incremented"):
+        run.increment("b", old)
+
+
+@pytest.mark.parametrize(
+    ("name", "by", "error"),
+    [
+        ("", 1, ValueError),
+        ("job", 1, ValueError),
+        (["a"], 1, TypeError),
+        ("a", float("nan"), ValueError),
+        ("a", float("inf"), ValueError),
+        ("a", decimal.Decimal("NaN"), (TypeError, ValueError)),
+    ],
+)
+def test_run_leaves_a_counter_alone_at_a_bad_increment(run, name, by, error):
+    """An increment that is refused leaves everything as it was."""
+    run.set_metrics({"a": 1})
+    before = snapshot(run)
+    with pytest.raises(error):
+        run.increment(name, by)
+    assert snapshot(run) == before
+
+
+def test_run_refuses_an_increment_that_no_float_holds(run):
+    """A sum that is too large is a ValueError, like every number that is."""
+    run.set_metrics({"a": 10**400})
+    with pytest.raises(ValueError, match="'a'"):
+        run.increment("a", 1.5)
+
+
+def test_run_sets_progress(run):
+    """Progress is kept as plain numbers and a unit, and the message goes with it."""
+    run.set_progress(decimal.Decimal(3), decimal.Decimal("7.5"), "rows", "Reading")
+    assert run.report == {"progress": (3, 7.5, "rows"), "message": "Reading"}
+
+
+def test_run_sets_progress_without_the_rest(run):
+    """Without total, unit and message there are none, and a message that was stays."""
+    run.set_message("Before")
+    run.set_progress(3, None, None, None)
+    assert run.report == {"progress": (3, None, None), "message": "Before"}
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "unit", "message", "error", "what"),
+    [
+        (-1, 2, None, None, ValueError, "progress"),
+        (float("nan"), 2, None, None, ValueError, "progress"),
+        pytest.param(10**5000, 2, None, None, ValueError, "progress", id="huge"),
+        ("1", 2, None, None, TypeError, "progress"),
+        (True, 2, None, None, TypeError, "progress"),
+        (1, -2, None, None, ValueError, "total"),
+        (1, float("inf"), None, None, ValueError, "total"),
+        (1, "2", None, None, TypeError, "total"),
+        (1, 2, 3, None, TypeError, "unit"),
+        pytest.param(1, 2, "x" * 16384, None, ValueError, "unit", id="long unit"),
+        (1, 2, None, 3, TypeError, "message"),
+        pytest.param(1, 2, None, "x" * 16384, ValueError, "message", id="long"),
+    ],
+)
+def test_run_sets_no_progress_that_is_bad(run, done, total, unit, message, error, what):
+    """Progress of which one part is refused leaves everything as it was."""
+    run.set_progress(0, 1, "rows", "Before")
+    run.dirty = False
+    before = snapshot(run)
+    with pytest.raises(error, match=f"^The .*{what}"):
+        run.set_progress(done, total, unit, message)
+    assert snapshot(run) == before
+    assert not run.dirty
+
+
+def test_run_tracks_an_iterable(run):
+    """An item counts as done when the next one is asked for."""
+    seen = [
+        (item, run.report["progress"])
+        for item in run.track("ab", None, "letters", "Reading")
+    ]
+    assert seen == [("a", (0, 2, "letters")), ("b", (1, 2, "letters"))]
+    assert run.report == {"progress": (2, 2, "letters"), "message": "Reading"}
+
+
+def test_run_tracks_with_a_step_raising_the_flag(run):
+    """Each step raises the flag again."""
+    steps = run.track("ab", None, None, None)
+    for _ in steps:
+        assert run.dirty
+        run.dirty = False
+    assert run.dirty
+
+
+def test_run_track_shows_its_total_before_the_first_item(run):
+    """The progress stands at 0 as soon as track is called."""
+    run.track([1, 2], None, None, None)
+    assert run.report["progress"] == (0, 2, None)
+
+
+@pytest.mark.parametrize("total", [5, 7.5, decimal.Decimal(5)])
+def test_run_track_prefers_the_total_that_was_given(run, total):
+    """A total that was given wins over len(), and is a plain number at each step."""
+    steps = run.track([1, 2], total, None, None)
+    assert next(steps) == 1
+    assert next(steps) == 2
+    done, kept, unit = run.report["progress"]
+    assert (done, kept, unit) == (1, total, None)
+    assert type(kept) in (int, float)
+
+
+@pytest.mark.parametrize("iterable", [iter([1, 2]), (i for i in (1, 2))])
+def test_run_track_of_an_iterator_is_indeterminate(run, iterable):
+    """What has no len() has no total."""
+    assert list(run.track(iterable, None, None, None)) == [1, 2]
+    assert run.report["progress"] == (2, None, None)
+
+
+def test_run_tracks_what_is_too_long_for_len(run):
+    """A range beyond what len() can say is indeterminate."""
+    steps = run.track(range(10**30), None, None, None)
+    assert next(steps) == 0
+    assert run.report["progress"] == (0, None, None)
+
+
+def test_run_track_that_is_left_stays_where_it_was(run):
+    """The item at which a loop broke off is not done."""
+    for item in run.track(range(5), None, None, None):
+        if item == 3:
+            break
+    assert run.report["progress"] == (3, 5, None)
+
+
+@pytest.mark.parametrize(
+    ("total", "unit", "message"), [(-1, None, None), (None, 3, None), (None, None, 3)]
+)
+def test_run_track_refuses_at_the_call(run, total, unit, message):
+    """What set_progress refuses track refuses at the call, not at the first item."""
+    with pytest.raises((TypeError, ValueError)):
+        run.track([], total, unit, message)
+
+
+def test_run_sets_a_message(run):
+    """The latest message counts, and None takes it away."""
+    run.set_message("a")
+    assert run.report == {"message": "a"}
+    run.set_message(None)
+    assert run.report == {"message": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "error"), [(1, TypeError), (b"a", TypeError), ("x" * 16384, ValueError)]
+)
+def test_run_keeps_its_message_at_a_bad_one(run, text, error):
+    """A message that is refused leaves the one before."""
+    run.set_message("a")
+    with pytest.raises(error, match=r"^The message "):
+        run.set_message(text)
+    assert run.report == {"message": "a"}
+
+
+def test_run_log_keeps_the_last_lines(run):
+    """A log has the last 20 lines, and of each the first 200 characters."""
+    for i in range(25):
+        run.append_log(f"{i:02}" + "ü" * 300)
+    log = run.report["log"]
+    assert [line[:2] for line in log] == [f"{i:02}" for i in range(5, 25)]
+    assert {len(line) for line in log} == {200}
+
+
+def test_run_log_refuses_what_is_no_string(run):
+    """A line that is no string is a TypeError, and the log stays as it was."""
+    run.append_log("a")
+    with pytest.raises(TypeError, match=r"^A line of the log must be a str"):
+        run.append_log(None)
+    assert run.report == {"log": ("a",)}
+
+
+def test_run_flush_without_a_recorder_has_nothing_to_wait_for(run):
+    """A detached run's values are where they belong as soon as they are set."""
+    assert run.flush(0)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_run_flush_says_what_the_recorder_says(run, stored):
+    """The recorder is asked to write all, waited for, and believed."""
+    waited = []
+
+    def sync(timeout):
+        waited.append((timeout, run.dirty))
+        return stored
+
+    run.sync = sync
+    assert run.flush(2.5) is stored
+    assert waited == [(2.5, True)]
+
+
+@each_call
+def test_run_that_is_closed_takes_nothing(run, call):
+    """After the end each call raises a RuntimeError that says why, and sets nothing."""
+    run.set_metrics({"a": 5})
+    run.close("The job has ended.")
+    before = snapshot(run)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"^The job has ended"):
+            call(run)
+    assert snapshot(run) == before
+
+
+def test_run_that_is_closed_stops_a_loop(run):
+    """A loop that goes on in another thread after the end stops at its next step."""
+    steps = run.track(range(5), None, None, None)
+    next(steps)
+    run.close("The job has ended.")
+    with pytest.raises(RuntimeError, match="ended"):
+        next(steps)
+    assert run.report["progress"] == (0, 5, None)
+
+
+def test_run_that_is_closed_meanwhile_knows_no_metric(run):
+    """A call that was under way when the run was closed is the last one."""
+
+    class Closing(dict):
+        def update(self, *args):
+            super().update(*args)
+            run.close("The job has ended.")
+
+    run.metrics = Closing()
+    run.set_metrics({"a": 1})
+    assert run.metrics == {"a": 1}
+    assert run.known == set()
+
+
+@each_call
+def test_run_that_is_cancelled_says_so_once(run, call):
+    """The next call raises JobCancelled, and those after it report."""
+    run.cancel()
+    before = snapshot(run)
+    with pytest.raises(JobCancelled, match="cancelled"):
+        call(run)
+    assert snapshot(run) == before
+    call(run)
+    assert run.dirty
+
+
+def test_run_that_is_cancelled_stops_a_loop(run):
+    """A loop's next step raises JobCancelled."""
+    steps = run.track(range(5), None, None, None)
+    next(steps)
+    run.cancel()
+    with pytest.raises(JobCancelled):
+        next(steps)
+
+
+def test_run_that_is_cancelled_tells_each_thread(run):
+    """Each thread of the job is told once."""
+    run.cancel()
+    told = []
+
+    def work():
+        for _ in range(2):
+            try:
+                run.set_metrics({"a": 1})
+            except JobCancelled:
+                told.append(threading.get_ident())
+
+    work()
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert len(told) == len(set(told)) == 2
+
+
+def test_run_that_is_closed_is_not_cancelled_any_more(run):
+    """After the end a call says that it has ended, whatever was asked."""
+    run.cancel()
+    run.close("The job has ended.")
+    with pytest.raises(RuntimeError, match="ended"):
+        run.set_message("a")
+
+
+def test_job_cancelled_passes_by_except_exception():
+    """JobCancelled is an Interrupt, which `except Exception` does not swallow."""
+    assert not issubclass(JobCancelled, Exception)
+
+
+def test_run_ask_wants_news_from_the_store(run):
+    """To ask whether a cancel was asked counts as an update."""
+    assert not run.ask()
+    assert run.dirty
+    run.cancel()
+    assert run.ask()

@@ -1,0 +1,702 @@
+"""JobStore against a real server."""
+
+import os
+import signal
+import threading
+import time
+import uuid
+
+import pytest
+import redis
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.brokers.stub import StubBroker
+
+from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate.embedded import EmbeddedServer
+from pyramid_jobstate.record import End, JobError, Start, Update
+from pyramid_jobstate.scripts import NAMES
+from pyramid_jobstate.store import Reply, store_of_broker
+from tests.support import wait_for
+
+START = Start("RunMarathon", "run_marathon", 1, '"alice"', '{"miles":26}')
+
+
+class RunMarathon(JobState):
+    pass
+
+
+@pytest.fixture
+def store(client: redis.Redis) -> JobStore:
+    return JobStore(client)
+
+
+class Writer:
+    """A run that writes by hand."""
+
+    def __init__(self, store: JobStore, job: str, token: str = "a") -> None:
+        self.store, self.job, self.token, self.seq = store, job, token, 0
+
+    def write(self, update: Update) -> Reply | Exception:
+        (reply,) = self.store.write([update])
+        return reply
+
+    def update(self, **options: object) -> Update:
+        self.seq += 1
+        return Update(self.job, self.token, self.seq, START, **options)  # type: ignore[arg-type]
+
+    def begin(self, **options: object) -> Reply | Exception:
+        return self.write(self.update(begins=True, **options))
+
+    def record(self, **fields: str) -> Reply | Exception:
+        return self.write(self.update(fields=fields))
+
+    def end(self, status: str, **options: object) -> Reply | Exception:
+        end = End(status, **options)  # type: ignore[arg-type]
+        return self.write(self.update(end=end))
+
+
+def new_id() -> str:
+    return str(uuid.uuid4())
+
+
+def load(store: JobStore, job: str) -> JobState:
+    state = store.load(job)
+    assert state is not None
+    return state
+
+
+def members(client: redis.Redis, pattern: str) -> dict[str, set[str]]:
+    """Return what is listed in each index."""
+    return {
+        key.decode().removeprefix("jobstate:"): {
+            m.decode() for m in client.zrange(key, 0, -1)
+        }
+        for key in client.keys(f"jobstate:{pattern}")
+    }
+
+
+def test_create_writes_a_queued_job(store: JobStore) -> None:
+    """A job that is created reads as queued, with all that was sent."""
+    job = new_id()
+    assert store.create(job, START)
+    state = load(store, job)
+    assert isinstance(state, RunMarathon)
+    assert (state.uuid, state.kind, state.status) == (job, "RunMarathon", "queued")
+    assert (state.actor, state.owner, state.attempt) == ("run_marathon", "alice", 1)
+    assert state.job_params == {"miles": 26}
+    assert state.queued_at is not None and state.queued_at == state.updated_at
+    assert state.started_at is state.due_at is state.finished_at is None
+
+
+def test_create_with_a_delay_says_when_it_is_due(store: JobStore) -> None:
+    """The time a delayed job is due is the server's time and the delay."""
+    job = new_id()
+    store.create(job, START, delay=60)
+    state = load(store, job)
+    assert state.status == "queued" and state.due_at and state.queued_at
+    assert (state.due_at - state.queued_at).total_seconds() == 60
+
+
+def test_create_leaves_a_record_alone(store: JobStore) -> None:
+    """A late "queued" never overwrites a run that has begun, nor a cancelled job."""
+    job = new_id()
+    Writer(store, job).begin()
+    assert not store.create(job, START)
+    assert load(store, job).status == "working"
+    cancelled = new_id()
+    store.create(cancelled, START)
+    assert store.cancel(cancelled, START)
+    assert not store.create(cancelled, START)
+    assert load(store, cancelled).status == "cancelled"
+
+
+@pytest.mark.parametrize("status", ["success", "error"])
+def test_create_queues_a_job_that_has_ended_anew(store: JobStore, status: str) -> None:
+    """A job that an operator puts back in the queue is queued, its old run forgotten
+    and its owner kept."""
+    job = new_id()
+    run = Writer(store, job)
+    run.begin(fields={"m:miles_run": "7"})
+    run.end(status)
+    assert store.create(job, START._replace(owner=None))
+    state = load(store, job)
+    assert (state.status, state.owner) == ("queued", "alice")
+    assert state.progress_metrics == {} and state.finished_at is None
+    assert run.record(**{"m:miles_run": "8"}) is Reply.FENCED
+
+
+def test_create_that_comes_late_does_not_queue_a_job_anew(
+    store: JobStore, client: redis.Redis
+) -> None:
+    """Putting a job back is refused if another run has ended since it was read."""
+    job = new_id()
+    run = Writer(store, job, "new")
+    run.begin()
+    run.end("success")
+    call = store._call("requeue", job, 1000, 0, *["kind", "RunMarathon"], "old")
+    assert store._run(call) == 0
+    assert load(store, job).status == "success"
+
+
+def test_confirm_keeps_a_sent_job_from_stalling(client: redis.Redis) -> None:
+    """A job whose message was never confirmed sent reads stalled after a while; one
+    that was stays queued."""
+    store = JobStore(client, stalled_after=0.05)
+    sent, lost = new_id(), new_id()
+    for job in (sent, lost):
+        store.create(job, START)
+    assert load(store, lost).status == "queued"
+    store.confirm(sent)
+    wait_for(lambda: load(store, lost).status == "stalled")
+    assert load(store, sent).status == "queued"
+
+
+def test_confirm_changes_nothing_of_a_run(store: JobStore) -> None:
+    """A confirmation that comes after the worker has begun changes nothing."""
+    job = new_id()
+    store.create(job, START)
+    Writer(store, job).begin()
+    store.confirm(job)
+    assert load(store, job).status == "working"
+    store.confirm(unknown := new_id())
+    assert store.load(unknown) is None
+
+
+def test_write_records_values(store: JobStore) -> None:
+    """What a run reports is read as it was said."""
+    job = new_id()
+    run = Writer(store, job)
+    assert run.begin() is Reply.OK
+    fields = {
+        "m:miles_run": "12",
+        "progress": '[12,26,"miles",14.2]',
+        "message": '"On we go"',
+        "log": '["a","b"]',
+    }
+    assert run.record(**fields) is Reply.OK
+    state = load(store, job)
+    assert state.status == "working" and state.is_working
+    assert state.progress_metrics == {"miles_run": 12}
+    assert state.progress and state.progress.fraction == 12 / 26
+    assert (state.message, state.log) == ("On we go", ["a", "b"])
+    assert state.started_at is not None and state.updated_at is not None
+
+
+def test_write_takes_thousands_of_fields(store: JobStore) -> None:
+    """One update may carry more metrics than Lua can unpack at once."""
+    job = new_id()
+    fields = {f"m:{i}": str(i) for i in range(9000)}
+    assert Writer(store, job).begin(fields=fields) is Reply.OK
+    assert len(load(store, job).progress_metrics) == 9000
+
+
+def test_write_twice_changes_nothing_the_second_time(
+    store: JobStore, client: redis.Redis
+) -> None:
+    """Each script that is sent again, after its reply was lost, leaves the hash as it
+    was."""
+    job = new_id()
+    run = Writer(store, job)
+
+    def twice(update: Update) -> None:
+        assert run.write(update) is Reply.OK
+        first = client.hgetall(store.key(job))
+        time.sleep(0.002)
+        update.late = True
+        assert run.write(update) is Reply.OK
+        assert client.hgetall(store.key(job)) == first
+
+    store.create(job, START)
+    created = client.hgetall(store.key(job))
+    store.create(job, START)
+    assert client.hgetall(store.key(job)) == created
+    twice(run.update(begins=True))
+    twice(run.update(fields={"m:miles_run": "1"}))
+    twice(run.update(fields={"m:miles_run": "2"}, end=End("success")))
+
+
+def test_write_ignores_what_comes_late(store: JobStore) -> None:
+    """An update that overtakes an older one is not undone by it."""
+    job = new_id()
+    run = Writer(store, job)
+    run.begin()
+    older = run.update(fields={"m:miles_run": "1"})
+    run.record(**{"m:miles_run": "2"})
+    assert run.write(older) is Reply.OK
+    assert load(store, job).progress_metrics == {"miles_run": 2}
+    run.end("success")
+    assert run.write(older) is Reply.OK
+    assert load(store, job).status == "success"
+
+
+def test_write_ends_a_job_with_its_last_values(store: JobStore) -> None:
+    """The end carries what was still to be said, and why."""
+    job = new_id()
+    run = Writer(store, job)
+    run.begin()
+    end = End("error", JobError("ValueError", "bad"))
+    run.write(run.update(fields={"m:miles_run": "3"}, end=end))
+    state = load(store, job)
+    assert (state.status, state.error) == ("error", JobError("ValueError", "bad"))
+    assert state.is_error and state.is_finished and not state.is_success
+    assert state.progress_metrics == {"miles_run": 3}
+    assert state.finished_at is not None
+
+
+def test_write_of_a_retry_says_when(store: JobStore) -> None:
+    """A run that Dramatiq put back reads retrying, due after the delay, not ended."""
+    job = new_id()
+    run = Writer(store, job)
+    run.begin()
+    run.end("retrying", delay=5.0)
+    state = load(store, job)
+    assert state.status == "retrying" and state.is_working
+    assert state.finished_at is None and state.due_at and state.updated_at
+    assert (state.due_at - state.updated_at).total_seconds() == 5
+
+
+def test_a_newer_run_owns_the_record(store: JobStore) -> None:
+    """Once another run has begun, the earlier one is told so and changes nothing; what
+    it had said is gone."""
+    job = new_id()
+    old, new = Writer(store, job, "old"), Writer(store, job, "new")
+    old.begin(fields={"m:miles_run": "7"})
+    new.begin()
+    assert load(store, job).progress_metrics == {}
+    assert old.record(**{"m:miles_run": "8"}) is Reply.FENCED
+    assert old.end("retrying") is Reply.FENCED
+    assert load(store, job).status == "working"
+    new.end("success")
+    assert old.end("error") is Reply.FENCED
+    assert load(store, job).status == "success"
+
+
+def test_a_start_that_comes_late_does_not_take_over(store: JobStore) -> None:
+    """A run that began before the present one, but says so only now, is refused, and
+    one that began after it takes over."""
+    job = new_id()
+    old, new, newest = (Writer(store, job, t) for t in ("old", "new", "newest"))
+    new.begin(age=1.0)
+    assert old.begin(age=2.0, late=True, fields={"m:x": "1"}) is Reply.FENCED
+    assert load(store, job).progress_metrics == {}
+    assert newest.begin(age=0.5, late=True) is Reply.OK
+
+
+def test_a_start_keeps_the_queued_time_and_the_owner(store: JobStore) -> None:
+    """A run that knows no owner leaves the one that the sender named."""
+    job = new_id()
+    store.create(job, START)
+    queued_at = load(store, job).queued_at
+    time.sleep(0.005)
+    update = Update(job, "a", 1, START._replace(owner=None), begins=True)
+    store.write([update])
+    state = load(store, job)
+    assert (state.queued_at, state.owner) == (queued_at, "alice")
+
+
+def test_an_update_never_makes_a_record(store: JobStore) -> None:
+    """A record that has expired is not made anew by an update, an end, or a drop."""
+    job = new_id()
+    run = Writer(store, job)
+    assert run.record(**{"m:x": "1"}) is Reply.MISSING
+    assert run.end("success") is Reply.MISSING
+    drop = Update(job, "a", 1, START, end=End("cancelled"), dropped=True)
+    assert run.write(drop) is Reply.MISSING
+    assert not store.cancel(job, START)
+    assert store.load(job) is None
+
+
+def test_a_silent_job_reads_stalled(client: redis.Redis) -> None:
+    """A job not heard of reads stalled, with no write, and as working once it speaks."""
+    store = JobStore(client, stalled_after=0.1)
+    job = new_id()
+    run = Writer(store, job)
+    run.begin()
+    assert load(store, job).status == "working"
+    wait_for(lambda: load(store, job).status == "stalled")
+    assert client.hget(store.key(job), "status") == b"working"
+    run.record()
+    assert load(store, job).status == "working"
+
+
+def test_a_beat_is_no_update(store: JobStore) -> None:
+    """A run that only says that it is alive does not change when it last reported."""
+    job = new_id()
+    run = Writer(store, job)
+    run.begin()
+    before = load(store, job).updated_at
+    time.sleep(0.005)
+    run.record()
+    assert load(store, job).updated_at == before
+    run.record(**{"m:x": "1"})
+    assert load(store, job).updated_at != before
+
+
+@pytest.mark.parametrize("end", ["error", "retrying", "cancelled"])
+def test_cancel_of_a_running_job_tells_its_worker(store: JobStore, end: str) -> None:
+    """A running job is cancelling until it ends, in whatever way but success, as
+    cancelled."""
+    job = new_id()
+    run = Writer(store, job)
+    run.begin()
+    assert store.cancel(job, START)
+    assert store.cancel(job, START)
+    assert load(store, job).status == "cancelling"
+    assert run.record(**{"m:x": "1"}) is Reply.CANCELLING
+    assert run.end(end, error=JobError("ValueError", "secret")) is Reply.OK
+    state = load(store, job)
+    assert state.status == "cancelled" and state.is_error
+    if end != "cancelled":
+        assert state.error == JobError(None, "The job was cancelled.")
+    assert not store.cancel(job, START)
+
+
+def test_a_cancelled_job_that_shields_itself_is_a_success(store: JobStore) -> None:
+    """A job that returns although it was cancelled ends as what it is."""
+    job = new_id()
+    run = Writer(store, job)
+    run.begin()
+    store.cancel(job, START)
+    run.end("success")
+    assert load(store, job).status == "success"
+
+
+def test_cancelling_wins_over_stalled(client: redis.Redis) -> None:
+    """A job that was cancelled and is not heard of reads cancelling."""
+    store = JobStore(client, stalled_after=0.01)
+    job = new_id()
+    Writer(store, job).begin()
+    wait_for(lambda: load(store, job).status == "stalled")
+    store.cancel(job, START)
+    assert load(store, job).status == "cancelling"
+
+
+@pytest.mark.parametrize("before", ["queued", "delayed", "retrying"])
+def test_cancel_of_a_waiting_job_is_at_once(store: JobStore, before: str) -> None:
+    """A job that no worker has is cancelled at once, and its message skipped."""
+    job = new_id()
+    store.create(job, START, delay=60 if before == "delayed" else 0)
+    if before == "retrying":
+        run = Writer(store, job, "first")
+        run.begin()
+        run.end("retrying", delay=60)
+    assert store.cancel(job, START)
+    state = load(store, job)
+    assert state.status == "cancelled" and state.finished_at
+    assert state.error == JobError(None, "The job was cancelled.")
+    assert Writer(store, job, "second").begin() is Reply.CANCELLED
+    assert load(store, job).status == "cancelled"
+
+
+def test_a_run_that_missed_the_cancel_hears_of_it(store: JobStore) -> None:
+    """A job that began while the store was away, and was cancelled meanwhile, is
+    cancelling: it runs after all."""
+    job = new_id()
+    store.create(job, START)
+    store.cancel(job, START)
+    assert Writer(store, job).begin(age=3.0, late=True) is Reply.CANCELLING
+    assert load(store, job).status == "cancelling"
+
+
+def test_a_redelivered_job_remembers_the_cancel(store: JobStore) -> None:
+    """A new run of a job whose worker died after the cancel is told at its start."""
+    job = new_id()
+    Writer(store, job, "dead").begin()
+    store.cancel(job, START)
+    run = Writer(store, job, "new")
+    assert run.begin() is Reply.CANCELLING
+    again = run.update(begins=True, late=True)
+    assert run.write(again) is Reply.CANCELLING
+    assert run.end("cancelled") is Reply.OK
+
+
+@pytest.mark.parametrize("before", ["queued", "retrying", "dead"])
+def test_a_dropped_message_ends_its_job(client: redis.Redis, before: str) -> None:
+    """A message that is dropped before a run begins ends its job with the reason."""
+    store = JobStore(client, stalled_after=0.01)
+    job = new_id()
+    run = Writer(store, job)
+    if before == "queued":
+        store.create(job, START)
+    else:
+        run.begin()
+    if before == "retrying":
+        run.end("retrying")
+    if before == "dead":
+        wait_for(lambda: load(store, job).status == "stalled")
+    end = End("cancelled", JobError(None, "Too old"))
+    assert run.write(run.update(end=end, dropped=True)) is Reply.OK
+    state = load(store, job)
+    assert (state.status, state.error) == ("cancelled", JobError(None, "Too old"))
+    assert run.record(**{"m:x": "1"}) is Reply.FENCED
+
+
+@pytest.mark.parametrize("before", ["working", "success"])
+def test_a_dropped_message_leaves_others_alone(store: JobStore, before: str) -> None:
+    """A second delivery that is dropped changes nothing of a job that is running, or
+    has run."""
+    job = new_id()
+    run = Writer(store, job)
+    run.begin()
+    if before == "success":
+        run.end("success")
+    end = End("cancelled", JobError(None, "Too old"))
+    assert run.write(run.update(end=end, dropped=True)) is Reply.MISSING
+    assert load(store, job).status == before
+
+
+def test_sixteen_threads_of_one_job_lose_nothing(store: JobStore) -> None:
+    """Metrics that sixteen threads write to one job at the same time are all there."""
+    job = new_id()
+    Writer(store, job).begin()
+    lock = threading.Lock()
+    seq = iter(range(2, 10_000))
+
+    def work(number: int) -> None:
+        for i in range(25):
+            with lock:
+                update = Update(job, "a", next(seq), START, {f"m:{number}.{i}": "1"})
+                assert store.write([update]) == [Reply.OK]
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(load(store, job).progress_metrics) == 16 * 25
+
+
+def test_load_many_keeps_the_order(store: JobStore) -> None:
+    """Several jobs come in the order asked for, None in the place of unknown ones."""
+    jobs = [new_id() for _ in range(3)]
+    for job in jobs:
+        store.create(job, START)
+    loaded = store.load_many([jobs[2], new_id(), jobs[0]])
+    assert [state and state.uuid for state in loaded] == [jobs[2], None, jobs[0]]
+
+
+@pytest.mark.parametrize("decode", [False, True])
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_the_store_works_with_any_client(
+    redis_url: str, decode: bool, protocol: int
+) -> None:
+    """A client may decode its responses or not, and speak either protocol."""
+    client = redis.Redis.from_url(
+        redis_url, decode_responses=decode, protocol=protocol
+    )
+    with client:
+        store = JobStore(client)
+        job = new_id()
+        store.create(job, START)
+        run = Writer(store, job)
+        run.begin(fields={"m:name": '"Åsa"'})
+        assert load(store, job).progress_metrics == {"name": "Åsa"}
+        run.end("error")
+        assert store.create(job, START)
+
+
+def test_a_server_that_forgot_the_scripts_is_told_them(
+    store: JobStore, client: redis.Redis
+) -> None:
+    """After a restart the scripts are sent again, with nothing done twice or lost."""
+    job = new_id()
+    client.script_flush()
+    run = Writer(store, job)
+    assert run.begin(fields={"m:x": "1"}) is Reply.OK
+    client.script_flush()
+    updates = [run.update(fields={f"m:{i}": "1"}) for i in range(3)]
+    assert store.write(updates) == [Reply.OK] * 3
+    assert len(load(store, job).progress_metrics) == 4
+
+
+def test_a_server_that_forgot_only_the_start_keeps_the_order(
+    store: JobStore, client: redis.Redis
+) -> None:
+    """When the start is unknown to the server and what follows is not, both are carried
+    out in their order."""
+    client.script_flush()
+    for name in NAMES:
+        if name != "start":
+            client.script_load(store._scripts[name].text)
+    job = new_id()
+    assert Writer(store, job).begin(fields={"m:x": "1"}) is Reply.OK
+    assert load(store, job).progress_metrics == {"x": 1}
+
+
+def test_write_tells_which_update_failed(store: JobStore, client: redis.Redis) -> None:
+    """An update that cannot be carried out has its error as the reply, the others
+    theirs."""
+    good, bad = new_id(), new_id()
+    client.set(store.key(bad), "a string, where a hash should be")
+    replies = store.write(
+        [Writer(store, job).update(begins=True, fields={"m:x": "1"}) for job in (bad, good)]
+    )
+    assert isinstance(replies[0], redis.ResponseError)
+    assert replies[1] is Reply.OK
+    with pytest.raises(redis.ResponseError):
+        store.create(bad, START)
+
+
+def ttl(client: redis.Redis, store: JobStore, job: str) -> float:
+    return client.pttl(store.key(job)) / 1000
+
+
+def test_expiry_counts_from_the_end(client: redis.Redis) -> None:
+    """A job that has not ended is kept past the time it is due, and each beat renews
+    that; one that has is kept for `expire_in`."""
+    store = JobStore(client, expire_in=100, active_expire_in=1000)
+    job = new_id()
+    store.create(job, START, delay=50)
+    assert 1040 < ttl(client, store, job) <= 1050
+    run = Writer(store, job)
+    run.begin()
+    assert 990 < ttl(client, store, job) <= 1000
+    client.expire(store.key(job), 5)
+    run.record()
+    assert ttl(client, store, job) > 990
+    run.end("retrying", delay=500)
+    assert 1490 < ttl(client, store, job) <= 1500
+    run = Writer(store, job, "b")
+    run.begin()
+    run.end("success")
+    assert 90 < ttl(client, store, job) <= 100
+    cancelled = new_id()
+    store.create(cancelled, START)
+    store.cancel(cancelled, START)
+    assert 90 < ttl(client, store, cancelled) <= 100
+
+
+def test_indexes_list_by_all_kind_and_owner(
+    store: JobStore, client: redis.Redis
+) -> None:
+    """A job stands in three indexes, first among those that have not ended, then among
+    those that have."""
+    job = new_id()
+    store.create(job, START)
+    names = ("all", "kind:RunMarathon", 'owner:"alice"')
+    assert members(client, "*:*") == {f"active:{name}": {job} for name in names}
+    run = Writer(store, job)
+    run.begin()
+    run.end("retrying")
+    assert members(client, "*:*") == {f"active:{name}": {job} for name in names}
+    run = Writer(store, job, "b")
+    run.begin()
+    run.end("success")
+    assert members(client, "*:*") == {f"ended:{name}": {job} for name in names}
+
+
+def test_indexes_list_a_job_that_its_worker_began(
+    store: JobStore, client: redis.Redis
+) -> None:
+    """A job from a sender without the middleware is listed from its start, without an
+    owner if it has none."""
+    job = new_id()
+    store.write([Update(job, "a", 1, START._replace(owner=None), begins=True)])
+    assert set(members(client, "*:*")) == {"active:all", "active:kind:RunMarathon"}
+
+
+def test_indexes_list_a_cancelled_job_as_ended(
+    store: JobStore, client: redis.Redis
+) -> None:
+    """A job that is cancelled while it waits moves to those that have ended."""
+    job = new_id()
+    store.create(job, START)
+    store.cancel(job, START)
+    assert set(members(client, "*:all")) == {"ended:all"}
+
+
+def test_nothing_is_left_behind(client: redis.Redis) -> None:
+    """Finished jobs leave no record and no index entry behind after their time, while
+    other jobs come."""
+    store = JobStore(client, expire_in=0.2, active_expire_in=0.4)
+    for _ in range(200):
+        run = Writer(store, new_id())
+        run.begin()
+        run.end("success")
+    time.sleep(0.25)
+    last = Writer(store, new_id())
+    last.begin()
+    last.end("success")
+    assert members(client, "ended:all") == {"ended:all": {last.job}}
+    wait_for(lambda: client.dbsize() == 0)
+
+
+def test_an_index_outlives_a_delayed_job(client: redis.Redis) -> None:
+    """An index lives as long as the job in it that is due last."""
+    store = JobStore(client, active_expire_in=10)
+    job = new_id()
+    store.create(job, START, delay=100)
+    store.create(new_id(), START)
+    assert client.pttl("jobstate:active:all") > 100_000
+    assert job in members(client, "active:all")["active:all"]
+
+
+def test_two_namespaces_share_a_server(client: redis.Redis) -> None:
+    """Two applications that use one server do not see each other's jobs."""
+    mine, other = JobStore(client), JobStore(client, namespace="other")
+    job = new_id()
+    mine.create(job, START)
+    assert other.load(job) is None
+    assert all(key.startswith(b"jobstate:") for key in client.keys())
+
+
+@pytest.mark.parametrize("name", ["expire_in", "active_expire_in", "stalled_after"])
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_a_duration_must_be_positive(name: str, value: float) -> None:
+    """A duration that is none is refused, with its name."""
+    with pytest.raises(ValueError, match=name):
+        JobStore("redis://localhost", **{name: value})
+
+
+def test_replace_changes_only_what_is_given(redis_url: str) -> None:
+    """A store with other options keeps the rest, and the client."""
+    store = JobStore(redis_url, expire_in=1, stalled_after=2)
+    other = store.replace(namespace="other", stalled_after=3)
+    assert (other.namespace, other.expire_in, other.stalled_after) == ("other", 1, 3)
+    assert other.client is store.client
+
+
+def test_repr_shows_no_password() -> None:
+    """A store says where it is, and never a password."""
+    store = JobStore("redis://user:hunter2@example.com:7000/3")
+    assert repr(store) == "<JobStore 'jobstate' at example.com:7000/3>"
+    store = JobStore("unix:///run/redis.sock?password=hunter2")
+    assert repr(store) == "<JobStore 'jobstate' at /run/redis.sock>"
+
+
+def test_a_store_of_ones_own_fails_fast(server: EmbeddedServer) -> None:
+    """Without a server a store gives up at once; with a frozen one, soon."""
+    store = JobStore(server.url)
+    store.create(new_id(), START)
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        with pytest.raises(redis.TimeoutError):
+            store.load(new_id())
+        assert time.monotonic() - began < 3
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+    server.stop()
+    with pytest.raises(redis.ConnectionError):
+        store.load(new_id())
+
+
+def test_store_of_broker_shares_the_server(redis_url: str) -> None:
+    """The store of a RedisBroker is in its server, with connections that fail fast."""
+    broker = RedisBroker(url=redis_url)
+    store = store_of_broker(broker, namespace="mine")
+    assert store is not None and store.namespace == "mine"
+    kwargs = store.client.connection_pool.connection_kwargs
+    assert kwargs["port"] == broker.client.connection_pool.connection_kwargs["port"]
+    assert kwargs["socket_timeout"] == 0.5
+    assert store_of_broker(StubBroker()) is None
+
+
+def test_store_of_broker_takes_an_unknown_pool_as_it_is(redis_url: str) -> None:
+    """A broker whose client has a pool of another class lends its client."""
+    class Pool(redis.ConnectionPool):
+        pass
+
+    client = redis.Redis(connection_pool=Pool.from_url(redis_url))
+    store = store_of_broker(RedisBroker(client=client))
+    assert store is not None and store.client is client

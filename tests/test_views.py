@@ -1,0 +1,677 @@
+"""What requests below the path of the jobs are answered, and what they are not."""
+
+import json
+from typing import Any
+
+import pytest
+import redis
+from pyramid.exceptions import URLDecodeError
+from pyramid.renderers import JSON
+from pyramid.request import Request
+from pyramid.response import Response
+from webtest import TestApp
+
+from pyramid_jobstate import JobState, JobStore, StoreUnavailable
+from pyramid_jobstate.embedded import EmbeddedServer
+
+from .webapp import (
+    ADMIN,
+    NOWHERE,
+    Root,
+    ask,
+    get,
+    make_app,
+    make_config,
+    make_request,
+    mounted_root,
+    put_job,
+)
+
+UUID = "12345678-1234-4321-8765-1234567890ab"
+NOT_FOUND = {"error": "There is no such job."}
+FORBIDDEN = {"error": "You may not do this with the job."}
+
+
+@pytest.fixture
+def app(redis_url: str) -> TestApp:
+    """An application whose own tree is empty."""
+    return make_app(make_config(redis_url))
+
+
+@pytest.fixture
+def job(client: redis.Redis) -> str:
+    """The uuid of a job of Alice's."""
+    return put_job(client)
+
+
+class Confession(JobState):
+    """A kind of job that tells of one kind of error."""
+
+    def public_error(self, exception_type: str, message: str) -> str:
+        if exception_type == "ValueError":
+            return message
+        return super().public_error(exception_type, message)
+
+
+# The state.
+
+
+@pytest.mark.parametrize("end", ["", "/"])
+def test_get_answers_the_state(app: TestApp, job: str, end: str) -> None:
+    """A job's state is its JSON, with or without a last slash."""
+    response = get(app, f"/job_state/{job}{end}", "alice")
+
+    assert response.status_code == 200
+    assert response.json["job_state"] == "working"
+    assert response.json["job"]["uuid"] == job
+    assert response.json["job"]["url"] == f"http://localhost/job_state/{job}/"
+    assert response.json["job"]["params"] == {"miles": 26}
+
+
+def test_get_has_the_headers_of_private_json(app: TestApp, job: str) -> None:
+    """No cache keeps a state, and no browser takes it for a page."""
+    headers = get(app, f"/job_state/{job}", "alice").headers
+
+    assert headers["Content-Type"] == "application/json"
+    assert headers["Cache-Control"] == "private, no-cache"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["ETag"].startswith('"')
+
+
+def test_head_answers_without_the_state(app: TestApp, job: str) -> None:
+    """HEAD is GET without a body, and asks for the same right."""
+    full = get(app, f"/job_state/{job}", "alice")
+
+    response = ask(app, "HEAD", f"/job_state/{job}", "alice")
+
+    assert response.status_code == 200
+    assert response.body == b""
+    assert response.headers["ETag"] == full.headers["ETag"]
+    assert ask(app, "HEAD", f"/job_state/{job}", "bob").status_code == 403
+
+
+@pytest.mark.parametrize("form", ["{}", "W/{}", '"other", {}'])
+def test_current_etag_is_a_304(app: TestApp, job: str, form: str) -> None:
+    """Who has the state already gets it not again, also after a proxy that weakens the
+    tag."""
+    etag = get(app, f"/job_state/{job}", "alice").headers["ETag"]
+
+    response = get(app, f"/job_state/{job}", "alice", If_None_Match=form.format(etag))
+
+    assert response.status_code == 304
+    assert response.body == b""
+    assert response.headers["ETag"] == etag
+    assert response.headers["Cache-Control"] == "private, no-cache"
+
+
+def test_old_etag_is_the_new_state(
+    app: TestApp, client: redis.Redis, job: str
+) -> None:
+    """Once the job has gone on, the tag of the former state gets the new one."""
+    etag = get(app, f"/job_state/{job}", "alice").headers["ETag"]
+
+    client.hset(f"jobstate:{job}", "m:miles_run", "12")
+    response = get(app, f"/job_state/{job}", "alice", If_None_Match=etag)
+
+    assert response.status_code == 200
+    assert response.json["miles_run"] == 12
+    assert response.headers["ETag"] != etag
+
+
+def test_job_that_falls_silent_has_another_etag(
+    app: TestApp, client: redis.Redis, job: str
+) -> None:
+    """A job reads as stalled without a write, and its tag shows it."""
+    etag = get(app, f"/job_state/{job}", "alice").headers["ETag"]
+
+    client.hset(f"jobstate:{job}", "seen", "1")
+    response = get(app, f"/job_state/{job}", "alice", If_None_Match=etag)
+
+    assert response.status_code == 200
+    assert response.json["job"]["status"] == "stalled"
+    assert response.json["job_state"] == "working"
+
+
+def test_etag_opens_nothing(app: TestApp, job: str) -> None:
+    """Who knows the tag but may not see the job gets no 304."""
+    etag = get(app, f"/job_state/{job}", "alice").headers["ETag"]
+
+    assert get(app, f"/job_state/{job}", "bob", If_None_Match=etag).status_code == 403
+    assert get(app, f"/job_state/{job}", "bob", If_None_Match="*").status_code == 403
+
+
+def test_state_says_what_the_viewer_may_do(app: TestApp, job: str) -> None:
+    """A job that goes on is cancellable for who may cancel it."""
+    assert get(app, f"/job_state/{job}", "alice").json["job"]["cancellable"] is True
+
+
+def test_error_is_not_told(app: TestApp, client: redis.Redis) -> None:
+    """The text and the type of an exception reach no viewer, whoever it is."""
+    error = json.dumps(["myapp.SecretError", "password=hush"])
+    uuid = put_job(client, status="error", error=error)
+
+    for user in "alice", ADMIN:
+        response = get(app, f"/job_state/{uuid}", user)
+        assert response.json["job"]["error"] == {"message": "The job failed."}
+        assert "hush" not in response.text
+        assert "SecretError" not in response.text
+
+
+def test_error_is_told_as_far_as_the_class_says(
+    app: TestApp, client: redis.Redis
+) -> None:
+    """A class may tell of the errors that it knows."""
+
+    def message_of(error: list[str]) -> str:
+        uuid = put_job(
+            client, kind="Confession", status="error", error=json.dumps(error)
+        )
+        response = get(app, f"/job_state/{uuid}", "alice")
+        return str(response.json["job"]["error"]["message"])
+
+    assert message_of(["ValueError", "No miles."]) == "No miles."
+    assert message_of(["OSError", "/etc/shoes"]) == "The job failed."
+
+
+# Others.
+
+
+@pytest.mark.parametrize("user", ["bob", None])
+def test_others_are_forbidden(app: TestApp, job: str, user: str | None) -> None:
+    """Who may not see a job gets a 403 that says nothing of it."""
+    response = get(app, f"/job_state/{job}", user)
+
+    assert response.status_code == 403
+    assert response.json == FORBIDDEN
+    assert response.headers["Cache-Control"] == "private, no-cache"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert "ETag" not in response.headers
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("end", ["", "/"])
+def test_other_methods_do_not_answer(
+    app: TestApp, client: redis.Redis, job: str, method: str, end: str
+) -> None:
+    """A state is only got: every other method is not found, and changes nothing."""
+    before = client.hgetall(f"jobstate:{job}")
+
+    response = ask(app, method, f"/job_state/{job}{end}", "alice")
+
+    assert response.status_code == 404
+    assert response.json == NOT_FOUND
+    assert client.hgetall(f"jobstate:{job}") == before
+
+
+@pytest.mark.parametrize(
+    "header", ["X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"]
+)
+def test_method_override_does_nothing(app: TestApp, job: str, header: str) -> None:
+    """A header does not turn one method into another."""
+    headers = {header: "GET"}
+    assert ask(app, "POST", f"/job_state/{job}", "alice", **headers).status_code == 404
+
+    headers = {header: "DELETE"}
+    assert get(app, f"/job_state/{job}", "alice", **headers).status_code == 200
+
+
+# Paths.
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "/",
+        "//",
+        "/login",
+        "/nothing",
+        "/{unknown}",
+        "/{upper}",
+        "/{job}x",
+        "/{job}%20",
+        "/{job}%00",
+        "/{job}%0A",
+        "/%0A{job}",
+        "/%0Alogin",
+        "/{job};x=1",
+        "/{job},{job}",
+        "/{job}/x",
+        "/{job}/x/y",
+        "/{job}/login",
+        "/{job}/edit",
+        "/{job}/cancel",
+        "/{job}/@@login",
+        "/{job}/__json__",
+        "/{job}/{job}",
+        "/{job}/..",
+        "/@@{job}",
+        "/@@login",
+        "/@@",
+        "/../login",
+        "/..%2Flogin",
+        "/{job}%2Fx",
+        "/__parent__",
+        "/__getitem__",
+        "/find",
+        "/store",
+        "/jobstate:{job}",
+        "/*",
+        "/%D9%A1",
+        "/static",
+    ],
+)
+def test_other_paths_are_not_found(redis_url: str, job: str, path: str) -> None:
+    """Whatever else stands below the path is a 404 of ours, whatever the application
+    shows elsewhere, to anybody."""
+    config = make_config(redis_url)
+    for name in "", "login", "cancel", "edit", "find", "store":
+        config.add_view(lambda c, r: Response("App"), name=name)
+    config.add_route("everything", "/*everything")
+    config.add_view(lambda c, r: Response("App"), route_name="everything")
+    app = make_app(config)
+    # The application's catch-all stands before us: what it keeps are other paths.
+    assert get(app, f"/job_state/{job}", "alice").text == "App"
+
+    config = make_config(redis_url)
+    for name in "", "login", "cancel", "edit", "find", "store":
+        config.add_view(lambda c, r: Response("App"), name=name)
+    app = make_app(config)
+    path = path.format(job=job, unknown=UUID, upper=job.upper())
+
+    for user in "alice", ADMIN, None:
+        response = get(app, f"/job_state{path}", user)
+        assert response.status_code == 404
+        assert response.json == NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "//{job}",
+        "/x/../{job}",
+        "/./{job}",
+        "/%2E%2E/{job}",
+        "%2F{job}",
+        "/{job}//",
+        "/{job}/@@",
+        "/{job}/x/..",
+        "/../job_state/../{job}",
+    ],
+)
+def test_odd_paths_to_a_job_need_its_right(app: TestApp, job: str, path: str) -> None:
+    """Where traversal finds a job by a strange path, the right to see it is asked for
+    as ever."""
+    path = "/job_state" + path.format(job=job)
+
+    assert get(app, path, "bob").status_code in (403, 404)
+    assert get(app, path).status_code in (403, 404)
+    assert get(app, path, "alice").status_code in (200, 404)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/job_stateXYZ", "/job_stateXYZ/{job}", "/job_state%0A", "/JOB_STATE/{job}"]
+    + ["//job_state/{job}", "/x/../job_state/{job}", "/job_state.json", "/job"],
+)
+def test_paths_beside_ours_are_the_applications(
+    redis_url: str, job: str, path: str
+) -> None:
+    """What only looks like our path is not ours."""
+    config = make_config(redis_url)
+    config.add_notfound_view(lambda e, r: Response("app 404", 404))
+    app = make_app(config)
+
+    assert get(app, path.format(job=job), "alice").text == "app 404"
+
+
+@pytest.mark.parametrize("length", [1_000, 100_000])
+def test_long_paths_are_not_found(app: TestApp, job: str, length: int) -> None:
+    """However long or deep a path is, it is a plain 404."""
+    for path in f"/{'a' * length}", f"/{job}{'/a' * length}", "/.." * length + "/x":
+        assert get(app, "/job_state" + path, "alice").json == NOT_FOUND
+
+
+def test_path_that_is_no_utf_8_is_pyramids_own_error(app: TestApp) -> None:
+    """Such a path fails before anyone can say whose it is, as in every application."""
+    with pytest.raises(URLDecodeError):
+        get(app, "/job_state/%FF", "alice")
+
+
+# Beside the application's own routes and views.
+
+
+def test_catch_all_after_the_include_leaves_our_path_alone(
+    redis_url: str, job: str
+) -> None:
+    """An application's catch-all route, added after the include, answers nothing of
+    ours."""
+    config = make_config(redis_url)
+    config.include("pyramid_jobstate")
+    config.add_route("everything", "/*everything")
+    config.add_view(lambda c, r: Response("App"), route_name="everything")
+    app = TestApp(config.make_wsgi_app())
+
+    assert get(app, f"/job_state/{job}", "alice").json["job"]["uuid"] == job
+    assert get(app, "/job_state/x", "alice").json == NOT_FOUND
+    assert get(app, "/other", "alice").text == "App"
+
+
+def test_catch_all_with_global_views_keeps_out(redis_url: str, job: str) -> None:
+    """Nor does one that traverses with the application's views."""
+    config = make_config(redis_url)
+    config.include("pyramid_jobstate")
+    config.add_route("everything", "/*traverse", use_global_views=True)
+    config.add_view(lambda c, r: Response("App"), name="login")
+    app = TestApp(config.make_wsgi_app())
+
+    assert get(app, f"/job_state/{job}/login", "alice").json == NOT_FOUND
+    assert get(app, "/login", "alice").text == "App"
+
+
+def test_view_for_every_context_does_not_answer_for_a_job(
+    redis_url: str, job: str
+) -> None:
+    """The application's view without a context is not taken for a job's, whether it was
+    registered before or after the include."""
+    config = make_config(redis_url)
+    config.add_view(lambda c, r: Response("App"))
+    config.include("pyramid_jobstate")
+    config.commit()
+    config.add_view(lambda c, r: Response("App"), name="edit")
+    app = TestApp(config.make_wsgi_app())
+
+    assert get(app, f"/job_state/{job}", "bob").status_code == 403
+    assert ask(app, "POST", f"/job_state/{job}", "alice").json == NOT_FOUND
+    assert get(app, "/", "bob").text == "App"
+
+
+def test_default_permission_of_the_application_is_not_asked(
+    redis_url: str, job: str
+) -> None:
+    """Our views have their own permission, and the answers to errors none."""
+    config = make_config(redis_url)
+    config.set_default_permission("enter")
+    app = make_app(config)
+
+    assert get(app, f"/job_state/{job}", "alice").status_code == 200
+    assert get(app, f"/job_state/{job}", "bob").json == FORBIDDEN
+    assert get(app, "/job_state/x", "bob").json == NOT_FOUND
+
+
+def app_with_error_views(redis_url: str, **options: Any) -> TestApp:
+    """Return an application that has answers of its own to every error."""
+
+    def ask_store(context: Any, request: Request) -> Response:
+        request.job_states.find(UUID)
+        return Response("asked")
+
+    def answer(text: str, status: int) -> Any:
+        return lambda exc, request: Response(text, status)
+
+    config = make_config(redis_url, **options)
+    config.add_notfound_view(answer("app 404", 404), append_slash=True)
+    config.add_forbidden_view(answer("app 403", 403))
+    config.add_exception_view(answer("app 500", 500), context=Exception)
+    config.add_view(ask_store, name="ask")
+    config.add_view(ask_store, name="secret", permission="secret")
+    config.add_route("routed", "/routed/{x}")
+    config.add_view(ask_store, route_name="routed")
+    return make_app(config)
+
+
+@pytest.mark.parametrize("root_factory", [Root, mounted_root])
+def test_error_views_of_the_application_answer_for_its_pages(
+    redis_url: str, job: str, root_factory: Any
+) -> None:
+    """Its own pages keep the application's own error pages, and ours never answer."""
+    app = app_with_error_views(redis_url, root_factory=root_factory)
+
+    assert get(app, "/nothing", "alice").text == "app 404"
+    assert get(app, "/secret", "alice").text == "app 403"
+    assert get(app, "/routed/1/2", "alice").text == "app 404"
+    assert get(app, "/ask", "alice").text == "asked"
+
+
+@pytest.mark.parametrize("place", ["/job_state", "/jobs"])
+def test_error_views_of_the_application_do_not_answer_for_ours(
+    redis_url: str, job: str, place: str
+) -> None:
+    """A request for a job gets our answers, whatever error pages there are."""
+    app = app_with_error_views(redis_url, root_factory=mounted_root)
+
+    assert get(app, f"{place}/{UUID}", "alice").json == NOT_FOUND
+    assert get(app, f"{place}/{job}", "bob").json == FORBIDDEN
+
+
+@pytest.mark.parametrize("place", ["/job_state", "/jobs"])
+def test_general_error_view_does_not_answer_for_a_store_that_is_away(
+    place: str,
+) -> None:
+    """A request for a job gets our 503, though the application catches all errors."""
+    app = app_with_error_views(NOWHERE, root_factory=mounted_root)
+
+    assert get(app, f"{place}/{UUID}", "alice").status_code == 503
+
+
+@pytest.mark.parametrize("path", ["/ask", "/routed/1"])
+def test_store_that_is_away_is_in_the_applications_own_hands(path: str) -> None:
+    """A view of the application that asks the store gets the error itself, and its own
+    exception view."""
+    app = app_with_error_views(NOWHERE, root_factory=mounted_root)
+
+    response = get(app, path, "alice")
+
+    assert (response.status_code, response.text) == (500, "app 500")
+
+
+@pytest.mark.parametrize("name", ["ask", ""])
+def test_store_that_is_away_is_not_answered_for_the_application(name: str) -> None:
+    """Without an exception view the application's error is nobody else's: no 503."""
+
+    def ask_store(context: Any, request: Request) -> Response:
+        with pytest.raises(StoreUnavailable):
+            request.job_states.find(UUID)
+        return Response(request.job_states[UUID].uuid)
+
+    config = make_config(NOWHERE, root_factory=mounted_root)
+    config.add_view(ask_store, name=name, context=Root)
+    app = make_app(config)
+
+    with pytest.raises(StoreUnavailable):
+        get(app, f"/{name}", "alice")
+
+
+def test_store_that_is_away_in_the_applications_traversal_is_its_own() -> None:
+    """What the application's own tree asks of `request.job_states` is its own affair as
+    well."""
+
+    class Curious(Root):
+        def __getitem__(self, name: str) -> Any:
+            return self.request.job_states[name]
+
+    app = make_app(make_config(NOWHERE, root_factory=Curious))
+
+    with pytest.raises(StoreUnavailable):
+        get(app, f"/{UUID}", "alice")
+
+
+def test_error_before_traversal_is_the_applications(redis_url: str) -> None:
+    """A root factory that forbids is answered by the application."""
+    app = app_with_error_views(redis_url, root_factory=_forbid)
+
+    assert get(app, "/ask", "alice").text == "app 403"
+
+
+def test_view_on_a_job_may_meet_a_store_that_is_away(server: EmbeddedServer) -> None:
+    """In a view that the application gives to jobs the error is the application's."""
+
+    def restart(context: JobState, request: Request) -> Response:
+        server.stop()
+        return Response(str(request.job_states.find(UUID)))
+
+    config = make_config(server.url, root_factory=mounted_root)
+    config.add_view(restart, context=JobState, name="restart")
+    config.add_exception_view(
+        lambda e, r: Response("app 503", 503), context=StoreUnavailable
+    )
+    app = make_app(config)
+    with redis.Redis.from_url(server.url) as client:
+        uuid = put_job(client)
+
+    assert get(app, f"/jobs/{uuid}/restart", "alice").text == "app 503"
+    assert get(app, f"/jobs/{uuid}", "alice").content_type == "application/json"
+    assert get(app, "/job_state/" + UUID, "alice").content_type == "application/json"
+
+
+def _forbid(request: Request) -> Any:
+    from pyramid.httpexceptions import HTTPForbidden
+
+    raise HTTPForbidden
+
+
+# In the application's own JSON.
+
+
+def test_state_goes_through_the_applications_json_renderer(
+    redis_url: str, job: str
+) -> None:
+    """A job in the answer of an application's view is the same JSON."""
+    config = make_config(redis_url)
+    config.add_renderer("app_json", JSON(indent=4))
+    config.add_view(
+        lambda c, r: {"job": r.job_states[job]}, name="page", renderer="app_json"
+    )
+    app = make_app(config)
+
+    page = get(app, "/page", "alice")
+
+    assert page.json == {"job": get(app, f"/job_state/{job}", "alice").json}
+
+
+def test_state_can_be_shown_by_a_view_that_has_no_container(
+    redis_url: str, job: str
+) -> None:
+    """A job that comes from the store itself is shown, too."""
+    config = make_config(redis_url)
+    make_app(config)
+    job_state = JobStore(redis_url).load(job)
+    assert job_state is not None
+
+    state = job_state.__json__(make_request(config, "alice"))
+
+    assert state["job"]["url"] == f"http://localhost/job_state/{job}/"
+
+
+# Whatever stands in Redis.
+
+
+def test_markup_stays_text(app: TestApp, client: redis.Redis) -> None:
+    """Markup in what a job says is JSON text, of a type that no browser renders."""
+    markup = "</script><img src=x onerror=alert(1)>"
+    uuid = put_job(
+        client, **{"message": json.dumps(markup), f"m:{markup}": json.dumps(markup)}
+    )
+
+    response = get(app, f"/job_state/{uuid}", "alice", Accept="text/html")
+
+    assert response.content_type == "application/json"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.json["job"]["message"] == markup
+    assert response.json[markup] == markup
+
+
+def reject(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("m:x", "{bad"),
+        ("m:x", "NaN"),
+        ("m:x", "[1e999]"),
+        ("m:x", "9" * 5000),
+        ("m:x", "[" * 100_000),
+        ("m:x", "[" * 970 + "]" * 970),
+        ("m:x", b"\xff"),
+        ("m:x", '"\\ud800"'),
+        ("m:__proto__", '{"isAdmin": true}'),
+        ("m:constructor", "1"),
+        ("m:job", '{"status": "success"}'),
+        ("m:job_state", '"success"'),
+        ("m:", "1"),
+        ("status", "<b>"),
+        ("status", ""),
+        ("seen", "²"),
+        ("seen", "9" * 5000),
+        ("seen", "soon"),
+        ("queued", "²"),
+        ("queued", "9" * 30),
+        ("updated", "-1"),
+        ("due", "1e400"),
+        ("attempt", "x"),
+        ("attempt", "9" * 5000),
+        ("params", "[1]"),
+        ("params", '{"miles": 1e999}'),
+        ("progress", '"half"'),
+        ("progress", '[1, "x", null, null]'),
+        ("progress", "[1, [], {}, true]"),
+        ("progress", "[NaN, -1, null, null]"),
+        ("progress", "[1" + "0" * 400 + ", 3, null, null]"),
+        ("message", '["x"]'),
+        ("log", '[1, null, {"a": 1}]'),
+        ("log", '"abc"'),
+        ("error", "[1, 2]"),
+        ("error", '{"message": "hush"}'),
+        ("unknown", "x"),
+    ],
+)
+def test_nonsense_in_the_store_is_not_an_error(
+    app: TestApp, client: redis.Redis, field: str, value: str | bytes
+) -> None:
+    """What another program wrote into a job's hash never fails the request, nor the
+    browser's JSON.parse, nor does it touch the job's own part."""
+    uuid = put_job(client, **{field: value})
+
+    response = get(app, f"/job_state/{uuid}", "alice")
+
+    assert response.status_code == 200
+    state = json.loads(response.body, parse_constant=reject)
+    assert state["job"]["uuid"] == uuid
+    assert state["job_state"] == "working"
+    assert '"hush"' not in response.text
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("owner", '["alice"]'),
+        ("owner", '{"alice": 1}'),
+        ("owner", "alice"),
+        ("owner", "null"),
+        ("owner", ""),
+        ("owner", '"alic\\u0065x"'),
+        ("owner", "[" * 100_000),
+        ("kind", "NoSuchKind"),
+        ("kind", "<script>"),
+        ("kind", ""),
+        ("kind", b"\xff"),
+    ],
+)
+def test_nonsense_in_the_store_gives_no_rights(
+    app: TestApp, client: redis.Redis, field: str, value: str | bytes
+) -> None:
+    """An owner or a kind that cannot be understood is nobody's, and nothing fails."""
+    uuid = put_job(client, **{field: value})
+
+    for user in "alice", "bob", None:
+        assert get(app, f"/job_state/{uuid}", user).json == FORBIDDEN
+    assert get(app, f"/job_state/{uuid}", ADMIN).status_code == 200
+
+
+def test_key_of_another_type_is_a_503(app: TestApp, client: redis.Redis) -> None:
+    """Where a job's key holds no hash, the store's answer is none."""
+    client.set(f"jobstate:{UUID}", "x")
+
+    assert get(app, f"/job_state/{UUID}", "alice").status_code == 503

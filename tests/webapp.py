@@ -1,0 +1,144 @@
+"""A Pyramid application for the tests of the web side, and jobs to look at."""
+
+import json
+import uuid
+from typing import Any
+
+import redis
+from dramatiq import Broker, actor
+from dramatiq.brokers.redis import RedisBroker
+from pyramid.authorization import ACLHelper, Allow, Authenticated, Everyone
+from pyramid.config import Configurator
+from pyramid.request import Request, apply_request_extensions
+from webtest import TestApp
+
+from pyramid_jobstate import JobState, JobStateMiddleware
+from pyramid_jobstate.resources import JobStates
+
+#: Nothing listens at this port.
+NOWHERE = "redis://127.0.0.1:1/0"
+
+ADMIN = "admin"
+
+
+class RunMarathon(JobState):
+    public_params = ("miles",)
+
+
+class Policy:
+    """Believes the header X-User, and decides by ACLs."""
+
+    def identity(self, request: Request) -> str | None:
+        return request.headers.get("X-User")
+
+    authenticated_userid = identity
+
+    def permits(self, request: Request, context: Any, permission: str) -> Any:
+        user = self.identity(request)
+        principals = [Everyone] if user is None else [Everyone, Authenticated, user]
+        return ACLHelper().permits(context, principals, permission)
+
+
+class Root(dict[str, Any]):
+    """The application's own resource, in which admins may do everything with jobs."""
+
+    __name__ = None
+    __parent__ = None
+    __acl__ = (
+        (Allow, Everyone, ("view", "edit")),
+        (Allow, ADMIN, ("view_job", "cancel_job", "list_jobs")),
+    )
+
+    def __init__(self, request: Request) -> None:
+        super().__init__()
+        self.request = request
+
+
+def mounted_root(request: Request) -> Root:
+    """A root factory: the jobs are at /jobs and at /site/jobs, too."""
+    root = Root(request)
+    root["jobs"] = JobStates(request, parent=root, name="jobs")
+    root["site"] = site = Root(request)
+    site.__name__, site.__parent__ = "site", root
+    site["jobs"] = JobStates(request, parent=site, name="jobs")
+    return root
+
+
+def make_config(redis_url: str | None, **options: Any) -> Configurator:
+    """Return the configurator of an application that has included nothing yet.
+
+    The options are those of a Configurator, and win over what is usual here.
+    """
+    settings = {"jobstate.redis_url": redis_url} if redis_url else {}
+    settings.update(options.pop("settings", {}))
+    usual = {"root_factory": Root, "security_policy": Policy()}
+    return Configurator(settings=settings, **{**usual, **options})
+
+
+def make_app(config: Configurator) -> TestApp:
+    """Return the application, with pyramid_jobstate in it."""
+    config.include("pyramid_jobstate")
+    return TestApp(config.make_wsgi_app())
+
+
+def make_request(config: Configurator, user: str | None = None) -> Request:
+    """Return a request of a user's to the application that was made."""
+    request = Request.blank("/", headers={} if user is None else {"X-User": user})
+    request.registry = config.registry
+    apply_request_extensions(request)
+    return request
+
+
+def get(app: TestApp, path: str, user: str | None = None, **headers: str) -> Any:
+    """Return the response to a user, whatever its status."""
+    return ask(app, "GET", path, user, **headers)
+
+
+def ask(
+    app: TestApp, method: str, path: str, user: str | None = None, **headers: str
+) -> Any:
+    """Return the response to a user's request by a method, whatever its status."""
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    if user is not None:
+        sent["X-User"] = user
+    return app.request(path, method=method, headers=sent, expect_errors=True)
+
+
+def put_job(client: redis.Redis, **fields: str | bytes | int) -> str:
+    """Write a job into the store, one of Alice's that runs unless `fields` say
+    otherwise, and return its uuid."""
+    job_uuid = str(fields.pop("uuid", uuid.uuid4()))
+    seconds, micros = client.time()
+    now = seconds * 1000 + micros // 1000
+    usual: dict[str, Any] = {
+        "kind": "RunMarathon",
+        "actor": "run_marathon",
+        "attempt": 1,
+        "owner": json.dumps("alice"),
+        "params": json.dumps({"miles": 26, "shoes": "secret"}),
+        "status": "working",
+        "run": "0" * 12,
+        "seq": 1,
+        "queued": now,
+        "started": now,
+        "updated": now,
+        "seen": now,
+    }
+    client.hset(f"jobstate:{job_uuid}", mapping={**usual, **fields})
+    return job_uuid
+
+
+def make_broker(url: str, middleware: JobStateMiddleware | None = None) -> Broker:
+    """Return a broker with two actors: run_marathon, and sweep, which is not tracked."""
+    broker = RedisBroker(url=url)
+    broker.add_middleware(middleware or JobStateMiddleware())
+
+    @actor(broker=broker, job_state=RunMarathon)
+    def run_marathon(miles: int, *, shoes: str = "red", job_state: Any = None) -> None:
+        pass
+
+    @actor(broker=broker)
+    def sweep() -> None:
+        pass
+
+    return broker
