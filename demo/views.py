@@ -31,17 +31,25 @@ PACES = {"Easy to watch": 2_000.0, "Flat out": None}
 
 MAX_MILES = 100
 
-#: How many of the jobs that were started in it a browser session remembers.
+#: How many jobs are listed, and how many of its own a browser session remembers.
 MAX_JOBS = 20
 
 
 @view_config(route_name="home", renderer="templates/home.jinja2")
 def home(request: Request) -> dict[str, Any]:
-    """The forms, and the jobs that were started in this browser session."""
-    found = map(request.job_states.find, request.session.get("jobs", []))
-    jobs = [job for job in found if job and request.has_permission("view_job", job)]
+    """The forms, and the jobs of this browser session, or to an admin of everyone."""
+    is_admin = request.has_permission("list_jobs")
+    if is_admin:
+        jobs = request.job_states.list(limit=MAX_JOBS).items
+    else:
+        jobs = request.job_states.find_many(request.session.get("jobs", []))
     return {
-        "jobs": [as_json(request, job) for job in jobs],
+        "heading": "Everyone’s jobs" if is_admin else "Your jobs",
+        "jobs": [
+            as_json(request, job)
+            for job in jobs
+            if job and request.has_permission("view_job", job)
+        ],
         "speeds": list(SPEEDS),
         "paces": list(PACES),
         "max_bytes": uploads.MAX_BYTES,

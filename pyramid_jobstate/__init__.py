@@ -49,6 +49,7 @@ def includeme(config: Configurator) -> None:
     * ``jobstate.owner``: the dotted name of a function that returns the principal of a
       request, to whom the jobs belong that it sends; the authenticated userid unless
       set.
+    * ``jobstate.max_batch``: how many jobs one request may ask for, ``100``.
     * ``jobstate.allow_no_policy``: start without a security policy, ``false``. Everyone
       may see every job then.
 

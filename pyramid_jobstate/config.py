@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from .enqueue import middleware_of
 from .resources import (
     ROUTE,
     IJobStore,
+    IMaxBatch,
     IOwner,
     JobStates,
     JobStatesTraverser,
@@ -29,6 +31,11 @@ if TYPE_CHECKING:
     from pyramid.config import Configurator
     from pyramid.request import Request
 
+log = logging.getLogger("pyramid_jobstate")
+
+#: The category of our introspectables.
+CATEGORY = "job states"
+
 PREFIX = "jobstate."
 NAMES = frozenset(
     {
@@ -40,6 +47,7 @@ NAMES = frozenset(
         "stalled_after",
         "owner",
         "allow_no_policy",
+        "max_batch",
     }
 )
 DURATIONS = ("expire_in", "active_expire_in", "stalled_after")
@@ -67,6 +75,9 @@ def include(config: Configurator) -> None:
     config.add_directive("set_job_store", set_job_store)
     add_views(config)
 
+    intr = config.introspectable(CATEGORY, "jobstate", "pyramid_jobstate", "settings")
+    intr["path"] = path
+
     def register() -> None:
         # The application may still have set these, or its broker, after the include.
         settings = Settings(config.registry.settings)
@@ -75,9 +86,21 @@ def include(config: Configurator) -> None:
                 f"The setting {PREFIX}path must be set before pyramid_jobstate is "
                 "included."
             )
-        config.registry.registerUtility(settings.owner(), IOwner)
-        if config.registry.queryUtility(IJobStore) is None:
-            config.registry.registerUtility(settings.store(), IJobStore)
+        owner, max_batch = settings.owner(), settings.max_batch()
+        config.registry.registerUtility(owner, IOwner)
+        config.registry.registerUtility(max_batch, IMaxBatch)
+        store = config.registry.queryUtility(IJobStore)
+        if store is None:
+            store = settings.store()
+            config.registry.registerUtility(store, IJobStore)
+        owner_name = f"{owner.__module__}.{owner.__qualname__}"
+        intr.update(store=store, owner=owner, max_batch=max_batch)
+        log.info(
+            "Job states are kept in %r, shown below /%s, and belong to %s(request).",
+            store,
+            config.get_routes_mapper().get_route(ROUTE).pattern.partition("{")[0],
+            owner_name,
+        )
 
     def ensure() -> None:
         allowed = Settings(config.registry.settings).allow_no_policy()
@@ -89,7 +112,7 @@ def include(config: Configurator) -> None:
             "or set jobstate.allow_no_policy = true if that is what you want."
         )
 
-    config.action("pyramid_jobstate", register, order=5)
+    config.action("pyramid_jobstate", register, order=5, introspectables=(intr,))
     if not config.autocommit:
         config.action(None, ensure, order=10)
 
@@ -103,7 +126,9 @@ def set_job_store(config: Configurator, store: JobStore) -> None:
     def register() -> None:
         config.registry.registerUtility(store, IJobStore)
 
-    config.action(IJobStore, register)
+    intr = config.introspectable(CATEGORY, "store", repr(store), "store")
+    intr["store"] = store
+    config.action(IJobStore, register, introspectables=(intr,))
 
 
 class Settings:
@@ -129,6 +154,12 @@ class Settings:
     def allow_no_policy(self) -> bool:
         return bool(asbool(self._settings.get("allow_no_policy", False)))
 
+    def max_batch(self) -> int:
+        value = self._settings.get("max_batch", 100)
+        if not re.fullmatch(r"[1-9]\d{0,8}", str(value)):
+            raise _wrong("max_batch", value, "is no positive number")
+        return int(value)
+
     def owner(self) -> Callable[[Request], Any]:
         name = self._settings.get("owner")
         if name is None:
@@ -143,7 +174,8 @@ class Settings:
 
     def store(self) -> JobStore:
         """Return the store of the redis_url, or of the middleware on Dramatiq's global
-        broker, changed as far as the settings say otherwise."""
+        broker, changed as far as the settings say otherwise.
+        """
         options: dict[str, Any] = {
             name: _seconds(name, self._settings[name])
             for name in DURATIONS
@@ -196,8 +228,8 @@ def _middleware_store() -> JobStore:
     if broker is None:
         raise ConfigurationError(
             "pyramid_jobstate does not know where job states are kept: no Dramatiq "
-            "broker is set. Import the module that calls dramatiq.set_broker(...) before "
-            "the application is made, or set jobstate.redis_url."
+            "broker is set. Import the module that calls dramatiq.set_broker(...) "
+            "before the application is made, or set jobstate.redis_url."
         )
     try:
         return middleware_of(broker).store_for(broker)

@@ -1,52 +1,129 @@
-"""Sending messages, each with the record of its job."""
+"""What is sent: messages, pipelines and groups, each job with its record."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from dramatiq import Actor, Message, get_broker
+import dramatiq.broker
+from dramatiq import Message, group, pipeline
 
 from .middleware import JobStateMiddleware
+from .record import NOT_REACHED, NOT_SENT, End, NewJob, Update
 from .state import JobState
 from .store import JobStore, is_uuid
 
 if TYPE_CHECKING:
     from dramatiq import Broker
 
+#: What can be sent.
+Sendable = Message[Any] | pipeline | group
+
 
 class Outgoing:
-    """A message on its way, and the job that it will be.
+    """A message, pipeline or group on its way, and the jobs that it will be.
+
+    It is copied, and encoded, at once: what becomes of its arguments until it leaves
+    does not matter, and those that cannot be encoded fail here.
 
     Parameters:
-      what: The actor to send `args` and `kwargs` to, or a message.
-      owner: The principal that the job belongs to, unless the message's option
+      what: What is to be sent.
+      owner: The principal that the jobs belong to, unless a message's own option
         ``job_owner`` names another.
+      broker: The broker of a message. Dramatiq's global one unless given.
+      delay: Milliseconds, or a timedelta, until it is due.
+
+    Attributes:
+      job_states: The states of the jobs, in the order of the messages.
 
     Raises:
-      TypeError: `what` is neither, or is for an actor that is not tracked, or the owner
-        is neither a string nor a number.
-      ValueError: The message's id is no uuid, so that it cannot be tracked.
+      TypeError: `what` is none of these, or is for an actor that is not tracked, the
+        owner is neither a string nor a number, or an argument cannot be encoded.
+      ValueError: A message's id is no uuid, so that it cannot be tracked.
     """
 
     def __init__(
         self,
-        what: Actor[Any, Any] | Message[Any],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        owner: str | float | None,
+        what: Sendable,
+        owner: object = None,
+        *,
+        broker: Broker | None = None,
+        delay: timedelta | int | None = None,
     ) -> None:
-        if isinstance(what, Actor):
-            self.broker: Broker = what.broker
-            message = what.message(*args, **kwargs)
-        elif isinstance(what, Message) and not args and not kwargs:
-            self.broker = get_broker()
-            message = what
-        else:
-            raise TypeError(
-                f"Give an actor and its arguments, or a message alone, not {what!r}."
-            )
-        self._middleware = middleware_of(self.broker)
+        if isinstance(delay, timedelta):
+            delay = int(delay.total_seconds() * 1000)
+        self._delay = delay
+        self._owner = owner
+        self._jobs: list[NewJob] = []
+        self.job_states: list[JobState] = []
+        if isinstance(what, (pipeline, group)):
+            broker = what.broker
+        # Not get_broker(), which would make one.
+        broker = broker or dramatiq.broker.global_broker
+        if broker is None:
+            raise TypeError("No Dramatiq broker is set: dramatiq.set_broker(...).")
+        self._broker = broker
+        self._middleware = middleware_of(broker)
+        self._what = self._prepare(what)
+
+    def record(self, store: JobStore) -> None:
+        """Write that the jobs are queued."""
+        store.create(*self._jobs)
+        for job_state in self.job_states:
+            job_state._store = store
+
+    def forget(self, store: JobStore) -> None:
+        """Take back what :meth:`record` has written."""
+        store.forget(*self._jobs)
+
+    def send(self) -> None:
+        """Hand it over to the broker."""
+        with self._middleware.announced(job.uuid for job in self._jobs):
+            if isinstance(self._what, Message):
+                self._broker.enqueue(self._what, delay=self._delay)
+            else:
+                self._what.run(delay=self._delay)
+
+    def fail(self, store: JobStore) -> None:
+        """Write that the broker did not take it."""
+        store.write(
+            [
+                Update(
+                    job.uuid,
+                    "",
+                    0,
+                    job.start,
+                    end=End("cancelled", NOT_REACHED)
+                    if job.waits
+                    else End("error", NOT_SENT),
+                    dropped=True,
+                )
+                for job in self._jobs
+            ]
+        )
+
+    def _prepare(self, what: Any) -> Any:
+        if isinstance(what, Message):
+            return self._message(what)
+        if isinstance(what, pipeline):
+            return self._pipeline(what)
+        if isinstance(what, group):
+            children = [self._prepare(child) for child in what.children]
+            copy = group(children, broker=what.broker)  # type: ignore[no-untyped-call]
+            copy.completion_callbacks = list(what.completion_callbacks)
+            return copy
+        raise TypeError(f"Only messages, pipelines and groups are sent, not {what!r}.")
+
+    def _pipeline(self, what: pipeline) -> pipeline:
+        return pipeline(
+            (
+                self._message(message, waits=i > 0)
+                for i, message in enumerate(what.messages)
+            ),
+            broker=what.broker,
+        )
+
+    def _message(self, message: Message[Any], *, waits: bool = False) -> Message[Any]:
         function = self._middleware.functions.get(message.actor_name)
         if function is None:
             raise TypeError(
@@ -57,22 +134,22 @@ class Outgoing:
             raise ValueError(
                 f"A message whose id is no uuid is not tracked: {message.message_id!r}."
             )
-        owner = check_owner(message.options.get("job_owner", owner))
+        owner = check_owner(message.options.get("job_owner", self._owner))
+        options = {k: v for k, v in message.options.items() if k != "pipe_target"}
         if owner is not None:
-            message = message.copy(options={"job_owner": owner})
-        self.message = message
-        self._start = function.start(message.args, message.kwargs, owner)
-        self.job_state: JobState = function.queued(message.message_id, self._start)
-
-    def record(self, store: JobStore) -> None:
-        """Write that the job is queued."""
-        store.create(self.message.message_id, self._start)
-        self.job_state._store = store
-
-    def send(self) -> None:
-        """Hand the message over to the broker."""
-        self._middleware.announce(self.message)
-        self.broker.enqueue(self.message)
+            options["job_owner"] = owner
+        fields = {**message.asdict(), "options": options}
+        try:
+            message = Message.decode(Message(**fields).encode())
+        except (TypeError, ValueError) as e:
+            raise TypeError(f"The message {message} cannot be encoded: {e}") from e
+        start = function.start(message.args, message.kwargs, owner)
+        delay = max(self._delay or 0, options.get("delay") or 0) / 1000
+        self._jobs.append(
+            NewJob(message.message_id, start, 0.0 if waits else delay, waits)
+        )
+        self.job_states.append(function.queued(message.message_id, start))
+        return message
 
 
 def middleware_of(broker: Broker) -> JobStateMiddleware:
@@ -97,7 +174,11 @@ def check_owner(owner: Any) -> str | float | None:
       TypeError: It is neither a string nor a number: as JSON it would be another
         principal than the one that the security policy knows.
     """
-    if isinstance(owner, bool) or not isinstance(owner, (str, int, float, type(None))):
+    if (
+        isinstance(owner, bool)
+        or not isinstance(owner, (str, int, float, type(None)))
+        or owner != owner  # NaN
+    ):
         raise TypeError(
             f"The owner of a job must be a string or a number, not {owner!r}. The "
             "setting jobstate.owner can name a function that returns such a principal."

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import threading
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from dramatiq import Message
 from dramatiq.middleware import Middleware
 from redis.exceptions import RedisError
 
 from .delivery import Delivery
-from .record import End, JobError, Start
+from .record import NOT_REACHED, End, JobError, NewJob, Start
 from .recorder import Recorder
 from .run import Run
 from .store import JobStore, is_uuid, store_of_broker
@@ -26,7 +29,7 @@ from .tracking import (
 )
 
 if TYPE_CHECKING:
-    from dramatiq import Actor, Broker, Message
+    from dramatiq import Actor, Broker
     from dramatiq.broker import MessageProxy
     from dramatiq.worker import Worker
     from redis import Redis
@@ -123,23 +126,27 @@ class JobStateMiddleware(Middleware):
         if function is None or self._job(message) is not None:
             # Not tracked, or put back by the run that is about to end.
             return
-        if self._running.sending == message.message_id:
+        if message.message_id in self._running.announced:
+            self._running.sending = message.message_id
             return
+        start = _start(function, message)
+        job = NewJob(message.message_id, start, (delay or 0) / 1000)
         try:
-            created = self.store_for(broker).create(
-                message.message_id, _start(function, message), delay=(delay or 0) / 1000
-            )
+            (created,) = self.store_for(broker).create(job)
         except RedisError as e:
             self._note_away(e)
             return
         self._is_away = False
         self._running.sending = message.message_id if created else None
 
-    def announce(self, message: Message[Any]) -> None:
-        """Take note that this thread has made the record of a message that it is about
-        to send.
-        """
-        self._running.sending = message.message_id
+    @contextlib.contextmanager
+    def announced(self, message_ids: Iterable[str]) -> Iterator[None]:
+        """Within this context this thread sends messages whose records are made."""
+        self._running.announced = frozenset(message_ids)
+        try:
+            yield
+        finally:
+            self._running.announced = frozenset()
 
     def after_enqueue(
         self, broker: Broker, message: Message[Any], delay: int | None
@@ -234,6 +241,8 @@ class JobStateMiddleware(Middleware):
             self._running.job = None
             end = _verdict(job, acknowledged)
             self._recorder_for(broker).end(job.delivery, end)
+            if end.status in ("error", "cancelled"):
+                self._drop_next_steps(broker, message)
 
     def _drop(
         self, broker: Broker, message: MessageProxy, start: Start, end: End
@@ -241,6 +250,20 @@ class JobStateMiddleware(Middleware):
         """Write that no run of a message will begin."""
         delivery = Delivery(message.message_id, Run(), start, dropped=True)
         self._recorder_for(broker).end(delivery, end)
+        self._drop_next_steps(broker, message)
+
+    def _drop_next_steps(self, broker: Broker, message: MessageProxy) -> None:
+        """Write that the later steps of a message's pipeline are never reached."""
+        target = message.options.get("pipe_target")
+        while target is not None:
+            step: Message[Any] = Message(**target)
+            function = self._tracked(step)
+            if function is not None:
+                end = End("cancelled", NOT_REACHED)
+                start = _start(function, step)
+                delivery = Delivery(step.message_id, Run(), start, dropped=True)
+                self._recorder_for(broker).end(delivery, end)
+            target = step.options.get("pipe_target")
 
     def _recorder_for(self, broker: Broker) -> Recorder:
         with self._lock:

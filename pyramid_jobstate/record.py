@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import json
 import math
 import re
@@ -66,8 +67,11 @@ class JobError(NamedTuple):
     message: str
 
 
-#: Why a job ended that somebody cancelled.
+#: Why a job ended that somebody cancelled, whose message the broker did not take, or
+#: that was a later step of a pipeline that did not get so far.
 CANCELLED = JobError(None, "The job was cancelled.")
+NOT_SENT = JobError(None, "The job could not be sent.")
+NOT_REACHED = JobError(None, "An earlier step did not succeed.")
 
 
 class Start(NamedTuple):
@@ -90,6 +94,22 @@ class Start(NamedTuple):
     def fields(self) -> dict[str, str]:
         """Return the fields of the hash."""
         return {k: str(v) for k, v in self._asdict().items() if v is not None}
+
+
+class NewJob(NamedTuple):
+    """A job whose message is about to be sent.
+
+    Attributes:
+      uuid: The id of the message.
+      start: What is known of the job.
+      delay: Seconds until it is due.
+      waits: Whether it is a later step of a pipeline, whose turn has not come.
+    """
+
+    uuid: str
+    start: Start
+    delay: float = 0.0
+    waits: bool = False
 
 
 class End(NamedTuple):
@@ -146,8 +166,9 @@ def _finite(text: str) -> float:
     return number
 
 
-#: Takes nothing that :func:`json.dumps` would then write as NaN or Infinity.
-_decode = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite).decode
+#: Takes nothing that :func:`json.dumps` would then write as NaN or Infinity. A poll
+#: calls it for each field: raw_decode() does without looking for white space.
+_decode = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite).raw_decode
 
 
 def parse_json(text: str | None, default: Any = None) -> Any:
@@ -155,9 +176,10 @@ def parse_json(text: str | None, default: Any = None) -> Any:
     if text is None:
         return default
     try:
-        return _decode(text)
+        value, end = _decode(text)
     except (ValueError, RecursionError):
         return default
+    return value if end == len(text) else default
 
 
 def parse_int(text: str | None) -> int | None:
@@ -167,6 +189,7 @@ def parse_int(text: str | None) -> int | None:
     return int(text)
 
 
+@functools.lru_cache(1024)
 def parse_time(text: str | None) -> datetime.datetime | None:
     """Return the aware UTC datetime of milliseconds since the epoch."""
     number = parse_int(text)
@@ -222,8 +245,10 @@ class Record:
         """
         status = fields.get("status", "")
         heard = None
-        if status == "sending":
-            status, heard = "queued", parse_int(fields.get("queued"))
+        if status == "waiting":
+            status = "queued"
+        elif status == "sending":
+            status, heard = "queued", parse_int(fields.get("updated"))
         elif status == "working":
             heard = parse_int(fields.get("seen"))
         elif status not in STATUSES:
@@ -257,13 +282,13 @@ class Record:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        missing = object()
-        metrics = {
-            name[len(METRIC) :]: parse_json(value, missing)
-            for name, value in self._fields.items()
-            if name.startswith(METRIC)
-        }
-        return {k: v for k, v in metrics.items() if v is not missing}
+        metrics = {}
+        for name, text in self._fields.items():
+            if name.startswith(METRIC):
+                value = parse_json(text, self)
+                if value is not self:
+                    metrics[name.removeprefix(METRIC)] = value
+        return metrics
 
     @property
     def progress(self) -> Progress | None:

@@ -1,10 +1,14 @@
-"""JobStates: the container that traversal enters, and a request's own access to jobs."""
+"""JobStates: the container that traversal enters, and a request's access to jobs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dramatiq import Actor, Message
 from pyramid.interfaces import IResourceURL, IRootFactory, IRoutesMapper
 from pyramid.traversal import (
     DefaultRootFactory,
@@ -14,12 +18,13 @@ from pyramid.traversal import (
 from redis.exceptions import RedisError
 from zope.interface import Interface, implementer
 
-from .enqueue import Outgoing
+from .datamanager import join
+from .enqueue import Outgoing, Sendable
+from .listing import Page
 from .state import JobState
 from .store import JobStore, StoreUnavailable, is_uuid
 
 if TYPE_CHECKING:
-    from dramatiq import Actor, Message
     from pyramid.request import Request
 
 T = TypeVar("T")
@@ -28,12 +33,25 @@ T = TypeVar("T")
 ROUTE = "pyramid_jobstate"
 
 
+class Default(enum.Enum):
+    """What stands for the owner that the setting ``jobstate.owner`` names."""
+
+    OWNER = enum.auto()
+
+
+DEFAULT = Default.OWNER
+
+
 class IJobStore(Interface):  # type: ignore[misc]
     """Marks the application's JobStore, a utility."""
 
 
 class IOwner(Interface):  # type: ignore[misc]
     """Marks the function that returns the principal of a request, a utility."""
+
+
+class IMaxBatch(Interface):  # type: ignore[misc]
+    """Marks how many jobs one request may ask for, a utility."""
 
 
 class JobStates:
@@ -96,33 +114,157 @@ class JobStates:
         """
         if not is_uuid(uuid):
             return None
-        job_state = self.ask(lambda store: store.load(uuid))
+        return self._adopt(self.ask(lambda store: store.load(uuid)))
+
+    def find_many(self, uuids: Sequence[str]) -> Sequence[JobState | None]:
+        """Return several jobs, None in the place of each that there is not.
+
+        Raises:
+          StoreUnavailable: The store does not answer.
+        """
+        known = [uuid for uuid in uuids if is_uuid(uuid)]
+        found = dict(
+            zip(known, self.ask(lambda store: store.load_many(known)), strict=True)
+        )
+        return [self._adopt(found.get(uuid)) for uuid in uuids]
+
+    def list(
+        self,
+        owner: str | float | None = None,
+        kind: str | None = None,
+        status: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> Page:
+        """Return a page of jobs, whoever may see them: see :meth:`JobStore.list`.
+
+        Raises:
+          ValueError: The limit, the status or the cursor is none.
+          StoreUnavailable: The store does not answer.
+        """
+        page = self.ask(
+            lambda store: store.list(owner, kind, status, params, limit, cursor)
+        )
+        for job_state in page.items:
+            self._adopt(job_state)
+        return page
+
+    def send(self, actor: Actor[Any, Any], *args: Any, **kwargs: Any) -> JobState:
+        """Send a message to an actor when the transaction commits.
+
+        The record is written in the first phase of the commit, so that a store that is
+        away vetoes it; the message leaves when every database is durable. If the broker
+        is away then, the job reads `error`. An abort leaves nothing behind.
+
+        Returns:
+          The job, which belongs to whoever made the request.
+
+        Raises:
+          TypeError: The actor is not tracked, an argument cannot be encoded, or the
+            owner is neither a string nor a number.
+          RuntimeError: There is no transaction that anyone would commit.
+        """
+        return self.send_with_options(actor, args, kwargs)
+
+    def send_with_options(
+        self,
+        actor: Actor[Any, Any],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        delay: timedelta | int | None = None,
+        owner: str | float | Default | None = DEFAULT,
+        **options: Any,
+    ) -> JobState:
+        """Send a message to an actor when the transaction commits, like :meth:`send`.
+
+        Parameters:
+          args, kwargs: The arguments of the actor.
+          delay: Milliseconds from the commit, or a timedelta, until it is due.
+          owner: The principal that the job belongs to, or None.
+          options: Further options of the message.
+
+        Raises:
+          TypeError, RuntimeError: As :meth:`send`.
+        """
+        message = actor.message_with_options(args=args, kwargs=kwargs, **options)
+        (job_state,) = self._join(
+            Outgoing(message, self._owner(owner), broker=actor.broker, delay=delay)
+        )
+        return job_state
+
+    def send_message(
+        self, what: Sendable, owner: str | float | Default | None = DEFAULT
+    ) -> JobState | Sequence[JobState]:
+        """Send a message, a pipeline or a group when the transaction commits, as
+        :meth:`send` does. Each member has its record from the start.
+
+        Parameters:
+          owner: The principal that the jobs belong to, or None.
+
+        Returns:
+          The job, or for a pipeline or group the jobs in their order.
+
+        Raises:
+          TypeError, RuntimeError: As :meth:`send`.
+        """
+        return _one_or_all(what, self._join(Outgoing(what, self._owner(owner))))
+
+    def send_immediately(
+        self, what: Actor[Any, Any] | Sendable, *args: Any, **kwargs: Any
+    ) -> JobState | Sequence[JobState]:
+        """Send something now, whatever becomes of the transaction.
+
+        Parameters:
+          what: An actor, which is sent the further arguments, or a message, a pipeline
+            or a group. For another owner give the message the option ``job_owner``.
+
+        Returns:
+          The job, or for a pipeline or group the jobs in their order.
+
+        Raises:
+          TypeError: As :meth:`send`.
+          StoreUnavailable: The store does not answer. Nothing was sent.
+          Exception: The broker did not take it.
+        """
+        broker = None
+        if isinstance(what, Actor):
+            broker = what.broker
+            what = what.message(*args, **kwargs)
+        elif args or kwargs:
+            raise TypeError(f"Only an actor takes arguments, not {what!r}.")
+        outgoing = Outgoing(what, self.current_owner, broker=broker)
+        self.ask(outgoing.record)
+        try:
+            outgoing.send()
+        except BaseException:
+            # Nobody will ever ask for it.
+            with contextlib.suppress(StoreUnavailable):
+                self.ask(outgoing.forget)
+            raise
+        return _one_or_all(what, self._adopt_all(outgoing.job_states))
+
+    def _join(self, outgoing: Outgoing) -> Sequence[JobState]:
+        join(self, outgoing)
+        return self._adopt_all(outgoing.job_states)
+
+    @property
+    def current_owner(self) -> Any:
+        """The principal of the request, whom the jobs belong to that it sends."""
+        return self.request.registry.getUtility(IOwner)(self.request)
+
+    def _owner(self, owner: str | float | Default | None) -> Any:
+        return self.current_owner if owner is DEFAULT else owner
+
+    def _adopt(self, job_state: JobState | None) -> JobState | None:
         if job_state is not None:
             job_state.__parent__ = self
         return job_state
 
-    def send_immediately(
-        self, what: Actor[Any, Any] | Message[Any], *args: Any, **kwargs: Any
-    ) -> JobState:
-        """Send a message now, whatever becomes of the transaction.
-
-        Parameters:
-          what: An actor, which is sent the further arguments, or a message.
-
-        Returns:
-          The job, which belongs to whoever made the request unless the message has the
-          option ``job_owner``.
-
-        Raises:
-          TypeError: The actor is not tracked, or the owner is no string or number.
-          StoreUnavailable: The store does not answer. Nothing was sent.
-        """
-        owner = self.request.registry.getUtility(IOwner)(self.request)
-        outgoing = Outgoing(what, args, kwargs, owner)
-        self.ask(outgoing.record)
-        outgoing.send()
-        outgoing.job_state.__parent__ = self
-        return outgoing.job_state
+    def _adopt_all(self, job_states: Sequence[JobState]) -> Sequence[JobState]:
+        for job_state in job_states:
+            job_state.__parent__ = self
+        return job_states
 
     @property
     def store(self) -> JobStore:
@@ -142,9 +284,16 @@ class JobStates:
             raise StoreUnavailable(self) from e
 
 
+def _one_or_all(
+    what: object, job_states: Sequence[JobState]
+) -> JobState | Sequence[JobState]:
+    return job_states[0] if isinstance(what, Message) else job_states
+
+
 class JobStatesTraverser(ResourceTreeTraverser):  # type: ignore[misc]
     """Traverses the container of our route. As for every route, a virtual root of the
-    application's own tree has no say in it."""
+    application's own tree has no say in it.
+    """
 
     VH_ROOT_KEY = "pyramid_jobstate.no_virtual_root"
 
@@ -152,7 +301,8 @@ class JobStatesTraverser(ResourceTreeTraverser):  # type: ignore[misc]
 @implementer(IResourceURL)
 class JobStatesURL:
     """The URL of a container, or of a job in it: that of the route unless the container
-    is mounted in the application's own tree."""
+    is mounted in the application's own tree.
+    """
 
     def __init__(self, resource: JobStates | JobState, request: Request) -> None:
         container = resource if isinstance(resource, JobStates) else resource.__parent__

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 NAMES = (
     "create",
     "requeue",
+    "forget",
     "confirm",
     "start",
     "record",

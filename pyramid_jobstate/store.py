@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,9 @@ from redis.connection import BlockingConnectionPool, ConnectionPool
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from .record import CANCELLED, FINISHED, UUID, Record, Start, Update
+from .index import Index
+from .listing import Filter, Page, list_jobs
+from .record import CANCELLED, FINISHED, UUID, NewJob, Record, Start, Update
 from .scripts import Call, read_scripts, run_scripts
 from .state import JobState
 from .values import dumps
@@ -90,6 +93,9 @@ class JobStore:
         self._active_ttl = _millis(active_expire_in)
         self._silence = _millis(stalled_after)
         self._scripts = read_scripts()
+        self.index = Index(
+            self._scripts["index"], namespace, self._active_ttl, self._ended_ttl
+        )
 
     def replace(self, **options: Any) -> JobStore:
         """Return a store in the same server, with other options."""
@@ -101,33 +107,44 @@ class JobStore:
         }
         return JobStore(self.client, **{**mine, **options})
 
-    def create(self, uuid: str, start: Start, *, delay: float = 0.0) -> bool:
-        """Write that a job is queued. A record of it is left alone, unless the job has
-        succeeded or failed.
-
-        Parameters:
-          uuid: The id of the message.
-          start: What is known of the job.
-          delay: Seconds until it is due.
+    def create(self, *jobs: NewJob) -> Sequence[bool]:
+        """Write that jobs are queued, in two round trips. A record that exists is left
+        alone, unless the job has succeeded or failed, or was waiting for its turn.
 
         Returns:
-          Whether it was written.
+          For each whether it was written.
         """
-        wait = _millis(delay)
-        args: list[str | int] = [self._active_ttl, wait, *_flat(start.fields())]
-        created = self._run(self._call("create", uuid, *args))
-        if isinstance(created, (str, bytes)):
-            # Asked again, with what was read: a call that comes late changes nothing.
-            created = self._run(self._call("requeue", uuid, *args, _text(created)))
-        if created:
-            self._run(*self._index(uuid, start, ended=False, delay=wait))
-        return bool(created)
+        calls = [self._create("create", job) for job in jobs]
+        created = list(self.run(calls))
+        for i, job in enumerate(jobs):
+            token = created[i]
+            if isinstance(token, (str, bytes)):
+                # With what was read: a call that comes late changes nothing.
+                call = self._create("requeue", job, _text(token))
+                (created[i],) = self.run([call])
+        self.run(
+            call
+            for job, is_new in zip(jobs, created, strict=True)
+            if is_new == 1
+            for call in self.index.activate(job.uuid, job.start, _millis(job.delay))
+        )
+        return [bool(reply) for reply in created]
+
+    def forget(self, *jobs: NewJob) -> None:
+        """Take back what :meth:`create` has written of jobs that were not sent."""
+        forgotten = self.run(self._call("forget", job.uuid) for job in jobs)
+        self.run(
+            call
+            for job, is_gone in zip(jobs, forgotten, strict=True)
+            if is_gone
+            for call in self.index.remove(job.uuid, job.start, ended=False)
+        )
 
     def confirm(self, uuid: str) -> None:
         """Write that the broker has taken the message of a job."""
-        self._run(self._call("confirm", uuid))
+        self.run([self._call("confirm", uuid)])
 
-    def write(self, updates: Sequence[Update]) -> list[Reply | Exception]:
+    def write(self, updates: Sequence[Update]) -> Sequence[Reply | Exception]:
         """Write what runs have to say, all in one round trip, or two if one begins or
         ends.
 
@@ -145,38 +162,42 @@ class JobStore:
             places.append((first, len(calls) - 1))
         replies = run_scripts(self.client, calls)
         results = [_worst(replies[first], replies[last]) for first, last in places]
-        self._run(
-            *(
-                call
-                for update, result in zip(updates, results, strict=True)
-                if result in (Reply.OK, Reply.CANCELLING)
-                for call in self._indexes(update)
-            )
+        self.run(
+            call
+            for update, result in zip(updates, results, strict=True)
+            if result in (Reply.OK, Reply.CANCELLING)
+            for call in self._indexes(update)
         )
         return results
 
     def cancel(self, uuid: str, start: Start) -> bool:
         """Ask to cancel a job, and say whether it had not ended."""
         call = self._call("cancel", uuid, self._ended_ttl, dumps(CANCELLED))
-        done = self._run(call)
+        (done,) = self.run([call])
         if done == 2:
-            self._run(*self._index(uuid, start, ended=True))
+            self.run(self.index.end(uuid, start))
         return bool(done)
 
     def load(self, uuid: str) -> JobState | None:
         """Return a job, or None if there is no record of it."""
         return self.load_many([uuid])[0]
 
-    def load_many(self, uuids: Sequence[str]) -> list[JobState | None]:
+    def load_many(self, uuids: Sequence[str]) -> Sequence[JobState | None]:
         """Return several jobs, None for each unknown one, in one round trip."""
         with self.client.pipeline(transaction=False) as pipe:
             for uuid in uuids:
                 pipe.hgetall(self.key(uuid))
             pipe.time()
-            *hashes, (seconds, micros) = pipe.execute()
+            *hashes, time = pipe.execute(raise_on_error=False)
+        if isinstance(time, RedisError):
+            raise time
+        seconds, micros = time
         now = int(seconds) * 1000 + int(micros) // 1000
         return [
-            self._read(uuid, fields, now) if fields else None
+            # A key of another type is no job of ours.
+            self._read(uuid, fields, now)
+            if isinstance(fields, dict) and fields
+            else None
             for uuid, fields in zip(uuids, hashes, strict=True)
         ]
 
@@ -184,11 +205,31 @@ class JobStore:
         """Return the key of a job's hash."""
         return f"{self.namespace}:{uuid}"
 
-    def index_key(self, name: str, *, ended: bool) -> str:
-        """Return the key of the sorted set of the jobs that have ended, or that have
-        not, of an index: "all", "kind:" and a kind, or "owner:" and the owner.
+    def list(
+        self,
+        owner: str | float | None = None,
+        kind: str | None = None,
+        status: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> Page:
+        """Return a page of jobs: first those that have not ended, then those that have,
+        each the newest first. What a page costs grows with the page, not with the jobs
+        that there are.
+
+        A job that ends between two pages may stand on both.
+
+        Parameters:
+          owner, kind, status: Only jobs of this owner, kind and status.
+          params: Only jobs to which these values were sent.
+          limit: How many at the most, up to 200.
+          cursor: Where the page before ended.
+
+        Raises:
+          ValueError: The limit, the status or the cursor is none.
         """
-        return f"{self.namespace}:{'ended' if ended else 'active'}:{name}"
+        return list_jobs(self, Filter(owner, kind, status, params), limit, cursor)
 
     def __repr__(self) -> str:
         # Without what may hold a password.
@@ -206,16 +247,28 @@ class JobStore:
         job_state._store = self
         return job_state
 
-    def _run(self, *calls: Call) -> Any:
-        """Run calls of which none may fail, and return the reply to the last."""
-        reply = None
-        for reply in run_scripts(self.client, calls) if calls else ():
+    def run(self, calls: Iterable[Call]) -> Sequence[Any]:
+        """Run calls of which none may fail, and return their replies."""
+        calls = list(calls)
+        replies = run_scripts(self.client, calls) if calls else []
+        for reply in replies:
             if isinstance(reply, RedisError):
                 raise reply
-        return reply
+        return replies
 
     def _call(self, script: str, uuid: str, *args: str | int) -> Call:
         return Call(self._scripts[script], self.key(uuid), args)
+
+    def _create(self, script: str, job: NewJob, *args: str) -> Call:
+        return self._call(
+            script,
+            job.uuid,
+            self._active_ttl,
+            _millis(job.delay),
+            "waiting" if job.waits else "sending",
+            *_flat(job.start.fields()),
+            *args,
+        )
 
     def _begin(self, update: Update) -> Call:
         return self._call(
@@ -258,32 +311,10 @@ class JobStore:
 
     def _indexes(self, update: Update) -> Iterable[Call]:
         if update.end is not None and update.end.status in FINISHED:
-            return self._index(update.uuid, update.start, ended=True)
+            return self.index.end(update.uuid, update.start)
         if update.begins:
-            return self._index(update.uuid, update.start, ended=False)
+            return self.index.activate(update.uuid, update.start)
         return ()
-
-    def _index(
-        self, uuid: str, start: Start, *, ended: bool, delay: int = 0
-    ) -> Iterable[Call]:
-        """Yield the calls that list a job among those that have ended, or that have
-        not.
-        """
-        script = self._scripts["index"]
-        names = ["all"]
-        if start.kind:
-            names.append(f"kind:{start.kind}")
-        if start.owner is not None:
-            names.append(f"owner:{start.owner}")
-        for name in names:
-            if ended:
-                key = self.index_key(name, ended=False)
-                yield Call(script, key, (uuid, 0, 0, ""))
-                key = self.index_key(name, ended=True)
-                yield Call(script, key, (uuid, self._ended_ttl, 0, "1"))
-            else:
-                key = self.index_key(name, ended=False)
-                yield Call(script, key, (uuid, self._active_ttl, delay, "1"))
 
 
 def store_of_broker(broker: Broker, **options: Any) -> JobStore | None:
@@ -308,7 +339,7 @@ def is_uuid(name: object) -> bool:
 
 
 def _positive(name: str, seconds: float) -> float:
-    if not seconds > 0:
+    if not 0 < seconds < math.inf:
         raise ValueError(f"{name} must be a positive number of seconds, not {seconds}.")
     return seconds
 

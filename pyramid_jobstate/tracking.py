@@ -73,10 +73,12 @@ class RunningJob(threading.local):
 
     Attributes:
       job: The job that this worker thread runs, or None.
+      announced: The ids of messages whose records were made before they are sent.
       sending: The id of a message whose record was made, until it is sent.
     """
 
     job: Job | None = None
+    announced: frozenset[str] = frozenset()
     sending: str | None = None
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pyramid.httpexceptions import HTTPForbidden, HTTPNotFound
 from pyramid.response import Response
+from pyramid.security import NO_PERMISSION_REQUIRED
 
-from .resources import ROUTE, JobStates
+from .resources import ROUTE, IMaxBatch, JobStates
 from .state import JobState
 from .store import StoreUnavailable
 
@@ -26,10 +27,79 @@ RETRY_AFTER = 5
 
 def show(context: JobState, request: Request) -> Response:
     """The state of a job; 304 for who has it already."""
-    response = render(context.__json__(request))
-    response.etag = hashlib.sha1(response.body, usedforsecurity=False).hexdigest()
-    response.conditional_response = True
-    return response
+    return render_state(context.__json__(request))
+
+
+def cancel(context: JobState, request: Request) -> Response:
+    """Ask to cancel a job: 202 with its state, 409 if it has ended."""
+    # No page of another site can send it without the browser asking us first.
+    if "X-Requested-With" not in request.headers:
+        return bad_request("The header X-Requested-With is missing.")
+    container = context.__parent__
+    is_cancelled = container.ask(
+        lambda store: store.cancel(context.uuid, context._record.start)
+    )
+    job_state = container.find(context.uuid)
+    if job_state is None:
+        raise HTTPNotFound
+    if not is_cancelled:
+        return render({"error": "The job has ended."}, 409)
+    return render(job_state.__json__(request), 202)
+
+
+def show_many(context: JobStates, request: Request) -> Response:
+    """The states of the jobs that are asked for, or a page of a list."""
+    query = request.GET
+    if "uuid" in query:
+        return show_batch(context, request, query.getall("uuid"))
+    if "owner" in query or "all" in query:
+        allowed = request.has_permission("list_jobs", context)
+        if not allowed:
+            raise HTTPForbidden(result=allowed)
+        owner = query.get("owner")
+    else:
+        owner = context.current_owner
+        if owner is None:
+            # Nobody: the jobs without an owner are not theirs.
+            return render_state({"items": [], "cursor": None})
+    try:
+        limit = int(query.get("limit", 50))
+    except ValueError:
+        return bad_request(f"limit is no number: {query['limit']!r}.")
+    try:
+        page = context.list(
+            owner,
+            kind=query.get("kind"),
+            status=query.get("status"),
+            limit=limit,
+            cursor=query.get("cursor"),
+        )
+    except ValueError as e:
+        return bad_request(str(e))
+    items = [
+        job_state.__json__(request)
+        for job_state in page.items
+        if request.has_permission("view_job", job_state)
+    ]
+    return render_state({"items": items, "cursor": page.cursor})
+
+
+def show_batch(context: JobStates, request: Request, uuids: list[str]) -> Response:
+    """The states of several jobs: null hides unknown and forbidden ones alike."""
+    most = request.registry.getUtility(IMaxBatch)
+    uuids = list(dict.fromkeys(uuids))
+    if len(uuids) > most:
+        return bad_request(f"uuid is given {len(uuids)} times, more than {most}.")
+    return render_state(
+        {
+            "jobs": {
+                uuid: job_state.__json__(request)
+                if job_state and request.has_permission("view_job", job_state)
+                else None
+                for uuid, job_state in zip(uuids, context.find_many(uuids), strict=True)
+            }
+        }
+    )
 
 
 def not_found(exc: HTTPNotFound, request: Request) -> Response:
@@ -40,9 +110,21 @@ def forbidden(exc: HTTPForbidden, request: Request) -> Response:
     return render({"error": "You may not do this with the job."}, 403)
 
 
+def bad_request(message: str) -> Response:
+    return render({"error": message}, 400)
+
+
 def unavailable(exc: StoreUnavailable, request: Request) -> Response:
     response = render({"error": str(exc)}, 503)
     response.retry_after = RETRY_AFTER
+    return response
+
+
+def render_state(value: dict[str, Any]) -> Response:
+    """Return a response that is 304 for who has the same already."""
+    response = render(value)
+    response.etag = hashlib.sha1(response.body, usedforsecurity=False).hexdigest()
+    response.conditional_response = True
     return response
 
 
@@ -60,9 +142,10 @@ def render(value: dict[str, Any], status: int = 200) -> Response:
 
 
 class OursPredicate:
-    """The view predicate `jobstate_ours`: whether an exception answers a request for one
-    of our views in a container that is mounted in the application's tree, rather than
-    one for the application's own, be its context a job or not."""
+    """The view predicate `jobstate_ours`: whether an exception answers a request for
+    one of our views in a container that is mounted in the application's tree, rather
+    than one for a view of the application, be its context a job or not.
+    """
 
     def __init__(self, value: bool, config: Configurator) -> None:
         self.value = value
@@ -94,6 +177,22 @@ def add_views(config: Configurator) -> None:
     for route, ours in (({"route_name": ROUTE}, {}), ({}, {"jobstate_ours": True})):
         config.add_view(
             show, context=JobState, request_method="GET", permission="view_job", **route
+        )
+        config.add_view(
+            cancel,
+            name="cancel",
+            context=JobState,
+            request_method="POST",
+            permission="cancel_job",
+            **route,
+        )
+        # Each job in it is asked for its own permission.
+        config.add_view(
+            show_many,
+            context=JobStates,
+            request_method="GET",
+            permission=NO_PERMISSION_REQUIRED,
+            **route,
         )
         for exception, view in (
             (HTTPNotFound, not_found),

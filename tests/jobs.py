@@ -15,6 +15,12 @@ from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
 from tests.support import wait_for
 
 
+class RunMarathon(JobState):
+    """The kind of job that the tests are about."""
+
+    public_params = ("miles",)
+
+
 def make_broker(
     url: str,
     middleware: JobStateMiddleware | None = None,
@@ -24,7 +30,8 @@ def make_broker(
     others: tuple[Middleware, ...] = (),
 ) -> RedisBroker:
     """Return a broker with the middleware appended to Dramatiq's own, or before one of
-    them, or with one of those left out."""
+    them, or with one of those left out.
+    """
     own = [m() for m in default_middleware if m is not without]
     broker = RedisBroker(url=url, middleware=[*own, *others])
     broker.add_middleware(middleware or JobStateMiddleware(), before=before)

@@ -144,7 +144,8 @@ def test_a_cancelled_job_ends_quietly(
 
 def test_clean_up_runs_and_may_report(redis_url: str) -> None:
     """`except Exception` lets the cancel through, `finally` blocks run and report, and
-    it is raised once in each thread."""
+    it is raised once in each thread.
+    """
     broker = make_broker(redis_url)
     seen: list[str] = []
 
@@ -201,7 +202,8 @@ def test_any_exception_after_a_cancel_is_a_cancel(broker: RedisBroker) -> None:
 
 def test_an_exception_before_the_job_heard_of_it_is_a_cancel(redis_url: str) -> None:
     """A job that fails before it learns of the cancel is cancelled, and its retry
-    skipped."""
+    skipped.
+    """
     middleware = JobStateMiddleware(url=redis_url, interval=10)
     broker = make_broker(redis_url, middleware)
     gate = Gate()
@@ -287,7 +289,8 @@ def test_a_retrying_job_never_begins_again(redis_url: str) -> None:
 
 def test_a_cancelled_job_has_no_result_and_no_next_step(redis_url: str) -> None:
     """A caller who asks for the result learns that there is none, and a pipeline does
-    not go on."""
+    not go on.
+    """
     broker = make_broker(redis_url)
     backend = RedisBackend(url=redis_url)
     broker.add_middleware(Results(backend=backend))
@@ -377,7 +380,8 @@ def test_a_job_that_began_without_the_store_hears_of_the_cancel(
     redis_url: str, server: EmbeddedServer, tmp_path: Any
 ) -> None:
     """A job that was cancelled while it waited, but whose worker could not know, is told
-    when the store is back."""
+    when the store is back.
+    """
     server = EmbeddedServer(directory=str(tmp_path), arguments=["--appendonly", "yes"])
     with server:
         broker = make_broker(redis_url, JobStateMiddleware(url=server.url))

@@ -3,7 +3,8 @@
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,11 @@ from dramatiq.brokers.stub import StubBroker
 from pyramid import testing
 from pyramid.authorization import ACLAuthorizationPolicy
 from pyramid.config import Configurator
-from pyramid.exceptions import ConfigurationConflictError, ConfigurationError
+from pyramid.exceptions import (
+    ConfigurationConflictError,
+    ConfigurationError,
+    ConfigurationExecutionError,
+)
 from pyramid.request import Request
 
 import pyramid_jobstate
@@ -55,9 +60,19 @@ def start(config: Configurator, include: bool = True) -> JobStore:
     return store
 
 
+@contextmanager
+def refused(match: str) -> Iterator[pytest.ExceptionInfo[BaseException]]:
+    """Expect that the start is stopped by a ConfigurationError of ours, rather than by
+    another error that Pyramid makes one of.
+    """
+    with pytest.raises(ConfigurationExecutionError, match=match) as caught:
+        yield caught
+    assert caught.value.etype is ConfigurationError
+
+
 @pytest.fixture
 def set_broker(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Sets Dramatiq's global broker for the time of the test. There is none at first."""
+    """Sets Dramatiq's global broker for the time of the test. At first is none."""
     monkeypatch.setattr(dramatiq.broker, "global_broker", None)
     return lambda broker: monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
 
@@ -122,7 +137,7 @@ def test_redis_url_wins_over_the_middleware(
 
 def test_no_broker_stops_the_start(set_broker: Callable[[Any], None]) -> None:
     """Without a redis_url and a broker the start says what to do, and makes none."""
-    with pytest.raises(ConfigurationError, match=r"set_broker.*jobstate\.redis_url"):
+    with refused(r"set_broker.*jobstate\.redis_url"):
         start(make_config(None))
 
     assert dramatiq.broker.global_broker is None
@@ -134,7 +149,7 @@ def test_broker_without_the_middleware_stops_the_start(
     """A global broker that lacks the middleware is named, with what to add."""
     set_broker(RedisBroker(url=NOWHERE))
 
-    with pytest.raises(ConfigurationError, match=r"add_middleware\(JobState"):
+    with refused(r"add_middleware\(JobState"):
         start(make_config(None))
 
 
@@ -142,12 +157,13 @@ def test_middleware_without_a_place_stops_the_start(
     set_broker: Callable[[Any], None],
 ) -> None:
     """A middleware that cannot tell where its states are kept is an error of the
-    configuration."""
+    configuration.
+    """
     broker = StubBroker()
     broker.add_middleware(JobStateMiddleware())
     set_broker(broker)
 
-    with pytest.raises(ConfigurationError, match="StubBroker"):
+    with refused("StubBroker"):
         start(make_config(None))
 
 
@@ -164,7 +180,8 @@ def test_set_job_store_replaces_the_store() -> None:
 
 def test_set_job_store_spares_the_broker(set_broker: Callable[[Any], None]) -> None:
     """With a store of the application's own no broker is needed, and a store that a
-    second include finds is kept."""
+    second include finds is kept.
+    """
     config = make_config(None)
     config.include("pyramid_jobstate")
     config.set_job_store(STORE)
@@ -293,7 +310,7 @@ def test_bad_setting_stops_the_start(name: str, value: object) -> None:
     config = make_config(NOWHERE, settings={f"jobstate.{name}": value})
     config.include("pyramid_jobstate")
 
-    with pytest.raises(ConfigurationError, match=rf"jobstate\.{name}\b"):
+    with refused(rf"jobstate\.{name}\b"):
         config.make_wsgi_app()
 
 
@@ -301,7 +318,7 @@ def test_unknown_setting_is_told_the_known_ones() -> None:
     """Who mistypes a setting reads which there are."""
     config = make_config(NOWHERE, settings={"jobstate.expires": "1h"})
 
-    with pytest.raises(ConfigurationError, match=r"jobstate\.expire_in, .*redis_url"):
+    with refused(r"jobstate\.expire_in, .*redis_url"):
         start(config)
 
 
@@ -325,11 +342,10 @@ def test_settings_of_others_are_left_alone() -> None:
 )
 def test_password_stays_out_of_errors(url: str) -> None:
     """What is wrong with a redis_url is said without any part of it."""
-    with pytest.raises(ConfigurationError) as caught:
+    with refused("redis_url") as caught:
         start(make_config(url))
 
     error = caught.value
-    assert "redis_url" in str(error)
     assert "hush" not in "".join(traceback.format_exception(error)) + repr(error)
 
 
@@ -358,7 +374,7 @@ def test_path_must_not_follow_the_include() -> None:
 
     config.add_settings({"jobstate.path": "late"})
 
-    with pytest.raises(ConfigurationError, match=r"jobstate\.path must be set before"):
+    with refused(r"jobstate\.path must be set before"):
         config.make_wsgi_app()
 
 
@@ -389,7 +405,8 @@ def test_path_is_where_the_jobs_are(
 
 
 @pytest.mark.parametrize(
-    "path", ["", "/", "a//b", "a b", "{x}", "*x", "a/../b", "..", ".", "a:b", "ü", "a\n"]
+    "path",
+    ["", "/", "a//b", "a b", "{x}", "*x", "a/../b", "..", ".", "a:b", "ü", "a\n"],
 )
 def test_bad_path_stops_the_include(path: str) -> None:
     """A path that cannot be one is named."""
@@ -415,9 +432,7 @@ def test_owner_names_the_principal(redis_url: str) -> None:
 # Including.
 
 
-def test_route_prefix_goes_before_the_path(
-    redis_url: str, client: redis.Redis
-) -> None:
+def test_route_prefix_goes_before_the_path(redis_url: str, client: redis.Redis) -> None:
     """The include's route_prefix stands before the path, in URLs as well."""
     config = make_config(redis_url)
     config.include("pyramid_jobstate", route_prefix="/api")
@@ -489,7 +504,7 @@ def test_policy_may_be_set_before_and_after_the_include(steps: str) -> None:
 )
 def test_no_policy_stops_the_start(steps: str) -> None:
     """Without a policy at the commit the start says what to do."""
-    with pytest.raises(ConfigurationError, match="set_security_policy.*allow_no_policy"):
+    with refused(r"set_security_policy.*allow_no"):
         take(steps)
 
 
@@ -541,5 +556,5 @@ def test_allow_no_policy_may_be_false(value: object) -> None:
     """The setting asks for a policy unless it is true."""
     settings = {"jobstate.allow_no_policy": value}
 
-    with pytest.raises(ConfigurationError, match="set_security_policy"):
+    with refused("set_security_policy"):
         start(make_config(NOWHERE, security_policy=None, settings=settings))

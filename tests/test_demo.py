@@ -46,7 +46,7 @@ class Demo:
     def processes(self) -> dict[int, str]:
         """Return the command lines of the demo's living processes by their ids."""
         listing = subprocess.run(
-            ["ps", "-e", "-o", "pid=,ppid=,stat=,args="],
+            ["ps", "-e", "-ww", "-o", "pid=,ppid=,stat=,args="],
             check=True,
             capture_output=True,
             text=True,
@@ -211,6 +211,7 @@ def test_job_is_seen_by_its_owner_and_the_admin_only(demo: Demo, page: Page) -> 
     assert page.request.get(state).status == 200
 
     log_in(page, demo, "Bob")
+    expect(page.locator(".empty")).to_be_visible()
     answer = page.goto(job)
     assert answer is not None
     assert answer.status == 403
@@ -220,7 +221,8 @@ def test_job_is_seen_by_its_owner_and_the_admin_only(demo: Demo, page: Page) -> 
     assert refusal.json().keys() == {"error"}
 
     log_in(page, demo, "Grace")
-    page.goto(job)
+    expect(page.get_by_role("heading", name="Everyone’s jobs")).to_be_visible()
+    page.locator(f".row[href='{job}']").click()
     expect_status(page, "Finished")
     expect(page.locator(".job")).to_contain_text("started by alice")
     assert page.request.get(state).status == 200
@@ -298,22 +300,19 @@ def test_killed_demo_leaves_no_process_behind(own_demo: Demo) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "name"), [("demo.worker", "worker"), ("valkey-server|redis", "Redis")]
+    ("command", "name"),
+    [(r"\S+ -m demo\.worker", "worker"), (r"\S*(valkey|redis)-server", "Redis server")],
 )
 def test_demo_ends_with_each_of_its_parts(
     own_demo: Demo, command: str, name: str
 ) -> None:
     """A part that dies takes the demo down, which names it and fails."""
     processes = own_demo.processes()
-    pid = next(
-        p
-        for p, line in processes.items()
-        if re.match(f"\\S*({command})|\\S* -m ({command})", line)
-    )
-    os.kill(pid, signal.SIGKILL)
+    part = next(pid for pid, line in processes.items() if re.match(command, line))
+    os.kill(part, signal.SIGKILL)
     code, errors = own_demo.end()
     assert code == 1
-    assert f"The {name}" in errors
+    assert f"The {name} has ended" in errors
     wait_for(lambda: not any(map(is_alive, processes)))
 
 

@@ -28,6 +28,7 @@ from pyramid_jobstate.record import JobError
 from pyramid_jobstate.tracking import ActorError
 from tests.jobs import (
     Gate,
+    RunMarathon,
     load,
     make_broker,
     messages,
@@ -37,10 +38,6 @@ from tests.jobs import (
     working,
 )
 from tests.support import wait_for
-
-
-class RunMarathon(JobState):
-    public_params = ("miles",)
 
 
 @pytest.fixture
@@ -168,7 +165,8 @@ def test_a_parameter_that_cannot_be_passed_is_refused(
     broker: RedisBroker, function: Any, right: str
 ) -> None:
     """A job_state that cannot be passed by keyword is refused when the actor is
-    declared, and the message shows how to write it."""
+    declared, and the message shows how to write it.
+    """
     with pytest.raises(ActorError) as error:
         dramatiq.actor(function, broker=broker)
     assert f"Declare it as: def {right}" in str(error.value)
@@ -309,7 +307,8 @@ def test_params_are_named_as_the_actor_names_them(
     broker: RedisBroker, args: Any, kwargs: Any, params: Any
 ) -> None:
     """The values that were sent are found by the names of the actor's parameters, also
-    when the call is going to fail."""
+    when the call is going to fail.
+    """
 
     @dramatiq.actor(broker=broker, job_state=True)
     def run(a: int, b: int = 0, *more: int, **options: int) -> None: ...
@@ -328,7 +327,8 @@ def test_params_leave_out_what_is_too_long(broker: RedisBroker) -> None:
 
 def test_params_leave_out_what_json_cannot_say(broker: RedisBroker) -> None:
     """With another encoder a message may hold anything: what JSON cannot say is left
-    out."""
+    out.
+    """
 
     @dramatiq.actor(broker=broker, job_state=True)
     def run(thing: object, miles: int) -> None: ...
@@ -437,7 +437,8 @@ def test_a_send_without_the_store_goes_out(
     redis_url: str, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While the store is away plain sends still go out, with one warning for all; when
-    it is back, their jobs appear at their start."""
+    it is back, their jobs appear at their start.
+    """
     broker = make_broker(redis_url, JobStateMiddleware(url=server.url))
 
     @dramatiq.actor(broker=broker)
@@ -495,7 +496,8 @@ def place(request: pytest.FixtureRequest, redis_url: str) -> Iterator[Any]:
 
 def test_an_exception_is_an_error_once_dramatiq_gives_up(place: Any) -> None:
     """A failing job retries, with the attempts counted and the time it is due, and ends
-    in error when Dramatiq gives up: at once where nothing retries it."""
+    in error when Dramatiq gives up: at once where nothing retries it.
+    """
     name, broker = place
     gates = [Gate(), Gate()]
     options = {} if name == "without" else {"max_retries": 1, "min_backoff": 400}
@@ -606,7 +608,8 @@ class Unspeakable(Exception):
 @pytest.mark.parametrize("error", [Unspeakable(), ValueError("x" * 5000)])
 def test_an_error_is_kept_short(broker: RedisBroker, error: Exception) -> None:
     """Of an exception's text a thousand characters are kept, and none of one that
-    cannot be told."""
+    cannot be told.
+    """
 
     @dramatiq.actor(broker=broker, max_retries=0, job_state=True)
     def run_marathon() -> None:
@@ -641,7 +644,8 @@ def test_a_rejected_message_is_an_error(redis_url: str) -> None:
 @pytest.mark.parametrize("before", [None, AgeLimit])
 def test_the_age_limit_cancels_with_a_reason(redis_url: str, before: Any) -> None:
     """A message that AgeLimit skips, before this middleware or after it, ends in
-    cancelled with the reason."""
+    cancelled with the reason.
+    """
     broker = make_broker(redis_url, before=before)
 
     @dramatiq.actor(broker=broker, max_age=1, job_state=True)

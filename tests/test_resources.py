@@ -215,7 +215,8 @@ def test_acl_of_the_jobs_class_decides_first(
     config: Configurator, client: redis.Redis
 ) -> None:
     """A class's own ACL may use the job's parameters, shuts out the owner, and comes
-    before the root's."""
+    before the root's.
+    """
     app = make_app(config)
     uuid = put_job(client, kind="Tattle", params='{"friend": "carol"}')
 
@@ -329,15 +330,16 @@ def test_url_of_a_job_is_where_it_was_reached(
     url = response.json["job"]["url"]
     assert url == f"http://localhost{script_name}{place}/{uuid}/"
     below = url.removeprefix(f"http://localhost{script_name}")
-    assert get(app, below, "alice").json == response.json
+    assert app.request(below, environ=environ).json == response.json
 
 
 @pytest.mark.parametrize("place", ["/job_state", "/jobs"])
 def test_url_of_a_job_follows_the_virtual_root(
     config: Configurator, client: redis.Redis, place: str
 ) -> None:
-    """Under a virtual root a mounted job's URL is below it, and a routed one's, as every
-    route's, does not change."""
+    """Under a virtual root a mounted job's URL is below it, and a routed one's, as
+    every route's, does not change.
+    """
     app = make_app(config)
     uuid = put_job(client)
 
@@ -479,11 +481,22 @@ def test_views_of_the_application_stand_beside_ours_in_its_tree(
     redis_url: str, client: redis.Redis
 ) -> None:
     """In its own tree the application may give jobs further views, whose errors are its
-    own as well."""
+    own as well.
+    """
     config = make_config(redis_url, root_factory=mounted_root)
-    config.add_view(lambda c, r: Response(c.kind), name="page", context=JobState, permission="view_job")
+    config.add_view(
+        lambda c, r: Response(c.kind),
+        name="page",
+        context=JobState,
+        permission="view_job",
+    )
     config.add_view(lambda c, r: r.job_states[UUID], name="gone", context=JobState)
-    config.add_view(lambda c, r: Response("All"), name="page", context=JobStates, permission="list_jobs")
+    config.add_view(
+        lambda c, r: Response("All"),
+        name="page",
+        context=JobStates,
+        permission="list_jobs",
+    )
     config.add_notfound_view(lambda e, r: Response("app 404", 404))
     config.add_forbidden_view(lambda e, r: Response("app 403", 403))
     app = make_app(config)

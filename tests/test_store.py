@@ -13,16 +13,13 @@ from dramatiq.brokers.stub import StubBroker
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.record import End, JobError, Start, Update
+from pyramid_jobstate.record import End, JobError, NewJob, Start, Update
 from pyramid_jobstate.scripts import NAMES
 from pyramid_jobstate.store import Reply, store_of_broker
+from tests.jobs import RunMarathon
 from tests.support import wait_for
 
 START = Start("RunMarathon", "run_marathon", 1, '"alice"', '{"miles":26}')
-
-
-class RunMarathon(JobState):
-    pass
 
 
 @pytest.fixture
@@ -78,7 +75,7 @@ def members(client: redis.Redis, pattern: str) -> dict[str, set[str]]:
 def test_create_writes_a_queued_job(store: JobStore) -> None:
     """A job that is created reads as queued, with all that was sent."""
     job = new_id()
-    assert store.create(job, START)
+    assert store.create(NewJob(job, START)) == [True]
     state = load(store, job)
     assert isinstance(state, RunMarathon)
     assert (state.uuid, state.kind, state.status) == (job, "RunMarathon", "queued")
@@ -91,7 +88,7 @@ def test_create_writes_a_queued_job(store: JobStore) -> None:
 def test_create_with_a_delay_says_when_it_is_due(store: JobStore) -> None:
     """The time a delayed job is due is the server's time and the delay."""
     job = new_id()
-    store.create(job, START, delay=60)
+    store.create(NewJob(job, START, delay=60))
     state = load(store, job)
     assert state.status == "queued" and state.due_at and state.queued_at
     assert (state.due_at - state.queued_at).total_seconds() == 60
@@ -101,24 +98,25 @@ def test_create_leaves_a_record_alone(store: JobStore) -> None:
     """A late "queued" never overwrites a run that has begun, nor a cancelled job."""
     job = new_id()
     Writer(store, job).begin()
-    assert not store.create(job, START)
+    assert [False] == store.create(NewJob(job, START))
     assert load(store, job).status == "working"
     cancelled = new_id()
-    store.create(cancelled, START)
+    store.create(NewJob(cancelled, START))
     assert store.cancel(cancelled, START)
-    assert not store.create(cancelled, START)
+    assert [False] == store.create(NewJob(cancelled, START))
     assert load(store, cancelled).status == "cancelled"
 
 
 @pytest.mark.parametrize("status", ["success", "error"])
 def test_create_queues_a_job_that_has_ended_anew(store: JobStore, status: str) -> None:
     """A job that an operator puts back in the queue is queued, its old run forgotten
-    and its owner kept."""
+    and its owner kept.
+    """
     job = new_id()
     run = Writer(store, job)
     run.begin(fields={"m:miles_run": "7"})
     run.end(status)
-    assert store.create(job, START._replace(owner=None))
+    assert store.create(NewJob(job, START._replace(owner=None))) == [True]
     state = load(store, job)
     assert (state.status, state.owner) == ("queued", "alice")
     assert state.progress_metrics == {} and state.finished_at is None
@@ -133,18 +131,19 @@ def test_create_that_comes_late_does_not_queue_a_job_anew(
     run = Writer(store, job, "new")
     run.begin()
     run.end("success")
-    call = store._call("requeue", job, 1000, 0, *["kind", "RunMarathon"], "old")
-    assert store._run(call) == 0
+    call = store._create("requeue", NewJob(job, START), "old")
+    assert store.run([call]) == [0]
     assert load(store, job).status == "success"
 
 
 def test_confirm_keeps_a_sent_job_from_stalling(client: redis.Redis) -> None:
     """A job whose message was never confirmed sent reads stalled after a while; one
-    that was stays queued."""
+    that was stays queued.
+    """
     store = JobStore(client, stalled_after=0.05)
     sent, lost = new_id(), new_id()
     for job in (sent, lost):
-        store.create(job, START)
+        store.create(NewJob(job, START))
     assert load(store, lost).status == "queued"
     store.confirm(sent)
     wait_for(lambda: load(store, lost).status == "stalled")
@@ -154,7 +153,7 @@ def test_confirm_keeps_a_sent_job_from_stalling(client: redis.Redis) -> None:
 def test_confirm_changes_nothing_of_a_run(store: JobStore) -> None:
     """A confirmation that comes after the worker has begun changes nothing."""
     job = new_id()
-    store.create(job, START)
+    store.create(NewJob(job, START))
     Writer(store, job).begin()
     store.confirm(job)
     assert load(store, job).status == "working"
@@ -194,7 +193,8 @@ def test_write_twice_changes_nothing_the_second_time(
     store: JobStore, client: redis.Redis
 ) -> None:
     """Each script that is sent again, after its reply was lost, leaves the hash as it
-    was."""
+    was.
+    """
     job = new_id()
     run = Writer(store, job)
 
@@ -206,9 +206,9 @@ def test_write_twice_changes_nothing_the_second_time(
         assert run.write(update) is Reply.OK
         assert client.hgetall(store.key(job)) == first
 
-    store.create(job, START)
+    store.create(NewJob(job, START))
     created = client.hgetall(store.key(job))
-    store.create(job, START)
+    store.create(NewJob(job, START))
     assert client.hgetall(store.key(job)) == created
     twice(run.update(begins=True))
     twice(run.update(fields={"m:miles_run": "1"}))
@@ -257,7 +257,8 @@ def test_write_of_a_retry_says_when(store: JobStore) -> None:
 
 def test_a_newer_run_owns_the_record(store: JobStore) -> None:
     """Once another run has begun, the earlier one is told so and changes nothing; what
-    it had said is gone."""
+    it had said is gone.
+    """
     job = new_id()
     old, new = Writer(store, job, "old"), Writer(store, job, "new")
     old.begin(fields={"m:miles_run": "7"})
@@ -273,7 +274,8 @@ def test_a_newer_run_owns_the_record(store: JobStore) -> None:
 
 def test_a_start_that_comes_late_does_not_take_over(store: JobStore) -> None:
     """A run that began before the present one, but says so only now, is refused, and
-    one that began after it takes over."""
+    one that began after it takes over.
+    """
     job = new_id()
     old, new, newest = (Writer(store, job, t) for t in ("old", "new", "newest"))
     new.begin(age=1.0)
@@ -285,7 +287,7 @@ def test_a_start_that_comes_late_does_not_take_over(store: JobStore) -> None:
 def test_a_start_keeps_the_queued_time_and_the_owner(store: JobStore) -> None:
     """A run that knows no owner leaves the one that the sender named."""
     job = new_id()
-    store.create(job, START)
+    store.create(NewJob(job, START))
     queued_at = load(store, job).queued_at
     time.sleep(0.005)
     update = Update(job, "a", 1, START._replace(owner=None), begins=True)
@@ -335,7 +337,8 @@ def test_a_beat_is_no_update(store: JobStore) -> None:
 @pytest.mark.parametrize("end", ["error", "retrying", "cancelled"])
 def test_cancel_of_a_running_job_tells_its_worker(store: JobStore, end: str) -> None:
     """A running job is cancelling until it ends, in whatever way but success, as
-    cancelled."""
+    cancelled.
+    """
     job = new_id()
     run = Writer(store, job)
     run.begin()
@@ -375,7 +378,7 @@ def test_cancelling_wins_over_stalled(client: redis.Redis) -> None:
 def test_cancel_of_a_waiting_job_is_at_once(store: JobStore, before: str) -> None:
     """A job that no worker has is cancelled at once, and its message skipped."""
     job = new_id()
-    store.create(job, START, delay=60 if before == "delayed" else 0)
+    store.create(NewJob(job, START, 60 if before == "delayed" else 0))
     if before == "retrying":
         run = Writer(store, job, "first")
         run.begin()
@@ -390,9 +393,10 @@ def test_cancel_of_a_waiting_job_is_at_once(store: JobStore, before: str) -> Non
 
 def test_a_run_that_missed_the_cancel_hears_of_it(store: JobStore) -> None:
     """A job that began while the store was away, and was cancelled meanwhile, is
-    cancelling: it runs after all."""
+    cancelling: it runs after all.
+    """
     job = new_id()
-    store.create(job, START)
+    store.create(NewJob(job, START))
     store.cancel(job, START)
     assert Writer(store, job).begin(age=3.0, late=True) is Reply.CANCELLING
     assert load(store, job).status == "cancelling"
@@ -417,7 +421,7 @@ def test_a_dropped_message_ends_its_job(client: redis.Redis, before: str) -> Non
     job = new_id()
     run = Writer(store, job)
     if before == "queued":
-        store.create(job, START)
+        store.create(NewJob(job, START))
     else:
         run.begin()
     if before == "retrying":
@@ -434,7 +438,8 @@ def test_a_dropped_message_ends_its_job(client: redis.Redis, before: str) -> Non
 @pytest.mark.parametrize("before", ["working", "success"])
 def test_a_dropped_message_leaves_others_alone(store: JobStore, before: str) -> None:
     """A second delivery that is dropped changes nothing of a job that is running, or
-    has run."""
+    has run.
+    """
     job = new_id()
     run = Writer(store, job)
     run.begin()
@@ -470,7 +475,7 @@ def test_load_many_keeps_the_order(store: JobStore) -> None:
     """Several jobs come in the order asked for, None in the place of unknown ones."""
     jobs = [new_id() for _ in range(3)]
     for job in jobs:
-        store.create(job, START)
+        store.create(NewJob(job, START))
     loaded = store.load_many([jobs[2], new_id(), jobs[0]])
     assert [state and state.uuid for state in loaded] == [jobs[2], None, jobs[0]]
 
@@ -487,12 +492,12 @@ def test_the_store_works_with_any_client(
     with client:
         store = JobStore(client)
         job = new_id()
-        store.create(job, START)
+        store.create(NewJob(job, START))
         run = Writer(store, job)
         run.begin(fields={"m:name": '"Åsa"'})
         assert load(store, job).progress_metrics == {"name": "Åsa"}
         run.end("error")
-        assert store.create(job, START)
+        assert store.create(NewJob(job, START)) == [True]
 
 
 def test_a_server_that_forgot_the_scripts_is_told_them(
@@ -513,7 +518,8 @@ def test_a_server_that_forgot_only_the_start_keeps_the_order(
     store: JobStore, client: redis.Redis
 ) -> None:
     """When the start is unknown to the server and what follows is not, both are carried
-    out in their order."""
+    out in their order.
+    """
     client.script_flush()
     for name in NAMES:
         if name != "start":
@@ -525,7 +531,8 @@ def test_a_server_that_forgot_only_the_start_keeps_the_order(
 
 def test_write_tells_which_update_failed(store: JobStore, client: redis.Redis) -> None:
     """An update that cannot be carried out has its error as the reply, the others
-    theirs."""
+    theirs.
+    """
     good, bad = new_id(), new_id()
     client.set(store.key(bad), "a string, where a hash should be")
     replies = store.write(
@@ -534,7 +541,7 @@ def test_write_tells_which_update_failed(store: JobStore, client: redis.Redis) -
     assert isinstance(replies[0], redis.ResponseError)
     assert replies[1] is Reply.OK
     with pytest.raises(redis.ResponseError):
-        store.create(bad, START)
+        store.create(NewJob(bad, START))
 
 
 def ttl(client: redis.Redis, store: JobStore, job: str) -> float:
@@ -543,10 +550,11 @@ def ttl(client: redis.Redis, store: JobStore, job: str) -> float:
 
 def test_expiry_counts_from_the_end(client: redis.Redis) -> None:
     """A job that has not ended is kept past the time it is due, and each beat renews
-    that; one that has is kept for `expire_in`."""
+    that; one that has is kept for `expire_in`.
+    """
     store = JobStore(client, expire_in=100, active_expire_in=1000)
     job = new_id()
-    store.create(job, START, delay=50)
+    store.create(NewJob(job, START, delay=50))
     assert 1040 < ttl(client, store, job) <= 1050
     run = Writer(store, job)
     run.begin()
@@ -561,7 +569,7 @@ def test_expiry_counts_from_the_end(client: redis.Redis) -> None:
     run.end("success")
     assert 90 < ttl(client, store, job) <= 100
     cancelled = new_id()
-    store.create(cancelled, START)
+    store.create(NewJob(cancelled, START))
     store.cancel(cancelled, START)
     assert 90 < ttl(client, store, cancelled) <= 100
 
@@ -570,9 +578,10 @@ def test_indexes_list_by_all_kind_and_owner(
     store: JobStore, client: redis.Redis
 ) -> None:
     """A job stands in three indexes, first among those that have not ended, then among
-    those that have."""
+    those that have.
+    """
     job = new_id()
-    store.create(job, START)
+    store.create(NewJob(job, START))
     names = ("all", "kind:RunMarathon", 'owner:"alice"')
     assert members(client, "*:*") == {f"active:{name}": {job} for name in names}
     run = Writer(store, job)
@@ -589,7 +598,8 @@ def test_indexes_list_a_job_that_its_worker_began(
     store: JobStore, client: redis.Redis
 ) -> None:
     """A job from a sender without the middleware is listed from its start, without an
-    owner if it has none."""
+    owner if it has none.
+    """
     job = new_id()
     store.write([Update(job, "a", 1, START._replace(owner=None), begins=True)])
     assert set(members(client, "*:*")) == {"active:all", "active:kind:RunMarathon"}
@@ -600,14 +610,15 @@ def test_indexes_list_a_cancelled_job_as_ended(
 ) -> None:
     """A job that is cancelled while it waits moves to those that have ended."""
     job = new_id()
-    store.create(job, START)
+    store.create(NewJob(job, START))
     store.cancel(job, START)
     assert set(members(client, "*:all")) == {"ended:all"}
 
 
 def test_nothing_is_left_behind(client: redis.Redis) -> None:
     """Finished jobs leave no record and no index entry behind after their time, while
-    other jobs come."""
+    other jobs come.
+    """
     store = JobStore(client, expire_in=0.2, active_expire_in=0.4)
     for _ in range(200):
         run = Writer(store, new_id())
@@ -625,8 +636,8 @@ def test_an_index_outlives_a_delayed_job(client: redis.Redis) -> None:
     """An index lives as long as the job in it that is due last."""
     store = JobStore(client, active_expire_in=10)
     job = new_id()
-    store.create(job, START, delay=100)
-    store.create(new_id(), START)
+    store.create(NewJob(job, START, delay=100))
+    store.create(NewJob(new_id(), START))
     assert client.pttl("jobstate:active:all") > 100_000
     assert job in members(client, "active:all")["active:all"]
 
@@ -635,7 +646,7 @@ def test_two_namespaces_share_a_server(client: redis.Redis) -> None:
     """Two applications that use one server do not see each other's jobs."""
     mine, other = JobStore(client), JobStore(client, namespace="other")
     job = new_id()
-    mine.create(job, START)
+    mine.create(NewJob(job, START))
     assert other.load(job) is None
     assert all(key.startswith(b"jobstate:") for key in client.keys())
 
@@ -667,7 +678,7 @@ def test_repr_shows_no_password() -> None:
 def test_a_store_of_ones_own_fails_fast(server: EmbeddedServer) -> None:
     """Without a server a store gives up at once; with a frozen one, soon."""
     store = JobStore(server.url)
-    store.create(new_id(), START)
+    store.create(NewJob(new_id(), START))
     os.kill(server.pid, signal.SIGSTOP)
     try:
         began = time.monotonic()

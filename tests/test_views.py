@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import redis
 from pyramid.exceptions import URLDecodeError
+from pyramid.httpexceptions import HTTPForbidden
 from pyramid.renderers import JSON
 from pyramid.request import Request
 from pyramid.response import Response
@@ -93,7 +94,8 @@ def test_head_answers_without_the_state(app: TestApp, job: str) -> None:
 @pytest.mark.parametrize("form", ["{}", "W/{}", '"other", {}'])
 def test_current_etag_is_a_304(app: TestApp, job: str, form: str) -> None:
     """Who has the state already gets it not again, also after a proxy that weakens the
-    tag."""
+    tag.
+    """
     etag = get(app, f"/job_state/{job}", "alice").headers["ETag"]
 
     response = get(app, f"/job_state/{job}", "alice", If_None_Match=form.format(etag))
@@ -104,9 +106,7 @@ def test_current_etag_is_a_304(app: TestApp, job: str, form: str) -> None:
     assert response.headers["Cache-Control"] == "private, no-cache"
 
 
-def test_old_etag_is_the_new_state(
-    app: TestApp, client: redis.Redis, job: str
-) -> None:
+def test_old_etag_is_the_new_state(app: TestApp, client: redis.Redis, job: str) -> None:
     """Once the job has gone on, the tag of the former state gets the new one."""
     etag = get(app, f"/job_state/{job}", "alice").headers["ETag"]
 
@@ -263,16 +263,8 @@ def test_method_override_does_nothing(app: TestApp, job: str, header: str) -> No
 )
 def test_other_paths_are_not_found(redis_url: str, job: str, path: str) -> None:
     """Whatever else stands below the path is a 404 of ours, whatever the application
-    shows elsewhere, to anybody."""
-    config = make_config(redis_url)
-    for name in "", "login", "cancel", "edit", "find", "store":
-        config.add_view(lambda c, r: Response("App"), name=name)
-    config.add_route("everything", "/*everything")
-    config.add_view(lambda c, r: Response("App"), route_name="everything")
-    app = make_app(config)
-    # The application's catch-all stands before us: what it keeps are other paths.
-    assert get(app, f"/job_state/{job}", "alice").text == "App"
-
+    shows elsewhere, to anybody.
+    """
     config = make_config(redis_url)
     for name in "", "login", "cancel", "edit", "find", "store":
         config.add_view(lambda c, r: Response("App"), name=name)
@@ -301,7 +293,8 @@ def test_other_paths_are_not_found(redis_url: str, job: str, path: str) -> None:
 )
 def test_odd_paths_to_a_job_need_its_right(app: TestApp, job: str, path: str) -> None:
     """Where traversal finds a job by a strange path, the right to see it is asked for
-    as ever."""
+    as ever.
+    """
     path = "/job_state" + path.format(job=job)
 
     assert get(app, path, "bob").status_code in (403, 404)
@@ -311,8 +304,16 @@ def test_odd_paths_to_a_job_need_its_right(app: TestApp, job: str, path: str) ->
 
 @pytest.mark.parametrize(
     "path",
-    ["/job_stateXYZ", "/job_stateXYZ/{job}", "/job_state%0A", "/JOB_STATE/{job}"]
-    + ["//job_state/{job}", "/x/../job_state/{job}", "/job_state.json", "/job"],
+    [
+        "/job_stateXYZ",
+        "/job_stateXYZ/{job}",
+        "/job_state%0A",
+        "/job_state.json",
+        "/JOB_STATE/{job}",
+        "//job_state/{job}",
+        "/x/../job_state/{job}",
+        "/job",
+    ],
 )
 def test_paths_beside_ours_are_the_applications(
     redis_url: str, job: str, path: str
@@ -345,7 +346,8 @@ def test_catch_all_after_the_include_leaves_our_path_alone(
     redis_url: str, job: str
 ) -> None:
     """An application's catch-all route, added after the include, answers nothing of
-    ours."""
+    ours.
+    """
     config = make_config(redis_url)
     config.include("pyramid_jobstate")
     config.add_route("everything", "/*everything")
@@ -373,7 +375,8 @@ def test_view_for_every_context_does_not_answer_for_a_job(
     redis_url: str, job: str
 ) -> None:
     """The application's view without a context is not taken for a job's, whether it was
-    registered before or after the include."""
+    registered before or after the include.
+    """
     config = make_config(redis_url)
     config.add_view(lambda c, r: Response("App"))
     config.include("pyramid_jobstate")
@@ -457,7 +460,8 @@ def test_general_error_view_does_not_answer_for_a_store_that_is_away(
 @pytest.mark.parametrize("path", ["/ask", "/routed/1"])
 def test_store_that_is_away_is_in_the_applications_own_hands(path: str) -> None:
     """A view of the application that asks the store gets the error itself, and its own
-    exception view."""
+    exception view.
+    """
     app = app_with_error_views(NOWHERE, root_factory=mounted_root)
 
     response = get(app, path, "alice")
@@ -484,7 +488,8 @@ def test_store_that_is_away_is_not_answered_for_the_application(name: str) -> No
 
 def test_store_that_is_away_in_the_applications_traversal_is_its_own() -> None:
     """What the application's own tree asks of `request.job_states` is its own affair as
-    well."""
+    well.
+    """
 
     class Curious(Root):
         def __getitem__(self, name: str) -> Any:
@@ -498,7 +503,11 @@ def test_store_that_is_away_in_the_applications_traversal_is_its_own() -> None:
 
 def test_error_before_traversal_is_the_applications(redis_url: str) -> None:
     """A root factory that forbids is answered by the application."""
-    app = app_with_error_views(redis_url, root_factory=_forbid)
+
+    def forbid(request: Request) -> Any:
+        raise HTTPForbidden
+
+    app = app_with_error_views(redis_url, root_factory=forbid)
 
     assert get(app, "/ask", "alice").text == "app 403"
 
@@ -522,12 +531,6 @@ def test_view_on_a_job_may_meet_a_store_that_is_away(server: EmbeddedServer) -> 
     assert get(app, f"/jobs/{uuid}/restart", "alice").text == "app 503"
     assert get(app, f"/jobs/{uuid}", "alice").content_type == "application/json"
     assert get(app, "/job_state/" + UUID, "alice").content_type == "application/json"
-
-
-def _forbid(request: Request) -> Any:
-    from pyramid.httpexceptions import HTTPForbidden
-
-    raise HTTPForbidden
 
 
 # In the application's own JSON.
@@ -631,7 +634,8 @@ def test_nonsense_in_the_store_is_not_an_error(
     app: TestApp, client: redis.Redis, field: str, value: str | bytes
 ) -> None:
     """What another program wrote into a job's hash never fails the request, nor the
-    browser's JSON.parse, nor does it touch the job's own part."""
+    browser's JSON.parse, nor does it touch the job's own part.
+    """
     uuid = put_job(client, **{field: value})
 
     response = get(app, f"/job_state/{uuid}", "alice")

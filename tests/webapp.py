@@ -12,17 +12,14 @@ from pyramid.config import Configurator
 from pyramid.request import Request, apply_request_extensions
 from webtest import TestApp
 
-from pyramid_jobstate import JobState, JobStateMiddleware
+from pyramid_jobstate import JobStateMiddleware
 from pyramid_jobstate.resources import JobStates
+from tests.jobs import RunMarathon
 
 #: Nothing listens at this port.
 NOWHERE = "redis://127.0.0.1:1/0"
 
 ADMIN = "admin"
-
-
-class RunMarathon(JobState):
-    public_params = ("miles",)
 
 
 class Policy:
@@ -44,7 +41,7 @@ class Root(dict[str, Any]):
 
     __name__ = None
     __parent__ = None
-    __acl__ = (
+    __acl__: Any = (
         (Allow, Everyone, ("view", "edit")),
         (Allow, ADMIN, ("view_job", "cancel_job", "list_jobs")),
     )
@@ -106,7 +103,8 @@ def ask(
 
 def put_job(client: redis.Redis, **fields: str | bytes | int) -> str:
     """Write a job into the store, one of Alice's that runs unless `fields` say
-    otherwise, and return its uuid."""
+    otherwise, and return its uuid.
+    """
     job_uuid = str(fields.pop("uuid", uuid.uuid4()))
     seconds, micros = client.time()
     now = seconds * 1000 + micros // 1000
@@ -129,7 +127,7 @@ def put_job(client: redis.Redis, **fields: str | bytes | int) -> str:
 
 
 def make_broker(url: str, middleware: JobStateMiddleware | None = None) -> Broker:
-    """Return a broker with two actors: run_marathon, and sweep, which is not tracked."""
+    """Return a broker with the actors run_marathon, and sweep, which is not tracked."""
     broker = RedisBroker(url=url)
     broker.add_middleware(middleware or JobStateMiddleware())
 

@@ -140,7 +140,7 @@
       try {
         await poller.cancel();
       } catch {
-        say("The job could not be cancelled.");
+        button.textContent = "Not cancelled. Try again";
         button.disabled = false;
       }
     });

@@ -6,7 +6,7 @@ if status == "working" or status == "cancelling" then
   redis.call("HSET", key, "status", "cancelling")
   return 1
 end
-if status ~= "sending" and status ~= "queued" and status ~= "retrying" then
+if status ~= "waiting" and status ~= "sending" and status ~= "queued" and status ~= "retrying" then
   return 0
 end
 local now = int(time())

@@ -2,9 +2,13 @@
 
 local key = KEYS[1]
 
-local function time()
+local function micros()
   local t = redis.call("TIME")
-  return t[1] * 1000 + math.floor(t[2] / 1000)
+  return t[1] * 1000000 + t[2]
+end
+
+local function time()
+  return math.floor(micros() / 1000)
 end
 
 -- "%d" and not tostring(): that writes a large number as 1.7e+12.
@@ -20,11 +24,11 @@ local function set(from)
   end
 end
 
--- Write a job that is about to be sent. ARGV: ttl, delay, then the fields.
+-- Write a job that is not yet queued. ARGV: ttl, delay, status, then the fields.
 local function create()
   local now, delay = time(), tonumber(ARGV[2])
-  redis.call("HSET", key, "status", "sending", "queued", int(now), "updated", int(now))
-  set(3)
+  redis.call("HSET", key, "status", ARGV[3], "queued", int(now), "updated", int(now))
+  set(4)
   if delay > 0 then
     redis.call("HSET", key, "due", int(now + delay))
   end

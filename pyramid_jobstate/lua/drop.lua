@@ -10,7 +10,7 @@ if status == "working" or status == "cancelling" then
   if now - tonumber(old[2]) <= tonumber(ARGV[2]) then
     return MISSING
   end
-elseif status ~= "sending" and status ~= "queued" and status ~= "retrying" then
+elseif status ~= "waiting" and status ~= "sending" and status ~= "queued" and status ~= "retrying" then
   return MISSING
 end
 -- Without a token no run owns the record.

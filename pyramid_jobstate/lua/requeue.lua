@@ -1,5 +1,5 @@
 -- The message of a job that has ended is put back in the queue.
--- ARGV: ttl, delay, then the fields, the last of them the token that create.lua told.
+-- ARGV: ttl, delay, status, then the fields, the last of them the token that create.lua told.
 -- Returns 1 if the job is queued anew, 0 if something has happened to it since.
 
 local old = redis.call("HMGET", key, "status", "run", "owner")

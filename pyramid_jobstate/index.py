@@ -1,0 +1,65 @@
+"""The sorted sets that list the jobs: those that have ended and those that have not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .record import Start
+from .scripts import Call, Script
+
+
+class Index:
+    """Where the jobs of a store are listed: all, by kind and by owner.
+
+    Parameters:
+      script: The script that puts a job into an index.
+      namespace: What the name of each key begins with.
+      active_ttl: Milliseconds that a job which has not ended is listed.
+      ended_ttl: Milliseconds that one is listed after its end.
+    """
+
+    def __init__(
+        self, script: Script, namespace: str, active_ttl: int, ended_ttl: int
+    ) -> None:
+        self._script = script
+        self._namespace = namespace
+        self._active_ttl = active_ttl
+        self._ended_ttl = ended_ttl
+
+    def key(self, name: str, *, ended: bool) -> str:
+        """Return the key of one index: of "all", of "kind:" and a kind, or of "owner:"
+        and an owner as JSON.
+        """
+        return f"{self._namespace}:{'ended' if ended else 'active'}:{name}"
+
+    def activate(self, uuid: str, start: Start, delay: int = 0) -> Iterator[Call]:
+        """Yield the calls that list a job as one that has not ended, and is due after
+        `delay` milliseconds.
+        """
+        for name in _names(start):
+            key = self.key(name, ended=False)
+            yield Call(self._script, key, (uuid, self._active_ttl, delay))
+
+    def end(self, uuid: str, start: Start) -> Iterator[Call]:
+        """Yield the calls that list a job as one that has ended."""
+        yield from self.remove(uuid, start, ended=False)
+        for name in _names(start):
+            key = self.key(name, ended=True)
+            yield Call(self._script, key, (uuid, self._ended_ttl, 0))
+
+    def remove(self, uuid: str, start: Start, *, ended: bool) -> Iterator[Call]:
+        """Yield the calls that take a job out of those that have ended, or have not."""
+        for name in _names(start):
+            yield self.drop(self.key(name, ended=ended), uuid)
+
+    def drop(self, key: str, uuid: str) -> Call:
+        """Return the call that takes a job out of one index."""
+        return Call(self._script, key, (uuid, 0, 0))
+
+
+def _names(start: Start) -> Iterator[str]:
+    yield "all"
+    if start.kind:
+        yield f"kind:{start.kind}"
+    if start.owner is not None:
+        yield f"owner:{start.owner}"

@@ -1,0 +1,168 @@
+"""Lists of jobs, a page at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .record import FINISHED, UNFINISHED
+from .state import JobState
+from .values import dumps
+
+if TYPE_CHECKING:
+    from .store import JobStore
+
+#: The most jobs that a page may have.
+MAX_LIMIT = 200
+
+#: The most entries that are looked at for one page of a filtered list.
+MAX_EXAMINED = 1000
+
+_CURSOR = re.compile(r"([ae])(\d{1,17})\.([0-9a-f-]{36})")
+
+
+class Page(NamedTuple):
+    """A page of a list of jobs.
+
+    Attributes:
+      items: The jobs.
+      cursor: Where the next page begins, or None after the last. A filtered page may
+        be short, even empty, and have a cursor all the same.
+    """
+
+    items: list[JobState]
+    cursor: str | None
+
+
+class Filter(NamedTuple):
+    """Which jobs are listed. None leaves all through."""
+
+    owner: str | float | None = None
+    kind: str | None = None
+    status: str | None = None
+    params: Mapping[str, Any] | None = None
+
+    @property
+    def index_name(self) -> str:
+        """The name of the index that leaves the fewest to look at."""
+        if self.owner is not None:
+            return f"owner:{dumps(self.owner)}"
+        return "all" if self.kind is None else f"kind:{self.kind}"
+
+    def admits(self, job_state: JobState) -> bool:
+        params = job_state.job_params if self.params else {}
+        return (
+            (self.owner is None or job_state.owner == self.owner)
+            and (self.kind is None or job_state.kind == self.kind)
+            and (self.status is None or job_state.status == self.status)
+            and all(
+                name in params and params[name] == value
+                for name, value in (self.params or {}).items()
+            )
+        )
+
+
+class Place(NamedTuple):
+    """A place in a list: behind an entry of the jobs that have ended, or have not."""
+
+    ended: bool
+    score: int | None = None
+    uuid: str = ""
+
+    @classmethod
+    def parse(cls, cursor: str) -> Place:
+        match = _CURSOR.fullmatch(cursor)
+        if match is None:
+            raise ValueError(
+                f"cursor is none that a page of this list gave: {cursor!r}"
+            )
+        return cls(match[1] == "e", int(match[2]), match[3])
+
+    def __str__(self) -> str:
+        return f"{'e' if self.ended else 'a'}{self.score}.{self.uuid}"
+
+
+def list_jobs(store: JobStore, wanted: Filter, limit: int, cursor: str | None) -> Page:
+    """Return a page of the jobs that are wanted, as :meth:`JobStore.list` says."""
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise TypeError(f"limit must be an int, not {limit!r}.")
+    if not 1 <= limit <= MAX_LIMIT:
+        raise ValueError(f"limit must be from 1 to {MAX_LIMIT}, not {limit}.")
+    if wanted.status is not None and wanted.status not in UNFINISHED + FINISHED:
+        raise ValueError(f"status is none that a job can have: {wanted.status!r}.")
+    place = Place(wanted.status in FINISHED) if cursor is None else Place.parse(cursor)
+    items: list[JobState] = []
+    entries = _entries(store, wanted, place, limit)
+    for examined, (entry, job_state) in enumerate(entries):
+        if len(items) == limit or examined == MAX_EXAMINED:
+            return Page(items, str(place))
+        place = entry
+        if job_state is not None and wanted.admits(job_state):
+            items.append(job_state)
+    return Page(items, None)
+
+
+def _entries(
+    store: JobStore, wanted: Filter, place: Place, limit: int
+) -> Iterator[tuple[Place, JobState | None]]:
+    """Yield the entries from a place on, with their jobs, None for one that is gone."""
+    while True:
+        # One more than is shown tells whether there is another page.
+        entries = _read_index(store, wanted, place, limit + 1)
+        jobs = store.load_many([entry.uuid for entry in entries])
+        _repair(store, wanted, entries, jobs)
+        yield from zip(entries, jobs, strict=True)
+        if entries:
+            place = entries[-1]
+        if len(entries) <= limit:
+            if place.ended or wanted.status in UNFINISHED:
+                return
+            place = Place(ended=True)
+
+
+def _read_index(
+    store: JobStore, wanted: Filter, place: Place, count: int
+) -> list[Place]:
+    """Return the entries that follow a place in its index, the newest first."""
+    key = store.index.key(wanted.index_name, ended=place.ended)
+    newest = "+inf" if place.score is None else place.score
+    found: list[Place] = []
+    offset = 0
+    while len(found) < count:
+        rows: Any = store.client.zrevrangebyscore(
+            key, newest, "-inf", start=offset, num=count, withscores=True
+        )
+        for member, score in rows:
+            uuid = member if isinstance(member, str) else member.decode()
+            entry = Place(place.ended, int(score), uuid)
+            # Of one score the later names come first.
+            if place.score is None or entry.score != place.score or uuid < place.uuid:
+                found.append(entry)
+        if len(rows) < count:
+            break
+        offset += count
+    return found[:count]
+
+
+def _repair(
+    store: JobStore,
+    wanted: Filter,
+    entries: list[Place],
+    jobs: Sequence[JobState | None],
+) -> None:
+    """Drop the entries of jobs that are gone, and move those that a worker could not
+    move when its job ended, or began again.
+    """
+    calls = []
+    for entry, job_state in zip(entries, jobs, strict=True):
+        if job_state is None:
+            key = store.index.key(wanted.index_name, ended=entry.ended)
+            calls.append(store.index.drop(key, entry.uuid))
+        elif job_state.is_finished and not entry.ended:
+            calls.extend(store.index.end(entry.uuid, job_state._record.start))
+        elif entry.ended and not job_state.is_finished:
+            start = job_state._record.start
+            calls.extend(store.index.remove(entry.uuid, start, ended=True))
+            calls.extend(store.index.activate(entry.uuid, start))
+    store.run(calls)

@@ -1,0 +1,27 @@
+"""Prints all tables, or those named, and fails if a figure is not as it should be.
+
+``python -m tests.benchmarks [updates] [loop] [poll]``
+"""
+
+import sys
+
+from pyramid_jobstate.embedded import EmbeddedServer
+
+from . import loop, poll, updates
+from .timing import show
+
+TABLES = {"updates": updates, "loop": loop, "poll": poll}
+
+
+def main(names: list[str]) -> int:
+    unknown = set(names) - set(TABLES)
+    if unknown:
+        print(f"No table {', '.join(unknown)}. There are: {', '.join(TABLES)}.")
+        return 2
+    with EmbeddedServer() as server:
+        fine = show(TABLES[name].measure(server) for name in names or TABLES)
+    return 0 if fine else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

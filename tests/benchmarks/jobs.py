@@ -1,0 +1,44 @@
+"""A job that runs here, recorded in a real server."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import uuid
+from collections.abc import Iterator
+
+from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate.delivery import Delivery
+from pyramid_jobstate.record import Record, Start
+from pyramid_jobstate.recorder import Recorder
+from pyramid_jobstate.run import Run
+
+#: Whose the jobs are.
+OWNER = "alice"
+
+
+@contextlib.contextmanager
+def running_job(store: JobStore) -> Iterator[JobState]:
+    """Give a job that a recorder records all the while."""
+    params = json.dumps({"miles": 26})
+    start = Start("JobState", "run_marathon", 1, json.dumps(OWNER), params)
+    delivery = Delivery(str(uuid.uuid4()), Run(), start)
+    recorder = Recorder(store)
+    recorder.begin(delivery)
+    try:
+        yield JobState(Record(delivery.uuid, start.fields()), delivery.run)
+    finally:
+        recorder.stop()
+
+
+def set_ten_metrics(job_state: JobState) -> None:
+    """Have a job report what a typical one does."""
+    job_state.set_progress_metrics(
+        {f"count_{i}": 1000 * i + 7 for i in range(5)},
+        rate=12.5,
+        share=0.4615,
+        file="marathon.csv",
+        place="kilometre 12",
+        done=False,
+    )
+    job_state.set_progress(12, 26, unit="miles", message="Running")

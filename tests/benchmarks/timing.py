@@ -1,0 +1,109 @@
+"""Timing things side by side, and the tables that show how they compare."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+#: How often each thing is timed, in turn with those that it is compared with.
+ROUNDS = 15
+
+
+class Row(NamedTuple):
+    """A figure, and what it should be.
+
+    Attributes:
+      what: What was compared.
+      ratio: What came out.
+      at_least, at_most: What it should not be below, or above.
+      note: The times behind it, for instance.
+    """
+
+    what: str
+    ratio: float
+    at_least: float = 0.0
+    at_most: float = float("inf")
+    note: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the figure is what it should be."""
+        return self.at_least <= self.ratio <= self.at_most
+
+    @property
+    def target(self) -> str:
+        if self.at_least:
+            return f"≥ {self.at_least:g}"
+        return f"≤ {self.at_most:g}"
+
+
+class Table(NamedTuple):
+    title: str
+    rows: Sequence[Row]
+
+    def __str__(self) -> str:
+        """Return the table as Markdown."""
+        lines = [
+            f"### {self.title}",
+            "",
+            "| what | ratio | target | holds | measured |",
+            "| --- | ---: | ---: | --- | --- |",
+        ]
+        lines += [
+            f"| {row.what} | {_figure(row.ratio)} | {row.target} "
+            f"| {'yes' if row.holds else '**no**'} | {row.note} |"
+            for row in self.rows
+        ]
+        return "\n".join(lines) + "\n"
+
+
+class Timing(NamedTuple):
+    """The seconds that something took, once in each round."""
+
+    rounds: Sequence[float]
+
+    def over(self, other: Timing) -> float:
+        """Return the median of the ratios of the rounds: what slows the machine for a
+        while slows both sides of a round.
+        """
+        pairs = zip(self.rounds, other.rounds, strict=True)
+        return statistics.median(mine / others for mine, others in pairs)
+
+    def __str__(self) -> str:
+        seconds = statistics.median(self.rounds)
+        for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+            if seconds >= size:
+                return f"{seconds / size:.3g} {unit}"
+        return f"{seconds / 1e-9:.3g} ns"
+
+
+def side_by_side(
+    *things: tuple[int, Callable[[int], object]], rounds: int = ROUNDS
+) -> list[Timing]:
+    """Time several things, turn by turn: for each thing a number of times, and a
+    function that does it as often. Return the seconds that each takes once.
+    """
+    timings: list[list[float]] = [[] for _ in things]
+    for count, do in things:
+        do(count // 10 + 1)
+    for _ in range(rounds):
+        for timing, (count, do) in zip(timings, things, strict=True):
+            begun = time.perf_counter()
+            do(count)
+            timing.append((time.perf_counter() - begun) / count)
+    return [Timing(timing) for timing in timings]
+
+
+def show(tables: Iterable[Table]) -> bool:
+    """Print tables as they are made, and say whether all figures are as they should."""
+    fine = True
+    for table in tables:
+        print(table, flush=True)
+        fine = fine and all(row.holds for row in table.rows)
+    return fine
+
+
+def _figure(ratio: float) -> str:
+    return f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.2f}"

@@ -1,0 +1,63 @@
+"""What an update costs the job that makes it."""
+
+from __future__ import annotations
+
+import io
+
+import redis
+from tqdm import tqdm
+
+from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate.embedded import EmbeddedServer
+
+from .jobs import running_job
+from .timing import Row, Table, side_by_side
+
+
+def measure(server: EmbeddedServer) -> Table:
+    with (
+        running_job(JobStore(server.url)) as job_state,
+        redis.Redis.from_url(server.url) as client,
+    ):
+        return Table(
+            "An update, in a tight loop",
+            [_set(job_state, client), _track(job_state)],
+        )
+
+
+def _set(job_state: JobState, client: redis.Redis) -> Row:
+    def set_metric(count: int) -> None:
+        for i in range(count):
+            job_state.set_progress_metric("miles_run", i)
+
+    def hset(count: int) -> None:
+        for i in range(count):
+            client.hset("benchmark", "miles_run", i)
+
+    ours, theirs = side_by_side((200_000, set_metric), (500, hset))
+    return Row(
+        "`HSET` by redis-py / `set_progress_metric`",
+        theirs.over(ours),
+        at_least=200,
+        note=f"{theirs} / {ours}",
+    )
+
+
+def _track(job_state: JobState) -> Row:
+    sink = io.StringIO()
+
+    def track(count: int) -> None:
+        for _ in job_state.track(range(count)):
+            pass
+
+    def bar(count: int) -> None:
+        for _ in tqdm(range(count), file=sink):
+            pass
+
+    ours, theirs = side_by_side((200_000, track), (200_000, bar))
+    return Row(
+        "a step of `track` / a step of tqdm",
+        ours.over(theirs),
+        at_most=4,
+        note=f"{ours} / {theirs}",
+    )
