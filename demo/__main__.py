@@ -1,7 +1,8 @@
 """`python -m demo`: everything that the demo needs, in one terminal.
 
 A Redis-compatible server, unless JOBSTATE_REDIS_URL names one that runs already, a
-Dramatiq worker, and the web server, which is this process. They end together.
+Dramatiq worker, and the web server, which is this process. They end together, and what
+they have stored goes with them, unless JOBSTATE_DEMO_DATA names a folder for it.
 """
 
 import argparse
@@ -51,8 +52,9 @@ def main() -> None:
         signal.signal(signum, leave)
     parts = Parts()
     with listener, contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as up:
-        data = up.enter_context(tempfile.TemporaryDirectory(prefix="jobstate-demo-"))
-        os.environ.setdefault("JOBSTATE_DEMO_DATA", data)
+        if "JOBSTATE_DEMO_DATA" not in os.environ:
+            data = tempfile.TemporaryDirectory(prefix="jobstate-demo-")
+            os.environ["JOBSTATE_DEMO_DATA"] = up.enter_context(data)
         if "JOBSTATE_REDIS_URL" not in os.environ:
             server = up.enter_context(EmbeddedServer())
             os.environ["JOBSTATE_REDIS_URL"] = server.url

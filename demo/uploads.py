@@ -20,7 +20,8 @@ def path_of(upload: str) -> Path:
     Raises:
       ValueError: `upload` is no uuid, such as a path that leads elsewhere.
     """
-    return data_dir() / "uploads" / f"{uuid.UUID(upload)}.csv"
+    name = f"{uuid.UUID(upload)}.csv"
+    return data_dir() / "uploads" / name
 
 
 def save(file: BinaryIO) -> str:

@@ -20,8 +20,7 @@ from demo import sample, uploads
 from demo.jobs import ImportResults, RunMarathon, import_results, run_marathon
 from demo.models import Result
 from demo.security import USERS
-from pyramid_jobstate import JobState
-from pyramid_jobstate.store import StoreUnavailable
+from pyramid_jobstate import JobState, StoreUnavailable
 
 #: How fast a marathon may be run, in miles a second.
 SPEEDS = {"Stroll": 0.25, "Jog": 1.0, "Sprint": 4.0, "Flat out": None}
@@ -190,7 +189,6 @@ def logout(request: Request) -> HTTPSeeOther:
     return HTTPSeeOther(request.route_url("login"), headers=forget(request))
 
 
-@forbidden_view_config(route_name="job", renderer="templates/problem.jinja2")
 @forbidden_view_config(renderer="templates/problem.jinja2")
 def forbidden(request: Request) -> Any:
     if request.identity is None:
@@ -204,7 +202,6 @@ def forbidden(request: Request) -> Any:
     }
 
 
-@notfound_view_config(route_name="job", renderer="templates/problem.jinja2")
 @notfound_view_config(renderer="templates/problem.jinja2")
 def not_found(request: Request) -> dict[str, Any]:
     request.response.status_int = 404

@@ -1,13 +1,15 @@
-"""Sending with the transaction: the message leaves when it has committed."""
+"""Sending at once, or with the transaction: when that has committed."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
 from .enqueue import Outgoing
+from .store import StoreUnavailable
 
 if TYPE_CHECKING:
     from .resources import JobStates
@@ -95,6 +97,23 @@ class JobSavepoint:
 
     def rollback(self) -> None:
         pass
+
+
+def send_now(container: JobStates, outgoing: Outgoing) -> None:
+    """Have something sent at once.
+
+    Raises:
+      StoreUnavailable: The store does not answer.
+      Exception: The broker did not take it.
+    """
+    container.ask(outgoing.record)
+    try:
+        outgoing.send()
+    except BaseException:
+        # Whoever called knows of it: nobody will ask for the job.
+        with contextlib.suppress(StoreUnavailable):
+            container.ask(outgoing.forget)
+        raise
 
 
 def join(container: JobStates, outgoing: Outgoing) -> None:

@@ -14,19 +14,21 @@ PACE_WINDOW = 30.0
 
 
 class Delivery:
-    """What of a run has reached the store. Used by the recorder's one thread, but for
-    `waiters` and `end`, which others set.
+    """What of a run has reached the store. Made by the thread that is to run it, used
+    by the recorder's, but for `waiters`, `end` and `runs`, which others set.
 
     Attributes:
       run: The run.
       start: What is known of the job.
       dropped: Whether the message was dropped, so that no run ever began.
+      runs: Whether it runs even if the store should say that it is cancelled.
       end: How it ended, once it has.
       begun: When it began, in seconds of the monotonic clock, as all times here.
       confirmed: When the store was last known to hold this run as the newest.
       heard: When something of it was last sent there.
       size: About what this takes in memory, in bytes.
-      waiters: Set when all that was set before them is stored, or never will be.
+      waiters: Released when all that was set before they came is stored, or never will
+        be.
       lost: Why nothing of this run is stored any more, if so.
     """
 
@@ -37,6 +39,7 @@ class Delivery:
         "_sent",
         "_seq",
         "_started",
+        "_thread",
         "begun",
         "confirmed",
         "dropped",
@@ -44,6 +47,7 @@ class Delivery:
         "heard",
         "lost",
         "run",
+        "runs",
         "start",
         "uuid",
         "waiters",
@@ -54,13 +58,15 @@ class Delivery:
     ) -> None:
         self.run = run
         self.dropped = dropped
+        self.runs = False
         self.end: End | None = None
         self.begun = self.confirmed = self.heard = time.monotonic()
         self._started = False
-        self.waiters: list[threading.Event] = []
+        self.waiters: set[threading.Lock] = set()
         self.lost = ""
         self.uuid = uuid
         self.start = start
+        self._thread = threading.current_thread()
         self._late = False
         self._seq = 0
         self._new: dict[str, object] = {}
@@ -70,7 +76,13 @@ class Delivery:
 
     @property
     def size(self) -> int:
-        return 1024 + self.run.size
+        report = [str(value) for value in self.run.report.copy().values()]
+        return 1024 + self.run.size + len(self.start.params) + sum(map(len, report))
+
+    @property
+    def is_orphaned(self) -> bool:
+        """Whether its thread is gone and left it behind."""
+        return not self._thread.is_alive() and self.end is None
 
     def take(self, now: float) -> Update:
         """Return what is new since the last update that landed."""
@@ -102,7 +114,8 @@ class Delivery:
         elif not self._started:
             update.begins = True
             update.age = now - self.begun
-            update.late, self._late = self._late, True
+            update.runs = self.runs
+            update.late, self._late = self._late or self.runs, True
         return update
 
     def landed(self, now: float) -> None:

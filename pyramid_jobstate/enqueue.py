@@ -34,7 +34,8 @@ class Outgoing:
       delay: Milliseconds, or a timedelta, until it is due.
 
     Attributes:
-      job_states: The states of the jobs, in the order of the messages.
+      messages: The messages, in their order.
+      job_states: The states of their jobs.
 
     Raises:
       TypeError: `what` is none of these, or is for an actor that is not tracked, the
@@ -55,6 +56,7 @@ class Outgoing:
         self._delay = delay
         self._owner = owner
         self._jobs: list[NewJob] = []
+        self.messages: list[Message[Any]] = []
         self.job_states: list[JobState] = []
         if isinstance(what, (pipeline, group)):
             broker = what.broker
@@ -148,6 +150,7 @@ class Outgoing:
         self._jobs.append(
             NewJob(message.message_id, start, 0.0 if waits else delay, waits)
         )
+        self.messages.append(message)
         self.job_states.append(function.queued(message.message_id, start))
         return message
 

@@ -266,14 +266,15 @@ class JobStateMiddleware(Middleware):
             target = step.options.get("pipe_target")
 
     def _recorder_for(self, broker: Broker) -> Recorder:
-        with self._lock:
-            if self._recorder is None:
-                self._recorder = Recorder(
+        # The lock is not for every call: a process may fork while it is held.
+        if self._recorder is None:
+            with self._lock:
+                self._recorder = self._recorder or Recorder(
                     self.store_for(broker),
                     interval=self._interval,
                     heartbeat=self._heartbeat,
                 )
-            return self._recorder
+        return self._recorder
 
     def _tracked(self, message: Message[Any] | MessageProxy) -> TrackedFunction | None:
         function = self.functions.get(message.actor_name)

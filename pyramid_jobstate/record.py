@@ -138,7 +138,9 @@ class Update:
       fields: The hash fields to set.
       begins: Whether the store has not yet confirmed that the run began.
       age: Seconds since it began.
-      late: Whether that was written before, perhaps in vain.
+      late: Whether it comes late, so that another run may have begun since: it was
+        written before, perhaps in vain, or the job did not wait for it.
+      runs: Whether the job runs even if it was cancelled.
       end: Given when the run is over.
       dropped: Whether the message was dropped, so that no run ever began.
     """
@@ -151,6 +153,7 @@ class Update:
     begins: bool = False
     age: float = 0.0
     late: bool = False
+    runs: bool = False
     end: End | None = None
     dropped: bool = False
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
+import queue
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from .delivery import Delivery
 from .record import End, Update
-from .store import JobStore, Reply
+from .store import JobStore, Reply, is_hopeless
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +55,16 @@ class Recorder:
         _recorders.add(self)
 
     def _reset(self) -> None:
+        # Dramatiq may interrupt a worker thread between any two bytecodes. An Event is
+        # written in Python: one that is interrupted may stay locked, for all. These are
+        # written in C.
         self._lock = threading.Lock()
-        self._wake = threading.Event()
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._stop_at: float | None = None
         self._away_since: float | None = None
         self._troubled = False
+        self._sheds = False
         self._failures = 0
 
     def begin(self, delivery: Delivery) -> None:
@@ -67,8 +73,12 @@ class Recorder:
         """
         delivery.run.sync = functools.partial(self.sync, delivery)
         with self._lock:
+            self._stop_at = None
             self._deliveries[delivery.run.token] = delivery
         self.sync(delivery, self._patience())
+        with self._lock:
+            # From here on it runs, whatever the store may say of it.
+            delivery.runs = True
 
     def end(self, delivery: Delivery, end: End) -> bool:
         """Write that a run has ended, with all that it has set. Waits a second for the
@@ -79,26 +89,33 @@ class Recorder:
         """
         delivery.run.close("The job has ended: it can no longer report.")
         delivery.end = end
-        if not delivery.lost:
-            with self._lock:
+        with self._lock:
+            if not delivery.lost:
                 self._deliveries[delivery.run.token] = delivery
         return self.sync(delivery, self._patience())
 
     def sync(self, delivery: Delivery, timeout: float) -> bool:
         """Wait until all that a run has set is stored, and say whether it is."""
-        waiter = threading.Event()
+        waiter = threading.Lock()
+        waiter.acquire()
         with self._lock:
             if delivery.run.token not in self._deliveries:
                 return not delivery.lost
-            delivery.waiters.append(waiter)
-            if self._thread is None:
+            delivery.waiters.add(waiter)
+            # Nor is it alive if whoever was to start it was interrupted.
+            if self._thread is None or not self._thread.is_alive():
                 self._stop_at = None
                 self._thread = threading.Thread(
                     target=self._loop, name=__name__, daemon=True
                 )
                 self._thread.start()
-        self._wake.set()
-        return waiter.wait(timeout) and not delivery.lost
+        self._wake.put(None)
+        timeout = min(max(0.0, timeout), threading.TIMEOUT_MAX)
+        try:
+            return waiter.acquire(timeout=timeout) and not delivery.lost
+        finally:
+            with self._lock:
+                delivery.waiters.discard(waiter)
 
     def stop(self, timeout: float = 5.0) -> None:
         """Write what is left, for `timeout` seconds at the most, and end the thread.
@@ -106,9 +123,9 @@ class Recorder:
         """
         with self._lock:
             thread = self._thread
-            self._stop_at = time.monotonic() + timeout
-        self._wake.set()
-        if thread is not None:
+            self._stop_at = _now() + timeout
+        self._wake.put(None)
+        if thread is not None and thread.is_alive():
             thread.join(timeout)
         with self._lock:
             left = [d for d in self._deliveries.values() if d.end is not None]
@@ -123,39 +140,53 @@ class Recorder:
         been away for a while.
         """
         away = self._away_since
-        return PATIENCE if away is None else max(0, PATIENCE + away - time.monotonic())
+        return PATIENCE if away is None else max(0.0, PATIENCE + away - _now())
 
     def _loop(self) -> None:
         due = 0.0
         while True:
             with self._lock:
+                if self._thread is not threading.current_thread():
+                    return
                 if self._stop_at is not None and self._is_done(self._stop_at):
                     self._thread = None
                     return
                 idle = not self._deliveries
-            self._wake.wait(None if idle else max(0.0, due - time.monotonic()))
-            self._wake.clear()
-            now = time.monotonic()
-            # Who waits is served at once, all others when their time has come.
-            everyone = now >= due or self._stop_at is not None
-            self._tick(now, everyone)
+            with contextlib.suppress(queue.Empty):
+                self._wake.get(timeout=None if idle else max(0.0, due - _now()))
+            while not self._wake.empty():
+                self._wake.get()
+            now = _now()
+            # Who waits is served at once, all others when their time has come; but what
+            # was kept while the store was away goes first.
+            is_stopping = self._stop_at is not None
+            everyone = now >= due or is_stopping or self._away_since is not None
+            try:
+                self._tick(now, everyone)
+            except Exception:
+                log.exception("The states of jobs could not be written.")
             if everyone:
                 pause = min(self.interval * 2**self._failures, MAX_PAUSE)
-                due = time.monotonic() + max(pause, self.interval)
+                due = _now() + (pause if is_stopping else max(pause, self.interval))
 
     def _is_done(self, stop_at: float) -> bool:
-        return time.monotonic() >= stop_at or not any(
+        return _now() >= stop_at or not any(
             d.end or d.run.dirty for d in self._deliveries.values()
         )
 
     def _tick(self, now: float, everyone: bool) -> None:
         with self._lock:
-            due = [
-                d
-                for d in self._deliveries.values()
-                if d.waiters
-                or (everyone and (d.run.dirty or now - d.heard >= self.heartbeat))
-            ]
+            deliveries = list(self._deliveries.values())
+        due = []
+        for delivery in deliveries:
+            if delivery.is_orphaned:
+                # An interrupt came where Dramatiq does not expect one.
+                self._give_up(delivery, "the thread that ran it is gone")
+            elif delivery.waiters or (
+                everyone
+                and (delivery.run.dirty or now - delivery.heard >= self.heartbeat)
+            ):
+                due.append(delivery)
         for i in range(0, len(due), BATCH):
             if not self._deliver(due[i : i + BATCH]):
                 break
@@ -163,66 +194,83 @@ class Recorder:
     def _deliver(self, deliveries: Sequence[Delivery]) -> bool:
         """Write what is new of some runs, and say whether the store took any of it."""
         with self._lock:
-            waiting = [d.waiters for d in deliveries]
-            for delivery in deliveries:
-                delivery.waiters = []
-        now = time.monotonic()
+            # Who begins to wait later waits for the next update.
+            waiting = [tuple(d.waiters) for d in deliveries]
+        now = _now()
         updates = [d.take(now) for d in deliveries]
         replies: Sequence[Reply | Exception]
         try:
             replies = self.store.write(updates)
         except Exception as e:
             replies = [e] * len(updates)
-        errors = [reply for reply in replies if isinstance(reply, Exception)]
+        errors = []
         for delivery, update, reply, waiters in zip(
             deliveries, updates, replies, waiting, strict=True
         ):
-            if isinstance(reply, Exception):
+            if isinstance(reply, Reply):
+                if self._settle(delivery, update, reply, now):
+                    self._release(delivery, waiters)
+            elif is_hopeless(reply):
+                self._give_up(delivery, str(reply))
+            else:
                 delivery.failed()
-            elif self._settle(delivery, update, reply, now):
-                for waiter in waiters:
-                    waiter.set()
-                continue
-            with self._lock:
-                delivery.waiters.extend(waiters)
+                errors.append(reply)
         self._note(errors, len(updates))
         return len(errors) < len(updates)
 
     def _settle(
-        self, delivery: Delivery, update: Update, reply: Reply, now: float
+        self, delivery: Delivery, update: Update, reply: Reply, taken: float
     ) -> bool:
-        """Take note of the store's reply, and say whether it was the last word on the
-        update.
-        """
-        if reply in (Reply.OK, Reply.CANCELLING):
-            delivery.landed(now)
-            if update.end is None:
-                if reply is Reply.CANCELLING:
-                    delivery.run.cancel()
-                return True
-        elif reply is Reply.CANCELLED:
-            delivery.lost = "it was cancelled before it began"
+        """Take note of the store's reply to an update, and say whether it is stored."""
+        if reply in (Reply.CANCELLING, Reply.CANCELLED):
             delivery.run.cancel()
-        elif reply is Reply.FENCED:
-            delivery.lost = "a newer run of it has begun"
-        elif update.dropped:
-            delivery.lost = "there was nothing to drop"
-        elif now - delivery.confirmed < self.store.expire_in:
-            # It cannot have ended elsewhere and expired since: the store came back
-            # empty, while the job went on.
-            delivery.begin_again()
-            return False
-        else:
-            delivery.lost = "its record has expired"
-        if delivery.lost and not update.dropped and reply is not Reply.CANCELLED:
-            log.warning(
-                "Job %s is no longer recorded from here: %s.",
-                update.uuid,
-                delivery.lost,
-            )
+        if reply in (Reply.OK, Reply.CANCELLING):
+            delivery.landed(taken)
+            if update.end is not None:
+                self._remove(delivery)
+            return True
         with self._lock:
-            del self._deliveries[update.token]
-        return True
+            # If it does not yet, it learns of the cancel before it does.
+            runs = delivery.runs
+        if reply is Reply.FENCED:
+            # After a retry that is as it should be.
+            is_retried = update.end is not None and update.end.status == "retrying"
+            self._give_up(delivery, "a newer run of it has begun", quiet=is_retried)
+        elif update.dropped:
+            self._give_up(delivery, "there was nothing to drop", quiet=True)
+        elif reply is Reply.CANCELLED and not runs:
+            self._give_up(delivery, "it was cancelled before it began", quiet=True)
+        elif reply is Reply.MISSING and not self._can_be_lost(delivery):
+            self._give_up(delivery, "its record has expired")
+        else:
+            # It was cancelled, but runs, or the store came back empty.
+            delivery.begin_again()
+        return False
+
+    def _can_be_lost(self, delivery: Delivery) -> bool:
+        """Whether a record that is missing was lost by the store: it cannot have ended
+        elsewhere and expired since.
+        """
+        return _now() - delivery.confirmed < self.store.expire_in
+
+    def _give_up(self, delivery: Delivery, why: str, *, quiet: bool = False) -> None:
+        """Record a run no longer."""
+        delivery.lost = why
+        self._remove(delivery)
+        if not quiet:
+            uuid = delivery.uuid
+            log.warning("Job %s is no longer recorded from here: %s.", uuid, why)
+
+    def _remove(self, delivery: Delivery) -> None:
+        with self._lock:
+            del self._deliveries[delivery.run.token]
+        self._release(delivery, tuple(delivery.waiters))
+
+    def _release(self, delivery: Delivery, waiters: Collection[threading.Lock]) -> None:
+        with self._lock:
+            for waiter in delivery.waiters.intersection(waiters):
+                delivery.waiters.remove(waiter)
+                waiter.release()
 
     def _note(self, errors: Sequence[Exception], count: int) -> None:
         """Say once that the store is away, and once that it is back."""
@@ -236,11 +284,12 @@ class Recorder:
             )
         if len(errors) == count:
             self._failures = min(self._failures + 1, 10)
-            self._away_since = self._away_since or time.monotonic()
+            self._away_since = self._away_since or _now()
             self._shed()
         else:
             self._failures = 0
             self._away_since = None
+            self._sheds = False
             if self._troubled and not errors:
                 self._troubled = False
                 log.info("The job state store takes updates again.")
@@ -249,21 +298,23 @@ class Recorder:
         """Forget the oldest ends that wait if they take too much memory."""
         with self._lock:
             ended = [d for d in self._deliveries.values() if d.end is not None]
-            room = MAX_PENDING - sum(d.size for d in ended)
-            for count, delivery in enumerate(ended):
-                if room >= 0:
-                    break
-                room += delivery.size
-                del self._deliveries[delivery.run.token]
-                if not count:
-                    log.error(
-                        "The job state store is away for so long that the ends of "
-                        "jobs are lost, from job %s on.",
-                        delivery.uuid,
-                    )
+        excess = sum(d.size for d in ended) - MAX_PENDING
+        for delivery in ended:
+            if excess <= 0:
+                break
+            excess -= delivery.size
+            self._give_up(delivery, "the store is away for too long", quiet=True)
+            if not self._sheds:
+                self._sheds = True
+                log.error(
+                    "The job state store is away for so long that the ends of jobs are "
+                    "lost, from job %s on.",
+                    delivery.uuid,
+                )
 
     def _after_fork(self) -> None:
         for delivery in self._deliveries.values():
+            delivery.lost = "it runs in another process"
             delivery.run.close(
                 "This job runs in another process, which forked this one: only that "
                 "may report."
@@ -271,6 +322,9 @@ class Recorder:
         self._deliveries.clear()
         self._reset()
 
+
+#: The clock of all times here.
+_now = time.monotonic
 
 #: For the child of a fork: no thread of the parent goes on there.
 _recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()

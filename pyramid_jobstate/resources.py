@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -18,7 +17,7 @@ from pyramid.traversal import (
 from redis.exceptions import RedisError
 from zope.interface import Interface, implementer
 
-from .datamanager import join
+from .datamanager import join, send_now
 from .enqueue import Outgoing, Sendable
 from .listing import Page
 from .state import JobState
@@ -48,6 +47,12 @@ class IJobStore(Interface):  # type: ignore[misc]
 
 class IOwner(Interface):  # type: ignore[misc]
     """Marks the function that returns the principal of a request, a utility."""
+
+
+class IOutbox(Interface):  # type: ignore[misc]
+    """Marks what keeps the messages that are sent in the tests of an application, a
+    utility: see testing.py.
+    """
 
 
 class IMaxBatch(Interface):  # type: ignore[misc]
@@ -188,9 +193,10 @@ class JobStates:
           TypeError, RuntimeError: As :meth:`send`.
         """
         message = actor.message_with_options(args=args, kwargs=kwargs, **options)
-        (job_state,) = self._join(
-            Outgoing(message, self._owner(owner), broker=actor.broker, delay=delay)
+        outgoing = Outgoing(
+            message, self._owner(owner), broker=actor.broker, delay=delay
         )
+        (job_state,) = self._send(outgoing, join)
         return job_state
 
     def send_message(
@@ -208,7 +214,8 @@ class JobStates:
         Raises:
           TypeError, RuntimeError: As :meth:`send`.
         """
-        return _one_or_all(what, self._join(Outgoing(what, self._owner(owner))))
+        outgoing = Outgoing(what, self._owner(owner))
+        return _one_or_all(what, self._send(outgoing, join))
 
     def send_immediately(
         self, what: Actor[Any, Any] | Sendable, *args: Any, **kwargs: Any
@@ -234,19 +241,19 @@ class JobStates:
         elif args or kwargs:
             raise TypeError(f"Only an actor takes arguments, not {what!r}.")
         outgoing = Outgoing(what, self.current_owner, broker=broker)
-        self.ask(outgoing.record)
-        try:
-            outgoing.send()
-        except BaseException:
-            # Nobody will ever ask for it.
-            with contextlib.suppress(StoreUnavailable):
-                self.ask(outgoing.forget)
-            raise
-        return _one_or_all(what, self._adopt_all(outgoing.job_states))
+        return _one_or_all(what, self._send(outgoing, send_now))
 
-    def _join(self, outgoing: Outgoing) -> Sequence[JobState]:
-        join(self, outgoing)
-        return self._adopt_all(outgoing.job_states)
+    def _send(
+        self, outgoing: Outgoing, send: Callable[[JobStates, Outgoing], None]
+    ) -> Sequence[JobState]:
+        outbox = self.request.registry.queryUtility(IOutbox)
+        if outbox is None:
+            send(self, outgoing)
+        else:
+            outbox.keep(outgoing)
+        for job_state in outgoing.job_states:
+            job_state.__parent__ = self
+        return outgoing.job_states
 
     @property
     def current_owner(self) -> Any:
@@ -260,11 +267,6 @@ class JobStates:
         if job_state is not None:
             job_state.__parent__ = self
         return job_state
-
-    def _adopt_all(self, job_states: Sequence[JobState]) -> Sequence[JobState]:
-        for job_state in job_states:
-            job_state.__parent__ = self
-        return job_states
 
     @property
     def store(self) -> JobStore:

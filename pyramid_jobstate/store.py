@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from redis import Redis
 from redis.backoff import ConstantBackoff
 from redis.connection import BlockingConnectionPool, ConnectionPool
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
 from .index import Index
@@ -162,12 +162,16 @@ class JobStore:
             places.append((first, len(calls) - 1))
         replies = run_scripts(self.client, calls)
         results = [_worst(replies[first], replies[last]) for first, last in places]
-        self.run(
-            call
-            for update, result in zip(updates, results, strict=True)
-            if result in (Reply.OK, Reply.CANCELLING)
+        listed = [
+            (i, call)
+            for i, update in enumerate(updates)
+            if results[i] in (Reply.OK, Reply.CANCELLING)
             for call in self._indexes(update)
-        )
+        ]
+        replies = run_scripts(self.client, [call for _, call in listed])
+        for (i, _), reply in zip(listed, replies, strict=True):
+            if isinstance(reply, Exception):
+                results[i] = reply
         return results
 
     def cancel(self, uuid: str, start: Start) -> bool:
@@ -277,6 +281,7 @@ class JobStore:
             update.token,
             _millis(update.age),
             int(update.late),
+            int(update.runs),
             self._active_ttl,
             *_flat(update.start.fields()),
         )
@@ -331,6 +336,11 @@ def store_of_broker(broker: Broker, **options: Any) -> JobStore | None:
         own = ConnectionPool(connection_class=pool.connection_class, **kwargs)
         client = Redis(connection_pool=own)
     return JobStore(client, **options)
+
+
+def is_hopeless(error: Exception) -> bool:
+    """Whether what failed will fail again: another program has written its key."""
+    return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
 
 
 def is_uuid(name: object) -> bool:

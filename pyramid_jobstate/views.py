@@ -157,17 +157,18 @@ class OursPredicate:
 
     def __call__(self, exc: Exception, request: Request) -> bool:
         context = request.__dict__.get("context")
+        container = context.__parent__ if isinstance(context, JobState) else context
         if context is None and isinstance(exc, StoreUnavailable):
             # Traversal was stopped in a container other than the application's own.
             ours = exc.container is not request.job_states
-        elif isinstance(context, JobStates) and isinstance(exc, HTTPNotFound):
+        elif not isinstance(container, JobStates) or not container.is_mounted:
+            # The application reached it in a way of its own.
+            ours = False
+        elif container is context and isinstance(exc, HTTPNotFound):
             # The name is that of a job which there is not.
             ours = True
         else:
-            ours = (
-                isinstance(context, (JobState, JobStates))
-                and request.view_name in VIEW_NAMES
-            )
+            ours = request.view_name in VIEW_NAMES
         return ours is self.value
 
 

@@ -160,7 +160,13 @@ def test_record_read_has_a_silent_job_stalled(silent, status):
 )
 def test_record_read_has_an_unconfirmed_job_stalled(silent, status):
     """A job whose message was never confirmed sent is queued, and then stalled."""
-    assert read({"status": "sending", "queued": str(NOW - silent)}).status == status
+    fields = {"status": "sending", "queued": "1", "updated": str(NOW - silent)}
+    assert read(fields).status == status
+
+
+def test_record_read_has_a_waiting_job_queued():
+    """A job whose message was confirmed sent is queued for as long as it takes."""
+    assert read({"status": "waiting", "updated": "1"}).status == "queued"
 
 
 @pytest.mark.parametrize(

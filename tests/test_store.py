@@ -398,7 +398,9 @@ def test_a_run_that_missed_the_cancel_hears_of_it(store: JobStore) -> None:
     job = new_id()
     store.create(NewJob(job, START))
     store.cancel(job, START)
-    assert Writer(store, job).begin(age=3.0, late=True) is Reply.CANCELLING
+    late = {"age": 3.0, "late": True}
+    assert Writer(store, job).begin(**late) is Reply.CANCELLED
+    assert Writer(store, job).begin(**late, runs=True) is Reply.CANCELLING
     assert load(store, job).status == "cancelling"
 
 

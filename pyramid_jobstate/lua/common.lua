@@ -35,6 +35,11 @@ local function create()
   redis.call("PEXPIRE", key, int(ARGV[1] + delay))
 end
 
+-- The tokens of a record's earlier runs, its last one's first. What those say comes late.
+local function earlier(run, past)
+  return string.sub((run or "") .. " " .. (past or ""), 1, 51)
+end
+
 -- The replies to a run: it owns the record; it does, and a cancel was asked; a newer
 -- run does; there is no record; the job was cancelled before it began.
 local OK, CANCELLING, FENCED, MISSING, CANCELLED = 1, 2, -1, 0, -2

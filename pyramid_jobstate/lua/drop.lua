@@ -2,19 +2,22 @@
 -- ARGV: ttl, milliseconds after which a silent run is taken for dead, status, error.
 -- Returns OK, or MISSING where there is nothing to be done.
 
-local old = redis.call("HMGET", key, "status", "seen")
+local old = redis.call("HMGET", key, "status", "seen", "run", "past")
 local status = old[1]
 local now = time()
 if status == "working" or status == "cancelling" then
   -- Another delivery of the message is being worked on.
-  if now - tonumber(old[2]) <= tonumber(ARGV[2]) then
+  if now - (tonumber(old[2]) or 0) <= tonumber(ARGV[2]) then
     return MISSING
   end
 elseif status ~= "waiting" and status ~= "sending" and status ~= "queued" and status ~= "retrying" then
   return MISSING
 end
 -- Without a token no run owns the record.
-redis.call("HDEL", key, "run")
+if old[3] then
+  redis.call("HDEL", key, "run")
+  redis.call("HSET", key, "past", earlier(old[3], old[4]))
+end
 redis.call("HSET", key, "status", ARGV[3], "error", ARGV[4], "updated", int(now), "finished", int(now))
 redis.call("PEXPIRE", key, ARGV[1])
 return OK

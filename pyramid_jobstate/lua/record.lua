@@ -11,7 +11,7 @@ end
 if old[1] ~= "working" and old[1] ~= "cancelling" then
   return OK
 end
-if seq > tonumber(old[3]) then
+if seq > (tonumber(old[3]) or 0) then
   local now = int(time())
   redis.call("HSET", key, "seq", int(seq), "seen", now)
   if ARGV[4] then

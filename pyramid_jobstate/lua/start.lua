@@ -1,17 +1,20 @@
 -- A worker has started a run: it takes the record over from all earlier runs.
--- ARGV: token, milliseconds since the run began, whether that was said before ("1"),
--- ttl, then the fields.
+-- ARGV: token, milliseconds since the run began, "1" if this comes late, "1" if the job
+-- runs even if it was cancelled, ttl, then the fields.
 
-local token, started, late = ARGV[1], time() - ARGV[2], ARGV[3] == "1"
-local old = redis.call("HMGET", key, "status", "run", "started", "queued", "owner")
+local token, started, late, runs = ARGV[1], time() - ARGV[2], ARGV[3] == "1", ARGV[4] == "1"
+local old = redis.call("HMGET", key, "status", "run", "started", "queued", "owner", "past")
 local status = old[1]
 if old[2] == token then
   return status == "cancelling" and CANCELLING or OK
 end
-if late and old[2] and started < tonumber(old[3]) then
+if string.find(" " .. (old[6] or "") .. " ", " " .. token .. " ", 1, true) then
   return FENCED
 end
-if status == "cancelled" and not late then
+if late and old[2] and started < (tonumber(old[3]) or 0) then
+  return FENCED
+end
+if status == "cancelled" and not runs then
   return CANCELLED
 end
 -- A run that began while the store was away did not hear of the cancel: it does now.
@@ -24,9 +27,12 @@ redis.call(
   "queued", old[4] or int(started), "started", int(started),
   "updated", int(started), "seen", int(started)
 )
-set(5)
+set(6)
+if old[2] or old[6] then
+  redis.call("HSET", key, "past", earlier(old[2], old[6]))
+end
 if old[5] then
   redis.call("HSET", key, "owner", old[5])
 end
-redis.call("PEXPIRE", key, ARGV[4])
+redis.call("PEXPIRE", key, ARGV[5])
 return status == "cancelling" and CANCELLING or OK

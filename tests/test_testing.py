@@ -1,0 +1,185 @@
+"""The helpers for the tests of applications."""
+
+import uuid
+from typing import Any
+
+import dramatiq
+import pytest
+import redis
+import transaction
+from pyramid.config import Configurator
+from pyramid.request import Request
+from webtest import TestApp
+
+from pyramid_jobstate import JobCancelled, JobState, JobStore, testing
+from pyramid_jobstate.record import (
+    CANCELLED,
+    FINISHED,
+    UNFINISHED,
+    JobError,
+    Progress,
+)
+from tests.jobs import RunMarathon, make_broker
+from tests.webapp import Policy
+
+pytest_plugins = ["pyramid_jobstate.fixtures"]
+
+
+def application(job_store: JobStore, *includes: str) -> TestApp:
+    """Return an application whose view sends a job with the transaction."""
+    broker = make_broker("redis://127.0.0.1:1/0")
+
+    @dramatiq.actor(broker=broker, job_state=RunMarathon)
+    def run_marathon(miles: int) -> None: ...
+
+    def send(request: Request) -> Any:
+        request.job_states.send_with_options(run_marathon, (26,), owner="bob")
+        return request.job_states.send(run_marathon, int(request.params["miles"]))
+
+    def send_now(request: Request) -> Any:
+        return request.job_states.send_immediately(run_marathon, 1)
+
+    settings = {"tm.manager_hook": "pyramid_tm.explicit_manager"}
+    with Configurator(settings=settings, security_policy=Policy()) as config:
+        config.include("pyramid_tm")
+        for name in includes:
+            config.include(name)
+        config.set_job_store(job_store)
+        config.add_route("send", "/send")
+        config.add_view(send, route_name="send", renderer="json")
+        config.add_route("now", "/now")
+        config.add_view(send_now, route_name="now", renderer="json")
+        return TestApp(config.make_wsgi_app())
+
+
+@pytest.mark.parametrize(
+    "includes",
+    [
+        ("pyramid_jobstate.testing", "pyramid_jobstate"),
+        ("pyramid_jobstate", "pyramid_jobstate.testing"),
+    ],
+)
+def test_outbox_keeps_what_views_send(job_store: JobStore, includes: Any) -> None:
+    """What a view sends is kept, not sent, also under a doomed manager."""
+    app = application(job_store, *includes)
+    manager = transaction.TransactionManager(explicit=True)
+    manager.begin()
+    manager.doom()
+    environ = {"tm.active": True, "tm.manager": manager, "HTTP_X_USER": "alice"}
+    body = app.get("/send?miles=3", extra_environ=environ).json
+    first, second = testing.outbox(app.app.registry)
+    assert (second.message.actor_name, second.message.args) == ("run_marathon", (3,))
+    assert second.job_state.uuid == body["job"]["uuid"] == second.message.message_id
+    assert second.job_state.owner == "alice"
+    assert (first.message.options["job_owner"], first.job_state.owner) == ("bob", "bob")
+    app.get("/now")
+    assert len(testing.outbox(app.app.registry)) == 3
+    assert job_store.client.dbsize() == 0
+    manager.abort()
+
+
+def test_outbox_is_only_there_if_included(job_store: JobStore) -> None:
+    """Without the include there is no outbox, which is said."""
+    app = application(job_store, "pyramid_jobstate")
+    with pytest.raises(LookupError, match="include"):
+        testing.outbox(app.app.registry)
+
+
+def test_detached_records_every_value_in_order() -> None:
+    """A detached JobState tells all that an actor reported."""
+    job_state = testing.detached(RunMarathon, miles=2)
+    assert type(job_state) is RunMarathon and job_state.job_params == {"miles": 2}
+    for mile in job_state.track(["a", "b"], unit="miles", message="Off"):
+        job_state.set_progress_metric("mile", mile)
+        job_state.increment_progress_metric("miles_run")
+    for _ in job_state.track([]):
+        pass
+    job_state.set_progress_metrics(mile="c", split=[1])
+    job_state.set_message("Done")
+    job_state.append_log("x" * 300)
+    job_state.set_progress(1)
+    assert testing.values(job_state, "mile") == ["a", "b", "c"]
+    assert testing.values(job_state, "miles_run") == [1, 2]
+    assert testing.history(job_state) == [
+        ("progress", 0, 2, "miles"),
+        ("message", "Off"),
+        ("metric", "mile", "a"),
+        ("metric", "miles_run", 1),
+        ("progress", 1, 2, "miles"),
+        ("metric", "mile", "b"),
+        ("metric", "miles_run", 2),
+        ("progress", 2, 2, "miles"),
+        ("progress", 0, 0, None),
+        ("metric", "mile", "c"),
+        ("metric", "split", [1]),
+        ("message", "Done"),
+        ("log", "x" * 200),
+        ("progress", 1, None, None),
+    ]
+    assert job_state.progress_metrics["mile"] == "c"
+
+
+def test_detached_can_be_cancelled() -> None:
+    """A detached JobState raises JobCancelled once it was cancelled."""
+    job_state = testing.detached()
+    testing.cancel(job_state)
+    with pytest.raises(JobCancelled):
+        job_state.set_progress_metric("x", 1)
+
+
+def test_history_is_of_detached_ones_only(job_store: JobStore) -> None:
+    """Asking another JobState for its history is an error."""
+    with pytest.raises(TypeError, match="detached"):
+        testing.history(testing.put_job(job_store))
+
+
+@pytest.mark.parametrize("status", UNFINISHED + FINISHED)
+def test_put_job_reaches_every_status(job_store: JobStore, status: str) -> None:
+    """A job can be put into any state, with all that a page may show of it."""
+    error = JobError("ValueError", "bad") if status in ("retrying", "error") else None
+    job_state = testing.put_job(
+        job_store,
+        RunMarathon,
+        status,
+        actor="run_marathon",
+        owner="alice",
+        params={"miles": 26},
+        metrics={"miles_run": 12},
+        progress=Progress(12, 26, "miles"),
+        message="On we go",
+        log=["a", "b"],
+        error=error,
+        attempt=3,
+        delay=60,
+    )
+    assert isinstance(job_state, RunMarathon)
+    assert (job_state.status, job_state.owner) == (status, "alice")
+    assert job_state.job_params == {"miles": 26} and job_state.actor == "run_marathon"
+    if status == "queued":
+        assert job_state.attempt == 0 and job_state.due_at
+        return
+    assert job_state.attempt == 3 and job_state.progress_metrics == {"miles_run": 12}
+    assert job_state.progress and job_state.progress.fraction == 12 / 26
+    assert (job_state.message, job_state.log) == ("On we go", ["a", "b"])
+    assert job_state.error == (CANCELLED if status == "cancelled" else error)
+    assert (job_state.due_at is not None) is (status == "retrying")
+    assert (job_state.finished_at is not None) is (status in FINISHED)
+
+
+def test_put_job_needs_little(job_store: JobStore) -> None:
+    """Without more words it is a working job of the plain kind."""
+    job_state = testing.put_job(job_store)
+    assert (type(job_state), job_state.status) == (JobState, "working")
+    assert uuid.UUID(job_state.uuid) and job_state.owner is None
+
+
+def test_put_job_refuses_a_status_that_there_is_not(job_store: JobStore) -> None:
+    """A misspelt status is named, with those that there are."""
+    with pytest.raises(ValueError, match=r"'done'.*success"):
+        testing.put_job(job_store, status="done")
+
+
+def test_the_fixture_is_a_real_server(job_store: JobStore) -> None:
+    """The store of the fixture is empty, and in a server of its own."""
+    assert isinstance(job_store.client, redis.Redis)
+    assert job_store.client.dbsize() == 0
