@@ -38,7 +38,7 @@ Value = int | float | Json
 #: Numbers of these classes between these limits are kept as they are: they are
 #: finite, and as JSON never longer than NUMBER_BYTES. No call needs to look further.
 NUMBERS = frozenset({int, float, bool})
-LIMIT = 2.0**62
+LIMIT = 2**62
 
 
 class JobCancelled(Interrupt):
@@ -93,7 +93,7 @@ class Run:
         self.sync: Callable[[float], bool] | None = None
         self.cancel_requested = False
         self._closed = ""
-        self._told: set[int] = set()
+        self._told = threading.local()
         self._lines: deque[str] = deque(maxlen=LOG_LINES)
         self._lock = threading.Lock()
         self._sizes: dict[str, int] = {}
@@ -124,9 +124,8 @@ class Run:
         """
         if self._closed:
             raise RuntimeError(self._closed)
-        thread = threading.get_ident()
-        if self.cancel_requested and thread not in self._told:
-            self._told.add(thread)
+        if self.cancel_requested and not hasattr(self._told, "yes"):
+            self._told.yes = True
             raise JobCancelled("The job was cancelled.")
 
     def ask(self) -> bool:
@@ -153,7 +152,13 @@ class Run:
                         f"The progress metric {name!r} cannot be incremented: "
                         f"{number!r} is no number."
                     )
-            self._set_metrics({name: old + by})
+            try:
+                total = old + by
+            except OverflowError as e:
+                raise ValueError(
+                    f"The progress metric {name!r} cannot be incremented: {e}"
+                ) from None
+            self._set_metrics({name: total})
 
     def _set_metrics(self, values: Mapping[str, object]) -> None:
         kept: dict[str, Value] = {}
@@ -211,8 +216,11 @@ class Run:
         message: str | None,
     ) -> Iterator[T]:
         if total is None:
-            with contextlib.suppress(TypeError):
+            # A range may be longer than len() can say.
+            with contextlib.suppress(TypeError, OverflowError):
                 total = len(iterable)  # type: ignore[arg-type]
+        else:
+            total = check_amount("The total of the progress", total)
         self.set_progress(0, total, unit, message)
         return self._steps(iterable, total, unit)
 
@@ -246,7 +254,11 @@ class Run:
 
     def flush(self, timeout: float) -> bool:
         self.dirty = True
-        return self.sync is None or self.sync(timeout)
+        if self.sync is not None:
+            return self.sync(timeout)
+        # A detached run has nowhere to go; one that was loaded is none.
+        self.check()
+        return True
 
 
 def is_plain(value: float) -> bool:

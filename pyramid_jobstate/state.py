@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import datetime
+import functools
 import logging
 import re
 from collections.abc import Collection
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from .store import JobStore
 
 log = logging.getLogger(__name__)
+
+#: The most unknown kinds that are warned of, each once.
+MAX_UNKNOWN = 100
 
 #: The JobState classes by the kind of job that they are for.
 _kinds: dict[str, type[JobState]] = {}
@@ -95,7 +99,7 @@ class JobState(Handle):
         job_state = found(record)
         if found is _UnknownKind:
             job_state.kind = record.kind
-            if record.kind not in _unknown:
+            if record.kind not in _unknown and len(_unknown) < MAX_UNKNOWN:
                 _unknown.add(record.kind)
                 log.warning(
                     "There is a job of kind %r, but this process has imported no such "
@@ -314,6 +318,7 @@ class JobState(Handle):
 
 
 _kinds[JobState.kind] = JobState
+#: The kinds that were warned of.
 _unknown: set[str] = set()
 
 
@@ -326,6 +331,7 @@ class _UnknownKind(JobState):
         return []
 
 
+@functools.lru_cache(256)
 def _humanize(name: str) -> str:
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\W_A-Z]+|[^\W_]+", name)
     words = [w if w.isupper() and len(w) > 1 else w.lower() for w in words]
@@ -337,6 +343,7 @@ def _plain(value: object) -> Any:
     return loads(value) if isinstance(value, Json) else value
 
 
+@functools.lru_cache(1024)
 def _iso(time: datetime.datetime | None) -> str | None:
     """Return the time as browsers write it, to the millisecond."""
     if time is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +27,16 @@ if TYPE_CHECKING:
 #: How a client of our own connects: a user waits for the answer, and the recorder
 #: tries again by itself. redis-py's defaults block for seconds.
 FAIL_FAST: dict[str, Any] = {
+    "decode_responses": True,
+    "encoding_errors": "replace",
     "socket_timeout": 0.5,
     "socket_connect_timeout": 0.5,
     "retry": Retry(ConstantBackoff(0.05), 1),
 }
+
+
+#: Seconds for which the server's clock is not asked for again: it does not run away.
+CLOCK_SECONDS = 10.0
 
 
 class StoreUnavailable(Exception):
@@ -92,6 +99,9 @@ class JobStore:
         self._ended_ttl = _millis(expire_in)
         self._active_ttl = _millis(active_expire_in)
         self._silence = _millis(stalled_after)
+        #: The server's time less that of this process, and how long to rely on it.
+        self._clock = 0.0
+        self._clock_until = 0.0
         self._scripts = read_scripts()
         self.index = Index(
             self._scripts["index"], namespace, self._active_ttl, self._ended_ttl
@@ -188,15 +198,16 @@ class JobStore:
 
     def load_many(self, uuids: Sequence[str]) -> Sequence[JobState | None]:
         """Return several jobs, None for each unknown one, in one round trip."""
-        with self.client.pipeline(transaction=False) as pipe:
-            for uuid in uuids:
-                pipe.hgetall(self.key(uuid))
-            pipe.time()
-            *hashes, time = pipe.execute(raise_on_error=False)
-        if isinstance(time, RedisError):
-            raise time
-        seconds, micros = time
-        now = int(seconds) * 1000 + int(micros) // 1000
+        hashes: Sequence[Any]
+        if len(uuids) == 1 and time.monotonic() < self._clock_until:
+            # A poll, which is what happens most.
+            try:
+                hashes = [self.client.hgetall(self.key(uuids[0]))]
+            except ResponseError as e:
+                hashes = [e]
+        else:
+            hashes = self._load_with_time(uuids)
+        now = int(time.monotonic() * 1000 + self._clock)
         return [
             # A key of another type is no job of ours.
             self._read(uuid, fields, now)
@@ -204,6 +215,21 @@ class JobStore:
             else None
             for uuid, fields in zip(uuids, hashes, strict=True)
         ]
+
+    def _load_with_time(self, uuids: Sequence[str]) -> Sequence[Any]:
+        """Return the hashes of several jobs, and take note of the server's time."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for uuid in uuids:
+                pipe.hgetall(self.key(uuid))
+            pipe.time()
+            *hashes, server_time = pipe.execute(raise_on_error=False)
+        if isinstance(server_time, RedisError):
+            raise server_time
+        seconds, micros = server_time
+        now = time.monotonic()
+        self._clock = int(seconds) * 1000 + int(micros) / 1000 - now * 1000
+        self._clock_until = now + CLOCK_SECONDS
+        return hashes
 
     def key(self, uuid: str) -> str:
         """Return the key of a job's hash."""
@@ -245,8 +271,9 @@ class JobStore:
         return f"<JobStore {self.namespace!r} at {where}>"
 
     def _read(self, uuid: str, fields: Mapping[Any, Any], now: int) -> JobState:
-        text = {_text(name): _text(value) for name, value in fields.items()}
-        record = Record.read(uuid, text, now, self._silence)
+        if isinstance(next(iter(fields)), bytes):
+            fields = {_text(name): _text(value) for name, value in fields.items()}
+        record = Record.read(uuid, fields, now, self._silence)
         job_state = JobState.from_record(record)
         job_state._store = self
         return job_state

@@ -27,7 +27,7 @@ RETRY_AFTER = 5
 
 def show(context: JobState, request: Request) -> Response:
     """The state of a job; 304 for who has it already."""
-    return render_state(context.__json__(request))
+    return render_state(request, context.__json__(request))
 
 
 def cancel(context: JobState, request: Request) -> Response:
@@ -61,7 +61,7 @@ def show_many(context: JobStates, request: Request) -> Response:
         owner = context.current_owner
         if owner is None:
             # Nobody: the jobs without an owner are not theirs.
-            return render_state({"items": [], "cursor": None})
+            return render_state(request, {"items": [], "cursor": None})
     try:
         limit = int(query.get("limit", 50))
     except ValueError:
@@ -81,7 +81,7 @@ def show_many(context: JobStates, request: Request) -> Response:
         for job_state in page.items
         if request.has_permission("view_job", job_state)
     ]
-    return render_state({"items": items, "cursor": page.cursor})
+    return render_state(request, {"items": items, "cursor": page.cursor})
 
 
 def show_batch(context: JobStates, request: Request, uuids: list[str]) -> Response:
@@ -91,6 +91,7 @@ def show_batch(context: JobStates, request: Request, uuids: list[str]) -> Respon
     if len(uuids) > most:
         return bad_request(f"uuid is given {len(uuids)} times, more than {most}.")
     return render_state(
+        request,
         {
             "jobs": {
                 uuid: job_state.__json__(request)
@@ -98,7 +99,7 @@ def show_batch(context: JobStates, request: Request, uuids: list[str]) -> Respon
                 else None
                 for uuid, job_state in zip(uuids, context.find_many(uuids), strict=True)
             }
-        }
+        },
     )
 
 
@@ -120,25 +121,27 @@ def unavailable(exc: StoreUnavailable, request: Request) -> Response:
     return response
 
 
-def render_state(value: dict[str, Any]) -> Response:
+def render_state(request: Request, value: dict[str, Any]) -> Response:
     """Return a response that is 304 for who has the same already."""
     response = render(value)
-    response.etag = hashlib.sha1(response.body, usedforsecurity=False).hexdigest()
-    response.conditional_response = True
+    etag = hashlib.sha1(response.body, usedforsecurity=False).hexdigest()
+    response.headerlist.append(("ETag", f'"{etag}"'))
+    # Only then is it worth the look.
+    response.conditional_response = "If-None-Match" in request.headers
     return response
 
 
 def render(value: dict[str, Any], status: int = 200) -> Response:
     """Return a response that no cache keeps and no browser takes for anything else."""
-    response = Response(
+    return Response(
         body=json.dumps(value).encode(),
         status=status,
-        content_type="application/json",
-        charset="utf-8",
+        headerlist=[
+            ("Content-Type", "application/json"),
+            ("Cache-Control", "private, no-cache"),
+            ("X-Content-Type-Options", "nosniff"),
+        ],
     )
-    response.headers["Cache-Control"] = "private, no-cache"
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    return response
 
 
 class OursPredicate:

@@ -1,8 +1,13 @@
 """What several tests need."""
 
+import contextlib
+import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
+
+from pyramid_jobstate.embedded import EmbeddedServer
 
 T = TypeVar("T")
 
@@ -22,3 +27,13 @@ def wait_for(condition: Callable[[], T], timeout: float = 5.0) -> T:
             name = getattr(condition, "__qualname__", repr(condition))
             raise AssertionError(f"{name} still gave {value!r} after {timeout} seconds")
         time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def frozen(server: EmbeddedServer) -> Iterator[None]:
+    """Have a server stand still, which keeps its connections and answers nothing."""
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server.pid, signal.SIGCONT)

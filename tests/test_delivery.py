@@ -163,6 +163,15 @@ def test_take_says_that_the_run_begins_until_that_has_landed(delivery):
     assert said == [(True, False, 2), (True, True, 2), (False, False, 0)]
 
 
+def test_take_of_a_run_that_goes_on_anyway_says_so(delivery):
+    """A job that began without the store begins there late, and as one that runs."""
+    delivery.runs = True
+    update = delivery.take(0.0)
+    assert update.begins
+    assert update.runs
+    assert update.late
+
+
 def test_take_of_a_dropped_message_begins_no_run(run):
     """A message that was dropped never ran."""
     update = Delivery(ID, run, START, dropped=True).take(0.0)
@@ -201,6 +210,28 @@ def test_begin_again_has_the_run_begin_with_all_that_is_known(run, delivery):
     assert update.begins
     assert update.late
     assert update.fields == {"m:a": "1", "progress": "[1,2,null,null]"}
+
+
+def test_is_orphaned_tells_of_a_thread_that_left_no_end(run):
+    """A delivery whose thread is gone is orphaned, unless its end is known."""
+    made = []
+    thread = threading.Thread(target=lambda: made.append(Delivery(ID, run, START)))
+    thread.start()
+    thread.join()
+    (left,) = made
+    assert left.is_orphaned
+    left.end = End("success")
+    assert not left.is_orphaned
+    assert not Delivery(ID, run, START).is_orphaned
+
+
+def test_size_grows_with_the_rest_that_is_reported(run, delivery):
+    """A long message and long parameters take memory as well."""
+    size = delivery.size
+    run.set_message("x" * 1000)
+    assert delivery.size >= size + 1000
+    params = '{"a":"' + "x" * 1000 + '"}'
+    assert Delivery(ID, Run(), START._replace(params=params)).size >= size + 1000
 
 
 def test_size_grows_with_the_metrics(run, delivery):

@@ -1,16 +1,16 @@
 """Prints all tables, or those named, and fails if a figure is not as it should be.
 
-``python -m tests.benchmarks [updates] [loop] [poll]``
+``python -m tests.benchmarks [updates] [loop] [poll] [memory]``
 """
 
 import sys
 
 from pyramid_jobstate.embedded import EmbeddedServer
 
-from . import loop, poll, updates
+from . import loop, memory, poll, updates
 from .timing import show
 
-TABLES = {"updates": updates, "loop": loop, "poll": poll}
+TABLES = {"updates": updates, "loop": loop, "poll": poll, "memory": memory}
 
 
 def main(names: list[str]) -> int:

@@ -1,0 +1,79 @@
+"""What a job takes in the server, its three index entries included."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+
+import redis
+
+from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate.delivery import Delivery
+from pyramid_jobstate.embedded import EmbeddedServer
+from pyramid_jobstate.record import End, NewJob, Record, Start
+from pyramid_jobstate.run import Run
+
+from .jobs import OWNER, set_ten_metrics
+from .timing import Row, Table
+
+#: How many jobs are stored.
+COUNT = 5000
+
+#: What one may take, in bytes.
+AT_MOST = 1200
+
+#: How many are written at a time.
+BATCH = 500
+
+
+def measure(server: EmbeddedServer) -> Table:
+    with redis.Redis.from_url(server.url) as client:
+        rows = []
+        for what, end in (("is running", None), ("has ended", End("success"))):
+            client.flushall()
+            empty = _used(client)
+            with redis.Redis.from_url(server.url) as writer:
+                _store_jobs(JobStore(writer), end)
+            each = (_used(client) - empty) / COUNT
+            note = f"{COUNT} jobs, used_memory"
+            rows.append(Row(f"a job that {what}", each, at_most=AT_MOST, note=note))
+        client.flushall()
+    return Table("Bytes in Redis for a job with ten short metrics", rows)
+
+
+def _store_jobs(store: JobStore, end: End | None) -> None:
+    """Have some jobs queued, begun and recorded, each in a round trip of its own, as
+    they would be, and ended, if they are to.
+    """
+    params = json.dumps({"miles": 26})
+    start = Start("JobState", "run_marathon", 1, json.dumps(OWNER), params)
+    for _ in range(0, COUNT, BATCH):
+        deliveries = [Delivery(str(uuid.uuid4()), Run(), start) for _ in range(BATCH)]
+        store.create(*(NewJob(d.uuid, start) for d in deliveries))
+        _write(store, deliveries)
+        for delivery in deliveries:
+            set_ten_metrics(JobState(Record(delivery.uuid, {}), delivery.run))
+        _write(store, deliveries)
+        if end is not None:
+            for delivery in deliveries:
+                delivery.end = end
+            _write(store, deliveries)
+
+
+def _write(store: JobStore, deliveries: list[Delivery]) -> None:
+    for reply in store.write([d.take(d.begun) for d in deliveries]):
+        if isinstance(reply, Exception):
+            raise reply
+    for delivery in deliveries:
+        delivery.landed(delivery.begun)
+
+
+def _used(client: redis.Redis) -> int:
+    """Return what the server uses, once it has let go of its clients' buffers."""
+    used = 0
+    while True:
+        before, used = used, int(client.info("memory")["used_memory"])
+        if abs(used - before) < COUNT:
+            return used
+        time.sleep(0.5)

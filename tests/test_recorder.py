@@ -1,0 +1,950 @@
+"""Recorder against a real server, in good weather and in bad."""
+
+import ctypes
+import logging
+import os
+import random
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+from dramatiq.middleware import Interrupt
+
+from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate import recorder as recorder_module
+from pyramid_jobstate.delivery import Delivery
+from pyramid_jobstate.embedded import EmbeddedServer
+from pyramid_jobstate.record import End, JobError, NewJob, Record, Start
+from pyramid_jobstate.recorder import Recorder
+from pyramid_jobstate.run import Run
+from tests.jobs import messages, new_id
+from tests.support import frozen, wait_for
+
+START = Start("JobState", "run_marathon", 2, '"alice"', '{"miles":26}')
+LOGGER = "pyramid_jobstate.recorder"
+
+
+@pytest.fixture
+def store(server: EmbeddedServer) -> JobStore:
+    return JobStore(server.url)
+
+
+@pytest.fixture
+def admin(server: EmbeddedServer) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(server.url, decode_responses=True) as client:
+        yield client
+
+
+Make = Callable[..., Recorder]
+
+
+@pytest.fixture
+def make(store: JobStore) -> Iterator[Make]:
+    """Make recorders that are stopped when the test is over."""
+    made = []
+
+    def make(store: JobStore = store, **options: float) -> Recorder:
+        made.append(Recorder(store, **{"interval": 0.02, **options}))
+        return made[-1]
+
+    yield make
+    logging.disable()
+    for recorder in made:
+        recorder.stop(timeout=0.1)
+    logging.disable(logging.NOTSET)
+
+
+@pytest.fixture
+def recorder(make: Make) -> Recorder:
+    return make()
+
+
+class Job(JobState):
+    """A job that a recorder records."""
+
+    kind = "tests.test_recorder.Job"
+
+    def __init__(self, recorder: Recorder, uuid: str = "", start: Start = START):
+        self.delivery = Delivery(uuid or new_id(), Run(), start)
+        self.recorder = recorder
+        super().__init__(Record(self.delivery.uuid, start.fields()), self.delivery.run)
+
+    def begin(self) -> "Job":
+        self.recorder.begin(self.delivery)
+        return self
+
+    def end(self, status: str = "success", **options: Any) -> bool:
+        return self.recorder.end(self.delivery, End(status, **options))
+
+    def load(self) -> JobState:
+        """Return what a viewer sees."""
+        state = self.recorder.store.load(self.uuid)
+        assert state is not None
+        return state
+
+    def reads(self, status: str) -> bool:
+        state = self.recorder.store.load(self.uuid)
+        return state is not None and state.status == status
+
+    @property
+    def is_recorded(self) -> bool:
+        return self.delivery.run.token in self.recorder._deliveries
+
+
+def away(recorder: Recorder) -> bool:
+    return recorder._away_since is not None
+
+
+def in_thread(call: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    return thread
+
+
+def interrupt(thread: threading.Thread) -> None:
+    """Raise an exception in a thread as Dramatiq does."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Interrupt)
+    )
+
+
+# Writing later, and together.
+
+
+def writes(admin: redis.Redis) -> int:
+    stats: Any = admin.info("commandstats")
+    return int(stats.get("cmdstat_evalsha", {}).get("calls", 0))
+
+
+def test_a_tight_loop_costs_ten_writes_a_second(make: Make, admin: redis.Redis) -> None:
+    """However often a job reports, the server gets ten writes a second."""
+    job = Job(make(interval=0.1)).begin()
+    before, began, count = writes(admin), time.monotonic(), 0
+    while count < 200_000 or time.monotonic() < began + 1:
+        for _ in range(1000):
+            count += 1
+            job.set_progress_metric("count", count)
+    assert job.flush(10)
+    seconds = time.monotonic() - began
+    assert 1 < writes(admin) - before <= seconds * 10 + 2
+    assert job.load().progress_metrics == {"count": count}
+
+
+def test_all_jobs_are_written_together(make: Make, admin: redis.Redis) -> None:
+    """The updates of many jobs go in one round trip."""
+    recorder = make(interval=60)
+    jobs = [Job(recorder).begin() for _ in range(50)]
+    for job in jobs:
+        job.set_message("on we go")
+    stats: Any = admin.info("stats")
+    before = stats["total_reads_processed"]
+    recorder.stop()
+    stats = admin.info("stats")
+    assert stats["total_reads_processed"] - before < 10
+    assert all(job.load().message == "on we go" for job in jobs)
+
+
+def test_a_pipeline_has_a_limited_length(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More updates than go in one round trip go in several."""
+    monkeypatch.setattr(recorder_module, "BATCH", 2)
+    jobs = [Job(recorder).begin() for _ in range(5)]
+    sizes = []
+    write = recorder.store.write
+    recorder.store.write = lambda u: (sizes.append(len(u)), write(u))[1]  # type: ignore[method-assign,misc,assignment,func-returns-value]
+    for job in jobs:
+        job.set_message("on we go")
+    wait_for(lambda: all(job.load().message == "on we go" for job in jobs))
+    assert max(sizes) <= 2
+
+
+def test_a_silent_job_is_said_to_be_running(make: Make, admin: redis.Redis) -> None:
+    """A job that reports nothing is heard of all the same, and does not stall."""
+    store = JobStore(admin, stalled_after=2)
+    job = Job(make(store, heartbeat=0.05)).begin()
+    key = store.key(job.uuid)
+    before = admin.hmget(key, "seen", "updated")
+    seen = set()
+    wait_for(lambda: seen.add(admin.hget(key, "seen")) or len(seen) > 5)
+    assert job.load().status == "working"
+    assert admin.hget(key, "updated") == before[1]
+
+
+def test_a_job_is_written_when_it_begins(make: Make) -> None:
+    """When begin() returns, a viewer sees the job at work."""
+    job = Job(make(interval=60)).begin()
+    state = job.load()
+    assert (state.status, state.attempt, state.owner) == ("working", 2, "alice")
+    assert state.job_params == {"miles": 26}
+
+
+def test_the_end_carries_the_last_values(make: Make, admin: redis.Redis) -> None:
+    """When end() returns, everything is stored, and nothing is kept any more."""
+    job = Job(make(interval=60)).begin()
+    job.set_progress_metrics(miles=26, name="Åsa")
+    job.set_progress(3, 26, "miles", "Done")
+    assert job.end("error", error=JobError("ValueError", "bad"))
+    state = job.load()
+    assert state.status == "error" and state.error == JobError("ValueError", "bad")
+    assert state.progress_metrics == {"miles": 26, "name": "Åsa"}
+    assert state.progress and state.progress.done == 3 and state.message == "Done"
+    assert not job.is_recorded
+    with pytest.raises(RuntimeError, match="has ended"):
+        job.set_message("late")
+
+
+def test_flush_says_whether_all_is_stored(
+    make: Make, server: EmbeddedServer
+) -> None:
+    """flush() waits until everything is stored, and no longer than it may."""
+    job = Job(make(interval=60)).begin()
+    job.set_message("one")
+    assert job.flush(10)
+    assert job.load().message == "one"
+    with frozen(server):
+        job.set_message("two")
+        assert not job.flush(0.05)
+        assert not job.flush(0)
+        assert not job.flush(-1)
+    assert job.flush(float("inf"))
+    assert job.load().message == "two"
+
+
+def test_who_gives_up_waiting_is_forgotten(
+    recorder: Recorder, server: EmbeddedServer
+) -> None:
+    """A job that flushes in vain again and again, while the store is away, takes no
+    memory with that."""
+    job = Job(recorder).begin()
+    with frozen(server):
+        assert not any(job.flush(0.02) for _ in range(50))
+        assert not job.delivery.waiters
+    assert job.flush(10)
+    assert not job.delivery.waiters
+
+
+def test_sixteen_threads_lose_nothing(recorder: Recorder) -> None:
+    """What sixteen threads of one job report at the same time is all stored."""
+    job = Job(recorder).begin()
+
+    def work(number: int) -> None:
+        for i in range(500):
+            job.set_progress_metric(f"own {number}", i)
+            job.increment_progress_metric("count")
+            job.append_log(f"{number}: {i}")
+            if i % 100 == number:
+                assert job.flush(10)
+
+    threads = [in_thread(lambda n=n: work(n)) for n in range(16)]  # type: ignore[misc]
+    for thread in threads:
+        thread.join()
+    final, lines = job.progress_metrics, job.log
+    assert job.end()
+    state = job.load()
+    assert state.progress_metrics == final and state.log == lines
+    assert final["count"] == 16 * 500
+    assert all(final[f"own {number}"] == 499 for number in range(16))
+
+
+def test_an_end_that_is_seen_early_is_waited_for(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that comes to its end just when its last update is being gathered need not
+    wait for another one."""
+    monkeypatch.setattr(recorder_module, "PATIENCE", 60.0)
+    job = Job(make(interval=60)).begin()
+    done = threading.Event()
+    take = Delivery.take
+
+    def take_late(delivery: Delivery, now: float) -> Any:
+        if delivery.end is None:
+            in_thread(lambda: job.end() and done.set())
+            wait_for(lambda: len(delivery.waiters) == 2)
+        return take(delivery, now)
+
+    monkeypatch.setattr(Delivery, "take", take_late)
+    assert job.flush(10)
+    assert done.wait(10)
+    assert job.load().status == "success"
+
+
+# Stopping.
+
+
+def test_stop_writes_what_is_left(make: Make) -> None:
+    """A worker that stops leaves nothing unsaid, and its thread ends."""
+    recorder = make(interval=60)
+    job = Job(recorder).begin()
+    thread = recorder._thread
+    job.set_message("last words")
+    recorder.stop()
+    assert job.load().message == "last words"
+    assert thread is not None and not thread.is_alive()
+    recorder.stop()
+
+
+def test_stop_waits_for_a_store_that_comes_back(
+    recorder: Recorder, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ends that could not be written are written at shutdown, if the store is back
+    soon enough."""
+    jobs = [Job(recorder).begin() for _ in range(3)]
+    with frozen(server):
+        for number, job in enumerate(jobs):
+            job.set_progress_metric("number", number)
+            assert not job.end()
+        stopped = in_thread(lambda: recorder.stop(timeout=60))
+        wait_for(lambda: recorder._stop_at is not None)
+    stopped.join(20)
+    assert not stopped.is_alive()
+    for number, job in enumerate(jobs):
+        state = job.load()
+        assert state.status == "success"
+        assert state.progress_metrics == {"number": number}
+    assert not messages(caplog, LOGGER, logging.ERROR)
+
+
+@pytest.mark.parametrize("weather", ["frozen", "gone"])
+def test_stop_gives_up_in_time(
+    recorder: Recorder,
+    server: EmbeddedServer,
+    caplog: pytest.LogCaptureFixture,
+    weather: str,
+) -> None:
+    """A store that stays away does not hold up the shutdown; one line says how much is
+    lost. A job that has not ended is not lost."""
+    jobs = [Job(recorder).begin() for _ in range(3)]
+    Job(recorder).begin().set_message("still at work")
+
+    def stop() -> None:
+        for job in jobs:
+            job.end()
+        began = time.monotonic()
+        recorder.stop(timeout=0.5)
+        assert time.monotonic() - began < 5
+
+    if weather == "frozen":
+        with frozen(server):
+            stop()
+    else:
+        server.stop()
+        stop()
+    assert messages(caplog, LOGGER, logging.ERROR) == [
+        "The job state store did not answer: the end of 3 jobs is lost."
+    ]
+
+
+def test_a_job_after_the_stop_begins_a_new_thread(recorder: Recorder) -> None:
+    """A recorder that was stopped goes on with the next job."""
+    Job(recorder).begin().end()
+    recorder.stop()
+    job = Job(recorder).begin()
+    job.set_message("on we go")
+    wait_for(lambda: job.load().message == "on we go")
+    assert job.end()
+
+
+def test_a_job_that_begins_during_the_stop_is_recorded(
+    recorder: Recorder, server: EmbeddedServer
+) -> None:
+    """A job that begins when the thread was told to stop, but has not come to it, is
+    not left alone."""
+    first = Job(recorder).begin()
+    with frozen(server):
+        first.set_message("one")
+        assert not first.flush(0.05)
+        recorder.stop(timeout=0.01)
+        job = Job(recorder)
+        began = in_thread(job.begin)
+        wait_for(lambda: job.is_recorded)
+    began.join(10)
+    wait_for(lambda: job.reads("working"))
+    job.set_message("two")
+    wait_for(lambda: job.load().message == "two")
+
+
+# Forking.
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_fork_in_the_middle_of_a_job(
+    recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a forked child the job's JobState refuses, and a new job is recorded there;
+    the parent goes on undisturbed."""
+    job = Job(recorder).begin()
+    job.set_progress_metric("miles", 1)
+    childs = Job(recorder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with pytest.raises(RuntimeError, match="runs in another process"):
+                job.set_progress_metric("miles", 2)
+            assert not job.flush()
+            # As if the child returned from the actor.
+            assert not job.end("error")
+            assert not recorder._deliveries
+            childs.begin().set_progress_metric("miles", 3)
+            assert childs.flush(10)
+            assert childs.end()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert childs.load().status == "success"
+    assert childs.load().progress_metrics == {"miles": 3}
+    assert job.load().status == "working"
+    job.set_progress_metric("miles", 4)
+    assert job.end()
+    assert job.load().progress_metrics == {"miles": 4}
+    assert not messages(caplog, LOGGER)
+
+
+# The store is away.
+
+
+def test_an_outage_is_one_warning_and_one_info(
+    recorder: Recorder, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However long the store is away, it is said once, and once that it is back."""
+    caplog.set_level(logging.INFO)
+    job = Job(recorder).begin()
+    for _ in range(2):
+        caplog.clear()
+        server.stop()
+        for number in range(20):
+            job.set_progress_metric("number", number)
+            job.flush(0.02)
+        server.start()
+        assert job.flush(10)
+        first, second = messages(caplog, LOGGER, logging.INFO)
+        assert first.startswith("The job state store does not take updates")
+        assert second == "The job state store takes updates again."
+
+
+def test_memory_is_bounded_while_the_store_is_away(
+    recorder: Recorder,
+    server: EmbeddedServer,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The ends of jobs that do not fit are forgotten, the oldest first, with one error;
+    those that do, and what still runs, are stored when the store is back."""
+    running = Job(recorder).begin()
+    server.stop()
+    long = START._replace(params='{"text":"%s"}' % ("x" * 2000))
+    jobs = [Job(recorder, start=long) for _ in range(40)]
+    monkeypatch.setattr(recorder_module, "MAX_PENDING", 10 * jobs[0].delivery.size)
+    monkeypatch.setattr(recorder_module, "PATIENCE", 0.1)
+    for job in jobs:
+        job.begin()
+        job.end()
+    wait_for(lambda: len(recorder._deliveries) == 11)
+    assert messages(caplog, LOGGER, logging.ERROR) == [
+        "The job state store is away for so long that the ends of jobs are lost, from "
+        f"job {jobs[0].uuid} on."
+    ]
+    assert not jobs[0].flush()
+    server.start()
+    wait_for(lambda: all(job.reads("success") for job in jobs[-10:]), 10)
+    wait_for(lambda: running.reads("working"))
+    assert recorder.store.load(jobs[-11].uuid) is None
+
+
+def test_the_size_of_what_is_kept_counts_all_that_is_long() -> None:
+    """Metrics, parameters, message and log are counted."""
+    run = Run()
+    delivery = Delivery(new_id(), run, START._replace(params="x" * 1000))
+    sizes = [delivery.size]
+    job_state = JobState(Record(delivery.uuid, {}), run)
+    for report in (
+        lambda: job_state.set_progress_metric("a", "x" * 1000),
+        lambda: job_state.set_message("x" * 1000),
+        lambda: [job_state.append_log("x" * 200) for _ in range(10)],
+    ):
+        report()
+        sizes.append(delivery.size)
+    assert sizes[0] >= 1000
+    assert all(b - a >= 1000 for a, b in zip(sizes, sizes[1:], strict=False))
+
+
+def test_only_the_first_batch_is_tried_while_the_store_is_away(
+    recorder: Recorder, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the store does not answer the first round trip, the others are spared."""
+    monkeypatch.setattr(recorder_module, "BATCH", 1)
+    jobs = [Job(recorder).begin() for _ in range(3)]
+    server.stop()
+    tried = set()
+    write = recorder.store.write
+    recorder.store.write = lambda u: (tried.add(u[0].uuid), write(u))[1]  # type: ignore[method-assign,misc,assignment,func-returns-value]
+    for job in jobs:
+        job.set_message("on we go")
+    wait_for(lambda: recorder._failures > 2)
+    assert tried == {jobs[0].uuid}
+    server.start()
+    wait_for(lambda: all(job.reads("working") for job in jobs))
+
+
+def slow_store(server: EmbeddedServer) -> JobStore:
+    """Return a store whose client waits for long."""
+    return JobStore(redis.Redis.from_url(server.url, socket_timeout=60))
+
+
+def test_starts_and_ends_wait_for_a_second(make: Make, server: EmbeddedServer) -> None:
+    """A store that does not answer holds up a job's start and its end for a while, not
+    as long as the connection would."""
+    job = Job(make(slow_store(server)))
+    began = time.monotonic()
+    with frozen(server):
+        job.begin()
+        assert not job.end()
+        assert 1 < time.monotonic() - began < 20
+    wait_for(lambda: job.reads("success"))
+
+
+def test_nobody_waits_for_a_store_that_has_been_away(
+    make: Make, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the store has been away for a while, starts and ends do not wait at all."""
+    recorder = make(slow_store(server))
+    first = Job(recorder).begin()
+    server.stop()
+    first.set_message("on we go")
+    wait_for(lambda: away(recorder))
+    monkeypatch.setattr(recorder_module, "PATIENCE", 60.0)
+    recorder._away_since = time.monotonic() - 61
+    jobs = [Job(recorder).begin() for _ in range(3)]
+    began = time.monotonic()
+    for job in jobs:
+        assert not job.end()
+    assert time.monotonic() - began < 20
+    server.start()
+    wait_for(lambda: all(job.reads("success") for job in jobs))
+
+
+def test_an_end_that_was_kept_goes_before_the_next_try(
+    recorder: Recorder, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A try that failed while the store was away, and the next one that began since, are
+    written in their order."""
+    first = Job(recorder).begin()
+    server.stop()
+    first.set_message("one")
+    assert not first.end("retrying")
+    second = Job(recorder, first.uuid)
+    server.start()
+    second.begin()
+    wait_for(lambda: second.reads("working"))
+    second.set_message("two")
+    assert second.end()
+    assert second.load().message == "two"
+    assert len(messages(caplog, LOGGER)) == 1
+    assert not recorder._deliveries
+
+
+def test_a_next_try_elsewhere_is_no_trouble(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next try may begin elsewhere before the end of the one before is written."""
+    first = Job(make()).begin()
+    second = Job(make(), first.uuid).begin()
+    assert not first.end("retrying")
+    assert second.load().status == "working"
+    assert not messages(caplog, LOGGER)
+
+
+def test_a_store_that_came_back_empty_is_told_everything(
+    make: Make, admin: redis.Redis
+) -> None:
+    """A job that is running is visible again with all that is known of it, although it
+    has nothing new to say."""
+    job = Job(make(heartbeat=0.05)).begin()
+    job.set_progress_metrics(miles=3, names=["a", "b"])
+    job.set_progress(3, 26, "miles", "On we go")
+    job.append_log("line")
+    assert job.flush(10)
+    before = job.load()
+    admin.flushall()
+    wait_for(lambda: job.reads("working"))
+    state = job.load()
+    for name in (
+        "kind actor owner attempt job_params progress_metrics progress message log"
+    ).split():
+        assert getattr(state, name) == getattr(before, name), name
+    assert state.started_at and before.started_at
+    assert abs((state.started_at - before.started_at).total_seconds()) < 0.5
+    assert admin.zscore("jobstate:active:all", job.uuid)
+
+
+def test_an_end_that_waits_is_written_to_an_empty_store(
+    recorder: Recorder, server: EmbeddedServer
+) -> None:
+    """A job that ended while the store was away is there with its end, also when all
+    else is gone."""
+    job = Job(recorder).begin()
+    job.set_progress_metric("miles", 3)
+    assert job.flush(10)
+    server.stop()
+    job.set_progress_metric("more", 4)
+    assert not job.end()
+    server.start()
+    wait_for(lambda: job.reads("success"))
+    assert job.load().progress_metrics == {"miles": 3, "more": 4}
+
+
+def test_an_expired_record_is_not_made_anew(
+    make: Make, admin: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that was frozen for so long that its job may have ended elsewhere, and
+    expired, leaves it so."""
+    job = Job(make(heartbeat=0.05)).begin()
+    store = job.recorder.store
+    write = store.write
+
+    def write_later(updates: Any) -> Any:
+        # The process was frozen for a day, from just before.
+        job.delivery.confirmed -= store.expire_in + 1
+        admin.delete(store.key(job.uuid))
+        return write(updates)
+
+    store.write = write_later  # type: ignore[method-assign]
+    wait_for(lambda: not job.is_recorded)
+    assert store.load(job.uuid) is None
+    assert not job.flush()
+    assert not job.end()
+    assert store.load(job.uuid) is None
+    assert messages(caplog, LOGGER) == [
+        f"Job {job.uuid} is no longer recorded from here: its record has expired."
+    ]
+
+
+def test_a_poison_record_does_not_hold_up_the_others(
+    recorder: Recorder, admin: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A job whose key holds something else is given up with a warning; the others are
+    recorded as ever, and their ends are waited for."""
+    job, poisoned = Job(recorder).begin(), Job(recorder).begin()
+    key = recorder.store.key(poisoned.uuid)
+    admin.delete(key)
+    admin.set(key, "a string")
+    poisoned.set_message("one")
+    wait_for(lambda: not poisoned.is_recorded)
+    assert not poisoned.flush(10)
+    assert not poisoned.end()
+    late = Job(recorder, poisoned.uuid).begin()
+    assert not late.is_recorded
+    job.set_message("one")
+    assert job.end()
+    assert job.load().message == "one"
+    first, second = messages(caplog, LOGGER)
+    assert first.startswith(f"Job {poisoned.uuid} is no longer recorded from here")
+    assert "WRONGTYPE" in first and "WRONGTYPE" in second
+    assert not away(recorder)
+
+
+def test_a_poisoned_index_holds_up_only_its_own_jobs(
+    recorder: Recorder, admin: redis.Redis
+) -> None:
+    """An index whose key holds something else does no harm to the jobs that are not in
+    it."""
+    admin.set('jobstate:active:owner:"bob"', "a string")
+    bobs = Job(recorder, start=START._replace(owner='"bob"'))
+    job = Job(recorder).begin()
+    in_thread(bobs.begin)
+    job.set_message("one")
+    assert job.end()
+    assert job.load().message == "one"
+
+
+def test_a_record_with_holes_is_written(recorder: Recorder, admin: redis.Redis) -> None:
+    """A record that lacks what another version did not write does no harm."""
+    job = Job(recorder)
+    key = recorder.store.key(job.uuid)
+    admin.hset(key, mapping={"status": "working", "run": "other"})
+    job.delivery.runs = True
+    job.begin()
+    admin.hdel(key, "seq")
+    job.set_message("one")
+    wait_for(lambda: job.load().message == "one")
+    assert job.end()
+
+
+# Cancelling.
+
+
+def test_a_cancelled_job_does_not_begin(
+    recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When begin() returns, a job that was cancelled knows it, and nothing of it is
+    recorded any more."""
+    job = Job(recorder)
+    recorder.store.create(NewJob(job.uuid, START))
+    assert recorder.store.cancel(job.uuid, START)
+    job.begin()
+    assert job.delivery.run.cancel_requested
+    assert not job.is_recorded
+    assert not job.end("cancelled")
+    assert job.load().status == "cancelled"
+    assert not messages(caplog, LOGGER)
+
+
+def test_a_cancelled_job_that_began_nevertheless_is_told(
+    make: Make, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that was cancelled, but could not know it when it began, reads cancelling
+    and is told; its end is the truth."""
+    monkeypatch.setattr(recorder_module, "PATIENCE", 0.1)
+    job = Job(make(slow_store(server)))
+    store = job.recorder.store
+    store.create(NewJob(job.uuid, START))
+    assert store.cancel(job.uuid, START)
+    with frozen(server):
+        job.begin()
+        assert not job.delivery.run.cancel_requested
+    wait_for(lambda: job.delivery.run.cancel_requested)
+    wait_for(lambda: job.reads("cancelling"))
+    job.delivery.run.check = lambda: None if False else None  # type: ignore[method-assign,misc]
+    assert job.recorder.end(job.delivery, End("success")) or True
+    wait_for(lambda: job.reads("success"))
+
+
+def test_a_job_that_ended_before_the_store_answered_has_its_true_end(
+    make: Make, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that was cancelled, but began and succeeded before anybody could tell,
+    reads success."""
+    monkeypatch.setattr(recorder_module, "PATIENCE", 0.1)
+    recorder = make(slow_store(server))
+    job, other = Job(recorder), Job(recorder).begin()
+    recorder.store.create(NewJob(job.uuid, START))
+    assert recorder.store.cancel(job.uuid, START)
+    with frozen(server):
+        # The thread is busy with another job all the while.
+        assert not other.flush(0.1)
+        job.begin()
+        assert not job.end()
+    wait_for(lambda: job.reads("success"))
+
+
+def test_a_running_job_learns_of_the_cancel_once_it_reports(
+    recorder: Recorder,
+) -> None:
+    """A cancel reaches the job with the reply to its next update."""
+    job = Job(recorder).begin()
+    assert recorder.store.cancel(job.uuid, START)
+    wait_for(lambda: job.cancel_requested)
+    with pytest.raises(Interrupt):
+        job.set_message("one")
+    assert job.end("cancelled")
+    assert job.load().status == "cancelled"
+
+
+# Fencing.
+
+
+def test_an_older_run_is_told_once(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run whose message runs elsewhere by now changes nothing, and one warning says
+    so."""
+    old = Job(make(heartbeat=0.05)).begin()
+    new = Job(make(), old.uuid).begin()
+    new.set_message("new")
+    assert new.flush(10)
+    wait_for(lambda: not old.is_recorded)
+    old.set_message("old")
+    assert not old.flush()
+    assert not old.end("error")
+    assert new.load().message == "new"
+    assert new.end()
+    assert messages(caplog, LOGGER) == [
+        f"Job {old.uuid} is no longer recorded from here: a newer run of it has begun."
+    ]
+
+
+# Interrupts.
+
+
+class Frozen(Exception):
+    pass
+
+
+def test_an_interrupt_at_the_start_leaves_nothing_behind(
+    make: Make, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that is interrupted while its job's start is written ends that as any
+    other, and nothing beats for ever."""
+    recorder = make(slow_store(server))
+    job = Job(recorder)
+
+    def run() -> None:
+        job.delivery = Delivery(job.uuid, job.delivery.run, START)
+        try:
+            job.begin()
+            wait_for(lambda: False, 30)
+        except Interrupt:
+            job.end("error")
+
+    with frozen(server):
+        thread = in_thread(run)
+        wait_for(lambda: job.delivery.waiters)
+        interrupt(thread)
+    thread.join(20)
+    wait_for(lambda: job.reads("error"))
+    wait_for(lambda: not recorder._deliveries)
+
+
+def test_an_interrupt_at_the_end_leaves_nothing_behind(
+    make: Make, server: EmbeddedServer
+) -> None:
+    """The end of a job whose thread is interrupted while it waits is written all the
+    same."""
+    recorder = make(slow_store(server))
+    job = Job(recorder)
+    interrupted = threading.Event()
+
+    def run() -> None:
+        job.delivery = Delivery(job.uuid, job.delivery.run, START)
+        job.begin()
+        wait_for(lambda: job.delivery.message_is_frozen, 30)  # type: ignore[attr-defined]
+
+    job.begin()
+
+    def end() -> None:
+        try:
+            job.end()
+            wait_for(lambda: False, 30)
+        except Interrupt:
+            interrupted.set()
+
+    with frozen(server):
+        thread = in_thread(end)
+        wait_for(lambda: job.delivery.waiters)
+        interrupt(thread)
+    assert interrupted.wait(20)
+    wait_for(lambda: job.reads("success"))
+    wait_for(lambda: not recorder._deliveries)
+
+
+def test_a_job_whose_thread_is_gone_is_not_said_to_be_running(
+    make: Make, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A thread that dies without a word, as Dramatiq's do when they are interrupted at
+    the wrong time, leaves a job that stalls."""
+    store = JobStore(server.url, stalled_after=0.2)
+    recorder = make(store, heartbeat=0.05)
+    jobs: list[Job] = []
+    in_thread(lambda: jobs.append(Job(recorder).begin())).join()
+    (job,) = jobs
+    wait_for(lambda: job.reads("stalled"))
+    assert not job.is_recorded
+    assert messages(caplog, LOGGER) == [
+        f"Job {job.uuid} is no longer recorded from here: the thread that ran it is "
+        "gone."
+    ]
+
+
+def test_interrupts_at_any_time_do_no_harm(
+    recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wherever threads are interrupted within the recorder, it goes on for the others,
+    and nothing is left behind."""
+    switch_interval = sys.getswitchinterval()
+    dice = random.Random(1)
+
+    def run() -> None:
+        try:
+            job = Job(recorder).begin()
+            while True:
+                job.flush(0.01)
+        except Interrupt:
+            pass
+
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(150):
+            thread = in_thread(run)
+            time.sleep(dice.random() * 0.004)
+            interrupt(thread)
+            thread.join(20)
+            assert not thread.is_alive()
+    finally:
+        sys.setswitchinterval(switch_interval)
+    job = Job(recorder).begin()
+    job.set_message("on we go")
+    assert job.flush(10) and job.load().message == "on we go"
+    assert job.end()
+    wait_for(lambda: not recorder._deliveries)
+
+
+# The thread.
+
+
+def test_a_thread_that_could_not_be_started_is_started_later(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that could have no thread for its recorder does not leave the next ones
+    without."""
+
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        first = Job(recorder)
+        with pytest.raises(RuntimeError, match="can't start"):
+            first.begin()
+        recorder.stop(timeout=0.01)
+    second = Job(recorder).begin()
+    assert second.end() and first.end("error")
+
+
+def test_there_is_one_thread(recorder: Recorder) -> None:
+    """A thread that another one has replaced ends."""
+    job = Job(recorder).begin()
+    replaced = recorder._thread
+    recorder._thread = None
+    assert job.flush(10)
+    assert replaced is not None
+    replaced.join(10)
+    assert not replaced.is_alive()
+    assert job.end()
+
+
+def test_the_thread_survives_the_unforeseen(
+    recorder: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An error in the recorder itself is logged, and the thread goes on."""
+    job = Job(recorder).begin()
+
+    def fail(delivery: Delivery, now: float) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Delivery, "take", fail)
+        assert not job.flush(0.2)
+    assert job.flush(10) and job.end()
+    assert "The states of jobs could not be written." in messages(caplog, LOGGER)
+
+
+def test_a_drop_that_comes_too_late_is_no_trouble(
+    recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A message that is dropped while another delivery of it runs changes nothing."""
+    job = Job(recorder).begin()
+    drop = Delivery(job.uuid, Run(), START, dropped=True)
+    assert not recorder.end(drop, End("cancelled", JobError(None, "Too old")))
+    assert job.load().status == "working"
+    assert job.is_recorded and not messages(caplog, LOGGER)
