@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import dramatiq.broker
+from pyramid.authorization import Authenticated, Everyone
 from pyramid.exceptions import ConfigurationError
 from pyramid.interfaces import ISecurityPolicy
 from pyramid.path import DottedNameResolver
@@ -93,13 +94,12 @@ def include(config: Configurator) -> None:
         if store is None:
             store = settings.store()
             config.registry.registerUtility(store, IJobStore)
-        owner_name = f"{owner.__module__}.{owner.__qualname__}"
         intr.update(store=store, owner=owner, max_batch=max_batch)
         log.info(
             "Job states are kept in %r, shown below /%s, and belong to %s(request).",
             store,
             config.get_routes_mapper().get_route(ROUTE).pattern.partition("{")[0],
-            owner_name,
+            getattr(owner, "__qualname__", owner),
         )
 
     def ensure() -> None:
@@ -163,7 +163,7 @@ class Settings:
     def owner(self) -> Callable[[Request], Any]:
         name = self._settings.get("owner")
         if name is None:
-            return _authenticated_userid
+            return authenticated_userid
         try:
             owner = DottedNameResolver(None).maybe_resolve(name)
         except (ImportError, ValueError) as e:
@@ -237,5 +237,9 @@ def _middleware_store() -> JobStore:
         raise ConfigurationError(str(e)) from e
 
 
-def _authenticated_userid(request: Request) -> Any:
-    return request.authenticated_userid
+def authenticated_userid(request: Request) -> Any:
+    """Return who has sent a request. As to Pyramid's own policies, nobody can be called
+    as everybody is.
+    """
+    userid = request.authenticated_userid
+    return None if userid in (Everyone, Authenticated) else userid

@@ -80,6 +80,11 @@ class Delivery:
         return 1024 + self.run.size + len(self.start.params) + sum(map(len, report))
 
     @property
+    def is_new(self) -> bool:
+        """Whether there may be something to write."""
+        return self.run.dirty or self.end is not None
+
+    @property
     def is_orphaned(self) -> bool:
         """Whether its thread is gone and left it behind."""
         return not self._thread.is_alive() and self.end is None

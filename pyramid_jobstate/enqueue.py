@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import dramatiq.broker
 from dramatiq import Message, group, pipeline
+from dramatiq.middleware import GroupCallbacks
 
 from .middleware import JobStateMiddleware
 from .record import NOT_REACHED, NOT_SENT, End, NewJob, Update
@@ -39,8 +41,10 @@ class Outgoing:
 
     Raises:
       TypeError: `what` is none of these, or is for an actor that is not tracked, the
-        owner is neither a string nor a number, or an argument cannot be encoded.
-      ValueError: A message's id is no uuid, so that it cannot be tracked.
+        owner is neither a string nor a number, an argument cannot be encoded, or a
+        group with completion callbacks cannot have them.
+      ValueError: A message's id is no uuid, so that it cannot be tracked, or a pipeline
+        is empty.
     """
 
     def __init__(
@@ -67,6 +71,8 @@ class Outgoing:
         self._broker = broker
         self._middleware = middleware_of(broker)
         self._what = self._prepare(what)
+        #: The messages that the broker has not taken.
+        self._unsent = {job.uuid for job in self._jobs}
 
     def record(self, store: JobStore) -> None:
         """Write that the jobs are queued."""
@@ -75,19 +81,19 @@ class Outgoing:
             job_state._store = store
 
     def forget(self, store: JobStore) -> None:
-        """Take back what :meth:`record` has written."""
-        store.forget(*self._jobs)
+        """Take back what :meth:`record` has written of jobs that were not sent."""
+        store.forget(*self._left())
 
     def send(self) -> None:
         """Hand it over to the broker."""
-        with self._middleware.announced(job.uuid for job in self._jobs):
+        with self._middleware.announced(self._unsent):
             if isinstance(self._what, Message):
                 self._broker.enqueue(self._what, delay=self._delay)
             else:
                 self._what.run(delay=self._delay)
 
     def fail(self, store: JobStore) -> None:
-        """Write that the broker did not take it."""
+        """Write what the broker did not take, which may be a part of a group."""
         store.write(
             [
                 Update(
@@ -100,32 +106,76 @@ class Outgoing:
                     else End("error", NOT_SENT),
                     dropped=True,
                 )
-                for job in self._jobs
+                for job in self._left()
             ]
         )
 
+    def _left(self) -> list[NewJob]:
+        """Return the jobs whose message, or that of the first step of their pipeline,
+        the broker has not taken.
+        """
+        left = []
+        is_left = False
+        for job in self._jobs:
+            if not job.waits:
+                is_left = job.uuid in self._unsent
+            if is_left:
+                left.append(job)
+        return left
+
     def _prepare(self, what: Any) -> Any:
         if isinstance(what, Message):
-            return self._message(what)
+            # As for the first step of a pipeline, though not for a member of a group.
+            if self._delay is None:
+                self._delay = what.options.get("delay")
+            return self._message(what, self._delay)
         if isinstance(what, pipeline):
             return self._pipeline(what)
         if isinstance(what, group):
-            children = [self._prepare(child) for child in what.children]
-            copy = group(children, broker=what.broker)  # type: ignore[no-untyped-call]
-            copy.completion_callbacks = list(what.completion_callbacks)
-            return copy
+            return self._group(what)
         raise TypeError(f"Only messages, pipelines and groups are sent, not {what!r}.")
 
     def _pipeline(self, what: pipeline) -> pipeline:
-        return pipeline(
-            (
-                self._message(message, waits=i > 0)
-                for i, message in enumerate(what.messages)
-            ),
-            broker=what.broker,
-        )
+        if not what.messages:
+            raise ValueError("A pipeline without messages cannot be sent.")
+        steps = []
+        for i, step in enumerate(what.messages, 1):
+            options = dict(step.options)
+            if i < len(what):
+                # It is made anew, of copies.
+                options.pop("pipe_target", None)
+            step = dataclasses.replace(step, options=options)
+            delay = options.get("delay")
+            steps.append(self._message(step, delay, waits=i > 1))
+        return pipeline(steps, broker=what.broker)
 
-    def _message(self, message: Message[Any], *, waits: bool = False) -> Message[Any]:
+    def _group(self, what: group) -> group:
+        copy = group((), broker=what.broker)  # type: ignore[no-untyped-call]
+        for child in what.children:
+            prepare = self._message if isinstance(child, Message) else self._prepare
+            copy.children.append(prepare(child))
+        if what.completion_callbacks:
+            # group.run() says so, too, but that comes too late.
+            if not any(isinstance(m, GroupCallbacks) for m in what.broker.middleware):
+                raise TypeError(
+                    f"The broker {what.broker!r} has no GroupCallbacks middleware, "
+                    "which a group with completion callbacks needs."
+                )
+            if any(isinstance(child, group) for child in what.children):
+                raise TypeError(
+                    "A group with completion callbacks cannot have a group in it."
+                )
+        for fields in what.completion_callbacks:
+            callback: Message[Any] = Message(**fields)
+            owner = callback.options.get("job_owner", self._owner)
+            is_tracked = callback.actor_name in self._middleware.functions
+            callback = _encoded(callback, check_owner(owner) if is_tracked else None)
+            copy.completion_callbacks.append(callback.asdict())
+        return copy
+
+    def _message(
+        self, message: Message[Any], delay: int | None = None, *, waits: bool = False
+    ) -> Message[Any]:
         function = self._middleware.functions.get(message.actor_name)
         if function is None:
             raise TypeError(
@@ -137,21 +187,12 @@ class Outgoing:
                 f"A message whose id is no uuid is not tracked: {message.message_id!r}."
             )
         owner = check_owner(message.options.get("job_owner", self._owner))
-        options = {k: v for k, v in message.options.items() if k != "pipe_target"}
-        if owner is not None:
-            options["job_owner"] = owner
-        fields = {**message.asdict(), "options": options}
-        try:
-            message = Message.decode(Message(**fields).encode())
-        except (TypeError, ValueError) as e:
-            raise TypeError(f"The message {message} cannot be encoded: {e}") from e
+        message = _encoded(message, owner)
         start = function.start(message.args, message.kwargs, owner)
-        delay = max(self._delay or 0, options.get("delay") or 0) / 1000
-        self._jobs.append(
-            NewJob(message.message_id, start, 0.0 if waits else delay, waits)
-        )
+        seconds = 0.0 if waits or delay is None else delay / 1000
+        self._jobs.append(NewJob(message.message_id, start, seconds, waits))
         self.messages.append(message)
-        self.job_states.append(function.queued(message.message_id, start))
+        self.job_states.append(function.queued(message.message_id, start, seconds))
         return message
 
 
@@ -168,6 +209,21 @@ def middleware_of(broker: Broker) -> JobStateMiddleware:
         f"The broker {broker!r} has no JobStateMiddleware. Add one to it, before the "
         "actors are declared: broker.add_middleware(JobStateMiddleware())."
     )
+
+
+def _encoded(message: Message[Any], owner: object) -> Message[Any]:
+    """Return a copy of a message as the worker will see it, with the owner of its job.
+
+    Raises:
+      TypeError: It cannot be encoded.
+    """
+    options = dict(message.options)
+    if owner is not None:
+        options["job_owner"] = owner
+    try:
+        return Message.decode(dataclasses.replace(message, options=options).encode())
+    except (TypeError, ValueError) as e:
+        raise TypeError(f"The message {message} cannot be encoded: {e}") from e
 
 
 def check_owner(owner: Any) -> str | float | None:

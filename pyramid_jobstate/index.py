@@ -38,14 +38,15 @@ class Index:
         """
         for name in _names(start):
             key = self.key(name, ended=False)
-            yield Call(self._script, key, (uuid, self._active_ttl, delay))
+            yield Call(self._script, key, (uuid, self._active_ttl, delay, "NX"))
 
     def end(self, uuid: str, start: Start) -> Iterator[Call]:
         """Yield the calls that list a job as one that has ended."""
         yield from self.remove(uuid, start, ended=False)
         for name in _names(start):
             key = self.key(name, ended=True)
-            yield Call(self._script, key, (uuid, self._ended_ttl, 0))
+            # It may be there since the end of an earlier run.
+            yield Call(self._script, key, (uuid, self._ended_ttl, 0, "GT"))
 
     def remove(self, uuid: str, start: Start, *, ended: bool) -> Iterator[Call]:
         """Yield the calls that take a job out of those that have ended, or have not."""

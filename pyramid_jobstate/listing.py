@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .record import FINISHED, UNFINISHED
+from .record import FINISHED, UNFINISHED, UUID
 from .state import JobState
 from .values import dumps
 
@@ -19,7 +19,10 @@ MAX_LIMIT = 200
 #: The most entries that are looked at for one page of a filtered list.
 MAX_EXAMINED = 1000
 
-_CURSOR = re.compile(r"([ae])(\d{1,17})\.([0-9a-f-]{36})")
+#: The scores of an index are microseconds, of which a float can say as many exactly.
+MAX_SCORE = 2**53
+
+_CURSOR = re.compile(r"([ae])([0-9]{1,16})\.([0-9a-f-]{36})")
 
 
 class Page(NamedTuple):
@@ -27,8 +30,8 @@ class Page(NamedTuple):
 
     Attributes:
       items: The jobs.
-      cursor: Where the next page begins, or None after the last. A filtered page may
-        be short, even empty, and have a cursor all the same.
+      cursor: Where the next page begins, or None after the last. A page may be short,
+        even empty, and have a cursor all the same.
     """
 
     items: list[JobState]
@@ -93,31 +96,42 @@ def list_jobs(store: JobStore, wanted: Filter, limit: int, cursor: str | None) -
         raise ValueError(f"status is none that a job can have: {wanted.status!r}.")
     place = Place(wanted.status in FINISHED) if cursor is None else Place.parse(cursor)
     items: list[JobState] = []
-    entries = _entries(store, wanted, place, limit)
+    shown: set[str] = set()
+    # One more than is shown tells whether there is another page.
+    entries = _entries(store, wanted, place, limit + 1)
     for examined, (entry, job_state) in enumerate(entries):
         if len(items) == limit or examined == MAX_EXAMINED:
             return Page(items, str(place))
         place = entry
-        if job_state is not None and wanted.admits(job_state):
-            items.append(job_state)
+        if job_state is None or entry.uuid in shown or not wanted.admits(job_state):
+            continue
+        if job_state.is_finished and not entry.ended:
+            # It has just ended: it comes again among those that have.
+            continue
+        shown.add(entry.uuid)
+        items.append(job_state)
     return Page(items, None)
 
 
 def _entries(
-    store: JobStore, wanted: Filter, place: Place, limit: int
+    store: JobStore, wanted: Filter, place: Place, count: int
 ) -> Iterator[tuple[Place, JobState | None]]:
-    """Yield the entries from a place on, with their jobs, None for one that is gone."""
+    """Yield the entries from a place on, with their jobs, None for one that is gone.
+
+    Parameters:
+      count: How many are read at first. If they do not do, it is more and more.
+    """
     while True:
-        # One more than is shown tells whether there is another page.
-        entries = _read_index(store, wanted, place, limit + 1)
+        entries = _read_index(store, wanted, place, count)
         jobs = store.load_many([entry.uuid for entry in entries])
         _repair(store, wanted, entries, jobs)
         yield from zip(entries, jobs, strict=True)
-        if entries:
+        if len(entries) == count:
             place = entries[-1]
-        if len(entries) <= limit:
-            if place.ended or wanted.status in UNFINISHED:
-                return
+            count = min(2 * count, MAX_LIMIT)
+        elif place.ended or wanted.status in UNFINISHED:
+            return
+        else:
             place = Place(ended=True)
 
 
@@ -126,18 +140,19 @@ def _read_index(
 ) -> list[Place]:
     """Return the entries that follow a place in its index, the newest first."""
     key = store.index.key(wanted.index_name, ended=place.ended)
-    newest = "+inf" if place.score is None else place.score
+    newest = MAX_SCORE if place.score is None else place.score
     found: list[Place] = []
     offset = 0
     while len(found) < count:
         rows: Any = store.client.zrevrangebyscore(
-            key, newest, "-inf", start=offset, num=count, withscores=True
+            key, newest, 0, start=offset, num=count, withscores=True
         )
         for member, score in rows:
-            uuid = member if isinstance(member, str) else member.decode()
+            uuid = str(member, "utf-8", "replace") if type(member) is bytes else member
             entry = Place(place.ended, int(score), uuid)
             # Of one score the later names come first.
-            if place.score is None or entry.score != place.score or uuid < place.uuid:
+            follows = entry.score != place.score or uuid < place.uuid
+            if follows and UUID.fullmatch(uuid):
                 found.append(entry)
         if len(rows) < count:
             break

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from dramatiq import Message
@@ -140,13 +140,15 @@ class JobStateMiddleware(Middleware):
         self._running.sending = message.message_id if created else None
 
     @contextlib.contextmanager
-    def announced(self, message_ids: Iterable[str]) -> Iterator[None]:
-        """Within this context this thread sends messages whose records are made."""
-        self._running.announced = frozenset(message_ids)
+    def announced(self, message_ids: set[str]) -> Iterator[None]:
+        """Within this context this thread sends messages whose records are made. Those
+        that the broker has taken are removed from `message_ids`.
+        """
+        self._running.announced = message_ids
         try:
             yield
         finally:
-            self._running.announced = frozenset()
+            self._running.announced = set()
 
     def after_enqueue(
         self, broker: Broker, message: Message[Any], delay: int | None
@@ -156,6 +158,7 @@ class JobStateMiddleware(Middleware):
             job.retry_in = (delay or 0) / 1000
         elif self._running.sending == message.message_id:
             self._running.sending = None
+            self._running.announced.discard(message.message_id)
             try:
                 self.store_for(broker).confirm(message.message_id)
             except RedisError as e:

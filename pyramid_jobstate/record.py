@@ -192,13 +192,20 @@ def parse_int(text: str | None) -> int | None:
     return int(text)
 
 
-@functools.lru_cache(1024)
 def parse_time(text: str | None) -> datetime.datetime | None:
     """Return the aware UTC datetime of milliseconds since the epoch."""
     number = parse_int(text)
     if number is None or number > LAST_TIME:
         return None
     return datetime.datetime.fromtimestamp(number / 1000, datetime.UTC)
+
+
+@functools.lru_cache(1024)
+def iso_time(text: str | None) -> str | None:
+    time = parse_time(text)
+    if time is None:
+        return None
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def parse_progress(text: str | None) -> Progress | None:
@@ -285,13 +292,17 @@ class Record:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        metrics = {}
-        for name, text in self._fields.items():
-            if name.startswith(METRIC):
-                value = parse_json(text, self)
-                if value is not self:
-                    metrics[name.removeprefix(METRIC)] = value
-        return metrics
+        texts = {
+            name.removeprefix(METRIC): text
+            for name, text in self._fields.items()
+            if name.startswith(METRIC)
+        }
+        # All in one go, unless one of them is no JSON.
+        values = parse_json(f"[{','.join(texts.values())}]")
+        if isinstance(values, list) and len(values) == len(texts):
+            return dict(zip(texts, values, strict=True))
+        parsed = {name: parse_json(text, self) for name, text in texts.items()}
+        return {name: value for name, value in parsed.items() if value is not self}
 
     @property
     def progress(self) -> Progress | None:
@@ -327,3 +338,7 @@ class Record:
     def time(self, name: str) -> datetime.datetime | None:
         """Return when it was `queued`, `due`, `started`, `updated` or `finished`."""
         return parse_time(self._fields.get(name))
+
+    def iso_time(self, name: str) -> str | None:
+        """Return the same as browsers write it, to the millisecond."""
+        return iso_time(self._fields.get(name))

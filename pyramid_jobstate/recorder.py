@@ -170,9 +170,7 @@ class Recorder:
                 due = _now() + (pause if is_stopping else max(pause, self.interval))
 
     def _is_done(self, stop_at: float) -> bool:
-        return _now() >= stop_at or not any(
-            d.end or d.run.dirty for d in self._deliveries.values()
-        )
+        return _now() >= stop_at or not any(d.is_new for d in self._deliveries.values())
 
     def _tick(self, now: float, everyone: bool) -> None:
         with self._lock:
@@ -183,8 +181,7 @@ class Recorder:
                 # An interrupt came where Dramatiq does not expect one.
                 self._give_up(delivery, "the thread that ran it is gone")
             elif delivery.waiters or (
-                everyone
-                and (delivery.run.dirty or now - delivery.heard >= self.heartbeat)
+                everyone and (delivery.is_new or now - delivery.heard >= self.heartbeat)
             ):
                 due.append(delivery)
         for i in range(0, len(due), BATCH):

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: `pyramid.authorization.Allow`: a worker is spared the import.
+ALLOW = "Allow"
+
 #: The most unknown kinds that are warned of, each once.
 MAX_UNKNOWN = 100
 
@@ -273,12 +276,8 @@ class JobState(Handle):
         """Return who may do what: the owner may `view_job` and `cancel_job`, and all
         else is for the lineage to decide.
         """
-        # A worker is spared the import.
-        from pyramid.authorization import Allow
-
-        if self.owner is None:
-            return []
-        return [(Allow, self.owner, ("view_job", "cancel_job"))]
+        owner = self.owner
+        return [] if owner is None else [(ALLOW, owner, ("view_job", "cancel_job"))]
 
     def __json__(self, request: Request) -> dict[str, Any]:
         """Return the state as a viewer sees it."""
@@ -297,11 +296,11 @@ class JobState(Handle):
             "message": self.message,
             "log": self.log,
             "attempt": self.attempt,
-            "queued_at": _iso(self.queued_at),
-            "due_at": _iso(self.due_at),
-            "started_at": _iso(self.started_at),
-            "updated_at": _iso(self.updated_at),
-            "finished_at": _iso(self.finished_at),
+            "queued_at": self._record.iso_time("queued"),
+            "due_at": self._record.iso_time("due"),
+            "started_at": self._record.iso_time("started"),
+            "updated_at": self._record.iso_time("updated"),
+            "finished_at": self._record.iso_time("finished"),
             "cancellable": not self.is_finished
             and bool(request.has_permission("cancel_job", self)),
             "error": error and {"message": self._public_reason(error)},
@@ -341,11 +340,3 @@ def _humanize(name: str) -> str:
 
 def _plain(value: object) -> Any:
     return loads(value) if isinstance(value, Json) else value
-
-
-@functools.lru_cache(1024)
-def _iso(time: datetime.datetime | None) -> str | None:
-    """Return the time as browsers write it, to the millisecond."""
-    if time is None:
-        return None
-    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")

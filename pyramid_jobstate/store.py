@@ -207,9 +207,12 @@ class JobStore:
                 hashes = [e]
         else:
             hashes = self._load_with_time(uuids)
+        for reply in hashes:
+            # A key of another type is no job of ours. Of all else nobody knows.
+            if isinstance(reply, RedisError) and not is_hopeless(reply):
+                raise reply
         now = int(time.monotonic() * 1000 + self._clock)
         return [
-            # A key of another type is no job of ours.
             self._read(uuid, fields, now)
             if isinstance(fields, dict) and fields
             else None

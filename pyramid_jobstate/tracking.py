@@ -73,13 +73,15 @@ class RunningJob(threading.local):
 
     Attributes:
       job: The job that this worker thread runs, or None.
-      announced: The ids of messages whose records were made before they are sent.
+      announced: The ids of messages whose records were made, until they are sent.
       sending: The id of a message whose record was made, until it is sent.
     """
 
     job: Job | None = None
-    announced: frozenset[str] = frozenset()
     sending: str | None = None
+
+    def __init__(self) -> None:
+        self.announced: set[str] = set()
 
 
 class TrackedFunction:
@@ -150,10 +152,13 @@ class TrackedFunction:
         fields = {"status": "working", "started": now, "updated": now}
         return self.job_state_class(Record(message_id, start.fields() | fields), run)
 
-    def queued(self, message_id: str, start: Start) -> JobState:
+    def queued(self, message_id: str, start: Start, delay: float) -> JobState:
         """Return the JobState of a job that is being sent."""
-        now = str(int(time.time() * 1000))
+        time_ms = int(time.time() * 1000)
+        now = str(time_ms)
         fields = {"status": "queued", "queued": now, "updated": now, "attempt": "0"}
+        if delay > 0:
+            fields["due"] = str(time_ms + int(delay * 1000))
         return self.job_state_class(Record(message_id, start.fields() | fields))
 
     def params(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from pyramid.httpexceptions import HTTPForbidden, HTTPNotFound
@@ -20,6 +22,13 @@ if TYPE_CHECKING:
 
 #: The names of our views.
 VIEW_NAMES = ("", "cancel")
+
+#: The headers of every answer: no cache keeps it, and it is nothing but JSON.
+HEADERS = (
+    ("Content-Type", "application/json"),
+    ("Cache-Control", "private, no-cache"),
+    ("X-Content-Type-Options", "nosniff"),
+)
 
 #: Seconds after which to ask again when the store does not answer.
 RETRY_AFTER = 5
@@ -49,29 +58,32 @@ def cancel(context: JobState, request: Request) -> Response:
 
 def show_many(context: JobStates, request: Request) -> Response:
     """The states of the jobs that are asked for, or a page of a list."""
-    query = request.GET
+    try:
+        query = request.GET
+    except UnicodeDecodeError:
+        return bad_request("A parameter is no UTF-8.")
     if "uuid" in query:
         return show_batch(context, request, query.getall("uuid"))
+    limit = query.get("limit", "50")
+    if not re.fullmatch(r"[0-9]{1,9}", limit):
+        return bad_request(f"limit is no number: {limit!r}.")
+    if query.get("all", "1") != "1":
+        return bad_request(f"all can only be 1, not {query['all']!r}.")
+    owner = context.current_owner
     if "owner" in query or "all" in query:
         allowed = request.has_permission("list_jobs", context)
         if not allowed:
             raise HTTPForbidden(result=allowed)
-        owner = query.get("owner")
-    else:
-        owner = context.current_owner
-        if owner is None:
-            # Nobody: the jobs without an owner are not theirs.
-            return render_state(request, {"items": [], "cursor": None})
-    try:
-        limit = int(query.get("limit", 50))
-    except ValueError:
-        return bad_request(f"limit is no number: {query['limit']!r}.")
+        owner = parse_owner(query.get("owner"), owner)
+    elif owner is None:
+        # Nobody: the jobs without an owner are not theirs.
+        return render_state(request, {"items": [], "cursor": None})
     try:
         page = context.list(
             owner,
             kind=query.get("kind"),
             status=query.get("status"),
-            limit=limit,
+            limit=int(limit),
             cursor=query.get("cursor"),
         )
     except ValueError as e:
@@ -82,6 +94,16 @@ def show_many(context: JobStates, request: Request) -> Response:
         if request.has_permission("view_job", job_state)
     ]
     return render_state(request, {"items": items, "cursor": page.cursor})
+
+
+def parse_owner(text: str | None, example: object) -> str | float | None:
+    """Return the owner that a query names: a number where the application's owners are
+    numbers, as that of the request is.
+    """
+    if text is not None and isinstance(example, (int, float)):
+        with contextlib.suppress(ValueError):
+            return type(example)(text)
+    return text
 
 
 def show_batch(context: JobStates, request: Request, uuids: list[str]) -> Response:
@@ -123,25 +145,19 @@ def unavailable(exc: StoreUnavailable, request: Request) -> Response:
 
 def render_state(request: Request, value: dict[str, Any]) -> Response:
     """Return a response that is 304 for who has the same already."""
-    response = render(value)
-    etag = hashlib.sha1(response.body, usedforsecurity=False).hexdigest()
-    response.headerlist.append(("ETag", f'"{etag}"'))
+    body = json.dumps(value).encode()
+    etag = hashlib.sha1(body, usedforsecurity=False).hexdigest()
+    response = Response(
+        body=body, headerlist=[*HEADERS, ("ETag", f'"{etag}"')], status="200 OK"
+    )
     # Only then is it worth the look.
-    response.conditional_response = "If-None-Match" in request.headers
+    response.conditional_response = "HTTP_IF_NONE_MATCH" in request.environ
     return response
 
 
 def render(value: dict[str, Any], status: int = 200) -> Response:
-    """Return a response that no cache keeps and no browser takes for anything else."""
-    return Response(
-        body=json.dumps(value).encode(),
-        status=status,
-        headerlist=[
-            ("Content-Type", "application/json"),
-            ("Cache-Control", "private, no-cache"),
-            ("X-Content-Type-Options", "nosniff"),
-        ],
-    )
+    body = json.dumps(value).encode()
+    return Response(body=body, headerlist=list(HEADERS), status=status)
 
 
 class OursPredicate:

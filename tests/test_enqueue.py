@@ -54,7 +54,7 @@ def sent(client: redis.Redis) -> list[Message[Any]]:
     ids = client.lrange("dramatiq:default", 0, -1)
     return [
         Message.decode(client.hget("dramatiq:default.msgs", message_id))
-        for message_id in reversed(ids)
+        for message_id in ids
     ]
 
 

@@ -10,7 +10,12 @@ if old[1] == "success" or old[1] == "error" then
   return old[2] or ""
 end
 if old[1] == "waiting" and ARGV[3] == "sending" then
-  redis.call("HSET", key, "status", "sending", "updated", int(time()))
+  local now, delay = time(), tonumber(ARGV[2])
+  redis.call("HSET", key, "status", "sending", "updated", int(now))
+  if delay > 0 then
+    redis.call("HSET", key, "due", int(now + delay))
+  end
+  redis.call("PEXPIRE", key, int(ARGV[1] + delay))
   return 2
 end
 if old[1] then

@@ -1,0 +1,322 @@
+"""The README is true: its snippets run, and its names exist."""
+
+import ast
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import docutils.core
+import pytest
+
+import pyramid_jobstate
+from pyramid_jobstate import testing
+from pyramid_jobstate.config import NAMES, PREFIX
+from tests.support import wait_for
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.rst").read_text("utf-8")
+
+SECURITY = """
+from pyramid.authorization import ACLHelper, Everyone
+
+
+class SecurityPolicy:
+    def identity(self, request):
+        return request.environ.get("REMOTE_USER")
+
+    authenticated_userid = identity
+
+    def permits(self, request, context, permission):
+        principals = [Everyone, self.identity(request)]
+        return ACLHelper().permits(context, principals, permission)
+"""
+
+
+#: Serves the application, and a page with the script that polls by hand.
+SERVE = """
+import sys
+from wsgiref.simple_server import make_server
+from pyramid.response import Response
+import myapp.views
+from myapp import main
+from myapp.jobs import run_marathon
+
+
+def by_hand(request):
+    job_state = request.job_states.send(run_marathon, 26)
+    return Response(
+        '<script src="%s"></script><p class="miles" data-job-uuid="%s"></p>'
+        '<script src="/hand.js"></script>'
+        % (request.static_url("pyramid_jobstate:static/job-state.js"), job_state.uuid)
+    )
+
+
+def hand(request):
+    return Response(SCRIPT, content_type="text/javascript")
+
+
+def icon(request):
+    return Response(status=204)
+
+
+def includeme(config):
+    config.add_route("icon", "/favicon.ico")
+    config.add_view(icon, route_name="icon")
+    config.add_route("by_hand", "/by-hand")
+    config.add_view(by_hand, route_name="by_hand")
+    config.add_route("hand", "/hand.js")
+    config.add_view(hand, route_name="hand")
+
+
+SCRIPT = open("hand.js").read()
+app = main({}, **{"pyramid.includes": "serve"})
+
+
+def as_alice(environ, start_response):
+    return app({**environ, "REMOTE_USER": "alice"}, start_response)
+
+
+if __name__ == "__main__":
+    server = make_server("127.0.0.1", 0, as_alice)
+    print(server.server_port, flush=True)
+    server.serve_forever()
+"""
+
+
+def snippets(language: str) -> list[str]:
+    """Return the README's code blocks in a language."""
+    pattern = rf"^\.\. code-block:: {re.escape(language)}\n\n((?:(?:  .*)?\n)+)"
+    found = re.findall(pattern, README, re.MULTILINE)
+    return [textwrap.dedent(block).strip("\n") + "\n" for block in found]
+
+
+@pytest.fixture(scope="module")
+def myapp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The application that the README's files make, and a security policy."""
+    folder = tmp_path_factory.mktemp("readme")
+    files = {"myapp/security.py": SECURITY, "myapp/tests/__init__.py": ""}
+    for language in ("python", "html+jinja"):
+        for text in snippets(language):
+            if match := re.match(r"(?:#|<!--) (myapp/[\w/.]+)", text):
+                files[match[1]] = text
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, "utf-8")
+    return folder
+
+
+@pytest.fixture
+def environment(myapp: Path, redis_url: str) -> dict[str, str]:
+    path = os.pathsep.join([str(myapp), str(ROOT)])
+    return {**os.environ, "PYTHONPATH": path, "REDIS_URL": redis_url}
+
+
+def run(program: str, environment: dict[str, str], myapp: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        cwd=myapp,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def worker(environment: dict[str, str], myapp: Path) -> Iterator[None]:
+    command = [sys.executable, "-m", "dramatiq", "myapp.jobs", "-p", "1", "-t", "2"]
+    with subprocess.Popen(
+        command, env=environment, cwd=myapp, stdout=subprocess.DEVNULL, stderr=-3
+    ) as process:
+        yield
+        process.terminate()
+
+
+def test_readme_is_valid() -> None:
+    """The README renders without a warning, as PyPI would render it."""
+    text = re.sub(r"code-block:: html\+jinja", "code-block:: html", README)
+    docutils.core.publish_doctree(
+        text,
+        settings_overrides={
+            "halt_level": 2,
+            "report_level": 2,
+            "input_encoding": "unicode",
+        },
+    )
+
+
+def test_quick_start_runs(environment: Any, myapp: Path, worker: None) -> None:
+    """The application of the quick start sends a marathon, which a worker runs, and its
+    page has the element and the script.
+    """
+    program = """
+import re, time
+from myapp import main
+from webtest import TestApp
+app = TestApp(main({}), extra_environ={"REMOTE_USER": "alice"})
+page = app.get("/run").text
+url = re.search('<job-state src="([^"]+)"', page)[1]
+script = re.search('<script src="([^"]+)"', page)[1]
+assert "startPolling" in app.get(script).text
+deadline = time.monotonic() + 20
+while True:
+    state = app.get(url).json
+    if state["job_state"] == "success":
+        break
+    assert time.monotonic() < deadline, state
+    time.sleep(0.05)
+assert state["miles_run"] == 26 and state["job"]["params"] == {"miles": 26}
+app.get(url, extra_environ={"REMOTE_USER": "bob"}, status=403)
+"""
+    run(program, environment, myapp)
+
+
+def test_tests_of_the_readme_pass(environment: Any, myapp: Path) -> None:
+    """The tests that the README shows pass, in an application like the one it shows."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:valkey",
+            "myapp/tests/test_jobs.py",
+        ],
+        env=environment,
+        cwd=myapp,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "3 passed" in done.stdout
+
+
+def test_other_snippets_run(environment: Any, myapp: Path) -> None:
+    """Every other snippet in Python runs as it stands."""
+    others = [text for text in snippets("python") if "# myapp/" not in text]
+    assert len(others) >= 5
+    for text in others:
+        setup = "import os; redis_url = os.environ['REDIS_URL']\n"
+        setup += "from myapp.jobs import run_marathon\n"
+        run(setup + text, environment, myapp)
+
+
+def test_view_of_the_readme_sends(environment: Any, myapp: Path) -> None:
+    """The view that shows all ways of sending sends in all of them."""
+    (view,) = [text for text in snippets("python") if "send_immediately" in text]
+    program = (
+        "from myapp.jobs import run_marathon\n"
+        + view
+        + """
+from pyramid.config import Configurator
+from myapp.security import SecurityPolicy
+from webtest import TestApp
+settings = {"tm.manager_hook": "pyramid_tm.explicit_manager"}
+with Configurator(settings=settings) as config:
+    config.set_security_policy(SecurityPolicy())
+    config.include("pyramid_tm")
+    config.include("pyramid_jobstate")
+    config.add_route("all", "/all")
+    config.add_view(view, route_name="all", renderer="json")
+    app = TestApp(config.make_wsgi_app(), extra_environ={"REMOTE_USER": "alice"})
+app.get("/all")
+items = app.get("/job_state").json["items"]
+assert len(items) == 5, items
+assert {item["job"]["status"] for item in items} == {"queued"}
+"""
+    )
+    run(program, environment, myapp)
+
+
+def test_json_of_the_readme_has_the_names_that_there_are(redis_url: str) -> None:
+    """The state that the README shows has the very keys of a real one."""
+    from tests.jobs import RunMarathon
+    from tests.webapp import get, make_app, make_config
+
+    store = pyramid_jobstate.JobStore(redis_url)
+    progress = testing.Progress(12, 26, "miles")
+    job_state = testing.put_job(
+        store, RunMarathon, owner="alice", metrics={"miles_run": 12}, progress=progress
+    )
+    real = get(
+        make_app(make_config(redis_url)), f"/job_state/{job_state.uuid}", "alice"
+    )
+    (shown,) = map(json.loads, snippets("json"))
+    assert shown.keys() == real.json.keys()
+    assert shown["job"].keys() == real.json["job"].keys()
+    assert shown["job"]["progress"].keys() == real.json["job"]["progress"].keys()
+
+
+def test_settings_of_the_readme_are_those_that_there_are() -> None:
+    """Every setting is in the README, and every one there exists."""
+    table = README.partition("Settings\n---")[2]
+    assert set(re.findall(rf"^``{PREFIX}(\w+)``", table, re.MULTILINE)) == NAMES
+
+
+def test_names_of_the_readme_exist() -> None:
+    """Every method and attribute that the README names is one of a JobState, or of what
+    the package has.
+    """
+    members = {name for cls in (pyramid_jobstate.JobState,) for name in dir(cls)}
+    for module in ("", ".testing", ".resources", ".fixtures", ".record"):
+        members.update(dir(importlib.import_module(f"pyramid_jobstate{module}")))
+    members.update(dir(pyramid_jobstate.resources.JobStates))
+    members.update(["uuid"])
+    section = README.partition("What a job can say")[2].partition("States\n---")[0]
+    named = set(re.findall(r"``(?:job_state\.)?(\w+)(?:\([^`]*)?``", section))
+    named -= {"job_state", "True", "async"}
+    assert not {name for name in named if name not in members}
+
+
+def test_snippets_are_python() -> None:
+    """Every snippet in Python parses."""
+    for text in snippets("python"):
+        ast.parse(text)
+
+
+def test_script_of_the_readme_runs(
+    page: Any, console_errors: list[str], environment: Any, myapp: Path, worker: None
+) -> None:
+    """The page of the quick start and the script by hand show a marathon to its end, in
+    a browser.
+    """
+    (script,) = snippets("js")
+    (myapp / "serve.py").write_text(SERVE, "utf-8")
+    (myapp / "hand.js").write_text(script, "utf-8")
+    with subprocess.Popen(
+        [sys.executable, "serve.py"],
+        env=environment,
+        cwd=myapp,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as server:
+        try:
+            assert server.stdout is not None
+            address = f"http://127.0.0.1:{int(server.stdout.readline())}"
+            page.goto(f"{address}/by-hand")
+            page.wait_for_selector(".miles.done", timeout=20_000)
+            assert page.text_content(".miles") == "26"
+            page.goto(f"{address}/run")
+            wait_for(
+                lambda: (
+                    page.evaluate("document.querySelector('job-state').state")
+                    == "success"
+                ),
+                20,
+            )
+        finally:
+            server.kill()
+    assert console_errors == []

@@ -1,0 +1,1328 @@
+"""Sending with the transaction, in real requests, beside real databases."""
+
+import contextlib
+import datetime
+import logging
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dramatiq.broker
+import pytest
+import redis
+import sqlalchemy
+import transaction
+import ZODB.DB
+import ZODB.MappingStorage
+import zope.sqlalchemy
+from dramatiq import Broker, Message, actor, group, pipeline
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import Middleware
+from pyramid.config import Configurator
+from pyramid.request import Request
+from pyramid.response import Response
+from sqlalchemy.orm import Session
+from transaction.interfaces import NoTransaction, TransientError
+from webtest import TestApp
+
+from pyramid_jobstate import JobState, JobStateMiddleware, StoreUnavailable
+from pyramid_jobstate.embedded import EmbeddedServer
+from pyramid_jobstate.record import NOT_REACHED, NOT_SENT
+from pyramid_jobstate.store import FAIL_FAST
+from tests.jobs import messages
+from tests.webapp import (
+    NOWHERE,
+    get,
+    make_app,
+    make_broker,
+    make_config,
+    make_request,
+)
+
+EXPLICIT = {"tm.manager_hook": "pyramid_tm.explicit_manager"}
+
+
+@pytest.fixture
+def broker(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Broker:
+    """Dramatiq's global broker, with the actors run_marathon and sweep."""
+    broker = make_broker(redis_url)
+    monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
+    return broker
+
+
+@pytest.fixture
+def config(redis_url: str) -> Configurator:
+    """The configurator of an application with pyramid_tm, and nothing else yet."""
+    return make_site(redis_url)
+
+
+def make_site(redis_url: str, **settings: Any) -> Configurator:
+    config = make_config(redis_url, settings={**EXPLICIT, **settings})
+    config.include("pyramid_tm")
+    return config
+
+
+def visit(
+    config: Configurator, view: Callable[[Request], Any], user: str | None = "alice"
+) -> Any:
+    """Return the response to a request that a view answers."""
+
+    def answer(context: Any, request: Request) -> Any:
+        response = view(request)
+        return response if isinstance(response, Response) else Response(str(response))
+
+    config.add_view(answer, name="go")
+    app = make_app(config)
+    return get(app, "/go", user)
+
+
+def queued(client: redis.Redis, name: str = "default") -> list[Message[Any]]:
+    """Return the messages in the broker's queue, the oldest first."""
+    ids = client.lrange(f"dramatiq:{name}", 0, -1)
+    return [Message.decode(client.hget(f"dramatiq:{name}.msgs", i)) for i in ids]
+
+
+def only_job(client: redis.Redis) -> dict[str, str]:
+    """Return the only record that there is."""
+    (key,) = client.keys("jobstate:????????-*")
+    return {k.decode(): v.decode() for k, v in client.hgetall(key).items()}
+
+
+def load(config: Configurator, uuid: str) -> JobState:
+    job_state = make_request(config).job_states[uuid]
+    assert isinstance(job_state, JobState)
+    return job_state
+
+
+@contextlib.contextmanager
+def committing(config: Configurator, user: str | None = "alice") -> Iterator[Any]:
+    """Give the job_states of a request whose transaction commits."""
+    request = make_request(config, user)
+    request.tm.begin()
+    yield request.job_states
+    request.tm.commit()
+
+
+@pytest.fixture
+def job_states(config: Configurator) -> Any:
+    """The job_states of a request of Alice's, whose transaction has begun."""
+    make_app(config)
+    request = make_request(config, "alice")
+    request.tm.begin()
+    return request.job_states
+
+
+# Two databases.
+
+
+class SQLite:
+    """A file, which a session changes that zope.sqlalchemy commits."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path / "marathons.sqlite"
+        self.engine = sqlalchemy.create_engine(f"sqlite:///{self.path}")
+        sqlalchemy.event.listen(
+            self.engine, "connect", lambda c, _: c.execute("PRAGMA foreign_keys = ON")
+        )
+        with self.connect() as connection:
+            connection.execute("CREATE TABLE race (id INTEGER PRIMARY KEY)")
+            connection.execute(
+                "CREATE TABLE runner (race INTEGER REFERENCES race(id) "
+                "DEFERRABLE INITIALLY DEFERRED)"
+            )
+
+    @contextlib.contextmanager
+    def connect(self) -> Iterator[sqlite3.Connection]:
+        connection = sqlite3.connect(self.path)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    def session(self, request: Request) -> Session:
+        session = Session(self.engine)
+        zope.sqlalchemy.register(session, transaction_manager=request.tm)
+        request.add_finished_callback(lambda request: session.close())
+        return session
+
+    def write(self, request: Request) -> None:
+        session = self.session(request)
+        session.execute(sqlalchemy.text("INSERT INTO race DEFAULT VALUES"))
+        zope.sqlalchemy.mark_changed(session, transaction_manager=request.tm)
+
+    def count(self) -> int:
+        """Return how many rows somebody else sees."""
+        with self.connect() as connection:
+            return int(connection.execute("SELECT count(*) FROM race").fetchone()[0])
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+class Zodb:
+    """An object database in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.db = ZODB.DB(ZODB.MappingStorage.MappingStorage())
+
+    def write(self, request: Request) -> None:
+        connection = self.db.open(request.tm)
+        request.add_finished_callback(lambda request: connection.close())
+        root = connection.root()
+        root["races"] = root.get("races", 0) + 1
+
+    def count(self) -> int:
+        manager = transaction.TransactionManager()
+        with contextlib.closing(self.db.open(manager)) as connection:
+            count = connection.root().get("races", 0)
+            manager.abort()
+        return int(count)
+
+    def close(self) -> None:
+        self.db.close()
+
+
+@pytest.fixture(params=[SQLite, Zodb])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    with contextlib.closing(request.param(tmp_path)) as database:
+        yield database
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Iterator[SQLite]:
+    with contextlib.closing(SQLite(tmp_path)) as database:
+        yield database
+
+
+class Manager:
+    """A data manager of somebody else's, that fails, or worse, in one phase."""
+
+    transaction_manager = None
+
+    def __init__(self, key: str, phase: str, what: Callable[[], Any]) -> None:
+        self.key = key
+        setattr(self, phase, lambda transaction: what())
+
+    def sortKey(self) -> str:  # noqa: N802, the interface's name
+        return self.key
+
+    def nothing(self, transaction: Any) -> None:
+        pass
+
+    abort = tpc_begin = commit = tpc_vote = tpc_finish = tpc_abort = nothing
+
+
+def fail(error: type[Exception] = ZeroDivisionError) -> None:
+    raise error("The database is full.")
+
+
+# Commit and abort.
+
+
+def test_commit_sends_when_the_database_is_durable(
+    config: Configurator, broker: Broker, client: redis.Redis, database: Any
+) -> None:
+    """The message leaves once others see what the request wrote, under the uuid that
+    the view was given, of which there was nothing before.
+    """
+
+    class Watch(Middleware):
+        def before_enqueue(self, broker: Broker, message: Any, delay: Any) -> None:
+            moments.append((database.count(), only_job(client)["status"]))
+
+    def view(request: Request) -> str:
+        database.write(request)
+        job_state = request.job_states.send(broker.get_actor("run_marathon"), 26)
+        assert client.keys() == []
+        assert job_state.status == "queued" and job_state.owner == "alice"
+        return str(job_state.uuid)
+
+    moments: list[Any] = []
+    broker.add_middleware(Watch())
+
+    response = visit(config, view)
+
+    (message,) = queued(client)
+    assert message.message_id == response.text
+    assert message.args == (26,)
+    assert moments == [(1, "sending")]
+    job_state = load(config, response.text)
+    assert (job_state.status, job_state.owner) == ("queued", "alice")
+    assert make_request(config).job_states.list("alice").items[0].uuid == response.text
+
+
+def send_and_raise(request: Request, run_marathon: Any) -> None:
+    request.job_states.send(run_marathon, 26)
+    raise ZeroDivisionError
+
+
+def send_and_doom(request: Request, run_marathon: Any) -> None:
+    request.job_states.send(run_marathon, 26)
+    request.tm.doom()
+    request.job_states.send(run_marathon, 27)
+
+
+def send_and_abort(request: Request, run_marathon: Any) -> None:
+    request.job_states.send(run_marathon, 26)
+    request.tm.abort()
+    request.tm.begin()
+
+
+@pytest.mark.parametrize("how", [send_and_raise, send_and_doom, send_and_abort])
+def test_abort_leaves_nothing(
+    config: Configurator,
+    broker: Broker,
+    client: redis.Redis,
+    database: Any,
+    how: Callable[..., Any],
+) -> None:
+    """A request whose transaction is aborted, in whatever way, sends nothing."""
+
+    def view(request: Request) -> None:
+        database.write(request)
+        how(request, broker.get_actor("run_marathon"))
+
+    raises = pytest.raises(ZeroDivisionError) if how is send_and_raise else None
+    with raises or contextlib.nullcontext():
+        visit(config, view)
+
+    assert client.keys() == []
+    assert database.count() == 0
+
+
+def test_exception_view_leaves_nothing(
+    config: Configurator, broker: Broker, client: redis.Redis
+) -> None:
+    """Nor does one whose error an exception view answers, nor what that view sends."""
+
+    def apologize(exc: Exception, request: Request) -> Response:
+        request.job_states.send(broker.get_actor("run_marathon"), 1)
+        return Response("Sorry")
+
+    config.add_exception_view(apologize, context=ZeroDivisionError)
+
+    response = visit(
+        config, lambda r: send_and_raise(r, broker.get_actor("run_marathon"))
+    )
+
+    assert response.text == "Sorry"
+    assert client.keys() == []
+
+
+def test_exception_view_sends_if_its_transaction_commits(
+    redis_url: str, broker: Broker, client: redis.Redis
+) -> None:
+    """With a commit veto that lets an exception view's response through, all that was
+    sent leaves, as all that was written stays.
+    """
+    config = make_site(
+        redis_url, **{"tm.commit_veto": "pyramid_tm.default_commit_veto"}
+    )
+    run_marathon = broker.get_actor("run_marathon")
+
+    def apologize(exc: Exception, request: Request) -> Response:
+        request.job_states.send(run_marathon, 1)
+        return Response("Sorry")
+
+    config.add_exception_view(apologize, context=ZeroDivisionError)
+    visit(config, lambda r: send_and_raise(r, run_marathon))
+
+    assert [m.args for m in queued(client)] == [(26,), (1,)]
+
+
+@pytest.mark.parametrize(("status", "sent"), [(409, 0), (500, 0), (200, 1), (303, 1)])
+def test_commit_veto_leaves_nothing(
+    redis_url: str, broker: Broker, client: redis.Redis, status: int, sent: int
+) -> None:
+    """A response that the application's veto refuses sends nothing."""
+    config = make_site(
+        redis_url, **{"tm.commit_veto": "pyramid_tm.default_commit_veto"}
+    )
+
+    def view(request: Request) -> Response:
+        request.job_states.send(broker.get_actor("run_marathon"), 26)
+        return Response(status=status)
+
+    assert visit(config, view).status_code == status
+
+    assert len(queued(client)) == sent
+    assert len(client.keys("jobstate:*-*")) == sent
+
+
+def test_retried_request_sends_once(
+    config: Configurator, broker: Broker, client: redis.Redis, database: Any
+) -> None:
+    """Of the attempts of pyramid_retry only the last one's job is sent."""
+    uuids = []
+
+    def view(request: Request) -> str:
+        database.write(request)
+        job_state = request.job_states.send(broker.get_actor("run_marathon"), 26)
+        uuids.append(job_state.uuid)
+        if len(uuids) < 3:
+            raise TransientError
+        return str(job_state.uuid)
+
+    config.include("pyramid_retry")
+    response = visit(config, view)
+
+    assert len(set(uuids)) == 3
+    assert [m.message_id for m in queued(client)] == [response.text] == uuids[2:]
+    assert only_job(client)["status"] == "queued"
+    assert database.count() == 1
+
+
+def test_commit_that_is_retried_sends_once(
+    config: Configurator, broker: Broker, client: redis.Redis
+) -> None:
+    """A conflict that shows only at the commit, after the records were written, takes
+    them back before the next attempt.
+    """
+    left = ["tpc_vote", "commit"]
+
+    def view(request: Request) -> None:
+        request.job_states.send(broker.get_actor("run_marathon"), 26)
+        if left:
+            manager = Manager("~~~", left.pop(), lambda: fail(TransientError))
+            request.tm.get().join(manager)
+
+    config.include("pyramid_retry")
+    visit(config, view)
+
+    assert left == []
+    assert len(queued(client)) == 1
+    assert only_job(client)["status"] == "queued"
+    assert client.zcard("jobstate:active:all") == 1
+
+
+# Others' trouble.
+
+
+@pytest.mark.parametrize("key", ["a", "~~~"])
+@pytest.mark.parametrize("phase", ["tpc_begin", "commit", "tpc_vote"])
+def test_manager_that_fails_leaves_nothing(
+    config: Configurator,
+    broker: Broker,
+    client: redis.Redis,
+    database: Any,
+    phase: str,
+    key: str,
+) -> None:
+    """If another data manager fails, before ours or after, no record stays, no entry of
+    an index, and nothing was sent.
+    """
+
+    def view(request: Request) -> None:
+        database.write(request)
+        request.job_states.send(broker.get_actor("run_marathon"), 26)
+        request.tm.get().join(Manager(key, phase, fail))
+
+    with pytest.raises(ZeroDivisionError):
+        visit(config, view)
+
+    assert client.keys() == []
+    # A database of one phase has committed by the last vote.
+    is_late = (phase, key) == ("tpc_vote", "~~~")
+    assert database.count() == (is_late and isinstance(database, SQLite))
+
+
+def test_database_that_refuses_at_its_commit_leaves_nothing(
+    config: Configurator, broker: Broker, client: redis.Redis, sqlite: SQLite
+) -> None:
+    """A database that knows one phase only fails in its vote, when the record is
+    written: that is taken back.
+    """
+    records = []
+
+    def view(request: Request) -> None:
+        session = sqlite.session(request)
+        session.execute(sqlalchemy.text("INSERT INTO runner VALUES (42)"))
+        zope.sqlalchemy.mark_changed(session, transaction_manager=request.tm)
+        request.job_states.send(broker.get_actor("run_marathon"), 26)
+        note = Manager("a", "tpc_vote", lambda: records.append(only_job(client)))
+        request.tm.get().join(note)
+
+    with pytest.raises(sqlalchemy.exc.IntegrityError):
+        visit(config, view)
+
+    assert len(records) == 1
+    assert client.keys() == []
+
+
+def test_abort_after_the_end_takes_nothing_back(
+    config: Configurator, broker: Broker, client: redis.Redis
+) -> None:
+    """A manager that fails after ours has finished changes nothing for the job."""
+
+    def view(request: Request) -> None:
+        request.job_states.send(broker.get_actor("run_marathon"), 26)
+        request.tm.get().join(Manager("~~~", "tpc_finish", fail))
+
+    with pytest.raises(ZeroDivisionError):
+        visit(config, view)
+
+    assert len(queued(client)) == 1
+    assert only_job(client)["status"] == "queued"
+
+
+def test_manager_that_fails_to_finish_before_ours_keeps_the_message(
+    config: Configurator, broker: Broker, client: redis.Redis
+) -> None:
+    """Where a manager breaks its promise to finish, the request has failed and nothing
+    is sent for it.
+    """
+
+    def view(request: Request) -> None:
+        request.job_states.send(broker.get_actor("run_marathon"), 26)
+        request.tm.get().join(Manager("a", "tpc_finish", fail))
+
+    with pytest.raises(ZeroDivisionError):
+        visit(config, view)
+
+    assert client.keys() == []
+
+
+def test_store_that_is_away_vetoes_the_commit(
+    server: EmbeddedServer, redis_url: str, client: redis.Redis, database: Any
+) -> None:
+    """Nothing is committed of which a job would be a part that nobody could follow."""
+    broker = make_broker(redis_url, JobStateMiddleware(url=server.url))
+
+    def view(request: Request) -> None:
+        database.write(request)
+        request.job_states.send(broker.get_actor("run_marathon"), 26)
+        server.stop()
+
+    with pytest.raises(StoreUnavailable, match="does not answer"):
+        visit(make_site(server.url), view)
+
+    assert database.count() == 0
+    assert client.keys() == []
+
+
+def test_store_that_goes_away_before_an_abort_is_only_logged(
+    server: EmbeddedServer, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If the record cannot be taken back, the request's own error stands, and the job
+    will read stalled.
+    """
+    broker = make_broker(redis_url, JobStateMiddleware(url=server.url))
+
+    def stop() -> None:
+        server.stop()
+        fail()
+
+    def view(request: Request) -> None:
+        request.job_states.send(broker.get_actor("run_marathon"), 26)
+        request.tm.get().join(Manager("~~~", "tpc_vote", stop))
+
+    with pytest.raises(ZeroDivisionError):
+        visit(make_site(server.url), view)
+
+    (line,) = messages(caplog, "pyramid_jobstate")
+    assert "stalled" in line and "RunMarathon" in line
+
+
+def broker_that_is_away(redis_url: str) -> RedisBroker:
+    """Return a broker without a server, whose states are kept all the same."""
+    away = redis.Redis.from_url(NOWHERE, **FAIL_FAST)
+    broker = RedisBroker(client=away)
+    broker.add_middleware(JobStateMiddleware(url=redis_url))
+
+    @actor(broker=broker, job_state=True)
+    def run_marathon(*miles: Any) -> None:
+        pass
+
+    return broker
+
+
+def test_broker_that_is_away_marks_the_job(
+    config: Configurator,
+    redis_url: str,
+    database: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What was committed is: the user gets an answer, and sees that the job failed."""
+    broker = broker_that_is_away(redis_url)
+
+    def view(request: Request) -> str:
+        database.write(request)
+        return str(request.job_states.send(broker.get_actor("run_marathon"), 26).uuid)
+
+    response = visit(config, view)
+
+    assert response.status_code == 200
+    assert database.count() == 1
+    job_state = load(config, response.text)
+    assert (job_state.status, job_state.error) == ("error", NOT_SENT)
+    shown = job_state.__json__(make_request(config, "alice"))["job"]
+    assert shown["error"] == {"message": "The job could not be sent."}
+    (line,) = messages(caplog, "pyramid_jobstate", logging.ERROR)
+    assert response.text in line
+
+
+def test_broker_and_store_that_are_away_raise_nothing(
+    server: EmbeddedServer, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does it fail if the store goes away with the broker: the job will read
+    stalled.
+    """
+    broker = broker_that_is_away(server.url)
+
+    def view(request: Request) -> None:
+        request.job_states.send(broker.get_actor("run_marathon"), 26)
+        request.tm.get().join(Manager("a", "tpc_finish", server.stop))
+
+    assert visit(make_site(server.url), view).status_code == 200
+
+    lines = messages(caplog, "pyramid_jobstate")
+    assert len(lines) == 2 and "stalled" in lines[1]
+
+
+def test_one_message_that_is_refused_does_not_stop_the_next(
+    config: Configurator, redis_url: str, broker: Broker, client: redis.Redis
+) -> None:
+    """Each message of a transaction is sent by itself."""
+    away = broker_that_is_away(redis_url)
+
+    def view(request: Request) -> None:
+        request.job_states.send(away.get_actor("run_marathon"), 1)
+        request.job_states.send(broker.get_actor("run_marathon"), 2)
+
+    visit(config, view)
+
+    assert [m.args for m in queued(client)] == [(2,)]
+
+
+def crash_between_commit_and_departure(redis_url: str) -> None:
+    """What the child process of the next test does."""
+    broker = make_broker(redis_url)
+    config = make_site(redis_url)
+    make_app(config)
+    with committing(config) as job_states:
+        job_states.send(broker.get_actor("run_marathon"), 26)
+        exit_now = Manager("~~", "tpc_finish", lambda: os._exit(7))
+        job_states.request.tm.get().join(exit_now)
+
+
+def test_crash_between_commit_and_departure_reads_stalled(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """A process that dies with the message in its hands leaves a job that reads stalled
+    after a while, rather than queued for ever.
+    """
+    code = (
+        f"from {__name__} import {crash_between_commit_and_departure.__name__} as crash"
+    )
+    done = subprocess.run([sys.executable, "-c", f"{code}; crash({redis_url!r})"])
+    assert done.returncode == 7
+
+    assert queued(client) == []
+    (key,) = client.keys("jobstate:????????-*")
+    config = make_config(redis_url, settings={"jobstate.stalled_after": "10s"})
+    make_app(config)
+    uuid = key.decode().removeprefix("jobstate:")
+    assert load(config, uuid).status == "queued"
+    client.hset(key, "updated", int(time.time() * 1000) - 11_000)
+    assert load(config, uuid).status == "stalled"
+
+
+# Savepoints.
+
+
+def test_savepoint_takes_back_what_was_sent_since(
+    config: Configurator, broker: Broker, client: redis.Redis, tmp_path: Path
+) -> None:
+    """A savepoint that is rolled back takes its jobs with it, but not those before."""
+    run_marathon = broker.get_actor("run_marathon")
+
+    def view(request: Request) -> None:
+        database.write(request)
+        request.job_states.send(run_marathon, 1)
+        first = request.tm.savepoint()
+        request.job_states.send(run_marathon, 2)
+        request.tm.savepoint()
+        request.job_states.send(run_marathon, 3)
+        first.rollback()
+        request.job_states.send(run_marathon, 4)
+        second = request.tm.savepoint()
+        request.job_states.send(run_marathon, 5)
+        second.rollback()
+
+    with contextlib.closing(Zodb(tmp_path)) as database:
+        visit(config, view)
+
+    assert [m.args for m in queued(client)] == [(1,), (4,)]
+    assert len(client.keys("jobstate:????????-*")) == 2
+
+
+# What the view gives.
+
+
+def test_arguments_that_are_no_json_fail_in_the_view(
+    config: Configurator, broker: Broker, client: redis.Redis
+) -> None:
+    """The view's own line raises, and the transaction can go on without."""
+
+    def view(request: Request) -> str:
+        for arguments in [object()], [{1, 2}], [b"x"]:
+            with pytest.raises(TypeError, match=r"run_marathon.* cannot be encoded"):
+                request.job_states.send(broker.get_actor("run_marathon"), arguments)
+        return "caught"
+
+    assert visit(config, view).text == "caught"
+    assert client.keys() == []
+
+
+def test_arguments_are_those_of_the_call(
+    config: Configurator, broker: Broker, client: redis.Redis
+) -> None:
+    """What the view does with a list after it has sent it does not matter."""
+
+    def view(request: Request) -> str:
+        miles, shoes = [1, 2], {"left": "red"}
+        run_marathon = broker.get_actor("run_marathon")
+        job_state = request.job_states.send(run_marathon, miles, shoes=shoes)
+        miles.append(3)
+        shoes.clear()
+        assert job_state.job_params == {"miles": [1, 2], "shoes": {"left": "red"}}
+        return str(job_state.uuid)
+
+    response = visit(config, view)
+
+    (message,) = queued(client)
+    assert message.args == ([1, 2],)
+    assert message.kwargs == {"shoes": {"left": "red"}}
+    params = {"miles": [1, 2], "shoes": {"left": "red"}}
+    assert load(config, response.text).job_params == params
+
+
+@pytest.mark.parametrize(
+    ("options", "owner"),
+    [
+        ({}, "alice"),
+        ({"owner": "bob"}, "bob"),
+        ({"owner": 7}, 7),
+        ({"owner": None}, None),
+        ({"job_owner": "carol"}, "carol"),
+        ({"job_owner": None}, None),
+    ],
+)
+def test_owner_is_the_sender_unless_another_is_named(
+    config: Configurator,
+    broker: Broker,
+    client: redis.Redis,
+    options: dict[str, Any],
+    owner: object,
+) -> None:
+    """A job belongs to whom the view names, or to whoever made the request; nobody is
+    one to name.
+    """
+
+    def view(request: Request) -> str:
+        run_marathon = broker.get_actor("run_marathon")
+        job_state = request.job_states.send_with_options(run_marathon, (1,), **options)
+        assert job_state.owner == owner
+        return str(job_state.uuid)
+
+    uuid = visit(config, view).text
+
+    (message,) = queued(client)
+    assert message.options.get("job_owner") == owner
+    assert load(config, uuid).owner == owner
+
+
+def test_owner_must_be_a_principal(job_states: Any, broker: Broker) -> None:
+    """An owner that JSON would change is refused in the call."""
+    with pytest.raises(TypeError, match="a string or a number"):
+        job_states.send_with_options(
+            broker.get_actor("run_marathon"), (1,), owner=("alice", 1)
+        )
+
+
+@pytest.mark.parametrize("delay", [60_000, datetime.timedelta(minutes=1)])
+def test_delay_counts_from_the_commit(
+    config: Configurator, broker: Broker, client: redis.Redis, delay: Any
+) -> None:
+    """A delayed job is due that long after it was recorded, and its message, too."""
+
+    def view(request: Request) -> str:
+        job_state = request.job_states.send_with_options(
+            broker.get_actor("run_marathon"), (26,), delay=delay
+        )
+        assert job_state.due_at - job_state.queued_at == datetime.timedelta(minutes=1)
+        time.sleep(0.02)
+        sent.append(job_state)
+        return str(job_state.uuid)
+
+    sent: list[JobState] = []
+    job_state = load(config, visit(config, view).text)
+
+    assert job_state.due_at and job_state.queued_at
+    assert job_state.due_at - job_state.queued_at == datetime.timedelta(minutes=1)
+    assert sent[0].queued_at and job_state.queued_at > sent[0].queued_at
+    assert job_state.status == "queued"
+    (message,) = queued(client, "default.DQ")
+    eta = message.options["eta"] / 1000
+    assert 0 <= eta - job_state.due_at.timestamp() < 5
+
+
+def test_options_travel_with_the_message(
+    job_states: Any, broker: Broker, client: redis.Redis
+) -> None:
+    """Further options are the message's own."""
+    job_states.send_with_options(
+        broker.get_actor("run_marathon"),
+        kwargs={"miles": 26},
+        max_retries=5,
+        on_failure="sweep",
+    )
+    job_states.request.tm.commit()
+
+    (message,) = queued(client)
+    assert message.kwargs == {"miles": 26}
+    assert message.options["max_retries"] == 5
+    assert message.options["on_failure"] == "sweep"
+
+
+def test_messages_leave_in_their_order(
+    job_states: Any, broker: Broker, client: redis.Redis
+) -> None:
+    """Several messages of a transaction leave in the order in which they were sent."""
+    for miles in range(12):
+        job_states.send(broker.get_actor("run_marathon"), miles)
+    job_states.request.tm.commit()
+
+    assert [m.args for m in queued(client)] == [(miles,) for miles in range(12)]
+    assert len(job_states.list("alice").items) == 12
+
+
+# Where nobody would commit.
+
+
+def send(request: Request, broker: Broker) -> JobState:
+    job_state = request.job_states.send(broker.get_actor("run_marathon"), 26)
+    assert isinstance(job_state, JobState)
+    return job_state
+
+
+def inactive(request: Request) -> bool:
+    """A tm.activate_hook that wants no transaction."""
+    return False
+
+
+def test_implicit_manager_without_the_tween_is_refused(
+    redis_url: str, broker: Broker, client: redis.Redis
+) -> None:
+    """A transaction that nobody will commit is not joined, so that nothing is sent in
+    the next one either.
+    """
+    settings = {"tm.activate_hook": f"{__name__}.inactive"}
+    config = make_config(redis_url, settings=settings)
+    config.include("pyramid_tm")
+
+    with pytest.raises(RuntimeError, match=r"not manage.*send_immediately"):
+        visit(config, lambda request: send(request, broker))
+
+    transaction.commit()
+    assert client.keys() == []
+
+
+def test_explicit_manager_without_the_tween_says_no_transaction(
+    redis_url: str, broker: Broker
+) -> None:
+    """An explicit manager that has not begun says so itself."""
+    config = make_site(redis_url, **{"tm.activate_hook": f"{__name__}.inactive"})
+
+    with pytest.raises(NoTransaction):
+        visit(config, lambda request: send(request, broker))
+
+
+def test_without_pyramid_tm_send_names_the_other_way(
+    redis_url: str, broker: Broker, client: redis.Redis
+) -> None:
+    """Without a request.tm the error says what to do."""
+    config = make_config(redis_url)
+
+    with pytest.raises(RuntimeError, match=r"pyramid_tm.*send_immediately"):
+        visit(config, lambda request: send(request, broker))
+
+    assert client.keys() == []
+
+
+def test_send_after_the_end_of_the_transaction_is_refused(
+    config: Configurator, broker: Broker, client: redis.Redis
+) -> None:
+    """When the tween has finished, there is no transaction to send with."""
+
+    def view(request: Request) -> None:
+        request.add_finished_callback(finish)
+
+    def finish(request: Request) -> None:
+        with pytest.raises(NoTransaction):
+            send(request, broker)
+        finished.append(request)
+
+    finished: list[Request] = []
+    visit(config, view)
+
+    assert finished
+    assert client.keys() == []
+
+
+def test_implicit_manager_under_the_tween_sends(
+    redis_url: str, broker: Broker, client: redis.Redis
+) -> None:
+    """pyramid_tm's default manager will do where its tween is active."""
+    config = make_config(redis_url)
+    config.include("pyramid_tm")
+
+    visit(config, lambda request: send(request, broker))
+
+    assert len(queued(client)) == 1
+
+
+def test_explicit_manager_by_hand_sends(
+    job_states: Any, broker: Broker, client: redis.Redis
+) -> None:
+    """In a script, or a test, whoever begins a transaction commits it."""
+    send(job_states.request, broker)
+    assert queued(client) == []
+
+    job_states.request.tm.commit()
+
+    assert len(queued(client)) == 1
+
+
+def test_transaction_of_repoze_tm_sends(
+    redis_url: str, broker: Broker, client: redis.Redis
+) -> None:
+    """Where a WSGI middleware manages the transaction, the message leaves when that
+    commits.
+    """
+    config = make_config(redis_url)
+    config.include("pyramid_tm")
+    config.add_view(lambda c, r: Response(send(r, broker).uuid), name="go")
+    app = make_app(config)
+
+    def middleware(environ: Any, start_response: Any) -> Any:
+        with transaction.manager:
+            environ["repoze.tm.active"] = True
+            response = app.app(environ, start_response)
+            assert queued(client) == []
+        return response
+
+    uuid = TestApp(middleware).get("/go").text
+
+    assert [m.message_id for m in queued(client)] == [uuid]
+
+
+# At once.
+
+
+def test_send_immediately_does_not_wait_for_the_transaction(
+    config: Configurator, broker: Broker, client: redis.Redis
+) -> None:
+    """What is sent at once is, whatever becomes of the transaction."""
+
+    def view(request: Request) -> None:
+        job_states = request.job_states
+        job_states.send_immediately(broker.get_actor("run_marathon"), 26)
+        assert len(queued(client)) == 1
+        assert only_job(client)["status"] == "queued"
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        visit(config, view)
+
+    assert only_job(client)["status"] == "queued"
+
+
+@pytest.mark.parametrize("form", ["actor", "message", "pipeline", "group"])
+def test_send_immediately_that_the_broker_refuses_leaves_nothing(
+    job_states: Any, redis_url: str, client: redis.Redis, form: str
+) -> None:
+    """The caller gets the broker's error, and no record stays behind."""
+    broker = broker_that_is_away(redis_url)
+    run_marathon = broker.get_actor("run_marathon")
+    forms: dict[str, Any] = {
+        "actor": run_marathon,
+        "message": run_marathon.message(1),
+        "pipeline": pipeline(
+            [run_marathon.message(i) for i in range(3)], broker=broker
+        ),
+        "group": group([run_marathon.message(i) for i in range(3)], broker=broker),
+    }
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
+        with pytest.raises(redis.ConnectionError):
+            job_states.send_immediately(forms[form])
+
+    assert client.keys() == []
+
+
+def test_send_immediately_reports_the_brokers_error_before_the_stores(
+    server: EmbeddedServer, redis_url: str
+) -> None:
+    """If the record cannot be taken back, the broker's error is still what is raised."""
+
+    class Stop(Middleware):
+        def before_enqueue(self, broker: Broker, message: Any, delay: Any) -> None:
+            server.stop()
+
+    broker = broker_that_is_away(server.url)
+    broker.add_middleware(Stop())
+    config = make_site(server.url)
+    make_app(config)
+
+    with pytest.raises(redis.ConnectionError):
+        make_request(config).job_states.send_immediately(
+            broker.get_actor("run_marathon")
+        )
+
+
+# Messages, pipelines and groups.
+
+
+def test_message_keeps_its_id(
+    job_states: Any, broker: Broker, client: redis.Redis
+) -> None:
+    """A message that was made before is sent as it is."""
+    message = broker.get_actor("run_marathon").message(26)
+
+    job_state = job_states.send_message(message, owner="bob")
+    job_states.request.tm.commit()
+
+    assert job_state.uuid == message.message_id
+    assert job_state.owner == "bob"
+    assert [m.message_id for m in queued(client)] == [message.message_id]
+    assert "job_owner" not in message.options
+
+
+def test_message_of_its_own_delay_is_delayed(
+    job_states: Any, broker: Broker, client: redis.Redis
+) -> None:
+    """A message that says its delay is due after it, as the first step of a pipeline."""
+    run_marathon = broker.get_actor("run_marathon")
+    message = run_marathon.message_with_options(args=(26,), delay=60_000)
+
+    uuid = job_states.send_message(message).uuid
+    job_states.request.tm.commit()
+
+    assert [m.message_id for m in queued(client, "default.DQ")] == [uuid]
+    job_state = job_states[uuid]
+    assert job_state.due_at - job_state.queued_at == datetime.timedelta(minutes=1)
+
+
+def test_message_keeps_what_it_leads_to(
+    job_states: Any, broker: Broker, client: redis.Redis
+) -> None:
+    """A message that was taken out of a pipeline still leads to the next."""
+    run_marathon = broker.get_actor("run_marathon")
+    steps = pipeline([run_marathon.message(1), run_marathon.message(2)])
+
+    job_states.send_message(steps.messages[0])
+    job_states.request.tm.commit()
+
+    (message,) = queued(client)
+    assert message.options["pipe_target"]["message_id"] == steps.messages[1].message_id
+
+
+@pytest.mark.parametrize("what", [None, "run_marathon", print, JobState])
+def test_what_is_no_message_is_refused(
+    job_states: Any, broker: Broker, what: Any
+) -> None:
+    """Only what Dramatiq can send is sent."""
+    with pytest.raises(TypeError, match="Only messages, pipelines and groups"):
+        job_states.send_message(what)
+
+
+def test_message_without_a_broker_is_refused(
+    job_states: Any, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a global broker there is none to send a message through."""
+    message = broker.get_actor("run_marathon").message(1)
+    monkeypatch.setattr(dramatiq.broker, "global_broker", None)
+
+    with pytest.raises(TypeError, match=r"dramatiq\.set_broker"):
+        job_states.send_message(message)
+
+    assert dramatiq.broker.global_broker is None
+
+
+def test_pipeline_has_all_its_records_from_the_start(
+    job_states: Any, broker: Broker, client: redis.Redis
+) -> None:
+    """Each step has its record, owner and id; the first message leads to the others."""
+    run_marathon = broker.get_actor("run_marathon")
+    what = pipeline([run_marathon.message(i) for i in range(3)])
+    ids = [m.message_id for m in what.messages]
+    before = what.messages[0].asdict()
+
+    sent = job_states.send_message(what)
+    job_states.request.tm.commit()
+
+    assert [job_state.uuid for job_state in sent] == ids
+    assert what.messages[0].asdict() == before
+    (message,) = queued(client)
+    for i, uuid in enumerate(ids):
+        assert message.message_id == uuid
+        assert message.options["job_owner"] == "alice"
+        job_state = job_states[uuid]
+        assert (job_state.status, job_state.owner) == ("queued", "alice")
+        assert job_state.job_params == {"miles": i}
+        if i < 2:
+            message = Message(**message.options["pipe_target"])
+    assert "pipe_target" not in message.options
+    assert {j.uuid for j in job_states.list("alice").items} == set(ids)
+
+
+def test_steps_that_wait_for_their_turn_never_stall(
+    redis_url: str, broker: Broker, client: redis.Redis
+) -> None:
+    """However long the first step takes, the later ones are queued."""
+    config = make_site(redis_url, **{"jobstate.stalled_after": "0.01"})
+    make_app(config)
+    run_marathon = broker.get_actor("run_marathon")
+    with committing(config) as job_states:
+        sent = job_states.send_message(
+            run_marathon.message(1) | run_marathon.message(2)
+        )
+    for job_state in sent:
+        client.hset(f"jobstate:{job_state.uuid}", mapping={"updated": 1, "queued": 1})
+
+    assert [load(config, job_state.uuid).status for job_state in sent] == ["queued"] * 2
+
+
+def test_delay_of_a_pipeline_is_that_of_its_first_step(
+    job_states: Any, broker: Broker, client: redis.Redis
+) -> None:
+    """A pipeline is delayed as Dramatiq delays it: by what its first message says. That
+    of a later step counts from its turn.
+    """
+    run_marathon = broker.get_actor("run_marathon")
+    first = run_marathon.message_with_options(args=(1,), delay=60_000)
+    second = run_marathon.message_with_options(args=(2,), delay=30_000)
+
+    sent = job_states.send_message(first | second)
+    job_states.request.tm.commit()
+
+    assert sent[0].due_at - sent[0].queued_at == datetime.timedelta(minutes=1)
+    one, two = (job_states[job_state.uuid] for job_state in sent)
+    assert one.due_at - one.queued_at == datetime.timedelta(minutes=1)
+    assert two.due_at is None
+    assert [m.message_id for m in queued(client, "default.DQ")] == [one.uuid]
+    # What Dramatiq does when the first step has succeeded.
+    broker.enqueue(
+        Message(**queued(client, "default.DQ")[0].options["pipe_target"]), delay=30_000
+    )
+    two = job_states[two.uuid]
+    assert two.status == "queued"
+    assert two.due_at - two.updated_at == datetime.timedelta(seconds=30)
+    assert client.pttl(f"jobstate:{two.uuid}") > (8 * 24 * 3600 + 29) * 1000
+
+
+def test_empty_pipeline_is_refused(
+    job_states: Any, broker: Broker, client: redis.Redis
+) -> None:
+    """A pipeline that could not be sent at the commit is refused in the call."""
+    for what in pipeline([]), group([pipeline([])]):
+        with pytest.raises(ValueError, match="pipeline without messages"):
+            job_states.send_message(what)
+
+    job_states.request.tm.commit()
+    assert client.keys() == []
+
+
+def test_untracked_member_is_refused(
+    job_states: Any, broker: Broker, client: redis.Redis
+) -> None:
+    """A pipeline or group has no member that nobody could follow."""
+    members = [
+        broker.get_actor("run_marathon").message(1),
+        broker.get_actor("sweep").message(),
+    ]
+
+    for what in pipeline(members), group(members), group([pipeline(members)]):
+        with pytest.raises(TypeError, match="'sweep' is not tracked"):
+            job_states.send_message(what)
+
+    job_states.request.tm.commit()
+    assert client.keys() == []
+
+
+def test_group_has_all_its_records(
+    job_states: Any, broker: Broker, client: redis.Redis
+) -> None:
+    """Messages, pipelines and groups in a group are sent, and each job is the sender's;
+    a member's own delay does not count, as in Dramatiq.
+    """
+    run_marathon = broker.get_actor("run_marathon")
+    m = [run_marathon.message_with_options(args=(i,)) for i in range(6)]
+    late = run_marathon.message_with_options(args=(6,), delay=60_000)
+
+    sent = job_states.send_message(
+        group([m[0], m[1] | m[2], group([m[3], m[4] | m[5]]), late])
+    )
+    job_states.request.tm.commit()
+
+    ids = [message.message_id for message in [*m, late]]
+    assert [job_state.uuid for job_state in sent] == ids
+    loaded = [job_states[uuid] for uuid in ids]
+    assert {(j.status, j.owner, j.due_at) for j in loaded} == {
+        ("queued", "alice", None)
+    }
+    assert [x.message_id for x in queued(client)] == [ids[i] for i in (0, 1, 3, 4, 6)]
+    assert {x.options["job_owner"] for x in queued(client)} == {"alice"}
+
+
+def test_group_of_nothing_sends_nothing(
+    job_states: Any, broker: Broker, client: redis.Redis
+) -> None:
+    """As in Dramatiq."""
+    assert job_states.send_message(group([])) == []
+
+    job_states.request.tm.commit()
+    assert client.keys() == []
+
+
+class RefusesSecond(Middleware):
+    """Has the broker refuse a message."""
+
+    def __init__(self, miles: int) -> None:
+        self.miles = miles
+
+    def before_enqueue(self, broker: Broker, message: Any, delay: Any) -> None:
+        if message.args == (self.miles,):
+            raise dramatiq.middleware.MiddlewareError("It is too far.")
+
+
+def test_group_that_left_in_part_is_shown_as_it_is(
+    job_states: Any, broker: Broker, client: redis.Redis
+) -> None:
+    """Where the broker went away amid a group, what it has taken goes on, with the later
+    steps, and what it has not taken has failed.
+    """
+    broker.add_middleware(RefusesSecond(2))
+    m = [broker.get_actor("run_marathon").message(i) for i in range(5)]
+
+    sent = job_states.send_message(group([m[0] | m[1], m[2] | m[3], m[4]]))
+    job_states.request.tm.commit()
+
+    loaded = [job_states[job_state.uuid] for job_state in sent]
+    assert [(j.status, j.error) for j in loaded] == [
+        ("queued", None),
+        ("queued", None),
+        ("error", NOT_SENT),
+        ("cancelled", NOT_REACHED),
+        ("error", NOT_SENT),
+    ]
+    assert [x.message_id for x in queued(client)] == [m[0].message_id]
+
+
+def test_group_sent_immediately_in_part_keeps_what_has_left(
+    job_states: Any, broker: Broker, client: redis.Redis
+) -> None:
+    """What the broker has taken keeps its record, and the later steps theirs."""
+    broker.add_middleware(RefusesSecond(2))
+    m = [broker.get_actor("run_marathon").message(i) for i in range(5)]
+
+    with pytest.raises(dramatiq.middleware.MiddlewareError):
+        job_states.send_immediately(group([m[0] | m[1], m[2] | m[3], m[4]]))
+
+    found = job_states.find_many([message.message_id for message in m])
+    assert [j and j.status for j in found] == ["queued", "queued", None, None, None]
+    assert client.zcard("jobstate:active:all") == 2
+
+
+# Groups with completion callbacks.
+
+
+@pytest.fixture
+def callbacks(broker: Broker) -> dramatiq.middleware.GroupCallbacks:
+    """What makes completion callbacks possible."""
+    from dramatiq.rate_limits.backends import StubBackend
+
+    middleware = dramatiq.middleware.GroupCallbacks(StubBackend())
+    broker.add_middleware(middleware)
+    return middleware
+
+
+@pytest.mark.usefixtures("callbacks")
+def test_completion_callbacks_are_the_senders(
+    job_states: Any, broker: Broker, client: redis.Redis
+) -> None:
+    """What runs after a group belongs to whoever sent that, as it was at the call, and
+    gets its record when it is sent.
+    """
+    run_marathon, sweep = broker.get_actor("run_marathon"), broker.get_actor("sweep")
+    miles = [26]
+    what = group(
+        [run_marathon.message(1), run_marathon.message(2) | run_marathon.message(3)]
+    )
+    for callback in (
+        run_marathon.message(miles),
+        run_marathon.message_with_options(args=(27,), job_owner="bob"),
+        sweep.message(),
+    ):
+        what.add_completion_callback(callback)
+
+    sent = job_states.send_message(what)
+    miles.append(27)
+    job_states.request.tm.commit()
+
+    assert len(sent) == 3
+    assert len(client.keys("jobstate:????????-*")) == 3
+    messages = queued(client)
+    assert [m.message_id for m in messages] == [sent[0].uuid, sent[1].uuid]
+    last = Message(**messages[1].options["pipe_target"])
+    assert last.message_id == sent[2].uuid
+    for message in (messages[0], last):
+        first, second, third = message.options["group_completion_callbacks"]
+        assert first["args"] == [[26]]
+        assert first["options"]["job_owner"] == "alice"
+        assert second["options"]["job_owner"] == "bob"
+        assert "job_owner" not in third["options"]
+
+
+@pytest.mark.usefixtures("callbacks")
+def test_completion_callback_that_is_no_json_fails_in_the_call(
+    job_states: Any, broker: Broker
+) -> None:
+    """So does what cannot be encoded."""
+    run_marathon = broker.get_actor("run_marathon")
+    what = group([run_marathon.message(1)])
+    what.add_completion_callback(run_marathon.message(object()))
+
+    with pytest.raises(TypeError, match="cannot be encoded"):
+        job_states.send_message(what)
+
+
+@pytest.mark.usefixtures("callbacks")
+def test_completion_callbacks_are_not_for_groups_of_groups(
+    job_states: Any, broker: Broker
+) -> None:
+    """What Dramatiq would refuse at the commit is refused in the call."""
+    run_marathon = broker.get_actor("run_marathon")
+    what = group([group([run_marathon.message(1)])])
+    what.add_completion_callback(run_marathon.message(2))
+
+    with pytest.raises(TypeError, match="cannot have a group in it"):
+        job_states.send_message(what)
+
+
+def test_completion_callbacks_need_their_middleware(
+    job_states: Any, broker: Broker
+) -> None:
+    """Nor can a broker without GroupCallbacks be sent any."""
+    run_marathon = broker.get_actor("run_marathon")
+    what = group([run_marathon.message(1)])
+    what.add_completion_callback(run_marathon.message(2))
+
+    with pytest.raises(TypeError, match="has no GroupCallbacks middleware"):
+        job_states.send_message(what)
