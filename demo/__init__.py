@@ -2,14 +2,15 @@
 
 `python -m demo` starts all of it. The parts, in the order to read them:
 
-========  ====================================================================
-jobs      what the worker does, and what it says about it
-views     the pages: how a job is sent, and how its page is guarded
-static    `job.js` shows a job's state as it changes
-security  who may log in, and what they may do
-models    the application's own database
-results   the CSV files: reading, checking, making a sample
-========  ====================================================================
+=========  ===================================================================
+jobs       what the worker does, and what it says about it
+views      the pages: how a job is sent, and how its page is guarded
+templates  `<job-state>` shows a job as it goes on
+static     what that leaves to do: one's list of jobs, the course of a marathon
+security   who may log in, and what they may do
+models     the application's own database
+results    the CSV files: reading, checking, making a sample
+=========  ===================================================================
 """
 
 import secrets

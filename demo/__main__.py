@@ -20,7 +20,7 @@ from typing import Any
 from waitress.server import create_server
 
 from demo import main as make_app
-from demo.uploads import MAX_BYTES
+from demo.results import MAX_BYTES
 from pyramid_jobstate.embedded import EmbeddedServer
 
 HOST = "127.0.0.1"

@@ -10,10 +10,10 @@ from typing import Any
 
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker
-from sqlalchemy import delete, insert
+from sqlalchemy import delete, insert, select
 
-from demo import results, uploads
-from demo.models import Result, session_factory
+from demo import results
+from demo.models import Result, Upload, session_factory
 from pyramid_jobstate import JobState, JobStateMiddleware
 
 #: Where broker and job states are.
@@ -33,15 +33,21 @@ dramatiq.set_broker(broker)
 class RunMarathon(JobState):
     """A run that takes long enough to be watched."""
 
-    title = "Marathon"
     public_params = ("miles",)
+
+    @property
+    def title(self) -> str:
+        return f"Run of {self.get_job_param('miles', 0):g} miles"
 
 
 class ImportResults(JobState):
     """A CSV file on its way into the database."""
 
-    title = "Import of results"
     public_params = ("filename",)
+
+    @property
+    def title(self) -> str:
+        return f"Import of {self.get_job_param('filename')}"
 
     def public_error(self, exception_type: str, message: str) -> str:
         # The text of our own exception is written for the file's owner. What any
@@ -86,7 +92,10 @@ def run_marathon(
         seconds_a_mile = pace_at(stride / strides)
         clock += seconds_a_mile / STRIDES
         job_state.set_progress_metrics(
-            miles_run=mile, clock=clock, pace=seconds_a_mile, strides=stride
+            miles_run=mile,
+            clock=as_clock(clock),
+            pace=as_pace(seconds_a_mile),
+            strides=stride,
         )
         if stride % STRIDES == 0:
             job_state.append_log(f"Mile {mile:.0f} at {as_clock(clock)}")
@@ -111,35 +120,43 @@ def pace_at(fraction: float) -> float:
 
 def as_clock(seconds: float) -> str:
     """Return a time as h:mm:ss."""
-    minutes, seconds = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+    return f"{int(seconds) // 3600}:{as_pace(seconds % 3600):0>5}"
+
+
+def as_pace(seconds: float) -> str:
+    """Return a time as m:ss."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
 @dramatiq.actor(job_state=ImportResults, throws=results.BadFile, max_retries=3)
 def import_results(
-    upload: str, filename: str, rows_a_second: float | None, *, job_state: JobState
+    upload_id: int, filename: str, rows_a_second: float | None, *, job_state: JobState
 ) -> None:
-    """Write the rows of an uploaded file into the database.
+    """Read an upload, and write its rows into the database.
 
-    It takes the id that :func:`demo.uploads.save` gave the file, what its owner calls
-    it, and how fast to go at the most.
+    It takes the id of the :class:`Upload`, its name to show, and how fast to go at the
+    most.
 
     Raises:
       BadFile: Nothing is written then, and another try would not help.
     """
-    path = uploads.path_of(upload)
     job_state.set_message("Checking the file")
-    total = results.check(path)
+    with session_factory().begin() as session:
+        query = select(Upload.content).where(Upload.id == upload_id)
+        content = session.execute(query).scalar_one()
+    total = results.check(content)
     # The same message may run twice: what an earlier run has written makes room.
     with session_factory().begin() as session:
-        session.execute(delete(Result).where(Result.import_uuid == job_state.uuid))
+        session.execute(delete(Result).where(Result.upload_id == upload_id))
 
     job_state.set_message("Writing the rows")
     job_state.set_progress_metrics(rows_written=0, rows_rejected=0)
-    rows = good_rows(results.read(path), job_state, total, pacer(rows_a_second))
+    rows = good_rows(results.read(content), job_state, total, pacer(rows_a_second))
     for batch in batches(rows, BATCH):
         with session_factory().begin() as session:
-            session.execute(insert(Result), batch)
+            session.execute(
+                insert(Result), [{"upload_id": upload_id, **row} for row in batch]
+            )
         job_state.increment_progress_metric("rows_written", len(batch))
     job_state.set_message("All rows are read")
 
@@ -152,7 +169,6 @@ def good_rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield what is to be written, and report what is not."""
     bibs: set[int] = set()
-    started = time.monotonic()
     tracked = job_state.track(rows, total, unit="rows")
     for n, (line, row) in enumerate(tracked, start=1):
         try:
@@ -164,12 +180,8 @@ def good_rows(
             job_state.increment_progress_metric("rows_rejected")
         else:
             bibs.add(result["bib"])
-            yield {"import_uuid": job_state.uuid, **result}
-        job_state.set_progress_metrics(
-            line=line,
-            runner=row.get("name", ""),
-            rows_per_second=n / (time.monotonic() - started),
-        )
+            yield result
+        job_state.set_progress_metrics(line=line, runner=row.get("name", ""))
         wait(n)
 
 

@@ -2,13 +2,14 @@
 
 import functools
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import zope.sqlalchemy
 from pyramid.config import Configurator
 from pyramid.request import Request
-from sqlalchemy import UniqueConstraint, create_engine, event
+from sqlalchemy import ForeignKey, UniqueConstraint, create_engine, event
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -22,14 +23,26 @@ class Base(DeclarativeBase):
     pass
 
 
-class Result(Base):
-    """A runner's result, written by the import whose uuid it carries."""
+class Upload(Base):
+    """A CSV file, as its owner has sent it."""
 
-    __tablename__ = "results"
-    __table_args__ = (UniqueConstraint("import_uuid", "bib"),)
+    __tablename__ = "uploads"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    import_uuid: Mapped[str]
+    owner: Mapped[str]
+    filename: Mapped[str]
+    content: Mapped[bytes]
+    uploaded_at: Mapped[datetime] = mapped_column(default=lambda: datetime.now(UTC))
+
+
+class Result(Base):
+    """A runner's result, which an import has found in an upload."""
+
+    __tablename__ = "results"
+    __table_args__ = (UniqueConstraint("upload_id", "bib"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    upload_id: Mapped[int] = mapped_column(ForeignKey(Upload.id))
     bib: Mapped[int]
     name: Mapped[str]
     country: Mapped[str]
@@ -45,20 +58,16 @@ class Result(Base):
 
 
 @functools.cache
-def data_dir() -> Path:
-    """Return the folder for database and uploads: the environment's
-    JOBSTATE_DEMO_DATA, by default `demo-data` where the process was started.
-    """
-    path = Path(os.environ.get("JOBSTATE_DEMO_DATA", "demo-data")).absolute()
-    (path / "uploads").mkdir(parents=True, exist_ok=True)
-    (path / ".gitignore").write_text("*\n")
-    return path
-
-
-@functools.cache
 def session_factory() -> sessionmaker[Session]:
-    """Return what makes database sessions, one and the same for a process."""
-    engine = create_engine(f"sqlite:///{data_dir() / 'demo.sqlite'}")
+    """Return what makes database sessions, one and the same for a process.
+
+    The database is in the folder that the environment's JOBSTATE_DEMO_DATA names, by
+    default `demo-data` where the process was started.
+    """
+    folder = Path(os.environ.get("JOBSTATE_DEMO_DATA", "demo-data")).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".gitignore").write_text("*\n")
+    engine = create_engine(f"sqlite:///{folder / 'demo.sqlite'}")
     event.listen(engine, "connect", set_pragmas)
     return sessionmaker(engine)
 

@@ -1,10 +1,13 @@
 """CSV files with the results of a race: reading and checking them."""
 
 import csv
+import io
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
+
+#: The most that a file may have, in bytes.
+MAX_BYTES = 5 * 1024 * 1024
 
 #: The columns that a file must have, in any order. It may have more.
 COLUMNS = ("bib", "name", "country", "finish")
@@ -22,16 +25,16 @@ class BadRow(Exception):
     """The row cannot be imported. The text says why, in a few words."""
 
 
-def check(path: Path) -> int:
+def check(content: bytes) -> int:
     """Return how many rows the file has.
 
     Raises:
       BadFile: It cannot be read to its end.
     """
-    return sum(1 for _ in read(path))
+    return sum(1 for _ in read(content))
 
 
-def read(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def read(content: bytes) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the number of each row's line, and the row's fields by column.
 
     A row that has too few or too many fields comes without any.
@@ -40,24 +43,24 @@ def read(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
       BadFile: This is no CSV in UTF-8, or a column is missing.
     """
     # The "sig" drops the mark that spreadsheets put at a file's beginning.
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        try:
-            columns = [name.strip().lower() for name in next(reader, [])]
-            if missing := [name for name in COLUMNS if name not in columns]:
-                raise BadFile(
-                    f"The first line must name the columns {', '.join(COLUMNS)}. "
-                    f"Missing: {', '.join(missing)}."
-                )
-            for row in reader:
-                if len(row) == len(columns):
-                    yield reader.line_num, dict(zip(columns, row, strict=True))
-                else:
-                    yield reader.line_num, {}
-        except UnicodeDecodeError:
-            raise BadFile("The file is not text in UTF-8.") from None
-        except csv.Error:
-            raise BadFile(f"Line {reader.line_num} of the file is no CSV.") from None
+    text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="")
+    reader = csv.reader(text, strict=True)
+    try:
+        columns = [name.strip().lower() for name in next(reader, [])]
+        if missing := [name for name in COLUMNS if name not in columns]:
+            raise BadFile(
+                f"The first line must name the columns {', '.join(COLUMNS)}. "
+                f"Missing: {', '.join(missing)}."
+            )
+        for row in reader:
+            if len(row) == len(columns):
+                yield reader.line_num, dict(zip(columns, row, strict=True))
+            else:
+                yield reader.line_num, {}
+    except UnicodeDecodeError:
+        raise BadFile("The file is not text in UTF-8.") from None
+    except csv.Error:
+        raise BadFile(f"Line {reader.line_num} of the file is no CSV.") from None
 
 
 def parse(row: dict[str, str]) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """The pages."""
 
 import io
-import json
-from typing import Any
+from typing import Any, BinaryIO
 
 from pyramid.config import Configurator
 from pyramid.httpexceptions import HTTPBadRequest, HTTPSeeOther
@@ -16,9 +15,10 @@ from pyramid.view import (
 )
 from sqlalchemy import func, select
 
-from demo import sample, uploads
+from demo import sample
 from demo.jobs import ImportResults, RunMarathon, import_results, run_marathon
-from demo.models import Result
+from demo.models import Result, Upload
+from demo.results import MAX_BYTES
 from demo.security import USERS
 from pyramid_jobstate import JobState, StoreUnavailable
 
@@ -30,29 +30,32 @@ PACES = {"Easy to watch": 2_000.0, "Flat out": None}
 
 MAX_MILES = 100
 
-#: How many jobs are listed, and how many of its own a browser session remembers.
-MAX_JOBS = 20
+#: What an admin may look for.
+KINDS = {RunMarathon.kind: "Marathons", ImportResults.kind: "Imports"}
+STATUSES = {
+    "queued": "Waiting",
+    "working": "Running",
+    "retrying": "Trying again",
+    "stalled": "No sign of life",
+    "cancelling": "Cancelling",
+    "success": "Done",
+    "error": "Failed",
+    "cancelled": "Cancelled",
+}
+
+#: How many jobs are on a page of a list.
+PAGE_SIZE = 20
 
 
 @view_config(route_name="home", renderer="templates/home.jinja2")
 def home(request: Request) -> dict[str, Any]:
-    """The forms, and the jobs of this browser session, or to an admin of everyone."""
-    is_admin = request.has_permission("list_jobs")
-    if is_admin:
-        jobs = request.job_states.list(limit=MAX_JOBS).items
-    else:
-        jobs = request.job_states.find_many(request.session.get("jobs", []))
+    """The forms. The list of one's jobs is for the browser to get."""
     return {
-        "heading": "Everyone’s jobs" if is_admin else "Your jobs",
-        "jobs": [
-            as_json(request, job)
-            for job in jobs
-            if job and request.has_permission("view_job", job)
-        ],
         "speeds": list(SPEEDS),
         "paces": list(PACES),
-        "max_bytes": uploads.MAX_BYTES,
+        "max_bytes": MAX_BYTES,
         "max_miles": MAX_MILES,
+        "page_size": PAGE_SIZE,
     }
 
 
@@ -65,10 +68,7 @@ def start_marathon(request: Request) -> HTTPSeeOther:
         miles = 0
     if not 0.1 <= miles <= MAX_MILES:
         return complain(request, "marathon", f"Choose 0.1 to {MAX_MILES} miles.")
-    return started(
-        request,
-        request.job_states.send_immediately(run_marathon, miles, miles_a_second),
-    )
+    return see(request, request.job_states.send(run_marathon, miles, miles_a_second))
 
 
 @view_config(route_name="imports", request_method="POST")
@@ -84,29 +84,31 @@ def start_sample_import(request: Request) -> HTTPSeeOther:
     return send_import(request, io.BytesIO(sample.make()), "sample.csv")
 
 
-def send_import(request: Request, file: Any, filename: str) -> HTTPSeeOther:
+def send_import(request: Request, file: BinaryIO, filename: str) -> HTTPSeeOther:
     """Keep the file, and send the job that is to read it."""
     try:
         rows_a_second = PACES[request.POST["pace"]]
     except KeyError:
         raise HTTPBadRequest from None
-    try:
-        upload = uploads.save(file)
-    except uploads.TooLarge:
-        limit = f"{uploads.MAX_BYTES // 1024 // 1024} MB"
+    content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        limit = f"{MAX_BYTES // 1024 // 1024} MB"
         return complain(request, "import", f"The file is larger than {limit}.")
-    return started(
-        request,
-        request.job_states.send_immediately(
-            import_results, upload, filename[:100], rows_a_second
-        ),
+    upload = Upload(
+        owner=request.authenticated_userid, filename=filename[:100], content=content
     )
+    request.dbsession.add(upload)
+    request.dbsession.flush()  # which gives it its id
+    # The message leaves when the transaction has committed, so the job will find the
+    # upload. Should the commit fail, there is neither.
+    job_state = request.job_states.send(
+        import_results, upload.id, upload.filename, rows_a_second
+    )
+    return see(request, job_state)
 
 
-def started(request: Request, job_state: JobState) -> HTTPSeeOther:
-    """Remember a new job in the browser session, and go to its page."""
-    jobs = request.session.get("jobs", [])
-    request.session["jobs"] = [job_state.uuid, *jobs][:MAX_JOBS]
+def see(request: Request, job_state: JobState) -> HTTPSeeOther:
+    """Go to the page of a job."""
     return HTTPSeeOther(request.route_url("job", uuid=job_state.uuid))
 
 
@@ -116,15 +118,26 @@ def complain(request: Request, form: str, message: str) -> HTTPSeeOther:
     return HTTPSeeOther(request.route_url("home"))
 
 
-def as_json(request: Request, job_state: JobState) -> dict[str, Any]:
-    """Return a job as its page shows it before it has asked the server."""
+@view_config(
+    route_name="jobs", permission="list_jobs", renderer="templates/jobs.jinja2"
+)
+def everyones_jobs(request: Request) -> dict[str, Any]:
+    """A page of everyone's jobs, those of one kind or status if an admin says so."""
+    wanted = {name: request.GET.get(name) or None for name in ("kind", "status")}
+    cursor = request.GET.get("cursor")
+    try:
+        page = request.job_states.list(**wanted, limit=PAGE_SIZE, cursor=cursor)
+    except ValueError:
+        raise HTTPBadRequest from None
+    chosen = {name: value for name, value in wanted.items() if value}
     return {
-        "uuid": job_state.uuid,
-        "title": job_state.title,
-        "is_finished": job_state.is_finished,
-        "is_marathon": isinstance(job_state, RunMarathon),
-        "owner": job_state.owner,
-        "state": json.dumps(job_state.__json__(request)),
+        "kinds": KINDS,
+        "statuses": STATUSES,
+        "chosen": chosen,
+        "jobs": page.items,
+        "first": cursor and request.route_url("jobs", _query=chosen),
+        "next": page.cursor
+        and request.route_url("jobs", _query={**chosen, "cursor": page.cursor}),
     }
 
 
@@ -137,7 +150,7 @@ def as_json(request: Request, job_state: JobState) -> dict[str, Any]:
     renderer="templates/marathon.jinja2",
 )
 def marathon(context: RunMarathon, request: Request) -> dict[str, Any]:
-    return {"job": as_json(request, context)}
+    return {"job_state": context}
 
 
 @view_config(
@@ -147,13 +160,14 @@ def marathon(context: RunMarathon, request: Request) -> dict[str, Any]:
     renderer="templates/import.jinja2",
 )
 def results_import(context: ImportResults, request: Request) -> dict[str, Any]:
-    mine = select(Result).where(Result.import_uuid == context.uuid)
-    fastest = mine.order_by(Result.seconds, Result.bib).limit(5)
+    upload_id = context.get_job_param("upload_id")
+    found = select(Result).where(Result.upload_id == upload_id)
+    fastest = found.order_by(Result.seconds, Result.bib).limit(5)
     return {
-        "job": as_json(request, context),
+        "job_state": context,
         "fastest": request.dbsession.scalars(fastest).all(),
         "count": request.dbsession.scalar(
-            select(func.count()).select_from(mine.subquery())
+            select(func.count()).select_from(found.subquery())
         ),
     }
 
@@ -198,7 +212,8 @@ def forbidden(request: Request) -> Any:
     request.response.status_int = 403
     return {
         "heading": "This one is not yours",
-        "text": "The job belongs to somebody else, so only they and an admin see it.",
+        "text": "A job is for its owner and for admins to see, the list of all jobs "
+        "for admins only.",
     }
 
 
@@ -216,8 +231,14 @@ def unavailable(request: Request) -> dict[str, Any]:
     request.response.status_int = 503
     return {
         "heading": "Out of breath",
-        "text": "The jobs cannot be seen at the moment. Try again in a little while.",
+        "text": "Jobs can be neither started nor seen at the moment. Try again in a "
+        "little while.",
     }
+
+
+def job_states(request: Request) -> Any:
+    """The root of the routes to jobs: a container that knows each by its uuid."""
+    return request.job_states
 
 
 def includeme(config: Configurator) -> None:
@@ -228,10 +249,6 @@ def includeme(config: Configurator) -> None:
     config.add_route("marathons", "/marathons")
     config.add_route("imports", "/imports")
     config.add_route("sample", "/imports/sample")
-    config.add_route(
-        "job",
-        "/jobs/{uuid}",
-        factory=lambda request: request.job_states,
-        traverse="/{uuid}",
-    )
+    config.add_route("jobs", "/jobs", factory=job_states)
+    config.add_route("job", "/jobs/{uuid}", factory=job_states, traverse="/{uuid}")
     config.scan(".views")

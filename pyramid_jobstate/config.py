@@ -190,9 +190,7 @@ class Settings:
         if url is None:
             return _middleware_store().replace(**options)
         try:
-            store = JobStore(str(url), **options)
-            # An option in the URL that there is not shows only here.
-            store.client.connection_pool.make_connection()
+            return JobStore(str(url), **options)
         except (TypeError, ValueError):
             # Without the URL and the error, either of which may hold a password.
             raise ConfigurationError(
@@ -200,7 +198,6 @@ class Settings:
                 "redis://:password@localhost:6379/0, in which the password has its "
                 "special characters written as %23 and the like."
             ) from None
-        return store
 
 
 def _path(settings: Mapping[str, Any]) -> str:

@@ -82,7 +82,7 @@ class Delivery:
     @property
     def is_new(self) -> bool:
         """Whether there may be something to write."""
-        return self.run.dirty or self.end is not None
+        return self.run.dirty or not self._started or self.end is not None
 
     @property
     def is_orphaned(self) -> bool:

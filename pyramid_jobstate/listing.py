@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .record import FINISHED, UNFINISHED, UUID
+from .roundtrip import redis_errors
 from .state import JobState
 from .values import dumps
 
@@ -97,12 +98,17 @@ def list_jobs(store: JobStore, wanted: Filter, limit: int, cursor: str | None) -
     place = Place(wanted.status in FINISHED) if cursor is None else Place.parse(cursor)
     items: list[JobState] = []
     shown: set[str] = set()
+    ended: list[tuple[Place, JobState | None]] = []
+    next_cursor = None
     # One more than is shown tells whether there is another page.
     entries = _entries(store, wanted, place, limit + 1)
     for examined, (entry, job_state) in enumerate(entries):
         if len(items) == limit or examined == MAX_EXAMINED:
-            return Page(items, str(place))
+            next_cursor = str(place)
+            break
         place = entry
+        if entry.ended:
+            ended.append((entry, job_state))
         if job_state is None or entry.uuid in shown or not wanted.admits(job_state):
             continue
         if job_state.is_finished and not entry.ended:
@@ -110,7 +116,10 @@ def list_jobs(store: JobStore, wanted: Filter, limit: int, cursor: str | None) -
             continue
         shown.add(entry.uuid)
         items.append(job_state)
-    return Page(items, None)
+    # Not those that were not looked at: a job that has begun again would be behind who
+    # goes from page to page.
+    _repair(store, wanted, ended)
+    return Page(items, next_cursor)
 
 
 def _entries(
@@ -124,8 +133,10 @@ def _entries(
     while True:
         entries = _read_index(store, wanted, place, count)
         jobs = store.load_many([entry.uuid for entry in entries])
-        _repair(store, wanted, entries, jobs)
-        yield from zip(entries, jobs, strict=True)
+        found = list(zip(entries, jobs, strict=True))
+        if not place.ended:
+            _repair(store, wanted, found)
+        yield from found
         if len(entries) == count:
             place = entries[-1]
             count = min(2 * count, MAX_LIMIT)
@@ -143,10 +154,13 @@ def _read_index(
     newest = MAX_SCORE if place.score is None else place.score
     found: list[Place] = []
     offset = 0
+    # One more: the place itself is in the first answer.
+    size = count + 1
     while len(found) < count:
-        rows: Any = store.client.zrevrangebyscore(
-            key, newest, 0, start=offset, num=count, withscores=True
-        )
+        with redis_errors():
+            rows: Any = store.client.zrevrangebyscore(
+                key, newest, 0, start=offset, num=size, withscores=True
+            )
         for member, score in rows:
             uuid = str(member, "utf-8", "replace") if type(member) is bytes else member
             entry = Place(place.ended, int(score), uuid)
@@ -154,23 +168,22 @@ def _read_index(
             follows = entry.score != place.score or uuid < place.uuid
             if follows and UUID.fullmatch(uuid):
                 found.append(entry)
-        if len(rows) < count:
+        if len(rows) < size:
             break
-        offset += count
+        offset += size
     return found[:count]
 
 
 def _repair(
     store: JobStore,
     wanted: Filter,
-    entries: list[Place],
-    jobs: Sequence[JobState | None],
+    found: Sequence[tuple[Place, JobState | None]],
 ) -> None:
     """Drop the entries of jobs that are gone, and move those that a worker could not
     move when its job ended, or began again.
     """
     calls = []
-    for entry, job_state in zip(entries, jobs, strict=True):
+    for entry, job_state in found:
         if job_state is None:
             key = store.index.key(wanted.index_name, ended=entry.ended)
             calls.append(store.index.drop(key, entry.uuid))

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from dramatiq import Actor, Broker
     from dramatiq.broker import MessageProxy
     from dramatiq.worker import Worker
-    from redis import Redis
+
+    from .roundtrip import Client
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class JobStateMiddleware(Middleware):
     Parameters:
       store: Where the states are kept. Without it one is made:
       url: in the server at this URL;
-      client: in the server of this `redis.Redis`;
+      client: in that of this `redis.Redis` or `redis.RedisCluster`;
         with neither, in the server that a RedisBroker uses.
       namespace: What the name of each key begins with.
       interval: Seconds between two writes of a worker process.
@@ -63,7 +64,7 @@ class JobStateMiddleware(Middleware):
         store: JobStore | None = None,
         *,
         url: str | None = None,
-        client: Redis | None = None,
+        client: Client | None = None,
         namespace: str = "jobstate",
         interval: float = 0.1,
         heartbeat: float = 5.0,

@@ -292,10 +292,11 @@ class Record:
 
     @property
     def metrics(self) -> dict[str, Any]:
+        start = len(METRIC)
         texts = {
-            name.removeprefix(METRIC): text
+            name[start:]: text
             for name, text in self._fields.items()
-            if name.startswith(METRIC)
+            if name[:start] == METRIC
         }
         # All in one go, unless one of them is no JSON.
         values = parse_json(f"[{','.join(texts.values())}]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import functools
 import logging
@@ -102,13 +103,8 @@ class Recorder:
             if delivery.run.token not in self._deliveries:
                 return not delivery.lost
             delivery.waiters.add(waiter)
-            # Nor is it alive if whoever was to start it was interrupted.
-            if self._thread is None or not self._thread.is_alive():
-                self._stop_at = None
-                self._thread = threading.Thread(
-                    target=self._loop, name=__name__, daemon=True
-                )
-                self._thread.start()
+            if self._thread is None:
+                self._start()
         self._wake.put(None)
         timeout = min(max(0.0, timeout), threading.TIMEOUT_MAX)
         try:
@@ -125,7 +121,7 @@ class Recorder:
             thread = self._thread
             self._stop_at = _now() + timeout
         self._wake.put(None)
-        if thread is not None and thread.is_alive():
+        if thread is not None:
             thread.join(timeout)
         with self._lock:
             left = [d for d in self._deliveries.values() if d.end is not None]
@@ -142,11 +138,23 @@ class Recorder:
         away = self._away_since
         return PATIENCE if away is None else max(0.0, PATIENCE + away - _now())
 
+    def _start(self) -> None:
+        """Start a thread, which ends if there is one by then."""
+        self._stop_at = None
+        thread = threading.Thread(target=self._loop, name=__name__, daemon=True)
+        # In a thread that nobody interrupts. An interrupt that meets a thread while it
+        # starts another may end that one, and then the first waits for it for ever.
+        _thread.start_new_thread(thread.start, ())
+
     def _loop(self) -> None:
+        thread = threading.current_thread()
+        with self._lock:
+            if self._thread is None:
+                self._thread = thread
         due = 0.0
         while True:
             with self._lock:
-                if self._thread is not threading.current_thread():
+                if self._thread is not thread:
                     return
                 if self._stop_at is not None and self._is_done(self._stop_at):
                     self._thread = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -316,7 +317,15 @@ class JobStatesURL:
             self.virtual_path_tuple = url.virtual_path_tuple
             return
         route = request.registry.getUtility(IRoutesMapper).get_route(ROUTE)
-        below = "/" if resource is container else f"/{resource.uuid}/"  # type: ignore[union-attr]
-        self.physical_path = self.virtual_path = route.generate({"traverse": below})
-        path = tuple(self.physical_path.split("/"))
-        self.physical_path_tuple = self.virtual_path_tuple = path
+        path = _path_of(route)
+        if resource is not container:
+            path = f"{path}{resource.uuid}/"  # type: ignore[union-attr]
+        self.physical_path = self.virtual_path = path
+        self.physical_path_tuple = self.virtual_path_tuple = tuple(path.split("/"))
+
+
+@functools.lru_cache(256)
+def _path_of(route: Any) -> str:
+    """Return the path of the container at our route."""
+    path: str = route.generate({"traverse": "/"})
+    return path

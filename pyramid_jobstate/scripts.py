@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from redis.exceptions import NoScriptError
 
-if TYPE_CHECKING:
-    from redis import Redis
+from .roundtrip import Client, Command, execute
 
 #: The names of the scripts in `lua/`.
 NAMES = (
@@ -52,7 +51,7 @@ def read_scripts() -> dict[str, Script]:
     return scripts
 
 
-def run_scripts(client: Redis, calls: Sequence[Call]) -> list[Any]:
+def run_scripts(client: Client, calls: Sequence[Call]) -> list[Any]:
     """Run `calls` in one round trip and return their replies.
 
     A call that failed has the exception as its reply. A server that does not know a
@@ -62,25 +61,20 @@ def run_scripts(client: Redis, calls: Sequence[Call]) -> list[Any]:
     Raises:
       redis.exceptions.RedisError: The server did not answer.
     """
-    replies = _evalsha(client, calls)
-    missing = [
-        call
+    replies = execute(client, [_command("EVALSHA", call) for call in calls])
+    keys = {
+        call.key
         for call, reply in zip(calls, replies, strict=True)
         if isinstance(reply, NoScriptError)
-    ]
-    if missing:
-        for text in {call.script.text for call in missing}:
-            client.script_load(text)
-        keys = {call.key for call in missing}
+    }
+    if keys:
         places = [i for i, call in enumerate(calls) if call.key in keys]
-        again = _evalsha(client, [calls[i] for i in places])
+        again = execute(client, [_command("EVAL", calls[i]) for i in places])
         for i, reply in zip(places, again, strict=True):
             replies[i] = reply
     return replies
 
 
-def _evalsha(client: Redis, calls: Sequence[Call]) -> list[Any]:
-    with client.pipeline(transaction=False) as pipe:
-        for script, key, args in calls:
-            pipe.evalsha(script.sha, 1, key, *args)
-        return pipe.execute(raise_on_error=False)
+def _command(name: str, call: Call) -> Command:
+    text = call.script.sha if name == "EVALSHA" else call.script.text
+    return Command(call.key, (name, text, 1, call.key, *call.args))

@@ -292,7 +292,13 @@ class JobState(Handle):
             "url": request.resource_url(self),
             "params": {k: params[k] for k in self.public_params if k in params},
             "progress": progress
-            and {**progress._asdict(), "fraction": progress.fraction},
+            and {
+                "done": progress.done,
+                "total": progress.total,
+                "unit": progress.unit,
+                "eta": progress.eta,
+                "fraction": progress.fraction,
+            },
             "message": self.message,
             "log": self.log,
             "attempt": self.attempt,

@@ -9,31 +9,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from redis import Redis
-from redis.backoff import ConstantBackoff
 from redis.connection import BlockingConnectionPool, ConnectionPool
 from redis.exceptions import RedisError, ResponseError
-from redis.retry import Retry
 
 from .index import Index
 from .listing import Filter, Page, list_jobs
 from .record import CANCELLED, FINISHED, UUID, NewJob, Record, Start, Update
+from .roundtrip import FAIL_FAST, Client, Command, connect, execute, redis_errors
 from .scripts import Call, read_scripts, run_scripts
 from .state import JobState
 from .values import dumps
 
 if TYPE_CHECKING:
     from dramatiq import Broker
-
-#: How a client of our own connects: a user waits for the answer, and the recorder
-#: tries again by itself. redis-py's defaults block for seconds.
-FAIL_FAST: dict[str, Any] = {
-    "decode_responses": True,
-    "encoding_errors": "replace",
-    "socket_timeout": 0.5,
-    "socket_connect_timeout": 0.5,
-    "retry": Retry(ConstantBackoff(0.05), 1),
-}
-
 
 #: Seconds for which the server's clock is not asked for again: it does not run away.
 CLOCK_SECONDS = 10.0
@@ -66,8 +54,8 @@ class JobStore:
     them by owner, by kind and all.
 
     Parameters:
-      client: A `redis.Redis`, or the URL of a server, for which a client is made that
-        gives up after half a second.
+      client: A `redis.Redis` or `redis.RedisCluster`, or a URL, for which a client is
+        made that gives up after half a second: see :func:`.roundtrip.connect`.
       namespace: What the name of each key begins with.
       expire_in: Seconds that a job is kept after its end.
       active_expire_in: Seconds that a job which has not ended is kept after it is due,
@@ -82,7 +70,7 @@ class JobStore:
 
     def __init__(
         self,
-        client: Redis | str,
+        client: Client | str,
         *,
         namespace: str = "jobstate",
         expire_in: float = 24 * 3600,
@@ -90,7 +78,7 @@ class JobStore:
         stalled_after: float = 15,
     ) -> None:
         if isinstance(client, str):
-            client = Redis.from_url(client, **FAIL_FAST)
+            client = connect(client)
         self.client = client
         self.namespace = namespace
         self.expire_in = _positive("expire_in", expire_in)
@@ -198,41 +186,23 @@ class JobStore:
 
     def load_many(self, uuids: Sequence[str]) -> Sequence[JobState | None]:
         """Return several jobs, None for each unknown one, in one round trip."""
-        hashes: Sequence[Any]
-        if len(uuids) == 1 and time.monotonic() < self._clock_until:
-            # A poll, which is what happens most.
-            try:
-                hashes = [self.client.hgetall(self.key(uuids[0]))]
-            except ResponseError as e:
-                hashes = [e]
-        else:
-            hashes = self._load_with_time(uuids)
-        for reply in hashes:
-            # A key of another type is no job of ours. Of all else nobody knows.
-            if isinstance(reply, RedisError) and not is_hopeless(reply):
-                raise reply
+        if time.monotonic() >= self._clock_until:
+            self._set_clock()
+        keys = map(self.key, uuids)
+        hashes = execute(self.client, [Command(key, ("HGETALL", key)) for key in keys])
         now = int(time.monotonic() * 1000 + self._clock)
         return [
             self._read(uuid, fields, now)
-            if isinstance(fields, dict) and fields
-            else None
             for uuid, fields in zip(uuids, hashes, strict=True)
         ]
 
-    def _load_with_time(self, uuids: Sequence[str]) -> Sequence[Any]:
-        """Return the hashes of several jobs, and take note of the server's time."""
-        with self.client.pipeline(transaction=False) as pipe:
-            for uuid in uuids:
-                pipe.hgetall(self.key(uuid))
-            pipe.time()
-            *hashes, server_time = pipe.execute(raise_on_error=False)
-        if isinstance(server_time, RedisError):
-            raise server_time
-        seconds, micros = server_time
+    def _set_clock(self) -> None:
+        """Take note of the server's time."""
+        with redis_errors():
+            seconds, micros = self.client.time()
         now = time.monotonic()
         self._clock = int(seconds) * 1000 + int(micros) / 1000 - now * 1000
         self._clock_until = now + CLOCK_SECONDS
-        return hashes
 
     def key(self, uuid: str) -> str:
         """Return the key of a job's hash."""
@@ -273,11 +243,17 @@ class JobStore:
         )
         return f"<JobStore {self.namespace!r} at {where}>"
 
-    def _read(self, uuid: str, fields: Mapping[Any, Any], now: int) -> JobState:
+    def _read(self, uuid: str, fields: Any, now: int) -> JobState | None:
+        """Return the job of a hash, or None if there is none of ours."""
+        if isinstance(fields, ResponseError) and str(fields).startswith("WRONGTYPE"):
+            return None
+        if isinstance(fields, Exception):
+            raise fields
+        if not fields:
+            return None
         if isinstance(next(iter(fields)), bytes):
             fields = {_text(name): _text(value) for name, value in fields.items()}
-        record = Record.read(uuid, fields, now, self._silence)
-        job_state = JobState.from_record(record)
+        job_state = JobState.from_record(Record.read(uuid, fields, now, self._silence))
         job_state._store = self
         return job_state
 

@@ -1,7 +1,8 @@
 """A small web server that answers the poller's requests from a script, per job.
 
-It serves one page and the real job-state.js under a strict Content Security Policy,
-and records what it was asked, and when.
+It serves pages and the real job-state.js under a strict Content Security Policy, and
+records what it was asked, and when. A request for several jobs takes one answer from
+the script of each.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-SCRIPT = Path(__file__).parent.parent / "pyramid_jobstate" / "static" / "job-state.js"
+STATIC = Path(__file__).parent.parent / "pyramid_jobstate" / "static"
 
 POLICY = (
     "default-src 'self'; script-src 'self'; style-src 'self'; "
@@ -30,6 +31,8 @@ PAGE = """<!doctype html>
 <script src="/job-state.js"{attributes}></script>
 <script src="/harness.js"></script>
 """
+
+TYPES = {"css": "text/css", "js": "text/javascript"}
 
 # Runs in the page: starts pollers and writes down what their callbacks were told.
 HARNESS = """
@@ -121,6 +124,11 @@ class Request:
     began: float
     ended: float | None = None
 
+    @property
+    def jobs(self) -> list[str]:
+        """The uuids of a request for several jobs."""
+        return parse_qs(urlsplit(self.path).query).get("uuid", [])
+
 
 def state(job_state: str = "working", **metrics: Any) -> str:
     """The JSON of a job, as the views answer it."""
@@ -128,6 +136,11 @@ def state(job_state: str = "working", **metrics: Any) -> str:
     if job_state == "error":
         job["error"] = {"message": "The job failed."}
     return json.dumps({**metrics, "job_state": job_state, "job": job})
+
+
+def uuid_of(number: int) -> str:
+    """A uuid that is easy to tell from others."""
+    return f"{number:08x}-0000-4000-8000-000000000000"
 
 
 def working(etag: str | None = None, **metrics: Any) -> Answer:
@@ -149,6 +162,8 @@ class PollServer:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._scripts: dict[tuple[str, str], list[Answer]] = {}
+        self._batches: list[Answer] = []
+        self.pages: dict[str, str] = {}
         self._requests: list[Request] = []
         self._port = 0
         self.start()
@@ -176,7 +191,7 @@ class PollServer:
     def close(self) -> None:
         """Stop, and let go of every answer that is being held back."""
         self.stop()
-        for answers in self._scripts.values():
+        for answers in [*self._scripts.values(), self._batches]:
             for answer in answers:
                 if answer.hold is not None:
                     answer.hold.set()
@@ -192,22 +207,52 @@ class PollServer:
         with self._lock:
             self._scripts[method, f"{below}/{name}"] = list(answers)
 
+    def answer_batches(self, *answers: Answer) -> None:
+        """Script what the next requests for several jobs are answered, whatever the
+        scripts of these say.
+        """
+        with self._lock:
+            self._batches = list(answers)
+
     def seen(
         self, name: str, method: str = "GET", below: str = "/job_state"
     ) -> list[Request]:
-        """The requests of one job so far."""
+        """The requests so far for one job, or for it and others."""
+        return [
+            request
+            for request in self.requests(method, below)
+            if name in request.jobs or urlsplit(request.path).path == f"{below}/{name}"
+        ]
+
+    def requests(self, method: str = "GET", below: str = "/job_state") -> list[Request]:
+        """All requests so far below a base URL."""
         with self._lock:
-            path = f"{below}/{name}"
             return [
                 dataclasses.replace(request)
                 for request in self._requests
-                if request.method == method and urlsplit(request.path).path == path
+                if request.method == method and request.path.startswith(below)
             ]
 
-    def next_answer(self, method: str, path: str) -> Answer:
+    def next_answer(self, method: str, path: str, uuids: list[str]) -> Answer:
         with self._lock:
-            answers = self._scripts.get((method, path), [Answer(404)])
-            return answers.pop(0) if len(answers) > 1 else answers[0]
+            if not uuids:
+                return self._next(method, path)
+            if self._batches:
+                return self._batches.pop(0)
+            answers = {uuid: self._next(method, f"{path}/{uuid}") for uuid in uuids}
+        for answer in answers.values():
+            if answer.hold is not None or answer.status not in (200, 404):
+                return answer
+        jobs = {
+            uuid: json.loads(answer.body) if answer.status == 200 else None
+            for uuid, answer in answers.items()
+        }
+        headers = answers[uuids[0]].headers
+        return Answer(body=json.dumps({"jobs": jobs}), headers=headers)
+
+    def _next(self, method: str, path: str) -> Answer:
+        answers = self._scripts.get((method, path), [Answer(404)])
+        return answers.pop(0) if len(answers) > 1 else answers[0]
 
     @contextmanager
     def recorded(self, method: str, path: str, headers: Any) -> Iterator[None]:
@@ -228,19 +273,29 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         url = urlsplit(self.path)
         if url.path == "/page":
-            base_url = parse_qs(url.query).get("base")
+            query = parse_qs(url.query)
+            base_url = query.get("base")
+            policy = "; ".join(
+                [POLICY, *(f"connect-src {u}" for u in query.get("connect", []))]
+            )
             attributes = f' data-base-url="{escape(base_url[0])}"' if base_url else ""
             page = PAGE.format(attributes=attributes)
             headers = {
                 "Content-Type": "text/html; charset=utf-8",
-                "Content-Security-Policy": POLICY,
+                "Content-Security-Policy": policy,
                 "Set-Cookie": "session=alice",
             }
             self._send(Answer(body=page, headers=headers))
-        elif url.path == "/job-state.js":
-            self._send_script(SCRIPT.read_text("utf-8"))
+        elif url.path in self.poll_server.pages:
+            headers = {
+                "Content-Type": "text/html; charset=utf-8",
+                "Content-Security-Policy": POLICY,
+            }
+            self._send(Answer(body=self.poll_server.pages[url.path], headers=headers))
+        elif (STATIC / url.path[1:]).is_file():
+            self._send_file(url.path, (STATIC / url.path[1:]).read_text("utf-8"))
         elif url.path == "/harness.js":
-            self._send_script(HARNESS)
+            self._send_file(url.path, HARNESS)
         elif url.path == "/empty":
             self._send(Answer(headers={"Content-Type": "text/html"}))
         elif url.path == "/favicon.ico":
@@ -251,17 +306,27 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer(urlsplit(self.path).path)
 
+    def do_OPTIONS(self) -> None:
+        headers = {
+            "Access-Control-Allow-Origin": self.headers["Origin"],
+            "Access-Control-Allow-Credentials": "true",
+            "Access-Control-Allow-Headers": "X-Requested-With, If-None-Match",
+        }
+        self._send(Answer(204, headers=headers))
+
     def _answer(self, path: str) -> None:
+        uuids = parse_qs(urlsplit(self.path).query).get("uuid", [])
         with self.poll_server.recorded(self.command, self.path, self.headers):
-            answer = self.poll_server.next_answer(self.command, path)
+            answer = self.poll_server.next_answer(self.command, path, uuids)
             if answer.hold is not None:
                 answer.hold.wait(20)
             time.sleep(answer.delay)
         if not answer.drop:
             self._send(answer)
 
-    def _send_script(self, source: str) -> None:
-        headers = {"Content-Type": "text/javascript; charset=utf-8"}
+    def _send_file(self, path: str, source: str) -> None:
+        kind = TYPES.get(path.rpartition(".")[2], "text/plain")
+        headers = {"Content-Type": f"{kind}; charset=utf-8"}
         self._send(Answer(body=source, headers=headers))
 
     def _send(self, answer: Answer) -> None:

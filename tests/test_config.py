@@ -1,5 +1,7 @@
 """Settings, the directive, and the checks at the application's start."""
 
+import functools
+import logging
 import subprocess
 import sys
 import traceback
@@ -427,6 +429,98 @@ def test_owner_names_the_principal(redis_url: str) -> None:
     job_state = request.job_states.send_immediately(run_marathon, 26)
 
     assert job_state.owner == "role:alice"
+
+
+class RoleOf:
+    """A function that is an object."""
+
+    def __call__(self, request: Request) -> str:
+        return role_of(request)
+
+
+ROLE_OF = RoleOf()
+ROLE_PARTIAL = functools.partial(role_of)
+
+
+@pytest.mark.parametrize("owner", [f"{__name__}.ROLE_OF", ROLE_PARTIAL, role_of])
+def test_owner_may_be_anything_that_can_be_called(redis_url: str, owner: Any) -> None:
+    """What can be called with a request need not be a function."""
+    config = make_config(redis_url, settings={"jobstate.owner": owner})
+    make_app(config)
+
+    assert make_request(config, "alice").job_states.current_owner == "role:alice"
+
+
+# What it says of itself.
+
+
+def introspected(config: Configurator) -> dict[str, Any]:
+    """Return what is to be seen of us in the debug toolbar, by type."""
+    found = config.introspector.get_category("job states") or []
+    return {
+        entry["introspectable"].type_name: entry["introspectable"] for entry in found
+    }
+
+
+def test_settings_can_be_introspected() -> None:
+    """The configuration shows what the settings, or their absence, have come to."""
+    settings = {"jobstate.path": "jobs", "jobstate.max_batch": "7"}
+    config = make_config(NOWHERE, settings=settings)
+    store = start(config)
+
+    (shown,) = introspected(config).values()
+
+    assert shown["path"] == "jobs"
+    assert shown["store"] is store
+    assert shown["max_batch"] == 7
+    assert shown["owner"].__name__ == "authenticated_userid"
+
+
+def test_directive_can_be_introspected() -> None:
+    """So is what set_job_store was given, without the password."""
+    config = make_config(NOWHERE)
+    config.include("pyramid_jobstate")
+    store = JobStore("redis://:hush@127.0.0.1:1/0")
+    config.set_job_store(store)
+    start(config, include=False)
+
+    shown = introspected(config)
+
+    assert shown["store"]["store"] is store
+    assert shown["settings"]["store"] is store
+    assert "hush" not in repr([dict(entry) for entry in shown.values()])
+    assert "hush" not in repr([entry.title for entry in shown.values()])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, ["127.0.0.1:1/0", "/api/job_state", "authenticated_userid(request)"]),
+        (
+            {"jobstate.path": "jobs", "jobstate.namespace": "races"},
+            ["'races'", "/api/jobs,"],
+        ),
+        ({"jobstate.owner": f"{__name__}.role_of"}, ["role_of(request)"]),
+        ({"jobstate.owner": f"{__name__}.ROLE_OF"}, ["RoleOf"]),
+    ],
+)
+def test_start_is_logged(
+    caplog: pytest.LogCaptureFixture, settings: dict[str, Any], words: list[str]
+) -> None:
+    """One line says where the states are kept and shown, and whose they are; no
+    password.
+    """
+    caplog.set_level(logging.INFO, logger="pyramid_jobstate")
+    config = make_config("redis://bob:hush@127.0.0.1:1/0", settings=settings)
+    config.include("pyramid_jobstate", route_prefix="api")
+    start(config, include=False)
+
+    (record,) = caplog.records
+
+    assert record.levelno == logging.INFO
+    for word in words:
+        assert word in record.getMessage()
+    assert "hush" not in record.getMessage()
 
 
 # Including.

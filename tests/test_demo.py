@@ -10,13 +10,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from demo import uploads
+from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate.embedded import EmbeddedServer
+from pyramid_jobstate.record import JobError, Progress
+from pyramid_jobstate.testing import put_job
 
+from .jobs import RunMarathon
 from .support import wait_for
+from .test_element import node_modules  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,16 +30,36 @@ ROOT = Path(__file__).parent.parent
 PATIENCE = 20.0
 
 
+#: What the command line of the demo's Redis server begins like.
+SERVER = r"\S*(valkey|redis)-server"
+
+#: How a page names each status.
+STATUSES = {
+    "queued": "Waiting",
+    "working": "Running",
+    "retrying": "Trying again",
+    "stalled": "No sign of life",
+    "cancelling": "Cancelling…",
+    "success": "Done",
+    "error": "Failed",
+    "cancelled": "Cancelled",
+}
+
+
+class ImportResults(JobState):
+    """Of the demo's kind, whose own class is in the demo's processes."""
+
+
 class Demo:
     """A running `python -m demo`."""
 
-    def __init__(self, data: Path, *arguments: str) -> None:
+    def __init__(self, data: Path, *arguments: str, **variables: str) -> None:
         environ = {k: v for k, v in os.environ.items() if not k.startswith("JOBSTATE_")}
         self.data = data
         self.process = subprocess.Popen(
             [sys.executable, "-m", "demo", *arguments],
             cwd=ROOT,
-            env={**environ, "JOBSTATE_DEMO_DATA": str(data)},
+            env={**environ, "JOBSTATE_DEMO_DATA": str(data), **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -66,8 +92,8 @@ class Demo:
 
 
 @contextlib.contextmanager
-def running(data: Path) -> Iterator[Demo]:
-    demo = Demo(data, "--port", "0")
+def running(data: Path, **variables: str) -> Iterator[Demo]:
+    demo = Demo(data, "--port", "0", **variables)
     try:
         yield demo
     finally:
@@ -76,9 +102,27 @@ def running(data: Path) -> Iterator[Demo]:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    with running(tmp_path_factory.mktemp("demo")) as demo:
+def demo_server() -> Iterator[EmbeddedServer]:
+    """The server of the demo that most tests share."""
+    with EmbeddedServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def demo(
+    demo_server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Demo]:
+    data = tmp_path_factory.mktemp("demo")
+    with running(data, JOBSTATE_REDIS_URL=demo_server.url) as demo:
         yield demo
+
+
+@pytest.fixture
+def demo_store(demo_server: EmbeddedServer) -> JobStore:
+    """The shared demo's store, with no jobs in it."""
+    store = JobStore(demo_server.url)
+    store.client.flushall()
+    return store
 
 
 @pytest.fixture
@@ -89,6 +133,12 @@ def own_demo(tmp_path: Path) -> Iterator[Demo]:
         yield demo
 
 
+def find_process(demo: Demo, command: str) -> int:
+    """Return the id of the process whose command line begins like a pattern."""
+    found = demo.processes().items()
+    return next(pid for pid, line in found if re.match(command, line))
+
+
 def log_in(page: Page, demo: Demo, name: str) -> None:
     page.context.clear_cookies()
     page.goto(demo.url)
@@ -96,15 +146,35 @@ def log_in(page: Page, demo: Demo, name: str) -> None:
 
 
 def number(page: Page, selector: str) -> float:
-    return float(page.locator(selector).inner_text().replace(",", "") or 0)
+    return float(page.locator(selector).text_content().replace(",", "") or 0)
 
 
-def fact(page: Page, name: str) -> float:
-    return number(page, f".facts div:has(dt:text-is('{name}')) dd")
+def metric(page: Page, name: str) -> float:
+    return number(page, f"[data-metric={name}]")
 
 
 def expect_status(page: Page, status: str) -> None:
-    expect(page.get_by_role("status")).to_have_text(status, timeout=PATIENCE * 1000)
+    """Expect that the page shows its job in a state, as in STATUSES."""
+    shown = page.locator("#job [part=status]")
+    expect(shown).to_have_text(status, timeout=PATIENCE * 1000)
+
+
+def put_jobs(store: JobStore) -> dict[str, str]:
+    """Put a job of Alice's into every state, and return their uuids by status."""
+    return {
+        status: put_job(
+            store,
+            ImportResults if status in ("working", "error") else RunMarathon,
+            status,
+            owner="alice",
+            params={"miles": 26.2, "filename": "<b>.csv"},
+            progress=Progress(13, 26, "miles"),
+            error=JobError("ValueError", "secret") if status == "error" else None,
+            attempt=2 if status == "retrying" else 1,
+            delay=60 if status == "retrying" else 0,
+        ).uuid
+        for status in STATUSES
+    }
 
 
 def is_alive(pid: int) -> bool:
@@ -122,16 +192,15 @@ def test_marathon_is_watched_to_its_end(
     page.get_by_text("Sprint").click()
     page.get_by_role("button", name="Start running").click()
     expect_status(page, "Running")
-    first = wait_for(lambda: number(page, ".figure > span"), PATIENCE)
-    wait_for(lambda: number(page, ".figure > span") > first + 2, PATIENCE)
-    assert page.title().startswith("Marathon")
-    expect_status(page, "Finished")
-    assert number(page, ".figure > span") == 26.2
-    assert fact(page, "Strides") == 46112
-    assert page.get_by_role("progressbar").evaluate("bar => bar.value") == 1
-    assert "Mile 26 at" in page.locator(".log li").first.inner_text()
-    page.get_by_role("link", name="All jobs").click()
-    expect(page.locator(".row").first).to_contain_text("26.20 of 26.2 miles")
+    first = wait_for(lambda: number(page, "[data-miles]"), PATIENCE)
+    wait_for(lambda: number(page, "[data-miles]") > first + 2, PATIENCE)
+    assert page.title().startswith("Run of 26.2 miles")
+    expect_status(page, "Done")
+    assert number(page, "[data-miles]") == 26.2
+    assert metric(page, "strides") == 46112
+    bar = page.get_by_role("progressbar", name="26.2 miles")
+    expect(bar).to_have_attribute("aria-valuenow", "100")
+    expect(page.get_by_role("list", name="Splits")).to_contain_text("Mile 26 at")
     assert console_errors == []
 
 
@@ -140,19 +209,21 @@ def test_sample_is_imported(demo: Demo, page: Page, console_errors: list[str]) -
     log_in(page, demo, "Alice")
     page.get_by_role("button", name="Import a sample").click()
     expect_status(page, "Running")
-    first = wait_for(lambda: fact(page, "In the database"), PATIENCE)
+    first = wait_for(lambda: metric(page, "rows_written"), PATIENCE)
     assert first < 19_000
-    wait_for(lambda: fact(page, "In the database") > first, PATIENCE)
-    expect(page.locator(".ticker")).to_contain_text("Line")
+    wait_for(lambda: metric(page, "rows_written") > first, PATIENCE)
     expect(page.get_by_role("table")).to_be_visible(timeout=PATIENCE * 1000)
-    expect_status(page, "Finished")
-    written, rejected = fact(page, "In the database"), fact(page, "Rejected")
+    expect_status(page, "Done")
+    written, rejected = metric(page, "rows_written"), metric(page, "rows_rejected")
     assert written + rejected == 20_000
     assert 200 < rejected < 600
     with contextlib.closing(sqlite3.connect(demo.data / "demo.sqlite")) as database:
-        uuid = page.url.rpartition("/")[2]
-        query = "SELECT count(*) FROM results WHERE import_uuid = ?"
-        assert database.execute(query, [uuid]).fetchone() == (written,)
+        query = (
+            "SELECT owner, filename, count(*) FROM results "
+            "JOIN uploads ON uploads.id = upload_id GROUP BY upload_id"
+        )
+        found = database.execute(query).fetchall()
+    assert found == [("alice", "sample.csv", written)]
     assert console_errors == []
 
 
@@ -174,15 +245,14 @@ def test_malformed_file_ends_in_a_clear_error(
     page.get_by_label("File with").set_input_files(file)
     page.get_by_role("button", name="Import file").click()
     expect_status(page, "Failed")
-    alert = page.locator(".verdict")
-    expect(alert).to_contain_text(message)
+    expect(page.locator("#job [part=notice]")).to_contain_text(message)
     assert "Traceback" not in page.content()
     assert console_errors == []
 
 
 def test_file_that_is_too_large_is_refused(demo: Demo, page: Page) -> None:
     """The page says so, with no job started."""
-    log_in(page, demo, "Alice")
+    log_in(page, demo, "Bob")
     token = page.locator("[name=csrf_token]").first.get_attribute("value")
     file = {"name": "a.csv", "mimeType": "text/csv", "buffer": bytes(6 * 1024 * 1024)}
     answer = page.request.post(
@@ -190,7 +260,7 @@ def test_file_that_is_too_large_is_refused(demo: Demo, page: Page) -> None:
         multipart={"csrf_token": token or "", "pace": "Flat out", "file": file},
     )
     assert "The file is larger than 5 MB." in answer.text()
-    assert "None yet." in answer.text()
+    assert page.request.get(f"{demo.url}/job_state").json()["items"] == []
 
 
 def test_form_without_its_token_is_refused(demo: Demo, page: Page) -> None:
@@ -205,13 +275,14 @@ def test_job_is_seen_by_its_owner_and_the_admin_only(demo: Demo, page: Page) -> 
     log_in(page, demo, "Alice")
     page.get_by_text("Flat out").first.click()
     page.get_by_role("button", name="Start running").click()
-    expect_status(page, "Finished")
+    expect_status(page, "Done")
     job = page.url
     state = f"{demo.url}/job_state/{job.rpartition('/')[2]}"
     assert page.request.get(state).status == 200
 
     log_in(page, demo, "Bob")
-    expect(page.locator(".empty")).to_be_visible()
+    expect(page.get_by_text("None yet.")).to_be_visible()
+    expect(page.get_by_role("link", name="All jobs")).to_have_count(0)
     answer = page.goto(job)
     assert answer is not None
     assert answer.status == 403
@@ -219,13 +290,81 @@ def test_job_is_seen_by_its_owner_and_the_admin_only(demo: Demo, page: Page) -> 
     refusal = page.request.get(state)
     assert refusal.status == 403
     assert refusal.json().keys() == {"error"}
+    assert page.request.get(f"{demo.url}/jobs").status == 403
 
     log_in(page, demo, "Grace")
-    expect(page.get_by_role("heading", name="Everyone’s jobs")).to_be_visible()
-    page.locator(f".row[href='{job}']").click()
-    expect_status(page, "Finished")
-    expect(page.locator(".job")).to_contain_text("started by alice")
+    page.get_by_role("link", name="All jobs").click()
+    page.locator(f"li > a[href='{job}']").click()
+    expect_status(page, "Done")
+    expect(page.get_by_text("Started by alice")).to_be_visible()
     assert page.request.get(state).status == 200
+
+
+def test_list_of_jobs_is_the_users_not_the_browsers(
+    demo: Demo, demo_store: JobStore, page: Page, console_errors: list[str]
+) -> None:
+    """Jobs in every state, of whatever session, are on the home page of their owner,
+    which asks for all of them at once, and lead to their pages.
+    """
+    jobs = put_jobs(demo_store)
+    polls: list[str] = []
+    page.on("request", lambda r: polls.append(r.url) if "uuid=" in r.url else None)
+    log_in(page, demo, "Alice")
+    for status, word in STATUSES.items():
+        row = page.locator(f"li:has(a[href$='{jobs[status]}'])")
+        expect(row.locator("[part=status]")).to_have_text(word)
+    wait_for(lambda: polls, PATIENCE)
+    assert polls[0].count("uuid=") == 5
+    expect(page.locator("li")).to_have_count(len(jobs))
+    assert "secret" not in page.content()
+    for status, word in STATUSES.items():
+        page.goto(f"{demo.url}/jobs/{jobs[status]}")
+        expect_status(page, word)
+    assert console_errors == []
+
+
+def test_long_list_comes_in_pages(demo: Demo, demo_store: JobStore, page: Page) -> None:
+    """Who has many jobs sees more of them when they ask for it."""
+    for _ in range(23):
+        put_job(demo_store, RunMarathon, "success", owner="alice")
+    log_in(page, demo, "Alice")
+    expect(page.locator("li")).to_have_count(20)
+    page.get_by_role("button", name="Show more").click()
+    expect(page.locator("li")).to_have_count(23)
+    expect(page.get_by_role("button", name="Show more")).to_be_hidden()
+
+
+def test_admin_finds_jobs_by_kind_and_status(
+    demo: Demo, demo_store: JobStore, page: Page, console_errors: list[str]
+) -> None:
+    """The admin's list has everyone's jobs, filtered and a page at a time."""
+    for n in range(21):
+        put_job(demo_store, RunMarathon, "success", owner=("alice", "bob")[n % 2])
+    file = {"filename": "paris.csv"}
+    put_job(demo_store, ImportResults, "success", owner="bob", params=file)
+    put_job(demo_store, ImportResults, "queued", owner="bob", params=file)
+    log_in(page, demo, "Grace")
+    page.get_by_role("link", name="All jobs").click()
+    expect(page.locator("li")).to_have_count(20)
+    page.get_by_role("link", name="Older").click()
+    expect(page.locator("li")).to_have_count(3)
+    page.get_by_role("link", name="Newest").click()
+
+    page.get_by_label("Kind").select_option("Imports")
+    page.get_by_role("button", name="Show").click()
+    expect(page.locator("li")).to_have_count(2)
+    page.get_by_label("Status").select_option("Done")
+    page.get_by_role("button", name="Show").click()
+    expect(page.locator("li")).to_have_count(1)
+    expect(page.locator("li")).to_contain_text("bob")
+    expect(page.get_by_role("progressbar", name="Import of paris.csv")).to_have_count(0)
+    expect(page.get_by_role("link", name="Import of paris.csv")).to_be_visible()
+    page.get_by_label("Kind").select_option("Marathons")
+    page.get_by_label("Status").select_option("Failed")
+    page.get_by_role("button", name="Show").click()
+    expect(page.get_by_text("None of these.")).to_be_visible()
+    assert page.request.get(f"{demo.url}/jobs?status=nope").status == 400
+    assert console_errors == []
 
 
 def test_job_is_cancelled(demo: Demo, page: Page, console_errors: list[str]) -> None:
@@ -234,10 +373,10 @@ def test_job_is_cancelled(demo: Demo, page: Page, console_errors: list[str]) -> 
     page.get_by_text("Stroll").click()
     page.get_by_role("button", name="Start running").click()
     expect_status(page, "Running")
-    page.get_by_role("button", name="Cancel the job").click()
+    page.get_by_role("button", name="Cancel").click()
     expect_status(page, "Cancelled")
-    expect(page.get_by_role("button", name="Cancel the job")).to_be_hidden()
-    assert number(page, ".figure > span") < 20
+    expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
+    assert number(page, "[data-miles]") < 20
     assert console_errors == []
 
 
@@ -246,7 +385,7 @@ def test_visitor_logs_in_and_gets_where_they_wanted(demo: Demo, page: Page) -> N
     log_in(page, demo, "Alice")
     page.get_by_text("Flat out").first.click()
     page.get_by_role("button", name="Start running").click()
-    expect_status(page, "Finished")
+    expect_status(page, "Done")
     job = page.url
     page.get_by_role("button", name="Log out").click()
     page.goto(job)
@@ -276,10 +415,61 @@ def test_pages_allow_nothing_foreign(demo: Demo, page: Page) -> None:
         assert "require-trusted-types-for 'script'" in policy
 
 
-def test_upload_is_kept_where_its_name_cannot_lead_elsewhere() -> None:
-    """Only a uuid names an upload."""
-    with pytest.raises(ValueError, match="badly formed"):
-        uploads.path_of("../../etc/passwd")
+def test_store_that_is_away_is_said_in_words(own_demo: Demo, page: Page) -> None:
+    """What is started then is not, nor kept to be started; the list says so, too, and
+    can be asked for again.
+    """
+    log_in(page, own_demo, "Alice")
+    server = find_process(own_demo, SERVER)
+    os.kill(server, signal.SIGSTOP)
+    try:
+        with page.expect_navigation() as navigation:
+            page.get_by_role("button", name="Import a sample").click()
+        assert navigation.value.status == 503
+        expect(page.get_by_role("heading")).to_have_text("Out of breath")
+        page.get_by_role("link", name="Go to your own jobs").click()
+        alert = page.get_by_text("Your jobs cannot be seen at the moment.")
+        expect(alert).to_be_visible()
+    finally:
+        os.kill(server, signal.SIGCONT)
+    page.get_by_role("button", name="Try again").click()
+    expect(page.get_by_text("None yet.")).to_be_visible()
+    expect(alert).to_be_hidden()
+    with contextlib.closing(sqlite3.connect(own_demo.data / "demo.sqlite")) as database:
+        assert database.execute("SELECT count(*) FROM uploads").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_are_accessible(
+    demo: Demo,
+    demo_store: JobStore,
+    page: Page,
+    node_modules: Path,  # noqa: F811
+    scheme: Literal["light", "dark"],
+) -> None:
+    """On no page axe-core finds anything."""
+    axe = (node_modules / "axe-core" / "axe.min.js").read_text("utf-8")
+    page.emulate_media(color_scheme=scheme)
+    jobs = put_jobs(demo_store)
+    found = {}
+
+    def check(path: str) -> None:
+        page.goto(demo.url + path)
+        waiting = page.locator("ol:empty, [state=loading], job-state:not([state])")
+        expect(waiting).to_have_count(0)
+        page.evaluate(axe)
+        result = page.evaluate("axe.run()")
+        assert result["passes"]
+        for rule in result["violations"]:
+            found[path, rule["id"]] = rule["nodes"][0]["html"]
+
+    check("/login")
+    log_in(page, demo, "Alice")
+    for path in ("/", "/nope", *(f"/jobs/{jobs[status]}" for status in STATUSES)):
+        check(path)
+    log_in(page, demo, "Grace")
+    check("/jobs")
+    assert found == {}
 
 
 def test_sigterm_takes_everything_down(own_demo: Demo) -> None:
@@ -301,15 +491,14 @@ def test_killed_demo_leaves_no_process_behind(own_demo: Demo) -> None:
 
 @pytest.mark.parametrize(
     ("command", "name"),
-    [(r"\S+ -m demo\.worker", "worker"), (r"\S*(valkey|redis)-server", "Redis server")],
+    [(r"\S+ -m demo\.worker", "worker"), (SERVER, "Redis server")],
 )
 def test_demo_ends_with_each_of_its_parts(
     own_demo: Demo, command: str, name: str
 ) -> None:
     """A part that dies takes the demo down, which names it and fails."""
     processes = own_demo.processes()
-    part = next(pid for pid, line in processes.items() if re.match(command, line))
-    os.kill(part, signal.SIGKILL)
+    os.kill(find_process(own_demo, command), signal.SIGKILL)
     code, errors = own_demo.end()
     assert code == 1
     assert f"The {name} has ended" in errors

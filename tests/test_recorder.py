@@ -23,7 +23,6 @@ from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.record import End, JobError, NewJob, Record, Start
 from pyramid_jobstate.recorder import Recorder
 from pyramid_jobstate.run import Run
-from pyramid_jobstate.store import Reply
 from tests.jobs import messages, new_id
 from tests.support import frozen, wait_for
 
@@ -438,7 +437,7 @@ def test_an_outage_is_one_warning_and_one_info(
 
 
 def test_memory_is_bounded_while_the_store_is_away(
-    recorder: Recorder,
+    make: Make,
     server: EmbeddedServer,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -446,6 +445,7 @@ def test_memory_is_bounded_while_the_store_is_away(
     """The ends of jobs that do not fit are forgotten, the oldest first, with one error;
     those that do, and what still runs, are stored when the store is back.
     """
+    recorder = make(heartbeat=0.2)
     running = Job(recorder).begin()
     server.stop()
     long = START._replace(params='{"text":"%s"}' % ("x" * 2000))
@@ -564,13 +564,12 @@ def test_an_end_that_was_kept_goes_before_the_next_try(
     are written in their order.
     """
     first = Job(recorder).begin()
-    written = []
+    sent: list[list[str]] = []
     write = recorder.store.write
 
     def spy(updates: Any) -> Any:
-        replies = write(updates)
-        written.extend(zip([u.token for u in updates], replies, strict=True))
-        return replies
+        sent.append([u.token for u in updates])
+        return write(updates)
 
     recorder.store.write = spy  # type: ignore[method-assign]
     with frozen(server):
@@ -583,11 +582,9 @@ def test_an_end_that_was_kept_goes_before_the_next_try(
         failures = recorder._failures
         wait_for(lambda: recorder._failures > failures)
     second = Job(recorder, first.uuid).begin()
-    wait_for(lambda: len(written) == 2)
-    assert written == [
-        (first.delivery.run.token, Reply.OK),
-        (second.delivery.run.token, Reply.OK),
-    ]
+    wait_for(lambda: not first.is_recorded)
+    assert sent[-1] == [job.delivery.run.token for job in (first, second)]
+    assert second.is_recorded
     assert len(messages(caplog, LOGGER)) == 1
 
 
@@ -783,6 +780,19 @@ def test_a_job_that_ended_before_the_store_answered_has_its_true_end(
     wait_for(lambda: job.reads("success"))
 
 
+def test_a_start_that_nobody_waits_for_is_late(recorder: Recorder) -> None:
+    """A start that is written for the first time when its job has gone on already does
+    not take over from a run that began since.
+    """
+    old = Job(recorder)
+    time.sleep(0.01)
+    Job(recorder, old.uuid).begin()
+    old.delivery.runs = True
+    old.begin()
+    assert not old.is_recorded
+    assert not old.flush()
+
+
 def test_a_running_job_learns_of_the_cancel_once_it_reports(
     recorder: Recorder,
 ) -> None:
@@ -913,12 +923,20 @@ def test_interrupts_at_any_time_do_no_harm(
 
     sys.setswitchinterval(1e-5)
     try:
-        for _ in range(150):
+        for number in range(150):
             thread = in_thread(run)
-            time.sleep(dice.random() * 0.004)
+            time.sleep(dice.random() * 0.002)
             interrupt(thread)
-            thread.join(20)
+            thread.join(5)
+            if thread.is_alive():
+                # It started another thread just then, which was hit in its place.
+                interrupt(thread)
+                thread.join(20)
             assert not thread.is_alive()
+            if number % 10 == 0:
+                # As a new process: the next job starts the thread.
+                assert Job(recorder).begin().end()
+                recorder.stop()
     finally:
         sys.setswitchinterval(switch_interval)
     job = Job(recorder).begin()
@@ -938,17 +956,32 @@ def test_a_thread_that_could_not_be_started_is_started_later(
     without.
     """
 
-    def fail(thread: threading.Thread) -> None:
+    def fail(*args: object) -> None:
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", fail)
+        patch.setattr("_thread.start_new_thread", fail)
         first = Job(recorder)
         with pytest.raises(RuntimeError, match="can't start"):
             first.begin()
         recorder.stop(timeout=0.01)
     second = Job(recorder).begin()
     assert second.end() and first.end("error")
+
+
+def test_a_thread_that_died_when_it_was_started_is_started_again(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt that reaches the new thread, and not the one that starts it, holds
+    up nobody for longer than the store may.
+    """
+    monkeypatch.setattr(recorder_module, "PATIENCE", 0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr("_thread.start_new_thread", lambda *args: 0)
+        first = Job(recorder).begin()
+    second = Job(recorder).begin()
+    assert first.flush(10) and second.flush(10)
+    assert first.end() and second.end()
 
 
 def test_there_is_one_thread(recorder: Recorder) -> None:

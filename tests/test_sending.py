@@ -969,7 +969,7 @@ def test_send_immediately_that_the_broker_refuses_leaves_nothing(
 def test_send_immediately_reports_the_brokers_error_before_the_stores(
     server: EmbeddedServer, redis_url: str
 ) -> None:
-    """If the record cannot be taken back, the broker's error is still what is raised."""
+    """If the record cannot be taken back, the broker's error is raised all the same."""
 
     class Stop(Middleware):
         def before_enqueue(self, broker: Broker, message: Any, delay: Any) -> None:
@@ -1007,7 +1007,7 @@ def test_message_keeps_its_id(
 def test_message_of_its_own_delay_is_delayed(
     job_states: Any, broker: Broker, client: redis.Redis
 ) -> None:
-    """A message that says its delay is due after it, as the first step of a pipeline."""
+    """A message that says its delay is due after it, as a pipeline's first step is."""
     run_marathon = broker.get_actor("run_marathon")
     message = run_marathon.message_with_options(args=(26,), delay=60_000)
 
@@ -1205,7 +1205,7 @@ class RefusesSecond(Middleware):
 def test_group_that_left_in_part_is_shown_as_it_is(
     job_states: Any, broker: Broker, client: redis.Redis
 ) -> None:
-    """Where the broker went away amid a group, what it has taken goes on, with the later
+    """Where the broker goes away amid a group, what it has taken goes on, with later
     steps, and what it has not taken has failed.
     """
     broker.add_middleware(RefusesSecond(2))

@@ -437,6 +437,21 @@ def test_a_dropped_message_ends_its_job(client: redis.Redis, before: str) -> Non
     assert run.record(**{"m:x": "1"}) is Reply.FENCED
 
 
+def test_a_start_that_is_sent_twice_does_not_undo_a_drop(store: JobStore) -> None:
+    """The start of an earlier run that arrives a second time, after the job has ended
+    without one, changes nothing.
+    """
+    job = new_id()
+    run = Writer(store, job)
+    start = run.update(begins=True)
+    run.write(start)
+    run.end("retrying")
+    end = End("error", JobError(None, "Not known"))
+    assert run.write(run.update(end=end, dropped=True)) is Reply.OK
+    assert run.write(start) is Reply.FENCED
+    assert load(store, job).status == "error"
+
+
 @pytest.mark.parametrize("before", ["working", "success"])
 def test_a_dropped_message_leaves_others_alone(store: JobStore, before: str) -> None:
     """A second delivery that is dropped changes nothing of a job that is running, or

@@ -695,8 +695,8 @@ def test_key_of_another_type_is_no_job(app: TestApp, client: redis.Redis) -> Non
 def test_store_that_refuses_is_a_503(
     redis_url: str, client: redis.Redis, query: str
 ) -> None:
-    """A server that will not say whether there is a job has not said that there is none:
-    a browser would stop asking.
+    """A server that does not say whether there is a job has not said that there is
+    none: a browser would stop asking.
     """
     client.acl_setuser(
         "narrow",

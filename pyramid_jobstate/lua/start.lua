@@ -2,7 +2,9 @@
 -- ARGV: token, milliseconds since the run began, "1" if this comes late, "1" if the job
 -- runs even if it was cancelled, ttl, then the fields.
 
-local token, started, late, runs = ARGV[1], time() - ARGV[2], ARGV[3] == "1", ARGV[4] == "1"
+local token, late, runs = ARGV[1], ARGV[3] == "1", ARGV[4] == "1"
+local now = time()
+local started = now - ARGV[2]
 local old = redis.call("HMGET", key, "status", "run", "started", "queued", "owner", "past")
 local status = old[1]
 if old[2] == token then
@@ -25,7 +27,7 @@ redis.call("DEL", key)
 redis.call(
   "HSET", key, "status", status, "run", token, "seq", "0",
   "queued", old[4] or int(started), "started", int(started),
-  "updated", int(started), "seen", int(started)
+  "updated", int(started), "seen", int(now)
 )
 set(6)
 if old[2] or old[6] then

@@ -1,4 +1,8 @@
-/** Types of job-state.js, a classic script that defines the global `JobState`. */
+/**
+ * Types of job-state.js, a classic script that defines the global `JobState` and the
+ * element `<job-state>`. The element takes its styles from job-state.css, which must lie
+ * beside the script.
+ */
 declare namespace JobState {
   /**
    * Follow one job until it ends.
@@ -6,6 +10,11 @@ declare namespace JobState {
    * Asks at once, then `pollingPeriod` after each answer, never twice at a time.
    * Sleeps while the tab is hidden, and backs off, up to 30 seconds, while the server
    * is away, overloaded or failing.
+   *
+   * Jobs of one base URL share their requests, of up to 100 jobs each: when one job is
+   * due, those are asked for with it that would be due before it is again. So a job may
+   * be asked for sooner than its period says, but never on its account alone. A server
+   * that takes fewer jobs, or none but one, in a request is asked for so many.
    *
    * ```js
    * JobState.startPolling({
@@ -61,6 +70,12 @@ declare namespace JobState {
 
     /** Stops the poller when it is aborted, as stop() does. */
     signal?: AbortSignal | null;
+
+    /**
+     * Allow a URL of another origin, which is refused otherwise, and send it its
+     * cookies. That server needs to allow it by CORS, with credentials.
+     */
+    crossOrigin?: boolean;
   };
 
   /** Which job: its uuid, below a base URL, or a URL of its own. */
@@ -72,7 +87,11 @@ declare namespace JobState {
         url?: null;
       }
     | {
-        /** What `request.resource_url(job_state)` gives; relative to the page. */
+        /**
+         * What `request.resource_url(job_state)` gives; relative to the page. If its
+         * last segment is a uuid, the rest is a base URL, as for `jobUuid`; a URL with a
+         * query, or any other, is asked by itself.
+         */
         url: string | URL;
         jobUuid?: null;
         baseUrl?: string;
@@ -105,9 +124,10 @@ declare namespace JobState {
   interface Failure extends Error {
     /**
      * `network`: no answer; `timeout`: none within 30 seconds; `status`: see `status`;
-     * `redirect`: perhaps to a login page; `format`: not the state of a job.
+     * `redirect`: perhaps to a login page; `format`: not the state of a job; `address`
+     * (only from an element): its `src` is wrong or of another origin.
      */
-    code: "network" | "timeout" | "status" | "redirect" | "format";
+    code: "network" | "timeout" | "status" | "redirect" | "format" | "address";
     /** The HTTP status, 0 if there was none to be seen. */
     status: number;
     /** Whether asking again is useless. */
@@ -124,6 +144,111 @@ declare namespace JobState {
           retryIn: number;
         }
     );
+
+  /**
+   * Words for the elements of the page, in any language that has none of its own: set
+   * before the elements show, by name. English unless set.
+   *
+   * ```js
+   * JobState.labels = { working: "Baking", left: "{time} to go" };
+   * ```
+   */
+  let labels: Labels;
+
+  /** Words for elements in one language (their `lang`, or that of the page). */
+  function setLabels(language: string, labels: Labels): void;
+
+  /**
+   * The words. What stands in braces in the English ones is filled in. An element's
+   * attribute `label-…` (such as `label-cancel`) goes before all of them; `label-job` is
+   * its title.
+   */
+  type Labels = { [Name in Label]?: string };
+
+  type Label =
+    // what stands for the title of a job that has none yet
+    | "job"
+    // by state
+    | State
+    // {time}
+    | "due"
+    | "retry"
+    | "left"
+    | "took"
+    // {number}
+    | "attempt"
+    // {done} {unit}, {total}
+    | "amount"
+    | "amount-of"
+    // {amount}, by second and by minute
+    | "rate"
+    | "rate-slow"
+    | "cancel"
+    // {reason}
+    | "cancel-failed"
+    | "log"
+    // reasons, by HTTP status, or by code: {status}
+    | "401"
+    | "403"
+    | "404"
+    | "410"
+    | "address"
+    | "format"
+    | "network"
+    | "redirect"
+    | "status";
+
+  /** What an element shows: the job's status, or that it cannot be seen. */
+  type State = Job["status"] | "loading" | "reconnecting" | "lost";
+
+  /**
+   * `<job-state src="…">`: a job's progress, from now to its end.
+   *
+   * Its content shows until the first answer. Content with `data-metric` stays, below the
+   * bar: the text of any such descendant becomes the metric's value, as does that of an
+   * element elsewhere with `data-metric` and `data-job` (or `for`), the element's id.
+   *
+   * ```html
+   * <job-state id="run" src="/job_state/…/" cancellable csrf-token="…">
+   *   <b data-metric="miles_run">0</b> miles
+   * </job-state>
+   * <span data-metric="strides" data-job="run"></span>
+   * ```
+   *
+   * Events, which bubble out of shadow roots: `job-state:update`, `job-state:success` and
+   * `job-state:error` with the data as `detail`, `job-state:lost` with the reason.
+   *
+   * Parts for `::part()`: job, head, icon, ring, sign, title, percent, cancel, bar, fill,
+   * foot, status, details, left, message, notice, log. Custom properties:
+   * `--job-state-accent`, `-success`, `-warning`, `-error`, `-track`, `-muted` (colours),
+   * `-bar-height`, `-radius`. Light and dark follow the page's `color-scheme`. The
+   * attribute `state` is there for selectors.
+   */
+  class JobStateElement extends HTMLElement {
+    /** Attribute `src`: what `request.resource_url(job_state)` gives. */
+    src: string;
+    /** Attribute `period`: milliseconds, 1000 by default. */
+    period: number;
+    /** Attribute `cancellable`: show a button to who may cancel the job. */
+    cancellable: boolean;
+    /** Attribute `log`: show the last lines of the job's log. */
+    log: boolean;
+    /** The last data. Data that are set are shown, and told to nobody. */
+    data: JobData | null;
+    readonly state: State;
+    /**
+     * As {@link Poller.cancel}; false also while it was asked and not answered, or if no
+     * job is followed. The attribute `csrf-token` is sent with it.
+     */
+    cancel(): Promise<boolean>;
+  }
+
+  interface ElementEvents {
+    "job-state:update": CustomEvent<JobData>;
+    "job-state:success": CustomEvent<JobData>;
+    "job-state:error": CustomEvent<JobData>;
+    "job-state:lost": CustomEvent<Reason>;
+  }
 
   /** A job as the server describes it: every metric at the top, and two reserved names. */
   type JobData<Metrics extends object = AnyMetrics> = Metrics & {
@@ -181,6 +306,14 @@ declare namespace JobState {
     eta: number | null;
   }
 }
+
+interface HTMLElementTagNameMap {
+  "job-state": JobState.JobStateElement;
+}
+
+interface HTMLElementEventMap extends JobState.ElementEvents {}
+
+interface DocumentEventMap extends JobState.ElementEvents {}
 
 interface Window {
   readonly JobState: typeof JobState;

@@ -1,16 +1,40 @@
 """Prints all tables, or those named, and fails if a figure is not as it should be.
 
-``python -m tests.benchmarks [updates] [loop] [poll] [memory]``
+``python -m tests.benchmarks [updates] [loop] [poll] …``; any other name lists all.
 """
 
 import sys
 
 from pyramid_jobstate.embedded import EmbeddedServer
 
-from . import loop, memory, poll, updates
+from . import (
+    browser,
+    freshness,
+    lists,
+    loop,
+    many_jobs,
+    memory,
+    peer_polls,
+    peer_updates,
+    poll,
+    traffic,
+    updates,
+)
 from .timing import show
 
-TABLES = {"updates": updates, "loop": loop, "poll": poll, "memory": memory}
+TABLES = {
+    "updates": updates,
+    "loop": loop,
+    "poll": poll,
+    "lists": lists,
+    "memory": memory,
+    "many_jobs": many_jobs,
+    "peer_updates": peer_updates,
+    "peer_polls": peer_polls,
+    "freshness": freshness,
+    "traffic": traffic,
+    "browser": browser,
+}
 
 
 def main(names: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +18,8 @@ class Row(NamedTuple):
     Attributes:
       what: What was compared.
       ratio: What came out.
-      at_least, at_most: What it should not be below, or above.
+      at_least, at_most: What it should not be below, or above; neither if it is only
+        told.
       note: The times behind it, for instance.
     """
 
@@ -36,12 +38,13 @@ class Row(NamedTuple):
     def target(self) -> str:
         if self.at_least:
             return f"≥ {self.at_least:g}"
-        return f"≤ {self.at_most:g}"
+        return f"≤ {self.at_most:g}" if math.isfinite(self.at_most) else "–"
 
 
 class Table(NamedTuple):
     title: str
     rows: Sequence[Row]
+    notes: Sequence[str] = ()
 
     def __str__(self) -> str:
         """Return the table as Markdown."""
@@ -56,6 +59,8 @@ class Table(NamedTuple):
             f"| {'yes' if row.holds else '**no**'} | {row.note} |"
             for row in self.rows
         ]
+        for note in self.notes:
+            lines += ["", note]
         return "\n".join(lines) + "\n"
 
 

@@ -1,0 +1,137 @@
+"""One round trip to Redis, be it one server or a Cluster."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from redis import Redis, RedisCluster
+from redis import exceptions as errors
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
+
+Client = Redis | RedisCluster
+
+#: How a client of our own connects: a user waits for the answer, and the recorder
+#: tries again by itself. redis-py's defaults block for seconds.
+FAIL_FAST: dict[str, Any] = {
+    "decode_responses": True,
+    "encoding_errors": "replace",
+    "socket_timeout": 0.5,
+    "socket_connect_timeout": 0.5,
+    "retry": Retry(ConstantBackoff(0.05), 1),
+}
+
+#: What the name of a scheme ends with where the URL is that of a node of a Cluster.
+CLUSTER = "+cluster"
+
+
+#: What a node of a Cluster says of a key that it does not have, or not yet.
+MOVED = (errors.MovedError, errors.AskError, errors.TryAgainError)
+
+
+class Command(NamedTuple):
+    """A command, with the one key that it touches."""
+
+    key: str
+    args: Sequence[str | int]
+
+
+def connect(url: str) -> Client:
+    """Return a client that gives up soon.
+
+    Parameters:
+      url: As redis-py takes it, or with the scheme ``redis+cluster`` or
+        ``rediss+cluster`` that of any node of a Cluster.
+
+    Raises:
+      TypeError, ValueError: The URL cannot be understood.
+      redis.exceptions.RedisError: No node of the Cluster answers.
+    """
+    scheme, colon, rest = url.partition(":")
+    if not scheme.endswith(CLUSTER):
+        client = Redis.from_url(url, **FAIL_FAST)
+        # An option in the URL that there is not shows only here.
+        client.connection_pool.make_connection()
+        return client
+    with redis_errors():
+        return RedisCluster.from_url(
+            scheme.removesuffix(CLUSTER) + colon + rest, **FAIL_FAST
+        )
+
+
+def execute(client: Client, commands: Sequence[Command]) -> list[Any]:
+    """Return the replies to commands, an exception in the place of each that failed.
+
+    On a Cluster there is a round trip to each node concerned, and one more for each
+    command whose slot has moved.
+
+    Raises:
+      redis.exceptions.RedisError: No server answered.
+    """
+    if isinstance(client, RedisCluster):
+        with redis_errors():
+            return _on_cluster(client, commands)
+    if len(commands) == 1:
+        # A poll, which is what happens most: spared the pipeline's overhead.
+        try:
+            return [client.execute_command(*commands[0].args)]  # type: ignore[no-untyped-call]
+        except errors.ResponseError as e:
+            return [e]
+    return _pipeline(client, commands)
+
+
+def _on_cluster(client: RedisCluster, commands: Sequence[Command]) -> list[Any]:
+    places: dict[str, list[int]] = {}
+    nodes: dict[str, Any] = {}
+    for i, command in enumerate(commands):
+        node = client.get_node_from_key(command.key)  # type: ignore[no-untyped-call]
+        nodes[node.name] = node
+        places.setdefault(node.name, []).append(i)
+    replies: list[Any] = [None] * len(commands)
+    lost = 0
+    for name, indexes in places.items():
+        try:
+            found = _pipeline(
+                client.get_redis_connection(nodes[name]),
+                [commands[i] for i in indexes],
+            )
+        except (errors.ConnectionError, errors.TimeoutError) as e:
+            found = [e] * len(indexes)
+            lost += 1
+        for i, reply in zip(indexes, found, strict=True):
+            if isinstance(reply, MOVED):
+                # This client knows the way, and learns the new one.
+                reply = _alone(client, commands[i])
+            replies[i] = reply
+    if lost:
+        # Another node may have taken over: the next try is to find it.
+        with contextlib.suppress(errors.RedisError, errors.RedisClusterException):
+            client.nodes_manager.initialize()
+    if lost == len(places) > 0:
+        raise next(reply for reply in replies if isinstance(reply, Exception))
+    return replies
+
+
+def _alone(client: RedisCluster, command: Command) -> Any:
+    try:
+        return client.execute_command(*command.args)  # type: ignore[no-untyped-call]
+    except (errors.RedisError, errors.RedisClusterException) as e:
+        return e
+
+
+def _pipeline(client: Redis, commands: Sequence[Command]) -> list[Any]:
+    with client.pipeline(transaction=False) as pipe:
+        for command in commands:
+            pipe.execute_command(*command.args)  # type: ignore[no-untyped-call]
+        return pipe.execute(raise_on_error=False)
+
+
+@contextlib.contextmanager
+def redis_errors() -> Iterator[None]:
+    """Within this context what a Cluster raises is a RedisError, as all else is."""
+    try:
+        yield
+    except errors.RedisClusterException as e:
+        raise errors.ConnectionError(str(e)) from e

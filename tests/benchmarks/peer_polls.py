@@ -1,0 +1,75 @@
+"""What a poll costs over HTTP, of our job and of celery-progress's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pyramid_jobstate import JobStore
+from pyramid_jobstate.embedded import EmbeddedServer
+
+from .jobs import running_job
+from .peers.web import make_apps
+from .peers.workers import CeleryProgress, get, peers, web_server
+from .poll import poll
+from .timing import Row, Table, side_by_side
+
+#: How many polls are made at a time.
+COUNT = 150
+
+
+def measure(server: EmbeddedServer) -> Table:
+    """Poll a job that has said how far it is, as celery-progress's have."""
+    with (
+        running_job(JobStore(server.url)) as job_state,
+        peers(server, CeleryProgress) as (found, left_out),
+        web_server(server) as connection,
+    ):
+        job_state.set_progress(12, 26)
+        job_state.flush()
+        paths = {
+            "a bare view": f"/bare/{job_state.uuid}",
+            "ours": f"/ours/job_state/{job_state.uuid}",
+        }
+        for peer in found:
+            with peer.working():
+                job = peer.send("take_steps", 26, 0.0)
+                peer.wait(job)
+                paths[peer.name] = peer.path(job)
+        apps = make_apps(server.url)
+        inside = {name: _inside(apps, path) for name, path in paths.items()}
+        over = {
+            name: lambda count, path=path: [get(connection, path) for _ in range(count)]
+            for name, path in {"the floor": "/floor/", **paths}.items()
+        }
+        rows = [
+            *_rows("in process", inside, "a bare view", "ours", 1.5),
+            *_rows("over HTTP", over, "the floor", "ours", 2.5),
+        ]
+    note = "The bare view has an ACL and one HGETALL; the floor is a constant answer."
+    return Table("A poll", rows, [note, *left_out])
+
+
+def _inside(apps: dict, path: str) -> Callable[[int], object]:
+    _, name, rest = path.split("/", 2)
+    return lambda count: poll(apps[name], f"/{rest}", count)
+
+
+def _rows(
+    where: str,
+    polls: dict[str, Callable[[int], object]],
+    floor: str,
+    mine: str,
+    at_most: float,
+) -> list[Row]:
+    timings = side_by_side(*((COUNT, do) for do in polls.values()), rounds=9)
+    by_name = dict(zip(polls, timings, strict=True))
+    base = by_name.pop(floor)
+    return [
+        Row(
+            f"{where}: {name} / {floor}",
+            timing.over(base),
+            at_most=at_most if name == mine else float("inf"),
+            note=f"{timing} / {base}",
+        )
+        for name, timing in by_name.items()
+    ]

@@ -1,0 +1,240 @@
+"""The peers as whoever sends them jobs sees them."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import dramatiq
+import redis
+from dramatiq.brokers.redis import RedisBroker
+
+from pyramid_jobstate import JobState, JobStateMiddleware
+from pyramid_jobstate.embedded import EmbeddedServer
+from tests.benchmarks.jobs import OWNER
+from tests.benchmarks.timing import Timing
+
+from .work import MEASURED
+
+ROOT = Path(__file__).parent.parent.parent.parent
+
+#: Seconds that a worker may take to start, and a job to end.
+PATIENCE = 30.0
+
+
+class Peer:
+    """One who runs jobs and shows how they come along.
+
+    Attributes:
+      name: What tables call it, and what the web server's paths to it begin with.
+      call: What tells of progress.
+      needs: The packages that it takes.
+      command: What runs its worker, after Python's own name.
+      prefix: What the keys begin with in which a job's state is.
+    """
+
+    name = ""
+    call = ""
+    needs: Sequence[str] = ()
+    command: Sequence[str] = ()
+
+    def __init__(self, broker: str, state: str) -> None:
+        self.broker = broker
+        self.state = state
+
+    @classmethod
+    def missing(cls) -> list[str]:
+        """Return the packages that are not installed."""
+        return [name for name in cls.needs if importlib.util.find_spec(name) is None]
+
+    def send(self, task: str, *args: Any) -> str:
+        """Send a job and return its id."""
+        raise NotImplementedError
+
+    def is_done(self, job: str) -> bool:
+        raise NotImplementedError
+
+    def wait(self, *jobs: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not all(map(self.is_done, jobs)):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{self.name} does not come to an end")
+            time.sleep(0.02)
+
+    def path(self, job: str) -> str:
+        """Return where the web server shows a job."""
+        raise NotImplementedError
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Run a worker, and wait until it works."""
+        with _process(self.command, self.broker, self.state):
+            self.wait(self.send("take_steps", 1, 0.0))
+            yield
+
+    def updates(self, count: int) -> tuple[Timing, Timing]:
+        """Return what an update takes in a job, and an `HSET` there."""
+        with redis.Redis.from_url(self.broker) as client:
+            self.wait(self.send("measure_updates", count))
+            theirs, floor = json.loads(client.lpop(MEASURED) or "")
+        return Timing(theirs), Timing(floor)
+
+
+class Ours(Peer):
+    name = "ours"
+    call = "set_progress"
+    command = (
+        *("dramatiq", "tests.benchmarks.peers.dramatiq_worker"),
+        *("--processes", "1", "--threads", "1"),
+    )
+
+    def __init__(self, broker: str, state: str) -> None:
+        super().__init__(broker, state)
+        middleware = JobStateMiddleware(url=state)
+        dramatiq_broker = RedisBroker(url=broker)
+        dramatiq_broker.add_middleware(middleware)
+        self._store = middleware.store_for(dramatiq_broker)
+
+        @dramatiq.actor(broker=dramatiq_broker)
+        def work(name: str, args: list[Any], *, job_state: JobState) -> None:
+            """Run by the worker."""
+
+        self._work = work
+
+    def send(self, task: str, *args: Any) -> str:
+        message = self._work.send_with_options(args=(task, args), job_owner=OWNER)
+        return str(message.message_id)
+
+    def is_done(self, job: str) -> bool:
+        job_state = self._store.load(job)
+        return job_state is not None and job_state.is_finished
+
+    def path(self, job: str) -> str:
+        return f"/ours/job_state/{job}"
+
+
+class CeleryProgress(Peer):
+    name = "celery-progress"
+    call = "ProgressRecorder.set_progress"
+    needs = ("celery", "celery_progress", "django")
+    command = (
+        *("celery", "-A", "tests.benchmarks.peers.celery_worker", "worker"),
+        *("--concurrency", "1", "--loglevel", "ERROR"),
+    )
+
+    def __init__(self, broker: str, state: str) -> None:
+        super().__init__(broker, state)
+        from celery import Celery
+
+        self._app = Celery(broker=broker, backend=state)
+
+    def send(self, task: str, *args: Any) -> str:
+        job = str(uuid.uuid4())
+        self._app.send_task("work", args=(task, args), task_id=job, ignore_result=False)
+        return job
+
+    def is_done(self, job: str) -> bool:
+        return bool(self._app.AsyncResult(job).ready())
+
+    def path(self, job: str) -> str:
+        return f"/celery-progress/{job}/"
+
+
+class RQ(Peer):
+    name = "RQ"
+    call = "job.save_meta"
+    needs = ("rq",)
+    command = ("rq.cli", "worker", "--quiet", "--url")
+
+    def __init__(self, broker: str, state: str) -> None:
+        # RQ keeps all in one place.
+        super().__init__(broker, state)
+        self.command = (*self.command, state)
+        from rq import Queue
+
+        self._queue = Queue(connection=redis.Redis.from_url(state))
+
+    def send(self, task: str, *args: Any) -> str:
+        function = "tests.benchmarks.peers.rq_worker.work"
+        return str(self._queue.enqueue(function, task, args).id)
+
+    def is_done(self, job: str) -> bool:
+        found = self._queue.fetch_job(job)
+        return found is not None and found.is_finished
+
+
+@contextlib.contextmanager
+def peers(
+    state: EmbeddedServer, *classes: type[Peer]
+) -> Iterator[tuple[list[Peer], list[str]]]:
+    """Give the peers that are installed, and a line for each that is not."""
+    found = [cls for cls in classes if not cls.missing()]
+    left_out = [
+        f"{cls.name} is left out: {', '.join(cls.missing())} not installed. "
+        'See the extra "benchmarks".'
+        for cls in classes
+        if cls.missing()
+    ]
+    with EmbeddedServer() as broker:
+        yield [cls(broker.url, state.url) for cls in found], left_out
+
+
+@contextlib.contextmanager
+def _process(
+    command: Sequence[str], broker: str, state: str, **options: Any
+) -> Iterator[subprocess.Popen[bytes]]:
+    environ = {
+        **os.environ,
+        "BENCHMARK_BROKER": broker,
+        "BENCHMARK_STATE": state,
+        "PYTHONWARNINGS": "ignore",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=ROOT,
+        env=environ,
+        stderr=subprocess.DEVNULL,
+        **options,
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def web_server(state: EmbeddedServer) -> Iterator[http.client.HTTPConnection]:
+    """Give a connection to a web server that shows the jobs of all peers."""
+    command = ["tests.benchmarks.peers.web"]
+    with _process(command, "", state.url, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        with process.stdout:
+            port = int(process.stdout.readline())
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            with contextlib.closing(connection):
+                yield connection
+
+
+def get(connection: http.client.HTTPConnection, path: str) -> bytes:
+    """Return what a path answers to the jobs' owner."""
+    connection.request("GET", path, headers={"X-User": OWNER})
+    response = connection.getresponse()
+    body = response.read()
+    if response.status != 200:
+        raise RuntimeError(f"{path} gave {response.status}")
+    return body

@@ -1,0 +1,276 @@
+"""``python -m tests.soak [--minutes N] [--jobs N] [--pollers N] [--workers N]``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import contextlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import redis
+
+from pyramid_jobstate import JobStore
+from pyramid_jobstate.embedded import EmbeddedServer
+
+from .actors import HEARTBEAT_TIMEOUT, STALLED_AFTER, declare, make_broker
+from .pollers import USER, Job, Pollers
+from .verdict import Judge, Runs, read_journal
+from .weather import ROOT, Weather
+
+#: It takes no longer than this, and makes little sense in less.
+MIN_MINUTES, MAX_MINUTES = 2.0, 10.0
+
+#: The seconds at the end in which nothing more goes wrong: a share of all, or at least
+#: so many. Those before it in which nothing more is sent. Those at the very end in
+#: which the jobs have to be done.
+CALM, MIN_CALM = 0.2, 45.0
+SENT_BEFORE = 10.0
+CLOSING = 15.0
+
+#: The share of jobs that somebody cancels.
+CANCELLED = 0.15
+
+#: What is sent: the share of it, the steps and the pause in each, how many metrics are
+#: reported in each, how many attempts fail, and the longest delay in seconds.
+SORTS = {
+    "quick": (0.30, (1, 3), 0.01, 1, 0, 0.0),
+    "longer": (0.20, (40, 120), 0.1, 1, 0, 0.0),
+    "fails once": (0.15, (3, 30), 0.05, 1, 1, 0.0),
+    "fails for good": (0.10, (3, 30), 0.05, 1, 99, 0.0),
+    "delayed": (0.15, (2, 20), 0.05, 1, 0, 12.0),
+    "many metrics": (0.10, (10, 60), 0.05, 100, 0, 0.0),
+}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=MAX_MINUTES)
+    parser.add_argument("--jobs", type=int, default=2000)
+    parser.add_argument("--pollers", type=int, default=500)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--period", type=float, default=1.0, help="of a poller")
+    parser.add_argument("--restart-every", type=float, default=60.0)
+    parser.add_argument("--kill-every", type=float, default=8.0)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--keep", help="where to leave journal and logs")
+    options = parser.parse_args()
+    if not MIN_MINUTES <= options.minutes <= MAX_MINUTES:
+        parser.error(f"--minutes: from {MIN_MINUTES:g} to {MAX_MINUTES:g}")
+    return options
+
+
+class Sender:
+    """Sends the jobs, evenly over a time."""
+
+    def __init__(self, urls: tuple[str, str], weather: Weather, pollers: Pollers):
+        self.broker = make_broker(*urls)
+        self.work = declare(self.broker)
+        self.weather = weather
+        self.pollers = pollers
+
+    def send(self, count: int, seconds: float) -> None:
+        begun = time.monotonic()
+        weights = [share for share, *_ in SORTS.values()]
+        for i in range(count):
+            time.sleep(max(0.0, begun + i * seconds / count - time.monotonic()))
+            (what,) = random.choices(list(SORTS), weights)
+            _, steps, pause, width, fails, delay = SORTS[what]
+            before = time.time()
+            args = (random.randint(*steps), pause, width, fails)
+            message = self.work.send_with_options(
+                args=args,
+                delay=int(random.uniform(0.1, 1) * delay * 1000) or None,
+                job_owner=USER,
+            )
+            uuid = message.message_id
+            job = Job(uuid, what, args[0], fails, time.time(), recorded=True)
+            job.recorded = self.weather.was_fine(before)
+            if random.random() < CANCELLED:
+                job.cancel_in = random.uniform(0.0, 8.0)
+            self.pollers.jobs.append(job)
+            self.pollers.fresh.append(job)
+
+
+@contextlib.contextmanager
+def web_server(environ: dict[str, str], log: IO[bytes]) -> Iterator[int]:
+    """Run the web server, and give its port."""
+    command = [sys.executable, "-m", "tests.soak.web"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=log
+    )
+    assert process.stdout is not None
+    try:
+        yield int(process.stdout.readline())
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+async def drain(client: redis.Redis, store: JobStore, jobs: list[Job]) -> None:
+    """Wait until the broker has no message left, and every job has ended, or it is
+    certain that none will any more.
+    """
+    quiet = 0.0
+    while quiet < HEARTBEAT_TIMEOUT / 1000 + STALLED_AFTER:
+        await asyncio.sleep(0.5)
+        left = sum(client.hlen(f"dramatiq:default{x}.msgs") for x in ("", ".DQ"))
+        quiet = 0.0 if left else quiet + 0.5
+        if left or quiet < 2:
+            continue
+        if all(state and state.is_finished for state in load(store, jobs)):
+            return
+
+
+def load(store: JobStore, jobs: list[Job]) -> list:
+    states = []
+    for i in range(0, len(jobs), 100):
+        states += store.load_many([job.uuid for job in jobs[i : i + 100]])
+    return states
+
+
+async def soak(options: argparse.Namespace, folder: Path) -> int:
+    seconds = options.minutes * 60
+    calm = max(seconds * CALM, MIN_CALM)
+    bad = seconds - calm
+    arguments = ["--appendonly", "yes"]
+    with contextlib.ExitStack() as stack:
+        servers = []
+        for name in ("broker", "store"):
+            (folder / name).mkdir()
+            server = EmbeddedServer(directory=str(folder / name), arguments=arguments)
+            servers.append(stack.enter_context(server))
+        urls = (servers[0].url, servers[1].url)
+        environ = {
+            **os.environ,
+            "SOAK_BROKER": urls[0],
+            "SOAK_STORE": urls[1],
+            "SOAK_JOURNAL": str(folder / "journal"),
+            "SOAK_SECONDS": str(seconds + 60),
+            "dramatiq_worker_timeout": "200",
+        }
+        (folder / "journal").touch()
+        web_log = stack.enter_context((folder / "web.log").open("ab"))
+        port = stack.enter_context(web_server(environ, web_log))
+        pollers = Pollers(port, options.pollers, options.period)
+        worker_log = folder / "workers.log"
+        weather = Weather(servers[1], environ, worker_log, options.workers)
+        stack.callback(weather.stop_workers)
+        sender = Sender(urls, weather, pollers)
+        store = JobStore(urls[1], stalled_after=STALLED_AFTER)
+        client = stack.enter_context(redis.Redis.from_url(urls[0]))
+
+        polling = asyncio.create_task(pollers.run())
+        threads = [
+            asyncio.to_thread(sender.send, options.jobs, bad - SENT_BEFORE),
+            asyncio.to_thread(weather.restart_store, options.restart_every),
+            asyncio.to_thread(weather.harm_workers, options.kill_every),
+        ]
+        sending, *harming = map(asyncio.create_task, threads)
+        await asyncio.sleep(bad)
+        weather.clear_up()
+        await asyncio.gather(sending, *harming)
+        wrong = []
+        try:
+            async with asyncio.timeout(calm - CLOSING):
+                await drain(client, store, pollers.jobs)
+        except TimeoutError:
+            wrong.append("the jobs did not all end in time")
+        pollers.over.set()
+        await polling
+        states = load(store, pollers.jobs)
+        codes = await asyncio.to_thread(weather.stop_workers)
+        if set(codes) != {0}:
+            wrong.append(f"the workers stopped with {codes}")
+    return report(pollers, weather, states, folder, wrong)
+
+
+def report(
+    pollers: Pollers, weather: Weather, states: list, folder: Path, wrong: list[str]
+) -> int:
+    """Print what was counted, and return how much was wrong."""
+    jobs = pollers.jobs
+    journal = read_journal(folder / "journal")
+    judge = Judge(weather)
+    wrong += pollers.wrong
+    for job, state in zip(jobs, states, strict=True):
+        runs = journal.get(job.uuid, {})
+        found = [*judge.final(job, runs, state)]
+        for sights in job.sights:
+            found += judge.seen(runs, sights)
+        wrong += [f"{job.uuid} {what}" for what in found]
+    unwatched = sum(not any(job.sights) for job in jobs)
+    if unwatched:
+        wrong.append(f"{unwatched} jobs were watched by nobody")
+    logs = (folder / "workers.log").read_text(errors="replace").splitlines()
+    ours = [line for line in logs if "[pyramid_jobstate" in line]
+    wrong += [f"a worker logged {line}" for line in ours if "[ERROR]" in line]
+    statuses = collections.Counter(
+        state.status if state else "none" for state in states
+    )
+    sights = [sight for job in jobs for watch in job.sights for sight in watch]
+    seen = collections.Counter(sight.status for sight in sights)
+    print(f"jobs         {len(jobs)}: {counts(statuses)}")
+    print(f"sorts        {counts(collections.Counter(job.what for job in jobs))}")
+    print(f"runs         {runs_line(journal)}")
+    print(f"workers      killed {weather.killed}, frozen {weather.frozen}")
+    away = sum(span.until - span.since for span in weather.outages)
+    print(
+        f"store        restarted {len(weather.outages)}, {weather.crashes} of them "
+        f"after kill -9; away for {away:.0f} s"
+    )
+    fenced = sum("a newer run of it has begun" in line for line in ours)
+    print(f"overtaken    {fenced} runs said that a newer one has begun")
+    print(f"cancels      {counts(pollers.cancels)}")
+    print(f"polls        {pollers.codes.total()}: {counts(pollers.codes)}")
+    print(f"seen         {len(sights)} changes: {counts(seen)}")
+    print(f"came back    {judge.came_back} ends seen to begin again, delivered again")
+    print(f"lost         {judge.lost} jobs by the broker, which read stalled")
+    print(f"wrong        {len(wrong)}")
+    for line in wrong[:20]:
+        print(f"  {line[:500]}")
+    return len(wrong)
+
+
+def counts(counter: collections.Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counter.items()))
+
+
+def runs_line(journal: dict[str, Runs]) -> str:
+    runs = [run for found in journal.values() for run in found.values()]
+    attempts = collections.Counter(
+        (job, run.attempt) for job, found in journal.items() for run in found.values()
+    )
+    again = sum(count - 1 for count in attempts.values())
+    retried = sum(run.attempt > 1 for run in runs)
+    outcomes = collections.Counter(run.outcome or "no end" for run in runs)
+    return (
+        f"{len(runs)}: {counts(outcomes)}; {retried} of a retry, "
+        f"{again} delivered again"
+    )
+
+
+def main() -> int:
+    options = parse()
+    random.seed(options.seed)
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="jobstate-soak-") as folder:
+        wrong = asyncio.run(soak(options, Path(folder)))
+        if options.keep:
+            shutil.copytree(folder, options.keep)
+    print(f"took         {time.monotonic() - begun:.0f} s")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

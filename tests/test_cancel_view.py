@@ -1,0 +1,311 @@
+"""POST …/cancel: who may ask to cancel a job, and what is answered."""
+
+from typing import Any
+
+import pytest
+import redis
+from pyramid.csrf import CookieCSRFStoragePolicy
+from pyramid.response import Response
+from pyramid.session import SignedCookieSessionFactory
+from webtest import TestApp
+
+from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate.embedded import EmbeddedServer
+from pyramid_jobstate.record import CANCELLED
+from pyramid_jobstate.testing import put_job
+from tests.jobs import RunMarathon
+from tests.webapp import ADMIN, ask, get, make_app, make_config, mounted_root
+
+UUID = "12345678-1234-4321-8765-1234567890ab"
+PLACES = ["/job_state", "/jobs", "/site/jobs"]
+ENDED = {"error": "The job has ended."}
+
+
+@pytest.fixture
+def store(client: redis.Redis) -> JobStore:
+    return JobStore(client)
+
+
+@pytest.fixture
+def app(redis_url: str) -> TestApp:
+    """An application with the jobs at their default path, and at two others."""
+    return make_app(make_config(redis_url, root_factory=mounted_root))
+
+
+def cancel(app: TestApp, path: str, user: str | None = "alice", **headers: str) -> Any:
+    """Return the response to what job-state.js sends."""
+    headers = {"X_Requested_With": "XMLHttpRequest", **headers}
+    return ask(app, "POST", f"{path}/cancel", user, **headers)
+
+
+def load(store: JobStore, uuid: str) -> JobState:
+    job_state = store.load(uuid)
+    assert job_state is not None
+    return job_state
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("status", "becomes"),
+    [
+        ("queued", "cancelled"),
+        ("retrying", "cancelled"),
+        ("working", "cancelling"),
+        ("stalled", "cancelling"),
+        ("cancelling", "cancelling"),
+    ],
+)
+def test_cancel_answers_the_new_state(
+    app: TestApp, store: JobStore, place: str, status: str, becomes: str
+) -> None:
+    """A job that has not ended is cancelled, or told to; the answer is its state."""
+    job = put_job(store, RunMarathon, status, owner="alice").uuid
+
+    response = cancel(app, f"{place}/{job}")
+
+    assert response.status_code == 202
+    assert response.json["job"]["status"] == becomes
+    assert response.json == get(app, f"{place}/{job}", "alice").json
+    assert response.json["job"]["cancellable"] is (becomes == "cancelling")
+    assert response.headers["Cache-Control"] == "private, no-cache"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert load(store, job).status == becomes
+
+
+def test_cancelled_job_says_why_and_is_listed_as_ended(
+    app: TestApp, store: JobStore
+) -> None:
+    """A job that was cancelled in its queue has ended, for who lists jobs as well."""
+    job = put_job(store, RunMarathon, "queued", owner="alice").uuid
+
+    response = cancel(app, f"/job_state/{job}")
+
+    assert response.json["job_state"] == "error"
+    assert response.json["job"]["error"] == {"message": CANCELLED.message}
+    assert [j.uuid for j in store.list("alice", status="cancelled").items] == [job]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("status", ["success", "error", "cancelled"])
+def test_cancel_of_a_job_that_has_ended_is_a_409(
+    app: TestApp, store: JobStore, client: redis.Redis, place: str, status: str
+) -> None:
+    """A job that is over stays as it was."""
+    job = put_job(store, status=status, owner="alice").uuid
+    before = client.hgetall(store.key(job))
+
+    response = cancel(app, f"{place}/{job}")
+
+    assert response.status_code == 409
+    assert response.json == ENDED
+    assert client.hgetall(store.key(job)) == before
+
+
+def test_cancel_of_a_job_that_is_gone_meanwhile_is_a_404(
+    app: TestApp, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record that expires while it is asked for was no job."""
+    job = put_job(store, owner="alice").uuid
+
+    def expire(store: JobStore, uuid: str, start: Any) -> bool:
+        store.client.delete(store.key(uuid))
+        return False
+
+    monkeypatch.setattr(JobStore, "cancel", expire)
+
+    for place in PLACES:
+        response = cancel(app, f"{place}/{job}")
+        assert response.status_code == 404
+        assert response.json == {"error": "There is no such job."}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("user", "status"), [("alice", 202), (ADMIN, 202), ("bob", 403), (None, 403)]
+)
+def test_cancel_needs_cancel_job(
+    app: TestApp, store: JobStore, place: str, user: str | None, status: int
+) -> None:
+    """The owner may cancel a job, and whom the root lets, and nobody else."""
+    job = put_job(store, RunMarathon, owner="alice").uuid
+
+    response = cancel(app, f"{place}/{job}", user)
+
+    assert response.status_code == status
+    if status == 403:
+        assert response.json == {"error": "You may not do this with the job."}
+        assert load(store, job).status == "working"
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", [UUID, "x", UUID.upper(), f"{UUID}/x", ""])
+def test_cancel_of_no_job_is_a_404(app: TestApp, place: str, name: str) -> None:
+    """What is no job cannot be cancelled."""
+    response = cancel(app, f"{place}/{name}".rstrip("/"))
+
+    assert response.status_code == 404
+    assert response.json == {"error": "There is no such job."}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_cancel_needs_the_header(app: TestApp, store: JobStore, place: str) -> None:
+    """Without a header that no form can send, nothing is cancelled, whoever asks."""
+    job = put_job(store, owner="alice").uuid
+
+    response = ask(app, "POST", f"{place}/{job}/cancel", "alice")
+
+    assert response.status_code == 400
+    assert "X-Requested-With" in response.json["error"]
+    assert load(store, job).status == "working"
+
+
+@pytest.mark.parametrize("value", ["", "XMLHttpRequest", "fetch"])
+def test_cancel_takes_any_value_of_the_header(
+    app: TestApp, store: JobStore, value: str
+) -> None:
+    """That it is there is what counts."""
+    job = put_job(store, owner="alice").uuid
+
+    response = cancel(app, f"/job_state/{job}", X_Requested_With=value)
+
+    assert response.status_code == 202
+
+
+def test_form_of_another_site_cancels_nothing(app: TestApp, store: JobStore) -> None:
+    """Whatever fields a form sends, they are no header."""
+    job = put_job(store, owner="alice").uuid
+
+    response = app.post(
+        f"/job_state/{job}/cancel?X-Requested-With=x",
+        {"X-Requested-With": "x", "_method": "POST"},
+        headers={"X-User": "alice"},
+        status=400,
+    )
+
+    assert "X-Requested-With" in response.json["error"]
+    assert load(store, job).status == "working"
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"])
+def test_cancel_is_only_posted(
+    app: TestApp, store: JobStore, place: str, method: str
+) -> None:
+    """Nothing but a POST cancels, nor does one that says it means another method."""
+    job = put_job(store, owner="alice").uuid
+    headers = {"X_Requested_With": "x", "X_HTTP_Method_Override": "POST"}
+
+    response = ask(
+        app, method, f"{place}/{job}/cancel?_method=POST", "alice", **headers
+    )
+
+    assert response.status_code == 404
+    if method != "HEAD":
+        assert response.json == {"error": "There is no such job."}
+    assert load(store, job).status == "working"
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_store_that_is_away_is_a_503(server: EmbeddedServer, place: str) -> None:
+    """While the store is away nobody can say whether the job has ended."""
+    app = make_app(make_config(server.url, root_factory=mounted_root))
+    store = JobStore(server.url)
+    job = put_job(store, owner="alice").uuid
+    server.stop()
+
+    response = cancel(app, f"{place}/{job}")
+
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "5"
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_store_that_goes_away_meanwhile_is_a_503(
+    server: EmbeddedServer, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if it goes away after the job was found."""
+    app = make_app(make_config(server.url, root_factory=mounted_root))
+    job = put_job(JobStore(server.url), owner="alice").uuid
+    real = JobStore.cancel
+
+    def stop(store: JobStore, uuid: str, start: Any) -> bool:
+        server.stop()
+        return real(store, uuid, start)
+
+    monkeypatch.setattr(JobStore, "cancel", stop)
+
+    assert cancel(app, f"{place}/{job}").status_code == 503
+
+
+# The application's own protection.
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("storage", ["session", "cookie"])
+def test_csrf_options_of_the_application_apply(
+    redis_url: str, store: JobStore, place: str, storage: str
+) -> None:
+    """Where the application wants a token, a cancel needs it, too; a GET does not."""
+    config = make_config(redis_url, root_factory=mounted_root)
+    config.set_session_factory(SignedCookieSessionFactory("hush"))
+    if storage == "cookie":
+        config.set_csrf_storage_policy(CookieCSRFStoragePolicy())
+    config.set_default_csrf_options(require_csrf=True)
+    config.add_view(lambda c, r: Response(r.session.get_csrf_token()), name="session")
+    config.add_view(
+        lambda c, r: Response(CookieCSRFStoragePolicy().get_csrf_token(r)),
+        name="cookie",
+    )
+    app = make_app(config)
+    job = put_job(store, owner="alice").uuid
+    token = app.get(f"/{storage}").text
+
+    for headers in {}, {"X_CSRF_Token": "wrong"}:
+        response = cancel(app, f"{place}/{job}", **headers)
+        assert response.status_code == 400
+        assert "CSRF" in response.text
+        assert load(store, job).status == "working"
+    assert get(app, f"{place}/{job}", "alice").status_code == 200
+
+    assert cancel(app, f"{place}/{job}", X_CSRF_Token=token).status_code == 202
+
+
+# What the JSON says of it.
+
+
+@pytest.mark.parametrize(
+    ("status", "user", "cancellable"),
+    [
+        ("working", "alice", True),
+        ("working", ADMIN, True),
+        ("working", "viewer", False),
+        ("queued", "alice", True),
+        ("stalled", "alice", True),
+        ("retrying", "alice", True),
+        ("cancelling", "alice", True),
+        ("success", "alice", False),
+        ("error", "alice", False),
+        ("cancelled", "alice", False),
+        ("success", ADMIN, False),
+    ],
+)
+def test_cancellable_says_who_could(
+    app: TestApp,
+    store: JobStore,
+    status: str,
+    user: str,
+    cancellable: bool,
+) -> None:
+    """A page shows the button to whom it would serve."""
+    job = put_job(store, Spectacle, status, owner="alice").uuid
+
+    assert get(app, f"/job_state/{job}", user).json["job"]["cancellable"] is cancellable
+    status_code = cancel(app, f"/job_state/{job}", user).status_code
+    assert (status_code == 202) is cancellable
+
+
+class Spectacle(JobState):
+    """A kind of job that somebody else may watch."""
+
+    def __acl__(self) -> list[tuple[str, Any, Any]]:
+        return [*super().__acl__(), ("Allow", "viewer", "view_job")]

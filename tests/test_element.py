@@ -1,0 +1,987 @@
+"""The element <job-state> in a real Chromium, under a strict policy."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page
+
+from .pollserver import STATIC, Answer, PollServer, uuid_of
+from .support import wait_for
+
+HEAD = (
+    '<!doctype html><html lang="{lang}"><meta charset="utf-8"><title>Jobs</title>'
+    '<script src="/job-state.js"></script>'
+    "<main><h1>Jobs</h1>{body}</main>"
+)
+
+# What a test may ask of the page.
+LOOK = """(id) => {
+  const element = document.getElementById(id);
+  const root = element.shadowRoot;
+  const seen = {state: element.getAttribute("state")};
+  for (const node of root.querySelectorAll("[part]")) {
+    const shown = node.checkVisibility();
+    seen[node.getAttribute("part")] = shown ? node.textContent.trim() : null;
+  }
+  const bar = root.querySelector("[part=bar]");
+  seen.now = bar.getAttribute("aria-valuenow");
+  seen.spoken = bar.getAttribute("aria-valuetext");
+  seen.content = root.querySelector("slot").checkVisibility() || root.querySelector(
+    "slot").hidden === false ? element.textContent.trim() : null;
+  seen.log = [...root.querySelectorAll("li")].map((line) => line.textContent);
+  seen.icon = root.querySelector("[part=sign]").getAttribute("d");
+  seen.color = getComputedStyle(root.querySelector("[part=status]")).color;
+  return seen;
+}"""
+
+SETTLE = """async () => {
+  const elements = [...document.querySelectorAll("job-state")];
+  const styled = ({ shadowRoot: root }) =>
+    root.adoptedStyleSheets.length || root.querySelector("link");
+  const frame = () => new Promise(requestAnimationFrame);
+  for (let i = 0; i < 300 && !elements.every(styled); i++) await frame();
+  await frame();
+  await frame();
+}"""
+
+
+def at(seconds: float) -> str:
+    """A time so many seconds from now, as the server writes it."""
+    time = datetime.now(UTC) + timedelta(seconds=seconds)
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def progress(
+    done: float,
+    total: float | None = None,
+    eta: float | None = None,
+    unit: str = "miles",
+) -> dict[str, Any]:
+    fraction = done / total if total else None
+    return {
+        "done": done,
+        "total": total,
+        "unit": unit,
+        "fraction": fraction,
+        "eta": eta,
+    }
+
+
+def data(status: str = "working", metrics: Any = None, **job: Any) -> dict[str, Any]:
+    """The data of a job."""
+    coarse = {"success": "success", "error": "error", "cancelled": "error"}
+    whole = {
+        **{"uuid": uuid_of(1), "kind": "RunMarathon", "title": "Run marathon"},
+        **{"status": status, "url": "/", "params": {}, "progress": None},
+        **{"message": None, "log": [], "attempt": 1, "error": None},
+        **{"queued_at": at(-40), "due_at": None, "started_at": at(-30)},
+        **{"updated_at": at(0), "finished_at": None, "cancellable": True},
+        **job,
+    }
+    return {
+        **(metrics or {}),
+        "job_state": coarse.get(status, "working"),
+        "job": whole,
+    }
+
+
+def answer(*args: Any, **kwargs: Any) -> Answer:
+    return Answer(body=json.dumps(data(*args, **kwargs)))
+
+
+STATES = {
+    "queued": data("queued", started_at=None, attempt=0, due_at=at(7200)),
+    "working": data(progress=progress(12, 26, eta=130), message="On the bridge"),
+    "unknown": data(progress=progress(1200, unit="rows")),
+    "retrying": data("retrying", due_at=at(60), progress=progress(3, 26)),
+    "stalled": data("stalled", progress=progress(12, 26)),
+    "cancelling": data("cancelling", progress=progress(12, 26)),
+    "cancelled": data("cancelled", error={"message": "Cancelled by alice"}),
+    "success": data("success", finished_at=at(0), log=["Ran", "Arrived"]),
+    "error": data("error", error={"message": "The job failed."}, log=["Ran", "Fell"]),
+}
+
+
+class Stage:
+    """A page with elements on it."""
+
+    def __init__(self, page: Page, server: PollServer) -> None:
+        self.page = page
+        self.server = server
+        self.problems: list[str] = []
+        page.on("console", self.hear)
+        page.on("pageerror", self.fail)
+
+    def hear(self, message: ConsoleMessage) -> None:
+        if message.type == "error" and "Failed to load resource" not in message.text:
+            self.problems.append(message.text)
+
+    def fail(self, error: Exception) -> None:
+        self.problems.append(str(error))
+
+    def open(
+        self, body: str = "<job-state id=job></job-state>", lang: str = "en"
+    ) -> None:
+        self.server.pages["/element"] = HEAD.format(lang=lang, body=body)
+        self.page.goto(self.server.url + "/element")
+        self.page.evaluate(SETTLE)
+
+    def show(self, data: dict[str, Any], name: str = "job") -> dict[str, Any]:
+        """Give an element data, and look at it."""
+        self.page.evaluate(
+            "([name, text]) => {document.getElementById(name).data = JSON.parse(text)}",
+            [name, json.dumps(data)],
+        )
+        self.page.evaluate(SETTLE)
+        return self.look(name)
+
+    def look(self, name: str = "job") -> dict[str, Any]:
+        seen: dict[str, Any] = self.page.evaluate(LOOK, name)
+        return seen
+
+    def text(self, selector: str) -> str | None:
+        return self.page.locator(selector).text_content()
+
+    def wait(self, state: str, name: str = "job") -> dict[str, Any]:
+        """Wait until an element shows a state, and look at it."""
+        wait_for(lambda: self.look(name)["state"] == state)
+        return self.look(name)
+
+    def spoken(self) -> str:
+        script = "document.querySelector('[role=status]').textContent"
+        text: str = self.page.evaluate(script)
+        return text
+
+    def close(self) -> None:
+        self.page.goto("about:blank")
+        self.page.remove_listener("console", self.hear)
+        self.page.remove_listener("pageerror", self.fail)
+        self.page.emulate_media(
+            color_scheme="light", reduced_motion="no-preference", forced_colors="none"
+        )
+        assert self.problems == []
+
+
+@pytest.fixture(scope="module")
+def tab(browser: Browser) -> Iterator[Page]:
+    """A page that the tests take in turn, since to make one takes long."""
+    with browser.new_context() as context:
+        yield context.new_page()
+
+
+@pytest.fixture
+def server() -> Iterator[PollServer]:
+    """A server whose answers the test writes."""
+    server = PollServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def stage(tab: Page, server: PollServer) -> Iterator[Stage]:
+    """A page for elements, on which nothing goes wrong or against the policy."""
+    stage = Stage(tab, server)
+    yield stage
+    stage.close()
+
+
+@pytest.fixture(scope="session")
+def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where axe-core and acorn are: installed ones, or new ones in a directory."""
+
+    def give_up(reason: str) -> None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+    npm = shutil.which("npm")
+    if npm is None:
+        give_up("npm is missing, which brings axe-core and acorn")
+    assert npm is not None
+    root = subprocess.run([npm, "root"], capture_output=True, text=True, check=True)
+    found = Path(root.stdout.strip())
+    if (found / "axe-core").is_dir() and (found / "acorn").is_dir():
+        return found
+    home = tmp_path_factory.mktemp("node")
+    command = [npm, "install", "--no-audit", "--no-fund", "axe-core", "acorn"]
+    done = subprocess.run(
+        [*command, "--prefix", home], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        give_up(f"npm could not install axe-core: {done.stderr[-200:]}")
+    return home / "node_modules"
+
+
+# What it shows
+
+
+def test_element_shows_a_working_job(stage: Stage) -> None:
+    """Title, percentage, status, amount, rate, time left and message are there."""
+    stage.open()
+    seen = stage.show(STATES["working"])
+    assert seen["title"] == "Run marathon"
+    assert seen["percent"] == "46%"
+    assert seen["status"] == "Running"
+    assert seen["details"] == "· 12 of 26 \u2068miles\u2069 · 24/min"
+    assert seen["left"] == "about 2 min left"
+    assert seen["message"] == "On the bridge"
+    assert seen["notice"] is None
+
+
+def test_bar_is_determinate(stage: Stage) -> None:
+    """The bar has a name, a value and a text, and is filled as far as the job is."""
+    stage.open()
+    stage.show(STATES["working"])
+    bar = stage.page.get_by_role("progressbar", name="Run marathon")
+    assert bar.get_attribute("aria-valuenow") == "46"
+    spoken = bar.get_attribute("aria-valuetext") or ""
+    assert spoken.startswith("46%, 12 of 26")
+    assert spoken.endswith("about 2 min left")
+    stage.page.emulate_media(reduced_motion="reduce")
+    share = stage.page.evaluate(
+        """() => {
+            const root = document.querySelector("job-state").shadowRoot;
+            const box = (part) => root.querySelector(part).getBoundingClientRect();
+            const [bar, fill] = [box("[part=bar]"), box("[part=fill]")];
+            return (fill.right - bar.left) / bar.width;
+        }"""
+    )
+    assert share == pytest.approx(12 / 26, abs=0.01)
+
+
+def test_bar_fills_from_the_right_in_right_to_left_pages(stage: Stage) -> None:
+    """The bar follows the direction of the page."""
+    stage.page.emulate_media(reduced_motion="reduce")
+    stage.open("<div dir=rtl><job-state id=job></job-state></div>", lang="he")
+    stage.show(data(progress=progress(1, 4)))
+    left, right = stage.page.evaluate(
+        """() => {
+            const root = document.querySelector("job-state").shadowRoot;
+            const box = (part) => root.querySelector(part).getBoundingClientRect();
+            const [bar, fill] = [box("[part=bar]"), box("[part=fill]")];
+            return [(fill.left - bar.left) / bar.width, fill.right - bar.right];
+        }"""
+    )
+    assert left == pytest.approx(0.75, abs=0.01)
+    assert right > 0
+
+
+def test_bar_is_indeterminate(stage: Stage) -> None:
+    """Without a total the bar moves, has no value, and says how much is done."""
+    stage.open()
+    seen = stage.show(STATES["unknown"])
+    assert seen["now"] is None
+    assert seen["spoken"] == "Running, 1,200 \u2068rows\u2069, 40/s"
+    assert seen["percent"] == ""
+    fill = "document.querySelector('job-state').shadowRoot.querySelector('[part=fill]')"
+    assert stage.page.evaluate(f"getComputedStyle({fill}).animationName") == "slide"
+
+
+WORDS = {
+    "queued": "Waiting",
+    "working": "Running",
+    "unknown": "Running",
+    "retrying": "Trying again",
+    "stalled": "No sign of life",
+    "cancelling": "Cancelling…",
+    "cancelled": "Cancelled",
+    "success": "Done",
+    "error": "Failed",
+}
+
+
+def test_each_status_has_its_word(stage: Stage) -> None:
+    """A status is told by a word."""
+    stage.open()
+    assert {n: stage.show(d)["status"] for n, d in STATES.items()} == WORDS
+
+
+def test_ends_and_troubles_differ_by_icon_and_colour(stage: Stage) -> None:
+    """Success, failure, trouble and work look different, each in two ways."""
+    stage.open()
+    names = ["working", "success", "error", "stalled", "cancelled"]
+    seen = [stage.show(STATES[name]) for name in names]
+    assert len({s["icon"] for s in seen}) == len(names)
+    assert len({s["color"] for s in seen}) == len(names)
+
+
+@pytest.mark.parametrize(("status", "now"), [("success", "100"), ("error", "46")])
+def test_bar_at_the_end(stage: Stage, status: str, now: str) -> None:
+    """Success is whole whatever was reported; a failure stays where it was."""
+    stage.open()
+    assert stage.show(data(status, progress=progress(12, 26)))["now"] == now
+
+
+def test_nothing_is_whole_before_it_is(stage: Stage) -> None:
+    """The percentage is cut off, not rounded, and 29 of 100 are 29 %."""
+    stage.open()
+    assert stage.show(data(progress=progress(999, 1000)))["percent"] == "99%"
+    assert stage.show(data(progress=progress(29, 100)))["percent"] == "29%"
+
+
+def test_success_says_how_long_it_took(stage: Stage) -> None:
+    """The time from the start to the end is told."""
+    stage.open()
+    seen = stage.show(data("success", started_at=at(-5400), finished_at=at(0)))
+    assert seen["details"] == "· took 1.5 hr"
+
+
+def test_error_is_told(stage: Stage) -> None:
+    """The reason of a failure stands below the bar."""
+    stage.open()
+    assert stage.show(STATES["error"])["notice"] == "The job failed."
+
+
+def test_retry_is_told(stage: Stage) -> None:
+    """A job that tries again says which attempt failed and when the next one is."""
+    stage.open()
+    details = stage.show(STATES["retrying"])["details"]
+    assert re.search(r"attempt 1 · next try at \d+:\d\d:\d\d\s[AP]M", details)
+
+
+def test_due_time_is_told(stage: Stage) -> None:
+    """A job that waits for its time says when that is; a past time is no news."""
+    stage.open()
+    details = stage.show(data("queued", due_at=at(400 * 86400)))["details"]
+    assert re.match(r"· starts at \w+ \d+, \d{4}, \d+:\d\d\s[AP]M$", details)
+    assert stage.show(data("queued", due_at=at(-5)))["details"] == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.2, "1 sec"), (8, "8 sec"), (41, "45 sec"), (59.9, "1 min"), (7000, "1.9 hr")],
+)
+def test_time_left_is_about(stage: Stage, seconds: float, words: str) -> None:
+    """The time left is told as roughly as it is known."""
+    stage.open()
+    seen = stage.show(data(progress=progress(1, 2, eta=seconds)))
+    assert seen["left"] == f"about {words} left"
+
+
+def test_log_is_shown_on_request(stage: Stage) -> None:
+    """The attribute log shows the last lines, as they come."""
+    stage.open()
+    lines = [f"line {n}" for n in range(25)]
+    assert stage.show(data(log=lines))["log"] == []
+    stage.page.evaluate("document.getElementById('job').log = true")
+    assert stage.show(data(log=lines))["log"] == lines[5:]
+    assert stage.show(data(log=["other"]))["log"] == ["other"]
+
+
+# The content of the element, and metrics
+
+
+def test_content_stands_until_the_first_answer(stage: Stage) -> None:
+    """What the server wrote is shown first, and the state in its place after."""
+    hold = threading.Event()
+    first = answer(progress=progress(1, 2))
+    first.hold = hold
+    stage.server.answer("job", first)
+    stage.open("<job-state id=job src=/job_state/job>26 miles</job-state>")
+    assert stage.look()["content"] == "26 miles"
+    assert stage.look()["job"] is None
+    hold.set()
+    seen = stage.wait("working")
+    assert (seen["content"], seen["percent"]) == (None, "50%")
+
+
+def test_empty_element_says_that_it_loads(stage: Stage) -> None:
+    """Without content there is a bar from the start."""
+    stage.open()
+    assert stage.look()["status"] == "Loading…"
+
+
+def test_metrics_are_shown_in_the_element(stage: Stage) -> None:
+    """Descendants with data-metric stay, and show it in the page's way."""
+    stage.open(
+        "<job-state id=job><b data-metric=miles></b> <i data-metric=pace></i>"
+        "<u data-metric=none>?</u></job-state>",
+        lang="de",
+    )
+    seen = stage.show(data(metrics={"miles": 1234.5, "pace": "<b>fast</b>"}))
+    assert seen["content"] == "1.234,5 <b>fast</b>?"
+    seen = stage.show(data(metrics={"miles": True, "pace": [1], "none": None}))
+    assert seen["content"] == "true [1]"
+
+
+def test_metrics_are_shown_anywhere(stage: Stage) -> None:
+    """data-job, and for, name the element that a metric elsewhere belongs to."""
+    stage.open(
+        "<job-state id=one></job-state><job-state id=two></job-state>"
+        "<b id=a data-metric=n data-job=one></b><output id=b data-metric=n for=two>"
+        "</output><i id=c data-metric=n></i>"
+    )
+    stage.show(data(metrics={"n": 1}), "one")
+    stage.show(data(metrics={"n": 2}), "two")
+    assert [stage.text(f"#{name}") for name in "abc"] == ["1", "2", ""]
+
+
+def test_metrics_with_names_of_javascript_are_harmless(stage: Stage) -> None:
+    """Only what came with the data is a metric."""
+    stage.open(
+        "<job-state id=job><b data-metric=constructor>?</b>"
+        "<b data-metric=__proto__></b></job-state>"
+    )
+    seen = stage.show(data(metrics={"__proto__": {"polluted": 1}}))
+    assert seen["content"] == '?{"polluted":1}'
+    assert stage.page.evaluate("({}).polluted === undefined")
+
+
+# Text from the server
+
+
+def test_html_is_text(stage: Stage) -> None:
+    """Nothing from the server is taken for markup."""
+    html = "<img src=x onerror=alert(1)><b>"
+    stage.open("<job-state id=job log></job-state>")
+    seen = stage.show(data(title=html, message=html, log=[html]))
+    assert (seen["title"], seen["message"], seen["log"]) == (html, html, [html])
+    inside = "document.querySelector('job-state').shadowRoot.querySelector('img, b')"
+    assert stage.page.evaluate(f"{inside} === null")
+
+
+def test_control_characters_are_dropped(stage: Stage) -> None:
+    """Overrides of direction and control characters disturb nothing around them."""
+    stage.open()
+    seen = stage.show(data(title="a\u202eb\u0000c\u2066d", message="\u2069\u001b[0mx"))
+    assert (seen["title"], seen["message"]) == ("abcd", "[0mx")
+
+
+def test_huge_texts_stay_inside(stage: Stage) -> None:
+    """Long words wrap, long texts are cut, and the page does not become wider."""
+    stage.open("<job-state id=job log></job-state>")
+    long = "x" * 100_000
+    seen = stage.show(
+        data(title=long, message=long, log=[long], progress=progress(1, unit=long))
+    )
+    assert max(len(seen["title"]), len(seen["message"]), len(seen["details"])) < 1100
+    wider = (
+        "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+    )
+    assert stage.page.evaluate(wider) is False
+
+
+def test_title_in_another_direction_is_isolated(stage: Stage) -> None:
+    """Title and message find their own direction."""
+    stage.open()
+    stage.show(data(title="מרתון", message="מרתון 26"))
+    for part in ("title", "message"):
+        assert stage.page.locator(f"[part={part}]").get_attribute("dir") == "auto"
+
+
+@pytest.mark.parametrize(
+    "odd", [{"progress": {"done": "x", "fraction": "y"}}, {"log": 7}]
+)
+def test_odd_data_break_nothing(stage: Stage, odd: dict[str, Any]) -> None:
+    """Data of other types than announced do not throw."""
+    stage.open("<job-state id=job log></job-state>")
+    assert stage.show(data(**odd))["status"] == "Running"
+
+
+# Following
+
+
+def test_element_follows_its_job_to_the_end(stage: Stage) -> None:
+    """Events that bubble out of every shadow root tell the updates and the end."""
+    first = answer(metrics={"n": 1})
+    stage.server.answer("job", first, answer("success", finished_at=at(0)))
+    stage.open()
+    stage.page.evaluate(
+        """() => {
+            window.events = [];
+            for (const name of ["update", "success", "error", "lost"]) {
+                document.addEventListener(`job-state:${name}`, (event) =>
+                    events.push([name, event.composed, event.detail.job_state]));
+            }
+            Object.assign(document.getElementById("job"), {
+                period: 50, src: "/job_state/job" });
+        }"""
+    )
+    stage.wait("success")
+    assert stage.page.evaluate("events") == [
+        ["update", True, "working"],
+        ["update", True, "success"],
+        ["success", True, "success"],
+    ]
+
+
+def test_failed_job_is_an_error_event(stage: Stage) -> None:
+    """A failed or cancelled job is told as error, with the data."""
+    stage.server.answer("job", answer("cancelled", error={"message": "By alice"}))
+    stage.open()
+    detail = stage.page.evaluate(
+        """() => new Promise((resolve) => {
+            const element = document.getElementById("job");
+            element.addEventListener("job-state:error", (e) => resolve(e.detail.job));
+            element.src = "/job_state/job";
+        })"""
+    )
+    assert detail["status"] == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (401, "You are not signed in."),
+        (404, "There is no such job, or no longer."),
+        (418, "The server answered 418."),
+    ],
+)
+def test_lost_job_says_why(stage: Stage, status: int, words: str) -> None:
+    """A job that cannot be seen any more is told by event and word."""
+    stage.server.answer("job", Answer(status))
+    stage.open()
+    reason = stage.page.evaluate(
+        """() => new Promise((resolve) => {
+            const element = document.getElementById("job");
+            element.addEventListener("job-state:lost", (e) => resolve(e.detail.status));
+            element.src = "/job_state/job";
+        })"""
+    )
+    assert reason == status
+    seen = stage.wait("lost")
+    assert (seen["status"], seen["notice"]) == ("Unavailable", words)
+
+
+def test_outage_is_shown_and_over(stage: Stage) -> None:
+    """While the server is away the last data stay, and the word says so."""
+    stage.server.answer("job", answer(progress=progress(1, 2)), Answer(503))
+    stage.open("<job-state id=job src=/job_state/job period=50></job-state>")
+    seen = stage.wait("reconnecting")
+    assert seen["status"] == "Connection lost, trying again…"
+    assert seen["percent"] == "50%"
+    stage.server.answer("job", answer(progress=progress(2, 2)))
+    assert stage.wait("working")["percent"] == "100%"
+
+
+def test_src_of_another_origin_is_refused(stage: Stage) -> None:
+    """Without the attribute cross-origin no other site is asked."""
+    stage.open("<job-state id=job src=http://elsewhere.test/job></job-state>")
+    assert stage.wait("lost")["notice"] == "The address is wrong."
+    [problem] = stage.problems
+    assert "needs crossOrigin: true" in problem
+    stage.problems.clear()
+
+
+def test_elements_share_their_requests(stage: Stage) -> None:
+    """The elements of a page ask together."""
+    uuids = [uuid_of(n) for n in range(20)]
+    for uuid in uuids:
+        stage.server.answer(uuid, answer(), answer("success", finished_at=at(0)))
+    stage.open(
+        "".join(f"<job-state id=j{u} src=/job_state/{u}/ ></job-state>" for u in uuids)
+    )
+    for uuid in uuids:
+        stage.wait("success", f"j{uuid}")
+    assert len(stage.server.requests()) <= 4
+
+
+def test_removed_element_stops_asking_and_goes_on_later(stage: Stage) -> None:
+    """Out of the page an element asks nothing, and back in it goes on."""
+    stage.server.answer("job", answer())
+    stage.open("<job-state id=job src=/job_state/job period=50></job-state>")
+    stage.wait("working")
+    stage.page.evaluate("window.kept = document.getElementById('job'); kept.remove()")
+    stage.page.evaluate("new Promise((resolve) => setTimeout(resolve, 60))")
+    count = len(stage.server.seen("job"))
+    stage.page.evaluate("new Promise((resolve) => setTimeout(resolve, 200))")
+    assert len(stage.server.seen("job")) == count
+    stage.page.evaluate("document.body.append(kept)")
+    wait_for(lambda: len(stage.server.seen("job")) > count)
+
+
+def test_moved_element_goes_on(stage: Stage) -> None:
+    """An element that is moved keeps its data, and its request is not cut off."""
+    held = answer()
+    held.hold = threading.Event()
+    failed: list[str] = []
+    stage.server.answer("job", held)
+    stage.open("<div id=a><job-state id=job src=/job_state/job></job-state></div>")
+    wait_for(lambda: stage.server.seen("job"))
+    stage.page.on("requestfailed", lambda request: failed.append(request.url))
+    stage.page.evaluate("document.body.append(document.getElementById('job'))")
+    held.hold.set()
+    stage.wait("working")
+    assert failed == []
+    assert len(stage.server.seen("job")) == 1
+
+
+def test_finished_element_that_comes_back_asks_nothing(stage: Stage) -> None:
+    """The end is told once, wherever the element goes."""
+    stage.server.answer("job", answer("success", finished_at=at(0)))
+    stage.open("<job-state id=job src=/job_state/job period=50></job-state>")
+    stage.wait("success")
+    stage.page.evaluate(
+        """async () => {
+            const element = document.getElementById("job");
+            element.remove();
+            await new Promise((resolve) => setTimeout(resolve, 20));
+            document.body.append(element);
+            await new Promise((resolve) => setTimeout(resolve, 100));
+        }"""
+    )
+    assert len(stage.server.seen("job")) == 1
+
+
+def test_removed_elements_are_forgotten(stage: Stage) -> None:
+    """An element that has gone can be collected."""
+    stage.server.answer("job", answer())
+    stage.open("<job-state id=job src=/job_state/job period=50></job-state>")
+    stage.wait("working")
+    stage.page.evaluate(
+        """() => {
+            const element = document.getElementById("job");
+            window.reference = new WeakRef(element);
+            element.remove();
+        }"""
+    )
+    session = stage.page.context.new_cdp_session(stage.page)
+
+    def is_collected() -> bool:
+        session.send("HeapProfiler.collectGarbage")
+        return bool(stage.page.evaluate("reference.deref() === undefined"))
+
+    wait_for(is_collected)
+    session.detach()
+
+
+def test_another_src_is_another_job(stage: Stage) -> None:
+    """The old job's data go, and the old one is asked for no more."""
+    stage.server.answer("one", answer(title="One"))
+    stage.server.answer("two", answer(title="Two"))
+    stage.open("<job-state id=job src=/job_state/one period=50></job-state>")
+    stage.wait("working")
+    stage.page.evaluate("document.getElementById('job').src = '/job_state/two'")
+    wait_for(lambda: stage.look()["title"] == "Two")
+    asked = len(stage.server.seen("one"))
+    wait_for(lambda: len(stage.server.seen("two")) > 2)
+    assert len(stage.server.seen("one")) == asked
+
+
+def test_attributes_and_properties_are_in_step(stage: Stage) -> None:
+    """Each property reads and writes its attribute."""
+    stage.open("<job-state id=job period=250 log></job-state>")
+    assert stage.page.evaluate(
+        """() => {
+            const e = document.getElementById("job");
+            const before = [e.src, e.period, e.cancellable, e.log, e.data, e.state];
+            e.cancellable = true;
+            e.log = false;
+            e.period = 70;
+            return [before, e.getAttributeNames().sort(), e.getAttribute("period")];
+        }"""
+    ) == [
+        ["", 250, False, True, None, "loading"],
+        ["cancellable", "id", "period", "state"],
+        "70",
+    ]
+
+
+@pytest.mark.parametrize("period", ["-5", "x", "Infinity"])
+def test_senseless_period_is_a_second(stage: Stage, period: str) -> None:
+    """A page with a wrong period still works."""
+    stage.open(f"<job-state id=job period={period}></job-state>")
+    assert stage.page.evaluate("document.getElementById('job').period") == 1000
+
+
+def test_script_may_come_after_the_element(page: Page, server: PollServer) -> None:
+    """What was set on the element before the script was there holds."""
+    server.answer("job", answer(progress=progress(1, 4)))
+    page.goto(server.url + "/empty")
+    page.evaluate(
+        """() => {
+            document.body.innerHTML = "<job-state id=job></job-state>";
+            document.getElementById("job").src = "/job_state/job";
+        }"""
+    )
+    page.add_script_tag(url="/job-state.js")
+    wait_for(lambda: page.evaluate(LOOK, "job")["percent"] == "25%")
+
+
+# Cancelling
+
+
+def open_cancellable(stage: Stage, cancelled: Answer, attributes: str = "") -> None:
+    stage.server.answer("job/cancel", cancelled, method="POST")
+    stage.server.answer("job", answer())
+    stage.open(
+        f"<job-state id=job src=/job_state/job cancellable {attributes}></job-state>"
+    )
+    stage.wait("working")
+
+
+def test_cancel_button_is_for_who_may_cancel(stage: Stage) -> None:
+    """It needs the attribute, and a job that this viewer may cancel."""
+    stage.open()
+    assert stage.show(data())["cancel"] is None
+    stage.page.evaluate("document.getElementById('job').cancellable = true")
+    assert stage.show(data())["cancel"] == "Cancel"
+    assert stage.show(data(cancellable=False))["cancel"] is None
+    assert stage.show(data("cancelling"))["cancel"] is None
+
+
+def test_cancel_by_keyboard(stage: Stage) -> None:
+    """The button is reached by Tab, shows its focus, and sends the CSRF token."""
+    open_cancellable(stage, Answer(202, "{}"), "csrf-token=t0ken")
+    stage.page.keyboard.press("Tab")
+    button = stage.page.get_by_role("button", name="Cancel Run marathon")
+    assert button.evaluate("(e) => getComputedStyle(e).outlineStyle") == "solid"
+    stage.page.keyboard.press("Enter")
+    wait_for(lambda: stage.look()["cancel"] == "Cancelling…")
+    button = stage.page.locator("[part=cancel]")
+    assert button.evaluate("(e) => e.getRootNode().activeElement === e")
+    [request] = stage.server.seen("job/cancel", "POST")
+    assert request.headers["x-csrf-token"] == "t0ken"
+    stage.page.keyboard.press("Enter")
+    stage.server.answer("job", answer("cancelled", error={"message": "By alice"}))
+    seen = stage.wait("cancelled")
+    assert (seen["cancel"], seen["notice"]) == (None, "By alice")
+    assert stage.page.evaluate("document.activeElement.id") == "job"
+    assert len(stage.server.seen("job/cancel", "POST")) == 1
+
+
+def test_cancel_that_is_refused_says_why(stage: Stage) -> None:
+    """The button comes back, and a word says what went wrong."""
+    open_cancellable(stage, Answer(403))
+    stage.page.locator("[part=cancel]").click()
+    wait_for(lambda: stage.look()["notice"] == "Not cancelled: You may not do this.")
+    assert stage.look()["cancel"] == "Cancel"
+    wait_for(lambda: "Not cancelled" in stage.spoken())
+
+
+# Words
+
+
+def test_labels_of_one_element(stage: Stage) -> None:
+    """Attributes change the words of one element, also later."""
+    stage.open("<job-state id=job label-working='On the run'></job-state>")
+    assert stage.show(data())["status"] == "On the run"
+    stage.page.evaluate(
+        "document.getElementById('job').setAttribute('label-working', 'Off')"
+    )
+    stage.page.evaluate(SETTLE)
+    assert stage.look()["status"] == "Off"
+
+
+def test_labels_of_a_language(stage: Stage) -> None:
+    """Labels go by the language of the element, as numbers and times do."""
+    stage.open("<job-state id=job></job-state>", lang="de-AT")
+    stage.page.evaluate(
+        """JobState.setLabels("de", {working: "Läuft", left: "noch etwa {time}",
+            "amount-of": "{done} von {total} {unit}"})"""
+    )
+    seen = stage.show(data(progress=progress(1234.5, 5000, eta=125)))
+    assert seen["status"] == "Läuft"
+    assert seen["left"] == "noch etwa 2 Min."
+    assert seen["details"].startswith("· 1.234,5 von 5000") or seen[
+        "details"
+    ].startswith("· 1\u00a0234,5 von 5\u00a0000")
+
+
+def test_labels_of_the_page(stage: Stage) -> None:
+    """JobState.labels holds for all languages without labels of their own."""
+    stage.open()
+    stage.page.evaluate("JobState.labels = {working: 'Busy'}")
+    assert stage.show(data())["status"] == "Busy"
+
+
+def test_wrong_language_is_no_disaster(stage: Stage) -> None:
+    """A lang attribute that is no language falls back to the browser's."""
+    stage.open(lang="no_such language!")
+    assert stage.show(data(progress=progress(1, 4)))["percent"] in ("25%", "25\u00a0%")
+
+
+# Accessibility
+
+
+def test_announcements_are_few(stage: Stage) -> None:
+    """The start, each quarter and the end are spoken, and nothing between."""
+    stage.open()
+    stage.page.evaluate(
+        """() => {
+            window.said = [];
+            const speaker = document.querySelector("[role=status]");
+            new MutationObserver(() => said.push(speaker.textContent))
+                .observe(speaker, { childList: true });
+        }"""
+    )
+
+    def said(count: int) -> list[str]:
+        return wait_for(
+            lambda: (s := stage.page.evaluate("said")) and len(s) >= count and s
+        )
+
+    stage.show(data(progress=progress(1, 100)))
+    assert said(1) == ["Run marathon: Running"]
+    for done in (2, 24, 26, 30):
+        stage.show(data(progress=progress(done, 100)))
+    assert said(2)[1:] == ["Run marathon: 26%"]
+    stage.show(data("error", error={"message": "It rained."}))
+    assert said(3)[2:] == ["Run marathon: Failed. It rained."]
+
+
+def test_jobs_that_were_over_are_not_announced(stage: Stage) -> None:
+    """An old job on a new page is no news."""
+    stage.open("<job-state id=old></job-state><job-state id=job></job-state>")
+    stage.show(STATES["success"], "old")
+    stage.show(data())
+    wait_for(stage.spoken)
+    assert stage.spoken() == "Run marathon: Running"
+
+
+def test_there_is_one_live_region(stage: Stage) -> None:
+    """Many elements share one live region."""
+    stage.open("<job-state id=one></job-state><job-state id=two></job-state>")
+    stage.show(data(), "one")
+    stage.show(data(), "two")
+    live = "document.querySelectorAll('[role=status], [aria-live]').length"
+    assert stage.page.evaluate(live) == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(stage: Stage, node_modules: Path, scheme: str) -> None:
+    """Elements in every state are accessible, in contrast too, in light and dark."""
+    stage.page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+    names = [*STATES, "lost", "loading"]
+    stage.open(
+        "".join(f"<job-state id={n} cancellable log></job-state>" for n in names)
+    )
+    stage.page.evaluate(
+        """(scheme) => Object.assign(document.documentElement.style, {
+            colorScheme: scheme,
+            background: scheme === "dark" ? "#1b1b1f" : "#fff",
+            color: scheme === "dark" ? "#efeef2" : "#1b1b1a",
+        })""",
+        scheme,
+    )
+    for name, state in STATES.items():
+        stage.show(state, name)
+    stage.page.evaluate("document.getElementById('lost').src = '/job_state/none'")
+    stage.wait("lost", "lost")
+    stage.page.evaluate((node_modules / "axe-core" / "axe.min.js").read_text("utf-8"))
+    found = stage.page.evaluate("axe.run()")
+    rules = {rule["id"] for rule in found["passes"]}
+    assert {"color-contrast", "aria-progressbar-name", "button-name"} <= rules
+    assert [
+        (rule["id"], [node["target"] for node in rule["nodes"]])
+        for rule in found["violations"]
+    ] == []
+
+
+# Looks
+
+
+def test_colours_follow_the_color_scheme(stage: Stage) -> None:
+    """The element is dark where the page is, and not where the page stays light."""
+    stage.page.emulate_media(color_scheme="dark")
+    stage.open()
+    light = stage.show(data())["color"]
+    stage.page.evaluate("document.documentElement.style.colorScheme = 'light dark'")
+    assert stage.look()["color"] != light
+
+
+def test_custom_properties_style_the_element(stage: Stage) -> None:
+    """Colours and the height of the bar are the page's to choose."""
+    stage.open()
+    stage.page.evaluate(
+        """() => {
+            const { style } = document.getElementById("job");
+            style.setProperty("--job-state-accent", "rgb(1, 2, 3)");
+            style.setProperty("--job-state-bar-height", "12px");
+        }"""
+    )
+    assert stage.show(data())["color"] == "rgb(1, 2, 3)"
+    box = stage.page.locator("[part=bar]").bounding_box()
+    assert box is not None
+    assert box["height"] == 12
+
+
+def test_reduced_motion_is_respected(stage: Stage) -> None:
+    """Nothing turns, slides or glides for who does not want it."""
+    stage.page.emulate_media(reduced_motion="reduce")
+    stage.open()
+    stage.show(STATES["unknown"])
+    assert stage.page.evaluate("document.getAnimations().length") == 0
+
+
+def test_forced_colours_keep_the_bar(stage: Stage) -> None:
+    """With colours of the system the fill still differs from the track."""
+    stage.page.emulate_media(forced_colors="active")
+    stage.open()
+    stage.show(STATES["working"])
+    colours = [
+        stage.page.locator(f"[part={part}]").evaluate(
+            "(e) => getComputedStyle(e).backgroundColor"
+        )
+        for part in ("bar", "fill")
+    ]
+    assert colours[0] != colours[1]
+
+
+def test_busy_page_moves_less(stage: Stage) -> None:
+    """With very many elements the bars jump rather than keep the browser busy."""
+    few = "".join(f"<job-state id=j{n}></job-state>" for n in range(30))
+    stage.open(few)
+    stage.show(STATES["working"], "j0")
+    lively = (
+        "document.getElementById('j0').shadowRoot.querySelector('.lively') !== null"
+    )
+    assert stage.page.evaluate(lively) is True
+    stage.open(few + "<job-state id=one-more></job-state>")
+    stage.show(STATES["working"], "j0")
+    assert stage.page.evaluate(lively) is False
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        "delete Document.prototype.adoptedStyleSheets;"
+        "window.CSSStyleSheet = function () { throw new TypeError(); };",
+        "const reallyFetch = fetch; window.fetch = (url, ...rest) =>"
+        " String(url).includes('.css') ? Promise.reject(new TypeError())"
+        " : reallyFetch(url, ...rest);",
+    ],
+    ids=["old browser", "no fetch"],
+)
+def test_style_sheet_is_linked_where_none_can_be_constructed(
+    page: Page, server: PollServer, spoil: str, console_errors: list[str]
+) -> None:
+    """An element without a constructed sheet links job-state.css."""
+    server.answer("job", answer())
+    page.add_init_script(spoil)
+    body = "<job-state id=job src=/job_state/job></job-state>"
+    server.pages["/element"] = HEAD.format(lang="en", body=body)
+    page.goto(server.url + "/element")
+    wait_for(lambda: page.locator("[part=bar]").is_visible())
+    wait_for(lambda: page.locator("[part=bar]").evaluate("(e) => e.clientHeight") == 6)
+    assert [e for e in console_errors if "Policy" in e] == []
+
+
+# Weight
+
+
+def test_script_is_light() -> None:
+    """Compressed, and without its comments, the script stays below 10 KB."""
+    source = (STATIC / "job-state.js").read_text("utf-8")
+    source = re.sub(r"/\*.*?\*/", "", source, flags=re.S)
+    source = re.sub(r"(?m)(^|\s)//.*$", "", source)
+    assert len(gzip.compress(source.encode(), 9)) < 10 * 1024
+
+
+def test_script_is_of_2018(node_modules: Path) -> None:
+    """Browsers since ES2018 can read the script."""
+    command = [node_modules / ".bin" / "acorn", "--ecma2018", "--silent"]
+    done = subprocess.run([*command, STATIC / "job-state.js"], check=False)
+    assert done.returncode == 0

@@ -1,0 +1,250 @@
+"""The scripts against a model of the states: whatever comes, in whatever order."""
+
+import dataclasses
+import time
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pyramid_jobstate import JobStore
+from pyramid_jobstate.record import NOT_REACHED, End, NewJob, Start, Update
+from pyramid_jobstate.store import Reply
+from tests.jobs import new_id
+
+START = Start("JobState", "run_marathon", 1, '"alice"', "{}")
+RUNS = ("first", "second", "third")
+
+RUNNING = ("working", "cancelling")
+WAITING = ("sending", "queued", "retrying")
+
+
+@dataclasses.dataclass
+class Model:
+    """What a record should be, by the table of states.
+
+    Attributes:
+      status: As it is stored, None without a record.
+      run: The run that owns the record.
+      past: Those that have owned it before.
+      seq: The owner's last update.
+      metrics: What a viewer sees.
+    """
+
+    status: str | None = None
+    run: str | None = None
+    past: frozenset[str] = frozenset()
+    seq: int = 0
+    metrics: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def supersede(self, run: str | None) -> None:
+        if self.run is not None:
+            self.past |= {self.run}
+        self.run, self.seq, self.metrics = run, 0, {}
+
+    def create(self) -> bool:
+        if self.status not in (None, "success", "error"):
+            return False
+        self.supersede(None)
+        self.status = "sending"
+        return True
+
+    def confirm(self) -> None:
+        if self.status == "sending":
+            self.status = "queued"
+
+    def cancel(self) -> bool:
+        if self.status in RUNNING:
+            self.status = "cancelling"
+        elif self.status in WAITING:
+            self.status = "cancelled"
+        else:
+            return False
+        return True
+
+    def write(self, update: Update) -> Reply:
+        if update.dropped:
+            return self.drop(update)
+        replies = []
+        if update.begins:
+            replies.append(self.begin(update))
+        if update.end is not None:
+            replies.append(self.finish(update))
+        elif update.fields or not update.begins:
+            replies.append(self.record(update))
+        return min(replies)
+
+    def begin(self, update: Update) -> Reply:
+        run = update.token
+        if run != self.run:
+            is_older = self.run is not None and RUNS.index(run) < RUNS.index(self.run)
+            if run in self.past or (update.late and is_older):
+                return Reply.FENCED
+            if self.status == "cancelled" and not update.runs:
+                return Reply.CANCELLED
+            self.supersede(run)
+            is_cancelled = self.status in ("cancelling", "cancelled")
+            self.status = "cancelling" if is_cancelled else "working"
+        return Reply.CANCELLING if self.status == "cancelling" else Reply.OK
+
+    def refusal(self, update: Update) -> Reply | None:
+        if self.status is None:
+            return Reply.MISSING
+        if update.token != self.run:
+            return Reply.FENCED
+        return None if self.status in RUNNING else Reply.OK
+
+    def record(self, update: Update) -> Reply:
+        refusal = self.refusal(update)
+        if refusal is not None:
+            return refusal
+        if update.seq > self.seq:
+            self.seq = update.seq
+            self.metrics.update(update.fields)
+        return Reply.CANCELLING if self.status == "cancelling" else Reply.OK
+
+    def finish(self, update: Update) -> Reply:
+        refusal = self.refusal(update)
+        if refusal is not None:
+            return refusal
+        assert update.end is not None
+        is_cancelled = self.status == "cancelling" and update.end.status != "success"
+        self.status = "cancelled" if is_cancelled else update.end.status
+        self.metrics.update(update.fields)
+        return Reply.OK
+
+    def drop(self, update: Update) -> Reply:
+        if self.status not in WAITING:
+            return Reply.MISSING
+        assert update.end is not None
+        metrics = self.metrics
+        self.supersede(None)
+        self.status, self.metrics = update.end.status, metrics
+        return Reply.OK
+
+
+class Both:
+    """The store and the model, which are told the same.
+
+    Attributes:
+      sent: All updates, whether they have arrived or not.
+    """
+
+    def __init__(self, store: JobStore) -> None:
+        self.store = store
+        self.model = Model()
+        self.job = new_id()
+        self.sent: list[Update] = []
+        self.seqs = dict.fromkeys(RUNS, 0)
+        #: When the first run began, a minute before the second.
+        self.epoch = time.monotonic() - 600
+
+    def update(self, run: str, **options: Any) -> Update:
+        self.seqs[run] += 1
+        fields = {"m:x": f'"{run} {self.seqs[run]}"', f"m:{self.seqs[run]}": "1"}
+        options.setdefault("fields", fields)
+        update = Update(self.job, run, self.seqs[run], START, **options)
+        self.sent.append(update)
+        return update
+
+    def deliver(self, update: Update) -> None:
+        begun = self.epoch + 60 * RUNS.index(update.token or RUNS[0])
+        update = dataclasses.replace(update, age=time.monotonic() - begun)
+        (reply,) = self.store.write([update])
+        assert reply is self.model.write(update), update
+
+    def check(self) -> None:
+        fields: Any = self.store.client.hgetall(self.store.key(self.job))
+        stored = {name.decode(): value.decode() for name, value in fields.items()}
+        assert stored.get("status") == self.model.status
+        assert stored.get("run") == self.model.run
+        metrics = {k: v for k, v in stored.items() if k.startswith("m:")}
+        assert metrics == self.model.metrics
+        state = self.store.load(self.job)
+        if state is not None:
+            is_over = state.status in ("success", "error", "cancelled")
+            assert (state.finished_at is not None) == is_over
+            assert state.owner == "alice"
+
+
+runs = st.sampled_from(RUNS)
+arrives = st.booleans()
+steps = st.one_of(
+    st.tuples(st.sampled_from(["create", "confirm", "cancel"])),
+    st.tuples(st.just("begin"), runs, arrives, st.booleans(), st.booleans()),
+    st.tuples(st.just("record"), runs, arrives),
+    st.tuples(
+        st.just("finish"),
+        runs,
+        arrives,
+        st.sampled_from(["success", "error", "retrying", "cancelled"]),
+        st.booleans(),
+    ),
+    st.tuples(st.just("drop"), arrives, st.sampled_from(["error", "cancelled"])),
+    st.tuples(st.just("again"), st.integers(0, 30)),
+)
+
+
+def take(both: Both, step: tuple[Any, ...]) -> None:
+    name, *rest = step
+    match name:
+        case "create":
+            job = NewJob(both.job, START)
+            assert list(both.store.create(job)) == [both.model.create()]
+            return
+        case "confirm":
+            both.store.confirm(both.job)
+            both.model.confirm()
+            return
+        case "cancel":
+            assert both.store.cancel(both.job, START) == both.model.cancel()
+            return
+        case "again":
+            # Sent twice, or arrived late.
+            if both.sent:
+                both.deliver(both.sent[rest[0] % len(both.sent)])
+            return
+        case "begin":
+            run, arrives, late, has_run = rest
+            options = {"late": late, "runs": has_run, "begins": True}
+            update = both.update(run, **options, fields={} if late else {"m:y": "1"})
+        case "record":
+            run, arrives = rest
+            update = both.update(run)
+        case "finish":
+            run, arrives, status, begins = rest
+            # The start may have to go with it.
+            options = {"begins": begins, "late": True, "runs": True} if begins else {}
+            update = both.update(run, end=End(status), **options)
+        case "drop":
+            arrives, status = rest
+            end = End(status, NOT_REACHED)
+            update = Update(both.job, "", 0, START, end=end, dropped=True)
+            both.sent.append(update)
+    if arrives:
+        both.deliver(update)
+
+
+@pytest.fixture(scope="module")
+def store(redis_server: Any) -> JobStore:
+    return JobStore(redis.Redis.from_url(redis_server.url))
+
+
+@settings(
+    max_examples=800,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(st.lists(steps, min_size=3, max_size=30))
+def test_the_scripts_do_as_the_model(store: JobStore, path: list[Any]) -> None:
+    """Whatever is asked and reported, twice, late or in another order: the store has
+    what the model has.
+    """
+    both = Both(store)
+    for step in path:
+        take(both, step)
+        both.check()

@@ -1,0 +1,314 @@
+"""Pipelines and groups that were sent from a request, as a worker goes through them."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import dramatiq
+import dramatiq.broker
+import pytest
+import redis
+from dramatiq import Broker, group, pipeline
+from dramatiq.middleware import AgeLimit, GroupCallbacks, Middleware, SkipMessage
+from dramatiq.rate_limits.backends import StubBackend
+
+from pyramid_jobstate import JobState, JobStateMiddleware
+from pyramid_jobstate.record import CANCELLED, NOT_REACHED, JobError
+from tests.jobs import Gate, RunMarathon, make_broker, working
+from tests.support import wait_for
+from tests.webapp import make_app, make_config, make_request
+
+
+class SkipNinetyNine(Middleware):
+    """Skips a message before a worker begins it."""
+
+    def before_process_message(self, broker: Broker, message: Any) -> None:
+        if message.args[:1] == (99,):
+            raise SkipMessage("Too far.")
+
+
+@pytest.fixture(params=["appended", "first"])
+def broker(
+    request: pytest.FixtureRequest, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Broker:
+    """Dramatiq's global broker, with our middleware at either end of the others."""
+    before = AgeLimit if request.param == "first" else None
+    broker = make_broker(
+        redis_url,
+        JobStateMiddleware(interval=0.01),
+        before=before,
+        others=(SkipNinetyNine(), GroupCallbacks(StubBackend())),
+    )
+    monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
+    return broker
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.open()
+
+
+@pytest.fixture
+def step(broker: Broker, gate: Gate) -> Any:
+    """An actor that adds, waits at the gate at 7, goes on for ever at 8, and fails at
+    13.
+    """
+
+    @dramatiq.actor(broker=broker, job_state=RunMarathon, max_retries=0)
+    def step(miles: int, before: int = 0, *, job_state: JobState) -> int:
+        if miles == 7:
+            gate.wait()
+        while miles == 8:
+            job_state.raise_if_cancelled()
+            time.sleep(0.005)
+        if miles == 13:
+            raise ValueError("Bad luck")
+        job_state.set_progress_metric("before", before)
+        return miles + before
+
+    return step
+
+
+@pytest.fixture
+def job_states(broker: Broker, redis_url: str) -> Any:
+    """The job_states of a request of Alice's."""
+    config = make_config(redis_url)
+    make_app(config)
+    return make_request(config, "alice").job_states
+
+
+@pytest.fixture
+def ended(job_states: Any) -> Callable[..., list[JobState]]:
+    """Waits until jobs have ended, and returns them."""
+
+    def load(sent: Any) -> list[JobState]:
+        return [job_states[job_state.uuid] for job_state in sent]
+
+    def wait(sent: Any) -> list[JobState]:
+        wait_for(lambda: all(job_state.is_finished for job_state in load(sent)))
+        return load(sent)
+
+    return wait
+
+
+def outcome(jobs: list[JobState]) -> list[tuple[str, str | None]]:
+    return [(j.status, j.error and j.error.message) for j in jobs]
+
+
+NOT_RUN = ("cancelled", NOT_REACHED.message)
+
+
+def test_steps_succeed_in_their_turn(
+    broker: Broker, job_states: Any, step: Any, gate: Gate, ended: Any
+) -> None:
+    """Each step is queued until its turn has come, gets the result of the one before,
+    and is the sender's.
+    """
+    sent = job_states.send_immediately(
+        step.message(7) | step.message(2) | step.message(3)
+    )
+    with working(broker):
+        gate.wait_for_job()
+        first, *others = (job_states[job_state.uuid] for job_state in sent)
+        assert first.status == "working"
+        assert [job_state.status for job_state in others] == ["queued", "queued"]
+        assert job_states.list("alice").items[0].uuid == others[1].uuid
+        gate.open()
+        jobs = ended(sent)
+    assert outcome(jobs) == [("success", None)] * 3
+    assert [j.progress_metrics for j in jobs] == [
+        {"before": 0},
+        {"before": 7},
+        {"before": 9},
+    ]
+    assert {j.owner for j in jobs} == {"alice"}
+    assert all(
+        j.queued_at and j.started_at and j.queued_at <= j.started_at for j in jobs
+    )
+    assert len(job_states.list("alice").items) == 3
+
+
+def test_steps_after_one_that_fails_are_cancelled(
+    broker: Broker, job_states: Any, step: Any, ended: Any
+) -> None:
+    """When a step gives up, those after it have no turn any more, and say why."""
+    sent = job_states.send_immediately(
+        pipeline([step.message(1), step.message(13), step.message(2), step.message(3)])
+    )
+    with working(broker):
+        jobs = ended(sent)
+    assert outcome(jobs) == [
+        ("success", None),
+        ("error", "Bad luck"),
+        NOT_RUN,
+        NOT_RUN,
+    ]
+    # Finished jobs are listed as such.
+    assert {j.uuid for j in job_states.list(status="cancelled").items} == {
+        j.uuid for j in jobs[2:]
+    }
+
+
+def test_steps_after_one_that_is_tried_again_wait(
+    broker: Broker, job_states: Any, ended: Any
+) -> None:
+    """A step that will be tried again has not failed."""
+    tries: list[int] = []
+    statuses = []
+
+    @dramatiq.actor(broker=broker, job_state=True, min_backoff=50, max_backoff=50)
+    def flaky(n: int, before: int = 0) -> int:
+        tries.append(n)
+        if len(tries) == 2:
+            statuses.append(job_states[sent[1].uuid].status)
+        if len(tries) < 3:
+            raise ValueError
+        return n
+
+    sent = job_states.send_immediately(flaky.message(1) | flaky.message(2))
+    with working(broker):
+        jobs = ended(sent)
+    assert outcome(jobs) == [("success", None)] * 2
+    assert statuses == ["queued"]
+    assert tries == [1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("skipped", [0, 1])
+def test_steps_after_one_that_is_skipped_are_cancelled(
+    broker: Broker, job_states: Any, step: Any, ended: Any, skipped: int
+) -> None:
+    """A middleware that skips a step ends the pipeline there."""
+    members = [step.message(99 if i == skipped else 1) for i in range(3)]
+    sent = job_states.send_immediately(pipeline(members))
+    with working(broker):
+        jobs = ended(sent)
+    expected = [("success", None)] * skipped + [("cancelled", "Too far.")]
+    assert outcome(jobs) == expected + [NOT_RUN] * (2 - skipped)
+
+
+def test_steps_after_one_that_is_too_old_are_cancelled(
+    broker: Broker, job_states: Any, step: Any, ended: Any
+) -> None:
+    """A step past its age limit ends the pipeline."""
+    old = step.message_with_options(args=(1,), max_age=1)
+    sent = job_states.send_immediately(old | step.message(2))
+    time.sleep(0.01)
+    with working(broker):
+        jobs = ended(sent)
+    assert [j.status for j in jobs] == ["cancelled", "cancelled"]
+    assert jobs[0].error is not None and jobs[0].error != CANCELLED
+    assert outcome(jobs)[1] == NOT_RUN
+
+
+def test_steps_after_one_that_is_cancelled_are_cancelled(
+    broker: Broker, job_states: Any, step: Any, ended: Any
+) -> None:
+    """Cancelling the step that runs ends the pipeline."""
+    sent = job_states.send_immediately(
+        step.message(8) | step.message(2) | step.message(3)
+    )
+    with working(broker):
+        wait_for(lambda: job_states[sent[0].uuid].status == "working")
+        assert sent[0].cancel()
+        jobs = ended(sent)
+    assert outcome(jobs) == [("cancelled", CANCELLED.message), NOT_RUN, NOT_RUN]
+
+
+def test_step_that_waits_can_be_cancelled(
+    broker: Broker, job_states: Any, step: Any, gate: Gate, ended: Any
+) -> None:
+    """A step that waits is cancelled at once; those before it go on, and those after it
+    are cancelled when its turn would have come.
+    """
+    sent = job_states.send_immediately(
+        step.message(7) | step.message(2) | step.message(3)
+    )
+    with working(broker):
+        gate.wait_for_job()
+        assert sent[1].cancel()
+        assert job_states[sent[1].uuid].status == "cancelled"
+        assert not job_states[sent[1].uuid].cancel()
+        gate.open()
+        jobs = ended(sent)
+    assert outcome(jobs) == [
+        ("success", None),
+        ("cancelled", CANCELLED.message),
+        NOT_RUN,
+    ]
+    assert jobs[1].started_at is None
+
+
+def test_first_step_cancelled_in_the_queue_ends_the_pipeline(
+    broker: Broker, job_states: Any, step: Any, ended: Any
+) -> None:
+    """So is one whose first step was cancelled before a worker came."""
+    sent = job_states.send_immediately(step.message(1) | step.message(2))
+    assert sent[0].cancel()
+    with working(broker):
+        jobs = ended(sent)
+    assert outcome(jobs) == [("cancelled", CANCELLED.message), NOT_RUN]
+
+
+def test_step_of_an_actor_that_is_not_declared_ends_the_pipeline(
+    broker: Broker, job_states: Any, step: Any, ended: Any
+) -> None:
+    """A step that no worker knows fails, and those after it are cancelled."""
+    sent = job_states.send_immediately(step.message(1) | step.message(2))
+    with contextlib.ExitStack() as stack:
+        stack.callback(broker.actors.update, dict(broker.actors))
+        broker.actors["other"] = broker.actors.pop("step")
+        with working(broker):
+            jobs = ended(sent)
+    assert [j.status for j in jobs] == ["error", "cancelled"]
+
+
+def test_groups_and_their_pipelines_succeed(
+    broker: Broker, job_states: Any, step: Any, ended: Any
+) -> None:
+    """The members of a group run beside each other, a failing one ends only its own
+    pipeline, and groups and pipelines may be within each other.
+    """
+    sent = job_states.send_immediately(
+        group(
+            [
+                step.message(1),
+                step.message(13) | step.message(2),
+                group([step.message(3), step.message(4) | step.message(5)]),
+            ]
+        )
+    )
+    with working(broker):
+        jobs = ended(sent)
+    good = ("success", None)
+    assert outcome(jobs) == [good, ("error", "Bad luck"), NOT_RUN, good, good, good]
+
+
+def test_completion_callback_is_a_job_of_the_senders(
+    broker: Broker, job_states: Any, step: Any, ended: Any
+) -> None:
+    """What runs when a group is complete has a state as well, under the id that was
+    given, and belongs to whoever sent the group.
+    """
+    what = group([step.message(1), step.message(2) | step.message(3)])
+    last = step.message(4)
+    what.add_completion_callback(last)
+    sent = job_states.send_immediately(what)
+    with working(broker):
+        assert outcome(ended(sent)) == [("success", None)] * 3
+        wait_for(lambda: getattr(job_states.find(last.message_id), "is_success", False))
+    assert job_states[last.message_id].owner == "alice"
+
+
+def test_error_of_a_step_is_its_own(
+    broker: Broker, job_states: Any, step: Any, ended: Any, client: redis.Redis
+) -> None:
+    """A step that ended in its own way keeps that, whatever became of one before."""
+    sent = job_states.send_immediately(step.message(13) | step.message(2))
+    assert sent[1].cancel()
+    with working(broker):
+        jobs = ended(sent)
+    assert jobs[0].error == JobError("ValueError", "Bad luck")
+    assert jobs[1].error == CANCELLED

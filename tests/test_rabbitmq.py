@@ -1,0 +1,556 @@
+"""Jobs through brokers that are not Redis: RabbitMQ, and Dramatiq's own for tests."""
+
+import ast
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import dramatiq
+import pytest
+import redis
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.errors import ConnectionClosed
+from dramatiq.middleware import Middleware, Retries
+
+import pyramid_jobstate
+from pyramid_jobstate import JobStateMiddleware, JobStore
+from pyramid_jobstate.record import CANCELLED
+from tests.jobs import Gate, RunMarathon, load, wait_until, working
+from tests.rabbitmq import ROOT, RabbitMQ, find_binary
+from tests.support import wait_for
+
+#: What a worker on a busy machine may take to start, or a consumer to come back.
+PATIENCE = 30
+
+
+@pytest.fixture(scope="module")
+def rabbitmq() -> Iterator[RabbitMQ]:
+    """A RabbitMQ node."""
+    binary = find_binary()
+    if binary is None:
+        reason = "No RabbitMQ is installed (Debian: apt-get install rabbitmq-server)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with RabbitMQ(binary) as node:
+        yield node
+
+
+#: Makes brokers whose states are kept apart, and that are closed with the test.
+MakeBroker = Callable[..., RabbitmqBroker]
+
+
+@pytest.fixture
+def make_broker(
+    rabbitmq: RabbitMQ, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> Iterator[MakeBroker]:
+    """A function that returns a broker with the middleware."""
+    brokers: list[RabbitmqBroker] = []
+
+    def make_broker(
+        store: JobStore | None = None,
+        *,
+        before: type[Middleware] | None = None,
+        **options: Any,
+    ) -> RabbitmqBroker:
+        broker = RabbitmqBroker(url=rabbitmq.url, **options)
+        brokers.append(broker)
+        store = store or JobStore(redis_url)
+        broker.add_middleware(JobStateMiddleware(store, heartbeat=0.5), before=before)
+        return broker
+
+    yield make_broker
+    caplog.set_level(logging.CRITICAL, "pika")
+    for broker in brokers:
+        with contextlib.suppress(Exception):
+            broker.flush_all()
+        broker.close()
+
+
+@pytest.fixture
+def broker(make_broker: MakeBroker) -> RabbitmqBroker:
+    """A broker with the middleware appended to Dramatiq's own."""
+    return make_broker()
+
+
+def waiting(broker: RabbitmqBroker) -> int:
+    """Return how many messages wait in the queue, now or later."""
+    return sum(broker.get_queue_message_counts("default")[:2])
+
+
+def dead(broker: RabbitmqBroker) -> int:
+    """Return how many messages the broker keeps that were rejected."""
+    return broker.get_queue_message_counts("default")[2]
+
+
+# The life of a job.
+
+
+@pytest.mark.parametrize("confirm_delivery", [False, True])
+def test_a_job_from_its_delay_to_its_end(
+    make_broker: MakeBroker, confirm_delivery: bool
+) -> None:
+    """A delayed job is queued until it is due, then works before the viewer's eyes, and
+    succeeds.
+    """
+    broker = make_broker(confirm_delivery=confirm_delivery)
+    gate = Gate()
+
+    @dramatiq.actor(broker=broker, job_state=RunMarathon)
+    def run_marathon(miles: int, *, job_state: Any = None) -> None:
+        for mile in job_state.track(range(miles), unit="miles", message="running"):
+            job_state.set_progress_metric("miles_run", mile)
+            if mile == 13:
+                gate.wait()
+
+    soonest = datetime.now(UTC) + timedelta(milliseconds=499)
+    message = run_marathon.send_with_options(args=(26,), delay=500, job_owner="alice")
+    state = load(broker, message)
+    assert (state.status, state.owner, state.attempt) == ("queued", "alice", 0)
+    assert state.job_params == {"miles": 26} and state.started_at is None
+    assert state.due_at and state.due_at >= soonest
+    with working(broker):
+        gate.wait_for_job()
+        wait_for(lambda: load(broker, message).get_progress_metric("miles_run") == 13)
+        state = load(broker, message)
+        assert (state.status, state.message, state.attempt) == ("working", "running", 1)
+        assert state.progress and state.progress.done == 13
+        assert state.started_at and state.started_at >= soonest
+        gate.open()
+        state = wait_until(broker, message, "success", "error")
+        broker.join("default", timeout=5000)
+    assert state.status == "success" and state.finished_at
+    assert state.progress and state.progress.done == state.progress.total == 26
+    assert state.progress_metrics == {"miles_run": 25}
+    assert (waiting(broker), dead(broker)) == (0, 0)
+
+
+@pytest.mark.parametrize("before", [None, Retries])
+def test_a_job_that_is_tried_again(make_broker: MakeBroker, before: Any) -> None:
+    """Between two tries a job reads retrying, with when it is due and what went wrong;
+    nothing of an earlier try is left in the next.
+    """
+    broker = make_broker(before=before)
+    runs = []
+
+    @dramatiq.actor(broker=broker, max_retries=2, min_backoff=200, max_backoff=300)
+    def run_marathon(*, job_state: Any) -> None:
+        runs.append(1)
+        job_state.set_progress_metric(f"try {len(runs)}", True)
+        if len(runs) < 3:
+            raise ValueError("a cramp")
+
+    with working(broker):
+        message = run_marathon.send()
+        state = wait_until(broker, message, "retrying")
+        assert state.due_at and state.updated_at and state.due_at > state.updated_at
+        assert state.error and state.error == ("ValueError", "a cramp")
+        assert state.progress_metrics.keys() <= {"try 1", "try 2"}
+        state = wait_until(broker, message, "success", "error")
+        broker.join("default", timeout=5000)
+    assert (state.status, state.attempt, state.error) == ("success", 3, None)
+    assert state.progress_metrics == {"try 3": True}
+    assert len(runs) == 3 and (waiting(broker), dead(broker)) == (0, 0)
+
+
+@pytest.mark.parametrize("before", [None, Retries])
+def test_a_job_that_fails_for_good(make_broker: MakeBroker, before: Any) -> None:
+    """A job whose tries are used up is an error, its progress where it was, and its
+    message is the broker's to keep.
+    """
+    broker = make_broker(before=before)
+
+    @dramatiq.actor(broker=broker, max_retries=1, min_backoff=50, max_backoff=60)
+    def run_marathon(*, job_state: Any) -> None:
+        job_state.set_progress(13, 26)
+        raise ValueError("a cramp")
+
+    with working(broker):
+        message = run_marathon.send()
+        state = wait_until(broker, message, "error")
+        broker.join("default", timeout=5000)
+        wait_for(lambda: dead(broker) == 1)
+    assert (state.attempt, state.error) == (2, ("ValueError", "a cramp"))
+    assert state.progress and (state.progress.done, state.progress.total) == (13, 26)
+    assert load(broker, message).status == "error" and waiting(broker) == 0
+
+
+# Cancelling.
+
+
+@pytest.mark.parametrize("delay", [None, 300])
+def test_a_job_cancelled_while_it_waits(
+    broker: RabbitmqBroker, delay: int | None
+) -> None:
+    """A job that is cancelled while it is queued or delayed is cancelled at once, and
+    its message is dropped unread.
+    """
+    runs = []
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon() -> None:
+        runs.append(1)
+
+    message = run_marathon.send_with_options(delay=delay)
+    assert load(broker, message).cancel()
+    assert load(broker, message).status == "cancelled"
+    wait_for(lambda: waiting(broker) == 1)
+    with working(broker):
+        wait_for(lambda: dead(broker) == 1)
+    assert runs == [] and waiting(broker) == 0
+    assert load(broker, message).status == "cancelled"
+
+
+def test_a_job_cancelled_while_it_runs(
+    broker: RabbitmqBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A running job is told, sweeps up, and is neither retried nor called a failure."""
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(*, job_state: Any) -> None:
+        try:
+            for _ in job_state.track(range(1_000_000)):
+                time.sleep(0.001)
+        finally:
+            job_state.set_message("swept up")
+
+    with working(broker):
+        message = run_marathon.send()
+        state = wait_until(broker, message, "working")
+        assert state.cancel()
+        state = wait_until(broker, message, "cancelled", "error", "retrying")
+        wait_for(lambda: dead(broker) == 1)
+    assert (state.status, state.error) == ("cancelled", CANCELLED)
+    assert state.message == "swept up" and waiting(broker) == 0
+    assert not [r for r in caplog.records if r.exc_info]
+
+
+# Hooks that come late or more than once.
+
+
+def test_a_worker_that_is_faster_than_the_sender(make_broker: MakeBroker) -> None:
+    """A sender whose hook runs when the job is done already changes nothing."""
+    broker = make_broker()
+    seen = []
+
+    class Slow(Middleware):
+        def after_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+            seen.append(wait_until(broker, message, "success", "error").status)
+
+    # Last, which in the hooks that come after is first.
+    broker.add_middleware(Slow())
+
+    @dramatiq.actor(broker=broker, job_state=RunMarathon)
+    def run_marathon() -> None: ...
+
+    with working(broker):
+        message = run_marathon.send()
+        assert seen == ["success"]
+        assert load(broker, message).status == "success"
+        broker.join("default", timeout=5000)
+
+
+def test_a_message_that_is_sent_at_the_second_try(
+    make_broker: MakeBroker, redis_url: str
+) -> None:
+    """A sender whose connection was closed while it was idle opens another and sends
+    again: the job is queued, for as long as it takes, and not stalled.
+    """
+    broker = make_broker(JobStore(redis_url, stalled_after=0.05))
+    tries = []
+
+    class Count(Middleware):
+        def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+            tries.append(message.message_id)
+
+    broker.add_middleware(Count())
+
+    @dramatiq.actor(broker=broker, job_state=RunMarathon)
+    def run_marathon() -> None: ...
+
+    run_marathon.send()
+    broker.connection.close()
+    message = run_marathon.send()
+    assert tries.count(message.message_id) == 2
+    wait_for(lambda: waiting(broker) == 2)
+    # For longer than an unconfirmed one would need to read stalled.
+    time.sleep(0.1)
+    assert load(broker, message).status == "queued"
+
+
+# A broker that fails.
+
+
+def test_a_message_that_the_broker_refuses(
+    rabbitmq: RabbitMQ,
+    make_broker: MakeBroker,
+    redis_url: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A job whose message never left reads stalled, and not queued for ever; sent once
+    more when the broker is back, it is queued and runs.
+    """
+    caplog.set_level(logging.CRITICAL, "pika")
+    # With confirmations, without which RabbitMQ may forget what it was told to keep.
+    broker = make_broker(JobStore(redis_url, stalled_after=0.3), confirm_delivery=True)
+
+    @dramatiq.actor(broker=broker, job_state=RunMarathon)
+    def run_marathon() -> None: ...
+
+    first = run_marathon.send()
+    message = run_marathon.message()
+    rabbitmq.stop()
+    try:
+        with pytest.raises(ConnectionClosed):
+            broker.enqueue(message)
+        state = wait_until(broker, message, "stalled")
+        assert state.is_working and state.started_at is None
+        assert load(broker, first).status == "queued"
+    finally:
+        rabbitmq.start()
+    broker.enqueue(message)
+    assert load(broker, message).status == "queued"
+    with working(broker):
+        wait_until(broker, message, "success", timeout=PATIENCE)
+        wait_until(broker, first, "success", timeout=PATIENCE)
+
+
+def test_a_job_that_outlives_its_broker(
+    rabbitmq: RabbitMQ, make_broker: MakeBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A job whose broker fails meanwhile ends as it does. Its message, of which the
+    broker does not know, comes again, and the second run is shown like the first.
+    """
+    caplog.set_level(logging.CRITICAL)
+    broker = make_broker(confirm_delivery=True)
+    gates = [Gate(), Gate()]
+    runs = []
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(*, job_state: Any) -> None:
+        gate = gates[len(runs)]
+        runs.append(1)
+        job_state.set_progress_metric(f"run {len(runs)}", True)
+        gate.wait()
+
+    message = run_marathon.send()
+    with working(broker):
+        gates[0].wait_for_job()
+        first = wait_until(broker, message, "working")
+        rabbitmq.stop()
+        try:
+            gates[0].open()
+            state = wait_until(broker, message, "success", "error")
+            assert state.status == "success"
+            assert state.progress_metrics == {"run 1": True}
+        finally:
+            rabbitmq.start()
+        assert gates[1].reached.wait(PATIENCE)
+        wait_for(lambda: load(broker, message).get_progress_metric("run 2"))
+        state = load(broker, message)
+        assert (state.status, state.finished_at) == ("working", None)
+        assert state.progress_metrics == {"run 2": True}
+        assert state.started_at and first.started_at
+        assert state.started_at > first.started_at
+        gates[1].open()
+        wait_until(broker, message, "success")
+
+
+# Workers that are killed.
+
+
+@pytest.fixture
+def start(rabbitmq: RabbitMQ, redis_url: str, tmp_path: Path) -> Iterator[Any]:
+    """Start worker processes, each in a group of its own, that are gone when the test
+    is over.
+    """
+    environ = {
+        **os.environ,
+        "BROKER_URL": rabbitmq.url,
+        "STORE_URL": redis_url,
+        "dramatiq_worker_timeout": "100",
+    }
+    command = [sys.executable, "-m", "dramatiq", "tests.matrixapp"]
+    workers: list[subprocess.Popen[bytes]] = []
+
+    def start() -> subprocess.Popen[bytes]:
+        with (tmp_path / f"{len(workers)}.log").open("w") as log:
+            worker = subprocess.Popen(
+                [*command, "--processes", "1", "--threads", "1"],
+                cwd=ROOT,
+                env=environ,
+                stderr=log,
+                start_new_session=True,
+            )
+        workers.append(worker)
+        return worker
+
+    yield start
+    for worker in workers:
+        if worker.poll() is None:
+            # So that what it measured is kept.
+            worker.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.wait(10)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+
+
+def test_a_worker_that_is_killed(
+    broker: RabbitmqBroker, client: redis.Redis, start: Any
+) -> None:
+    """RabbitMQ gives the message of a killed worker to another at once. The job works
+    again there, with nothing left of the first run, and has its true end.
+    """
+
+    def wait_at_gate(*, job_state: Any = None) -> None: ...
+
+    message = dramatiq.actor(wait_at_gate, broker=broker, job_state=True).send()
+    workers = {worker.pid: worker for worker in (start(), start())}
+
+    def group() -> int:
+        found: int = load(broker, message).get_progress_metric("group", 0)
+        return found
+
+    first = workers.pop(wait_for(group, PATIENCE))
+    before = load(broker, message)
+    assert before.status == "working" and before.progress_metrics["first"] is True
+    os.killpg(first.pid, signal.SIGKILL)
+    wait_for(lambda: group() in workers, PATIENCE)
+    state = load(broker, message)
+    assert (state.status, state.attempt) == ("working", 1)
+    assert state.progress_metrics.keys() == {"group"}
+    assert state.started_at and before.started_at
+    assert state.started_at > before.started_at
+    assert state.queued_at == before.queued_at
+    client.set("gate", 1)
+    state = wait_until(broker, message, "success", "error")
+    assert state.status == "success" and state.progress_metrics["done"] is True
+    broker.join("default", timeout=5000)
+    assert (waiting(broker), dead(broker)) == (0, 0)
+
+
+# Dramatiq's StubBroker, with which applications test their actors.
+
+
+@pytest.fixture
+def stub_broker(redis_url: str) -> Iterator[StubBroker]:
+    """A broker as Dramatiq's manual has it for unit tests, with the middleware."""
+    broker = StubBroker()
+    broker.emit_after("process_boot")
+    broker.add_middleware(JobStateMiddleware(url=redis_url))
+    yield broker
+    broker.flush_all()
+    broker.close()
+
+
+@pytest.fixture
+def stub_worker(stub_broker: StubBroker) -> Iterator[dramatiq.Worker]:
+    """A worker as Dramatiq's manual has it for unit tests."""
+    worker = dramatiq.Worker(stub_broker, worker_timeout=100)
+    worker.start()
+    yield worker
+    worker.stop()
+
+
+def test_a_stub_broker_runs_jobs(
+    stub_broker: StubBroker, stub_worker: dramatiq.Worker
+) -> None:
+    """After the two joins of Dramatiq's manual a job has its end in the store."""
+
+    @dramatiq.actor(broker=stub_broker)
+    def run_marathon(miles: int, *, job_state: Any = None) -> None:
+        for mile in job_state.track(range(miles)):
+            job_state.set_progress_metric("miles_run", mile)
+
+    message = run_marathon.send_with_options(args=(26,), delay=50)
+    assert load(stub_broker, message).status == "queued"
+    stub_broker.join(run_marathon.queue_name)
+    stub_worker.join()
+    state = load(stub_broker, message)
+    assert state.status == "success"
+    assert state.progress_metrics == {"miles_run": 25}
+
+
+def test_a_stub_broker_fails_fast(
+    stub_broker: StubBroker, stub_worker: dramatiq.Worker
+) -> None:
+    """A job's exception reaches the test that joins, and the store."""
+
+    @dramatiq.actor(broker=stub_broker, max_retries=1, max_backoff=50, job_state=True)
+    def run_marathon() -> None:
+        raise ValueError("a cramp")
+
+    message = run_marathon.send()
+    with pytest.raises(ValueError, match="a cramp"):
+        stub_broker.join(run_marathon.queue_name, fail_fast=True)
+    stub_worker.join()
+    state = load(stub_broker, message)
+    assert (state.status, state.attempt) == ("error", 2)
+    assert state.error == ("ValueError", "a cramp")
+
+
+def test_a_stub_broker_can_cancel(
+    stub_broker: StubBroker, stub_worker: dramatiq.Worker
+) -> None:
+    """A cancelled job reaches the test that joins as a message that failed."""
+
+    @dramatiq.actor(broker=stub_broker)
+    def run_marathon(*, job_state: Any) -> None:
+        while True:
+            job_state.increment_progress_metric("steps")
+            time.sleep(0.001)
+
+    message = run_marathon.send()
+    assert wait_until(stub_broker, message, "working").cancel()
+    stub_broker.join(run_marathon.queue_name, fail_fast=False)
+    stub_worker.join()
+    assert load(stub_broker, message).status == "cancelled"
+    assert stub_broker.dead_letters
+
+
+# Any broker.
+
+PACKAGE = Path(pyramid_jobstate.__file__).parent
+
+#: What Dramatiq hands to a middleware, by the names that our parameters have.
+THEIRS = {"actor", "broker", "message", "middleware", "step", "worker"}
+
+
+def private_names_of_others(module: str) -> list[str]:
+    """Return where a module of ours reads an attribute of Dramatiq's that is its own
+    affair: of one of its objects, or of whatever hangs on one.
+    """
+    found = []
+    for node in ast.walk(ast.parse((PACKAGE / module).read_text())):
+        if not isinstance(node, ast.Attribute) or not node.attr.startswith("_"):
+            continue
+        if node.attr.startswith("__"):
+            # Python's own, such as __name__.
+            continue
+        names = {
+            name
+            for part in ast.walk(node.value)
+            for name in (getattr(part, "id", ""), getattr(part, "attr", ""))
+        }
+        if names & THEIRS:
+            found.append(f"{module}:{node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+@pytest.mark.parametrize("module", ["enqueue.py", "middleware.py", "tracking.py"])
+def test_nothing_private_of_dramatiq_is_used(module: str) -> None:
+    """What works with one broker works with any: only what they have in public is
+    used.
+    """
+    assert private_names_of_others(module) == []
