@@ -133,12 +133,13 @@ class JobStateMiddleware(Middleware):
         start = _start(function, message)
         job = NewJob(message.message_id, start, (delay or 0) / 1000)
         try:
-            (created,) = self.store_for(broker).create(job)
+            self.store_for(broker).create(job)
         except RedisError as e:
             self._note_away(e)
             return
         self._is_away = False
-        self._running.sending = message.message_id if created else None
+        # Also if there is a record: a RabbitmqBroker comes here once for each try.
+        self._running.sending = message.message_id
 
     @contextlib.contextmanager
     def announced(self, message_ids: set[str]) -> Iterator[None]:

@@ -65,7 +65,7 @@ GRANIAN = (
 )
 
 #: What needs to be installed for any web server and worker, and for RabbitMQ.
-SERVERS = ("gevent", "granian", "gunicorn", "pika", "waitress")
+SERVERS = ("granian", "gunicorn[gevent]", "pika", "waitress")
 
 
 class NotAvailableError(Exception):
@@ -183,7 +183,7 @@ class Matrix:
             with contextlib.ExitStack() as stack:
                 environ, server = self.servers(row, stack)
                 versions = f"{versions}, {server}"
-                smoke(row, python, {**os.environ, **environ}, self.app, logs)
+                smoke(row, python, environ, self.app, logs)
         except NotAvailableError as e:
             return versions, f"not available: {e}"
         except Exception as e:
@@ -244,7 +244,8 @@ class Matrix:
         stack.enter_context(server)
         version = server_version(server)
         url = server.url + row.query
-        environ = {"STORE_URL": url, "BROKER_URL": url, **row.environ}
+        environ = {**os.environ, "STORE_URL": url, "BROKER_URL": url, **row.environ}
+        environ.pop("PYTHONPATH", None)
         if row.broker == "rabbitmq":
             command = rabbitmq.find_binary()
             if command is None:

@@ -275,9 +275,8 @@ class _Handler(BaseHTTPRequestHandler):
         if url.path == "/page":
             query = parse_qs(url.query)
             base_url = query.get("base")
-            policy = "; ".join(
-                [POLICY, *(f"connect-src {u}" for u in query.get("connect", []))]
-            )
+            allowed = [f"connect-src {url}" for url in query.get("connect", [])]
+            policy = "; ".join([POLICY, *allowed])
             attributes = f' data-base-url="{escape(base_url[0])}"' if base_url else ""
             page = PAGE.format(attributes=attributes)
             headers = {

@@ -412,6 +412,30 @@ def test_nonsense_in_an_index_is_passed_over(
         assert flat(found) == jobs
 
 
+def test_much_nonsense_in_an_index_is_passed_over(
+    store: JobStore, client: redis.Redis
+) -> None:
+    """However much of it there is, a cursor is one."""
+    jobs = create(store, 2)
+    nonsense = {f"x{i}": 2**53 - i for i in range(1200)}
+    client.zadd("jobstate:active:kind:RunMarathon", nonsense)
+
+    found = pages(lambda c: store.list(kind="RunMarathon", limit=1, cursor=c))
+
+    assert flat(found) == jobs
+
+
+def test_entry_in_an_index_of_another_is_not_shown(
+    store: JobStore, client: redis.Redis
+) -> None:
+    """What a record says counts, not where its job is listed."""
+    (job,) = create(store, 1)
+    client.zadd('jobstate:active:owner:"bob"', {job: 5})
+    client.zadd("jobstate:active:kind:Diary", {job: 5})
+
+    assert store.list("bob") == store.list(kind="Diary") == ([], None)
+
+
 def test_hidden_jobs_are_not_looked_for_for_ever(
     store: JobStore, client: redis.Redis
 ) -> None:
@@ -470,6 +494,21 @@ def test_page_does_not_cost_more_where_there_are_more_jobs(
 
     assert costs[0][0] == costs[1][0] == {"hgetall": 21, "zrevrangebyscore": 1}
     assert costs[1][1] < 1.2 * costs[0][1]
+
+
+@pytest.mark.parametrize("status", ["queued", "success"])
+def test_status_spares_the_other_jobs(
+    store: JobStore, client: redis.Redis, status: str
+) -> None:
+    """Who asks for a status reads only the index in which such jobs are."""
+    jobs = create(store, 20)
+    finish(store, *jobs[:10])
+
+    client.config_resetstat()
+    assert len(store.list(status=status).items) == 10
+
+    calls = commands(client)
+    assert (calls["zrevrangebyscore"], calls["hgetall"]) == (1, 10)
 
 
 # From a request.

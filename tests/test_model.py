@@ -233,7 +233,7 @@ def store(redis_server: Any) -> JobStore:
 
 
 @settings(
-    max_examples=800,
+    max_examples=500,
     deadline=None,
     derandomize=True,
     database=None,

@@ -742,14 +742,8 @@ def test_jobs_of_one_page_share_the_requests(
     for n, name in enumerate(names):
         polling.server.answer(name, *[working(n=n)] * 3, success(n=n))
     follow_all(polling, names, pollingPeriod=200)
-    for name in (names[0], names[-1]):
-        polling.wait(name, "done")
-    wait_for(
-        lambda: (
-            sum(call["callback"] == "done" for call in polling.page.evaluate("calls"))
-            == count
-        )
-    )
+    done = "calls.filter((call) => call.callback === 'done').length"
+    wait_for(lambda: polling.page.evaluate(done) == count)
     requests = polling.server.requests()
     assert len(requests) == 4 * a_period
     assert max(len(request.jobs) for request in requests) <= 100
@@ -836,9 +830,23 @@ def test_etag_is_of_the_same_jobs(polling: Polling) -> None:
         assert sent is (before.path == request.path)
 
 
+def test_etag_is_not_older_than_the_data(polling: Polling) -> None:
+    """A job that was asked for alone since makes the ETag of the batch worthless."""
+    polling.server.answer("one", working('"a"'))
+    polling.server.answer("two", working('"a"'))
+    polling.page.evaluate(
+        "follow('one', { pollingPeriod: 400 }); follow('two', { pollingPeriod: 50 })"
+    )
+    both = ["one", "two"]
+    wait_for(lambda: [r.jobs for r in polling.server.requests()].count(both) >= 2)
+    requests = polling.server.requests()
+    assert [] in [r.jobs for r in requests]
+    assert [r for r in requests if r.jobs and "if-none-match" in r.headers] == []
+
+
 @pytest.mark.parametrize("status", [400, 414])
 def test_batch_that_is_too_large_is_halved(polling: Polling, status: int) -> None:
-    """A server with a lower limit is asked for fewer jobs at a time, and told so once."""
+    """A server with a lower limit is asked for fewer jobs at a time from then on."""
     names = [uuid_of(n) for n in range(8)]
     for name in names:
         polling.server.answer(name, working(), success())
@@ -880,7 +888,7 @@ def test_batch_of_who_is_signed_out_is_final_for_all(polling: Polling) -> None:
 
 
 def test_outage_is_told_to_all_jobs_and_asked_about_once(polling: Polling) -> None:
-    """All jobs of a batch hear of an outage, and one request looks whether it is over."""
+    """All jobs of a batch hear of an outage; one request looks whether it is over."""
     names = ["one", "two", "three"]
     for name in names:
         polling.server.answer(name, working(), success())
@@ -893,7 +901,7 @@ def test_outage_is_told_to_all_jobs_and_asked_about_once(polling: Polling) -> No
 
 
 def test_job_that_is_followed_twice_is_asked_for_once(polling: Polling) -> None:
-    """Two pollers of one job share its requests, and an unchanged one is told its data."""
+    """Two pollers of one job share its requests, and its data if it is unchanged."""
     url = f"/job_state/{uuid_of(1)}"
     polling.server.answer(uuid_of(1), working('"a"', n=1), Answer(304), success())
     polling.follow("one", jobUuid=None, url=url)

@@ -142,7 +142,7 @@ def test_a_job_that_is_tried_again(make_broker: MakeBroker, before: Any) -> None
     broker = make_broker(before=before)
     runs = []
 
-    @dramatiq.actor(broker=broker, max_retries=2, min_backoff=200, max_backoff=300)
+    @dramatiq.actor(broker=broker, max_retries=2, min_backoff=400, max_backoff=500)
     def run_marathon(*, job_state: Any) -> None:
         runs.append(1)
         job_state.set_progress_metric(f"try {len(runs)}", True)
@@ -154,7 +154,7 @@ def test_a_job_that_is_tried_again(make_broker: MakeBroker, before: Any) -> None
         state = wait_until(broker, message, "retrying")
         assert state.due_at and state.updated_at and state.due_at > state.updated_at
         assert state.error and state.error == ("ValueError", "a cramp")
-        assert state.progress_metrics.keys() <= {"try 1", "try 2"}
+        assert state.progress_metrics == {f"try {state.attempt}": True}
         state = wait_until(broker, message, "success", "error")
         broker.join("default", timeout=5000)
     assert (state.status, state.attempt, state.error) == ("success", 3, None)

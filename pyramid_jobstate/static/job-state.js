@@ -974,7 +974,7 @@ class JobStateElement extends HTMLElement {
     const today = time.toDateString() === new Date().toDateString();
     const options = { timeStyle: wait < 120000 ? "medium" : "short" };
     if (!today) options.dateStyle = "medium";
-    return format("DateTimeFormat", this._language, options, time);
+    return format("DateTimeFormat", this._language, options, time).replace(/ /g, "\u00a0");
   }
 
   /** What stands behind the status: how much of how much, how fast. */

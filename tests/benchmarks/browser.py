@@ -67,10 +67,16 @@ def _working(uuid: str) -> dict[str, Any]:
     done = round(time.monotonic() * 10) % 1000
     progress = {"done": done, "total": 1000, "unit": "miles", "fraction": done / 1000}
     job = {
-        **{"uuid": uuid, "title": "Run marathon", "status": "working", "attempt": 1},
-        **{"progress": {**progress, "eta": 100 - done / 10}, "message": f"Mile {done}"},
-        **{"started_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-01T00:01:00Z"},
-        **{"log": [], "cancellable": True},
+        "uuid": uuid,
+        "title": "Run marathon",
+        "status": "working",
+        "attempt": 1,
+        "progress": {**progress, "eta": 100 - done / 10},
+        "message": f"Mile {done}",
+        "started_at": "2026-01-01T00:00:00Z",
+        "updated_at": "2026-01-01T00:01:00Z",
+        "log": [],
+        "cancellable": True,
     }
     return {"job_state": "working", "job": job}
 

@@ -1,18 +1,20 @@
-"""What the recorder's thread costs a worker process, by how many jobs that runs."""
+"""What the recorder costs a worker process, by how many jobs that runs."""
 
 from __future__ import annotations
 
 import json
+import statistics
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import redis
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.delivery import Delivery
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.record import Record, Start
+from pyramid_jobstate.record import End, Record, Start
 from pyramid_jobstate.recorder import Recorder
 from pyramid_jobstate.run import Run
 
@@ -24,69 +26,115 @@ COUNTS = (1, 100, 10_000)
 
 #: For how many seconds, how often each reports in that time, and how often one that
 #: does not is said to be running.
-SECONDS, REPORTS, HEARTBEAT = 4.0, 4, 2.0
+SECONDS, REPORTS, HEARTBEAT = 2.0, 2, 1.0
+
+#: How many more jobs begin and end meanwhile.
+MORE = 30
+
+
+class Cost(NamedTuple):
+    """What a number of jobs cost.
+
+    Attributes:
+      silent, reporting: The share of a core that the recorder's thread takes while
+        they are silent, and while they report.
+      more: The seconds that one more takes to begin and to end.
+    """
+
+    silent: float
+    reporting: float
+    more: float
 
 
 def measure(server: EmbeddedServer) -> Table:
     rows = []
     with redis.Redis.from_url(server.url) as client:
         floor = _floor(client)
+        costs = {}
         for count in COUNTS:
-            silent, reporting = _cost(JobStore(server.url), count)
+            costs[count] = _cost(JobStore(server.url), count)
             client.flushall()
-            for what, share, writes in (
-                ("silent", silent, SECONDS / HEARTBEAT),
-                ("reporting", reporting, REPORTS),
-            ):
-                each = share * SECONDS / (count * writes)
-                rows.append(
-                    Row(
-                        f"{count:,} {what}: a write / `HSET` in a pipeline of 100",
-                        each / floor,
-                        note=f"{100 * share:.2g} % of a core; "
-                        f"{1e6 * each:.3g} / {1e6 * floor:.3g} µs of CPU",
-                    )
+    one = costs[1]
+    for count, cost in list(costs.items())[1:]:
+        for what, mine, base in (
+            ("silent jobs", cost.silent, one.silent),
+            ("jobs that report", cost.reporting, one.reporting),
+        ):
+            rows.append(
+                Row(
+                    f"{count:,} {what} / one",
+                    mine / base,
+                    at_most=count / 10,
+                    note=f"{100 * mine:.2g} / {100 * base:.2g} % of a core",
                 )
-    last = rows[-1]
-    rows[-1] = last._replace(at_most=10)
+            )
+    for count, cost in list(costs.items())[1:]:
+        rows.append(
+            Row(
+                f"to begin and end one more while {count:,} run / while one runs",
+                cost.more / one.more,
+                note=f"{1000 * cost.more:.2g} / {1000 * one.more:.2g} ms",
+            )
+        )
+    each = cost.reporting * SECONDS / (count * REPORTS)
+    rows.append(
+        Row(
+            f"an update of one of {count:,} / `HSET` in a pipeline of 100",
+            each / floor,
+            at_most=10,
+            note=f"{1e6 * each:.3g} / {1e6 * floor:.3g} µs of CPU",
+        )
+    )
     notes = [
-        f"A job that reports does so {REPORTS / SECONDS:g} times a second; for a "
-        f"silent one there is a heartbeat every {HEARTBEAT:g} s. With one job the "
-        "thread mostly wakes up to find nothing."
+        f"The CPU time of the recorder's thread. A job that reports does so "
+        f"{REPORTS / SECONDS:g} times a second; for a silent one there is a heartbeat "
+        f"every {HEARTBEAT:g} s."
     ]
-    return Table("The recorder's thread in one worker process", rows, notes)
+    return Table("Many jobs at a time in one worker process", rows, notes)
 
 
-def _cost(store: JobStore, count: int) -> tuple[float, float]:
-    """Return the share of a core that the recorder takes while the jobs are silent, and
-    while they report.
-    """
+def _cost(store: JobStore, count: int) -> Cost:
     recorder = Recorder(store, heartbeat=HEARTBEAT)
-    params = json.dumps({"miles": 26})
-    start = Start("JobState", "run_marathon", 1, json.dumps(OWNER), params)
-    deliveries = [Delivery(str(uuid.uuid4()), Run(), start) for _ in range(count)]
-    jobs = [JobState(Record(d.uuid, start.fields()), d.run) for d in deliveries]
+    deliveries = [_delivery() for _ in range(count)]
+    jobs = [JobState(Record(d.uuid, d.start.fields()), d.run) for d in deliveries]
     with ThreadPoolExecutor(100) as pool:
         for _ in pool.map(recorder.begin, deliveries):
             pass
     try:
-        jobs[0].flush()
         thread = recorder._thread
         assert thread is not None and thread.ident is not None
         clock = time.pthread_getcpuclockid(thread.ident)
+
         begun, used = time.monotonic(), time.clock_gettime(clock)
         time.sleep(SECONDS)
         silent = (time.clock_gettime(clock) - used) / (time.monotonic() - begun)
+
         begun, used = time.monotonic(), time.clock_gettime(clock)
-        for i in range(REPORTS):
+        for i in range(1, REPORTS + 1):
             for job_state in jobs:
                 job_state.set_progress(i, REPORTS)
-            due = begun + (i + 1) * SECONDS / REPORTS
-            time.sleep(max(0.0, due - time.monotonic()))
+            time.sleep(max(0.0, begun + i * SECONDS / REPORTS - time.monotonic()))
         reporting = (time.clock_gettime(clock) - used) / (time.monotonic() - begun)
+
+        more = statistics.median(_more(recorder) for _ in range(MORE))
     finally:
         recorder.stop()
-    return silent, reporting
+    return Cost(silent, reporting, more)
+
+
+def _more(recorder: Recorder) -> float:
+    """Return the seconds that a job takes to begin and to end."""
+    begun = time.perf_counter()
+    delivery = _delivery()
+    recorder.begin(delivery)
+    recorder.end(delivery, End("success"))
+    return time.perf_counter() - begun
+
+
+def _delivery() -> Delivery:
+    params = json.dumps({"miles": 26})
+    start = Start("JobState", "run_marathon", 1, json.dumps(OWNER), params)
+    return Delivery(str(uuid.uuid4()), Run(), start)
 
 
 def _floor(client: redis.Redis) -> float:

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import collections
 import contextlib
+import logging
 import os
 import random
 import shutil
@@ -265,6 +266,7 @@ def main() -> int:
     random.seed(options.seed)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="jobstate-soak-") as folder:
+        logging.basicConfig(filename=Path(folder) / "sender.log")
         wrong = asyncio.run(soak(options, Path(folder)))
         if options.keep:
             shutil.copytree(folder, options.keep)

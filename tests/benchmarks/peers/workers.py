@@ -40,7 +40,6 @@ class Peer:
       call: What tells of progress.
       needs: The packages that it takes.
       command: What runs its worker, after Python's own name.
-      prefix: What the keys begin with in which a job's state is.
     """
 
     name = ""
@@ -199,12 +198,12 @@ def _process(
         "BENCHMARK_STATE": state,
         "PYTHONWARNINGS": "ignore",
     }
-    process = subprocess.Popen(
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process: subprocess.Popen[bytes] = subprocess.Popen(
         [sys.executable, "-m", *command],
         cwd=ROOT,
         env=environ,
-        stderr=subprocess.DEVNULL,
-        **options,
+        **{**quiet, **options},
     )
     try:
         yield process
