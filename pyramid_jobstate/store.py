@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from redis import Redis
+from redis import Redis, RedisCluster
 from redis.connection import BlockingConnectionPool, ConnectionPool
 from redis.exceptions import RedisError, ResponseError
 
@@ -236,11 +236,15 @@ class JobStore:
 
     def __repr__(self) -> str:
         # Without what may hold a password.
-        pool = getattr(self.client, "connection_pool", None)
-        place = getattr(pool, "connection_kwargs", {})
-        where = place.get("path") or "{host}:{port}/{db}".format_map(
-            {"host": "?", "port": "?", "db": 0, **place}
-        )
+        if isinstance(self.client, RedisCluster):
+            nodes = self.client.get_nodes()  # type: ignore[no-untyped-call]
+            names = sorted(node.name for node in nodes)
+            where = ", ".join(names)
+        else:
+            place = self.client.connection_pool.connection_kwargs
+            where = place.get("path") or "{host}:{port}/{db}".format_map(
+                {"host": "?", "port": "?", "db": 0, **place}
+            )
         return f"<JobStore {self.namespace!r} at {where}>"
 
     def _read(self, uuid: str, fields: Any, now: int) -> JobState | None:

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
@@ -93,3 +95,30 @@ def page(browser: Browser, console_errors: list[str]) -> Iterator[Page]:
             ),
         )
         yield page
+
+
+@pytest.fixture(scope="session")
+def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where axe-core and acorn are: installed ones, or new ones in a directory."""
+
+    def give_up(reason: str) -> None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+    npm = shutil.which("npm")
+    if npm is None:
+        give_up("npm is missing, which brings axe-core and acorn")
+    assert npm is not None
+    root = subprocess.run([npm, "root"], capture_output=True, text=True, check=True)
+    found = Path(root.stdout.strip())
+    if (found / "axe-core").is_dir() and (found / "acorn").is_dir():
+        return found
+    home = tmp_path_factory.mktemp("node")
+    command = [npm, "install", "--no-audit", "--no-fund", "axe-core", "acorn"]
+    done = subprocess.run(
+        [*command, "--prefix", home], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        give_up(f"npm could not install axe-core: {done.stderr[-200:]}")
+    return home / "node_modules"

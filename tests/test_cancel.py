@@ -379,8 +379,8 @@ def test_a_cancel_while_the_store_is_away_is_refused(
 def test_a_job_that_began_without_the_store_hears_of_the_cancel(
     redis_url: str, server: EmbeddedServer, tmp_path: Any
 ) -> None:
-    """A job that was cancelled while it waited, but whose worker could not know, is told
-    when the store is back.
+    """A job that was cancelled while it waited, but whose worker could not know, is
+    told when the store is back.
     """
     server = EmbeddedServer(directory=str(tmp_path), arguments=["--appendonly", "yes"])
     with server:

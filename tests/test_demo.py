@@ -21,7 +21,6 @@ from pyramid_jobstate.testing import put_job
 
 from .jobs import RunMarathon
 from .support import frozen, wait_for
-from .test_element import node_modules  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 
@@ -437,7 +436,7 @@ def test_pages_are_accessible(
     demo: Demo,
     demo_store: JobStore,
     page: Page,
-    node_modules: Path,  # noqa: F811
+    node_modules: Path,
 ) -> None:
     """On no page, light or dark, axe-core finds anything."""
     axe = (node_modules / "axe-core" / "axe.min.js").read_text("utf-8")

@@ -186,7 +186,7 @@ def test_an_option_that_is_no_class_is_refused(
     broker: RedisBroker, option: Any
 ) -> None:
     """The option job_state takes a JobState class or True."""
-    with pytest.raises(ActorError, match="run_marathon.*subclass of JobState or True"):
+    with pytest.raises(ActorError, match=r"run_marathon.*JobState or True"):
         dramatiq.actor(broker=broker, actor_name="run_marathon", job_state=option)(
             lambda: None
         )
@@ -196,7 +196,7 @@ def test_without_a_place_for_the_states_an_actor_is_refused() -> None:
     """On a broker that is no RedisBroker the middleware has to be told where."""
     broker = StubBroker()
     broker.add_middleware(JobStateMiddleware())
-    with pytest.raises(ActorError, match="StubBroker.*JobStateMiddleware.url="):
+    with pytest.raises(ActorError, match=r"StubBroker.*JobStateMiddleware\(url="):
         dramatiq.actor(broker=broker, job_state=True)(lambda: None)
 
 
@@ -383,7 +383,9 @@ def test_a_message_whose_id_is_no_uuid_is_not_tracked(
     with working(broker):
         for number in range(2):
             message = run_marathon.message()  # type: ignore[call-arg]
-            message = message.__class__(**{**message.asdict(), "message_id": f"n{number}"})
+            message = message.__class__(
+                **{**message.asdict(), "message_id": f"n{number}"}
+            )
             broker.enqueue(message)
             assert ran.acquire(timeout=5)
     assert client.keys("jobstate*") == []
@@ -393,7 +395,7 @@ def test_a_message_whose_id_is_no_uuid_is_not_tracked(
 
 
 def test_a_worker_faster_than_the_senders_hook_wins(redis_url: str) -> None:
-    """A job that has begun before the sender's after_enqueue hook runs stays as it is."""
+    """A job that began before the sender's after_enqueue hook stays as it is."""
     gate = Gate()
 
     class Slow(Middleware):
@@ -491,7 +493,7 @@ def place(request: pytest.FixtureRequest, redis_url: str) -> Iterator[Any]:
         without=Retries if place == "without" else None,
     )
     broker.add_middleware(Results(backend=RedisBackend(url=redis_url)))
-    yield place, broker
+    return place, broker
 
 
 def test_an_exception_is_an_error_once_dramatiq_gives_up(place: Any) -> None:

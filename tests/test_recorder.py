@@ -1,15 +1,15 @@
 """Recorder against a real server, in good weather and in bad."""
 
-import ctypes
 import itertools
 import logging
 import os
-import random
+import subprocess
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.record import End, JobError, NewJob, Record, Start
 from pyramid_jobstate.recorder import Recorder
 from pyramid_jobstate.run import Run
+from tests.interrupts import interrupt
 from tests.jobs import messages, new_id
 from tests.support import frozen, wait_for
 
@@ -105,13 +106,6 @@ def in_thread(call: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
     return thread
-
-
-def interrupt(thread: threading.Thread) -> None:
-    """Raise an exception in a thread as Dramatiq does."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Interrupt)
-    )
 
 
 # Writing later, and together.
@@ -904,46 +898,18 @@ def test_a_job_whose_thread_is_gone_is_not_said_to_be_running(
     ]
 
 
-def test_interrupts_at_any_time_do_no_harm(
-    recorder: Recorder, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_interrupts_at_any_time_do_no_harm(server: EmbeddedServer) -> None:
     """Wherever threads are interrupted within the recorder, it goes on for the others,
     and nothing is left behind.
     """
-    switch_interval = sys.getswitchinterval()
-    dice = random.Random(1)
-
-    def run() -> None:
-        try:
-            job = Job(recorder).begin()
-            while True:
-                job.flush(0.01)
-        except Interrupt:
-            pass
-
-    sys.setswitchinterval(1e-5)
-    try:
-        for number in range(150):
-            thread = in_thread(run)
-            time.sleep(dice.random() * 0.002)
-            deadline = time.monotonic() + 20
-            while thread.is_alive() and time.monotonic() < deadline:
-                # More than once: a thread that it was just starting may be hit in its
-                # place, or what it did for the garbage collector.
-                interrupt(thread)
-                thread.join(0.3)
-            assert not thread.is_alive()
-            if number % 10 == 0:
-                # As a new process: the next job starts the thread.
-                assert Job(recorder).begin().end()
-                recorder.stop()
-    finally:
-        sys.setswitchinterval(switch_interval)
-    job = Job(recorder).begin()
-    job.set_message("on we go")
-    assert job.flush(10) and job.load().message == "on we go"
-    assert job.end()
-    wait_for(lambda: not recorder._deliveries)
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
+    subprocess.run(
+        [sys.executable, "-m", "tests.interrupts", server.url],
+        cwd=Path(__file__).parent.parent,
+        env=environ,
+        check=True,
+        timeout=100,
+    )
 
 
 # The thread.

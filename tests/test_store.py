@@ -98,12 +98,12 @@ def test_create_leaves_a_record_alone(store: JobStore) -> None:
     """A late "queued" never overwrites a run that has begun, nor a cancelled job."""
     job = new_id()
     Writer(store, job).begin()
-    assert [False] == store.create(NewJob(job, START))
+    assert store.create(NewJob(job, START)) == [False]
     assert load(store, job).status == "working"
     cancelled = new_id()
     store.create(NewJob(cancelled, START))
     assert store.cancel(cancelled, START)
-    assert [False] == store.create(NewJob(cancelled, START))
+    assert store.create(NewJob(cancelled, START)) == [False]
     assert load(store, cancelled).status == "cancelled"
 
 
@@ -309,7 +309,7 @@ def test_an_update_never_makes_a_record(store: JobStore) -> None:
 
 
 def test_a_silent_job_reads_stalled(client: redis.Redis) -> None:
-    """A job not heard of reads stalled, with no write, and as working once it speaks."""
+    """A job not heard of reads stalled, with no write, and working once it speaks."""
     store = JobStore(client, stalled_after=0.1)
     job = new_id()
     run = Writer(store, job)
@@ -503,9 +503,7 @@ def test_the_store_works_with_any_client(
     redis_url: str, decode: bool, protocol: int
 ) -> None:
     """A client may decode its responses or not, and speak either protocol."""
-    client = redis.Redis.from_url(
-        redis_url, decode_responses=decode, protocol=protocol
-    )
+    client = redis.Redis.from_url(redis_url, decode_responses=decode, protocol=protocol)
     with client:
         store = JobStore(client)
         job = new_id()
@@ -553,7 +551,10 @@ def test_write_tells_which_update_failed(store: JobStore, client: redis.Redis) -
     good, bad = new_id(), new_id()
     client.set(store.key(bad), "a string, where a hash should be")
     replies = store.write(
-        [Writer(store, job).update(begins=True, fields={"m:x": "1"}) for job in (bad, good)]
+        [
+            Writer(store, job).update(begins=True, fields={"m:x": "1"})
+            for job in (bad, good)
+        ]
     )
     assert isinstance(replies[0], redis.ResponseError)
     assert replies[1] is Reply.OK
@@ -665,7 +666,7 @@ def test_two_namespaces_share_a_server(client: redis.Redis) -> None:
     job = new_id()
     mine.create(NewJob(job, START))
     assert other.load(job) is None
-    assert all(key.startswith(b"jobstate:") for key in client.keys())
+    assert all(key.startswith(b"jobstate:") for key in client)
 
 
 @pytest.mark.parametrize("name", ["expire_in", "active_expire_in", "stalled_after"])
@@ -722,6 +723,7 @@ def test_store_of_broker_shares_the_server(redis_url: str) -> None:
 
 def test_store_of_broker_takes_an_unknown_pool_as_it_is(redis_url: str) -> None:
     """A broker whose client has a pool of another class lends its client."""
+
     class Pool(redis.ConnectionPool):
         pass
 

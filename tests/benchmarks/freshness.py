@@ -38,8 +38,8 @@ def measure(server: EmbeddedServer) -> Table:
             rows.append(Row(what, median / INTERVAL, at_most=limit, note=note))
     notes = [
         f"Ratios to the recorder's interval, {INTERVAL} s. The poller asks again at "
-        "once: one with a period adds up to that. celery-progress writes before it "
-        "goes on: no age can be much below that."
+        "once: one with a period adds up to that. Who writes before the job goes on, "
+        "as celery-progress does, shows how young an update can be."
     ]
     return Table("How old an update is when a poller has it", rows, notes + left_out)
 

@@ -22,7 +22,7 @@ def measure(server: EmbeddedServer) -> Table:
                 Row(
                     f"{peer.name}: `{peer.call}` / `HSET` in the same job",
                     update.over(floor),
-                    at_most=0.02 if mine else float("inf"),
+                    at_most=0.03 if mine else float("inf"),
                     note=f"{update} / {floor}",
                 )
             )

@@ -216,6 +216,7 @@ def report(
     logs = (folder / "workers.log").read_text(errors="replace").splitlines()
     ours = [line for line in logs if "[pyramid_jobstate" in line]
     wrong += [f"a worker logged {line}" for line in ours if "[ERROR]" in line]
+    wrong = list(dict.fromkeys(wrong))
     statuses = collections.Counter(
         state.status if state else "none" for state in states
     )

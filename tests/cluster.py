@@ -1,0 +1,96 @@
+"""A Valkey or Redis Cluster for the tests: three primaries, each with a replica."""
+
+import contextlib
+from collections.abc import Iterator
+
+import redis
+
+from pyramid_jobstate.embedded import EmbeddedServer
+from tests.support import wait_for
+
+SLOTS = 16384
+PRIMARIES = 3
+
+ARGUMENTS = [
+    *("--cluster-enabled", "yes"),
+    *("--cluster-node-timeout", "1000"),
+    *("--cluster-replica-validity-factor", "0"),
+    *("--repl-diskless-sync-delay", "0"),
+]
+
+
+class Cluster:
+    """The nodes: the primaries first, then their replicas in the same order."""
+
+    def __init__(self, nodes: list[EmbeddedServer]) -> None:
+        self.nodes = nodes
+
+    @property
+    def url(self) -> str:
+        return self.nodes[0].url.replace("redis://", "redis+cluster://")
+
+    def client(self, i: int) -> redis.Redis:
+        return redis.Redis.from_url(self.nodes[i].url, decode_responses=True)
+
+    def node_id(self, i: int) -> str:
+        with self.client(i) as client:
+            return str(client.execute_command("CLUSTER MYID"))  # type: ignore[no-untyped-call]
+
+    def owner_of(self, key: str) -> int:
+        """Return which of the primaries has a key."""
+        with self.client(0) as client:
+            slot = client.execute_command("CLUSTER KEYSLOT", key)  # type: ignore[no-untyped-call]
+        return next(i for i in range(PRIMARIES) if slot in slots_of(i))
+
+    def is_fine(self) -> bool:
+        """Whether each live node knows all slots, and each primary its replica."""
+        for i in range(len(self.nodes)):
+            with self.client(i) as client:
+                info = client.cluster("info")  # type: ignore[no-untyped-call]
+                if info["cluster_state"] != "ok":
+                    return False
+                if i < PRIMARIES and not client.info("replication")["connected_slaves"]:
+                    return False
+        return True
+
+
+def slots_of(i: int) -> range:
+    return range(SLOTS * i // PRIMARIES, SLOTS * (i + 1) // PRIMARIES)
+
+
+@contextlib.contextmanager
+def running_cluster() -> Iterator[Cluster]:
+    """Run a Cluster."""
+    with contextlib.ExitStack() as stack:
+        nodes = [
+            stack.enter_context(EmbeddedServer(arguments=ARGUMENTS))
+            for _ in range(2 * PRIMARIES)
+        ]
+        cluster = Cluster(nodes)
+        for i in range(len(nodes)):
+            with cluster.client(i) as client:
+                if i < PRIMARIES:
+                    slots = slots_of(i)
+                    client.execute_command(  # type: ignore[no-untyped-call]
+                        "CLUSTER ADDSLOTSRANGE", slots[0], slots[-1]
+                    )
+                if i:
+                    client.execute_command(  # type: ignore[no-untyped-call]
+                        "CLUSTER MEET", "127.0.0.1", nodes[0].port
+                    )
+        for i in range(PRIMARIES):
+            primary = cluster.node_id(i)
+            with cluster.client(i + PRIMARIES) as client:
+
+                def follow(
+                    client: redis.Redis = client, primary: str = primary
+                ) -> bool:
+                    try:
+                        client.execute_command("CLUSTER REPLICATE", primary)  # type: ignore[no-untyped-call]
+                    except redis.ResponseError:
+                        return False
+                    return True
+
+                wait_for(follow, 20)
+        wait_for(cluster.is_fine, 30)
+        yield cluster

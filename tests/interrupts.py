@@ -1,0 +1,81 @@
+"""Interrupts threads at random within the recorder: ``python -m tests.interrupts URL``.
+
+It runs in a process of its own, which is not measured: an interrupt may just as well
+meet what measures it, and that does not stand it.
+"""
+
+import ctypes
+import random
+import sys
+import threading
+import time
+
+from dramatiq.middleware import Interrupt
+
+from pyramid_jobstate import JobStore
+from pyramid_jobstate.delivery import Delivery
+from pyramid_jobstate.record import End, Start
+from pyramid_jobstate.recorder import Recorder
+from pyramid_jobstate.run import Run
+from tests.jobs import new_id
+from tests.support import wait_for
+
+START = Start("JobState", "run_marathon", 1, None, "{}")
+ROUNDS = 400
+
+
+def interrupt(thread: threading.Thread) -> None:
+    """Raise an exception in a thread as Dramatiq does."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Interrupt)
+    )
+
+
+def main(url: str) -> None:
+    store = JobStore(url)
+    dice = random.Random(1)
+    sys.setswitchinterval(1e-5)
+    for number in range(ROUNDS):
+        if number % 4 == 0:
+            # As in a new process: the next job starts the thread.
+            recorder = Recorder(store, interval=0.02)
+        begun = threading.Event()
+        thread = threading.Thread(target=run, args=(recorder, begun), daemon=True)
+        thread.start()
+        begun.wait()
+        time.sleep(dice.random() * 0.001)
+        deadline = time.monotonic() + 20
+        while thread.is_alive() and time.monotonic() < deadline:
+            # More than once: one may meet a thread that it was just starting instead,
+            # or a finalizer, which swallows it.
+            interrupt(thread)
+            thread.join(0.3)
+        assert not thread.is_alive()
+        if number % 4 == 3:
+            check(recorder)
+
+
+def run(recorder: Recorder, begun: threading.Event) -> None:
+    try:
+        begun.set()
+        delivery = Delivery(new_id(), Run(), START)
+        recorder.begin(delivery)
+        while True:
+            delivery.run.flush(0.01)
+    except Interrupt:
+        pass
+
+
+def check(recorder: Recorder) -> None:
+    """The recorder records another job, and has let go of those that were hit."""
+    delivery = Delivery(new_id(), Run(), START)
+    recorder.begin(delivery)
+    delivery.run.set_message("on we go")
+    assert delivery.run.flush(10)
+    assert recorder.end(delivery, End("success"))
+    wait_for(lambda: not recorder._deliveries)
+    recorder.stop()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,195 @@
+"""JobStore, recorder and a whole job on a Cluster."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import dramatiq
+import pytest
+import redis
+from redis import RedisCluster
+
+from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
+from pyramid_jobstate.record import NewJob, Start, Update
+from pyramid_jobstate.roundtrip import Command, connect, execute, redis_errors
+from pyramid_jobstate.store import Reply
+from tests.cluster import PRIMARIES, Cluster, running_cluster
+from tests.jobs import Gate, make_broker, new_id, wait_until, working
+from tests.support import wait_for
+
+START = Start("RunMarathon", "run_marathon", 1, '"alice"', "{}")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with running_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def store(cluster: Cluster) -> Iterator[JobStore]:
+    store = JobStore(cluster.url)
+    with contextlib.suppress(redis.RedisError):
+        store.client.flushall()
+    yield store
+    store.client.close()
+
+
+def test_store_writes_and_reads_across_nodes(store: JobStore) -> None:
+    """Jobs on all nodes are created, written, read, listed and cancelled."""
+    jobs = [new_id() for _ in range(30)]
+    assert store.create(*(NewJob(job, START) for job in jobs)) == [True] * 30
+    updates = [
+        Update(job, "a", 1, START, {"m:number": str(i)}, begins=True)
+        for i, job in enumerate(jobs)
+    ]
+    assert store.write(updates) == [Reply.OK] * 30
+    states = store.load_many([*jobs, new_id()])
+    assert states.pop() is None
+    assert [s and s.progress_metrics["number"] for s in states] == list(range(30))
+    assert len(store.list("alice", limit=100).items) == 30
+    assert store.cancel(jobs[0], START)
+    cancelled = store.load(jobs[0])
+    assert cancelled is not None and cancelled.status == "cancelling"
+
+
+def test_store_takes_a_client_that_is_handed_over(cluster: Cluster) -> None:
+    """A RedisCluster of the application's own serves as well."""
+    with RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port) as client:
+        store = JobStore(client)
+        job = new_id()
+        store.create(NewJob(job, START))
+        assert store.load(job) is not None
+        assert all(f"127.0.0.1:{node.port}" in repr(store) for node in cluster.nodes)
+
+
+def test_a_key_that_is_moving_is_found(cluster: Cluster, store: JobStore) -> None:
+    """While a slot moves to another node, and when it has, all goes on."""
+    job = new_id()
+    store.create(NewJob(job, START))
+    key = store.key(job)
+    source = cluster.owner_of(key)
+    target = (source + 1) % PRIMARIES
+    names = {i: cluster.node_id(i) for i in (source, target)}
+    with cluster.client(source) as old, cluster.client(target) as new:
+        slot = old.execute_command("CLUSTER KEYSLOT", key)  # type: ignore[no-untyped-call]
+
+        def setslot(client: redis.Redis, *words: str) -> None:
+            client.execute_command("CLUSTER SETSLOT", slot, *words)  # type: ignore[no-untyped-call]
+
+        setslot(new, "IMPORTING", names[source])
+        setslot(old, "MIGRATING", names[target])
+        old.execute_command(  # type: ignore[no-untyped-call]
+            "MIGRATE", "127.0.0.1", cluster.nodes[target].port, key, 0, 5000
+        )
+        # The old node says ASK.
+        begin = Update(job, "a", 1, START, {"m:x": "1"}, begins=True)
+        assert store.write([begin]) == [Reply.OK]
+        setslot(new, "NODE", names[target])
+        setslot(old, "NODE", names[target])
+        # It says MOVED.
+        assert store.write([Update(job, "a", 2, START, {"m:x": "2"})]) == [Reply.OK]
+        moved = store.load(job)
+        assert moved is not None and moved.progress_metrics == {"x": 2}
+        # And back, as the other tests want it.
+        setslot(old, "IMPORTING", names[target])
+        setslot(new, "MIGRATING", names[source])
+        new.execute_command(  # type: ignore[no-untyped-call]
+            "MIGRATE", "127.0.0.1", cluster.nodes[source].port, key, 0, 5000
+        )
+        setslot(old, "NODE", names[source])
+        setslot(new, "NODE", names[source])
+
+
+def test_a_command_that_fails_where_it_was_sent_on_has_its_error(
+    cluster: Cluster, store: JobStore
+) -> None:
+    """A key that another node has, and of another type, gives its error, no more."""
+    key = store.key(new_id())
+    client = store.client
+    assert isinstance(client, RedisCluster)
+    owner = cluster.owner_of(key)
+    with cluster.client(owner) as node:
+        node.set(key, "no hash")
+    elsewhere = client.get_node(
+        host="127.0.0.1", port=cluster.nodes[(owner + 1) % PRIMARIES].port
+    )
+    client.get_node_from_key = lambda key: elsewhere  # type: ignore[method-assign]
+    (reply,) = execute(client, [Command(key, ("HGETALL", key))])
+    assert isinstance(reply, redis.ResponseError)
+    assert "WRONGTYPE" in str(reply)
+
+
+def test_a_job_lives_on_a_cluster(cluster: Cluster, redis_url: str) -> None:
+    """A job goes from queued to success with its states on a Cluster, its messages on
+    another server.
+    """
+    broker = make_broker(redis_url, JobStateMiddleware(url=cluster.url))
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(miles: int, *, job_state: JobState) -> None:
+        for mile in job_state.track(range(miles)):
+            job_state.set_progress_metric("miles_run", mile + 1)
+
+    with working(broker):
+        state = wait_until(broker, run_marathon.send(26), "success")
+    assert state.progress_metrics == {"miles_run": 26}
+
+
+def test_what_a_cluster_raises_is_a_redis_error() -> None:
+    """An error that redis-py does not call a RedisError reads as one."""
+    with pytest.raises(redis.ConnectionError), redis_errors():
+        raise redis.exceptions.RedisClusterException("no node answers")
+
+
+def test_a_cluster_that_is_away_is_a_redis_error(cluster: Cluster) -> None:
+    """Connecting to a Cluster where there is none is an error like any other."""
+    with pytest.raises(redis.RedisError):
+        connect("redis+cluster://127.0.0.1:1")
+
+
+def test_a_primary_is_killed_in_mid_job(cluster: Cluster, redis_url: str) -> None:
+    """When a primary dies its replica takes over: jobs go on by themselves, and no end
+    is lost.
+    """
+    broker = make_broker(redis_url, JobStateMiddleware(url=cluster.url))
+    gate = Gate()
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        job_state.set_progress_metric("before", 1)
+        job_state.flush()
+        gate.wait()
+        job_state.set_progress_metric("after", 2)
+
+    with working(broker, threads=8):
+        sent = [run_marathon.send() for _ in range(8)]
+        for message in sent:
+            wait_until(broker, message, "working")
+        store = JobStore(cluster.url)
+        victim = cluster.owner_of(store.key(sent[0].message_id))
+        os.kill(cluster.nodes[victim].pid, signal.SIGKILL)
+        threading.Timer(0.2, gate.open).start()
+
+        def all_done() -> bool:
+            try:
+                states = store.load_many([m.message_id for m in sent])
+            except redis.RedisError:
+                return False
+            return all(
+                s is not None
+                and s.status == "success"
+                and s.progress_metrics == {"before": 1, "after": 2}
+                for s in states
+            )
+
+        wait_for(all_done, 40)
+    # With no node left there is an error, and nothing hangs.
+    for i, node in enumerate(cluster.nodes):
+        if i != victim:
+            os.kill(node.pid, signal.SIGKILL)
+    keys = [store.key(new_id()) for _ in range(2)]
+    with pytest.raises(redis.RedisError):
+        execute(store.client, [Command(key, ("HGETALL", key)) for key in keys])
