@@ -42,6 +42,15 @@ tests_require = [
     "ZODB",
 ]
 
+# The peers that `python -m tests.benchmarks` measures beside us.
+benchmarks_require = [
+    *tests_require,
+    "celery[redis]",
+    "celery-progress",
+    "django",
+    "rq",
+]
+
 setup(
     name="pyramid_jobstate",
     version="0.1.0.dev0",
@@ -78,5 +87,9 @@ setup(
     zip_safe=False,
     python_requires=">=3.11",
     install_requires=install_requires,
-    extras_require={"demo": demo_require, "test": tests_require},
+    extras_require={
+        "demo": demo_require,
+        "test": tests_require,
+        "benchmarks": benchmarks_require,
+    },
 )

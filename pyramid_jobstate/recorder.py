@@ -185,7 +185,7 @@ class Recorder:
             deliveries = list(self._deliveries.values())
         due = []
         for delivery in deliveries:
-            if delivery.is_orphaned:
+            if everyone and delivery.is_orphaned:
                 # An interrupt came where Dramatiq does not expect one.
                 self._give_up(delivery, "the thread that ran it is gone")
             elif delivery.waiters or (

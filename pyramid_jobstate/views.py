@@ -30,6 +30,8 @@ HEADERS = (
     ("X-Content-Type-Options", "nosniff"),
 )
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
 #: Seconds after which to ask again when the store does not answer.
 RETRY_AFTER = 5
 
@@ -145,7 +147,7 @@ def unavailable(exc: StoreUnavailable, request: Request) -> Response:
 
 def render_state(request: Request, value: dict[str, Any]) -> Response:
     """Return a response that is 304 for who has the same already."""
-    body = json.dumps(value).encode()
+    body = _encode(value).encode()
     etag = hashlib.sha1(body, usedforsecurity=False).hexdigest()
     response = Response(
         body=body, headerlist=[*HEADERS, ("ETag", f'"{etag}"')], status="200 OK"
@@ -156,7 +158,7 @@ def render_state(request: Request, value: dict[str, Any]) -> Response:
 
 
 def render(value: dict[str, Any], status: int = 200) -> Response:
-    body = json.dumps(value).encode()
+    body = _encode(value).encode()
     return Response(body=body, headerlist=list(HEADERS), status=status)
 
 

@@ -116,7 +116,7 @@ STATES = {
     "queued": data("queued", started_at=None, attempt=0, due_at=at(7200)),
     "working": data(progress=progress(12, 26, eta=130), message="On the bridge"),
     "unknown": data(progress=progress(1200, unit="rows")),
-    "retrying": data("retrying", due_at=at(60), progress=progress(3, 26)),
+    "retrying": data("retrying", due_at=at(1800), progress=progress(3, 26)),
     "stalled": data("stalled", progress=progress(12, 26)),
     "cancelling": data("cancelling", progress=progress(12, 26)),
     "cancelled": data("cancelled", error={"message": "Cancelled by alice"}),

@@ -274,7 +274,7 @@ def test_names_of_the_readme_exist() -> None:
         members.update(dir(importlib.import_module(f"pyramid_jobstate{module}")))
     members.update(dir(pyramid_jobstate.resources.JobStates))
     members.update(["uuid"])
-    section = README.partition("What a job can say")[2].partition("States\n---")[0]
+    section = README.partition("What a job can say")[2].partition("On the page\n---")[0]
     named = set(re.findall(r"``(?:job_state\.)?(\w+)(?:\([^`]*)?``", section))
     named -= {"job_state", "True", "async"}
     assert not {name for name in named if name not in members}

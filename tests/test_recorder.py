@@ -834,6 +834,7 @@ def test_an_interrupt_at_the_start_leaves_nothing_behind(
     other, and nothing beats for ever.
     """
     recorder = make(slow_store(server))
+    assert Job(recorder).begin().end()
     job = Job(recorder)
 
     def run() -> None:

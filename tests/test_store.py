@@ -666,7 +666,7 @@ def test_two_namespaces_share_a_server(client: redis.Redis) -> None:
     job = new_id()
     mine.create(NewJob(job, START))
     assert other.load(job) is None
-    assert all(key.startswith(b"jobstate:") for key in client)
+    assert all(key.startswith(b"jobstate:") for key in client.scan_iter())
 
 
 @pytest.mark.parametrize("name", ["expire_in", "active_expire_in", "stalled_after"])

@@ -1,0 +1,196 @@
+"""Redis Sentinel, and the ways to log in that a URL has."""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import dramatiq
+import pytest
+import redis
+from dramatiq.brokers.redis import RedisBroker
+from pyramid.config import Configurator
+from redis.sentinel import Sentinel
+
+from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
+from pyramid_jobstate.embedded import EmbeddedServer, find_binary
+from pyramid_jobstate.record import NewJob, Start
+from pyramid_jobstate.store import store_of_broker
+from tests.jobs import Gate, make_broker, new_id, wait_until, working
+from tests.support import wait_for
+from tests.webapp import Policy
+
+START = Start("RunMarathon", "run_marathon", 1, None, "{}")
+CONFIGURATION = """
+port {port}
+dir {directory}
+sentinel monitor jobs 127.0.0.1 {primary} 2
+sentinel down-after-milliseconds jobs 500
+sentinel failover-timeout jobs 3000
+"""
+
+
+@contextlib.contextmanager
+def sentinels(primary: EmbeddedServer, directory: Path) -> Iterator[Sentinel]:
+    """Run three sentinels that watch a server."""
+    with contextlib.ExitStack() as stack:
+        taken = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for one in taken:
+            one.bind(("127.0.0.1", 0))
+        ports = [one.getsockname()[1] for one in taken]
+        stack.close()
+        for port in ports:
+            home = directory / str(port)
+            home.mkdir()
+            file = home / "sentinel.conf"
+            file.write_text(
+                CONFIGURATION.format(port=port, directory=home, primary=primary.port)
+            )
+            process = subprocess.Popen(
+                [find_binary(), str(file), "--sentinel"], stdout=subprocess.DEVNULL
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        yield Sentinel([("127.0.0.1", port) for port in ports], socket_timeout=0.5)
+
+
+def test_a_failover_in_mid_job_loses_nothing(redis_url: str, tmp_path: Path) -> None:
+    """When the primary dies the replica takes over, and the job's end lands there."""
+    with contextlib.ExitStack() as stack:
+        at_once = ["--repl-diskless-sync-delay", "0"]
+        primary = stack.enter_context(EmbeddedServer(arguments=at_once))
+        follow = ["--replicaof", f"127.0.0.1 {primary.port}"]
+        replica = stack.enter_context(EmbeddedServer(arguments=follow))
+        sentinel = stack.enter_context(sentinels(primary, tmp_path))
+        wait_for(lambda: _knows(sentinel, replica.port), 20)
+        client = sentinel.master_for("jobs", socket_timeout=0.5)
+        store = JobStore(client)
+        broker = make_broker(redis_url, JobStateMiddleware(store))
+        gate = Gate()
+
+        @dramatiq.actor(broker=broker)
+        def run_marathon(*, job_state: JobState) -> None:
+            job_state.set_progress_metric("before", 1)
+            job_state.flush()
+            gate.wait()
+            job_state.set_progress_metric("after", 2)
+
+        with working(broker):
+            message = run_marathon.send()
+            wait_until(broker, message, "working")
+            with redis.Redis.from_url(primary.url) as direct:
+                assert direct.wait(1, 2000) == 1
+            os.kill(primary.pid, signal.SIGKILL)
+            gate.open()
+
+            def is_done() -> bool:
+                try:
+                    state = store.load(message.message_id)
+                except redis.RedisError:
+                    return False
+                return state is not None and state.status == "success"
+
+            wait_for(is_done, 40)
+        state = store.load(message.message_id)
+        assert state is not None
+        assert state.progress_metrics == {"before": 1, "after": 2}
+
+
+def _knows(sentinel: Sentinel, port: int) -> bool:
+    """Whether all sentinels know each other, and the replica."""
+    for client in sentinel.sentinels:
+        try:
+            replicas = client.sentinel_slaves("jobs")  # type: ignore[no-untyped-call]
+            primary = client.sentinel_master("jobs")  # type: ignore[no-untyped-call]
+        except redis.RedisError:
+            return False
+        if [r["port"] for r in replicas] != [port]:
+            return False
+        if primary["num-other-sentinels"] != 2:
+            return False
+    return True
+
+
+def test_a_broker_behind_sentinel_shares_its_client(redis_url: str) -> None:
+    """A RedisBroker whose client asks sentinels lends it to the store as it is."""
+    client = Sentinel([("127.0.0.1", 1)]).master_for("jobs")
+    broker = RedisBroker(client=client)
+    store = store_of_broker(broker)
+    assert store is not None
+    assert store.client is client
+
+
+@pytest.fixture
+def secret_url(server: EmbeddedServer) -> str:
+    """The URL of a server, with a user and a password."""
+    with redis.Redis.from_url(server.url) as client:
+        client.acl_setuser(
+            "jobs",
+            enabled=True,
+            passwords=["+hunter2"],
+            keys=["*"],
+            commands=["+@all"],
+        )
+        client.acl_setuser("default", enabled=False)
+    return server.url.replace("redis://", "redis://jobs:hunter2@")
+
+
+def test_a_url_may_have_a_user_and_a_password(secret_url: str) -> None:
+    """A store logs in as its URL says."""
+    store = JobStore(secret_url)
+    job = new_id()
+    store.create(NewJob(job, START))
+    assert store.load(job) is not None
+
+
+def test_a_password_is_told_to_nobody(
+    secret_url: str, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No log line, error, repr or introspectable has the password in it, with the
+    right one, a wrong one, and the server away.
+    """
+    caplog.set_level(logging.DEBUG, "pyramid_jobstate")
+    said: list[str] = []
+    for url in (secret_url, secret_url.replace("hunter2", "hunter22")):
+        settings = {"jobstate.redis_url": url}
+        config = Configurator(settings=settings, security_policy=Policy())
+        config.include("pyramid_jobstate")
+        config.make_wsgi_app()
+        for category in config.introspector.categorized():
+            if category[0].startswith("job state"):
+                said.append(repr([dict(i["introspectable"]) for i in category[1]]))
+        broker = make_broker(server.url, JobStateMiddleware(url=url))
+
+        @dramatiq.actor(broker=broker, job_state=True)
+        def run_marathon() -> None: ...
+
+        store = JobStore(url)
+        said.append(repr(store))
+        for _ in range(2):
+            message = run_marathon.message()
+            try:
+                store.create(NewJob(message.message_id, START))
+            except redis.RedisError as e:
+                said.append(repr(e))
+            broker.emit_before("enqueue", message, None)
+    server.stop()
+    with pytest.raises(redis.RedisError) as error:
+        JobStore(secret_url).load(new_id())
+    said.append(repr(error.value))
+    assert len(said) >= 5
+    assert "hunter" not in "".join(said) + caplog.text
+
+
+def test_a_url_may_be_a_unix_socket(tmp_path: Path) -> None:
+    """A store works over a unix socket, and says where that is."""
+    path = tmp_path / "s"
+    with EmbeddedServer(arguments=["--unixsocket", str(path)]):
+        store = JobStore(f"unix://{path}")
+        job = new_id()
+        store.create(NewJob(job, START))
+        assert store.load(job) is not None
+        assert str(path) in repr(store)
