@@ -12,13 +12,13 @@ from redis import Redis, RedisCluster
 from redis.connection import BlockingConnectionPool, ConnectionPool
 from redis.exceptions import RedisError, ResponseError
 
+from .calls import Calls, millis
 from .index import Index
 from .listing import Filter, Page, list_jobs
-from .record import CANCELLED, FINISHED, UUID, NewJob, Record, Start, Update
+from .record import FINISHED, UUID, NewJob, Record, Start, Update
 from .roundtrip import FAIL_FAST, Client, Command, connect, execute, redis_errors
 from .scripts import Call, read_scripts, run_scripts
 from .state import JobState
-from .values import dumps
 
 if TYPE_CHECKING:
     from dramatiq import Broker
@@ -84,16 +84,14 @@ class JobStore:
         self.expire_in = _positive("expire_in", expire_in)
         self.active_expire_in = _positive("active_expire_in", active_expire_in)
         self.stalled_after = _positive("stalled_after", stalled_after)
-        self._ended_ttl = _millis(expire_in)
-        self._active_ttl = _millis(active_expire_in)
-        self._silence = _millis(stalled_after)
+        self._silence = millis(stalled_after)
         #: The server's time less that of this process, and how long to rely on it.
         self._clock = 0.0
         self._clock_until = 0.0
-        self._scripts = read_scripts()
-        self.index = Index(
-            self._scripts["index"], namespace, self._active_ttl, self._ended_ttl
-        )
+        scripts = read_scripts()
+        ttls = {"active_ttl": millis(active_expire_in), "ended_ttl": millis(expire_in)}
+        self.calls = Calls(scripts, namespace, silence=self._silence, **ttls)
+        self.index = Index(scripts["index"], namespace, **ttls)
 
     def replace(self, **options: Any) -> JobStore:
         """Return a store in the same server, with other options."""
@@ -112,25 +110,25 @@ class JobStore:
         Returns:
           For each whether it was written.
         """
-        calls = [self._create("create", job) for job in jobs]
+        calls = [self.calls.create(job) for job in jobs]
         created = list(self.run(calls))
         for i, job in enumerate(jobs):
             token = created[i]
             if isinstance(token, (str, bytes)):
                 # With what was read: a call that comes late changes nothing.
-                call = self._create("requeue", job, _text(token))
+                call = self.calls.requeue(job, _text(token))
                 (created[i],) = self.run([call])
         self.run(
             call
             for job, is_new in zip(jobs, created, strict=True)
             if is_new == 1
-            for call in self.index.activate(job.uuid, job.start, _millis(job.delay))
+            for call in self.index.activate(job.uuid, job.start, millis(job.delay))
         )
         return [bool(reply) for reply in created]
 
     def forget(self, *jobs: NewJob) -> None:
         """Take back what :meth:`create` has written of jobs that were not sent."""
-        forgotten = self.run(self._call("forget", job.uuid) for job in jobs)
+        forgotten = self.run(self.calls.forget(job.uuid) for job in jobs)
         self.run(
             call
             for job, is_gone in zip(jobs, forgotten, strict=True)
@@ -140,7 +138,7 @@ class JobStore:
 
     def confirm(self, uuid: str) -> None:
         """Write that the broker has taken the message of a job."""
-        self.run([self._call("confirm", uuid)])
+        self.run([self.calls.confirm(uuid)])
 
     def write(self, updates: Sequence[Update]) -> Sequence[Reply | Exception]:
         """Write what runs have to say, all in one round trip, or two if one begins or
@@ -154,9 +152,9 @@ class JobStore:
         for update in updates:
             first = len(calls)
             if update.begins:
-                calls.append(self._begin(update))
+                calls.append(self.calls.start(update))
             if update.fields or update.end or not update.begins:
-                calls.append(self._report(update))
+                calls.append(self.calls.report(update))
             places.append((first, len(calls) - 1))
         replies = run_scripts(self.client, calls)
         results = [_worst(replies[first], replies[last]) for first, last in places]
@@ -174,8 +172,7 @@ class JobStore:
 
     def cancel(self, uuid: str, start: Start) -> bool:
         """Ask to cancel a job, and say whether it had not ended."""
-        call = self._call("cancel", uuid, self._ended_ttl, dumps(CANCELLED))
-        (done,) = self.run([call])
+        (done,) = self.run([self.calls.cancel(uuid)])
         if done == 2:
             self.run(self.index.end(uuid, start))
         return bool(done)
@@ -206,7 +203,7 @@ class JobStore:
 
     def key(self, uuid: str) -> str:
         """Return the key of a job's hash."""
-        return f"{self.namespace}:{uuid}"
+        return self.calls.key(uuid)
 
     def list(
         self,
@@ -270,60 +267,6 @@ class JobStore:
                 raise reply
         return replies
 
-    def _call(self, script: str, uuid: str, *args: str | int) -> Call:
-        return Call(self._scripts[script], self.key(uuid), args)
-
-    def _create(self, script: str, job: NewJob, *args: str) -> Call:
-        return self._call(
-            script,
-            job.uuid,
-            self._active_ttl,
-            _millis(job.delay),
-            "waiting" if job.waits else "sending",
-            *_flat(job.start.fields()),
-            *args,
-        )
-
-    def _begin(self, update: Update) -> Call:
-        return self._call(
-            "start",
-            update.uuid,
-            update.token,
-            _millis(update.age),
-            int(update.late),
-            int(update.runs),
-            self._active_ttl,
-            *_flat(update.start.fields()),
-        )
-
-    def _report(self, update: Update) -> Call:
-        uuid, fields, end = update.uuid, update.fields, update.end
-        if end is None:
-            return self._call(
-                "record",
-                uuid,
-                update.token,
-                update.seq,
-                self._active_ttl,
-                *_flat(fields),
-            )
-        error = {} if end.error is None else {"error": dumps(end.error)}
-        if update.dropped:
-            ttl = self._ended_ttl
-            return self._call(
-                "drop", uuid, ttl, self._silence, end.status, *error.values()
-            )
-        args = (
-            update.token,
-            update.seq,
-            self._ended_ttl,
-            self._active_ttl,
-            end.status,
-            _millis(end.delay),
-            dumps(CANCELLED),
-        )
-        return self._call("finish", uuid, *args, *_flat(fields | error))
-
     def _indexes(self, update: Update) -> Iterable[Call]:
         if update.end is not None and update.end.status in FINISHED:
             return self.index.end(update.uuid, update.start)
@@ -362,14 +305,6 @@ def _positive(name: str, seconds: float) -> float:
     if not 0 < seconds < math.inf:
         raise ValueError(f"{name} must be a positive number of seconds, not {seconds}.")
     return seconds
-
-
-def _millis(seconds: float) -> int:
-    return int(seconds * 1000)
-
-
-def _flat(fields: Mapping[str, str]) -> list[str]:
-    return [word for field in fields.items() for word in field]
 
 
 def _text(value: str | bytes) -> str:

@@ -14,7 +14,7 @@ from dramatiq.brokers.stub import StubBroker
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.record import End, JobError, NewJob, Start, Update
-from pyramid_jobstate.scripts import NAMES
+from pyramid_jobstate.scripts import NAMES, read_scripts
 from pyramid_jobstate.store import Reply, store_of_broker
 from tests.jobs import RunMarathon
 from tests.support import wait_for
@@ -131,7 +131,7 @@ def test_create_that_comes_late_does_not_queue_a_job_anew(
     run = Writer(store, job, "new")
     run.begin()
     run.end("success")
-    call = store._create("requeue", NewJob(job, START), "old")
+    call = store.calls.requeue(NewJob(job, START), "old")
     assert store.run([call]) == [0]
     assert load(store, job).status == "success"
 
@@ -538,7 +538,7 @@ def test_a_server_that_forgot_only_the_start_keeps_the_order(
     client.script_flush()
     for name in NAMES:
         if name != "start":
-            client.script_load(store._scripts[name].text)
+            client.script_load(read_scripts()[name].text)
     job = new_id()
     assert Writer(store, job).begin(fields={"m:x": "1"}) is Reply.OK
     assert load(store, job).progress_metrics == {"x": 1}

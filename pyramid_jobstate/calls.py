@@ -1,0 +1,107 @@
+"""Which script is called for each change, and with what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .record import CANCELLED, NewJob, Update
+from .scripts import Call, Script
+from .values import dumps
+
+
+class Calls:
+    """Makes the calls of a store. What the arguments mean is said in each script.
+
+    Parameters:
+      scripts: The scripts by name.
+      namespace: What the name of each key begins with.
+      active_ttl: Milliseconds that a job is kept which has not ended.
+      ended_ttl: Milliseconds that one is kept after its end.
+      silence: Milliseconds after which a run is taken for dead that is not heard of.
+    """
+
+    def __init__(
+        self,
+        scripts: Mapping[str, Script],
+        namespace: str,
+        *,
+        active_ttl: int,
+        ended_ttl: int,
+        silence: int,
+    ) -> None:
+        self._scripts = scripts
+        self._namespace = namespace
+        self._active_ttl = active_ttl
+        self._ended_ttl = ended_ttl
+        self._silence = silence
+
+    def key(self, uuid: str) -> str:
+        """Return the key of a job's hash."""
+        return f"{self._namespace}:{uuid}"
+
+    def create(self, job: NewJob) -> Call:
+        return self._call("create", job.uuid, *self._new(job))
+
+    def requeue(self, job: NewJob, token: str) -> Call:
+        return self._call("requeue", job.uuid, *self._new(job), token)
+
+    def confirm(self, uuid: str) -> Call:
+        return self._call("confirm", uuid)
+
+    def forget(self, uuid: str) -> Call:
+        return self._call("forget", uuid)
+
+    def cancel(self, uuid: str) -> Call:
+        return self._call("cancel", uuid, self._ended_ttl, dumps(CANCELLED))
+
+    def start(self, update: Update) -> Call:
+        return self._call(
+            "start",
+            update.uuid,
+            update.token,
+            millis(update.age),
+            int(update.late),
+            int(update.runs),
+            self._active_ttl,
+            *_flat(update.start.fields()),
+        )
+
+    def report(self, update: Update) -> Call:
+        """Return the call for what an update has to say, the beginning apart."""
+        uuid, token, seq, end = update.uuid, update.token, update.seq, update.end
+        fields = _flat(update.fields)
+        if end is None:
+            return self._call("record", uuid, token, seq, self._active_ttl, *fields)
+        error = [] if end.error is None else [dumps(end.error)]
+        if update.dropped:
+            ttl, silence = self._ended_ttl, self._silence
+            return self._call("drop", uuid, ttl, silence, end.status, *error)
+        return self._call(
+            "finish",
+            uuid,
+            token,
+            seq,
+            self._ended_ttl,
+            self._active_ttl,
+            end.status,
+            millis(end.delay),
+            dumps(CANCELLED),
+            *fields,
+            *(word for text in error for word in ("error", text)),
+        )
+
+    def _new(self, job: NewJob) -> list[str | int]:
+        status = "waiting" if job.waits else "sending"
+        fields = _flat(job.start.fields())
+        return [self._active_ttl, millis(job.delay), status, *fields]
+
+    def _call(self, script: str, uuid: str, *args: str | int) -> Call:
+        return Call(self._scripts[script], self.key(uuid), args)
+
+
+def millis(seconds: float) -> int:
+    return int(seconds * 1000)
+
+
+def _flat(fields: Mapping[str, str]) -> list[str]:
+    return [word for field in fields.items() for word in field]
