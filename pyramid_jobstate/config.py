@@ -21,11 +21,10 @@ from .resources import (
     IMaxBatch,
     IOwner,
     JobStates,
-    JobStatesTraverser,
-    JobStatesURL,
 )
 from .state import JobState
 from .store import JobStore
+from .urls import JobStatesTraverser, JobStatesURL
 from .views import add_views
 
 if TYPE_CHECKING:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import enum
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dramatiq import Actor, Message
-from pyramid.interfaces import IResourceURL, IRootFactory, IRoutesMapper
-from pyramid.traversal import (
-    DefaultRootFactory,
-    ResourceTreeTraverser,
-    ResourceURL,
-)
+from pyramid.interfaces import IRootFactory
+from pyramid.traversal import DefaultRootFactory
 from redis.exceptions import RedisError
-from zope.interface import Interface, implementer
+from zope.interface import Interface
 
 from .datamanager import join, send_now
 from .enqueue import Outgoing, Sendable
@@ -291,41 +286,3 @@ def _one_or_all(
     what: object, job_states: Sequence[JobState]
 ) -> JobState | Sequence[JobState]:
     return job_states[0] if isinstance(what, Message) else job_states
-
-
-class JobStatesTraverser(ResourceTreeTraverser):  # type: ignore[misc]
-    """Traverses the container of our route. As for every route, a virtual root of the
-    application's own tree has no say in it.
-    """
-
-    VH_ROOT_KEY = "pyramid_jobstate.no_virtual_root"
-
-
-@implementer(IResourceURL)
-class JobStatesURL:
-    """The URL of a container, or of a job in it: that of the route unless the container
-    is mounted in the application's own tree.
-    """
-
-    def __init__(self, resource: JobStates | JobState, request: Request) -> None:
-        container = resource if isinstance(resource, JobStates) else resource.__parent__
-        if isinstance(container, JobStates) and container.is_mounted:
-            url = ResourceURL(resource, request)
-            self.physical_path = url.physical_path
-            self.virtual_path = url.virtual_path
-            self.physical_path_tuple = url.physical_path_tuple
-            self.virtual_path_tuple = url.virtual_path_tuple
-            return
-        route = request.registry.getUtility(IRoutesMapper).get_route(ROUTE)
-        path = _path_of(route)
-        if resource is not container:
-            path = f"{path}{resource.uuid}/"  # type: ignore[union-attr]
-        self.physical_path = self.virtual_path = path
-        self.physical_path_tuple = self.virtual_path_tuple = tuple(path.split("/"))
-
-
-@functools.lru_cache(256)
-def _path_of(route: Any) -> str:
-    """Return the path of the container at our route."""
-    path: str = route.generate({"traverse": "/"})
-    return path
