@@ -15,9 +15,11 @@ from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.record import NewJob, Start, Update
 from pyramid_jobstate.roundtrip import Command, connect, execute, redis_errors
 from pyramid_jobstate.store import Reply
+from pyramid_jobstate.testing import put_job
 from tests.cluster import PRIMARIES, Cluster, running_cluster
-from tests.jobs import Gate, make_broker, new_id, wait_until, working
+from tests.jobs import Gate, RunMarathon, make_broker, new_id, wait_until, working
 from tests.support import wait_for
+from tests.webapp import get, make_app, make_config
 
 START = Start("RunMarathon", "run_marathon", 1, '"alice"', "{}")
 
@@ -63,6 +65,17 @@ def test_store_takes_a_client_that_is_handed_over(cluster: Cluster) -> None:
         store.create(NewJob(job, START))
         assert store.load(job) is not None
         assert all(f"127.0.0.1:{node.port}" in repr(store) for node in cluster.nodes)
+
+
+def test_the_web_side_shows_a_job_on_a_cluster(
+    cluster: Cluster, store: JobStore
+) -> None:
+    """The setting `jobstate.redis_url` may be the URL of a Cluster, too."""
+    job_state = put_job(store, RunMarathon, owner="alice", metrics={"miles_run": 3})
+    app = make_app(make_config(cluster.url))
+    assert get(app, f"/job_state/{job_state.uuid}", "alice").json["miles_run"] == 3
+    (item,) = get(app, "/job_state", "alice").json["items"]
+    assert item["job"]["uuid"] == job_state.uuid
 
 
 def test_a_key_that_is_moving_is_found(cluster: Cluster, store: JobStore) -> None:

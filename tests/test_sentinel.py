@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -194,3 +195,33 @@ def test_a_url_may_be_a_unix_socket(tmp_path: Path) -> None:
         store.create(NewJob(job, START))
         assert store.load(job) is not None
         assert str(path) in repr(store)
+
+
+def test_a_url_may_ask_for_tls(tmp_path: Path) -> None:
+    """A store speaks TLS, and checks the server's certificate."""
+    # The embedded server cannot.
+    binary, openssl = shutil.which("valkey-server"), shutil.which("openssl")
+    if binary is None or openssl is None:
+        reason = "valkey-server or openssl is missing (Debian's packages)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
+    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command += ["-keyout", str(key), "-out", str(certificate)]
+    command += ["-subj", "/CN=localhost", "-addext", names]
+    subprocess.run(command, check=True, capture_output=True)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    arguments = ["--tls-port", str(port), "--tls-auth-clients", "no"]
+    arguments += ["--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
+    with EmbeddedServer(binary=binary, arguments=arguments):
+        url = f"rediss://127.0.0.1:{port}/0"
+        store = JobStore(f"{url}?ssl_ca_certs={certificate}")
+        job = new_id()
+        store.create(NewJob(job, START))
+        assert store.load(job) is not None
+        with pytest.raises(redis.ConnectionError):
+            JobStore(url).load(job)
