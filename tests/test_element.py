@@ -331,7 +331,8 @@ def test_error_is_told(stage: Stage) -> None:
 def test_retry_is_told(stage: Stage) -> None:
     """A job that tries again says which attempt failed and when the next one is."""
     stage.open()
-    details = stage.show(STATES["retrying"])["details"]
+    soon = data("retrying", due_at=at(60), progress=progress(3, 26))
+    details = stage.show(soon)["details"]
     assert re.search(r"attempt 1 · next try at \d+:\d\d:\d\d\s[AP]M", details)
 
 
