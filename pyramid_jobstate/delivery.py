@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 
@@ -34,6 +35,7 @@ class Delivery:
 
     __slots__ = (
         "_late",
+        "_listed",
         "_new",
         "_pace",
         "_sent",
@@ -61,6 +63,7 @@ class Delivery:
         self.runs = False
         self.end: End | None = None
         self.begun = self.confirmed = self.heard = time.monotonic()
+        self._listed = self.begun
         self._started = False
         self.waiters: set[threading.Lock] = set()
         self.lost = ""
@@ -89,8 +92,13 @@ class Delivery:
         """Whether its thread is gone and left it behind."""
         return not self._thread.is_alive() and self.end is None
 
-    def take(self, now: float) -> Update:
-        """Return what is new since the last update that landed."""
+    def take(self, now: float, renew_after: float = math.inf) -> Update:
+        """Return what is new since the last update that landed.
+
+        Parameters:
+          now: The time.
+          renew_after: Seconds after which the job's place in the lists is renewed.
+        """
         end = self.end
         self.heard = now
         # The flag is lowered before anything is copied: see run.py.
@@ -121,6 +129,8 @@ class Delivery:
             update.age = now - self.begun
             update.runs = self.runs
             update.late, self._late = self._late or self.runs, True
+        elif now - self._listed > renew_after:
+            update.renews, self._listed = True, now
         return update
 
     def landed(self, now: float) -> None:

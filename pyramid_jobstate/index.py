@@ -32,13 +32,16 @@ class Index:
         """
         return f"{self._namespace}:{'ended' if ended else 'active'}:{name}"
 
-    def activate(self, uuid: str, start: Start, delay: int = 0) -> Iterator[Call]:
+    def activate(
+        self, uuid: str, start: Start, delay: int = 0, *, renews: bool = False
+    ) -> Iterator[Call]:
         """Yield the calls that list a job as one that has not ended, and is due after
-        `delay` milliseconds.
+        `delay` milliseconds. One that is there keeps its place, unless that is renewed.
         """
+        place = "GT" if renews else "NX"
         for name in _names(start):
             key = self.key(name, ended=False)
-            yield Call(self._script, key, (uuid, self._active_ttl, delay, "NX"))
+            yield Call(self._script, key, (uuid, self._active_ttl, delay, place))
 
     def end(self, uuid: str, start: Start) -> Iterator[Call]:
         """Yield the calls that list a job as one that has ended."""

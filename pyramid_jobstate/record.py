@@ -132,6 +132,8 @@ class Update:
       start: What is known of the job.
       fields: The hash fields to set.
       begins: Whether the store has not yet confirmed that the run began.
+      renews: Whether the job has run for so long that its place in the lists is about
+        to expire.
       age: Seconds since it began.
       late: Whether it comes late, so that another run may have begun since: it was
         written before, perhaps in vain, or the job did not wait for it.
@@ -146,6 +148,7 @@ class Update:
     start: Start
     fields: dict[str, str] = dataclasses.field(default_factory=dict)
     begins: bool = False
+    renews: bool = False
     age: float = 0.0
     late: bool = False
     runs: bool = False

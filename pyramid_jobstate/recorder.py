@@ -202,7 +202,8 @@ class Recorder:
             # Who begins to wait later waits for the next update.
             waiting = [tuple(d.waiters) for d in deliveries]
         now = _now()
-        updates = [d.take(now) for d in deliveries]
+        renew_after = self.store.active_expire_in / 2
+        updates = [d.take(now, renew_after) for d in deliveries]
         replies: Sequence[Reply | Exception]
         try:
             replies = self.store.write(updates)

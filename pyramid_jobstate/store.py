@@ -270,8 +270,9 @@ class JobStore:
     def _indexes(self, update: Update) -> Iterable[Call]:
         if update.end is not None and update.end.status in FINISHED:
             return self.index.end(update.uuid, update.start)
-        if update.begins:
-            return self.index.activate(update.uuid, update.start)
+        if update.begins or update.renews:
+            renews = update.renews
+            return self.index.activate(update.uuid, update.start, renews=renews)
         return ()
 
 

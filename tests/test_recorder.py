@@ -257,11 +257,11 @@ def test_an_end_that_is_seen_early_is_waited_for(
     done = threading.Event()
     take = Delivery.take
 
-    def take_late(delivery: Delivery, now: float) -> Any:
+    def take_late(delivery: Delivery, *times: float) -> Any:
         if delivery.end is None:
             in_thread(lambda: job.end() and done.set())
             wait_for(lambda: len(delivery.waiters) == 2)
-        return take(delivery, now)
+        return take(delivery, *times)
 
     monkeypatch.setattr(Delivery, "take", take_late)
     assert job.flush(10)
@@ -990,3 +990,20 @@ def test_a_drop_that_comes_too_late_is_no_trouble(
     assert not recorder.end(drop, End("cancelled", JobError(None, "Too old")))
     assert job.load().status == "working"
     assert job.is_recorded and not messages(caplog, LOGGER)
+
+
+def test_a_job_that_runs_for_long_stays_listed(
+    store: JobStore, make: Make, admin: redis.Redis
+) -> None:
+    """A job that runs for longer than `active_expire_in` is in the lists all the while,
+    though others come and trim them.
+    """
+    store = store.replace(active_expire_in=0.4)
+    job = Job(make(store, heartbeat=0.05)).begin()
+    begun = time.monotonic()
+    while time.monotonic() - begun < 1.0:
+        store.create(NewJob(new_id(), START))
+        listed = store.list(status="working", limit=200).items
+        assert job.uuid in [item.uuid for item in listed]
+        time.sleep(0.02)
+    job.end()
