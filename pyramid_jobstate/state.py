@@ -283,7 +283,8 @@ class JobState(Handle):
         """Return the state as a viewer sees it."""
         progress = self.progress
         error = self.error
-        params = self.job_params
+        params = self.job_params if self.public_params else {}
+        record, is_finished = self._record, self.is_finished
         job = {
             "uuid": self.uuid,
             "kind": self.kind,
@@ -302,18 +303,18 @@ class JobState(Handle):
             "message": self.message,
             "log": self.log,
             "attempt": self.attempt,
-            "queued_at": self._record.iso_time("queued"),
-            "due_at": self._record.iso_time("due"),
-            "started_at": self._record.iso_time("started"),
-            "updated_at": self._record.iso_time("updated"),
-            "finished_at": self._record.iso_time("finished"),
-            "cancellable": not self.is_finished
+            "queued_at": record.iso_time("queued"),
+            "due_at": record.iso_time("due"),
+            "started_at": record.iso_time("started"),
+            "updated_at": record.iso_time("updated"),
+            "finished_at": record.iso_time("finished"),
+            "cancellable": not is_finished
             and bool(request.has_permission("cancel_job", self)),
             "error": error and {"message": self._public_reason(error)},
         }
-        coarse = (
-            "success" if self.is_success else "error" if self.is_error else "working"
-        )
+        coarse = "working"
+        if is_finished:
+            coarse = "success" if self.is_success else "error"
         return {**self.progress_metrics, "job_state": coarse, "job": job}
 
     def _public_reason(self, error: JobError) -> str:
