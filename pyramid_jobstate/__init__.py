@@ -30,8 +30,9 @@ def includeme(config: Configurator) -> None:
     as JSON; ``request.job_states`` sends jobs and finds them; the script that polls
     them is served from ``pyramid_jobstate:static/``.
 
-    The application needs a security policy, and its Dramatiq broker the
-    :class:`JobStateMiddleware`.
+    The application's security policy is asked who may see a job, and its Dramatiq
+    broker needs the :class:`JobStateMiddleware`. Without a policy the ACLs of the jobs
+    decide for Everyone alone, and nobody is let in to the jobs of others.
 
     Directives:
 
@@ -46,16 +47,14 @@ def includeme(config: Configurator) -> None:
     * ``jobstate.expire_in``: how long a job is kept after its end, ``24h``.
     * ``jobstate.active_expire_in``: how long one that does not end is, ``8d``.
     * ``jobstate.stalled_after``: how long a job may be silent, ``15s``.
-    * ``jobstate.owner``: the dotted name of a function that returns the principal of a
-      request, to whom the jobs belong that it sends; the authenticated userid unless
-      set.
+    * ``jobstate.owner``: the dotted name of a function that returns the owner of the
+      jobs that a request sends, who may see and cancel them; the authenticated userid
+      unless set.
     * ``jobstate.max_batch``: how many jobs one request may ask for, ``100``.
-    * ``jobstate.allow_no_policy``: start without a security policy, ``false``. Everyone
-      may see every job then.
 
     Raises:
-      pyramid.exceptions.ConfigurationError: A setting is unknown or wrong, there is no
-        store, or no security policy.
+      pyramid.exceptions.ConfigurationError: A setting is unknown or wrong, or there is
+        no store.
     """
     # Nothing of Pyramid is imported by a worker.
     from . import config as web

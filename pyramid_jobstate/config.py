@@ -8,20 +8,14 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import dramatiq.broker
-from pyramid.authorization import Authenticated, Everyone
 from pyramid.exceptions import ConfigurationError
-from pyramid.interfaces import ISecurityPolicy
+from pyramid.interfaces import IApplicationCreated
 from pyramid.path import DottedNameResolver
-from pyramid.settings import asbool
 
+from .checks import warn_without_policy
 from .enqueue import middleware_of
-from .resources import (
-    ROUTE,
-    IJobStore,
-    IMaxBatch,
-    IOwner,
-    JobStates,
-)
+from .permits import IOwner, authenticated_userid
+from .resources import ROUTE, IJobStore, IMaxBatch, JobStates
 from .state import JobState
 from .store import JobStore
 from .urls import JobStatesTraverser, JobStatesURL
@@ -46,7 +40,6 @@ NAMES = frozenset(
         "active_expire_in",
         "stalled_after",
         "owner",
-        "allow_no_policy",
         "max_batch",
     }
 )
@@ -101,19 +94,11 @@ def include(config: Configurator) -> None:
             getattr(owner, "__qualname__", owner),
         )
 
-    def ensure() -> None:
-        allowed = Settings(config.registry.settings).allow_no_policy()
-        if allowed or config.registry.queryUtility(ISecurityPolicy) is not None:
-            return
-        raise ConfigurationError(
-            "pyramid_jobstate has no security policy to ask who may see a job. Pyramid "
-            "would let everyone see every job. Call config.set_security_policy(...), "
-            "or set jobstate.allow_no_policy = true if that is what you want."
-        )
-
+    if config.registry.queryUtility(IOwner) is None:
+        # Not in an action: a policy may be set after a commit. Once, however often the
+        # package is included.
+        config.add_subscriber(warn_without_policy, IApplicationCreated)
     config.action("pyramid_jobstate", register, order=5, introspectables=(intr,))
-    if not config.autocommit:
-        config.action(None, ensure, order=10)
 
 
 def set_job_store(config: Configurator, store: JobStore) -> None:
@@ -149,9 +134,6 @@ class Settings:
                     f"There is no setting {PREFIX}{name}. There are: "
                     + ", ".join(PREFIX + known for known in sorted(NAMES))
                 )
-
-    def allow_no_policy(self) -> bool:
-        return bool(asbool(self._settings.get("allow_no_policy", False)))
 
     def max_batch(self) -> int:
         value = self._settings.get("max_batch", 100)
@@ -231,11 +213,3 @@ def _middleware_store() -> JobStore:
         return middleware_of(broker).store_for(broker)
     except TypeError as e:
         raise ConfigurationError(str(e)) from e
-
-
-def authenticated_userid(request: Request) -> Any:
-    """Return who has sent a request. As to Pyramid's own policies, nobody can be called
-    as everybody is.
-    """
-    userid = request.authenticated_userid
-    return None if userid in (Everyone, Authenticated) else userid

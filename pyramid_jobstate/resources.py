@@ -16,6 +16,7 @@ from zope.interface import Interface
 from .datamanager import join, send_now
 from .enqueue import Outgoing, Sendable
 from .listing import Page
+from .permits import owner_of, permits, principals_of
 from .state import JobState
 from .store import JobStore, StoreUnavailable, is_uuid
 
@@ -39,10 +40,6 @@ DEFAULT = Default.OWNER
 
 class IJobStore(Interface):  # type: ignore[misc]
     """Marks the application's JobStore, a utility."""
-
-
-class IOwner(Interface):  # type: ignore[misc]
-    """Marks the function that returns the principal of a request, a utility."""
 
 
 class IOutbox(Interface):  # type: ignore[misc]
@@ -248,20 +245,31 @@ class JobStates:
         else:
             outbox.keep(outgoing)
         for job_state in outgoing.job_states:
-            job_state.__parent__ = self
+            self._adopt(job_state)
         return outgoing.job_states
 
     @property
     def current_owner(self) -> Any:
-        """The principal of the request, whom the jobs belong to that it sends."""
-        return self.request.registry.getUtility(IOwner)(self.request)
+        """The owner of the jobs that the request sends."""
+        return owner_of(self.request)
+
+    def permits(self, context: JobState | JobStates, permission: str) -> Any:
+        """Return whether the request has a permission on a job, or on a container of
+        jobs: what the application's security policy answers, an object that is true or
+        false. Without a policy the ACLs decide for Everyone alone.
+        """
+        return permits(self.request, context, permission)
+
+    def principals_of(self, owner: str | float) -> Sequence[str | float]:
+        """Return the principals that stand for a job's owner in this request."""
+        return principals_of(self.request, owner)
 
     def _owner(self, owner: str | float | Default | None) -> Any:
         return self.current_owner if owner is DEFAULT else owner
 
     def _adopt(self, job_state: JobState | None) -> JobState | None:
         if job_state is not None:
-            job_state.__parent__ = self
+            job_state.__parent__ = job_state._container = self
         return job_state
 
     @property

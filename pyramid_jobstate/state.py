@@ -18,6 +18,7 @@ from .values import Json, loads
 if TYPE_CHECKING:
     from pyramid.request import Request
 
+    from .resources import JobStates
     from .store import JobStore
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,8 @@ class JobState(Handle):
     public_params: Collection[str] = ()
     __parent__: Any = None
     _store: JobStore | None = None
+    #: What loaded it in a request, wherever the application then puts it.
+    _container: JobStates | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -273,11 +276,18 @@ class JobState(Handle):
         return "The job failed."
 
     def __acl__(self) -> list[tuple[str, Any, Any]]:
-        """Return who may do what: the owner may `view_job` and `cancel_job`, and all
-        else is for the lineage to decide.
+        """Return who may do what: the owner may `view_job` and `cancel_job`, and the
+        lineage decides the rest.
+
+        In a request of the owner the ACL begins with an ACE for Pyramid's Authenticated
+        (for Everyone with the setting ``jobstate.owner``), made for this request alone.
         """
         owner = self.owner
-        return [] if owner is None else [(ALLOW, owner, ("view_job", "cancel_job"))]
+        if owner is None:
+            return []
+        container = self._container
+        principals = (owner,) if container is None else container.principals_of(owner)
+        return [(ALLOW, name, ("view_job", "cancel_job")) for name in principals]
 
     def __json__(self, request: Request) -> dict[str, Any]:
         """Return the state as a viewer sees it."""
@@ -309,7 +319,7 @@ class JobState(Handle):
             "updated_at": record.iso_time("updated"),
             "finished_at": record.iso_time("finished"),
             "cancellable": not is_finished
-            and bool(request.has_permission("cancel_job", self)),
+            and bool(request.job_states.permits(self, "cancel_job")),
             "error": error and {"message": self._public_reason(error)},
         }
         coarse = "working"

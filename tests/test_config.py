@@ -585,21 +585,13 @@ def test_static_files_are_served(name: str) -> None:
         "policy commit include make",
         "policy include commit make",
         "include policy commit make",
+        "include commit policy make",
+        "include make",
     ],
 )
 def test_policy_may_be_set_before_and_after_the_include(steps: str) -> None:
-    """With a policy by the time of the commit the application starts."""
+    """The application starts whenever its policy was set, and without one."""
     take(steps)
-
-
-@pytest.mark.parametrize(
-    "steps",
-    ["include make", "include commit", "include commit policy", "commit include make"],
-)
-def test_no_policy_stops_the_start(steps: str) -> None:
-    """Without a policy at the commit the start says what to do."""
-    with refused(r"set_security_policy.*allow_no"):
-        take(steps)
 
 
 def take(steps: str) -> None:
@@ -624,31 +616,9 @@ def test_policies_of_the_older_kind_will_do() -> None:
     start(config)
 
 
-def test_policy_is_not_looked_for_under_autocommit() -> None:
-    """With autocommit, as in an application's unit tests, a policy may come later."""
+def test_include_under_autocommit_has_its_store_at_once() -> None:
+    """With autocommit, as in an application's unit tests, all is there at once."""
     with testing.testConfig(settings={"jobstate.redis_url": NOWHERE}) as config:
         config.include("pyramid_jobstate")
 
         assert config.registry.getUtility(IJobStore).namespace == "jobstate"
-
-
-@pytest.mark.parametrize("value", [True, "true", "yes", "1"])
-def test_allow_no_policy_lets_everyone_in(
-    redis_url: str, client: redis.Redis, value: object
-) -> None:
-    """Who wants no policy says so, and then everyone sees every job."""
-    config = make_config(
-        redis_url, security_policy=None, settings={"jobstate.allow_no_policy": value}
-    )
-    app = make_app(config)
-
-    assert get(app, f"/job_state/{put_job(client)}").status_code == 200
-
-
-@pytest.mark.parametrize("value", [False, "false", "no", "", "0"])
-def test_allow_no_policy_may_be_false(value: object) -> None:
-    """The setting asks for a policy unless it is true."""
-    settings = {"jobstate.allow_no_policy": value}
-
-    with refused("set_security_policy"):
-        start(make_config(NOWHERE, security_policy=None, settings=settings))

@@ -41,7 +41,11 @@ class Request:
     def resource_url(self, resource):
         return f"/job_state/{resource.uuid}/"
 
-    def has_permission(self, permission, context):
+    @property
+    def job_states(self):
+        return self
+
+    def permits(self, context, permission):
         return permission == "cancel_job"
 
 

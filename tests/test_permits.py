@@ -1,0 +1,513 @@
+"""The owner's rights whatever a policy calls its principals, and those without one."""
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+from pyramid import testing
+from pyramid.authorization import ACLHelper, Allow, Authenticated, Everyone
+from pyramid.httpexceptions import HTTPForbidden
+from pyramid.request import Request, apply_request_extensions
+from pyramid.response import Response
+from webtest import TestApp
+
+from pyramid_jobstate import JobState, JobStore
+from tests.webapp import (
+    ADMIN,
+    NOWHERE,
+    Policy,
+    Root,
+    ask,
+    get,
+    make_app,
+    make_broker,
+    make_config,
+    make_request,
+    mounted_root,
+    put_job,
+)
+
+#: What a user may be called, each spelled as JSON so that it fits in a header.
+USERIDS = ["null", '""', "0", "false", "1", "true", '"1"', "1.0", '"alice"', '"bob"']
+
+
+class TutorialPolicy:
+    """The policy of Pyramid's own tutorials: principals are not userids. Believes the
+    header X-User, which is JSON.
+    """
+
+    def authenticated_userid(self, request: Request) -> Any:
+        return json.loads(request.headers.get("X-User", "null"))
+
+    identity = authenticated_userid
+
+    def permits(self, request: Request, context: Any, permission: str) -> Any:
+        principals = [Everyone]
+        userid = self.authenticated_userid(request)
+        if userid is not None:
+            principals += [Authenticated, f"u:{userid}"]
+        return ACLHelper().permits(context, principals, permission)
+
+
+class UseridPolicy(TutorialPolicy):
+    """A policy whose principals contain the userid itself, of whatever type it is."""
+
+    def permits(self, request: Request, context: Any, permission: str) -> Any:
+        principals = [Everyone, self.authenticated_userid(request)]
+        return ACLHelper().permits(context, principals, permission)
+
+
+class SecondFactorPolicy(TutorialPolicy):
+    """Knows the user, who is not Authenticated before a second factor."""
+
+    def permits(self, request: Request, context: Any, permission: str) -> Any:
+        return ACLHelper().permits(context, [Everyone], permission)
+
+
+class Stern(JobState):
+    """A kind of job whose ACL does not call super()."""
+
+    def __acl__(self) -> list[tuple[str, Any, Any]]:
+        return []
+
+
+class Public(JobState):
+    """A kind of job that everyone may see."""
+
+    def __acl__(self) -> list[tuple[str, Any, Any]]:
+        return [*super().__acl__(), (Allow, Everyone, "view_job")]
+
+
+def visitor(request: Request) -> str | None:
+    """A jobstate.owner that knows visitors by a cookie."""
+    return request.cookies.get("visitor")
+
+
+def broken_owner(request: Request) -> str:
+    request.registry.asked.append(request)
+    raise LookupError("no session")
+
+
+def listing_owner(request: Request) -> list[str]:
+    return ["alice"]
+
+
+def app_of(policy: Any, redis_url: str, **settings: str) -> TestApp:
+    config = make_config(
+        redis_url,
+        security_policy=policy,
+        root_factory=mounted_root,
+        settings={f"jobstate.{name}": value for name, value in settings.items()},
+    )
+    config.registry.asked = []
+    return make_app(config)
+
+
+def rights(
+    app: TestApp, job: str, place: str = "/job_state", **headers: str
+) -> tuple[bool, bool, bool, bool]:
+    """Return whether a user sees a job alone, in a batch and in a list, and may cancel
+    it.
+    """
+    path = f"{place}/{job}"
+    batch = get(app, f"{place}?uuid={job}", **headers).json["jobs"]
+    items = get(app, place, **headers).json["items"]
+    post = ask(app, "POST", f"{path}/cancel", X_Requested_With="x", **headers)
+    assert post.status_code in (202, 403, 409)
+    return (
+        get(app, path, **headers).status_code == 200,
+        batch[job] is not None,
+        job in [item["job"]["uuid"] for item in items],
+        post.status_code != 403,
+    )
+
+
+ALL, NONE = (True,) * 4, (False,) * 4
+
+
+# The owner.
+
+
+@pytest.mark.parametrize("place", ["/job_state", "/jobs", "/site/jobs"])
+def test_owner_needs_no_principal_of_its_own(
+    redis_url: str, client: redis.Redis, place: str
+) -> None:
+    """Where principals are `u:alice` the sender sees, lists and cancels its job."""
+    app = app_of(TutorialPolicy(), redis_url)
+    job = put_job(client, owner='"alice"')
+    client.zadd('jobstate:active:owner:"alice"', {job: 1e15})
+
+    assert rights(app, job, place, X_User='"bob"') == NONE
+    assert rights(app, job, place) == NONE
+    assert rights(app, job, place, X_User='"alice"') == ALL
+
+
+@pytest.mark.parametrize("policy", [TutorialPolicy(), UseridPolicy()])
+@pytest.mark.parametrize("owner", ["1", '"1"', "1.0", "0", "0.0", '""', "true", "null"])
+def test_owner_is_of_the_same_type(
+    redis_url: str, client: redis.Redis, policy: Any, owner: str
+) -> None:
+    """Only the very owner is let in, though Python says that 1 == True == 1.0."""
+    app = app_of(policy, redis_url)
+    job = put_job(client, owner=owner)
+    client.zadd(f"jobstate:active:owner:{owner}", {job: 1e15})
+
+    let_in = [user for user in USERIDS if any(rights(app, job, X_User=user))]
+
+    assert let_in == ([owner] if owner in ("1", '"1"', "1.0", "0", '""') else [])
+
+
+def test_owner_who_may_is_told_so(redis_url: str, client: redis.Redis) -> None:
+    """The state says to the owner that the job is cancellable."""
+    app = app_of(TutorialPolicy(), redis_url)
+    job = put_job(client, owner="7")
+
+    state = get(app, f"/job_state/{job}", X_User="7").json
+
+    assert state["job"]["cancellable"] is True
+
+
+def test_sender_owns_its_job_at_once(redis_url: str) -> None:
+    """The job that a view has just sent may be asked about in the same request."""
+    config = make_config(redis_url, security_policy=TutorialPolicy())
+    make_app(config)
+    run_marathon = make_broker(redis_url).get_actor("run_marathon")
+    request = make_request(config, '"alice"')
+
+    job_state = request.job_states.send_immediately(run_marathon, 26)
+
+    assert request.has_permission("view_job", job_state)
+
+
+def test_policy_still_decides(redis_url: str, client: redis.Redis) -> None:
+    """An owner who is not Authenticated yet is refused."""
+    app = app_of(SecondFactorPolicy(), redis_url)
+    job = put_job(client, owner='"alice"')
+    client.zadd('jobstate:active:owner:"alice"', {job: 1e15})
+
+    assert rights(app, job, X_User='"alice"') == NONE
+
+
+def test_acl_without_super_has_no_owner(redis_url: str, client: redis.Redis) -> None:
+    """An `__acl__` that leaves out its parent's gives the owner nothing."""
+    app = app_of(TutorialPolicy(), redis_url)
+    job = put_job(client, owner='"alice"', kind="Stern")
+    client.zadd('jobstate:active:owner:"alice"', {job: 1e15})
+
+    assert rights(app, job, X_User='"alice"') == NONE
+
+
+def test_job_from_the_store_knows_no_request(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """A job from store.load() has the ACE of its owner as a principal, and no other."""
+    app_of(TutorialPolicy(), redis_url)
+    job_state = JobStore(redis_url).load(put_job(client, owner="7"))
+    assert job_state is not None
+
+    assert job_state.__acl__() == [(Allow, 7, ("view_job", "cancel_job"))]
+
+
+def test_owners_ace_begins_the_acl(redis_url: str, client: redis.Redis) -> None:
+    """In the owner's request the ACE for Authenticated precedes that of the principal;
+    in another's only the latter stands.
+    """
+    config = make_config(redis_url, security_policy=TutorialPolicy())
+    make_app(config)
+    job = put_job(client, owner='"alice"')
+    both = ("view_job", "cancel_job")
+
+    mine = make_request(config, '"alice"').job_states[job].__acl__()
+    bobs = make_request(config, '"bob"').job_states[job].__acl__()
+
+    assert mine == [(Allow, Authenticated, both), (Allow, "alice", both)]
+    assert bobs == [(Allow, "alice", both)]
+
+
+def test_owner_of_another_type_finds_no_ace(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """The request of True is given no ACE of the owner 1, which would let it in."""
+    config = make_config(redis_url, security_policy=UseridPolicy())
+    make_app(config)
+    job = put_job(client, owner="1")
+
+    assert make_request(config, "true").job_states[job].__acl__() == []
+
+
+def test_owner_may_be_a_subclass_of_str(redis_url: str, client: redis.Redis) -> None:
+    """A userid such as a member of a StrEnum is the string that the store keeps."""
+
+    class Name(str):
+        __slots__ = ()
+
+    class NamePolicy(TutorialPolicy):
+        def authenticated_userid(self, request: Request) -> Any:
+            return Name("alice")
+
+    app = app_of(NamePolicy(), redis_url)
+
+    assert get(app, f"/job_state/{put_job(client)}").status_code == 200
+
+
+def test_owner_setting_lets_visitors_in(redis_url: str, client: redis.Redis) -> None:
+    """Visitors without a login see their own jobs where `jobstate.owner` knows them."""
+    app = app_of(TutorialPolicy(), redis_url, owner=f"{__name__}.visitor")
+    job = put_job(client, owner='"v1"')
+    client.zadd('jobstate:active:owner:"v1"', {job: 1e15})
+
+    assert rights(app, job, Cookie="visitor=v2") == NONE
+    assert rights(app, job) == NONE
+    assert rights(app, job, X_User='"v1"') == NONE
+    assert rights(app, job, Cookie="visitor=v1") == ALL
+
+
+def test_owner_that_is_no_scalar_owns_nothing(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """A `jobstate.owner` that returns a list makes nobody an owner."""
+    app = app_of(TutorialPolicy(), redis_url, owner=f"{__name__}.listing_owner")
+    job = put_job(client, owner='["alice"]')
+    other = put_job(client, owner='"alice"')
+    client.zadd('jobstate:active:owner:["alice"]', {job: 1e15, other: 1e15})
+
+    assert rights(app, job, X_User='"alice"') == NONE
+    assert rights(app, other, X_User='"alice"') == NONE
+
+
+def test_owner_is_asked_once_a_request(redis_url: str, client: redis.Redis) -> None:
+    """However many jobs a request shows, the owner function is called once for it."""
+    asked = []
+
+    def owner(request: Request) -> str:
+        asked.append(request)
+        return "alice"
+
+    config = make_config(redis_url, settings={"jobstate.owner": owner})
+    app = make_app(config)
+    jobs = [put_job(client) for _ in range(5)]
+
+    get(app, "/job_state?" + "&".join(f"uuid={job}" for job in jobs), "alice")
+
+    assert len(asked) == 1
+
+
+# One function asks.
+
+
+def test_permits_asks_the_policy(redis_url: str, client: redis.Redis) -> None:
+    """request.job_states.permits() returns what the application's policy says."""
+    config = make_config(redis_url)
+    make_app(config)
+    states = make_request(config, "alice").job_states
+    job_state = states[put_job(client)]
+
+    assert states.permits(job_state, "view_job").boolval == 1
+    assert states.permits(job_state, "view").boolval == 1
+    assert states.permits(job_state, "list_jobs").boolval == 0
+
+
+def test_refusal_is_told_to_the_applications_logging(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """The HTTPForbidden that our views raise holds what the policy answered."""
+    seen = []
+
+    def note(exc: HTTPForbidden, request: Request) -> Response:
+        seen.append(exc.result)
+        return Response("app 403", 403)
+
+    config = make_config(redis_url, root_factory=mounted_root)
+    config.include("pyramid_jobstate")
+    for place in {"route_name": "pyramid_jobstate"}, {"jobstate_ours": True}:
+        config.add_forbidden_view(note, **place)
+    app = TestApp(config.make_wsgi_app())
+    job = put_job(client)
+
+    for place in "/job_state", "/jobs":
+        assert get(app, f"{place}/{job}", "bob").text == "app 403"
+        assert get(app, f"{place}?all=1", "bob").text == "app 403"
+        assert ask(app, "POST", f"{place}/{job}/cancel", "bob").text == "app 403"
+    assert [result.permission for result in seen] == [
+        "view_job",
+        "list_jobs",
+        "cancel_job",
+    ] * 2
+
+
+# No security policy.
+
+
+ORDERS = [
+    "include make",
+    "commit include make",
+    "include commit make",
+    "autocommit include make",
+]
+
+
+def assemble(redis_url: str, steps: str, **settings: Any) -> TestApp:
+    autocommit = "autocommit" in steps
+    config = make_config(
+        redis_url,
+        security_policy=None,
+        autocommit=autocommit,
+        root_factory=mounted_root,
+        settings={f"jobstate.{name}": value for name, value in settings.items()},
+    )
+    step: dict[str, Callable[[], Any]] = {
+        "policy": lambda: config.set_security_policy(Policy()),
+        "include": lambda: config.include("pyramid_jobstate"),
+        "commit": config.commit,
+        "autocommit": lambda: None,
+        "make": lambda: TestApp(config.make_wsgi_app()),
+    }
+    return [step[name]() for name in steps.split()][-1]
+
+
+@pytest.mark.parametrize("place", ["/job_state", "/jobs"])
+@pytest.mark.parametrize("steps", ORDERS)
+def test_no_policy_opens_nothing(
+    redis_url: str, client: redis.Redis, steps: str, place: str
+) -> None:
+    """Without a policy an application starts, and shows nobody's job to anybody, in
+    whatever order it was configured.
+    """
+    app = assemble(redis_url, steps)
+    job = put_job(client)
+    client.zadd('jobstate:active:owner:"alice"', {job: 1e15})
+
+    assert rights(app, job, place, X_User="alice") == NONE
+    assert get(app, f"{place}?all=1").status_code == 403
+    assert client.hget(f"jobstate:{job}", "status") == b"working"
+
+
+@pytest.mark.parametrize("steps", ORDERS)
+def test_no_policy_lets_everyone_see_what_is_public(
+    redis_url: str, client: redis.Redis, steps: str
+) -> None:
+    """A kind whose ACL lets Everyone see it is seen, and not cancelled."""
+    app = assemble(redis_url, steps)
+    job = put_job(client, kind="Public")
+
+    assert rights(app, job) == (True, True, False, False)
+    assert get(app, f"/job_state/{job}").json["job"]["cancellable"] is False
+
+
+@pytest.mark.parametrize("steps", ORDERS)
+def test_no_policy_knows_the_owner_of_the_setting(
+    redis_url: str, client: redis.Redis, steps: str
+) -> None:
+    """Visitors whom `jobstate.owner` knows see and cancel their own jobs."""
+    app = assemble(redis_url, steps, owner=visitor)
+    job = put_job(client, owner='"v1"')
+    client.zadd('jobstate:active:owner:"v1"', {job: 1e15})
+
+    assert rights(app, job, Cookie="visitor=v2") == NONE
+    assert rights(app, job) == NONE
+    assert rights(app, job, Cookie="visitor=v1") == ALL
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        "policy include make",
+        "include policy make",
+        "include commit policy make",
+        "autocommit include policy make",
+    ],
+)
+def test_policy_that_comes_later_is_asked(
+    redis_url: str, client: redis.Redis, steps: str
+) -> None:
+    """A policy decides whenever it was set, be it after the views were made."""
+    app = assemble(redis_url, steps)
+    job = put_job(client)
+    client.zadd('jobstate:active:owner:"alice"', {job: 1e15})
+
+    assert rights(app, job, X_User="bob") == NONE
+    assert rights(app, job) == NONE
+    assert rights(app, job, X_User="alice") == ALL
+
+
+def test_no_policy_in_an_applications_unit_test(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """A DummyRequest in a test of the application's is refused as a visitor is."""
+    settings = {"jobstate.redis_url": redis_url}
+    with testing.testConfig(settings=settings) as config:
+        config.include("pyramid_jobstate")
+        request = testing.DummyRequest()
+        apply_request_extensions(request)
+        job_state = request.job_states[put_job(client)]
+
+        assert not request.job_states.permits(job_state, "view_job")
+
+
+def test_allow_no_policy_is_no_setting() -> None:
+    """The setting that let everyone in has gone, and says so."""
+    config = make_config(NOWHERE, settings={"jobstate.allow_no_policy": "true"})
+    config.include("pyramid_jobstate")
+
+    with pytest.raises(Exception, match=r"jobstate\.allow_no_policy"):
+        config.make_wsgi_app()
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        r.getMessage()
+        for r in caplog.records
+        if r.name.startswith("pyramid_jobstate") and r.levelno == logging.WARNING
+    ]
+
+
+@pytest.mark.parametrize("steps", [*ORDERS, "include commit include make"])
+def test_start_without_a_policy_is_warned_of(
+    caplog: pytest.LogCaptureFixture, steps: str
+) -> None:
+    """One warning says who will be refused, and which line changes it."""
+    assemble(NOWHERE, steps)
+
+    (warning,) = warnings(caplog)
+
+    assert "403" in warning
+    assert "config.set_security_policy(" in warning
+    assert "jobstate.owner" in warning
+
+
+@pytest.mark.parametrize(
+    ("steps", "settings"),
+    [
+        ("include commit policy make", {}),
+        ("autocommit include policy make", {}),
+        ("policy include make", {}),
+        ("include make", {"owner": visitor}),
+    ],
+)
+def test_start_that_somebody_decides_is_quiet(
+    caplog: pytest.LogCaptureFixture, steps: str, settings: dict[str, Any]
+) -> None:
+    """With a policy or `jobstate.owner` there is nothing to warn of."""
+    assemble(NOWHERE, steps, **settings)
+
+    assert warnings(caplog) == []
+
+
+def test_root_decides_for_an_admin_without_a_policy(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """The lineage counts without a policy, too, for Everyone alone."""
+
+    class OpenRoot(Root):
+        __acl__ = ((Allow, Everyone, "list_jobs"), (Allow, ADMIN, "view_job"))
+
+    config = make_config(redis_url, security_policy=None, root_factory=OpenRoot)
+    app = make_app(config)
+    client.zadd("jobstate:active:all", {put_job(client): 1e15})
+
+    response = get(app, "/job_state?all=1", ADMIN)
+
+    assert response.json == {"items": [], "cursor": None}
