@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .record import FINISHED, UNFINISHED, UUID
-from .roundtrip import redis_errors
+from .roundtrip import Command, execute, text
 from .state import JobState
 from .values import dumps
 
@@ -157,13 +157,9 @@ def _read_index(
     # One more: the place itself is in the first answer.
     size = count + 1
     while len(found) < count:
-        with redis_errors():
-            rows: Any = store.client.zrevrangebyscore(
-                key, newest, 0, start=offset, num=size, withscores=True
-            )
-        for member, score in rows:
-            uuid = str(member, "utf-8", "replace") if type(member) is bytes else member
-            entry = Place(place.ended, int(score), uuid)
+        rows = _read_range(store, key, newest, offset, size)
+        for uuid, score in rows:
+            entry = Place(place.ended, score, uuid)
             # Of one score the later names come first.
             follows = entry.score != place.score or uuid < place.uuid
             if follows and UUID.fullmatch(uuid):
@@ -172,6 +168,20 @@ def _read_index(
             break
         offset += size
     return found[:count]
+
+
+def _read_range(
+    store: JobStore, key: str, newest: int, offset: int, size: int
+) -> list[tuple[str, int]]:
+    words = (newest, 0, "WITHSCORES", "LIMIT", offset, size)
+    command = Command(key, ("ZREVRANGEBYSCORE", key, *words))
+    (rows,) = execute(store.client, [command])
+    if isinstance(rows, Exception):
+        raise rows
+    if rows and not isinstance(rows[0], list):
+        # The older protocol has no pairs.
+        rows = zip(rows[::2], rows[1::2], strict=True)
+    return [(text(member), int(float(score))) for member, score in rows]
 
 
 def _repair(

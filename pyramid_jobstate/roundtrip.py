@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from redis import Redis, RedisCluster
 from redis import exceptions as errors
 from redis.backoff import ConstantBackoff
+from redis.client import NEVER_DECODE
 from redis.retry import Retry
 
 Client = Redis | RedisCluster
@@ -76,10 +77,15 @@ def execute(client: Client, commands: Sequence[Command]) -> list[Any]:
     if len(commands) == 1:
         # A poll, which is what happens most: spared the pipeline's overhead.
         try:
-            return [client.execute_command(*commands[0].args)]  # type: ignore[no-untyped-call]
+            return [_send(client, commands[0], is_fit(client))]
         except errors.ResponseError as e:
             return [e]
     return _pipeline(client, commands)
+
+
+def text(value: str | bytes) -> str:
+    """Return what a reply says, whatever its bytes are."""
+    return value if isinstance(value, str) else value.decode("utf-8", "replace")
 
 
 def _on_cluster(client: RedisCluster, commands: Sequence[Command]) -> list[Any]:
@@ -116,16 +122,39 @@ def _on_cluster(client: RedisCluster, commands: Sequence[Command]) -> list[Any]:
 
 def _alone(client: RedisCluster, command: Command) -> Any:
     try:
-        return client.execute_command(*command.args)  # type: ignore[no-untyped-call]
+        return _send(client, command, is_fit=False)
     except (errors.RedisError, errors.RedisClusterException) as e:
         return e
 
 
 def _pipeline(client: Redis, commands: Sequence[Command]) -> list[Any]:
+    fit = is_fit(client)
     with client.pipeline(transaction=False) as pipe:
         for command in commands:
-            pipe.execute_command(*command.args)  # type: ignore[no-untyped-call]
+            _send(pipe, command, fit)
         return pipe.execute(raise_on_error=False)
+
+
+def is_fit(client: Redis) -> bool:
+    """Whether a client reads and writes UTF-8, and any bytes: one that we made does."""
+    options = client.connection_pool.connection_kwargs
+    return (
+        options.get("encoding_errors") == "replace"
+        and options.get("encoding", "utf-8") == "utf-8"
+    )
+
+
+def _send(client: Client, command: Command, is_fit: bool) -> Any:
+    if is_fit:
+        return client.execute_command(*command.args)  # type: ignore[no-untyped-call]
+    # Strict decoding would fail in mid-answer, and the connection give the rest of it
+    # to the next command. So bytes come back, and bytes are sent.
+    name, *words = command.args
+    args = (
+        word.encode("utf-8", "replace") if isinstance(word, str) else word
+        for word in words
+    )
+    return client.execute_command(name, *args, **{NEVER_DECODE: True})  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from .calls import Calls, millis
 from .index import Index
 from .listing import Filter, Page, list_jobs
 from .record import FINISHED, UUID, NewJob, Record, Start, Update
-from .roundtrip import FAIL_FAST, Client, Command, connect, execute, redis_errors
+from .roundtrip import FAIL_FAST, Client, Command, connect, execute, redis_errors, text
 from .scripts import Call, read_scripts, run_scripts
 from .state import JobState
 
@@ -116,7 +116,7 @@ class JobStore:
             token = created[i]
             if isinstance(token, (str, bytes)):
                 # With what was read: a call that comes late changes nothing.
-                call = self.calls.requeue(job, _text(token))
+                call = self.calls.requeue(job, text(token))
                 (created[i],) = self.run([call])
         self.run(
             call
@@ -253,7 +253,7 @@ class JobStore:
         if not fields:
             return None
         if isinstance(next(iter(fields)), bytes):
-            fields = {_text(name): _text(value) for name, value in fields.items()}
+            fields = {text(name): text(value) for name, value in fields.items()}
         job_state = JobState.from_record(Record.read(uuid, fields, now, self._silence))
         job_state._store = self
         return job_state
@@ -306,10 +306,6 @@ def _positive(name: str, seconds: float) -> float:
     if not 0 < seconds < math.inf:
         raise ValueError(f"{name} must be a positive number of seconds, not {seconds}.")
     return seconds
-
-
-def _text(value: str | bytes) -> str:
-    return value if isinstance(value, str) else value.decode("utf-8", "replace")
 
 
 def _worst(first: Any, last: Any) -> Reply | Exception:

@@ -151,6 +151,26 @@ def test_a_job_lives_on_a_cluster(cluster: Cluster, redis_url: str) -> None:
     assert state.progress_metrics == {"miles_run": 26}
 
 
+def test_bytes_that_are_no_text_do_not_fail_a_read(
+    cluster: Cluster, store: JobStore
+) -> None:
+    """A client that decodes strictly reads any bytes, and then the right answers, on a
+    Cluster as well.
+    """
+    jobs = [new_id() for _ in range(12)]
+    store.create(*(NewJob(job, START) for job in jobs))
+    for job in jobs:
+        store.client.hset(store.key(job), "m:x", b'"\xff"')
+    store.client.zadd("jobstate:active:all", {b"\xff": 2e15})
+    url = cluster.url.replace("redis+cluster", "redis")
+    with redis.RedisCluster.from_url(url, decode_responses=True) as client:
+        own = JobStore(client)
+        for _ in range(2):
+            states = own.load_many(jobs)
+            assert [s and s.progress_metrics for s in states] == [{"x": "\ufffd"}] * 12
+            assert {s.uuid for s in own.list().items} == set(jobs)
+
+
 def test_what_a_cluster_raises_is_a_redis_error() -> None:
     """An error that redis-py does not call a RedisError reads as one."""
     with pytest.raises(redis.ConnectionError), redis_errors():

@@ -1,0 +1,110 @@
+"""Bytes in the store that are no UTF-8, read by any client."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+from webtest import TestApp
+
+from pyramid_jobstate import JobStore
+from pyramid_jobstate.record import NewJob, Start, Update
+from tests.jobs import new_id
+from tests.webapp import ADMIN, get, make_config, put_job
+
+START = Start("RunMarathon", "run_marathon", 1, '"alice"', "{}")
+
+CLIENTS: list[dict[str, Any]] = [
+    {"decode_responses": decode, "protocol": protocol, **more}
+    for decode in (True, False)
+    for protocol in (2, 3)
+    for more in (
+        {},
+        {"encoding": "latin-1"},
+        {"encoding_errors": "ignore"},
+        {"encoding": "latin-1", "encoding_errors": "replace"},
+    )
+]
+
+
+@pytest.fixture(params=CLIENTS, ids=str)
+def own(redis_url: str, request: pytest.FixtureRequest) -> Iterator[redis.Redis]:
+    """A client of an application's own, with one connection."""
+    with redis.Redis.from_url(
+        redis_url, single_connection_client=True, **request.param
+    ) as client:
+        yield client
+
+
+@pytest.fixture
+def app(redis_url: str, own: redis.Redis) -> TestApp:
+    config = make_config(None)
+    config.include("pyramid_jobstate")
+    config.set_job_store(JobStore(own))
+    return TestApp(config.make_wsgi_app())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("m:x", b'"\xff"'), (b"m:\xff", b"1"), (b"\xff", b""), ("message", b'"\xe9"')],
+)
+def test_bytes_that_are_no_text_do_not_fail_a_poll(
+    app: TestApp, client: redis.Redis, field: str | bytes, value: bytes
+) -> None:
+    """A job is shown whatever bytes stand in its hash, and so is the next one."""
+    bad, good = put_job(client), put_job(client)
+    client.hset(f"jobstate:{bad}", field, value)
+
+    for _ in range(2):
+        assert get(app, f"/job_state/{bad}", "alice").json["job"]["uuid"] == bad
+        assert get(app, f"/job_state/{good}", "alice").json["job"]["uuid"] == good
+    batch = get(app, f"/job_state?uuid={bad}&uuid={good}", "alice").json["jobs"]
+    assert [state["job"]["uuid"] for state in batch.values()] == [bad, good]
+
+
+def test_bytes_that_are_no_text_read_as_replaced(
+    app: TestApp, client: redis.Redis
+) -> None:
+    """What cannot be decoded reads as the replacement character."""
+    job = put_job(client, **{"m:x": b'"a\xffb"'})
+
+    assert get(app, f"/job_state/{job}", "alice").json["x"] == "a\ufffdb"
+
+
+def test_bytes_in_an_index_do_not_fail_a_list(
+    app: TestApp, client: redis.Redis
+) -> None:
+    """A member of an index that is no text is passed over."""
+    job = put_job(client)
+    client.zadd("jobstate:active:all", {b"\xff\xfe": 2e15, job: 1e15})
+
+    items = get(app, "/job_state?all=1", ADMIN).json["items"]
+
+    assert [item["job"]["uuid"] for item in items] == [job]
+
+
+def test_text_is_utf_8_whatever_the_client_says(own: redis.Redis) -> None:
+    """What is written and read is UTF-8, also by a client of another encoding."""
+    store, job = JobStore(own), new_id()
+    store.create(NewJob(job, START))
+
+    store.write([Update(job, "a" * 12, 1, START, {"m:Åsa": '"→"'}, begins=True)])
+
+    job_state = store.load(job)
+    assert job_state is not None
+    assert job_state.progress_metrics == {"Åsa": "→"}
+    assert [found.uuid for found in store.list("alice").items] == [job]
+
+
+def test_bytes_in_a_token_do_not_fail_a_sending(
+    own: redis.Redis, client: redis.Redis
+) -> None:
+    """A script's reply that is no text spoils nothing: the next answer is right."""
+    store, other = JobStore(own), new_id()
+    job = put_job(client, status="error", run=b"\xff")
+
+    assert store.create(NewJob(job, START), NewJob(other, START)) == [False, True]
+    assert [found and found.uuid for found in store.load_many([job, other])] == [
+        job,
+        other,
+    ]
