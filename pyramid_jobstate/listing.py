@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .record import FINISHED, UNFINISHED, UUID
+from redis.exceptions import RedisError
+
+from .record import FINISHED, UNFINISHED, UUID, Record
 from .roundtrip import Command, execute, text
-from .state import JobState
 from .values import dumps
 
 if TYPE_CHECKING:
+    from .scripts import Call
+    from .state import JobState
     from .store import JobStore
 
 #: The most jobs that a page may have.
@@ -19,6 +23,12 @@ MAX_LIMIT = 200
 
 #: The most entries that are looked at for one page of a filtered list.
 MAX_EXAMINED = 1000
+
+#: What a filter reads of a job before the whole of it.
+OUTLINE = ("kind", "owner", "status", "updated", "seen")
+
+#: The most bytes of parameters that are read at once.
+MAX_PORTION = 4 * 1024 * 1024
 
 #: The scores of an index are microseconds, of which a float can say as many exactly.
 MAX_SCORE = 2**53
@@ -54,16 +64,25 @@ class Filter(NamedTuple):
             return f"owner:{dumps(self.owner)}"
         return "all" if self.kind is None else f"kind:{self.kind}"
 
-    def admits(self, job_state: JobState) -> bool:
-        params = job_state.job_params if self.params else {}
+    @property
+    def is_index(self) -> bool:
+        """Whether its index has no other jobs."""
+        is_one = self.owner is None or self.kind is None
+        return is_one and self.status is None and not self.params
+
+    def admits(self, record: Record) -> bool:
+        """Whether a job is wanted, its parameters apart."""
         return (
-            (self.owner is None or job_state.owner == self.owner)
-            and (self.kind is None or job_state.kind == self.kind)
-            and (self.status is None or job_state.status == self.status)
-            and all(
-                name in params and params[name] == value
-                for name, value in (self.params or {}).items()
-            )
+            (self.owner is None or record.owner == self.owner)
+            and (self.kind is None or record.kind == self.kind)
+            and (self.status is None or record.status == self.status)
+        )
+
+    def admits_params(self, record: Record) -> bool:
+        params = record.params
+        return all(
+            name in params and params[name] == value
+            for name, value in (self.params or {}).items()
         )
 
 
@@ -96,47 +115,62 @@ def list_jobs(store: JobStore, wanted: Filter, limit: int, cursor: str | None) -
     if wanted.status is not None and wanted.status not in UNFINISHED + FINISHED:
         raise ValueError(f"status is none that a job can have: {wanted.status!r}.")
     place = Place(wanted.status in FINISHED) if cursor is None else Place.parse(cursor)
-    items: list[JobState] = []
-    shown: set[str] = set()
-    ended: list[tuple[Place, JobState | None]] = []
+    found: dict[str, Record] = {}
+    ended: list[tuple[Place, Record | None]] = []
     next_cursor = None
     # One more than is shown tells whether there is another page.
     entries = _entries(store, wanted, place, limit + 1)
-    for examined, (entry, job_state) in enumerate(entries):
-        if len(items) == limit or examined == MAX_EXAMINED:
+    for examined, (entry, record, is_wanted) in enumerate(entries):
+        if len(found) == limit or examined == MAX_EXAMINED:
             next_cursor = str(place)
             break
         place = entry
-        if entry.ended:
-            ended.append((entry, job_state))
-        if job_state is None or entry.uuid in shown or not wanted.admits(job_state):
+        if entry.ended and (record is None or not record.is_finished):
+            ended.append((entry, record))
+        if record is None or not is_wanted:
             continue
-        if job_state.is_finished and not entry.ended:
+        if record.is_finished and not entry.ended:
             # It has just ended: it comes again among those that have.
             continue
-        shown.add(entry.uuid)
-        items.append(job_state)
+        found.setdefault(entry.uuid, record)
     # Not those that were not looked at: a job that has begun again would be behind who
     # goes from page to page.
     _repair(store, wanted, ended)
-    return Page(items, next_cursor)
+    return Page(_load(store, wanted, found), next_cursor)
+
+
+def _load(
+    store: JobStore, wanted: Filter, found: Mapping[str, Record]
+) -> list[JobState]:
+    """Return the jobs of a page. What a filter has not read whole is read now, and may
+    be another, or gone, meanwhile.
+    """
+    records: Iterable[Record | None] = found.values()
+    if found and not wanted.is_index:
+        records = (
+            record
+            for record in store.read(list(found))
+            if record and wanted.admits(record) and wanted.admits_params(record)
+        )
+    return [job_state for job_state in store.make(records) if job_state is not None]
 
 
 def _entries(
     store: JobStore, wanted: Filter, place: Place, count: int
-) -> Iterator[tuple[Place, JobState | None]]:
-    """Yield the entries from a place on, with their jobs, None for one that is gone.
+) -> Iterator[tuple[Place, Record | None, bool]]:
+    """Yield the entries from a place on, with their records, None for one that is gone,
+    and whether they are wanted. Of a filtered list the records are mere outlines.
 
     Parameters:
       count: How many are read at first. If they do not do, it is more and more.
     """
     while True:
         entries = _read_index(store, wanted, place, count)
-        jobs = store.load_many([entry.uuid for entry in entries])
-        found = list(zip(entries, jobs, strict=True))
+        names = () if wanted.is_index else OUTLINE
+        records = store.read([entry.uuid for entry in entries], *names)
         if not place.ended:
-            _repair(store, wanted, found)
-        yield from found
+            _repair(store, wanted, list(zip(entries, records, strict=True)))
+        yield from zip(entries, records, _examine(store, wanted, records), strict=True)
         if len(entries) == count:
             place = entries[-1]
             count = min(2 * count, MAX_LIMIT)
@@ -144,6 +178,37 @@ def _entries(
             return
         else:
             place = Place(ended=True)
+
+
+def _examine(
+    store: JobStore, wanted: Filter, records: Sequence[Record | None]
+) -> Iterator[bool]:
+    """Yield of each record whether it is wanted. Parameters, which may be large, are
+    read in portions, and not kept.
+    """
+    admitted = [record is not None and wanted.admits(record) for record in records]
+    if not wanted.params:
+        yield from admitted
+        return
+    asked = [r.uuid for r, is_so in zip(records, admitted, strict=True) if r and is_so]
+    answers = _admit_by_params(store, wanted, asked)
+    for is_admitted in admitted:
+        yield is_admitted and next(answers)
+
+
+def _admit_by_params(
+    store: JobStore, wanted: Filter, uuids: Sequence[str]
+) -> Iterator[bool]:
+    sizes = store.ask(("HSTRLEN", uuid, "params") for uuid in uuids)
+    first = total = 0
+    for i, size in enumerate([*sizes, MAX_PORTION]):
+        # One that has no size is another program's.
+        size = size if isinstance(size, int) else 0
+        if total + size > MAX_PORTION and i > first:
+            for record in store.read(uuids[first:i], "params"):
+                yield record is not None and wanted.admits_params(record)
+            first, total = i, 0
+        total += size
 
 
 def _read_index(
@@ -187,20 +252,21 @@ def _read_range(
 def _repair(
     store: JobStore,
     wanted: Filter,
-    found: Sequence[tuple[Place, JobState | None]],
+    found: Sequence[tuple[Place, Record | None]],
 ) -> None:
     """Drop the entries of jobs that are gone, and move those that a worker could not
-    move when its job ended, or began again.
+    move when its job ended, or began again. On a server that takes no writes they are
+    left for another time.
     """
-    calls = []
-    for entry, job_state in found:
-        if job_state is None:
+    calls: list[Call] = []
+    for entry, record in found:
+        if record is None:
             key = store.index.key(wanted.index_name, ended=entry.ended)
             calls.append(store.index.drop(key, entry.uuid))
-        elif job_state.is_finished and not entry.ended:
-            calls.extend(store.index.end(entry.uuid, job_state._record.start))
-        elif entry.ended and not job_state.is_finished:
-            start = job_state._record.start
-            calls.extend(store.index.remove(entry.uuid, start, ended=True))
-            calls.extend(store.index.activate(entry.uuid, start))
-    store.run(calls)
+        elif record.is_finished and not entry.ended:
+            calls.extend(store.index.end(entry.uuid, record.start))
+        elif entry.ended and not record.is_finished:
+            calls.extend(store.index.remove(entry.uuid, record.start, ended=True))
+            calls.extend(store.index.activate(entry.uuid, record.start))
+    with contextlib.suppress(RedisError):
+        store.run(calls)

@@ -217,6 +217,10 @@ class Record:
         return cls(uuid, fields, status)
 
     @property
+    def is_finished(self) -> bool:
+        return self.status in FINISHED
+
+    @property
     def kind(self) -> str:
         return self._fields.get("kind", "")
 

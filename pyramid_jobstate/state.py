@@ -99,10 +99,19 @@ class JobState(Handle):
         self.uuid = self.__name__ = record.uuid
 
     @classmethod
+    def class_of(cls, record: Record) -> type[JobState]:
+        """Return the class for the kind of a record."""
+        return _kinds.get(record.kind, _UnknownKind)
+
+    @classmethod
     def from_record(cls, record: Record) -> JobState:
         """Return the job of a record, as an instance of the class of its kind."""
-        found = _kinds.get(record.kind, _UnknownKind)
+        found = cls.class_of(record)
         job_state = found(record)
+        if getattr(job_state, "_record", None) is None:
+            raise TypeError(
+                f"{found.__qualname__}.__init__() must call super().__init__()."
+            )
         if found is _UnknownKind:
             job_state.kind = record.kind
             if record.kind not in _unknown and len(_unknown) < MAX_UNKNOWN:

@@ -19,6 +19,7 @@ from .record import FINISHED, UUID, NewJob, Record, Start, Update
 from .roundtrip import FAIL_FAST, Client, Command, connect, execute, redis_errors, text
 from .scripts import Call, read_scripts, run_scripts
 from .state import JobState
+from .trouble import note_trouble
 
 if TYPE_CHECKING:
     from dramatiq import Broker
@@ -179,19 +180,45 @@ class JobStore:
 
     def load(self, uuid: str) -> JobState | None:
         """Return a job, or None if there is no record of it."""
-        return self.load_many([uuid])[0]
+        (record,) = self.read([uuid])
+        return None if record is None else self._job(record)
 
     def load_many(self, uuids: Sequence[str]) -> Sequence[JobState | None]:
-        """Return several jobs, None for each unknown one, in one round trip."""
+        """Return several jobs, None for each unknown one, in one round trip. None also
+        for one whose class raises when it is made, which is logged.
+        """
+        return self.make(self.read(uuids))
+
+    def read(self, uuids: Sequence[str], *names: str) -> Sequence[Record | None]:
+        """Return the records of several jobs, None for each unknown one, in one round
+        trip.
+
+        Parameters:
+          names: The fields to read, all unless given. A record without any of them is
+            unknown.
+        """
         if time.monotonic() >= self._clock_until:
             self._set_clock()
-        keys = map(self.key, uuids)
-        hashes = execute(self.client, [Command(key, ("HGETALL", key)) for key in keys])
+        start = ("HMGET",) if names else ("HGETALL",)
+        replies = self.ask([(*start, uuid, *names) for uuid in uuids])
         now = int(time.monotonic() * 1000 + self._clock)
         return [
-            self._read(uuid, fields, now)
-            for uuid, fields in zip(uuids, hashes, strict=True)
+            self._read(uuid, names, reply, now)
+            for uuid, reply in zip(uuids, replies, strict=True)
         ]
+
+    def ask(self, questions: Iterable[Sequence[str]]) -> Sequence[Any]:
+        """Return the replies to commands, each its name, a uuid and further words."""
+        commands = [
+            Command(key, (name, key, *words))
+            for name, uuid, *words in questions
+            for key in (self.key(uuid),)
+        ]
+        return execute(self.client, commands)
+
+    def make(self, records: Iterable[Record | None]) -> Sequence[JobState | None]:
+        """Return the jobs of records, None for one whose class raises."""
+        return [self._try_job(record) for record in records]
 
     def _set_clock(self) -> None:
         """Take note of the server's time."""
@@ -227,7 +254,7 @@ class JobStore:
           cursor: Where the page before ended.
 
         Raises:
-          ValueError: The limit, the status or the cursor is none.
+          ValueError: limit, status or cursor is invalid.
         """
         return list_jobs(self, Filter(owner, kind, status, params), limit, cursor)
 
@@ -244,19 +271,36 @@ class JobStore:
             )
         return f"<JobStore {self.namespace!r} at {where}>"
 
-    def _read(self, uuid: str, fields: Any, now: int) -> JobState | None:
-        """Return the job of a hash, or None if there is none of ours."""
-        if isinstance(fields, ResponseError) and str(fields).startswith("WRONGTYPE"):
+    def _read(
+        self, uuid: str, names: Sequence[str], reply: Any, now: int
+    ) -> Record | None:
+        """Return the record of a reply, or None if it is none of ours."""
+        if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
             return None
-        if isinstance(fields, Exception):
-            raise fields
-        if not fields:
-            return None
-        if isinstance(next(iter(fields)), bytes):
-            fields = {text(name): text(value) for name, value in fields.items()}
-        job_state = JobState.from_record(Record.read(uuid, fields, now, self._silence))
+        if isinstance(reply, Exception):
+            raise reply
+        if names:
+            found = zip(names, reply, strict=True)
+            fields = {name: text(value) for name, value in found if value is not None}
+        elif reply and isinstance(next(iter(reply)), bytes):
+            fields = {text(name): text(value) for name, value in reply.items()}
+        else:
+            fields = reply
+        return Record.read(uuid, fields, now, self._silence) if fields else None
+
+    def _job(self, record: Record) -> JobState:
+        job_state = JobState.from_record(record)
         job_state._store = self
         return job_state
+
+    def _try_job(self, record: Record | None) -> JobState | None:
+        if record is None:
+            return None
+        try:
+            return self._job(record)
+        except Exception:
+            note_trouble(JobState.class_of(record), record.uuid)
+            return None
 
     def run(self, calls: Iterable[Call]) -> Sequence[Any]:
         """Run calls of which none may fail, and return their replies."""

@@ -15,6 +15,7 @@ from pyramid.security import NO_PERMISSION_REQUIRED
 from .resources import ROUTE, IMaxBatch, JobStates
 from .state import JobState
 from .store import StoreUnavailable
+from .trouble import note_trouble
 
 if TYPE_CHECKING:
     from pyramid.config import Configurator
@@ -30,7 +31,7 @@ HEADERS = (
     ("X-Content-Type-Options", "nosniff"),
 )
 
-_encode = json.JSONEncoder(separators=(",", ":")).encode
+_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 #: Seconds after which to ask again when the store does not answer.
 RETRY_AFTER = 5
@@ -39,7 +40,7 @@ RETRY_AFTER = 5
 def show(context: JobState, request: Request) -> Response:
     """The state of a job; 304 for who has it already."""
     require(request, context, "view_job")
-    return render_state(request, context.__json__(request))
+    return render_state(request, _encode(context.__json__(request)))
 
 
 def cancel(context: JobState, request: Request) -> Response:
@@ -82,7 +83,7 @@ def show_many(context: JobStates, request: Request) -> Response:
         owner = context.current_owner
         if not is_owner(owner):
             # Nobody: the jobs without an owner are not theirs.
-            return render_state(request, {"items": [], "cursor": None})
+            return render_state(request, '{"items":[],"cursor":null}')
     try:
         page = context.list(
             owner,
@@ -93,12 +94,30 @@ def show_many(context: JobStates, request: Request) -> Response:
         )
     except ValueError as e:
         return bad_request(str(e))
-    items = [
-        job_state.__json__(request)
+    states = [
+        visible_state(context, request, job_state, job_state.uuid)
         for job_state in page.items
-        if context.permits(job_state, "view_job")
     ]
-    return render_state(request, {"items": items, "cursor": page.cursor})
+    items = ",".join(state for state in states if state is not None)
+    return render_state(
+        request, f'{{"items":[{items}],"cursor":{_encode(page.cursor)}}}'
+    )
+
+
+def visible_state(
+    context: JobStates, request: Request, job_state: JobState, uuid: str
+) -> str | None:
+    """Return the JSON of one job among others, None if the request may not see it, or
+    if the application's code raises for it: the others are shown all the same.
+    """
+    try:
+        if context.permits(job_state, "view_job"):
+            return _encode(job_state.__json__(request))
+    except StoreUnavailable:
+        raise
+    except Exception:
+        note_trouble(type(job_state), uuid)
+    return None
 
 
 def require(request: Request, context: JobState | JobStates, permission: str) -> None:
@@ -134,17 +153,13 @@ def show_batch(context: JobStates, request: Request, uuids: list[str]) -> Respon
     uuids = list(dict.fromkeys(uuids))
     if len(uuids) > most:
         return bad_request(f"uuid is given {len(uuids)} times, more than {most}.")
-    return render_state(
-        request,
-        {
-            "jobs": {
-                uuid: job_state.__json__(request)
-                if job_state and context.permits(job_state, "view_job")
-                else None
-                for uuid, job_state in zip(uuids, context.find_many(uuids), strict=True)
-            }
-        },
-    )
+    found = zip(uuids, context.find_many(uuids), strict=True)
+    states = {
+        uuid: job_state and visible_state(context, request, job_state, uuid)
+        for uuid, job_state in found
+    }
+    jobs = ",".join(f"{_encode(k)}:{state or 'null'}" for k, state in states.items())
+    return render_state(request, f'{{"jobs":{{{jobs}}}}}')
 
 
 def not_found(exc: HTTPNotFound, request: Request) -> Response:
@@ -165,9 +180,9 @@ def unavailable(exc: StoreUnavailable, request: Request) -> Response:
     return response
 
 
-def render_state(request: Request, value: dict[str, Any]) -> Response:
+def render_state(request: Request, text: str) -> Response:
     """Return a response that is 304 for who has the same already."""
-    body = _encode(value).encode()
+    body = text.encode()
     etag = hashlib.sha1(body, usedforsecurity=False).hexdigest()
     response = Response(
         body=body, headerlist=[*HEADERS, ("ETag", f'"{etag}"')], status="200 OK"

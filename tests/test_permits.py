@@ -265,6 +265,27 @@ def test_owner_setting_lets_visitors_in(redis_url: str, client: redis.Redis) -> 
     assert rights(app, job, Cookie="visitor=v1") == ALL
 
 
+def test_owner_that_raises_shows_nothing(redis_url: str, client: redis.Redis) -> None:
+    """Where `jobstate.owner` raises, batches and lists show no job, and a job alone is
+    the application's error. It is asked once a request.
+    """
+    app = app_of(Policy(), redis_url, owner=f"{__name__}.broken_owner")
+    jobs = [put_job(client) for _ in range(3)]
+    client.zadd("jobstate:active:all", dict.fromkeys(jobs, 1e15))
+    query = "&".join(f"uuid={job}" for job in jobs)
+
+    batch = get(app, f"/job_state?{query}", "alice").json["jobs"]
+    listed = get(app, "/job_state?all=1", ADMIN).json["items"]
+
+    assert list(batch.values()) == [None] * 3
+    assert listed == []
+    assert len(app.app.registry.asked) == 2
+    with pytest.raises(LookupError):
+        get(app, f"/job_state/{jobs[0]}", "alice")
+    with pytest.raises(LookupError):
+        get(app, "/job_state", "alice")
+
+
 def test_owner_that_is_no_scalar_owns_nothing(
     redis_url: str, client: redis.Redis
 ) -> None:

@@ -1,0 +1,266 @@
+"""An application's code that raises for one job, among others that are fine."""
+
+import logging
+from typing import Any
+
+import pytest
+import redis
+from pyramid.config import Configurator
+from webtest import TestApp
+
+from pyramid_jobstate import JobState, JobStore, StoreUnavailable, trouble
+from tests.webapp import (
+    ADMIN,
+    get,
+    make_app,
+    make_config,
+    make_request,
+    mounted_root,
+    put_job,
+)
+
+ERROR = '["ValueError","too far"]'
+
+
+class Broken(Exception):
+    """What the classes below raise."""
+
+
+class BadTitle(JobState):
+    @property
+    def title(self) -> str:
+        raise Broken
+
+
+class BadAcl(JobState):
+    def __acl__(self) -> list[tuple[str, Any, Any]]:
+        raise Broken
+
+
+class BadError(JobState):
+    def public_error(self, exception_type: str, message: str) -> str:
+        raise Broken
+
+
+class BadJson(JobState):
+    def __json__(self, request: Any) -> dict[str, Any]:
+        raise Broken
+
+
+class BadInit(JobState):
+    def __init__(self, record: Any, *args: Any) -> None:
+        raise Broken
+
+
+class NoInit(JobState):
+    """A kind of job that forgets to call super()."""
+
+    def __init__(self, record: Any, *args: Any) -> None:
+        pass
+
+
+class NanJson(JobState):
+    def __json__(self, request: Any) -> dict[str, Any]:
+        return {**super().__json__(request), "x": float("nan")}
+
+
+class OddJson(JobState):
+    def __json__(self, request: Any) -> dict[str, Any]:
+        return {**super().__json__(request), "x": object()}
+
+
+class DeepJson(JobState):
+    def __json__(self, request: Any) -> dict[str, Any]:
+        state = super().__json__(request)
+        return {**state, "x": state, "y": [state] * 2} | {"z": nested()}
+
+
+class Away(JobState):
+    """A kind of job whose title asks a store that is away."""
+
+    @property
+    def title(self) -> str:
+        raise StoreUnavailable(None)
+
+
+def nested() -> list[Any]:
+    nest: list[Any] = []
+    for _ in range(100_000):
+        nest = [nest]
+    return nest
+
+
+BAD = [BadTitle, BadAcl, BadError, BadJson, BadInit, NoInit, NanJson, OddJson, DeepJson]
+ALONE = (Broken, ValueError, TypeError, RecursionError)
+
+
+@pytest.fixture(autouse=True)
+def _kinds_in_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget which kinds were logged."""
+    monkeypatch.setattr(trouble, "_troubled", set())
+
+
+@pytest.fixture
+def config(redis_url: str) -> Configurator:
+    return make_config(redis_url, root_factory=mounted_root)
+
+
+@pytest.fixture
+def app(config: Configurator) -> TestApp:
+    return make_app(config)
+
+
+def put(client: redis.Redis, *classes: type[JobState]) -> list[str]:
+    """Put jobs of Alice's that have failed, the newest first in every list."""
+    jobs = [
+        put_job(client, kind=cls.kind, status="error", error=ERROR) for cls in classes
+    ]
+    scores = {job: 2e15 - i for i, job in enumerate(jobs)}
+    client.zadd("jobstate:ended:all", scores)
+    client.zadd('jobstate:ended:owner:"alice"', scores)
+    return jobs
+
+
+def troubles(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [r for r in caplog.records if r.levelno == logging.ERROR]
+
+
+@pytest.mark.parametrize("place", ["/job_state", "/jobs"])
+@pytest.mark.parametrize("bad", BAD)
+def test_batch_has_null_for_a_job_in_trouble(
+    app: TestApp, client: redis.Redis, bad: type[JobState], place: str
+) -> None:
+    """The other jobs of a batch are what they are."""
+    one, two, three = put(client, JobState, bad, JobState)
+
+    response = get(app, f"{place}?uuid={one}&uuid={two}&uuid={three}", "alice")
+
+    assert response.status_code == 200
+    jobs = response.json["jobs"]
+    assert list(jobs) == [one, two, three]
+    assert jobs[two] is None
+    for job in one, three:
+        assert jobs[job] == get(app, f"{place}/{job}", "alice").json
+
+
+@pytest.mark.parametrize("place", ["/job_state", "/jobs"])
+@pytest.mark.parametrize("bad", BAD)
+def test_list_leaves_out_a_job_in_trouble(
+    app: TestApp, client: redis.Redis, bad: type[JobState], place: str
+) -> None:
+    """The other jobs of a list are listed, and that one stays in its index."""
+    one, two, three = put(client, JobState, bad, JobState)
+
+    for query, user in ("", "alice"), ("?all=1", ADMIN), ("?status=error", "alice"):
+        items = get(app, place + query, user).json["items"]
+        assert [item["job"]["uuid"] for item in items] == [one, three]
+    assert client.zscore("jobstate:ended:all", two)
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_job_in_trouble_is_an_error_alone(
+    app: TestApp, client: redis.Redis, bad: type[JobState]
+) -> None:
+    """Asked for alone the application's exception is the application's."""
+    (job,) = put(client, bad)
+
+    with pytest.raises(ALONE):
+        get(app, f"/job_state/{job}", "alice")
+
+
+@pytest.mark.parametrize("bad", [BadInit, NoInit])
+def test_python_list_leaves_out_what_cannot_be_made(
+    config: Configurator, app: TestApp, client: redis.Redis, bad: type[JobState]
+) -> None:
+    """A list of the application's own has the jobs whose classes could be made."""
+    one, two, three = put(client, JobState, bad, JobState)
+    states = make_request(config, "alice").job_states
+
+    assert [found.uuid for found in states.list("alice").items] == [one, three]
+    found = states.find_many([one, two, three])
+    assert [job_state and job_state.uuid for job_state in found] == [one, None, three]
+    with pytest.raises((Broken, TypeError)):
+        states.find(two)
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_trouble_is_logged_once_a_kind(
+    app: TestApp,
+    client: redis.Redis,
+    caplog: pytest.LogCaptureFixture,
+    bad: type[JobState],
+) -> None:
+    """However many jobs and requests, one line says which kind is in trouble, with its
+    traceback.
+    """
+    jobs = put(client, bad, bad, JobState)
+    query = "&".join(f"uuid={job}" for job in jobs)
+
+    for _ in range(3):
+        get(app, f"/job_state?{query}", "alice")
+        get(app, "/job_state", "alice")
+
+    (record,) = troubles(caplog)
+    assert bad.kind in record.getMessage()
+    assert jobs[0] in record.getMessage()
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], ALONE)
+
+
+def test_each_kind_in_trouble_is_logged(
+    app: TestApp, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One kind's trouble does not hide another's."""
+    put(client, BadTitle, BadJson, BadTitle)
+
+    get(app, "/job_state", "alice")
+
+    assert len(troubles(caplog)) == 2
+
+
+@pytest.mark.parametrize("place", ["/job_state", "/jobs"])
+def test_store_that_is_away_for_one_job_is_a_503(
+    app: TestApp, client: redis.Redis, place: str
+) -> None:
+    """StoreUnavailable is no trouble of one job's, but a reason to ask again."""
+    (job,) = put(client, Away)
+
+    for path in f"{place}?uuid={job}", place, f"{place}/{job}":
+        response = get(app, path, "alice")
+        assert response.status_code == 503
+        assert response.headers["Retry-After"] == "5"
+
+
+def test_kinds_of_other_programs_are_not_remembered(
+    redis_url: str, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A store full of invented kinds fills neither the memory nor the log."""
+
+    class BadPolicy:
+        def permits(self, request: Any, context: Any, permission: str) -> bool:
+            raise Broken
+
+        def authenticated_userid(self, request: Any) -> str:
+            return "alice"
+
+    app = make_app(make_config(redis_url, security_policy=BadPolicy()))
+    jobs = [put_job(client, kind=f"Invented{i}") for i in range(50)]
+
+    response = get(app, "/job_state?" + "&".join(f"uuid={job}" for job in jobs))
+
+    assert set(response.json["jobs"].values()) == {None}
+    assert len(troubles(caplog)) == 1
+
+
+def test_one_job_of_the_store_itself_raises(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """store.load() tells of the trouble that store.load_many() passes over."""
+    store = JobStore(redis_url)
+    good, bad = put(client, JobState, BadInit)
+
+    found = store.load_many([bad, good])
+
+    assert found[0] is None and found[1] is not None
+    with pytest.raises(Broken):
+        store.load(bad)
