@@ -8,9 +8,15 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from pyramid.httpexceptions import HTTPForbidden, HTTPNotFound
+from pyramid.httpexceptions import (
+    HTTPForbidden,
+    HTTPNotFound,
+    HTTPServiceUnavailable,
+)
+from pyramid.interfaces import IException
 from pyramid.response import Response
 from pyramid.security import NO_PERMISSION_REQUIRED
+from zope.interface import classImplements
 
 from .resources import ROUTE, IMaxBatch, JobStates
 from .state import JobState
@@ -35,6 +41,15 @@ _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 #: Seconds after which to ask again when the store does not answer.
 RETRY_AFTER = 5
+
+
+class IStoreUnavailable(IException):  # type: ignore[misc]
+    """Marks StoreUnavailable. A view for the class itself, the application's, wins over
+    ours for the interface, whichever was registered first.
+    """
+
+
+classImplements(StoreUnavailable, IStoreUnavailable)
 
 
 def show(context: JobState, request: Request) -> Response:
@@ -180,6 +195,13 @@ def unavailable(exc: StoreUnavailable, request: Request) -> Response:
     return response
 
 
+def unavailable_elsewhere(exc: StoreUnavailable, request: Request) -> Response:
+    """The answer for the application's own views, as a page or as JSON."""
+    response = HTTPServiceUnavailable(str(exc))
+    response.retry_after = RETRY_AFTER
+    return response
+
+
 def render_state(request: Request, text: str) -> Response:
     """Return a response that is 304 for who has the same already."""
     body = text.encode()
@@ -231,6 +253,7 @@ class OursPredicate:
 def add_views(config: Configurator) -> None:
     """Register each view for our route, and for containers mounted elsewhere."""
     config.add_view_predicate("jobstate_ours", OursPredicate)
+    config.add_exception_view(unavailable_elsewhere, context=IStoreUnavailable)
     for route, ours in (({"route_name": ROUTE}, {}), ({}, {"jobstate_ours": True})):
         for view, name, context, method in (
             (show, "", JobState, "GET"),

@@ -465,50 +465,6 @@ def test_general_error_view_does_not_answer_for_a_store_that_is_away(
     assert get(app, f"{place}/{UUID}", "alice").status_code == 503
 
 
-@pytest.mark.parametrize("path", ["/ask", "/routed/1"])
-def test_store_that_is_away_is_in_the_applications_own_hands(path: str) -> None:
-    """A view of the application that asks the store gets the error itself, and its own
-    exception view.
-    """
-    app = app_with_error_views(NOWHERE, root_factory=mounted_root)
-
-    response = get(app, path, "alice")
-
-    assert (response.status_code, response.text) == (500, "app 500")
-
-
-@pytest.mark.parametrize("name", ["ask", ""])
-def test_store_that_is_away_is_not_answered_for_the_application(name: str) -> None:
-    """Without an exception view the application's error is nobody else's: no 503."""
-
-    def ask_store(context: Any, request: Request) -> Response:
-        with pytest.raises(StoreUnavailable):
-            request.job_states.find(UUID)
-        return Response(request.job_states[UUID].uuid)
-
-    config = make_config(NOWHERE, root_factory=mounted_root)
-    config.add_view(ask_store, name=name, context=Root)
-    app = make_app(config)
-
-    with pytest.raises(StoreUnavailable):
-        get(app, f"/{name}", "alice")
-
-
-def test_store_that_is_away_in_the_applications_traversal_is_its_own() -> None:
-    """What the application's own tree asks of `request.job_states` is its own affair as
-    well.
-    """
-
-    class Curious(Root):
-        def __getitem__(self, name: str) -> Any:
-            return self.request.job_states[name]
-
-    app = make_app(make_config(NOWHERE, root_factory=Curious))
-
-    with pytest.raises(StoreUnavailable):
-        get(app, f"/{UUID}", "alice")
-
-
 def test_error_before_traversal_is_the_applications(redis_url: str) -> None:
     """A root factory that forbids is answered by the application."""
 

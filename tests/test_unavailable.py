@@ -1,0 +1,203 @@
+"""A store that is away, in the application's own views."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import transaction
+from pyramid.config import Configurator
+from pyramid.request import Request
+from pyramid.response import Response
+from webtest import TestApp
+
+from pyramid_jobstate import StoreUnavailable
+from pyramid_jobstate.embedded import EmbeddedServer
+from tests.webapp import (
+    NOWHERE,
+    Root,
+    ask,
+    get,
+    make_broker,
+    make_config,
+    mounted_root,
+)
+
+UUID = "12345678-1234-4321-8765-1234567890ab"
+
+
+def find(context: Any, request: Request) -> Response:
+    return Response(str(request.job_states.find(UUID)))
+
+
+def list_all(context: Any, request: Request) -> Response:
+    return Response(str(request.job_states.list()))
+
+
+def cancel_one(context: Any, request: Request) -> Response:
+    return Response(str(request.job_states[UUID]))
+
+
+VIEWS = {"find": find, "list": list_all, "getitem": cancel_one}
+PATHS = ["/find", "/list", "/getitem", "/routed/1"]
+
+
+def add_views(config: Configurator) -> None:
+    for name, view in VIEWS.items():
+        config.add_view(view, name=name)
+    config.add_route("routed", "/routed/{x}")
+    config.add_view(find, route_name="routed")
+
+
+@pytest.fixture
+def app() -> TestApp:
+    config = make_config(NOWHERE, root_factory=mounted_root)
+    add_views(config)
+    config.include("pyramid_jobstate")
+    return TestApp(config.make_wsgi_app())
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_store_that_is_away_is_a_503_in_the_applications_views(
+    app: TestApp, path: str
+) -> None:
+    """A view that asks a store which is away answers 503, and when to ask again."""
+    response = get(app, path, "alice")
+
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "5"
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type"),
+    [
+        ("text/html", "text/html"),
+        ("application/json", "application/json"),
+        ("text/plain", "text/plain"),
+    ],
+)
+def test_answer_is_of_the_accepted_type(
+    app: TestApp, accept: str, content_type: str
+) -> None:
+    """The application's 503 is a page for a browser, and JSON for who wants it."""
+    response = get(app, "/find", "alice", Accept=accept)
+
+    assert response.status_code == 503
+    assert response.content_type == content_type
+    assert "does not answer" in response.text
+
+
+@pytest.mark.parametrize("path", [f"/job_state/{UUID}", f"/jobs/{UUID}", "/jobs"])
+def test_our_answer_stays_json(app: TestApp, path: str) -> None:
+    """Below our path the 503 is JSON, whatever the browser accepts."""
+    response = get(app, path, "alice", Accept="text/html")
+
+    assert response.status_code == 503
+    assert response.json == {"error": "The job state store does not answer."}
+
+
+def own_view(exc: StoreUnavailable, request: Request) -> Response:
+    return Response("app 503", 503)
+
+
+def included_view(config: Configurator) -> None:
+    config.add_exception_view(own_view, context=StoreUnavailable)
+
+
+ORDERS = [
+    "own include make",
+    "include own make",
+    "own commit include make",
+    "include commit own make",
+    "nested include make",
+    "include nested make",
+    "nested commit include make",
+    "include commit nested make",
+]
+
+
+@pytest.mark.parametrize("steps", ORDERS)
+def test_view_of_the_application_wins(steps: str) -> None:
+    """The application's own exception view answers, in whatever order it came."""
+    config = make_config(NOWHERE, root_factory=mounted_root)
+    add_views(config)
+    step = {
+        "own": lambda: included_view(config),
+        "nested": lambda: config.include(included_view),
+        "include": lambda: config.include("pyramid_jobstate"),
+        "commit": config.commit,
+        "make": lambda: TestApp(config.make_wsgi_app()),
+    }
+    app = [step[name]() for name in steps.split()][-1]
+
+    for path in PATHS:
+        assert get(app, path, "alice").text == "app 503"
+    for path in f"/job_state/{UUID}", f"/jobs/{UUID}":
+        assert get(app, path, "alice").content_type == "application/json"
+
+
+def test_view_of_a_route_wins() -> None:
+    """An exception view for one route of the application answers for that."""
+    config = make_config(NOWHERE)
+    add_views(config)
+    config.include("pyramid_jobstate")
+    config.add_exception_view(own_view, context=StoreUnavailable, route_name="routed")
+    app = TestApp(config.make_wsgi_app())
+
+    assert get(app, "/routed/1", "alice").text == "app 503"
+    assert get(app, "/find", "alice").headers["Retry-After"] == "5"
+
+
+def test_general_error_view_leaves_the_503_alone() -> None:
+    """A view for every Exception is none for a store that is away."""
+    config = make_config(NOWHERE)
+    add_views(config)
+    config.include("pyramid_jobstate")
+    config.add_exception_view(lambda e, r: Response("app 500", 500), context=Exception)
+    app = TestApp(config.make_wsgi_app())
+
+    assert get(app, "/find", "alice").status_code == 503
+
+
+def test_traversal_that_asks_the_store_is_a_503() -> None:
+    """So it is where the application's own tree asks."""
+
+    class Curious(Root):
+        def __getitem__(self, name: str) -> Any:
+            return self.request.job_states[name]
+
+    config = make_config(NOWHERE, root_factory=Curious)
+    config.include("pyramid_jobstate")
+    app = TestApp(config.make_wsgi_app())
+
+    response = get(app, f"/{UUID}", "alice", Accept="text/html")
+
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "5"
+
+
+@pytest.fixture
+def stopped(server: EmbeddedServer) -> Iterator[EmbeddedServer]:
+    yield server
+    transaction.abort()
+
+
+def test_commit_that_the_store_vetoes_is_a_503(stopped: EmbeddedServer) -> None:
+    """A view that sends gets the same answer when its transaction cannot commit."""
+    run_marathon = make_broker(stopped.url).get_actor("run_marathon")
+
+    def send(context: Any, request: Request) -> Response:
+        request.job_states.send(run_marathon, 26)
+        stopped.stop()
+        return Response("sent")
+
+    settings = {"tm.manager_hook": "pyramid_tm.explicit_manager"}
+    config = make_config(stopped.url, settings=settings)
+    config.include("pyramid_tm")
+    config.include("pyramid_jobstate")
+    config.add_view(send, name="send")
+    app = TestApp(config.make_wsgi_app())
+
+    response = ask(app, "POST", "/send", "alice")
+
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "5"
