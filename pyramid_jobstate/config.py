@@ -172,13 +172,9 @@ class Settings:
             return _middleware_store().replace(**options)
         try:
             return JobStore(str(url), **options)
-        except (TypeError, ValueError):
-            # Without the URL and the error, either of which may hold a password.
-            raise ConfigurationError(
-                f"The setting {PREFIX}redis_url is no URL of a Redis server such as "
-                "redis://:password@localhost:6379/0, in which the password has its "
-                "special characters written as %23 and the like."
-            ) from None
+        except ValueError as e:
+            fault = str(e)
+        raise ConfigurationError(f"The setting {PREFIX}redis_url is wrong. {fault}")
 
 
 def _path(settings: Mapping[str, Any]) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 from redis import Redis, RedisCluster
 from redis import exceptions as errors
@@ -27,6 +29,7 @@ FAIL_FAST: dict[str, Any] = {
 #: What the name of a scheme ends with where the URL is that of a node of a Cluster.
 CLUSTER = "+cluster"
 
+SCHEMES = ("redis", "rediss", "unix", f"redis{CLUSTER}", f"rediss{CLUSTER}")
 
 #: What a node of a Cluster says of a key that it does not have, or not yet.
 MOVED = (errors.MovedError, errors.AskError, errors.TryAgainError)
@@ -47,19 +50,63 @@ def connect(url: str) -> Client:
         ``rediss+cluster`` that of any node of a Cluster.
 
     Raises:
-      TypeError, ValueError: The URL cannot be understood.
+      ValueError: The URL cannot be understood. No part of it is repeated, nor chained:
+        any may belong to a password.
       redis.exceptions.RedisError: No node of the Cluster answers.
     """
+    fault = _fault_of(url)
+    if fault is None:
+        try:
+            return _connect(url)
+        except Exception as e:
+            if url.partition(":")[0].endswith(CLUSTER) and isinstance(
+                e, errors.RedisError
+            ):
+                # The only one that connects here.
+                raise
+            fault = "an option behind its ? is unknown, or has a wrong value"
+    # Not in the handler: an exception shows the one that was handled.
+    raise ValueError(
+        f"The URL of the Redis server cannot be used: {fault}. It reads like "
+        "redis://user:password@localhost:6379/0, with the special characters of the "
+        "password percent-encoded: # as %23, / as %2F, ? as %3F, @ as %40, [ as %5B."
+    )
+
+
+def _connect(url: str) -> Client:
     scheme, colon, rest = url.partition(":")
-    if not scheme.endswith(CLUSTER):
-        client = Redis.from_url(url, **FAIL_FAST)
-        # An option in the URL that there is not shows only here.
-        client.connection_pool.make_connection()
-        return client
-    with redis_errors():
-        return RedisCluster.from_url(
-            scheme.removesuffix(CLUSTER) + colon + rest, **FAIL_FAST
-        )
+    if scheme.endswith(CLUSTER):
+        scheme = scheme.removesuffix(CLUSTER)
+        with redis_errors():
+            return RedisCluster.from_url(scheme + colon + rest, **FAIL_FAST)
+    client = Redis.from_url(url, **FAIL_FAST)
+    # Unknown options in the URL are rejected only here.
+    client.connection_pool.make_connection()
+    return client
+
+
+def _fault_of(url: str) -> str | None:
+    """Return why a URL cannot be understood, without any part of it. redis-py takes
+    some for another than was meant: port 12 and no password for redis://:12/34@host.
+    """
+    scheme, _, rest = url.partition("://")
+    authority, tail = re.fullmatch(r"([^/?#]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
+    if scheme not in SCHEMES:
+        return f"its scheme is none of {', '.join(SCHEMES)}"
+    if re.search(r"[\0-\x1f\x7f]", url):
+        return "it has a line break or another control character"
+    if "#" in tail or "@" in tail:
+        return "a # or an @ stands behind its host"
+    if re.search(r"[\[\]].*@", authority):
+        return "a [ or a ] stands before its host"
+    path = unquote(tail.partition("?")[0])
+    if scheme != "unix" and not re.fullmatch(r"(/[0-9]*/?)?", path):
+        return "its path is not the number of a database"
+    try:
+        _ = urlsplit(f"//{authority}").port
+    except ValueError:
+        return "its host or its port is invalid"
+    return None
 
 
 def execute(client: Client, commands: Sequence[Command]) -> list[Any]:
