@@ -3,16 +3,114 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import TYPE_CHECKING
 
+import dramatiq.broker
+from pyramid.exceptions import ConfigurationError
 from pyramid.interfaces import ISecurityPolicy
 
+from .enqueue import middleware_of
 from .permits import IOwner, authenticated_userid
+from .resources import ROUTE
+from .roundtrip import Address
+from .urls import path_of
 
 if TYPE_CHECKING:
+    from pyramid.config import Configurator
     from pyramid.events import ApplicationCreated
 
+    from .store import JobStore
+
 log = logging.getLogger("pyramid_jobstate")
+
+
+#: What a job's URL has behind our path. Any uuid will do.
+_UUID = "0b7e2f6c-5d1a-4c3e-9f80-3a5d7c9e1b2f"
+_PATHS = ("", "/", f"/{_UUID}", f"/{_UUID}/", f"/{_UUID}/cancel")
+
+
+def check_route_prefix(config: Configurator) -> None:
+    """Raise ConfigurationError where our path would be no single one."""
+    prefix = config.route_prefix or ""
+    # As Pyramid writes a placeholder, and as it once did.
+    if re.search(r"\{|:[A-Za-z_]", prefix):
+        raise ConfigurationError(
+            f"The route_prefix {prefix!r} of pyramid_jobstate has a placeholder, so "
+            "that no URL of a job could be made. Include it outside of the prefix, or "
+            "with one that is a plain path."
+        )
+
+
+def check_routes(config: Configurator) -> None:
+    """Raise ConfigurationError where an earlier route answers requests for jobs; warn
+    where one with predicates may.
+    """
+    mapper = config.get_routes_mapper()
+    ours = mapper.get_route(ROUTE)
+    path = path_of(ours).rstrip("/")
+    for route in mapper.get_routes():
+        if route is ours:
+            return
+        if all(route.match(path + rest) is None for rest in _PATHS):
+            continue
+        where = (
+            f"The route {route.name!r} ({route.pattern}) stands before that of "
+            f"pyramid_jobstate, and matches {path}."
+        )
+        if not route.predicates:
+            raise ConfigurationError(
+                f'{where} Call config.include("pyramid_jobstate") before that route is '
+                "added, or set jobstate.path to a path that it does not match."
+            )
+        log.warning(
+            "%s Requests for jobs that fulfil its predicates are not answered.", where
+        )
+
+
+def check_store(store: JobStore) -> None:
+    """Raise ConfigurationError where jobs are certainly read elsewhere than they are
+    written; warn where they may be.
+    """
+    broker = dramatiq.broker.global_broker
+    if broker is None:
+        return
+    try:
+        written = middleware_of(broker).store_for(broker)
+    except TypeError:
+        # No middleware, or none that could be sent anything.
+        return
+    where = (
+        f"Job states are read at {store!r}, but the JobStateMiddleware on Dramatiq's "
+        f"global broker writes them at {written!r}"
+    )
+    if store.namespace != written.namespace:
+        raise ConfigurationError(
+            f"{where}, in another namespace. Make jobstate.namespace, or that of the "
+            "store in config.set_job_store(...), and JobStateMiddleware(namespace=...) "
+            "the same."
+        )
+    if store.place == written.place:
+        return
+    what = None
+    if store.has_own_client and written.has_own_client:
+        what = _difference(store.place, written.place)
+    if what is not None:
+        raise ConfigurationError(
+            f"{where}, {what}. Make jobstate.redis_url, or the store in "
+            "config.set_job_store(...), and the store of the middleware the same."
+        )
+    log.warning("%s. If these are not the same server, no job will be found.", where)
+
+
+def _difference(here: Address | str, there: Address | str) -> str | None:
+    """Return what is certainly another, or None."""
+    if isinstance(here, str) or isinstance(there, str) or here.host != there.host:
+        return None
+    if here.port == there.port:
+        return "in another database"
+    # One server may listen for TLS beside.
+    return "at another port" if here.is_tls == there.is_tls else None
 
 
 def warn_without_policy(event: ApplicationCreated) -> None:

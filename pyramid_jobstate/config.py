@@ -12,10 +12,15 @@ from pyramid.exceptions import ConfigurationError
 from pyramid.interfaces import IApplicationCreated
 from pyramid.path import DottedNameResolver
 
-from .checks import warn_without_policy
+from .checks import (
+    check_route_prefix,
+    check_routes,
+    check_store,
+    warn_without_policy,
+)
 from .enqueue import middleware_of
 from .permits import IOwner, authenticated_userid
-from .resources import ROUTE, IJobStore, IMaxBatch, JobStates
+from .resources import ROUTE, IJobStore, IMaxBatch, IOutbox, JobStates
 from .state import JobState
 from .store import JobStore
 from .urls import JobStatesTraverser, JobStatesURL
@@ -54,6 +59,7 @@ def include(config: Configurator) -> None:
     # What shapes URLs is read now: a route added in an action would stand behind the
     # application's catch-all.
     path = _path(config.registry.settings)
+    check_route_prefix(config)
     config.add_static_view(f"{path}/static", "pyramid_jobstate:static")
     config.add_route(
         ROUTE,
@@ -86,6 +92,10 @@ def include(config: Configurator) -> None:
         if store is None:
             store = settings.store()
             config.registry.registerUtility(store, IJobStore)
+        if config.registry.queryUtility(IOutbox) is None:
+            # Else the tests of an application keep what would be written.
+            check_store(store)
+        check_routes(config)
         intr.update(store=store, owner=owner, max_batch=max_batch)
         log.info(
             "Job states are kept in %r, shown below /%s, and belong to %s(request).",
@@ -109,6 +119,9 @@ def set_job_store(config: Configurator, store: JobStore) -> None:
 
     def register() -> None:
         config.registry.registerUtility(store, IJobStore)
+        if config.autocommit:
+            # The include has compared another.
+            check_store(store)
 
     intr = config.introspectable(CATEGORY, "store", repr(store), "store")
     intr["store"] = store

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +13,12 @@ from redis import Redis, RedisCluster
 from redis import exceptions as errors
 from redis.backoff import ConstantBackoff
 from redis.client import NEVER_DECODE
+from redis.connection import (
+    BlockingConnectionPool,
+    Connection,
+    ConnectionPool,
+    SSLConnection,
+)
 from redis.retry import Retry
 
 Client = Redis | RedisCluster
@@ -26,6 +33,9 @@ FAIL_FAST: dict[str, Any] = {
     "retry": Retry(ConstantBackoff(0.05), 1),
 }
 
+#: The pools that do nothing but connect to one server.
+POOLS = (ConnectionPool, BlockingConnectionPool)
+
 #: What the name of a scheme ends with where the URL is that of a node of a Cluster.
 CLUSTER = "+cluster"
 
@@ -33,6 +43,20 @@ SCHEMES = ("redis", "rediss", "unix", f"redis{CLUSTER}", f"rediss{CLUSTER}")
 
 #: What a node of a Cluster says of a key that it does not have, or not yet.
 MOVED = (errors.MovedError, errors.AskError, errors.TryAgainError)
+
+
+#: The names of one host.
+LOCALHOST = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Address:
+    """Where a single server is. With TLS or without it is the same."""
+
+    host: str
+    port: int
+    db: int
+    is_tls: bool = dataclasses.field(compare=False)
 
 
 class Command(NamedTuple):
@@ -107,6 +131,38 @@ def _fault_of(url: str) -> str | None:
     except ValueError:
         return "its host or its port is invalid"
     return None
+
+
+def name_of(client: Client) -> str:
+    """Return where a client leads, without what may hold a password."""
+    if isinstance(client, RedisCluster):
+        nodes = client.get_nodes()  # type: ignore[no-untyped-call]
+        return ", ".join(sorted(node.name for node in nodes))
+    pool = client.connection_pool
+    place = pool.connection_kwargs
+    db = place.get("db") or 0
+    service = getattr(pool, "service_name", None)
+    if service is not None:
+        return f"{service}/{db} by Sentinel"
+    if "path" in place:
+        return f"{place['path']}?db={db}" if db else str(place["path"])
+    return f"{place.get('host', 'localhost')}:{place.get('port', 6379)}/{db}"
+
+
+def place_of(client: Client) -> Address | str:
+    """Return what two clients of one server have in common."""
+    if isinstance(client, Redis):
+        pool = client.connection_pool
+        cls, place = pool.connection_class, pool.connection_kwargs
+        if type(pool) in POOLS and cls in (Connection, SSLConnection):
+            host = str(place.get("host", "localhost")).lower()
+            return Address(
+                "localhost" if host in LOCALHOST else host,
+                int(place.get("port", 6379)),
+                int(place.get("db") or 0),
+                cls is SSLConnection,
+            )
+    return name_of(client)
 
 
 def execute(client: Client, commands: Sequence[Command]) -> list[Any]:

@@ -8,15 +8,27 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from redis import Redis, RedisCluster
-from redis.connection import BlockingConnectionPool, ConnectionPool
+from redis import Redis
+from redis.connection import ConnectionPool
 from redis.exceptions import RedisError, ResponseError
 
 from .calls import Calls, millis
 from .index import Index
 from .listing import Filter, Page, list_jobs
 from .record import FINISHED, UUID, NewJob, Record, Start, Update
-from .roundtrip import FAIL_FAST, Client, Command, connect, execute, redis_errors, text
+from .roundtrip import (
+    FAIL_FAST,
+    POOLS,
+    Address,
+    Client,
+    Command,
+    connect,
+    execute,
+    name_of,
+    place_of,
+    redis_errors,
+    text,
+)
 from .scripts import Call, read_scripts, run_scripts
 from .state import JobState
 from .trouble import note_trouble
@@ -78,9 +90,9 @@ class JobStore:
         active_expire_in: float = 8 * 24 * 3600,
         stalled_after: float = 15,
     ) -> None:
-        if isinstance(client, str):
-            client = connect(client)
-        self.client = client
+        #: Whether it made its client, so that it knows where that leads.
+        self.has_own_client = isinstance(client, str)
+        self.client = connect(client) if isinstance(client, str) else client
         self.namespace = namespace
         self.expire_in = _positive("expire_in", expire_in)
         self.active_expire_in = _positive("active_expire_in", active_expire_in)
@@ -102,7 +114,9 @@ class JobStore:
             "active_expire_in": self.active_expire_in,
             "stalled_after": self.stalled_after,
         }
-        return JobStore(self.client, **{**mine, **options})
+        store = JobStore(self.client, **{**mine, **options})
+        store.has_own_client = self.has_own_client
+        return store
 
     def create(self, *jobs: NewJob) -> Sequence[bool]:
         """Write that jobs are queued, in two round trips. A record that exists is left
@@ -259,17 +273,12 @@ class JobStore:
         return list_jobs(self, Filter(owner, kind, status, params), limit, cursor)
 
     def __repr__(self) -> str:
-        # Without what may hold a password.
-        if isinstance(self.client, RedisCluster):
-            nodes = self.client.get_nodes()  # type: ignore[no-untyped-call]
-            names = sorted(node.name for node in nodes)
-            where = ", ".join(names)
-        else:
-            place = self.client.connection_pool.connection_kwargs
-            where = place.get("path") or "{host}:{port}/{db}".format_map(
-                {"host": "?", "port": "?", "db": 0, **place}
-            )
-        return f"<JobStore {self.namespace!r} at {where}>"
+        return f"<JobStore {self.namespace!r} at {name_of(self.client)}>"
+
+    @property
+    def place(self) -> Address | str:
+        """Where its server is, as far as the client tells."""
+        return place_of(self.client)
 
     def _read(
         self, uuid: str, names: Sequence[str], reply: Any, now: int
@@ -329,11 +338,14 @@ def store_of_broker(broker: Broker, **options: Any) -> JobStore | None:
     if not isinstance(client, Redis):
         return None
     pool = client.connection_pool
-    if type(pool) in (ConnectionPool, BlockingConnectionPool):
+    is_own = type(pool) in POOLS
+    if is_own:
         kwargs = {**pool.connection_kwargs, **FAIL_FAST}
         own = ConnectionPool(connection_class=pool.connection_class, **kwargs)
         client = Redis(connection_pool=own)
-    return JobStore(client, **options)
+    store = JobStore(client, **options)
+    store.has_own_client = is_own
+    return store
 
 
 def is_hopeless(error: Exception) -> bool:

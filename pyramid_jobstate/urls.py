@@ -40,7 +40,7 @@ class JobStatesURL:
             self.virtual_path_tuple = url.virtual_path_tuple
             return
         route = request.registry.getUtility(IRoutesMapper).get_route(ROUTE)
-        path = _path_of(route)
+        path = path_of(route)
         if resource is not container:
             path = f"{path}{resource.uuid}/"  # type: ignore[union-attr]
         self.physical_path = self.virtual_path = path
@@ -48,7 +48,7 @@ class JobStatesURL:
 
 
 @functools.lru_cache(256)
-def _path_of(route: Any) -> str:
+def path_of(route: Any) -> str:
     """Return the path of the container at our route."""
     path: str = route.generate({"traverse": "/"})
     return path

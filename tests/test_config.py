@@ -128,8 +128,8 @@ def test_settings_change_the_options_of_the_middlewares_store(
 def test_redis_url_wins_over_the_middleware(
     redis_url: str, client: redis.Redis, set_broker: Callable[[Any], None]
 ) -> None:
-    """With a redis_url the broker does not matter."""
-    set_broker(make_broker(NOWHERE))
+    """With a redis_url the states are read there, whatever the middleware has."""
+    set_broker(make_broker("redis://nowhere.invalid"))
     app = make_app(make_config(redis_url))
 
     job = put_job(client)
