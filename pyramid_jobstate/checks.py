@@ -13,7 +13,7 @@ from pyramid.interfaces import ISecurityPolicy
 from .enqueue import middleware_of
 from .permits import IOwner, authenticated_userid
 from .resources import ROUTE
-from .roundtrip import Address
+from .roundtrip import Address, place_of
 from .urls import path_of
 
 if TYPE_CHECKING:
@@ -90,11 +90,12 @@ def check_store(store: JobStore) -> None:
             "store in config.set_job_store(...), and JobStateMiddleware(namespace=...) "
             "the same."
         )
-    if store.place == written.place:
+    here, there = place_of(store.client), place_of(written.client)
+    if here == there:
         return
     what = None
     if store.has_own_client and written.has_own_client:
-        what = _difference(store.place, written.place)
+        what = _difference(here, there)
     if what is not None:
         raise ConfigurationError(
             f"{where}, {what}. Make jobstate.redis_url, or the store in "

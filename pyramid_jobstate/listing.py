@@ -149,7 +149,7 @@ def _load(
     if found and not wanted.is_index:
         records = (
             record
-            for record in store.read(list(found))
+            for record in store.reader.read(list(found))
             if record and wanted.admits(record) and wanted.admits_params(record)
         )
     return [job_state for job_state in store.make(records) if job_state is not None]
@@ -167,7 +167,7 @@ def _entries(
     while True:
         entries = _read_index(store, wanted, place, count)
         names = () if wanted.is_index else OUTLINE
-        records = store.read([entry.uuid for entry in entries], *names)
+        records = store.reader.read([entry.uuid for entry in entries], *names)
         if not place.ended:
             _repair(store, wanted, list(zip(entries, records, strict=True)))
         yield from zip(entries, records, _examine(store, wanted, records), strict=True)
@@ -199,13 +199,13 @@ def _examine(
 def _admit_by_params(
     store: JobStore, wanted: Filter, uuids: Sequence[str]
 ) -> Iterator[bool]:
-    sizes = store.ask(("HSTRLEN", uuid, "params") for uuid in uuids)
+    sizes = store.reader.ask(("HSTRLEN", uuid, "params") for uuid in uuids)
     first = total = 0
     for i, size in enumerate([*sizes, MAX_PORTION]):
         # One that has no size is another program's.
         size = size if isinstance(size, int) else 0
         if total + size > MAX_PORTION and i > first:
-            for record in store.read(uuids[first:i], "params"):
+            for record in store.reader.read(uuids[first:i], "params"):
                 yield record is not None and wanted.admits_params(record)
             first, total = i, 0
         total += size

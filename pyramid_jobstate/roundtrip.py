@@ -97,6 +97,18 @@ def connect(url: str) -> Client:
     )
 
 
+def impatient(client: Redis) -> Redis | None:
+    """Return a client of the same server that gives up soon, or None where only the
+    application knows how to connect.
+    """
+    pool = client.connection_pool
+    if type(pool) not in POOLS:
+        return None
+    kwargs = {**pool.connection_kwargs, **FAIL_FAST}
+    own = ConnectionPool(connection_class=pool.connection_class, **kwargs)
+    return Redis(connection_pool=own)
+
+
 def _connect(url: str) -> Client:
     scheme, colon, rest = url.partition(":")
     if scheme.endswith(CLUSTER):

@@ -4,40 +4,24 @@ from __future__ import annotations
 
 import enum
 import math
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from redis import Redis
-from redis.connection import ConnectionPool
 from redis.exceptions import RedisError, ResponseError
 
 from .calls import Calls, millis
 from .index import Index
 from .listing import Filter, Page, list_jobs
+from .reading import Reader
 from .record import FINISHED, UUID, NewJob, Record, Start, Update
-from .roundtrip import (
-    FAIL_FAST,
-    POOLS,
-    Address,
-    Client,
-    Command,
-    connect,
-    execute,
-    name_of,
-    place_of,
-    redis_errors,
-    text,
-)
+from .roundtrip import Client, connect, impatient, name_of, text
 from .scripts import Call, read_scripts, run_scripts
 from .state import JobState
 from .trouble import note_trouble
 
 if TYPE_CHECKING:
     from dramatiq import Broker
-
-#: Seconds for which the server's clock is not asked for again: it does not run away.
-CLOCK_SECONDS = 10.0
 
 
 class StoreUnavailable(Exception):
@@ -97,13 +81,11 @@ class JobStore:
         self.expire_in = _positive("expire_in", expire_in)
         self.active_expire_in = _positive("active_expire_in", active_expire_in)
         self.stalled_after = _positive("stalled_after", stalled_after)
-        self._silence = millis(stalled_after)
-        #: The server's time less that of this process, and how long to rely on it.
-        self._clock = 0.0
-        self._clock_until = 0.0
+        silence = millis(stalled_after)
         scripts = read_scripts()
         ttls = {"active_ttl": millis(active_expire_in), "ended_ttl": millis(expire_in)}
-        self.calls = Calls(scripts, namespace, silence=self._silence, **ttls)
+        self.calls = Calls(scripts, namespace, silence=silence, **ttls)
+        self.reader = Reader(self.client, self.calls.key, silence)
         self.index = Index(scripts["index"], namespace, **ttls)
 
     def replace(self, **options: Any) -> JobStore:
@@ -194,53 +176,18 @@ class JobStore:
 
     def load(self, uuid: str) -> JobState | None:
         """Return a job, or None if there is no record of it."""
-        (record,) = self.read([uuid])
+        (record,) = self.reader.read([uuid])
         return None if record is None else self._job(record)
 
     def load_many(self, uuids: Sequence[str]) -> Sequence[JobState | None]:
         """Return several jobs, None for each unknown one, in one round trip. None also
         for one whose class raises when it is made, which is logged.
         """
-        return self.make(self.read(uuids))
-
-    def read(self, uuids: Sequence[str], *names: str) -> Sequence[Record | None]:
-        """Return the records of several jobs, None for each unknown one, in one round
-        trip.
-
-        Parameters:
-          names: The fields to read, all unless given. A record without any of them is
-            unknown.
-        """
-        if time.monotonic() >= self._clock_until:
-            self._set_clock()
-        start = ("HMGET",) if names else ("HGETALL",)
-        replies = self.ask([(*start, uuid, *names) for uuid in uuids])
-        now = int(time.monotonic() * 1000 + self._clock)
-        return [
-            self._read(uuid, names, reply, now)
-            for uuid, reply in zip(uuids, replies, strict=True)
-        ]
-
-    def ask(self, questions: Iterable[Sequence[str]]) -> Sequence[Any]:
-        """Return the replies to commands, each its name, a uuid and further words."""
-        commands = [
-            Command(key, (name, key, *words))
-            for name, uuid, *words in questions
-            for key in (self.key(uuid),)
-        ]
-        return execute(self.client, commands)
+        return self.make(self.reader.read(uuids))
 
     def make(self, records: Iterable[Record | None]) -> Sequence[JobState | None]:
         """Return the jobs of records, None for one whose class raises."""
         return [self._try_job(record) for record in records]
-
-    def _set_clock(self) -> None:
-        """Take note of the server's time."""
-        with redis_errors():
-            seconds, micros = self.client.time()
-        now = time.monotonic()
-        self._clock = int(seconds) * 1000 + int(micros) / 1000 - now * 1000
-        self._clock_until = now + CLOCK_SECONDS
 
     def key(self, uuid: str) -> str:
         """Return the key of a job's hash."""
@@ -274,28 +221,6 @@ class JobStore:
 
     def __repr__(self) -> str:
         return f"<JobStore {self.namespace!r} at {name_of(self.client)}>"
-
-    @property
-    def place(self) -> Address | str:
-        """Where its server is, as far as the client tells."""
-        return place_of(self.client)
-
-    def _read(
-        self, uuid: str, names: Sequence[str], reply: Any, now: int
-    ) -> Record | None:
-        """Return the record of a reply, or None if it is none of ours."""
-        if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
-            return None
-        if isinstance(reply, Exception):
-            raise reply
-        if names:
-            found = zip(names, reply, strict=True)
-            fields = {name: text(value) for name, value in found if value is not None}
-        elif reply and isinstance(next(iter(reply)), bytes):
-            fields = {text(name): text(value) for name, value in reply.items()}
-        else:
-            fields = reply
-        return Record.read(uuid, fields, now, self._silence) if fields else None
 
     def _job(self, record: Record) -> JobState:
         job_state = JobState.from_record(record)
@@ -337,14 +262,9 @@ def store_of_broker(broker: Broker, **options: Any) -> JobStore | None:
     client = getattr(broker, "client", None)
     if not isinstance(client, Redis):
         return None
-    pool = client.connection_pool
-    is_own = type(pool) in POOLS
-    if is_own:
-        kwargs = {**pool.connection_kwargs, **FAIL_FAST}
-        own = ConnectionPool(connection_class=pool.connection_class, **kwargs)
-        client = Redis(connection_pool=own)
-    store = JobStore(client, **options)
-    store.has_own_client = is_own
+    own = impatient(client)
+    store = JobStore(own or client, **options)
+    store.has_own_client = own is not None
     return store
 
 

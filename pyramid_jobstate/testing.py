@@ -65,8 +65,8 @@ class Outbox(list[Sent]):
 
 def includeme(config: Configurator) -> None:
     """Keep what views send in an outbox. It is checked as in earnest, but neither
-    written nor sent, whatever becomes of the transaction. So the broker's middleware may
-    have another store than the application reads.
+    written nor sent, whatever becomes of the transaction. So the middleware of the
+    broker may have another store than the application.
 
     Include it before or after the package itself, for instance by the setting
     ``pyramid.includes``.

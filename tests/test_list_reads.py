@@ -11,6 +11,7 @@ import redis
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
+from pyramid_jobstate.reading import Reader
 from pyramid_jobstate.record import End, NewJob, Start, Update
 from tests.jobs import RunMarathon, messages
 from tests.support import wait_for
@@ -203,16 +204,16 @@ def test_job_that_no_longer_fits_is_left_out(
     was, and one that expires is not shown.
     """
     stays, ends, goes = create(store, 3)
-    read = JobStore.read
+    read = Reader.read
 
-    def read_and_change(self: JobStore, *args: Any) -> Any:
+    def read_and_change(self: Reader, *args: Any) -> Any:
         found = read(self, *args)
         monkeypatch.undo()
         finish(store, ends)
         client.delete(store.key(goes))
         return found
 
-    monkeypatch.setattr(JobStore, "read", read_and_change)
+    monkeypatch.setattr(Reader, "read", read_and_change)
 
     page = store.list(status="queued")
 

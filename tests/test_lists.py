@@ -15,6 +15,7 @@ from webtest import TestApp
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
+from pyramid_jobstate.reading import Reader
 from pyramid_jobstate.record import End, NewJob, Start, Update
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
@@ -319,15 +320,15 @@ def test_paging_a_job_that_ends_stands_once_in_a_page(
 ) -> None:
     """A job that ends between the two reads of one page is in it once."""
     jobs = create(store, 3)
-    read = JobStore.read
+    read = Reader.read
 
-    def read_and_end(store: JobStore, uuids: Any) -> Any:
-        records = read(store, uuids)
+    def read_and_end(reader: Reader, uuids: Any) -> Any:
+        records = read(reader, uuids)
         monkeypatch.undo()
         finish(store, jobs[1])
         return records
 
-    monkeypatch.setattr(JobStore, "read", read_and_end)
+    monkeypatch.setattr(Reader, "read", read_and_end)
 
     page = store.list()
 

@@ -1,0 +1,85 @@
+"""Reading the records of jobs: one round trip, whatever bytes stand there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from .record import Record
+from .roundtrip import Client, Command, execute, redis_errors, text
+
+#: Seconds for which the server's clock is not asked for again: it does not run away.
+CLOCK_SECONDS = 10.0
+
+
+class Reader:
+    """Reads the hashes of a store.
+
+    Parameters:
+      client: The server.
+      key: Returns the key of a job's hash.
+      silence: Milliseconds after which a job is stalled that is not heard of.
+    """
+
+    def __init__(self, client: Client, key: Callable[[str], str], silence: int) -> None:
+        self._client = client
+        self._key = key
+        self._silence = silence
+        #: The server's time less that of this process, and how long to rely on it.
+        self._clock = 0.0
+        self._clock_until = 0.0
+
+    def read(self, uuids: Sequence[str], *names: str) -> Sequence[Record | None]:
+        """Return the records of several jobs, None for each unknown one, in one round
+        trip.
+
+        Parameters:
+          names: The fields to read, all unless given. A record without any of them is
+            unknown.
+        """
+        if time.monotonic() >= self._clock_until:
+            self._set_clock()
+        start = ("HMGET",) if names else ("HGETALL",)
+        replies = self.ask([(*start, uuid, *names) for uuid in uuids])
+        now = int(time.monotonic() * 1000 + self._clock)
+        return [
+            self._read(uuid, names, reply, now)
+            for uuid, reply in zip(uuids, replies, strict=True)
+        ]
+
+    def ask(self, questions: Iterable[Sequence[str]]) -> Sequence[Any]:
+        """Return the replies to commands, each its name, a uuid and further words."""
+        commands = [
+            Command(key, (name, key, *words))
+            for name, uuid, *words in questions
+            for key in (self._key(uuid),)
+        ]
+        return execute(self._client, commands)
+
+    def _set_clock(self) -> None:
+        """Take note of the server's time."""
+        with redis_errors():
+            seconds, micros = self._client.time()
+        now = time.monotonic()
+        self._clock = int(seconds) * 1000 + int(micros) / 1000 - now * 1000
+        self._clock_until = now + CLOCK_SECONDS
+
+    def _read(
+        self, uuid: str, names: Sequence[str], reply: Any, now: int
+    ) -> Record | None:
+        """Return the record of a reply, or None if it is none of ours."""
+        if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
+            return None
+        if isinstance(reply, Exception):
+            raise reply
+        if names:
+            found = zip(names, reply, strict=True)
+            fields = {name: text(value) for name, value in found if value is not None}
+        elif reply and isinstance(next(iter(reply)), bytes):
+            fields = {text(name): text(value) for name, value in reply.items()}
+        else:
+            fields = reply
+        return Record.read(uuid, fields, now, self._silence) if fields else None
