@@ -199,11 +199,9 @@ def _examine(
 def _admit_by_params(
     store: JobStore, wanted: Filter, uuids: Sequence[str]
 ) -> Iterator[bool]:
-    sizes = store.reader.ask(("HSTRLEN", uuid, "params") for uuid in uuids)
+    sizes = store.reader.sizes(uuids, "params")
     first = total = 0
-    for i, size in enumerate([*sizes, MAX_PORTION]):
-        # One that has no size is another program's.
-        size = size if isinstance(size, int) else 0
+    for i, size in enumerate([*sizes, MAX_PORTION + 1]):
         if total + size > MAX_PORTION and i > first:
             for record in store.reader.read(uuids[first:i], "params"):
                 yield record is not None and wanted.admits_params(record)

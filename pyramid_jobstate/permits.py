@@ -11,8 +11,8 @@ from zope.interface import Interface
 if TYPE_CHECKING:
     from pyramid.request import Request
 
-#: Where a request keeps its owner, or what the owner function raised.
-_OWNER = "_jobstate_owner"
+#: Where a request keeps its owner and their principal, or what the function raised.
+_KNOWN = "_jobstate_owner"
 
 
 class IOwner(Interface):  # type: ignore[misc]
@@ -42,17 +42,7 @@ def owner_of(request: Request) -> Any:
     """Return the owner of the jobs that a request sends. The application's function is
     called once a request, also if it raises.
     """
-    known = request.__dict__.get(_OWNER)
-    if known is None:
-        try:
-            known = request.registry.getUtility(IOwner)(request), None
-        except Exception as e:
-            known = None, e
-        request.__dict__[_OWNER] = known
-    owner, error = known
-    if error is not None:
-        raise error
-    return owner
+    return _owner_and_principal(request)[0]
 
 
 def principals_of(request: Request, owner: str | float) -> tuple[str | float, ...]:
@@ -62,11 +52,27 @@ def principals_of(request: Request, owner: str | float) -> tuple[str | float, ..
     called. Python says that 1 == True == 1.0: where only the types differ no principal
     is safe.
     """
-    theirs = owner_of(request)
+    theirs, principal = _owner_and_principal(request)
     if theirs != owner:
         return (owner,)
     # A subclass of str is stored as a str.
     if type(theirs) is not type(owner) and not isinstance(theirs, str):
         return ()
-    is_default = request.registry.getUtility(IOwner) is authenticated_userid
-    return (Authenticated if is_default else Everyone, owner)
+    return (principal, owner)
+
+
+def _owner_and_principal(request: Request) -> tuple[Any, str]:
+    # A poll asks twice.
+    known: Any = request.__dict__.get(_KNOWN)
+    if known is None:
+        find = request.registry.getUtility(IOwner)
+        try:
+            owner = find(request)
+        except Exception as e:
+            known = e
+        else:
+            known = owner, Authenticated if find is authenticated_userid else Everyone
+        request.__dict__[_KNOWN] = known
+    if isinstance(known, Exception):
+        raise known
+    return known  # type: ignore[no-any-return]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -42,22 +42,24 @@ class Reader:
         """
         if time.monotonic() >= self._clock_until:
             self._set_clock()
-        start = ("HMGET",) if names else ("HGETALL",)
-        replies = self.ask([(*start, uuid, *names) for uuid in uuids])
+        keys = map(self._key, uuids)
+        if names:
+            commands = [Command(key, ("HMGET", key, *names)) for key in keys]
+        else:
+            commands = [Command(key, ("HGETALL", key)) for key in keys]
+        replies = execute(self._client, commands)
         now = int(time.monotonic() * 1000 + self._clock)
         return [
             self._read(uuid, names, reply, now)
             for uuid, reply in zip(uuids, replies, strict=True)
         ]
 
-    def ask(self, questions: Iterable[Sequence[str]]) -> Sequence[Any]:
-        """Return the replies to commands, each its name, a uuid and further words."""
-        commands = [
-            Command(key, (name, key, *words))
-            for name, uuid, *words in questions
-            for key in (self._key(uuid),)
-        ]
-        return execute(self._client, commands)
+    def sizes(self, uuids: Sequence[str], name: str) -> Sequence[int]:
+        """Return how many bytes one field of several jobs takes, 0 where it is none."""
+        keys = map(self._key, uuids)
+        commands = [Command(key, ("HSTRLEN", key, name)) for key in keys]
+        replies = execute(self._client, commands)
+        return [reply if isinstance(reply, int) else 0 for reply in replies]
 
     def _set_clock(self) -> None:
         """Take note of the server's time."""

@@ -99,7 +99,11 @@ class JobStates:
           KeyError: There is no job of this uuid.
           StoreUnavailable: The store does not answer.
         """
-        job_state = self.find(uuid)
+        try:
+            job_state = self.find(uuid)
+        except KeyError as e:
+            # Traversal would take it for an unknown job.
+            raise RuntimeError(f"The class of the job {uuid} failed: {e!r}") from e
         if job_state is None:
             raise KeyError(uuid)
         return job_state

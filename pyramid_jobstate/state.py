@@ -304,6 +304,9 @@ class JobState(Handle):
         error = self.error
         params = self.job_params if self.public_params else {}
         record, is_finished = self._record, self.is_finished
+        states = self._container
+        if states is None or states.request is not request:
+            states = request.job_states
         job = {
             "uuid": self.uuid,
             "kind": self.kind,
@@ -327,8 +330,7 @@ class JobState(Handle):
             "started_at": record.iso_time("started"),
             "updated_at": record.iso_time("updated"),
             "finished_at": record.iso_time("finished"),
-            "cancellable": not is_finished
-            and bool(request.job_states.permits(self, "cancel_job")),
+            "cancellable": not is_finished and bool(states.permits(self, "cancel_job")),
             "error": error and {"message": self._public_reason(error)},
         }
         coarse = "working"

@@ -232,6 +232,8 @@ class JobStore:
             return None
         try:
             return self._job(record)
+        except StoreUnavailable:
+            raise
         except Exception:
             note_trouble(JobState.class_of(record), record.uuid)
             return None

@@ -18,6 +18,7 @@ from pyramid.response import Response
 from pyramid.security import NO_PERMISSION_REQUIRED
 from zope.interface import classImplements
 
+from .permits import permits
 from .resources import ROUTE, IMaxBatch, JobStates
 from .state import JobState
 from .store import StoreUnavailable
@@ -141,7 +142,7 @@ def require(request: Request, context: JobState | JobStates, permission: str) ->
     Our views call it, rather than name a permission of their own: Pyramid asks for none
     where no policy was set by the time of the registration.
     """
-    result = request.job_states.permits(context, permission)
+    result = permits(request, context, permission)
     if not result:
         raise HTTPForbidden(f"Unauthorized: {permission} was refused", result=result)
 

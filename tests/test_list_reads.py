@@ -233,6 +233,20 @@ def test_params_are_compared_in_portions(store: JobStore, client: redis.Redis) -
     assert page.cursor is not None
 
 
+def test_filter_by_params_passes_over_what_has_none(
+    store: JobStore, client: redis.Redis
+) -> None:
+    """A job without parameters, or with what is none, is not found by any."""
+    jobs = [put_job(client) for _ in range(3)]
+    client.hdel(store.key(jobs[0]), "params")
+    client.hset(store.key(jobs[1]), "params", "")
+    client.zadd("jobstate:active:all", dict.fromkeys(jobs, 1e15))
+
+    assert [job.uuid for job in store.list(params={"miles": 26}).items] == jobs[2:]
+    client.delete(store.key(jobs[2]))
+    assert store.list(params={"miles": 26}) == ([], None)
+
+
 # A server that only reads.
 
 

@@ -83,6 +83,20 @@ class Away(JobState):
         raise StoreUnavailable(None)
 
 
+class AwayInit(JobState):
+    """A kind of job that asks a store which is away when it is made."""
+
+    def __init__(self, record: Any, *args: Any) -> None:
+        raise StoreUnavailable(None)
+
+
+class KeyInit(JobState):
+    """A kind of job that looks for what is not there when it is made."""
+
+    def __init__(self, record: Any, *args: Any) -> None:
+        raise KeyError("colour")
+
+
 def nested() -> list[Any]:
     nest: list[Any] = []
     for _ in range(100_000):
@@ -219,11 +233,23 @@ def test_each_kind_in_trouble_is_logged(
 
 
 @pytest.mark.parametrize("place", ["/job_state", "/jobs"])
-def test_store_that_is_away_for_one_job_is_a_503(
+def test_key_error_of_a_class_is_no_404(
     app: TestApp, client: redis.Redis, place: str
 ) -> None:
+    """Traversal does not take what a class raises for an unknown job."""
+    (job,) = put(client, KeyInit)
+
+    with pytest.raises(RuntimeError, match="colour"):
+        get(app, f"{place}/{job}", "alice")
+
+
+@pytest.mark.parametrize("place", ["/job_state", "/jobs"])
+@pytest.mark.parametrize("away", [Away, AwayInit])
+def test_store_that_is_away_for_one_job_is_a_503(
+    app: TestApp, client: redis.Redis, place: str, away: type[JobState]
+) -> None:
     """StoreUnavailable is no trouble of one job's, but a reason to ask again."""
-    (job,) = put(client, Away)
+    (job,) = put(client, away)
 
     for path in f"{place}?uuid={job}", place, f"{place}/{job}":
         response = get(app, path, "alice")
