@@ -110,10 +110,7 @@ def show_many(context: JobStates, request: Request) -> Response:
         )
     except ValueError as e:
         return bad_request(str(e))
-    states = [
-        visible_state(context, request, job_state, job_state.uuid)
-        for job_state in page.items
-    ]
+    states = [visible_state(context, request, job_state) for job_state in page.items]
     items = ",".join(state for state in states if state is not None)
     return render_state(
         request, f'{{"items":[{items}],"cursor":{_encode(page.cursor)}}}'
@@ -121,18 +118,20 @@ def show_many(context: JobStates, request: Request) -> Response:
 
 
 def visible_state(
-    context: JobStates, request: Request, job_state: JobState, uuid: str
+    context: JobStates, request: Request, job_state: JobState | None
 ) -> str | None:
     """Return the JSON of one job among others, None if the request may not see it, or
     if the application's code raises for it: the others are shown all the same.
     """
+    if job_state is None:
+        return None
     try:
         if context.permits(job_state, "view_job"):
             return _encode(job_state.__json__(request))
     except StoreUnavailable:
         raise
     except Exception:
-        note_trouble(type(job_state), uuid)
+        note_trouble(type(job_state), job_state._record.uuid)
     return None
 
 
@@ -171,8 +170,7 @@ def show_batch(context: JobStates, request: Request, uuids: list[str]) -> Respon
         return bad_request(f"uuid is given {len(uuids)} times, more than {most}.")
     found = zip(uuids, context.find_many(uuids), strict=True)
     states = {
-        uuid: job_state and visible_state(context, request, job_state, uuid)
-        for uuid, job_state in found
+        uuid: visible_state(context, request, job_state) for uuid, job_state in found
     }
     jobs = ",".join(f"{_encode(k)}:{state or 'null'}" for k, state in states.items())
     return render_state(request, f'{{"jobs":{{{jobs}}}}}')

@@ -59,6 +59,18 @@ class NoInit(JobState):
         pass
 
 
+class BadBool(JobState):
+    def __bool__(self) -> bool:
+        raise Broken
+
+
+class Empty(JobState):
+    """A kind of job that counts as false."""
+
+    def __len__(self) -> int:
+        return 0
+
+
 class NanJson(JobState):
     def __json__(self, request: Any) -> dict[str, Any]:
         return {**super().__json__(request), "x": float("nan")}
@@ -219,6 +231,20 @@ def test_trouble_is_logged_once_a_kind(
     assert jobs[0] in record.getMessage()
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], ALONE)
+
+
+@pytest.mark.parametrize("odd", [BadBool, Empty])
+def test_job_is_not_asked_whether_it_is_true(
+    app: TestApp, client: redis.Redis, odd: type[JobState]
+) -> None:
+    """A job whose class counts as false, or cannot tell, is shown as any other."""
+    one, two = put(client, JobState, odd)
+
+    jobs = get(app, f"/job_state?uuid={one}&uuid={two}", "alice").json["jobs"]
+    items = get(app, "/job_state", "alice").json["items"]
+
+    assert [jobs[job]["job"]["uuid"] for job in (one, two)] == [one, two]
+    assert [item["job"]["uuid"] for item in items] == [one, two]
 
 
 def test_each_kind_in_trouble_is_logged(
