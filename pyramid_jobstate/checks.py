@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 from typing import TYPE_CHECKING
@@ -49,9 +50,7 @@ def check_routes(config: Configurator) -> None:
     mapper = config.get_routes_mapper()
     ours = mapper.get_route(ROUTE)
     path = path_of(ours).rstrip("/")
-    for route in mapper.get_routes():
-        if route is ours:
-            return
+    for route in itertools.takewhile(lambda r: r is not ours, mapper.get_routes()):
         if all(route.match(path + rest) is None for rest in _PATHS):
             continue
         where = (

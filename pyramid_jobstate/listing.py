@@ -182,31 +182,28 @@ def _entries(
 
 def _examine(
     store: JobStore, wanted: Filter, records: Sequence[Record | None]
-) -> Iterator[bool]:
-    """Yield of each record whether it is wanted. Parameters, which may be large, are
-    read in portions, and not kept.
+) -> list[bool]:
+    """Return of each record whether it is wanted."""
+    found = {r.uuid for r in records if r is not None and wanted.admits(r)}
+    if wanted.params:
+        found = _with_params(store, wanted, list(found))
+    return [record is not None and record.uuid in found for record in records]
+
+
+def _with_params(store: JobStore, wanted: Filter, uuids: Sequence[str]) -> set[str]:
+    """Return the jobs whose parameters are wanted, which may be large: they are read in
+    portions, and not kept.
     """
-    admitted = [record is not None and wanted.admits(record) for record in records]
-    if not wanted.params:
-        yield from admitted
-        return
-    asked = [r.uuid for r, is_so in zip(records, admitted, strict=True) if r and is_so]
-    answers = _admit_by_params(store, wanted, asked)
-    for is_admitted in admitted:
-        yield is_admitted and next(answers)
-
-
-def _admit_by_params(
-    store: JobStore, wanted: Filter, uuids: Sequence[str]
-) -> Iterator[bool]:
-    sizes = store.reader.sizes(uuids, "params")
+    found: set[str] = set()
     first = total = 0
+    sizes = store.reader.sizes(uuids, "params")
     for i, size in enumerate([*sizes, MAX_PORTION + 1]):
         if total + size > MAX_PORTION and i > first:
-            for record in store.reader.read(uuids[first:i], "params"):
-                yield record is not None and wanted.admits_params(record)
+            records = store.reader.read(uuids[first:i], "params")
+            found.update(r.uuid for r in records if r and wanted.admits_params(r))
             first, total = i, 0
         total += size
+    return found
 
 
 def _read_index(

@@ -17,7 +17,15 @@ from pyramid_jobstate.roundtrip import Command, connect, execute, redis_errors
 from pyramid_jobstate.store import Reply
 from pyramid_jobstate.testing import put_job
 from tests.cluster import PRIMARIES, Cluster, running_cluster
-from tests.jobs import Gate, RunMarathon, make_broker, new_id, wait_until, working
+from tests.jobs import (
+    Gate,
+    RunMarathon,
+    make_broker,
+    messages,
+    new_id,
+    wait_until,
+    working,
+)
 from tests.support import wait_for
 from tests.webapp import get, make_app, make_config
 
@@ -169,6 +177,25 @@ def test_bytes_that_are_no_text_do_not_fail_a_read(
             states = own.load_many(jobs)
             assert [s and s.progress_metrics for s in states] == [{"x": "\ufffd"}] * 12
             assert {s.uuid for s in own.list().items} == set(jobs)
+
+
+def test_cluster_beside_another_server_is_warned_of(
+    cluster: Cluster,
+    redis_url: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An application that reads where the middleware may not write starts, with a
+    warning that names both.
+    """
+    broker = make_broker(redis_url, JobStateMiddleware(url=cluster.url))
+    monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
+
+    make_app(make_config(redis_url))
+
+    (warning,) = messages(caplog, "pyramid_jobstate")
+    assert repr(JobStore(redis_url)) in warning
+    assert repr(JobStore(cluster.url)) in warning
 
 
 def test_what_a_cluster_raises_is_a_redis_error() -> None:

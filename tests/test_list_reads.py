@@ -247,6 +247,16 @@ def test_filter_by_params_passes_over_what_has_none(
     assert store.list(params={"miles": 26}) == ([], None)
 
 
+def test_index_of_another_type_is_an_error(
+    store: JobStore, client: redis.Redis
+) -> None:
+    """Where another program has taken an index's name no list is made up."""
+    client.set("jobstate:active:all", "x")
+
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        store.list()
+
+
 # A server that only reads.
 
 

@@ -33,7 +33,7 @@ from webtest import TestApp
 from pyramid_jobstate import JobState, JobStateMiddleware
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.record import NOT_REACHED, NOT_SENT
-from pyramid_jobstate.store import FAIL_FAST
+from pyramid_jobstate.roundtrip import FAIL_FAST
 from tests.jobs import messages
 from tests.webapp import (
     NOWHERE,
