@@ -181,6 +181,91 @@ def test_a_parameter_is_refused_also_afterwards(redis_url: str) -> None:
         broker.add_middleware(JobStateMiddleware())
 
 
+@pytest.mark.parametrize("declared", ["before", "between", "after"])
+def test_a_second_middleware_is_refused(redis_url: str, declared: str) -> None:
+    """Two of them on one broker are refused, whichever comes first, they or a tracked
+    actor.
+    """
+    broker = RedisBroker(url=redis_url)
+
+    def declare() -> None:
+        dramatiq.actor(broker=broker, actor_name="run_marathon")(kept_apart)
+
+    def kept_apart(*, job_state: JobState) -> None: ...
+
+    if declared == "before":
+        declare()
+    broker.add_middleware(JobStateMiddleware())
+    if declared == "between":
+        declare()
+
+    def add() -> None:
+        broker.add_middleware(JobStateMiddleware())
+        declare()
+
+    said = r"RedisBroker.* 2 JobStateMiddleware\. Add one"
+    with pytest.raises(ActorError, match=said):
+        add()
+
+
+def test_a_second_middleware_is_refused_when_the_broker_is_made() -> None:
+    """The same for those that a broker is made with."""
+    twice: list[Middleware] = [JobStateMiddleware(), JobStateMiddleware()]
+    broker = StubBroker(middleware=twice)
+    with pytest.raises(ActorError, match="2 JobStateMiddleware"):
+        dramatiq.actor(broker=broker, job_state=True)(lambda: None)
+
+
+@pytest.mark.parametrize("is_early", [False, True])
+def test_a_class_based_actor_is_tracked_by_its_perform(
+    redis_url: str, is_early: bool
+) -> None:
+    """A GenericActor is handed its job_state, and its parameters have the names that
+    its perform() gives them, whenever the middleware is added.
+    """
+    broker = RedisBroker(url=redis_url) if is_early else make_broker(redis_url)
+
+    def declare() -> Any:
+        class Marathon(dramatiq.GenericActor):
+            class Meta:
+                broker = broker_
+
+            def perform(
+                self, miles: int, *, pace: int = 5, job_state: JobState
+            ) -> None:
+                job_state.set_progress_metric("miles_run", miles * pace)
+
+        return Marathon
+
+    broker_ = broker
+    actor = declare()
+    if is_early:
+        broker.add_middleware(JobStateMiddleware())
+    with working(broker):
+        message = actor.send(26, pace=2)
+        state = wait_until(broker, message, "success")
+    assert state.job_params == {"miles": 26, "pace": 2}
+    assert state.progress_metrics == {"miles_run": 52}
+    assert state.actor == "Marathon"
+
+
+def test_a_class_based_actor_whose_parameter_cannot_be_passed_is_refused(
+    broker: RedisBroker,
+) -> None:
+    """The message shows the right perform(), with its self."""
+    broker_ = broker
+    with pytest.raises(ActorError) as error:
+
+        class Marathon(dramatiq.GenericActor):
+            class Meta:
+                broker = broker_
+
+            def perform(self, job_state: Any, miles: Any) -> None: ...
+
+    right = "def perform(self, miles: Any, *, job_state)"
+    assert "Marathon" in str(error.value) and right in str(error.value)
+
+
 @pytest.mark.parametrize("option", ["RunMarathon", int, False])
 def test_an_option_that_is_no_class_is_refused(
     broker: RedisBroker, option: Any
@@ -643,6 +728,10 @@ def test_a_rejected_message_is_an_error(redis_url: str) -> None:
     assert state.error == JobError(None, "The message was rejected.")
 
 
+#: What is stored of the exception with which a message is skipped.
+SKIPPED = "dramatiq.middleware.middleware.SkipMessage"
+
+
 @pytest.mark.parametrize("before", [None, AgeLimit])
 def test_the_age_limit_cancels_with_a_reason(redis_url: str, before: Any) -> None:
     """A message that AgeLimit skips, before this middleware or after it, ends in
@@ -658,7 +747,7 @@ def test_the_age_limit_cancels_with_a_reason(redis_url: str, before: Any) -> Non
     with working(broker):
         state = wait_until(broker, message, "cancelled", "success", "error")
     assert state.status == "cancelled"
-    assert state.error == JobError(None, "Message age limit exceeded")
+    assert state.error == JobError(SKIPPED, "Message age limit exceeded")
 
 
 def test_an_actor_that_skips_itself_is_cancelled(broker: RedisBroker) -> None:
@@ -670,7 +759,7 @@ def test_an_actor_that_skips_itself_is_cancelled(broker: RedisBroker) -> None:
 
     with working(broker):
         state = wait_until(broker, run_marathon.send(), "cancelled", "success")
-    assert state.error == JobError(None, "The message was skipped.")
+    assert state.error == JobError(SKIPPED, "")
 
 
 def test_a_skipped_message_of_an_untracked_actor_is_left_alone(
