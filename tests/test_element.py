@@ -642,6 +642,41 @@ def test_removed_elements_are_forgotten(stage: Stage) -> None:
     session.detach()
 
 
+# Markup that somebody slipped in before the script
+
+
+@pytest.mark.parametrize("markup", ["<img name={0}>", "<iframe name={0}></iframe>"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("body", "documentElement", "createElement", "createElementNS", "host"),
+        *("querySelectorAll", "getRootNode", "closest", "adoptedStyleSheets"),
+    ],
+)
+def test_element_minds_no_element_of_a_name(
+    stage: Stage, name: str, markup: str
+) -> None:
+    """Elements named as what the script uses take nothing from it."""
+    stage.server.answer("job", answer(metrics={"n": 7}, progress=progress(1, 4)))
+    body = "<job-state id=job src=/job_state/job><b data-metric=n></b></job-state>"
+    page = HEAD.format(lang="en", body=body)
+    stage.server.pages["/element"] = page.replace(
+        "<script", markup.format(name) + "<script"
+    )
+    stage.page.goto(stage.server.url + "/element")
+    wait_for(lambda: stage.look()["percent"] == "25%")
+    assert stage.look()["content"] == "7"
+    live = "() => Reflect.get(Document.prototype, 'body', document).lastChild.role"
+    assert stage.page.evaluate(live) == "status"
+
+
+def test_language_is_that_of_the_form_around(stage: Stage) -> None:
+    """A field of a form named lang is no language."""
+    stage.open(f"<form lang=de><input name=lang>{ELEMENT}</form>")
+    seen = stage.show(data("stalled", progress=progress(1234, unit="rows")))
+    assert seen["details"] == "· 1.234 \u2068rows\u2069"
+
+
 def test_another_src_is_another_job(stage: Stage) -> None:
     """The old job's data go, and the old one is asked for no more."""
     stage.server.answer("one", answer(title="One"))

@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Error, Page
 
-from .pollserver import Answer, PollServer, error, state, success, uuid_of, working
+from .pollserver import (
+    STATIC,
+    Answer,
+    PollServer,
+    error,
+    state,
+    success,
+    uuid_of,
+    working,
+)
 from .support import wait_for
 
 
@@ -683,6 +692,16 @@ def test_returning_page_asks_at_once(polling: Polling, event: str) -> None:
     polling.wait("job", "success")
 
 
+def test_events_of_the_page_s_own_parts_are_not_meant(polling: Polling) -> None:
+    """A pagehide that a widget sends does not silence the poller."""
+    polling.follow("job", working())
+    polling.wait("job", "update")
+    hide = "new Event('pagehide', { bubbles: true })"
+    polling.page.evaluate(f"document.documentElement.dispatchEvent({hide})")
+    polling.server.answer("job", success())
+    polling.wait("job", "success")
+
+
 @pytest.mark.parametrize("awhile", [True, False])
 def test_leaving_a_page_is_no_outage(polling: Polling, awhile: bool) -> None:
     """The request that leaving a page cuts off is asked again when it returns."""
@@ -1012,6 +1031,29 @@ def test_base_url_option_wins_over_the_script_tag(polling: Polling) -> None:
     polling.wait("job", "success")
 
 
+def test_jobs_are_looked_up_where_the_script_lies(polling: Polling) -> None:
+    """Without data-base-url the script's own address says where the jobs are."""
+    polling.server.answer("job", success(), below="/app/jobs")
+    open_with(polling, "", "<script src=/app/jobs/static/job-state.js?v=1></script>")
+    polling.follow("job")
+    polling.wait("job", "success")
+
+
+def test_script_of_another_site_does_not_say_where_jobs_are(
+    page: Page, poll_server: PollServer
+) -> None:
+    """A script that lies on a server for files leaves the jobs where the page is."""
+    elsewhere = PollServer()
+    try:
+        poll_server.answer("job", success())
+        page.goto(poll_server.url + "/empty")
+        page.add_script_tag(url=elsewhere.url + "/app/static/job-state.js")
+        outcome = page.evaluate("JobState.startPolling({ jobUuid: 'job' }).done")
+        assert outcome["outcome"] == "success"
+    finally:
+        elsewhere.close()
+
+
 def test_url_of_the_job_is_taken_as_it_is(polling: Polling) -> None:
     """A url is asked as given, with its slash and query, relative to the page."""
     polling.server.answer("", success(), below="/jobs/job")
@@ -1049,6 +1091,14 @@ WRONG = {
 }
 
 
+def test_wrong_signal_starts_nothing(polling: Polling) -> None:
+    """A signal that is none is an error at the call, and no job is asked for."""
+    script = "try { JobState.startPolling({ jobUuid: 'a', signal: {} }); } catch { 1 }"
+    assert polling.page.evaluate(f"eval({script!r})") == 1
+    polling.wait_for_others()
+    assert polling.server.seen("a") == []
+
+
 def test_wrong_arguments_are_type_errors(polling: Polling) -> None:
     """A wrong argument is a TypeError at the call that names it."""
     messages = {
@@ -1062,6 +1112,140 @@ def test_wrong_arguments_are_type_errors(polling: Polling) -> None:
     }
     assert messages == {o: f"JobState.startPolling: {w}" for o, w in WRONG.items()}
     assert polling.server.seen("a") == []
+
+
+# Markup that somebody slipped in before the script
+
+
+CLOBBERING = ["<img name={0}>", "<iframe name={0}></iframe>", "<a id={0}></a>" * 2]
+
+
+def open_with(polling: Polling, markup: str, script: str = "") -> None:
+    """Open a page with this markup before the script, or with this for a script."""
+    script = script or "<script src=/job-state.js></script>"
+    head = "<!doctype html><meta charset=utf-8><title>Poller</title>"
+    harness = f"<script src={polling.server.url}/harness.js></script>"
+    polling.server.pages["/marked"] = f"{head}{markup}{script}{harness}"
+    polling.open("/marked")
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        "<img name=currentScript {}>",
+        "<img name=currentScript {0}>" * 2,
+        "<form name=currentScript {}></form>",
+        "<embed name=currentScript {}>",
+        "<object id=currentScript {}></object>",
+        "<iframe name=currentScript {}></iframe>",
+    ],
+)
+def test_only_a_script_says_where_jobs_are(polling: Polling, forged: str) -> None:
+    """An element named currentScript changes neither the base URL nor the styles."""
+    polling.server.answer("job", success(), below="/app")
+    polling.server.answer("static/job-state.css", Answer(body=""), below="/app")
+    script = "<script src=/app/static/job-state.js data-base-url=/app></script>"
+    attributes = f"data-base-url=/forged src={polling.server.url}/forged/x"
+    open_with(polling, forged.format(attributes), script)
+    polling.page.evaluate("document.body.append(new JobState.JobStateElement())")
+    wait_for(lambda: polling.server.seen("static/job-state.css", below="/app"))
+    polling.follow("job")
+    polling.wait("job", "success")
+    asked = {request.path for request in polling.server.requests(below="/forged")}
+    assert asked <= {"/forged/x"}  # by the forged element itself
+
+
+@pytest.mark.parametrize("markup", CLOBBERING)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("hidden", "visibilityState", "baseURI", "location", "body"),
+        *("addEventListener", "removeEventListener", "fetch", "JobState"),
+        *("setTimeout", "self", "origin", "HTMLScriptElement", "customElements"),
+    ],
+)
+def test_poller_minds_no_element_of_a_name(
+    polling: Polling, name: str, markup: str
+) -> None:
+    """Elements named as what the script uses take nothing from it."""
+    polling.server.answer("job", working(), success())
+    open_with(polling, markup.format(name))
+    polling.follow("job", jobUuid=None, url="job_state/job")
+    polling.wait("job", "success")
+
+
+def test_image_named_hidden_keeps_no_tab_awake(timed: Polling) -> None:
+    """A hidden tab sleeps, and one that is shown asks, whatever is named hidden."""
+    open_with(timed, "<img name=hidden><img name=visibilityState>")
+    timed.follow("job", working(), success(), pollingPeriod=1000)
+    timed.wait("job", "update")
+    timed.page.evaluate("setHidden(true)")
+    timed.page.clock.run_for(60_000)
+    assert timed.asked("job") == 1
+    timed.page.evaluate("setHidden(false)")
+    timed.page.clock.run_for(50)
+    timed.wait("job", "success")
+
+
+@pytest.mark.parametrize("crossing", [False, True])
+def test_base_of_another_site_is_not_followed(polling: Polling, crossing: bool) -> None:
+    """With <base> pointing elsewhere, jobs and tokens still go to the page's site."""
+    elsewhere = PollServer()
+    try:
+        posts = {"method": "POST"}
+        elsewhere.answer("job", success())
+        polling.server.answer("job/cancel", Answer(202, "{}"), **posts)
+        url = polling.server.url
+        script = f"<script src={url}/job-state.js></script>"
+        open_with(polling, f"<base href={elsewhere.url}/>", script)
+        options = {"crossOrigin": crossing, "csrfToken": "secret"}
+        polling.follow("job", working(), **options)
+        polling.wait("job", "update")
+        assert polling.page.evaluate("cancel('job')") is True
+        assert elsewhere.requests() == elsewhere.requests("POST") == []
+    finally:
+        elsewhere.close()
+
+
+def test_base_of_the_same_site_is_followed(polling: Polling) -> None:
+    """A relative URL of a job is relative to the page's own <base>."""
+    polling.server.answer("job", success(), below="/app/jobs")
+    open_with(polling, "<base href=/app/>", "<script src=/job-state.js></script>")
+    polling.follow("job", jobUuid=None, url="jobs/job")
+    polling.wait("job", "success")
+
+
+def test_base_url_of_another_site_is_refused(polling: Polling) -> None:
+    """data-base-url of another origin is believed no more than the option."""
+    polling.open("/page?base=http://a.test/jobs")
+    message = polling.page.evaluate(
+        """() => {
+            try { JobState.startPolling({ jobUuid: "job" }); }
+            catch (error) { return error.message; }
+        }"""
+    )
+    assert message == f"JobState.startPolling: baseUrl {ELSEWHERE}"
+
+
+def test_script_in_a_drawing_is_not_believed(polling: Polling) -> None:
+    """An SVG script brings the poller, but says nothing of where the jobs are."""
+    polling.server.answer("job", success())
+    script = "<script href=/job-state.js data-base-url=/forged></script>"
+    open_with(polling, "", f"<svg>{script}</svg>")
+    polling.follow("job")
+    polling.wait("job", "success")
+
+
+def test_script_may_stand_in_the_page(page: Page, poll_server: PollServer) -> None:
+    """An inline script has no address, and finds jobs and styles all the same."""
+    poll_server.answer("static/job-state.css", Answer())
+    poll_server.answer("job", success())
+    page.goto(poll_server.url + "/empty")
+    page.add_script_tag(content=(STATIC / "job-state.js").read_text("utf-8"))
+    page.evaluate("document.body.append(new JobState.JobStateElement())")
+    wait_for(lambda: poll_server.seen("static/job-state.css"))
+    outcome = page.evaluate("JobState.startPolling({ jobUuid: 'job' }).done")
+    assert outcome["outcome"] == "success"
 
 
 def test_script_defines_only_job_state(page: Page, poll_server: PollServer) -> None:

@@ -82,13 +82,17 @@ declare namespace JobState {
   type JobAddress =
     | {
         jobUuid: string;
-        /** Default: the script tag's `data-base-url`, else `/job_state`. */
+        /**
+         * Default: the script tag's `data-base-url`, else where the script lies
+         * (`…/static/job-state.js` of the page's origin), else `/job_state`.
+         */
         baseUrl?: string;
         url?: null;
       }
     | {
         /**
-         * What `request.resource_url(job_state)` gives; relative to the page. If its
+         * What `request.resource_url(job_state)` gives; relative to the page, or to its
+         * `<base>` unless that is of another origin. If its
          * last segment is a uuid, the rest is a base URL, as for `jobUuid`; a URL with a
          * query, or any other, is asked by itself.
          */
