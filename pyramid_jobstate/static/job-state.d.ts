@@ -237,7 +237,10 @@ declare namespace JobState {
     cancellable: boolean;
     /** Attribute `log`: show the last lines of the job's log. */
     log: boolean;
-    /** The last data. Data that are set are shown, and told to nobody. */
+    /**
+     * The last data. Data that are set are shown, and told to nobody. An element out of
+     * the page is drawn when it is put into it.
+     */
     data: JobData | null;
     readonly state: State;
     /**

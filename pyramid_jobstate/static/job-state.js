@@ -142,12 +142,16 @@ class Watch {
 
   call(name, argument) {
     const callback = this.callbacks[name];
-    if (!callback) return;
-    try {
-      callback(argument);
-    } catch (error) {
-      console.error(`JobState: the callback "${name}" threw`, error);
-    }
+    if (callback) attempt(() => callback(argument), `the callback "${name}" threw`);
+  }
+}
+
+/** Call what may throw, and report to the console if it does. */
+function attempt(act, complaint) {
+  try {
+    act();
+  } catch (error) {
+    console.error(`JobState: ${complaint}`, error);
   }
 }
 
@@ -601,32 +605,47 @@ function clean(value, most = 1000) {
   return cut.replace(/[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]/g, "");
 }
 
-// All elements that changed are drawn in one go, before the browser draws the page.
+// All elements that changed are drawn in one go, before the browser draws the page. In a
+// hidden tab that may be never, so only elements that are in the page are kept here; the
+// others are drawn when they are put into it.
 const changed = new Set();
+let planned = false;
 
 function refresh(element) {
-  if (!changed.size) element._styled.then(() => requestAnimationFrame(draw));
+  if (!element.isConnected) return;
   changed.add(element);
+  if (planned) return;
+  planned = true;
+  sheet = sheet || loadSheet();
+  sheet.then((loaded) => requestAnimationFrame(() => draw(loaded)));
 }
 
-function draw() {
+function draw(loaded) {
   const elements = [...changed];
+  const roots = new Set();
   changed.clear();
-  for (const element of elements) element._draw();
-  // document.querySelectorAll may be an element of that name.
-  const rootOf = (element) => element.closest(":root") || element.getRootNode();
-  for (const root of new Set(elements.map(rootOf))) {
+  planned = false;
+  for (const element of elements) {
+    attempt(() => {
+      // document.querySelectorAll may be an element of that name.
+      roots.add(element.closest(":root") || element.getRootNode());
+      element._draw(loaded);
+    }, "an element cannot be drawn");
+  }
+  for (const root of roots) {
     for (const node of root.querySelectorAll("[data-metric]")) {
-      const id = node.dataset.job || node.getAttribute("for");
-      const near = node.closest("job-state");
-      const element = elements.find((other) => (id ? other.id === id : other === near));
-      if (!element || !element.data) continue;
-      const value = own(element.data, node.dataset.metric);
-      const text =
-        typeof value === "number"
-          ? format("NumberFormat", element._language, {}, value)
-          : clean(value);
-      if (value !== undefined && node.textContent !== text) node.textContent = text;
+      attempt(() => {
+        const id = node.dataset.job || node.getAttribute("for");
+        const near = node.closest("job-state");
+        const element = elements.find((other) => (id ? other.id === id : other === near));
+        if (!element || !element.data) return;
+        const value = own(element.data, node.dataset.metric);
+        const text =
+          typeof value === "number"
+            ? format("NumberFormat", element._language, {}, value)
+            : clean(value);
+        if (value !== undefined && node.textContent !== text) node.textContent = text;
+      }, "an element cannot be drawn");
     }
   }
 }
@@ -652,27 +671,28 @@ function say(element, sentence) {
   sentences.set(element, sentence);
 }
 
-let sheet = null; // a promise
+let sheet = null; // a promise of one for all, or of none where it cannot be had
 
-/**
- * Style a shadow root: with a constructed sheet that all share, since a strict policy
- * blocks a <style> in it, or with a link where that cannot be had.
- */
-async function addStyles(root) {
-  sheet = sheet || loadSheet();
+async function loadSheet() {
   try {
-    root.adoptedStyleSheets = [await sheet];
+    const made = new CSSStyleSheet();
+    const response = await fetch(styles);
+    if (!response.ok) return null;
+    made.replaceSync(await response.text());
+    return made;
   } catch (error) {
-    root.append(make("link", { rel: "stylesheet", href: styles }));
+    return null;
   }
 }
 
-async function loadSheet() {
-  const made = new CSSStyleSheet();
-  const response = await fetch(styles);
-  if (!response.ok) throw response;
-  made.replaceSync(await response.text());
-  return made;
+/** Style a shadow root. A strict policy blocks a <style> in it, but not a link. */
+function addStyles(root, loaded) {
+  try {
+    if (!loaded) throw loaded;
+    root.adoptedStyleSheets = [loaded];
+  } catch (error) {
+    root.append(make("link", { rel: "stylesheet", href: styles }));
+  }
 }
 
 function make(name, attributes, ...children) {
@@ -769,7 +789,6 @@ class JobStateElement extends HTMLElement {
   constructor() {
     super();
     this._view = new View(this.attachShadow({ mode: "open" }));
-    this._styled = addStyles(this.shadowRoot);
     this._poller = null;
     this._forget();
     this._stale = true; // the poller is not, or no longer, what the attributes say
@@ -795,7 +814,8 @@ class JobStateElement extends HTMLElement {
     Promise.resolve().then(() => {
       if (this.isConnected) return;
       connected.delete(this);
-      if (!this._data || this._data.job_state === "working") this._stop();
+      changed.delete(this);
+      if (this._poller) this._stop();
     });
   }
 
@@ -859,6 +879,10 @@ class JobStateElement extends HTMLElement {
       this._reason = reason;
       this._tell("lost", reason);
     };
+    const end = (data) => {
+      this._poller = null;
+      this._tell(data.job_state, data);
+    };
     try {
       this._poller = startPolling({
         url: this.src,
@@ -870,8 +894,8 @@ class JobStateElement extends HTMLElement {
           if (!data.job.cancellable || data.job.status === "cancelling") this._asking = false;
           this._tell("update", data);
         },
-        success: (data) => this._tell("success", data),
-        error: (data) => this._tell("error", data),
+        success: end,
+        error: end,
         lost: lose,
       });
     } catch (error) {
@@ -990,7 +1014,9 @@ class JobStateElement extends HTMLElement {
     return this._complaint;
   }
 
-  _draw() {
+  _draw(loaded) {
+    if (!this._styled) addStyles(this.shadowRoot, loaded);
+    this._styled = true;
     const { _view: view, state } = this;
     const { cancel, job: panel } = view.parts;
     const job = this._data ? this._data.job : {};
