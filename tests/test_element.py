@@ -541,6 +541,27 @@ def test_lost_job_says_why(stage: Stage, status: int, words: str) -> None:
     assert (seen["status"], seen["notice"]) == ("Unavailable", words)
 
 
+def test_jobs_of_who_is_signed_out_say_so(stage: Stage) -> None:
+    """Several jobs say that the session has ended, as a single one does."""
+    uuids = [uuid_of(n) for n in range(3)]
+    for uuid in uuids:
+        stage.server.answer(uuid, answer())
+    stage.open(
+        "".join(
+            f"<job-state id=j{u} src=/job_state/{u}/ period=50></job-state>"
+            for u in uuids
+        )
+    )
+    for uuid in uuids:
+        stage.wait("working", f"j{uuid}")
+    for uuid in uuids:
+        stage.server.nulls.add(uuid)
+        stage.server.answer(f"{uuid}/", Answer(401))
+    for uuid in uuids:
+        notice = stage.wait("lost", f"j{uuid}")["notice"]
+        assert notice == "You are not signed in."
+
+
 def test_outage_is_shown_and_over(stage: Stage) -> None:
     """While the server is away the last data stay, and the word says so."""
     stage.server.answer("job", answer(progress=progress(1, 2)), Answer(503))

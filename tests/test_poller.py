@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -807,12 +808,177 @@ def test_slower_job_is_asked_for_less_often(polling: Polling) -> None:
 
 def test_unknown_job_in_a_batch_is_lost(polling: Polling) -> None:
     """Null stands for an unknown or forbidden job; the others go on."""
-    polling.server.answer("one", working(), success())
+    polling.server.answer("one", working(), working(), success())
     follow_all(polling, ["one", "nil"])
     reason = polling.wait("nil", "lost")
     assert (reason["code"], reason["status"], reason["final"]) == ("status", 404, True)
     polling.wait("one", "success")
-    assert len(polling.server.seen("nil")) == 1
+    assert [request.jobs for request in polling.server.seen("nil")] == [
+        ["one", "nil"],
+        [],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "status"),
+    [
+        (Answer(401), "status", 401),
+        (Answer(403), "status", 403),
+        (Answer(410), "status", 410),
+        (Answer(302, headers={"Location": "/login"}), "redirect", 0),
+        (Answer(body="<p>Sign in"), "format", 200),
+    ],
+    ids=["401", "403", "410", "302", "html"],
+)
+def test_null_in_a_batch_is_asked_about_alone(
+    polling: Polling, answer: Answer, code: str, status: int
+) -> None:
+    """Why a batch does not show a job is what the job's own URL says."""
+    polling.server.answer("one", working())
+    polling.server.answer("two", answer)
+    polling.server.nulls.add("two")
+    follow_all(polling, ["one", "two"])
+    reason = polling.wait("two", "lost")
+    assert (reason["code"], reason["status"]) == (code, status)
+    assert reason["final"] is True
+    assert [request.jobs for request in polling.server.seen("two")] == [
+        ["one", "two"],
+        [],
+    ]
+    polling.server.answer("one", success())
+    polling.wait("one", "done")
+    assert polling.told("one", "lost") == []
+
+
+def test_null_in_a_batch_may_be_a_job_all_the_same(polling: Polling) -> None:
+    """A job whose own URL shows it goes on, and is asked for with the others again."""
+    polling.server.answer("one", working())
+    polling.server.answer("two", working(n=1))
+    polling.server.nulls.add("two")
+    follow_all(polling, ["one", "two"], pollingPeriod=200)
+    polling.wait("two", "update")
+    polling.server.nulls.clear()
+    polling.server.answer("two", working(n=2), success(n=3))
+    polling.wait("two", "done")
+    assert polling.told("two", "lost") == []
+    assert polling.told("two", "success") == [polling.told("two", "update")[-1]]
+    assert polling.server.seen("two")[-1].jobs == ["one", "two"]
+
+
+def test_null_that_its_own_url_contradicts_keeps_the_period(polling: Polling) -> None:
+    """Two URLs that never agree cost one request more a period, and no more."""
+    polling.server.answer("one", working())
+    polling.server.answer("two", *[working()] * 4, success())
+    polling.server.nulls.add("two")
+    follow_all(polling, ["one", "two"], pollingPeriod=200)
+    polling.wait("two", "done")
+    seen = polling.server.seen("two")
+    assert [request.jobs for request in seen] == [["one", "two"], []] * 5
+    for batches in (seen[::2], seen[1::2]):
+        for earlier, later in itertools.pairwise(batches):
+            assert later.began - earlier.began >= 0.19
+
+
+def test_null_that_cannot_be_asked_about_is_retried(polling: Polling) -> None:
+    """Trouble with the job's own URL is an outage of that job, and none of others."""
+    polling.server.answer("one", working())
+    polling.server.answer("two", Answer(500), Answer(500), working(), success())
+    polling.server.nulls.add("two")
+    follow_all(polling, ["one", "two"])
+    polling.wait("two", "update")
+    assert [r.jobs for r in polling.server.seen("two")[:4]] == [
+        ["one", "two"],
+        [],
+        [],
+        [],
+    ]
+    polling.wait("two", "done")
+    assert polling.told("two") == ["lost", "update", "update", "success", "done"]
+    assert polling.told("two", "lost")[0]["final"] is False
+    assert polling.told("one", "lost") == []
+
+
+def test_null_that_cannot_be_asked_about_is_asked_ever_less(polling: Polling) -> None:
+    """The pauses of the one job double, though others are answered meanwhile."""
+    polling.server.answer("one", working())
+    polling.server.answer("two", *[Answer(500)] * 4, success())
+    polling.server.nulls.add("two")
+    polling.page.evaluate("Math.random = () => 1")
+    follow_all(polling, ["one", "two"], pollingPeriod=100)
+    polling.wait("two", "done")
+    alone = [request for request in polling.server.seen("two") if not request.jobs]
+    pauses = [late.began - soon.began for soon, late in itertools.pairwise(alone)]
+    for pause, least in zip(pauses, (0.2, 0.4, 0.8, 1.6), strict=True):
+        assert pause >= 0.95 * least
+    assert len(polling.server.seen("one")) >= 10
+
+
+def test_many_nulls_are_asked_about_one_after_another(polling: Polling) -> None:
+    """Ten nulls are ten requests, each once, of which no two are on their way."""
+    names = [uuid_of(n) for n in range(10)]
+    polling.server.answer("one", working())
+    for name in names:
+        polling.server.answer(name, Answer(403, delay=0.02))
+        polling.server.nulls.add(name)
+    follow_all(polling, ["one", *names])
+    for name in names:
+        assert polling.wait(name, "lost")["status"] == 403
+    requests = polling.server.requests()
+    for name in names:
+        assert [len(r.jobs) for r in requests if name in r.path] == [11, 0]
+    for earlier, later in itertools.pairwise(requests):
+        assert earlier.ended is not None
+        assert later.began >= earlier.ended - 0.005
+    polling.server.answer("one", success())
+    polling.wait("one", "done")
+
+
+def test_null_is_not_asked_about_in_a_hidden_tab(timed: Polling) -> None:
+    """The question that a null raises waits until somebody looks."""
+    jobs = {"one": json.loads(state("working")), "two": None}
+    held = Answer(body=json.dumps({"jobs": jobs}), hold=threading.Event())
+    timed.server.answer("one", working())
+    timed.server.answer("two", success())
+    timed.server.answer_batches(held)
+    follow_all(timed, ["one", "two"])
+    timed.page.clock.run_for(50)
+    timed.wait_for_requests("two", 1)
+    timed.page.evaluate("setHidden(true)")
+    assert held.hold is not None
+    held.hold.set()
+    timed.wait("one", "update")
+    timed.page.clock.run_for(60_000)
+    assert timed.asked("two") == 0
+    timed.page.evaluate("setHidden(false)")
+    timed.page.clock.run_for(100)
+    timed.wait("two", "success")
+
+
+def test_null_that_nobody_waits_for_is_given_up(polling: Polling) -> None:
+    """Stopping the job aborts the question about it, and the others go on."""
+    polling.server.answer("one", working())
+    polling.server.answer("two", Answer(hold=threading.Event()))
+    polling.server.nulls.add("two")
+    follow_all(polling, ["one", "two"])
+    wait_for(lambda: [] in [r.jobs for r in polling.server.seen("two")])
+    polling.page.evaluate("pollers.two.stop()")
+    polling.server.answer("one", success())
+    polling.wait("one", "done")
+    assert polling.told("two", "done")[0]["outcome"] == "stopped"
+
+
+def test_null_is_not_confirmed_by_a_batch_that_has_not_changed(
+    polling: Polling,
+) -> None:
+    """An ETag of a batch with a null says nothing of the job that it left out."""
+    polling.server.answer("one", working('"a"'))
+    polling.server.answer("two", Answer(500), success(n=2))
+    polling.server.nulls.add("two")
+    follow_all(polling, ["one", "two"])
+    polling.wait("two", "lost")
+    polling.server.answer("one", Answer(304))
+    polling.wait("two", "done")
+    assert [d["n"] for d in polling.told("two", "update")] == [2]
 
 
 def test_odd_job_in_a_batch_is_lost(polling: Polling) -> None:

@@ -14,7 +14,9 @@ declare namespace JobState {
    * Jobs of one base URL share their requests, of up to 100 jobs each: when one job is
    * due, those are asked for with it that would be due before it is again. So a job may
    * be asked for sooner than its period says, but never on its account alone. A server
-   * that takes fewer jobs, or none but one, in a request is asked for so many.
+   * that takes fewer jobs, or none but one, in a request is asked for so many. A job that
+   * the answer leaves out (unknown, forbidden, or the session has ended) is then asked
+   * for by its own URL, whose answer decides.
    *
    * ```js
    * JobState.startPolling({

@@ -166,6 +166,8 @@ class Job {
     this.due = Infinity;
     this.earliest = 0;
     this.again = false; // what is on its way is too old to count
+    this.alone = false; // a batch did not show it: its own URL says why
+    this.failures = 0; // in a row
   }
 
   get period() {
@@ -237,7 +239,6 @@ class Channel {
     this.jobs = new Map();
     this.asked = []; // the jobs of the request in flight
     this.limit = MAX_BATCH;
-    this.failures = 0;
     this.notBefore = 0;
     this.timer = null;
     this.controller = null; // of the request in flight
@@ -302,20 +303,23 @@ class Channel {
 
   /**
    * The jobs to ask for now: those that are due, and those that would be before these
-   * are again.
+   * are again, unless that spares no request.
    */
   waiting(now) {
     const jobs = [...this.jobs.values()];
     const due = jobs.filter((job) => job.due <= now);
     const ahead = now + 0.75 * Math.min(...due.map((job) => job.period));
-    return jobs.filter((job) => job.due <= now || (job.due <= ahead && job.earliest <= now));
+    return jobs.filter(
+      (job) => job.due <= now || (!job.alone && job.due <= ahead && job.earliest <= now)
+    );
   }
 
   /** Ask once, for as many jobs as one request takes, and pass on the answer. */
   async ask(now) {
     const waiting = this.waiting(now);
+    const alone = waiting.find((job) => job.alone);
     const requests = Math.ceil(waiting.length / this.limit);
-    const asked = waiting.slice(0, Math.ceil(waiting.length / requests));
+    const asked = alone ? [alone] : waiting.slice(0, Math.ceil(waiting.length / requests));
     const single = asked.length === 1;
     const url = single
       ? asked[0].url
@@ -330,7 +334,7 @@ class Channel {
     const { body, reason } = answer;
     if (reason && reason.code === "aborted") return;
     if (reason && !reason.final) {
-      this.backOff(waiting, answer);
+      this.backOff(alone ? asked : waiting, answer);
       return;
     }
     if (reason && !single && reason.status !== 401) {
@@ -338,10 +342,11 @@ class Channel {
       this.limit = TOO_LARGE.includes(reason.status) ? Math.ceil(asked.length / 2) : 1;
       return;
     }
-    this.failures = 0;
     const fresh = { url, etag: answer.etag };
     const answered = performance.now();
     for (const job of asked) {
+      job.alone = false;
+      job.failures = 0;
       job.rest(job.period, answered);
       if (!answer.unchanged) job.tag = fresh;
     }
@@ -350,16 +355,20 @@ class Channel {
       if (reason) job.lose(reason);
       else if (answer.unchanged) job.confirm();
       else if (isJob(data)) job.receive(data);
-      else job.lose(problem(data ? "format" : "status", data ? 200 : 404, true));
+      else if (data) job.lose(problem("format", 200, true));
+      else {
+        job.alone = true;
+        job.hurry();
+      }
     }
   }
 
   backOff(jobs, { reason, retryAfter = 0 }) {
     const period = Math.min(...jobs.map((job) => job.period));
-    this.failures += 1;
+    const failures = Math.max(...jobs.map((job) => (job.failures += 1)));
     const now = performance.now();
     this.notBefore = now + Math.max(MIN_GAP, retryAfter);
-    const ceiling = Math.min(period * 2 ** this.failures, MAX_BACKOFF);
+    const ceiling = Math.min(period * 2 ** failures, MAX_BACKOFF);
     const jitter = 0.5 + Math.random() / 2;
     reason.retryIn = Math.max(
       period,
