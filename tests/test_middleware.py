@@ -12,7 +12,14 @@ import pytest
 import redis
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.middleware import AgeLimit, AsyncIO, Middleware, Retries, SkipMessage
+from dramatiq.middleware import (
+    AgeLimit,
+    AsyncIO,
+    Middleware,
+    Pipelines,
+    Retries,
+    SkipMessage,
+)
 from dramatiq.middleware.time_limit import TimeLimit
 from dramatiq.results import ResultFailure, Results
 from dramatiq.results.backends import RedisBackend
@@ -24,7 +31,7 @@ from pyramid_jobstate import (
     current_job_state,
 )
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.record import JobError
+from pyramid_jobstate.record import NOT_REACHED, JobError, NewJob, Start
 from pyramid_jobstate.tracking import ActorError
 from tests.jobs import (
     Gate,
@@ -38,6 +45,8 @@ from tests.jobs import (
     working,
 )
 from tests.support import wait_for
+
+START = Start("JobState", "run_marathon", 0, None, "{}")
 
 
 @pytest.fixture
@@ -894,3 +903,56 @@ def test_two_brokers_keep_their_jobs_apart(redis_url: str) -> None:
         done.append(state.progress_metrics["number"])
     assert done == [0, 1]
     assert wait_for(lambda: load(broker, run_marathon.send(new_id())).is_working)
+
+
+def test_a_job_that_is_put_back_while_it_runs_is_retrying(redis_url: str) -> None:
+    """A job whose message an operator puts back while it runs, in another thread of its
+    process, is not over when it returns; the run that comes of it owns the record.
+    """
+    broker = make_broker(redis_url)
+    gates = [Gate(), Gate()]
+    runs = iter(gates)
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        gate = next(runs)
+        job_state.set_progress_metric("run", gates.index(gate))
+        gate.wait()
+
+    with working(broker):
+        message = run_marathon.send()
+        gates[0].wait_for_job()
+        broker.enqueue(message)
+        gates[1].wait_for_job()
+        gates[0].open()
+        wait_for(lambda: broker.client.hlen("dramatiq:default.msgs") == 1)
+        state = load(broker, message)
+        assert (state.status, state.progress_metrics) == ("working", {"run": 1})
+        gates[1].open()
+        assert wait_until(broker, message, "success", "retrying").status == "success"
+
+
+def test_a_next_step_that_is_never_sent_is_an_error(redis_url: str) -> None:
+    """A pipeline of a broker without Pipelines ends with its first step, and says so:
+    the next step was not sent, those after it were not reached.
+    """
+    broker = make_broker(redis_url, without=Pipelines)
+    options = {"pipe_target", "pipe_ignore"}
+    broker.actor_options |= options
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon() -> None: ...
+
+    @dramatiq.actor(broker=broker)
+    def rest() -> None: ...
+
+    steps = [a.message() for a in (run_marathon, rest, run_marathon, run_marathon)]
+    pipe = dramatiq.pipeline(steps, broker=broker)
+    store = store_of(broker)
+    for step in steps[2:]:
+        store.create(NewJob(step.message_id, START, waits=True))
+    with working(broker):
+        pipe.run()
+        wait_until(broker, steps[0], "success")
+        wait_until(broker, steps[3], "cancelled", "error")
+    assert [load(broker, step).error for step in steps[2:]] == [NOT_REACHED] * 2

@@ -810,6 +810,17 @@ def test_a_running_job_learns_of_the_cancel_once_it_reports(
     assert job.load().status == "cancelled"
 
 
+def test_a_cancel_is_heard_though_another_program_has_written_its_list(
+    make: Make, admin: redis.Redis
+) -> None:
+    """A key that another program has written holds up nothing: a beat tells."""
+    admin.set("jobstate:cancels", "not a list")
+    job = Job(make(heartbeat=0.05)).begin()
+    assert job.recorder.store.cancel(job.uuid, START)
+    wait_for(lambda: job.delivery.run.cancel_requested)
+    assert job.end("cancelled")
+
+
 # Fencing.
 
 
