@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .errors import StoreUnavailable
 from .middleware import JobStateMiddleware
-from .run import JobCancelled
 from .state import JobState, current_job_state
-from .store import JobStore, StoreUnavailable
+from .store import JobStore
+from .told import JobCancelled
 
 if TYPE_CHECKING:
     from pyramid.config import Configurator

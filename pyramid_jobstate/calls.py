@@ -51,8 +51,9 @@ class Calls:
     def forget(self, uuid: str) -> Call:
         return self._call("forget", uuid)
 
-    def cancel(self, uuid: str) -> Call:
-        return self._call("cancel", uuid, self._ended_ttl, dumps(CANCELLED))
+    def cancel(self, uuid: str, word: str) -> Call:
+        ttl, silence = self._ended_ttl, self._silence
+        return self._call("cancel", uuid, ttl, silence, dumps(CANCELLED), word)
 
     def start(self, update: Update) -> Call:
         return self._call(
@@ -61,7 +62,6 @@ class Calls:
             update.token,
             millis(update.age),
             int(update.late),
-            int(update.runs),
             self._active_ttl,
             *_flat(update.start.fields()),
         )
@@ -84,7 +84,7 @@ class Calls:
             self._ended_ttl,
             self._active_ttl,
             end.status,
-            millis(end.delay),
+            "" if end.delay is None else millis(end.delay),
             dumps(CANCELLED),
             *fields,
             *(word for text in error for word in ("error", text)),

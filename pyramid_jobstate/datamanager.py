@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError
 
 from .enqueue import Outgoing
-from .store import StoreUnavailable
+from .errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from .resources import JobStates

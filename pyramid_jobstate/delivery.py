@@ -22,7 +22,7 @@ class Delivery:
       run: The run.
       start: What is known of the job.
       dropped: Whether the message was dropped, so that no run ever began.
-      runs: Whether it runs even if the store should say that it is cancelled.
+      runs: Whether the job runs: it did not hear of a cancel before it began.
       end: How it ended, once it has.
       begun: When it began, in seconds of the monotonic clock, as all times here.
       confirmed: When the store was last known to hold this run as the newest.
@@ -38,9 +38,11 @@ class Delivery:
         "_listed",
         "_new",
         "_pace",
+        "_renewed",
         "_sent",
         "_seq",
         "_started",
+        "_taken",
         "_thread",
         "begun",
         "confirmed",
@@ -72,8 +74,10 @@ class Delivery:
         self._thread = threading.current_thread()
         self._late = False
         self._seq = 0
+        self._renewed = self._listed
         self._new: dict[str, object] = {}
         self._sent: dict[str, object] = {}
+        self._taken: dict[str, str] = {}
         #: From where the pace is taken, from where it will be next, and the last.
         self._pace: tuple[_Mark, _Mark, _Mark] | None = None
 
@@ -118,6 +122,7 @@ class Delivery:
             else:
                 fields[name] = value if isinstance(value, Json) else dumps(value)
         self._new = new
+        self._taken = fields
         self._seq += 1
         update = Update(
             self.uuid, self.run.token, self._seq, self.start, fields, end=end
@@ -127,20 +132,25 @@ class Delivery:
         elif not self._started:
             update.begins = True
             update.age = now - self.begun
-            update.runs = self.runs
             update.late, self._late = self._late or self.runs, True
         elif now - self._listed > renew_after:
-            update.renews, self._listed = True, now
+            update.renews, self._renewed = True, now
         return update
 
     def landed(self, now: float) -> None:
-        """The update that was taken last is stored."""
+        """Take note that the update which was taken last is stored."""
         self._started = True
         self.confirmed = now
         self._sent = self._new
+        self._listed = self._renewed
 
     def failed(self) -> None:
-        """It is not, or nobody knows: everything in it is to go again."""
+        """Take note that the update which was taken last may be stored or not: what it
+        names goes again, even if its value is then what it was before.
+        """
+        for name in self._taken:
+            self._sent.pop(name, None)
+        self._renewed = self._listed
         self.run.dirty = True
 
     def begin_again(self) -> None:

@@ -127,7 +127,11 @@ class Handle:
 
     def raise_if_cancelled(self) -> None:
         """Raise JobCancelled if somebody has asked to cancel the job, as each call that
-        reports does. It is raised once in each thread.
+        reports does.
+
+        It is raised once in the thread that runs the job, once in each asyncio task,
+        and at every call in any other thread, so that a pool stops whatever is left to
+        do. While a JobCancelled is being handled it is not raised.
 
         Raises:
           JobCancelled: Somebody has.

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from .record import Start
 from .scripts import Call, Script
 
+#: The milliseconds for which workers are told of a cancel: a heartbeat tells them, too.
+NEWS_TTL = 60_000
+
 
 class Index:
     """Where the jobs of a store are listed: all, by kind and by owner.
@@ -55,6 +58,15 @@ class Index:
         """Yield the calls that take a job out of those that have ended, or have not."""
         for name in _names(start):
             yield self.drop(self.key(name, ended=ended), uuid)
+
+    @property
+    def cancels_key(self) -> str:
+        """The key under which the jobs are that were told to stop."""
+        return f"{self._namespace}:cancels"
+
+    def announce(self, uuid: str) -> Call:
+        """Return the call that tells all workers that a job is to stop."""
+        return Call(self._script, self.cancels_key, (uuid, NEWS_TTL, 0, "GT"))
 
     def drop(self, key: str, uuid: str) -> Call:
         """Return the call that takes a job out of one index."""

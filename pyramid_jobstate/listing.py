@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import RedisError
 
+from .reading import read_scores
 from .record import FINISHED, UNFINISHED, UUID, Record
-from .roundtrip import Command, execute, text
 from .values import dumps
 
 if TYPE_CHECKING:
@@ -217,7 +217,8 @@ def _read_index(
     # One more: the place itself is in the first answer.
     size = count + 1
     while len(found) < count:
-        rows = _read_range(store, key, newest, offset, size)
+        words = (newest, 0, "WITHSCORES", "LIMIT", offset, size)
+        rows = read_scores(store.client, "ZREVRANGEBYSCORE", key, *words)
         for uuid, score in rows:
             entry = Place(place.ended, score, uuid)
             # Of one score the later names come first.
@@ -228,20 +229,6 @@ def _read_index(
             break
         offset += size
     return found[:count]
-
-
-def _read_range(
-    store: JobStore, key: str, newest: int, offset: int, size: int
-) -> list[tuple[str, int]]:
-    words = (newest, 0, "WITHSCORES", "LIMIT", offset, size)
-    command = Command(key, ("ZREVRANGEBYSCORE", key, *words))
-    (rows,) = execute(store.client, [command])
-    if isinstance(rows, Exception):
-        raise rows
-    if rows and not isinstance(rows[0], list):
-        # The older protocol has no pairs.
-        rows = zip(rows[::2], rows[1::2], strict=True)
-    return [(text(member), int(float(score))) for member, score in rows]
 
 
 def _repair(

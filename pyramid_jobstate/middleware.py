@@ -6,24 +6,23 @@ import contextlib
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from dramatiq import Message
-from dramatiq.middleware import Middleware
+from dramatiq.middleware import Middleware, SkipMessage
 from redis.exceptions import RedisError
 
+from .current import Job, RunningJob, describe
 from .delivery import Delivery
-from .record import NOT_REACHED, End, JobError, NewJob, Start
+from .outage import Complaint, Outage
+from .record import CANCELLED, NOT_REACHED, NOT_SENT, End, JobError, NewJob, Start
 from .recorder import Recorder
 from .run import Run
 from .store import JobStore, is_uuid, store_of_broker
 from .tracking import (
     ActorError,
-    Job,
-    RunningJob,
     TrackedFunction,
-    describe,
     job_state_class,
     skip,
 )
@@ -81,8 +80,14 @@ class JobStateMiddleware(Middleware):
         #: The functions of the tracked actors, by the actors' names.
         self.functions: dict[str, TrackedFunction] = {}
         self._running = RunningJob()
+        #: The jobs that this process runs, by the ids of their messages.
+        self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
-        self._is_away = False
+        self._outage = Outage()
+        self._complaint = Complaint(
+            log,
+            "does not answer, so that jobs are sent without a state until they start",
+        )
         self._is_warned = False
 
     def store_for(self, broker: Broker) -> JobStore:
@@ -108,38 +113,51 @@ class JobStateMiddleware(Middleware):
     def before_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
         # Only from a before_ hook does an error reach who declares the actor.
         if job_state_class(actor) is not None:
+            self._refuse_twice(broker)
             self.store_for(broker)
 
     def after_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
         cls = job_state_class(actor)
         if cls is not None:
+            # A middleware that is added later is shown the actors only here.
+            self._refuse_twice(broker)
             self.store_for(broker)
             function = TrackedFunction(actor, cls, self._running)
             self.functions[actor.actor_name] = function
             actor.fn = function
+
+    def _refuse_twice(self, broker: Broker) -> None:
+        found = [m for m in broker.middleware if isinstance(m, JobStateMiddleware)]
+        if len(found) > 1:
+            raise ActorError(
+                f"The broker {broker!r} has {len(found)} JobStateMiddleware. Add one: "
+                "each would keep states of its own for the same jobs."
+            )
 
     # Sending.
 
     def before_enqueue(
         self, broker: Broker, message: Message[Any], delay: int | None
     ) -> None:
+        self._running.sending = None
+        self._running.returning = self._running_job(message)
         function = self._tracked(message)
-        if function is None or self._job(message) is not None:
+        if function is None or self._running.returning is not None:
             # Not tracked, or put back by the run that is about to end.
             return
         if message.message_id in self._running.announced:
             self._running.sending = message.message_id
             return
+        try:
+            message.encode()
+        except Exception:
+            # The broker is about to raise the same: no job is sent.
+            return
         start = _start(function, message)
         job = NewJob(message.message_id, start, (delay or 0) / 1000)
-        try:
-            self.store_for(broker).create(job)
-        except RedisError as e:
-            self._note_away(e)
-            return
-        self._is_away = False
-        # Also if there is a record: a RabbitmqBroker comes here once for each try.
-        self._running.sending = message.message_id
+        if self._ask(broker, lambda store: store.create(job)):
+            # Also if there is a record: a RabbitmqBroker comes here once for each try.
+            self._running.sending = message.message_id
 
     @contextlib.contextmanager
     def announced(self, message_ids: set[str]) -> Iterator[None]:
@@ -155,26 +173,33 @@ class JobStateMiddleware(Middleware):
     def after_enqueue(
         self, broker: Broker, message: Message[Any], delay: int | None
     ) -> None:
-        job = self._job(message)
-        if job is not None:
+        uuid = message.message_id
+        current = self._running.job
+        if current is not None and uuid == current.next_id:
+            current.is_next_sent = True
+        job = self._running.returning
+        if job is not None and job.message.message_id == uuid:
             job.retry_in = (delay or 0) / 1000
-        elif self._running.sending == message.message_id:
+        elif self._running.sending == uuid:
             self._running.sending = None
-            self._running.announced.discard(message.message_id)
-            try:
-                self.store_for(broker).confirm(message.message_id)
-            except RedisError as e:
-                self._note_away(e)
+            self._running.announced.discard(uuid)
+            self._ask(broker, lambda store: store.confirm(uuid))
 
-    def _note_away(self, error: RedisError) -> None:
-        if not self._is_away:
-            self._is_away = True
-            log.warning(
-                "The job state store does not answer, so that jobs are sent without "
-                "a state until they start: %s: %s",
-                type(error).__name__,
-                error,
-            )
+    def _ask(self, broker: Broker, change: Callable[[JobStore], object]) -> bool:
+        """Have the store change something, unless it has just failed, and say whether
+        it did.
+        """
+        if not self._outage.may_ask():
+            return False
+        try:
+            change(self.store_for(broker))
+        except RedisError as e:
+            self._outage.begin()
+            self._complaint.open(e)
+            return False
+        self._outage.end()
+        self._complaint.close()
+        return True
 
     # Working.
 
@@ -190,7 +215,10 @@ class JobStateMiddleware(Middleware):
         delivery = Delivery(message.message_id, run, start)
         job_state = function.job_state(message.message_id, run, start)
         # From here on the message ends in _end(), also if this thread is interrupted.
-        self._running.job = Job(message, function, delivery, job_state)
+        target = message.options.get("pipe_target")
+        next_id = None if target is None else target["message_id"]
+        self._running.job = job = Job(message, function, delivery, job_state, next_id)
+        self._jobs[message.message_id] = job
         self._recorder_for(broker).begin(delivery)
         if run.cancel_requested:
             skip(message)
@@ -208,15 +236,17 @@ class JobStateMiddleware(Middleware):
             job.exception = exception
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
-        reason = str(sys.exc_info()[1]) or "The message was skipped."
+        reason = describe(sys.exc_info()[1] or SkipMessage("The message was skipped."))
         job = self._job(message)
         if job is not None:
-            job.skipped = reason
+            # One that skip() has skipped was cancelled.
+            is_asked = job.delivery.run.cancel_requested
+            job.skipped = CANCELLED if is_asked else reason
             return
         function = self._tracked(message)
         if function is not None:
             # A middleware before this one has skipped it: no run has begun.
-            end = End("cancelled", JobError(None, reason))
+            end = End("cancelled", reason)
             self._drop(broker, message, _start(function, message), end)
 
     def before_ack(self, broker: Broker, message: MessageProxy) -> None:
@@ -244,31 +274,49 @@ class JobStateMiddleware(Middleware):
         job = self._job(message)
         if job is not None:
             self._running.job = None
-            end = _verdict(job, acknowledged)
+            if self._jobs.get(message.message_id) is job:
+                del self._jobs[message.message_id]
+            end = job.verdict(acknowledged)
             self._recorder_for(broker).end(job.delivery, end)
             if end.status in ("error", "cancelled"):
                 self._drop_next_steps(broker, message)
+            elif end.status == "success":
+                self._check_next_step(broker, message, job)
 
     def _drop(
-        self, broker: Broker, message: MessageProxy, start: Start, end: End
+        self,
+        broker: Broker,
+        message: MessageProxy | Message[Any],
+        start: Start,
+        end: End,
     ) -> None:
         """Write that no run of a message will begin."""
         delivery = Delivery(message.message_id, Run(), start, dropped=True)
         self._recorder_for(broker).end(delivery, end)
         self._drop_next_steps(broker, message)
 
-    def _drop_next_steps(self, broker: Broker, message: MessageProxy) -> None:
+    def _drop_next_steps(
+        self, broker: Broker, message: MessageProxy | Message[Any]
+    ) -> None:
         """Write that the later steps of a message's pipeline are never reached."""
-        target = message.options.get("pipe_target")
-        while target is not None:
-            step: Message[Any] = Message(**target)
-            function = self._tracked(step)
-            if function is not None:
-                end = End("cancelled", NOT_REACHED)
-                start = _start(function, step)
-                delivery = Delivery(step.message_id, Run(), start, dropped=True)
-                self._recorder_for(broker).end(delivery, end)
-            target = step.options.get("pipe_target")
+        step = _next_step(message)
+        if step is not None:
+            self._drop_step(broker, step, End("cancelled", NOT_REACHED))
+
+    def _check_next_step(self, broker: Broker, message: MessageProxy, job: Job) -> None:
+        """Write that the next step of a message's pipeline could not be sent, if so:
+        what the broker has raised is only logged by Dramatiq.
+        """
+        step = _next_step(message)
+        if step is not None and not job.is_next_sent:
+            self._drop_step(broker, step, End("error", NOT_SENT))
+
+    def _drop_step(self, broker: Broker, step: Message[Any], end: End) -> None:
+        function = self._tracked(step)
+        if function is not None:
+            self._drop(broker, step, _start(function, step), end)
+        else:
+            self._drop_next_steps(broker, step)
 
     def _recorder_for(self, broker: Broker) -> Recorder:
         # The lock is not for every call: a process may fork while it is held.
@@ -278,6 +326,7 @@ class JobStateMiddleware(Middleware):
                     self.store_for(broker),
                     interval=self._interval,
                     heartbeat=self._heartbeat,
+                    outage=self._outage,
                 )
         return self._recorder
 
@@ -293,6 +342,12 @@ class JobStateMiddleware(Middleware):
             )
         return None
 
+    def _running_job(self, message: Message[Any]) -> Job | None:
+        """Return the job of a message that this process runs: this thread, or another,
+        for a coroutine or a job's own threads may put its message back.
+        """
+        return self._job(message) or self._jobs.get(message.message_id)
+
     def _job(self, message: Message[Any] | MessageProxy) -> Job | None:
         """Return the job that this thread runs, if it is the message's."""
         job = self._running.job
@@ -301,17 +356,10 @@ class JobStateMiddleware(Middleware):
         return None
 
 
-def _verdict(job: Job, acknowledged: bool) -> End:
-    if job.skipped is not None:
-        return End("cancelled", JobError(None, job.skipped))
-    if job.exception is None:
-        if acknowledged:
-            return End("success")
-        return End("error", JobError(None, "The message was rejected."))
-    error = describe(job.exception)
-    if acknowledged and job.retry_in is not None:
-        return End("retrying", error, job.retry_in)
-    return End("error", error)
+def _next_step(message: MessageProxy | Message[Any]) -> Message[Any] | None:
+    """Return the message that follows in a pipeline, if any."""
+    target = message.options.get("pipe_target")
+    return None if target is None else Message(**target)
 
 
 def _start(

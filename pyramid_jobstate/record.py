@@ -113,12 +113,12 @@ class End(NamedTuple):
     Attributes:
       status: "success", "error", "cancelled" or "retrying".
       error: Why, unless it is a success.
-      delay: Seconds until the next try, for "retrying".
+      delay: Seconds until the message comes again, or None if it was not put back.
     """
 
     status: str
     error: JobError | None = None
-    delay: float = 0.0
+    delay: float | None = None
 
 
 @dataclasses.dataclass(slots=True)
@@ -137,7 +137,6 @@ class Update:
       age: Seconds since it began.
       late: Whether it comes late, so that another run may have begun since: it was
         written before, perhaps in vain, or the job did not wait for it.
-      runs: Whether the job runs even if it was cancelled.
       end: Given when the run is over.
       dropped: Whether the message was dropped, so that no run ever began.
     """
@@ -151,7 +150,6 @@ class Update:
     renews: bool = False
     age: float = 0.0
     late: bool = False
-    runs: bool = False
     end: End | None = None
     dropped: bool = False
 
@@ -207,7 +205,7 @@ class Record:
             status = "queued"
         elif status == "sending":
             status, heard = "queued", parse_int(fields.get("updated"))
-        elif status == "working":
+        elif status in ("working", "cancelling"):
             heard = parse_int(fields.get("seen"))
         elif status not in STATUSES:
             # Nobody knows what goes on there.

@@ -13,7 +13,10 @@ import time
 import weakref
 from collections.abc import Collection, Sequence
 
+from redis import exceptions as errors
+
 from .delivery import Delivery
+from .outage import Complaint, Outage
 from .record import End, Update
 from .store import JobStore, Reply, is_hopeless
 
@@ -27,6 +30,9 @@ MAX_PAUSE = 1.0
 
 #: The most updates in one round trip.
 BATCH = 1000
+
+#: Why a run is not recorded that goes on after its job was cancelled.
+CANCELLED = "it was cancelled"
 
 #: What the ends of jobs may take in memory while the store is away, in bytes.
 MAX_PENDING = 64 * 1024 * 1024
@@ -43,14 +49,21 @@ class Recorder:
       store: Where to.
       interval: Seconds between two writes.
       heartbeat: Seconds of silence after which a job is said to be running.
+      outage: What this process knows of the store.
     """
 
     def __init__(
-        self, store: JobStore, *, interval: float = 0.1, heartbeat: float = 5.0
+        self,
+        store: JobStore,
+        *,
+        interval: float = 0.1,
+        heartbeat: float = 5.0,
+        outage: Outage | None = None,
     ) -> None:
         self.store = store
         self.interval = interval
         self.heartbeat = heartbeat
+        self._outage = outage or Outage()
         self._deliveries: dict[str, Delivery] = {}
         self._reset()
         _recorders.add(self)
@@ -63,10 +76,14 @@ class Recorder:
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._stop_at: float | None = None
-        self._away_since: float | None = None
-        self._troubled = False
+        self._complaint = Complaint(
+            log,
+            "does not take updates, which are kept until it does",
+            "takes updates again",
+        )
         self._sheds = False
         self._failures = 0
+        self._cancels_since = 0
 
     def begin(self, delivery: Delivery) -> None:
         """Take over a run, and write that it has begun. Waits a second for the store at
@@ -76,7 +93,7 @@ class Recorder:
         with self._lock:
             self._stop_at = None
             self._deliveries[delivery.run.token] = delivery
-        self.sync(delivery, self._patience())
+        self._wait(delivery)
         with self._lock:
             # From here on it runs, whatever the store may say of it.
             delivery.runs = True
@@ -89,11 +106,24 @@ class Recorder:
           Whether it is stored.
         """
         delivery.run.close("The job has ended: it can no longer report.")
-        delivery.end = end
         with self._lock:
-            if not delivery.lost:
+            delivery.end = end
+            lost = delivery.lost
+            if not lost:
                 self._deliveries[delivery.run.token] = delivery
-        return self.sync(delivery, self._patience())
+        if lost == CANCELLED:
+            self._disregard(delivery, end)
+        return self._wait(delivery)
+
+    def _wait(self, delivery: Delivery) -> bool:
+        """Wait until all that a run has set is stored, unless the store has just failed
+        others, and say whether it is.
+        """
+        patience = PATIENCE if self._outage.may_ask() else 0.0
+        is_stored = self.sync(delivery, patience)
+        if patience and not is_stored and not delivery.lost:
+            self._outage.begin()
+        return is_stored
 
     def sync(self, delivery: Delivery, timeout: float) -> bool:
         """Wait until all that a run has set is stored, and say whether it is."""
@@ -131,13 +161,6 @@ class Recorder:
                 len(left),
             )
 
-    def _patience(self) -> float:
-        """Return for how long a job should wait for the store: not at all once that has
-        been away for a while.
-        """
-        away = self._away_since
-        return PATIENCE if away is None else max(0.0, PATIENCE + away - _now())
-
     def _start(self) -> None:
         """Start a thread, which ends if there is one by then."""
         self._stop_at = None
@@ -168,8 +191,10 @@ class Recorder:
             # Who waits is served at once, all others when their time has come; but what
             # was kept while the store was away goes first.
             is_stopping = self._stop_at is not None
-            everyone = now >= due or is_stopping or self._away_since is not None
+            everyone = now >= due or is_stopping or self._failures > 0
             try:
+                if everyone and not self._failures:
+                    self._hear()
                 self._tick(now, everyone)
             except Exception:
                 log.exception("The states of jobs could not be written.")
@@ -179,6 +204,24 @@ class Recorder:
 
     def _is_done(self, stop_at: float) -> bool:
         return _now() >= stop_at or not any(d.is_new for d in self._deliveries.values())
+
+    def _hear(self) -> None:
+        """Have those runs ask at once whose cancel was asked since the last time."""
+        with self._lock:
+            deliveries = [d for d in self._deliveries.values() if d.end is None]
+        if not deliveries:
+            return
+        try:
+            uuids, self._cancels_since = self.store.cancels(self._cancels_since)
+        except (errors.ConnectionError, errors.TimeoutError) as e:
+            self._note([e], 1)
+            return
+        except errors.RedisError:
+            # Another program has written the key. A heartbeat hears of the cancel, too.
+            return
+        for delivery in deliveries:
+            if delivery.uuid in uuids:
+                delivery.run.ask()
 
     def _tick(self, now: float, everyone: bool) -> None:
         with self._lock:
@@ -235,21 +278,19 @@ class Recorder:
             if update.end is not None:
                 self._remove(delivery)
             return True
-        with self._lock:
-            # If it does not yet, it learns of the cancel before it does.
-            runs = delivery.runs
         if reply is Reply.FENCED:
             # After a retry that is as it should be.
             is_retried = update.end is not None and update.end.status == "retrying"
             self._give_up(delivery, "a newer run of it has begun", quiet=is_retried)
         elif update.dropped:
             self._give_up(delivery, "there was nothing to drop", quiet=True)
-        elif reply is Reply.CANCELLED and not runs:
-            self._give_up(delivery, "it was cancelled before it began", quiet=True)
+        elif reply is Reply.CANCELLED:
+            # Before it began, or while it was not heard of. Others have acted on that.
+            self._give_up(delivery, CANCELLED, quiet=True)
         elif reply is Reply.MISSING and not self._can_be_lost(delivery):
             self._give_up(delivery, "its record has expired")
         else:
-            # It was cancelled, but runs, or the store came back empty.
+            # The store came back empty.
             delivery.begin_again()
         return False
 
@@ -261,11 +302,23 @@ class Recorder:
 
     def _give_up(self, delivery: Delivery, why: str, *, quiet: bool = False) -> None:
         """Record a run no longer."""
-        delivery.lost = why
+        with self._lock:
+            delivery.lost = why
+            end = delivery.end
         self._remove(delivery)
+        if end is not None and why == CANCELLED:
+            self._disregard(delivery, end)
         if not quiet:
             uuid = delivery.uuid
             log.warning("Job %s is no longer recorded from here: %s.", uuid, why)
+
+    def _disregard(self, delivery: Delivery, end: End) -> None:
+        if end.status == "success":
+            log.warning(
+                "Job %s returned after it was cancelled while its worker was not heard "
+                "of: it stays cancelled.",
+                delivery.uuid,
+            )
 
     def _remove(self, delivery: Delivery) -> None:
         with self._lock:
@@ -280,25 +333,18 @@ class Recorder:
 
     def _note(self, errors: Sequence[Exception], count: int) -> None:
         """Say once that the store is away, and once that it is back."""
-        if errors and not self._troubled:
-            self._troubled = True
-            log.warning(
-                "The job state store does not take updates, which are kept until it "
-                "does: %s: %s",
-                type(errors[0]).__name__,
-                errors[0],
-            )
+        if errors:
+            self._complaint.open(errors[0])
         if len(errors) == count:
             self._failures = min(self._failures + 1, 10)
-            self._away_since = self._away_since or _now()
+            self._outage.begin()
             self._shed()
-        else:
-            self._failures = 0
-            self._away_since = None
-            self._sheds = False
-            if self._troubled and not errors:
-                self._troubled = False
-                log.info("The job state store takes updates again.")
+            return
+        self._failures = 0
+        self._outage.end()
+        self._sheds = False
+        if not errors:
+            self._complaint.close()
 
     def _shed(self) -> None:
         """Forget the oldest ends that wait if they take too much memory."""

@@ -15,10 +15,11 @@ from zope.interface import Interface
 
 from .datamanager import join, send_now
 from .enqueue import Outgoing, Sendable
+from .errors import StoreUnavailable
 from .listing import Page
 from .permits import owner_of, permits, principals_of
 from .state import JobState
-from .store import JobStore, StoreUnavailable, is_uuid
+from .store import JobStore, is_uuid
 
 if TYPE_CHECKING:
     from pyramid.request import Request
@@ -43,9 +44,7 @@ class IJobStore(Interface):  # type: ignore[misc]
 
 
 class IOutbox(Interface):  # type: ignore[misc]
-    """Marks what keeps the messages that are sent in the tests of an application, a
-    utility: see testing.py.
-    """
+    """Marks what keeps the messages that an application\'s tests send, a utility."""
 
 
 class IMaxBatch(Interface):  # type: ignore[misc]

@@ -15,8 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
-from dramatiq.middleware import Interrupt
-
+from .told import JobCancelled, Told
 from .values import (
     LOG_LINE_LENGTH,
     LOG_LINES,
@@ -39,13 +38,6 @@ Value = int | float | Json
 #: finite, and as JSON never longer than NUMBER_BYTES. No call needs to look further.
 NUMBERS = frozenset({int, float, bool})
 LIMIT = 2**62
-
-
-class JobCancelled(Interrupt):
-    """Raised in a job that somebody has cancelled, by its next call that reports.
-
-    It is no Exception, so that ``except Exception`` lets it through.
-    """
 
 
 class Run:
@@ -93,7 +85,7 @@ class Run:
         self.sync: Callable[[float], bool] | None = None
         self.cancel_requested = False
         self._closed = ""
-        self._told = threading.local()
+        self._told = Told()
         self._lines: deque[str] = deque(maxlen=LOG_LINES)
         self._lock = threading.Lock()
         self._sizes: dict[str, int] = {}
@@ -110,7 +102,7 @@ class Run:
         self.known = set()
 
     def cancel(self) -> None:
-        """Make the next call of each thread raise JobCancelled."""
+        """Make the next calls raise JobCancelled, as :meth:`check` does."""
         self.cancel_requested = True
         self._bar()
 
@@ -119,13 +111,11 @@ class Run:
 
         Raises:
           RuntimeError: It is not running here.
-          JobCancelled: A cancel was asked, and this thread was not told yet: its
-            clean-up may report.
+          JobCancelled: A cancel was asked, and the caller has not been told of it.
         """
         if self._closed:
             raise RuntimeError(self._closed)
-        if self.cancel_requested and not hasattr(self._told, "yes"):
-            self._told.yes = True
+        if self.cancel_requested and not self._told.is_told():
             raise JobCancelled("The job was cancelled.")
 
     def ask(self) -> bool:

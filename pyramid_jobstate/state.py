@@ -274,14 +274,17 @@ class JobState(Handle):
         return self._store.cancel(self.uuid, self._record.start)
 
     def public_error(self, exception_type: str, message: str) -> str:
-        """Return what a viewer reads of the exception that ended the job.
+        """Return what a viewer reads of the exception that ended the job, or of the
+        SkipMessage with which a middleware or the actor itself has dropped its message.
 
         Parameters:
-          exception_type: The qualified name of its class, such as "ValueError" or
-            "myapp.jobs.BadFile".
+          exception_type: The qualified name of its class, such as "ValueError",
+            "myapp.jobs.BadFile" or "dramatiq.middleware.middleware.SkipMessage".
           message: Its text. It may hold anything: keep it from viewers unless the type
             is one of your own.
         """
+        if self.status == "cancelled":
+            return "The job was skipped."
         return "The job failed."
 
     def __acl__(self) -> list[tuple[str, Any, Any]]:

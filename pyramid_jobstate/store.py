@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import math
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +13,10 @@ from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from .calls import Calls, millis
+from .errors import StoreUnavailable
 from .index import Index
 from .listing import Filter, Page, list_jobs
-from .reading import Reader
+from .reading import Reader, read_scores
 from .record import FINISHED, UUID, NewJob, Record, Start, Update
 from .roundtrip import Client, connect, impatient, name_of, text
 from .scripts import Call, read_scripts, run_scripts
@@ -22,18 +25,6 @@ from .trouble import note_trouble
 
 if TYPE_CHECKING:
     from dramatiq import Broker
-
-
-class StoreUnavailable(Exception):
-    """The store does not answer a web request.
-
-    Parameters:
-      container: The JobStates that asked it.
-    """
-
-    def __init__(self, container: object) -> None:
-        super().__init__("The job state store does not answer.")
-        self.container = container
 
 
 class Reply(enum.IntEnum):
@@ -101,11 +92,11 @@ class JobStore:
         return store
 
     def create(self, *jobs: NewJob) -> Sequence[bool]:
-        """Write that jobs are queued, in two round trips. A record that exists is left
-        alone, unless the job has succeeded or failed, or was waiting for its turn.
+        """Write that jobs are queued, in two round trips. The record of a job that is
+        under way, or that somebody cancelled, is left alone.
 
         Returns:
-          For each whether it was written.
+          For each whether it is about to be sent.
         """
         calls = [self.calls.create(job) for job in jobs]
         created = list(self.run(calls))
@@ -117,8 +108,8 @@ class JobStore:
                 (created[i],) = self.run([call])
         self.run(
             call
-            for job, is_new in zip(jobs, created, strict=True)
-            if is_new == 1
+            for job, is_sent in zip(jobs, created, strict=True)
+            if is_sent
             for call in self.index.activate(job.uuid, job.start, millis(job.delay))
         )
         return [bool(reply) for reply in created]
@@ -169,10 +160,25 @@ class JobStore:
 
     def cancel(self, uuid: str, start: Start) -> bool:
         """Ask to cancel a job, and say whether it had not ended."""
-        (done,) = self.run([self.calls.cancel(uuid)])
-        if done == 2:
-            self.run(self.index.end(uuid, start))
+        # The client may send it twice, if a reply is lost: the word tells.
+        (done,) = self.run([self.calls.cancel(uuid, secrets.token_hex(4))])
+        if done:
+            # It is cancelled, whether or not these arrive. A list moves the entry that
+            # it finds in the wrong place, and a heartbeat tells a worker as well.
+            listed = self.index.end(uuid, start)
+            calls = listed if done == 2 else [self.index.announce(uuid)]
+            with contextlib.suppress(RedisError):
+                self.run(calls)
         return bool(done)
+
+    def cancels(self, since: int) -> tuple[set[str], int]:
+        """Return the jobs that were told to stop since a time, within the last minute,
+        and the time to ask for next, in microseconds of the server's clock.
+        """
+        key = self.index.cancels_key
+        words = (f"({since}", "+inf", "WITHSCORES")
+        found = read_scores(self.client, "ZRANGEBYSCORE", key, *words)
+        return {uuid for uuid, _ in found}, max([since, *(time for _, time in found)])
 
     def load(self, uuid: str) -> JobState | None:
         """Return a job, or None if there is no record of it."""

@@ -234,7 +234,8 @@ def put_job(
         elif status != "working":
             if error is None and status == "cancelled":
                 error = CANCELLED
-            delivery.end = End(status, error, delay)
+            put_back = delay if status == "retrying" else None
+            delivery.end = End(status, error, put_back)
             delivery.landed(time.monotonic())
             store.write([delivery.take(time.monotonic())])
     job_state = store.load(job)

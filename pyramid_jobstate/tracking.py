@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from dramatiq import GenericActor
 from dramatiq.middleware import MiddlewareError, SkipMessage
 
-from .delivery import Delivery
-from .record import CANCELLED, JobError, Record, Start
+from .current import RunningJob
+from .record import CANCELLED, Record, Start
 from .run import Run
 from .state import JobState, _current
 from .values import MAX_VALUE_BYTES, Json, dumps
@@ -27,61 +27,6 @@ PARAMETER = "job_state"
 
 class ActorError(MiddlewareError, TypeError):
     """An actor cannot be tracked as it was declared."""
-
-
-class Job:
-    """The job that a worker thread runs.
-
-    Attributes:
-      message: The message, whose id is the job's uuid.
-      tracked: The actor's function.
-      delivery: What the recorder knows of the run.
-      job_state: What the function is handed, until it was called.
-      exception: What it raised, if anything.
-      skipped: Why the message was skipped, if it was.
-      retry_in: Seconds after which the message is to come again, if it was put back.
-    """
-
-    __slots__ = (
-        "delivery",
-        "exception",
-        "job_state",
-        "message",
-        "retry_in",
-        "skipped",
-        "tracked",
-    )
-
-    def __init__(
-        self,
-        message: MessageProxy,
-        tracked: TrackedFunction,
-        delivery: Delivery,
-        job_state: JobState,
-    ) -> None:
-        self.message = message
-        self.tracked = tracked
-        self.delivery = delivery
-        self.job_state: JobState | None = job_state
-        self.exception: BaseException | None = None
-        self.skipped: str | None = None
-        self.retry_in: float | None = None
-
-
-class RunningJob(threading.local):
-    """What a thread is at work on.
-
-    Attributes:
-      job: The job that this worker thread runs, or None.
-      announced: The ids of messages whose records were made, until they are sent.
-      sending: The id of a message whose record was made, until it is sent.
-    """
-
-    job: Job | None = None
-    sending: str | None = None
-
-    def __init__(self) -> None:
-        self.announced: set[str] = set()
 
 
 class TrackedFunction:
@@ -100,7 +45,7 @@ class TrackedFunction:
         self._running = running
         self.actor_name = actor.actor_name
         self.job_state_class = job_state_class
-        parameters = dict(inspect.signature(actor.fn).parameters)
+        parameters = dict(inspect.signature(_called(actor.fn)).parameters)
         self._is_handed = parameters.pop(PARAMETER, None) is not None
         self._signature = inspect.Signature(list(parameters.values()))
 
@@ -202,16 +147,19 @@ def job_state_class(actor: Actor[Any, Any]) -> type[JobState] | None:
         name cannot be passed by keyword.
     """
     option = actor.options.get(PARAMETER)
-    parameters = inspect.signature(actor.fn).parameters
+    fn = _called(actor.fn)
+    parameters = inspect.signature(fn).parameters
     parameter = parameters.get(PARAMETER)
     if parameter is not None and not _goes_by_keyword(parameter, parameters):
-        others = [p for p in parameters.values() if p.name != PARAMETER]
+        # With the `self` of a class-based actor's method.
+        declared = inspect.signature(getattr(fn, "__func__", fn)).parameters
+        others = [p for p in declared.values() if p.name != PARAMETER]
         by_keyword = inspect.Parameter(PARAMETER, inspect.Parameter.KEYWORD_ONLY)
         last = len(others) - sum(p.kind is p.VAR_KEYWORD for p in others)
         right = inspect.Signature([*others[:last], by_keyword, *others[last:]])
         raise ActorError(
             f"The actor {actor.actor_name!r} cannot be handed its job_state by "
-            f"keyword. Declare it as: def {actor.fn.__name__}{right}"
+            f"keyword. Declare it as: def {fn.__name__}{right}"
         )
     if option is None:
         return None if parameter is None else JobState
@@ -223,6 +171,13 @@ def job_state_class(actor: Actor[Any, Any]) -> type[JobState] | None:
         f"The option job_state of the actor {actor.actor_name!r} must be a subclass of "
         f"JobState or True, not {option!r}."
     )
+
+
+def _called(fn: Any) -> Callable[..., Any]:
+    """Return the function whose signature is the actor's: a class-based actor passes
+    all that it is sent on to its `perform`.
+    """
+    return fn.perform if isinstance(fn, GenericActor) else fn
 
 
 def _goes_by_keyword(
@@ -245,16 +200,3 @@ def skip(message: MessageProxy) -> NoReturn:
     """
     message.fail()
     raise SkipMessage(CANCELLED.message) from None
-
-
-def describe(exception: BaseException, length: int = 1000) -> JobError:
-    """Return what is stored of an exception, its text cut to `length` characters."""
-    cls = type(exception)
-    name = cls.__qualname__
-    if cls.__module__ != "builtins":
-        name = f"{cls.__module__}.{name}"
-    try:
-        text = str(exception)
-    except Exception:
-        text = ""
-    return JobError(name, text[:length])

@@ -18,10 +18,10 @@ from pyramid.response import Response
 from pyramid.security import NO_PERMISSION_REQUIRED
 from zope.interface import classImplements
 
+from .errors import StoreUnavailable
 from .permits import permits
 from .resources import ROUTE, IMaxBatch, JobStates
 from .state import JobState
-from .store import StoreUnavailable
 from .trouble import note_trouble
 
 if TYPE_CHECKING:

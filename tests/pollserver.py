@@ -82,7 +82,8 @@ async function cancel(name) {
 
 function setHidden(hidden) {
   const define = (name, value) =>
-    Object.defineProperty(document, name, { configurable: true, get: () => value });
+    Object.defineProperty(Document.prototype, name, {
+      configurable: true, get: () => value });
   define("hidden", hidden);
   define("visibilityState", hidden ? "hidden" : "visible");
   document.dispatchEvent(new Event("visibilitychange"));
@@ -164,6 +165,7 @@ class PollServer:
         self._scripts: dict[tuple[str, str], list[Answer]] = {}
         self._batches: list[Answer] = []
         self.pages: dict[str, str] = {}
+        self.nulls: set[str] = set()  # jobs that requests for several do not show
         self._requests: list[Request] = []
         self._port = 0
         self.start()
@@ -233,21 +235,27 @@ class PollServer:
                 if request.method == method and request.path.startswith(below)
             ]
 
+    def has_script(self, path: str) -> bool:
+        with self._lock:
+            return ("GET", path) in self._scripts
+
     def next_answer(self, method: str, path: str, uuids: list[str]) -> Answer:
         with self._lock:
             if not uuids:
                 return self._next(method, path)
             if self._batches:
                 return self._batches.pop(0)
-            answers = {uuid: self._next(method, f"{path}/{uuid}") for uuid in uuids}
+            shown = [uuid for uuid in uuids if uuid not in self.nulls]
+            answers = {uuid: self._next(method, f"{path}/{uuid}") for uuid in shown}
         for answer in answers.values():
             if answer.hold is not None or answer.status not in (200, 404):
                 return answer
-        jobs = {
-            uuid: json.loads(answer.body) if answer.status == 200 else None
+        jobs = dict.fromkeys(uuids) | {
+            uuid: json.loads(answer.body)
             for uuid, answer in answers.items()
+            if answer.status == 200
         }
-        headers = answers[uuids[0]].headers
+        headers = answers[shown[0]].headers if shown else {}
         return Answer(body=json.dumps({"jobs": jobs}), headers=headers)
 
     def _next(self, method: str, path: str) -> Answer:
@@ -291,8 +299,10 @@ class _Handler(BaseHTTPRequestHandler):
                 "Content-Security-Policy": POLICY,
             }
             self._send(Answer(body=self.poll_server.pages[url.path], headers=headers))
-        elif (STATIC / url.path[1:]).is_file():
-            self._send_file(url.path, (STATIC / url.path[1:]).read_text("utf-8"))
+        elif self.poll_server.has_script(url.path):
+            self._answer(url.path)
+        elif (file := STATIC / url.path.rpartition("static/")[2].lstrip("/")).is_file():
+            self._send_file(url.path, file.read_text("utf-8"))
         elif url.path == "/harness.js":
             self._send_file(url.path, HARNESS)
         elif url.path == "/empty":

@@ -51,7 +51,7 @@ def load(store: JobStore, uuid: str) -> JobState:
         ("queued", "cancelled"),
         ("retrying", "cancelled"),
         ("working", "cancelling"),
-        ("stalled", "cancelling"),
+        ("stalled", "cancelled"),
         ("cancelling", "cancelling"),
     ],
 )

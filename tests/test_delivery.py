@@ -164,11 +164,10 @@ def test_take_says_that_the_run_begins_until_that_has_landed(delivery):
 
 
 def test_take_of_a_run_that_goes_on_anyway_says_so(delivery):
-    """A job that began without the store begins there late, and as one that runs."""
+    """A job that began without the store begins there late."""
     delivery.runs = True
     update = delivery.take(0.0)
     assert update.begins
-    assert update.runs
     assert update.late
 
 
@@ -183,6 +182,38 @@ def test_landed_confirms_the_run(delivery):
     """The store has last had this run when an update landed."""
     delivery.landed(delivery.begun + 3)
     assert delivery.confirmed == delivery.begun + 3
+
+
+@pytest.mark.parametrize("value", [True, None, 7, "short", (1, 2)])
+def test_failed_has_a_value_go_again_that_is_as_it_was_before(run, delivery, value):
+    """A value that changed and changed back goes again if the change may be stored: the
+    very same object may be what the store held before.
+    """
+    report = run.report if isinstance(value, str) else run.metrics
+    name = "message" if isinstance(value, str) else "a"
+    report[name] = value
+    delivery.take(0.0)
+    delivery.landed(0.0)
+    report[name] = False
+    delivery.take(0.0)
+    delivery.failed()
+    delivery.take(0.0)
+    delivery.failed()
+    report[name] = value
+    (field,) = delivery.take(0.0).fields
+    assert field.endswith(name)
+
+
+def test_failed_has_a_renewal_go_again(delivery):
+    """A job's place in the lists is renewed again if it perhaps was not."""
+    delivery.take(0.0)
+    delivery.landed(0.0)
+    later = delivery.begun + 10
+    assert delivery.take(later, renew_after=5).renews
+    delivery.failed()
+    assert delivery.take(later, renew_after=5).renews
+    delivery.landed(later)
+    assert not delivery.take(later + 1, renew_after=5).renews
 
 
 def test_failed_has_everything_go_again(run, delivery):

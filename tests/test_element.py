@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page
 
 from .pollserver import STATIC, Answer, PollServer, uuid_of
 from .support import wait_for
+from .tabs import Tab, opened
 
 HEAD = (
     '<!doctype html><html lang="{lang}"><meta charset="utf-8"><title>Jobs</title>'
@@ -540,6 +541,27 @@ def test_lost_job_says_why(stage: Stage, status: int, words: str) -> None:
     assert (seen["status"], seen["notice"]) == ("Unavailable", words)
 
 
+def test_jobs_of_who_is_signed_out_say_so(stage: Stage) -> None:
+    """Several jobs say that the session has ended, as a single one does."""
+    uuids = [uuid_of(n) for n in range(3)]
+    for uuid in uuids:
+        stage.server.answer(uuid, answer())
+    stage.open(
+        "".join(
+            f"<job-state id=j{u} src=/job_state/{u}/ period=50></job-state>"
+            for u in uuids
+        )
+    )
+    for uuid in uuids:
+        stage.wait("working", f"j{uuid}")
+    for uuid in uuids:
+        stage.server.nulls.add(uuid)
+        stage.server.answer(f"{uuid}/", Answer(401))
+    for uuid in uuids:
+        notice = stage.wait("lost", f"j{uuid}")["notice"]
+        assert notice == "You are not signed in."
+
+
 def test_outage_is_shown_and_over(stage: Stage) -> None:
     """While the server is away the last data stay, and the word says so."""
     stage.server.answer("job", answer(progress=progress(1, 2)), Answer(503))
@@ -640,6 +662,239 @@ def test_removed_elements_are_forgotten(stage: Stage) -> None:
 
     wait_for(is_collected)
     session.detach()
+
+
+# Removed elements, each way to keep one: put into window.made by the script, which may
+# give them `working` or `finished` data.
+REMOVED = {
+    "after data": "document.body.append(e); e.data = working; e.remove();",
+    "before data": "document.body.append(e); e.remove(); e.data = working;",
+    "never added": "e.data = working; e.setAttribute('label-job', 'Run');",
+    "content": "document.body.append(e); e.append('x'); e.remove(); e.append('y');",
+    "following": "e.src = '/job_state/job'; document.body.append(e); e.remove();",
+    "finished": "e.src = '/job_state/job'; document.body.append(e);"
+    " e.data = finished; e.remove();",
+}
+
+MAKE = """(async () => {
+  const working = %s, finished = %s;
+  window.frames_ = 0;
+  const reallyAsk = window.requestAnimationFrame;
+  window.requestAnimationFrame = (draw) => { frames_ += 1; return reallyAsk(draw); };
+  window.made = [];
+  for (let n = 0; n < 1000; n++) {
+    let e = document.createElement("job-state");
+    %s
+    made.push(new WeakRef(e));
+    e = null;
+    if (n %% 100 === 0) await new Promise((resolve) => setTimeout(resolve));
+  }
+})()"""
+
+LEFT = "made.filter((reference) => reference.deref()).length"
+
+
+def make_and_remove(how: str) -> str:
+    finished = data("success", finished_at=at(0))
+    return MAKE % (json.dumps(data()), json.dumps(finished), REMOVED[how])
+
+
+@pytest.fixture
+def hideable(browser: Browser, server: PollServer) -> Iterator[Tab]:
+    """A tab with the script and one element that follows a job."""
+    body = "<job-state id=job src=/job_state/job period=50></job-state>"
+    server.answer("job", answer(progress=progress(1, 4)))
+    server.pages["/element"] = HEAD.format(lang="en", body=body)
+    with opened(browser) as tab:
+        tab.open(server.url + "/element")
+        wait_for(lambda: tab.evaluate("job.getAttribute('state')") == "working")
+        yield tab
+
+
+@pytest.mark.parametrize("how", REMOVED)
+def test_elements_removed_while_hidden_are_forgotten(hideable: Tab, how: str) -> None:
+    """A hidden tab keeps none of a thousand elements that came and went."""
+    hideable.hide()
+    hideable.evaluate(make_and_remove(how))
+
+    def are_collected() -> bool:
+        hideable.collect_garbage()
+        return hideable.evaluate(LEFT) == 0
+
+    wait_for(are_collected)
+    assert hideable.evaluate("frames_") <= 1
+    assert hideable.evaluate("document.visibilityState") == "hidden"
+
+
+def test_elements_that_stay_are_drawn_when_the_tab_shows(hideable: Tab) -> None:
+    """What changed while nobody looked is there when somebody does."""
+    hideable.hide()
+    hideable.evaluate(
+        f"""(() => {{
+            const late = document.createElement("job-state");
+            late.id = "late";
+            document.body.append(late);
+            late.data = {json.dumps(data(progress=progress(3, 4)))};
+            document.body.append(job);
+            job.data = {json.dumps(data(progress=progress(2, 4)))};
+        }})()"""
+    )
+    hideable.evaluate("new Promise((resolve) => setTimeout(resolve, 100))")
+    hideable.show()
+    percent = "{}.shadowRoot.querySelector('[part=percent]').textContent"
+    wait_for(lambda: hideable.evaluate(percent.format("late")) == "75%")
+    styled = "late.shadowRoot.adoptedStyleSheets.length"
+    assert hideable.evaluate(styled) == 1
+
+
+def test_element_that_was_away_is_drawn_when_it_returns(stage: Stage) -> None:
+    """Data that are set on an element out of the page show as soon as it is in it."""
+    stage.open("<job-state id=job><b data-metric=n></b></job-state>")
+    stage.page.evaluate(
+        """async (text) => {
+            const element = document.getElementById("job");
+            element.remove();
+            await null;
+            element.data = JSON.parse(text);
+            document.body.append(element);
+        }""",
+        json.dumps(data(metrics={"n": 7}, progress=progress(1, 4))),
+    )
+    stage.page.evaluate(SETTLE)
+    seen = stage.look()
+    assert (seen["percent"], seen["content"]) == ("25%", "7")
+
+
+def test_elements_removed_before_they_are_styled_are_forgotten(
+    stage: Stage,
+) -> None:
+    """A style sheet that does not come keeps no element that has gone."""
+    hold = threading.Event()
+    stage.server.answer("job-state.css", Answer(hold=hold), below="")
+    stage.server.pages["/element"] = HEAD.format(lang="en", body=ELEMENT)
+    stage.page.goto(stage.server.url + "/element")
+    wait_for(lambda: stage.server.seen("job-state.css", below=""))
+    stage.page.evaluate(make_and_remove("after data"))
+    session = stage.page.context.new_cdp_session(stage.page)
+
+    def are_collected() -> bool:
+        session.send("HeapProfiler.collectGarbage")
+        return bool(stage.page.evaluate(LEFT) == 0)
+
+    wait_for(are_collected)
+    session.detach()
+    hold.set()
+
+
+def test_element_of_a_finished_job_asks_no_more_when_removed(stage: Stage) -> None:
+    """Data that were set by hand do not keep the poller of a removed element going."""
+    stage.server.answer("job", answer())
+    stage.open("<job-state id=job src=/job_state/job period=50></job-state>")
+    stage.wait("working")
+    stage.page.evaluate(
+        """(text) => {
+            const element = document.getElementById("job");
+            element.data = JSON.parse(text);
+            element.remove();
+        }""",
+        json.dumps(data("success", finished_at=at(0))),
+    )
+    stage.page.evaluate("new Promise((resolve) => setTimeout(resolve, 60))")
+    count = len(stage.server.seen("job"))
+    stage.page.evaluate("new Promise((resolve) => setTimeout(resolve, 200))")
+    assert len(stage.server.seen("job")) == count
+
+
+# Trouble of one element
+
+SPOILT = {
+    "subclass": """class Odd extends JobState.JobStateElement {
+            get state() { throw new Error("spoilt"); }
+        }
+        customElements.define("odd-state", Odd);""",
+    "label": """JobState.setLabels("xx", { job: { toString() {
+            throw new Error("spoilt"); } } });""",
+    "Intl": """Intl.DateTimeFormat = class { constructor() {
+            throw new Error("spoilt"); } };""",
+    "metric": """const bad = document.querySelector("form");
+        bad.dataset.metric = "n"; bad.dataset.job = "two";""",
+    "root": """document.getElementById("one").getRootNode = () => {
+            throw new Error("spoilt"); };""",
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+def test_trouble_of_one_element_is_its_own(stage: Stage, spoil: str) -> None:
+    """If one element cannot be drawn those behind it are, and the console says so."""
+    stage.open(
+        "<form><input name=closest></form>"
+        "<job-state id=one lang=xx></job-state><odd-state id=odd></odd-state>"
+        "<job-state id=two></job-state><b id=n data-metric=n data-job=two></b>"
+    )
+    due = data("queued", due_at=at(7200), title="")
+    fine = data(metrics={"n": 7}, progress=progress(1, 4))
+    stage.page.evaluate(
+        f"""([due, fine]) => {{
+            {SPOILT[spoil]}
+            document.getElementById("one").data = due;
+            document.getElementById("odd").data = due;
+            document.getElementById("two").data = fine;
+        }}""",
+        [due, fine],
+    )
+    wait_for(lambda: stage.look("two")["percent"] == "25%")
+    wait_for(lambda: stage.text("#n") == "7")
+    if spoil != "root":  # which the script has no need to ask
+        assert stage.problems
+        assert all("JobState" in problem for problem in stage.problems)
+    stage.problems.clear()
+
+
+def test_element_that_could_not_be_drawn_is_drawn_later(stage: Stage) -> None:
+    """When the trouble is over the next data show."""
+    stage.open()
+    stage.page.evaluate("window.labels = JobState.labels; JobState.labels = 'odd'")
+    stage.show(data())
+    [problem] = stage.problems
+    assert "JobState" in problem
+    stage.problems.clear()
+    stage.page.evaluate("JobState.labels = labels")
+    assert stage.show(data(progress=progress(1, 4)))["percent"] == "25%"
+
+
+# Markup that somebody slipped in before the script
+
+
+@pytest.mark.parametrize("markup", ["<img name={0}>", "<iframe name={0}></iframe>"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("body", "documentElement", "createElement", "createElementNS", "host"),
+        *("querySelectorAll", "getRootNode", "closest", "adoptedStyleSheets"),
+    ],
+)
+def test_element_minds_no_element_of_a_name(
+    stage: Stage, name: str, markup: str
+) -> None:
+    """Elements named as what the script uses take nothing from it."""
+    stage.server.answer("job", answer(metrics={"n": 7}, progress=progress(1, 4)))
+    body = "<job-state id=job src=/job_state/job><b data-metric=n></b></job-state>"
+    page = HEAD.format(lang="en", body=body)
+    stage.server.pages["/element"] = page.replace(
+        "<script", markup.format(name) + "<script"
+    )
+    stage.page.goto(stage.server.url + "/element")
+    wait_for(lambda: stage.look()["percent"] == "25%")
+    assert stage.look()["content"] == "7"
+    live = "() => Reflect.get(Document.prototype, 'body', document).lastChild.role"
+    assert stage.page.evaluate(live) == "status"
+
+
+def test_language_is_that_of_the_form_around(stage: Stage) -> None:
+    """A field of a form named lang is no language."""
+    stage.open(f"<form lang=de><input name=lang>{ELEMENT}</form>")
+    seen = stage.show(data("stalled", progress=progress(1234, unit="rows")))
+    assert seen["details"] == "· 1.234 \u2068rows\u2069"
 
 
 def test_another_src_is_another_job(stage: Stage) -> None:

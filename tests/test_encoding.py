@@ -83,6 +83,21 @@ def test_bytes_in_an_index_do_not_fail_a_list(
     assert [item["job"]["uuid"] for item in items] == [job]
 
 
+def test_bytes_among_the_cancelled_do_not_fail_a_worker(
+    own: redis.Redis, client: redis.Redis
+) -> None:
+    """A worker that asks which jobs are to stop is told of those, whatever else stands
+    there.
+    """
+    store, job = JobStore(own), new_id()
+    client.zadd(store.index.cancels_key, {b"\xff": 1e15, job: 1e15 + 1})
+
+    cancelled, since = store.cancels(0)
+
+    assert job in cancelled
+    assert since == 10**15 + 1
+
+
 def test_text_is_utf_8_whatever_the_client_says(own: redis.Redis) -> None:
     """What is written and read is UTF-8, also by a client of another encoding."""
     store, job = JobStore(own), new_id()

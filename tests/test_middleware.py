@@ -12,7 +12,14 @@ import pytest
 import redis
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.middleware import AgeLimit, AsyncIO, Middleware, Retries, SkipMessage
+from dramatiq.middleware import (
+    AgeLimit,
+    AsyncIO,
+    Middleware,
+    Pipelines,
+    Retries,
+    SkipMessage,
+)
 from dramatiq.middleware.time_limit import TimeLimit
 from dramatiq.results import ResultFailure, Results
 from dramatiq.results.backends import RedisBackend
@@ -24,7 +31,7 @@ from pyramid_jobstate import (
     current_job_state,
 )
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.record import JobError
+from pyramid_jobstate.record import NOT_REACHED, JobError, NewJob, Start
 from pyramid_jobstate.tracking import ActorError
 from tests.jobs import (
     Gate,
@@ -38,6 +45,8 @@ from tests.jobs import (
     working,
 )
 from tests.support import wait_for
+
+START = Start("JobState", "run_marathon", 0, None, "{}")
 
 
 @pytest.fixture
@@ -179,6 +188,91 @@ def test_a_parameter_is_refused_also_afterwards(redis_url: str) -> None:
     dramatiq.actor(in_front, broker=broker)
     with pytest.raises(ActorError, match="in_front"):
         broker.add_middleware(JobStateMiddleware())
+
+
+@pytest.mark.parametrize("declared", ["before", "between", "after"])
+def test_a_second_middleware_is_refused(redis_url: str, declared: str) -> None:
+    """Two of them on one broker are refused, whichever comes first, they or a tracked
+    actor.
+    """
+    broker = RedisBroker(url=redis_url)
+
+    def declare() -> None:
+        dramatiq.actor(broker=broker, actor_name="run_marathon")(kept_apart)
+
+    def kept_apart(*, job_state: JobState) -> None: ...
+
+    if declared == "before":
+        declare()
+    broker.add_middleware(JobStateMiddleware())
+    if declared == "between":
+        declare()
+
+    def add() -> None:
+        broker.add_middleware(JobStateMiddleware())
+        declare()
+
+    said = r"RedisBroker.* 2 JobStateMiddleware\. Add one"
+    with pytest.raises(ActorError, match=said):
+        add()
+
+
+def test_a_second_middleware_is_refused_when_the_broker_is_made() -> None:
+    """The same for those that a broker is made with."""
+    twice: list[Middleware] = [JobStateMiddleware(), JobStateMiddleware()]
+    broker = StubBroker(middleware=twice)
+    with pytest.raises(ActorError, match="2 JobStateMiddleware"):
+        dramatiq.actor(broker=broker, job_state=True)(lambda: None)
+
+
+@pytest.mark.parametrize("is_early", [False, True])
+def test_a_class_based_actor_is_tracked_by_its_perform(
+    redis_url: str, is_early: bool
+) -> None:
+    """A GenericActor is handed its job_state, and its parameters have the names that
+    its perform() gives them, whenever the middleware is added.
+    """
+    broker = RedisBroker(url=redis_url) if is_early else make_broker(redis_url)
+
+    def declare() -> Any:
+        class Marathon(dramatiq.GenericActor):
+            class Meta:
+                broker = broker_
+
+            def perform(
+                self, miles: int, *, pace: int = 5, job_state: JobState
+            ) -> None:
+                job_state.set_progress_metric("miles_run", miles * pace)
+
+        return Marathon
+
+    broker_ = broker
+    actor = declare()
+    if is_early:
+        broker.add_middleware(JobStateMiddleware())
+    with working(broker):
+        message = actor.send(26, pace=2)
+        state = wait_until(broker, message, "success")
+    assert state.job_params == {"miles": 26, "pace": 2}
+    assert state.progress_metrics == {"miles_run": 52}
+    assert state.actor == "Marathon"
+
+
+def test_a_class_based_actor_whose_parameter_cannot_be_passed_is_refused(
+    broker: RedisBroker,
+) -> None:
+    """The message shows the right perform(), with its self."""
+    broker_ = broker
+    with pytest.raises(ActorError) as error:
+
+        class Marathon(dramatiq.GenericActor):
+            class Meta:
+                broker = broker_
+
+            def perform(self, job_state: Any, miles: Any) -> None: ...
+
+    right = "def perform(self, miles: Any, *, job_state)"
+    assert "Marathon" in str(error.value) and right in str(error.value)
 
 
 @pytest.mark.parametrize("option", ["RunMarathon", int, False])
@@ -643,6 +737,10 @@ def test_a_rejected_message_is_an_error(redis_url: str) -> None:
     assert state.error == JobError(None, "The message was rejected.")
 
 
+#: What is stored of the exception with which a message is skipped.
+SKIPPED = "dramatiq.middleware.middleware.SkipMessage"
+
+
 @pytest.mark.parametrize("before", [None, AgeLimit])
 def test_the_age_limit_cancels_with_a_reason(redis_url: str, before: Any) -> None:
     """A message that AgeLimit skips, before this middleware or after it, ends in
@@ -658,7 +756,7 @@ def test_the_age_limit_cancels_with_a_reason(redis_url: str, before: Any) -> Non
     with working(broker):
         state = wait_until(broker, message, "cancelled", "success", "error")
     assert state.status == "cancelled"
-    assert state.error == JobError(None, "Message age limit exceeded")
+    assert state.error == JobError(SKIPPED, "Message age limit exceeded")
 
 
 def test_an_actor_that_skips_itself_is_cancelled(broker: RedisBroker) -> None:
@@ -670,7 +768,7 @@ def test_an_actor_that_skips_itself_is_cancelled(broker: RedisBroker) -> None:
 
     with working(broker):
         state = wait_until(broker, run_marathon.send(), "cancelled", "success")
-    assert state.error == JobError(None, "The message was skipped.")
+    assert state.error == JobError(SKIPPED, "")
 
 
 def test_a_skipped_message_of_an_untracked_actor_is_left_alone(
@@ -805,3 +903,56 @@ def test_two_brokers_keep_their_jobs_apart(redis_url: str) -> None:
         done.append(state.progress_metrics["number"])
     assert done == [0, 1]
     assert wait_for(lambda: load(broker, run_marathon.send(new_id())).is_working)
+
+
+def test_a_job_that_is_put_back_while_it_runs_is_retrying(redis_url: str) -> None:
+    """A job whose message an operator puts back while it runs, in another thread of its
+    process, is not over when it returns; the run that comes of it owns the record.
+    """
+    broker = make_broker(redis_url)
+    gates = [Gate(), Gate()]
+    runs = iter(gates)
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        gate = next(runs)
+        job_state.set_progress_metric("run", gates.index(gate))
+        gate.wait()
+
+    with working(broker):
+        message = run_marathon.send()
+        gates[0].wait_for_job()
+        broker.enqueue(message)
+        gates[1].wait_for_job()
+        gates[0].open()
+        wait_for(lambda: broker.client.hlen("dramatiq:default.msgs") == 1)
+        state = load(broker, message)
+        assert (state.status, state.progress_metrics) == ("working", {"run": 1})
+        gates[1].open()
+        assert wait_until(broker, message, "success", "retrying").status == "success"
+
+
+def test_a_next_step_that_is_never_sent_is_an_error(redis_url: str) -> None:
+    """A pipeline of a broker without Pipelines ends with its first step, and says so:
+    the next step was not sent, those after it were not reached.
+    """
+    broker = make_broker(redis_url, without=Pipelines)
+    options = {"pipe_target", "pipe_ignore"}
+    broker.actor_options |= options
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon() -> None: ...
+
+    @dramatiq.actor(broker=broker)
+    def rest() -> None: ...
+
+    steps = [a.message() for a in (run_marathon, rest, run_marathon, run_marathon)]
+    pipe = dramatiq.pipeline(steps, broker=broker)
+    store = store_of(broker)
+    for step in steps[2:]:
+        store.create(NewJob(step.message_id, START, waits=True))
+    with working(broker):
+        pipe.run()
+        wait_until(broker, steps[0], "success")
+        wait_until(broker, steps[3], "cancelled", "error")
+    assert [load(broker, step).error for step in steps[2:]] == [NOT_REACHED] * 2

@@ -31,6 +31,7 @@ class Model:
       past: Those that have owned it before.
       seq: The owner's last update.
       metrics: What a viewer sees.
+      asked: Whether somebody has asked to cancel it.
     """
 
     status: str | None = None
@@ -38,6 +39,7 @@ class Model:
     past: frozenset[str] = frozenset()
     seq: int = 0
     metrics: dict[str, str] = dataclasses.field(default_factory=dict)
+    asked: bool = False
 
     def supersede(self, run: str | None) -> None:
         if self.run is not None:
@@ -45,11 +47,20 @@ class Model:
         self.run, self.seq, self.metrics = run, 0, {}
 
     def create(self) -> bool:
-        if self.status not in (None, "success", "error"):
+        if self.status == "sending":
+            # As if the reply to the first had been lost.
+            return True
+        is_over = self.status in ("success", "error", "cancelled")
+        if self.status is not None and (not is_over or self.is_cancelled):
             return False
         self.supersede(None)
-        self.status = "sending"
+        self.status, self.asked = "sending", False
         return True
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether somebody has cancelled it, so that its message is to be skipped."""
+        return self.status == "cancelled" and self.asked
 
     def confirm(self) -> None:
         if self.status == "sending":
@@ -62,6 +73,7 @@ class Model:
             self.status = "cancelled"
         else:
             return False
+        self.asked = True
         return True
 
     def write(self, update: Update) -> Reply:
@@ -82,11 +94,12 @@ class Model:
             is_older = self.run is not None and RUNS.index(run) < RUNS.index(self.run)
             if run in self.past or (update.late and is_older):
                 return Reply.FENCED
-            if self.status == "cancelled" and not update.runs:
-                return Reply.CANCELLED
+        if self.is_cancelled:
+            return Reply.CANCELLED
+        if run != self.run:
             self.supersede(run)
-            is_cancelled = self.status in ("cancelling", "cancelled")
-            self.status = "cancelling" if is_cancelled else "working"
+            self.asked = self.status == "cancelling"
+            self.status = "cancelling" if self.asked else "working"
         return Reply.CANCELLING if self.status == "cancelling" else Reply.OK
 
     def refusal(self, update: Update) -> Reply | None:
@@ -94,7 +107,12 @@ class Model:
             return Reply.MISSING
         if update.token != self.run:
             return Reply.FENCED
-        return None if self.status in RUNNING else Reply.OK
+        if self.status in RUNNING:
+            return None
+        is_success = update.end is not None and update.end.status == "success"
+        if self.status == "cancelled" and (update.end is None or is_success):
+            return Reply.CANCELLED
+        return Reply.OK
 
     def record(self, update: Update) -> Reply:
         refusal = self.refusal(update)
@@ -173,7 +191,7 @@ runs = st.sampled_from(RUNS)
 arrives = st.booleans()
 steps = st.one_of(
     st.tuples(st.sampled_from(["create", "confirm", "cancel"])),
-    st.tuples(st.just("begin"), runs, arrives, st.booleans(), st.booleans()),
+    st.tuples(st.just("begin"), runs, arrives, st.booleans()),
     st.tuples(st.just("record"), runs, arrives),
     st.tuples(
         st.just("finish"),
@@ -207,8 +225,8 @@ def take(both: Both, step: tuple[Any, ...]) -> None:
                 both.deliver(both.sent[rest[0] % len(both.sent)])
             return
         case "begin":
-            run, arrives, late, has_run = rest
-            options = {"late": late, "runs": has_run, "begins": True}
+            run, arrives, late = rest
+            options = {"late": late, "begins": True}
             update = both.update(run, **options, fields={} if late else {"m:y": "1"})
         case "record":
             run, arrives = rest
@@ -216,7 +234,7 @@ def take(both: Both, step: tuple[Any, ...]) -> None:
         case "finish":
             run, arrives, status, begins = rest
             # The start may have to go with it.
-            options = {"begins": begins, "late": True, "runs": True} if begins else {}
+            options = {"begins": begins, "late": True} if begins else {}
             update = both.update(run, end=End(status), **options)
         case "drop":
             arrives, status = rest

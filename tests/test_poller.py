@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +11,16 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Error, Page
 
-from .pollserver import Answer, PollServer, error, state, success, uuid_of, working
+from .pollserver import (
+    STATIC,
+    Answer,
+    PollServer,
+    error,
+    state,
+    success,
+    uuid_of,
+    working,
+)
 from .support import wait_for
 
 
@@ -683,6 +693,16 @@ def test_returning_page_asks_at_once(polling: Polling, event: str) -> None:
     polling.wait("job", "success")
 
 
+def test_events_of_the_page_s_own_parts_are_not_meant(polling: Polling) -> None:
+    """A pagehide that a widget sends does not silence the poller."""
+    polling.follow("job", working())
+    polling.wait("job", "update")
+    hide = "new Event('pagehide', { bubbles: true })"
+    polling.page.evaluate(f"document.documentElement.dispatchEvent({hide})")
+    polling.server.answer("job", success())
+    polling.wait("job", "success")
+
+
 @pytest.mark.parametrize("awhile", [True, False])
 def test_leaving_a_page_is_no_outage(polling: Polling, awhile: bool) -> None:
     """The request that leaving a page cuts off is asked again when it returns."""
@@ -788,12 +808,177 @@ def test_slower_job_is_asked_for_less_often(polling: Polling) -> None:
 
 def test_unknown_job_in_a_batch_is_lost(polling: Polling) -> None:
     """Null stands for an unknown or forbidden job; the others go on."""
-    polling.server.answer("one", working(), success())
+    polling.server.answer("one", working(), working(), success())
     follow_all(polling, ["one", "nil"])
     reason = polling.wait("nil", "lost")
     assert (reason["code"], reason["status"], reason["final"]) == ("status", 404, True)
     polling.wait("one", "success")
-    assert len(polling.server.seen("nil")) == 1
+    assert [request.jobs for request in polling.server.seen("nil")] == [
+        ["one", "nil"],
+        [],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "status"),
+    [
+        (Answer(401), "status", 401),
+        (Answer(403), "status", 403),
+        (Answer(410), "status", 410),
+        (Answer(302, headers={"Location": "/login"}), "redirect", 0),
+        (Answer(body="<p>Sign in"), "format", 200),
+    ],
+    ids=["401", "403", "410", "302", "html"],
+)
+def test_null_in_a_batch_is_asked_about_alone(
+    polling: Polling, answer: Answer, code: str, status: int
+) -> None:
+    """Why a batch does not show a job is what the job's own URL says."""
+    polling.server.answer("one", working())
+    polling.server.answer("two", answer)
+    polling.server.nulls.add("two")
+    follow_all(polling, ["one", "two"])
+    reason = polling.wait("two", "lost")
+    assert (reason["code"], reason["status"]) == (code, status)
+    assert reason["final"] is True
+    assert [request.jobs for request in polling.server.seen("two")] == [
+        ["one", "two"],
+        [],
+    ]
+    polling.server.answer("one", success())
+    polling.wait("one", "done")
+    assert polling.told("one", "lost") == []
+
+
+def test_null_in_a_batch_may_be_a_job_all_the_same(polling: Polling) -> None:
+    """A job whose own URL shows it goes on, and is asked for with the others again."""
+    polling.server.answer("one", working())
+    polling.server.answer("two", working(n=1))
+    polling.server.nulls.add("two")
+    follow_all(polling, ["one", "two"], pollingPeriod=200)
+    polling.wait("two", "update")
+    polling.server.nulls.clear()
+    polling.server.answer("two", working(n=2), success(n=3))
+    polling.wait("two", "done")
+    assert polling.told("two", "lost") == []
+    assert polling.told("two", "success") == [polling.told("two", "update")[-1]]
+    assert polling.server.seen("two")[-1].jobs == ["one", "two"]
+
+
+def test_null_that_its_own_url_contradicts_keeps_the_period(polling: Polling) -> None:
+    """Two URLs that never agree cost one request more a period, and no more."""
+    polling.server.answer("one", working())
+    polling.server.answer("two", *[working()] * 4, success())
+    polling.server.nulls.add("two")
+    follow_all(polling, ["one", "two"], pollingPeriod=200)
+    polling.wait("two", "done")
+    seen = polling.server.seen("two")
+    assert [request.jobs for request in seen] == [["one", "two"], []] * 5
+    for batches in (seen[::2], seen[1::2]):
+        for earlier, later in itertools.pairwise(batches):
+            assert later.began - earlier.began >= 0.19
+
+
+def test_null_that_cannot_be_asked_about_is_retried(polling: Polling) -> None:
+    """Trouble with the job's own URL is an outage of that job, and none of others."""
+    polling.server.answer("one", working())
+    polling.server.answer("two", Answer(500), Answer(500), working(), success())
+    polling.server.nulls.add("two")
+    follow_all(polling, ["one", "two"])
+    polling.wait("two", "update")
+    assert [r.jobs for r in polling.server.seen("two")[:4]] == [
+        ["one", "two"],
+        [],
+        [],
+        [],
+    ]
+    polling.wait("two", "done")
+    assert polling.told("two") == ["lost", "update", "update", "success", "done"]
+    assert polling.told("two", "lost")[0]["final"] is False
+    assert polling.told("one", "lost") == []
+
+
+def test_null_that_cannot_be_asked_about_is_asked_ever_less(polling: Polling) -> None:
+    """The pauses of the one job double, though others are answered meanwhile."""
+    polling.server.answer("one", working())
+    polling.server.answer("two", *[Answer(500)] * 4, success())
+    polling.server.nulls.add("two")
+    polling.page.evaluate("Math.random = () => 1")
+    follow_all(polling, ["one", "two"], pollingPeriod=100)
+    polling.wait("two", "done")
+    alone = [request for request in polling.server.seen("two") if not request.jobs]
+    pauses = [late.began - soon.began for soon, late in itertools.pairwise(alone)]
+    for pause, least in zip(pauses, (0.2, 0.4, 0.8, 1.6), strict=True):
+        assert pause >= 0.95 * least
+    assert len(polling.server.seen("one")) >= 10
+
+
+def test_many_nulls_are_asked_about_one_after_another(polling: Polling) -> None:
+    """Ten nulls are ten requests, each once, of which no two are on their way."""
+    names = [uuid_of(n) for n in range(10)]
+    polling.server.answer("one", working())
+    for name in names:
+        polling.server.answer(name, Answer(403, delay=0.02))
+        polling.server.nulls.add(name)
+    follow_all(polling, ["one", *names])
+    for name in names:
+        assert polling.wait(name, "lost")["status"] == 403
+    requests = polling.server.requests()
+    for name in names:
+        assert [len(r.jobs) for r in requests if name in r.path] == [11, 0]
+    for earlier, later in itertools.pairwise(requests):
+        assert earlier.ended is not None
+        assert later.began >= earlier.ended - 0.005
+    polling.server.answer("one", success())
+    polling.wait("one", "done")
+
+
+def test_null_is_not_asked_about_in_a_hidden_tab(timed: Polling) -> None:
+    """The question that a null raises waits until somebody looks."""
+    jobs = {"one": json.loads(state("working")), "two": None}
+    held = Answer(body=json.dumps({"jobs": jobs}), hold=threading.Event())
+    timed.server.answer("one", working())
+    timed.server.answer("two", success())
+    timed.server.answer_batches(held)
+    follow_all(timed, ["one", "two"])
+    timed.page.clock.run_for(50)
+    timed.wait_for_requests("two", 1)
+    timed.page.evaluate("setHidden(true)")
+    assert held.hold is not None
+    held.hold.set()
+    timed.wait("one", "update")
+    timed.page.clock.run_for(60_000)
+    assert timed.asked("two") == 0
+    timed.page.evaluate("setHidden(false)")
+    timed.page.clock.run_for(100)
+    timed.wait("two", "success")
+
+
+def test_null_that_nobody_waits_for_is_given_up(polling: Polling) -> None:
+    """Stopping the job aborts the question about it, and the others go on."""
+    polling.server.answer("one", working())
+    polling.server.answer("two", Answer(hold=threading.Event()))
+    polling.server.nulls.add("two")
+    follow_all(polling, ["one", "two"])
+    wait_for(lambda: [] in [r.jobs for r in polling.server.seen("two")])
+    polling.page.evaluate("pollers.two.stop()")
+    polling.server.answer("one", success())
+    polling.wait("one", "done")
+    assert polling.told("two", "done")[0]["outcome"] == "stopped"
+
+
+def test_null_is_not_confirmed_by_a_batch_that_has_not_changed(
+    polling: Polling,
+) -> None:
+    """An ETag of a batch with a null says nothing of the job that it left out."""
+    polling.server.answer("one", working('"a"'))
+    polling.server.answer("two", Answer(500), success(n=2))
+    polling.server.nulls.add("two")
+    follow_all(polling, ["one", "two"])
+    polling.wait("two", "lost")
+    polling.server.answer("one", Answer(304))
+    polling.wait("two", "done")
+    assert [d["n"] for d in polling.told("two", "update")] == [2]
 
 
 def test_odd_job_in_a_batch_is_lost(polling: Polling) -> None:
@@ -1012,6 +1197,29 @@ def test_base_url_option_wins_over_the_script_tag(polling: Polling) -> None:
     polling.wait("job", "success")
 
 
+def test_jobs_are_looked_up_where_the_script_lies(polling: Polling) -> None:
+    """Without data-base-url the script's own address says where the jobs are."""
+    polling.server.answer("job", success(), below="/app/jobs")
+    open_with(polling, "", "<script src=/app/jobs/static/job-state.js?v=1></script>")
+    polling.follow("job")
+    polling.wait("job", "success")
+
+
+def test_script_of_another_site_does_not_say_where_jobs_are(
+    page: Page, poll_server: PollServer
+) -> None:
+    """A script that lies on a server for files leaves the jobs where the page is."""
+    elsewhere = PollServer()
+    try:
+        poll_server.answer("job", success())
+        page.goto(poll_server.url + "/empty")
+        page.add_script_tag(url=elsewhere.url + "/app/static/job-state.js")
+        outcome = page.evaluate("JobState.startPolling({ jobUuid: 'job' }).done")
+        assert outcome["outcome"] == "success"
+    finally:
+        elsewhere.close()
+
+
 def test_url_of_the_job_is_taken_as_it_is(polling: Polling) -> None:
     """A url is asked as given, with its slash and query, relative to the page."""
     polling.server.answer("", success(), below="/jobs/job")
@@ -1049,6 +1257,14 @@ WRONG = {
 }
 
 
+def test_wrong_signal_starts_nothing(polling: Polling) -> None:
+    """A signal that is none is an error at the call, and no job is asked for."""
+    with pytest.raises(Error, match="TypeError"):
+        polling.page.evaluate("JobState.startPolling({ jobUuid: 'a', signal: {} })")
+    polling.wait_for_others()
+    assert polling.server.seen("a") == []
+
+
 def test_wrong_arguments_are_type_errors(polling: Polling) -> None:
     """A wrong argument is a TypeError at the call that names it."""
     messages = {
@@ -1062,6 +1278,140 @@ def test_wrong_arguments_are_type_errors(polling: Polling) -> None:
     }
     assert messages == {o: f"JobState.startPolling: {w}" for o, w in WRONG.items()}
     assert polling.server.seen("a") == []
+
+
+# Markup that somebody slipped in before the script
+
+
+CLOBBERING = ["<img name={0}>", "<iframe name={0}></iframe>", "<a id={0}></a>" * 2]
+
+
+def open_with(polling: Polling, markup: str, script: str = "") -> None:
+    """Open a page with this markup before the script, or with this for a script."""
+    script = script or "<script src=/job-state.js></script>"
+    head = "<!doctype html><meta charset=utf-8><title>Poller</title>"
+    harness = f"<script src={polling.server.url}/harness.js></script>"
+    polling.server.pages["/marked"] = f"{head}{markup}{script}{harness}"
+    polling.open("/marked")
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        "<img name=currentScript {}>",
+        "<img name=currentScript {0}>" * 2,
+        "<form name=currentScript {}></form>",
+        "<embed name=currentScript {}>",
+        "<object id=currentScript {}></object>",
+        "<iframe name=currentScript {}></iframe>",
+    ],
+)
+def test_only_a_script_says_where_jobs_are(polling: Polling, forged: str) -> None:
+    """An element named currentScript changes neither the base URL nor the styles."""
+    polling.server.answer("job", success(), below="/app")
+    polling.server.answer("static/job-state.css", Answer(body=""), below="/app")
+    script = "<script src=/app/static/job-state.js data-base-url=/app></script>"
+    attributes = f"data-base-url=/forged src={polling.server.url}/forged/x"
+    open_with(polling, forged.format(attributes), script)
+    polling.page.evaluate("document.body.append(new JobState.JobStateElement())")
+    wait_for(lambda: polling.server.seen("static/job-state.css", below="/app"))
+    polling.follow("job")
+    polling.wait("job", "success")
+    asked = {request.path for request in polling.server.requests(below="/forged")}
+    assert asked <= {"/forged/x"}  # by the forged element itself
+
+
+@pytest.mark.parametrize("markup", CLOBBERING)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("hidden", "visibilityState", "baseURI", "location", "body"),
+        *("addEventListener", "removeEventListener", "fetch", "JobState"),
+        *("setTimeout", "self", "origin", "HTMLScriptElement", "customElements"),
+    ],
+)
+def test_poller_minds_no_element_of_a_name(
+    polling: Polling, name: str, markup: str
+) -> None:
+    """Elements named as what the script uses take nothing from it."""
+    polling.server.answer("job", working(), success())
+    open_with(polling, markup.format(name))
+    polling.follow("job", jobUuid=None, url="job_state/job")
+    polling.wait("job", "success")
+
+
+def test_image_named_hidden_keeps_no_tab_awake(timed: Polling) -> None:
+    """A hidden tab sleeps, and one that is shown asks, whatever is named hidden."""
+    open_with(timed, "<img name=hidden><img name=visibilityState>")
+    timed.follow("job", working(), success(), pollingPeriod=1000)
+    timed.wait("job", "update")
+    timed.page.evaluate("setHidden(true)")
+    timed.page.clock.run_for(60_000)
+    assert timed.asked("job") == 1
+    timed.page.evaluate("setHidden(false)")
+    timed.page.clock.run_for(50)
+    timed.wait("job", "success")
+
+
+@pytest.mark.parametrize("crossing", [False, True])
+def test_base_of_another_site_is_not_followed(polling: Polling, crossing: bool) -> None:
+    """With <base> pointing elsewhere, jobs and tokens still go to the page's site."""
+    elsewhere = PollServer()
+    try:
+        posts = {"method": "POST"}
+        elsewhere.answer("job", success())
+        polling.server.answer("job/cancel", Answer(202, "{}"), **posts)
+        url = polling.server.url
+        script = f"<script src={url}/job-state.js></script>"
+        open_with(polling, f"<base href={elsewhere.url}/>", script)
+        options = {"crossOrigin": crossing, "csrfToken": "secret"}
+        polling.follow("job", working(), **options)
+        polling.wait("job", "update")
+        assert polling.page.evaluate("cancel('job')") is True
+        assert elsewhere.requests() == elsewhere.requests("POST") == []
+    finally:
+        elsewhere.close()
+
+
+def test_base_of_the_same_site_is_followed(polling: Polling) -> None:
+    """A relative URL of a job is relative to the page's own <base>."""
+    polling.server.answer("job", success(), below="/app/jobs")
+    open_with(polling, "<base href=/app/>", "<script src=/job-state.js></script>")
+    polling.follow("job", jobUuid=None, url="jobs/job")
+    polling.wait("job", "success")
+
+
+def test_base_url_of_another_site_is_refused(polling: Polling) -> None:
+    """data-base-url of another origin is believed no more than the option."""
+    polling.open("/page?base=http://a.test/jobs")
+    message = polling.page.evaluate(
+        """() => {
+            try { JobState.startPolling({ jobUuid: "job" }); }
+            catch (error) { return error.message; }
+        }"""
+    )
+    assert message == f"JobState.startPolling: baseUrl {ELSEWHERE}"
+
+
+def test_script_in_a_drawing_is_not_believed(polling: Polling) -> None:
+    """An SVG script brings the poller, but says nothing of where the jobs are."""
+    polling.server.answer("job", success())
+    script = "<script href=/job-state.js data-base-url=/forged></script>"
+    open_with(polling, "", f"<svg>{script}</svg>")
+    polling.follow("job")
+    polling.wait("job", "success")
+
+
+def test_script_may_stand_in_the_page(page: Page, poll_server: PollServer) -> None:
+    """An inline script has no address, and finds jobs and styles all the same."""
+    poll_server.answer("static/job-state.css", Answer())
+    poll_server.answer("job", success())
+    page.goto(poll_server.url + "/empty")
+    page.add_script_tag(content=(STATIC / "job-state.js").read_text("utf-8"))
+    page.evaluate("document.body.append(new JobState.JobStateElement())")
+    wait_for(lambda: poll_server.seen("static/job-state.css"))
+    outcome = page.evaluate("JobState.startPolling({ jobUuid: 'job' }).done")
+    assert outcome["outcome"] == "success"
 
 
 def test_script_defines_only_job_state(page: Page, poll_server: PollServer) -> None:

@@ -1,10 +1,7 @@
 """Workers as they really are: processes, killed, frozen and stopped."""
 
-import contextlib
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,48 +14,7 @@ from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from tests.jobs import make_broker, store_of
 from tests.support import frozen, wait_for
-
-ROOT = Path(__file__).parent.parent
-
-#: What a worker on a busy machine may take to start, or a message to come again.
-PATIENCE = 30
-
-
-class WorkerProcess:
-    """Dramatiq's command, with all its processes in a group of their own.
-
-    Attributes:
-      log: Where it logs.
-    """
-
-    def __init__(self, environ: dict[str, str], log: Path) -> None:
-        self.log = log
-        command = [sys.executable, "-m", "dramatiq", "tests.workerapp"]
-        options = ["--processes", "1", "--threads", "2"]
-        with log.open("w") as stderr:
-            self.process = subprocess.Popen(
-                [*command, *options],
-                cwd=ROOT,
-                env={**os.environ, "dramatiq_worker_timeout": "100", **environ},
-                stderr=stderr,
-                start_new_session=True,
-            )
-
-    def kill(self, signum: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signum)
-
-    def terminate(self) -> None:
-        """Ask the command to stop, as a service manager does."""
-        self.process.send_signal(signal.SIGTERM)
-
-    def wait(self, timeout: float = PATIENCE) -> int:
-        return self.process.wait(timeout)
-
-    def lines(self, text: str) -> list[str]:
-        """Return the lines of the log that have a text in them."""
-        return [line for line in self.log.read_text().splitlines() if text in line]
-
+from tests.workerprocess import PATIENCE, WorkerProcess
 
 Start = Callable[[], WorkerProcess]
 
@@ -75,14 +31,7 @@ def start(redis_url: str, server: EmbeddedServer, tmp_path: Path) -> Iterator[St
 
     yield start
     for worker in workers:
-        worker.kill(signal.SIGCONT)
-        if worker.process.poll() is None:
-            # So that what they measured is kept.
-            worker.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.wait(10)
-        worker.kill(signal.SIGKILL)
-        worker.wait()
+        worker.stop()
 
 
 class Sender:

@@ -134,7 +134,9 @@ def test_record_of_an_empty_hash_reads_as_nothing():
     assert job.start == Start("", "", 0, None, "{}")
 
 
-@pytest.mark.parametrize("status", sorted({*UNFINISHED, *FINISHED} - {"working"}))
+@pytest.mark.parametrize(
+    "status", sorted({*UNFINISHED, *FINISHED} - {"working", "cancelling"})
+)
 def test_record_read_keeps_a_known_status(status):
     """A status that does not depend on signs of life stands, however old it is."""
     assert read({"status": status, "seen": "1", "queued": "1"}).status == status
@@ -152,7 +154,10 @@ def test_record_read_has_an_unknown_status_stalled(status):
 )
 def test_record_read_has_a_silent_job_stalled(silent, status):
     """A working job not heard of for longer than the limit reads as stalled."""
-    assert read({"status": "working", "seen": str(NOW - silent)}).status == status
+    for stored in ("working", "cancelling"):
+        expected = status if status == "stalled" else stored
+        seen = str(NOW - silent)
+        assert read({"status": stored, "seen": seen}).status == expected
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 import redis
 from dramatiq.middleware import Interrupt
 
-from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate import JobState, JobStore, outage
 from pyramid_jobstate import recorder as recorder_module
 from pyramid_jobstate.delivery import Delivery
 from pyramid_jobstate.embedded import EmbeddedServer
@@ -99,7 +99,7 @@ class Job(JobState):
 
 
 def away(recorder: Recorder) -> bool:
-    return recorder._away_since is not None
+    return recorder._failures > 0
 
 
 def in_thread(call: Callable[[], object]) -> threading.Thread:
@@ -531,14 +531,14 @@ def test_an_end_that_nobody_waits_for_is_written_soon(
 def test_nobody_waits_for_a_store_that_has_been_away(
     make: Make, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once the store has been away for a while, starts and ends do not wait at all."""
+    """Once the store has failed, starts and ends do not wait for it again."""
     recorder = make(slow_store(server))
     first = Job(recorder).begin()
     server.stop()
     first.set_message("on we go")
     wait_for(lambda: away(recorder))
     monkeypatch.setattr(recorder_module, "PATIENCE", 60.0)
-    recorder._away_since = time.monotonic() - 61
+    monkeypatch.setattr(outage, "PAUSE", 60.0)
     jobs = [Job(recorder).begin() for _ in range(3)]
     began = time.monotonic()
     for job in jobs:
@@ -736,10 +736,13 @@ def test_a_cancelled_job_does_not_begin(
 
 
 def test_a_cancelled_job_that_began_nevertheless_is_told(
-    make: Make, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+    make: Make,
+    server: EmbeddedServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A job that was cancelled, but could not know it when it began, reads cancelling
-    and is told; its end is the truth.
+    """A job that was cancelled, but could not know it when it began, is told. It stays
+    cancelled even if it returns, which is logged.
     """
     monkeypatch.setattr(recorder_module, "PATIENCE", 0.1)
     job = Job(make(slow_store(server)))
@@ -750,16 +753,20 @@ def test_a_cancelled_job_that_began_nevertheless_is_told(
         job.begin()
         assert not job.delivery.run.cancel_requested
     wait_for(lambda: job.delivery.run.cancel_requested)
-    wait_for(lambda: job.reads("cancelling"))
-    assert job.end()
-    assert job.load().status == "success"
+    wait_for(lambda: not job.is_recorded)
+    assert not job.end()
+    assert job.load().status == "cancelled"
+    assert f"Job {job.uuid} returned after" in messages(caplog, LOGGER)[-1]
 
 
-def test_a_job_that_ended_before_the_store_answered_has_its_true_end(
-    make: Make, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+def test_a_job_that_ended_before_the_store_answered_stays_cancelled(
+    make: Make,
+    server: EmbeddedServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A job that was cancelled, but began and succeeded before anybody could tell,
-    reads success.
+    stays cancelled, which is logged once.
     """
     monkeypatch.setattr(recorder_module, "PATIENCE", 0.1)
     recorder = make(slow_store(server))
@@ -771,7 +778,10 @@ def test_a_job_that_ended_before_the_store_answered_has_its_true_end(
         assert not other.flush(0.1)
         job.begin()
         assert not job.end()
-    wait_for(lambda: job.reads("success"))
+    wait_for(lambda: not job.is_recorded)
+    assert job.load().status == "cancelled"
+    said = [m for m in messages(caplog, LOGGER) if "returned after" in m]
+    assert len(said) == 1 and job.uuid in said[0]
 
 
 def test_a_start_that_nobody_waits_for_is_late(recorder: Recorder) -> None:
@@ -798,6 +808,17 @@ def test_a_running_job_learns_of_the_cancel_once_it_reports(
         job.set_message("one")
     assert job.end("cancelled")
     assert job.load().status == "cancelled"
+
+
+def test_a_cancel_is_heard_though_another_program_has_written_its_list(
+    make: Make, admin: redis.Redis
+) -> None:
+    """A key that another program has written holds up nothing: a beat tells."""
+    admin.set("jobstate:cancels", "not a list")
+    job = Job(make(heartbeat=0.05)).begin()
+    assert job.recorder.store.cancel(job.uuid, START)
+    wait_for(lambda: job.delivery.run.cancel_requested)
+    assert job.end("cancelled")
 
 
 # Fencing.

@@ -1,11 +1,13 @@
 """What one execution of a job has said, and what it may say."""
 
+import asyncio
 import decimal
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pyramid_jobstate.run import LIMIT, JobCancelled, Run, is_plain
+from pyramid_jobstate.run import LIMIT, Run, is_plain
+from pyramid_jobstate.told import JobCancelled
 from pyramid_jobstate.values import MAX_JOB_BYTES, MAX_VALUE_BYTES, NUMBER_BYTES, loads
 
 
@@ -460,23 +462,107 @@ def test_run_that_is_cancelled_stops_a_loop(run):
         next(steps)
 
 
-def test_run_that_is_cancelled_tells_each_thread(run):
-    """Each thread of the job is told once."""
+def count_cancels(run, calls=3):
+    """Make calls of a run and return how many of them raised JobCancelled."""
+    told = 0
+    for _ in range(calls):
+        try:
+            run.set_metrics({"a": 1})
+        except JobCancelled:
+            told += 1
+    return told
+
+
+def in_thread(call):
+    """Return what a call returns in a thread of its own."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
+
+
+def test_run_that_is_cancelled_tells_its_own_thread_once(run):
+    """The run's own thread is told once: whoever goes on means to."""
     run.cancel()
-    told = []
+    assert count_cancels(run) == 1
 
-    def work():
-        for _ in range(2):
-            try:
-                run.set_metrics({"a": 1})
-            except JobCancelled:
-                told.append(threading.get_ident())
 
-    work()
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert len(told) == len(set(told)) == 2
+def test_run_that_is_cancelled_tells_other_threads_at_every_call(run):
+    """Another thread is told at every call: each may be another piece of work."""
+    run.cancel()
+    assert in_thread(lambda: count_cancels(run)) == 3
+    assert count_cancels(run) == 1
+
+
+def test_run_that_is_cancelled_tells_each_task_once(run):
+    """Each asyncio task is told once, in whatever thread it runs, and a thread that it
+    hands work to at every call.
+    """
+    run.cancel()
+
+    async def work():
+        counts = [asyncio.create_task(count()) for _ in range(3)]
+        return [await c for c in counts], await asyncio.to_thread(count_cancels, run)
+
+    async def count():
+        return count_cancels(run)
+
+    assert asyncio.run(work()) == ([1, 1, 1], 3)
+    assert in_thread(lambda: asyncio.run(work())) == ([1, 1, 1], 3)
+    assert count_cancels(run) == 1
+
+
+def test_run_that_is_cancelled_lets_the_clean_up_report(run):
+    """While a JobCancelled is being handled no call raises another, whichever thread
+    noticed the cancel first.
+    """
+    run.cancel()
+    with pytest.raises(JobCancelled) as raised:
+        in_thread(lambda: run.set_message("noticed elsewhere"))
+
+    def clean_up(how):
+        try:
+            raise raised.value
+        except JobCancelled as e:
+            how(e)
+            run.set_message("cleaning up")
+            return "swept"
+
+    def fail_in_between(cancel):
+        try:
+            raise ValueError
+        except ValueError:
+            run.set_message("in a handler in the handler")
+
+    def group(cancel):
+        try:
+            raise BaseExceptionGroup("of a task group", [OSError(), cancel])
+        except BaseExceptionGroup:
+            run.set_message("in the handler of a group")
+
+    def chain(cancel):
+        try:
+            raise OSError from cancel
+        except OSError as e:
+            e.__context__ = e
+            run.set_message("in the handler of what it led to")
+
+    for how in (repr, fail_in_between, group, chain):
+        assert in_thread(lambda how=how: clean_up(how)) == "swept"
+        assert clean_up(how) == "swept"
+    assert count_cancels(run) == 0
+
+
+def test_run_that_is_cancelled_is_not_kept_quiet_by_another_exception(run):
+    """Only a JobCancelled that is being handled keeps the calls quiet."""
+    run.cancel()
+
+    def handle():
+        try:
+            raise OSError("no cancel")
+        except OSError:
+            return count_cancels(run, 1)
+
+    assert in_thread(handle) == 1
+    assert handle() == 1
 
 
 def test_run_that_is_closed_is_not_cancelled_any_more(run):

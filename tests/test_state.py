@@ -10,8 +10,9 @@ from pyramid.authorization import Allow
 
 from pyramid_jobstate import state
 from pyramid_jobstate.record import FINISHED, UNFINISHED, JobError, Progress, Record
-from pyramid_jobstate.run import JobCancelled, Run
+from pyramid_jobstate.run import Run
 from pyramid_jobstate.state import JobState, current_job_state
+from pyramid_jobstate.told import JobCancelled
 
 ID = "01234567-89ab-4cde-8f01-23456789abcd"
 

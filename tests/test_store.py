@@ -364,14 +364,53 @@ def test_a_cancelled_job_that_shields_itself_is_a_success(store: JobStore) -> No
     assert load(store, job).status == "success"
 
 
-def test_cancelling_wins_over_stalled(client: redis.Redis) -> None:
-    """A job that was cancelled and is not heard of reads cancelling."""
+def test_cancel_of_a_stalled_job_is_at_once(client: redis.Redis) -> None:
+    """A job whose worker is not heard of is cancelled at once, and a worker that turns
+    out to be alive is told so with whatever it says next.
+    """
     store = JobStore(client, stalled_after=0.01)
     job = new_id()
-    Writer(store, job).begin()
+    run = Writer(store, job)
+    run.begin()
     wait_for(lambda: load(store, job).status == "stalled")
-    store.cancel(job, START)
+    assert store.cancel(job, START)
+    assert load(store, job).status == "cancelled"
+    assert not store.cancel(job, START)
+    assert run.record(**{"m:late": "1"}) is Reply.CANCELLED
+    assert run.end("success") is Reply.CANCELLED
+    assert Writer(store, job, "again").begin() is Reply.CANCELLED
+    assert load(store, job).status == "cancelled"
+    assert load(store, job).progress_metrics == {}
+
+
+def test_a_second_cancel_ends_a_job_whose_worker_died(client: redis.Redis) -> None:
+    """A job whose worker died after the cancel was asked reads stalled, and another
+    cancel ends it.
+    """
+    store = JobStore(client, stalled_after=0.05)
+    job = new_id()
+    Writer(store, job).begin()
+    assert store.cancel(job, START)
     assert load(store, job).status == "cancelling"
+    wait_for(lambda: load(store, job).status == "stalled")
+    assert store.cancel(job, START)
+    assert load(store, job).status == "cancelled"
+
+
+def test_a_cancel_is_told_by_a_list_of_the_last_minute(store: JobStore) -> None:
+    """Workers find the running jobs whose cancel was asked since they last looked."""
+    jobs = [new_id() for _ in range(3)]
+    for job in jobs:
+        Writer(store, job).begin()
+    store.create(NewJob(waiting := new_id(), START))
+    assert store.cancel(waiting, START) and store.cancel(jobs[0], START)
+    told, since = store.cancels(0)
+    assert told == {jobs[0]} and since > 0
+    assert store.cancels(since) == (set(), since)
+    assert store.cancel(jobs[1], START)
+    assert store.cancels(since)[0] == {jobs[1]}
+    ttl = store.client.pttl("jobstate:cancels")
+    assert 0 < ttl <= 60_000  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("before", ["queued", "delayed", "retrying"])
@@ -392,16 +431,15 @@ def test_cancel_of_a_waiting_job_is_at_once(store: JobStore, before: str) -> Non
 
 
 def test_a_run_that_missed_the_cancel_hears_of_it(store: JobStore) -> None:
-    """A job that began while the store was away, and was cancelled meanwhile, is
-    cancelling: it runs after all.
+    """A job that was cancelled, and began while the store was away, is told. Its record
+    stays cancelled: others have acted on that.
     """
     job = new_id()
     store.create(NewJob(job, START))
     store.cancel(job, START)
     late = {"age": 3.0, "late": True}
     assert Writer(store, job).begin(**late) is Reply.CANCELLED
-    assert Writer(store, job).begin(**late, runs=True) is Reply.CANCELLING
-    assert load(store, job).status == "cancelling"
+    assert load(store, job).status == "cancelled"
 
 
 def test_a_redelivered_job_remembers_the_cancel(store: JobStore) -> None:
@@ -586,10 +624,71 @@ def test_expiry_counts_from_the_end(client: redis.Redis) -> None:
     run.begin()
     run.end("success")
     assert 90 < ttl(client, store, job) <= 100
-    cancelled = new_id()
-    store.create(NewJob(cancelled, START))
-    store.cancel(cancelled, START)
-    assert 90 < ttl(client, store, cancelled) <= 100
+
+
+@pytest.mark.parametrize("before", ["delayed", "retrying", "stalled", "cancelling"])
+def test_a_cancelled_record_outlives_its_message(
+    client: redis.Redis, before: str
+) -> None:
+    """A cancel never shortens a record's life: the message that comes one day must find
+    it.
+    """
+    store = JobStore(client, expire_in=100, active_expire_in=1000, stalled_after=0.01)
+    job = new_id()
+    store.create(NewJob(job, START, delay=500 if before == "delayed" else 0))
+    run = Writer(store, job)
+    if before != "delayed":
+        run.begin()
+    if before == "retrying":
+        run.end("retrying", delay=500)
+    elif before == "stalled":
+        wait_for(lambda: load(store, job).status == "stalled")
+    assert store.cancel(job, START)
+    if before == "cancelling":
+        # It failed before it heard of the cancel: Dramatiq has put it back already.
+        run.end("retrying", delay=500)
+    assert load(store, job).status == "cancelled"
+    expected = 1000 if before == "stalled" else 1500
+    assert expected - 10 < ttl(client, store, job) <= expected
+    store = JobStore(client, expire_in=5000, active_expire_in=1000)
+    store.create(NewJob(other := new_id(), START))
+    assert store.cancel(other, START)
+    assert 4990 < ttl(client, store, other) <= 5000
+
+
+def test_a_stalled_run_that_is_put_back_after_a_cancel_lengthens_its_record(
+    client: redis.Redis,
+) -> None:
+    """The message of a run that did not hear of its cancel finds the record, too."""
+    store = JobStore(client, expire_in=100, active_expire_in=1000, stalled_after=0.01)
+    run = Writer(store, job := new_id())
+    run.begin()
+    wait_for(lambda: load(store, job).status == "stalled")
+    assert store.cancel(job, START)
+    assert run.end("retrying", delay=500) is Reply.OK
+    assert load(store, job).status == "cancelled"
+    assert 1490 < ttl(client, store, job) <= 1500
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_job_that_was_dropped_may_run_again(store: JobStore, begins: bool) -> None:
+    """A job that reads cancelled, but that nobody has cancelled, is queued again and
+    runs when its message comes back.
+    """
+    job = new_id()
+    run = Writer(store, job)
+    if begins:
+        run.begin()
+        run.end("cancelled", error=JobError(None, "skipped"))
+    else:
+        store.create(NewJob(job, START))
+        end = End("cancelled", JobError(None, "too old"))
+        store.write([Update(job, "", 0, START, end=end, dropped=True)])
+    assert load(store, job).status == "cancelled"
+    assert store.create(NewJob(job, START)) == [True]
+    assert load(store, job).status == "queued" and load(store, job).error is None
+    assert Writer(store, job, "again").begin() is Reply.OK
+    assert load(store, job).status == "working"
 
 
 def test_indexes_list_by_all_kind_and_owner(

@@ -151,7 +151,7 @@ class Scene:
         """Wait until the worker has noticed the weather."""
         recorder = self.middleware._recorder
         assert recorder is not None
-        wait_for(lambda: recorder._troubled, 10)
+        wait_for(lambda: recorder._complaint.is_open, 10)
 
     def check(self, state: JobState) -> None:
         """Everything that the job has said is there."""

@@ -1,15 +1,24 @@
--- Somebody asks to cancel the job. ARGV: ttl, error.
+-- Somebody asks to cancel the job. ARGV: ttl, milliseconds after which a silent run is
+-- taken for dead, error, a word that names this request.
 -- Returns 2 if it is cancelled, 1 if its worker is told, 0 if it has ended or is unknown.
+-- A request that is sent twice is answered twice alike: "asked" keeps its word. A message
+-- whose job was asked to stop is skipped when it comes, so the record must outlive it:
+-- a cancel never shortens the record's life.
 
-local status = redis.call("HGET", key, "status")
-if status == "working" or status == "cancelling" then
+local old = redis.call("HMGET", key, "status", "seen", "asked")
+local status, now = old[1], time()
+if old[3] == ARGV[4] then
+  return status == "cancelled" and 2 or 1
+end
+if not unfinished(status) then
+  return 0
+end
+redis.call("HSET", key, "asked", ARGV[4])
+if is_running(status) and not is_silent(old[2], now, ARGV[2]) then
   redis.call("HSET", key, "status", "cancelling")
   return 1
 end
-if status ~= "waiting" and status ~= "sending" and status ~= "queued" and status ~= "retrying" then
-  return 0
-end
-local now = int(time())
-redis.call("HSET", key, "status", "cancelled", "error", ARGV[2], "updated", now, "finished", now)
-redis.call("PEXPIRE", key, ARGV[1])
+-- Its run, if it still lives, is told with its next update: the token stays.
+redis.call("HSET", key, "status", "cancelled", "error", ARGV[3], "updated", int(now), "finished", int(now))
+lengthen(ARGV[1])
 return 2

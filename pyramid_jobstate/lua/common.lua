@@ -24,6 +24,11 @@ local function set(from)
   end
 end
 
+-- Have the record live for at least so many milliseconds from now.
+local function lengthen(ttl)
+  redis.call("PEXPIRE", key, int(math.max(ttl, redis.call("PTTL", key))))
+end
+
 -- Write a job that is not yet queued. ARGV: ttl, delay, status, then the fields.
 local function create()
   local now, delay = time(), tonumber(ARGV[2])
@@ -35,11 +40,34 @@ local function create()
   redis.call("PEXPIRE", key, int(ARGV[1] + delay))
 end
 
+-- Statuses. A job that has ended by itself, or was dropped, may be run again; one that
+-- somebody cancelled, who has left a word in "asked", never is.
+local function is_running(status)
+  return status == "working" or status == "cancelling"
+end
+
+local function is_waiting(status)
+  return status == "waiting" or status == "sending" or status == "queued" or status == "retrying"
+end
+
+local function unfinished(status)
+  return is_running(status) or is_waiting(status)
+end
+
+local function was_cancelled(status, asked)
+  return status == "cancelled" and asked
+end
+
+-- Whether a run that was last heard of at a time is taken for dead.
+local function is_silent(seen, now, silence)
+  return now - (tonumber(seen) or 0) > tonumber(silence)
+end
+
 -- The tokens of a record's earlier runs, its last one's first. What those say comes late.
 local function earlier(run, past)
   return string.sub((run or "") .. " " .. (past or ""), 1, 51)
 end
 
 -- The replies to a run: it owns the record; it does, and a cancel was asked; a newer
--- run does; there is no record; the job was cancelled before it began.
+-- run does; there is no record; the job was cancelled, and stays so whatever the run does.
 local OK, CANCELLING, FENCED, MISSING, CANCELLED = 1, 2, -1, 0, -2

@@ -5,12 +5,8 @@
 local old = redis.call("HMGET", key, "status", "seen", "run", "past")
 local status = old[1]
 local now = time()
-if status == "working" or status == "cancelling" then
-  -- Another delivery of the message is being worked on.
-  if now - (tonumber(old[2]) or 0) <= tonumber(ARGV[2]) then
-    return MISSING
-  end
-elseif status ~= "waiting" and status ~= "sending" and status ~= "queued" and status ~= "retrying" then
+if not unfinished(status) or (is_running(status) and not is_silent(old[2], now, ARGV[2])) then
+  -- Over, or another delivery of the message is being worked on.
   return MISSING
 end
 -- Without a token no run owns the record.

@@ -1,8 +1,10 @@
 -- A run has ended, with all that it had still to report.
--- ARGV: token, seq, ttl of a job that is over, ttl of one that is not, status, delay
--- until the next try, the error of a cancelled job, then the fields, if any.
+-- ARGV: token, seq, ttl of a job that is over, ttl of one that is not, status, milliseconds
+-- until the message comes again ("" if it does not), the error of a cancelled job, then
+-- the fields, if any.
 
 local token, status = ARGV[1], ARGV[5]
+local delay = tonumber(ARGV[6])
 local old = redis.call("HMGET", key, "status", "run")
 if not old[1] then
   return MISSING
@@ -10,11 +12,18 @@ end
 if old[2] ~= token then
   return FENCED
 end
-if old[1] ~= "working" and old[1] ~= "cancelling" then
+if old[1] == "cancelled" then
+  -- While the run was silent, or by this very call before. A message that was put back
+  -- must find the record.
+  if delay then
+    lengthen(ARGV[4] + delay)
+  end
+  return status == "success" and CANCELLED or OK
+end
+if not is_running(old[1]) then
   return OK
 end
 if old[1] == "cancelling" and status ~= "success" then
-  -- Dramatiq may have put the message back already: it is skipped when it comes.
   status = "cancelled"
 end
 local now = time()
@@ -24,10 +33,15 @@ if status == "cancelled" and ARGV[5] ~= "cancelled" then
   redis.call("HSET", key, "error", ARGV[7])
 end
 if status == "retrying" then
-  redis.call("HSET", key, "due", int(now + ARGV[6]))
-  redis.call("PEXPIRE", key, int(ARGV[4] + ARGV[6]))
+  redis.call("HSET", key, "due", int(now + (delay or 0)))
+  redis.call("PEXPIRE", key, int(ARGV[4] + (delay or 0)))
+  return OK
+end
+redis.call("HSET", key, "finished", int(now))
+if status == "cancelled" then
+  -- The message may have been put back already: it is skipped when it comes.
+  lengthen(delay and ARGV[4] + delay or ARGV[3])
 else
-  redis.call("HSET", key, "finished", int(now))
   redis.call("PEXPIRE", key, ARGV[3])
 end
 return OK

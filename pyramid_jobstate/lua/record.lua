@@ -8,8 +8,8 @@ end
 if old[2] ~= token then
   return FENCED
 end
-if old[1] ~= "working" and old[1] ~= "cancelling" then
-  return OK
+if not is_running(old[1]) then
+  return old[1] == "cancelled" and CANCELLED or OK
 end
 if seq > (tonumber(old[3]) or 0) then
   local now = int(time())

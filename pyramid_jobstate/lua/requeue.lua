@@ -1,10 +1,14 @@
 -- The message of a job that has ended is put back in the queue.
 -- ARGV: ttl, delay, status, then the fields, the last of them the token that create.lua told.
--- Returns 1 if the job is queued anew, 0 if something has happened to it since.
+-- Returns 1 if the job is queued anew, by this call or by the same one before, whose reply
+-- was lost; 0 if something else has happened to it since.
 
-local old = redis.call("HMGET", key, "status", "run", "owner", "past")
-local token = table.remove(ARGV)
-if (old[1] ~= "success" and old[1] ~= "error") or (old[2] or "") ~= token then
+local old = redis.call("HMGET", key, "status", "run", "owner", "past", "asked")
+local status, token = old[1], table.remove(ARGV)
+if status == "sending" then
+  return 1
+end
+if not status or unfinished(status) or was_cancelled(status, old[5]) or (old[2] or "") ~= token then
   return 0
 end
 redis.call("DEL", key)

@@ -1,27 +1,27 @@
 -- A worker has started a run: it takes the record over from all earlier runs.
--- ARGV: token, milliseconds since the run began, "1" if this comes late, "1" if the job
--- runs even if it was cancelled, ttl, then the fields.
+-- ARGV: token, milliseconds since the run began, "1" if this comes late, ttl, then the
+-- fields.
 
-local token, late, runs = ARGV[1], ARGV[3] == "1", ARGV[4] == "1"
+local token, late = ARGV[1], ARGV[3] == "1"
 local now = time()
 local started = now - ARGV[2]
-local old = redis.call("HMGET", key, "status", "run", "started", "queued", "owner", "past")
+local old = redis.call("HMGET", key, "status", "run", "started", "queued", "owner", "past", "asked")
 local status = old[1]
-if old[2] == token then
-  return status == "cancelling" and CANCELLING or OK
-end
 if string.find(" " .. (old[6] or "") .. " ", " " .. token .. " ", 1, true) then
   return FENCED
 end
-if late and old[2] and started < (tonumber(old[3]) or 0) then
+if old[2] ~= token and late and old[2] and started < (tonumber(old[3]) or 0) then
   return FENCED
 end
-if status == "cancelled" and not runs then
+if was_cancelled(status, old[7]) then
   return CANCELLED
 end
--- A run that began while the store was away did not hear of the cancel: it does now.
+if old[2] == token then
+  return status == "cancelling" and CANCELLING or OK
+end
+-- A run that comes after one whose cancel was asked, and that died, hears of it.
 if status ~= "cancelling" then
-  status = status == "cancelled" and "cancelling" or "working"
+  status = "working"
 end
 redis.call("DEL", key)
 redis.call(
@@ -29,12 +29,15 @@ redis.call(
   "queued", old[4] or int(started), "started", int(started),
   "updated", int(started), "seen", int(now)
 )
-set(6)
+set(5)
 if old[2] or old[6] then
   redis.call("HSET", key, "past", earlier(old[2], old[6]))
 end
 if old[5] then
   redis.call("HSET", key, "owner", old[5])
 end
-redis.call("PEXPIRE", key, ARGV[5])
+if status == "cancelling" then
+  redis.call("HSET", key, "asked", old[7] or "")
+end
+redis.call("PEXPIRE", key, ARGV[4])
 return status == "cancelling" and CANCELLING or OK

@@ -14,7 +14,9 @@ declare namespace JobState {
    * Jobs of one base URL share their requests, of up to 100 jobs each: when one job is
    * due, those are asked for with it that would be due before it is again. So a job may
    * be asked for sooner than its period says, but never on its account alone. A server
-   * that takes fewer jobs, or none but one, in a request is asked for so many.
+   * that takes fewer jobs, or none but one, in a request is asked for so many. A job that
+   * the answer leaves out (unknown, forbidden, or the session has ended) is then asked
+   * for by its own URL, whose answer decides.
    *
    * ```js
    * JobState.startPolling({
@@ -82,13 +84,17 @@ declare namespace JobState {
   type JobAddress =
     | {
         jobUuid: string;
-        /** Default: the script tag's `data-base-url`, else `/job_state`. */
+        /**
+         * Default: the script tag's `data-base-url`, else where the script lies
+         * (`…/static/job-state.js` of the page's origin), else `/job_state`.
+         */
         baseUrl?: string;
         url?: null;
       }
     | {
         /**
-         * What `request.resource_url(job_state)` gives; relative to the page. If its
+         * What `request.resource_url(job_state)` gives; relative to the page, or to its
+         * `<base>` unless that is of another origin. If its
          * last segment is a uuid, the rest is a base URL, as for `jobUuid`; a URL with a
          * query, or any other, is asked by itself.
          */
@@ -233,7 +239,10 @@ declare namespace JobState {
     cancellable: boolean;
     /** Attribute `log`: show the last lines of the job's log. */
     log: boolean;
-    /** The last data. Data that are set are shown, and told to nobody. */
+    /**
+     * The last data. Data that are set are shown, and told to nobody. An element out of
+     * the page is drawn when it is put into it.
+     */
     data: JobData | null;
     readonly state: State;
     /**

@@ -18,13 +18,10 @@ const GATHER = 10; // for the other jobs of the page to join the first request
 const MAX_BACKOFF = 30 * 1000;
 const MAX_RETRY_AFTER = 5 * 60 * 1000;
 const REQUEST_TIMEOUT = 30 * 1000;
-const MAX_TIMER = 2 ** 31 - 1; // a longer setTimeout fires at once
+const MAX_PERIOD = 2 ** 30; // a setTimeout of more than twice as long fires at once
 
 const MAX_BATCH = 100; // jobs in one request
 const TOO_LARGE = [400, 413, 414, 431]; // what servers say to too many or too long
-
-const JOB_PATH =
-  /^(.*)\/([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})\/?$/i;
 
 const ENGLISH = {
   job: "Job",
@@ -63,25 +60,33 @@ const ENGLISH = {
   status: "The server answered {status}.",
 };
 
-// document.currentScript is set only while the script is being loaded.
-const ownScript = document.currentScript;
-const defaultBaseUrl = (ownScript && ownScript.dataset.baseUrl) || "/job_state";
+/**
+ * A property of the document itself. `document.body` may be an element of that name
+ * instead, such as `<form name="body">`.
+ */
+const ofDocument = (name) => Reflect.get(Document.prototype, name, document);
+
+// Set only while the script is being loaded. An SVG script has no src.
+const script = ofDocument("currentScript");
+const { src, dataset } = script instanceof HTMLScriptElement ? script : { dataset: {} };
+const home = new URL(src || "/job_state/static/job-state.js", baseOfPage());
+const styles = new URL("job-state.css", home);
+const [, mount] =
+  /^(.+)\/static\/job-state\.js/.exec(home.origin === self.origin && home.pathname) || [];
+const defaultBaseUrl = dataset.baseUrl || mount || "/job_state";
 
 /** Follow one job. See job-state.d.ts. */
 function startPolling(options) {
   const { place, period, callbacks, csrfToken, signal } = checkOptions(options);
-  let leave = null;
+  const watch = new Watch(callbacks, period);
   const stop = () => watch.end("stopped");
-  const watch = new Watch(callbacks, period, () => {
-    if (leave) leave();
-    if (signal) signal.removeEventListener("abort", stop);
-  });
-  if (signal && signal.aborted) {
-    stop();
-  } else {
-    if (signal) signal.addEventListener("abort", stop);
-    leave = Channel.follow(place, watch);
-  }
+  signal.addEventListener("abort", stop);
+  const leave = Channel.follow(place, watch);
+  watch.release = () => {
+    leave();
+    signal.removeEventListener("abort", stop);
+  };
+  if (signal.aborted) stop();
   return {
     stop,
     done: watch.done,
@@ -98,10 +103,9 @@ function startPolling(options) {
  * it ended. Knows nothing of requests and timers; `release` tells those it is over.
  */
 class Watch {
-  constructor(callbacks, period, release) {
+  constructor(callbacks, period) {
     this.callbacks = callbacks;
     this.period = period;
-    this.release = release;
     this.data = null;
     this.outage = false;
     this.ended = false;
@@ -130,24 +134,24 @@ class Watch {
     if (this.ended) return;
     this.ended = true;
     this.release();
-    if (outcome === "lost") {
-      // Nobody may be left to wonder why the page stands still.
-      if (!this.callbacks.lost) console.warn(`JobState: ${reason.message}`);
-      this.call("lost", reason);
-    } else if (outcome !== "stopped") {
-      this.call(outcome, this.data);
-    }
+    // Nobody may be left to wonder why the page stands still.
+    if (reason && !this.callbacks.lost) console.warn(`JobState: ${reason.message}`);
+    if (outcome !== "stopped") this.call(outcome, reason || this.data);
     this.resolve({ outcome, data: this.data, reason });
   }
 
   call(name, argument) {
     const callback = this.callbacks[name];
-    if (!callback) return;
-    try {
-      callback(argument);
-    } catch (error) {
-      console.error(`JobState: the callback "${name}" threw`, error);
-    }
+    if (callback) attempt(() => callback(argument), `the callback "${name}" threw`);
+  }
+}
+
+/** Call what may throw, and report to the console if it does. */
+function attempt(act, complaint) {
+  try {
+    act();
+  } catch (error) {
+    console.error(`JobState: ${complaint}`, error);
   }
 }
 
@@ -162,6 +166,8 @@ class Job {
     this.due = Infinity;
     this.earliest = 0;
     this.again = false; // what is on its way is too old to count
+    this.alone = false; // a batch did not show it: its own URL says why
+    this.failures = 0; // in a row
   }
 
   get period() {
@@ -197,23 +203,25 @@ class Job {
 }
 
 const channels = new Map();
+const WAKING = ["visibilitychange", "online", "pageshow", "pagehide"];
 
 /**
  * All jobs that are followed below one base URL. They share the requests, of which
- * one is on its way at a time. A job may be asked for sooner than its period says,
- * if that spares it a request of its own, but never later.
+ * one is on its way at a time, and none while the page is not looked at. A job may be
+ * asked for sooner than its period says, if that spares it a request of its own, but
+ * never later.
  */
 class Channel {
   /** Returns the function that leaves. */
   static follow(place, watch) {
-    const { base } = place;
-    if (!channels.has(base)) channels.set(base, new Channel(place));
-    const channel = channels.get(base);
-    if (!channel.jobs.has(place.uuid)) channel.jobs.set(place.uuid, new Job(place));
-    const job = channel.jobs.get(place.uuid);
+    const { base, uuid } = place;
+    const channel = channels.get(base) || new Channel(base);
+    const job = channel.jobs.get(uuid) || new Job(place);
+    channels.set(base, channel);
+    channel.jobs.set(uuid, job);
     job.watches.add(watch);
     job.hurry(GATHER);
-    channel.schedule.plan();
+    channel.plan();
     return () => channel.leave(job, watch);
   }
 
@@ -223,17 +231,19 @@ class Channel {
     if (!job) return;
     job.again = true;
     job.hurry();
-    channel.schedule.plan();
+    channel.plan();
   }
 
-  constructor({ base }) {
+  constructor(base) {
     this.base = base;
     this.jobs = new Map();
     this.asked = []; // the jobs of the request in flight
     this.limit = MAX_BATCH;
-    this.failures = 0;
     this.notBefore = 0;
-    this.schedule = new Schedule(this);
+    this.timer = null;
+    this.controller = null; // of the request in flight
+    this.away = false; // left, perhaps into the back/forward cache
+    this.listen("addEventListener");
   }
 
   leave(job, watch) {
@@ -242,128 +252,28 @@ class Channel {
     this.jobs.delete(job.uuid);
     if (!this.jobs.size) {
       channels.delete(this.base);
-      this.schedule.stop();
-    } else if (this.asked.every(({ watches }) => !watches.size)) {
-      this.schedule.interrupt();
-      this.schedule.plan();
+      this.listen("removeEventListener");
+    }
+    if (this.asked.every(({ watches }) => !watches.size)) {
+      this.interrupt();
+      this.plan();
     }
   }
 
-  hurry() {
-    for (const job of this.jobs.values()) job.hurry();
+  /** Captured at the window, events reach us even if another listener stops them. */
+  listen(method) {
+    for (const type of WAKING) window[method](type, this, true);
   }
 
-  /** When to ask next. */
-  due() {
-    const dues = [...this.jobs.values()].map((job) => job.due);
-    return Math.max(this.notBefore, Math.min(...dues));
-  }
-
-  /**
-   * The jobs to ask for now: those that are due, and those that would be before these
-   * are again.
-   */
-  waiting(now) {
-    const jobs = [...this.jobs.values()];
-    const due = jobs.filter((job) => job.due <= now);
-    const ahead = now + 0.75 * Math.min(...due.map((job) => job.period));
-    return jobs.filter((job) => job.due <= now || (job.due <= ahead && job.earliest <= now));
-  }
-
-  /** Ask once, for as many jobs as one request takes, and pass on the answer. */
-  async ask(now, controller) {
-    const waiting = this.waiting(now);
-    const requests = Math.ceil(waiting.length / this.limit);
-    const asked = waiting.slice(0, Math.ceil(waiting.length / requests));
-    const single = asked.length === 1;
-    const url = single
-      ? asked[0].url
-      : `${this.base}?${asked.map(({ uuid }) => `uuid=${uuid}`).join("&")}`;
-    // Is this what was asked last for each of them?
-    const last = asked[0].tag;
-    const tag = last && last.url === url && asked.every((job) => job.tag === last) && last.etag;
-    for (const job of asked) job.again = false;
-    this.asked = asked;
-    const answer = await askForJobs(url, single, tag, controller);
-    this.asked = [];
-    const { reason } = answer;
-    if (reason && reason.code === "aborted") return;
-    if (reason && !reason.final) {
-      this.backOff(waiting, answer);
-      return;
-    }
-    if (reason && !single && reason.status !== 401) {
-      // An older server, a lower limit, a longer path than it takes: ask for fewer.
-      this.limit = TOO_LARGE.includes(reason.status) ? Math.ceil(asked.length / 2) : 1;
-      return;
-    }
-    this.failures = 0;
-    const fresh = { url, etag: answer.etag };
-    const answered = performance.now();
-    for (const job of asked) {
-      job.rest(job.period, answered);
-      if (!answer.unchanged) job.tag = fresh;
-    }
-    for (const job of asked) {
-      const { body } = answer;
-      const data = body && (single ? body : own(body.jobs, job.uuid));
-      if (reason) job.lose(reason);
-      else if (answer.unchanged) job.confirm();
-      else if (isJob(data)) job.receive(data);
-      else job.lose(problem(data ? "format" : "status", data ? 200 : 404, true));
-    }
-  }
-
-  backOff(waiting, { reason, retryAfter = 0 }) {
-    const period = Math.min(...waiting.map((job) => job.period));
-    this.failures += 1;
-    const now = performance.now();
-    this.notBefore = now + Math.max(MIN_GAP, retryAfter);
-    const ceiling = Math.min(period * 2 ** this.failures, MAX_BACKOFF);
-    const jitter = 0.5 + Math.random() / 2;
-    reason.retryIn = Math.max(
-      period,
-      ceiling * jitter,
-      // Everybody was told the same time: do not all come back at it.
-      retryAfter && retryAfter + period * jitter
-    );
-    for (const job of waiting) job.rest(reason.retryIn, now);
-    for (const job of waiting) job.lose(reason);
-  }
-}
-
-const WAKING = [
-  [document, "visibilitychange"],
-  [window, "online"],
-  [window, "pageshow"],
-  [window, "pagehide"],
-];
-
-/** Calls `channel.ask(now, controller)` when it is due and the page is looked at. */
-class Schedule {
-  constructor(channel) {
-    this.channel = channel;
-    this.timer = null;
-    this.controller = null; // of the request in flight
-    this.away = false; // left, perhaps into the back/forward cache
-    this.stopped = false;
-    for (const [target, type] of WAKING) target.addEventListener(type, this);
-  }
-
-  stop() {
-    this.stopped = true;
-    this.interrupt();
-    for (const [target, type] of WAKING) target.removeEventListener(type, this);
-  }
-
-  handleEvent({ type }) {
+  handleEvent({ type, target }) {
+    if (target !== window && target !== document) return;
     if (type === "pagehide") {
       // A browser that leaves a page cuts its requests off, which is no outage.
       this.away = true;
       this.interrupt();
     } else {
       if (type === "pageshow") this.away = false;
-      this.channel.hurry();
+      for (const job of this.jobs.values()) job.hurry();
       this.plan();
     }
   }
@@ -373,23 +283,101 @@ class Schedule {
     if (this.controller) this.controller.abort();
   }
 
+  /** Ask when a job is due. */
   plan() {
     clearTimeout(this.timer);
-    if (this.controller || this.stopped || this.away || document.hidden) return;
-    const due = this.channel.due();
-    const wait = due - performance.now();
-    if (wait > 0) {
-      this.timer = setTimeout(() => this.run(due), Math.min(wait, MAX_TIMER));
-    } else {
-      this.run(performance.now());
-    }
+    const jobs = [...this.jobs.values()];
+    if (this.controller || this.away || !jobs.length || ofDocument("hidden")) return;
+    const due = Math.max(this.notBefore, Math.min(...jobs.map((job) => job.due)));
+    const now = performance.now();
+    if (due > now) this.timer = setTimeout(() => this.run(due), due - now);
+    else this.run(now);
   }
 
   async run(now) {
     this.controller = new AbortController();
-    await this.channel.ask(now, this.controller);
+    await this.ask(now);
     this.controller = null;
     this.plan();
+  }
+
+  /**
+   * The jobs to ask for now: those that are due, and those that would be before these
+   * are again, unless that spares no request.
+   */
+  waiting(now) {
+    const jobs = [...this.jobs.values()];
+    const due = jobs.filter((job) => job.due <= now);
+    const ahead = now + 0.75 * Math.min(...due.map((job) => job.period));
+    return jobs.filter(
+      (job) => job.due <= now || (!job.alone && job.due <= ahead && job.earliest <= now)
+    );
+  }
+
+  /** Ask once, for as many jobs as one request takes, and pass on the answer. */
+  async ask(now) {
+    const waiting = this.waiting(now);
+    const alone = waiting.find((job) => job.alone);
+    const requests = Math.ceil(waiting.length / this.limit);
+    const asked = alone ? [alone] : waiting.slice(0, Math.ceil(waiting.length / requests));
+    const single = asked.length === 1;
+    const url = single
+      ? asked[0].url
+      : `${this.base}?${asked.map(({ uuid }) => `uuid=${uuid}`).join("&")}`;
+    // Is this what was asked last for each of them?
+    const last = asked[0].tag;
+    const tag = last && last.url === url && asked.every((job) => job.tag === last) && last.etag;
+    for (const job of asked) job.again = false;
+    this.asked = asked;
+    const answer = await askForJobs(url, single, tag, this.controller);
+    this.asked = [];
+    const { body, reason } = answer;
+    if (reason && reason.code === "aborted") return;
+    if (reason && !reason.final) {
+      this.backOff(alone ? asked : waiting, answer);
+      return;
+    }
+    if (reason && !single && reason.status !== 401) {
+      // An older server, a lower limit, a longer path than it takes: ask for fewer.
+      this.limit = TOO_LARGE.includes(reason.status) ? Math.ceil(asked.length / 2) : 1;
+      return;
+    }
+    const fresh = { url, etag: answer.etag };
+    const answered = performance.now();
+    for (const job of asked) {
+      job.alone = false;
+      job.failures = 0;
+      job.rest(job.period, answered);
+      if (!answer.unchanged) job.tag = fresh;
+    }
+    for (const job of asked) {
+      const data = body && (single ? body : own(body.jobs, job.uuid));
+      if (reason) job.lose(reason);
+      else if (answer.unchanged) job.confirm();
+      else if (isJob(data)) job.receive(data);
+      else if (data) job.lose(problem("format", 200, true));
+      else {
+        job.alone = true;
+        job.hurry();
+      }
+    }
+  }
+
+  backOff(jobs, { reason, retryAfter = 0 }) {
+    const period = Math.min(...jobs.map((job) => job.period));
+    const failures = Math.max(...jobs.map((job) => (job.failures += 1)));
+    const now = performance.now();
+    this.notBefore = now + Math.max(MIN_GAP, retryAfter);
+    const ceiling = Math.min(period * 2 ** failures, MAX_BACKOFF);
+    const jitter = 0.5 + Math.random() / 2;
+    reason.retryIn = Math.max(
+      period,
+      ceiling * jitter,
+      // Everybody was told the same time: do not all come back at it.
+      retryAfter && retryAfter + period * jitter
+    );
+    for (const job of jobs) job.rest(reason.retryIn, now);
+    for (const job of jobs) job.lose(reason);
   }
 }
 
@@ -443,8 +431,7 @@ async function send(url, init, controller) {
     });
     return { response, text: await response.text() };
   } catch (error) {
-    if (late) throw problem("timeout");
-    throw problem(controller.signal.aborted ? "aborted" : "network");
+    throw problem(late ? "timeout" : controller.signal.aborted ? "aborted" : "network");
   } finally {
     clearTimeout(timer);
   }
@@ -474,7 +461,7 @@ function parse(text) {
 }
 
 function isJob(data) {
-  return Boolean(
+  return (
     data &&
       ["working", "success", "error"].includes(data.job_state) &&
       data.job &&
@@ -520,11 +507,10 @@ function checkOptions(options) {
   check(options && typeof options === "object", "an object of options is needed");
   const { jobUuid, url, csrfToken, signal } = options;
   const baseUrl = options.baseUrl || defaultBaseUrl;
-  const { pollingPeriod = DEFAULT_PERIOD, crossOrigin = false } = options;
+  const { pollingPeriod = DEFAULT_PERIOD, crossOrigin } = options;
 
   check((jobUuid == null) !== (url == null), "give either jobUuid or url");
-  for (const name of Object.keys(TYPES)) {
-    const type = TYPES[name];
+  for (const [name, type] of Object.entries(TYPES)) {
     check(options[name] == null || typeof options[name] === type, `${name} must be a ${type}`);
   }
   check(jobUuid == null || /^[\w-]+$/.test(jobUuid), "jobUuid is no uuid");
@@ -543,10 +529,10 @@ function checkOptions(options) {
   );
   return {
     place: placeOf(address, jobUuid),
-    period: Math.min(Math.max(pollingPeriod, MIN_GAP), MAX_TIMER),
+    period: Math.min(Math.max(pollingPeriod, MIN_GAP), MAX_PERIOD),
     callbacks: options,
     csrfToken,
-    signal,
+    signal: signal || new AbortController().signal,
   };
 }
 
@@ -556,17 +542,21 @@ function checkOptions(options) {
  */
 function placeOf({ href, origin, pathname, search }, jobUuid) {
   const url = href.replace(/#.*/, "");
-  const [, path, uuid] = JOB_PATH.exec(pathname) || [];
-  const base = origin + (jobUuid ? pathname.replace(/\/[^/]*$/, "") : path);
-  return search || !(jobUuid || uuid)
-    ? { base: url, uuid: "", url }
-    : { base, uuid: jobUuid || uuid, url };
+  const [, path, name] = /^(.*)\/([^/]+)\/?$/.exec(pathname) || [];
+  const uuid = /^[0-9a-f-]{36}$/i.test(name) ? name : jobUuid;
+  return search || !uuid ? { base: url, uuid: "", url } : { base: origin + path, uuid, url };
+}
+
+/** What addresses are relative to. A `<base>` of another origin is ignored. */
+function baseOfPage() {
+  const base = ofDocument("baseURI");
+  return new URL(base).origin === self.origin ? base : location;
 }
 
 /** An http(s) URL, or null. */
 function resolve(address) {
   try {
-    const url = new URL(address, document.baseURI);
+    const url = new URL(address, baseOfPage());
     return /^https?:$/.test(url.protocol) ? url : null;
   } catch (error) {
     return null;
@@ -624,89 +614,101 @@ function clean(value, most = 1000) {
   return cut.replace(/[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]/g, "");
 }
 
-// All elements that changed are drawn in one go, before the browser draws the page.
+// All elements that changed are drawn in one go, before the browser draws the page. In a
+// hidden tab that may be never, so only elements that are in the page are kept here; the
+// others are drawn when they are put into it.
 const changed = new Set();
+let planned = false;
 
 function refresh(element) {
-  if (!changed.size) element._styled.then(() => requestAnimationFrame(draw));
+  if (!element.isConnected) return;
   changed.add(element);
+  if (planned) return;
+  planned = true;
+  sheet = sheet || loadSheet();
+  sheet.then((loaded) => requestAnimationFrame(() => draw(loaded)));
 }
 
-function draw() {
+function draw(loaded) {
   const elements = [...changed];
+  const roots = new Set();
   changed.clear();
-  for (const element of elements) element._draw();
-  for (const root of new Set(elements.map((element) => element.getRootNode()))) {
+  planned = false;
+  for (const element of elements) {
+    attempt(() => {
+      // document.querySelectorAll may be an element of that name.
+      roots.add(element.closest(":root") || element.getRootNode());
+      element._draw(loaded);
+    }, "an element cannot be drawn");
+  }
+  for (const root of roots) {
     for (const node of root.querySelectorAll("[data-metric]")) {
-      const id = node.dataset.job || node.getAttribute("for");
-      const near = node.closest("job-state");
-      const element = elements.find((other) => (id ? other.id === id : other === near));
-      if (!element || !element.data) continue;
-      const value = own(element.data, node.dataset.metric);
-      const text =
-        typeof value === "number"
-          ? format("NumberFormat", element._language, {}, value)
-          : clean(value);
-      if (value !== undefined && node.textContent !== text) node.textContent = text;
+      attempt(() => {
+        const id = node.dataset.job || node.getAttribute("for");
+        const near = node.closest("job-state");
+        const element = elements.find((other) => (id ? other.id === id : other === near));
+        if (!element || !element.data) return;
+        const value = own(element.data, node.dataset.metric);
+        const text =
+          typeof value === "number"
+            ? format("NumberFormat", element._language, {}, value)
+            : clean(value);
+        if (value !== undefined && node.textContent !== text) node.textContent = text;
+      }, "an element cannot be drawn");
     }
   }
 }
 
 // One live region speaks for all elements of the page.
-let speaker = null;
+const speaker = make("div", { role: "status" });
+speaker.style.cssText = "position:fixed;clip-path:inset(50%)";
 const sentences = new Map();
 
 function prepareSpeaker() {
-  if (speaker && speaker.isConnected) return;
-  if (!document.body) return;
-  speaker = document.createElement("div");
-  speaker.setAttribute("role", "status");
-  speaker.style.cssText = "position:fixed;clip-path:inset(50%);white-space:nowrap";
-  document.body.appendChild(speaker);
+  const body = ofDocument("body");
+  if (body && !speaker.isConnected) body.append(speaker);
 }
 
 function say(element, sentence) {
   if (!sentences.size) {
     setTimeout(() => {
       prepareSpeaker();
-      if (speaker) speaker.textContent = [...sentences.values()].slice(0, 5).join(" ");
+      speaker.textContent = [...sentences.values()].slice(0, 5).join(" ");
       sentences.clear();
     }, 200);
   }
   sentences.set(element, sentence);
 }
 
-const styles = ownScript
-  ? new URL("job-state.css", ownScript.src).href
-  : `${defaultBaseUrl}/static/job-state.css`;
-let sheet = null; // a promise
+let sheet = null; // a promise of one for all, or of none where it cannot be had
 
-/**
- * Style a shadow root: with a constructed sheet that all share, since a strict policy
- * blocks a <style> in it, or with a link where that cannot be had.
- */
-async function addStyles(root) {
-  sheet = sheet || loadSheet();
+async function loadSheet() {
   try {
-    root.adoptedStyleSheets = [await sheet];
+    const made = new CSSStyleSheet();
+    const response = await fetch(styles);
+    if (!response.ok) return null;
+    made.replaceSync(await response.text());
+    return made;
   } catch (error) {
-    root.appendChild(make("link", { rel: "stylesheet", href: styles }));
+    return null;
   }
 }
 
-async function loadSheet() {
-  const made = new CSSStyleSheet();
-  const response = await fetch(styles);
-  if (!response.ok) throw response;
-  made.replaceSync(await response.text());
-  return made;
+/** Style a shadow root. A strict policy blocks a <style> in it, but not a link. */
+function addStyles(root, loaded) {
+  try {
+    if (!loaded) throw loaded;
+    root.adoptedStyleSheets = [loaded];
+  } catch (error) {
+    root.append(make("link", { rel: "stylesheet", href: styles }));
+  }
 }
 
 function make(name, attributes, ...children) {
   const language = /^(svg|circle|path)$/.test(name) ? "2000/svg" : "1999/xhtml";
-  const node = document.createElementNS(`http://www.w3.org/${language}`, name);
-  for (const key of Object.keys(attributes)) node.setAttribute(key, attributes[key]);
-  for (const child of children) node.appendChild(child);
+  const node = ofDocument("createElementNS").call(document, `http://www.w3.org/${language}`, name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.append(...children);
   return node;
 }
 
@@ -715,43 +717,40 @@ function part(tag, name, attributes = {}, ...children) {
   return make(tag, { part: name, class: name, ...attributes }, ...children);
 }
 
-let template = null;
-
-function makeTemplate() {
-  const text = (tag, name) => part(tag, name, { dir: "auto" });
-  const circle = make("circle", { cx: 10, cy: 10, r: 7.5, class: "ring" });
-  const labelled = { "aria-labelledby": "title" };
-  const bar = { role: "progressbar", "aria-valuemin": 0, "aria-valuemax": 100 };
-  return part("div", "job", { tabindex: -1, hidden: "", role: "group", ...labelled },
-    part("div", "head", {},
-      part("svg", "icon", { viewBox: "0 0 20 20", "aria-hidden": true }, circle, part("path", "sign")),
-      part("span", "title", { id: "title", dir: "auto" }),
-      part("span", "percent", { "aria-hidden": true }),
-      part("button", "cancel", { type: "button", id: "cancel", "aria-labelledby": "cancel title" })
+const template = part("div", "job",
+  { tabindex: -1, hidden: "", role: "group", "aria-labelledby": "title" },
+  part("div", "head", {},
+    part("svg", "icon", { viewBox: "0 0 20 20", "aria-hidden": true },
+      part("circle", "ring", { cx: 10, cy: 10, r: 7.5 }),
+      part("path", "sign")
     ),
-    part("div", "bar", { ...bar, ...labelled }, part("div", "fill")),
-    part("div", "foot", {},
-      make("span", {}, part("span", "status"), part("span", "details")),
-      part("span", "left")
-    ),
-    text("p", "message"),
-    text("p", "notice"),
-    part("ol", "log", { tabindex: 0 })
-  );
-}
+    part("span", "title", { id: "title", dir: "auto" }),
+    part("span", "percent", { "aria-hidden": true }),
+    part("button", "cancel", { type: "button", id: "cancel", "aria-labelledby": "cancel title" })
+  ),
+  part("div", "bar",
+    { role: "progressbar", "aria-valuemin": 0, "aria-valuemax": 100, "aria-labelledby": "title" },
+    part("div", "fill")
+  ),
+  part("div", "foot", {},
+    make("span", {}, part("span", "status"), part("span", "details")),
+    part("span", "left")
+  ),
+  part("p", "message", { dir: "auto" }),
+  part("p", "notice", { dir: "auto" }),
+  part("ol", "log", { tabindex: 0 })
+);
 
 /** The shadow tree of one element. Writes only what has changed. */
 class View {
   constructor(root) {
-    template = template || makeTemplate();
     this.parts = {};
     this.slot = make("slot", {});
     const job = template.cloneNode(true);
     for (const node of [job, ...job.querySelectorAll("[part]")]) {
       this.parts[node.getAttribute("part")] = node;
     }
-    root.appendChild(job);
-    root.appendChild(this.slot);
+    root.append(job, this.slot);
     this.written = new Map();
   }
 
@@ -769,7 +768,7 @@ class View {
 
   /** Set one attribute of several parts. */
   write(attribute, values) {
-    for (const name of Object.keys(values)) this.set(name, attribute, values[name]);
+    for (const [name, value] of Object.entries(values)) this.set(name, attribute, value);
   }
 
   log(lines) {
@@ -779,7 +778,7 @@ class View {
     const atEnd = log.scrollTop + log.clientHeight >= log.scrollHeight - 4;
     log.textContent = "";
     for (const line of lines) {
-      log.appendChild(make("li", { dir: "auto" })).textContent = line;
+      log.append(make("li", { dir: "auto" }, line));
     }
     if (atEnd) log.scrollTop = log.scrollHeight;
   }
@@ -799,7 +798,6 @@ class JobStateElement extends HTMLElement {
   constructor() {
     super();
     this._view = new View(this.attachShadow({ mode: "open" }));
-    this._styled = addStyles(this.shadowRoot);
     this._poller = null;
     this._forget();
     this._stale = true; // the poller is not, or no longer, what the attributes say
@@ -825,7 +823,8 @@ class JobStateElement extends HTMLElement {
     Promise.resolve().then(() => {
       if (this.isConnected) return;
       connected.delete(this);
-      if (!this._data || this._data.job_state === "working") this._stop();
+      changed.delete(this);
+      if (this._poller) this._stop();
     });
   }
 
@@ -889,6 +888,10 @@ class JobStateElement extends HTMLElement {
       this._reason = reason;
       this._tell("lost", reason);
     };
+    const end = (data) => {
+      this._poller = null;
+      this._tell(data.job_state, data);
+    };
     try {
       this._poller = startPolling({
         url: this.src,
@@ -900,8 +903,8 @@ class JobStateElement extends HTMLElement {
           if (!data.job.cancellable || data.job.status === "cancelling") this._asking = false;
           this._tell("update", data);
         },
-        success: (data) => this._tell("success", data),
-        error: (data) => this._tell("error", data),
+        success: end,
+        error: end,
         lost: lose,
       });
     } catch (error) {
@@ -932,8 +935,9 @@ class JobStateElement extends HTMLElement {
   }
 
   get _language() {
-    const element = this.closest("[lang]");
-    return (element || document.documentElement).lang;
+    const element = this.closest("[lang]") || ofDocument("documentElement");
+    // A form's `lang` may be its field of that name.
+    return element.getAttribute("lang") || "";
   }
 
   _label(name, values = {}) {
@@ -1019,7 +1023,9 @@ class JobStateElement extends HTMLElement {
     return this._complaint;
   }
 
-  _draw() {
+  _draw(loaded) {
+    if (!this._styled) addStyles(this.shadowRoot, loaded);
+    this._styled = true;
     const { _view: view, state } = this;
     const { cancel, job: panel } = view.parts;
     const job = this._data ? this._data.job : {};
@@ -1038,7 +1044,7 @@ class JobStateElement extends HTMLElement {
     if (this.getAttribute("state") !== state) this.setAttribute("state", state);
     // What the server wrote into the page stands until there is something to show,
     // and for good if it waits for metrics.
-    view.slot.hidden = Boolean(answered && !this.querySelector("[data-metric]"));
+    view.slot.hidden = answered && !this.querySelector("[data-metric]");
     const lively = connected.size > LIVELY ? "" : "lively";
     const details = this._details(job, progress, state);
     const left = state === "working" && progress.eta > 0 && progress.eta < 1e8
@@ -1091,7 +1097,6 @@ class JobStateElement extends HTMLElement {
 
 for (const name of PROPERTIES) {
   Object.defineProperty(JobStateElement.prototype, name, {
-    enumerable: true,
     get() {
       return name === "src" ? this.getAttribute(name) || "" : this.hasAttribute(name);
     },

@@ -1,0 +1,145 @@
+"""A connection to Redis that fails as networks do, told when and how by the test."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit
+
+#: What becomes of a server's reply: it passes, it is lost with its connection, half of
+#: it arrives, it comes when nobody waits for it any more, or the request never arrives.
+FAULTS = ("pass", "lose", "cut", "late", "refuse")
+
+#: Seconds: longer than a client of the store waits.
+LATE = 0.7
+
+Judge = Callable[[bytes], str]
+
+
+class FaultyProxy:
+    """Stands between clients and a server on this machine.
+
+    Attributes:
+      url: Where clients connect to.
+      judge: Says which of FAULTS befalls a request.
+      faults: How many requests each has befallen.
+    """
+
+    def __init__(self, url: str, judge: Judge | None = None) -> None:
+        place = urlsplit(url)
+        self._target = (place.hostname or "", place.port or 0)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}{place.path}"
+        self.judge = judge or (lambda request: "pass")
+        self.faults = dict.fromkeys(FAULTS, 0)
+        self._lock = threading.Lock()
+        self._sockets: set[socket.socket] = set()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def lose_reply(self, word: str) -> None:
+        """Have the reply to the next request that has a word in it be lost."""
+        left = 1
+
+        def judge(request: bytes) -> str:
+            nonlocal left
+            if left and word.encode() in request:
+                left = 0
+                return "lose"
+            return "pass"
+
+        self.judge = judge
+
+    def swallow(self) -> None:
+        """Have every request be lost, as packets are behind some firewalls: the
+        connections stand, and nothing comes back.
+        """
+        self.judge = lambda request: "swallow"
+
+    def close(self) -> None:
+        self._listener.close()
+        with self._lock:
+            for each in self._sockets:
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(
+                    target=self._serve, args=(client,), daemon=True
+                ).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, contextlib.suppress(OSError):
+            server = socket.create_connection(self._target)
+            with self._lock:
+                self._sockets |= {client, server}
+            with server:
+                while request := client.recv(1 << 20):
+                    fault = self.judge(request)
+                    if fault == "swallow":
+                        continue
+                    self.faults[fault] += 1
+                    if fault == "refuse":
+                        return
+                    server.sendall(request)
+                    if not self._answer(client, server, fault):
+                        return
+
+    def _answer(self, client: socket.socket, server: socket.socket, fault: str) -> bool:
+        """Pass on what the server says until the client asks again."""
+        client.setblocking(True)
+        while True:
+            server.settimeout(0.001)
+            try:
+                reply = server.recv(1 << 20)
+            except TimeoutError:
+                if _is_readable(client):
+                    return True
+                continue
+            if not reply:
+                return False
+            if fault == "late":
+                time.sleep(LATE)
+            if fault == "lose":
+                return False
+            if fault == "cut":
+                client.sendall(reply[: len(reply) // 2])
+                return False
+            client.sendall(reply)
+
+
+def _is_readable(sock: socket.socket) -> bool:
+    sock.settimeout(0)
+    try:
+        sock.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    finally:
+        sock.settimeout(None)
+    return True
+
+
+def at_random(seed: int, share: float) -> Judge:
+    """Return a judge that has a share of the requests meet a fault."""
+    dice = random.Random(seed)
+
+    def judge(request: bytes) -> str:
+        return dice.choice(FAULTS[1:]) if dice.random() < share else "pass"
+
+    return judge
+
+
+@contextlib.contextmanager
+def faulty(url: str) -> Iterator[FaultyProxy]:
+    """Run a proxy in front of a server."""
+    proxy = FaultyProxy(url)
+    try:
+        yield proxy
+    finally:
+        proxy.close()

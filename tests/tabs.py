@@ -1,0 +1,94 @@
+"""A tab that a test can really hide.
+
+Playwright has each of its pages believe that it is looked at. So this tab is opened and
+driven past it, by the protocol of the browser's own session.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from playwright.sync_api import Browser, CDPSession
+
+from .support import wait_for
+
+
+class Tab:
+    """A tab in a window of its own: `show` and `hide` are what the user does to it."""
+
+    def __init__(self, session: CDPSession, context: str) -> None:
+        self._session = session
+        self._answers: dict[int, dict[str, Any]] = {}
+        self._count = 0
+        target = session.send(
+            "Target.createTarget", {"url": "about:blank", "browserContextId": context}
+        )
+        attach = {"targetId": target["targetId"], "flatten": False}
+        self._id = session.send("Target.attachToTarget", attach)["sessionId"]
+        session.on("Target.receivedMessageFromTarget", self._hear)
+
+    def _hear(self, event: dict[str, Any]) -> None:
+        message = json.loads(event["message"])
+        if event["sessionId"] == self._id and "id" in message:
+            self._answers[message["id"]] = message
+
+    def send(self, method: str, **params: Any) -> dict[str, Any]:
+        """Send a command, and wait for what it answers."""
+        self._count += 1
+        number = self._count
+        message = json.dumps({"id": number, "method": method, "params": params})
+        asked = {"sessionId": self._id, "message": message}
+        self._session.send("Target.sendMessageToTarget", asked)
+
+        def answer() -> dict[str, Any] | None:
+            # Events are heard only while something is waited for.
+            self._session.send("Target.getTargets")
+            return self._answers.pop(number, None)
+
+        answered = wait_for(answer, timeout=30)
+        assert "error" not in answered, answered
+        result: dict[str, Any] = answered["result"]
+        return result
+
+    def evaluate(self, script: str) -> Any:
+        """The value of an expression, or of its promise."""
+        options = {"awaitPromise": True, "returnByValue": True}
+        answered = self.send("Runtime.evaluate", expression=script, **options)
+        assert "exceptionDetails" not in answered, answered
+        return answered["result"].get("value")
+
+    def open(self, url: str) -> None:
+        self.send("Page.navigate", url=url)
+        loaded = f"location.href === {url!r} && document.readyState === 'complete'"
+        wait_for(lambda: self.evaluate(loaded))
+
+    def hide(self) -> None:
+        self._turn("minimized", "hidden")
+
+    def show(self) -> None:
+        self._turn("normal", "visible")
+
+    def _turn(self, state: str, visibility: str) -> None:
+        window = self.send("Browser.getWindowForTarget")["windowId"]
+        bounds = {"windowState": state}
+        self.send("Browser.setWindowBounds", windowId=window, bounds=bounds)
+        turned = f"document.visibilityState === {visibility!r}"
+        wait_for(lambda: self.evaluate(turned))
+
+    def collect_garbage(self) -> None:
+        self.send("HeapProfiler.collectGarbage")
+
+
+@contextmanager
+def opened(browser: Browser) -> Iterator[Tab]:
+    """A tab in a browser context of its own."""
+    session = browser.new_browser_cdp_session()
+    context = session.send("Target.createBrowserContext")["browserContextId"]
+    try:
+        yield Tab(session, context)
+    finally:
+        session.send("Target.disposeBrowserContext", {"browserContextId": context})
+        session.detach()

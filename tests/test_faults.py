@@ -1,0 +1,233 @@
+"""Faults at random: lost, late and cut replies, killed workers, cancels at any moment.
+
+Each run of a job writes down how it began and ended, where no fault befalls it. In the
+end the store must say the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from pyramid_jobstate import JobState
+from pyramid_jobstate.embedded import EmbeddedServer
+from tests import rough
+from tests.faulty import FAULTS, at_random, faulty
+from tests.support import wait_for
+from tests.workerprocess import WorkerProcess
+
+#: The share of the store's requests that meet a fault.
+SHARE = 0.12
+
+#: How jobs are to end, when nobody cancels them.
+PLANS = ("success", "success", "success", "error", "retry", "shield")
+
+
+@dataclasses.dataclass
+class Sent:
+    """A job that was sent.
+
+    Attributes:
+      uuid: The job.
+      plan: One of PLANS.
+      cancelled: What cancel() said: whether it had not ended, None if nobody was told.
+      asked: Whether somebody has tried to cancel it.
+      after: How it read just afterwards.
+    """
+
+    uuid: str
+    plan: str
+    cancelled: bool | None = None
+    asked: bool = False
+    after: str = ""
+
+
+class Journal:
+    """What the runs have written down, in the order in which they did."""
+
+    def __init__(self, notes: rough.Notes) -> None:
+        lines = [json.loads(line) for line in notes.all("journal")]
+        self.starts: dict[str, list[str]] = {}
+        self.ends: dict[str, dict[str, object]] = {}
+        for line in lines:
+            if line["event"] == "start":
+                self.starts.setdefault(line["job"], []).append(line["run"])
+            else:
+                self.ends[line["run"]] = line
+
+    def has_ended(self, job: str) -> bool:
+        return any(run in self.ends for run in self.starts.get(job, ()))
+
+
+class Storm:
+    """Workers behind a network that fails, and somebody who kills and cancels."""
+
+    def __init__(
+        self, seed: int, urls: tuple[str, str], proxy_url: str, folder: Path
+    ) -> None:
+        self.dice = random.Random(seed)
+        self.notes = rough.Notes(urls[0])
+        self.client = redis.Redis.from_url(urls[0])
+        self.store = rough.make_store(urls[1])
+        #: The one that users have, which meets faults as well.
+        self.users = rough.make_store(proxy_url)
+        self.broker = rough.make_broker(urls[0], self.users)
+        self.wander = rough.declare(self.broker, self.notes).wander
+        self.environ = {
+            "ROUGH_BROKER": urls[0],
+            "ROUGH_STORE": proxy_url,
+            "ROUGH_NOTES": urls[0],
+            "ROUGH_HEARTBEAT": "0.3",
+            "ROUGH_EXPIRE_IN": "600",
+        }
+        self.folder = folder
+        self.started = self.killed = 0
+        self.sent: list[Sent] = []
+        self.over = threading.Event()
+        self.workers = [self.start() for _ in range(2)]
+
+    def start(self) -> WorkerProcess:
+        self.started += 1
+        log = self.folder / f"{self.started}.log"
+        return WorkerProcess(self.environ, log, "tests.rough")
+
+    def send(self, count: int) -> None:
+        for number in range(count):
+            plan = self.dice.choice(PLANS)
+            seed = self.dice.randrange(1 << 30)
+            delay = self.dice.choice([None, None, 300])
+            message = self.wander.send_with_options(args=(plan, seed), delay=delay)
+            self.sent.append(Sent(message.message_id, plan))
+            if number % 5 == 4:
+                time.sleep(0.1)
+
+    def cancel_some(self) -> None:
+        """Cancel a third of the jobs, each at some moment."""
+        dice = random.Random(self.dice.random())
+        while not self.over.wait(dice.uniform(0, 0.2)):
+            left = [s for s in self.sent if not s.asked]
+            if left and len(left) > len(self.sent) * 2 / 3:
+                sent = dice.choice(left)
+                state = self.store.load(sent.uuid)
+                if state is not None:
+                    sent.asked = True
+                    try:
+                        sent.cancelled = self.users.cancel(
+                            sent.uuid, state._record.start
+                        )
+                    except redis.RedisError:
+                        sent.cancelled = None
+                    state = self.store.load(sent.uuid)
+                    assert state is not None
+                    sent.after = state.status
+
+    def kill_some(self) -> None:
+        """Kill workers, but none that alone knows how a job ended which will not come
+        again: that would be lost with it.
+        """
+        dice = random.Random(self.dice.random())
+        while not self.over.wait(dice.uniform(0.5, 2.0)):
+            place = dice.randrange(len(self.workers))
+            worker = self.workers[place]
+            worker.kill(signal.SIGSTOP)
+            if any(map(self.is_only_known_there, self.sent)):
+                worker.kill(signal.SIGCONT)
+                continue
+            worker.kill(signal.SIGKILL)
+            worker.wait()
+            self.workers[place] = self.start()
+            self.killed += 1
+
+    def is_only_known_there(self, sent: Sent) -> bool:
+        if not Journal(self.notes).has_ended(sent.uuid):
+            return False
+        state = self.store.load(sent.uuid)
+        is_over = state is not None and state.is_finished
+        return not is_over and sent.uuid not in self.messages()
+
+    def messages(self) -> str:
+        """Return all that the broker holds."""
+        queues = ("default", "default.DQ")
+        held = [self.client.hvals(f"dramatiq:{queue}.msgs") for queue in queues]
+        return b" ".join(message for found in held for message in found).decode()
+
+    def is_done(self) -> bool:
+        states = self.store.load_many([sent.uuid for sent in self.sent])
+        return not self.messages() and all(s and s.is_finished for s in states)
+
+    def wrong(self) -> Iterator[str]:
+        journal = Journal(self.notes)
+        for sent in self.sent:
+            state = self.store.load(sent.uuid)
+            assert state is not None
+            for what in self.judge(sent, state, journal):
+                yield f"{sent} {what}: {state}, {journal.starts.get(sent.uuid)}"
+
+    def judge(self, sent: Sent, state: JobState, journal: Journal) -> Iterator[str]:
+        runs = journal.starts.get(sent.uuid, [])
+        if state.status == "cancelled":
+            if not sent.asked:
+                yield "was cancelled by nobody"
+            return
+        if sent.after == "cancelled":
+            yield "was cancelled for good, but is no longer"
+        if sent.cancelled and state.status != "success":
+            yield "was told to stop, but failed"
+        if state.status != ("error" if sent.plan == "error" else "success"):
+            yield "ended otherwise than it should"
+        if not runs:
+            yield "ended, but never began"
+            return
+        end = journal.ends.get(runs[-1])
+        if end is None or end["outcome"] != state.status:
+            yield f"ended otherwise than its last run {end}"
+        elif end["values"] != state.progress_metrics:
+            yield f"lost a last value of {end}: {state.progress_metrics}"
+
+    def stop(self) -> None:
+        for worker in self.workers:
+            worker.kill(signal.SIGKILL)
+            worker.wait()
+
+
+@pytest.mark.parametrize(
+    "count", [40, pytest.param(300, marks=[pytest.mark.long, pytest.mark.timeout(600)])]
+)
+def test_no_end_and_no_last_value_is_wrong(
+    redis_url: str, server: EmbeddedServer, tmp_path: Path, count: int
+) -> None:
+    """However replies are lost and workers are killed: each job ends as its last run
+    did, with the values that it had then, or cancelled if somebody cancelled it.
+    """
+    with faulty(server.url) as proxy:
+        storm = Storm(count, (redis_url, server.url), proxy.url, tmp_path)
+        helpers = [
+            threading.Thread(target=work)
+            for work in (storm.cancel_some, storm.kill_some)
+        ]
+        proxy.judge = at_random(count, SHARE)
+        try:
+            for helper in helpers:
+                helper.start()
+            storm.send(count)
+            wait_for(lambda: len(Journal(storm.notes).ends) > count / 2, 300)
+            storm.over.set()
+            for helper in helpers:
+                helper.join()
+            proxy.judge = lambda request: "pass"
+            wait_for(storm.is_done, 60)
+        finally:
+            storm.over.set()
+            storm.stop()
+    assert [*storm.wrong()] == []
+    assert all(proxy.faults[fault] for fault in FAULTS)
+    assert storm.killed

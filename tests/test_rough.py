@@ -1,0 +1,506 @@
+"""Jobs in real worker processes that are cancelled, replayed, killed and cut off."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dramatiq
+import pytest
+
+from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate.embedded import EmbeddedServer
+from pyramid_jobstate.enqueue import Outgoing
+from pyramid_jobstate.record import NOT_REACHED, NOT_SENT
+from tests import rough
+from tests.faulty import FaultyProxy, faulty
+from tests.support import wait_for
+from tests.workerprocess import PATIENCE, WorkerProcess
+
+#: Seconds after its end, or its cancel, for which a job is kept.
+EXPIRE_IN = 0.5
+
+
+class Scene:
+    """A worker process, and the process that sends jobs and shows them.
+
+    Attributes:
+      store: The store without what stands between it and the worker.
+      notes: What the jobs have left.
+      actors: The actors, to be sent to.
+    """
+
+    def __init__(
+        self, broker_url: str, store_url: str, notes_url: str, expire_in: float = 60
+    ) -> None:
+        self.store = rough.make_store(store_url, expire_in)
+        self.broker = rough.make_broker(broker_url, self.store)
+        self.notes = rough.Notes(notes_url)
+        self.actors = rough.declare(self.broker, self.notes)
+
+    def load(self, message: dramatiq.Message[Any]) -> JobState:
+        state = self.store.load(message.message_id)
+        assert state is not None
+        return state
+
+    def wait_until(self, message: dramatiq.Message[Any], *statuses: str) -> JobState:
+        wait_for(lambda: self.load(message).status in statuses, PATIENCE)
+        return self.load(message)
+
+    def send_pipeline(
+        self, *steps: dramatiq.Message[Any]
+    ) -> list[dramatiq.Message[Any]]:
+        """Send a pipeline as a web process does: each step has its record."""
+        pipe = dramatiq.pipeline(steps, broker=self.broker)
+        outgoing = Outgoing(pipe, broker=self.broker)
+        outgoing.record(self.store)
+        outgoing.send()
+        # As they are delivered: each knows the next.
+        sent: dramatiq.pipeline = outgoing._what
+        return sent.messages
+
+    def counted(self, count: int = 1) -> None:
+        wait_for(lambda: len(self.notes.all("count")) >= count, PATIENCE)
+
+    @property
+    def left(self) -> int:
+        """How many messages the broker still has."""
+        client = self.broker.client
+        return sum(client.hlen(f"dramatiq:default{q}.msgs") for q in ("", ".DQ"))
+
+
+Start = Callable[..., WorkerProcess]
+
+
+@pytest.fixture
+def proxy(server: EmbeddedServer) -> Iterator[FaultyProxy]:
+    """Stands between the worker and the store."""
+    with faulty(server.url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def scene(redis_url: str, server: EmbeddedServer) -> Scene:
+    return Scene(redis_url, server.url, redis_url)
+
+
+@pytest.fixture
+def brief(redis_url: str, server: EmbeddedServer) -> Scene:
+    """A scene whose jobs are kept for less than their messages take."""
+    return Scene(redis_url, server.url, redis_url, EXPIRE_IN)
+
+
+@pytest.fixture
+def start(redis_url: str, proxy: FaultyProxy, tmp_path: Path) -> Iterator[Start]:
+    """Start worker processes that are gone when the test is over."""
+    workers: list[WorkerProcess] = []
+
+    def start(
+        broker_url: str = redis_url, heartbeat: float = 0.2, expire_in: float = 60
+    ) -> WorkerProcess:
+        environ = {
+            "ROUGH_BROKER": broker_url,
+            "ROUGH_STORE": proxy.url,
+            "ROUGH_NOTES": redis_url,
+            "ROUGH_HEARTBEAT": str(heartbeat),
+            "ROUGH_EXPIRE_IN": str(expire_in),
+        }
+        log = tmp_path / f"{len(workers)}.log"
+        workers.append(WorkerProcess(environ, log, "tests.rough"))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.kill(signal.SIGKILL)
+        worker.wait()
+
+
+# A cancelled job never runs, however late its message comes.
+
+
+def test_a_job_that_was_cancelled_long_before_it_is_due_never_runs(
+    brief: Scene, start: Start
+) -> None:
+    """The record of a cancelled job outlives its delayed message, though `expire_in` is
+    shorter than the delay.
+    """
+    message = brief.actors.count.send_with_options(delay=2500)
+    assert brief.load(message).cancel()
+    start(expire_in=EXPIRE_IN)
+    other = brief.actors.count.send_with_options(delay=2600)
+    brief.counted()
+    brief.wait_until(other, "success")
+    wait_for(lambda: brief.left == 0)
+    assert brief.notes.all("count") == [""]
+    assert brief.load(message).status == "cancelled"
+
+
+def test_a_job_that_was_cancelled_long_before_its_retry_never_runs_again(
+    brief: Scene, start: Start
+) -> None:
+    """The same for a job that waits for its next try."""
+    start(expire_in=EXPIRE_IN)
+    message = brief.actors.fail_once.send()
+    assert brief.wait_until(message, "retrying").cancel()
+    time.sleep(EXPIRE_IN)
+    wait_for(lambda: brief.left == 0, PATIENCE)
+    assert len(brief.notes.all("count")) == 1
+    assert brief.load(message).status == "cancelled"
+
+
+@pytest.mark.parametrize("cancels", [1, 2])
+def test_a_job_whose_worker_was_killed_is_cancelled_for_good(
+    brief: Scene, start: Start, cancels: int
+) -> None:
+    """A job whose worker was killed, before it was cancelled or after, reads stalled; a
+    cancel then ends it, and its message is skipped when it comes again.
+    """
+    worker = start(expire_in=EXPIRE_IN)
+    message = brief.actors.hang.send()
+    brief.wait_until(message, "working")
+    brief.counted()
+    worker.kill(signal.SIGSTOP)
+    if cancels == 2:
+        assert brief.load(message).cancel()
+        assert brief.load(message).status == "cancelling"
+    worker.kill(signal.SIGKILL)
+    assert brief.wait_until(message, "stalled").cancel()
+    assert brief.load(message).status == "cancelled"
+    assert not brief.load(message).cancel()
+    time.sleep(EXPIRE_IN)
+    start(expire_in=EXPIRE_IN)
+    wait_for(lambda: brief.left == 0, PATIENCE)
+    assert len(brief.notes.all("count")) == 1
+    assert brief.load(message).status == "cancelled"
+
+
+def test_a_stalled_run_that_is_alive_hears_of_its_cancel(
+    scene: Scene, start: Start
+) -> None:
+    """A worker that was frozen while its job was cancelled is told with its next beat:
+    the job stops, and its record stays cancelled.
+    """
+    worker = start(expire_in=EXPIRE_IN)
+    message = scene.actors.submit.send()
+    scene.counted()
+    worker.kill(signal.SIGSTOP)
+    assert scene.wait_until(message, "stalled").cancel()
+    assert scene.load(message).status == "cancelled"
+    worker.kill(signal.SIGCONT)
+    wait_for(lambda: scene.left == 0, PATIENCE)
+    assert len(scene.notes.all("count")) < 300
+    assert scene.load(message).status == "cancelled"
+
+
+def test_a_stalled_run_that_returns_after_its_cancel_is_logged(
+    scene: Scene, start: Start
+) -> None:
+    """A job that was cancelled while its worker was frozen, and then returns normally,
+    stays cancelled; the worker's log says so.
+    """
+    worker = start(heartbeat=60, expire_in=60)
+    message = scene.actors.ask_seldom.send("set")
+    wait_for(lambda: scene.notes.has("begun"), PATIENCE)
+    assert scene.wait_until(message, "stalled").cancel()
+    scene.notes.set("go")
+    wait_for(lambda: scene.left == 0, PATIENCE)
+    assert scene.notes.all("missed") == [""]
+    assert scene.load(message).status == "cancelled"
+    wait_for(lambda: worker.lines(f"Job {message.message_id} returned after"))
+
+
+# What nobody cancelled runs.
+
+
+def test_a_replayed_pipeline_goes_on(scene: Scene, start: Start) -> None:
+    """The later step of a pipeline whose first step failed runs when an operator puts
+    the first step back and that succeeds.
+    """
+    start()
+    first, second = scene.send_pipeline(
+        scene.actors.fail_at_first.message(), scene.actors.follow.message()
+    )
+    scene.wait_until(first, "error")
+    assert scene.wait_until(second, "cancelled").error == NOT_REACHED
+    scene.notes.set("repaired")
+    scene.broker.enqueue(first)
+    scene.counted()
+    scene.wait_until(first, "success")
+    scene.wait_until(second, "success")
+
+
+def test_a_replayed_message_that_was_too_old_runs(scene: Scene, start: Start) -> None:
+    """A job that AgeLimit has dropped runs when an operator puts it back."""
+    message = scene.actors.count.send_with_options(max_age=1)
+    time.sleep(0.01)
+    start()
+    scene.wait_until(message, "cancelled")
+    del message.options["max_age"]
+    scene.broker.enqueue(message)
+    assert scene.load(message).status in ("queued", "working", "success")
+    scene.wait_until(message, "success")
+    assert len(scene.notes.all("count")) == 1
+
+
+@pytest.mark.parametrize("how", ["returning", "failing"])
+def test_a_job_that_puts_its_own_message_back_is_retrying(
+    scene: Scene, start: Start, how: str
+) -> None:
+    """A job whose actor has put its own message back reads retrying until it comes."""
+    start()
+    message = scene.actors.come_back.send(how)
+    state = scene.wait_until(message, "retrying", "success", "error")
+    assert state.status == "retrying" and state.due_at
+    assert (state.error is None) == (how == "returning")
+    state = scene.wait_until(message, "success", "error")
+    assert state.status == "success"
+    assert len(scene.notes.all("count")) == 2
+
+
+@pytest.mark.parametrize("how", ["loop", "thread"])
+def test_a_coroutine_that_puts_its_own_message_back_is_retrying(
+    scene: Scene, start: Start, how: str
+) -> None:
+    """The same for an async actor, which runs in another thread than its message."""
+    start()
+    message = scene.actors.come_back_async.send(how)
+    state = scene.wait_until(message, "retrying", "success", "error")
+    assert state.status == "retrying" and state.due_at and state.error is None
+    assert scene.wait_until(message, "success", "error").status == "success"
+
+
+# A cancel is heard: by all threads, and in time.
+
+
+def test_clean_up_reports_whoever_noticed_the_cancel(
+    scene: Scene, start: Start
+) -> None:
+    """The clean-up of a job may report when one of its threads noticed the cancel."""
+    start()
+    message = scene.actors.clean_up.send()
+    wait_for(lambda: scene.load(message).get_progress_metric("step"), PATIENCE)
+    assert scene.load(message).cancel()
+    state = scene.wait_until(message, "cancelled", "error", "success")
+    assert (state.status, state.message) == ("cancelled", "cleaning up")
+    assert scene.notes.all("clean") == ["up"]
+
+
+def test_a_pool_of_submitted_items_stops(scene: Scene, start: Start) -> None:
+    """400 items that were handed to a pool do not run to the end after a cancel."""
+    start()
+    message = scene.actors.submit.send()
+    scene.counted(8)
+    assert scene.load(message).cancel()
+    wait_for(lambda: scene.load(message).is_finished, PATIENCE)
+    assert len(scene.notes.all("count")) < 200
+
+
+def test_all_tasks_of_a_coroutine_stop(scene: Scene, start: Start) -> None:
+    """Each task of an async actor is told, not only the first that asks."""
+    start()
+    message = scene.actors.gather.send()
+    wait_for(lambda: len(scene.load(message).progress_metrics) == 5, PATIENCE)
+    assert scene.load(message).cancel()
+    state = scene.wait_until(message, "cancelled", "error", "success")
+    assert state.status == "cancelled"
+    assert sorted(scene.notes.all("count")) == list("01234")
+
+
+@pytest.mark.parametrize("how", ["ask", "look", "set"])
+def test_a_job_that_says_little_hears_of_its_cancel_within_an_interval(
+    scene: Scene, start: Start, how: str
+) -> None:
+    """A job that was silent knows of its cancel at its very next call, though it beats
+    once a minute only.
+    """
+    start(heartbeat=60)
+    message = scene.actors.ask_seldom.send(how)
+    wait_for(lambda: scene.notes.has("begun"), PATIENCE)
+    job_state = scene.load(message)
+    wait_for(lambda: scene.load(message).status == "working")
+    assert job_state.cancel()
+    # Ten intervals.
+    time.sleep(0.5)
+    scene.notes.set("go")
+    wait_for(lambda: scene.notes.all("asked"), PATIENCE)
+    scene.wait_until(message, "cancelled", "error", "success")
+    assert scene.notes.all("missed") == []
+    assert scene.load(message).status == "cancelled"
+
+
+# The broker or the store out of reach.
+
+
+def test_a_next_step_that_the_broker_does_not_take_is_an_error(
+    redis_url: str, server: EmbeddedServer, start: Start
+) -> None:
+    """If the broker is away when the first step of a pipeline ends, the second reads
+    error (not sent), and the third cancelled.
+    """
+    with EmbeddedServer() as doomed:
+        scene = Scene(doomed.url, server.url, redis_url)
+        start(doomed.url)
+        first, second, third = scene.send_pipeline(
+            scene.actors.kill_broker.message(doomed.pid),
+            scene.actors.follow.message(),
+            scene.actors.follow.message(),
+        )
+        scene.wait_until(first, "success")
+        assert scene.wait_until(second, "error").error == NOT_SENT
+        assert scene.wait_until(third, "cancelled").error == NOT_REACHED
+        assert scene.load(second).finished_at
+        assert scene.notes.all("count") == []
+
+
+def test_sends_do_not_wait_for_a_store_that_swallows_packets(
+    redis_url: str, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ten sends cost no more than one, all are sent, and one warning says so."""
+    scene = Scene(redis_url, proxy.url, redis_url)
+    proxy.swallow()
+    began = time.monotonic()
+    scene.actors.count.send()
+    first = time.monotonic() - began
+    for _ in range(9):
+        scene.actors.count.send()
+    assert time.monotonic() - began < 2 * first
+    assert scene.left == 10
+    assert len([r for r in caplog.records if "does not answer" in r.message]) == 1
+
+
+def test_a_worker_delivers_its_messages_while_the_store_swallows_packets(
+    scene: Scene, proxy: FaultyProxy, start: Start
+) -> None:
+    """Twenty delayed messages are worked on within seconds of each other, not one a
+    second.
+    """
+    messages = [scene.actors.count.send_with_options(delay=1000) for _ in range(20)]
+    worker = start()
+    proxy.swallow()
+    scene.counted(1)
+    began = time.monotonic()
+    scene.counted(20)
+    assert time.monotonic() - began < 10
+    proxy.judge = lambda request: "pass"
+    for message in messages:
+        scene.wait_until(message, "success")
+    # The sender in the worker says it, and perhaps its recorder, each once.
+    assert 1 <= len(worker.lines("The job state store does not")) <= 2
+
+
+def test_one_asks_again_after_a_second(redis_url: str, proxy: FaultyProxy) -> None:
+    """A store that is back has the jobs that are sent a second later."""
+    scene = Scene(redis_url, proxy.url, redis_url)
+    proxy.swallow()
+    lost = scene.actors.count.send()
+    proxy.judge = lambda request: "pass"
+    assert scene.store.load(lost.message_id) is None
+
+    def is_recorded() -> bool:
+        message = scene.actors.count.send()
+        return scene.store.load(message.message_id) is not None
+
+    wait_for(is_recorded)
+
+
+# A reply that was lost changes no answer.
+
+
+def script_sha(store: JobStore, name: str) -> str:
+    return store.calls._scripts[name].sha
+
+
+@pytest.fixture
+def lossy(proxy: FaultyProxy) -> JobStore:
+    """A store whose replies may be lost, with its scripts known to the server."""
+    store = JobStore(proxy.url)
+    for script in store.calls._scripts.values():
+        store.client.script_load(script.text)  # type: ignore[no-untyped-call]
+    return store
+
+
+def test_a_cancel_whose_reply_was_lost_is_told_that_it_cancelled(
+    redis_url: str, proxy: FaultyProxy, lossy: JobStore
+) -> None:
+    """A cancel that the client library sends twice is answered as it was at first, be
+    the job queued or at work; another cancel is told that it came too late.
+    """
+    scene = Scene(redis_url, proxy.url, redis_url)
+    message = scene.actors.count.send()
+    state = lossy.load(message.message_id)
+    assert state is not None
+    proxy.lose_reply(script_sha(lossy, "cancel"))
+    assert state.cancel()
+    assert proxy.faults["lose"] == 1
+    assert scene.load(message).status == "cancelled"
+    assert not state.cancel()
+    assert [s.uuid for s in lossy.list(status="cancelled").items] == [state.uuid]
+
+
+def test_a_cancel_is_told_although_the_lists_could_not_be_told(
+    redis_url: str, proxy: FaultyProxy, lossy: JobStore
+) -> None:
+    """A cancel that has cancelled says so, though nothing came back of the rest."""
+    scene = Scene(redis_url, proxy.url, redis_url)
+    message = scene.actors.count.send()
+    state = lossy.load(message.message_id)
+    assert state is not None
+    index = script_sha(lossy, "index")
+    proxy.judge = lambda request: "lose" if index.encode() in request else "pass"
+    assert state.cancel()
+    proxy.judge = lambda request: "pass"
+    assert [s.uuid for s in lossy.list(status="cancelled").items] == [state.uuid]
+
+
+@pytest.mark.parametrize("script", ["create", "requeue", "confirm", "index"])
+def test_a_job_whose_creation_lost_a_reply_is_listed(
+    redis_url: str, proxy: FaultyProxy, lossy: JobStore, script: str
+) -> None:
+    """A job that the client library writes twice is in the lists, a new one as one that
+    is put back after its end.
+    """
+    scene = Scene(redis_url, proxy.url, redis_url)
+    message = scene.actors.count.send()
+    if script == "requeue":
+        state = scene.load(message)
+        key = scene.store.key(message.message_id)
+        scene.store.client.hset(key, "status", "error")
+        scene.store.run(scene.store.index.end(state.uuid, state._record.start))
+        proxy.lose_reply(script_sha(lossy, script))
+        scene.broker.enqueue(message)
+    else:
+        proxy.lose_reply(script_sha(lossy, script))
+        message = scene.actors.count.send()
+    assert proxy.faults["lose"] == 1
+    listed = [s.uuid for s in lossy.list(status="queued").items]
+    assert message.message_id in listed
+    assert scene.load(message).status == "queued"
+
+
+def test_a_value_that_changed_back_while_a_reply_was_lost_lands(
+    scene: Scene, proxy: FaultyProxy, start: Start
+) -> None:
+    """True was stored, the reply to False was lost, then it was True again: it is."""
+    proxy.judge = lambda request: "lose" if b"false" in request else "pass"
+    start()
+    message = scene.actors.toggle.send()
+    wait_for(lambda: scene.notes.all("toggled"), PATIENCE)
+    assert proxy.faults["lose"]
+    wait_for(lambda: scene.load(message).get_progress_metric("busy") is True)
+    scene.notes.set("go")
+    state = scene.wait_until(message, "success")
+    assert state.progress_metrics == {"busy": True}
+
+
+# What is refused, or left alone.
+
+
+def test_an_argument_that_cannot_be_encoded_leaves_no_record(scene: Scene) -> None:
+    """A job that cannot be sent is nowhere to be seen."""
+    with pytest.raises(Exception, match="not JSON serializable"):
+        scene.actors.follow.send(object())
+    assert scene.store.list().items == []
+    assert scene.store.client.keys("jobstate:*") == []

@@ -1,0 +1,61 @@
+"""Worker processes for the tests: Dramatiq's own command."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+#: What a worker on a busy machine may take to start, or a message to come again.
+PATIENCE = 30
+
+
+class WorkerProcess:
+    """Dramatiq's command, with all its processes in a group of their own.
+
+    Attributes:
+      log: Where it logs.
+    """
+
+    def __init__(
+        self, environ: dict[str, str], log: Path, module: str = "tests.workerapp"
+    ) -> None:
+        self.log = log
+        command = [sys.executable, "-m", "dramatiq", module]
+        options = ["--processes", "1", "--threads", "2"]
+        with log.open("w") as stderr:
+            self.process = subprocess.Popen(
+                [*command, *options],
+                cwd=ROOT,
+                env={**os.environ, "dramatiq_worker_timeout": "100", **environ},
+                stderr=stderr,
+                start_new_session=True,
+            )
+
+    def kill(self, signum: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signum)
+
+    def terminate(self) -> None:
+        """Ask the command to stop, as a service manager does."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self, timeout: float = PATIENCE) -> int:
+        return self.process.wait(timeout)
+
+    def lines(self, text: str) -> list[str]:
+        """Return the lines of the log that have a text in them."""
+        return [line for line in self.log.read_text().splitlines() if text in line]
+
+    def stop(self) -> None:
+        """End it, gently if it can still be, so that what it measured is kept."""
+        self.kill(signal.SIGCONT)
+        if self.process.poll() is None:
+            self.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.wait(10)
+        self.kill(signal.SIGKILL)
+        self.wait()
