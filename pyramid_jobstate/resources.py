@@ -44,7 +44,7 @@ class IJobStore(Interface):  # type: ignore[misc]
 
 
 class IOutbox(Interface):  # type: ignore[misc]
-    """Marks what keeps the messages that an application\'s tests send, a utility."""
+    """Marks what keeps the messages that an application's tests send, a utility."""
 
 
 class IMaxBatch(Interface):  # type: ignore[misc]
