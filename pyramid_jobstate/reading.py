@@ -55,7 +55,7 @@ class Reader:
         ]
 
     def sizes(self, uuids: Sequence[str], name: str) -> Sequence[int]:
-        """Return how many bytes one field of several jobs takes, 0 where it is none."""
+        """Return how many bytes one field of several jobs takes, 0 where it is missing."""
         keys = map(self._key, uuids)
         commands = [Command(key, ("HSTRLEN", key, name)) for key in keys]
         replies = execute(self._client, commands)
@@ -72,7 +72,7 @@ class Reader:
     def _read(
         self, uuid: str, names: Sequence[str], reply: Any, now: int
     ) -> Record | None:
-        """Return the record of a reply, or None if it is none of ours."""
+        """Return the record of a reply, or None if it is not a job of ours."""
         if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
             return None
         if isinstance(reply, Exception):

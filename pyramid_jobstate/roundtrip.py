@@ -128,7 +128,7 @@ def _fault_of(url: str) -> str | None:
     scheme, _, rest = url.partition("://")
     authority, tail = re.fullmatch(r"([^/?#]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
     if scheme not in SCHEMES:
-        return f"its scheme is none of {', '.join(SCHEMES)}"
+        return f"its scheme must be one of {', '.join(SCHEMES)}"
     if re.search(r"[\0-\x1f\x7f]", url):
         return "it has a line break or another control character"
     if "#" in tail or "@" in tail:
