@@ -55,7 +55,7 @@ class Reader:
         ]
 
     def sizes(self, uuids: Sequence[str], name: str) -> Sequence[int]:
-        """Return how many bytes one field of several jobs takes, 0 where it is missing."""
+        """Return how many bytes one field of several jobs takes, 0 where missing."""
         keys = map(self._key, uuids)
         commands = [Command(key, ("HSTRLEN", key, name)) for key in keys]
         replies = execute(self._client, commands)
