@@ -917,6 +917,7 @@ def test_a_job_that_is_put_back_while_it_runs_is_retrying(redis_url: str) -> Non
     def run_marathon(*, job_state: JobState) -> None:
         gate = next(runs)
         job_state.set_progress_metric("run", gates.index(gate))
+        job_state.flush(10)
         gate.wait()
 
     with working(broker):
