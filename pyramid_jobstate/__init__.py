@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .errors import StoreUnavailable
+from .errors import JobCancelled, StoreUnavailable
 from .middleware import JobStateMiddleware
 from .state import JobState, current_job_state
 from .store import JobStore
-from .told import JobCancelled
 
 if TYPE_CHECKING:
     from pyramid.config import Configurator

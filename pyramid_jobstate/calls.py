@@ -62,6 +62,7 @@ class Calls:
             update.token,
             millis(update.age),
             int(update.late),
+            int(update.cancelled),
             self._active_ttl,
             *_flat(update.start.fields()),
         )

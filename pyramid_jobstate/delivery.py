@@ -16,13 +16,15 @@ PACE_WINDOW = 30.0
 
 class Delivery:
     """What of a run has reached the store. Made by the thread that is to run it, used
-    by the recorder's, but for `waiters`, `end` and `runs`, which others set.
+    by the recorder's, but for `waiters`, `end` and `is_late`, which others set.
 
     Attributes:
       run: The run.
       start: What is known of the job.
       dropped: Whether the message was dropped, so that no run ever began.
-      runs: Whether the job runs: it did not hear of a cancel before it began.
+      is_late: Whether its beginning is written late, if it is written now: in vain
+        before, perhaps, or while the job runs on.
+      is_cancelled: Whether the job was cancelled, and stays so whatever the run does.
       end: How it ended, once it has.
       begun: When it began, in seconds of the monotonic clock, as all times here.
       confirmed: When the store was last known to hold this run as the newest.
@@ -34,24 +36,23 @@ class Delivery:
     """
 
     __slots__ = (
-        "_late",
+        "_last",
         "_listed",
         "_new",
         "_pace",
-        "_renewed",
         "_sent",
         "_seq",
         "_started",
-        "_taken",
         "_thread",
         "begun",
         "confirmed",
         "dropped",
         "end",
         "heard",
+        "is_cancelled",
+        "is_late",
         "lost",
         "run",
-        "runs",
         "start",
         "uuid",
         "waiters",
@@ -62,7 +63,8 @@ class Delivery:
     ) -> None:
         self.run = run
         self.dropped = dropped
-        self.runs = False
+        self.is_late = False
+        self.is_cancelled = False
         self.end: End | None = None
         self.begun = self.confirmed = self.heard = time.monotonic()
         self._listed = self.begun
@@ -72,12 +74,10 @@ class Delivery:
         self.uuid = uuid
         self.start = start
         self._thread = threading.current_thread()
-        self._late = False
         self._seq = 0
-        self._renewed = self._listed
+        self._last = Update(uuid, run.token, 0, start)
         self._new: dict[str, object] = {}
         self._sent: dict[str, object] = {}
-        self._taken: dict[str, str] = {}
         #: From where the pace is taken, from where it will be next, and the last.
         self._pace: tuple[_Mark, _Mark, _Mark] | None = None
 
@@ -122,7 +122,6 @@ class Delivery:
             else:
                 fields[name] = value if isinstance(value, Json) else dumps(value)
         self._new = new
-        self._taken = fields
         self._seq += 1
         update = Update(
             self.uuid, self.run.token, self._seq, self.start, fields, end=end
@@ -132,25 +131,27 @@ class Delivery:
         elif not self._started:
             update.begins = True
             update.age = now - self.begun
-            update.late, self._late = self._late or self.runs, True
+            update.late, self.is_late = self.is_late, True
+            update.cancelled = self.run.cancel_requested
         elif now - self._listed > renew_after:
-            update.renews, self._renewed = True, now
+            update.renews = True
+        self._last = update
         return update
 
     def landed(self, now: float) -> None:
-        """Take note that the update which was taken last is stored."""
+        """Mark the last update as stored."""
         self._started = True
         self.confirmed = now
         self._sent = self._new
-        self._listed = self._renewed
+        if self._last.renews:
+            self._listed = now
 
     def failed(self) -> None:
-        """Take note that the update which was taken last may be stored or not: what it
-        names goes again, even if its value is then what it was before.
+        """Mark the last update as unconfirmed: resend what it names, even if a value is
+        by then what it was before.
         """
-        for name in self._taken:
+        for name in self._last.fields:
             self._sent.pop(name, None)
-        self._renewed = self._listed
         self.run.dirty = True
 
     def begin_again(self) -> None:

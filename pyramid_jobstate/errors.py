@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from dramatiq.middleware import Interrupt
+
+
+class JobCancelled(Interrupt):
+    """Raised in a job that somebody has cancelled, by its next call that reports.
+
+    Not an Exception, so that ``except Exception`` lets it through.
+    """
+
 
 class StoreUnavailable(Exception):
     """The store does not answer a web request.

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from .record import Start
 from .scripts import Call, Script
 
-#: The milliseconds for which workers are told of a cancel: a heartbeat tells them, too.
+#: How long a requested cancel is announced, in milliseconds. A heartbeat hears of older
+#: ones.
 NEWS_TTL = 60_000
 
 
 class Index:
-    """Where the jobs of a store are listed: all, by kind and by owner.
+    """Where the jobs of a store are listed: all, by kind and by owner, and those whose
+    cancel was requested lately.
 
     Parameters:
       script: The script that puts a job into an index.
@@ -61,11 +63,11 @@ class Index:
 
     @property
     def cancels_key(self) -> str:
-        """The key under which the jobs are that were told to stop."""
+        """The key of the sorted set of jobs that were asked to stop."""
         return f"{self._namespace}:cancels"
 
     def announce(self, uuid: str) -> Call:
-        """Return the call that tells all workers that a job is to stop."""
+        """Return the call that announces to all workers that a job is to stop."""
         return Call(self._script, self.cancels_key, (uuid, NEWS_TTL, 0, "GT"))
 
     def drop(self, key: str, uuid: str) -> Call:

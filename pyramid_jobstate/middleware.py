@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from dramatiq import Message
 from dramatiq.middleware import Middleware, SkipMessage
+from redis import exceptions
 from redis.exceptions import RedisError
 
-from .current import Job, RunningJob, describe
+from .current import CurrentJob, ThreadState, describe
 from .delivery import Delivery
-from .outage import Complaint, Outage
+from .outage import Outage
 from .record import CANCELLED, NOT_REACHED, NOT_SENT, End, JobError, NewJob, Start
 from .recorder import Recorder
+from .roundtrip import redis_errors
 from .run import Run
 from .store import JobStore, is_uuid, store_of_broker
 from .tracking import (
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from .roundtrip import Client
 
 log = logging.getLogger(__name__)
+
+#: The end of a later step of a pipeline.
+UNREACHED = End("cancelled", NOT_REACHED)
 
 
 class JobStateMiddleware(Middleware):
@@ -79,15 +84,11 @@ class JobStateMiddleware(Middleware):
         self._recorder: Recorder | None = None
         #: The functions of the tracked actors, by the actors' names.
         self.functions: dict[str, TrackedFunction] = {}
-        self._running = RunningJob()
+        self._thread = ThreadState()
         #: The jobs that this process runs, by the ids of their messages.
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, CurrentJob] = {}
         self._lock = threading.Lock()
-        self._outage = Outage()
-        self._complaint = Complaint(
-            log,
-            "does not answer, so that jobs are sent without a state until they start",
-        )
+        self._outage = Outage(log)
         self._is_warned = False
 
     def store_for(self, broker: Broker) -> JobStore:
@@ -122,7 +123,7 @@ class JobStateMiddleware(Middleware):
             # A middleware that is added later is shown the actors only here.
             self._refuse_twice(broker)
             self.store_for(broker)
-            function = TrackedFunction(actor, cls, self._running)
+            function = TrackedFunction(actor, cls, self._thread)
             self.functions[actor.actor_name] = function
             actor.fn = function
 
@@ -130,8 +131,8 @@ class JobStateMiddleware(Middleware):
         found = [m for m in broker.middleware if isinstance(m, JobStateMiddleware)]
         if len(found) > 1:
             raise ActorError(
-                f"The broker {broker!r} has {len(found)} JobStateMiddleware. Add one: "
-                "each would keep states of its own for the same jobs."
+                f"The broker {broker!r} has {len(found)} JobStateMiddleware. Add one "
+                "only: two would both report every job."
             )
 
     # Sending.
@@ -139,14 +140,15 @@ class JobStateMiddleware(Middleware):
     def before_enqueue(
         self, broker: Broker, message: Message[Any], delay: int | None
     ) -> None:
-        self._running.sending = None
-        self._running.returning = self._running_job(message)
+        uuid = message.message_id
         function = self._tracked(message)
-        if function is None or self._running.returning is not None:
-            # Not tracked, or put back by the run that is about to end.
+        if function is None:
             return
-        if message.message_id in self._running.announced:
-            self._running.sending = message.message_id
+        job = self._running_job(message)
+        if job is not None:
+            self._thread.returning[uuid] = job
+            return
+        if uuid in self._thread.announced:
             return
         try:
             message.encode()
@@ -154,57 +156,61 @@ class JobStateMiddleware(Middleware):
             # The broker is about to raise the same: no job is sent.
             return
         start = _start(function, message)
-        job = NewJob(message.message_id, start, (delay or 0) / 1000)
-        if self._ask(broker, lambda store: store.create(job)):
+        new = NewJob(uuid, start, (delay or 0) / 1000)
+        if self._outage.may_ask() and self._ask(broker, lambda s: s.create(new)):
             # Also if there is a record: a RabbitmqBroker comes here once for each try.
-            self._running.sending = message.message_id
+            self._thread.sending.append(uuid)
 
     @contextlib.contextmanager
     def announced(self, message_ids: set[str]) -> Iterator[None]:
         """Within this context this thread sends messages whose records are made. Those
         that the broker has taken are removed from `message_ids`.
         """
-        self._running.announced = message_ids
+        self._thread.announced = message_ids
+        self._thread.confirms = True
         try:
             yield
         finally:
-            self._running.announced = set()
+            self._thread.announced = set()
 
     def after_enqueue(
         self, broker: Broker, message: Message[Any], delay: int | None
     ) -> None:
-        uuid = message.message_id
-        current = self._running.job
-        if current is not None and uuid == current.next_id:
-            current.is_next_sent = True
-        job = self._running.returning
-        if job is not None and job.message.message_id == uuid:
-            job.retry_in = (delay or 0) / 1000
-        elif self._running.sending == uuid:
-            self._running.sending = None
-            self._running.announced.discard(uuid)
-            self._ask(broker, lambda store: store.confirm(uuid))
+        uuid, thread = message.message_id, self._thread
+        if thread.job is not None and thread.job.is_followed_by(uuid):
+            thread.job.is_next_sent = True
+        job = thread.returning.pop(uuid, None)
+        if job is not None:
+            job.put_back(delay or 0)
+        elif uuid in thread.sending:
+            thread.sending.remove(uuid)
+            self._ask(broker, lambda s: s.confirm(uuid))
+        elif uuid in thread.announced:
+            thread.announced.remove(uuid)
+            # A hundred messages of a transaction do not wait for a store each.
+            if thread.confirms:
+                thread.confirms = self._ask(broker, lambda s: s.confirm(uuid))
 
     def _ask(self, broker: Broker, change: Callable[[JobStore], object]) -> bool:
-        """Have the store change something, unless it has just failed, and say whether
-        it did.
-        """
-        if not self._outage.may_ask():
-            return False
+        """Have the store change something, and say whether it did."""
         try:
-            change(self.store_for(broker))
+            with redis_errors():
+                change(self.store_for(broker))
         except RedisError as e:
-            self._outage.begin()
-            self._complaint.open(e)
+            self._outage.complain(e)
+            # Other errors are that job's own.
+            if isinstance(e, (exceptions.ConnectionError, exceptions.TimeoutError)):
+                self._outage.begin()
             return False
         self._outage.end()
-        self._complaint.close()
+        if self._recorder is None or not self._recorder.is_troubled:
+            self._outage.recover()
         return True
 
     # Working.
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
-        self._running.job = None
+        self._thread.reset()
         function = self._tracked(message)
         if function is None:
             return
@@ -214,11 +220,9 @@ class JobStateMiddleware(Middleware):
         start = _start(function, message, attempt=retries + 1)
         delivery = Delivery(message.message_id, run, start)
         job_state = function.job_state(message.message_id, run, start)
+        job = CurrentJob(message, function, delivery, job_state)
         # From here on the message ends in _end(), also if this thread is interrupted.
-        target = message.options.get("pipe_target")
-        next_id = None if target is None else target["message_id"]
-        self._running.job = job = Job(message, function, delivery, job_state, next_id)
-        self._jobs[message.message_id] = job
+        self._thread.job = self._jobs[message.message_id] = job
         self._recorder_for(broker).begin(delivery)
         if run.cancel_requested:
             skip(message)
@@ -239,9 +243,8 @@ class JobStateMiddleware(Middleware):
         reason = describe(sys.exc_info()[1] or SkipMessage("The message was skipped."))
         job = self._job(message)
         if job is not None:
-            # One that skip() has skipped was cancelled.
-            is_asked = job.delivery.run.cancel_requested
-            job.skipped = CANCELLED if is_asked else reason
+            is_cancelled = job.delivery.run.cancel_requested
+            job.skipped = CANCELLED if is_cancelled else reason
             return
         function = self._tracked(message)
         if function is not None:
@@ -273,50 +276,44 @@ class JobStateMiddleware(Middleware):
         """
         job = self._job(message)
         if job is not None:
-            self._running.job = None
             if self._jobs.get(message.message_id) is job:
                 del self._jobs[message.message_id]
+            self._thread.job = None
             end = job.verdict(acknowledged)
             self._recorder_for(broker).end(job.delivery, end)
             if end.status in ("error", "cancelled"):
-                self._drop_next_steps(broker, message)
-            elif end.status == "success":
-                self._check_next_step(broker, message, job)
+                self._drop_steps_after(broker, message)
+            elif end.status == "success" and not job.is_next_sent:
+                # What the broker has raised is only logged by Dramatiq.
+                self._drop_steps_after(broker, message, End("error", NOT_SENT))
 
     def _drop(
+        self, broker: Broker, message: MessageProxy, start: Start, end: End
+    ) -> None:
+        """Write that no run of a message will begin."""
+        self._write_dropped(broker, message.message_id, start, end)
+        self._drop_steps_after(broker, message)
+
+    def _drop_steps_after(
         self,
         broker: Broker,
         message: MessageProxy | Message[Any],
-        start: Start,
-        end: End,
+        end: End = UNREACHED,
     ) -> None:
-        """Write that no run of a message will begin."""
-        delivery = Delivery(message.message_id, Run(), start, dropped=True)
-        self._recorder_for(broker).end(delivery, end)
-        self._drop_next_steps(broker, message)
-
-    def _drop_next_steps(
-        self, broker: Broker, message: MessageProxy | Message[Any]
-    ) -> None:
-        """Write that the later steps of a message's pipeline are never reached."""
-        step = _next_step(message)
-        if step is not None:
-            self._drop_step(broker, step, End("cancelled", NOT_REACHED))
-
-    def _check_next_step(self, broker: Broker, message: MessageProxy, job: Job) -> None:
-        """Write that the next step of a message's pipeline could not be sent, if so:
-        what the broker has raised is only logged by Dramatiq.
+        """Write how the next step of a message's pipeline ends, which will not begin,
+        and that those after it are not reached.
         """
-        step = _next_step(message)
-        if step is not None and not job.is_next_sent:
-            self._drop_step(broker, step, End("error", NOT_SENT))
+        while (target := message.options.get("pipe_target")) is not None:
+            message = Message(**target)
+            function = self._tracked(message)
+            if function is not None:
+                start = _start(function, message)
+                self._write_dropped(broker, message.message_id, start, end)
+            end = UNREACHED
 
-    def _drop_step(self, broker: Broker, step: Message[Any], end: End) -> None:
-        function = self._tracked(step)
-        if function is not None:
-            self._drop(broker, step, _start(function, step), end)
-        else:
-            self._drop_next_steps(broker, step)
+    def _write_dropped(self, broker: Broker, uuid: str, start: Start, end: End) -> None:
+        delivery = Delivery(uuid, Run(), start, dropped=True)
+        self._recorder_for(broker).end(delivery, end)
 
     def _recorder_for(self, broker: Broker) -> Recorder:
         # The lock is not for every call: a process may fork while it is held.
@@ -342,24 +339,18 @@ class JobStateMiddleware(Middleware):
             )
         return None
 
-    def _running_job(self, message: Message[Any]) -> Job | None:
+    def _running_job(self, message: Message[Any]) -> CurrentJob | None:
         """Return the job of a message that this process runs: this thread, or another,
         for a coroutine or a job's own threads may put its message back.
         """
         return self._job(message) or self._jobs.get(message.message_id)
 
-    def _job(self, message: Message[Any] | MessageProxy) -> Job | None:
+    def _job(self, message: Message[Any] | MessageProxy) -> CurrentJob | None:
         """Return the job that this thread runs, if it is the message's."""
-        job = self._running.job
+        job = self._thread.job
         if job is not None and job.message.message_id == message.message_id:
             return job
         return None
-
-
-def _next_step(message: MessageProxy | Message[Any]) -> Message[Any] | None:
-    """Return the message that follows in a pipeline, if any."""
-    target = message.options.get("pipe_target")
-    return None if target is None else Message(**target)
 
 
 def _start(

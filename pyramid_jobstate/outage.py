@@ -12,16 +12,22 @@ PAUSE = 1.0
 class Outage:
     """Whether the store answers, as all who ask it in this process have found out.
 
-    Once it has failed, one caller a second asks it; the others do without. It has no
-    lock, which a fork or an interrupted thread might leave locked: at worst two ask.
+    Once it has failed, one caller a second asks it, and the others do without. It has
+    no lock, which a fork or an interrupted thread might leave locked: in a race a few
+    ask.
+
+    Parameters:
+      log: Where an outage is logged, once, and its end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, log: Logger) -> None:
+        self._log = log
         self._is_on = False
+        self._is_said = False
         self._next = 0.0
 
     def may_ask(self) -> bool:
-        """Whether the caller is to ask the store, and then to say what came of it."""
+        """Whether the caller should ask the store, and then report what it said."""
         if not self._is_on:
             return True
         now = time.monotonic()
@@ -31,38 +37,28 @@ class Outage:
         return True
 
     def begin(self) -> None:
-        """Take note that the store did not answer."""
+        """Report that the store did not answer."""
         self._next = time.monotonic() + PAUSE
         self._is_on = True
 
     def end(self) -> None:
-        """Take note that it did."""
+        """Report that the store answered."""
         self._is_on = False
 
-
-class Complaint:
-    """Logs that something is wrong once, however often it happens, until it is right.
-
-    Parameters:
-      log: Where to.
-      wrong: What is wrong with the store, such as "does not answer".
-      right: What is said when it is right again, or nothing.
-    """
-
-    def __init__(self, log: Logger, wrong: str, right: str = "") -> None:
-        self._log = log
-        self._wrong = wrong
-        self._right = right
-        self.is_open = False
-
-    def open(self, error: Exception) -> None:
-        if self.is_open:
+    def complain(self, error: Exception) -> None:
+        """Log what the store did not do, once until it recovers."""
+        if self._is_said:
             return
-        self.is_open = True
-        name = type(error).__name__
-        self._log.warning("The job state store %s: %s: %s", self._wrong, name, error)
+        self._is_said = True
+        self._log.warning(
+            "The job state store does not take updates, which are kept until it does. "
+            "Jobs that are sent meanwhile have no state until they start: %s: %s",
+            type(error).__name__,
+            error,
+        )
 
-    def close(self) -> None:
-        if self.is_open and self._right:
-            self._log.info("The job state store %s.", self._right)
-        self.is_open = False
+    def recover(self) -> None:
+        """Log that the store does again what it should, if anything else was logged."""
+        if self._is_said:
+            self._is_said = False
+            self._log.info("The job state store takes updates again.")

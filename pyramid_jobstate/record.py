@@ -137,6 +137,8 @@ class Update:
       age: Seconds since it began.
       late: Whether it comes late, so that another run may have begun since: it was
         written before, perhaps in vain, or the job did not wait for it.
+      cancelled: Whether the run has heard that its job was cancelled, when it begins
+        again in a store that came back empty.
       end: Given when the run is over.
       dropped: Whether the message was dropped, so that no run ever began.
     """
@@ -150,6 +152,7 @@ class Update:
     renews: bool = False
     age: float = 0.0
     late: bool = False
+    cancelled: bool = False
     end: End | None = None
     dropped: bool = False
 
@@ -234,6 +237,10 @@ class Record:
     @property
     def attempt(self) -> int:
         return parse_int(self._fields.get("attempt")) or 0
+
+    @property
+    def is_cancel_requested(self) -> bool:
+        return "asked" in self._fields
 
     @property
     def params(self) -> dict[str, Any]:

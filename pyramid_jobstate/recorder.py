@@ -13,10 +13,10 @@ import time
 import weakref
 from collections.abc import Collection, Sequence
 
-from redis import exceptions as errors
+from redis import exceptions
 
 from .delivery import Delivery
-from .outage import Complaint, Outage
+from .outage import Outage
 from .record import End, Update
 from .store import JobStore, Reply, is_hopeless
 
@@ -30,9 +30,6 @@ MAX_PAUSE = 1.0
 
 #: The most updates in one round trip.
 BATCH = 1000
-
-#: Why a run is not recorded that goes on after its job was cancelled.
-CANCELLED = "it was cancelled"
 
 #: What the ends of jobs may take in memory while the store is away, in bytes.
 MAX_PENDING = 64 * 1024 * 1024
@@ -63,7 +60,7 @@ class Recorder:
         self.store = store
         self.interval = interval
         self.heartbeat = heartbeat
-        self._outage = outage or Outage()
+        self._outage = outage or Outage(log)
         self._deliveries: dict[str, Delivery] = {}
         self._reset()
         _recorders.add(self)
@@ -76,14 +73,12 @@ class Recorder:
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._stop_at: float | None = None
-        self._complaint = Complaint(
-            log,
-            "does not take updates, which are kept until it does",
-            "takes updates again",
-        )
+        #: Whether any of the last updates failed.
+        self.is_troubled = False
         self._sheds = False
         self._failures = 0
         self._cancels_since = 0
+        self._is_deaf = False
 
     def begin(self, delivery: Delivery) -> None:
         """Take over a run, and write that it has begun. Waits a second for the store at
@@ -93,10 +88,14 @@ class Recorder:
         with self._lock:
             self._stop_at = None
             self._deliveries[delivery.run.token] = delivery
-        self._wait(delivery)
-        with self._lock:
-            # From here on it runs, whatever the store may say of it.
-            delivery.runs = True
+        patience = PATIENCE
+        if not self._outage.may_ask():
+            # Somebody else met a failure. The job should hear of a cancel all the same,
+            # if that is quick.
+            patience = 0.0 if self._failures else min(PATIENCE, 2 * self.interval)
+        self._wait(delivery, patience)
+        # From here on the job runs, and another run of it may begin.
+        delivery.is_late = True
 
     def end(self, delivery: Delivery, end: End) -> bool:
         """Write that a run has ended, with all that it has set. Waits a second for the
@@ -108,20 +107,21 @@ class Recorder:
         delivery.run.close("The job has ended: it can no longer report.")
         with self._lock:
             delivery.end = end
-            lost = delivery.lost
-            if not lost:
+            if delivery.is_cancelled and end.delay is not None:
+                # The message that was put back must find the record: see finish.lua.
+                delivery.lost = ""
+            is_lost = bool(delivery.lost)
+            if not is_lost:
                 self._deliveries[delivery.run.token] = delivery
-        if lost == CANCELLED:
-            self._disregard(delivery, end)
-        return self._wait(delivery)
+        if is_lost:
+            self._disregard(delivery)
+            return False
+        return self._wait(delivery, PATIENCE if self._outage.may_ask() else 0.0)
 
-    def _wait(self, delivery: Delivery) -> bool:
-        """Wait until all that a run has set is stored, unless the store has just failed
-        others, and say whether it is.
-        """
-        patience = PATIENCE if self._outage.may_ask() else 0.0
+    def _wait(self, delivery: Delivery, patience: float) -> bool:
+        """Wait until all that a run has set is stored, and say whether it is."""
         is_stored = self.sync(delivery, patience)
-        if patience and not is_stored and not delivery.lost:
+        if patience == PATIENCE and not is_stored and not delivery.lost:
             self._outage.begin()
         return is_stored
 
@@ -193,7 +193,7 @@ class Recorder:
             is_stopping = self._stop_at is not None
             everyone = now >= due or is_stopping or self._failures > 0
             try:
-                if everyone and not self._failures:
+                if everyone:
                     self._hear()
                 self._tick(now, everyone)
             except Exception:
@@ -206,19 +206,29 @@ class Recorder:
         return _now() >= stop_at or not any(d.is_new for d in self._deliveries.values())
 
     def _hear(self) -> None:
-        """Have those runs ask at once whose cancel was asked since the last time."""
+        """Make the runs whose cancel was requested lately ask the store now."""
         with self._lock:
             deliveries = [d for d in self._deliveries.values() if d.end is None]
-        if not deliveries:
+        # While updates fail they are sent again and again, and hear of it themselves.
+        if not deliveries or self._failures or not self._outage.may_ask():
             return
         try:
             uuids, self._cancels_since = self.store.cancels(self._cancels_since)
-        except (errors.ConnectionError, errors.TimeoutError) as e:
-            self._note([e], 1)
+        except (exceptions.ConnectionError, exceptions.TimeoutError):
+            self._outage.begin()
             return
-        except errors.RedisError:
-            # Another program has written the key. A heartbeat hears of the cancel, too.
+        except exceptions.RedisError as e:
+            if not self._is_deaf:
+                self._is_deaf = True
+                log.warning(
+                    "The job state store does not tell of cancels, which jobs hear of "
+                    "with a heartbeat only: %s: %s",
+                    type(e).__name__,
+                    e,
+                )
             return
+        self._outage.end()
+        self._is_deaf = False
         for delivery in deliveries:
             if delivery.uuid in uuids:
                 delivery.run.ask()
@@ -285,8 +295,9 @@ class Recorder:
         elif update.dropped:
             self._give_up(delivery, "there was nothing to drop", quiet=True)
         elif reply is Reply.CANCELLED:
-            # Before it began, or while it was not heard of. Others have acted on that.
-            self._give_up(delivery, CANCELLED, quiet=True)
+            # Before it began, or while it was silent: others have acted on that.
+            delivery.is_cancelled = True
+            self._give_up(delivery, "it was cancelled", quiet=True)
         elif reply is Reply.MISSING and not self._can_be_lost(delivery):
             self._give_up(delivery, "its record has expired")
         else:
@@ -304,19 +315,21 @@ class Recorder:
         """Record a run no longer."""
         with self._lock:
             delivery.lost = why
-            end = delivery.end
+            has_ended = delivery.end is not None
         self._remove(delivery)
-        if end is not None and why == CANCELLED:
-            self._disregard(delivery, end)
+        if has_ended:
+            self._disregard(delivery)
         if not quiet:
             uuid = delivery.uuid
             log.warning("Job %s is no longer recorded from here: %s.", uuid, why)
 
-    def _disregard(self, delivery: Delivery, end: End) -> None:
-        if end.status == "success":
+    def _disregard(self, delivery: Delivery) -> None:
+        """Log that a job has returned, which nobody will see."""
+        end = delivery.end
+        if delivery.is_cancelled and end is not None and end.error is None:
             log.warning(
-                "Job %s returned after it was cancelled while its worker was not heard "
-                "of: it stays cancelled.",
+                "Job %s returned after it was cancelled while its worker was silent: "
+                "it stays cancelled.",
                 delivery.uuid,
             )
 
@@ -333,8 +346,9 @@ class Recorder:
 
     def _note(self, errors: Sequence[Exception], count: int) -> None:
         """Say once that the store is away, and once that it is back."""
+        self.is_troubled = bool(errors)
         if errors:
-            self._complaint.open(errors[0])
+            self._outage.complain(errors[0])
         if len(errors) == count:
             self._failures = min(self._failures + 1, 10)
             self._outage.begin()
@@ -344,7 +358,7 @@ class Recorder:
         self._outage.end()
         self._sheds = False
         if not errors:
-            self._complaint.close()
+            self._outage.recover()
 
     def _shed(self) -> None:
         """Forget the oldest ends that wait if they take too much memory."""

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
-from .told import JobCancelled, Told
+from .told import Told
 from .values import (
     LOG_LINE_LENGTH,
     LOG_LINES,
@@ -115,8 +115,8 @@ class Run:
         """
         if self._closed:
             raise RuntimeError(self._closed)
-        if self.cancel_requested and not self._told.is_told():
-            raise JobCancelled("The job was cancelled.")
+        if self.cancel_requested:
+            self._told.tell()
 
     def ask(self) -> bool:
         """Say whether a cancel was asked, and have the recorder ask the store soon."""

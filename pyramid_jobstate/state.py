@@ -252,7 +252,7 @@ class JobState(Handle):
     def cancel_requested(self) -> bool:
         """Whether somebody has asked to cancel the job."""
         if self._run is NO_RUN:
-            return self.status == "cancelling"
+            return self._record.is_cancel_requested
         return self._run.ask()
 
     def cancel(self) -> bool:

@@ -96,7 +96,7 @@ class JobStore:
         under way, or that somebody cancelled, is left alone.
 
         Returns:
-          For each whether it is about to be sent.
+          For each whether it is queued by this call, or waits for its turn.
         """
         calls = [self.calls.create(job) for job in jobs]
         created = list(self.run(calls))
@@ -163,8 +163,8 @@ class JobStore:
         # The client may send it twice, if a reply is lost: the word tells.
         (done,) = self.run([self.calls.cancel(uuid, secrets.token_hex(4))])
         if done:
-            # It is cancelled, whether or not these arrive. A list moves the entry that
-            # it finds in the wrong place, and a heartbeat tells a worker as well.
+            # The request stands, whether or not these arrive: the list of all jobs
+            # moves an entry that it finds in the wrong place, and a beat hears of it.
             listed = self.index.end(uuid, start)
             calls = listed if done == 2 else [self.index.announce(uuid)]
             with contextlib.suppress(RedisError):

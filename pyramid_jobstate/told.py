@@ -1,52 +1,49 @@
-"""Who of a job's threads and tasks has been told that it was cancelled."""
+"""Which of a job's threads and tasks have been told that it was cancelled."""
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import sys
 import threading
-import weakref
 
-from dramatiq.middleware import Interrupt
-
-
-class JobCancelled(Interrupt):
-    """Raised in a job that somebody has cancelled, by its next call that reports.
-
-    It is no Exception, so that ``except Exception`` lets it through.
-    """
+from .errors import JobCancelled
 
 
 class Told:
-    """Who has been told of a cancel already, and so may go on reporting.
+    """Tells of a cancel whoever does not know of it.
 
-    Told once are the thread that made this, and each asyncio task. Any other thread is
-    told at every call, for the next piece of a pool's work reports as well. Nobody is
-    told while a JobCancelled is being handled: the clean-up may report.
+    Told once are the thread that made this, and each asyncio task with the tasks that
+    it makes from then on. Any other thread is told at every call, for the next piece of
+    a pool's work reports as well. Nobody is told while a JobCancelled is being handled:
+    the clean-up may report.
     """
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
-        self._is_thread_told = False
-        self._tasks: weakref.WeakSet[asyncio.Task[object]] = weakref.WeakSet()
 
-    def is_told(self) -> bool:
-        """Whether the caller knows of the cancel. If not, it is about to."""
-        is_told = False
-        task = _current_task()
-        if task is not None:
-            is_told = task in self._tasks
-            self._tasks.add(task)
-        elif threading.get_ident() == self._thread:
-            is_told, self._is_thread_told = self._is_thread_told, True
-        return is_told or _is_handled(sys.exception())
+    def tell(self) -> None:
+        """Raise JobCancelled, unless the caller knows of the cancel."""
+        is_told = _told.get() is self or _is_handled(sys.exception())
+        if threading.get_ident() == self._thread or _is_in_task():
+            _told.set(self)
+        if not is_told:
+            raise JobCancelled("The job was cancelled.")
 
 
-def _current_task() -> asyncio.Task[object] | None:
+#: By whom this thread or task was told last. Tasks, and the threads of
+#: asyncio.to_thread(), begin with what their maker knows, so that a clean-up may use
+#: them; the threads of a pool do not.
+_told: contextvars.ContextVar[Told | None] = contextvars.ContextVar(
+    "pyramid_jobstate.told", default=None
+)
+
+
+def _is_in_task() -> bool:
     try:
-        return asyncio.current_task()
+        return asyncio.current_task() is not None
     except RuntimeError:
-        return None
+        return False
 
 
 def _is_handled(exception: BaseException | None) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from dramatiq import GenericActor
 from dramatiq.middleware import MiddlewareError, SkipMessage
 
-from .current import RunningJob
+from .current import ThreadState
 from .record import CANCELLED, Record, Start
 from .run import Run
 from .state import JobState, _current
@@ -38,11 +38,11 @@ class TrackedFunction:
         self,
         actor: Actor[Any, Any],
         job_state_class: type[JobState],
-        running: RunningJob,
+        thread: ThreadState,
     ) -> None:
         functools.update_wrapper(self, actor.fn)
         self._fn: Callable[..., Any] = actor.fn
-        self._running = running
+        self._thread = thread
         self.actor_name = actor.actor_name
         self.job_state_class = job_state_class
         parameters = dict(inspect.signature(_called(actor.fn)).parameters)
@@ -50,7 +50,7 @@ class TrackedFunction:
         self._signature = inspect.Signature(list(parameters.values()))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        job = self._running.job
+        job = self._thread.job
         if job is not None and job.tracked is self and job.job_state is not None:
             # Once: a call from within the job is a direct one.
             job_state, job.job_state = job.job_state, None
@@ -177,7 +177,8 @@ def _called(fn: Any) -> Callable[..., Any]:
     """Return the function whose signature is the actor's: a class-based actor passes
     all that it is sent on to its `perform`.
     """
-    return fn.perform if isinstance(fn, GenericActor) else fn
+    actor = inspect.unwrap(fn)
+    return actor.perform if isinstance(actor, GenericActor) else fn
 
 
 def _goes_by_keyword(

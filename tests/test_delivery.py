@@ -165,7 +165,7 @@ def test_take_says_that_the_run_begins_until_that_has_landed(delivery):
 
 def test_take_of_a_run_that_goes_on_anyway_says_so(delivery):
     """A job that began without the store begins there late."""
-    delivery.runs = True
+    delivery.is_late = True
     update = delivery.take(0.0)
     assert update.begins
     assert update.late

@@ -235,7 +235,8 @@ def take(both: Both, step: tuple[Any, ...]) -> None:
             run, arrives, status, begins = rest
             # The start may have to go with it.
             options = {"begins": begins, "late": True} if begins else {}
-            update = both.update(run, end=End(status), **options)
+            delay = 0.0 if status == "retrying" else None
+            update = both.update(run, end=End(status, delay=delay), **options)
         case "drop":
             arrives, status = rest
             end = End(status, NOT_REACHED)

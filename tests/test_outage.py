@@ -1,12 +1,14 @@
-"""Outage and Complaint: who waits for a store that is away, and what is said of it."""
+"""Outage: who waits for a store that is away, and what is said of it."""
 
 import logging
 
 import pytest
 
 from pyramid_jobstate import outage
-from pyramid_jobstate.outage import Complaint, Outage
+from pyramid_jobstate.outage import Outage
 from tests.jobs import messages
+
+LOG = logging.getLogger("tests.outage")
 
 
 @pytest.fixture
@@ -19,13 +21,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_everyone_asks_while_all_is_well(clock: list[float]) -> None:
     """Nobody is held back from a store that answers."""
-    found = Outage()
+    found = Outage(LOG)
     assert [found.may_ask() for _ in range(3)] == [True] * 3
 
 
 def test_one_a_second_asks_during_an_outage(clock: list[float]) -> None:
     """After a failure nobody asks for a second, and then one in each second."""
-    found = Outage()
+    found = Outage(LOG)
     found.begin()
     assert not found.may_ask()
     for _ in range(3):
@@ -37,31 +39,23 @@ def test_one_a_second_asks_during_an_outage(clock: list[float]) -> None:
 
 def test_everyone_asks_after_the_outage(clock: list[float]) -> None:
     """One answer ends the outage for all."""
-    found = Outage()
+    found = Outage(LOG)
     found.begin()
     found.end()
     assert [found.may_ask() for _ in range(3)] == [True] * 3
 
 
-def test_a_complaint_is_made_once(caplog: pytest.LogCaptureFixture) -> None:
-    """However often it happens it is said once, and once that it is over."""
+def test_an_outage_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """However often it is met it is logged once, and once that it is over."""
     caplog.set_level(logging.INFO)
-    complaint = Complaint(logging.getLogger("a"), "is away", "is back")
-    complaint.close()
+    found = Outage(LOG)
+    found.recover()
     for _ in range(2):
-        complaint.open(ValueError("why"))
-        complaint.open(KeyError("another"))
-        complaint.close()
-        complaint.close()
-    said = ["is away: ValueError: why", "is back."] * 2
-    found = messages(caplog, "a", logging.INFO)
-    assert found == [f"The job state store {what}" for what in said]
-
-
-def test_a_complaint_may_end_in_silence(caplog: pytest.LogCaptureFixture) -> None:
-    """Without a word for it nothing is said in the end."""
-    caplog.set_level(logging.INFO)
-    complaint = Complaint(logging.getLogger("a"), "is away")
-    complaint.open(ValueError())
-    complaint.close()
-    assert len(messages(caplog, "a", logging.INFO)) == 1
+        found.complain(ValueError("why"))
+        found.complain(KeyError("another"))
+        found.recover()
+        found.recover()
+    first, second, third, fourth = messages(caplog, LOG.name, logging.INFO)
+    assert "does not take updates" in first and first.endswith(": ValueError: why")
+    assert second == "The job state store takes updates again."
+    assert (third, fourth) == (first, second)

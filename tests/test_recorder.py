@@ -707,7 +707,7 @@ def test_a_record_with_holes_is_written(recorder: Recorder, admin: redis.Redis) 
     job = Job(recorder)
     key = recorder.store.key(job.uuid)
     admin.hset(key, mapping={"status": "working", "run": "other"})
-    job.delivery.runs = True
+    job.delivery.is_late = True
     job.begin()
     admin.hdel(key, "seq")
     job.set_message("one")
@@ -791,7 +791,7 @@ def test_a_start_that_nobody_waits_for_is_late(recorder: Recorder) -> None:
     old = Job(recorder)
     time.sleep(0.01)
     Job(recorder, old.uuid).begin()
-    old.delivery.runs = True
+    old.delivery.is_late = True
     old.begin()
     assert not old.is_recorded
     assert not old.flush()

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from pyramid_jobstate.errors import JobCancelled
 from pyramid_jobstate.run import LIMIT, Run, is_plain
-from pyramid_jobstate.told import JobCancelled
 from pyramid_jobstate.values import MAX_JOB_BYTES, MAX_VALUE_BYTES, NUMBER_BYTES, loads
 
 
@@ -510,7 +510,35 @@ def test_run_that_is_cancelled_tells_each_task_once(run):
     assert count_cancels(run) == 1
 
 
-def test_run_that_is_cancelled_lets_the_clean_up_report(run):
+def fail_in_between(run, cancel):
+    try:
+        raise ValueError
+    except ValueError:
+        run.set_message("in a handler in the handler")
+
+
+def group(run, cancel):
+    try:
+        raise BaseExceptionGroup("of a task group", [OSError(), cancel])
+    except BaseExceptionGroup:
+        run.set_message("in the handler of a group")
+
+
+def chain(run, cancel):
+    try:
+        raise OSError from cancel
+    except OSError as e:
+        e.__context__ = e
+        run.set_message("in the handler of what it led to")
+
+
+def report(run, cancel):
+    run.set_message("in the handler")
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+@pytest.mark.parametrize("how", [report, fail_in_between, group, chain])
+def test_run_that_is_cancelled_lets_the_clean_up_report(run, how, is_own):
     """While a JobCancelled is being handled no call raises another, whichever thread
     noticed the cancel first.
     """
@@ -518,37 +546,38 @@ def test_run_that_is_cancelled_lets_the_clean_up_report(run):
     with pytest.raises(JobCancelled) as raised:
         in_thread(lambda: run.set_message("noticed elsewhere"))
 
-    def clean_up(how):
+    def clean_up():
         try:
             raise raised.value
         except JobCancelled as e:
-            how(e)
+            how(run, e)
             run.set_message("cleaning up")
-            return "swept"
 
-    def fail_in_between(cancel):
+    (clean_up if is_own else lambda: in_thread(clean_up))()
+    assert run.report["message"] == "cleaning up"
+    assert count_cancels(run) == (0 if is_own else 1)
+
+
+def test_run_that_is_cancelled_lets_the_clean_up_use_tasks_and_threads(run):
+    """The clean-up of a task that was told may report through tasks and threads of its
+    own, as `asyncio.wait_for` makes one up to Python 3.11.
+    """
+    run.cancel()
+
+    async def clean_up(name):
+        run.set_message(name)
+
+    async def work():
         try:
-            raise ValueError
-        except ValueError:
-            run.set_message("in a handler in the handler")
+            run.set_progress(1, None, None, None)
+        finally:
+            await asyncio.wait_for(clean_up("waited for"), 5)
+            await asyncio.gather(clean_up("one"), clean_up("two"))
+            await asyncio.to_thread(run.set_message, "in a thread")
 
-    def group(cancel):
-        try:
-            raise BaseExceptionGroup("of a task group", [OSError(), cancel])
-        except BaseExceptionGroup:
-            run.set_message("in the handler of a group")
-
-    def chain(cancel):
-        try:
-            raise OSError from cancel
-        except OSError as e:
-            e.__context__ = e
-            run.set_message("in the handler of what it led to")
-
-    for how in (repr, fail_in_between, group, chain):
-        assert in_thread(lambda how=how: clean_up(how)) == "swept"
-        assert clean_up(how) == "swept"
-    assert count_cancels(run) == 0
+    with pytest.raises(JobCancelled):
+        asyncio.run(work())
+    assert run.report["message"] == "in a thread"
 
 
 def test_run_that_is_cancelled_is_not_kept_quiet_by_another_exception(run):

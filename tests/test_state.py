@@ -9,10 +9,10 @@ import pytest
 from pyramid.authorization import Allow
 
 from pyramid_jobstate import state
+from pyramid_jobstate.errors import JobCancelled
 from pyramid_jobstate.record import FINISHED, UNFINISHED, JobError, Progress, Record
 from pyramid_jobstate.run import Run
 from pyramid_jobstate.state import JobState, current_job_state
-from pyramid_jobstate.told import JobCancelled
 
 ID = "01234567-89ab-4cde-8f01-23456789abcd"
 
@@ -333,13 +333,13 @@ def test_cancel_requested_has_the_store_asked(running):
     assert running._run.dirty
 
 
-@pytest.mark.parametrize(
-    ("status", "requested"),
-    [("cancelling", True), ("working", False), ("cancelled", False)],
-)
-def test_cancel_requested_of_a_loaded_job_is_its_status(status, requested):
-    """Whoever loads a job sees that it is being cancelled."""
-    assert loaded(status=status).cancel_requested is requested
+def test_cancel_requested_of_a_loaded_job_is_what_was_asked():
+    """Whoever loads a job sees that somebody has asked to cancel it, whatever came of
+    that; a job that was skipped was not asked.
+    """
+    for status in ("cancelling", "cancelled", "success"):
+        assert loaded(status=status, asked="word").cancel_requested
+        assert not loaded(status=status).cancel_requested
 
 
 def test_cancel_needs_a_store(running):

@@ -10,7 +10,7 @@ local status, now = old[1], time()
 if old[3] == ARGV[4] then
   return status == "cancelled" and 2 or 1
 end
-if not unfinished(status) then
+if not is_unfinished(status) then
   return 0
 end
 redis.call("HSET", key, "asked", ARGV[4])

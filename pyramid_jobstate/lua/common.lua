@@ -40,8 +40,6 @@ local function create()
   redis.call("PEXPIRE", key, int(ARGV[1] + delay))
 end
 
--- Statuses. A job that has ended by itself, or was dropped, may be run again; one that
--- somebody cancelled, who has left a word in "asked", never is.
 local function is_running(status)
   return status == "working" or status == "cancelling"
 end
@@ -50,10 +48,12 @@ local function is_waiting(status)
   return status == "waiting" or status == "sending" or status == "queued" or status == "retrying"
 end
 
-local function unfinished(status)
+local function is_unfinished(status)
   return is_running(status) or is_waiting(status)
 end
 
+-- Whether somebody cancelled the job, who has left a word in "asked": such a job never
+-- runs. One that ended otherwise, or was dropped, may run again.
 local function was_cancelled(status, asked)
   return status == "cancelled" and asked
 end

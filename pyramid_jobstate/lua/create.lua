@@ -24,7 +24,7 @@ end
 if status == "waiting" or status == "sending" then
   return 1
 end
-if unfinished(status) or was_cancelled(status, old[3]) then
+if is_unfinished(status) or was_cancelled(status, old[3]) then
   return 0
 end
 return old[2] or ""

@@ -5,7 +5,7 @@
 local old = redis.call("HMGET", key, "status", "seen", "run", "past")
 local status = old[1]
 local now = time()
-if not unfinished(status) or (is_running(status) and not is_silent(old[2], now, ARGV[2])) then
+if not is_unfinished(status) or (is_running(status) and not is_silent(old[2], now, ARGV[2])) then
   -- Over, or another delivery of the message is being worked on.
   return MISSING
 end

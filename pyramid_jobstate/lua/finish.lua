@@ -32,16 +32,11 @@ set(8)
 if status == "cancelled" and ARGV[5] ~= "cancelled" then
   redis.call("HSET", key, "error", ARGV[7])
 end
+-- A message that was put back must find the record, be it of a cancelled job.
+redis.call("PEXPIRE", key, int(delay and ARGV[4] + delay or ARGV[3]))
 if status == "retrying" then
-  redis.call("HSET", key, "due", int(now + (delay or 0)))
-  redis.call("PEXPIRE", key, int(ARGV[4] + (delay or 0)))
-  return OK
-end
-redis.call("HSET", key, "finished", int(now))
-if status == "cancelled" then
-  -- The message may have been put back already: it is skipped when it comes.
-  lengthen(delay and ARGV[4] + delay or ARGV[3])
+  redis.call("HSET", key, "due", int(now + delay))
 else
-  redis.call("PEXPIRE", key, ARGV[3])
+  redis.call("HSET", key, "finished", int(now))
 end
 return OK

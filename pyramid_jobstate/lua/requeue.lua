@@ -8,7 +8,7 @@ local status, token = old[1], table.remove(ARGV)
 if status == "sending" then
   return 1
 end
-if not status or unfinished(status) or was_cancelled(status, old[5]) or (old[2] or "") ~= token then
+if not status or is_unfinished(status) or was_cancelled(status, old[5]) or (old[2] or "") ~= token then
   return 0
 end
 redis.call("DEL", key)

@@ -1,8 +1,8 @@
 -- A worker has started a run: it takes the record over from all earlier runs.
--- ARGV: token, milliseconds since the run began, "1" if this comes late, ttl, then the
--- fields.
+-- ARGV: token, milliseconds since the run began, "1" if this comes late, "1" if the run
+-- has been told of a cancel, ttl, then the fields.
 
-local token, late = ARGV[1], ARGV[3] == "1"
+local token, late, told = ARGV[1], ARGV[3] == "1", ARGV[4] == "1"
 local now = time()
 local started = now - ARGV[2]
 local old = redis.call("HMGET", key, "status", "run", "started", "queued", "owner", "past", "asked")
@@ -20,16 +20,14 @@ if old[2] == token then
   return status == "cancelling" and CANCELLING or OK
 end
 -- A run that comes after one whose cancel was asked, and that died, hears of it.
-if status ~= "cancelling" then
-  status = "working"
-end
+status = (told or status == "cancelling") and "cancelling" or "working"
 redis.call("DEL", key)
 redis.call(
   "HSET", key, "status", status, "run", token, "seq", "0",
   "queued", old[4] or int(started), "started", int(started),
   "updated", int(started), "seen", int(now)
 )
-set(5)
+set(6)
 if old[2] or old[6] then
   redis.call("HSET", key, "past", earlier(old[2], old[6]))
 end
@@ -39,5 +37,5 @@ end
 if status == "cancelling" then
   redis.call("HSET", key, "asked", old[7] or "")
 end
-redis.call("PEXPIRE", key, ARGV[4])
+redis.call("PEXPIRE", key, ARGV[5])
 return status == "cancelling" and CANCELLING or OK
