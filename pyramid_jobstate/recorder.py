@@ -326,7 +326,7 @@ class Recorder:
     def _disregard(self, delivery: Delivery) -> None:
         """Log that a job has returned, which nobody will see."""
         end = delivery.end
-        if delivery.is_cancelled and end is not None and end.error is None:
+        if delivery.is_cancelled and end is not None and end.status == "success":
             log.warning(
                 "Job %s returned after it was cancelled while its worker was silent: "
                 "it stays cancelled.",

@@ -27,6 +27,7 @@ class FaultyProxy:
       url: Where clients connect to.
       judge: Says which of FAULTS befalls a request.
       faults: How many requests each has befallen.
+      swallowed: How many were swallowed.
     """
 
     def __init__(self, url: str, judge: Judge | None = None) -> None:
@@ -36,6 +37,7 @@ class FaultyProxy:
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}{place.path}"
         self.judge = judge or (lambda request: "pass")
         self.faults = dict.fromkeys(FAULTS, 0)
+        self.swallowed = 0
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
         threading.Thread(target=self._accept, daemon=True).start()
@@ -83,6 +85,7 @@ class FaultyProxy:
                 while request := client.recv(1 << 20):
                     fault = self.judge(request)
                     if fault == "swallow":
+                        self.swallowed += 1
                         continue
                     self.faults[fault] += 1
                     if fault == "refuse":

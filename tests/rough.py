@@ -221,7 +221,7 @@ def declare(broker: dramatiq.Broker, notes: Notes) -> types.SimpleNamespace:
 def main() -> None:
     """Make what ``python -m dramatiq tests.rough`` works with."""
     # Nothing outlives the tests, whatever becomes of the process that began it.
-    end = threading.Timer(120, os._exit, (1,))
+    end = threading.Timer(400, os._exit, (1,))
     end.daemon = True
     end.start()
     store = make_store(os.environ["ROUGH_STORE"], float(os.environ["ROUGH_EXPIRE_IN"]))

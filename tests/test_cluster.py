@@ -63,6 +63,7 @@ def test_store_writes_and_reads_across_nodes(store: JobStore) -> None:
     assert store.cancel(jobs[0], START)
     cancelled = store.load(jobs[0])
     assert cancelled is not None and cancelled.status == "cancelling"
+    assert store.cancels(0)[0] == {jobs[0]}
 
 
 def test_store_takes_a_client_that_is_handed_over(cluster: Cluster) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from pyramid_jobstate import JobState
+from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from tests import rough
 from tests.faulty import FAULTS, at_random, faulty
@@ -42,6 +42,7 @@ class Sent:
       cancelled: What cancel() said: whether it had not ended, None if nobody was told.
       asked: Whether somebody has tried to cancel it.
       after: How it read just afterwards.
+      begun: How many runs of it had begun by then.
     """
 
     uuid: str
@@ -49,6 +50,7 @@ class Sent:
     cancelled: bool | None = None
     asked: bool = False
     after: str = ""
+    begun: int = 0
 
 
 class Journal:
@@ -77,7 +79,9 @@ class Storm:
         self.dice = random.Random(seed)
         self.notes = rough.Notes(urls[0])
         self.client = redis.Redis.from_url(urls[0])
-        self.store = rough.make_store(urls[1])
+        # Observers are patient: the machine may be busy.
+        observer = redis.Redis.from_url(urls[1], socket_timeout=30)
+        self.store = JobStore(observer, stalled_after=rough.STALLED_AFTER)
         #: The one that users have, which meets faults as well.
         self.users = rough.make_store(proxy_url)
         self.broker = rough.make_broker(urls[0], self.users)
@@ -129,13 +133,15 @@ class Storm:
                     state = self.store.load(sent.uuid)
                     assert state is not None
                     sent.after = state.status
+                    starts = Journal(self.notes).starts
+                    sent.begun = len(starts.get(sent.uuid, []))
 
     def kill_some(self) -> None:
         """Kill workers, but none that alone knows how a job ended which will not come
         again: that would be lost with it.
         """
         dice = random.Random(self.dice.random())
-        while not self.over.wait(dice.uniform(0.5, 2.0)):
+        while not self.over.wait(dice.uniform(0.5, 2.0)) or not self.killed:
             place = dice.randrange(len(self.workers))
             worker = self.workers[place]
             worker.kill(signal.SIGSTOP)
@@ -174,8 +180,10 @@ class Storm:
 
     def judge(self, sent: Sent, state: JobState, journal: Journal) -> Iterator[str]:
         runs = journal.starts.get(sent.uuid, [])
+        if sent.after == "cancelled" and len(runs) > sent.begun:
+            yield "ran after it was cancelled for good"
         if state.status == "cancelled":
-            if not sent.asked:
+            if not sent.asked or sent.cancelled is False:
                 yield "was cancelled by nobody"
             return
         if sent.after == "cancelled":
@@ -200,7 +208,7 @@ class Storm:
 
 
 @pytest.mark.parametrize(
-    "count", [40, pytest.param(300, marks=[pytest.mark.long, pytest.mark.timeout(600)])]
+    "count", [40, pytest.param(300, marks=[pytest.mark.long, pytest.mark.timeout(400)])]
 )
 def test_no_end_and_no_last_value_is_wrong(
     redis_url: str, server: EmbeddedServer, tmp_path: Path, count: int
@@ -219,7 +227,7 @@ def test_no_end_and_no_last_value_is_wrong(
             for helper in helpers:
                 helper.start()
             storm.send(count)
-            wait_for(lambda: len(Journal(storm.notes).ends) > count / 2, 300)
+            wait_for(lambda: len(Journal(storm.notes).ends) > count / 2, 100)
             storm.over.set()
             for helper in helpers:
                 helper.join()

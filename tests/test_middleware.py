@@ -1,9 +1,12 @@
 """JobStateMiddleware: declaring actors, handing them the JobState, following them."""
 
 import asyncio
+import datetime
+import gc
 import inspect
 import logging
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +18,7 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import (
     AgeLimit,
     AsyncIO,
+    CurrentMessage,
     Middleware,
     Pipelines,
     Retries,
@@ -190,15 +194,25 @@ def test_a_parameter_is_refused_also_afterwards(redis_url: str) -> None:
         broker.add_middleware(JobStateMiddleware())
 
 
+@pytest.mark.parametrize("is_class", [False, True])
 @pytest.mark.parametrize("declared", ["before", "between", "after"])
-def test_a_second_middleware_is_refused(redis_url: str, declared: str) -> None:
+def test_a_second_middleware_is_refused(
+    redis_url: str, declared: str, is_class: bool
+) -> None:
     """Two of them on one broker are refused, whichever comes first, they or a tracked
     actor.
     """
     broker = RedisBroker(url=redis_url)
 
+    class Marathon(dramatiq.GenericActor):
+        class Meta:
+            abstract = True
+
+        def perform(self, *, job_state: JobState) -> None: ...
+
     def declare() -> None:
-        dramatiq.actor(broker=broker, actor_name="run_marathon")(kept_apart)
+        run = Marathon() if is_class else kept_apart
+        dramatiq.actor(broker=broker, actor_name="run_marathon")(run)
 
     def kept_apart(*, job_state: JobState) -> None: ...
 
@@ -957,3 +971,184 @@ def test_a_next_step_that_is_never_sent_is_an_error(redis_url: str) -> None:
         wait_until(broker, steps[0], "success")
         wait_until(broker, steps[3], "cancelled", "error")
     assert [load(broker, step).error for step in steps[2:]] == [NOT_REACHED] * 2
+
+
+class Auditor(Middleware):
+    """Sends a message of its own from each enqueue hook of the others."""
+
+    def __init__(self) -> None:
+        self.audit: Any = None
+
+    def send(self, message: Any) -> None:
+        if self.audit is not None and message.actor_name == "run_marathon":
+            self.audit.send()
+
+    def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+        self.send(message)
+
+    def after_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+        self.send(message)
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+@pytest.mark.parametrize("is_last", [False, True])
+def test_a_send_within_an_enqueue_hook_confuses_nothing(
+    redis_url: str, is_last: bool, tracked: bool
+) -> None:
+    """A middleware that sends a message whenever another is sent leaves the state of
+    that one alone, be it before this middleware or after it.
+    """
+    auditor = Auditor()
+    broker = make_broker(redis_url, others=() if is_last else (auditor,))
+    if is_last:
+        broker.add_middleware(auditor)
+    gate = Gate()
+
+    @dramatiq.actor(broker=broker, min_backoff=300, max_backoff=301, max_retries=1)
+    def run_marathon(*, job_state: JobState) -> None:
+        if job_state.attempt == 1:
+            raise ValueError("as planned")
+        gate.wait()
+
+    @dramatiq.actor(broker=broker, **({"job_state": True} if tracked else {}))
+    def audit() -> None: ...
+
+    auditor.audit = audit
+    message = run_marathon.send()
+    key = store_of(broker).key(message.message_id)
+    assert store_of(broker).client.hget(key, "status") == "queued"
+    with working(broker):
+        state = wait_until(broker, message, "retrying", "error")
+        assert state.status == "retrying"
+        gate.open()
+        assert wait_until(broker, message, "success", "error").status == "success"
+
+
+def test_one_job_s_own_error_is_no_outage(
+    redis_url: str, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A job whose key another program has written is sent without a state; the next has
+    its record, and one that was cancelled does not run.
+    """
+    broker = make_broker(redis_url)
+    runs = []
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon() -> None:
+        runs.append(1)
+
+    poisoned = run_marathon.message()
+    client.set(f"jobstate:{poisoned.message_id}", "not a hash")
+    broker.enqueue(poisoned)
+    cancelled = [run_marathon.send() for _ in range(3)]
+    assert all(load(broker, message).cancel() for message in cancelled)
+    broker.enqueue(poisoned.copy(message_id=poisoned.message_id))
+    with working(broker):
+        broker.join("default", timeout=10_000)
+    assert len(runs) == 2
+    assert [load(broker, message).status for message in cancelled] == ["cancelled"] * 3
+
+
+def test_a_job_that_was_sent_is_confirmed_though_another_met_a_failure(
+    redis_url: str,
+) -> None:
+    """A job whose record was written is known to be sent, whoever met a failure of the
+    store meanwhile.
+    """
+
+    class Failing(Middleware):
+        def after_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+            ours._outage.begin()
+
+    ours = JobStateMiddleware(url=redis_url)
+    broker = make_broker(redis_url, ours)
+    # Hooks after the fact run in reverse.
+    broker.add_middleware(Failing())
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon() -> None: ...
+
+    message = run_marathon.send()
+    key = store_of(broker).key(message.message_id)
+    assert store_of(broker).client.hget(key, "status") == "queued"
+
+
+def test_a_long_pipeline_is_dropped_to_its_end(redis_url: str) -> None:
+    """However many steps follow one that fails, each reads cancelled."""
+    broker = make_broker(redis_url)
+
+    @dramatiq.actor(broker=broker, max_retries=0, job_state=True)
+    def run_marathon() -> None:
+        raise ValueError("as planned")
+
+    steps = [run_marathon.message() for _ in range(340)]
+    store = store_of(broker)
+    store.create(*(NewJob(step.message_id, START, waits=True) for step in steps))
+    with working(broker):
+        pipe = dramatiq.pipeline(steps, broker=broker).run()
+        wait_until(broker, steps[-1], "cancelled", timeout=20)
+    found = store.load_many([message.message_id for message in pipe.messages])
+    assert [state and state.status for state in found] == [
+        "error",
+        *["cancelled"] * 339,
+    ]
+
+
+def test_nothing_of_a_failed_run_is_kept(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The exception of a run, and all that its frames hold, goes with the run."""
+    # What is logged is kept until the test is over.
+    caplog.set_level(logging.CRITICAL, "dramatiq")
+    broker = make_broker(redis_url)
+
+    class Payload:
+        """What an actor has at hand."""
+
+    seen: list[weakref.ref[Payload]] = []
+
+    @dramatiq.actor(broker=broker, min_backoff=60_000, job_state=True)
+    def run_marathon() -> None:
+        payload = Payload()
+        seen.append(weakref.ref(payload))
+        raise ValueError("as planned")
+
+    with working(broker):
+        wait_until(broker, run_marathon.send(), "retrying")
+        wait_for(lambda: gc.collect() >= 0 and seen[0]() is None)
+
+
+def test_a_job_that_puts_itself_back_is_due_from_then_on(redis_url: str) -> None:
+    """`due_at` counts from when the message was put back, not from the run's end."""
+    broker = make_broker(redis_url, others=(CurrentMessage(),))
+    gate = Gate()
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon() -> None:
+        message = CurrentMessage.get_current_message()
+        assert message is not None
+        broker.enqueue(message._message, delay=60_000)
+        gate.wait()
+
+    with working(broker):
+        message = run_marathon.send()
+        gate.wait_for_job()
+        put_back = datetime.datetime.now(datetime.UTC)
+        threading.Event().wait(0.5)
+        gate.open()
+        state = wait_until(broker, message, "retrying")
+    assert state.due_at is not None
+    assert abs((state.due_at - put_back).total_seconds() - 60) < 0.4
+
+
+def test_a_malformed_next_step_leaves_the_job_its_state(redis_url: str) -> None:
+    """A pipe_target that is no message does not keep its job from being recorded."""
+    broker = make_broker(redis_url, without=Pipelines)
+    broker.actor_options |= {"pipe_target"}
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon() -> None: ...
+
+    message = run_marathon.send_with_options(pipe_target="nonsense")
+    with working(broker):
+        wait_until(broker, message, "success")

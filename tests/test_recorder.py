@@ -811,14 +811,80 @@ def test_a_running_job_learns_of_the_cancel_once_it_reports(
 
 
 def test_a_cancel_is_heard_though_another_program_has_written_its_list(
-    make: Make, admin: redis.Redis
+    make: Make, admin: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A key that another program has written holds up nothing: a beat tells."""
+    """A key that another program has written holds up nothing: a beat tells, and one
+    warning says so.
+    """
     admin.set("jobstate:cancels", "not a list")
     job = Job(make(heartbeat=0.05)).begin()
     assert job.recorder.store.cancel(job.uuid, START)
     wait_for(lambda: job.delivery.run.cancel_requested)
     assert job.end("cancelled")
+    (said,) = messages(caplog, LOGGER)
+    assert "does not tell of cancels" in said and "WRONGTYPE" in said
+
+
+def test_a_message_that_was_put_back_finds_its_cancelled_record(
+    make: Make, store: JobStore
+) -> None:
+    """A run that was told that its stalled job was cancelled, and had put its message
+    back, has the record live until that comes.
+    """
+    short = store.replace(stalled_after=0.01, active_expire_in=1000, expire_in=100)
+    job = Job(make(short, heartbeat=0.05)).begin()
+    with job.recorder._lock:
+        wait_for(lambda: job.reads("stalled"))
+        assert short.cancel(job.uuid, START)
+    wait_for(lambda: job.delivery.run.cancel_requested)
+    assert job.end("cancelled", delay=5000)
+    assert job.load().status == "cancelled"
+    ttl: Any = short.client.pttl(short.key(job.uuid))
+    assert 5_990_000 < ttl <= 6_000_000
+
+
+def test_a_job_hears_of_its_cancel_after_one_failure(
+    make: Make, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recorder that could not ask for cancels once asks again, though it has nothing
+    to write.
+    """
+    job = Job(make(heartbeat=3600)).begin()
+    failed = threading.Event()
+    cancels = store.cancels
+
+    def fail(since: int) -> Any:
+        if failed.is_set():
+            return cancels(since)
+        failed.set()
+        raise redis.ConnectionError
+
+    monkeypatch.setattr(store, "cancels", fail)
+    assert failed.wait(5)
+    assert store.cancel(job.uuid, START)
+    wait_for(lambda: job.delivery.run.cancel_requested)
+
+
+def test_a_job_hears_of_its_cancel_though_another_met_a_failure(make: Make) -> None:
+    """A job that begins just after the store has failed somebody else waits for a
+    moment all the same: it may have been cancelled.
+    """
+    recorder = make(interval=5)
+    job = Job(recorder)
+    recorder.store.create(NewJob(job.uuid, START))
+    assert recorder.store.cancel(job.uuid, START)
+    recorder._outage.begin()
+    job.begin()
+    assert job.delivery.run.cancel_requested
+
+
+def test_a_job_that_is_lost_already_ends_at_once(make: Make) -> None:
+    """The end of a run that is fenced off waits for nobody."""
+    old = Job(make(heartbeat=0.05)).begin()
+    Job(make(), old.uuid).begin()
+    wait_for(lambda: not old.is_recorded)
+    old.recorder._outage.begin()
+    assert not old.end("success")
 
 
 # Fencing.

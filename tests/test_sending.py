@@ -34,6 +34,7 @@ from pyramid_jobstate import JobState, JobStateMiddleware
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.record import NOT_REACHED, NOT_SENT
 from pyramid_jobstate.roundtrip import FAIL_FAST
+from tests.faulty import faulty
 from tests.jobs import messages
 from tests.webapp import (
     NOWHERE,
@@ -503,6 +504,44 @@ def test_store_that_is_away_vetoes_the_commit(
     assert response.status_code == 503 and "does not answer" in response.text
     assert database.count() == 0
     assert client.keys() == []
+
+
+def test_commit_asks_a_store_that_has_just_failed_others(
+    config: Configurator, broker: Broker, client: redis.Redis
+) -> None:
+    """A lost packet of somebody else's vetoes nothing, and the job has its record."""
+    (middleware,) = (m for m in broker.middleware if isinstance(m, JobStateMiddleware))
+
+    def view(request: Request) -> None:
+        request.job_states.send(broker.get_actor("run_marathon"), 26)
+        middleware._outage.begin()
+
+    visit(config, view)
+
+    assert len(queued(client)) == 1
+    assert only_job(client)["status"] == "queued"
+
+
+def test_messages_of_a_transaction_wait_together_for_a_store_that_went_away(
+    redis_url: str, server: EmbeddedServer, client: redis.Redis
+) -> None:
+    """A store that stops answering once the records are written holds up a transaction
+    once, not each of its messages; all are sent.
+    """
+    with faulty(server.url) as proxy:
+        broker = make_broker(redis_url, JobStateMiddleware(url=proxy.url))
+        messages = [broker.get_actor("run_marathon").message(26) for _ in range(20)]
+
+        def view(request: Request) -> None:
+            request.job_states.send_message(group(messages, broker=broker))
+            swallow = Manager("~~~~", "tpc_vote", proxy.swallow)
+            request.tm.get().join(swallow)
+
+        visit(make_site(server.url), view)
+
+        assert len(queued(client)) == 20
+        # One confirmation, which the client library has tried twice.
+        assert proxy.swallowed == 2
 
 
 def test_store_that_goes_away_before_an_abort_is_only_logged(

@@ -670,6 +670,36 @@ def test_a_stalled_run_that_is_put_back_after_a_cancel_lengthens_its_record(
     assert 1490 < ttl(client, store, job) <= 1500
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_run_that_ends_as_cancelled_expires_like_any_other(
+    client: redis.Redis, asked: bool
+) -> None:
+    """A job that was skipped in its run, or stopped by a cancel, is kept from its end
+    for `expire_in`: its message will not come again.
+    """
+    store = JobStore(client, expire_in=100, active_expire_in=1000)
+    run = Writer(store, job := new_id())
+    run.begin()
+    if asked:
+        assert store.cancel(job, START)
+    run.end("error" if asked else "cancelled")
+    assert load(store, job).status == "cancelled"
+    assert 90 < ttl(client, store, job) <= 100
+
+
+def test_a_run_that_was_told_keeps_the_cancel_in_an_empty_store(
+    store: JobStore,
+) -> None:
+    """A run that heard of its cancel, and begins again in a store that came back empty,
+    is cancelled by somebody still: its message is skipped for good.
+    """
+    run = Writer(store, job := new_id())
+    run.write(run.update(begins=True, late=True, cancelled=True))
+    assert load(store, job).status == "cancelling"
+    run.end("cancelled")
+    assert Writer(store, job, "again").begin() is Reply.CANCELLED
+
+
 @pytest.mark.parametrize("begins", [False, True])
 def test_a_job_that_was_dropped_may_run_again(store: JobStore, begins: bool) -> None:
     """A job that reads cancelled, but that nobody has cancelled, is queued again and
