@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .record import CANCELLED, NewJob, Update
+from .record import CANCELLED, NOT_REACHED, NOT_SENT, NewJob, Update
 from .scripts import Call, Script
 from .values import dumps
 
@@ -73,10 +73,17 @@ class Calls:
         fields = _flat(update.fields)
         if end is None:
             return self._call("record", uuid, token, seq, self._active_ttl, *fields)
-        error = [] if end.error is None else [dumps(end.error)]
         if update.dropped:
-            ttl, silence = self._ended_ttl, self._silence
-            return self._call("drop", uuid, ttl, silence, end.status, *error)
+            return self._call(
+                "drop",
+                uuid,
+                self._ended_ttl,
+                self._silence,
+                int(end.error in (NOT_REACHED, NOT_SENT)),
+                end.status,
+                dumps(end.error),
+            )
+        error = [] if end.error is None else [dumps(end.error)]
         return self._call(
             "finish",
             uuid,

@@ -78,6 +78,7 @@ class ThreadState(threading.local):
 
     Attributes:
       job: The job that this worker thread runs, or None.
+      failure: What was raised before a message's run began, until that is rejected.
       announced: The ids of messages whose records were made, until they are sent.
       confirms: Whether the store still answers while those are sent.
       sending: The ids of messages whose records were made here, until they are sent.
@@ -85,6 +86,7 @@ class ThreadState(threading.local):
     """
 
     job: CurrentJob | None = None
+    failure: JobError | None = None
     confirms = True
 
     def __init__(self) -> None:
@@ -95,7 +97,7 @@ class ThreadState(threading.local):
 
     def reset(self) -> None:
         """Forget the last job, and what the broker did not take of its messages."""
-        self.job = None
+        self.job = self.failure = None
         self.sending.clear()
         self.returning.clear()
 

@@ -92,9 +92,13 @@ class Delivery:
         return self.run.dirty or not self._started or self.end is not None
 
     @property
+    def is_running(self) -> bool:
+        return self.end is None and self._thread.is_alive()
+
+    @property
     def is_orphaned(self) -> bool:
         """Whether its thread is gone and left it behind."""
-        return not self._thread.is_alive() and self.end is None
+        return self.end is None and not self._thread.is_alive()
 
     def take(self, now: float, renew_after: float = math.inf) -> Update:
         """Return what is new since the last update that landed.

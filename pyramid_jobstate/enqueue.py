@@ -14,6 +14,7 @@ from .middleware import JobStateMiddleware
 from .record import NOT_REACHED, NOT_SENT, End, NewJob, Update
 from .state import JobState
 from .store import JobStore, is_uuid
+from .tracking import check_owner
 
 if TYPE_CHECKING:
     from dramatiq import Broker
@@ -224,22 +225,3 @@ def _encoded(message: Message[Any], owner: object) -> Message[Any]:
         return Message.decode(dataclasses.replace(message, options=options).encode())
     except (TypeError, ValueError) as e:
         raise TypeError(f"The message {message} cannot be encoded: {e}") from e
-
-
-def check_owner(owner: Any) -> str | float | None:
-    """Return `owner` if it can be a job's.
-
-    Raises:
-      TypeError: It is neither a string nor a number: as JSON it would be another
-        principal than the one that the security policy knows.
-    """
-    if (
-        isinstance(owner, bool)
-        or not isinstance(owner, (str, int, float, type(None)))
-        or owner != owner  # NaN
-    ):
-        raise TypeError(
-            f"The owner of a job must be a string or a number, not {owner!r}. The "
-            "setting jobstate.owner can name a function that returns such a principal."
-        )
-    return owner

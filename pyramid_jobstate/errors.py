@@ -12,6 +12,12 @@ class JobCancelled(Interrupt):
     """
 
 
+class PoolJobCancelled(JobCancelled, Exception):
+    """A JobCancelled in a thread of multiprocessing's pool, which hands nothing but an
+    Exception to whoever waits for its result.
+    """
+
+
 class StoreUnavailable(Exception):
     """The store does not answer a web request.
 

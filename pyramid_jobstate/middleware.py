@@ -25,6 +25,7 @@ from .store import JobStore, is_uuid, store_of_broker
 from .tracking import (
     ActorError,
     TrackedFunction,
+    check_owner,
     job_state_class,
     skip,
 )
@@ -196,11 +197,13 @@ class JobStateMiddleware(Middleware):
         try:
             with redis_errors():
                 change(self.store_for(broker))
-        except RedisError as e:
+        except (exceptions.ConnectionError, exceptions.TimeoutError) as e:
+            self._outage.begin()
             self._outage.complain(e)
-            # Other errors are that job's own.
-            if isinstance(e, (exceptions.ConnectionError, exceptions.TimeoutError)):
-                self._outage.begin()
+            return False
+        except RedisError as e:
+            # This job's own trouble: another program has written its key, perhaps.
+            log.warning("A job is sent without a state until it starts: %s", e)
             return False
         self._outage.end()
         if self._recorder is None or not self._recorder.is_troubled:
@@ -238,6 +241,9 @@ class JobStateMiddleware(Middleware):
         job = self._job(message)
         if job is not None:
             job.exception = exception
+        elif exception is not None:
+            # A middleware before this one has raised: no run has begun.
+            self._thread.failure = describe(exception)
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
         reason = describe(sys.exc_info()[1] or SkipMessage("The message was skipped."))
@@ -257,6 +263,11 @@ class JobStateMiddleware(Middleware):
 
     def before_nack(self, broker: Broker, message: MessageProxy) -> None:
         self._end(broker, message, acknowledged=False)
+        failure, self._thread.failure = self._thread.failure, None
+        function = self._tracked(message)
+        if failure is not None and function is not None:
+            start = _start(function, message)
+            self._drop(broker, message, start, End("error", failure))
         name = message.actor_name
         if name not in broker.get_declared_actors() and is_uuid(message.message_id):
             # Nobody here knows the actor; where it was sent from somebody did.
@@ -281,6 +292,9 @@ class JobStateMiddleware(Middleware):
             self._thread.job = None
             end = job.verdict(acknowledged)
             self._recorder_for(broker).end(job.delivery, end)
+            if job.delivery.lost and not job.delivery.is_cancelled:
+                # Another run decides what follows.
+                return
             if end.status in ("error", "cancelled"):
                 self._drop_steps_after(broker, message)
             elif end.status == "success" and not job.is_next_sent:
@@ -290,9 +304,9 @@ class JobStateMiddleware(Middleware):
     def _drop(
         self, broker: Broker, message: MessageProxy, start: Start, end: End
     ) -> None:
-        """Write that no run of a message will begin."""
-        self._write_dropped(broker, message.message_id, start, end)
-        self._drop_steps_after(broker, message)
+        """Write that no run of a message will begin, unless one has."""
+        if not self._write_dropped(broker, message.message_id, start, end).lost:
+            self._drop_steps_after(broker, message)
 
     def _drop_steps_after(
         self,
@@ -311,9 +325,12 @@ class JobStateMiddleware(Middleware):
                 self._write_dropped(broker, message.message_id, start, end)
             end = UNREACHED
 
-    def _write_dropped(self, broker: Broker, uuid: str, start: Start, end: End) -> None:
+    def _write_dropped(
+        self, broker: Broker, uuid: str, start: Start, end: End
+    ) -> Delivery:
         delivery = Delivery(uuid, Run(), start, dropped=True)
         self._recorder_for(broker).end(delivery, end)
+        return delivery
 
     def _recorder_for(self, broker: Broker) -> Recorder:
         # The lock is not for every call: a process may fork while it is held.
@@ -356,5 +373,10 @@ class JobStateMiddleware(Middleware):
 def _start(
     function: TrackedFunction, message: Message[Any] | MessageProxy, attempt: int = 0
 ) -> Start:
-    owner = message.options.get("job_owner")
+    try:
+        owner = check_owner(message.options.get("job_owner"))
+    except TypeError as e:
+        # Somebody must be able to send and to run it all the same.
+        log.warning("%s belongs to nobody: %s", message, e)
+        owner = None
     return function.start(message.args, message.kwargs, owner, attempt)

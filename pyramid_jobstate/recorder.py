@@ -144,15 +144,18 @@ class Recorder:
                 delivery.waiters.discard(waiter)
 
     def stop(self, timeout: float = 5.0) -> None:
-        """Write what is left, for `timeout` seconds at the most, and end the thread.
-        The next job begins a new one.
+        """Write what is left, for `timeout` seconds at the most, and end the thread,
+        unless jobs run on: those of another worker in this process, or one that its
+        worker did not wait for. The next job begins a new one.
         """
         with self._lock:
             thread = self._thread
-            self._stop_at = _now() + timeout
+            self._stop_at = stop_at = _now() + timeout
         self._wake.put(None)
-        if thread is not None:
-            thread.join(timeout)
+        while thread is not None and thread.is_alive() and self._stop_at == stop_at:
+            if _now() >= stop_at:
+                break
+            thread.join(0.01)
         with self._lock:
             left = [d for d in self._deliveries.values() if d.end is not None]
         if left:
@@ -180,8 +183,10 @@ class Recorder:
                 if self._thread is not thread:
                     return
                 if self._stop_at is not None and self._is_done(self._stop_at):
-                    self._thread = None
-                    return
+                    self._stop_at = None
+                    if not any(d.is_running for d in self._deliveries.values()):
+                        self._thread = None
+                        return
                 idle = not self._deliveries
             with contextlib.suppress(queue.Empty):
                 self._wake.get(timeout=None if idle else max(0.0, due - _now()))

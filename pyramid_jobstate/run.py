@@ -87,7 +87,8 @@ class Run:
         self._closed = ""
         self._told = Told()
         self._lines: deque[str] = deque(maxlen=LOG_LINES)
-        self._lock = threading.Lock()
+        # A finalizer may report while a value is being encoded.
+        self._lock = threading.RLock()
         self._sizes: dict[str, int] = {}
         self.size = 0
 

@@ -7,7 +7,15 @@ import contextvars
 import sys
 import threading
 
-from .errors import JobCancelled
+from .errors import JobCancelled, PoolJobCancelled
+
+#: Where a BaseException would end a thread that others wait for: in the callback of a
+#: future, and in a worker of multiprocessing's pool of threads.
+CALLBACKS = {
+    ("concurrent.futures._base", "_invoke_callbacks"),
+    ("multiprocessing.pool", "_handle_results"),
+}
+WORKER = ("multiprocessing.pool", "worker")
 
 
 class Told:
@@ -15,8 +23,8 @@ class Told:
 
     Told once are the thread that made this, and each asyncio task with the tasks that
     it makes from then on. Any other thread is told at every call, for the next piece of
-    a pool's work reports as well. Nobody is told while a JobCancelled is being handled:
-    the clean-up may report.
+    a pool's work reports as well. Nobody is told while a JobCancelled is being handled,
+    or a task is cancelled: the clean-up may report; nor in a future's callback.
     """
 
     def __init__(self) -> None:
@@ -25,10 +33,14 @@ class Told:
     def tell(self) -> None:
         """Raise JobCancelled, unless the caller knows of the cancel."""
         is_told = _told.get() is self or _is_handled(sys.exception())
+        callers = _callers()
         if threading.get_ident() == self._thread or _is_in_task():
             _told.set(self)
+        elif callers & CALLBACKS:
+            return
         if not is_told:
-            raise JobCancelled("The job was cancelled.")
+            cls = PoolJobCancelled if WORKER in callers else JobCancelled
+            raise cls("The job was cancelled.")
 
 
 #: By whom this thread or task was told last. Tasks, and the threads of
@@ -46,15 +58,27 @@ def _is_in_task() -> bool:
         return False
 
 
+def _callers() -> set[tuple[str, str]]:
+    """Return module and name of each function that is being called."""
+    found = set()
+    frame = sys._getframe()
+    while frame is not None:
+        found.add((frame.f_globals.get("__name__", ""), frame.f_code.co_name))
+        frame = frame.f_back  # type: ignore[assignment]
+    return found
+
+
 def _is_handled(exception: BaseException | None) -> bool:
-    """Whether an exception that is being handled is a JobCancelled, or came of one."""
+    """Whether an exception that is being handled ends the job, or a task of it, by
+    itself or as what led to it.
+    """
     seen: set[int] = set()
     left = [exception]
     while left:
         found = left.pop()
         if found is None or id(found) in seen:
             continue
-        if isinstance(found, JobCancelled):
+        if isinstance(found, (JobCancelled, asyncio.CancelledError)):
             return True
         seen.add(id(found))
         left += [found.__context__, found.__cause__]

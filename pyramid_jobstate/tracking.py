@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -193,6 +194,25 @@ def _goes_by_keyword(
     return not any(
         p.kind in (p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL) for p in following
     )
+
+
+def check_owner(owner: Any) -> str | float | None:
+    """Return `owner` if it can be a job's.
+
+    Raises:
+      TypeError: It is neither a string nor a number: as JSON it would be another
+        principal than the one that the security policy knows.
+    """
+    if (
+        isinstance(owner, bool)
+        or not isinstance(owner, (str, int, float, type(None)))
+        or (isinstance(owner, float) and not math.isfinite(owner))
+    ):
+        raise TypeError(
+            f"The owner of a job must be a string or a number, not {owner!r}. The "
+            "setting jobstate.owner can name a function that returns such a principal."
+        )
+    return owner
 
 
 def skip(message: MessageProxy) -> NoReturn:

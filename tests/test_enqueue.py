@@ -14,7 +14,8 @@ from pyramid.config import Configurator
 from pyramid.request import Request
 
 from pyramid_jobstate import JobState, JobStateMiddleware, StoreUnavailable
-from pyramid_jobstate.enqueue import check_owner, middleware_of
+from pyramid_jobstate.enqueue import middleware_of
+from pyramid_jobstate.tracking import check_owner
 
 from .webapp import (
     NOWHERE,

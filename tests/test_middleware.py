@@ -20,6 +20,7 @@ from dramatiq.middleware import (
     AsyncIO,
     CurrentMessage,
     Middleware,
+    MiddlewareError,
     Pipelines,
     Retries,
     SkipMessage,
@@ -35,7 +36,7 @@ from pyramid_jobstate import (
     current_job_state,
 )
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.record import NOT_REACHED, JobError, NewJob, Start
+from pyramid_jobstate.record import NOT_REACHED, JobError, NewJob, Start, Update
 from pyramid_jobstate.tracking import ActorError
 from tests.jobs import (
     Gate,
@@ -1152,3 +1153,109 @@ def test_a_malformed_next_step_leaves_the_job_its_state(redis_url: str) -> None:
     message = run_marathon.send_with_options(pipe_target="nonsense")
     with working(broker):
         wait_until(broker, message, "success")
+
+
+def test_an_overtaken_run_leaves_the_later_steps_alone(redis_url: str) -> None:
+    """A run that fails after a newer one has begun, and has sent the next step, says
+    nothing of the steps after it.
+    """
+    broker = make_broker(redis_url)
+    gate = Gate()
+
+    @dramatiq.actor(broker=broker, max_retries=0, job_state=True)
+    def run_marathon() -> None:
+        gate.wait()
+        raise ValueError("as planned")
+
+    steps = [run_marathon.message() for _ in range(3)]
+    store = store_of(broker)
+    store.create(*(NewJob(step.message_id, START, waits=True) for step in steps))
+    with working(broker):
+        pipe = dramatiq.pipeline(steps, broker=broker).run()
+        gate.wait_for_job()
+        first, second, third = (message.message_id for message in pipe.messages)
+        store.write([Update(first, "newer", 1, START, begins=True)])
+        store.create(NewJob(second, START))
+        gate.open()
+        broker.join("default", timeout=10_000)
+    found = store.load_many([first, second, third])
+    assert [state and state.status for state in found] == [
+        "working",
+        "queued",
+        "queued",
+    ]
+
+
+def test_a_surplus_delivery_leaves_the_later_steps_alone(redis_url: str) -> None:
+    """A message that AgeLimit drops while another delivery of it is worked on ends
+    neither that run nor the steps after it.
+    """
+    broker = make_broker(redis_url)
+
+    @dramatiq.actor(broker=broker, max_age=1, job_state=True)
+    def run_marathon() -> None: ...
+
+    steps = [run_marathon.message() for _ in range(2)]
+    store = store_of(broker)
+    store.create(*(NewJob(step.message_id, START, waits=True) for step in steps))
+    pipe = dramatiq.pipeline(steps, broker=broker).run()
+    first, second = (message.message_id for message in pipe.messages)
+    store.write([Update(first, "elsewhere", 1, START, begins=True)])
+    threading.Event().wait(0.01)
+    with working(broker):
+        wait_for(lambda: broker.client.hlen("dramatiq:default.msgs") == 0)
+    found = store.load_many([first, second])
+    assert [state and state.status for state in found] == ["working", "queued"]
+
+
+class Refusing(Middleware):
+    """Fails before a message is worked on."""
+
+    class RefusedError(MiddlewareError):
+        pass
+
+    def before_process_message(self, broker: Any, message: Any) -> None:
+        raise self.RefusedError("not today")
+
+
+@pytest.mark.parametrize("before", [AgeLimit, None])
+def test_a_middleware_that_fails_before_the_job_ends_it(
+    redis_url: str, before: Any
+) -> None:
+    """A message that another middleware does not let through ends as an error when
+    Dramatiq gives up, wherever that middleware stands, and so do the steps after it.
+    """
+    broker = make_broker(redis_url, before=before)
+    broker.add_middleware(Refusing(), before=None if before else AgeLimit)
+
+    @dramatiq.actor(broker=broker, max_retries=1, min_backoff=10, max_backoff=11)
+    def run_marathon(*, job_state: JobState) -> None: ...
+
+    steps = [run_marathon.message() for _ in range(2)]
+    store = store_of(broker)
+    store.create(*(NewJob(step.message_id, START, waits=True) for step in steps))
+    with working(broker):
+        pipe = dramatiq.pipeline(steps, broker=broker).run()
+        state = wait_until(broker, pipe.messages[0], "error", "success", "cancelled")
+        assert state.status == "error"
+        assert state.error is not None and state.error.message == "not today"
+        assert wait_until(broker, pipe.messages[1], "cancelled").error == NOT_REACHED
+
+
+@pytest.mark.parametrize("owner", [float("nan"), float("inf"), True, ["a"], {}])
+def test_an_owner_that_cannot_be_one_owns_nothing(
+    redis_url: str, owner: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A plain send that names an impossible owner is tracked, for nobody, and said."""
+    broker = make_broker(redis_url)
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon() -> None: ...
+
+    message = run_marathon.send_with_options(job_owner=owner)
+    assert load(broker, message).owner is None
+    with working(broker):
+        wait_until(broker, message, "success")
+    said = [m for m in messages(caplog, "pyramid_jobstate") if "nobody" in m]
+    assert said and repr(owner) in said[0]
+    assert not [r for r in caplog.records if r.exc_info]

@@ -10,7 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyramid_jobstate import JobStore
-from pyramid_jobstate.record import NOT_REACHED, End, NewJob, Start, Update
+from pyramid_jobstate.record import (
+    NOT_REACHED,
+    End,
+    JobError,
+    NewJob,
+    Start,
+    Update,
+)
 from pyramid_jobstate.store import Reply
 from tests.jobs import new_id
 
@@ -106,7 +113,8 @@ class Model:
         if self.status is None:
             return Reply.MISSING
         if update.token != self.run:
-            return Reply.FENCED
+            is_known = self.run is not None or update.token in self.past
+            return Reply.FENCED if is_known else Reply.MISSING
         if self.status in RUNNING:
             return None
         is_success = update.end is not None and update.end.status == "success"
@@ -134,9 +142,10 @@ class Model:
         return Reply.OK
 
     def drop(self, update: Update) -> Reply:
-        if self.status not in WAITING:
-            return Reply.MISSING
         assert update.end is not None
+        is_unsent = update.end.error is NOT_REACHED
+        if self.status not in (("sending",) if is_unsent else WAITING):
+            return Reply.MISSING
         metrics = self.metrics
         self.supersede(None)
         self.status, self.metrics = update.end.status, metrics
@@ -200,7 +209,12 @@ steps = st.one_of(
         st.sampled_from(["success", "error", "retrying", "cancelled"]),
         st.booleans(),
     ),
-    st.tuples(st.just("drop"), arrives, st.sampled_from(["error", "cancelled"])),
+    st.tuples(
+        st.just("drop"),
+        arrives,
+        st.sampled_from(["error", "cancelled"]),
+        st.booleans(),
+    ),
     st.tuples(st.just("again"), st.integers(0, 30)),
 )
 
@@ -238,8 +252,8 @@ def take(both: Both, step: tuple[Any, ...]) -> None:
             delay = 0.0 if status == "retrying" else None
             update = both.update(run, end=End(status, delay=delay), **options)
         case "drop":
-            arrives, status = rest
-            end = End(status, NOT_REACHED)
+            arrives, status, is_step = rest
+            end = End(status, NOT_REACHED if is_step else JobError(None, "Too old"))
             update = Update(both.job, "", 0, START, end=end, dropped=True)
             both.sent.append(update)
     if arrives:

@@ -1,14 +1,18 @@
 """What one execution of a job has said, and what it may say."""
 
 import asyncio
+import datetime
 import decimal
+import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 
 import pytest
 
 from pyramid_jobstate.errors import JobCancelled
 from pyramid_jobstate.run import LIMIT, Run, is_plain
 from pyramid_jobstate.values import MAX_JOB_BYTES, MAX_VALUE_BYTES, NUMBER_BYTES, loads
+from tests.support import wait_for
 
 
 @pytest.fixture
@@ -578,6 +582,85 @@ def test_run_that_is_cancelled_lets_the_clean_up_use_tasks_and_threads(run):
     with pytest.raises(JobCancelled):
         asyncio.run(work())
     assert run.report["message"] == "in a thread"
+
+
+def test_run_that_is_cancelled_lets_the_other_tasks_of_a_group_clean_up(run):
+    """A task that is cancelled because another heard of the cancel may report."""
+    run.cancel()
+
+    async def hear():
+        await asyncio.sleep(0.01)
+        run.set_progress(1, None, None, None)
+
+    async def wait():
+        try:
+            await asyncio.sleep(10)
+        finally:
+            run.set_message("cleaned up")
+
+    async def work():
+        async with asyncio.TaskGroup() as group:
+            group.create_task(wait())
+            group.create_task(hear())
+
+    with pytest.raises(BaseExceptionGroup) as raised:
+        asyncio.run(work())
+    assert [type(e) for e in raised.value.exceptions] == [JobCancelled]
+    assert run.report["message"] == "cleaned up"
+
+
+def test_run_that_is_cancelled_ends_no_thread_that_calls_back(run):
+    """A callback of a future may report: an exception there would end a thread of the
+    pool, and whoever waits for its other futures would wait for ever.
+    """
+    called = []
+
+    def call_back(future):
+        run.set_message("called back")
+        called.append(future)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run.cancel)
+        futures = [pool.submit(time.sleep, 0.01) for _ in range(5)]
+        for future in futures:
+            future.add_done_callback(call_back)
+        for future in futures:
+            future.result(timeout=10)
+    assert len(called) == 5
+
+
+def test_run_that_is_cancelled_stops_a_pool_of_multiprocessing(run):
+    """In the threads of multiprocessing's pool JobCancelled is an Exception as well: no
+    other reaches whoever waits for the result.
+    """
+    run.cancel()
+    called = []
+
+    def call_back(result):
+        run.set_message("called back")
+        called.append(result)
+
+    def work(number):
+        run.set_progress(number, None, None, None)
+
+    with ThreadPool(2) as pool:
+        with pytest.raises(JobCancelled):
+            pool.map_async(work, range(20)).get(timeout=10)
+        result = pool.apply_async(abs, (1,), callback=call_back)
+        assert result.get(timeout=10) == 1
+    wait_for(lambda: called == [1])
+
+
+def test_run_stands_a_finalizer_that_reports(run):
+    """What encodes a value may run a finalizer, which may report."""
+
+    class Odd(datetime.date):
+        def isoformat(self):
+            run.append_log("from within")
+            return "a day"
+
+    run.set_metrics({"day": Odd(2026, 1, 1)})
+    assert run.report["log"] == ("from within",)
 
 
 def test_run_that_is_cancelled_is_not_kept_quiet_by_another_exception(run):

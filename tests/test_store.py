@@ -13,7 +13,7 @@ from dramatiq.brokers.stub import StubBroker
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.record import End, JobError, NewJob, Start, Update
+from pyramid_jobstate.record import NOT_REACHED, End, JobError, NewJob, Start, Update
 from pyramid_jobstate.scripts import NAMES, read_scripts
 from pyramid_jobstate.store import Reply, store_of_broker
 from tests.jobs import RunMarathon
@@ -472,7 +472,75 @@ def test_a_dropped_message_ends_its_job(client: redis.Redis, before: str) -> Non
     assert run.write(run.update(end=end, dropped=True)) is Reply.OK
     state = load(store, job)
     assert (state.status, state.error) == ("cancelled", JobError(None, "Too old"))
-    assert run.record(**{"m:x": "1"}) is Reply.FENCED
+    # A run that the store has not heard of is not fenced: it is to begin.
+    expected = Reply.MISSING if before == "queued" else Reply.FENCED
+    assert run.record(**{"m:x": "1"}) is expected
+
+
+@pytest.mark.parametrize("says", ["record", "finish"])
+def test_a_run_that_the_store_has_forgotten_begins_again(
+    store: JobStore, says: str
+) -> None:
+    """A run whose start was lost in a failover is not told that a newer one began."""
+    job = new_id()
+    store.create(NewJob(job, START))
+    run = Writer(store, job)
+    reply = run.record() if says == "record" else run.end("success")
+    assert reply is Reply.MISSING
+    assert run.begin() is Reply.OK
+    assert run.end("success") is Reply.OK
+    assert load(store, job).status == "success"
+
+
+@pytest.mark.parametrize("status", ["queued", "working", "retrying"])
+def test_a_later_step_that_was_sent_is_not_dropped(
+    store: JobStore, status: str
+) -> None:
+    """Once the broker has the message of a pipeline's step, an earlier step's late news
+    changes nothing; while it waits for its turn, it does.
+    """
+    store.create(NewJob(waiting := new_id(), START, waits=True))
+    store.create(NewJob(sent := new_id(), START))
+    store.confirm(sent)
+    run = Writer(store, sent)
+    if status != "queued":
+        run.begin()
+    if status == "retrying":
+        run.end("retrying", delay=60)
+    end = End("cancelled", NOT_REACHED)
+    replies = store.write(
+        [Update(job, "", 0, START, end=end, dropped=True) for job in (waiting, sent)]
+    )
+    assert replies == [Reply.OK, Reply.MISSING]
+    assert load(store, waiting).status == "cancelled"
+    assert load(store, sent).status == status
+
+
+def test_a_cancel_is_answered_alike_although_another_came_between(
+    store: JobStore,
+) -> None:
+    """The word of a cancel is remembered beside those of the next two."""
+    run = Writer(store, job := new_id())
+    run.begin()
+    for word in ("first", "second", "third"):
+        assert store.run([store.calls.cancel(job, word.ljust(8, "."))]) == [1]
+    run.end("error")
+    for word in ("first", "second", "third"):
+        assert store.run([store.calls.cancel(job, word.ljust(8, "."))]) == [2]
+    assert store.run([store.calls.cancel(job, "a fourth")]) == [0]
+
+
+def test_a_cancelled_job_that_is_sent_with_a_delay_is_kept_until_then(
+    client: redis.Redis,
+) -> None:
+    """The record of a cancelled step whose turn comes outlives its message's delay."""
+    store = JobStore(client, expire_in=100, active_expire_in=1000)
+    job = new_id()
+    store.create(NewJob(job, START, waits=True))
+    assert store.cancel(job, START)
+    assert store.create(NewJob(job, START, delay=5000)) == [False]
+    assert load(store, job).status == "cancelled"
+    assert 5990 < ttl(client, store, job) <= 6000
 
 
 def test_a_start_that_is_sent_twice_does_not_undo_a_drop(store: JobStore) -> None:

@@ -68,6 +68,12 @@ local function earlier(run, past)
   return string.sub((run or "") .. " " .. (past or ""), 1, 51)
 end
 
+-- Whether a run has ever owned the record, of which these are the last and the earlier
+-- ones. If not, the record is older than the run: the store has lost what came between.
+local function knows(token, run, past)
+  return run == token or string.find(" " .. (past or "") .. " ", " " .. token .. " ", 1, true)
+end
+
 -- The replies to a run: it owns the record; it does, and a cancel was asked; a newer
 -- run does; there is no record; the job was cancelled, and stays so whatever the run does.
 local OK, CANCELLING, FENCED, MISSING, CANCELLED = 1, 2, -1, 0, -2

@@ -5,12 +5,12 @@
 
 local token, status = ARGV[1], ARGV[5]
 local delay = tonumber(ARGV[6])
-local old = redis.call("HMGET", key, "status", "run")
+local old = redis.call("HMGET", key, "status", "run", "past")
 if not old[1] then
   return MISSING
 end
 if old[2] ~= token then
-  return FENCED
+  return (old[2] or knows(token, old[2], old[3])) and FENCED or MISSING
 end
 if old[1] == "cancelled" then
   -- While the run was silent, or by this very call before. A message that was put back

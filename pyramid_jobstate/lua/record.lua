@@ -1,12 +1,12 @@
 -- A run reports. ARGV: token, seq, ttl, then the fields, if any.
 
 local token, seq = ARGV[1], tonumber(ARGV[2])
-local old = redis.call("HMGET", key, "status", "run", "seq")
+local old = redis.call("HMGET", key, "status", "run", "seq", "past")
 if not old[1] then
   return MISSING
 end
 if old[2] ~= token then
-  return FENCED
+  return (old[2] or knows(token, old[2], old[4])) and FENCED or MISSING
 end
 if not is_running(old[1]) then
   return old[1] == "cancelled" and CANCELLED or OK

@@ -7,7 +7,7 @@ local now = time()
 local started = now - ARGV[2]
 local old = redis.call("HMGET", key, "status", "run", "started", "queued", "owner", "past", "asked")
 local status = old[1]
-if string.find(" " .. (old[6] or "") .. " ", " " .. token .. " ", 1, true) then
+if old[2] ~= token and knows(token, old[2], old[6]) then
   return FENCED
 end
 if old[2] ~= token and late and old[2] and started < (tonumber(old[3]) or 0) then
