@@ -1259,3 +1259,26 @@ def test_an_owner_that_cannot_be_one_owns_nothing(
     said = [m for m in messages(caplog, "pyramid_jobstate") if "nobody" in m]
     assert said and repr(owner) in said[0]
     assert not [r for r in caplog.records if r.exc_info]
+
+
+def test_a_send_that_succeeds_does_not_end_the_trouble_of_the_updates(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the updates of running jobs fail, a send that a node of the store has taken
+    does not say that all is well.
+    """
+    caplog.set_level(logging.INFO)
+    ours = JobStateMiddleware(url=redis_url)
+    broker = make_broker(redis_url, ours)
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon() -> None: ...
+
+    recorder = ours._recorder_for(broker)
+    recorder.is_troubled = True
+    ours._outage.complain(redis.ConnectionError("one node of several"))
+    run_marathon.send()
+    assert len(messages(caplog, "pyramid_jobstate", logging.INFO)) == 1
+    recorder.is_troubled = False
+    run_marathon.send()
+    assert "again" in messages(caplog, "pyramid_jobstate", logging.INFO)[-1]
