@@ -212,10 +212,8 @@ class Recorder:
 
     def _hear(self) -> None:
         """Make the runs whose cancel was requested lately ask the store now."""
-        with self._lock:
-            deliveries = [d for d in self._deliveries.values() if d.end is None]
         # While updates fail they are sent again and again, and hear of it themselves.
-        if not deliveries or self._failures or not self._outage.may_ask():
+        if not self._deliveries or self._failures or not self._outage.may_ask():
             return
         try:
             uuids, self._cancels_since = self.store.cancels(self._cancels_since)
@@ -234,9 +232,12 @@ class Recorder:
             return
         self._outage.end()
         self._is_deaf = False
-        for delivery in deliveries:
-            if delivery.uuid in uuids:
-                delivery.run.ask()
+        if not uuids:
+            return
+        with self._lock:
+            told = [d for d in self._deliveries.values() if d.uuid in uuids]
+        for delivery in told:
+            delivery.run.ask()
 
     def _tick(self, now: float, everyone: bool) -> None:
         with self._lock:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.delivery import Delivery
-from pyramid_jobstate.record import Record, Start
+from pyramid_jobstate.record import End, Record, Start
 from pyramid_jobstate.recorder import Recorder
 from pyramid_jobstate.run import Run
 
@@ -28,6 +28,7 @@ def running_job(store: JobStore) -> Iterator[JobState]:
     try:
         yield JobState(Record(delivery.uuid, start.fields()), delivery.run)
     finally:
+        recorder.end(delivery, End("success"))
         recorder.stop()
 
 

@@ -118,6 +118,8 @@ def _cost(store: JobStore, count: int) -> Cost:
 
         more = statistics.median(_more(recorder) for _ in range(MORE))
     finally:
+        # With jobs that run on it would not end.
+        recorder._deliveries.clear()
         recorder.stop()
     return Cost(silent, reporting, more)
 
