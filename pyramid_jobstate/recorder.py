@@ -198,8 +198,6 @@ class Recorder:
             is_stopping = self._stop_at is not None
             everyone = now >= due or is_stopping or self._failures > 0
             try:
-                if everyone:
-                    self._hear()
                 self._tick(now, everyone)
             except Exception:
                 log.exception("The states of jobs could not be written.")
@@ -210,16 +208,37 @@ class Recorder:
     def _is_done(self, stop_at: float) -> bool:
         return _now() >= stop_at or not any(d.is_new for d in self._deliveries.values())
 
-    def _hear(self) -> None:
-        """Make the runs whose cancel was requested lately ask the store now."""
-        # While updates fail they are sent again and again, and hear of it themselves.
-        if not self._deliveries or self._failures or not self._outage.may_ask():
-            return
+    def _tick(self, now: float, everyone: bool) -> None:
+        with self._lock:
+            deliveries = list(self._deliveries.values())
+        due, silent = [], []
+        for delivery in deliveries:
+            if everyone and delivery.is_orphaned:
+                # An interrupt came where Dramatiq does not expect one.
+                self._give_up(delivery, "the thread that ran it is gone")
+            elif delivery.waiters or (
+                everyone and (delivery.is_new or now - delivery.heard >= self.heartbeat)
+            ):
+                due.append(delivery)
+            else:
+                silent.append(delivery)
+        if everyone and silent:
+            due += self._find_cancelled(silent)
+        for i in range(0, len(due), BATCH):
+            if not self._deliver(due[i : i + BATCH]):
+                break
+
+    def _find_cancelled(self, silent: Sequence[Delivery]) -> list[Delivery]:
+        """Return those of the silent runs whose cancel was requested lately. The others
+        hear of theirs with the reply to what they report.
+        """
+        if self._failures or not self._outage.may_ask():
+            return []
         try:
             uuids, self._cancels_since = self.store.cancels(self._cancels_since)
         except (exceptions.ConnectionError, exceptions.TimeoutError):
             self._outage.begin()
-            return
+            return []
         except exceptions.RedisError as e:
             if not self._is_deaf:
                 self._is_deaf = True
@@ -229,31 +248,10 @@ class Recorder:
                     type(e).__name__,
                     e,
                 )
-            return
+            return []
         self._outage.end()
         self._is_deaf = False
-        if not uuids:
-            return
-        with self._lock:
-            told = [d for d in self._deliveries.values() if d.uuid in uuids]
-        for delivery in told:
-            delivery.run.ask()
-
-    def _tick(self, now: float, everyone: bool) -> None:
-        with self._lock:
-            deliveries = list(self._deliveries.values())
-        due = []
-        for delivery in deliveries:
-            if everyone and delivery.is_orphaned:
-                # An interrupt came where Dramatiq does not expect one.
-                self._give_up(delivery, "the thread that ran it is gone")
-            elif delivery.waiters or (
-                everyone and (delivery.is_new or now - delivery.heard >= self.heartbeat)
-            ):
-                due.append(delivery)
-        for i in range(0, len(due), BATCH):
-            if not self._deliver(due[i : i + BATCH]):
-                break
+        return [d for d in silent if d.uuid in uuids] if uuids else []
 
     def _deliver(self, deliveries: Sequence[Delivery]) -> bool:
         """Write what is new of some runs, and say whether the store took any of it."""

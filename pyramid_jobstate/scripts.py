@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,9 @@ NAMES = (
     "cancel",
     "index",
 )
+
+#: The lines of a script that only say why.
+_COMMENTS = re.compile(r"^\s*(--.*)?\n", re.MULTILINE)
 
 
 class Script(NamedTuple):
@@ -46,6 +50,8 @@ def read_scripts() -> dict[str, Script]:
     scripts = {}
     for name in NAMES:
         text = common + (folder / f"{name}.lua").read_text("utf-8")
+        # A server that does not know a script is sent all of it.
+        text = _COMMENTS.sub("", text)
         sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
         scripts[name] = Script(sha, text)
     return scripts
