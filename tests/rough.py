@@ -194,6 +194,7 @@ def declare(broker: dramatiq.Broker, notes: Notes) -> types.SimpleNamespace:
 
         def note(event: str, **what: object) -> None:
             line = {"event": event, "job": job_state.uuid, "run": run, **what}
+            line["at"] = time.time()
             notes.add("journal", json.dumps(line))
 
         note("start")
