@@ -183,8 +183,8 @@ class Storm:
 
     def judge(self, sent: Sent, state: JobState, journal: Journal) -> Iterator[str]:
         runs = journal.starts.get(sent.uuid, [])
-        # A job whose worker cannot reach the store at that moment runs all the same, and
-        # is told later.
+        # A job whose worker cannot reach the store at that moment runs all the same,
+        # and is told later.
         calm = self.calm_since + MARGIN
         if sent.after == "cancelled" and any(journal.at[run] > calm for run in runs):
             yield "ran after it was cancelled for good"
