@@ -32,7 +32,7 @@ _PATHS = ("", "/", f"/{_UUID}", f"/{_UUID}/", f"/{_UUID}/cancel")
 
 
 def check_route_prefix(config: Configurator) -> None:
-    """Raise ConfigurationError where our path would be no single one."""
+    """Raise ConfigurationError unless our path would be one fixed path."""
     prefix = config.route_prefix or ""
     # As Pyramid writes a placeholder, and as it once did.
     if re.search(r"\{|:[A-Za-z_]", prefix):

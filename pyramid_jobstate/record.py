@@ -135,10 +135,8 @@ class Update:
       renews: Whether the job has run for so long that its place in the lists is about
         to expire.
       age: Seconds since it began.
-      late: Whether it comes late, so that another run may have begun since: it was
-        written before, perhaps in vain, or the job did not wait for it.
-      cancelled: Whether the run has heard that its job was cancelled, when it begins
-        again in a store that came back empty.
+      late: Whether another run may have begun since this beginning was due.
+      cancelled: Whether a run that begins anew has heard that its job was cancelled.
       end: Given when the run is over.
       dropped: Whether the message was dropped, so that no run ever began.
     """

@@ -437,7 +437,7 @@ def test_static_catch_all_is_quiet(caplog: pytest.LogCaptureFixture) -> None:
     "prefix", ["{tenant}", "api/{tenant}", "/a/{b:[a-z]+}/", ":tenant", "a/:b/c", "a:b"]
 )
 def test_placeholder_in_the_prefix_stops_the_include(prefix: str) -> None:
-    """Where our path is no one path no URL of a job can be made."""
+    """Unless our path is one fixed path no URL of a job can be made."""
     config = make_config(NOWHERE)
 
     with pytest.raises(ConfigurationError, match="route_prefix") as caught:

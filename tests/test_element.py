@@ -891,7 +891,7 @@ def test_element_minds_no_element_of_a_name(
 
 
 def test_language_is_that_of_the_form_around(stage: Stage) -> None:
-    """A field of a form named lang is no language."""
+    """A form's field named lang is not taken for the language."""
     stage.open(f"<form lang=de><input name=lang>{ELEMENT}</form>")
     seen = stage.show(data("stalled", progress=progress(1234, unit="rows")))
     assert seen["details"] == "· 1.234 \u2068rows\u2069"

@@ -1,4 +1,4 @@
-"""Bytes in the store that are no UTF-8, read by any client."""
+"""Bytes in the store that are not UTF-8, read by any client."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -74,7 +74,7 @@ def test_bytes_that_are_no_text_read_as_replaced(
 def test_bytes_in_an_index_do_not_fail_a_list(
     app: TestApp, client: redis.Redis
 ) -> None:
-    """A member of an index that is no text is passed over."""
+    """A member of an index that is not text is passed over."""
     job = put_job(client)
     client.zadd("jobstate:active:all", {b"\xff\xfe": 2e15, job: 1e15})
 
@@ -114,7 +114,7 @@ def test_text_is_utf_8_whatever_the_client_says(own: redis.Redis) -> None:
 def test_bytes_in_a_token_do_not_fail_a_sending(
     own: redis.Redis, client: redis.Redis
 ) -> None:
-    """A script's reply that is no text spoils nothing: the next answer is right."""
+    """A script's reply that is not text spoils nothing: the next answer is right."""
     store, other = JobStore(own), new_id()
     job = put_job(client, status="error", run=b"\xff")
 
