@@ -72,7 +72,8 @@ class Calls:
         uuid, token, seq, end = update.uuid, update.token, update.seq, update.end
         fields = _flat(update.fields)
         if end is None:
-            return self._call("record", uuid, token, seq, self._active_ttl, *fields)
+            base, ttl = update.base, self._active_ttl
+            return self._call("record", uuid, token, seq, base, ttl, *fields)
         if update.dropped:
             return self._call(
                 "drop",
@@ -89,6 +90,7 @@ class Calls:
             uuid,
             token,
             seq,
+            update.base,
             self._ended_ttl,
             self._active_ttl,
             end.status,

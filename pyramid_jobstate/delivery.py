@@ -36,6 +36,7 @@ class Delivery:
     """
 
     __slots__ = (
+        "_base",
         "_last",
         "_listed",
         "_new",
@@ -69,6 +70,7 @@ class Delivery:
         self.begun = self.confirmed = self.heard = time.monotonic()
         self._listed = self.begun
         self._started = False
+        self._base = 0
         self.waiters: set[threading.Lock] = set()
         self.lost = ""
         self.uuid = uuid
@@ -128,7 +130,13 @@ class Delivery:
         self._new = new
         self._seq += 1
         update = Update(
-            self.uuid, self.run.token, self._seq, self.start, fields, end=end
+            self.uuid,
+            self.run.token,
+            self._seq,
+            self.start,
+            fields,
+            end=end,
+            base=self._base,
         )
         if self.dropped:
             update.dropped = True
@@ -147,6 +155,8 @@ class Delivery:
         self._started = True
         self.confirmed = now
         self._sent = self._new
+        if self._last.reports:
+            self._base = self._last.seq
         if self._last.renews:
             self._listed = now
 
@@ -162,6 +172,7 @@ class Delivery:
         """The store has lost the job: all that is known of it is to go again."""
         self._started = False
         self._sent = {}
+        self._base = 0
         self.run.dirty = True
 
     def _eta(

@@ -129,9 +129,6 @@ def list_jobs(store: JobStore, wanted: Filter, limit: int, cursor: str | None) -
             ended.append((entry, record))
         if record is None or not is_wanted:
             continue
-        if record.is_finished and not entry.ended:
-            # It has just ended: it comes again among those that have.
-            continue
         found.setdefault(entry.uuid, record)
     # Not those that were not looked at: a job that has begun again would be behind who
     # goes from page to page.
@@ -168,9 +165,16 @@ def _entries(
         entries = _read_index(store, wanted, place, count)
         names = () if wanted.is_index else OUTLINE
         records = store.reader.read([entry.uuid for entry in entries], *names)
-        if not place.ended:
-            _repair(store, wanted, list(zip(entries, records, strict=True)))
-        yield from zip(entries, records, _examine(store, wanted, records), strict=True)
+        wants = _examine(store, wanted, records)
+        if not place.ended and _repair(
+            store, wanted, list(zip(entries, records, strict=True))
+        ):
+            # What has just ended comes again among those that have.
+            wants = [
+                is_wanted and not (record and record.is_finished)
+                for record, is_wanted in zip(records, wants, strict=True)
+            ]
+        yield from zip(entries, records, wants, strict=True)
         if len(entries) == count:
             place = entries[-1]
             count = min(2 * count, MAX_LIMIT)
@@ -235,10 +239,10 @@ def _repair(
     store: JobStore,
     wanted: Filter,
     found: Sequence[tuple[Place, Record | None]],
-) -> None:
+) -> bool:
     """Drop the entries of jobs that are gone, and move those that a worker could not
-    move when its job ended, or began again. On a server that takes no writes they are
-    left for another time.
+    move when its job ended, or began again; say whether they are where they belong. On
+    a server that takes no writes they are left for another time.
     """
     calls: list[Call] = []
     for entry, record in found:
@@ -252,3 +256,5 @@ def _repair(
             calls.extend(store.index.activate(entry.uuid, record.start))
     with contextlib.suppress(RedisError):
         store.run(calls)
+        return True
+    return False

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 from pyramid.authorization import ACLHelper, Authenticated, Everyone
 from pyramid.interfaces import ISecurityPolicy
+from pyramid.threadlocal import get_current_request
 from zope.interface import Interface
 
 if TYPE_CHECKING:
@@ -26,6 +28,11 @@ def permits(request: Request, context: object, permission: str) -> Any:
     Without a security policy the ACLs decide for Everyone alone: Pyramid's own
     `has_permission` would allow everything.
     """
+    container = getattr(context, "_container", None)
+    if container is not None and container.request is not request:
+        # A job that the application kept: an owner's ACE holds in one request alone.
+        context = copy.copy(context)
+        context._container = request.job_states  # type: ignore[attr-defined]
     policy = request.registry.queryUtility(ISecurityPolicy)
     if policy is None:
         return ACLHelper().permits(context, [Everyone], permission)
@@ -52,11 +59,14 @@ def principals_of(request: Request, owner: str | float) -> tuple[str | float, ..
     called. Python says that 1 == True == 1.0: where only the types differ no principal
     is safe.
     """
+    if get_current_request() not in (None, request):
+        # Another request asks its policy about a job that the application kept.
+        return (owner,)
     theirs, principal = _owner_and_principal(request)
     if theirs != owner:
         return (owner,)
-    # A subclass of str is stored as a str.
-    if type(theirs) is not type(owner) and not isinstance(theirs, str):
+    # A subclass, such as that of a database driver, is stored as a plain value.
+    if not isinstance(theirs, type(owner)) or isinstance(theirs, bool):
         return ()
     return (principal, owner)
 

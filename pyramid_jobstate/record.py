@@ -129,11 +129,11 @@ class Update:
       uuid: The job.
       token: The run. Only the newest may write.
       seq: Rises with each update of a run, so that none is applied twice or late.
+      base: The last one that is known to be stored, which this one builds on.
       start: What is known of the job.
       fields: The hash fields to set.
       begins: Whether the store has not yet confirmed that the run began.
-      renews: Whether the job has run for so long that its place in the lists is about
-        to expire.
+      renews: Whether its place in the lists is about to expire.
       age: Seconds since it began.
       late: Whether another run may have begun since this beginning was due.
       cancelled: Whether a run that begins anew has heard that its job was cancelled.
@@ -153,6 +153,12 @@ class Update:
     cancelled: bool = False
     end: End | None = None
     dropped: bool = False
+    base: int = 0
+
+    @property
+    def reports(self) -> bool:
+        """Whether it says more than that the run began."""
+        return bool(self.fields or self.end or not self.begins)
 
 
 def parse_progress(text: str | None) -> Progress | None:
@@ -180,8 +186,7 @@ def parse_error(text: str | None) -> JobError | None:
 class Record:
     """A job as it stands in the store, or as a worker began it.
 
-    What another program wrote into the hash may be anything: a field that cannot
-    be understood reads as if it were not there.
+    A field that cannot be understood reads as if it were not there.
     """
 
     __slots__ = ("_fields", "status", "uuid")

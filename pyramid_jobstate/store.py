@@ -141,7 +141,7 @@ class JobStore:
             first = len(calls)
             if update.begins:
                 calls.append(self.calls.start(update))
-            if update.fields or update.end or not update.begins:
+            if update.reports:
                 calls.append(self.calls.report(update))
             places.append((first, len(calls) - 1))
         replies = run_scripts(self.client, calls)

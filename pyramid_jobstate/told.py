@@ -10,12 +10,16 @@ import threading
 from .errors import JobCancelled, PoolJobCancelled
 
 #: Where a BaseException would end a thread that others wait for: in the callback of a
-#: future, and in a worker of multiprocessing's pool of threads.
+#: future, and where multiprocessing's pool of threads calls what it was given.
 CALLBACKS = {
     ("concurrent.futures._base", "_invoke_callbacks"),
     ("multiprocessing.pool", "_handle_results"),
 }
-WORKER = ("multiprocessing.pool", "worker")
+POOL = {
+    ("multiprocessing.pool", "worker"),
+    ("multiprocessing.pool", "_handle_tasks"),
+}
+MESSAGE = "The job was cancelled."
 
 
 class Told:
@@ -32,15 +36,22 @@ class Told:
 
     def tell(self) -> None:
         """Raise JobCancelled, unless the caller knows of the cancel."""
-        is_told = _told.get() is self or _is_handled(sys.exception())
-        callers = _callers()
-        if threading.get_ident() == self._thread or _is_in_task():
-            _told.set(self)
-        elif callers & CALLBACKS:
+        if _told.get() is self:
             return
-        if not is_told:
-            cls = PoolJobCancelled if WORKER in callers else JobCancelled
-            raise cls("The job was cancelled.")
+        handled = sys.exception()
+        is_known = _came_of(handled, JobCancelled)
+        callers = _callers()
+        task = _current_task()
+        if task is not None:
+            if task.cancelling() and _came_of(handled, asyncio.CancelledError):
+                return
+        elif threading.get_ident() != self._thread:
+            if is_known or callers & CALLBACKS:
+                return
+            raise (PoolJobCancelled if callers & POOL else JobCancelled)(MESSAGE)
+        _told.set(self)
+        if not is_known:
+            raise JobCancelled(MESSAGE)
 
 
 #: By whom this thread or task was told last. Tasks, and the threads of
@@ -51,11 +62,11 @@ _told: contextvars.ContextVar[Told | None] = contextvars.ContextVar(
 )
 
 
-def _is_in_task() -> bool:
+def _current_task() -> asyncio.Task[object] | None:
     try:
-        return asyncio.current_task() is not None
+        return asyncio.current_task()
     except RuntimeError:
-        return False
+        return None
 
 
 def _callers() -> set[tuple[str, str]]:
@@ -68,17 +79,15 @@ def _callers() -> set[tuple[str, str]]:
     return found
 
 
-def _is_handled(exception: BaseException | None) -> bool:
-    """Whether an exception that is being handled ends the job, or a task of it, by
-    itself or as what led to it.
-    """
+def _came_of(exception: BaseException | None, cause: type[BaseException]) -> bool:
+    """Whether an exception is of a class, or came of one that is."""
     seen: set[int] = set()
     left = [exception]
     while left:
         found = left.pop()
         if found is None or id(found) in seen:
             continue
-        if isinstance(found, (JobCancelled, asyncio.CancelledError)):
+        if isinstance(found, cause):
             return True
         seen.add(id(found))
         left += [found.__context__, found.__cause__]

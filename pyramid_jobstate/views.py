@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ from .trouble import note_trouble
 if TYPE_CHECKING:
     from pyramid.config import Configurator
     from pyramid.request import Request
+
+log = logging.getLogger("pyramid_jobstate")
 
 #: The names of our views.
 VIEW_NAMES = ("", "cancel")
@@ -65,11 +68,13 @@ def cancel(context: JobState, request: Request) -> Response:
     # No page of another site can send it without the browser asking us first.
     if "X-Requested-With" not in request.headers:
         return bad_request("The header X-Requested-With is missing.")
-    container = context.__parent__
+    userid, container = request.authenticated_userid, context.__parent__
     is_cancelled = container.ask(
         lambda store: store.cancel(context.uuid, context._record.start)
     )
     job_state = container.find(context.uuid)
+    if is_cancelled:
+        log.info("%r cancelled the job %s.", userid, context.uuid)
     if job_state is None:
         raise HTTPNotFound
     if not is_cancelled:
@@ -127,7 +132,8 @@ def visible_state(
         return None
     try:
         if context.permits(job_state, "view_job"):
-            return _encode(job_state.__json__(request))
+            state = job_state.__json__(request)
+            return None if state is None else _encode(state)
     except StoreUnavailable:
         raise
     except Exception:

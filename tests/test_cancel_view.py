@@ -1,5 +1,6 @@
 """POST …/cancel: who may ask to cancel a job, and what is answered."""
 
+import logging
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.record import CANCELLED
 from pyramid_jobstate.testing import put_job
-from tests.jobs import RunMarathon
+from tests.jobs import RunMarathon, messages
 from tests.webapp import ADMIN, ask, get, make_app, make_config, mounted_root
 
 UUID = "12345678-1234-4321-8765-1234567890ab"
@@ -70,6 +71,22 @@ def test_cancel_answers_the_new_state(
     assert response.headers["Cache-Control"] == "private, no-cache"
     assert response.headers["X-Content-Type-Options"] == "nosniff"
     assert load(store, job).status == becomes
+
+
+def test_cancel_is_logged(
+    app: TestApp, store: JobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who cancelled what is logged, and nothing of those who could not."""
+    caplog.set_level(logging.INFO, "pyramid_jobstate")
+    job = put_job(store, RunMarathon, "queued", owner="alice").uuid
+    caplog.clear()
+
+    cancel(app, f"/job_state/{job}", "bob")
+    cancel(app, f"/job_state/{job}", "alice")
+    cancel(app, f"/job_state/{job}", "alice")
+
+    said = messages(caplog, "pyramid_jobstate", logging.INFO)
+    assert said == [f"'alice' cancelled the job {job}."]
 
 
 def test_cancelled_job_says_why_and_is_listed_as_ended(

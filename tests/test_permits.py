@@ -316,6 +316,51 @@ def test_owner_is_asked_once_a_request(redis_url: str, client: redis.Redis) -> N
     assert len(asked) == 1
 
 
+def test_owner_of_a_number_like_class_is_let_in(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """An owner whose class comes from int, as those of a database driver, is stored as
+    an int and let in all the same.
+    """
+
+    class Int64(int):
+        pass
+
+    config = make_config(
+        redis_url, settings={"jobstate.owner": lambda request: Int64(7)}
+    )
+    app = make_app(config)
+
+    assert get(app, f"/job_state/{put_job(client, owner='7')}", "x").status_code == 200
+
+
+@pytest.mark.parametrize("asks", ["permits", "policy", "json"])
+def test_owners_ace_holds_in_no_other_request(
+    redis_url: str, client: redis.Redis, asks: str
+) -> None:
+    """A job that the application keeps from its owner's request opens nothing to
+    others, and lets its owner in from another request.
+    """
+    config = make_config(redis_url, security_policy=TutorialPolicy())
+    make_app(config)
+    kept = make_request(config, '"alice"').job_states[put_job(client, owner='"alice"')]
+
+    def may(user: str) -> bool:
+        request = make_request(config, user)
+        config.begin(request)
+        try:
+            if asks == "permits":
+                return bool(request.job_states.permits(kept, "view_job"))
+            if asks == "policy":
+                return bool(request.has_permission("view_job", kept))
+            return bool(kept.__json__(request)["job"]["cancellable"])
+        finally:
+            config.end()
+
+    assert not may('"bob"')
+    assert may('"alice"') is (asks != "policy")
+
+
 # One function asks.
 
 

@@ -915,6 +915,38 @@ def test_a_job_that_is_lost_already_ends_at_once(make: Make) -> None:
     assert not old.end("success")
 
 
+@pytest.mark.parametrize("is_over", [False, True])
+def test_values_that_a_failover_lost_are_written_again(
+    recorder: Recorder, admin: redis.Redis, is_over: bool
+) -> None:
+    """A record that a failover has set back within the run gets all that the run has
+    said, with its next update or its end.
+    """
+    job = Job(recorder).begin()
+    job.set_progress_metric("first", 1)
+    assert job.flush(10)
+    key = recorder.store.key(job.uuid)
+    with redis.Redis.from_url(f"redis://{admin_address(admin)}") as raw:
+        before: Any = raw.dump(key)
+        job.set_progress_metrics(rows=42, file="out.csv")
+        job.set_message("written")
+        assert job.flush(10)
+        raw.restore(key, 60_000, before, replace=True)
+    if is_over:
+        assert job.end()
+    else:
+        job.set_progress_metric("last", 1)
+        assert job.flush(10)
+    metrics = job.load().progress_metrics
+    assert (metrics["rows"], metrics["file"]) == (42, "out.csv")
+    assert job.load().message == "written"
+
+
+def admin_address(admin: redis.Redis) -> str:
+    place = admin.connection_pool.connection_kwargs
+    return f"{place['host']}:{place['port']}"
+
+
 # Fencing.
 
 

@@ -1,6 +1,7 @@
 """What one execution of a job has said, and what it may say."""
 
 import asyncio
+import contextlib
 import datetime
 import decimal
 import time
@@ -609,6 +610,34 @@ def test_run_that_is_cancelled_lets_the_other_tasks_of_a_group_clean_up(run):
     assert run.report["message"] == "cleaned up"
 
 
+def test_run_that_is_cancelled_tells_a_task_whose_waiting_timed_out(run):
+    """A time-out of asyncio comes of a CancelledError, but is not a clean-up: the task
+    is told while it handles one, or afterwards.
+    """
+    run.cancel()
+
+    async def wait_and_report(where):
+        try:
+            await asyncio.wait_for(asyncio.Event().wait(), 0.01)
+        except TimeoutError:
+            if where == "within":
+                run.set_message("idle")
+        run.set_message("on we go")
+
+    async def time_out():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.01):
+                try:
+                    await asyncio.sleep(10)
+                finally:
+                    run.set_message("cleaned up")
+        run.set_message("on we go")
+
+    for work in (wait_and_report("within"), wait_and_report("afterwards"), time_out()):
+        with pytest.raises(JobCancelled):
+            in_thread(lambda work=work: asyncio.run(work))
+
+
 def test_run_that_is_cancelled_ends_no_thread_that_calls_back(run):
     """A callback of a future may report: an exception there would end a thread of the
     pool, and whoever waits for its other futures would wait for ever.
@@ -643,9 +672,16 @@ def test_run_that_is_cancelled_stops_a_pool_of_multiprocessing(run):
     def work(number):
         run.set_progress(number, None, None, None)
 
+    def numbers():
+        for number in range(20):
+            work(number)
+            yield number
+
     with ThreadPool(2) as pool:
         with pytest.raises(JobCancelled):
             pool.map_async(work, range(20)).get(timeout=10)
+        with pytest.raises(JobCancelled):
+            pool.imap(abs, numbers()).next(timeout=10)
         result = pool.apply_async(abs, (1,), callback=call_back)
         assert result.get(timeout=10) == 1
     wait_for(lambda: called == [1])

@@ -76,6 +76,13 @@ class NanJson(JobState):
         return {**super().__json__(request), "x": float("nan")}
 
 
+class NoJson(JobState):
+    """A kind of job that shows nothing."""
+
+    def __json__(self, request: Any) -> Any:
+        return None
+
+
 class OddJson(JobState):
     def __json__(self, request: Any) -> dict[str, Any]:
         return {**super().__json__(request), "x": object()}
@@ -316,3 +323,18 @@ def test_one_job_of_the_store_itself_raises(
     assert found[0] is None and found[1] is not None
     with pytest.raises(Broken):
         store.load(bad)
+
+
+def test_job_that_shows_nothing_is_left_out(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """A `__json__` that returns None is null in a batch, and in no list."""
+    app = make_app(make_config(redis_url))
+    job, other = put_job(client, kind="NoJson"), put_job(client)
+    client.zadd('jobstate:active:owner:"alice"', {job: 1e15, other: 1e15})
+
+    batch = get(app, f"/job_state?uuid={job}&uuid={other}", "alice").json["jobs"]
+    items = get(app, "/job_state", "alice").json["items"]
+
+    assert batch[job] is None and batch[other]
+    assert [item["job"]["uuid"] for item in items] == [other]

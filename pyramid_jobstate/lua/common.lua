@@ -75,5 +75,5 @@ local function knows(token, run, past)
 end
 
 -- The replies to a run: it owns the record; it does, and a cancel was asked; a newer
--- run does; there is no record; the job was cancelled, and stays so whatever the run does.
+-- run does; the record is missing, or older than what the run builds on; the job was cancelled, and stays so whatever the run does.
 local OK, CANCELLING, FENCED, MISSING, CANCELLED = 1, 2, -1, 0, -2

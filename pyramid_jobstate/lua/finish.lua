@@ -1,22 +1,25 @@
 -- A run has ended, with all that it had still to report.
--- ARGV: token, seq, ttl of a job that is over, ttl of one that is not, status, milliseconds
--- until the message comes again ("" if it does not), the error of a cancelled job, then
--- the fields, if any.
+-- ARGV: token, seq, the seq that it builds on, ttl of a job that is over, ttl of one that
+-- is not, status, milliseconds until the message comes again ("" if it does not), the
+-- error of a cancelled job, then the fields, if any.
 
-local token, status = ARGV[1], ARGV[5]
-local delay = tonumber(ARGV[6])
-local old = redis.call("HMGET", key, "status", "run", "past")
+local token, status = ARGV[1], ARGV[6]
+local delay = tonumber(ARGV[7])
+local old = redis.call("HMGET", key, "status", "run", "past", "seq")
 if not old[1] then
   return MISSING
 end
 if old[2] ~= token then
   return (old[2] or knows(token, old[2], old[3])) and FENCED or MISSING
 end
+if (tonumber(old[4]) or 0) < tonumber(ARGV[3]) then
+  return MISSING
+end
 if old[1] == "cancelled" then
   -- While the run was silent, or by this very call before. A message that was put back
   -- must find the record.
   if delay then
-    lengthen(ARGV[4] + delay)
+    lengthen(ARGV[5] + delay)
   end
   return status == "success" and CANCELLED or OK
 end
@@ -28,12 +31,12 @@ if old[1] == "cancelling" and status ~= "success" then
 end
 local now = time()
 redis.call("HSET", key, "status", status, "seq", ARGV[2], "updated", int(now))
-set(8)
-if status == "cancelled" and ARGV[5] ~= "cancelled" then
-  redis.call("HSET", key, "error", ARGV[7])
+set(9)
+if status == "cancelled" and ARGV[6] ~= "cancelled" then
+  redis.call("HSET", key, "error", ARGV[8])
 end
 -- A message that was put back must find the record, be it of a cancelled job.
-redis.call("PEXPIRE", key, int(delay and ARGV[4] + delay or ARGV[3]))
+redis.call("PEXPIRE", key, int(delay and ARGV[5] + delay or ARGV[4]))
 if status == "retrying" then
   redis.call("HSET", key, "due", int(now + delay))
 else
