@@ -140,6 +140,7 @@ class Outgoing:
         if not what.messages:
             raise ValueError("A pipeline without messages cannot be sent.")
         steps = []
+        before = 0
         for i, step in enumerate(what.messages, 1):
             options = dict(step.options)
             if i < len(what):
@@ -147,7 +148,10 @@ class Outgoing:
                 options.pop("pipe_target", None)
             step = dataclasses.replace(step, options=options)
             delay = options.get("delay")
-            steps.append(self._message(step, delay, waits=i > 1))
+            # The record of a later step must live until its turn comes.
+            wait = before if i > 1 else delay
+            steps.append(self._message(step, wait, waits=i > 1))
+            before += delay or 0
         return pipeline(steps, broker=what.broker)
 
     def _group(self, what: group) -> group:
@@ -190,10 +194,11 @@ class Outgoing:
         owner = check_owner(message.options.get("job_owner", self._owner))
         message = _encoded(message, owner)
         start = function.start(message.args, message.kwargs, owner)
-        seconds = 0.0 if waits or delay is None else delay / 1000
+        seconds = 0.0 if delay is None else delay / 1000
         self._jobs.append(NewJob(message.message_id, start, seconds, waits))
         self.messages.append(message)
-        self.job_states.append(function.queued(message.message_id, start, seconds))
+        due_in = 0.0 if waits else seconds
+        self.job_states.append(function.queued(message.message_id, start, due_in))
         return message
 
 

@@ -97,7 +97,7 @@ class NewJob(NamedTuple):
     Attributes:
       uuid: The id of the message.
       start: What is known of the job.
-      delay: Seconds until it is due.
+      delay: Seconds until it is due, or until its turn comes at the earliest.
       waits: Whether it is a later step of a pipeline, whose turn has not come.
     """
 

@@ -215,6 +215,17 @@ def declare(broker: dramatiq.Broker, notes: Notes) -> types.SimpleNamespace:
             raise ValueError("as planned")
         note("end", outcome="success", values=values)
 
+    broker_ = broker
+
+    class Marathon(dramatiq.GenericActor):
+        class Meta:
+            broker = broker_
+            max_retries = 0
+
+        def perform(self, miles: int, *, pace: int = 5, job_state: JobState) -> None:
+            job_state.set_progress_metric("minutes", miles * pace)
+
+    marathon = Marathon.__actor__  # type: ignore[attr-defined]
     actors = [a for a in locals().values() if isinstance(a, dramatiq.Actor)]
     return types.SimpleNamespace(**{actor.actor_name: actor for actor in actors})
 

@@ -212,6 +212,27 @@ def test_a_stalled_run_that_returns_after_its_cancel_is_logged(
     wait_for(lambda: worker.lines(f"Job {message.message_id} returned after"))
 
 
+def test_a_later_step_that_was_cancelled_never_runs_however_late_its_turn_comes(
+    redis_url: str, server: EmbeddedServer
+) -> None:
+    """The record of a later step lives as long as those before it are delayed, beyond
+    the time that a job is kept which has not ended.
+    """
+    scene = Scene(redis_url, server.url, redis_url)
+    week = 7 * 24 * 3600
+    first, second = scene.send_pipeline(
+        scene.actors.count.message_with_options(delay=week * 1000),
+        scene.actors.follow.message(),
+    )
+    for cancelled in (False, True):
+        if cancelled:
+            assert scene.load(second).cancel()
+        key = scene.store.key(second.message_id)
+        ttl: Any = scene.store.client.pttl(key)
+        assert ttl / 1000 > week + scene.store.active_expire_in - 60
+    assert scene.load(first).due_at and not scene.load(second).due_at
+
+
 # What nobody cancelled runs.
 
 
@@ -270,6 +291,15 @@ def test_a_coroutine_that_puts_its_own_message_back_is_retrying(
     state = scene.wait_until(message, "retrying", "success", "error")
     assert state.status == "retrying" and state.due_at and state.error is None
     assert scene.wait_until(message, "success", "error").status == "success"
+
+
+def test_a_class_based_actor_names_its_parameters(scene: Scene, start: Start) -> None:
+    """A class-based actor's parameters have the names that its perform() gives them."""
+    start()
+    message = scene.actors.Marathon.send(26, pace=4)
+    state = scene.wait_until(message, "success", "error")
+    assert state.job_params == {"miles": 26, "pace": 4}
+    assert state.progress_metrics == {"minutes": 104}
 
 
 # A cancel is heard: by all threads, and in time.
