@@ -21,7 +21,7 @@ class IOwner(Interface):  # type: ignore[misc]
     """Marks the function that returns the owner of a request's jobs, a utility."""
 
 
-def permits(request: Request, context: object, permission: str) -> Any:
+def permits(request: Request, context: Any, permission: str) -> Any:
     """Return whether a request has a permission on a job or a container, as a policy
     answers.
 
@@ -32,7 +32,7 @@ def permits(request: Request, context: object, permission: str) -> Any:
     if container is not None and container.request is not request:
         # A job that the application kept: an owner's ACE holds in one request alone.
         context = copy.copy(context)
-        context._container = request.job_states  # type: ignore[attr-defined]
+        context._container = request.job_states
     policy = request.registry.queryUtility(ISecurityPolicy)
     if policy is None:
         return ACLHelper().permits(context, [Everyone], permission)

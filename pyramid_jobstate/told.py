@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import sys
 import threading
+import types
 
 from .errors import JobCancelled, PoolJobCancelled
 
@@ -72,10 +73,10 @@ def _current_task() -> asyncio.Task[object] | None:
 def _callers() -> set[tuple[str, str]]:
     """Return module and name of each function that is being called."""
     found = set()
-    frame = sys._getframe()
+    frame: types.FrameType | None = sys._getframe()
     while frame is not None:
         found.add((frame.f_globals.get("__name__", ""), frame.f_code.co_name))
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return found
 
 

@@ -23,7 +23,7 @@ HOST = "redis://:hush@localhost:7000"
 
 @pytest.fixture
 def set_broker(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Sets Dramatiq's global broker for the time of the test. At first is none."""
+    """Sets Dramatiq's global broker, which is unset at first, during the test."""
     monkeypatch.setattr(dramatiq.broker, "global_broker", None)
     return lambda broker: monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
 
@@ -272,8 +272,8 @@ def test_start_with_a_broker_that_writes_nowhere_is_as_before(
     caplog: pytest.LogCaptureFixture,
     middleware: JobStateMiddleware | None,
 ) -> None:
-    """A broker without the middleware, or whose middleware has no store, is no other
-    place.
+    """A broker without the middleware, or whose middleware has no store, cannot be
+    another place.
     """
     broker = StubBroker(middleware=[])
     if middleware is not None:

@@ -74,7 +74,7 @@ def refused(match: str) -> Iterator[pytest.ExceptionInfo[BaseException]]:
 
 @pytest.fixture
 def set_broker(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Sets Dramatiq's global broker for the time of the test. At first is none."""
+    """Sets Dramatiq's global broker, which is unset at first, during the test."""
     monkeypatch.setattr(dramatiq.broker, "global_broker", None)
     return lambda broker: monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
 

@@ -236,7 +236,7 @@ def test_params_are_compared_in_portions(store: JobStore, client: redis.Redis) -
 def test_filter_by_params_passes_over_what_has_none(
     store: JobStore, client: redis.Redis
 ) -> None:
-    """A job without parameters, or with what is none, is not found by any."""
+    """No parameter finds a job that has none, or whose parameters are garbage."""
     jobs = [put_job(client) for _ in range(3)]
     client.hdel(store.key(jobs[0]), "params")
     client.hset(store.key(jobs[1]), "params", "")

@@ -1143,7 +1143,7 @@ def test_a_job_that_puts_itself_back_is_due_from_then_on(redis_url: str) -> None
 
 
 def test_a_malformed_next_step_leaves_the_job_its_state(redis_url: str) -> None:
-    """A pipe_target that is no message does not keep its job from being recorded."""
+    """A job whose pipe_target is not a message is recorded all the same."""
     broker = make_broker(redis_url, without=Pipelines)
     broker.actor_options |= {"pipe_target"}
 
@@ -1282,3 +1282,30 @@ def test_a_send_that_succeeds_does_not_end_the_trouble_of_the_updates(
     recorder.is_troubled = False
     run_marathon.send()
     assert "again" in messages(caplog, "pyramid_jobstate", logging.INFO)[-1]
+
+
+def test_a_cancelled_job_that_put_itself_back_is_kept_until_that_comes(
+    redis_url: str,
+) -> None:
+    """A job that has put its own message back, and is then stopped by a cancel, is
+    remembered until the message comes.
+    """
+    store = JobStore(redis_url, expire_in=100, active_expire_in=1000)
+    ours = JobStateMiddleware(store, interval=0.02)
+    broker = make_broker(redis_url, ours, others=(CurrentMessage(),))
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        message = CurrentMessage.get_current_message()
+        assert message is not None
+        broker.enqueue(message._message, delay=5_000_000)
+        while True:
+            job_state.set_progress(1)
+            threading.Event().wait(0.005)
+
+    with working(broker):
+        message = run_marathon.send()
+        assert wait_until(broker, message, "working").cancel()
+        wait_until(broker, message, "cancelled")
+    ttl: Any = store.client.pttl(store.key(message.message_id))
+    assert 5_900_000 < ttl <= 6_000_000

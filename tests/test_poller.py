@@ -1258,7 +1258,7 @@ WRONG = {
 
 
 def test_wrong_signal_starts_nothing(polling: Polling) -> None:
-    """A signal that is none is an error at the call, and no job is asked for."""
+    """A wrong signal is an error at the call, and no job is asked for."""
     with pytest.raises(Error, match="TypeError"):
         polling.page.evaluate("JobState.startPolling({ jobUuid: 'a', signal: {} })")
     polling.wait_for_others()

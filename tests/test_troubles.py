@@ -281,7 +281,7 @@ def test_key_error_of_a_class_is_no_404(
 def test_store_that_is_away_for_one_job_is_a_503(
     app: TestApp, client: redis.Redis, place: str, away: type[JobState]
 ) -> None:
-    """StoreUnavailable is no trouble of one job's, but a reason to ask again."""
+    """StoreUnavailable concerns all jobs: the answer is to ask again."""
     (job,) = put(client, away)
 
     for path in f"{place}?uuid={job}", place, f"{place}/{job}":

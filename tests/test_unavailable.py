@@ -148,7 +148,7 @@ def test_view_of_a_route_wins() -> None:
 
 
 def test_general_error_view_leaves_the_503_alone() -> None:
-    """A view for every Exception is none for a store that is away."""
+    """A view for every Exception does not answer for a store that is away."""
     config = make_config(NOWHERE)
     add_views(config)
     config.include("pyramid_jobstate")

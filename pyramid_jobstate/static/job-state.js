@@ -268,7 +268,7 @@ class Channel {
   handleEvent({ type, target }) {
     if (target !== window && target !== document) return;
     if (type === "pagehide") {
-      // A browser that leaves a page cuts its requests off, which is no outage.
+      // A browser that leaves a page cuts off its requests: not an outage.
       this.away = true;
       this.interrupt();
     } else {
