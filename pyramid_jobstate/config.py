@@ -19,7 +19,7 @@ from .checks import (
     warn_without_policy,
 )
 from .enqueue import middleware_of
-from .permits import IOwner, authenticated_userid
+from .permits import IOwner, IPermits, authenticated_userid, policy_permits
 from .resources import ROUTE, IJobStore, IMaxBatch, IOutbox, JobStates
 from .state import JobState
 from .store import JobStore
@@ -28,7 +28,6 @@ from .views import add_views
 
 if TYPE_CHECKING:
     from pyramid.config import Configurator
-    from pyramid.request import Request
 
 log = logging.getLogger("pyramid_jobstate")
 
@@ -45,6 +44,7 @@ NAMES = frozenset(
         "active_expire_in",
         "stalled_after",
         "owner",
+        "permits",
         "max_batch",
     }
 )
@@ -85,8 +85,11 @@ def include(config: Configurator) -> None:
                 f"The setting {PREFIX}path must be set before pyramid_jobstate is "
                 "included."
             )
-        owner, max_batch = settings.owner(), settings.max_batch()
+        owner = settings.function("owner", authenticated_userid)
+        permits = settings.function("permits", policy_permits)
+        max_batch = settings.max_batch()
         config.registry.registerUtility(owner, IOwner)
+        config.registry.registerUtility(permits, IPermits)
         config.registry.registerUtility(max_batch, IMaxBatch)
         store = config.registry.queryUtility(IJobStore)
         if store is None:
@@ -96,7 +99,7 @@ def include(config: Configurator) -> None:
             # Else the tests of an application keep what would be written.
             check_store(store)
         check_routes(config)
-        intr.update(store=store, owner=owner, max_batch=max_batch)
+        intr.update(store=store, owner=owner, permits=permits, max_batch=max_batch)
         log.info(
             "Job states are kept in %r, shown below /%s, and belong to %s(request).",
             store,
@@ -154,17 +157,18 @@ class Settings:
             raise _wrong("max_batch", value, "is no positive number")
         return int(value)
 
-    def owner(self) -> Callable[[Request], Any]:
-        name = self._settings.get("owner")
+    def function(self, setting: str, default: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function that a setting names."""
+        name = self._settings.get(setting)
         if name is None:
-            return authenticated_userid
+            return default
         try:
-            owner = DottedNameResolver(None).maybe_resolve(name)
+            function = DottedNameResolver(None).maybe_resolve(name)
         except (ImportError, ValueError) as e:
-            raise _wrong("owner", name, f"cannot be imported: {e}") from e
-        if not callable(owner):
-            raise _wrong("owner", name, "is no function")
-        return owner  # type: ignore[no-any-return]
+            raise _wrong(setting, name, f"cannot be imported: {e}") from e
+        if not callable(function):
+            raise _wrong(setting, name, "is not a function")
+        return function  # type: ignore[no-any-return]
 
     def store(self) -> JobStore:
         """Return the store of the redis_url, or of the middleware on Dramatiq's global
