@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from pyramid.interfaces import IResourceURL, IRoutesMapper
+from pyramid.interfaces import IResourceURL, IRoutesMapper, ITraverser
 from pyramid.traversal import ResourceTreeTraverser, ResourceURL
-from zope.interface import implementer
+from zope.interface import Interface, implementer
 
 from .resources import ROUTE, JobStates
 from .state import JobState
@@ -19,9 +19,23 @@ if TYPE_CHECKING:
 class JobStatesTraverser(ResourceTreeTraverser):  # type: ignore[misc]
     """Traverses the container of our route. As for every route, a virtual root of the
     application's own tree has no say in it.
+
+    A traverser that the application registered for all of its resources enters its
+    root first: such traversers announce the root to subscribers, and PyAMS, for one,
+    knows no users before.
     """
 
     VH_ROOT_KEY = "pyramid_jobstate.no_virtual_root"
+
+    def __call__(self, request: Request) -> dict[str, Any]:
+        traverser = request.registry.adapters.lookup((Interface,), ITraverser)
+        if traverser is not None:
+            ours, request.matchdict = request.matchdict, {"traverse": "/"}
+            try:
+                traverser(self.root.__parent__)(request)
+            finally:
+                request.matchdict = ours
+        return super().__call__(request)  # type: ignore[no-any-return]
 
 
 @implementer(IResourceURL)

@@ -7,9 +7,14 @@ import redis
 from pyramid import testing
 from pyramid.authorization import Allow, Everyone
 from pyramid.config import Configurator
+from pyramid.events import ContextFound
 from pyramid.request import Request
 from pyramid.response import Response
-from pyramid.traversal import DefaultRootFactory, find_root
+from pyramid.traversal import (
+    DefaultRootFactory,
+    ResourceTreeTraverser,
+    find_root,
+)
 
 from pyramid_jobstate import JobState, JobStore, StoreUnavailable
 from pyramid_jobstate.embedded import EmbeddedServer
@@ -18,6 +23,7 @@ from pyramid_jobstate.resources import JobStates
 from .webapp import (
     ADMIN,
     NOWHERE,
+    Policy,
     Root,
     RunMarathon,
     ask,
@@ -53,6 +59,30 @@ class Tattle(JobState):
             (Allow, self.get_job_param("friend"), "view_job"),
             ("Deny", "bob", "view_job"),
         ]
+
+
+class Announcing(ResourceTreeTraverser):
+    """A traverser that finds, on its way into a root, who may log in there."""
+
+    def __call__(self, request: Request) -> Any:
+        request.users = self.root.users
+        result: dict[str, Any] = super().__call__(request)
+        request.entered = result["context"]
+        return result
+
+
+class SiteRoot(Root):
+    users = ("alice", "bob", ADMIN)
+
+
+class SitePolicy(Policy):
+    """Knows the users of the site that a traverser has announced, and no others."""
+
+    def identity(self, request: Request) -> str | None:
+        user = super().identity(request)
+        return user if user in getattr(request, "users", ()) else None
+
+    authenticated_userid = identity
 
 
 @pytest.fixture
@@ -357,6 +387,50 @@ def test_virtual_root_does_not_lead_to_another_job(
 
     assert get(app, "/job_state", "bob", X_VHM_Root=f"/{uuid}").json["items"] == []
     assert get(app, "/", "bob", X_VHM_Root=f"/jobs/{uuid}").status_code == 403
+
+
+@pytest.mark.parametrize("header", [{}, {"X_VHM_Root": "/nowhere"}])
+def test_traverser_of_the_application_enters_its_root(
+    redis_url: str, client: redis.Redis, header: dict[str, str]
+) -> None:
+    """A traverser that the application registered for all its resources runs for ours,
+    too, before the policy is asked. (So PyAMS finds its security manager.)
+    """
+    config = make_config(redis_url, root_factory=SiteRoot, security_policy=SitePolicy())
+    config.add_traverser(Announcing)
+    app = make_app(config)
+    uuid = put_job(client)
+    place = f"/job_state/{uuid}"
+
+    assert get(app, place, "alice", **header).json["job"]["cancellable"] is True
+    assert get(app, place, "bob", **header).status_code == 403
+    assert get(app, place, "mallory", **header).status_code == 403
+    assert get(app, place, ADMIN, **header).status_code == 200
+    assert get(app, f"/job_state/{UUID}", "alice", **header).status_code == 404
+    assert get(app, "/job_state", "alice", **header).json["items"] == []
+    response = ask(app, "POST", f"{place}/cancel", "alice", X_Requested_With="x")
+    assert response.status_code == 202
+
+
+def test_traverser_of_the_application_is_shown_its_root_alone(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """It does not see the rest of the path, which leads nowhere in its own tree."""
+    config = make_config(redis_url, root_factory=SiteRoot, security_policy=SitePolicy())
+    config.add_traverser(Announcing)
+    entered = []
+    config.add_subscriber(
+        lambda event: entered.append((event.request.entered, event.request.matchdict)),
+        ContextFound,
+    )
+    app = make_app(config)
+    uuid = put_job(client)
+
+    get(app, f"/job_state/{uuid}", "alice")
+
+    ((root, matchdict),) = entered
+    assert isinstance(root, SiteRoot)
+    assert matchdict == {"traverse": f"/{uuid}"}
 
 
 def test_mounted_urls_ignore_a_route_prefix(
