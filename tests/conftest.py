@@ -1,16 +1,22 @@
 """Real servers and a real browser for the tests."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import redis
-from playwright.sync_api import Browser, Page, sync_playwright
 
 from pyramid_jobstate.embedded import EmbeddedServer
+
+if TYPE_CHECKING:
+    # tests/interop runs without it.
+    from playwright.sync_api import Browser, Page
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -68,6 +74,8 @@ def browser() -> Iterator[Browser]:
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=executable, args=CHROMIUM_ARGUMENTS

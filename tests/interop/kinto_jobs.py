@@ -1,0 +1,19 @@
+"""Jobs in Kinto, as a plugin: ``kinto.includes = tests.interop.kinto_jobs``."""
+
+from pyramid.authorization import ACLHelper
+
+
+def permits(request, context, permission):
+    principals = request.prefixed_principals
+    is_admin = "account:admin" in principals
+    return is_admin or ACLHelper().permits(context, principals, permission)
+
+
+def owner(request):
+    return request.authenticated_userid and request.prefixed_userid
+
+
+def includeme(config):
+    config.add_settings({"jobstate.permits": permits, "jobstate.owner": owner})
+    config.include("pyramid_jobstate")
+    config.include("tests.interop.views")

@@ -1,0 +1,85 @@
+"""What the tests of all applications need."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+from webtest import TestApp
+
+from pyramid_jobstate.embedded import EmbeddedServer
+
+#: Set where the packages must be there: a missing one then fails the tests.
+DEMANDED = "JOBSTATE_INTEROP"
+
+#: The statuses of a request by somebody who is not logged in.
+REFUSED = (401, 403)
+
+COMMAND = (
+    "python3 -m venv interop && interop/bin/pip install -e '.[interop]' && "
+    "interop/bin/python -m pytest -W default tests/interop"
+)
+
+
+def need(*names: str) -> None:
+    """Skip the tests of a module unless these packages are installed."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            reason = f"{name} is not installed. To run these tests: {COMMAND}"
+            if os.environ.get(DEMANDED):
+                pytest.fail(reason, pytrace=False)
+            pytest.skip(reason, allow_module_level=True)
+
+
+@dataclasses.dataclass
+class Site:
+    """An application with jobs, and its users.
+
+    Attributes:
+      app: The application.
+      headers: What the requests of each user carry: alice, bob and admin.
+      owners: What the application takes for the owner of alice's jobs, and of bob's.
+      jobs: The path of the jobs.
+      marathons: The path that a POST to sends a job.
+    """
+
+    app: TestApp
+    headers: Mapping[str, Mapping[str, str]]
+    owners: Mapping[str, str | int]
+    jobs: str = "/job_state"
+    marathons: str = "/+marathons"
+
+    def ask(self, method: str, path: str, user: str | None = None) -> Any:
+        """Return the response to a user, or to nobody, whatever its status."""
+        headers = {} if user is None else self.headers[user]
+        # A browser that holds several sessions is none of these.
+        self.app.reset()
+        return self.app.request(
+            path,
+            method=method,
+            headers={"X-Requested-With": "XMLHttpRequest", **headers},
+            expect_errors=True,
+        )
+
+    def get(self, path: str, user: str | None = None) -> Any:
+        return self.ask("GET", path, user)
+
+    def send(self, user: str) -> str:
+        """Send a job, and return its uuid."""
+        response = self.ask("POST", self.marathons, user)
+        assert response.status_code == 200, response
+        uuid: str = response.json["job"]["uuid"]
+        return uuid
+
+
+@contextlib.contextmanager
+def away(server: EmbeddedServer) -> Iterator[None]:
+    """Have a server be away, which comes back empty."""
+    server.stop()
+    try:
+        yield
+    finally:
+        server.start()

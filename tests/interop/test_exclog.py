@@ -1,0 +1,66 @@
+"""Jobs beside pyramid_exclog, which logs what the views of an application raise."""
+
+import logging
+from typing import Any
+
+import pytest
+from pyramid.config import Configurator
+from webtest import TestApp
+
+from pyramid_jobstate.embedded import EmbeddedServer
+from tests.interop.contract import Contract
+from tests.interop.support import Site, away, need
+from tests.jobs import messages
+
+need("pyramid_exclog")
+
+
+def fail(request: Any) -> Any:
+    raise LookupError("no shoes")
+
+
+def includeme(config: Configurator) -> None:
+    config.add_route("fail", "/fail")
+    config.add_view(fail, route_name="fail")
+
+
+@pytest.fixture(scope="module")
+def site(broker: Any) -> Site:
+    """An application with pyramid_exclog, and a view of its own that fails."""
+    from tests.interop.exclog_app import main
+
+    headers = {user: {"X-User": user} for user in ("alice", "bob", "admin")}
+    app = TestApp(main({}, **{"pyramid.includes": __name__}))
+    return Site(app, headers, {"alice": "alice", "bob": "bob"})
+
+
+class TestExclog(Contract):
+    def test_application_that_fails_is_logged(self, site: Site, caplog: Any) -> None:
+        """What the application's own views raise is logged as ever."""
+        with pytest.raises(LookupError):
+            site.get("/fail")
+
+        assert len(messages(caplog, "exc_logger")) == 1
+
+    def test_outage_is_logged_once(
+        self, site: Site, interop_server: EmbeddedServer, caplog: Any
+    ) -> None:
+        """While the store is away twenty polls are 503, and the log has one line."""
+        job = site.send("alice")
+        caplog.clear()
+        caplog.set_level(logging.INFO)
+
+        with away(interop_server):
+            polls = [site.get(f"/job_state/{job}", "alice") for _ in range(20)]
+
+        assert {poll.status_code for poll in polls} == {503}
+        assert messages(caplog, "exc_logger", logging.INFO) == []
+        assert len(messages(caplog, "pyramid_jobstate")) == 1
+
+    def test_requests_refused_are_not_logged(self, site: Site, caplog: Any) -> None:
+        """A 404, a 403 and a 400 are answers like others."""
+        job = site.send("alice")
+
+        for path in (f"/job_state/{job}", "/job_state/no-uuid", "/job_state?limit=0"):
+            assert site.get(path, "bob").status_code >= 400
+        assert messages(caplog, "exc_logger") == []
