@@ -15,6 +15,7 @@ from pyramid.response import Response
 from webtest import TestApp
 
 from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate.urls import ROUTES
 from tests.webapp import (
     ADMIN,
     NOWHERE,
@@ -388,8 +389,9 @@ def test_refusal_is_told_to_the_applications_logging(
 
     config = make_config(redis_url, root_factory=mounted_root)
     config.include("pyramid_jobstate")
-    for place in {"route_name": "pyramid_jobstate"}, {"jobstate_ours": True}:
-        config.add_forbidden_view(note, **place)
+    for route in ROUTES:
+        config.add_forbidden_view(note, route_name=route)
+    config.add_forbidden_view(note, jobstate_ours=True)
     app = TestApp(config.make_wsgi_app())
     job = put_job(client)
 

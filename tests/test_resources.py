@@ -430,7 +430,7 @@ def test_traverser_of_the_application_is_shown_its_root_alone(
 
     ((root, matchdict),) = entered
     assert isinstance(root, SiteRoot)
-    assert matchdict == {"traverse": f"/{uuid}"}
+    assert matchdict == {"uuid": uuid}
 
 
 def test_mounted_urls_ignore_a_route_prefix(
