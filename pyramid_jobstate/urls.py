@@ -95,7 +95,8 @@ class JobStatesTraverser(ResourceTreeTraverser):  # type: ignore[misc]
             # The application's own way to a container of its own.
             return super().__call__(request)  # type: ignore[no-any-return]
         container = context = self.root
-        view_name, uuid = "", request.matchdict.get("uuid")
+        view_name = "cancel" if route.name == CANCEL else ""
+        uuid = request.matchdict.get("uuid")
         if uuid is not None:
             try:
                 context = container[uuid]
@@ -103,8 +104,6 @@ class JobStatesTraverser(ResourceTreeTraverser):  # type: ignore[misc]
                 context = Unavailable(container, uuid)
             except KeyError:
                 view_name = uuid
-            else:
-                view_name = "cancel" if route.name == CANCEL else ""
         return {
             "root": container,
             "context": context,
