@@ -96,7 +96,8 @@ class JobStatesTraverser(ResourceTreeTraverser):  # type: ignore[misc]
             return super().__call__(request)  # type: ignore[no-any-return]
         container = context = self.root
         enter_root(container, request)
-        view_name, uuid = "", request.matchdict.get("uuid")
+        view_name = "cancel" if route.name == CANCEL else ""
+        uuid = request.matchdict.get("uuid")
         if uuid is not None:
             try:
                 context = container[uuid]
@@ -104,8 +105,6 @@ class JobStatesTraverser(ResourceTreeTraverser):  # type: ignore[misc]
                 context = Unavailable(container, uuid)
             except KeyError:
                 view_name = uuid
-            else:
-                view_name = "cancel" if route.name == CANCEL else ""
         return {
             "root": container,
             "context": context,

@@ -278,8 +278,9 @@ def render(value: dict[str, Any], status: int = 200) -> Response:
 
 class OursPredicate:
     """The view predicate `jobstate_ours`: whether an exception answers a request for
-    one of our views in a container that is mounted in the application's tree, rather
-    than one for a view of the application, be its context a job or not.
+    one of our routes, or for one of our views in a container that is mounted in the
+    application's tree, rather than one for a view of the application, be its context a
+    job or not.
     """
 
     def __init__(self, value: bool, config: Configurator) -> None:
@@ -291,24 +292,24 @@ class OursPredicate:
     phash = text
 
     def __call__(self, exc: Exception, request: Request) -> bool:
+        route = getattr(request, "matched_route", None)
         context = request.__dict__.get("context")
         container = context.__parent__ if isinstance(context, JobState) else context
-        if context is None and isinstance(exc, StoreUnavailable):
-            # Traversal was stopped in a container other than the application's own.
-            ours = exc.container is not request.job_states
+        if route is not None and route.name in ROUTES:
+            ours = True
         elif not isinstance(container, JobStates) or not container.is_mounted:
             # The application reached it in a way of its own.
             ours = False
         elif container is context and isinstance(exc, HTTPNotFound):
-            # The name is that of a job which there is not.
+            # The name is that of an unknown job.
             ours = True
         else:
             ours = request.view_name in VIEW_NAMES
         return ours is self.value
 
 
-#: Our views by the routes that lead to them: the context, the name, and for each method
-#: what answers.
+#: Our views: the routes that lead to each, its context and name, and what answers which
+#: method.
 VIEWS: tuple[tuple[tuple[str, ...], type, str, dict[str, View]], ...] = (
     ((LIST, f"{LIST}/"), JobStates, "", {"GET": show_many}),
     ((JOB, f"{JOB}/"), JobState, "", {"GET": show}),
@@ -320,43 +321,25 @@ def add_views(config: Configurator) -> None:
     """Register each view for our routes, and for containers mounted elsewhere."""
     config.add_view_predicate("jobstate_ours", OursPredicate)
     config.add_exception_view(unavailable_elsewhere, context=IStoreUnavailable)
-    # Ours ask for permissions by themselves, see require(), and none but a cancel
-    # changes anything.
+    for exception, answer in (
+        (HTTPNotFound, not_found),
+        (HTTPForbidden, forbidden),
+        (BadCSRFToken, bad_csrf),
+        (BadCSRFOrigin, bad_csrf),
+        (StoreUnavailable, unavailable),
+    ):
+        config.add_exception_view(answer, context=exception, jobstate_ours=True)
+    # They ask for the permissions by themselves: see require().
     add = functools.partial(config.add_view, permission=NO_PERMISSION_REQUIRED)
     for routes, context, name, views in VIEWS:
         allowed = [*views, "HEAD"] if "GET" in views else [*views]
         for place in ({}, *({"route_name": route} for route in routes)):
+            options: dict[str, Any] = {"name": name, "context": context, **place}
             for method, view in views.items():
-                add(
-                    answering(view),
-                    name=name,
-                    context=context,
-                    request_method=method,
-                    **place,
-                )
-            add(
-                other_method(*allowed),
-                name=name,
-                context=context,
-                require_csrf=False,
-                **place,
-            )
+                add(answering(view), request_method=method, **options)
+            # Whatever the method, the CSRF check is not the first to refuse it.
+            add(other_method(*allowed), require_csrf=False, **options)
+            if context is JobState:
+                options["context"] = Unavailable
+                add(unavailable, require_csrf=False, **options)
     add(nothing, route_name=OTHER, require_csrf=False)
-    for place in ({}, *({"route_name": route} for route in ROUTES)):
-        ours = {} if place else {"jobstate_ours": True}
-        for name in VIEW_NAMES:
-            add(
-                unavailable,
-                name=name,
-                context=Unavailable,
-                require_csrf=False,
-                **place,
-            )
-        for exception, answer in (
-            (HTTPNotFound, not_found),
-            (HTTPForbidden, forbidden),
-            (BadCSRFToken, bad_csrf),
-            (BadCSRFOrigin, bad_csrf),
-            (StoreUnavailable, unavailable),
-        ):
-            config.add_exception_view(answer, context=exception, **place, **ours)

@@ -13,6 +13,7 @@ from pyramid.exceptions import ConfigurationError
 from pyramid.request import Request
 from pyramid.response import Response
 from pyramid.scripts.proutes import PRoutesCommand
+from pyramid.threadlocal import manager
 from pyramid.traversal import find_resource
 from webtest import TestApp
 
@@ -58,7 +59,11 @@ def test_proutes_shows_the_documented_paths(tmp_path: Path, prefix: str) -> None
     command = PRoutesCommand(["proutes", str(ini)])
     command.out = lines.append
 
-    command.run()
+    try:
+        command.run()
+    finally:
+        # It leaves its request behind.
+        manager.clear()
 
     rows = {tuple(row.split()[1:]) for line in lines for row in line.splitlines()}
     views = "pyramid_jobstate.views"
