@@ -75,6 +75,12 @@ class JobStates:
         self.__name__ = name
         self._parent = parent
 
+    def __reduce__(self) -> str:
+        raise TypeError(
+            "A JobStates serves one request and cannot be stored. Give the resource "
+            "that holds it a __getitem__ that makes one."
+        )
+
     @property
     def __parent__(self) -> Any:
         # Made only when an ACL check gets here: when the job's own has not decided.

@@ -106,6 +106,34 @@ class Contract:
         response = site.ask("POST", f"{site.jobs}/{job}/cancel", "admin")
         assert response.status_code == 202
 
+    def test_other_methods_are_refused(self, site: Site) -> None:
+        """Neither Alice nor anybody else does anything with another method."""
+        job = site.send("alice")
+
+        for user in ("alice", "bob", None):
+            for path in (f"{site.jobs}/{job}", f"{site.jobs}/{job}/cancel"):
+                response = site.ask("DELETE", path, user)
+                assert response.status_code == 405
+                assert "Allow" in response.headers
+        assert site.get(f"{site.jobs}/{job}", "alice").status_code == 200
+
+    def test_preflight_is_the_applications(self, site: Site) -> None:
+        """A CORS preflight gets what the application answers at a path like any."""
+        answers = [
+            site.app.options(
+                path,
+                headers={
+                    "Origin": "https://shop.example.com",
+                    "Access-Control-Request-Method": "GET",
+                },
+                expect_errors=True,
+            )
+            for path in (f"{site.jobs}/{uuid.uuid4()}", f"{site.jobs}x/y")
+        ]
+
+        assert answers[0].status_code == answers[1].status_code < 500
+        assert "There is no such job." not in answers[0].text
+
     def test_job_runs(self, site: Site, broker: Any) -> None:
         """A worker runs the job, and its last values are on the page."""
         job = site.send("alice")

@@ -1,12 +1,19 @@
 """The actors of the application whose jobs run in the web process, and their views."""
 
+import os
 from typing import Any
 
 import dramatiq
+from dramatiq.middleware import default_middleware
+from dramatiq_eager_broker import EagerBroker
 from pyramid.config import Configurator
 from pyramid.request import Request
 
-from pyramid_jobstate import current_job_state
+from pyramid_jobstate import JobStateMiddleware, current_job_state
+
+broker = EagerBroker([middleware() for middleware in default_middleware])
+broker.add_middleware(JobStateMiddleware(url=os.environ["REDIS_URL"]))
+dramatiq.set_broker(broker)
 
 #: The jobs that were sent while another ran, in that order.
 sent: list[str] = []

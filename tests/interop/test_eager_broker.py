@@ -18,9 +18,9 @@ need("dramatiq_eager_broker")
 @pytest.fixture(scope="module")
 def broker(interop_server: EmbeddedServer) -> Iterator[Any]:
     before = dramatiq.broker.global_broker
-    application = importlib.import_module("tests.interop.eager_app")
-    dramatiq.set_broker(application.broker)
-    yield application.broker
+    actors = importlib.import_module("tests.interop.eager_jobs")
+    dramatiq.set_broker(actors.broker)
+    yield actors.broker
     dramatiq.broker.global_broker = before
 
 

@@ -1,6 +1,8 @@
 """Jobs beside pyramid_exclog, which logs what the views of an application raise."""
 
 import logging
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,8 @@ from tests.jobs import messages
 
 need("pyramid_exclog")
 
+README = (Path(__file__).parents[2] / "README.rst").read_text("utf-8")
+
 
 def fail(request: Any) -> Any:
     raise LookupError("no shoes")
@@ -24,14 +28,18 @@ def includeme(config: Configurator) -> None:
     config.add_view(fail, route_name="fail")
 
 
-@pytest.fixture(scope="module")
-def site(broker: Any) -> Site:
-    """An application with pyramid_exclog, and a view of its own that fails."""
+def make_site(**settings: str) -> Site:
     from tests.interop.exclog_app import main
 
     headers = {user: {"X-User": user} for user in ("alice", "bob", "admin")}
-    app = TestApp(main({}, **{"pyramid.includes": __name__}))
+    app = TestApp(main({}, **{"pyramid.includes": __name__, **settings}))
     return Site(app, headers, {"alice": "alice", "bob": "bob"})
+
+
+@pytest.fixture(scope="module")
+def site(broker: Any) -> Site:
+    """An application with pyramid_exclog, and a view of its own that fails."""
+    return make_site()
 
 
 class TestExclog(Contract):
@@ -56,6 +64,20 @@ class TestExclog(Contract):
         assert {poll.status_code for poll in polls} == {503}
         assert messages(caplog, "exc_logger", logging.INFO) == []
         assert len(messages(caplog, "pyramid_jobstate")) == 1
+
+    @pytest.mark.parametrize("is_ignored", [False, True])
+    def test_outage_in_a_view_of_the_application(
+        self, broker: Any, interop_server: EmbeddedServer, caplog: Any, is_ignored: bool
+    ) -> None:
+        """There StoreUnavailable is logged, but not with the README's setting."""
+        (value,) = re.findall(r"^  exclog\.ignore =\n((?: {6}.*\n)+)", README, re.M)
+        site = make_site(**({"exclog.ignore": value} if is_ignored else {}))
+
+        with away(interop_server):
+            response = site.ask("POST", site.marathons, "alice")
+
+        assert response.status_code == 503
+        assert len(messages(caplog, "exc_logger")) == (0 if is_ignored else 1)
 
     def test_requests_refused_are_not_logged(self, site: Site, caplog: Any) -> None:
         """A 404, a 403 and a 400 are answers like others."""
