@@ -19,8 +19,8 @@ DEMANDED = "JOBSTATE_INTEROP"
 REFUSED = (401, 403)
 
 COMMAND = (
-    "python3 -m venv interop && interop/bin/pip install -e '.[interop]' && "
-    "interop/bin/python -m pytest -W default tests/interop"
+    "python3 -m venv .venv-interop && .venv-interop/bin/pip install -e '.[interop]' && "
+    ".venv-interop/bin/python -m pytest -W default tests/interop"
 )
 
 
