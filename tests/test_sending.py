@@ -537,7 +537,7 @@ def test_messages_of_a_transaction_wait_together_for_a_store_that_went_away(
             swallow = Manager("~~~~", "tpc_vote", proxy.swallow)
             request.tm.get().join(swallow)
 
-        visit(make_site(server.url), view)
+        visit(make_site(proxy.url), view)
 
         assert len(queued(client)) == 20
         # One confirmation, which the client library has tried twice.
