@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from pyramid import threadlocal
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from .resources import JobStates
 
 log = logging.getLogger(__name__)
+
+#: Where a request keeps what has joined a transaction that nobody may commit.
+_PENDING = "_jobstate_pending"
 
 NO_MANAGER = (
     "There is no request.tm to send with. Include pyramid_tm in the application, or "
@@ -105,8 +109,8 @@ class JobDataManager:
     def savepoint(self) -> JobSavepoint:
         return JobSavepoint()
 
-    def complain(self, request: Request) -> None:
-        """Log what has not been sent at the end of its request."""
+    def complain(self) -> None:
+        """Log what has not been sent when the request is over."""
         if not self._is_over:
             log.error(
                 "%r is not sent unless somebody commits the transaction of request.tm, "
@@ -179,7 +183,7 @@ def join(container: JobStates, outgoing: Outgoing) -> None:
     except Exception as e:
         raise RuntimeError(TAKES_NOTHING) from e
     if not is_managed and not is_explicit:
-        request.add_finished_callback(data_manager.complain)
+        _watch(data_manager, request)
 
 
 def _is_managed(manager: Any) -> bool:
@@ -192,6 +196,25 @@ def _is_managed(manager: Any) -> bool:
         for frame in threadlocal.manager.stack
         if (environ := getattr(frame["request"], "environ", None))
     )
+
+
+def _watch(data_manager: JobDataManager, request: Request) -> None:
+    """Have a data manager complain at the end of the request or, if that is a
+    subrequest, of the outermost one.
+    """
+    found = [frame["request"] for frame in threadlocal.manager.stack]
+    request = next((r for r in found if r is not None), request)
+    pending = request.__dict__.get(_PENDING)
+    if pending is None:
+        # One for all that a script sends.
+        pending = request.__dict__[_PENDING] = weakref.WeakSet()
+        request.add_finished_callback(_complain)
+    pending.add(data_manager)
+
+
+def _complain(request: Request) -> None:
+    for data_manager in request.__dict__.pop(_PENDING):
+        data_manager.complain()
 
 
 def _begun(manager: Any) -> Any:

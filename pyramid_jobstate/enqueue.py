@@ -158,7 +158,7 @@ class Outgoing:
             raise ActorError(
                 f"A group is sent through one broker, {self._broker!r}, but a {kind} "
                 f"in it is for another broker, {what.broker!r}. Send them apart, or "
-                "name one broker for all: send_message(group, broker=...)."
+                "pass one broker for all: send_message(..., broker=...)."
             )
 
     def _pipeline(self, what: pipeline) -> pipeline:
@@ -233,8 +233,8 @@ class Outgoing:
         if actor_name not in self._broker.actors:
             raise ActorError(
                 f"The broker {self._broker!r} does not know the actor {actor_name!r}. "
-                "If it is an actor of another broker, name that: "
-                "send_message(message, broker=...)."
+                "If it is an actor of another broker, pass that: "
+                "send_message(..., broker=...) or send_immediately(..., broker=...)."
             )
         return middleware_of(self._broker).functions.get(actor_name)
 

@@ -48,7 +48,7 @@ def refusal(read: JobStore, written: JobStore, broker: str) -> str | None:
     if is_new:
         pairs[written] = _difference(read, written)
     difference = pairs.get(written)
-    if difference is None:
+    if difference is None or (difference.what is None and not is_new):
         return None
     where = (
         f"Job states are read at {read!r}, but the JobStateMiddleware on {broker} "
@@ -56,12 +56,11 @@ def refusal(read: JobStore, written: JobStore, broker: str) -> str | None:
     )
     if difference.what is not None:
         return f"{where}, {difference.what}. {difference.advice}"
-    if is_new:
-        log.warning(
-            "%s. If these are not the same server, no job of that broker will be "
-            "found, or it reads stalled.",
-            where,
-        )
+    log.warning(
+        "%s. If these are not the same server, jobs of that broker will be missing, or "
+        "read stalled.",
+        where,
+    )
     return None
 
 

@@ -166,7 +166,8 @@ class JobStates:
           TypeError: The actor is not tracked, the middleware on its broker certainly
             writes elsewhere than the web side reads, an argument cannot be encoded, or
             the owner is neither a string nor a number.
-          RuntimeError: No transaction has begun on `request.tm`.
+          RuntimeError: No transaction has begun on `request.tm`, or it is being
+            committed.
         """
         return self.send_with_options(actor, args, kwargs)
 

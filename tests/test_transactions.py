@@ -20,7 +20,7 @@ from webtest import TestApp
 from pyramid_jobstate import JobState
 from tests.jobs import messages
 from tests.test_sending import Manager, SQLite, fail, queued
-from tests.webapp import get, make_app, make_broker, make_config
+from tests.webapp import get, make_app, make_broker, make_config, make_request
 
 EXPLICIT = {"tm.manager_hook": "pyramid_tm.explicit_manager"}
 IMPLICIT: dict[str, str] = {}
@@ -657,6 +657,61 @@ def test_transaction_that_nobody_commits_is_told(
         assert uuids[0] in line
         assert client.keys() == []
     database.close()
+
+
+def test_subrequest_of_a_script_is_not_complained_of(
+    implicit: Configurator,
+    broker: Broker,
+    client: redis.Redis,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What a subrequest leaves in the transaction of a script is still to be sent."""
+    add(implicit, "sub", send)
+    router = make_app(implicit).app
+
+    with prepare(registry=implicit.registry) as env, env["request"].tm:
+        router.invoke_subrequest(Request.blank("/sub"))
+        assert client.keys() == []
+
+    assert miles(client) == [26]
+    assert messages(caplog, "pyramid_jobstate") == []
+
+
+def test_script_that_forgets_its_commit_is_told(
+    implicit: Configurator,
+    broker: Broker,
+    client: redis.Redis,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Of all that a script has sent, the log has what never left."""
+    make_app(implicit)
+
+    with prepare(registry=implicit.registry) as env:
+        request = env["request"]
+        for number in range(3):
+            with request.tm:
+                send(request, number)
+        assert len(request.finished_callbacks) == 1
+        request.tm.begin()
+        uuid = send(request, 3)
+
+    (line,) = messages(caplog, "pyramid_jobstate")
+    assert uuid in line and "with request.tm:" in line
+    assert miles(client) == [0, 1, 2]
+
+
+def test_request_of_no_thread_is_complained_of(
+    implicit: Configurator, broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So is a request that nothing has made the current one."""
+    make_app(implicit)
+    request = make_request(implicit)
+
+    request.tm.begin()
+    send(request)
+    request._process_finished_callbacks()
+
+    assert len(messages(caplog, "pyramid_jobstate")) == 1
 
 
 def test_zope_sqlalchemy_and_the_job_commit_together(
