@@ -258,6 +258,18 @@ app.get("/job_state?all=1", status=403)
     run(program, environment, myapp)
 
 
+def test_script_of_the_readme_sends(
+    environment: Any, myapp: Path, redis_url: str
+) -> None:
+    """The script sends a marathon of Alice's."""
+    (script,) = [text for text in snippets("python") if "prepare(" in text]
+
+    run(script, environment, myapp)
+
+    (job_state,) = pyramid_jobstate.JobStore(redis_url).list("alice").items
+    assert (job_state.actor, job_state.status) == ("run_marathon", "queued")
+
+
 def test_json_of_the_readme_has_the_names_that_there_are(redis_url: str) -> None:
     """The state that the README shows has the very keys of a real one."""
     from tests.jobs import RunMarathon
