@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING
 
 import dramatiq.broker
 from pyramid.exceptions import ConfigurationError
-from pyramid.interfaces import ISecurityPolicy
+from pyramid.interfaces import (
+    IRequestExtensions,
+    IRequestFactory,
+    ISecurityPolicy,
+)
+from pyramid.request import Request
 
 from .enqueue import middleware_of
 from .permits import IOwner, authenticated_userid
-from .resources import ROUTE
+from .resources import JOB_STATES
 from .roundtrip import Address, place_of
-from .urls import path_of
+from .urls import LIST, path_of
 
 if TYPE_CHECKING:
     from pyramid.config import Configurator
@@ -48,8 +53,8 @@ def check_routes(config: Configurator) -> None:
     where one with predicates may.
     """
     mapper = config.get_routes_mapper()
-    ours = mapper.get_route(ROUTE)
-    path = path_of(ours).rstrip("/")
+    ours = mapper.get_route(LIST)
+    path = path_of(ours)
     for route in itertools.takewhile(lambda r: r is not ours, mapper.get_routes()):
         if all(route.match(path + rest) is None for rest in _PATHS):
             continue
@@ -113,9 +118,26 @@ def _difference(here: Address | str, there: Address | str) -> str | None:
     return "at another port" if here.is_tls == there.is_tls else None
 
 
-def warn_without_policy(event: ApplicationCreated) -> None:
-    """Warn of an application in which no job has an owner whom it would know."""
+def check_application(event: ApplicationCreated) -> None:
+    """Raise ConfigurationError where `request.job_states` is the application's own.
+    Warn where no job has an owner whom the application would know.
+    """
     registry = event.app.registry
+    extensions = registry.getUtility(IRequestExtensions)
+    factory = registry.queryUtility(IRequestFactory, default=Request)
+    whose = None
+    if (
+        extensions.descriptors.get("job_states") is not JOB_STATES
+        or "job_states" in extensions.methods
+    ):
+        whose = "adds a request method job_states"
+    elif hasattr(factory, "job_states"):
+        whose = f"has a request factory with an attribute job_states, {factory!r}"
+    if whose is not None:
+        raise ConfigurationError(
+            f"The application {whose}. pyramid_jobstate adds one itself: give yours "
+            "another name."
+        )
     if (
         registry.queryUtility(ISecurityPolicy) is None
         and registry.getUtility(IOwner) is authenticated_userid

@@ -13,22 +13,21 @@ from pyramid.interfaces import IApplicationCreated
 from pyramid.path import DottedNameResolver
 
 from .checks import (
+    check_application,
     check_route_prefix,
     check_routes,
     check_store,
-    warn_without_policy,
 )
 from .enqueue import middleware_of
-from .permits import IOwner, authenticated_userid
-from .resources import ROUTE, IJobStore, IMaxBatch, IOutbox, JobStates
-from .state import JobState
+from .permits import IOwner, IPermits, authenticated_userid, policy_permits
+from .resources import JOB_STATES, IJobStore, IMaxBatch, IOutbox
 from .store import JobStore
-from .urls import JobStatesTraverser, JobStatesURL
+from .unavailable import IWebOutage, WebOutage
+from .urls import LIST, add_routes, path_of
 from .views import add_views
 
 if TYPE_CHECKING:
     from pyramid.config import Configurator
-    from pyramid.request import Request
 
 log = logging.getLogger("pyramid_jobstate")
 
@@ -45,6 +44,7 @@ NAMES = frozenset(
         "active_expire_in",
         "stalled_after",
         "owner",
+        "permits",
         "max_batch",
     }
 )
@@ -61,16 +61,8 @@ def include(config: Configurator) -> None:
     path = _path(config.registry.settings)
     check_route_prefix(config)
     config.add_static_view(f"{path}/static", "pyramid_jobstate:static")
-    config.add_route(
-        ROUTE,
-        path + r"{traverse:(?s:/.*)?\Z}",
-        factory=JobStates,
-        use_global_views=False,
-    )
-    config.add_traverser(JobStatesTraverser, JobStates)
-    config.add_resource_url_adapter(JobStatesURL, JobStates)
-    config.add_resource_url_adapter(JobStatesURL, JobState)
-    config.add_request_method(JobStates, "job_states", reify=True)
+    add_routes(config, path)
+    config.add_request_method(JOB_STATES, "job_states", property=True)
     config.add_directive("set_job_store", set_job_store)
     add_views(config)
 
@@ -85,8 +77,12 @@ def include(config: Configurator) -> None:
                 f"The setting {PREFIX}path must be set before pyramid_jobstate is "
                 "included."
             )
-        owner, max_batch = settings.owner(), settings.max_batch()
+        owner = settings.function("owner", authenticated_userid)
+        permits = settings.function("permits", policy_permits)
+        max_batch = settings.max_batch()
         config.registry.registerUtility(owner, IOwner)
+        config.registry.registerUtility(permits, IPermits)
+        config.registry.registerUtility(WebOutage(), IWebOutage)
         config.registry.registerUtility(max_batch, IMaxBatch)
         store = config.registry.queryUtility(IJobStore)
         if store is None:
@@ -96,18 +92,18 @@ def include(config: Configurator) -> None:
             # Else the tests of an application keep what would be written.
             check_store(store)
         check_routes(config)
-        intr.update(store=store, owner=owner, max_batch=max_batch)
+        intr.update(store=store, owner=owner, permits=permits, max_batch=max_batch)
         log.info(
-            "Job states are kept in %r, shown below /%s, and belong to %s(request).",
+            "Job states are kept in %r, shown below %s, and belong to %s(request).",
             store,
-            config.get_routes_mapper().get_route(ROUTE).pattern.partition("{")[0],
+            path_of(config.get_routes_mapper().get_route(LIST)),
             getattr(owner, "__qualname__", owner),
         )
 
     if config.registry.queryUtility(IOwner) is None:
         # Not in an action: a policy may be set after a commit. Once, however often the
         # package is included.
-        config.add_subscriber(warn_without_policy, IApplicationCreated)
+        config.add_subscriber(check_application, IApplicationCreated)
     config.action("pyramid_jobstate", register, order=5, introspectables=(intr,))
 
 
@@ -154,17 +150,18 @@ class Settings:
             raise _wrong("max_batch", value, "is no positive number")
         return int(value)
 
-    def owner(self) -> Callable[[Request], Any]:
-        name = self._settings.get("owner")
+    def function(self, setting: str, default: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function that a setting names."""
+        name = self._settings.get(setting)
         if name is None:
-            return authenticated_userid
+            return default
         try:
-            owner = DottedNameResolver(None).maybe_resolve(name)
+            function = DottedNameResolver(None).maybe_resolve(name)
         except (ImportError, ValueError) as e:
-            raise _wrong("owner", name, f"cannot be imported: {e}") from e
-        if not callable(owner):
-            raise _wrong("owner", name, "is no function")
-        return owner  # type: ignore[no-any-return]
+            raise _wrong(setting, name, f"cannot be imported: {e}") from e
+        if not callable(function):
+            raise _wrong(setting, name, "is not a function")
+        return function  # type: ignore[no-any-return]
 
     def store(self) -> JobStore:
         """Return the store of the redis_url, or of the middleware on Dramatiq's global

@@ -8,6 +8,13 @@ from logging import Logger
 #: The seconds for which nobody waits for a store that has just failed.
 PAUSE = 1.0
 
+#: What a worker, or whoever sends, says at the beginning of an outage, and at its end.
+AWAY = (
+    "The job state store does not take updates, which are kept until it does. "
+    "Jobs that are sent meanwhile have no state until they start: %s: %s"
+)
+BACK = "The job state store takes updates again."
+
 
 class Outage:
     """Whether the store answers, as all who ask it in this process have found out.
@@ -18,10 +25,14 @@ class Outage:
 
     Parameters:
       log: Where an outage is logged, once, and its end.
+      away: The warning, with two %s for the type and the text of an error.
+      back: What is logged at the end.
     """
 
-    def __init__(self, log: Logger) -> None:
+    def __init__(self, log: Logger, away: str = AWAY, back: str = BACK) -> None:
         self._log = log
+        self._away = away
+        self._back = back
         self._is_on = False
         self._is_said = False
         self._next = 0.0
@@ -50,15 +61,10 @@ class Outage:
         if self._is_said:
             return
         self._is_said = True
-        self._log.warning(
-            "The job state store does not take updates, which are kept until it does. "
-            "Jobs that are sent meanwhile have no state until they start: %s: %s",
-            type(error).__name__,
-            error,
-        )
+        self._log.warning(self._away, type(error).__name__, error)
 
     def recover(self) -> None:
         """Log that the store does again what it should, if anything else was logged."""
         if self._is_said:
             self._is_said = False
-            self._log.info("The job state store takes updates again.")
+            self._log.info(self._back)

@@ -21,18 +21,29 @@ class IOwner(Interface):  # type: ignore[misc]
     """Marks the function that returns the owner of a request's jobs, a utility."""
 
 
-def permits(request: Request, context: Any, permission: str) -> Any:
-    """Return whether a request has a permission on a job or a container, as a policy
-    answers.
+class IPermits(Interface):  # type: ignore[misc]
+    """Marks the function that decides what a request may do, a utility."""
 
-    Without a security policy the ACLs decide for Everyone alone: Pyramid's own
-    `has_permission` would allow everything.
+
+def permits(request: Request, context: Any, permission: str) -> Any:
+    """Return whether a request has a permission on a job or a container: what the
+    function of the setting ``jobstate.permits`` answers, :func:`policy_permits` unless
+    it is set.
     """
     container = getattr(context, "_container", None)
     if container is not None and container.request is not request:
         # A job that the application kept: an owner's ACE holds in one request alone.
         context = copy.copy(context)
         context._container = request.job_states
+    return request.registry.getUtility(IPermits)(request, context, permission)
+
+
+def policy_permits(request: Request, context: Any, permission: str) -> Any:
+    """Return what the application's security policy answers.
+
+    Without one the ACLs decide for Everyone alone: Pyramid's own `has_permission` would
+    allow everything.
+    """
     policy = request.registry.queryUtility(ISecurityPolicy)
     if policy is None:
         return ACLHelper().permits(context, [Everyone], permission)

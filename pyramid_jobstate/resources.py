@@ -20,14 +20,12 @@ from .listing import Page
 from .permits import owner_of, permits, principals_of
 from .state import JobState
 from .store import JobStore, is_uuid
+from .unavailable import IWebOutage, Unavailable
 
 if TYPE_CHECKING:
     from pyramid.request import Request
 
 T = TypeVar("T")
-
-#: The name of the route to the resources.
-ROUTE = "pyramid_jobstate"
 
 
 class Default(enum.Enum):
@@ -100,6 +98,12 @@ class JobStates:
         """
         try:
             job_state = self.find(uuid)
+        except StoreUnavailable:
+            attributes = self.request.__dict__
+            if self.is_mounted and "root" in attributes and "context" not in attributes:
+                # Pyramid is traversing the tree: the views for it answer.
+                return Unavailable(self, uuid)  # type: ignore[return-value]
+            raise
         except KeyError as e:
             # Traversal would take it for an unknown job.
             raise RuntimeError(f"The class of the job {uuid} failed: {e!r}") from e
@@ -287,10 +291,30 @@ class JobStates:
         Raises:
           StoreUnavailable: There is none.
         """
+        outage = self.request.registry.getUtility(IWebOutage)
         try:
-            return question(self.store)
+            answer = question(self.store)
         except RedisError as e:
+            outage.note(e)
             raise StoreUnavailable(self) from e
+        outage.end()
+        return answer
+
+
+def _job_states(request: Request) -> JobStates:
+    # A data descriptor, so that nothing else finds what it keeps.
+    known: dict[str, Any] = request.__dict__
+    if "job_states" not in known:
+        known["job_states"] = JobStates(request)
+    return known["job_states"]  # type: ignore[no-any-return]
+
+
+def _set_job_states(request: Request, value: Any) -> None:
+    request.__dict__["job_states"] = value
+
+
+#: `request.job_states`: one container a request. The application's tests may set it.
+JOB_STATES = property(_job_states, _set_job_states)
 
 
 def _one_or_all(

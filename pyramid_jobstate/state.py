@@ -57,7 +57,8 @@ class JobState(Handle):
 
     * `kind`: the name of this kind of job, stored with each; the class's own name
       unless set;
-    * `title`: what a viewer reads above the job; made from the kind unless set;
+    * `title`: what a viewer reads above the job, a string or a translation string; made
+      from the kind unless set;
     * `public_params`: the names of the parameters that a viewer may see; none unless
       set;
     * :meth:`public_error`: what a viewer reads of an exception;
@@ -275,7 +276,8 @@ class JobState(Handle):
 
     def public_error(self, exception_type: str, message: str) -> str:
         """Return what a viewer reads of the exception that ended the job, or of the
-        SkipMessage with which a middleware or the actor itself has dropped its message.
+        SkipMessage with which a middleware or the actor itself has dropped its message:
+        a string, or a translation string.
 
         Parameters:
           exception_type: The qualified name of its class, such as "ValueError",
@@ -313,7 +315,7 @@ class JobState(Handle):
         job = {
             "uuid": self.uuid,
             "kind": self.kind,
-            "title": self.title,
+            "title": _translated(self.title, request),
             "status": self.status,
             "url": request.resource_url(self),
             "params": {k: params[k] for k in self.public_params if k in params},
@@ -334,7 +336,8 @@ class JobState(Handle):
             "updated_at": record.iso_time("updated"),
             "finished_at": record.iso_time("finished"),
             "cancellable": not is_finished and bool(states.permits(self, "cancel_job")),
-            "error": error and {"message": self._public_reason(error)},
+            "error": error
+            and {"message": _translated(self._public_reason(error), request)},
         }
         coarse = "working"
         if is_finished:
@@ -367,6 +370,14 @@ def _humanize(name: str) -> str:
     words = [w if w.isupper() and len(w) > 1 else w.lower() for w in words]
     text = " ".join(words)
     return text[:1].upper() + text[1:]
+
+
+def _translated(text: str, request: Request) -> str:
+    """Return a translation string in the language of a request."""
+    # This is how Pyramid's Localizer tells one from a string.
+    if hasattr(text, "interpolate"):
+        return request.localizer.translate(text)  # type: ignore[no-any-return]
+    return text
 
 
 def _plain(value: object) -> Any:

@@ -1,4 +1,4 @@
-"""The way to a job by URL, and the URL of a job."""
+"""The routes to the jobs, and the URL of a job."""
 
 from __future__ import annotations
 
@@ -9,19 +9,110 @@ from pyramid.interfaces import IResourceURL, IRoutesMapper
 from pyramid.traversal import ResourceTreeTraverser, ResourceURL
 from zope.interface import implementer
 
-from .resources import ROUTE, JobStates
+from .errors import StoreUnavailable
+from .resources import JobStates
 from .state import JobState
+from .unavailable import Unavailable
 
 if TYPE_CHECKING:
+    from pyramid.config import Configurator
     from pyramid.request import Request
 
 
+#: The names of our routes.
+LIST = "pyramid_jobstate"
+JOB = "pyramid_jobstate.job"
+CANCEL = "pyramid_jobstate.cancel"
+OTHER = "pyramid_jobstate.other"
+
+#: What stands behind our path, by the name of the route. Some have a twin with a slash
+#: at the end; the last keeps the application's own views away from whatever is left.
+ROUTES = {
+    LIST: "",
+    f"{LIST}/": "/",
+    JOB: "/{uuid}",
+    f"{JOB}/": "/{uuid}/",
+    CANCEL: "/{uuid}/cancel",
+    OTHER: r"{other:(?s:/.*)\Z}",
+}
+
+
+class PathPredicate:
+    """The route predicate `jobstate_path`: whether a request is for one of our routes.
+
+    A CORS preflight is not: the application answers it. Nor, unless all paths are
+    meant, is one with a line break at the end, which Pyramid's patterns do not see.
+
+    Parameters:
+      value: "exact" or "all".
+    """
+
+    def __init__(self, value: str, config: Configurator) -> None:
+        self.value = value
+        self._is_exact = value == "exact"
+
+    def text(self) -> str:
+        return f"jobstate_path = {self.value}"
+
+    phash = text
+
+    def __call__(self, info: Any, request: Request) -> bool:
+        environ = request.environ
+        if self._is_exact and environ["PATH_INFO"][-1:] == "\n":
+            return False
+        return not (
+            environ["REQUEST_METHOD"] == "OPTIONS"
+            and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ
+        )
+
+
+def add_routes(config: Configurator, path: str) -> None:
+    """Add our routes below a path."""
+    config.add_route_predicate("jobstate_path", PathPredicate)
+    for name, pattern in ROUTES.items():
+        config.add_route(
+            name,
+            path + pattern,
+            factory=JobStates,
+            use_global_views=False,
+            jobstate_path="all" if name == OTHER else "exact",
+        )
+    config.add_traverser(JobStatesTraverser, JobStates)
+    config.add_resource_url_adapter(JobStatesURL, JobStates)
+    config.add_resource_url_adapter(JobStatesURL, JobState)
+
+
 class JobStatesTraverser(ResourceTreeTraverser):  # type: ignore[misc]
-    """Traverses the container of our route. As for every route, a virtual root of the
-    application's own tree has no say in it.
+    """Goes from the container of our routes to the job that the URL names. As for every
+    route, a virtual root of the application's own tree has no say in it.
     """
 
     VH_ROOT_KEY = "pyramid_jobstate.no_virtual_root"
+
+    def __call__(self, request: Request) -> dict[str, Any]:
+        route = getattr(request, "matched_route", None)
+        if route is None or route.name not in ROUTES:
+            # The application's own way to a container of its own.
+            return super().__call__(request)  # type: ignore[no-any-return]
+        container = context = self.root
+        view_name = "cancel" if route.name == CANCEL else ""
+        uuid = request.matchdict.get("uuid")
+        if uuid is not None:
+            try:
+                context = container[uuid]
+            except StoreUnavailable:
+                context = Unavailable(container, uuid)
+            except KeyError:
+                view_name = uuid
+        return {
+            "root": container,
+            "context": context,
+            "view_name": view_name,
+            "subpath": (),
+            "traversed": () if context is container else (uuid,),
+            "virtual_root": container,
+            "virtual_root_path": (),
+        }
 
 
 @implementer(IResourceURL)
@@ -39,7 +130,7 @@ class JobStatesURL:
             self.physical_path_tuple = url.physical_path_tuple
             self.virtual_path_tuple = url.virtual_path_tuple
             return
-        route = request.registry.getUtility(IRoutesMapper).get_route(ROUTE)
+        route = request.registry.getUtility(IRoutesMapper).get_route(f"{LIST}/")
         path = path_of(route)
         if resource is not container:
             path = f"{path}{resource.uuid}/"  # type: ignore[union-attr]
@@ -49,6 +140,6 @@ class JobStatesURL:
 
 @functools.lru_cache(256)
 def path_of(route: Any) -> str:
-    """Return the path of the container at our route."""
-    path: str = route.generate({"traverse": "/"})
+    """Return the path of a route of ours that is but one."""
+    path: str = route.generate({})
     return path

@@ -1,15 +1,19 @@
-"""What GET and POST below the path of the job states answer."""
+"""What requests below the path of the job states are answered."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pyramid.exceptions import BadCSRFOrigin, BadCSRFToken
 from pyramid.httpexceptions import (
+    HTTPBadRequest,
     HTTPForbidden,
     HTTPNotFound,
     HTTPServiceUnavailable,
@@ -21,15 +25,19 @@ from zope.interface import classImplements
 
 from .errors import StoreUnavailable
 from .permits import permits
-from .resources import ROUTE, IMaxBatch, JobStates
+from .resources import IMaxBatch, JobStates
 from .state import JobState
 from .trouble import note_trouble
+from .unavailable import Unavailable
+from .urls import CANCEL, JOB, LIST, OTHER, ROUTES
 
 if TYPE_CHECKING:
     from pyramid.config import Configurator
     from pyramid.request import Request
 
 log = logging.getLogger("pyramid_jobstate")
+
+View = Callable[[Any, "Request"], Response]
 
 #: The names of our views.
 VIEW_NAMES = ("", "cancel")
@@ -45,6 +53,8 @@ _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 #: Seconds after which to ask again when the store does not answer.
 RETRY_AFTER = 5
+
+UNAVAILABLE = "The job state store does not answer."
 
 
 class IStoreUnavailable(IException):  # type: ignore[misc]
@@ -64,6 +74,8 @@ def show(context: JobState, request: Request) -> Response:
 
 def cancel(context: JobState, request: Request) -> Response:
     """Ask to cancel a job: 202 with its state, 409 if it has ended."""
+    if request.subpath:
+        raise HTTPNotFound
     require(request, context, "cancel_job")
     # No page of another site can send it without the browser asking us first.
     if "X-Requested-With" not in request.headers:
@@ -84,10 +96,7 @@ def cancel(context: JobState, request: Request) -> Response:
 
 def show_many(context: JobStates, request: Request) -> Response:
     """The states of the jobs that are asked for, or a page of a list."""
-    try:
-        query = request.GET
-    except UnicodeDecodeError:
-        return bad_request("A parameter is no UTF-8.")
+    query = request.GET
     if "uuid" in query:
         return show_batch(context, request, query.getall("uuid"))
     limit = query.get("limit", "50")
@@ -194,10 +203,53 @@ def bad_request(message: str) -> Response:
     return render({"error": message}, 400)
 
 
-def unavailable(exc: StoreUnavailable, request: Request) -> Response:
-    response = render({"error": str(exc)}, 503)
+def bad_csrf(exc: HTTPBadRequest, request: Request) -> Response:
+    return bad_request(f"The CSRF check refused the request. {exc.detail}")
+
+
+def unavailable(context: StoreUnavailable | Unavailable, request: Request) -> Response:
+    """The answer where the store gives none, be it found out by traversal or a view."""
+    response = render({"error": UNAVAILABLE}, 503)
     response.retry_after = RETRY_AFTER
     return response
+
+
+def other_method(*allowed: str) -> View:
+    """Return the view for every method but those allowed."""
+
+    def view(context: JobState | JobStates, request: Request) -> Response:
+        text = f"The method {request.method} is not allowed here."
+        response = render({"error": text}, 405)
+        response.allow = allowed
+        return response
+
+    return view
+
+
+def nothing(context: JobStates, request: Request) -> Response:
+    """The answer for whatever else stands below our path."""
+    return not_found(HTTPNotFound(), request)
+
+
+def answering(view: View) -> View:
+    """Return a view that answers by itself what else would go through all tweens as an
+    exception: a tween which logs exceptions would log each poll of an outage.
+    """
+
+    @functools.wraps(view)
+    def answer(context: Any, request: Request) -> Response:
+        try:
+            if request.environ.get("QUERY_STRING"):
+                # The application's own code may read it: a locale negotiator does.
+                request.GET  # noqa: B018
+        except UnicodeDecodeError:
+            return bad_request("A parameter is not UTF-8.")
+        try:
+            return view(context, request)
+        except StoreUnavailable as e:
+            return unavailable(e, request)
+
+    return answer
 
 
 def unavailable_elsewhere(exc: StoreUnavailable, request: Request) -> Response:
@@ -226,8 +278,9 @@ def render(value: dict[str, Any], status: int = 200) -> Response:
 
 class OursPredicate:
     """The view predicate `jobstate_ours`: whether an exception answers a request for
-    one of our views in a container that is mounted in the application's tree, rather
-    than one for a view of the application, be its context a job or not.
+    one of our routes, or for one of our views in a container that is mounted in the
+    application's tree, rather than one for a view of the application, be its context a
+    job or not.
     """
 
     def __init__(self, value: bool, config: Configurator) -> None:
@@ -239,44 +292,54 @@ class OursPredicate:
     phash = text
 
     def __call__(self, exc: Exception, request: Request) -> bool:
+        route = getattr(request, "matched_route", None)
         context = request.__dict__.get("context")
         container = context.__parent__ if isinstance(context, JobState) else context
-        if context is None and isinstance(exc, StoreUnavailable):
-            # Traversal was stopped in a container other than the application's own.
-            ours = exc.container is not request.job_states
+        if route is not None and route.name in ROUTES:
+            ours = True
         elif not isinstance(container, JobStates) or not container.is_mounted:
             # The application reached it in a way of its own.
             ours = False
         elif container is context and isinstance(exc, HTTPNotFound):
-            # The name is that of a job which there is not.
+            # The name is that of an unknown job.
             ours = True
         else:
             ours = request.view_name in VIEW_NAMES
         return ours is self.value
 
 
+#: Our views: the routes that lead to each, its context and name, and what answers which
+#: method.
+VIEWS: tuple[tuple[tuple[str, ...], type, str, dict[str, View]], ...] = (
+    ((LIST, f"{LIST}/"), JobStates, "", {"GET": show_many}),
+    ((JOB, f"{JOB}/"), JobState, "", {"GET": show}),
+    ((CANCEL,), JobState, "cancel", {"POST": cancel}),
+)
+
+
 def add_views(config: Configurator) -> None:
-    """Register each view for our route, and for containers mounted elsewhere."""
+    """Register each view for our routes, and for containers mounted elsewhere."""
     config.add_view_predicate("jobstate_ours", OursPredicate)
     config.add_exception_view(unavailable_elsewhere, context=IStoreUnavailable)
-    for route, ours in (({"route_name": ROUTE}, {}), ({}, {"jobstate_ours": True})):
-        for view, name, context, method in (
-            (show, "", JobState, "GET"),
-            (cancel, "cancel", JobState, "POST"),
-            (show_many, "", JobStates, "GET"),
-        ):
-            config.add_view(
-                view,
-                name=name,
-                context=context,
-                request_method=method,
-                # They ask by themselves: see require().
-                permission=NO_PERMISSION_REQUIRED,
-                **route,
-            )
-        for exception, answer in (
-            (HTTPNotFound, not_found),
-            (HTTPForbidden, forbidden),
-            (StoreUnavailable, unavailable),
-        ):
-            config.add_exception_view(answer, context=exception, **route, **ours)
+    for exception, answer in (
+        (HTTPNotFound, not_found),
+        (HTTPForbidden, forbidden),
+        (BadCSRFToken, bad_csrf),
+        (BadCSRFOrigin, bad_csrf),
+        (StoreUnavailable, unavailable),
+    ):
+        config.add_exception_view(answer, context=exception, jobstate_ours=True)
+    # They ask for the permissions by themselves: see require().
+    add = functools.partial(config.add_view, permission=NO_PERMISSION_REQUIRED)
+    for routes, context, name, views in VIEWS:
+        allowed = [*views, "HEAD"] if "GET" in views else [*views]
+        for place in ({}, *({"route_name": route} for route in routes)):
+            options: dict[str, Any] = {"name": name, "context": context, **place}
+            for method, view in views.items():
+                add(answering(view), request_method=method, **options)
+            # Whatever the method, the CSRF check is not the first to refuse it.
+            add(other_method(*allowed), require_csrf=False, **options)
+            if context is JobState:
+                options["context"] = Unavailable
+                add(unavailable, require_csrf=False, **options)
+    add(nothing, route_name=OTHER, require_csrf=False)

@@ -216,9 +216,27 @@ def test_cancel_is_only_posted(
         app, method, f"{place}/{job}/cancel?_method=POST", "alice", **headers
     )
 
-    assert response.status_code == 404
+    assert response.status_code == 405
+    assert response.headers["Allow"] == "POST"
     if method != "HEAD":
-        assert response.json == {"error": "There is no such job."}
+        assert response.json == {"error": f"The method {method} is not allowed here."}
+    assert load(store, job).status == "working"
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("end", ["/x", "/x/y", "//x"])
+def test_nothing_cancels_below_the_cancel(
+    app: TestApp, store: JobStore, place: str, end: str
+) -> None:
+    """A path that goes on behind the cancel names nothing."""
+    job = put_job(store, owner="alice").uuid
+
+    response = ask(
+        app, "POST", f"{place}/{job}/cancel{end}", "alice", X_Requested_With="x"
+    )
+
+    assert response.status_code == 404
+    assert response.json == {"error": "There is no such job."}
     assert load(store, job).status == "working"
 
 

@@ -297,6 +297,9 @@ def test_defaults() -> None:
         ("owner", "os:no_such_name"),
         ("owner", "os.path"),
         ("owner", 5),
+        ("permits", "no.such.module"),
+        ("permits", "os.path"),
+        ("permits", 5),
         ("redis_url", ""),
         ("redis_url", "localhost"),
         ("redis_url", "http://localhost"),
@@ -474,6 +477,7 @@ def test_settings_can_be_introspected() -> None:
     assert shown["store"] is store
     assert shown["max_batch"] == 7
     assert shown["owner"].__name__ == "authenticated_userid"
+    assert shown["permits"].__name__ == "policy_permits"
 
 
 def test_directive_can_be_introspected() -> None:

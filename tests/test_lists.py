@@ -926,10 +926,13 @@ def test_store_that_is_away_is_a_503(
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
 @pytest.mark.parametrize("place", PLACES)
 def test_container_answers_only_get(app: TestApp, place: str, method: str) -> None:
-    """There is nothing else to do with all jobs."""
+    """Every other method is refused, and told which are allowed."""
     from tests.webapp import ask
 
-    assert ask(app, method, place, ADMIN).status_code == 404
+    response = ask(app, method, place, ADMIN)
+
+    assert response.status_code == 405
+    assert response.headers["Allow"] == "GET, HEAD"
     assert ask(app, "HEAD", place, ADMIN).status_code == 200
 
 

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from pyramid.response import Response
 from webtest import TestApp
 
 from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate.urls import ROUTES
 from tests.webapp import (
     ADMIN,
     NOWHERE,
@@ -388,8 +389,9 @@ def test_refusal_is_told_to_the_applications_logging(
 
     config = make_config(redis_url, root_factory=mounted_root)
     config.include("pyramid_jobstate")
-    for place in {"route_name": "pyramid_jobstate"}, {"jobstate_ours": True}:
-        config.add_forbidden_view(note, **place)
+    for route in ROUTES:
+        config.add_forbidden_view(note, route_name=route)
+    config.add_forbidden_view(note, jobstate_ours=True)
     app = TestApp(config.make_wsgi_app())
     job = put_job(client)
 
@@ -577,3 +579,136 @@ def test_root_decides_for_an_admin_without_a_policy(
     response = get(app, "/job_state?all=1", ADMIN)
 
     assert response.json == {"items": [], "cursor": None}
+
+
+# The setting jobstate.permits.
+
+
+class RolePolicy(TutorialPolicy):
+    """Decides by a table of roles and never looks at an ACL: it shuts owners out."""
+
+    ROLES: Mapping[Any, tuple[str, ...]] = {
+        "admin": ("view_job", "cancel_job", "list_jobs")
+    }
+
+    def permits(self, request: Request, context: Any, permission: str) -> Any:
+        return permission in self.ROLES.get(self.authenticated_userid(request), ())
+
+
+class LoggedInPolicy(TutorialPolicy):
+    """Lets whoever is logged in do everything."""
+
+    def permits(self, request: Request, context: Any, permission: str) -> Any:
+        return self.authenticated_userid(request) is not None
+
+
+class PeculiarPolicy(TutorialPolicy):
+    """Expects contexts that only its application has."""
+
+    def permits(self, request: Request, context: Any, permission: str) -> Any:
+        return context.get_prefixed_principals()
+
+
+def by_acl(request: Request, context: Any, permission: str) -> Any:
+    """A jobstate.permits: the ACLs decide."""
+    userid = request.authenticated_userid
+    principals = [Everyone] if userid is None else [Everyone, Authenticated, userid]
+    return ACLHelper().permits(context, principals, permission)
+
+
+def list_all(app: TestApp, place: str, **headers: str) -> int:
+    status: int = get(app, f"{place}?all=1", **headers).status_code
+    return status
+
+
+@pytest.mark.parametrize("place", ["/job_state", "/site/jobs"])
+@pytest.mark.parametrize("policy", [RolePolicy, LoggedInPolicy, PeculiarPolicy])
+def test_function_of_the_setting_is_asked_instead_of_the_policy(
+    redis_url: str, client: redis.Redis, policy: Any, place: str
+) -> None:
+    """With `jobstate.permits` the ACLs count, whatever the policy makes of them."""
+    app = app_of(policy(), redis_url, permits=f"{__name__}.by_acl")
+    job = put_job(client, owner='"alice"')
+    client.zadd('jobstate:active:owner:"alice"', {job: 1e15})
+    client.zadd("jobstate:active:all", {job: 1e15})
+
+    assert list_all(app, place) == 403
+    assert list_all(app, place, X_User='"bob"') == 403
+    assert list_all(app, place, X_User='"admin"') == 200
+    assert rights(app, job, place) == NONE
+    assert rights(app, job, place, X_User='"bob"') == NONE
+    state = get(app, f"{place}/{job}", X_User='"alice"').json
+    assert state["job"]["cancellable"] is True
+    assert rights(app, job, place, X_User='"alice"') == ALL
+
+
+@pytest.mark.parametrize(
+    ("policy", "user", "expected"),
+    [
+        (RolePolicy, '"alice"', NONE),
+        (RolePolicy, '"admin"', (True, True, False, True)),
+        (LoggedInPolicy, '"bob"', (True, True, False, True)),
+        (LoggedInPolicy, "null", NONE),
+    ],
+)
+def test_policy_that_ignores_acls_decides_unless_the_setting_is_there(
+    redis_url: str, client: redis.Redis, policy: Any, user: str, expected: Any
+) -> None:
+    """Without the setting the policy has its way, be that too much or too little."""
+    app = app_of(policy(), redis_url)
+    job = put_job(client, owner='"alice"')
+
+    assert rights(app, job, X_User=user) == expected
+
+
+def test_setting_counts_for_an_application_without_a_policy(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """It is asked where no policy is, too, also in the application's own code."""
+
+    def allow_all(request: Request, context: Any, permission: str) -> bool:
+        return True
+
+    settings = {"jobstate.permits": allow_all}
+    config = make_config(redis_url, security_policy=None, settings=settings)
+    app = make_app(config)
+    job = put_job(client)
+
+    assert get(app, f"/job_state/{job}").status_code == 200
+    states = make_request(config).job_states
+    assert states.permits(states[job], "view_job") is True
+
+
+@pytest.mark.parametrize("answer", [None, 0, ""])
+def test_whatever_is_false_refuses(
+    redis_url: str, client: redis.Redis, answer: Any
+) -> None:
+    """A function that returns nothing lets nobody in."""
+    config = make_config(
+        redis_url, settings={"jobstate.permits": lambda *arguments: answer}
+    )
+    app = make_app(config)
+    job = put_job(client)
+
+    assert rights(app, job, user="alice") == NONE
+
+
+def test_function_that_raises_for_one_job_leaves_the_others(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """In a batch its trouble is one job's; asked for alone that is an error."""
+    broken, sound = put_job(client), put_job(client)
+
+    def picky(request: Request, context: Any, permission: str) -> bool:
+        if context.uuid == broken:
+            raise LookupError("no such table")
+        return True
+
+    app = make_app(make_config(redis_url, settings={"jobstate.permits": picky}))
+
+    jobs = get(app, f"/job_state?uuid={broken}&uuid={sound}").json["jobs"]
+
+    assert jobs[broken] is None
+    assert jobs[sound]["job"]["uuid"] == sound
+    with pytest.raises(LookupError):
+        get(app, f"/job_state/{broken}")

@@ -240,6 +240,24 @@ assert {item["job"]["status"] for item in items} == {"queued"}
     run(program, environment, myapp)
 
 
+def test_permits_of_the_readme_makes_the_acls_count(
+    environment: Any, myapp: Path
+) -> None:
+    """With the function of four lines the owner is let in beside a policy of roles."""
+    program = """
+from webtest import TestApp
+from myapp import main, security
+security.SecurityPolicy.permits = lambda self, request, context, permission: False
+settings = {"jobstate.permits": "myapp.rights.permits"}
+app = TestApp(main({}, **settings), extra_environ={"REMOTE_USER": "alice"})
+url = app.get("/run").html.find("job-state")["src"]
+assert app.get(url).json["job"]["cancellable"] is True
+app.get(url, extra_environ={"REMOTE_USER": "bob"}, status=403)
+app.get("/job_state?all=1", status=403)
+"""
+    run(program, environment, myapp)
+
+
 def test_json_of_the_readme_has_the_names_that_there_are(redis_url: str) -> None:
     """The state that the README shows has the very keys of a real one."""
     from tests.jobs import RunMarathon

@@ -1,18 +1,22 @@
 """A store that is away, in the application's own views."""
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import redis
 import transaction
 from pyramid.config import Configurator
 from pyramid.request import Request
 from pyramid.response import Response
 from webtest import TestApp
 
-from pyramid_jobstate import StoreUnavailable
+from pyramid_jobstate import StoreUnavailable, unavailable
 from pyramid_jobstate.embedded import EmbeddedServer
+from tests.jobs import messages
 from tests.webapp import (
+    ADMIN,
     NOWHERE,
     Root,
     ask,
@@ -20,6 +24,7 @@ from tests.webapp import (
     make_broker,
     make_config,
     mounted_root,
+    put_job,
 )
 
 UUID = "12345678-1234-4321-8765-1234567890ab"
@@ -201,3 +206,121 @@ def test_commit_that_the_store_vetoes_is_a_503(stopped: EmbeddedServer) -> None:
 
     assert response.status_code == 503
     assert response.headers["Retry-After"] == "5"
+
+
+# What is said of it, and to whom.
+
+
+def make_watched(redis_url: str) -> tuple[TestApp, list[str]]:
+    """Return an application with a tween that logs exceptions, as pyramid_exclog does,
+    and the names of those.
+    """
+    config = make_config(redis_url, root_factory=mounted_root)
+    config.registry["seen"] = seen = []
+    config.add_tween(f"{__name__}.watch")
+    config.include("pyramid_jobstate")
+    return TestApp(config.make_wsgi_app()), seen
+
+
+def watch(handler: Any, registry: Any) -> Any:
+    def tween(request: Request) -> Any:
+        try:
+            return handler(request)
+        except BaseException as e:
+            registry["seen"].append(type(e).__name__)
+            raise
+
+    return tween
+
+
+def poll_all(app: TestApp) -> set[int]:
+    """Return the statuses of requests of every kind."""
+    statuses = set()
+    for place in "/job_state", "/jobs":
+        for path in f"/{UUID}", f"/{UUID}/", f"?uuid={UUID}", "", "?all=1":
+            statuses.add(get(app, place + path, ADMIN).status_code)
+        cancel = f"{place}/{UUID}/cancel"
+        statuses.add(ask(app, "POST", cancel, ADMIN, X_Requested_With="x").status_code)
+        for method in "PUT", "DELETE":
+            statuses.add(ask(app, method, f"{place}/{UUID}", ADMIN).status_code)
+    return statuses
+
+
+def test_outage_raises_nothing_through_the_tweens(
+    server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Requests of every kind are answered without an exception, and the log has one
+    line for each outage and one for its end.
+    """
+    app, seen = make_watched(server.url)
+    caplog.set_level(logging.INFO, "pyramid_jobstate")
+    for _ in range(2):
+        caplog.clear()
+        server.stop()
+
+        statuses = poll_all(app)
+        for _ in range(20):
+            statuses.add(get(app, f"/job_state/{UUID}", ADMIN).status_code)
+
+        assert statuses == {503}
+        assert seen == []
+        (line,) = caplog.records
+        assert line.levelno == logging.WARNING
+        assert line.getMessage().startswith("The job state store does not answer.")
+        assert line.exc_info is None
+
+        server.start()
+        caplog.clear()
+        for _ in range(3):
+            assert get(app, f"/job_state?uuid={UUID}", ADMIN).status_code == 200
+        assert messages(caplog, "pyramid_jobstate", logging.INFO) == [
+            "The job state store answers again."
+        ]
+
+
+def test_outage_in_views_of_the_application_is_logged_once(
+    caplog: pytest.LogCaptureFixture, app: TestApp
+) -> None:
+    """Our line is one, too, where the application's own code asks."""
+    for _ in range(3):
+        for path in PATHS:
+            get(app, path, "alice")
+
+    assert len(messages(caplog, "pyramid_jobstate", logging.INFO)) == 1
+
+
+def test_store_that_refuses_is_logged_once_a_minute(
+    redis_url: str,
+    client: redis.Redis,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A server that answers some questions and refuses others floods no log either."""
+    now = [1000.0]
+    monkeypatch.setattr(unavailable.time, "monotonic", lambda: now[0])
+    job = put_job(client)
+    client.acl_setuser(
+        "reader",
+        enabled=True,
+        passwords=["+secret"],
+        keys=["jobstate:*"],
+        commands=["+time", "+client", "+hello", "+ping", "+hgetall"],
+    )
+    app, seen = make_watched(redis_url.replace("//", "//reader:secret@"))
+    caplog.set_level(logging.INFO, "pyramid_jobstate")
+    caplog.clear()
+    try:
+        for _ in range(2):
+            for _ in range(5):
+                assert get(app, f"/job_state/{job}", "alice").status_code == 200
+                path = f"/job_state/{job}/cancel"
+                response = ask(app, "POST", path, "alice", X_Requested_With="x")
+                assert response.status_code == 503
+            (line,) = messages(caplog, "pyramid_jobstate", logging.INFO)
+            assert line.startswith("The job state store refuses a request")
+            assert "secret" not in line
+            caplog.clear()
+            now[0] += unavailable.REFUSAL_PAUSE
+    finally:
+        client.acl_deluser("reader")
+    assert seen == []

@@ -190,17 +190,32 @@ def test_others_are_forbidden(app: TestApp, job: str, user: str | None) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
 @pytest.mark.parametrize("end", ["", "/"])
-def test_other_methods_do_not_answer(
+def test_other_methods_are_not_allowed(
     app: TestApp, client: redis.Redis, job: str, method: str, end: str
 ) -> None:
-    """A state is only got: every other method is not found, and changes nothing."""
+    """A state is only got: every other method is refused, and changes nothing."""
     before = client.hgetall(f"jobstate:{job}")
 
-    response = ask(app, method, f"/job_state/{job}{end}", "alice")
+    for path in f"/job_state/{job}{end}", f"/job_state{end}":
+        response = ask(app, method, path, "alice")
 
-    assert response.status_code == 404
-    assert response.json == NOT_FOUND
+        assert response.status_code == 405
+        assert response.json == {"error": f"The method {method} is not allowed here."}
+        assert response.headers["Allow"] == "GET, HEAD"
+        assert response.headers["Cache-Control"] == "private, no-cache"
     assert client.hgetall(f"jobstate:{job}") == before
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
+def test_other_methods_of_an_unknown_job_are_not_found(
+    app: TestApp, method: str
+) -> None:
+    """Where nothing stands no method is better than another."""
+    for path in f"/job_state/{UUID}", f"/job_state/{UUID}/cancel", "/job_state/x/y":
+        response = ask(app, method, path, "alice")
+
+        assert response.status_code == 404
+        assert response.json == NOT_FOUND
 
 
 @pytest.mark.parametrize(
@@ -209,7 +224,7 @@ def test_other_methods_do_not_answer(
 def test_method_override_does_nothing(app: TestApp, job: str, header: str) -> None:
     """A header does not turn one method into another."""
     headers = {header: "GET"}
-    assert ask(app, "POST", f"/job_state/{job}", "alice", **headers).status_code == 404
+    assert ask(app, "POST", f"/job_state/{job}", "alice", **headers).status_code == 405
 
     headers = {header: "DELETE"}
     assert get(app, f"/job_state/{job}", "alice", **headers).status_code == 200
@@ -237,7 +252,10 @@ def test_method_override_does_nothing(app: TestApp, job: str, header: str) -> No
         "/{job}/x/y",
         "/{job}/login",
         "/{job}/edit",
-        "/{job}/cancel",
+        "/{job}/cancel/",
+        "/{job}/cancel/x",
+        "/{job}/cancel%0A",
+        "/{job}%0A/cancel",
         "/{job}/@@login",
         "/{job}/__json__",
         "/{job}/{job}",
@@ -393,7 +411,7 @@ def test_view_for_every_context_does_not_answer_for_a_job(
     app = TestApp(config.make_wsgi_app())
 
     assert get(app, f"/job_state/{job}", "bob").status_code == 403
-    assert ask(app, "POST", f"/job_state/{job}", "alice").json == NOT_FOUND
+    assert ask(app, "POST", f"/job_state/{job}", "alice").status_code == 405
     assert get(app, "/", "bob").text == "App"
 
 

@@ -1,0 +1,334 @@
+"""The routes: what tools see of them, who answers which method, and CORS."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from pyramid.config import Configurator
+from pyramid.csrf import CookieCSRFStoragePolicy
+from pyramid.events import ContextFound
+from pyramid.exceptions import ConfigurationError
+from pyramid.request import Request
+from pyramid.response import Response
+from pyramid.scripts.proutes import PRoutesCommand
+from pyramid.threadlocal import manager
+from pyramid.traversal import find_resource
+from webtest import TestApp
+
+from pyramid_jobstate.resources import JobStates
+from tests.webapp import (
+    NOWHERE,
+    Root,
+    ask,
+    get,
+    make_app,
+    make_config,
+    make_request,
+    mounted_root,
+    put_job,
+)
+
+UUID = "12345678-1234-4321-8765-1234567890ab"
+
+PREFLIGHT = {
+    "Origin": "https://shop.example",
+    "Access_Control_Request_Method": "POST",
+    "Access_Control_Request_Headers": "x-requested-with",
+}
+
+
+# What tools see.
+
+
+def main(global_config: Any, **settings: str) -> Any:
+    """Return an application, as an ini file names it."""
+    config = make_config(NOWHERE, settings=settings)
+    config.include("pyramid_jobstate", route_prefix=settings["prefix"])
+    return config.make_wsgi_app()
+
+
+@pytest.mark.parametrize("prefix", ["/", "/api/"])
+def test_proutes_shows_the_documented_paths(tmp_path: Path, prefix: str) -> None:
+    """Pyramid's own command lists each URL of the README as a route with its view."""
+    ini = tmp_path / "app.ini"
+    factory = f"{__name__}:main"
+    ini.write_text(f"[app:main]\npaste.app_factory = {factory}\nprefix = {prefix}\n")
+    lines: list[str] = []
+    command = PRoutesCommand(["proutes", str(ini)])
+    command.out = lines.append
+
+    try:
+        command.run()
+    finally:
+        # It leaves its request behind.
+        manager.clear()
+
+    rows = {tuple(row.split()[1:]) for line in lines for row in line.splitlines()}
+    views = "pyramid_jobstate.views"
+    assert {
+        (f"{prefix}job_state", f"{views}.show_many", "GET"),
+        (f"{prefix}job_state/{{uuid}}", f"{views}.show", "GET"),
+        (f"{prefix}job_state/{{uuid}}/cancel", f"{views}.cancel", "POST"),
+    } <= rows
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "pattern"),
+    [
+        ("GET", "/job_state", "/job_state"),
+        ("GET", "/job_state/{job}", "/job_state/{uuid}"),
+        ("GET", "/job_state/{job}/", "/job_state/{uuid}/"),
+        ("POST", "/job_state/{job}/cancel", "/job_state/{uuid}/cancel"),
+        ("GET", "/job_state?uuid={job}", "/job_state"),
+    ],
+)
+def test_matched_route_has_the_documented_pattern(
+    redis_url: str, client: redis.Redis, method: str, path: str, pattern: str
+) -> None:
+    """What traces and metrics take from a request says which URL of ours it was."""
+    seen = []
+    config = make_config(redis_url)
+    config.add_subscriber(lambda e: seen.append(e.request.matched_route), ContextFound)
+    app = make_app(config)
+
+    ask(app, method, path.format(job=put_job(client)), "alice", X_Requested_With="x")
+
+    (route,) = seen
+    assert f"/{route.pattern.lstrip('/')}" == pattern
+
+
+def test_container_is_traversed_by_pyramids_functions(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """find_resource() finds a job in the container, as in every resource tree."""
+    config = make_config(redis_url)
+    make_app(config)
+    container = make_request(config, "alice").job_states
+    job = put_job(client)
+
+    assert find_resource(container, job).uuid == job
+    with pytest.raises(KeyError):
+        find_resource(container, UUID)
+
+
+def test_route_of_the_application_may_have_the_container_as_its_root(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """A hybrid route of the application's traverses a JobStates as any root."""
+    config = make_config(redis_url)
+    config.add_route("mine", "/mine/*traverse", factory=JobStates)
+    config.add_view(lambda c, r: Response(c.uuid), route_name="mine")
+    app = make_app(config)
+    job = put_job(client)
+
+    assert get(app, f"/mine/{job}", "alice").text == job
+
+
+# Methods.
+
+
+@pytest.mark.parametrize("place", ["/job_state", "/jobs"])
+@pytest.mark.parametrize(
+    ("method", "end", "allowed"),
+    [
+        ("PUT", "", "GET, HEAD"),
+        ("DELETE", "/{job}", "GET, HEAD"),
+        ("OPTIONS", "/{job}", "GET, HEAD"),
+        ("PATCH", "/{job}", "GET, HEAD"),
+        ("GET", "/{job}/cancel", "POST"),
+        ("HEAD", "/{job}/cancel", "POST"),
+    ],
+)
+def test_other_method_is_refused_whatever_the_application_demands(
+    redis_url: str,
+    client: redis.Redis,
+    place: str,
+    method: str,
+    end: str,
+    allowed: str,
+) -> None:
+    """Neither a CSRF check nor a default permission stands before the 405."""
+    config = make_config(redis_url, root_factory=mounted_root)
+    config.set_csrf_storage_policy(CookieCSRFStoragePolicy())
+    config.set_default_csrf_options(require_csrf=True)
+    config.set_default_permission("enter")
+    app = make_app(config)
+
+    response = ask(app, method, place + end.format(job=put_job(client)))
+
+    assert response.status_code == 405
+    assert response.headers["Allow"] == allowed
+    assert response.headers["Content-Type"] == "application/json"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+
+
+# CSRF.
+
+
+@pytest.mark.parametrize("place", ["/job_state", "/jobs"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_refused_csrf_check_is_json(
+    redis_url: str, client: redis.Redis, place: str, scheme: str
+) -> None:
+    """What Pyramid's check refuses, a token or an origin, is answered like all else
+    below our path; elsewhere by the application.
+    """
+    config = make_config(redis_url, root_factory=mounted_root)
+    config.set_csrf_storage_policy(CookieCSRFStoragePolicy())
+    config.set_default_csrf_options(require_csrf=True)
+    config.add_view(lambda c, r: Response("posted"), name="post")
+    app = make_app(config)
+    job = put_job(client)
+    environ = {"wsgi.url_scheme": scheme, "HTTP_HOST": "shop.example"}
+    headers = {"X-User": "alice", "X-Requested-With": "x", "Accept": "text/html"}
+
+    response = app.post(
+        f"{place}/{job}/cancel", headers=headers, extra_environ=environ, status=400
+    )
+    elsewhere = app.post("/post", headers=headers, extra_environ=environ, status=400)
+
+    assert response.headers["Content-Type"] == "application/json"
+    assert response.headers["Cache-Control"] == "private, no-cache"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    (error,) = response.json.values()
+    assert error.startswith("The CSRF check refused the request.")
+    assert ("Origin" in error) is (scheme == "https")
+    assert "None" not in error
+    assert elsewhere.content_type == "text/html"
+    assert client.hget(f"jobstate:{job}", "status") in (b"working", "working")
+
+
+# CORS.
+
+
+class PreflightPredicate:
+    """A route predicate of the application's: whether a request is a preflight."""
+
+    def __init__(self, value: bool, config: Configurator) -> None:
+        self.value = value
+
+    def text(self) -> str:
+        return f"preflight = {self.value}"
+
+    phash = text
+
+    def __call__(self, info: Any, request: Request) -> bool:
+        return (
+            request.method == "OPTIONS"
+            and "Access-Control-Request-Method" in request.headers
+        )
+
+
+def add_cors(config: Configurator) -> None:
+    """Have the application answer every preflight, by a route of its own."""
+    config.add_route_predicate("preflight", PreflightPredicate)
+    config.add_route("preflight", "/{everything:.*}", preflight=True)
+    config.add_view(
+        lambda c, r: Response(headers={"Access-Control-Allow-Origin": "*"}),
+        route_name="preflight",
+    )
+
+
+@pytest.mark.parametrize("end", ["", f"/{UUID}", f"/{UUID}/", f"/{UUID}/cancel", "/x"])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_preflight_is_the_applications(end: str, is_first: bool) -> None:
+    """A CORS preflight reaches the application's route wherever that stands, and asks
+    no store.
+    """
+    config = make_config(NOWHERE)
+    if is_first:
+        config.include(add_cors)
+    config.include("pyramid_jobstate")
+    if not is_first:
+        config.include(add_cors)
+    app = TestApp(config.make_wsgi_app())
+
+    response = ask(app, "OPTIONS", f"/job_state{end}", **PREFLIGHT)
+
+    assert response.status_code == 200
+    assert response.headers["Access-Control-Allow-Origin"] == "*"
+
+
+def test_preflight_that_nobody_answers_is_not_found(app_nowhere: TestApp) -> None:
+    """An application without CORS allows no other origin anything."""
+    response = ask(app_nowhere, "OPTIONS", f"/job_state/{UUID}", **PREFLIGHT)
+
+    assert response.status_code == 404
+    assert "Access-Control-Allow-Origin" not in response.headers
+
+
+@pytest.fixture
+def app_nowhere() -> TestApp:
+    return make_app(make_config(NOWHERE))
+
+
+# The request method.
+
+
+def own_method(request: Request) -> str:
+    return "mine"
+
+
+class OwnRequest(Request):
+    """A request whose class has an attribute of our name."""
+
+    def job_states(self) -> str:
+        return "mine"
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize(
+    "options", [{}, {"property": True}, {"reify": True}], ids=lambda o: str([*o])
+)
+def test_request_method_of_the_same_name_stops_the_start(
+    is_first: bool, options: dict[str, bool]
+) -> None:
+    """An application that has `request.job_states` of its own learns of it at once."""
+    config = make_config(NOWHERE)
+    if is_first:
+        config.add_request_method(own_method, "job_states", **options)
+    config.include("pyramid_jobstate")
+    if not is_first:
+        config.add_request_method(own_method, "job_states", **options)
+
+    with pytest.raises(ConfigurationError, match="request method job_states"):
+        config.make_wsgi_app()
+
+
+def test_request_class_with_such_an_attribute_stops_the_start() -> None:
+    """Ours would hide it."""
+    config = make_config(NOWHERE, request_factory=OwnRequest)
+    config.include("pyramid_jobstate")
+
+    with pytest.raises(ConfigurationError, match=r"OwnRequest.*another name"):
+        config.make_wsgi_app()
+
+
+def test_other_request_methods_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """Methods of other names, and request classes without ours, start quietly."""
+
+    class PlainRequest(Request):
+        pass
+
+    config = make_config(NOWHERE, request_factory=PlainRequest, root_factory=Root)
+    config.add_request_method(own_method, "jobs")
+    config.include("pyramid_jobstate")
+
+    with caplog.at_level(logging.WARNING):
+        config.make_wsgi_app()
+
+    assert caplog.records == []
+
+
+def test_tests_of_an_application_may_set_it(redis_url: str) -> None:
+    """A container of the tests' own takes the place of the request's."""
+    config = make_config(redis_url)
+    make_app(config)
+    request = make_request(config, "alice")
+    assert request.job_states is request.job_states
+
+    request.job_states = mine = JobStates(request)
+
+    assert request.job_states is mine

@@ -1,0 +1,165 @@
+"""Titles and errors that are translation strings, in the language of the viewer."""
+
+import gettext
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from pyramid.authorization import Allow, Everyone
+from pyramid.i18n import TranslationStringFactory
+from webtest import TestApp
+
+from pyramid_jobstate import JobState
+from tests.webapp import ask, get, make_app, make_config, put_job
+
+_ = TranslationStringFactory("marathons")
+
+GERMAN = {
+    "": "Content-Type: text/plain; charset=UTF-8\n",
+    "Marathon over ${miles} miles": "Marathon über ${miles} Meilen",
+    "The runner fell.": "Der Läufer ist gestürzt.",
+    "skipped": "Übersprungen.",
+}
+
+
+class Relay(JobState):
+    """A kind of job whose words are translation strings."""
+
+    public_params = ("miles",)
+
+    @property
+    def title(self) -> Any:
+        return _("Marathon over ${miles} miles", mapping=self.job_params)
+
+    def public_error(self, exception_type: str, message: str) -> Any:
+        if self.status == "cancelled":
+            return _("skipped", default="Skipped <b>early</b>.")
+        return _("The runner fell.")
+
+    def __acl__(self) -> list[tuple[str, Any, Any]]:
+        return [(Allow, Everyone, ("view_job", "cancel_job"))]
+
+
+def write_catalog(path: Path, texts: dict[str, str]) -> None:
+    """Write texts as a catalog of GNU gettext's binary form."""
+    pairs = sorted((k.encode(), v.encode()) for k, v in texts.items())
+    ids = b"".join(k + b"\0" for k, _ in pairs)
+    values = b"".join(v + b"\0" for _, v in pairs)
+    start = 7 * 4 + 16 * len(pairs)
+    id_table, value_table = [], []
+    at, to = start, start + len(ids)
+    for k, v in pairs:
+        id_table += [len(k), at]
+        value_table += [len(v), to]
+        at, to = at + len(k) + 1, to + len(v) + 1
+    header = (0x950412DE, 0, len(pairs), 28, 28 + 8 * len(pairs), 0, 0)
+    table = struct.pack(f"{7 + 4 * len(pairs)}I", *header, *id_table, *value_table)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(table + ids + values)
+    with path.open("rb") as file:
+        assert gettext.GNUTranslations(file).gettext("skipped") == texts["skipped"]
+
+
+@pytest.fixture
+def app(redis_url: str, tmp_path: Path) -> TestApp:
+    write_catalog(tmp_path / "de" / "LC_MESSAGES" / "marathons.mo", GERMAN)
+    config = make_config(redis_url)
+    config.add_translation_dirs(str(tmp_path))
+    return make_app(config)
+
+
+def in_german(path: str) -> str:
+    return f"{path}{'&' if '?' in path else '?'}_LOCALE_=de"
+
+
+def put_relay(client: redis.Redis, **fields: str | bytes | int) -> str:
+    return put_job(client, kind="Relay", params='{"miles": 26}', **fields)
+
+
+def test_words_are_in_the_language_of_the_request(
+    app: TestApp, client: redis.Redis
+) -> None:
+    """The localizer of the request translates the title and the error, with their
+    mappings.
+    """
+    error = '["ValueError", "hush"]'
+    job = put_relay(client, status="error", error=error)
+
+    english = get(app, f"/job_state/{job}").json["job"]
+    german = get(app, in_german(f"/job_state/{job}")).json["job"]
+
+    assert english["title"] == "Marathon over 26 miles"
+    assert english["error"] == {"message": "The runner fell."}
+    assert german["title"] == "Marathon über 26 Meilen"
+    assert german["error"] == {"message": "Der Läufer ist gestürzt."}
+
+
+def test_default_of_a_translation_string_stands_for_a_missing_text(
+    app: TestApp, client: redis.Redis
+) -> None:
+    """A message id never reaches the browser where there is a default."""
+    error = '["dramatiq.middleware.middleware.SkipMessage", "x"]'
+    job = put_relay(client, status="cancelled", error=error)
+
+    english = get(app, f"/job_state/{job}").json["job"]
+    german = get(app, in_german(f"/job_state/{job}")).json["job"]
+
+    assert english["error"] == {"message": "Skipped <b>early</b>."}
+    assert german["error"] == {"message": "Übersprungen."}
+
+
+@pytest.mark.parametrize("path", ["/job_state/{}", "/job_state?uuid={}"])
+def test_answers_in_two_languages_have_two_etags(
+    app: TestApp, client: redis.Redis, path: str
+) -> None:
+    """Who changes the language gets the new words, not a 304."""
+    path = path.format(put_relay(client))
+    english = get(app, path)
+
+    german = get(app, in_german(path), If_None_Match=english.headers["ETag"])
+
+    assert german.status_code == 200
+    assert "Meilen" in german.text and "miles" in english.text
+    again = get(app, in_german(path), If_None_Match=german.headers["ETag"])
+    assert again.status_code == 304
+
+
+def test_lists_and_cancels_are_translated(app: TestApp, client: redis.Redis) -> None:
+    """Every answer with a state in it is in the viewer's language."""
+    job = put_relay(client)
+    client.zadd('jobstate:active:owner:"alice"', {job: 1e15})
+
+    (item,) = get(app, in_german("/job_state"), "alice").json["items"]
+    cancelled = ask(
+        app, "POST", in_german(f"/job_state/{job}/cancel"), X_Requested_With="x"
+    )
+
+    assert item["job"]["title"] == "Marathon über 26 Meilen"
+    assert cancelled.json["job"]["title"] == "Marathon über 26 Meilen"
+
+
+def test_application_without_translations_shows_the_default(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """Without a catalog the mapping is filled in all the same."""
+    app = make_app(make_config(redis_url))
+    job = put_relay(client)
+
+    title = get(app, in_german(f"/job_state/{job}")).json["job"]["title"]
+
+    assert title == "Marathon over 26 miles"
+
+
+def test_language_that_cannot_be_read_is_a_bad_request(
+    app: TestApp, client: redis.Redis
+) -> None:
+    """A parameter that is not UTF-8 fails no negotiator of the application's."""
+    job = put_relay(client)
+
+    for path in f"/job_state/{job}", f"/job_state?uuid={job}":
+        response = get(app, f"{path}{'&' if '?' in path else '?'}_LOCALE_=%FF")
+
+        assert response.status_code == 400
+        assert response.json == {"error": "A parameter is not UTF-8."}
