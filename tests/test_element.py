@@ -1091,8 +1091,10 @@ def test_announcements_are_few(stage: Stage) -> None:
     for done in (2, 24, 26, 30):
         stage.show(data(progress=progress(done, 100)))
     assert said(2)[1:] == ["Run marathon: 26%"]
+    stage.show(data(progress=progress(100, 100)))
+    assert said(3)[2:] == ["Run marathon: 100%"]
     stage.show(data("error", error={"message": "It rained."}))
-    assert said(3)[2:] == ["Run marathon: Failed. It rained."]
+    assert said(4)[3:] == ["Run marathon: Failed. It rained."]
 
 
 def test_jobs_that_were_over_are_not_announced(stage: Stage) -> None:

@@ -383,8 +383,8 @@ def test_script_tags_of_the_readme_find_jobs_and_styles(
     myapp: Path,
     tmp_path: Path,
 ) -> None:
-    """The tags for a CDN, for a container in the tree and for a manifest, and the module
-    find the job in an application below a URL map and a route_prefix.
+    """The tags for a CDN, a container in the tree and a manifest, and the module find
+    the job in an application below a URL map and a route_prefix.
     """
     (tree,) = [text for text in snippets("python") if "class Root(dict)" in text]
     (myapp / "tree.py").write_text(tree, "utf-8")
