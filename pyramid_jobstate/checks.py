@@ -18,8 +18,8 @@ from pyramid.request import Request
 
 from .enqueue import middleware_of
 from .permits import IOwner, authenticated_userid
+from .places import refusal
 from .resources import JOB_STATES
-from .roundtrip import Address, place_of
 from .urls import LIST, path_of
 
 if TYPE_CHECKING:
@@ -84,38 +84,9 @@ def check_store(store: JobStore) -> None:
     except TypeError:
         # No middleware, or none that could be sent anything.
         return
-    where = (
-        f"Job states are read at {store!r}, but the JobStateMiddleware on Dramatiq's "
-        f"global broker writes them at {written!r}"
-    )
-    if store.namespace != written.namespace:
-        raise ConfigurationError(
-            f"{where}, in another namespace. Make jobstate.namespace, or that of the "
-            "store in config.set_job_store(...), and JobStateMiddleware(namespace=...) "
-            "the same."
-        )
-    here, there = place_of(store.client), place_of(written.client)
-    if here == there:
-        return
-    what = None
-    if store.has_own_client and written.has_own_client:
-        what = _difference(here, there)
-    if what is not None:
-        raise ConfigurationError(
-            f"{where}, {what}. Make jobstate.redis_url, or the store in "
-            "config.set_job_store(...), and the store of the middleware the same."
-        )
-    log.warning("%s. If these are not the same server, no job will be found.", where)
-
-
-def _difference(here: Address | str, there: Address | str) -> str | None:
-    """Return what is certainly another, or None."""
-    if isinstance(here, str) or isinstance(there, str) or here.host != there.host:
-        return None
-    if here.port == there.port:
-        return "in another database"
-    # One server may listen for TLS beside.
-    return "at another port" if here.is_tls == there.is_tls else None
+    error = refusal(store, written, "Dramatiq's global broker")
+    if error is not None:
+        raise ConfigurationError(error)
 
 
 def check_application(event: ApplicationCreated) -> None:

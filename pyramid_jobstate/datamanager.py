@@ -4,17 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import weakref
 from typing import TYPE_CHECKING, Any
 
+from pyramid import threadlocal
 from redis.exceptions import RedisError
 
 from .enqueue import Outgoing
 from .errors import StoreUnavailable
 
 if TYPE_CHECKING:
+    from pyramid.request import Request
+
     from .resources import JobStates
 
 log = logging.getLogger(__name__)
+
+#: Where a request keeps what has joined a transaction that nobody may commit.
+_PENDING = "_jobstate_pending"
+
+NO_MANAGER = (
+    "There is no request.tm to send with. Include pyramid_tm in the application, or "
+    "call request.job_states.send_immediately(...)."
+)
+
+NO_TRANSACTION = (
+    "No transaction has begun on request.tm, so that nothing would ever be sent. "
+    "pyramid_tm begins one for a view, unless its tm.activate_hook says no, and has "
+    "ended it when the callbacks of the request run. A subrequest gets one with "
+    "request.invoke_subrequest(subrequest, use_tweens=True). In a script send within "
+    "`with request.tm:`. Or call request.job_states.send_immediately(...)."
+)
+
+TAKES_NOTHING = (
+    "The transaction of request.tm takes nothing more to send: it is being committed, "
+    "or an operation in it has failed. Send earlier, or call "
+    "request.job_states.send_immediately(...)."
+)
 
 
 class JobDataManager:
@@ -42,9 +68,10 @@ class JobDataManager:
         self._container = container
         self._outgoing = outgoing
         self._is_recorded = False
+        self._is_over = False
 
     def abort(self, transaction: Any) -> None:
-        pass
+        self._is_over = True
 
     def tpc_begin(self, transaction: Any) -> None:
         pass
@@ -58,6 +85,7 @@ class JobDataManager:
 
     def tpc_finish(self, transaction: Any) -> None:
         self._is_recorded = False
+        self._is_over = True
         try:
             self._outgoing.send()
         except Exception:
@@ -69,6 +97,7 @@ class JobDataManager:
 
     def tpc_abort(self, transaction: Any) -> None:
         # Called on those that have finished, too.
+        self._is_over = True
         if self._is_recorded:
             self._is_recorded = False
             self._try(self._outgoing.forget)
@@ -79,6 +108,17 @@ class JobDataManager:
 
     def savepoint(self) -> JobSavepoint:
         return JobSavepoint()
+
+    def complain(self) -> None:
+        """Log what has not been sent when the request is over."""
+        if not self._is_over:
+            log.error(
+                "%r is not sent unless somebody commits the transaction of request.tm, "
+                "which pyramid_tm does not manage here: the request is over. Send "
+                "within `with request.tm:`, or call "
+                "request.job_states.send_immediately(...).",
+                self._outgoing.job_states,
+            )
 
     def _try(self, change: Any) -> None:
         try:
@@ -119,25 +159,82 @@ def send_now(container: JobStates, outgoing: Outgoing) -> None:
 def join(container: JobStates, outgoing: Outgoing) -> None:
     """Have something sent when the transaction of the container's request commits.
 
+    It must have begun, whoever has begun it. An implicit manager's has begun, too, when
+    somebody has asked for it: nothing tells the two apart.
+
     Raises:
-      RuntimeError: Nobody would commit it.
-      transaction.interfaces.NoTransaction: There is none, under an explicit manager.
+      RuntimeError: There is no transaction, or it takes nothing more.
     """
     request = container.request
     manager = getattr(request, "tm", None)
     if manager is None:
-        raise RuntimeError(
-            "There is no request.tm to send with. Include pyramid_tm in the "
-            "application, or call request.job_states.send_immediately(...)."
-        )
-    environ = request.environ
-    is_active = environ.get("tm.active") or environ.get("repoze.tm.active")
-    if not is_active and not getattr(manager, "explicit", False):
-        raise RuntimeError(
-            "pyramid_tm does not manage a transaction for this request, so that "
-            "nothing would ever be sent. Call request.job_states.send_immediately(...),"
-            " or begin a transaction of an explicit manager (tm.manager_hook = "
-            "pyramid_tm.explicit_manager)."
-        )
-    transaction = manager.get()
-    transaction.join(JobDataManager(container, outgoing, manager))
+        raise RuntimeError(NO_MANAGER)
+    is_explicit = getattr(manager, "explicit", False)
+    is_managed = _is_managed(manager)
+    transaction = _begun(manager)
+    if transaction is None and is_managed and not is_explicit:
+        # It is made now, and committed with the request.
+        transaction = manager.get()
+    if transaction is None:
+        raise RuntimeError(NO_TRANSACTION)
+    data_manager = JobDataManager(container, outgoing, manager)
+    try:
+        transaction.join(data_manager)
+    except Exception as e:
+        raise RuntimeError(TAKES_NOTHING) from e
+    if not is_managed and not is_explicit:
+        _watch(data_manager, request)
+
+
+def _is_managed(manager: Any) -> bool:
+    """Whether pyramid_tm, or repoze.tm2, commits what this thread does with a manager:
+    for the request at hand or, if that is a subrequest, for an outer one.
+    """
+    return any(
+        (environ.get("tm.active") or environ.get("repoze.tm.active"))
+        and getattr(frame["request"], "tm", None) is manager
+        for frame in threadlocal.manager.stack
+        if (environ := getattr(frame["request"], "environ", None))
+    )
+
+
+def _watch(data_manager: JobDataManager, request: Request) -> None:
+    """Have a data manager complain at the end of the request or, if that is a
+    subrequest, of the outermost one.
+    """
+    found = [frame["request"] for frame in threadlocal.manager.stack]
+    request = next((r for r in found if r is not None), request)
+    pending = request.__dict__.get(_PENDING)
+    if pending is None:
+        # One for all that a script sends.
+        pending = request.__dict__[_PENDING] = weakref.WeakSet()
+        request.add_finished_callback(_complain)
+    pending.add(data_manager)
+
+
+def _complain(request: Request) -> None:
+    for data_manager in request.__dict__.pop(_PENDING):
+        data_manager.complain()
+
+
+def _begun(manager: Any) -> Any:
+    """Return the transaction of a manager, or None if none has begun.
+
+    `get()` would make one. `registerSynch()` tells of it (ITransactionManager, since
+    transaction 1.6.1).
+    """
+    synch = Synch()
+    manager.registerSynch(synch)
+    manager.unregisterSynch(synch)
+    return synch.transaction
+
+
+class Synch:
+    """Keeps the transaction that a manager tells it of. See
+    `transaction.interfaces.ISynchronizer`.
+    """
+
+    transaction: Any = None
+
+    def newTransaction(self, transaction: Any) -> None:  # noqa: N802
+        self.transaction = transaction

@@ -11,10 +11,11 @@ from dramatiq import Message, group, pipeline
 from dramatiq.middleware import GroupCallbacks
 
 from .middleware import JobStateMiddleware
+from .places import refusal
 from .record import NOT_REACHED, NOT_SENT, End, NewJob, Update
 from .state import JobState
 from .store import JobStore, is_uuid
-from .tracking import check_owner
+from .tracking import ActorError, TrackedFunction, check_owner
 
 if TYPE_CHECKING:
     from dramatiq import Broker
@@ -33,7 +34,8 @@ class Outgoing:
       what: What is to be sent.
       owner: The principal that the jobs belong to, unless a message's own option
         ``job_owner`` names another.
-      broker: The broker of a message. Dramatiq's global one unless given.
+      broker: The broker to send it through, with all its parts. Unless given that of
+        the pipeline or group, and Dramatiq's global one for a message.
       delay: Milliseconds, or a timedelta, until it is due.
 
     Attributes:
@@ -41,9 +43,10 @@ class Outgoing:
       job_states: The states of their jobs.
 
     Raises:
-      TypeError: `what` is none of these, or is for an actor that is not tracked, the
-        owner is neither a string nor a number, an argument cannot be encoded, or a
-        group with completion callbacks cannot have them.
+      TypeError: `what` is none of these, or is for an actor that is not tracked, or
+        that the broker does not know, the owner is neither a string nor a number, an
+        argument cannot be encoded, a group has parts of another broker, or a group with
+        completion callbacks cannot have them.
       ValueError: A message's id is no uuid, so that it cannot be tracked, or a pipeline
         is empty.
     """
@@ -63,17 +66,30 @@ class Outgoing:
         self._jobs: list[NewJob] = []
         self.messages: list[Message[Any]] = []
         self.job_states: list[JobState] = []
-        if isinstance(what, (pipeline, group)):
+        self._is_named = broker is not None
+        if broker is None and isinstance(what, (pipeline, group)):
             broker = what.broker
         # Not get_broker(), which would make one.
         broker = broker or dramatiq.broker.global_broker
         if broker is None:
             raise TypeError("No Dramatiq broker is set: dramatiq.set_broker(...).")
         self._broker = broker
-        self._middleware = middleware_of(broker)
         self._what = self._prepare(what)
+        # Of an actor that the broker does not know this would mislead.
+        self._middleware = middleware_of(broker)
         #: The messages that the broker has not taken.
         self._unsent = {job.uuid for job in self._jobs}
+
+    def check(self, store: JobStore) -> None:
+        """Raise ActorError where the jobs would certainly be read elsewhere, in
+        `store`, than their worker writes them; warn where they may be.
+        """
+        if self.messages:
+            name = self.messages[0].actor_name
+            written = self._middleware.store_for(self._broker)
+            error = refusal(store, written, f"the broker of the actor {name!r}")
+            if error is not None:
+                raise ActorError(error)
 
     def record(self, store: JobStore) -> None:
         """Write that the jobs are queued."""
@@ -136,7 +152,17 @@ class Outgoing:
             return self._group(what)
         raise TypeError(f"Only messages, pipelines and groups are sent, not {what!r}.")
 
+    def _check_broker(self, what: pipeline | group) -> None:
+        if what.broker is not self._broker and not self._is_named:
+            kind = type(what).__name__
+            raise ActorError(
+                f"A group is sent through one broker, {self._broker!r}, but a {kind} "
+                f"in it is for another broker, {what.broker!r}. Send them apart, or "
+                "pass one broker for all: send_message(..., broker=...)."
+            )
+
     def _pipeline(self, what: pipeline) -> pipeline:
+        self._check_broker(what)
         if not what.messages:
             raise ValueError("A pipeline without messages cannot be sent.")
         steps = []
@@ -152,18 +178,19 @@ class Outgoing:
             wait = before if i > 1 else delay
             steps.append(self._message(step, wait, waits=i > 1))
             before += delay or 0
-        return pipeline(steps, broker=what.broker)
+        return pipeline(steps, broker=self._broker)
 
     def _group(self, what: group) -> group:
-        copy = group((), broker=what.broker)  # type: ignore[no-untyped-call]
+        self._check_broker(what)
+        copy = group((), broker=self._broker)  # type: ignore[no-untyped-call]
         for child in what.children:
             prepare = self._message if isinstance(child, Message) else self._prepare
             copy.children.append(prepare(child))
         if what.completion_callbacks:
             # group.run() says so, too, but that comes too late.
-            if not any(isinstance(m, GroupCallbacks) for m in what.broker.middleware):
+            if not any(isinstance(m, GroupCallbacks) for m in self._broker.middleware):
                 raise TypeError(
-                    f"The broker {what.broker!r} has no GroupCallbacks middleware, "
+                    f"The broker {self._broker!r} has no GroupCallbacks middleware, "
                     "which a group with completion callbacks needs."
                 )
             if any(isinstance(child, group) for child in what.children):
@@ -173,7 +200,7 @@ class Outgoing:
         for fields in what.completion_callbacks:
             callback: Message[Any] = Message(**fields)
             owner = callback.options.get("job_owner", self._owner)
-            is_tracked = callback.actor_name in self._middleware.functions
+            is_tracked = self._function(callback.actor_name) is not None
             callback = _encoded(callback, check_owner(owner) if is_tracked else None)
             copy.completion_callbacks.append(callback.asdict())
         return copy
@@ -181,9 +208,9 @@ class Outgoing:
     def _message(
         self, message: Message[Any], delay: int | None = None, *, waits: bool = False
     ) -> Message[Any]:
-        function = self._middleware.functions.get(message.actor_name)
+        function = self._function(message.actor_name)
         if function is None:
-            raise TypeError(
+            raise ActorError(
                 f"The actor {message.actor_name!r} is not tracked. Declare a parameter "
                 "job_state for it, or the option job_state=True."
             )
@@ -200,6 +227,16 @@ class Outgoing:
         due_in = 0.0 if waits else seconds
         self.job_states.append(function.queued(message.message_id, start, due_in))
         return message
+
+    def _function(self, actor_name: str) -> TrackedFunction | None:
+        """Return the function of an actor, or None if the actor is not tracked."""
+        if actor_name not in self._broker.actors:
+            raise ActorError(
+                f"The broker {self._broker!r} does not know the actor {actor_name!r}. "
+                "If it is an actor of another broker, pass that: "
+                "send_message(..., broker=...) or send_immediately(..., broker=...)."
+            )
+        return middleware_of(self._broker).functions.get(actor_name)
 
 
 def middleware_of(broker: Broker) -> JobStateMiddleware:

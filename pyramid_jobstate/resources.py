@@ -23,6 +23,7 @@ from .store import JobStore, is_uuid
 from .unavailable import IWebOutage, Unavailable
 
 if TYPE_CHECKING:
+    from dramatiq import Broker
     from pyramid.request import Request
 
 T = TypeVar("T")
@@ -172,9 +173,11 @@ class JobStates:
           The job, which belongs to whoever made the request.
 
         Raises:
-          TypeError: The actor is not tracked, an argument cannot be encoded, or the
-            owner is neither a string nor a number.
-          RuntimeError: There is no transaction that anyone would commit.
+          TypeError: The actor is not tracked, the middleware on its broker certainly
+            writes elsewhere than the web side reads, an argument cannot be encoded, or
+            the owner is neither a string nor a number.
+          RuntimeError: No transaction has begun on `request.tm`, or it is being
+            committed.
         """
         return self.send_with_options(actor, args, kwargs)
 
@@ -206,21 +209,28 @@ class JobStates:
         return job_state
 
     def send_message(
-        self, what: Sendable, owner: str | float | Default | None = DEFAULT
+        self,
+        what: Sendable,
+        owner: str | float | Default | None = DEFAULT,
+        *,
+        broker: Broker | None = None,
     ) -> JobState | Sequence[JobState]:
         """Send a message, a pipeline or a group when the transaction commits, as
         :meth:`send` does. Each member has its record from the start.
 
         Parameters:
           owner: The principal that the jobs belong to, or None.
+          broker: The broker of the actors, in place of that of the pipeline or group,
+            or of Dramatiq's global one for a message.
 
         Returns:
           The job, or for a pipeline or group the jobs in their order.
 
         Raises:
-          TypeError, RuntimeError: As :meth:`send`.
+          TypeError, RuntimeError: As :meth:`send`. TypeError also where the broker does
+            not know an actor.
         """
-        outgoing = Outgoing(what, self._owner(owner))
+        outgoing = Outgoing(what, self._owner(owner), broker=broker)
         return _one_or_all(what, self._send(outgoing, join))
 
     def send_immediately(
@@ -231,6 +241,7 @@ class JobStates:
         Parameters:
           what: An actor, which is sent the further arguments, or a message, a pipeline
             or a group. For another owner give the message the option ``job_owner``.
+          broker: With a message, pipeline or group as in :meth:`send_message`.
 
         Returns:
           The job, or for a pipeline or group the jobs in their order.
@@ -240,12 +251,14 @@ class JobStates:
           StoreUnavailable: The store does not answer. Nothing was sent.
           Exception: The broker did not take it.
         """
-        broker = None
         if isinstance(what, Actor):
             broker = what.broker
             what = what.message(*args, **kwargs)
-        elif args or kwargs:
-            raise TypeError(f"Only an actor takes arguments, not {what!r}.")
+        else:
+            # Not a parameter: an actor may have its own of that name.
+            broker = kwargs.pop("broker", None)
+            if args or kwargs:
+                raise TypeError(f"Only an actor takes arguments, not {what!r}.")
         outgoing = Outgoing(what, self.current_owner, broker=broker)
         return _one_or_all(what, self._send(outgoing, send_now))
 
@@ -254,6 +267,7 @@ class JobStates:
     ) -> Sequence[JobState]:
         outbox = self.request.registry.queryUtility(IOutbox)
         if outbox is None:
+            outgoing.check(self.store)
             send(self, outgoing)
         else:
             outbox.keep(outgoing)

@@ -65,8 +65,6 @@ class JobStore:
         active_expire_in: float = 8 * 24 * 3600,
         stalled_after: float = 15,
     ) -> None:
-        #: Whether it made its client, so that it knows where that leads.
-        self.has_own_client = isinstance(client, str)
         self.client = connect(client) if isinstance(client, str) else client
         self.namespace = namespace
         self.expire_in = _positive("expire_in", expire_in)
@@ -87,9 +85,7 @@ class JobStore:
             "active_expire_in": self.active_expire_in,
             "stalled_after": self.stalled_after,
         }
-        store = JobStore(self.client, **{**mine, **options})
-        store.has_own_client = self.has_own_client
-        return store
+        return JobStore(self.client, **{**mine, **options})
 
     def create(self, *jobs: NewJob) -> Sequence[bool]:
         """Write that jobs are queued, in two round trips. The record of a job that is
@@ -270,10 +266,7 @@ def store_of_broker(broker: Broker, **options: Any) -> JobStore | None:
     client = getattr(broker, "client", None)
     if not isinstance(client, Redis):
         return None
-    own = impatient(client)
-    store = JobStore(own or client, **options)
-    store.has_own_client = own is not None
-    return store
+    return JobStore(impatient(client) or client, **options)
 
 
 def is_hopeless(error: Exception) -> bool:

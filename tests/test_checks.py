@@ -221,19 +221,69 @@ def sentinel_store() -> JobStore:
     return JobStore(sentinel.master_for("jobs", password="hush", db=1))
 
 
-def own_client_store() -> JobStore:
-    return JobStore(redis.Redis("localhost", 7000, db=1, password="hush"))
+def custom_pool_store() -> JobStore:
+    class Pool(redis.ConnectionPool):
+        pass
+
+    pool = Pool(host="localhost", port=7000, db=1, password="hush")
+    return JobStore(redis.Redis(connection_pool=pool))
 
 
-@pytest.mark.parametrize("make_store", [sentinel_store, own_client_store])
+def custom_connection_store() -> JobStore:
+    class Connection(redis.Connection):
+        pass
+
+    pool = redis.ConnectionPool(Connection, host="localhost", port=7000, db=1)
+    return JobStore(redis.Redis(connection_pool=pool))
+
+
+@pytest.mark.parametrize(
+    "client",
+    [
+        redis.Redis("localhost", 7000, db=1, password="hush"),
+        redis.Redis.from_url(f"{HOST}/1"),
+        redis.Redis(connection_pool=redis.BlockingConnectionPool(port=7000, db="1")),
+        redis.Redis("127.0.0.1", 7000, db=1, ssl=True),
+    ],
+)
 @pytest.mark.parametrize("is_ours", [True, False])
-def test_client_of_the_applications_own_is_only_warned_of(
+def test_place_of_a_plain_client_counts(
+    set_broker: Callable[[Any], None], client: redis.Redis, is_ours: bool
+) -> None:
+    """A client that the application has made leads where it says."""
+    store, other = JobStore(client), JobStore(f"{HOST}/0")
+    read, written = (store, other) if is_ours else (other, store)
+    set_broker(make_broker(NOWHERE, JobStateMiddleware(written)))
+
+    error = refusal(store=read)
+
+    assert "database" in error
+    assert repr(read) in error and repr(written) in error
+
+
+def test_plain_client_of_the_same_place_is_quiet(
+    set_broker: Callable[[Any], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """So does one that the middleware was given."""
+    client = redis.Redis("127.0.0.1", 7000)
+    set_broker(make_broker(NOWHERE, JobStateMiddleware(client=client)))
+
+    start(f"{HOST}/0")
+
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize(
+    "make_store", [sentinel_store, custom_pool_store, custom_connection_store]
+)
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_client_that_only_the_application_knows_is_only_warned_of(
     set_broker: Callable[[Any], None],
     caplog: pytest.LogCaptureFixture,
     make_store: Callable[[], JobStore],
     is_ours: bool,
 ) -> None:
-    """Where a client leads that the application made is its own affair."""
+    """Where only the application knows how to connect it may be the same server."""
     store, other = make_store(), JobStore(f"{HOST}/0")
     read, written = (store, other) if is_ours else (other, store)
     set_broker(make_broker(NOWHERE, JobStateMiddleware(written)))

@@ -11,7 +11,12 @@ import pytest
 import redis
 from redis import RedisCluster
 
-from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
+from pyramid_jobstate import (
+    JobState,
+    JobStateMiddleware,
+    JobStore,
+    StoreUnavailable,
+)
 from pyramid_jobstate.record import NewJob, Start, Update
 from pyramid_jobstate.roundtrip import Command, connect, execute, redis_errors
 from pyramid_jobstate.store import Reply
@@ -27,7 +32,7 @@ from tests.jobs import (
     working,
 )
 from tests.support import wait_for
-from tests.webapp import get, make_app, make_config
+from tests.webapp import get, make_app, make_config, make_request
 
 START = Start("RunMarathon", "run_marathon", 1, '"alice"', "{}")
 
@@ -197,6 +202,30 @@ def test_cluster_beside_another_server_is_warned_of(
     (warning,) = messages(caplog, "pyramid_jobstate")
     assert repr(JobStore(redis_url)) in warning
     assert repr(JobStore(cluster.url)) in warning
+
+
+def test_job_on_a_cluster_is_sent_beside_a_node(
+    cluster: Cluster, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor is one refused whose states a Cluster keeps, of which the application names
+    a single node.
+    """
+    node = cluster.nodes[0].url
+    app_config = make_config(node)
+    make_app(app_config)
+    broker = make_broker(redis_url, JobStateMiddleware(url=cluster.url))
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        pass
+
+    job_states = make_request(app_config).job_states
+    for _ in range(2):
+        with contextlib.suppress(redis.RedisError, StoreUnavailable):
+            job_states.send_immediately(run_marathon)
+
+    (line,) = [x for x in messages(caplog, "pyramid_jobstate") if "are read" in x]
+    assert repr(JobStore(node)) in line
 
 
 def test_what_a_cluster_raises_is_a_redis_error() -> None:

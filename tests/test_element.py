@@ -992,6 +992,29 @@ def test_cancel_by_keyboard(stage: Stage) -> None:
     assert len(stage.server.seen("job/cancel", "POST")) == 1
 
 
+@pytest.mark.parametrize(
+    "attributes", ["csrf-header='X Token'", "csrf-header=Cookie", "csrf-token=…"]
+)
+def test_header_that_cannot_be_sent_is_told(stage: Stage, attributes: str) -> None:
+    """The element and the console say so at once; another header mends it."""
+    stage.server.answer("job", answer())
+    stage.open(f"<job-state id=job src=/job_state/job {attributes}></job-state>")
+    seen = stage.wait("lost")
+    assert seen["notice"] == "The CSRF header or token is wrong."
+    [problem] = stage.problems
+    assert "csrfHeader or csrfToken cannot be sent" in problem
+    stage.problems.clear()
+    assert stage.server.seen("job") == []
+    stage.page.evaluate(
+        """() => {
+            const job = document.getElementById("job");
+            job.setAttribute("csrf-header", "X-Token");
+            job.removeAttribute("csrf-token");
+        }"""
+    )
+    stage.wait("working")
+
+
 def test_cancel_that_is_refused_says_why(stage: Stage) -> None:
     """The button comes back, and a word says what went wrong."""
     open_cancellable(stage, Answer(403))
@@ -1068,8 +1091,10 @@ def test_announcements_are_few(stage: Stage) -> None:
     for done in (2, 24, 26, 30):
         stage.show(data(progress=progress(done, 100)))
     assert said(2)[1:] == ["Run marathon: 26%"]
+    stage.show(data(progress=progress(100, 100)))
+    assert said(3)[2:] == ["Run marathon: 100%"]
     stage.show(data("error", error={"message": "It rained."}))
-    assert said(3)[2:] == ["Run marathon: Failed. It rained."]
+    assert said(4)[3:] == ["Run marathon: Failed. It rained."]
 
 
 def test_jobs_that_were_over_are_not_announced(stage: Stage) -> None:

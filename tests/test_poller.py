@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Error, Page
@@ -587,6 +588,21 @@ def test_cancel_sends_the_csrf_token(polling: Polling) -> None:
     polling.page.evaluate("cancel('job')")
     [request] = polling.server.seen("job/cancel", "POST")
     assert request.headers["x-csrf-token"] == "t0ken"
+
+
+@pytest.mark.parametrize(
+    ("given", "header"),
+    [("X-XSRF-TOKEN", "x-xsrf-token"), ("", "x-csrf-token"), (None, "x-csrf-token")],
+)
+def test_cancel_sends_the_csrf_token_in_the_header_asked_for(
+    polling: Polling, given: str | None, header: str
+) -> None:
+    """The option csrfHeader replaces the usual header, unless it is empty."""
+    polling.server.answer("job/cancel", Answer(202, "{}"), method="POST")
+    polling.follow("job", working(), csrfToken="t0ken", csrfHeader=given)
+    assert polling.page.evaluate("cancel('job')") is True
+    [request] = polling.server.seen("job/cancel", "POST")
+    assert [n for n, v in request.headers.items() if v == "t0ken"] == [header]
 
 
 @pytest.mark.parametrize(
@@ -1197,12 +1213,91 @@ def test_base_url_option_wins_over_the_script_tag(polling: Polling) -> None:
     polling.wait("job", "success")
 
 
-def test_jobs_are_looked_up_where_the_script_lies(polling: Polling) -> None:
+def serve_script(server: PollServer, path: str) -> None:
+    """Serve the script at a path of another name."""
+    server.pages[path] = (STATIC / "job-state.js").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("job-state.js", "job-state.js?v=1", "job-state.js#top", "job-state.js?#"),
+        *("job-state-3f2a91.js", "job-state.3f2a91.js", "job-state.min.js?v=/static/"),
+    ],
+)
+def test_jobs_are_looked_up_where_the_script_lies(polling: Polling, name: str) -> None:
     """Without data-base-url the script's own address says where the jobs are."""
     polling.server.answer("job", success(), below="/app/jobs")
-    open_with(polling, "", "<script src=/app/jobs/static/job-state.js?v=1></script>")
+    path = f"/app/jobs/static/{name}"
+    serve_script(polling.server, urlsplit(path).path)
+    open_with(polling, "", f"<script src={path}></script>")
     polling.follow("job")
     polling.wait("job", "success")
+
+
+@pytest.mark.parametrize(
+    "path", ["/app/static/bundle.js", "/static/job-state.js", "/app/job-state.js"]
+)
+def test_scripts_elsewhere_do_not_say_where_jobs_are(
+    polling: Polling, path: str
+) -> None:
+    """A bundle or a copy that lies elsewhere leaves the jobs at /job_state."""
+    polling.server.answer("job", success())
+    serve_script(polling.server, path)
+    open_with(polling, "", f"<script src={path}></script>")
+    polling.follow("job")
+    polling.wait("job", "success")
+
+
+def append_element(polling: Polling) -> None:
+    """Put an element into the page, which fetches its style sheet."""
+    polling.page.evaluate("document.body.append(new JobState.JobStateElement())")
+
+
+@pytest.mark.parametrize(
+    ("markup", "tag", "sheet"),
+    [
+        ("", "src=/job-state.js?x=a&y", "/job-state.css?x=a&y"),
+        ("", "src=/job-state.js#top", "/job-state.css"),
+        ("", "src=/job-state.js?x=a data-styles=/s/b.css", "/s/b.css"),
+        ("", "src=/job-state.js data-styles=s/b.css", "/s/b.css"),
+        ("<base href=/app/>", "src=/job-state.js data-styles=s/b.css", "/app/s/b.css"),
+        ("", "src=/job-state.js data-styles", "/job-state.css"),
+        ("", "src=/job-state.js data-styles=http://", "/job-state.css"),
+    ],
+)
+def test_address_of_the_style_sheet(
+    polling: Polling, markup: str, tag: str, sheet: str
+) -> None:
+    """It takes the query of the script, or is what data-styles says, if anything."""
+    path = urlsplit(sheet).path
+    polling.server.answer(path[1:], Answer(body=""), below="")
+    open_with(polling, markup, f"<script {tag}></script>")
+    append_element(polling)
+    [request] = wait_for(lambda: polling.server.seen(path[1:], below=""))
+    assert request.path == sheet
+
+
+def test_script_of_a_blob_finds_jobs_and_styles(
+    page: Page, poll_server: PollServer
+) -> None:
+    """A loader's blob: URL has nothing beside it: all is at the default path."""
+    poll_server.answer("static/job-state.css", Answer())
+    poll_server.answer("job", success())
+    page.goto(poll_server.url + "/empty")
+    page.evaluate(
+        """(source) => new Promise((resolve) => {
+            const script = document.createElement("script");
+            script.src = URL.createObjectURL(new Blob([source]));
+            script.onload = resolve;
+            document.head.append(script);
+        })""",
+        (STATIC / "job-state.js").read_text("utf-8"),
+    )
+    page.evaluate("document.body.append(new JobState.JobStateElement())")
+    wait_for(lambda: poll_server.seen("static/job-state.css"))
+    outcome = page.evaluate("JobState.startPolling({ jobUuid: 'job' }).done")
+    assert outcome["outcome"] == "success"
 
 
 def test_script_of_another_site_does_not_say_where_jobs_are(
@@ -1231,6 +1326,7 @@ def test_url_of_the_job_is_taken_as_it_is(polling: Polling) -> None:
 
 PERIOD = "pollingPeriod must be a positive number of milliseconds"
 ELSEWHERE = "is of another origin, which needs crossOrigin: true"
+UNSENDABLE = "csrfHeader or csrfToken cannot be sent"
 WRONG = {
     "": "an object of options is needed",
     "null": "an object of options is needed",
@@ -1254,6 +1350,15 @@ WRONG = {
     "{jobUuid: 'a', error: 1}": "error must be a function",
     "{jobUuid: 'a', lost: true}": "lost must be a function",
     "{jobUuid: 'a', csrfToken: 7}": "csrfToken must be a string",
+    "{jobUuid: 'a', csrfHeader: 7}": "csrfHeader must be a string",
+    "{jobUuid: 'a', csrfHeader: 'X Token'}": UNSENDABLE,
+    "{jobUuid: 'a', csrfHeader: 'X-Token:'}": UNSENDABLE,
+    "{jobUuid: 'a', csrfHeader: 'X-Tökèn'}": UNSENDABLE,
+    "{jobUuid: 'a', csrfHeader: 'X-Token\\n'}": UNSENDABLE,
+    "{jobUuid: 'a', csrfHeader: 'Cookie'}": UNSENDABLE,
+    "{jobUuid: 'a', csrfHeader: 'sec-token'}": UNSENDABLE,
+    "{jobUuid: 'a', csrfToken: 'a\\nb'}": UNSENDABLE,
+    "{jobUuid: 'a', csrfToken: '…'}": UNSENDABLE,
 }
 
 
@@ -1311,9 +1416,10 @@ def test_only_a_script_says_where_jobs_are(polling: Polling, forged: str) -> Non
     polling.server.answer("job", success(), below="/app")
     polling.server.answer("static/job-state.css", Answer(body=""), below="/app")
     script = "<script src=/app/static/job-state.js data-base-url=/app></script>"
-    attributes = f"data-base-url=/forged src={polling.server.url}/forged/x"
+    attributes = "data-base-url=/forged data-styles=/forged/x.css"
+    attributes += f" src={polling.server.url}/forged/x"
     open_with(polling, forged.format(attributes), script)
-    polling.page.evaluate("document.body.append(new JobState.JobStateElement())")
+    append_element(polling)
     wait_for(lambda: polling.server.seen("static/job-state.css", below="/app"))
     polling.follow("job")
     polling.wait("job", "success")
@@ -1369,6 +1475,27 @@ def test_base_of_another_site_is_not_followed(polling: Polling, crossing: bool) 
         polling.wait("job", "update")
         assert polling.page.evaluate("cancel('job')") is True
         assert elsewhere.requests() == elsewhere.requests("POST") == []
+    finally:
+        elsewhere.close()
+
+
+@pytest.mark.parametrize("styles", ["", "data-styles=static/job-state.css"])
+def test_base_after_the_script_moves_no_sheet(polling: Polling, styles: str) -> None:
+    """A <base> of another site that follows a deferred script gets no request."""
+    elsewhere = PollServer()
+    try:
+        for server in (elsewhere, polling.server):
+            server.answer("job-state.css", Answer(), below="/app/static")
+            server.answer("job-state.css", Answer(), below="/static")
+            server.answer("job", success(), below="/app")
+        script = f"<script defer src=/app/static/job-state.js {styles}></script>"
+        open_with(polling, "", f"{script}<base href={elsewhere.url}/>")
+        append_element(polling)
+        below = "/static" if styles else "/app/static"
+        wait_for(lambda: polling.server.seen("job-state.css", below=below))
+        polling.follow("job")
+        polling.wait("job", "success")
+        assert elsewhere.requests(below="/") == []
     finally:
         elsewhere.close()
 

@@ -18,6 +18,7 @@ import pytest
 import pyramid_jobstate
 from pyramid_jobstate import testing
 from pyramid_jobstate.config import NAMES, PREFIX
+from tests.pollserver import PollServer
 from tests.support import wait_for
 
 ROOT = Path(__file__).parent.parent
@@ -87,6 +88,77 @@ if __name__ == "__main__":
     server = make_server("127.0.0.1", 0, as_alice)
     print(server.server_port, flush=True)
     server.serve_forever()
+"""
+
+
+#: Serves each of the pages about the script's tag by an application of its own, with
+#: whatever the page is about, below the page's name.
+PAGES = """
+import json
+import os
+import pathlib
+import sys
+from wsgiref.simple_server import make_server
+from wsgiref.util import shift_path_info
+import pyramid_jobstate
+from myapp.jobs import RunMarathon
+from myapp.security import SecurityPolicy
+from pyramid.config import Configurator
+from pyramid.static import ManifestCacheBuster
+from pyramid_jobstate import testing
+from tree import Root
+
+cdn, folder = sys.argv[1:]
+store = pyramid_jobstate.JobStore(os.environ["REDIS_URL"])
+job_state = testing.put_job(
+    store, RunMarathon, "success", owner="alice", metrics={"miles_run": 26}
+)
+
+
+def add_manifest(config):
+    static = pathlib.Path(pyramid_jobstate.__file__).parent / "static"
+    names = {f"job-state.{kind}": f"job-state-3f2a91.{kind}" for kind in ("js", "css")}
+    for name, hashed in names.items():
+        pathlib.Path(folder, hashed).write_bytes((static / name).read_bytes())
+    manifest = pathlib.Path(folder, "manifest.json")
+    manifest.write_text(json.dumps(names))
+    config.override_asset("pyramid_jobstate:static/", f"{folder}/")
+    buster = ManifestCacheBuster(str(manifest))
+    config.add_cache_buster("pyramid_jobstate:static/", buster)
+
+
+def show(request):
+    return {"job_state": request.job_states[job_state.uuid]}
+
+
+def make(name):
+    options = {"root_factory": Root, "security_policy": SecurityPolicy()}
+    with Configurator(**options) as config:
+        config.include("pyramid_jinja2")
+        if name == "cdn":
+            config.add_static_view(f"{cdn}/static", "pyramid_jobstate:static")
+        if name == "manifest":
+            add_manifest(config)
+        config.include("pyramid_jobstate", route_prefix="team")
+        config.add_route("page", "/")
+        config.add_view(show, route_name="page", renderer=f"myapp:{name}.jinja2")
+        return config.make_wsgi_app()
+
+
+apps = {name: make(name) for name in ("cdn", "mounted", "manifest", "module")}
+
+
+def dispatch(environ, start_response):
+    app = apps.get(shift_path_info(environ))
+    if app is None:
+        start_response("204 No Content", [])
+        return []
+    return app({**environ, "REMOTE_USER": "alice"}, start_response)
+
+
+server = make_server("127.0.0.1", 0, dispatch)
+print(server.server_port, job_state.uuid, flush=True)
+server.serve_forever()
 """
 
 
@@ -258,6 +330,18 @@ app.get("/job_state?all=1", status=403)
     run(program, environment, myapp)
 
 
+def test_script_of_the_readme_sends(
+    environment: Any, myapp: Path, redis_url: str
+) -> None:
+    """The script sends a marathon of Alice's."""
+    (script,) = [text for text in snippets("python") if "prepare(" in text]
+
+    run(script, environment, myapp)
+
+    (job_state,) = pyramid_jobstate.JobStore(redis_url).list("alice").items
+    assert (job_state.actor, job_state.status) == ("run_marathon", "queued")
+
+
 def test_json_of_the_readme_has_the_names_that_there_are(redis_url: str) -> None:
     """The state that the README shows has the very keys of a real one."""
     from tests.jobs import RunMarathon
@@ -302,6 +386,56 @@ def test_snippets_are_python() -> None:
     """Every snippet in Python parses."""
     for text in snippets("python"):
         ast.parse(text)
+
+
+def test_script_tags_of_the_readme_find_jobs_and_styles(
+    page: Any,
+    console_errors: list[str],
+    environment: Any,
+    myapp: Path,
+    tmp_path: Path,
+) -> None:
+    """The tags for a CDN, a container in the tree and a manifest, and the module find
+    the job in an application below a URL map and a route_prefix.
+    """
+    (tree,) = [text for text in snippets("python") if "class Root(dict)" in text]
+    (myapp / "tree.py").write_text(tree, "utf-8")
+    (myapp / "pages.py").write_text(PAGES, "utf-8")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    follow = "(jobUuid) => JobState.startPolling({ jobUuid }).done"
+    append = "document.body.append(new JobState.JobStateElement())"
+    cdn = PollServer()
+    with subprocess.Popen(
+        [sys.executable, "pages.py", cdn.url, tmp_path],
+        env=environment,
+        cwd=myapp,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as server:
+        try:
+            assert server.stdout is not None
+            port, job_uuid = server.stdout.readline().split()
+            address = f"http://127.0.0.1:{port}"
+            for name, base in (
+                ("cdn", "/cdn/team/job_state"),
+                ("mounted", "/mounted/jobs"),
+                ("manifest", "/manifest/team/job_state"),
+            ):
+                page.goto(f"{address}/{name}/")
+                assert page.evaluate(follow, job_uuid)["outcome"] == "success"
+                assert f"{address}{base}/{job_uuid}" in asked
+            assert f"{cdn.url}/static/job-state.js" in asked
+            page.evaluate(append)
+            sheet = "/manifest/team/job_state/static/job-state-3f2a91.css"
+            wait_for(lambda: page.evaluate("1") and f"{address}{sheet}" in asked)
+            page.goto(f"{address}/module/")
+            wait_for(lambda: page.text_content(".miles") == "26")
+        finally:
+            server.kill()
+            cdn.close()
+    assert console_errors == []
 
 
 def test_script_of_the_readme_runs(

@@ -1,7 +1,8 @@
 /**
  * Types of job-state.js, a classic script that defines the global `JobState` and the
- * element `<job-state>`. The element takes its styles from job-state.css, which must lie
- * beside the script.
+ * element `<job-state>`. The element takes its styles from the script tag's `data-styles`,
+ * else from job-state.css beside the script, with the script's query. A module has no
+ * script tag of its own: there it is `/job_state/static/job-state.css`.
  */
 declare namespace JobState {
   /**
@@ -67,8 +68,14 @@ declare namespace JobState {
      */
     lost?: ((reason: Reason) => void) | null;
 
-    /** Sent with cancel() as X-CSRF-Token. */
+    /** Sent with cancel(). */
     csrfToken?: string | null;
+
+    /**
+     * The header that carries the token: X-CSRF-Token, as in Pyramid. A name that browsers
+     * refuse or keep for themselves (`Cookie`) is a TypeError.
+     */
+    csrfHeader?: string | null;
 
     /** Stops the poller when it is aborted, as stop() does. */
     signal?: AbortSignal | null;
@@ -86,7 +93,8 @@ declare namespace JobState {
         jobUuid: string;
         /**
          * Default: the script tag's `data-base-url`, else where the script lies
-         * (`…/static/job-state.js` of the page's origin), else `/job_state`.
+         * (`…/static/job-state.js` of the page's origin, or a longer name such as
+         * `job-state-3f2a91.js`), else `/job_state`.
          */
         baseUrl?: string;
         url?: null;
@@ -130,10 +138,11 @@ declare namespace JobState {
   interface Failure extends Error {
     /**
      * `network`: no answer; `timeout`: none within 30 seconds; `status`: see `status`;
-     * `redirect`: perhaps to a login page; `format`: not the state of a job; `address`
-     * (only from an element): its `src` is wrong or of another origin.
+     * `redirect`: perhaps to a login page; `format`: not the state of a job. Only from an
+     * element: `address`: its `src` is wrong or of another origin; `csrf`: a browser cannot
+     * send its `csrf-header` or `csrf-token`.
      */
-    code: "network" | "timeout" | "status" | "redirect" | "format" | "address";
+    code: "network" | "timeout" | "status" | "redirect" | "format" | "address" | "csrf";
     /** The HTTP status, 0 if there was none to be seen. */
     status: number;
     /** Whether asking again is useless. */
@@ -199,6 +208,7 @@ declare namespace JobState {
     | "404"
     | "410"
     | "address"
+    | "csrf"
     | "format"
     | "network"
     | "redirect"
@@ -247,7 +257,8 @@ declare namespace JobState {
     readonly state: State;
     /**
      * As {@link Poller.cancel}; false also while it was asked and not answered, or if no
-     * job is followed. The attribute `csrf-token` is sent with it.
+     * job is followed. The attribute `csrf-token` is sent with it, in the header that the
+     * attribute `csrf-header` names: X-CSRF-Token by default.
      */
     cancel(): Promise<boolean>;
   }

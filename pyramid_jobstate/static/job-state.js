@@ -20,9 +20,6 @@ const MAX_RETRY_AFTER = 5 * 60 * 1000;
 const REQUEST_TIMEOUT = 30 * 1000;
 const MAX_PERIOD = 2 ** 30; // a setTimeout of more than twice as long fires at once
 
-const MAX_BATCH = 100; // jobs in one request
-const TOO_LARGE = [400, 413, 414, 431]; // what servers say to too many or too long
-
 const ENGLISH = {
   job: "Job",
   loading: "Loading…",
@@ -54,6 +51,7 @@ const ENGLISH = {
   404: "There is no such job, or no longer.",
   410: "There is no such job any more.",
   address: "The address is wrong.",
+  csrf: "The CSRF header or token is wrong.",
   format: "The answer is not the state of a job.",
   network: "The server cannot be reached.",
   redirect: "The server redirects, perhaps to a login page.",
@@ -66,19 +64,24 @@ const ENGLISH = {
  */
 const ofDocument = (name) => Reflect.get(Document.prototype, name, document);
 
-// Set only while the script is being loaded. An SVG script has no src.
-const script = ofDocument("currentScript");
-const { src, dataset } = script instanceof HTMLScriptElement ? script : { dataset: {} };
-const home = new URL(src || "/job_state/static/job-state.js", baseOfPage());
-const styles = new URL("job-state.css", home);
+// Set only while a classic script is being loaded. An SVG script says nothing of jobs.
+const current = ofDocument("currentScript");
+const script = current instanceof HTMLScriptElement ? current : make("script");
+const { baseUrl, styles } = script.dataset;
+// The property `src` follows any <base>, even one that came after the tag.
+// A blob: or data: URL has nothing beside it.
+const USUAL = "/job_state/static/job-state.js";
+const home = resolve("", resolve(script.getAttribute("src") || USUAL)) || resolve(USUAL);
+// A query that busts caches is the sheet's as well.
+const sheetUrl = (styles && resolve(styles)) || new URL(`job-state.css${home.search}`, home);
 const [, mount] =
-  /^(.+)\/static\/job-state\.js/.exec(home.origin === self.origin && home.pathname) || [];
-const defaultBaseUrl = dataset.baseUrl || mount || "/job_state";
+  /^(.+)\/static\/job-state[^/]*$/.exec(home.origin === self.origin && home.pathname) || [];
+const defaultBaseUrl = baseUrl || mount || "/job_state";
 
 /** Follow one job. See job-state.d.ts. */
 function startPolling(options) {
-  const { place, period, callbacks, csrfToken, signal } = checkOptions(options);
-  const watch = new Watch(callbacks, period);
+  const { place, period, csrf, signal } = checkOptions(options);
+  const watch = new Watch(options, period);
   const stop = () => watch.end("stopped");
   signal.addEventListener("abort", stop);
   const leave = Channel.follow(place, watch);
@@ -91,7 +94,7 @@ function startPolling(options) {
     stop,
     done: watch.done,
     async cancel() {
-      const accepted = await askToCancel(place, csrfToken);
+      const accepted = await askToCancel(place, csrf);
       Channel.refresh(place);
       return accepted;
     },
@@ -203,7 +206,6 @@ class Job {
 }
 
 const channels = new Map();
-const WAKING = ["visibilitychange", "online", "pageshow", "pagehide"];
 
 /**
  * All jobs that are followed below one base URL. They share the requests, of which
@@ -238,7 +240,7 @@ class Channel {
     this.base = base;
     this.jobs = new Map();
     this.asked = []; // the jobs of the request in flight
-    this.limit = MAX_BATCH;
+    this.limit = 100; // jobs in one request
     this.notBefore = 0;
     this.timer = null;
     this.controller = null; // of the request in flight
@@ -262,7 +264,9 @@ class Channel {
 
   /** Captured at the window, events reach us even if another listener stops them. */
   listen(method) {
-    for (const type of WAKING) window[method](type, this, true);
+    for (const type of ["visibilitychange", "online", "pageshow", "pagehide"]) {
+      window[method](type, this, true);
+    }
   }
 
   handleEvent({ type, target }) {
@@ -331,29 +335,30 @@ class Channel {
     this.asked = asked;
     const answer = await askForJobs(url, single, tag, this.controller);
     this.asked = [];
-    const { body, reason } = answer;
+    const { body, reason, unchanged, etag } = answer;
     if (reason && reason.code === "aborted") return;
     if (reason && !reason.final) {
       this.backOff(alone ? asked : waiting, answer);
       return;
     }
     if (reason && !single && reason.status !== 401) {
-      // An older server, a lower limit, a longer path than it takes: ask for fewer.
-      this.limit = TOO_LARGE.includes(reason.status) ? Math.ceil(asked.length / 2) : 1;
+      // An older server, or a request too large or too long: ask for fewer.
+      const tooLarge = [400, 413, 414, 431].includes(reason.status);
+      this.limit = tooLarge ? Math.ceil(asked.length / 2) : 1;
       return;
     }
-    const fresh = { url, etag: answer.etag };
+    const fresh = { url, etag };
     const answered = performance.now();
     for (const job of asked) {
       job.alone = false;
       job.failures = 0;
       job.rest(job.period, answered);
-      if (!answer.unchanged) job.tag = fresh;
+      if (!unchanged) job.tag = fresh;
     }
     for (const job of asked) {
       const data = body && (single ? body : own(body.jobs, job.uuid));
       if (reason) job.lose(reason);
-      else if (answer.unchanged) job.confirm();
+      else if (unchanged) job.confirm();
       else if (isJob(data)) job.receive(data);
       else if (data) job.lose(problem("format", 200, true));
       else {
@@ -383,11 +388,10 @@ class Channel {
 
 /** Resolves to {body, etag}, {unchanged: true} or {reason, retryAfter}. */
 async function askForJobs(url, single, etag, controller) {
-  const headers = { Accept: "application/json" };
   // The browser's own cache would turn a 304 into a 200 with the old body.
-  if (etag) headers["If-None-Match"] = etag;
+  const headers = etag ? { "If-None-Match": etag } : {};
   try {
-    const { response, text } = await send(url, { headers }, controller);
+    const { response, text } = await send(url, headers, controller);
     if (response.status === 304 && etag) return { unchanged: true };
     if (!response.ok) {
       return { reason: refusal(response), retryAfter: retryAfter(response.headers) };
@@ -402,20 +406,18 @@ async function askForJobs(url, single, etag, controller) {
   }
 }
 
-async function askToCancel({ url }, csrfToken) {
+async function askToCancel({ url }, csrf) {
   const target = new URL(url);
   target.pathname = target.pathname.replace(/\/?$/, "/cancel");
-  const headers = { Accept: "application/json", "X-Requested-With": "XMLHttpRequest" };
-  if (csrfToken) headers["X-CSRF-Token"] = csrfToken;
-  const init = { method: "POST", headers };
-  const { response } = await send(target.href, init, new AbortController());
+  const headers = { "X-Requested-With": "XMLHttpRequest", ...csrf };
+  const { response } = await send(target.href, headers, new AbortController(), "POST");
   if (response.status === 202) return true;
   if (response.status === 409) return false;
   throw refusal(response);
 }
 
 /** Resolves to the response and its whole text, or rejects with a problem(). */
-async function send(url, init, controller) {
+async function send(url, headers, controller, method = "GET") {
   let late = false;
   const timer = setTimeout(() => {
     late = true;
@@ -423,7 +425,8 @@ async function send(url, init, controller) {
   }, REQUEST_TIMEOUT);
   try {
     const response = await fetch(url, {
-      ...init,
+      method,
+      headers: { Accept: "application/json", ...headers },
       cache: "no-store",
       credentials: "include", // another origin was allowed on purpose
       redirect: "manual",
@@ -444,7 +447,7 @@ function refusal({ status, type }) {
 }
 
 function retryAfter(headers) {
-  const value = headers.get("Retry-After") || "";
+  const value = headers.get("Retry-After");
   // A date is the server's, and so is the clock to read it by.
   const wait = /^\d+$/.test(value)
     ? value * 1000
@@ -471,19 +474,18 @@ function isJob(data) {
 
 /** A value that came with the object: names like "constructor" find nothing else. */
 function own(object, name) {
-  return Object.prototype.hasOwnProperty.call(object, name) ? object[name] : undefined;
+  return Object.keys(object).includes(name) ? object[name] : undefined;
 }
 
 /** An Error with a `code`, the HTTP `status` (0: none), and whether it is `final`. */
-function problem(code, status = 0, isFinal = false) {
+function problem(code, status = 0, final = false) {
   const message = fill(ENGLISH[nameOf(code, status)], { status });
-  return Object.assign(new Error(message), { code, status, final: isFinal });
+  return Object.assign(new Error(message), { code, status, final });
 }
 
 /** The name of the label for a problem. */
 function nameOf(code, status) {
-  if (code === "status" && ENGLISH[status]) return status;
-  return ENGLISH[code] ? code : "network";
+  return [status, code, "network"].find((name) => ENGLISH[name]);
 }
 
 function fill(label, values) {
@@ -494,6 +496,7 @@ const TYPES = {
   jobUuid: "string",
   baseUrl: "string",
   csrfToken: "string",
+  csrfHeader: "string",
   update: "function",
   success: "function",
   error: "function",
@@ -507,6 +510,7 @@ function checkOptions(options) {
   check(options && typeof options === "object", "an object of options is needed");
   const { jobUuid, url, csrfToken, signal } = options;
   const baseUrl = options.baseUrl || defaultBaseUrl;
+  const csrfHeader = options.csrfHeader || "X-CSRF-Token";
   const { pollingPeriod = DEFAULT_PERIOD, crossOrigin } = options;
 
   check((jobUuid == null) !== (url == null), "give either jobUuid or url");
@@ -518,11 +522,10 @@ function checkOptions(options) {
     Number.isFinite(pollingPeriod) && pollingPeriod > 0,
     "pollingPeriod must be a positive number of milliseconds"
   );
+  check(maySend(csrfHeader, csrfToken || ""), "csrfHeader or csrfToken cannot be sent");
   const name = url == null ? "baseUrl" : "url";
-  const address = resolve(
-    url == null ? `${baseUrl.replace(/\/+$/, "")}/${jobUuid}` : url
-  );
-  check(address, `${name} is no http(s) URL`);
+  const address = resolve(url == null ? `${baseUrl.replace(/\/+$/, "")}/${jobUuid}` : url);
+  check(address && /^https?:/.test(address.protocol), `${name} is no http(s) URL`);
   check(
     crossOrigin || address.origin === self.origin,
     `${name} is of another origin, which needs crossOrigin: true`
@@ -530,8 +533,7 @@ function checkOptions(options) {
   return {
     place: placeOf(address, jobUuid),
     period: Math.min(Math.max(pollingPeriod, MIN_GAP), MAX_PERIOD),
-    callbacks: options,
-    csrfToken,
+    csrf: csrfToken && { [csrfHeader]: csrfToken },
     signal: signal || new AbortController().signal,
   };
 }
@@ -540,8 +542,8 @@ function checkOptions(options) {
  * Where a job is asked for: by its own URL, and with others by its uuid at its base.
  * A URL that does not look like base and uuid, or has a query, stands alone.
  */
-function placeOf({ href, origin, pathname, search }, jobUuid) {
-  const url = href.replace(/#.*/, "");
+function placeOf({ origin, pathname, search }, jobUuid) {
+  const url = origin + pathname + search;
   const [, path, name] = /^(.*)\/([^/]+)\/?$/.exec(pathname) || [];
   const uuid = /^[0-9a-f-]{36}$/i.test(name) ? name : jobUuid;
   return search || !uuid ? { base: url, uuid: "", url } : { base: origin + path, uuid, url };
@@ -553,11 +555,19 @@ function baseOfPage() {
   return new URL(base).origin === self.origin ? base : location;
 }
 
-/** An http(s) URL, or null. */
-function resolve(address) {
+/** A URL, or null. */
+function resolve(address, base = baseOfPage()) {
   try {
-    const url = new URL(address, baseOfPage());
-    return /^https?:$/.test(url.protocol) ? url : null;
+    return new URL(address, base);
+  } catch (error) {
+    return null;
+  }
+}
+
+/** Whether a page may send a header: browsers drop those that they keep for themselves. */
+function maySend(name, value) {
+  try {
+    return new Request("data:,", { headers: { [name]: value } }).headers.has(name);
   } catch (error) {
     return null;
   }
@@ -579,31 +589,28 @@ const ICONS = {
 
 const languages = {};
 const connected = new Set();
-const LIVELY = 30; // elements that move smoothly: more would keep the browser busy
 
 function setLabels(language, labels) {
   language = language.toLowerCase();
   languages[language] = { ...languages[language], ...labels };
-  for (const element of connected) refresh(element);
+  connected.forEach(refresh);
 }
 
 // Intl's objects are dear to make: each is kept.
-const formats = new Map();
+const formats = {};
 
 function format(kind, language, options, value) {
   const key = kind + language + JSON.stringify(options);
-  if (!formats.has(key)) {
-    let made;
+  if (!formats[key]) {
     for (const asked of [[], [[], options], [language || [], options]]) {
       try {
-        made = new Intl[kind](...asked);
+        formats[key] = new Intl[kind](...asked);
       } catch (error) {
         // no language, or an option that this browser lacks: the plainer one will do
       }
     }
-    formats.set(key, made);
   }
-  return formats.get(key).format(value);
+  return formats[key].format(value);
 }
 
 /** Text from the server, without what could disturb the text around it. */
@@ -649,10 +656,7 @@ function draw(loaded) {
         const element = elements.find((other) => (id ? other.id === id : other === near));
         if (!element || !element.data) return;
         const value = own(element.data, node.dataset.metric);
-        const text =
-          typeof value === "number"
-            ? format("NumberFormat", element._language, {}, value)
-            : clean(value);
+        const text = typeof value === "number" ? element._number(value, {}) : clean(value);
         if (value !== undefined && node.textContent !== text) node.textContent = text;
       }, "an element cannot be drawn");
     }
@@ -685,7 +689,7 @@ let sheet = null; // a promise of one for all, or of none where it cannot be had
 async function loadSheet() {
   try {
     const made = new CSSStyleSheet();
-    const response = await fetch(styles);
+    const response = await fetch(sheetUrl);
     if (!response.ok) return null;
     made.replaceSync(await response.text());
     return made;
@@ -700,11 +704,11 @@ function addStyles(root, loaded) {
     if (!loaded) throw loaded;
     root.adoptedStyleSheets = [loaded];
   } catch (error) {
-    root.append(make("link", { rel: "stylesheet", href: styles }));
+    root.append(make("link", { rel: "stylesheet", href: sheetUrl }));
   }
 }
 
-function make(name, attributes, ...children) {
+function make(name, attributes = {}, ...children) {
   const language = /^(svg|circle|path)$/.test(name) ? "2000/svg" : "1999/xhtml";
   const node = ofDocument("createElementNS").call(document, `http://www.w3.org/${language}`, name);
   for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
@@ -745,12 +749,11 @@ const template = part("div", "job",
 class View {
   constructor(root) {
     this.parts = {};
-    this.slot = make("slot", {});
-    const job = template.cloneNode(true);
-    for (const node of [job, ...job.querySelectorAll("[part]")]) {
+    this.slot = make("slot");
+    root.append(template.cloneNode(true), this.slot);
+    for (const node of root.querySelectorAll("[part]")) {
       this.parts[node.getAttribute("part")] = node;
     }
-    root.append(job, this.slot);
     this.written = new Map();
   }
 
@@ -762,7 +765,7 @@ class View {
     const node = this.parts[name];
     if (attribute === "text") node.textContent = value;
     else if (attribute[0] === "-") node.style.setProperty(attribute, value);
-    else if (value === null) node.removeAttribute(attribute);
+    else if (value === null || value === false) node.removeAttribute(attribute);
     else node.setAttribute(attribute, value);
   }
 
@@ -785,7 +788,7 @@ class View {
 }
 
 const PROPERTIES = ["src", "cancellable", "log"]; // each like its attribute
-const ASKING = ["src", "period", "csrf-token", "cross-origin"];
+const ASKING = ["src", "period", "csrf-token", "csrf-header", "cross-origin"];
 
 class JobStateElement extends HTMLElement {
   static get observedAttributes() {
@@ -859,9 +862,8 @@ class JobStateElement extends HTMLElement {
   }
 
   get state() {
-    const { _data: data, _reason: reason } = this;
-    if (reason) return reason.final ? "lost" : "reconnecting";
-    return data ? String(data.job.status) : "loading";
+    if (this._reason) return this._reason.final ? "lost" : "reconnecting";
+    return this._data ? String(this._data.job.status) : "loading";
   }
 
   async cancel() {
@@ -897,6 +899,7 @@ class JobStateElement extends HTMLElement {
         url: this.src,
         pollingPeriod: this.period,
         csrfToken: this.getAttribute("csrf-token"),
+        csrfHeader: this.getAttribute("csrf-header"),
         crossOrigin: this.hasAttribute("cross-origin"),
         update: (data) => {
           this.data = data;
@@ -909,7 +912,7 @@ class JobStateElement extends HTMLElement {
       });
     } catch (error) {
       console.error(error);
-      lose(problem("address", 0, true));
+      lose(problem(/csrf/.test(error) ? "csrf" : "address", 0, true));
     }
   }
 
@@ -924,7 +927,7 @@ class JobStateElement extends HTMLElement {
     this._reason = null; // why it is out of sight
     this._asking = false; // to cancel
     this._complaint = ""; // why it could not be cancelled
-    this._quarter = null; // the last that was spoken of
+    this._quarter = -1; // the last that was spoken of
   }
 
   _tell(name, detail) {
@@ -975,9 +978,8 @@ class JobStateElement extends HTMLElement {
     const time = new Date(iso);
     const wait = time - Date.now();
     if (!(wait > 0)) return null;
-    const today = time.toDateString() === new Date().toDateString();
     const options = { timeStyle: wait < 120000 ? "medium" : "short" };
-    if (!today) options.dateStyle = "medium";
+    if (time.toDateString() !== new Date().toDateString()) options.dateStyle = "medium";
     return format("DateTimeFormat", this._language, options, time).replace(/ /g, "\u00a0");
   }
 
@@ -1017,8 +1019,7 @@ class JobStateElement extends HTMLElement {
   }
 
   _notice(job, state) {
-    const { _reason: reason } = this;
-    if (state === "lost") return this._explain(reason);
+    if (state === "lost") return this._explain(this._reason);
     if (state === "error" || state === "cancelled") return clean(job.error && job.error.message);
     return this._complaint;
   }
@@ -1027,7 +1028,7 @@ class JobStateElement extends HTMLElement {
     if (!this._styled) addStyles(this.shadowRoot, loaded);
     this._styled = true;
     const { _view: view, state } = this;
-    const { cancel, job: panel } = view.parts;
+    const { parts } = view;
     const job = this._data ? this._data.job : {};
     const word = this._label(own(ENGLISH, state) ? state : "working");
     const answered = this._data || state === "lost";
@@ -1035,8 +1036,8 @@ class JobStateElement extends HTMLElement {
     const isOver = ["success", "error", "cancelled", "lost"].includes(state);
     const known = state === "success" ? 1 : progress.fraction;
     const fraction = Number.isFinite(known) ? Math.min(Math.max(known, 0), 1) : null;
-    const isMoving = state === "working" || state === "cancelling";
-    const unknown = isMoving && fraction === null ? "indeterminate" : "";
+    const unknown =
+      ["working", "cancelling"].includes(state) && fraction === null ? "indeterminate" : "";
     // Nothing is whole before it is, and 0.29 * 100 is 28.999999999999996.
     const hundredths = fraction === null ? null : Math.floor(fraction * 100 + 1e-9);
     const percent = fraction === null ? "" : this._number(hundredths / 100, { style: "percent" });
@@ -1045,52 +1046,48 @@ class JobStateElement extends HTMLElement {
     // What the server wrote into the page stands until there is something to show,
     // and for good if it waits for metrics.
     view.slot.hidden = answered && !this.querySelector("[data-metric]");
-    const lively = connected.size > LIVELY ? "" : "lively";
+    // More elements that move smoothly would keep the browser busy.
+    const lively = connected.size > 30 ? "" : "lively";
     const details = this._details(job, progress, state);
     const left = state === "working" && progress.eta > 0 && progress.eta < 1e8
       ? this._label("left", { time: this._duration(progress.eta) })
       : "";
-    const spoken = [isOver || !percent ? word : percent, ...details, left];
     const lines = this.log && Array.isArray(job.log) ? job.log : [];
     const cancellable = this.cancellable && job.cancellable && state !== "cancelling" && !isOver;
-    if (!cancellable && this.shadowRoot.activeElement === cancel) panel.focus();
+    if (!cancellable && this.shadowRoot.activeElement === parts.cancel) parts.job.focus();
     view.write("text", {
       title: this._title(job),
       percent,
       status: word,
-      details: details.map((detail) => ` · ${detail}`).join(""),
+      details: ["", ...details].join(" · "),
       left,
       message: clean(job.message),
       notice: this._notice(job, state),
       cancel: this._label(this._asking ? "cancelling" : "cancel"),
     });
     view.write("hidden", {
-      job: answered || !this.textContent.trim() ? null : "",
-      log: lines.length ? null : "",
-      cancel: cancellable ? null : "",
+      job: !answered && !!this.textContent.trim(),
+      log: !lines.length,
+      cancel: !cancellable,
     });
     view.set("job", "class", `job ${state} ${lively} ${unknown}`);
     view.set("sign", "d", own(ICONS, state) || ICONS.working);
     view.set("fill", "--_done", `${100 * (fraction || 0)}%`);
     view.set("bar", "aria-valuenow", hundredths);
+    const spoken = [isOver || !percent ? word : percent, ...details, left];
     view.set("bar", "aria-valuetext", spoken.filter(Boolean).join(", "));
     view.set("cancel", "aria-disabled", this._asking);
     view.set("log", "aria-label", this._label("log"));
     view.log(lines.slice(-20).map((line) => clean(line)));
 
-    this._speak(job, state, fraction, isOver, word, percent);
-  }
-
-  /** Speaks at the start, at each quarter and at the end. */
-  _speak(job, state, fraction, isOver, word, percent) {
-    if (!this._data && state !== "lost") return;
+    // Speak at the start, at each quarter and at the end.
+    if (!answered) return;
     const before = this._quarter;
-    const now = isOver ? "over" : Math.floor((fraction || 0) * 4);
+    const now = isOver ? 5 : Math.floor(fraction * 4);
     this._quarter = now;
     // A job that was over when the page came is no news.
-    if (before === now || (before === null && isOver && state !== "lost")) return;
-    if (before !== null && !isOver && !(now > before)) return;
-    const rest = isOver ? `${word}. ${this._notice(job, state)}` : before === null ? word : percent;
+    if (now <= before || (before < 0 && isOver && state !== "lost")) return;
+    const rest = isOver ? `${word}. ${this._notice(job, state)}` : before < 0 ? word : percent;
     say(this, `${this._title(job)}: ${rest}`.trim());
   }
 }

@@ -1,0 +1,477 @@
+"""The script and its style sheet in real Pyramid applications, seen by a real Chromium:
+below prefixes, behind cache busters, from a CDN, as a module, with CSRF checks.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from socketserver import ThreadingMixIn
+from typing import Any
+from urllib.parse import urlsplit
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.util import shift_path_info
+
+import pytest
+import redis
+from playwright.sync_api import ConsoleMessage, Page, Request
+from pyramid.config import Configurator
+from pyramid.csrf import CookieCSRFStoragePolicy, get_csrf_token
+from pyramid.response import Response
+from pyramid.static import ManifestCacheBuster, QueryStringConstantCacheBuster
+
+from .pollserver import STATIC, PollServer
+from .support import wait_for
+from .webapp import make_config, mounted_root, put_job
+
+SCRIPT = "pyramid_jobstate:static/job-state.js"
+SHEET = "pyramid_jobstate:static/job-state.css"
+
+POLICY = (
+    "default-src 'self'; script-src 'self' {more}; style-src 'self' {more}; "
+    "connect-src 'self' {more}; require-trusted-types-for 'script'"
+)
+
+FOLLOW = "(options) => JobState.startPolling(options).done.then((end) => end.outcome)"
+
+LOOK = """() => {
+  const element = document.querySelector("job-state");
+  const bar = element.shadowRoot.querySelector("[part=bar]");
+  return [element.state, bar.clientHeight];
+}"""
+
+
+class Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class Handler(WSGIRequestHandler):
+    def log_message(self, *args: object) -> None:
+        """Stay silent."""
+
+
+class Site:
+    """Serves a WSGI application to a page, and hears what the page asks for."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.below = ""  # where the application is mounted
+        self.markup: Callable[[Any], str] = lambda request: ""
+        self.csp = POLICY.format(more="")
+        self.asked: list[str] = []
+        self.problems: list[str] = []
+        self._server = make_server("127.0.0.1", 0, self.dispatch, Server, Handler)
+        self._app: Any = None
+        threading.Thread(target=self._server.serve_forever, args=(0.01,)).start()
+        page.on("request", self.hear)
+        page.on("console", self.read)
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def hear(self, request: Request) -> None:
+        self.asked.append(request.url.removeprefix(self.url))
+
+    def read(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.problems.append(message.text)
+
+    def dispatch(self, environ: Any, start_response: Any) -> Any:
+        """Hand a request of Alice's to the application, as URL maps do."""
+        if environ["PATH_INFO"] == "/favicon.ico":
+            start_response("204 No Content", [])
+            return []
+        for segment in self.below.split("/")[1:]:
+            if shift_path_info(environ) != segment.encode().decode("latin-1"):
+                start_response("404 Not Found", [])
+                return []
+        return self._app({**environ, "HTTP_X_USER": "alice"}, start_response)
+
+    def show(self, request: Any) -> Response:
+        response = Response("<!doctype html><title>Jobs</title>" + self.markup(request))
+        response.headers["Content-Security-Policy"] = self.csp
+        return response
+
+    def open(self, config: Configurator, prefix: str | None = None) -> None:
+        """Make the application, with a page of this site's markup, and open it."""
+        config.include("pyramid_jobstate", route_prefix=prefix)
+        config.add_route("page", "/page")
+        config.add_view(self.show, route_name="page")
+        self._app = config.make_wsgi_app()
+        self.page.goto(f"{self.url}{self.below}/page")
+
+    def follow(self, **options: Any) -> str:
+        """How a poller ends."""
+        outcome: str = self.page.evaluate(FOLLOW, options)
+        return outcome
+
+    def wait_for_element(self, state: str = "success") -> None:
+        """Wait until the element shows this state, in its own style."""
+        wait_for(lambda: self.page.evaluate(LOOK) == [state, 6])
+
+    def sheets(self) -> set[str]:
+        """The addresses of the style sheets that were asked for."""
+        return {url for url in self.asked if ".css" in url}
+
+    def polls(self) -> set[str]:
+        """The paths below which jobs were asked for."""
+        paths = [urlsplit(url).path.rstrip("/") for url in self.asked]
+        return {
+            path.rpartition("/")[0] for path in paths if len(path.split("/")[-1]) == 36
+        }
+
+    def forgive(self, *words: str) -> None:
+        """Take out the problems that have any of these words in them."""
+        self.problems = [
+            problem
+            for problem in self.problems
+            if not any(word in problem for word in words)
+        ]
+
+    def close(self) -> None:
+        self.page.goto("about:blank")
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def site(page: Page) -> Iterator[Site]:
+    """A site whose page does nothing wrong and nothing against its strict policy."""
+    site = Site(page)
+    yield site
+    site.close()
+    assert site.problems == []
+
+
+@pytest.fixture
+def job(client: redis.Redis) -> str:
+    """A job of Alice's that has succeeded."""
+    return put_job(client, status="success")
+
+
+def tag(url: str, attributes: str = "") -> str:
+    return f'<script src="{url}" {attributes}></script>'
+
+
+def element(request: Any, job_uuid: str, attributes: str = "") -> str:
+    url = request.resource_url(request.job_states[job_uuid])
+    return f'<job-state src="{url}" {attributes}></job-state>'
+
+
+def usual(job_uuid: str, attributes: str = "") -> Callable[[Any], str]:
+    """The script's tag as the README shows it, and an element."""
+    return lambda request: (
+        tag(request.static_url(SCRIPT), attributes) + element(request, job_uuid)
+    )
+
+
+# Below a prefix
+
+
+@pytest.mark.parametrize(
+    ("below", "prefix", "path", "base"),
+    [
+        ("", None, None, "/job_state"),
+        ("", "team", None, "/team/job_state"),
+        ("/shop", None, None, "/shop/job_state"),
+        ("", None, "api/jobs", "/api/jobs"),
+        ("/shop/static", "team", "static", "/shop/static/team/static"),
+        ("/café", None, None, "/caf%C3%A9/job_state"),
+    ],
+    ids=["plain", "route_prefix", "SCRIPT_NAME", "path", "all", "not ASCII"],
+)
+def test_page_below_a_prefix_has_nothing_to_configure(
+    site: Site,
+    redis_url: str,
+    job: str,
+    below: str,
+    prefix: str | None,
+    path: str | None,
+    base: str,
+) -> None:
+    """A bare uuid is found, and the element styled, wherever the package is included
+    and wherever the application is mounted.
+    """
+    site.below = below
+    settings = {"jobstate.path": path} if path else {}
+    site.markup = usual(job)
+    site.open(make_config(redis_url, settings=settings), prefix)
+    assert site.follow(jobUuid=job) == "success"
+    site.wait_for_element()
+    assert site.polls() == {base}
+    assert site.sheets() == {f"{base}/static/job-state.css"}
+
+
+# Cache busters
+
+
+def add_manifest(config: Configurator, folder: Path) -> None:
+    """Serve the files under names with a hash, and under no other that is new."""
+    names = {"job-state.js": "job-state-3f2a91.js", "job-state.css": "job-state-7c.css"}
+    for name, hashed in names.items():
+        (folder / hashed).write_bytes((STATIC / name).read_bytes())
+    (folder / "manifest.json").write_text(json.dumps(names))
+    config.override_asset("pyramid_jobstate:static/", f"{folder}/")
+    buster = ManifestCacheBuster(str(folder / "manifest.json"))
+    config.add_cache_buster("pyramid_jobstate:static/", buster)
+
+
+@pytest.mark.parametrize("param", ["x", "v"])
+def test_query_of_the_script_is_the_sheet_s(
+    site: Site, redis_url: str, job: str, param: str
+) -> None:
+    """With a QueryStringConstantCacheBuster a new script asks for a new sheet."""
+    config = make_config(redis_url)
+    buster = QueryStringConstantCacheBuster("abc", param=param)
+    config.add_cache_buster("pyramid_jobstate:static/", buster)
+    site.markup = usual(job)
+    site.open(config, "team")
+    assert site.follow(jobUuid=job) == "success"
+    site.wait_for_element()
+    static = "/team/job_state/static"
+    assert f"{static}/job-state.js?{param}=abc" in site.asked
+    assert site.sheets() == {f"{static}/job-state.css?{param}=abc"}
+
+
+def test_sheet_of_a_manifest_is_named_by_the_tag(
+    site: Site, redis_url: str, job: str, tmp_path: Path
+) -> None:
+    """With a ManifestCacheBuster the attribute data-styles says where the sheet is, and
+    jobs are found by a script of a longer name.
+    """
+    config = make_config(redis_url)
+    add_manifest(config, tmp_path)
+    site.markup = lambda request: (
+        tag(request.static_url(SCRIPT), f'data-styles="{request.static_url(SHEET)}"')
+        + element(request, job)
+    )
+    site.open(config, "team")
+    assert site.follow(jobUuid=job) == "success"
+    site.wait_for_element()
+    static = "/team/job_state/static"
+    assert f"{static}/job-state-3f2a91.js" in site.asked
+    assert site.sheets() == {f"{static}/job-state-7c.css"}
+
+
+def test_script_of_a_manifest_finds_the_plain_sheet(
+    site: Site, redis_url: str, job: str, tmp_path: Path
+) -> None:
+    """Without data-styles it is the sheet of the package, beside the script."""
+    config = make_config(redis_url)
+    add_manifest(config, tmp_path)
+    site.markup = usual(job)
+    site.open(config)
+    site.wait_for_element()
+    assert site.sheets() == {"/job_state/static/job-state.css"}
+
+
+# From elsewhere
+
+
+@pytest.fixture
+def cdn() -> Iterator[PollServer]:
+    """A server for files, of another origin."""
+    server = PollServer()
+    yield server
+    server.close()
+
+
+def test_script_of_a_cdn_asks_at_the_default_path(
+    site: Site, redis_url: str, job: str, cdn: PollServer
+) -> None:
+    """Where Pyramid's static_url leads to a CDN, jobs are looked up at /job_state, and
+    the sheet comes from beside the script.
+    """
+    site.csp = POLICY.format(more=cdn.url)
+    config = make_config(redis_url)
+    config.add_static_view(f"{cdn.url}/x/static", "pyramid_jobstate:static")
+    site.markup = usual(job)
+    site.open(config)
+    assert site.follow(jobUuid=job) == "success"
+    site.wait_for_element()
+    assert site.polls() == {"/job_state"}
+    assert site.sheets() == {f"{cdn.url}/x/static/job-state.css"}
+    # The sheet is linked, since this CDN does not allow to fetch it.
+    site.forgive("CORS policy", "net::ERR_FAILED")
+
+
+def test_tag_says_where_the_jobs_are_when_a_cdn_has_the_script(
+    site: Site, redis_url: str, job: str, cdn: PollServer
+) -> None:
+    """data-base-url serves an application below a prefix, as does the option baseUrl;
+    data-styles may lead back to the application.
+    """
+    site.below = "/shop"
+    site.csp = POLICY.format(more=cdn.url)
+    config = make_config(redis_url)
+    site.markup = lambda request: (
+        tag(
+            f"{cdn.url}/static/job-state.js",
+            f'data-base-url="{request.resource_url(request.job_states)}"'
+            f' data-styles="{request.static_path(SHEET)}"',
+        )
+        + element(request, job)
+    )
+    site.open(config, "team")
+    assert site.follow(jobUuid=job) == "success"
+    assert site.follow(jobUuid=job, baseUrl="/shop/team/job_state") == "success"
+    site.wait_for_element()
+    assert site.polls() == {"/shop/team/job_state"}
+    assert site.sheets() == {"/shop/team/job_state/static/job-state.css"}
+
+
+def test_container_in_the_tree_is_named_by_the_tag(
+    site: Site, redis_url: str, job: str
+) -> None:
+    """A container mounted in the application's tree is polled where it is mounted."""
+    config = make_config(redis_url, root_factory=mounted_root)
+    site.markup = lambda request: tag(
+        request.static_url(SCRIPT),
+        f'data-base-url="{request.resource_url(request.root["jobs"])}"',
+    )
+    site.open(config)
+    assert site.follow(jobUuid=job) == "success"
+    assert site.polls() == {"/jobs"}
+
+
+# Modules, which have no tag of their own
+
+
+def module(source: str) -> Callable[[Any], Response]:
+    return lambda request: Response(source, content_type="text/javascript")
+
+
+IMPORTS = {
+    "module": (lambda url: f'<script type="module" src="{url}"></script>', ""),
+    "import": (lambda url: "", 'import "/{path}";'),
+    "map": (
+        lambda url: (
+            '<script type="importmap" nonce="n">'
+            f'{{"imports": {{"job-state": "{url}"}}}}</script>'
+        ),
+        'import "job-state";',
+    ),
+    "dynamic": (lambda url: "", 'await import("/{path}");'),
+}
+
+
+@pytest.mark.parametrize(("head", "source"), IMPORTS.values(), ids=IMPORTS)
+def test_module_asks_at_the_default_path_or_the_base_url(
+    site: Site, redis_url: str, job: str, head: Any, source: str
+) -> None:
+    """However a module loads the script, baseUrl says where jobs are; without it they
+    are looked up at /job_state, since a module does not know its tag.
+    """
+    site.csp = POLICY.format(more="'nonce-n'")
+    config = make_config(redis_url, root_factory=mounted_root)
+    text = source.replace("{path}", "job_state/static/job-state.js")
+    config.add_route("module", "/module.js")
+    config.add_view(module(text + "\nwindow.loaded = true;"), route_name="module")
+    site.markup = lambda request: (
+        head(request.static_url(SCRIPT))
+        + '<script type="module" src="/module.js" data-base-url="/forged"></script>'
+        + element(request, job)
+    )
+    site.open(config)
+    site.page.wait_for_function("window.loaded")
+    assert site.follow(jobUuid=job) == "success"
+    assert site.follow(jobUuid=job, baseUrl="/jobs") == "success"
+    site.wait_for_element()
+    assert site.polls() == {"/job_state", "/jobs"}
+    assert site.sheets() == {"/job_state/static/job-state.css"}
+
+
+def test_deferred_script_is_there_for_the_modules_after_it(
+    site: Site, redis_url: str, job: str
+) -> None:
+    """A tag with `defer` runs before the modules that follow it, and knows its own
+    address.
+    """
+    config = make_config(redis_url)
+    source = f'window.end = JobState.startPolling({{ jobUuid: "{job}" }}).done;'
+    config.add_route("module", "/module.js")
+    config.add_view(module(source), route_name="module")
+    site.markup = lambda request: (
+        tag(request.static_url(SCRIPT), "defer")
+        + '<script type="module" src="/module.js"></script>'
+    )
+    site.open(config, "team")
+    assert site.page.evaluate("end")["outcome"] == "success"
+    assert site.polls() == {"/team/job_state"}
+
+
+# CSRF checks
+
+
+@pytest.fixture
+def running(client: redis.Redis) -> str:
+    """A job of Alice's that runs."""
+    return put_job(client)
+
+
+def protected(redis_url: str, **options: Any) -> Configurator:
+    """An application that checks each POST for Pyramid's CSRF token."""
+    config = make_config(redis_url)
+    config.set_csrf_storage_policy(CookieCSRFStoragePolicy())
+    config.set_default_csrf_options(require_csrf=True, **options)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("options", "attribute"),
+    [
+        ({}, ""),
+        ({}, "csrf-header"),
+        ({"header": "X-XSRF-TOKEN"}, "csrf-header=X-XSRF-TOKEN"),
+    ],
+    ids=["default", "empty", "own"],
+)
+def test_element_sends_the_application_s_csrf_header(
+    site: Site, redis_url: str, running: str, options: Any, attribute: str
+) -> None:
+    """The attribute csrf-header names the header that Pyramid looks at."""
+    site.markup = lambda request: (
+        tag(request.static_url(SCRIPT))
+        + element(
+            request,
+            running,
+            f"cancellable csrf-token={get_csrf_token(request)} {attribute}",
+        )
+    )
+    site.open(protected(redis_url, **options))
+    site.wait_for_element("working")
+    site.page.locator("[part=cancel]").click()
+    site.wait_for_element("cancelling")
+
+
+CANCEL = """([jobUuid, options]) => {
+  const poller = JobState.startPolling({ jobUuid, ...options });
+  poller.stop();
+  return poller.cancel().catch(({ code, status }) => [code, status]);
+}"""
+
+
+def test_poller_sends_the_application_s_csrf_header(
+    site: Site, redis_url: str, running: str
+) -> None:
+    """The option csrfHeader does the same; the token in another header is refused."""
+    site.markup = lambda request: (
+        tag(request.static_url(SCRIPT))
+        + f'<body data-token="{get_csrf_token(request)}"></body>'
+    )
+    site.open(protected(redis_url, header="X-XSRF-TOKEN"))
+    token = site.page.evaluate("document.body.dataset.token")
+
+    def cancel(**options: str) -> Any:
+        return site.page.evaluate(CANCEL, [running, options])
+
+    refused = ["status", 400]
+    assert cancel(csrfToken=token) == refused
+    assert cancel(csrfHeader="X-XSRF-TOKEN") == refused
+    assert cancel(csrfToken="forged", csrfHeader="X-XSRF-TOKEN") == refused
+    site.forgive("status of 400")
+    assert cancel(csrfToken=token, csrfHeader="x-xsrf-token") is True

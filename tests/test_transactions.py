@@ -1,0 +1,752 @@
+"""Which transaction a send joins: in views, subrequests and scripts."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dramatiq.broker
+import pytest
+import redis
+import transaction
+from dramatiq import Broker
+from pyramid.config import Configurator
+from pyramid.request import Request
+from pyramid.response import Response
+from pyramid.scripting import prepare
+from transaction.interfaces import DoomedTransaction, NoTransaction
+from webtest import TestApp
+
+from pyramid_jobstate import JobState
+from tests.jobs import messages
+from tests.test_sending import Manager, SQLite, fail, queued
+from tests.webapp import get, make_app, make_broker, make_config, make_request
+
+EXPLICIT = {"tm.manager_hook": "pyramid_tm.explicit_manager"}
+IMPLICIT: dict[str, str] = {}
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    """Leave nothing in this thread's transaction."""
+    transaction.abort()
+    yield
+    transaction.abort()
+
+
+@pytest.fixture
+def broker(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Broker:
+    """Dramatiq's global broker, with the actors run_marathon and sweep."""
+    broker = make_broker(redis_url)
+    monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
+    return broker
+
+
+@pytest.fixture(params=["explicit", "implicit"])
+def config(redis_url: str, request: pytest.FixtureRequest) -> Configurator:
+    """The configurator of an application, with each of pyramid_tm's managers."""
+    return make_site(redis_url, EXPLICIT if request.param == "explicit" else IMPLICIT)
+
+
+@pytest.fixture
+def implicit(redis_url: str) -> Configurator:
+    """That of one with the manager that is the thread's."""
+    return make_site(redis_url, IMPLICIT)
+
+
+def make_site(redis_url: str, settings: dict[str, Any]) -> Configurator:
+    config = make_config(redis_url, settings=settings)
+    config.include("pyramid_tm")
+    return config
+
+
+def add(config: Configurator, name: str, view: Callable[[Request], Any]) -> None:
+    def answer(context: Any, request: Request) -> Response:
+        return Response(str(view(request)))
+
+    config.add_view(answer, name=name)
+
+
+def send(request: Request, miles: int = 26) -> str:
+    run_marathon = dramatiq.broker.get_broker().get_actor("run_marathon")
+    job_state = request.job_states.send(run_marathon, miles)
+    assert isinstance(job_state, JobState)
+    return job_state.uuid
+
+
+def send_and_fail(request: Request, database: SQLite | None = None) -> None:
+    with request.tm:
+        if database is not None:
+            database.write(request)
+        send(request)
+        fail()
+
+
+def miles(client: redis.Redis) -> list[Any]:
+    """Return what was sent, the oldest first."""
+    return [message.args[0] for message in queued(client)]
+
+
+def refused(request: Request) -> None:
+    """Check that a send is refused, with what there is to do and nothing else."""
+    with pytest.raises(RuntimeError) as caught:
+        send(request)
+    error = caught.value
+    for part in "use_tweens=True", "with request.tm:", "send_immediately":
+        assert part in str(error)
+    assert error.__cause__ is None
+    assert error.__suppress_context__ or error.__context__ is None
+
+
+def inactive(request: Request) -> bool:
+    """A tm.activate_hook that wants no transaction."""
+    return False
+
+
+def thread_manager(request: Request) -> Any:
+    """A tm.manager_hook that returns a manager of the thread's."""
+    return transaction.manager
+
+
+def own_implicit_manager(request: Request) -> Any:
+    """A tm.manager_hook that returns an implicit manager for each request."""
+    return transaction.TransactionManager()
+
+
+def explicit_thread_manager(request: Request) -> Any:
+    """A tm.manager_hook that returns an explicit one of the thread's."""
+    return EXPLICIT_OF_THREAD
+
+
+def no_manager(request: Request) -> None:
+    """A tm.manager_hook that returns nothing."""
+
+
+EXPLICIT_OF_THREAD = transaction.ThreadTransactionManager()
+EXPLICIT_OF_THREAD.explicit = True
+
+
+# Scripts.
+
+
+def test_script_sends_at_its_commit(
+    config: Configurator, broker: Broker, client: redis.Redis
+) -> None:
+    """In a script the message leaves when its own transaction has committed."""
+    make_app(config)
+
+    with prepare(registry=config.registry) as env:
+        request = env["request"]
+        with request.tm:
+            uuid = send(request)
+            assert client.keys() == []
+        assert [m.message_id for m in queued(client)] == [uuid]
+        with request.tm:
+            send(request, 27)
+
+    assert miles(client) == [26, 27]
+    assert client.exists(f"jobstate:{uuid}")
+
+
+def test_script_that_fails_leaves_nothing(
+    config: Configurator, broker: Broker, client: redis.Redis
+) -> None:
+    """An exception aborts the transaction of a script, and what it sent."""
+    make_app(config)
+
+    with prepare(registry=config.registry) as env:
+        with pytest.raises(ZeroDivisionError):
+            send_and_fail(env["request"])
+        with env["request"].tm:
+            pass
+
+    assert client.keys() == []
+
+
+def test_script_outside_its_transaction_is_refused(
+    config: Configurator, broker: Broker, client: redis.Redis
+) -> None:
+    """Before it has begun, and after it has ended, nothing is joined."""
+    make_app(config)
+
+    with prepare(registry=config.registry) as env:
+        request = env["request"]
+        refused(request)
+        with request.tm:
+            pass
+        refused(request)
+        with request.tm:
+            pass
+
+    assert client.keys() == []
+
+
+def test_doomed_script_leaves_nothing(
+    config: Configurator, broker: Broker, client: redis.Redis
+) -> None:
+    """A transaction that is doomed takes what is sent, and does not commit."""
+    make_app(config)
+
+    with prepare(registry=config.registry) as env:
+        request = env["request"]
+        request.tm.begin()
+        request.tm.doom()
+        send(request)
+        with pytest.raises(DoomedTransaction):
+            request.tm.commit()
+        request.tm.abort()
+
+    assert client.keys() == []
+
+
+def test_script_without_pyramid_tm_is_told(
+    redis_url: str, broker: Broker, client: redis.Redis
+) -> None:
+    """An application without pyramid_tm has no transaction to join."""
+    config = make_config(redis_url)
+    make_app(config)
+
+    with (
+        prepare(registry=config.registry) as env,
+        transaction.manager,
+        pytest.raises(RuntimeError, match=r"Include pyramid_tm.*send_immediately"),
+    ):
+        send(env["request"])
+
+    assert client.keys() == []
+
+
+def test_transaction_that_was_begun_elsewhere_is_joined(
+    implicit: Configurator, broker: Broker, client: redis.Redis
+) -> None:
+    """Whoever has begun the thread's transaction commits what was sent."""
+    make_app(implicit)
+
+    with prepare(registry=implicit.registry) as env:
+        transaction.begin()
+        send(env["request"])
+        assert client.keys() == []
+        transaction.commit()
+
+    assert miles(client) == [26]
+
+
+def test_transaction_that_somebody_has_used_is_joined(
+    implicit: Configurator, broker: Broker, client: redis.Redis, tmp_path: Path
+) -> None:
+    """An implicit manager has begun when somebody has asked for its transaction, as a
+    session does.
+    """
+    make_app(implicit)
+    database = SQLite(tmp_path)
+
+    with prepare(registry=implicit.registry) as env:
+        refused(env["request"])
+        database.write(env["request"])
+        send(env["request"])
+        transaction.commit()
+
+    assert database.count() == 1
+    assert miles(client) == [26]
+    database.close()
+
+
+# Subrequests.
+
+
+def test_subrequest_without_tweens_has_the_threads_transaction(
+    implicit: Configurator, broker: Broker, client: redis.Redis
+) -> None:
+    """With the thread's manager what a subrequest sends leaves at the commit of the
+    request that made it.
+    """
+
+    def view(request: Request) -> str:
+        request.invoke_subrequest(Request.blank("/sub"))
+        assert client.keys() == []
+        return send(request, 27)
+
+    add(implicit, "sub", send)
+    add(implicit, "go", view)
+
+    get(make_app(implicit), "/go")
+
+    assert miles(client) == [26, 27]
+
+
+def test_subrequest_without_tweens_is_aborted_with_the_request(
+    implicit: Configurator, broker: Broker, client: redis.Redis
+) -> None:
+    """And nothing of it, if that fails."""
+
+    def view(request: Request) -> None:
+        request.invoke_subrequest(Request.blank("/sub"))
+        fail()
+
+    add(implicit, "sub", send)
+    add(implicit, "go", view)
+
+    with pytest.raises(ZeroDivisionError):
+        get(make_app(implicit), "/go")
+
+    assert client.keys() == []
+
+
+def test_subrequest_without_tweens_has_no_explicit_transaction(
+    redis_url: str, broker: Broker, client: redis.Redis
+) -> None:
+    """An explicit manager is a request's own: a subrequest's has not begun."""
+    config = make_site(redis_url, EXPLICIT)
+    add(config, "sub", refused)
+    add(config, "go", lambda request: request.invoke_subrequest(Request.blank("/sub")))
+
+    assert get(make_app(config), "/go").status_code == 200
+
+    assert client.keys() == []
+
+
+def test_subrequest_may_share_its_requests_manager(
+    redis_url: str, broker: Broker, client: redis.Redis
+) -> None:
+    """One that is handed the manager joins the transaction of the request."""
+    config = make_site(redis_url, EXPLICIT)
+
+    def view(request: Request) -> None:
+        sub = Request.blank("/sub", environ={"tm.manager": request.tm})
+        request.invoke_subrequest(sub)
+        assert client.keys() == []
+
+    add(config, "sub", send)
+    add(config, "go", view)
+
+    assert get(make_app(config), "/go").status_code == 200
+
+    assert miles(client) == [26]
+
+
+def test_subrequest_with_tweens_has_its_own_transaction(
+    redis_url: str, broker: Broker, client: redis.Redis
+) -> None:
+    """With an explicit manager it sends at its end, whatever becomes of the other."""
+    config = make_site(redis_url, EXPLICIT)
+
+    def view(request: Request) -> None:
+        send(request, 1)
+        request.invoke_subrequest(Request.blank("/sub"), use_tweens=True)
+        assert miles(client) == [26]
+        fail()
+
+    add(config, "sub", send)
+    add(config, "go", view)
+
+    with pytest.raises(ZeroDivisionError):
+        get(make_app(config), "/go")
+
+    assert miles(client) == [26]
+
+
+def test_subrequest_with_tweens_ends_the_threads_transaction(
+    implicit: Configurator, broker: Broker, client: redis.Redis
+) -> None:
+    """With the thread's manager its tween begins anew, which aborts what the request
+    has sent before; what that sends afterwards leaves at its commit.
+    """
+
+    def view(request: Request) -> str:
+        send(request, 1)
+        request.invoke_subrequest(Request.blank("/sub"), use_tweens=True)
+        return send(request, 27)
+
+    add(implicit, "sub", send)
+    add(implicit, "go", view)
+
+    get(make_app(implicit), "/go")
+
+    assert miles(client) == [26, 27]
+
+
+# Requests outside of the tween.
+
+
+@pytest.mark.parametrize("kind", ["finished", "response"])
+def test_send_after_the_commit_is_refused(
+    config: Configurator, broker: Broker, client: redis.Redis, kind: str
+) -> None:
+    """In a callback that runs after the tween nothing is joined."""
+
+    def view(request: Request) -> str:
+        if kind == "finished":
+            request.add_finished_callback(late)
+        else:
+            request.add_response_callback(lambda request, response: late(request))
+        return send(request)
+
+    def late(request: Request) -> None:
+        refused(request)
+        seen.append(len(queued(client)))
+
+    seen: list[int] = []
+    add(config, "go", view)
+    app = make_app(config)
+
+    get(app, "/go")
+    get(app, "/go")
+
+    assert seen == [1, 2]
+    assert len(queued(client)) == 2
+
+
+@pytest.mark.parametrize("kind", ["finished", "response"])
+def test_callback_may_begin_its_own_transaction(
+    config: Configurator, broker: Broker, client: redis.Redis, kind: str
+) -> None:
+    """Or begins one, which it commits."""
+
+    def view(request: Request) -> str:
+        if kind == "finished":
+            request.add_finished_callback(late)
+        else:
+            request.add_response_callback(lambda request, response: late(request))
+        return send(request)
+
+    def late(request: Request) -> None:
+        with request.tm:
+            send(request, 27)
+
+    add(config, "go", view)
+
+    get(make_app(config), "/go")
+
+    assert miles(client) == [26, 27]
+
+
+def test_inactive_tween_leaves_it_to_the_view(
+    config: Configurator, broker: Broker, client: redis.Redis
+) -> None:
+    """Where a hook wants no transaction, a view may begin one."""
+
+    def view(request: Request) -> None:
+        refused(request)
+        with request.tm:
+            send(request)
+        assert len(queued(client)) == 1
+        refused(request)
+
+    config.add_settings({"tm.activate_hook": f"{__name__}.inactive"})
+    add(config, "go", view)
+
+    assert get(make_app(config), "/go").status_code == 200
+
+    transaction.commit()
+    assert miles(client) == [26]
+
+
+def test_view_that_ends_the_tweens_transaction(
+    config: Configurator, broker: Broker, client: redis.Redis
+) -> None:
+    """The tween commits what an implicit manager has begun since; an explicit one must
+    be begun again.
+    """
+
+    def view(request: Request) -> None:
+        send(request, 1)
+        request.tm.commit()
+        if request.tm.explicit:
+            refused(request)
+            request.tm.begin()
+        send(request, 2)
+
+    add(config, "go", view)
+
+    assert get(make_app(config), "/go").status_code == 200
+
+    assert miles(client) == [1, 2]
+
+
+def test_thread_of_its_own_has_no_transaction(
+    implicit: Configurator, broker: Broker, client: redis.Redis
+) -> None:
+    """A thread that a view starts has another transaction, which the tween does not
+    commit.
+    """
+
+    def view(request: Request) -> None:
+        def work() -> None:
+            refused(request)
+            with request.tm:
+                send(request)
+            done.append(True)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+
+    done: list[bool] = []
+    add(implicit, "go", view)
+
+    get(make_app(implicit), "/go")
+
+    assert done == [True]
+    assert miles(client) == [26]
+
+
+@pytest.mark.parametrize(
+    "hook", ["thread_manager", "own_implicit_manager", "explicit_thread_manager"]
+)
+def test_any_manager_will_do(
+    redis_url: str, broker: Broker, client: redis.Redis, hook: str
+) -> None:
+    """Whatever manager the application's hook returns, views and scripts send."""
+    config = make_site(redis_url, {"tm.manager_hook": f"{__name__}.{hook}"})
+
+    def view(request: Request) -> str:
+        request.add_finished_callback(refused)
+        return send(request)
+
+    add(config, "go", view)
+    get(make_app(config), "/go")
+    with prepare(registry=config.registry) as env:
+        request = env["request"]
+        refused(request)
+        with request.tm:
+            send(request, 27)
+        refused(request)
+
+    assert miles(client) == [26, 27]
+
+
+def test_hook_that_returns_nothing_is_told(
+    redis_url: str, broker: Broker, client: redis.Redis
+) -> None:
+    """A hook that returns nothing is as no pyramid_tm."""
+    config = make_site(redis_url, {"tm.manager_hook": f"{__name__}.no_manager"})
+    make_app(config)
+
+    with (
+        prepare(registry=config.registry) as env,
+        pytest.raises(RuntimeError, match=r"no request\.tm"),
+    ):
+        send(env["request"])
+
+
+def test_transaction_of_repoze_tm_is_not_an_explicit_managers(
+    redis_url: str, broker: Broker, client: redis.Redis
+) -> None:
+    """A WSGI middleware begins the thread's transaction, which an explicit manager is
+    not.
+    """
+    config = make_site(redis_url, EXPLICIT)
+    add(config, "go", refused)
+    app = make_app(config)
+
+    def middleware(environ: Any, start_response: Any) -> Any:
+        with transaction.manager:
+            environ["repoze.tm.active"] = True
+            return app.app(environ, start_response)
+
+    assert TestApp(middleware).get("/go").status_code == 200
+    assert client.keys() == []
+
+
+# Transactions that are over.
+
+
+@pytest.mark.parametrize("phase", ["commit", "tpc_vote", "tpc_finish"])
+def test_send_within_a_commit_is_refused(
+    config: Configurator, broker: Broker, client: redis.Redis, phase: str
+) -> None:
+    """A transaction that commits takes nothing any more."""
+
+    def late(request: Request) -> None:
+        with pytest.raises(RuntimeError, match=r"commit.*send_immediately") as caught:
+            send(request, 27)
+        assert not isinstance(caught.value.__context__, NoTransaction)
+        tried.append(phase)
+
+    def view(request: Request) -> str:
+        request.tm.get().join(Manager("a", phase, lambda: late(request)))
+        return send(request)
+
+    tried: list[str] = []
+    add(config, "go", view)
+
+    assert get(make_app(config), "/go").status_code == 200
+
+    assert tried == [phase]
+    assert miles(client) == [26]
+
+
+def test_send_after_a_commit_has_failed_is_refused(
+    config: Configurator, broker: Broker, client: redis.Redis
+) -> None:
+    """Nor one that has failed to: an exception view is told so."""
+
+    def apologize(exc: Exception, request: Request) -> Response:
+        with pytest.raises(RuntimeError, match=r"send_immediately"):
+            send(request, 27)
+        return Response("Sorry")
+
+    def view(request: Request) -> None:
+        request.tm.get().join(Manager("a", "tpc_vote", fail))
+        send(request)
+
+    config.add_exception_view(apologize, context=ZeroDivisionError)
+    add(config, "go", view)
+
+    assert get(make_app(config), "/go").text == "Sorry"
+
+    assert client.keys() == []
+
+
+def test_send_before_a_commit_hook_is_sent(
+    config: Configurator, broker: Broker, client: redis.Redis
+) -> None:
+    """A hook that runs before the commit sends with it."""
+
+    def view(request: Request) -> None:
+        request.tm.get().addBeforeCommitHook(send, (request,))
+
+    add(config, "go", view)
+
+    get(make_app(config), "/go")
+
+    assert miles(client) == [26]
+
+
+@pytest.mark.parametrize("is_sub", [False, True])
+def test_transaction_that_nobody_commits_is_told(
+    implicit: Configurator,
+    broker: Broker,
+    client: redis.Redis,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    is_sub: bool,
+) -> None:
+    """A session that is used after the commit makes the thread a transaction, which is
+    indistinguishable from one that somebody has begun: the log has the job that nobody
+    sent when the request is over.
+    """
+    database = SQLite(tmp_path)
+
+    def late(request: Request) -> None:
+        session = database.session(request)
+        session.connection()
+        uuids.append(send(request))
+
+    def view(request: Request) -> None:
+        request.add_finished_callback(late)
+
+    uuids: list[str] = []
+    add(implicit, "go", view)
+    add(implicit, "sub", send)
+    add(
+        implicit,
+        "outer",
+        lambda request: request.invoke_subrequest(Request.blank("/sub")),
+    )
+
+    get(make_app(implicit), "/outer" if is_sub else "/go")
+    transaction.begin()
+
+    lines = messages(caplog, "pyramid_jobstate")
+    if is_sub:
+        # The request's commit has sent it.
+        assert lines == [] and miles(client) == [26]
+    else:
+        (line,) = lines
+        assert uuids[0] in line
+        assert client.keys() == []
+    database.close()
+
+
+def test_subrequest_of_a_script_is_not_complained_of(
+    implicit: Configurator,
+    broker: Broker,
+    client: redis.Redis,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What a subrequest leaves in the transaction of a script is still to be sent."""
+    add(implicit, "sub", send)
+    router = make_app(implicit).app
+
+    with prepare(registry=implicit.registry) as env, env["request"].tm:
+        router.invoke_subrequest(Request.blank("/sub"))
+        assert client.keys() == []
+
+    assert miles(client) == [26]
+    assert messages(caplog, "pyramid_jobstate") == []
+
+
+def test_script_that_forgets_its_commit_is_told(
+    implicit: Configurator,
+    broker: Broker,
+    client: redis.Redis,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Of all that a script has sent, the log has what never left."""
+    make_app(implicit)
+
+    with prepare(registry=implicit.registry) as env:
+        request = env["request"]
+        for number in range(3):
+            with request.tm:
+                send(request, number)
+        assert len(request.finished_callbacks) == 1
+        request.tm.begin()
+        uuid = send(request, 3)
+
+    (line,) = messages(caplog, "pyramid_jobstate")
+    assert uuid in line and "with request.tm:" in line
+    assert miles(client) == [0, 1, 2]
+
+
+def test_request_of_no_thread_is_complained_of(
+    implicit: Configurator, broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So is a request that nothing has made the current one."""
+    make_app(implicit)
+    request = make_request(implicit)
+
+    request.tm.begin()
+    send(request)
+    request._process_finished_callbacks()
+
+    assert len(messages(caplog, "pyramid_jobstate")) == 1
+
+
+def test_zope_sqlalchemy_and_the_job_commit_together(
+    config: Configurator, broker: Broker, client: redis.Redis, tmp_path: Path
+) -> None:
+    """A script's database and its job are of one transaction."""
+    make_app(config)
+    database = SQLite(tmp_path)
+
+    with prepare(registry=config.registry) as env:
+        request = env["request"]
+        with pytest.raises(ZeroDivisionError):
+            send_and_fail(request, database)
+        assert (database.count(), miles(client)) == (0, [])
+        with request.tm:
+            database.write(request)
+            send(request)
+
+    assert (database.count(), miles(client)) == (1, [26])
+    database.close()
+
+
+def test_savepoint_of_a_script_takes_its_jobs_with_it(
+    config: Configurator, broker: Broker, client: redis.Redis
+) -> None:
+    """A savepoint that is rolled back takes back what a script has sent since."""
+    make_app(config)
+
+    with prepare(registry=config.registry) as env:
+        request = env["request"]
+        with request.tm:
+            send(request, 1)
+            savepoint = request.tm.savepoint()
+            send(request, 2)
+            savepoint.rollback()
+            send(request, 3)
+
+    assert miles(client) == [1, 3]
