@@ -24,7 +24,7 @@ GERMAN = {
 }
 
 
-class Relay(JobState):
+class TranslatedRelay(JobState):
     """A kind of job whose words are translation strings."""
 
     public_params = ("miles",)
@@ -75,7 +75,7 @@ def in_german(path: str) -> str:
 
 
 def put_relay(client: redis.Redis, **fields: str | bytes | int) -> str:
-    return put_job(client, kind="Relay", params='{"miles": 26}', **fields)
+    return put_job(client, kind="TranslatedRelay", params='{"miles": 26}', **fields)
 
 
 def test_words_are_in_the_language_of_the_request(
