@@ -4,6 +4,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import dramatiq
@@ -331,6 +332,34 @@ def test_an_async_job_with_a_slow_clean_up(
         finally:
             await asyncio.sleep(2)
             job_state.set_message("swept up")
+
+    with working(broker):
+        message = run_marathon.send()
+        wait_until(broker, message, "working").cancel()
+        state = wait_until(broker, message, "cancelled", "error", "retrying")
+    assert (state.status, state.message) == ("cancelled", "swept up")
+    assert not [r for r in caplog.records if r.exc_info]
+
+
+def test_an_async_loop_stops_and_closes_what_it_goes_through(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A cancel stops `async for` at its next step; the generator's clean-up reports."""
+    broker = make_broker(redis_url, others=(AsyncIO(),))
+
+    async def miles(job_state: JobState) -> AsyncIterator[int]:
+        try:
+            for mile in range(1_000_000):
+                await asyncio.sleep(0.001)
+                yield mile
+        finally:
+            await asyncio.sleep(0.01)
+            job_state.set_message("swept up")
+
+    @dramatiq.actor(broker=broker)
+    async def run_marathon(*, job_state: JobState) -> None:
+        async for mile in job_state.track(miles(job_state), unit="miles"):
+            assert mile >= 0
 
     with working(broker):
         message = run_marathon.send()
