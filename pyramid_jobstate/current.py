@@ -157,20 +157,34 @@ class ThreadState(threading.local):
         self.job = None
         _current.set(None)
 
+    def job_of(self, message: MessageProxy) -> CurrentJob | None:
+        """Return the job of a message that this thread is at work on, if it is tracked.
+        If one was begun within it, nobody was told of its end: it is forgotten.
+        """
+        for place, outer in enumerate(self.outers):
+            if outer.job is not None and outer.job.message is message:
+                self._go_back(place)
+                break
+        job = self.job
+        return job if job is not None and job.message is message else None
+
     def leave(self, message: MessageProxy) -> None:
         """Have done with a message, and go on with what was before it."""
         if self.is_worker:
             self.job = None
             self.returned.clear()
-        elif any(outer.message is message for outer in self.outers):
-            if self.returning.get(message.message_id) is self.job:
-                self.returning.pop(message.message_id, None)
-            while True:
-                outer = self.outers.pop()
-                if outer.message is message:
-                    break
-            self.job = outer.job
-            _current.set(outer.job_state)
+        for place, outer in enumerate(self.outers):
+            if outer.message is message:
+                if self.returning.get(message.message_id) is self.job:
+                    self.returning.pop(message.message_id, None)
+                self._go_back(place)
+                break
+
+    def _go_back(self, place: int) -> None:
+        outer = self.outers[place]
+        self.job = outer.job
+        _current.set(outer.job_state)
+        del self.outers[place:]
 
     def has_settled(self, message: MessageProxy) -> bool:
         """Whether it was told of a message's acknowledgement beforehand. Asked once."""

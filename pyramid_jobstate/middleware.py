@@ -261,14 +261,14 @@ class JobStateMiddleware(Middleware):
         result: Any = None,
         exception: BaseException | None = None,
     ) -> None:
-        job = self._job(message)
+        job = self._thread.job_of(message)
         if job is None and exception is not None:
             job = self._stopped(message)
         if job is not None:
             job.conclude(exception)
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
-        job = self._job(message) or self._stopped(message)
+        job = self._thread.job_of(message) or self._stopped(message)
         if job is not None:
             skipped = SkipMessage("The message was skipped.")
             job.conclude(sys.exception() or skipped)
@@ -322,7 +322,7 @@ class JobStateMiddleware(Middleware):
         this middleware stands.
         """
         raised = sys.exception()
-        job = self._job(message)
+        job = self._thread.job_of(message)
         if job is None and raised is not None and not self._thread.is_worker:
             job = self._stopped(message)
         self._thread.leave(message)
@@ -416,11 +416,6 @@ class JobStateMiddleware(Middleware):
         if job is not None and job.uuid == message.message_id:
             return job
         return self._jobs.get(message.message_id)
-
-    def _job(self, message: MessageProxy) -> CurrentJob | None:
-        """Return the job that this thread runs, if it is the message's."""
-        job = self._thread.job
-        return job if job is not None and job.message is message else None
 
 
 def _current_job(function: TrackedFunction, message: MessageProxy) -> CurrentJob:

@@ -35,9 +35,6 @@ from tests.webapp import make_app, make_config, make_request
 
 START = Start("JobState", "run_marathon", 0, None, "{}")
 
-#: What is stored of the exception with which a message is skipped.
-SKIPPED = "dramatiq.middleware.middleware.SkipMessage"
-
 #: The kinds of broker: one that says as little as it can, one that says all, and the
 #: package, where it is installed.
 KINDS: dict[str, Callable[..., Any]] = {
@@ -671,6 +668,51 @@ def test_nothing_is_left_behind(make: Make) -> None:
     assert current_job_state() is None
     gc.collect()
     assert len(alive) == 6 and not any(ref() for ref in alive)
+
+
+class Quitting(Middleware):
+    """Quits when a message is acknowledged, so that none after it hears of that."""
+
+    def __init__(self) -> None:
+        self.is_on = True
+
+    def after_ack(self, broker: Any, message: Any) -> None:
+        if self.is_on:
+            self.is_on = False
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+def test_a_job_whose_end_nobody_heard_of_is_not_gone_on_with(
+    make: Make, tracked: bool
+) -> None:
+    """A job whose acknowledgement is interrupted within another's is forgotten when
+    that ends.
+    """
+    broker = make(None, Quitting())
+    ours = next(m for m in broker.middleware if isinstance(m, JobStateMiddleware))
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def inner() -> None: ...
+
+    @dramatiq.actor(broker=broker)
+    def outer(*, job_state: JobState) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            inner.send()
+        job_state.set_message("done")
+
+    @dramatiq.actor(broker=broker)
+    def untracked() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            inner.send()
+
+    if tracked:
+        state = load(broker, outer.send())
+        assert (state.status, state.message) == ("success", "done")
+    else:
+        untracked.send()
+    assert (ours._thread.job, ours._thread.outers) == (None, [])
+    assert current_job_state() is None
 
 
 class Unsettling(Middleware):

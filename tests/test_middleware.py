@@ -834,6 +834,28 @@ def test_attempt_is_that_of_the_last_run_that_began(
         assert abs(state.started_at - began[0]) < datetime.timedelta(seconds=0.2)
 
 
+@pytest.mark.parametrize("before", [None, AgeLimit])
+def test_a_skipped_message_that_nobody_recorded_is_left_alone(
+    redis_url: str, client: redis.Redis, before: Any
+) -> None:
+    """Skipping a message that has no record, or whose record has expired, makes none,
+    wherever the other middleware stands.
+    """
+    broker = make_broker(redis_url, before=before)
+
+    @dramatiq.actor(broker=broker, max_age=1, job_state=RunMarathon)
+    def run_marathon(miles: int) -> None: ...
+
+    message = run_marathon.message(26)
+    threading.Event().wait(0.01)
+    sender = RedisBroker(url=redis_url)
+    sender.declare_queue("default")
+    sender.enqueue(message)
+    with working(broker):
+        broker.join("default", timeout=5000)
+    assert client.keys("jobstate*") == []
+
+
 @pytest.mark.parametrize("order", ["before", "first"])
 def test_a_message_that_is_refused_for_good_is_an_error(
     redis_url: str, order: str
