@@ -13,6 +13,7 @@ from dramatiq.middleware import SkipMessage
 from .delivery import Delivery
 from .record import CANCELLED, End, JobError
 from .state import JobState, _current
+from .told import Told, _told
 
 if TYPE_CHECKING:
     from dramatiq.broker import MessageProxy
@@ -103,11 +104,13 @@ class Outer(NamedTuple):
       message: The message.
       job: The job that the thread ran.
       job_state: The current JobState.
+      told: By whom it was told last that a job was cancelled.
     """
 
     message: MessageProxy
     job: CurrentJob | None
     job_state: JobState | None
+    told: Told | None
 
 
 class ThreadState(threading.local):
@@ -153,7 +156,7 @@ class ThreadState(threading.local):
         self.announced.discard(uuid)
         if self.job is not None and self.job.is_followed_by(uuid):
             self.job.is_next_sent = True
-        self.outers.append(Outer(message, self.job, _current.get()))
+        self.outers.append(Outer(message, self.job, _current.get(), _told.get()))
         self.job = None
         _current.set(None)
 
@@ -184,6 +187,7 @@ class ThreadState(threading.local):
         outer = self.outers[place]
         self.job = outer.job
         _current.set(outer.job_state)
+        _told.set(outer.told)
         del self.outers[place:]
 
     def has_settled(self, message: MessageProxy) -> bool:

@@ -396,6 +396,31 @@ def test_a_redelivered_job_that_was_cancelled_is_skipped(
     assert state.started_at is not None and state.started_at.timestamp() < 1
 
 
+def test_a_retry_that_was_cancelled_keeps_what_the_first_try_said(
+    redis_url: str,
+) -> None:
+    """A job that is cancelled before its second try keeps the attempt, the start and
+    the metrics of the first when its message comes.
+    """
+    broker = make_broker(redis_url)
+
+    @dramatiq.actor(broker=broker, min_backoff=300, max_backoff=301)
+    def run_marathon(*, job_state: JobState) -> None:
+        job_state.set_progress_metric("attempt", job_state.attempt)
+        raise ValueError("a cramp")
+
+    with working(broker):
+        message = run_marathon.send()
+        first = wait_until(broker, message, "retrying")
+        assert first.cancel()
+        wait_for(lambda: broker.do_qsize("default.DQ") == 0)
+        broker.join("default", timeout=5000)
+    state = load(broker, message)
+    assert (state.status, state.error, state.attempt) == ("cancelled", CANCELLED, 1)
+    assert state.progress_metrics == {"attempt": 1}
+    assert state.started_at == first.started_at
+
+
 def test_a_cancel_while_the_store_is_away_is_refused(
     redis_url: str, server: EmbeddedServer
 ) -> None:

@@ -26,7 +26,12 @@ from dramatiq.middleware import (
     SkipMessage,
 )
 
-from pyramid_jobstate import JobState, JobStateMiddleware, current_job_state
+from pyramid_jobstate import (
+    JobCancelled,
+    JobState,
+    JobStateMiddleware,
+    current_job_state,
+)
 from pyramid_jobstate.record import CANCELLED, NOT_REACHED, JobError, NewJob, Start
 from tests.incaller import InCallerBroker
 from tests.jobs import RunMarathon, load, make_broker, messages, store_of, wait_until
@@ -452,6 +457,36 @@ def test_a_job_that_is_cancelled_says_so(
     assert len(seen) == 1
     state = load(broker, seen[0])
     assert (state.status, state.error) == ("cancelled", CANCELLED)
+
+
+def test_a_job_is_told_once_of_its_cancel_whatever_it_runs(make: Make) -> None:
+    """A job that shields itself from its cancel, and runs another that is cancelled as
+    well, is not told again.
+    """
+    broker = make(fail_fast=False)
+    seen: list[Any] = []
+
+    def be_cancelled(job_state: JobState) -> None:
+        seen.append(message_of(job_state))
+        load(broker, seen[-1]).cancel()
+        while not job_state.cancel_requested:
+            pass
+        job_state.set_message("told")
+
+    @dramatiq.actor(broker=broker)
+    def inner(*, job_state: JobState) -> None:
+        be_cancelled(job_state)
+
+    @dramatiq.actor(broker=broker)
+    def outer(*, job_state: JobState) -> None:
+        with contextlib.suppress(JobCancelled):
+            be_cancelled(job_state)
+        inner.send()
+        job_state.set_message("shielded")
+
+    state = load(broker, outer.send())
+    assert (state.status, state.message) == ("success", "shielded")
+    assert load(broker, seen[1]).status == "cancelled"
 
 
 def test_a_job_that_was_cancelled_before_does_not_run(make: Make) -> None:
