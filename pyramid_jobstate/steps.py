@@ -19,9 +19,9 @@ class EitherIterable(Iterable[T_co], AsyncIterable[T_co], Protocol[T_co]):
 class AsyncSteps(AsyncIterator[T]):
     """Goes through an async iterable and keeps a run's progress current.
 
-    It is no async generator: a loop that is left lets go of it, and so of the iterable,
-    which is then closed as it would be without it. A loop that may not go on closes the
-    iterable before it raises.
+    A class, not an async generator: a loop that is left drops it along with the
+    iterable, which is then closed as it would be without it. When the loop may not go
+    on, the iterable is closed before that is raised.
     """
 
     def __init__(

@@ -252,8 +252,8 @@ def test_an_actor_that_sends_itself_runs_within_itself(make: Make) -> None:
 
 
 def test_a_direct_call_within_a_job_is_detached(make: Make) -> None:
-    """An actor that is called, not sent, from within a job is no job: before another
-    was run within it, in that, and afterwards.
+    """An actor that a job calls, and does not send, keeps its values in memory: before
+    another job ran within that one, in it, and afterwards.
     """
     broker = make()
     called: list[JobState] = []
@@ -512,7 +512,7 @@ def test_a_job_that_was_cancelled_before_does_not_run(make: Make) -> None:
 def test_a_job_that_another_middleware_stops_never_began(
     make: Make, fail_fast: bool, is_first: bool, error: Exception
 ) -> None:
-    """A job that is skipped, or refused, before it began says why, and has no attempt,
+    """A job that is skipped, or refused, before it began says why and reads attempt 0,
     wherever that middleware stands.
     """
     order = (None, Stop(error)) if is_first else (Stop(error), None)

@@ -908,7 +908,7 @@ def test_a_message_that_is_refused_and_put_back_waits(
 def test_a_job_that_waits_for_another_middleware_has_not_started(
     broker: RedisBroker,
 ) -> None:
-    """A job is queued, and has no start, until its actor is called."""
+    """A job stays queued until its actor is called; only then has it started."""
     gate = Gate()
 
     class Waiting(Middleware):
