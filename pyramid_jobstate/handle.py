@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from typing import Any, TypeVar, overload
 
 from .run import LIMIT, NUMBERS, Run
+from .steps import EitherIterable, EitherSteps
 
 T = TypeVar("T")
 
@@ -90,19 +97,52 @@ class Handle:
         """
         self._run.set_progress(done, total, unit, message)
 
+    @overload
+    def track(  # type: ignore[overload-overlap]
+        self,
+        iterable: EitherIterable[T],
+        total: float | None = None,
+        unit: str | None = None,
+        message: str | None = None,
+    ) -> EitherSteps[T]: ...
+
+    @overload
     def track(
         self,
         iterable: Iterable[T],
         total: float | None = None,
         unit: str | None = None,
         message: str | None = None,
-    ) -> Iterator[T]:
+    ) -> Iterator[T]: ...
+
+    @overload
+    def track(
+        self,
+        iterable: AsyncIterable[T],
+        total: float | None = None,
+        unit: str | None = None,
+        message: str | None = None,
+    ) -> AsyncIterator[T]: ...
+
+    def track(
+        self,
+        iterable: Any,
+        total: float | None = None,
+        unit: str | None = None,
+        message: str | None = None,
+    ) -> Any:
         """Yield the items of an iterable and keep the progress current: an item counts
-        as done when the next one is asked for.
+        as done when the next one is asked for. ``async for`` goes through an async
+        iterable.
 
         Parameters:
+          iterable: An iterable, or an async iterable. An async generator is closed
+            before JobCancelled is raised.
           total: How many there are. Its `len()` unless given, if it has one.
           unit, message: As for :meth:`set_progress`.
+
+        Raises:
+          TypeError: `iterable` is neither.
         """
         return self._run.track(iterable, total, unit, message)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sys
 import threading
@@ -14,10 +15,10 @@ from dramatiq.middleware import Middleware, SkipMessage
 from redis import exceptions
 from redis.exceptions import RedisError
 
-from .current import CurrentJob, ThreadState, describe
+from .current import CurrentJob, ThreadState
 from .delivery import Delivery
 from .outage import Outage
-from .record import CANCELLED, NOT_REACHED, NOT_SENT, End, JobError, NewJob, Start
+from .record import NOT_REACHED, NOT_SENT, End, JobError, NewJob, Start
 from .recorder import Recorder
 from .roundtrip import redis_errors
 from .run import Run
@@ -33,7 +34,7 @@ from .tracking import (
 if TYPE_CHECKING:
     from dramatiq import Actor, Broker
     from dramatiq.broker import MessageProxy
-    from dramatiq.worker import Worker
+    from dramatiq.worker import Worker, WorkerThread
 
     from .roundtrip import Client
 
@@ -124,7 +125,8 @@ class JobStateMiddleware(Middleware):
             # A middleware that is added later is shown the actors only here.
             self._refuse_twice(broker)
             self.store_for(broker)
-            function = TrackedFunction(actor, cls, self._thread)
+            begin = functools.partial(self._begin, broker)
+            function = TrackedFunction(actor, cls, self._thread, begin)
             self.functions[actor.actor_name] = function
             actor.fn = function
 
@@ -167,12 +169,13 @@ class JobStateMiddleware(Middleware):
         """Within this context this thread sends messages whose records are made. Those
         that the broker has taken are removed from `message_ids`.
         """
-        self._thread.announced = message_ids
-        self._thread.confirms = True
+        thread = self._thread
+        before = thread.announced, thread.confirms
+        thread.announced, thread.confirms = message_ids, True
         try:
             yield
         finally:
-            self._thread.announced = set()
+            thread.announced, thread.confirms = before
 
     def after_enqueue(
         self, broker: Broker, message: Message[Any], delay: int | None
@@ -180,6 +183,8 @@ class JobStateMiddleware(Middleware):
         uuid, thread = message.message_id, self._thread
         if thread.job is not None and thread.job.is_followed_by(uuid):
             thread.job.is_next_sent = True
+        if thread.is_worker and "retries" in message.options:
+            thread.returned.append(uuid)
         job = thread.returning.pop(uuid, None)
         if job is not None:
             job.put_back(delay or 0)
@@ -212,23 +217,41 @@ class JobStateMiddleware(Middleware):
 
     # Working.
 
+    def after_worker_thread_boot(self, broker: Broker, thread: WorkerThread) -> None:
+        self._thread.is_worker = True
+
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
-        self._thread.reset()
+        self._thread.enter(message)
         function = self._tracked(message)
-        if function is None:
-            return
-        retries = message.options.get("retries", 0)
-        run = Run()
-        # Retries counts before the next try, so now it is the number of earlier ones.
-        start = _start(function, message, attempt=retries + 1)
-        delivery = Delivery(message.message_id, run, start)
-        job_state = function.job_state(message.message_id, run, start)
-        job = CurrentJob(message, function, delivery, job_state)
-        # From here on the message ends in _end(), also if this thread is interrupted.
-        self._thread.job = self._jobs[message.message_id] = job
-        self._recorder_for(broker).begin(delivery)
-        if run.cancel_requested:
-            skip(message)
+        if function is not None:
+            job = _current_job(function, message)
+            # From here on the message ends in _end(), also if this thread is
+            # interrupted.
+            self._thread.job = self._jobs[job.uuid] = job
+
+    def _begin(self, broker: Broker, job: CurrentJob) -> None:
+        """Write that a run has begun. Only now, since another middleware may have had
+        the message skipped: then the record keeps what the run before has said.
+
+        Raises:
+          SkipMessage: The job was cancelled.
+        """
+        recorder = self._recorder_for(broker)
+        for outer in self._thread.outer_runs(job.uuid):
+            # A broker that runs jobs in the caller does so with the next try as well.
+            outer.put_back(0)
+            if not outer.is_running and not outer.is_over:
+                if not outer.is_concluded:
+                    outer.conclude(outer.raised)
+                outer.is_over = True
+                recorder.end(outer.delivery, outer.verdict(acknowledged=True))
+        job.delivery.begin()
+        try:
+            recorder.begin(job.delivery)
+        except Exception:
+            log.exception("The beginning of job %s could not be written.", job.uuid)
+        if job.delivery.run.cancel_requested:
+            skip(job.message)
 
     def after_process_message(
         self,
@@ -238,36 +261,39 @@ class JobStateMiddleware(Middleware):
         result: Any = None,
         exception: BaseException | None = None,
     ) -> None:
-        job = self._job(message)
+        job = self._thread.job_of(message)
+        if job is None and exception is not None:
+            job = self._stopped(message)
         if job is not None:
-            job.exception = exception
-        elif exception is not None:
-            # A middleware before this one has raised: no run has begun.
-            self._thread.failure = describe(exception)
+            job.conclude(exception)
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
-        reason = describe(sys.exc_info()[1] or SkipMessage("The message was skipped."))
-        job = self._job(message)
+        job = self._thread.job_of(message) or self._stopped(message)
         if job is not None:
-            is_cancelled = job.delivery.run.cancel_requested
-            job.skipped = CANCELLED if is_cancelled else reason
-            return
+            skipped = SkipMessage("The message was skipped.")
+            job.conclude(sys.exception() or skipped)
+
+    def _stopped(self, message: MessageProxy) -> CurrentJob | None:
+        """Return the job of a message that a middleware before this one has stopped, if
+        it is tracked.
+        """
         function = self._tracked(message)
-        if function is not None:
-            # A middleware before this one has skipped it: no run has begun.
-            end = End("cancelled", reason)
-            self._drop(broker, message, _start(function, message), end)
+        if function is None:
+            return None
+        is_returned = message.message_id in self._thread.returned
+        self._thread.enter(message)
+        self._thread.job = job = _current_job(function, message)
+        if is_returned:
+            job.put_back(0)
+        return job
 
     def before_ack(self, broker: Broker, message: MessageProxy) -> None:
-        self._end(broker, message, acknowledged=True)
+        self._thread.settled = message
+        self._settle(broker, message, acknowledged=True)
 
     def before_nack(self, broker: Broker, message: MessageProxy) -> None:
-        self._end(broker, message, acknowledged=False)
-        failure, self._thread.failure = self._thread.failure, None
-        function = self._tracked(message)
-        if failure is not None and function is not None:
-            start = _start(function, message)
-            self._drop(broker, message, start, End("error", failure))
+        self._thread.settled = message
+        self._settle(broker, message, acknowledged=False)
         name = message.actor_name
         if name not in broker.get_declared_actors() and is_uuid(message.message_id):
             # Nobody here knows the actor; where it was sent from somebody did.
@@ -275,31 +301,57 @@ class JobStateMiddleware(Middleware):
             start = Start("", name, 0, None, "{}")
             self._drop(broker, message, start, End("error", error))
 
+    # A broker that runs jobs in the caller may say no more than this.
+
+    def after_ack(self, broker: Broker, message: MessageProxy) -> None:
+        if not self._thread.has_settled(message):
+            self._settle(broker, message, acknowledged=True)
+
+    def after_nack(self, broker: Broker, message: MessageProxy) -> None:
+        if not self._thread.has_settled(message):
+            self._settle(broker, message, acknowledged=False)
+
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         if self._recorder is not None:
             self._recorder.stop()
 
-    def _end(
+    def _settle(
         self, broker: Broker, message: MessageProxy, *, acknowledged: bool
     ) -> None:
         """Write how a message ended. Only now is that known, wherever among the others
         this middleware stands.
         """
-        job = self._job(message)
-        if job is not None:
-            if self._jobs.get(message.message_id) is job:
-                del self._jobs[message.message_id]
-            self._thread.job = None
-            end = job.verdict(acknowledged)
-            self._recorder_for(broker).end(job.delivery, end)
-            if job.delivery.lost and not job.delivery.is_cancelled:
-                # Another run decides what follows.
-                return
-            if end.status in ("error", "cancelled"):
-                self._drop_steps_after(broker, message)
-            elif end.status == "success" and not job.is_next_sent:
-                # What the broker has raised is only logged by Dramatiq.
-                self._drop_steps_after(broker, message, End("error", NOT_SENT))
+        raised = sys.exception()
+        job = self._thread.job_of(message)
+        if job is None and raised is not None and not self._thread.is_worker:
+            job = self._stopped(message)
+        self._thread.leave(message)
+        if job is None:
+            return
+        if not job.is_concluded:
+            # A broker that runs jobs in the caller may only raise what they raise.
+            job.conclude(job.raised if job.has_begun else raised)
+        if self._jobs.get(job.uuid) is job:
+            del self._jobs[job.uuid]
+        if not job.is_over:
+            self._end(broker, job, job.verdict(acknowledged))
+
+    def _end(self, broker: Broker, job: CurrentJob, end: End) -> None:
+        message, delivery = job.message, job.delivery
+        if not job.has_begun and end.status != "success":
+            # One that was put back stays as it is, until a run begins.
+            if end.status != "retrying":
+                self._drop(broker, message, delivery.start, end)
+            return
+        self._recorder_for(broker).end(delivery, end)
+        if delivery.lost and not delivery.is_cancelled:
+            # Another run decides what follows.
+            return
+        if end.status in ("error", "cancelled"):
+            self._drop_steps_after(broker, message)
+        elif end.status == "success" and not job.is_next_sent:
+            # What the broker has raised is only logged by Dramatiq.
+            self._drop_steps_after(broker, message, End("error", NOT_SENT))
 
     def _drop(
         self, broker: Broker, message: MessageProxy, start: Start, end: End
@@ -360,14 +412,17 @@ class JobStateMiddleware(Middleware):
         """Return the job of a message that this process runs: this thread, or another,
         for a coroutine or a job's own threads may put its message back.
         """
-        return self._job(message) or self._jobs.get(message.message_id)
-
-    def _job(self, message: Message[Any] | MessageProxy) -> CurrentJob | None:
-        """Return the job that this thread runs, if it is the message's."""
         job = self._thread.job
-        if job is not None and job.message.message_id == message.message_id:
+        if job is not None and job.uuid == message.message_id:
             return job
-        return None
+        return self._jobs.get(message.message_id)
+
+
+def _current_job(function: TrackedFunction, message: MessageProxy) -> CurrentJob:
+    # Retries counts before the next try, so now it is the number of earlier ones.
+    start = _start(function, message, attempt=message.options.get("retries", 0) + 1)
+    delivery = Delivery(message.message_id, Run(), start)
+    return CurrentJob(message, function, delivery)
 
 
 def _start(

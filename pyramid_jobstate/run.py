@@ -9,12 +9,20 @@ step, a store into a dict, an update of one dict by another, a copy, is atomic.
 from __future__ import annotations
 
 import contextlib
+import functools
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TypeVar
+from collections.abc import (
+    AsyncIterable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from typing import Any, TypeVar
 
+from .steps import AsyncSteps, EitherSteps
 from .told import Told
 from .values import (
     LOG_LINE_LENGTH,
@@ -201,11 +209,17 @@ class Run:
 
     def track(
         self,
-        iterable: Iterable[T],
+        iterable: Iterable[T] | AsyncIterable[T],
         total: float | None,
         unit: str | None,
         message: str | None,
-    ) -> Iterator[T]:
+    ) -> Any:
+        is_async = isinstance(iterable, AsyncIterable)
+        is_plain = isinstance(iterable, Iterable) or hasattr(iterable, "__getitem__")
+        if not is_async and not is_plain:
+            raise TypeError(
+                f"track() takes an iterable or an async iterable, not {iterable!r}."
+            )
         if total is None:
             # A range may be longer than len() can say.
             with contextlib.suppress(TypeError, OverflowError):
@@ -213,18 +227,29 @@ class Run:
         else:
             total = check_amount("The total of the progress", total)
         self.set_progress(0, total, unit, message)
-        return self._steps(iterable, total, unit)
+        steps: Any = self.steps
+        if is_async:
+            steps = functools.partial(EitherSteps if is_plain else AsyncSteps, self)
+        return steps(iterable, total, unit)
 
-    def _steps(
+    def steps(
         self, iterable: Iterable[T], total: float | None, unit: str | None
     ) -> Iterator[T]:
         report = self.report
         for done, item in enumerate(iterable, 1):
             yield item
+            # This is step(), without a call.
             if self.barred:
                 self.check()
             report["progress"] = (done, total, unit)
             self.dirty = True
+
+    def step(self, done: int, total: float | None, unit: str | None) -> None:
+        """Set how far a loop has come."""
+        if self.barred:
+            self.check()
+        self.report["progress"] = (done, total, unit)
+        self.dirty = True
 
     def set_message(self, text: str | None) -> None:
         if self.barred:

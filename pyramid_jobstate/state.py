@@ -221,7 +221,7 @@ class JobState(Handle):
 
     @property
     def attempt(self) -> int:
-        """Which try this is, from 1, or 0 if none has begun."""
+        """Which try its newest run is, from 1, or 0 if none has begun."""
         return self._record.attempt
 
     @property

@@ -120,17 +120,21 @@ class RecordingRun(Run):
         if message is not None:
             self.history.append(("message", message))
 
-    def _steps(
+    def steps(
         self, iterable: Iterable[T], total: float | None, unit: str | None
     ) -> Iterator[T]:
         done = 0
-        for item in super()._steps(iterable, total, unit):
+        for item in super().steps(iterable, total, unit):
             if done:
                 self.history.append(("progress", done, total, unit))
             yield item
             done += 1
         if done:
             self.history.append(("progress", done, total, unit))
+
+    def step(self, done: int, total: float | None, unit: str | None) -> None:
+        super().step(done, total, unit)
+        self.history.append(("progress", done, total, unit))
 
     def set_message(self, text: str | None) -> None:
         super().set_message(text)

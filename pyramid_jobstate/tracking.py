@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from dramatiq import GenericActor
 from dramatiq.middleware import MiddlewareError, SkipMessage
 
-from .current import ThreadState
+from .current import CurrentJob, ThreadState
 from .record import CANCELLED, Record, Start
 from .run import Run
 from .state import JobState, _current
@@ -33,6 +33,10 @@ class ActorError(MiddlewareError, TypeError):
 class TrackedFunction:
     """A tracked actor's function. It is handed the JobState of the job that this
     thread runs or, called directly, a detached one that keeps its values in memory.
+
+    Parameters:
+      thread: What this thread is at work on.
+      begin: Called when a job begins, before the function.
     """
 
     def __init__(
@@ -40,10 +44,12 @@ class TrackedFunction:
         actor: Actor[Any, Any],
         job_state_class: type[JobState],
         thread: ThreadState,
+        begin: Callable[[CurrentJob], None],
     ) -> None:
         functools.update_wrapper(self, actor.fn)
         self._fn: Callable[..., Any] = actor.fn
         self._thread = thread
+        self._begin = begin
         self.actor_name = actor.actor_name
         self.job_state_class = job_state_class
         parameters = dict(inspect.signature(_called(actor.fn)).parameters)
@@ -52,23 +58,38 @@ class TrackedFunction:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         job = self._thread.job
-        if job is not None and job.tracked is self and job.job_state is not None:
+        if job is not None and job.tracked is self and not job.has_begun:
             # Once: a call from within the job is a direct one.
-            job_state, job.job_state = job.job_state, None
+            delivery = job.delivery
+            job_state = self.job_state(job.uuid, delivery.run, delivery.start)
+            job.has_begun = True
         else:
             job, job_state = None, self.detached(args, kwargs)
         if self._is_handed and kwargs.get(PARAMETER) is None:
             kwargs[PARAMETER] = job_state
         token = _current.set(job_state)
         try:
-            return self._fn(*args, **kwargs)
-        except BaseException:
-            if job is None or not job.delivery.run.cancel_requested:
-                raise
-            # Whatever it is, and however it looks to Retries: the job is over.
-            skip(job.message)
+            if job is None:
+                return self._fn(*args, **kwargs)
+            return self._run(job, args, kwargs)
         finally:
             _current.reset(token)
+
+    def _run(self, job: CurrentJob, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Call the function as a job."""
+        job.is_running = True
+        try:
+            self._begin(job)
+            return self._fn(*args, **kwargs)
+        except BaseException as e:
+            if not job.delivery.run.cancel_requested:
+                job.raised = e
+                raise
+            # Whatever it is, and however it looks to Retries: the job is over.
+            job.raised = SkipMessage()
+            skip(job.message)
+        finally:
+            job.is_running = False
 
     def detached(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> JobState:
         """Return a JobState for a direct call."""

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import dramatiq
@@ -340,6 +341,34 @@ def test_an_async_job_with_a_slow_clean_up(
     assert not [r for r in caplog.records if r.exc_info]
 
 
+def test_an_async_loop_stops_and_closes_what_it_goes_through(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A cancel stops `async for` at its next step; the generator's clean-up reports."""
+    broker = make_broker(redis_url, others=(AsyncIO(),))
+
+    async def miles(job_state: JobState) -> AsyncIterator[int]:
+        try:
+            for mile in range(1_000_000):
+                await asyncio.sleep(0.001)
+                yield mile
+        finally:
+            await asyncio.sleep(0.01)
+            job_state.set_message("swept up")
+
+    @dramatiq.actor(broker=broker)
+    async def run_marathon(*, job_state: JobState) -> None:
+        async for mile in job_state.track(miles(job_state), unit="miles"):
+            assert mile >= 0
+
+    with working(broker):
+        message = run_marathon.send()
+        wait_until(broker, message, "working").cancel()
+        state = wait_until(broker, message, "cancelled", "error", "retrying")
+    assert (state.status, state.message) == ("cancelled", "swept up")
+    assert not [r for r in caplog.records if r.exc_info]
+
+
 def test_a_redelivered_job_that_was_cancelled_is_skipped(
     redis_url: str, client: redis.Redis
 ) -> None:
@@ -354,11 +383,42 @@ def test_a_redelivered_job_that_was_cancelled_is_skipped(
     message = run_marathon.send()
     # What a worker leaves behind that was killed.
     key = f"jobstate:{message.message_id}"
-    client.hset(key, mapping={"status": "working", "run": "x", "seq": 1, "started": 1})
+    now = int(time.time() * 1000)
+    fields = {"status": "working", "run": "x", "seq": 1, "started": 1, "seen": now}
+    client.hset(key, mapping={**fields, "attempt": 1, "m:miles": 3})
     assert load(broker, message).cancel()
+    assert load(broker, message).status == "cancelling"
     with working(broker):
         state = wait_until(broker, message, "cancelled", "success")
     assert (state.status, runs) == ("cancelled", [])
+    # What a viewer sees is how far the run came that was cancelled.
+    assert (state.attempt, state.progress_metrics) == (1, {"miles": 3})
+    assert state.started_at is not None and state.started_at.timestamp() < 1
+
+
+def test_a_retry_that_was_cancelled_keeps_what_the_first_try_said(
+    redis_url: str,
+) -> None:
+    """A job that is cancelled before its second try keeps the attempt, the start and
+    the metrics of the first when its message comes.
+    """
+    broker = make_broker(redis_url)
+
+    @dramatiq.actor(broker=broker, min_backoff=300, max_backoff=301)
+    def run_marathon(*, job_state: JobState) -> None:
+        job_state.set_progress_metric("attempt", job_state.attempt)
+        raise ValueError("a cramp")
+
+    with working(broker):
+        message = run_marathon.send()
+        first = wait_until(broker, message, "retrying")
+        assert first.cancel()
+        wait_for(lambda: broker.do_qsize("default.DQ") == 0)
+        broker.join("default", timeout=5000)
+    state = load(broker, message)
+    assert (state.status, state.error, state.attempt) == ("cancelled", CANCELLED, 1)
+    assert state.progress_metrics == {"attempt": 1}
+    assert state.started_at == first.started_at
 
 
 def test_a_cancel_while_the_store_is_away_is_refused(

@@ -37,6 +37,7 @@ from pyramid_jobstate import (
 )
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.record import NOT_REACHED, JobError, NewJob, Start, Update
+from pyramid_jobstate.recorder import Recorder
 from pyramid_jobstate.tracking import ActorError
 from tests.jobs import (
     Gate,
@@ -772,6 +773,197 @@ def test_the_age_limit_cancels_with_a_reason(redis_url: str, before: Any) -> Non
         state = wait_until(broker, message, "cancelled", "success", "error")
     assert state.status == "cancelled"
     assert state.error == JobError(SKIPPED, "Message age limit exceeded")
+
+
+class Stopping(Middleware):
+    """Stops each delivery of a message from the nth on, in a way."""
+
+    def __init__(self, nth: int, how: str) -> None:
+        self.nth = nth
+        self.how = how
+
+    def before_process_message(self, broker: Any, message: Any) -> None:
+        if message.options.get("retries", 0) + 1 < self.nth:
+            return
+        if self.how != "refuse":
+            message.fail()
+        if self.how == "skip":
+            raise SkipMessage("not today")
+        if self.how == "refuse":
+            raise Refusing.RefusedError("not today")
+
+
+@pytest.mark.parametrize("how", ["skip", "refuse", "fail"])
+@pytest.mark.parametrize("nth", [1, 2])
+@pytest.mark.parametrize("order", ["after", "before", "first"])
+def test_attempt_is_that_of_the_last_run_that_began(
+    redis_url: str, order: str, nth: int, how: str
+) -> None:
+    """A job that another middleware stops has the attempt of the last run whose actor
+    was called, with what that reported, wherever the other middleware stands.
+    """
+    broker = make_broker(redis_url, before=None if order == "after" else AgeLimit)
+    where: Any = JobStateMiddleware if order != "before" else None
+    broker.add_middleware(Stopping(nth, how), before=where)
+    began: list[datetime.datetime] = []
+
+    @dramatiq.actor(broker=broker, min_backoff=1, max_backoff=2, max_retries=nth)
+    def run_marathon(*, job_state: JobState) -> None:
+        assert job_state.started_at is not None
+        began.append(job_state.started_at)
+        job_state.set_progress_metric("attempt", job_state.attempt)
+        job_state.set_progress(job_state.attempt, 5)
+        raise ValueError("a cramp")
+
+    message = run_marathon.send()
+    with working(broker):
+        status = "cancelled" if how == "skip" else "error"
+        state = wait_until(broker, message, "cancelled", "error")
+        assert state.status == status
+    assert state.error is not None
+    reason = "The message was rejected." if how == "fail" else "not today"
+    assert state.error.message == reason
+    assert (state.attempt, len(began)) == (nth - 1, nth - 1)
+    assert state.progress_metrics == ({"attempt": 1} if nth == 2 else {})
+    assert (state.progress is not None) == (nth == 2)
+    assert state.finished_at is not None
+    if nth == 1:
+        assert state.started_at is None
+    else:
+        assert state.started_at is not None
+        assert abs(state.started_at - began[0]) < datetime.timedelta(seconds=0.2)
+
+
+@pytest.mark.parametrize("before", [None, AgeLimit])
+def test_a_skipped_message_that_nobody_recorded_is_left_alone(
+    redis_url: str, client: redis.Redis, before: Any
+) -> None:
+    """Skipping a message that has no record, or whose record has expired, makes none,
+    wherever the other middleware stands.
+    """
+    broker = make_broker(redis_url, before=before)
+
+    @dramatiq.actor(broker=broker, max_age=1, job_state=RunMarathon)
+    def run_marathon(miles: int) -> None: ...
+
+    message = run_marathon.message(26)
+    threading.Event().wait(0.01)
+    sender = RedisBroker(url=redis_url)
+    sender.declare_queue("default")
+    sender.enqueue(message)
+    with working(broker):
+        broker.join("default", timeout=5000)
+    assert client.keys("jobstate*") == []
+
+
+@pytest.mark.parametrize("order", ["before", "first"])
+def test_a_message_that_is_refused_for_good_is_an_error(
+    redis_url: str, order: str
+) -> None:
+    """Without Retries a message that another middleware refuses is acknowledged: its
+    job does not read queued for ever.
+    """
+    broker = make_broker(redis_url, before=AgeLimit, without=Retries)
+    where: Any = JobStateMiddleware if order == "first" else None
+    broker.add_middleware(Refusing(), before=where)
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon() -> None: ...
+
+    with working(broker):
+        state = wait_until(broker, run_marathon.send(), "error")
+    assert state.error is not None and state.error.message == "not today"
+    assert (state.attempt, state.started_at) == (0, None)
+
+
+@pytest.mark.parametrize("order", ["after", "before", "first", "last"])
+def test_a_message_that_is_refused_and_put_back_waits(
+    redis_url: str, order: str
+) -> None:
+    """A job that another middleware refuses at first is queued until it is let through,
+    wherever the middleware stand.
+    """
+    places: dict[str, Any] = {"before": AgeLimit, "first": AgeLimit, "last": Retries}
+    broker = make_broker(redis_url, before=places.get(order))
+    seen: list[str] = []
+
+    class RefusingOnce(Middleware):
+        def before_process_message(self, broker: Any, message: Any) -> None:
+            seen.append(load(broker, message).status)
+            if len(seen) == 1:
+                raise Refusing.RefusedError("not today")
+
+    where: Any = None if order == "before" else JobStateMiddleware
+    broker.add_middleware(RefusingOnce(), before=where)
+
+    @dramatiq.actor(broker=broker, min_backoff=1, max_backoff=2, job_state=True)
+    def run_marathon() -> None: ...
+
+    message = run_marathon.send()
+    with working(broker):
+        state = wait_until(broker, message, "success", "error", "cancelled")
+    assert (state.status, state.attempt, seen) == ("success", 2, ["queued"] * 2)
+
+
+def test_a_job_that_waits_for_another_middleware_has_not_started(
+    broker: RedisBroker,
+) -> None:
+    """A job stays queued until its actor is called; only then has it started."""
+    gate = Gate()
+
+    class Waiting(Middleware):
+        def before_process_message(self, broker: Any, message: Any) -> None:
+            gate.wait()
+
+    broker.add_middleware(Waiting())
+    opened: list[datetime.datetime] = []
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        job_state.flush(10)
+
+    with working(broker):
+        message = run_marathon.send()
+        gate.wait_for_job()
+        state = load(broker, message)
+        assert (state.status, state.started_at, state.attempt) == ("queued", None, 0)
+        seconds, micros = store_of(broker).client.time()  # type: ignore[misc]
+        opened.append(
+            datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+            + datetime.timedelta(microseconds=micros // 1000 * 1000)
+        )
+        gate.open()
+        state = wait_until(broker, message, "success")
+    assert state.started_at is not None
+    assert state.started_at >= opened[0] - datetime.timedelta(milliseconds=2)
+
+
+def test_a_job_whose_beginning_cannot_be_written_runs(
+    broker: RedisBroker,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Where no thread can be started that writes it, the job runs all the same; it is
+    written when that is possible.
+    """
+    start = Recorder._start
+    failures = [RuntimeError("can't start new thread")]
+
+    def fail_once(recorder: Recorder) -> None:
+        if failures:
+            raise failures.pop()
+        start(recorder)
+
+    monkeypatch.setattr(Recorder, "_start", fail_once)
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        job_state.set_progress_metric("miles", 26)
+
+    with working(broker):
+        state = wait_until(broker, run_marathon.send(), "success")
+    assert (state.progress_metrics, state.attempt) == ({"miles": 26}, 1)
+    assert "could not be written" in messages(caplog, "pyramid_jobstate")[0]
 
 
 def test_an_actor_that_skips_itself_is_cancelled(broker: RedisBroker) -> None:

@@ -104,8 +104,12 @@ class Model:
         if self.is_cancelled:
             return Reply.CANCELLED
         if run != self.run:
+            metrics = self.metrics
             self.supersede(run)
             self.asked = self.status == "cancelling"
+            if self.asked and not update.late:
+                # Its actor is never called.
+                self.metrics = metrics
             self.status = "cancelling" if self.asked else "working"
         return Reply.CANCELLING if self.status == "cancelling" else Reply.OK
 

@@ -355,6 +355,178 @@ def test_run_track_refuses_at_the_call(run, total, unit, message):
         run.track([], total, unit, message)
 
 
+class Closable:
+    """An async iterator of three items that says what becomes of it."""
+
+    def __init__(self):
+        self.left = [3, 2, 1]
+        self.closed = 0
+
+    def __len__(self):
+        return 3
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        await asyncio.sleep(0)
+        if not self.left:
+            raise StopAsyncIteration
+        return self.left.pop()
+
+    async def aclose(self):
+        self.closed += 1
+
+
+class Either(Closable):
+    """The same, which a plain loop goes through as well."""
+
+    def __iter__(self):
+        return iter(self.left)
+
+
+async def letters(log):
+    """Yield two letters, and say when that is over."""
+    try:
+        yield "a"
+        yield "b"
+    finally:
+        await asyncio.sleep(0)
+        log.append("closed")
+
+
+def test_run_tracks_an_async_iterable(run):
+    """In `async for` an item counts as done when the next one is asked for."""
+
+    async def work():
+        return [
+            (item, run.report["progress"])
+            async for item in run.track(letters([]), 2, "letters", "Reading")
+        ]
+
+    seen = asyncio.run(work())
+    assert seen == [("a", (0, 2, "letters")), ("b", (1, 2, "letters"))]
+    assert run.report == {"progress": (2, 2, "letters"), "message": "Reading"}
+
+
+def test_run_tracks_an_async_iterable_with_its_len(run):
+    """The total of an async iterable is its len(), at once, and each step raises the
+    flag.
+    """
+
+    async def work():
+        steps = run.track(Closable(), None, None, None)
+        assert run.report["progress"] == (0, 3, None)
+        async for _ in steps:
+            assert run.dirty
+            run.dirty = False
+        assert run.dirty
+        with pytest.raises(StopAsyncIteration):
+            await anext(steps)
+
+    asyncio.run(work())
+    assert run.report["progress"] == (3, 3, None)
+
+
+def test_run_tracks_what_is_both(run):
+    """What `for` and `async for` both go through is tracked in either."""
+
+    async def work():
+        steps = run.track(Either(), None, None, None)
+        assert [item async for item in steps] == [1, 2, 3]
+
+    asyncio.run(work())
+    assert run.report["progress"] == (3, 3, None)
+    steps = run.track(Either(), None, None, None)
+    assert next(steps) == 3 and list(steps) == [2, 1]
+    assert run.report["progress"] == (3, 3, None)
+
+
+@pytest.mark.parametrize("what", [3, None, letters, len])
+def test_run_track_refuses_what_is_no_iterable(run, what):
+    """What is neither iterable nor async iterable is named at the call."""
+    with pytest.raises(
+        TypeError, match=r"^track\(\) takes an iterable or an async"
+    ) as e:
+        run.track(what, None, None, None)
+    assert repr(what) in str(e.value)
+    assert run.report == {} and not run.dirty
+
+
+def test_run_track_takes_a_sequence_of_the_old_protocol(run):
+    """What has only __getitem__ is an iterable."""
+
+    class Sequence:
+        def __getitem__(self, place):
+            return "ab"[place]
+
+    assert list(run.track(Sequence(), None, None, None)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_run_track_that_is_left_closes_an_async_generator(run, fails):
+    """A `break`, or an exception in the loop's body, closes the generator as it does
+    without track, and its item is not done.
+    """
+    log = []
+
+    async def loop():
+        async for _ in run.track(letters(log), 2, None, None):
+            if fails:
+                raise KeyError
+            break
+
+    async def work():
+        with contextlib.suppress(KeyError):
+            await loop()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert log == ["closed"]
+
+    asyncio.run(work())
+    assert run.report["progress"] == (0, 2, None)
+
+
+@pytest.mark.parametrize("end", ["cancel", "close"])
+def test_run_track_that_may_not_go_on_closes_the_generator_first(run, end):
+    """JobCancelled, or the job's end, reaches the loop when the generator is closed;
+    then there are no more items.
+    """
+    log = []
+
+    async def work():
+        steps = run.track(letters(log), 2, None, None)
+        assert await anext(steps) == "a"
+        run.cancel() if end == "cancel" else run.close("The job has ended.")
+        with pytest.raises(JobCancelled if end == "cancel" else RuntimeError):
+            await anext(steps)
+        assert log == ["closed"]
+        assert [item async for item in steps] == []
+
+    asyncio.run(work())
+    assert run.report["progress"] == (0, 2, None)
+
+
+def test_run_track_can_be_closed(run):
+    """contextlib.aclosing() closes what is tracked, if that can be closed."""
+    closable, log = Closable(), []
+
+    class Plain:
+        __aiter__ = Closable.__aiter__
+        __anext__ = Closable.__anext__
+        left = ()
+
+    async def work():
+        for what in (closable, letters(log), Plain()):
+            async with contextlib.aclosing(run.track(what, 2, None, None)) as steps:
+                async for _ in steps:
+                    break
+            assert [item async for item in steps] == []
+
+    asyncio.run(work())
+    assert closable.closed == 1 and log == ["closed"]
+
+
 def test_run_sets_a_message(run):
     """The latest message counts, and None takes it away."""
     run.set_message("a")

@@ -1,6 +1,8 @@
 """The helpers for the tests of applications."""
 
+import asyncio
 import uuid
+from collections.abc import AsyncIterator
 from typing import Any
 
 import dramatiq
@@ -117,6 +119,29 @@ def test_detached_records_every_value_in_order() -> None:
         ("progress", 1, None, None),
     ]
     assert job_state.progress_metrics["mile"] == "c"
+
+
+def test_detached_records_each_step_of_an_async_loop() -> None:
+    """A loop over an async iterable is recorded as a plain one is."""
+
+    async def letters() -> AsyncIterator[str]:
+        yield "a"
+        yield "b"
+
+    async def run_marathon(job_state: JobState) -> None:
+        async for letter in job_state.track(letters(), 2, unit="letters"):
+            job_state.set_progress_metric("letter", letter)
+
+    job_state = testing.detached()
+    asyncio.run(run_marathon(job_state))
+    assert testing.values(job_state, "letter") == ["a", "b"]
+    assert testing.history(job_state) == [
+        ("progress", 0, 2, "letters"),
+        ("metric", "letter", "a"),
+        ("progress", 1, 2, "letters"),
+        ("metric", "letter", "b"),
+        ("progress", 2, 2, "letters"),
+    ]
 
 
 def test_detached_can_be_cancelled() -> None:

@@ -19,7 +19,14 @@ end
 if old[2] == token then
   return status == "cancelling" and CANCELLING or OK
 end
--- A run that comes after one whose cancel was asked, and that died, hears of it.
+if status == "cancelling" and not late then
+  -- It comes after one whose cancel was asked, and that died. It ends before its actor is
+  -- called: what the other has reported stays.
+  redis.call("HSET", key, "run", token, "seq", "0", "seen", int(now), "past", earlier(old[2], old[6]))
+  redis.call("PEXPIRE", key, ARGV[5])
+  return CANCELLING
+end
+-- A run whose actor was called already hears of it all the same.
 status = (told or status == "cancelling") and "cancelling" or "working"
 redis.call("DEL", key)
 redis.call(

@@ -1,0 +1,792 @@
+"""Brokers that run a job within the call that sends it, for development and tests."""
+
+import asyncio
+import contextlib
+import gc
+import importlib
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import dramatiq
+import dramatiq.broker
+import pytest
+import redis
+from dramatiq import group, pipeline
+from dramatiq.asyncio import get_event_loop_thread
+from dramatiq.middleware import (
+    AgeLimit,
+    AsyncIO,
+    Callbacks,
+    Middleware,
+    MiddlewareError,
+    Pipelines,
+    Retries,
+    SkipMessage,
+)
+
+from pyramid_jobstate import (
+    JobCancelled,
+    JobState,
+    JobStateMiddleware,
+    current_job_state,
+)
+from pyramid_jobstate.record import CANCELLED, NOT_REACHED, JobError, NewJob, Start
+from tests.incaller import InCallerBroker
+from tests.jobs import RunMarathon, load, make_broker, messages, store_of, wait_until
+from tests.jobs import working as worker_of
+from tests.webapp import make_app, make_config, make_request
+
+START = Start("JobState", "run_marathon", 0, None, "{}")
+
+#: The kinds of broker: one that says as little as it can, one that says all, and the
+#: package, where it is installed.
+KINDS: dict[str, Callable[..., Any]] = {
+    "terse": InCallerBroker,
+    "talkative": lambda *args, **options: InCallerBroker(
+        *args, **options, tells_all=True
+    ),
+}
+with contextlib.suppress(ImportError):
+    KINDS["package"] = importlib.import_module("dramatiq_eager_broker").EagerBroker
+
+Make = Callable[..., dramatiq.Broker]
+
+
+class Stop(Middleware):
+    """Stops the messages whose first argument is "stop" before they are worked on."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def before_process_message(self, broker: Any, message: Any) -> None:
+        if message.args[:1] == ("stop",):
+            # Not the same each time: it would keep whom it has passed.
+            raise type(self.error)(*self.error.args)
+
+
+class RefusedError(MiddlewareError):
+    pass
+
+
+@pytest.fixture(params=KINDS)
+def make(request: pytest.FixtureRequest, redis_url: str) -> Make:
+    """Makes a broker with the given middleware, and ours where None stands."""
+
+    def make(*others: Middleware | None, fail_fast: bool = True) -> dramatiq.Broker:
+        ours = JobStateMiddleware(url=redis_url, interval=0.01)
+        them = [m or ours for m in (others if None in others else (*others, None))]
+        return KINDS[request.param](them, fail_fast=fail_fast)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Whatever happens, no run is taken for one that was overtaken."""
+    yield
+    assert messages(caplog, "pyramid_jobstate") == []
+
+
+@pytest.mark.parametrize("fail_fast", [True, False])
+def test_a_job_that_returns_is_a_success_at_once(make: Make, fail_fast: bool) -> None:
+    """When its sender goes on, the job is a success, with all that it has reported."""
+    broker = make(fail_fast=fail_fast)
+
+    @dramatiq.actor(broker=broker, job_state=RunMarathon)
+    def run_marathon(miles: int, *, job_state: JobState) -> None:
+        for mile in job_state.track(range(miles)):
+            job_state.set_progress_metric("mile", mile)
+        state = load(broker, message_of(job_state))
+        assert (state.status, current_job_state()) == ("working", job_state)
+
+    state = load(broker, run_marathon.send(3))
+    assert (state.status, state.attempt) == ("success", 1)
+    assert state.progress_metrics == {"mile": 2}
+    assert state.progress is not None and state.progress.done == 3
+    assert current_job_state() is None
+
+
+def message_of(job_state: JobState | None) -> Any:
+    """Return what load() takes for a message."""
+    assert job_state is not None
+    return dramatiq.Message("", "", (), {}, {}, message_id=job_state.uuid)
+
+
+@pytest.mark.parametrize("is_handling", [False, True])
+@pytest.mark.parametrize("fail_fast", [True, False])
+def test_a_job_that_fails_is_an_error_at_once(
+    make: Make, fail_fast: bool, is_handling: bool
+) -> None:
+    """A job that raises is an error, also where the broker tells the sender alone; one
+    that is sent while an exception is handled has nothing to do with that.
+    """
+    broker = make(fail_fast=fail_fast)
+    seen = []
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(fails: bool, *, job_state: JobState) -> None:
+        seen.append(message_of(job_state))
+        job_state.set_progress(1, 2)
+        if fails:
+            raise ValueError("a cramp")
+
+    def send() -> None:
+        with contextlib.suppress(ValueError):
+            run_marathon.send(True)
+        run_marathon.send(False)
+
+    try:
+        if is_handling:
+            raise KeyError("of the sender's")
+        send()
+    except KeyError:
+        send()
+    failed, fine = (load(broker, message) for message in seen)
+    assert (failed.status, failed.error) == ("error", ("ValueError", "a cramp"))
+    assert failed.progress is not None and failed.progress.fraction == 0.5
+    assert (fine.status, fine.error) == ("success", None)
+
+
+def test_the_end_is_written_once(make: Make, client: redis.Redis) -> None:
+    """One acknowledgement, of which the broker tells twice, is one end."""
+    broker = make()
+    ends: list[Any] = []
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon() -> None: ...
+
+    store = store_of(broker)
+    write = store.write
+
+    def note(updates: Any) -> Any:
+        ends.extend(update.end for update in updates if update.end is not None)
+        return write(updates)
+
+    store.write = note  # type: ignore[method-assign]
+    run_marathon.send()
+    assert [end.status for end in ends] == ["success"]
+
+
+@pytest.fixture(params=["success", "error", "cancelled", "skipped", "untracked"])
+def inner(request: pytest.FixtureRequest) -> str:
+    """What becomes of a job that is run within another."""
+    fate: str = request.param
+    return fate
+
+
+@pytest.mark.parametrize("fail_fast", [True, False])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_job_within_a_job_leaves_that_alone(
+    make: Make, inner: str, fail_fast: bool, fails: bool
+) -> None:
+    """A job sends others, whatever becomes of them: what it reports afterwards lands,
+    it ends as it should, and so do the others.
+    """
+    broker = make(Stop(SkipMessage("not today")), fail_fast=fail_fast)
+    seen: list[Any] = []
+
+    def work(fate: str) -> None:
+        seen.append((fate, current_job_state()))
+        if fate == "error":
+            raise ValueError("a cramp")
+        job_state = current_job_state()
+        if fate == "cancelled" and job_state is not None:
+            assert load(broker, message_of(job_state)).cancel()
+            while True:
+                job_state.raise_if_cancelled()
+
+    plain = dramatiq.actor(broker=broker, actor_name="plain")(work)
+    tracked = dramatiq.actor(broker=broker, actor_name="tracked", job_state=True)(work)
+
+    @dramatiq.actor(broker=broker)
+    def outer(*, job_state: JobState) -> None:
+        seen.append(("outer", job_state))
+        job_state.set_progress_metric("before", 1)
+        for number in range(2):
+            with contextlib.suppress(ValueError, SkipMessage):
+                actor = plain if inner == "untracked" else tracked
+                actor.send("stop" if inner == "skipped" else inner)
+            assert current_job_state() is job_state
+            job_state.increment_progress_metric("after")
+            assert load(broker, message_of(job_state)).status == "working", number
+        if fails:
+            raise KeyError("of its own")
+
+    with pytest.raises(KeyError) if fail_fast and fails else contextlib.nullcontext():
+        outer.send()
+    (_, job_state), *others = seen
+    state = load(broker, message_of(job_state))
+    assert state.status == ("error" if fails else "success")
+    assert state.error == (JobError("KeyError", "'of its own'") if fails else None)
+    assert state.progress_metrics == {"before": 1, "after": 2}
+    if inner == "skipped":
+        assert not others
+        return
+    assert len(others) == 2
+    for fate, job_state in others:
+        if inner == "untracked":
+            assert job_state is None
+        else:
+            assert load(broker, message_of(job_state)).status == fate
+
+
+def test_an_actor_that_sends_itself_runs_within_itself(make: Make) -> None:
+    """Each depth of a recursion is a job of its own, and keeps its own values."""
+    broker = make()
+    seen: dict[int, Any] = {}
+
+    @dramatiq.actor(broker=broker)
+    def count(depth: int, *, job_state: JobState) -> None:
+        seen[depth] = message_of(job_state)
+        if depth:
+            count.send(depth - 1)
+        assert current_job_state() is job_state
+        job_state.set_progress_metric("depth", depth)
+
+    count.send(4)
+    for depth in range(5):
+        state = load(broker, seen[depth])
+        assert (state.status, state.progress_metrics) == ("success", {"depth": depth})
+
+
+def test_a_direct_call_within_a_job_is_detached(make: Make) -> None:
+    """An actor that a job calls, and does not send, keeps its values in memory: before
+    another job ran within that one, in it, and afterwards.
+    """
+    broker = make()
+    called: list[JobState] = []
+
+    @dramatiq.actor(broker=broker)
+    def inner(*, job_state: JobState) -> None:
+        called.append(job_state)
+
+    @dramatiq.actor(broker=broker)
+    def outer(depth: int, *, job_state: JobState) -> None:
+        if depth == 0:
+            called.append(job_state)
+            return
+        for _ in range(2):
+            outer(0)
+            inner()
+            middle.send()
+        job_state.set_message("done")
+
+    @dramatiq.actor(broker=broker)
+    def middle() -> None:
+        outer(0)
+
+    state = load(broker, outer.send(1))
+    assert (state.status, state.message) == ("success", "done")
+    assert len(called) == 6
+    assert store_of(broker).load_many([c.uuid for c in called]) == [None] * 6
+
+
+def test_callbacks_run_within_the_job_that_calls_them(make: Make) -> None:
+    """A job's callbacks run before it is acknowledged, and are jobs of their own."""
+    broker = make(Callbacks(), fail_fast=False)
+    seen: list[Any] = []
+
+    @dramatiq.actor(broker=broker)
+    def call_back(*args: Any, job_state: JobState) -> None:
+        seen.append(message_of(job_state))
+        if args[1] is None:
+            raise ValueError("so late")
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon(fails: bool) -> None:
+        if fails:
+            raise ValueError("a cramp")
+
+    options = {"on_success": call_back, "on_failure": call_back}
+    options = {name: actor.actor_name for name, actor in options.items()}  # type: ignore[attr-defined]
+    fine = run_marathon.send_with_options(args=(False,), **options)
+    failed = run_marathon.send_with_options(args=(True,), **options)
+    assert [load(broker, m).status for m in (fine, failed)] == ["success", "error"]
+    assert [load(broker, m).status for m in seen] == ["error", "success"]
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+@pytest.mark.parametrize("fail_fast", [True, False])
+def test_a_pipeline_runs_within_its_first_step(
+    make: Make, fail_fast: bool, is_first: bool
+) -> None:
+    """Each step of a pipeline ends as it should, those after one that failed too."""
+    order = (None, Pipelines()) if is_first else (Pipelines(), None)
+    broker = make(*order, fail_fast=fail_fast)
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def step(miles: int, before: int = 0) -> int:
+        if miles == 13:
+            raise ValueError("Bad luck")
+        return miles + before
+
+    @dramatiq.actor(broker=broker)
+    def untracked(miles: int, before: int) -> int:
+        return miles + before
+
+    def run(*steps: Any) -> list[tuple[str, Any]]:
+        jobs = [step for step in steps if step.actor_name == "step"]
+        store = store_of(broker)
+        store.create(*(NewJob(job.message_id, START, waits=True) for job in jobs[1:]))
+        pipeline(steps, broker=broker).run()
+        states = [load(broker, job) for job in jobs]
+        return [(state.status, state.error) for state in states]
+
+    fine = ("success", None)
+    assert run(*(step.message(n) for n in range(4))) == [fine] * 4
+    mixed = step.message(1), untracked.message(2), step.message(3)
+    assert run(*mixed) == [fine] * 2
+    assert run(*(step.message(n) for n in (1, 13, 2, 3))) == [
+        fine,
+        ("error", ("ValueError", "Bad luck")),
+        *[("cancelled", NOT_REACHED)] * 2,
+    ]
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+@pytest.mark.parametrize("failures", [2, 9])
+def test_a_retry_runs_within_the_try_that_failed(
+    make: Make, is_first: bool, failures: int
+) -> None:
+    """A job that is retried in place counts its attempts, and ends as the last one."""
+    retries = Retries(max_retries=3)
+    order = (None, retries) if is_first else (retries, None)
+    broker = make(*order, fail_fast=False)
+    attempts: list[int] = []
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        attempts.append(job_state.attempt)
+        job_state.set_progress_metric("attempt", job_state.attempt)
+        state = load(broker, message_of(job_state))
+        assert (state.status, state.attempt) == ("working", job_state.attempt)
+        if job_state.attempt <= failures:
+            raise ValueError("a cramp")
+
+    state = load(broker, run_marathon.send())
+    assert attempts == [1, 2, 3, 4][: failures + 1]
+    assert state.attempt == len(attempts)
+    assert state.status == ("error" if failures > 3 else "success")
+    assert (state.error is None) == (state.status == "success")
+    assert state.progress_metrics == {"attempt": len(attempts)}
+
+
+def test_a_retry_within_a_job_leaves_that_alone(make: Make) -> None:
+    """A job whose inner job is retried in place goes on when that has ended."""
+    broker = make(Retries(), fail_fast=False)
+    seen: list[Any] = []
+
+    @dramatiq.actor(broker=broker)
+    def inner(*, job_state: JobState) -> None:
+        seen.append(message_of(job_state))
+        if job_state.attempt < 3:
+            raise ValueError("a cramp")
+
+    @dramatiq.actor(broker=broker)
+    def outer(*, job_state: JobState) -> None:
+        inner.send()
+        assert current_job_state() is job_state
+        job_state.set_message("done")
+
+    state = load(broker, outer.send())
+    assert (state.status, state.message) == ("success", "done")
+    assert len(seen) == 3 and load(broker, seen[0]).status == "success"
+
+
+def test_a_try_that_another_middleware_stops_is_no_run(make: Make) -> None:
+    """A job whose next try is skipped in place ends with what the first one raised."""
+    broker = make(Retries(), fail_fast=False)
+
+    class StopRetries(Middleware):
+        def before_process_message(self, broker: Any, message: Any) -> None:
+            if message.options.get("retries"):
+                message.fail()
+                raise SkipMessage("not again")
+
+    broker.add_middleware(StopRetries(), before=Retries)
+
+    @dramatiq.actor(broker=broker, job_state=True, max_retries=2)
+    def run_marathon() -> None:
+        raise ValueError("a cramp")
+
+    state = load(broker, run_marathon.send())
+    assert (state.status, state.attempt) in (("error", 1), ("cancelled", 1))
+
+
+def test_a_job_that_puts_itself_back_runs_within_itself(make: Make) -> None:
+    """The run that comes of it owns the record; the outer one may report in vain."""
+    broker = make()
+    runs: list[int] = []
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        runs.append(len(runs))
+        job_state.set_progress_metric("run", runs[-1])
+        if len(runs) == 1:
+            message = run_marathon.message()
+            broker.enqueue(message.copy(message_id=job_state.uuid))
+            assert current_job_state() is job_state
+            job_state.set_message("in vain")
+
+    state = load(broker, run_marathon.send())
+    assert (state.status, state.progress_metrics) == ("success", {"run": 1})
+    assert (state.message, runs) == (None, [0, 1])
+
+
+@pytest.mark.parametrize("retried", [False, True])
+@pytest.mark.parametrize("fail_fast", [True, False])
+def test_a_job_that_is_cancelled_says_so(
+    make: Make, fail_fast: bool, retried: bool
+) -> None:
+    """A job that is cancelled while it runs is cancelled, and never runs again."""
+    broker = make(*([Retries()] if retried else []), fail_fast=fail_fast)
+    seen: list[Any] = []
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        seen.append(message_of(job_state))
+        load(broker, seen[0]).cancel()
+        while not job_state.cancel_requested:
+            pass
+        raise ValueError("as good as any")
+
+    with pytest.raises(SkipMessage) if fail_fast else contextlib.nullcontext():
+        run_marathon.send()
+    assert len(seen) == 1
+    state = load(broker, seen[0])
+    assert (state.status, state.error) == ("cancelled", CANCELLED)
+
+
+def test_a_job_is_told_once_of_its_cancel_whatever_it_runs(make: Make) -> None:
+    """A job that shields itself from its cancel, and runs another that is cancelled as
+    well, is not told again.
+    """
+    broker = make(fail_fast=False)
+    seen: list[Any] = []
+
+    def be_cancelled(job_state: JobState) -> None:
+        seen.append(message_of(job_state))
+        load(broker, seen[-1]).cancel()
+        while not job_state.cancel_requested:
+            pass
+        job_state.set_message("told")
+
+    @dramatiq.actor(broker=broker)
+    def inner(*, job_state: JobState) -> None:
+        be_cancelled(job_state)
+
+    @dramatiq.actor(broker=broker)
+    def outer(*, job_state: JobState) -> None:
+        with contextlib.suppress(JobCancelled):
+            be_cancelled(job_state)
+        inner.send()
+        job_state.set_message("shielded")
+
+    state = load(broker, outer.send())
+    assert (state.status, state.message) == ("success", "shielded")
+    assert load(broker, seen[1]).status == "cancelled"
+
+
+def test_a_job_that_was_cancelled_before_does_not_run(make: Make) -> None:
+    """A message whose job was cancelled while it was queued is skipped."""
+    broker = make()
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon() -> None:
+        raise AssertionError
+
+    message = run_marathon.message()
+    store_of(broker).create(NewJob(message.message_id, START))
+    assert load(broker, message).cancel()
+    with pytest.raises(SkipMessage):
+        broker.enqueue(message)
+    state = load(broker, message)
+    assert (state.status, state.attempt) == ("cancelled", 0)
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+@pytest.mark.parametrize("fail_fast", [True, False])
+@pytest.mark.parametrize("error", [SkipMessage("not today"), RefusedError("not today")])
+def test_a_job_that_another_middleware_stops_never_began(
+    make: Make, fail_fast: bool, is_first: bool, error: Exception
+) -> None:
+    """A job that is skipped, or refused, before it began says why and reads attempt 0,
+    wherever that middleware stands.
+    """
+    order = (None, Stop(error)) if is_first else (Stop(error), None)
+    broker = make(*order, fail_fast=fail_fast)
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon(what: str) -> None:
+        raise AssertionError
+
+    message = run_marathon.message("stop")
+    store_of(broker).create(NewJob(message.message_id, START))
+    with pytest.raises(type(error)) if fail_fast else contextlib.nullcontext():
+        broker.enqueue(message)
+    state = load(broker, message)
+    is_skip = isinstance(error, SkipMessage)
+    assert state.status == ("cancelled" if is_skip else "error")
+    assert state.error is not None and state.error.message == "not today"
+    assert (state.attempt, state.started_at) == (0, None)
+
+
+def test_async_actors_run_within_their_sender(make: Make) -> None:
+    """An async actor, and a job that one sends, are jobs as all others."""
+    broker = make(AsyncIO())
+    seen: list[Any] = []
+
+    @dramatiq.actor(broker=broker)
+    def inner(*, job_state: JobState) -> None:
+        seen.append(message_of(job_state))
+        assert current_job_state() is job_state
+
+    @dramatiq.actor(broker=broker)
+    async def middle(*, job_state: JobState) -> None:
+        await asyncio.sleep(0)
+        inner.send()
+        assert current_job_state() is job_state
+        job_state.set_message("middle")
+
+    @dramatiq.actor(broker=broker)
+    def outer(*, job_state: JobState) -> None:
+        seen.append(message_of(job_state))
+        seen.append(middle.send())
+        assert current_job_state() is job_state
+        job_state.set_message("outer")
+
+    broker.emit_before("worker_boot", None)
+    loop = get_event_loop_thread()
+    assert loop is not None
+    try:
+        outer.send()
+    finally:
+        broker.emit_after("worker_shutdown", None)
+    states = [load(broker, message) for message in seen]
+    assert [(s.status, s.message) for s in states] == [
+        ("success", "outer"),
+        ("success", None),
+        ("success", "middle"),
+    ]
+
+
+@pytest.fixture
+def site(
+    make: Make, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[dramatiq.Broker], Any]:
+    """Makes a request of Alice's in a transaction, whose broker is the global one."""
+
+    def make_site(broker: dramatiq.Broker) -> Any:
+        monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
+        hook = {"tm.manager_hook": "pyramid_tm.explicit_manager"}
+        config = make_config(redis_url, settings=hook)
+        config.include("pyramid_tm")
+        make_app(config)
+        request = make_request(config, "alice")
+        request.tm.begin()
+        return request
+
+    return make_site
+
+
+def test_a_job_that_leaves_with_the_transaction_runs_in_the_commit(
+    make: Make, site: Any
+) -> None:
+    """What a request sends in a transaction has ended when that has committed: jobs,
+    those that they send, pipelines and groups.
+    """
+    broker = make(Pipelines())
+    inner: list[Any] = []
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(miles: int, *args: int, job_state: JobState) -> int:
+        assert job_state.owner == "alice" or miles == 0
+        if miles == 7:
+            inner.append(run_marathon.send(0))
+        if miles == 13:
+            raise ValueError("Bad luck")
+        return miles
+
+    request = site(broker)
+    send = request.job_states.send
+    message = request.job_states.send_message
+    one = send(run_marathon, 7)
+    bad = send(run_marathon, 13)
+    steps = message(run_marathon.message(7) | run_marathon.message(1))
+    members = message(
+        group([run_marathon.message(n) for n in (2, 13, 3)], broker=broker)
+    )
+    request.tm.commit()
+
+    def outcome(*jobs: JobState) -> list[tuple[str, Any]]:
+        states = [request.job_states[job.uuid] for job in jobs]
+        return [(s.status, s.error and s.error.message) for s in states]
+
+    fine = ("success", None)
+    assert outcome(one, *steps) == [fine] * 3
+    assert outcome(bad) == [("error", "Bad luck")]
+    assert outcome(*members) == [
+        fine,
+        ("error", "Bad luck"),
+        ("error", "The job could not be sent."),
+    ]
+    assert [load(broker, m).status for m in inner] == ["success"] * 2
+
+
+def test_a_job_that_is_sent_at_once_and_fails_is_an_error(
+    make: Make, site: Any
+) -> None:
+    """The sender hears of it, and the record stays: the job has run. The next step of
+    its pipeline was not reached.
+    """
+    broker = make(Pipelines())
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon(*args: int) -> None:
+        raise ValueError("Bad luck")
+
+    request = site(broker)
+    steps = run_marathon.message() | run_marathon.message()
+    with pytest.raises(ValueError, match="Bad luck"):
+        request.job_states.send_immediately(steps)
+    page = request.job_states.list("alice").items
+    assert {(state.status, state.error) for state in page} == {
+        ("error", ("ValueError", "Bad luck")),
+        ("cancelled", NOT_REACHED),
+    }
+
+
+def test_a_request_within_a_request_keeps_what_the_outer_announced(
+    make: Make, site: Any
+) -> None:
+    """A job that sends with a request of its own leaves the outer one's jobs alone."""
+    broker = make()
+    seen: list[Any] = []
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon(depth: int) -> None:
+        if depth:
+            inner = group([run_marathon.message(0)], broker=broker)
+            seen.extend(site(broker).job_states.send_immediately(inner))
+
+    request = site(broker)
+    members = group([run_marathon.message(1) for _ in range(2)], broker=broker)
+    seen.extend(request.job_states.send_immediately(members))
+    assert len(seen) == 4
+    assert {request.job_states[s.uuid].status for s in seen} == {"success"}
+
+
+def test_nothing_is_left_behind(make: Make) -> None:
+    """When all has ended, the middleware and the recorder keep nothing of any job."""
+    broker = make(Retries(max_retries=1), Stop(RefusedError("no")), fail_fast=False)
+    alive: list[weakref.ref[Any]] = []
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(what: str, *, job_state: JobState) -> None:
+        alive.append(weakref.ref(job_state))
+        if what == "fail":
+            raise ValueError
+        if what == "nest":
+            run_marathon.send("fail")
+            run_marathon.send("stop")
+
+    for what in ("fail", "nest", "stop", "fine"):
+        run_marathon.send(what)
+    (ours,) = (m for m in broker.middleware if isinstance(m, JobStateMiddleware))
+    thread = ours._thread
+    assert ours._jobs == {} and ours._recorder is not None
+    assert ours._recorder._deliveries == {}
+    assert (thread.job, thread.outers, thread.settled) == (None, [], None)
+    assert (thread.returning, list(thread.returned)) == ({}, [])
+    assert current_job_state() is None
+    gc.collect()
+    assert len(alive) == 6 and not any(ref() for ref in alive)
+
+
+class Quitting(Middleware):
+    """Quits when a message is acknowledged, so that none after it hears of that."""
+
+    def __init__(self) -> None:
+        self.is_on = True
+
+    def after_ack(self, broker: Any, message: Any) -> None:
+        if self.is_on:
+            self.is_on = False
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+def test_a_job_whose_end_nobody_heard_of_is_not_gone_on_with(
+    make: Make, tracked: bool
+) -> None:
+    """A job whose acknowledgement is interrupted within another's is forgotten when
+    that ends.
+    """
+    broker = make(None, Quitting())
+    ours = next(m for m in broker.middleware if isinstance(m, JobStateMiddleware))
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def inner() -> None: ...
+
+    @dramatiq.actor(broker=broker)
+    def outer(*, job_state: JobState) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            inner.send()
+        job_state.set_message("done")
+
+    @dramatiq.actor(broker=broker)
+    def untracked() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            inner.send()
+
+    if tracked:
+        state = load(broker, outer.send())
+        assert (state.status, state.message) == ("success", "done")
+    else:
+        untracked.send()
+    assert (ours._thread.job, ours._thread.outers) == (None, [])
+    assert current_job_state() is None
+
+
+class Unsettling(Middleware):
+    """Keeps the middleware after it from hearing that a message is acknowledged."""
+
+    def __init__(self) -> None:
+        self.is_on = True
+
+    def before_ack(self, broker: Any, message: Any) -> None:
+        if self.is_on:
+            self.is_on = False
+            raise SkipMessage
+
+
+def test_a_worker_s_thread_has_no_outer_job(redis_url: str) -> None:
+    """A job whose end a worker's thread never heard of is not the outer one of the
+    next: that is one of its own.
+    """
+    broker = make_broker(redis_url, before=AgeLimit)
+    broker.add_middleware(Unsettling(), before=JobStateMiddleware)
+    threads = set()
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        threads.add(threading.current_thread())
+
+    (ours,) = (m for m in broker.middleware if isinstance(m, JobStateMiddleware))
+    left: list[Any] = []
+
+    @dramatiq.actor(broker=broker)
+    def look() -> None:
+        left.append((ours._thread.job, ours._thread.outers))
+
+    with worker_of(broker, threads=1):
+        first = run_marathon.send()
+        second = run_marathon.send()
+        wait_until(broker, second, "success")
+        look.send()
+        wait_until(broker, run_marathon.send(), "success")
+        assert load(broker, first).status == "working"
+    assert len(threads) == 1
+    assert left == [(None, [])]
