@@ -71,15 +71,21 @@ class RefusedError(MiddlewareError):
 
 
 @pytest.fixture(params=KINDS)
-def make(request: pytest.FixtureRequest, redis_url: str) -> Make:
+def make(request: pytest.FixtureRequest, redis_url: str) -> Iterator[Make]:
     """Makes a broker with the given middleware, and ours where None stands."""
+    made = []
 
     def make(*others: Middleware | None, fail_fast: bool = True) -> dramatiq.Broker:
         ours = JobStateMiddleware(url=redis_url, interval=0.01)
         them = [m or ours for m in (others if None in others else (*others, None))]
-        return KINDS[request.param](them, fail_fast=fail_fast)
+        broker: dramatiq.Broker = KINDS[request.param](them, fail_fast=fail_fast)
+        made.append((ours, broker))
+        return broker
 
-    return make
+    yield make
+    for ours, broker in made:
+        # No worker ever tells them to stop.
+        ours.after_worker_shutdown(broker, dramatiq.Worker(broker))
 
 
 @pytest.fixture(autouse=True)
