@@ -25,6 +25,7 @@ from .urls import LIST, path_of
 if TYPE_CHECKING:
     from pyramid.config import Configurator
     from pyramid.events import ApplicationCreated
+    from pyramid.registry import Registry
 
     from .store import JobStore
 
@@ -89,25 +90,31 @@ def check_store(store: JobStore) -> None:
         raise ConfigurationError(error)
 
 
+def check_request_method(registry: Registry) -> None:
+    """Raise ConfigurationError where `request.job_states` is the application's own."""
+    extensions = registry.queryUtility(IRequestExtensions)
+    if extensions is None:
+        return
+    ours = extensions.descriptors.get("job_states", JOB_STATES)
+    if ours is not JOB_STATES or "job_states" in extensions.methods:
+        raise ConfigurationError(
+            "The application adds a request method job_states. pyramid_jobstate adds "
+            "one itself: give yours another name."
+        )
+
+
 def check_application(event: ApplicationCreated) -> None:
     """Raise ConfigurationError where `request.job_states` is the application's own.
     Warn where no job has an owner whom the application would know.
     """
     registry = event.app.registry
-    extensions = registry.getUtility(IRequestExtensions)
+    check_request_method(registry)
     factory = registry.queryUtility(IRequestFactory, default=Request)
-    whose = None
-    if (
-        extensions.descriptors.get("job_states") is not JOB_STATES
-        or "job_states" in extensions.methods
-    ):
-        whose = "adds a request method job_states"
-    elif hasattr(factory, "job_states"):
-        whose = f"has a request factory with an attribute job_states, {factory!r}"
-    if whose is not None:
+    if hasattr(factory, "job_states"):
         raise ConfigurationError(
-            f"The application {whose}. pyramid_jobstate adds one itself: give yours "
-            "another name."
+            f"The application's request factory, {factory!r}, has an attribute "
+            "job_states. pyramid_jobstate adds one to each request: give yours another "
+            "name."
         )
     if (
         registry.queryUtility(ISecurityPolicy) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from pyramid.path import DottedNameResolver
 
 from .checks import (
     check_application,
+    check_request_method,
     check_route_prefix,
     check_routes,
     check_store,
@@ -62,6 +64,7 @@ def include(config: Configurator) -> None:
     check_route_prefix(config)
     config.add_static_view(f"{path}/static", "pyramid_jobstate:static")
     add_routes(config, path)
+    check_request_method(config.registry)
     config.add_request_method(JOB_STATES, "job_states", property=True)
     config.add_directive("set_job_store", set_job_store)
     add_views(config)
@@ -109,6 +112,11 @@ def include(config: Configurator) -> None:
 
 def set_job_store(config: Configurator, store: JobStore) -> None:
     """Keep the job states in `store`, a JobStore or the dotted name of one."""
+    if "://" in str(store):
+        # It may hold a password.
+        raise ConfigurationError(
+            "set_job_store needs a JobStore, not a URL: JobStore(url)."
+        )
     store = config.maybe_dotted(store)
     if not isinstance(store, JobStore):
         raise ConfigurationError(f"set_job_store needs a JobStore, not {store!r}.")
@@ -155,12 +163,17 @@ class Settings:
         name = self._settings.get(setting)
         if name is None:
             return default
+        if "://" in str(name):
+            # It may hold a password.
+            raise _wrong(setting, "…://…", "is a URL, not a function")
         try:
             function = DottedNameResolver(None).maybe_resolve(name)
         except (ImportError, ValueError) as e:
             raise _wrong(setting, name, f"cannot be imported: {e}") from e
         if not callable(function):
             raise _wrong(setting, name, "is not a function")
+        if inspect.iscoroutinefunction(function):
+            raise _wrong(setting, name, "is async: it must return its answer")
         return function  # type: ignore[no-any-return]
 
     def store(self) -> JobStore:

@@ -27,6 +27,9 @@ class Outage:
       log: Where an outage is logged, once, and its end.
       away: The warning, with two %s for the type and the text of an error.
       back: What is logged at the end.
+
+    Attributes:
+      is_said: Whether the beginning was logged, and not yet the end.
     """
 
     def __init__(self, log: Logger, away: str = AWAY, back: str = BACK) -> None:
@@ -34,7 +37,7 @@ class Outage:
         self._away = away
         self._back = back
         self._is_on = False
-        self._is_said = False
+        self.is_said = False
         self._next = 0.0
 
     def may_ask(self) -> bool:
@@ -58,13 +61,13 @@ class Outage:
 
     def complain(self, error: Exception) -> None:
         """Log what the store did not do, once until it recovers."""
-        if self._is_said:
+        if self.is_said:
             return
-        self._is_said = True
+        self.is_said = True
         self._log.warning(self._away, type(error).__name__, error)
 
     def recover(self) -> None:
         """Log that the store does again what it should, if anything else was logged."""
-        if self._is_said:
-            self._is_said = False
+        if self.is_said:
+            self.is_said = False
             self._log.info(self._back)

@@ -20,7 +20,7 @@ from .listing import Page
 from .permits import owner_of, permits, principals_of
 from .state import JobState
 from .store import JobStore, is_uuid
-from .unavailable import IWebOutage, Unavailable
+from .unavailable import IWebOutage, UnreadRecord
 
 if TYPE_CHECKING:
     from dramatiq import Broker
@@ -90,10 +90,14 @@ class JobStates:
                 IRootFactory, default=DefaultRootFactory
             )
             try:
-                self._parent = factory(self.request)
+                root = factory(self.request)
             except AttributeError as e:
                 # lineage() would take it for a missing __parent__.
                 raise RuntimeError(f"The root factory failed: {e}") from e
+            if isinstance(root, JobStates) and not root.is_mounted:
+                # Its parent would be another such root, without end.
+                root = DefaultRootFactory(self.request)
+            self._parent = root
         return self._parent
 
     def __getitem__(self, uuid: str) -> JobState:
@@ -106,16 +110,36 @@ class JobStates:
         try:
             job_state = self.find(uuid)
         except StoreUnavailable:
-            attributes = self.request.__dict__
-            if self.is_mounted and "root" in attributes and "context" not in attributes:
-                # Pyramid is traversing the tree: the views for it answer.
-                return Unavailable(self, uuid)  # type: ignore[return-value]
+            if self._is_traversed_to(uuid):
+                return self.unread(uuid)
             raise
         except KeyError as e:
             # Traversal would take it for an unknown job.
             raise RuntimeError(f"The class of the job {uuid} failed: {e!r}") from e
         if job_state is None:
             raise KeyError(uuid)
+        return job_state
+
+    def _is_traversed_to(self, uuid: str) -> bool:
+        """Whether Pyramid is traversing the application's tree on the way to a view of
+        ours.
+        """
+        attributes = self.request.__dict__
+        return (
+            self.is_mounted
+            and "root" in attributes
+            and "context" not in attributes
+            and attributes.get("matched_route") is None
+            and self.request.path_info.endswith(
+                (f"/{uuid}", f"/{uuid}/", f"/{uuid}/cancel")
+            )
+        )
+
+    def unread(self, uuid: str) -> JobState:
+        """Return a job of which the store says nothing: see :class:`UnreadRecord`."""
+        job_state = JobState(UnreadRecord(uuid, self))  # type: ignore[arg-type]
+        job_state._store = self.store
+        job_state.__parent__ = job_state._container = self
         return job_state
 
     def find(self, uuid: str) -> JobState | None:
@@ -135,9 +159,9 @@ class JobStates:
           StoreUnavailable: The store does not answer.
         """
         known = [uuid for uuid in uuids if is_uuid(uuid)]
-        found = dict(
-            zip(known, self.ask(lambda store: store.load_many(known)), strict=True)
-        )
+        # Without a question there is no answer, which would end an outage.
+        jobs = self.ask(lambda store: store.load_many(known)) if known else []
+        found = dict(zip(known, jobs, strict=True))
         return [self._adopt(found.get(uuid)) for uuid in uuids]
 
     def list(

@@ -375,9 +375,13 @@ def _humanize(name: str) -> str:
 def _translated(text: str, request: Request) -> str:
     """Return a translation string in the language of a request."""
     # This is how Pyramid's Localizer tells one from a string.
-    if hasattr(text, "interpolate"):
+    if not hasattr(text, "interpolate"):
+        return text
+    try:
         return request.localizer.translate(text)  # type: ignore[no-any-return]
-    return text
+    except ValueError:
+        # The request names a language that no folder can be called, such as "\0".
+        return text.interpolate()  # type: ignore[no-any-return]
 
 
 def _plain(value: object) -> Any:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from redis import exceptions
 from redis.exceptions import RedisError
 from zope.interface import Interface
 
+from .errors import StoreUnavailable
 from .outage import Outage
 
 if TYPE_CHECKING:
@@ -20,21 +21,30 @@ log = logging.getLogger("pyramid_jobstate")
 #: Seconds between two log lines about a server that answers, but refuses.
 REFUSAL_PAUSE = 60.0
 
+#: Seconds without an error after which an answer is the end of an outage: one node of a
+#: Cluster may be away while the others answer.
+QUIET = 1.0
+
 
 class IWebOutage(Interface):  # type: ignore[misc]
     """Marks the WebOutage of an application, a utility."""
 
 
-class Unavailable:
-    """Stands in the resource tree for a job about which the store says nothing.
+class UnreadRecord:
+    """Stands for the record of a job about which the store says nothing: to ask it for
+    anything but the uuid raises StoreUnavailable.
 
-    Traversal that raised instead would go through every tween, and what an application
-    has there to log exceptions would log each poll.
+    Traversal goes on with a job of such a record where our own views will answer: an
+    exception would go through every tween, and what an application has there to log
+    exceptions would log each poll of an outage.
     """
 
-    def __init__(self, container: JobStates, uuid: str) -> None:
-        self.__parent__ = container
-        self.__name__ = uuid
+    def __init__(self, uuid: str, container: JobStates) -> None:
+        self.uuid = uuid
+        self._container = container
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise StoreUnavailable(self._container)
 
 
 class WebOutage:
@@ -49,15 +59,17 @@ class WebOutage:
             "until it does: %s: %s",
             "The job state store answers again.",
         )
+        self._quiet_at = 0.0
         self._next_refusal = 0.0
 
     def note(self, error: RedisError) -> None:
         """Log an error of the store, unless it was logged before."""
+        now = time.monotonic()
         if isinstance(error, (exceptions.ConnectionError, exceptions.TimeoutError)):
+            self._quiet_at = now + QUIET
             self._outage.complain(error)
             return
         # Other requests are answered meanwhile, so that this has no end to wait for.
-        now = time.monotonic()
         if now >= self._next_refusal:
             self._next_refusal = now + REFUSAL_PAUSE
             log.warning(
@@ -69,4 +81,5 @@ class WebOutage:
 
     def end(self) -> None:
         """Log that the store answers, if the last thing logged is that it does not."""
-        self._outage.recover()
+        if self._outage.is_said and time.monotonic() >= self._quiet_at:
+            self._outage.recover()

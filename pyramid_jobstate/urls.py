@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import TYPE_CHECKING, Any
 
+from pyramid.httpexceptions import HTTPNotFound
 from pyramid.interfaces import IResourceURL, IRoutesMapper, ITraverser
 from pyramid.traversal import ResourceTreeTraverser, ResourceURL
 from zope.interface import Interface, implementer
@@ -12,7 +14,6 @@ from zope.interface import Interface, implementer
 from .errors import StoreUnavailable
 from .resources import JobStates
 from .state import JobState
-from .unavailable import Unavailable
 
 if TYPE_CHECKING:
     from pyramid.config import Configurator
@@ -102,9 +103,10 @@ class JobStatesTraverser(ResourceTreeTraverser):  # type: ignore[misc]
             try:
                 context = container[uuid]
             except StoreUnavailable:
-                context = Unavailable(container, uuid)
+                context = container.unread(uuid)
             except KeyError:
-                view_name = uuid
+                # There is a view for that.
+                context = container
         return {
             "root": container,
             "context": context,
@@ -121,13 +123,14 @@ def enter_root(container: JobStates, request: Request) -> None:
     its root, as for any other request.
 
     Such a traverser announces the root to subscribers: PyAMS, for one, knows no users
-    before.
+    before. That it finds nothing at our path does not matter.
     """
     traverser = request.registry.adapters.lookup((Interface,), ITraverser)
     if traverser is not None:
         ours, request.matchdict = request.matchdict, {"traverse": "/"}
         try:
-            traverser(container.__parent__)(request)
+            with contextlib.suppress(HTTPNotFound, KeyError):
+                traverser(container.__parent__)(request)
         finally:
             request.matchdict = ours
 

@@ -28,7 +28,6 @@ from .permits import permits
 from .resources import IMaxBatch, JobStates
 from .state import JobState
 from .trouble import note_trouble
-from .unavailable import Unavailable
 from .urls import CANCEL, JOB, LIST, OTHER, ROUTES
 
 if TYPE_CHECKING:
@@ -53,8 +52,6 @@ _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 #: Seconds after which to ask again when the store does not answer.
 RETRY_AFTER = 5
-
-UNAVAILABLE = "The job state store does not answer."
 
 
 class IStoreUnavailable(IException):  # type: ignore[misc]
@@ -158,7 +155,8 @@ def require(request: Request, context: JobState | JobStates, permission: str) ->
     """
     result = permits(request, context, permission)
     if not result:
-        raise HTTPForbidden(f"Unauthorized: {permission} was refused", result=result)
+        log.debug("%s was refused on %r: %s", permission, context, result)
+        raise HTTPForbidden(result=result)
 
 
 def is_owner(owner: object) -> bool:
@@ -207,9 +205,8 @@ def bad_csrf(exc: HTTPBadRequest, request: Request) -> Response:
     return bad_request(f"The CSRF check refused the request. {exc.detail}")
 
 
-def unavailable(context: StoreUnavailable | Unavailable, request: Request) -> Response:
-    """The answer where the store gives none, be it found out by traversal or a view."""
-    response = render({"error": UNAVAILABLE}, 503)
+def unavailable(exc: StoreUnavailable, request: Request) -> Response:
+    response = render({"error": str(exc)}, 503)
     response.retry_after = RETRY_AFTER
     return response
 
@@ -227,13 +224,14 @@ def other_method(*allowed: str) -> View:
 
 
 def nothing(context: JobStates, request: Request) -> Response:
-    """The answer for whatever else stands below our path."""
+    """The answer for an unknown job, and for whatever else stands below our path."""
     return not_found(HTTPNotFound(), request)
 
 
 def answering(view: View) -> View:
-    """Return a view that answers by itself what else would go through all tweens as an
-    exception: a tween which logs exceptions would log each poll of an outage.
+    """Return a view that answers by itself what it refuses. As exceptions that would go
+    through all tweens, where some applications log them, and through their own views
+    for exceptions.
     """
 
     @functools.wraps(view)
@@ -248,6 +246,10 @@ def answering(view: View) -> View:
             return view(context, request)
         except StoreUnavailable as e:
             return unavailable(e, request)
+        except HTTPForbidden as e:
+            return forbidden(e, request)
+        except HTTPNotFound as e:
+            return not_found(e, request)
 
     return answer
 
@@ -263,12 +265,12 @@ def render_state(request: Request, text: str) -> Response:
     """Return a response that is 304 for who has the same already."""
     body = text.encode()
     etag = hashlib.sha1(body, usedforsecurity=False).hexdigest()
-    response = Response(
-        body=body, headerlist=[*HEADERS, ("ETag", f'"{etag}"')], status="200 OK"
-    )
-    # Only then is it worth the look.
-    response.conditional_response = "HTTP_IF_NONE_MATCH" in request.environ
-    return response
+    headers = [*HEADERS, ("ETag", f'"{etag}"')]
+    # Only then is it worth the look. An asterisk counts as none.
+    known = "HTTP_IF_NONE_MATCH" in request.environ and request.if_none_match
+    if known and etag in known:
+        return Response(status="304 Not Modified", headerlist=headers[1:])
+    return Response(body=body, headerlist=headers, status="200 OK")
 
 
 def render(value: dict[str, Any], status: int = 200) -> Response:
@@ -329,7 +331,11 @@ def add_views(config: Configurator) -> None:
         (StoreUnavailable, unavailable),
     ):
         config.add_exception_view(answer, context=exception, jobstate_ours=True)
-    # They ask for the permissions by themselves: see require().
+    for exception in BadCSRFToken, BadCSRFOrigin:
+        # On our own route no view of the application is more specific.
+        config.add_exception_view(bad_csrf, context=exception, route_name=CANCEL)
+    # They ask for the permissions by themselves: see require(). Whatever the method or
+    # the job, the CSRF check is not the first to refuse it.
     add = functools.partial(config.add_view, permission=NO_PERMISSION_REQUIRED)
     for routes, context, name, views in VIEWS:
         allowed = [*views, "HEAD"] if "GET" in views else [*views]
@@ -337,9 +343,8 @@ def add_views(config: Configurator) -> None:
             options: dict[str, Any] = {"name": name, "context": context, **place}
             for method, view in views.items():
                 add(answering(view), request_method=method, **options)
-            # Whatever the method, the CSRF check is not the first to refuse it.
             add(other_method(*allowed), require_csrf=False, **options)
-            if context is JobState:
-                options["context"] = Unavailable
-                add(unavailable, require_csrf=False, **options)
+            if place and context is JobState:
+                options["context"] = JobStates
+                add(nothing, require_csrf=False, **options)
     add(nothing, route_name=OTHER, require_csrf=False)

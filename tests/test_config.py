@@ -214,6 +214,18 @@ def test_set_job_store_refuses_what_is_no_store(wrong: Any) -> None:
         config.set_job_store(wrong)
 
 
+def test_set_job_store_repeats_no_url() -> None:
+    """Who gives it a URL is told what it takes, and not the password."""
+    config = make_config(None)
+    config.include("pyramid_jobstate")
+
+    url = NOWHERE.replace("//", "//:s3cret@")
+    with pytest.raises(ConfigurationError, match=r"JobStore\(url\)") as caught:
+        config.set_job_store(url)
+
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+
 def test_set_job_store_twice_is_a_conflict() -> None:
     """Two stores for one application are Pyramid's usual conflict."""
     config = make_config(NOWHERE)

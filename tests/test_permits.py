@@ -2,6 +2,7 @@
 
 import json
 import logging
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,13 +10,11 @@ import pytest
 import redis
 from pyramid import testing
 from pyramid.authorization import ACLHelper, Allow, Authenticated, Everyone
-from pyramid.httpexceptions import HTTPForbidden
+from pyramid.exceptions import ConfigurationError
 from pyramid.request import Request, apply_request_extensions
-from pyramid.response import Response
 from webtest import TestApp
 
 from pyramid_jobstate import JobState, JobStore
-from pyramid_jobstate.urls import ROUTES
 from tests.webapp import (
     ADMIN,
     NOWHERE,
@@ -378,32 +377,25 @@ def test_permits_asks_the_policy(redis_url: str, client: redis.Redis) -> None:
 
 
 def test_refusal_is_told_to_the_applications_logging(
-    redis_url: str, client: redis.Redis
+    redis_url: str, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The HTTPForbidden that our views raise holds what the policy answered."""
-    seen = []
-
-    def note(exc: HTTPForbidden, request: Request) -> Response:
-        seen.append(exc.result)
-        return Response("app 403", 403)
-
+    """What the policy answered is logged for whoever debugs a 403."""
     config = make_config(redis_url, root_factory=mounted_root)
-    config.include("pyramid_jobstate")
-    for route in ROUTES:
-        config.add_forbidden_view(note, route_name=route)
-    config.add_forbidden_view(note, jobstate_ours=True)
-    app = TestApp(config.make_wsgi_app())
+    app = make_app(config)
     job = put_job(client)
+    caplog.set_level(logging.DEBUG, "pyramid_jobstate")
+    caplog.clear()
 
     for place in "/job_state", "/jobs":
-        assert get(app, f"{place}/{job}", "bob").text == "app 403"
-        assert get(app, f"{place}?all=1", "bob").text == "app 403"
-        assert ask(app, "POST", f"{place}/{job}/cancel", "bob").text == "app 403"
-    assert [result.permission for result in seen] == [
-        "view_job",
-        "list_jobs",
-        "cancel_job",
-    ] * 2
+        assert get(app, f"{place}/{job}", "bob").status_code == 403
+        assert get(app, f"{place}?all=1", "bob").status_code == 403
+        assert ask(app, "POST", f"{place}/{job}/cancel", "bob").status_code == 403
+
+    said = [record.getMessage() for record in caplog.records]
+    wanted = ["view_job", "list_jobs", "cancel_job"] * 2
+    for line, permission in zip(said, wanted, strict=True):
+        assert line.startswith(f"{permission} was refused on ")
+        assert "ACLDenied" in line and "'bob'" in line
 
 
 # No security policy.
@@ -712,3 +704,20 @@ def test_function_that_raises_for_one_job_leaves_the_others(
     assert jobs[sound]["job"]["uuid"] == sound
     with pytest.raises(LookupError):
         get(app, f"/job_state/{broken}")
+
+
+async def open_later(request: Request, context: Any, permission: str) -> bool:
+    return False
+
+
+@pytest.mark.parametrize("wrong", [open_later, "redis://:s3cret@host/0"])
+def test_function_that_cannot_answer_stops_the_start(wrong: Any) -> None:
+    """A coroutine, which is always true, lets nobody in; a URL is not repeated."""
+    config = make_config(NOWHERE, settings={"jobstate.permits": wrong})
+    config.include("pyramid_jobstate")
+
+    with pytest.raises(ConfigurationError, match=r"jobstate\.permits") as caught:
+        config.make_wsgi_app()
+
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "s3cret" not in shown

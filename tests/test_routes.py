@@ -10,11 +10,12 @@ from pyramid.config import Configurator
 from pyramid.csrf import CookieCSRFStoragePolicy
 from pyramid.events import ContextFound
 from pyramid.exceptions import ConfigurationError
+from pyramid.httpexceptions import HTTPBadRequest, HTTPNotFound
 from pyramid.request import Request
 from pyramid.response import Response
 from pyramid.scripts.proutes import PRoutesCommand
 from pyramid.threadlocal import manager
-from pyramid.traversal import find_resource
+from pyramid.traversal import ResourceTreeTraverser, find_resource
 from webtest import TestApp
 
 from pyramid_jobstate.resources import JobStates
@@ -164,6 +165,77 @@ def test_other_method_is_refused_whatever_the_application_demands(
     assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
+# Exceptions.
+
+
+@pytest.mark.parametrize("accept", ["text/html", "application/json"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"accept": "text/html"},
+        {"accept": "application/json"},
+        {"request_method": ("GET", "POST"), "header": "Accept"},
+    ],
+    ids=lambda o: str([*o.items()]),
+)
+def test_exception_views_of_the_application_stay_away(
+    redis_url: str, client: redis.Redis, options: dict[str, Any], accept: str
+) -> None:
+    """However closely a view of the application fits, it does not answer for ours."""
+    config = make_config(redis_url)
+    config.set_csrf_storage_policy(CookieCSRFStoragePolicy())
+    config.set_default_csrf_options(require_csrf=True)
+    for add in (
+        config.add_notfound_view,
+        config.add_forbidden_view,
+        lambda v, **o: config.add_exception_view(v, context=HTTPBadRequest, **o),
+    ):
+        add(lambda exc, request: Response("app"), **options)
+    config.include("pyramid_jobstate")
+    config.commit()
+    app = TestApp(config.make_wsgi_app())
+    job = put_job(client)
+
+    answers = [
+        get(app, f"/job_state/{UUID}", "alice", Accept=accept),
+        get(app, f"/job_state/{job}", "bob", Accept=accept),
+        get(app, "/job_state?all=1", "bob", Accept=accept),
+        get(app, f"/job_state/{UUID}/cancel", "alice", Accept=accept),
+        ask(app, "POST", f"/job_state/{job}/cancel", "alice", Accept=accept),
+    ]
+
+    assert [a.status_code for a in answers] == [404, 403, 403, 404, 400]
+    assert {a.content_type for a in answers} == {"application/json"}
+
+
+def test_traverser_that_finds_nothing_at_our_path_is_left_alone(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """A traverser for all resources that raises HTTPNotFound fails no poll."""
+
+    class Picky(ResourceTreeTraverser):
+        def __call__(self, request: Request) -> Any:
+            raise HTTPNotFound(request.path)
+
+    config = make_config(redis_url)
+    config.add_traverser(Picky)
+    app = make_app(config)
+
+    assert get(app, f"/job_state/{put_job(client)}", "alice").status_code == 200
+
+
+def test_container_as_the_root_of_everything_ends_the_lineage(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """A JobStates that is the application's root has no parent of its own kind."""
+    app = make_app(make_config(redis_url, root_factory=JobStates))
+    job = put_job(client)
+
+    assert get(app, f"/job_state/{job}", "alice").status_code == 200
+    assert get(app, f"/job_state/{job}", "bob").status_code == 403
+    assert get(app, "/job_state?all=1", "bob").status_code == 403
+
+
 # CSRF.
 
 
@@ -295,6 +367,35 @@ def test_request_method_of_the_same_name_stops_the_start(
 
     with pytest.raises(ConfigurationError, match="request method job_states"):
         config.make_wsgi_app()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"property": True}, {"reify": True}], ids=lambda o: str([*o])
+)
+@pytest.mark.parametrize(
+    "steps",
+    ["own commit include make", "include commit own make", "auto own include make"],
+)
+def test_request_method_is_found_after_a_commit(
+    steps: str, options: dict[str, bool]
+) -> None:
+    """Also where Pyramid's own detection of conflicts is over."""
+    config = make_config(NOWHERE)
+    config.autocommit = "auto" in steps
+    step: dict[str, Any] = {
+        "auto": lambda: None,
+        "own": lambda: config.add_request_method(own_method, "job_states", **options),
+        "include": lambda: config.include("pyramid_jobstate"),
+        "commit": config.commit,
+        "make": config.make_wsgi_app,
+    }
+
+    def start() -> None:
+        for name in steps.split():
+            step[name]()
+
+    with pytest.raises(ConfigurationError, match="request method job_states"):
+        start()
 
 
 def test_request_class_with_such_an_attribute_stops_the_start() -> None:

@@ -163,3 +163,14 @@ def test_language_that_cannot_be_read_is_a_bad_request(
 
         assert response.status_code == 400
         assert response.json == {"error": "A parameter is not UTF-8."}
+
+
+def test_language_that_cannot_be_looked_up_is_the_default(
+    app: TestApp, client: redis.Redis
+) -> None:
+    """A name of a language that no folder can have fails nothing."""
+    job = put_relay(client)
+
+    state = get(app, f"/job_state/{job}?_LOCALE_=%00").json
+
+    assert state["job"]["title"] == "Marathon over 26 miles"

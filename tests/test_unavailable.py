@@ -12,9 +12,10 @@ from pyramid.request import Request
 from pyramid.response import Response
 from webtest import TestApp
 
-from pyramid_jobstate import StoreUnavailable, unavailable
+from pyramid_jobstate import JobState, StoreUnavailable, unavailable
 from pyramid_jobstate.embedded import EmbeddedServer
-from tests.jobs import messages
+from pyramid_jobstate.resources import JobStates
+from tests.jobs import RunMarathon, messages
 from tests.webapp import (
     ADMIN,
     NOWHERE,
@@ -242,7 +243,8 @@ def poll_all(app: TestApp) -> set[int]:
         cancel = f"{place}/{UUID}/cancel"
         statuses.add(ask(app, "POST", cancel, ADMIN, X_Requested_With="x").status_code)
         for method in "PUT", "DELETE":
-            statuses.add(ask(app, method, f"{place}/{UUID}", ADMIN).status_code)
+            # No method is allowed, be there such a job or not.
+            assert ask(app, method, f"{place}/{UUID}", ADMIN).status_code == 405
     return statuses
 
 
@@ -324,3 +326,74 @@ def test_store_that_refuses_is_logged_once_a_minute(
     finally:
         client.acl_deluser("reader")
     assert seen == []
+
+
+class Tree(Root):
+    """A root whose code looks at a job on the way to it."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name == "jobs":
+            return JobStates(self.request, parent=self, name=name)
+        if name == "peek":
+            return Root.fromkeys([self["jobs"][UUID].title])
+        return super().__getitem__(name)
+
+
+PAGES = ["/jobs/{}/watch", "/jobs/{}/page", "/jobs/{}/kind", "/routed/{}", "/peek"]
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_pages_of_the_application_for_a_job_of_its_tree_are_a_503(path: str) -> None:
+    """A page is never missing, nor a failure, because the store is away."""
+    config = make_config(NOWHERE, root_factory=Tree)
+    page = {"renderer": "string"}
+    config.add_view(lambda c, r: c.title, name="watch", context=JobState, **page)
+    config.add_view(lambda c, r: c.status, name="page", **page)
+    config.add_view(lambda c, r: c.title, name="kind", context=RunMarathon, **page)
+    config.add_route("routed", "/routed/{uuid}", traverse="/jobs/{uuid}")
+    config.add_view(lambda c, r: c.status, route_name="routed", **page)
+    config.include("pyramid_jobstate")
+    app = TestApp(config.make_wsgi_app())
+
+    response = get(app, path.format(UUID), "alice")
+
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "5"
+
+
+def test_question_that_asks_nothing_ends_no_outage(
+    app: TestApp, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody makes the log say that the store is back by asking for what is no uuid."""
+    monkeypatch.setattr(unavailable, "QUIET", 0.0)
+    caplog.set_level(logging.INFO, "pyramid_jobstate")
+    caplog.clear()
+
+    for _ in range(3):
+        assert get(app, f"/job_state/{UUID}", "alice").status_code == 503
+        assert get(app, "/job_state?uuid=x", "alice").json == {"jobs": {"x": None}}
+
+    assert len(messages(caplog, "pyramid_jobstate", logging.INFO)) == 1
+
+
+def test_outage_of_a_part_is_one(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While errors and answers take turns, as where one node of a Cluster is away, the
+    outage is not over.
+    """
+    now = [1000.0]
+    monkeypatch.setattr(unavailable.time, "monotonic", lambda: now[0])
+    caplog.set_level(logging.INFO, "pyramid_jobstate")
+    outage = unavailable.WebOutage()
+
+    for _ in range(5):
+        outage.note(redis.exceptions.ConnectionError("no route"))
+        now[0] += unavailable.QUIET / 2
+        outage.end()
+    assert len(messages(caplog, "pyramid_jobstate", logging.INFO)) == 1
+
+    now[0] += unavailable.QUIET
+    outage.end()
+    outage.end()
+    assert len(messages(caplog, "pyramid_jobstate", logging.INFO)) == 2

@@ -106,6 +106,16 @@ def test_current_etag_is_a_304(app: TestApp, job: str, form: str) -> None:
     assert response.headers["Cache-Control"] == "private, no-cache"
 
 
+def test_part_of_a_state_is_not_served(app: TestApp, job: str) -> None:
+    """A range of it, which nobody could read, is the whole."""
+    headers = {"If_None_Match": '"other"', "Range": "bytes=0-9"}
+
+    response = get(app, f"/job_state/{job}", "alice", **headers)
+
+    assert response.status_code == 200
+    assert response.json["job"]["uuid"] == job
+
+
 def test_old_etag_is_the_new_state(app: TestApp, client: redis.Redis, job: str) -> None:
     """Once the job has gone on, the tag of the former state gets the new one."""
     etag = get(app, f"/job_state/{job}", "alice").headers["ETag"]
