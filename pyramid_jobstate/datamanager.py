@@ -29,11 +29,12 @@ NO_MANAGER = (
 )
 
 NO_TRANSACTION = (
-    "No transaction has begun on request.tm, so that nothing would ever be sent. "
-    "pyramid_tm begins one for a view, unless its tm.activate_hook says no, and has "
-    "ended it when the callbacks of the request run. A subrequest gets one with "
-    "request.invoke_subrequest(subrequest, use_tweens=True). In a script send within "
-    "`with request.tm:`. Or call request.job_states.send_immediately(...)."
+    "No transaction has begun on request.tm in this thread, so nothing would ever be "
+    "sent. pyramid_tm begins one for each view, unless tm.activate_hook refuses, and "
+    "ends it before finished callbacks run. A subrequest gets one with "
+    "request.invoke_subrequest(subrequest, use_tweens=True). In a script or a thread, "
+    "send within `with request.tm:`. Or call "
+    "request.job_states.send_immediately(...)."
 )
 
 TAKES_NOTHING = (
@@ -110,15 +111,18 @@ class JobDataManager:
         return JobSavepoint()
 
     def complain(self) -> None:
-        """Log what has not been sent when the request is over."""
+        """Log what nobody has sent, or taken back, when the request is over."""
         if not self._is_over:
+            self._is_over = True
             log.error(
-                "%r is not sent unless somebody commits the transaction of request.tm, "
-                "which pyramid_tm does not manage here: the request is over. Send "
-                "within `with request.tm:`, or call "
+                "Nobody has committed the transaction of request.tm, so that these "
+                "jobs are not sent: %r. Send within `with request.tm:`, or call "
                 "request.job_states.send_immediately(...).",
                 self._outgoing.job_states,
             )
+
+    # Its transaction may be forgotten together with its manager, or its thread.
+    __del__ = complain
 
     def _try(self, change: Any) -> None:
         try:
@@ -159,8 +163,8 @@ def send_now(container: JobStates, outgoing: Outgoing) -> None:
 def join(container: JobStates, outgoing: Outgoing) -> None:
     """Have something sent when the transaction of the container's request commits.
 
-    It must have begun, whoever has begun it. An implicit manager's has begun, too, when
-    somebody has asked for it: nothing tells the two apart.
+    It must have begun, whoever began it. With an implicit manager any `get()` begins
+    one, and nothing tells who did.
 
     Raises:
       RuntimeError: There is no transaction, or it takes nothing more.
@@ -169,20 +173,26 @@ def join(container: JobStates, outgoing: Outgoing) -> None:
     manager = getattr(request, "tm", None)
     if manager is None:
         raise RuntimeError(NO_MANAGER)
-    is_explicit = getattr(manager, "explicit", False)
+    # It is there where a manager is.
+    from transaction.interfaces import TransactionError
+
+    is_implicit = not getattr(manager, "explicit", False)
     is_managed = _is_managed(manager)
     transaction = _begun(manager)
-    if transaction is None and is_managed and not is_explicit:
-        # It is made now, and committed with the request.
+    is_new = transaction is None and is_implicit and is_managed
+    if is_new:
+        # The view has ended that of the tween, which commits this one. It commits none
+        # of a thread that the view has started.
         transaction = manager.get()
     if transaction is None:
         raise RuntimeError(NO_TRANSACTION)
     data_manager = JobDataManager(container, outgoing, manager)
     try:
         transaction.join(data_manager)
-    except Exception as e:
+    except (TransactionError, ValueError) as e:
+        data_manager.abort(transaction)
         raise RuntimeError(TAKES_NOTHING) from e
-    if not is_managed and not is_explicit:
+    if is_new or (is_implicit and not is_managed):
         _watch(data_manager, request)
 
 
@@ -192,9 +202,9 @@ def _is_managed(manager: Any) -> bool:
     """
     return any(
         (environ.get("tm.active") or environ.get("repoze.tm.active"))
-        and getattr(frame["request"], "tm", None) is manager
+        and getattr(frame.get("request"), "tm", None) is manager
         for frame in threadlocal.manager.stack
-        if (environ := getattr(frame["request"], "environ", None))
+        if (environ := getattr(frame.get("request"), "environ", None))
     )
 
 
@@ -202,7 +212,7 @@ def _watch(data_manager: JobDataManager, request: Request) -> None:
     """Have a data manager complain at the end of the request or, if that is a
     subrequest, of the outermost one.
     """
-    found = [frame["request"] for frame in threadlocal.manager.stack]
+    found = [frame.get("request") for frame in threadlocal.manager.stack]
     request = next((r for r in found if r is not None), request)
     pending = request.__dict__.get(_PENDING)
     if pending is None:

@@ -23,7 +23,7 @@ REFUSAL_PAUSE = 60.0
 
 #: Seconds without an error after which an answer is the end of an outage: one node of a
 #: Cluster may be away while the others answer.
-QUIET = 1.0
+QUIET = 5.0
 
 
 class IWebOutage(Interface):  # type: ignore[misc]

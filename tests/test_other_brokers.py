@@ -1,5 +1,6 @@
 """Sending what another broker's workers run, whose states may be elsewhere."""
 
+import contextlib
 import gc
 import weakref
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from pyramid.config import Configurator
 from redis.sentinel import Sentinel
+from transaction.interfaces import NoTransaction
 
 from pyramid_jobstate import JobStateMiddleware, JobStore, testing
 from pyramid_jobstate.embedded import EmbeddedServer
@@ -49,7 +51,25 @@ def begin(config: Configurator) -> Any:
     """Return the job_states of a request of Alice's, whose transaction has begun."""
     request = make_request(config, "alice")
     request.tm.begin()
+    begun.append(request.tm)
     return request.job_states
+
+
+#: The managers of the transactions that have begun.
+begun: list[Any] = []
+
+
+def end() -> None:
+    """Leave no transaction behind."""
+    while begun:
+        with contextlib.suppress(NoTransaction):
+            begun.pop().abort()
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    yield
+    end()
 
 
 @pytest.fixture
@@ -316,6 +336,7 @@ def test_comparison_keeps_no_store(config: Configurator, redis_url: str) -> None
         kept.append(weakref.ref(middleware.store_for(other)))
 
     send()
+    end()
     gc.collect()
 
     assert kept[0]() is None

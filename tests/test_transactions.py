@@ -1,5 +1,6 @@
 """Which transaction a send joins: in views, subrequests and scripts."""
 
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from pyramid.config import Configurator
 from pyramid.request import Request
 from pyramid.response import Response
 from pyramid.scripting import prepare
+from pyramid.threadlocal import RequestContext
 from transaction.interfaces import DoomedTransaction, NoTransaction
 from webtest import TestApp
 
@@ -463,31 +465,42 @@ def test_view_that_ends_the_tweens_transaction(
     assert miles(client) == [1, 2]
 
 
+@pytest.mark.parametrize("pushes", [False, True])
 def test_thread_of_its_own_has_no_transaction(
-    implicit: Configurator, broker: Broker, client: redis.Redis
+    implicit: Configurator,
+    broker: Broker,
+    client: redis.Redis,
+    caplog: pytest.LogCaptureFixture,
+    pushes: bool,
 ) -> None:
     """A thread that a view starts has another transaction, which the tween does not
-    commit.
+    commit. Where the thread has made the request its own that shows only at the end.
     """
 
     def view(request: Request) -> None:
         def work() -> None:
+            if pushes:
+                with RequestContext(request):
+                    lost.append(send(request, 1))
+                return
             refused(request)
             with request.tm:
                 send(request)
-            done.append(True)
 
         thread = threading.Thread(target=work)
         thread.start()
         thread.join()
 
-    done: list[bool] = []
+    lost: list[str] = []
     add(implicit, "go", view)
 
     get(make_app(implicit), "/go")
 
-    assert done == [True]
-    assert miles(client) == [26]
+    assert miles(client) == ([] if pushes else [26])
+    lines = messages(caplog, "pyramid_jobstate")
+    assert [uuid in line for uuid, line in zip(lost, lines, strict=True)] == (
+        [True] if pushes else []
+    )
 
 
 @pytest.mark.parametrize(
@@ -546,6 +559,62 @@ def test_transaction_of_repoze_tm_is_not_an_explicit_managers(
 
     assert TestApp(middleware).get("/go").status_code == 200
     assert client.keys() == []
+
+
+@pytest.mark.parametrize("hook", [None, "pyramid_tm.explicit_manager"])
+@pytest.mark.parametrize("begins", ["script", "thread"])
+def test_transaction_that_is_forgotten_is_told(
+    redis_url: str,
+    broker: Broker,
+    caplog: pytest.LogCaptureFixture,
+    hook: str | None,
+    begins: str,
+) -> None:
+    """A job of a transaction that ends with its manager, or its thread, is logged."""
+    config = make_site(redis_url, {} if hook is None else {"tm.manager_hook": hook})
+    make_app(config)
+    uuids = []
+
+    def work() -> None:
+        with prepare(registry=config.registry) as env:
+            env["request"].tm.begin()
+            uuids.append(send(env["request"]))
+
+    if begins == "thread":
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        del thread
+    else:
+        work()
+    gc.collect()
+
+    (line,) = messages(caplog, "pyramid_jobstate")
+    assert uuids[0] in line and "with request.tm:" in line
+
+
+@pytest.mark.parametrize("ends", ["commit", "abort", "savepoint"])
+def test_transaction_that_has_ended_is_not_complained_of(
+    config: Configurator, broker: Broker, caplog: pytest.LogCaptureFixture, ends: str
+) -> None:
+    """What was sent, aborted or rolled back is nothing to complain of."""
+    make_app(config)
+    with prepare(registry=config.registry) as env:
+        manager = env["request"].tm
+        manager.begin()
+        if ends == "savepoint":
+            savepoint = manager.savepoint()
+            send(env["request"])
+            savepoint.rollback()
+            del savepoint
+            manager.commit()
+        else:
+            send(env["request"])
+            getattr(manager, ends)()
+    del env, manager
+    gc.collect()
+
+    assert messages(caplog, "pyramid_jobstate") == []
 
 
 # Transactions that are over.
