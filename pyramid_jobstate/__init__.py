@@ -50,6 +50,8 @@ def includeme(config: Configurator) -> None:
     * ``jobstate.owner``: the dotted name of a function that returns the owner of the
       jobs that a request sends, who may see and cancel them; the authenticated userid
       unless set.
+    * ``jobstate.permits``: the dotted name of a function that decides in place of the
+      security policy what a request may do with a job.
     * ``jobstate.max_batch``: how many jobs one request may ask for, ``100``.
 
     Raises:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import dramatiq.broker
-from dramatiq import Message, group, pipeline
+from dramatiq import ActorNotFound, Message, group, pipeline
 from dramatiq.middleware import GroupCallbacks
 
 from .middleware import JobStateMiddleware
@@ -75,7 +75,7 @@ class Outgoing:
             raise TypeError("No Dramatiq broker is set: dramatiq.set_broker(...).")
         self._broker = broker
         self._what = self._prepare(what)
-        # Of an actor that the broker does not know this would mislead.
+        # Checked last: for an unknown actor this error would mislead.
         self._middleware = middleware_of(broker)
         #: The messages that the broker has not taken.
         self._unsent = {job.uuid for job in self._jobs}
@@ -230,12 +230,14 @@ class Outgoing:
 
     def _function(self, actor_name: str) -> TrackedFunction | None:
         """Return the function of an actor, or None if the actor is not tracked."""
-        if actor_name not in self._broker.actors:
+        try:
+            self._broker.get_actor(actor_name)
+        except ActorNotFound:
             raise ActorError(
                 f"The broker {self._broker!r} does not know the actor {actor_name!r}. "
                 "If it is an actor of another broker, pass that: "
                 "send_message(..., broker=...) or send_immediately(..., broker=...)."
-            )
+            ) from None
         return middleware_of(self._broker).functions.get(actor_name)
 
 

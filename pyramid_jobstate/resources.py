@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from dramatiq import Actor, Message
 from pyramid.interfaces import IRootFactory
@@ -76,7 +76,7 @@ class JobStates:
         self.__name__ = name
         self._parent = parent
 
-    def __reduce__(self) -> str:
+    def __reduce__(self) -> NoReturn:
         raise TypeError(
             "A JobStates serves one request and cannot be stored. Give the resource "
             "that holds it a __getitem__ that makes one."
@@ -176,7 +176,7 @@ class JobStates:
         """Return a page of jobs, whoever may see them: see :meth:`JobStore.list`.
 
         Raises:
-          ValueError: The limit, the status or the cursor is none.
+          ValueError: limit, status or cursor is invalid.
           StoreUnavailable: The store does not answer.
         """
         page = self.ask(
@@ -346,7 +346,7 @@ class JobStates:
 
 
 def _job_states(request: Request) -> JobStates:
-    # A data descriptor, so that nothing else finds what it keeps.
+    # A property rather than `reify`, so that check_request_method() recognises it.
     known: dict[str, Any] = request.__dict__
     if "job_states" not in known:
         known["job_states"] = JobStates(request)

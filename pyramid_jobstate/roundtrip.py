@@ -18,6 +18,7 @@ from redis.connection import (
     Connection,
     ConnectionPool,
     SSLConnection,
+    UnixDomainSocketConnection,
 )
 from redis.retry import Retry
 
@@ -51,7 +52,9 @@ LOCALHOST = frozenset({"localhost", "127.0.0.1", "::1"})
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Address:
-    """Where a single server is. With TLS or without it is the same."""
+    """Where a single server is: a socket's path is its host. With TLS or without it is
+    the same.
+    """
 
     host: str
     port: int
@@ -166,6 +169,8 @@ def place_of(client: Client) -> Address | str:
     if isinstance(client, Redis):
         pool = client.connection_pool
         cls, place = pool.connection_class, pool.connection_kwargs
+        if type(pool) in POOLS and cls is UnixDomainSocketConnection:
+            return Address(str(place["path"]), 0, int(place.get("db") or 0), False)
         if type(pool) in POOLS and cls in (Connection, SSLConnection):
             host = str(place.get("host", "localhost")).lower()
             return Address(

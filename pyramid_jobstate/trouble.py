@@ -18,8 +18,8 @@ def note_trouble(cls: type[JobState], uuid: str) -> None:
     if cls.kind not in _troubled:
         _troubled.add(cls.kind)
         log.exception(
-            "The code of %s.%s raised for the job %s, which is left out. Further jobs "
-            "of the kind %r that raise are left out without a word.",
+            "The application raised for a job of %s.%s, %s, which is left out. Further "
+            "jobs of the kind %r that raise are left out without a word.",
             cls.__module__,
             cls.__qualname__,
             uuid,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from typing import TYPE_CHECKING, NoReturn
 
 from redis import exceptions
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("pyramid_jobstate")
 
 #: Seconds between two log lines about a server that answers, but refuses.
-REFUSAL_PAUSE = 60.0
+LOG_PAUSE = 60.0
 
-#: Seconds without an error after which an answer is the end of an outage: one node of a
-#: Cluster may be away while the others answer.
-QUIET = 5.0
+#: How many outages are logged in that time at the most: where one node of a Cluster is
+#: away, errors and answers take turns.
+MAX_OUTAGES = 5
 
 
 class IWebOutage(Interface):  # type: ignore[misc]
@@ -49,7 +50,7 @@ class UnreadRecord:
 
 class WebOutage:
     """Logs that the store does not answer requests: an outage once, however many ask,
-    and its end; a refusal at most once a minute.
+    and its end, at most five in a minute; a refusal at most once a minute.
     """
 
     def __init__(self) -> None:
@@ -59,19 +60,22 @@ class WebOutage:
             "until it does: %s: %s",
             "The job state store answers again.",
         )
-        self._quiet_at = 0.0
+        self._begun: deque[float] = deque(maxlen=MAX_OUTAGES)
         self._next_refusal = 0.0
 
     def note(self, error: RedisError) -> None:
         """Log an error of the store, unless it was logged before."""
         now = time.monotonic()
         if isinstance(error, (exceptions.ConnectionError, exceptions.TimeoutError)):
-            self._quiet_at = now + QUIET
-            self._outage.complain(error)
+            begun = self._begun
+            is_rare = len(begun) < MAX_OUTAGES or now - begun[0] > LOG_PAUSE
+            if is_rare and not self._outage.is_said:
+                begun.append(now)
+                self._outage.complain(error)
             return
         # Other requests are answered meanwhile, so that this has no end to wait for.
         if now >= self._next_refusal:
-            self._next_refusal = now + REFUSAL_PAUSE
+            self._next_refusal = now + LOG_PAUSE
             log.warning(
                 "The job state store refuses a request, which gets the status 503: "
                 "%s: %s",
@@ -80,6 +84,5 @@ class WebOutage:
             )
 
     def end(self) -> None:
-        """Log that the store answers, if the last thing logged is that it does not."""
-        if self._outage.is_said and time.monotonic() >= self._quiet_at:
-            self._outage.recover()
+        """Log the end of an outage, if one was logged."""
+        self._outage.recover()

@@ -41,11 +41,11 @@ ROUTES = {
 class PathPredicate:
     """The route predicate `jobstate_path`: whether a request is for one of our routes.
 
-    A CORS preflight is not: the application answers it. Nor, unless all paths are
-    meant, is one with a line break at the end, which Pyramid's patterns do not see.
+    A CORS preflight is not: the application answers it.
 
     Parameters:
-      value: "exact" or "all".
+      value: "exact", which also rejects a trailing newline, for the `$` in Pyramid's
+        patterns lets it through, or "all".
     """
 
     def __init__(self, value: str, config: Configurator) -> None:

@@ -109,6 +109,7 @@ def test_other_namespace_is_certain_on_unknown_servers(
         ("redis://localhost", f"{HOST}/0", "port"),
         ("redis://127.0.0.1:7001/1", f"{HOST}/0", "port"),
         ("rediss://localhost:7001", "rediss://localhost:7000", "port"),
+        ("unix:///tmp/a.sock?db=1", "unix:///tmp/a.sock?db=2", "database"),
     ],
 )
 def test_other_place_stops_the_start(
@@ -197,7 +198,6 @@ def test_same_place_is_quiet(
         ("redis://a.example:1/0", "redis://b.example:2/1"),
         ("unix:///tmp/a.sock", f"{HOST}/0"),
         ("unix:///tmp/a.sock", "unix:///tmp/b.sock"),
-        ("unix:///tmp/a.sock?db=1", "unix:///tmp/a.sock?db=2"),
         (f"{HOST}/0", "rediss://localhost:7001/0"),
     ],
 )

@@ -75,7 +75,7 @@ const home = resolve("", resolve(script.getAttribute("src") || USUAL)) || resolv
 // A query that busts caches is the sheet's as well.
 const sheetUrl = (styles && resolve(styles)) || new URL(`job-state.css${home.search}`, home);
 const [, mount] =
-  /^(.+)\/static\/job-state[^/]*$/.exec(home.origin === self.origin && home.pathname) || [];
+  /^(.+)\/static\/job-state([-.][^/]*)?\.js$/.exec(home.origin === self.origin && home.pathname) || [];
 const defaultBaseUrl = baseUrl || mount || "/job_state";
 
 /** Follow one job. See job-state.d.ts. */
@@ -474,7 +474,7 @@ function isJob(data) {
 
 /** A value that came with the object: names like "constructor" find nothing else. */
 function own(object, name) {
-  return Object.keys(object).includes(name) ? object[name] : undefined;
+  return Object.prototype.hasOwnProperty.call(object, name) ? object[name] : undefined;
 }
 
 /** An Error with a `code`, the HTTP `status` (0: none), and whether it is `final`. */

@@ -5,8 +5,8 @@ from pyramid.authorization import ACLHelper
 
 def permits(request, context, permission):
     principals = request.prefixed_principals
-    is_admin = "account:admin" in principals
-    return is_admin or ACLHelper().permits(context, principals, permission)
+    admin = request.registry.settings.get("account_write_principals")
+    return admin in principals or ACLHelper().permits(context, principals, permission)
 
 
 def owner(request):

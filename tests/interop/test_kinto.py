@@ -14,7 +14,7 @@ need("kinto")
 SETTINGS = {
     "kinto.includes": "kinto.plugins.accounts tests.interop.kinto_jobs",
     "kinto.account_create_principals": "system.Everyone",
-    "kinto.account_write_principals": "system.Everyone",
+    "kinto.account_write_principals": "account:admin",
     "kinto.userid_hmac_secret": "hush",
     "multiauth.policies": "account basicauth",
     "multiauth.policy.account.use": "kinto.plugins.accounts.AccountsPolicy",
