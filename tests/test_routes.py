@@ -165,6 +165,25 @@ def test_other_method_is_refused_whatever_the_application_demands(
     assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
+@pytest.mark.parametrize(
+    "end", ["/{unknown}", "/{unknown}/", "/{unknown}/cancel", "/x/y"]
+)
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_unknown_job_is_not_found_whatever_the_application_demands(
+    redis_url: str, method: str, end: str
+) -> None:
+    """No CSRF check stands before the 404 either."""
+    config = make_config(redis_url)
+    config.set_csrf_storage_policy(CookieCSRFStoragePolicy())
+    config.set_default_csrf_options(require_csrf=True)
+    app = make_app(config)
+
+    response = ask(app, method, f"/job_state{end}")
+
+    assert response.status_code == 404
+    assert response.content_type == "application/json"
+
+
 # Exceptions.
 
 

@@ -561,6 +561,27 @@ def test_transaction_of_repoze_tm_is_not_an_explicit_managers(
     assert client.keys() == []
 
 
+def test_transaction_of_repoze_tm_is_not_complained_of(
+    implicit: Configurator,
+    broker: Broker,
+    client: redis.Redis,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A WSGI middleware commits after the request's last callback."""
+    add(implicit, "go", send)
+    app = make_app(implicit)
+
+    def middleware(environ: Any, start_response: Any) -> Any:
+        with transaction.manager:
+            environ["repoze.tm.active"] = True
+            return app.app(environ, start_response)
+
+    TestApp(middleware).get("/go")
+
+    assert miles(client) == [26]
+    assert messages(caplog, "pyramid_jobstate") == []
+
+
 @pytest.mark.parametrize("hook", [None, "pyramid_tm.explicit_manager"])
 @pytest.mark.parametrize("begins", ["script", "thread"])
 def test_transaction_that_is_forgotten_is_told(

@@ -339,7 +339,14 @@ class Tree(Root):
         return super().__getitem__(name)
 
 
-PAGES = ["/jobs/{}/watch", "/jobs/{}/page", "/jobs/{}/kind", "/routed/{}", "/peek"]
+PAGES = [
+    "/jobs/{}/watch",
+    "/jobs/{}/page",
+    "/jobs/{}/kind",
+    "/routed/{}",
+    "/kind/{}",
+    "/peek",
+]
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -352,6 +359,10 @@ def test_pages_of_the_application_for_a_job_of_its_tree_are_a_503(path: str) -> 
     config.add_view(lambda c, r: c.title, name="kind", context=RunMarathon, **page)
     config.add_route("routed", "/routed/{uuid}", traverse="/jobs/{uuid}")
     config.add_view(lambda c, r: c.status, route_name="routed", **page)
+    config.add_route("kind", "/kind/{uuid}", traverse="/jobs/{uuid}")
+    config.add_view(
+        lambda c, r: c.title, route_name="kind", context=RunMarathon, **page
+    )
     config.include("pyramid_jobstate")
     app = TestApp(config.make_wsgi_app())
 
@@ -359,6 +370,33 @@ def test_pages_of_the_application_for_a_job_of_its_tree_are_a_503(path: str) -> 
 
     assert response.status_code == 503
     assert response.headers["Retry-After"] == "5"
+
+
+@pytest.mark.parametrize("when", ["root factory", "view"])
+def test_container_of_the_tree_raises_unless_it_is_traversed(when: str) -> None:
+    """What the application itself asks for is a job or an exception, whatever the path
+    is.
+    """
+    raised = []
+
+    def ask_for(request: Request) -> None:
+        try:
+            JobStates(request, parent=Root(request), name="jobs")[UUID]
+        except StoreUnavailable:
+            raised.append(when)
+
+    class Asking(Root):
+        def __init__(self, request: Request) -> None:
+            super().__init__(request)
+            if when == "root factory":
+                ask_for(request)
+
+    config = make_config(NOWHERE, root_factory=Asking)
+    config.add_view(lambda c, r: Response(ask_for(r) and ""), name="look")
+    config.include("pyramid_jobstate")
+
+    assert get(TestApp(config.make_wsgi_app()), f"/look/{UUID}").status_code == 200
+    assert when in raised
 
 
 def test_question_that_asks_nothing_ends_no_outage(
