@@ -88,7 +88,7 @@ class JobDataManager:
         self._is_recorded = False
         self._is_over = True
         try:
-            self._outgoing.send()
+            self._outgoing.send(self._container.store)
         except Exception:
             log.exception(
                 "The broker did not take %r, whose transaction has committed.",
@@ -152,11 +152,13 @@ def send_now(container: JobStates, outgoing: Outgoing) -> None:
     """
     container.ask(outgoing.record)
     try:
-        outgoing.send()
+        outgoing.send(container.store)
     except BaseException:
-        # Whoever called knows of it: nobody will ask for the job.
+        # Whoever called knows of it: nobody will ask for the job. One that had ended
+        # before says that it was not sent.
         with contextlib.suppress(StoreUnavailable):
             container.ask(outgoing.forget)
+            container.ask(outgoing.fail)
         raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import dramatiq.broker
 from dramatiq import ActorNotFound, Message, group, pipeline
 from dramatiq.middleware import GroupCallbacks
+from redis.exceptions import RedisError
 
 from .middleware import JobStateMiddleware
 from .places import refusal
@@ -77,6 +79,8 @@ class Outgoing:
         self._what = self._prepare(what)
         # Checked last: for an unknown actor this error would mislead.
         self._middleware = middleware_of(broker)
+        #: The jobs that had ended, and the words with which to requeue them.
+        self._ended: dict[str, tuple[NewJob, str]] = {}
         #: The messages that the broker has not taken.
         self._unsent = {job.uuid for job in self._jobs}
 
@@ -92,17 +96,28 @@ class Outgoing:
                 raise ActorError(error)
 
     def record(self, store: JobStore) -> None:
-        """Write that the jobs are queued."""
-        store.create(*self._jobs)
+        """Write that the jobs are queued. Those that have ended keep their end until
+        their messages leave.
+        """
+        replies = store.create_new(*self._jobs)
+        self._ended = {
+            job.uuid: (job, reply)
+            for job, reply in zip(self._jobs, replies, strict=True)
+            if isinstance(reply, str)
+        }
         for job_state in self.job_states:
             job_state._store = store
 
     def forget(self, store: JobStore) -> None:
         """Take back what :meth:`record` has written of jobs that were not sent."""
-        store.forget(*self._left())
+        store.forget(*(job for job in self._left() if job.uuid not in self._ended))
 
-    def send(self) -> None:
+    def send(self, store: JobStore) -> None:
         """Hand it over to the broker."""
+        if self._ended:
+            # They are sent in any case.
+            with contextlib.suppress(RedisError):
+                store.requeue([*self._ended.values()])
         with self._middleware.announced(self._unsent):
             if isinstance(self._what, Message):
                 self._broker.enqueue(self._what, delay=self._delay)

@@ -94,21 +94,45 @@ class JobStore:
         Returns:
           For each whether it is queued by this call, or waits for its turn.
         """
-        calls = [self.calls.create(job) for job in jobs]
-        created = list(self.run(calls))
-        for i, job in enumerate(jobs):
-            token = created[i]
-            if isinstance(token, (str, bytes)):
-                # With what was read: a call that comes late changes nothing.
-                call = self.calls.requeue(job, text(token))
-                (created[i],) = self.run([call])
+        replies = self.create_new(*jobs)
+        ended = [
+            (job, reply)
+            for job, reply in zip(jobs, replies, strict=True)
+            if isinstance(reply, str)
+        ]
+        requeued = iter(self.requeue(ended))
+        return [next(requeued) if isinstance(r, str) else r for r in replies]
+
+    def create_new(self, *jobs: NewJob) -> Sequence[bool | str]:
+        """Do what :meth:`create` does, but for jobs that have ended.
+
+        Returns:
+          As :meth:`create`, and for a job that has ended the word for :meth:`requeue`.
+        """
+        replies = [
+            text(reply) if isinstance(reply, (str, bytes)) else bool(reply)
+            for reply in self.run(self.calls.create(job) for job in jobs)
+        ]
+        self._list_queued(jobs, [reply is True for reply in replies])
+        return replies
+
+    def requeue(self, ended: Sequence[tuple[NewJob, str]]) -> Sequence[bool]:
+        """Write that jobs which had ended are queued anew, unless something has
+        happened to them since :meth:`create_new` gave the word for each.
+        """
+        # A call that comes late changes nothing.
+        replies = self.run(self.calls.requeue(job, word) for job, word in ended)
+        is_queued = [bool(reply) for reply in replies]
+        self._list_queued([job for job, _ in ended], is_queued)
+        return is_queued
+
+    def _list_queued(self, jobs: Sequence[NewJob], is_queued: Sequence[bool]) -> None:
         self.run(
             call
-            for job, is_sent in zip(jobs, created, strict=True)
-            if is_sent
+            for job, is_new in zip(jobs, is_queued, strict=True)
+            if is_new
             for call in self.index.activate(job.uuid, job.start, millis(job.delay))
         )
-        return [bool(reply) for reply in created]
 
     def forget(self, *jobs: NewJob) -> None:
         """Take back what :meth:`create` has written of jobs that were not sent."""

@@ -57,7 +57,7 @@ class Scene:
         pipe = dramatiq.pipeline(steps, broker=self.broker)
         outgoing = Outgoing(pipe, broker=self.broker)
         outgoing.record(self.store)
-        outgoing.send()
+        outgoing.send(self.store)
         # As they are delivered: each knows the next.
         sent: dramatiq.pipeline = outgoing._what
         return sent.messages

@@ -43,6 +43,7 @@ from tests.webapp import (
     make_broker,
     make_config,
     make_request,
+    put_job,
 )
 
 EXPLICIT = {"tm.manager_hook": "pyramid_tm.explicit_manager"}
@@ -621,6 +622,84 @@ def test_broker_and_store_that_are_away_raise_nothing(
 
     lines = messages(caplog, "pyramid_jobstate")
     assert len(lines) == 2 and "stalled" in lines[1]
+
+
+def put_failed(client: redis.Redis, message: Message[Any]) -> dict[str, Any]:
+    """Write that a message's job has failed, and return its record."""
+    job = put_job(
+        client,
+        uuid=message.message_id,
+        status="error",
+        error='["ValueError", "a blister"]',
+        finished=1,
+        **{"m:miles_run": "12"},
+    )
+    return dict(client.hgetall(f"jobstate:{job}"))
+
+
+@pytest.mark.parametrize("phase", ["commit", "tpc_vote", None])
+def test_abort_leaves_the_end_of_a_job_that_is_put_back(
+    config: Configurator, broker: Broker, client: redis.Redis, phase: str | None
+) -> None:
+    """Where the message of a failed job is sent again and is not after all, the failure
+    stands as it was.
+    """
+    make_app(config)
+    message = broker.get_actor("run_marathon").message(26)
+    before = put_failed(client, message)
+    request = make_request(config, "alice")
+    transaction = request.tm.begin()
+
+    request.job_states.send_message(message)
+    if phase is None:
+        transaction.abort()
+    else:
+        transaction.join(Manager("~~~", phase, fail))
+        with pytest.raises(ZeroDivisionError):
+            transaction.commit()
+        transaction.abort()
+
+    assert client.hgetall(f"jobstate:{message.message_id}") == before
+    assert queued(client) == []
+
+
+def test_job_that_is_put_back_is_queued_when_its_message_leaves(
+    config: Configurator, broker: Broker, client: redis.Redis
+) -> None:
+    """A commit makes it a job that waits, and says nothing of its last run."""
+    make_app(config)
+    message = broker.get_actor("run_marathon").message(26)
+    put_failed(client, message)
+
+    with committing(config) as job_states:
+        job_states.send_message(message)
+        assert load(config, message.message_id).status == "error"
+
+    job_state = load(config, message.message_id)
+    assert (job_state.status, job_state.error) == ("queued", None)
+    assert [m.message_id for m in queued(client)] == [message.message_id]
+
+
+@pytest.mark.parametrize("immediately", [False, True])
+def test_job_that_the_broker_does_not_take_back_keeps_its_record(
+    redis_url: str, client: redis.Redis, immediately: bool
+) -> None:
+    """Its viewer reads that it was not sent, and it can be sent again."""
+    broker = broker_that_is_away(redis_url)
+    config = make_site(redis_url)
+    make_app(config)
+    message = broker.get_actor("run_marathon").message(26)
+    put_failed(client, message)
+
+    with committing(config) as job_states:
+        if immediately:
+            with pytest.raises(redis.ConnectionError):
+                job_states.send_immediately(message, broker=broker)
+        else:
+            job_states.send_message(message, broker=broker)
+
+    job_state = load(config, message.message_id)
+    assert (job_state.status, job_state.error) == ("error", NOT_SENT)
 
 
 def test_one_message_that_is_refused_does_not_stop_the_next(
