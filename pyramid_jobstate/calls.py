@@ -74,17 +74,22 @@ class Calls:
         if end is None:
             base, ttl = update.base, self._active_ttl
             return self._call("record", uuid, token, seq, base, ttl, *fields)
+        delay = "" if end.delay is None else millis(end.delay)
+        error = [] if end.error is None else [dumps(end.error)]
         if update.dropped:
             return self._call(
                 "drop",
                 uuid,
+                token,
                 self._ended_ttl,
+                self._active_ttl,
                 self._silence,
                 int(end.error in (NOT_REACHED, NOT_SENT)),
                 end.status,
-                dumps(end.error),
+                delay,
+                dumps(CANCELLED),
+                *error,
             )
-        error = [] if end.error is None else [dumps(end.error)]
         return self._call(
             "finish",
             uuid,
@@ -94,8 +99,9 @@ class Calls:
             self._ended_ttl,
             self._active_ttl,
             end.status,
-            "" if end.delay is None else millis(end.delay),
+            delay,
             dumps(CANCELLED),
+            int(end.was_called),
             *fields,
             *(word for text in error for word in ("error", text)),
         )

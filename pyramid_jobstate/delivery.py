@@ -67,7 +67,7 @@ class Delivery:
         self.is_late = False
         self.is_cancelled = False
         self.end: End | None = None
-        self.begin()
+        self.begun = self.confirmed = self.heard = self._listed = time.monotonic()
         self._started = False
         self._base = 0
         self.waiters: set[threading.Lock] = set()
@@ -100,10 +100,6 @@ class Delivery:
     def is_orphaned(self) -> bool:
         """Whether its thread is gone and left it behind."""
         return self.end is None and not self._thread.is_alive()
-
-    def begin(self) -> None:
-        """Have it begin now."""
-        self.begun = self.confirmed = self.heard = self._listed = time.monotonic()
 
     def take(self, now: float, renew_after: float = math.inf) -> Update:
         """Return what is new since the last update that landed.

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import (
-    AsyncIterable,
-    AsyncIterator,
-    Iterable,
-    Iterator,
-    Mapping,
-)
+from collections.abc import AsyncIterable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, overload
 
 from .run import LIMIT, NUMBERS, Run
-from .steps import EitherIterable, EitherSteps
+from .steps import AsyncSteps
 
 T = TypeVar("T")
 
@@ -98,13 +92,13 @@ class Handle:
         self._run.set_progress(done, total, unit, message)
 
     @overload
-    def track(  # type: ignore[overload-overlap]
+    def track(
         self,
-        iterable: EitherIterable[T],
+        iterable: AsyncIterable[T],
         total: float | None = None,
         unit: str | None = None,
         message: str | None = None,
-    ) -> EitherSteps[T]: ...
+    ) -> AsyncSteps[T]: ...
 
     @overload
     def track(
@@ -114,15 +108,6 @@ class Handle:
         unit: str | None = None,
         message: str | None = None,
     ) -> Iterator[T]: ...
-
-    @overload
-    def track(
-        self,
-        iterable: AsyncIterable[T],
-        total: float | None = None,
-        unit: str | None = None,
-        message: str | None = None,
-    ) -> AsyncIterator[T]: ...
 
     def track(
         self,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from dramatiq import Message
-from dramatiq.middleware import Middleware, SkipMessage
+from dramatiq.middleware import Middleware, MiddlewareError, SkipMessage
 from redis import exceptions
 from redis.exceptions import RedisError
 
@@ -26,7 +26,6 @@ from .store import JobStore, is_uuid, store_of_broker
 from .tracking import (
     ActorError,
     TrackedFunction,
-    check_owner,
     job_state_class,
     skip,
 )
@@ -34,7 +33,7 @@ from .tracking import (
 if TYPE_CHECKING:
     from dramatiq import Actor, Broker
     from dramatiq.broker import MessageProxy
-    from dramatiq.worker import Worker, WorkerThread
+    from dramatiq.worker import Worker
 
     from .roundtrip import Client
 
@@ -125,8 +124,7 @@ class JobStateMiddleware(Middleware):
             # A middleware that is added later is shown the actors only here.
             self._refuse_twice(broker)
             self.store_for(broker)
-            begin = functools.partial(self._begin, broker)
-            function = TrackedFunction(actor, cls, self._thread, begin)
+            function = TrackedFunction(actor, cls, self._thread)
             self.functions[actor.actor_name] = function
             actor.fn = function
 
@@ -158,7 +156,7 @@ class JobStateMiddleware(Middleware):
         except Exception:
             # The broker is about to raise the same: no job is sent.
             return
-        start = _start(function, message)
+        start = function.start_of(message)
         new = NewJob(uuid, start, (delay or 0) / 1000)
         if self._outage.may_ask() and self._ask(broker, lambda s: s.create(new)):
             # Also if there is a record: a RabbitmqBroker comes here once for each try.
@@ -183,8 +181,8 @@ class JobStateMiddleware(Middleware):
         uuid, thread = message.message_id, self._thread
         if thread.job is not None and thread.job.is_followed_by(uuid):
             thread.job.is_next_sent = True
-        if thread.is_worker and "retries" in message.options:
-            thread.returned.append(uuid)
+        # Perhaps by a middleware before this one, which has not seen that it came.
+        thread.returned.append((uuid, time.monotonic() + (delay or 0) / 1000))
         job = thread.returning.pop(uuid, None)
         if job is not None:
             job.put_back(delay or 0)
@@ -217,41 +215,22 @@ class JobStateMiddleware(Middleware):
 
     # Working.
 
-    def after_worker_thread_boot(self, broker: Broker, thread: WorkerThread) -> None:
-        self._thread.is_worker = True
-
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
-        self._thread.enter(message)
-        function = self._tracked(message)
-        if function is not None:
-            job = _current_job(function, message)
-            # From here on the message ends in _end(), also if this thread is
-            # interrupted.
-            self._thread.job = self._jobs[job.uuid] = job
-
-    def _begin(self, broker: Broker, job: CurrentJob) -> None:
-        """Write that a run has begun. Only now, since another middleware may have had
-        the message skipped: then the record keeps what the run before has said.
-
-        Raises:
-          SkipMessage: The job was cancelled.
-        """
-        recorder = self._recorder_for(broker)
-        for outer in self._thread.outer_runs(job.uuid):
-            # A broker that runs jobs in the caller does so with the next try as well.
-            outer.put_back(0)
-            if not outer.is_running and not outer.is_over:
-                if not outer.is_concluded:
-                    outer.conclude(outer.raised)
-                outer.is_over = True
-                recorder.end(outer.delivery, outer.verdict(acknowledged=True))
-        job.delivery.begin()
-        try:
-            recorder.begin(job.delivery)
-        except Exception:
-            log.exception("The beginning of job %s could not be written.", job.uuid)
+        job = self._enter(broker, message)
+        if job.tracked is None:
+            return
+        # From here on the message ends in _end(), also if this thread is interrupted.
+        self._jobs[job.uuid] = job
+        job.delivery = job.tracked.delivery(message)
+        for outer in self._thread.jobs[:-1]:
+            if outer.uuid == job.uuid:
+                # A broker in the caller runs the retry inside the failed try.
+                outer.put_back(0)
+                if not outer.is_running:
+                    self._end(broker, outer)
+        self._recorder_for(broker).begin(job.delivery)
         if job.delivery.run.cancel_requested:
-            skip(job.message)
+            skip(message)
 
     def after_process_message(
         self,
@@ -261,38 +240,63 @@ class JobStateMiddleware(Middleware):
         result: Any = None,
         exception: BaseException | None = None,
     ) -> None:
-        job = self._thread.job_of(message)
-        if job is None and exception is not None:
-            job = self._stopped(message)
+        job = self._job_of(broker, message)
         if job is not None:
-            job.conclude(exception)
+            job.raised = exception
+        else:
+            self._stopped(broker, message, exception)
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
-        job = self._thread.job_of(message) or self._stopped(message)
+        job = self._job_of(broker, message)
+        # The one that is handled may be the sender's.
+        found = (job and job.raised, sys.exception())
+        reasons = [e for e in found if isinstance(e, SkipMessage)]
+        reason = reasons[0] if reasons else SkipMessage("The message was skipped.")
         if job is not None:
-            skipped = SkipMessage("The message was skipped.")
-            job.conclude(sys.exception() or skipped)
+            job.raised = reason
+        else:
+            self._stopped(broker, message, reason)
 
-    def _stopped(self, message: MessageProxy) -> CurrentJob | None:
+    def _enter(self, broker: Broker, message: MessageProxy) -> CurrentJob:
+        """Begin to process a message."""
+        self._leave(broker, self._thread.find_abandoned())
+        return self._thread.enter(message, self._tracked(message))
+
+    def _stopped(
+        self, broker: Broker, message: MessageProxy, exception: BaseException | None
+    ) -> CurrentJob | None:
         """Return the job of a message that a middleware before this one has stopped, if
         it is tracked.
         """
-        function = self._tracked(message)
-        if function is None:
+        if exception is None or self._tracked(message) is None:
             return None
-        is_returned = message.message_id in self._thread.returned
-        self._thread.enter(message)
-        self._thread.job = job = _current_job(function, message)
-        if is_returned:
-            job.put_back(0)
+        due = dict(self._thread.returned).get(message.message_id)
+        job = self._enter(broker, message)
+        job.raised, job.due = exception, due
         return job
 
+    def _job_of(self, broker: Broker, message: MessageProxy) -> CurrentJob | None:
+        """Return what this thread knows of a message that it processes. If it has begun
+        others since, nobody has told of their ends.
+        """
+        place = self._thread.find(message)
+        if place is None:
+            return None
+        self._leave(broker, place + 1)
+        return self._thread.jobs[place]
+
+    def _leave(self, broker: Broker, place: int) -> None:
+        """Finish the messages from a place on, and return to the one around them."""
+        for job in reversed(self._thread.leave(place)):
+            try:
+                self._end(broker, job, acknowledged=job.was_called)
+            except Exception:
+                log.exception("The end of job %s could not be written.", job.uuid)
+
     def before_ack(self, broker: Broker, message: MessageProxy) -> None:
-        self._thread.settled = message
         self._settle(broker, message, acknowledged=True)
 
     def before_nack(self, broker: Broker, message: MessageProxy) -> None:
-        self._thread.settled = message
         self._settle(broker, message, acknowledged=False)
         name = message.actor_name
         if name not in broker.get_declared_actors() and is_uuid(message.message_id):
@@ -304,44 +308,54 @@ class JobStateMiddleware(Middleware):
     # A broker that runs jobs in the caller may say no more than this.
 
     def after_ack(self, broker: Broker, message: MessageProxy) -> None:
-        if not self._thread.has_settled(message):
-            self._settle(broker, message, acknowledged=True)
+        self._settle(broker, message, acknowledged=True, is_last=True)
 
     def after_nack(self, broker: Broker, message: MessageProxy) -> None:
-        if not self._thread.has_settled(message):
-            self._settle(broker, message, acknowledged=False)
+        self._settle(broker, message, acknowledged=False, is_last=True)
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         if self._recorder is not None:
             self._recorder.stop()
 
     def _settle(
-        self, broker: Broker, message: MessageProxy, *, acknowledged: bool
+        self,
+        broker: Broker,
+        message: MessageProxy,
+        *,
+        acknowledged: bool,
+        is_last: bool = False,
     ) -> None:
         """Write how a message ended. Only now is that known, wherever among the others
         this middleware stands.
         """
         raised = sys.exception()
-        job = self._thread.job_of(message)
-        if job is None and raised is not None and not self._thread.is_worker:
-            job = self._stopped(message)
-        self._thread.leave(message)
+        job = self._job_of(broker, message)
+        if job is None and isinstance(raised, MiddlewareError):
+            job = self._stopped(broker, message, raised)
         if job is None:
             return
-        if not job.is_concluded:
-            # A broker that runs jobs in the caller may only raise what they raise.
-            job.conclude(job.raised if job.has_begun else raised)
+        if not job.was_called and job.raised is None and raised is not job.handled:
+            # The broker raises it in the sender, and tells nobody else.
+            job.raised = raised
+        try:
+            self._end(broker, job, acknowledged=acknowledged)
+        finally:
+            if is_last:
+                self._thread.leave(self._thread.jobs.index(job))
+
+    def _end(
+        self, broker: Broker, job: CurrentJob, *, acknowledged: bool = True
+    ) -> None:
+        """Write how a job ended, once."""
+        if job.is_over or job.tracked is None:
+            return
+        job.is_over = True
         if self._jobs.get(job.uuid) is job:
             del self._jobs[job.uuid]
-        if not job.is_over:
-            self._end(broker, job, job.verdict(acknowledged))
-
-    def _end(self, broker: Broker, job: CurrentJob, end: End) -> None:
         message, delivery = job.message, job.delivery
-        if not job.has_begun and end.status != "success":
-            # One that was put back stays as it is, until a run begins.
-            if end.status != "retrying":
-                self._drop(broker, message, delivery.start, end)
+        end = job.verdict(acknowledged)
+        if delivery is None:
+            self._drop(broker, message, job.tracked.start_of(message), end)
             return
         self._recorder_for(broker).end(delivery, end)
         if delivery.lost and not delivery.is_cancelled:
@@ -356,8 +370,9 @@ class JobStateMiddleware(Middleware):
     def _drop(
         self, broker: Broker, message: MessageProxy, start: Start, end: End
     ) -> None:
-        """Write that no run of a message will begin, unless one has."""
-        if not self._write_dropped(broker, message.message_id, start, end).lost:
+        """Write what became of a message that was stopped before a run of it began."""
+        is_lost = self._write_dropped(broker, message.message_id, start, end).lost
+        if not is_lost and end.status != "retrying":
             self._drop_steps_after(broker, message)
 
     def _drop_steps_after(
@@ -373,7 +388,7 @@ class JobStateMiddleware(Middleware):
             message = Message(**target)
             function = self._tracked(message)
             if function is not None:
-                start = _start(function, message)
+                start = function.start_of(message)
                 self._write_dropped(broker, message.message_id, start, end)
             end = UNREACHED
 
@@ -416,22 +431,3 @@ class JobStateMiddleware(Middleware):
         if job is not None and job.uuid == message.message_id:
             return job
         return self._jobs.get(message.message_id)
-
-
-def _current_job(function: TrackedFunction, message: MessageProxy) -> CurrentJob:
-    # Retries counts before the next try, so now it is the number of earlier ones.
-    start = _start(function, message, attempt=message.options.get("retries", 0) + 1)
-    delivery = Delivery(message.message_id, Run(), start)
-    return CurrentJob(message, function, delivery)
-
-
-def _start(
-    function: TrackedFunction, message: Message[Any] | MessageProxy, attempt: int = 0
-) -> Start:
-    try:
-        owner = check_owner(message.options.get("job_owner"))
-    except TypeError as e:
-        # Somebody must be able to send and to run it all the same.
-        log.warning("%s belongs to nobody: %s", message, e)
-        owner = None
-    return function.start(message.args, message.kwargs, owner, attempt)

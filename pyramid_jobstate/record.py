@@ -114,11 +114,14 @@ class End(NamedTuple):
       status: "success", "error", "cancelled" or "retrying".
       error: Why, unless it is a success.
       delay: Seconds until the message comes again, or None if it was not put back.
+      was_called: Whether the actor's function was called. If not, the record keeps the
+        attempt of the run before.
     """
 
     status: str
     error: JobError | None = None
     delay: float | None = None
+    was_called: bool = True
 
 
 @dataclasses.dataclass(slots=True)
@@ -138,7 +141,7 @@ class Update:
       late: Whether another run may have begun since this beginning was due.
       cancelled: Whether a run that begins anew has heard that its job was cancelled.
       end: Given when the run is over.
-      dropped: Whether the message was dropped, so that no run ever began.
+      dropped: Whether the message was stopped before a run began.
     """
 
     uuid: str

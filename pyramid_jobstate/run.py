@@ -9,7 +9,6 @@ step, a store into a dict, an update of one dict by another, a copy, is atomic.
 from __future__ import annotations
 
 import contextlib
-import functools
 import secrets
 import threading
 from collections import deque
@@ -20,9 +19,9 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from .steps import AsyncSteps, EitherSteps
+from .steps import AsyncSteps
 from .told import Told
 from .values import (
     LOG_LINE_LENGTH,
@@ -213,10 +212,11 @@ class Run:
         total: float | None,
         unit: str | None,
         message: str | None,
-    ) -> Any:
-        is_async = isinstance(iterable, AsyncIterable)
-        is_plain = isinstance(iterable, Iterable) or hasattr(iterable, "__getitem__")
-        if not is_async and not is_plain:
+    ) -> Iterator[T] | AsyncSteps[T]:
+        if not (
+            isinstance(iterable, (Iterable, AsyncIterable))
+            or hasattr(iterable, "__getitem__")
+        ):
             raise TypeError(
                 f"track() takes an iterable or an async iterable, not {iterable!r}."
             )
@@ -227,10 +227,9 @@ class Run:
         else:
             total = check_amount("The total of the progress", total)
         self.set_progress(0, total, unit, message)
-        steps: Any = self.steps
-        if is_async:
-            steps = functools.partial(EitherSteps if is_plain else AsyncSteps, self)
-        return steps(iterable, total, unit)
+        if isinstance(iterable, AsyncIterable):
+            return AsyncSteps(self, iterable, total, unit)
+        return self.steps(iterable, total, unit)
 
     def steps(
         self, iterable: Iterable[T], total: float | None, unit: str | None

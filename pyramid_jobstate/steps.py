@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from .run import Run
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-
-
-class EitherIterable(Iterable[T_co], AsyncIterable[T_co], Protocol[T_co]):
-    """What `for` and `async for` both go through."""
 
 
 class AsyncSteps(AsyncIterator[T]):
-    """Goes through an async iterable and keeps a run's progress current.
+    """Goes through an async iterable and keeps a run's progress current. `for` goes
+    through one that is an iterable as well.
 
     A class, not an async generator: a loop that is left drops it along with the
     iterable, which is then closed as it would be without it. When the loop may not go
@@ -32,10 +28,14 @@ class AsyncSteps(AsyncIterator[T]):
         unit: str | None,
     ) -> None:
         self._run = run
+        self._iterable: Any = iterable
         self._iterator: AsyncIterator[T] | None = aiter(iterable)
         self._done = 0
         self._total = total
         self._unit = unit
+
+    def __iter__(self) -> Iterator[T]:
+        return self._run.steps(self._iterable, self._total, self._unit)
 
     async def __anext__(self) -> T:
         if self._iterator is None:
@@ -56,26 +56,3 @@ class AsyncSteps(AsyncIterator[T]):
         close = getattr(iterator, "aclose", None)
         if close is not None:
             await close()
-
-
-class EitherSteps(Iterator[T]):
-    """Goes through what `for` and `async for` both do, in the way that is asked for."""
-
-    def __init__(
-        self,
-        run: Run,
-        iterable: EitherIterable[T],
-        total: float | None,
-        unit: str | None,
-    ) -> None:
-        self._all = run, iterable, total, unit
-        self._steps = run.steps(iterable, total, unit)
-
-    def __iter__(self) -> Iterator[T]:
-        return self._steps
-
-    def __next__(self) -> T:
-        return next(self._steps)
-
-    def __aiter__(self) -> AsyncSteps[T]:
-        return AsyncSteps(*self._all)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import math
 import time
 import uuid
@@ -14,14 +15,18 @@ from dramatiq import GenericActor
 from dramatiq.middleware import MiddlewareError, SkipMessage
 
 from .current import CurrentJob, ThreadState
+from .delivery import Delivery
 from .record import CANCELLED, Record, Start
 from .run import Run
 from .state import JobState, _current
+from .told import _told
 from .values import MAX_VALUE_BYTES, Json, dumps
 
 if TYPE_CHECKING:
-    from dramatiq import Actor
+    from dramatiq import Actor, Message
     from dramatiq.broker import MessageProxy
+
+log = logging.getLogger(__name__)
 
 PARAMETER = "job_state"
 
@@ -36,7 +41,6 @@ class TrackedFunction:
 
     Parameters:
       thread: What this thread is at work on.
-      begin: Called when a job begins, before the function.
     """
 
     def __init__(
@@ -44,12 +48,10 @@ class TrackedFunction:
         actor: Actor[Any, Any],
         job_state_class: type[JobState],
         thread: ThreadState,
-        begin: Callable[[CurrentJob], None],
     ) -> None:
         functools.update_wrapper(self, actor.fn)
         self._fn: Callable[..., Any] = actor.fn
         self._thread = thread
-        self._begin = begin
         self.actor_name = actor.actor_name
         self.job_state_class = job_state_class
         parameters = dict(inspect.signature(_called(actor.fn)).parameters)
@@ -58,38 +60,39 @@ class TrackedFunction:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         job = self._thread.job
-        if job is not None and job.tracked is self and not job.has_begun:
-            # Once: a call from within the job is a direct one.
-            delivery = job.delivery
-            job_state = self.job_state(job.uuid, delivery.run, delivery.start)
-            job.has_begun = True
-        else:
+        delivery = job and job.delivery
+        if job is None or job.tracked is not self or job.was_called or not delivery:
+            # A call from within the job is a direct one.
             job, job_state = None, self.detached(args, kwargs)
+        else:
+            job.was_called = True
+            job_state = self.job_state(job.uuid, delivery.run, delivery.start)
         if self._is_handed and kwargs.get(PARAMETER) is None:
             kwargs[PARAMETER] = job_state
         token = _current.set(job_state)
         try:
             if job is None:
                 return self._fn(*args, **kwargs)
-            return self._run(job, args, kwargs)
+            return self._run(job, job_state._run, args, kwargs)
         finally:
             _current.reset(token)
 
-    def _run(self, job: CurrentJob, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def _run(
+        self, job: CurrentJob, run: Run, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Any:
         """Call the function as a job."""
-        job.is_running = True
+        job.is_running, told = True, _told.get()
         try:
-            self._begin(job)
             return self._fn(*args, **kwargs)
         except BaseException as e:
-            if not job.delivery.run.cancel_requested:
-                job.raised = e
+            job.raised = e
+            if not run.cancel_requested:
                 raise
             # Whatever it is, and however it looks to Retries: the job is over.
-            job.raised = SkipMessage()
             skip(job.message)
         finally:
             job.is_running = False
+            _told.set(told)
 
     def detached(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> JobState:
         """Return a JobState for a direct call."""
@@ -112,6 +115,22 @@ class TrackedFunction:
             owner=None if owner is None else dumps(owner),
             params=encode_params(self.params(args, kwargs)),
         )
+
+    def start_of(self, message: Message[Any] | MessageProxy, attempt: int = 0) -> Start:
+        """Return what is to be stored of a message."""
+        try:
+            owner = check_owner(message.options.get("job_owner"))
+        except TypeError as e:
+            # Somebody must be able to send and to run it all the same.
+            log.warning("%s belongs to nobody: %s", message, e)
+            owner = None
+        return self.start(message.args, message.kwargs, owner, attempt)
+
+    def delivery(self, message: MessageProxy) -> Delivery:
+        """Return what the recorder is to know of a run that begins now."""
+        # Retries counts before the next try, so now it is the number of earlier ones.
+        start = self.start_of(message, message.options.get("retries", 0) + 1)
+        return Delivery(message.message_id, Run(), start)
 
     def job_state(self, message_id: str, run: Run, start: Start) -> JobState:
         """Return the JobState that writes to a run."""

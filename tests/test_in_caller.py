@@ -1,6 +1,7 @@
 """Brokers that run a job within the call that sends it, for development and tests."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import gc
 import importlib
@@ -12,7 +13,6 @@ from typing import Any
 import dramatiq
 import dramatiq.broker
 import pytest
-import redis
 from dramatiq import group, pipeline
 from dramatiq.asyncio import get_event_loop_thread
 from dramatiq.middleware import (
@@ -155,24 +155,48 @@ def test_a_job_that_fails_is_an_error_at_once(
     assert (fine.status, fine.error) == ("success", None)
 
 
-def test_the_end_is_written_once(make: Make, client: redis.Redis) -> None:
-    """One acknowledgement, of which the broker tells twice, is one end."""
-    broker = make()
-    ends: list[Any] = []
-
-    @dramatiq.actor(broker=broker, job_state=True)
-    def run_marathon() -> None: ...
-
+def note_ends(broker: dramatiq.Broker) -> list[str]:
+    """Return the list of the ends that are written from now on."""
+    ends: list[str] = []
     store = store_of(broker)
     write = store.write
 
     def note(updates: Any) -> Any:
-        ends.extend(update.end for update in updates if update.end is not None)
+        ends.extend(u.end.status for u in updates if u.end is not None)
         return write(updates)
 
     store.write = note  # type: ignore[method-assign]
+    return ends
+
+
+def test_the_end_is_written_once(make: Make) -> None:
+    """One acknowledgement, of which the broker tells twice, is one end."""
+    broker = make()
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon() -> None: ...
+
+    ends = note_ends(broker)
     run_marathon.send()
-    assert [end.status for end in ends] == ["success"]
+    assert ends == ["success"]
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_try_ends_before_the_next_one_begins(make: Make, is_first: bool) -> None:
+    """A job that is retried in place never reads as if it had failed for good."""
+    retries = Retries(max_retries=3)
+    broker = make(*((None, retries) if is_first else (retries, None)), fail_fast=False)
+    runs: list[int] = []
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon() -> None:
+        runs.append(1)
+        if len(runs) < 3:
+            raise ValueError("a cramp")
+
+    ends = note_ends(broker)
+    run_marathon.send()
+    assert ends == ["retrying", "retrying", "success"]
 
 
 @pytest.fixture(params=["success", "error", "cancelled", "skipped", "untracked"])
@@ -704,8 +728,8 @@ def test_nothing_is_left_behind(make: Make) -> None:
     thread = ours._thread
     assert ours._jobs == {} and ours._recorder is not None
     assert ours._recorder._deliveries == {}
-    assert (thread.job, thread.outers, thread.settled) == (None, [], None)
-    assert (thread.returning, list(thread.returned)) == ({}, [])
+    assert (thread.job, thread.jobs) == (None, [])
+    assert thread.returning == {}
     assert current_job_state() is None
     gc.collect()
     assert len(alive) == 6 and not any(ref() for ref in alive)
@@ -723,18 +747,31 @@ class Quitting(Middleware):
             raise KeyboardInterrupt
 
 
+def middleware_of(broker: Any) -> JobStateMiddleware:
+    (ours,) = (m for m in broker.middleware if isinstance(m, JobStateMiddleware))
+    return ours
+
+
+def nothing_is_kept(ours: JobStateMiddleware) -> bool:
+    assert ours._recorder is not None
+    kept = (ours._jobs, ours._recorder._deliveries, ours._thread.jobs)
+    return not any(kept) and current_job_state() is None
+
+
 @pytest.mark.parametrize("tracked", [False, True])
-def test_a_job_whose_end_nobody_heard_of_is_not_gone_on_with(
+def test_a_job_whose_end_nobody_told_ends_with_the_outer_one(
     make: Make, tracked: bool
 ) -> None:
-    """A job whose acknowledgement is interrupted within another's is forgotten when
-    that ends.
+    """A job whose acknowledgement is interrupted within another's is written to have
+    ended when that ends.
     """
     broker = make(None, Quitting())
-    ours = next(m for m in broker.middleware if isinstance(m, JobStateMiddleware))
+    seen: list[Any] = []
 
-    @dramatiq.actor(broker=broker, job_state=True)
-    def inner() -> None: ...
+    @dramatiq.actor(broker=broker)
+    def inner(*, job_state: JobState) -> None:
+        seen.append(message_of(job_state))
+        job_state.set_message("run")
 
     @dramatiq.actor(broker=broker)
     def outer(*, job_state: JobState) -> None:
@@ -752,8 +789,334 @@ def test_a_job_whose_end_nobody_heard_of_is_not_gone_on_with(
         assert (state.status, state.message) == ("success", "done")
     else:
         untracked.send()
-    assert (ours._thread.job, ours._thread.outers) == (None, [])
-    assert current_job_state() is None
+    state = load(broker, seen[0])
+    assert (state.status, state.message) == ("success", "run")
+    assert nothing_is_kept(middleware_of(broker))
+
+
+def test_a_job_whose_end_nobody_told_ends_with_the_next_message(make: Make) -> None:
+    """Jobs whose acknowledgement is interrupted are written to have ended when their
+    thread processes another message, which is not within them.
+    """
+    broker = make(None, quitting := Quitting())
+    ours = middleware_of(broker)
+    seen: list[Any] = []
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(fails: bool, *, job_state: JobState) -> None:
+        assert len(ours._thread.jobs) == 1
+        seen.append(message_of(job_state))
+        if fails:
+            raise ValueError("a cramp")
+
+    for fails in (False, True, False):
+        quitting.is_on = True
+        with pytest.raises(KeyboardInterrupt):
+            run_marathon.send(fails)
+    run_marathon.send(False)
+    states = [load(broker, message) for message in seen]
+    assert [s.status for s in states] == ["success", "error", "success", "success"]
+    assert states[1].error == ("ValueError", "a cramp")
+    assert nothing_is_kept(ours)
+
+
+def test_an_end_that_cannot_be_written_leaves_the_next_message_alone(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A job whose end nobody told, and whose next step is no message, does not keep the
+    next job from being one.
+    """
+    ours = JobStateMiddleware(url=redis_url, interval=0.01)
+    broker = InCallerBroker((ours, Quitting()))
+    broker.actor_options |= {"pipe_target"}
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon() -> None: ...
+
+    with pytest.raises(KeyboardInterrupt):
+        run_marathon.send_with_options(pipe_target="nonsense")
+    assert load(broker, run_marathon.send()).status == "success"
+    assert "could not be written" in messages(caplog, "pyramid_jobstate")[0]
+    assert nothing_is_kept(ours)
+    ours.after_worker_shutdown(broker, dramatiq.Worker(broker))
+    caplog.clear()
+
+
+class MuteBroker(InCallerBroker):
+    """Tells nobody that it has acknowledged a message."""
+
+    @contextlib.contextmanager
+    def _acknowledging(self, message: Any) -> Iterator[None]:
+        yield
+
+
+def end_what_is_left(broker: dramatiq.Broker, ours: JobStateMiddleware) -> None:
+    """Acknowledge the last message at last: its job, and what was begun within it,
+    would go on for the other tests.
+    """
+    broker.emit_after("ack", ours._thread.jobs[0].message)
+    assert nothing_is_kept(ours)
+
+
+@pytest.mark.parametrize("fail_fast", [True, False])
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_broker_that_acknowledges_nothing_leaks_no_jobs(
+    redis_url: str, is_first: bool, fail_fast: bool
+) -> None:
+    """With a broker that tells of no acknowledgement a job ends when the next message
+    is processed. One that is sent by a callback is processed within it.
+    """
+    ours = JobStateMiddleware(url=redis_url, interval=0.01)
+    callbacks = Callbacks()
+    order = (callbacks, ours) if is_first else (ours, callbacks)
+    broker = MuteBroker(order, fail_fast=fail_fast)
+    seen: list[Any] = []
+    outer: list[str] = []
+
+    @dramatiq.actor(broker=broker)
+    def call_back(data: Any, result: Any, *, job_state: JobState) -> None:
+        outer.append(load(broker, seen[-1]).status)
+        assert len(ours._thread.jobs) == 2
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(fails: bool, *, job_state: JobState) -> None:
+        assert len(ours._thread.jobs) == 1
+        seen.append(message_of(job_state))
+        if fails:
+            raise ValueError("a cramp")
+
+    for fails in (False, True, False):
+        names = {"on_success": call_back.actor_name}
+        with contextlib.suppress(ValueError):
+            run_marathon.send_with_options(args=(fails,), **names)
+    assert outer == ["working"] * 2
+    assert [load(broker, m).status for m in seen] == ["success", "error", "working"]
+    end_what_is_left(broker, ours)
+    assert load(broker, seen[-1]).status == "success"
+    ours.after_worker_shutdown(broker, dramatiq.Worker(broker))
+
+
+def test_a_job_that_is_stopped_and_not_acknowledged_is_an_error(
+    redis_url: str,
+) -> None:
+    """A message that is stopped, which only its sender is told, has not run."""
+    ours = JobStateMiddleware(url=redis_url, interval=0.01)
+    broker = MuteBroker((ours, Stop(SkipMessage("not today"))))
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon(what: str) -> None: ...
+
+    message = run_marathon.message("stop")
+    for sent in (message, run_marathon.message("run")):
+        with contextlib.suppress(SkipMessage):
+            broker.enqueue(sent)
+    state = load(broker, message)
+    assert (state.status, state.attempt) == ("error", 0)
+    assert state.error == JobError(None, "The message was rejected.")
+    end_what_is_left(broker, ours)
+    ours.after_worker_shutdown(broker, dramatiq.Worker(broker))
+
+
+class Roundabout(InCallerBroker):
+    """Has a helper that tells the middleware of a message."""
+
+    def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        self.tell(signal, *args, **kwargs)
+
+    def tell(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        super().emit_before(signal, *args, **kwargs)
+
+
+def test_a_job_that_runs_is_never_taken_for_one_that_was_left(redis_url: str) -> None:
+    """However a broker tells of a message, a job that runs stays the outer one of those
+    that it sends.
+    """
+    ours = JobStateMiddleware(url=redis_url, interval=0.01)
+    broker = Roundabout((ours,))
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def inner() -> None: ...
+
+    @dramatiq.actor(broker=broker)
+    def outer(*, job_state: JobState) -> None:
+        inner.send()
+        assert load(broker, message_of(job_state)).status == "working"
+        job_state.set_message("done")
+
+    state = load(broker, outer.send())
+    assert (state.status, state.message) == ("success", "done")
+    ours.after_worker_shutdown(broker, dramatiq.Worker(broker))
+
+
+class Handling(InCallerBroker):
+    """Tells of a skipped message when it does not handle the exception any more."""
+
+    def _process(self, message: Any) -> None:
+        try:
+            super()._process(message)
+        except SkipMessage:
+            pass
+        else:
+            return
+        self.emit_after("skip_message", message)
+
+
+@pytest.mark.parametrize("what", ["stop", "skip"])
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_skipped_job_has_nothing_to_do_with_what_its_sender_handles(
+    redis_url: str, is_first: bool, what: str
+) -> None:
+    """A job that is skipped, or skips itself, is cancelled, whatever its sender is
+    about to handle.
+    """
+    ours = JobStateMiddleware(url=redis_url, interval=0.01)
+    stop = Stop(SkipMessage("not today"))
+    broker = Handling((stop, ours) if is_first else (ours, stop))
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon(what: str) -> None:
+        raise SkipMessage("of its own")
+
+    message = run_marathon.message(what)
+    store_of(broker).create(NewJob(message.message_id, START))
+    try:
+        raise KeyError("the sender's")
+    except KeyError:
+        broker.enqueue(message)
+    state = load(broker, message)
+    assert state.status == "cancelled" and state.error is not None
+    said = "of its own" if what == "skip" else "The message was skipped."
+    assert state.error.message == said
+    assert state.attempt == (1 if what == "skip" else 0)
+    ours.after_worker_shutdown(broker, dramatiq.Worker(broker))
+
+
+@pytest.mark.parametrize("is_handling", [False, True])
+def test_a_job_whose_actor_fails_before_its_function_is_an_error(
+    make: Make, is_handling: bool
+) -> None:
+    """What is wrapped around the function may raise, and the broker tells the sender
+    alone.
+    """
+    broker = make()
+
+    class Failing(dramatiq.Actor[Any, Any]):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            raise ValueError("a cramp")
+
+    @dramatiq.actor(broker=broker, job_state=True, actor_class=Failing)
+    def run_marathon() -> None: ...
+
+    message = run_marathon.message()
+    try:
+        if is_handling:
+            raise KeyError("the sender's")
+        broker.enqueue(message)
+    except KeyError:
+        with pytest.raises(ValueError, match="a cramp"):
+            broker.enqueue(message)
+    except ValueError:
+        assert not is_handling
+    state = load(broker, message)
+    assert (state.status, state.error) == ("error", ("ValueError", "a cramp"))
+
+
+@pytest.mark.parametrize("fail_fast", [True, False])
+def test_a_job_that_returns_has_nothing_to_do_with_what_its_sender_handles(
+    make: Make, fail_fast: bool
+) -> None:
+    """A job is a success though its function was called in another thread, and its
+    sender is about to handle an exception.
+    """
+    broker = make(fail_fast=fail_fast)
+
+    class InThread(dramatiq.Actor[Any, Any]):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            with concurrent.futures.ThreadPoolExecutor(1) as pool:
+                return pool.submit(super().__call__, *args, **kwargs).result()
+
+    @dramatiq.actor(broker=broker, job_state=True, actor_class=InThread)
+    def run_marathon() -> None: ...
+
+    try:
+        raise KeyError("the sender's")
+    except KeyError:
+        state = load(broker, run_marathon.send())
+    assert (state.status, state.error, state.attempt) == ("success", None, 1)
+
+
+def test_a_job_that_has_returned_is_a_success_whatever_stops_its_sender(
+    make: Make,
+) -> None:
+    """What interrupts a middleware after the job does not make it an error."""
+
+    class Interrupted(Middleware):
+        def after_process_message(self, *args: Any, **kwargs: Any) -> None:
+            raise KeyboardInterrupt
+
+    broker = make(None, Interrupted())
+    seen: list[Any] = []
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        seen.append(message_of(job_state))
+
+    with pytest.raises(KeyboardInterrupt):
+        run_marathon.send()
+    state = load(broker, seen[0])
+    assert (state.status, state.error) == ("success", None)
+
+
+class Swallowing(InCallerBroker):
+    """Tells nobody of a message that is skipped."""
+
+    def _process(self, message: Any) -> None:
+        with contextlib.suppress(SkipMessage):
+            super()._process(message)
+
+
+def test_a_job_that_is_skipped_in_silence_does_not_fail_as_its_sender_does(
+    redis_url: str,
+) -> None:
+    """What a sender is about to handle is never taken for what a job raised."""
+    ours = JobStateMiddleware(url=redis_url, interval=0.01)
+    broker = Swallowing((Stop(SkipMessage("not today")), ours))
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon(what: str) -> None: ...
+
+    message = run_marathon.message("stop")
+    store_of(broker).create(NewJob(message.message_id, START))
+    try:
+        raise KeyError("the sender's")
+    except KeyError:
+        broker.enqueue(message)
+    assert load(broker, message).error is None
+
+
+def test_a_retry_that_the_broker_refuses_is_forgotten(redis_url: str) -> None:
+    """A job whose message the broker does not take back is an error, and nothing of it
+    is kept.
+    """
+
+    class Refusing(InCallerBroker):
+        def enqueue(self, message: Any, *, delay: int | None = None) -> Any:
+            if "retries" in message.options:
+                self.emit_before("enqueue", message, delay)
+                raise ConnectionError
+            return super().enqueue(message, delay=delay)
+
+    ours = JobStateMiddleware(url=redis_url, interval=0.01)
+    broker = Refusing([ours, Retries()], fail_fast=False)
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon() -> None:
+        raise ValueError("a cramp")
+
+    state = load(broker, run_marathon.send())
+    assert (state.status, state.error) == ("error", ("ValueError", "a cramp"))
+    assert nothing_is_kept(ours) and ours._thread.returning == {}
+    ours.after_worker_shutdown(broker, dramatiq.Worker(broker))
 
 
 class Unsettling(Middleware):
@@ -770,7 +1133,7 @@ class Unsettling(Middleware):
 
 def test_a_worker_s_thread_has_no_outer_job(redis_url: str) -> None:
     """A job whose end a worker's thread never heard of is not the outer one of the
-    next: that is one of its own.
+    next: it has ended when that begins.
     """
     broker = make_broker(redis_url, before=AgeLimit)
     broker.add_middleware(Unsettling(), before=JobStateMiddleware)
@@ -785,7 +1148,7 @@ def test_a_worker_s_thread_has_no_outer_job(redis_url: str) -> None:
 
     @dramatiq.actor(broker=broker)
     def look() -> None:
-        left.append((ours._thread.job, ours._thread.outers))
+        left.append(len(ours._thread.jobs))
 
     with worker_of(broker, threads=1):
         first = run_marathon.send()
@@ -793,6 +1156,6 @@ def test_a_worker_s_thread_has_no_outer_job(redis_url: str) -> None:
         wait_until(broker, second, "success")
         look.send()
         wait_until(broker, run_marathon.send(), "success")
-        assert load(broker, first).status == "working"
+        assert load(broker, first).status == "success"
     assert len(threads) == 1
-    assert left == [(None, [])]
+    assert left == [1]

@@ -39,6 +39,7 @@ class Model:
       seq: The owner's last update.
       metrics: What a viewer sees.
       asked: Whether somebody has asked to cancel it.
+      dropped: The token of the last drop that was carried out.
     """
 
     status: str | None = None
@@ -47,6 +48,7 @@ class Model:
     seq: int = 0
     metrics: dict[str, str] = dataclasses.field(default_factory=dict)
     asked: bool = False
+    dropped: str | None = None
 
     def supersede(self, run: str | None) -> None:
         if self.run is not None:
@@ -61,7 +63,7 @@ class Model:
         if self.status is not None and (not is_over or self.is_cancelled):
             return False
         self.supersede(None)
-        self.status, self.asked = "sending", False
+        self.status, self.asked, self.dropped = "sending", False, None
         return True
 
     @property
@@ -104,12 +106,8 @@ class Model:
         if self.is_cancelled:
             return Reply.CANCELLED
         if run != self.run:
-            metrics = self.metrics
             self.supersede(run)
-            self.asked = self.status == "cancelling"
-            if self.asked and not update.late:
-                # Its actor is never called.
-                self.metrics = metrics
+            self.asked, self.dropped = self.status == "cancelling", None
             self.status = "cancelling" if self.asked else "working"
         return Reply.CANCELLING if self.status == "cancelling" else Reply.OK
 
@@ -147,12 +145,16 @@ class Model:
 
     def drop(self, update: Update) -> Reply:
         assert update.end is not None
+        if update.token == self.dropped:
+            # As if the reply to the first had been lost.
+            return Reply.OK
         is_unsent = update.end.error is NOT_REACHED
         if self.status not in (("sending",) if is_unsent else WAITING):
             return Reply.MISSING
         metrics = self.metrics
         self.supersede(None)
         self.status, self.metrics = update.end.status, metrics
+        self.dropped = update.token
         return Reply.OK
 
 
@@ -181,7 +183,8 @@ class Both:
         return update
 
     def deliver(self, update: Update) -> None:
-        begun = self.epoch + 60 * RUNS.index(update.token or RUNS[0])
+        place = 0 if update.dropped else RUNS.index(update.token)
+        begun = self.epoch + 60 * place
         update = dataclasses.replace(update, age=time.monotonic() - begun)
         (reply,) = self.store.write([update])
         assert reply is self.model.write(update), update
@@ -216,7 +219,7 @@ steps = st.one_of(
     st.tuples(
         st.just("drop"),
         arrives,
-        st.sampled_from(["error", "cancelled"]),
+        st.sampled_from(["error", "cancelled", "retrying"]),
         st.booleans(),
     ),
     st.tuples(st.just("again"), st.integers(0, 30)),
@@ -257,8 +260,10 @@ def take(both: Both, step: tuple[Any, ...]) -> None:
             update = both.update(run, end=End(status, delay=delay), **options)
         case "drop":
             arrives, status, is_step = rest
-            end = End(status, NOT_REACHED if is_step else JobError(None, "Too old"))
-            update = Update(both.job, "", 0, START, end=end, dropped=True)
+            error = NOT_REACHED if is_step else JobError(None, "Too old")
+            end = End(status, error, 0.0 if status == "retrying" else None)
+            token = f"drop {len(both.sent)}"
+            update = Update(both.job, token, 0, START, end=end, dropped=True)
             both.sent.append(update)
     if arrives:
         both.deliver(update)

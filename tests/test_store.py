@@ -13,7 +13,15 @@ from dramatiq.brokers.stub import StubBroker
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.record import NOT_REACHED, End, JobError, NewJob, Start, Update
+from pyramid_jobstate.record import (
+    CANCELLED,
+    NOT_REACHED,
+    End,
+    JobError,
+    NewJob,
+    Start,
+    Update,
+)
 from pyramid_jobstate.scripts import NAMES, read_scripts
 from pyramid_jobstate.store import Reply, store_of_broker
 from tests.jobs import RunMarathon
@@ -452,6 +460,95 @@ def test_a_redelivered_job_remembers_the_cancel(store: JobStore) -> None:
     again = run.update(begins=True, late=True)
     assert run.write(again) is Reply.CANCELLING
     assert run.end("cancelled") is Reply.OK
+
+
+@pytest.mark.parametrize("earlier", [0, 1])
+@pytest.mark.parametrize("status", ["cancelled", "retrying"])
+def test_a_run_whose_actor_was_not_called_is_no_attempt(
+    store: JobStore, status: str, earlier: int
+) -> None:
+    """A job that a middleware stops after its run began has the attempt and the start
+    of the run before, also if that died and its message came again, and if the next
+    run does not come to its actor either.
+    """
+    store.create(NewJob(job := new_id(), START._replace(attempt=0)))
+    if earlier:
+        Writer(store, job, "dead").begin(age=100.0)
+    before = load(store, job)
+    for token in ("a", "b"):
+        run = Writer(store, job, token)
+        run.begin()
+        assert load(store, job).attempt == 1
+        run.end(status, delay=0.0, was_called=False)
+        state = load(store, job)
+        assert (state.status, state.attempt) == (status, earlier)
+        assert state.started_at == before.started_at
+    assert (before.started_at is None) == (earlier == 0)
+
+
+def test_a_message_that_is_put_back_before_a_run_waits(client: redis.Redis) -> None:
+    """A message that is stopped before a run begins, and put back, is due anew, and its
+    record is kept until then.
+    """
+    store = JobStore(client, expire_in=100, active_expire_in=1000)
+    run = Writer(store, job := new_id())
+    run.begin()
+    run.end("retrying", delay=0.0)
+    end = End("retrying", JobError(None, "Not today"), 5000.0)
+    assert run.write(run.update(end=end, dropped=True)) is Reply.OK
+    state = load(store, job)
+    assert (state.status, state.error) == ("retrying", JobError(None, "Not today"))
+    assert state.due_at and state.updated_at
+    assert (state.due_at - state.updated_at).total_seconds() == 5000
+    assert state.finished_at is None
+    assert 5990 < ttl(client, store, job) <= 6000
+    end = End("retrying", None, 0.0)
+    run.write(Update(job, "second", 0, START, end=end, dropped=True))
+    assert load(store, job).error is None
+
+
+def test_a_dropped_message_is_not_due_any_more(store: JobStore) -> None:
+    """A delayed job that ends without a run says no more when it is due."""
+    store.create(NewJob(job := new_id(), START, delay=60))
+    end = End("error", JobError(None, "Not known"))
+    store.write([Update(job, "drop", 0, START, end=end, dropped=True)])
+    state = load(store, job)
+    assert (state.status, state.due_at) == ("error", None)
+
+
+def test_a_drop_whose_reply_was_lost_is_answered_alike(store: JobStore) -> None:
+    """A drop that is sent twice says both times that it was carried out, so that the
+    later steps of the pipeline end; another one has nothing to do.
+    """
+    store.create(NewJob(job := new_id(), START))
+    end = End("cancelled", JobError(None, "Too old"))
+    drop = Update(job, "drop", 0, START, end=end, dropped=True)
+    other = Update(job, "other", 0, START, end=end, dropped=True)
+    assert store.write([drop]) == store.write([drop]) == [Reply.OK]
+    assert store.write([other]) == [Reply.MISSING]
+
+
+@pytest.mark.parametrize("status", ["error", "retrying"])
+def test_a_dropped_message_of_a_dead_run_that_was_cancelled_is_cancelled(
+    client: redis.Redis, status: str
+) -> None:
+    """A job whose worker died after the cancel is cancelled, whatever stops its message
+    when that comes again. One that was put back is kept until it comes.
+    """
+    store = JobStore(client, stalled_after=0.01, expire_in=100, active_expire_in=1000)
+    run = Writer(store, job := new_id())
+    run.begin()
+    store.cancel(job, START)
+    wait_for(lambda: load(store, job).status == "stalled")
+    delay = 5000.0 if status == "retrying" else None
+    end = End(status, JobError(None, "Not today"), delay)
+    assert run.write(run.update(end=end, dropped=True)) is Reply.OK
+    state = load(store, job)
+    assert (state.status, state.error) == ("cancelled", CANCELLED)
+    assert state.finished_at is not None and state.due_at is None
+    expected = 6000 if delay else 100
+    assert expected - 10 < ttl(client, store, job) <= expected
+    assert Writer(store, job, "new").begin() is Reply.CANCELLED
 
 
 @pytest.mark.parametrize("before", ["queued", "retrying", "dead"])

@@ -1,15 +1,22 @@
--- A message was dropped before a run of it began.
--- ARGV: ttl, milliseconds after which a silent run is taken for dead, "1" if the message
--- was not sent, so that a job whose message the broker has is left alone, status, error.
+-- A message was stopped before a run of it began: it was dropped, or put back.
+-- ARGV: a token of this call, ttl of a job that is over, ttl of one that is not,
+-- milliseconds after which a silent run is taken for dead, "1" if the message was not
+-- sent, so that a job whose message the broker has is left alone, status, milliseconds
+-- until the message comes again ("" if it does not), the error of a cancelled job, the
+-- error, if any.
 -- Returns OK, or MISSING where there is nothing to be done.
 
-local old = redis.call("HMGET", key, "status", "seen", "run", "past")
-local status = old[1]
+local token, status, delay, reason = ARGV[1], ARGV[6], tonumber(ARGV[7]), ARGV[9]
+local old = redis.call("HMGET", key, "status", "seen", "run", "past", "drop")
 local now = time()
-if ARGV[3] == "1" and status ~= "waiting" and status ~= "sending" then
+if old[5] == token then
+  -- The reply was lost.
+  return OK
+end
+if ARGV[5] == "1" and old[1] ~= "waiting" and old[1] ~= "sending" then
   return MISSING
 end
-if not is_unfinished(status) or (is_running(status) and not is_silent(old[2], now, ARGV[2])) then
+if not is_unfinished(old[1]) or (is_running(old[1]) and not is_silent(old[2], now, ARGV[4])) then
   -- Over, or another delivery of the message is being worked on.
   return MISSING
 end
@@ -18,6 +25,21 @@ if old[3] then
   redis.call("HDEL", key, "run")
   redis.call("HSET", key, "past", earlier(old[3], old[4]))
 end
-redis.call("HSET", key, "status", ARGV[4], "error", ARGV[5], "updated", int(now), "finished", int(now))
-redis.call("PEXPIRE", key, ARGV[1])
+if old[1] == "cancelling" then
+  status, reason = "cancelled", ARGV[8]
+end
+redis.call("HSET", key, "status", status, "drop", token, "updated", int(now))
+if reason then
+  redis.call("HSET", key, "error", reason)
+else
+  redis.call("HDEL", key, "error")
+end
+if status == "retrying" then
+  redis.call("HSET", key, "due", int(now + delay))
+else
+  redis.call("HDEL", key, "due")
+  redis.call("HSET", key, "finished", int(now))
+end
+-- A message that was put back must find the record, be it of a cancelled job.
+redis.call("PEXPIRE", key, int(delay and ARGV[3] + delay or ARGV[2]))
 return OK

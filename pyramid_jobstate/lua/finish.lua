@@ -1,11 +1,12 @@
 -- A run has ended, with all that it had still to report.
 -- ARGV: token, seq, the seq that it builds on, ttl of a job that is over, ttl of one that
 -- is not, status, milliseconds until the message comes again ("" if it does not), the
--- error of a cancelled job, then the fields, if any.
+-- error of a cancelled job, "0" if the actor's function was not called, then the fields,
+-- if any.
 
 local token, status = ARGV[1], ARGV[6]
 local delay = tonumber(ARGV[7])
-local old = redis.call("HMGET", key, "status", "run", "past", "seq")
+local old = redis.call("HMGET", key, "status", "run", "past", "seq", "before")
 if not old[1] then
   return MISSING
 end
@@ -31,7 +32,12 @@ if old[1] == "cancelling" and status ~= "success" then
 end
 local now = time()
 redis.call("HSET", key, "status", status, "seq", ARGV[2], "updated", int(now))
-set(9)
+set(10)
+if ARGV[9] == "0" then
+  -- The attempt and the start are those of the run before, or 0 and none.
+  local attempt, started = string.match(old[5] or "0 ", "(%d+) (%d*)")
+  redis.call("HSET", key, "attempt", attempt, "started", started)
+end
 if status == "cancelled" and ARGV[6] ~= "cancelled" then
   redis.call("HSET", key, "error", ARGV[8])
 end

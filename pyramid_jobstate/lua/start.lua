@@ -5,7 +5,7 @@
 local token, late, told = ARGV[1], ARGV[3] == "1", ARGV[4] == "1"
 local now = time()
 local started = now - ARGV[2]
-local old = redis.call("HMGET", key, "status", "run", "started", "queued", "owner", "past", "asked")
+local old = redis.call("HMGET", key, "status", "run", "started", "queued", "owner", "past", "asked", "attempt")
 local status = old[1]
 if old[2] ~= token and knows(token, old[2], old[6]) then
   return FENCED
@@ -19,14 +19,7 @@ end
 if old[2] == token then
   return status == "cancelling" and CANCELLING or OK
 end
-if status == "cancelling" and not late then
-  -- It comes after one whose cancel was asked, and that died. It ends before its actor is
-  -- called: what the other has reported stays.
-  redis.call("HSET", key, "run", token, "seq", "0", "seen", int(now), "past", earlier(old[2], old[6]))
-  redis.call("PEXPIRE", key, ARGV[5])
-  return CANCELLING
-end
--- A run whose actor was called already hears of it all the same.
+-- A run that comes after one whose cancel was asked, and that died, hears of it.
 status = (told or status == "cancelling") and "cancelling" or "working"
 redis.call("DEL", key)
 redis.call(
@@ -40,6 +33,9 @@ if old[2] or old[6] then
 end
 if old[5] then
   redis.call("HSET", key, "owner", old[5])
+end
+if old[3] then
+  redis.call("HSET", key, "before", (old[8] or "0") .. " " .. old[3])
 end
 if status == "cancelling" then
   redis.call("HSET", key, "asked", old[7] or "")
