@@ -10,7 +10,7 @@ from pyramid.config import Configurator
 from pyramid.csrf import CookieCSRFStoragePolicy
 from pyramid.events import ContextFound
 from pyramid.exceptions import ConfigurationError
-from pyramid.httpexceptions import HTTPBadRequest, HTTPNotFound
+from pyramid.httpexceptions import HTTPBadRequest, HTTPForbidden, HTTPNotFound
 from pyramid.request import Request
 from pyramid.response import Response
 from pyramid.scripts.proutes import PRoutesCommand
@@ -225,6 +225,30 @@ def test_exception_views_of_the_application_stay_away(
 
     assert [a.status_code for a in answers] == [404, 403, 403, 404, 400]
     assert {a.content_type for a in answers} == {"application/json"}
+
+
+@pytest.mark.parametrize("error", [HTTPForbidden, HTTPNotFound])
+def test_what_the_application_raises_on_the_way_is_json(
+    redis_url: str, client: redis.Redis, error: type[Exception]
+) -> None:
+    """A subscriber of the application's that refuses a request for a job is answered
+    as our views are.
+    """
+
+    def refuse(event: Any) -> None:
+        raise error
+
+    config = make_config(redis_url)
+    config.add_subscriber(refuse, ContextFound)
+    config.add_notfound_view(lambda exc, request: Response("app"))
+    config.add_forbidden_view(lambda exc, request: Response("app"))
+    app = make_app(config)
+
+    response = get(app, f"/job_state/{put_job(client)}", "alice")
+
+    assert response.status_code in (403, 404)
+    assert response.headers["Content-Type"] == "application/json"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
 def test_traverser_that_finds_nothing_at_our_path_is_left_alone(
