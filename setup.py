@@ -27,6 +27,7 @@ tests_require = [
     "build",
     "coverage>=7.10.3",
     "docutils",
+    "greenlet",
     "hypothesis",
     "mypy",
     "pika",

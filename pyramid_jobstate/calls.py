@@ -48,8 +48,8 @@ class Calls:
     def confirm(self, uuid: str) -> Call:
         return self._call("confirm", uuid)
 
-    def forget(self, uuid: str) -> Call:
-        return self._call("forget", uuid)
+    def forget(self, job: NewJob) -> Call:
+        return self._call("forget", job.uuid, job.sender)
 
     def cancel(self, uuid: str, word: str) -> Call:
         ttl, silence = self._ended_ttl, self._silence
@@ -85,6 +85,7 @@ class Calls:
                 self._active_ttl,
                 self._silence,
                 int(end.error in (NOT_REACHED, NOT_SENT)),
+                update.sender,
                 end.status,
                 delay,
                 dumps(CANCELLED),
@@ -108,8 +109,8 @@ class Calls:
 
     def _new(self, job: NewJob) -> list[str | int]:
         status = "waiting" if job.waits else "sending"
-        fields = _flat(job.start.fields())
-        return [self._active_ttl, millis(job.delay), status, *fields]
+        delay, fields = millis(job.delay), _flat(job.start.fields())
+        return [self._active_ttl, delay, status, job.sender, *fields]
 
     def _call(self, script: str, uuid: str, *args: str | int) -> Call:
         return Call(self._scripts[script], self.key(uuid), args)

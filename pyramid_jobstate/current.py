@@ -104,8 +104,9 @@ class ThreadState(threading.local):
       announced: The ids of messages whose records were made, until they are sent.
       confirms: Whether the store still answers while those are sent.
       sending: The ids of messages whose records were made here, until they are sent.
+      resent: The ids of messages that are being sent while their jobs are under way.
       returning: The running jobs whose own messages are being put back, by their ids.
-      returned: The ids of the messages that were sent since one was acknowledged, and
+      returned: The ids of those that were sent so since a message was acknowledged, and
         when each is due, in seconds of the monotonic clock.
     """
 
@@ -116,6 +117,7 @@ class ThreadState(threading.local):
         self.announced: set[str] = set()
         # Those that the broker does not take are never removed.
         self.sending: collections.deque[str] = collections.deque(maxlen=MAX_NESTED)
+        self.resent: collections.deque[str] = collections.deque(maxlen=MAX_NESTED)
         self.returning: dict[str, CurrentJob] = {}
         self.returned: collections.deque[tuple[str, float]] = collections.deque(
             maxlen=MAX_NESTED
@@ -136,11 +138,13 @@ class ThreadState(threading.local):
         return job
 
     def leave(self, place: int) -> list[CurrentJob]:
-        """Leave the messages from a place on, and return them."""
-        left = self.jobs[place:]
+        """Leave the messages from a place on, and return them. Those whose function is
+        running, in another greenlet of the thread, stay.
+        """
+        left = [job for job in self.jobs[place:] if not job.is_running]
         if left:
             _current.set(left[0].outer)
-            del self.jobs[place:]
+            self.jobs[place:] = [job for job in self.jobs[place:] if job.is_running]
             self.returned.clear()
         for job in left:
             if self.returning.get(job.uuid) is job:

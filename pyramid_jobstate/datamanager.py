@@ -69,6 +69,7 @@ class JobDataManager:
         self._container = container
         self._outgoing = outgoing
         self._is_recorded = False
+        self._is_doubtful = False
         self._is_over = False
 
     def abort(self, transaction: Any) -> None:
@@ -78,8 +79,9 @@ class JobDataManager:
         pass
 
     def commit(self, transaction: Any) -> None:
-        self._is_recorded = True
+        self._is_recorded = self._is_doubtful = True
         self._container.ask(self._outgoing.record)
+        self._is_doubtful = False
 
     def tpc_vote(self, transaction: Any) -> None:
         pass
@@ -115,8 +117,9 @@ class JobDataManager:
         if not self._is_over:
             self._is_over = True
             log.error(
-                "Nobody has committed the transaction of request.tm, so that these "
-                "jobs are not sent: %r. Send within `with request.tm:`, or call "
+                "The request is over, and nobody has committed the transaction of "
+                "request.tm. Unless somebody does, these jobs are not sent: %r. Send "
+                "within `with request.tm:`, or call "
                 "request.job_states.send_immediately(...).",
                 self._outgoing.job_states,
             )
@@ -128,10 +131,13 @@ class JobDataManager:
         try:
             change(self._container.store)
         except RedisError:
-            log.warning(
-                "The store does not answer: %r will read stalled, and expire.",
-                self._outgoing.job_states,
-            )
+            # The outage that has vetoed the commit is logged, and nobody was promised
+            # anything.
+            if not self._is_doubtful:
+                log.warning(
+                    "The store does not answer: %r will read stalled, and expire.",
+                    self._outgoing.job_states,
+                )
 
 
 class JobSavepoint:

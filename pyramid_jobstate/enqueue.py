@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import secrets
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,8 @@ class Outgoing:
             delay = int(delay.total_seconds() * 1000)
         self._delay = delay
         self._owner = owner
+        # Another may send the same messages.
+        self._sender = secrets.token_hex(6)
         self._jobs: list[NewJob] = []
         self.messages: list[Message[Any]] = []
         self.job_states: list[JobState] = []
@@ -137,6 +140,7 @@ class Outgoing:
                     if job.waits
                     else End("error", NOT_SENT),
                     dropped=True,
+                    sender=job.sender,
                 )
                 for job in self._left()
             ]
@@ -237,7 +241,9 @@ class Outgoing:
         message = _encoded(message, owner)
         start = function.start(message.args, message.kwargs, owner)
         seconds = 0.0 if delay is None else delay / 1000
-        self._jobs.append(NewJob(message.message_id, start, seconds, waits))
+        self._jobs.append(
+            NewJob(message.message_id, start, seconds, waits, self._sender)
+        )
         self.messages.append(message)
         due_in = 0.0 if waits else seconds
         self.job_states.append(function.queued(message.message_id, start, due_in))

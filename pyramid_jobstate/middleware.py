@@ -158,9 +158,14 @@ class JobStateMiddleware(Middleware):
             return
         start = function.start_of(message)
         new = NewJob(uuid, start, (delay or 0) / 1000)
-        if self._outage.may_ask() and self._ask(broker, lambda s: s.create(new)):
+        created: list[bool] = []
+        if self._outage.may_ask() and self._ask(
+            broker, lambda s: created.extend(s.create(new))
+        ):
             # Also if there is a record: a RabbitmqBroker comes here once for each try.
             self._thread.sending.append(uuid)
+            if created == [False]:
+                self._thread.resent.append(uuid)
 
     @contextlib.contextmanager
     def announced(self, message_ids: set[str]) -> Iterator[None]:
@@ -181,8 +186,10 @@ class JobStateMiddleware(Middleware):
         uuid, thread = message.message_id, self._thread
         if thread.job is not None and thread.job.is_followed_by(uuid):
             thread.job.is_next_sent = True
-        # Perhaps by a middleware before this one, which has not seen that it came.
-        thread.returned.append((uuid, time.monotonic() + (delay or 0) / 1000))
+        if uuid in thread.resent:
+            # Perhaps by a middleware before this one, which has not seen that it came.
+            thread.resent.remove(uuid)
+            thread.returned.append((uuid, time.monotonic() + (delay or 0) / 1000))
         job = thread.returning.pop(uuid, None)
         if job is not None:
             job.put_back(delay or 0)

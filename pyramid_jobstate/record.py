@@ -99,12 +99,14 @@ class NewJob(NamedTuple):
       start: What is known of the job.
       delay: Seconds until it is due, or until its turn comes at the earliest.
       waits: Whether it is a later step of a pipeline, whose turn has not come.
+      sender: Names who sends it, if they may want to take back what they have written.
     """
 
     uuid: str
     start: Start
     delay: float = 0.0
     waits: bool = False
+    sender: str = ""
 
 
 class End(NamedTuple):
@@ -142,6 +144,7 @@ class Update:
       cancelled: Whether a run that begins anew has heard that its job was cancelled.
       end: Given when the run is over.
       dropped: Whether the message was stopped before a run began.
+      sender: Names whose record alone it is about, if it was not sent.
     """
 
     uuid: str
@@ -157,6 +160,7 @@ class Update:
     end: End | None = None
     dropped: bool = False
     base: int = 0
+    sender: str = ""
 
     @property
     def reports(self) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from dramatiq import Actor, Message
 from pyramid.interfaces import IRootFactory
-from pyramid.traversal import DefaultRootFactory
+from pyramid.traversal import DefaultRootFactory, resource_path_tuple
 from redis.exceptions import RedisError
 from zope.interface import Interface
 
@@ -122,18 +122,19 @@ class JobStates:
 
     def _is_traversed_to(self, uuid: str) -> bool:
         """Whether Pyramid is traversing the application's tree on the way to a view of
-        ours.
+        ours, and will meet nothing of the application's behind this container.
         """
         attributes = self.request.__dict__
-        return (
-            self.is_mounted
-            and "root" in attributes
-            and "context" not in attributes
-            and attributes.get("matched_route") is None
-            and self.request.path_info.endswith(
-                (f"/{uuid}", f"/{uuid}/", f"/{uuid}/cancel")
-            )
-        )
+        if (
+            type(self) is not JobStates
+            or not self.is_mounted
+            or "root" not in attributes
+            or "context" in attributes
+            or attributes.get("matched_route") is not None
+        ):
+            return False
+        path = f"{'/'.join(resource_path_tuple(self))}/{uuid}"
+        return self.request.path_info in (path, f"{path}/", f"{path}/cancel")
 
     def unread(self, uuid: str) -> JobState:
         """Return a job of which the store says nothing: see :class:`UnreadRecord`."""

@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
+from .errors import StoreUnavailable
 from .handle import NO_RUN, Handle
 from .record import FINISHED, JobError, Progress, Record
 from .run import Run
@@ -125,7 +126,11 @@ class JobState(Handle):
         return job_state
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.uuid} {self.status}>"
+        try:
+            status = self.status
+        except StoreUnavailable:
+            status = "unread"
+        return f"<{type(self).__name__} {self.uuid} {status}>"
 
     @property
     def status(self) -> str:

@@ -135,8 +135,10 @@ class JobStore:
         )
 
     def forget(self, *jobs: NewJob) -> None:
-        """Take back what :meth:`create` has written of jobs that were not sent."""
-        forgotten = self.run(self.calls.forget(job.uuid) for job in jobs)
+        """Take back what :meth:`create` has written for the same sender of jobs that
+        were not sent.
+        """
+        forgotten = self.run(self.calls.forget(job) for job in jobs)
         self.run(
             call
             for job, is_gone in zip(jobs, forgotten, strict=True)

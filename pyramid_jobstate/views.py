@@ -28,6 +28,7 @@ from .permits import permits
 from .resources import IMaxBatch, JobStates
 from .state import JobState
 from .trouble import note_trouble
+from .unavailable import UnreadRecord
 from .urls import CANCEL, JOB, LIST, OTHER, ROUTES
 
 if TYPE_CHECKING:
@@ -148,11 +149,15 @@ def visible_state(
 
 
 def require(request: Request, context: JobState | JobStates, permission: str) -> None:
-    """Raise HTTPForbidden unless the request has a permission.
+    """Raise HTTPForbidden unless the request has a permission, and StoreUnavailable
+    where nobody knows the job.
 
     Our views call it, rather than name a permission of their own: Pyramid asks for none
     where no policy was set by the time of the registration.
     """
+    if isinstance(context, JobState) and isinstance(context._record, UnreadRecord):
+        # A policy that looks no further than the class would refuse it for good.
+        raise StoreUnavailable(context.__parent__)
     result = permits(request, context, permission)
     if not result:
         log.debug("%s was refused on %r: %s", permission, context, result)

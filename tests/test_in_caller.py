@@ -12,6 +12,7 @@ from typing import Any
 
 import dramatiq
 import dramatiq.broker
+import greenlet
 import pytest
 from dramatiq import group, pipeline
 from dramatiq.asyncio import get_event_loop_thread
@@ -117,7 +118,11 @@ def test_a_job_that_returns_is_a_success_at_once(make: Make, fail_fast: bool) ->
 def message_of(job_state: JobState | None) -> Any:
     """Return what load() takes for a message."""
     assert job_state is not None
-    return dramatiq.Message("", "", (), {}, {}, message_id=job_state.uuid)
+    return message_of_uuid(job_state.uuid)
+
+
+def message_of_uuid(uuid: str) -> Any:
+    return dramatiq.Message("", "", (), {}, {}, message_id=uuid)
 
 
 @pytest.mark.parametrize("is_handling", [False, True])
@@ -1129,6 +1134,39 @@ class Unsettling(Middleware):
         if self.is_on:
             self.is_on = False
             raise SkipMessage
+
+
+def test_jobs_of_two_greenlets_are_not_each_other_s(make: Make) -> None:
+    """A job that runs in another greenlet of the thread is none of the business of the
+    one that ends: it goes on reporting, and its own end is written.
+    """
+    broker = make()
+    main = greenlet.getcurrent()
+    uuids: list[str] = []
+
+    @dramatiq.actor(broker=broker)
+    def run_marathon(fails: bool, *, job_state: JobState) -> None:
+        uuids.append(job_state.uuid)
+        main.switch()
+        job_state.set_progress_metric("miles", 26)
+        if fails:
+            raise ValueError("a blister")
+
+    first, second = (
+        greenlet.greenlet(lambda fails=fails: run_marathon.send(fails))
+        for fails in (False, True)
+    )
+    first.switch()
+    second.switch()
+    first.switch()
+    states = [load(broker, message_of_uuid(uuid)) for uuid in uuids]
+    assert [state.status for state in states] == ["success", "working"]
+    with pytest.raises(ValueError, match="a blister"):
+        second.switch()
+
+    states = [load(broker, message_of_uuid(uuid)) for uuid in uuids]
+    assert [state.status for state in states] == ["success", "error"]
+    assert [state.progress_metrics for state in states] == [{"miles": 26}] * 2
 
 
 def test_a_worker_s_thread_has_no_outer_job(redis_url: str) -> None:

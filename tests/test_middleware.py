@@ -988,6 +988,48 @@ def test_a_message_that_a_limiter_puts_back_waits(redis_url: str, order: str) ->
             wait_until(broker, message, "success")
 
 
+class SendsNext(Middleware):
+    """Sends a message when another has been acknowledged, in the worker's thread."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+        self.next: Any = None
+
+    def after_ack(self, broker: Any, message: Any) -> None:
+        if self.next is not None:
+            following, self.next = self.next, None
+            self.sent.append(broker.enqueue(following))
+
+
+@pytest.mark.parametrize("stop", [SkipMessage, MiddlewareError])
+def test_a_message_that_its_own_thread_has_sent_is_not_put_back(
+    redis_url: str, stop: type[Exception]
+) -> None:
+    """A message that is stopped by the very thread that sent it ends, and does not wait
+    to come again.
+    """
+
+    class Stops(Middleware):
+        def before_process_message(self, broker: Any, message: Any) -> None:
+            if message.args == ("stop",):
+                raise stop("not here")
+
+    broker = make_broker(redis_url)
+    broker.add_middleware(sends := SendsNext(), before=JobStateMiddleware)
+    broker.add_middleware(Stops(), before=JobStateMiddleware)
+
+    @dramatiq.actor(broker=broker, job_state=True, max_retries=0)
+    def run_marathon(*args: Any) -> None: ...
+
+    sends.next = run_marathon.message("stop")
+    with working(broker, threads=1):
+        run_marathon.send()
+        wait_for(lambda: sends.sent)
+        status = "cancelled" if stop is SkipMessage else "error"
+        state = wait_until(broker, sends.sent[0], status)
+    assert (state.attempt, state.due_at) == (0, None)
+
+
 class Stubborn(dramatiq.Actor[Any, Any]):
     """Tries again when its function raises, and then gives up quietly."""
 

@@ -702,6 +702,71 @@ def test_job_that_the_broker_does_not_take_back_keeps_its_record(
     assert (job_state.status, job_state.error) == ("error", NOT_SENT)
 
 
+def resend(config: Configurator, what: Any, broker: Broker | None = None) -> None:
+    """Send something that somebody else has sent, and have it vetoed or, with a broker
+    that is away, refused.
+    """
+    request = make_request(config, "bob")
+    transaction = request.tm.begin()
+    request.job_states.send_message(what, broker=broker)
+    if broker is not None:
+        transaction.commit()
+        return
+    transaction.join(Manager("~~~", "commit", fail))
+    with pytest.raises(ZeroDivisionError):
+        transaction.commit()
+    transaction.abort()
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+@pytest.mark.parametrize("was", ["queued", "unconfirmed", "pipeline"])
+def test_record_of_another_sender_is_left_alone(
+    config: Configurator,
+    redis_url: str,
+    broker: Broker,
+    client: redis.Redis,
+    was: str,
+    is_refused: bool,
+) -> None:
+    """A second send of what is on its way takes back nothing if it comes to nothing."""
+    make_app(config)
+    run_marathon = broker.get_actor("run_marathon")
+    messages = [run_marathon.message(i) for i in range(3 if was == "pipeline" else 1)]
+    what = pipeline(messages) if was == "pipeline" else messages[0]
+    with committing(config) as job_states:
+        job_states.send_message(what)
+    if was == "unconfirmed":
+        client.hset(f"jobstate:{messages[0].message_id}", "status", "sending")
+    records = [client.hgetall(f"jobstate:{m.message_id}") for m in messages]
+
+    resend(config, what, broker_that_is_away(redis_url) if is_refused else None)
+
+    assert [client.hgetall(f"jobstate:{m.message_id}") for m in messages] == records
+    assert [load(config, m.message_id).status for m in messages] == (
+        ["queued"] * len(messages)
+    )
+
+
+def test_veto_between_the_two_steps_of_another_send(
+    config: Configurator, broker: Broker, client: redis.Redis
+) -> None:
+    """Of two that send one message at once, the one that is vetoed does not take back
+    the other's record.
+    """
+    make_app(config)
+    message = broker.get_actor("run_marathon").message(26)
+    put_failed(client, message)
+
+    with committing(config) as job_states:
+        job_states.send_message(message)
+        job_states.request.tm.get().join(
+            Manager("~~~~", "commit", lambda: resend(config, message))
+        )
+
+    assert load(config, message.message_id).status == "queued"
+    assert len(queued(client)) == 1
+
+
 def test_one_message_that_is_refused_does_not_stop_the_next(
     config: Configurator, redis_url: str, broker: Broker, client: redis.Redis
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 import redis
 import transaction
 from pyramid.config import Configurator
+from pyramid.events import ContextFound
 from pyramid.request import Request
 from pyramid.response import Response
 from webtest import TestApp
@@ -19,6 +20,7 @@ from tests.jobs import RunMarathon, messages
 from tests.webapp import (
     ADMIN,
     NOWHERE,
+    Policy,
     Root,
     ask,
     get,
@@ -397,6 +399,100 @@ def test_container_of_the_tree_raises_unless_it_is_traversed(when: str) -> None:
 
     assert get(TestApp(config.make_wsgi_app()), f"/look/{UUID}").status_code == 200
     assert when in raised
+
+
+class ByKind(Policy):
+    """Decides by what kind of job it is, and asks a job nothing else."""
+
+    def permits(self, request: Request, context: Any, permission: str) -> Any:
+        return isinstance(context, RunMarathon) or context.kind == "RunMarathon"
+
+
+class OnlyMarathons(JobStates):
+    """A container that hides every other kind of job."""
+
+    def __getitem__(self, uuid: str) -> JobState:
+        job_state = super().__getitem__(uuid)
+        if not isinstance(job_state, RunMarathon):
+            raise KeyError(uuid)
+        return job_state
+
+
+class Wrapped(Root):
+    """A resource of the application's own around a job."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
+        self["jobs"] = JobStates(request, parent=self, name="jobs")
+        self["marathons"] = OnlyMarathons(request, parent=self, name="marathons")
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self:
+            return super().__getitem__(name)
+        page = Root(self.request)
+        page["job"] = self["jobs"][name]
+        return page
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", f"/job_state/{UUID}"),
+        ("POST", f"/job_state/{UUID}/cancel"),
+        ("GET", f"/jobs/{UUID}"),
+        ("POST", f"/jobs/{UUID}/cancel"),
+        ("GET", f"/marathons/{UUID}"),
+        ("GET", f"/{UUID}/cancel"),
+    ],
+)
+def test_outage_is_never_a_refusal(method: str, path: str) -> None:
+    """Code that tells jobs by their kind or class is asked of none that is not read:
+    a page that reads 403 or 404 asks no more.
+    """
+    config = make_config(NOWHERE, root_factory=Wrapped, security_policy=ByKind())
+    config.add_view(lambda c, r: Response("page"), name="cancel", context=Root)
+    config.include("pyramid_jobstate")
+    app = TestApp(config.make_wsgi_app())
+
+    response = ask(app, method, path, "alice", X_Requested_With="x")
+
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "5"
+
+
+def test_job_that_is_not_read_can_be_printed() -> None:
+    """What logs a context raises nothing for it."""
+    seen = []
+    config = make_config(NOWHERE)
+    config.add_subscriber(lambda e: seen.append(repr(e.request.context)), ContextFound)
+    config.include("pyramid_jobstate")
+
+    get(TestApp(config.make_wsgi_app()), f"/job_state/{UUID}", "alice")
+
+    assert seen == [f"<JobState {UUID} unread>"]
+
+
+def test_commits_that_the_store_vetoes_are_not_logged_each(
+    stopped: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The outage has one line, and nothing is said of jobs that nobody has written."""
+    run_marathon = make_broker(stopped.url).get_actor("run_marathon")
+    settings = {"tm.manager_hook": "pyramid_tm.explicit_manager"}
+    config = make_config(stopped.url, settings=settings)
+    config.include("pyramid_tm")
+    config.include("pyramid_jobstate")
+    config.add_view(
+        lambda c, r: Response(repr(r.job_states.send(run_marathon, 26))), name="send"
+    )
+    app = TestApp(config.make_wsgi_app())
+    stopped.stop()
+    caplog.clear()
+
+    for _ in range(3):
+        assert ask(app, "POST", "/send", "alice").status_code == 503
+
+    (line,) = messages(caplog, "pyramid_jobstate")
+    assert line.startswith("The job state store does not answer.")
 
 
 def test_question_that_asks_nothing_ends_no_outage(

@@ -29,16 +29,24 @@ local function lengthen(ttl)
   redis.call("PEXPIRE", key, int(math.max(ttl, redis.call("PTTL", key))))
 end
 
--- Write a job that is not yet queued. ARGV: ttl, delay, status, then the fields.
+-- Write a job that is not yet queued. ARGV: ttl, delay, status, sender, then the fields.
 local function create()
   local now, delay = time(), tonumber(ARGV[2])
   redis.call("HSET", key, "status", ARGV[3], "queued", int(now), "updated", int(now))
-  set(4)
+  if ARGV[4] ~= "" then
+    redis.call("HSET", key, "sender", ARGV[4])
+  end
+  set(5)
   -- Nobody knows when the turn of a step comes that waits for it.
   if delay > 0 and ARGV[3] ~= "waiting" then
     redis.call("HSET", key, "due", int(now + delay))
   end
   redis.call("PEXPIRE", key, int(ARGV[1] + delay))
+end
+
+-- Whether the record was made for a sender, "" for those that say nothing of themselves.
+local function is_of(sender)
+  return (redis.call("HGET", key, "sender") or "") == sender
 end
 
 local function is_running(status)

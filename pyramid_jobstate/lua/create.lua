@@ -1,5 +1,5 @@
 -- A message is about to be sent: its job is queued. A record that exists is left alone.
--- ARGV: ttl, delay, status, then the fields. The status is "sending", which becomes
+-- ARGV: ttl, delay, status, sender, then the fields. The status is "sending", which becomes
 -- "queued" when the broker has taken the message, or "waiting" for a later step of a
 -- pipeline, which becomes "sending" when its turn has come.
 -- Returns 1 if it is to be listed: it was created, by this call or by the same one before,

@@ -1,12 +1,12 @@
 -- A message was stopped before a run of it began: it was dropped, or put back.
 -- ARGV: a token of this call, ttl of a job that is over, ttl of one that is not,
 -- milliseconds after which a silent run is taken for dead, "1" if the message was not
--- sent, so that a job whose message the broker has is left alone, status, milliseconds
--- until the message comes again ("" if it does not), the error of a cancelled job, the
--- error, if any.
+-- sent, so that a job whose message the broker has is left alone, the sender whose record
+-- alone it is about, if any, status, milliseconds until the message comes again ("" if it
+-- does not), the error of a cancelled job, the error, if any.
 -- Returns OK, or MISSING where there is nothing to be done.
 
-local token, status, delay, reason = ARGV[1], ARGV[6], tonumber(ARGV[7]), ARGV[9]
+local token, status, delay, reason = ARGV[1], ARGV[7], tonumber(ARGV[8]), ARGV[10]
 local old = redis.call("HMGET", key, "status", "seen", "run", "past", "drop")
 local now = time()
 if old[5] == token then
@@ -14,6 +14,9 @@ if old[5] == token then
   return OK
 end
 if ARGV[5] == "1" and old[1] ~= "waiting" and old[1] ~= "sending" then
+  return MISSING
+end
+if ARGV[6] ~= "" and not is_of(ARGV[6]) then
   return MISSING
 end
 if not is_unfinished(old[1]) or (is_running(old[1]) and not is_silent(old[2], now, ARGV[4])) then
@@ -26,7 +29,7 @@ if old[3] then
   redis.call("HSET", key, "past", earlier(old[3], old[4]))
 end
 if old[1] == "cancelling" then
-  status, reason = "cancelled", ARGV[8]
+  status, reason = "cancelled", ARGV[9]
 end
 redis.call("HSET", key, "status", status, "drop", token, "updated", int(now))
 if reason then

@@ -1,5 +1,5 @@
 -- The message of a job that has ended is put back in the queue.
--- ARGV: ttl, delay, status, then the fields, the last of them the token that create.lua told.
+-- ARGV: ttl, delay, status, sender, then the fields, the last of them the token that create.lua told.
 -- Returns 1 if the job is queued anew, by this call or by the same one before, whose reply
 -- was lost; 0 if something else has happened to it since.
 
