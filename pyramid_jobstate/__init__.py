@@ -52,7 +52,7 @@ def includeme(config: Configurator) -> None:
       unless set.
     * ``jobstate.permits``: the dotted name of a function that decides in place of the
       security policy what a request may do with a job.
-    * ``jobstate.max_batch``: how many jobs one request may ask for, ``100``.
+    * ``jobstate.max_uuids``: how many jobs one request may ask for, ``100``.
 
     Raises:
       pyramid.exceptions.ConfigurationError: A setting is unknown or wrong, or there is

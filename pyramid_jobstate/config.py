@@ -22,7 +22,7 @@ from .checks import (
 )
 from .enqueue import middleware_of
 from .permits import IOwner, IPermits, authenticated_userid, policy_permits
-from .resources import JOB_STATES, IJobStore, IMaxBatch, IOutbox
+from .resources import JOB_STATES, IJobStore, IMaxUuids, IOutbox
 from .store import JobStore
 from .unavailable import IWebOutage, WebOutage
 from .urls import LIST, add_routes, path_of
@@ -47,7 +47,7 @@ NAMES = frozenset(
         "stalled_after",
         "owner",
         "permits",
-        "max_batch",
+        "max_uuids",
     }
 )
 DURATIONS = ("expire_in", "active_expire_in", "stalled_after")
@@ -82,11 +82,11 @@ def include(config: Configurator) -> None:
             )
         owner = settings.function("owner", authenticated_userid)
         permits = settings.function("permits", policy_permits)
-        max_batch = settings.max_batch()
+        max_uuids = settings.max_uuids()
         config.registry.registerUtility(owner, IOwner)
         config.registry.registerUtility(permits, IPermits)
         config.registry.registerUtility(WebOutage(), IWebOutage)
-        config.registry.registerUtility(max_batch, IMaxBatch)
+        config.registry.registerUtility(max_uuids, IMaxUuids)
         store = config.registry.queryUtility(IJobStore)
         if store is None:
             store = settings.store()
@@ -95,7 +95,7 @@ def include(config: Configurator) -> None:
             # Else the tests of an application keep what would be written.
             check_store(store)
         check_routes(config)
-        intr.update(store=store, owner=owner, permits=permits, max_batch=max_batch)
+        intr.update(store=store, owner=owner, permits=permits, max_uuids=max_uuids)
         log.info(
             "Job states are kept in %r, shown below %s, and belong to %s(request).",
             store,
@@ -152,10 +152,10 @@ class Settings:
                     + ", ".join(PREFIX + known for known in sorted(NAMES))
                 )
 
-    def max_batch(self) -> int:
-        value = self._settings.get("max_batch", 100)
+    def max_uuids(self) -> int:
+        value = self._settings.get("max_uuids", 100)
         if not re.fullmatch(r"[1-9]\d{0,8}", str(value)):
-            raise _wrong("max_batch", value, "is no positive number")
+            raise _wrong("max_uuids", value, "is not a positive number")
         return int(value)
 
     def function(self, setting: str, default: Callable[..., Any]) -> Callable[..., Any]:

@@ -46,7 +46,7 @@ class IOutbox(Interface):  # type: ignore[misc]
     """Marks what keeps the messages that an application's tests send, a utility."""
 
 
-class IMaxBatch(Interface):  # type: ignore[misc]
+class IMaxUuids(Interface):  # type: ignore[misc]
     """Marks how many jobs one request may ask for, a utility."""
 
 

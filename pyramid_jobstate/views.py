@@ -25,7 +25,7 @@ from zope.interface import classImplements
 
 from .errors import StoreUnavailable
 from .permits import permits
-from .resources import IMaxBatch, JobStates
+from .resources import IMaxUuids, JobStates
 from .state import JobState
 from .trouble import note_trouble
 from .unavailable import UnreadRecord
@@ -182,7 +182,7 @@ def parse_owner(text: str, example: object) -> str | float:
 
 def show_batch(context: JobStates, request: Request, uuids: list[str]) -> Response:
     """The states of several jobs: null hides unknown and forbidden ones alike."""
-    most = request.registry.getUtility(IMaxBatch)
+    most = request.registry.getUtility(IMaxUuids)
     uuids = list(dict.fromkeys(uuids))
     if len(uuids) > most:
         return bad_request(f"uuid is given {len(uuids)} times, more than {most}.")

@@ -479,7 +479,7 @@ def introspected(config: Configurator) -> dict[str, Any]:
 
 def test_settings_can_be_introspected() -> None:
     """The configuration shows what the settings, or their absence, have come to."""
-    settings = {"jobstate.path": "jobs", "jobstate.max_batch": "7"}
+    settings = {"jobstate.path": "jobs", "jobstate.max_uuids": "7"}
     config = make_config(NOWHERE, settings=settings)
     store = start(config)
 
@@ -487,7 +487,7 @@ def test_settings_can_be_introspected() -> None:
 
     assert shown["path"] == "jobs"
     assert shown["store"] is store
-    assert shown["max_batch"] == 7
+    assert shown["max_uuids"] == 7
     assert shown["owner"].__name__ == "authenticated_userid"
     assert shown["permits"].__name__ == "policy_permits"
 

@@ -834,8 +834,8 @@ def test_batch_of_the_forbidden_looks_like_one_of_the_unknown(
 
 
 def test_batch_is_limited(redis_url: str) -> None:
-    """More different jobs than max_batch are a 400 that names the parameter."""
-    app = make_app(make_config(redis_url, settings={"jobstate.max_batch": "3"}))
+    """More different jobs than max_uuids are a 400 that names the parameter."""
+    app = make_app(make_config(redis_url, settings={"jobstate.max_uuids": "3"}))
 
     def batch(*uuids: object) -> Any:
         return get(app, "/job_state?" + "&".join(f"uuid={u}" for u in uuids), "alice")
@@ -858,11 +858,11 @@ def test_batch_may_have_a_hundred(app: TestApp, store: JobStore) -> None:
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", "", "1.5", None, "9" * 10, True])
-def test_bad_max_batch_stops_the_start(redis_url: str, value: object) -> None:
-    """A max_batch that is no positive number is named at the start."""
-    config = make_config(redis_url, settings={"jobstate.max_batch": value})
+def test_bad_max_uuids_stops_the_start(redis_url: str, value: object) -> None:
+    """A max_uuids that is no positive number is named at the start."""
+    config = make_config(redis_url, settings={"jobstate.max_uuids": value})
 
-    with pytest.raises(Exception, match=r"jobstate\.max_batch"):
+    with pytest.raises(Exception, match=r"jobstate\.max_uuids"):
         make_app(config)
 
 
