@@ -167,14 +167,14 @@ class Settings:
             # It may hold a password.
             raise _wrong(setting, "…://…", "is a URL, not a function")
         try:
-            function = DottedNameResolver(None).maybe_resolve(name)
+            function: Callable[..., Any] = DottedNameResolver(None).maybe_resolve(name)
         except (ImportError, ValueError) as e:
             raise _wrong(setting, name, f"cannot be imported: {e}") from e
         if not callable(function):
             raise _wrong(setting, name, "is not a function")
         if inspect.iscoroutinefunction(function):
             raise _wrong(setting, name, "is async: it must return its answer")
-        return function  # type: ignore[no-any-return]
+        return function
 
     def store(self) -> JobStore:
         """Return the store of the redis_url, or of the middleware on Dramatiq's global

@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 _PENDING = "_jobstate_pending"
 
 NO_MANAGER = (
-    "There is no request.tm to send with. Include pyramid_tm in the application, or "
-    "call request.job_states.send_immediately(...)."
+    "The request has no request.tm. Include pyramid_tm in the application, or call "
+    "request.job_states.send_immediately(...)."
 )
 
 NO_TRANSACTION = (
@@ -175,7 +175,7 @@ def join(container: JobStates, outgoing: Outgoing) -> None:
     one, and nothing tells who did.
 
     Raises:
-      RuntimeError: There is no transaction, or it takes nothing more.
+      RuntimeError: No transaction has begun, or it can no longer be joined.
     """
     request = container.request
     manager = getattr(request, "tm", None)
@@ -254,5 +254,5 @@ class Synch:
 
     transaction: Any = None
 
-    def newTransaction(self, transaction: Any) -> None:  # noqa: N802
+    def newTransaction(self, transaction: Any) -> None:  # noqa: N802, the interface's name
         self.transaction = transaction

@@ -46,10 +46,10 @@ class Outgoing:
       job_states: The states of their jobs.
 
     Raises:
-      TypeError: `what` is none of these, or is for an actor that is not tracked, or
-        that the broker does not know, the owner is neither a string nor a number, an
-        argument cannot be encoded, a group has parts of another broker, or a group with
-        completion callbacks cannot have them.
+      TypeError: `what` is not a message, pipeline or group, its actor is not tracked or
+        unknown to the broker, the owner is neither a string nor a number, an argument
+        cannot be encoded, a group has parts of another broker, or its completion
+        callbacks cannot be kept.
       ValueError: A message's id is no uuid, so that it cannot be tracked, or a pipeline
         is empty.
     """
@@ -201,7 +201,7 @@ class Outgoing:
 
     def _group(self, what: group) -> group:
         self._check_broker(what)
-        copy = group((), broker=self._broker)  # type: ignore[no-untyped-call]
+        copy = group((), broker=self._broker)  # type: ignore[no-untyped-call]  # Dramatiq's
         for child in what.children:
             prepare = self._message if isinstance(child, Message) else self._prepare
             copy.children.append(prepare(child))

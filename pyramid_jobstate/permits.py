@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 _KNOWN = "_jobstate_owner"
 
 
-class IOwner(Interface):  # type: ignore[misc]
+class IOwner(Interface):  # type: ignore[misc]  # zope.interface is untyped
     """Marks the function that returns the owner of a request's jobs, a utility."""
 
 
-class IPermits(Interface):  # type: ignore[misc]
+class IPermits(Interface):  # type: ignore[misc]  # zope.interface is untyped
     """Marks the function that decides what a request may do, a utility."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from dramatiq import Actor, Message
 from pyramid.interfaces import IRootFactory
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from dramatiq import Broker
     from pyramid.request import Request
 
+    from .record import Record
+
 T = TypeVar("T")
 
 
@@ -38,15 +40,15 @@ class Default(enum.Enum):
 DEFAULT = Default.OWNER
 
 
-class IJobStore(Interface):  # type: ignore[misc]
+class IJobStore(Interface):  # type: ignore[misc]  # zope.interface is untyped
     """Marks the application's JobStore, a utility."""
 
 
-class IOutbox(Interface):  # type: ignore[misc]
+class IOutbox(Interface):  # type: ignore[misc]  # zope.interface is untyped
     """Marks what keeps the messages that an application's tests send, a utility."""
 
 
-class IMaxUuids(Interface):  # type: ignore[misc]
+class IMaxUuids(Interface):  # type: ignore[misc]  # zope.interface is untyped
     """Marks how many jobs one request may ask for, a utility."""
 
 
@@ -138,7 +140,8 @@ class JobStates:
 
     def unread(self, uuid: str) -> JobState:
         """Return a job of which the store says nothing: see :class:`UnreadRecord`."""
-        job_state = JobState(UnreadRecord(uuid, self))  # type: ignore[arg-type]
+        # It raises where a Record would answer.
+        job_state = JobState(cast("Record", UnreadRecord(uuid, self)))
         job_state._store = self.store
         job_state.__parent__ = job_state._container = self
         return job_state
@@ -160,7 +163,7 @@ class JobStates:
           StoreUnavailable: The store does not answer.
         """
         known = [uuid for uuid in uuids if is_uuid(uuid)]
-        # Without a question there is no answer, which would end an outage.
+        # To ask for nothing would look like an answer, and so end an outage.
         jobs = self.ask(lambda store: store.load_many(known)) if known else []
         found = dict(zip(known, jobs, strict=True))
         return [self._adopt(found.get(uuid)) for uuid in uuids]
@@ -348,10 +351,10 @@ class JobStates:
 
 def _job_states(request: Request) -> JobStates:
     # A property rather than `reify`, so that check_request_method() recognises it.
-    known: dict[str, Any] = request.__dict__
-    if "job_states" not in known:
-        known["job_states"] = JobStates(request)
-    return known["job_states"]  # type: ignore[no-any-return]
+    job_states: JobStates | None = request.__dict__.get("job_states")
+    if job_states is None:
+        job_states = request.__dict__["job_states"] = JobStates(request)
+    return job_states
 
 
 def _set_job_states(request: Request, value: Any) -> None:

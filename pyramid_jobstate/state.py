@@ -383,10 +383,11 @@ def _translated(text: str, request: Request) -> str:
     if not hasattr(text, "interpolate"):
         return text
     try:
-        return request.localizer.translate(text)  # type: ignore[no-any-return]
+        translated: str = request.localizer.translate(text)
     except ValueError:
         # The request names a language that no folder can be called, such as "\0".
-        return text.interpolate()  # type: ignore[no-any-return]
+        translated = text.interpolate()
+    return translated
 
 
 def _plain(value: object) -> Any:

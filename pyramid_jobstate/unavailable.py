@@ -27,7 +27,7 @@ LOG_PAUSE = 60.0
 MAX_OUTAGES = 5
 
 
-class IWebOutage(Interface):  # type: ignore[misc]
+class IWebOutage(Interface):  # type: ignore[misc]  # zope.interface is untyped
     """Marks the WebOutage of an application, a utility."""
 
 

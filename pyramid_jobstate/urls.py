@@ -94,7 +94,8 @@ class JobStatesTraverser(ResourceTreeTraverser):  # type: ignore[misc]
         route = getattr(request, "matched_route", None)
         if route is None or route.name not in ROUTES:
             # The application's own way to a container of its own.
-            return super().__call__(request)  # type: ignore[no-any-return]
+            found: dict[str, Any] = super().__call__(request)
+            return found
         container = context = self.root
         enter_root(container, request)
         view_name = "cancel" if route.name == CANCEL else ""

@@ -99,7 +99,7 @@ def show_many(context: JobStates, request: Request) -> Response:
         return show_batch(context, request, query.getall("uuid"))
     limit = query.get("limit", "50")
     if not re.fullmatch(r"[0-9]{1,9}", limit):
-        return bad_request(f"limit is no number: {limit!r}.")
+        return bad_request(f"limit must be a number, not {limit!r}.")
     if query.get("all", "1") != "1":
         return bad_request(f"all can only be 1, not {query['all']!r}.")
     owner = None
@@ -161,7 +161,7 @@ def require(request: Request, context: JobState | JobStates, permission: str) ->
     result = permits(request, context, permission)
     if not result:
         log.debug("%s was refused on %r: %s", permission, context, result)
-        raise HTTPForbidden(result=result)
+        raise HTTPForbidden
 
 
 def is_owner(owner: object) -> bool:
@@ -234,9 +234,9 @@ def nothing(context: JobStates, request: Request) -> Response:
 
 
 def answering(view: View) -> View:
-    """Return a view that answers by itself what it refuses. As exceptions that would go
-    through all tweens, where some applications log them, and through their own views
-    for exceptions.
+    """Return a view that answers what it refuses, rather than raise it: an exception
+    passes all tweens, some of which log it, and may find an exception view of the
+    application's.
     """
 
     @functools.wraps(view)
@@ -244,7 +244,7 @@ def answering(view: View) -> View:
         try:
             if request.environ.get("QUERY_STRING"):
                 # The application's own code may read it: a locale negotiator does.
-                request.GET  # noqa: B018
+                request.GET  # noqa: B018, it is decoded when it is first read
         except UnicodeDecodeError:
             return bad_request("A parameter is not UTF-8.")
         try:

@@ -225,7 +225,7 @@ def declare(broker: dramatiq.Broker, notes: Notes) -> types.SimpleNamespace:
         def perform(self, miles: int, *, pace: int = 5, job_state: JobState) -> None:
             job_state.set_progress_metric("minutes", miles * pace)
 
-    marathon = Marathon.__actor__  # type: ignore[attr-defined]
+    marathon = Marathon.__actor__
     actors = [a for a in locals().values() if isinstance(a, dramatiq.Actor)]
     return types.SimpleNamespace(**{actor.actor_name: actor for actor in actors})
 

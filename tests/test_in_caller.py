@@ -170,7 +170,7 @@ def note_ends(broker: dramatiq.Broker) -> list[str]:
         ends.extend(u.end.status for u in updates if u.end is not None)
         return write(updates)
 
-    store.write = note  # type: ignore[method-assign]
+    store.write = note
     return ends
 
 
@@ -335,7 +335,7 @@ def test_callbacks_run_within_the_job_that_calls_them(make: Make) -> None:
             raise ValueError("a cramp")
 
     options = {"on_success": call_back, "on_failure": call_back}
-    options = {name: actor.actor_name for name, actor in options.items()}  # type: ignore[attr-defined]
+    options = {name: actor.actor_name for name, actor in options.items()}
     fine = run_marathon.send_with_options(args=(False,), **options)
     failed = run_marathon.send_with_options(args=(True,), **options)
     assert [load(broker, m).status for m in (fine, failed)] == ["success", "error"]
@@ -828,8 +828,8 @@ def test_a_job_whose_end_nobody_told_ends_with_the_next_message(make: Make) -> N
 def test_an_end_that_cannot_be_written_leaves_the_next_message_alone(
     redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A job whose end nobody told, and whose next step is no message, does not keep the
-    next job from being one.
+    """A job whose end was never reported, and whose next step is not a message, does
+    not disturb the job that follows.
     """
     ours = JobStateMiddleware(url=redis_url, interval=0.01)
     broker = InCallerBroker((ours, Quitting()))

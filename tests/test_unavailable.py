@@ -472,6 +472,17 @@ def test_job_that_is_not_read_can_be_printed() -> None:
     assert seen == [f"<JobState {UUID} unread>"]
 
 
+@pytest.mark.parametrize("ask_it", [JobState.cancel, JobState.__acl__])
+def test_job_that_is_not_read_says_that_the_store_is_away(ask_it: Any) -> None:
+    """Whatever else the application asks it is a 503."""
+    config = make_config(NOWHERE)
+    config.add_subscriber(lambda event: ask_it(event.request.context), ContextFound)
+    config.include("pyramid_jobstate")
+    app = TestApp(config.make_wsgi_app())
+
+    assert get(app, f"/job_state/{UUID}", "alice").status_code == 503
+
+
 def test_commits_that_the_store_vetoes_are_not_logged_each(
     stopped: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:

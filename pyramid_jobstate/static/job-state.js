@@ -525,7 +525,7 @@ function checkOptions(options) {
   check(maySend(csrfHeader, csrfToken || ""), "csrfHeader or csrfToken cannot be sent");
   const name = url == null ? "baseUrl" : "url";
   const address = resolve(url == null ? `${baseUrl.replace(/\/+$/, "")}/${jobUuid}` : url);
-  check(address && /^https?:/.test(address.protocol), `${name} is no http(s) URL`);
+  check(address && /^https?:/.test(address.protocol), `${name} must be an http(s) URL`);
   check(
     crossOrigin || address.origin === self.origin,
     `${name} is of another origin, which needs crossOrigin: true`

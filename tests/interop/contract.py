@@ -41,7 +41,7 @@ class Contract:
     def test_unknown_job_is_not_found(
         self, site: Site, name: str, user: str | None
     ) -> None:
-        """A uuid of no job is a 404, as is what is no uuid at all."""
+        """An unknown uuid is a 404, and so is a malformed one."""
         response = site.get(f"{site.jobs}/{name}", user)
 
         assert response.status_code == 404

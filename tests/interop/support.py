@@ -55,7 +55,7 @@ class Site:
     def ask(self, method: str, path: str, user: str | None = None) -> Any:
         """Return the response to a user, or to nobody, whatever its status."""
         headers = {} if user is None else self.headers[user]
-        # A browser that holds several sessions is none of these.
+        # Each user has a browser of their own.
         self.app.reset()
         return self.app.request(
             path,

@@ -34,4 +34,4 @@ class TestC2cwsgiutils(Contract):
         response = site.get("/job_state?limit=many", "alice")
 
         assert response.status_code == 400
-        assert response.json == {"error": "limit is no number: 'many'."}
+        assert response.json == {"error": "limit must be a number, not 'many'."}
