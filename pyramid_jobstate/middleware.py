@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import secrets
 import sys
 import threading
 import time
@@ -157,7 +158,8 @@ class JobStateMiddleware(Middleware):
             # The broker is about to raise the same: no job is sent.
             return
         start = function.start_of(message)
-        new = NewJob(uuid, start, (delay or 0) / 1000)
+        sender = secrets.token_hex(6)
+        new = NewJob(uuid, start, (delay or 0) / 1000, sender=sender)
         created: list[bool] = []
         if self._outage.may_ask() and self._ask(
             broker, lambda s: created.extend(s.create(new))

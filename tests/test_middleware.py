@@ -988,6 +988,33 @@ def test_a_message_that_a_limiter_puts_back_waits(redis_url: str, order: str) ->
             wait_until(broker, message, "success")
 
 
+class EarlyLimiter(Limiter):
+    """Has the message before its sender has written that the broker took it."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        super().__init__()
+        self.client = client
+
+    def before_process_message(self, broker: Any, message: Any) -> None:
+        self.client.hset(f"jobstate:{message.message_id}", "status", "sending")
+        super().before_process_message(broker, message)
+
+
+def test_a_message_that_is_put_back_before_it_is_confirmed_waits(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """A worker may be faster than the sender: the job is not over for that."""
+    broker = make_broker(redis_url)
+    broker.add_middleware(EarlyLimiter(client), before=JobStateMiddleware)
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon() -> None: ...
+
+    message = run_marathon.send()
+    with working(broker):
+        wait_until(broker, message, "retrying")
+
+
 class SendsNext(Middleware):
     """Sends a message when another has been acknowledged, in the worker's thread."""
 

@@ -22,7 +22,8 @@ if status == "waiting" and ARGV[3] == "sending" then
   return 1
 end
 if status == "waiting" or status == "sending" then
-  return 1
+  -- Another sender has it listed.
+  return is_of(ARGV[4]) and 1 or 0
 end
 if was_cancelled(status, old[3]) then
   -- The message comes all the same, and must find the record.
