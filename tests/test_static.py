@@ -377,7 +377,8 @@ def test_module_asks_at_the_default_path_or_the_base_url(
         + element(request, job)
     )
     site.open(config)
-    site.page.wait_for_function("window.loaded")
+    # Not wait_for_function(), which the policy of the page forbids to evaluate.
+    wait_for(lambda: site.page.evaluate("window.loaded"))
     assert site.follow(jobUuid=job) == "success"
     assert site.follow(jobUuid=job, baseUrl="/jobs") == "success"
     site.wait_for_element()
