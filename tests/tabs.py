@@ -13,7 +13,7 @@ from typing import Any
 
 from playwright.sync_api import Browser, CDPSession
 
-from .support import wait_for
+from tests.support import wait_for
 
 
 class Tab:

@@ -19,8 +19,7 @@ from pyramid.traversal import (
 from pyramid_jobstate import JobState, JobStore, StoreUnavailable
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.resources import JobStates
-
-from .webapp import (
+from tests.webapp import (
     ADMIN,
     NOWHERE,
     Policy,

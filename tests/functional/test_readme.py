@@ -21,7 +21,7 @@ from pyramid_jobstate.config import NAMES, PREFIX
 from tests.pollserver import PollServer
 from tests.support import wait_for
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.rst").read_text("utf-8")
 
 SECURITY = """

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page
 
-from .pollserver import STATIC, Answer, PollServer, uuid_of
-from .support import wait_for
-from .tabs import Tab, opened
+from tests.pollserver import STATIC, Answer, PollServer, uuid_of
+from tests.support import wait_for
+from tests.tabs import Tab, opened
 
 HEAD = (
     '<!doctype html><html lang="{lang}"><meta charset="utf-8"><title>Jobs</title>'

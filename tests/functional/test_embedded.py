@@ -17,8 +17,7 @@ import redis
 
 from pyramid_jobstate import embedded
 from pyramid_jobstate.embedded import EmbeddedServer, find_binary
-
-from .support import wait_for
+from tests.support import wait_for
 
 #: Starts a server, prints its process id, and goes on in the way that a test adds.
 OWNER = """

@@ -18,11 +18,10 @@ from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.record import JobError, Progress
 from pyramid_jobstate.testing import put_job
+from tests.jobs import RunMarathon
+from tests.support import frozen, wait_for
 
-from .jobs import RunMarathon
-from .support import frozen, wait_for
-
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 #: How long the demo may take to start, and a job to be seen, in seconds.
 PATIENCE = 20.0

@@ -28,8 +28,7 @@ from pyramid.request import Request
 import pyramid_jobstate
 from pyramid_jobstate import JobStateMiddleware, JobStore
 from pyramid_jobstate.resources import IJobStore
-
-from .webapp import (
+from tests.webapp import (
     NOWHERE,
     Policy,
     get,

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Error, Page
 
-from .pollserver import (
+from tests.pollserver import (
     STATIC,
     Answer,
     PollServer,
@@ -22,7 +22,7 @@ from .pollserver import (
     uuid_of,
     working,
 )
-from .support import wait_for
+from tests.support import wait_for
 
 
 class Polling:

@@ -21,7 +21,7 @@ from webtest import TestApp
 
 from pyramid_jobstate import JobState
 from tests.jobs import messages
-from tests.test_sending import Manager, SQLite, fail, queued
+from tests.web.test_sending import Manager, SQLite, fail, queued
 from tests.webapp import get, make_app, make_broker, make_config, make_request
 
 EXPLICIT = {"tm.manager_hook": "pyramid_tm.explicit_manager"}

@@ -70,7 +70,7 @@ def recorder(make: Make) -> Recorder:
 class Job(JobState):
     """A job that a recorder records."""
 
-    kind = "tests.test_recorder.Job"
+    kind = "tests.worker.test_recorder.Job"
 
     def __init__(self, recorder: Recorder, uuid: str = "", start: Start = START):
         self.delivery = Delivery(uuid or new_id(), Run(), start)
@@ -1053,7 +1053,7 @@ def test_interrupts_at_any_time_do_no_harm(server: EmbeddedServer) -> None:
     environ = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
     subprocess.run(
         [sys.executable, "-m", "tests.interrupts", server.url],
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         env=environ,
         check=True,
         timeout=100,

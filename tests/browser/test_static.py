@@ -22,9 +22,9 @@ from pyramid.csrf import CookieCSRFStoragePolicy, get_csrf_token
 from pyramid.response import Response
 from pyramid.static import ManifestCacheBuster, QueryStringConstantCacheBuster
 
-from .pollserver import STATIC, PollServer
-from .support import wait_for
-from .webapp import make_config, mounted_root, put_job
+from tests.pollserver import STATIC, PollServer
+from tests.support import wait_for
+from tests.webapp import make_config, mounted_root, put_job
 
 SCRIPT = "pyramid_jobstate:static/job-state.js"
 SHEET = "pyramid_jobstate:static/job-state.css"

@@ -20,7 +20,7 @@ from ZODB import DB
 from ZODB.FileStorage import FileStorage
 
 from pyramid_jobstate.resources import JobStates
-from tests.test_readme import snippets
+from tests.functional.test_readme import snippets
 from tests.webapp import ADMIN, ask, get, make_config, put_job
 
 UUID = "12345678-1234-4321-8765-1234567890ab"

@@ -14,8 +14,7 @@ from webtest import TestApp
 
 from pyramid_jobstate import JobState, JobStore, StoreUnavailable
 from pyramid_jobstate.embedded import EmbeddedServer
-
-from .webapp import (
+from tests.webapp import (
     ADMIN,
     NOWHERE,
     Root,

@@ -11,8 +11,8 @@ from pyramid.config import Configurator
 from pyramid.response import Response
 from webtest import TestApp
 
+from tests.functional.test_readme import snippets
 from tests.support import wait_for
-from tests.test_readme import snippets
 from tests.webapp import NOWHERE, ask, get, make_config, put_job
 
 UUID = "12345678-1234-4321-8765-1234567890ab"

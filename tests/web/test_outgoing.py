@@ -16,8 +16,7 @@ from pyramid.request import Request
 from pyramid_jobstate import JobState, JobStateMiddleware, StoreUnavailable
 from pyramid_jobstate.enqueue import middleware_of
 from pyramid_jobstate.tracking import check_owner
-
-from .webapp import (
+from tests.webapp import (
     NOWHERE,
     RunMarathon,
     get,
