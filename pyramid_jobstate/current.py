@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import types
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dramatiq.middleware import MiddlewareError, SkipMessage
 
@@ -17,12 +17,23 @@ from .record import CANCELLED, End, JobError
 from .state import JobState, _current
 
 if TYPE_CHECKING:
+    from dramatiq import Message
     from dramatiq.broker import MessageProxy
 
-    from .tracking import TrackedFunction
+    from .record import Start
 
 #: How many messages may be sent from within each other's enqueue hooks.
 MAX_NESTED = 16
+
+
+class Tracked(Protocol):
+    """The function of a tracked actor."""
+
+    def start_of(self, message: Message[Any] | MessageProxy, attempt: int = 0) -> Start:
+        """Return what is to be stored of a message."""
+
+    def delivery(self, message: MessageProxy) -> Delivery:
+        """Return what the recorder is to know of a run that begins now."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -46,7 +57,7 @@ class CurrentJob:
     """
 
     message: MessageProxy
-    tracked: TrackedFunction | None
+    tracked: Tracked | None
     frame: types.FrameType
     outer: JobState | None
     handled: BaseException | None
@@ -128,9 +139,7 @@ class ThreadState(threading.local):
         """The innermost of them, unless it is over."""
         return self.jobs[-1] if self.jobs and not self.jobs[-1].is_over else None
 
-    def enter(
-        self, message: MessageProxy, tracked: TrackedFunction | None
-    ) -> CurrentJob:
+    def enter(self, message: MessageProxy, tracked: Tracked | None) -> CurrentJob:
         """Begin to process a message."""
         job = CurrentJob(message, tracked, _broker(), _current.get(), sys.exception())
         self.jobs.append(job)

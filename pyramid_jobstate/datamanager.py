@@ -14,9 +14,14 @@ from .enqueue import Outgoing
 from .errors import StoreUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pyramid.request import Request
 
-    from .resources import JobStates
+    from .store import JobStore
+
+    #: Puts a question to the store, or raises StoreUnavailable.
+    Ask = Callable[[Callable[[JobStore], object]], object]
 
 log = logging.getLogger(__name__)
 
@@ -57,16 +62,16 @@ class JobDataManager:
     Should the process die between the two, the jobs read `stalled` after a while.
 
     Parameters:
-      container: Whose request it is.
+      ask: Puts a question to the store.
       outgoing: What is to be sent.
       manager: The transaction manager.
 
     See `transaction.interfaces.ISavepointDataManager`.
     """
 
-    def __init__(self, container: JobStates, outgoing: Outgoing, manager: Any) -> None:
+    def __init__(self, ask: Ask, outgoing: Outgoing, manager: Any) -> None:
         self.transaction_manager = manager
-        self._container = container
+        self._ask = ask
         self._outgoing = outgoing
         self._is_recorded = False
         self._is_doubtful = False
@@ -80,7 +85,7 @@ class JobDataManager:
 
     def commit(self, transaction: Any) -> None:
         self._is_recorded = self._is_doubtful = True
-        self._container.ask(self._outgoing.record)
+        self._ask(self._outgoing.record)
         self._is_doubtful = False
 
     def tpc_vote(self, transaction: Any) -> None:
@@ -90,7 +95,7 @@ class JobDataManager:
         self._is_recorded = False
         self._is_over = True
         try:
-            self._outgoing.send(self._container.store)
+            self._outgoing.send()
         except Exception:
             log.exception(
                 "The broker did not take %r, whose transaction has committed.",
@@ -127,9 +132,9 @@ class JobDataManager:
     # Its transaction may be forgotten together with its manager, or its thread.
     __del__ = complain
 
-    def _try(self, change: Any) -> None:
+    def _try(self, change: Callable[[JobStore], object]) -> None:
         try:
-            change(self._container.store)
+            change(self._outgoing.store)
         except RedisError:
             # The outage that has vetoed the commit is logged, and nobody was promised
             # anything.
@@ -149,27 +154,27 @@ class JobSavepoint:
         pass
 
 
-def send_now(container: JobStates, outgoing: Outgoing) -> None:
+def send_now(ask: Ask, outgoing: Outgoing) -> None:
     """Have something sent at once.
 
     Raises:
       StoreUnavailable: The store does not answer.
       Exception: The broker did not take it.
     """
-    container.ask(outgoing.record)
+    ask(outgoing.record)
     try:
-        outgoing.send(container.store)
+        outgoing.send()
     except BaseException:
         # Whoever called knows of it: nobody will ask for the job. One that had ended
         # before says that it was not sent.
         with contextlib.suppress(StoreUnavailable):
-            container.ask(outgoing.forget)
-            container.ask(outgoing.fail)
+            ask(outgoing.forget)
+            ask(outgoing.fail)
         raise
 
 
-def join(container: JobStates, outgoing: Outgoing) -> None:
-    """Have something sent when the transaction of the container's request commits.
+def join(request: Request, ask: Ask, outgoing: Outgoing) -> None:
+    """Have something sent when the transaction of a request commits.
 
     It must have begun, whoever began it. With an implicit manager any `get()` begins
     one, and nothing tells who did.
@@ -177,7 +182,6 @@ def join(container: JobStates, outgoing: Outgoing) -> None:
     Raises:
       RuntimeError: No transaction has begun, or it can no longer be joined.
     """
-    request = container.request
     manager = getattr(request, "tm", None)
     if manager is None:
         raise RuntimeError(NO_MANAGER)
@@ -194,7 +198,7 @@ def join(container: JobStates, outgoing: Outgoing) -> None:
         transaction = manager.get()
     if transaction is None:
         raise RuntimeError(NO_TRANSACTION)
-    data_manager = JobDataManager(container, outgoing, manager)
+    data_manager = JobDataManager(ask, outgoing, manager)
     try:
         transaction.join(data_manager)
     except (TransactionError, ValueError) as e:

@@ -44,6 +44,7 @@ class Outgoing:
     Attributes:
       messages: The messages, in their order.
       job_states: The states of their jobs.
+      store: Where :meth:`record` has written them.
 
     Raises:
       TypeError: `what` is not a message, pipeline or group, its actor is not tracked or
@@ -86,6 +87,7 @@ class Outgoing:
         self._ended: dict[str, tuple[NewJob, str]] = {}
         #: The messages that the broker has not taken.
         self._unsent = {job.uuid for job in self._jobs}
+        self.store: JobStore
 
     def check(self, store: JobStore) -> None:
         """Raise ActorError where the jobs would certainly be read elsewhere, in
@@ -108,6 +110,7 @@ class Outgoing:
             for job, reply in zip(self._jobs, replies, strict=True)
             if isinstance(reply, str)
         }
+        self.store = store
         for job_state in self.job_states:
             job_state._store = store
 
@@ -115,12 +118,12 @@ class Outgoing:
         """Take back what :meth:`record` has written of jobs that were not sent."""
         store.forget(*(job for job in self._left() if job.uuid not in self._ended))
 
-    def send(self, store: JobStore) -> None:
-        """Hand it over to the broker."""
+    def send(self) -> None:
+        """Hand it over to the broker. Only after :meth:`record`."""
         if self._ended:
             # They are sent in any case.
             with contextlib.suppress(RedisError):
-                store.requeue([*self._ended.values()])
+                self.store.requeue([*self._ended.values()])
         with self._middleware.announced(self._unsent):
             if isinstance(self._what, Message):
                 self._broker.enqueue(self._what, delay=self._delay)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import RedisError
 
-from .reading import read_scores
 from .record import FINISHED, UNFINISHED, UUID, Record
 from .values import dumps
 
 if TYPE_CHECKING:
+    from .index import Index
+    from .reading import Reader
     from .scripts import Call
     from .state import JobState
-    from .store import JobStore
 
 #: The most jobs that a page may have.
 MAX_LIMIT = 200
@@ -106,155 +106,174 @@ class Place(NamedTuple):
         return f"{'e' if self.ended else 'a'}{self.score}.{self.uuid}"
 
 
-def list_jobs(store: JobStore, wanted: Filter, limit: int, cursor: str | None) -> Page:
-    """Return a page of the jobs that are wanted, as :meth:`JobStore.list` says."""
-    if isinstance(limit, bool) or not isinstance(limit, int):
-        raise TypeError(f"limit must be an int, not {limit!r}.")
-    if not 1 <= limit <= MAX_LIMIT:
-        raise ValueError(f"limit must be from 1 to {MAX_LIMIT}, not {limit}.")
-    if wanted.status is not None and wanted.status not in UNFINISHED + FINISHED:
-        raise ValueError(f"status is none that a job can have: {wanted.status!r}.")
-    place = Place(wanted.status in FINISHED) if cursor is None else Place.parse(cursor)
-    found: dict[str, Record] = {}
-    ended: list[tuple[Place, Record | None]] = []
-    next_cursor = None
-    # One more than is shown tells whether there is another page.
-    entries = _entries(store, wanted, place, limit + 1)
-    for examined, (entry, record, is_wanted) in enumerate(entries):
-        if len(found) == limit or examined == MAX_EXAMINED:
-            next_cursor = str(place)
-            break
-        place = entry
-        if entry.ended and (record is None or not record.is_finished):
-            ended.append((entry, record))
-        if record is None or not is_wanted:
-            continue
-        found.setdefault(entry.uuid, record)
-    # Not those that were not looked at: a job that has begun again would be behind who
-    # goes from page to page.
-    _repair(store, wanted, ended)
-    return Page(_load(store, wanted, found), next_cursor)
-
-
-def _load(
-    store: JobStore, wanted: Filter, found: Mapping[str, Record]
-) -> list[JobState]:
-    """Return the jobs of a page. What a filter has not read whole is read now, and may
-    be another, or gone, meanwhile.
-    """
-    records: Iterable[Record | None] = found.values()
-    if found and not wanted.is_index:
-        records = (
-            record
-            for record in store.reader.read(list(found))
-            if record and wanted.admits(record) and wanted.admits_params(record)
-        )
-    return [job_state for job_state in store.make(records) if job_state is not None]
-
-
-def _entries(
-    store: JobStore, wanted: Filter, place: Place, count: int
-) -> Iterator[tuple[Place, Record | None, bool]]:
-    """Yield the entries from a place on, with their records, None for one that is gone,
-    and whether they are wanted. Of a filtered list the records are mere outlines.
+class Lister:
+    """Makes the pages of one list.
 
     Parameters:
-      count: How many are read at first. If they do not do, it is more and more.
+      wanted: Which jobs are listed.
+      reader: Reads the records.
+      index: The sorted sets.
+      run: Runs calls of scripts, of which none may fail.
+      make: Returns the jobs of records.
     """
-    while True:
-        entries = _read_index(store, wanted, place, count)
-        names = () if wanted.is_index else OUTLINE
-        records = store.reader.read([entry.uuid for entry in entries], *names)
-        wants = _examine(store, wanted, records)
-        if not place.ended and _repair(
-            store, wanted, list(zip(entries, records, strict=True))
-        ):
-            # What has just ended comes again among those that have.
-            wants = [
-                is_wanted and not (record and record.is_finished)
-                for record, is_wanted in zip(records, wants, strict=True)
-            ]
-        yield from zip(entries, records, wants, strict=True)
-        if len(entries) == count:
-            place = entries[-1]
-            count = min(2 * count, MAX_LIMIT)
-        elif place.ended or wanted.status in UNFINISHED:
-            return
-        else:
-            place = Place(ended=True)
 
+    def __init__(
+        self,
+        wanted: Filter,
+        reader: Reader,
+        index: Index,
+        run: Callable[[Iterable[Call]], object],
+        make: Callable[[Iterable[Record | None]], Sequence[JobState | None]],
+    ) -> None:
+        self._wanted = wanted
+        self._reader = reader
+        self._index = index
+        self._run = run
+        self._make = make
 
-def _examine(
-    store: JobStore, wanted: Filter, records: Sequence[Record | None]
-) -> list[bool]:
-    """Return of each record whether it is wanted."""
-    found = {r.uuid for r in records if r is not None and wanted.admits(r)}
-    if wanted.params:
-        found = _with_params(store, wanted, list(found))
-    return [record is not None and record.uuid in found for record in records]
+    def page(self, limit: int, cursor: str | None) -> Page:
+        """Return a page, as :meth:`JobStore.list` says."""
+        wanted = self._wanted
+        if isinstance(limit, bool) or not isinstance(limit, int):
+            raise TypeError(f"limit must be an int, not {limit!r}.")
+        if not 1 <= limit <= MAX_LIMIT:
+            raise ValueError(f"limit must be from 1 to {MAX_LIMIT}, not {limit}.")
+        if wanted.status is not None and wanted.status not in UNFINISHED + FINISHED:
+            raise ValueError(f"status is none that a job can have: {wanted.status!r}.")
+        place = (
+            Place(wanted.status in FINISHED) if cursor is None else Place.parse(cursor)
+        )
+        found: dict[str, Record] = {}
+        ended: list[tuple[Place, Record | None]] = []
+        next_cursor = None
+        # One more than is shown tells whether there is another page.
+        entries = self._entries(place, limit + 1)
+        for examined, (entry, record, is_wanted) in enumerate(entries):
+            if len(found) == limit or examined == MAX_EXAMINED:
+                next_cursor = str(place)
+                break
+            place = entry
+            if entry.ended and (record is None or not record.is_finished):
+                ended.append((entry, record))
+            if record is None or not is_wanted:
+                continue
+            found.setdefault(entry.uuid, record)
+        # Only those on this page: a job that has begun again must not jump back past a
+        # viewer who goes from page to page.
+        self._repair(ended)
+        return Page(self._load(found), next_cursor)
 
+    def _load(self, found: Mapping[str, Record]) -> list[JobState]:
+        """Return the jobs of a page. Where the filter has read only parts of them they
+        are read now, and those that no longer match are left out.
+        """
+        records: Iterable[Record | None] = found.values()
+        if found and not self._wanted.is_index:
+            records = (
+                record
+                for record in self._reader.read(list(found))
+                if record
+                and self._wanted.admits(record)
+                and self._wanted.admits_params(record)
+            )
+        return [job_state for job_state in self._make(records) if job_state is not None]
 
-def _with_params(store: JobStore, wanted: Filter, uuids: Sequence[str]) -> set[str]:
-    """Return the jobs whose parameters are wanted, which may be large: they are read in
-    portions, and not kept.
-    """
-    found: set[str] = set()
-    first = total = 0
-    sizes = store.reader.sizes(uuids, "params")
-    for i, size in enumerate([*sizes, MAX_PORTION + 1]):
-        if total + size > MAX_PORTION and i > first:
-            records = store.reader.read(uuids[first:i], "params")
-            found.update(r.uuid for r in records if r and wanted.admits_params(r))
-            first, total = i, 0
-        total += size
-    return found
+    def _entries(
+        self, place: Place, count: int
+    ) -> Iterator[tuple[Place, Record | None, bool]]:
+        """Yield the entries from a place on, each with its record, or None if that is
+        gone, and whether it is wanted. In a filtered list a record is a mere outline.
 
+        Parameters:
+          count: How many are read at first. If they do not do, it is more and more.
+        """
+        while True:
+            entries = self._read_index(place, count)
+            names = () if self._wanted.is_index else OUTLINE
+            records = self._reader.read([entry.uuid for entry in entries], *names)
+            wants = self._examine(records)
+            if not place.ended and self._repair(
+                list(zip(entries, records, strict=True))
+            ):
+                # What has just ended comes again among those that have.
+                wants = [
+                    is_wanted and not (record and record.is_finished)
+                    for record, is_wanted in zip(records, wants, strict=True)
+                ]
+            yield from zip(entries, records, wants, strict=True)
+            if len(entries) == count:
+                place = entries[-1]
+                count = min(2 * count, MAX_LIMIT)
+            elif place.ended or self._wanted.status in UNFINISHED:
+                return
+            else:
+                place = Place(ended=True)
 
-def _read_index(
-    store: JobStore, wanted: Filter, place: Place, count: int
-) -> list[Place]:
-    """Return the entries that follow a place in its index, the newest first."""
-    key = store.index.key(wanted.index_name, ended=place.ended)
-    newest = MAX_SCORE if place.score is None else place.score
-    found: list[Place] = []
-    offset = 0
-    # One more: the place itself is in the first answer.
-    size = count + 1
-    while len(found) < count:
-        words = (newest, 0, "WITHSCORES", "LIMIT", offset, size)
-        rows = read_scores(store.client, "ZREVRANGEBYSCORE", key, *words)
-        for uuid, score in rows:
-            entry = Place(place.ended, score, uuid)
-            # Of one score the later names come first.
-            follows = entry.score != place.score or uuid < place.uuid
-            if follows and UUID.fullmatch(uuid):
-                found.append(entry)
-        if len(rows) < size:
-            break
-        offset += size
-    return found[:count]
+    def _examine(self, records: Sequence[Record | None]) -> list[bool]:
+        """Return of each record whether it is self._wanted."""
+        found = {r.uuid for r in records if r is not None and self._wanted.admits(r)}
+        if self._wanted.params:
+            found = self._with_params(list(found))
+        return [record is not None and record.uuid in found for record in records]
 
+    def _with_params(self, uuids: Sequence[str]) -> set[str]:
+        """Return the jobs whose parameters match. These may be large, so they are read
+        in portions and not kept.
+        """
+        found: set[str] = set()
+        first = total = 0
+        sizes = self._reader.sizes(uuids, "params")
+        for i, size in enumerate([*sizes, MAX_PORTION + 1]):
+            if total + size > MAX_PORTION and i > first:
+                records = self._reader.read(uuids[first:i], "params")
+                found.update(
+                    r.uuid for r in records if r and self._wanted.admits_params(r)
+                )
+                first, total = i, 0
+            total += size
+        return found
 
-def _repair(
-    store: JobStore,
-    wanted: Filter,
-    found: Sequence[tuple[Place, Record | None]],
-) -> bool:
-    """Drop the entries of jobs that are gone, and move those that a worker could not
-    move when its job ended, or began again; say whether they are where they belong. On
-    a server that takes no writes they are left for another time.
-    """
-    calls: list[Call] = []
-    for entry, record in found:
-        if record is None:
-            key = store.index.key(wanted.index_name, ended=entry.ended)
-            calls.append(store.index.drop(key, entry.uuid))
-        elif record.is_finished and not entry.ended:
-            calls.extend(store.index.end(entry.uuid, record.start))
-        elif entry.ended and not record.is_finished:
-            calls.extend(store.index.remove(entry.uuid, record.start, ended=True))
-            calls.extend(store.index.activate(entry.uuid, record.start))
-    with contextlib.suppress(RedisError):
-        store.run(calls)
-        return True
-    return False
+    def _read_index(self, place: Place, count: int) -> list[Place]:
+        """Return the entries that follow a place in its index, the newest first."""
+        key = self._index.key(self._wanted.index_name, ended=place.ended)
+        newest = MAX_SCORE if place.score is None else place.score
+        found: list[Place] = []
+        offset = 0
+        # One more: the place itself is in the first answer.
+        size = count + 1
+        while len(found) < count:
+            words = (newest, 0, "WITHSCORES", "LIMIT", offset, size)
+            rows = self._reader.scores("ZREVRANGEBYSCORE", key, *words)
+            for uuid, score in rows:
+                entry = Place(place.ended, score, uuid)
+                # Of one score the later names come first.
+                follows = entry.score != place.score or uuid < place.uuid
+                if follows and UUID.fullmatch(uuid):
+                    found.append(entry)
+            if len(rows) < size:
+                break
+            offset += size
+        return found[:count]
+
+    def _repair(self, found: Sequence[tuple[Place, Record | None]]) -> bool:
+        """Drop the entries of jobs that are gone, and move those that a worker could
+        not move when its job ended or began again.
+
+        Returns:
+          Whether all are where they belong. A read-only server leaves them for another
+          time.
+        """
+        calls: list[Call] = []
+        for entry, record in found:
+            if record is None:
+                key = self._index.key(self._wanted.index_name, ended=entry.ended)
+                calls.append(self._index.drop(key, entry.uuid))
+            elif record.is_finished and not entry.ended:
+                calls.extend(self._index.end(entry.uuid, record.start))
+            elif entry.ended and not record.is_finished:
+                calls.extend(self._index.remove(entry.uuid, record.start, ended=True))
+                calls.extend(self._index.activate(entry.uuid, record.start))
+        with contextlib.suppress(RedisError):
+            self._run(calls)
+            return True
+        return False

@@ -61,6 +61,16 @@ class Reader:
         replies = execute(self._client, commands)
         return [reply if isinstance(reply, int) else 0 for reply in replies]
 
+    def scores(self, name: str, key: str, *words: str | int) -> list[tuple[str, int]]:
+        """Return what a command with the word WITHSCORES finds in a sorted set."""
+        (rows,) = execute(self._client, [Command(key, (name, key, *words))])
+        if isinstance(rows, Exception):
+            raise rows
+        if rows and not isinstance(rows[0], list):
+            # The older protocol has no pairs.
+            rows = zip(rows[::2], rows[1::2], strict=True)
+        return [(text(member), int(float(score))) for member, score in rows]
+
     def _set_clock(self) -> None:
         """Take note of the server's time."""
         with redis_errors():
@@ -85,16 +95,3 @@ class Reader:
         else:
             fields = reply
         return Record.read(uuid, fields, now, self._silence) if fields else None
-
-
-def read_scores(
-    client: Client, name: str, key: str, *words: str | int
-) -> list[tuple[str, int]]:
-    """Return what a command with the word WITHSCORES finds in a sorted set."""
-    (rows,) = execute(client, [Command(key, (name, key, *words))])
-    if isinstance(rows, Exception):
-        raise rows
-    if rows and not isinstance(rows[0], list):
-        # The older protocol has no pairs.
-        rows = zip(rows[::2], rows[1::2], strict=True)
-    return [(text(member), int(float(score))) for member, score in rows]

@@ -233,7 +233,7 @@ class JobStates:
         outgoing = Outgoing(
             message, self._owner(owner), broker=actor.broker, delay=delay
         )
-        (job_state,) = self._send(outgoing, join)
+        (job_state,) = self._send(outgoing)
         return job_state
 
     def send_message(
@@ -259,7 +259,7 @@ class JobStates:
             not know an actor.
         """
         outgoing = Outgoing(what, self._owner(owner), broker=broker)
-        return _one_or_all(what, self._send(outgoing, join))
+        return _one_or_all(what, self._send(outgoing))
 
     def send_immediately(
         self, what: Actor[Any, Any] | Sendable, *args: Any, **kwargs: Any
@@ -288,17 +288,18 @@ class JobStates:
             if args or kwargs:
                 raise TypeError(f"Only an actor takes arguments, not {what!r}.")
         outgoing = Outgoing(what, self.current_owner, broker=broker)
-        return _one_or_all(what, self._send(outgoing, send_now))
+        return _one_or_all(what, self._send(outgoing, now=True))
 
-    def _send(
-        self, outgoing: Outgoing, send: Callable[[JobStates, Outgoing], None]
-    ) -> Sequence[JobState]:
+    def _send(self, outgoing: Outgoing, *, now: bool = False) -> Sequence[JobState]:
         outbox = self.request.registry.queryUtility(IOutbox)
-        if outbox is None:
-            outgoing.check(self.store)
-            send(self, outgoing)
-        else:
+        if outbox is not None:
             outbox.keep(outgoing)
+        else:
+            outgoing.check(self.store)
+            if now:
+                send_now(self.ask, outgoing)
+            else:
+                join(self.request, self.ask, outgoing)
         for job_state in outgoing.job_states:
             self._adopt(job_state)
         return outgoing.job_states

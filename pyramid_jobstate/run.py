@@ -9,6 +9,7 @@ step, a store into a dict, an update of one dict by another, a copy, is atomic.
 from __future__ import annotations
 
 import contextlib
+import functools
 import secrets
 import threading
 from collections import deque
@@ -228,7 +229,11 @@ class Run:
             total = check_amount("The total of the progress", total)
         self.set_progress(0, total, unit, message)
         if isinstance(iterable, AsyncIterable):
-            return AsyncSteps(self, iterable, total, unit)
+            return AsyncSteps(
+                iterable,
+                functools.partial(self.step, total=total, unit=unit),
+                functools.partial(self.steps, total=total, unit=unit),
+            )
         return self.steps(iterable, total, unit)
 
     def steps(

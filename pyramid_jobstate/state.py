@@ -7,20 +7,17 @@ import datetime
 import functools
 import logging
 import re
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import StoreUnavailable
 from .handle import NO_RUN, Handle
-from .record import FINISHED, JobError, Progress, Record
+from .record import FINISHED, JobError, Progress, Record, Start
 from .run import Run
 from .values import Json, loads
 
 if TYPE_CHECKING:
     from pyramid.request import Request
-
-    from .resources import JobStates
-    from .store import JobStore
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +41,25 @@ def current_job_state() -> JobState | None:
     A thread that the job starts itself has none: hand the JobState over to it.
     """
     return _current.get()
+
+
+class Store(Protocol):
+    """What a JobState asks of the store that it was loaded from."""
+
+    def cancel(self, uuid: str, start: Start, /) -> bool:
+        """Ask to cancel a job, and return whether it had not ended."""
+
+
+class Container(Protocol):
+    """What a JobState asks of the container that a request reached it through."""
+
+    request: Any
+
+    def permits(self, context: Any, permission: str, /) -> object:
+        """Return whether the request has a permission on a job."""
+
+    def principals_of(self, owner: str | float, /) -> Sequence[str | float]:
+        """Return the principals that stand for a job's owner in the request."""
 
 
 class JobState(Handle):
@@ -73,9 +89,9 @@ class JobState(Handle):
     kind: str = "JobState"
     public_params: Collection[str] = ()
     __parent__: Any = None
-    _store: JobStore | None = None
+    _store: Store | None = None
     #: What loaded it in a request, wherever the application then puts it.
-    _container: JobStates | None = None
+    _container: Container | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

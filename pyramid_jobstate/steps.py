@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from .run import Run
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -15,6 +12,11 @@ class AsyncSteps(AsyncIterator[T]):
     """Goes through an async iterable and keeps a run's progress current. `for` goes
     through one that is an iterable as well.
 
+    Parameters:
+      iterable: The async iterable.
+      step: Called with the number of items that are done.
+      iterate: Returns the iterator for `for`.
+
     A class, not an async generator: a loop that is left drops it along with the
     iterable, which is then closed as it would be without it. When the loop may not go
     on, the iterable is closed before that is raised.
@@ -22,27 +24,25 @@ class AsyncSteps(AsyncIterator[T]):
 
     def __init__(
         self,
-        run: Run,
         iterable: AsyncIterable[T],
-        total: float | None,
-        unit: str | None,
+        step: Callable[[int], None],
+        iterate: Callable[[Any], Iterator[T]],
     ) -> None:
-        self._run = run
-        self._iterable: Any = iterable
+        self._iterable = iterable
         self._iterator: AsyncIterator[T] | None = aiter(iterable)
+        self._step = step
+        self._iterate = iterate
         self._done = 0
-        self._total = total
-        self._unit = unit
 
     def __iter__(self) -> Iterator[T]:
-        return self._run.steps(self._iterable, self._total, self._unit)
+        return self._iterate(self._iterable)
 
     async def __anext__(self) -> T:
         if self._iterator is None:
             raise StopAsyncIteration
         if self._done:
             try:
-                self._run.step(self._done, self._total, self._unit)
+                self._step(self._done)
             except BaseException:
                 await self.aclose()
                 raise

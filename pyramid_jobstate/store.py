@@ -15,8 +15,8 @@ from redis.exceptions import RedisError, ResponseError
 from .calls import Calls, millis
 from .errors import StoreUnavailable
 from .index import Index
-from .listing import Filter, Page, list_jobs
-from .reading import Reader, read_scores
+from .listing import Filter, Lister, Page
+from .reading import Reader
 from .record import FINISHED, UUID, NewJob, Record, Start, Update
 from .roundtrip import Client, connect, impatient, name_of, text
 from .scripts import Call, read_scripts, run_scripts
@@ -199,7 +199,7 @@ class JobStore:
         """
         key = self.index.cancels_key
         words = (f"({since}", "+inf", "WITHSCORES")
-        found = read_scores(self.client, "ZRANGEBYSCORE", key, *words)
+        found = self.reader.scores("ZRANGEBYSCORE", key, *words)
         return {uuid for uuid, _ in found}, max([since, *(time for _, time in found)])
 
     def load(self, uuid: str) -> JobState | None:
@@ -245,7 +245,9 @@ class JobStore:
         Raises:
           ValueError: limit, status or cursor is invalid.
         """
-        return list_jobs(self, Filter(owner, kind, status, params), limit, cursor)
+        wanted = Filter(owner, kind, status, params)
+        lister = Lister(wanted, self.reader, self.index, self.run, self.make)
+        return lister.page(limit, cursor)
 
     def __repr__(self) -> str:
         return f"<JobStore {self.namespace!r} at {name_of(self.client)}>"

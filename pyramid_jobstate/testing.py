@@ -230,12 +230,13 @@ def put_job(
         for line in log:
             run.append_log(line)
         delivery = Delivery(job, run, start)
-        store.write([delivery.take(time.monotonic())])
+        update = delivery.take(time.monotonic())
+        if status == "stalled":
+            update.fields["seen"] = "0"
+        store.write([update])
         if status == "cancelling":
             store.cancel(job, start)
-        elif status == "stalled":
-            store.client.hset(store.key(job), "seen", 0)
-        elif status != "working":
+        elif status not in ("working", "stalled"):
             if error is None and status == "cancelled":
                 error = CANCELLED
             put_back = delay if status == "retrying" else None

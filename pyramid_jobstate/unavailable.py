@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from redis import exceptions
 from redis.exceptions import RedisError
@@ -13,9 +13,6 @@ from zope.interface import Interface
 
 from .errors import StoreUnavailable
 from .outage import Outage
-
-if TYPE_CHECKING:
-    from .resources import JobStates
 
 log = logging.getLogger("pyramid_jobstate")
 
@@ -40,7 +37,7 @@ class UnreadRecord:
     exceptions would log each poll of an outage.
     """
 
-    def __init__(self, uuid: str, container: JobStates) -> None:
+    def __init__(self, uuid: str, container: object) -> None:
         self.uuid = uuid
         self._container = container
 
