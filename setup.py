@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 readme = (here / "README.rst").read_text(encoding="utf-8")
@@ -110,8 +110,11 @@ setup(
         "Topic :: System :: Distributed Computing",
         "Typing :: Typed",
     ],
-    packages=["pyramid_jobstate"],
-    package_data={"pyramid_jobstate": ["lua/*.lua", "py.typed", "static/*"]},
+    packages=find_packages(include=["pyramid_jobstate*"]),
+    package_data={
+        "pyramid_jobstate": ["py.typed", "static/*"],
+        "pyramid_jobstate.store": ["lua/*.lua"],
+    },
     zip_safe=False,
     python_requires=">=3.11",
     install_requires=install_requires,

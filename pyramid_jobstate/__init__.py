@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .errors import JobCancelled, StoreUnavailable
-from .middleware import JobStateMiddleware
-from .state import JobState, current_job_state
-from .store import JobStore
+from .job.state import JobState, current_job_state
+from .store.jobstore import JobStore
+from .worker.middleware import JobStateMiddleware
 
 if TYPE_CHECKING:
     from pyramid.config import Configurator
@@ -59,6 +59,6 @@ def includeme(config: Configurator) -> None:
         no store.
     """
     # Nothing of Pyramid is imported by a worker.
-    from . import config as web
+    from .web.config import include
 
-    web.include(config)
+    include(config)

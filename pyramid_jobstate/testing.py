@@ -16,8 +16,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from .delivery import Delivery
-from .record import (
+from .job.record import (
     CANCELLED,
     FINISHED,
     UNFINISHED,
@@ -28,17 +27,18 @@ from .record import (
     Record,
     Start,
 )
-from .run import Run
-from .state import JobState
-from .values import dumps, loads
+from .job.run import Run
+from .job.state import JobState
+from .job.values import dumps, loads
+from .worker.unsaved import Delivery
 
 if TYPE_CHECKING:
     from dramatiq import Message
     from pyramid.config import Configurator
     from pyramid.registry import Registry
 
-    from .enqueue import Outgoing
-    from .store import JobStore
+    from .store.jobstore import JobStore
+    from .web.outgoing import Outgoing
 
 T = TypeVar("T")
 AnyJobState = TypeVar("AnyJobState", bound=JobState)
@@ -71,7 +71,7 @@ def includeme(config: Configurator) -> None:
     Include it before or after the package itself, for instance by the setting
     ``pyramid.includes``.
     """
-    from .resources import IOutbox
+    from .web.resources import IOutbox
 
     config.registry.registerUtility(Outbox(), IOutbox)
 
@@ -86,7 +86,7 @@ def outbox(registry: Registry) -> Outbox:
     Raises:
       LookupError: The application has not included this module.
     """
-    from .resources import IOutbox
+    from .web.resources import IOutbox
 
     found: Outbox | None = registry.queryUtility(IOutbox)
     if found is None:

@@ -13,10 +13,10 @@ import time
 from dramatiq.middleware import Interrupt
 
 from pyramid_jobstate import JobStore
-from pyramid_jobstate.delivery import Delivery
-from pyramid_jobstate.record import End, Start
-from pyramid_jobstate.recorder import Recorder
-from pyramid_jobstate.run import Run
+from pyramid_jobstate.job.record import End, Start
+from pyramid_jobstate.job.run import Run
+from pyramid_jobstate.worker.recorder import Recorder
+from pyramid_jobstate.worker.unsaved import Delivery
 from tests.jobs import new_id
 from tests.support import wait_for
 

@@ -8,10 +8,10 @@ import uuid
 from collections.abc import Iterator
 
 from pyramid_jobstate import JobState, JobStore
-from pyramid_jobstate.delivery import Delivery
-from pyramid_jobstate.record import End, Record, Start
-from pyramid_jobstate.recorder import Recorder
-from pyramid_jobstate.run import Run
+from pyramid_jobstate.job.record import End, Record, Start
+from pyramid_jobstate.job.run import Run
+from pyramid_jobstate.worker.recorder import Recorder
+from pyramid_jobstate.worker.unsaved import Delivery
 
 #: Whose the jobs are.
 OWNER = "alice"

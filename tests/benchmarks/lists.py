@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.listing import Page
+from pyramid_jobstate.store.pages import Page
 from pyramid_jobstate.testing import put_job
 
 from .jobs import OWNER

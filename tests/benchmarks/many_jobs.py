@@ -12,11 +12,11 @@ from typing import NamedTuple
 import redis
 
 from pyramid_jobstate import JobState, JobStore
-from pyramid_jobstate.delivery import Delivery
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.record import End, Record, Start
-from pyramid_jobstate.recorder import Recorder
-from pyramid_jobstate.run import Run
+from pyramid_jobstate.job.record import End, Record, Start
+from pyramid_jobstate.job.run import Run
+from pyramid_jobstate.worker.recorder import Recorder
+from pyramid_jobstate.worker.unsaved import Delivery
 
 from .jobs import OWNER
 from .timing import Row, Table

@@ -9,10 +9,10 @@ import uuid
 import redis
 
 from pyramid_jobstate import JobState, JobStore
-from pyramid_jobstate.delivery import Delivery
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.record import End, NewJob, Record, Start
-from pyramid_jobstate.run import Run
+from pyramid_jobstate.job.record import End, NewJob, Record, Start
+from pyramid_jobstate.job.run import Run
+from pyramid_jobstate.worker.unsaved import Delivery
 
 from .jobs import OWNER, set_ten_metrics
 from .timing import Row, Table

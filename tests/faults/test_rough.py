@@ -13,8 +13,8 @@ import pytest
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.enqueue import Outgoing
-from pyramid_jobstate.record import NOT_REACHED, NOT_SENT
+from pyramid_jobstate.job.record import NOT_REACHED, NOT_SENT
+from pyramid_jobstate.web.outgoing import Outgoing
 from tests import rough
 from tests.faulty import FaultyProxy, faulty
 from tests.support import wait_for

@@ -16,7 +16,7 @@ from playwright.sync_api import Page, expect
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.record import JobError, Progress
+from pyramid_jobstate.job.record import JobError, Progress
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
 from tests.support import frozen, wait_for

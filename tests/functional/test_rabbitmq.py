@@ -23,7 +23,7 @@ from dramatiq.middleware import Middleware, Retries
 
 import pyramid_jobstate
 from pyramid_jobstate import JobStateMiddleware, JobStore
-from pyramid_jobstate.record import CANCELLED
+from pyramid_jobstate.job.record import CANCELLED
 from tests.jobs import Gate, RunMarathon, load, wait_until, working
 from tests.rabbitmq import ROOT, RabbitMQ, find_binary
 from tests.support import wait_for

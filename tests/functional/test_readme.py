@@ -17,7 +17,7 @@ import pytest
 
 import pyramid_jobstate
 from pyramid_jobstate import testing
-from pyramid_jobstate.config import NAMES, PREFIX
+from pyramid_jobstate.web.config import NAMES, PREFIX
 from tests.pollserver import PollServer
 from tests.support import wait_for
 

@@ -14,7 +14,7 @@ from pyramid.request import Request
 from webtest import TestApp
 
 from pyramid_jobstate import JobCancelled, JobState, JobStore, testing
-from pyramid_jobstate.record import (
+from pyramid_jobstate.job.record import (
     CANCELLED,
     FINISHED,
     UNFINISHED,

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from pyramid_jobstate.record import (
+from pyramid_jobstate.job.record import (
     FINISHED,
     UNFINISHED,
     UUID,

@@ -11,8 +11,13 @@ from multiprocessing.pool import ThreadPool
 import pytest
 
 from pyramid_jobstate.errors import JobCancelled
-from pyramid_jobstate.run import LIMIT, Run, is_plain
-from pyramid_jobstate.values import MAX_JOB_BYTES, MAX_VALUE_BYTES, NUMBER_BYTES, loads
+from pyramid_jobstate.job.run import LIMIT, Run, is_plain
+from pyramid_jobstate.job.values import (
+    MAX_JOB_BYTES,
+    MAX_VALUE_BYTES,
+    NUMBER_BYTES,
+    loads,
+)
 from tests.support import wait_for
 
 

@@ -8,11 +8,11 @@ import uuid
 import pytest
 from pyramid.authorization import Allow
 
-from pyramid_jobstate import state
 from pyramid_jobstate.errors import JobCancelled
-from pyramid_jobstate.record import FINISHED, UNFINISHED, JobError, Progress, Record
-from pyramid_jobstate.run import Run
-from pyramid_jobstate.state import JobState, current_job_state
+from pyramid_jobstate.job import state
+from pyramid_jobstate.job.record import FINISHED, UNFINISHED, JobError, Progress, Record
+from pyramid_jobstate.job.run import Run
+from pyramid_jobstate.job.state import JobState, current_job_state
 
 ID = "01234567-89ab-4cde-8f01-23456789abcd"
 

@@ -8,7 +8,7 @@ import uuid
 
 import pytest
 
-from pyramid_jobstate.values import (
+from pyramid_jobstate.job.values import (
     MAX_AMOUNT,
     MAX_VALUE_BYTES,
     Json,

@@ -17,9 +17,9 @@ from pyramid_jobstate import (
     JobStore,
     StoreUnavailable,
 )
-from pyramid_jobstate.record import NewJob, Start, Update
-from pyramid_jobstate.roundtrip import Command, connect, execute, redis_errors
-from pyramid_jobstate.store import Reply
+from pyramid_jobstate.job.record import NewJob, Start, Update
+from pyramid_jobstate.store.connection import Command, connect, execute, redis_errors
+from pyramid_jobstate.store.jobstore import Reply
 from pyramid_jobstate.testing import put_job
 from tests.cluster import PRIMARIES, Cluster, running_cluster
 from tests.jobs import (

@@ -8,7 +8,7 @@ import redis
 from webtest import TestApp
 
 from pyramid_jobstate import JobStore
-from pyramid_jobstate.record import NewJob, Start, Update
+from pyramid_jobstate.job.record import NewJob, Start, Update
 from tests.jobs import new_id
 from tests.webapp import ADMIN, get, make_config, put_job
 

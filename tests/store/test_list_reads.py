@@ -12,8 +12,8 @@ import redis
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.reading import Reader
-from pyramid_jobstate.record import End, NewJob, Start, Update
+from pyramid_jobstate.job.record import End, NewJob, Start, Update
+from pyramid_jobstate.store.reading import Reader
 from tests.jobs import RunMarathon, messages
 from tests.support import wait_for
 from tests.webapp import get, make_app, make_config, put_job

@@ -15,8 +15,8 @@ from webtest import TestApp
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.reading import Reader
-from pyramid_jobstate.record import End, NewJob, Start, Update
+from pyramid_jobstate.job.record import End, NewJob, Start, Update
+from pyramid_jobstate.store.reading import Reader
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
 from tests.webapp import (

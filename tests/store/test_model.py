@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyramid_jobstate import JobStore
-from pyramid_jobstate.record import (
+from pyramid_jobstate.job.record import (
     NOT_REACHED,
     End,
     JobError,
@@ -18,7 +18,7 @@ from pyramid_jobstate.record import (
     Start,
     Update,
 )
-from pyramid_jobstate.store import Reply
+from pyramid_jobstate.store.jobstore import Reply
 from tests.jobs import new_id
 
 START = Start("JobState", "run_marathon", 1, '"alice"', "{}")

@@ -13,7 +13,7 @@ from dramatiq.brokers.stub import StubBroker
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.record import (
+from pyramid_jobstate.job.record import (
     CANCELLED,
     NOT_REACHED,
     End,
@@ -22,8 +22,8 @@ from pyramid_jobstate.record import (
     Start,
     Update,
 )
-from pyramid_jobstate.scripts import NAMES, read_scripts
-from pyramid_jobstate.store import Reply, store_of_broker
+from pyramid_jobstate.store.jobstore import Reply, store_of_broker
+from pyramid_jobstate.store.scripts import NAMES, read_scripts
 from tests.jobs import RunMarathon
 from tests.support import wait_for
 

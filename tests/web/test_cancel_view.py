@@ -12,7 +12,7 @@ from webtest import TestApp
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.record import CANCELLED
+from pyramid_jobstate.job.record import CANCELLED
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon, messages
 from tests.webapp import ADMIN, ask, get, make_app, make_config, mounted_root

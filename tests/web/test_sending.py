@@ -32,8 +32,8 @@ from webtest import TestApp
 
 from pyramid_jobstate import JobState, JobStateMiddleware
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.record import NOT_REACHED, NOT_SENT
-from pyramid_jobstate.roundtrip import FAIL_FAST
+from pyramid_jobstate.job.record import NOT_REACHED, NOT_SENT
+from pyramid_jobstate.store.connection import FAIL_FAST
 from tests.faulty import faulty
 from tests.jobs import messages
 from tests.webapp import (

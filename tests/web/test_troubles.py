@@ -8,7 +8,8 @@ import redis
 from pyramid.config import Configurator
 from webtest import TestApp
 
-from pyramid_jobstate import JobState, JobStore, StoreUnavailable, trouble
+from pyramid_jobstate import JobState, JobStore, StoreUnavailable
+from pyramid_jobstate.job import trouble
 from tests.webapp import (
     ADMIN,
     get,

@@ -13,9 +13,10 @@ from pyramid.request import Request
 from pyramid.response import Response
 from webtest import TestApp
 
-from pyramid_jobstate import JobState, StoreUnavailable, unavailable
+from pyramid_jobstate import JobState, StoreUnavailable
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.resources import JobStates
+from pyramid_jobstate.web import unavailable
 from tests.jobs import RunMarathon, messages
 from tests.webapp import (
     ADMIN,

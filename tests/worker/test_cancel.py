@@ -17,7 +17,7 @@ from dramatiq.results.backends import RedisBackend
 
 from pyramid_jobstate import JobCancelled, JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.record import JobError
+from pyramid_jobstate.job.record import JobError
 from tests.jobs import Gate, load, make_broker, messages, wait_until, working
 from tests.support import wait_for
 

@@ -33,7 +33,7 @@ from pyramid_jobstate import (
     JobStateMiddleware,
     current_job_state,
 )
-from pyramid_jobstate.record import CANCELLED, NOT_REACHED, JobError, NewJob, Start
+from pyramid_jobstate.job.record import CANCELLED, NOT_REACHED, JobError, NewJob, Start
 from tests.incaller import InCallerBroker
 from tests.jobs import RunMarathon, load, make_broker, messages, store_of, wait_until
 from tests.jobs import working as worker_of

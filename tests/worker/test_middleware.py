@@ -38,9 +38,9 @@ from pyramid_jobstate import (
     current_job_state,
 )
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.record import NOT_REACHED, JobError, NewJob, Start, Update
-from pyramid_jobstate.recorder import Recorder
-from pyramid_jobstate.tracking import ActorError
+from pyramid_jobstate.job.record import NOT_REACHED, JobError, NewJob, Start, Update
+from pyramid_jobstate.worker.actors import ActorError
+from pyramid_jobstate.worker.recorder import Recorder
 from tests.jobs import (
     Gate,
     RunMarathon,
@@ -570,7 +570,7 @@ def test_a_send_without_the_store_goes_out(
     server.stop()
     caplog.clear()
     run_marathon.send(4)
-    assert len(messages(caplog, "pyramid_jobstate.middleware")) == 1
+    assert len(messages(caplog, "pyramid_jobstate.worker.middleware")) == 1
 
 
 def test_a_send_that_cannot_be_confirmed_goes_out(

@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from pyramid_jobstate import outage
-from pyramid_jobstate.outage import Outage
+from pyramid_jobstate.worker import outage
+from pyramid_jobstate.worker.outage import Outage
 from tests.jobs import messages
 
 LOG = logging.getLogger("tests.outage")

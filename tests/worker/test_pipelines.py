@@ -14,7 +14,7 @@ from dramatiq.middleware import AgeLimit, GroupCallbacks, Middleware, SkipMessag
 from dramatiq.rate_limits.backends import StubBackend
 
 from pyramid_jobstate import JobState, JobStateMiddleware
-from pyramid_jobstate.record import CANCELLED, NOT_REACHED, JobError
+from pyramid_jobstate.job.record import CANCELLED, NOT_REACHED, JobError
 from tests.jobs import Gate, RunMarathon, make_broker, working
 from tests.support import wait_for
 from tests.webapp import make_app, make_config, make_request

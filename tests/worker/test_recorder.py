@@ -16,19 +16,21 @@ import pytest
 import redis
 from dramatiq.middleware import Interrupt
 
-from pyramid_jobstate import JobState, JobStore, outage, scripts
-from pyramid_jobstate import recorder as recorder_module
-from pyramid_jobstate.delivery import Delivery
+from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.record import End, JobError, NewJob, Record, Start
-from pyramid_jobstate.recorder import Recorder
-from pyramid_jobstate.run import Run
+from pyramid_jobstate.job.record import End, JobError, NewJob, Record, Start
+from pyramid_jobstate.job.run import Run
+from pyramid_jobstate.store import scripts
+from pyramid_jobstate.worker import outage
+from pyramid_jobstate.worker import recorder as recorder_module
+from pyramid_jobstate.worker.recorder import Recorder
+from pyramid_jobstate.worker.unsaved import Delivery
 from tests.interrupts import interrupt
 from tests.jobs import messages, new_id
 from tests.support import frozen, wait_for
 
 START = Start("JobState", "run_marathon", 2, '"alice"', '{"miles":26}')
-LOGGER = "pyramid_jobstate.recorder"
+LOGGER = "pyramid_jobstate.worker.recorder"
 
 
 @pytest.fixture

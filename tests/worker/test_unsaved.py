@@ -7,13 +7,13 @@ import threading
 
 import pytest
 
-from pyramid_jobstate import delivery as delivery_module
-from pyramid_jobstate import handle as handle_module
-from pyramid_jobstate import run as run_module
-from pyramid_jobstate.delivery import PACE_WINDOW, Delivery
-from pyramid_jobstate.record import METRIC, End, JobError, Record, Start
-from pyramid_jobstate.run import Run
-from pyramid_jobstate.state import JobState
+from pyramid_jobstate.job import handle as handle_module
+from pyramid_jobstate.job import run as run_module
+from pyramid_jobstate.job.record import METRIC, End, JobError, Record, Start
+from pyramid_jobstate.job.run import Run
+from pyramid_jobstate.job.state import JobState
+from pyramid_jobstate.worker import unsaved as delivery_module
+from pyramid_jobstate.worker.unsaved import PACE_WINDOW, Delivery
 
 ID = "01234567-89ab-4cde-8f01-23456789abcd"
 START = Start("RunMarathon", "run_marathon", 1, None, "{}")

@@ -16,9 +16,9 @@ from pyramid.interfaces import (
 )
 from pyramid.request import Request
 
-from .enqueue import middleware_of
+from ..store.places import refusal
+from .outgoing import middleware_of
 from .permits import IOwner, authenticated_userid
-from .places import refusal
 from .resources import JOB_STATES
 from .urls import LIST, path_of
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pyramid.events import ApplicationCreated
     from pyramid.registry import Registry
 
-    from .store import JobStore
+    from ..store.jobstore import JobStore
 
 log = logging.getLogger("pyramid_jobstate")
 

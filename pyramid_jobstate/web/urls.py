@@ -11,9 +11,9 @@ from pyramid.interfaces import IResourceURL, IRoutesMapper, ITraverser
 from pyramid.traversal import ResourceTreeTraverser, ResourceURL
 from zope.interface import Interface, implementer
 
-from .errors import StoreUnavailable
+from ..errors import StoreUnavailable
+from ..job.state import JobState
 from .resources import JobStates
-from .state import JobState
 
 if TYPE_CHECKING:
     from pyramid.config import Configurator

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 from pyramid import threadlocal
 from redis.exceptions import RedisError
 
-from .enqueue import Outgoing
-from .errors import StoreUnavailable
+from ..errors import StoreUnavailable
+from .outgoing import Outgoing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyramid.request import Request
 
-    from .store import JobStore
+    from ..store.jobstore import JobStore
 
     #: Puts a question to the store, or raises StoreUnavailable.
     Ask = Callable[[Callable[[JobStore], object]], object]

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import RedisError
 
-from .record import FINISHED, UNFINISHED, UUID, Record
-from .values import dumps
+from ..job.record import FINISHED, UNFINISHED, UUID, Record
+from ..job.values import dumps
 
 if TYPE_CHECKING:
+    from ..job.state import JobState
     from .index import Index
     from .reading import Reader
     from .scripts import Call
-    from .state import JobState
 
 #: The most jobs that a page may have.
 MAX_LIMIT = 200

@@ -6,9 +6,9 @@ import math
 import threading
 import time
 
-from .record import METRIC, End, Start, Update
-from .run import Run
-from .values import MAX_AMOUNT, Json, dumps
+from ..job.record import METRIC, End, Start, Update
+from ..job.run import Run
+from ..job.values import MAX_AMOUNT, Json, dumps
 
 #: The seconds of a job's past that its pace is taken from, at the least.
 PACE_WINDOW = 30.0

@@ -13,6 +13,7 @@ from pyramid.exceptions import ConfigurationError
 from pyramid.interfaces import IApplicationCreated
 from pyramid.path import DottedNameResolver
 
+from ..store.jobstore import JobStore
 from .checks import (
     check_application,
     check_request_method,
@@ -20,10 +21,9 @@ from .checks import (
     check_routes,
     check_store,
 )
-from .enqueue import middleware_of
+from .outgoing import middleware_of
 from .permits import IOwner, IPermits, authenticated_userid, policy_permits
 from .resources import JOB_STATES, IJobStore, IMaxUuids, IOutbox
-from .store import JobStore
 from .unavailable import IWebOutage, WebOutage
 from .urls import LIST, add_routes, path_of
 from .views import add_views

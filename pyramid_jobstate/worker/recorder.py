@@ -15,10 +15,10 @@ from collections.abc import Collection, Sequence
 
 from redis import exceptions
 
-from .delivery import Delivery
+from ..job.record import End, Update
+from ..store.jobstore import JobStore, Reply, is_hopeless
 from .outage import Outage
-from .record import End, Update
-from .store import JobStore, Reply, is_hopeless
+from .unsaved import Delivery
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import NoScriptError
 
-from .roundtrip import Client, Command, execute
+from .connection import Client, Command, execute
 
 #: The names of the scripts in `lua/`.
 NAMES = (

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from ..errors import StoreUnavailable
+from ..job.record import FINISHED, UUID, NewJob, Record, Start, Update
+from ..job.state import JobState
+from ..job.trouble import note_trouble
 from .calls import Calls, millis
-from .errors import StoreUnavailable
+from .connection import Client, connect, impatient, name_of, text
 from .index import Index
-from .listing import Filter, Lister, Page
+from .pages import Filter, Lister, Page
 from .reading import Reader
-from .record import FINISHED, UUID, NewJob, Record, Start, Update
-from .roundtrip import Client, connect, impatient, name_of, text
 from .scripts import Call, read_scripts, run_scripts
-from .state import JobState
-from .trouble import note_trouble
 
 if TYPE_CHECKING:
     from dramatiq import Broker

@@ -23,11 +23,11 @@ from pyramid.response import Response
 from pyramid.security import NO_PERMISSION_REQUIRED
 from zope.interface import classImplements
 
-from .errors import StoreUnavailable
+from ..errors import StoreUnavailable
+from ..job.state import JobState
+from ..job.trouble import note_trouble
 from .permits import permits
 from .resources import IMaxUuids, JobStates
-from .state import JobState
-from .trouble import note_trouble
 from .unavailable import UnreadRecord
 from .urls import CANCEL, JOB, LIST, OTHER, ROUTES
 

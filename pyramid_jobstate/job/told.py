@@ -8,7 +8,7 @@ import sys
 import threading
 import types
 
-from .errors import JobCancelled, PoolJobCancelled
+from ..errors import JobCancelled, PoolJobCancelled
 
 #: Where a BaseException would end a thread that others wait for: in the callback of a
 #: future, and where multiprocessing's pool of threads calls what it was given.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .record import Start
+from ..job.record import Start
 from .scripts import Call, Script
 
 #: How long a requested cancel is announced, in milliseconds. A heartbeat hears of older

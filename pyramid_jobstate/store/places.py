@@ -6,10 +6,10 @@ import logging
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
-from .roundtrip import Address, place_of
+from .connection import Address, place_of
 
 if TYPE_CHECKING:
-    from .store import JobStore
+    from .jobstore import JobStore
 
 log = logging.getLogger("pyramid_jobstate")
 

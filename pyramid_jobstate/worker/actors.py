@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from dramatiq import GenericActor
 from dramatiq.middleware import MiddlewareError, SkipMessage
 
+from ..job.record import CANCELLED, Record, Start
+from ..job.run import Run
+from ..job.state import JobState, _current
+from ..job.told import _told
+from ..job.values import MAX_VALUE_BYTES, Json, dumps
 from .current import CurrentJob, ThreadState
-from .delivery import Delivery
-from .record import CANCELLED, Record, Start
-from .run import Run
-from .state import JobState, _current
-from .told import _told
-from .values import MAX_VALUE_BYTES, Json, dumps
+from .unsaved import Delivery
 
 if TYPE_CHECKING:
     from dramatiq import Actor, Message

@@ -16,27 +16,27 @@ from dramatiq.middleware import Middleware, MiddlewareError, SkipMessage
 from redis import exceptions
 from redis.exceptions import RedisError
 
-from .current import CurrentJob, ThreadState
-from .delivery import Delivery
-from .outage import Outage
-from .record import NOT_REACHED, NOT_SENT, End, JobError, NewJob, Start
-from .recorder import Recorder
-from .roundtrip import redis_errors
-from .run import Run
-from .store import JobStore, is_uuid, store_of_broker
-from .tracking import (
+from ..job.record import NOT_REACHED, NOT_SENT, End, JobError, NewJob, Start
+from ..job.run import Run
+from ..store.connection import redis_errors
+from ..store.jobstore import JobStore, is_uuid, store_of_broker
+from .actors import (
     ActorError,
     TrackedFunction,
     job_state_class,
     skip,
 )
+from .current import CurrentJob, ThreadState
+from .outage import Outage
+from .recorder import Recorder
+from .unsaved import Delivery
 
 if TYPE_CHECKING:
     from dramatiq import Actor, Broker
     from dramatiq.broker import MessageProxy
     from dramatiq.worker import Worker
 
-    from .roundtrip import Client
+    from ..store.connection import Client
 
 log = logging.getLogger(__name__)
 

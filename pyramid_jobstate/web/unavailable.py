@@ -11,8 +11,8 @@ from redis import exceptions
 from redis.exceptions import RedisError
 from zope.interface import Interface
 
-from .errors import StoreUnavailable
-from .outage import Outage
+from ..errors import StoreUnavailable
+from ..worker.outage import Outage
 
 log = logging.getLogger("pyramid_jobstate")
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .errors import StoreUnavailable
+from ..errors import StoreUnavailable
 from .handle import NO_RUN, Handle
 from .record import FINISHED, JobError, Progress, Record, Start
 from .run import Run

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dramatiq.middleware import MiddlewareError, SkipMessage
 
-from .delivery import Delivery
-from .record import CANCELLED, End, JobError
-from .state import JobState, _current
+from ..job.record import CANCELLED, End, JobError
+from ..job.state import JobState, _current
+from .unsaved import Delivery
 
 if TYPE_CHECKING:
     from dramatiq import Message
     from dramatiq.broker import MessageProxy
 
-    from .record import Start
+    from ..job.record import Start
 
 #: How many messages may be sent from within each other's enqueue hooks.
 MAX_NESTED = 16

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .record import CANCELLED, NOT_REACHED, NOT_SENT, NewJob, Update
+from ..job.record import CANCELLED, NOT_REACHED, NOT_SENT, NewJob, Update
+from ..job.values import dumps
 from .scripts import Call, Script
-from .values import dumps
 
 
 class Calls:

@@ -8,8 +8,8 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from .record import Record
-from .roundtrip import Client, Command, execute, redis_errors, text
+from ..job.record import Record
+from .connection import Client, Command, execute, redis_errors, text
 
 #: Seconds for which the server's clock is not asked for again: it does not run away.
 CLOCK_SECONDS = 10.0

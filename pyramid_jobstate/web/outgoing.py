@@ -13,12 +13,12 @@ from dramatiq import ActorNotFound, Message, group, pipeline
 from dramatiq.middleware import GroupCallbacks
 from redis.exceptions import RedisError
 
-from .middleware import JobStateMiddleware
-from .places import refusal
-from .record import NOT_REACHED, NOT_SENT, End, NewJob, Update
-from .state import JobState
-from .store import JobStore, is_uuid
-from .tracking import ActorError, TrackedFunction, check_owner
+from ..job.record import NOT_REACHED, NOT_SENT, End, NewJob, Update
+from ..job.state import JobState
+from ..store.jobstore import JobStore, is_uuid
+from ..store.places import refusal
+from ..worker.actors import ActorError, TrackedFunction, check_owner
+from ..worker.middleware import JobStateMiddleware
 
 if TYPE_CHECKING:
     from dramatiq import Broker
