@@ -29,6 +29,7 @@ tests_require = [
     "docutils",
     "greenlet",
     "hypothesis",
+    "import-linter",
     "mypy",
     "pika",
     "playwright",

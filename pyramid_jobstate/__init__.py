@@ -5,18 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .errors import JobCancelled, StoreUnavailable
-from .job.state import JobState, current_job_state
-from .store.jobstore import JobStore
-from .worker.middleware import JobStateMiddleware
+from .job import JobError, JobState, Progress, current_job_state
+from .store import JobStore
+from .worker import JobStateMiddleware
 
 if TYPE_CHECKING:
     from pyramid.config import Configurator
 
 __all__ = [
     "JobCancelled",
+    "JobError",
     "JobState",
     "JobStateMiddleware",
     "JobStore",
+    "Progress",
     "StoreUnavailable",
     "current_job_state",
     "includeme",
@@ -38,27 +40,13 @@ def includeme(config: Configurator) -> None:
 
     * ``config.set_job_store(store)``: keep the states in this :class:`JobStore`.
 
-    Settings, each of which may be left out:
-
-    * ``jobstate.redis_url``: the server where the states are kept. Unless set, the
-      store of the middleware on Dramatiq's global broker.
-    * ``jobstate.namespace``: what the name of each key begins with, ``jobstate``.
-    * ``jobstate.path``: the path below which the resources are, ``job_state``.
-    * ``jobstate.expire_in``: how long a job is kept after its end, ``24h``.
-    * ``jobstate.active_expire_in``: how long one that does not end is, ``8d``.
-    * ``jobstate.stalled_after``: how long a job may be silent, ``15s``.
-    * ``jobstate.owner``: the dotted name of a function that returns the owner of the
-      jobs that a request sends, who may see and cancel them; the authenticated userid
-      unless set.
-    * ``jobstate.permits``: the dotted name of a function that decides in place of the
-      security policy what a request may do with a job.
-    * ``jobstate.max_uuids``: how many jobs one request may ask for, ``100``.
+    Settings: those whose names begin with ``jobstate.``. The README lists them.
 
     Raises:
       pyramid.exceptions.ConfigurationError: A setting is unknown or wrong, or there is
         no store.
     """
-    # Nothing of Pyramid is imported by a worker.
-    from .web.config import include
+    # A worker imports nothing of Pyramid.
+    from .web import include
 
     include(config)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dramatiq.middleware import Interrupt
+from dramatiq.middleware import Interrupt, MiddlewareError
+
+
+class ActorError(MiddlewareError, TypeError):
+    """An actor cannot be tracked as it was declared."""
 
 
 class JobCancelled(Interrupt):

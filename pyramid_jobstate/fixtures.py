@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from .embedded import EmbeddedServer
-from .store.jobstore import JobStore
+from .store import JobStore
 
 
 @pytest.fixture(scope="session")

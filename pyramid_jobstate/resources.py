@@ -1,5 +1,7 @@
-"""The resources of jobs: the container that an application may mount in its tree."""
+"""The documented import path of :class:`JobStates`."""
 
-from .web.resources import JobStates
+from __future__ import annotations
+
+from .web import JobStates
 
 __all__ = ["JobStates"]

@@ -16,29 +16,31 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from .job.record import (
+from .job import (
     CANCELLED,
     FINISHED,
     UNFINISHED,
     End,
     JobError,
+    JobInfo,
+    JobState,
     NewJob,
     Progress,
     Record,
-    Start,
+    Run,
+    dumps,
+    loads,
+    run_of,
 )
-from .job.run import Run
-from .job.state import JobState
-from .job.values import dumps, loads
-from .worker.unsaved import Delivery
+from .worker import Unsaved
 
 if TYPE_CHECKING:
     from dramatiq import Message
     from pyramid.config import Configurator
     from pyramid.registry import Registry
 
-    from .store.jobstore import JobStore
-    from .web.outgoing import Outgoing
+    from .store import JobStore
+    from .web import Outgoing
 
 T = TypeVar("T")
 AnyJobState = TypeVar("AnyJobState", bound=JobState)
@@ -71,7 +73,7 @@ def includeme(config: Configurator) -> None:
     Include it before or after the package itself, for instance by the setting
     ``pyramid.includes``.
     """
-    from .web.resources import IOutbox
+    from .web import IOutbox
 
     config.registry.registerUtility(Outbox(), IOutbox)
 
@@ -86,7 +88,7 @@ def outbox(registry: Registry) -> Outbox:
     Raises:
       LookupError: The application has not included this module.
     """
-    from .web.resources import IOutbox
+    from .web import IOutbox
 
     found: Outbox | None = registry.queryUtility(IOutbox)
     if found is None:
@@ -156,8 +158,8 @@ def detached(
       job_state_class: The class of the actor's jobs.
       params: What its `job_params` are to be.
     """
-    start = Start(job_state_class.kind, "", 1, None, dumps(params))
-    record = Record(str(uuid.uuid4()), start.fields(), "working")
+    info = JobInfo(job_state_class.kind, "", 1, None, dumps(params))
+    record = Record(str(uuid.uuid4()), info.fields(), "working")
     return job_state_class(record, RecordingRun())
 
 
@@ -168,7 +170,7 @@ def history(job_state: JobState) -> list[tuple[Any, ...]]:
     Raises:
       TypeError: The JobState is another.
     """
-    run = job_state._run
+    run = run_of(job_state)
     if not isinstance(run, RecordingRun):
         raise TypeError(f"{job_state!r} does not come from detached().")
     return run.history
@@ -181,7 +183,7 @@ def values(job_state: JobState, name: str) -> list[Any]:
 
 def cancel(job_state: JobState) -> None:
     """Make the next call of a :func:`detached` JobState raise JobCancelled."""
-    job_state._run.cancel()
+    run_of(job_state).cancel()
 
 
 def put_job(
@@ -217,8 +219,8 @@ def put_job(
         raise ValueError(f"There is no status {status!r}. There are: {known}.")
     job = str(uuid.uuid4())
     encoded = None if owner is None else dumps(owner)
-    start = Start(job_state_class.kind, actor, attempt, encoded, dumps(params or {}))
-    waiting = start._replace(attempt=0)
+    info = JobInfo(job_state_class.kind, actor, attempt, encoded, dumps(params or {}))
+    waiting = info._replace(attempt=0)
     store.create(NewJob(job, waiting, delay if status == "queued" else 0.0))
     store.confirm(job)
     if status != "queued":
@@ -229,20 +231,20 @@ def put_job(
         run.set_message(message)
         for line in log:
             run.append_log(line)
-        delivery = Delivery(job, run, start)
-        update = delivery.take(time.monotonic())
+        unsaved = Unsaved(job, run, info)
+        update = unsaved.take(time.monotonic())
         if status == "stalled":
             update.fields["seen"] = "0"
         store.write([update])
         if status == "cancelling":
-            store.cancel(job, start)
+            store.cancel(job, info)
         elif status not in ("working", "stalled"):
             if error is None and status == "cancelled":
                 error = CANCELLED
             put_back = delay if status == "retrying" else None
-            delivery.end = End(status, error, put_back)
-            delivery.landed(time.monotonic())
-            store.write([delivery.take(time.monotonic())])
+            unsaved.end = End(status, error, put_back)
+            unsaved.mark_stored(time.monotonic())
+            store.write([unsaved.take(time.monotonic())])
     job_state = store.load(job)
     assert job_state is not None
     return job_state

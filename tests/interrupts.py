@@ -13,14 +13,15 @@ import time
 from dramatiq.middleware import Interrupt
 
 from pyramid_jobstate import JobStore
-from pyramid_jobstate.job.record import End, Start
+from pyramid_jobstate.job.changes import End
+from pyramid_jobstate.job.record import JobInfo
 from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.worker.recorder import Recorder
-from pyramid_jobstate.worker.unsaved import Delivery
+from pyramid_jobstate.worker.unsaved import Unsaved
 from tests.jobs import new_id
 from tests.support import wait_for
 
-START = Start("JobState", "run_marathon", 1, None, "{}")
+INFO = JobInfo("JobState", "run_marathon", 1, None, "{}")
 ROUNDS = 400
 
 
@@ -58,22 +59,22 @@ def main(url: str) -> None:
 def run(recorder: Recorder, begun: threading.Event) -> None:
     try:
         begun.set()
-        delivery = Delivery(new_id(), Run(), START)
-        recorder.begin(delivery)
+        unsaved = Unsaved(new_id(), Run(), INFO)
+        recorder.begin(unsaved)
         while True:
-            delivery.run.flush(0.01)
+            unsaved.run.flush(0.01)
     except Interrupt:
         pass
 
 
 def check(recorder: Recorder) -> None:
     """The recorder records another job, and has let go of those that were hit."""
-    delivery = Delivery(new_id(), Run(), START)
-    recorder.begin(delivery)
-    delivery.run.set_message("on we go")
-    assert delivery.run.flush(10)
-    assert recorder.end(delivery, End("success"))
-    wait_for(lambda: not recorder._deliveries)
+    unsaved = Unsaved(new_id(), Run(), INFO)
+    recorder.begin(unsaved)
+    unsaved.run.set_message("on we go")
+    assert unsaved.run.flush(10)
+    assert recorder.end(unsaved, End("success"))
+    wait_for(lambda: not recorder._backlog._runs)
     recorder.stop()
 
 

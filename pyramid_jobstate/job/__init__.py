@@ -1,0 +1,69 @@
+"""What a job is: its record, what may happen to it, what it reports, its JobState.
+
+This wing knows nothing of Redis, Dramatiq or Pyramid. It may use the standard library
+and the package's errors.
+"""
+
+from .changes import End, NewJob, Update
+from .record import (
+    CANCELLED,
+    FINISHED,
+    METRIC,
+    NOT_REACHED,
+    NOT_SENT,
+    UNFINISHED,
+    UUID,
+    JobError,
+    JobInfo,
+    Progress,
+    Record,
+    is_uuid,
+)
+from .run import Run
+from .state import (
+    JobState,
+    as_seen_from,
+    current_job,
+    current_job_state,
+    record_of,
+    run_of,
+    set_container,
+    set_store,
+)
+from .told import told_by
+from .trouble import note_trouble
+from .values import MAX_AMOUNT, MAX_VALUE_BYTES, Json, dumps, loads
+
+__all__ = [
+    "CANCELLED",
+    "FINISHED",
+    "MAX_AMOUNT",
+    "MAX_VALUE_BYTES",
+    "METRIC",
+    "NOT_REACHED",
+    "NOT_SENT",
+    "UNFINISHED",
+    "UUID",
+    "End",
+    "JobError",
+    "JobInfo",
+    "JobState",
+    "Json",
+    "NewJob",
+    "Progress",
+    "Record",
+    "Run",
+    "Update",
+    "as_seen_from",
+    "current_job",
+    "current_job_state",
+    "dumps",
+    "is_uuid",
+    "loads",
+    "note_trouble",
+    "record_of",
+    "run_of",
+    "set_container",
+    "set_store",
+    "told_by",
+]

@@ -11,10 +11,9 @@ from .steps import AsyncSteps
 T = TypeVar("T")
 
 #: What a JobState writes to that was not handed to a running job: it takes nothing.
-NO_RUN = Run()
-NO_RUN.close(
-    "This JobState was loaded: only a running job may report, through the job_state "
-    "that it was given."
+NO_RUN = Run(
+    closed="This JobState was loaded: only a running job may report, through the "
+    "job_state that it was given."
 )
 
 

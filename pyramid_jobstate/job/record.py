@@ -1,14 +1,15 @@
-"""What is stored of a job, and what a running job adds to it."""
+"""What is known of a job, and how it is read, whatever stands in the store."""
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
+import functools
+import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from .parsing import iso_time, parse_int, parse_json, parse_time
 from .values import MAX_AMOUNT
 
 #: The statuses of a job that may still change by themselves.
@@ -24,6 +25,11 @@ METRIC = "m:"
 
 #: A job's uuid, as Dramatiq writes it: the one spelling that is accepted.
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+
+def is_uuid(name: object) -> bool:
+    """Whether a message id, or a segment of a path, can be a job's uuid."""
+    return isinstance(name, str) and UUID.fullmatch(name) is not None
 
 
 class Progress(NamedTuple):
@@ -69,7 +75,7 @@ NOT_SENT = JobError(None, "The job could not be sent.")
 NOT_REACHED = JobError(None, "An earlier step did not succeed.")
 
 
-class Start(NamedTuple):
+class JobInfo(NamedTuple):
     """What is known of a job when it is sent, and when a worker starts it.
 
     Attributes:
@@ -89,105 +95,6 @@ class Start(NamedTuple):
     def fields(self) -> dict[str, str]:
         """Return the fields of the hash."""
         return {k: str(v) for k, v in self._asdict().items() if v is not None}
-
-
-class NewJob(NamedTuple):
-    """A job whose message is about to be sent.
-
-    Attributes:
-      uuid: The id of the message.
-      start: What is known of the job.
-      delay: Seconds until it is due, or until its turn comes at the earliest.
-      waits: Whether it is a later step of a pipeline, whose turn has not come.
-      sender: Names who sends it, if they may want to take back what they have written.
-    """
-
-    uuid: str
-    start: Start
-    delay: float = 0.0
-    waits: bool = False
-    sender: str = ""
-
-
-class End(NamedTuple):
-    """How a run ended.
-
-    Attributes:
-      status: "success", "error", "cancelled" or "retrying".
-      error: Why, unless it is a success.
-      delay: Seconds until the message comes again, or None if it was not put back.
-      was_called: Whether the actor's function was called. If not, the record keeps the
-        attempt of the run before.
-    """
-
-    status: str
-    error: JobError | None = None
-    delay: float | None = None
-    was_called: bool = True
-
-
-@dataclasses.dataclass(slots=True)
-class Update:
-    """What a run has to say since its last update: one write to one key.
-
-    Attributes:
-      uuid: The job.
-      token: The run. Only the newest may write.
-      seq: Rises with each update of a run, so that none is applied twice or late.
-      base: The last one that is known to be stored, which this one builds on.
-      start: What is known of the job.
-      fields: The hash fields to set.
-      begins: Whether the store has not yet confirmed that the run began.
-      renews: Whether its place in the lists is about to expire.
-      age: Seconds since it began.
-      late: Whether another run may have begun since this beginning was due.
-      cancelled: Whether a run that begins anew has heard that its job was cancelled.
-      end: Given when the run is over.
-      dropped: Whether the message was stopped before a run began.
-      sender: Names whose record alone it is about, if it was not sent.
-    """
-
-    uuid: str
-    token: str
-    seq: int
-    start: Start
-    fields: dict[str, str] = dataclasses.field(default_factory=dict)
-    begins: bool = False
-    renews: bool = False
-    age: float = 0.0
-    late: bool = False
-    cancelled: bool = False
-    end: End | None = None
-    dropped: bool = False
-    base: int = 0
-    sender: str = ""
-
-    @property
-    def reports(self) -> bool:
-        """Whether it says more than that the run began."""
-        return bool(self.fields or self.end or not self.begins)
-
-
-def parse_progress(text: str | None) -> Progress | None:
-    match parse_json(text):
-        case [done, total, str() | None as unit, eta]:
-            is_valid = is_amount(done) and all(
-                amount is None or is_amount(amount) for amount in (total, eta)
-            )
-            return Progress(done, total, unit, eta) if is_valid else None
-    return None
-
-
-def is_amount(value: object) -> bool:
-    """Whether `value` is what :func:`check_amount` returns."""
-    return type(value) in (int, float) and 0 <= value <= MAX_AMOUNT  # type: ignore[operator]
-
-
-def parse_error(text: str | None) -> JobError | None:
-    match parse_json(text):
-        case [str() | None as type_, str() as message]:
-            return JobError(type_, message)
-    return None
 
 
 class Record:
@@ -293,9 +200,9 @@ class Record:
         return parse_error(self._fields.get("error"))
 
     @property
-    def start(self) -> Start:
-        """What is known of the job whatever becomes of it."""
-        return Start(
+    def info(self) -> JobInfo:
+        """What was known of the job when its newest run began."""
+        return JobInfo(
             self.kind,
             self.actor,
             self.attempt,
@@ -310,3 +217,79 @@ class Record:
     def iso_time(self, name: str) -> str | None:
         """Return the same as browsers write it, to the millisecond."""
         return iso_time(self._fields.get(name))
+
+
+def parse_progress(text: str | None) -> Progress | None:
+    match parse_json(text):
+        case [done, total, str() | None as unit, eta]:
+            is_valid = is_amount(done) and all(
+                amount is None or is_amount(amount) for amount in (total, eta)
+            )
+            return Progress(done, total, unit, eta) if is_valid else None
+    return None
+
+
+def is_amount(value: object) -> bool:
+    """Whether `value` is what :func:`check_amount` returns."""
+    return type(value) in (int, float) and 0 <= value <= MAX_AMOUNT  # type: ignore[operator]
+
+
+def parse_error(text: str | None) -> JobError | None:
+    match parse_json(text):
+        case [str() | None as type_, str() as message]:
+            return JobError(type_, message)
+    return None
+
+
+#: The last millisecond that a datetime can say.
+LAST_TIME = 253_402_300_799_999
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text} is too large for a float")
+    return number
+
+
+#: Takes nothing that :func:`json.dumps` would then write as NaN or Infinity. A poll
+#: calls it for each field: raw_decode() does without looking for white space.
+_decode = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite).raw_decode
+
+
+def parse_json(text: str | None, default: Any = None) -> Any:
+    """Return what `text` says, or `default` where it is no JSON."""
+    if text is None:
+        return default
+    try:
+        value, end = _decode(text)
+    except (ValueError, RecursionError):
+        return default
+    return value if end == len(text) else default
+
+
+def parse_int(text: str | None) -> int | None:
+    """Return a number of at most 15 digits, or None where `text` is none."""
+    if text is None or len(text) > 15 or not (text.isascii() and text.isdigit()):
+        return None
+    return int(text)
+
+
+def parse_time(text: str | None) -> datetime.datetime | None:
+    """Return the aware UTC datetime of milliseconds since the epoch."""
+    number = parse_int(text)
+    if number is None or number > LAST_TIME:
+        return None
+    return datetime.datetime.fromtimestamp(number / 1000, datetime.UTC)
+
+
+@functools.lru_cache(1024)
+def iso_time(text: str | None) -> str | None:
+    time = parse_time(text)
+    if time is None:
+        return None
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")

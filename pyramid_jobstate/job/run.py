@@ -53,6 +53,9 @@ class Run:
 
     As long as no recorder takes it over it is detached: it keeps the values in memory.
 
+    Parameters:
+      closed: Why it takes nothing, if it does not: see :meth:`close`.
+
     Attributes:
       token: Names this run among all runs of the job.
       metrics: The value of each metric.
@@ -83,7 +86,7 @@ class Run:
         "token",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, *, closed: str = "") -> None:
         self.token = secrets.token_hex(6)
         self.metrics: dict[str, Value] = {}
         self.report: dict[str, object] = {}
@@ -99,6 +102,8 @@ class Run:
         self._lock = threading.RLock()
         self._sizes: dict[str, int] = {}
         self.size = 0
+        if closed:
+            self.close(closed)
 
     def close(self, reason: str) -> None:
         """Make every further call raise a RuntimeError that says `reason`."""

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import contextvars
-import datetime
-import functools
+import copy
 import logging
-import re
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from ..errors import StoreUnavailable
-from .handle import NO_RUN, Handle
-from .record import FINISHED, JobError, Progress, Record, Start
+from .facts import Facts
+from .record import JobError, JobInfo, Record
 from .run import Run
-from .values import Json, loads
-
-if TYPE_CHECKING:
-    from pyramid.request import Request
+from .texts import humanized, translated
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +25,7 @@ MAX_UNKNOWN = 100
 #: The JobState classes by the kind of job that they are for.
 _kinds: dict[str, type[JobState]] = {}
 
-_current: contextvars.ContextVar[JobState | None] = contextvars.ContextVar(
+current_job: contextvars.ContextVar[JobState | None] = contextvars.ContextVar(
     "pyramid_jobstate.current", default=None
 )
 
@@ -40,13 +35,13 @@ def current_job_state() -> JobState | None:
 
     A thread that the job starts itself has none: hand the JobState over to it.
     """
-    return _current.get()
+    return current_job.get()
 
 
 class Store(Protocol):
     """What a JobState asks of the store that it was loaded from."""
 
-    def cancel(self, uuid: str, start: Start, /) -> bool:
+    def cancel(self, uuid: str, info: JobInfo, /) -> bool:
         """Ask to cancel a job, and return whether it had not ended."""
 
 
@@ -62,7 +57,7 @@ class Container(Protocol):
         """Return the principals that stand for a job's owner in the request."""
 
 
-class JobState(Handle):
+class JobState(Facts):
     """The state of one job, in the worker that runs it as in the process that shows it.
 
     Subclass it to give a kind of job rights and behaviour of its own::
@@ -111,11 +106,6 @@ class JobState(Handle):
             )
         _kinds[cls.kind] = cls
 
-    def __init__(self, record: Record, run: Run = NO_RUN) -> None:
-        super().__init__(run)
-        self._record = record
-        self.uuid = self.__name__ = record.uuid
-
     @classmethod
     def class_of(cls, record: Record) -> type[JobState]:
         """Return the class for the kind of a record."""
@@ -149,133 +139,11 @@ class JobState(Handle):
         return f"<{type(self).__name__} {self.uuid} {status}>"
 
     @property
-    def status(self) -> str:
-        """One of queued, working, retrying, stalled, cancelling, success, error and
-        cancelled.
-        """
-        return self._record.status
-
-    @property
-    def is_working(self) -> bool:
-        """Whether the job has not ended."""
-        return not self.is_finished
-
-    @property
-    def is_success(self) -> bool:
-        """Whether the job has ended well."""
-        return self.status == "success"
-
-    @property
-    def is_error(self) -> bool:
-        """Whether the job has failed or was cancelled."""
-        return self.is_finished and not self.is_success
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the job has ended."""
-        return self.status in FINISHED
-
-    @property
     def title(self) -> str:
         """What a viewer reads above the job: "Run marathon" for the kind RunMarathon,
         or for the actor run_marathon where no class was given.
         """
-        return _humanize(self.actor if type(self) is JobState else self.kind)
-
-    @property
-    def actor(self) -> str:
-        """The name of the actor."""
-        return self._record.actor
-
-    @property
-    def owner(self) -> str | float | None:
-        """The principal who may see and cancel the job, or None."""
-        owner: str | float | None = self._record.owner
-        return owner
-
-    @property
-    def job_params(self) -> dict[str, Any]:
-        """The values that were sent, by the names of the actor's parameters. A value of
-        more than 16 KiB is left out, as is one that JSON cannot say.
-        """
-        return self._record.params
-
-    def get_job_param(self, name: str, default: Any = None) -> Any:
-        """Return the value that was sent for one parameter."""
-        return self.job_params.get(name, default)
-
-    @property
-    def progress_metrics(self) -> dict[str, Any]:
-        """The latest value of each metric."""
-        if self._run is NO_RUN:
-            return self._record.metrics
-        return {k: _plain(v) for k, v in self._run.metrics.copy().items()}
-
-    def get_progress_metric(self, name: str, default: Any = None) -> Any:
-        """Return the latest value of one metric."""
-        return self.progress_metrics.get(name, default)
-
-    @property
-    def progress(self) -> Progress | None:
-        """How far the job has come, or None if it never said."""
-        reported: Any = self._run.report.get("progress")
-        return Progress(*reported) if reported else self._record.progress
-
-    @property
-    def message(self) -> str | None:
-        """The latest message."""
-        message: Any = self._run.report.get("message", self._record.message)
-        return message  # type: ignore[no-any-return]
-
-    @property
-    def log(self) -> list[str]:
-        """The last 20 lines of the log."""
-        lines: Any = self._run.report.get("log", self._record.log)
-        return list(lines)
-
-    @property
-    def error(self) -> JobError | None:
-        """Why the job failed or was cancelled: for the application, not for viewers,
-        who read what :meth:`public_error` says.
-        """
-        return self._record.error
-
-    @property
-    def attempt(self) -> int:
-        """Which try its newest run is, from 1, or 0 if none has begun."""
-        return self._record.attempt
-
-    @property
-    def queued_at(self) -> datetime.datetime | None:
-        """When the job was sent, in UTC."""
-        return self._record.time("queued")
-
-    @property
-    def due_at(self) -> datetime.datetime | None:
-        """When it is to be started, in UTC, if it was delayed."""
-        return self._record.time("due")
-
-    @property
-    def started_at(self) -> datetime.datetime | None:
-        """When its newest run began, in UTC."""
-        return self._record.time("started")
-
-    @property
-    def updated_at(self) -> datetime.datetime | None:
-        """When it last reported, in UTC."""
-        return self._record.time("updated")
-
-    @property
-    def finished_at(self) -> datetime.datetime | None:
-        """When it ended, in UTC."""
-        return self._record.time("finished")
-
-    @property
-    def cancel_requested(self) -> bool:
-        """Whether somebody has asked to cancel the job."""
-        if self._run is NO_RUN:
-            return self._record.is_cancel_requested
-        return self._run.ask()
+        return humanized(self.actor if type(self) is JobState else self.kind)
 
     def cancel(self) -> bool:
         """Ask to cancel the job. One that runs learns of it a moment later; any other
@@ -293,7 +161,7 @@ class JobState(Handle):
                 "Only a JobState that was loaded can cancel its job: a job that runs "
                 "ends by raising an exception."
             )
-        return self._store.cancel(self.uuid, self._record.start)
+        return self._store.cancel(self.uuid, self._record.info)
 
     def public_error(self, exception_type: str, message: str) -> str:
         """Return what a viewer reads of the exception that ended the job, or of the
@@ -324,7 +192,7 @@ class JobState(Handle):
         principals = (owner,) if container is None else container.principals_of(owner)
         return [(ALLOW, name, ("view_job", "cancel_job")) for name in principals]
 
-    def __json__(self, request: Request) -> dict[str, Any]:
+    def __json__(self, request: Any) -> dict[str, Any]:
         """Return the state as a viewer sees it."""
         progress = self.progress
         error = self.error
@@ -336,7 +204,7 @@ class JobState(Handle):
         job = {
             "uuid": self.uuid,
             "kind": self.kind,
-            "title": _translated(self.title, request),
+            "title": translated(self.title, request),
             "status": self.status,
             "url": request.resource_url(self),
             "params": {k: params[k] for k in self.public_params if k in params},
@@ -358,7 +226,7 @@ class JobState(Handle):
             "finished_at": record.iso_time("finished"),
             "cancellable": not is_finished and bool(states.permits(self, "cancel_job")),
             "error": error
-            and {"message": _translated(self._public_reason(error), request)},
+            and {"message": translated(self._public_reason(error), request)},
         }
         coarse = "working"
         if is_finished:
@@ -369,6 +237,40 @@ class JobState(Handle):
         if error.type is None:
             return error.message
         return self.public_error(error.type, error.message)
+
+
+def record_of(job_state: JobState) -> Record:
+    """Return the record of a job.
+
+    A function, like those below: a subclass of the application's may use any public
+    name for something of its own.
+    """
+    return job_state._record
+
+
+def run_of(job_state: JobState) -> Run:
+    """Return the run that a JobState writes to."""
+    return job_state._run
+
+
+def set_store(job_state: JobState, store: Store) -> None:
+    """Have a JobState ask a store."""
+    job_state._store = store
+
+
+def set_container(job_state: JobState, container: Container) -> None:
+    """Have a JobState ask a container, and stand in it."""
+    job_state.__parent__ = job_state._container = container
+
+
+def as_seen_from(job_state: JobState, request: Any) -> JobState:
+    """Return a job as a request sees it: a copy if another request has loaded it."""
+    container = job_state._container
+    if container is None or container.request is request:
+        return job_state
+    job_state = copy.copy(job_state)
+    job_state._container = request.job_states
+    return job_state
 
 
 _kinds[JobState.kind] = JobState
@@ -383,28 +285,3 @@ class _UnknownKind(JobState):
 
     def __acl__(self) -> list[tuple[str, Any, Any]]:
         return []
-
-
-@functools.lru_cache(256)
-def _humanize(name: str) -> str:
-    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\W_A-Z]+|[^\W_]+", name)
-    words = [w if w.isupper() and len(w) > 1 else w.lower() for w in words]
-    text = " ".join(words)
-    return text[:1].upper() + text[1:]
-
-
-def _translated(text: str, request: Request) -> str:
-    """Return a translation string in the language of a request."""
-    # This is how Pyramid's Localizer tells one from a string.
-    if not hasattr(text, "interpolate"):
-        return text
-    try:
-        translated: str = request.localizer.translate(text)
-    except ValueError:
-        # The request names a language that no folder can be called, such as "\0".
-        translated = text.interpolate()
-    return translated
-
-
-def _plain(value: object) -> Any:
-    return loads(value) if isinstance(value, Json) else value

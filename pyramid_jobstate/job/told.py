@@ -37,7 +37,7 @@ class Told:
 
     def tell(self) -> None:
         """Raise JobCancelled, unless the caller knows of the cancel."""
-        if _told.get() is self:
+        if told_by.get() is self:
             return
         handled = sys.exception()
         is_known = _came_of(handled, JobCancelled)
@@ -50,7 +50,7 @@ class Told:
             if is_known or callers & CALLBACKS:
                 return
             raise (PoolJobCancelled if callers & POOL else JobCancelled)(MESSAGE)
-        _told.set(self)
+        told_by.set(self)
         if not is_known:
             raise JobCancelled(MESSAGE)
 
@@ -58,7 +58,7 @@ class Told:
 #: By whom this thread or task was told last. Tasks, and the threads of
 #: asyncio.to_thread(), begin with what their maker knows, so that a clean-up may use
 #: them; the threads of a pool do not.
-_told: contextvars.ContextVar[Told | None] = contextvars.ContextVar(
+told_by: contextvars.ContextVar[Told | None] = contextvars.ContextVar(
     "pyramid_jobstate.told", default=None
 )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -50,16 +49,13 @@ MOVED = (errors.MovedError, errors.AskError, errors.TryAgainError)
 LOCALHOST = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Address:
-    """Where a single server is: a socket's path is its host. With TLS or without it is
-    the same.
-    """
+class Address(NamedTuple):
+    """Where a single server is. The path of a Unix socket counts as its host."""
 
     host: str
     port: int
     db: int
-    is_tls: bool = dataclasses.field(compare=False)
+    is_tls: bool
 
 
 class Command(NamedTuple):
@@ -275,6 +271,11 @@ def _send(client: Client, command: Command, is_fit: bool) -> Any:
         for word in words
     )
     return client.execute_command(name, *args, **{NEVER_DECODE: True})  # type: ignore[no-untyped-call]
+
+
+def is_hopeless(error: Exception) -> bool:
+    """Whether a command will always fail: another program has written its key."""
+    return isinstance(error, errors.ResponseError) and "WRONGTYPE" in str(error)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..job.record import Start
+from ..job import JobInfo
 from .scripts import Call, Script
 
 #: How long a requested cancel is announced, in milliseconds. A heartbeat hears of older
@@ -38,27 +38,27 @@ class Index:
         return f"{self._namespace}:{'ended' if ended else 'active'}:{name}"
 
     def activate(
-        self, uuid: str, start: Start, delay: int = 0, *, renews: bool = False
+        self, uuid: str, info: JobInfo, delay: int = 0, *, renews: bool = False
     ) -> Iterator[Call]:
         """Yield the calls that list a job as one that has not ended, and is due after
         `delay` milliseconds. One that is there keeps its place, unless that is renewed.
         """
         place = "GT" if renews else "NX"
-        for name in _names(start):
+        for name in _names(info):
             key = self.key(name, ended=False)
             yield Call(self._script, key, (uuid, self._active_ttl, delay, place))
 
-    def end(self, uuid: str, start: Start) -> Iterator[Call]:
+    def end(self, uuid: str, info: JobInfo) -> Iterator[Call]:
         """Yield the calls that list a job as one that has ended."""
-        yield from self.remove(uuid, start, ended=False)
-        for name in _names(start):
+        yield from self.remove(uuid, info, ended=False)
+        for name in _names(info):
             key = self.key(name, ended=True)
             # It may be there since the end of an earlier run.
             yield Call(self._script, key, (uuid, self._ended_ttl, 0, "GT"))
 
-    def remove(self, uuid: str, start: Start, *, ended: bool) -> Iterator[Call]:
+    def remove(self, uuid: str, info: JobInfo, *, ended: bool) -> Iterator[Call]:
         """Yield the calls that take a job out of those that have ended, or have not."""
-        for name in _names(start):
+        for name in _names(info):
             yield self.drop(self.key(name, ended=ended), uuid)
 
     @property
@@ -75,9 +75,9 @@ class Index:
         return Call(self._script, key, (uuid, 0, 0))
 
 
-def _names(start: Start) -> Iterator[str]:
+def _names(info: JobInfo) -> Iterator[str]:
     yield "all"
-    if start.kind:
-        yield f"kind:{start.kind}"
-    if start.owner is not None:
-        yield f"owner:{start.owner}"
+    if info.kind:
+        yield f"kind:{info.kind}"
+    if info.owner is not None:
+        yield f"owner:{info.owner}"

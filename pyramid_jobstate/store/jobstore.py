@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from redis import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from ..errors import StoreUnavailable
-from ..job.record import FINISHED, UUID, NewJob, Record, Start, Update
-from ..job.state import JobState
-from ..job.trouble import note_trouble
-from .calls import Calls, millis
+from ..job import (
+    FINISHED,
+    JobInfo,
+    JobState,
+    NewJob,
+    Record,
+    Update,
+    note_trouble,
+    set_store,
+)
 from .connection import Client, connect, impatient, name_of, text
 from .index import Index
 from .pages import Filter, Lister, Page
 from .reading import Reader
-from .scripts import Call, read_scripts, run_scripts
-
-if TYPE_CHECKING:
-    from dramatiq import Broker
-
-
-class Reply(enum.IntEnum):
-    """What the store says to a run's update: see lua/common.lua."""
-
-    CANCELLED = -2
-    FENCED = -1
-    MISSING = 0
-    OK = 1
-    CANCELLING = 2
+from .scripts import Call, Calls, Reply, millis, read_scripts, run_scripts, worst
 
 
 class JobStore:
@@ -73,9 +65,9 @@ class JobStore:
         silence = millis(stalled_after)
         scripts = read_scripts()
         ttls = {"active_ttl": millis(active_expire_in), "ended_ttl": millis(expire_in)}
-        self.calls = Calls(scripts, namespace, silence=silence, **ttls)
-        self.reader = Reader(self.client, self.calls.key, silence)
-        self.index = Index(scripts["index"], namespace, **ttls)
+        self._calls = Calls(scripts, namespace, silence=silence, **ttls)
+        self._reader = Reader(self.client, self._calls.key, silence)
+        self._index = Index(scripts["index"], namespace, **ttls)
 
     def replace(self, **options: Any) -> JobStore:
         """Return a store in the same server, with other options."""
@@ -111,7 +103,7 @@ class JobStore:
         """
         replies = [
             text(reply) if isinstance(reply, (str, bytes)) else bool(reply)
-            for reply in self.run(self.calls.create(job) for job in jobs)
+            for reply in self._run(self._calls.create(job) for job in jobs)
         ]
         self._list_queued(jobs, [reply is True for reply in replies])
         return replies
@@ -121,34 +113,34 @@ class JobStore:
         happened to them since :meth:`create_new` gave the word for each.
         """
         # A call that comes late changes nothing.
-        replies = self.run(self.calls.requeue(job, word) for job, word in ended)
+        replies = self._run(self._calls.requeue(job, word) for job, word in ended)
         is_queued = [bool(reply) for reply in replies]
         self._list_queued([job for job, _ in ended], is_queued)
         return is_queued
 
     def _list_queued(self, jobs: Sequence[NewJob], is_queued: Sequence[bool]) -> None:
-        self.run(
+        self._run(
             call
             for job, is_new in zip(jobs, is_queued, strict=True)
             if is_new
-            for call in self.index.activate(job.uuid, job.start, millis(job.delay))
+            for call in self._index.activate(job.uuid, job.info, millis(job.delay))
         )
 
     def forget(self, *jobs: NewJob) -> None:
         """Take back what :meth:`create` has written for the same sender of jobs that
         were not sent.
         """
-        forgotten = self.run(self.calls.forget(job) for job in jobs)
-        self.run(
+        forgotten = self._run(self._calls.forget(job) for job in jobs)
+        self._run(
             call
             for job, is_gone in zip(jobs, forgotten, strict=True)
             if is_gone
-            for call in self.index.remove(job.uuid, job.start, ended=False)
+            for call in self._index.remove(job.uuid, job.info, ended=False)
         )
 
     def confirm(self, uuid: str) -> None:
         """Write that the broker has taken the message of a job."""
-        self.run([self.calls.confirm(uuid)])
+        self._run([self._calls.confirm(uuid)])
 
     def write(self, updates: Sequence[Update]) -> Sequence[Reply | Exception]:
         """Write what runs have to say, all in one round trip, or two if one begins or
@@ -162,12 +154,12 @@ class JobStore:
         for update in updates:
             first = len(calls)
             if update.begins:
-                calls.append(self.calls.start(update))
+                calls.append(self._calls.start(update))
             if update.reports:
-                calls.append(self.calls.report(update))
+                calls.append(self._calls.report(update))
             places.append((first, len(calls) - 1))
         replies = run_scripts(self.client, calls)
-        results = [_worst(replies[first], replies[last]) for first, last in places]
+        results = [worst(replies[first], replies[last]) for first, last in places]
         listed = [
             (i, call)
             for i, update in enumerate(updates)
@@ -180,46 +172,42 @@ class JobStore:
                 results[i] = reply
         return results
 
-    def cancel(self, uuid: str, start: Start) -> bool:
+    def cancel(self, uuid: str, info: JobInfo) -> bool:
         """Ask to cancel a job, and say whether it had not ended."""
         # The client may send it twice, if a reply is lost: the word tells.
-        (done,) = self.run([self.calls.cancel(uuid, secrets.token_hex(4))])
+        (done,) = self._run([self._calls.cancel(uuid, secrets.token_hex(4))])
         if done:
             # The request stands, whether or not these arrive: the list of all jobs
             # moves an entry that it finds in the wrong place, and a beat hears of it.
-            listed = self.index.end(uuid, start)
-            calls = listed if done == 2 else [self.index.announce(uuid)]
+            listed = self._index.end(uuid, info)
+            calls = listed if done == 2 else [self._index.announce(uuid)]
             with contextlib.suppress(RedisError):
-                self.run(calls)
+                self._run(calls)
         return bool(done)
 
     def cancels(self, since: int) -> tuple[set[str], int]:
         """Return the jobs that were told to stop since a time, within the last minute,
         and the time to ask for next, in microseconds of the server's clock.
         """
-        key = self.index.cancels_key
+        key = self._index.cancels_key
         words = (f"({since}", "+inf", "WITHSCORES")
-        found = self.reader.scores("ZRANGEBYSCORE", key, *words)
+        found = self._reader.scores("ZRANGEBYSCORE", key, *words)
         return {uuid for uuid, _ in found}, max([since, *(time for _, time in found)])
 
     def load(self, uuid: str) -> JobState | None:
         """Return a job, or None if there is no record of it."""
-        (record,) = self.reader.read([uuid])
+        (record,) = self._reader.read([uuid])
         return None if record is None else self._job(record)
 
     def load_many(self, uuids: Sequence[str]) -> Sequence[JobState | None]:
         """Return several jobs, None for each unknown one, in one round trip. None also
         for one whose class raises when it is made, which is logged.
         """
-        return self.make(self.reader.read(uuids))
+        return self._make(self._reader.read(uuids))
 
-    def make(self, records: Iterable[Record | None]) -> Sequence[JobState | None]:
+    def _make(self, records: Iterable[Record | None]) -> Sequence[JobState | None]:
         """Return the jobs of records, None for one whose class raises."""
         return [self._try_job(record) for record in records]
-
-    def key(self, uuid: str) -> str:
-        """Return the key of a job's hash."""
-        return self.calls.key(uuid)
 
     def list(
         self,
@@ -246,7 +234,7 @@ class JobStore:
           ValueError: limit, status or cursor is invalid.
         """
         wanted = Filter(owner, kind, status, params)
-        lister = Lister(wanted, self.reader, self.index, self.run, self.make)
+        lister = Lister(wanted, self._reader, self._index, self._run, self._make)
         return lister.page(limit, cursor)
 
     def __repr__(self) -> str:
@@ -254,7 +242,7 @@ class JobStore:
 
     def _job(self, record: Record) -> JobState:
         job_state = JobState.from_record(record)
-        job_state._store = self
+        set_store(job_state, self)
         return job_state
 
     def _try_job(self, record: Record | None) -> JobState | None:
@@ -268,7 +256,7 @@ class JobStore:
             note_trouble(JobState.class_of(record), record.uuid)
             return None
 
-    def run(self, calls: Iterable[Call]) -> Sequence[Any]:
+    def _run(self, calls: Iterable[Call]) -> Sequence[Any]:
         """Run calls of which none may fail, and return their replies."""
         calls = list(calls)
         replies = run_scripts(self.client, calls) if calls else []
@@ -279,43 +267,23 @@ class JobStore:
 
     def _indexes(self, update: Update) -> Iterable[Call]:
         if update.end is not None and update.end.status in FINISHED:
-            return self.index.end(update.uuid, update.start)
+            return self._index.end(update.uuid, update.info)
         if update.begins or update.renews:
             renews = update.renews
-            return self.index.activate(update.uuid, update.start, renews=renews)
+            return self._index.activate(update.uuid, update.info, renews=renews)
         return ()
 
 
-def store_of_broker(broker: Broker, **options: Any) -> JobStore | None:
-    """Return a store in the server that a RedisBroker uses, or None for other brokers.
-
-    It has connections of its own, that give up sooner than the broker's.
+def store_beside(client: object, **options: Any) -> JobStore | None:
+    """Return a store in the server of a `redis.Redis`, or None for any other object.
+    Its own connections give up sooner than the client's.
     """
-    client = getattr(broker, "client", None)
     if not isinstance(client, Redis):
         return None
     return JobStore(impatient(client) or client, **options)
-
-
-def is_hopeless(error: Exception) -> bool:
-    """Whether what failed will fail again: another program has written its key."""
-    return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
-
-
-def is_uuid(name: object) -> bool:
-    """Whether a message id, or a segment of a path, can be a job's uuid."""
-    return isinstance(name, str) and UUID.fullmatch(name) is not None
 
 
 def _positive(name: str, seconds: float) -> float:
     if not 0 < seconds < math.inf:
         raise ValueError(f"{name} must be a positive number of seconds, not {seconds}.")
     return seconds
-
-
-def _worst(first: Any, last: Any) -> Reply | Exception:
-    """Return what counts of the replies to a start and to what came after it."""
-    for reply in (first, last):
-        if isinstance(reply, Exception):
-            return reply
-    return Reply(min(first, last))

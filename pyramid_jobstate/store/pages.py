@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import RedisError
 
-from ..job.record import FINISHED, UNFINISHED, UUID, Record
-from ..job.values import dumps
+from ..job import FINISHED, UNFINISHED, UUID, Record, dumps
 
 if TYPE_CHECKING:
-    from ..job.state import JobState
+    from ..job import JobState
     from .index import Index
     from .reading import Reader
     from .scripts import Call
@@ -269,10 +268,10 @@ class Lister:
                 key = self._index.key(self._wanted.index_name, ended=entry.ended)
                 calls.append(self._index.drop(key, entry.uuid))
             elif record.is_finished and not entry.ended:
-                calls.extend(self._index.end(entry.uuid, record.start))
+                calls.extend(self._index.end(entry.uuid, record.info))
             elif entry.ended and not record.is_finished:
-                calls.extend(self._index.remove(entry.uuid, record.start, ended=True))
-                calls.extend(self._index.activate(entry.uuid, record.start))
+                calls.extend(self._index.remove(entry.uuid, record.info, ended=True))
+                calls.extend(self._index.activate(entry.uuid, record.info))
         with contextlib.suppress(RedisError):
             self._run(calls)
             return True

@@ -73,13 +73,20 @@ def _difference(read: JobStore, written: JobStore) -> Difference | None:
             "same.",
         )
     here, there = place_of(read.client), place_of(written.client)
-    if here == there:
+    if _is_same(here, there):
         return None
     return Difference(
         _certain(here, there),
         "Make jobstate.redis_url, or the store in config.set_job_store(...), and the "
         "store of the middleware the same.",
     )
+
+
+def _is_same(here: Address | str, there: Address | str) -> bool:
+    if isinstance(here, str) or isinstance(there, str):
+        return here == there
+    # A server may be reached with TLS and without.
+    return here[:3] == there[:3]
 
 
 def _certain(here: Address | str, there: Address | str) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from ..job.record import Record
+from ..job import Record
 from .connection import Client, Command, execute, redis_errors, text
 
 #: Seconds for which the server's clock is not asked for again: it does not run away.

@@ -1,15 +1,17 @@
-"""Running Lua scripts, pipelined by their sha."""
+"""Each Lua script as a call, and running calls pipelined by the scripts' sha."""
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import importlib.resources
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from redis.exceptions import NoScriptError
 
+from ..job import CANCELLED, NOT_REACHED, NOT_SENT, NewJob, Update, dumps
 from .connection import Client, Command, execute
 
 #: The names of the scripts in `lua/`.
@@ -41,6 +43,16 @@ class Call(NamedTuple):
     script: Script
     key: str
     args: Sequence[str | int]
+
+
+class Reply(enum.IntEnum):
+    """What the store says to a run's update: see lua/common.lua."""
+
+    CANCELLED = -2
+    FENCED = -1
+    MISSING = 0
+    OK = 1
+    CANCELLING = 2
 
 
 def read_scripts() -> dict[str, Script]:
@@ -84,3 +96,126 @@ def run_scripts(client: Client, calls: Sequence[Call]) -> list[Any]:
 def _command(name: str, call: Call) -> Command:
     text = call.script.sha if name == "EVALSHA" else call.script.text
     return Command(call.key, (name, text, 1, call.key, *call.args))
+
+
+class Calls:
+    """Makes the calls of a store. What the arguments mean is said in each script.
+
+    Parameters:
+      scripts: The scripts by name.
+      namespace: What the name of each key begins with.
+      active_ttl: Milliseconds that a job is kept which has not ended.
+      ended_ttl: Milliseconds that one is kept after its end.
+      silence: Milliseconds after which a run is taken for dead that is not heard of.
+    """
+
+    def __init__(
+        self,
+        scripts: Mapping[str, Script],
+        namespace: str,
+        *,
+        active_ttl: int,
+        ended_ttl: int,
+        silence: int,
+    ) -> None:
+        self._scripts = scripts
+        self._namespace = namespace
+        self._active_ttl = active_ttl
+        self._ended_ttl = ended_ttl
+        self._silence = silence
+
+    def key(self, uuid: str) -> str:
+        """Return the key of a job's hash."""
+        return f"{self._namespace}:{uuid}"
+
+    def create(self, job: NewJob) -> Call:
+        return self._call("create", job.uuid, *self._new(job))
+
+    def requeue(self, job: NewJob, token: str) -> Call:
+        return self._call("requeue", job.uuid, *self._new(job), token)
+
+    def confirm(self, uuid: str) -> Call:
+        return self._call("confirm", uuid)
+
+    def forget(self, job: NewJob) -> Call:
+        return self._call("forget", job.uuid, job.sender)
+
+    def cancel(self, uuid: str, word: str) -> Call:
+        ttl, silence = self._ended_ttl, self._silence
+        return self._call("cancel", uuid, ttl, silence, dumps(CANCELLED), word)
+
+    def start(self, update: Update) -> Call:
+        return self._call(
+            "start",
+            update.uuid,
+            update.token,
+            millis(update.age),
+            int(update.late),
+            int(update.cancelled),
+            self._active_ttl,
+            *_flat(update.info.fields()),
+        )
+
+    def report(self, update: Update) -> Call:
+        """Return the call for what an update has to say, the beginning apart."""
+        uuid, token, seq, end = update.uuid, update.token, update.seq, update.end
+        fields = _flat(update.fields)
+        if end is None:
+            base, ttl = update.base, self._active_ttl
+            return self._call("record", uuid, token, seq, base, ttl, *fields)
+        delay = "" if end.delay is None else millis(end.delay)
+        error = [] if end.error is None else [dumps(end.error)]
+        if update.dropped:
+            return self._call(
+                "drop",
+                uuid,
+                token,
+                self._ended_ttl,
+                self._active_ttl,
+                self._silence,
+                int(end.error in (NOT_REACHED, NOT_SENT)),
+                update.sender,
+                end.status,
+                delay,
+                dumps(CANCELLED),
+                *error,
+            )
+        return self._call(
+            "finish",
+            uuid,
+            token,
+            seq,
+            update.base,
+            self._ended_ttl,
+            self._active_ttl,
+            end.status,
+            delay,
+            dumps(CANCELLED),
+            int(end.was_called),
+            *fields,
+            *(word for text in error for word in ("error", text)),
+        )
+
+    def _new(self, job: NewJob) -> list[str | int]:
+        status = "waiting" if job.waits else "sending"
+        delay, fields = millis(job.delay), _flat(job.info.fields())
+        return [self._active_ttl, delay, status, job.sender, *fields]
+
+    def _call(self, script: str, uuid: str, *args: str | int) -> Call:
+        return Call(self._scripts[script], self.key(uuid), args)
+
+
+def worst(first: Any, last: Any) -> Reply | Exception:
+    """Return what counts of the replies to a start and to what came after it."""
+    for reply in (first, last):
+        if isinstance(reply, Exception):
+            return reply
+    return Reply(min(first, last))
+
+
+def millis(seconds: float) -> int:
+    return int(seconds * 1000)
+
+
+def _flat(fields: Mapping[str, str]) -> list[str]:
+    return [word for field in fields.items() for word in field]

@@ -16,9 +16,10 @@ from pyramid.interfaces import (
 )
 from pyramid.request import Request
 
-from ..store.places import refusal
-from .outgoing import middleware_of
-from .permits import IOwner, authenticated_userid
+from ..store import refusal
+from ..worker import middleware_of
+from .interfaces import IOwner
+from .permits import authenticated_userid
 from .resources import JOB_STATES
 from .urls import LIST, path_of
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from pyramid.events import ApplicationCreated
     from pyramid.registry import Registry
 
-    from ..store.jobstore import JobStore
+    from ..store import JobStore
 
 log = logging.getLogger("pyramid_jobstate")
 

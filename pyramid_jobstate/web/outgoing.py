@@ -13,12 +13,19 @@ from dramatiq import ActorNotFound, Message, group, pipeline
 from dramatiq.middleware import GroupCallbacks
 from redis.exceptions import RedisError
 
-from ..job.record import NOT_REACHED, NOT_SENT, End, NewJob, Update
-from ..job.state import JobState
-from ..store.jobstore import JobStore, is_uuid
-from ..store.places import refusal
-from ..worker.actors import ActorError, TrackedFunction, check_owner
-from ..worker.middleware import JobStateMiddleware
+from ..errors import ActorError
+from ..job import (
+    NOT_REACHED,
+    NOT_SENT,
+    End,
+    JobState,
+    NewJob,
+    Update,
+    is_uuid,
+    set_store,
+)
+from ..store import JobStore, refusal
+from ..worker import TrackedFunction, check_owner, middleware_of
 
 if TYPE_CHECKING:
     from dramatiq import Broker
@@ -112,7 +119,7 @@ class Outgoing:
         }
         self.store = store
         for job_state in self.job_states:
-            job_state._store = store
+            set_store(job_state, store)
 
     def forget(self, store: JobStore) -> None:
         """Take back what :meth:`record` has written of jobs that were not sent."""
@@ -138,7 +145,7 @@ class Outgoing:
                     job.uuid,
                     "",
                     0,
-                    job.start,
+                    job.info,
                     end=End("cancelled", NOT_REACHED)
                     if job.waits
                     else End("error", NOT_SENT),
@@ -242,14 +249,14 @@ class Outgoing:
             )
         owner = check_owner(message.options.get("job_owner", self._owner))
         message = _encoded(message, owner)
-        start = function.start(message.args, message.kwargs, owner)
+        info = function.info(message.args, message.kwargs, owner)
         seconds = 0.0 if delay is None else delay / 1000
         self._jobs.append(
-            NewJob(message.message_id, start, seconds, waits, self._sender)
+            NewJob(message.message_id, info, seconds, waits, self._sender)
         )
         self.messages.append(message)
         due_in = 0.0 if waits else seconds
-        self.job_states.append(function.queued(message.message_id, start, due_in))
+        self.job_states.append(function.queued(message.message_id, info, due_in))
         return message
 
     def _function(self, actor_name: str) -> TrackedFunction | None:
@@ -263,21 +270,6 @@ class Outgoing:
                 "send_message(..., broker=...) or send_immediately(..., broker=...)."
             ) from None
         return middleware_of(self._broker).functions.get(actor_name)
-
-
-def middleware_of(broker: Broker) -> JobStateMiddleware:
-    """Return the JobStateMiddleware of a broker.
-
-    Raises:
-      TypeError: It has none.
-    """
-    for middleware in broker.middleware:
-        if isinstance(middleware, JobStateMiddleware):
-            return middleware
-    raise TypeError(
-        f"The broker {broker!r} has no JobStateMiddleware. Add one to it, before the "
-        "actors are declared: broker.add_middleware(JobStateMiddleware())."
-    )
 
 
 def _encoded(message: Message[Any], owner: object) -> Message[Any]:

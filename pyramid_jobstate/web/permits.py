@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 from pyramid.authorization import ACLHelper, Authenticated, Everyone
 from pyramid.interfaces import ISecurityPolicy
 from pyramid.threadlocal import get_current_request
-from zope.interface import Interface
+
+from ..job import JobState, as_seen_from
+from .interfaces import IOwner, IPermits
 
 if TYPE_CHECKING:
     from pyramid.request import Request
@@ -17,24 +18,14 @@ if TYPE_CHECKING:
 _KNOWN = "_jobstate_owner"
 
 
-class IOwner(Interface):  # type: ignore[misc]  # zope.interface is untyped
-    """Marks the function that returns the owner of a request's jobs, a utility."""
-
-
-class IPermits(Interface):  # type: ignore[misc]  # zope.interface is untyped
-    """Marks the function that decides what a request may do, a utility."""
-
-
 def permits(request: Request, context: Any, permission: str) -> Any:
     """Return whether a request has a permission on a job or a container: what the
     function of the setting ``jobstate.permits`` answers, :func:`policy_permits` unless
     it is set.
     """
-    container = getattr(context, "_container", None)
-    if container is not None and container.request is not request:
-        # A job that the application kept: an owner's ACE holds in one request alone.
-        context = copy.copy(context)
-        context._container = request.job_states
+    if isinstance(context, JobState):
+        # The application may have kept it: an owner's ACE holds in one request alone.
+        context = as_seen_from(context, request)
     return request.registry.getUtility(IPermits)(request, context, permission)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from pyramid.request import Request
 
-    from ..store.jobstore import JobStore
+    from ..store import JobStore
 
     #: Puts a question to the store, or raises StoreUnavailable.
     Ask = Callable[[Callable[[JobStore], object]], object]

@@ -9,10 +9,9 @@ from typing import NoReturn
 
 from redis import exceptions
 from redis.exceptions import RedisError
-from zope.interface import Interface
 
 from ..errors import StoreUnavailable
-from ..worker.outage import Outage
+from ..worker import Outage
 
 log = logging.getLogger("pyramid_jobstate")
 
@@ -22,10 +21,6 @@ LOG_PAUSE = 60.0
 #: How many outages are logged in that time at the most: where one node of a Cluster is
 #: away, errors and answers take turns.
 MAX_OUTAGES = 5
-
-
-class IWebOutage(Interface):  # type: ignore[misc]  # zope.interface is untyped
-    """Marks the WebOutage of an application, a utility."""
 
 
 class UnreadRecord:

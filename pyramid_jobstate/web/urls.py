@@ -12,7 +12,7 @@ from pyramid.traversal import ResourceTreeTraverser, ResourceURL
 from zope.interface import Interface, implementer
 
 from ..errors import StoreUnavailable
-from ..job.state import JobState
+from ..job import JobState
 from .resources import JobStates
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ LIST = "pyramid_jobstate"
 JOB = "pyramid_jobstate.job"
 CANCEL = "pyramid_jobstate.cancel"
 OTHER = "pyramid_jobstate.other"
+
+#: The names of our views.
+VIEW_NAMES = ("", "cancel")
 
 #: What stands behind our path, by the name of the route. Some have a twin with a slash
 #: at the end; the last keeps the application's own views away from whatever is left.
@@ -65,6 +68,66 @@ class PathPredicate:
             environ["REQUEST_METHOD"] == "OPTIONS"
             and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ
         )
+
+
+class OursPredicate:
+    """The view predicate `jobstate_ours`: whether an exception answers a request for
+    one of our routes, or for one of our views in a container that is mounted in the
+    application's tree, rather than one for a view of the application, be its context a
+    job or not.
+    """
+
+    def __init__(self, value: bool, config: Configurator) -> None:
+        self.value = value
+
+    def text(self) -> str:
+        return f"jobstate_ours = {self.value}"
+
+    phash = text
+
+    def __call__(self, exc: Exception, request: Request) -> bool:
+        route = getattr(request, "matched_route", None)
+        context = request.__dict__.get("context")
+        container = context.__parent__ if isinstance(context, JobState) else context
+        if route is not None and route.name in ROUTES:
+            ours = True
+        elif not isinstance(container, JobStates) or not container.is_mounted:
+            # The application reached it in a way of its own.
+            ours = False
+        elif container is context and isinstance(exc, HTTPNotFound):
+            # The name is that of an unknown job.
+            ours = True
+        else:
+            ours = request.view_name in VIEW_NAMES
+        return ours is self.value
+
+
+class ReadablePredicate:
+    """The view predicate `jobstate_readable`: whether the query can be decoded, so that
+    a predicate that reads it does not raise.
+    """
+
+    def __init__(self, value: bool, config: Configurator) -> None:
+        self.value = value
+
+    def text(self) -> str:
+        return f"jobstate_readable = {self.value}"
+
+    phash = text
+
+    def __call__(self, context: Any, request: Request) -> bool:
+        return is_readable(request) is self.value
+
+
+def is_readable(request: Request) -> bool:
+    """Whether the query of a request can be decoded."""
+    try:
+        # It is decoded when it is first read.
+        if request.environ.get("QUERY_STRING"):
+            request.GET  # noqa: B018
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def add_routes(config: Configurator, path: str) -> None:

@@ -4,32 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import json
 import logging
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyramid.exceptions import BadCSRFOrigin, BadCSRFToken
-from pyramid.httpexceptions import (
-    HTTPBadRequest,
-    HTTPForbidden,
-    HTTPNotFound,
-    HTTPServiceUnavailable,
-)
-from pyramid.interfaces import IException
+from pyramid.httpexceptions import HTTPForbidden, HTTPNotFound
 from pyramid.response import Response
 from pyramid.security import NO_PERMISSION_REQUIRED
 from zope.interface import classImplements
 
 from ..errors import StoreUnavailable
-from ..job.state import JobState
-from ..job.trouble import note_trouble
+from ..job import JobState, note_trouble, record_of
+from .answers import (
+    View,
+    answering,
+    bad_csrf,
+    bad_request,
+    encode,
+    forbidden,
+    not_found,
+    nothing,
+    other_method,
+    render,
+    render_state,
+    unavailable,
+    unavailable_elsewhere,
+)
+from .interfaces import IMaxUuids, IStoreUnavailable
 from .permits import permits
-from .resources import IMaxUuids, JobStates
+from .resources import JobStates
 from .unavailable import UnreadRecord
-from .urls import CANCEL, JOB, LIST, OTHER, ROUTES
+from .urls import CANCEL, JOB, LIST, OTHER, OursPredicate, ReadablePredicate
 
 if TYPE_CHECKING:
     from pyramid.config import Configurator
@@ -37,37 +45,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pyramid_jobstate")
 
-View = Callable[[Any, "Request"], Response]
-
-#: The names of our views.
-VIEW_NAMES = ("", "cancel")
-
-#: The headers of every answer: no cache keeps it, and it is nothing but JSON.
-HEADERS = (
-    ("Content-Type", "application/json"),
-    ("Cache-Control", "private, no-cache"),
-    ("X-Content-Type-Options", "nosniff"),
-)
-
-_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
-
-#: Seconds after which to ask again when the store does not answer.
-RETRY_AFTER = 5
-
-
-class IStoreUnavailable(IException):  # type: ignore[misc]
-    """Marks StoreUnavailable. A view for the class itself, the application's, wins over
-    ours for the interface, whichever was registered first.
-    """
-
-
-classImplements(StoreUnavailable, IStoreUnavailable)
-
 
 def show(context: JobState, request: Request) -> Response:
     """The state of a job; 304 for who has it already."""
     require(request, context, "view_job")
-    return render_state(request, _encode(context.__json__(request)))
+    return render_state(request, encode(context.__json__(request)))
 
 
 def cancel(context: JobState, request: Request) -> Response:
@@ -80,7 +62,7 @@ def cancel(context: JobState, request: Request) -> Response:
         return bad_request("The header X-Requested-With is missing.")
     userid, container = request.authenticated_userid, context.__parent__
     is_cancelled = container.ask(
-        lambda store: store.cancel(context.uuid, context._record.start)
+        lambda store: store.cancel(context.uuid, record_of(context).info)
     )
     job_state = container.find(context.uuid)
     if is_cancelled:
@@ -92,11 +74,23 @@ def cancel(context: JobState, request: Request) -> Response:
     return render(job_state.__json__(request), 202)
 
 
-def show_many(context: JobStates, request: Request) -> Response:
-    """The states of the jobs that are asked for, or a page of a list."""
+def show_batch(context: JobStates, request: Request) -> Response:
+    """The states of several jobs: null hides unknown and forbidden ones alike."""
+    most = request.registry.getUtility(IMaxUuids)
+    uuids = list(dict.fromkeys(request.GET.getall("uuid")))
+    if len(uuids) > most:
+        return bad_request(f"uuid is given {len(uuids)} times, more than {most}.")
+    found = zip(uuids, context.find_many(uuids), strict=True)
+    states = {
+        uuid: visible_state(context, request, job_state) for uuid, job_state in found
+    }
+    jobs = ",".join(f"{encode(k)}:{state or 'null'}" for k, state in states.items())
+    return render_state(request, f'{{"jobs":{{{jobs}}}}}')
+
+
+def show_list(context: JobStates, request: Request) -> Response:
+    """A page of a list of jobs."""
     query = request.GET
-    if "uuid" in query:
-        return show_batch(context, request, query.getall("uuid"))
     limit = query.get("limit", "50")
     if not re.fullmatch(r"[0-9]{1,9}", limit):
         return bad_request(f"limit must be a number, not {limit!r}.")
@@ -125,7 +119,7 @@ def show_many(context: JobStates, request: Request) -> Response:
     states = [visible_state(context, request, job_state) for job_state in page.items]
     items = ",".join(state for state in states if state is not None)
     return render_state(
-        request, f'{{"items":[{items}],"cursor":{_encode(page.cursor)}}}'
+        request, f'{{"items":[{items}],"cursor":{encode(page.cursor)}}}'
     )
 
 
@@ -140,11 +134,11 @@ def visible_state(
     try:
         if context.permits(job_state, "view_job"):
             state = job_state.__json__(request)
-            return None if state is None else _encode(state)
+            return None if state is None else encode(state)
     except StoreUnavailable:
         raise
     except Exception:
-        note_trouble(type(job_state), job_state._record.uuid)
+        note_trouble(type(job_state), record_of(job_state).uuid)
     return None
 
 
@@ -155,7 +149,7 @@ def require(request: Request, context: JobState | JobStates, permission: str) ->
     Our views call it, rather than name a permission of their own: Pyramid asks for none
     where no policy was set by the time of the registration.
     """
-    if isinstance(context, JobState) and isinstance(context._record, UnreadRecord):
+    if isinstance(context, JobState) and isinstance(record_of(context), UnreadRecord):
         # A policy that looks no further than the class would refuse it for good.
         raise StoreUnavailable(context.__parent__)
     result = permits(request, context, permission)
@@ -180,153 +174,43 @@ def parse_owner(text: str, example: object) -> str | float:
     return text
 
 
-def show_batch(context: JobStates, request: Request, uuids: list[str]) -> Response:
-    """The states of several jobs: null hides unknown and forbidden ones alike."""
-    most = request.registry.getUtility(IMaxUuids)
-    uuids = list(dict.fromkeys(uuids))
-    if len(uuids) > most:
-        return bad_request(f"uuid is given {len(uuids)} times, more than {most}.")
-    found = zip(uuids, context.find_many(uuids), strict=True)
-    states = {
-        uuid: visible_state(context, request, job_state) for uuid, job_state in found
-    }
-    jobs = ",".join(f"{_encode(k)}:{state or 'null'}" for k, state in states.items())
-    return render_state(request, f'{{"jobs":{{{jobs}}}}}')
+class Answer(NamedTuple):
+    """One of our views.
 
-
-def not_found(exc: HTTPNotFound, request: Request) -> Response:
-    return render({"error": "There is no such job."}, 404)
-
-
-def forbidden(exc: HTTPForbidden, request: Request) -> Response:
-    return render({"error": "You may not do this with the job."}, 403)
-
-
-def bad_request(message: str) -> Response:
-    return render({"error": message}, 400)
-
-
-def bad_csrf(exc: HTTPBadRequest, request: Request) -> Response:
-    return bad_request(f"The CSRF check refused the request. {exc.detail}")
-
-
-def unavailable(exc: StoreUnavailable, request: Request) -> Response:
-    response = render({"error": str(exc)}, 503)
-    response.retry_after = RETRY_AFTER
-    return response
-
-
-def other_method(*allowed: str) -> View:
-    """Return the view for every method but those allowed."""
-
-    def view(context: JobState | JobStates, request: Request) -> Response:
-        text = f"The method {request.method} is not allowed here."
-        response = render({"error": text}, 405)
-        response.allow = allowed
-        return response
-
-    return view
-
-
-def nothing(context: JobStates, request: Request) -> Response:
-    """The answer for an unknown job, and for whatever else stands below our path."""
-    return not_found(HTTPNotFound(), request)
-
-
-def answering(view: View) -> View:
-    """Return a view that answers what it refuses, rather than raise it: an exception
-    passes all tweens, some of which log it, and may find an exception view of the
-    application's.
+    Attributes:
+      view: What answers.
+      method: The method that it answers.
+      predicates: What else a request must have.
     """
 
-    @functools.wraps(view)
-    def answer(context: Any, request: Request) -> Response:
-        try:
-            if request.environ.get("QUERY_STRING"):
-                # The application's own code may read it: a locale negotiator does.
-                request.GET  # noqa: B018, it is decoded when it is first read
-        except UnicodeDecodeError:
-            return bad_request("A parameter is not UTF-8.")
-        try:
-            return view(context, request)
-        except StoreUnavailable as e:
-            return unavailable(e, request)
-        except HTTPForbidden as e:
-            return forbidden(e, request)
-        except HTTPNotFound as e:
-            return not_found(e, request)
-
-    return answer
+    view: View
+    method: str = "GET"
+    predicates: Mapping[str, object] = MappingProxyType({})
 
 
-def unavailable_elsewhere(exc: StoreUnavailable, request: Request) -> Response:
-    """The answer for the application's own views, as a page or as JSON."""
-    response = HTTPServiceUnavailable(str(exc))
-    response.retry_after = RETRY_AFTER
-    return response
+#: What a query must have for a batch. The first predicate is checked first.
+BATCH: Mapping[str, object] = {"jobstate_readable": True, "request_param": "uuid"}
 
-
-def render_state(request: Request, text: str) -> Response:
-    """Return a response that is 304 for who has the same already."""
-    body = text.encode()
-    etag = hashlib.sha1(body, usedforsecurity=False).hexdigest()
-    headers = [*HEADERS, ("ETag", f'"{etag}"')]
-    # Only then is it worth the look. An asterisk counts as none.
-    known = "HTTP_IF_NONE_MATCH" in request.environ and request.if_none_match
-    if known and etag in known:
-        return Response(status="304 Not Modified", headerlist=headers[1:])
-    return Response(body=body, headerlist=headers, status="200 OK")
-
-
-def render(value: dict[str, Any], status: int = 200) -> Response:
-    body = _encode(value).encode()
-    return Response(body=body, headerlist=list(HEADERS), status=status)
-
-
-class OursPredicate:
-    """The view predicate `jobstate_ours`: whether an exception answers a request for
-    one of our routes, or for one of our views in a container that is mounted in the
-    application's tree, rather than one for a view of the application, be its context a
-    job or not.
-    """
-
-    def __init__(self, value: bool, config: Configurator) -> None:
-        self.value = value
-
-    def text(self) -> str:
-        return f"jobstate_ours = {self.value}"
-
-    phash = text
-
-    def __call__(self, exc: Exception, request: Request) -> bool:
-        route = getattr(request, "matched_route", None)
-        context = request.__dict__.get("context")
-        container = context.__parent__ if isinstance(context, JobState) else context
-        if route is not None and route.name in ROUTES:
-            ours = True
-        elif not isinstance(container, JobStates) or not container.is_mounted:
-            # The application reached it in a way of its own.
-            ours = False
-        elif container is context and isinstance(exc, HTTPNotFound):
-            # The name is that of an unknown job.
-            ours = True
-        else:
-            ours = request.view_name in VIEW_NAMES
-        return ours is self.value
-
-
-#: Our views: the routes that lead to each, its context and name, and what answers which
-#: method.
-VIEWS: tuple[tuple[tuple[str, ...], type, str, dict[str, View]], ...] = (
-    ((LIST, f"{LIST}/"), JobStates, "", {"GET": show_many}),
-    ((JOB, f"{JOB}/"), JobState, "", {"GET": show}),
-    ((CANCEL,), JobState, "cancel", {"POST": cancel}),
+#: Our views: the routes that lead to each, its context and name, and what answers.
+VIEWS: tuple[tuple[tuple[str, ...], type, str, tuple[Answer, ...]], ...] = (
+    (
+        (LIST, f"{LIST}/"),
+        JobStates,
+        "",
+        (Answer(show_list), Answer(show_batch, predicates=BATCH)),
+    ),
+    ((JOB, f"{JOB}/"), JobState, "", (Answer(show),)),
+    ((CANCEL,), JobState, "cancel", (Answer(cancel, "POST"),)),
 )
 
 
 def add_views(config: Configurator) -> None:
     """Register each view for our routes, and for containers mounted elsewhere."""
     config.add_view_predicate("jobstate_ours", OursPredicate)
+    config.add_view_predicate(
+        "jobstate_readable", ReadablePredicate, weighs_less_than="request_param"
+    )
+    classImplements(StoreUnavailable, IStoreUnavailable)
     config.add_exception_view(unavailable_elsewhere, context=IStoreUnavailable)
     for exception, answer in (
         (HTTPNotFound, not_found),
@@ -342,12 +226,13 @@ def add_views(config: Configurator) -> None:
     # They ask for the permissions by themselves: see require(). Whatever the method or
     # the job, the CSRF check is not the first to refuse it.
     add = functools.partial(config.add_view, permission=NO_PERMISSION_REQUIRED)
-    for routes, context, name, views in VIEWS:
-        allowed = [*views, "HEAD"] if "GET" in views else [*views]
+    for routes, context, name, answers in VIEWS:
+        methods = [answer.method for answer in answers]
+        allowed = dict.fromkeys([*methods, "HEAD"] if "GET" in methods else methods)
         for place in ({}, *({"route_name": route} for route in routes)):
             options: dict[str, Any] = {"name": name, "context": context, **place}
-            for method, view in views.items():
-                add(answering(view), request_method=method, **options)
+            for view, method, predicates in answers:
+                add(answering(view), request_method=method, **predicates, **options)
             add(other_method(*allowed), require_csrf=False, **options)
             if place and context is JobState:
                 options["context"] = JobStates

@@ -1,0 +1,20 @@
+"""What a worker process does: it follows the messages of tracked actors.
+
+This wing knows Dramatiq, and nothing of Pyramid. It may use Dramatiq and the wings
+`store` and `job`.
+"""
+
+from .actors import TrackedFunction, check_owner
+from .brokers import middleware_of
+from .middleware import JobStateMiddleware
+from .outage import Outage
+from .unsaved import Unsaved
+
+__all__ = [
+    "JobStateMiddleware",
+    "Outage",
+    "TrackedFunction",
+    "Unsaved",
+    "check_owner",
+    "middleware_of",
+]

@@ -12,15 +12,24 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dramatiq import GenericActor
-from dramatiq.middleware import MiddlewareError, SkipMessage
+from dramatiq.middleware import SkipMessage
 
-from ..job.record import CANCELLED, Record, Start
-from ..job.run import Run
-from ..job.state import JobState, _current
-from ..job.told import _told
-from ..job.values import MAX_VALUE_BYTES, Json, dumps
+from ..errors import ActorError
+from ..job import (
+    CANCELLED,
+    MAX_VALUE_BYTES,
+    JobInfo,
+    JobState,
+    Json,
+    Record,
+    Run,
+    current_job,
+    dumps,
+    run_of,
+    told_by,
+)
 from .current import CurrentJob, ThreadState
-from .unsaved import Delivery
+from .unsaved import Unsaved
 
 if TYPE_CHECKING:
     from dramatiq import Actor, Message
@@ -29,10 +38,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PARAMETER = "job_state"
-
-
-class ActorError(MiddlewareError, TypeError):
-    """An actor cannot be tracked as it was declared."""
 
 
 class TrackedFunction:
@@ -60,28 +65,28 @@ class TrackedFunction:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         job = self._thread.job
-        delivery = job and job.delivery
-        if job is None or job.tracked is not self or job.was_called or not delivery:
+        unsaved = job and job.unsaved
+        if job is None or job.tracked is not self or job.was_called or not unsaved:
             # A call from within the job is a direct one.
             job, job_state = None, self.detached(args, kwargs)
         else:
             job.was_called = True
-            job_state = self.job_state(job.uuid, delivery.run, delivery.start)
+            job_state = self.job_state(job.uuid, unsaved.run, unsaved.info)
         if self._is_handed and kwargs.get(PARAMETER) is None:
             kwargs[PARAMETER] = job_state
-        token = _current.set(job_state)
+        token = current_job.set(job_state)
         try:
             if job is None:
                 return self._fn(*args, **kwargs)
-            return self._run(job, job_state._run, args, kwargs)
+            return self._run(job, run_of(job_state), args, kwargs)
         finally:
-            _current.reset(token)
+            current_job.reset(token)
 
     def _run(
         self, job: CurrentJob, run: Run, args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Any:
         """Call the function as a job."""
-        job.is_running, told = True, _told.get()
+        job.is_running, told = True, told_by.get()
         try:
             return self._fn(*args, **kwargs)
         except BaseException as e:
@@ -92,23 +97,23 @@ class TrackedFunction:
             skip(job.message)
         finally:
             job.is_running = False
-            _told.set(told)
+            told_by.set(told)
 
     def detached(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> JobState:
         """Return a JobState for a direct call."""
         return self.job_state(
-            str(uuid.uuid4()), Run(), self.start(args, kwargs, attempt=1)
+            str(uuid.uuid4()), Run(), self.info(args, kwargs, attempt=1)
         )
 
-    def start(
+    def info(
         self,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         owner: object = None,
         attempt: int = 0,
-    ) -> Start:
+    ) -> JobInfo:
         """Return what is to be stored of a call."""
-        return Start(
+        return JobInfo(
             kind=self.job_state_class.kind,
             actor=self.actor_name,
             attempt=attempt,
@@ -116,7 +121,9 @@ class TrackedFunction:
             params=encode_params(self.params(args, kwargs)),
         )
 
-    def start_of(self, message: Message[Any] | MessageProxy, attempt: int = 0) -> Start:
+    def info_of(
+        self, message: Message[Any] | MessageProxy, attempt: int = 0
+    ) -> JobInfo:
         """Return what is to be stored of a message."""
         try:
             owner = check_owner(message.options.get("job_owner"))
@@ -124,28 +131,28 @@ class TrackedFunction:
             # Somebody must be able to send and to run it all the same.
             log.warning("%s belongs to nobody: %s", message, e)
             owner = None
-        return self.start(message.args, message.kwargs, owner, attempt)
+        return self.info(message.args, message.kwargs, owner, attempt)
 
-    def delivery(self, message: MessageProxy) -> Delivery:
+    def unsaved(self, message: MessageProxy) -> Unsaved:
         """Return what the recorder is to know of a run that begins now."""
         # Retries counts before the next try, so now it is the number of earlier ones.
-        start = self.start_of(message, message.options.get("retries", 0) + 1)
-        return Delivery(message.message_id, Run(), start)
+        info = self.info_of(message, message.options.get("retries", 0) + 1)
+        return Unsaved(message.message_id, Run(), info)
 
-    def job_state(self, message_id: str, run: Run, start: Start) -> JobState:
+    def job_state(self, message_id: str, run: Run, info: JobInfo) -> JobState:
         """Return the JobState that writes to a run."""
         now = str(int(time.time() * 1000))
         fields = {"status": "working", "started": now, "updated": now}
-        return self.job_state_class(Record(message_id, start.fields() | fields), run)
+        return self.job_state_class(Record(message_id, info.fields() | fields), run)
 
-    def queued(self, message_id: str, start: Start, delay: float) -> JobState:
+    def queued(self, message_id: str, info: JobInfo, delay: float) -> JobState:
         """Return the JobState of a job that is being sent."""
         time_ms = int(time.time() * 1000)
         now = str(time_ms)
         fields = {"status": "queued", "queued": now, "updated": now, "attempt": "0"}
         if delay > 0:
             fields["due"] = str(time_ms + int(delay * 1000))
-        return self.job_state_class(Record(message_id, start.fields() | fields))
+        return self.job_state_class(Record(message_id, info.fields() | fields))
 
     def params(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]

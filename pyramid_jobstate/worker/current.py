@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dramatiq.middleware import MiddlewareError, SkipMessage
 
-from ..job.record import CANCELLED, End, JobError
-from ..job.state import JobState, _current
-from .unsaved import Delivery
+from ..job import CANCELLED, End, JobError, JobState, current_job
+from .unsaved import Unsaved
 
 if TYPE_CHECKING:
     from dramatiq import Message
     from dramatiq.broker import MessageProxy
 
-    from ..job.record import Start
+    from ..job import JobInfo
 
 #: How many messages may be sent from within each other's enqueue hooks.
 MAX_NESTED = 16
@@ -29,10 +28,12 @@ MAX_NESTED = 16
 class Tracked(Protocol):
     """The function of a tracked actor."""
 
-    def start_of(self, message: Message[Any] | MessageProxy, attempt: int = 0) -> Start:
+    def info_of(
+        self, message: Message[Any] | MessageProxy, attempt: int = 0
+    ) -> JobInfo:
         """Return what is to be stored of a message."""
 
-    def delivery(self, message: MessageProxy) -> Delivery:
+    def unsaved(self, message: MessageProxy) -> Unsaved:
         """Return what the recorder is to know of a run that begins now."""
 
 
@@ -46,7 +47,7 @@ class CurrentJob:
       frame: The broker's call that processes the message.
       outer: The JobState that was current before.
       handled: The exception that was being handled before, if any.
-      delivery: What the recorder knows of the run, or None if none has begun.
+      unsaved: What the recorder knows of the run, or None if none has begun.
       was_called: Whether the function was called.
       is_running: Whether it has yet to return.
       raised: What it raised, or with what the message failed or was skipped.
@@ -61,7 +62,7 @@ class CurrentJob:
     frame: types.FrameType
     outer: JobState | None
     handled: BaseException | None
-    delivery: Delivery | None = None
+    unsaved: Unsaved | None = None
     was_called: bool = False
     is_running: bool = False
     raised: BaseException | None = None
@@ -96,7 +97,7 @@ class CurrentJob:
         # An actor that is called in another thread may raise anything else.
         is_stopped = error is not None and isinstance(raised, MiddlewareError | None)
         was_called = self.was_called or not is_stopped
-        run = None if self.delivery is None else self.delivery.run
+        run = None if self.unsaved is None else self.unsaved.run
         if raised is not None and run is not None and run.cancel_requested:
             return End("cancelled", CANCELLED, delay, was_called)
         if delay is not None:
@@ -141,9 +142,11 @@ class ThreadState(threading.local):
 
     def enter(self, message: MessageProxy, tracked: Tracked | None) -> CurrentJob:
         """Begin to process a message."""
-        job = CurrentJob(message, tracked, _broker(), _current.get(), sys.exception())
+        job = CurrentJob(
+            message, tracked, _broker(), current_job.get(), sys.exception()
+        )
         self.jobs.append(job)
-        _current.set(None)
+        current_job.set(None)
         return job
 
     def leave(self, place: int) -> list[CurrentJob]:
@@ -152,7 +155,7 @@ class ThreadState(threading.local):
         """
         left = [job for job in self.jobs[place:] if not job.is_running]
         if left:
-            _current.set(left[0].outer)
+            current_job.set(left[0].outer)
             self.jobs[place:] = [job for job in self.jobs[place:] if job.is_running]
             self.returned.clear()
         for job in left:

@@ -4,44 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import secrets
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from dramatiq import Message
 from dramatiq.middleware import Middleware, MiddlewareError, SkipMessage
-from redis import exceptions
-from redis.exceptions import RedisError
 
-from ..job.record import NOT_REACHED, NOT_SENT, End, JobError, NewJob, Start
-from ..job.run import Run
-from ..store.connection import redis_errors
-from ..store.jobstore import JobStore, is_uuid, store_of_broker
-from .actors import (
-    ActorError,
-    TrackedFunction,
-    job_state_class,
-    skip,
-)
+from ..errors import ActorError
+from ..job import End, JobError, JobInfo, is_uuid
+from ..store import JobStore
+from .access import StoreAccess
+from .actors import TrackedFunction, job_state_class, skip
 from .current import CurrentJob, ThreadState
-from .outage import Outage
-from .recorder import Recorder
-from .unsaved import Delivery
+from .ends import Ends
+from .enqueueing import Enqueueing
 
 if TYPE_CHECKING:
-    from dramatiq import Actor, Broker
+    from dramatiq import Actor, Broker, Message
     from dramatiq.broker import MessageProxy
     from dramatiq.worker import Worker
 
-    from ..store.connection import Client
+    from ..store import Client
 
 log = logging.getLogger(__name__)
-
-#: The end of a later step of a pipeline.
-UNREACHED = End("cancelled", NOT_REACHED)
 
 
 class JobStateMiddleware(Middleware):
@@ -79,35 +63,23 @@ class JobStateMiddleware(Middleware):
             raise TypeError("Give JobStateMiddleware one of store, url and client.")
         if store is None and (place := client or url):
             store = JobStore(place, namespace=namespace)
-        self._store = store
-        self._namespace = namespace
-        self._interval = interval
-        self._heartbeat = heartbeat
-        self._recorder: Recorder | None = None
+        self._access = StoreAccess(store, namespace, interval, heartbeat)
+        self._ends = Ends(self._access, self._tracked)
         #: The functions of the tracked actors, by the actors' names.
         self.functions: dict[str, TrackedFunction] = {}
         self._thread = ThreadState()
         #: The jobs that this process runs, by the ids of their messages.
         self._jobs: dict[str, CurrentJob] = {}
-        self._lock = threading.Lock()
-        self._outage = Outage(log)
+        self._enqueueing = Enqueueing(self._access, self._thread, self._jobs)
         self._is_warned = False
 
     def store_for(self, broker: Broker) -> JobStore:
         """Return where the states are kept.
 
         Raises:
-          ActorError: Nothing said where, and the broker is no RedisBroker.
+          ActorError: No store was given and the broker is not a RedisBroker.
         """
-        if self._store is None:
-            self._store = store_of_broker(broker, namespace=self._namespace)
-        if self._store is None:
-            raise ActorError(
-                f"JobStateMiddleware() shares the Redis server of a RedisBroker, but "
-                f"this is a {type(broker).__name__}. Say where job states are to be "
-                'kept: JobStateMiddleware(url="redis://…").'
-            )
-        return self._store
+        return self._access.store_for(broker)
 
     @property
     def actor_options(self) -> set[str]:
@@ -142,85 +114,22 @@ class JobStateMiddleware(Middleware):
     def before_enqueue(
         self, broker: Broker, message: Message[Any], delay: int | None
     ) -> None:
-        uuid = message.message_id
         function = self._tracked(message)
-        if function is None:
-            return
-        job = self._running_job(message)
-        if job is not None:
-            self._thread.returning[uuid] = job
-            return
-        if uuid in self._thread.announced:
-            return
-        try:
-            message.encode()
-        except Exception:
-            # The broker is about to raise the same: no job is sent.
-            return
-        start = function.start_of(message)
-        sender = secrets.token_hex(6)
-        new = NewJob(uuid, start, (delay or 0) / 1000, sender=sender)
-        created: list[bool] = []
-        if self._outage.may_ask() and self._ask(
-            broker, lambda s: created.extend(s.create(new))
-        ):
-            # Also if there is a record: a RabbitmqBroker comes here once for each try.
-            self._thread.sending.append(uuid)
-            if created == [False]:
-                self._thread.resent.append(uuid)
-
-    @contextlib.contextmanager
-    def announced(self, message_ids: set[str]) -> Iterator[None]:
-        """Within this context this thread sends messages whose records are made. Those
-        that the broker has taken are removed from `message_ids`.
-        """
-        thread = self._thread
-        before = thread.announced, thread.confirms
-        thread.announced, thread.confirms = message_ids, True
-        try:
-            yield
-        finally:
-            thread.announced, thread.confirms = before
+        if function is not None:
+            self._enqueueing.before(broker, message, delay, function)
 
     def after_enqueue(
         self, broker: Broker, message: Message[Any], delay: int | None
     ) -> None:
-        uuid, thread = message.message_id, self._thread
-        if thread.job is not None and thread.job.is_followed_by(uuid):
-            thread.job.is_next_sent = True
-        if uuid in thread.resent:
-            # Perhaps by a middleware before this one, which has not seen that it came.
-            thread.resent.remove(uuid)
-            thread.returned.append((uuid, time.monotonic() + (delay or 0) / 1000))
-        job = thread.returning.pop(uuid, None)
-        if job is not None:
-            job.put_back(delay or 0)
-        elif uuid in thread.sending:
-            thread.sending.remove(uuid)
-            self._ask(broker, lambda s: s.confirm(uuid))
-        elif uuid in thread.announced:
-            thread.announced.remove(uuid)
-            # A hundred messages of a transaction do not wait for a store each.
-            if thread.confirms:
-                thread.confirms = self._ask(broker, lambda s: s.confirm(uuid))
+        self._enqueueing.after(broker, message, delay)
 
-    def _ask(self, broker: Broker, change: Callable[[JobStore], object]) -> bool:
-        """Have the store change something, and say whether it did."""
-        try:
-            with redis_errors():
-                change(self.store_for(broker))
-        except (exceptions.ConnectionError, exceptions.TimeoutError) as e:
-            self._outage.begin()
-            self._outage.complain(e)
-            return False
-        except RedisError as e:
-            # This job's own trouble: another program has written its key, perhaps.
-            log.warning("A job is sent without a state until it starts: %s", e)
-            return False
-        self._outage.end()
-        if self._recorder is None or not self._recorder.is_troubled:
-            self._outage.recover()
-        return True
+    def announced(
+        self, message_ids: set[str]
+    ) -> contextlib.AbstractContextManager[None]:
+        """Return a context within which this thread sends messages whose records are
+        made. Those that the broker has taken are removed from `message_ids`.
+        """
+        return self._enqueueing.announced(message_ids)
 
     # Working.
 
@@ -230,15 +139,15 @@ class JobStateMiddleware(Middleware):
             return
         # From here on the message ends in _end(), also if this thread is interrupted.
         self._jobs[job.uuid] = job
-        job.delivery = job.tracked.delivery(message)
+        job.unsaved = job.tracked.unsaved(message)
         for outer in self._thread.jobs[:-1]:
             if outer.uuid == job.uuid:
                 # A broker in the caller runs the retry inside the failed try.
                 outer.put_back(0)
                 if not outer.is_running:
                     self._end(broker, outer)
-        self._recorder_for(broker).begin(job.delivery)
-        if job.delivery.run.cancel_requested:
+        self._access.recorder_for(broker).begin(job.unsaved)
+        if job.unsaved.run.cancel_requested:
             skip(message)
 
     def after_process_message(
@@ -311,8 +220,8 @@ class JobStateMiddleware(Middleware):
         if name not in broker.get_declared_actors() and is_uuid(message.message_id):
             # Nobody here knows the actor; where it was sent from somebody did.
             error = JobError(None, f"No worker knows the actor {name!r}.")
-            start = Start("", name, 0, None, "{}")
-            self._drop(broker, message, start, End("error", error))
+            info = JobInfo("", name, 0, None, "{}")
+            self._ends.drop(broker, message, info, End("error", error))
 
     # A broker that runs jobs in the caller may say no more than this.
 
@@ -323,8 +232,7 @@ class JobStateMiddleware(Middleware):
         self._settle(broker, message, acknowledged=False, is_last=True)
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        if self._recorder is not None:
-            self._recorder.stop()
+        self._access.stop()
 
     def _settle(
         self,
@@ -361,64 +269,7 @@ class JobStateMiddleware(Middleware):
         job.is_over = True
         if self._jobs.get(job.uuid) is job:
             del self._jobs[job.uuid]
-        message, delivery = job.message, job.delivery
-        end = job.verdict(acknowledged)
-        if delivery is None:
-            self._drop(broker, message, job.tracked.start_of(message), end)
-            return
-        self._recorder_for(broker).end(delivery, end)
-        if delivery.lost and not delivery.is_cancelled:
-            # Another run decides what follows.
-            return
-        if end.status in ("error", "cancelled"):
-            self._drop_steps_after(broker, message)
-        elif end.status == "success" and not job.is_next_sent:
-            # What the broker has raised is only logged by Dramatiq.
-            self._drop_steps_after(broker, message, End("error", NOT_SENT))
-
-    def _drop(
-        self, broker: Broker, message: MessageProxy, start: Start, end: End
-    ) -> None:
-        """Write what became of a message that was stopped before a run of it began."""
-        is_lost = self._write_dropped(broker, message.message_id, start, end).lost
-        if not is_lost and end.status != "retrying":
-            self._drop_steps_after(broker, message)
-
-    def _drop_steps_after(
-        self,
-        broker: Broker,
-        message: MessageProxy | Message[Any],
-        end: End = UNREACHED,
-    ) -> None:
-        """Write how the next step of a message's pipeline ends, which will not begin,
-        and that those after it are not reached.
-        """
-        while (target := message.options.get("pipe_target")) is not None:
-            message = Message(**target)
-            function = self._tracked(message)
-            if function is not None:
-                start = function.start_of(message)
-                self._write_dropped(broker, message.message_id, start, end)
-            end = UNREACHED
-
-    def _write_dropped(
-        self, broker: Broker, uuid: str, start: Start, end: End
-    ) -> Delivery:
-        delivery = Delivery(uuid, Run(), start, dropped=True)
-        self._recorder_for(broker).end(delivery, end)
-        return delivery
-
-    def _recorder_for(self, broker: Broker) -> Recorder:
-        # The lock is not for every call: a process may fork while it is held.
-        if self._recorder is None:
-            with self._lock:
-                self._recorder = self._recorder or Recorder(
-                    self.store_for(broker),
-                    interval=self._interval,
-                    heartbeat=self._heartbeat,
-                    outage=self._outage,
-                )
-        return self._recorder
+        self._ends.end(broker, job, job.tracked, acknowledged)
 
     def _tracked(self, message: Message[Any] | MessageProxy) -> TrackedFunction | None:
         function = self.functions.get(message.actor_name)
@@ -431,12 +282,3 @@ class JobStateMiddleware(Middleware):
                 message.message_id,
             )
         return None
-
-    def _running_job(self, message: Message[Any]) -> CurrentJob | None:
-        """Return the job of a message that this process runs: this thread, or another,
-        for a coroutine or a job's own threads may put its message back.
-        """
-        job = self._thread.job
-        if job is not None and job.uuid == message.message_id:
-            return job
-        return self._jobs.get(message.message_id)

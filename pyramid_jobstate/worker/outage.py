@@ -26,13 +26,13 @@ class Outage:
     Parameters:
       log: Where an outage is logged, once, and its end.
       away: The warning, with two %s for the type and the text of an error.
-      back: What is logged at the end.
+      back: What is logged at the end, if anything.
 
     Attributes:
       is_said: Whether the beginning was logged, and not yet the end.
     """
 
-    def __init__(self, log: Logger, away: str = AWAY, back: str = BACK) -> None:
+    def __init__(self, log: Logger, away: str = AWAY, back: str | None = BACK) -> None:
         self._log = log
         self._away = away
         self._back = back
@@ -67,7 +67,8 @@ class Outage:
         self._log.warning(self._away, type(error).__name__, error)
 
     def recover(self) -> None:
-        """Log that the store does again what it should, if anything else was logged."""
+        """Log the end of what was logged, if anything was."""
         if self.is_said:
             self.is_said = False
-            self._log.info(self._back)
+            if self._back is not None:
+                self._log.info(self._back)

@@ -1,91 +1,81 @@
-"""What of a run has reached the store, and what is to go there next."""
+"""What of a run has not reached the store, and what is to go there next."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 import time
+from typing import NamedTuple
 
-from ..job.record import METRIC, End, Start, Update
-from ..job.run import Run
-from ..job.values import MAX_AMOUNT, Json, dumps
+from ..job import MAX_AMOUNT, METRIC, End, JobInfo, Json, Run, Update, dumps
 
 #: The seconds of a job's past that its pace is taken from, at the least.
 PACE_WINDOW = 30.0
 
 
-class Delivery:
-    """What of a run has reached the store. Made by the thread that is to run it, used
-    by the recorder's, but for `waiters`, `end` and `is_late`, which others set.
+@dataclasses.dataclass(slots=True, eq=False)
+class Unsaved:
+    """What of a run has not reached the store. Made by the thread that is to run the
+    job, used by the recorder's, except for `waiters`, `end` and `is_late`, which others
+    set.
 
     Attributes:
+      uuid: The job.
       run: The run.
-      start: What is known of the job.
+      info: What is known of the job.
       dropped: Whether the message was dropped, so that no run ever began.
-      is_late: Whether its beginning is written late, if it is written now: in vain
-        before, perhaps, or while the job runs on.
+      is_late: Whether its beginning is written late, if it is written now: an earlier
+        try may have failed, or the job runs on meanwhile.
       is_cancelled: Whether the job was cancelled, and stays so whatever the run does.
       end: How it ended, once it has.
       begun: When it began, in seconds of the monotonic clock, as all times here.
       confirmed: When the store was last known to hold this run as the newest.
       heard: When something of it was last sent there.
-      size: About what this takes in memory, in bytes.
-      waiters: Released when all that was set before they came is stored, or never will
+      waiters: Locks to release when all that was set before is stored, or never will
         be.
       lost: Why nothing of this run is stored any more, if so.
     """
 
-    __slots__ = (
-        "_base",
-        "_last",
-        "_listed",
-        "_new",
-        "_pace",
-        "_sent",
-        "_seq",
-        "_started",
-        "_thread",
-        "begun",
-        "confirmed",
-        "dropped",
-        "end",
-        "heard",
-        "is_cancelled",
-        "is_late",
-        "lost",
-        "run",
-        "start",
-        "uuid",
-        "waiters",
+    uuid: str
+    run: Run
+    info: JobInfo
+    dropped: bool = False
+    is_late: bool = dataclasses.field(default=False, init=False)
+    is_cancelled: bool = dataclasses.field(default=False, init=False)
+    end: End | None = dataclasses.field(default=None, init=False)
+    begun: float = dataclasses.field(default_factory=time.monotonic, init=False)
+    confirmed: float = dataclasses.field(init=False)
+    heard: float = dataclasses.field(init=False)
+    waiters: set[threading.Lock] = dataclasses.field(default_factory=set, init=False)
+    lost: str = dataclasses.field(default="", init=False)
+    _thread: threading.Thread = dataclasses.field(
+        default_factory=threading.current_thread, init=False
+    )
+    #: When its place in the lists was last renewed.
+    _listed: float = dataclasses.field(init=False)
+    _started: bool = dataclasses.field(default=False, init=False)
+    #: The last update that is known to be stored, and the last that was taken.
+    _base: int = dataclasses.field(default=0, init=False)
+    _seq: int = dataclasses.field(default=0, init=False)
+    _last: Update = dataclasses.field(init=False)
+    #: The values of the last update that was taken, and of the last that is stored.
+    _new: dict[str, object] = dataclasses.field(default_factory=dict, init=False)
+    _sent: dict[str, object] = dataclasses.field(default_factory=dict, init=False)
+    #: From where the pace is taken, from where it will be next, and the last mark.
+    _pace: tuple[_Mark, _Mark, _Mark] | None = dataclasses.field(
+        default=None, init=False
     )
 
-    def __init__(
-        self, uuid: str, run: Run, start: Start, *, dropped: bool = False
-    ) -> None:
-        self.run = run
-        self.dropped = dropped
-        self.is_late = False
-        self.is_cancelled = False
-        self.end: End | None = None
-        self.begun = self.confirmed = self.heard = self._listed = time.monotonic()
-        self._started = False
-        self._base = 0
-        self.waiters: set[threading.Lock] = set()
-        self.lost = ""
-        self.uuid = uuid
-        self.start = start
-        self._thread = threading.current_thread()
-        self._seq = 0
-        self._last = Update(uuid, run.token, 0, start)
-        self._new: dict[str, object] = {}
-        self._sent: dict[str, object] = {}
-        #: From where the pace is taken, from where it will be next, and the last.
-        self._pace: tuple[_Mark, _Mark, _Mark] | None = None
+    def __post_init__(self) -> None:
+        self.confirmed = self.heard = self._listed = self.begun
+        self._last = Update(self.uuid, self.run.token, 0, self.info)
 
     @property
     def size(self) -> int:
+        """About what this takes in memory, in bytes."""
         report = [str(value) for value in self.run.report.copy().values()]
-        return 1024 + self.run.size + len(self.start.params) + sum(map(len, report))
+        return 1024 + self.run.size + len(self.info.params) + sum(map(len, report))
 
     @property
     def is_new(self) -> bool:
@@ -102,7 +92,7 @@ class Delivery:
         return self.end is None and not self._thread.is_alive()
 
     def take(self, now: float, renew_after: float = math.inf) -> Update:
-        """Return what is new since the last update that landed.
+        """Return what is new since the last update that is stored.
 
         Parameters:
           now: The time.
@@ -132,7 +122,7 @@ class Delivery:
             self.uuid,
             self.run.token,
             self._seq,
-            self.start,
+            self.info,
             fields,
             end=end,
             base=self._base,
@@ -149,7 +139,7 @@ class Delivery:
         self._last = update
         return update
 
-    def landed(self, now: float) -> None:
+    def mark_stored(self, now: float) -> None:
         """Mark the last update as stored."""
         self._started = True
         self.confirmed = now
@@ -159,16 +149,16 @@ class Delivery:
         if self._last.renews:
             self._listed = now
 
-    def failed(self) -> None:
-        """Mark the last update as unconfirmed: resend what it names, even if a value is
-        by then what it was before.
+    def mark_unconfirmed(self) -> None:
+        """Mark the last update as unconfirmed: resend everything it names, even a value
+        that has changed back by then.
         """
         for name in self._last.fields:
             self._sent.pop(name, None)
         self.run.dirty = True
 
     def begin_again(self) -> None:
-        """The store has lost the job: all that is known of it is to go again."""
+        """Resend everything: the store has lost the job."""
         self._started = False
         self._sent = {}
         self._base = 0
@@ -192,15 +182,12 @@ class Delivery:
         return round(eta, 1) if eta <= MAX_AMOUNT else None
 
 
-class _Mark:
+class _Mark(NamedTuple):
     """How far a job was at a time."""
 
-    __slots__ = ("at", "done", "total")
-
-    def __init__(self, at: float, done: float, total: float | None) -> None:
-        self.at = at
-        self.done = done
-        self.total = total
+    at: float
+    done: float
+    total: float | None
 
     def leads_to(self, later: _Mark) -> bool:
         return later.total == self.total and later.done >= self.done

@@ -8,10 +8,11 @@ import uuid
 from collections.abc import Iterator
 
 from pyramid_jobstate import JobState, JobStore
-from pyramid_jobstate.job.record import End, Record, Start
+from pyramid_jobstate.job.changes import End
+from pyramid_jobstate.job.record import JobInfo, Record
 from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.worker.recorder import Recorder
-from pyramid_jobstate.worker.unsaved import Delivery
+from pyramid_jobstate.worker.unsaved import Unsaved
 
 #: Whose the jobs are.
 OWNER = "alice"
@@ -21,8 +22,8 @@ OWNER = "alice"
 def running_job(store: JobStore) -> Iterator[JobState]:
     """Give a job that a recorder records all the while."""
     params = json.dumps({"miles": 26})
-    start = Start("JobState", "run_marathon", 1, json.dumps(OWNER), params)
-    delivery = Delivery(str(uuid.uuid4()), Run(), start)
+    start = JobInfo("JobState", "run_marathon", 1, json.dumps(OWNER), params)
+    delivery = Unsaved(str(uuid.uuid4()), Run(), start)
     recorder = Recorder(store)
     recorder.begin(delivery)
     try:

@@ -13,10 +13,11 @@ import redis
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.job.record import End, Record, Start
+from pyramid_jobstate.job.changes import End
+from pyramid_jobstate.job.record import JobInfo, Record
 from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.worker.recorder import Recorder
-from pyramid_jobstate.worker.unsaved import Delivery
+from pyramid_jobstate.worker.unsaved import Unsaved
 
 from .jobs import OWNER
 from .timing import Row, Table
@@ -95,10 +96,10 @@ def measure(server: EmbeddedServer) -> Table:
 
 def _cost(store: JobStore, count: int) -> Cost:
     recorder = Recorder(store, heartbeat=HEARTBEAT)
-    deliveries = [_delivery() for _ in range(count)]
-    jobs = [JobState(Record(d.uuid, d.start.fields()), d.run) for d in deliveries]
+    batch = [_delivery() for _ in range(count)]
+    jobs = [JobState(Record(d.uuid, d.start.fields()), d.run) for d in batch]
     with ThreadPoolExecutor(100) as pool:
-        for _ in pool.map(recorder.begin, deliveries):
+        for _ in pool.map(recorder.begin, batch):
             pass
     try:
         thread = recorder._thread
@@ -119,7 +120,7 @@ def _cost(store: JobStore, count: int) -> Cost:
         more = statistics.median(_more(recorder) for _ in range(MORE))
     finally:
         # With jobs that run on it would not end.
-        recorder._deliveries.clear()
+        recorder._backlog._runs.clear()
         recorder.stop()
     return Cost(silent, reporting, more)
 
@@ -127,16 +128,16 @@ def _cost(store: JobStore, count: int) -> Cost:
 def _more(recorder: Recorder) -> float:
     """Return the seconds that a job takes to begin and to end."""
     begun = time.perf_counter()
-    delivery = _delivery()
-    recorder.begin(delivery)
-    recorder.end(delivery, End("success"))
+    unsaved = _delivery()
+    recorder.begin(unsaved)
+    recorder.end(unsaved, End("success"))
     return time.perf_counter() - begun
 
 
-def _delivery() -> Delivery:
+def _delivery() -> Unsaved:
     params = json.dumps({"miles": 26})
-    start = Start("JobState", "run_marathon", 1, json.dumps(OWNER), params)
-    return Delivery(str(uuid.uuid4()), Run(), start)
+    start = JobInfo("JobState", "run_marathon", 1, json.dumps(OWNER), params)
+    return Unsaved(str(uuid.uuid4()), Run(), start)
 
 
 def _floor(client: redis.Redis) -> float:

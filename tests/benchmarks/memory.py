@@ -10,9 +10,10 @@ import redis
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.job.record import End, NewJob, Record, Start
+from pyramid_jobstate.job.changes import End, NewJob
+from pyramid_jobstate.job.record import JobInfo, Record
 from pyramid_jobstate.job.run import Run
-from pyramid_jobstate.worker.unsaved import Delivery
+from pyramid_jobstate.worker.unsaved import Unsaved
 
 from .jobs import OWNER, set_ten_metrics
 from .timing import Row, Table
@@ -47,26 +48,26 @@ def _store_jobs(store: JobStore, end: End | None) -> None:
     they would be, and ended, if they are to.
     """
     params = json.dumps({"miles": 26})
-    start = Start("JobState", "run_marathon", 1, json.dumps(OWNER), params)
+    start = JobInfo("JobState", "run_marathon", 1, json.dumps(OWNER), params)
     for _ in range(0, COUNT, BATCH):
-        deliveries = [Delivery(str(uuid.uuid4()), Run(), start) for _ in range(BATCH)]
-        store.create(*(NewJob(d.uuid, start) for d in deliveries))
-        _write(store, deliveries)
-        for delivery in deliveries:
-            set_ten_metrics(JobState(Record(delivery.uuid, {}), delivery.run))
-        _write(store, deliveries)
+        batch = [Unsaved(str(uuid.uuid4()), Run(), start) for _ in range(BATCH)]
+        store.create(*(NewJob(d.uuid, start) for d in batch))
+        _write(store, batch)
+        for unsaved in batch:
+            set_ten_metrics(JobState(Record(unsaved.uuid, {}), unsaved.run))
+        _write(store, batch)
         if end is not None:
-            for delivery in deliveries:
-                delivery.end = end
-            _write(store, deliveries)
+            for unsaved in batch:
+                unsaved.end = end
+            _write(store, batch)
 
 
-def _write(store: JobStore, deliveries: list[Delivery]) -> None:
-    for reply in store.write([d.take(d.begun) for d in deliveries]):
+def _write(store: JobStore, batch: list[Unsaved]) -> None:
+    for reply in store.write([d.take(d.begun) for d in batch]):
         if isinstance(reply, Exception):
             raise reply
-    for delivery in deliveries:
-        delivery.landed(delivery.begun)
+    for unsaved in batch:
+        unsaved.mark_stored(unsaved.begun)
 
 
 def _used(client: redis.Redis) -> int:

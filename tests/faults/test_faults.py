@@ -131,7 +131,7 @@ class Storm:
                     sent.asked = True
                     try:
                         sent.cancelled = self.users.cancel(
-                            sent.uuid, state._record.start
+                            sent.uuid, state._record.info
                         )
                     except redis.RedisError:
                         sent.cancelled = None

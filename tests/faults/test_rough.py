@@ -227,7 +227,7 @@ def test_a_later_step_that_was_cancelled_never_runs_however_late_its_turn_comes(
     for cancelled in (False, True):
         if cancelled:
             assert scene.load(second).cancel()
-        key = scene.store.key(second.message_id)
+        key = scene.store._calls.key(second.message_id)
         ttl: Any = scene.store.client.pttl(key)
         assert ttl / 1000 > week + scene.store.active_expire_in - 60
     assert scene.load(first).due_at and not scene.load(second).due_at
@@ -351,7 +351,7 @@ def test_a_job_that_says_little_hears_of_its_cancel_within_an_interval(
     wait_for(lambda: scene.notes.has("begun"), PATIENCE)
     job_state = scene.load(message)
     wait_for(lambda: scene.load(message).status == "working")
-    key = scene.store.key(message.message_id)
+    key = scene.store._calls.key(message.message_id)
     seq = scene.store.client.hget(key, "seq")
     assert job_state.cancel()
     # Told by the list of cancels, the recorder has asked: not for a beat.
@@ -440,14 +440,14 @@ def test_one_asks_again_after_a_second(redis_url: str, proxy: FaultyProxy) -> No
 
 
 def script_sha(store: JobStore, name: str) -> str:
-    return store.calls._scripts[name].sha
+    return store._calls._scripts[name].sha
 
 
 @pytest.fixture
 def lossy(proxy: FaultyProxy) -> JobStore:
     """A store whose replies may be lost, with its scripts known to the server."""
     store = JobStore(proxy.url)
-    for script in store.calls._scripts.values():
+    for script in store._calls._scripts.values():
         store.client.script_load(script.text)  # type: ignore[no-untyped-call]
     return store
 
@@ -498,9 +498,9 @@ def test_a_job_whose_creation_lost_a_reply_is_listed(
     message = scene.actors.count.send()
     if script == "requeue":
         state = scene.load(message)
-        key = scene.store.key(message.message_id)
+        key = scene.store._calls.key(message.message_id)
         scene.store.client.hset(key, "status", "error")
-        scene.store.run(scene.store.index.end(state.uuid, state._record.start))
+        scene.store._run(scene.store._index.end(state.uuid, state._record.info))
         proxy.lose_reply(script_sha(lossy, script))
         scene.broker.enqueue(message)
     else:

@@ -149,7 +149,7 @@ class Scene:
 
     def wait_for_trouble(self) -> None:
         """Wait until the worker has noticed the weather."""
-        recorder = self.middleware._recorder
+        recorder = self.middleware._access._recorder
         assert recorder is not None
         wait_for(lambda: recorder.is_troubled, 10)
 
@@ -305,14 +305,14 @@ def test_connections_that_break_all_the_time(
 
     killer = threading.Thread(target=kill)
     killer.start()
-    recorder = scene.middleware._recorder
+    recorder = scene.middleware._access._recorder
     assert recorder is not None
     try:
         scene.gates[0].open()
         scene.gates[1].wait_for_job()
         wait_for(lambda: killed >= 20, 10)
         scene.finish()
-        wait_for(lambda: not recorder._deliveries, 10)
+        wait_for(lambda: not recorder._backlog._runs, 10)
     finally:
         is_over.set()
         killer.join()

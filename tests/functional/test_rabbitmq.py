@@ -523,6 +523,13 @@ def test_a_stub_broker_can_cancel(
 
 PACKAGE = Path(pyramid_jobstate.__file__).parent
 
+#: The modules that deal with Dramatiq.
+MODULES = sorted(
+    path.relative_to(PACKAGE).as_posix()
+    for wing in ("worker", "web")
+    for path in (PACKAGE / wing).glob("*.py")
+)
+
 #: What Dramatiq hands to a middleware, by the names that our parameters have.
 THEIRS = {"actor", "broker", "message", "middleware", "step", "worker"}
 
@@ -548,7 +555,7 @@ def private_names_of_others(module: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("module", ["enqueue.py", "middleware.py", "tracking.py"])
+@pytest.mark.parametrize("module", MODULES)
 def test_nothing_private_of_dramatiq_is_used(module: str) -> None:
     """What works with one broker works with any: only what they have in public is
     used.

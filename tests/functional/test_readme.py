@@ -17,7 +17,7 @@ import pytest
 
 import pyramid_jobstate
 from pyramid_jobstate import testing
-from pyramid_jobstate.web.config import NAMES, PREFIX
+from pyramid_jobstate.web.settings import PREFIX, SETTINGS
 from tests.pollserver import PollServer
 from tests.support import wait_for
 
@@ -364,7 +364,7 @@ def test_json_of_the_readme_has_the_names_that_there_are(redis_url: str) -> None
 def test_settings_of_the_readme_are_those_that_there_are() -> None:
     """Every setting is in the README, and every one there exists."""
     table = README.partition("Settings\n---")[2]
-    assert set(re.findall(rf"^``{PREFIX}(\w+)``", table, re.MULTILINE)) == NAMES
+    assert set(re.findall(rf"^``{PREFIX}(\w+)``", table, re.MULTILINE)) == set(SETTINGS)
 
 
 def test_names_of_the_readme_exist() -> None:
@@ -372,7 +372,7 @@ def test_names_of_the_readme_exist() -> None:
     the package has.
     """
     members = {name for cls in (pyramid_jobstate.JobState,) for name in dir(cls)}
-    for module in ("", ".testing", ".resources", ".fixtures", ".record"):
+    for module in ("", ".testing", ".resources", ".fixtures"):
         members.update(dir(importlib.import_module(f"pyramid_jobstate{module}")))
     members.update(dir(pyramid_jobstate.resources.JobStates))
     members.update(["uuid"])

@@ -10,9 +10,9 @@ from pyramid_jobstate.job.record import (
     UNFINISHED,
     UUID,
     JobError,
+    JobInfo,
     Progress,
     Record,
-    Start,
 )
 
 ID = "01234567-89ab-4cde-8f01-23456789abcd"
@@ -70,13 +70,13 @@ def test_progress_fraction_is_the_share_done(done, total, fraction):
 
 def test_start_fields_leave_out_an_unknown_owner():
     """A field that is None is not stored, and all others are text."""
-    assert Start("Run", "run", 2, None, '{"a":1}').fields() == {
+    assert JobInfo("Run", "run", 2, None, '{"a":1}').fields() == {
         "kind": "Run",
         "actor": "run",
         "attempt": "2",
         "params": '{"a":1}',
     }
-    assert Start("Run", "run", 1, '"ü"', "{}").fields()["owner"] == '"ü"'
+    assert JobInfo("Run", "run", 1, '"ü"', "{}").fields()["owner"] == '"ü"'
 
 
 def test_uuid_has_one_spelling():
@@ -119,7 +119,7 @@ def test_record_read_tells_all_that_was_written():
         2027, 1, 15, 8, 0, 0, 123000, datetime.UTC
     )
     assert job.time("due") is None
-    assert job.start == Start(
+    assert job.info == JobInfo(
         "RunMarathon", "run_marathon", 2, '"alice"', '{"miles":26}'
     )
 
@@ -131,7 +131,7 @@ def test_record_of_an_empty_hash_reads_as_nothing():
     assert (job.attempt, job.params, job.metrics) == (0, {}, {})
     assert (job.progress, job.message, job.log) == (None, None, [])
     assert (job.error, job.time("updated")) == (None, None)
-    assert job.start == Start("", "", 0, None, "{}")
+    assert job.info == JobInfo("", "", 0, None, "{}")
 
 
 @pytest.mark.parametrize(

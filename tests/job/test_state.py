@@ -360,7 +360,7 @@ def test_cancel_asks_the_store(answer):
     job_state = loaded()
     job_state._store = store = Store()
     assert job_state.cancel() is answer
-    assert store.args == (ID, job_state._record.start)
+    assert store.args == (ID, job_state._record.info)
 
 
 # The current one.

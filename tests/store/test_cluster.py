@@ -17,9 +17,10 @@ from pyramid_jobstate import (
     JobStore,
     StoreUnavailable,
 )
-from pyramid_jobstate.job.record import NewJob, Start, Update
+from pyramid_jobstate.job.changes import NewJob, Update
+from pyramid_jobstate.job.record import JobInfo
 from pyramid_jobstate.store.connection import Command, connect, execute, redis_errors
-from pyramid_jobstate.store.jobstore import Reply
+from pyramid_jobstate.store.scripts import Reply
 from pyramid_jobstate.testing import put_job
 from tests.cluster import PRIMARIES, Cluster, running_cluster
 from tests.jobs import (
@@ -34,7 +35,7 @@ from tests.jobs import (
 from tests.support import wait_for
 from tests.webapp import get, make_app, make_config, make_request
 
-START = Start("RunMarathon", "run_marathon", 1, '"alice"', "{}")
+INFO = JobInfo("RunMarathon", "run_marathon", 1, '"alice"', "{}")
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +56,9 @@ def store(cluster: Cluster) -> Iterator[JobStore]:
 def test_store_writes_and_reads_across_nodes(store: JobStore) -> None:
     """Jobs on all nodes are created, written, read, listed and cancelled."""
     jobs = [new_id() for _ in range(30)]
-    assert store.create(*(NewJob(job, START) for job in jobs)) == [True] * 30
+    assert store.create(*(NewJob(job, INFO) for job in jobs)) == [True] * 30
     updates = [
-        Update(job, "a", 1, START, {"m:number": str(i)}, begins=True)
+        Update(job, "a", 1, INFO, {"m:number": str(i)}, begins=True)
         for i, job in enumerate(jobs)
     ]
     assert store.write(updates) == [Reply.OK] * 30
@@ -65,7 +66,7 @@ def test_store_writes_and_reads_across_nodes(store: JobStore) -> None:
     assert states.pop() is None
     assert [s and s.progress_metrics["number"] for s in states] == list(range(30))
     assert len(store.list("alice", limit=100).items) == 30
-    assert store.cancel(jobs[0], START)
+    assert store.cancel(jobs[0], INFO)
     cancelled = store.load(jobs[0])
     assert cancelled is not None and cancelled.status == "cancelling"
     assert store.cancels(0)[0] == {jobs[0]}
@@ -76,7 +77,7 @@ def test_store_takes_a_client_that_is_handed_over(cluster: Cluster) -> None:
     with RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port) as client:
         store = JobStore(client)
         job = new_id()
-        store.create(NewJob(job, START))
+        store.create(NewJob(job, INFO))
         assert store.load(job) is not None
         assert all(f"127.0.0.1:{node.port}" in repr(store) for node in cluster.nodes)
 
@@ -95,8 +96,8 @@ def test_the_web_side_shows_a_job_on_a_cluster(
 def test_a_key_that_is_moving_is_found(cluster: Cluster, store: JobStore) -> None:
     """While a slot moves to another node, and when it has, all goes on."""
     job = new_id()
-    store.create(NewJob(job, START))
-    key = store.key(job)
+    store.create(NewJob(job, INFO))
+    key = store._calls.key(job)
     source = cluster.owner_of(key)
     target = (source + 1) % PRIMARIES
     names = {i: cluster.node_id(i) for i in (source, target)}
@@ -112,12 +113,12 @@ def test_a_key_that_is_moving_is_found(cluster: Cluster, store: JobStore) -> Non
             "MIGRATE", "127.0.0.1", cluster.nodes[target].port, key, 0, 5000
         )
         # The old node says ASK.
-        begin = Update(job, "a", 1, START, {"m:x": "1"}, begins=True)
+        begin = Update(job, "a", 1, INFO, {"m:x": "1"}, begins=True)
         assert store.write([begin]) == [Reply.OK]
         setslot(new, "NODE", names[target])
         setslot(old, "NODE", names[target])
         # It says MOVED.
-        assert store.write([Update(job, "a", 2, START, {"m:x": "2"})]) == [Reply.OK]
+        assert store.write([Update(job, "a", 2, INFO, {"m:x": "2"})]) == [Reply.OK]
         moved = store.load(job)
         assert moved is not None and moved.progress_metrics == {"x": 2}
         # And back, as the other tests want it.
@@ -134,7 +135,7 @@ def test_a_command_that_fails_where_it_was_sent_on_has_its_error(
     cluster: Cluster, store: JobStore
 ) -> None:
     """A key that another node has, and of another type, gives its error, no more."""
-    key = store.key(new_id())
+    key = store._calls.key(new_id())
     client = store.client
     assert isinstance(client, RedisCluster)
     owner = cluster.owner_of(key)
@@ -172,9 +173,9 @@ def test_bytes_that_are_no_text_do_not_fail_a_read(
     Cluster as well.
     """
     jobs = [new_id() for _ in range(12)]
-    store.create(*(NewJob(job, START) for job in jobs))
+    store.create(*(NewJob(job, INFO) for job in jobs))
     for job in jobs:
-        store.client.hset(store.key(job), "m:x", b'"\xff"')
+        store.client.hset(store._calls.key(job), "m:x", b'"\xff"')
     store.client.zadd("jobstate:active:all", {b"\xff": 2e15})
     url = cluster.url.replace("redis+cluster", "redis")
     with redis.RedisCluster.from_url(url, decode_responses=True) as client:
@@ -259,7 +260,7 @@ def test_a_primary_is_killed_in_mid_job(cluster: Cluster, redis_url: str) -> Non
         for message in sent:
             wait_until(broker, message, "working")
         store = JobStore(cluster.url)
-        victim = cluster.owner_of(store.key(sent[0].message_id))
+        victim = cluster.owner_of(store._calls.key(sent[0].message_id))
         os.kill(cluster.nodes[victim].pid, signal.SIGKILL)
         threading.Timer(0.2, gate.open).start()
 
@@ -280,6 +281,6 @@ def test_a_primary_is_killed_in_mid_job(cluster: Cluster, redis_url: str) -> Non
     for i, node in enumerate(cluster.nodes):
         if i != victim:
             os.kill(node.pid, signal.SIGKILL)
-    keys = [store.key(new_id()) for _ in range(2)]
+    keys = [store._calls.key(new_id()) for _ in range(2)]
     with pytest.raises(redis.RedisError):
         execute(store.client, [Command(key, ("HGETALL", key)) for key in keys])

@@ -8,11 +8,12 @@ import redis
 from webtest import TestApp
 
 from pyramid_jobstate import JobStore
-from pyramid_jobstate.job.record import NewJob, Start, Update
+from pyramid_jobstate.job.changes import NewJob, Update
+from pyramid_jobstate.job.record import JobInfo
 from tests.jobs import new_id
 from tests.webapp import ADMIN, get, make_config, put_job
 
-START = Start("RunMarathon", "run_marathon", 1, '"alice"', "{}")
+INFO = JobInfo("RunMarathon", "run_marathon", 1, '"alice"', "{}")
 
 CLIENTS: list[dict[str, Any]] = [
     {"decode_responses": decode, "protocol": protocol, **more}
@@ -90,7 +91,7 @@ def test_bytes_among_the_cancelled_do_not_fail_a_worker(
     there.
     """
     store, job = JobStore(own), new_id()
-    client.zadd(store.index.cancels_key, {b"\xff": 1e15, job: 1e15 + 1})
+    client.zadd(store._index.cancels_key, {b"\xff": 1e15, job: 1e15 + 1})
 
     cancelled, since = store.cancels(0)
 
@@ -101,9 +102,9 @@ def test_bytes_among_the_cancelled_do_not_fail_a_worker(
 def test_text_is_utf_8_whatever_the_client_says(own: redis.Redis) -> None:
     """What is written and read is UTF-8, also by a client of another encoding."""
     store, job = JobStore(own), new_id()
-    store.create(NewJob(job, START))
+    store.create(NewJob(job, INFO))
 
-    store.write([Update(job, "a" * 12, 1, START, {"m:Åsa": '"→"'}, begins=True)])
+    store.write([Update(job, "a" * 12, 1, INFO, {"m:Åsa": '"→"'}, begins=True)])
 
     job_state = store.load(job)
     assert job_state is not None
@@ -118,7 +119,7 @@ def test_bytes_in_a_token_do_not_fail_a_sending(
     store, other = JobStore(own), new_id()
     job = put_job(client, status="error", run=b"\xff")
 
-    assert store.create(NewJob(job, START), NewJob(other, START)) == [False, True]
+    assert store.create(NewJob(job, INFO), NewJob(other, INFO)) == [False, True]
     assert [found and found.uuid for found in store.load_many([job, other])] == [
         job,
         other,

@@ -12,13 +12,14 @@ import redis
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.job.record import End, NewJob, Start, Update
+from pyramid_jobstate.job.changes import End, NewJob, Update
+from pyramid_jobstate.job.record import JobInfo
 from pyramid_jobstate.store.reading import Reader
 from tests.jobs import RunMarathon, messages
 from tests.support import wait_for
 from tests.webapp import get, make_app, make_config, put_job
 
-START = Start("RunMarathon", "run_marathon", 1, '"alice"', "{}")
+INFO = JobInfo("RunMarathon", "run_marathon", 1, '"alice"', "{}")
 MIB = 1024 * 1024
 
 #: Lists a page in a process of its own, and prints by how many bytes that grew.
@@ -133,13 +134,13 @@ def calls_of(client: redis.Redis) -> dict[str, int]:
 
 def create(store: JobStore, count: int) -> list[str]:
     jobs = [str(uuid.uuid4()) for _ in range(count)]
-    store.create(*(NewJob(job, START) for job in jobs))
+    store.create(*(NewJob(job, INFO) for job in jobs))
     return jobs
 
 
 def finish(store: JobStore, *jobs: str) -> None:
     store.write(
-        [Update(j, "a", 1, START, begins=True, end=End("success")) for j in jobs]
+        [Update(j, "a", 1, INFO, begins=True, end=End("success")) for j in jobs]
     )
 
 
@@ -215,7 +216,7 @@ def test_job_that_no_longer_fits_is_left_out(
         found = read(self, *args)
         monkeypatch.undo()
         finish(store, ends)
-        client.delete(store.key(goes))
+        client.delete(store._calls.key(goes))
         return found
 
     monkeypatch.setattr(Reader, "read", read_and_change)
@@ -243,12 +244,12 @@ def test_filter_by_params_passes_over_what_has_none(
 ) -> None:
     """No parameter finds a job that has none, or whose parameters are garbage."""
     jobs = [put_job(client) for _ in range(3)]
-    client.hdel(store.key(jobs[0]), "params")
-    client.hset(store.key(jobs[1]), "params", "")
+    client.hdel(store._calls.key(jobs[0]), "params")
+    client.hset(store._calls.key(jobs[1]), "params", "")
     client.zadd("jobstate:active:all", dict.fromkeys(jobs, 1e15))
 
     assert [job.uuid for job in store.list(params={"miles": 26}).items] == jobs[2:]
-    client.delete(store.key(jobs[2]))
+    client.delete(store._calls.key(jobs[2]))
     assert store.list(params={"miles": 26}) == ([], None)
 
 
@@ -288,9 +289,9 @@ def test_list_on_a_read_only_server_is_a_list(
     gone, ended, begun, fine = create(store, 4)
     finish(store, begun)
     with redis.Redis.from_url(server.url) as primary:
-        primary.delete(store.key(gone))
-        primary.hset(store.key(ended), "status", "success")
-        primary.hset(store.key(begun), "status", "retrying")
+        primary.delete(store._calls.key(gone))
+        primary.hset(store._calls.key(ended), "status", "success")
+        primary.hset(store._calls.key(begun), "status", "retrying")
         primary.wait(1, 5000)
     app = make_app(make_config(replica.url))
     caplog.clear()
@@ -313,8 +314,8 @@ def test_repairs_are_made_where_they_can_be(
 ) -> None:
     """Where the server takes writes the next list finds its entries right."""
     gone, ended, fine = create(store, 3)
-    client.delete(store.key(gone))
-    client.hset(store.key(ended), "status", "success")
+    client.delete(store._calls.key(gone))
+    client.hset(store._calls.key(ended), "status", "success")
 
     store.list(status="queued")
 

@@ -15,7 +15,8 @@ from webtest import TestApp
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.job.record import End, NewJob, Start, Update
+from pyramid_jobstate.job.changes import End, NewJob, Update
+from pyramid_jobstate.job.record import JobInfo
 from pyramid_jobstate.store.reading import Reader
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
@@ -33,7 +34,7 @@ from tests.webapp import (
 UUID = "12345678-1234-4321-8765-1234567890ab"
 PLACES = ["/job_state", "/jobs", "/site/jobs"]
 EMPTY = {"items": [], "cursor": None}
-START = Start("RunMarathon", "run_marathon", 1, '"alice"', '{"miles":26}')
+INFO = JobInfo("RunMarathon", "run_marathon", 1, '"alice"', '{"miles":26}')
 
 
 class Diary(JobState):
@@ -56,16 +57,16 @@ def app(redis_url: str) -> TestApp:
     return make_app(make_config(redis_url, root_factory=mounted_root))
 
 
-def create(store: JobStore, count: int, start: Start = START) -> list[str]:
+def create(store: JobStore, count: int, info: JobInfo = INFO) -> list[str]:
     """Queue jobs, and return their uuids, the newest first."""
     uuids = [str(uuid.uuid4()) for _ in range(count)]
-    store.create(*(NewJob(job, start) for job in uuids))
+    store.create(*(NewJob(job, info) for job in uuids))
     return uuids[::-1]
 
 
 def begin(store: JobStore, *uuids: str) -> None:
     store.write(
-        [Update(job, str(uuid.uuid4())[:12], 1, START, begins=True) for job in uuids]
+        [Update(job, str(uuid.uuid4())[:12], 1, INFO, begins=True) for job in uuids]
     )
 
 
@@ -73,7 +74,7 @@ def finish(store: JobStore, *uuids: str, status: str = "success") -> None:
     """Have jobs run to their end, the first of them last."""
     store.write(
         [
-            Update(job, str(uuid.uuid4())[:12], 1, START, begins=True, end=End(status))
+            Update(job, str(uuid.uuid4())[:12], 1, INFO, begins=True, end=End(status))
             for job in reversed(uuids)
         ]
     )
@@ -200,8 +201,8 @@ def test_list_is_filtered(store: JobStore, wanted: Any, expected: str) -> None:
 def test_delayed_job_is_listed_by_when_it_is_due(store: JobStore) -> None:
     """A job that is due later stands before those that are due now."""
     late, soon = str(uuid.uuid4()), str(uuid.uuid4())
-    store.create(NewJob(late, START, delay=3600))
-    store.create(NewJob(soon, START))
+    store.create(NewJob(late, INFO, delay=3600))
+    store.create(NewJob(soon, INFO))
 
     assert uuids_of(store.list().items) == [late, soon]
 
@@ -283,8 +284,8 @@ def test_cursor_survives_its_entry(store: JobStore, client: redis.Redis) -> None
     """A page goes on from where the last ended, though that job is gone meanwhile."""
     jobs = create(store, 6)
     page = store.list(limit=3)
-    store.forget(NewJob(jobs[2], START))
-    client.delete(store.key(jobs[3]))
+    store.forget(NewJob(jobs[2], INFO))
+    client.delete(store._calls.key(jobs[3]))
 
     assert uuids_of(store.list(limit=3, cursor=page.cursor).items) == jobs[4:]
 
@@ -341,7 +342,7 @@ def test_entries_of_jobs_that_are_gone_are_dropped(
     """A record that has expired is left out, and so is its entry from then on."""
     jobs = create(store, 4)
     finish(store, *jobs[2:])
-    client.delete(store.key(jobs[0]), store.key(jobs[2]))
+    client.delete(store._calls.key(jobs[0]), store._calls.key(jobs[2]))
 
     assert uuids_of(store.list("alice").items) == [jobs[1], jobs[3]]
 
@@ -356,7 +357,7 @@ def test_job_whose_end_was_not_listed_is_moved(
     that have, once, and is there from then on.
     """
     jobs = create(store, 3)
-    client.hset(store.key(jobs[1]), mapping={"status": "error", "finished": 1})
+    client.hset(store._calls.key(jobs[1]), mapping={"status": "error", "finished": 1})
 
     assert uuids_of(store.list().items) == [jobs[0], jobs[2], jobs[1]]
 
@@ -371,7 +372,7 @@ def test_job_whose_new_run_was_not_listed_is_moved(
     """A job that runs again is shown as it is, and later among the unfinished."""
     jobs = create(store, 3)
     finish(store, *jobs)
-    client.hset(store.key(jobs[1]), "status", "retrying")
+    client.hset(store._calls.key(jobs[1]), "status", "retrying")
 
     page = store.list()
 
@@ -456,7 +457,7 @@ def test_hidden_jobs_are_not_looked_for_for_ever(
     assert "hgetall" not in calls
     assert calls["zrevrangebyscore"] <= 20
 
-    client.hset(store.key(jobs[1400]), "params", '{"miles": 27}')
+    client.hset(store._calls.key(jobs[1400]), "params", '{"miles": 27}')
     second = store.list(params={"miles": 27}, limit=1, cursor=first.cursor)
     assert uuids_of(second.items) == [jobs[1400]]
     assert store.list(params={"miles": 27}, cursor=second.cursor) == ([], None)
@@ -892,12 +893,12 @@ def test_lists_have_an_etag(
     app: TestApp, store: JobStore, client: redis.Redis, place: str, query: str
 ) -> None:
     """Who has the same answer already gets a 304, until something changes."""
-    store.create(NewJob(UUID, START))
+    store.create(NewJob(UUID, INFO))
     first = get(app, place + query, "alice")
     etag = first.headers["ETag"]
 
     again = get(app, place + query, "alice", If_None_Match=etag)
-    client.hset(store.key(UUID), "m:miles_run", "3")
+    client.hset(store._calls.key(UUID), "m:miles_run", "3")
     changed = get(app, place + query, "alice", If_None_Match=etag)
 
     assert again.status_code == 304 and again.body == b""
@@ -942,7 +943,7 @@ def test_nonsense_in_a_record_does_not_stop_a_list(
     """A hash that another program spoiled is listed as far as it can be read."""
     jobs = create(store, 3)
     client.hset(
-        store.key(jobs[1]),
+        store._calls.key(jobs[1]),
         mapping={
             "status": "<b>",
             "params": "[",
@@ -951,8 +952,8 @@ def test_nonsense_in_a_record_does_not_stop_a_list(
             "error": "1",
         },
     )
-    client.delete(store.key(jobs[2]))
-    client.set(store.key(jobs[2]), "x")
+    client.delete(store._calls.key(jobs[2]))
+    client.set(store._calls.key(jobs[2]), "x")
 
     items = get(app, "/job_state", "alice").json["items"]
 

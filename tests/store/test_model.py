@@ -10,18 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyramid_jobstate import JobStore
-from pyramid_jobstate.job.record import (
-    NOT_REACHED,
-    End,
-    JobError,
-    NewJob,
-    Start,
-    Update,
-)
-from pyramid_jobstate.store.jobstore import Reply
+from pyramid_jobstate.job.changes import End, NewJob, Update
+from pyramid_jobstate.job.record import NOT_REACHED, JobError, JobInfo
+from pyramid_jobstate.store.scripts import Reply
 from tests.jobs import new_id
 
-START = Start("JobState", "run_marathon", 1, '"alice"', "{}")
+INFO = JobInfo("JobState", "run_marathon", 1, '"alice"', "{}")
 RUNS = ("first", "second", "third")
 
 RUNNING = ("working", "cancelling")
@@ -178,7 +172,7 @@ class Both:
         self.seqs[run] += 1
         fields = {"m:x": f'"{run} {self.seqs[run]}"', f"m:{self.seqs[run]}": "1"}
         options.setdefault("fields", fields)
-        update = Update(self.job, run, self.seqs[run], START, **options)
+        update = Update(self.job, run, self.seqs[run], INFO, **options)
         self.sent.append(update)
         return update
 
@@ -190,7 +184,7 @@ class Both:
         assert reply is self.model.write(update), update
 
     def check(self) -> None:
-        fields: Any = self.store.client.hgetall(self.store.key(self.job))
+        fields: Any = self.store.client.hgetall(self.store._calls.key(self.job))
         stored = {name.decode(): value.decode() for name, value in fields.items()}
         assert stored.get("status") == self.model.status
         assert stored.get("run") == self.model.run
@@ -230,7 +224,7 @@ def take(both: Both, step: tuple[Any, ...]) -> None:
     name, *rest = step
     match name:
         case "create":
-            job = NewJob(both.job, START)
+            job = NewJob(both.job, INFO)
             assert list(both.store.create(job)) == [both.model.create()]
             return
         case "confirm":
@@ -238,7 +232,7 @@ def take(both: Both, step: tuple[Any, ...]) -> None:
             both.model.confirm()
             return
         case "cancel":
-            assert both.store.cancel(both.job, START) == both.model.cancel()
+            assert both.store.cancel(both.job, INFO) == both.model.cancel()
             return
         case "again":
             # Sent twice, or arrived late.
@@ -263,7 +257,7 @@ def take(both: Both, step: tuple[Any, ...]) -> None:
             error = NOT_REACHED if is_step else JobError(None, "Too old")
             end = End(status, error, 0.0 if status == "retrying" else None)
             token = f"drop {len(both.sent)}"
-            update = Update(both.job, token, 0, START, end=end, dropped=True)
+            update = Update(both.job, token, 0, INFO, end=end, dropped=True)
             both.sent.append(update)
     if arrives:
         both.deliver(update)

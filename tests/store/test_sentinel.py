@@ -19,13 +19,13 @@ from redis.sentinel import Sentinel
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer, find_binary
-from pyramid_jobstate.job.record import NewJob, Start
-from pyramid_jobstate.store.jobstore import store_of_broker
+from pyramid_jobstate.job.changes import NewJob
+from pyramid_jobstate.job.record import JobInfo
 from tests.jobs import Gate, make_broker, new_id, wait_until, working
 from tests.support import wait_for
 from tests.webapp import Policy
 
-START = Start("RunMarathon", "run_marathon", 1, None, "{}")
+INFO = JobInfo("RunMarathon", "run_marathon", 1, None, "{}")
 CONFIGURATION = """
 port {port}
 dir {directory}
@@ -120,8 +120,7 @@ def test_a_broker_behind_sentinel_shares_its_client(redis_url: str) -> None:
     """A RedisBroker whose client asks sentinels lends it to the store as it is."""
     client = Sentinel([("127.0.0.1", 1)]).master_for("jobs")
     broker = RedisBroker(client=client)
-    store = store_of_broker(broker)
-    assert store is not None
+    store = JobStateMiddleware().store_for(broker)
     assert store.client is client
 
 
@@ -144,7 +143,7 @@ def test_a_url_may_have_a_user_and_a_password(secret_url: str) -> None:
     """A store logs in as its URL says."""
     store = JobStore(secret_url)
     job = new_id()
-    store.create(NewJob(job, START))
+    store.create(NewJob(job, INFO))
     assert store.load(job) is not None
 
 
@@ -174,7 +173,7 @@ def test_a_password_is_told_to_nobody(
         for _ in range(2):
             message = run_marathon.message()
             try:
-                store.create(NewJob(message.message_id, START))
+                store.create(NewJob(message.message_id, INFO))
             except redis.RedisError as e:
                 said.append(repr(e))
             broker.emit_before("enqueue", message, None)
@@ -192,7 +191,7 @@ def test_a_url_may_be_a_unix_socket(tmp_path: Path) -> None:
     with EmbeddedServer(arguments=["--unixsocket", str(path)]):
         store = JobStore(f"unix://{path}")
         job = new_id()
-        store.create(NewJob(job, START))
+        store.create(NewJob(job, INFO))
         assert store.load(job) is not None
         assert str(path) in repr(store)
 
@@ -221,7 +220,7 @@ def test_a_url_may_ask_for_tls(tmp_path: Path) -> None:
         url = f"rediss://127.0.0.1:{port}/0"
         store = JobStore(f"{url}?ssl_ca_certs={certificate}")
         job = new_id()
-        store.create(NewJob(job, START))
+        store.create(NewJob(job, INFO))
         assert store.load(job) is not None
         with pytest.raises(redis.ConnectionError):
             JobStore(url).load(job)

@@ -11,23 +11,16 @@ import redis
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 
-from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.job.record import (
-    CANCELLED,
-    NOT_REACHED,
-    End,
-    JobError,
-    NewJob,
-    Start,
-    Update,
-)
-from pyramid_jobstate.store.jobstore import Reply, store_of_broker
-from pyramid_jobstate.store.scripts import NAMES, read_scripts
+from pyramid_jobstate.errors import ActorError
+from pyramid_jobstate.job.changes import End, NewJob, Update
+from pyramid_jobstate.job.record import CANCELLED, NOT_REACHED, JobError, JobInfo
+from pyramid_jobstate.store.scripts import NAMES, Reply, read_scripts
 from tests.jobs import RunMarathon
 from tests.support import wait_for
 
-START = Start("RunMarathon", "run_marathon", 1, '"alice"', '{"miles":26}')
+INFO = JobInfo("RunMarathon", "run_marathon", 1, '"alice"', '{"miles":26}')
 
 
 @pytest.fixture
@@ -47,7 +40,7 @@ class Writer:
 
     def update(self, **options: object) -> Update:
         self.seq += 1
-        return Update(self.job, self.token, self.seq, START, **options)  # type: ignore[arg-type]
+        return Update(self.job, self.token, self.seq, INFO, **options)  # type: ignore[arg-type]
 
     def begin(self, **options: object) -> Reply | Exception:
         return self.write(self.update(begins=True, **options))
@@ -83,7 +76,7 @@ def members(client: redis.Redis, pattern: str) -> dict[str, set[str]]:
 def test_create_writes_a_queued_job(store: JobStore) -> None:
     """A job that is created reads as queued, with all that was sent."""
     job = new_id()
-    assert store.create(NewJob(job, START)) == [True]
+    assert store.create(NewJob(job, INFO)) == [True]
     state = load(store, job)
     assert isinstance(state, RunMarathon)
     assert (state.uuid, state.kind, state.status) == (job, "RunMarathon", "queued")
@@ -96,7 +89,7 @@ def test_create_writes_a_queued_job(store: JobStore) -> None:
 def test_create_with_a_delay_says_when_it_is_due(store: JobStore) -> None:
     """The time a delayed job is due is the server's time and the delay."""
     job = new_id()
-    store.create(NewJob(job, START, delay=60))
+    store.create(NewJob(job, INFO, delay=60))
     state = load(store, job)
     assert state.status == "queued" and state.due_at and state.queued_at
     assert (state.due_at - state.queued_at).total_seconds() == 60
@@ -106,12 +99,12 @@ def test_create_leaves_a_record_alone(store: JobStore) -> None:
     """A late "queued" never overwrites a run that has begun, nor a cancelled job."""
     job = new_id()
     Writer(store, job).begin()
-    assert store.create(NewJob(job, START)) == [False]
+    assert store.create(NewJob(job, INFO)) == [False]
     assert load(store, job).status == "working"
     cancelled = new_id()
-    store.create(NewJob(cancelled, START))
-    assert store.cancel(cancelled, START)
-    assert store.create(NewJob(cancelled, START)) == [False]
+    store.create(NewJob(cancelled, INFO))
+    assert store.cancel(cancelled, INFO)
+    assert store.create(NewJob(cancelled, INFO)) == [False]
     assert load(store, cancelled).status == "cancelled"
 
 
@@ -124,7 +117,7 @@ def test_create_queues_a_job_that_has_ended_anew(store: JobStore, status: str) -
     run = Writer(store, job)
     run.begin(fields={"m:miles_run": "7"})
     run.end(status)
-    assert store.create(NewJob(job, START._replace(owner=None))) == [True]
+    assert store.create(NewJob(job, INFO._replace(owner=None))) == [True]
     state = load(store, job)
     assert (state.status, state.owner) == ("queued", "alice")
     assert state.progress_metrics == {} and state.finished_at is None
@@ -139,8 +132,8 @@ def test_create_that_comes_late_does_not_queue_a_job_anew(
     run = Writer(store, job, "new")
     run.begin()
     run.end("success")
-    call = store.calls.requeue(NewJob(job, START), "old")
-    assert store.run([call]) == [0]
+    call = store._calls.requeue(NewJob(job, INFO), "old")
+    assert store._run([call]) == [0]
     assert load(store, job).status == "success"
 
 
@@ -151,7 +144,7 @@ def test_confirm_keeps_a_sent_job_from_stalling(client: redis.Redis) -> None:
     store = JobStore(client, stalled_after=0.05)
     sent, lost = new_id(), new_id()
     for job in (sent, lost):
-        store.create(NewJob(job, START))
+        store.create(NewJob(job, INFO))
     assert load(store, lost).status == "queued"
     store.confirm(sent)
     wait_for(lambda: load(store, lost).status == "stalled")
@@ -161,7 +154,7 @@ def test_confirm_keeps_a_sent_job_from_stalling(client: redis.Redis) -> None:
 def test_confirm_changes_nothing_of_a_run(store: JobStore) -> None:
     """A confirmation that comes after the worker has begun changes nothing."""
     job = new_id()
-    store.create(NewJob(job, START))
+    store.create(NewJob(job, INFO))
     Writer(store, job).begin()
     store.confirm(job)
     assert load(store, job).status == "working"
@@ -208,16 +201,16 @@ def test_write_twice_changes_nothing_the_second_time(
 
     def twice(update: Update) -> None:
         assert run.write(update) is Reply.OK
-        first = client.hgetall(store.key(job))
+        first = client.hgetall(store._calls.key(job))
         time.sleep(0.002)
         update.late = True
         assert run.write(update) is Reply.OK
-        assert client.hgetall(store.key(job)) == first
+        assert client.hgetall(store._calls.key(job)) == first
 
-    store.create(NewJob(job, START))
-    created = client.hgetall(store.key(job))
-    store.create(NewJob(job, START))
-    assert client.hgetall(store.key(job)) == created
+    store.create(NewJob(job, INFO))
+    created = client.hgetall(store._calls.key(job))
+    store.create(NewJob(job, INFO))
+    assert client.hgetall(store._calls.key(job)) == created
     twice(run.update(begins=True))
     twice(run.update(fields={"m:miles_run": "1"}))
     twice(run.update(fields={"m:miles_run": "2"}, end=End("success")))
@@ -295,10 +288,10 @@ def test_a_start_that_comes_late_does_not_take_over(store: JobStore) -> None:
 def test_a_start_keeps_the_queued_time_and_the_owner(store: JobStore) -> None:
     """A run that knows no owner leaves the one that the sender named."""
     job = new_id()
-    store.create(NewJob(job, START))
+    store.create(NewJob(job, INFO))
     queued_at = load(store, job).queued_at
     time.sleep(0.005)
-    update = Update(job, "a", 1, START._replace(owner=None), begins=True)
+    update = Update(job, "a", 1, INFO._replace(owner=None), begins=True)
     store.write([update])
     state = load(store, job)
     assert (state.queued_at, state.owner) == (queued_at, "alice")
@@ -310,9 +303,9 @@ def test_an_update_never_makes_a_record(store: JobStore) -> None:
     run = Writer(store, job)
     assert run.record(**{"m:x": "1"}) is Reply.MISSING
     assert run.end("success") is Reply.MISSING
-    drop = Update(job, "a", 1, START, end=End("cancelled"), dropped=True)
+    drop = Update(job, "a", 1, INFO, end=End("cancelled"), dropped=True)
     assert run.write(drop) is Reply.MISSING
-    assert not store.cancel(job, START)
+    assert not store.cancel(job, INFO)
     assert store.load(job) is None
 
 
@@ -324,7 +317,7 @@ def test_a_silent_job_reads_stalled(client: redis.Redis) -> None:
     run.begin()
     assert load(store, job).status == "working"
     wait_for(lambda: load(store, job).status == "stalled")
-    assert client.hget(store.key(job), "status") == b"working"
+    assert client.hget(store._calls.key(job), "status") == b"working"
     run.record()
     assert load(store, job).status == "working"
 
@@ -350,8 +343,8 @@ def test_cancel_of_a_running_job_tells_its_worker(store: JobStore, end: str) -> 
     job = new_id()
     run = Writer(store, job)
     run.begin()
-    assert store.cancel(job, START)
-    assert store.cancel(job, START)
+    assert store.cancel(job, INFO)
+    assert store.cancel(job, INFO)
     assert load(store, job).status == "cancelling"
     assert run.record(**{"m:x": "1"}) is Reply.CANCELLING
     assert run.end(end, error=JobError("ValueError", "secret")) is Reply.OK
@@ -359,7 +352,7 @@ def test_cancel_of_a_running_job_tells_its_worker(store: JobStore, end: str) -> 
     assert state.status == "cancelled" and state.is_error
     if end != "cancelled":
         assert state.error == JobError(None, "The job was cancelled.")
-    assert not store.cancel(job, START)
+    assert not store.cancel(job, INFO)
 
 
 def test_a_cancelled_job_that_shields_itself_is_a_success(store: JobStore) -> None:
@@ -367,7 +360,7 @@ def test_a_cancelled_job_that_shields_itself_is_a_success(store: JobStore) -> No
     job = new_id()
     run = Writer(store, job)
     run.begin()
-    store.cancel(job, START)
+    store.cancel(job, INFO)
     run.end("success")
     assert load(store, job).status == "success"
 
@@ -381,9 +374,9 @@ def test_cancel_of_a_stalled_job_is_at_once(client: redis.Redis) -> None:
     run = Writer(store, job)
     run.begin()
     wait_for(lambda: load(store, job).status == "stalled")
-    assert store.cancel(job, START)
+    assert store.cancel(job, INFO)
     assert load(store, job).status == "cancelled"
-    assert not store.cancel(job, START)
+    assert not store.cancel(job, INFO)
     assert run.record(**{"m:late": "1"}) is Reply.CANCELLED
     assert run.end("success") is Reply.CANCELLED
     assert Writer(store, job, "again").begin() is Reply.CANCELLED
@@ -398,10 +391,10 @@ def test_a_second_cancel_ends_a_job_whose_worker_died(client: redis.Redis) -> No
     store = JobStore(client, stalled_after=0.05)
     job = new_id()
     Writer(store, job).begin()
-    assert store.cancel(job, START)
+    assert store.cancel(job, INFO)
     assert load(store, job).status == "cancelling"
     wait_for(lambda: load(store, job).status == "stalled")
-    assert store.cancel(job, START)
+    assert store.cancel(job, INFO)
     assert load(store, job).status == "cancelled"
 
 
@@ -410,12 +403,12 @@ def test_a_cancel_is_told_by_a_list_of_the_last_minute(store: JobStore) -> None:
     jobs = [new_id() for _ in range(3)]
     for job in jobs:
         Writer(store, job).begin()
-    store.create(NewJob(waiting := new_id(), START))
-    assert store.cancel(waiting, START) and store.cancel(jobs[0], START)
+    store.create(NewJob(waiting := new_id(), INFO))
+    assert store.cancel(waiting, INFO) and store.cancel(jobs[0], INFO)
     told, since = store.cancels(0)
     assert told == {jobs[0]} and since > 0
     assert store.cancels(since) == (set(), since)
-    assert store.cancel(jobs[1], START)
+    assert store.cancel(jobs[1], INFO)
     assert store.cancels(since)[0] == {jobs[1]}
     ttl = store.client.pttl("jobstate:cancels")
     assert 0 < ttl <= 60_000  # type: ignore[operator]
@@ -425,12 +418,12 @@ def test_a_cancel_is_told_by_a_list_of_the_last_minute(store: JobStore) -> None:
 def test_cancel_of_a_waiting_job_is_at_once(store: JobStore, before: str) -> None:
     """A job that no worker has is cancelled at once, and its message skipped."""
     job = new_id()
-    store.create(NewJob(job, START, 60 if before == "delayed" else 0))
+    store.create(NewJob(job, INFO, 60 if before == "delayed" else 0))
     if before == "retrying":
         run = Writer(store, job, "first")
         run.begin()
         run.end("retrying", delay=60)
-    assert store.cancel(job, START)
+    assert store.cancel(job, INFO)
     state = load(store, job)
     assert state.status == "cancelled" and state.finished_at
     assert state.error == JobError(None, "The job was cancelled.")
@@ -443,8 +436,8 @@ def test_a_run_that_missed_the_cancel_hears_of_it(store: JobStore) -> None:
     stays cancelled: others have acted on that.
     """
     job = new_id()
-    store.create(NewJob(job, START))
-    store.cancel(job, START)
+    store.create(NewJob(job, INFO))
+    store.cancel(job, INFO)
     late = {"age": 3.0, "late": True}
     assert Writer(store, job).begin(**late) is Reply.CANCELLED
     assert load(store, job).status == "cancelled"
@@ -454,7 +447,7 @@ def test_a_redelivered_job_remembers_the_cancel(store: JobStore) -> None:
     """A new run of a job whose worker died after the cancel is told at its start."""
     job = new_id()
     Writer(store, job, "dead").begin()
-    store.cancel(job, START)
+    store.cancel(job, INFO)
     run = Writer(store, job, "new")
     assert run.begin() is Reply.CANCELLING
     again = run.update(begins=True, late=True)
@@ -471,7 +464,7 @@ def test_a_run_whose_actor_was_not_called_is_no_attempt(
     of the run before, also if that died and its message came again, and if the next
     run does not come to its actor either.
     """
-    store.create(NewJob(job := new_id(), START._replace(attempt=0)))
+    store.create(NewJob(job := new_id(), INFO._replace(attempt=0)))
     if earlier:
         Writer(store, job, "dead").begin(age=100.0)
     before = load(store, job)
@@ -503,15 +496,15 @@ def test_a_message_that_is_put_back_before_a_run_waits(client: redis.Redis) -> N
     assert state.finished_at is None
     assert 5990 < ttl(client, store, job) <= 6000
     end = End("retrying", None, 0.0)
-    run.write(Update(job, "second", 0, START, end=end, dropped=True))
+    run.write(Update(job, "second", 0, INFO, end=end, dropped=True))
     assert load(store, job).error is None
 
 
 def test_a_dropped_message_is_not_due_any_more(store: JobStore) -> None:
     """A delayed job that ends without a run says no more when it is due."""
-    store.create(NewJob(job := new_id(), START, delay=60))
+    store.create(NewJob(job := new_id(), INFO, delay=60))
     end = End("error", JobError(None, "Not known"))
-    store.write([Update(job, "drop", 0, START, end=end, dropped=True)])
+    store.write([Update(job, "drop", 0, INFO, end=end, dropped=True)])
     state = load(store, job)
     assert (state.status, state.due_at) == ("error", None)
 
@@ -520,10 +513,10 @@ def test_a_drop_whose_reply_was_lost_is_answered_alike(store: JobStore) -> None:
     """A drop that is sent twice says both times that it was carried out, so that the
     later steps of the pipeline end; another one has nothing to do.
     """
-    store.create(NewJob(job := new_id(), START))
+    store.create(NewJob(job := new_id(), INFO))
     end = End("cancelled", JobError(None, "Too old"))
-    drop = Update(job, "drop", 0, START, end=end, dropped=True)
-    other = Update(job, "other", 0, START, end=end, dropped=True)
+    drop = Update(job, "drop", 0, INFO, end=end, dropped=True)
+    other = Update(job, "other", 0, INFO, end=end, dropped=True)
     assert store.write([drop]) == store.write([drop]) == [Reply.OK]
     assert store.write([other]) == [Reply.MISSING]
 
@@ -538,7 +531,7 @@ def test_a_dropped_message_of_a_dead_run_that_was_cancelled_is_cancelled(
     store = JobStore(client, stalled_after=0.01, expire_in=100, active_expire_in=1000)
     run = Writer(store, job := new_id())
     run.begin()
-    store.cancel(job, START)
+    store.cancel(job, INFO)
     wait_for(lambda: load(store, job).status == "stalled")
     delay = 5000.0 if status == "retrying" else None
     end = End(status, JobError(None, "Not today"), delay)
@@ -558,7 +551,7 @@ def test_a_dropped_message_ends_its_job(client: redis.Redis, before: str) -> Non
     job = new_id()
     run = Writer(store, job)
     if before == "queued":
-        store.create(NewJob(job, START))
+        store.create(NewJob(job, INFO))
     else:
         run.begin()
     if before == "retrying":
@@ -580,7 +573,7 @@ def test_a_run_that_the_store_has_forgotten_begins_again(
 ) -> None:
     """A run whose start was lost in a failover is not told that a newer one began."""
     job = new_id()
-    store.create(NewJob(job, START))
+    store.create(NewJob(job, INFO))
     run = Writer(store, job)
     reply = run.record() if says == "record" else run.end("success")
     assert reply is Reply.MISSING
@@ -596,8 +589,8 @@ def test_a_later_step_that_was_sent_is_not_dropped(
     """Once the broker has the message of a pipeline's step, an earlier step's late news
     changes nothing; while it waits for its turn, it does.
     """
-    store.create(NewJob(waiting := new_id(), START, waits=True))
-    store.create(NewJob(sent := new_id(), START))
+    store.create(NewJob(waiting := new_id(), INFO, waits=True))
+    store.create(NewJob(sent := new_id(), INFO))
     store.confirm(sent)
     run = Writer(store, sent)
     if status != "queued":
@@ -606,7 +599,7 @@ def test_a_later_step_that_was_sent_is_not_dropped(
         run.end("retrying", delay=60)
     end = End("cancelled", NOT_REACHED)
     replies = store.write(
-        [Update(job, "", 0, START, end=end, dropped=True) for job in (waiting, sent)]
+        [Update(job, "", 0, INFO, end=end, dropped=True) for job in (waiting, sent)]
     )
     assert replies == [Reply.OK, Reply.MISSING]
     assert load(store, waiting).status == "cancelled"
@@ -620,11 +613,11 @@ def test_a_cancel_is_answered_alike_although_another_came_between(
     run = Writer(store, job := new_id())
     run.begin()
     for word in ("first", "second", "third"):
-        assert store.run([store.calls.cancel(job, word.ljust(8, "."))]) == [1]
+        assert store._run([store._calls.cancel(job, word.ljust(8, "."))]) == [1]
     run.end("error")
     for word in ("first", "second", "third"):
-        assert store.run([store.calls.cancel(job, word.ljust(8, "."))]) == [2]
-    assert store.run([store.calls.cancel(job, "a fourth")]) == [0]
+        assert store._run([store._calls.cancel(job, word.ljust(8, "."))]) == [2]
+    assert store._run([store._calls.cancel(job, "a fourth")]) == [0]
 
 
 def test_a_cancelled_job_that_is_sent_with_a_delay_is_kept_until_then(
@@ -633,9 +626,9 @@ def test_a_cancelled_job_that_is_sent_with_a_delay_is_kept_until_then(
     """The record of a cancelled step whose turn comes outlives its message's delay."""
     store = JobStore(client, expire_in=100, active_expire_in=1000)
     job = new_id()
-    store.create(NewJob(job, START, waits=True))
-    assert store.cancel(job, START)
-    assert store.create(NewJob(job, START, delay=5000)) == [False]
+    store.create(NewJob(job, INFO, waits=True))
+    assert store.cancel(job, INFO)
+    assert store.create(NewJob(job, INFO, delay=5000)) == [False]
     assert load(store, job).status == "cancelled"
     assert 5990 < ttl(client, store, job) <= 6000
 
@@ -680,7 +673,7 @@ def test_sixteen_threads_of_one_job_lose_nothing(store: JobStore) -> None:
     def work(number: int) -> None:
         for i in range(25):
             with lock:
-                update = Update(job, "a", next(seq), START, {f"m:{number}.{i}": "1"})
+                update = Update(job, "a", next(seq), INFO, {f"m:{number}.{i}": "1"})
                 assert store.write([update]) == [Reply.OK]
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(16)]
@@ -695,7 +688,7 @@ def test_load_many_keeps_the_order(store: JobStore) -> None:
     """Several jobs come in the order asked for, None in the place of unknown ones."""
     jobs = [new_id() for _ in range(3)]
     for job in jobs:
-        store.create(NewJob(job, START))
+        store.create(NewJob(job, INFO))
     loaded = store.load_many([jobs[2], new_id(), jobs[0]])
     assert [state and state.uuid for state in loaded] == [jobs[2], None, jobs[0]]
 
@@ -710,12 +703,12 @@ def test_the_store_works_with_any_client(
     with client:
         store = JobStore(client)
         job = new_id()
-        store.create(NewJob(job, START))
+        store.create(NewJob(job, INFO))
         run = Writer(store, job)
         run.begin(fields={"m:name": '"Åsa"'})
         assert load(store, job).progress_metrics == {"name": "Åsa"}
         run.end("error")
-        assert store.create(NewJob(job, START)) == [True]
+        assert store.create(NewJob(job, INFO)) == [True]
 
 
 def test_a_server_that_forgot_the_scripts_is_told_them(
@@ -752,7 +745,7 @@ def test_write_tells_which_update_failed(store: JobStore, client: redis.Redis) -
     theirs.
     """
     good, bad = new_id(), new_id()
-    client.set(store.key(bad), "a string, where a hash should be")
+    client.set(store._calls.key(bad), "a string, where a hash should be")
     replies = store.write(
         [
             Writer(store, job).update(begins=True, fields={"m:x": "1"})
@@ -762,11 +755,11 @@ def test_write_tells_which_update_failed(store: JobStore, client: redis.Redis) -
     assert isinstance(replies[0], redis.ResponseError)
     assert replies[1] is Reply.OK
     with pytest.raises(redis.ResponseError):
-        store.create(NewJob(bad, START))
+        store.create(NewJob(bad, INFO))
 
 
 def ttl(client: redis.Redis, store: JobStore, job: str) -> float:
-    return client.pttl(store.key(job)) / 1000
+    return client.pttl(store._calls.key(job)) / 1000
 
 
 def test_expiry_counts_from_the_end(client: redis.Redis) -> None:
@@ -775,12 +768,12 @@ def test_expiry_counts_from_the_end(client: redis.Redis) -> None:
     """
     store = JobStore(client, expire_in=100, active_expire_in=1000)
     job = new_id()
-    store.create(NewJob(job, START, delay=50))
+    store.create(NewJob(job, INFO, delay=50))
     assert 1040 < ttl(client, store, job) <= 1050
     run = Writer(store, job)
     run.begin()
     assert 990 < ttl(client, store, job) <= 1000
-    client.expire(store.key(job), 5)
+    client.expire(store._calls.key(job), 5)
     run.record()
     assert ttl(client, store, job) > 990
     run.end("retrying", delay=500)
@@ -800,7 +793,7 @@ def test_a_cancelled_record_outlives_its_message(
     """
     store = JobStore(client, expire_in=100, active_expire_in=1000, stalled_after=0.01)
     job = new_id()
-    store.create(NewJob(job, START, delay=500 if before == "delayed" else 0))
+    store.create(NewJob(job, INFO, delay=500 if before == "delayed" else 0))
     run = Writer(store, job)
     if before != "delayed":
         run.begin()
@@ -808,7 +801,7 @@ def test_a_cancelled_record_outlives_its_message(
         run.end("retrying", delay=500)
     elif before == "stalled":
         wait_for(lambda: load(store, job).status == "stalled")
-    assert store.cancel(job, START)
+    assert store.cancel(job, INFO)
     if before == "cancelling":
         # It failed before it heard of the cancel: Dramatiq has put it back already.
         run.end("retrying", delay=500)
@@ -816,8 +809,8 @@ def test_a_cancelled_record_outlives_its_message(
     expected = 1000 if before == "stalled" else 1500
     assert expected - 10 < ttl(client, store, job) <= expected
     store = JobStore(client, expire_in=5000, active_expire_in=1000)
-    store.create(NewJob(other := new_id(), START))
-    assert store.cancel(other, START)
+    store.create(NewJob(other := new_id(), INFO))
+    assert store.cancel(other, INFO)
     assert 4990 < ttl(client, store, other) <= 5000
 
 
@@ -829,7 +822,7 @@ def test_a_stalled_run_that_is_put_back_after_a_cancel_lengthens_its_record(
     run = Writer(store, job := new_id())
     run.begin()
     wait_for(lambda: load(store, job).status == "stalled")
-    assert store.cancel(job, START)
+    assert store.cancel(job, INFO)
     assert run.end("retrying", delay=500) is Reply.OK
     assert load(store, job).status == "cancelled"
     assert 1490 < ttl(client, store, job) <= 1500
@@ -846,7 +839,7 @@ def test_a_run_that_ends_as_cancelled_expires_like_any_other(
     run = Writer(store, job := new_id())
     run.begin()
     if asked:
-        assert store.cancel(job, START)
+        assert store.cancel(job, INFO)
     run.end("error" if asked else "cancelled")
     assert load(store, job).status == "cancelled"
     assert 90 < ttl(client, store, job) <= 100
@@ -876,11 +869,11 @@ def test_a_job_that_was_dropped_may_run_again(store: JobStore, begins: bool) -> 
         run.begin()
         run.end("cancelled", error=JobError(None, "skipped"))
     else:
-        store.create(NewJob(job, START))
+        store.create(NewJob(job, INFO))
         end = End("cancelled", JobError(None, "too old"))
-        store.write([Update(job, "", 0, START, end=end, dropped=True)])
+        store.write([Update(job, "", 0, INFO, end=end, dropped=True)])
     assert load(store, job).status == "cancelled"
-    assert store.create(NewJob(job, START)) == [True]
+    assert store.create(NewJob(job, INFO)) == [True]
     assert load(store, job).status == "queued" and load(store, job).error is None
     assert Writer(store, job, "again").begin() is Reply.OK
     assert load(store, job).status == "working"
@@ -893,7 +886,7 @@ def test_indexes_list_by_all_kind_and_owner(
     those that have.
     """
     job = new_id()
-    store.create(NewJob(job, START))
+    store.create(NewJob(job, INFO))
     names = ("all", "kind:RunMarathon", 'owner:"alice"')
     assert members(client, "*:*") == {f"active:{name}": {job} for name in names}
     run = Writer(store, job)
@@ -913,7 +906,7 @@ def test_indexes_list_a_job_that_its_worker_began(
     owner if it has none.
     """
     job = new_id()
-    store.write([Update(job, "a", 1, START._replace(owner=None), begins=True)])
+    store.write([Update(job, "a", 1, INFO._replace(owner=None), begins=True)])
     assert set(members(client, "*:*")) == {"active:all", "active:kind:RunMarathon"}
 
 
@@ -922,8 +915,8 @@ def test_indexes_list_a_cancelled_job_as_ended(
 ) -> None:
     """A job that is cancelled while it waits moves to those that have ended."""
     job = new_id()
-    store.create(NewJob(job, START))
-    store.cancel(job, START)
+    store.create(NewJob(job, INFO))
+    store.cancel(job, INFO)
     assert set(members(client, "*:all")) == {"ended:all"}
 
 
@@ -948,8 +941,8 @@ def test_an_index_outlives_a_delayed_job(client: redis.Redis) -> None:
     """An index lives as long as the job in it that is due last."""
     store = JobStore(client, active_expire_in=10)
     job = new_id()
-    store.create(NewJob(job, START, delay=100))
-    store.create(NewJob(new_id(), START))
+    store.create(NewJob(job, INFO, delay=100))
+    store.create(NewJob(new_id(), INFO))
     assert client.pttl("jobstate:active:all") > 100_000
     assert job in members(client, "active:all")["active:all"]
 
@@ -958,7 +951,7 @@ def test_two_namespaces_share_a_server(client: redis.Redis) -> None:
     """Two applications that use one server do not see each other's jobs."""
     mine, other = JobStore(client), JobStore(client, namespace="other")
     job = new_id()
-    mine.create(NewJob(job, START))
+    mine.create(NewJob(job, INFO))
     assert other.load(job) is None
     assert all(key.startswith(b"jobstate:") for key in client.scan_iter())
 
@@ -990,7 +983,7 @@ def test_repr_shows_no_password() -> None:
 def test_a_store_of_ones_own_fails_fast(server: EmbeddedServer) -> None:
     """Without a server a store gives up at once; with a frozen one, soon."""
     store = JobStore(server.url)
-    store.create(NewJob(new_id(), START))
+    store.create(NewJob(new_id(), INFO))
     os.kill(server.pid, signal.SIGSTOP)
     try:
         began = time.monotonic()
@@ -1004,23 +997,24 @@ def test_a_store_of_ones_own_fails_fast(server: EmbeddedServer) -> None:
         store.load(new_id())
 
 
-def test_store_of_broker_shares_the_server(redis_url: str) -> None:
+def test_store_of_a_broker_shares_the_server(redis_url: str) -> None:
     """The store of a RedisBroker is in its server, with connections that fail fast."""
     broker = RedisBroker(url=redis_url)
-    store = store_of_broker(broker, namespace="mine")
-    assert store is not None and store.namespace == "mine"
+    store = JobStateMiddleware(namespace="mine").store_for(broker)
+    assert store.namespace == "mine"
     kwargs = store.client.connection_pool.connection_kwargs
     assert kwargs["port"] == broker.client.connection_pool.connection_kwargs["port"]
     assert kwargs["socket_timeout"] == 0.5
-    assert store_of_broker(StubBroker()) is None
+    with pytest.raises(ActorError, match="StubBroker"):
+        JobStateMiddleware().store_for(StubBroker())
 
 
-def test_store_of_broker_takes_an_unknown_pool_as_it_is(redis_url: str) -> None:
+def test_store_of_a_broker_takes_an_unknown_pool_as_it_is(redis_url: str) -> None:
     """A broker whose client has a pool of another class lends its client."""
 
     class Pool(redis.ConnectionPool):
         pass
 
     client = redis.Redis(connection_pool=Pool.from_url(redis_url))
-    store = store_of_broker(RedisBroker(client=client))
-    assert store is not None and store.client is client
+    store = JobStateMiddleware().store_for(RedisBroker(client=client))
+    assert store.client is client

@@ -109,13 +109,13 @@ def test_cancel_of_a_job_that_has_ended_is_a_409(
 ) -> None:
     """A job that is over stays as it was."""
     job = put_job(store, status=status, owner="alice").uuid
-    before = client.hgetall(store.key(job))
+    before = client.hgetall(store._calls.key(job))
 
     response = cancel(app, f"{place}/{job}")
 
     assert response.status_code == 409
     assert response.json == ENDED
-    assert client.hgetall(store.key(job)) == before
+    assert client.hgetall(store._calls.key(job)) == before
 
 
 def test_cancel_of_a_job_that_is_gone_meanwhile_is_a_404(
@@ -125,7 +125,7 @@ def test_cancel_of_a_job_that_is_gone_meanwhile_is_a_404(
     job = put_job(store, owner="alice").uuid
 
     def expire(store: JobStore, uuid: str, start: Any) -> bool:
-        store.client.delete(store.key(uuid))
+        store.client.delete(store._calls.key(uuid))
         return False
 
     monkeypatch.setattr(JobStore, "cancel", expire)

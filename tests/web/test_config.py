@@ -27,7 +27,7 @@ from pyramid.request import Request
 
 import pyramid_jobstate
 from pyramid_jobstate import JobStateMiddleware, JobStore
-from pyramid_jobstate.web.resources import IJobStore
+from pyramid_jobstate.web.interfaces import IJobStore
 from tests.webapp import (
     NOWHERE,
     Policy,

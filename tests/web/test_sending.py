@@ -515,7 +515,7 @@ def test_commit_asks_a_store_that_has_just_failed_others(
 
     def view(request: Request) -> None:
         request.job_states.send(broker.get_actor("run_marathon"), 26)
-        middleware._outage.begin()
+        middleware._access._outage.begin()
 
     visit(config, view)
 

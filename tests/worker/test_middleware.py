@@ -38,8 +38,9 @@ from pyramid_jobstate import (
     current_job_state,
 )
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.job.record import NOT_REACHED, JobError, NewJob, Start, Update
-from pyramid_jobstate.worker.actors import ActorError
+from pyramid_jobstate.errors import ActorError
+from pyramid_jobstate.job.changes import NewJob, Update
+from pyramid_jobstate.job.record import NOT_REACHED, JobError, JobInfo
 from pyramid_jobstate.worker.recorder import Recorder
 from tests.jobs import (
     Gate,
@@ -54,7 +55,7 @@ from tests.jobs import (
 )
 from tests.support import wait_for
 
-START = Start("JobState", "run_marathon", 0, None, "{}")
+INFO = JobInfo("JobState", "run_marathon", 0, None, "{}")
 
 
 @pytest.fixture
@@ -570,7 +571,7 @@ def test_a_send_without_the_store_goes_out(
     server.stop()
     caplog.clear()
     run_marathon.send(4)
-    assert len(messages(caplog, "pyramid_jobstate.worker.middleware")) == 1
+    assert len(messages(caplog, "pyramid_jobstate.worker")) == 1
 
 
 def test_a_send_that_cannot_be_confirmed_goes_out(
@@ -970,7 +971,7 @@ def test_a_message_that_a_limiter_puts_back_waits(redis_url: str, order: str) ->
 
     steps = [run_marathon.message() for _ in range(2)]
     store = store_of(broker)
-    store.create(*(NewJob(step.message_id, START, waits=True) for step in steps))
+    store.create(*(NewJob(step.message_id, INFO, waits=True) for step in steps))
 
     def delivered(times: int) -> bool:
         over.extend(load(broker, m) for m in pipe.messages)
@@ -1338,7 +1339,7 @@ def test_a_next_step_that_is_never_sent_is_an_error(redis_url: str) -> None:
     pipe = dramatiq.pipeline(steps, broker=broker)
     store = store_of(broker)
     for step in steps[2:]:
-        store.create(NewJob(step.message_id, START, waits=True))
+        store.create(NewJob(step.message_id, INFO, waits=True))
     with working(broker):
         pipe.run()
         wait_until(broker, steps[0], "success")
@@ -1388,7 +1389,7 @@ def test_a_send_within_an_enqueue_hook_confuses_nothing(
 
     auditor.audit = audit
     message = run_marathon.send()
-    key = store_of(broker).key(message.message_id)
+    key = store_of(broker)._calls.key(message.message_id)
     assert store_of(broker).client.hget(key, "status") == "queued"
     with working(broker):
         state = wait_until(broker, message, "retrying", "error")
@@ -1431,7 +1432,7 @@ def test_a_job_that_was_sent_is_confirmed_though_another_met_a_failure(
 
     class Failing(Middleware):
         def after_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
-            ours._outage.begin()
+            ours._access._outage.begin()
 
     ours = JobStateMiddleware(url=redis_url)
     broker = make_broker(redis_url, ours)
@@ -1442,7 +1443,7 @@ def test_a_job_that_was_sent_is_confirmed_though_another_met_a_failure(
     def run_marathon() -> None: ...
 
     message = run_marathon.send()
-    key = store_of(broker).key(message.message_id)
+    key = store_of(broker)._calls.key(message.message_id)
     assert store_of(broker).client.hget(key, "status") == "queued"
 
 
@@ -1456,7 +1457,7 @@ def test_a_long_pipeline_is_dropped_to_its_end(redis_url: str) -> None:
 
     steps = [run_marathon.message() for _ in range(340)]
     store = store_of(broker)
-    store.create(*(NewJob(step.message_id, START, waits=True) for step in steps))
+    store.create(*(NewJob(step.message_id, INFO, waits=True) for step in steps))
     with working(broker):
         pipe = dramatiq.pipeline(steps, broker=broker).run()
         wait_until(broker, steps[-1], "cancelled", timeout=20)
@@ -1547,13 +1548,13 @@ def test_an_overtaken_run_leaves_the_later_steps_alone(redis_url: str) -> None:
 
     steps = [run_marathon.message() for _ in range(3)]
     store = store_of(broker)
-    store.create(*(NewJob(step.message_id, START, waits=True) for step in steps))
+    store.create(*(NewJob(step.message_id, INFO, waits=True) for step in steps))
     with working(broker):
         pipe = dramatiq.pipeline(steps, broker=broker).run()
         gate.wait_for_job()
         first, second, third = (message.message_id for message in pipe.messages)
-        store.write([Update(first, "newer", 1, START, begins=True)])
-        store.create(NewJob(second, START))
+        store.write([Update(first, "newer", 1, INFO, begins=True)])
+        store.create(NewJob(second, INFO))
         gate.open()
         broker.join("default", timeout=10_000)
     found = store.load_many([first, second, third])
@@ -1575,10 +1576,10 @@ def test_a_surplus_delivery_leaves_the_later_steps_alone(redis_url: str) -> None
 
     steps = [run_marathon.message() for _ in range(2)]
     store = store_of(broker)
-    store.create(*(NewJob(step.message_id, START, waits=True) for step in steps))
+    store.create(*(NewJob(step.message_id, INFO, waits=True) for step in steps))
     pipe = dramatiq.pipeline(steps, broker=broker).run()
     first, second = (message.message_id for message in pipe.messages)
-    store.write([Update(first, "elsewhere", 1, START, begins=True)])
+    store.write([Update(first, "elsewhere", 1, INFO, begins=True)])
     threading.Event().wait(0.01)
     with working(broker):
         wait_for(lambda: broker.client.hlen("dramatiq:default.msgs") == 0)
@@ -1611,7 +1612,7 @@ def test_a_middleware_that_fails_before_the_job_ends_it(
 
     steps = [run_marathon.message() for _ in range(2)]
     store = store_of(broker)
-    store.create(*(NewJob(step.message_id, START, waits=True) for step in steps))
+    store.create(*(NewJob(step.message_id, INFO, waits=True) for step in steps))
     with working(broker):
         pipe = dramatiq.pipeline(steps, broker=broker).run()
         state = wait_until(broker, pipe.messages[0], "error", "success", "cancelled")
@@ -1652,12 +1653,12 @@ def test_a_send_that_succeeds_does_not_end_the_trouble_of_the_updates(
     @dramatiq.actor(broker=broker, job_state=True)
     def run_marathon() -> None: ...
 
-    recorder = ours._recorder_for(broker)
-    recorder.is_troubled = True
-    ours._outage.complain(redis.ConnectionError("one node of several"))
+    recorder = ours._access.recorder_for(broker)
+    recorder._flush.is_troubled = True
+    ours._access._outage.complain(redis.ConnectionError("one node of several"))
     run_marathon.send()
     assert len(messages(caplog, "pyramid_jobstate", logging.INFO)) == 1
-    recorder.is_troubled = False
+    recorder._flush.is_troubled = False
     run_marathon.send()
     assert "again" in messages(caplog, "pyramid_jobstate", logging.INFO)[-1]
 
@@ -1685,7 +1686,7 @@ def test_a_cancelled_job_that_put_itself_back_is_kept_until_that_comes(
         message = run_marathon.send()
         assert wait_until(broker, message, "working").cancel()
         wait_until(broker, message, "cancelled")
-    ttl: Any = store.client.pttl(store.key(message.message_id))
+    ttl: Any = store.client.pttl(store._calls.key(message.message_id))
     assert 5_900_000 < ttl <= 6_000_000
 
 

@@ -18,19 +18,20 @@ from dramatiq.middleware import Interrupt
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.job.record import End, JobError, NewJob, Record, Start
+from pyramid_jobstate.job.changes import End, NewJob
+from pyramid_jobstate.job.record import JobError, JobInfo, Record
 from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.store import scripts
-from pyramid_jobstate.worker import outage
+from pyramid_jobstate.worker import backlog, flush, outage
 from pyramid_jobstate.worker import recorder as recorder_module
 from pyramid_jobstate.worker.recorder import Recorder
-from pyramid_jobstate.worker.unsaved import Delivery
+from pyramid_jobstate.worker.unsaved import Unsaved
 from tests.interrupts import interrupt
 from tests.jobs import messages, new_id
 from tests.support import frozen, wait_for
 
-START = Start("JobState", "run_marathon", 2, '"alice"', '{"miles":26}')
-LOGGER = "pyramid_jobstate.worker.recorder"
+INFO = JobInfo("JobState", "run_marathon", 2, '"alice"', '{"miles":26}')
+LOGGER = "pyramid_jobstate.worker"
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def make(store: JobStore) -> Iterator[Make]:
     yield make
     logging.disable()
     for recorder in made:
-        recorder._deliveries.clear()
+        recorder._backlog._runs.clear()
         recorder.stop(timeout=0.1)
     logging.disable(logging.NOTSET)
 
@@ -74,17 +75,17 @@ class Job(JobState):
 
     kind = "tests.worker.test_recorder.Job"
 
-    def __init__(self, recorder: Recorder, uuid: str = "", start: Start = START):
-        self.delivery = Delivery(uuid or new_id(), Run(), start)
+    def __init__(self, recorder: Recorder, uuid: str = "", info: JobInfo = INFO):
+        self.unsaved = Unsaved(uuid or new_id(), Run(), info)
         self.recorder = recorder
-        super().__init__(Record(self.delivery.uuid, start.fields()), self.delivery.run)
+        super().__init__(Record(self.unsaved.uuid, info.fields()), self.unsaved.run)
 
     def begin(self) -> "Job":
-        self.recorder.begin(self.delivery)
+        self.recorder.begin(self.unsaved)
         return self
 
     def end(self, status: str = "success", **options: Any) -> bool:
-        return self.recorder.end(self.delivery, End(status, **options))
+        return self.recorder.end(self.unsaved, End(status, **options))
 
     def load(self) -> JobState:
         """Return what a viewer sees."""
@@ -98,11 +99,11 @@ class Job(JobState):
 
     @property
     def is_recorded(self) -> bool:
-        return self.delivery.run.token in self.recorder._deliveries
+        return self.unsaved.run.token in self.recorder._backlog._runs
 
 
 def away(recorder: Recorder) -> bool:
-    return recorder._failures > 0
+    return recorder._flush.failures > 0
 
 
 def in_thread(call: Callable[[], object]) -> threading.Thread:
@@ -161,7 +162,7 @@ def test_a_pipeline_has_a_limited_length(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More updates than go in one round trip go in several."""
-    monkeypatch.setattr(recorder_module, "BATCH", 2)
+    monkeypatch.setattr(flush, "BATCH", 2)
     jobs = [Job(recorder).begin() for _ in range(5)]
     sizes = []
     write = recorder.store.write
@@ -176,7 +177,7 @@ def test_a_silent_job_is_said_to_be_running(make: Make, admin: redis.Redis) -> N
     """A job that reports nothing is heard of all the same, and does not stall."""
     store = JobStore(admin, stalled_after=2)
     job = Job(make(store, heartbeat=0.05)).begin()
-    key = store.key(job.uuid)
+    key = store._calls.key(job.uuid)
     before = admin.hmget(key, "seen", "updated")
     seen = set()
     wait_for(lambda: seen.add(admin.hget(key, "seen")) or len(seen) > 5)
@@ -231,9 +232,9 @@ def test_who_gives_up_waiting_is_forgotten(
     job = Job(recorder).begin()
     with frozen(server):
         assert not any(job.flush(0.02) for _ in range(50))
-        assert not job.delivery.waiters
+        assert not job.unsaved.waiters
     assert job.flush(10)
-    assert not job.delivery.waiters
+    assert not job.unsaved.waiters
 
 
 def test_sixteen_threads_lose_nothing(recorder: Recorder) -> None:
@@ -268,15 +269,15 @@ def test_an_end_that_is_seen_early_is_waited_for(
     monkeypatch.setattr(recorder_module, "PATIENCE", 60.0)
     job = Job(make(interval=60)).begin()
     done = threading.Event()
-    take = Delivery.take
+    take = Unsaved.take
 
-    def take_late(delivery: Delivery, *times: float) -> Any:
-        if delivery.end is None:
+    def take_late(unsaved: Unsaved, *times: float) -> Any:
+        if unsaved.end is None:
             in_thread(lambda: job.end() and done.set())
-            wait_for(lambda: len(delivery.waiters) == 2)
-        return take(delivery, *times)
+            wait_for(lambda: len(unsaved.waiters) == 2)
+        return take(unsaved, *times)
 
-    monkeypatch.setattr(Delivery, "take", take_late)
+    monkeypatch.setattr(Unsaved, "take", take_late)
     assert job.flush(10)
     assert done.wait(10)
     assert job.load().status == "success"
@@ -309,8 +310,8 @@ def test_stop_leaves_the_jobs_of_others_alone(make: Make) -> None:
     recorder.stop()
     job.set_message("on we go")
     wait_for(lambda: job.load().message == "on we go")
-    assert recorder.store.cancel(job.uuid, START)
-    wait_for(lambda: job.delivery.run.cancel_requested)
+    assert recorder.store.cancel(job.uuid, INFO)
+    wait_for(lambda: job.unsaved.run.cancel_requested)
     assert job.end("cancelled")
 
 
@@ -363,7 +364,7 @@ def test_stop_gives_up_in_time(
         server.stop()
         stop()
     assert messages(caplog, LOGGER, logging.ERROR) == [
-        "The job state store did not answer: the end of 3 jobs is lost."
+        "The job state store did not answer in time: the end of 3 jobs is lost."
     ]
 
 
@@ -421,7 +422,7 @@ def test_a_fork_in_the_middle_of_a_job(
             assert not job.flush()
             # As if the child returned from the actor.
             assert not job.end("error")
-            assert not recorder._deliveries
+            assert not recorder._backlog._runs
             childs.begin().set_progress_metric("miles", 3)
             assert childs.flush(10)
             assert childs.end()
@@ -472,14 +473,14 @@ def test_memory_is_bounded_while_the_store_is_away(
     recorder = make(heartbeat=0.2)
     running = Job(recorder).begin()
     server.stop()
-    long = START._replace(params='{"text":"%s"}' % ("x" * 2000))
-    jobs = [Job(recorder, start=long) for _ in range(40)]
-    monkeypatch.setattr(recorder_module, "MAX_PENDING", 10 * jobs[0].delivery.size)
+    long = INFO._replace(params='{"text":"%s"}' % ("x" * 2000))
+    jobs = [Job(recorder, info=long) for _ in range(40)]
+    monkeypatch.setattr(backlog, "MAX_PENDING", 10 * jobs[0].unsaved.size)
     monkeypatch.setattr(recorder_module, "PATIENCE", 0.1)
     for job in jobs:
         job.begin()
         job.end()
-    wait_for(lambda: len(recorder._deliveries) == 11)
+    wait_for(lambda: len(recorder._backlog._runs) == 11)
     assert messages(caplog, LOGGER, logging.ERROR) == [
         "The job state store is away for so long that the ends of jobs are lost, from "
         f"job {jobs[0].uuid} on."
@@ -494,16 +495,16 @@ def test_memory_is_bounded_while_the_store_is_away(
 def test_the_size_of_what_is_kept_counts_all_that_is_long() -> None:
     """Metrics, parameters, message and log are counted."""
     run = Run()
-    delivery = Delivery(new_id(), run, START._replace(params="x" * 1000))
-    sizes = [delivery.size]
-    job_state = JobState(Record(delivery.uuid, {}), run)
+    unsaved = Unsaved(new_id(), run, INFO._replace(params="x" * 1000))
+    sizes = [unsaved.size]
+    job_state = JobState(Record(unsaved.uuid, {}), run)
     for report in (
         lambda: job_state.set_progress_metric("a", "x" * 1000),
         lambda: job_state.set_message("x" * 1000),
         lambda: [job_state.append_log("x" * 200) for _ in range(10)],
     ):
         report()
-        sizes.append(delivery.size)
+        sizes.append(unsaved.size)
     assert sizes[0] >= 1000
     assert all(b - a >= 1000 for a, b in itertools.pairwise(sizes))
 
@@ -512,7 +513,7 @@ def test_only_the_first_batch_is_tried_while_the_store_is_away(
     recorder: Recorder, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When the store does not answer the first round trip, the others are spared."""
-    monkeypatch.setattr(recorder_module, "BATCH", 1)
+    monkeypatch.setattr(flush, "BATCH", 1)
     jobs = [Job(recorder).begin() for _ in range(3)]
     server.stop()
     tried = set()
@@ -520,7 +521,7 @@ def test_only_the_first_batch_is_tried_while_the_store_is_away(
     recorder.store.write = lambda u: (tried.add(u[0].uuid), write(u))[1]  # type: ignore[method-assign,misc,assignment,func-returns-value]
     for job in jobs:
         job.set_message("on we go")
-    wait_for(lambda: recorder._failures > 2)
+    wait_for(lambda: recorder._flush.failures > 2)
     assert tried == {jobs[0].uuid}
     server.start()
     wait_for(lambda: all(job.reads("working") for job in jobs))
@@ -603,11 +604,11 @@ def test_an_end_that_was_kept_goes_before_the_next_try(
         # Until somebody waits.
         monkeypatch.setattr(recorder_module, "MAX_PAUSE", 3600)
         monkeypatch.setattr(recorder, "interval", 3600)
-        failures = recorder._failures
-        wait_for(lambda: recorder._failures > failures)
+        failures = recorder._flush.failures
+        wait_for(lambda: recorder._flush.failures > failures)
     second = Job(recorder, first.uuid).begin()
     wait_for(lambda: not first.is_recorded)
-    assert sent[-1] == [job.delivery.run.token for job in (first, second)]
+    assert sent[-1] == [job.unsaved.run.token for job in (first, second)]
     assert second.is_recorded
     assert len(messages(caplog, LOGGER)) == 1
 
@@ -677,8 +678,8 @@ def test_an_expired_record_is_not_made_anew(
 
     def write_later(updates: Any) -> Any:
         # The process was frozen for a day, from just before.
-        job.delivery.confirmed -= store.expire_in + 1
-        admin.delete(store.key(job.uuid))
+        job.unsaved.confirmed -= store.expire_in + 1
+        admin.delete(store._calls.key(job.uuid))
         return write(updates)
 
     store.write = write_later  # type: ignore[method-assign]
@@ -699,7 +700,7 @@ def test_a_poison_record_does_not_hold_up_the_others(
     recorded as ever, and their ends are waited for.
     """
     job, poisoned = Job(recorder).begin(), Job(recorder).begin()
-    key = recorder.store.key(poisoned.uuid)
+    key = recorder.store._calls.key(poisoned.uuid)
     admin.delete(key)
     admin.set(key, "a string")
     poisoned.set_message("one")
@@ -724,7 +725,7 @@ def test_a_poisoned_index_holds_up_only_its_own_jobs(
     it.
     """
     admin.set('jobstate:active:owner:"bob"', "a string")
-    bobs = Job(recorder, start=START._replace(owner='"bob"'))
+    bobs = Job(recorder, info=INFO._replace(owner='"bob"'))
     job = Job(recorder).begin()
     in_thread(bobs.begin)
     job.set_message("one")
@@ -735,9 +736,9 @@ def test_a_poisoned_index_holds_up_only_its_own_jobs(
 def test_a_record_with_holes_is_written(recorder: Recorder, admin: redis.Redis) -> None:
     """A record that lacks what another version did not write does no harm."""
     job = Job(recorder)
-    key = recorder.store.key(job.uuid)
+    key = recorder.store._calls.key(job.uuid)
     admin.hset(key, mapping={"status": "working", "run": "other"})
-    job.delivery.is_late = True
+    job.unsaved.is_late = True
     job.begin()
     admin.hdel(key, "seq")
     job.set_message("one")
@@ -755,10 +756,10 @@ def test_a_cancelled_job_does_not_begin(
     recorded any more.
     """
     job = Job(recorder)
-    recorder.store.create(NewJob(job.uuid, START))
-    assert recorder.store.cancel(job.uuid, START)
+    recorder.store.create(NewJob(job.uuid, INFO))
+    assert recorder.store.cancel(job.uuid, INFO)
     job.begin()
-    assert job.delivery.run.cancel_requested
+    assert job.unsaved.run.cancel_requested
     assert not job.is_recorded
     assert not job.end("cancelled")
     assert job.load().status == "cancelled"
@@ -777,12 +778,12 @@ def test_a_cancelled_job_that_began_nevertheless_is_told(
     monkeypatch.setattr(recorder_module, "PATIENCE", 0.1)
     job = Job(make(slow_store(server)))
     store = job.recorder.store
-    store.create(NewJob(job.uuid, START))
-    assert store.cancel(job.uuid, START)
+    store.create(NewJob(job.uuid, INFO))
+    assert store.cancel(job.uuid, INFO)
     with frozen(server):
         job.begin()
-        assert not job.delivery.run.cancel_requested
-    wait_for(lambda: job.delivery.run.cancel_requested)
+        assert not job.unsaved.run.cancel_requested
+    wait_for(lambda: job.unsaved.run.cancel_requested)
     wait_for(lambda: not job.is_recorded)
     assert not job.end()
     assert job.load().status == "cancelled"
@@ -801,8 +802,8 @@ def test_a_job_that_ended_before_the_store_answered_stays_cancelled(
     monkeypatch.setattr(recorder_module, "PATIENCE", 0.1)
     recorder = make(slow_store(server))
     job, other = Job(recorder), Job(recorder).begin()
-    recorder.store.create(NewJob(job.uuid, START))
-    assert recorder.store.cancel(job.uuid, START)
+    recorder.store.create(NewJob(job.uuid, INFO))
+    assert recorder.store.cancel(job.uuid, INFO)
     with frozen(server):
         # The thread is busy with another job all the while.
         assert not other.flush(0.1)
@@ -821,7 +822,7 @@ def test_a_start_that_nobody_waits_for_is_late(recorder: Recorder) -> None:
     old = Job(recorder)
     time.sleep(0.01)
     Job(recorder, old.uuid).begin()
-    old.delivery.is_late = True
+    old.unsaved.is_late = True
     old.begin()
     assert not old.is_recorded
     assert not old.flush()
@@ -832,7 +833,7 @@ def test_a_running_job_learns_of_the_cancel_once_it_reports(
 ) -> None:
     """A cancel reaches the job with the reply to its next update."""
     job = Job(recorder).begin()
-    assert recorder.store.cancel(job.uuid, START)
+    assert recorder.store.cancel(job.uuid, INFO)
     wait_for(lambda: job.cancel_requested)
     with pytest.raises(Interrupt):
         job.set_message("one")
@@ -848,11 +849,11 @@ def test_a_cancel_is_heard_though_another_program_has_written_its_list(
     """
     admin.set("jobstate:cancels", "not a list")
     job = Job(make(heartbeat=0.05)).begin()
-    assert job.recorder.store.cancel(job.uuid, START)
-    wait_for(lambda: job.delivery.run.cancel_requested)
+    assert job.recorder.store.cancel(job.uuid, INFO)
+    wait_for(lambda: job.unsaved.run.cancel_requested)
     assert job.end("cancelled")
     (said,) = messages(caplog, LOGGER)
-    assert "does not tell of cancels" in said and "WRONGTYPE" in said
+    assert "refuses to list cancels" in said and "WRONGTYPE" in said
 
 
 def test_a_message_that_was_put_back_finds_its_cancelled_record(
@@ -863,13 +864,13 @@ def test_a_message_that_was_put_back_finds_its_cancelled_record(
     """
     short = store.replace(stalled_after=0.01, active_expire_in=1000, expire_in=100)
     job = Job(make(short, heartbeat=0.05)).begin()
-    with job.recorder._lock:
+    with job.recorder._backlog._lock:
         wait_for(lambda: job.reads("stalled"))
-        assert short.cancel(job.uuid, START)
-    wait_for(lambda: job.delivery.run.cancel_requested)
+        assert short.cancel(job.uuid, INFO)
+    wait_for(lambda: job.unsaved.run.cancel_requested)
     assert job.end("cancelled", delay=5000)
     assert job.load().status == "cancelled"
-    ttl: Any = short.client.pttl(short.key(job.uuid))
+    ttl: Any = short.client.pttl(short._calls.key(job.uuid))
     assert 5_990_000 < ttl <= 6_000_000
 
 
@@ -891,8 +892,8 @@ def test_a_job_hears_of_its_cancel_after_one_failure(
 
     monkeypatch.setattr(store, "cancels", fail)
     assert failed.wait(5)
-    assert store.cancel(job.uuid, START)
-    wait_for(lambda: job.delivery.run.cancel_requested)
+    assert store.cancel(job.uuid, INFO)
+    wait_for(lambda: job.unsaved.run.cancel_requested)
 
 
 def test_a_job_hears_of_its_cancel_though_another_met_a_failure(make: Make) -> None:
@@ -901,11 +902,11 @@ def test_a_job_hears_of_its_cancel_though_another_met_a_failure(make: Make) -> N
     """
     recorder = make(interval=5)
     job = Job(recorder)
-    recorder.store.create(NewJob(job.uuid, START))
-    assert recorder.store.cancel(job.uuid, START)
+    recorder.store.create(NewJob(job.uuid, INFO))
+    assert recorder.store.cancel(job.uuid, INFO)
     recorder._outage.begin()
     job.begin()
-    assert job.delivery.run.cancel_requested
+    assert job.unsaved.run.cancel_requested
 
 
 def test_a_job_that_is_lost_already_ends_at_once(make: Make) -> None:
@@ -927,7 +928,7 @@ def test_values_that_a_failover_lost_are_written_again(
     job = Job(recorder).begin()
     job.set_progress_metric("first", 1)
     assert job.flush(10)
-    key = recorder.store.key(job.uuid)
+    key = recorder.store._calls.key(job.uuid)
     with redis.Redis.from_url(f"redis://{admin_address(admin)}") as raw:
         before: Any = raw.dump(key)
         job.set_progress_metrics(rows=42, file="out.csv")
@@ -987,7 +988,7 @@ def test_an_interrupt_at_the_start_leaves_nothing_behind(
     job = Job(recorder)
 
     def run() -> None:
-        job.delivery = Delivery(job.uuid, job.delivery.run, START)
+        job.unsaved = Unsaved(job.uuid, job.unsaved.run, INFO)
         try:
             job.begin()
             wait_for(lambda: False, 30)
@@ -996,11 +997,11 @@ def test_an_interrupt_at_the_start_leaves_nothing_behind(
 
     with frozen(server):
         thread = in_thread(run)
-        wait_for(lambda: job.delivery.waiters)
+        wait_for(lambda: job.unsaved.waiters)
         interrupt(thread)
     thread.join(20)
     wait_for(lambda: job.reads("error"))
-    wait_for(lambda: not recorder._deliveries)
+    wait_for(lambda: not recorder._backlog._runs)
 
 
 def test_an_interrupt_at_the_end_leaves_nothing_behind(
@@ -1022,11 +1023,11 @@ def test_an_interrupt_at_the_end_leaves_nothing_behind(
 
     with frozen(server):
         thread = in_thread(end)
-        wait_for(lambda: job.delivery.waiters)
+        wait_for(lambda: job.unsaved.waiters)
         interrupt(thread)
     assert interrupted.wait(20)
     wait_for(lambda: job.reads("success"))
-    wait_for(lambda: not recorder._deliveries)
+    wait_for(lambda: not recorder._backlog._runs)
 
 
 def test_a_job_whose_thread_is_gone_is_not_said_to_be_running(
@@ -1120,11 +1121,11 @@ def test_the_thread_survives_the_unforeseen(
     """An error in the recorder itself is logged, and the thread goes on."""
     job = Job(recorder).begin()
 
-    def fail(delivery: Delivery, now: float) -> None:
+    def fail(unsaved: Unsaved, now: float) -> None:
         raise ZeroDivisionError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Delivery, "take", fail)
+        patch.setattr(Unsaved, "take", fail)
         assert not job.flush(0.2)
     assert job.flush(10) and job.end()
     assert "The states of jobs could not be written." in messages(caplog, LOGGER)
@@ -1133,9 +1134,9 @@ def test_the_thread_survives_the_unforeseen(
 def test_a_drop_that_comes_too_late_is_no_trouble(
     recorder: Recorder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A message that is dropped while another delivery of it runs changes nothing."""
+    """A message that is dropped while another unsaved of it runs changes nothing."""
     job = Job(recorder).begin()
-    drop = Delivery(job.uuid, Run(), START, dropped=True)
+    drop = Unsaved(job.uuid, Run(), INFO, dropped=True)
     assert not recorder.end(drop, End("cancelled", JobError(None, "Too old")))
     assert job.load().status == "working"
     assert job.is_recorded and not messages(caplog, LOGGER)
@@ -1151,7 +1152,7 @@ def test_a_job_that_runs_for_long_stays_listed(
     job = Job(make(store, heartbeat=0.05)).begin()
     begun = time.monotonic()
     while time.monotonic() - begun < 1.0:
-        store.create(NewJob(new_id(), START))
+        store.create(NewJob(new_id(), INFO))
         listed = store.list(status="working", limit=200).items
         assert job.uuid in [item.uuid for item in listed]
         time.sleep(0.02)

@@ -9,14 +9,15 @@ import pytest
 
 from pyramid_jobstate.job import handle as handle_module
 from pyramid_jobstate.job import run as run_module
-from pyramid_jobstate.job.record import METRIC, End, JobError, Record, Start
+from pyramid_jobstate.job.changes import End
+from pyramid_jobstate.job.record import METRIC, JobError, JobInfo, Record
 from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.job.state import JobState
-from pyramid_jobstate.worker import unsaved as delivery_module
-from pyramid_jobstate.worker.unsaved import PACE_WINDOW, Delivery
+from pyramid_jobstate.worker import unsaved as unsaved_module
+from pyramid_jobstate.worker.unsaved import PACE_WINDOW, Unsaved
 
 ID = "01234567-89ab-4cde-8f01-23456789abcd"
-START = Start("RunMarathon", "run_marathon", 1, None, "{}")
+INFO = JobInfo("RunMarathon", "run_marathon", 1, None, "{}")
 
 
 @pytest.fixture
@@ -25,8 +26,8 @@ def run():
 
 
 @pytest.fixture
-def delivery(run):
-    return Delivery(ID, run, START)
+def unsaved(run):
+    return Unsaved(ID, run, INFO)
 
 
 class Flusher:
@@ -38,28 +39,28 @@ class Flusher:
     """
 
     def __init__(self, run, luck=lambda: None):
-        self.delivery = Delivery(ID, run, START)
+        self.unsaved = Unsaved(ID, run, INFO)
         self.luck = luck
         self.hash = {}
         self.seen = []
 
     def flush(self):
         """Write what is new, if the flag says that there is anything."""
-        if not self.delivery.run.dirty:
+        if not self.unsaved.run.dirty:
             return
-        update = self.delivery.take(0.0)
+        update = self.unsaved.take(0.0)
         fate = self.luck()
         if fate != "lost":
             self.hash.update(update.fields)
             self.seen.append(dict(self.hash))
         if fate is None:
-            self.delivery.landed(0.0)
+            self.unsaved.mark_stored(0.0)
         else:
-            self.delivery.failed()
+            self.unsaved.mark_unconfirmed()
 
     def drain(self):
         """Write until the flag stays down."""
-        while self.delivery.run.dirty:
+        while self.unsaved.run.dirty:
             self.flush()
 
     def metrics(self):
@@ -69,12 +70,12 @@ class Flusher:
 # Taking what is new.
 
 
-def test_take_has_everything_at_first(run, delivery):
+def test_take_has_everything_at_first(run, unsaved):
     """The first update has all that was set, as JSON."""
     run.set_metrics({"a": 1, "b": "ü", "c": [True], "d": 2.5, "e": False})
     run.set_progress(3, 4, "rows", "Reading")
     run.append_log("line")
-    update = delivery.take(0.0)
+    update = unsaved.take(0.0)
     assert update.fields == {
         "m:a": "1",
         "m:b": '"ü"',
@@ -86,258 +87,266 @@ def test_take_has_everything_at_first(run, delivery):
         "log": '["line"]',
     }
     assert (update.uuid, update.token) == (ID, run.token)
-    assert (update.start, update.end) == (START, None)
+    assert (update.info, update.end) == (INFO, None)
 
 
-def test_take_lowers_the_flag(run, delivery):
+def test_take_lowers_the_flag(run, unsaved):
     """Once all is taken the flag is down."""
     run.set_message("a")
-    delivery.take(0.0)
+    unsaved.take(0.0)
     assert not run.dirty
 
 
-def test_take_has_only_what_is_new(run, delivery):
+def test_take_has_only_what_is_new(run, unsaved):
     """What has landed goes no second time, also when another value is set."""
     run.set_metrics({"a": 1, "b": "text"})
     run.set_progress(1, 2, None, "Reading")
-    delivery.take(0.0)
-    delivery.landed(0.0)
+    unsaved.take(0.0)
+    unsaved.mark_stored(0.0)
     run.set_metrics({"b": "other"})
-    assert delivery.take(1.0).fields == {"m:b": '"other"'}
-    delivery.landed(1.0)
-    assert delivery.take(2.0).fields == {}
+    assert unsaved.take(1.0).fields == {"m:b": '"other"'}
+    unsaved.mark_stored(1.0)
+    assert unsaved.take(2.0).fields == {}
 
 
-def test_take_has_a_message_that_was_taken_away(run, delivery):
+def test_take_has_a_message_that_was_taken_away(run, unsaved):
     """That there is no message any more is news."""
     run.set_message("a")
-    delivery.take(0.0)
-    delivery.landed(0.0)
+    unsaved.take(0.0)
+    unsaved.mark_stored(0.0)
     run.set_message(None)
-    assert delivery.take(0.0).fields == {"message": "null"}
+    assert unsaved.take(0.0).fields == {"message": "null"}
 
 
-def test_take_keeps_metrics_apart_from_the_other_fields(run, delivery):
+def test_take_keeps_metrics_apart_from_the_other_fields(run, unsaved):
     """A metric may be called like a field of the hash."""
     run.set_metrics({"status": 1, "progress": 2, "m:a": 3})
-    assert delivery.take(0.0).fields == {
+    assert unsaved.take(0.0).fields == {
         "m:status": "1",
         "m:progress": "2",
         "m:m:a": "3",
     }
 
 
-def test_take_counts_its_updates(delivery):
+def test_take_counts_its_updates(unsaved):
     """Each update has a higher number than the one before, also after a failure."""
     numbers = []
-    for settle in (lambda: delivery.landed(0.0), delivery.failed, delivery.begin_again):
-        numbers.append(delivery.take(0.0).seq)
+    for settle in (
+        lambda: unsaved.mark_stored(0.0),
+        unsaved.mark_unconfirmed,
+        unsaved.begin_again,
+    ):
+        numbers.append(unsaved.take(0.0).seq)
         settle()
-    numbers.append(delivery.take(0.0).seq)
+    numbers.append(unsaved.take(0.0).seq)
     assert numbers == [1, 2, 3, 4]
 
 
-def test_take_notes_when_something_was_last_said(delivery):
+def test_take_notes_when_something_was_last_said(unsaved):
     """The heartbeat counts from the last update."""
-    delivery.take(delivery.begun + 7)
-    assert delivery.heard == delivery.begun + 7
+    unsaved.take(unsaved.begun + 7)
+    assert unsaved.heard == unsaved.begun + 7
 
 
-def test_take_has_the_end(run, delivery):
+def test_take_has_the_end(run, unsaved):
     """The last update tells how the run ended, with all that was still to be said."""
     run.set_metrics({"a": 1})
-    delivery.end = End("error", JobError("ValueError", "bad"))
-    update = delivery.take(0.0)
-    assert update.end == delivery.end
+    unsaved.end = End("error", JobError("ValueError", "bad"))
+    update = unsaved.take(0.0)
+    assert update.end == unsaved.end
     assert update.fields == {"m:a": "1"}
 
 
-def test_take_says_that_the_run_begins_until_that_has_landed(delivery):
+def test_take_says_that_the_run_begins_until_that_has_landed(unsaved):
     """An update begins the run until one has landed, late if that was tried before."""
-    begun = delivery.begun
+    begun = unsaved.begun
     said = []
-    for settle in (delivery.failed, lambda: delivery.landed(0.0), lambda: None):
-        update = delivery.take(begun + 2)
+    for settle in (
+        unsaved.mark_unconfirmed,
+        lambda: unsaved.mark_stored(0.0),
+        lambda: None,
+    ):
+        update = unsaved.take(begun + 2)
         said.append((update.begins, update.late, update.age))
         settle()
     assert said == [(True, False, 2), (True, True, 2), (False, False, 0)]
 
 
-def test_take_of_a_run_that_goes_on_anyway_says_so(delivery):
+def test_take_of_a_run_that_goes_on_anyway_says_so(unsaved):
     """A job that began without the store begins there late."""
-    delivery.is_late = True
-    update = delivery.take(0.0)
+    unsaved.is_late = True
+    update = unsaved.take(0.0)
     assert update.begins
     assert update.late
 
 
 def test_take_of_a_dropped_message_begins_no_run(run):
     """A message that was dropped never ran."""
-    update = Delivery(ID, run, START, dropped=True).take(0.0)
+    update = Unsaved(ID, run, INFO, dropped=True).take(0.0)
     assert update.dropped
     assert not update.begins
 
 
-def test_landed_confirms_the_run(delivery):
+def test_landed_confirms_the_run(unsaved):
     """The store has last had this run when an update landed."""
-    delivery.landed(delivery.begun + 3)
-    assert delivery.confirmed == delivery.begun + 3
+    unsaved.mark_stored(unsaved.begun + 3)
+    assert unsaved.confirmed == unsaved.begun + 3
 
 
 @pytest.mark.parametrize("value", [True, None, 7, "short", (1, 2)])
-def test_failed_has_a_value_go_again_that_is_as_it_was_before(run, delivery, value):
+def test_failed_has_a_value_go_again_that_is_as_it_was_before(run, unsaved, value):
     """A value that changed and changed back goes again if the change may be stored: the
     very same object may be what the store held before.
     """
     report = run.report if isinstance(value, str) else run.metrics
     name = "message" if isinstance(value, str) else "a"
     report[name] = value
-    delivery.take(0.0)
-    delivery.landed(0.0)
+    unsaved.take(0.0)
+    unsaved.mark_stored(0.0)
     report[name] = False
-    delivery.take(0.0)
-    delivery.failed()
-    delivery.take(0.0)
-    delivery.failed()
+    unsaved.take(0.0)
+    unsaved.mark_unconfirmed()
+    unsaved.take(0.0)
+    unsaved.mark_unconfirmed()
     report[name] = value
-    (field,) = delivery.take(0.0).fields
+    (field,) = unsaved.take(0.0).fields
     assert field.endswith(name)
 
 
-def test_failed_has_a_renewal_go_again(delivery):
+def test_failed_has_a_renewal_go_again(unsaved):
     """A job's place in the lists is renewed again if it perhaps was not."""
-    delivery.take(0.0)
-    delivery.landed(0.0)
-    later = delivery.begun + 10
-    assert delivery.take(later, renew_after=5).renews
-    delivery.failed()
-    assert delivery.take(later, renew_after=5).renews
-    delivery.landed(later)
-    assert not delivery.take(later + 1, renew_after=5).renews
+    unsaved.take(0.0)
+    unsaved.mark_stored(0.0)
+    later = unsaved.begun + 10
+    assert unsaved.take(later, renew_after=5).renews
+    unsaved.mark_unconfirmed()
+    assert unsaved.take(later, renew_after=5).renews
+    unsaved.mark_stored(later)
+    assert not unsaved.take(later + 1, renew_after=5).renews
 
 
-def test_failed_has_everything_go_again(run, delivery):
+def test_failed_has_everything_go_again(run, unsaved):
     """What did not land is new still, beside what was set since, and the flag is up."""
     run.set_metrics({"a": 1})
-    delivery.take(0.0)
-    delivery.landed(0.0)
+    unsaved.take(0.0)
+    unsaved.mark_stored(0.0)
     run.set_metrics({"b": 2})
-    delivery.take(0.0)
+    unsaved.take(0.0)
     run.set_metrics({"c": 3})
-    delivery.failed()
+    unsaved.mark_unconfirmed()
     assert run.dirty
-    assert delivery.take(0.0).fields == {"m:b": "2", "m:c": "3"}
+    assert unsaved.take(0.0).fields == {"m:b": "2", "m:c": "3"}
 
 
-def test_begin_again_has_the_run_begin_with_all_that_is_known(run, delivery):
+def test_begin_again_has_the_run_begin_with_all_that_is_known(run, unsaved):
     """A store that came back empty is told everything."""
     run.set_metrics({"a": 1})
     run.set_progress(1, 2, None, None)
-    delivery.take(0.0)
-    delivery.landed(0.0)
-    delivery.begin_again()
+    unsaved.take(0.0)
+    unsaved.mark_stored(0.0)
+    unsaved.begin_again()
     assert run.dirty
-    update = delivery.take(0.0)
+    update = unsaved.take(0.0)
     assert update.begins
     assert update.late
     assert update.fields == {"m:a": "1", "progress": "[1,2,null,null]"}
 
 
 def test_is_orphaned_tells_of_a_thread_that_left_no_end(run):
-    """A delivery whose thread is gone is orphaned, unless its end is known."""
+    """A unsaved whose thread is gone is orphaned, unless its end is known."""
     made = []
-    thread = threading.Thread(target=lambda: made.append(Delivery(ID, run, START)))
+    thread = threading.Thread(target=lambda: made.append(Unsaved(ID, run, INFO)))
     thread.start()
     thread.join()
     (left,) = made
     assert left.is_orphaned
     left.end = End("success")
     assert not left.is_orphaned
-    assert not Delivery(ID, run, START).is_orphaned
+    assert not Unsaved(ID, run, INFO).is_orphaned
 
 
-def test_size_grows_with_the_rest_that_is_reported(run, delivery):
+def test_size_grows_with_the_rest_that_is_reported(run, unsaved):
     """A long message and long parameters take memory as well."""
-    size = delivery.size
+    size = unsaved.size
     run.set_message("x" * 1000)
-    assert delivery.size >= size + 1000
+    assert unsaved.size >= size + 1000
     params = '{"a":"' + "x" * 1000 + '"}'
-    assert Delivery(ID, Run(), START._replace(params=params)).size >= size + 1000
+    assert Unsaved(ID, Run(), INFO._replace(params=params)).size >= size + 1000
 
 
-def test_size_grows_with_the_metrics(run, delivery):
-    """What a delivery takes in memory is reckoned from its metrics."""
-    size = delivery.size
+def test_size_grows_with_the_metrics(run, unsaved):
+    """What a unsaved takes in memory is reckoned from its metrics."""
+    size = unsaved.size
     assert size > 0
     run.set_metrics({"a": "x" * 1000})
-    assert delivery.size == size + 1003
+    assert unsaved.size == size + 1003
 
 
 # The time left.
 
 
-def eta(run, delivery, now, done, total):
+def eta(run, unsaved, now, done, total):
     """Return the seconds left that a viewer reads after a report of progress."""
     run.set_progress(done, total, None, None)
-    return json.loads(delivery.take(now).fields["progress"])[3]
+    return json.loads(unsaved.take(now).fields["progress"])[3]
 
 
-def test_eta_is_none_at_first(run, delivery):
+def test_eta_is_none_at_first(run, unsaved):
     """One report tells nothing of a pace."""
-    assert eta(run, delivery, 0, 5, 10) is None
+    assert eta(run, unsaved, 0, 5, 10) is None
 
 
-def test_eta_is_none_without_a_total(run, delivery):
+def test_eta_is_none_without_a_total(run, unsaved):
     """Nobody knows the end of what has no total."""
-    assert eta(run, delivery, 0, 0, None) is None
-    assert eta(run, delivery, 10, 5, None) is None
+    assert eta(run, unsaved, 0, 0, None) is None
+    assert eta(run, unsaved, 10, 5, None) is None
 
 
-def test_eta_is_none_while_nothing_gets_done(run, delivery):
+def test_eta_is_none_while_nothing_gets_done(run, unsaved):
     """With no progress, or no time in which it was made, there is no pace."""
-    assert eta(run, delivery, 0, 5, 10) is None
-    assert eta(run, delivery, 0, 6, 10) is None
-    assert eta(run, delivery, 1, 5, 10) is None
-    assert eta(run, delivery, 20, 5, 10) is None
+    assert eta(run, unsaved, 0, 5, 10) is None
+    assert eta(run, unsaved, 0, 6, 10) is None
+    assert eta(run, unsaved, 1, 5, 10) is None
+    assert eta(run, unsaved, 20, 5, 10) is None
 
 
-def test_eta_is_what_is_left_at_the_pace_so_far(run, delivery):
+def test_eta_is_what_is_left_at_the_pace_so_far(run, unsaved):
     """Two in ten seconds, and eight to go: forty seconds."""
-    eta(run, delivery, 100, 0, 10)
-    assert eta(run, delivery, 110, 2, 10) == 40
-    assert eta(run, delivery, 110.5, 3, 10) == 24.5
+    eta(run, unsaved, 100, 0, 10)
+    assert eta(run, unsaved, 110, 2, 10) == 40
+    assert eta(run, unsaved, 110.5, 3, 10) == 24.5
 
 
 @pytest.mark.parametrize("done", [10, 12])
-def test_eta_of_all_done_is_zero(run, delivery, done):
+def test_eta_of_all_done_is_zero(run, unsaved, done):
     """Where nothing is left, or more is done than was to do, no time is left."""
-    eta(run, delivery, 0, 0, 10)
-    assert eta(run, delivery, 10, done, 10) == 0
+    eta(run, unsaved, 0, 0, 10)
+    assert eta(run, unsaved, 10, done, 10) == 0
 
 
-def test_eta_follows_a_pace_that_changes(run, delivery):
+def test_eta_follows_a_pace_that_changes(run, unsaved):
     """A pace of long ago has no part in it."""
     for second in range(100):
-        eta(run, delivery, second, second * 100, 10**6)
+        eta(run, unsaved, second, second * 100, 10**6)
     for second in range(1, 3 * int(PACE_WINDOW)):
-        left = eta(run, delivery, 100 + second, 10**4 + second, 10**6)
+        left = eta(run, unsaved, 100 + second, 10**4 + second, 10**6)
     assert left == 10**6 - 10**4 - second
 
 
-def test_eta_looks_back_far_enough_to_be_steady(run, delivery):
+def test_eta_looks_back_far_enough_to_be_steady(run, unsaved):
     """A short rest within the window moves it by no more than its share."""
     for second in range(100):
-        eta(run, delivery, second, second, 200)
-    assert 100 < eta(run, delivery, 105, 100, 200) < 125
+        eta(run, unsaved, second, second, 200)
+    assert 100 < eta(run, unsaved, 105, 100, 200) < 125
 
 
 @pytest.mark.parametrize(("done", "total"), [(0, 100), (99, 100), (100, 200)])
-def test_eta_starts_anew_with_another_part_of_the_job(run, delivery, done, total):
+def test_eta_starts_anew_with_another_part_of_the_job(run, unsaved, done, total):
     """Progress that went back, or has another total, is of something else."""
-    eta(run, delivery, 0, 0, 100)
-    assert eta(run, delivery, 1000, 100, 100) == 0
-    assert eta(run, delivery, 1001, done, total) is None
-    assert eta(run, delivery, 1002, done + 1, total) == total - done - 1
+    eta(run, unsaved, 0, 0, 100)
+    assert eta(run, unsaved, 1000, 100, 100) == 0
+    assert eta(run, unsaved, 1001, done, total) is None
+    assert eta(run, unsaved, 1002, done + 1, total) == total - done - 1
 
 
 @pytest.mark.parametrize(
@@ -349,17 +358,17 @@ def test_eta_starts_anew_with_another_part_of_the_job(run, delivery, done, total
         (10**300, 10**300 + 1, 10**308),
     ],
 )
-def test_eta_stands_any_amount(run, delivery, first, second, total):
+def test_eta_stands_any_amount(run, unsaved, first, second, total):
     """Amounts that no clock can measure give an honest None or a finite number."""
-    eta(run, delivery, 0, first, total)
-    left = eta(run, delivery, 1e6, second, total)
+    eta(run, unsaved, 0, first, total)
+    left = eta(run, unsaved, 1e6, second, total)
     assert left is None or 0 <= left < float("inf")
 
 
-def test_eta_is_none_if_it_is_beyond_all_numbers(run, delivery):
+def test_eta_is_none_if_it_is_beyond_all_numbers(run, unsaved):
     """An infinite time is not known."""
-    eta(run, delivery, 0, 0, 1e308)
-    assert eta(run, delivery, 1000, 1e-300, 1e308) is None
+    eta(run, unsaved, 0, 0, 1e308)
+    assert eta(run, unsaved, 1000, 1e-300, 1e308) is None
 
 
 # Nothing is lost: every point at which threads can switch, one by one.
@@ -470,7 +479,7 @@ def test_nothing_is_lost_when_a_call_is_interrupted_by_a_flush(prepare, expected
 @pytest.mark.parametrize("fate", [None, "lost", "unknown"])
 def test_nothing_is_lost_when_a_flush_is_interrupted_by_a_call(prepare, expected, fate):
     """Wherever within a flush a call comes, what it sets gets to the store."""
-    interleaving = Interleaving(delivery_module)
+    interleaving = Interleaving(unsaved_module)
 
     def check(point):
         run = Run()

@@ -83,6 +83,24 @@ local function knows(token, run, past)
   return run == token or string.find(" " .. (past or "") .. " ", " " .. token .. " ", 1, true)
 end
 
--- The replies to a run: it owns the record; it does, and a cancel was asked; a newer
--- run does; the record is missing, or older than what the run builds on; the job was cancelled, and stays so whatever the run does.
+-- The replies to a run: it owns the record; it does, and a cancel was requested; a newer
+-- run does; the record is missing, or older than what the run builds on; the job was
+-- cancelled and stays so, whatever the run does.
 local OK, CANCELLING, FENCED, MISSING, CANCELLED = 1, 2, -1, 0, -2
+
+-- Read the record for a run. Returns its status, run, past, seq and before, and the reply
+-- if the run may not write: it does not own the record, or builds on an update, `base`,
+-- that the record lacks.
+local function open(token, base)
+  local old = redis.call("HMGET", key, "status", "run", "past", "seq", "before")
+  if not old[1] then
+    return old, MISSING
+  end
+  if old[2] ~= token then
+    return old, (old[2] or knows(token, old[2], old[3])) and FENCED or MISSING
+  end
+  if (tonumber(old[4]) or 0) < tonumber(base) then
+    return old, MISSING
+  end
+  return old
+end

@@ -6,15 +6,9 @@
 
 local token, status = ARGV[1], ARGV[6]
 local delay = tonumber(ARGV[7])
-local old = redis.call("HMGET", key, "status", "run", "past", "seq", "before")
-if not old[1] then
-  return MISSING
-end
-if old[2] ~= token then
-  return (old[2] or knows(token, old[2], old[3])) and FENCED or MISSING
-end
-if (tonumber(old[4]) or 0) < tonumber(ARGV[3]) then
-  return MISSING
+local old, refusal = open(token, ARGV[3])
+if refusal then
+  return refusal
 end
 if old[1] == "cancelled" then
   -- While the run was silent, or by this very call before. A message that was put back

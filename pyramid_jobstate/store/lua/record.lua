@@ -1,20 +1,14 @@
 -- A run reports. ARGV: token, seq, the seq that it builds on, ttl, then the fields, if any.
 
 local token, seq = ARGV[1], tonumber(ARGV[2])
-local old = redis.call("HMGET", key, "status", "run", "seq", "past")
-if not old[1] then
-  return MISSING
-end
-if old[2] ~= token then
-  return (old[2] or knows(token, old[2], old[4])) and FENCED or MISSING
-end
-if (tonumber(old[3]) or 0) < tonumber(ARGV[3]) then
-  return MISSING
+local old, refusal = open(token, ARGV[3])
+if refusal then
+  return refusal
 end
 if not is_running(old[1]) then
   return old[1] == "cancelled" and CANCELLED or OK
 end
-if seq > (tonumber(old[3]) or 0) then
+if seq > (tonumber(old[4]) or 0) then
   local now = int(time())
   redis.call("HSET", key, "seq", int(seq), "seen", now)
   if ARGV[5] then

@@ -1,0 +1,148 @@
+"""Facts: what is known of a job, for whoever reads its JobState."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from .handle import NO_RUN, Handle
+from .record import FINISHED, JobError, Progress, Record
+from .run import Run
+from .values import Json, loads
+
+
+class Facts(Handle):
+    """What is known of a job: what stands in its record and, while it runs here, what
+    it has reported since.
+    """
+
+    def __init__(self, record: Record, run: Run = NO_RUN) -> None:
+        super().__init__(run)
+        self._record = record
+        self.uuid = self.__name__ = record.uuid
+
+    @property
+    def status(self) -> str:
+        """One of queued, working, retrying, stalled, cancelling, success, error and
+        cancelled.
+        """
+        return self._record.status
+
+    @property
+    def is_working(self) -> bool:
+        """Whether the job has not ended."""
+        return not self.is_finished
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the job has ended well."""
+        return self.status == "success"
+
+    @property
+    def is_error(self) -> bool:
+        """Whether the job has failed or was cancelled."""
+        return self.is_finished and not self.is_success
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the job has ended."""
+        return self.status in FINISHED
+
+    @property
+    def actor(self) -> str:
+        """The name of the actor."""
+        return self._record.actor
+
+    @property
+    def owner(self) -> str | float | None:
+        """The principal who may see and cancel the job, or None."""
+        owner: str | float | None = self._record.owner
+        return owner
+
+    @property
+    def job_params(self) -> dict[str, Any]:
+        """The values that were sent, by the names of the actor's parameters. A value of
+        more than 16 KiB is left out, as is one that JSON cannot say.
+        """
+        return self._record.params
+
+    def get_job_param(self, name: str, default: Any = None) -> Any:
+        """Return the value that was sent for one parameter."""
+        return self.job_params.get(name, default)
+
+    @property
+    def progress_metrics(self) -> dict[str, Any]:
+        """The latest value of each metric."""
+        if self._run is NO_RUN:
+            return self._record.metrics
+        return {k: _plain(v) for k, v in self._run.metrics.copy().items()}
+
+    def get_progress_metric(self, name: str, default: Any = None) -> Any:
+        """Return the latest value of one metric."""
+        return self.progress_metrics.get(name, default)
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far the job has come, or None if it never said."""
+        reported: Any = self._run.report.get("progress")
+        return Progress(*reported) if reported else self._record.progress
+
+    @property
+    def message(self) -> str | None:
+        """The latest message."""
+        message: Any = self._run.report.get("message", self._record.message)
+        return message  # type: ignore[no-any-return]
+
+    @property
+    def log(self) -> list[str]:
+        """The last 20 lines of the log."""
+        lines: Any = self._run.report.get("log", self._record.log)
+        return list(lines)
+
+    @property
+    def error(self) -> JobError | None:
+        """Why the job failed or was cancelled: for the application, not for viewers,
+        who read what :meth:`public_error` says.
+        """
+        return self._record.error
+
+    @property
+    def attempt(self) -> int:
+        """Which try its newest run is, from 1, or 0 if none has begun."""
+        return self._record.attempt
+
+    @property
+    def queued_at(self) -> datetime.datetime | None:
+        """When the job was sent, in UTC."""
+        return self._record.time("queued")
+
+    @property
+    def due_at(self) -> datetime.datetime | None:
+        """When it is to be started, in UTC, if it was delayed."""
+        return self._record.time("due")
+
+    @property
+    def started_at(self) -> datetime.datetime | None:
+        """When its newest run began, in UTC."""
+        return self._record.time("started")
+
+    @property
+    def updated_at(self) -> datetime.datetime | None:
+        """When it last reported, in UTC."""
+        return self._record.time("updated")
+
+    @property
+    def finished_at(self) -> datetime.datetime | None:
+        """When it ended, in UTC."""
+        return self._record.time("finished")
+
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether somebody has asked to cancel the job."""
+        if self._run is NO_RUN:
+            return self._record.is_cancel_requested
+        return self._run.ask()
+
+
+def _plain(value: object) -> Any:
+    return loads(value) if isinstance(value, Json) else value

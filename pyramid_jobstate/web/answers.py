@@ -1,0 +1,125 @@
+"""Answers: the responses of our views, and what stands for an exception."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pyramid.httpexceptions import (
+    HTTPBadRequest,
+    HTTPForbidden,
+    HTTPNotFound,
+    HTTPServiceUnavailable,
+)
+from pyramid.response import Response
+
+from ..errors import StoreUnavailable
+from ..job import JobState
+from .resources import JobStates
+from .urls import is_readable
+
+if TYPE_CHECKING:
+    from pyramid.request import Request
+
+View = Callable[[Any, "Request"], Response]
+
+#: The headers of every answer: no cache keeps it, and it is nothing but JSON.
+HEADERS = (
+    ("Content-Type", "application/json"),
+    ("Cache-Control", "private, no-cache"),
+    ("X-Content-Type-Options", "nosniff"),
+)
+
+encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+
+#: Seconds after which to ask again when the store does not answer.
+RETRY_AFTER = 5
+
+
+def not_found(exc: HTTPNotFound, request: Request) -> Response:
+    return render({"error": "There is no such job."}, 404)
+
+
+def forbidden(exc: HTTPForbidden, request: Request) -> Response:
+    return render({"error": "You may not do this with the job."}, 403)
+
+
+def bad_request(message: str) -> Response:
+    return render({"error": message}, 400)
+
+
+def bad_csrf(exc: HTTPBadRequest, request: Request) -> Response:
+    return bad_request(f"The CSRF check refused the request. {exc.detail}")
+
+
+def unavailable(exc: StoreUnavailable, request: Request) -> Response:
+    response = render({"error": str(exc)}, 503)
+    response.retry_after = RETRY_AFTER
+    return response
+
+
+def other_method(*allowed: str) -> View:
+    """Return the view for every method but those allowed."""
+
+    def view(context: JobState | JobStates, request: Request) -> Response:
+        text = f"The method {request.method} is not allowed here."
+        response = render({"error": text}, 405)
+        response.allow = allowed
+        return response
+
+    return view
+
+
+def nothing(context: JobStates, request: Request) -> Response:
+    """The answer for an unknown job, and for whatever else stands below our path."""
+    return not_found(HTTPNotFound(), request)
+
+
+def answering(view: View) -> View:
+    """Return a view that answers what it refuses, rather than raise it: an exception
+    passes all tweens, some of which log it, and may find an exception view of the
+    application's.
+    """
+
+    @functools.wraps(view)
+    def answer(context: Any, request: Request) -> Response:
+        # The application's own code may read the query: a locale negotiator does.
+        if not is_readable(request):
+            return bad_request("A parameter is not UTF-8.")
+        try:
+            return view(context, request)
+        except StoreUnavailable as e:
+            return unavailable(e, request)
+        except HTTPForbidden as e:
+            return forbidden(e, request)
+        except HTTPNotFound as e:
+            return not_found(e, request)
+
+    return answer
+
+
+def unavailable_elsewhere(exc: StoreUnavailable, request: Request) -> Response:
+    """The answer for the application's own views, as a page or as JSON."""
+    response = HTTPServiceUnavailable(str(exc))
+    response.retry_after = RETRY_AFTER
+    return response
+
+
+def render_state(request: Request, text: str) -> Response:
+    """Return a response that is 304 for who has the same already."""
+    body = text.encode()
+    etag = hashlib.sha1(body, usedforsecurity=False).hexdigest()
+    headers = [*HEADERS, ("ETag", f'"{etag}"')]
+    # Only then is it worth the look. An asterisk counts as none.
+    known = "HTTP_IF_NONE_MATCH" in request.environ and request.if_none_match
+    if known and etag in known:
+        return Response(status="304 Not Modified", headerlist=headers[1:])
+    return Response(body=body, headerlist=headers, status="200 OK")
+
+
+def render(value: dict[str, Any], status: int = 200) -> Response:
+    body = encode(value).encode()
+    return Response(body=body, headerlist=list(HEADERS), status=status)

@@ -1,0 +1,243 @@
+"""Sending from a request, with its transaction or at once."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from dramatiq import Actor, Message, group, pipeline
+from redis.exceptions import RedisError
+
+from ..errors import StoreUnavailable
+from ..job import JobState, set_container
+from ..store import JobStore
+from .interfaces import IJobStore, IOutbox, IWebOutage
+from .outgoing import Outgoing, Sendable
+from .permits import owner_of, permits, principals_of
+from .transaction import join, send_now
+
+if TYPE_CHECKING:
+    from dramatiq import Broker
+    from pyramid.request import Request
+
+T = TypeVar("T")
+
+
+class Default(enum.Enum):
+    """What stands for the owner that the setting ``jobstate.owner`` names."""
+
+    OWNER = enum.auto()
+
+
+DEFAULT = Default.OWNER
+
+
+class Sender:
+    """What a request may do with jobs, and sends. The base of :class:`.JobStates`.
+
+    Parameters:
+      request: The request that it serves.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+
+    def send(self, actor: Actor[Any, Any], *args: Any, **kwargs: Any) -> JobState:
+        """Send a message to an actor when the transaction commits.
+
+        The record is written in the first phase of the commit, so that a store that is
+        away vetoes it; the message leaves when every database is durable. If the broker
+        is away then, the job reads `error`. An abort leaves nothing behind.
+
+        Returns:
+          The job, which belongs to whoever made the request.
+
+        Raises:
+          TypeError: The actor is not tracked, the middleware on its broker certainly
+            writes elsewhere than the web side reads, an argument cannot be encoded, or
+            the owner is neither a string nor a number.
+          RuntimeError: No transaction has begun on `request.tm`, or it is being
+            committed.
+        """
+        return self.send_with_options(actor, args, kwargs)
+
+    def send_with_options(
+        self,
+        actor: Actor[Any, Any],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        delay: timedelta | int | None = None,
+        owner: str | float | Default | None = DEFAULT,
+        **options: Any,
+    ) -> JobState:
+        """Send a message to an actor when the transaction commits, like :meth:`send`.
+
+        Parameters:
+          args, kwargs: The arguments of the actor.
+          delay: Milliseconds from the commit, or a timedelta, until it is due.
+          owner: The principal that the job belongs to, or None.
+          options: Further options of the message.
+
+        Raises:
+          TypeError, RuntimeError: As :meth:`send`.
+        """
+        message = actor.message_with_options(args=args, kwargs=kwargs, **options)
+        outgoing = Outgoing(
+            message, self._owner(owner), broker=actor.broker, delay=delay
+        )
+        (job_state,) = self._send(outgoing)
+        return job_state
+
+    @overload
+    def send_message(
+        self,
+        what: Message[Any],
+        owner: str | float | Default | None = DEFAULT,
+        *,
+        broker: Broker | None = None,
+    ) -> JobState: ...
+
+    @overload
+    def send_message(
+        self,
+        what: pipeline | group,
+        owner: str | float | Default | None = DEFAULT,
+        *,
+        broker: Broker | None = None,
+    ) -> Sequence[JobState]: ...
+
+    def send_message(
+        self,
+        what: Sendable,
+        owner: str | float | Default | None = DEFAULT,
+        *,
+        broker: Broker | None = None,
+    ) -> JobState | Sequence[JobState]:
+        """Send a message, a pipeline or a group when the transaction commits, as
+        :meth:`send` does. Each member has its record from the start.
+
+        Parameters:
+          owner: The principal that the jobs belong to, or None.
+          broker: The broker of the actors, in place of that of the pipeline or group,
+            or of Dramatiq's global one for a message.
+
+        Returns:
+          The job, or for a pipeline or group the jobs in their order.
+
+        Raises:
+          TypeError, RuntimeError: As :meth:`send`. TypeError also where the broker does
+            not know an actor.
+        """
+        outgoing = Outgoing(what, self._owner(owner), broker=broker)
+        return _one_or_all(what, self._send(outgoing))
+
+    @overload
+    def send_immediately(
+        self, what: Message[Any], *, broker: Broker | None = None
+    ) -> JobState: ...
+
+    @overload
+    def send_immediately(
+        self, what: pipeline | group, *, broker: Broker | None = None
+    ) -> Sequence[JobState]: ...
+
+    @overload
+    def send_immediately(
+        self, what: Actor[Any, Any], *args: Any, **kwargs: Any
+    ) -> JobState: ...
+
+    def send_immediately(
+        self, what: Actor[Any, Any] | Sendable, *args: Any, **kwargs: Any
+    ) -> JobState | Sequence[JobState]:
+        """Send something now, whatever becomes of the transaction.
+
+        Parameters:
+          what: An actor, which is sent the further arguments, or a message, a pipeline
+            or a group. For another owner give the message the option ``job_owner``.
+          broker: With a message, pipeline or group as in :meth:`send_message`.
+
+        Returns:
+          The job, or for a pipeline or group the jobs in their order.
+
+        Raises:
+          TypeError: As :meth:`send`.
+          StoreUnavailable: The store does not answer. Nothing was sent.
+          Exception: The broker did not take it.
+        """
+        if isinstance(what, Actor):
+            broker = what.broker
+            what = what.message(*args, **kwargs)
+        else:
+            # Not a parameter: an actor may have its own of that name.
+            broker = kwargs.pop("broker", None)
+            if args or kwargs:
+                raise TypeError(f"Only an actor takes arguments, not {what!r}.")
+        outgoing = Outgoing(what, self.current_owner, broker=broker)
+        return _one_or_all(what, self._send(outgoing, now=True))
+
+    @property
+    def current_owner(self) -> Any:
+        """The owner of the jobs that the request sends."""
+        return owner_of(self.request)
+
+    def permits(self, context: JobState | Sender, permission: str) -> Any:
+        """Return whether the request has a permission on a job, or on a container of
+        jobs: what the application's security policy answers, an object that is true or
+        false. Without a policy the ACLs decide for Everyone alone.
+        """
+        return permits(self.request, context, permission)
+
+    def principals_of(self, owner: str | float) -> Sequence[str | float]:
+        """Return the principals that stand for a job's owner in this request."""
+        return principals_of(self.request, owner)
+
+    @property
+    def store(self) -> JobStore:
+        """The application's store."""
+        store: JobStore = self.request.registry.getUtility(IJobStore)
+        return store
+
+    def ask(self, question: Callable[[JobStore], T]) -> T:
+        """Return the store's answer.
+
+        Raises:
+          StoreUnavailable: There is none.
+        """
+        outage = self.request.registry.getUtility(IWebOutage)
+        try:
+            answer = question(self.store)
+        except RedisError as e:
+            outage.note(e)
+            raise StoreUnavailable(self) from e
+        outage.end()
+        return answer
+
+    def _send(self, outgoing: Outgoing, *, now: bool = False) -> Sequence[JobState]:
+        outbox = self.request.registry.queryUtility(IOutbox)
+        if outbox is not None:
+            outbox.keep(outgoing)
+        else:
+            outgoing.check(self.store)
+            if now:
+                send_now(self.ask, outgoing)
+            else:
+                join(self.request, self.ask, outgoing)
+        for job_state in outgoing.job_states:
+            self._adopt(job_state)
+        return outgoing.job_states
+
+    def _owner(self, owner: str | float | Default | None) -> Any:
+        return self.current_owner if owner is DEFAULT else owner
+
+    def _adopt(self, job_state: JobState | None) -> JobState | None:
+        if job_state is not None:
+            set_container(job_state, self)
+        return job_state
+
+
+def _one_or_all(
+    what: object, job_states: Sequence[JobState]
+) -> JobState | Sequence[JobState]:
+    return job_states[0] if isinstance(what, Message) else job_states

@@ -1,0 +1,123 @@
+"""The runs that a recorder writes, and the threads that wait for it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+
+from ..job import End
+from .unsaved import Unsaved
+
+#: The most memory that the ends of jobs take while the store is away, in bytes.
+MAX_PENDING = 64 * 1024 * 1024
+
+
+class Backlog:
+    """The runs that have something to write now or later. Safe to use from any thread.
+
+    Dramatiq may interrupt a worker thread between any two bytecodes. An Event is
+    written in Python: an interrupt may leave it locked for everybody. The locks here
+    are written in C.
+    """
+
+    def __init__(self) -> None:
+        self._runs: dict[str, Unsaved] = {}
+        self._lock = threading.Lock()
+
+    def __bool__(self) -> bool:
+        return bool(self._runs)
+
+    def add(self, unsaved: Unsaved) -> None:
+        with self._lock:
+            self._runs[unsaved.run.token] = unsaved
+
+    def end(self, unsaved: Unsaved, end: End) -> bool:
+        """Note how a run ended, and return whether that is still to be written."""
+        with self._lock:
+            unsaved.end = end
+            if unsaved.is_cancelled and end.delay is not None:
+                # The message that was put back must find the record: see finish.lua.
+                unsaved.lost = ""
+            if not unsaved.lost:
+                self._runs[unsaved.run.token] = unsaved
+            return not unsaved.lost
+
+    def give_up(self, unsaved: Unsaved, why: str) -> bool:
+        """Write nothing more of a run, and return whether it had ended."""
+        with self._lock:
+            unsaved.lost = why
+            del self._runs[unsaved.run.token]
+            self._release(unsaved, tuple(unsaved.waiters))
+            return unsaved.end is not None
+
+    def remove(self, unsaved: Unsaved) -> None:
+        """Remove a run whose end is stored."""
+        with self._lock:
+            del self._runs[unsaved.run.token]
+            self._release(unsaved, tuple(unsaved.waiters))
+
+    def all(self) -> list[Unsaved]:
+        with self._lock:
+            return list(self._runs.values())
+
+    def ended(self) -> list[Unsaved]:
+        """Return the runs that have ended, the oldest first."""
+        return [unsaved for unsaved in self.all() if unsaved.end is not None]
+
+    def excess(self) -> Iterator[Unsaved]:
+        """Yield the oldest ends, as many as take too much memory."""
+        ended = self.ended()
+        excess = sum(unsaved.size for unsaved in ended) - MAX_PENDING
+        for unsaved in ended:
+            if excess <= 0:
+                break
+            excess -= unsaved.size
+            yield unsaved
+
+    @contextlib.contextmanager
+    def waiting(self, unsaved: Unsaved) -> Iterator[threading.Lock | None]:
+        """Within this context the thread waits for a run to be stored.
+
+        Yields:
+          A lock that is released when all that was set before is stored, or never will
+          be. None if the run is no longer here.
+        """
+        waiter = threading.Lock()
+        waiter.acquire()
+        with self._lock:
+            is_here = unsaved.run.token in self._runs
+            if is_here:
+                unsaved.waiters.add(waiter)
+        try:
+            yield waiter if is_here else None
+        finally:
+            with self._lock:
+                unsaved.waiters.discard(waiter)
+
+    def waiters(self, batch: Sequence[Unsaved]) -> list[tuple[threading.Lock, ...]]:
+        """Return who waits for each of some runs now."""
+        with self._lock:
+            return [tuple(unsaved.waiters) for unsaved in batch]
+
+    def release(self, unsaved: Unsaved, waiters: Sequence[threading.Lock]) -> None:
+        """Let those of some waiters go on that still wait."""
+        with self._lock:
+            self._release(unsaved, waiters)
+
+    def _release(self, unsaved: Unsaved, waiters: Sequence[threading.Lock]) -> None:
+        for waiter in unsaved.waiters.intersection(waiters):
+            unsaved.waiters.remove(waiter)
+            waiter.release()
+
+    def abandon(self) -> None:
+        """In a forked child, leave all runs to the parent."""
+        # The parent's lock may have been held by another of its threads.
+        self._lock = threading.Lock()
+        for unsaved in self._runs.values():
+            unsaved.lost = "it runs in another process"
+            unsaved.run.close(
+                "This job runs in another process, which forked this one: only that "
+                "may report."
+            )
+        self._runs.clear()

@@ -1,0 +1,88 @@
+"""How jobs end: the job that ran, and the steps of its pipeline that will not begin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from dramatiq import Message
+
+from ..job import NOT_REACHED, NOT_SENT, End, JobInfo, Run
+from .access import StoreAccess
+from .current import CurrentJob, Tracked
+from .unsaved import Unsaved
+
+if TYPE_CHECKING:
+    from dramatiq import Broker
+    from dramatiq.broker import MessageProxy
+
+#: The end of a later step of a pipeline.
+UNREACHED = End("cancelled", NOT_REACHED)
+
+
+class Ends:
+    """Writes how jobs end.
+
+    Parameters:
+      access: How this process reaches the store.
+      tracked: Returns the function of a message's actor, or None if it is not tracked.
+    """
+
+    def __init__(
+        self,
+        access: StoreAccess,
+        tracked: Callable[[Message[Any] | MessageProxy], Tracked | None],
+    ) -> None:
+        self._access = access
+        self._tracked = tracked
+
+    def end(
+        self, broker: Broker, job: CurrentJob, tracked: Tracked, acknowledged: bool
+    ) -> None:
+        """Write how a job ended, as it stands when its message is acknowledged."""
+        message, unsaved = job.message, job.unsaved
+        end = job.verdict(acknowledged)
+        if unsaved is None:
+            self.drop(broker, message, tracked.info_of(message), end)
+            return
+        self._access.recorder_for(broker).end(unsaved, end)
+        if unsaved.lost and not unsaved.is_cancelled:
+            # Another run decides what follows.
+            return
+        if end.status in ("error", "cancelled"):
+            self._drop_steps_after(broker, message)
+        elif end.status == "success" and not job.is_next_sent:
+            # What the broker has raised is only logged by Dramatiq.
+            self._drop_steps_after(broker, message, End("error", NOT_SENT))
+
+    def drop(
+        self, broker: Broker, message: MessageProxy, info: JobInfo, end: End
+    ) -> None:
+        """Write what became of a message that was stopped before a run of it began."""
+        is_lost = self._write_dropped(broker, message.message_id, info, end).lost
+        if not is_lost and end.status != "retrying":
+            self._drop_steps_after(broker, message)
+
+    def _drop_steps_after(
+        self,
+        broker: Broker,
+        message: MessageProxy | Message[Any],
+        end: End = UNREACHED,
+    ) -> None:
+        """Write how the next step of a message's pipeline ends, which will not begin,
+        and that those after it are not reached.
+        """
+        while (target := message.options.get("pipe_target")) is not None:
+            message = Message(**target)
+            function = self._tracked(message)
+            if function is not None:
+                info = function.info_of(message)
+                self._write_dropped(broker, message.message_id, info, end)
+            end = UNREACHED
+
+    def _write_dropped(
+        self, broker: Broker, uuid: str, info: JobInfo, end: End
+    ) -> Unsaved:
+        unsaved = Unsaved(uuid, Run(), info, dropped=True)
+        self._access.recorder_for(broker).end(unsaved, end)
+        return unsaved

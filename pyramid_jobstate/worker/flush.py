@@ -1,0 +1,181 @@
+"""One flush: what is written to the store, and what its replies mean."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+from ..job import Update
+from ..store import JobStore, Reply, is_hopeless
+from .backlog import Backlog
+from .cancels import Cancels
+from .outage import Outage
+from .unsaved import Unsaved
+
+log = logging.getLogger(__name__)
+
+#: The most updates in one round trip.
+BATCH = 1000
+
+#: The clock of all times here.
+_now = time.monotonic
+
+
+class Flush:
+    """Writes a backlog to the store. One thread calls it.
+
+    Parameters:
+      backlog: The runs.
+      store: Where to.
+      heartbeat: Seconds of silence after which a job is said to be running.
+      outage: What this process knows of the store.
+
+    Attributes:
+      failures: How many ticks in a row the store has taken nothing, 10 at the most.
+      is_troubled: Whether any of the last updates failed.
+    """
+
+    def __init__(
+        self, backlog: Backlog, store: JobStore, heartbeat: float, outage: Outage
+    ) -> None:
+        self._backlog = backlog
+        self._store = store
+        self._heartbeat = heartbeat
+        self._outage = outage
+        self._cancels = Cancels(store, outage)
+        self._sheds = False
+        self.failures = 0
+        self.is_troubled = False
+
+    def tick(self, now: float, everyone: bool) -> None:
+        """Write what waiters wait for or, for everyone, all that is due.
+
+        Raises:
+          Exception: A fault of this package. The next tick goes on.
+        """
+        due, silent = [], []
+        for unsaved in self._backlog.all():
+            if everyone and unsaved.is_orphaned:
+                # An interrupt came where Dramatiq does not expect one.
+                self._give_up(unsaved, "the thread that ran it is gone")
+            elif unsaved.waiters or (
+                everyone and (unsaved.is_new or now - unsaved.heard >= self._heartbeat)
+            ):
+                due.append(unsaved)
+            else:
+                silent.append(unsaved)
+        if everyone and silent and not self.failures and self._outage.may_ask():
+            # The others hear of a cancel with the reply to what they report.
+            due += self._cancels.find(silent)
+        for i in range(0, len(due), BATCH):
+            if not self._write(due[i : i + BATCH]):
+                break
+
+    def _write(self, batch: Sequence[Unsaved]) -> bool:
+        """Write what is new of some runs. Return whether the store took any of it."""
+        # A thread that begins to wait from here on waits for the next update.
+        waiting = self._backlog.waiters(batch)
+        now = _now()
+        renew_after = self._store.active_expire_in / 2
+        updates = [unsaved.take(now, renew_after) for unsaved in batch]
+        replies: Sequence[Reply | Exception]
+        try:
+            replies = self._store.write(updates)
+        except Exception as e:
+            replies = [e] * len(updates)
+        errors = []
+        for unsaved, update, reply, waiters in zip(
+            batch, updates, replies, waiting, strict=True
+        ):
+            if isinstance(reply, Reply):
+                if self._settle(unsaved, update, reply, now):
+                    self._backlog.release(unsaved, waiters)
+            elif is_hopeless(reply):
+                self._give_up(unsaved, str(reply))
+            else:
+                unsaved.mark_unconfirmed()
+                errors.append(reply)
+        self._note(errors, len(updates))
+        return len(errors) < len(updates)
+
+    def _settle(
+        self, unsaved: Unsaved, update: Update, reply: Reply, taken: float
+    ) -> bool:
+        """Act on the store's reply to an update, and return whether it is stored."""
+        if reply in (Reply.CANCELLING, Reply.CANCELLED):
+            unsaved.run.cancel()
+        if reply in (Reply.OK, Reply.CANCELLING):
+            unsaved.mark_stored(taken)
+            if update.end is not None:
+                self._backlog.remove(unsaved)
+            return True
+        if reply is Reply.FENCED:
+            # After a retry that is as it should be.
+            is_retried = update.end is not None and update.end.status == "retrying"
+            self._give_up(unsaved, "a newer run of it has begun", quiet=is_retried)
+        elif update.dropped:
+            self._give_up(unsaved, "there was nothing to drop", quiet=True)
+        elif reply is Reply.CANCELLED:
+            # Before it began, or while it was silent: others have acted on that.
+            unsaved.is_cancelled = True
+            self._give_up(unsaved, "it was cancelled", quiet=True)
+        elif reply is Reply.MISSING and not self._can_be_lost(unsaved):
+            self._give_up(unsaved, "its record has expired")
+        else:
+            # The store came back empty.
+            unsaved.begin_again()
+        return False
+
+    def _can_be_lost(self, unsaved: Unsaved) -> bool:
+        """Whether the store lost a record that is missing: the job cannot have ended
+        elsewhere and expired since.
+        """
+        return _now() - unsaved.confirmed < self._store.expire_in
+
+    def _give_up(self, unsaved: Unsaved, why: str, *, quiet: bool = False) -> None:
+        """Record a run no longer."""
+        if self._backlog.give_up(unsaved, why):
+            disregard(unsaved)
+        if not quiet:
+            uuid = unsaved.uuid
+            log.warning("Job %s is no longer recorded from here: %s.", uuid, why)
+
+    def _note(self, errors: Sequence[Exception], count: int) -> None:
+        """Log once that the store is away, and once that it is back."""
+        self.is_troubled = bool(errors)
+        if errors:
+            self._outage.complain(errors[0])
+        if len(errors) == count:
+            self.failures = min(self.failures + 1, 10)
+            self._outage.begin()
+            self._shed()
+            return
+        self.failures = 0
+        self._outage.end()
+        self._sheds = False
+        if not errors:
+            self._outage.recover()
+
+    def _shed(self) -> None:
+        """Forget the oldest ends if those that wait take too much memory."""
+        for unsaved in self._backlog.excess():
+            self._give_up(unsaved, "the store is away for too long", quiet=True)
+            if not self._sheds:
+                self._sheds = True
+                log.error(
+                    "The job state store is away for so long that the ends of jobs are "
+                    "lost, from job %s on.",
+                    unsaved.uuid,
+                )
+
+
+def disregard(unsaved: Unsaved) -> None:
+    """Log that a cancelled job has returned, which no viewer sees."""
+    end = unsaved.end
+    if unsaved.is_cancelled and end is not None and end.status == "success":
+        log.warning(
+            "Job %s returned after it was cancelled while its worker was silent: it "
+            "stays cancelled.",
+            unsaved.uuid,
+        )
