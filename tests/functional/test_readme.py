@@ -242,9 +242,13 @@ def worker(environment: dict[str, str], myapp: Path) -> Iterator[None]:
         process.terminate()
 
 
-def test_readme_is_valid() -> None:
-    """The README renders without a warning, as PyPI would render it."""
-    text = re.sub(r"code-block:: html\+jinja", "code-block:: html", README)
+@pytest.mark.parametrize(
+    "names", [("README", "CHANGES"), ("CONTRIBUTING",)], ids=" and ".join
+)
+def test_documents_are_valid(names: tuple[str, ...]) -> None:
+    """They render without a warning, as PyPI would render them."""
+    text = "\n\n".join((ROOT / f"{name}.rst").read_text("utf-8") for name in names)
+    text = re.sub(r"code-block:: html\+jinja", "code-block:: html", text)
     docutils.core.publish_doctree(
         text,
         settings_overrides={
@@ -421,8 +425,8 @@ def test_names_of_the_readme_exist() -> None:
     """Every method and attribute that the README names is one of a JobState, or of what
     the package has.
     """
-    members = {name for cls in (pyramid_jobstate.JobState,) for name in dir(cls)}
-    for module in ("", ".testing", ".resources", ".fixtures", ".record"):
+    members = set(dir(pyramid_jobstate.JobState))
+    for module in ("", ".testing", ".resources", ".fixtures"):
         members.update(dir(importlib.import_module(f"pyramid_jobstate{module}")))
     members.update(dir(pyramid_jobstate.resources.JobStates))
     members.update(["uuid"])
