@@ -44,8 +44,8 @@ tests_require = [
     "ZODB",
 ]
 
-# The applications of others in which tests/interop runs the package: each in its newest
-# version, and not beside what the other tests need.
+# Other people's applications, in which tests/interop runs the package. They need their
+# newest versions, and an environment apart from that of the other tests.
 interop_require = [
     "c2cwsgiutils",
     "devpi-server",
@@ -56,14 +56,14 @@ interop_require = [
     "pyams_site",
     "pyramid_exclog",
     "pyramid_fullauth",
-    # What some of these import without saying so.
+    # Imported by some of these, but missing from their requirements.
     "cornice",
     "cornice_swagger",
     "prometheus-client",
     "pyams_layer",
     "sentry-sdk",
     "sqlalchemy",
-    # What the tests need.
+    # Needed by the tests.
     "pyramid_tm>=2.5",
     "pytest",
     "pytest-timeout",
@@ -71,7 +71,7 @@ interop_require = [
     "webtest",
 ]
 
-# The peers that `python -m tests.benchmarks` measures beside us.
+# The peers that `python -m tests.benchmarks` measures for comparison.
 benchmarks_require = [
     *tests_require,
     "celery[redis]",
@@ -84,8 +84,7 @@ setup(
     name="pyramid_jobstate",
     version="0.1.0.dev0",
     description=(
-        "Shows the users of a Pyramid application, live and honestly, what their "
-        "Dramatiq jobs are doing."
+        "Live progress of Dramatiq jobs for the users of a Pyramid application."
     ),
     long_description=f"{readme}\n\n{changes}",
     long_description_content_type="text/x-rst",

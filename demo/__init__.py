@@ -1,16 +1,17 @@
-"""Finish Line: a small Pyramid application whose jobs are watched live.
+"""Finish Line: a small Pyramid application that shows its jobs live.
 
-`python -m demo` starts all of it. The parts, in the order to read them:
+`python -m demo` starts everything. The parts, in reading order:
 
-=========  ===================================================================
-jobs       what the worker does, and what it says about it
-views      the pages: how a job is sent, and how its page is guarded
-templates  `<job-state>` shows a job as it goes on
-static     what that leaves to do: one's list of jobs, the course of a marathon
+=========  =================================================================
+jobs       what the worker does, and how it reports progress
+views      the pages: how a job is sent, and who may see its page
+templates  `<job-state>` shows a job while it runs
+static     the rest: a user's list of jobs, the course of a marathon
 security   who may log in, and what they may do
 models     the application's own database
-results    the CSV files: reading, checking, making a sample
-=========  ===================================================================
+results    the CSV files: reading and checking them
+sample     a CSV file to try an import with
+=========  =================================================================
 """
 
 import secrets
@@ -32,7 +33,7 @@ HEADERS = {
 
 
 def add_headers(event: NewResponse) -> None:
-    """Let the browser load and run nothing but what this application serves."""
+    """Let the browser load and run only what this application serves."""
     event.response.headers.update(HEADERS)
 
 
@@ -40,10 +41,10 @@ def main(global_config: Any, **settings: Any) -> Router:
     """Return the WSGI application.
 
     Settings:
-      demo.secret: Signs the cookies. By default another one at each start, which
+      demo.secret: Signs the cookies. The default is a new one at each start, which
         logs everybody out.
     """
-    # Joining a transaction that nobody began is then an error, not a silent loss.
+    # Sending outside a transaction is then an error instead of a lost job.
     settings.setdefault("tm.manager_hook", "pyramid_tm.explicit_manager")
     settings.setdefault("demo.secret", secrets.token_hex())
 

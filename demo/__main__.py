@@ -1,8 +1,8 @@
 """`python -m demo`: everything that the demo needs, in one terminal.
 
-A Redis-compatible server, unless JOBSTATE_REDIS_URL names one that runs already, a
-Dramatiq worker, and the web server, which is this process. They end together, and what
-they have stored goes with them, unless JOBSTATE_DEMO_DATA names a folder for it.
+This process is the web server. It starts a Dramatiq worker, and a Redis-compatible
+server unless JOBSTATE_REDIS_URL names one that is running. All of them end together,
+and their data is deleted unless JOBSTATE_DEMO_DATA names a folder for it.
 """
 
 import argparse
@@ -68,15 +68,15 @@ def main() -> None:
 
 
 def leave(signum: int, frame: Any) -> None:
-    """Take everything down, once, however often somebody asks for it."""
+    """Shut everything down, once, however many signals arrive."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def listen(host: str, port: int | None) -> socket.socket:
-    """Return a socket that listens at the port, or at a free one if none was asked for
-    and the usual one is taken.
+    """Return a socket that listens at the port, by default the usual one, or a free one
+    if that is taken.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -90,8 +90,8 @@ def listen(host: str, port: int | None) -> socket.socket:
 
 
 def serve(listener: socket.socket) -> None:
-    """Serve the application until somebody asks for the end."""
-    # The forms' own limit is for the people who use them, this one for all others.
+    """Serve the application until a signal stops it."""
+    # Users of the forms meet the forms' own limit first.
     server = create_server(
         make_app({}), sockets=[listener], max_request_body_size=4 * MAX_BYTES
     )
@@ -104,7 +104,7 @@ def serve(listener: socket.socket) -> None:
 
 @contextlib.contextmanager
 def start_worker() -> Iterator[subprocess.Popen[bytes]]:
-    # In a session of its own, so that Ctrl-C does not reach it before us.
+    # In its own session: Ctrl-C must not reach it before this process.
     worker = subprocess.Popen(
         [sys.executable, "-m", "demo.worker"],
         stdin=subprocess.PIPE,
@@ -122,7 +122,7 @@ def start_worker() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def answers(port: int) -> bool:
-    """Say whether a server of ours listens at the port."""
+    """Return whether a server listens at the port."""
     try:
         socket.create_connection((HOST, port), timeout=5).close()
     except OSError:
@@ -131,10 +131,10 @@ def answers(port: int) -> bool:
 
 
 class Parts(threading.Thread):
-    """Looks after the other processes, and ends this one when one of them has ended.
+    """Watches the other processes, and ends this one when one of them has ended.
 
     Attributes:
-      failed: The name of the part that ended by itself, or None.
+      failed: The name of the part that ended on its own, or None.
     """
 
     def __init__(self) -> None:
@@ -151,7 +151,7 @@ class Parts(threading.Thread):
         return self
 
     def __exit__(self, *exception: object) -> None:
-        # Before the parts are ended, which is none of them ending by itself.
+        # Stop watching first: the parts are about to be ended on purpose.
         self._over.set()
         self.join()
 

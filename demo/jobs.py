@@ -1,5 +1,5 @@
-"""The jobs. The web process imports this module to send them, `dramatiq demo.jobs`
-to run them.
+"""The jobs. The web process imports this module to send them, and `dramatiq demo.jobs`
+imports it to run them.
 """
 
 import itertools
@@ -16,10 +16,10 @@ from demo import results
 from demo.models import Result, Upload, session_factory
 from pyramid_jobstate import JobState, JobStateMiddleware
 
-#: Where broker and job states are.
+#: The Redis server of the broker and the job states.
 REDIS_URL = os.environ.get("JOBSTATE_REDIS_URL", "redis://localhost:6379/0")
 
-#: How many of a runner's strides, of a yard each, make a mile.
+#: How many strides, of a yard each, make a mile.
 STRIDES = 1760
 
 #: How many rows an import writes in one transaction.
@@ -50,16 +50,16 @@ class ImportResults(JobState):
         return f"Import of {self.get_job_param('filename')}"
 
     def public_error(self, exception_type: str, message: str) -> str:
-        # The text of our own exception is written for the file's owner. What any
-        # other one says is not for a browser to show.
+        # BadFile is written for the file's owner. The text of any other exception may
+        # hold secrets.
         if exception_type == f"{results.__name__}.{results.BadFile.__qualname__}":
             return message
         return "The import failed through no fault of the file."
 
 
 def pacer(per_second: float | None) -> Callable[[int], None]:
-    """Return a function that waits until it is time for step `n`: for people who
-    want to watch. None is as fast as it goes.
+    """Return a function that waits until it is time for step `n`, so that people can
+    watch. With None it does not wait.
     """
     if per_second is None:
         return lambda n: None
@@ -67,7 +67,7 @@ def pacer(per_second: float | None) -> Callable[[int], None]:
 
     def wait(n: int) -> None:
         early = start + n / per_second - time.monotonic()
-        # Short sleeps cost more than they last.
+        # A short sleep takes longer than it is told to.
         if early > 0.01:
             time.sleep(early)
 
@@ -78,10 +78,10 @@ def pacer(per_second: float | None) -> Callable[[int], None]:
 def run_marathon(
     miles: float, miles_a_second: float | None, *, job_state: JobState
 ) -> None:
-    """Run `miles`, and report every stride of it.
+    """Run `miles`, and report every stride.
 
-    That is some ten thousand calls a second, or a few hundred thousand with nobody
-    watching: the recorder sends the latest values ten times a second.
+    At a sprint that makes some ten thousand calls a second, and a few hundred thousand
+    flat out. The recorder sends only the latest values, ten times a second.
     """
     strides = round(miles * STRIDES)
     wait = pacer(miles_a_second and miles_a_second * STRIDES)
@@ -108,8 +108,8 @@ def run_marathon(
 
 
 def pace_at(fraction: float) -> float:
-    """Return the seconds that a mile takes the runner there: fast down the first
-    hills, slow up the last ones, and a little faster when the finish is in sight.
+    """Return the runner's seconds per mile at this point of the course: fast down the
+    first hills, slow up the last ones, and a little faster with the finish in sight.
     """
     course = ((0, 425), (0.3, 440), (0.6, 448), (0.8, 492), (0.92, 475), (1, 430))
     for (start, a), (end, b) in itertools.pairwise(course):
@@ -134,18 +134,21 @@ def import_results(
 ) -> None:
     """Read an upload, and write its rows into the database.
 
-    It takes the id of the :class:`Upload`, its name to show, and how fast to go at the
-    most.
+    Parameters:
+      upload_id: The id of the :class:`Upload`.
+      filename: The name to show.
+      rows_a_second: The speed limit, or None.
 
     Raises:
-      BadFile: Nothing is written then, and another try would not help.
+      BadFile: The file cannot be imported. Nothing was written, and a retry would not
+        help.
     """
     job_state.set_message("Checking the file")
     with session_factory().begin() as session:
         query = select(Upload.content).where(Upload.id == upload_id)
         content = session.execute(query).scalar_one()
     total = results.check(content)
-    # The same message may run twice: what an earlier run has written makes room.
+    # The same message may run twice: remove what an earlier run wrote.
     with session_factory().begin() as session:
         session.execute(delete(Result).where(Result.upload_id == upload_id))
 
@@ -158,7 +161,7 @@ def import_results(
                 insert(Result), [{"upload_id": upload_id, **row} for row in batch]
             )
         job_state.increment_progress_metric("rows_written", len(batch))
-    job_state.set_message("All rows are read")
+    job_state.set_message("All rows have been read")
 
 
 def good_rows(
@@ -167,7 +170,7 @@ def good_rows(
     total: int,
     wait: Callable[[int], None],
 ) -> Iterator[dict[str, Any]]:
-    """Yield what is to be written, and report what is not."""
+    """Yield the rows to write, and report the rejected ones."""
     bibs: set[int] = set()
     tracked = job_state.track(rows, total, unit="rows")
     for n, (line, row) in enumerate(tracked, start=1):
@@ -186,7 +189,7 @@ def good_rows(
 
 
 def batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    """Yield the items in lists of `size`, the last one shorter."""
+    """Yield the items in lists of `size`; the last one may be shorter."""
     batch = []
     for item in items:
         batch.append(item)

@@ -1,4 +1,4 @@
-"""The application's own database, SQLite, that web and worker share."""
+"""The application's own SQLite database, shared by the web process and the worker."""
 
 import functools
 import os
@@ -24,7 +24,7 @@ class Base(DeclarativeBase):
 
 
 class Upload(Base):
-    """A CSV file, as its owner has sent it."""
+    """A CSV file, as its owner uploaded it."""
 
     __tablename__ = "uploads"
 
@@ -36,7 +36,7 @@ class Upload(Base):
 
 
 class Result(Base):
-    """A runner's result, which an import has found in an upload."""
+    """A runner's result, imported from an upload."""
 
     __tablename__ = "results"
     __table_args__ = (UniqueConstraint("upload_id", "bib"),)
@@ -59,10 +59,10 @@ class Result(Base):
 
 @functools.cache
 def session_factory() -> sessionmaker[Session]:
-    """Return what makes database sessions, one and the same for a process.
+    """Return the factory of this process for database sessions.
 
-    The database is in the folder that the environment's JOBSTATE_DEMO_DATA names, by
-    default `demo-data` where the process was started.
+    The database is in the folder that the environment variable JOBSTATE_DEMO_DATA
+    names, by default `demo-data` in the current directory.
     """
     folder = Path(os.environ.get("JOBSTATE_DEMO_DATA", "demo-data")).absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,14 +73,14 @@ def session_factory() -> sessionmaker[Session]:
 
 
 def set_pragmas(connection: Any, record: object) -> None:
-    # With a write-ahead log the pages read while an import writes.
+    # A write-ahead log lets the pages read while an import writes.
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA busy_timeout = 10000")
 
 
 def dbsession(request: Request) -> Session:
-    """Return a session that commits, or rolls back, with the request."""
+    """Return a session that commits or rolls back with the request."""
     session = session_factory()()
     zope.sqlalchemy.register(session, transaction_manager=request.tm)
     return session

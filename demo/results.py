@@ -1,4 +1,4 @@
-"""CSV files with the results of a race: reading and checking them."""
+"""Reading and checking CSV files with the results of a race."""
 
 import csv
 import io
@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-#: The most that a file may have, in bytes.
+#: The size limit of a file, in bytes.
 MAX_BYTES = 5 * 1024 * 1024
 
-#: The columns that a file must have, in any order. It may have more.
+#: The columns that a file must have, in any order. More are allowed.
 COLUMNS = ("bib", "name", "country", "finish")
 
 COUNTRY = re.compile(r"[A-Z]{3}")
@@ -18,7 +18,7 @@ FINISH = re.compile(r"(\d{1,2}):([0-5]\d):([0-5]\d)", re.ASCII)
 
 
 class BadFile(Exception):
-    """The file cannot be imported. The text says why, to whoever uploaded it."""
+    """The file cannot be imported. The text tells whoever uploaded it why."""
 
 
 class BadRow(Exception):
@@ -29,20 +29,20 @@ def check(content: bytes) -> int:
     """Return how many rows the file has.
 
     Raises:
-      BadFile: It cannot be read to its end.
+      BadFile: The file cannot be read to its end.
     """
     return sum(1 for _ in read(content))
 
 
 def read(content: bytes) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the number of each row's line, and the row's fields by column.
+    """Yield the line number of each row, and its fields by column.
 
-    A row that has too few or too many fields comes without any.
+    A row with too few or too many fields comes with none.
 
     Raises:
-      BadFile: This is no CSV in UTF-8, or a column is missing.
+      BadFile: The file is not CSV in UTF-8, or a column is missing.
     """
-    # The "sig" drops the mark that spreadsheets put at a file's beginning.
+    # The "sig" drops the byte order mark that spreadsheets write.
     text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="")
     reader = csv.reader(text, strict=True)
     try:
@@ -60,7 +60,7 @@ def read(content: bytes) -> Iterator[tuple[int, dict[str, str]]]:
     except UnicodeDecodeError:
         raise BadFile("The file is not text in UTF-8.") from None
     except csv.Error:
-        raise BadFile(f"Line {reader.line_num} of the file is no CSV.") from None
+        raise BadFile(f"Line {reader.line_num} of the file is not valid CSV.") from None
 
 
 def parse(row: dict[str, str]) -> dict[str, Any]:
@@ -74,15 +74,15 @@ def parse(row: dict[str, str]) -> dict[str, Any]:
     bib, name, country, finish = (row[column].strip() for column in COLUMNS)
     email = row.get("email", "").strip()
     if not (bib.isascii() and bib.isdigit() and len(bib) <= 6):
-        raise BadRow(f"“{bib:.20}” is no bib number")
+        raise BadRow(f"“{bib:.20}” is not a bib number")
     if not name:
         raise BadRow("the name is missing")
     if not COUNTRY.fullmatch(country):
-        raise BadRow(f"“{country:.20}” is no country code")
+        raise BadRow(f"“{country:.20}” is not a country code")
     if email and not EMAIL.fullmatch(email):
-        raise BadRow(f"“{email:.40}” is no email address")
+        raise BadRow(f"“{email:.40}” is not an email address")
     if not (match := FINISH.fullmatch(finish)):
-        raise BadRow(f"“{finish:.20}” is no finish time")
+        raise BadRow(f"“{finish:.20}” is not a finish time")
     hours, minutes, seconds = map(int, match.groups())
     return {
         "bib": int(bib),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 ROWS = 20_000
 
-#: Of each country: how many runners it sends (a weight), given and family names.
+#: For each country: the weight of its runners, given names and family names.
 COUNTRIES = {
     "USA": (
         9,
@@ -76,7 +76,7 @@ COUNTRIES = {
     ),
 }
 
-#: What goes wrong with a row in fifty.
+#: What can be wrong with a row: one in fifty has one of these faults.
 FAULTS: tuple[Callable[[list[str]], None], ...] = (
     lambda row: row.__setitem__(0, row[0] + "A"),
     lambda row: row.__setitem__(1, ""),
@@ -91,7 +91,7 @@ FAULTS: tuple[Callable[[list[str]], None], ...] = (
 
 def make() -> bytes:
     """Return the sample as a CSV file."""
-    # Not for secrets: it is to be the same every time.
+    # Not for secrets: the sample is the same every time.
     rng = random.Random(26.2)
     countries = list(COUNTRIES)
     weights = [weight for weight, _, _ in COUNTRIES.values()]

@@ -11,7 +11,7 @@ from pyramid.request import Request, RequestLocalCache
 
 @dataclass(frozen=True)
 class User:
-    """Somebody who may log in. The userid is what a job's owner is called, too."""
+    """Somebody who may log in. The userid also names the owner of their jobs."""
 
     userid: str
     name: str
@@ -30,8 +30,8 @@ USERS = {
 
 
 class Root:
-    """The root of the resource tree. What a JobState's own ACL leaves undecided,
-    such as anything that is not asked by its owner, is decided here.
+    """The root of the resource tree. It decides what a JobState's own ACL leaves
+    undecided, such as what other users than the owner may do.
     """
 
     __name__ = None
@@ -48,7 +48,7 @@ class Root:
 
 
 class SecurityPolicy:
-    """Knows users by a signed cookie, and their rights by access control lists."""
+    """Identifies users by a signed cookie, and decides by access control lists."""
 
     def __init__(self, secret: str) -> None:
         self.cookie = AuthTktCookieHelper(

@@ -22,15 +22,15 @@ from demo.results import MAX_BYTES
 from demo.security import USERS
 from pyramid_jobstate import JobState, StoreUnavailable
 
-#: How fast a marathon may be run, in miles a second.
+#: The speeds of a marathon, in miles per second.
 SPEEDS = {"Stroll": 0.25, "Jog": 1.0, "Sprint": 4.0, "Flat out": None}
 
-#: How fast a file may be imported, in rows a second.
+#: The speeds of an import, in rows per second.
 PACES = {"Easy to watch": 2_000.0, "Flat out": None}
 
 MAX_MILES = 100
 
-#: What an admin may look for.
+#: What an admin may filter by.
 KINDS = {RunMarathon.kind: "Marathons", ImportResults.kind: "Imports"}
 STATUSES = {
     "queued": "Waiting",
@@ -43,13 +43,13 @@ STATUSES = {
     "cancelled": "Cancelled",
 }
 
-#: How many jobs are on a page of a list.
+#: The number of jobs on a page of a list.
 PAGE_SIZE = 20
 
 
 @view_config(route_name="home", renderer="templates/home.jinja2")
 def home(request: Request) -> dict[str, Any]:
-    """The forms. The list of one's jobs is for the browser to get."""
+    """The forms. The browser fetches the list of the user's jobs."""
     return {
         "speeds": list(SPEEDS),
         "paces": list(PACES),
@@ -85,7 +85,7 @@ def start_sample_import(request: Request) -> HTTPSeeOther:
 
 
 def send_import(request: Request, file: BinaryIO, filename: str) -> HTTPSeeOther:
-    """Keep the file, and send the job that is to read it."""
+    """Store the file, and send the job that reads it."""
     try:
         rows_a_second = PACES[request.POST["pace"]]
     except KeyError:
@@ -98,9 +98,9 @@ def send_import(request: Request, file: BinaryIO, filename: str) -> HTTPSeeOther
         owner=request.authenticated_userid, filename=filename[:100], content=content
     )
     request.dbsession.add(upload)
-    request.dbsession.flush()  # which gives it its id
-    # The message leaves when the transaction has committed, so the job will find the
-    # upload. Should the commit fail, there is neither.
+    request.dbsession.flush()  # assigns the id
+    # The message leaves after the commit, so the job will find the upload. If the
+    # commit fails, neither exists.
     job_state = request.job_states.send(
         import_results, upload.id, upload.filename, rows_a_second
     )
@@ -108,12 +108,12 @@ def send_import(request: Request, file: BinaryIO, filename: str) -> HTTPSeeOther
 
 
 def see(request: Request, job_state: JobState) -> HTTPSeeOther:
-    """Go to the page of a job."""
+    """Redirect to the page of a job."""
     return HTTPSeeOther(request.route_url("job", uuid=job_state.uuid))
 
 
 def complain(request: Request, form: str, message: str) -> HTTPSeeOther:
-    """Go back to a form, which shows the message."""
+    """Redirect to a form, which shows the message."""
     request.session.flash(message, form)
     return HTTPSeeOther(request.route_url("home"))
 
@@ -122,7 +122,7 @@ def complain(request: Request, form: str, message: str) -> HTTPSeeOther:
     route_name="jobs", permission="list_jobs", renderer="templates/jobs.jinja2"
 )
 def everyones_jobs(request: Request) -> dict[str, Any]:
-    """A page of everyone's jobs, those of one kind or status if an admin says so."""
+    """A page of everyone's jobs, filtered by kind and status on request."""
     wanted = {name: request.GET.get(name) or None for name in ("kind", "status")}
     cursor = request.GET.get("cursor")
     try:
@@ -141,8 +141,8 @@ def everyones_jobs(request: Request) -> dict[str, Any]:
     }
 
 
-# The route's factory and traversal make the JobState the context: no such job is no
-# such page, and the permission is asked for of the job itself.
+# The route's factory and traversal make the JobState the context: an unknown job is a
+# 404, and the permission is checked on the job itself.
 @view_config(
     route_name="job",
     context=RunMarathon,
@@ -190,7 +190,7 @@ def login(request: Request) -> HTTPSeeOther:
     if user is None:
         raise HTTPBadRequest
     wanted = request.session.get("wanted", request.route_url("home"))
-    # A new session: nothing that was in it before may speak for the user.
+    # A new session: its old contents must not act for the user.
     request.session.invalidate()
     return HTTPSeeOther(wanted, headers=remember(request, user.userid))
 
@@ -212,8 +212,8 @@ def forbidden(request: Request) -> Any:
     request.response.status_int = 403
     return {
         "heading": "This one is not yours",
-        "text": "A job is for its owner and for admins to see, the list of all jobs "
-        "for admins only.",
+        "text": "Only its owner and admins may see a job. Only admins may see the list "
+        "of all jobs.",
     }
 
 
@@ -222,7 +222,8 @@ def not_found(request: Request) -> dict[str, Any]:
     request.response.status_int = 404
     return {
         "heading": "Nothing here",
-        "text": "There is no such page. A job’s page goes a day after its end.",
+        "text": "This page does not exist. The page of a job disappears a day after "
+        "the job has ended.",
     }
 
 
@@ -231,13 +232,13 @@ def unavailable(request: Request) -> dict[str, Any]:
     request.response.status_int = 503
     return {
         "heading": "Out of breath",
-        "text": "Jobs can be neither started nor seen at the moment. Try again in a "
-        "little while.",
+        "text": "Jobs cannot be started or shown at the moment. Try again in a little "
+        "while.",
     }
 
 
 def job_states(request: Request) -> Any:
-    """The root of the routes to jobs: a container that knows each by its uuid."""
+    """The root factory of the routes to jobs: a container of jobs by uuid."""
     return request.job_states
 
 

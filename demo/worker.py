@@ -1,7 +1,7 @@
-"""The worker of `python -m demo`: `dramatiq demo.jobs` that ends with its parent.
+"""The worker of `python -m demo`: `dramatiq demo.jobs`, which ends with its parent.
 
-Its standard input is a pipe from the parent, which the system closes when the parent
-ends, even where that was killed.
+Its standard input is a pipe from the parent. The system closes the pipe when the parent
+ends, even if the parent was killed.
 """
 
 import logging
@@ -21,10 +21,10 @@ ARGUMENTS = [
 
 
 def follow_parent() -> None:
-    """Wait for the parent's end, and end this process and its children.
+    """Wait for the parent's end, then kill this process and its children.
 
-    A parent that can still ask does it with SIGTERM. This one was killed, so that there
-    is nothing to wait for.
+    A parent that shuts down in order sends SIGTERM first. If only the pipe closes, the
+    parent was killed.
     """
     os.read(0, 1)
     os.killpg(0, signal.SIGKILL)

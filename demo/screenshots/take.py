@@ -16,7 +16,7 @@ from pyramid_jobstate.embedded import EmbeddedServer
 
 FOLDER = Path(__file__).parent
 
-#: The looks of the pictures: width, height, colour scheme, and whose jobs are on them.
+#: The looks of the pictures: width, height, colour scheme, and the user.
 LOOKS = {
     "light": (1280, 800, "light", "Alice"),
     "dark-phone": (390, 844, "dark", "Bob"),
@@ -27,7 +27,7 @@ BAD_FILE = {"name": "boston.csv", "mimeType": "text/csv", "buffer": b"bib,name\n
 
 @contextmanager
 def demo() -> Iterator[str]:
-    """Run the demo, and give its URL."""
+    """Run the demo, and yield its URL."""
     with EmbeddedServer() as server, tempfile.TemporaryDirectory() as data:
         os.environ.update(JOBSTATE_REDIS_URL=server.url, JOBSTATE_DEMO_DATA=data)
         process = subprocess.Popen(
@@ -45,7 +45,7 @@ def demo() -> Iterator[str]:
 
 
 def start(page: Page, url: str, button: str, speed: str) -> None:
-    """Start a job, which leads to its page."""
+    """Start a job and wait for its page."""
     page.goto(url)
     form = page.locator("form", has=page.get_by_role("button", name=button))
     form.get_by_text(speed).click()
@@ -63,7 +63,7 @@ def wait_for_percent(page: Page, pattern: str) -> None:
 
 
 def take(page: Page, name: str, top: str, bottom: str) -> None:
-    """Take a picture of the page from one element down to another's end."""
+    """Take a picture of the page from the top of one element to the end of another."""
     box = page.locator("html").bounding_box()
     start = page.locator(top).bounding_box()
     end = page.locator(bottom).bounding_box()

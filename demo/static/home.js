@@ -1,4 +1,4 @@
-// One's own jobs, a page at a time, as GET /job_state lists them.
+// The user's own jobs, a page at a time, as GET /job_state lists them.
 (() => {
   "use strict";
 
@@ -33,7 +33,7 @@
   function row(data) {
     const item = document.importNode(template.content, true);
     const element = item.querySelector("job-state");
-    // One that is over has nothing more to say.
+    // A finished job does not change any more.
     if (data.job_state === "working") element.src = data.job.url;
     element.data = data;
     const link = item.querySelector("a");
@@ -45,7 +45,7 @@
   more.addEventListener("click", show);
   show();
 
-  // Better told before five megabytes are on their way than after.
+  // Tell the user before they upload five megabytes, not after.
   for (const input of document.querySelectorAll("[data-max-bytes]")) {
     input.addEventListener("change", () => {
       const max = Number(input.dataset.maxBytes);

@@ -1,8 +1,8 @@
-// The page of a job: what its <job-state> leaves to do.
+// The page of a job: what its <job-state> does not do.
 (() => {
   "use strict";
 
-  // The page of an import has more to say once the job is done.
+  // The page of an import shows more once the job is done.
   document.addEventListener("job-state:success", ({ target }) => {
     if ("reload" in target.dataset) location.reload();
   });
@@ -18,12 +18,12 @@
     showCourse(job.progress?.fraction ?? 0);
   });
 
-  /** Move the runner along the course, and colour what is behind. */
+  /** Move the runner along the course, and colour the part already run. */
   function showCourse(fraction) {
     const line = svg.querySelector(".line");
     const { width } = line.getBBox();
     const x = fraction * width;
-    // The course has one height at each x: look for it by halves.
+    // Each x occurs once on the course: find it by bisection.
     let [from, to] = [0, line.getTotalLength()];
     while (to - from > 0.5) {
       const middle = (from + to) / 2;

@@ -1,23 +1,23 @@
 /**
  * Types of job-state.js, a classic script that defines the global `JobState` and the
- * element `<job-state>`. The element takes its styles from the script tag's `data-styles`,
- * else from job-state.css beside the script, with the script's query. A module has no
- * script tag of its own: there it is `/job_state/static/job-state.css`.
+ * element `<job-state>`. The style sheet of the element is the `data-styles` of the script
+ * tag, or else job-state.css beside the script, with the script's query. A module cannot
+ * see its script tag: it uses `/job_state/static/job-state.css`.
  */
 declare namespace JobState {
   /**
    * Follow one job until it ends.
    *
-   * Asks at once, then `pollingPeriod` after each answer, never twice at a time.
+   * Polls at once, then `pollingPeriod` after each answer, with one request at a time.
    * Sleeps while the tab is hidden, and backs off, up to 30 seconds, while the server
    * is away, overloaded or failing.
    *
-   * Jobs of one base URL share their requests, of up to 100 jobs each: when one job is
-   * due, those are asked for with it that would be due before it is again. So a job may
-   * be asked for sooner than its period says, but never on its account alone. A server
-   * that takes fewer jobs, or none but one, in a request is asked for so many. A job that
-   * the answer leaves out (unknown, forbidden, or the session has ended) is then asked
-   * for by its own URL, whose answer decides.
+   * Jobs below one base URL share requests of up to 100 jobs. A request for a job that is
+   * due includes the jobs that become due before that one is due again, so a job may be
+   * asked for before its period is over, but it never causes an extra request. If the
+   * server accepts only fewer jobs per request, or one, the requests shrink accordingly.
+   * A job that a shared answer leaves out (unknown, forbidden, or the session has ended)
+   * is then asked for at its own URL, and that answer decides.
    *
    * ```js
    * JobState.startPolling({
@@ -29,82 +29,82 @@ declare namespace JobState {
    * });
    * ```
    *
-   * @throws TypeError for a wrong option, naming it
+   * @throws TypeError that names an invalid option
    */
   function startPolling<Metrics extends object = AnyMetrics>(
     options: PollingOptions<Metrics>
   ): Poller<Metrics>;
 
   type PollingOptions<Metrics extends object = AnyMetrics> = JobAddress & {
-    /** Milliseconds from an answer to the next request: 1000, and at least 50. */
+    /** Milliseconds from an answer to the next request: 1000 by default, at least 50. */
     pollingPeriod?: number;
 
     /**
-     * The job's state has been read. May see the same data twice; sees the data of the
-     * end, too, just before `success` or `error`. The first `update` after a `lost`
-     * says that the server is back.
+     * Called with each state that was read, including the last one, just before `success`
+     * or `error`. May get the same data twice. The first `update` after a `lost` means
+     * that the server is back.
      */
     update?: ((data: JobData<Metrics>) => void) | null;
 
-    /** The job has succeeded. Called once, and nothing after it. */
+    /** The job has succeeded. Called once, as the last callback. */
     success?: ((data: JobData<Metrics>) => void) | null;
 
     /**
      * The job has failed or was cancelled: `data.job.status` says which, and
-     * `data.job.error` why. Called once, and nothing after it. Trouble on the way to
-     * the server is not an error of the job and goes to `lost`.
+     * `data.job.error` why. Called once, as the last callback. Failing to reach the server
+     * is not an error of the job: it calls `lost`.
      */
     error?: ((data: JobData<Metrics>) => void) | null;
 
     /**
-     * The job is out of sight.
+     * The job cannot be seen.
      *
-     * With `reason.final === false` the server is away, overloaded or failing: called
-     * once per outage; the poller tries again in `reason.retryIn` milliseconds, and
-     * goes on with `update`. With `reason.final === true` nobody will answer any more
-     * (401, 403, 404, 410, any other 4xx, a redirect, an answer that is no job's
-     * state): nothing is called after it. A final loss that no `lost` callback hears is
-     * written to the console as a warning.
+     * With `reason.final === false` the server is away, overloaded or failing. Called once
+     * per outage; the poller tries again in `reason.retryIn` milliseconds and continues
+     * with `update`. With `reason.final === true` the poller gives up (401, 403, 404, 410
+     * or another 4xx, a redirect, or an answer that is not the state of a job); this is
+     * the last callback. Without a `lost` callback, giving up writes a warning to the
+     * console.
      */
     lost?: ((reason: Reason) => void) | null;
 
-    /** Sent with cancel(). */
+    /** The token that cancel() sends. */
     csrfToken?: string | null;
 
     /**
-     * The header that carries the token: X-CSRF-Token, as in Pyramid. A name that browsers
-     * refuse or keep for themselves (`Cookie`) is a TypeError.
+     * The header for the token: by default X-CSRF-Token, as in Pyramid. A name that
+     * browsers refuse or reserve (`Cookie`) is a TypeError.
      */
     csrfHeader?: string | null;
 
-    /** Stops the poller when it is aborted, as stop() does. */
+    /** Aborting it stops the poller, as stop() does. */
     signal?: AbortSignal | null;
 
     /**
-     * Allow a URL of another origin, which is refused otherwise, and send it its
-     * cookies. That server needs to allow it by CORS, with credentials.
+     * Allow a URL of another origin, and send it its cookies. That server must allow it by
+     * CORS, with credentials.
      */
     crossOrigin?: boolean;
   };
 
-  /** Which job: its uuid, below a base URL, or a URL of its own. */
+  /** Which job: a uuid below a base URL, or a URL. */
   type JobAddress =
     | {
         jobUuid: string;
         /**
-         * Default: the script tag's `data-base-url`, else where the script lies
-         * (`…/static/job-state.js` of the page's origin, or a longer name such as
-         * `job-state-3f2a91.js`), else `/job_state`.
+         * Default: the script tag's `data-base-url`, or else the location of the script
+         * (`…/static/job-state.js` on the page's origin, or a longer name such as
+         * `job-state-3f2a91.js`), or else `/job_state`.
          */
         baseUrl?: string;
         url?: null;
       }
     | {
         /**
-         * What `request.resource_url(job_state)` gives; relative to the page, or to its
-         * `<base>` unless that is of another origin. If its
-         * last segment is a uuid, the rest is a base URL, as for `jobUuid`; a URL with a
-         * query, or any other, is asked by itself.
+         * What `request.resource_url(job_state)` returns. It may be relative to the page,
+         * or to its `<base>` unless that has another origin. If the last segment is a
+         * uuid, the rest is a base URL, as for `jobUuid`; any other URL, or one with a
+         * query, gets requests of its own.
          */
         url: string | URL;
         jobUuid?: null;
@@ -112,23 +112,23 @@ declare namespace JobState {
       };
 
   interface Poller<Metrics extends object = AnyMetrics> {
-    /** Stop asking, abort the request in flight, call no callback any more. */
+    /** Stop polling, abort the request in flight, and call no more callbacks. */
     stop(): void;
 
     /**
-     * Ask the server to cancel the job, and look at once how it took it. Resolves to
-     * true if it will (a running job learns of it in a moment), to false if the job had
-     * ended already. Works on a stopped poller, too.
+     * Ask the server to cancel the job, then poll at once. Resolves to true if the server
+     * accepts (a running job learns of it a moment later), or to false if the job had
+     * already ended. Works on a stopped poller too.
      *
      * Rejects with a {@link Failure} if the server refuses or is away.
      */
     cancel(): Promise<boolean>;
 
-    /** Resolves, always, when the poller has ended, after its last callback. */
+    /** Resolves when the poller has ended, after its last callback. Never rejects. */
     readonly done: Promise<Outcome<Metrics>>;
   }
 
-  /** How a poller ended. `data` are the last ones, null if there never were any. */
+  /** How a poller ended. `data` is the last data, or null if it never got any. */
   type Outcome<Metrics extends object = AnyMetrics> =
     | { outcome: "success" | "error"; data: JobData<Metrics>; reason: null }
     | { outcome: "lost"; data: JobData<Metrics> | null; reason: Reason }
@@ -137,32 +137,32 @@ declare namespace JobState {
   /** Why the server gave no useful answer; `message` is an English sentence. */
   interface Failure extends Error {
     /**
-     * `network`: no answer; `timeout`: none within 30 seconds; `status`: see `status`;
-     * `redirect`: perhaps to a login page; `format`: not the state of a job. Only from an
-     * element: `address`: its `src` is wrong or of another origin; `csrf`: a browser cannot
-     * send its `csrf-header` or `csrf-token`.
+     * `network`: no answer; `timeout`: no answer within 30 seconds; `status`: see `status`;
+     * `redirect`: perhaps to a login page; `format`: not the state of a job. Elements only:
+     * `address`: the `src` is wrong or has another origin; `csrf`: a browser cannot send the
+     * `csrf-header` or `csrf-token`.
      */
     code: "network" | "timeout" | "status" | "redirect" | "format" | "address" | "csrf";
-    /** The HTTP status, 0 if there was none to be seen. */
+    /** The HTTP status, or 0 without one. */
     status: number;
     /** Whether asking again is useless. */
     final: boolean;
   }
 
-  /** What `lost` is told. */
+  /** The argument of `lost`. */
   type Reason = Failure &
     (
       | { final: true }
       | {
           final: false;
-          /** Milliseconds to the next try; sooner if the tab is hidden and shown. */
+          /** Milliseconds until the next try, unless the tab is hidden and shown before. */
           retryIn: number;
         }
     );
 
   /**
-   * Words for the elements of the page, in any language that has none of its own: set
-   * before the elements show, by name. English unless set.
+   * Words for the elements of the page in every language without words of its own. Set
+   * them before the elements show. The default is English.
    *
    * ```js
    * JobState.labels = { working: "Baking", left: "{time} to go" };
@@ -170,18 +170,18 @@ declare namespace JobState {
    */
   let labels: Labels;
 
-  /** Words for elements in one language (their `lang`, or that of the page). */
+  /** Set the words for elements in one language (their `lang`, or that of the page). */
   function setLabels(language: string, labels: Labels): void;
 
   /**
-   * The words. What stands in braces in the English ones is filled in. An element's
-   * attribute `label-…` (such as `label-cancel`) goes before all of them; `label-job` is
+   * The words, by name. The names in braces in the English words are placeholders. An
+   * element's attribute `label-…` (such as `label-cancel`) overrides them; `label-job` is
    * its title.
    */
   type Labels = { [Name in Label]?: string };
 
   type Label =
-    // what stands for the title of a job that has none yet
+    // the title of a job without one
     | "job"
     // by state
     | State
@@ -195,7 +195,7 @@ declare namespace JobState {
     // {done} {unit}, {total}
     | "amount"
     | "amount-of"
-    // {amount}, by second and by minute
+    // {amount}, per second and per minute
     | "rate"
     | "rate-slow"
     | "cancel"
@@ -214,15 +214,16 @@ declare namespace JobState {
     | "redirect"
     | "status";
 
-  /** What an element shows: the job's status, or that it cannot be seen. */
+  /** What an element shows: the status of the job, or why it cannot be seen. */
   type State = Job["status"] | "loading" | "reconnecting" | "lost";
 
   /**
-   * `<job-state src="…">`: a job's progress, from now to its end.
+   * `<job-state src="…">`: a job's progress, until it ends.
    *
-   * Its content shows until the first answer. Content with `data-metric` stays, below the
-   * bar: the text of any such descendant becomes the metric's value, as does that of an
-   * element elsewhere with `data-metric` and `data-job` (or `for`), the element's id.
+   * Its content shows until the first answer, and permanently, below the bar, if it has
+   * descendants with `data-metric`: their text becomes the value of that metric. So does
+   * the text of any element with `data-metric` whose `data-job` (or `for`) is the id of this
+   * element.
    *
    * ```html
    * <job-state id="run" src="/job_state/…/" cancellable csrf-token="…">
@@ -232,33 +233,33 @@ declare namespace JobState {
    * ```
    *
    * Events, which bubble out of shadow roots: `job-state:update`, `job-state:success` and
-   * `job-state:error` with the data as `detail`, `job-state:lost` with the reason.
+   * `job-state:error`, with the data as `detail`, and `job-state:lost`, with the reason.
    *
    * Parts for `::part()`: job, head, icon, ring, sign, title, percent, cancel, bar, fill,
    * foot, status, details, left, message, notice, log. Custom properties:
    * `--job-state-accent`, `-success`, `-warning`, `-error`, `-track`, `-muted` (colours),
    * `-bar-height`, `-radius`. Light and dark follow the page's `color-scheme`. The
-   * attribute `state` is there for selectors.
+   * element keeps its `state` in an attribute, for selectors.
    */
   class JobStateElement extends HTMLElement {
-    /** Attribute `src`: what `request.resource_url(job_state)` gives. */
+    /** Attribute `src`: what `request.resource_url(job_state)` returns. */
     src: string;
     /** Attribute `period`: milliseconds, 1000 by default. */
     period: number;
-    /** Attribute `cancellable`: show a button to who may cancel the job. */
+    /** Attribute `cancellable`: show a cancel button to viewers who may cancel the job. */
     cancellable: boolean;
     /** Attribute `log`: show the last lines of the job's log. */
     log: boolean;
     /**
-     * The last data. Data that are set are shown, and told to nobody. An element out of
-     * the page is drawn when it is put into it.
+     * The last data. Setting it shows it, without an event. An element outside the page is
+     * drawn when it is inserted.
      */
     data: JobData | null;
     readonly state: State;
     /**
-     * As {@link Poller.cancel}; false also while it was asked and not answered, or if no
-     * job is followed. The attribute `csrf-token` is sent with it, in the header that the
-     * attribute `csrf-header` names: X-CSRF-Token by default.
+     * Like {@link Poller.cancel}; also resolves to false while an earlier call waits for its
+     * answer, or if the element follows no job. Sends the attribute `csrf-token` in the
+     * header that the attribute `csrf-header` names, by default X-CSRF-Token.
      */
     cancel(): Promise<boolean>;
   }
@@ -270,14 +271,14 @@ declare namespace JobState {
     "job-state:lost": CustomEvent<Reason>;
   }
 
-  /** A job as the server describes it: every metric at the top, and two reserved names. */
+  /** The JSON of a job: every metric at the top level, and two reserved names. */
   type JobData<Metrics extends object = AnyMetrics> = Metrics & {
     /** `working` covers every status of a job that has not ended. */
     job_state: "working" | "success" | "error";
     job: Job;
   };
 
-  /** Metrics have whatever names and JSON values the actor sets. */
+  /** Metrics: any names and JSON values that the actor sets. */
   interface AnyMetrics {
     [name: string]: any;
   }
@@ -310,19 +311,19 @@ declare namespace JobState {
     started_at: string | null;
     updated_at: string | null;
     finished_at: string | null;
-    /** Not ended, and this viewer may cancel it. */
+    /** Whether the job has not ended and this viewer may cancel it. */
     cancellable: boolean;
     error: { message: string } | null;
   }
 
   interface Progress {
     done: number;
-    /** null: nobody knows how much there is. */
+    /** null if unknown. */
     total: number | null;
     unit: string | null;
     /** From 0 to 1. */
     fraction: number | null;
-    /** Seconds from `updated_at` to the end, as the worker reckoned then. */
+    /** Seconds from `updated_at` to the end, as the worker estimated then. */
     eta: number | null;
   }
 }

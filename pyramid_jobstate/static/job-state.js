@@ -13,12 +13,12 @@
 
 // All times are milliseconds.
 const DEFAULT_PERIOD = 1000;
-const MIN_GAP = 50; // between a job's answer and the next request, whatever happens
-const GATHER = 10; // for the other jobs of the page to join the first request
+const MIN_GAP = 50; // between a job's answer and its next request, in any case
+const GATHER = 10; // lets the other jobs of the page join the first request
 const MAX_BACKOFF = 30 * 1000;
 const MAX_RETRY_AFTER = 5 * 60 * 1000;
 const REQUEST_TIMEOUT = 30 * 1000;
-const MAX_PERIOD = 2 ** 30; // a setTimeout of more than twice as long fires at once
+const MAX_PERIOD = 2 ** 30; // setTimeout fires at once from twice this value
 
 const ENGLISH = {
   job: "Job",
@@ -64,7 +64,7 @@ const ENGLISH = {
  */
 const ofDocument = (name) => Reflect.get(Document.prototype, name, document);
 
-// Set only while a classic script is being loaded. An SVG script says nothing of jobs.
+// Set only while a classic script runs. The tag of an SVG script does not configure ours.
 const current = ofDocument("currentScript");
 const script = current instanceof HTMLScriptElement ? current : make("script");
 const { baseUrl, styles } = script.dataset;
@@ -72,7 +72,7 @@ const { baseUrl, styles } = script.dataset;
 // A blob: or data: URL has nothing beside it.
 const USUAL = "/job_state/static/job-state.js";
 const home = resolve("", resolve(script.getAttribute("src") || USUAL)) || resolve(USUAL);
-// A query that busts caches is the sheet's as well.
+// A query that busts caches applies to the style sheet too.
 const sheetUrl = (styles && resolve(styles)) || new URL(`job-state.css${home.search}`, home);
 const [, mount] =
   /^(.+)\/static\/job-state([-.][^/]*)?\.js$/.exec(home.origin === self.origin && home.pathname) || [];
@@ -102,8 +102,8 @@ function startPolling(options) {
 }
 
 /**
- * What one caller wants to know of one job: its callbacks, the last data, and how
- * it ended. Knows nothing of requests and timers; `release` tells those it is over.
+ * One caller's interest in one job: the callbacks, the last data, and the outcome.
+ * Does not know requests or timers; `release` tells them that the watch is over.
  */
 class Watch {
   constructor(callbacks, period) {
@@ -137,7 +137,7 @@ class Watch {
     if (this.ended) return;
     this.ended = true;
     this.release();
-    // Nobody may be left to wonder why the page stands still.
+    // Explain in the console why the page stands still.
     if (reason && !this.callbacks.lost) console.warn(`JobState: ${reason.message}`);
     if (outcome !== "stopped") this.call(outcome, reason || this.data);
     this.resolve({ outcome, data: this.data, reason });
@@ -149,7 +149,7 @@ class Watch {
   }
 }
 
-/** Call what may throw, and report to the console if it does. */
+/** Call a function, and report to the console if it throws. */
 function attempt(act, complaint) {
   try {
     act();
@@ -158,7 +158,7 @@ function attempt(act, complaint) {
   }
 }
 
-/** One job: who follows it, its last data, and when it is to be asked for. */
+/** One job: its watches, its last data, and when to ask for it next. */
 class Job {
   constructor({ uuid, url }) {
     this.uuid = uuid;
@@ -168,8 +168,8 @@ class Job {
     this.tag = null; // of the answer that held the data
     this.due = Infinity;
     this.earliest = 0;
-    this.again = false; // what is on its way is too old to count
-    this.alone = false; // a batch did not show it: its own URL says why
+    this.again = false; // the answer in flight will be out of date
+    this.alone = false; // missing from a batch: its own URL says why
     this.failures = 0; // in a row
   }
 
@@ -177,12 +177,12 @@ class Job {
     return Math.min(...[...this.watches].map((watch) => watch.period));
   }
 
-  /** Ask as soon as may be. */
+  /** Ask as soon as possible. */
   hurry(gather = 0) {
     this.due = Math.min(this.due, Math.max(this.earliest, performance.now() + gather));
   }
 
-  /** Ask after a pause, or at once if somebody said so meanwhile. */
+  /** Ask after a pause, or at once if a refresh was requested meanwhile. */
   rest(pause, now) {
     this.earliest = now + MIN_GAP;
     this.due = this.again ? this.earliest : now + pause;
@@ -193,7 +193,7 @@ class Job {
     for (const watch of [...this.watches]) watch.receive(data);
   }
 
-  /** The last data are still true: news for who has none, or was told of an outage. */
+  /** Pass on the last data, still current, to watches without data or in an outage. */
   confirm() {
     for (const watch of [...this.watches]) {
       if (watch.outage || !watch.data) watch.receive(this.data);
@@ -208,13 +208,12 @@ class Job {
 const channels = new Map();
 
 /**
- * All jobs that are followed below one base URL. They share the requests, of which
- * one is on its way at a time, and none while the page is not looked at. A job may be
- * asked for sooner than its period says, if that spares it a request of its own, but
- * never later.
+ * All jobs that are followed below one base URL. They share their requests: at most one
+ * at a time, and none while the page is hidden. A job may be asked for before its period
+ * is over if that saves a request of its own, but never after.
  */
 class Channel {
-  /** Returns the function that leaves. */
+  /** Returns a function that ends the watch. */
   static follow(place, watch) {
     const { base, uuid } = place;
     const channel = channels.get(base) || new Channel(base);
@@ -244,7 +243,7 @@ class Channel {
     this.notBefore = 0;
     this.timer = null;
     this.controller = null; // of the request in flight
-    this.away = false; // left, perhaps into the back/forward cache
+    this.away = false; // the page was left, perhaps into the back/forward cache
     this.listen("addEventListener");
   }
 
@@ -262,7 +261,7 @@ class Channel {
     }
   }
 
-  /** Captured at the window, events reach us even if another listener stops them. */
+  /** Capture at the window: other listeners cannot stop the events before us. */
   listen(method) {
     for (const type of ["visibilitychange", "online", "pageshow", "pagehide"]) {
       window[method](type, this, true);
@@ -272,7 +271,7 @@ class Channel {
   handleEvent({ type, target }) {
     if (target !== window && target !== document) return;
     if (type === "pagehide") {
-      // A browser that leaves a page cuts off its requests: not an outage.
+      // Browsers cut off requests when they leave a page. This is not an outage.
       this.away = true;
       this.interrupt();
     } else {
@@ -287,7 +286,7 @@ class Channel {
     if (this.controller) this.controller.abort();
   }
 
-  /** Ask when a job is due. */
+  /** Ask when the next job is due. */
   plan() {
     clearTimeout(this.timer);
     const jobs = [...this.jobs.values()];
@@ -306,8 +305,8 @@ class Channel {
   }
 
   /**
-   * The jobs to ask for now: those that are due, and those that would be before these
-   * are again, unless that spares no request.
+   * The jobs to ask for now: those that are due, and those that become due before these
+   * are due again, if asking early saves a request.
    */
   waiting(now) {
     const jobs = [...this.jobs.values()];
@@ -318,7 +317,7 @@ class Channel {
     );
   }
 
-  /** Ask once, for as many jobs as one request takes, and pass on the answer. */
+  /** Ask once, for as many jobs as fit into one request, and pass on the answer. */
   async ask(now) {
     const waiting = this.waiting(now);
     const alone = waiting.find((job) => job.alone);
@@ -328,7 +327,7 @@ class Channel {
     const url = single
       ? asked[0].url
       : `${this.base}?${asked.map(({ uuid }) => `uuid=${uuid}`).join("&")}`;
-    // Is this what was asked last for each of them?
+    // Was the last request for each of these jobs the same one?
     const last = asked[0].tag;
     const tag = last && last.url === url && asked.every((job) => job.tag === last) && last.etag;
     for (const job of asked) job.again = false;
@@ -342,7 +341,7 @@ class Channel {
       return;
     }
     if (reason && !single && reason.status !== 401) {
-      // An older server, or a request too large or too long: ask for fewer.
+      // An older server, or the request is too large or too long: ask for fewer jobs.
       const tooLarge = [400, 413, 414, 431].includes(reason.status);
       this.limit = tooLarge ? Math.ceil(asked.length / 2) : 1;
       return;
@@ -378,7 +377,7 @@ class Channel {
     reason.retryIn = Math.max(
       period,
       ceiling * jitter,
-      // Everybody was told the same time: do not all come back at it.
+      // The server told all clients the same time: spread them out.
       retryAfter && retryAfter + period * jitter
     );
     for (const job of jobs) job.rest(reason.retryIn, now);
@@ -428,7 +427,7 @@ async function send(url, headers, controller, method = "GET") {
       method,
       headers: { Accept: "application/json", ...headers },
       cache: "no-store",
-      credentials: "include", // another origin was allowed on purpose
+      credentials: "include", // the caller allowed another origin explicitly
       redirect: "manual",
       signal: controller.signal,
     });
@@ -448,7 +447,7 @@ function refusal({ status, type }) {
 
 function retryAfter(headers) {
   const value = headers.get("Retry-After");
-  // A date is the server's, and so is the clock to read it by.
+  // Compare a date with the server's clock.
   const wait = /^\d+$/.test(value)
     ? value * 1000
     : Date.parse(value) - (Date.parse(headers.get("Date")) || Date.now());
@@ -472,12 +471,12 @@ function isJob(data) {
   );
 }
 
-/** A value that came with the object: names like "constructor" find nothing else. */
+/** An object's own value: names like "constructor" must not find inherited ones. */
 function own(object, name) {
   return Object.prototype.hasOwnProperty.call(object, name) ? object[name] : undefined;
 }
 
-/** An Error with a `code`, the HTTP `status` (0: none), and whether it is `final`. */
+/** Returns an Error with a `code`, the HTTP `status` (0: none), and `final`. */
 function problem(code, status = 0, final = false) {
   const message = fill(ENGLISH[nameOf(code, status)], { status });
   return Object.assign(new Error(message), { code, status, final });
@@ -539,8 +538,8 @@ function checkOptions(options) {
 }
 
 /**
- * Where a job is asked for: by its own URL, and with others by its uuid at its base.
- * A URL that does not look like base and uuid, or has a query, stands alone.
+ * Where to ask for a job: at its own URL or, together with others, by its uuid at the base
+ * URL. A URL that has a query, or does not look like base and uuid, stands alone.
  */
 function placeOf({ origin, pathname, search }, jobUuid) {
   const url = origin + pathname + search;
@@ -549,7 +548,7 @@ function placeOf({ origin, pathname, search }, jobUuid) {
   return search || !uuid ? { base: url, uuid: "", url } : { base: origin + path, uuid, url };
 }
 
-/** What addresses are relative to. A `<base>` of another origin is ignored. */
+/** The base of relative URLs. A `<base>` of another origin is ignored. */
 function baseOfPage() {
   const base = ofDocument("baseURI");
   return new URL(base).origin === self.origin ? base : location;
@@ -564,7 +563,7 @@ function resolve(address, base = baseOfPage()) {
   }
 }
 
-/** Whether a page may send a header: browsers drop those that they keep for themselves. */
+/** Whether a page may send a header: browsers drop the ones reserved for themselves. */
 function maySend(name, value) {
   try {
     return new Request("data:,", { headers: { [name]: value } }).headers.has(name);
@@ -575,7 +574,7 @@ function maySend(name, value) {
 
 // The element
 
-// What is drawn over the ring of the icon, in a box of 20 by 20.
+// The path inside the icon's ring, in a box of 20 by 20.
 const ICONS = {
   queued: "M10 6v4.3l2.6 1.6",
   working: "M10 2.5A7.5 7.5 0 0 1 17.5 10",
@@ -596,7 +595,7 @@ function setLabels(language, labels) {
   connected.forEach(refresh);
 }
 
-// Intl's objects are dear to make: each is kept.
+// Intl's objects are expensive to create, so each is kept.
 const formats = {};
 
 function format(kind, language, options, value) {
@@ -606,24 +605,24 @@ function format(kind, language, options, value) {
       try {
         formats[key] = new Intl[kind](...asked);
       } catch (error) {
-        // no language, or an option that this browser lacks: the plainer one will do
+        // not a language, or an unsupported option: keep the plainer format
       }
     }
   }
   return formats[key].format(value);
 }
 
-/** Text from the server, without what could disturb the text around it. */
+/** Text from the server, without characters that could disturb the surrounding text. */
 function clean(value, most = 1000) {
   const text = typeof value === "string" ? value : value == null ? "" : JSON.stringify(value);
   const cut = text.length > most ? `${text.slice(0, most)}…` : text;
-  // Control characters, and those that turn the direction of what follows.
+  // Control characters, and those that change the direction of the text.
   return cut.replace(/[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]/g, "");
 }
 
-// All elements that changed are drawn in one go, before the browser draws the page. In a
-// hidden tab that may be never, so only elements that are in the page are kept here; the
-// others are drawn when they are put into it.
+// All changed elements are drawn together, before the browser paints. In a hidden tab that
+// may never happen, so only elements in the page wait here; the others are drawn when they
+// are inserted.
 const changed = new Set();
 let planned = false;
 
@@ -643,7 +642,7 @@ function draw(loaded) {
   planned = false;
   for (const element of elements) {
     attempt(() => {
-      // document.querySelectorAll may be an element of that name.
+      // Not document.querySelectorAll: it may be an element of that name.
       roots.add(element.closest(":root") || element.getRootNode());
       element._draw(loaded);
     }, "an element cannot be drawn");
@@ -663,7 +662,7 @@ function draw(loaded) {
   }
 }
 
-// One live region speaks for all elements of the page.
+// One live region announces for all elements of the page.
 const speaker = make("div", { role: "status" });
 speaker.style.cssText = "position:fixed;clip-path:inset(50%)";
 const sentences = new Map();
@@ -684,7 +683,7 @@ function say(element, sentence) {
   sentences.set(element, sentence);
 }
 
-let sheet = null; // a promise of one for all, or of none where it cannot be had
+let sheet = null; // a promise of the shared style sheet, or of null if it cannot be loaded
 
 async function loadSheet() {
   try {
@@ -698,7 +697,7 @@ async function loadSheet() {
   }
 }
 
-/** Style a shadow root. A strict policy blocks a <style> in it, but not a link. */
+/** Style a shadow root. A strict policy blocks a <style> there, but not a link. */
 function addStyles(root, loaded) {
   try {
     if (!loaded) throw loaded;
@@ -716,7 +715,7 @@ function make(name, attributes = {}, ...children) {
   return node;
 }
 
-/** An element whose part, class and place in a View's `parts` have one name. */
+/** An element with the same name as its part, its class and its key in View.parts. */
 function part(tag, name, attributes = {}, ...children) {
   return make(tag, { part: name, class: name, ...attributes }, ...children);
 }
@@ -757,7 +756,7 @@ class View {
     this.written = new Map();
   }
 
-  /** Set an attribute, a class or a text, and remove it for null. */
+  /** Set the text, a style property or an attribute; null removes an attribute. */
   set(name, attribute, value) {
     const key = `${name} ${attribute}`;
     if (this.written.get(key) === value) return;
@@ -787,7 +786,7 @@ class View {
   }
 }
 
-const PROPERTIES = ["src", "cancellable", "log"]; // each like its attribute
+const PROPERTIES = ["src", "cancellable", "log"]; // each reflects its attribute
 const ASKING = ["src", "period", "csrf-token", "csrf-header", "cross-origin"];
 
 class JobStateElement extends HTMLElement {
@@ -803,14 +802,14 @@ class JobStateElement extends HTMLElement {
     this._view = new View(this.attachShadow({ mode: "open" }));
     this._poller = null;
     this._forget();
-    this._stale = true; // the poller is not, or no longer, what the attributes say
+    this._stale = true; // the poller does not match the attributes (yet)
     this._view.parts.cancel.addEventListener("click", () => this.cancel().catch(() => {}));
     this._view.slot.addEventListener("slotchange", () => refresh(this));
   }
 
   connectedCallback() {
     for (const name of [...PROPERTIES, "period", "data"]) {
-      // Set before the script was there.
+      // Set before the script was loaded.
       const value = own(this, name);
       delete this[name];
       if (value !== undefined) this[name] = value;
@@ -822,7 +821,7 @@ class JobStateElement extends HTMLElement {
   }
 
   disconnectedCallback() {
-    // One that is moved comes back before this.
+    // An element that was moved is back in the page by then.
     Promise.resolve().then(() => {
       if (this.isConnected) return;
       connected.delete(this);
@@ -835,7 +834,7 @@ class JobStateElement extends HTMLElement {
     if (ASKING.includes(name) && (old !== value || this.state === "lost")) {
       if (name === "src") this._forget();
       this._stop();
-      // Attributes that change together are one change.
+      // Handle attributes that change together as one change.
       Promise.resolve().then(() => this._follow());
     }
     refresh(this);
@@ -850,7 +849,7 @@ class JobStateElement extends HTMLElement {
     this.setAttribute("period", period);
   }
 
-  /** The last data, or null. Setting them shows them. */
+  /** The last data, or null. Setting it shows it. */
   get data() {
     return this._data;
   }
@@ -924,10 +923,10 @@ class JobStateElement extends HTMLElement {
 
   _forget() {
     this._data = null;
-    this._reason = null; // why it is out of sight
-    this._asking = false; // to cancel
+    this._reason = null; // why the job cannot be seen
+    this._asking = false; // a cancel is on its way
     this._complaint = ""; // why it could not be cancelled
-    this._quarter = -1; // the last that was spoken of
+    this._quarter = -1; // the last one announced
   }
 
   _tell(name, detail) {
@@ -939,7 +938,7 @@ class JobStateElement extends HTMLElement {
 
   get _language() {
     const element = this.closest("[lang]") || ofDocument("documentElement");
-    // A form's `lang` may be its field of that name.
+    // Not `element.lang`: in a form that may be a field of that name.
     return element.getAttribute("lang") || "";
   }
 
@@ -966,7 +965,7 @@ class JobStateElement extends HTMLElement {
   }
 
   _duration(seconds) {
-    // Near the end it is still a guess: not every second is a new one.
+    // An estimate: below a minute, show steps of five seconds, not every second.
     const s = seconds < 10 ? Math.max(1, seconds) : seconds < 60 ? Math.ceil(seconds / 5) * 5 : seconds;
     const [unit, size] =
       s < 60 ? ["second", 1] : s < 3570 ? ["minute", 60] : s < 86400 ? ["hour", 3600] : ["day", 86400];
@@ -983,7 +982,7 @@ class JobStateElement extends HTMLElement {
     return format("DateTimeFormat", this._language, options, time).replace(/ /g, "\u00a0");
   }
 
-  /** What stands behind the status: how much of how much, how fast. */
+  /** The details after the status: how much of how much, how fast. */
   _details(job, { done, total, unit }, state) {
     const details = [];
     const due = state === "queued" || state === "retrying" ? this._time(job.due_at) : null;
@@ -995,7 +994,7 @@ class JobStateElement extends HTMLElement {
       const values = {
         done: this._number(done),
         total: this._number(total),
-        // Isolated, so that words of another direction leave the numbers alone.
+        // Isolated, so that text of another direction does not reorder the numbers.
         unit: unit ? `\u2068${clean(unit, 30)}\u2069` : "",
       };
       details.push(this._label(total == null ? "amount" : "amount-of", values));
@@ -1038,15 +1037,15 @@ class JobStateElement extends HTMLElement {
     const fraction = Number.isFinite(known) ? Math.min(Math.max(known, 0), 1) : null;
     const unknown =
       ["working", "cancelling"].includes(state) && fraction === null ? "indeterminate" : "";
-    // Nothing is whole before it is, and 0.29 * 100 is 28.999999999999996.
+    // Round down, so that 100 % means done. But 0.29 * 100 is 28.999999999999996.
     const hundredths = fraction === null ? null : Math.floor(fraction * 100 + 1e-9);
     const percent = fraction === null ? "" : this._number(hundredths / 100, { style: "percent" });
 
     if (this.getAttribute("state") !== state) this.setAttribute("state", state);
-    // What the server wrote into the page stands until there is something to show,
-    // and for good if it waits for metrics.
+    // Keep the content that the server rendered until the first answer, and for good if it
+    // shows metrics.
     view.slot.hidden = answered && !this.querySelector("[data-metric]");
-    // More elements that move smoothly would keep the browser busy.
+    // Animating more elements than this would keep the browser busy.
     const lively = connected.size > 30 ? "" : "lively";
     const details = this._details(job, progress, state);
     const left = state === "working" && progress.eta > 0 && progress.eta < 1e8
@@ -1080,12 +1079,12 @@ class JobStateElement extends HTMLElement {
     view.set("log", "aria-label", this._label("log"));
     view.log(lines.slice(-20).map((line) => clean(line)));
 
-    // Speak at the start, at each quarter and at the end.
+    // Announce the start, each quarter and the end.
     if (!answered) return;
     const before = this._quarter;
     const now = isOver ? 5 : Math.floor(fraction * 4);
     this._quarter = now;
-    // A job that was over when the page came is no news.
+    // Do not announce a job that had ended before the page was loaded.
     if (now <= before || (before < 0 && isOver && state !== "lost")) return;
     const rest = isOver ? `${word}. ${this._notice(job, state)}` : before < 0 ? word : percent;
     say(this, `${this._title(job)}: ${rest}`.trim());

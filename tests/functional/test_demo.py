@@ -356,7 +356,7 @@ def test_admin_finds_jobs_by_kind_and_status(
     page.get_by_label("Kind").select_option("Marathons")
     page.get_by_label("Status").select_option("Failed")
     page.get_by_role("button", name="Show").click()
-    expect(page.get_by_text("None of these.")).to_be_visible()
+    expect(page.get_by_text("No matching jobs.")).to_be_visible()
     assert page.request.get(f"{demo.url}/jobs?status=nope").status == 400
     assert console_errors == []
 
@@ -423,7 +423,7 @@ def test_store_that_is_away_is_said_in_words(
         assert navigation.value.status == 503
         expect(page.get_by_role("heading")).to_have_text("Out of breath")
         page.get_by_role("link", name="Go to your own jobs").click()
-        alert = page.get_by_text("Your jobs cannot be seen at the moment.")
+        alert = page.get_by_text("Your jobs cannot be shown at the moment.")
         expect(alert).to_be_visible()
     page.get_by_role("button", name="Try again").click()
     expect(page.get_by_text("None yet.")).to_be_visible()

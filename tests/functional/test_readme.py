@@ -40,6 +40,29 @@ class SecurityPolicy:
 """
 
 
+#: The rest of the application to which the README adds lines.
+MAIN = """
+from pyramid.config import Configurator
+
+from myapp.security import SecurityPolicy
+
+
+def main(global_config, **settings):
+    with Configurator(settings=settings) as config:
+        config.set_security_policy(SecurityPolicy())
+{lines}
+        return config.make_wsgi_app()
+"""
+
+#: Gives the application sessions.
+SESSIONS = """
+from pyramid.session import SignedCookieSessionFactory
+
+
+def includeme(config):
+    config.set_session_factory(SignedCookieSessionFactory("secret"))
+"""
+
 #: Serves the application, and a page with the script that polls by hand.
 SERVE = """
 import sys
@@ -178,6 +201,12 @@ def myapp(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for text in snippets(language):
             if match := re.match(r"(?:#|<!--) (myapp/[\w/.]+)", text):
                 files[match[1]] = text
+    lines = textwrap.indent(files["myapp/__init__.py"], " " * 8)
+    files["myapp/__init__.py"] = MAIN.format(lines=lines)
+    # The runner takes a second a mile for people to watch.
+    jobs = files["myapp/jobs.py"]
+    assert "time.sleep(1)" in jobs
+    files["myapp/jobs.py"] = jobs.replace("time.sleep(1)", "time.sleep(0.02)")
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, "utf-8")
@@ -204,7 +233,8 @@ def run(program: str, environment: dict[str, str], myapp: Path) -> None:
 
 @pytest.fixture
 def worker(environment: dict[str, str], myapp: Path) -> Iterator[None]:
-    command = [sys.executable, "-m", "dramatiq", "myapp.jobs", "-p", "1", "-t", "2"]
+    (shown,) = re.findall(r"^  (dramatiq .+)$", README, re.MULTILINE)
+    command = [sys.executable, "-m", *shown.split(), "-p", "1", "-t", "2"]
     with subprocess.Popen(
         command, env=environment, cwd=myapp, stdout=subprocess.DEVNULL, stderr=-3
     ) as process:
@@ -212,9 +242,13 @@ def worker(environment: dict[str, str], myapp: Path) -> Iterator[None]:
         process.terminate()
 
 
-def test_readme_is_valid() -> None:
-    """The README renders without a warning, as PyPI would render it."""
-    text = re.sub(r"code-block:: html\+jinja", "code-block:: html", README)
+@pytest.mark.parametrize(
+    "names", [("README", "CHANGES"), ("CONTRIBUTING",)], ids=" and ".join
+)
+def test_documents_are_valid(names: tuple[str, ...]) -> None:
+    """They render without a warning, as PyPI would render them."""
+    text = "\n\n".join((ROOT / f"{name}.rst").read_text("utf-8") for name in names)
+    text = re.sub(r"code-block:: html\+jinja", "code-block:: html", text)
     docutils.core.publish_doctree(
         text,
         settings_overrides={
@@ -330,6 +364,26 @@ app.get("/job_state?all=1", status=403)
     run(program, environment, myapp)
 
 
+def test_visitors_of_the_readme_own_their_jobs(environment: Any, myapp: Path) -> None:
+    """With the function that reads the session, a visitor who has not logged in sees
+    the job that they sent, and another visitor does not.
+    """
+    (myapp / "sessions.py").write_text(SESSIONS, "utf-8")
+    program = """
+from webtest import TestApp
+from myapp import main
+settings = {
+    "jobstate.owner": "myapp.visitors.visitor", "pyramid.includes": "sessions"
+}
+app = main({}, **settings)
+visitor, other = TestApp(app), TestApp(app)
+url = visitor.get("/run").html.find("job-state")["src"]
+assert visitor.get(url).json["job"]["cancellable"] is True
+other.get(url, status=403)
+"""
+    run(program, environment, myapp)
+
+
 def test_script_of_the_readme_sends(
     environment: Any, myapp: Path, redis_url: str
 ) -> None:
@@ -371,12 +425,13 @@ def test_names_of_the_readme_exist() -> None:
     """Every method and attribute that the README names is one of a JobState, or of what
     the package has.
     """
-    members = {name for cls in (pyramid_jobstate.JobState,) for name in dir(cls)}
+    members = set(dir(pyramid_jobstate.JobState))
     for module in ("", ".testing", ".resources", ".fixtures"):
         members.update(dir(importlib.import_module(f"pyramid_jobstate{module}")))
     members.update(dir(pyramid_jobstate.resources.JobStates))
     members.update(["uuid"])
-    section = README.partition("What a job can say")[2].partition("On the page\n---")[0]
+    section = README.partition("Report progress from an actor\n---")[2]
+    section = section.partition("Show a job on a page\n---")[0]
     named = set(re.findall(r"``(?:job_state\.)?(\w+)(?:\([^`]*)?``", section))
     named -= {"job_state", "True", "async"}
     assert not {name for name in named if name not in members}

@@ -54,7 +54,7 @@ def test_other_applications_take_one_line(name: str, module: str) -> None:
 
 def test_table_has_all_of_them() -> None:
     """The README names no application that is not tested, and each that is."""
-    section = README.partition("In other applications\n---")[2]
+    section = README.partition("Use it in other applications\n---")[2]
     table = section.partition("lines\n")[2].partition("\n\n")[0]
     rows = re.findall(r"^([\w-]+) ", table, re.MULTILINE)
 
