@@ -41,6 +41,7 @@ tests_require = [
     "tqdm",
     "types-tqdm",
     "webtest",
+    "wheel",
     "ZODB",
 ]
 

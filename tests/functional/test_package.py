@@ -1,0 +1,160 @@
+"""How the package is laid out, and what its wheel brings with it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import dramatiq
+import pytest
+from dramatiq.brokers.redis import RedisBroker
+
+import pyramid_jobstate
+from pyramid_jobstate import JobStateMiddleware, JobStore
+from tests.support import wait_for
+from tests.workerprocess import PATIENCE
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "pyramid_jobstate"
+MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+#: A worker that tells where the package is, and which modules of Pyramid it has loaded.
+WORKER = """
+import os, sys
+
+import dramatiq
+from dramatiq.brokers.redis import RedisBroker
+
+import pyramid_jobstate
+from pyramid_jobstate import JobState, JobStateMiddleware
+
+broker = RedisBroker(url=os.environ["BROKER_URL"])
+broker.add_middleware(JobStateMiddleware())
+dramatiq.set_broker(broker)
+
+
+@dramatiq.actor
+def tell(*, job_state: JobState) -> None:
+    job_state.set_progress_metric("place", pyramid_jobstate.__file__)
+    loaded = [name for name in sys.modules if name.partition(".")[0] == "pyramid"]
+    job_state.set_progress_metric("loaded", loaded)
+"""
+
+
+def test_imports_point_down() -> None:
+    """The contracts in pyproject.toml hold: imports point down and make no circle."""
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "0 broken" in done.stdout
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_has_at_most_300_lines(module: str) -> None:
+    """A module that grows is split."""
+    assert len((PACKAGE / module).read_text("utf-8").splitlines()) <= 300
+
+
+def test_guide_for_contributors_lists_every_module() -> None:
+    """CONTRIBUTING.rst has a line for each module, in its folder."""
+    guide = (ROOT / "CONTRIBUTING.rst").read_text("utf-8")
+    listed, folder = set(), ""
+    for line in guide.splitlines():
+        if match := re.match(r" {4}(  )?(\w+)(/|\.py) ", line):
+            indented, name, kind = match.groups()
+            if kind == "/":
+                folder = f"{name}/"
+            else:
+                listed.add(f"{folder if indented else ''}{name}.py")
+    modules = {m for m in MODULES if not m.endswith("/__init__.py")}
+    assert listed == modules
+
+
+def test_public_names_can_be_imported_from_the_package() -> None:
+    """What the README uses stands at the top, and the container at its own path."""
+    from pyramid_jobstate.resources import JobStates
+
+    assert set(pyramid_jobstate.__all__) == {
+        "JobCancelled",
+        "JobError",
+        "JobState",
+        "JobStateMiddleware",
+        "JobStore",
+        "Progress",
+        "StoreUnavailable",
+        "current_job_state",
+        "includeme",
+    }
+    assert all(hasattr(pyramid_jobstate, name) for name in pyramid_jobstate.__all__)
+    assert JobStates.__name__ == "JobStates"
+
+
+@pytest.fixture(scope="module")
+def wheel_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a new environment that has the package's wheel, and for whatever
+    the wheel needs the packages of this one.
+    """
+    home = tmp_path_factory.mktemp("wheel")
+    # The build leaves files beside its sources.
+    sources = home / "sources"
+    shutil.copytree(PACKAGE, sources / PACKAGE.name)
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, sources)
+
+    def run(*command: str | Path) -> None:
+        done = subprocess.run(
+            [*map(str, command)], cwd=sources, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    build = (sys.executable, "-m", "build", "--wheel", "--no-isolation")
+    run(*build, "--outdir", home)
+    run(sys.executable, "-m", "venv", "--without-pip", home / "venv")
+    python = home / "venv" / "bin" / "python"
+    (wheel,) = home.glob("*.whl")
+    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--no-deps")
+    run(*pip, "--no-index", wheel)
+    (site,) = (home / "venv").glob("lib/python*/site-packages")
+    # After its own: the package is that of the wheel.
+    ours = next(path for path in sys.path if path.endswith("site-packages"))
+    (site / "others.pth").write_text(ours)
+    return python
+
+
+def test_worker_with_the_wheel_does_not_import_pyramid(
+    wheel_python: Path, redis_url: str, tmp_path: Path
+) -> None:
+    """A worker whose package was installed from the wheel runs and records a job, and
+    loads nothing of Pyramid.
+    """
+    (tmp_path / "wheelworker.py").write_text(WORKER)
+    broker = RedisBroker(url=redis_url)
+    broker.add_middleware(JobStateMiddleware())
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def tell() -> None: ...
+
+    store = JobStore(redis_url)
+    command = [wheel_python, "-m", "dramatiq", "wheelworker"]
+    environ = {"BROKER_URL": redis_url, "PATH": os.environ["PATH"]}
+    with (tmp_path / "log").open("w+") as log:
+        worker = subprocess.Popen(
+            [*map(str, command), "--processes", "1", "--threads", "1"],
+            cwd=tmp_path,
+            env=environ,
+            stderr=log,
+        )
+        try:
+            uuid = tell.send().message_id
+            wait_for(lambda: (job := store.load(uuid)) and job.is_success, PATIENCE)
+        finally:
+            worker.terminate()
+            worker.wait(PATIENCE)
+    job_state = store.load(uuid)
+    assert job_state is not None
+    told = job_state.progress_metrics
+    assert told["loaded"] == []
+    assert Path(told["place"]).is_relative_to(wheel_python.parents[1])
