@@ -16,8 +16,8 @@ import docutils.core
 import pytest
 
 import pyramid_jobstate
-from pyramid_jobstate import testing
-from pyramid_jobstate.web.settings import PREFIX, SETTINGS
+from pyramid_jobstate import JobStore, testing
+from pyramid_jobstate.web.settings import PREFIX, SETTINGS, Settings
 from tests.pollserver import PollServer
 from tests.support import wait_for
 
@@ -416,9 +416,22 @@ def test_json_of_the_readme_has_the_names_that_there_are(redis_url: str) -> None
 
 
 def test_settings_of_the_readme_are_those_that_there_are() -> None:
-    """Every setting is in the README, and every one there exists."""
-    table = README.partition("Settings\n---")[2]
-    assert set(re.findall(rf"^``{PREFIX}(\w+)``", table, re.MULTILINE)) == set(SETTINGS)
+    """Every setting is in the README with its default, and every one there exists."""
+    table = README.partition("Settings\n---")[2].split("\n\n")[1]
+    rows = re.findall(rf"^``{PREFIX}(\w+)``(.*(?:\n .*)*)", table, re.MULTILINE)
+    assert dict(rows).keys() == SETTINGS.keys()
+    for name, text in rows:
+        default = SETTINGS[name]
+        assert default is None or text.endswith(f"(``{default}``)"), name
+
+
+def test_defaults_of_the_settings_are_those_of_a_store(redis_url: str) -> None:
+    """A setting that is left out means the same as its default written out."""
+    settings = {f"{PREFIX}{name}": value for name, value in SETTINGS.items() if value}
+    store = Settings({**settings, f"{PREFIX}redis_url": redis_url}).store()
+    plain = JobStore(redis_url)
+    for name in ("namespace", "expire_in", "active_expire_in", "stalled_after"):
+        assert getattr(store, name) == getattr(plain, name), name
 
 
 def test_names_of_the_readme_exist() -> None:
