@@ -87,7 +87,7 @@ def answering(view: View) -> View:
     @functools.wraps(view)
     def answer(context: Any, request: Request) -> Response:
         # The application's own code may read the query: a locale negotiator does.
-        if not is_readable(request):
+        if request.environ.get("QUERY_STRING") and not is_readable(request):
             return bad_request("A parameter is not UTF-8.")
         try:
             return view(context, request)

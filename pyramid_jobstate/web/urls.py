@@ -102,29 +102,29 @@ class OursPredicate:
         return ours is self.value
 
 
-class ReadablePredicate:
-    """The view predicate `jobstate_readable`: whether the query can be decoded, so that
-    a predicate that reads it does not raise.
+class QueryPredicate:
+    """The view predicate `jobstate_query`: whether the request has a query that can be
+    decoded, so that a predicate that reads it does not raise.
     """
 
     def __init__(self, value: bool, config: Configurator) -> None:
         self.value = value
 
     def text(self) -> str:
-        return f"jobstate_readable = {self.value}"
+        return f"jobstate_query = {self.value}"
 
     phash = text
 
     def __call__(self, context: Any, request: Request) -> bool:
-        return is_readable(request) is self.value
+        has_query = bool(request.environ.get("QUERY_STRING"))
+        return (has_query and is_readable(request)) is self.value
 
 
 def is_readable(request: Request) -> bool:
     """Whether the query of a request can be decoded."""
     try:
         # It is decoded when it is first read.
-        if request.environ.get("QUERY_STRING"):
-            request.GET  # noqa: B018
+        request.GET  # noqa: B018
     except UnicodeDecodeError:
         return False
     return True

@@ -37,7 +37,7 @@ from .interfaces import IMaxUuids, IStoreUnavailable
 from .permits import permits
 from .resources import JobStates
 from .unavailable import UnreadRecord
-from .urls import CANCEL, JOB, LIST, OTHER, OursPredicate, ReadablePredicate
+from .urls import CANCEL, JOB, LIST, OTHER, OursPredicate, QueryPredicate
 
 if TYPE_CHECKING:
     from pyramid.config import Configurator
@@ -189,7 +189,7 @@ class Answer(NamedTuple):
 
 
 #: What a query must have for a batch. The first predicate is checked first.
-BATCH: Mapping[str, object] = {"jobstate_readable": True, "request_param": "uuid"}
+BATCH: Mapping[str, object] = {"jobstate_query": True, "request_param": "uuid"}
 
 #: Our views: the routes that lead to each, its context and name, and what answers.
 VIEWS: tuple[tuple[tuple[str, ...], type, str, tuple[Answer, ...]], ...] = (
@@ -208,7 +208,7 @@ def add_views(config: Configurator) -> None:
     """Register each view for our routes, and for containers mounted elsewhere."""
     config.add_view_predicate("jobstate_ours", OursPredicate)
     config.add_view_predicate(
-        "jobstate_readable", ReadablePredicate, weighs_less_than="request_param"
+        "jobstate_query", QueryPredicate, weighs_less_than="request_param"
     )
     classImplements(StoreUnavailable, IStoreUnavailable)
     config.add_exception_view(unavailable_elsewhere, context=IStoreUnavailable)
