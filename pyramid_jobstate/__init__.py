@@ -33,8 +33,8 @@ def includeme(config: Configurator) -> None:
     them is served from ``pyramid_jobstate:static/``.
 
     The application's security policy decides who may see a job. Without a policy, the
-    ACLs of the jobs are evaluated for Everyone alone, so nobody sees another user's
-    jobs. The application's Dramatiq broker needs the :class:`JobStateMiddleware`.
+    jobs' ACLs are evaluated for Everyone alone, so by default nobody sees another
+    user's jobs. The application's Dramatiq broker needs a :class:`JobStateMiddleware`.
 
     Directives:
 

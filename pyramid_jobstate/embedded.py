@@ -34,9 +34,9 @@ PORTS = range(20000, 32768)
 #: Seconds to wait for a started server to answer.
 START_TIMEOUT = 10.0
 
-#: Its arguments: the parent of the temporary directory, the server's permanent
-#: directory or "", and the command. The server keeps the supervisor's stdout open as
-#: descriptor 3, so that it reaches its end when the server exits. Errors go to stderr.
+#: The script's arguments: the parent of the temporary directory, the server's permanent
+#: directory or "", and the command. The server keeps the script's stdout open as
+#: descriptor 3, so its reader sees EOF when the server exits. Errors go to stderr.
 SUPERVISOR = """
 trap : HUP INT TERM
 directory=$2
@@ -123,8 +123,8 @@ class EmbeddedServer:
         """Start the server and wait until it answers.
 
         Raises:
-          RuntimeError: No server is installed, the server did not answer within 10
-            seconds, or it is already running.
+          RuntimeError: No server is installed, the server exits or does not answer
+            within 10 seconds, or it is already running.
         """
         if self._supervisor is not None:
             raise RuntimeError("The server is already running. Call stop() first.")

@@ -1,7 +1,7 @@
 """The job itself: its record, its changes, its reports and its JobState.
 
-This package imports only the standard library and :mod:`pyramid_jobstate.errors`, and
-does not depend on Redis, Dramatiq or Pyramid.
+This package may import the standard library and :mod:`pyramid_jobstate.errors`, but not
+Redis, Dramatiq or Pyramid.
 """
 
 from .changes import End, NewJob, Update

@@ -55,7 +55,7 @@ class Facts(Handle):
 
     @property
     def owner(self) -> str | float | None:
-        """The principal who may see and cancel the job, or None."""
+        """The owner, who by default may see and cancel the job, or None."""
         owner: str | float | None = self._record.owner
         return owner
 

@@ -39,7 +39,7 @@ class Handle:
             over 256 KiB, or the name is empty or reserved.
         """
         run = self._run
-        # Tight loops call this a million times: run.py explains why this is enough.
+        # A loop may call this a million times: run.py says why these checks suffice.
         if (
             type(value) in NUMBERS
             and -LIMIT < value < LIMIT
@@ -140,7 +140,7 @@ class Handle:
 
         Raises:
           TypeError: The text is not a string.
-          ValueError: It is too long.
+          ValueError: The text is too long.
         """
         self._run.set_message(text)
 

@@ -152,8 +152,8 @@ class JobState(Facts):
         return humanized(self.actor if type(self) is JobState else self.kind)
 
     def cancel(self) -> bool:
-        """Request cancellation of the job. A running job receives the request a moment
-        later; any other unfinished job is cancelled at once.
+        """Request cancellation of the job. A running job learns of it a moment later;
+        any other unfinished job is cancelled at once.
 
         Returns:
           False if the job had already ended, else True.

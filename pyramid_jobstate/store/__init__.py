@@ -1,7 +1,7 @@
 """Storage of jobs in Redis or Valkey: all keys, scripts and encodings.
 
-This package imports redis-py and :mod:`pyramid_jobstate.job`, and does not depend on
-Dramatiq or Pyramid.
+This package may import redis-py, :mod:`pyramid_jobstate.job` and
+:mod:`pyramid_jobstate.errors`, but not Dramatiq or Pyramid.
 """
 
 from .connection import Client, is_hopeless, redis_errors

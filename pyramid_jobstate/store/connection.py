@@ -85,10 +85,10 @@ def connect(url: str) -> Client:
             if url.partition(":")[0].endswith(CLUSTER) and isinstance(
                 e, errors.RedisError
             ):
-                # Only a Cluster is contacted here.
+                # Only the client of a Cluster connects when it is created.
                 raise
             fault = "an option after its ? is unknown or has an invalid value"
-    # Raised outside the handler: inside, the traceback would show the handled one.
+    # Raised outside the handler, which would chain the original exception.
     raise ValueError(
         f"The URL of the Redis server is invalid: {fault}. Use the form "
         "redis://user:password@localhost:6379/0, with special characters in the "

@@ -176,7 +176,7 @@ class JobStore:
 
     def cancel(self, uuid: str, info: JobInfo) -> bool:
         """Request cancellation of a job. Return False if it had already ended."""
-        # If a reply is lost the client may repeat the call: the random word shows it.
+        # The client may repeat the call if a reply is lost: the word identifies it.
         (done,) = self._run([self._calls.cancel(uuid, secrets.token_hex(4))])
         if done:
             # Losing these calls does no harm: lists move entries that they find in the
@@ -280,7 +280,7 @@ class JobStore:
 
 def store_beside(client: object, **options: Any) -> JobStore | None:
     """Return a store on the server of a `redis.Redis`, or None for any other object.
-    The store uses connections of its own, which fail sooner than the client's.
+    If possible, the store has its own connections, which fail sooner than the client's.
     """
     if not isinstance(client, Redis):
         return None

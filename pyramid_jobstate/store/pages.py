@@ -49,7 +49,7 @@ class Page(NamedTuple):
 
 
 class Filter(NamedTuple):
-    """Which jobs to list. None matches every job."""
+    """Which jobs to list. A field that is None matches every job."""
 
     owner: str | float | None = None
     kind: str | None = None

@@ -1,6 +1,6 @@
 -- Request cancellation of the job. ARGV: ttl, milliseconds of silence after which a run
 -- counts as dead, error, a word that identifies this request.
--- Returns 2 if the job is now cancelled, 1 if its worker has to stop it, and 0 if it has
+-- Returns 2 if the job is now cancelled, 1 if its worker is yet to stop it, 0 if it has
 -- ended or is unknown. A repeated request gets the same reply: "asked" keeps its word and
 -- those of the two requests before it.
 -- A later delivery of a cancelled job's message is skipped, so the record must outlive the

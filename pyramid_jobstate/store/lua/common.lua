@@ -67,7 +67,7 @@ local function was_cancelled(status, asked)
   return status == "cancelled" and asked
 end
 
--- Whether a run whose last sign of life was at a time counts as dead.
+-- Whether a run counts as dead, given the time of its last sign of life.
 local function is_silent(seen, now, silence)
   return now - (tonumber(seen) or 0) > tonumber(silence)
 end

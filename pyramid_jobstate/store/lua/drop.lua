@@ -1,9 +1,9 @@
 -- A message was stopped before a run of it began: it was dropped or requeued.
--- ARGV: a token of this call, ttl of an ended job, ttl of an unfinished job, milliseconds of
--- silence after which a run counts as dead, "1" if the message was not sent (then a job
--- whose message the broker has is left alone), the only sender whose record may change or
--- "" for any, status, milliseconds until the message is delivered again ("" if it is not), the
--- error of a cancelled job, the error, if any.
+-- ARGV: a token of this call, ttl of an ended job, ttl of an unfinished job, milliseconds
+-- of silence after which a run counts as dead, "1" if the message was not sent (then a job
+-- whose message the broker has is left alone), the only sender whose record may change
+-- ("" for any), status, milliseconds until the message is delivered again ("" if it is
+-- not), the error of a cancelled job, the error, if any.
 -- Returns OK, or MISSING if there is nothing to do.
 
 local token, status, delay, reason = ARGV[1], ARGV[7], tonumber(ARGV[8]), ARGV[10]

@@ -1,9 +1,9 @@
 -- Add a job to an index or remove it. An index of unfinished jobs is ordered by the time
 -- when they were queued or are due, an index of ended jobs by the time of their end, in
 -- microseconds, the newest last.
--- ARGV: uuid, ttl (0 to remove the job), delay, and "NX" if a listed job keeps its place, or
--- "GT" if it moves to the top.
--- Entries older than the ttl have expired and are removed. The index expires with the last.
+-- ARGV: uuid, ttl (0 to remove the job), delay, and "NX" if a listed job keeps its place,
+-- or "GT" if it moves to the top.
+-- Entries older than the ttl are removed. The index itself expires with the last one.
 
 local uuid, ttl, delay = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 if ttl == 0 then
