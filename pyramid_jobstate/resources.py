@@ -1,4 +1,4 @@
-"""The documented import path of :class:`JobStates`."""
+"""The public import path of :class:`JobStates`."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Helpers for the tests of applications.
+"""Helpers for testing applications.
 
-* ``config.include("pyramid_jobstate.testing")``: what views send is kept in
-  :func:`outbox`, also in a transaction that is never committed.
-* :func:`detached`: a JobState to call an actor with; :func:`values` and
-  :func:`history`: what the actor has reported, in order.
-* :func:`put_job`: a job in any state, to test a page with.
+* ``config.include("pyramid_jobstate.testing")`` collects the messages that views send
+  in an :func:`outbox`, even if the transaction is never committed.
+* :func:`detached` returns a JobState to call an actor with; :func:`values` and
+  :func:`history` return what the actor reported, in order.
+* :func:`put_job` creates a job in any status, for testing a page.
 
 The pytest fixtures are in :mod:`pyramid_jobstate.fixtures`.
 """
@@ -50,8 +50,8 @@ class Sent(NamedTuple):
     """A message that a view has sent.
 
     Attributes:
-      message: The message.
-      job_state: The job, as the view got it.
+      message: The Dramatiq message.
+      job_state: The JobState that the view received.
     """
 
     message: Message[Any]
@@ -59,19 +59,21 @@ class Sent(NamedTuple):
 
 
 class Outbox(list[Sent]):
-    """What the views of an application have sent, in order."""
+    """The messages that the views of an application have sent, in order."""
 
     def keep(self, outgoing: Outgoing) -> None:
         self.extend(map(Sent, outgoing.messages, outgoing.job_states))
 
 
 def includeme(config: Configurator) -> None:
-    """Keep what views send in an outbox. It is checked as in earnest, but neither
-    written nor sent, whatever becomes of the transaction. So the middleware of the
-    broker may have another store than the application.
+    """Collect the messages that views send in an outbox.
 
-    Include it before or after the package itself, for instance by the setting
-    ``pyramid.includes``.
+    Messages are validated as usual, but neither written nor sent, whether the
+    transaction commits or aborts. Therefore the broker's middleware and the
+    application may use different stores.
+
+    Include this module before or after the package itself, for example with the
+    setting ``pyramid.includes``.
     """
     from .web import IOutbox
 
@@ -79,7 +81,7 @@ def includeme(config: Configurator) -> None:
 
 
 def outbox(registry: Registry) -> Outbox:
-    """Return what the views of an application have sent so far.
+    """Return the messages that the views of an application have sent so far.
 
     Parameters:
       registry: The application's registry, such as ``app.app.registry`` of a WebTest
@@ -93,13 +95,14 @@ def outbox(registry: Registry) -> Outbox:
     found: Outbox | None = registry.queryUtility(IOutbox)
     if found is None:
         raise LookupError(
-            'There is no outbox. Call config.include("pyramid_jobstate.testing").'
+            "The application has no outbox. Call "
+            'config.include("pyramid_jobstate.testing").'
         )
     return found
 
 
 class RecordingRun(Run):
-    """A run that keeps every value, not only the latest."""
+    """A run that keeps every reported value, not only the latest."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +110,7 @@ class RecordingRun(Run):
 
     def _set_metrics(self, values: Mapping[str, object]) -> None:
         super()._set_metrics(values)
-        # With no name known every call comes here.
+        # Known names bypass this method: forget them to record every call.
         self.known.clear()
         for name in values:
             value = self.metrics[name]
@@ -155,8 +158,8 @@ def detached(
     """Return a JobState to call an actor with: ``run_marathon(26, job_state=...)``.
 
     Parameters:
-      job_state_class: The class of the actor's jobs.
-      params: What its `job_params` are to be.
+      job_state_class: The JobState class of the actor.
+      params: The `job_params` of the JobState.
     """
     info = JobInfo(job_state_class.kind, "", 1, None, dumps(params))
     record = Record(str(uuid.uuid4()), info.fields(), "working")
@@ -164,20 +167,25 @@ def detached(
 
 
 def history(job_state: JobState) -> list[tuple[Any, ...]]:
-    """Return all that was reported to a :func:`detached` JobState, in order: ("metric",
-    name, value), ("progress", done, total, unit), ("message", text), ("log", line).
+    """Return every report to a :func:`detached` JobState, in order: ("metric", name,
+    value), ("progress", done, total, unit), ("message", text) or ("log", line).
 
     Raises:
-      TypeError: The JobState is another.
+      TypeError: The JobState was not created by :func:`detached`.
     """
     run = run_of(job_state)
     if not isinstance(run, RecordingRun):
-        raise TypeError(f"{job_state!r} does not come from detached().")
+        raise TypeError(f"{job_state!r} was not created by detached().")
     return run.history
 
 
 def values(job_state: JobState, name: str) -> list[Any]:
-    """Return every value that a metric of a :func:`detached` JobState had, in order."""
+    """Return every value reported for one metric of a :func:`detached` JobState, in
+    order.
+
+    Raises:
+      TypeError: The JobState was not created by :func:`detached`.
+    """
     return [entry[2] for entry in history(job_state) if entry[:2] == ("metric", name)]
 
 
@@ -202,21 +210,25 @@ def put_job(
     attempt: int = 1,
     delay: float = 0.0,
 ) -> JobState:
-    """Put a job into a state, as a worker would have, and return it.
+    """Store a job in the given status, as a worker would, and return it.
 
     Parameters:
-      store: Where to.
-      status: Any status that a job can have.
-      error: Why it failed, was cancelled or is retried.
-      attempt: Which try it is at.
-      delay: Seconds until it is due, for "queued" and "retrying".
+      store: The store to write to.
+      job_state_class: The JobState class of the job.
+      status: Any status of a job.
+      actor: The name of the actor.
+      owner: The owner of the job, or None.
+      params, metrics, progress, message, log: The values to read on the JobState.
+      error: Why the job failed, was cancelled or is retried.
+      attempt: The number of the attempt, from 1.
+      delay: Seconds until the job is due, for "queued" and "retrying".
 
     Raises:
-      ValueError: No job can have this status.
+      ValueError: The status is unknown, or a metric is invalid.
     """
     if status not in UNFINISHED + FINISHED:
         known = ", ".join(UNFINISHED + FINISHED)
-        raise ValueError(f"There is no status {status!r}. There are: {known}.")
+        raise ValueError(f"Unknown status {status!r}. Use one of: {known}.")
     job = str(uuid.uuid4())
     encoded = None if owner is None else dumps(owner)
     info = JobInfo(job_state_class.kind, actor, attempt, encoded, dumps(params or {}))

@@ -1,7 +1,7 @@
-"""What a job is: its record, what may happen to it, what it reports, its JobState.
+"""The job itself: its record, its changes, its reports and its JobState.
 
-This wing knows nothing of Redis, Dramatiq or Pyramid. It may use the standard library
-and the package's errors.
+This package may import the standard library and :mod:`pyramid_jobstate.errors`, but not
+Redis, Dramatiq or Pyramid.
 """
 
 from .changes import End, NewJob, Update

@@ -1,4 +1,4 @@
-"""What may happen to a job: it is sent, a run of it reports, the run ends."""
+"""The changes of a job: it is sent, a run of it reports, the run ends."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class NewJob(NamedTuple):
 
     Attributes:
       uuid: The id of the message.
-      info: What is known of the job.
-      delay: Seconds until it is due, or until its turn comes at the earliest.
-      waits: Whether it is a later step of a pipeline, whose turn has not come.
-      sender: Names who sends it, if they may want to take back what they have written.
+      info: The job's kind, actor, owner and parameters.
+      delay: Seconds until the job is due, or the earliest that its turn can come.
+      waits: Whether the job is a later step of a pipeline and waits for its turn.
+      sender: Identifies the sender, so that it can withdraw its own record, or "".
     """
 
     uuid: str
@@ -31,10 +31,11 @@ class End(NamedTuple):
 
     Attributes:
       status: "success", "error", "cancelled" or "retrying".
-      error: Why, unless it is a success.
-      delay: Seconds until the message comes again, or None if it was not put back.
+      error: The reason, or None.
+      delay: Seconds until the message is delivered again, or None if it was not
+        requeued.
       was_called: Whether the actor's function was called. If not, the record keeps the
-        attempt of the run before.
+        attempt of the previous run.
     """
 
     status: str
@@ -45,23 +46,23 @@ class End(NamedTuple):
 
 @dataclasses.dataclass(slots=True)
 class Update:
-    """What a run has to say since its last update: one write to one key.
+    """The changes of a run since its last update, written to the key of its job.
 
     Attributes:
-      uuid: The job.
-      token: The run. Only the newest may write.
-      seq: Rises with each update of a run, so that none is applied twice or late.
-      base: The last one that is known to be stored, which this one builds on.
-      info: What is known of the job.
+      uuid: The uuid of the job.
+      token: Identifies the run. Only the newest run may write.
+      seq: Increases with each update of a run, so that none is applied twice or late.
+      base: The `seq` of the last update known to be stored, on which this one builds.
+      info: The job's kind, actor, attempt, owner and parameters.
       fields: The hash fields to set.
-      begins: Whether the store has not yet confirmed that the run began.
-      renews: Whether its place in the lists is about to expire.
-      age: Seconds since it began.
-      late: Whether another run may have begun since this beginning was due.
-      cancelled: Whether a run that begins anew has heard that its job was cancelled.
-      end: Given when the run is over.
+      begins: Whether the store has yet to confirm that the run began.
+      renews: Whether to renew the job's place in the lists before it expires.
+      age: Seconds since the run began.
+      late: Whether a newer run may have begun since this one did.
+      cancelled: Whether the run already knows that its job was cancelled.
+      end: How the run ended, or None while it continues.
       dropped: Whether the message was stopped before a run began.
-      sender: Names whose record alone it is about, if it was not sent.
+      sender: If set, apply the update only to a record written by this sender.
     """
 
     uuid: str
@@ -81,5 +82,5 @@ class Update:
 
     @property
     def reports(self) -> bool:
-        """Whether it says more than that the run began."""
+        """Whether there is more to write than the beginning of the run."""
         return bool(self.fields or self.end or not self.begins)

@@ -1,4 +1,4 @@
-"""Facts: what is known of a job, for whoever reads its JobState."""
+"""Facts: the reading half of a JobState."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .values import Json, loads
 
 
 class Facts(Handle):
-    """What is known of a job: what stands in its record and, while it runs here, what
-    it has reported since.
+    """The state of a job: its stored record and, if it runs in this process, what it
+    has reported since.
     """
 
     def __init__(self, record: Record, run: Run = NO_RUN) -> None:
@@ -35,7 +35,7 @@ class Facts(Handle):
 
     @property
     def is_success(self) -> bool:
-        """Whether the job has ended well."""
+        """Whether the job has succeeded."""
         return self.status == "success"
 
     @property
@@ -55,19 +55,19 @@ class Facts(Handle):
 
     @property
     def owner(self) -> str | float | None:
-        """The principal who may see and cancel the job, or None."""
+        """The owner, who by default may see and cancel the job, or None."""
         owner: str | float | None = self._record.owner
         return owner
 
     @property
     def job_params(self) -> dict[str, Any]:
-        """The values that were sent, by the names of the actor's parameters. A value of
-        more than 16 KiB is left out, as is one that JSON cannot say.
+        """The values that were sent, by the names of the actor's parameters. Values
+        over 16 KiB, and those without a JSON form, are left out.
         """
         return self._record.params
 
     def get_job_param(self, name: str, default: Any = None) -> Any:
-        """Return the value that was sent for one parameter."""
+        """Return the value that was sent for a parameter, or `default`."""
         return self.job_params.get(name, default)
 
     @property
@@ -78,18 +78,18 @@ class Facts(Handle):
         return {k: _plain(v) for k, v in self._run.metrics.copy().items()}
 
     def get_progress_metric(self, name: str, default: Any = None) -> Any:
-        """Return the latest value of one metric."""
+        """Return the latest value of a metric, or `default`."""
         return self.progress_metrics.get(name, default)
 
     @property
     def progress(self) -> Progress | None:
-        """How far the job has come, or None if it never said."""
+        """How far the job has come, or None if it has not reported any progress."""
         reported: Any = self._run.report.get("progress")
         return Progress(*reported) if reported else self._record.progress
 
     @property
     def message(self) -> str | None:
-        """The latest message."""
+        """The latest message, or None."""
         message: Any = self._run.report.get("message", self._record.message)
         return message  # type: ignore[no-any-return]
 
@@ -101,44 +101,44 @@ class Facts(Handle):
 
     @property
     def error(self) -> JobError | None:
-        """Why the job failed or was cancelled: for the application, not for viewers,
-        who read what :meth:`public_error` says.
+        """Why the job failed, is retried or was cancelled, or None. For the application
+        only: viewers see what :meth:`public_error` returns.
         """
         return self._record.error
 
     @property
     def attempt(self) -> int:
-        """Which try its newest run is, from 1, or 0 if none has begun."""
+        """The attempt number of the newest run, from 1, or 0 before the first run."""
         return self._record.attempt
 
     @property
     def queued_at(self) -> datetime.datetime | None:
-        """When the job was sent, in UTC."""
+        """When the job was sent, in UTC, or None if that is unknown."""
         return self._record.time("queued")
 
     @property
     def due_at(self) -> datetime.datetime | None:
-        """When it is to be started, in UTC, if it was delayed."""
+        """When the job is due, in UTC, or None if it was not delayed."""
         return self._record.time("due")
 
     @property
     def started_at(self) -> datetime.datetime | None:
-        """When its newest run began, in UTC."""
+        """When the newest run began, in UTC, or None."""
         return self._record.time("started")
 
     @property
     def updated_at(self) -> datetime.datetime | None:
-        """When it last reported, in UTC."""
+        """When the job last changed or reported, in UTC."""
         return self._record.time("updated")
 
     @property
     def finished_at(self) -> datetime.datetime | None:
-        """When it ended, in UTC."""
+        """When the job ended, in UTC, or None."""
         return self._record.time("finished")
 
     @property
     def cancel_requested(self) -> bool:
-        """Whether somebody has asked to cancel the job."""
+        """Whether cancellation of the job was requested."""
         if self._run is NO_RUN:
             return self._record.is_cancel_requested
         return self._run.ask()

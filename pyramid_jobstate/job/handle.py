@@ -1,4 +1,4 @@
-"""Handle: what an actor calls to report how its job comes along."""
+"""Handle: the methods that an actor calls to report from its job."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from .steps import AsyncSteps
 
 T = TypeVar("T")
 
-#: What a JobState writes to that was not handed to a running job: it takes nothing.
+#: The run of a JobState that does not belong to a running job: it refuses every report.
 NO_RUN = Run(
-    closed="This JobState was loaded: only a running job may report, through the "
-    "job_state that it was given."
+    closed="This JobState was loaded from a store. Only a running job can report, "
+    "through the job_state that its actor receives."
 )
 
 
 class Handle:
-    """What an actor calls. RuntimeError unless this is the job_state of a running job,
-    and JobCancelled once somebody has cancelled that.
+    """The methods that an actor calls. They raise RuntimeError unless this is the
+    job_state of a running job, and JobCancelled once that job has been cancelled.
     """
 
     def __init__(self, run: Run = NO_RUN) -> None:
@@ -30,16 +30,16 @@ class Handle:
 
         Parameters:
           name: The name of the metric.
-          value: Anything that JSON can say, or a date, UUID, Decimal, enum or NumPy
-            scalar. A copy is kept.
+          value: Any JSON value, or a date, UUID, Decimal, enum or NumPy scalar. A
+            copy is kept.
 
         Raises:
-          TypeError: The value has no JSON form, or the name is no string.
+          TypeError: The value has no JSON form, or the name is not a string.
           ValueError: The value is NaN, infinite or over 16 KiB, the job's metrics take
             over 256 KiB, or the name is empty or reserved.
         """
         run = self._run
-        # Every word here is run a million times: see run.py for what is left out.
+        # A loop may call this a million times: run.py says why these checks suffice.
         if (
             type(value) in NUMBERS
             and -LIMIT < value < LIMIT
@@ -57,15 +57,20 @@ class Handle:
         """Set several metrics at once: a viewer sees all of them or none.
 
         Raises:
-          TypeError, ValueError: As :meth:`set_progress_metric`. None is set then.
+          TypeError, ValueError: As :meth:`set_progress_metric`. No metric is set then.
         """
         self._run.set_metrics({**mapping, **values})
 
     def increment_progress_metric(self, name: str, by: float = 1) -> None:
-        """Add to a metric that counts, from 0. Exact when several threads count.
+        """Add to a counter, which starts at 0. Exact even when several threads count.
+
+        Parameters:
+          name: The name of the metric.
+          by: The number to add.
 
         Raises:
-          TypeError: The metric's value, or `by`, is no number.
+          TypeError: The metric's value or `by` is not a number.
+          ValueError: As :meth:`set_progress_metric`, or the sum overflows a float.
         """
         self._run.increment(name, by)
 
@@ -80,13 +85,13 @@ class Handle:
 
         Parameters:
           done: How much is done.
-          total: How much there is to do, or None where nobody knows.
+          total: How much there is to do, or None if unknown.
           unit: What is counted, such as "rows".
-          message: The message to set along with it, if not None.
+          message: A message to set along with the progress, or None.
 
         Raises:
-          TypeError: An amount is no number, a text no string.
-          ValueError: An amount is negative, NaN or infinite.
+          TypeError: An amount is not a number, or a text is not a string.
+          ValueError: An amount is negative, NaN or infinite, or a text is over 16 KiB.
         """
         self._run.set_progress(done, total, unit, message)
 
@@ -116,49 +121,59 @@ class Handle:
         message: str | None = None,
     ) -> Any:
         """Yield the items of an iterable and keep the progress current: an item counts
-        as done when the next one is asked for. ``async for`` goes through an async
-        iterable.
+        as done when the next one is requested.
 
         Parameters:
-          iterable: An iterable, or an async iterable. An async generator is closed
-            before JobCancelled is raised.
-          total: How many there are. Its `len()` unless given, if it has one.
+          iterable: An iterable, or an async iterable for ``async for``. An async
+            generator is closed before JobCancelled is raised.
+          total: The number of items; by default the iterable's `len()`, if it has one.
           unit, message: As for :meth:`set_progress`.
 
         Raises:
-          TypeError: `iterable` is neither.
+          TypeError: `iterable` is neither iterable nor async iterable.
+          TypeError, ValueError: As :meth:`set_progress`.
         """
         return self._run.track(iterable, total, unit, message)
 
     def set_message(self, text: str | None) -> None:
-        """Set the message; None takes it away."""
+        """Set the message, of at most 16 KiB; None removes it.
+
+        Raises:
+          TypeError: The text is not a string.
+          ValueError: The text is too long.
+        """
         self._run.set_message(text)
 
     def append_log(self, line: str) -> None:
-        """Add a line to the job's log, which keeps the last 20 of 200 characters."""
+        """Append a line to the job's log, which keeps the last 20 lines, each cut to
+        200 characters.
+
+        Raises:
+          TypeError: The line is not a string.
+        """
         self._run.append_log(line)
 
     def flush(self, timeout: float = 1.0) -> bool:
         """Wait until everything set so far is stored.
 
         Parameters:
-          timeout: Seconds to wait at the most.
+          timeout: Seconds to wait at most.
 
         Returns:
-          Whether it is stored.
+          Whether everything is stored.
         """
         return self._run.flush(timeout)
 
     def raise_if_cancelled(self) -> None:
-        """Raise JobCancelled if somebody has asked to cancel the job, as each call that
-        reports does.
+        """Raise JobCancelled if cancellation of the job was requested, as every call
+        that reports does.
 
-        It is raised once in the thread that runs the job, once in each asyncio task,
-        and at every call in any other thread, so that a pool stops whatever is left to
-        do. While a JobCancelled is being handled it is not raised.
+        The exception is raised once in the thread that runs the job, once in each
+        asyncio task, and at every call in any other thread, so that a pool stops its
+        remaining work. It is not raised while a JobCancelled is being handled.
 
         Raises:
-          JobCancelled: Somebody has.
+          JobCancelled: Cancellation was requested.
           RuntimeError: This is not the job_state of a running job.
         """
         self._run.ask()

@@ -1,4 +1,4 @@
-"""What is known of a job, and how it is read, whatever stands in the store."""
+"""The stored record of a job, read tolerantly: no stored bytes make reading fail."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from typing import Any, NamedTuple
 
 from .values import MAX_AMOUNT
 
-#: The statuses of a job that may still change by themselves.
+#: The statuses of a job that has not ended.
 UNFINISHED = ("queued", "working", "retrying", "stalled", "cancelling")
 
-#: The statuses of a job that is over.
+#: The statuses of a job that has ended.
 FINISHED = ("success", "error", "cancelled")
 
 STATUSES = frozenset({*UNFINISHED, *FINISHED})
 
-#: What a metric's field in the hash begins with.
+#: The prefix of a metric's field in the hash.
 METRIC = "m:"
 
-#: A job's uuid, as Dramatiq writes it: the one spelling that is accepted.
+#: A job's uuid in Dramatiq's spelling, the only one that is accepted.
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
 def is_uuid(name: object) -> bool:
-    """Whether a message id, or a segment of a path, can be a job's uuid."""
+    """Return whether a message id or a path segment is a valid job uuid."""
     return isinstance(name, str) and UUID.fullmatch(name) is not None
 
 
@@ -37,9 +37,9 @@ class Progress(NamedTuple):
 
     Attributes:
       done: How much is done, in `unit`.
-      total: How much there is to do, or None where nobody knows.
+      total: How much there is to do, or None if unknown.
       unit: What is counted, such as "rows".
-      eta: Seconds from `updated_at` to the end, or None, as the worker reckoned.
+      eta: The worker's estimate of the seconds from `updated_at` to the end, or None.
     """
 
     done: float
@@ -49,7 +49,7 @@ class Progress(NamedTuple):
 
     @property
     def fraction(self) -> float | None:
-        """The share that is done, from 0 to 1, or None where nobody knows."""
+        """The share that is done, from 0 to 1, or None if the total is unknown."""
         if self.total is None:
             return None
         return min(self.done / self.total, 1.0) if self.total else 1.0
@@ -59,8 +59,8 @@ class JobError(NamedTuple):
     """Why a job failed or was cancelled.
 
     Attributes:
-      type: The qualified name of the exception's class, or None for a reason that
-        no exception gave.
+      type: The qualified name of the exception's class, or None if the reason is not
+        an exception.
       message: The exception's text, or the reason.
     """
 
@@ -68,22 +68,22 @@ class JobError(NamedTuple):
     message: str
 
 
-#: Why a job ended that somebody cancelled, whose message the broker did not take, or
-#: that was a later step of a pipeline that did not get so far.
+#: The reasons that do not come from an exception: the job was cancelled, the broker did
+#: not accept its message, or its pipeline stopped at an earlier step.
 CANCELLED = JobError(None, "The job was cancelled.")
 NOT_SENT = JobError(None, "The job could not be sent.")
 NOT_REACHED = JobError(None, "An earlier step did not succeed.")
 
 
 class JobInfo(NamedTuple):
-    """What is known of a job when it is sent, and when a worker starts it.
+    """The facts of a job that are fixed when it is sent or when a worker starts it.
 
     Attributes:
       kind: The kind of its JobState class.
       actor: The name of its actor.
-      attempt: Which try it is, 0 before the first.
+      attempt: The number of the attempt, 0 before the first.
       owner: Its owner as JSON, or None.
-      params: What was sent as JSON, by the names of the actor's parameters.
+      params: The values that were sent, by parameter name, as a JSON object.
     """
 
     kind: str
@@ -93,14 +93,14 @@ class JobInfo(NamedTuple):
     params: str
 
     def fields(self) -> dict[str, str]:
-        """Return the fields of the hash."""
+        """Return the hash fields to store."""
         return {k: str(v) for k, v in self._asdict().items() if v is not None}
 
 
 class Record:
-    """A job as it stands in the store, or as a worker began it.
+    """A job as it is stored, or as its worker knows it at the start.
 
-    A field that cannot be understood reads as if it were not there.
+    A field that cannot be parsed reads as if it were missing.
     """
 
     __slots__ = ("_fields", "status", "uuid")
@@ -117,7 +117,7 @@ class Record:
         cls, uuid: str, fields: Mapping[str, str], now: int, stalled_after: int
     ) -> Record:
         """Return the record as it reads at `now`, in milliseconds of the store's
-        clock, where a job not heard of for `stalled_after` is stalled.
+        clock. After `stalled_after` milliseconds of silence it reads "stalled".
         """
         status = fields.get("status", "")
         heard = None
@@ -128,7 +128,7 @@ class Record:
         elif status in ("working", "cancelling"):
             heard = parse_int(fields.get("seen"))
         elif status not in STATUSES:
-            # Nobody knows what goes on there.
+            # An unknown status tells nothing about the job.
             status = "stalled"
         if heard is not None and now - heard > stalled_after:
             status = "stalled"
@@ -172,7 +172,7 @@ class Record:
             for name, text in self._fields.items()
             if name[:start] == METRIC
         }
-        # All in one go, unless one of them is no JSON.
+        # Parsing all at once is faster. It fails if any of them is not valid JSON.
         values = parse_json(f"[{','.join(texts.values())}]")
         if isinstance(values, list) and len(values) == len(texts):
             return dict(zip(texts, values, strict=True))
@@ -201,7 +201,7 @@ class Record:
 
     @property
     def info(self) -> JobInfo:
-        """What was known of the job when its newest run began."""
+        """The job's kind, actor, attempt, owner and parameters."""
         return JobInfo(
             self.kind,
             self.actor,
@@ -211,11 +211,11 @@ class Record:
         )
 
     def time(self, name: str) -> datetime.datetime | None:
-        """Return when it was `queued`, `due`, `started`, `updated` or `finished`."""
+        """Return when it was "queued", "due", "started", "updated" or "finished"."""
         return parse_time(self._fields.get(name))
 
     def iso_time(self, name: str) -> str | None:
-        """Return the same as browsers write it, to the millisecond."""
+        """Return the same in JavaScript's ISO format, to the millisecond."""
         return iso_time(self._fields.get(name))
 
 
@@ -230,7 +230,7 @@ def parse_progress(text: str | None) -> Progress | None:
 
 
 def is_amount(value: object) -> bool:
-    """Whether `value` is what :func:`check_amount` returns."""
+    """Return whether `value` is valid as :func:`check_amount` returns it."""
     return type(value) in (int, float) and 0 <= value <= MAX_AMOUNT  # type: ignore[operator]
 
 
@@ -241,12 +241,12 @@ def parse_error(text: str | None) -> JobError | None:
     return None
 
 
-#: The last millisecond that a datetime can say.
+#: The last millisecond that a datetime can represent.
 LAST_TIME = 253_402_300_799_999
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _finite(text: str) -> float:
@@ -256,13 +256,13 @@ def _finite(text: str) -> float:
     return number
 
 
-#: Takes nothing that :func:`json.dumps` would then write as NaN or Infinity. A poll
-#: calls it for each field: raw_decode() does without looking for white space.
+#: Rejects what :func:`json.dumps` would write as NaN or Infinity. A poll decodes every
+#: field, so raw_decode() saves time: it does not skip surrounding white space.
 _decode = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite).raw_decode
 
 
 def parse_json(text: str | None, default: Any = None) -> Any:
-    """Return what `text` says, or `default` where it is no JSON."""
+    """Return the value of a JSON text, or `default` if it is None or invalid."""
     if text is None:
         return default
     try:
@@ -273,14 +273,14 @@ def parse_json(text: str | None, default: Any = None) -> Any:
 
 
 def parse_int(text: str | None) -> int | None:
-    """Return a number of at most 15 digits, or None where `text` is none."""
+    """Return the value of 1 to 15 ASCII digits, or None for any other text."""
     if text is None or len(text) > 15 or not (text.isascii() and text.isdigit()):
         return None
     return int(text)
 
 
 def parse_time(text: str | None) -> datetime.datetime | None:
-    """Return the aware UTC datetime of milliseconds since the epoch."""
+    """Return the aware UTC datetime of milliseconds since the epoch, or None."""
     number = parse_int(text)
     if number is None or number > LAST_TIME:
         return None

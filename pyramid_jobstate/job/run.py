@@ -1,9 +1,9 @@
-"""What one execution of a job has said so far.
+"""The reports of one execution of a job.
 
-The writer stores a value and then raises the flag `dirty`. The recorder lowers the
-flag and then copies. What the writer stored before the copy is in it; what it stores
-later has raised the flag again. So neither needs a lock, and nothing is lost: each
-step, a store into a dict, an update of one dict by another, a copy, is atomic.
+The writer stores a value, then raises the flag `dirty`. The recorder lowers the flag,
+then copies the values. The copy contains every value stored before it; a value stored
+later raises the flag again. Nothing is lost and neither side needs a lock, because each
+step (storing into a dict, updating a dict from another, copying a dict) is atomic.
 """
 
 from __future__ import annotations
@@ -42,31 +42,32 @@ T = TypeVar("T")
 #: A metric's value as it is kept: a plain number, or JSON text.
 Value = int | float | Json
 
-#: Numbers of these classes between these limits are kept as they are: they are
-#: finite, and as JSON never longer than NUMBER_BYTES. No call needs to look further.
+#: Numbers of these classes between -LIMIT and LIMIT are kept without further checks:
+#: they are finite and never take more than NUMBER_BYTES as JSON.
 NUMBERS = frozenset({int, float, bool})
 LIMIT = 2**62
 
 
 class Run:
-    """What one execution of a job has said so far.
+    """The reports of one execution of a job.
 
-    As long as no recorder takes it over it is detached: it keeps the values in memory.
+    Until a recorder takes it over, a run is detached: it keeps its values in memory.
 
     Parameters:
-      closed: Why it takes nothing, if it does not: see :meth:`close`.
+      closed: If given, the run is closed for this reason: see :meth:`close`.
 
     Attributes:
-      token: Names this run among all runs of the job.
+      token: Identifies this run among all runs of the job.
       metrics: The value of each metric.
-      report: What else a viewer sees: `progress` as (done, total, unit), `message`
-        and `log`.
-      dirty: The flag: something was set since it was lowered.
-      known: The metrics that may be set to a number without a further look.
-      barred: Whether each call has to look first whether it may go on.
-      cancel_requested: Whether somebody has asked to cancel the job.
-      size: What the metrics take, as JSON and with their names, in bytes.
-      sync: Waits the given seconds until all is stored and says whether it was.
+      report: The other reports: `progress` as (done, total, unit), `message` and
+        `log`.
+      dirty: The flag: whether anything was set since the recorder lowered it.
+      known: The metrics that may be set to a number without further checks.
+      barred: Whether each call must first :meth:`check` that it may continue.
+      cancel_requested: Whether cancellation of the job was requested.
+      size: The bytes that the metrics take as JSON, including their names.
+      sync: Waits up to the given seconds until everything is stored and returns
+        whether it is. None while the run is detached.
     """
 
     __slots__ = (
@@ -98,7 +99,7 @@ class Run:
         self._closed = ""
         self._told = Told()
         self._lines: deque[str] = deque(maxlen=LOG_LINES)
-        # A finalizer may report while a value is being encoded.
+        # Reentrant: a finalizer may report while this thread encodes a value.
         self._lock = threading.RLock()
         self._sizes: dict[str, int] = {}
         self.size = 0
@@ -106,26 +107,27 @@ class Run:
             self.close(closed)
 
     def close(self, reason: str) -> None:
-        """Make every further call raise a RuntimeError that says `reason`."""
+        """Make every further call raise a RuntimeError with the message `reason`."""
         self._closed = reason
         self._bar()
 
     def _bar(self) -> None:
         self.barred = True
-        # With no name known each call takes the long way, and looks.
+        # With no known names, every call takes the slow path, which checks.
         self.known = set()
 
     def cancel(self) -> None:
-        """Make the next calls raise JobCancelled, as :meth:`check` does."""
+        """Make further calls raise JobCancelled as :meth:`check` does."""
         self.cancel_requested = True
         self._bar()
 
     def check(self) -> None:
-        """Raise if the job may not go on reporting.
+        """Raise if the job may no longer report.
 
         Raises:
-          RuntimeError: It is not running here.
-          JobCancelled: A cancel was asked, and the caller has not been told of it.
+          RuntimeError: The run is closed.
+          JobCancelled: Cancellation was requested and is new to the caller: see
+            :class:`.told.Told`.
         """
         if self._closed:
             raise RuntimeError(self._closed)
@@ -133,7 +135,9 @@ class Run:
             self._told.tell()
 
     def ask(self) -> bool:
-        """Say whether a cancel was asked, and have the recorder ask the store soon."""
+        """Return whether cancellation was requested, and make the recorder query the
+        store at its next write.
+        """
         self.dirty = True
         return self.cancel_requested
 
@@ -154,7 +158,7 @@ class Run:
                 if isinstance(number, bool) or not isinstance(number, (int, float)):
                     raise TypeError(
                         f"The progress metric {name!r} cannot be incremented: "
-                        f"{number!r} is no number."
+                        f"{number!r} is not a number."
                     )
             try:
                 total = old + by
@@ -181,7 +185,7 @@ class Run:
             if total > MAX_JOB_BYTES:
                 raise ValueError(
                     f"With the progress metric {name!r} the job's metrics would take "
-                    f"{total} bytes, more than the {MAX_JOB_BYTES} that they may."
+                    f"{total} bytes. The limit is {MAX_JOB_BYTES} bytes."
                 )
         known = self.known
         self._sizes.update(sizes)
@@ -191,7 +195,7 @@ class Run:
         if self.barred:
             return
         for name, value in kept.items():
-            # The room of anything but a number is reckoned anew at the next call.
+            # The size of any other value must be computed again at the next call.
             (known.discard if isinstance(value, Json) else known.add)(name)
 
     def set_progress(
@@ -227,7 +231,7 @@ class Run:
                 f"track() takes an iterable or an async iterable, not {iterable!r}."
             )
         if total is None:
-            # A range may be longer than len() can say.
+            # The length of a range may exceed what len() can return.
             with contextlib.suppress(TypeError, OverflowError):
                 total = len(iterable)  # type: ignore[arg-type]
         else:
@@ -247,14 +251,14 @@ class Run:
         report = self.report
         for done, item in enumerate(iterable, 1):
             yield item
-            # This is step(), without a call.
+            # step(), inlined for speed.
             if self.barred:
                 self.check()
             report["progress"] = (done, total, unit)
             self.dirty = True
 
     def step(self, done: int, total: float | None, unit: str | None) -> None:
-        """Set how far a loop has come."""
+        """Set the progress of a tracked loop."""
         if self.barred:
             self.check()
         self.report["progress"] = (done, total, unit)
@@ -281,11 +285,11 @@ class Run:
         self.dirty = True
         if self.sync is not None:
             return self.sync(timeout)
-        # A detached run has nowhere to go; one that was loaded is none.
+        # A detached run has nothing to store. The run of a loaded JobState raises.
         self.check()
         return True
 
 
 def is_plain(value: float) -> bool:
-    """Whether a number may be kept as it is."""
+    """Return whether a number may be kept without further checks."""
     return type(value) in NUMBERS and -LIMIT < value < LIMIT

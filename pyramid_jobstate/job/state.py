@@ -1,4 +1,4 @@
-"""JobState: the resource that a viewer sees, the handle that an actor writes to."""
+"""JobState: the resource that viewers read and the handle that an actor writes to."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .texts import humanized, translated
 
 log = logging.getLogger(__name__)
 
-#: `pyramid.authorization.Allow`: a worker is spared the import.
+#: The value of `pyramid.authorization.Allow`, without importing Pyramid in a worker.
 ALLOW = "Allow"
 
-#: The most unknown kinds that are warned of, each once.
+#: The maximum number of unknown kinds to warn about, once each.
 MAX_UNKNOWN = 100
 
-#: The JobState classes by the kind of job that they are for.
+#: The JobState classes by kind.
 _kinds: dict[str, type[JobState]] = {}
 
 current_job: contextvars.ContextVar[JobState | None] = contextvars.ContextVar(
@@ -33,59 +33,60 @@ current_job: contextvars.ContextVar[JobState | None] = contextvars.ContextVar(
 def current_job_state() -> JobState | None:
     """Return the JobState of the job that runs here, or None outside a tracked job.
 
-    A thread that the job starts itself has none: hand the JobState over to it.
+    Threads that the job starts get None: pass the JobState to them.
     """
     return current_job.get()
 
 
 class Store(Protocol):
-    """What a JobState asks of the store that it was loaded from."""
+    """The interface of the store from which a JobState was loaded."""
 
     def cancel(self, uuid: str, info: JobInfo, /) -> bool:
-        """Ask to cancel a job, and return whether it had not ended."""
+        """Request cancellation of a job. Return False if it had already ended."""
 
 
 class Container(Protocol):
-    """What a JobState asks of the container that a request reached it through."""
+    """The interface of the container through which a request found a JobState."""
 
     request: Any
 
     def permits(self, context: Any, permission: str, /) -> object:
-        """Return whether the request has a permission on a job."""
+        """Return a true value if the request has the permission on a job."""
 
     def principals_of(self, owner: str | float, /) -> Sequence[str | float]:
-        """Return the principals that stand for a job's owner in the request."""
+        """Return the principals that represent a job's owner in the request."""
 
 
 class JobState(Facts):
-    """The state of one job, in the worker that runs it as in the process that shows it.
+    """The state of one job, both in the worker that runs it and in the process that
+    shows it.
 
-    Subclass it to give a kind of job rights and behaviour of its own::
+    Subclass it to give a kind of job its own rights and behaviour::
 
         class RunMarathon(JobState):
             public_params = ("miles",)
 
     A class may set or override:
 
-    * `kind`: the name of this kind of job, stored with each; the class's own name
-      unless set;
-    * `title`: what a viewer reads above the job, a string or a translation string; made
-      from the kind unless set;
-    * `public_params`: the names of the parameters that a viewer may see; none unless
-      set;
-    * :meth:`public_error`: what a viewer reads of an exception;
+    * `kind`: the name of this kind of job, stored with each job; by default the name
+      of the class;
+    * `title`: the heading that viewers see, a string or a translation string; by
+      default derived from the kind;
+    * `public_params`: the names of the parameters that viewers may see; by default
+      none;
+    * :meth:`public_error`: the text that viewers see for an exception;
     * :meth:`__acl__`: who may do what with a job.
 
     Attributes:
-      uuid: The id of the job, which is the ``message_id`` of its Dramatiq message.
-      __parent__: The container that a request reached it through.
+      uuid: The ``message_id`` of the job's Dramatiq message.
+      __parent__: The container through which a request found the job.
     """
 
     kind: str = "JobState"
     public_params: Collection[str] = ()
     __parent__: Any = None
     _store: Store | None = None
-    #: What loaded it in a request, wherever the application then puts it.
+    #: The container that loaded it, even if the application changes __parent__.
     _container: Container | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -95,25 +96,29 @@ class JobState(Facts):
         if isinstance(cls.public_params, str):
             raise TypeError(
                 f"{cls.__qualname__}.public_params must be a tuple of names, not the "
-                f"string {cls.public_params!r}. Is there a comma missing?"
+                f"string {cls.public_params!r}. Is a comma missing?"
             )
         old = _kinds.get(cls.kind, cls)
         if (old.__module__, old.__qualname__) != (cls.__module__, cls.__qualname__):
             raise TypeError(
-                f"There are two JobState classes of kind {cls.kind!r}: "
+                f"Two JobState classes have the kind {cls.kind!r}: "
                 f"{old.__module__}.{old.__qualname__} and "
-                f"{cls.__module__}.{cls.__qualname__}. Give one another `kind`."
+                f"{cls.__module__}.{cls.__qualname__}. Give one a different `kind`."
             )
         _kinds[cls.kind] = cls
 
     @classmethod
     def class_of(cls, record: Record) -> type[JobState]:
-        """Return the class for the kind of a record."""
+        """Return the JobState class for the kind of a record."""
         return _kinds.get(record.kind, _UnknownKind)
 
     @classmethod
     def from_record(cls, record: Record) -> JobState:
-        """Return the job of a record, as an instance of the class of its kind."""
+        """Return a record's job as an instance of the class for its kind.
+
+        Raises:
+          TypeError: The class overrides ``__init__()`` without calling its parent's.
+        """
         found = cls.class_of(record)
         job_state = found(record)
         if getattr(job_state, "_record", None) is None:
@@ -125,8 +130,9 @@ class JobState(Facts):
             if record.kind not in _unknown and len(_unknown) < MAX_UNKNOWN:
                 _unknown.add(record.kind)
                 log.warning(
-                    "There is a job of kind %r, but this process has imported no such "
-                    "JobState class: it has no rights of its own.",
+                    "A job has the kind %r, but this process has not imported a "
+                    "JobState class of that kind: only the job's lineage grants "
+                    "access. Import the module that defines the class.",
                     record.kind,
                 )
         return job_state
@@ -140,50 +146,52 @@ class JobState(Facts):
 
     @property
     def title(self) -> str:
-        """What a viewer reads above the job: "Run marathon" for the kind RunMarathon,
-        or for the actor run_marathon where no class was given.
+        """The heading that viewers see: "Run marathon" for the kind RunMarathon or,
+        without a JobState class, for the actor run_marathon.
         """
         return humanized(self.actor if type(self) is JobState else self.kind)
 
     def cancel(self) -> bool:
-        """Ask to cancel the job. One that runs learns of it a moment later; any other
-        is cancelled at once.
+        """Request cancellation of the job. A running job learns of it a moment later;
+        any other unfinished job is cancelled at once.
 
         Returns:
-          Whether it had not ended.
+          False if the job had already ended, else True.
 
         Raises:
-          RuntimeError: This JobState does not come from a store.
+          RuntimeError: This JobState was not loaded from a store.
           redis.exceptions.RedisError: The store does not answer.
         """
         if self._store is None:
             raise RuntimeError(
-                "Only a JobState that was loaded can cancel its job: a job that runs "
-                "ends by raising an exception."
+                "Only a JobState loaded from a store can cancel its job. To end a "
+                "running job from its actor, raise an exception."
             )
         return self._store.cancel(self.uuid, self._record.info)
 
     def public_error(self, exception_type: str, message: str) -> str:
-        """Return what a viewer reads of the exception that ended the job, or of the
-        SkipMessage with which a middleware or the actor itself has dropped its message:
-        a string, or a translation string.
+        """Return the text that viewers see for the exception that ended the job, or for
+        the SkipMessage with which a middleware or the actor dropped its message.
 
         Parameters:
-          exception_type: The qualified name of its class, such as "ValueError",
+          exception_type: The qualified name of the class, such as "ValueError",
             "myapp.jobs.BadFile" or "dramatiq.middleware.middleware.SkipMessage".
-          message: Its text. It may hold anything: keep it from viewers unless the type
-            is one of your own.
+          message: The exception's text. It may contain secrets: do not show it to
+            viewers unless the type is one of your own.
+
+        Returns:
+          A string or a translation string.
         """
         if self.status == "cancelled":
             return "The job was skipped."
         return "The job failed."
 
     def __acl__(self) -> list[tuple[str, Any, Any]]:
-        """Return who may do what: the owner may `view_job` and `cancel_job`, and the
+        """Return the job's ACL: the owner may `view_job` and `cancel_job`, and the
         lineage decides the rest.
 
-        In a request of the owner the ACL begins with an ACE for Pyramid's Authenticated
-        (for Everyone with the setting ``jobstate.owner``), made for this request alone.
+        In a request of the owner, it begins with an ACE for Pyramid's Authenticated
+        (for Everyone with the setting ``jobstate.owner``), for that request only.
         """
         owner = self.owner
         if owner is None:
@@ -193,7 +201,7 @@ class JobState(Facts):
         return [(ALLOW, name, ("view_job", "cancel_job")) for name in principals]
 
     def __json__(self, request: Any) -> dict[str, Any]:
-        """Return the state as a viewer sees it."""
+        """Return the state as viewers see it, for the JSON renderer."""
         progress = self.progress
         error = self.error
         params = self.job_params if self.public_params else {}
@@ -242,29 +250,29 @@ class JobState(Facts):
 def record_of(job_state: JobState) -> Record:
     """Return the record of a job.
 
-    A function, like those below: a subclass of the application's may use any public
-    name for something of its own.
+    This and the helpers below are functions so that they take no public names from an
+    application's subclasses.
     """
     return job_state._record
 
 
 def run_of(job_state: JobState) -> Run:
-    """Return the run that a JobState writes to."""
+    """Return the run to which a JobState writes."""
     return job_state._run
 
 
 def set_store(job_state: JobState, store: Store) -> None:
-    """Have a JobState ask a store."""
+    """Set the store that a JobState uses."""
     job_state._store = store
 
 
 def set_container(job_state: JobState, container: Container) -> None:
-    """Have a JobState ask a container, and stand in it."""
+    """Set the container that a JobState uses, which becomes its parent."""
     job_state.__parent__ = job_state._container = container
 
 
 def as_seen_from(job_state: JobState, request: Any) -> JobState:
-    """Return a job as a request sees it: a copy if another request has loaded it."""
+    """Return a job for use in a request: a copy if another request loaded it."""
     container = job_state._container
     if container is None or container.request is request:
         return job_state
@@ -274,12 +282,12 @@ def as_seen_from(job_state: JobState, request: Any) -> JobState:
 
 
 _kinds[JobState.kind] = JobState
-#: The kinds that were warned of.
+#: The unknown kinds that a warning was logged for.
 _unknown: set[str] = set()
 
 
 class _UnknownKind(JobState):
-    """A job of a kind that this process does not know: it has no rights of its own."""
+    """A job of a kind unknown to this process. Only its lineage grants access."""
 
     kind = ""
 

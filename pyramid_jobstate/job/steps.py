@@ -1,4 +1,4 @@
-"""The steps of a loop that a job tracks, where that is asynchronous."""
+"""Asynchronous loops that a job tracks."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ T = TypeVar("T")
 
 
 class AsyncSteps(AsyncIterator[T]):
-    """Goes through an async iterable and keeps a run's progress current. `for` goes
-    through one that is an iterable as well.
+    """Iterates over an async iterable and keeps a run's progress current. ``for`` works
+    too if the iterable is also a plain iterable.
 
     Parameters:
       iterable: The async iterable.
-      step: Called with the number of items that are done.
-      iterate: Returns the iterator for `for`.
+      step: Called with the number of items done.
+      iterate: Returns the iterator for ``for``.
 
-    A class, not an async generator: a loop that is left drops it along with the
-    iterable, which is then closed as it would be without it. When the loop may not go
-    on, the iterable is closed before that is raised.
+    Not an async generator: a loop that exits early drops this object along with the
+    iterable, which is then closed as it would be without tracking. If `step` raises,
+    the iterable is closed first.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class AsyncSteps(AsyncIterator[T]):
         return item
 
     async def aclose(self) -> None:
-        """Close the iterable, if it can be closed, and yield no more items."""
+        """Stop the iteration and close the iterable if it has an ``aclose()``."""
         iterator, self._iterator = self._iterator, None
         close = getattr(iterator, "aclose", None)
         if close is not None:

@@ -1,4 +1,4 @@
-"""Which of a job's threads and tasks have been told that it was cancelled."""
+"""Decides in which of a job's threads and tasks to raise JobCancelled."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import types
 
 from ..errors import JobCancelled, PoolJobCancelled
 
-#: Where a BaseException would end a thread that others wait for: in the callback of a
-#: future, and where multiprocessing's pool of threads calls what it was given.
+#: The functions in which a BaseException would end a thread that others wait for: those
+#: that call a future's callbacks, and those of multiprocessing's ThreadPool.
 CALLBACKS = {
     ("concurrent.futures._base", "_invoke_callbacks"),
     ("multiprocessing.pool", "_handle_results"),
@@ -24,19 +24,20 @@ MESSAGE = "The job was cancelled."
 
 
 class Told:
-    """Tells of a cancel whoever does not know of it.
+    """Raises JobCancelled in each of a job's threads and tasks.
 
-    Told once are the thread that made this, and each asyncio task with the tasks that
-    it makes from then on. Any other thread is told at every call, for the next piece of
-    a pool's work reports as well. Nobody is told while a JobCancelled is being handled,
-    or a task is cancelled: the clean-up may report; nor in a future's callback.
+    It is raised once in the thread that created this object, and once in each asyncio
+    task, but not in tasks that this task creates afterwards. In other threads it is
+    raised at every call, so that a pool's remaining work stops too. It is not raised
+    while a JobCancelled or a task's cancellation is being handled, since the clean-up
+    may report, nor in a future's callback.
     """
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
 
     def tell(self) -> None:
-        """Raise JobCancelled, unless the caller knows of the cancel."""
+        """Raise JobCancelled unless the caller already knows of the cancellation."""
         if told_by.get() is self:
             return
         handled = sys.exception()
@@ -55,9 +56,9 @@ class Told:
             raise JobCancelled(MESSAGE)
 
 
-#: By whom this thread or task was told last. Tasks, and the threads of
-#: asyncio.to_thread(), begin with what their maker knows, so that a clean-up may use
-#: them; the threads of a pool do not.
+#: The object that last raised in this thread or task. Tasks and asyncio.to_thread()
+#: inherit it from their creator, so that clean-up code can use them; threads of a pool
+#: do not.
 told_by: contextvars.ContextVar[Told | None] = contextvars.ContextVar(
     "pyramid_jobstate.told", default=None
 )
@@ -71,7 +72,7 @@ def _current_task() -> asyncio.Task[object] | None:
 
 
 def _callers() -> set[tuple[str, str]]:
-    """Return module and name of each function that is being called."""
+    """Return the module and name of each function on the call stack."""
     found = set()
     frame: types.FrameType | None = sys._getframe()
     while frame is not None:
@@ -81,7 +82,7 @@ def _callers() -> set[tuple[str, str]]:
 
 
 def _came_of(exception: BaseException | None, cause: type[BaseException]) -> bool:
-    """Whether an exception is of a class, or came of one that is."""
+    """Return whether an exception, or any in its chain or group, is a `cause`."""
     seen: set[int] = set()
     left = [exception]
     while left:

@@ -1,4 +1,4 @@
-"""One job's trouble: what an application's code raises for it, logged once a kind."""
+"""Logs what an application's code raises for a job, once per kind."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from .state import JobState
 
 log = logging.getLogger("pyramid_jobstate")
 
-#: The kinds that were logged, at most as many as this process has classes: all kinds
-#: that it does not know are one.
+#: The kinds that were logged. All unknown kinds count as one, so this set cannot grow
+#: beyond the number of JobState classes.
 _troubled: set[str] = set()
 
 
 def note_trouble(cls: type[JobState], uuid: str) -> None:
-    """Log the exception that is being handled, unless it was for this kind before."""
+    """Log the current exception, unless one was logged for this kind before."""
     if cls.kind not in _troubled:
         _troubled.add(cls.kind)
         log.exception(
-            "The application raised for a job of %s.%s, %s, which is left out. Further "
-            "jobs of the kind %r that raise are left out without a word.",
+            "The application's code for %s.%s raised an exception for the job %s, "
+            "which is left out. Further exceptions for jobs of kind %r are not logged.",
             cls.__module__,
             cls.__qualname__,
             uuid,

@@ -1,4 +1,4 @@
-"""What a job may report: the rules for the values of metrics, progress and log."""
+"""The rules for the values that a job may report."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ import sys
 import uuid
 from typing import Any
 
-#: The most that one value may take as JSON, in bytes.
+#: The maximum size of one value as JSON, in bytes.
 MAX_VALUE_BYTES = 16 * 1024
 
-#: The most that all metrics of a job may take together, names included, in bytes.
+#: The maximum size of all metrics of a job together, including names, in bytes.
 MAX_JOB_BYTES = 256 * 1024
 
-#: A number's share of a job's bytes: what the longest one takes as JSON.
+#: The bytes that any number counts for: the length of the longest one as JSON.
 NUMBER_BYTES = 24
 
-#: The most that can be done, or to do: whatever is reckoned from it is a float.
+#: The maximum amount of progress: the fraction and the ETA are computed as floats.
 MAX_AMOUNT = sys.float_info.max
 
-#: A job's log keeps this many lines of this many characters.
+#: The lines that a job's log keeps, and the characters that it keeps of each.
 LOG_LINES = 20
 LOG_LINE_LENGTH = 200
 
-#: The names that a job's JSON uses itself.
+#: The metric names that are reserved for the keys of a job's JSON.
 RESERVED_NAMES = frozenset({"job_state", "job"})
 
 
 class Json(str):
-    """A value as JSON text: what a mutable value is kept as, so that it is a copy."""
+    """A value as JSON text. Mutable values are kept as text, which makes a copy."""
 
     __slots__ = ()
 
 
 def natural(value: object) -> object:
-    """Return the natural JSON form of a value that :mod:`json` does not know.
+    """Return the natural JSON form of a value that :mod:`json` does not support.
 
     Raises:
-      TypeError: There is none.
+      TypeError: The value has no JSON form.
     """
     if isinstance(value, enum.Enum):
         return value.value
@@ -61,14 +61,14 @@ def natural(value: object) -> object:
 
 
 def _natural_scalar(value: Any) -> object:
-    # item() gives nanoseconds as an int, and a long double as itself.
+    # item() would return a time in nanoseconds as an int, and a long double unchanged.
     kind = getattr(value.dtype, "kind", "")
     if kind == "M":
         return str(value)
     if kind == "f":
         return float(value)
     if kind == "m":
-        raise TypeError("a time span has no JSON form: give a number of seconds")
+        raise TypeError("a time span has no JSON form: use a number of seconds")
     return value.item()
 
 
@@ -85,15 +85,15 @@ def dumps(value: object) -> Json:
     """Return `value` as compact JSON that is valid UTF-8.
 
     Raises:
-      ValueError: NaN, an infinity, a cycle, too deep.
-      TypeError: Something in it has no JSON form.
+      ValueError: `value` contains NaN, an infinity or a cycle, or is nested too deeply.
+      TypeError: `value` contains something without a JSON form.
     """
     try:
         text = _encode(value)
         if not text.isascii():
             text.encode()
     except UnicodeEncodeError:
-        # A lone surrogate, as in the name of a file: JSON can say it, UTF-8 can't.
+        # A lone surrogate, as in some file names: only escaped is it valid UTF-8.
         text = _encode_ascii(value)
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -101,7 +101,7 @@ def dumps(value: object) -> Json:
 
 
 def loads(text: Json | str | bytes) -> Any:
-    """Return the value that :func:`dumps` was given, in its JSON form."""
+    """Return the value of a JSON text that :func:`dumps` wrote."""
     return json.loads(text)
 
 
@@ -109,33 +109,34 @@ def encode_value(what: str, value: object) -> Json:
     """Return `value` as JSON.
 
     Parameters:
-      what: What the value is, for the message of an error.
+      what: What to call the value in an error message.
+      value: The value.
 
     Raises:
-      ValueError: It is NaN, infinite or takes more than 16 KiB.
-      TypeError: It has no JSON form.
+      ValueError: The value is NaN or infinite, or takes more than 16 KiB.
+      TypeError: The value has no JSON form.
     """
     try:
         text = dumps(value)
     except (TypeError, ValueError) as e:
         error = TypeError if isinstance(e, TypeError) else ValueError
-        raise error(f"{what} cannot be said in JSON: {e}") from None
-    # A character takes up to four bytes: only then is counting needed.
+        raise error(f"{what} cannot be encoded as JSON: {e}") from None
+    # A character takes up to four bytes: a short text need not be counted exactly.
     size = len(text) if len(text) * 4 <= MAX_VALUE_BYTES else len(text.encode())
     if size > MAX_VALUE_BYTES:
         raise ValueError(
-            f"{what} takes {size} bytes as JSON, more than the {MAX_VALUE_BYTES} "
-            "that one value may take."
+            f"{what} takes {size} bytes as JSON. The limit for one value is "
+            f"{MAX_VALUE_BYTES} bytes."
         )
     return text
 
 
 def check_name(name: object) -> str:
-    """Return `name` if a metric may be called so.
+    """Return `name` if it is valid for a metric.
 
     Raises:
-      TypeError: It is no string.
-      ValueError: It is empty, reserved, or no valid Unicode.
+      TypeError: The name is not a string.
+      ValueError: The name is empty, reserved or not valid Unicode.
     """
     if not isinstance(name, str):
         raise TypeError(f"The name of a progress metric must be a str, not {name!r}.")
@@ -143,13 +144,13 @@ def check_name(name: object) -> str:
         raise ValueError("The name of a progress metric must not be empty.")
     if name in RESERVED_NAMES:
         raise ValueError(
-            f"A progress metric must not be called {name!r}: a job's JSON uses the "
-            "name itself."
+            f"A progress metric must not be called {name!r}: the name is reserved in "
+            "a job's JSON. Choose another name."
         )
     try:
         name.encode()
     except UnicodeEncodeError as e:
-        raise ValueError(f"The name {name!r} is no valid Unicode: {e}") from None
+        raise ValueError(f"The name {name!r} is not valid Unicode: {e}") from None
     return name
 
 
@@ -157,7 +158,7 @@ def check_text(what: str, text: object) -> str:
     """Return `text` if it is a string.
 
     Raises:
-      TypeError: It is none.
+      TypeError: The text is not a string.
     """
     if not isinstance(text, str):
         raise TypeError(f"{what} must be a str, not {text!r}.")
@@ -165,19 +166,19 @@ def check_text(what: str, text: object) -> str:
 
 
 def check_amount(what: str, value: object) -> float:
-    """Return `value`, how much is done or to do, as a plain int or float.
+    """Return an amount of progress as a plain int or float.
 
     Raises:
-      TypeError: It is no number.
-      ValueError: It is negative, NaN, infinite, or too large for a float.
+      TypeError: The value is not a number.
+      ValueError: The value is negative, NaN, infinite or too large for a float.
     """
     if isinstance(value, decimal.Decimal) or hasattr(value, "dtype"):
-        # A value that stays what it was is refused below.
+        # What natural() does not convert is refused below.
         with contextlib.suppress(TypeError, ValueError):
             value = natural(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{what} must be a number, not {value!r}.")
     if not 0 <= value <= MAX_AMOUNT:
-        # Not the value itself: an int may be too long to be written out.
-        raise ValueError(f"{what} must be a finite number from 0 up.")
+        # Without the value: an int may have too many digits to format.
+        raise ValueError(f"{what} must be a finite number, 0 or greater.")
     return value

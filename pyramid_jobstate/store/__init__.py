@@ -1,7 +1,7 @@
-"""Where jobs are kept: every key, script and byte in Redis or Valkey.
+"""Storage of jobs in Redis or Valkey: all keys, scripts and encodings.
 
-This wing knows Redis, and nothing of Dramatiq or Pyramid. It may use redis-py and the
-wing `job`.
+This package may import redis-py, :mod:`pyramid_jobstate.job` and
+:mod:`pyramid_jobstate.errors`, but not Dramatiq or Pyramid.
 """
 
 from .connection import Client, is_hopeless, redis_errors

@@ -1,4 +1,4 @@
-"""One round trip to Redis, be it one server or a Cluster."""
+"""Connecting to Redis, and round trips to a single server or a Cluster."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from redis.retry import Retry
 
 Client = Redis | RedisCluster
 
-#: How a client of our own connects: a user waits for the answer, and the recorder
-#: tries again by itself. redis-py's defaults block for seconds.
+#: The options of our own clients. redis-py's defaults block for seconds, but users wait
+#: for the web side's answers, and the recorder retries by itself.
 FAIL_FAST: dict[str, Any] = {
     "decode_responses": True,
     "encoding_errors": "replace",
@@ -33,24 +33,24 @@ FAIL_FAST: dict[str, Any] = {
     "retry": Retry(ConstantBackoff(0.05), 1),
 }
 
-#: The pools that do nothing but connect to one server.
+#: The pools that only connect to one server.
 POOLS = (ConnectionPool, BlockingConnectionPool)
 
-#: What the name of a scheme ends with where the URL is that of a node of a Cluster.
+#: The suffix of a URL scheme that marks a Cluster node.
 CLUSTER = "+cluster"
 
 SCHEMES = ("redis", "rediss", "unix", f"redis{CLUSTER}", f"rediss{CLUSTER}")
 
-#: What a node of a Cluster says of a key that it does not have, or not yet.
+#: The errors of a Cluster node that does not hold a key, or does not hold it yet.
 MOVED = (errors.MovedError, errors.AskError, errors.TryAgainError)
 
 
-#: The names of one host.
+#: The names of the local host, which count as equal.
 LOCALHOST = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class Address(NamedTuple):
-    """Where a single server is. The path of a Unix socket counts as its host."""
+    """The address of a single server. The path of a Unix socket counts as the host."""
 
     host: str
     port: int
@@ -59,22 +59,22 @@ class Address(NamedTuple):
 
 
 class Command(NamedTuple):
-    """A command, with the one key that it touches."""
+    """A command and the one key that it touches."""
 
     key: str
     args: Sequence[str | int]
 
 
 def connect(url: str) -> Client:
-    """Return a client that gives up soon.
+    """Return a client that fails fast: half-second timeouts and one retry.
 
     Parameters:
-      url: As redis-py takes it, or with the scheme ``redis+cluster`` or
-        ``rediss+cluster`` that of any node of a Cluster.
+      url: A URL in redis-py's format. The schemes ``redis+cluster`` and
+        ``rediss+cluster`` name any node of a Cluster.
 
     Raises:
-      ValueError: The URL cannot be understood. No part of it is repeated, nor chained:
-        any may belong to a password.
+      ValueError: The URL is invalid. The error does not quote the URL or chain another
+        exception, because any part may belong to a password.
       redis.exceptions.RedisError: No node of the Cluster answers.
     """
     fault = _fault_of(url)
@@ -85,19 +85,19 @@ def connect(url: str) -> Client:
             if url.partition(":")[0].endswith(CLUSTER) and isinstance(
                 e, errors.RedisError
             ):
-                # The only one that connects here.
+                # Only the client of a Cluster connects when it is created.
                 raise
-            fault = "an option behind its ? is unknown, or has a wrong value"
-    # Not in the handler: an exception shows the one that was handled.
+            fault = "an option after its ? is unknown or has an invalid value"
+    # Raised outside the handler, which would chain the original exception.
     raise ValueError(
-        f"The URL of the Redis server cannot be used: {fault}. It reads like "
-        "redis://user:password@localhost:6379/0, with the special characters of the "
+        f"The URL of the Redis server is invalid: {fault}. Use the form "
+        "redis://user:password@localhost:6379/0, with special characters in the "
         "password percent-encoded: # as %23, / as %2F, ? as %3F, @ as %40, [ as %5B."
     )
 
 
 def impatient(client: Redis) -> Redis | None:
-    """Return a client of the same server that gives up soon, or None where only the
+    """Return a client for the same server that fails fast, or None if only the
     application knows how to connect.
     """
     pool = client.connection_pool
@@ -121,22 +121,22 @@ def _connect(url: str) -> Client:
 
 
 def _fault_of(url: str) -> str | None:
-    """Return why a URL cannot be understood, without any part of it. redis-py takes
-    some for another than was meant: port 12 and no password for redis://:12/34@host.
+    """Return what is wrong with a URL without quoting it, or None. redis-py misreads
+    some URLs: redis://:12/34@host as port 12 without a password.
     """
     scheme, _, rest = url.partition("://")
     authority, tail = re.fullmatch(r"([^/?#]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
     if scheme not in SCHEMES:
         return f"its scheme must be one of {', '.join(SCHEMES)}"
     if re.search(r"[\0-\x1f\x7f]", url):
-        return "it has a line break or another control character"
+        return "it contains a line break or another control character"
     if "#" in tail or "@" in tail:
-        return "a # or an @ stands behind its host"
+        return "a # or @ follows its host"
     if re.search(r"[\[\]].*@", authority):
-        return "a [ or a ] stands before its host"
+        return "a [ or ] precedes its host"
     path = unquote(tail.partition("?")[0])
     if scheme != "unix" and not re.fullmatch(r"(/[0-9]*/?)?", path):
-        return "its path is not the number of a database"
+        return "its path is not a database number"
     try:
         _ = urlsplit(f"//{authority}").port
     except ValueError:
@@ -145,7 +145,7 @@ def _fault_of(url: str) -> str | None:
 
 
 def name_of(client: Client) -> str:
-    """Return where a client leads, without what may hold a password."""
+    """Return a name for the server of a client that cannot contain a password."""
     if isinstance(client, RedisCluster):
         nodes = client.get_nodes()  # type: ignore[no-untyped-call]
         return ", ".join(sorted(node.name for node in nodes))
@@ -161,7 +161,7 @@ def name_of(client: Client) -> str:
 
 
 def place_of(client: Client) -> Address | str:
-    """Return what two clients of one server have in common."""
+    """Return a value that is equal for two clients of the same server."""
     if isinstance(client, Redis):
         pool = client.connection_pool
         cls, place = pool.connection_class, pool.connection_kwargs
@@ -179,10 +179,10 @@ def place_of(client: Client) -> Address | str:
 
 
 def execute(client: Client, commands: Sequence[Command]) -> list[Any]:
-    """Return the replies to commands, an exception in the place of each that failed.
+    """Return the replies to commands, with an exception in place of each failed one.
 
-    On a Cluster there is a round trip to each node concerned, and one more for each
-    command whose slot has moved.
+    A Cluster takes one round trip to each node involved, and one more for each command
+    whose slot has moved.
 
     Raises:
       redis.exceptions.RedisError: No server answered.
@@ -191,7 +191,7 @@ def execute(client: Client, commands: Sequence[Command]) -> list[Any]:
         with redis_errors():
             return _on_cluster(client, commands)
     if len(commands) == 1:
-        # A poll, which is what happens most: spared the pipeline's overhead.
+        # A poll, the most frequent call: avoid the pipeline's overhead.
         try:
             return [_send(client, commands[0], is_fit(client))]
         except errors.ResponseError as e:
@@ -200,7 +200,7 @@ def execute(client: Client, commands: Sequence[Command]) -> list[Any]:
 
 
 def text(value: str | bytes) -> str:
-    """Return what a reply says, whatever its bytes are."""
+    """Return a reply as text. Invalid UTF-8 is replaced."""
     return value if isinstance(value, str) else value.decode("utf-8", "replace")
 
 
@@ -224,11 +224,11 @@ def _on_cluster(client: RedisCluster, commands: Sequence[Command]) -> list[Any]:
             lost += 1
         for i, reply in zip(indexes, found, strict=True):
             if isinstance(reply, MOVED):
-                # This client knows the way, and learns the new one.
+                # The Cluster client follows the redirection and remembers it.
                 reply = _alone(client, commands[i])
             replies[i] = reply
     if lost:
-        # Another node may have taken over: the next try is to find it.
+        # A replica may have taken over: let the next try find it.
         with contextlib.suppress(errors.RedisError, errors.RedisClusterException):
             client.nodes_manager.initialize()
     if lost == len(places) > 0:
@@ -252,7 +252,7 @@ def _pipeline(client: Redis, commands: Sequence[Command]) -> list[Any]:
 
 
 def is_fit(client: Redis) -> bool:
-    """Whether a client reads and writes UTF-8, and any bytes: one that we made does."""
+    """Return whether a client uses UTF-8 and tolerates any bytes, as our own do."""
     options = client.connection_pool.connection_kwargs
     return (
         options.get("encoding_errors") == "replace"
@@ -263,8 +263,8 @@ def is_fit(client: Redis) -> bool:
 def _send(client: Client, command: Command, is_fit: bool) -> Any:
     if is_fit:
         return client.execute_command(*command.args)  # type: ignore[no-untyped-call]
-    # Strict decoding would fail in mid-answer, and the connection give the rest of it
-    # to the next command. So bytes come back, and bytes are sent.
+    # Strict decoding could fail in the middle of a reply, and the next command would
+    # read the rest of it. Therefore bytes are sent and received.
     name, *words = command.args
     args = (
         word.encode("utf-8", "replace") if isinstance(word, str) else word
@@ -274,13 +274,13 @@ def _send(client: Client, command: Command, is_fit: bool) -> Any:
 
 
 def is_hopeless(error: Exception) -> bool:
-    """Whether a command will always fail: another program has written its key."""
+    """Return whether a command will always fail: its key holds another type."""
     return isinstance(error, errors.ResponseError) and "WRONGTYPE" in str(error)
 
 
 @contextlib.contextmanager
 def redis_errors() -> Iterator[None]:
-    """Within this context what a Cluster raises is a RedisError, as all else is."""
+    """Turn a RedisClusterException, which is not a RedisError, into one."""
     try:
         yield
     except errors.RedisClusterException as e:

@@ -1,4 +1,4 @@
-"""The sorted sets that list the jobs: those that have ended and those that have not."""
+"""The sorted sets that list the jobs, separately for unfinished and ended jobs."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Iterator
 from ..job import JobInfo
 from .scripts import Call, Script
 
-#: How long a requested cancel is announced, in milliseconds. A heartbeat hears of older
-#: ones.
+#: Milliseconds for which a requested cancellation is announced. Later, workers learn of
+#: it from the reply to a heartbeat.
 NEWS_TTL = 60_000
 
 
 class Index:
-    """Where the jobs of a store are listed: all, by kind and by owner, and those whose
-    cancel was requested lately.
+    """Makes the calls that list the jobs of a store: all jobs, by kind, by owner, and
+    those whose cancellation was requested recently.
 
     Parameters:
-      script: The script that puts a job into an index.
-      namespace: What the name of each key begins with.
-      active_ttl: Milliseconds that a job which has not ended is listed.
-      ended_ttl: Milliseconds that one is listed after its end.
+      script: The script that adds a job to an index or removes it.
+      namespace: The prefix of each key.
+      active_ttl: Milliseconds that an unfinished job stays listed.
+      ended_ttl: Milliseconds that a job stays listed after its end.
     """
 
     def __init__(
@@ -32,16 +32,16 @@ class Index:
         self._ended_ttl = ended_ttl
 
     def key(self, name: str, *, ended: bool) -> str:
-        """Return the key of one index: of "all", of "kind:" and a kind, or of "owner:"
-        and an owner as JSON.
+        """Return the key of an index, whose name is "all", "kind:" and a kind, or
+        "owner:" and an owner as JSON.
         """
         return f"{self._namespace}:{'ended' if ended else 'active'}:{name}"
 
     def activate(
         self, uuid: str, info: JobInfo, delay: int = 0, *, renews: bool = False
     ) -> Iterator[Call]:
-        """Yield the calls that list a job as one that has not ended, and is due after
-        `delay` milliseconds. One that is there keeps its place, unless that is renewed.
+        """Yield the calls that list a job as unfinished and due in `delay`
+        milliseconds. A listed job keeps its place unless `renews` is true.
         """
         place = "GT" if renews else "NX"
         for name in _names(info):
@@ -49,29 +49,29 @@ class Index:
             yield Call(self._script, key, (uuid, self._active_ttl, delay, place))
 
     def end(self, uuid: str, info: JobInfo) -> Iterator[Call]:
-        """Yield the calls that list a job as one that has ended."""
+        """Yield the calls that list a job as ended."""
         yield from self.remove(uuid, info, ended=False)
         for name in _names(info):
             key = self.key(name, ended=True)
-            # It may be there since the end of an earlier run.
+            # "GT", because the end of an earlier run may have listed it already.
             yield Call(self._script, key, (uuid, self._ended_ttl, 0, "GT"))
 
     def remove(self, uuid: str, info: JobInfo, *, ended: bool) -> Iterator[Call]:
-        """Yield the calls that take a job out of those that have ended, or have not."""
+        """Yield the calls that remove a job from the ended or the unfinished jobs."""
         for name in _names(info):
             yield self.drop(self.key(name, ended=ended), uuid)
 
     @property
     def cancels_key(self) -> str:
-        """The key of the sorted set of jobs that were asked to stop."""
+        """The key of the sorted set of running jobs with a requested cancellation."""
         return f"{self._namespace}:cancels"
 
     def announce(self, uuid: str) -> Call:
-        """Return the call that announces to all workers that a job is to stop."""
+        """Return the call that announces to all workers that a job should stop."""
         return Call(self._script, self.cancels_key, (uuid, NEWS_TTL, 0, "GT"))
 
     def drop(self, key: str, uuid: str) -> Call:
-        """Return the call that takes a job out of one index."""
+        """Return the call that removes a job from one index."""
         return Call(self._script, key, (uuid, 0, 0))
 
 

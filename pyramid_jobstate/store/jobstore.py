@@ -1,4 +1,4 @@
-"""JobStore: every key, script and byte in Redis."""
+"""JobStore: writes, loads and lists jobs in Redis."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from .scripts import Call, Calls, Reply, millis, read_scripts, run_scripts, wors
 
 
 class JobStore:
-    """The jobs in a Redis or Valkey server, a hash for each, and sorted sets that list
-    them by owner, by kind and all.
+    """The jobs in a Redis or Valkey server: a hash for each job, and sorted sets that
+    list all jobs, by owner and by kind.
+
+    The methods raise `redis.exceptions.RedisError` if the server does not answer.
 
     Parameters:
-      client: A `redis.Redis` or `redis.RedisCluster`, or a URL, for which a client is
-        made that gives up after half a second: see :func:`.roundtrip.connect`.
-      namespace: What the name of each key begins with.
+      client: A `redis.Redis` or `redis.RedisCluster`, or a URL, whose client then has
+        half-second timeouts and one retry: see :func:`.connection.connect`.
+      namespace: The prefix of each key.
       expire_in: Seconds that a job is kept after its end.
-      active_expire_in: Seconds that a job which has not ended is kept after it is due,
-        or after its worker was last heard of.
-      stalled_after: Seconds without a sign of life after which a job reads `stalled`.
+      active_expire_in: Seconds that an unfinished job is kept after it is due or after
+        the last sign of life from its worker.
+      stalled_after: Seconds without a sign of life after which a job reads "stalled".
 
     Raises:
-      ValueError: A duration is not positive, or the URL cannot be understood.
-
-    The methods raise `redis.exceptions.RedisError` where the server does not answer.
+      ValueError: A duration is not a positive number, or the URL is invalid.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class JobStore:
         self._index = Index(scripts["index"], namespace, **ttls)
 
     def replace(self, **options: Any) -> JobStore:
-        """Return a store in the same server, with other options."""
+        """Return a store on the same server with some options replaced."""
         mine = {
             "namespace": self.namespace,
             "expire_in": self.expire_in,
@@ -80,11 +80,11 @@ class JobStore:
         return JobStore(self.client, **{**mine, **options})
 
     def create(self, *jobs: NewJob) -> Sequence[bool]:
-        """Write that jobs are queued, in two round trips. The record of a job that is
-        under way, or that somebody cancelled, is left alone.
+        """Write new jobs as queued, in two round trips. An ended job is queued again.
+        The records of unfinished and of cancelled jobs stay unchanged.
 
         Returns:
-          For each whether it is queued by this call, or waits for its turn.
+          For each job, whether this call queued it or made it wait for its turn.
         """
         replies = self.create_new(*jobs)
         ended = [
@@ -96,10 +96,10 @@ class JobStore:
         return [next(requeued) if isinstance(r, str) else r for r in replies]
 
     def create_new(self, *jobs: NewJob) -> Sequence[bool | str]:
-        """Do what :meth:`create` does, but for jobs that have ended.
+        """Write new jobs as :meth:`create` does, but leave ended jobs alone.
 
         Returns:
-          As :meth:`create`, and for a job that has ended the word for :meth:`requeue`.
+          As :meth:`create`, or for an ended job the token to pass to :meth:`requeue`.
         """
         replies = [
             text(reply) if isinstance(reply, (str, bytes)) else bool(reply)
@@ -109,10 +109,13 @@ class JobStore:
         return replies
 
     def requeue(self, ended: Sequence[tuple[NewJob, str]]) -> Sequence[bool]:
-        """Write that jobs which had ended are queued anew, unless something has
-        happened to them since :meth:`create_new` gave the word for each.
+        """Write ended jobs as queued again, unless they have changed since
+        :meth:`create_new` returned their tokens.
+
+        Returns:
+          For each job, whether it was queued again.
         """
-        # A call that comes late changes nothing.
+        # The token makes a repeated or late call harmless.
         replies = self._run(self._calls.requeue(job, word) for job, word in ended)
         is_queued = [bool(reply) for reply in replies]
         self._list_queued([job for job, _ in ended], is_queued)
@@ -127,8 +130,8 @@ class JobStore:
         )
 
     def forget(self, *jobs: NewJob) -> None:
-        """Take back what :meth:`create` has written for the same sender of jobs that
-        were not sent.
+        """Delete the records that :meth:`create` wrote for jobs that were not sent
+        after all. Records of other senders stay.
         """
         forgotten = self._run(self._calls.forget(job) for job in jobs)
         self._run(
@@ -139,15 +142,14 @@ class JobStore:
         )
 
     def confirm(self, uuid: str) -> None:
-        """Write that the broker has taken the message of a job."""
+        """Write that the broker has accepted the message of a job."""
         self._run([self._calls.confirm(uuid)])
 
     def write(self, updates: Sequence[Update]) -> Sequence[Reply | Exception]:
-        """Write what runs have to say, all in one round trip, or two if one begins or
-        ends.
+        """Write updates of runs in one round trip, or in two if the lists change too.
 
         Returns:
-          The reply to each, or the exception where it could not be carried out.
+          The reply to each update, or the exception if it failed.
         """
         calls: list[Call] = []
         places: list[tuple[int, int]] = []
@@ -173,12 +175,12 @@ class JobStore:
         return results
 
     def cancel(self, uuid: str, info: JobInfo) -> bool:
-        """Ask to cancel a job, and say whether it had not ended."""
-        # The client may send it twice, if a reply is lost: the word tells.
+        """Request cancellation of a job. Return False if it had already ended."""
+        # The client may repeat the call if a reply is lost: the word identifies it.
         (done,) = self._run([self._calls.cancel(uuid, secrets.token_hex(4))])
         if done:
-            # The request stands, whether or not these arrive: the list of all jobs
-            # moves an entry that it finds in the wrong place, and a beat hears of it.
+            # Losing these calls does no harm: lists move entries that they find in the
+            # wrong place, and the reply to a heartbeat tells the worker.
             listed = self._index.end(uuid, info)
             calls = listed if done == 2 else [self._index.announce(uuid)]
             with contextlib.suppress(RedisError):
@@ -186,8 +188,9 @@ class JobStore:
         return bool(done)
 
     def cancels(self, since: int) -> tuple[set[str], int]:
-        """Return the jobs that were told to stop since a time, within the last minute,
-        and the time to ask for next, in microseconds of the server's clock.
+        """Return the uuids of the running jobs whose cancellation was requested after
+        `since`, at most a minute ago, and the value for `since` at the next call.
+        Times are in microseconds of the server's clock.
         """
         key = self._index.cancels_key
         words = (f"({since}", "+inf", "WITHSCORES")
@@ -195,18 +198,18 @@ class JobStore:
         return {uuid for uuid, _ in found}, max([since, *(time for _, time in found)])
 
     def load(self, uuid: str) -> JobState | None:
-        """Return a job, or None if there is no record of it."""
+        """Return a job, or None if the store has no record of it."""
         (record,) = self._reader.read([uuid])
         return None if record is None else self._job(record)
 
     def load_many(self, uuids: Sequence[str]) -> Sequence[JobState | None]:
-        """Return several jobs, None for each unknown one, in one round trip. None also
-        for one whose class raises when it is made, which is logged.
+        """Return several jobs in one round trip, with None for each unknown job. A job
+        whose class raises an exception is also None, and is logged.
         """
         return self._make(self._reader.read(uuids))
 
     def _make(self, records: Iterable[Record | None]) -> Sequence[JobState | None]:
-        """Return the jobs of records, None for one whose class raises."""
+        """Return the jobs of records, with None for each whose class raises."""
         return [self._try_job(record) for record in records]
 
     def list(
@@ -218,19 +221,20 @@ class JobStore:
         limit: int = 50,
         cursor: str | None = None,
     ) -> Page:
-        """Return a page of jobs: first those that have not ended, then those that have,
-        each the newest first. What a page costs grows with the page, not with the jobs
-        that there are.
+        """Return a page of jobs: first the unfinished, then the ended ones, each with
+        the newest first. The cost depends on the size of the page, not on the number of
+        jobs in the store.
 
-        A job that ends between two pages may stand on both.
+        A job that ends between two pages may appear on both.
 
         Parameters:
-          owner, kind, status: Only jobs of this owner, kind and status.
-          params: Only jobs to which these values were sent.
-          limit: How many at the most, up to 200.
-          cursor: Where the page before ended.
+          owner, kind, status: Only list jobs of this owner, kind or status.
+          params: Only list jobs that were sent with these values.
+          limit: The maximum number of jobs, from 1 to 200.
+          cursor: The `cursor` of the previous page, or None for the first.
 
         Raises:
+          TypeError: limit is not an int.
           ValueError: limit, status or cursor is invalid.
         """
         wanted = Filter(owner, kind, status, params)
@@ -257,7 +261,7 @@ class JobStore:
             return None
 
     def _run(self, calls: Iterable[Call]) -> Sequence[Any]:
-        """Run calls of which none may fail, and return their replies."""
+        """Run calls and return their replies. Raise the first error among these."""
         calls = list(calls)
         replies = run_scripts(self.client, calls) if calls else []
         for reply in replies:
@@ -275,8 +279,8 @@ class JobStore:
 
 
 def store_beside(client: object, **options: Any) -> JobStore | None:
-    """Return a store in the server of a `redis.Redis`, or None for any other object.
-    Its own connections give up sooner than the client's.
+    """Return a store on the server of a `redis.Redis`, or None for any other object.
+    If possible, the store has its own connections, which fail sooner than the client's.
     """
     if not isinstance(client, Redis):
         return None

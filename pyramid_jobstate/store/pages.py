@@ -1,4 +1,4 @@
-"""Lists of jobs, a page at a time."""
+"""Lists of jobs, one page at a time."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from .reading import Reader
     from .scripts import Call
 
-#: The most jobs that a page may have.
+#: The maximum number of jobs on a page.
 MAX_LIMIT = 200
 
-#: The most entries that are looked at for one page of a filtered list.
+#: The maximum number of entries to examine for one page of a filtered list.
 MAX_EXAMINED = 1000
 
-#: What a filter reads of a job before the whole of it.
+#: The fields that a filter reads before it loads the whole record.
 OUTLINE = ("kind", "owner", "status", "updated", "seen")
 
-#: The most bytes of parameters that are read at once.
+#: The maximum bytes of parameters to read at once.
 MAX_PORTION = 4 * 1024 * 1024
 
-#: The scores of an index are microseconds, of which a float can say as many exactly.
+#: The highest score of an index. Scores are microseconds, exact as floats up to here.
 MAX_SCORE = 2**53
 
 _CURSOR = re.compile(r"([ae])([0-9]{1,16})\.([0-9a-f-]{36})")
@@ -40,8 +40,8 @@ class Page(NamedTuple):
 
     Attributes:
       items: The jobs.
-      cursor: Where the next page begins, or None after the last. A page may be short,
-        even empty, and have a cursor all the same.
+      cursor: The cursor for the next page, or None on the last one. A page may have
+        fewer jobs than its limit, or none, and still have a cursor.
     """
 
     items: list[JobState]
@@ -49,7 +49,7 @@ class Page(NamedTuple):
 
 
 class Filter(NamedTuple):
-    """Which jobs are listed. None leaves all through."""
+    """Which jobs to list. A field that is None matches every job."""
 
     owner: str | float | None = None
     kind: str | None = None
@@ -58,19 +58,19 @@ class Filter(NamedTuple):
 
     @property
     def index_name(self) -> str:
-        """The name of the index that leaves the fewest to look at."""
+        """The name of the index with the fewest jobs to examine."""
         if self.owner is not None:
             return f"owner:{dumps(self.owner)}"
         return "all" if self.kind is None else f"kind:{self.kind}"
 
     @property
     def is_index(self) -> bool:
-        """Whether its index has no other jobs."""
+        """Whether every job in the index matches, without further checks."""
         is_one = self.owner is None or self.kind is None
         return is_one and self.status is None and not self.params
 
     def admits(self, record: Record) -> bool:
-        """Whether a job is wanted, its parameters apart."""
+        """Return whether a job matches, apart from its parameters."""
         return (
             (self.owner is None or record.owner == self.owner)
             and (self.kind is None or record.kind == self.kind)
@@ -86,7 +86,7 @@ class Filter(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A place in a list: behind an entry of the jobs that have ended, or have not."""
+    """A place in a list: after an entry of the ended or the unfinished jobs."""
 
     ended: bool
     score: int | None = None
@@ -97,7 +97,8 @@ class Place(NamedTuple):
         match = _CURSOR.fullmatch(cursor)
         if match is None:
             raise ValueError(
-                f"cursor is none that a page of this list gave: {cursor!r}"
+                f"cursor was not issued by this list: {cursor!r}. "
+                "Omit it for the first page."
             )
         return cls(match[1] == "e", int(match[2]), match[3])
 
@@ -109,11 +110,11 @@ class Lister:
     """Makes the pages of one list.
 
     Parameters:
-      wanted: Which jobs are listed.
+      wanted: Which jobs to list.
       reader: Reads the records.
       index: The sorted sets.
-      run: Runs calls of scripts, of which none may fail.
-      make: Returns the jobs of records.
+      run: Runs calls of scripts, and raises an exception if one fails.
+      make: Returns the jobs of records, with None for each that cannot be made.
     """
 
     def __init__(
@@ -131,21 +132,23 @@ class Lister:
         self._make = make
 
     def page(self, limit: int, cursor: str | None) -> Page:
-        """Return a page, as :meth:`JobStore.list` says."""
+        """Return a page as :meth:`.JobStore.list` does."""
         wanted = self._wanted
         if isinstance(limit, bool) or not isinstance(limit, int):
             raise TypeError(f"limit must be an int, not {limit!r}.")
         if not 1 <= limit <= MAX_LIMIT:
             raise ValueError(f"limit must be from 1 to {MAX_LIMIT}, not {limit}.")
         if wanted.status is not None and wanted.status not in UNFINISHED + FINISHED:
-            raise ValueError(f"status is none that a job can have: {wanted.status!r}.")
+            raise ValueError(
+                f"status must be a status of a job, not {wanted.status!r}."
+            )
         place = (
             Place(wanted.status in FINISHED) if cursor is None else Place.parse(cursor)
         )
         found: dict[str, Record] = {}
         ended: list[tuple[Place, Record | None]] = []
         next_cursor = None
-        # One more than is shown tells whether there is another page.
+        # One more entry than the page shows tells whether another page follows.
         entries = self._entries(place, limit + 1)
         for examined, (entry, record, is_wanted) in enumerate(entries):
             if len(found) == limit or examined == MAX_EXAMINED:
@@ -157,14 +160,14 @@ class Lister:
             if record is None or not is_wanted:
                 continue
             found.setdefault(entry.uuid, record)
-        # Only those on this page: a job that has begun again must not jump back past a
-        # viewer who goes from page to page.
+        # Repair only this page. A job on a later page that runs again would move to an
+        # earlier one, and a viewer who pages through the list would miss it.
         self._repair(ended)
         return Page(self._load(found), next_cursor)
 
     def _load(self, found: Mapping[str, Record]) -> list[JobState]:
-        """Return the jobs of a page. Where the filter has read only parts of them they
-        are read now, and those that no longer match are left out.
+        """Return the jobs of a page. If the filter has read only outlines, read the
+        whole records now and leave out jobs that no longer match.
         """
         records: Iterable[Record | None] = found.values()
         if found and not self._wanted.is_index:
@@ -180,11 +183,16 @@ class Lister:
     def _entries(
         self, place: Place, count: int
     ) -> Iterator[tuple[Place, Record | None, bool]]:
-        """Yield the entries from a place on, each with its record, or None if that is
-        gone, and whether it is wanted. In a filtered list a record is a mere outline.
+        """Yield the entries after a place.
 
         Parameters:
-          count: How many are read at first. If they do not do, it is more and more.
+          place: The place.
+          count: How many entries to read at first. Each further read doubles it,
+            up to 200.
+
+        Yields:
+          An entry, its record or None if that has expired, and whether it is wanted. In
+          a filtered list, the record is only an outline.
         """
         while True:
             entries = self._read_index(place, count)
@@ -194,7 +202,7 @@ class Lister:
             if not place.ended and self._repair(
                 list(zip(entries, records, strict=True))
             ):
-                # What has just ended comes again among those that have.
+                # A job that was just moved comes again among the ended jobs.
                 wants = [
                     is_wanted and not (record and record.is_finished)
                     for record, is_wanted in zip(records, wants, strict=True)
@@ -209,15 +217,15 @@ class Lister:
                 place = Place(ended=True)
 
     def _examine(self, records: Sequence[Record | None]) -> list[bool]:
-        """Return of each record whether it is self._wanted."""
+        """Return for each record whether it is wanted."""
         found = {r.uuid for r in records if r is not None and self._wanted.admits(r)}
         if self._wanted.params:
             found = self._with_params(list(found))
         return [record is not None and record.uuid in found for record in records]
 
     def _with_params(self, uuids: Sequence[str]) -> set[str]:
-        """Return the jobs whose parameters match. These may be large, so they are read
-        in portions and not kept.
+        """Return the uuids of the jobs whose parameters match. Parameters may be large,
+        so they are read in portions and not kept.
         """
         found: set[str] = set()
         first = total = 0
@@ -233,19 +241,19 @@ class Lister:
         return found
 
     def _read_index(self, place: Place, count: int) -> list[Place]:
-        """Return the entries that follow a place in its index, the newest first."""
+        """Return the entries after a place in its index, the newest first."""
         key = self._index.key(self._wanted.index_name, ended=place.ended)
         newest = MAX_SCORE if place.score is None else place.score
         found: list[Place] = []
         offset = 0
-        # One more: the place itself is in the first answer.
+        # One more, since the first reply includes the place itself.
         size = count + 1
         while len(found) < count:
             words = (newest, 0, "WITHSCORES", "LIMIT", offset, size)
             rows = self._reader.scores("ZREVRANGEBYSCORE", key, *words)
             for uuid, score in rows:
                 entry = Place(place.ended, score, uuid)
-                # Of one score the later names come first.
+                # Entries with equal scores come in descending order of uuids.
                 follows = entry.score != place.score or uuid < place.uuid
                 if follows and UUID.fullmatch(uuid):
                     found.append(entry)
@@ -255,12 +263,12 @@ class Lister:
         return found[:count]
 
     def _repair(self, found: Sequence[tuple[Place, Record | None]]) -> bool:
-        """Drop the entries of jobs that are gone, and move those that a worker could
-        not move when its job ended or began again.
+        """Remove the entries of expired jobs, and move those that a worker could not
+        move when its job ended or began again.
 
         Returns:
-          Whether all are where they belong. A read-only server leaves them for another
-          time.
+          Whether all entries are now where they belong. On a read-only server they stay
+          until later.
         """
         calls: list[Call] = []
         for entry, record in found:

@@ -1,4 +1,4 @@
-"""Whether jobs are read where they are written."""
+"""Checks that jobs are read from the store that they are written to."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ log = logging.getLogger("pyramid_jobstate")
 
 
 class Difference(NamedTuple):
-    """How the place of one store differs from that of another.
+    """How the places of two stores differ.
 
     Attributes:
-      what: In words, or None where two names may mean one server.
-      advice: What to make the same.
+      what: The difference, in words, or None if both may be the same server.
+      advice: How to make them the same.
     """
 
     what: str | None
     advice: str
 
 
-#: The pairs that were compared. Neither store is kept alive.
+#: The pairs of stores compared so far. Weak keys keep neither store alive.
 _compared: WeakKeyDictionary[
     JobStore, WeakKeyDictionary[JobStore, Difference | None]
 ] = WeakKeyDictionary()
 
 
 def refusal(read: JobStore, written: JobStore, broker: str) -> str | None:
-    """Return what is wrong where jobs are certainly read elsewhere than they are
-    written, or None. Where they may be, this is logged, once for each pair of stores.
+    """Return an error message if jobs are certainly read from another place than they
+    are written to, else None. If the places may differ, log a warning once for each
+    pair of stores.
 
     Parameters:
       read: The store of the web side.
       written: The store of the JobStateMiddleware on a broker.
-      broker: What to call that broker.
+      broker: What to call that broker in the message.
     """
     pairs = _compared.get(read)
     if pairs is None:
@@ -51,14 +52,14 @@ def refusal(read: JobStore, written: JobStore, broker: str) -> str | None:
     if difference is None or (difference.what is None and not is_new):
         return None
     where = (
-        f"Job states are read at {read!r}, but the JobStateMiddleware on {broker} "
-        f"writes them at {written!r}"
+        f"Job states are read from {read!r}, but the JobStateMiddleware on {broker} "
+        f"writes them to {written!r}"
     )
     if difference.what is not None:
         return f"{where}, {difference.what}. {difference.advice}"
     log.warning(
-        "%s. If these are not the same server, jobs of that broker will be missing, or "
-        "read stalled.",
+        "%s. If these are not the same server, jobs of that broker will be missing or "
+        "read as stalled.",
         where,
     )
     return None
@@ -68,32 +69,31 @@ def _difference(read: JobStore, written: JobStore) -> Difference | None:
     if read.namespace != written.namespace:
         return Difference(
             "in another namespace",
-            "Make jobstate.namespace, or that of the store in "
-            "config.set_job_store(...), and JobStateMiddleware(namespace=...) the "
-            "same.",
+            "Use the same namespace in jobstate.namespace, or the store in "
+            "config.set_job_store(...), and in JobStateMiddleware(namespace=...).",
         )
     here, there = place_of(read.client), place_of(written.client)
     if _is_same(here, there):
         return None
     return Difference(
         _certain(here, there),
-        "Make jobstate.redis_url, or the store in config.set_job_store(...), and the "
-        "store of the middleware the same.",
+        "Point jobstate.redis_url, or the store in config.set_job_store(...), at the "
+        "store of the middleware.",
     )
 
 
 def _is_same(here: Address | str, there: Address | str) -> bool:
     if isinstance(here, str) or isinstance(there, str):
         return here == there
-    # A server may be reached with TLS and without.
+    # TLS is ignored: a server may be reachable both with and without it.
     return here[:3] == there[:3]
 
 
 def _certain(here: Address | str, there: Address | str) -> str | None:
-    """Return what certainly differs between two places, or None."""
+    """Return the certain difference between two places, in words, or None."""
     if isinstance(here, str) or isinstance(there, str) or here.host != there.host:
         return None
     if here.port == there.port:
         return "in another database"
-    # One server may listen for TLS beside.
-    return "at another port" if here.is_tls == there.is_tls else None
+    # One server may listen for TLS on a second port.
+    return "on another port" if here.is_tls == there.is_tls else None

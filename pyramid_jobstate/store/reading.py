@@ -1,4 +1,4 @@
-"""Reading the records of jobs: one round trip, whatever bytes stand there."""
+"""Reads the records of jobs in one round trip and tolerates any bytes in them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 from ..job import Record
 from .connection import Client, Command, execute, redis_errors, text
 
-#: Seconds for which the server's clock is not asked for again: it does not run away.
+#: Seconds between two readings of the server's clock, which drifts slowly.
 CLOCK_SECONDS = 10.0
 
 
@@ -21,23 +21,24 @@ class Reader:
     Parameters:
       client: The server.
       key: Returns the key of a job's hash.
-      silence: Milliseconds after which a job is stalled that is not heard of.
+      silence: Milliseconds without a sign of life after which a job is stalled.
     """
 
     def __init__(self, client: Client, key: Callable[[str], str], silence: int) -> None:
         self._client = client
         self._key = key
         self._silence = silence
-        #: The server's time less that of this process, and how long to rely on it.
+        #: The server's time minus this process's, in milliseconds, and when it expires.
         self._clock = 0.0
         self._clock_until = 0.0
 
     def read(self, uuids: Sequence[str], *names: str) -> Sequence[Record | None]:
-        """Return the records of several jobs, None for each unknown one, in one round
-        trip.
+        """Return the records of several jobs in one round trip, with None for each
+        unknown job.
 
         Parameters:
-          names: The fields to read, all unless given. A record without any of them is
+          uuids: The jobs.
+          names: The fields to read; by default all. A job without any of them counts as
             unknown.
         """
         if time.monotonic() >= self._clock_until:
@@ -55,24 +56,24 @@ class Reader:
         ]
 
     def sizes(self, uuids: Sequence[str], name: str) -> Sequence[int]:
-        """Return how many bytes one field of several jobs takes, 0 where missing."""
+        """Return the size of one field of several jobs in bytes, 0 if it is missing."""
         keys = map(self._key, uuids)
         commands = [Command(key, ("HSTRLEN", key, name)) for key in keys]
         replies = execute(self._client, commands)
         return [reply if isinstance(reply, int) else 0 for reply in replies]
 
     def scores(self, name: str, key: str, *words: str | int) -> list[tuple[str, int]]:
-        """Return what a command with the word WITHSCORES finds in a sorted set."""
+        """Return the members and scores found by a command with WITHSCORES."""
         (rows,) = execute(self._client, [Command(key, (name, key, *words))])
         if isinstance(rows, Exception):
             raise rows
         if rows and not isinstance(rows[0], list):
-            # The older protocol has no pairs.
+            # RESP2 returns a flat list instead of pairs.
             rows = zip(rows[::2], rows[1::2], strict=True)
         return [(text(member), int(float(score))) for member, score in rows]
 
     def _set_clock(self) -> None:
-        """Take note of the server's time."""
+        """Read the server's clock."""
         with redis_errors():
             seconds, micros = self._client.time()
         now = time.monotonic()
@@ -82,7 +83,7 @@ class Reader:
     def _read(
         self, uuid: str, names: Sequence[str], reply: Any, now: int
     ) -> Record | None:
-        """Return the record of a reply, or None if it is not a job of ours."""
+        """Return the record of a reply, or None if the key does not hold a job."""
         if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
             return None
         if isinstance(reply, Exception):

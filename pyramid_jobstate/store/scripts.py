@@ -1,4 +1,4 @@
-"""Each Lua script as a call, and running calls pipelined by the scripts' sha."""
+"""Makes calls of the Lua scripts and runs them in pipelines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAMES = (
     "index",
 )
 
-#: The lines of a script that only say why.
+#: The blank lines and comments of a script.
 _COMMENTS = re.compile(r"^\s*(--.*)?\n", re.MULTILINE)
 
 
@@ -38,7 +38,7 @@ class Script(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One call of a script, with the one key that it touches."""
+    """A call of a script and the one key that it touches."""
 
     script: Script
     key: str
@@ -46,7 +46,7 @@ class Call(NamedTuple):
 
 
 class Reply(enum.IntEnum):
-    """What the store says to a run's update: see lua/common.lua."""
+    """The reply to an update of a run: see lua/common.lua."""
 
     CANCELLED = -2
     FENCED = -1
@@ -56,13 +56,13 @@ class Reply(enum.IntEnum):
 
 
 def read_scripts() -> dict[str, Script]:
-    """Return the scripts of this package by name."""
+    """Return the scripts in `lua/` by name."""
     folder = importlib.resources.files(__package__) / "lua"
     common = (folder / "common.lua").read_text("utf-8")
     scripts = {}
     for name in NAMES:
         text = common + (folder / f"{name}.lua").read_text("utf-8")
-        # A server that does not know a script is sent all of it.
+        # A server that does not have the script receives its whole text.
         text = _COMMENTS.sub("", text)
         sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
         scripts[name] = Script(sha, text)
@@ -72,9 +72,9 @@ def read_scripts() -> dict[str, Script]:
 def run_scripts(client: Client, calls: Sequence[Call]) -> list[Any]:
     """Run `calls` in one round trip and return their replies.
 
-    A call that failed has the exception as its reply. A server that does not know a
-    script is sent it, and then again all calls for the keys concerned, in their
-    order: a script that is sent twice changes nothing the second time.
+    The reply of a failed call is the exception. If a server does not have a script, all
+    calls for the keys concerned are sent again in order, with the text of the scripts.
+    A script that runs twice changes nothing the second time.
 
     Raises:
       redis.exceptions.RedisError: The server did not answer.
@@ -99,14 +99,14 @@ def _command(name: str, call: Call) -> Command:
 
 
 class Calls:
-    """Makes the calls of a store. What the arguments mean is said in each script.
+    """Makes the calls of a store. Each script documents its arguments.
 
     Parameters:
       scripts: The scripts by name.
-      namespace: What the name of each key begins with.
-      active_ttl: Milliseconds that a job is kept which has not ended.
-      ended_ttl: Milliseconds that one is kept after its end.
-      silence: Milliseconds after which a run is taken for dead that is not heard of.
+      namespace: The prefix of each key.
+      active_ttl: Milliseconds that an unfinished job is kept.
+      ended_ttl: Milliseconds that a job is kept after its end.
+      silence: Milliseconds without a sign of life after which a run counts as dead.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class Calls:
         )
 
     def report(self, update: Update) -> Call:
-        """Return the call for what an update has to say, the beginning apart."""
+        """Return the call that writes an update, apart from the start of its run."""
         uuid, token, seq, end = update.uuid, update.token, update.seq, update.end
         fields = _flat(update.fields)
         if end is None:
@@ -206,7 +206,7 @@ class Calls:
 
 
 def worst(first: Any, last: Any) -> Reply | Exception:
-    """Return what counts of the replies to a start and to what came after it."""
+    """Return the worse of the replies to a start and to the report after it."""
     for reply in (first, last):
         if isinstance(reply, Exception):
             return reply

@@ -238,7 +238,7 @@ def test_fork_while_a_server_is_stopped_or_forgotten():
 
 def test_binary_that_does_not_exist_is_named():
     """The error says which binary it was, and what the shell said."""
-    with pytest.raises(RuntimeError, match=r"(?s)no-server does not start.*not found"):
+    with pytest.raises(RuntimeError, match=r"(?s)no-server did not start.*not found"):
         EmbeddedServer(binary="no-server").start()
 
 
@@ -267,7 +267,7 @@ def test_server_that_never_answers_is_given_up(temporary, monkeypatch):
 def test_server_that_answers_with_an_error_is_not_ready(monkeypatch):
     """An answer is not enough: a server that loads, or wants a password, says no."""
     monkeypatch.setattr(embedded, "START_TIMEOUT", 0.2)
-    with pytest.raises(RuntimeError, match="does not start"):
+    with pytest.raises(RuntimeError, match="did not start"):
         EmbeddedServer(arguments=["--requirepass", "secret"]).start()
 
 

@@ -183,7 +183,7 @@ def test_run_reckons_a_replaced_value_once(run):
     run.set_metrics({"x": 1})
     assert run.size == MAX_JOB_BYTES - MAX_VALUE_BYTES + 1 + 2 * NUMBER_BYTES
     run.set_metrics({"x": "a" * (MAX_VALUE_BYTES - 100)})
-    with pytest.raises(ValueError, match="more than the 262144"):
+    with pytest.raises(ValueError, match="The limit is 262144"):
         run.set_metrics({"0": "b" * (MAX_VALUE_BYTES - 2)})
 
 

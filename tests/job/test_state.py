@@ -286,7 +286,9 @@ def test_job_state_that_was_loaded_takes_nothing(write):
     """A JobState that was loaded refuses to report, and stays as it was."""
     job_state = loaded()
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="was loaded: only a running job"):
+        with pytest.raises(
+            RuntimeError, match=r"was loaded from a store\. Only a running"
+        ):
             write(job_state)
     assert job_state.progress_metrics == {"miles_run": 12}
     assert job_state.progress == Progress(13, 26, "miles", 14.2)
@@ -296,7 +298,7 @@ def test_job_state_that_was_loaded_takes_nothing(write):
 
 def test_flush_of_a_job_that_was_loaded_is_refused():
     """A JobState that was loaded has nothing to wait for, and does not say it had."""
-    with pytest.raises(RuntimeError, match="was loaded: only a running job"):
+    with pytest.raises(RuntimeError, match=r"was loaded from a store\. Only a running"):
         loaded().flush()
 
 

@@ -254,7 +254,7 @@ def test_encode_value_takes_16_kib_and_no_byte_more(character):
 )
 def test_encode_value_says_what_cannot_be_encoded(value, error):
     """The message of an error begins with what it was that should be encoded."""
-    with pytest.raises(error, match=r"^The metric cannot be said in JSON: "):
+    with pytest.raises(error, match=r"^The metric cannot be encoded as JSON: "):
         encode_value("The metric", value)
 
 
@@ -272,7 +272,7 @@ def test_check_name_takes_any_text(name):
         ("", "must not be empty"),
         ("job", "must not be called 'job'"),
         ("job_state", "must not be called 'job_state'"),
-        ("a\ud800", "no valid Unicode"),
+        ("a\ud800", "not valid Unicode"),
     ],
 )
 def test_check_name_refuses_a_bad_name(name, message):
@@ -338,7 +338,7 @@ def test_check_amount_returns_a_plain_number(value, amount):
 )
 def test_check_amount_refuses_what_cannot_be_counted_with(value):
     """An amount that is negative, or not finite as a float, is a ValueError."""
-    with pytest.raises(ValueError, match=r"^The total must be a finite number from 0"):
+    with pytest.raises(ValueError, match=r"^The total must be a finite number, 0 or"):
         check_amount("The total", value)
 
 

@@ -224,7 +224,7 @@ def test_limit_is_a_number(store: JobStore, limit: Any) -> None:
 @pytest.mark.parametrize("status", ["", "done", "waiting", "sending"])
 def test_status_must_be_one(store: JobStore, status: str) -> None:
     """A status that no job can have is named."""
-    with pytest.raises(ValueError, match="status is none"):
+    with pytest.raises(ValueError, match="status must be a status of a job"):
         store.list(status=status)
 
 
@@ -246,7 +246,7 @@ def test_status_must_be_one(store: JobStore, status: str) -> None:
 )
 def test_cursor_must_be_one(store: JobStore, cursor: str) -> None:
     """A cursor that was never given out is refused."""
-    with pytest.raises(ValueError, match="cursor is none"):
+    with pytest.raises(ValueError, match="cursor was not issued by this list"):
         store.list(cursor=cursor)
 
 

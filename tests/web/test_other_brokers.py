@@ -199,7 +199,7 @@ def test_other_port_is_refused(
     """Another server of the same host as well, and nothing is recorded or sent."""
     stray = second(server.url)
 
-    with pytest.raises(TypeError, match="at another port"):
+    with pytest.raises(TypeError, match="on another port"):
         job_states.send(stray.get_actor("print_label"))
 
     job_states.request.tm.commit()

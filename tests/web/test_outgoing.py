@@ -125,7 +125,7 @@ def test_returned_job_takes_no_reports(config: Configurator, broker: Broker) -> 
         broker.get_actor("run_marathon"), 26
     )
 
-    with pytest.raises(RuntimeError, match="only a running job may report"):
+    with pytest.raises(RuntimeError, match="Only a running job can report"):
         job_state.set_progress_metric("miles_run", 1)
 
 

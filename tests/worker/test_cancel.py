@@ -470,7 +470,7 @@ def test_a_job_cannot_cancel_itself(redis_url: str) -> None:
 
     @dramatiq.actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
-        with pytest.raises(RuntimeError, match="Only a JobState that was loaded"):
+        with pytest.raises(RuntimeError, match="Only a JobState loaded from a store"):
             job_state.cancel()
 
     with working(broker):

@@ -1,10 +1,10 @@
--- Somebody asks to cancel the job. ARGV: ttl, milliseconds after which a silent run is
--- taken for dead, error, a word that names this request.
--- Returns 2 if it is cancelled, 1 if its worker is told, 0 if it has ended or is unknown.
--- A request that is sent twice is answered twice alike: "asked" keeps its word, and those
--- of the two before. A message
--- whose job was asked to stop is skipped when it comes, so the record must outlive it:
--- a cancel never shortens the record's life.
+-- Request cancellation of the job. ARGV: ttl, milliseconds of silence after which a run
+-- counts as dead, error, a word that identifies this request.
+-- Returns 2 if the job is now cancelled, 1 if its worker is yet to stop it, 0 if it has
+-- ended or is unknown. A repeated request gets the same reply: "asked" keeps its word and
+-- those of the two requests before it.
+-- A later delivery of a cancelled job's message is skipped, so the record must outlive the
+-- message: cancelling never shortens the record's lifetime.
 
 local old = redis.call("HMGET", key, "status", "seen", "asked")
 local status, now = old[1], time()
@@ -19,7 +19,7 @@ if is_running(status) and not is_silent(old[2], now, ARGV[2]) then
   redis.call("HSET", key, "status", "cancelling")
   return 1
 end
--- Its run, if it still lives, is told with its next update: the token stays.
+-- Keep the token: a run that is alive after all learns of this with its next update.
 redis.call("HSET", key, "status", "cancelled", "error", ARGV[3], "updated", int(now), "finished", int(now))
 lengthen(ARGV[1])
 return 2

@@ -1,4 +1,4 @@
--- Put before each of the other scripts. Time is the server's, in milliseconds.
+-- Prepended to each of the other scripts. Times are the server's, in milliseconds.
 
 local key = KEYS[1]
 
@@ -11,25 +11,25 @@ local function time()
   return math.floor(micros() / 1000)
 end
 
--- "%d" and not tostring(): that writes a large number as 1.7e+12.
+-- Not tostring(), which formats large numbers as 1.7e+12.
 local function int(number)
   return string.format("%d", number)
 end
 
--- Set the hash's fields to the arguments from a place on: any number of them, though
--- unpack() has its limit.
+-- Set hash fields from the arguments that start at an index. In portions, because unpack()
+-- limits the number of values.
 local function set(from)
   for i = from, #ARGV, 1000 do
     redis.call("HSET", key, unpack(ARGV, i, math.min(i + 999, #ARGV)))
   end
 end
 
--- Have the record live for at least so many milliseconds from now.
+-- Extend the lifetime of the record to at least ttl milliseconds from now.
 local function lengthen(ttl)
   redis.call("PEXPIRE", key, int(math.max(ttl, redis.call("PTTL", key))))
 end
 
--- Write a job that is not yet queued. ARGV: ttl, delay, status, sender, then the fields.
+-- Write the record of a new job. ARGV: ttl, delay, status, sender, then the fields.
 local function create()
   local now, delay = time(), tonumber(ARGV[2])
   redis.call("HSET", key, "status", ARGV[3], "queued", int(now), "updated", int(now))
@@ -37,14 +37,14 @@ local function create()
     redis.call("HSET", key, "sender", ARGV[4])
   end
   set(5)
-  -- Nobody knows when the turn of a step comes that waits for it.
+  -- The due time of a step that waits for its turn is not known yet.
   if delay > 0 and ARGV[3] ~= "waiting" then
     redis.call("HSET", key, "due", int(now + delay))
   end
   redis.call("PEXPIRE", key, int(ARGV[1] + delay))
 end
 
--- Whether the record was made for a sender, "" for those that say nothing of themselves.
+-- Whether the record was written for a sender, "" for an unnamed one.
 local function is_of(sender)
   return (redis.call("HGET", key, "sender") or "") == sender
 end
@@ -61,36 +61,36 @@ local function is_unfinished(status)
   return is_running(status) or is_waiting(status)
 end
 
--- Whether somebody cancelled the job, who has left a word in "asked": such a job never
--- runs. One that ended otherwise, or was dropped, may run again.
+-- Whether cancellation of the job was requested, which leaves a word in "asked". Such a job
+-- never runs. A job that was dropped or ended in another way may run again.
 local function was_cancelled(status, asked)
   return status == "cancelled" and asked
 end
 
--- Whether a run that was last heard of at a time is taken for dead.
+-- Whether a run counts as dead, given the time of its last sign of life.
 local function is_silent(seen, now, silence)
   return now - (tonumber(seen) or 0) > tonumber(silence)
 end
 
--- The tokens of a record's earlier runs, its last one's first. What those say comes late.
+-- The tokens of a record's earlier runs, newest first, whose updates are now too late.
 local function earlier(run, past)
   return string.sub((run or "") .. " " .. (past or ""), 1, 51)
 end
 
--- Whether a run has ever owned the record, of which these are the last and the earlier
--- ones. If not, the record is older than the run: the store has lost what came between.
+-- Whether a run ever owned the record, given the tokens of its last and earlier runs. If
+-- not, the record is older than the run: the store has lost the changes in between.
 local function knows(token, run, past)
   return run == token or string.find(" " .. (past or "") .. " ", " " .. token .. " ", 1, true)
 end
 
--- The replies to a run: it owns the record; it does, and a cancel was requested; a newer
--- run does; the record is missing, or older than what the run builds on; the job was
--- cancelled and stays so, whatever the run does.
+-- The replies to a run: it owns the record; it does, and cancellation was requested; a
+-- newer run owns the record; the record is missing, or older than the update that the run
+-- builds on; the job is cancelled and stays cancelled.
 local OK, CANCELLING, FENCED, MISSING, CANCELLED = 1, 2, -1, 0, -2
 
--- Read the record for a run. Returns its status, run, past, seq and before, and the reply
--- if the run may not write: it does not own the record, or builds on an update, `base`,
--- that the record lacks.
+-- Read the record for a run. Returns its status, run, past, seq and before. Also returns
+-- the reply if the run may not write because it does not own the record, or because the
+-- record lacks the update `base` that the run builds on.
 local function open(token, base)
   local old = redis.call("HMGET", key, "status", "run", "past", "seq", "before")
   if not old[1] then

@@ -1,4 +1,4 @@
--- The broker has taken the message. Returns 1 if the job was being sent, else 0.
+-- The broker has accepted the message. Returns 1 if the job was being sent, else 0.
 
 if redis.call("HGET", key, "status") ~= "sending" then
   return 0

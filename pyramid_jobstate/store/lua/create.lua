@@ -1,10 +1,10 @@
--- A message is about to be sent: its job is queued. A record that exists is left alone.
+-- A message is about to be sent: queue its job. An existing record is left alone.
 -- ARGV: ttl, delay, status, sender, then the fields. The status is "sending", which becomes
--- "queued" when the broker has taken the message, or "waiting" for a later step of a
--- pipeline, which becomes "sending" when its turn has come.
--- Returns 1 if it is to be listed: it was created, by this call or by the same one before,
--- whose reply was lost, or its turn has come. Returns 0 for a job that is under way or
--- that somebody cancelled, and for one that has ended otherwise the token of its last run.
+-- "queued" when the broker has accepted the message, or "waiting" for a later step of a
+-- pipeline, which becomes "sending" when its turn comes.
+-- Returns 1 if the job should be listed: its turn has come, or it was created by this call
+-- or by the same call before, whose reply was lost. Returns 0 for an unfinished or a
+-- cancelled job. For a job that ended in another way, returns the token of its last run.
 
 local old = redis.call("HMGET", key, "status", "run", "asked")
 local status = old[1]
@@ -22,11 +22,11 @@ if status == "waiting" and ARGV[3] == "sending" then
   return 1
 end
 if status == "waiting" or status == "sending" then
-  -- Another sender has it listed.
+  -- Another sender lists its own record.
   return is_of(ARGV[4]) and 1 or 0
 end
 if was_cancelled(status, old[3]) then
-  -- The message comes all the same, and must find the record.
+  -- The message is delivered anyway and must find the record.
   lengthen(ARGV[1] + ARGV[2])
   return 0
 end

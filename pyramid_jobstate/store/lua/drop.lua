@@ -1,10 +1,10 @@
--- A message was stopped before a run of it began: it was dropped, or put back.
--- ARGV: a token of this call, ttl of a job that is over, ttl of one that is not,
--- milliseconds after which a silent run is taken for dead, "1" if the message was not
--- sent, so that a job whose message the broker has is left alone, the sender whose record
--- alone it is about, if any, status, milliseconds until the message comes again ("" if it
--- does not), the error of a cancelled job, the error, if any.
--- Returns OK, or MISSING where there is nothing to be done.
+-- A message was stopped before a run of it began: it was dropped or requeued.
+-- ARGV: a token of this call, ttl of an ended job, ttl of an unfinished job, milliseconds
+-- of silence after which a run counts as dead, "1" if the message was not sent (then a job
+-- whose message the broker has is left alone), the only sender whose record may change
+-- ("" for any), status, milliseconds until the message is delivered again ("" if it is
+-- not), the error of a cancelled job, the error, if any.
+-- Returns OK, or MISSING if there is nothing to do.
 
 local token, status, delay, reason = ARGV[1], ARGV[7], tonumber(ARGV[8]), ARGV[10]
 local old = redis.call("HMGET", key, "status", "seen", "run", "past", "drop")
@@ -20,10 +20,10 @@ if ARGV[6] ~= "" and not is_of(ARGV[6]) then
   return MISSING
 end
 if not is_unfinished(old[1]) or (is_running(old[1]) and not is_silent(old[2], now, ARGV[4])) then
-  -- Over, or another delivery of the message is being worked on.
+  -- The job has ended, or is running from another delivery of the message.
   return MISSING
 end
--- Without a token no run owns the record.
+-- Without a token, no run owns the record.
 if old[3] then
   redis.call("HDEL", key, "run")
   redis.call("HSET", key, "past", earlier(old[3], old[4]))
@@ -43,6 +43,6 @@ else
   redis.call("HDEL", key, "due")
   redis.call("HSET", key, "finished", int(now))
 end
--- A message that was put back must find the record, be it of a cancelled job.
+-- A requeued message must find the record, even that of a cancelled job.
 redis.call("PEXPIRE", key, int(delay and ARGV[3] + delay or ARGV[2]))
 return OK

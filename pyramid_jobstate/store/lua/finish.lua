@@ -1,6 +1,6 @@
--- A run has ended, with all that it had still to report.
--- ARGV: token, seq, the seq that it builds on, ttl of a job that is over, ttl of one that
--- is not, status, milliseconds until the message comes again ("" if it does not), the
+-- A run has ended: write its end and its last reports.
+-- ARGV: token, seq, the seq that it builds on, ttl of an ended job, ttl of an unfinished
+-- job, status, milliseconds until the message is delivered again ("" if it is not), the
 -- error of a cancelled job, "0" if the actor's function was not called, then the fields,
 -- if any.
 
@@ -11,8 +11,8 @@ if refusal then
   return refusal
 end
 if old[1] == "cancelled" then
-  -- While the run was silent, or by this very call before. A message that was put back
-  -- must find the record.
+  -- Cancelled while the run was silent, or by this call if it is repeated. A requeued
+  -- message must find the record.
   if delay then
     lengthen(ARGV[5] + delay)
   end
@@ -28,14 +28,14 @@ local now = time()
 redis.call("HSET", key, "status", status, "seq", ARGV[2], "updated", int(now))
 set(10)
 if ARGV[9] == "0" then
-  -- The attempt and the start are those of the run before, or 0 and none.
+  -- Restore the attempt and the start of the previous run, or 0 and no start.
   local attempt, started = string.match(old[5] or "0 ", "(%d+) (%d*)")
   redis.call("HSET", key, "attempt", attempt, "started", started)
 end
 if status == "cancelled" and ARGV[6] ~= "cancelled" then
   redis.call("HSET", key, "error", ARGV[8])
 end
--- A message that was put back must find the record, be it of a cancelled job.
+-- A requeued message must find the record, even that of a cancelled job.
 redis.call("PEXPIRE", key, int(delay and ARGV[5] + delay or ARGV[4]))
 if status == "retrying" then
   redis.call("HSET", key, "due", int(now + delay))

@@ -1,6 +1,5 @@
--- A job that was written is not sent after all. ARGV: sender.
--- Returns 1 if it is forgotten, 0 if something has happened to it since, or if another
--- has written it.
+-- A job with a record was not sent after all: delete the record. ARGV: sender.
+-- Returns 1 if the record was deleted, 0 if it has changed since or is another sender's.
 
 local status = redis.call("HGET", key, "status")
 if (status ~= "sending" and status ~= "waiting") or not is_of(ARGV[1]) then

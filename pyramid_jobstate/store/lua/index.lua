@@ -1,8 +1,9 @@
--- Put a job into an index, which holds those that are not over by when they were queued
--- or are due, those that are over by when they ended, in microseconds; the newest last.
--- Or take it out. ARGV: uuid, ttl (0 to take it out), delay, and "NX" if a job that is
--- there keeps its place, or "GT" if it moves to the top.
--- What is older than the ttl has expired: it goes, and the whole index with the last.
+-- Add a job to an index or remove it. An index of unfinished jobs is ordered by the time
+-- when they were queued or are due, an index of ended jobs by the time of their end, in
+-- microseconds, the newest last.
+-- ARGV: uuid, ttl (0 to remove the job), delay, and "NX" if a listed job keeps its place,
+-- or "GT" if it moves to the top.
+-- Entries older than the ttl are removed. The index itself expires with the last one.
 
 local uuid, ttl, delay = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 if ttl == 0 then

@@ -1,4 +1,5 @@
--- A run reports. ARGV: token, seq, the seq that it builds on, ttl, then the fields, if any.
+-- Write reports of a run, or only a sign of life. ARGV: token, seq, the seq that it builds
+-- on, ttl, then the fields, if any.
 
 local token, seq = ARGV[1], tonumber(ARGV[2])
 local old, refusal = open(token, ARGV[3])

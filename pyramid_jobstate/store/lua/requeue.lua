@@ -1,7 +1,7 @@
--- The message of a job that has ended is put back in the queue.
--- ARGV: ttl, delay, status, sender, then the fields, the last of them the token that create.lua told.
--- Returns 1 if the job is queued anew, by this call or by the same one before, whose reply
--- was lost; 0 if something else has happened to it since.
+-- The message of an ended job is put back in the queue.
+-- ARGV: ttl, delay, status, sender, then the fields, and last the token that create.lua
+-- returned. Returns 1 if the job was queued again, by this call or by the same call before,
+-- whose reply was lost; 0 if the job has changed since.
 
 local old = redis.call("HMGET", key, "status", "run", "owner", "past", "asked")
 local status, token = old[1], table.remove(ARGV)

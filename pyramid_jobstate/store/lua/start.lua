@@ -1,6 +1,6 @@
--- A worker has started a run: it takes the record over from all earlier runs.
--- ARGV: token, milliseconds since the run began, "1" if this comes late, "1" if the run
--- has been told of a cancel, ttl, then the fields.
+-- A worker has started a run, which takes the record over from all earlier runs.
+-- ARGV: token, milliseconds since the run began, "1" if this call may be late, "1" if the
+-- run already knows of a requested cancellation, ttl, then the fields.
 
 local token, late, told = ARGV[1], ARGV[3] == "1", ARGV[4] == "1"
 local now = time()
@@ -19,7 +19,7 @@ end
 if old[2] == token then
   return status == "cancelling" and CANCELLING or OK
 end
--- A run that comes after one whose cancel was asked, and that died, hears of it.
+-- If cancellation of an earlier run was requested and that run died, cancel this one.
 status = (told or status == "cancelling") and "cancelling" or "working"
 redis.call("DEL", key)
 redis.call(
