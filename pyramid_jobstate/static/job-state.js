@@ -48,8 +48,8 @@ const ENGLISH = {
   // Why the server gave no useful answer
   401: "You are not signed in.",
   403: "You may not do this.",
-  404: "There is no such job, or no longer.",
-  410: "There is no such job any more.",
+  404: "The job does not exist, or has expired.",
+  410: "The job no longer exists.",
   address: "The address is wrong.",
   csrf: "The CSRF header or token is wrong.",
   format: "The answer is not the state of a job.",
@@ -516,7 +516,7 @@ function checkOptions(options) {
   for (const [name, type] of Object.entries(TYPES)) {
     check(options[name] == null || typeof options[name] === type, `${name} must be a ${type}`);
   }
-  check(jobUuid == null || /^[\w-]+$/.test(jobUuid), "jobUuid is no uuid");
+  check(jobUuid == null || /^[\w-]+$/.test(jobUuid), "jobUuid is not a uuid");
   check(
     Number.isFinite(pollingPeriod) && pollingPeriod > 0,
     "pollingPeriod must be a positive number of milliseconds"

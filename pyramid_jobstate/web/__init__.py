@@ -1,7 +1,7 @@
-"""What an application shows and sends: resources, views and transactions.
+"""The Pyramid side: resources, views, and sending with the transaction.
 
-This wing knows Pyramid; no worker imports it. It may use Pyramid and the wings
-`worker`, `store` and `job`.
+This wing may import Pyramid and the wings `worker`, `store` and `job`. Workers never
+import it.
 """
 
 from .config import include

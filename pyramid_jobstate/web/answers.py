@@ -1,4 +1,4 @@
-"""Answers: the responses of our views, and what stands for an exception."""
+"""The responses of our views, and the exception views."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 View = Callable[[Any, "Request"], Response]
 
-#: The headers of every answer: no cache keeps it, and it is nothing but JSON.
+#: The headers of every response: JSON, and revalidated before a cache reuses it.
 HEADERS = (
     ("Content-Type", "application/json"),
     ("Cache-Control", "private, no-cache"),
@@ -35,7 +35,7 @@ HEADERS = (
 
 encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
-#: Seconds after which to ask again when the store does not answer.
+#: The Retry-After header, in seconds, when the store does not answer.
 RETRY_AFTER = 5
 
 
@@ -62,7 +62,7 @@ def unavailable(exc: StoreUnavailable, request: Request) -> Response:
 
 
 def other_method(*allowed: str) -> View:
-    """Return the view for every method but those allowed."""
+    """Return a view that responds with 405 to all methods but those allowed."""
 
     def view(context: JobState | JobStates, request: Request) -> Response:
         text = f"The method {request.method} is not allowed here."
@@ -74,19 +74,19 @@ def other_method(*allowed: str) -> View:
 
 
 def nothing(context: JobStates, request: Request) -> Response:
-    """The answer for an unknown job, and for whatever else stands below our path."""
+    """Respond with 404 to unknown jobs and to any other path below ours."""
     return not_found(HTTPNotFound(), request)
 
 
 def answering(view: View) -> View:
-    """Return a view that answers what it refuses, rather than raise it: an exception
-    passes all tweens, some of which log it, and may find an exception view of the
-    application's.
+    """Return a view that turns the exceptions of `view` into responses. Raised, they
+    would pass all tweens, some of which log them, and might find an exception view of
+    the application.
     """
 
     @functools.wraps(view)
     def answer(context: Any, request: Request) -> Response:
-        # The application's own code may read the query: a locale negotiator does.
+        # Code of the application may read the query, such as a locale negotiator.
         if request.environ.get("QUERY_STRING") and not is_readable(request):
             return bad_request("A parameter is not UTF-8.")
         try:
@@ -102,18 +102,22 @@ def answering(view: View) -> View:
 
 
 def unavailable_elsewhere(exc: StoreUnavailable, request: Request) -> Response:
-    """The answer for the application's own views, as a page or as JSON."""
+    """Respond with 503 in the application's own views, as a page or as JSON."""
     response = HTTPServiceUnavailable(str(exc))
     response.retry_after = RETRY_AFTER
     return response
 
 
 def render_state(request: Request, text: str) -> Response:
-    """Return a response that is 304 for who has the same already."""
+    """Return a response with an ETag: 304 if the client has this version already.
+
+    Parameters:
+      text: The state as JSON.
+    """
     body = text.encode()
     etag = hashlib.sha1(body, usedforsecurity=False).hexdigest()
     headers = [*HEADERS, ("ETag", f'"{etag}"')]
-    # Only then is it worth the look. An asterisk counts as none.
+    # Parsed only if it was sent. An asterisk does not count as a match.
     known = "HTTP_IF_NONE_MATCH" in request.environ and request.if_none_match
     if known and etag in known:
         return Response(status="304 Not Modified", headerlist=headers[1:])

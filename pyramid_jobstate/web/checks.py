@@ -1,4 +1,4 @@
-"""What is wrong with an application at its start."""
+"""Checks of an application's configuration when it starts."""
 
 from __future__ import annotations
 
@@ -33,26 +33,33 @@ if TYPE_CHECKING:
 log = logging.getLogger("pyramid_jobstate")
 
 
-#: What a job's URL has behind our path. Any uuid will do.
+#: What follows our path in the URLs of jobs. Any uuid will do.
 _UUID = "0b7e2f6c-5d1a-4c3e-9f80-3a5d7c9e1b2f"
 _PATHS = ("", "/", f"/{_UUID}", f"/{_UUID}/", f"/{_UUID}/cancel")
 
 
 def check_route_prefix(config: Configurator) -> None:
-    """Raise ConfigurationError unless our path would be one fixed path."""
+    """Refuse a route prefix with a placeholder.
+
+    Raises:
+      ConfigurationError: The include has such a prefix.
+    """
     prefix = config.route_prefix or ""
-    # As Pyramid writes a placeholder, and as it once did.
+    # Placeholders in Pyramid's present and former syntax.
     if re.search(r"\{|:[A-Za-z_]", prefix):
         raise ConfigurationError(
             f"The route_prefix {prefix!r} of pyramid_jobstate has a placeholder, so "
-            "that no URL of a job could be made. Include it outside of the prefix, or "
-            "with one that is a plain path."
+            "the URLs of jobs cannot be generated. Include pyramid_jobstate outside "
+            "this prefix, or with a prefix that is a plain path."
         )
 
 
 def check_routes(config: Configurator) -> None:
-    """Raise ConfigurationError where an earlier route answers requests for jobs; warn
-    where one with predicates may.
+    """Check that no earlier route takes the requests for jobs. Warn if one with
+    predicates may.
+
+    Raises:
+      ConfigurationError: One without predicates does.
     """
     mapper = config.get_routes_mapper()
     ours = mapper.get_route(LIST)
@@ -61,22 +68,24 @@ def check_routes(config: Configurator) -> None:
         if all(route.match(path + rest) is None for rest in _PATHS):
             continue
         where = (
-            f"The route {route.name!r} ({route.pattern}) stands before that of "
-            f"pyramid_jobstate, and matches {path}."
+            f"The route {route.name!r} ({route.pattern}) comes before those of "
+            f"pyramid_jobstate and matches URLs of jobs at {path}."
         )
         if not route.predicates:
             raise ConfigurationError(
-                f'{where} Call config.include("pyramid_jobstate") before that route is '
-                "added, or set jobstate.path to a path that it does not match."
+                f'{where} Call config.include("pyramid_jobstate") before adding that '
+                "route, or set jobstate.path to a path that it does not match."
             )
         log.warning(
-            "%s Requests for jobs that fulfil its predicates are not answered.", where
+            "%s Requests for jobs that satisfy its predicates go to that route.", where
         )
 
 
 def check_store(store: JobStore) -> None:
-    """Raise ConfigurationError where jobs are certainly read elsewhere than they are
-    written; warn where they may be.
+    """Check that the workers write to `store`. Warn if they may write elsewhere.
+
+    Raises:
+      ConfigurationError: They certainly write elsewhere.
     """
     broker = dramatiq.broker.global_broker
     if broker is None:
@@ -84,7 +93,7 @@ def check_store(store: JobStore) -> None:
     try:
         written = middleware_of(broker).store_for(broker)
     except TypeError:
-        # No middleware, or none that could be sent anything.
+        # The broker has no middleware, or one without a store.
         return
     error = refusal(store, written, "Dramatiq's global broker")
     if error is not None:
@@ -92,21 +101,28 @@ def check_store(store: JobStore) -> None:
 
 
 def check_request_method(registry: Registry) -> None:
-    """Raise ConfigurationError where `request.job_states` is the application's own."""
+    """Check that the request method `job_states` is ours.
+
+    Raises:
+      ConfigurationError: It is the application's own.
+    """
     extensions = registry.queryUtility(IRequestExtensions)
     if extensions is None:
         return
     ours = extensions.descriptors.get("job_states", JOB_STATES)
     if ours is not JOB_STATES or "job_states" in extensions.methods:
         raise ConfigurationError(
-            "The application adds a request method job_states. pyramid_jobstate adds "
-            "one itself: give yours another name."
+            "The application adds a request method job_states, but pyramid_jobstate "
+            "adds one of that name. Rename yours."
         )
 
 
 def check_application(event: ApplicationCreated) -> None:
-    """Raise ConfigurationError where `request.job_states` is the application's own.
-    Warn where no job has an owner whom the application would know.
+    """Check that `request.job_states` is ours. Warn if the application recognises no
+    owner of a job.
+
+    Raises:
+      ConfigurationError: `request.job_states` is the application's own.
     """
     registry = event.app.registry
     check_request_method(registry)
@@ -114,8 +130,8 @@ def check_application(event: ApplicationCreated) -> None:
     if hasattr(factory, "job_states"):
         raise ConfigurationError(
             f"The application's request factory, {factory!r}, has an attribute "
-            "job_states. pyramid_jobstate adds one to each request: give yours another "
-            "name."
+            "job_states, but pyramid_jobstate adds one of that name to each request. "
+            "Rename yours."
         )
     if (
         registry.queryUtility(ISecurityPolicy) is None
@@ -123,8 +139,8 @@ def check_application(event: ApplicationCreated) -> None:
     ):
         log.warning(
             "The application has neither a security policy nor the setting "
-            "jobstate.owner: nobody owns a job, and whoever asks for one is refused "
-            "(403), unless its __acl__ lets Everyone in. Call "
+            "jobstate.owner, so it recognises no owner of a job: every request for a "
+            "job is refused (403) unless the job's __acl__ lets Everyone in. Call "
             "config.set_security_policy(...), or set jobstate.owner to a function "
             "that returns the owner of a request."
         )

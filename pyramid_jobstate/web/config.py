@@ -1,4 +1,4 @@
-"""The include: what an application gets, and the directive for its store."""
+"""The include, and the directive that sets the store."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ CATEGORY = "job states"
 
 
 def include(config: Configurator) -> None:
-    """Do what :func:`pyramid_jobstate.includeme` says."""
-    # What shapes URLs is read now: a route added in an action would stand behind the
-    # application's catch-all.
+    """Implement :func:`pyramid_jobstate.includeme`."""
+    # Routes are added now, so the path is read now: a route added in an action would
+    # come after a catch-all of the application.
     path = read_path(config.registry.settings)
     check_route_prefix(config)
     config.add_static_view(f"{path}/static", "pyramid_jobstate:static")
@@ -50,7 +50,7 @@ def include(config: Configurator) -> None:
     intr["path"] = path
 
     def register() -> None:
-        # The application may still have set these, or its broker, after the include.
+        # The application may set these, and its broker, after the include.
         settings = Settings(config.registry.settings)
         if read_path(config.registry.settings) != path:
             raise ConfigurationError(
@@ -69,30 +69,34 @@ def include(config: Configurator) -> None:
             store = settings.store()
             config.registry.registerUtility(store, IJobStore)
         if config.registry.queryUtility(IOutbox) is None:
-            # Else the tests of an application keep what would be written.
+            # With an outbox, an application's tests write nothing.
             check_store(store)
         check_routes(config)
         intr.update(store=store, owner=owner, permits=permits, max_uuids=max_uuids)
         log.info(
-            "Job states are kept in %r, shown below %s, and belong to %s(request).",
+            "Job states are stored in %r and served at %s. Their owner is %s(request).",
             store,
             path_of(config.get_routes_mapper().get_route(LIST)),
             getattr(owner, "__qualname__", owner),
         )
 
     if config.registry.queryUtility(IOwner) is None:
-        # Not in an action: a policy may be set after a commit. Once, however often the
-        # package is included.
+        # Checked at the end, since a policy may be set after a commit; and once only,
+        # even if the package is included repeatedly.
         config.add_subscriber(check_application, IApplicationCreated)
     config.action("pyramid_jobstate", register, order=5, introspectables=(intr,))
 
 
 def set_job_store(config: Configurator, store: JobStore) -> None:
-    """Keep the job states in `store`, a JobStore or the dotted name of one."""
+    """Keep the job states in `store`, a JobStore or the dotted name of one.
+
+    Raises:
+      ConfigurationError: `store` is neither.
+    """
     if "://" in str(store):
-        # It may hold a password.
+        # Not repeated: it may contain a password.
         raise ConfigurationError(
-            "set_job_store needs a JobStore, not a URL: JobStore(url)."
+            "set_job_store needs a JobStore, not a URL. Pass it JobStore(url)."
         )
     store = config.maybe_dotted(store)
     if not isinstance(store, JobStore):
@@ -101,7 +105,7 @@ def set_job_store(config: Configurator, store: JobStore) -> None:
     def register() -> None:
         config.registry.registerUtility(store, IJobStore)
         if config.autocommit:
-            # The include has compared another.
+            # The include has already checked another store.
             check_store(store)
 
     intr = config.introspectable(CATEGORY, "store", repr(store), "store")

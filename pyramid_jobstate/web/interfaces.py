@@ -1,4 +1,4 @@
-"""The keys under which an application's registry keeps what is ours."""
+"""The interfaces under which the application's registry keeps our utilities."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class IWebOutage(Interface):
 
 
 class IOutbox(Interface):
-    """Marks what keeps the messages that an application's tests send, a utility."""
+    """Marks the outbox that keeps what an application's tests send, a utility."""
 
 
 class IStoreUnavailable(IException):
-    """Marks StoreUnavailable. The application's view for the class itself wins over
-    ours for this interface, whichever was registered first.
+    """Marks StoreUnavailable. An application's exception view for the class takes
+    precedence over ours for this interface, whichever was registered first.
     """

@@ -1,4 +1,4 @@
-"""What is sent: messages, pipelines and groups, each job with its record."""
+"""Messages, pipelines and groups to be sent, and the records of their jobs."""
 
 from __future__ import annotations
 
@@ -35,31 +35,29 @@ Sendable = Message[Any] | pipeline | group
 
 
 class Outgoing:
-    """A message, pipeline or group on its way, and the jobs that it will be.
+    """A message, pipeline or group to be sent, and its jobs.
 
-    It is copied, and encoded, at once: what becomes of its arguments until it leaves
-    does not matter, and those that cannot be encoded fail here.
+    It is copied and encoded at once: later changes to its arguments have no effect, and
+    arguments that cannot be encoded are refused here.
 
     Parameters:
-      what: What is to be sent.
-      owner: The principal that the jobs belong to, unless a message's own option
-        ``job_owner`` names another.
-      broker: The broker to send it through, with all its parts. Unless given that of
-        the pipeline or group, and Dramatiq's global one for a message.
+      what: The message, pipeline or group.
+      owner: The owner of the jobs, unless a message has the option ``job_owner``.
+      broker: The broker to send everything through. By default that of the pipeline or
+        group, and Dramatiq's global broker for a message.
       delay: Milliseconds, or a timedelta, until it is due.
 
     Attributes:
-      messages: The messages, in their order.
-      job_states: The states of their jobs.
-      store: Where :meth:`record` has written them.
+      messages: The messages, in order.
+      job_states: The JobStates of the jobs, in the same order.
+      store: The store to which :meth:`record` has written the jobs.
 
     Raises:
-      TypeError: `what` is not a message, pipeline or group, its actor is not tracked or
+      TypeError: `what` is not a message, pipeline or group, an actor is not tracked or
         unknown to the broker, the owner is neither a string nor a number, an argument
-        cannot be encoded, a group has parts of another broker, or its completion
-        callbacks cannot be kept.
-      ValueError: A message's id is no uuid, so that it cannot be tracked, or a pipeline
-        is empty.
+        cannot be encoded, a group has parts for another broker, its completion
+        callbacks cannot be kept, or no broker is set.
+      ValueError: A message id is not a uuid, or a pipeline is empty.
     """
 
     def __init__(
@@ -74,7 +72,7 @@ class Outgoing:
             delay = int(delay.total_seconds() * 1000)
         self._delay = delay
         self._owner = owner
-        # Another may send the same messages.
+        # Another sender may send the same messages.
         self._sender = secrets.token_hex(6)
         self._jobs: list[NewJob] = []
         self.messages: list[Message[Any]] = []
@@ -82,23 +80,25 @@ class Outgoing:
         self._is_named = broker is not None
         if broker is None and isinstance(what, (pipeline, group)):
             broker = what.broker
-        # Not get_broker(), which would make one.
+        # Not get_broker(), which would create one.
         broker = broker or dramatiq.broker.global_broker
         if broker is None:
-            raise TypeError("No Dramatiq broker is set: dramatiq.set_broker(...).")
+            raise TypeError("No Dramatiq broker is set. Call dramatiq.set_broker(...).")
         self._broker = broker
         self._what = self._prepare(what)
-        # Checked last: for an unknown actor this error would mislead.
+        # Looked up last: for an unknown actor its error would be misleading.
         self._middleware = middleware_of(broker)
-        #: The jobs that had ended, and the words with which to requeue them.
+        #: The jobs that had ended before, and the words with which to requeue them.
         self._ended: dict[str, tuple[NewJob, str]] = {}
-        #: The messages that the broker has not taken.
+        #: The ids of the messages that the broker has not accepted.
         self._unsent = {job.uuid for job in self._jobs}
         self.store: JobStore
 
     def check(self, store: JobStore) -> None:
-        """Raise ActorError where the jobs would certainly be read elsewhere, in
-        `store`, than their worker writes them; warn where they may be.
+        """Check that the worker writes the jobs to `store`. Warn if it may not.
+
+        Raises:
+          ActorError: It certainly writes elsewhere.
         """
         if self.messages:
             name = self.messages[0].actor_name
@@ -108,8 +108,8 @@ class Outgoing:
                 raise ActorError(error)
 
     def record(self, store: JobStore) -> None:
-        """Write that the jobs are queued. Those that have ended keep their end until
-        their messages leave.
+        """Write that the jobs are queued. Jobs that had ended before keep that state
+        until their messages are sent.
         """
         replies = store.create_new(*self._jobs)
         self._ended = {
@@ -122,13 +122,13 @@ class Outgoing:
             set_store(job_state, store)
 
     def forget(self, store: JobStore) -> None:
-        """Take back what :meth:`record` has written of jobs that were not sent."""
+        """Undo :meth:`record` for the jobs that were not sent."""
         store.forget(*(job for job in self._left() if job.uuid not in self._ended))
 
     def send(self) -> None:
-        """Hand it over to the broker. Only after :meth:`record`."""
+        """Hand the messages to the broker. Call :meth:`record` before."""
         if self._ended:
-            # They are sent in any case.
+            # The messages are sent even if this fails.
             with contextlib.suppress(RedisError):
                 self.store.requeue([*self._ended.values()])
         with self._middleware.announced(self._unsent):
@@ -138,7 +138,9 @@ class Outgoing:
                 self._what.run(delay=self._delay)
 
     def fail(self, store: JobStore) -> None:
-        """Write what the broker did not take, which may be a part of a group."""
+        """Write the failure of the jobs that the broker did not accept: all of them, or
+        some parts of a group.
+        """
         store.write(
             [
                 Update(
@@ -157,8 +159,8 @@ class Outgoing:
         )
 
     def _left(self) -> list[NewJob]:
-        """Return the jobs whose message, or that of the first step of their pipeline,
-        the broker has not taken.
+        """Return the jobs that the broker has not accepted. The later steps of a
+        pipeline count like its first.
         """
         left = []
         is_left = False
@@ -171,7 +173,7 @@ class Outgoing:
 
     def _prepare(self, what: Any) -> Any:
         if isinstance(what, Message):
-            # As for the first step of a pipeline, though not for a member of a group.
+            # As with the first step of a pipeline, but not with a member of a group.
             if self._delay is None:
                 self._delay = what.options.get("delay")
             return self._message(what, self._delay)
@@ -179,14 +181,16 @@ class Outgoing:
             return self._pipeline(what)
         if isinstance(what, group):
             return self._group(what)
-        raise TypeError(f"Only messages, pipelines and groups are sent, not {what!r}.")
+        raise TypeError(
+            f"Only messages, pipelines and groups can be sent, not {what!r}."
+        )
 
     def _check_broker(self, what: pipeline | group) -> None:
         if what.broker is not self._broker and not self._is_named:
             kind = type(what).__name__
             raise ActorError(
-                f"A group is sent through one broker, {self._broker!r}, but a {kind} "
-                f"in it is for another broker, {what.broker!r}. Send them apart, or "
+                f"A group is sent through one broker, {self._broker!r}, but contains a "
+                f"{kind} for another broker, {what.broker!r}. Send them separately, or "
                 "pass one broker for all: send_message(..., broker=...)."
             )
 
@@ -199,7 +203,7 @@ class Outgoing:
         for i, step in enumerate(what.messages, 1):
             options = dict(step.options)
             if i < len(what):
-                # It is made anew, of copies.
+                # The pipeline below links the copies anew.
                 options.pop("pipe_target", None)
             step = dataclasses.replace(step, options=options)
             delay = options.get("delay")
@@ -216,7 +220,7 @@ class Outgoing:
             prepare = self._message if isinstance(child, Message) else self._prepare
             copy.children.append(prepare(child))
         if what.completion_callbacks:
-            # group.run() says so, too, but that comes too late.
+            # group.run() would raise this too late.
             if not any(isinstance(m, GroupCallbacks) for m in self._broker.middleware):
                 raise TypeError(
                     f"The broker {self._broker!r} has no GroupCallbacks middleware, "
@@ -224,7 +228,7 @@ class Outgoing:
                 )
             if any(isinstance(child, group) for child in what.children):
                 raise TypeError(
-                    "A group with completion callbacks cannot have a group in it."
+                    "A group with completion callbacks cannot contain another group."
                 )
         for fields in what.completion_callbacks:
             callback: Message[Any] = Message(**fields)
@@ -240,12 +244,13 @@ class Outgoing:
         function = self._function(message.actor_name)
         if function is None:
             raise ActorError(
-                f"The actor {message.actor_name!r} is not tracked. Declare a parameter "
-                "job_state for it, or the option job_state=True."
+                f"The actor {message.actor_name!r} is not tracked. Declare it with a "
+                "parameter job_state, or with the option job_state=True."
             )
         if not is_uuid(message.message_id):
             raise ValueError(
-                f"A message whose id is no uuid is not tracked: {message.message_id!r}."
+                f"A message whose id is not a uuid cannot be tracked: "
+                f"{message.message_id!r}."
             )
         owner = check_owner(message.options.get("job_owner", self._owner))
         message = _encoded(message, owner)
@@ -266,7 +271,7 @@ class Outgoing:
         except ActorNotFound:
             raise ActorError(
                 f"The broker {self._broker!r} does not know the actor {actor_name!r}. "
-                "If it is an actor of another broker, pass that: "
+                "If the actor belongs to another broker, pass that broker: "
                 "send_message(..., broker=...) or send_immediately(..., broker=...)."
             ) from None
         return middleware_of(self._broker).functions.get(actor_name)

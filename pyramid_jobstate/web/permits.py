@@ -1,4 +1,4 @@
-"""What a request may do with a job: the one place that asks."""
+"""What a request may do with a job. All permission checks go through here."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ from .interfaces import IOwner, IPermits
 if TYPE_CHECKING:
     from pyramid.request import Request
 
-#: Where a request keeps its owner and their principal, or what the function raised.
+#: The request attribute that caches the owner and principal, or the exception raised.
 _KNOWN = "_jobstate_owner"
 
 
 def permits(request: Request, context: Any, permission: str) -> Any:
-    """Return whether a request has a permission on a job or a container: what the
-    function of the setting ``jobstate.permits`` answers, :func:`policy_permits` unless
-    it is set.
+    """Return whether a request has a permission on a job or a container, as decided by
+    the setting ``jobstate.permits``, by default :func:`policy_permits`.
     """
     if isinstance(context, JobState):
-        # The application may have kept it: an owner's ACE holds in one request alone.
+        # The job may come from another request: an owner's ACE holds in one only.
         context = as_seen_from(context, request)
     return request.registry.getUtility(IPermits)(request, context, permission)
 
 
 def policy_permits(request: Request, context: Any, permission: str) -> Any:
-    """Return what the application's security policy answers.
+    """Return the decision of the application's security policy.
 
-    Without one the ACLs decide for Everyone alone: Pyramid's own `has_permission` would
-    allow everything.
+    Without a policy the ACLs decide, with Everyone as the only principal. (Pyramid's
+    own `has_permission` would allow everything.)
     """
     policy = request.registry.queryUtility(ISecurityPolicy)
     if policy is None:
@@ -49,7 +48,7 @@ def authenticated_userid(request: Request) -> Any:
 
 def owner_of(request: Request) -> Any:
     """Return the owner of the jobs that a request sends. The application's function is
-    called once a request, also if it raises.
+    called once per request, even if it raises.
     """
     return _owner_and_principal(request)[0]
 
@@ -57,24 +56,24 @@ def owner_of(request: Request) -> Any:
 def principals_of(request: Request, owner: str | float) -> tuple[str | float, ...]:
     """Return the principals that stand for the owner of a job in a request's ACLs.
 
-    The owner's own request gets one that its policy knows, whatever its principals are
-    called. Python says that 1 == True == 1.0: where only the types differ no principal
-    is safe.
+    The owner's own request also gets a principal that every policy knows, whatever it
+    calls its own. Since 1 == True == 1.0 in Python, an equal owner of another type gets
+    no principal at all: none would be safe.
     """
     if get_current_request() not in (None, request):
-        # Another request asks its policy about a job that the application kept.
+        # Another request is asking its policy about a job of this one.
         return (owner,)
     theirs, principal = _owner_and_principal(request)
     if theirs != owner:
         return (owner,)
-    # A subclass, such as that of a database driver, is stored as a plain value.
+    # An owner of a subclass, such as a database driver's, is stored as a plain value.
     if not isinstance(theirs, type(owner)) or isinstance(theirs, bool):
         return ()
     return (principal, owner)
 
 
 def _owner_and_principal(request: Request) -> tuple[Any, str]:
-    # A poll asks twice.
+    # Cached, since a poll asks twice.
     known: Any = request.__dict__.get(_KNOWN)
     if known is None:
         find = request.registry.getUtility(IOwner)

@@ -1,4 +1,4 @@
-"""JobStates: the container that traversal enters, and a request's access to jobs."""
+"""JobStates: the container of jobs, for traversal and as `request.job_states`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 class JobStates(Sender):
-    """The jobs, as a container of the resource tree.
+    """The container of jobs in the resource tree.
 
-    ``request.job_states`` is one. An application may mount others in its own tree::
+    ``request.job_states`` is one. An application can mount others in its own tree::
 
         class Root:
             def __getitem__(self, name):
@@ -33,9 +33,9 @@ class JobStates(Sender):
 
     Parameters:
       request: The request that it serves.
-      parent: The resource that it is mounted in. Without one it stands at the path of
-        the setting ``jobstate.path``, below the application's root.
-      name: Its name there.
+      parent: The resource in which it is mounted. Without one it is found at the path
+        of the setting ``jobstate.path``, below the application's root.
+      name: Its name in the parent.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class JobStates(Sender):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "A JobStates serves one request and cannot be stored. Give the resource "
-            "that holds it a __getitem__ that makes one."
+            "A JobStates serves one request and cannot be stored. Create one in the "
+            "__getitem__ of the resource that holds it."
         )
 
     @property
     def __parent__(self) -> Any:
-        # Made only when an ACL check gets here: when the job's own has not decided.
+        # The root is made only if an ACL check needs it: the job's own ACL comes first.
         if self._parent is None:
             factory = self.request.registry.queryUtility(
                 IRootFactory, default=DefaultRootFactory
@@ -62,10 +62,10 @@ class JobStates(Sender):
             try:
                 root = factory(self.request)
             except AttributeError as e:
-                # lineage() would take it for a missing __parent__.
+                # lineage() would mistake it for a missing __parent__.
                 raise RuntimeError(f"The root factory failed: {e}") from e
             if isinstance(root, JobStates) and not root.is_mounted:
-                # Its parent would be another such root, without end.
+                # Its parent would be another such root, endlessly.
                 root = DefaultRootFactory(self.request)
             self._parent = root
         return self._parent
@@ -74,7 +74,7 @@ class JobStates(Sender):
         """Return a job.
 
         Raises:
-          KeyError: There is no job of this uuid.
+          KeyError: The job is unknown.
           StoreUnavailable: The store does not answer.
         """
         try:
@@ -84,15 +84,15 @@ class JobStates(Sender):
                 return self.unread(uuid)
             raise
         except KeyError as e:
-            # Traversal would take it for an unknown job.
+            # Traversal would mistake it for an unknown job.
             raise RuntimeError(f"The class of the job {uuid} failed: {e!r}") from e
         if job_state is None:
             raise KeyError(uuid)
         return job_state
 
     def _is_traversed_to(self, uuid: str) -> bool:
-        """Whether Pyramid is traversing the application's tree on the way to a view of
-        ours, and will meet nothing of the application's behind this container.
+        """Return whether Pyramid is traversing the application's tree towards one of
+        our views, with nothing of the application's below this container.
         """
         attributes = self.request.__dict__
         if (
@@ -107,15 +107,15 @@ class JobStates(Sender):
         return self.request.path_info in (path, f"{path}/", f"{path}/cancel")
 
     def unread(self, uuid: str) -> JobState:
-        """Return a job of which the store says nothing: see :class:`UnreadRecord`."""
-        # It raises where a Record would answer.
+        """Return a job that the store could not read: see :class:`UnreadRecord`."""
+        # It takes the place of a Record, and raises when read.
         job_state = JobState(cast("Record", UnreadRecord(uuid, self)))
         set_store(job_state, self.store)
         set_container(job_state, self)
         return job_state
 
     def find(self, uuid: str) -> JobState | None:
-        """Return a job, or None if there is no job of this uuid.
+        """Return a job, or None if it is unknown.
 
         Raises:
           StoreUnavailable: The store does not answer.
@@ -125,13 +125,13 @@ class JobStates(Sender):
         return self._adopt(self.ask(lambda store: store.load(uuid)))
 
     def find_many(self, uuids: Sequence[str]) -> Sequence[JobState | None]:
-        """Return several jobs, None in the place of each that there is not.
+        """Return several jobs, with None in the place of each unknown one.
 
         Raises:
           StoreUnavailable: The store does not answer.
         """
         known = [uuid for uuid in uuids if is_uuid(uuid)]
-        # To ask for nothing would look like an answer, and so end an outage.
+        # An empty question would always be answered, and so seem to end an outage.
         jobs = self.ask(lambda store: store.load_many(known)) if known else []
         found = dict(zip(known, jobs, strict=True))
         return [self._adopt(found.get(uuid)) for uuid in uuids]
@@ -145,7 +145,8 @@ class JobStates(Sender):
         limit: int = 50,
         cursor: str | None = None,
     ) -> Page:
-        """Return a page of jobs, whoever may see them: see :meth:`JobStore.list`.
+        """Return a page of jobs, without checking permissions: see
+        :meth:`JobStore.list`.
 
         Raises:
           ValueError: limit, status or cursor is invalid.
@@ -171,5 +172,5 @@ def _set_job_states(request: Request, value: Any) -> None:
     request.__dict__["job_states"] = value
 
 
-#: `request.job_states`: one container a request. The application's tests may set it.
+#: `request.job_states`: one container per request. An application's tests may set it.
 JOB_STATES = property(_job_states, _set_job_states)

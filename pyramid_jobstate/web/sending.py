@@ -1,4 +1,4 @@
-"""Sending from a request, with its transaction or at once."""
+"""Sending jobs from a request, with its transaction or immediately."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Default(enum.Enum):
-    """What stands for the owner that the setting ``jobstate.owner`` names."""
+    """The placeholder for the owner that the setting ``jobstate.owner`` determines."""
 
     OWNER = enum.auto()
 
@@ -35,7 +35,8 @@ DEFAULT = Default.OWNER
 
 
 class Sender:
-    """What a request may do with jobs, and sends. The base of :class:`.JobStates`.
+    """Sends the jobs of a request and checks its permissions. The base class of
+    :class:`.JobStates`.
 
     Parameters:
       request: The request that it serves.
@@ -48,18 +49,19 @@ class Sender:
         """Send a message to an actor when the transaction commits.
 
         The record is written in the first phase of the commit, so that a store that is
-        away vetoes it; the message leaves when every database is durable. If the broker
-        is away then, the job reads `error`. An abort leaves nothing behind.
+        away vetoes the commit. The message is sent once every database is durable. If
+        the broker is away by then, the job reads `error`. An abort leaves nothing
+        behind.
 
         Returns:
-          The job, which belongs to whoever made the request.
+          The job, which the request owns.
 
         Raises:
           TypeError: The actor is not tracked, the middleware on its broker certainly
             writes elsewhere than the web side reads, an argument cannot be encoded, or
             the owner is neither a string nor a number.
-          RuntimeError: No transaction has begun on `request.tm`, or it is being
-            committed.
+          RuntimeError: No transaction has begun on `request.tm`, or it accepts no more
+            jobs.
         """
         return self.send_with_options(actor, args, kwargs)
 
@@ -72,12 +74,12 @@ class Sender:
         owner: str | float | Default | None = DEFAULT,
         **options: Any,
     ) -> JobState:
-        """Send a message to an actor when the transaction commits, like :meth:`send`.
+        """Send a message with options to an actor, like :meth:`send`.
 
         Parameters:
           args, kwargs: The arguments of the actor.
-          delay: Milliseconds from the commit, or a timedelta, until it is due.
-          owner: The principal that the job belongs to, or None.
+          delay: Milliseconds, or a timedelta, from the commit until it is due.
+          owner: The principal that owns the job, or None for no owner.
           options: Further options of the message.
 
         Raises:
@@ -115,20 +117,21 @@ class Sender:
         *,
         broker: Broker | None = None,
     ) -> JobState | Sequence[JobState]:
-        """Send a message, a pipeline or a group when the transaction commits, as
-        :meth:`send` does. Each member has its record from the start.
+        """Send a message, pipeline or group, like :meth:`send`. Each member has its
+        record from the start.
 
         Parameters:
-          owner: The principal that the jobs belong to, or None.
-          broker: The broker of the actors, in place of that of the pipeline or group,
-            or of Dramatiq's global one for a message.
+          owner: The principal that owns the jobs, or None for no owner.
+          broker: The broker of the actors. By default that of the pipeline or group,
+            and Dramatiq's global broker for a message.
 
         Returns:
-          The job, or for a pipeline or group the jobs in their order.
+          The job, or for a pipeline or group its jobs in order.
 
         Raises:
-          TypeError, RuntimeError: As :meth:`send`. TypeError also where the broker does
+          TypeError, RuntimeError: As :meth:`send`. TypeError also if the broker does
             not know an actor.
+          ValueError: A message id is not a uuid, or a pipeline is empty.
         """
         outgoing = Outgoing(what, self._owner(owner), broker=broker)
         return _one_or_all(what, self._send(outgoing))
@@ -151,26 +154,26 @@ class Sender:
     def send_immediately(
         self, what: Actor[Any, Any] | Sendable, *args: Any, **kwargs: Any
     ) -> JobState | Sequence[JobState]:
-        """Send something now, whatever becomes of the transaction.
+        """Send something now, independently of the transaction.
 
         Parameters:
-          what: An actor, which is sent the further arguments, or a message, a pipeline
-            or a group. For another owner give the message the option ``job_owner``.
-          broker: With a message, pipeline or group as in :meth:`send_message`.
+          what: A message, pipeline or group, or an actor to be sent `args` and
+            `kwargs`. To name another owner, set the message's option ``job_owner``.
+          broker: As in :meth:`send_message`. With an actor it is one of `kwargs`.
 
         Returns:
-          The job, or for a pipeline or group the jobs in their order.
+          The job, or for a pipeline or group its jobs in order.
 
         Raises:
-          TypeError: As :meth:`send`.
+          TypeError, ValueError: As :meth:`send_message`.
           StoreUnavailable: The store does not answer. Nothing was sent.
-          Exception: The broker did not take it.
+          Exception: The broker did not accept it.
         """
         if isinstance(what, Actor):
             broker = what.broker
             what = what.message(*args, **kwargs)
         else:
-            # Not a parameter: an actor may have its own of that name.
+            # Not declared as a parameter: an actor may have one of that name.
             broker = kwargs.pop("broker", None)
             if args or kwargs:
                 raise TypeError(f"Only an actor takes arguments, not {what!r}.")
@@ -183,9 +186,11 @@ class Sender:
         return owner_of(self.request)
 
     def permits(self, context: JobState | Sender, permission: str) -> Any:
-        """Return whether the request has a permission on a job, or on a container of
-        jobs: what the application's security policy answers, an object that is true or
-        false. Without a policy the ACLs decide for Everyone alone.
+        """Return whether the request has a permission on a job or a container of jobs.
+
+        The result is true or false: the object that the setting ``jobstate.permits``,
+        by default the application's security policy, returns. Without a policy the
+        ACLs decide, with Everyone as the only principal.
         """
         return permits(self.request, context, permission)
 
@@ -200,10 +205,10 @@ class Sender:
         return store
 
     def ask(self, question: Callable[[JobStore], T]) -> T:
-        """Return the store's answer.
+        """Return the store's answer to a question.
 
         Raises:
-          StoreUnavailable: There is none.
+          StoreUnavailable: The store does not answer.
         """
         outage = self.request.registry.getUtility(IWebOutage)
         try:

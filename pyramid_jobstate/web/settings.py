@@ -1,4 +1,4 @@
-"""The settings of an application."""
+"""The settings whose names begin with ``jobstate.``."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ..worker import middleware_of
 
 PREFIX = "jobstate."
 
-#: Every setting by its name behind the prefix, with its default. None: the README says
-#: what happens then.
+#: Every setting without its prefix, with its default. The README describes what None
+#: stands for.
 SETTINGS: Mapping[str, str | None] = MappingProxyType(
     {
         "redis_url": None,
@@ -34,7 +34,7 @@ SETTINGS: Mapping[str, str | None] = MappingProxyType(
 )
 
 DURATIONS = ("expire_in", "active_expire_in", "stalled_after")
-#: As milliseconds such a number is exact everywhere, in Lua as well.
+#: In milliseconds such a number is still exact everywhere, including Lua.
 MAX_SECONDS = 1e12
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -43,10 +43,11 @@ class Settings:
     """The settings of an application.
 
     Parameters:
-      settings: Those of its registry.
+      settings: The settings of its registry.
 
     Raises:
-      ConfigurationError: One is unknown. The methods raise it where one is wrong.
+      ConfigurationError: A setting is unknown. The methods raise it if the value of one
+        is invalid.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -59,7 +60,7 @@ class Settings:
             if name not in SETTINGS:
                 known = ", ".join(PREFIX + known for known in sorted(SETTINGS))
                 raise ConfigurationError(
-                    f"The setting {PREFIX}{name} is unknown. Known are: {known}."
+                    f"The setting {PREFIX}{name} is unknown. Known settings: {known}."
                 )
 
     def max_uuids(self) -> int:
@@ -67,16 +68,16 @@ class Settings:
         value = self._settings.get("max_uuids", SETTINGS["max_uuids"])
         text = str(value)
         if not re.fullmatch(r"[1-9]\d{0,8}", text):
-            raise _wrong("max_uuids", value, "is not a positive number")
+            raise _wrong("max_uuids", value, "is not a positive whole number")
         return int(text)
 
     def function(self, setting: str, default: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function that a setting names."""
+        """Return the function that a setting names, or `default` if it is not set."""
         name = self._settings.get(setting)
         if name is None:
             return default
         if "://" in str(name):
-            # It may hold a password.
+            # Not repeated: it may contain a password.
             raise _wrong(setting, "…://…", "is a URL, not a function")
         try:
             function: Callable[..., Any] = DottedNameResolver(None).maybe_resolve(name)
@@ -85,12 +86,12 @@ class Settings:
         if not callable(function):
             raise _wrong(setting, name, "is not a function")
         if inspect.iscoroutinefunction(function):
-            raise _wrong(setting, name, "is async: it must return its answer")
+            raise _wrong(setting, name, "is async, but must be a plain function")
         return function
 
     def store(self) -> JobStore:
-        """Return the store of the redis_url, or of the middleware on Dramatiq's global
-        broker, changed as far as the settings say otherwise.
+        """Return the store at redis_url or, if unset, that of the middleware on
+        Dramatiq's global broker, with the options that the settings change.
         """
         options: dict[str, Any] = {
             name: _seconds(name, self._settings[name])
@@ -100,7 +101,7 @@ class Settings:
         namespace = self._settings.get("namespace")
         if namespace is not None:
             if not isinstance(namespace, str) or not namespace:
-                raise _wrong("namespace", namespace, "is not a name")
+                raise _wrong("namespace", namespace, "is not a non-empty string")
             options["namespace"] = namespace
         url = self._settings.get("redis_url")
         if url is None:
@@ -109,15 +110,15 @@ class Settings:
             return JobStore(str(url), **options)
         except ValueError as e:
             fault = str(e)
-        # Not in the handler: an exception shows the one that was handled.
-        raise ConfigurationError(f"The setting {PREFIX}redis_url is wrong. {fault}")
+        # Raised outside the handler, so that no traceback shows the original error.
+        raise ConfigurationError(f"The setting {PREFIX}redis_url is invalid. {fault}")
 
 
 def read_path(settings: Mapping[str, Any]) -> str:
-    """Return the path below which the jobs are, without slashes at its ends.
+    """Return the path below which jobs are served, without slashes at its ends.
 
     Raises:
-      ConfigurationError: It is not a path.
+      ConfigurationError: The setting is not a path.
     """
     path = str(settings.get(PREFIX + "path", SETTINGS["path"])).strip("/")
     if not re.fullmatch(r"((?!\.\.?/)[\w.~-]+/)+", path + "/", re.ASCII):
@@ -138,13 +139,13 @@ def _wrong(name: str, value: object, why: str) -> ConfigurationError:
 
 
 def _middleware_store() -> JobStore:
-    # Not get_broker(), which would make one.
+    # Not get_broker(), which would create one.
     broker = dramatiq.broker.global_broker
     if broker is None:
         raise ConfigurationError(
             "pyramid_jobstate does not know where job states are kept: no Dramatiq "
             "broker is set. Import the module that calls dramatiq.set_broker(...) "
-            "before the application is made, or set jobstate.redis_url."
+            "before the application is created, or set jobstate.redis_url."
         )
     try:
         return middleware_of(broker).store_for(broker)

@@ -1,4 +1,4 @@
-"""Sending at once, or with the transaction: when that has committed."""
+"""Sending jobs immediately, or when the transaction has committed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Where a request keeps what has joined a transaction that nobody may commit.
+#: The request attribute for the data managers whose transaction may stay uncommitted.
 _PENDING = "_jobstate_pending"
 
 NO_MANAGER = (
@@ -38,12 +38,12 @@ NO_TRANSACTION = (
     "sent. pyramid_tm begins one for each view, unless tm.activate_hook refuses, and "
     "ends it before finished callbacks run. A subrequest gets one with "
     "request.invoke_subrequest(subrequest, use_tweens=True). In a script or a thread, "
-    "send within `with request.tm:`. Or call "
+    "send within `with request.tm:`. To send without a transaction, call "
     "request.job_states.send_immediately(...)."
 )
 
 TAKES_NOTHING = (
-    "The transaction of request.tm takes nothing more to send: it is being committed, "
+    "The transaction of request.tm accepts no more jobs: it is being committed, "
     "or an operation in it has failed. Send earlier, or call "
     "request.job_states.send_immediately(...)."
 )
@@ -52,18 +52,18 @@ TAKES_NOTHING = (
 class JobDataManager:
     """Sends something when the transaction commits.
 
-    * In `commit`, the first phase, the records are written: a store that is away vetoes
-      the transaction. (Not in the vote, which comes after databases that know only one
-      phase have committed.)
-    * In `tpc_finish`, when every database is durable, it is sent: a broker that is away
-      is logged, and the jobs read `error`. Nothing may be raised any more.
-    * If the transaction is aborted, the records are taken back.
+    * `commit`, the first phase, writes the records: a store that is away vetoes the
+      transaction. (The vote would be too late: one-phase databases have committed by
+      then.)
+    * `tpc_finish` sends the messages, when every database is durable. It must not
+      raise: if the broker is away, that is logged, and the jobs read `error`.
+    * An abort takes the records back.
 
-    Should the process die between the two, the jobs read `stalled` after a while.
+    If the process dies between the two phases, the jobs read `stalled` after a while.
 
     Parameters:
       ask: Puts a question to the store.
-      outgoing: What is to be sent.
+      outgoing: What to send.
       manager: The transaction manager.
 
     See `transaction.interfaces.ISavepointDataManager`.
@@ -98,56 +98,56 @@ class JobDataManager:
             self._outgoing.send()
         except Exception:
             log.exception(
-                "The broker did not take %r, whose transaction has committed.",
+                "The transaction has committed, but the broker did not accept %r.",
                 self._outgoing.job_states,
             )
             self._try(self._outgoing.fail)
 
     def tpc_abort(self, transaction: Any) -> None:
-        # Called on those that have finished, too.
+        # Also called after tpc_finish().
         self._is_over = True
         if self._is_recorded:
             self._is_recorded = False
             self._try(self._outgoing.forget)
 
     def sortKey(self) -> str:  # noqa: N802, the interface's name
-        # After all databases: "~sqlalchemy:…" is the last of them.
+        # Sorts after all databases, of which "~sqlalchemy:…" is the last.
         return "~~pyramid_jobstate"
 
     def savepoint(self) -> JobSavepoint:
         return JobSavepoint()
 
     def complain(self) -> None:
-        """Log what nobody has sent, or taken back, when the request is over."""
+        """Log the jobs that are neither sent nor taken back when the request ends."""
         if not self._is_over:
             self._is_over = True
             log.error(
-                "The request is over, and nobody has committed the transaction of "
-                "request.tm. Unless somebody does, these jobs are not sent: %r. Send "
-                "within `with request.tm:`, or call "
+                "The request is over, but the transaction of request.tm was not "
+                "committed. Until it is, these jobs are not sent: %r. Send within "
+                "`with request.tm:`, or call "
                 "request.job_states.send_immediately(...).",
                 self._outgoing.job_states,
             )
 
-    # Its transaction may be forgotten together with its manager, or its thread.
+    # The transaction may be discarded along with its manager or its thread.
     __del__ = complain
 
     def _try(self, change: Callable[[JobStore], object]) -> None:
         try:
             change(self._outgoing.store)
         except RedisError:
-            # The outage that has vetoed the commit is logged, and nobody was promised
-            # anything.
+            # An outage that vetoed the commit is logged, and nobody expects the jobs.
             if not self._is_doubtful:
                 log.warning(
-                    "The store does not answer: %r will read stalled, and expire.",
+                    "The store does not answer. These read stalled until they expire: "
+                    "%r.",
                     self._outgoing.job_states,
                 )
 
 
 class JobSavepoint:
-    """What was to be sent before a savepoint still is when that is rolled back. (What
-    joined the transaction after it is aborted by the transaction itself.)
+    """A savepoint that does nothing when rolled back: what was to be sent before it is
+    still sent. (The transaction itself aborts what joined after it.)
     """
 
     def rollback(self) -> None:
@@ -155,18 +155,18 @@ class JobSavepoint:
 
 
 def send_now(ask: Ask, outgoing: Outgoing) -> None:
-    """Have something sent at once.
+    """Write the records and send the messages now.
 
     Raises:
       StoreUnavailable: The store does not answer.
-      Exception: The broker did not take it.
+      Exception: The broker did not accept the messages.
     """
     ask(outgoing.record)
     try:
         outgoing.send()
     except BaseException:
-        # Whoever called knows of it: nobody will ask for the job. One that had ended
-        # before says that it was not sent.
+        # The caller learns of the failure, so the job is forgotten. One that had ended
+        # before now reads as not sent.
         with contextlib.suppress(StoreUnavailable):
             ask(outgoing.forget)
             ask(outgoing.fail)
@@ -176,8 +176,8 @@ def send_now(ask: Ask, outgoing: Outgoing) -> None:
 def join(request: Request, ask: Ask, outgoing: Outgoing) -> None:
     """Have something sent when the transaction of a request commits.
 
-    It must have begun, whoever began it. With an implicit manager any `get()` begins
-    one, and nothing tells who did.
+    The transaction must have begun, no matter by whom: with an implicit manager any
+    `get()` begins one, and nothing shows who called it.
 
     Raises:
       RuntimeError: No transaction has begun, or it can no longer be joined.
@@ -185,7 +185,7 @@ def join(request: Request, ask: Ask, outgoing: Outgoing) -> None:
     manager = getattr(request, "tm", None)
     if manager is None:
         raise RuntimeError(NO_MANAGER)
-    # It is there where a manager is.
+    # Where a manager exists, the package is installed.
     from transaction.interfaces import TransactionError
 
     is_implicit = not getattr(manager, "explicit", False)
@@ -193,8 +193,8 @@ def join(request: Request, ask: Ask, outgoing: Outgoing) -> None:
     transaction = _begun(manager)
     is_new = transaction is None and is_implicit and is_managed
     if is_new:
-        # The view has ended that of the tween, which commits this one. It commits none
-        # of a thread that the view has started.
+        # The view has ended the tween's transaction. The tween commits this one, but
+        # not one begun in a thread that the view has started.
         transaction = manager.get()
     if transaction is None:
         raise RuntimeError(NO_TRANSACTION)
@@ -209,8 +209,8 @@ def join(request: Request, ask: Ask, outgoing: Outgoing) -> None:
 
 
 def _is_managed(manager: Any) -> bool:
-    """Whether pyramid_tm, or repoze.tm2, commits what this thread does with a manager:
-    for the request at hand or, if that is a subrequest, for an outer one.
+    """Return whether pyramid_tm or repoze.tm2 commits what this thread does with a
+    manager, for the current request or, if that is a subrequest, for an outer one.
     """
     return any(
         (environ.get("tm.active") or environ.get("repoze.tm.active"))
@@ -221,14 +221,14 @@ def _is_managed(manager: Any) -> bool:
 
 
 def _watch(data_manager: JobDataManager, request: Request) -> None:
-    """Have a data manager complain at the end of the request or, if that is a
-    subrequest, of the outermost one.
+    """Have a data manager complain at the end of the request, the outermost one if it
+    is a subrequest.
     """
     found = [frame.get("request") for frame in threadlocal.manager.stack]
     request = next((r for r in found if r is not None), request)
     pending = request.__dict__.get(_PENDING)
     if pending is None:
-        # One for all that a script sends.
+        # One callback for everything that a script sends.
         pending = request.__dict__[_PENDING] = weakref.WeakSet()
         request.add_finished_callback(_complain)
     pending.add(data_manager)
@@ -242,8 +242,8 @@ def _complain(request: Request) -> None:
 def _begun(manager: Any) -> Any:
     """Return the transaction of a manager, or None if none has begun.
 
-    `get()` would make one. `registerSynch()` tells of it (ITransactionManager, since
-    transaction 1.6.1).
+    `get()` would begin one, while `registerSynch()` only reports it (see
+    ITransactionManager; since transaction 1.6.1).
     """
     synch = Synch()
     manager.registerSynch(synch)
@@ -252,7 +252,7 @@ def _begun(manager: Any) -> Any:
 
 
 class Synch:
-    """Keeps the transaction that a manager tells it of. See
+    """Keeps the transaction that a manager reports to it. See
     `transaction.interfaces.ISynchronizer`.
     """
 

@@ -1,4 +1,4 @@
-"""A store that does not answer the web side: what stands for it, and who is told."""
+"""What the web side does while the store does not answer: stand-in and logging."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from ..worker import Outage
 
 log = logging.getLogger("pyramid_jobstate")
 
-#: Seconds between two log lines about a server that answers, but refuses.
+#: Seconds between two log lines about a server that answers but refuses requests.
 LOG_PAUSE = 60.0
 
-#: How many outages are logged in that time at the most: where one node of a Cluster is
-#: away, errors and answers take turns.
+#: The most outages logged in that time. With one node of a Cluster away, errors and
+#: answers alternate.
 MAX_OUTAGES = 5
 
 
 class UnreadRecord:
-    """Stands for the record of a job about which the store says nothing: to ask it for
-    anything but the uuid raises StoreUnavailable.
+    """The stand-in for a record that the store could not read: any attribute but the
+    uuid raises StoreUnavailable.
 
-    Traversal goes on with a job of such a record where our own views will answer: an
-    exception would go through every tween, and what an application has there to log
-    exceptions would log each poll of an outage.
+    With it traversal reaches our own views, which respond. An exception would pass all
+    tweens, and a tween that logs exceptions would log each poll during an outage.
     """
 
     def __init__(self, uuid: str, container: object) -> None:
@@ -41,14 +40,16 @@ class UnreadRecord:
 
 
 class WebOutage:
-    """Logs that the store does not answer requests: an outage once, however many ask,
-    and its end, at most five in a minute; a refusal at most once a minute.
+    """Logs that the store does not answer requests.
+
+    Each outage is logged once, and so is its end, with at most five outages a minute. A
+    refusal is logged at most once a minute.
     """
 
     def __init__(self) -> None:
         self._outage = Outage(
             log,
-            "The job state store does not answer. Requests for jobs get the status 503 "
+            "The job state store does not answer. Requests for jobs get a 503 response "
             "until it does: %s: %s",
             "The job state store answers again.",
         )
@@ -65,11 +66,11 @@ class WebOutage:
                 begun.append(now)
                 self._outage.complain(error)
             return
-        # Other requests are answered meanwhile, so that this has no end to wait for.
+        # Other requests succeed meanwhile, so a refusal has no end that can be logged.
         if now >= self._next_refusal:
             self._next_refusal = now + LOG_PAUSE
             log.warning(
-                "The job state store refuses a request, which gets the status 503: "
+                "The job state store refused a request, which gets a 503 response: "
                 "%s: %s",
                 type(error).__name__,
                 error,

@@ -29,8 +29,8 @@ OTHER = "pyramid_jobstate.other"
 #: The names of our views.
 VIEW_NAMES = ("", "cancel")
 
-#: What stands behind our path, by the name of the route. Some have a twin with a slash
-#: at the end; the last keeps the application's own views away from whatever is left.
+#: The patterns below our path, by route name. Some have a twin with a trailing slash.
+#: The last one keeps the application's own views from matching anything else there.
 ROUTES = {
     LIST: "",
     f"{LIST}/": "/",
@@ -44,11 +44,11 @@ ROUTES = {
 class PathPredicate:
     """The route predicate `jobstate_path`: whether a request is for one of our routes.
 
-    A CORS preflight is not: the application answers it.
+    A CORS preflight is left to the application.
 
     Parameters:
-      value: "exact", which also rejects a trailing newline, for the `$` in Pyramid's
-        patterns lets it through, or "all".
+      value: "all", or "exact" to reject a trailing newline, too, which the `$` in
+        Pyramid's patterns lets through.
     """
 
     def __init__(self, value: str, config: Configurator) -> None:
@@ -71,10 +71,12 @@ class PathPredicate:
 
 
 class OursPredicate:
-    """The view predicate `jobstate_ours`: whether an exception answers a request for
-    one of our routes, or for one of our views in a container that is mounted in the
-    application's tree, rather than one for a view of the application, be its context a
-    job or not.
+    """The view predicate `jobstate_ours`: whether an exception was raised for a request
+    of ours rather than the application's.
+
+    Ours are the requests for our routes, and for our views in a container mounted in
+    the application's tree. A request for a view of the application is not ours, even if
+    its context is a job.
     """
 
     def __init__(self, value: bool, config: Configurator) -> None:
@@ -92,10 +94,10 @@ class OursPredicate:
         if route is not None and route.name in ROUTES:
             ours = True
         elif not isinstance(container, JobStates) or not container.is_mounted:
-            # The application reached it in a way of its own.
+            # The application reached the context in its own way.
             ours = False
         elif container is context and isinstance(exc, HTTPNotFound):
-            # The name is that of an unknown job.
+            # The view name is the uuid of an unknown job.
             ours = True
         else:
             ours = request.view_name in VIEW_NAMES
@@ -121,7 +123,7 @@ class QueryPredicate:
 
 
 def is_readable(request: Request) -> bool:
-    """Whether the query of a request can be decoded."""
+    """Return whether the query of a request can be decoded."""
     try:
         # It is decoded when it is first read.
         request.GET  # noqa: B018
@@ -147,8 +149,8 @@ def add_routes(config: Configurator, path: str) -> None:
 
 
 class JobStatesTraverser(ResourceTreeTraverser):  # type: ignore[misc]
-    """Goes from the container of our routes to the job that the URL names. As for every
-    route, a virtual root of the application's own tree has no say in it.
+    """Traverses from the container of our routes to the job in the URL. As with any
+    route, a virtual root of the application's tree has no effect.
     """
 
     VH_ROOT_KEY = "pyramid_jobstate.no_virtual_root"
@@ -156,7 +158,7 @@ class JobStatesTraverser(ResourceTreeTraverser):  # type: ignore[misc]
     def __call__(self, request: Request) -> dict[str, Any]:
         route = getattr(request, "matched_route", None)
         if route is None or route.name not in ROUTES:
-            # The application's own way to a container of its own.
+            # The application traverses to a container of its own.
             found: dict[str, Any] = super().__call__(request)
             return found
         container = context = self.root
@@ -169,7 +171,7 @@ class JobStatesTraverser(ResourceTreeTraverser):  # type: ignore[misc]
             except StoreUnavailable:
                 context = container.unread(uuid)
             except KeyError:
-                # There is a view for that.
+                # The view for unknown jobs responds.
                 context = container
         return {
             "root": container,
@@ -183,11 +185,11 @@ class JobStatesTraverser(ResourceTreeTraverser):  # type: ignore[misc]
 
 
 def enter_root(container: JobStates, request: Request) -> None:
-    """Have a traverser that the application registered for all of its resources enter
-    its root, as for any other request.
+    """Let a traverser that the application registered for all resources enter its root,
+    as it would for any other request.
 
-    Such a traverser announces the root to subscribers: PyAMS, for one, knows no users
-    before. That it finds nothing at our path does not matter.
+    Such a traverser may announce the root to subscribers: without that, PyAMS knows no
+    users. It does not matter that it finds nothing at our path.
     """
     traverser = request.registry.adapters.lookup((Interface,), ITraverser)
     if traverser is not None:
@@ -201,8 +203,8 @@ def enter_root(container: JobStates, request: Request) -> None:
 
 @implementer(IResourceURL)
 class JobStatesURL:
-    """The URL of a container, or of a job in it: that of the route unless the container
-    is mounted in the application's own tree.
+    """The URL of a container or of a job in it: our route's, unless the container is
+    mounted in the application's own tree.
     """
 
     def __init__(self, resource: JobStates | JobState, request: Request) -> None:
@@ -224,6 +226,6 @@ class JobStatesURL:
 
 @functools.lru_cache(256)
 def path_of(route: Any) -> str:
-    """Return the path of a route of ours that is but one."""
+    """Return the path of one of our routes that has no placeholder."""
     path: str = route.generate({})
     return path

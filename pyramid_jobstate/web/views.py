@@ -1,4 +1,4 @@
-"""What requests below the path of the job states are answered."""
+"""The views: responses to requests for jobs, lists of jobs and cancels."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ log = logging.getLogger("pyramid_jobstate")
 
 
 def show(context: JobState, request: Request) -> Response:
-    """The state of a job; 304 for who has it already."""
+    """Respond with the state of a job, or 304 if the client has it already."""
     require(request, context, "view_job")
     return render_state(request, encode(context.__json__(request)))
 
 
 def cancel(context: JobState, request: Request) -> Response:
-    """Ask to cancel a job: 202 with its state, 409 if it has ended."""
+    """Cancel a job. Respond with 202 and its state, or 409 if it has ended."""
     if request.subpath:
         raise HTTPNotFound
     require(request, context, "cancel_job")
-    # No page of another site can send it without the browser asking us first.
+    # A page of another site can send this header only after a CORS preflight.
     if "X-Requested-With" not in request.headers:
         return bad_request("The header X-Requested-With is missing.")
     userid, container = request.authenticated_userid, context.__parent__
@@ -75,7 +75,7 @@ def cancel(context: JobState, request: Request) -> Response:
 
 
 def show_batch(context: JobStates, request: Request) -> Response:
-    """The states of several jobs: null hides unknown and forbidden ones alike."""
+    """Respond with the states of several jobs: null for unknown and forbidden ones."""
     most = request.registry.getUtility(IMaxUuids)
     uuids = list(dict.fromkeys(request.GET.getall("uuid")))
     if len(uuids) > most:
@@ -89,7 +89,7 @@ def show_batch(context: JobStates, request: Request) -> Response:
 
 
 def show_list(context: JobStates, request: Request) -> Response:
-    """A page of a list of jobs."""
+    """Respond with a page of a list of jobs."""
     query = request.GET
     limit = query.get("limit", "50")
     if not re.fullmatch(r"[0-9]{1,9}", limit):
@@ -104,7 +104,7 @@ def show_list(context: JobStates, request: Request) -> Response:
     else:
         owner = context.current_owner
         if not is_owner(owner):
-            # Nobody: the jobs without an owner are not theirs.
+            # A request without an owner does not own the jobs without an owner.
             return render_state(request, '{"items":[],"cursor":null}')
     try:
         page = context.list(
@@ -126,8 +126,8 @@ def show_list(context: JobStates, request: Request) -> Response:
 def visible_state(
     context: JobStates, request: Request, job_state: JobState | None
 ) -> str | None:
-    """Return the JSON of one job among others, None if the request may not see it, or
-    if the application's code raises for it: the others are shown all the same.
+    """Return the JSON of one job among others. None if the request may not see it, or
+    if the application's code raises for it, which must not affect the others.
     """
     if job_state is None:
         return None
@@ -143,14 +143,17 @@ def visible_state(
 
 
 def require(request: Request, context: JobState | JobStates, permission: str) -> None:
-    """Raise HTTPForbidden unless the request has a permission, and StoreUnavailable
-    where nobody knows the job.
+    """Require a permission on a job or a container.
 
-    Our views call it, rather than name a permission of their own: Pyramid asks for none
-    where no policy was set by the time of the registration.
+    Our views call this instead of declaring a permission: Pyramid does not check one
+    if no policy was set when the view was registered.
+
+    Raises:
+      HTTPForbidden: The request does not have the permission.
+      StoreUnavailable: The job could not be read.
     """
     if isinstance(context, JobState) and isinstance(record_of(context), UnreadRecord):
-        # A policy that looks no further than the class would refuse it for good.
+        # A policy that looks only at the class might refuse the request for good.
         raise StoreUnavailable(context.__parent__)
     result = permits(request, context, permission)
     if not result:
@@ -159,14 +162,17 @@ def require(request: Request, context: JobState | JobStates, permission: str) ->
 
 
 def is_owner(owner: object) -> bool:
-    """Whether jobs can belong to what the owner function returned."""
+    """Return whether a result of the owner function can own jobs."""
     is_scalar = isinstance(owner, (str, int, float)) and not isinstance(owner, bool)
-    return is_scalar and owner == owner  # no NaN
+    return is_scalar and owner == owner  # not NaN
 
 
 def parse_owner(text: str, example: object) -> str | float:
-    """Return the owner that a query names: a number where the application's owners are
-    numbers, as that of the request is.
+    """Return the owner that a query names.
+
+    Parameters:
+      text: The owner in the query.
+      example: The owner of the request. If it is a number, `text` is read as one.
     """
     if is_owner(example) and not isinstance(example, str):
         with contextlib.suppress(ValueError):
@@ -178,9 +184,9 @@ class Answer(NamedTuple):
     """One of our views.
 
     Attributes:
-      view: What answers.
-      method: The method that it answers.
-      predicates: What else a request must have.
+      view: The view callable.
+      method: The request method that it serves.
+      predicates: Further view predicates.
     """
 
     view: View
@@ -191,7 +197,7 @@ class Answer(NamedTuple):
 #: What a query must have for a batch. The first predicate is checked first.
 BATCH: Mapping[str, object] = {"jobstate_query": True, "request_param": "uuid"}
 
-#: Our views: the routes that lead to each, its context and name, and what answers.
+#: Our views: the routes, context and name of each, and its views by method.
 VIEWS: tuple[tuple[tuple[str, ...], type, str, tuple[Answer, ...]], ...] = (
     (
         (LIST, f"{LIST}/"),
@@ -221,10 +227,10 @@ def add_views(config: Configurator) -> None:
     ):
         config.add_exception_view(answer, context=exception, jobstate_ours=True)
     for exception in BadCSRFToken, BadCSRFOrigin:
-        # On our own route no view of the application is more specific.
+        # On our own route these win over the application's exception views.
         config.add_exception_view(bad_csrf, context=exception, route_name=CANCEL)
-    # They ask for the permissions by themselves: see require(). Whatever the method or
-    # the job, the CSRF check is not the first to refuse it.
+    # The views check permissions themselves: see require(). Without a CSRF check,
+    # other methods and unknown jobs get their own 405 and 404.
     add = functools.partial(config.add_view, permission=NO_PERMISSION_REQUIRED)
     for routes, context, name, answers in VIEWS:
         methods = [answer.method for answer in answers]

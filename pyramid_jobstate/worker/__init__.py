@@ -1,7 +1,6 @@
-"""What a worker process does: it follows the messages of tracked actors.
+"""The worker process: follows the messages of tracked actors.
 
-This wing knows Dramatiq, and nothing of Pyramid. It may use Dramatiq and the wings
-`store` and `job`.
+This wing may import Dramatiq and the wings `store` and `job`, but not Pyramid.
 """
 
 from .actors import TrackedFunction, check_owner

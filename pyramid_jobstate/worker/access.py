@@ -1,4 +1,4 @@
-"""How a process reaches the store: to change something now, or by its recorder."""
+"""How a process reaches its store: directly, or through its recorder."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ class StoreAccess:
     """The store of a JobStateMiddleware, and the recorder that writes to it.
 
     Parameters:
-      store: Where the states are kept, or None for the server that a RedisBroker uses.
-      namespace: What the name of each key begins with there.
-      interval: Seconds between two writes of the recorder.
-      heartbeat: Seconds of silence after which a job is said to be running still.
+      store: The store, or None to use the server of a RedisBroker.
+      namespace: The prefix of all keys if `store` is None.
+      interval: Seconds between two flushes of the recorder.
+      heartbeat: Seconds without an update before the recorder confirms that a job is
+        still running.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class StoreAccess:
         self._lock = threading.Lock()
 
     def store_for(self, broker: Broker) -> JobStore:
-        """Return where the states are kept.
+        """Return the store of the job states.
 
         Raises:
           ActorError: No store was given and the broker is not a RedisBroker.
@@ -54,14 +55,14 @@ class StoreAccess:
         if self._store is None:
             raise ActorError(
                 f"JobStateMiddleware() shares the Redis server of a RedisBroker, but "
-                f"this is a {type(broker).__name__}. Say where job states are to be "
-                'kept: JobStateMiddleware(url="redis://…").'
+                f"this broker is a {type(broker).__name__}. Pass the URL of a Redis "
+                'server: JobStateMiddleware(url="redis://…").'
             )
         return self._store
 
     def recorder_for(self, broker: Broker) -> Recorder:
-        """Return the recorder of this process, which the first call makes."""
-        # The lock is not for every call: a process may fork while it is held.
+        """Return the recorder of this process, creating it on first use."""
+        # Later calls take no lock: a process may fork while it is held.
         if self._recorder is None:
             with self._lock:
                 self._recorder = self._recorder or Recorder(
@@ -73,11 +74,11 @@ class StoreAccess:
         return self._recorder
 
     def may_ask(self) -> bool:
-        """Whether a sender should ask the store: see :meth:`.Outage.may_ask`."""
+        """Return whether a sender should ask the store: see :meth:`.Outage.may_ask`."""
         return self._outage.may_ask()
 
     def ask(self, broker: Broker, change: Callable[[JobStore], object]) -> bool:
-        """Have the store change something for a sender, and return whether it did."""
+        """Apply a sender's change to the store, and return whether that succeeded."""
         try:
             with redis_errors():
                 change(self.store_for(broker))
@@ -86,8 +87,8 @@ class StoreAccess:
             self._outage.complain(e)
             return False
         except RedisError as e:
-            # This job's own trouble: another program has written its key, perhaps.
-            log.warning("A job is sent without a state until it starts: %s", e)
+            # Only this job is affected: another program may have written its key.
+            log.warning("A job is sent, but has no state until it starts: %s", e)
             return False
         self._outage.end()
         if self._recorder is None or not self._recorder.is_troubled:
@@ -95,6 +96,6 @@ class StoreAccess:
         return True
 
     def stop(self) -> None:
-        """Have the recorder write what is left, for some seconds at the most."""
+        """Have the recorder write what is left, within a few seconds."""
         if self._recorder is not None:
             self._recorder.stop()

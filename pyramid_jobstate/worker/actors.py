@@ -1,4 +1,4 @@
-"""Which actors are tracked, and how their functions are handed the JobState."""
+"""Which actors are tracked, and how their functions receive the JobState."""
 
 from __future__ import annotations
 
@@ -41,11 +41,15 @@ PARAMETER = "job_state"
 
 
 class TrackedFunction:
-    """A tracked actor's function. It is handed the JobState of the job that this
-    thread runs or, called directly, a detached one that keeps its values in memory.
+    """The function of a tracked actor, which it replaces on the actor.
+
+    It passes on the JobState of the job that this thread runs or, if it is called
+    directly, a detached one that keeps its values in memory.
 
     Parameters:
-      thread: What this thread is at work on.
+      actor: The actor, with its original function.
+      job_state_class: The class of its jobs.
+      thread: The state of the calling thread.
     """
 
     def __init__(
@@ -67,7 +71,7 @@ class TrackedFunction:
         job = self._thread.job
         unsaved = job and job.unsaved
         if job is None or job.tracked is not self or job.was_called or not unsaved:
-            # A call from within the job is a direct one.
+            # A call from within the job counts as direct.
             job, job_state = None, self.detached(args, kwargs)
         else:
             job.was_called = True
@@ -93,7 +97,7 @@ class TrackedFunction:
             job.raised = e
             if not run.cancel_requested:
                 raise
-            # Whatever it is, and however it looks to Retries: the job is over.
+            # Any exception ends a cancelled job: Retries must not see it.
             skip(job.message)
         finally:
             job.is_running = False
@@ -112,7 +116,7 @@ class TrackedFunction:
         owner: object = None,
         attempt: int = 0,
     ) -> JobInfo:
-        """Return what is to be stored of a call."""
+        """Return what to store about a call."""
         return JobInfo(
             kind=self.job_state_class.kind,
             actor=self.actor_name,
@@ -124,18 +128,18 @@ class TrackedFunction:
     def info_of(
         self, message: Message[Any] | MessageProxy, attempt: int = 0
     ) -> JobInfo:
-        """Return what is to be stored of a message."""
+        """Return what to store about a message."""
         try:
             owner = check_owner(message.options.get("job_owner"))
         except TypeError as e:
-            # Somebody must be able to send and to run it all the same.
-            log.warning("%s belongs to nobody: %s", message, e)
+            # A wrong owner must not keep the message from being sent and run.
+            log.warning("The job of %s has no owner: %s", message, e)
             owner = None
         return self.info(message.args, message.kwargs, owner, attempt)
 
     def unsaved(self, message: MessageProxy) -> Unsaved:
-        """Return what the recorder is to know of a run that begins now."""
-        # Retries counts before the next try, so now it is the number of earlier ones.
+        """Return the recorder's entry for a run that begins now."""
+        # Retries counts before each retry, so this is the number of earlier attempts.
         info = self.info_of(message, message.options.get("retries", 0) + 1)
         return Unsaved(message.message_id, Run(), info)
 
@@ -157,12 +161,12 @@ class TrackedFunction:
     def params(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> dict[str, object]:
-        """Return the arguments of a call by the names of the parameters."""
+        """Return the arguments of a call by parameter name."""
         kwargs = {k: v for k, v in kwargs.items() if k != PARAMETER}
         try:
             arguments = self._signature.bind(*args, **kwargs).arguments
         except TypeError:
-            # The call will fail; until then as much of it as can be named.
+            # The call will fail. Until then, show the arguments that can be named.
             return {
                 **dict(zip(self._signature.parameters, args, strict=False)),
                 **kwargs,
@@ -174,8 +178,8 @@ class TrackedFunction:
 
 
 def encode_params(params: Mapping[str, object]) -> Json:
-    """Return the parameters as JSON, without those that are too long for a page or that
-    JSON cannot say.
+    """Return the parameters as JSON, leaving out those that are too long or cannot be
+    encoded.
     """
     kept: dict[str, object] = {}
     for name, value in params.items():
@@ -191,22 +195,22 @@ def job_state_class(actor: Actor[Any, Any]) -> type[JobState] | None:
     """Return the class of an actor's jobs, or None if the actor is not tracked.
 
     Raises:
-      ActorError: Its option `job_state` is no JobState class, or its parameter of that
-        name cannot be passed by keyword.
+      ActorError: The option `job_state` is neither a JobState class nor True, or the
+        parameter `job_state` cannot be passed by keyword.
     """
     option = actor.options.get(PARAMETER)
     fn = _called(actor.fn)
     parameters = inspect.signature(fn).parameters
     parameter = parameters.get(PARAMETER)
     if parameter is not None and not _goes_by_keyword(parameter, parameters):
-        # With the `self` of a class-based actor's method.
+        # Show the `self` of a class-based actor's method, too.
         declared = inspect.signature(getattr(fn, "__func__", fn)).parameters
         others = [p for p in declared.values() if p.name != PARAMETER]
         by_keyword = inspect.Parameter(PARAMETER, inspect.Parameter.KEYWORD_ONLY)
         last = len(others) - sum(p.kind is p.VAR_KEYWORD for p in others)
         right = inspect.Signature([*others[:last], by_keyword, *others[last:]])
         raise ActorError(
-            f"The actor {actor.actor_name!r} cannot be handed its job_state by "
+            f"The actor {actor.actor_name!r} cannot receive its job_state by "
             f"keyword. Declare it as: def {fn.__name__}{right}"
         )
     if option is None:
@@ -222,8 +226,8 @@ def job_state_class(actor: Actor[Any, Any]) -> type[JobState] | None:
 
 
 def _called(fn: Any) -> Callable[..., Any]:
-    """Return the function whose signature is the actor's: a class-based actor passes
-    all that it is sent on to its `perform`.
+    """Return the function that has the actor's signature: for a class-based actor its
+    `perform`, which receives all arguments.
     """
     actor = inspect.unwrap(fn)
     return actor.perform if isinstance(actor, GenericActor) else fn
@@ -232,7 +236,9 @@ def _called(fn: Any) -> Callable[..., Any]:
 def _goes_by_keyword(
     parameter: inspect.Parameter, parameters: Mapping[str, inspect.Parameter]
 ) -> bool:
-    """Whether a parameter may be passed by keyword whatever is passed by position."""
+    """Return whether a parameter can be passed by keyword, however many of the others
+    are passed by position.
+    """
     if parameter.kind is parameter.KEYWORD_ONLY:
         return True
     if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
@@ -244,11 +250,11 @@ def _goes_by_keyword(
 
 
 def check_owner(owner: Any) -> str | float | None:
-    """Return `owner` if it can be a job's.
+    """Return `owner` if it can own a job: a string, a finite number or None.
 
     Raises:
-      TypeError: It is neither a string nor a number: as JSON it would be another
-        principal than the one that the security policy knows.
+      TypeError: It cannot: the JSON form of anything else would be a different
+        principal from the one that the security policy knows.
     """
     if (
         isinstance(owner, bool)
@@ -256,8 +262,8 @@ def check_owner(owner: Any) -> str | float | None:
         or (isinstance(owner, float) and not math.isfinite(owner))
     ):
         raise TypeError(
-            f"The owner of a job must be a string or a number, not {owner!r}. The "
-            "setting jobstate.owner can name a function that returns such a principal."
+            f"The owner of a job must be a string or a number, not {owner!r}. Set "
+            "jobstate.owner to a function that returns such a principal."
         )
     return owner
 
@@ -265,6 +271,9 @@ def check_owner(owner: Any) -> str | float | None:
 def skip(message: MessageProxy) -> NoReturn:
     """Have Dramatiq drop the message of a cancelled job as AgeLimit does: with no
     retry, no callback and no traceback.
+
+    Raises:
+      SkipMessage: Always.
     """
     message.fail()
     raise SkipMessage(CANCELLED.message) from None

@@ -9,16 +9,16 @@ from collections.abc import Iterator, Sequence
 from ..job import End
 from .unsaved import Unsaved
 
-#: The most memory that the ends of jobs take while the store is away, in bytes.
+#: How many bytes of memory ended runs may take while the store is away.
 MAX_PENDING = 64 * 1024 * 1024
 
 
 class Backlog:
-    """The runs that have something to write now or later. Safe to use from any thread.
+    """The runs that have something to write now or later. Thread-safe.
 
-    Dramatiq may interrupt a worker thread between any two bytecodes. An Event is
-    written in Python: an interrupt may leave it locked for everybody. The locks here
-    are written in C.
+    Dramatiq may interrupt a worker thread between any two bytecodes. Hence the plain
+    locks, which are written in C: an interrupt can leave an Event, written in Python,
+    locked for good.
     """
 
     def __init__(self) -> None:
@@ -33,18 +33,18 @@ class Backlog:
             self._runs[unsaved.run.token] = unsaved
 
     def end(self, unsaved: Unsaved, end: End) -> bool:
-        """Note how a run ended, and return whether that is still to be written."""
+        """Set how a run ended, and return whether that has yet to be written."""
         with self._lock:
             unsaved.end = end
             if unsaved.is_cancelled and end.delay is not None:
-                # The message that was put back must find the record: see finish.lua.
+                # A message put back must still find the record: see finish.lua.
                 unsaved.lost = ""
             if not unsaved.lost:
                 self._runs[unsaved.run.token] = unsaved
             return not unsaved.lost
 
     def give_up(self, unsaved: Unsaved, why: str) -> bool:
-        """Write nothing more of a run, and return whether it had ended."""
+        """Stop writing a run, and return whether it had ended."""
         with self._lock:
             unsaved.lost = why
             del self._runs[unsaved.run.token]
@@ -62,11 +62,11 @@ class Backlog:
             return list(self._runs.values())
 
     def ended(self) -> list[Unsaved]:
-        """Return the runs that have ended, the oldest first."""
+        """Return the runs that have ended, oldest first."""
         return [unsaved for unsaved in self.all() if unsaved.end is not None]
 
     def excess(self) -> Iterator[Unsaved]:
-        """Yield the oldest ends, as many as take too much memory."""
+        """Yield the oldest ended runs until the rest fit into MAX_PENDING."""
         ended = self.ended()
         excess = sum(unsaved.size for unsaved in ended) - MAX_PENDING
         for unsaved in ended:
@@ -77,11 +77,11 @@ class Backlog:
 
     @contextlib.contextmanager
     def waiting(self, unsaved: Unsaved) -> Iterator[threading.Lock | None]:
-        """Within this context the thread waits for a run to be stored.
+        """Wait within this context for a run to be stored.
 
         Yields:
-          A lock that is released when all that was set before is stored, or never will
-          be. None if the run is no longer here.
+          A lock, released once everything set before is stored or given up, or None if
+          the run is no longer in the backlog.
         """
         waiter = threading.Lock()
         waiter.acquire()
@@ -96,12 +96,12 @@ class Backlog:
                 unsaved.waiters.discard(waiter)
 
     def waiters(self, batch: Sequence[Unsaved]) -> list[tuple[threading.Lock, ...]]:
-        """Return who waits for each of some runs now."""
+        """Return the current waiters of each run."""
         with self._lock:
             return [tuple(unsaved.waiters) for unsaved in batch]
 
     def release(self, unsaved: Unsaved, waiters: Sequence[threading.Lock]) -> None:
-        """Let those of some waiters go on that still wait."""
+        """Release those of the waiters that are still waiting for a run."""
         with self._lock:
             self._release(unsaved, waiters)
 
@@ -111,13 +111,13 @@ class Backlog:
             waiter.release()
 
     def abandon(self) -> None:
-        """In a forked child, leave all runs to the parent."""
-        # The parent's lock may have been held by another of its threads.
+        """Leave all runs to the parent process. Called in a forked child."""
+        # Another thread of the parent may have held the lock.
         self._lock = threading.Lock()
         for unsaved in self._runs.values():
             unsaved.lost = "it runs in another process"
             unsaved.run.close(
-                "This job runs in another process, which forked this one: only that "
-                "may report."
+                "This job runs in another process, the one that forked this process. "
+                "Only that one may report."
             )
         self._runs.clear()

@@ -1,4 +1,4 @@
-"""What a broker tells: which JobStateMiddleware it has."""
+"""Looking up the JobStateMiddleware of a broker."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def middleware_of(broker: Broker) -> JobStateMiddleware:
     """Return the JobStateMiddleware of a broker.
 
     Raises:
-      TypeError: It has none.
+      TypeError: The broker does not have one.
     """
     for middleware in broker.middleware:
         if isinstance(middleware, JobStateMiddleware):
             return middleware
     raise TypeError(
-        f"The broker {broker!r} has no JobStateMiddleware. Add one to it, before the "
-        "actors are declared: broker.add_middleware(JobStateMiddleware())."
+        f"The broker {broker!r} has no JobStateMiddleware. Add one before the actors "
+        "are declared: broker.add_middleware(JobStateMiddleware())."
     )

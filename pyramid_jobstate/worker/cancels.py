@@ -1,4 +1,4 @@
-"""Hearing of cancels between two reports of a job."""
+"""Cancels that reach a running job between two of its reports."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from .unsaved import Unsaved
 log = logging.getLogger(__name__)
 
 REFUSED = (
-    "The job state store refuses to list cancels. Jobs hear of theirs with the next "
+    "The job state store refuses to list cancels. Jobs learn of theirs with the next "
     "heartbeat: %s: %s"
 )
 
 
 class Cancels:
-    """The cancels that are announced in the store: a job that has nothing to report
-    hears of its own here, sooner than with its next heartbeat.
+    """The cancels announced in the store. Through them a job with nothing to report
+    learns of its cancel before its next heartbeat.
 
     Parameters:
-      store: Where the cancels are announced.
-      outage: What this process knows of the store.
+      store: The store.
+      outage: Whether the store answers this process.
     """
 
     def __init__(self, store: JobStore, outage: Outage) -> None:
@@ -35,8 +35,8 @@ class Cancels:
         self._refusal = Outage(log, REFUSED, None)
 
     def find(self, silent: Sequence[Unsaved]) -> list[Unsaved]:
-        """Return those of the silent runs whose cancel was announced since the last
-        call.
+        """Return those of the silent runs whose cancel was announced since the previous
+        call, or none of them while the store is away.
         """
         try:
             uuids, self._since = self._store.cancels(self._since)

@@ -1,4 +1,4 @@
-"""What a thread is at work on, and how that ends."""
+"""The messages that a thread processes, and how their jobs end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..job import JobInfo
 
-#: How many messages may be sent from within each other's enqueue hooks.
+#: How deep messages may be sent from within each other's enqueue hooks.
 MAX_NESTED = 16
 
 
@@ -31,30 +31,31 @@ class Tracked(Protocol):
     def info_of(
         self, message: Message[Any] | MessageProxy, attempt: int = 0
     ) -> JobInfo:
-        """Return what is to be stored of a message."""
+        """Return what to store about a message."""
 
     def unsaved(self, message: MessageProxy) -> Unsaved:
-        """Return what the recorder is to know of a run that begins now."""
+        """Return the recorder's entry for a run that begins now."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class CurrentJob:
-    """A message that a thread processes, and the job that it is.
+    """A message that a thread processes, and its job.
 
     Attributes:
       message: The message. Its id is the job's uuid.
       tracked: The actor's function, or None if the actor is not tracked.
-      frame: The broker's call that processes the message.
+      frame: The frame of the broker's call that processes the message.
       outer: The JobState that was current before.
       handled: The exception that was being handled before, if any.
-      unsaved: What the recorder knows of the run, or None if none has begun.
+      unsaved: The recorder's entry for the run, or None before a run begins.
       was_called: Whether the function was called.
-      is_running: Whether it has yet to return.
-      raised: What it raised, or with what the message failed or was skipped.
-      is_next_sent: Whether the broker has taken the next step of its pipeline.
-      is_over: Whether the job's end is written.
-      due: When the message is to come again, in seconds of the monotonic clock, if it
-        was put back.
+      is_running: Whether the function is running.
+      raised: The exception that the function raised, or that failed or skipped the
+        message.
+      is_next_sent: Whether the broker has accepted the next step of the pipeline.
+      is_over: Whether the job's end has been written.
+      due: When a message that was put back comes again, in seconds of the monotonic
+        clock, or None.
     """
 
     message: MessageProxy
@@ -75,51 +76,53 @@ class CurrentJob:
         return self.message.message_id
 
     def is_followed_by(self, uuid: str) -> bool:
-        """Whether a message is the next step of this one's pipeline."""
+        """Return whether a message is the next step of this one's pipeline."""
         target = self.message.options.get("pipe_target")
         return isinstance(target, dict) and target.get("message_id") == uuid
 
     def put_back(self, delay: int) -> None:
-        """Take note that the message comes again after so many milliseconds."""
+        """Note that the message was put back, due again in `delay` milliseconds."""
         self.due = time.monotonic() + delay / 1000
 
     def verdict(self, acknowledged: bool) -> End:
-        """Return how the run ended, as it stands when its message is acknowledged, or
-        rejected.
+        """Return how the run ended. Called when the message is settled.
+
+        Parameters:
+          acknowledged: Whether the message was acknowledged rather than rejected.
         """
-        # Its traceback would keep alive all that the actor had at hand.
+        # Its traceback would keep the actor's local variables alive.
         raised, self.raised = self.raised, None
         error = None if raised is None else describe(raised)
         if error is None and not acknowledged:
             error = JobError(None, "The message was rejected.")
         is_skipped = isinstance(raised, SkipMessage)
         delay = None if self.due is None else max(0.0, self.due - time.monotonic())
-        # An actor that is called in another thread may raise anything else.
+        # Anything else comes from an actor that was called in another thread.
         is_stopped = error is not None and isinstance(raised, MiddlewareError | None)
         was_called = self.was_called or not is_stopped
         run = None if self.unsaved is None else self.unsaved.run
         if raised is not None and run is not None and run.cancel_requested:
             return End("cancelled", CANCELLED, delay, was_called)
         if delay is not None:
-            # Retries has put it back, a limiter, or the actor itself.
+            # It was put back by Retries, a limiter or the actor itself.
             return End("retrying", None if is_skipped else error, delay, was_called)
         status = "cancelled" if is_skipped else "success" if error is None else "error"
         return End(status, error, None, was_called)
 
 
 class ThreadState(threading.local):
-    """What a thread is at work on.
+    """The messages that a thread processes and sends.
 
     Attributes:
-      jobs: The messages that it processes, each within the one before it: a broker that
-        runs jobs in the caller processes one within another.
-      announced: The ids of messages whose records were made, until they are sent.
+      jobs: The messages being processed, outermost first: a broker that runs jobs in
+        the caller nests them.
+      announced: Ids of messages whose records were written in advance, until sent.
       confirms: Whether the store still answers while those are sent.
-      sending: The ids of messages whose records were made here, until they are sent.
-      resent: The ids of messages that are being sent while their jobs are under way.
-      returning: The running jobs whose own messages are being put back, by their ids.
-      returned: The ids of those that were sent so since a message was acknowledged, and
-        when each is due, in seconds of the monotonic clock.
+      sending: Ids of messages whose records this thread wrote, until sent.
+      resent: Ids of messages being sent while their jobs are under way.
+      returning: Running jobs whose own messages are being put back, by message id.
+      returned: Ids of the `resent` messages sent since a message was last settled, each
+        with the time when it is due, in seconds of the monotonic clock.
     """
 
     confirms = True
@@ -127,7 +130,7 @@ class ThreadState(threading.local):
     def __init__(self) -> None:
         self.jobs: list[CurrentJob] = []
         self.announced: set[str] = set()
-        # Those that the broker does not take are never removed.
+        # Bounded, since nothing removes a message that the broker refuses.
         self.sending: collections.deque[str] = collections.deque(maxlen=MAX_NESTED)
         self.resent: collections.deque[str] = collections.deque(maxlen=MAX_NESTED)
         self.returning: dict[str, CurrentJob] = {}
@@ -137,11 +140,11 @@ class ThreadState(threading.local):
 
     @property
     def job(self) -> CurrentJob | None:
-        """The innermost of them, unless it is over."""
+        """The innermost job, or None if the thread has none or it is over."""
         return self.jobs[-1] if self.jobs and not self.jobs[-1].is_over else None
 
     def enter(self, message: MessageProxy, tracked: Tracked | None) -> CurrentJob:
-        """Begin to process a message."""
+        """Start processing a message."""
         job = CurrentJob(
             message, tracked, _broker(), current_job.get(), sys.exception()
         )
@@ -150,8 +153,8 @@ class ThreadState(threading.local):
         return job
 
     def leave(self, place: int) -> list[CurrentJob]:
-        """Leave the messages from a place on, and return them. Those whose function is
-        running, in another greenlet of the thread, stay.
+        """Leave the jobs from index `place` on, and return them. Jobs whose function is
+        still running, in another greenlet of the thread, stay.
         """
         left = [job for job in self.jobs[place:] if not job.is_running]
         if left:
@@ -164,13 +167,13 @@ class ThreadState(threading.local):
         return left
 
     def find(self, message: MessageProxy) -> int | None:
-        """Return the place of a message."""
+        """Return the index of a message in `jobs`, or None."""
         places = (i for i, job in enumerate(self.jobs) if job.message is message)
         return next(places, None)
 
     def find_abandoned(self) -> int:
-        """Return the place of the first message with which the broker has gone on
-        without a word: the call that processed it has returned.
+        """Return the index of the first job that the broker has left without calling a
+        hook: the call that processed it has returned.
         """
         place = len(self.jobs)
         while place and not _is_in_progress(self.jobs[place - 1]):
@@ -179,7 +182,7 @@ class ThreadState(threading.local):
 
 
 def describe(exception: BaseException, length: int = 1000) -> JobError:
-    """Return what is stored of an exception, its text cut to `length` characters."""
+    """Return an exception as it is stored, its text cut to `length` characters."""
     cls = type(exception)
     name = cls.__qualname__
     if cls.__module__ != "builtins":
@@ -199,7 +202,7 @@ def _is_in_progress(job: CurrentJob) -> bool:
 
 
 def _broker() -> types.FrameType:
-    """Return the call that has the middleware's hooks called."""
+    """Return the frame of the broker's call that triggers the middleware's hooks."""
     frame = sys._getframe(1)
     while frame.f_back is not None and (
         frame.f_code.co_name in ("emit_before", "emit_after")

@@ -1,4 +1,4 @@
-"""How jobs end: the job that ran, and the steps of its pipeline that will not begin."""
+"""How jobs end: the job that ran, and the steps of its pipeline that never begin."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dramatiq import Broker
     from dramatiq.broker import MessageProxy
 
-#: The end of a later step of a pipeline.
+#: The end of a pipeline step whose turn never comes.
 UNREACHED = End("cancelled", NOT_REACHED)
 
 
@@ -24,7 +24,7 @@ class Ends:
     """Writes how jobs end.
 
     Parameters:
-      access: How this process reaches the store.
+      access: The access to the store.
       tracked: Returns the function of a message's actor, or None if it is not tracked.
     """
 
@@ -39,7 +39,12 @@ class Ends:
     def end(
         self, broker: Broker, job: CurrentJob, tracked: Tracked, acknowledged: bool
     ) -> None:
-        """Write how a job ended, as it stands when its message is acknowledged."""
+        """Write how a job ended. Called when its message is settled.
+
+        Parameters:
+          tracked: The actor's function.
+          acknowledged: Whether the message was acknowledged rather than rejected.
+        """
         message, unsaved = job.message, job.unsaved
         end = job.verdict(acknowledged)
         if unsaved is None:
@@ -47,18 +52,18 @@ class Ends:
             return
         self._access.recorder_for(broker).end(unsaved, end)
         if unsaved.lost and not unsaved.is_cancelled:
-            # Another run decides what follows.
+            # Another run decides about the later steps.
             return
         if end.status in ("error", "cancelled"):
             self._drop_steps_after(broker, message)
         elif end.status == "success" and not job.is_next_sent:
-            # What the broker has raised is only logged by Dramatiq.
+            # Dramatiq only logs what the broker raised.
             self._drop_steps_after(broker, message, End("error", NOT_SENT))
 
     def drop(
         self, broker: Broker, message: MessageProxy, info: JobInfo, end: End
     ) -> None:
-        """Write what became of a message that was stopped before a run of it began."""
+        """Write how a job ended whose message was stopped before a run began."""
         is_lost = self._write_dropped(broker, message.message_id, info, end).lost
         if not is_lost and end.status != "retrying":
             self._drop_steps_after(broker, message)
@@ -69,8 +74,8 @@ class Ends:
         message: MessageProxy | Message[Any],
         end: End = UNREACHED,
     ) -> None:
-        """Write how the next step of a message's pipeline ends, which will not begin,
-        and that those after it are not reached.
+        """Write `end` for the next step of a message's pipeline, and UNREACHED for the
+        steps after that.
         """
         while (target := message.options.get("pipe_target")) is not None:
             message = Message(**target)

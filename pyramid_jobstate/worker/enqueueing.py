@@ -1,4 +1,4 @@
-"""Messages on their way to the broker: each has its record before it leaves."""
+"""Messages on their way to the broker: each gets its record before it leaves."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class Enqueueing:
-    """What happens before and after the broker enqueues a message.
+    """Acts before and after the broker enqueues a message.
 
     Parameters:
-      access: How this process reaches the store.
-      thread: What this thread is at work on.
-      jobs: The jobs that this process runs, by the ids of their messages.
+      access: The access to the store.
+      thread: The state of the calling thread.
+      jobs: The jobs that this process runs, by message id.
     """
 
     def __init__(
@@ -39,8 +39,12 @@ class Enqueueing:
         delay: int | None,
         tracked: Tracked,
     ) -> None:
-        """Write that a job is queued, unless its record is made or its message is put
-        back.
+        """Write that a job is queued, unless its record was announced or its message is
+        being put back.
+
+        Parameters:
+          delay: Milliseconds until the message is due, or None.
+          tracked: The actor's function.
         """
         uuid = message.message_id
         job = self._running_job(uuid)
@@ -52,7 +56,7 @@ class Enqueueing:
         try:
             message.encode()
         except Exception:
-            # The broker is about to raise the same: no job is sent.
+            # The broker will raise the same error: no job is sent.
             return
         info, seconds = tracked.info_of(message), (delay or 0) / 1000
         new = NewJob(uuid, info, seconds, sender=secrets.token_hex(6))
@@ -60,18 +64,18 @@ class Enqueueing:
         if self._access.may_ask() and self._access.ask(
             broker, lambda store: created.extend(store.create(new))
         ):
-            # Also if there is a record: a RabbitmqBroker comes here once for each try.
+            # Even for an existing record: a RabbitmqBroker calls this at every attempt.
             self._thread.sending.append(uuid)
             if created == [False]:
                 self._thread.resent.append(uuid)
 
     def after(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
-        """Write that the broker has taken the message of a job."""
+        """Write that the broker has accepted the message of a job."""
         uuid, thread = message.message_id, self._thread
         if thread.job is not None and thread.job.is_followed_by(uuid):
             thread.job.is_next_sent = True
         if uuid in thread.resent:
-            # Perhaps by a middleware before this one, which has not seen that it came.
+            # A middleware before this one may have put it back, unseen by this one.
             thread.resent.remove(uuid)
             thread.returned.append((uuid, time.monotonic() + (delay or 0) / 1000))
         job = thread.returning.pop(uuid, None)
@@ -82,7 +86,7 @@ class Enqueueing:
             self._access.ask(broker, lambda store: store.confirm(uuid))
         elif uuid in thread.announced:
             thread.announced.remove(uuid)
-            # A hundred messages of a transaction do not wait for a store each.
+            # The messages of a transaction must not each wait for a failing store.
             if thread.confirms:
                 thread.confirms = self._access.ask(
                     broker, lambda store: store.confirm(uuid)
@@ -90,7 +94,7 @@ class Enqueueing:
 
     @contextlib.contextmanager
     def announced(self, message_ids: set[str]) -> Iterator[None]:
-        """Do what :meth:`JobStateMiddleware.announced` says."""
+        """Implement :meth:`JobStateMiddleware.announced`."""
         thread = self._thread
         before = thread.announced, thread.confirms
         thread.announced, thread.confirms = message_ids, True
@@ -100,8 +104,8 @@ class Enqueueing:
             thread.announced, thread.confirms = before
 
     def _running_job(self, uuid: str) -> CurrentJob | None:
-        """Return the job of a message that this process runs: this thread, or another,
-        for a coroutine or a job's own threads may put its message back.
+        """Return the running job of a message, or None. It may run in another thread: a
+        coroutine or a thread of the job can put the message back, too.
         """
         job = self._thread.job
         if job is not None and job.uuid == uuid:

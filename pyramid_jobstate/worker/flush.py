@@ -1,4 +1,4 @@
-"""One flush: what is written to the store, and what its replies mean."""
+"""Flushing a backlog to the store, and handling the store's replies."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from .unsaved import Unsaved
 
 log = logging.getLogger(__name__)
 
-#: The most updates in one round trip.
+#: The maximum number of updates in one round trip.
 BATCH = 1000
 
-#: The clock of all times here.
+#: The clock for all times in this module.
 _now = time.monotonic
 
 
 class Flush:
-    """Writes a backlog to the store. One thread calls it.
+    """Writes a backlog to the store. Called by one thread only.
 
     Parameters:
-      backlog: The runs.
-      store: Where to.
-      heartbeat: Seconds of silence after which a job is said to be running.
-      outage: What this process knows of the store.
+      backlog: The runs to write.
+      store: The store to write to.
+      heartbeat: Seconds without an update before a job is confirmed to be running.
+      outage: Whether the store answers this process.
 
     Attributes:
-      failures: How many ticks in a row the store has taken nothing, 10 at the most.
+      failures: For how many ticks in a row the store has accepted nothing, at most 10.
       is_troubled: Whether any of the last updates failed.
     """
 
@@ -49,10 +49,14 @@ class Flush:
         self.is_troubled = False
 
     def tick(self, now: float, everyone: bool) -> None:
-        """Write what waiters wait for or, for everyone, all that is due.
+        """Write the runs that threads wait for, and with `everyone` all that are due.
+
+        Parameters:
+          now: The current time.
+          everyone: Whether to write all runs that are due.
 
         Raises:
-          Exception: A fault of this package. The next tick goes on.
+          Exception: A bug in this package. The next tick continues.
         """
         due, silent = [], []
         for unsaved in self._backlog.all():
@@ -66,15 +70,15 @@ class Flush:
             else:
                 silent.append(unsaved)
         if everyone and silent and not self.failures and self._outage.may_ask():
-            # The others hear of a cancel with the reply to what they report.
+            # Runs that report learn of a cancel from the reply.
             due += self._cancels.find(silent)
         for i in range(0, len(due), BATCH):
             if not self._write(due[i : i + BATCH]):
                 break
 
     def _write(self, batch: Sequence[Unsaved]) -> bool:
-        """Write what is new of some runs. Return whether the store took any of it."""
-        # A thread that begins to wait from here on waits for the next update.
+        """Write the changes of some runs, and return whether the store accepted any."""
+        # A thread that starts waiting after this waits for the next update.
         waiting = self._backlog.waiters(batch)
         now = _now()
         renew_after = self._store.active_expire_in / 2
@@ -102,7 +106,11 @@ class Flush:
     def _settle(
         self, unsaved: Unsaved, update: Update, reply: Reply, taken: float
     ) -> bool:
-        """Act on the store's reply to an update, and return whether it is stored."""
+        """Act on the store's reply to an update, and return whether it is stored.
+
+        Parameters:
+          taken: When the update was taken from the run.
+        """
         if reply in (Reply.CANCELLING, Reply.CANCELLED):
             unsaved.run.cancel()
         if reply in (Reply.OK, Reply.CANCELLING):
@@ -111,38 +119,38 @@ class Flush:
                 self._backlog.remove(unsaved)
             return True
         if reply is Reply.FENCED:
-            # After a retry that is as it should be.
+            # After a retry this is expected.
             is_retried = update.end is not None and update.end.status == "retrying"
             self._give_up(unsaved, "a newer run of it has begun", quiet=is_retried)
         elif update.dropped:
             self._give_up(unsaved, "there was nothing to drop", quiet=True)
         elif reply is Reply.CANCELLED:
-            # Before it began, or while it was silent: others have acted on that.
+            # Cancelled before it began or while it was silent: others acted on that.
             unsaved.is_cancelled = True
             self._give_up(unsaved, "it was cancelled", quiet=True)
         elif reply is Reply.MISSING and not self._can_be_lost(unsaved):
             self._give_up(unsaved, "its record has expired")
         else:
-            # The store came back empty.
+            # The store has lost its data.
             unsaved.begin_again()
         return False
 
     def _can_be_lost(self, unsaved: Unsaved) -> bool:
-        """Whether the store lost a record that is missing: the job cannot have ended
-        elsewhere and expired since.
+        """Return whether the store must have lost a missing record: the job has not had
+        the time to end elsewhere and expire.
         """
         return _now() - unsaved.confirmed < self._store.expire_in
 
     def _give_up(self, unsaved: Unsaved, why: str, *, quiet: bool = False) -> None:
-        """Record a run no longer."""
+        """Stop recording a run, and log why unless `quiet`."""
         if self._backlog.give_up(unsaved, why):
             disregard(unsaved)
         if not quiet:
             uuid = unsaved.uuid
-            log.warning("Job %s is no longer recorded from here: %s.", uuid, why)
+            log.warning("This process no longer records job %s: %s.", uuid, why)
 
     def _note(self, errors: Sequence[Exception], count: int) -> None:
-        """Log once that the store is away, and once that it is back."""
+        """Count failures, and log the beginning and the end of an outage once each."""
         self.is_troubled = bool(errors)
         if errors:
             self._outage.complain(errors[0])
@@ -158,20 +166,20 @@ class Flush:
             self._outage.recover()
 
     def _shed(self) -> None:
-        """Forget the oldest ends if those that wait take too much memory."""
+        """Discard the oldest ended runs if they take too much memory."""
         for unsaved in self._backlog.excess():
-            self._give_up(unsaved, "the store is away for too long", quiet=True)
+            self._give_up(unsaved, "the store was away for too long", quiet=True)
             if not self._sheds:
                 self._sheds = True
                 log.error(
-                    "The job state store is away for so long that the ends of jobs are "
-                    "lost, from job %s on.",
+                    "The job state store has been away for so long that the outcomes "
+                    "of jobs are lost, beginning with job %s.",
                     unsaved.uuid,
                 )
 
 
 def disregard(unsaved: Unsaved) -> None:
-    """Log that a cancelled job has returned, which no viewer sees."""
+    """Log the normal return of a cancelled job, which no viewer will see."""
     end = unsaved.end
     if unsaved.is_cancelled and end is not None and end.status == "success":
         log.warning(

@@ -29,24 +29,27 @@ log = logging.getLogger(__name__)
 
 
 class JobStateMiddleware(Middleware):
-    """Keeps the state of each job of the tracked actors, which are those that declare a
-    parameter `job_state` or the option of that name.
+    """Keeps the state of every job of the tracked actors. An actor is tracked if it has
+    a parameter `job_state`, or the actor option of that name.
 
-    Add it to the broker before the actors that use the option are declared::
+    Add it to the broker before declaring actors that use the option::
 
         broker.add_middleware(JobStateMiddleware())
 
+    Without a store, URL or client it shares the Redis server of a RedisBroker.
+
     Parameters:
-      store: Where the states are kept. Without it one is made:
-      url: in the server at this URL;
-      client: in that of this `redis.Redis` or `redis.RedisCluster`;
-        with neither, in the server that a RedisBroker uses.
-      namespace: What the name of each key begins with.
-      interval: Seconds between two writes of a worker process.
-      heartbeat: Seconds of silence after which a job is said to be running still.
+      store: The store of the job states.
+      url: The URL of the Redis server to keep them in.
+      client: A `redis.Redis` or `redis.RedisCluster` to keep them with.
+      namespace: The prefix of all keys, unless `store` is given.
+      interval: Seconds between two flushes of a worker process.
+      heartbeat: Seconds without an update before a worker confirms that a job is still
+        running.
 
     Raises:
       TypeError: More than one of store, url and client is given.
+      ValueError: The URL is invalid.
     """
 
     def __init__(
@@ -60,21 +63,21 @@ class JobStateMiddleware(Middleware):
         heartbeat: float = 5.0,
     ) -> None:
         if sum(x is not None for x in (store, url, client)) > 1:
-            raise TypeError("Give JobStateMiddleware one of store, url and client.")
+            raise TypeError("Pass JobStateMiddleware one of store, url and client.")
         if store is None and (place := client or url):
             store = JobStore(place, namespace=namespace)
         self._access = StoreAccess(store, namespace, interval, heartbeat)
         self._ends = Ends(self._access, self._tracked)
-        #: The functions of the tracked actors, by the actors' names.
+        #: The functions of the tracked actors, by actor name.
         self.functions: dict[str, TrackedFunction] = {}
         self._thread = ThreadState()
-        #: The jobs that this process runs, by the ids of their messages.
+        #: The jobs that this process runs, by message id.
         self._jobs: dict[str, CurrentJob] = {}
         self._enqueueing = Enqueueing(self._access, self._thread, self._jobs)
         self._is_warned = False
 
     def store_for(self, broker: Broker) -> JobStore:
-        """Return where the states are kept.
+        """Return the store of the job states.
 
         Raises:
           ActorError: No store was given and the broker is not a RedisBroker.
@@ -86,7 +89,7 @@ class JobStateMiddleware(Middleware):
         return {"job_state"}
 
     def before_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
-        # Only from a before_ hook does an error reach who declares the actor.
+        # Only an error from a before_ hook reaches the code that declares the actor.
         if job_state_class(actor) is not None:
             self._refuse_twice(broker)
             self.store_for(broker)
@@ -94,7 +97,7 @@ class JobStateMiddleware(Middleware):
     def after_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
         cls = job_state_class(actor)
         if cls is not None:
-            # A middleware that is added later is shown the actors only here.
+            # For a middleware added after its actors, Dramatiq calls only this hook.
             self._refuse_twice(broker)
             self.store_for(broker)
             function = TrackedFunction(actor, cls, self._thread)
@@ -105,8 +108,8 @@ class JobStateMiddleware(Middleware):
         found = [m for m in broker.middleware if isinstance(m, JobStateMiddleware)]
         if len(found) > 1:
             raise ActorError(
-                f"The broker {broker!r} has {len(found)} JobStateMiddleware. Add one "
-                "only: two would both report every job."
+                f"The broker {broker!r} has {len(found)} JobStateMiddleware instances. "
+                "Add only one: each would report every job."
             )
 
     # Sending.
@@ -126,23 +129,24 @@ class JobStateMiddleware(Middleware):
     def announced(
         self, message_ids: set[str]
     ) -> contextlib.AbstractContextManager[None]:
-        """Return a context within which this thread sends messages whose records are
-        made. Those that the broker has taken are removed from `message_ids`.
+        """Return a context within which this thread sends messages whose records exist.
+        Each message that the broker accepts is removed from `message_ids`.
         """
         return self._enqueueing.announced(message_ids)
 
-    # Working.
+    # Processing.
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         job = self._enter(broker, message)
         if job.tracked is None:
             return
-        # From here on the message ends in _end(), also if this thread is interrupted.
+        # From here on the message ends in _end(), even if this thread is interrupted.
         self._jobs[job.uuid] = job
         job.unsaved = job.tracked.unsaved(message)
         for outer in self._thread.jobs[:-1]:
             if outer.uuid == job.uuid:
-                # A broker in the caller runs the retry inside the failed try.
+                # A broker that runs jobs in the caller nests a retry in the attempt
+                # that failed.
                 outer.put_back(0)
                 if not outer.is_running:
                     self._end(broker, outer)
@@ -166,7 +170,7 @@ class JobStateMiddleware(Middleware):
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
         job = self._job_of(broker, message)
-        # The one that is handled may be the sender's.
+        # The exception being handled may be the sender's.
         found = (job and job.raised, sys.exception())
         reasons = [e for e in found if isinstance(e, SkipMessage)]
         reason = reasons[0] if reasons else SkipMessage("The message was skipped.")
@@ -176,15 +180,15 @@ class JobStateMiddleware(Middleware):
             self._stopped(broker, message, reason)
 
     def _enter(self, broker: Broker, message: MessageProxy) -> CurrentJob:
-        """Begin to process a message."""
+        """Start processing a message."""
         self._leave(broker, self._thread.find_abandoned())
         return self._thread.enter(message, self._tracked(message))
 
     def _stopped(
         self, broker: Broker, message: MessageProxy, exception: BaseException | None
     ) -> CurrentJob | None:
-        """Return the job of a message that a middleware before this one has stopped, if
-        it is tracked.
+        """Return the job of a message that a middleware before this one has stopped, or
+        None if it is not tracked.
         """
         if exception is None or self._tracked(message) is None:
             return None
@@ -194,8 +198,8 @@ class JobStateMiddleware(Middleware):
         return job
 
     def _job_of(self, broker: Broker, message: MessageProxy) -> CurrentJob | None:
-        """Return what this thread knows of a message that it processes. If it has begun
-        others since, nobody has told of their ends.
+        """Return the job of a message that this thread processes, or None. Jobs begun
+        since then are finished first: the broker called no hook at their ends.
         """
         place = self._thread.find(message)
         if place is None:
@@ -204,7 +208,7 @@ class JobStateMiddleware(Middleware):
         return self._thread.jobs[place]
 
     def _leave(self, broker: Broker, place: int) -> None:
-        """Finish the messages from a place on, and return to the one around them."""
+        """Finish the jobs from index `place` on, and return to the one around them."""
         for job in reversed(self._thread.leave(place)):
             try:
                 self._end(broker, job, acknowledged=job.was_called)
@@ -218,12 +222,12 @@ class JobStateMiddleware(Middleware):
         self._settle(broker, message, acknowledged=False)
         name = message.actor_name
         if name not in broker.get_declared_actors() and is_uuid(message.message_id):
-            # Nobody here knows the actor; where it was sent from somebody did.
+            # The actor is unknown here, but known where the message was sent.
             error = JobError(None, f"No worker knows the actor {name!r}.")
             info = JobInfo("", name, 0, None, "{}")
             self._ends.drop(broker, message, info, End("error", error))
 
-    # A broker that runs jobs in the caller may say no more than this.
+    # A broker that runs jobs in the caller may call none of the hooks but these.
 
     def after_ack(self, broker: Broker, message: MessageProxy) -> None:
         self._settle(broker, message, acknowledged=True, is_last=True)
@@ -242,8 +246,8 @@ class JobStateMiddleware(Middleware):
         acknowledged: bool,
         is_last: bool = False,
     ) -> None:
-        """Write how a message ended. Only now is that known, wherever among the others
-        this middleware stands.
+        """Write how a message ended. Wherever this middleware stands among the others,
+        that is known only now.
         """
         raised = sys.exception()
         job = self._job_of(broker, message)
@@ -252,7 +256,7 @@ class JobStateMiddleware(Middleware):
         if job is None:
             return
         if not job.was_called and job.raised is None and raised is not job.handled:
-            # The broker raises it in the sender, and tells nobody else.
+            # The broker raises it in the sender without calling a hook.
             job.raised = raised
         try:
             self._end(broker, job, acknowledged=acknowledged)
@@ -263,7 +267,7 @@ class JobStateMiddleware(Middleware):
     def _end(
         self, broker: Broker, job: CurrentJob, *, acknowledged: bool = True
     ) -> None:
-        """Write how a job ended, once."""
+        """Write how a job ended, unless that is done."""
         if job.is_over or job.tracked is None:
             return
         job.is_over = True
@@ -278,7 +282,7 @@ class JobStateMiddleware(Middleware):
         if not self._is_warned:
             self._is_warned = True
             log.warning(
-                "Messages whose id is no uuid are not tracked, such as %r.",
+                "Messages whose id is not a uuid are not tracked, such as %r.",
                 message.message_id,
             )
         return None

@@ -1,35 +1,36 @@
-"""What a process knows of a store that does not answer, and how often it says so."""
+"""Whether the store answers a process: ask it sparingly, and log an outage once."""
 
 from __future__ import annotations
 
 import time
 from logging import Logger
 
-#: The seconds for which nobody waits for a store that has just failed.
+#: Seconds before a store that has failed is asked again.
 PAUSE = 1.0
 
-#: What a worker, or whoever sends, says at the beginning of an outage, and at its end.
+#: What workers and senders log at the beginning of an outage, and at its end.
 AWAY = (
-    "The job state store does not take updates, which are kept until it does. "
-    "Jobs that are sent meanwhile have no state until they start: %s: %s"
+    "The job state store does not accept updates. They are kept until it does, but "
+    "jobs sent meanwhile have no state until they start: %s: %s"
 )
-BACK = "The job state store takes updates again."
+BACK = "The job state store accepts updates again."
 
 
 class Outage:
-    """Whether the store answers, as all who ask it in this process have found out.
+    """Whether the store answers, as reported by everything in this process that asks.
 
-    Once it has failed, one caller a second asks it, and the others do without. It has
-    no lock, which a fork or an interrupted thread might leave locked: in a race a few
-    ask.
+    After a failure one caller a second asks the store, and the others do without it.
+    There is no lock, since a fork or an interrupted thread could leave it locked: in a
+    race several callers may ask.
 
     Parameters:
-      log: Where an outage is logged, once, and its end.
-      away: The warning, with two %s for the type and the text of an error.
-      back: What is logged at the end, if anything.
+      log: The logger for the beginning and the end of an outage.
+      away: The warning at the beginning, with two %s for the type and the text of an
+        error.
+      back: The message at the end, or None to log nothing.
 
     Attributes:
-      is_said: Whether the beginning was logged, and not yet the end.
+      is_said: Whether the beginning of an outage was logged, but not yet its end.
     """
 
     def __init__(self, log: Logger, away: str = AWAY, back: str | None = BACK) -> None:
@@ -41,7 +42,9 @@ class Outage:
         self._next = 0.0
 
     def may_ask(self) -> bool:
-        """Whether the caller should ask the store, and then report what it said."""
+        """Return whether the caller should ask the store. If so, it reports the result
+        with :meth:`begin` or :meth:`end`.
+        """
         if not self._is_on:
             return True
         now = time.monotonic()
@@ -60,14 +63,14 @@ class Outage:
         self._is_on = False
 
     def complain(self, error: Exception) -> None:
-        """Log what the store did not do, once until it recovers."""
+        """Log an error of the store, only once until it recovers."""
         if self.is_said:
             return
         self.is_said = True
         self._log.warning(self._away, type(error).__name__, error)
 
     def recover(self) -> None:
-        """Log the end of what was logged, if anything was."""
+        """Log the end of the outage if its beginning was logged."""
         if self.is_said:
             self.is_said = False
             if self._back is not None:

@@ -1,4 +1,4 @@
-"""Recorder: what a worker process writes to the store, later and all together."""
+"""Recorder: collects the updates of a worker process and writes them together."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from .unsaved import Unsaved
 
 log = logging.getLogger(__name__)
 
-#: The seconds that the start of a job, and its end, may wait for the store.
+#: Seconds that the start and the end of a job each may wait for the store.
 PATIENCE = 1.0
 
-#: The most seconds between two tries while the store is away.
+#: The longest pause between two attempts while the store is away, in seconds.
 MAX_PAUSE = 1.0
 
-#: The clock of all times here.
+#: The clock for all times in this module.
 _now = time.monotonic
 
 
 class Recorder:
-    """Writes what the running jobs of this process set, a moment later and in one round
-    trip for all, and says for each that it still runs.
+    """Writes the updates of all running jobs of this process at intervals, in one round
+    trip, and confirms that each job is still running.
 
-    It has one daemon thread, which begins with the first job. While the store is away
-    everything is kept; only the latest value of a metric counts.
+    It has one daemon thread, started by the first job. While the store is away it keeps
+    everything, but only the latest value of each metric.
 
     Parameters:
-      store: Where to.
-      interval: Seconds between two writes.
-      heartbeat: Seconds of silence after which a job is said to be running.
-      outage: What this process knows of the store.
+      store: The store to write to.
+      interval: Seconds between two flushes.
+      heartbeat: Seconds without an update before a job is confirmed to be running.
+      outage: Whether the store answers this process. Made here if not shared.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class Recorder:
         return self._flush.is_troubled
 
     def begin(self, unsaved: Unsaved) -> None:
-        """Take over a run, and write that it has begun. Waits a second for the store at
-        the most; if it is away, that is written as soon as it is back.
+        """Take over a run and write that it has begun. Waits at most a second for the
+        store; if it is away, the beginning is written as soon as it is back.
         """
         unsaved.run.sync = functools.partial(self.sync, unsaved)
         self._backlog.add(unsaved)
@@ -85,19 +85,19 @@ class Recorder:
             self._stop_at = None
         patience = PATIENCE
         if not self._outage.may_ask():
-            # Somebody else met a failure. The job should hear of a cancel all the same,
-            # if that is quick.
+            # The store has just failed for another caller. The job should still learn
+            # of a cancel if that is quick.
             patience = 0.0 if self._flush.failures else min(PATIENCE, 2 * self.interval)
         self._wait(unsaved, patience)
-        # From here on the job runs, and another run of it may begin.
+        # From here on the job runs, and a newer run of it may begin.
         unsaved.is_late = True
 
     def end(self, unsaved: Unsaved, end: End) -> bool:
-        """Write that a run has ended, with all that it has set. Waits a second for the
-        store at the most; if it is away, that is written as soon as it is back.
+        """Write that a run has ended, with everything it has set. Waits at most a
+        second for the store; if it is away, the end is written as soon as it is back.
 
         Returns:
-          Whether it is stored.
+          Whether the end is stored.
         """
         unsaved.run.close("The job has ended: it can no longer report.")
         if not self._backlog.end(unsaved, end):
@@ -106,17 +106,17 @@ class Recorder:
         return self._wait(unsaved, PATIENCE if self._outage.may_ask() else 0.0)
 
     def _wait(self, unsaved: Unsaved, patience: float) -> bool:
-        """Wait until all that a run has set is stored, and return whether it is."""
+        """Do what :meth:`sync` does, and note an outage if it takes too long."""
         is_stored = self.sync(unsaved, patience)
         if patience == PATIENCE and not is_stored and not unsaved.lost:
             self._outage.begin()
         return is_stored
 
     def sync(self, unsaved: Unsaved, timeout: float) -> bool:
-        """Wait until all that a run has set is stored, and return whether it is.
+        """Wait until everything a run has set is stored, and return whether it is.
 
         Parameters:
-          timeout: Seconds to wait at the most.
+          timeout: The most seconds to wait.
         """
         timeout = min(max(0.0, timeout), threading.TIMEOUT_MAX)
         with self._backlog.waiting(unsaved) as waiter:
@@ -129,9 +129,13 @@ class Recorder:
             return waiter.acquire(timeout=timeout) and not unsaved.lost
 
     def stop(self, timeout: float = 5.0) -> None:
-        """Write what is left, for `timeout` seconds at the most, and end the thread,
-        unless jobs run on: those of another worker in this process, or one that its
-        worker did not wait for. The next job begins a new thread.
+        """Write what is left and end the thread. The next job starts a new one.
+
+        The thread continues if jobs still run: those of another worker in this process,
+        or one that its worker did not wait for.
+
+        Parameters:
+          timeout: The most seconds to wait.
         """
         with self._lock:
             thread = self._thread
@@ -144,17 +148,17 @@ class Recorder:
         lost = len(self._backlog.ended())
         if lost:
             log.error(
-                "The job state store did not answer in time: the end of %d %s lost.",
+                "The job state store did not answer in time: %d %s lost.",
                 lost,
-                "job is" if lost == 1 else "jobs is",
+                "job outcome is" if lost == 1 else "job outcomes are",
             )
 
     def _start(self) -> None:
-        """JobInfo a thread, which ends if there is one by then."""
+        """Start a thread, which exits if another has taken over by then."""
         self._stop_at = None
         thread = threading.Thread(target=self._loop, name=__name__, daemon=True)
-        # In a thread that nobody interrupts. An interrupt that meets a thread while it
-        # starts another may end that one, and then the first waits for it for ever.
+        # Started from a thread that is never interrupted: an interrupt during start()
+        # may end the new thread, for which start() would then wait forever.
         _thread.start_new_thread(thread.start, ())
 
     def _loop(self) -> None:
@@ -178,14 +182,14 @@ class Recorder:
             while not self._wake.empty():
                 self._wake.get()
             now = _now()
-            # Waiters are flushed now, the rest on the next tick; but what was kept
-            # while the store was away goes first.
+            # Waiters are flushed now, the rest on the next tick. While the store fails
+            # all are, so that what was kept goes first.
             is_stopping = self._stop_at is not None
             everyone = now >= due or is_stopping or self._flush.failures > 0
             try:
                 self._flush.tick(now, everyone)
             except Exception:
-                log.exception("The states of jobs could not be written.")
+                log.exception("Job states could not be written.")
             if everyone:
                 pause = min(self.interval * 2**self._flush.failures, MAX_PAUSE)
                 due = _now() + (pause if is_stopping else max(pause, self.interval))
@@ -195,7 +199,7 @@ class Recorder:
         return is_late or not any(unsaved.is_new for unsaved in self._backlog.all())
 
     def abandon(self) -> None:
-        """In a forked child, where this recorder's thread does not run, start anew."""
+        """Start anew. Called in a forked child, where the thread does not run."""
         self._backlog.abandon()
         self._reset()
 

@@ -1,4 +1,4 @@
-"""What of a run has not reached the store, and what is to go there next."""
+"""The part of a run that has not reached the store, and the next update."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from typing import NamedTuple
 
 from ..job import MAX_AMOUNT, METRIC, End, JobInfo, Json, Run, Update, dumps
 
-#: The seconds of a job's past that its pace is taken from, at the least.
+#: The recent pace is measured over at least this many seconds, once a job is that old.
 PACE_WINDOW = 30.0
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Unsaved:
-    """What of a run has not reached the store. Made by the thread that is to run the
-    job, used by the recorder's, except for `waiters`, `end` and `is_late`, which others
-    set.
+    """The part of a run that has not reached the store.
+
+    The thread that runs the job makes it, and the recorder's thread uses it. Other
+    threads set only `waiters`, `end` and `is_late`. All times are in seconds of the
+    monotonic clock.
 
     Attributes:
-      uuid: The job.
+      uuid: The uuid of the job.
       run: The run.
-      info: What is known of the job.
-      dropped: Whether the message was dropped, so that no run ever began.
-      is_late: Whether its beginning is written late, if it is written now: an earlier
-        try may have failed, or the job runs on meanwhile.
-      is_cancelled: Whether the job was cancelled, and stays so whatever the run does.
-      end: How it ended, once it has.
-      begun: When it began, in seconds of the monotonic clock, as all times here.
+      info: The job's kind, actor, attempt, owner and parameters.
+      dropped: Whether the message was dropped before a run began.
+      is_late: Whether a beginning written now would be late: an earlier attempt may
+        have failed, or the job is running already.
+      is_cancelled: Whether the job stays cancelled, whatever the run does.
+      end: How the run ended, or None.
+      begun: When the run began.
       confirmed: When the store was last known to hold this run as the newest.
-      heard: When something of it was last sent there.
-      waiters: Locks to release when all that was set before is stored, or never will
-        be.
-      lost: Why nothing of this run is stored any more, if so.
+      heard: When an update was last sent to the store.
+      waiters: Locks to release once everything set before is stored or given up.
+      lost: Why this run is no longer stored, or "".
     """
 
     uuid: str
@@ -52,17 +53,17 @@ class Unsaved:
     _thread: threading.Thread = dataclasses.field(
         default_factory=threading.current_thread, init=False
     )
-    #: When its place in the lists was last renewed.
+    #: When the job's entries in the lists were last renewed.
     _listed: float = dataclasses.field(init=False)
     _started: bool = dataclasses.field(default=False, init=False)
-    #: The last update that is known to be stored, and the last that was taken.
+    #: The numbers of the last update known to be stored, and of the last one taken.
     _base: int = dataclasses.field(default=0, init=False)
     _seq: int = dataclasses.field(default=0, init=False)
     _last: Update = dataclasses.field(init=False)
-    #: The values of the last update that was taken, and of the last that is stored.
+    #: The values in the last update taken, and in the last one stored.
     _new: dict[str, object] = dataclasses.field(default_factory=dict, init=False)
     _sent: dict[str, object] = dataclasses.field(default_factory=dict, init=False)
-    #: From where the pace is taken, from where it will be next, and the last mark.
+    #: The mark from which the pace is measured, the next such mark, and the latest.
     _pace: tuple[_Mark, _Mark, _Mark] | None = dataclasses.field(
         default=None, init=False
     )
@@ -73,7 +74,7 @@ class Unsaved:
 
     @property
     def size(self) -> int:
-        """About what this takes in memory, in bytes."""
+        """The approximate memory that this takes, in bytes."""
         report = [str(value) for value in self.run.report.copy().values()]
         return 1024 + self.run.size + len(self.info.params) + sum(map(len, report))
 
@@ -88,19 +89,19 @@ class Unsaved:
 
     @property
     def is_orphaned(self) -> bool:
-        """Whether its thread is gone and left it behind."""
+        """Whether the thread of the run has exited without ending the run."""
         return self.end is None and not self._thread.is_alive()
 
     def take(self, now: float, renew_after: float = math.inf) -> Update:
-        """Return what is new since the last update that is stored.
+        """Return an update with the changes since the last one stored.
 
         Parameters:
-          now: The time.
-          renew_after: Seconds after which the job's place in the lists is renewed.
+          now: The current time.
+          renew_after: Seconds after which the job's entries in the lists are renewed.
         """
         end = self.end
         self.heard = now
-        # The flag is lowered before anything is copied: see run.py.
+        # Lower the flag before copying anything: see run.py.
         self.run.dirty = False
         new: dict[str, object] = {
             METRIC + name: value for name, value in self.run.metrics.copy().items()
@@ -109,7 +110,7 @@ class Unsaved:
         sent = self._sent
         fields: dict[str, str] = {}
         for name, value in new.items():
-            # Every value is immutable: the same object says the same.
+            # Values are immutable: the same object is an unchanged value.
             if name in sent and sent[name] is value:
                 continue
             if name == "progress":
@@ -140,7 +141,7 @@ class Unsaved:
         return update
 
     def mark_stored(self, now: float) -> None:
-        """Mark the last update as stored."""
+        """Mark the last update, taken at `now`, as stored."""
         self._started = True
         self.confirmed = now
         self._sent = self._new
@@ -167,7 +168,7 @@ class Unsaved:
     def _eta(
         self, progress: tuple[float, float | None, str | None], now: float
     ) -> float | None:
-        """Return the seconds to the end at the pace of late, or None."""
+        """Return the seconds to the end at the recent pace, or None if unknown."""
         done, total, _ = progress
         mark = _Mark(now, done, total)
         if self._pace is None or not self._pace[2].leads_to(mark):
@@ -183,7 +184,7 @@ class Unsaved:
 
 
 class _Mark(NamedTuple):
-    """How far a job was at a time."""
+    """The progress of a job at a point in time."""
 
     at: float
     done: float

@@ -521,7 +521,7 @@ def test_failed_job_is_an_error_event(stage: Stage) -> None:
     ("status", "words"),
     [
         (401, "You are not signed in."),
-        (404, "There is no such job, or no longer."),
+        (404, "The job does not exist, or has expired."),
         (418, "The server answered 418."),
     ],
 )

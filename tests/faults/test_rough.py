@@ -399,7 +399,7 @@ def test_sends_do_not_wait_for_a_store_that_swallows_packets(
     # The first, which the client library has tried twice.
     assert proxy.swallowed == 2
     assert scene.left == 10
-    assert len([r for r in caplog.records if "does not take" in r.message]) == 1
+    assert len([r for r in caplog.records if "does not accept" in r.message]) == 1
 
 
 def test_a_worker_delivers_its_messages_while_the_store_swallows_packets(

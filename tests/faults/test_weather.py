@@ -189,8 +189,8 @@ def scene(
 def outages(caplog: pytest.LogCaptureFixture) -> tuple[int, int]:
     """Return how often it was said that the store is away, and that it is back."""
     said = messages(caplog, LOGGER, logging.INFO)
-    away = [m for m in said if "does not take updates" in m]
-    back = [m for m in said if "takes updates again" in m]
+    away = [m for m in said if "does not accept updates" in m]
+    back = [m for m in said if "accepts updates again" in m]
     assert len(said) == len(away) + len(back), said
     return len(away), len(back)
 

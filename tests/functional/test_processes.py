@@ -138,7 +138,7 @@ def test_a_worker_that_was_frozen(start: Start, sender: Sender) -> None:
     assert sender.load().finished_at == state.finished_at
     assert state.progress_metrics == {**before.progress_metrics, "done": True}
     assert len(sleeper.lines("[WARNING]")) == len(sleeper.lines("a newer run")) == 1
-    assert not worker.lines("no longer recorded")
+    assert not worker.lines("no longer records")
 
 
 @pytest.mark.parametrize("weather", ["fine", "frozen"])
@@ -154,7 +154,7 @@ def test_a_worker_that_is_stopped(
     if weather == "frozen":
         with frozen(server):
             worker.terminate()
-            wait_for(lambda: worker.lines("does not take updates"), PATIENCE)
+            wait_for(lambda: worker.lines("does not accept updates"), PATIENCE)
     else:
         worker.terminate()
     assert worker.wait() == 0
@@ -178,7 +178,7 @@ def test_a_worker_does_not_wait_for_ever_for_the_store(
     with frozen(server):
         worker.terminate()
         assert worker.wait() == 0
-    assert len(worker.lines("the end of 1 jobs is lost")) == 1
+    assert len(worker.lines(": 1 job outcome is lost.")) == 1
 
 
 def test_a_job_that_forks(start: Start, sender: Sender) -> None:

@@ -513,7 +513,7 @@ def test_directive_can_be_introspected() -> None:
         ({}, ["127.0.0.1:1/0", "/api/job_state", "authenticated_userid(request)"]),
         (
             {"jobstate.path": "jobs", "jobstate.namespace": "races"},
-            ["'races'", "/api/jobs,"],
+            ["'races'", "/api/jobs. "],
         ),
         ({"jobstate.owner": f"{__name__}.role_of"}, ["role_of(request)"]),
         ({"jobstate.owner": f"{__name__}.ROLE_OF"}, ["RoleOf"]),

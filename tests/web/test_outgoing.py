@@ -332,7 +332,7 @@ def test_message_whose_id_is_no_uuid_is_refused(
     """
     message = broker.get_actor("run_marathon").message(26).copy(message_id=message_id)
 
-    with pytest.raises(ValueError, match="whose id is no uuid"):
+    with pytest.raises(ValueError, match="whose id is not a uuid"):
         make_request(config).job_states.send_immediately(message)
 
     assert client.keys() == []

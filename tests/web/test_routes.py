@@ -447,7 +447,7 @@ def test_request_class_with_such_an_attribute_stops_the_start() -> None:
     config = make_config(NOWHERE, request_factory=OwnRequest)
     config.include("pyramid_jobstate")
 
-    with pytest.raises(ConfigurationError, match=r"OwnRequest.*another name"):
+    with pytest.raises(ConfigurationError, match=r"OwnRequest.*Rename yours"):
         config.make_wsgi_app()
 
 

@@ -1495,7 +1495,7 @@ def test_completion_callbacks_are_not_for_groups_of_groups(
     what = group([group([run_marathon.message(1)])])
     what.add_completion_callback(run_marathon.message(2))
 
-    with pytest.raises(TypeError, match="cannot have a group in it"):
+    with pytest.raises(TypeError, match="cannot contain another group"):
         job_states.send_message(what)
 
 

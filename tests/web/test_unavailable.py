@@ -322,7 +322,7 @@ def test_store_that_refuses_is_logged_once_a_minute(
                 response = ask(app, "POST", path, "alice", X_Requested_With="x")
                 assert response.status_code == 503
             (line,) = messages(caplog, "pyramid_jobstate", logging.INFO)
-            assert line.startswith("The job state store refuses a request")
+            assert line.startswith("The job state store refused a request")
             assert "secret" not in line
             caplog.clear()
             now[0] += unavailable.LOG_PAUSE

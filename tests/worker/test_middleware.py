@@ -231,7 +231,7 @@ def test_a_second_middleware_is_refused(
         broker.add_middleware(JobStateMiddleware())
         declare()
 
-    said = r"RedisBroker.* 2 JobStateMiddleware\. Add one"
+    said = r"RedisBroker.* 2 JobStateMiddleware instances\. Add only one"
     with pytest.raises(ActorError, match=said):
         add()
 
@@ -503,7 +503,7 @@ def test_a_message_whose_id_is_no_uuid_is_not_tracked(
             assert ran.acquire(timeout=5)
     assert client.keys("jobstate*") == []
     assert messages(caplog, "pyramid_jobstate") == [
-        "Messages whose id is no uuid are not tracked, such as 'n0'."
+        "Messages whose id is not a uuid are not tracked, such as 'n0'."
     ]
 
 
@@ -1635,7 +1635,7 @@ def test_an_owner_that_cannot_be_one_owns_nothing(
     assert load(broker, message).owner is None
     with working(broker):
         wait_until(broker, message, "success")
-    said = [m for m in messages(caplog, "pyramid_jobstate") if "nobody" in m]
+    said = [m for m in messages(caplog, "pyramid_jobstate") if "has no owner" in m]
     assert said and repr(owner) in said[0]
     assert not [r for r in caplog.records if r.exc_info]
 

@@ -56,6 +56,6 @@ def test_an_outage_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
         found.recover()
         found.recover()
     first, second, third, fourth = messages(caplog, LOG.name, logging.INFO)
-    assert "does not take updates" in first and first.endswith(": ValueError: why")
-    assert second == "The job state store takes updates again."
+    assert "does not accept updates" in first and first.endswith(": ValueError: why")
+    assert second == "The job state store accepts updates again."
     assert (third, fourth) == (first, second)

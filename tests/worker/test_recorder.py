@@ -364,7 +364,7 @@ def test_stop_gives_up_in_time(
         server.stop()
         stop()
     assert messages(caplog, LOGGER, logging.ERROR) == [
-        "The job state store did not answer in time: the end of 3 jobs is lost."
+        "The job state store did not answer in time: 3 job outcomes are lost."
     ]
 
 
@@ -457,8 +457,8 @@ def test_an_outage_is_one_warning_and_one_info(
         server.start()
         assert job.flush(10)
         first, second = messages(caplog, LOGGER, logging.INFO)
-        assert first.startswith("The job state store does not take updates")
-        assert second == "The job state store takes updates again."
+        assert first.startswith("The job state store does not accept updates")
+        assert second == "The job state store accepts updates again."
 
 
 def test_memory_is_bounded_while_the_store_is_away(
@@ -482,8 +482,8 @@ def test_memory_is_bounded_while_the_store_is_away(
         job.end()
     wait_for(lambda: len(recorder._backlog._runs) == 11)
     assert messages(caplog, LOGGER, logging.ERROR) == [
-        "The job state store is away for so long that the ends of jobs are lost, from "
-        f"job {jobs[0].uuid} on."
+        "The job state store has been away for so long that the outcomes of jobs are "
+        f"lost, beginning with job {jobs[0].uuid}."
     ]
     assert not jobs[0].flush()
     server.start()
@@ -689,7 +689,7 @@ def test_an_expired_record_is_not_made_anew(
     assert not job.end()
     assert store.load(job.uuid) is None
     assert messages(caplog, LOGGER) == [
-        f"Job {job.uuid} is no longer recorded from here: its record has expired."
+        f"This process no longer records job {job.uuid}: its record has expired."
     ]
 
 
@@ -713,7 +713,7 @@ def test_a_poison_record_does_not_hold_up_the_others(
     assert job.end()
     assert job.load().message == "one"
     first, second = messages(caplog, LOGGER)
-    assert first.startswith(f"Job {poisoned.uuid} is no longer recorded from here")
+    assert first.startswith(f"This process no longer records job {poisoned.uuid}: ")
     assert "WRONGTYPE" in first and "WRONGTYPE" in second
     assert not away(recorder)
 
@@ -970,7 +970,7 @@ def test_an_older_run_is_told_once(
     assert new.load().message == "new"
     assert new.end()
     assert messages(caplog, LOGGER) == [
-        f"Job {old.uuid} is no longer recorded from here: a newer run of it has begun."
+        f"This process no longer records job {old.uuid}: a newer run of it has begun."
     ]
 
 
@@ -1044,7 +1044,7 @@ def test_a_job_whose_thread_is_gone_is_not_said_to_be_running(
     wait_for(lambda: job.reads("stalled"))
     assert not job.is_recorded
     assert messages(caplog, LOGGER) == [
-        f"Job {job.uuid} is no longer recorded from here: the thread that ran it is "
+        f"This process no longer records job {job.uuid}: the thread that ran it is "
         "gone."
     ]
 
@@ -1128,7 +1128,7 @@ def test_the_thread_survives_the_unforeseen(
         patch.setattr(Unsaved, "take", fail)
         assert not job.flush(0.2)
     assert job.flush(10) and job.end()
-    assert "The states of jobs could not be written." in messages(caplog, LOGGER)
+    assert "Job states could not be written." in messages(caplog, LOGGER)
 
 
 def test_a_drop_that_comes_too_late_is_no_trouble(
