@@ -23,8 +23,8 @@ from .run import Run
 from .state import (
     JobState,
     as_seen_from,
-    current_job,
     current_job_state,
+    current_state,
     record_of,
     run_of,
     set_container,
@@ -32,13 +32,12 @@ from .state import (
 )
 from .told import told_by
 from .trouble import note_trouble
-from .values import MAX_AMOUNT, MAX_VALUE_BYTES, Json, dumps, loads
+from .values import MAX_AMOUNT, Json, dumps, encode_params, loads
 
 __all__ = [
     "CANCELLED",
     "FINISHED",
     "MAX_AMOUNT",
-    "MAX_VALUE_BYTES",
     "METRIC",
     "NOT_REACHED",
     "NOT_SENT",
@@ -55,9 +54,10 @@ __all__ = [
     "Run",
     "Update",
     "as_seen_from",
-    "current_job",
     "current_job_state",
+    "current_state",
     "dumps",
+    "encode_params",
     "is_uuid",
     "loads",
     "note_trouble",

@@ -25,7 +25,7 @@ MAX_UNKNOWN = 100
 #: The JobState classes by kind.
 _kinds: dict[str, type[JobState]] = {}
 
-current_job: contextvars.ContextVar[JobState | None] = contextvars.ContextVar(
+current_state: contextvars.ContextVar[JobState | None] = contextvars.ContextVar(
     "pyramid_jobstate.current", default=None
 )
 
@@ -35,7 +35,7 @@ def current_job_state() -> JobState | None:
 
     Threads that the job starts get None: pass the JobState to them.
     """
-    return current_job.get()
+    return current_state.get()
 
 
 class Store(Protocol):

@@ -9,6 +9,7 @@ import enum
 import json
 import sys
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 #: The maximum size of one value as JSON, in bytes.
@@ -129,6 +130,20 @@ def encode_value(what: str, value: object) -> Json:
             f"{MAX_VALUE_BYTES} bytes."
         )
     return text
+
+
+def encode_params(params: Mapping[str, object]) -> Json:
+    """Return the parameters as JSON, leaving out those that are too long or cannot be
+    encoded.
+    """
+    kept: dict[str, object] = {}
+    for name, value in params.items():
+        try:
+            if len(dumps(value)) <= MAX_VALUE_BYTES:
+                kept[name] = value
+        except (TypeError, ValueError):
+            continue
+    return dumps(kept)
 
 
 def check_name(name: object) -> str:

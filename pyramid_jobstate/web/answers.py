@@ -18,8 +18,8 @@ from pyramid.response import Response
 
 from ..errors import StoreUnavailable
 from ..job import JobState
+from .predicates import is_readable
 from .resources import JobStates
-from .urls import is_readable
 
 if TYPE_CHECKING:
     from pyramid.request import Request

@@ -111,13 +111,13 @@ class Outgoing:
         """Write that the jobs are queued. Jobs that had ended before keep that state
         until their messages are sent.
         """
+        self.store = store
         replies = store.create_new(*self._jobs)
         self._ended = {
             job.uuid: (job, reply)
             for job, reply in zip(self._jobs, replies, strict=True)
             if isinstance(reply, str)
         }
-        self.store = store
         for job_state in self.job_states:
             set_store(job_state, store)
 

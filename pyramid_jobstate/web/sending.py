@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from dramatiq import Actor, Message, group, pipeline
-from redis.exceptions import RedisError
 
-from ..errors import StoreUnavailable
-from ..job import JobState, set_container
-from ..store import JobStore
-from .interfaces import IJobStore, IOutbox, IWebOutage
+from ..job import JobState
+from .access import Access
+from .interfaces import IOutbox
 from .outgoing import Outgoing, Sendable
-from .permits import owner_of, permits, principals_of
 from .transaction import join, send_now
 
 if TYPE_CHECKING:
     from dramatiq import Broker
-    from pyramid.request import Request
-
-T = TypeVar("T")
 
 
 class Default(enum.Enum):
@@ -34,16 +28,8 @@ class Default(enum.Enum):
 DEFAULT = Default.OWNER
 
 
-class Sender:
-    """Sends the jobs of a request and checks its permissions. The base class of
-    :class:`.JobStates`.
-
-    Parameters:
-      request: The request that it serves.
-    """
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
+class Sender(Access):
+    """The methods of :class:`.JobStates` that send."""
 
     def send(self, actor: Actor[Any, Any], *args: Any, **kwargs: Any) -> JobState:
         """Send a message to an actor when the transaction commits.
@@ -180,45 +166,6 @@ class Sender:
         outgoing = Outgoing(what, self.current_owner, broker=broker)
         return _one_or_all(what, self._send(outgoing, now=True))
 
-    @property
-    def current_owner(self) -> Any:
-        """The owner of the jobs that the request sends."""
-        return owner_of(self.request)
-
-    def permits(self, context: JobState | Sender, permission: str) -> Any:
-        """Return whether the request has a permission on a job or a container of jobs.
-
-        The result is true or false: the object that the setting ``jobstate.permits``,
-        by default the application's security policy, returns. Without a policy the
-        ACLs decide, with Everyone as the only principal.
-        """
-        return permits(self.request, context, permission)
-
-    def principals_of(self, owner: str | float) -> Sequence[str | float]:
-        """Return the principals that stand for a job's owner in this request."""
-        return principals_of(self.request, owner)
-
-    @property
-    def store(self) -> JobStore:
-        """The application's store."""
-        store: JobStore = self.request.registry.getUtility(IJobStore)
-        return store
-
-    def ask(self, question: Callable[[JobStore], T]) -> T:
-        """Return the store's answer to a question.
-
-        Raises:
-          StoreUnavailable: The store does not answer.
-        """
-        outage = self.request.registry.getUtility(IWebOutage)
-        try:
-            answer = question(self.store)
-        except RedisError as e:
-            outage.note(e)
-            raise StoreUnavailable(self) from e
-        outage.end()
-        return answer
-
     def _send(self, outgoing: Outgoing, *, now: bool = False) -> Sequence[JobState]:
         outbox = self.request.registry.queryUtility(IOutbox)
         if outbox is not None:
@@ -235,11 +182,6 @@ class Sender:
 
     def _owner(self, owner: str | float | Default | None) -> Any:
         return self.current_owner if owner is DEFAULT else owner
-
-    def _adopt(self, job_state: JobState | None) -> JobState | None:
-        if job_state is not None:
-            set_container(job_state, self)
-        return job_state
 
 
 def _one_or_all(

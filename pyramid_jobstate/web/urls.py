@@ -26,9 +26,6 @@ JOB = "pyramid_jobstate.job"
 CANCEL = "pyramid_jobstate.cancel"
 OTHER = "pyramid_jobstate.other"
 
-#: The names of our views.
-VIEW_NAMES = ("", "cancel")
-
 #: The patterns below our path, by route name. Some have a twin with a trailing slash.
 #: The last one keeps the application's own views from matching anything else there.
 ROUTES = {
@@ -68,68 +65,6 @@ class PathPredicate:
             environ["REQUEST_METHOD"] == "OPTIONS"
             and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ
         )
-
-
-class OursPredicate:
-    """The view predicate `jobstate_ours`: whether an exception was raised for a request
-    of ours rather than the application's.
-
-    Ours are the requests for our routes, and for our views in a container mounted in
-    the application's tree. A request for a view of the application is not ours, even if
-    its context is a job.
-    """
-
-    def __init__(self, value: bool, config: Configurator) -> None:
-        self.value = value
-
-    def text(self) -> str:
-        return f"jobstate_ours = {self.value}"
-
-    phash = text
-
-    def __call__(self, exc: Exception, request: Request) -> bool:
-        route = getattr(request, "matched_route", None)
-        context = request.__dict__.get("context")
-        container = context.__parent__ if isinstance(context, JobState) else context
-        if route is not None and route.name in ROUTES:
-            ours = True
-        elif not isinstance(container, JobStates) or not container.is_mounted:
-            # The application reached the context in its own way.
-            ours = False
-        elif container is context and isinstance(exc, HTTPNotFound):
-            # The view name is the uuid of an unknown job.
-            ours = True
-        else:
-            ours = request.view_name in VIEW_NAMES
-        return ours is self.value
-
-
-class QueryPredicate:
-    """The view predicate `jobstate_query`: whether the request has a query that can be
-    decoded, so that a predicate that reads it does not raise.
-    """
-
-    def __init__(self, value: bool, config: Configurator) -> None:
-        self.value = value
-
-    def text(self) -> str:
-        return f"jobstate_query = {self.value}"
-
-    phash = text
-
-    def __call__(self, context: Any, request: Request) -> bool:
-        has_query = bool(request.environ.get("QUERY_STRING"))
-        return (has_query and is_readable(request)) is self.value
-
-
-def is_readable(request: Request) -> bool:
-    """Return whether the query of a request can be decoded."""
-    try:
-        # It is decoded when it is first read.
-        request.GET  # noqa: B018
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def add_routes(config: Configurator, path: str) -> None:

@@ -7,7 +7,6 @@ import functools
 import logging
 import re
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyramid.exceptions import BadCSRFOrigin, BadCSRFToken
@@ -35,9 +34,10 @@ from .answers import (
 )
 from .interfaces import IMaxUuids, IStoreUnavailable
 from .permits import permits
+from .predicates import add_predicates
 from .resources import JobStates
 from .unavailable import UnreadRecord
-from .urls import CANCEL, JOB, LIST, OTHER, OursPredicate, QueryPredicate
+from .urls import CANCEL, JOB, LIST, OTHER
 
 if TYPE_CHECKING:
     from pyramid.config import Configurator
@@ -180,42 +180,53 @@ def parse_owner(text: str, example: object) -> str | float:
     return text
 
 
-class Answer(NamedTuple):
-    """One of our views.
+class OurView(NamedTuple):
+    """What answers a request.
 
     Attributes:
-      view: The view callable.
-      method: The request method that it serves.
-      predicates: Further view predicates.
+      view: The view.
+      predicates: The view predicates of the request.
     """
 
     view: View
-    method: str = "GET"
-    predicates: Mapping[str, object] = MappingProxyType({})
+    predicates: Mapping[str, object]
 
 
-#: What a query must have for a batch. The first predicate is checked first.
-BATCH: Mapping[str, object] = {"jobstate_query": True, "request_param": "uuid"}
-
-#: Our views: the routes, context and name of each, and its views by method.
-VIEWS: tuple[tuple[tuple[str, ...], type, str, tuple[Answer, ...]], ...] = (
+#: Our views: the routes, context and name of each, the methods that it allows, and what
+#: answers these.
+VIEWS: tuple[
+    tuple[tuple[str, ...], type, str, tuple[str, ...], tuple[OurView, ...]], ...
+] = (
     (
         (LIST, f"{LIST}/"),
         JobStates,
         "",
-        (Answer(show_list), Answer(show_batch, predicates=BATCH)),
+        ("GET", "HEAD"),
+        (
+            OurView(show_list, {"request_method": "GET"}),
+            OurView(show_batch, {"jobstate_batch": True}),
+        ),
     ),
-    ((JOB, f"{JOB}/"), JobState, "", (Answer(show),)),
-    ((CANCEL,), JobState, "cancel", (Answer(cancel, "POST"),)),
+    (
+        (JOB, f"{JOB}/"),
+        JobState,
+        "",
+        ("GET", "HEAD"),
+        (OurView(show, {"request_method": "GET"}),),
+    ),
+    (
+        (CANCEL,),
+        JobState,
+        "cancel",
+        ("POST",),
+        (OurView(cancel, {"request_method": "POST"}),),
+    ),
 )
 
 
 def add_views(config: Configurator) -> None:
     """Register each view for our routes, and for containers mounted elsewhere."""
-    config.add_view_predicate("jobstate_ours", OursPredicate)
-    config.add_view_predicate(
-        "jobstate_query", QueryPredicate, weighs_less_than="request_param"
-    )
+    add_predicates(config)
     classImplements(StoreUnavailable, IStoreUnavailable)
     config.add_exception_view(unavailable_elsewhere, context=IStoreUnavailable)
     for exception, answer in (
@@ -232,13 +243,11 @@ def add_views(config: Configurator) -> None:
     # The views check permissions themselves: see require(). Without a CSRF check,
     # other methods and unknown jobs get their own 405 and 404.
     add = functools.partial(config.add_view, permission=NO_PERMISSION_REQUIRED)
-    for routes, context, name, answers in VIEWS:
-        methods = [answer.method for answer in answers]
-        allowed = dict.fromkeys([*methods, "HEAD"] if "GET" in methods else methods)
+    for routes, context, name, allowed, views in VIEWS:
         for place in ({}, *({"route_name": route} for route in routes)):
             options: dict[str, Any] = {"name": name, "context": context, **place}
-            for view, method, predicates in answers:
-                add(answering(view), request_method=method, **predicates, **options)
+            for view, predicates in views:
+                add(answering(view), **predicates, **options)
             add(other_method(*allowed), require_csrf=False, **options)
             if place and context is JobState:
                 options["context"] = JobStates

@@ -9,26 +9,24 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from dramatiq import GenericActor
-from dramatiq.middleware import SkipMessage
 
 from ..errors import ActorError
 from ..job import (
-    CANCELLED,
-    MAX_VALUE_BYTES,
     JobInfo,
     JobState,
-    Json,
     Record,
     Run,
-    current_job,
+    current_state,
     dumps,
+    encode_params,
+    is_uuid,
     run_of,
     told_by,
 )
-from .current import CurrentJob, ThreadState
+from .current import CurrentJob, ThreadState, skip
 from .unsaved import Unsaved
 
 if TYPE_CHECKING:
@@ -78,13 +76,13 @@ class TrackedFunction:
             job_state = self.job_state(job.uuid, unsaved.run, unsaved.info)
         if self._is_handed and kwargs.get(PARAMETER) is None:
             kwargs[PARAMETER] = job_state
-        token = current_job.set(job_state)
+        token = current_state.set(job_state)
         try:
             if job is None:
                 return self._fn(*args, **kwargs)
             return self._run(job, run_of(job_state), args, kwargs)
         finally:
-            current_job.reset(token)
+            current_state.reset(token)
 
     def _run(
         self, job: CurrentJob, run: Run, args: Sequence[Any], kwargs: dict[str, Any]
@@ -177,18 +175,27 @@ class TrackedFunction:
         return dict(arguments)
 
 
-def encode_params(params: Mapping[str, object]) -> Json:
-    """Return the parameters as JSON, leaving out those that are too long or cannot be
-    encoded.
-    """
-    kept: dict[str, object] = {}
-    for name, value in params.items():
-        try:
-            if len(dumps(value)) <= MAX_VALUE_BYTES:
-                kept[name] = value
-        except (TypeError, ValueError):
-            continue
-    return dumps(kept)
+class TrackedFunctions(dict[str, TrackedFunction]):
+    """The functions of the tracked actors, by the names of the actors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_warned = False
+
+    def find(self, message: Message[Any] | MessageProxy) -> TrackedFunction | None:
+        """Return the function of a message's actor, or None if the message is not
+        tracked.
+        """
+        function = self.get(message.actor_name)
+        if function is None or is_uuid(message.message_id):
+            return function
+        if not self._is_warned:
+            self._is_warned = True
+            log.warning(
+                "Messages whose id is not a uuid are not tracked, such as %r.",
+                message.message_id,
+            )
+        return None
 
 
 def job_state_class(actor: Actor[Any, Any]) -> type[JobState] | None:
@@ -266,14 +273,3 @@ def check_owner(owner: Any) -> str | float | None:
             "jobstate.owner to a function that returns such a principal."
         )
     return owner
-
-
-def skip(message: MessageProxy) -> NoReturn:
-    """Have Dramatiq drop the message of a cancelled job as AgeLimit does: with no
-    retry, no callback and no traceback.
-
-    Raises:
-      SkipMessage: Always.
-    """
-    message.fail()
-    raise SkipMessage(CANCELLED.message) from None

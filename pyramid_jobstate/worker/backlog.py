@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -75,25 +74,25 @@ class Backlog:
             excess -= unsaved.size
             yield unsaved
 
-    @contextlib.contextmanager
-    def waiting(self, unsaved: Unsaved) -> Iterator[threading.Lock | None]:
-        """Wait within this context for a run to be stored.
+    def add_waiter(self, unsaved: Unsaved) -> threading.Lock | None:
+        """Begin to wait for a run to be stored.
 
-        Yields:
+        Returns:
           A lock, released once everything set before is stored or given up, or None if
           the run is no longer in the backlog.
         """
         waiter = threading.Lock()
         waiter.acquire()
         with self._lock:
-            is_here = unsaved.run.token in self._runs
-            if is_here:
-                unsaved.waiters.add(waiter)
-        try:
-            yield waiter if is_here else None
-        finally:
-            with self._lock:
-                unsaved.waiters.discard(waiter)
+            if unsaved.run.token not in self._runs:
+                return None
+            unsaved.waiters.add(waiter)
+        return waiter
+
+    def discard_waiter(self, unsaved: Unsaved, waiter: threading.Lock) -> None:
+        """Wait for a run no longer."""
+        with self._lock:
+            unsaved.waiters.discard(waiter)
 
     def waiters(self, batch: Sequence[Unsaved]) -> list[tuple[threading.Lock, ...]]:
         """Return the current waiters of each run."""

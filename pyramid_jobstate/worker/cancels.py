@@ -48,4 +48,4 @@ class Cancels:
             return []
         self._outage.end()
         self._refusal.recover()
-        return [unsaved for unsaved in silent if unsaved.uuid in uuids]
+        return [unsaved for unsaved in silent if unsaved.uuid in uuids] if uuids else []

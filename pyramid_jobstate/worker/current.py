@@ -8,11 +8,11 @@ import sys
 import threading
 import time
 import types
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from dramatiq.middleware import MiddlewareError, SkipMessage
 
-from ..job import CANCELLED, End, JobError, JobState, current_job
+from ..job import CANCELLED, End, JobError, JobState, current_state
 from .unsaved import Unsaved
 
 if TYPE_CHECKING:
@@ -146,10 +146,10 @@ class ThreadState(threading.local):
     def enter(self, message: MessageProxy, tracked: Tracked | None) -> CurrentJob:
         """Start processing a message."""
         job = CurrentJob(
-            message, tracked, _broker(), current_job.get(), sys.exception()
+            message, tracked, _broker(), current_state.get(), sys.exception()
         )
         self.jobs.append(job)
-        current_job.set(None)
+        current_state.set(None)
         return job
 
     def leave(self, place: int) -> list[CurrentJob]:
@@ -158,7 +158,7 @@ class ThreadState(threading.local):
         """
         left = [job for job in self.jobs[place:] if not job.is_running]
         if left:
-            current_job.set(left[0].outer)
+            current_state.set(left[0].outer)
             self.jobs[place:] = [job for job in self.jobs[place:] if job.is_running]
             self.returned.clear()
         for job in left:
@@ -210,3 +210,14 @@ def _broker() -> types.FrameType:
     ):
         frame = frame.f_back
     return frame
+
+
+def skip(message: MessageProxy) -> NoReturn:
+    """Have Dramatiq drop the message of a cancelled job as AgeLimit does: with no
+    retry, no callback and no traceback.
+
+    Raises:
+      SkipMessage: Always.
+    """
+    message.fail()
+    raise SkipMessage(CANCELLED.message) from None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dramatiq import Message
 
 from ..job import NOT_REACHED, NOT_SENT, End, JobInfo, Run
 from .access import StoreAccess
+from .actors import TrackedFunctions
 from .current import CurrentJob, Tracked
 from .unsaved import Unsaved
 
@@ -25,16 +25,12 @@ class Ends:
 
     Parameters:
       access: The access to the store.
-      tracked: Returns the function of a message's actor, or None if it is not tracked.
+      functions: The functions of the tracked actors.
     """
 
-    def __init__(
-        self,
-        access: StoreAccess,
-        tracked: Callable[[Message[Any] | MessageProxy], Tracked | None],
-    ) -> None:
+    def __init__(self, access: StoreAccess, functions: TrackedFunctions) -> None:
         self._access = access
-        self._tracked = tracked
+        self._functions = functions
 
     def end(
         self, broker: Broker, job: CurrentJob, tracked: Tracked, acknowledged: bool
@@ -79,7 +75,7 @@ class Ends:
         """
         while (target := message.options.get("pipe_target")) is not None:
             message = Message(**target)
-            function = self._tracked(message)
+            function = self._functions.find(message)
             if function is not None:
                 info = function.info_of(message)
                 self._write_dropped(broker, message.message_id, info, end)

@@ -13,8 +13,8 @@ from ..errors import ActorError
 from ..job import End, JobError, JobInfo, is_uuid
 from ..store import JobStore
 from .access import StoreAccess
-from .actors import TrackedFunction, job_state_class, skip
-from .current import CurrentJob, ThreadState
+from .actors import TrackedFunction, TrackedFunctions, job_state_class
+from .current import CurrentJob, ThreadState, skip
 from .ends import Ends
 from .enqueueing import Enqueueing
 
@@ -67,9 +67,9 @@ class JobStateMiddleware(Middleware):
         if store is None and (place := client or url):
             store = JobStore(place, namespace=namespace)
         self._access = StoreAccess(store, namespace, interval, heartbeat)
-        self._ends = Ends(self._access, self._tracked)
         #: The functions of the tracked actors, by actor name.
-        self.functions: dict[str, TrackedFunction] = {}
+        self.functions = TrackedFunctions()
+        self._ends = Ends(self._access, self.functions)
         self._thread = ThreadState()
         #: The jobs that this process runs, by message id.
         self._jobs: dict[str, CurrentJob] = {}
@@ -117,7 +117,7 @@ class JobStateMiddleware(Middleware):
     def before_enqueue(
         self, broker: Broker, message: Message[Any], delay: int | None
     ) -> None:
-        function = self._tracked(message)
+        function = self.functions.find(message)
         if function is not None:
             self._enqueueing.before(broker, message, delay, function)
 
@@ -182,7 +182,7 @@ class JobStateMiddleware(Middleware):
     def _enter(self, broker: Broker, message: MessageProxy) -> CurrentJob:
         """Start processing a message."""
         self._leave(broker, self._thread.find_abandoned())
-        return self._thread.enter(message, self._tracked(message))
+        return self._thread.enter(message, self.functions.find(message))
 
     def _stopped(
         self, broker: Broker, message: MessageProxy, exception: BaseException | None
@@ -190,7 +190,7 @@ class JobStateMiddleware(Middleware):
         """Return the job of a message that a middleware before this one has stopped, or
         None if it is not tracked.
         """
-        if exception is None or self._tracked(message) is None:
+        if exception is None or self.functions.find(message) is None:
             return None
         due = dict(self._thread.returned).get(message.message_id)
         job = self._enter(broker, message)
@@ -274,15 +274,3 @@ class JobStateMiddleware(Middleware):
         if self._jobs.get(job.uuid) is job:
             del self._jobs[job.uuid]
         self._ends.end(broker, job, job.tracked, acknowledged)
-
-    def _tracked(self, message: Message[Any] | MessageProxy) -> TrackedFunction | None:
-        function = self.functions.get(message.actor_name)
-        if function is None or is_uuid(message.message_id):
-            return function
-        if not self._is_warned:
-            self._is_warned = True
-            log.warning(
-                "Messages whose id is not a uuid are not tracked, such as %r.",
-                message.message_id,
-            )
-        return None

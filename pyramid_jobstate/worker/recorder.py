@@ -55,7 +55,7 @@ class Recorder:
     ) -> None:
         self.store = store
         self.interval = interval
-        self.heartbeat = heartbeat
+        self._heartbeat = heartbeat
         self._outage = outage or Outage(log)
         self._backlog = Backlog()
         self._reset()
@@ -68,7 +68,7 @@ class Recorder:
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._stop_at: float | None = None
-        self._flush = Flush(self._backlog, self.store, self.heartbeat, self._outage)
+        self._flush = Flush(self._backlog, self.store, self._heartbeat, self._outage)
 
     @property
     def is_troubled(self) -> bool:
@@ -119,14 +119,19 @@ class Recorder:
           timeout: The most seconds to wait.
         """
         timeout = min(max(0.0, timeout), threading.TIMEOUT_MAX)
-        with self._backlog.waiting(unsaved) as waiter:
-            if waiter is None:
-                return not unsaved.lost
+        # Not a context manager: an interrupt could leave its generator to be closed by
+        # a garbage collection, which may come while this thread holds the lock.
+        waiter = self._backlog.add_waiter(unsaved)
+        if waiter is None:
+            return not unsaved.lost
+        try:
             with self._lock:
                 if self._thread is None:
                     self._start()
             self._wake.put(None)
             return waiter.acquire(timeout=timeout) and not unsaved.lost
+        finally:
+            self._backlog.discard_waiter(unsaved, waiter)
 
     def stop(self, timeout: float = 5.0) -> None:
         """Write what is left and end the thread. The next job starts a new one.

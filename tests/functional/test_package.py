@@ -1,5 +1,6 @@
 """How the package is laid out, and what its wheel brings with it."""
 
+import ast
 import os
 import re
 import shutil
@@ -49,6 +50,25 @@ def test_imports_point_down() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert "0 broken" in done.stdout
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("job/")])
+def test_jobs_need_the_standard_library_alone(module: str) -> None:
+    """No library is imported by the job wing, be it one that no contract names."""
+    for node in ast.walk(ast.parse((PACKAGE / module).read_text("utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module or ""]
+        for name in names:
+            assert name.partition(".")[0] in sys.stdlib_module_names
+
+
+def test_importing_the_package_does_not_import_pyramid() -> None:
+    """Pyramid is imported when an application includes the package, not before."""
+    script = "import sys, pyramid_jobstate; sys.exit('pyramid' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize("module", MODULES)

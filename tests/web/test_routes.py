@@ -70,7 +70,6 @@ def test_proutes_shows_the_documented_paths(tmp_path: Path, prefix: str) -> None
     views = "pyramid_jobstate.web.views"
     assert {
         (f"{prefix}job_state", f"{views}.show_list", "GET"),
-        (f"{prefix}job_state", f"{views}.show_batch", "GET"),
         (f"{prefix}job_state/{{uuid}}", f"{views}.show", "GET"),
         (f"{prefix}job_state/{{uuid}}/cancel", f"{views}.cancel", "POST"),
     } <= rows

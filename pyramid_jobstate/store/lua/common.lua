@@ -88,11 +88,11 @@ end
 -- builds on; the job is cancelled and stays cancelled.
 local OK, CANCELLING, FENCED, MISSING, CANCELLED = 1, 2, -1, 0, -2
 
--- Read the record for a run. Returns its status, run, past, seq and before. Also returns
+-- Read the record for a run. Returns its status, run, past and seq. Also returns
 -- the reply if the run may not write because it does not own the record, or because the
 -- record lacks the update `base` that the run builds on.
-local function open(token, base)
-  local old = redis.call("HMGET", key, "status", "run", "past", "seq", "before")
+local function read_for(token, base)
+  local old = redis.call("HMGET", key, "status", "run", "past", "seq")
   if not old[1] then
     return old, MISSING
   end

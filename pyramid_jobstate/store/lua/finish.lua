@@ -6,7 +6,7 @@
 
 local token, status = ARGV[1], ARGV[6]
 local delay = tonumber(ARGV[7])
-local old, refusal = open(token, ARGV[3])
+local old, refusal = read_for(token, ARGV[3])
 if refusal then
   return refusal
 end
@@ -29,7 +29,7 @@ redis.call("HSET", key, "status", status, "seq", ARGV[2], "updated", int(now))
 set(10)
 if ARGV[9] == "0" then
   -- Restore the attempt and the start of the previous run, or 0 and no start.
-  local attempt, started = string.match(old[5] or "0 ", "(%d+) (%d*)")
+  local attempt, started = string.match(redis.call("HGET", key, "before") or "0 ", "(%d+) (%d*)")
   redis.call("HSET", key, "attempt", attempt, "started", started)
 end
 if status == "cancelled" and ARGV[6] ~= "cancelled" then

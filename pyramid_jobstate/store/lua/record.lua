@@ -2,7 +2,7 @@
 -- on, ttl, then the fields, if any.
 
 local token, seq = ARGV[1], tonumber(ARGV[2])
-local old, refusal = open(token, ARGV[3])
+local old, refusal = read_for(token, ARGV[3])
 if refusal then
   return refusal
 end

@@ -1,0 +1,74 @@
+"""What a request may ask of the store, and do with a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from redis.exceptions import RedisError
+
+from ..errors import StoreUnavailable
+from ..job import JobState, set_container
+from ..store import JobStore
+from .interfaces import IJobStore, IWebOutage
+from .permits import owner_of, permits, principals_of
+
+if TYPE_CHECKING:
+    from pyramid.request import Request
+
+T = TypeVar("T")
+
+
+class Access:
+    """The access of a request to jobs. The base of :class:`.JobStates`.
+
+    Parameters:
+      request: The request that it serves.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+
+    @property
+    def current_owner(self) -> Any:
+        """The owner of the jobs that the request sends."""
+        return owner_of(self.request)
+
+    def permits(self, context: JobState | Access, permission: str) -> Any:
+        """Return whether the request has a permission on a job or a container of jobs.
+
+        The result is true or false: the object that the setting ``jobstate.permits``,
+        by default the application's security policy, returns. Without a policy the
+        ACLs decide, with Everyone as the only principal.
+        """
+        return permits(self.request, context, permission)
+
+    def principals_of(self, owner: str | float) -> Sequence[str | float]:
+        """Return the principals that stand for a job's owner in this request."""
+        return principals_of(self.request, owner)
+
+    @property
+    def store(self) -> JobStore:
+        """The application's store."""
+        store: JobStore = self.request.registry.getUtility(IJobStore)
+        return store
+
+    def ask(self, question: Callable[[JobStore], T]) -> T:
+        """Return the store's answer to a question.
+
+        Raises:
+          StoreUnavailable: The store does not answer.
+        """
+        outage = self.request.registry.getUtility(IWebOutage)
+        try:
+            answer = question(self.store)
+        except RedisError as e:
+            outage.note(e)
+            raise StoreUnavailable(self) from e
+        outage.end()
+        return answer
+
+    def _adopt(self, job_state: JobState | None) -> JobState | None:
+        if job_state is not None:
+            set_container(job_state, self)
+        return job_state

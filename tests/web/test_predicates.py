@@ -1,0 +1,88 @@
+"""The package's view predicates, among those of Pyramid and of the application."""
+
+from typing import Any
+
+import pytest
+import redis
+from pyramid.config import Configurator
+from pyramid.request import Request
+from pyramid.response import Response
+
+from pyramid_jobstate.resources import JobStates
+from tests.webapp import get, make_app, make_config, mounted_root, put_job
+
+LATIN = "application/x-www-form-urlencoded; charset=ISO-8859-1"
+
+
+def predicates_of(config: Configurator) -> list[str]:
+    return [name for name, _ in config.get_predlist("view").sorter.sorted()]
+
+
+def test_include_keeps_the_order_of_the_predicates(redis_url: str) -> None:
+    """The predicates that the application's views have weigh what they did."""
+    config = make_config(redis_url)
+    config.add_view_predicate("custom", lambda value, config: None)
+    config.commit()
+    before = predicates_of(config)
+    config.include("pyramid_jobstate")
+    config.commit()
+    after = predicates_of(config)
+    assert [name for name in after if not name.startswith("jobstate_")] == before
+
+
+def test_views_of_the_application_keep_their_order(redis_url: str) -> None:
+    """A header still outweighs a parameter in an application that includes us."""
+    config = make_config(redis_url)
+    for name, predicate in {"header": "X-Api", "request_param": "save"}.items():
+        config.add_view(
+            lambda request, name=name: Response(name), name="edit", **{name: predicate}
+        )
+    app = make_app(config)
+    assert get(app, "/edit?save=1", X_Api="1").text == "header"
+    assert get(app, "/edit?save=1").text == "request_param"
+
+
+@pytest.mark.parametrize("path", ["/job_state", "/site/jobs"])
+@pytest.mark.parametrize("query", ["", "?uuid={job}"])
+def test_charset_of_a_body_does_not_matter(
+    redis_url: str, client: redis.Redis, path: str, query: str
+) -> None:
+    """A GET that names the charset of a body is answered like any other."""
+    app = make_app(make_config(redis_url, root_factory=mounted_root))
+    url = path + query.format(job=put_job(client))
+    response = get(app, url, "alice", Content_Type=LATIN)
+    assert response.status_code == 200
+    assert response.json == get(app, url, "alice").json
+
+
+@pytest.mark.parametrize(
+    ("predicates", "query", "headers"),
+    [
+        ({"request_param": "html"}, "&html=1", {}),
+        (
+            {"xhr": True, "request_method": "GET"},
+            "",
+            {"X_Requested_With": "XMLHttpRequest"},
+        ),
+    ],
+)
+def test_view_of_the_application_for_a_mounted_container_wins(
+    redis_url: str,
+    client: redis.Redis,
+    predicates: dict[str, Any],
+    query: str,
+    headers: dict[str, str],
+) -> None:
+    """A batch is no more specific than the application's own view for a container in
+    its tree.
+    """
+
+    def mine(context: JobStates, request: Request) -> Response:
+        return Response("mine")
+
+    config = make_config(redis_url, root_factory=mounted_root)
+    config.add_view(mine, context=JobStates, **predicates)
+    app = make_app(config)
+    batch = f"/site/jobs?uuid={put_job(client)}"
+    assert get(app, batch + query, "alice", **headers).text == "mine"
+    assert "jobs" in get(app, batch, "alice").json
