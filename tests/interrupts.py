@@ -14,13 +14,12 @@ from dramatiq.middleware import Interrupt
 
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.delivery import Delivery
-from pyramid_jobstate.record import End, Start
+from pyramid_jobstate.record import End
 from pyramid_jobstate.recorder import Recorder
 from pyramid_jobstate.run import Run
 from tests.jobs import new_id
-from tests.support import wait_for
+from tests.support import START, wait_for
 
-START = Start("JobState", "run_marathon", 1, None, "{}")
 ROUNDS = 400
 
 

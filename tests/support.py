@@ -7,9 +7,23 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from pyramid_jobstate import JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
+from pyramid_jobstate.record import Start
 
 T = TypeVar("T")
+
+#: The uuid of a job.
+UUID = "12345678-1234-4321-8765-1234567890ab"
+
+#: What is known of a job of Alice's when it is sent, and when it starts.
+SENT = Start("RunMarathon", "run_marathon", 0, '"alice"', '{"miles":26}')
+START = SENT._replace(attempt=1)
+
+
+def key_of(store: JobStore, uuid: str) -> str:
+    """Return the key of a job's hash."""
+    return f"{store.namespace}:{uuid}"
 
 
 def wait_for(condition: Callable[[], T], timeout: float = 5.0) -> T:

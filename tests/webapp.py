@@ -61,6 +61,10 @@ def mounted_root(request: Request) -> Root:
     return root
 
 
+#: Where an application with `mounted_root` has its jobs.
+PLACES = ["/job_state", "/jobs", "/site/jobs"]
+
+
 def make_config(redis_url: str | None, **options: Any) -> Configurator:
     """Return the configurator of an application that has included nothing yet.
 

@@ -12,10 +12,8 @@ from pyramid.response import Response
 from webtest import TestApp
 
 from tests.functional.test_readme import snippets
-from tests.support import wait_for
+from tests.support import UUID, wait_for
 from tests.webapp import NOWHERE, ask, get, make_config, put_job
-
-UUID = "12345678-1234-4321-8765-1234567890ab"
 
 SHOP = "https://shop.example.com"
 ELSEWHERE = "https://elsewhere.example.com"

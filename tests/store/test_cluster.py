@@ -17,7 +17,7 @@ from pyramid_jobstate import (
     JobStore,
     StoreUnavailable,
 )
-from pyramid_jobstate.record import NewJob, Start, Update
+from pyramid_jobstate.record import NewJob, Update
 from pyramid_jobstate.roundtrip import Command, connect, execute, redis_errors
 from pyramid_jobstate.store import Reply
 from pyramid_jobstate.testing import put_job
@@ -31,10 +31,8 @@ from tests.jobs import (
     wait_until,
     working,
 )
-from tests.support import wait_for
+from tests.support import START, wait_for
 from tests.webapp import get, make_app, make_config, make_request
-
-START = Start("RunMarathon", "run_marathon", 1, '"alice"', "{}")
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,10 @@ import redis
 from webtest import TestApp
 
 from pyramid_jobstate import JobStore
-from pyramid_jobstate.record import NewJob, Start, Update
+from pyramid_jobstate.record import NewJob, Update
 from tests.jobs import new_id
+from tests.support import START
 from tests.webapp import ADMIN, get, make_config, put_job
-
-START = Start("RunMarathon", "run_marathon", 1, '"alice"', "{}")
 
 CLIENTS: list[dict[str, Any]] = [
     {"decode_responses": decode, "protocol": protocol, **more}

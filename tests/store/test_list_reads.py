@@ -13,12 +13,11 @@ import redis
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.reading import Reader
-from pyramid_jobstate.record import End, NewJob, Start, Update
+from pyramid_jobstate.record import End, NewJob, Update
 from tests.jobs import RunMarathon, messages
-from tests.support import wait_for
+from tests.support import START, wait_for
 from tests.webapp import get, make_app, make_config, put_job
 
-START = Start("RunMarathon", "run_marathon", 1, '"alice"', "{}")
 MIB = 1024 * 1024
 
 #: Lists a page in a process of its own, and prints by how many bytes that grew.

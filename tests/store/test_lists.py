@@ -19,9 +19,11 @@ from pyramid_jobstate.reading import Reader
 from pyramid_jobstate.record import End, NewJob, Start, Update
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
+from tests.support import START, UUID
 from tests.webapp import (
     ADMIN,
     NOWHERE,
+    PLACES,
     Policy,
     Root,
     get,
@@ -30,10 +32,7 @@ from tests.webapp import (
     mounted_root,
 )
 
-UUID = "12345678-1234-4321-8765-1234567890ab"
-PLACES = ["/job_state", "/jobs", "/site/jobs"]
 EMPTY = {"items": [], "cursor": None}
-START = Start("RunMarathon", "run_marathon", 1, '"alice"', '{"miles":26}')
 
 
 class Diary(JobState):

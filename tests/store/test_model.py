@@ -15,13 +15,12 @@ from pyramid_jobstate.record import (
     End,
     JobError,
     NewJob,
-    Start,
     Update,
 )
 from pyramid_jobstate.store import Reply
 from tests.jobs import new_id
+from tests.support import START
 
-START = Start("JobState", "run_marathon", 1, '"alice"', "{}")
 RUNS = ("first", "second", "third")
 
 RUNNING = ("working", "cancelling")

@@ -19,13 +19,12 @@ from redis.sentinel import Sentinel
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer, find_binary
-from pyramid_jobstate.record import NewJob, Start
+from pyramid_jobstate.record import NewJob
 from pyramid_jobstate.store import store_of_broker
 from tests.jobs import Gate, make_broker, new_id, wait_until, working
-from tests.support import wait_for
+from tests.support import START, wait_for
 from tests.webapp import Policy
 
-START = Start("RunMarathon", "run_marathon", 1, None, "{}")
 CONFIGURATION = """
 port {port}
 dir {directory}

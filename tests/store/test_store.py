@@ -19,15 +19,12 @@ from pyramid_jobstate.record import (
     End,
     JobError,
     NewJob,
-    Start,
     Update,
 )
 from pyramid_jobstate.scripts import NAMES, read_scripts
 from pyramid_jobstate.store import Reply, store_of_broker
 from tests.jobs import RunMarathon
-from tests.support import wait_for
-
-START = Start("RunMarathon", "run_marathon", 1, '"alice"', '{"miles":26}')
+from tests.support import START, wait_for
 
 
 @pytest.fixture

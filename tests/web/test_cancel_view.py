@@ -15,10 +15,9 @@ from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.record import CANCELLED
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon, messages
-from tests.webapp import ADMIN, ask, get, make_app, make_config, mounted_root
+from tests.support import UUID
+from tests.webapp import ADMIN, PLACES, ask, get, make_app, make_config, mounted_root
 
-UUID = "12345678-1234-4321-8765-1234567890ab"
-PLACES = ["/job_state", "/jobs", "/site/jobs"]
 ENDED = {"error": "The job has ended."}
 
 

@@ -19,9 +19,11 @@ from pyramid.traversal import (
 from pyramid_jobstate import JobState, JobStore, StoreUnavailable
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.resources import JobStates
+from tests.support import UUID
 from tests.webapp import (
     ADMIN,
     NOWHERE,
+    PLACES,
     Policy,
     Root,
     RunMarathon,
@@ -33,11 +35,6 @@ from tests.webapp import (
     mounted_root,
     put_job,
 )
-
-UUID = "12345678-1234-4321-8765-1234567890ab"
-
-#: Where an application with `mounted_root` has its jobs.
-PLACES = ["/job_state", "/jobs", "/site/jobs"]
 
 
 class CountingRoot(Root):

@@ -18,6 +18,7 @@ from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
 from tests.webapp import (
     ADMIN,
+    PLACES,
     Root,
     ask,
     get,
@@ -28,7 +29,6 @@ from tests.webapp import (
     mounted_root,
 )
 
-PLACES = ["/job_state", "/jobs", "/site/jobs"]
 SECRET = "hush-4711"
 
 

@@ -19,6 +19,7 @@ from pyramid.traversal import ResourceTreeTraverser, find_resource
 from webtest import TestApp
 
 from pyramid_jobstate.resources import JobStates
+from tests.support import UUID
 from tests.webapp import (
     NOWHERE,
     Root,
@@ -30,8 +31,6 @@ from tests.webapp import (
     mounted_root,
     put_job,
 )
-
-UUID = "12345678-1234-4321-8765-1234567890ab"
 
 PREFLIGHT = {
     "Origin": "https://shop.example",

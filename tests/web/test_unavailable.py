@@ -17,6 +17,7 @@ from pyramid_jobstate import JobState, StoreUnavailable, unavailable
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.resources import JobStates
 from tests.jobs import RunMarathon, messages
+from tests.support import UUID
 from tests.webapp import (
     ADMIN,
     NOWHERE,
@@ -29,8 +30,6 @@ from tests.webapp import (
     mounted_root,
     put_job,
 )
-
-UUID = "12345678-1234-4321-8765-1234567890ab"
 
 
 def find(context: Any, request: Request) -> Response:

@@ -14,6 +14,7 @@ from webtest import TestApp
 
 from pyramid_jobstate import JobState, JobStore, StoreUnavailable
 from pyramid_jobstate.embedded import EmbeddedServer
+from tests.support import UUID
 from tests.webapp import (
     ADMIN,
     NOWHERE,
@@ -27,7 +28,6 @@ from tests.webapp import (
     put_job,
 )
 
-UUID = "12345678-1234-4321-8765-1234567890ab"
 NOT_FOUND = {"error": "There is no such job."}
 FORBIDDEN = {"error": "You may not do this with the job."}
 

@@ -21,9 +21,8 @@ from ZODB.FileStorage import FileStorage
 
 from pyramid_jobstate.resources import JobStates
 from tests.functional.test_readme import snippets
+from tests.support import UUID
 from tests.webapp import ADMIN, ask, get, make_config, put_job
-
-UUID = "12345678-1234-4321-8765-1234567890ab"
 
 
 @pytest.fixture

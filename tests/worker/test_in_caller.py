@@ -33,13 +33,12 @@ from pyramid_jobstate import (
     JobStateMiddleware,
     current_job_state,
 )
-from pyramid_jobstate.record import CANCELLED, NOT_REACHED, JobError, NewJob, Start
+from pyramid_jobstate.record import CANCELLED, NOT_REACHED, JobError, NewJob
 from tests.incaller import InCallerBroker
 from tests.jobs import RunMarathon, load, make_broker, messages, store_of, wait_until
 from tests.jobs import working as worker_of
+from tests.support import SENT
 from tests.webapp import make_app, make_config, make_request
-
-START = Start("JobState", "run_marathon", 0, None, "{}")
 
 #: The kinds of broker: one that says as little as it can, one that says all, and the
 #: package, where it is installed.
@@ -364,7 +363,7 @@ def test_a_pipeline_runs_within_its_first_step(
     def run(*steps: Any) -> list[tuple[str, Any]]:
         jobs = [step for step in steps if step.actor_name == "step"]
         store = store_of(broker)
-        store.create(*(NewJob(job.message_id, START, waits=True) for job in jobs[1:]))
+        store.create(*(NewJob(job.message_id, SENT, waits=True) for job in jobs[1:]))
         pipeline(steps, broker=broker).run()
         states = [load(broker, job) for job in jobs]
         return [(state.status, state.error) for state in states]
@@ -533,7 +532,7 @@ def test_a_job_that_was_cancelled_before_does_not_run(make: Make) -> None:
         raise AssertionError
 
     message = run_marathon.message()
-    store_of(broker).create(NewJob(message.message_id, START))
+    store_of(broker).create(NewJob(message.message_id, SENT))
     assert load(broker, message).cancel()
     with pytest.raises(SkipMessage):
         broker.enqueue(message)
@@ -558,7 +557,7 @@ def test_a_job_that_another_middleware_stops_never_began(
         raise AssertionError
 
     message = run_marathon.message("stop")
-    store_of(broker).create(NewJob(message.message_id, START))
+    store_of(broker).create(NewJob(message.message_id, SENT))
     with pytest.raises(type(error)) if fail_fast else contextlib.nullcontext():
         broker.enqueue(message)
     state = load(broker, message)
@@ -983,7 +982,7 @@ def test_a_skipped_job_has_nothing_to_do_with_what_its_sender_handles(
         raise SkipMessage("of its own")
 
     message = run_marathon.message(what)
-    store_of(broker).create(NewJob(message.message_id, START))
+    store_of(broker).create(NewJob(message.message_id, SENT))
     try:
         raise KeyError("the sender's")
     except KeyError:
@@ -1091,7 +1090,7 @@ def test_a_job_that_is_skipped_in_silence_does_not_fail_as_its_sender_does(
     def run_marathon(what: str) -> None: ...
 
     message = run_marathon.message("stop")
-    store_of(broker).create(NewJob(message.message_id, START))
+    store_of(broker).create(NewJob(message.message_id, SENT))
     try:
         raise KeyError("the sender's")
     except KeyError:

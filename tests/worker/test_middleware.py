@@ -38,7 +38,7 @@ from pyramid_jobstate import (
     current_job_state,
 )
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.record import NOT_REACHED, JobError, NewJob, Start, Update
+from pyramid_jobstate.record import NOT_REACHED, JobError, NewJob, Update
 from pyramid_jobstate.recorder import Recorder
 from pyramid_jobstate.tracking import ActorError
 from tests.jobs import (
@@ -52,9 +52,7 @@ from tests.jobs import (
     wait_until,
     working,
 )
-from tests.support import wait_for
-
-START = Start("JobState", "run_marathon", 0, None, "{}")
+from tests.support import SENT, wait_for
 
 
 @pytest.fixture
@@ -970,7 +968,7 @@ def test_a_message_that_a_limiter_puts_back_waits(redis_url: str, order: str) ->
 
     steps = [run_marathon.message() for _ in range(2)]
     store = store_of(broker)
-    store.create(*(NewJob(step.message_id, START, waits=True) for step in steps))
+    store.create(*(NewJob(step.message_id, SENT, waits=True) for step in steps))
 
     def delivered(times: int) -> bool:
         over.extend(load(broker, m) for m in pipe.messages)
@@ -1338,7 +1336,7 @@ def test_a_next_step_that_is_never_sent_is_an_error(redis_url: str) -> None:
     pipe = dramatiq.pipeline(steps, broker=broker)
     store = store_of(broker)
     for step in steps[2:]:
-        store.create(NewJob(step.message_id, START, waits=True))
+        store.create(NewJob(step.message_id, SENT, waits=True))
     with working(broker):
         pipe.run()
         wait_until(broker, steps[0], "success")
@@ -1456,7 +1454,7 @@ def test_a_long_pipeline_is_dropped_to_its_end(redis_url: str) -> None:
 
     steps = [run_marathon.message() for _ in range(340)]
     store = store_of(broker)
-    store.create(*(NewJob(step.message_id, START, waits=True) for step in steps))
+    store.create(*(NewJob(step.message_id, SENT, waits=True) for step in steps))
     with working(broker):
         pipe = dramatiq.pipeline(steps, broker=broker).run()
         wait_until(broker, steps[-1], "cancelled", timeout=20)
@@ -1547,13 +1545,13 @@ def test_an_overtaken_run_leaves_the_later_steps_alone(redis_url: str) -> None:
 
     steps = [run_marathon.message() for _ in range(3)]
     store = store_of(broker)
-    store.create(*(NewJob(step.message_id, START, waits=True) for step in steps))
+    store.create(*(NewJob(step.message_id, SENT, waits=True) for step in steps))
     with working(broker):
         pipe = dramatiq.pipeline(steps, broker=broker).run()
         gate.wait_for_job()
         first, second, third = (message.message_id for message in pipe.messages)
-        store.write([Update(first, "newer", 1, START, begins=True)])
-        store.create(NewJob(second, START))
+        store.write([Update(first, "newer", 1, SENT, begins=True)])
+        store.create(NewJob(second, SENT))
         gate.open()
         broker.join("default", timeout=10_000)
     found = store.load_many([first, second, third])
@@ -1575,10 +1573,10 @@ def test_a_surplus_delivery_leaves_the_later_steps_alone(redis_url: str) -> None
 
     steps = [run_marathon.message() for _ in range(2)]
     store = store_of(broker)
-    store.create(*(NewJob(step.message_id, START, waits=True) for step in steps))
+    store.create(*(NewJob(step.message_id, SENT, waits=True) for step in steps))
     pipe = dramatiq.pipeline(steps, broker=broker).run()
     first, second = (message.message_id for message in pipe.messages)
-    store.write([Update(first, "elsewhere", 1, START, begins=True)])
+    store.write([Update(first, "elsewhere", 1, SENT, begins=True)])
     threading.Event().wait(0.01)
     with working(broker):
         wait_for(lambda: broker.client.hlen("dramatiq:default.msgs") == 0)
@@ -1611,7 +1609,7 @@ def test_a_middleware_that_fails_before_the_job_ends_it(
 
     steps = [run_marathon.message() for _ in range(2)]
     store = store_of(broker)
-    store.create(*(NewJob(step.message_id, START, waits=True) for step in steps))
+    store.create(*(NewJob(step.message_id, SENT, waits=True) for step in steps))
     with working(broker):
         pipe = dramatiq.pipeline(steps, broker=broker).run()
         state = wait_until(broker, pipe.messages[0], "error", "success", "cancelled")

@@ -25,9 +25,8 @@ from pyramid_jobstate.recorder import Recorder
 from pyramid_jobstate.run import Run
 from tests.interrupts import interrupt
 from tests.jobs import messages, new_id
-from tests.support import frozen, wait_for
+from tests.support import START, frozen, wait_for
 
-START = Start("JobState", "run_marathon", 2, '"alice"', '{"miles":26}')
 LOGGER = "pyramid_jobstate.recorder"
 
 
@@ -184,7 +183,7 @@ def test_a_silent_job_is_said_to_be_running(make: Make, admin: redis.Redis) -> N
 
 def test_a_job_is_written_when_it_begins(make: Make) -> None:
     """When begin() returns, a viewer sees the job at work."""
-    job = Job(make(interval=60)).begin()
+    job = Job(make(interval=60), start=START._replace(attempt=2)).begin()
     state = job.load()
     assert (state.status, state.attempt, state.owner) == ("working", 2, "alice")
     assert state.job_params == {"miles": 26}

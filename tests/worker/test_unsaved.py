@@ -11,12 +11,10 @@ from pyramid_jobstate import delivery as delivery_module
 from pyramid_jobstate import handle as handle_module
 from pyramid_jobstate import run as run_module
 from pyramid_jobstate.delivery import PACE_WINDOW, Delivery
-from pyramid_jobstate.record import METRIC, End, JobError, Record, Start
+from pyramid_jobstate.record import METRIC, End, JobError, Record
 from pyramid_jobstate.run import Run
 from pyramid_jobstate.state import JobState
-
-ID = "01234567-89ab-4cde-8f01-23456789abcd"
-START = Start("RunMarathon", "run_marathon", 1, None, "{}")
+from tests.support import START, UUID
 
 
 @pytest.fixture
@@ -26,7 +24,7 @@ def run():
 
 @pytest.fixture
 def delivery(run):
-    return Delivery(ID, run, START)
+    return Delivery(UUID, run, START)
 
 
 class Flusher:
@@ -38,7 +36,7 @@ class Flusher:
     """
 
     def __init__(self, run, luck=lambda: None):
-        self.delivery = Delivery(ID, run, START)
+        self.delivery = Delivery(UUID, run, START)
         self.luck = luck
         self.hash = {}
         self.seen = []
@@ -63,7 +61,7 @@ class Flusher:
             self.flush()
 
     def metrics(self):
-        return Record(ID, self.hash).metrics
+        return Record(UUID, self.hash).metrics
 
 
 # Taking what is new.
@@ -85,7 +83,7 @@ def test_take_has_everything_at_first(run, delivery):
         "message": '"Reading"',
         "log": '["line"]',
     }
-    assert (update.uuid, update.token) == (ID, run.token)
+    assert (update.uuid, update.token) == (UUID, run.token)
     assert (update.start, update.end) == (START, None)
 
 
@@ -173,7 +171,7 @@ def test_take_of_a_run_that_goes_on_anyway_says_so(delivery):
 
 def test_take_of_a_dropped_message_begins_no_run(run):
     """A message that was dropped never ran."""
-    update = Delivery(ID, run, START, dropped=True).take(0.0)
+    update = Delivery(UUID, run, START, dropped=True).take(0.0)
     assert update.dropped
     assert not update.begins
 
@@ -246,14 +244,14 @@ def test_begin_again_has_the_run_begin_with_all_that_is_known(run, delivery):
 def test_is_orphaned_tells_of_a_thread_that_left_no_end(run):
     """A delivery whose thread is gone is orphaned, unless its end is known."""
     made = []
-    thread = threading.Thread(target=lambda: made.append(Delivery(ID, run, START)))
+    thread = threading.Thread(target=lambda: made.append(Delivery(UUID, run, START)))
     thread.start()
     thread.join()
     (left,) = made
     assert left.is_orphaned
     left.end = End("success")
     assert not left.is_orphaned
-    assert not Delivery(ID, run, START).is_orphaned
+    assert not Delivery(UUID, run, START).is_orphaned
 
 
 def test_size_grows_with_the_rest_that_is_reported(run, delivery):
@@ -261,8 +259,8 @@ def test_size_grows_with_the_rest_that_is_reported(run, delivery):
     size = delivery.size
     run.set_message("x" * 1000)
     assert delivery.size >= size + 1000
-    params = '{"a":"' + "x" * 1000 + '"}'
-    assert Delivery(ID, Run(), START._replace(params=params)).size >= size + 1000
+    params = '{"miles":"' + "x" * 1000 + '"}'
+    assert Delivery(UUID, Run(), START._replace(params=params)).size >= size + 1000
 
 
 def test_size_grows_with_the_metrics(run, delivery):
@@ -408,7 +406,7 @@ class Interleaving:
 
 
 def running(run):
-    return JobState(Record(ID, {}), run)
+    return JobState(Record(UUID, {}), run)
 
 
 def one_step(job_state):
@@ -624,7 +622,7 @@ def test_nothing_is_lost_while_sixteen_threads_report():
     for number in range(threads):
         assert metrics[f"own {number}"] == rounds - 1
         assert metrics[f"pair {number}"] == [rounds - 1]
-    stored = Record(ID, flusher.hash)
+    stored = Record(UUID, flusher.hash)
     assert stored.message == job_state.message
     assert stored.log == job_state.log
     assert len(stored.log) == 20
