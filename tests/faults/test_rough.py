@@ -15,9 +15,10 @@ from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.enqueue import Outgoing
 from pyramid_jobstate.record import NOT_REACHED, NOT_SENT
+from pyramid_jobstate.scripts import read_scripts
 from tests import rough
 from tests.faulty import FaultyProxy, faulty
-from tests.support import wait_for
+from tests.support import key_of, wait_for
 from tests.workerprocess import PATIENCE, WorkerProcess
 
 #: Seconds after its end, or its cancel, for which a job is kept.
@@ -227,7 +228,7 @@ def test_a_later_step_that_was_cancelled_never_runs_however_late_its_turn_comes(
     for cancelled in (False, True):
         if cancelled:
             assert scene.load(second).cancel()
-        key = scene.store.key(second.message_id)
+        key = key_of(scene.store, second.message_id)
         ttl: Any = scene.store.client.pttl(key)
         assert ttl / 1000 > week + scene.store.active_expire_in - 60
     assert scene.load(first).due_at and not scene.load(second).due_at
@@ -351,7 +352,7 @@ def test_a_job_that_says_little_hears_of_its_cancel_within_an_interval(
     wait_for(lambda: scene.notes.has("begun"), PATIENCE)
     job_state = scene.load(message)
     wait_for(lambda: scene.load(message).status == "working")
-    key = scene.store.key(message.message_id)
+    key = key_of(scene.store, message.message_id)
     seq = scene.store.client.hget(key, "seq")
     assert job_state.cancel()
     # Told by the list of cancels, the recorder has asked: not for a beat.
@@ -439,15 +440,15 @@ def test_one_asks_again_after_a_second(redis_url: str, proxy: FaultyProxy) -> No
 # A reply that was lost changes no answer.
 
 
-def script_sha(store: JobStore, name: str) -> str:
-    return store.calls._scripts[name].sha
+#: The scripts that the store calls.
+SCRIPTS = read_scripts()
 
 
 @pytest.fixture
 def lossy(proxy: FaultyProxy) -> JobStore:
     """A store whose replies may be lost, with its scripts known to the server."""
     store = JobStore(proxy.url)
-    for script in store.calls._scripts.values():
+    for script in SCRIPTS.values():
         store.client.script_load(script.text)  # type: ignore[no-untyped-call]
     return store
 
@@ -462,7 +463,7 @@ def test_a_cancel_whose_reply_was_lost_is_told_that_it_cancelled(
     message = scene.actors.count.send()
     state = lossy.load(message.message_id)
     assert state is not None
-    proxy.lose_reply(script_sha(lossy, "cancel"))
+    proxy.lose_reply(SCRIPTS["cancel"].sha)
     assert state.cancel()
     assert proxy.faults["lose"] == 1
     assert scene.load(message).status == "cancelled"
@@ -478,7 +479,7 @@ def test_a_cancel_is_told_although_the_lists_could_not_be_told(
     message = scene.actors.count.send()
     state = lossy.load(message.message_id)
     assert state is not None
-    index = script_sha(lossy, "index")
+    index = SCRIPTS["index"].sha
     proxy.judge = lambda request: "refuse" if index.encode() in request else "pass"
     assert state.cancel()
     proxy.judge = lambda request: "pass"
@@ -497,14 +498,15 @@ def test_a_job_whose_creation_lost_a_reply_is_listed(
     scene = Scene(redis_url, proxy.url, redis_url)
     message = scene.actors.count.send()
     if script == "requeue":
-        state = scene.load(message)
-        key = scene.store.key(message.message_id)
+        key = key_of(scene.store, message.message_id)
         scene.store.client.hset(key, "status", "error")
-        scene.store.run(scene.store.index.end(state.uuid, state._record.start))
-        proxy.lose_reply(script_sha(lossy, script))
+        # A look at all jobs moves it to those that have ended.
+        scene.store.list()
+        assert scene.store.client.zcard("jobstate:active:all") == 0
+        proxy.lose_reply(SCRIPTS[script].sha)
         scene.broker.enqueue(message)
     else:
-        proxy.lose_reply(script_sha(lossy, script))
+        proxy.lose_reply(SCRIPTS[script].sha)
         message = scene.actors.count.send()
     assert proxy.faults["lose"] == 1
     listed = [s.uuid for s in lossy.list(status="queued").items]

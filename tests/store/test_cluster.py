@@ -31,7 +31,7 @@ from tests.jobs import (
     wait_until,
     working,
 )
-from tests.support import START, wait_for
+from tests.support import START, key_of, wait_for
 from tests.webapp import get, make_app, make_config, make_request
 
 
@@ -94,7 +94,7 @@ def test_a_key_that_is_moving_is_found(cluster: Cluster, store: JobStore) -> Non
     """While a slot moves to another node, and when it has, all goes on."""
     job = new_id()
     store.create(NewJob(job, START))
-    key = store.key(job)
+    key = key_of(store, job)
     source = cluster.owner_of(key)
     target = (source + 1) % PRIMARIES
     names = {i: cluster.node_id(i) for i in (source, target)}
@@ -132,7 +132,7 @@ def test_a_command_that_fails_where_it_was_sent_on_has_its_error(
     cluster: Cluster, store: JobStore
 ) -> None:
     """A key that another node has, and of another type, gives its error, no more."""
-    key = store.key(new_id())
+    key = key_of(store, new_id())
     client = store.client
     assert isinstance(client, RedisCluster)
     owner = cluster.owner_of(key)
@@ -172,7 +172,7 @@ def test_bytes_that_are_no_text_do_not_fail_a_read(
     jobs = [new_id() for _ in range(12)]
     store.create(*(NewJob(job, START) for job in jobs))
     for job in jobs:
-        store.client.hset(store.key(job), "m:x", b'"\xff"')
+        store.client.hset(key_of(store, job), "m:x", b'"\xff"')
     store.client.zadd("jobstate:active:all", {b"\xff": 2e15})
     url = cluster.url.replace("redis+cluster", "redis")
     with redis.RedisCluster.from_url(url, decode_responses=True) as client:
@@ -257,7 +257,7 @@ def test_a_primary_is_killed_in_mid_job(cluster: Cluster, redis_url: str) -> Non
         for message in sent:
             wait_until(broker, message, "working")
         store = JobStore(cluster.url)
-        victim = cluster.owner_of(store.key(sent[0].message_id))
+        victim = cluster.owner_of(key_of(store, sent[0].message_id))
         os.kill(cluster.nodes[victim].pid, signal.SIGKILL)
         threading.Timer(0.2, gate.open).start()
 
@@ -278,6 +278,6 @@ def test_a_primary_is_killed_in_mid_job(cluster: Cluster, redis_url: str) -> Non
     for i, node in enumerate(cluster.nodes):
         if i != victim:
             os.kill(node.pid, signal.SIGKILL)
-    keys = [store.key(new_id()) for _ in range(2)]
+    keys = [key_of(store, new_id()) for _ in range(2)]
     with pytest.raises(redis.RedisError):
         execute(store.client, [Command(key, ("HGETALL", key)) for key in keys])

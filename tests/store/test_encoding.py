@@ -89,7 +89,7 @@ def test_bytes_among_the_cancelled_do_not_fail_a_worker(
     there.
     """
     store, job = JobStore(own), new_id()
-    client.zadd(store.index.cancels_key, {b"\xff": 1e15, job: 1e15 + 1})
+    client.zadd("jobstate:cancels", {b"\xff": 1e15, job: 1e15 + 1})
 
     cancelled, since = store.cancels(0)
 

@@ -15,7 +15,7 @@ from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.reading import Reader
 from pyramid_jobstate.record import End, NewJob, Update
 from tests.jobs import RunMarathon, messages
-from tests.support import START, wait_for
+from tests.support import START, key_of, wait_for
 from tests.webapp import get, make_app, make_config, put_job
 
 MIB = 1024 * 1024
@@ -214,7 +214,7 @@ def test_job_that_no_longer_fits_is_left_out(
         found = read(self, *args)
         monkeypatch.undo()
         finish(store, ends)
-        client.delete(store.key(goes))
+        client.delete(key_of(store, goes))
         return found
 
     monkeypatch.setattr(Reader, "read", read_and_change)
@@ -242,12 +242,12 @@ def test_filter_by_params_passes_over_what_has_none(
 ) -> None:
     """No parameter finds a job that has none, or whose parameters are garbage."""
     jobs = [put_job(client) for _ in range(3)]
-    client.hdel(store.key(jobs[0]), "params")
-    client.hset(store.key(jobs[1]), "params", "")
+    client.hdel(key_of(store, jobs[0]), "params")
+    client.hset(key_of(store, jobs[1]), "params", "")
     client.zadd("jobstate:active:all", dict.fromkeys(jobs, 1e15))
 
     assert [job.uuid for job in store.list(params={"miles": 26}).items] == jobs[2:]
-    client.delete(store.key(jobs[2]))
+    client.delete(key_of(store, jobs[2]))
     assert store.list(params={"miles": 26}) == ([], None)
 
 
@@ -287,9 +287,9 @@ def test_list_on_a_read_only_server_is_a_list(
     gone, ended, begun, fine = create(store, 4)
     finish(store, begun)
     with redis.Redis.from_url(server.url) as primary:
-        primary.delete(store.key(gone))
-        primary.hset(store.key(ended), "status", "success")
-        primary.hset(store.key(begun), "status", "retrying")
+        primary.delete(key_of(store, gone))
+        primary.hset(key_of(store, ended), "status", "success")
+        primary.hset(key_of(store, begun), "status", "retrying")
         primary.wait(1, 5000)
     app = make_app(make_config(replica.url))
     caplog.clear()
@@ -312,8 +312,8 @@ def test_repairs_are_made_where_they_can_be(
 ) -> None:
     """Where the server takes writes the next list finds its entries right."""
     gone, ended, fine = create(store, 3)
-    client.delete(store.key(gone))
-    client.hset(store.key(ended), "status", "success")
+    client.delete(key_of(store, gone))
+    client.hset(key_of(store, ended), "status", "success")
 
     store.list(status="queued")
 

@@ -19,7 +19,7 @@ from pyramid_jobstate.reading import Reader
 from pyramid_jobstate.record import End, NewJob, Start, Update
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
-from tests.support import START, UUID
+from tests.support import START, UUID, key_of
 from tests.webapp import (
     ADMIN,
     NOWHERE,
@@ -283,7 +283,7 @@ def test_cursor_survives_its_entry(store: JobStore, client: redis.Redis) -> None
     jobs = create(store, 6)
     page = store.list(limit=3)
     store.forget(NewJob(jobs[2], START))
-    client.delete(store.key(jobs[3]))
+    client.delete(key_of(store, jobs[3]))
 
     assert uuids_of(store.list(limit=3, cursor=page.cursor).items) == jobs[4:]
 
@@ -340,7 +340,7 @@ def test_entries_of_jobs_that_are_gone_are_dropped(
     """A record that has expired is left out, and so is its entry from then on."""
     jobs = create(store, 4)
     finish(store, *jobs[2:])
-    client.delete(store.key(jobs[0]), store.key(jobs[2]))
+    client.delete(key_of(store, jobs[0]), key_of(store, jobs[2]))
 
     assert uuids_of(store.list("alice").items) == [jobs[1], jobs[3]]
 
@@ -355,7 +355,7 @@ def test_job_whose_end_was_not_listed_is_moved(
     that have, once, and is there from then on.
     """
     jobs = create(store, 3)
-    client.hset(store.key(jobs[1]), mapping={"status": "error", "finished": 1})
+    client.hset(key_of(store, jobs[1]), mapping={"status": "error", "finished": 1})
 
     assert uuids_of(store.list().items) == [jobs[0], jobs[2], jobs[1]]
 
@@ -370,7 +370,7 @@ def test_job_whose_new_run_was_not_listed_is_moved(
     """A job that runs again is shown as it is, and later among the unfinished."""
     jobs = create(store, 3)
     finish(store, *jobs)
-    client.hset(store.key(jobs[1]), "status", "retrying")
+    client.hset(key_of(store, jobs[1]), "status", "retrying")
 
     page = store.list()
 
@@ -455,7 +455,7 @@ def test_hidden_jobs_are_not_looked_for_for_ever(
     assert "hgetall" not in calls
     assert calls["zrevrangebyscore"] <= 20
 
-    client.hset(store.key(jobs[1400]), "params", '{"miles": 27}')
+    client.hset(key_of(store, jobs[1400]), "params", '{"miles": 27}')
     second = store.list(params={"miles": 27}, limit=1, cursor=first.cursor)
     assert uuids_of(second.items) == [jobs[1400]]
     assert store.list(params={"miles": 27}, cursor=second.cursor) == ([], None)
@@ -896,7 +896,7 @@ def test_lists_have_an_etag(
     etag = first.headers["ETag"]
 
     again = get(app, place + query, "alice", If_None_Match=etag)
-    client.hset(store.key(UUID), "m:miles_run", "3")
+    client.hset(key_of(store, UUID), "m:miles_run", "3")
     changed = get(app, place + query, "alice", If_None_Match=etag)
 
     assert again.status_code == 304 and again.body == b""
@@ -941,7 +941,7 @@ def test_nonsense_in_a_record_does_not_stop_a_list(
     """A hash that another program spoiled is listed as far as it can be read."""
     jobs = create(store, 3)
     client.hset(
-        store.key(jobs[1]),
+        key_of(store, jobs[1]),
         mapping={
             "status": "<b>",
             "params": "[",
@@ -950,8 +950,8 @@ def test_nonsense_in_a_record_does_not_stop_a_list(
             "error": "1",
         },
     )
-    client.delete(store.key(jobs[2]))
-    client.set(store.key(jobs[2]), "x")
+    client.delete(key_of(store, jobs[2]))
+    client.set(key_of(store, jobs[2]), "x")
 
     items = get(app, "/job_state", "alice").json["items"]
 

@@ -19,7 +19,7 @@ from pyramid_jobstate.record import (
 )
 from pyramid_jobstate.store import Reply
 from tests.jobs import new_id
-from tests.support import START
+from tests.support import START, key_of
 
 RUNS = ("first", "second", "third")
 
@@ -189,7 +189,7 @@ class Both:
         assert reply is self.model.write(update), update
 
     def check(self) -> None:
-        fields: Any = self.store.client.hgetall(self.store.key(self.job))
+        fields: Any = self.store.client.hgetall(key_of(self.store, self.job))
         stored = {name.decode(): value.decode() for name, value in fields.items()}
         assert stored.get("status") == self.model.status
         assert stored.get("run") == self.model.run

@@ -15,7 +15,7 @@ from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.record import CANCELLED
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon, messages
-from tests.support import UUID
+from tests.support import UUID, key_of
 from tests.webapp import ADMIN, PLACES, ask, get, make_app, make_config, mounted_root
 
 ENDED = {"error": "The job has ended."}
@@ -108,13 +108,13 @@ def test_cancel_of_a_job_that_has_ended_is_a_409(
 ) -> None:
     """A job that is over stays as it was."""
     job = put_job(store, status=status, owner="alice").uuid
-    before = client.hgetall(store.key(job))
+    before = client.hgetall(key_of(store, job))
 
     response = cancel(app, f"{place}/{job}")
 
     assert response.status_code == 409
     assert response.json == ENDED
-    assert client.hgetall(store.key(job)) == before
+    assert client.hgetall(key_of(store, job)) == before
 
 
 def test_cancel_of_a_job_that_is_gone_meanwhile_is_a_404(
@@ -124,7 +124,7 @@ def test_cancel_of_a_job_that_is_gone_meanwhile_is_a_404(
     job = put_job(store, owner="alice").uuid
 
     def expire(store: JobStore, uuid: str, start: Any) -> bool:
-        store.client.delete(store.key(uuid))
+        store.client.delete(key_of(store, uuid))
         return False
 
     monkeypatch.setattr(JobStore, "cancel", expire)

@@ -16,6 +16,7 @@ from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.resources import JobStates
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
+from tests.support import key_of
 from tests.webapp import (
     ADMIN,
     PLACES,
@@ -134,7 +135,7 @@ def test_others_learn_nothing(
 ) -> None:
     """By no path, query, method or header does anybody else see or change anything."""
     job = put_secret(store)
-    before = client.hgetall(store.key(job))
+    before = client.hgetall(key_of(store, job))
 
     for method, path in ways_in(place, job):
         for headers in HEADERS if method in ("GET", "POST") else HEADERS[:1]:
@@ -146,7 +147,7 @@ def test_others_learn_nothing(
                 assert not response.json.get("items")
                 assert not any(response.json.get("jobs", {}).values())
 
-    assert client.hgetall(store.key(job)) == before
+    assert client.hgetall(key_of(store, job)) == before
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -342,7 +343,7 @@ def test_unknown_kind_has_only_the_lineages_rights(
     wherever it is asked for.
     """
     job = put_secret(store)
-    client.hset(store.key(job), "kind", "NeverImported")
+    client.hset(key_of(store, job), "kind", "NeverImported")
 
     for method, path in ways_in(place, job):
         response = ask(app, method, path, "alice", X_Requested_With="x")
@@ -378,7 +379,7 @@ def test_hostile_record_gives_no_rights(
     stop a batch or a list in which it stands.
     """
     job = put_secret(store)
-    client.hset(store.key(job), field, value)
+    client.hset(key_of(store, job), field, value)
 
     for user in "bob", "alice", None:
         for method, path in ways_in("/job_state", job):
@@ -394,7 +395,7 @@ def test_hostile_status_is_not_cancelled(
 ) -> None:
     """What is no status is not taken for one that can be cancelled."""
     job = put_secret(store)
-    client.hset(store.key(job), "status", status)
+    client.hset(key_of(store, job), "status", status)
 
     response = ask(
         app, "POST", f"/job_state/{job}/cancel", "alice", X_Requested_With="x"

@@ -52,7 +52,7 @@ from tests.jobs import (
     wait_until,
     working,
 )
-from tests.support import SENT, wait_for
+from tests.support import SENT, key_of, wait_for
 
 
 @pytest.fixture
@@ -1386,7 +1386,7 @@ def test_a_send_within_an_enqueue_hook_confuses_nothing(
 
     auditor.audit = audit
     message = run_marathon.send()
-    key = store_of(broker).key(message.message_id)
+    key = key_of(store_of(broker), message.message_id)
     assert store_of(broker).client.hget(key, "status") == "queued"
     with working(broker):
         state = wait_until(broker, message, "retrying", "error")
@@ -1440,7 +1440,7 @@ def test_a_job_that_was_sent_is_confirmed_though_another_met_a_failure(
     def run_marathon() -> None: ...
 
     message = run_marathon.send()
-    key = store_of(broker).key(message.message_id)
+    key = key_of(store_of(broker), message.message_id)
     assert store_of(broker).client.hget(key, "status") == "queued"
 
 
@@ -1683,7 +1683,7 @@ def test_a_cancelled_job_that_put_itself_back_is_kept_until_that_comes(
         message = run_marathon.send()
         assert wait_until(broker, message, "working").cancel()
         wait_until(broker, message, "cancelled")
-    ttl: Any = store.client.pttl(store.key(message.message_id))
+    ttl: Any = store.client.pttl(key_of(store, message.message_id))
     assert 5_900_000 < ttl <= 6_000_000
 
 

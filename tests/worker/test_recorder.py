@@ -25,7 +25,7 @@ from pyramid_jobstate.recorder import Recorder
 from pyramid_jobstate.run import Run
 from tests.interrupts import interrupt
 from tests.jobs import messages, new_id
-from tests.support import START, frozen, wait_for
+from tests.support import START, frozen, key_of, wait_for
 
 LOGGER = "pyramid_jobstate.recorder"
 
@@ -173,7 +173,7 @@ def test_a_silent_job_is_said_to_be_running(make: Make, admin: redis.Redis) -> N
     """A job that reports nothing is heard of all the same, and does not stall."""
     store = JobStore(admin, stalled_after=2)
     job = Job(make(store, heartbeat=0.05)).begin()
-    key = store.key(job.uuid)
+    key = key_of(store, job.uuid)
     before = admin.hmget(key, "seen", "updated")
     seen = set()
     wait_for(lambda: seen.add(admin.hget(key, "seen")) or len(seen) > 5)
@@ -675,7 +675,7 @@ def test_an_expired_record_is_not_made_anew(
     def write_later(updates: Any) -> Any:
         # The process was frozen for a day, from just before.
         job.delivery.confirmed -= store.expire_in + 1
-        admin.delete(store.key(job.uuid))
+        admin.delete(key_of(store, job.uuid))
         return write(updates)
 
     store.write = write_later  # type: ignore[method-assign]
@@ -696,7 +696,7 @@ def test_a_poison_record_does_not_hold_up_the_others(
     recorded as ever, and their ends are waited for.
     """
     job, poisoned = Job(recorder).begin(), Job(recorder).begin()
-    key = recorder.store.key(poisoned.uuid)
+    key = key_of(recorder.store, poisoned.uuid)
     admin.delete(key)
     admin.set(key, "a string")
     poisoned.set_message("one")
@@ -732,7 +732,7 @@ def test_a_poisoned_index_holds_up_only_its_own_jobs(
 def test_a_record_with_holes_is_written(recorder: Recorder, admin: redis.Redis) -> None:
     """A record that lacks what another version did not write does no harm."""
     job = Job(recorder)
-    key = recorder.store.key(job.uuid)
+    key = key_of(recorder.store, job.uuid)
     admin.hset(key, mapping={"status": "working", "run": "other"})
     job.delivery.is_late = True
     job.begin()
@@ -866,7 +866,7 @@ def test_a_message_that_was_put_back_finds_its_cancelled_record(
     wait_for(lambda: job.delivery.run.cancel_requested)
     assert job.end("cancelled", delay=5000)
     assert job.load().status == "cancelled"
-    ttl: Any = short.client.pttl(short.key(job.uuid))
+    ttl: Any = short.client.pttl(key_of(short, job.uuid))
     assert 5_990_000 < ttl <= 6_000_000
 
 
@@ -924,7 +924,7 @@ def test_values_that_a_failover_lost_are_written_again(
     job = Job(recorder).begin()
     job.set_progress_metric("first", 1)
     assert job.flush(10)
-    key = recorder.store.key(job.uuid)
+    key = key_of(recorder.store, job.uuid)
     with redis.Redis.from_url(f"redis://{admin_address(admin)}") as raw:
         before: Any = raw.dump(key)
         job.set_progress_metrics(rows=42, file="out.csv")
