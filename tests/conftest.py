@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 import redis
+from webtest import TestApp
 
+from pyramid_jobstate import JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
+from pyramid_jobstate.run import Run
+from tests.webapp import make_app, make_config, mounted_root, put_job
 
 if TYPE_CHECKING:
     # tests/interop runs without it.
@@ -51,6 +55,30 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
     """A client of the empty database at `redis_url`."""
     with redis.Redis.from_url(redis_url) as client:
         yield client
+
+
+@pytest.fixture
+def store(client: redis.Redis) -> JobStore:
+    """A store in the empty database at `redis_url`."""
+    return JobStore(client)
+
+
+@pytest.fixture
+def job(client: redis.Redis) -> str:
+    """The uuid of a job of Alice's that runs."""
+    return put_job(client)
+
+
+@pytest.fixture
+def run() -> Run:
+    """A run that has said nothing yet."""
+    return Run()
+
+
+@pytest.fixture
+def app(redis_url: str) -> TestApp:
+    """An application with the jobs at their default path, and at two others."""
+    return make_app(make_config(redis_url, root_factory=mounted_root))
 
 
 @pytest.fixture

@@ -2,10 +2,11 @@
 
 import json
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import redis
-from dramatiq import Broker, actor
+from dramatiq import Broker, Message, actor
 from dramatiq.brokers.redis import RedisBroker
 from pyramid.authorization import ACLHelper, Allow, Authenticated, Everyone
 from pyramid.config import Configurator
@@ -76,6 +77,24 @@ def make_config(redis_url: str | None, **options: Any) -> Configurator:
     return Configurator(settings=settings, **{**usual, **options})
 
 
+#: The settings of an application whose requests have a manager of their own.
+EXPLICIT = {"tm.manager_hook": "pyramid_tm.explicit_manager"}
+
+
+def make_tm_config(
+    redis_url: str | None, settings: Mapping[str, str] = EXPLICIT, **options: Any
+) -> Configurator:
+    """Return the configurator of an application that has included pyramid_tm."""
+    config = make_config(redis_url, settings=settings, **options)
+    config.include("pyramid_tm")
+    return config
+
+
+def inactive(request: Request) -> bool:
+    """A tm.activate_hook that wants no transaction."""
+    return False
+
+
 def make_app(config: Configurator) -> TestApp:
     """Return the application, with pyramid_jobstate in it."""
     config.include("pyramid_jobstate")
@@ -103,6 +122,12 @@ def ask(
     if user is not None:
         sent["X-User"] = user
     return app.request(path, method=method, headers=sent, expect_errors=True)
+
+
+def queued(client: redis.Redis, name: str = "default") -> list[Message[Any]]:
+    """Return the messages in the broker's queue, the oldest first."""
+    ids = client.lrange(f"dramatiq:{name}", 0, -1)
+    return [Message.decode(client.hget(f"dramatiq:{name}.msgs", i)) for i in ids]
 
 
 def put_job(client: redis.Redis, **fields: str | bytes | int) -> str:

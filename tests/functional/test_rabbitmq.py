@@ -77,7 +77,7 @@ def make_broker(
 
 
 @pytest.fixture
-def broker(make_broker: MakeBroker) -> RabbitmqBroker:
+def rabbitmq_broker(make_broker: MakeBroker) -> RabbitmqBroker:
     """A broker with the middleware appended to Dramatiq's own."""
     return make_broker()
 
@@ -189,33 +189,33 @@ def test_a_job_that_fails_for_good(make_broker: MakeBroker, before: Any) -> None
 
 @pytest.mark.parametrize("delay", [None, 300])
 def test_a_job_cancelled_while_it_waits(
-    broker: RabbitmqBroker, delay: int | None
+    rabbitmq_broker: RabbitmqBroker, delay: int | None
 ) -> None:
     """A job that is cancelled while it is queued or delayed is cancelled at once, and
     its message is dropped unread.
     """
     runs = []
 
-    @dramatiq.actor(broker=broker, job_state=True)
+    @dramatiq.actor(broker=rabbitmq_broker, job_state=True)
     def run_marathon() -> None:
         runs.append(1)
 
     message = run_marathon.send_with_options(delay=delay)
-    assert load(broker, message).cancel()
-    assert load(broker, message).status == "cancelled"
-    wait_for(lambda: waiting(broker) == 1)
-    with working(broker):
-        wait_for(lambda: dead(broker) == 1)
-    assert runs == [] and waiting(broker) == 0
-    assert load(broker, message).status == "cancelled"
+    assert load(rabbitmq_broker, message).cancel()
+    assert load(rabbitmq_broker, message).status == "cancelled"
+    wait_for(lambda: waiting(rabbitmq_broker) == 1)
+    with working(rabbitmq_broker):
+        wait_for(lambda: dead(rabbitmq_broker) == 1)
+    assert runs == [] and waiting(rabbitmq_broker) == 0
+    assert load(rabbitmq_broker, message).status == "cancelled"
 
 
 def test_a_job_cancelled_while_it_runs(
-    broker: RabbitmqBroker, caplog: pytest.LogCaptureFixture
+    rabbitmq_broker: RabbitmqBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A running job is told, sweeps up, and is neither retried nor called a failure."""
 
-    @dramatiq.actor(broker=broker)
+    @dramatiq.actor(broker=rabbitmq_broker)
     def run_marathon(*, job_state: Any) -> None:
         try:
             for _ in job_state.track(range(1_000_000)):
@@ -223,14 +223,14 @@ def test_a_job_cancelled_while_it_runs(
         finally:
             job_state.set_message("swept up")
 
-    with working(broker):
+    with working(rabbitmq_broker):
         message = run_marathon.send()
-        state = wait_until(broker, message, "working")
+        state = wait_until(rabbitmq_broker, message, "working")
         assert state.cancel()
-        state = wait_until(broker, message, "cancelled", "error", "retrying")
-        wait_for(lambda: dead(broker) == 1)
+        state = wait_until(rabbitmq_broker, message, "cancelled", "error", "retrying")
+        wait_for(lambda: dead(rabbitmq_broker) == 1)
     assert (state.status, state.error) == ("cancelled", CANCELLED)
-    assert state.message == "swept up" and waiting(broker) == 0
+    assert state.message == "swept up" and waiting(rabbitmq_broker) == 0
     assert not [r for r in caplog.records if r.exc_info]
 
 
@@ -369,7 +369,9 @@ def test_a_job_that_outlives_its_broker(
 
 
 @pytest.fixture
-def start(rabbitmq: RabbitMQ, redis_url: str, tmp_path: Path) -> Iterator[Any]:
+def start_rabbitmq_worker(
+    rabbitmq: RabbitMQ, redis_url: str, tmp_path: Path
+) -> Iterator[Any]:
     """Start worker processes, each in a group of its own, that are gone when the test
     is over.
     """
@@ -407,7 +409,7 @@ def start(rabbitmq: RabbitMQ, redis_url: str, tmp_path: Path) -> Iterator[Any]:
 
 
 def test_a_worker_that_is_killed(
-    broker: RabbitmqBroker, client: redis.Redis, start: Any
+    rabbitmq_broker: RabbitmqBroker, client: redis.Redis, start_rabbitmq_worker: Any
 ) -> None:
     """RabbitMQ gives the message of a killed worker to another at once. The job works
     again there, with nothing left of the first run, and has its true end.
@@ -415,29 +417,34 @@ def test_a_worker_that_is_killed(
 
     def wait_at_gate(*, job_state: Any = None) -> None: ...
 
-    message = dramatiq.actor(wait_at_gate, broker=broker, job_state=True).send()
-    workers = {worker.pid: worker for worker in (start(), start())}
+    message = dramatiq.actor(
+        wait_at_gate, broker=rabbitmq_broker, job_state=True
+    ).send()
+    workers = {
+        worker.pid: worker
+        for worker in (start_rabbitmq_worker(), start_rabbitmq_worker())
+    }
 
     def group() -> int:
-        found: int = load(broker, message).get_progress_metric("group", 0)
+        found: int = load(rabbitmq_broker, message).get_progress_metric("group", 0)
         return found
 
     first = workers.pop(wait_for(group, PATIENCE))
-    before = load(broker, message)
+    before = load(rabbitmq_broker, message)
     assert before.status == "working" and before.progress_metrics["first"] is True
     os.killpg(first.pid, signal.SIGKILL)
     wait_for(lambda: group() in workers, PATIENCE)
-    state = load(broker, message)
+    state = load(rabbitmq_broker, message)
     assert (state.status, state.attempt) == ("working", 1)
     assert state.progress_metrics.keys() == {"group"}
     assert state.started_at and before.started_at
     assert state.started_at > before.started_at
     assert state.queued_at == before.queued_at
     client.set("gate", 1)
-    state = wait_until(broker, message, "success", "error")
+    state = wait_until(rabbitmq_broker, message, "success", "error")
     assert state.status == "success" and state.progress_metrics["done"] is True
-    broker.join("default", timeout=5000)
-    assert (waiting(broker), dead(broker)) == (0, 0)
+    rabbitmq_broker.join("default", timeout=5000)
+    assert (waiting(rabbitmq_broker), dead(rabbitmq_broker)) == (0, 0)
 
 
 # Dramatiq's StubBroker, with which applications test their actors.

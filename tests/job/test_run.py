@@ -16,11 +16,6 @@ from pyramid_jobstate.values import MAX_JOB_BYTES, MAX_VALUE_BYTES, NUMBER_BYTES
 from tests.support import wait_for
 
 
-@pytest.fixture
-def run():
-    return Run()
-
-
 def snapshot(run):
     """Return all that a run's viewers can see, and what it reckons with."""
     return (

@@ -42,7 +42,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def store(cluster: Cluster) -> Iterator[JobStore]:
+def cluster_store(cluster: Cluster) -> Iterator[JobStore]:
     store = JobStore(cluster.url)
     with contextlib.suppress(redis.RedisError):
         store.client.flushall()
@@ -50,23 +50,23 @@ def store(cluster: Cluster) -> Iterator[JobStore]:
     store.client.close()
 
 
-def test_store_writes_and_reads_across_nodes(store: JobStore) -> None:
+def test_store_writes_and_reads_across_nodes(cluster_store: JobStore) -> None:
     """Jobs on all nodes are created, written, read, listed and cancelled."""
     jobs = [new_id() for _ in range(30)]
-    assert store.create(*(NewJob(job, START) for job in jobs)) == [True] * 30
+    assert cluster_store.create(*(NewJob(job, START) for job in jobs)) == [True] * 30
     updates = [
         Update(job, "a", 1, START, {"m:number": str(i)}, begins=True)
         for i, job in enumerate(jobs)
     ]
-    assert store.write(updates) == [Reply.OK] * 30
-    states = store.load_many([*jobs, new_id()])
+    assert cluster_store.write(updates) == [Reply.OK] * 30
+    states = cluster_store.load_many([*jobs, new_id()])
     assert states.pop() is None
     assert [s and s.progress_metrics["number"] for s in states] == list(range(30))
-    assert len(store.list("alice", limit=100).items) == 30
-    assert store.cancel(jobs[0], START)
-    cancelled = store.load(jobs[0])
+    assert len(cluster_store.list("alice", limit=100).items) == 30
+    assert cluster_store.cancel(jobs[0], START)
+    cancelled = cluster_store.load(jobs[0])
     assert cancelled is not None and cancelled.status == "cancelling"
-    assert store.cancels(0)[0] == {jobs[0]}
+    assert cluster_store.cancels(0)[0] == {jobs[0]}
 
 
 def test_store_takes_a_client_that_is_handed_over(cluster: Cluster) -> None:
@@ -80,21 +80,25 @@ def test_store_takes_a_client_that_is_handed_over(cluster: Cluster) -> None:
 
 
 def test_the_web_side_shows_a_job_on_a_cluster(
-    cluster: Cluster, store: JobStore
+    cluster: Cluster, cluster_store: JobStore
 ) -> None:
     """The setting `jobstate.redis_url` may be the URL of a Cluster, too."""
-    job_state = put_job(store, RunMarathon, owner="alice", metrics={"miles_run": 3})
+    job_state = put_job(
+        cluster_store, RunMarathon, owner="alice", metrics={"miles_run": 3}
+    )
     app = make_app(make_config(cluster.url))
     assert get(app, f"/job_state/{job_state.uuid}", "alice").json["miles_run"] == 3
     (item,) = get(app, "/job_state", "alice").json["items"]
     assert item["job"]["uuid"] == job_state.uuid
 
 
-def test_a_key_that_is_moving_is_found(cluster: Cluster, store: JobStore) -> None:
+def test_a_key_that_is_moving_is_found(
+    cluster: Cluster, cluster_store: JobStore
+) -> None:
     """While a slot moves to another node, and when it has, all goes on."""
     job = new_id()
-    store.create(NewJob(job, START))
-    key = key_of(store, job)
+    cluster_store.create(NewJob(job, START))
+    key = key_of(cluster_store, job)
     source = cluster.owner_of(key)
     target = (source + 1) % PRIMARIES
     names = {i: cluster.node_id(i) for i in (source, target)}
@@ -111,12 +115,14 @@ def test_a_key_that_is_moving_is_found(cluster: Cluster, store: JobStore) -> Non
         )
         # The old node says ASK.
         begin = Update(job, "a", 1, START, {"m:x": "1"}, begins=True)
-        assert store.write([begin]) == [Reply.OK]
+        assert cluster_store.write([begin]) == [Reply.OK]
         setslot(new, "NODE", names[target])
         setslot(old, "NODE", names[target])
         # It says MOVED.
-        assert store.write([Update(job, "a", 2, START, {"m:x": "2"})]) == [Reply.OK]
-        moved = store.load(job)
+        assert cluster_store.write([Update(job, "a", 2, START, {"m:x": "2"})]) == [
+            Reply.OK
+        ]
+        moved = cluster_store.load(job)
         assert moved is not None and moved.progress_metrics == {"x": 2}
         # And back, as the other tests want it.
         setslot(old, "IMPORTING", names[target])
@@ -129,11 +135,11 @@ def test_a_key_that_is_moving_is_found(cluster: Cluster, store: JobStore) -> Non
 
 
 def test_a_command_that_fails_where_it_was_sent_on_has_its_error(
-    cluster: Cluster, store: JobStore
+    cluster: Cluster, cluster_store: JobStore
 ) -> None:
     """A key that another node has, and of another type, gives its error, no more."""
-    key = key_of(store, new_id())
-    client = store.client
+    key = key_of(cluster_store, new_id())
+    client = cluster_store.client
     assert isinstance(client, RedisCluster)
     owner = cluster.owner_of(key)
     with cluster.client(owner) as node:
@@ -164,16 +170,16 @@ def test_a_job_lives_on_a_cluster(cluster: Cluster, redis_url: str) -> None:
 
 
 def test_bytes_that_are_no_text_do_not_fail_a_read(
-    cluster: Cluster, store: JobStore
+    cluster: Cluster, cluster_store: JobStore
 ) -> None:
     """A client that decodes strictly reads any bytes, and then the right answers, on a
     Cluster as well.
     """
     jobs = [new_id() for _ in range(12)]
-    store.create(*(NewJob(job, START) for job in jobs))
+    cluster_store.create(*(NewJob(job, START) for job in jobs))
     for job in jobs:
-        store.client.hset(key_of(store, job), "m:x", b'"\xff"')
-    store.client.zadd("jobstate:active:all", {b"\xff": 2e15})
+        cluster_store.client.hset(key_of(cluster_store, job), "m:x", b'"\xff"')
+    cluster_store.client.zadd("jobstate:active:all", {b"\xff": 2e15})
     url = cluster.url.replace("redis+cluster", "redis")
     with redis.RedisCluster.from_url(url, decode_responses=True) as client:
         own = JobStore(client)

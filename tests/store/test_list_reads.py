@@ -58,13 +58,6 @@ print(peak() - before, len(page["items"]), page["cursor"] is not None)
 """
 
 
-@pytest.fixture
-def store(redis_url: str) -> Iterator[JobStore]:
-    store = JobStore(redis_url)
-    yield store
-    store.client.close()
-
-
 @pytest.fixture(scope="module")
 def large() -> Iterator[str]:
     """The URL of a server with a thousand jobs of 240 KiB each, one half of it in the

@@ -4,7 +4,7 @@ import json
 import random
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -40,19 +40,6 @@ class Diary(JobState):
 
     def __acl__(self) -> list[tuple[str, Any, Any]]:
         return [(Deny, self.owner, "view_job"), *super().__acl__()]
-
-
-@pytest.fixture
-def store(redis_url: str) -> Iterator[JobStore]:
-    store = JobStore(redis_url)
-    yield store
-    store.client.close()
-
-
-@pytest.fixture
-def app(redis_url: str) -> TestApp:
-    """An application with the jobs at their default path, and at two others."""
-    return make_app(make_config(redis_url, root_factory=mounted_root))
 
 
 def create(store: JobStore, count: int, start: Start = START) -> list[str]:

@@ -269,7 +269,7 @@ def take(both: Both, step: tuple[Any, ...]) -> None:
 
 
 @pytest.fixture(scope="module")
-def store(redis_server: Any) -> JobStore:
+def model_store(redis_server: Any) -> JobStore:
     return JobStore(redis.Redis.from_url(redis_server.url))
 
 
@@ -281,11 +281,11 @@ def store(redis_server: Any) -> JobStore:
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(st.lists(steps, min_size=3, max_size=30))
-def test_the_scripts_do_as_the_model(store: JobStore, path: list[Any]) -> None:
+def test_the_scripts_do_as_the_model(model_store: JobStore, path: list[Any]) -> None:
     """Whatever is asked and reported, twice, late or in another order: the store has
     what the model has.
     """
-    both = Both(store)
+    both = Both(model_store)
     for step in path:
         take(both, step)
         both.check()

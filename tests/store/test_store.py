@@ -27,11 +27,6 @@ from tests.jobs import RunMarathon
 from tests.support import START, key_of, wait_for
 
 
-@pytest.fixture
-def store(client: redis.Redis) -> JobStore:
-    return JobStore(client)
-
-
 class Writer:
     """A run that writes by hand."""
 

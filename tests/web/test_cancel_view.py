@@ -21,17 +21,6 @@ from tests.webapp import ADMIN, PLACES, ask, get, make_app, make_config, mounted
 ENDED = {"error": "The job has ended."}
 
 
-@pytest.fixture
-def store(client: redis.Redis) -> JobStore:
-    return JobStore(client)
-
-
-@pytest.fixture
-def app(redis_url: str) -> TestApp:
-    """An application with the jobs at their default path, and at two others."""
-    return make_app(make_config(redis_url, root_factory=mounted_root))
-
-
 def cancel(app: TestApp, path: str, user: str | None = "alice", **headers: str) -> Any:
     """Return the response to what job-state.js sends."""
     headers = {"X_Requested_With": "XMLHttpRequest", **headers}

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import dramatiq.broker
 import pytest
 import redis
 from dramatiq.brokers.redis import RedisBroker
@@ -19,13 +18,6 @@ from pyramid_jobstate import JobStateMiddleware, JobStore
 from tests.webapp import NOWHERE, get, make_broker, make_config, put_job
 
 HOST = "redis://:hush@localhost:7000"
-
-
-@pytest.fixture
-def set_broker(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Sets Dramatiq's global broker, which is unset at first, during the test."""
-    monkeypatch.setattr(dramatiq.broker, "global_broker", None)
-    return lambda broker: monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
 
 
 def start(

@@ -71,13 +71,6 @@ def refused(match: str) -> Iterator[pytest.ExceptionInfo[BaseException]]:
     assert caught.value.etype is ConfigurationError
 
 
-@pytest.fixture
-def set_broker(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Sets Dramatiq's global broker, which is unset at first, during the test."""
-    monkeypatch.setattr(dramatiq.broker, "global_broker", None)
-    return lambda broker: monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
-
-
 # The package.
 
 

@@ -82,14 +82,6 @@ class SitePolicy(Policy):
 
 
 @pytest.fixture
-def config(redis_url: str) -> Configurator:
-    """The configurator of an application that was made."""
-    config = make_config(redis_url, root_factory=mounted_root)
-    make_app(config)
-    return config
-
-
-@pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> type[CountingRoot]:
     """The root of an application, that was not made yet."""
     monkeypatch.setattr(CountingRoot, "made", 0)

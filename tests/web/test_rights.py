@@ -27,7 +27,6 @@ from tests.webapp import (
     make_broker,
     make_config,
     make_request,
-    mounted_root,
 )
 
 SECRET = "hush-4711"
@@ -48,16 +47,10 @@ class Relay(JobState):
 
 
 @pytest.fixture
-def store(redis_url: str) -> Iterator[JobStore]:
-    store = JobStore(redis_url)
-    yield store
-    store.client.close()
-
-
-@pytest.fixture
-def app(redis_url: str) -> TestApp:
-    app = make_app(make_config(redis_url, root_factory=mounted_root))
-    # It would refuse odd methods itself.
+def app(app: TestApp) -> TestApp:
+    """In place of the application that tests share: one that may be asked with odd
+    methods, which WebTest would refuse.
+    """
     return TestApp(app.app, lint=False)
 
 

@@ -56,7 +56,7 @@ def add_views(config: Configurator) -> None:
 
 
 @pytest.fixture
-def app() -> TestApp:
+def app_without_store() -> TestApp:
     config = make_config(NOWHERE, root_factory=mounted_root)
     add_views(config)
     config.include("pyramid_jobstate")
@@ -65,10 +65,10 @@ def app() -> TestApp:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_store_that_is_away_is_a_503_in_the_applications_views(
-    app: TestApp, path: str
+    app_without_store: TestApp, path: str
 ) -> None:
     """A view that asks a store which is away answers 503, and when to ask again."""
-    response = get(app, path, "alice")
+    response = get(app_without_store, path, "alice")
 
     assert response.status_code == 503
     assert response.headers["Retry-After"] == "5"
@@ -83,10 +83,10 @@ def test_store_that_is_away_is_a_503_in_the_applications_views(
     ],
 )
 def test_answer_is_of_the_accepted_type(
-    app: TestApp, accept: str, content_type: str
+    app_without_store: TestApp, accept: str, content_type: str
 ) -> None:
     """The application's 503 is a page for a browser, and JSON for who wants it."""
-    response = get(app, "/find", "alice", Accept=accept)
+    response = get(app_without_store, "/find", "alice", Accept=accept)
 
     assert response.status_code == 503
     assert response.content_type == content_type
@@ -94,9 +94,9 @@ def test_answer_is_of_the_accepted_type(
 
 
 @pytest.mark.parametrize("path", [f"/job_state/{UUID}", f"/jobs/{UUID}", "/jobs"])
-def test_our_answer_stays_json(app: TestApp, path: str) -> None:
+def test_our_answer_stays_json(app_without_store: TestApp, path: str) -> None:
     """Below our path the 503 is JSON, whatever the browser accepts."""
-    response = get(app, path, "alice", Accept="text/html")
+    response = get(app_without_store, path, "alice", Accept="text/html")
 
     assert response.status_code == 503
     assert response.json == {"error": "The job state store does not answer."}
@@ -282,12 +282,12 @@ def test_outage_raises_nothing_through_the_tweens(
 
 
 def test_outage_in_views_of_the_application_is_logged_once(
-    caplog: pytest.LogCaptureFixture, app: TestApp
+    caplog: pytest.LogCaptureFixture, app_without_store: TestApp
 ) -> None:
     """Our line is one, too, where the application's own code asks."""
     for _ in range(3):
         for path in PATHS:
-            get(app, path, "alice")
+            get(app_without_store, path, "alice")
 
     assert len(messages(caplog, "pyramid_jobstate", logging.INFO)) == 1
 
@@ -506,15 +506,17 @@ def test_commits_that_the_store_vetoes_are_not_logged_each(
 
 
 def test_question_that_asks_nothing_ends_no_outage(
-    app: TestApp, caplog: pytest.LogCaptureFixture
+    app_without_store: TestApp, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nobody makes the log say that the store is back by asking for what is no uuid."""
     caplog.set_level(logging.INFO, "pyramid_jobstate")
     caplog.clear()
 
     for _ in range(3):
-        assert get(app, f"/job_state/{UUID}", "alice").status_code == 503
-        assert get(app, "/job_state?uuid=x", "alice").json == {"jobs": {"x": None}}
+        assert get(app_without_store, f"/job_state/{UUID}", "alice").status_code == 503
+        assert get(app_without_store, "/job_state?uuid=x", "alice").json == {
+            "jobs": {"x": None}
+        }
 
     assert len(messages(caplog, "pyramid_jobstate", logging.INFO)) == 1
 

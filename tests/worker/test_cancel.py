@@ -26,7 +26,9 @@ CANCELLED = JobError(None, "The job was cancelled.")
 
 @pytest.fixture(params=["appended", "before", "without"])
 def broker(request: pytest.FixtureRequest, redis_url: str) -> RedisBroker:
-    """A broker with the middleware after Retries, before it, or without Retries."""
+    """In place of the worker tests' broker: one with the middleware after Retries,
+    before it, or without Retries.
+    """
     place = request.param
     return make_broker(
         redis_url,

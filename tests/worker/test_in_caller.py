@@ -38,7 +38,7 @@ from tests.incaller import InCallerBroker
 from tests.jobs import RunMarathon, load, make_broker, messages, store_of, wait_until
 from tests.jobs import working as worker_of
 from tests.support import SENT
-from tests.webapp import make_app, make_config, make_request
+from tests.webapp import make_app, make_request, make_tm_config
 
 #: The kinds of broker: one that says as little as it can, one that says all, and the
 #: package, where it is installed.
@@ -51,7 +51,7 @@ KINDS: dict[str, Callable[..., Any]] = {
 with contextlib.suppress(ImportError):
     KINDS["package"] = importlib.import_module("dramatiq_eager_broker").EagerBroker
 
-Make = Callable[..., dramatiq.Broker]
+InCaller = Callable[..., dramatiq.Broker]
 
 
 class Stop(Middleware):
@@ -71,7 +71,7 @@ class RefusedError(MiddlewareError):
 
 
 @pytest.fixture(params=KINDS)
-def make(request: pytest.FixtureRequest, redis_url: str) -> Iterator[Make]:
+def in_caller(request: pytest.FixtureRequest, redis_url: str) -> Iterator[InCaller]:
     """Makes a broker with the given middleware, and ours where None stands."""
     made = []
 
@@ -96,9 +96,11 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("fail_fast", [True, False])
-def test_a_job_that_returns_is_a_success_at_once(make: Make, fail_fast: bool) -> None:
+def test_a_job_that_returns_is_a_success_at_once(
+    in_caller: InCaller, fail_fast: bool
+) -> None:
     """When its sender goes on, the job is a success, with all that it has reported."""
-    broker = make(fail_fast=fail_fast)
+    broker = in_caller(fail_fast=fail_fast)
 
     @dramatiq.actor(broker=broker, job_state=RunMarathon)
     def run_marathon(miles: int, *, job_state: JobState) -> None:
@@ -127,12 +129,12 @@ def message_of_uuid(uuid: str) -> Any:
 @pytest.mark.parametrize("is_handling", [False, True])
 @pytest.mark.parametrize("fail_fast", [True, False])
 def test_a_job_that_fails_is_an_error_at_once(
-    make: Make, fail_fast: bool, is_handling: bool
+    in_caller: InCaller, fail_fast: bool, is_handling: bool
 ) -> None:
     """A job that raises is an error, also where the broker tells the sender alone; one
     that is sent while an exception is handled has nothing to do with that.
     """
-    broker = make(fail_fast=fail_fast)
+    broker = in_caller(fail_fast=fail_fast)
     seen = []
 
     @dramatiq.actor(broker=broker)
@@ -173,9 +175,9 @@ def note_ends(broker: dramatiq.Broker) -> list[str]:
     return ends
 
 
-def test_the_end_is_written_once(make: Make) -> None:
+def test_the_end_is_written_once(in_caller: InCaller) -> None:
     """One acknowledgement, of which the broker tells twice, is one end."""
-    broker = make()
+    broker = in_caller()
 
     @dramatiq.actor(broker=broker, job_state=True)
     def run_marathon() -> None: ...
@@ -186,10 +188,14 @@ def test_the_end_is_written_once(make: Make) -> None:
 
 
 @pytest.mark.parametrize("is_first", [False, True])
-def test_a_try_ends_before_the_next_one_begins(make: Make, is_first: bool) -> None:
+def test_a_try_ends_before_the_next_one_begins(
+    in_caller: InCaller, is_first: bool
+) -> None:
     """A job that is retried in place never reads as if it had failed for good."""
     retries = Retries(max_retries=3)
-    broker = make(*((None, retries) if is_first else (retries, None)), fail_fast=False)
+    broker = in_caller(
+        *((None, retries) if is_first else (retries, None)), fail_fast=False
+    )
     runs: list[int] = []
 
     @dramatiq.actor(broker=broker, job_state=True)
@@ -213,12 +219,12 @@ def inner(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize("fail_fast", [True, False])
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_job_within_a_job_leaves_that_alone(
-    make: Make, inner: str, fail_fast: bool, fails: bool
+    in_caller: InCaller, inner: str, fail_fast: bool, fails: bool
 ) -> None:
     """A job sends others, whatever becomes of them: what it reports afterwards lands,
     it ends as it should, and so do the others.
     """
-    broker = make(Stop(SkipMessage("not today")), fail_fast=fail_fast)
+    broker = in_caller(Stop(SkipMessage("not today")), fail_fast=fail_fast)
     seen: list[Any] = []
 
     def work(fate: str) -> None:
@@ -266,9 +272,9 @@ def test_a_job_within_a_job_leaves_that_alone(
             assert load(broker, message_of(job_state)).status == fate
 
 
-def test_an_actor_that_sends_itself_runs_within_itself(make: Make) -> None:
+def test_an_actor_that_sends_itself_runs_within_itself(in_caller: InCaller) -> None:
     """Each depth of a recursion is a job of its own, and keeps its own values."""
-    broker = make()
+    broker = in_caller()
     seen: dict[int, Any] = {}
 
     @dramatiq.actor(broker=broker)
@@ -285,11 +291,11 @@ def test_an_actor_that_sends_itself_runs_within_itself(make: Make) -> None:
         assert (state.status, state.progress_metrics) == ("success", {"depth": depth})
 
 
-def test_a_direct_call_within_a_job_is_detached(make: Make) -> None:
+def test_a_direct_call_within_a_job_is_detached(in_caller: InCaller) -> None:
     """An actor that a job calls, and does not send, keeps its values in memory: before
     another job ran within that one, in it, and afterwards.
     """
-    broker = make()
+    broker = in_caller()
     called: list[JobState] = []
 
     @dramatiq.actor(broker=broker)
@@ -317,9 +323,9 @@ def test_a_direct_call_within_a_job_is_detached(make: Make) -> None:
     assert store_of(broker).load_many([c.uuid for c in called]) == [None] * 6
 
 
-def test_callbacks_run_within_the_job_that_calls_them(make: Make) -> None:
+def test_callbacks_run_within_the_job_that_calls_them(in_caller: InCaller) -> None:
     """A job's callbacks run before it is acknowledged, and are jobs of their own."""
-    broker = make(Callbacks(), fail_fast=False)
+    broker = in_caller(Callbacks(), fail_fast=False)
     seen: list[Any] = []
 
     @dramatiq.actor(broker=broker)
@@ -344,11 +350,11 @@ def test_callbacks_run_within_the_job_that_calls_them(make: Make) -> None:
 @pytest.mark.parametrize("is_first", [False, True])
 @pytest.mark.parametrize("fail_fast", [True, False])
 def test_a_pipeline_runs_within_its_first_step(
-    make: Make, fail_fast: bool, is_first: bool
+    in_caller: InCaller, fail_fast: bool, is_first: bool
 ) -> None:
     """Each step of a pipeline ends as it should, those after one that failed too."""
     order = (None, Pipelines()) if is_first else (Pipelines(), None)
-    broker = make(*order, fail_fast=fail_fast)
+    broker = in_caller(*order, fail_fast=fail_fast)
 
     @dramatiq.actor(broker=broker, job_state=True)
     def step(miles: int, before: int = 0) -> int:
@@ -382,12 +388,12 @@ def test_a_pipeline_runs_within_its_first_step(
 @pytest.mark.parametrize("is_first", [False, True])
 @pytest.mark.parametrize("failures", [2, 9])
 def test_a_retry_runs_within_the_try_that_failed(
-    make: Make, is_first: bool, failures: int
+    in_caller: InCaller, is_first: bool, failures: int
 ) -> None:
     """A job that is retried in place counts its attempts, and ends as the last one."""
     retries = Retries(max_retries=3)
     order = (None, retries) if is_first else (retries, None)
-    broker = make(*order, fail_fast=False)
+    broker = in_caller(*order, fail_fast=False)
     attempts: list[int] = []
 
     @dramatiq.actor(broker=broker)
@@ -407,9 +413,9 @@ def test_a_retry_runs_within_the_try_that_failed(
     assert state.progress_metrics == {"attempt": len(attempts)}
 
 
-def test_a_retry_within_a_job_leaves_that_alone(make: Make) -> None:
+def test_a_retry_within_a_job_leaves_that_alone(in_caller: InCaller) -> None:
     """A job whose inner job is retried in place goes on when that has ended."""
-    broker = make(Retries(), fail_fast=False)
+    broker = in_caller(Retries(), fail_fast=False)
     seen: list[Any] = []
 
     @dramatiq.actor(broker=broker)
@@ -429,9 +435,9 @@ def test_a_retry_within_a_job_leaves_that_alone(make: Make) -> None:
     assert len(seen) == 3 and load(broker, seen[0]).status == "success"
 
 
-def test_a_try_that_another_middleware_stops_is_no_run(make: Make) -> None:
+def test_a_try_that_another_middleware_stops_is_no_run(in_caller: InCaller) -> None:
     """A job whose next try is skipped in place ends with what the first one raised."""
-    broker = make(Retries(), fail_fast=False)
+    broker = in_caller(Retries(), fail_fast=False)
 
     class StopRetries(Middleware):
         def before_process_message(self, broker: Any, message: Any) -> None:
@@ -449,9 +455,9 @@ def test_a_try_that_another_middleware_stops_is_no_run(make: Make) -> None:
     assert (state.status, state.attempt) in (("error", 1), ("cancelled", 1))
 
 
-def test_a_job_that_puts_itself_back_runs_within_itself(make: Make) -> None:
+def test_a_job_that_puts_itself_back_runs_within_itself(in_caller: InCaller) -> None:
     """The run that comes of it owns the record; the outer one may report in vain."""
-    broker = make()
+    broker = in_caller()
     runs: list[int] = []
 
     @dramatiq.actor(broker=broker)
@@ -472,10 +478,10 @@ def test_a_job_that_puts_itself_back_runs_within_itself(make: Make) -> None:
 @pytest.mark.parametrize("retried", [False, True])
 @pytest.mark.parametrize("fail_fast", [True, False])
 def test_a_job_that_is_cancelled_says_so(
-    make: Make, fail_fast: bool, retried: bool
+    in_caller: InCaller, fail_fast: bool, retried: bool
 ) -> None:
     """A job that is cancelled while it runs is cancelled, and never runs again."""
-    broker = make(*([Retries()] if retried else []), fail_fast=fail_fast)
+    broker = in_caller(*([Retries()] if retried else []), fail_fast=fail_fast)
     seen: list[Any] = []
 
     @dramatiq.actor(broker=broker)
@@ -493,11 +499,11 @@ def test_a_job_that_is_cancelled_says_so(
     assert (state.status, state.error) == ("cancelled", CANCELLED)
 
 
-def test_a_job_is_told_once_of_its_cancel_whatever_it_runs(make: Make) -> None:
+def test_a_job_is_told_once_of_its_cancel_whatever_it_runs(in_caller: InCaller) -> None:
     """A job that shields itself from its cancel, and runs another that is cancelled as
     well, is not told again.
     """
-    broker = make(fail_fast=False)
+    broker = in_caller(fail_fast=False)
     seen: list[Any] = []
 
     def be_cancelled(job_state: JobState) -> None:
@@ -523,9 +529,9 @@ def test_a_job_is_told_once_of_its_cancel_whatever_it_runs(make: Make) -> None:
     assert load(broker, seen[1]).status == "cancelled"
 
 
-def test_a_job_that_was_cancelled_before_does_not_run(make: Make) -> None:
+def test_a_job_that_was_cancelled_before_does_not_run(in_caller: InCaller) -> None:
     """A message whose job was cancelled while it was queued is skipped."""
-    broker = make()
+    broker = in_caller()
 
     @dramatiq.actor(broker=broker, job_state=True)
     def run_marathon() -> None:
@@ -544,13 +550,13 @@ def test_a_job_that_was_cancelled_before_does_not_run(make: Make) -> None:
 @pytest.mark.parametrize("fail_fast", [True, False])
 @pytest.mark.parametrize("error", [SkipMessage("not today"), RefusedError("not today")])
 def test_a_job_that_another_middleware_stops_never_began(
-    make: Make, fail_fast: bool, is_first: bool, error: Exception
+    in_caller: InCaller, fail_fast: bool, is_first: bool, error: Exception
 ) -> None:
     """A job that is skipped, or refused, before it began says why and reads attempt 0,
     wherever that middleware stands.
     """
     order = (None, Stop(error)) if is_first else (Stop(error), None)
-    broker = make(*order, fail_fast=fail_fast)
+    broker = in_caller(*order, fail_fast=fail_fast)
 
     @dramatiq.actor(broker=broker, job_state=True)
     def run_marathon(what: str) -> None:
@@ -567,9 +573,9 @@ def test_a_job_that_another_middleware_stops_never_began(
     assert (state.attempt, state.started_at) == (0, None)
 
 
-def test_async_actors_run_within_their_sender(make: Make) -> None:
+def test_async_actors_run_within_their_sender(in_caller: InCaller) -> None:
     """An async actor, and a job that one sends, are jobs as all others."""
-    broker = make(AsyncIO())
+    broker = in_caller(AsyncIO())
     seen: list[Any] = []
 
     @dramatiq.actor(broker=broker)
@@ -607,16 +613,14 @@ def test_async_actors_run_within_their_sender(make: Make) -> None:
 
 
 @pytest.fixture
-def site(
-    make: Make, redis_url: str, monkeypatch: pytest.MonkeyPatch
+def begin_request(
+    in_caller: InCaller, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[dramatiq.Broker], Any]:
     """Makes a request of Alice's in a transaction, whose broker is the global one."""
 
     def make_site(broker: dramatiq.Broker) -> Any:
         monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
-        hook = {"tm.manager_hook": "pyramid_tm.explicit_manager"}
-        config = make_config(redis_url, settings=hook)
-        config.include("pyramid_tm")
+        config = make_tm_config(redis_url)
         make_app(config)
         request = make_request(config, "alice")
         request.tm.begin()
@@ -626,12 +630,12 @@ def site(
 
 
 def test_a_job_that_leaves_with_the_transaction_runs_in_the_commit(
-    make: Make, site: Any
+    in_caller: InCaller, begin_request: Any
 ) -> None:
     """What a request sends in a transaction has ended when that has committed: jobs,
     those that they send, pipelines and groups.
     """
-    broker = make(Pipelines())
+    broker = in_caller(Pipelines())
     inner: list[Any] = []
 
     @dramatiq.actor(broker=broker)
@@ -643,7 +647,7 @@ def test_a_job_that_leaves_with_the_transaction_runs_in_the_commit(
             raise ValueError("Bad luck")
         return miles
 
-    request = site(broker)
+    request = begin_request(broker)
     send = request.job_states.send
     message = request.job_states.send_message
     one = send(run_marathon, 7)
@@ -670,18 +674,18 @@ def test_a_job_that_leaves_with_the_transaction_runs_in_the_commit(
 
 
 def test_a_job_that_is_sent_at_once_and_fails_is_an_error(
-    make: Make, site: Any
+    in_caller: InCaller, begin_request: Any
 ) -> None:
     """The sender hears of it, and the record stays: the job has run. The next step of
     its pipeline was not reached.
     """
-    broker = make(Pipelines())
+    broker = in_caller(Pipelines())
 
     @dramatiq.actor(broker=broker, job_state=True)
     def run_marathon(*args: int) -> None:
         raise ValueError("Bad luck")
 
-    request = site(broker)
+    request = begin_request(broker)
     steps = run_marathon.message() | run_marathon.message()
     with pytest.raises(ValueError, match="Bad luck"):
         request.job_states.send_immediately(steps)
@@ -693,28 +697,30 @@ def test_a_job_that_is_sent_at_once_and_fails_is_an_error(
 
 
 def test_a_request_within_a_request_keeps_what_the_outer_announced(
-    make: Make, site: Any
+    in_caller: InCaller, begin_request: Any
 ) -> None:
     """A job that sends with a request of its own leaves the outer one's jobs alone."""
-    broker = make()
+    broker = in_caller()
     seen: list[Any] = []
 
     @dramatiq.actor(broker=broker, job_state=True)
     def run_marathon(depth: int) -> None:
         if depth:
             inner = group([run_marathon.message(0)], broker=broker)
-            seen.extend(site(broker).job_states.send_immediately(inner))
+            seen.extend(begin_request(broker).job_states.send_immediately(inner))
 
-    request = site(broker)
+    request = begin_request(broker)
     members = group([run_marathon.message(1) for _ in range(2)], broker=broker)
     seen.extend(request.job_states.send_immediately(members))
     assert len(seen) == 4
     assert {request.job_states[s.uuid].status for s in seen} == {"success"}
 
 
-def test_nothing_is_left_behind(make: Make) -> None:
+def test_nothing_is_left_behind(in_caller: InCaller) -> None:
     """When all has ended, the middleware and the recorder keep nothing of any job."""
-    broker = make(Retries(max_retries=1), Stop(RefusedError("no")), fail_fast=False)
+    broker = in_caller(
+        Retries(max_retries=1), Stop(RefusedError("no")), fail_fast=False
+    )
     alive: list[weakref.ref[Any]] = []
 
     @dramatiq.actor(broker=broker)
@@ -764,12 +770,12 @@ def nothing_is_kept(ours: JobStateMiddleware) -> bool:
 
 @pytest.mark.parametrize("tracked", [False, True])
 def test_a_job_whose_end_nobody_told_ends_with_the_outer_one(
-    make: Make, tracked: bool
+    in_caller: InCaller, tracked: bool
 ) -> None:
     """A job whose acknowledgement is interrupted within another's is written to have
     ended when that ends.
     """
-    broker = make(None, Quitting())
+    broker = in_caller(None, Quitting())
     seen: list[Any] = []
 
     @dramatiq.actor(broker=broker)
@@ -798,11 +804,13 @@ def test_a_job_whose_end_nobody_told_ends_with_the_outer_one(
     assert nothing_is_kept(middleware_of(broker))
 
 
-def test_a_job_whose_end_nobody_told_ends_with_the_next_message(make: Make) -> None:
+def test_a_job_whose_end_nobody_told_ends_with_the_next_message(
+    in_caller: InCaller,
+) -> None:
     """Jobs whose acknowledgement is interrupted are written to have ended when their
     thread processes another message, which is not within them.
     """
-    broker = make(None, quitting := Quitting())
+    broker = in_caller(None, quitting := Quitting())
     ours = middleware_of(broker)
     seen: list[Any] = []
 
@@ -997,12 +1005,12 @@ def test_a_skipped_job_has_nothing_to_do_with_what_its_sender_handles(
 
 @pytest.mark.parametrize("is_handling", [False, True])
 def test_a_job_whose_actor_fails_before_its_function_is_an_error(
-    make: Make, is_handling: bool
+    in_caller: InCaller, is_handling: bool
 ) -> None:
     """What is wrapped around the function may raise, and the broker tells the sender
     alone.
     """
-    broker = make()
+    broker = in_caller()
 
     class Failing(dramatiq.Actor[Any, Any]):
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -1027,12 +1035,12 @@ def test_a_job_whose_actor_fails_before_its_function_is_an_error(
 
 @pytest.mark.parametrize("fail_fast", [True, False])
 def test_a_job_that_returns_has_nothing_to_do_with_what_its_sender_handles(
-    make: Make, fail_fast: bool
+    in_caller: InCaller, fail_fast: bool
 ) -> None:
     """A job is a success though its function was called in another thread, and its
     sender is about to handle an exception.
     """
-    broker = make(fail_fast=fail_fast)
+    broker = in_caller(fail_fast=fail_fast)
 
     class InThread(dramatiq.Actor[Any, Any]):
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -1050,7 +1058,7 @@ def test_a_job_that_returns_has_nothing_to_do_with_what_its_sender_handles(
 
 
 def test_a_job_that_has_returned_is_a_success_whatever_stops_its_sender(
-    make: Make,
+    in_caller: InCaller,
 ) -> None:
     """What interrupts a middleware after the job does not make it an error."""
 
@@ -1058,7 +1066,7 @@ def test_a_job_that_has_returned_is_a_success_whatever_stops_its_sender(
         def after_process_message(self, *args: Any, **kwargs: Any) -> None:
             raise KeyboardInterrupt
 
-    broker = make(None, Interrupted())
+    broker = in_caller(None, Interrupted())
     seen: list[Any] = []
 
     @dramatiq.actor(broker=broker)
@@ -1135,11 +1143,11 @@ class Unsettling(Middleware):
             raise SkipMessage
 
 
-def test_jobs_of_two_greenlets_are_not_each_other_s(make: Make) -> None:
+def test_jobs_of_two_greenlets_are_not_each_other_s(in_caller: InCaller) -> None:
     """A job that runs in another greenlet of the thread is none of the business of the
     one that ends: it goes on reporting, and its own end is written.
     """
-    broker = make()
+    broker = in_caller()
     main = greenlet.getcurrent()
     uuids: list[str] = []
 

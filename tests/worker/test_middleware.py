@@ -54,12 +54,6 @@ from tests.jobs import (
 )
 from tests.support import SENT, key_of, wait_for
 
-
-@pytest.fixture
-def broker(redis_url: str) -> RedisBroker:
-    return make_broker(redis_url)
-
-
 # Which actors are tracked.
 
 

@@ -32,6 +32,7 @@ LOGGER = "pyramid_jobstate.recorder"
 
 @pytest.fixture
 def store(server: EmbeddedServer) -> JobStore:
+    """In place of the store that tests share: one that the test may stop or freeze."""
     return JobStore(server.url)
 
 
@@ -41,12 +42,12 @@ def admin(server: EmbeddedServer) -> Iterator[redis.Redis]:
         yield client
 
 
-Make = Callable[..., Recorder]
+MakeRecorder = Callable[..., Recorder]
 
 
 @pytest.fixture
-def make(store: JobStore) -> Iterator[Make]:
-    """Make recorders that are stopped when the test is over."""
+def make_recorder(store: JobStore) -> Iterator[MakeRecorder]:
+    """MakeRecorder recorders that are stopped when the test is over."""
     made = []
 
     def make(store: JobStore = store, **options: float) -> Recorder:
@@ -62,8 +63,8 @@ def make(store: JobStore) -> Iterator[Make]:
 
 
 @pytest.fixture
-def recorder(make: Make) -> Recorder:
-    return make()
+def recorder(make_recorder: MakeRecorder) -> Recorder:
+    return make_recorder()
 
 
 class Job(JobState):
@@ -116,9 +117,11 @@ def writes(admin: redis.Redis) -> int:
     return int(stats.get("cmdstat_evalsha", {}).get("calls", 0))
 
 
-def test_a_tight_loop_costs_ten_writes_a_second(make: Make, admin: redis.Redis) -> None:
+def test_a_tight_loop_costs_ten_writes_a_second(
+    make_recorder: MakeRecorder, admin: redis.Redis
+) -> None:
     """However often a job reports, the server gets ten writes a second."""
-    job = Job(make(interval=0.1)).begin()
+    job = Job(make_recorder(interval=0.1)).begin()
     before, began, count = writes(admin), time.monotonic(), 0
     while count < 200_000 or time.monotonic() < began + 1:
         for _ in range(1000):
@@ -131,10 +134,10 @@ def test_a_tight_loop_costs_ten_writes_a_second(make: Make, admin: redis.Redis) 
 
 
 def test_all_jobs_are_written_together(
-    make: Make, monkeypatch: pytest.MonkeyPatch
+    make_recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The updates of many jobs go in one round trip."""
-    recorder = make(interval=60)
+    recorder = make_recorder(interval=60)
     jobs = [Job(recorder).begin() for _ in range(50)]
     # The server has not been told of the script before.
     jobs[0].set_message("here we go")
@@ -169,10 +172,12 @@ def test_a_pipeline_has_a_limited_length(
     assert max(sizes) <= 2
 
 
-def test_a_silent_job_is_said_to_be_running(make: Make, admin: redis.Redis) -> None:
+def test_a_silent_job_is_said_to_be_running(
+    make_recorder: MakeRecorder, admin: redis.Redis
+) -> None:
     """A job that reports nothing is heard of all the same, and does not stall."""
     store = JobStore(admin, stalled_after=2)
-    job = Job(make(store, heartbeat=0.05)).begin()
+    job = Job(make_recorder(store, heartbeat=0.05)).begin()
     key = key_of(store, job.uuid)
     before = admin.hmget(key, "seen", "updated")
     seen = set()
@@ -181,17 +186,19 @@ def test_a_silent_job_is_said_to_be_running(make: Make, admin: redis.Redis) -> N
     assert admin.hget(key, "updated") == before[1]
 
 
-def test_a_job_is_written_when_it_begins(make: Make) -> None:
+def test_a_job_is_written_when_it_begins(make_recorder: MakeRecorder) -> None:
     """When begin() returns, a viewer sees the job at work."""
-    job = Job(make(interval=60), start=START._replace(attempt=2)).begin()
+    job = Job(make_recorder(interval=60), start=START._replace(attempt=2)).begin()
     state = job.load()
     assert (state.status, state.attempt, state.owner) == ("working", 2, "alice")
     assert state.job_params == {"miles": 26}
 
 
-def test_the_end_carries_the_last_values(make: Make, admin: redis.Redis) -> None:
+def test_the_end_carries_the_last_values(
+    make_recorder: MakeRecorder, admin: redis.Redis
+) -> None:
     """When end() returns, everything is stored, and nothing is kept any more."""
-    job = Job(make(interval=60)).begin()
+    job = Job(make_recorder(interval=60)).begin()
     job.set_progress_metrics(miles=26, name="Åsa")
     job.set_progress(3, 26, "miles", "Done")
     assert job.end("error", error=JobError("ValueError", "bad"))
@@ -204,9 +211,11 @@ def test_the_end_carries_the_last_values(make: Make, admin: redis.Redis) -> None
         job.set_message("late")
 
 
-def test_flush_says_whether_all_is_stored(make: Make, server: EmbeddedServer) -> None:
+def test_flush_says_whether_all_is_stored(
+    make_recorder: MakeRecorder, server: EmbeddedServer
+) -> None:
     """flush() waits until everything is stored, and no longer than it may."""
-    job = Job(make(interval=60)).begin()
+    job = Job(make_recorder(interval=60)).begin()
     job.set_message("one")
     assert job.flush(10)
     assert job.load().message == "one"
@@ -257,13 +266,13 @@ def test_sixteen_threads_lose_nothing(recorder: Recorder) -> None:
 
 
 def test_an_end_that_is_seen_early_is_waited_for(
-    make: Make, monkeypatch: pytest.MonkeyPatch
+    make_recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A job that comes to its end just when its last update is being gathered need not
     wait for another one.
     """
     monkeypatch.setattr(recorder_module, "PATIENCE", 60.0)
-    job = Job(make(interval=60)).begin()
+    job = Job(make_recorder(interval=60)).begin()
     done = threading.Event()
     take = Delivery.take
 
@@ -282,9 +291,9 @@ def test_an_end_that_is_seen_early_is_waited_for(
 # Stopping.
 
 
-def test_stop_writes_what_is_left(make: Make) -> None:
+def test_stop_writes_what_is_left(make_recorder: MakeRecorder) -> None:
     """A worker that stops leaves nothing unsaid, and its thread ends."""
-    recorder = make(interval=60)
+    recorder = make_recorder(interval=60)
     job = Job(recorder).begin()
     thread = recorder._thread
     job.set_message("last words")
@@ -297,11 +306,11 @@ def test_stop_writes_what_is_left(make: Make) -> None:
     recorder.stop()
 
 
-def test_stop_leaves_the_jobs_of_others_alone(make: Make) -> None:
+def test_stop_leaves_the_jobs_of_others_alone(make_recorder: MakeRecorder) -> None:
     """A worker that stops beside another one in its process does not silence that one's
     jobs: they report, and hear of a cancel.
     """
-    recorder = make(heartbeat=0.05)
+    recorder = make_recorder(heartbeat=0.05)
     job = Job(recorder).begin()
     recorder.stop()
     job.set_message("on we go")
@@ -458,7 +467,7 @@ def test_an_outage_is_one_warning_and_one_info(
 
 
 def test_memory_is_bounded_while_the_store_is_away(
-    make: Make,
+    make_recorder: MakeRecorder,
     server: EmbeddedServer,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -466,7 +475,7 @@ def test_memory_is_bounded_while_the_store_is_away(
     """The ends of jobs that do not fit are forgotten, the oldest first, with one error;
     those that do, and what still runs, are stored when the store is back.
     """
-    recorder = make(heartbeat=0.2)
+    recorder = make_recorder(heartbeat=0.2)
     running = Job(recorder).begin()
     server.stop()
     long = START._replace(params='{"text":"%s"}' % ("x" * 2000))
@@ -528,11 +537,13 @@ def slow_store(server: EmbeddedServer) -> JobStore:
     return JobStore(redis.Redis.from_url(server.url, socket_timeout=60))
 
 
-def test_starts_and_ends_wait_for_a_second(make: Make, server: EmbeddedServer) -> None:
+def test_starts_and_ends_wait_for_a_second(
+    make_recorder: MakeRecorder, server: EmbeddedServer
+) -> None:
     """A store that does not answer holds up a job's start and its end for a while, not
     as long as the connection would.
     """
-    job = Job(make(slow_store(server)))
+    job = Job(make_recorder(slow_store(server)))
     began = time.monotonic()
     with frozen(server):
         job.begin()
@@ -542,13 +553,13 @@ def test_starts_and_ends_wait_for_a_second(make: Make, server: EmbeddedServer) -
 
 
 def test_an_end_that_nobody_waits_for_is_written_soon(
-    make: Make, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+    make_recorder: MakeRecorder, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An end that came while a write was under way, and was waited for in vain, is
     written as soon as that is over, not at the next heartbeat.
     """
     monkeypatch.setattr(recorder_module, "PATIENCE", 0.1)
-    job = Job(make(slow_store(server), heartbeat=3600)).begin()
+    job = Job(make_recorder(slow_store(server), heartbeat=3600)).begin()
     with frozen(server):
         assert not job.flush(0.1)
         assert not job.end()
@@ -556,10 +567,10 @@ def test_an_end_that_nobody_waits_for_is_written_soon(
 
 
 def test_nobody_waits_for_a_store_that_has_been_away(
-    make: Make, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+    make_recorder: MakeRecorder, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once the store has failed, starts and ends do not wait for it again."""
-    recorder = make(slow_store(server))
+    recorder = make_recorder(slow_store(server))
     first = Job(recorder).begin()
     server.stop()
     first.set_message("on we go")
@@ -610,23 +621,23 @@ def test_an_end_that_was_kept_goes_before_the_next_try(
 
 
 def test_a_next_try_elsewhere_is_no_trouble(
-    make: Make, caplog: pytest.LogCaptureFixture
+    make_recorder: MakeRecorder, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The next try may begin elsewhere before the end of the one before is written."""
-    first = Job(make()).begin()
-    second = Job(make(), first.uuid).begin()
+    first = Job(make_recorder()).begin()
+    second = Job(make_recorder(), first.uuid).begin()
     assert not first.end("retrying")
     assert second.load().status == "working"
     assert not messages(caplog, LOGGER)
 
 
 def test_a_store_that_came_back_empty_is_told_everything(
-    make: Make, admin: redis.Redis
+    make_recorder: MakeRecorder, admin: redis.Redis
 ) -> None:
     """A job that is running is visible again with all that is known of it, although it
     has nothing new to say.
     """
-    job = Job(make(heartbeat=0.05)).begin()
+    job = Job(make_recorder(heartbeat=0.05)).begin()
     job.set_progress_metrics(miles=3, names=["a", "b"])
     job.set_progress(3, 26, "miles", "On we go")
     job.append_log("line")
@@ -663,12 +674,12 @@ def test_an_end_that_waits_is_written_to_an_empty_store(
 
 
 def test_an_expired_record_is_not_made_anew(
-    make: Make, admin: redis.Redis, caplog: pytest.LogCaptureFixture
+    make_recorder: MakeRecorder, admin: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A run that was frozen for so long that its job may have ended elsewhere, and
     expired, leaves it so.
     """
-    job = Job(make(heartbeat=0.05)).begin()
+    job = Job(make_recorder(heartbeat=0.05)).begin()
     store = job.recorder.store
     write = store.write
 
@@ -763,7 +774,7 @@ def test_a_cancelled_job_does_not_begin(
 
 
 def test_a_cancelled_job_that_began_nevertheless_is_told(
-    make: Make,
+    make_recorder: MakeRecorder,
     server: EmbeddedServer,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -772,7 +783,7 @@ def test_a_cancelled_job_that_began_nevertheless_is_told(
     cancelled even if it returns, which is logged.
     """
     monkeypatch.setattr(recorder_module, "PATIENCE", 0.1)
-    job = Job(make(slow_store(server)))
+    job = Job(make_recorder(slow_store(server)))
     store = job.recorder.store
     store.create(NewJob(job.uuid, START))
     assert store.cancel(job.uuid, START)
@@ -787,7 +798,7 @@ def test_a_cancelled_job_that_began_nevertheless_is_told(
 
 
 def test_a_job_that_ended_before_the_store_answered_stays_cancelled(
-    make: Make,
+    make_recorder: MakeRecorder,
     server: EmbeddedServer,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -796,7 +807,7 @@ def test_a_job_that_ended_before_the_store_answered_stays_cancelled(
     stays cancelled, which is logged once.
     """
     monkeypatch.setattr(recorder_module, "PATIENCE", 0.1)
-    recorder = make(slow_store(server))
+    recorder = make_recorder(slow_store(server))
     job, other = Job(recorder), Job(recorder).begin()
     recorder.store.create(NewJob(job.uuid, START))
     assert recorder.store.cancel(job.uuid, START)
@@ -838,13 +849,13 @@ def test_a_running_job_learns_of_the_cancel_once_it_reports(
 
 
 def test_a_cancel_is_heard_though_another_program_has_written_its_list(
-    make: Make, admin: redis.Redis, caplog: pytest.LogCaptureFixture
+    make_recorder: MakeRecorder, admin: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A key that another program has written holds up nothing: a beat tells, and one
     warning says so.
     """
     admin.set("jobstate:cancels", "not a list")
-    job = Job(make(heartbeat=0.05)).begin()
+    job = Job(make_recorder(heartbeat=0.05)).begin()
     assert job.recorder.store.cancel(job.uuid, START)
     wait_for(lambda: job.delivery.run.cancel_requested)
     assert job.end("cancelled")
@@ -853,13 +864,13 @@ def test_a_cancel_is_heard_though_another_program_has_written_its_list(
 
 
 def test_a_message_that_was_put_back_finds_its_cancelled_record(
-    make: Make, store: JobStore
+    make_recorder: MakeRecorder, store: JobStore
 ) -> None:
     """A run that was told that its stalled job was cancelled, and had put its message
     back, has the record live until that comes.
     """
     short = store.replace(stalled_after=0.01, active_expire_in=1000, expire_in=100)
-    job = Job(make(short, heartbeat=0.05)).begin()
+    job = Job(make_recorder(short, heartbeat=0.05)).begin()
     with job.recorder._lock:
         wait_for(lambda: job.reads("stalled"))
         assert short.cancel(job.uuid, START)
@@ -871,12 +882,12 @@ def test_a_message_that_was_put_back_finds_its_cancelled_record(
 
 
 def test_a_job_hears_of_its_cancel_after_one_failure(
-    make: Make, store: JobStore, monkeypatch: pytest.MonkeyPatch
+    make_recorder: MakeRecorder, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A recorder that could not ask for cancels once asks again, though it has nothing
     to write.
     """
-    job = Job(make(heartbeat=3600)).begin()
+    job = Job(make_recorder(heartbeat=3600)).begin()
     failed = threading.Event()
     cancels = store.cancels
 
@@ -892,11 +903,13 @@ def test_a_job_hears_of_its_cancel_after_one_failure(
     wait_for(lambda: job.delivery.run.cancel_requested)
 
 
-def test_a_job_hears_of_its_cancel_though_another_met_a_failure(make: Make) -> None:
+def test_a_job_hears_of_its_cancel_though_another_met_a_failure(
+    make_recorder: MakeRecorder,
+) -> None:
     """A job that begins just after the store has failed somebody else waits for a
     moment all the same: it may have been cancelled.
     """
-    recorder = make(interval=5)
+    recorder = make_recorder(interval=5)
     job = Job(recorder)
     recorder.store.create(NewJob(job.uuid, START))
     assert recorder.store.cancel(job.uuid, START)
@@ -905,10 +918,10 @@ def test_a_job_hears_of_its_cancel_though_another_met_a_failure(make: Make) -> N
     assert job.delivery.run.cancel_requested
 
 
-def test_a_job_that_is_lost_already_ends_at_once(make: Make) -> None:
+def test_a_job_that_is_lost_already_ends_at_once(make_recorder: MakeRecorder) -> None:
     """The end of a run that is fenced off waits for nobody."""
-    old = Job(make(heartbeat=0.05)).begin()
-    Job(make(), old.uuid).begin()
+    old = Job(make_recorder(heartbeat=0.05)).begin()
+    Job(make_recorder(), old.uuid).begin()
     wait_for(lambda: not old.is_recorded)
     old.recorder._outage.begin()
     assert not old.end("success")
@@ -950,13 +963,13 @@ def admin_address(admin: redis.Redis) -> str:
 
 
 def test_an_older_run_is_told_once(
-    make: Make, caplog: pytest.LogCaptureFixture
+    make_recorder: MakeRecorder, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A run whose message runs elsewhere by now changes nothing, and one warning says
     so.
     """
-    old = Job(make(heartbeat=0.05)).begin()
-    new = Job(make(), old.uuid).begin()
+    old = Job(make_recorder(heartbeat=0.05)).begin()
+    new = Job(make_recorder(), old.uuid).begin()
     new.set_message("new")
     assert new.flush(10)
     wait_for(lambda: not old.is_recorded)
@@ -974,12 +987,12 @@ def test_an_older_run_is_told_once(
 
 
 def test_an_interrupt_at_the_start_leaves_nothing_behind(
-    make: Make, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+    make_recorder: MakeRecorder, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thread that is interrupted while its job's start is written ends that as any
     other, and nothing beats for ever.
     """
-    recorder = make(slow_store(server))
+    recorder = make_recorder(slow_store(server))
     assert Job(recorder).begin().end()
     job = Job(recorder)
 
@@ -1001,12 +1014,12 @@ def test_an_interrupt_at_the_start_leaves_nothing_behind(
 
 
 def test_an_interrupt_at_the_end_leaves_nothing_behind(
-    make: Make, server: EmbeddedServer
+    make_recorder: MakeRecorder, server: EmbeddedServer
 ) -> None:
     """The end of a job whose thread is interrupted while it waits is written all the
     same.
     """
-    recorder = make(slow_store(server))
+    recorder = make_recorder(slow_store(server))
     job = Job(recorder).begin()
     interrupted = threading.Event()
 
@@ -1027,13 +1040,15 @@ def test_an_interrupt_at_the_end_leaves_nothing_behind(
 
 
 def test_a_job_whose_thread_is_gone_is_not_said_to_be_running(
-    make: Make, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+    make_recorder: MakeRecorder,
+    server: EmbeddedServer,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A thread that dies without a word, as Dramatiq's do when they are interrupted at
     the wrong time, leaves a job that stalls.
     """
     store = JobStore(server.url, stalled_after=0.2)
-    recorder = make(store, heartbeat=0.05)
+    recorder = make_recorder(store, heartbeat=0.05)
     jobs: list[Job] = []
     in_thread(lambda: jobs.append(Job(recorder).begin())).join()
     (job,) = jobs
@@ -1139,13 +1154,13 @@ def test_a_drop_that_comes_too_late_is_no_trouble(
 
 
 def test_a_job_that_runs_for_long_stays_listed(
-    store: JobStore, make: Make, admin: redis.Redis
+    store: JobStore, make_recorder: MakeRecorder, admin: redis.Redis
 ) -> None:
     """A job that runs for longer than `active_expire_in` is in the lists all the while,
     though others come and trim them.
     """
     store = store.replace(active_expire_in=0.4)
-    job = Job(make(store, heartbeat=0.05)).begin()
+    job = Job(make_recorder(store, heartbeat=0.05)).begin()
     begun = time.monotonic()
     while time.monotonic() - begun < 1.0:
         store.create(NewJob(new_id(), START))

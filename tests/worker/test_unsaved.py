@@ -18,11 +18,6 @@ from tests.support import START, UUID
 
 
 @pytest.fixture
-def run():
-    return Run()
-
-
-@pytest.fixture
 def delivery(run):
     return Delivery(UUID, run, START)
 

@@ -1,0 +1,23 @@
+"""Pages, and what they ask."""
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+from tests.pollserver import PollServer
+
+
+@pytest.fixture(scope="module")
+def tab(browser: Browser) -> Iterator[Page]:
+    """A page that the tests take in turn, since to make one takes long."""
+    with browser.new_context() as context:
+        yield context.new_page()
+
+
+@pytest.fixture
+def poll_server() -> Iterator[PollServer]:
+    """A server whose answers the test writes."""
+    server = PollServer()
+    yield server
+    server.close()
