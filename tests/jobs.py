@@ -4,15 +4,17 @@ import contextlib
 import logging
 import threading
 import uuid
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker
-from dramatiq.middleware import Middleware, default_middleware
+from dramatiq.middleware import Middleware, Retries, default_middleware
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
-from tests.support import wait_for
+from tests.support import load_job, wait_for
+
+R = TypeVar("R")
 
 
 class RunMarathon(JobState):
@@ -38,6 +40,17 @@ def make_broker(
     return broker
 
 
+def make_placed_broker(url: str, place: str) -> RedisBroker:
+    """Return a broker with the middleware after Retries ("appended"), "before" it, or
+    "without" Retries.
+    """
+    return make_broker(
+        url,
+        before=Retries if place == "before" else None,
+        without=Retries if place == "without" else None,
+    )
+
+
 def store_of(broker: dramatiq.Broker) -> JobStore:
     """Return the store of a broker's middleware."""
     for middleware in broker.middleware:
@@ -48,9 +61,7 @@ def store_of(broker: dramatiq.Broker) -> JobStore:
 
 def load(broker: dramatiq.Broker, message: dramatiq.Message[Any]) -> JobState:
     """Return the state of a message's job."""
-    state = store_of(broker).load(message.message_id)
-    assert state is not None
-    return state
+    return load_job(store_of(broker), message.message_id)
 
 
 def wait_until(
@@ -65,7 +76,7 @@ def wait_until(
         state = store_of(broker).load(message.message_id)
         return state if state is not None and state.status in statuses else None
 
-    return wait_for(reached, timeout)  # type: ignore[return-value]
+    return wait_for(reached, timeout)
 
 
 @contextlib.contextmanager
@@ -77,6 +88,13 @@ def working(broker: dramatiq.Broker, threads: int = 4) -> Iterator[dramatiq.Work
         yield worker
     finally:
         worker.stop(timeout=10_000)
+
+
+def job_actor(**options: Any) -> Callable[[Callable[..., R]], dramatiq.Actor[..., R]]:
+    """Declare an actor, as `dramatiq.actor` does. By its types, what is sent to it need
+    not have the `job_state` that its function takes.
+    """
+    return dramatiq.actor(**options)
 
 
 class Gate:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from pyramid_jobstate import JobStore
+from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.record import Start
 
@@ -26,7 +26,14 @@ def key_of(store: JobStore, uuid: str) -> str:
     return f"{store.namespace}:{uuid}"
 
 
-def wait_for(condition: Callable[[], T], timeout: float = 5.0) -> T:
+def load_job(store: JobStore, uuid: str) -> JobState:
+    """Return the state of a job, which must have a record."""
+    state = store.load(uuid)
+    assert state is not None
+    return state
+
+
+def wait_for(condition: Callable[[], T | None], timeout: float = 5.0) -> T:
     """Wait until a condition holds, and return the true value that it gave.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import redis
-from dramatiq import Broker, Message, actor
+from dramatiq import Message, actor
 from dramatiq.brokers.redis import RedisBroker
 from pyramid.authorization import ACLHelper, Allow, Authenticated, Everyone
 from pyramid.config import Configurator
@@ -40,8 +40,8 @@ class Policy:
 class Root(dict[str, Any]):
     """The application's own resource, in which admins may do everything with jobs."""
 
-    __name__ = None
-    __parent__ = None
+    __name__: str | None = None
+    __parent__: "Root | None" = None
     __acl__: Any = (
         (Allow, Everyone, ("view", "edit")),
         (Allow, ADMIN, ("view_job", "cancel_job", "list_jobs")),
@@ -127,7 +127,8 @@ def ask(
 def queued(client: redis.Redis, name: str = "default") -> list[Message[Any]]:
     """Return the messages in the broker's queue, the oldest first."""
     ids = client.lrange(f"dramatiq:{name}", 0, -1)
-    return [Message.decode(client.hget(f"dramatiq:{name}.msgs", i)) for i in ids]
+    found: Any = [client.hget(f"dramatiq:{name}.msgs", i) for i in ids]
+    return [Message.decode(message) for message in found]
 
 
 def put_job(client: redis.Redis, **fields: str | bytes | int) -> str:
@@ -137,7 +138,7 @@ def put_job(client: redis.Redis, **fields: str | bytes | int) -> str:
     job_uuid = str(fields.pop("uuid", uuid.uuid4()))
     seconds, micros = client.time()
     now = seconds * 1000 + micros // 1000
-    usual: dict[str, Any] = {
+    usual: dict[Any, Any] = {
         "kind": "RunMarathon",
         "actor": "run_marathon",
         "attempt": 1,
@@ -151,11 +152,11 @@ def put_job(client: redis.Redis, **fields: str | bytes | int) -> str:
         "updated": now,
         "seen": now,
     }
-    client.hset(f"jobstate:{job_uuid}", mapping={**usual, **fields})
+    client.hset(f"jobstate:{job_uuid}", mapping=usual | fields)
     return job_uuid
 
 
-def make_broker(url: str, middleware: JobStateMiddleware | None = None) -> Broker:
+def make_broker(url: str, middleware: JobStateMiddleware | None = None) -> RedisBroker:
     """Return a broker with the actors run_marathon, and sweep, which is not tracked."""
     broker = RedisBroker(url=url)
     broker.add_middleware(middleware or JobStateMiddleware())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
@@ -27,9 +28,10 @@ def fill(server: EmbeddedServer, namespace: str, count: int) -> JobStore:
         put_job(store, owner=OWNER, metrics={"miles": 12})
     ended = put_job(store, status="success", owner=OWNER, metrics={"miles": 26})
     client = store.client
-    fields = client.hgetall(key_of(store, ended.uuid))
+    fields: Any = client.hgetall(key_of(store, ended.uuid))
     keys = client.keys(f"{namespace}:ended:*")
     (score,) = client.zmscore(keys[0], [ended.uuid])
+    assert score is not None
     for first in range(0, count - ACTIVE - 1, 1000):
         uuids = [str(uuid.uuid4()) for _ in range(1000)]
         with client.pipeline(transaction=False) as pipe:

@@ -125,7 +125,11 @@ def api(redis_url: str, request: pytest.FixtureRequest) -> Iterator[str]:
     """
     config = make_config(redis_url)
     config.include("pyramid_jobstate")
-    with make_server("127.0.0.1", 0, None, handler_class=Quiet) as server:
+
+    def as_alice(environ: Any, start_response: Any) -> Any:
+        return app({**environ, "HTTP_X_USER": "alice"}, start_response)
+
+    with make_server("127.0.0.1", 0, as_alice, handler_class=Quiet) as server:
         port = server.server_port
         api = f"http://127.0.0.1:{port}"
         cors(f"http://localhost:{port}" if request.param else SHOP)(config)
@@ -134,9 +138,6 @@ def api(redis_url: str, request: pytest.FixtureRequest) -> Iterator[str]:
             lambda request: Response(PAGE.format(api=api)), route_name="page"
         )
         app = config.make_wsgi_app()
-        server.set_app(
-            lambda environ, start: app({**environ, "HTTP_X_USER": "alice"}, start)
-        )
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield api

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page
@@ -1067,9 +1067,11 @@ def test_announcements_are_few(stage: Stage) -> None:
     )
 
     def said(count: int) -> list[str]:
-        return wait_for(
-            lambda: (s := stage.page.evaluate("said")) and len(s) >= count and s
-        )
+        def enough() -> list[str] | None:
+            found: list[str] = stage.page.evaluate("said")
+            return found if len(found) >= count else None
+
+        return wait_for(enough)
 
     stage.show(data(progress=progress(1, 100)))
     assert said(1) == ["Run marathon: Running"]
@@ -1101,7 +1103,9 @@ def test_there_is_one_live_region(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing(stage: Stage, node_modules: Path, scheme: str) -> None:
+def test_axe_finds_nothing(
+    stage: Stage, node_modules: Path, scheme: Literal["light", "dark"]
+) -> None:
     """Elements in every state are accessible, in contrast too, in light and dark."""
     stage.page.emulate_media(color_scheme=scheme)
     names = [*STATES, "lost", "loading"]
@@ -1232,6 +1236,7 @@ def test_script_is_light() -> None:
 
 def test_script_is_of_2018(node_modules: Path) -> None:
     """Browsers since ES2018 can read the script."""
-    command = [node_modules / ".bin" / "acorn", "--ecma2018", "--silent"]
-    done = subprocess.run([*command, STATIC / "job-state.js"], check=False)
+    acorn = node_modules / ".bin" / "acorn"
+    command = [str(acorn), "--ecma2018", "--silent", str(STATIC / "job-state.js")]
+    done = subprocess.run(command, check=False)
     assert done.returncode == 0

@@ -457,7 +457,7 @@ def lossy(proxy: FaultyProxy) -> JobStore:
     """A store whose replies may be lost, with its scripts known to the server."""
     store = JobStore(proxy.url)
     for script in SCRIPTS.values():
-        store.client.script_load(script.text)  # type: ignore[no-untyped-call]
+        store.client.script_load(script.text)
     return store
 
 

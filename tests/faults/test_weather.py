@@ -178,8 +178,10 @@ def weather_scene(
     request: pytest.FixtureRequest, redis_url: str, tmp_path: Any
 ) -> Iterator[Scene]:
     is_kept = getattr(request, "param", False)
-    options = {"directory": str(tmp_path), "arguments": ["--appendonly", "yes"]}
-    with EmbeddedServer(**(options if is_kept else {})) as server:
+    options: dict[str, Any] = {}
+    if is_kept:
+        options = {"directory": str(tmp_path), "arguments": ["--appendonly", "yes"]}
+    with EmbeddedServer(**options) as server:
         scene = Scene(redis_url, server)
         with working(scene.broker, threads=2):
             yield scene
@@ -336,12 +338,16 @@ def test_a_store_that_goes_and_comes(
     weather_scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each outage is said once."""
+
+    def said(times: int) -> Callable[[], bool]:
+        return lambda: outages(caplog) == (times, times)
+
     caplog.set_level(logging.INFO)
     weather_scene.begin()
     for number in range(1, 4):
         with frozen(weather_scene.server):
             weather_scene.wait_for_trouble()
             time.sleep(0.05)
-        wait_for(lambda n=number: outages(caplog) == (n, n), 10)  # type: ignore[misc]
+        wait_for(said(number), 10)
     weather_scene.finish()
     weather_scene.wait_until(lambda s: s.status == "success")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import FilePayload, Page, expect
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
@@ -140,7 +140,8 @@ def log_in(page: Page, demo: Demo, name: str) -> None:
 
 
 def number(page: Page, selector: str) -> float:
-    return float(page.locator(selector).text_content().replace(",", "") or 0)
+    text = page.locator(selector).text_content() or ""
+    return float(text.replace(",", "") or 0)
 
 
 def metric(page: Page, name: str) -> float:
@@ -235,7 +236,11 @@ def test_malformed_file_ends_in_a_clear_error(
 ) -> None:
     """Who uploads what cannot be imported reads why, with no try after the first."""
     log_in(page, demo, "Alice")
-    file = {"name": "../<b>.csv", "mimeType": "text/csv", "buffer": content}
+    file: FilePayload = {
+        "name": "../<b>.csv",
+        "mimeType": "text/csv",
+        "buffer": content,
+    }
     page.get_by_label("File with").set_input_files(file)
     page.get_by_role("button", name="Import file").click()
     expect_status(page, "Failed")
@@ -248,7 +253,11 @@ def test_file_that_is_too_large_is_refused(demo: Demo, page: Page) -> None:
     """The page says so, with no job started."""
     log_in(page, demo, "Bob")
     token = page.locator("[name=csrf_token]").first.get_attribute("value")
-    file = {"name": "a.csv", "mimeType": "text/csv", "buffer": bytes(6 * 1024 * 1024)}
+    file: FilePayload = {
+        "name": "a.csv",
+        "mimeType": "text/csv",
+        "buffer": bytes(6 * 1024 * 1024),
+    }
     answer = page.request.post(
         f"{demo.url}/imports",
         multipart={"csrf_token": token or "", "pace": "Flat out", "file": file},
@@ -260,8 +269,10 @@ def test_file_that_is_too_large_is_refused(demo: Demo, page: Page) -> None:
 def test_form_without_its_token_is_refused(demo: Demo, page: Page) -> None:
     """Another site's page cannot start a job in a user's name."""
     log_in(page, demo, "Alice")
-    form = {"miles": "5", "speed": "Flat out"}
-    assert page.request.post(f"{demo.url}/marathons", form=form).status == 400
+    answer = page.request.post(
+        f"{demo.url}/marathons", form={"miles": "5", "speed": "Flat out"}
+    )
+    assert answer.status == 400
 
 
 def test_job_is_seen_by_its_owner_and_the_admin_only(demo: Demo, page: Page) -> None:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -39,7 +40,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def ask(server: EmbeddedServer, *command: str) -> object:
+def ask(server: EmbeddedServer, *command: str) -> Any:
     """Send one command to a server and return the answer."""
     with redis.Redis.from_url(server.url, decode_responses=True) as client:
         return client.execute_command(*command)
@@ -201,6 +202,7 @@ def test_server_ends_with_its_owner_though_a_forked_child_goes_on(temporary):
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     with owner:
+        assert owner.stdout is not None
         child = int(owner.stdout.readline())
         try:
             wait_for(lambda: not is_alive(pid))

@@ -24,7 +24,7 @@ from dramatiq.middleware import Middleware, Retries
 import pyramid_jobstate
 from pyramid_jobstate import JobStateMiddleware, JobStore
 from pyramid_jobstate.record import CANCELLED
-from tests.jobs import Gate, RunMarathon, load, wait_until, working
+from tests.jobs import Gate, RunMarathon, job_actor, load, wait_until, working
 from tests.rabbitmq import ROOT, RabbitMQ, find_binary
 from tests.support import wait_for
 
@@ -105,7 +105,7 @@ def test_a_job_from_its_delay_to_its_end(
     broker = make_broker(confirm_delivery=confirm_delivery)
     gate = Gate()
 
-    @dramatiq.actor(broker=broker, job_state=RunMarathon)
+    @job_actor(broker=broker, job_state=RunMarathon)
     def run_marathon(miles: int, *, job_state: Any = None) -> None:
         for mile in job_state.track(range(miles), unit="miles", message="running"):
             job_state.set_progress_metric("miles_run", mile)
@@ -142,7 +142,7 @@ def test_a_job_that_is_tried_again(make_broker: MakeBroker, before: Any) -> None
     broker = make_broker(before=before)
     runs = []
 
-    @dramatiq.actor(broker=broker, max_retries=2, min_backoff=400, max_backoff=500)
+    @job_actor(broker=broker, max_retries=2, min_backoff=400, max_backoff=500)
     def run_marathon(*, job_state: Any) -> None:
         runs.append(1)
         job_state.set_progress_metric(f"try {len(runs)}", True)
@@ -169,7 +169,7 @@ def test_a_job_that_fails_for_good(make_broker: MakeBroker, before: Any) -> None
     """
     broker = make_broker(before=before)
 
-    @dramatiq.actor(broker=broker, max_retries=1, min_backoff=50, max_backoff=60)
+    @job_actor(broker=broker, max_retries=1, min_backoff=50, max_backoff=60)
     def run_marathon(*, job_state: Any) -> None:
         job_state.set_progress(13, 26)
         raise ValueError("a cramp")
@@ -215,7 +215,7 @@ def test_a_job_cancelled_while_it_runs(
 ) -> None:
     """A running job is told, sweeps up, and is neither retried nor called a failure."""
 
-    @dramatiq.actor(broker=rabbitmq_broker)
+    @job_actor(broker=rabbitmq_broker)
     def run_marathon(*, job_state: Any) -> None:
         try:
             for _ in job_state.track(range(1_000_000)):
@@ -333,9 +333,9 @@ def test_a_job_that_outlives_its_broker(
     caplog.set_level(logging.CRITICAL)
     broker = make_broker(confirm_delivery=True)
     gates = [Gate(), Gate()]
-    runs = []
+    runs: list[int] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: Any) -> None:
         gate = gates[len(runs)]
         runs.append(1)
@@ -417,8 +417,8 @@ def test_a_worker_that_is_killed(
 
     def wait_at_gate(*, job_state: Any = None) -> None: ...
 
-    message = dramatiq.actor(
-        wait_at_gate, broker=rabbitmq_broker, job_state=True
+    message = dramatiq.actor(broker=rabbitmq_broker, job_state=True)(
+        wait_at_gate
     ).send()
     workers = {
         worker.pid: worker
@@ -475,7 +475,7 @@ def test_a_stub_broker_runs_jobs(
 ) -> None:
     """After the two joins of Dramatiq's manual a job has its end in the store."""
 
-    @dramatiq.actor(broker=stub_broker)
+    @job_actor(broker=stub_broker)
     def run_marathon(miles: int, *, job_state: Any = None) -> None:
         for mile in job_state.track(range(miles)):
             job_state.set_progress_metric("miles_run", mile)
@@ -512,7 +512,7 @@ def test_a_stub_broker_can_cancel(
 ) -> None:
     """A cancelled job reaches the test that joins as a message that failed."""
 
-    @dramatiq.actor(broker=stub_broker)
+    @job_actor(broker=stub_broker)
     def run_marathon(*, job_state: Any) -> None:
         while True:
             job_state.increment_progress_metric("steps")

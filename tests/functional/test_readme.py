@@ -18,6 +18,7 @@ import pytest
 import pyramid_jobstate
 from pyramid_jobstate import testing
 from pyramid_jobstate.config import NAMES, PREFIX
+from pyramid_jobstate.record import Progress
 from tests.pollserver import PollServer
 from tests.support import wait_for
 
@@ -348,7 +349,7 @@ def test_json_of_the_readme_has_the_names_that_there_are(redis_url: str) -> None
     from tests.webapp import get, make_app, make_config
 
     store = pyramid_jobstate.JobStore(redis_url)
-    progress = testing.Progress(12, 26, "miles")
+    progress = Progress(12, 26, "miles")
     job_state = testing.put_job(
         store, RunMarathon, owner="alice", metrics={"miles_run": 12}, progress=progress
     )

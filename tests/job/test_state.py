@@ -91,7 +91,9 @@ def test_job_state_reads_nothing_where_nothing_is_stored():
     assert job_state.owner is None
     assert job_state.attempt == 0
     assert job_state.job_params == job_state.progress_metrics == {}
-    assert job_state.progress is job_state.message is job_state.error is None
+    assert job_state.progress is None
+    assert job_state.message is None
+    assert job_state.error is None
     assert job_state.log == []
     assert job_state.queued_at is None
 
@@ -444,6 +446,8 @@ def test_init_subclass_passes_arguments_on():
     """A class may have bases that take arguments of the class statement."""
 
     class Base:
+        colour = ""
+
         def __init_subclass__(cls, colour, **kwargs):
             super().__init_subclass__(**kwargs)
             cls.colour = colour

@@ -75,7 +75,7 @@ def test_bytes_in_an_index_do_not_fail_a_list(
 ) -> None:
     """A member of an index that is not text is passed over."""
     job = put_job(client)
-    client.zadd("jobstate:active:all", {b"\xff\xfe": 2e15, job: 1e15})
+    client.zadd("jobstate:active:all", {b"\xff\xfe": 2e15, job.encode(): 1e15})
 
     items = get(own_app, "/job_state?all=1", ADMIN).json["items"]
 
@@ -89,7 +89,7 @@ def test_bytes_among_the_cancelled_do_not_fail_a_worker(
     there.
     """
     store, job = JobStore(own), new_id()
-    client.zadd("jobstate:cancels", {b"\xff": 1e15, job: 1e15 + 1})
+    client.zadd("jobstate:cancels", {b"\xff": 1e15, job.encode(): 1e15 + 1})
 
     cancelled, since = store.cancels(0)
 

@@ -15,7 +15,7 @@ from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.record import CANCELLED
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon, messages
-from tests.support import UUID, key_of
+from tests.support import UUID, key_of, load_job
 from tests.webapp import ADMIN, PLACES, ask, get, make_app, make_config, mounted_root
 
 ENDED = {"error": "The job has ended."}
@@ -25,12 +25,6 @@ def cancel(app: TestApp, path: str, user: str | None = "alice", **headers: str) 
     """Return the response to what job-state.js sends."""
     headers = {"X_Requested_With": "XMLHttpRequest", **headers}
     return ask(app, "POST", f"{path}/cancel", user, **headers)
-
-
-def load(store: JobStore, uuid: str) -> JobState:
-    job_state = store.load(uuid)
-    assert job_state is not None
-    return job_state
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -58,7 +52,7 @@ def test_cancel_answers_the_new_state(
     assert response.json["job"]["cancellable"] is (becomes == "cancelling")
     assert response.headers["Cache-Control"] == "private, no-cache"
     assert response.headers["X-Content-Type-Options"] == "nosniff"
-    assert load(store, job).status == becomes
+    assert load_job(store, job).status == becomes
 
 
 def test_cancel_is_logged(
@@ -139,7 +133,7 @@ def test_cancel_needs_cancel_job(
     assert response.status_code == status
     if status == 403:
         assert response.json == {"error": "You may not do this with the job."}
-        assert load(store, job).status == "working"
+        assert load_job(store, job).status == "working"
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -161,7 +155,7 @@ def test_cancel_needs_the_header(app: TestApp, store: JobStore, place: str) -> N
 
     assert response.status_code == 400
     assert "X-Requested-With" in response.json["error"]
-    assert load(store, job).status == "working"
+    assert load_job(store, job).status == "working"
 
 
 @pytest.mark.parametrize("value", ["", "XMLHttpRequest", "fetch"])
@@ -188,7 +182,7 @@ def test_form_of_another_site_cancels_nothing(app: TestApp, store: JobStore) -> 
     )
 
     assert "X-Requested-With" in response.json["error"]
-    assert load(store, job).status == "working"
+    assert load_job(store, job).status == "working"
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -208,7 +202,7 @@ def test_cancel_is_only_posted(
     assert response.headers["Allow"] == "POST"
     if method != "HEAD":
         assert response.json == {"error": f"The method {method} is not allowed here."}
-    assert load(store, job).status == "working"
+    assert load_job(store, job).status == "working"
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -225,7 +219,7 @@ def test_nothing_cancels_below_the_cancel(
 
     assert response.status_code == 404
     assert response.json == {"error": "There is no such job."}
-    assert load(store, job).status == "working"
+    assert load_job(store, job).status == "working"
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -287,7 +281,7 @@ def test_csrf_options_of_the_application_apply(
         response = cancel(app, f"{place}/{job}", **headers)
         assert response.status_code == 400
         assert "CSRF" in response.text
-        assert load(store, job).status == "working"
+        assert load_job(store, job).status == "working"
     assert get(app, f"{place}/{job}", "alice").status_code == 200
 
     assert cancel(app, f"{place}/{job}", X_CSRF_Token=token).status_code == 202

@@ -51,7 +51,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def broker_at(url: str, **options: Any) -> RedisBroker:
-    return make_broker(NOWHERE, JobStateMiddleware(url=url, **options))  # type: ignore[return-value]
+    return make_broker(NOWHERE, JobStateMiddleware(url=url, **options))
 
 
 # Where the states are.

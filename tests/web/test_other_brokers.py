@@ -109,7 +109,7 @@ def others(redis_url: str) -> Iterator[redis.Redis]:
 def sent_to(client: redis.Redis) -> list[str]:
     """Return the ids of the messages in a broker's queue, the oldest first."""
     keys = client.lrange("dramatiq:default", 0, -1)
-    found = client.hmget("dramatiq:default.msgs", keys)
+    found: Any = client.hmget("dramatiq:default.msgs", keys)
     return [Message.decode(message).message_id for message in found]
 
 

@@ -64,7 +64,8 @@ def visit(
 def only_job(client: redis.Redis) -> dict[str, str]:
     """Return the only record that there is."""
     (key,) = client.keys("jobstate:????????-*")
-    return {k.decode(): v.decode() for k, v in client.hgetall(key).items()}
+    fields: Any = client.hgetall(key)
+    return {name.decode(): value.decode() for name, value in fields.items()}
 
 
 def load(config: Configurator, uuid: str) -> JobState:
@@ -503,7 +504,8 @@ def put_failed(client: redis.Redis, message: Message[Any]) -> dict[str, Any]:
         finished=1,
         **{"m:miles_run": "12"},
     )
-    return dict(client.hgetall(f"jobstate:{job}"))
+    fields: Any = client.hgetall(f"jobstate:{job}")
+    return dict(fields)
 
 
 @pytest.mark.parametrize("phase", ["commit", "tpc_vote", None])
@@ -678,7 +680,8 @@ def test_crash_between_commit_and_departure_reads_stalled(
     assert done.returncode == 7
 
     assert queued(client) == []
-    (key,) = client.keys("jobstate:????????-*")
+    keys: Any = client.keys("jobstate:????????-*")
+    (key,) = keys
     config = make_config(redis_url, settings={"jobstate.stalled_after": "10s"})
     make_app(config)
     uuid = key.decode().removeprefix("jobstate:")
@@ -697,7 +700,7 @@ def test_savepoint_takes_back_what_was_sent_since(
     run_marathon = global_broker.get_actor("run_marathon")
 
     def view(request: Request) -> None:
-        database.write(request)
+        zodb.write(request)
         request.job_states.send(run_marathon, 1)
         first = request.tm.savepoint()
         request.job_states.send(run_marathon, 2)
@@ -709,7 +712,7 @@ def test_savepoint_takes_back_what_was_sent_since(
         request.job_states.send(run_marathon, 5)
         second.rollback()
 
-    with contextlib.closing(Zodb(tmp_path)) as database:
+    with contextlib.closing(Zodb(tmp_path)) as zodb:
         visit(tm_config, view)
 
     assert [m.args for m in queued(client)] == [(1,), (4,)]
@@ -1337,7 +1340,7 @@ def test_completion_callbacks_are_the_senders(
     assert len(client.keys("jobstate:????????-*")) == 3
     messages = queued(client)
     assert [m.message_id for m in messages] == [sent[0].uuid, sent[1].uuid]
-    last = Message(**messages[1].options["pipe_target"])
+    last: Message[Any] = Message(**messages[1].options["pipe_target"])
     assert last.message_id == sent[2].uuid
     for message in (messages[0], last):
         first, second, third = message.options["group_completion_callbacks"]

@@ -1,6 +1,7 @@
 """A store that is away, in the application's own views."""
 
 import logging
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -218,7 +219,8 @@ def make_watched(redis_url: str) -> tuple[TestApp, list[str]]:
     and the names of those.
     """
     config = make_config(redis_url, root_factory=mounted_root)
-    config.registry["seen"] = seen = []
+    seen: list[str] = []
+    config.registry["seen"] = seen
     config.add_tween(f"{__name__}.watch")
     config.include("pyramid_jobstate")
     return TestApp(config.make_wsgi_app()), seen
@@ -300,7 +302,7 @@ def test_store_that_refuses_is_logged_once_a_minute(
 ) -> None:
     """A server that answers some questions and refuses others floods no log either."""
     now = [1000.0]
-    monkeypatch.setattr(unavailable.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     job = put_job(client)
     client.acl_setuser(
         "reader",
@@ -378,7 +380,7 @@ def test_container_of_the_tree_raises_unless_it_is_traversed(when: str) -> None:
     """What the application itself asks for is a job or an exception, whatever the path
     is.
     """
-    raised = []
+    raised: list[str] = []
 
     def ask_for(request: Request) -> None:
         try:
@@ -392,8 +394,12 @@ def test_container_of_the_tree_raises_unless_it_is_traversed(when: str) -> None:
             if when == "root factory":
                 ask_for(request)
 
+    def look(context: Any, request: Request) -> Response:
+        ask_for(request)
+        return Response()
+
     config = make_config(NOWHERE, root_factory=Asking)
-    config.add_view(lambda c, r: Response(ask_for(r) and ""), name="look")
+    config.add_view(look, name="look")
     config.include("pyramid_jobstate")
 
     assert get(TestApp(config.make_wsgi_app()), f"/look/{UUID}").status_code == 200
@@ -528,7 +534,7 @@ def test_outage_of_a_part_floods_no_log(
     log has a few lines a minute.
     """
     now = [1000.0]
-    monkeypatch.setattr(unavailable.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     caplog.set_level(logging.INFO, "pyramid_jobstate")
     outage = unavailable.WebOutage()
 

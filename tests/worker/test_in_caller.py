@@ -35,7 +35,15 @@ from pyramid_jobstate import (
 )
 from pyramid_jobstate.record import CANCELLED, NOT_REACHED, JobError, NewJob
 from tests.incaller import InCallerBroker
-from tests.jobs import RunMarathon, load, make_broker, messages, store_of, wait_until
+from tests.jobs import (
+    RunMarathon,
+    job_actor,
+    load,
+    make_broker,
+    messages,
+    store_of,
+    wait_until,
+)
 from tests.jobs import working as worker_of
 from tests.support import SENT
 from tests.webapp import make_app, make_request, make_tm_config
@@ -102,7 +110,7 @@ def test_a_job_that_returns_is_a_success_at_once(
     """When its sender goes on, the job is a success, with all that it has reported."""
     broker = in_caller(fail_fast=fail_fast)
 
-    @dramatiq.actor(broker=broker, job_state=RunMarathon)
+    @job_actor(broker=broker, job_state=RunMarathon)
     def run_marathon(miles: int, *, job_state: JobState) -> None:
         for mile in job_state.track(range(miles)):
             job_state.set_progress_metric("mile", mile)
@@ -137,7 +145,7 @@ def test_a_job_that_fails_is_an_error_at_once(
     broker = in_caller(fail_fast=fail_fast)
     seen = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(fails: bool, *, job_state: JobState) -> None:
         seen.append(message_of(job_state))
         job_state.set_progress(1, 2)
@@ -161,7 +169,7 @@ def test_a_job_that_fails_is_an_error_at_once(
     assert (fine.status, fine.error) == ("success", None)
 
 
-def note_ends(broker: dramatiq.Broker) -> list[str]:
+def note_ends(broker: dramatiq.Broker, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the list of the ends that are written from now on."""
     ends: list[str] = []
     store = store_of(broker)
@@ -171,25 +179,27 @@ def note_ends(broker: dramatiq.Broker) -> list[str]:
         ends.extend(u.end.status for u in updates if u.end is not None)
         return write(updates)
 
-    store.write = note
+    monkeypatch.setattr(store, "write", note)
     return ends
 
 
-def test_the_end_is_written_once(in_caller: InCaller) -> None:
+def test_the_end_is_written_once(
+    in_caller: InCaller, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One acknowledgement, of which the broker tells twice, is one end."""
     broker = in_caller()
 
     @dramatiq.actor(broker=broker, job_state=True)
     def run_marathon() -> None: ...
 
-    ends = note_ends(broker)
+    ends = note_ends(broker, monkeypatch)
     run_marathon.send()
     assert ends == ["success"]
 
 
 @pytest.mark.parametrize("is_first", [False, True])
 def test_a_try_ends_before_the_next_one_begins(
-    in_caller: InCaller, is_first: bool
+    in_caller: InCaller, monkeypatch: pytest.MonkeyPatch, is_first: bool
 ) -> None:
     """A job that is retried in place never reads as if it had failed for good."""
     retries = Retries(max_retries=3)
@@ -204,7 +214,7 @@ def test_a_try_ends_before_the_next_one_begins(
         if len(runs) < 3:
             raise ValueError("a cramp")
 
-    ends = note_ends(broker)
+    ends = note_ends(broker, monkeypatch)
     run_marathon.send()
     assert ends == ["retrying", "retrying", "success"]
 
@@ -240,7 +250,7 @@ def test_a_job_within_a_job_leaves_that_alone(
     plain = dramatiq.actor(broker=broker, actor_name="plain")(work)
     tracked = dramatiq.actor(broker=broker, actor_name="tracked", job_state=True)(work)
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def outer(*, job_state: JobState) -> None:
         seen.append(("outer", job_state))
         job_state.set_progress_metric("before", 1)
@@ -277,7 +287,7 @@ def test_an_actor_that_sends_itself_runs_within_itself(in_caller: InCaller) -> N
     broker = in_caller()
     seen: dict[int, Any] = {}
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def count(depth: int, *, job_state: JobState) -> None:
         seen[depth] = message_of(job_state)
         if depth:
@@ -298,11 +308,11 @@ def test_a_direct_call_within_a_job_is_detached(in_caller: InCaller) -> None:
     broker = in_caller()
     called: list[JobState] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def inner(*, job_state: JobState) -> None:
         called.append(job_state)
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def outer(depth: int, *, job_state: JobState) -> None:
         if depth == 0:
             called.append(job_state)
@@ -328,7 +338,7 @@ def test_callbacks_run_within_the_job_that_calls_them(in_caller: InCaller) -> No
     broker = in_caller(Callbacks(), fail_fast=False)
     seen: list[Any] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def call_back(*args: Any, job_state: JobState) -> None:
         seen.append(message_of(job_state))
         if args[1] is None:
@@ -339,8 +349,8 @@ def test_callbacks_run_within_the_job_that_calls_them(in_caller: InCaller) -> No
         if fails:
             raise ValueError("a cramp")
 
-    options = {"on_success": call_back, "on_failure": call_back}
-    options = {name: actor.actor_name for name, actor in options.items()}
+    name = call_back.actor_name
+    options: dict[str, Any] = {"on_success": name, "on_failure": name}
     fine = run_marathon.send_with_options(args=(False,), **options)
     failed = run_marathon.send_with_options(args=(True,), **options)
     assert [load(broker, m).status for m in (fine, failed)] == ["success", "error"]
@@ -376,7 +386,7 @@ def test_a_pipeline_runs_within_its_first_step(
 
     fine = ("success", None)
     assert run(*(step.message(n) for n in range(4))) == [fine] * 4
-    mixed = step.message(1), untracked.message(2), step.message(3)
+    mixed = step.message(1), untracked.message_with_options(args=(2,)), step.message(3)
     assert run(*mixed) == [fine] * 2
     assert run(*(step.message(n) for n in (1, 13, 2, 3))) == [
         fine,
@@ -396,7 +406,7 @@ def test_a_retry_runs_within_the_try_that_failed(
     broker = in_caller(*order, fail_fast=False)
     attempts: list[int] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
         attempts.append(job_state.attempt)
         job_state.set_progress_metric("attempt", job_state.attempt)
@@ -418,13 +428,13 @@ def test_a_retry_within_a_job_leaves_that_alone(in_caller: InCaller) -> None:
     broker = in_caller(Retries(), fail_fast=False)
     seen: list[Any] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def inner(*, job_state: JobState) -> None:
         seen.append(message_of(job_state))
         if job_state.attempt < 3:
             raise ValueError("a cramp")
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def outer(*, job_state: JobState) -> None:
         inner.send()
         assert current_job_state() is job_state
@@ -460,7 +470,7 @@ def test_a_job_that_puts_itself_back_runs_within_itself(in_caller: InCaller) -> 
     broker = in_caller()
     runs: list[int] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
         runs.append(len(runs))
         job_state.set_progress_metric("run", runs[-1])
@@ -484,7 +494,7 @@ def test_a_job_that_is_cancelled_says_so(
     broker = in_caller(*([Retries()] if retried else []), fail_fast=fail_fast)
     seen: list[Any] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
         seen.append(message_of(job_state))
         load(broker, seen[0]).cancel()
@@ -513,11 +523,11 @@ def test_a_job_is_told_once_of_its_cancel_whatever_it_runs(in_caller: InCaller) 
             pass
         job_state.set_message("told")
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def inner(*, job_state: JobState) -> None:
         be_cancelled(job_state)
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def outer(*, job_state: JobState) -> None:
         with contextlib.suppress(JobCancelled):
             be_cancelled(job_state)
@@ -578,19 +588,19 @@ def test_async_actors_run_within_their_sender(in_caller: InCaller) -> None:
     broker = in_caller(AsyncIO())
     seen: list[Any] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def inner(*, job_state: JobState) -> None:
         seen.append(message_of(job_state))
         assert current_job_state() is job_state
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     async def middle(*, job_state: JobState) -> None:
         await asyncio.sleep(0)
         inner.send()
         assert current_job_state() is job_state
         job_state.set_message("middle")
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def outer(*, job_state: JobState) -> None:
         seen.append(message_of(job_state))
         seen.append(middle.send())
@@ -638,7 +648,7 @@ def test_a_job_that_leaves_with_the_transaction_runs_in_the_commit(
     broker = in_caller(Pipelines())
     inner: list[Any] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(miles: int, *args: int, job_state: JobState) -> int:
         assert job_state.owner == "alice" or miles == 0
         if miles == 7:
@@ -723,7 +733,7 @@ def test_nothing_is_left_behind(in_caller: InCaller) -> None:
     )
     alive: list[weakref.ref[Any]] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(what: str, *, job_state: JobState) -> None:
         alive.append(weakref.ref(job_state))
         if what == "fail":
@@ -778,12 +788,12 @@ def test_a_job_whose_end_nobody_told_ends_with_the_outer_one(
     broker = in_caller(None, Quitting())
     seen: list[Any] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def inner(*, job_state: JobState) -> None:
         seen.append(message_of(job_state))
         job_state.set_message("run")
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def outer(*, job_state: JobState) -> None:
         with pytest.raises(KeyboardInterrupt):
             inner.send()
@@ -814,7 +824,7 @@ def test_a_job_whose_end_nobody_told_ends_with_the_next_message(
     ours = middleware_of(broker)
     seen: list[Any] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(fails: bool, *, job_state: JobState) -> None:
         assert len(ours._thread.jobs) == 1
         seen.append(message_of(job_state))
@@ -885,12 +895,12 @@ def test_a_broker_that_acknowledges_nothing_leaks_no_jobs(
     seen: list[Any] = []
     outer: list[str] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def call_back(data: Any, result: Any, *, job_state: JobState) -> None:
         outer.append(load(broker, seen[-1]).status)
         assert len(ours._thread.jobs) == 2
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(fails: bool, *, job_state: JobState) -> None:
         assert len(ours._thread.jobs) == 1
         seen.append(message_of(job_state))
@@ -898,9 +908,10 @@ def test_a_broker_that_acknowledges_nothing_leaks_no_jobs(
             raise ValueError("a cramp")
 
     for fails in (False, True, False):
-        names = {"on_success": call_back.actor_name}
         with contextlib.suppress(ValueError):
-            run_marathon.send_with_options(args=(fails,), **names)
+            run_marathon.send_with_options(
+                args=(fails,), on_success=call_back.actor_name
+            )
     assert outer == ["working"] * 2
     assert [load(broker, m).status for m in seen] == ["success", "error", "working"]
     end_what_is_left(broker, ours)
@@ -949,7 +960,7 @@ def test_a_job_that_runs_is_never_taken_for_one_that_was_left(redis_url: str) ->
     @dramatiq.actor(broker=broker, job_state=True)
     def inner() -> None: ...
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def outer(*, job_state: JobState) -> None:
         inner.send()
         assert load(broker, message_of(job_state)).status == "working"
@@ -1069,7 +1080,7 @@ def test_a_job_that_has_returned_is_a_success_whatever_stops_its_sender(
     broker = in_caller(None, Interrupted())
     seen: list[Any] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
         seen.append(message_of(job_state))
 
@@ -1151,7 +1162,7 @@ def test_jobs_of_two_greenlets_are_not_each_other_s(in_caller: InCaller) -> None
     main = greenlet.getcurrent()
     uuids: list[str] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(fails: bool, *, job_state: JobState) -> None:
         uuids.append(job_state.uuid)
         main.switch()
@@ -1184,7 +1195,7 @@ def test_a_worker_s_thread_has_no_outer_job(redis_url: str) -> None:
     broker.add_middleware(Unsettling(), before=JobStateMiddleware)
     threads = set()
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
         threads.add(threading.current_thread())
 

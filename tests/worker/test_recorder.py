@@ -1,5 +1,6 @@
 """Recorder against a real server, in good weather and in bad."""
 
+import functools
 import itertools
 import logging
 import os
@@ -8,7 +9,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ import pytest
 import redis
 from dramatiq.middleware import Interrupt
 
-from pyramid_jobstate import JobState, JobStore, outage, scripts
+from pyramid_jobstate import JobState, JobStore, outage, roundtrip, scripts
 from pyramid_jobstate import recorder as recorder_module
 from pyramid_jobstate.delivery import Delivery
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.record import End, JobError, NewJob, Record, Start
+from pyramid_jobstate.record import End, JobError, NewJob, Record, Start, Update
 from pyramid_jobstate.recorder import Recorder
 from pyramid_jobstate.run import Run
 from tests.interrupts import interrupt
@@ -47,10 +48,10 @@ MakeRecorder = Callable[..., Recorder]
 
 @pytest.fixture
 def make_recorder(store: JobStore) -> Iterator[MakeRecorder]:
-    """MakeRecorder recorders that are stopped when the test is over."""
+    """Make recorders that are stopped when the test is over."""
     made = []
 
-    def make(store: JobStore = store, **options: float) -> Recorder:
+    def make(store: JobStore = store, **options: Any) -> Recorder:
         made.append(Recorder(store, **{"interval": 0.02, **options}))
         return made[-1]
 
@@ -103,6 +104,21 @@ def away(recorder: Recorder) -> bool:
     return recorder._failures > 0
 
 
+def spy_on_writes(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> list[Sequence[Update]]:
+    """Return the list of what is written from now on, each time."""
+    written: list[Sequence[Update]] = []
+    write = store.write
+
+    def spy(updates: Sequence[Update]) -> Any:
+        written.append(updates)
+        return write(updates)
+
+    monkeypatch.setattr(store, "write", spy)
+    return written
+
+
 def in_thread(call: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
@@ -145,11 +161,10 @@ def test_all_jobs_are_written_together(
     for job in jobs:
         job.set_message("on we go")
     sent = []
-    execute = scripts.execute
 
     def spy(client: Any, commands: Any) -> Any:
         sent.append(len(commands))
-        return execute(client, commands)
+        return roundtrip.execute(client, commands)
 
     monkeypatch.setattr(scripts, "execute", spy)
     recorder.stop()
@@ -163,13 +178,11 @@ def test_a_pipeline_has_a_limited_length(
     """More updates than go in one round trip go in several."""
     monkeypatch.setattr(recorder_module, "BATCH", 2)
     jobs = [Job(recorder).begin() for _ in range(5)]
-    sizes = []
-    write = recorder.store.write
-    recorder.store.write = lambda u: (sizes.append(len(u)), write(u))[1]  # type: ignore[method-assign,misc,assignment,func-returns-value]
+    written = spy_on_writes(recorder.store, monkeypatch)
     for job in jobs:
         job.set_message("on we go")
     wait_for(lambda: all(job.load().message == "on we go" for job in jobs))
-    assert max(sizes) <= 2
+    assert max(map(len, written)) <= 2
 
 
 def test_a_silent_job_is_said_to_be_running(
@@ -181,7 +194,12 @@ def test_a_silent_job_is_said_to_be_running(
     key = key_of(store, job.uuid)
     before = admin.hmget(key, "seen", "updated")
     seen = set()
-    wait_for(lambda: seen.add(admin.hget(key, "seen")) or len(seen) > 5)
+
+    def is_heard_of() -> bool:
+        seen.add(admin.hget(key, "seen"))
+        return len(seen) > 5
+
+    wait_for(is_heard_of)
     assert job.load().status == "working"
     assert admin.hget(key, "updated") == before[1]
 
@@ -254,7 +272,7 @@ def test_sixteen_threads_lose_nothing(recorder: Recorder) -> None:
             if i % 100 == number:
                 assert job.flush(10)
 
-    threads = [in_thread(lambda n=n: work(n)) for n in range(16)]  # type: ignore[misc]
+    threads = [in_thread(functools.partial(work, n)) for n in range(16)]
     for thread in threads:
         thread.join()
     final, lines = job.progress_metrics, job.log
@@ -276,9 +294,13 @@ def test_an_end_that_is_seen_early_is_waited_for(
     done = threading.Event()
     take = Delivery.take
 
+    def end() -> None:
+        if job.end():
+            done.set()
+
     def take_late(delivery: Delivery, *times: float) -> Any:
         if delivery.end is None:
-            in_thread(lambda: job.end() and done.set())
+            in_thread(end)
             wait_for(lambda: len(delivery.waiters) == 2)
         return take(delivery, *times)
 
@@ -503,10 +525,15 @@ def test_the_size_of_what_is_kept_counts_all_that_is_long() -> None:
     delivery = Delivery(new_id(), run, START._replace(params="x" * 1000))
     sizes = [delivery.size]
     job_state = JobState(Record(delivery.uuid, {}), run)
+
+    def fill_log() -> None:
+        for _ in range(10):
+            job_state.append_log("x" * 200)
+
     for report in (
         lambda: job_state.set_progress_metric("a", "x" * 1000),
         lambda: job_state.set_message("x" * 1000),
-        lambda: [job_state.append_log("x" * 200) for _ in range(10)],
+        fill_log,
     ):
         report()
         sizes.append(delivery.size)
@@ -521,13 +548,11 @@ def test_only_the_first_batch_is_tried_while_the_store_is_away(
     monkeypatch.setattr(recorder_module, "BATCH", 1)
     jobs = [Job(recorder).begin() for _ in range(3)]
     server.stop()
-    tried = set()
-    write = recorder.store.write
-    recorder.store.write = lambda u: (tried.add(u[0].uuid), write(u))[1]  # type: ignore[method-assign,misc,assignment,func-returns-value]
+    written = spy_on_writes(recorder.store, monkeypatch)
     for job in jobs:
         job.set_message("on we go")
     wait_for(lambda: recorder._failures > 2)
-    assert tried == {jobs[0].uuid}
+    assert {updates[0].uuid for updates in written} == {jobs[0].uuid}
     server.start()
     wait_for(lambda: all(job.reads("working") for job in jobs))
 
@@ -596,14 +621,7 @@ def test_an_end_that_was_kept_goes_before_the_next_try(
     are written in their order.
     """
     first = Job(recorder).begin()
-    sent: list[list[str]] = []
-    write = recorder.store.write
-
-    def spy(updates: Any) -> Any:
-        sent.append([u.token for u in updates])
-        return write(updates)
-
-    recorder.store.write = spy  # type: ignore[method-assign]
+    written = spy_on_writes(recorder.store, monkeypatch)
     with frozen(server):
         first.set_message("one")
         assert not first.end("retrying")
@@ -615,7 +633,9 @@ def test_an_end_that_was_kept_goes_before_the_next_try(
         wait_for(lambda: recorder._failures > failures)
     second = Job(recorder, first.uuid).begin()
     wait_for(lambda: not first.is_recorded)
-    assert sent[-1] == [job.delivery.run.token for job in (first, second)]
+    assert [update.token for update in written[-1]] == [
+        job.delivery.run.token for job in (first, second)
+    ]
     assert second.is_recorded
     assert len(messages(caplog, LOGGER)) == 1
 
@@ -674,7 +694,10 @@ def test_an_end_that_waits_is_written_to_an_empty_store(
 
 
 def test_an_expired_record_is_not_made_anew(
-    make_recorder: MakeRecorder, admin: redis.Redis, caplog: pytest.LogCaptureFixture
+    make_recorder: MakeRecorder,
+    admin: redis.Redis,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A run that was frozen for so long that its job may have ended elsewhere, and
     expired, leaves it so.
@@ -689,7 +712,7 @@ def test_an_expired_record_is_not_made_anew(
         admin.delete(key_of(store, job.uuid))
         return write(updates)
 
-    store.write = write_later  # type: ignore[method-assign]
+    monkeypatch.setattr(store, "write", write_later)
     wait_for(lambda: not job.is_recorded)
     assert store.load(job.uuid) is None
     assert not job.flush()

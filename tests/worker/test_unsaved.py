@@ -549,7 +549,8 @@ def test_the_flag_must_be_lowered_before_the_copy():
     interleaving = Interleaving(sys.modules[__name__])
 
     def loses(point):
-        run, taken = Run(), {}
+        run = Run()
+        taken: dict[str, object] = {}
         run.set_metrics({"a": 1})
         interleaving.run(
             lambda: lower_flag_last(run, taken),
@@ -621,6 +622,7 @@ def test_nothing_is_lost_while_sixteen_threads_report():
     assert stored.message == job_state.message
     assert stored.log == job_state.log
     assert len(stored.log) == 20
+    assert stored.progress is not None and job_state.progress is not None
     assert stored.progress[:3] == job_state.progress[:3]
     assert set(flusher.hash) == {METRIC + name for name in metrics} | {
         "progress",
