@@ -4,7 +4,7 @@ import contextlib
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import dramatiq
@@ -12,7 +12,8 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import Middleware, Retries, default_middleware
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
-from tests.support import load_job, wait_for
+from pyramid_jobstate.record import NewJob
+from tests.support import SENT, load_job, wait_for
 
 R = TypeVar("R")
 
@@ -51,12 +52,24 @@ def make_placed_broker(url: str, place: str) -> RedisBroker:
     )
 
 
+def middleware_of(broker: dramatiq.Broker) -> JobStateMiddleware:
+    """Return the one JobStateMiddleware of a broker."""
+    (ours,) = (m for m in broker.middleware if isinstance(m, JobStateMiddleware))
+    return ours
+
+
 def store_of(broker: dramatiq.Broker) -> JobStore:
     """Return the store of a broker's middleware."""
-    for middleware in broker.middleware:
-        if isinstance(middleware, JobStateMiddleware):
-            return middleware.store_for(broker)
-    raise AssertionError("The broker has no JobStateMiddleware.")
+    return middleware_of(broker).store_for(broker)
+
+
+def record_steps(
+    broker: dramatiq.Broker, steps: Sequence[dramatiq.Message[Any]]
+) -> None:
+    """Record steps of a pipeline, which wait for their turn, as their sender does."""
+    store_of(broker).create(
+        *(NewJob(step.message_id, SENT, waits=True) for step in steps)
+    )
 
 
 def load(broker: dramatiq.Broker, message: dramatiq.Message[Any]) -> JobState:

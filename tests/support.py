@@ -3,8 +3,10 @@
 import contextlib
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 from pyramid_jobstate import JobState, JobStore
@@ -12,6 +14,8 @@ from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.record import Start
 
 T = TypeVar("T")
+
+ROOT = Path(__file__).parent.parent
 
 #: The uuid of a job.
 UUID = "12345678-1234-4321-8765-1234567890ab"
@@ -58,3 +62,11 @@ def frozen(server: EmbeddedServer) -> Iterator[None]:
         yield
     finally:
         os.kill(server.pid, signal.SIGCONT)
+
+
+def is_alive(pid: int) -> bool:
+    """Say whether a process runs. A zombie does not."""
+    state = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], stdout=subprocess.PIPE, text=True
+    ).stdout
+    return state.strip() != "" and not state.startswith("Z")

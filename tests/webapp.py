@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import redis
@@ -99,6 +99,19 @@ def make_app(config: Configurator) -> TestApp:
     """Return the application, with pyramid_jobstate in it."""
     config.include("pyramid_jobstate")
     return TestApp(config.make_wsgi_app())
+
+
+def take_steps(config: Configurator, steps: str, **own: Callable[[], object]) -> Any:
+    """Take the steps of an application's start in their order, and return what the last
+    one returns: "include", "commit", "make" and those of the test's own.
+    """
+    known: dict[str, Callable[[], object]] = {
+        "include": lambda: config.include("pyramid_jobstate"),
+        "commit": config.commit,
+        "make": lambda: TestApp(config.make_wsgi_app()),
+        **own,
+    }
+    return [known[name]() for name in steps.split()][-1]
 
 
 def make_request(config: Configurator, user: str | None = None) -> Request:

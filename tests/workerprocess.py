@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tests.support import ROOT
 
 #: What a worker on a busy machine may take to start, or a message to come again.
 PATIENCE = 30

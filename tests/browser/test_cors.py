@@ -11,7 +11,7 @@ from pyramid.config import Configurator
 from pyramid.response import Response
 from webtest import TestApp
 
-from tests.functional.test_readme import snippets
+from tests.readme import snippets
 from tests.support import UUID, wait_for
 from tests.webapp import NOWHERE, ask, get, make_config, put_job
 

@@ -19,9 +19,7 @@ from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.record import JobError, Progress
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
-from tests.support import frozen, wait_for
-
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT, frozen, is_alive, wait_for
 
 #: How long the demo may take to start, and a job to be seen, in seconds.
 PATIENCE = 20.0
@@ -170,13 +168,6 @@ def put_jobs(store: JobStore) -> dict[str, str]:
         ).uuid
         for status in STATUSES
     }
-
-
-def is_alive(pid: int) -> bool:
-    stat = subprocess.run(
-        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True
-    )
-    return stat.stdout.strip()[:1] not in ("", "Z")
 
 
 def test_marathon_is_watched_to_its_end(

@@ -18,7 +18,7 @@ import redis
 
 from pyramid_jobstate import embedded
 from pyramid_jobstate.embedded import EmbeddedServer, find_binary
-from tests.support import wait_for
+from tests.support import is_alive, wait_for
 
 #: Starts a server, prints its process id, and goes on in the way that a test adds.
 OWNER = """
@@ -44,14 +44,6 @@ def ask(server: EmbeddedServer, *command: str) -> Any:
     """Send one command to a server and return the answer."""
     with redis.Redis.from_url(server.url, decode_responses=True) as client:
         return client.execute_command(*command)
-
-
-def is_alive(pid: int) -> bool:
-    """Say whether a process runs. A zombie does not."""
-    state = subprocess.run(
-        ["ps", "-o", "stat=", "-p", str(pid)], stdout=subprocess.PIPE, text=True
-    ).stdout
-    return state.strip() != "" and not state.startswith("Z")
 
 
 def parent_of(pid: int) -> int:

@@ -1,13 +1,13 @@
 """The README is true: its snippets run, and its names exist."""
 
 import ast
+import contextlib
 import importlib
 import json
 import os
 import re
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,8 @@ from pyramid_jobstate import testing
 from pyramid_jobstate.config import NAMES, PREFIX
 from pyramid_jobstate.record import Progress
 from tests.pollserver import PollServer
-from tests.support import wait_for
-
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.rst").read_text("utf-8")
+from tests.readme import README, snippets
+from tests.support import ROOT, wait_for
 
 SECURITY = """
 from pyramid.authorization import ACLHelper, Everyone
@@ -163,13 +161,6 @@ server.serve_forever()
 """
 
 
-def snippets(language: str) -> list[str]:
-    """Return the README's code blocks in a language."""
-    pattern = rf"^\.\. code-block:: {re.escape(language)}\n\n((?:(?:  .*)?\n)+)"
-    found = re.findall(pattern, README, re.MULTILINE)
-    return [textwrap.dedent(block).strip("\n") + "\n" for block in found]
-
-
 @pytest.fixture(scope="module")
 def myapp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The application that the README's files make, and a security policy."""
@@ -201,6 +192,26 @@ def run(program: str, environment: dict[str, str], myapp: Path) -> None:
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
+
+
+@contextlib.contextmanager
+def serving(
+    environment: dict[str, str], myapp: Path, *command: str | Path
+) -> Iterator[str]:
+    """Run a program that serves, and give the line that it prints first."""
+    with subprocess.Popen(
+        [sys.executable, *command],
+        env=environment,
+        cwd=myapp,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as server:
+        try:
+            assert server.stdout is not None
+            yield server.stdout.readline()
+        finally:
+            server.kill()
 
 
 @pytest.fixture
@@ -406,36 +417,26 @@ def test_script_tags_of_the_readme_find_jobs_and_styles(
     page.on("request", lambda request: asked.append(request.url))
     follow = "(jobUuid) => JobState.startPolling({ jobUuid }).done"
     append = "document.body.append(new JobState.JobStateElement())"
-    cdn = PollServer()
-    with subprocess.Popen(
-        [sys.executable, "pages.py", cdn.url, tmp_path],
-        env=environment,
-        cwd=myapp,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as server:
-        try:
-            assert server.stdout is not None
-            port, job_uuid = server.stdout.readline().split()
-            address = f"http://127.0.0.1:{port}"
-            for name, base in (
-                ("cdn", "/cdn/team/job_state"),
-                ("mounted", "/mounted/jobs"),
-                ("manifest", "/manifest/team/job_state"),
-            ):
-                page.goto(f"{address}/{name}/")
-                assert page.evaluate(follow, job_uuid)["outcome"] == "success"
-                assert f"{address}{base}/{job_uuid}" in asked
-            assert f"{cdn.url}/static/job-state.js" in asked
-            page.evaluate(append)
-            sheet = "/manifest/team/job_state/static/job-state-3f2a91.css"
-            wait_for(lambda: page.evaluate("1") and f"{address}{sheet}" in asked)
-            page.goto(f"{address}/module/")
-            wait_for(lambda: page.text_content(".miles") == "26")
-        finally:
-            server.kill()
-            cdn.close()
+    with (
+        contextlib.closing(PollServer()) as cdn,
+        serving(environment, myapp, "pages.py", cdn.url, tmp_path) as line,
+    ):
+        port, job_uuid = line.split()
+        address = f"http://127.0.0.1:{port}"
+        for name, base in (
+            ("cdn", "/cdn/team/job_state"),
+            ("mounted", "/mounted/jobs"),
+            ("manifest", "/manifest/team/job_state"),
+        ):
+            page.goto(f"{address}/{name}/")
+            assert page.evaluate(follow, job_uuid)["outcome"] == "success"
+            assert f"{address}{base}/{job_uuid}" in asked
+        assert f"{cdn.url}/static/job-state.js" in asked
+        page.evaluate(append)
+        sheet = "/manifest/team/job_state/static/job-state-3f2a91.css"
+        wait_for(lambda: page.evaluate("1") and f"{address}{sheet}" in asked)
+        page.goto(f"{address}/module/")
+        wait_for(lambda: page.text_content(".miles") == "26")
     assert console_errors == []
 
 
@@ -448,28 +449,12 @@ def test_script_of_the_readme_runs(
     (script,) = snippets("js")
     (myapp / "serve.py").write_text(SERVE, "utf-8")
     (myapp / "hand.js").write_text(script, "utf-8")
-    with subprocess.Popen(
-        [sys.executable, "serve.py"],
-        env=environment,
-        cwd=myapp,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as server:
-        try:
-            assert server.stdout is not None
-            address = f"http://127.0.0.1:{int(server.stdout.readline())}"
-            page.goto(f"{address}/by-hand")
-            page.wait_for_selector(".miles.done", timeout=20_000)
-            assert page.text_content(".miles") == "26"
-            page.goto(f"{address}/run")
-            wait_for(
-                lambda: (
-                    page.evaluate("document.querySelector('job-state').state")
-                    == "success"
-                ),
-                20,
-            )
-        finally:
-            server.kill()
+    state = "document.querySelector('job-state').state"
+    with serving(environment, myapp, "serve.py") as port:
+        address = f"http://127.0.0.1:{int(port)}"
+        page.goto(f"{address}/by-hand")
+        page.wait_for_selector(".miles.done", timeout=20_000)
+        assert page.text_content(".miles") == "26"
+        page.goto(f"{address}/run")
+        wait_for(lambda: page.evaluate(state) == "success", 20)
     assert console_errors == []

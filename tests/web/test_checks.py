@@ -1,6 +1,5 @@
 """Mistakes that stop an application's start, and what is only warned of."""
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from redis.sentinel import Sentinel
 from webtest import TestApp
 
 from pyramid_jobstate import JobStateMiddleware, JobStore
+from tests.jobs import messages
 from tests.webapp import NOWHERE, get, make_broker, make_config, put_job
 
 HOST = "redis://:hush@localhost:7000"
@@ -41,11 +41,7 @@ def refusal(*args: Any, **settings: Any) -> str:
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    found = [
-        r.getMessage()
-        for r in caplog.records
-        if r.name.startswith("pyramid_jobstate") and r.levelno == logging.WARNING
-    ]
+    found = messages(caplog, "pyramid_jobstate")
     assert "hush" not in "".join(found)
     return found
 

@@ -37,6 +37,7 @@ from tests.webapp import (
     make_config,
     make_request,
     put_job,
+    take_steps,
 )
 
 DAY = 24 * 3600
@@ -599,19 +600,9 @@ def test_static_files_are_served(name: str) -> None:
 )
 def test_policy_may_be_set_before_and_after_the_include(steps: str) -> None:
     """The application starts whenever its policy was set, and without one."""
-    take(steps)
-
-
-def take(steps: str) -> None:
     config = make_config(NOWHERE, security_policy=None)
-    step = {
-        "policy": lambda: config.set_security_policy(Policy()),
-        "include": lambda: config.include("pyramid_jobstate"),
-        "commit": config.commit,
-        "make": config.make_wsgi_app,
-    }
-    for name in steps.split():
-        step[name]()
+
+    take_steps(config, steps, policy=lambda: config.set_security_policy(Policy()))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -3,7 +3,7 @@
 import json
 import logging
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from pyramid.request import Request, apply_request_extensions
 from webtest import TestApp
 
 from pyramid_jobstate import JobState, JobStore
+from tests.jobs import messages
 from tests.webapp import (
     ADMIN,
     NOWHERE,
@@ -28,6 +29,7 @@ from tests.webapp import (
     make_request,
     mounted_root,
     put_job,
+    take_steps,
 )
 
 #: What a user may be called, each spelled as JSON so that it fits in a header.
@@ -418,14 +420,12 @@ def assemble(redis_url: str, steps: str, **settings: Any) -> TestApp:
         root_factory=mounted_root,
         settings={f"jobstate.{name}": value for name, value in settings.items()},
     )
-    step: dict[str, Callable[[], Any]] = {
-        "policy": lambda: config.set_security_policy(Policy()),
-        "include": lambda: config.include("pyramid_jobstate"),
-        "commit": config.commit,
-        "autocommit": lambda: None,
-        "make": lambda: TestApp(config.make_wsgi_app()),
-    }
-    return [step[name]() for name in steps.split()][-1]
+    return take_steps(
+        config,
+        steps,
+        policy=lambda: config.set_security_policy(Policy()),
+        autocommit=lambda: None,
+    )
 
 
 @pytest.mark.parametrize("place", ["/job_state", "/jobs"])
@@ -516,14 +516,6 @@ def test_allow_no_policy_is_no_setting() -> None:
         config.make_wsgi_app()
 
 
-def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [
-        r.getMessage()
-        for r in caplog.records
-        if r.name.startswith("pyramid_jobstate") and r.levelno == logging.WARNING
-    ]
-
-
 @pytest.mark.parametrize("steps", [*ORDERS, "include commit include make"])
 def test_start_without_a_policy_is_warned_of(
     caplog: pytest.LogCaptureFixture, steps: str
@@ -531,7 +523,7 @@ def test_start_without_a_policy_is_warned_of(
     """One warning says who will be refused, and which line changes it."""
     assemble(NOWHERE, steps)
 
-    (warning,) = warnings(caplog)
+    (warning,) = messages(caplog, "pyramid_jobstate")
 
     assert "403" in warning
     assert "config.set_security_policy(" in warning
@@ -553,7 +545,7 @@ def test_start_that_somebody_decides_is_quiet(
     """With a policy or `jobstate.owner` there is nothing to warn of."""
     assemble(NOWHERE, steps, **settings)
 
-    assert warnings(caplog) == []
+    assert messages(caplog, "pyramid_jobstate") == []
 
 
 def test_root_decides_for_an_admin_without_a_policy(

@@ -30,6 +30,7 @@ from tests.webapp import (
     make_request,
     mounted_root,
     put_job,
+    take_steps,
 )
 
 PREFLIGHT = {
@@ -424,20 +425,12 @@ def test_request_method_is_found_after_a_commit(
     """Also where Pyramid's own detection of conflicts is over."""
     config = make_config(NOWHERE)
     config.autocommit = "auto" in steps
-    step: dict[str, Any] = {
-        "auto": lambda: None,
-        "own": lambda: config.add_request_method(own_method, "job_states", **options),
-        "include": lambda: config.include("pyramid_jobstate"),
-        "commit": config.commit,
-        "make": config.make_wsgi_app,
-    }
 
-    def start() -> None:
-        for name in steps.split():
-            step[name]()
+    def own() -> None:
+        config.add_request_method(own_method, "job_states", **options)
 
     with pytest.raises(ConfigurationError, match="request method job_states"):
-        start()
+        take_steps(config, steps, own=own, auto=lambda: None)
 
 
 def test_request_class_with_such_an_attribute_stops_the_start() -> None:

@@ -30,6 +30,7 @@ from tests.webapp import (
     make_config,
     mounted_root,
     put_job,
+    take_steps,
 )
 
 
@@ -128,14 +129,12 @@ def test_view_of_the_application_wins(steps: str) -> None:
     """The application's own exception view answers, in whatever order it came."""
     config = make_config(NOWHERE, root_factory=mounted_root)
     add_views(config)
-    step = {
-        "own": lambda: included_view(config),
-        "nested": lambda: config.include(included_view),
-        "include": lambda: config.include("pyramid_jobstate"),
-        "commit": config.commit,
-        "make": lambda: TestApp(config.make_wsgi_app()),
-    }
-    app = [step[name]() for name in steps.split()][-1]
+    app = take_steps(
+        config,
+        steps,
+        own=lambda: included_view(config),
+        nested=lambda: config.include(included_view),
+    )
 
     for path in PATHS:
         assert get(app, path, "alice").text == "app 503"

@@ -20,7 +20,7 @@ from ZODB import DB
 from ZODB.FileStorage import FileStorage
 
 from pyramid_jobstate.resources import JobStates
-from tests.functional.test_readme import snippets
+from tests.readme import snippets
 from tests.support import UUID
 from tests.webapp import ADMIN, ask, get, make_tm_config, put_job
 

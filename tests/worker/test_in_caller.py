@@ -41,6 +41,8 @@ from tests.jobs import (
     load,
     make_broker,
     messages,
+    middleware_of,
+    record_steps,
     store_of,
     wait_until,
 )
@@ -78,6 +80,20 @@ class RefusedError(MiddlewareError):
     pass
 
 
+def stop(ours: JobStateMiddleware) -> None:
+    """Stop a middleware, which no worker tells that it ends."""
+    broker = InCallerBroker(())
+    ours.after_worker_shutdown(broker, dramatiq.Worker(broker))
+
+
+@pytest.fixture
+def ours(redis_url: str) -> Iterator[JobStateMiddleware]:
+    """The middleware of a broker that the test makes itself."""
+    ours = JobStateMiddleware(url=redis_url, interval=0.01)
+    yield ours
+    stop(ours)
+
+
 @pytest.fixture(params=KINDS)
 def in_caller(request: pytest.FixtureRequest, redis_url: str) -> Iterator[InCaller]:
     """Makes a broker with the given middleware, and ours where None stands."""
@@ -87,13 +103,12 @@ def in_caller(request: pytest.FixtureRequest, redis_url: str) -> Iterator[InCall
         ours = JobStateMiddleware(url=redis_url, interval=0.01)
         them = [m or ours for m in (others if None in others else (*others, None))]
         broker: dramatiq.Broker = KINDS[request.param](them, fail_fast=fail_fast)
-        made.append((ours, broker))
+        made.append(ours)
         return broker
 
     yield make
-    for ours, broker in made:
-        # No worker ever tells them to stop.
-        ours.after_worker_shutdown(broker, dramatiq.Worker(broker))
+    for ours in made:
+        stop(ours)
 
 
 @pytest.fixture(autouse=True)
@@ -378,8 +393,7 @@ def test_a_pipeline_runs_within_its_first_step(
 
     def run(*steps: Any) -> list[tuple[str, Any]]:
         jobs = [step for step in steps if step.actor_name == "step"]
-        store = store_of(broker)
-        store.create(*(NewJob(job.message_id, SENT, waits=True) for job in jobs[1:]))
+        record_steps(broker, jobs[1:])
         pipeline(steps, broker=broker).run()
         states = [load(broker, job) for job in jobs]
         return [(state.status, state.error) for state in states]
@@ -744,13 +758,9 @@ def test_nothing_is_left_behind(in_caller: InCaller) -> None:
 
     for what in ("fail", "nest", "stop", "fine"):
         run_marathon.send(what)
-    (ours,) = (m for m in broker.middleware if isinstance(m, JobStateMiddleware))
-    thread = ours._thread
-    assert ours._jobs == {} and ours._recorder is not None
-    assert ours._recorder._deliveries == {}
-    assert (thread.job, thread.jobs) == (None, [])
-    assert thread.returning == {}
-    assert current_job_state() is None
+    ours = middleware_of(broker)
+    assert nothing_is_kept(ours)
+    assert (ours._thread.job, ours._thread.returning) == (None, {})
     gc.collect()
     assert len(alive) == 6 and not any(ref() for ref in alive)
 
@@ -765,11 +775,6 @@ class Quitting(Middleware):
         if self.is_on:
             self.is_on = False
             raise KeyboardInterrupt
-
-
-def middleware_of(broker: Any) -> JobStateMiddleware:
-    (ours,) = (m for m in broker.middleware if isinstance(m, JobStateMiddleware))
-    return ours
 
 
 def nothing_is_kept(ours: JobStateMiddleware) -> bool:
@@ -843,12 +848,11 @@ def test_a_job_whose_end_nobody_told_ends_with_the_next_message(
 
 
 def test_an_end_that_cannot_be_written_leaves_the_next_message_alone(
-    redis_url: str, caplog: pytest.LogCaptureFixture
+    ours: JobStateMiddleware, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A job whose end was never reported, and whose next step is not a message, does
     not disturb the job that follows.
     """
-    ours = JobStateMiddleware(url=redis_url, interval=0.01)
     broker = InCallerBroker((ours, Quitting()))
     broker.actor_options |= {"pipe_target"}
 
@@ -860,7 +864,7 @@ def test_an_end_that_cannot_be_written_leaves_the_next_message_alone(
     assert load(broker, run_marathon.send()).status == "success"
     assert "could not be written" in messages(caplog, "pyramid_jobstate")[0]
     assert nothing_is_kept(ours)
-    ours.after_worker_shutdown(broker, dramatiq.Worker(broker))
+    stop(ours)
     caplog.clear()
 
 
@@ -883,12 +887,11 @@ def end_what_is_left(broker: dramatiq.Broker, ours: JobStateMiddleware) -> None:
 @pytest.mark.parametrize("fail_fast", [True, False])
 @pytest.mark.parametrize("is_first", [False, True])
 def test_a_broker_that_acknowledges_nothing_leaks_no_jobs(
-    redis_url: str, is_first: bool, fail_fast: bool
+    ours: JobStateMiddleware, is_first: bool, fail_fast: bool
 ) -> None:
     """With a broker that tells of no acknowledgement a job ends when the next message
     is processed. One that is sent by a callback is processed within it.
     """
-    ours = JobStateMiddleware(url=redis_url, interval=0.01)
     callbacks = Callbacks()
     order = (callbacks, ours) if is_first else (ours, callbacks)
     broker = MuteBroker(order, fail_fast=fail_fast)
@@ -916,14 +919,12 @@ def test_a_broker_that_acknowledges_nothing_leaks_no_jobs(
     assert [load(broker, m).status for m in seen] == ["success", "error", "working"]
     end_what_is_left(broker, ours)
     assert load(broker, seen[-1]).status == "success"
-    ours.after_worker_shutdown(broker, dramatiq.Worker(broker))
 
 
 def test_a_job_that_is_stopped_and_not_acknowledged_is_an_error(
-    redis_url: str,
+    ours: JobStateMiddleware,
 ) -> None:
     """A message that is stopped, which only its sender is told, has not run."""
-    ours = JobStateMiddleware(url=redis_url, interval=0.01)
     broker = MuteBroker((ours, Stop(SkipMessage("not today"))))
 
     @dramatiq.actor(broker=broker, job_state=True)
@@ -937,7 +938,6 @@ def test_a_job_that_is_stopped_and_not_acknowledged_is_an_error(
     assert (state.status, state.attempt) == ("error", 0)
     assert state.error == JobError(None, "The message was rejected.")
     end_what_is_left(broker, ours)
-    ours.after_worker_shutdown(broker, dramatiq.Worker(broker))
 
 
 class Roundabout(InCallerBroker):
@@ -950,11 +950,12 @@ class Roundabout(InCallerBroker):
         super().emit_before(signal, *args, **kwargs)
 
 
-def test_a_job_that_runs_is_never_taken_for_one_that_was_left(redis_url: str) -> None:
+def test_a_job_that_runs_is_never_taken_for_one_that_was_left(
+    ours: JobStateMiddleware,
+) -> None:
     """However a broker tells of a message, a job that runs stays the outer one of those
     that it sends.
     """
-    ours = JobStateMiddleware(url=redis_url, interval=0.01)
     broker = Roundabout((ours,))
 
     @dramatiq.actor(broker=broker, job_state=True)
@@ -968,7 +969,6 @@ def test_a_job_that_runs_is_never_taken_for_one_that_was_left(redis_url: str) ->
 
     state = load(broker, outer.send())
     assert (state.status, state.message) == ("success", "done")
-    ours.after_worker_shutdown(broker, dramatiq.Worker(broker))
 
 
 class Handling(InCallerBroker):
@@ -987,12 +987,11 @@ class Handling(InCallerBroker):
 @pytest.mark.parametrize("what", ["stop", "skip"])
 @pytest.mark.parametrize("is_first", [False, True])
 def test_a_skipped_job_has_nothing_to_do_with_what_its_sender_handles(
-    redis_url: str, is_first: bool, what: str
+    ours: JobStateMiddleware, is_first: bool, what: str
 ) -> None:
     """A job that is skipped, or skips itself, is cancelled, whatever its sender is
     about to handle.
     """
-    ours = JobStateMiddleware(url=redis_url, interval=0.01)
     stop = Stop(SkipMessage("not today"))
     broker = Handling((stop, ours) if is_first else (ours, stop))
 
@@ -1011,7 +1010,6 @@ def test_a_skipped_job_has_nothing_to_do_with_what_its_sender_handles(
     said = "of its own" if what == "skip" else "The message was skipped."
     assert state.error.message == said
     assert state.attempt == (1 if what == "skip" else 0)
-    ours.after_worker_shutdown(broker, dramatiq.Worker(broker))
 
 
 @pytest.mark.parametrize("is_handling", [False, True])
@@ -1099,10 +1097,9 @@ class Swallowing(InCallerBroker):
 
 
 def test_a_job_that_is_skipped_in_silence_does_not_fail_as_its_sender_does(
-    redis_url: str,
+    ours: JobStateMiddleware,
 ) -> None:
     """What a sender is about to handle is never taken for what a job raised."""
-    ours = JobStateMiddleware(url=redis_url, interval=0.01)
     broker = Swallowing((Stop(SkipMessage("not today")), ours))
 
     @dramatiq.actor(broker=broker, job_state=True)
@@ -1117,7 +1114,7 @@ def test_a_job_that_is_skipped_in_silence_does_not_fail_as_its_sender_does(
     assert load(broker, message).error is None
 
 
-def test_a_retry_that_the_broker_refuses_is_forgotten(redis_url: str) -> None:
+def test_a_retry_that_the_broker_refuses_is_forgotten(ours: JobStateMiddleware) -> None:
     """A job whose message the broker does not take back is an error, and nothing of it
     is kept.
     """
@@ -1129,7 +1126,6 @@ def test_a_retry_that_the_broker_refuses_is_forgotten(redis_url: str) -> None:
                 raise ConnectionError
             return super().enqueue(message, delay=delay)
 
-    ours = JobStateMiddleware(url=redis_url, interval=0.01)
     broker = Refusing([ours, Retries()], fail_fast=False)
 
     @dramatiq.actor(broker=broker, job_state=True)
@@ -1139,7 +1135,6 @@ def test_a_retry_that_the_broker_refuses_is_forgotten(redis_url: str) -> None:
     state = load(broker, run_marathon.send())
     assert (state.status, state.error) == ("error", ("ValueError", "a cramp"))
     assert nothing_is_kept(ours) and ours._thread.returning == {}
-    ours.after_worker_shutdown(broker, dramatiq.Worker(broker))
 
 
 class Unsettling(Middleware):
@@ -1199,7 +1194,7 @@ def test_a_worker_s_thread_has_no_outer_job(redis_url: str) -> None:
     def run_marathon(*, job_state: JobState) -> None:
         threads.add(threading.current_thread())
 
-    (ours,) = (m for m in broker.middleware if isinstance(m, JobStateMiddleware))
+    ours = middleware_of(broker)
     left: list[Any] = []
 
     @dramatiq.actor(broker=broker)

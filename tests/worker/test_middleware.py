@@ -48,7 +48,9 @@ from tests.jobs import (
     make_broker,
     make_placed_broker,
     messages,
+    middleware_of,
     new_id,
+    record_steps,
     store_of,
     wait_until,
     working,
@@ -961,8 +963,7 @@ def test_a_message_that_a_limiter_puts_back_waits(redis_url: str, order: str) ->
     def run_marathon(*args: Any) -> None: ...
 
     steps = [run_marathon.message() for _ in range(2)]
-    store = store_of(broker)
-    store.create(*(NewJob(step.message_id, SENT, waits=True) for step in steps))
+    record_steps(broker, steps)
 
     def delivered(times: int) -> bool:
         over.extend(load(broker, m) for m in pipe.messages)
@@ -1333,9 +1334,7 @@ def test_a_next_step_that_is_never_sent_is_an_error(redis_url: str) -> None:
 
     steps = [a.message() for a in (run_marathon, rest, run_marathon, run_marathon)]
     pipe = dramatiq.pipeline(steps, broker=broker)
-    store = store_of(broker)
-    for step in steps[2:]:
-        store.create(NewJob(step.message_id, SENT, waits=True))
+    record_steps(broker, steps[2:])
     with working(broker):
         pipe.run()
         wait_until(broker, steps[0], "success")
@@ -1455,7 +1454,7 @@ def test_a_long_pipeline_is_dropped_to_its_end(redis_url: str) -> None:
 
     steps = [run_marathon.message() for _ in range(340)]
     store = store_of(broker)
-    store.create(*(NewJob(step.message_id, SENT, waits=True) for step in steps))
+    record_steps(broker, steps)
     with working(broker):
         pipe = dramatiq.pipeline(steps, broker=broker).run()
         wait_until(broker, steps[-1], "cancelled", timeout=20)
@@ -1545,7 +1544,7 @@ def test_an_overtaken_run_leaves_the_later_steps_alone(redis_url: str) -> None:
 
     steps = [run_marathon.message() for _ in range(3)]
     store = store_of(broker)
-    store.create(*(NewJob(step.message_id, SENT, waits=True) for step in steps))
+    record_steps(broker, steps)
     with working(broker):
         pipe = dramatiq.pipeline(steps, broker=broker).run()
         gate.wait_for_job()
@@ -1573,7 +1572,7 @@ def test_a_surplus_delivery_leaves_the_later_steps_alone(redis_url: str) -> None
 
     steps = [run_marathon.message() for _ in range(2)]
     store = store_of(broker)
-    store.create(*(NewJob(step.message_id, SENT, waits=True) for step in steps))
+    record_steps(broker, steps)
     pipe = dramatiq.pipeline(steps, broker=broker).run()
     first, second = (message.message_id for message in pipe.messages)
     store.write([Update(first, "elsewhere", 1, SENT, begins=True)])
@@ -1608,8 +1607,7 @@ def test_a_middleware_that_fails_before_the_job_ends_it(
     def run_marathon(*, job_state: JobState) -> None: ...
 
     steps = [run_marathon.message() for _ in range(2)]
-    store = store_of(broker)
-    store.create(*(NewJob(step.message_id, SENT, waits=True) for step in steps))
+    record_steps(broker, steps)
     with working(broker):
         pipe = dramatiq.pipeline(steps, broker=broker).run()
         state = wait_until(broker, pipe.messages[0], "error", "success", "cancelled")
@@ -1696,7 +1694,7 @@ def test_sends_within_each_other_keep_what_the_outer_one_announced(
     @dramatiq.actor(broker=broker, job_state=True)
     def run_marathon() -> None: ...
 
-    (ours,) = (m for m in broker.middleware if isinstance(m, JobStateMiddleware))
+    ours = middleware_of(broker)
     outer, inner = run_marathon.message(), run_marathon.message()
     unsent = [{outer.message_id}, {inner.message_id}]
     with ours.announced(unsent[0]):
