@@ -14,7 +14,7 @@ from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from tests.jobs import make_broker, store_of
 from tests.support import frozen, wait_for
-from tests.workerprocess import PATIENCE, WorkerProcess
+from tests.workerprocess import PATIENCE, WorkerProcess, starting
 
 Start = Callable[[], WorkerProcess]
 
@@ -24,16 +24,9 @@ def start_worker(
     redis_url: str, server: EmbeddedServer, tmp_path: Path
 ) -> Iterator[Start]:
     """Start workers that are gone when the test is over."""
-    workers: list[WorkerProcess] = []
     environ = {"BROKER_URL": redis_url, "STORE_URL": server.url}
-
-    def start() -> WorkerProcess:
-        workers.append(WorkerProcess(environ, tmp_path / f"{len(workers)}.log"))
-        return workers[-1]
-
-    yield start
-    for worker in workers:
-        worker.stop()
+    with starting(environ, tmp_path) as start:
+        yield start
 
 
 class Sender:

@@ -5,8 +5,6 @@ import contextlib
 import logging
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -25,8 +23,9 @@ import pyramid_jobstate
 from pyramid_jobstate import JobStateMiddleware, JobStore
 from pyramid_jobstate.record import CANCELLED
 from tests.jobs import Gate, RunMarathon, job_actor, load, wait_until, working
-from tests.rabbitmq import ROOT, RabbitMQ, find_binary
+from tests.rabbitmq import RabbitMQ, find_binary
 from tests.support import wait_for
+from tests.workerprocess import WorkerProcess, starting
 
 #: What a worker on a busy machine may take to start, or a consumer to come back.
 PATIENCE = 30
@@ -371,45 +370,17 @@ def test_a_job_that_outlives_its_broker(
 @pytest.fixture
 def start_rabbitmq_worker(
     rabbitmq: RabbitMQ, redis_url: str, tmp_path: Path
-) -> Iterator[Any]:
-    """Start worker processes, each in a group of its own, that are gone when the test
-    is over.
-    """
-    environ = {
-        **os.environ,
-        "BROKER_URL": rabbitmq.url,
-        "STORE_URL": redis_url,
-        "dramatiq_worker_timeout": "100",
-    }
-    command = [sys.executable, "-m", "dramatiq", "tests.matrixapp"]
-    workers: list[subprocess.Popen[bytes]] = []
-
-    def start() -> subprocess.Popen[bytes]:
-        with (tmp_path / f"{len(workers)}.log").open("w") as log:
-            worker = subprocess.Popen(
-                [*command, "--processes", "1", "--threads", "1"],
-                cwd=ROOT,
-                env=environ,
-                stderr=log,
-                start_new_session=True,
-            )
-        workers.append(worker)
-        return worker
-
-    yield start
-    for worker in workers:
-        if worker.poll() is None:
-            # So that what it measured is kept.
-            worker.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.wait(10)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait()
+) -> Iterator[Callable[[], WorkerProcess]]:
+    """Start worker processes that are gone when the test is over."""
+    environ = {"BROKER_URL": rabbitmq.url, "STORE_URL": redis_url}
+    with starting(environ, tmp_path, "tests.matrixapp", 1) as start:
+        yield start
 
 
 def test_a_worker_that_is_killed(
-    rabbitmq_broker: RabbitmqBroker, client: redis.Redis, start_rabbitmq_worker: Any
+    rabbitmq_broker: RabbitmqBroker,
+    client: redis.Redis,
+    start_rabbitmq_worker: Callable[[], WorkerProcess],
 ) -> None:
     """RabbitMQ gives the message of a killed worker to another at once. The job works
     again there, with nothing left of the first run, and has its true end.
@@ -417,13 +388,10 @@ def test_a_worker_that_is_killed(
 
     def wait_at_gate(*, job_state: Any = None) -> None: ...
 
-    message = dramatiq.actor(broker=rabbitmq_broker, job_state=True)(
-        wait_at_gate
-    ).send()
-    workers = {
-        worker.pid: worker
-        for worker in (start_rabbitmq_worker(), start_rabbitmq_worker())
-    }
+    actor = dramatiq.actor(broker=rabbitmq_broker, job_state=True)(wait_at_gate)
+    message = actor.send()
+    started = (start_rabbitmq_worker(), start_rabbitmq_worker())
+    workers = {worker.process.pid: worker for worker in started}
 
     def group() -> int:
         found: int = load(rabbitmq_broker, message).get_progress_metric("group", 0)
@@ -432,7 +400,7 @@ def test_a_worker_that_is_killed(
     first = workers.pop(wait_for(group, PATIENCE))
     before = load(rabbitmq_broker, message)
     assert before.status == "working" and before.progress_metrics["first"] is True
-    os.killpg(first.pid, signal.SIGKILL)
+    first.kill(signal.SIGKILL)
     wait_for(lambda: group() in workers, PATIENCE)
     state = load(rabbitmq_broker, message)
     assert (state.status, state.attempt) == ("working", 1)
