@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import threading
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,9 +12,9 @@ import redis
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.reading import Reader
-from pyramid_jobstate.record import End, NewJob, Update
 from tests.jobs import RunMarathon, messages
-from tests.support import START, key_of, wait_for
+from tests.store.listed import create, finish
+from tests.support import key_of, wait_for
 from tests.webapp import get, make_app, make_config, put_job
 
 MIB = 1024 * 1024
@@ -121,18 +120,6 @@ def test_page_that_shows_one_reads_one(large: str) -> None:
 def calls_of(client: redis.Redis) -> dict[str, int]:
     stats: Any = client.info("commandstats")
     return {name.removeprefix("cmdstat_"): s["calls"] for name, s in stats.items()}
-
-
-def create(store: JobStore, count: int) -> list[str]:
-    jobs = [str(uuid.uuid4()) for _ in range(count)]
-    store.create(*(NewJob(job, START) for job in jobs))
-    return jobs
-
-
-def finish(store: JobStore, *jobs: str) -> None:
-    store.write(
-        [Update(j, "a", 1, START, begins=True, end=End("success")) for j in jobs]
-    )
 
 
 WANTED: list[dict[str, Any]] = [

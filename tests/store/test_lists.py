@@ -16,9 +16,10 @@ from webtest import TestApp
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.reading import Reader
-from pyramid_jobstate.record import End, NewJob, Start, Update
+from pyramid_jobstate.record import NewJob
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
+from tests.store.listed import begin, create, finish
 from tests.support import START, UUID, key_of
 from tests.webapp import (
     ADMIN,
@@ -40,29 +41,6 @@ class Diary(JobState):
 
     def __acl__(self) -> list[tuple[str, Any, Any]]:
         return [(Deny, self.owner, "view_job"), *super().__acl__()]
-
-
-def create(store: JobStore, count: int, start: Start = START) -> list[str]:
-    """Queue jobs, and return their uuids, the newest first."""
-    uuids = [str(uuid.uuid4()) for _ in range(count)]
-    store.create(*(NewJob(job, start) for job in uuids))
-    return uuids[::-1]
-
-
-def begin(store: JobStore, *uuids: str) -> None:
-    store.write(
-        [Update(job, str(uuid.uuid4())[:12], 1, START, begins=True) for job in uuids]
-    )
-
-
-def finish(store: JobStore, *uuids: str, status: str = "success") -> None:
-    """Have jobs run to their end, the first of them last."""
-    store.write(
-        [
-            Update(job, str(uuid.uuid4())[:12], 1, START, begins=True, end=End(status))
-            for job in reversed(uuids)
-        ]
-    )
 
 
 def uuids_of(items: Any) -> list[str]:
