@@ -7,6 +7,7 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pytest
 import redis
+from playwright.sync_api import Page
 from pyramid.config import Configurator
 from pyramid.response import Response
 from webtest import TestApp
@@ -145,15 +146,20 @@ def api(redis_url: str, request: pytest.FixtureRequest) -> Iterator[str]:
         thread.join()
 
 
+def follow(page: Page, api: str, job: str) -> None:
+    """Follow a job from a page of another origin."""
+    page.goto(api.replace("127.0.0.1", "localhost") + "/page")
+    page.evaluate(FOLLOW, [job, f"{api}/job_state"])
+
+
 @pytest.mark.parametrize("api", [True], indirect=True)
 def test_page_of_an_allowed_origin_follows_and_cancels(
-    api: str, client: redis.Redis, page: Any
+    api: str, client: redis.Redis, page: Page
 ) -> None:
     """In a browser, its script polls a job and cancels it."""
     job = put_job(client, status="queued")
-    page.goto(api.replace("127.0.0.1", "localhost") + "/page")
 
-    page.evaluate(FOLLOW, [job, f"{api}/job_state"])
+    follow(page, api, job)
 
     wait_for(lambda: page.evaluate("told.includes('queued')"))
     assert page.evaluate("poller.cancel()") is True
@@ -164,13 +170,12 @@ def test_page_of_an_allowed_origin_follows_and_cancels(
 
 @pytest.mark.parametrize("api", [False], indirect=True)
 def test_page_of_another_origin_learns_and_changes_nothing(
-    api: str, client: redis.Redis, page: Any
+    api: str, client: redis.Redis, page: Page
 ) -> None:
     """In a browser, the script of any other gets no answer, and cancels nothing."""
     job = put_job(client, status="queued")
-    page.goto(api.replace("127.0.0.1", "localhost") + "/page")
 
-    page.evaluate(FOLLOW, [job, f"{api}/job_state"])
+    follow(page, api, job)
 
     (told,) = wait_for(lambda: page.evaluate("told"))
     assert told.startswith("lost")

@@ -113,6 +113,11 @@ class Site:
         """Wait until the element shows this state, in its own style."""
         wait_for(lambda: self.page.evaluate(LOOK) == [state, 6])
 
+    def check(self, job_uuid: str) -> None:
+        """Check that a poller finds a job, and that the element shows it."""
+        assert self.follow(jobUuid=job_uuid) == "success"
+        self.wait_for_element()
+
     def sheets(self) -> set[str]:
         """The addresses of the style sheets that were asked for."""
         return {url for url in self.asked if ".css" in url}
@@ -200,8 +205,7 @@ def test_page_below_a_prefix_has_nothing_to_configure(
     settings = {"jobstate.path": path} if path else {}
     live_site.markup = usual(finished_job)
     live_site.open(make_config(redis_url, settings=settings), prefix)
-    assert live_site.follow(jobUuid=finished_job) == "success"
-    live_site.wait_for_element()
+    live_site.check(finished_job)
     assert live_site.polls() == {base}
     assert live_site.sheets() == {f"{base}/static/job-state.css"}
 
@@ -230,8 +234,7 @@ def test_query_of_the_script_is_the_sheet_s(
     config.add_cache_buster("pyramid_jobstate:static/", buster)
     live_site.markup = usual(finished_job)
     live_site.open(config, "team")
-    assert live_site.follow(jobUuid=finished_job) == "success"
-    live_site.wait_for_element()
+    live_site.check(finished_job)
     static = "/team/job_state/static"
     assert f"{static}/job-state.js?{param}=abc" in live_site.asked
     assert live_site.sheets() == {f"{static}/job-state.css?{param}=abc"}
@@ -250,8 +253,7 @@ def test_sheet_of_a_manifest_is_named_by_the_tag(
         + element(request, finished_job)
     )
     live_site.open(config, "team")
-    assert live_site.follow(jobUuid=finished_job) == "success"
-    live_site.wait_for_element()
+    live_site.check(finished_job)
     static = "/team/job_state/static"
     assert f"{static}/job-state-3f2a91.js" in live_site.asked
     assert live_site.sheets() == {f"{static}/job-state-7c.css"}
@@ -289,8 +291,7 @@ def test_script_of_a_cdn_asks_at_the_default_path(
     config.add_static_view(f"{cdn.url}/x/static", "pyramid_jobstate:static")
     live_site.markup = usual(finished_job)
     live_site.open(config)
-    assert live_site.follow(jobUuid=finished_job) == "success"
-    live_site.wait_for_element()
+    live_site.check(finished_job)
     assert live_site.polls() == {"/job_state"}
     assert live_site.sheets() == {f"{cdn.url}/x/static/job-state.css"}
     # The sheet is linked, since this CDN does not allow to fetch it.

@@ -10,10 +10,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import docutils.core
 import pytest
+from playwright.sync_api import Page
 
 import pyramid_jobstate
 from pyramid_jobstate import testing
@@ -237,7 +237,9 @@ def test_readme_is_valid() -> None:
     )
 
 
-def test_quick_start_runs(environment: Any, myapp: Path, worker: None) -> None:
+def test_quick_start_runs(
+    environment: dict[str, str], myapp: Path, worker: None
+) -> None:
     """The application of the quick start sends a marathon, which a worker runs, and its
     page has the element and the script.
     """
@@ -263,7 +265,7 @@ app.get(url, extra_environ={"REMOTE_USER": "bob"}, status=403)
     run(program, environment, myapp)
 
 
-def test_tests_of_the_readme_pass(environment: Any, myapp: Path) -> None:
+def test_tests_of_the_readme_pass(environment: dict[str, str], myapp: Path) -> None:
     """The tests that the README shows pass, in an application like the one it shows."""
     done = subprocess.run(
         [
@@ -287,7 +289,7 @@ def test_tests_of_the_readme_pass(environment: Any, myapp: Path) -> None:
     assert "3 passed" in done.stdout
 
 
-def test_other_snippets_run(environment: Any, myapp: Path) -> None:
+def test_other_snippets_run(environment: dict[str, str], myapp: Path) -> None:
     """Every other snippet in Python runs as it stands."""
     others = [text for text in snippets("python") if "# myapp/" not in text]
     assert len(others) >= 5
@@ -297,7 +299,7 @@ def test_other_snippets_run(environment: Any, myapp: Path) -> None:
         run(setup + text, environment, myapp)
 
 
-def test_view_of_the_readme_sends(environment: Any, myapp: Path) -> None:
+def test_view_of_the_readme_sends(environment: dict[str, str], myapp: Path) -> None:
     """The view that shows all ways of sending sends in all of them."""
     (view,) = [text for text in snippets("python") if "send_immediately" in text]
     program = (
@@ -325,7 +327,7 @@ assert {item["job"]["status"] for item in items} == {"queued"}
 
 
 def test_permits_of_the_readme_makes_the_acls_count(
-    environment: Any, myapp: Path
+    environment: dict[str, str], myapp: Path
 ) -> None:
     """With the function of four lines the owner is let in beside a policy of roles."""
     program = """
@@ -343,7 +345,7 @@ app.get("/job_state?all=1", status=403)
 
 
 def test_script_of_the_readme_sends(
-    environment: Any, myapp: Path, redis_url: str
+    environment: dict[str, str], myapp: Path, redis_url: str
 ) -> None:
     """The script sends a marathon of Alice's."""
     (script,) = [text for text in snippets("python") if "prepare(" in text]
@@ -401,9 +403,9 @@ def test_snippets_are_python() -> None:
 
 
 def test_script_tags_of_the_readme_find_jobs_and_styles(
-    page: Any,
+    page: Page,
     console_errors: list[str],
-    environment: Any,
+    environment: dict[str, str],
     myapp: Path,
     tmp_path: Path,
 ) -> None:
@@ -441,7 +443,11 @@ def test_script_tags_of_the_readme_find_jobs_and_styles(
 
 
 def test_script_of_the_readme_runs(
-    page: Any, console_errors: list[str], environment: Any, myapp: Path, worker: None
+    page: Page,
+    console_errors: list[str],
+    environment: dict[str, str],
+    myapp: Path,
+    worker: None,
 ) -> None:
     """The page of the quick start and the script by hand show a marathon to its end, in
     a browser.
