@@ -1,4 +1,4 @@
-"""Real servers and a real browser for the tests."""
+"""What the tests in several folders share: servers, a browser, jobs, applications."""
 
 from __future__ import annotations
 
@@ -65,19 +65,19 @@ def store(client: redis.Redis) -> JobStore:
 
 @pytest.fixture
 def job(client: redis.Redis) -> str:
-    """The uuid of a job of Alice's that runs."""
+    """The uuid of a running job of Alice's."""
     return put_job(client)
 
 
 @pytest.fixture
 def run() -> Run:
-    """A run that has said nothing yet."""
+    """A run that has reported nothing yet."""
     return Run()
 
 
 @pytest.fixture
 def app(redis_url: str) -> TestApp:
-    """An application with the jobs at their default path, and at two others."""
+    """An application whose jobs are at the default path and at two others."""
     return make_app(make_config(redis_url, root_factory=mounted_root))
 
 

@@ -66,7 +66,7 @@ def store_of(broker: dramatiq.Broker) -> JobStore:
 def record_steps(
     broker: dramatiq.Broker, steps: Sequence[dramatiq.Message[Any]]
 ) -> None:
-    """Record steps of a pipeline, which wait for their turn, as their sender does."""
+    """Record the waiting steps of a pipeline, as their sender does."""
     store_of(broker).create(
         *(NewJob(step.message_id, SENT, waits=True) for step in steps)
     )
@@ -104,8 +104,8 @@ def working(broker: dramatiq.Broker, threads: int = 4) -> Iterator[dramatiq.Work
 
 
 def job_actor(**options: Any) -> Callable[[Callable[..., R]], dramatiq.Actor[..., R]]:
-    """Declare an actor, as `dramatiq.actor` does. By its types, what is sent to it need
-    not have the `job_state` that its function takes.
+    """Declare an actor like `dramatiq.actor`, but typed so that its messages may leave
+    out `job_state`, which the worker passes.
     """
     return dramatiq.actor(**options)
 

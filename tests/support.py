@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).parent.parent
 
-#: The uuid of a job.
+#: A well-formed uuid.
 UUID = "12345678-1234-4321-8765-1234567890ab"
 
 #: What is known of a job of Alice's when it is sent, and when it starts.
@@ -31,7 +31,7 @@ def key_of(store: JobStore, uuid: str) -> str:
 
 
 def load_job(store: JobStore, uuid: str) -> JobState:
-    """Return the state of a job, which must have a record."""
+    """Return the state of a job that has a record."""
     state = store.load(uuid)
     assert state is not None
     return state

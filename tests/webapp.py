@@ -77,7 +77,7 @@ def make_config(redis_url: str | None, **options: Any) -> Configurator:
     return Configurator(settings=settings, **{**usual, **options})
 
 
-#: The settings of an application whose requests have a manager of their own.
+#: The setting that gives each request a transaction manager of its own.
 EXPLICIT = {"tm.manager_hook": "pyramid_tm.explicit_manager"}
 
 
@@ -101,9 +101,16 @@ def make_app(config: Configurator) -> TestApp:
     return TestApp(config.make_wsgi_app())
 
 
+def made_config(redis_url: str | None, **options: Any) -> Configurator:
+    """Return the configurator of a finished application with pyramid_jobstate."""
+    config = make_config(redis_url, **options)
+    make_app(config)
+    return config
+
+
 def take_steps(config: Configurator, steps: str, **own: Callable[[], object]) -> Any:
-    """Take the steps of an application's start in their order, and return what the last
-    one returns: "include", "commit", "make" and those of the test's own.
+    """Take the named steps of an application's start, and return what the last one
+    returns. The test may add its own to "include", "commit" and "make".
     """
     known: dict[str, Callable[[], object]] = {
         "include": lambda: config.include("pyramid_jobstate"),

@@ -67,11 +67,15 @@ class WorkerProcess:
         self.wait()
 
 
+#: Starts one more worker process.
+StartWorker = Callable[[], WorkerProcess]
+
+
 @contextlib.contextmanager
 def starting(
     environ: dict[str, str], folder: Path, *options: Any
-) -> Iterator[Callable[[], WorkerProcess]]:
-    """Give a function that starts worker processes, which are gone afterwards."""
+) -> Iterator[StartWorker]:
+    """Give a function that starts worker processes, and stop them at the end."""
     workers: list[WorkerProcess] = []
 
     def start() -> WorkerProcess:

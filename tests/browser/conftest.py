@@ -1,4 +1,4 @@
-"""Pages, and what they ask."""
+"""Pages, and the server that they poll."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from tests.pollserver import PollServer
 
 @pytest.fixture(scope="module")
 def tab(browser: Browser) -> Iterator[Page]:
-    """A page that the tests take in turn, since to make one takes long."""
+    """A page that the tests take in turn, since making one is slow."""
     with browser.new_context() as context:
         yield context.new_page()
 

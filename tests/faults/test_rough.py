@@ -73,7 +73,7 @@ class Scene:
         return sum(client.hlen(f"dramatiq:default{q}.msgs") for q in ("", ".DQ"))
 
 
-Start = Callable[..., WorkerProcess]
+StartWorker = Callable[..., WorkerProcess]
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def brief(redis_url: str, server: EmbeddedServer) -> Scene:
 @pytest.fixture
 def start_rough_worker(
     redis_url: str, proxy: FaultyProxy, tmp_path: Path
-) -> Iterator[Start]:
+) -> Iterator[StartWorker]:
     """Start worker processes that are gone when the test is over."""
     workers: list[WorkerProcess] = []
 
@@ -125,7 +125,7 @@ def start_rough_worker(
 
 
 def test_a_job_that_was_cancelled_long_before_it_is_due_never_runs(
-    brief: Scene, start_rough_worker: Start
+    brief: Scene, start_rough_worker: StartWorker
 ) -> None:
     """The record of a cancelled job outlives its delayed message, though `expire_in` is
     shorter than the delay.
@@ -142,7 +142,7 @@ def test_a_job_that_was_cancelled_long_before_it_is_due_never_runs(
 
 
 def test_a_job_that_was_cancelled_long_before_its_retry_never_runs_again(
-    brief: Scene, start_rough_worker: Start
+    brief: Scene, start_rough_worker: StartWorker
 ) -> None:
     """The same for a job that waits for its next try."""
     start_rough_worker(expire_in=EXPIRE_IN)
@@ -156,7 +156,7 @@ def test_a_job_that_was_cancelled_long_before_its_retry_never_runs_again(
 
 @pytest.mark.parametrize("cancels", [1, 2])
 def test_a_job_whose_worker_was_killed_is_cancelled_for_good(
-    brief: Scene, start_rough_worker: Start, cancels: int
+    brief: Scene, start_rough_worker: StartWorker, cancels: int
 ) -> None:
     """A job whose worker was killed, before it was cancelled or after, reads stalled; a
     cancel then ends it, and its message is skipped when it comes again.
@@ -181,7 +181,7 @@ def test_a_job_whose_worker_was_killed_is_cancelled_for_good(
 
 
 def test_a_stalled_run_that_is_alive_hears_of_its_cancel(
-    scene: Scene, start_rough_worker: Start
+    scene: Scene, start_rough_worker: StartWorker
 ) -> None:
     """A worker that was frozen while its job was cancelled is told with its next beat:
     the job stops, and its record stays cancelled.
@@ -199,7 +199,7 @@ def test_a_stalled_run_that_is_alive_hears_of_its_cancel(
 
 
 def test_a_stalled_run_that_returns_after_its_cancel_is_logged(
-    scene: Scene, start_rough_worker: Start
+    scene: Scene, start_rough_worker: StartWorker
 ) -> None:
     """A job that was cancelled while its worker was frozen, and then returns normally,
     stays cancelled; the worker's log says so.
@@ -239,7 +239,9 @@ def test_a_later_step_that_was_cancelled_never_runs_however_late_its_turn_comes(
 # What nobody cancelled runs.
 
 
-def test_a_replayed_pipeline_goes_on(scene: Scene, start_rough_worker: Start) -> None:
+def test_a_replayed_pipeline_goes_on(
+    scene: Scene, start_rough_worker: StartWorker
+) -> None:
     """The later step of a pipeline whose first step failed runs when an operator puts
     the first step back and that succeeds.
     """
@@ -257,7 +259,7 @@ def test_a_replayed_pipeline_goes_on(scene: Scene, start_rough_worker: Start) ->
 
 
 def test_a_replayed_message_that_was_too_old_runs(
-    scene: Scene, start_rough_worker: Start
+    scene: Scene, start_rough_worker: StartWorker
 ) -> None:
     """A job that AgeLimit has dropped runs when an operator puts it back."""
     message = scene.actors.count.send_with_options(max_age=1)
@@ -273,7 +275,7 @@ def test_a_replayed_message_that_was_too_old_runs(
 
 @pytest.mark.parametrize("how", ["returning", "failing"])
 def test_a_job_that_puts_its_own_message_back_is_retrying(
-    scene: Scene, start_rough_worker: Start, how: str
+    scene: Scene, start_rough_worker: StartWorker, how: str
 ) -> None:
     """A job whose actor has put its own message back reads retrying until it comes."""
     start_rough_worker()
@@ -288,7 +290,7 @@ def test_a_job_that_puts_its_own_message_back_is_retrying(
 
 @pytest.mark.parametrize("how", ["loop", "thread"])
 def test_a_coroutine_that_puts_its_own_message_back_is_retrying(
-    scene: Scene, start_rough_worker: Start, how: str
+    scene: Scene, start_rough_worker: StartWorker, how: str
 ) -> None:
     """The same for an async actor, which runs in another thread than its message."""
     start_rough_worker()
@@ -299,7 +301,7 @@ def test_a_coroutine_that_puts_its_own_message_back_is_retrying(
 
 
 def test_a_class_based_actor_names_its_parameters(
-    scene: Scene, start_rough_worker: Start
+    scene: Scene, start_rough_worker: StartWorker
 ) -> None:
     """A class-based actor's parameters have the names that its perform() gives them."""
     start_rough_worker()
@@ -313,7 +315,7 @@ def test_a_class_based_actor_names_its_parameters(
 
 
 def test_clean_up_reports_whoever_noticed_the_cancel(
-    scene: Scene, start_rough_worker: Start
+    scene: Scene, start_rough_worker: StartWorker
 ) -> None:
     """The clean-up of a job may report when one of its threads noticed the cancel."""
     start_rough_worker()
@@ -326,7 +328,7 @@ def test_clean_up_reports_whoever_noticed_the_cancel(
 
 
 def test_a_pool_of_submitted_items_stops(
-    scene: Scene, start_rough_worker: Start
+    scene: Scene, start_rough_worker: StartWorker
 ) -> None:
     """400 items that were handed to a pool do not run to the end after a cancel."""
     start_rough_worker()
@@ -337,7 +339,9 @@ def test_a_pool_of_submitted_items_stops(
     assert len(scene.notes.all("count")) < 200
 
 
-def test_all_tasks_of_a_coroutine_stop(scene: Scene, start_rough_worker: Start) -> None:
+def test_all_tasks_of_a_coroutine_stop(
+    scene: Scene, start_rough_worker: StartWorker
+) -> None:
     """Each task of an async actor is told, not only the first that asks."""
     start_rough_worker()
     message = scene.actors.gather.send()
@@ -350,7 +354,7 @@ def test_all_tasks_of_a_coroutine_stop(scene: Scene, start_rough_worker: Start) 
 
 @pytest.mark.parametrize("how", ["ask", "look", "set"])
 def test_a_job_that_says_little_hears_of_its_cancel_within_an_interval(
-    scene: Scene, start_rough_worker: Start, how: str
+    scene: Scene, start_rough_worker: StartWorker, how: str
 ) -> None:
     """A job that was silent knows of its cancel at its very next call, though it beats
     once a minute only.
@@ -377,7 +381,7 @@ def test_a_job_that_says_little_hears_of_its_cancel_within_an_interval(
 
 
 def test_a_next_step_that_the_broker_does_not_take_is_an_error(
-    redis_url: str, server: EmbeddedServer, start_rough_worker: Start
+    redis_url: str, server: EmbeddedServer, start_rough_worker: StartWorker
 ) -> None:
     """If the broker is away when the first step of a pipeline ends, the second reads
     error (not sent), and the third cancelled.
@@ -412,7 +416,7 @@ def test_sends_do_not_wait_for_a_store_that_swallows_packets(
 
 
 def test_a_worker_delivers_its_messages_while_the_store_swallows_packets(
-    scene: Scene, proxy: FaultyProxy, start_rough_worker: Start
+    scene: Scene, proxy: FaultyProxy, start_rough_worker: StartWorker
 ) -> None:
     """Twenty delayed messages are worked on within seconds of each other, not one a
     second.
@@ -523,7 +527,7 @@ def test_a_job_whose_creation_lost_a_reply_is_listed(
 
 
 def test_a_value_that_changed_back_while_a_reply_was_lost_lands(
-    scene: Scene, proxy: FaultyProxy, start_rough_worker: Start
+    scene: Scene, proxy: FaultyProxy, start_rough_worker: StartWorker
 ) -> None:
     """True was stored, the reply to False was lost, then it was True again: it is."""
     proxy.judge = lambda request: "lose" if b"false" in request else "pass"

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,13 @@ from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from tests.jobs import make_broker, store_of
 from tests.support import frozen, wait_for
-from tests.workerprocess import PATIENCE, WorkerProcess, starting
-
-Start = Callable[[], WorkerProcess]
+from tests.workerprocess import PATIENCE, StartWorker, starting
 
 
 @pytest.fixture
 def start_worker(
     redis_url: str, server: EmbeddedServer, tmp_path: Path
-) -> Iterator[Start]:
+) -> Iterator[StartWorker]:
     """Start workers that are gone when the test is over."""
     environ = {"BROKER_URL": redis_url, "STORE_URL": server.url}
     with starting(environ, tmp_path) as start:
@@ -65,7 +63,7 @@ def sender(redis_url: str, server: EmbeddedServer) -> Sender:
     return Sender(redis_url, JobStore(server.url, stalled_after=1.5))
 
 
-def test_a_job_in_another_process(start_worker: Start, sender: Sender) -> None:
+def test_a_job_in_another_process(start_worker: StartWorker, sender: Sender) -> None:
     """A viewer sees a job that runs in a worker process come along and end."""
     sender.send("run_marathon")
     assert sender.load().status == "queued"
@@ -81,7 +79,7 @@ def test_a_job_in_another_process(start_worker: Start, sender: Sender) -> None:
     assert worker.wait() == 0
 
 
-def test_a_worker_that_is_killed(start_worker: Start, sender: Sender) -> None:
+def test_a_worker_that_is_killed(start_worker: StartWorker, sender: Sender) -> None:
     """The job of a killed worker stalls, works again when another worker has it, with
     nothing left of the first run, and has its true end.
     """
@@ -108,7 +106,7 @@ def test_a_worker_that_is_killed(start_worker: Start, sender: Sender) -> None:
     sender.wait_until("success")
 
 
-def test_a_worker_that_was_frozen(start_worker: Start, sender: Sender) -> None:
+def test_a_worker_that_was_frozen(start_worker: StartWorker, sender: Sender) -> None:
     """A worker that was frozen while its message ran elsewhere changes nothing when it
     wakes, and logs one warning.
     """
@@ -138,7 +136,7 @@ def test_a_worker_that_was_frozen(start_worker: Start, sender: Sender) -> None:
 
 @pytest.mark.parametrize("weather", ["fine", "frozen"])
 def test_a_worker_that_is_stopped(
-    start_worker: Start, sender: Sender, server: EmbeddedServer, weather: str
+    start_worker: StartWorker, sender: Sender, server: EmbeddedServer, weather: str
 ) -> None:
     """A job that is interrupted by the shutdown of its worker reads retrying, with all
     that it has reported, also if the store stood still at that moment.
@@ -162,7 +160,7 @@ def test_a_worker_that_is_stopped(
 
 
 def test_a_worker_does_not_wait_for_ever_for_the_store(
-    start_worker: Start, sender: Sender, server: EmbeddedServer
+    start_worker: StartWorker, sender: Sender, server: EmbeddedServer
 ) -> None:
     """A worker that cannot say how its jobs ended stops all the same, in time for any
     service manager, and logs how many ends are lost.
@@ -176,7 +174,7 @@ def test_a_worker_does_not_wait_for_ever_for_the_store(
     assert len(worker.lines("the end of 1 jobs is lost")) == 1
 
 
-def test_a_job_that_forks(start_worker: Start, sender: Sender) -> None:
+def test_a_job_that_forks(start_worker: StartWorker, sender: Sender) -> None:
     """A child that a job forks cannot report for it, and does the job no harm."""
     sender.send("fork")
     worker = start_worker()

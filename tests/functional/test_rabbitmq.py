@@ -25,7 +25,7 @@ from pyramid_jobstate.record import CANCELLED
 from tests.jobs import Gate, RunMarathon, job_actor, load, wait_until, working
 from tests.rabbitmq import RabbitMQ, find_binary
 from tests.support import wait_for
-from tests.workerprocess import WorkerProcess, starting
+from tests.workerprocess import StartWorker, starting
 
 #: What a worker on a busy machine may take to start, or a consumer to come back.
 PATIENCE = 30
@@ -370,7 +370,7 @@ def test_a_job_that_outlives_its_broker(
 @pytest.fixture
 def start_rabbitmq_worker(
     rabbitmq: RabbitMQ, redis_url: str, tmp_path: Path
-) -> Iterator[Callable[[], WorkerProcess]]:
+) -> Iterator[StartWorker]:
     """Start worker processes that are gone when the test is over."""
     environ = {"BROKER_URL": rabbitmq.url, "STORE_URL": redis_url}
     with starting(environ, tmp_path, "tests.matrixapp", 1) as start:
@@ -380,7 +380,7 @@ def start_rabbitmq_worker(
 def test_a_worker_that_is_killed(
     rabbitmq_broker: RabbitmqBroker,
     client: redis.Redis,
-    start_rabbitmq_worker: Callable[[], WorkerProcess],
+    start_rabbitmq_worker: StartWorker,
 ) -> None:
     """RabbitMQ gives the message of a killed worker to another at once. The job works
     again there, with nothing left of the first run, and has its true end.

@@ -12,8 +12,8 @@ from tests.support import wait_for
 
 
 class Contract:
-    """The tests of one application: the fixture `site` of the subclass's module, which
-    each module defines on purpose.
+    """The tests of one application. Each module that has a subclass defines its own
+    fixture `site` for it.
     """
 
     def test_owner_sees_their_job(self, site: Site) -> None:

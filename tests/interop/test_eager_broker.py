@@ -17,7 +17,7 @@ need("dramatiq_eager_broker")
 
 @pytest.fixture(scope="module")
 def interop_broker(interop_server: EmbeddedServer) -> Iterator[Any]:
-    """In place of the applications' broker: the eager one."""
+    """Override: the eager broker in place of the one that other applications use."""
     before = dramatiq.broker.global_broker
     actors = importlib.import_module("tests.interop.eager_jobs")
     dramatiq.set_broker(actors.broker)

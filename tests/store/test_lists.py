@@ -28,6 +28,7 @@ from tests.webapp import (
     Policy,
     Root,
     get,
+    made_config,
     make_app,
     make_config,
     mounted_root,
@@ -490,8 +491,7 @@ def test_job_states_list_gives_jobs_that_can_be_shown(
     """What request.job_states lists is in that container, whoever asks."""
     from tests.webapp import make_request
 
-    config = make_config(redis_url)
-    make_app(config)
+    config = made_config(redis_url)
     job = put_job(store, RunMarathon, owner="bob", params={"miles": 26}).uuid
     put_job(store, RunMarathon, owner="alice")
     job_states = make_request(config, "carol").job_states

@@ -595,7 +595,7 @@ def test_a_later_step_that_was_sent_is_not_dropped(
 
 
 def cancel_by_word(store: JobStore, job: str, word: str) -> int:
-    """Return what the script says to a cancel that may be sent twice."""
+    """Return the script's reply to a cancel that may be sent twice."""
     (reply,) = store.run([store.calls.cancel(job, word.ljust(8, "."))])
     assert isinstance(reply, int)
     return reply

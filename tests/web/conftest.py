@@ -13,9 +13,9 @@ from transaction.interfaces import NoTransaction
 
 from tests.web.databases import SQLite
 from tests.webapp import (
+    made_config,
     make_app,
     make_broker,
-    make_config,
     make_request,
     make_tm_config,
     mounted_root,
@@ -24,7 +24,7 @@ from tests.webapp import (
 
 @pytest.fixture
 def set_broker(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Sets Dramatiq's global broker, which is unset at first, during the test."""
+    """Sets Dramatiq's global broker for the test, which starts with none."""
     monkeypatch.setattr(dramatiq.broker, "global_broker", None)
     return lambda broker: monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
 
@@ -46,23 +46,21 @@ def sqlite(tmp_path: Path) -> Iterator[SQLite]:
 
 @pytest.fixture
 def config(redis_url: str) -> Configurator:
-    """The configurator of an application that was made. Its jobs are at their default
-    path, and at two others.
+    """The configurator of a finished application, whose jobs are at the default path
+    and at two others.
     """
-    config = make_config(redis_url, root_factory=mounted_root)
-    make_app(config)
-    return config
+    return made_config(redis_url, root_factory=mounted_root)
 
 
 @pytest.fixture
 def tm_config(redis_url: str) -> Configurator:
-    """The configurator of an application with pyramid_tm, and nothing else yet."""
+    """The configurator of an application that has included pyramid_tm only."""
     return make_tm_config(redis_url)
 
 
 @pytest.fixture
 def made_tm_config(tm_config: Configurator) -> Configurator:
-    """The configurator of an application with pyramid_tm that was made."""
+    """The configurator of a finished application with pyramid_tm."""
     make_app(tm_config)
     return tm_config
 

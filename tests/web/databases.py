@@ -1,4 +1,4 @@
-"""Databases, and others of that kind, that take part in a transaction."""
+"""Databases and other resources that take part in a transaction."""
 
 import contextlib
 import sqlite3
@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 
 class SQLite:
-    """A file, which a session changes that zope.sqlalchemy commits."""
+    """A file that is changed through a session, which zope.sqlalchemy commits."""
 
     def __init__(self, path: Path) -> None:
         self.path = path / "marathons.sqlite"
@@ -83,7 +83,7 @@ class Zodb:
 
 
 class Manager:
-    """A data manager of somebody else's, that fails, or worse, in one phase."""
+    """Somebody else's data manager, which fails, or does worse, in one phase."""
 
     transaction_manager = None
 

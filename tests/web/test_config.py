@@ -32,6 +32,7 @@ from tests.webapp import (
     NOWHERE,
     Policy,
     get,
+    made_config,
     make_app,
     make_broker,
     make_config,
@@ -429,8 +430,7 @@ def test_bad_path_stops_the_include(path: str) -> None:
 def test_owner_names_the_principal(redis_url: str) -> None:
     """The function that jobstate.owner names says who a sender is."""
     settings = {"jobstate.owner": f"{__name__}.role_of"}
-    config = make_config(redis_url, settings=settings)
-    make_app(config)
+    config = made_config(redis_url, settings=settings)
     run_marathon = make_broker(redis_url).get_actor("run_marathon")
 
     request = make_request(config, "alice")
@@ -453,8 +453,7 @@ ROLE_PARTIAL = functools.partial(role_of)
 @pytest.mark.parametrize("owner", [f"{__name__}.ROLE_OF", ROLE_PARTIAL, role_of])
 def test_owner_may_be_anything_that_can_be_called(redis_url: str, owner: Any) -> None:
     """What can be called with a request need not be a function."""
-    config = make_config(redis_url, settings={"jobstate.owner": owner})
-    make_app(config)
+    config = made_config(redis_url, settings={"jobstate.owner": owner})
 
     assert make_request(config, "alice").job_states.current_owner == "role:alice"
 

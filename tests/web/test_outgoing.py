@@ -20,6 +20,7 @@ from tests.webapp import (
     NOWHERE,
     RunMarathon,
     get,
+    made_config,
     make_app,
     make_broker,
     make_config,
@@ -233,8 +234,7 @@ def test_owner_function_must_return_a_principal(
 ) -> None:
     """So is one that the function of jobstate.owner returns."""
     settings = {"jobstate.owner": f"{__name__}.nobody"}
-    config = make_config(redis_url, settings=settings)
-    make_app(config)
+    config = made_config(redis_url, settings=settings)
 
     with pytest.raises(TypeError, match="The owner of a job must be"):
         make_request(config, "alice").job_states.send_immediately(
@@ -342,8 +342,7 @@ def test_nothing_is_sent_while_the_store_is_away(
     redis_url: str, client: redis.Redis
 ) -> None:
     """A job of which nobody would learn is not sent."""
-    config = make_config(NOWHERE)
-    make_app(config)
+    config = made_config(NOWHERE)
     broker = make_broker(redis_url, JobStateMiddleware(url=NOWHERE))
     job_states = make_request(config).job_states
 

@@ -23,6 +23,7 @@ from tests.webapp import (
     Root,
     ask,
     get,
+    made_config,
     make_app,
     make_broker,
     make_config,
@@ -174,8 +175,7 @@ def test_owner_who_may_is_told_so(redis_url: str, client: redis.Redis) -> None:
 
 def test_sender_owns_its_job_at_once(redis_url: str) -> None:
     """The job that a view has just sent may be asked about in the same request."""
-    config = make_config(redis_url, security_policy=TutorialPolicy())
-    make_app(config)
+    config = made_config(redis_url, security_policy=TutorialPolicy())
     run_marathon = make_broker(redis_url).get_actor("run_marathon")
     request = make_request(config, '"alice"')
 
@@ -217,8 +217,7 @@ def test_owners_ace_begins_the_acl(redis_url: str, client: redis.Redis) -> None:
     """In the owner's request the ACE for Authenticated precedes that of the principal;
     in another's only the latter stands.
     """
-    config = make_config(redis_url, security_policy=TutorialPolicy())
-    make_app(config)
+    config = made_config(redis_url, security_policy=TutorialPolicy())
     job = put_job(client, owner='"alice"')
     both = ("view_job", "cancel_job")
 
@@ -233,8 +232,7 @@ def test_owner_of_another_type_finds_no_ace(
     redis_url: str, client: redis.Redis
 ) -> None:
     """The request of True is given no ACE of the owner 1, which would let it in."""
-    config = make_config(redis_url, security_policy=UseridPolicy())
-    make_app(config)
+    config = made_config(redis_url, security_policy=UseridPolicy())
     job = put_job(client, owner="1")
 
     assert make_request(config, "true").job_states[job].__acl__() == []
@@ -343,8 +341,7 @@ def test_owners_ace_holds_in_no_other_request(
     """A job that the application keeps from its owner's request opens nothing to
     others, and lets its owner in from another request.
     """
-    config = make_config(redis_url, security_policy=TutorialPolicy())
-    make_app(config)
+    config = made_config(redis_url, security_policy=TutorialPolicy())
     kept = make_request(config, '"alice"').job_states[put_job(client, owner='"alice"')]
 
     def may(user: str) -> bool:
@@ -368,8 +365,7 @@ def test_owners_ace_holds_in_no_other_request(
 
 def test_permits_asks_the_policy(redis_url: str, client: redis.Redis) -> None:
     """request.job_states.permits() returns what the application's policy says."""
-    config = make_config(redis_url)
-    make_app(config)
+    config = made_config(redis_url)
     states = make_request(config, "alice").job_states
     job_state = states[put_job(client)]
 

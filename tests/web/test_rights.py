@@ -48,9 +48,7 @@ class Relay(JobState):
 
 @pytest.fixture
 def app(app: TestApp) -> TestApp:
-    """In place of the application that tests share: one that may be asked with odd
-    methods, which WebTest would refuse.
-    """
+    """Override: the shared application, open to odd methods, which WebTest refuses."""
     return TestApp(app.app, lint=False)
 
 

@@ -25,6 +25,7 @@ from tests.webapp import (
     Root,
     ask,
     get,
+    made_config,
     make_app,
     make_config,
     make_request,
@@ -104,8 +105,7 @@ def test_container_is_traversed_by_pyramids_functions(
     redis_url: str, client: redis.Redis
 ) -> None:
     """find_resource() finds a job in the container, as in every resource tree."""
-    config = make_config(redis_url)
-    make_app(config)
+    config = made_config(redis_url)
     container = make_request(config, "alice").job_states
     job = put_job(client)
 
@@ -460,8 +460,7 @@ def test_other_request_methods_are_left_alone(caplog: pytest.LogCaptureFixture) 
 
 def test_tests_of_an_application_may_set_it(redis_url: str) -> None:
     """A container of the tests' own takes the place of the request's."""
-    config = make_config(redis_url)
-    make_app(config)
+    config = made_config(redis_url)
     request = make_request(config, "alice")
     assert request.job_states is request.job_states
 

@@ -37,6 +37,7 @@ from tests.webapp import (
     EXPLICIT,
     NOWHERE,
     get,
+    made_config,
     make_app,
     make_broker,
     make_config,
@@ -682,8 +683,7 @@ def test_crash_between_commit_and_departure_reads_stalled(
     assert queued(client) == []
     keys: Any = client.keys("jobstate:????????-*")
     (key,) = keys
-    config = make_config(redis_url, settings={"jobstate.stalled_after": "10s"})
-    make_app(config)
+    config = made_config(redis_url, settings={"jobstate.stalled_after": "10s"})
     uuid = key.decode().removeprefix("jobstate:")
     assert load(config, uuid).status == "queued"
     client.hset(key, "updated", int(time.time() * 1000) - 11_000)

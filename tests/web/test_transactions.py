@@ -66,14 +66,14 @@ def add(config: Configurator, name: str, view: Callable[[Request], Any]) -> None
 
 @contextlib.contextmanager
 def script(config: Configurator) -> Iterator[Request]:
-    """Give the request of a script of the application."""
+    """Give the request of a script that uses the application."""
     make_app(config)
     with prepare(registry=config.registry) as env:
         yield env["request"]
 
 
 def call_late(request: Request, kind: str, late: Callable[[Request], object]) -> None:
-    """Have a request call back when it has its response, or when it is over."""
+    """Call back when the request has its response, or when it is over."""
     if kind == "finished":
         request.add_finished_callback(late)
     else:
@@ -81,8 +81,8 @@ def call_late(request: Request, kind: str, late: Callable[[Request], object]) ->
 
 
 def in_transaction(app: TestApp) -> TestApp:
-    """Return the application in a WSGI middleware that begins the thread's transaction,
-    as repoze.tm does.
+    """Wrap the application in WSGI middleware that begins the thread's transaction, as
+    repoze.tm does.
     """
 
     def middleware(environ: Any, start_response: Any) -> Any:

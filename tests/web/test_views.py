@@ -21,6 +21,7 @@ from tests.webapp import (
     Root,
     ask,
     get,
+    made_config,
     make_app,
     make_config,
     make_request,
@@ -556,8 +557,7 @@ def test_state_can_be_shown_by_a_view_that_has_no_container(
     redis_url: str, job: str
 ) -> None:
     """A job that comes from the store itself is shown, too."""
-    config = make_config(redis_url)
-    make_app(config)
+    config = made_config(redis_url)
     job_state = JobStore(redis_url).load(job)
     assert job_state is not None
 

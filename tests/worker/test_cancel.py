@@ -35,9 +35,7 @@ CANCELLED = JobError(None, "The job was cancelled.")
 
 @pytest.fixture(params=["appended", "before", "without"])
 def broker(request: pytest.FixtureRequest, redis_url: str) -> RedisBroker:
-    """In place of the worker tests' broker: one with the middleware after Retries,
-    before it, or without Retries.
-    """
+    """Override: the middleware after Retries, before it, or without Retries."""
     return make_placed_broker(redis_url, request.param)
 
 

@@ -81,7 +81,7 @@ class RefusedError(MiddlewareError):
 
 
 def stop(ours: JobStateMiddleware) -> None:
-    """Stop a middleware, which no worker tells that it ends."""
+    """Stop a middleware that has no worker to stop it."""
     broker = InCallerBroker(())
     ours.after_worker_shutdown(broker, dramatiq.Worker(broker))
 

@@ -17,7 +17,7 @@ from pyramid_jobstate import JobState, JobStateMiddleware
 from pyramid_jobstate.record import CANCELLED, NOT_REACHED, JobError
 from tests.jobs import Gate, RunMarathon, make_broker, working
 from tests.support import wait_for
-from tests.webapp import make_app, make_config, make_request
+from tests.webapp import made_config, make_request
 
 
 class SkipNinetyNine(Middleware):
@@ -32,8 +32,8 @@ class SkipNinetyNine(Middleware):
 def broker(
     request: pytest.FixtureRequest, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> Broker:
-    """In place of the worker tests' broker: Dramatiq's global one, with our middleware
-    at either end of the others.
+    """Override: Dramatiq's global broker, with our middleware at either end of the
+    others.
     """
     before = AgeLimit if request.param == "first" else None
     broker = make_broker(
@@ -77,8 +77,7 @@ def step(broker: Broker, gate: Gate) -> Any:
 @pytest.fixture
 def states_of_alice(broker: Broker, redis_url: str) -> Any:
     """The job_states of a request of Alice's."""
-    config = make_config(redis_url)
-    make_app(config)
+    config = made_config(redis_url)
     return make_request(config, "alice").job_states
 
 

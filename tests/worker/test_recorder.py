@@ -33,7 +33,7 @@ LOGGER = "pyramid_jobstate.recorder"
 
 @pytest.fixture
 def store(server: EmbeddedServer) -> JobStore:
-    """In place of the store that tests share: one that the test may stop or freeze."""
+    """Override: a store in the test's own server, which it may stop or freeze."""
     return JobStore(server.url)
 
 
@@ -107,7 +107,7 @@ def away(recorder: Recorder) -> bool:
 def spy_on_writes(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> list[Sequence[Update]]:
-    """Return the list of what is written from now on, each time."""
+    """Return a list that grows by each batch of updates that is written."""
     written: list[Sequence[Update]] = []
     write = store.write
 
