@@ -37,18 +37,18 @@ class Writer:
         (reply,) = self.store.write([update])
         return reply
 
-    def update(self, **options: object) -> Update:
+    def update(self, **options: Any) -> Update:
         self.seq += 1
-        return Update(self.job, self.token, self.seq, START, **options)  # type: ignore[arg-type]
+        return Update(self.job, self.token, self.seq, START, **options)
 
-    def begin(self, **options: object) -> Reply | Exception:
+    def begin(self, **options: Any) -> Reply | Exception:
         return self.write(self.update(begins=True, **options))
 
     def record(self, **fields: str) -> Reply | Exception:
         return self.write(self.update(fields=fields))
 
-    def end(self, status: str, **options: object) -> Reply | Exception:
-        end = End(status, **options)  # type: ignore[arg-type]
+    def end(self, status: str, **options: Any) -> Reply | Exception:
+        end = End(status, **options)
         return self.write(self.update(end=end))
 
 
