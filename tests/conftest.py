@@ -30,6 +30,24 @@ CHROMIUM_ARGUMENTS = [
     "--disable-sync",
 ]
 
+#: Which tests have a marker of the same name: those that take such a fixture.
+MARKED_FIXTURES = ("browser", "cluster", "rabbitmq")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Mark the tests by what they start, and run the long ones only if -m asks."""
+    for item in items:
+        for name in MARKED_FIXTURES:
+            if name in getattr(item, "fixturenames", ()):
+                item.add_marker(name)
+    if "long" not in config.option.markexpr:
+        long = [item for item in items if item.get_closest_marker("long")]
+        items[:] = [item for item in items if item not in long]
+        config.hook.pytest_deselected(items=long)
+
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[EmbeddedServer]:
