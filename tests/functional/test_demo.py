@@ -107,7 +107,12 @@ def demo(
     demo_server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Demo]:
     data = tmp_path_factory.mktemp("demo")
-    with running(data, JOBSTATE_REDIS_URL=demo_server.url) as demo:
+    variables = {
+        "JOBSTATE_REDIS_URL": demo_server.url,
+        # Quick, but slow enough to be seen at it.
+        "JOBSTATE_DEMO_ROWS_A_SECOND": "4000",
+    }
+    with running(data, **variables) as demo:
         yield demo
 
 

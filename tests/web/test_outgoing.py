@@ -323,7 +323,9 @@ def test_message_takes_no_arguments(config: Configurator, broker: Broker) -> Non
         job_states.send_immediately(message, miles=27)
 
 
-@pytest.mark.parametrize("message_id", ["marathon-1", "", "6F1C2E7A-3B5D-4F60-8A9B-0C1D2E3F4A5B"])
+@pytest.mark.parametrize(
+    "message_id", ["marathon-1", "", "6F1C2E7A-3B5D-4F60-8A9B-0C1D2E3F4A5B"]
+)
 def test_message_whose_id_is_no_uuid_is_refused(
     config: Configurator, broker: Broker, client: redis.Redis, message_id: str
 ) -> None:
