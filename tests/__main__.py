@@ -66,7 +66,7 @@ def in_parallel() -> list[str]:
     # Twice the cores, since most tests wait for something most of the time. The files
     # do not divide into more than eight shares of about the same length.
     number = min(2 * (os.cpu_count() or 1), 8)
-    return ["-n", str(number), "--dist", "loadfile"]
+    return ["-n", str(number), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pyramid_jobstate.embedded import EmbeddedServer
 T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], T], timeout: float = 5.0) -> T:
+def wait_for(condition: Callable[[], T], timeout: float = 20.0) -> T:
     """Wait until a condition holds, and return the true value that it gave.
 
     Raises:

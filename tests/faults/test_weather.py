@@ -242,7 +242,7 @@ def test_exactly_at_the_end_of_a_job(
         scene.gates[1].open()
         scene.gates[2].wait_for_job()
         scene.gates[2].open()
-        scene.broker.join("default", timeout=10_000)
+        scene.broker.join("default", timeout=20_000)
         scene.wait_for_trouble()
     state = scene.wait_until(lambda s: s.is_finished)
     assert state.status == "success" and state.progress_metrics["last"] is True
@@ -278,7 +278,7 @@ def test_a_job_that_runs_wholly_without_the_store(scene: Scene) -> None:
     scene.finish()
     scene.uuid = scene.send().message_id
     scene.gates[2].wait_for_job()
-    scene.broker.join("default", timeout=10_000)
+    scene.broker.join("default", timeout=20_000)
     scene.server.start()
     state = scene.wait_until(lambda s: s.is_finished)
     assert state.status == "success"

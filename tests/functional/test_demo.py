@@ -53,7 +53,13 @@ class Demo:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "demo", *arguments],
             cwd=ROOT,
-            env={**environ, "JOBSTATE_DEMO_DATA": str(data), **variables},
+            env={
+                **environ,
+                "JOBSTATE_DEMO_DATA": str(data),
+                # The worker looks this often, in milliseconds, whether it is to end.
+                "dramatiq_worker_timeout": "100",
+                **variables,
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
