@@ -14,20 +14,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = ROOT / "tests"
 
-#: The options of pytest with which it runs a part of the tests, or none.
-SELECTING = (
-    "-k",
-    "-m",
+#: The options, besides -k and -m, with which pytest runs a part of the tests, or none.
+SELECTING = {
     "--co",
+    "--collect-only",
     "--deselect",
+    "--help",
     "--ignore",
+    "--ignore-glob",
     "--last-failed",
     "--lf",
     "--stepwise",
     "--sw",
-)
+}
 
 
 def main() -> int:
@@ -55,10 +57,13 @@ def main() -> int:
 
 def is_selection(arguments: Sequence[str]) -> bool:
     """Say whether pytest, given these arguments, does not run all of the tests."""
-    return any(
-        argument.startswith(SELECTING) or Path(argument.partition("::")[0]).exists()
-        for argument in arguments
-    )
+    for argument in arguments:
+        if Path(argument).resolve().is_relative_to(TESTS):
+            return True
+        # An option's value may be part of it: `--ignore=tests/browser`, `-kvalues`.
+        if argument.startswith(("-k", "-m")) or argument.split("=")[0] in SELECTING:
+            return True
+    return False
 
 
 def in_parallel() -> list[str]:

@@ -20,7 +20,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         commands.append(line[1:])
         return subprocess.CompletedProcess(line, 2 if "report" in line else 0)
 
-    monkeypatch.setattr(command.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setenv("COVERAGE_FILE", "kept")
     monkeypatch.chdir(ROOT)
     return commands
@@ -28,7 +28,13 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["-q"], ["-x", "-n", "2"], ["--durations", "30"], ["--maxfail=1", "-vv"]],
+    [
+        [],
+        ["-q"],
+        ["-x", "-n", "2"],
+        ["--durations", "30"],
+        ["--maxfail=1", "--color=no"],
+    ],
 )
 def test_all_tests_are_to_reach_every_line(
     started: list[list[str]], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
@@ -48,6 +54,7 @@ def test_all_tests_are_to_reach_every_line(
     [
         ["tests/job/test_values.py"],
         ["tests/job"],
+        ["tests/job/test_mistyped.py"],
         ["-q", "tests/job/test_values.py::test_of_any_name"],
         ["-k", "values"],
         ["-kvalues"],
