@@ -34,8 +34,8 @@ CHROMIUM_ARGUMENTS = [
 #: Which tests have a marker of the same name: those that take such a fixture.
 MARKED_FIXTURES = ("browser", "cluster", "rabbitmq")
 
-#: The modules that take longest, in this order. They run first, so that of several
-#: processes none is left alone with one of them in the end.
+#: The modules that take longest, in this order. Where several processes run the tests,
+#: these come first, so that none is left alone with one of them in the end.
 SLOWEST = (
     "tests.browser.test_poller",
     "tests.functional.test_demo",
@@ -64,8 +64,8 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    """Mark the tests by what they start, run the long ones only if -m asks for them,
-    and the slowest modules first.
+    """Mark the tests by what they start, leave out the long ones unless -m asks for
+    them, and have several processes begin with the slowest modules.
     """
     for item in items:
         for name in MARKED_FIXTURES:
@@ -75,7 +75,8 @@ def pytest_collection_modifyitems(
         long = [item for item in items if item.get_closest_marker("long")]
         items[:] = [item for item in items if item not in long]
         config.hook.pytest_deselected(items=long)
-    items.sort(key=position)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=position)
 
 
 def position(item: pytest.Item) -> int:
