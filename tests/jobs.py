@@ -81,7 +81,7 @@ def wait_until(
     broker: dramatiq.Broker,
     message: dramatiq.Message[Any],
     *statuses: str,
-    timeout: float = 5.0,
+    timeout: float = 20.0,
 ) -> JobState:
     """Wait until a job has one of the statuses, and return it."""
 
@@ -119,10 +119,10 @@ class Gate:
 
     def wait(self) -> None:
         self.reached.set()
-        assert self.opened.wait(10)
+        assert self.opened.wait(30)
 
     def wait_for_job(self) -> None:
-        assert self.reached.wait(10)
+        assert self.reached.wait(30)
 
     def open(self) -> None:
         self.opened.set()

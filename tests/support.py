@@ -37,7 +37,7 @@ def load_job(store: JobStore, uuid: str) -> JobState:
     return state
 
 
-def wait_for(condition: Callable[[], T | None], timeout: float = 5.0) -> T:
+def wait_for(condition: Callable[[], T | None], timeout: float = 20.0) -> T:
     """Wait until a condition holds, and return the true value that it gave.
 
     Raises:

@@ -250,7 +250,7 @@ def test_exactly_at_the_end_of_a_job(
         weather_scene.gates[1].open()
         weather_scene.gates[2].wait_for_job()
         weather_scene.gates[2].open()
-        weather_scene.broker.join("default", timeout=10_000)
+        weather_scene.broker.join("default", timeout=20_000)
         weather_scene.wait_for_trouble()
     state = weather_scene.wait_until(lambda s: s.is_finished)
     assert state.status == "success" and state.progress_metrics["last"] is True
@@ -288,7 +288,7 @@ def test_a_job_that_runs_wholly_without_the_store(weather_scene: Scene) -> None:
     weather_scene.finish()
     weather_scene.uuid = weather_scene.send().message_id
     weather_scene.gates[2].wait_for_job()
-    weather_scene.broker.join("default", timeout=10_000)
+    weather_scene.broker.join("default", timeout=20_000)
     weather_scene.server.start()
     state = weather_scene.wait_until(lambda s: s.is_finished)
     assert state.status == "success"

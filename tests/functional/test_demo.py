@@ -51,7 +51,13 @@ class Demo:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "demo", *arguments],
             cwd=ROOT,
-            env={**environ, "JOBSTATE_DEMO_DATA": str(data), **variables},
+            env={
+                **environ,
+                "JOBSTATE_DEMO_DATA": str(data),
+                # The worker looks this often, in milliseconds, whether it is to end.
+                "dramatiq_worker_timeout": "100",
+                **variables,
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -105,7 +111,12 @@ def demo(
     demo_server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Demo]:
     data = tmp_path_factory.mktemp("demo")
-    with running(data, JOBSTATE_REDIS_URL=demo_server.url) as demo:
+    variables = {
+        "JOBSTATE_REDIS_URL": demo_server.url,
+        # Quick, but slow enough to be seen at it.
+        "JOBSTATE_DEMO_ROWS_A_SECOND": "4000",
+    }
+    with running(data, **variables) as demo:
         yield demo
 
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -61,7 +62,10 @@ def start_owner(then: str) -> tuple[subprocess.Popen[str], int]:
 
 def in_forked_child(action: Callable[[], object]) -> int:
     """Do something in a forked child and return the child's exit code."""
-    pid = os.fork()
+    with warnings.catch_warnings():
+        # Whatever runs the tests may have threads; the child does not touch them.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
     if pid == 0:
         try:
             action()

@@ -126,7 +126,7 @@ def test_a_job_from_its_delay_to_its_end(
         assert state.started_at and state.started_at >= soonest
         gate.open()
         state = wait_until(broker, message, "success", "error")
-        broker.join("default", timeout=5000)
+        broker.join("default", timeout=20_000)
     assert state.status == "success" and state.finished_at
     assert state.progress and state.progress.done == state.progress.total == 26
     assert state.progress_metrics == {"miles_run": 25}
@@ -155,7 +155,7 @@ def test_a_job_that_is_tried_again(make_broker: MakeBroker, before: Any) -> None
         assert state.error and state.error == ("ValueError", "a cramp")
         assert state.progress_metrics == {f"try {state.attempt}": True}
         state = wait_until(broker, message, "success", "error")
-        broker.join("default", timeout=5000)
+        broker.join("default", timeout=20_000)
     assert (state.status, state.attempt, state.error) == ("success", 3, None)
     assert state.progress_metrics == {"try 3": True}
     assert len(runs) == 3 and (waiting(broker), dead(broker)) == (0, 0)
@@ -176,7 +176,7 @@ def test_a_job_that_fails_for_good(make_broker: MakeBroker, before: Any) -> None
     with working(broker):
         message = run_marathon.send()
         state = wait_until(broker, message, "error")
-        broker.join("default", timeout=5000)
+        broker.join("default", timeout=20_000)
         wait_for(lambda: dead(broker) == 1)
     assert (state.attempt, state.error) == (2, ("ValueError", "a cramp"))
     assert state.progress and (state.progress.done, state.progress.total) == (13, 26)
@@ -255,7 +255,7 @@ def test_a_worker_that_is_faster_than_the_sender(make_broker: MakeBroker) -> Non
         message = run_marathon.send()
         assert seen == ["success"]
         assert load(broker, message).status == "success"
-        broker.join("default", timeout=5000)
+        broker.join("default", timeout=20_000)
 
 
 def test_a_message_that_is_sent_at_the_second_try(
@@ -411,7 +411,7 @@ def test_a_worker_that_is_killed(
     client.set("gate", 1)
     state = wait_until(rabbitmq_broker, message, "success", "error")
     assert state.status == "success" and state.progress_metrics["done"] is True
-    rabbitmq_broker.join("default", timeout=5000)
+    rabbitmq_broker.join("default", timeout=20_000)
     assert (waiting(rabbitmq_broker), dead(rabbitmq_broker)) == (0, 0)
 
 

@@ -217,6 +217,7 @@ def serving(
 @pytest.fixture
 def worker(environment: dict[str, str], myapp: Path) -> Iterator[None]:
     command = [sys.executable, "-m", "dramatiq", "myapp.jobs", "-p", "1", "-t", "2"]
+    environment = {**environment, "dramatiq_worker_timeout": "100"}
     with subprocess.Popen(
         command, env=environment, cwd=myapp, stdout=subprocess.DEVNULL, stderr=-3
     ) as process:

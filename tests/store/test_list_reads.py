@@ -247,8 +247,9 @@ def test_index_of_another_type_is_an_error(
 @pytest.fixture
 def replica(server: EmbeddedServer) -> Iterator[EmbeddedServer]:
     """A replica of `server`, which refuses writes."""
+    with redis.Redis.from_url(server.url) as client:
+        client.config_set("repl-diskless-sync-delay", 0)
     arguments = ["--replicaof", f"127.0.0.1 {server.port}"]
-    arguments += ["--repl-diskless-sync-delay", "0"]
     with EmbeddedServer(arguments=arguments) as replica:
         with redis.Redis.from_url(replica.url) as client:
             wait_for(

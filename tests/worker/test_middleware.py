@@ -849,7 +849,7 @@ def test_a_skipped_message_that_nobody_recorded_is_left_alone(
     sender.declare_queue("default")
     sender.enqueue(message)
     with working(broker):
-        broker.join("default", timeout=5000)
+        broker.join("default", timeout=20_000)
     assert client.keys("jobstate*") == []
 
 
@@ -1083,7 +1083,7 @@ def test_no_wrapper_has_a_cancelled_job_run(redis_url: str) -> None:
     message = run_marathon.send()
     assert load(broker, message).cancel()
     with working(broker):
-        broker.join("default", timeout=5000)
+        broker.join("default", timeout=20_000)
     assert load(broker, message).status == "cancelled"
     assert ran == []
 
@@ -1166,7 +1166,7 @@ def test_a_skipped_message_of_an_untracked_actor_is_left_alone(
     sweep.send()
     threading.Event().wait(0.01)
     with working(broker):
-        broker.join("default", timeout=5000)
+        broker.join("default", timeout=20_000)
     assert client.keys("jobstate*") == []
 
 
@@ -1415,7 +1415,7 @@ def test_one_job_s_own_error_is_no_outage(
     assert all(load(broker, message).cancel() for message in cancelled)
     broker.enqueue(poisoned.copy(message_id=poisoned.message_id))
     with working(broker):
-        broker.join("default", timeout=10_000)
+        broker.join("default", timeout=20_000)
     assert len(runs) == 2
     assert [load(broker, message).status for message in cancelled] == ["cancelled"] * 3
 
@@ -1552,7 +1552,7 @@ def test_an_overtaken_run_leaves_the_later_steps_alone(redis_url: str) -> None:
         store.write([Update(first, "newer", 1, SENT, begins=True)])
         store.create(NewJob(second, SENT))
         gate.open()
-        broker.join("default", timeout=10_000)
+        broker.join("default", timeout=20_000)
     found = store.load_many([first, second, third])
     assert [state and state.status for state in found] == [
         "working",

@@ -879,6 +879,13 @@ def test_a_cancel_is_heard_though_another_program_has_written_its_list(
     """
     admin.set("jobstate:cancels", "not a list")
     job = Job(make_recorder(heartbeat=0.05)).begin()
+
+    def refusals() -> int:
+        stats: Any = admin.info("errorstats")
+        return int(stats.get("errorstat_WRONGTYPE", {}).get("count", 0))
+
+    # It has asked more than once.
+    wait_for(lambda: refusals() > 4)
     assert job.recorder.store.cancel(job.uuid, START)
     wait_for(lambda: job.delivery.run.cancel_requested)
     assert job.end("cancelled")
