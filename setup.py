@@ -37,6 +37,7 @@ tests_require = [
     "pyramid_retry",
     "pytest",
     "pytest-timeout",
+    "pytest-xdist>=3.7",
     "ruff",
     "tqdm",
     "types-tqdm",

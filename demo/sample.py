@@ -77,7 +77,7 @@ COUNTRIES = {
 }
 
 #: What can be wrong with a row: one in fifty has one of these faults.
-FAULTS: tuple[Callable[[list[str]], None], ...] = (
+FAULTS: tuple[Callable[[list[str]], object], ...] = (
     lambda row: row.__setitem__(0, row[0] + "A"),
     lambda row: row.__setitem__(1, ""),
     lambda row: row.__setitem__(2, row[2][:2]),

@@ -1,33 +1,77 @@
 """Runs the tests and demands that they reach every line and branch of the package.
 
-``python -m tests``; further arguments go to pytest. ``python -m tests --long`` runs the
-tests that take minutes, only these, whatever they reach.
+``python -m tests`` runs them all, in several processes; further arguments go to pytest.
+
+``python -m tests tests/job/test_values.py`` runs a selection (paths, ``-k``, ``-m`` and
+the like). It passes when those tests pass, whatever lines they reach.
+
+``python -m tests --long`` runs the tests that take minutes, only these.
 """
 
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = ROOT / "tests"
+
+#: The options, besides -k and -m, with which pytest runs a part of the tests, or none.
+SELECTING = {
+    "--co",
+    "--collect-only",
+    "--deselect",
+    "--help",
+    "--ignore",
+    "--ignore-glob",
+    "--last-failed",
+    "--lf",
+    "--stepwise",
+    "--sw",
+}
 
 
 def main() -> int:
     """Run the tests and the report, and return an exit code."""
     os.chdir(ROOT)
     arguments = sys.argv[1:]
+    pytest = ["-m", "pytest"]
     if "--long" in arguments:
         arguments.remove("--long")
-        pytest = [sys.executable, "-m", "pytest", "-m", "long"]
-        return subprocess.run([*pytest, *arguments]).returncode
+        return subprocess.run(
+            [sys.executable, *pytest, "-m", "long", *arguments]
+        ).returncode
+    if is_selection(arguments):
+        return subprocess.run([sys.executable, *pytest, *arguments]).returncode
     # Workers that run in another directory are to leave what they measured here.
     os.environ["COVERAGE_FILE"] = str(ROOT / ".coverage")
     coverage = [sys.executable, "-m", "coverage"]
     subprocess.run([*coverage, "erase"], check=True)
-    tests = subprocess.run([*coverage, "run", "-m", "pytest", *arguments])
+    options = [*in_parallel(), "--durations=10"]
+    tests = subprocess.run([*coverage, "run", *pytest, *options, *arguments])
     subprocess.run([*coverage, "combine", "--quiet"], check=True)
     report = subprocess.run([*coverage, "report"])
     return tests.returncode or report.returncode
+
+
+def is_selection(arguments: Sequence[str]) -> bool:
+    """Say whether pytest, given these arguments, does not run all of the tests."""
+    for argument in arguments:
+        if Path(argument).resolve().is_relative_to(TESTS):
+            return True
+        # An option's value may be part of it: `--ignore=tests/browser`, `-kvalues`.
+        if argument.startswith(("-k", "-m")) or argument.split("=")[0] in SELECTING:
+            return True
+    return False
+
+
+def in_parallel() -> list[str]:
+    """Return the options for as many processes as pay off here."""
+    # Twice the cores, since most tests wait for something most of the time. The files
+    # do not divide into more than eight shares of about the same length.
+    number = min(2 * (os.cpu_count() or 1), 8)
+    return ["-n", str(number), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 if __name__ == "__main__":

@@ -34,19 +34,19 @@ class Cluster:
 
     def node_id(self, i: int) -> str:
         with self.client(i) as client:
-            return str(client.execute_command("CLUSTER MYID"))  # type: ignore[no-untyped-call]
+            return str(client.execute_command("CLUSTER MYID"))
 
     def owner_of(self, key: str) -> int:
         """Return which of the primaries has a key."""
         with self.client(0) as client:
-            slot = client.execute_command("CLUSTER KEYSLOT", key)  # type: ignore[no-untyped-call]
+            slot = client.execute_command("CLUSTER KEYSLOT", key)
         return next(i for i in range(PRIMARIES) if slot in slots_of(i))
 
     def is_fine(self) -> bool:
         """Whether each live node knows all slots, and each primary its replica."""
         for i in range(len(self.nodes)):
             with self.client(i) as client:
-                info = client.cluster("info")  # type: ignore[no-untyped-call]
+                info = client.cluster("info")
                 if info["cluster_state"] != "ok":
                     return False
                 if i < PRIMARIES and not client.info("replication")["connected_slaves"]:
@@ -71,13 +71,9 @@ def running_cluster() -> Iterator[Cluster]:
             with cluster.client(i) as client:
                 if i < PRIMARIES:
                     slots = slots_of(i)
-                    client.execute_command(  # type: ignore[no-untyped-call]
-                        "CLUSTER ADDSLOTSRANGE", slots[0], slots[-1]
-                    )
+                    client.execute_command("CLUSTER ADDSLOTSRANGE", slots[0], slots[-1])
                 if i:
-                    client.execute_command(  # type: ignore[no-untyped-call]
-                        "CLUSTER MEET", "127.0.0.1", nodes[0].port
-                    )
+                    client.execute_command("CLUSTER MEET", "127.0.0.1", nodes[0].port)
         for i in range(PRIMARIES):
             primary = cluster.node_id(i)
             with cluster.client(i + PRIMARIES) as client:
@@ -86,7 +82,7 @@ def running_cluster() -> Iterator[Cluster]:
                     client: redis.Redis = client, primary: str = primary
                 ) -> bool:
                     try:
-                        client.execute_command("CLUSTER REPLICATE", primary)  # type: ignore[no-untyped-call]
+                        client.execute_command("CLUSTER REPLICATE", primary)
                     except redis.ResponseError:
                         return False
                     return True

@@ -1,4 +1,4 @@
-"""Real servers and a real browser for the tests."""
+"""What the tests in several folders share: servers, a browser, jobs, applications."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 import redis
+from webtest import TestApp
 
+from pyramid_jobstate import JobStore, embedded
 from pyramid_jobstate.embedded import EmbeddedServer
+from pyramid_jobstate.job.run import Run
+from tests.webapp import make_app, make_config, mounted_root, put_job
 
 if TYPE_CHECKING:
     # tests/interop runs without it.
@@ -29,6 +33,59 @@ CHROMIUM_ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+#: Which tests have a marker of the same name: those that take such a fixture.
+MARKED_FIXTURES = ("browser", "cluster", "rabbitmq")
+
+#: The modules that take longest, in this order. Where several processes run the tests,
+#: these come first, so that none is left alone with one of them in the end.
+SLOWEST = (
+    "tests.browser.test_poller",
+    "tests.functional.test_demo",
+    "tests.faults.test_rough",
+    "tests.browser.test_element",
+    "tests.functional.test_processes",
+    "tests.functional.test_rabbitmq",
+    "tests.functional.test_readme",
+    "tests.worker.test_recorder",
+    "tests.faults.test_weather",
+    "tests.browser.test_static",
+)
+
+
+def pytest_configure() -> None:
+    """Give each of several processes ports of its own for its servers.
+
+    A server that a test stops, and is to start again, finds its port free.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    count = os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
+    embedded.PORTS = embedded.PORTS[int(worker) :: int(count)]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Mark the tests by what they start, leave out the long ones unless -m asks for
+    them, and have several processes begin with the slowest modules.
+    """
+    for item in items:
+        for name in MARKED_FIXTURES:
+            if name in getattr(item, "fixturenames", ()):
+                item.add_marker(name)
+    if "long" not in config.option.markexpr:
+        long = [item for item in items if item.get_closest_marker("long")]
+        items[:] = [item for item in items if item not in long]
+        config.hook.pytest_deselected(items=long)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=position)
+
+
+def position(item: pytest.Item) -> int:
+    """Return where an item's module stands in SLOWEST, or comes after all of these."""
+    name = item.module.__name__ if isinstance(item, pytest.Function) else ""
+    return SLOWEST.index(name) if name in SLOWEST else len(SLOWEST)
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +111,30 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
+def store(client: redis.Redis) -> JobStore:
+    """A store in the empty database at `redis_url`."""
+    return JobStore(client)
+
+
+@pytest.fixture
+def job(client: redis.Redis) -> str:
+    """The uuid of a running job of Alice's."""
+    return put_job(client)
+
+
+@pytest.fixture
+def run() -> Run:
+    """A run that has reported nothing yet."""
+    return Run()
+
+
+@pytest.fixture
+def app(redis_url: str) -> TestApp:
+    """An application whose jobs are at the default path and at two others."""
+    return make_app(make_config(redis_url, root_factory=mounted_root))
+
+
+@pytest.fixture
 def server() -> Iterator[EmbeddedServer]:
     """A server of the test's own, to be stopped, killed or frozen."""
     with EmbeddedServer() as server:
@@ -74,8 +155,10 @@ def browser() -> Iterator[Browser]:
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    # As patient as `wait_for`: the machine may be busy.
+    expect.set_options(timeout=20_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=executable, args=CHROMIUM_ARGUMENTS

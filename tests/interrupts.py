@@ -14,14 +14,12 @@ from dramatiq.middleware import Interrupt
 
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.job.changes import End
-from pyramid_jobstate.job.record import JobInfo
 from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.worker.recorder import Recorder
 from pyramid_jobstate.worker.unsaved import Unsaved
 from tests.jobs import new_id
-from tests.support import wait_for
+from tests.support import INFO, wait_for
 
-INFO = JobInfo("JobState", "run_marathon", 1, None, "{}")
 ROUNDS = 400
 
 

@@ -4,15 +4,18 @@ import contextlib
 import logging
 import threading
 import uuid
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker
-from dramatiq.middleware import Middleware, default_middleware
+from dramatiq.middleware import Middleware, Retries, default_middleware
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
-from tests.support import wait_for
+from pyramid_jobstate.job.changes import NewJob
+from tests.support import SENT, load_job, wait_for
+
+R = TypeVar("R")
 
 
 class RunMarathon(JobState):
@@ -38,26 +41,47 @@ def make_broker(
     return broker
 
 
+def make_placed_broker(url: str, place: str) -> RedisBroker:
+    """Return a broker with the middleware after Retries ("appended"), "before" it, or
+    "without" Retries.
+    """
+    return make_broker(
+        url,
+        before=Retries if place == "before" else None,
+        without=Retries if place == "without" else None,
+    )
+
+
+def middleware_of(broker: dramatiq.Broker) -> JobStateMiddleware:
+    """Return the one JobStateMiddleware of a broker."""
+    (ours,) = (m for m in broker.middleware if isinstance(m, JobStateMiddleware))
+    return ours
+
+
 def store_of(broker: dramatiq.Broker) -> JobStore:
     """Return the store of a broker's middleware."""
-    for middleware in broker.middleware:
-        if isinstance(middleware, JobStateMiddleware):
-            return middleware.store_for(broker)
-    raise AssertionError("The broker has no JobStateMiddleware.")
+    return middleware_of(broker).store_for(broker)
+
+
+def record_steps(
+    broker: dramatiq.Broker, steps: Sequence[dramatiq.Message[Any]]
+) -> None:
+    """Record the waiting steps of a pipeline, as their sender does."""
+    store_of(broker).create(
+        *(NewJob(step.message_id, SENT, waits=True) for step in steps)
+    )
 
 
 def load(broker: dramatiq.Broker, message: dramatiq.Message[Any]) -> JobState:
     """Return the state of a message's job."""
-    state = store_of(broker).load(message.message_id)
-    assert state is not None
-    return state
+    return load_job(store_of(broker), message.message_id)
 
 
 def wait_until(
     broker: dramatiq.Broker,
     message: dramatiq.Message[Any],
     *statuses: str,
-    timeout: float = 5.0,
+    timeout: float = 20.0,
 ) -> JobState:
     """Wait until a job has one of the statuses, and return it."""
 
@@ -65,7 +89,7 @@ def wait_until(
         state = store_of(broker).load(message.message_id)
         return state if state is not None and state.status in statuses else None
 
-    return wait_for(reached, timeout)  # type: ignore[return-value]
+    return wait_for(reached, timeout)
 
 
 @contextlib.contextmanager
@@ -79,6 +103,13 @@ def working(broker: dramatiq.Broker, threads: int = 4) -> Iterator[dramatiq.Work
         worker.stop(timeout=10_000)
 
 
+def job_actor(**options: Any) -> Callable[[Callable[..., R]], dramatiq.Actor[..., R]]:
+    """Declare an actor like `dramatiq.actor`, but typed so that its messages may leave
+    out `job_state`, which the worker passes.
+    """
+    return dramatiq.actor(**options)
+
+
 class Gate:
     """What a job waits at until the test opens it."""
 
@@ -88,10 +119,10 @@ class Gate:
 
     def wait(self) -> None:
         self.reached.set()
-        assert self.opened.wait(10)
+        assert self.opened.wait(30)
 
     def wait_for_job(self) -> None:
-        assert self.reached.wait(10)
+        assert self.reached.wait(30)
 
     def open(self) -> None:
         self.opened.set()

@@ -54,7 +54,8 @@ class Notes:
         self._client.rpush(f"notes:{name}", str(value))
 
     def all(self, name: str) -> list[str]:
-        return self._client.lrange(f"notes:{name}", 0, -1)  # type: ignore[return-value]
+        notes: Any = self._client.lrange(f"notes:{name}", 0, -1)
+        return notes
 
     def set(self, name: str) -> None:
         self._client.set(f"flag:{name}", 1)
@@ -133,8 +134,7 @@ def declare(broker: dramatiq.Broker, notes: Notes) -> types.SimpleNamespace:
     def put_back() -> None:
         notes.add("count")
         if len(notes.all("count")) == 1:
-            message = CurrentMessage.get_current_message()
-            assert message is not None
+            message: Any = CurrentMessage.get_current_message()
             broker.enqueue(message._message, delay=1500)
 
     @dramatiq.actor(broker=broker, max_retries=0, job_state=True)

@@ -3,16 +3,41 @@
 import contextlib
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
+from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
+from pyramid_jobstate.job.record import JobInfo
 
 T = TypeVar("T")
 
+ROOT = Path(__file__).parent.parent
 
-def wait_for(condition: Callable[[], T], timeout: float = 5.0) -> T:
+#: A well-formed uuid.
+UUID = "12345678-1234-4321-8765-1234567890ab"
+
+#: What is known of a job of Alice's when it is sent, and when it starts.
+SENT = JobInfo("RunMarathon", "run_marathon", 0, '"alice"', '{"miles":26}')
+INFO = SENT._replace(attempt=1)
+
+
+def key_of(store: JobStore, uuid: str) -> str:
+    """Return the key of a job's hash."""
+    return f"{store.namespace}:{uuid}"
+
+
+def load_job(store: JobStore, uuid: str) -> JobState:
+    """Return the state of a job that has a record."""
+    state = store.load(uuid)
+    assert state is not None
+    return state
+
+
+def wait_for(condition: Callable[[], T | None], timeout: float = 20.0) -> T:
     """Wait until a condition holds, and return the true value that it gave.
 
     Raises:
@@ -37,3 +62,11 @@ def frozen(server: EmbeddedServer) -> Iterator[None]:
         yield
     finally:
         os.kill(server.pid, signal.SIGCONT)
+
+
+def is_alive(pid: int) -> bool:
+    """Say whether a process runs. A zombie does not."""
+    state = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], stdout=subprocess.PIPE, text=True
+    ).stdout
+    return state.strip() != "" and not state.startswith("Z")

@@ -2,10 +2,11 @@
 
 import json
 import uuid
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import redis
-from dramatiq import Broker, actor
+from dramatiq import Message, actor
 from dramatiq.brokers.redis import RedisBroker
 from pyramid.authorization import ACLHelper, Allow, Authenticated, Everyone
 from pyramid.config import Configurator
@@ -39,8 +40,8 @@ class Policy:
 class Root(dict[str, Any]):
     """The application's own resource, in which admins may do everything with jobs."""
 
-    __name__ = None
-    __parent__ = None
+    __name__: str | None = None
+    __parent__: "Root | None" = None
     __acl__: Any = (
         (Allow, Everyone, ("view", "edit")),
         (Allow, ADMIN, ("view_job", "cancel_job", "list_jobs")),
@@ -61,6 +62,10 @@ def mounted_root(request: Request) -> Root:
     return root
 
 
+#: Where an application with `mounted_root` has its jobs.
+PLACES = ["/job_state", "/jobs", "/site/jobs"]
+
+
 def make_config(redis_url: str | None, **options: Any) -> Configurator:
     """Return the configurator of an application that has included nothing yet.
 
@@ -72,10 +77,48 @@ def make_config(redis_url: str | None, **options: Any) -> Configurator:
     return Configurator(settings=settings, **{**usual, **options})
 
 
+#: The setting that gives each request a transaction manager of its own.
+EXPLICIT = {"tm.manager_hook": "pyramid_tm.explicit_manager"}
+
+
+def make_tm_config(
+    redis_url: str | None, settings: Mapping[str, str] = EXPLICIT, **options: Any
+) -> Configurator:
+    """Return the configurator of an application that has included pyramid_tm."""
+    config = make_config(redis_url, settings=settings, **options)
+    config.include("pyramid_tm")
+    return config
+
+
+def inactive(request: Request) -> bool:
+    """A tm.activate_hook that wants no transaction."""
+    return False
+
+
 def make_app(config: Configurator) -> TestApp:
     """Return the application, with pyramid_jobstate in it."""
     config.include("pyramid_jobstate")
     return TestApp(config.make_wsgi_app())
+
+
+def made_config(redis_url: str | None, **options: Any) -> Configurator:
+    """Return the configurator of a finished application with pyramid_jobstate."""
+    config = make_config(redis_url, **options)
+    make_app(config)
+    return config
+
+
+def take_steps(config: Configurator, steps: str, **own: Callable[[], object]) -> Any:
+    """Take the named steps of an application's start, and return what the last one
+    returns. The test may add its own to "include", "commit" and "make".
+    """
+    known: dict[str, Callable[[], object]] = {
+        "include": lambda: config.include("pyramid_jobstate"),
+        "commit": config.commit,
+        "make": lambda: TestApp(config.make_wsgi_app()),
+        **own,
+    }
+    return [known[name]() for name in steps.split()][-1]
 
 
 def make_request(config: Configurator, user: str | None = None) -> Request:
@@ -101,6 +144,13 @@ def ask(
     return app.request(path, method=method, headers=sent, expect_errors=True)
 
 
+def queued(client: redis.Redis, name: str = "default") -> list[Message[Any]]:
+    """Return the messages in the broker's queue, the oldest first."""
+    ids = client.lrange(f"dramatiq:{name}", 0, -1)
+    found: Any = [client.hget(f"dramatiq:{name}.msgs", i) for i in ids]
+    return [Message.decode(message) for message in found]
+
+
 def put_job(client: redis.Redis, **fields: str | bytes | int) -> str:
     """Write a job into the store, one of Alice's that runs unless `fields` say
     otherwise, and return its uuid.
@@ -108,7 +158,7 @@ def put_job(client: redis.Redis, **fields: str | bytes | int) -> str:
     job_uuid = str(fields.pop("uuid", uuid.uuid4()))
     seconds, micros = client.time()
     now = seconds * 1000 + micros // 1000
-    usual: dict[str, Any] = {
+    usual: dict[Any, Any] = {
         "kind": "RunMarathon",
         "actor": "run_marathon",
         "attempt": 1,
@@ -122,11 +172,11 @@ def put_job(client: redis.Redis, **fields: str | bytes | int) -> str:
         "updated": now,
         "seen": now,
     }
-    client.hset(f"jobstate:{job_uuid}", mapping={**usual, **fields})
+    client.hset(f"jobstate:{job_uuid}", mapping=usual | fields)
     return job_uuid
 
 
-def make_broker(url: str, middleware: JobStateMiddleware | None = None) -> Broker:
+def make_broker(url: str, middleware: JobStateMiddleware | None = None) -> RedisBroker:
     """Return a broker with the actors run_marathon, and sweep, which is not tracked."""
     broker = RedisBroker(url=url)
     broker.add_middleware(middleware or JobStateMiddleware())

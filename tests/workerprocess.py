@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).parent.parent
+from tests.support import ROOT
 
 #: What a worker on a busy machine may take to start, or a message to come again.
 PATIENCE = 30
@@ -21,11 +23,15 @@ class WorkerProcess:
     """
 
     def __init__(
-        self, environ: dict[str, str], log: Path, module: str = "tests.workerapp"
+        self,
+        environ: dict[str, str],
+        log: Path,
+        module: str = "tests.workerapp",
+        threads: int = 2,
     ) -> None:
         self.log = log
         command = [sys.executable, "-m", "dramatiq", module]
-        options = ["--processes", "1", "--threads", "2"]
+        options = ["--processes", "1", "--threads", str(threads)]
         with log.open("w") as stderr:
             self.process = subprocess.Popen(
                 [*command, *options],
@@ -59,3 +65,24 @@ class WorkerProcess:
                 self.wait(10)
         self.kill(signal.SIGKILL)
         self.wait()
+
+
+#: Starts one more worker process.
+StartWorker = Callable[[], WorkerProcess]
+
+
+@contextlib.contextmanager
+def starting(
+    environ: dict[str, str], folder: Path, *options: Any
+) -> Iterator[StartWorker]:
+    """Give a function that starts worker processes, and stop them at the end."""
+    workers: list[WorkerProcess] = []
+
+    def start() -> WorkerProcess:
+        log = folder / f"{len(workers)}.log"
+        workers.append(WorkerProcess(environ, log, *options))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.stop()

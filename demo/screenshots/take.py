@@ -9,20 +9,25 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import FilePayload, Page, expect, sync_playwright
 
 from pyramid_jobstate.embedded import EmbeddedServer
 
 FOLDER = Path(__file__).parent
 
 #: The looks of the pictures: width, height, colour scheme, and the user.
-LOOKS = {
+LOOKS: dict[str, tuple[int, int, Literal["light", "dark"], str]] = {
     "light": (1280, 800, "light", "Alice"),
     "dark-phone": (390, 844, "dark", "Bob"),
 }
 
-BAD_FILE = {"name": "boston.csv", "mimeType": "text/csv", "buffer": b"bib,name\n"}
+BAD_FILE: FilePayload = {
+    "name": "boston.csv",
+    "mimeType": "text/csv",
+    "buffer": b"bib,name\n",
+}
 
 
 @contextmanager

@@ -22,14 +22,14 @@ OWNER = "alice"
 def running_job(store: JobStore) -> Iterator[JobState]:
     """Give a job that a recorder records all the while."""
     params = json.dumps({"miles": 26})
-    start = JobInfo("JobState", "run_marathon", 1, json.dumps(OWNER), params)
-    delivery = Unsaved(str(uuid.uuid4()), Run(), start)
+    info = JobInfo("JobState", "run_marathon", 1, json.dumps(OWNER), params)
+    unsaved = Unsaved(str(uuid.uuid4()), Run(), info)
     recorder = Recorder(store)
-    recorder.begin(delivery)
+    recorder.begin(unsaved)
     try:
-        yield JobState(Record(delivery.uuid, start.fields()), delivery.run)
+        yield JobState(Record(unsaved.uuid, info.fields()), unsaved.run)
     finally:
-        recorder.end(delivery, End("success"))
+        recorder.end(unsaved, End("success"))
         recorder.stop()
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.store.pages import Page
 from pyramid_jobstate.testing import put_job
+from tests.support import key_of
 
 from .jobs import OWNER
 from .timing import Row, Table, side_by_side
@@ -26,14 +28,15 @@ def fill(server: EmbeddedServer, namespace: str, count: int) -> JobStore:
         put_job(store, owner=OWNER, metrics={"miles": 12})
     ended = put_job(store, status="success", owner=OWNER, metrics={"miles": 26})
     client = store.client
-    fields = client.hgetall(store._calls.key(ended.uuid))
-    keys = client.keys(store._index.key("*", ended=True))
+    fields: Any = client.hgetall(key_of(store, ended.uuid))
+    keys = client.keys(f"{namespace}:ended:*")
     (score,) = client.zmscore(keys[0], [ended.uuid])
+    assert score is not None
     for first in range(0, count - ACTIVE - 1, 1000):
         uuids = [str(uuid.uuid4()) for _ in range(1000)]
         with client.pipeline(transaction=False) as pipe:
             for job in uuids:
-                pipe.hset(store._calls.key(job), mapping=fields)
+                pipe.hset(key_of(store, job), mapping=fields)
             for key in keys:
                 pipe.zadd(key, {job: score - first - i for i, job in enumerate(uuids)})
             pipe.execute()

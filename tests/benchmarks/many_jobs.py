@@ -96,8 +96,8 @@ def measure(server: EmbeddedServer) -> Table:
 
 def _cost(store: JobStore, count: int) -> Cost:
     recorder = Recorder(store, heartbeat=HEARTBEAT)
-    batch = [_delivery() for _ in range(count)]
-    jobs = [JobState(Record(d.uuid, d.start.fields()), d.run) for d in batch]
+    batch = [_unsaved() for _ in range(count)]
+    jobs = [JobState(Record(d.uuid, d.info.fields()), d.run) for d in batch]
     with ThreadPoolExecutor(100) as pool:
         for _ in pool.map(recorder.begin, batch):
             pass
@@ -128,16 +128,16 @@ def _cost(store: JobStore, count: int) -> Cost:
 def _more(recorder: Recorder) -> float:
     """Return the seconds that a job takes to begin and to end."""
     begun = time.perf_counter()
-    unsaved = _delivery()
+    unsaved = _unsaved()
     recorder.begin(unsaved)
     recorder.end(unsaved, End("success"))
     return time.perf_counter() - begun
 
 
-def _delivery() -> Unsaved:
+def _unsaved() -> Unsaved:
     params = json.dumps({"miles": 26})
-    start = JobInfo("JobState", "run_marathon", 1, json.dumps(OWNER), params)
-    return Unsaved(str(uuid.uuid4()), Run(), start)
+    info = JobInfo("JobState", "run_marathon", 1, json.dumps(OWNER), params)
+    return Unsaved(str(uuid.uuid4()), Run(), info)
 
 
 def _floor(client: redis.Redis) -> float:

@@ -48,10 +48,10 @@ def _store_jobs(store: JobStore, end: End | None) -> None:
     they would be, and ended, if they are to.
     """
     params = json.dumps({"miles": 26})
-    start = JobInfo("JobState", "run_marathon", 1, json.dumps(OWNER), params)
+    info = JobInfo("JobState", "run_marathon", 1, json.dumps(OWNER), params)
     for _ in range(0, COUNT, BATCH):
-        batch = [Unsaved(str(uuid.uuid4()), Run(), start) for _ in range(BATCH)]
-        store.create(*(NewJob(d.uuid, start) for d in batch))
+        batch = [Unsaved(str(uuid.uuid4()), Run(), info) for _ in range(BATCH)]
+        store.create(*(NewJob(d.uuid, info) for d in batch))
         _write(store, batch)
         for unsaved in batch:
             set_ten_metrics(JobState(Record(unsaved.uuid, {}), unsaved.run))

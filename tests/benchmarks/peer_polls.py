@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from http.client import HTTPConnection
 
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
@@ -41,7 +42,7 @@ def measure(server: EmbeddedServer) -> Table:
         apps = make_apps(server.url)
         inside = {name: _inside(apps, path) for name, path in paths.items()}
         over = {
-            name: lambda count, path=path: [get(connection, path) for _ in range(count)]
+            name: _over(connection, path)
             for name, path in {"the floor": "/floor/", **paths}.items()
         }
         rows = [*_rows("in process", inside), *_rows("over HTTP", over)]
@@ -55,6 +56,10 @@ def measure(server: EmbeddedServer) -> Table:
 def _inside(apps: dict, path: str) -> Callable[[int], object]:
     _, name, rest = path.split("/", 2)
     return lambda count: poll(apps[name], f"/{rest}", count)
+
+
+def _over(connection: HTTPConnection, path: str) -> Callable[[int], object]:
+    return lambda count: [get(connection, path) for _ in range(count)]
 
 
 def _rows(where: str, polls: dict[str, Callable[[int], object]]) -> list[Row]:

@@ -7,15 +7,14 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pytest
 import redis
+from playwright.sync_api import Page
 from pyramid.config import Configurator
 from pyramid.response import Response
 from webtest import TestApp
 
-from tests.functional.test_readme import snippets
-from tests.support import wait_for
+from tests.readme import snippets
+from tests.support import UUID, wait_for
 from tests.webapp import NOWHERE, ask, get, make_config, put_job
-
-UUID = "12345678-1234-4321-8765-1234567890ab"
 
 SHOP = "https://shop.example.com"
 ELSEWHERE = "https://elsewhere.example.com"
@@ -127,7 +126,11 @@ def api(redis_url: str, request: pytest.FixtureRequest) -> Iterator[str]:
     """
     config = make_config(redis_url)
     config.include("pyramid_jobstate")
-    with make_server("127.0.0.1", 0, None, handler_class=Quiet) as server:
+
+    def as_alice(environ: Any, start_response: Any) -> Any:
+        return app({**environ, "HTTP_X_USER": "alice"}, start_response)
+
+    with make_server("127.0.0.1", 0, as_alice, handler_class=Quiet) as server:
         port = server.server_port
         api = f"http://127.0.0.1:{port}"
         cors(f"http://localhost:{port}" if request.param else SHOP)(config)
@@ -136,9 +139,6 @@ def api(redis_url: str, request: pytest.FixtureRequest) -> Iterator[str]:
             lambda request: Response(PAGE.format(api=api)), route_name="page"
         )
         app = config.make_wsgi_app()
-        server.set_app(
-            lambda environ, start: app({**environ, "HTTP_X_USER": "alice"}, start)
-        )
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield api
@@ -146,15 +146,20 @@ def api(redis_url: str, request: pytest.FixtureRequest) -> Iterator[str]:
         thread.join()
 
 
+def follow(page: Page, api: str, job: str) -> None:
+    """Follow a job from a page of another origin."""
+    page.goto(api.replace("127.0.0.1", "localhost") + "/page")
+    page.evaluate(FOLLOW, [job, f"{api}/job_state"])
+
+
 @pytest.mark.parametrize("api", [True], indirect=True)
 def test_page_of_an_allowed_origin_follows_and_cancels(
-    api: str, client: redis.Redis, page: Any
+    api: str, client: redis.Redis, page: Page
 ) -> None:
     """In a browser, its script polls a job and cancels it."""
     job = put_job(client, status="queued")
-    page.goto(api.replace("127.0.0.1", "localhost") + "/page")
 
-    page.evaluate(FOLLOW, [job, f"{api}/job_state"])
+    follow(page, api, job)
 
     wait_for(lambda: page.evaluate("told.includes('queued')"))
     assert page.evaluate("poller.cancel()") is True
@@ -165,13 +170,12 @@ def test_page_of_an_allowed_origin_follows_and_cancels(
 
 @pytest.mark.parametrize("api", [False], indirect=True)
 def test_page_of_another_origin_learns_and_changes_nothing(
-    api: str, client: redis.Redis, page: Any
+    api: str, client: redis.Redis, page: Page
 ) -> None:
     """In a browser, the script of any other gets no answer, and cancels nothing."""
     job = put_job(client, status="queued")
-    page.goto(api.replace("127.0.0.1", "localhost") + "/page")
 
-    page.evaluate(FOLLOW, [job, f"{api}/job_state"])
+    follow(page, api, job)
 
     (told,) = wait_for(lambda: page.evaluate("told"))
     assert told.startswith("lost")

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page
@@ -186,25 +186,10 @@ class Stage:
         assert self.problems == []
 
 
-@pytest.fixture(scope="module")
-def tab(browser: Browser) -> Iterator[Page]:
-    """A page that the tests take in turn, since to make one takes long."""
-    with browser.new_context() as context:
-        yield context.new_page()
-
-
 @pytest.fixture
-def server() -> Iterator[PollServer]:
-    """A server whose answers the test writes."""
-    server = PollServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def stage(tab: Page, server: PollServer) -> Iterator[Stage]:
+def stage(tab: Page, poll_server: PollServer) -> Iterator[Stage]:
     """A page for elements, on which nothing goes wrong or against the policy."""
-    stage = Stage(tab, server)
+    stage = Stage(tab, poll_server)
     yield stage
     stage.close()
 
@@ -700,13 +685,13 @@ def make_and_remove(how: str) -> str:
 
 
 @pytest.fixture
-def hideable(browser: Browser, server: PollServer) -> Iterator[Tab]:
+def hideable(browser: Browser, poll_server: PollServer) -> Iterator[Tab]:
     """A tab with the script and one element that follows a job."""
     body = "<job-state id=job src=/job_state/job period=50></job-state>"
-    server.answer("job", answer(progress=progress(1, 4)))
-    server.pages["/element"] = HEAD.format(lang="en", body=body)
+    poll_server.answer("job", answer(progress=progress(1, 4)))
+    poll_server.pages["/element"] = HEAD.format(lang="en", body=body)
     with opened(browser) as tab:
-        tab.open(server.url + "/element")
+        tab.open(poll_server.url + "/element")
         wait_for(lambda: tab.evaluate("job.getAttribute('state')") == "working")
         yield tab
 
@@ -936,10 +921,10 @@ def test_senseless_period_is_a_second(stage: Stage, period: str) -> None:
     assert stage.page.evaluate("document.getElementById('job').period") == 1000
 
 
-def test_script_may_come_after_the_element(page: Page, server: PollServer) -> None:
+def test_script_may_come_after_the_element(page: Page, poll_server: PollServer) -> None:
     """What was set on the element before the script was there holds."""
-    server.answer("job", answer(progress=progress(1, 4)))
-    page.goto(server.url + "/empty")
+    poll_server.answer("job", answer(progress=progress(1, 4)))
+    page.goto(poll_server.url + "/empty")
     page.evaluate(
         """() => {
             document.body.innerHTML = "<job-state id=job></job-state>";
@@ -1082,9 +1067,11 @@ def test_announcements_are_few(stage: Stage) -> None:
     )
 
     def said(count: int) -> list[str]:
-        return wait_for(
-            lambda: (s := stage.page.evaluate("said")) and len(s) >= count and s
-        )
+        def enough() -> list[str] | None:
+            found: list[str] = stage.page.evaluate("said")
+            return found if len(found) >= count else None
+
+        return wait_for(enough)
 
     stage.show(data(progress=progress(1, 100)))
     assert said(1) == ["Run marathon: Running"]
@@ -1116,7 +1103,9 @@ def test_there_is_one_live_region(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing(stage: Stage, node_modules: Path, scheme: str) -> None:
+def test_axe_finds_nothing(
+    stage: Stage, node_modules: Path, scheme: Literal["light", "dark"]
+) -> None:
     """Elements in every state are accessible, in contrast too, in light and dark."""
     stage.page.emulate_media(color_scheme=scheme)
     names = [*STATES, "lost", "loading"]
@@ -1221,14 +1210,14 @@ def test_busy_page_moves_less(stage: Stage) -> None:
     ids=["old browser", "no fetch"],
 )
 def test_style_sheet_is_linked_where_none_can_be_constructed(
-    page: Page, server: PollServer, spoil: str, console_errors: list[str]
+    page: Page, poll_server: PollServer, spoil: str, console_errors: list[str]
 ) -> None:
     """An element without a constructed sheet links job-state.css."""
-    server.answer("job", answer())
+    poll_server.answer("job", answer())
     page.add_init_script(spoil)
     body = "<job-state id=job src=/job_state/job></job-state>"
-    server.pages["/element"] = HEAD.format(lang="en", body=body)
-    page.goto(server.url + "/element")
+    poll_server.pages["/element"] = HEAD.format(lang="en", body=body)
+    page.goto(poll_server.url + "/element")
     wait_for(lambda: page.locator("[part=bar]").is_visible())
     wait_for(lambda: page.locator("[part=bar]").evaluate("(e) => e.clientHeight") == 6)
     assert [e for e in console_errors if "Policy" in e] == []
@@ -1247,6 +1236,7 @@ def test_script_is_light() -> None:
 
 def test_script_is_of_2018(node_modules: Path) -> None:
     """Browsers since ES2018 can read the script."""
-    command = [node_modules / ".bin" / "acorn", "--ecma2018", "--silent"]
-    done = subprocess.run([*command, STATIC / "job-state.js"], check=False)
+    acorn = node_modules / ".bin" / "acorn"
+    command = [str(acorn), "--ecma2018", "--silent", str(STATIC / "job-state.js")]
+    done = subprocess.run(command, check=False)
     assert done.returncode == 0

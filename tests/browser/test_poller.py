@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Error, Page
+from playwright.sync_api import ConsoleMessage, Error, Page
 
 from tests.pollserver import (
     STATIC,
@@ -84,21 +84,6 @@ class Polling:
 
     def warnings(self, kind: str) -> list[str]:
         return [message.text for message in self.console if message.type == kind]
-
-
-@pytest.fixture
-def poll_server() -> Iterator[PollServer]:
-    """A server whose answers the test writes."""
-    server = PollServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def tab(browser: Browser) -> Iterator[Page]:
-    """A page that the tests take in turn, since to make one takes long."""
-    with browser.new_context() as context:
-        yield context.new_page()
 
 
 def polling_from(page: Page, server: PollServer) -> Iterator[Polling]:

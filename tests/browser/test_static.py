@@ -113,6 +113,11 @@ class Site:
         """Wait until the element shows this state, in its own style."""
         wait_for(lambda: self.page.evaluate(LOOK) == [state, 6])
 
+    def check(self, job_uuid: str) -> None:
+        """Check that a poller finds a job, and that the element shows it."""
+        assert self.follow(jobUuid=job_uuid) == "success"
+        self.wait_for_element()
+
     def sheets(self) -> set[str]:
         """The addresses of the style sheets that were asked for."""
         return {url for url in self.asked if ".css" in url}
@@ -139,7 +144,7 @@ class Site:
 
 
 @pytest.fixture
-def site(page: Page) -> Iterator[Site]:
+def live_site(page: Page) -> Iterator[Site]:
     """A site whose page does nothing wrong and nothing against its strict policy."""
     site = Site(page)
     yield site
@@ -148,7 +153,7 @@ def site(page: Page) -> Iterator[Site]:
 
 
 @pytest.fixture
-def job(client: redis.Redis) -> str:
+def finished_job(client: redis.Redis) -> str:
     """A job of Alice's that has succeeded."""
     return put_job(client, status="success")
 
@@ -185,9 +190,9 @@ def usual(job_uuid: str, attributes: str = "") -> Callable[[Any], str]:
     ids=["plain", "route_prefix", "SCRIPT_NAME", "path", "all", "not ASCII"],
 )
 def test_page_below_a_prefix_has_nothing_to_configure(
-    site: Site,
+    live_site: Site,
     redis_url: str,
-    job: str,
+    finished_job: str,
     below: str,
     prefix: str | None,
     path: str | None,
@@ -196,14 +201,13 @@ def test_page_below_a_prefix_has_nothing_to_configure(
     """A bare uuid is found, and the element styled, wherever the package is included
     and wherever the application is mounted.
     """
-    site.below = below
+    live_site.below = below
     settings = {"jobstate.path": path} if path else {}
-    site.markup = usual(job)
-    site.open(make_config(redis_url, settings=settings), prefix)
-    assert site.follow(jobUuid=job) == "success"
-    site.wait_for_element()
-    assert site.polls() == {base}
-    assert site.sheets() == {f"{base}/static/job-state.css"}
+    live_site.markup = usual(finished_job)
+    live_site.open(make_config(redis_url, settings=settings), prefix)
+    live_site.check(finished_job)
+    assert live_site.polls() == {base}
+    assert live_site.sheets() == {f"{base}/static/job-state.css"}
 
 
 # Cache busters
@@ -222,120 +226,118 @@ def add_manifest(config: Configurator, folder: Path) -> None:
 
 @pytest.mark.parametrize("param", ["x", "v"])
 def test_query_of_the_script_is_the_sheet_s(
-    site: Site, redis_url: str, job: str, param: str
+    live_site: Site, redis_url: str, finished_job: str, param: str
 ) -> None:
     """With a QueryStringConstantCacheBuster a new script asks for a new sheet."""
     config = make_config(redis_url)
     buster = QueryStringConstantCacheBuster("abc", param=param)
     config.add_cache_buster("pyramid_jobstate:static/", buster)
-    site.markup = usual(job)
-    site.open(config, "team")
-    assert site.follow(jobUuid=job) == "success"
-    site.wait_for_element()
+    live_site.markup = usual(finished_job)
+    live_site.open(config, "team")
+    live_site.check(finished_job)
     static = "/team/job_state/static"
-    assert f"{static}/job-state.js?{param}=abc" in site.asked
-    assert site.sheets() == {f"{static}/job-state.css?{param}=abc"}
+    assert f"{static}/job-state.js?{param}=abc" in live_site.asked
+    assert live_site.sheets() == {f"{static}/job-state.css?{param}=abc"}
 
 
 def test_sheet_of_a_manifest_is_named_by_the_tag(
-    site: Site, redis_url: str, job: str, tmp_path: Path
+    live_site: Site, redis_url: str, finished_job: str, tmp_path: Path
 ) -> None:
     """With a ManifestCacheBuster the attribute data-styles says where the sheet is, and
     jobs are found by a script of a longer name.
     """
     config = make_config(redis_url)
     add_manifest(config, tmp_path)
-    site.markup = lambda request: (
+    live_site.markup = lambda request: (
         tag(request.static_url(SCRIPT), f'data-styles="{request.static_url(SHEET)}"')
-        + element(request, job)
+        + element(request, finished_job)
     )
-    site.open(config, "team")
-    assert site.follow(jobUuid=job) == "success"
-    site.wait_for_element()
+    live_site.open(config, "team")
+    live_site.check(finished_job)
     static = "/team/job_state/static"
-    assert f"{static}/job-state-3f2a91.js" in site.asked
-    assert site.sheets() == {f"{static}/job-state-7c.css"}
+    assert f"{static}/job-state-3f2a91.js" in live_site.asked
+    assert live_site.sheets() == {f"{static}/job-state-7c.css"}
 
 
 def test_script_of_a_manifest_finds_the_plain_sheet(
-    site: Site, redis_url: str, job: str, tmp_path: Path
+    live_site: Site, redis_url: str, finished_job: str, tmp_path: Path
 ) -> None:
     """Without data-styles it is the sheet of the package, beside the script."""
     config = make_config(redis_url)
     add_manifest(config, tmp_path)
-    site.markup = usual(job)
-    site.open(config)
-    site.wait_for_element()
-    assert site.sheets() == {"/job_state/static/job-state.css"}
+    live_site.markup = usual(finished_job)
+    live_site.open(config)
+    live_site.wait_for_element()
+    assert live_site.sheets() == {"/job_state/static/job-state.css"}
 
 
 # From elsewhere
 
 
 @pytest.fixture
-def cdn() -> Iterator[PollServer]:
+def cdn(poll_server: PollServer) -> PollServer:
     """A server for files, of another origin."""
-    server = PollServer()
-    yield server
-    server.close()
+    return poll_server
 
 
 def test_script_of_a_cdn_asks_at_the_default_path(
-    site: Site, redis_url: str, job: str, cdn: PollServer
+    live_site: Site, redis_url: str, finished_job: str, cdn: PollServer
 ) -> None:
     """Where Pyramid's static_url leads to a CDN, jobs are looked up at /job_state, and
     the sheet comes from beside the script.
     """
-    site.csp = POLICY.format(more=cdn.url)
+    live_site.csp = POLICY.format(more=cdn.url)
     config = make_config(redis_url)
     config.add_static_view(f"{cdn.url}/x/static", "pyramid_jobstate:static")
-    site.markup = usual(job)
-    site.open(config)
-    assert site.follow(jobUuid=job) == "success"
-    site.wait_for_element()
-    assert site.polls() == {"/job_state"}
-    assert site.sheets() == {f"{cdn.url}/x/static/job-state.css"}
+    live_site.markup = usual(finished_job)
+    live_site.open(config)
+    live_site.check(finished_job)
+    assert live_site.polls() == {"/job_state"}
+    assert live_site.sheets() == {f"{cdn.url}/x/static/job-state.css"}
     # The sheet is linked, since this CDN does not allow to fetch it.
-    site.forgive("CORS policy", "net::ERR_FAILED")
+    live_site.forgive("CORS policy", "net::ERR_FAILED")
 
 
 def test_tag_says_where_the_jobs_are_when_a_cdn_has_the_script(
-    site: Site, redis_url: str, job: str, cdn: PollServer
+    live_site: Site, redis_url: str, finished_job: str, cdn: PollServer
 ) -> None:
     """data-base-url serves an application below a prefix, as does the option baseUrl;
     data-styles may lead back to the application.
     """
-    site.below = "/shop"
-    site.csp = POLICY.format(more=cdn.url)
+    live_site.below = "/shop"
+    live_site.csp = POLICY.format(more=cdn.url)
     config = make_config(redis_url)
-    site.markup = lambda request: (
+    live_site.markup = lambda request: (
         tag(
             f"{cdn.url}/static/job-state.js",
             f'data-base-url="{request.resource_url(request.job_states)}"'
             f' data-styles="{request.static_path(SHEET)}"',
         )
-        + element(request, job)
+        + element(request, finished_job)
     )
-    site.open(config, "team")
-    assert site.follow(jobUuid=job) == "success"
-    assert site.follow(jobUuid=job, baseUrl="/shop/team/job_state") == "success"
-    site.wait_for_element()
-    assert site.polls() == {"/shop/team/job_state"}
-    assert site.sheets() == {"/shop/team/job_state/static/job-state.css"}
+    live_site.open(config, "team")
+    assert live_site.follow(jobUuid=finished_job) == "success"
+    assert (
+        live_site.follow(jobUuid=finished_job, baseUrl="/shop/team/job_state")
+        == "success"
+    )
+    live_site.wait_for_element()
+    assert live_site.polls() == {"/shop/team/job_state"}
+    assert live_site.sheets() == {"/shop/team/job_state/static/job-state.css"}
 
 
 def test_container_in_the_tree_is_named_by_the_tag(
-    site: Site, redis_url: str, job: str
+    live_site: Site, redis_url: str, finished_job: str
 ) -> None:
     """A container mounted in the application's tree is polled where it is mounted."""
     config = make_config(redis_url, root_factory=mounted_root)
-    site.markup = lambda request: tag(
+    live_site.markup = lambda request: tag(
         request.static_url(SCRIPT),
         f'data-base-url="{request.resource_url(request.root["jobs"])}"',
     )
-    site.open(config)
-    assert site.follow(jobUuid=job) == "success"
-    assert site.polls() == {"/jobs"}
+    live_site.open(config)
+    assert live_site.follow(jobUuid=finished_job) == "success"
+    assert live_site.polls() == {"/jobs"}
 
 
 # Modules, which have no tag of their own
@@ -361,57 +363,53 @@ IMPORTS = {
 
 @pytest.mark.parametrize(("head", "source"), IMPORTS.values(), ids=IMPORTS)
 def test_module_asks_at_the_default_path_or_the_base_url(
-    site: Site, redis_url: str, job: str, head: Any, source: str
+    live_site: Site, redis_url: str, finished_job: str, head: Any, source: str
 ) -> None:
     """However a module loads the script, baseUrl says where jobs are; without it they
     are looked up at /job_state, since a module does not know its tag.
     """
-    site.csp = POLICY.format(more="'nonce-n'")
+    live_site.csp = POLICY.format(more="'nonce-n'")
     config = make_config(redis_url, root_factory=mounted_root)
     text = source.replace("{path}", "job_state/static/job-state.js")
     config.add_route("module", "/module.js")
     config.add_view(module(text + "\nwindow.loaded = true;"), route_name="module")
-    site.markup = lambda request: (
+    live_site.markup = lambda request: (
         head(request.static_url(SCRIPT))
         + '<script type="module" src="/module.js" data-base-url="/forged"></script>'
-        + element(request, job)
+        + element(request, finished_job)
     )
-    site.open(config)
+    live_site.open(config)
     # Not wait_for_function(), which the policy of the page forbids to evaluate.
-    wait_for(lambda: site.page.evaluate("window.loaded"))
-    assert site.follow(jobUuid=job) == "success"
-    assert site.follow(jobUuid=job, baseUrl="/jobs") == "success"
-    site.wait_for_element()
-    assert site.polls() == {"/job_state", "/jobs"}
-    assert site.sheets() == {"/job_state/static/job-state.css"}
+    wait_for(lambda: live_site.page.evaluate("window.loaded"))
+    assert live_site.follow(jobUuid=finished_job) == "success"
+    assert live_site.follow(jobUuid=finished_job, baseUrl="/jobs") == "success"
+    live_site.wait_for_element()
+    assert live_site.polls() == {"/job_state", "/jobs"}
+    assert live_site.sheets() == {"/job_state/static/job-state.css"}
 
 
 def test_deferred_script_is_there_for_the_modules_after_it(
-    site: Site, redis_url: str, job: str
+    live_site: Site, redis_url: str, finished_job: str
 ) -> None:
     """A tag with `defer` runs before the modules that follow it, and knows its own
     address.
     """
     config = make_config(redis_url)
-    source = f'window.end = JobState.startPolling({{ jobUuid: "{job}" }}).done;'
+    source = (
+        f'window.end = JobState.startPolling({{ jobUuid: "{finished_job}" }}).done;'
+    )
     config.add_route("module", "/module.js")
     config.add_view(module(source), route_name="module")
-    site.markup = lambda request: (
+    live_site.markup = lambda request: (
         tag(request.static_url(SCRIPT), "defer")
         + '<script type="module" src="/module.js"></script>'
     )
-    site.open(config, "team")
-    assert site.page.evaluate("end")["outcome"] == "success"
-    assert site.polls() == {"/team/job_state"}
+    live_site.open(config, "team")
+    assert live_site.page.evaluate("end")["outcome"] == "success"
+    assert live_site.polls() == {"/team/job_state"}
 
 
 # CSRF checks
-
-
-@pytest.fixture
-def running(client: redis.Redis) -> str:
-    """A job of Alice's that runs."""
-    return put_job(client)
 
 
 def protected(redis_url: str, **options: Any) -> Configurator:
@@ -432,21 +430,21 @@ def protected(redis_url: str, **options: Any) -> Configurator:
     ids=["default", "empty", "own"],
 )
 def test_element_sends_the_application_s_csrf_header(
-    site: Site, redis_url: str, running: str, options: Any, attribute: str
+    live_site: Site, redis_url: str, job: str, options: Any, attribute: str
 ) -> None:
     """The attribute csrf-header names the header that Pyramid looks at."""
-    site.markup = lambda request: (
+    live_site.markup = lambda request: (
         tag(request.static_url(SCRIPT))
         + element(
             request,
-            running,
+            job,
             f"cancellable csrf-token={get_csrf_token(request)} {attribute}",
         )
     )
-    site.open(protected(redis_url, **options))
-    site.wait_for_element("working")
-    site.page.locator("[part=cancel]").click()
-    site.wait_for_element("cancelling")
+    live_site.open(protected(redis_url, **options))
+    live_site.wait_for_element("working")
+    live_site.page.locator("[part=cancel]").click()
+    live_site.wait_for_element("cancelling")
 
 
 CANCEL = """([jobUuid, options]) => {
@@ -457,22 +455,22 @@ CANCEL = """([jobUuid, options]) => {
 
 
 def test_poller_sends_the_application_s_csrf_header(
-    site: Site, redis_url: str, running: str
+    live_site: Site, redis_url: str, job: str
 ) -> None:
     """The option csrfHeader does the same; the token in another header is refused."""
-    site.markup = lambda request: (
+    live_site.markup = lambda request: (
         tag(request.static_url(SCRIPT))
         + f'<body data-token="{get_csrf_token(request)}"></body>'
     )
-    site.open(protected(redis_url, header="X-XSRF-TOKEN"))
-    token = site.page.evaluate("document.body.dataset.token")
+    live_site.open(protected(redis_url, header="X-XSRF-TOKEN"))
+    token = live_site.page.evaluate("document.body.dataset.token")
 
     def cancel(**options: str) -> Any:
-        return site.page.evaluate(CANCEL, [running, options])
+        return live_site.page.evaluate(CANCEL, [job, options])
 
     refused = ["status", 400]
     assert cancel(csrfToken=token) == refused
     assert cancel(csrfHeader="X-XSRF-TOKEN") == refused
     assert cancel(csrfToken="forged", csrfHeader="X-XSRF-TOKEN") == refused
-    site.forgive("status of 400")
+    live_site.forgive("status of 400")
     assert cancel(csrfToken=token, csrfHeader="x-xsrf-token") is True

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -166,7 +167,7 @@ class Storm:
     def messages(self) -> str:
         """Return all that the broker holds."""
         queues = ("default", "default.DQ")
-        held = [self.client.hvals(f"dramatiq:{queue}.msgs") for queue in queues]
+        held: Any = [self.client.hvals(f"dramatiq:{queue}.msgs") for queue in queues]
         return b" ".join(message for found in held for message in found).decode()
 
     def is_done(self) -> bool:

@@ -14,10 +14,11 @@ import pytest
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.record import NOT_REACHED, NOT_SENT
+from pyramid_jobstate.store.scripts import read_scripts
 from pyramid_jobstate.web.outgoing import Outgoing
 from tests import rough
 from tests.faulty import FaultyProxy, faulty
-from tests.support import wait_for
+from tests.support import key_of, wait_for
 from tests.workerprocess import PATIENCE, WorkerProcess
 
 #: Seconds after its end, or its cancel, for which a job is kept.
@@ -57,7 +58,7 @@ class Scene:
         pipe = dramatiq.pipeline(steps, broker=self.broker)
         outgoing = Outgoing(pipe, broker=self.broker)
         outgoing.record(self.store)
-        outgoing.send(self.store)
+        outgoing.send()
         # As they are delivered: each knows the next.
         sent: dramatiq.pipeline = outgoing._what
         return sent.messages
@@ -72,7 +73,7 @@ class Scene:
         return sum(client.hlen(f"dramatiq:default{q}.msgs") for q in ("", ".DQ"))
 
 
-Start = Callable[..., WorkerProcess]
+StartWorker = Callable[..., WorkerProcess]
 
 
 @pytest.fixture
@@ -94,7 +95,9 @@ def brief(redis_url: str, server: EmbeddedServer) -> Scene:
 
 
 @pytest.fixture
-def start(redis_url: str, proxy: FaultyProxy, tmp_path: Path) -> Iterator[Start]:
+def start_rough_worker(
+    redis_url: str, proxy: FaultyProxy, tmp_path: Path
+) -> Iterator[StartWorker]:
     """Start worker processes that are gone when the test is over."""
     workers: list[WorkerProcess] = []
 
@@ -122,14 +125,14 @@ def start(redis_url: str, proxy: FaultyProxy, tmp_path: Path) -> Iterator[Start]
 
 
 def test_a_job_that_was_cancelled_long_before_it_is_due_never_runs(
-    brief: Scene, start: Start
+    brief: Scene, start_rough_worker: StartWorker
 ) -> None:
     """The record of a cancelled job outlives its delayed message, though `expire_in` is
     shorter than the delay.
     """
     message = brief.actors.count.send_with_options(delay=2500)
     assert brief.load(message).cancel()
-    start(expire_in=EXPIRE_IN)
+    start_rough_worker(expire_in=EXPIRE_IN)
     other = brief.actors.count.send_with_options(delay=2600)
     brief.counted()
     brief.wait_until(other, "success")
@@ -139,10 +142,10 @@ def test_a_job_that_was_cancelled_long_before_it_is_due_never_runs(
 
 
 def test_a_job_that_was_cancelled_long_before_its_retry_never_runs_again(
-    brief: Scene, start: Start
+    brief: Scene, start_rough_worker: StartWorker
 ) -> None:
     """The same for a job that waits for its next try."""
-    start(expire_in=EXPIRE_IN)
+    start_rough_worker(expire_in=EXPIRE_IN)
     message = brief.actors.fail_once.send()
     assert brief.wait_until(message, "retrying").cancel()
     time.sleep(EXPIRE_IN)
@@ -153,12 +156,12 @@ def test_a_job_that_was_cancelled_long_before_its_retry_never_runs_again(
 
 @pytest.mark.parametrize("cancels", [1, 2])
 def test_a_job_whose_worker_was_killed_is_cancelled_for_good(
-    brief: Scene, start: Start, cancels: int
+    brief: Scene, start_rough_worker: StartWorker, cancels: int
 ) -> None:
     """A job whose worker was killed, before it was cancelled or after, reads stalled; a
     cancel then ends it, and its message is skipped when it comes again.
     """
-    worker = start(expire_in=EXPIRE_IN)
+    worker = start_rough_worker(expire_in=EXPIRE_IN)
     message = brief.actors.hang.send()
     brief.wait_until(message, "working")
     brief.counted()
@@ -171,19 +174,19 @@ def test_a_job_whose_worker_was_killed_is_cancelled_for_good(
     assert brief.load(message).status == "cancelled"
     assert not brief.load(message).cancel()
     time.sleep(EXPIRE_IN)
-    start(expire_in=EXPIRE_IN)
+    start_rough_worker(expire_in=EXPIRE_IN)
     wait_for(lambda: brief.left == 0, PATIENCE)
     assert len(brief.notes.all("count")) == 1
     assert brief.load(message).status == "cancelled"
 
 
 def test_a_stalled_run_that_is_alive_hears_of_its_cancel(
-    scene: Scene, start: Start
+    scene: Scene, start_rough_worker: StartWorker
 ) -> None:
     """A worker that was frozen while its job was cancelled is told with its next beat:
     the job stops, and its record stays cancelled.
     """
-    worker = start(expire_in=EXPIRE_IN)
+    worker = start_rough_worker(expire_in=EXPIRE_IN)
     message = scene.actors.submit.send()
     scene.counted()
     worker.kill(signal.SIGSTOP)
@@ -196,12 +199,12 @@ def test_a_stalled_run_that_is_alive_hears_of_its_cancel(
 
 
 def test_a_stalled_run_that_returns_after_its_cancel_is_logged(
-    scene: Scene, start: Start
+    scene: Scene, start_rough_worker: StartWorker
 ) -> None:
     """A job that was cancelled while its worker was frozen, and then returns normally,
     stays cancelled; the worker's log says so.
     """
-    worker = start(heartbeat=60, expire_in=60)
+    worker = start_rough_worker(heartbeat=60, expire_in=60)
     message = scene.actors.ask_seldom.send("set")
     wait_for(lambda: scene.notes.has("begun"), PATIENCE)
     assert scene.wait_until(message, "stalled").cancel()
@@ -227,7 +230,7 @@ def test_a_later_step_that_was_cancelled_never_runs_however_late_its_turn_comes(
     for cancelled in (False, True):
         if cancelled:
             assert scene.load(second).cancel()
-        key = scene.store._calls.key(second.message_id)
+        key = key_of(scene.store, second.message_id)
         ttl: Any = scene.store.client.pttl(key)
         assert ttl / 1000 > week + scene.store.active_expire_in - 60
     assert scene.load(first).due_at and not scene.load(second).due_at
@@ -236,11 +239,13 @@ def test_a_later_step_that_was_cancelled_never_runs_however_late_its_turn_comes(
 # What nobody cancelled runs.
 
 
-def test_a_replayed_pipeline_goes_on(scene: Scene, start: Start) -> None:
+def test_a_replayed_pipeline_goes_on(
+    scene: Scene, start_rough_worker: StartWorker
+) -> None:
     """The later step of a pipeline whose first step failed runs when an operator puts
     the first step back and that succeeds.
     """
-    start()
+    start_rough_worker()
     first, second = scene.send_pipeline(
         scene.actors.fail_at_first.message(), scene.actors.follow.message()
     )
@@ -253,11 +258,13 @@ def test_a_replayed_pipeline_goes_on(scene: Scene, start: Start) -> None:
     scene.wait_until(second, "success")
 
 
-def test_a_replayed_message_that_was_too_old_runs(scene: Scene, start: Start) -> None:
+def test_a_replayed_message_that_was_too_old_runs(
+    scene: Scene, start_rough_worker: StartWorker
+) -> None:
     """A job that AgeLimit has dropped runs when an operator puts it back."""
     message = scene.actors.count.send_with_options(max_age=1)
     time.sleep(0.01)
-    start()
+    start_rough_worker()
     scene.wait_until(message, "cancelled")
     del message.options["max_age"]
     scene.broker.enqueue(message)
@@ -268,10 +275,10 @@ def test_a_replayed_message_that_was_too_old_runs(scene: Scene, start: Start) ->
 
 @pytest.mark.parametrize("how", ["returning", "failing"])
 def test_a_job_that_puts_its_own_message_back_is_retrying(
-    scene: Scene, start: Start, how: str
+    scene: Scene, start_rough_worker: StartWorker, how: str
 ) -> None:
     """A job whose actor has put its own message back reads retrying until it comes."""
-    start()
+    start_rough_worker()
     message = scene.actors.come_back.send(how)
     state = scene.wait_until(message, "retrying", "success", "error")
     assert state.status == "retrying" and state.due_at
@@ -283,19 +290,21 @@ def test_a_job_that_puts_its_own_message_back_is_retrying(
 
 @pytest.mark.parametrize("how", ["loop", "thread"])
 def test_a_coroutine_that_puts_its_own_message_back_is_retrying(
-    scene: Scene, start: Start, how: str
+    scene: Scene, start_rough_worker: StartWorker, how: str
 ) -> None:
     """The same for an async actor, which runs in another thread than its message."""
-    start()
+    start_rough_worker()
     message = scene.actors.come_back_async.send(how)
     state = scene.wait_until(message, "retrying", "success", "error")
     assert state.status == "retrying" and state.due_at and state.error is None
     assert scene.wait_until(message, "success", "error").status == "success"
 
 
-def test_a_class_based_actor_names_its_parameters(scene: Scene, start: Start) -> None:
+def test_a_class_based_actor_names_its_parameters(
+    scene: Scene, start_rough_worker: StartWorker
+) -> None:
     """A class-based actor's parameters have the names that its perform() gives them."""
-    start()
+    start_rough_worker()
     message = scene.actors.Marathon.send(26, pace=4)
     state = scene.wait_until(message, "success", "error")
     assert state.job_params == {"miles": 26, "pace": 4}
@@ -306,10 +315,10 @@ def test_a_class_based_actor_names_its_parameters(scene: Scene, start: Start) ->
 
 
 def test_clean_up_reports_whoever_noticed_the_cancel(
-    scene: Scene, start: Start
+    scene: Scene, start_rough_worker: StartWorker
 ) -> None:
     """The clean-up of a job may report when one of its threads noticed the cancel."""
-    start()
+    start_rough_worker()
     message = scene.actors.clean_up.send()
     wait_for(lambda: scene.load(message).get_progress_metric("step"), PATIENCE)
     assert scene.load(message).cancel()
@@ -318,9 +327,11 @@ def test_clean_up_reports_whoever_noticed_the_cancel(
     assert scene.notes.all("clean") == ["up"]
 
 
-def test_a_pool_of_submitted_items_stops(scene: Scene, start: Start) -> None:
+def test_a_pool_of_submitted_items_stops(
+    scene: Scene, start_rough_worker: StartWorker
+) -> None:
     """400 items that were handed to a pool do not run to the end after a cancel."""
-    start()
+    start_rough_worker()
     message = scene.actors.submit.send()
     scene.counted(8)
     assert scene.load(message).cancel()
@@ -328,9 +339,11 @@ def test_a_pool_of_submitted_items_stops(scene: Scene, start: Start) -> None:
     assert len(scene.notes.all("count")) < 200
 
 
-def test_all_tasks_of_a_coroutine_stop(scene: Scene, start: Start) -> None:
+def test_all_tasks_of_a_coroutine_stop(
+    scene: Scene, start_rough_worker: StartWorker
+) -> None:
     """Each task of an async actor is told, not only the first that asks."""
-    start()
+    start_rough_worker()
     message = scene.actors.gather.send()
     wait_for(lambda: len(scene.load(message).progress_metrics) == 5, PATIENCE)
     assert scene.load(message).cancel()
@@ -341,17 +354,17 @@ def test_all_tasks_of_a_coroutine_stop(scene: Scene, start: Start) -> None:
 
 @pytest.mark.parametrize("how", ["ask", "look", "set"])
 def test_a_job_that_says_little_hears_of_its_cancel_within_an_interval(
-    scene: Scene, start: Start, how: str
+    scene: Scene, start_rough_worker: StartWorker, how: str
 ) -> None:
     """A job that was silent knows of its cancel at its very next call, though it beats
     once a minute only.
     """
-    start(heartbeat=60)
+    start_rough_worker(heartbeat=60)
     message = scene.actors.ask_seldom.send(how)
     wait_for(lambda: scene.notes.has("begun"), PATIENCE)
     job_state = scene.load(message)
     wait_for(lambda: scene.load(message).status == "working")
-    key = scene.store._calls.key(message.message_id)
+    key = key_of(scene.store, message.message_id)
     seq = scene.store.client.hget(key, "seq")
     assert job_state.cancel()
     # Told by the list of cancels, the recorder has asked: not for a beat.
@@ -368,14 +381,14 @@ def test_a_job_that_says_little_hears_of_its_cancel_within_an_interval(
 
 
 def test_a_next_step_that_the_broker_does_not_take_is_an_error(
-    redis_url: str, server: EmbeddedServer, start: Start
+    redis_url: str, server: EmbeddedServer, start_rough_worker: StartWorker
 ) -> None:
     """If the broker is away when the first step of a pipeline ends, the second reads
     error (not sent), and the third cancelled.
     """
     with EmbeddedServer() as doomed:
         scene = Scene(doomed.url, server.url, redis_url)
-        start(doomed.url)
+        start_rough_worker(doomed.url)
         first, second, third = scene.send_pipeline(
             scene.actors.kill_broker.message(doomed.pid),
             scene.actors.follow.message(),
@@ -403,13 +416,13 @@ def test_sends_do_not_wait_for_a_store_that_swallows_packets(
 
 
 def test_a_worker_delivers_its_messages_while_the_store_swallows_packets(
-    scene: Scene, proxy: FaultyProxy, start: Start
+    scene: Scene, proxy: FaultyProxy, start_rough_worker: StartWorker
 ) -> None:
     """Twenty delayed messages are worked on within seconds of each other, not one a
     second.
     """
     messages = [scene.actors.count.send_with_options(delay=1000) for _ in range(20)]
-    worker = start()
+    worker = start_rough_worker()
     proxy.swallow()
     scene.counted(1)
     began = time.monotonic()
@@ -439,16 +452,16 @@ def test_one_asks_again_after_a_second(redis_url: str, proxy: FaultyProxy) -> No
 # A reply that was lost changes no answer.
 
 
-def script_sha(store: JobStore, name: str) -> str:
-    return store._calls._scripts[name].sha
+#: The scripts that the store calls.
+SCRIPTS = read_scripts()
 
 
 @pytest.fixture
 def lossy(proxy: FaultyProxy) -> JobStore:
     """A store whose replies may be lost, with its scripts known to the server."""
     store = JobStore(proxy.url)
-    for script in store._calls._scripts.values():
-        store.client.script_load(script.text)  # type: ignore[no-untyped-call]
+    for script in SCRIPTS.values():
+        store.client.script_load(script.text)
     return store
 
 
@@ -462,7 +475,7 @@ def test_a_cancel_whose_reply_was_lost_is_told_that_it_cancelled(
     message = scene.actors.count.send()
     state = lossy.load(message.message_id)
     assert state is not None
-    proxy.lose_reply(script_sha(lossy, "cancel"))
+    proxy.lose_reply(SCRIPTS["cancel"].sha)
     assert state.cancel()
     assert proxy.faults["lose"] == 1
     assert scene.load(message).status == "cancelled"
@@ -478,7 +491,7 @@ def test_a_cancel_is_told_although_the_lists_could_not_be_told(
     message = scene.actors.count.send()
     state = lossy.load(message.message_id)
     assert state is not None
-    index = script_sha(lossy, "index")
+    index = SCRIPTS["index"].sha
     proxy.judge = lambda request: "refuse" if index.encode() in request else "pass"
     assert state.cancel()
     proxy.judge = lambda request: "pass"
@@ -497,14 +510,15 @@ def test_a_job_whose_creation_lost_a_reply_is_listed(
     scene = Scene(redis_url, proxy.url, redis_url)
     message = scene.actors.count.send()
     if script == "requeue":
-        state = scene.load(message)
-        key = scene.store._calls.key(message.message_id)
+        key = key_of(scene.store, message.message_id)
         scene.store.client.hset(key, "status", "error")
-        scene.store._run(scene.store._index.end(state.uuid, state._record.info))
-        proxy.lose_reply(script_sha(lossy, script))
+        # A look at all jobs moves it to those that have ended.
+        scene.store.list()
+        assert scene.store.client.zcard("jobstate:active:all") == 0
+        proxy.lose_reply(SCRIPTS[script].sha)
         scene.broker.enqueue(message)
     else:
-        proxy.lose_reply(script_sha(lossy, script))
+        proxy.lose_reply(SCRIPTS[script].sha)
         message = scene.actors.count.send()
     assert proxy.faults["lose"] == 1
     listed = [s.uuid for s in lossy.list(status="queued").items]
@@ -513,11 +527,11 @@ def test_a_job_whose_creation_lost_a_reply_is_listed(
 
 
 def test_a_value_that_changed_back_while_a_reply_was_lost_lands(
-    scene: Scene, proxy: FaultyProxy, start: Start
+    scene: Scene, proxy: FaultyProxy, start_rough_worker: StartWorker
 ) -> None:
     """True was stored, the reply to False was lost, then it was True again: it is."""
     proxy.judge = lambda request: "lose" if b"false" in request else "pass"
-    start()
+    start_rough_worker()
     message = scene.actors.toggle.send()
     wait_for(lambda: scene.notes.all("toggled"), PATIENCE)
     assert proxy.faults["lose"]

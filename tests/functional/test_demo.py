@@ -12,16 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import FilePayload, Page, expect
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.record import JobError, Progress
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
-from tests.support import frozen, wait_for
-
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT, frozen, is_alive, wait_for
 
 #: How long the demo may take to start, and a job to be seen, in seconds.
 PATIENCE = 20.0
@@ -53,7 +51,13 @@ class Demo:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "demo", *arguments],
             cwd=ROOT,
-            env={**environ, "JOBSTATE_DEMO_DATA": str(data), **variables},
+            env={
+                **environ,
+                "JOBSTATE_DEMO_DATA": str(data),
+                # The worker looks this often, in milliseconds, whether it is to end.
+                "dramatiq_worker_timeout": "100",
+                **variables,
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -107,7 +111,12 @@ def demo(
     demo_server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Demo]:
     data = tmp_path_factory.mktemp("demo")
-    with running(data, JOBSTATE_REDIS_URL=demo_server.url) as demo:
+    variables = {
+        "JOBSTATE_REDIS_URL": demo_server.url,
+        # Quick, but slow enough to be seen at it.
+        "JOBSTATE_DEMO_ROWS_A_SECOND": "4000",
+    }
+    with running(data, **variables) as demo:
         yield demo
 
 
@@ -140,7 +149,8 @@ def log_in(page: Page, demo: Demo, name: str) -> None:
 
 
 def number(page: Page, selector: str) -> float:
-    return float(page.locator(selector).text_content().replace(",", "") or 0)
+    text = page.locator(selector).text_content() or ""
+    return float(text.replace(",", "") or 0)
 
 
 def metric(page: Page, name: str) -> float:
@@ -169,13 +179,6 @@ def put_jobs(store: JobStore) -> dict[str, str]:
         ).uuid
         for status in STATUSES
     }
-
-
-def is_alive(pid: int) -> bool:
-    stat = subprocess.run(
-        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True
-    )
-    return stat.stdout.strip()[:1] not in ("", "Z")
 
 
 def test_marathon_is_watched_to_its_end(
@@ -235,7 +238,11 @@ def test_malformed_file_ends_in_a_clear_error(
 ) -> None:
     """Who uploads what cannot be imported reads why, with no try after the first."""
     log_in(page, demo, "Alice")
-    file = {"name": "../<b>.csv", "mimeType": "text/csv", "buffer": content}
+    file: FilePayload = {
+        "name": "../<b>.csv",
+        "mimeType": "text/csv",
+        "buffer": content,
+    }
     page.get_by_label("File with").set_input_files(file)
     page.get_by_role("button", name="Import file").click()
     expect_status(page, "Failed")
@@ -248,7 +255,11 @@ def test_file_that_is_too_large_is_refused(demo: Demo, page: Page) -> None:
     """The page says so, with no job started."""
     log_in(page, demo, "Bob")
     token = page.locator("[name=csrf_token]").first.get_attribute("value")
-    file = {"name": "a.csv", "mimeType": "text/csv", "buffer": bytes(6 * 1024 * 1024)}
+    file: FilePayload = {
+        "name": "a.csv",
+        "mimeType": "text/csv",
+        "buffer": bytes(6 * 1024 * 1024),
+    }
     answer = page.request.post(
         f"{demo.url}/imports",
         multipart={"csrf_token": token or "", "pace": "Flat out", "file": file},
@@ -260,8 +271,10 @@ def test_file_that_is_too_large_is_refused(demo: Demo, page: Page) -> None:
 def test_form_without_its_token_is_refused(demo: Demo, page: Page) -> None:
     """Another site's page cannot start a job in a user's name."""
     log_in(page, demo, "Alice")
-    form = {"miles": "5", "speed": "Flat out"}
-    assert page.request.post(f"{demo.url}/marathons", form=form).status == 400
+    answer = page.request.post(
+        f"{demo.url}/marathons", form={"miles": "5", "speed": "Flat out"}
+    )
+    assert answer.status == 400
 
 
 def test_job_is_seen_by_its_owner_and_the_admin_only(demo: Demo, page: Page) -> None:

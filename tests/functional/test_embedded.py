@@ -8,16 +8,18 @@ import socket
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
 from pyramid_jobstate import embedded
 from pyramid_jobstate.embedded import EmbeddedServer, find_binary
-from tests.support import wait_for
+from tests.support import is_alive, wait_for
 
 #: Starts a server, prints its process id, and goes on in the way that a test adds.
 OWNER = """
@@ -39,18 +41,10 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def ask(server: EmbeddedServer, *command: str) -> object:
+def ask(server: EmbeddedServer, *command: str) -> Any:
     """Send one command to a server and return the answer."""
     with redis.Redis.from_url(server.url, decode_responses=True) as client:
         return client.execute_command(*command)
-
-
-def is_alive(pid: int) -> bool:
-    """Say whether a process runs. A zombie does not."""
-    state = subprocess.run(
-        ["ps", "-o", "stat=", "-p", str(pid)], stdout=subprocess.PIPE, text=True
-    ).stdout
-    return state.strip() != "" and not state.startswith("Z")
 
 
 def parent_of(pid: int) -> int:
@@ -68,7 +62,10 @@ def start_owner(then: str) -> tuple[subprocess.Popen[str], int]:
 
 def in_forked_child(action: Callable[[], object]) -> int:
     """Do something in a forked child and return the child's exit code."""
-    pid = os.fork()
+    with warnings.catch_warnings():
+        # Whatever runs the tests may have threads; the child does not touch them.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
     if pid == 0:
         try:
             action()
@@ -201,6 +198,7 @@ def test_server_ends_with_its_owner_though_a_forked_child_goes_on(temporary):
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     with owner:
+        assert owner.stdout is not None
         child = int(owner.stdout.readline())
         try:
             wait_for(lambda: not is_alive(pid))

@@ -46,7 +46,7 @@ def tell(*, job_state: JobState) -> None:
 
 def test_imports_point_down() -> None:
     """The contracts in pyproject.toml hold: imports point down and make no circle."""
-    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert "0 broken" in done.stdout

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,17 @@ from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from tests.jobs import make_broker, store_of
 from tests.support import frozen, wait_for
-from tests.workerprocess import PATIENCE, WorkerProcess
-
-Start = Callable[[], WorkerProcess]
+from tests.workerprocess import PATIENCE, StartWorker, starting
 
 
 @pytest.fixture
-def start(redis_url: str, server: EmbeddedServer, tmp_path: Path) -> Iterator[Start]:
+def start_worker(
+    redis_url: str, server: EmbeddedServer, tmp_path: Path
+) -> Iterator[StartWorker]:
     """Start workers that are gone when the test is over."""
-    workers: list[WorkerProcess] = []
     environ = {"BROKER_URL": redis_url, "STORE_URL": server.url}
-
-    def start() -> WorkerProcess:
-        workers.append(WorkerProcess(environ, tmp_path / f"{len(workers)}.log"))
-        return workers[-1]
-
-    yield start
-    for worker in workers:
-        worker.stop()
+    with starting(environ, tmp_path) as start:
+        yield start
 
 
 class Sender:
@@ -70,11 +63,11 @@ def sender(redis_url: str, server: EmbeddedServer) -> Sender:
     return Sender(redis_url, JobStore(server.url, stalled_after=1.5))
 
 
-def test_a_job_in_another_process(start: Start, sender: Sender) -> None:
+def test_a_job_in_another_process(start_worker: StartWorker, sender: Sender) -> None:
     """A viewer sees a job that runs in a worker process come along and end."""
     sender.send("run_marathon")
     assert sender.load().status == "queued"
-    worker = start()
+    worker = start_worker()
     wait_for(lambda: sender.metric("pid"), PATIENCE)
     state = sender.load()
     assert (state.status, state.attempt) == ("working", 1)
@@ -86,12 +79,12 @@ def test_a_job_in_another_process(start: Start, sender: Sender) -> None:
     assert worker.wait() == 0
 
 
-def test_a_worker_that_is_killed(start: Start, sender: Sender) -> None:
+def test_a_worker_that_is_killed(start_worker: StartWorker, sender: Sender) -> None:
     """The job of a killed worker stalls, works again when another worker has it, with
     nothing left of the first run, and has its true end.
     """
     sender.send("run_marathon")
-    worker = start()
+    worker = start_worker()
     wait_for(lambda: sender.metric("pid"), PATIENCE)
     first = sender.load()
     assert first.progress_metrics["first"] is True
@@ -99,7 +92,7 @@ def test_a_worker_that_is_killed(start: Start, sender: Sender) -> None:
     state = sender.wait_until("stalled")
     assert state.progress_metrics == first.progress_metrics
     assert state.is_working and state.finished_at is None
-    start()
+    start_worker()
     state = sender.wait_until("working")
     wait_for(lambda: sender.metric("pid"), PATIENCE)
     state = sender.load()
@@ -113,17 +106,17 @@ def test_a_worker_that_is_killed(start: Start, sender: Sender) -> None:
     sender.wait_until("success")
 
 
-def test_a_worker_that_was_frozen(start: Start, sender: Sender) -> None:
+def test_a_worker_that_was_frozen(start_worker: StartWorker, sender: Sender) -> None:
     """A worker that was frozen while its message ran elsewhere changes nothing when it
     wakes, and logs one warning.
     """
     sender.send("run_marathon")
-    sleeper = start()
+    sleeper = start_worker()
     wait_for(lambda: sender.metric("pid"), PATIENCE)
     pid = sender.metric("pid")
     sleeper.kill(signal.SIGSTOP)
     sender.wait_until("stalled")
-    worker = start()
+    worker = start_worker()
     wait_for(lambda: sender.metric("pid") not in (None, pid), PATIENCE)
     before = sender.load()
     sleeper.kill(signal.SIGCONT)
@@ -143,13 +136,13 @@ def test_a_worker_that_was_frozen(start: Start, sender: Sender) -> None:
 
 @pytest.mark.parametrize("weather", ["fine", "frozen"])
 def test_a_worker_that_is_stopped(
-    start: Start, sender: Sender, server: EmbeddedServer, weather: str
+    start_worker: StartWorker, sender: Sender, server: EmbeddedServer, weather: str
 ) -> None:
     """A job that is interrupted by the shutdown of its worker reads retrying, with all
     that it has reported, also if the store stood still at that moment.
     """
     sender.send("run_until_shutdown")
-    worker = start()
+    worker = start_worker()
     wait_for(lambda: sender.metric("pid"), PATIENCE)
     if weather == "frozen":
         with frozen(server):
@@ -167,13 +160,13 @@ def test_a_worker_that_is_stopped(
 
 
 def test_a_worker_does_not_wait_for_ever_for_the_store(
-    start: Start, sender: Sender, server: EmbeddedServer
+    start_worker: StartWorker, sender: Sender, server: EmbeddedServer
 ) -> None:
     """A worker that cannot say how its jobs ended stops all the same, in time for any
     service manager, and logs how many ends are lost.
     """
     sender.send("run_until_shutdown")
-    worker = start()
+    worker = start_worker()
     wait_for(lambda: sender.metric("pid"), PATIENCE)
     with frozen(server):
         worker.terminate()
@@ -181,10 +174,10 @@ def test_a_worker_does_not_wait_for_ever_for_the_store(
     assert len(worker.lines(": 1 job outcome is lost.")) == 1
 
 
-def test_a_job_that_forks(start: Start, sender: Sender) -> None:
+def test_a_job_that_forks(start_worker: StartWorker, sender: Sender) -> None:
     """A child that a job forks cannot report for it, and does the job no harm."""
     sender.send("fork")
-    worker = start()
+    worker = start_worker()
     state = sender.wait_until("success")
     assert state.progress_metrics == {"before": True, "exit_code": 3}
     assert not worker.lines("[ERROR]")

@@ -5,8 +5,6 @@ import contextlib
 import logging
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -24,9 +22,10 @@ from dramatiq.middleware import Middleware, Retries
 import pyramid_jobstate
 from pyramid_jobstate import JobStateMiddleware, JobStore
 from pyramid_jobstate.job.record import CANCELLED
-from tests.jobs import Gate, RunMarathon, load, wait_until, working
-from tests.rabbitmq import ROOT, RabbitMQ, find_binary
+from tests.jobs import Gate, RunMarathon, job_actor, load, wait_until, working
+from tests.rabbitmq import RabbitMQ, find_binary
 from tests.support import wait_for
+from tests.workerprocess import StartWorker, starting
 
 #: What a worker on a busy machine may take to start, or a consumer to come back.
 PATIENCE = 30
@@ -77,7 +76,7 @@ def make_broker(
 
 
 @pytest.fixture
-def broker(make_broker: MakeBroker) -> RabbitmqBroker:
+def rabbitmq_broker(make_broker: MakeBroker) -> RabbitmqBroker:
     """A broker with the middleware appended to Dramatiq's own."""
     return make_broker()
 
@@ -105,7 +104,7 @@ def test_a_job_from_its_delay_to_its_end(
     broker = make_broker(confirm_delivery=confirm_delivery)
     gate = Gate()
 
-    @dramatiq.actor(broker=broker, job_state=RunMarathon)
+    @job_actor(broker=broker, job_state=RunMarathon)
     def run_marathon(miles: int, *, job_state: Any = None) -> None:
         for mile in job_state.track(range(miles), unit="miles", message="running"):
             job_state.set_progress_metric("miles_run", mile)
@@ -127,7 +126,7 @@ def test_a_job_from_its_delay_to_its_end(
         assert state.started_at and state.started_at >= soonest
         gate.open()
         state = wait_until(broker, message, "success", "error")
-        broker.join("default", timeout=5000)
+        broker.join("default", timeout=20_000)
     assert state.status == "success" and state.finished_at
     assert state.progress and state.progress.done == state.progress.total == 26
     assert state.progress_metrics == {"miles_run": 25}
@@ -142,7 +141,7 @@ def test_a_job_that_is_tried_again(make_broker: MakeBroker, before: Any) -> None
     broker = make_broker(before=before)
     runs = []
 
-    @dramatiq.actor(broker=broker, max_retries=2, min_backoff=400, max_backoff=500)
+    @job_actor(broker=broker, max_retries=2, min_backoff=400, max_backoff=500)
     def run_marathon(*, job_state: Any) -> None:
         runs.append(1)
         job_state.set_progress_metric(f"try {len(runs)}", True)
@@ -156,7 +155,7 @@ def test_a_job_that_is_tried_again(make_broker: MakeBroker, before: Any) -> None
         assert state.error and state.error == ("ValueError", "a cramp")
         assert state.progress_metrics == {f"try {state.attempt}": True}
         state = wait_until(broker, message, "success", "error")
-        broker.join("default", timeout=5000)
+        broker.join("default", timeout=20_000)
     assert (state.status, state.attempt, state.error) == ("success", 3, None)
     assert state.progress_metrics == {"try 3": True}
     assert len(runs) == 3 and (waiting(broker), dead(broker)) == (0, 0)
@@ -169,7 +168,7 @@ def test_a_job_that_fails_for_good(make_broker: MakeBroker, before: Any) -> None
     """
     broker = make_broker(before=before)
 
-    @dramatiq.actor(broker=broker, max_retries=1, min_backoff=50, max_backoff=60)
+    @job_actor(broker=broker, max_retries=1, min_backoff=50, max_backoff=60)
     def run_marathon(*, job_state: Any) -> None:
         job_state.set_progress(13, 26)
         raise ValueError("a cramp")
@@ -177,7 +176,7 @@ def test_a_job_that_fails_for_good(make_broker: MakeBroker, before: Any) -> None
     with working(broker):
         message = run_marathon.send()
         state = wait_until(broker, message, "error")
-        broker.join("default", timeout=5000)
+        broker.join("default", timeout=20_000)
         wait_for(lambda: dead(broker) == 1)
     assert (state.attempt, state.error) == (2, ("ValueError", "a cramp"))
     assert state.progress and (state.progress.done, state.progress.total) == (13, 26)
@@ -189,33 +188,33 @@ def test_a_job_that_fails_for_good(make_broker: MakeBroker, before: Any) -> None
 
 @pytest.mark.parametrize("delay", [None, 300])
 def test_a_job_cancelled_while_it_waits(
-    broker: RabbitmqBroker, delay: int | None
+    rabbitmq_broker: RabbitmqBroker, delay: int | None
 ) -> None:
     """A job that is cancelled while it is queued or delayed is cancelled at once, and
     its message is dropped unread.
     """
     runs = []
 
-    @dramatiq.actor(broker=broker, job_state=True)
+    @dramatiq.actor(broker=rabbitmq_broker, job_state=True)
     def run_marathon() -> None:
         runs.append(1)
 
     message = run_marathon.send_with_options(delay=delay)
-    assert load(broker, message).cancel()
-    assert load(broker, message).status == "cancelled"
-    wait_for(lambda: waiting(broker) == 1)
-    with working(broker):
-        wait_for(lambda: dead(broker) == 1)
-    assert runs == [] and waiting(broker) == 0
-    assert load(broker, message).status == "cancelled"
+    assert load(rabbitmq_broker, message).cancel()
+    assert load(rabbitmq_broker, message).status == "cancelled"
+    wait_for(lambda: waiting(rabbitmq_broker) == 1)
+    with working(rabbitmq_broker):
+        wait_for(lambda: dead(rabbitmq_broker) == 1)
+    assert runs == [] and waiting(rabbitmq_broker) == 0
+    assert load(rabbitmq_broker, message).status == "cancelled"
 
 
 def test_a_job_cancelled_while_it_runs(
-    broker: RabbitmqBroker, caplog: pytest.LogCaptureFixture
+    rabbitmq_broker: RabbitmqBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A running job is told, sweeps up, and is neither retried nor called a failure."""
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=rabbitmq_broker)
     def run_marathon(*, job_state: Any) -> None:
         try:
             for _ in job_state.track(range(1_000_000)):
@@ -223,14 +222,14 @@ def test_a_job_cancelled_while_it_runs(
         finally:
             job_state.set_message("swept up")
 
-    with working(broker):
+    with working(rabbitmq_broker):
         message = run_marathon.send()
-        state = wait_until(broker, message, "working")
+        state = wait_until(rabbitmq_broker, message, "working")
         assert state.cancel()
-        state = wait_until(broker, message, "cancelled", "error", "retrying")
-        wait_for(lambda: dead(broker) == 1)
+        state = wait_until(rabbitmq_broker, message, "cancelled", "error", "retrying")
+        wait_for(lambda: dead(rabbitmq_broker) == 1)
     assert (state.status, state.error) == ("cancelled", CANCELLED)
-    assert state.message == "swept up" and waiting(broker) == 0
+    assert state.message == "swept up" and waiting(rabbitmq_broker) == 0
     assert not [r for r in caplog.records if r.exc_info]
 
 
@@ -256,7 +255,7 @@ def test_a_worker_that_is_faster_than_the_sender(make_broker: MakeBroker) -> Non
         message = run_marathon.send()
         assert seen == ["success"]
         assert load(broker, message).status == "success"
-        broker.join("default", timeout=5000)
+        broker.join("default", timeout=20_000)
 
 
 def test_a_message_that_is_sent_at_the_second_try(
@@ -333,9 +332,9 @@ def test_a_job_that_outlives_its_broker(
     caplog.set_level(logging.CRITICAL)
     broker = make_broker(confirm_delivery=True)
     gates = [Gate(), Gate()]
-    runs = []
+    runs: list[int] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: Any) -> None:
         gate = gates[len(runs)]
         runs.append(1)
@@ -369,45 +368,19 @@ def test_a_job_that_outlives_its_broker(
 
 
 @pytest.fixture
-def start(rabbitmq: RabbitMQ, redis_url: str, tmp_path: Path) -> Iterator[Any]:
-    """Start worker processes, each in a group of its own, that are gone when the test
-    is over.
-    """
-    environ = {
-        **os.environ,
-        "BROKER_URL": rabbitmq.url,
-        "STORE_URL": redis_url,
-        "dramatiq_worker_timeout": "100",
-    }
-    command = [sys.executable, "-m", "dramatiq", "tests.matrixapp"]
-    workers: list[subprocess.Popen[bytes]] = []
-
-    def start() -> subprocess.Popen[bytes]:
-        with (tmp_path / f"{len(workers)}.log").open("w") as log:
-            worker = subprocess.Popen(
-                [*command, "--processes", "1", "--threads", "1"],
-                cwd=ROOT,
-                env=environ,
-                stderr=log,
-                start_new_session=True,
-            )
-        workers.append(worker)
-        return worker
-
-    yield start
-    for worker in workers:
-        if worker.poll() is None:
-            # So that what it measured is kept.
-            worker.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.wait(10)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait()
+def start_rabbitmq_worker(
+    rabbitmq: RabbitMQ, redis_url: str, tmp_path: Path
+) -> Iterator[StartWorker]:
+    """Start worker processes that are gone when the test is over."""
+    environ = {"BROKER_URL": rabbitmq.url, "STORE_URL": redis_url}
+    with starting(environ, tmp_path, "tests.matrixapp", 1) as start:
+        yield start
 
 
 def test_a_worker_that_is_killed(
-    broker: RabbitmqBroker, client: redis.Redis, start: Any
+    rabbitmq_broker: RabbitmqBroker,
+    client: redis.Redis,
+    start_rabbitmq_worker: StartWorker,
 ) -> None:
     """RabbitMQ gives the message of a killed worker to another at once. The job works
     again there, with nothing left of the first run, and has its true end.
@@ -415,29 +388,31 @@ def test_a_worker_that_is_killed(
 
     def wait_at_gate(*, job_state: Any = None) -> None: ...
 
-    message = dramatiq.actor(wait_at_gate, broker=broker, job_state=True).send()
-    workers = {worker.pid: worker for worker in (start(), start())}
+    actor = dramatiq.actor(broker=rabbitmq_broker, job_state=True)(wait_at_gate)
+    message = actor.send()
+    started = (start_rabbitmq_worker(), start_rabbitmq_worker())
+    workers = {worker.process.pid: worker for worker in started}
 
     def group() -> int:
-        found: int = load(broker, message).get_progress_metric("group", 0)
+        found: int = load(rabbitmq_broker, message).get_progress_metric("group", 0)
         return found
 
     first = workers.pop(wait_for(group, PATIENCE))
-    before = load(broker, message)
+    before = load(rabbitmq_broker, message)
     assert before.status == "working" and before.progress_metrics["first"] is True
-    os.killpg(first.pid, signal.SIGKILL)
+    first.kill(signal.SIGKILL)
     wait_for(lambda: group() in workers, PATIENCE)
-    state = load(broker, message)
+    state = load(rabbitmq_broker, message)
     assert (state.status, state.attempt) == ("working", 1)
     assert state.progress_metrics.keys() == {"group"}
     assert state.started_at and before.started_at
     assert state.started_at > before.started_at
     assert state.queued_at == before.queued_at
     client.set("gate", 1)
-    state = wait_until(broker, message, "success", "error")
+    state = wait_until(rabbitmq_broker, message, "success", "error")
     assert state.status == "success" and state.progress_metrics["done"] is True
-    broker.join("default", timeout=5000)
-    assert (waiting(broker), dead(broker)) == (0, 0)
+    rabbitmq_broker.join("default", timeout=20_000)
+    assert (waiting(rabbitmq_broker), dead(rabbitmq_broker)) == (0, 0)
 
 
 # Dramatiq's StubBroker, with which applications test their actors.
@@ -468,7 +443,7 @@ def test_a_stub_broker_runs_jobs(
 ) -> None:
     """After the two joins of Dramatiq's manual a job has its end in the store."""
 
-    @dramatiq.actor(broker=stub_broker)
+    @job_actor(broker=stub_broker)
     def run_marathon(miles: int, *, job_state: Any = None) -> None:
         for mile in job_state.track(range(miles)):
             job_state.set_progress_metric("miles_run", mile)
@@ -505,7 +480,7 @@ def test_a_stub_broker_can_cancel(
 ) -> None:
     """A cancelled job reaches the test that joins as a message that failed."""
 
-    @dramatiq.actor(broker=stub_broker)
+    @job_actor(broker=stub_broker)
     def run_marathon(*, job_state: Any) -> None:
         while True:
             job_state.increment_progress_metric("steps")
@@ -555,7 +530,14 @@ def private_names_of_others(module: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize(
+    "module",
+    [
+        p.relative_to(PACKAGE).as_posix()
+        for w in ("worker", "web")
+        for p in sorted((PACKAGE / w).glob("*.py"))
+    ],
+)
 def test_nothing_private_of_dramatiq_is_used(module: str) -> None:
     """What works with one broker works with any: only what they have in public is
     used.

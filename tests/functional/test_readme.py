@@ -1,6 +1,7 @@
 """The README is true: its snippets run, and its names exist."""
 
 import ast
+import contextlib
 import importlib
 import json
 import os
@@ -10,19 +11,17 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import docutils.core
 import pytest
+from playwright.sync_api import Page
 
 import pyramid_jobstate
-from pyramid_jobstate import JobStore, testing
+from pyramid_jobstate import JobStore, Progress, testing
 from pyramid_jobstate.web.settings import PREFIX, SETTINGS, Settings
 from tests.pollserver import PollServer
-from tests.support import wait_for
-
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.rst").read_text("utf-8")
+from tests.readme import README, snippets
+from tests.support import ROOT, wait_for
 
 SECURITY = """
 from pyramid.authorization import ACLHelper, Everyone
@@ -185,13 +184,6 @@ server.serve_forever()
 """
 
 
-def snippets(language: str) -> list[str]:
-    """Return the README's code blocks in a language."""
-    pattern = rf"^\.\. code-block:: {re.escape(language)}\n\n((?:(?:  .*)?\n)+)"
-    found = re.findall(pattern, README, re.MULTILINE)
-    return [textwrap.dedent(block).strip("\n") + "\n" for block in found]
-
-
 @pytest.fixture(scope="module")
 def myapp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The application that the README's files make, and a security policy."""
@@ -231,10 +223,31 @@ def run(program: str, environment: dict[str, str], myapp: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@contextlib.contextmanager
+def serving(
+    environment: dict[str, str], myapp: Path, *command: str | Path
+) -> Iterator[str]:
+    """Run a program that serves, and give the line that it prints first."""
+    with subprocess.Popen(
+        [sys.executable, *command],
+        env=environment,
+        cwd=myapp,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as server:
+        try:
+            assert server.stdout is not None
+            yield server.stdout.readline()
+        finally:
+            server.kill()
+
+
 @pytest.fixture
 def worker(environment: dict[str, str], myapp: Path) -> Iterator[None]:
     (shown,) = re.findall(r"^  (dramatiq .+)$", README, re.MULTILINE)
     command = [sys.executable, "-m", *shown.split(), "-p", "1", "-t", "2"]
+    environment = {**environment, "dramatiq_worker_timeout": "100"}
     with subprocess.Popen(
         command, env=environment, cwd=myapp, stdout=subprocess.DEVNULL, stderr=-3
     ) as process:
@@ -259,7 +272,9 @@ def test_documents_are_valid(names: tuple[str, ...]) -> None:
     )
 
 
-def test_quick_start_runs(environment: Any, myapp: Path, worker: None) -> None:
+def test_quick_start_runs(
+    environment: dict[str, str], myapp: Path, worker: None
+) -> None:
     """The application of the quick start sends a marathon, which a worker runs, and its
     page has the element and the script.
     """
@@ -285,7 +300,7 @@ app.get(url, extra_environ={"REMOTE_USER": "bob"}, status=403)
     run(program, environment, myapp)
 
 
-def test_tests_of_the_readme_pass(environment: Any, myapp: Path) -> None:
+def test_tests_of_the_readme_pass(environment: dict[str, str], myapp: Path) -> None:
     """The tests that the README shows pass, in an application like the one it shows."""
     done = subprocess.run(
         [
@@ -309,7 +324,7 @@ def test_tests_of_the_readme_pass(environment: Any, myapp: Path) -> None:
     assert "3 passed" in done.stdout
 
 
-def test_other_snippets_run(environment: Any, myapp: Path) -> None:
+def test_other_snippets_run(environment: dict[str, str], myapp: Path) -> None:
     """Every other snippet in Python runs as it stands."""
     others = [text for text in snippets("python") if "# myapp/" not in text]
     assert len(others) >= 5
@@ -319,7 +334,7 @@ def test_other_snippets_run(environment: Any, myapp: Path) -> None:
         run(setup + text, environment, myapp)
 
 
-def test_view_of_the_readme_sends(environment: Any, myapp: Path) -> None:
+def test_view_of_the_readme_sends(environment: dict[str, str], myapp: Path) -> None:
     """The view that shows all ways of sending sends in all of them."""
     (view,) = [text for text in snippets("python") if "send_immediately" in text]
     program = (
@@ -347,7 +362,7 @@ assert {item["job"]["status"] for item in items} == {"queued"}
 
 
 def test_permits_of_the_readme_makes_the_acls_count(
-    environment: Any, myapp: Path
+    environment: dict[str, str], myapp: Path
 ) -> None:
     """With the function of four lines the owner is let in beside a policy of roles."""
     program = """
@@ -364,7 +379,9 @@ app.get("/job_state?all=1", status=403)
     run(program, environment, myapp)
 
 
-def test_visitors_of_the_readme_own_their_jobs(environment: Any, myapp: Path) -> None:
+def test_visitors_of_the_readme_own_their_jobs(
+    environment: dict[str, str], myapp: Path
+) -> None:
     """With the function that reads the session, a visitor who has not logged in sees
     the job that they sent, and another visitor does not.
     """
@@ -385,7 +402,7 @@ other.get(url, status=403)
 
 
 def test_script_of_the_readme_sends(
-    environment: Any, myapp: Path, redis_url: str
+    environment: dict[str, str], myapp: Path, redis_url: str
 ) -> None:
     """The script sends a marathon of Alice's."""
     (script,) = [text for text in snippets("python") if "prepare(" in text]
@@ -402,7 +419,7 @@ def test_json_of_the_readme_has_the_names_that_there_are(redis_url: str) -> None
     from tests.webapp import get, make_app, make_config
 
     store = pyramid_jobstate.JobStore(redis_url)
-    progress = testing.Progress(12, 26, "miles")
+    progress = Progress(12, 26, "miles")
     job_state = testing.put_job(
         store, RunMarathon, owner="alice", metrics={"miles_run": 12}, progress=progress
     )
@@ -457,9 +474,9 @@ def test_snippets_are_python() -> None:
 
 
 def test_script_tags_of_the_readme_find_jobs_and_styles(
-    page: Any,
+    page: Page,
     console_errors: list[str],
-    environment: Any,
+    environment: dict[str, str],
     myapp: Path,
     tmp_path: Path,
 ) -> None:
@@ -473,41 +490,35 @@ def test_script_tags_of_the_readme_find_jobs_and_styles(
     page.on("request", lambda request: asked.append(request.url))
     follow = "(jobUuid) => JobState.startPolling({ jobUuid }).done"
     append = "document.body.append(new JobState.JobStateElement())"
-    cdn = PollServer()
-    with subprocess.Popen(
-        [sys.executable, "pages.py", cdn.url, tmp_path],
-        env=environment,
-        cwd=myapp,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as server:
-        try:
-            assert server.stdout is not None
-            port, job_uuid = server.stdout.readline().split()
-            address = f"http://127.0.0.1:{port}"
-            for name, base in (
-                ("cdn", "/cdn/team/job_state"),
-                ("mounted", "/mounted/jobs"),
-                ("manifest", "/manifest/team/job_state"),
-            ):
-                page.goto(f"{address}/{name}/")
-                assert page.evaluate(follow, job_uuid)["outcome"] == "success"
-                assert f"{address}{base}/{job_uuid}" in asked
-            assert f"{cdn.url}/static/job-state.js" in asked
-            page.evaluate(append)
-            sheet = "/manifest/team/job_state/static/job-state-3f2a91.css"
-            wait_for(lambda: page.evaluate("1") and f"{address}{sheet}" in asked)
-            page.goto(f"{address}/module/")
-            wait_for(lambda: page.text_content(".miles") == "26")
-        finally:
-            server.kill()
-            cdn.close()
+    with (
+        contextlib.closing(PollServer()) as cdn,
+        serving(environment, myapp, "pages.py", cdn.url, tmp_path) as line,
+    ):
+        port, job_uuid = line.split()
+        address = f"http://127.0.0.1:{port}"
+        for name, base in (
+            ("cdn", "/cdn/team/job_state"),
+            ("mounted", "/mounted/jobs"),
+            ("manifest", "/manifest/team/job_state"),
+        ):
+            page.goto(f"{address}/{name}/")
+            assert page.evaluate(follow, job_uuid)["outcome"] == "success"
+            assert f"{address}{base}/{job_uuid}" in asked
+        assert f"{cdn.url}/static/job-state.js" in asked
+        page.evaluate(append)
+        sheet = "/manifest/team/job_state/static/job-state-3f2a91.css"
+        wait_for(lambda: page.evaluate("1") and f"{address}{sheet}" in asked)
+        page.goto(f"{address}/module/")
+        wait_for(lambda: page.text_content(".miles") == "26")
     assert console_errors == []
 
 
 def test_script_of_the_readme_runs(
-    page: Any, console_errors: list[str], environment: Any, myapp: Path, worker: None
+    page: Page,
+    console_errors: list[str],
+    environment: dict[str, str],
+    myapp: Path,
+    worker: None,
 ) -> None:
     """The page of the quick start and the script by hand show a marathon to its end, in
     a browser.
@@ -515,28 +526,12 @@ def test_script_of_the_readme_runs(
     (script,) = snippets("js")
     (myapp / "serve.py").write_text(SERVE, "utf-8")
     (myapp / "hand.js").write_text(script, "utf-8")
-    with subprocess.Popen(
-        [sys.executable, "serve.py"],
-        env=environment,
-        cwd=myapp,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as server:
-        try:
-            assert server.stdout is not None
-            address = f"http://127.0.0.1:{int(server.stdout.readline())}"
-            page.goto(f"{address}/by-hand")
-            page.wait_for_selector(".miles.done", timeout=20_000)
-            assert page.text_content(".miles") == "26"
-            page.goto(f"{address}/run")
-            wait_for(
-                lambda: (
-                    page.evaluate("document.querySelector('job-state').state")
-                    == "success"
-                ),
-                20,
-            )
-        finally:
-            server.kill()
+    state = "document.querySelector('job-state').state"
+    with serving(environment, myapp, "serve.py") as port:
+        address = f"http://127.0.0.1:{int(port)}"
+        page.goto(f"{address}/by-hand")
+        page.wait_for_selector(".miles.done", timeout=20_000)
+        assert page.text_content(".miles") == "26"
+        page.goto(f"{address}/run")
+        wait_for(lambda: page.evaluate(state) == "success", 20)
     assert console_errors == []

@@ -132,7 +132,7 @@ def test_detached_records_each_step_of_an_async_loop() -> None:
         async for letter in job_state.track(letters(), 2, unit="letters"):
             job_state.set_progress_metric("letter", letter)
 
-    job_state = testing.detached()
+    job_state: JobState = testing.detached()
     asyncio.run(run_marathon(job_state))
     assert testing.values(job_state, "letter") == ["a", "b"]
     assert testing.history(job_state) == [
@@ -146,7 +146,7 @@ def test_detached_records_each_step_of_an_async_loop() -> None:
 
 def test_detached_can_be_cancelled() -> None:
     """A detached JobState raises JobCancelled once it was cancelled."""
-    job_state = testing.detached()
+    job_state: JobState = testing.detached()
     testing.cancel(job_state)
     with pytest.raises(JobCancelled):
         job_state.set_progress_metric("x", 1)

@@ -12,7 +12,9 @@ from tests.support import wait_for
 
 
 class Contract:
-    """The tests of one application, which a subclass names by the fixture `site`."""
+    """The tests of one application. Each module that has a subclass defines its own
+    fixture `site` for it.
+    """
 
     def test_owner_sees_their_job(self, site: Site) -> None:
         """Alice sends a job through a view of the application, and sees it."""
@@ -134,7 +136,7 @@ class Contract:
         assert answers[0].status_code == answers[1].status_code < 500
         assert "There is no such job." not in answers[0].text
 
-    def test_job_runs(self, site: Site, broker: Any) -> None:
+    def test_job_runs(self, site: Site, interop_broker: Any) -> None:
         """A worker runs the job, and its last values are on the page."""
         job = site.send("alice")
 
@@ -142,7 +144,7 @@ class Contract:
             state = site.get(f"{site.jobs}/{job}", "alice").json
             return state if state["job_state"] != "working" else None
 
-        with working(broker, threads=1):
+        with working(interop_broker, threads=1):
             state = wait_for(ended, 10)
         assert state["job_state"] == "success"
         assert state["miles_run"] == 26

@@ -35,7 +35,8 @@ def run_relay(legs: int, fails: bool, *, job_state: Any = None) -> None:
             sent.append(run_leg.send(3, fails).message_id)
         except ValueError:
             job_state.increment_progress_metric("legs_failed")
-        assert current_job_state() is job_state
+        is_current = current_job_state() is job_state
+        assert is_current
         job_state.set_progress_metric("legs_run", leg + 1)
 
 

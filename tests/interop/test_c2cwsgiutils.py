@@ -12,7 +12,7 @@ need("c2cwsgiutils", "cornice", "prometheus_client", "sentry_sdk", "sqlalchemy")
 
 
 @pytest.fixture(scope="module")
-def site(broker: Any) -> Site:
+def site(interop_broker: Any) -> Site:
     """A service with the views of c2cwsgiutils for all exceptions."""
     from tests.interop.c2c_app import main
 

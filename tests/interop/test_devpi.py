@@ -26,7 +26,7 @@ def _adapters() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def site(
-    broker: Any, _adapters: None, tmp_path_factory: pytest.TempPathFactory
+    interop_broker: Any, _adapters: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Site:
     """A devpi-server with the users alice and bob beside its own root."""
     from devpi_server.config import get_pluginmanager, parseoptions

@@ -16,7 +16,8 @@ need("dramatiq_eager_broker")
 
 
 @pytest.fixture(scope="module")
-def broker(interop_server: EmbeddedServer) -> Iterator[Any]:
+def interop_broker(interop_server: EmbeddedServer) -> Iterator[Any]:
+    """Override: the eager broker in place of the one that other applications use."""
     before = dramatiq.broker.global_broker
     actors = importlib.import_module("tests.interop.eager_jobs")
     dramatiq.set_broker(actors.broker)
@@ -25,16 +26,16 @@ def broker(interop_server: EmbeddedServer) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def app(broker: Any) -> TestApp:
+def eager_app(interop_broker: Any) -> TestApp:
     from tests.interop.eager_app import main
 
     return TestApp(main({}))
 
 
 @pytest.fixture(params=[True, False], ids=["raises", "keeps"])
-def fail_fast(request: Any, broker: Any) -> None:
+def fail_fast(request: Any, interop_broker: Any) -> None:
     """Have a failed job raise in its sender, or not."""
-    broker.fail_fast = request.param
+    interop_broker.fail_fast = request.param
 
 
 def send(app: TestApp, what: str) -> str:
@@ -50,18 +51,18 @@ def state_of(app: TestApp, uuid: str, user: str = "alice") -> Any:
 
 
 @pytest.mark.usefixtures("fail_fast")
-def test_job_ends(app: TestApp) -> None:
+def test_job_ends(eager_app: TestApp) -> None:
     """A job that has run reads `success`, with its last values."""
-    state = state_of(app, send(app, "leg"))
+    state = state_of(eager_app, send(eager_app, "leg"))
 
     assert state["job"]["status"] == "success"
     assert state["miles_run"] == 2
 
 
 @pytest.mark.usefixtures("fail_fast")
-def test_job_that_fails_ends(app: TestApp) -> None:
+def test_job_that_fails_ends(eager_app: TestApp) -> None:
     """A job that has failed reads `error`, whether or not its sender is told."""
-    state = state_of(app, send(app, "leg?fails=1"))
+    state = state_of(eager_app, send(eager_app, "leg?fails=1"))
 
     assert state["job"]["status"] == "error"
     assert state["job"]["error"] == {"message": "The job failed."}
@@ -70,24 +71,24 @@ def test_job_that_fails_ends(app: TestApp) -> None:
 
 @pytest.mark.usefixtures("fail_fast")
 @pytest.mark.parametrize("fails", [False, True])
-def test_job_within_a_job_keeps_the_outer_one(app: TestApp, fails: bool) -> None:
+def test_job_within_a_job_keeps_the_outer_one(eager_app: TestApp, fails: bool) -> None:
     """A job that sends others, which run at once, goes on reporting, and all end."""
     from tests.interop.eager_jobs import sent
 
     sent.clear()
 
-    outer = state_of(app, send(app, f"relay{'?fails=1' if fails else ''}"))
+    outer = state_of(eager_app, send(eager_app, f"relay{'?fails=1' if fails else ''}"))
 
     assert outer["job"]["status"] == "success"
     assert (outer["legs_begun"], outer["legs_run"]) == (2, 2)
     assert outer["job"]["progress"]["done"] == 2
     assert "miles_run" not in outer
-    inner = [state_of(app, uuid, "admin") for uuid in sent]
+    inner = [state_of(eager_app, uuid, "admin") for uuid in sent]
     assert {state["job"]["status"] for state in inner} <= {
         "error" if fails else "success"
     }
     assert [state["miles_run"] for state in inner] == [3] * len(inner)
-    listed = get(app, "/job_state?all=1", "admin").json["items"]
+    listed = get(eager_app, "/job_state?all=1", "admin").json["items"]
     assert len(listed) == 3
     assert {item["job"]["status"] for item in listed} == {
         "success",
@@ -95,10 +96,10 @@ def test_job_within_a_job_keeps_the_outer_one(app: TestApp, fails: bool) -> None
     }
 
 
-def test_others_are_refused(app: TestApp) -> None:
+def test_others_are_refused(eager_app: TestApp) -> None:
     """Its rights are those of any job."""
-    uuid = send(app, "leg")
+    uuid = send(eager_app, "leg")
 
-    assert get(app, f"/job_state/{uuid}", "bob").status_code == 403
-    assert get(app, f"/job_state/{uuid}").status_code == 403
-    assert get(app, "/job_state?all=1").status_code == 403
+    assert get(eager_app, f"/job_state/{uuid}", "bob").status_code == 403
+    assert get(eager_app, f"/job_state/{uuid}").status_code == 403
+    assert get(eager_app, "/job_state?all=1").status_code == 403

@@ -37,7 +37,7 @@ def make_site(**settings: str) -> Site:
 
 
 @pytest.fixture(scope="module")
-def site(broker: Any) -> Site:
+def site(interop_broker: Any) -> Site:
     """An application with pyramid_exclog, and a view of its own that fails."""
     return make_site()
 
@@ -67,7 +67,11 @@ class TestExclog(Contract):
 
     @pytest.mark.parametrize("is_ignored", [False, True])
     def test_outage_in_a_view_of_the_application(
-        self, broker: Any, interop_server: EmbeddedServer, caplog: Any, is_ignored: bool
+        self,
+        interop_broker: Any,
+        interop_server: EmbeddedServer,
+        caplog: Any,
+        is_ignored: bool,
     ) -> None:
         """There StoreUnavailable is logged, but not with the README's setting."""
         (value,) = re.findall(r"^  exclog\.ignore =\n((?: {6}.*\n)+)", README, re.M)

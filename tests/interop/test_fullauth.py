@@ -13,7 +13,7 @@ need("pyramid_fullauth")
 
 
 @pytest.fixture(scope="module")
-def site(broker: Any, tmp_path_factory: pytest.TempPathFactory) -> Site:
+def site(interop_broker: Any, tmp_path_factory: pytest.TempPathFactory) -> Site:
     """An application with the users alice, bob and an administrator in its database."""
     import pyramid_basemodel
     import transaction

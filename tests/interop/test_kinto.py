@@ -27,7 +27,7 @@ def credentials(user: str, password: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def site(broker: Any) -> Site:
+def site(interop_broker: Any) -> Site:
     """A Kinto with the accounts of Alice, Bob and an administrator."""
     import kinto
 

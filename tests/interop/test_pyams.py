@@ -13,7 +13,7 @@ need("pyams_security", "pyams_site", "pyams_auth_http", "pyams_layer")
 
 
 @pytest.fixture(scope="module")
-def site(broker: Any, tmp_path_factory: pytest.TempPathFactory) -> Site:
+def site(interop_broker: Any, tmp_path_factory: pytest.TempPathFactory) -> Site:
     """A PyAMS site with the users alice and bob, and PyAMS's own administrator."""
     import transaction
     from beaker.cache import cache_regions

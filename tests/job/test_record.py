@@ -8,14 +8,14 @@ import pytest
 from pyramid_jobstate.job.record import (
     FINISHED,
     UNFINISHED,
-    UUID,
     JobError,
     JobInfo,
     Progress,
     Record,
 )
+from pyramid_jobstate.job.record import UUID as UUID_PATTERN
+from tests.support import UUID
 
-ID = "01234567-89ab-4cde-8f01-23456789abcd"
 NOW = 1_800_000_000_000
 STALLED_AFTER = 15_000
 
@@ -42,11 +42,11 @@ NO_JSON = [
 
 
 def read(fields, now=NOW):
-    return Record.read(ID, fields, now, STALLED_AFTER)
+    return Record.read(UUID, fields, now, STALLED_AFTER)
 
 
 def record(**fields):
-    return Record(ID, fields)
+    return Record(UUID, fields)
 
 
 @pytest.mark.parametrize(
@@ -81,9 +81,9 @@ def test_start_fields_leave_out_an_unknown_owner():
 
 def test_uuid_has_one_spelling():
     """A uuid is written in lower case with hyphens and nothing around it."""
-    assert UUID.fullmatch(ID)
-    for other in (ID.upper(), ID + "\n", "{" + ID + "}", ID.replace("-", "")):
-        assert not UUID.fullmatch(other)
+    assert UUID_PATTERN.fullmatch(UUID)
+    for other in (UUID.upper(), UUID + "\n", "{" + UUID + "}", UUID.replace("-", "")):
+        assert not UUID_PATTERN.fullmatch(other)
 
 
 def test_record_read_tells_all_that_was_written():
@@ -106,7 +106,7 @@ def test_record_read_tells_all_that_was_written():
             "run": "token",
         }
     )
-    assert (job.uuid, job.status) == (ID, "error")
+    assert (job.uuid, job.status) == (UUID, "error")
     assert (job.kind, job.actor) == ("RunMarathon", "run_marathon")
     assert (job.owner, job.attempt) == ("alice", 2)
     assert job.params == {"miles": 26}

@@ -21,11 +21,6 @@ from pyramid_jobstate.job.values import (
 from tests.support import wait_for
 
 
-@pytest.fixture
-def run():
-    return Run()
-
-
 def snapshot(run):
     """Return all that a run's viewers can see, and what it reckons with."""
     return (
@@ -106,9 +101,9 @@ def test_is_plain_takes_only_short_finite_numbers(value, plain):
 
 def test_run_copies_a_mutable_value_at_the_call(run):
     """What becomes of a list after the call has no effect."""
-    value = [1, {"a": [2]}]
-    run.set_metrics({"a": value})
-    value[1]["a"].append(3)
+    inner = [2]
+    run.set_metrics({"a": [1, {"a": inner}]})
+    inner.append(3)
     assert loads(run.metrics["a"]) == [1, {"a": [2]}]
 
 
@@ -473,7 +468,7 @@ def test_run_track_that_is_left_closes_an_async_generator(run, fails):
     """A `break`, or an exception in the loop's body, closes the generator as it does
     without track, and its item is not done.
     """
-    log = []
+    log: list[str] = []
 
     async def loop():
         async for _ in run.track(letters(log), 2, None, None):
@@ -497,7 +492,7 @@ def test_run_track_that_may_not_go_on_closes_the_generator_first(run, end):
     """JobCancelled, or the job's end, reaches the loop when the generator is closed;
     then there are no more items.
     """
-    log = []
+    log: list[str] = []
 
     async def work():
         steps = run.track(letters(log), 2, None, None)
@@ -514,7 +509,8 @@ def test_run_track_that_may_not_go_on_closes_the_generator_first(run, end):
 
 def test_run_track_can_be_closed(run):
     """contextlib.aclosing() closes what is tracked, if that can be closed."""
-    closable, log = Closable(), []
+    closable = Closable()
+    log: list[str] = []
 
     class Plain:
         __aiter__ = Closable.__aiter__
@@ -613,8 +609,8 @@ def test_run_that_is_closed_meanwhile_knows_no_metric(run):
     """A call that was under way when the run was closed is the last one."""
 
     class Closing(dict):
-        def update(self, *args):
-            super().update(*args)
+        def update(self, *args, **options):
+            super().update(*args, **options)
             run.close("The job has ended.")
 
     run.metrics = Closing()

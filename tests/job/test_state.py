@@ -13,8 +13,7 @@ from pyramid_jobstate.job import state
 from pyramid_jobstate.job.record import FINISHED, UNFINISHED, JobError, Progress, Record
 from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.job.state import JobState, current_job_state
-
-ID = "01234567-89ab-4cde-8f01-23456789abcd"
+from tests.support import UUID
 
 STORED = {
     "status": "error",
@@ -60,11 +59,11 @@ def _kinds(monkeypatch):
 @pytest.fixture
 def running():
     """The JobState of a job that runs, detached."""
-    return JobState(Record(ID, {"status": "working"}), Run())
+    return JobState(Record(UUID, {"status": "working"}), Run())
 
 
 def loaded(**fields):
-    return JobState(Record(ID, STORED | fields))
+    return JobState(Record(UUID, STORED | fields))
 
 
 # Reading.
@@ -73,7 +72,7 @@ def loaded(**fields):
 def test_job_state_reads_what_was_stored():
     """Each attribute gives what the record holds."""
     job_state = loaded()
-    assert job_state.uuid == job_state.__name__ == ID
+    assert job_state.uuid == job_state.__name__ == UUID
     assert job_state.status == "error"
     assert job_state.actor == "run_marathon"
     assert job_state.owner == "alice"
@@ -88,11 +87,13 @@ def test_job_state_reads_what_was_stored():
 
 def test_job_state_reads_nothing_where_nothing_is_stored():
     """Each attribute of an empty record says that there is nothing."""
-    job_state = JobState(Record(ID, {}))
+    job_state = JobState(Record(UUID, {}))
     assert job_state.owner is None
     assert job_state.attempt == 0
     assert job_state.job_params == job_state.progress_metrics == {}
-    assert job_state.progress is job_state.message is job_state.error is None
+    assert job_state.progress is None
+    assert job_state.message is None
+    assert job_state.error is None
     assert job_state.log == []
     assert job_state.queued_at is None
 
@@ -146,7 +147,7 @@ def test_job_state_that_has_ended_is_a_success_or_an_error(status):
 
 def test_job_state_repr_tells_class_uuid_and_status():
     """The repr says which job it is and how it stands."""
-    assert repr(loaded()) == f"<JobState {ID} error>"
+    assert repr(loaded()) == f"<JobState {UUID} error>"
 
 
 # Writing.
@@ -155,12 +156,12 @@ def test_job_state_repr_tells_class_uuid_and_status():
 def test_job_state_reads_back_what_it_has_set(running):
     """A running job reads what it has just set, in its JSON form."""
     running.set_progress_metric("a", 1)
-    running.set_progress_metrics({"b": (1, 2)}, c=uuid.UUID(ID))
+    running.set_progress_metrics({"b": (1, 2)}, c=uuid.UUID(UUID))
     running.increment_progress_metric("d")
     running.increment_progress_metric("d", 2)
     running.set_progress(3, 4, unit="rows", message="Reading")
     running.append_log("line")
-    assert running.progress_metrics == {"a": 1, "b": [1, 2], "c": ID, "d": 3}
+    assert running.progress_metrics == {"a": 1, "b": [1, 2], "c": UUID, "d": 3}
     assert running.get_progress_metric("a") == 1
     assert running.progress == Progress(3, 4, "rows")
     assert running.message == "Reading"
@@ -171,7 +172,7 @@ def test_job_state_reads_back_what_it_has_set(running):
 
 def test_job_state_has_a_running_job_start_from_nothing():
     """Values of an earlier run are not a running job's own."""
-    job_state = JobState(Record(ID, {"m:old": "1"}), Run())
+    job_state = JobState(Record(UUID, {"m:old": "1"}), Run())
     assert job_state.progress_metrics == {}
 
 
@@ -362,7 +363,7 @@ def test_cancel_asks_the_store(answer):
     job_state = loaded()
     job_state._store = store = Store()
     assert job_state.cancel() is answer
-    assert store.args == (ID, job_state._record.info)
+    assert store.args == (UUID, job_state._record.info)
 
 
 # The current one.
@@ -397,7 +398,7 @@ def test_kind_may_be_set():
     class Hike(Walk):
         pass
 
-    assert type(JobState.from_record(Record(ID, {"kind": "walking"}))) is Walk
+    assert type(JobState.from_record(Record(UUID, {"kind": "walking"}))) is Walk
     assert Hike.kind == "Hike"
 
 
@@ -412,7 +413,7 @@ def test_kind_goes_to_the_class_of_a_reloaded_module():
 
     declare()
     newest = declare()
-    assert type(JobState.from_record(Record(ID, {"kind": "Walk"}))) is newest
+    assert type(JobState.from_record(Record(UUID, {"kind": "Walk"}))) is newest
 
 
 def test_kind_of_two_classes_is_an_error():
@@ -431,8 +432,8 @@ def test_kind_of_two_classes_is_an_error():
         class Other(JobState):
             kind = "JobState"
 
-    assert type(JobState.from_record(Record(ID, {"kind": "Walk"}))) is Walk
-    assert type(JobState.from_record(Record(ID, {"kind": "JobState"}))) is JobState
+    assert type(JobState.from_record(Record(UUID, {"kind": "Walk"}))) is Walk
+    assert type(JobState.from_record(Record(UUID, {"kind": "JobState"}))) is JobState
 
 
 def test_public_params_must_be_no_string():
@@ -447,6 +448,8 @@ def test_init_subclass_passes_arguments_on():
     """A class may have bases that take arguments of the class statement."""
 
     class Base:
+        colour = ""
+
         def __init_subclass__(cls, colour, **kwargs):
             super().__init_subclass__(**kwargs)
             cls.colour = colour
@@ -463,7 +466,7 @@ def test_from_record_of_an_unknown_kind_has_no_rights(kind, caplog):
     once.
     """
     for _ in range(2):
-        job_state = JobState.from_record(Record(ID, STORED | {"kind": kind}))
+        job_state = JobState.from_record(Record(UUID, STORED | {"kind": kind}))
     assert job_state.__acl__() == []
     assert job_state.kind == kind
     assert job_state.job_params
@@ -474,7 +477,9 @@ def test_from_record_of_an_unknown_kind_has_no_rights(kind, caplog):
 
 def test_from_record_keeps_the_kinds_of_unknown_jobs_apart():
     """Two jobs of unknown kinds are each of their own."""
-    one, two = (JobState.from_record(Record(ID, {"kind": k})) for k in ("Walk", "Hike"))
+    one, two = (
+        JobState.from_record(Record(UUID, {"kind": k})) for k in ("Walk", "Hike")
+    )
     assert (one.kind, two.kind) == ("Walk", "Hike")
     assert (one.title, two.title) == ("Walk", "Hike")
 
@@ -501,7 +506,7 @@ def test_title_is_made_from_the_kind(kind, title):
         pass
 
     Walk.kind = kind
-    assert Walk(Record(ID, {})).title == title
+    assert Walk(Record(UUID, {})).title == title
 
 
 def test_title_is_made_from_the_actor_where_there_is_no_class():
@@ -515,7 +520,7 @@ def test_title_may_be_set():
     class Walk(JobState):
         title = "A long walk"
 
-    assert Walk(Record(ID, {})).title == "A long walk"
+    assert Walk(Record(UUID, {})).title == "A long walk"
 
 
 # Showing.
@@ -541,15 +546,15 @@ def test_json_shows_a_job():
         def public_error(self, exception_type, message):
             return f"{exception_type}: {message}"
 
-    assert Walk(Record(ID, STORED)).__json__(Request()) == {
+    assert Walk(Record(UUID, STORED)).__json__(Request()) == {
         "miles_run": 12,
         "job_state": "error",
         "job": {
-            "uuid": ID,
+            "uuid": UUID,
             "kind": "Walk",
             "title": "Walk",
             "status": "error",
-            "url": f"/job_state/{ID}/",
+            "url": f"/job_state/{UUID}/",
             "params": {"miles": 26},
             "progress": {
                 "done": 13,
@@ -574,7 +579,7 @@ def test_json_shows_a_job():
 
 def test_json_of_an_empty_record_shows_that_there_is_nothing():
     """What is not known is null, empty or 0."""
-    job = JobState(Record(ID, {"status": "queued"})).__json__(Request())["job"]
+    job = JobState(Record(UUID, {"status": "queued"})).__json__(Request())["job"]
     nothing = ("progress", "message", "due_at", "queued_at", "error")
     assert [job[name] for name in nothing] == [None] * 5
     assert (job["params"], job["log"], job["attempt"]) == ({}, [], 0)
@@ -611,4 +616,4 @@ def test_json_lets_no_metric_pass_for_the_state():
     """Metrics that another program called by the reserved names are not shown."""
     shown = loaded(**{"m:job_state": '"success"', "m:job": "{}"}).__json__(Request())
     assert shown["job_state"] == "error"
-    assert shown["job"]["uuid"] == ID
+    assert shown["job"]["uuid"] == UUID

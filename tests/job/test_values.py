@@ -5,6 +5,7 @@ import decimal
 import enum
 import json
 import uuid
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,7 @@ class DType:
 class Scalar:
     """Looks like a scalar of NumPy."""
 
-    shape = ()
+    shape: tuple[int, ...] = ()
 
     def __init__(self, kind, item, text=""):
         self.dtype = DType(kind)
@@ -210,7 +211,7 @@ def test_dumps_escapes_a_lone_surrogate():
 
 def test_dumps_refuses_a_cycle():
     """A list that contains itself is a ValueError."""
-    value = []
+    value: list[object] = []
     value.append([{"a": value}])
     with pytest.raises(ValueError, match="Circular"):
         dumps(value)
@@ -218,7 +219,7 @@ def test_dumps_refuses_a_cycle():
 
 def test_dumps_refuses_what_is_nested_too_deeply():
     """A list of 100,000 levels is a ValueError, no RecursionError."""
-    value = []
+    value: list[Any] = []
     for _ in range(100_000):
         value = [value]
     with pytest.raises(ValueError, match="nested too deeply"):

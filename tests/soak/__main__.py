@@ -20,7 +20,7 @@ from typing import IO
 
 import redis
 
-from pyramid_jobstate import JobStore
+from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 
 from .actors import HEARTBEAT_TIMEOUT, STALLED_AFTER, declare, make_broker
@@ -133,8 +133,8 @@ async def drain(client: redis.Redis, store: JobStore, jobs: list[Job]) -> None:
             return
 
 
-def load(store: JobStore, jobs: list[Job]) -> list:
-    states = []
+def load(store: JobStore, jobs: list[Job]) -> list[JobState | None]:
+    states: list[JobState | None] = []
     for i in range(0, len(jobs), 100):
         states += store.load_many([job.uuid for job in jobs[i : i + 100]])
     return states

@@ -18,7 +18,6 @@ from pyramid_jobstate import (
     StoreUnavailable,
 )
 from pyramid_jobstate.job.changes import NewJob, Update
-from pyramid_jobstate.job.record import JobInfo
 from pyramid_jobstate.store.connection import Command, connect, execute, redis_errors
 from pyramid_jobstate.store.scripts import Reply
 from pyramid_jobstate.testing import put_job
@@ -26,16 +25,15 @@ from tests.cluster import PRIMARIES, Cluster, running_cluster
 from tests.jobs import (
     Gate,
     RunMarathon,
+    job_actor,
     make_broker,
     messages,
     new_id,
     wait_until,
     working,
 )
-from tests.support import wait_for
+from tests.support import INFO, key_of, wait_for
 from tests.webapp import get, make_app, make_config, make_request
-
-INFO = JobInfo("RunMarathon", "run_marathon", 1, '"alice"', "{}")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +43,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def store(cluster: Cluster) -> Iterator[JobStore]:
+def cluster_store(cluster: Cluster) -> Iterator[JobStore]:
     store = JobStore(cluster.url)
     with contextlib.suppress(redis.RedisError):
         store.client.flushall()
@@ -53,23 +51,23 @@ def store(cluster: Cluster) -> Iterator[JobStore]:
     store.client.close()
 
 
-def test_store_writes_and_reads_across_nodes(store: JobStore) -> None:
+def test_store_writes_and_reads_across_nodes(cluster_store: JobStore) -> None:
     """Jobs on all nodes are created, written, read, listed and cancelled."""
     jobs = [new_id() for _ in range(30)]
-    assert store.create(*(NewJob(job, INFO) for job in jobs)) == [True] * 30
+    assert cluster_store.create(*(NewJob(job, INFO) for job in jobs)) == [True] * 30
     updates = [
         Update(job, "a", 1, INFO, {"m:number": str(i)}, begins=True)
         for i, job in enumerate(jobs)
     ]
-    assert store.write(updates) == [Reply.OK] * 30
-    states = store.load_many([*jobs, new_id()])
-    assert states.pop() is None
+    assert cluster_store.write(updates) == [Reply.OK] * 30
+    *states, unknown = cluster_store.load_many([*jobs, new_id()])
+    assert unknown is None
     assert [s and s.progress_metrics["number"] for s in states] == list(range(30))
-    assert len(store.list("alice", limit=100).items) == 30
-    assert store.cancel(jobs[0], INFO)
-    cancelled = store.load(jobs[0])
+    assert len(cluster_store.list("alice", limit=100).items) == 30
+    assert cluster_store.cancel(jobs[0], INFO)
+    cancelled = cluster_store.load(jobs[0])
     assert cancelled is not None and cancelled.status == "cancelling"
-    assert store.cancels(0)[0] == {jobs[0]}
+    assert cluster_store.cancels(0)[0] == {jobs[0]}
 
 
 def test_store_takes_a_client_that_is_handed_over(cluster: Cluster) -> None:
@@ -83,48 +81,54 @@ def test_store_takes_a_client_that_is_handed_over(cluster: Cluster) -> None:
 
 
 def test_the_web_side_shows_a_job_on_a_cluster(
-    cluster: Cluster, store: JobStore
+    cluster: Cluster, cluster_store: JobStore
 ) -> None:
     """The setting `jobstate.redis_url` may be the URL of a Cluster, too."""
-    job_state = put_job(store, RunMarathon, owner="alice", metrics={"miles_run": 3})
+    job_state = put_job(
+        cluster_store, RunMarathon, owner="alice", metrics={"miles_run": 3}
+    )
     app = make_app(make_config(cluster.url))
     assert get(app, f"/job_state/{job_state.uuid}", "alice").json["miles_run"] == 3
     (item,) = get(app, "/job_state", "alice").json["items"]
     assert item["job"]["uuid"] == job_state.uuid
 
 
-def test_a_key_that_is_moving_is_found(cluster: Cluster, store: JobStore) -> None:
+def test_a_key_that_is_moving_is_found(
+    cluster: Cluster, cluster_store: JobStore
+) -> None:
     """While a slot moves to another node, and when it has, all goes on."""
     job = new_id()
-    store.create(NewJob(job, INFO))
-    key = store._calls.key(job)
+    cluster_store.create(NewJob(job, INFO))
+    key = key_of(cluster_store, job)
     source = cluster.owner_of(key)
     target = (source + 1) % PRIMARIES
     names = {i: cluster.node_id(i) for i in (source, target)}
     with cluster.client(source) as old, cluster.client(target) as new:
-        slot = old.execute_command("CLUSTER KEYSLOT", key)  # type: ignore[no-untyped-call]
+        slot = old.execute_command("CLUSTER KEYSLOT", key)
 
         def setslot(client: redis.Redis, *words: str) -> None:
-            client.execute_command("CLUSTER SETSLOT", slot, *words)  # type: ignore[no-untyped-call]
+            client.execute_command("CLUSTER SETSLOT", slot, *words)
 
         setslot(new, "IMPORTING", names[source])
         setslot(old, "MIGRATING", names[target])
-        old.execute_command(  # type: ignore[no-untyped-call]
+        old.execute_command(
             "MIGRATE", "127.0.0.1", cluster.nodes[target].port, key, 0, 5000
         )
         # The old node says ASK.
         begin = Update(job, "a", 1, INFO, {"m:x": "1"}, begins=True)
-        assert store.write([begin]) == [Reply.OK]
+        assert cluster_store.write([begin]) == [Reply.OK]
         setslot(new, "NODE", names[target])
         setslot(old, "NODE", names[target])
         # It says MOVED.
-        assert store.write([Update(job, "a", 2, INFO, {"m:x": "2"})]) == [Reply.OK]
-        moved = store.load(job)
+        assert cluster_store.write([Update(job, "a", 2, INFO, {"m:x": "2"})]) == [
+            Reply.OK
+        ]
+        moved = cluster_store.load(job)
         assert moved is not None and moved.progress_metrics == {"x": 2}
         # And back, as the other tests want it.
         setslot(old, "IMPORTING", names[target])
         setslot(new, "MIGRATING", names[source])
-        new.execute_command(  # type: ignore[no-untyped-call]
+        new.execute_command(
             "MIGRATE", "127.0.0.1", cluster.nodes[source].port, key, 0, 5000
         )
         setslot(old, "NODE", names[source])
@@ -132,11 +136,11 @@ def test_a_key_that_is_moving_is_found(cluster: Cluster, store: JobStore) -> Non
 
 
 def test_a_command_that_fails_where_it_was_sent_on_has_its_error(
-    cluster: Cluster, store: JobStore
+    cluster: Cluster, cluster_store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A key that another node has, and of another type, gives its error, no more."""
-    key = store._calls.key(new_id())
-    client = store.client
+    key = key_of(cluster_store, new_id())
+    client = cluster_store.client
     assert isinstance(client, RedisCluster)
     owner = cluster.owner_of(key)
     with cluster.client(owner) as node:
@@ -144,7 +148,7 @@ def test_a_command_that_fails_where_it_was_sent_on_has_its_error(
     elsewhere = client.get_node(
         host="127.0.0.1", port=cluster.nodes[(owner + 1) % PRIMARIES].port
     )
-    client.get_node_from_key = lambda key: elsewhere  # type: ignore[method-assign]
+    monkeypatch.setattr(client, "get_node_from_key", lambda key: elsewhere)
     (reply,) = execute(client, [Command(key, ("HGETALL", key))])
     assert isinstance(reply, redis.ResponseError)
     assert "WRONGTYPE" in str(reply)
@@ -156,7 +160,7 @@ def test_a_job_lives_on_a_cluster(cluster: Cluster, redis_url: str) -> None:
     """
     broker = make_broker(redis_url, JobStateMiddleware(url=cluster.url))
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(miles: int, *, job_state: JobState) -> None:
         for mile in job_state.track(range(miles)):
             job_state.set_progress_metric("miles_run", mile + 1)
@@ -167,16 +171,16 @@ def test_a_job_lives_on_a_cluster(cluster: Cluster, redis_url: str) -> None:
 
 
 def test_bytes_that_are_no_text_do_not_fail_a_read(
-    cluster: Cluster, store: JobStore
+    cluster: Cluster, cluster_store: JobStore
 ) -> None:
     """A client that decodes strictly reads any bytes, and then the right answers, on a
     Cluster as well.
     """
     jobs = [new_id() for _ in range(12)]
-    store.create(*(NewJob(job, INFO) for job in jobs))
+    cluster_store.create(*(NewJob(job, INFO) for job in jobs))
     for job in jobs:
-        store.client.hset(store._calls.key(job), "m:x", b'"\xff"')
-    store.client.zadd("jobstate:active:all", {b"\xff": 2e15})
+        cluster_store.client.hset(key_of(cluster_store, job), "m:x", b'"\xff"')
+    cluster_store.client.zadd("jobstate:active:all", {b"\xff": 2e15})
     url = cluster.url.replace("redis+cluster", "redis")
     with redis.RedisCluster.from_url(url, decode_responses=True) as client:
         own = JobStore(client)
@@ -216,7 +220,7 @@ def test_job_on_a_cluster_is_sent_beside_a_node(
     make_app(app_config)
     broker = make_broker(redis_url, JobStateMiddleware(url=cluster.url))
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
         pass
 
@@ -248,7 +252,7 @@ def test_a_primary_is_killed_in_mid_job(cluster: Cluster, redis_url: str) -> Non
     broker = make_broker(redis_url, JobStateMiddleware(url=cluster.url))
     gate = Gate()
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
         job_state.set_progress_metric("before", 1)
         job_state.flush()
@@ -260,7 +264,7 @@ def test_a_primary_is_killed_in_mid_job(cluster: Cluster, redis_url: str) -> Non
         for message in sent:
             wait_until(broker, message, "working")
         store = JobStore(cluster.url)
-        victim = cluster.owner_of(store._calls.key(sent[0].message_id))
+        victim = cluster.owner_of(key_of(store, sent[0].message_id))
         os.kill(cluster.nodes[victim].pid, signal.SIGKILL)
         threading.Timer(0.2, gate.open).start()
 
@@ -281,6 +285,6 @@ def test_a_primary_is_killed_in_mid_job(cluster: Cluster, redis_url: str) -> Non
     for i, node in enumerate(cluster.nodes):
         if i != victim:
             os.kill(node.pid, signal.SIGKILL)
-    keys = [store._calls.key(new_id()) for _ in range(2)]
+    keys = [key_of(store, new_id()) for _ in range(2)]
     with pytest.raises(redis.RedisError):
         execute(store.client, [Command(key, ("HGETALL", key)) for key in keys])

@@ -9,11 +9,9 @@ from webtest import TestApp
 
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.job.changes import NewJob, Update
-from pyramid_jobstate.job.record import JobInfo
 from tests.jobs import new_id
+from tests.support import INFO
 from tests.webapp import ADMIN, get, make_config, put_job
-
-INFO = JobInfo("RunMarathon", "run_marathon", 1, '"alice"', "{}")
 
 CLIENTS: list[dict[str, Any]] = [
     {"decode_responses": decode, "protocol": protocol, **more}
@@ -38,7 +36,7 @@ def own(redis_url: str, request: pytest.FixtureRequest) -> Iterator[redis.Redis]
 
 
 @pytest.fixture
-def app(redis_url: str, own: redis.Redis) -> TestApp:
+def own_app(redis_url: str, own: redis.Redis) -> TestApp:
     config = make_config(None)
     config.include("pyramid_jobstate")
     config.set_job_store(JobStore(own))
@@ -50,36 +48,36 @@ def app(redis_url: str, own: redis.Redis) -> TestApp:
     [("m:x", b'"\xff"'), (b"m:\xff", b"1"), (b"\xff", b""), ("message", b'"\xe9"')],
 )
 def test_bytes_that_are_no_text_do_not_fail_a_poll(
-    app: TestApp, client: redis.Redis, field: str | bytes, value: bytes
+    own_app: TestApp, client: redis.Redis, field: str | bytes, value: bytes
 ) -> None:
     """A job is shown whatever bytes stand in its hash, and so is the next one."""
     bad, good = put_job(client), put_job(client)
     client.hset(f"jobstate:{bad}", field, value)
 
     for _ in range(2):
-        assert get(app, f"/job_state/{bad}", "alice").json["job"]["uuid"] == bad
-        assert get(app, f"/job_state/{good}", "alice").json["job"]["uuid"] == good
-    batch = get(app, f"/job_state?uuid={bad}&uuid={good}", "alice").json["jobs"]
+        assert get(own_app, f"/job_state/{bad}", "alice").json["job"]["uuid"] == bad
+        assert get(own_app, f"/job_state/{good}", "alice").json["job"]["uuid"] == good
+    batch = get(own_app, f"/job_state?uuid={bad}&uuid={good}", "alice").json["jobs"]
     assert [state["job"]["uuid"] for state in batch.values()] == [bad, good]
 
 
 def test_bytes_that_are_no_text_read_as_replaced(
-    app: TestApp, client: redis.Redis
+    own_app: TestApp, client: redis.Redis
 ) -> None:
     """What cannot be decoded reads as the replacement character."""
     job = put_job(client, **{"m:x": b'"a\xffb"'})
 
-    assert get(app, f"/job_state/{job}", "alice").json["x"] == "a\ufffdb"
+    assert get(own_app, f"/job_state/{job}", "alice").json["x"] == "a\ufffdb"
 
 
 def test_bytes_in_an_index_do_not_fail_a_list(
-    app: TestApp, client: redis.Redis
+    own_app: TestApp, client: redis.Redis
 ) -> None:
     """A member of an index that is not text is passed over."""
     job = put_job(client)
-    client.zadd("jobstate:active:all", {b"\xff\xfe": 2e15, job: 1e15})
+    client.zadd("jobstate:active:all", {b"\xff\xfe": 2e15, job.encode(): 1e15})
 
-    items = get(app, "/job_state?all=1", ADMIN).json["items"]
+    items = get(own_app, "/job_state?all=1", ADMIN).json["items"]
 
     assert [item["job"]["uuid"] for item in items] == [job]
 
@@ -91,7 +89,7 @@ def test_bytes_among_the_cancelled_do_not_fail_a_worker(
     there.
     """
     store, job = JobStore(own), new_id()
-    client.zadd(store._index.cancels_key, {b"\xff": 1e15, job: 1e15 + 1})
+    client.zadd("jobstate:cancels", {b"\xff": 1e15, job.encode(): 1e15 + 1})
 
     cancelled, since = store.cancels(0)
 

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import threading
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,14 +11,12 @@ import redis
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.job.changes import End, NewJob, Update
-from pyramid_jobstate.job.record import JobInfo
 from pyramid_jobstate.store.reading import Reader
 from tests.jobs import RunMarathon, messages
-from tests.support import wait_for
+from tests.store.listed import create, finish
+from tests.support import key_of, wait_for
 from tests.webapp import get, make_app, make_config, put_job
 
-INFO = JobInfo("RunMarathon", "run_marathon", 1, '"alice"', "{}")
 MIB = 1024 * 1024
 
 #: Lists a page in a process of its own, and prints by how many bytes that grew.
@@ -58,13 +55,6 @@ before = peak()
 page = get(app, "/job_state?limit=1&" + sys.argv[2], "alice").json
 print(peak() - before, len(page["items"]), page["cursor"] is not None)
 """
-
-
-@pytest.fixture
-def store(redis_url: str) -> Iterator[JobStore]:
-    store = JobStore(redis_url)
-    yield store
-    store.client.close()
 
 
 @pytest.fixture(scope="module")
@@ -130,18 +120,6 @@ def test_page_that_shows_one_reads_one(large: str) -> None:
 def calls_of(client: redis.Redis) -> dict[str, int]:
     stats: Any = client.info("commandstats")
     return {name.removeprefix("cmdstat_"): s["calls"] for name, s in stats.items()}
-
-
-def create(store: JobStore, count: int) -> list[str]:
-    jobs = [str(uuid.uuid4()) for _ in range(count)]
-    store.create(*(NewJob(job, INFO) for job in jobs))
-    return jobs
-
-
-def finish(store: JobStore, *jobs: str) -> None:
-    store.write(
-        [Update(j, "a", 1, INFO, begins=True, end=End("success")) for j in jobs]
-    )
 
 
 WANTED: list[dict[str, Any]] = [
@@ -216,7 +194,7 @@ def test_job_that_no_longer_fits_is_left_out(
         found = read(self, *args)
         monkeypatch.undo()
         finish(store, ends)
-        client.delete(store._calls.key(goes))
+        client.delete(key_of(store, goes))
         return found
 
     monkeypatch.setattr(Reader, "read", read_and_change)
@@ -244,12 +222,12 @@ def test_filter_by_params_passes_over_what_has_none(
 ) -> None:
     """No parameter finds a job that has none, or whose parameters are garbage."""
     jobs = [put_job(client) for _ in range(3)]
-    client.hdel(store._calls.key(jobs[0]), "params")
-    client.hset(store._calls.key(jobs[1]), "params", "")
+    client.hdel(key_of(store, jobs[0]), "params")
+    client.hset(key_of(store, jobs[1]), "params", "")
     client.zadd("jobstate:active:all", dict.fromkeys(jobs, 1e15))
 
     assert [job.uuid for job in store.list(params={"miles": 26}).items] == jobs[2:]
-    client.delete(store._calls.key(jobs[2]))
+    client.delete(key_of(store, jobs[2]))
     assert store.list(params={"miles": 26}) == ([], None)
 
 
@@ -269,8 +247,9 @@ def test_index_of_another_type_is_an_error(
 @pytest.fixture
 def replica(server: EmbeddedServer) -> Iterator[EmbeddedServer]:
     """A replica of `server`, which refuses writes."""
+    with redis.Redis.from_url(server.url) as client:
+        client.config_set("repl-diskless-sync-delay", 0)
     arguments = ["--replicaof", f"127.0.0.1 {server.port}"]
-    arguments += ["--repl-diskless-sync-delay", "0"]
     with EmbeddedServer(arguments=arguments) as replica:
         with redis.Redis.from_url(replica.url) as client:
             wait_for(
@@ -289,9 +268,9 @@ def test_list_on_a_read_only_server_is_a_list(
     gone, ended, begun, fine = create(store, 4)
     finish(store, begun)
     with redis.Redis.from_url(server.url) as primary:
-        primary.delete(store._calls.key(gone))
-        primary.hset(store._calls.key(ended), "status", "success")
-        primary.hset(store._calls.key(begun), "status", "retrying")
+        primary.delete(key_of(store, gone))
+        primary.hset(key_of(store, ended), "status", "success")
+        primary.hset(key_of(store, begun), "status", "retrying")
         primary.wait(1, 5000)
     app = make_app(make_config(replica.url))
     caplog.clear()
@@ -314,8 +293,8 @@ def test_repairs_are_made_where_they_can_be(
 ) -> None:
     """Where the server takes writes the next list finds its entries right."""
     gone, ended, fine = create(store, 3)
-    client.delete(store._calls.key(gone))
-    client.hset(store._calls.key(ended), "status", "success")
+    client.delete(key_of(store, gone))
+    client.hset(key_of(store, ended), "status", "success")
 
     store.list(status="queued")
 

@@ -4,7 +4,7 @@ import json
 import random
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,26 +15,26 @@ from webtest import TestApp
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.job.changes import End, NewJob, Update
-from pyramid_jobstate.job.record import JobInfo
+from pyramid_jobstate.job.changes import NewJob
 from pyramid_jobstate.store.reading import Reader
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
+from tests.store.listed import begin, create, finish
+from tests.support import INFO, UUID, key_of
 from tests.webapp import (
     ADMIN,
     NOWHERE,
+    PLACES,
     Policy,
     Root,
     get,
+    made_config,
     make_app,
     make_config,
     mounted_root,
 )
 
-UUID = "12345678-1234-4321-8765-1234567890ab"
-PLACES = ["/job_state", "/jobs", "/site/jobs"]
-EMPTY = {"items": [], "cursor": None}
-INFO = JobInfo("RunMarathon", "run_marathon", 1, '"alice"', '{"miles":26}')
+EMPTY: dict[str, Any] = {"items": [], "cursor": None}
 
 
 class Diary(JobState):
@@ -42,42 +42,6 @@ class Diary(JobState):
 
     def __acl__(self) -> list[tuple[str, Any, Any]]:
         return [(Deny, self.owner, "view_job"), *super().__acl__()]
-
-
-@pytest.fixture
-def store(redis_url: str) -> Iterator[JobStore]:
-    store = JobStore(redis_url)
-    yield store
-    store.client.close()
-
-
-@pytest.fixture
-def app(redis_url: str) -> TestApp:
-    """An application with the jobs at their default path, and at two others."""
-    return make_app(make_config(redis_url, root_factory=mounted_root))
-
-
-def create(store: JobStore, count: int, info: JobInfo = INFO) -> list[str]:
-    """Queue jobs, and return their uuids, the newest first."""
-    uuids = [str(uuid.uuid4()) for _ in range(count)]
-    store.create(*(NewJob(job, info) for job in uuids))
-    return uuids[::-1]
-
-
-def begin(store: JobStore, *uuids: str) -> None:
-    store.write(
-        [Update(job, str(uuid.uuid4())[:12], 1, INFO, begins=True) for job in uuids]
-    )
-
-
-def finish(store: JobStore, *uuids: str, status: str = "success") -> None:
-    """Have jobs run to their end, the first of them last."""
-    store.write(
-        [
-            Update(job, str(uuid.uuid4())[:12], 1, INFO, begins=True, end=End(status))
-            for job in reversed(uuids)
-        ]
-    )
 
 
 def uuids_of(items: Any) -> list[str]:
@@ -88,7 +52,7 @@ def uuids_of(items: Any) -> list[str]:
 
 
 def pages(
-    list_page: Callable[[str | None], Any], between: Callable[[], Any] | None = None
+    list_page: Callable[..., Any], between: Callable[[], Any] | None = None
 ) -> list[list[str]]:
     """Go through all pages of a list, and do something between any two."""
     found = []
@@ -107,7 +71,8 @@ def flat(found: list[list[str]]) -> list[str]:
 
 
 def listed(client: redis.Redis, name: str) -> set[str]:
-    return {m.decode() for m in client.zrange(f"jobstate:{name}", 0, -1)}
+    members: Any = client.zrange(f"jobstate:{name}", 0, -1)
+    return {member.decode() for member in members}
 
 
 # From the store.
@@ -285,7 +250,7 @@ def test_cursor_survives_its_entry(store: JobStore, client: redis.Redis) -> None
     jobs = create(store, 6)
     page = store.list(limit=3)
     store.forget(NewJob(jobs[2], INFO))
-    client.delete(store._calls.key(jobs[3]))
+    client.delete(key_of(store, jobs[3]))
 
     assert uuids_of(store.list(limit=3, cursor=page.cursor).items) == jobs[4:]
 
@@ -342,7 +307,7 @@ def test_entries_of_jobs_that_are_gone_are_dropped(
     """A record that has expired is left out, and so is its entry from then on."""
     jobs = create(store, 4)
     finish(store, *jobs[2:])
-    client.delete(store._calls.key(jobs[0]), store._calls.key(jobs[2]))
+    client.delete(key_of(store, jobs[0]), key_of(store, jobs[2]))
 
     assert uuids_of(store.list("alice").items) == [jobs[1], jobs[3]]
 
@@ -357,7 +322,7 @@ def test_job_whose_end_was_not_listed_is_moved(
     that have, once, and is there from then on.
     """
     jobs = create(store, 3)
-    client.hset(store._calls.key(jobs[1]), mapping={"status": "error", "finished": 1})
+    client.hset(key_of(store, jobs[1]), mapping={"status": "error", "finished": 1})
 
     assert uuids_of(store.list().items) == [jobs[0], jobs[2], jobs[1]]
 
@@ -372,7 +337,7 @@ def test_job_whose_new_run_was_not_listed_is_moved(
     """A job that runs again is shown as it is, and later among the unfinished."""
     jobs = create(store, 3)
     finish(store, *jobs)
-    client.hset(store._calls.key(jobs[1]), "status", "retrying")
+    client.hset(key_of(store, jobs[1]), "status", "retrying")
 
     page = store.list()
 
@@ -396,7 +361,8 @@ def test_job_that_ends_again_is_the_newest(
 
     finish(store, jobs[2])
 
-    assert client.zscore("jobstate:ended:all", jobs[2]) > before
+    after = client.zscore("jobstate:ended:all", jobs[2])
+    assert before is not None and after is not None and after > before
     assert uuids_of(store.list().items) == [jobs[2], *jobs[:2]]
 
 
@@ -406,7 +372,8 @@ def test_nonsense_in_an_index_is_passed_over(
     """What another program put into an index is no job, and stops no list."""
     jobs = create(store, 4)
     top, key = 2**53, "jobstate:active:all"
-    client.zadd(key, {b"\xff": top, "active:all": top - 1, "": 1e15, "x" * 5000: 5})
+    client.zadd(key, {b"\xff": top})
+    client.zadd(key, {"active:all": top - 1, "": 1e15, "x" * 5000: 5})
     client.zadd(key, {UUID: "inf", UUID[:-1] + "c": "-inf", UUID[:-1] + "d": 1e300})
 
     for limit in 1, 2, 50:
@@ -457,7 +424,7 @@ def test_hidden_jobs_are_not_looked_for_for_ever(
     assert "hgetall" not in calls
     assert calls["zrevrangebyscore"] <= 20
 
-    client.hset(store._calls.key(jobs[1400]), "params", '{"miles": 27}')
+    client.hset(key_of(store, jobs[1400]), "params", '{"miles": 27}')
     second = store.list(params={"miles": 27}, limit=1, cursor=first.cursor)
     assert uuids_of(second.items) == [jobs[1400]]
     assert store.list(params={"miles": 27}, cursor=second.cursor) == ([], None)
@@ -524,8 +491,7 @@ def test_job_states_list_gives_jobs_that_can_be_shown(
     """What request.job_states lists is in that container, whoever asks."""
     from tests.webapp import make_request
 
-    config = make_config(redis_url)
-    make_app(config)
+    config = made_config(redis_url)
     job = put_job(store, RunMarathon, owner="bob", params={"miles": 26}).uuid
     put_job(store, RunMarathon, owner="alice")
     job_states = make_request(config, "carol").job_states
@@ -898,7 +864,7 @@ def test_lists_have_an_etag(
     etag = first.headers["ETag"]
 
     again = get(app, place + query, "alice", If_None_Match=etag)
-    client.hset(store._calls.key(UUID), "m:miles_run", "3")
+    client.hset(key_of(store, UUID), "m:miles_run", "3")
     changed = get(app, place + query, "alice", If_None_Match=etag)
 
     assert again.status_code == 304 and again.body == b""
@@ -943,7 +909,7 @@ def test_nonsense_in_a_record_does_not_stop_a_list(
     """A hash that another program spoiled is listed as far as it can be read."""
     jobs = create(store, 3)
     client.hset(
-        store._calls.key(jobs[1]),
+        key_of(store, jobs[1]),
         mapping={
             "status": "<b>",
             "params": "[",
@@ -952,8 +918,8 @@ def test_nonsense_in_a_record_does_not_stop_a_list(
             "error": "1",
         },
     )
-    client.delete(store._calls.key(jobs[2]))
-    client.set(store._calls.key(jobs[2]), "x")
+    client.delete(key_of(store, jobs[2]))
+    client.set(key_of(store, jobs[2]), "x")
 
     items = get(app, "/job_state", "alice").json["items"]
 

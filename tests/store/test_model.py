@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.job.changes import End, NewJob, Update
-from pyramid_jobstate.job.record import NOT_REACHED, JobError, JobInfo
+from pyramid_jobstate.job.record import NOT_REACHED, JobError
 from pyramid_jobstate.store.scripts import Reply
 from tests.jobs import new_id
+from tests.support import INFO, key_of
 
-INFO = JobInfo("JobState", "run_marathon", 1, '"alice"', "{}")
 RUNS = ("first", "second", "third")
 
 RUNNING = ("working", "cancelling")
@@ -184,7 +184,7 @@ class Both:
         assert reply is self.model.write(update), update
 
     def check(self) -> None:
-        fields: Any = self.store.client.hgetall(self.store._calls.key(self.job))
+        fields: Any = self.store.client.hgetall(key_of(self.store, self.job))
         stored = {name.decode(): value.decode() for name, value in fields.items()}
         assert stored.get("status") == self.model.status
         assert stored.get("run") == self.model.run
@@ -264,7 +264,7 @@ def take(both: Both, step: tuple[Any, ...]) -> None:
 
 
 @pytest.fixture(scope="module")
-def store(redis_server: Any) -> JobStore:
+def model_store(redis_server: Any) -> JobStore:
     return JobStore(redis.Redis.from_url(redis_server.url))
 
 
@@ -276,11 +276,11 @@ def store(redis_server: Any) -> JobStore:
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(st.lists(steps, min_size=3, max_size=30))
-def test_the_scripts_do_as_the_model(store: JobStore, path: list[Any]) -> None:
+def test_the_scripts_do_as_the_model(model_store: JobStore, path: list[Any]) -> None:
     """Whatever is asked and reported, twice, late or in another order: the store has
     what the model has.
     """
-    both = Both(store)
+    both = Both(model_store)
     for step in path:
         take(both, step)
         both.check()

@@ -122,7 +122,9 @@ def test_ambiguous_url_is_told_to_be_percent_encoded(url: str) -> None:
 
 
 def place_of(url: str) -> dict[str, Any]:
-    kwargs = JobStore(url).client.connection_pool.connection_kwargs  # type: ignore[union-attr]
+    client = JobStore(url).client
+    assert isinstance(client, redis.Redis)
+    kwargs = client.connection_pool.connection_kwargs
     names = ("host", "port", "db", "path", "username", "password")
     return {name: kwargs[name] for name in names if name in kwargs}
 

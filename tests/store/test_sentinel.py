@@ -9,6 +9,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dramatiq
 import pytest
@@ -20,12 +21,10 @@ from redis.sentinel import Sentinel
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer, find_binary
 from pyramid_jobstate.job.changes import NewJob
-from pyramid_jobstate.job.record import JobInfo
-from tests.jobs import Gate, make_broker, new_id, wait_until, working
-from tests.support import wait_for
+from tests.jobs import Gate, job_actor, make_broker, new_id, wait_until, working
+from tests.support import INFO, wait_for
 from tests.webapp import Policy
 
-INFO = JobInfo("RunMarathon", "run_marathon", 1, None, "{}")
 CONFIGURATION = """
 port {port}
 dir {directory}
@@ -73,7 +72,7 @@ def test_a_failover_in_mid_job_loses_nothing(redis_url: str, tmp_path: Path) -> 
         broker = make_broker(redis_url, JobStateMiddleware(store))
         gate = Gate()
 
-        @dramatiq.actor(broker=broker)
+        @job_actor(broker=broker)
         def run_marathon(*, job_state: JobState) -> None:
             job_state.set_progress_metric("before", 1)
             job_state.flush()
@@ -105,8 +104,8 @@ def _knows(sentinel: Sentinel, port: int) -> bool:
     """Whether all sentinels know each other, and the replica."""
     for client in sentinel.sentinels:
         try:
-            replicas = client.sentinel_slaves("jobs")  # type: ignore[no-untyped-call]
-            primary = client.sentinel_master("jobs")  # type: ignore[no-untyped-call]
+            replicas = client.sentinel_slaves("jobs")
+            primary: Any = client.sentinel_master("jobs")
         except redis.RedisError:
             return False
         if [r["port"] for r in replicas] != [port]:

@@ -15,34 +15,16 @@ from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.record import CANCELLED
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon, messages
-from tests.webapp import ADMIN, ask, get, make_app, make_config, mounted_root
+from tests.support import UUID, key_of, load_job
+from tests.webapp import ADMIN, PLACES, ask, get, make_app, make_config, mounted_root
 
-UUID = "12345678-1234-4321-8765-1234567890ab"
-PLACES = ["/job_state", "/jobs", "/site/jobs"]
 ENDED = {"error": "The job has ended."}
-
-
-@pytest.fixture
-def store(client: redis.Redis) -> JobStore:
-    return JobStore(client)
-
-
-@pytest.fixture
-def app(redis_url: str) -> TestApp:
-    """An application with the jobs at their default path, and at two others."""
-    return make_app(make_config(redis_url, root_factory=mounted_root))
 
 
 def cancel(app: TestApp, path: str, user: str | None = "alice", **headers: str) -> Any:
     """Return the response to what job-state.js sends."""
     headers = {"X_Requested_With": "XMLHttpRequest", **headers}
     return ask(app, "POST", f"{path}/cancel", user, **headers)
-
-
-def load(store: JobStore, uuid: str) -> JobState:
-    job_state = store.load(uuid)
-    assert job_state is not None
-    return job_state
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -70,7 +52,7 @@ def test_cancel_answers_the_new_state(
     assert response.json["job"]["cancellable"] is (becomes == "cancelling")
     assert response.headers["Cache-Control"] == "private, no-cache"
     assert response.headers["X-Content-Type-Options"] == "nosniff"
-    assert load(store, job).status == becomes
+    assert load_job(store, job).status == becomes
 
 
 def test_cancel_is_logged(
@@ -109,13 +91,13 @@ def test_cancel_of_a_job_that_has_ended_is_a_409(
 ) -> None:
     """A job that is over stays as it was."""
     job = put_job(store, status=status, owner="alice").uuid
-    before = client.hgetall(store._calls.key(job))
+    before = client.hgetall(key_of(store, job))
 
     response = cancel(app, f"{place}/{job}")
 
     assert response.status_code == 409
     assert response.json == ENDED
-    assert client.hgetall(store._calls.key(job)) == before
+    assert client.hgetall(key_of(store, job)) == before
 
 
 def test_cancel_of_a_job_that_is_gone_meanwhile_is_a_404(
@@ -124,8 +106,8 @@ def test_cancel_of_a_job_that_is_gone_meanwhile_is_a_404(
     """A record that expires while it is asked for was no job."""
     job = put_job(store, owner="alice").uuid
 
-    def expire(store: JobStore, uuid: str, start: Any) -> bool:
-        store.client.delete(store._calls.key(uuid))
+    def expire(store: JobStore, uuid: str, info: Any) -> bool:
+        store.client.delete(key_of(store, uuid))
         return False
 
     monkeypatch.setattr(JobStore, "cancel", expire)
@@ -151,7 +133,7 @@ def test_cancel_needs_cancel_job(
     assert response.status_code == status
     if status == 403:
         assert response.json == {"error": "You may not do this with the job."}
-        assert load(store, job).status == "working"
+        assert load_job(store, job).status == "working"
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -173,7 +155,7 @@ def test_cancel_needs_the_header(app: TestApp, store: JobStore, place: str) -> N
 
     assert response.status_code == 400
     assert "X-Requested-With" in response.json["error"]
-    assert load(store, job).status == "working"
+    assert load_job(store, job).status == "working"
 
 
 @pytest.mark.parametrize("value", ["", "XMLHttpRequest", "fetch"])
@@ -200,7 +182,7 @@ def test_form_of_another_site_cancels_nothing(app: TestApp, store: JobStore) -> 
     )
 
     assert "X-Requested-With" in response.json["error"]
-    assert load(store, job).status == "working"
+    assert load_job(store, job).status == "working"
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -220,7 +202,7 @@ def test_cancel_is_only_posted(
     assert response.headers["Allow"] == "POST"
     if method != "HEAD":
         assert response.json == {"error": f"The method {method} is not allowed here."}
-    assert load(store, job).status == "working"
+    assert load_job(store, job).status == "working"
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -237,7 +219,7 @@ def test_nothing_cancels_below_the_cancel(
 
     assert response.status_code == 404
     assert response.json == {"error": "There is no such job."}
-    assert load(store, job).status == "working"
+    assert load_job(store, job).status == "working"
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -263,9 +245,9 @@ def test_store_that_goes_away_meanwhile_is_a_503(
     job = put_job(JobStore(server.url), owner="alice").uuid
     real = JobStore.cancel
 
-    def stop(store: JobStore, uuid: str, start: Any) -> bool:
+    def stop(store: JobStore, uuid: str, info: Any) -> bool:
         server.stop()
-        return real(store, uuid, start)
+        return real(store, uuid, info)
 
     monkeypatch.setattr(JobStore, "cancel", stop)
 
@@ -299,7 +281,7 @@ def test_csrf_options_of_the_application_apply(
         response = cancel(app, f"{place}/{job}", **headers)
         assert response.status_code == 400
         assert "CSRF" in response.text
-        assert load(store, job).status == "working"
+        assert load_job(store, job).status == "working"
     assert get(app, f"{place}/{job}", "alice").status_code == 200
 
     assert cancel(app, f"{place}/{job}", X_CSRF_Token=token).status_code == 202

@@ -1,10 +1,8 @@
 """Mistakes that stop an application's start, and what is only warned of."""
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
-import dramatiq.broker
 import pytest
 import redis
 from dramatiq.brokers.redis import RedisBroker
@@ -16,16 +14,10 @@ from redis.sentinel import Sentinel
 from webtest import TestApp
 
 from pyramid_jobstate import JobStateMiddleware, JobStore
+from tests.jobs import messages
 from tests.webapp import NOWHERE, get, make_broker, make_config, put_job
 
 HOST = "redis://:hush@localhost:7000"
-
-
-@pytest.fixture
-def set_broker(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Sets Dramatiq's global broker, which is unset at first, during the test."""
-    monkeypatch.setattr(dramatiq.broker, "global_broker", None)
-    return lambda broker: monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
 
 
 def start(
@@ -49,17 +41,13 @@ def refusal(*args: Any, **settings: Any) -> str:
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    found = [
-        r.getMessage()
-        for r in caplog.records
-        if r.name.startswith("pyramid_jobstate") and r.levelno == logging.WARNING
-    ]
+    found = messages(caplog, "pyramid_jobstate")
     assert "hush" not in "".join(found)
     return found
 
 
 def broker_at(url: str, **options: Any) -> RedisBroker:
-    return make_broker(NOWHERE, JobStateMiddleware(url=url, **options))  # type: ignore[return-value]
+    return make_broker(NOWHERE, JobStateMiddleware(url=url, **options))
 
 
 # Where the states are.

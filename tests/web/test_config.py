@@ -32,11 +32,13 @@ from tests.webapp import (
     NOWHERE,
     Policy,
     get,
+    made_config,
     make_app,
     make_broker,
     make_config,
     make_request,
     put_job,
+    take_steps,
 )
 
 DAY = 24 * 3600
@@ -69,13 +71,6 @@ def refused(match: str) -> Iterator[pytest.ExceptionInfo[BaseException]]:
     with pytest.raises(ConfigurationExecutionError, match=match) as caught:
         yield caught
     assert caught.value.etype is ConfigurationError
-
-
-@pytest.fixture
-def set_broker(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Sets Dramatiq's global broker, which is unset at first, during the test."""
-    monkeypatch.setattr(dramatiq.broker, "global_broker", None)
-    return lambda broker: monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
 
 
 # The package.
@@ -435,8 +430,7 @@ def test_bad_path_stops_the_include(path: str) -> None:
 def test_owner_names_the_principal(redis_url: str) -> None:
     """The function that jobstate.owner names says who a sender is."""
     settings = {"jobstate.owner": f"{__name__}.role_of"}
-    config = make_config(redis_url, settings=settings)
-    make_app(config)
+    config = made_config(redis_url, settings=settings)
     run_marathon = make_broker(redis_url).get_actor("run_marathon")
 
     request = make_request(config, "alice")
@@ -459,8 +453,7 @@ ROLE_PARTIAL = functools.partial(role_of)
 @pytest.mark.parametrize("owner", [f"{__name__}.ROLE_OF", ROLE_PARTIAL, role_of])
 def test_owner_may_be_anything_that_can_be_called(redis_url: str, owner: Any) -> None:
     """What can be called with a request need not be a function."""
-    config = make_config(redis_url, settings={"jobstate.owner": owner})
-    make_app(config)
+    config = made_config(redis_url, settings={"jobstate.owner": owner})
 
     assert make_request(config, "alice").job_states.current_owner == "role:alice"
 
@@ -606,19 +599,9 @@ def test_static_files_are_served(name: str) -> None:
 )
 def test_policy_may_be_set_before_and_after_the_include(steps: str) -> None:
     """The application starts whenever its policy was set, and without one."""
-    take(steps)
-
-
-def take(steps: str) -> None:
     config = make_config(NOWHERE, security_policy=None)
-    step = {
-        "policy": lambda: config.set_security_policy(Policy()),
-        "include": lambda: config.include("pyramid_jobstate"),
-        "commit": config.commit,
-        "make": config.make_wsgi_app,
-    }
-    for name in steps.split():
-        step[name]()
+
+    take_steps(config, steps, policy=lambda: config.set_security_policy(Policy()))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -19,27 +19,19 @@ from transaction.interfaces import NoTransaction
 from pyramid_jobstate import JobStateMiddleware, JobStore, testing
 from pyramid_jobstate.embedded import EmbeddedServer
 from tests.jobs import messages, wait_until, working
-from tests.webapp import make_app, make_broker, make_config, make_request
+from tests.webapp import (
+    make_app,
+    make_broker,
+    make_config,
+    make_request,
+    make_tm_config,
+)
 
-
-@pytest.fixture
-def broker(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Broker:
-    """Dramatiq's global broker, with the actors run_marathon and sweep."""
-    broker = make_broker(redis_url)
-    monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
-    return broker
-
-
-@pytest.fixture
-def config(redis_url: str, broker: Broker) -> Configurator:
-    """The configurator of an application whose jobs are read in database 0."""
-    return make_site(redis_url)
+pytestmark = pytest.mark.usefixtures("global_broker")
 
 
 def make_site(url: str | None, store: JobStore | None = None) -> Configurator:
-    settings = {"tm.manager_hook": "pyramid_tm.explicit_manager"}
-    config = make_config(url, settings=settings)
-    config.include("pyramid_tm")
+    config = make_tm_config(url)
     config.include("pyramid_jobstate")
     if store is not None:
         config.set_job_store(store)
@@ -67,14 +59,9 @@ def end() -> None:
 
 
 @pytest.fixture(autouse=True)
-def clean() -> Iterator[None]:
+def _end() -> Iterator[None]:
     yield
     end()
-
-
-@pytest.fixture
-def job_states(config: Configurator) -> Any:
-    return begin(config)
 
 
 def database(url: str, db: int) -> str:
@@ -122,7 +109,7 @@ def others(redis_url: str) -> Iterator[redis.Redis]:
 def sent_to(client: redis.Redis) -> list[str]:
     """Return the ids of the messages in a broker's queue, the oldest first."""
     keys = client.lrange("dramatiq:default", 0, -1)
-    found = client.hmget("dramatiq:default.msgs", keys)
+    found: Any = client.hmget("dramatiq:default.msgs", keys)
     return [Message.decode(message).message_id for message in found]
 
 
@@ -171,14 +158,16 @@ def test_actor_whose_states_are_elsewhere_is_refused(
     assert client.keys() == others.keys() == []
 
 
-def test_refusal_names_no_password(config: Configurator, redis_url: str) -> None:
+def test_refusal_names_no_password(
+    made_tm_config: Configurator, redis_url: str
+) -> None:
     """Nor does the error have what the URLs hold of secrets."""
     address = redis_url.partition("//")[2].partition("/")[0]
     url = f"redis://bob:hush@{address}/1"
     stray = second(database(redis_url, 1), JobStateMiddleware(url=url))
 
     with pytest.raises(TypeError, match="another database") as caught:
-        begin(config).send(stray.get_actor("print_label"))
+        begin(made_tm_config).send(stray.get_actor("print_label"))
 
     assert "hush" not in str(caught.value)
 
@@ -210,7 +199,7 @@ def test_other_port_is_refused(
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "LOCALHOST"])
 def test_other_spelling_of_one_place_is_sent(
-    config: Configurator,
+    made_tm_config: Configurator,
     redis_url: str,
     caplog: pytest.LogCaptureFixture,
     host: str,
@@ -219,7 +208,7 @@ def test_other_spelling_of_one_place_is_sent(
     port = redis_url.rpartition(":")[2].partition("/")[0]
     url = f"redis://{host}:{port}"
     other = second(database(redis_url, 1), JobStateMiddleware(url=url))
-    job_states = begin(config)
+    job_states = begin(made_tm_config)
 
     message = other.get_actor("print_label").message(1)
     with working(other):
@@ -246,7 +235,7 @@ def by_sentinel(url: str) -> JobStore:
 
 
 def test_client_of_the_applications_own_is_as_certain(
-    redis_url: str, broker: Broker
+    redis_url: str, global_broker: Broker
 ) -> None:
     """Where a plain client leads is as plain as where a URL does."""
     stray = second(
@@ -259,7 +248,7 @@ def test_client_of_the_applications_own_is_as_certain(
 
 @pytest.mark.parametrize("make_store", [with_pool, by_sentinel])
 def test_what_may_be_one_place_is_warned_of_once(
-    config: Configurator,
+    made_tm_config: Configurator,
     redis_url: str,
     caplog: pytest.LogCaptureFixture,
     make_store: Any,
@@ -272,7 +261,7 @@ def test_what_may_be_one_place_is_warned_of_once(
     other = second(database(redis_url, 1), JobStateMiddleware(written))
 
     for _ in range(3):
-        job_states = begin(config)
+        job_states = begin(made_tm_config)
         job_states.send(other.get_actor("print_label"))
         job_states.send_message(other.get_actor("print_label").message(), broker=other)
         # What is to be seen here happens in the call.
@@ -284,15 +273,15 @@ def test_what_may_be_one_place_is_warned_of_once(
 
 
 def test_two_host_names_are_warned_of_once(
-    redis_url: str, broker: Broker, caplog: pytest.LogCaptureFixture
+    redis_url: str, global_broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Two names may be one server: its jobs are sent."""
     config = make_site(redis_url)
     other = second(redis_url, JobStateMiddleware(url="redis://db.invalid/1"))
     another = second(redis_url, JobStateMiddleware(url="redis://db.invalid/2"))
 
-    for broker in other, other, another, other:
-        begin(config).send(broker.get_actor("print_label"))
+    for global_broker in other, other, another, other:
+        begin(config).send(global_broker.get_actor("print_label"))
 
     assert len(messages(caplog, "pyramid_jobstate")) == 2
 
@@ -311,7 +300,7 @@ def test_what_the_start_has_warned_of_is_not_said_again(
 
 
 def test_unix_socket_is_not_refused(
-    redis_url: str, broker: Broker, caplog: pytest.LogCaptureFixture
+    redis_url: str, global_broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A socket in the file system may lead to any server."""
     config = make_site(redis_url)
@@ -323,13 +312,15 @@ def test_unix_socket_is_not_refused(
     assert "/tmp/redis.sock" in line
 
 
-def test_comparison_keeps_no_store(config: Configurator, redis_url: str) -> None:
+def test_comparison_keeps_no_store(
+    made_tm_config: Configurator, redis_url: str
+) -> None:
     """Stores that nobody has any more are forgotten."""
     kept = []
 
     def send() -> None:
         other = second(redis_url, JobStateMiddleware(url="redis://db.invalid/1"))
-        begin(config).send(other.get_actor("print_label"))
+        begin(made_tm_config).send(other.get_actor("print_label"))
         (middleware,) = (
             m for m in other.middleware if isinstance(m, JobStateMiddleware)
         )
@@ -343,7 +334,7 @@ def test_comparison_keeps_no_store(config: Configurator, redis_url: str) -> None
 
 
 def test_tests_of_an_application_may_send_anywhere(
-    redis_url: str, stray: RedisBroker, broker: Broker
+    redis_url: str, stray: RedisBroker, global_broker: Broker
 ) -> None:
     """With pyramid_jobstate.testing nothing is written, and nothing compared."""
     config = make_config(redis_url)
@@ -361,7 +352,7 @@ def test_tests_of_an_application_may_send_anywhere(
 
 
 def test_message_of_another_broker_says_so(
-    job_states: Any, broker: Broker, other: RedisBroker, client: redis.Redis
+    job_states: Any, global_broker: Broker, other: RedisBroker, client: redis.Redis
 ) -> None:
     """A broker that has never heard of an actor says what may be meant, and that of the
     untracked actor what is missing.
@@ -372,7 +363,7 @@ def test_message_of_another_broker_says_so(
         for send in job_states.send_message, job_states.send_immediately:
             with pytest.raises(TypeError, match=r"does not know.*broker=") as caught:
                 send(what)
-            assert repr(broker) in str(caught.value)
+            assert repr(global_broker) in str(caught.value)
     for send in job_states.send_message, job_states.send_immediately:
         with pytest.raises(TypeError, match="'weigh' is not tracked"):
             send(weigh.message(), broker=other)
@@ -382,20 +373,20 @@ def test_message_of_another_broker_says_so(
 
 
 def test_message_of_another_broker_says_so_where_the_global_one_tracks_nothing(
-    config: Configurator, other: RedisBroker, monkeypatch: pytest.MonkeyPatch
+    made_tm_config: Configurator, other: RedisBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not that the middleware is missing on a broker that was not meant."""
     plain = StubBroker(middleware=[])
     monkeypatch.setattr(dramatiq.broker, "global_broker", plain)
 
     with pytest.raises(TypeError, match="does not know the actor 'print_label'"):
-        begin(config).send_message(other.get_actor("print_label").message())
+        begin(made_tm_config).send_message(other.get_actor("print_label").message())
     with pytest.raises(TypeError, match="has no JobStateMiddleware"):
-        begin(config).send_message(group([]))
+        begin(made_tm_config).send_message(group([]))
 
 
 def test_actor_of_the_middlewares_other_broker_is_not_known(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch, config: Configurator
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, made_tm_config: Configurator
 ) -> None:
     """Two brokers that share a middleware do not share their actors."""
     middleware = JobStateMiddleware(url=redis_url)
@@ -404,7 +395,7 @@ def test_actor_of_the_middlewares_other_broker_is_not_known(
     monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
 
     with pytest.raises(TypeError, match="does not know the actor 'print_label'"):
-        begin(config).send_message(other.get_actor("print_label").message())
+        begin(made_tm_config).send_message(other.get_actor("print_label").message())
 
 
 @pytest.mark.parametrize("is_now", [False, True])
@@ -442,11 +433,11 @@ def test_broker_can_be_named(
 
 
 def test_broker_may_be_an_argument_of_an_actor(
-    job_states: Any, redis_url: str, broker: Broker, client: redis.Redis
+    job_states: Any, redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
     """An actor has its broker; its own parameter of that name is its own."""
 
-    @actor(broker=broker, job_state=True)
+    @actor(broker=global_broker, job_state=True)
     def insure(*, broker: str) -> None:
         pass
 
@@ -456,13 +447,13 @@ def test_broker_may_be_an_argument_of_an_actor(
 
 
 def test_nested_pipeline_of_another_broker_is_refused(
-    job_states: Any, broker: Broker, other: RedisBroker, client: redis.Redis
+    job_states: Any, global_broker: Broker, other: RedisBroker, client: redis.Redis
 ) -> None:
     """A group is sent through one broker: a pipeline or group in it that is another's
     is named with both.
     """
     m = [other.get_actor("print_label").message(i) for i in range(2)]
-    run_marathon = broker.get_actor("run_marathon").message(1)
+    run_marathon = global_broker.get_actor("run_marathon").message(1)
     mixed: list[Any] = [
         group([run_marathon, pipeline(m, broker=other)]),
         group([run_marathon, group(m, broker=other)]),
@@ -473,7 +464,7 @@ def test_nested_pipeline_of_another_broker_is_refused(
     for what in mixed:
         with pytest.raises(TypeError, match=r"another broker.*broker=") as caught:
             job_states.send_message(what)
-        assert repr(broker) in str(caught.value)
+        assert repr(global_broker) in str(caught.value)
         assert repr(other) in str(caught.value)
 
     job_states.request.tm.commit()
@@ -483,14 +474,14 @@ def test_nested_pipeline_of_another_broker_is_refused(
 @pytest.mark.parametrize("make", [pipeline, group])
 def test_member_of_another_broker_is_refused(
     job_states: Any,
-    broker: Broker,
+    global_broker: Broker,
     other: RedisBroker,
     client: redis.Redis,
     make: Any,
 ) -> None:
     """No worker of the first broker would run the step of the second's actor."""
     members = [
-        broker.get_actor("run_marathon").message(1),
+        global_broker.get_actor("run_marathon").message(1),
         other.get_actor("print_label").message(1),
     ]
 
@@ -504,13 +495,13 @@ def test_member_of_another_broker_is_refused(
 
 
 def test_completion_callback_of_another_broker_is_refused(
-    job_states: Any, broker: Broker, other: RedisBroker
+    job_states: Any, global_broker: Broker, other: RedisBroker
 ) -> None:
     """Nor what is to follow a group."""
     from dramatiq.rate_limits.backends import StubBackend
 
-    broker.add_middleware(dramatiq.middleware.GroupCallbacks(StubBackend()))
-    what = group([broker.get_actor("run_marathon").message(1)])
+    global_broker.add_middleware(dramatiq.middleware.GroupCallbacks(StubBackend()))
+    what = group([global_broker.get_actor("run_marathon").message(1)])
     what.add_completion_callback(other.get_actor("weigh").message())
 
     with pytest.raises(TypeError, match="does not know the actor 'weigh'"):

@@ -7,7 +7,7 @@ from typing import Any
 import dramatiq.broker
 import pytest
 import redis
-from dramatiq import Broker, Message, actor
+from dramatiq import Broker, actor
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.errors import QueueNotFound
 from pyramid.config import Configurator
@@ -20,11 +20,13 @@ from tests.webapp import (
     NOWHERE,
     RunMarathon,
     get,
+    made_config,
     make_app,
     make_broker,
     make_config,
     make_request,
     mounted_root,
+    queued,
 )
 
 
@@ -33,45 +35,20 @@ def nobody(request: Request) -> object:
     return {"user": request.authenticated_userid}
 
 
-@pytest.fixture
-def config(redis_url: str) -> Configurator:
-    """The configurator of an application that was made."""
-    config = make_config(redis_url)
-    make_app(config)
-    return config
-
-
-@pytest.fixture
-def broker(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Broker:
-    """Dramatiq's global broker, with the actors run_marathon and sweep."""
-    broker = make_broker(redis_url)
-    monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
-    return broker
-
-
-def sent(client: redis.Redis) -> list[Message[Any]]:
-    """Return the messages in the broker's queue, the oldest first."""
-    ids = client.lrange("dramatiq:default", 0, -1)
-    return [
-        Message.decode(client.hget("dramatiq:default.msgs", message_id))
-        for message_id in ids
-    ]
-
-
 # Sending.
 
 
 def test_actor_is_sent_with_its_record(
-    config: Configurator, broker: Broker, client: redis.Redis
+    config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """The actor's message is in its queue, and its job in the store, under one id."""
     request = make_request(config, "alice")
 
     job_state = request.job_states.send_immediately(
-        broker.get_actor("run_marathon"), 26, shoes="blue"
+        global_broker.get_actor("run_marathon"), 26, shoes="blue"
     )
 
-    (message,) = sent(client)
+    (message,) = queued(client)
     assert message.message_id == job_state.uuid
     assert message.actor_name == "run_marathon"
     assert (message.args, dict(message.kwargs)) == ((26,), {"shoes": "blue"})
@@ -82,13 +59,13 @@ def test_actor_is_sent_with_its_record(
 
 
 def test_returned_job_is_what_the_store_holds(
-    config: Configurator, broker: Broker
+    config: Configurator, global_broker: Broker
 ) -> None:
     """What send_immediately returns can be shown at once, as it stands in the store."""
     request = make_request(config, "alice")
 
     job_state = request.job_states.send_immediately(
-        broker.get_actor("run_marathon"), 26
+        global_broker.get_actor("run_marathon"), 26
     )
 
     assert type(job_state) is RunMarathon
@@ -107,11 +84,13 @@ def test_returned_job_is_what_the_store_holds(
     assert shown == stored
 
 
-def test_returned_job_can_be_cancelled(config: Configurator, broker: Broker) -> None:
+def test_returned_job_can_be_cancelled(
+    config: Configurator, global_broker: Broker
+) -> None:
     """A job that was just sent may be cancelled without loading it."""
     request = make_request(config, "alice")
     job_state = request.job_states.send_immediately(
-        broker.get_actor("run_marathon"), 26
+        global_broker.get_actor("run_marathon"), 26
     )
 
     assert job_state.cancel()
@@ -119,10 +98,12 @@ def test_returned_job_can_be_cancelled(config: Configurator, broker: Broker) -> 
     assert request.job_states.find(job_state.uuid).status == "cancelled"
 
 
-def test_returned_job_takes_no_reports(config: Configurator, broker: Broker) -> None:
+def test_returned_job_takes_no_reports(
+    config: Configurator, global_broker: Broker
+) -> None:
     """Only the running job reports."""
     job_state = make_request(config).job_states.send_immediately(
-        broker.get_actor("run_marathon"), 26
+        global_broker.get_actor("run_marathon"), 26
     )
 
     with pytest.raises(RuntimeError, match="Only a running job can report"):
@@ -130,15 +111,15 @@ def test_returned_job_takes_no_reports(config: Configurator, broker: Broker) -> 
 
 
 def test_message_is_sent_under_its_own_id(
-    config: Configurator, broker: Broker, client: redis.Redis
+    config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """A message that was made before is sent as it is, through the global broker."""
-    message = broker.get_actor("run_marathon").message(26)
+    message = global_broker.get_actor("run_marathon").message(26)
 
     job_state = make_request(config, "alice").job_states.send_immediately(message)
 
     assert job_state.uuid == message.message_id
-    assert [m.message_id for m in sent(client)] == [message.message_id]
+    assert [m.message_id for m in queued(client)] == [message.message_id]
     assert "job_owner" not in message.options
 
 
@@ -157,11 +138,11 @@ def test_message_goes_through_the_actors_broker(
 
 
 def test_job_is_confirmed_once_it_is_sent(
-    config: Configurator, broker: Broker, client: redis.Redis
+    config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """A job that waits in its queue for long stays queued, and never reads stalled."""
     job_states = make_request(config).job_states
-    job_state = job_states.send_immediately(broker.get_actor("run_marathon"), 26)
+    job_state = job_states.send_immediately(global_broker.get_actor("run_marathon"), 26)
 
     client.hset(f"jobstate:{job_state.uuid}", "queued", "1")
 
@@ -191,38 +172,38 @@ def test_job_that_the_broker_did_not_take_leaves_nothing(
 
 
 def test_job_belongs_to_who_sent_it(
-    config: Configurator, broker: Broker, client: redis.Redis
+    config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """The message carries the owner, so that the worker knows it as well."""
-    run_marathon = broker.get_actor("run_marathon")
+    run_marathon = global_broker.get_actor("run_marathon")
 
     job_state = make_request(config, "alice").job_states.send_immediately(
         run_marathon, 26
     )
 
     assert job_state.owner == "alice"
-    assert [m.options["job_owner"] for m in sent(client)] == ["alice"]
+    assert [m.options["job_owner"] for m in queued(client)] == ["alice"]
 
 
 def test_job_of_an_anonymous_request_has_no_owner(
-    config: Configurator, broker: Broker, client: redis.Redis
+    config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """Who is nobody owns nothing."""
     job_states = make_request(config).job_states
 
-    job_state = job_states.send_immediately(broker.get_actor("run_marathon"), 26)
+    job_state = job_states.send_immediately(global_broker.get_actor("run_marathon"), 26)
 
     assert job_state.owner is None
     assert job_states.find(job_state.uuid).owner is None
-    assert ["job_owner" in m.options for m in sent(client)] == [False]
+    assert ["job_owner" in m.options for m in queued(client)] == [False]
 
 
 @pytest.mark.parametrize("owner", ["bob", 7, 1.5, None])
 def test_message_may_name_another_owner(
-    config: Configurator, broker: Broker, owner: object
+    config: Configurator, global_broker: Broker, owner: object
 ) -> None:
     """The option job_owner wins over the sender, also where it names nobody."""
-    message = broker.get_actor("run_marathon").message_with_options(
+    message = global_broker.get_actor("run_marathon").message_with_options(
         args=(26,), job_owner=owner
     )
     job_states = make_request(config, "alice").job_states
@@ -235,10 +216,10 @@ def test_message_may_name_another_owner(
 
 @pytest.mark.parametrize("owner", [["alice"], True, False, b"alice", {"id": 1}])
 def test_owner_that_json_would_change_is_refused(
-    config: Configurator, broker: Broker, client: redis.Redis, owner: object
+    config: Configurator, global_broker: Broker, client: redis.Redis, owner: object
 ) -> None:
     """An owner that is no string or number is refused, and nothing is sent."""
-    message = broker.get_actor("run_marathon").message_with_options(
+    message = global_broker.get_actor("run_marathon").message_with_options(
         args=(26,), job_owner=owner
     )
 
@@ -249,16 +230,15 @@ def test_owner_that_json_would_change_is_refused(
 
 
 def test_owner_function_must_return_a_principal(
-    redis_url: str, broker: Broker, client: redis.Redis
+    redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
     """So is one that the function of jobstate.owner returns."""
     settings = {"jobstate.owner": f"{__name__}.nobody"}
-    config = make_config(redis_url, settings=settings)
-    make_app(config)
+    config = made_config(redis_url, settings=settings)
 
     with pytest.raises(TypeError, match="The owner of a job must be"):
         make_request(config, "alice").job_states.send_immediately(
-            broker.get_actor("run_marathon"), 26
+            global_broker.get_actor("run_marathon"), 26
         )
 
     assert client.keys() == []
@@ -271,7 +251,7 @@ def test_check_owner_returns_the_owner(owner: Any) -> None:
 
 
 def test_sender_sees_the_job_at_once(
-    redis_url: str, broker: Broker, client: redis.Redis
+    redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
     """Through a container that is mounted the job is seen where that is."""
     config = make_config(redis_url, root_factory=mounted_root)
@@ -279,7 +259,7 @@ def test_sender_sees_the_job_at_once(
     request = make_request(config, "alice")
     jobs = mounted_root(request)["jobs"]
 
-    job_state = jobs.send_immediately(broker.get_actor("run_marathon"), 26)
+    job_state = jobs.send_immediately(global_broker.get_actor("run_marathon"), 26)
 
     assert request.resource_path(job_state) == f"/jobs/{job_state.uuid}/"
     assert get(app, f"/jobs/{job_state.uuid}", "alice").status_code == 200
@@ -290,11 +270,11 @@ def test_sender_sees_the_job_at_once(
 
 
 def test_untracked_actor_is_refused(
-    config: Configurator, broker: Broker, client: redis.Redis
+    config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """An actor without a job state is named, with what to declare."""
     job_states = make_request(config).job_states
-    sweep = broker.get_actor("sweep")
+    sweep = global_broker.get_actor("sweep")
 
     for what in sweep, sweep.message():
         with pytest.raises(TypeError, match=r"'sweep' is not tracked.*job_state=True"):
@@ -305,16 +285,18 @@ def test_untracked_actor_is_refused(
 
 @pytest.mark.parametrize("what", [None, "run_marathon", print, JobState])
 def test_what_is_no_actor_is_refused(
-    config: Configurator, broker: Broker, what: Any
+    config: Configurator, global_broker: Broker, what: Any
 ) -> None:
     """What is neither an actor nor a message is told what is wanted."""
     with pytest.raises(TypeError, match="not "):
         make_request(config).job_states.send_immediately(what)
 
 
-def test_message_takes_no_arguments(config: Configurator, broker: Broker) -> None:
+def test_message_takes_no_arguments(
+    config: Configurator, global_broker: Broker
+) -> None:
     """A message has its arguments already."""
-    message = broker.get_actor("run_marathon").message(26)
+    message = global_broker.get_actor("run_marathon").message(26)
     job_states = make_request(config).job_states
 
     with pytest.raises(TypeError):
@@ -323,14 +305,18 @@ def test_message_takes_no_arguments(config: Configurator, broker: Broker) -> Non
         job_states.send_immediately(message, miles=27)
 
 
-@pytest.mark.parametrize("message_id", ["marathon-1", "", str(uuid.uuid4()).upper()])
+@pytest.mark.parametrize(
+    "message_id", ["marathon-1", "", "6F1C2E7A-3B5D-4F60-8A9B-0C1D2E3F4A5B"]
+)
 def test_message_whose_id_is_no_uuid_is_refused(
-    config: Configurator, broker: Broker, client: redis.Redis, message_id: str
+    config: Configurator, global_broker: Broker, client: redis.Redis, message_id: str
 ) -> None:
     """A message that no worker would track is refused, since its job would wait for
     ever.
     """
-    message = broker.get_actor("run_marathon").message(26).copy(message_id=message_id)
+    message = (
+        global_broker.get_actor("run_marathon").message(26).copy(message_id=message_id)
+    )
 
     with pytest.raises(ValueError, match="whose id is not a uuid"):
         make_request(config).job_states.send_immediately(message)
@@ -358,8 +344,7 @@ def test_nothing_is_sent_while_the_store_is_away(
     redis_url: str, client: redis.Redis
 ) -> None:
     """A job of which nobody would learn is not sent."""
-    config = make_config(NOWHERE)
-    make_app(config)
+    config = made_config(NOWHERE)
     broker = make_broker(redis_url, JobStateMiddleware(url=NOWHERE))
     job_states = make_request(config).job_states
 
@@ -371,12 +356,12 @@ def test_nothing_is_sent_while_the_store_is_away(
 
 
 def test_arguments_that_are_no_json_fail_in_the_call(
-    config: Configurator, broker: Broker, client: redis.Redis
+    config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """What cannot be sent is the caller's error."""
     with pytest.raises(TypeError):
         make_request(config).job_states.send_immediately(
-            broker.get_actor("run_marathon"), object()
+            global_broker.get_actor("run_marathon"), object()
         )
 
-    assert sent(client) == []
+    assert queued(client) == []

@@ -3,7 +3,7 @@
 import json
 import logging
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from pyramid.request import Request, apply_request_extensions
 from webtest import TestApp
 
 from pyramid_jobstate import JobState, JobStore
+from tests.jobs import messages
 from tests.webapp import (
     ADMIN,
     NOWHERE,
@@ -22,12 +23,14 @@ from tests.webapp import (
     Root,
     ask,
     get,
+    made_config,
     make_app,
     make_broker,
     make_config,
     make_request,
     mounted_root,
     put_job,
+    take_steps,
 )
 
 #: What a user may be called, each spelled as JSON so that it fits in a header.
@@ -172,8 +175,7 @@ def test_owner_who_may_is_told_so(redis_url: str, client: redis.Redis) -> None:
 
 def test_sender_owns_its_job_at_once(redis_url: str) -> None:
     """The job that a view has just sent may be asked about in the same request."""
-    config = make_config(redis_url, security_policy=TutorialPolicy())
-    make_app(config)
+    config = made_config(redis_url, security_policy=TutorialPolicy())
     run_marathon = make_broker(redis_url).get_actor("run_marathon")
     request = make_request(config, '"alice"')
 
@@ -215,8 +217,7 @@ def test_owners_ace_begins_the_acl(redis_url: str, client: redis.Redis) -> None:
     """In the owner's request the ACE for Authenticated precedes that of the principal;
     in another's only the latter stands.
     """
-    config = make_config(redis_url, security_policy=TutorialPolicy())
-    make_app(config)
+    config = made_config(redis_url, security_policy=TutorialPolicy())
     job = put_job(client, owner='"alice"')
     both = ("view_job", "cancel_job")
 
@@ -231,8 +232,7 @@ def test_owner_of_another_type_finds_no_ace(
     redis_url: str, client: redis.Redis
 ) -> None:
     """The request of True is given no ACE of the owner 1, which would let it in."""
-    config = make_config(redis_url, security_policy=UseridPolicy())
-    make_app(config)
+    config = made_config(redis_url, security_policy=UseridPolicy())
     job = put_job(client, owner="1")
 
     assert make_request(config, "true").job_states[job].__acl__() == []
@@ -341,8 +341,7 @@ def test_owners_ace_holds_in_no_other_request(
     """A job that the application keeps from its owner's request opens nothing to
     others, and lets its owner in from another request.
     """
-    config = make_config(redis_url, security_policy=TutorialPolicy())
-    make_app(config)
+    config = made_config(redis_url, security_policy=TutorialPolicy())
     kept = make_request(config, '"alice"').job_states[put_job(client, owner='"alice"')]
 
     def may(user: str) -> bool:
@@ -366,8 +365,7 @@ def test_owners_ace_holds_in_no_other_request(
 
 def test_permits_asks_the_policy(redis_url: str, client: redis.Redis) -> None:
     """request.job_states.permits() returns what the application's policy says."""
-    config = make_config(redis_url)
-    make_app(config)
+    config = made_config(redis_url)
     states = make_request(config, "alice").job_states
     job_state = states[put_job(client)]
 
@@ -418,14 +416,12 @@ def assemble(redis_url: str, steps: str, **settings: Any) -> TestApp:
         root_factory=mounted_root,
         settings={f"jobstate.{name}": value for name, value in settings.items()},
     )
-    step: dict[str, Callable[[], Any]] = {
-        "policy": lambda: config.set_security_policy(Policy()),
-        "include": lambda: config.include("pyramid_jobstate"),
-        "commit": config.commit,
-        "autocommit": lambda: None,
-        "make": lambda: TestApp(config.make_wsgi_app()),
-    }
-    return [step[name]() for name in steps.split()][-1]
+    return take_steps(
+        config,
+        steps,
+        policy=lambda: config.set_security_policy(Policy()),
+        autocommit=lambda: None,
+    )
 
 
 @pytest.mark.parametrize("place", ["/job_state", "/jobs"])
@@ -516,14 +512,6 @@ def test_allow_no_policy_is_no_setting() -> None:
         config.make_wsgi_app()
 
 
-def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [
-        r.getMessage()
-        for r in caplog.records
-        if r.name.startswith("pyramid_jobstate") and r.levelno == logging.WARNING
-    ]
-
-
 @pytest.mark.parametrize("steps", [*ORDERS, "include commit include make"])
 def test_start_without_a_policy_is_warned_of(
     caplog: pytest.LogCaptureFixture, steps: str
@@ -531,7 +519,7 @@ def test_start_without_a_policy_is_warned_of(
     """One warning says who will be refused, and which line changes it."""
     assemble(NOWHERE, steps)
 
-    (warning,) = warnings(caplog)
+    (warning,) = messages(caplog, "pyramid_jobstate")
 
     assert "403" in warning
     assert "config.set_security_policy(" in warning
@@ -553,7 +541,7 @@ def test_start_that_somebody_decides_is_quiet(
     """With a policy or `jobstate.owner` there is nothing to warn of."""
     assemble(NOWHERE, steps, **settings)
 
-    assert warnings(caplog) == []
+    assert messages(caplog, "pyramid_jobstate") == []
 
 
 def test_root_decides_for_an_admin_without_a_policy(

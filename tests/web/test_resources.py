@@ -15,29 +15,28 @@ from pyramid.traversal import (
     ResourceTreeTraverser,
     find_root,
 )
+from webtest import TestApp
 
 from pyramid_jobstate import JobState, JobStore, StoreUnavailable
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.resources import JobStates
+from tests.support import UUID
 from tests.webapp import (
     ADMIN,
     NOWHERE,
+    PLACES,
     Policy,
     Root,
     RunMarathon,
     ask,
     get,
+    made_config,
     make_app,
     make_config,
     make_request,
     mounted_root,
     put_job,
 )
-
-UUID = "12345678-1234-4321-8765-1234567890ab"
-
-#: Where an application with `mounted_root` has its jobs.
-PLACES = ["/job_state", "/jobs", "/site/jobs"]
 
 
 class CountingRoot(Root):
@@ -85,14 +84,6 @@ class SitePolicy(Policy):
 
 
 @pytest.fixture
-def config(redis_url: str) -> Configurator:
-    """The configurator of an application that was made."""
-    config = make_config(redis_url, root_factory=mounted_root)
-    make_app(config)
-    return config
-
-
-@pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> type[CountingRoot]:
     """The root of an application, that was not made yet."""
     monkeypatch.setattr(CountingRoot, "made", 0)
@@ -136,8 +127,7 @@ def test_unknown_job_is_none_or_a_key_error(config: Configurator) -> None:
 )
 def test_malformed_uuid_does_not_reach_the_store(name: Any) -> None:
     """What is no uuid, in its one spelling, is unknown without a question."""
-    config = make_config(NOWHERE)
-    make_app(config)
+    config = made_config(NOWHERE)
 
     assert make_request(config).job_states.find(name) is None
 
@@ -153,8 +143,7 @@ def test_keys_of_other_things_are_no_jobs(
 
 def test_store_that_is_away_is_store_unavailable() -> None:
     """The container says that the store does not answer, and why."""
-    config = make_config(NOWHERE)
-    make_app(config)
+    config = made_config(NOWHERE)
     job_states = make_request(config).job_states
 
     with pytest.raises(StoreUnavailable, match="does not answer") as caught:
@@ -186,15 +175,13 @@ def test_store_is_the_applications(config: Configurator) -> None:
     ("user", "status"), [("alice", 200), (ADMIN, 200), ("bob", 403), (None, 403)]
 )
 def test_owner_and_admins_see_a_job(
-    config: Configurator,
+    app: TestApp,
     client: redis.Redis,
     place: str,
     user: str | None,
     status: int,
 ) -> None:
     """Its owner sees a job, the application's root lets others in, and nobody else."""
-    app = make_app(config)
-
     response = get(app, f"{place}/{put_job(client)}", user)
 
     assert response.status_code == status
@@ -203,10 +190,9 @@ def test_owner_and_admins_see_a_job(
 
 
 def test_job_without_owner_is_for_the_root_to_decide(
-    config: Configurator, client: redis.Redis
+    app: TestApp, client: redis.Redis
 ) -> None:
     """A job of nobody's is seen by those whom the root lets in, and not by nobody."""
-    app = make_app(config)
     uuid = put_job(client, owner="null")
 
     assert get(app, f"/job_state/{uuid}").status_code == 403
@@ -218,8 +204,7 @@ def test_number_and_string_are_different_owners(
     redis_url: str, client: redis.Redis, owner: str
 ) -> None:
     """An owner keeps its type in the store: the user 1 is not the user "1"."""
-    config = make_config(redis_url)
-    make_app(config)
+    config = made_config(redis_url)
     job_state = make_request(config).job_states[put_job(client, owner=owner)]
 
     allowed = make_request(config, "1").has_permission("view_job", job_state)
@@ -240,13 +225,10 @@ def test_root_that_gives_view_to_everyone_opens_nothing(
     assert get(app, f"/job_state/{put_job(client)}", "bob").status_code == 403
 
 
-def test_acl_of_the_jobs_class_decides_first(
-    config: Configurator, client: redis.Redis
-) -> None:
+def test_acl_of_the_jobs_class_decides_first(app: TestApp, client: redis.Redis) -> None:
     """A class's own ACL may use the job's parameters, shuts out the owner, and comes
     before the root's.
     """
-    app = make_app(config)
     uuid = put_job(client, kind="Tattle", params='{"friend": "carol"}')
 
     assert get(app, f"/job_state/{uuid}", "carol").status_code == 200
@@ -256,10 +238,9 @@ def test_acl_of_the_jobs_class_decides_first(
 
 
 def test_unknown_kind_has_no_rights_of_its_own(
-    config: Configurator, client: redis.Redis
+    app: TestApp, client: redis.Redis
 ) -> None:
     """A job of a kind that the web process has not imported is for the root alone."""
-    app = make_app(config)
     uuid = put_job(client, kind="NeverImported")
 
     assert get(app, f"/job_state/{uuid}", "alice").status_code == 403
@@ -332,8 +313,7 @@ def test_root_is_at_the_end_of_the_lineage(
     redis_url: str, client: redis.Redis, counted: type[CountingRoot]
 ) -> None:
     """From a job the application's root can be reached, and is made once."""
-    config = make_config(redis_url, root_factory=counted)
-    make_app(config)
+    config = made_config(redis_url, root_factory=counted)
     job_state = make_request(config).job_states[put_job(client)]
 
     assert find_root(job_state) is find_root(job_state)
@@ -347,10 +327,9 @@ def test_root_is_at_the_end_of_the_lineage(
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("script_name", ["", "/app"])
 def test_url_of_a_job_is_where_it_was_reached(
-    config: Configurator, client: redis.Redis, place: str, script_name: str
+    app: TestApp, client: redis.Redis, place: str, script_name: str
 ) -> None:
     """A job says the URL of the place through which it was reached."""
-    app = make_app(config)
     environ = {"SCRIPT_NAME": script_name, "HTTP_X_USER": "alice"}
     uuid = put_job(client)
 
@@ -364,12 +343,11 @@ def test_url_of_a_job_is_where_it_was_reached(
 
 @pytest.mark.parametrize("place", ["/job_state", "/jobs"])
 def test_url_of_a_job_follows_the_virtual_root(
-    config: Configurator, client: redis.Redis, place: str
+    app: TestApp, client: redis.Redis, place: str
 ) -> None:
     """Under a virtual root a mounted job's URL is below it, and a routed one's, as
     every route's, does not change.
     """
-    app = make_app(config)
     uuid = put_job(client)
 
     response = get(app, f"{place}/{uuid}", "alice", X_VHM_Root="/site")
@@ -378,10 +356,9 @@ def test_url_of_a_job_follows_the_virtual_root(
 
 
 def test_virtual_root_does_not_lead_to_another_job(
-    config: Configurator, client: redis.Redis
+    app: TestApp, client: redis.Redis
 ) -> None:
     """Whoever sends a header of a virtual root gets no other job for it."""
-    app = make_app(config)
     uuid = put_job(client)
 
     assert get(app, "/job_state", "bob", X_VHM_Root=f"/{uuid}").json["items"] == []
@@ -486,8 +463,7 @@ def test_url_spares_the_root_factory(
     redis_url: str, client: redis.Redis, counted: type[CountingRoot]
 ) -> None:
     """To say where a job is the root is not needed."""
-    config = make_config(redis_url, root_factory=counted)
-    make_app(config)
+    config = made_config(redis_url, root_factory=counted)
     request = make_request(config)
 
     request.resource_url(request.job_states[put_job(client)])
@@ -499,10 +475,9 @@ def test_url_spares_the_root_factory(
 
 
 def test_mounted_container_answers_as_the_routed_one(
-    config: Configurator, client: redis.Redis
+    app: TestApp, client: redis.Redis
 ) -> None:
     """But for the URL, the two places say the same."""
-    app = make_app(config)
     uuid = put_job(client)
 
     routed = get(app, f"/job_state/{uuid}", "alice").json

@@ -16,8 +16,10 @@ from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.resources import JobStates
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
+from tests.support import key_of, load_job
 from tests.webapp import (
     ADMIN,
+    PLACES,
     Root,
     ask,
     get,
@@ -25,10 +27,8 @@ from tests.webapp import (
     make_broker,
     make_config,
     make_request,
-    mounted_root,
 )
 
-PLACES = ["/job_state", "/jobs", "/site/jobs"]
 SECRET = "hush-4711"
 
 
@@ -47,16 +47,8 @@ class Relay(JobState):
 
 
 @pytest.fixture
-def store(redis_url: str) -> Iterator[JobStore]:
-    store = JobStore(redis_url)
-    yield store
-    store.client.close()
-
-
-@pytest.fixture
-def app(redis_url: str) -> TestApp:
-    app = make_app(make_config(redis_url, root_factory=mounted_root))
-    # It would refuse odd methods itself.
+def app(app: TestApp) -> TestApp:
+    """Override: the shared application, open to odd methods, which WebTest refuses."""
     return TestApp(app.app, lint=False)
 
 
@@ -134,7 +126,7 @@ def test_others_learn_nothing(
 ) -> None:
     """By no path, query, method or header does anybody else see or change anything."""
     job = put_secret(store)
-    before = client.hgetall(store._calls.key(job))
+    before = client.hgetall(key_of(store, job))
 
     for method, path in ways_in(place, job):
         for headers in HEADERS if method in ("GET", "POST") else HEADERS[:1]:
@@ -146,7 +138,7 @@ def test_others_learn_nothing(
                 assert not response.json.get("items")
                 assert not any(response.json.get("jobs", {}).values())
 
-    assert client.hgetall(store._calls.key(job)) == before
+    assert client.hgetall(key_of(store, job)) == before
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -295,7 +287,7 @@ def test_policy_that_refuses_everything_is_obeyed(
     for method, path in ways_in("/job_state", job):
         response = ask(app, method, path, "alice", X_Requested_With="x")
         assert SECRET not in response.text
-    assert store.load(job).status == "working"  # type: ignore[union-attr]
+    assert load_job(store, job).status == "working"
 
 
 @pytest.mark.parametrize("name", [Everyone, Authenticated])
@@ -342,12 +334,12 @@ def test_unknown_kind_has_only_the_lineages_rights(
     wherever it is asked for.
     """
     job = put_secret(store)
-    client.hset(store._calls.key(job), "kind", "NeverImported")
+    client.hset(key_of(store, job), "kind", "NeverImported")
 
     for method, path in ways_in(place, job):
         response = ask(app, method, path, "alice", X_Requested_With="x")
         assert SECRET not in response.text, (method, path)
-    assert store.load(job).status == "working"  # type: ignore[union-attr]
+    assert load_job(store, job).status == "working"
     assert SECRET in get(app, f"{place}/{job}", ADMIN).text
     assert SECRET in get(app, f"{place}?uuid={job}", ADMIN).text
     assert SECRET in get(app, f"{place}?owner=alice", ADMIN).text
@@ -378,7 +370,7 @@ def test_hostile_record_gives_no_rights(
     stop a batch or a list in which it stands.
     """
     job = put_secret(store)
-    client.hset(store._calls.key(job), field, value)
+    client.hset(key_of(store, job), field, value)
 
     for user in "bob", "alice", None:
         for method, path in ways_in("/job_state", job):
@@ -394,7 +386,7 @@ def test_hostile_status_is_not_cancelled(
 ) -> None:
     """What is no status is not taken for one that can be cancelled."""
     job = put_secret(store)
-    client.hset(store._calls.key(job), "status", status)
+    client.hset(key_of(store, job), "status", status)
 
     response = ask(
         app, "POST", f"/job_state/{job}/cancel", "alice", X_Requested_With="x"

@@ -19,19 +19,20 @@ from pyramid.traversal import ResourceTreeTraverser, find_resource
 from webtest import TestApp
 
 from pyramid_jobstate.resources import JobStates
+from tests.support import UUID
 from tests.webapp import (
     NOWHERE,
     Root,
     ask,
     get,
+    made_config,
     make_app,
     make_config,
     make_request,
     mounted_root,
     put_job,
+    take_steps,
 )
-
-UUID = "12345678-1234-4321-8765-1234567890ab"
 
 PREFLIGHT = {
     "Origin": "https://shop.example",
@@ -104,8 +105,7 @@ def test_container_is_traversed_by_pyramids_functions(
     redis_url: str, client: redis.Redis
 ) -> None:
     """find_resource() finds a job in the container, as in every resource tree."""
-    config = make_config(redis_url)
-    make_app(config)
+    config = made_config(redis_url)
     container = make_request(config, "alice").job_states
     job = put_job(client)
 
@@ -425,20 +425,12 @@ def test_request_method_is_found_after_a_commit(
     """Also where Pyramid's own detection of conflicts is over."""
     config = make_config(NOWHERE)
     config.autocommit = "auto" in steps
-    step: dict[str, Any] = {
-        "auto": lambda: None,
-        "own": lambda: config.add_request_method(own_method, "job_states", **options),
-        "include": lambda: config.include("pyramid_jobstate"),
-        "commit": config.commit,
-        "make": config.make_wsgi_app,
-    }
 
-    def start() -> None:
-        for name in steps.split():
-            step[name]()
+    def own() -> None:
+        config.add_request_method(own_method, "job_states", **options)
 
     with pytest.raises(ConfigurationError, match="request method job_states"):
-        start()
+        take_steps(config, steps, own=own, auto=lambda: None)
 
 
 def test_request_class_with_such_an_attribute_stops_the_start() -> None:
@@ -468,8 +460,7 @@ def test_other_request_methods_are_left_alone(caplog: pytest.LogCaptureFixture) 
 
 def test_tests_of_an_application_may_set_it(redis_url: str) -> None:
     """A container of the tests' own takes the place of the request's."""
-    config = make_config(redis_url)
-    make_app(config)
+    config = made_config(redis_url)
     request = make_request(config, "alice")
     assert request.job_states is request.job_states
 

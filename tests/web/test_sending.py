@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import logging
 import os
-import sqlite3
 import subprocess
 import sys
 import time
@@ -17,8 +16,6 @@ import pytest
 import redis
 import sqlalchemy
 import transaction
-import ZODB.DB
-import ZODB.MappingStorage
 import zope.sqlalchemy
 from dramatiq import Broker, Message, actor, group, pipeline
 from dramatiq.brokers.redis import RedisBroker
@@ -26,7 +23,6 @@ from dramatiq.middleware import Middleware
 from pyramid.config import Configurator
 from pyramid.request import Request
 from pyramid.response import Response
-from sqlalchemy.orm import Session
 from transaction.interfaces import TransientError
 from webtest import TestApp
 
@@ -36,37 +32,20 @@ from pyramid_jobstate.job.record import NOT_REACHED, NOT_SENT
 from pyramid_jobstate.store.connection import FAIL_FAST
 from tests.faulty import faulty
 from tests.jobs import messages
+from tests.web.databases import Manager, SQLite, Zodb, fail
 from tests.webapp import (
+    EXPLICIT,
     NOWHERE,
     get,
+    made_config,
     make_app,
     make_broker,
     make_config,
     make_request,
+    make_tm_config,
     put_job,
+    queued,
 )
-
-EXPLICIT = {"tm.manager_hook": "pyramid_tm.explicit_manager"}
-
-
-@pytest.fixture
-def broker(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Broker:
-    """Dramatiq's global broker, with the actors run_marathon and sweep."""
-    broker = make_broker(redis_url)
-    monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
-    return broker
-
-
-@pytest.fixture
-def config(redis_url: str) -> Configurator:
-    """The configurator of an application with pyramid_tm, and nothing else yet."""
-    return make_site(redis_url)
-
-
-def make_site(redis_url: str, **settings: Any) -> Configurator:
-    config = make_config(redis_url, settings={**EXPLICIT, **settings})
-    config.include("pyramid_tm")
-    return config
 
 
 def visit(
@@ -83,16 +62,11 @@ def visit(
     return get(app, "/go", user)
 
 
-def queued(client: redis.Redis, name: str = "default") -> list[Message[Any]]:
-    """Return the messages in the broker's queue, the oldest first."""
-    ids = client.lrange(f"dramatiq:{name}", 0, -1)
-    return [Message.decode(client.hget(f"dramatiq:{name}.msgs", i)) for i in ids]
-
-
 def only_job(client: redis.Redis) -> dict[str, str]:
     """Return the only record that there is."""
     (key,) = client.keys("jobstate:????????-*")
-    return {k.decode(): v.decode() for k, v in client.hgetall(key).items()}
+    fields: Any = client.hgetall(key)
+    return {name.decode(): value.decode() for name, value in fields.items()}
 
 
 def load(config: Configurator, uuid: str) -> JobState:
@@ -110,124 +84,17 @@ def committing(config: Configurator, user: str | None = "alice") -> Iterator[Any
     request.tm.commit()
 
 
-@pytest.fixture
-def job_states(config: Configurator) -> Any:
-    """The job_states of a request of Alice's, whose transaction has begun."""
-    make_app(config)
-    request = make_request(config, "alice")
-    request.tm.begin()
-    return request.job_states
-
-
-# Two databases.
-
-
-class SQLite:
-    """A file, which a session changes that zope.sqlalchemy commits."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path / "marathons.sqlite"
-        self.engine = sqlalchemy.create_engine(f"sqlite:///{self.path}")
-        sqlalchemy.event.listen(
-            self.engine, "connect", lambda c, _: c.execute("PRAGMA foreign_keys = ON")
-        )
-        with self.connect() as connection:
-            connection.execute("CREATE TABLE race (id INTEGER PRIMARY KEY)")
-            connection.execute(
-                "CREATE TABLE runner (race INTEGER REFERENCES race(id) "
-                "DEFERRABLE INITIALLY DEFERRED)"
-            )
-
-    @contextlib.contextmanager
-    def connect(self) -> Iterator[sqlite3.Connection]:
-        connection = sqlite3.connect(self.path)
-        try:
-            yield connection
-        finally:
-            connection.close()
-
-    def session(self, request: Request) -> Session:
-        session = Session(self.engine)
-        zope.sqlalchemy.register(session, transaction_manager=request.tm)
-        request.add_finished_callback(lambda request: session.close())
-        return session
-
-    def write(self, request: Request) -> None:
-        session = self.session(request)
-        session.execute(sqlalchemy.text("INSERT INTO race DEFAULT VALUES"))
-        zope.sqlalchemy.mark_changed(session, transaction_manager=request.tm)
-
-    def count(self) -> int:
-        """Return how many rows somebody else sees."""
-        with self.connect() as connection:
-            return int(connection.execute("SELECT count(*) FROM race").fetchone()[0])
-
-    def close(self) -> None:
-        self.engine.dispose()
-
-
-class Zodb:
-    """An object database in memory."""
-
-    def __init__(self, path: Path) -> None:
-        self.db = ZODB.DB(ZODB.MappingStorage.MappingStorage())
-
-    def write(self, request: Request) -> None:
-        connection = self.db.open(request.tm)
-        request.add_finished_callback(lambda request: connection.close())
-        root = connection.root()
-        root["races"] = root.get("races", 0) + 1
-
-    def count(self) -> int:
-        manager = transaction.TransactionManager()
-        with contextlib.closing(self.db.open(manager)) as connection:
-            count = connection.root().get("races", 0)
-            manager.abort()
-        return int(count)
-
-    def close(self) -> None:
-        self.db.close()
-
-
 @pytest.fixture(params=[SQLite, Zodb])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     with contextlib.closing(request.param(tmp_path)) as database:
         yield database
 
 
-@pytest.fixture
-def sqlite(tmp_path: Path) -> Iterator[SQLite]:
-    with contextlib.closing(SQLite(tmp_path)) as database:
-        yield database
-
-
-class Manager:
-    """A data manager of somebody else's, that fails, or worse, in one phase."""
-
-    transaction_manager = None
-
-    def __init__(self, key: str, phase: str, what: Callable[[], Any]) -> None:
-        self.key = key
-        setattr(self, phase, lambda transaction: what())
-
-    def sortKey(self) -> str:  # noqa: N802, the interface's name
-        return self.key
-
-    def nothing(self, transaction: Any) -> None:
-        pass
-
-    abort = tpc_begin = commit = tpc_vote = tpc_finish = tpc_abort = nothing
-
-
-def fail(error: type[Exception] = ZeroDivisionError) -> None:
-    raise error("The database is full.")
-
-
 # Commit and abort.
 
 
 def test_commit_sends_when_the_database_is_durable(
-    config: Configurator, broker: Broker, client: redis.Redis, database: Any
+    tm_config: Configurator, global_broker: Broker, client: redis.Redis, database: Any
 ) -> None:
     """The message leaves once others see what the request wrote, under the uuid that
     the view was given, of which there was nothing before.
@@ -239,23 +106,25 @@ def test_commit_sends_when_the_database_is_durable(
 
     def view(request: Request) -> str:
         database.write(request)
-        job_state = request.job_states.send(broker.get_actor("run_marathon"), 26)
+        job_state = request.job_states.send(global_broker.get_actor("run_marathon"), 26)
         assert client.keys() == []
         assert job_state.status == "queued" and job_state.owner == "alice"
         return str(job_state.uuid)
 
     moments: list[Any] = []
-    broker.add_middleware(Watch())
+    global_broker.add_middleware(Watch())
 
-    response = visit(config, view)
+    response = visit(tm_config, view)
 
     (message,) = queued(client)
     assert message.message_id == response.text
     assert message.args == (26,)
     assert moments == [(1, "sending")]
-    job_state = load(config, response.text)
+    job_state = load(tm_config, response.text)
     assert (job_state.status, job_state.owner) == ("queued", "alice")
-    assert make_request(config).job_states.list("alice").items[0].uuid == response.text
+    assert (
+        make_request(tm_config).job_states.list("alice").items[0].uuid == response.text
+    )
 
 
 def send_and_raise(request: Request, run_marathon: Any) -> None:
@@ -277,8 +146,8 @@ def send_and_abort(request: Request, run_marathon: Any) -> None:
 
 @pytest.mark.parametrize("how", [send_and_raise, send_and_doom, send_and_abort])
 def test_abort_leaves_nothing(
-    config: Configurator,
-    broker: Broker,
+    tm_config: Configurator,
+    global_broker: Broker,
     client: redis.Redis,
     database: Any,
     how: Callable[..., Any],
@@ -287,29 +156,29 @@ def test_abort_leaves_nothing(
 
     def view(request: Request) -> None:
         database.write(request)
-        how(request, broker.get_actor("run_marathon"))
+        how(request, global_broker.get_actor("run_marathon"))
 
     raises = pytest.raises(ZeroDivisionError) if how is send_and_raise else None
     with raises or contextlib.nullcontext():
-        visit(config, view)
+        visit(tm_config, view)
 
     assert client.keys() == []
     assert database.count() == 0
 
 
 def test_exception_view_leaves_nothing(
-    config: Configurator, broker: Broker, client: redis.Redis
+    tm_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """Nor does one whose error an exception view answers, nor what that view sends."""
 
     def apologize(exc: Exception, request: Request) -> Response:
-        request.job_states.send(broker.get_actor("run_marathon"), 1)
+        request.job_states.send(global_broker.get_actor("run_marathon"), 1)
         return Response("Sorry")
 
-    config.add_exception_view(apologize, context=ZeroDivisionError)
+    tm_config.add_exception_view(apologize, context=ZeroDivisionError)
 
     response = visit(
-        config, lambda r: send_and_raise(r, broker.get_actor("run_marathon"))
+        tm_config, lambda r: send_and_raise(r, global_broker.get_actor("run_marathon"))
     )
 
     assert response.text == "Sorry"
@@ -317,15 +186,15 @@ def test_exception_view_leaves_nothing(
 
 
 def test_exception_view_sends_if_its_transaction_commits(
-    redis_url: str, broker: Broker, client: redis.Redis
+    redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
     """With a commit veto that lets an exception view's response through, all that was
     sent leaves, as all that was written stays.
     """
-    config = make_site(
-        redis_url, **{"tm.commit_veto": "pyramid_tm.default_commit_veto"}
+    config = make_tm_config(
+        redis_url, {**EXPLICIT, "tm.commit_veto": "pyramid_tm.default_commit_veto"}
     )
-    run_marathon = broker.get_actor("run_marathon")
+    run_marathon = global_broker.get_actor("run_marathon")
 
     def apologize(exc: Exception, request: Request) -> Response:
         request.job_states.send(run_marathon, 1)
@@ -339,15 +208,15 @@ def test_exception_view_sends_if_its_transaction_commits(
 
 @pytest.mark.parametrize(("status", "sent"), [(409, 0), (500, 0), (200, 1), (303, 1)])
 def test_commit_veto_leaves_nothing(
-    redis_url: str, broker: Broker, client: redis.Redis, status: int, sent: int
+    redis_url: str, global_broker: Broker, client: redis.Redis, status: int, sent: int
 ) -> None:
     """A response that the application's veto refuses sends nothing."""
-    config = make_site(
-        redis_url, **{"tm.commit_veto": "pyramid_tm.default_commit_veto"}
+    config = make_tm_config(
+        redis_url, {**EXPLICIT, "tm.commit_veto": "pyramid_tm.default_commit_veto"}
     )
 
     def view(request: Request) -> Response:
-        request.job_states.send(broker.get_actor("run_marathon"), 26)
+        request.job_states.send(global_broker.get_actor("run_marathon"), 26)
         return Response(status=status)
 
     assert visit(config, view).status_code == status
@@ -357,21 +226,21 @@ def test_commit_veto_leaves_nothing(
 
 
 def test_retried_request_sends_once(
-    config: Configurator, broker: Broker, client: redis.Redis, database: Any
+    tm_config: Configurator, global_broker: Broker, client: redis.Redis, database: Any
 ) -> None:
     """Of the attempts of pyramid_retry only the last one's job is sent."""
     uuids = []
 
     def view(request: Request) -> str:
         database.write(request)
-        job_state = request.job_states.send(broker.get_actor("run_marathon"), 26)
+        job_state = request.job_states.send(global_broker.get_actor("run_marathon"), 26)
         uuids.append(job_state.uuid)
         if len(uuids) < 3:
             raise TransientError
         return str(job_state.uuid)
 
-    config.include("pyramid_retry")
-    response = visit(config, view)
+    tm_config.include("pyramid_retry")
+    response = visit(tm_config, view)
 
     assert len(set(uuids)) == 3
     assert [m.message_id for m in queued(client)] == [response.text] == uuids[2:]
@@ -380,7 +249,7 @@ def test_retried_request_sends_once(
 
 
 def test_commit_that_is_retried_sends_once(
-    config: Configurator, broker: Broker, client: redis.Redis
+    tm_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """A conflict that shows only at the commit, after the records were written, takes
     them back before the next attempt.
@@ -388,13 +257,13 @@ def test_commit_that_is_retried_sends_once(
     left = ["tpc_vote", "commit"]
 
     def view(request: Request) -> None:
-        request.job_states.send(broker.get_actor("run_marathon"), 26)
+        request.job_states.send(global_broker.get_actor("run_marathon"), 26)
         if left:
             manager = Manager("~~~", left.pop(), lambda: fail(TransientError))
             request.tm.get().join(manager)
 
-    config.include("pyramid_retry")
-    visit(config, view)
+    tm_config.include("pyramid_retry")
+    visit(tm_config, view)
 
     assert left == []
     assert len(queued(client)) == 1
@@ -408,8 +277,8 @@ def test_commit_that_is_retried_sends_once(
 @pytest.mark.parametrize("key", ["a", "~~~"])
 @pytest.mark.parametrize("phase", ["tpc_begin", "commit", "tpc_vote"])
 def test_manager_that_fails_leaves_nothing(
-    config: Configurator,
-    broker: Broker,
+    tm_config: Configurator,
+    global_broker: Broker,
     client: redis.Redis,
     database: Any,
     phase: str,
@@ -421,11 +290,11 @@ def test_manager_that_fails_leaves_nothing(
 
     def view(request: Request) -> None:
         database.write(request)
-        request.job_states.send(broker.get_actor("run_marathon"), 26)
+        request.job_states.send(global_broker.get_actor("run_marathon"), 26)
         request.tm.get().join(Manager(key, phase, fail))
 
     with pytest.raises(ZeroDivisionError):
-        visit(config, view)
+        visit(tm_config, view)
 
     assert client.keys() == []
     # A database of one phase has committed by the last vote.
@@ -434,7 +303,7 @@ def test_manager_that_fails_leaves_nothing(
 
 
 def test_database_that_refuses_at_its_commit_leaves_nothing(
-    config: Configurator, broker: Broker, client: redis.Redis, sqlite: SQLite
+    tm_config: Configurator, global_broker: Broker, client: redis.Redis, sqlite: SQLite
 ) -> None:
     """A database that knows one phase only fails in its vote, when the record is
     written: that is taken back.
@@ -445,46 +314,46 @@ def test_database_that_refuses_at_its_commit_leaves_nothing(
         session = sqlite.session(request)
         session.execute(sqlalchemy.text("INSERT INTO runner VALUES (42)"))
         zope.sqlalchemy.mark_changed(session, transaction_manager=request.tm)
-        request.job_states.send(broker.get_actor("run_marathon"), 26)
+        request.job_states.send(global_broker.get_actor("run_marathon"), 26)
         note = Manager("a", "tpc_vote", lambda: records.append(only_job(client)))
         request.tm.get().join(note)
 
     with pytest.raises(sqlalchemy.exc.IntegrityError):
-        visit(config, view)
+        visit(tm_config, view)
 
     assert len(records) == 1
     assert client.keys() == []
 
 
 def test_abort_after_the_end_takes_nothing_back(
-    config: Configurator, broker: Broker, client: redis.Redis
+    tm_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """A manager that fails after ours has finished changes nothing for the job."""
 
     def view(request: Request) -> None:
-        request.job_states.send(broker.get_actor("run_marathon"), 26)
+        request.job_states.send(global_broker.get_actor("run_marathon"), 26)
         request.tm.get().join(Manager("~~~", "tpc_finish", fail))
 
     with pytest.raises(ZeroDivisionError):
-        visit(config, view)
+        visit(tm_config, view)
 
     assert len(queued(client)) == 1
     assert only_job(client)["status"] == "queued"
 
 
 def test_manager_that_fails_to_finish_before_ours_keeps_the_message(
-    config: Configurator, broker: Broker, client: redis.Redis
+    tm_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """Where a manager breaks its promise to finish, the request has failed and nothing
     is sent for it.
     """
 
     def view(request: Request) -> None:
-        request.job_states.send(broker.get_actor("run_marathon"), 26)
+        request.job_states.send(global_broker.get_actor("run_marathon"), 26)
         request.tm.get().join(Manager("a", "tpc_finish", fail))
 
     with pytest.raises(ZeroDivisionError):
-        visit(config, view)
+        visit(tm_config, view)
 
     assert client.keys() == []
 
@@ -500,7 +369,7 @@ def test_store_that_is_away_vetoes_the_commit(
         request.job_states.send(broker.get_actor("run_marathon"), 26)
         server.stop()
 
-    response = visit(make_site(server.url), view)
+    response = visit(make_tm_config(server.url), view)
 
     assert response.status_code == 503 and "does not answer" in response.text
     assert database.count() == 0
@@ -508,16 +377,18 @@ def test_store_that_is_away_vetoes_the_commit(
 
 
 def test_commit_asks_a_store_that_has_just_failed_others(
-    config: Configurator, broker: Broker, client: redis.Redis
+    tm_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """A lost packet of somebody else's vetoes nothing, and the job has its record."""
-    (middleware,) = (m for m in broker.middleware if isinstance(m, JobStateMiddleware))
+    (middleware,) = (
+        m for m in global_broker.middleware if isinstance(m, JobStateMiddleware)
+    )
 
     def view(request: Request) -> None:
-        request.job_states.send(broker.get_actor("run_marathon"), 26)
+        request.job_states.send(global_broker.get_actor("run_marathon"), 26)
         middleware._access._outage.begin()
 
-    visit(config, view)
+    visit(tm_config, view)
 
     assert len(queued(client)) == 1
     assert only_job(client)["status"] == "queued"
@@ -538,7 +409,7 @@ def test_messages_of_a_transaction_wait_together_for_a_store_that_went_away(
             swallow = Manager("~~~~", "tpc_vote", proxy.swallow)
             request.tm.get().join(swallow)
 
-        visit(make_site(proxy.url), view)
+        visit(make_tm_config(proxy.url), view)
 
         assert len(queued(client)) == 20
         # One confirmation, which the client library has tried twice.
@@ -562,7 +433,7 @@ def test_store_that_goes_away_before_an_abort_is_only_logged(
         request.tm.get().join(Manager("~~~", "tpc_vote", stop))
 
     with pytest.raises(ZeroDivisionError):
-        visit(make_site(server.url), view)
+        visit(make_tm_config(server.url), view)
 
     (line,) = messages(caplog, "pyramid_jobstate")
     assert "stalled" in line and "RunMarathon" in line
@@ -582,7 +453,7 @@ def broker_that_is_away(redis_url: str) -> RedisBroker:
 
 
 def test_broker_that_is_away_marks_the_job(
-    config: Configurator,
+    tm_config: Configurator,
     redis_url: str,
     database: Any,
     caplog: pytest.LogCaptureFixture,
@@ -594,13 +465,13 @@ def test_broker_that_is_away_marks_the_job(
         database.write(request)
         return str(request.job_states.send(broker.get_actor("run_marathon"), 26).uuid)
 
-    response = visit(config, view)
+    response = visit(tm_config, view)
 
     assert response.status_code == 200
     assert database.count() == 1
-    job_state = load(config, response.text)
+    job_state = load(tm_config, response.text)
     assert (job_state.status, job_state.error) == ("error", NOT_SENT)
-    shown = job_state.__json__(make_request(config, "alice"))["job"]
+    shown = job_state.__json__(make_request(tm_config, "alice"))["job"]
     assert shown["error"] == {"message": "The job could not be sent."}
     (line,) = messages(caplog, "pyramid_jobstate", logging.ERROR)
     assert response.text in line
@@ -618,7 +489,7 @@ def test_broker_and_store_that_are_away_raise_nothing(
         request.job_states.send(broker.get_actor("run_marathon"), 26)
         request.tm.get().join(Manager("a", "tpc_finish", server.stop))
 
-    assert visit(make_site(server.url), view).status_code == 200
+    assert visit(make_tm_config(server.url), view).status_code == 200
 
     lines = messages(caplog, "pyramid_jobstate")
     assert len(lines) == 2 and "stalled" in lines[1]
@@ -634,20 +505,24 @@ def put_failed(client: redis.Redis, message: Message[Any]) -> dict[str, Any]:
         finished=1,
         **{"m:miles_run": "12"},
     )
-    return dict(client.hgetall(f"jobstate:{job}"))
+    fields: Any = client.hgetall(f"jobstate:{job}")
+    return dict(fields)
 
 
 @pytest.mark.parametrize("phase", ["commit", "tpc_vote", None])
 def test_abort_leaves_the_end_of_a_job_that_is_put_back(
-    config: Configurator, broker: Broker, client: redis.Redis, phase: str | None
+    tm_config: Configurator,
+    global_broker: Broker,
+    client: redis.Redis,
+    phase: str | None,
 ) -> None:
     """Where the message of a failed job is sent again and is not after all, the failure
     stands as it was.
     """
-    make_app(config)
-    message = broker.get_actor("run_marathon").message(26)
+    make_app(tm_config)
+    message = global_broker.get_actor("run_marathon").message(26)
     before = put_failed(client, message)
-    request = make_request(config, "alice")
+    request = make_request(tm_config, "alice")
     transaction = request.tm.begin()
 
     request.job_states.send_message(message)
@@ -664,18 +539,18 @@ def test_abort_leaves_the_end_of_a_job_that_is_put_back(
 
 
 def test_job_that_is_put_back_is_queued_when_its_message_leaves(
-    config: Configurator, broker: Broker, client: redis.Redis
+    tm_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """A commit makes it a job that waits, and says nothing of its last run."""
-    make_app(config)
-    message = broker.get_actor("run_marathon").message(26)
+    make_app(tm_config)
+    message = global_broker.get_actor("run_marathon").message(26)
     put_failed(client, message)
 
-    with committing(config) as job_states:
+    with committing(tm_config) as job_states:
         job_states.send_message(message)
-        assert load(config, message.message_id).status == "error"
+        assert load(tm_config, message.message_id).status == "error"
 
-    job_state = load(config, message.message_id)
+    job_state = load(tm_config, message.message_id)
     assert (job_state.status, job_state.error) == ("queued", None)
     assert [m.message_id for m in queued(client)] == [message.message_id]
 
@@ -686,7 +561,7 @@ def test_job_that_the_broker_does_not_take_back_keeps_its_record(
 ) -> None:
     """Its viewer reads that it was not sent, and it can be sent again."""
     broker = broker_that_is_away(redis_url)
-    config = make_site(redis_url)
+    config = make_tm_config(redis_url)
     make_app(config)
     message = broker.get_actor("run_marathon").message(26)
     put_failed(client, message)
@@ -721,63 +596,63 @@ def resend(config: Configurator, what: Any, broker: Broker | None = None) -> Non
 @pytest.mark.parametrize("is_refused", [False, True])
 @pytest.mark.parametrize("was", ["queued", "unconfirmed", "pipeline"])
 def test_record_of_another_sender_is_left_alone(
-    config: Configurator,
+    tm_config: Configurator,
     redis_url: str,
-    broker: Broker,
+    global_broker: Broker,
     client: redis.Redis,
     was: str,
     is_refused: bool,
 ) -> None:
     """A second send of what is on its way takes back nothing if it comes to nothing."""
-    make_app(config)
-    run_marathon = broker.get_actor("run_marathon")
+    make_app(tm_config)
+    run_marathon = global_broker.get_actor("run_marathon")
     messages = [run_marathon.message(i) for i in range(3 if was == "pipeline" else 1)]
     what = pipeline(messages) if was == "pipeline" else messages[0]
-    with committing(config) as job_states:
+    with committing(tm_config) as job_states:
         job_states.send_message(what)
     if was == "unconfirmed":
         client.hset(f"jobstate:{messages[0].message_id}", "status", "sending")
     records = [client.hgetall(f"jobstate:{m.message_id}") for m in messages]
 
-    resend(config, what, broker_that_is_away(redis_url) if is_refused else None)
+    resend(tm_config, what, broker_that_is_away(redis_url) if is_refused else None)
 
     assert [client.hgetall(f"jobstate:{m.message_id}") for m in messages] == records
-    assert [load(config, m.message_id).status for m in messages] == (
+    assert [load(tm_config, m.message_id).status for m in messages] == (
         ["queued"] * len(messages)
     )
 
 
 def test_veto_between_the_two_steps_of_another_send(
-    config: Configurator, broker: Broker, client: redis.Redis
+    tm_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """Of two that send one message at once, the one that is vetoed does not take back
     the other's record.
     """
-    make_app(config)
-    message = broker.get_actor("run_marathon").message(26)
+    make_app(tm_config)
+    message = global_broker.get_actor("run_marathon").message(26)
     put_failed(client, message)
 
-    with committing(config) as job_states:
+    with committing(tm_config) as job_states:
         job_states.send_message(message)
         job_states.request.tm.get().join(
-            Manager("~~~~", "commit", lambda: resend(config, message))
+            Manager("~~~~", "commit", lambda: resend(tm_config, message))
         )
 
-    assert load(config, message.message_id).status == "queued"
+    assert load(tm_config, message.message_id).status == "queued"
     assert len(queued(client)) == 1
 
 
 def test_one_message_that_is_refused_does_not_stop_the_next(
-    config: Configurator, redis_url: str, broker: Broker, client: redis.Redis
+    tm_config: Configurator, redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
     """Each message of a transaction is sent by itself."""
     away = broker_that_is_away(redis_url)
 
     def view(request: Request) -> None:
         request.job_states.send(away.get_actor("run_marathon"), 1)
-        request.job_states.send(broker.get_actor("run_marathon"), 2)
+        request.job_states.send(global_broker.get_actor("run_marathon"), 2)
 
-    visit(config, view)
+    visit(tm_config, view)
 
     assert [m.args for m in queued(client)] == [(2,)]
 
@@ -785,7 +660,7 @@ def test_one_message_that_is_refused_does_not_stop_the_next(
 def crash_between_commit_and_departure(redis_url: str) -> None:
     """What the child process of the next test does."""
     broker = make_broker(redis_url)
-    config = make_site(redis_url)
+    config = make_tm_config(redis_url)
     make_app(config)
     with committing(config) as job_states:
         job_states.send(broker.get_actor("run_marathon"), 26)
@@ -806,9 +681,9 @@ def test_crash_between_commit_and_departure_reads_stalled(
     assert done.returncode == 7
 
     assert queued(client) == []
-    (key,) = client.keys("jobstate:????????-*")
-    config = make_config(redis_url, settings={"jobstate.stalled_after": "10s"})
-    make_app(config)
+    keys: Any = client.keys("jobstate:????????-*")
+    (key,) = keys
+    config = made_config(redis_url, settings={"jobstate.stalled_after": "10s"})
     uuid = key.decode().removeprefix("jobstate:")
     assert load(config, uuid).status == "queued"
     client.hset(key, "updated", int(time.time() * 1000) - 11_000)
@@ -819,13 +694,13 @@ def test_crash_between_commit_and_departure_reads_stalled(
 
 
 def test_savepoint_takes_back_what_was_sent_since(
-    config: Configurator, broker: Broker, client: redis.Redis, tmp_path: Path
+    tm_config: Configurator, global_broker: Broker, client: redis.Redis, tmp_path: Path
 ) -> None:
     """A savepoint that is rolled back takes its jobs with it, but not those before."""
-    run_marathon = broker.get_actor("run_marathon")
+    run_marathon = global_broker.get_actor("run_marathon")
 
     def view(request: Request) -> None:
-        database.write(request)
+        zodb.write(request)
         request.job_states.send(run_marathon, 1)
         first = request.tm.savepoint()
         request.job_states.send(run_marathon, 2)
@@ -837,8 +712,8 @@ def test_savepoint_takes_back_what_was_sent_since(
         request.job_states.send(run_marathon, 5)
         second.rollback()
 
-    with contextlib.closing(Zodb(tmp_path)) as database:
-        visit(config, view)
+    with contextlib.closing(Zodb(tmp_path)) as zodb:
+        visit(tm_config, view)
 
     assert [m.args for m in queued(client)] == [(1,), (4,)]
     assert len(client.keys("jobstate:????????-*")) == 2
@@ -848,41 +723,43 @@ def test_savepoint_takes_back_what_was_sent_since(
 
 
 def test_arguments_that_are_no_json_fail_in_the_view(
-    config: Configurator, broker: Broker, client: redis.Redis
+    tm_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """The view's own line raises, and the transaction can go on without."""
 
     def view(request: Request) -> str:
         for arguments in [object()], [{1, 2}], [b"x"]:
             with pytest.raises(TypeError, match=r"run_marathon.* cannot be encoded"):
-                request.job_states.send(broker.get_actor("run_marathon"), arguments)
+                request.job_states.send(
+                    global_broker.get_actor("run_marathon"), arguments
+                )
         return "caught"
 
-    assert visit(config, view).text == "caught"
+    assert visit(tm_config, view).text == "caught"
     assert client.keys() == []
 
 
 def test_arguments_are_those_of_the_call(
-    config: Configurator, broker: Broker, client: redis.Redis
+    tm_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """What the view does with a list after it has sent it does not matter."""
 
     def view(request: Request) -> str:
         miles, shoes = [1, 2], {"left": "red"}
-        run_marathon = broker.get_actor("run_marathon")
+        run_marathon = global_broker.get_actor("run_marathon")
         job_state = request.job_states.send(run_marathon, miles, shoes=shoes)
         miles.append(3)
         shoes.clear()
         assert job_state.job_params == {"miles": [1, 2], "shoes": {"left": "red"}}
         return str(job_state.uuid)
 
-    response = visit(config, view)
+    response = visit(tm_config, view)
 
     (message,) = queued(client)
     assert message.args == ([1, 2],)
     assert message.kwargs == {"shoes": {"left": "red"}}
     params = {"miles": [1, 2], "shoes": {"left": "red"}}
-    assert load(config, response.text).job_params == params
+    assert load(tm_config, response.text).job_params == params
 
 
 @pytest.mark.parametrize(
@@ -897,8 +774,8 @@ def test_arguments_are_those_of_the_call(
     ],
 )
 def test_owner_is_the_sender_unless_another_is_named(
-    config: Configurator,
-    broker: Broker,
+    tm_config: Configurator,
+    global_broker: Broker,
     client: redis.Redis,
     options: dict[str, Any],
     owner: object,
@@ -908,35 +785,35 @@ def test_owner_is_the_sender_unless_another_is_named(
     """
 
     def view(request: Request) -> str:
-        run_marathon = broker.get_actor("run_marathon")
+        run_marathon = global_broker.get_actor("run_marathon")
         job_state = request.job_states.send_with_options(run_marathon, (1,), **options)
         assert job_state.owner == owner
         return str(job_state.uuid)
 
-    uuid = visit(config, view).text
+    uuid = visit(tm_config, view).text
 
     (message,) = queued(client)
     assert message.options.get("job_owner") == owner
-    assert load(config, uuid).owner == owner
+    assert load(tm_config, uuid).owner == owner
 
 
-def test_owner_must_be_a_principal(job_states: Any, broker: Broker) -> None:
+def test_owner_must_be_a_principal(job_states: Any, global_broker: Broker) -> None:
     """An owner that JSON would change is refused in the call."""
     with pytest.raises(TypeError, match="a string or a number"):
         job_states.send_with_options(
-            broker.get_actor("run_marathon"), (1,), owner=("alice", 1)
+            global_broker.get_actor("run_marathon"), (1,), owner=("alice", 1)
         )
 
 
 @pytest.mark.parametrize("delay", [60_000, datetime.timedelta(minutes=1)])
 def test_delay_counts_from_the_commit(
-    config: Configurator, broker: Broker, client: redis.Redis, delay: Any
+    tm_config: Configurator, global_broker: Broker, client: redis.Redis, delay: Any
 ) -> None:
     """A delayed job is due that long after it was recorded, and its message, too."""
 
     def view(request: Request) -> str:
         job_state = request.job_states.send_with_options(
-            broker.get_actor("run_marathon"), (26,), delay=delay
+            global_broker.get_actor("run_marathon"), (26,), delay=delay
         )
         assert job_state.due_at - job_state.queued_at == datetime.timedelta(minutes=1)
         time.sleep(0.02)
@@ -944,7 +821,7 @@ def test_delay_counts_from_the_commit(
         return str(job_state.uuid)
 
     sent: list[JobState] = []
-    job_state = load(config, visit(config, view).text)
+    job_state = load(tm_config, visit(tm_config, view).text)
 
     assert job_state.due_at and job_state.queued_at
     assert job_state.due_at - job_state.queued_at == datetime.timedelta(minutes=1)
@@ -956,11 +833,11 @@ def test_delay_counts_from_the_commit(
 
 
 def test_options_travel_with_the_message(
-    job_states: Any, broker: Broker, client: redis.Redis
+    job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
     """Further options are the message's own."""
     job_states.send_with_options(
-        broker.get_actor("run_marathon"),
+        global_broker.get_actor("run_marathon"),
         kwargs={"miles": 26},
         max_retries=5,
         on_failure="sweep",
@@ -974,11 +851,11 @@ def test_options_travel_with_the_message(
 
 
 def test_messages_leave_in_their_order(
-    job_states: Any, broker: Broker, client: redis.Redis
+    job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
     """Several messages of a transaction leave in the order in which they were sent."""
     for miles in range(12):
-        job_states.send(broker.get_actor("run_marathon"), miles)
+        job_states.send(global_broker.get_actor("run_marathon"), miles)
     job_states.request.tm.commit()
 
     assert [m.args for m in queued(client)] == [(miles,) for miles in range(12)]
@@ -994,52 +871,49 @@ def send(request: Request, broker: Broker) -> JobState:
     return job_state
 
 
-def inactive(request: Request) -> bool:
-    """A tm.activate_hook that wants no transaction."""
-    return False
-
-
 def test_implicit_manager_without_the_tween_is_refused(
-    redis_url: str, broker: Broker, client: redis.Redis
+    redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
     """A transaction that nobody will commit is not joined, so that nothing is sent in
     the next one either.
     """
-    settings = {"tm.activate_hook": f"{__name__}.inactive"}
+    settings = {"tm.activate_hook": "tests.webapp.inactive"}
     config = make_config(redis_url, settings=settings)
     config.include("pyramid_tm")
 
     with pytest.raises(RuntimeError, match=r"No transaction .*send_immediately"):
-        visit(config, lambda request: send(request, broker))
+        visit(config, lambda request: send(request, global_broker))
 
     transaction.commit()
     assert client.keys() == []
 
 
 def test_explicit_manager_without_the_tween_is_refused(
-    redis_url: str, broker: Broker
+    redis_url: str, global_broker: Broker
 ) -> None:
     """Nor is one joined that an explicit manager would have to begin."""
-    config = make_site(redis_url, **{"tm.activate_hook": f"{__name__}.inactive"})
+    config = make_tm_config(
+        redis_url, {**EXPLICIT, "tm.activate_hook": "tests.webapp.inactive"}
+    )
 
     with pytest.raises(RuntimeError, match=r"No transaction .*send_immediately"):
-        visit(config, lambda request: send(request, broker))
+        visit(config, lambda request: send(request, global_broker))
 
 
 def test_without_pyramid_tm_send_names_the_other_way(
-    redis_url: str, broker: Broker, client: redis.Redis
+    redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
     """Without a request.tm the error says what to do."""
     config = make_config(redis_url)
 
     with pytest.raises(RuntimeError, match=r"pyramid_tm.*send_immediately"):
-        visit(config, lambda request: send(request, broker))
+        visit(config, lambda request: send(request, global_broker))
 
     assert client.keys() == []
 
 
 def test_send_after_the_end_of_the_transaction_is_refused(
-    config: Configurator, broker: Broker, client: redis.Redis
+    tm_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """When the tween has finished, there is no transaction to send with."""
 
@@ -1048,33 +922,33 @@ def test_send_after_the_end_of_the_transaction_is_refused(
 
     def finish(request: Request) -> None:
         with pytest.raises(RuntimeError, match="No transaction "):
-            send(request, broker)
+            send(request, global_broker)
         finished.append(request)
 
     finished: list[Request] = []
-    visit(config, view)
+    visit(tm_config, view)
 
     assert finished
     assert client.keys() == []
 
 
 def test_implicit_manager_under_the_tween_sends(
-    redis_url: str, broker: Broker, client: redis.Redis
+    redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
     """pyramid_tm's default manager will do where its tween is active."""
     config = make_config(redis_url)
     config.include("pyramid_tm")
 
-    visit(config, lambda request: send(request, broker))
+    visit(config, lambda request: send(request, global_broker))
 
     assert len(queued(client)) == 1
 
 
 def test_explicit_manager_by_hand_sends(
-    job_states: Any, broker: Broker, client: redis.Redis
+    job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
     """In a script, or a test, whoever begins a transaction commits it."""
-    send(job_states.request, broker)
+    send(job_states.request, global_broker)
     assert queued(client) == []
 
     job_states.request.tm.commit()
@@ -1083,14 +957,14 @@ def test_explicit_manager_by_hand_sends(
 
 
 def test_transaction_of_repoze_tm_sends(
-    redis_url: str, broker: Broker, client: redis.Redis
+    redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
     """Where a WSGI middleware manages the transaction, the message leaves when that
     commits.
     """
     config = make_config(redis_url)
     config.include("pyramid_tm")
-    config.add_view(lambda c, r: Response(send(r, broker).uuid), name="go")
+    config.add_view(lambda c, r: Response(send(r, global_broker).uuid), name="go")
     app = make_app(config)
 
     def middleware(environ: Any, start_response: Any) -> Any:
@@ -1109,19 +983,19 @@ def test_transaction_of_repoze_tm_sends(
 
 
 def test_send_immediately_does_not_wait_for_the_transaction(
-    config: Configurator, broker: Broker, client: redis.Redis
+    tm_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """What is sent at once is, whatever becomes of the transaction."""
 
     def view(request: Request) -> None:
         job_states = request.job_states
-        job_states.send_immediately(broker.get_actor("run_marathon"), 26)
+        job_states.send_immediately(global_broker.get_actor("run_marathon"), 26)
         assert len(queued(client)) == 1
         assert only_job(client)["status"] == "queued"
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        visit(config, view)
+        visit(tm_config, view)
 
     assert only_job(client)["status"] == "queued"
 
@@ -1160,7 +1034,7 @@ def test_send_immediately_reports_the_brokers_error_before_the_stores(
 
     broker = broker_that_is_away(server.url)
     broker.add_middleware(Stop())
-    config = make_site(server.url)
+    config = make_tm_config(server.url)
     make_app(config)
 
     with pytest.raises(redis.ConnectionError):
@@ -1173,10 +1047,10 @@ def test_send_immediately_reports_the_brokers_error_before_the_stores(
 
 
 def test_message_keeps_its_id(
-    job_states: Any, broker: Broker, client: redis.Redis
+    job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
     """A message that was made before is sent as it is."""
-    message = broker.get_actor("run_marathon").message(26)
+    message = global_broker.get_actor("run_marathon").message(26)
 
     job_state = job_states.send_message(message, owner="bob")
     job_states.request.tm.commit()
@@ -1188,10 +1062,10 @@ def test_message_keeps_its_id(
 
 
 def test_message_of_its_own_delay_is_delayed(
-    job_states: Any, broker: Broker, client: redis.Redis
+    job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
     """A message that says its delay is due after it, as a pipeline's first step is."""
-    run_marathon = broker.get_actor("run_marathon")
+    run_marathon = global_broker.get_actor("run_marathon")
     message = run_marathon.message_with_options(args=(26,), delay=60_000)
 
     uuid = job_states.send_message(message).uuid
@@ -1203,10 +1077,10 @@ def test_message_of_its_own_delay_is_delayed(
 
 
 def test_message_keeps_what_it_leads_to(
-    job_states: Any, broker: Broker, client: redis.Redis
+    job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
     """A message that was taken out of a pipeline still leads to the next."""
-    run_marathon = broker.get_actor("run_marathon")
+    run_marathon = global_broker.get_actor("run_marathon")
     steps = pipeline([run_marathon.message(1), run_marathon.message(2)])
 
     job_states.send_message(steps.messages[0])
@@ -1218,7 +1092,7 @@ def test_message_keeps_what_it_leads_to(
 
 @pytest.mark.parametrize("what", [None, "run_marathon", print, JobState])
 def test_what_is_no_message_is_refused(
-    job_states: Any, broker: Broker, what: Any
+    job_states: Any, global_broker: Broker, what: Any
 ) -> None:
     """Only what Dramatiq can send is sent."""
     with pytest.raises(TypeError, match="Only messages, pipelines and groups"):
@@ -1226,10 +1100,10 @@ def test_what_is_no_message_is_refused(
 
 
 def test_message_without_a_broker_is_refused(
-    job_states: Any, broker: Broker, monkeypatch: pytest.MonkeyPatch
+    job_states: Any, global_broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a global broker there is none to send a message through."""
-    message = broker.get_actor("run_marathon").message(1)
+    message = global_broker.get_actor("run_marathon").message(1)
     monkeypatch.setattr(dramatiq.broker, "global_broker", None)
 
     with pytest.raises(TypeError, match=r"dramatiq\.set_broker"):
@@ -1239,10 +1113,10 @@ def test_message_without_a_broker_is_refused(
 
 
 def test_pipeline_has_all_its_records_from_the_start(
-    job_states: Any, broker: Broker, client: redis.Redis
+    job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
     """Each step has its record, owner and id; the first message leads to the others."""
-    run_marathon = broker.get_actor("run_marathon")
+    run_marathon = global_broker.get_actor("run_marathon")
     what = pipeline([run_marathon.message(i) for i in range(3)])
     ids = [m.message_id for m in what.messages]
     before = what.messages[0].asdict()
@@ -1266,12 +1140,12 @@ def test_pipeline_has_all_its_records_from_the_start(
 
 
 def test_steps_that_wait_for_their_turn_never_stall(
-    redis_url: str, broker: Broker, client: redis.Redis
+    redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
     """However long the first step takes, the later ones are queued."""
-    config = make_site(redis_url, **{"jobstate.stalled_after": "0.01"})
+    config = make_tm_config(redis_url, {**EXPLICIT, "jobstate.stalled_after": "0.01"})
     make_app(config)
-    run_marathon = broker.get_actor("run_marathon")
+    run_marathon = global_broker.get_actor("run_marathon")
     with committing(config) as job_states:
         sent = job_states.send_message(
             run_marathon.message(1) | run_marathon.message(2)
@@ -1283,12 +1157,12 @@ def test_steps_that_wait_for_their_turn_never_stall(
 
 
 def test_delay_of_a_pipeline_is_that_of_its_first_step(
-    job_states: Any, broker: Broker, client: redis.Redis
+    job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
     """A pipeline is delayed as Dramatiq delays it: by what its first message says. That
     of a later step counts from its turn.
     """
-    run_marathon = broker.get_actor("run_marathon")
+    run_marathon = global_broker.get_actor("run_marathon")
     first = run_marathon.message_with_options(args=(1,), delay=60_000)
     second = run_marathon.message_with_options(args=(2,), delay=30_000)
 
@@ -1301,7 +1175,7 @@ def test_delay_of_a_pipeline_is_that_of_its_first_step(
     assert two.due_at is None
     assert [m.message_id for m in queued(client, "default.DQ")] == [one.uuid]
     # What Dramatiq does when the first step has succeeded.
-    broker.enqueue(
+    global_broker.enqueue(
         Message(**queued(client, "default.DQ")[0].options["pipe_target"]), delay=30_000
     )
     two = job_states[two.uuid]
@@ -1311,7 +1185,7 @@ def test_delay_of_a_pipeline_is_that_of_its_first_step(
 
 
 def test_empty_pipeline_is_refused(
-    job_states: Any, broker: Broker, client: redis.Redis
+    job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
     """A pipeline that could not be sent at the commit is refused in the call."""
     for what in pipeline([]), group([pipeline([])]):
@@ -1323,12 +1197,12 @@ def test_empty_pipeline_is_refused(
 
 
 def test_untracked_member_is_refused(
-    job_states: Any, broker: Broker, client: redis.Redis
+    job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
     """A pipeline or group has no member that nobody could follow."""
     members = [
-        broker.get_actor("run_marathon").message(1),
-        broker.get_actor("sweep").message(),
+        global_broker.get_actor("run_marathon").message(1),
+        global_broker.get_actor("sweep").message(),
     ]
 
     for what in pipeline(members), group(members), group([pipeline(members)]):
@@ -1340,12 +1214,12 @@ def test_untracked_member_is_refused(
 
 
 def test_group_has_all_its_records(
-    job_states: Any, broker: Broker, client: redis.Redis
+    job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
     """Messages, pipelines and groups in a group are sent, and each job is the sender's;
     a member's own delay does not count, as in Dramatiq.
     """
-    run_marathon = broker.get_actor("run_marathon")
+    run_marathon = global_broker.get_actor("run_marathon")
     m = [run_marathon.message_with_options(args=(i,)) for i in range(6)]
     late = run_marathon.message_with_options(args=(6,), delay=60_000)
 
@@ -1365,7 +1239,7 @@ def test_group_has_all_its_records(
 
 
 def test_group_of_nothing_sends_nothing(
-    job_states: Any, broker: Broker, client: redis.Redis
+    job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
     """As in Dramatiq."""
     assert job_states.send_message(group([])) == []
@@ -1386,13 +1260,13 @@ class RefusesSecond(Middleware):
 
 
 def test_group_that_left_in_part_is_shown_as_it_is(
-    job_states: Any, broker: Broker, client: redis.Redis
+    job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
     """Where the broker goes away amid a group, what it has taken goes on, with later
     steps, and what it has not taken has failed.
     """
-    broker.add_middleware(RefusesSecond(2))
-    m = [broker.get_actor("run_marathon").message(i) for i in range(5)]
+    global_broker.add_middleware(RefusesSecond(2))
+    m = [global_broker.get_actor("run_marathon").message(i) for i in range(5)]
 
     sent = job_states.send_message(group([m[0] | m[1], m[2] | m[3], m[4]]))
     job_states.request.tm.commit()
@@ -1409,11 +1283,11 @@ def test_group_that_left_in_part_is_shown_as_it_is(
 
 
 def test_group_sent_immediately_in_part_keeps_what_has_left(
-    job_states: Any, broker: Broker, client: redis.Redis
+    job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
     """What the broker has taken keeps its record, and the later steps theirs."""
-    broker.add_middleware(RefusesSecond(2))
-    m = [broker.get_actor("run_marathon").message(i) for i in range(5)]
+    global_broker.add_middleware(RefusesSecond(2))
+    m = [global_broker.get_actor("run_marathon").message(i) for i in range(5)]
 
     with pytest.raises(dramatiq.middleware.MiddlewareError):
         job_states.send_immediately(group([m[0] | m[1], m[2] | m[3], m[4]]))
@@ -1427,23 +1301,26 @@ def test_group_sent_immediately_in_part_keeps_what_has_left(
 
 
 @pytest.fixture
-def callbacks(broker: Broker) -> dramatiq.middleware.GroupCallbacks:
+def callbacks(global_broker: Broker) -> dramatiq.middleware.GroupCallbacks:
     """What makes completion callbacks possible."""
     from dramatiq.rate_limits.backends import StubBackend
 
     middleware = dramatiq.middleware.GroupCallbacks(StubBackend())
-    broker.add_middleware(middleware)
+    global_broker.add_middleware(middleware)
     return middleware
 
 
 @pytest.mark.usefixtures("callbacks")
 def test_completion_callbacks_are_the_senders(
-    job_states: Any, broker: Broker, client: redis.Redis
+    job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
     """What runs after a group belongs to whoever sent that, as it was at the call, and
     gets its record when it is sent.
     """
-    run_marathon, sweep = broker.get_actor("run_marathon"), broker.get_actor("sweep")
+    run_marathon, sweep = (
+        global_broker.get_actor("run_marathon"),
+        global_broker.get_actor("sweep"),
+    )
     miles = [26]
     what = group(
         [run_marathon.message(1), run_marathon.message(2) | run_marathon.message(3)]
@@ -1463,7 +1340,7 @@ def test_completion_callbacks_are_the_senders(
     assert len(client.keys("jobstate:????????-*")) == 3
     messages = queued(client)
     assert [m.message_id for m in messages] == [sent[0].uuid, sent[1].uuid]
-    last = Message(**messages[1].options["pipe_target"])
+    last: Message[Any] = Message(**messages[1].options["pipe_target"])
     assert last.message_id == sent[2].uuid
     for message in (messages[0], last):
         first, second, third = message.options["group_completion_callbacks"]
@@ -1475,10 +1352,10 @@ def test_completion_callbacks_are_the_senders(
 
 @pytest.mark.usefixtures("callbacks")
 def test_completion_callback_that_is_no_json_fails_in_the_call(
-    job_states: Any, broker: Broker
+    job_states: Any, global_broker: Broker
 ) -> None:
     """So does what cannot be encoded."""
-    run_marathon = broker.get_actor("run_marathon")
+    run_marathon = global_broker.get_actor("run_marathon")
     what = group([run_marathon.message(1)])
     what.add_completion_callback(run_marathon.message(object()))
 
@@ -1488,10 +1365,10 @@ def test_completion_callback_that_is_no_json_fails_in_the_call(
 
 @pytest.mark.usefixtures("callbacks")
 def test_completion_callbacks_are_not_for_groups_of_groups(
-    job_states: Any, broker: Broker
+    job_states: Any, global_broker: Broker
 ) -> None:
     """What Dramatiq would refuse at the commit is refused in the call."""
-    run_marathon = broker.get_actor("run_marathon")
+    run_marathon = global_broker.get_actor("run_marathon")
     what = group([group([run_marathon.message(1)])])
     what.add_completion_callback(run_marathon.message(2))
 
@@ -1500,10 +1377,10 @@ def test_completion_callbacks_are_not_for_groups_of_groups(
 
 
 def test_completion_callbacks_need_their_middleware(
-    job_states: Any, broker: Broker
+    job_states: Any, global_broker: Broker
 ) -> None:
     """Nor can a broker without GroupCallbacks be sent any."""
-    run_marathon = broker.get_actor("run_marathon")
+    run_marathon = global_broker.get_actor("run_marathon")
     what = group([run_marathon.message(1)])
     what.add_completion_callback(run_marathon.message(2))
 

@@ -1,9 +1,9 @@
 """Which transaction a send joins: in views, subrequests and scripts."""
 
+import contextlib
 import gc
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import dramatiq.broker
@@ -21,45 +21,40 @@ from webtest import TestApp
 
 from pyramid_jobstate import JobState
 from tests.jobs import messages
-from tests.web.test_sending import Manager, SQLite, fail, queued
-from tests.webapp import get, make_app, make_broker, make_config, make_request
+from tests.web.databases import Manager, SQLite, fail
+from tests.webapp import (
+    EXPLICIT,
+    get,
+    make_app,
+    make_config,
+    make_request,
+    make_tm_config,
+    queued,
+)
 
-EXPLICIT = {"tm.manager_hook": "pyramid_tm.explicit_manager"}
 IMPLICIT: dict[str, str] = {}
 
 
 @pytest.fixture(autouse=True)
-def clean() -> Iterator[None]:
+def _clean() -> Iterator[None]:
     """Leave nothing in this thread's transaction."""
     transaction.abort()
     yield
     transaction.abort()
 
 
-@pytest.fixture
-def broker(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Broker:
-    """Dramatiq's global broker, with the actors run_marathon and sweep."""
-    broker = make_broker(redis_url)
-    monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
-    return broker
-
-
 @pytest.fixture(params=["explicit", "implicit"])
-def config(redis_url: str, request: pytest.FixtureRequest) -> Configurator:
+def either_config(redis_url: str, request: pytest.FixtureRequest) -> Configurator:
     """The configurator of an application, with each of pyramid_tm's managers."""
-    return make_site(redis_url, EXPLICIT if request.param == "explicit" else IMPLICIT)
+    return make_tm_config(
+        redis_url, EXPLICIT if request.param == "explicit" else IMPLICIT
+    )
 
 
 @pytest.fixture
 def implicit(redis_url: str) -> Configurator:
     """That of one with the manager that is the thread's."""
-    return make_site(redis_url, IMPLICIT)
-
-
-def make_site(redis_url: str, settings: dict[str, Any]) -> Configurator:
-    config = make_config(redis_url, settings=settings)
-    config.include("pyramid_tm")
-    return config
+    return make_tm_config(redis_url, IMPLICIT)
 
 
 def add(config: Configurator, name: str, view: Callable[[Request], Any]) -> None:
@@ -67,6 +62,35 @@ def add(config: Configurator, name: str, view: Callable[[Request], Any]) -> None
         return Response(str(view(request)))
 
     config.add_view(answer, name=name)
+
+
+@contextlib.contextmanager
+def script(config: Configurator) -> Iterator[Request]:
+    """Give the request of a script that uses the application."""
+    make_app(config)
+    with prepare(registry=config.registry) as env:
+        yield env["request"]
+
+
+def call_late(request: Request, kind: str, late: Callable[[Request], object]) -> None:
+    """Call back when the request has its response, or when it is over."""
+    if kind == "finished":
+        request.add_finished_callback(late)
+    else:
+        request.add_response_callback(lambda request, response: late(request))
+
+
+def in_transaction(app: TestApp) -> TestApp:
+    """Wrap the application in WSGI middleware that begins the thread's transaction, as
+    repoze.tm does.
+    """
+
+    def middleware(environ: Any, start_response: Any) -> Any:
+        with transaction.manager:
+            environ["repoze.tm.active"] = True
+            return app.app(environ, start_response)
+
+    return TestApp(middleware)
 
 
 def send(request: Request, miles: int = 26) -> str:
@@ -100,11 +124,6 @@ def refused(request: Request) -> None:
     assert error.__suppress_context__ or error.__context__ is None
 
 
-def inactive(request: Request) -> bool:
-    """A tm.activate_hook that wants no transaction."""
-    return False
-
-
 def thread_manager(request: Request) -> Any:
     """A tm.manager_hook that returns a manager of the thread's."""
     return transaction.manager
@@ -132,13 +151,10 @@ EXPLICIT_OF_THREAD.explicit = True
 
 
 def test_script_sends_at_its_commit(
-    config: Configurator, broker: Broker, client: redis.Redis
+    either_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """In a script the message leaves when its own transaction has committed."""
-    make_app(config)
-
-    with prepare(registry=config.registry) as env:
-        request = env["request"]
+    with script(either_config) as request:
         with request.tm:
             uuid = send(request)
             assert client.keys() == []
@@ -151,28 +167,23 @@ def test_script_sends_at_its_commit(
 
 
 def test_script_that_fails_leaves_nothing(
-    config: Configurator, broker: Broker, client: redis.Redis
+    either_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """An exception aborts the transaction of a script, and what it sent."""
-    make_app(config)
-
-    with prepare(registry=config.registry) as env:
+    with script(either_config) as request:
         with pytest.raises(ZeroDivisionError):
-            send_and_fail(env["request"])
-        with env["request"].tm:
+            send_and_fail(request)
+        with request.tm:
             pass
 
     assert client.keys() == []
 
 
 def test_script_outside_its_transaction_is_refused(
-    config: Configurator, broker: Broker, client: redis.Redis
+    either_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """Before it has begun, and after it has ended, nothing is joined."""
-    make_app(config)
-
-    with prepare(registry=config.registry) as env:
-        request = env["request"]
+    with script(either_config) as request:
         refused(request)
         with request.tm:
             pass
@@ -184,13 +195,10 @@ def test_script_outside_its_transaction_is_refused(
 
 
 def test_doomed_script_leaves_nothing(
-    config: Configurator, broker: Broker, client: redis.Redis
+    either_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """A transaction that is doomed takes what is sent, and does not commit."""
-    make_app(config)
-
-    with prepare(registry=config.registry) as env:
-        request = env["request"]
+    with script(either_config) as request:
         request.tm.begin()
         request.tm.doom()
         send(request)
@@ -202,31 +210,26 @@ def test_doomed_script_leaves_nothing(
 
 
 def test_script_without_pyramid_tm_is_told(
-    redis_url: str, broker: Broker, client: redis.Redis
+    redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
     """An application without pyramid_tm has no transaction to join."""
-    config = make_config(redis_url)
-    make_app(config)
-
     with (
-        prepare(registry=config.registry) as env,
+        script(make_config(redis_url)) as request,
         transaction.manager,
         pytest.raises(RuntimeError, match=r"Include pyramid_tm.*send_immediately"),
     ):
-        send(env["request"])
+        send(request)
 
     assert client.keys() == []
 
 
 def test_transaction_that_was_begun_elsewhere_is_joined(
-    implicit: Configurator, broker: Broker, client: redis.Redis
+    implicit: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """Whoever has begun the thread's transaction commits what was sent."""
-    make_app(implicit)
-
-    with prepare(registry=implicit.registry) as env:
+    with script(implicit) as request:
         transaction.begin()
-        send(env["request"])
+        send(request)
         assert client.keys() == []
         transaction.commit()
 
@@ -234,30 +237,26 @@ def test_transaction_that_was_begun_elsewhere_is_joined(
 
 
 def test_transaction_that_somebody_has_used_is_joined(
-    implicit: Configurator, broker: Broker, client: redis.Redis, tmp_path: Path
+    implicit: Configurator, global_broker: Broker, client: redis.Redis, sqlite: SQLite
 ) -> None:
     """An implicit manager has begun when somebody has asked for its transaction, as a
     session does.
     """
-    make_app(implicit)
-    database = SQLite(tmp_path)
-
-    with prepare(registry=implicit.registry) as env:
-        refused(env["request"])
-        database.write(env["request"])
-        send(env["request"])
+    with script(implicit) as request:
+        refused(request)
+        sqlite.write(request)
+        send(request)
         transaction.commit()
 
-    assert database.count() == 1
+    assert sqlite.count() == 1
     assert miles(client) == [26]
-    database.close()
 
 
 # Subrequests.
 
 
 def test_subrequest_without_tweens_has_the_threads_transaction(
-    implicit: Configurator, broker: Broker, client: redis.Redis
+    implicit: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """With the thread's manager what a subrequest sends leaves at the commit of the
     request that made it.
@@ -277,7 +276,7 @@ def test_subrequest_without_tweens_has_the_threads_transaction(
 
 
 def test_subrequest_without_tweens_is_aborted_with_the_request(
-    implicit: Configurator, broker: Broker, client: redis.Redis
+    implicit: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """And nothing of it, if that fails."""
 
@@ -295,10 +294,10 @@ def test_subrequest_without_tweens_is_aborted_with_the_request(
 
 
 def test_subrequest_without_tweens_has_no_explicit_transaction(
-    redis_url: str, broker: Broker, client: redis.Redis
+    redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
     """An explicit manager is a request's own: a subrequest's has not begun."""
-    config = make_site(redis_url, EXPLICIT)
+    config = make_tm_config(redis_url)
     add(config, "sub", refused)
     add(config, "go", lambda request: request.invoke_subrequest(Request.blank("/sub")))
 
@@ -308,10 +307,10 @@ def test_subrequest_without_tweens_has_no_explicit_transaction(
 
 
 def test_subrequest_may_share_its_requests_manager(
-    redis_url: str, broker: Broker, client: redis.Redis
+    redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
     """One that is handed the manager joins the transaction of the request."""
-    config = make_site(redis_url, EXPLICIT)
+    config = make_tm_config(redis_url)
 
     def view(request: Request) -> None:
         sub = Request.blank("/sub", environ={"tm.manager": request.tm})
@@ -327,10 +326,10 @@ def test_subrequest_may_share_its_requests_manager(
 
 
 def test_subrequest_with_tweens_has_its_own_transaction(
-    redis_url: str, broker: Broker, client: redis.Redis
+    redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
     """With an explicit manager it sends at its end, whatever becomes of the other."""
-    config = make_site(redis_url, EXPLICIT)
+    config = make_tm_config(redis_url)
 
     def view(request: Request) -> None:
         send(request, 1)
@@ -348,7 +347,7 @@ def test_subrequest_with_tweens_has_its_own_transaction(
 
 
 def test_subrequest_with_tweens_ends_the_threads_transaction(
-    implicit: Configurator, broker: Broker, client: redis.Redis
+    implicit: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """With the thread's manager its tween begins anew, which aborts what the request
     has sent before; what that sends afterwards leaves at its commit.
@@ -372,15 +371,12 @@ def test_subrequest_with_tweens_ends_the_threads_transaction(
 
 @pytest.mark.parametrize("kind", ["finished", "response"])
 def test_send_after_the_commit_is_refused(
-    config: Configurator, broker: Broker, client: redis.Redis, kind: str
+    either_config: Configurator, global_broker: Broker, client: redis.Redis, kind: str
 ) -> None:
     """In a callback that runs after the tween nothing is joined."""
 
     def view(request: Request) -> str:
-        if kind == "finished":
-            request.add_finished_callback(late)
-        else:
-            request.add_response_callback(lambda request, response: late(request))
+        call_late(request, kind, late)
         return send(request)
 
     def late(request: Request) -> None:
@@ -388,8 +384,8 @@ def test_send_after_the_commit_is_refused(
         seen.append(len(queued(client)))
 
     seen: list[int] = []
-    add(config, "go", view)
-    app = make_app(config)
+    add(either_config, "go", view)
+    app = make_app(either_config)
 
     get(app, "/go")
     get(app, "/go")
@@ -400,30 +396,27 @@ def test_send_after_the_commit_is_refused(
 
 @pytest.mark.parametrize("kind", ["finished", "response"])
 def test_callback_may_begin_its_own_transaction(
-    config: Configurator, broker: Broker, client: redis.Redis, kind: str
+    either_config: Configurator, global_broker: Broker, client: redis.Redis, kind: str
 ) -> None:
     """Or begins one, which it commits."""
 
     def view(request: Request) -> str:
-        if kind == "finished":
-            request.add_finished_callback(late)
-        else:
-            request.add_response_callback(lambda request, response: late(request))
+        call_late(request, kind, late)
         return send(request)
 
     def late(request: Request) -> None:
         with request.tm:
             send(request, 27)
 
-    add(config, "go", view)
+    add(either_config, "go", view)
 
-    get(make_app(config), "/go")
+    get(make_app(either_config), "/go")
 
     assert miles(client) == [26, 27]
 
 
 def test_inactive_tween_leaves_it_to_the_view(
-    config: Configurator, broker: Broker, client: redis.Redis
+    either_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """Where a hook wants no transaction, a view may begin one."""
 
@@ -434,17 +427,17 @@ def test_inactive_tween_leaves_it_to_the_view(
         assert len(queued(client)) == 1
         refused(request)
 
-    config.add_settings({"tm.activate_hook": f"{__name__}.inactive"})
-    add(config, "go", view)
+    either_config.add_settings({"tm.activate_hook": "tests.webapp.inactive"})
+    add(either_config, "go", view)
 
-    assert get(make_app(config), "/go").status_code == 200
+    assert get(make_app(either_config), "/go").status_code == 200
 
     transaction.commit()
     assert miles(client) == [26]
 
 
 def test_view_that_ends_the_tweens_transaction(
-    config: Configurator, broker: Broker, client: redis.Redis
+    either_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """The tween commits what an implicit manager has begun since; an explicit one must
     be begun again.
@@ -458,9 +451,9 @@ def test_view_that_ends_the_tweens_transaction(
             request.tm.begin()
         send(request, 2)
 
-    add(config, "go", view)
+    add(either_config, "go", view)
 
-    assert get(make_app(config), "/go").status_code == 200
+    assert get(make_app(either_config), "/go").status_code == 200
 
     assert miles(client) == [1, 2]
 
@@ -468,7 +461,7 @@ def test_view_that_ends_the_tweens_transaction(
 @pytest.mark.parametrize("pushes", [False, True])
 def test_thread_of_its_own_has_no_transaction(
     implicit: Configurator,
-    broker: Broker,
+    global_broker: Broker,
     client: redis.Redis,
     caplog: pytest.LogCaptureFixture,
     pushes: bool,
@@ -507,10 +500,10 @@ def test_thread_of_its_own_has_no_transaction(
     "hook", ["thread_manager", "own_implicit_manager", "explicit_thread_manager"]
 )
 def test_any_manager_will_do(
-    redis_url: str, broker: Broker, client: redis.Redis, hook: str
+    redis_url: str, global_broker: Broker, client: redis.Redis, hook: str
 ) -> None:
     """Whatever manager the application's hook returns, views and scripts send."""
-    config = make_site(redis_url, {"tm.manager_hook": f"{__name__}.{hook}"})
+    config = make_tm_config(redis_url, {"tm.manager_hook": f"{__name__}.{hook}"})
 
     def view(request: Request) -> str:
         request.add_finished_callback(refused)
@@ -529,54 +522,43 @@ def test_any_manager_will_do(
 
 
 def test_hook_that_returns_nothing_is_told(
-    redis_url: str, broker: Broker, client: redis.Redis
+    redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
     """A hook that returns nothing is as no pyramid_tm."""
-    config = make_site(redis_url, {"tm.manager_hook": f"{__name__}.no_manager"})
-    make_app(config)
+    config = make_tm_config(redis_url, {"tm.manager_hook": f"{__name__}.no_manager"})
 
     with (
-        prepare(registry=config.registry) as env,
+        script(config) as request,
         pytest.raises(RuntimeError, match=r"no request\.tm"),
     ):
-        send(env["request"])
+        send(request)
 
 
 def test_transaction_of_repoze_tm_is_not_an_explicit_managers(
-    redis_url: str, broker: Broker, client: redis.Redis
+    redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
     """A WSGI middleware begins the thread's transaction, which an explicit manager is
     not.
     """
-    config = make_site(redis_url, EXPLICIT)
+    config = make_tm_config(redis_url)
     add(config, "go", refused)
-    app = make_app(config)
+    app = in_transaction(make_app(config))
 
-    def middleware(environ: Any, start_response: Any) -> Any:
-        with transaction.manager:
-            environ["repoze.tm.active"] = True
-            return app.app(environ, start_response)
-
-    assert TestApp(middleware).get("/go").status_code == 200
+    assert app.get("/go").status_code == 200
     assert client.keys() == []
 
 
 def test_transaction_of_repoze_tm_is_not_complained_of(
     implicit: Configurator,
-    broker: Broker,
+    global_broker: Broker,
     client: redis.Redis,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A WSGI middleware commits after the request's last callback."""
     add(implicit, "go", send)
-    app = make_app(implicit)
+    app = in_transaction(make_app(implicit))
 
-    def middleware(environ: Any, start_response: Any) -> Any:
-        with transaction.manager:
-            environ["repoze.tm.active"] = True
-            return app.app(environ, start_response)
-
-    TestApp(middleware).get("/go")
+    app.get("/go")
 
     assert miles(client) == [26]
     assert messages(caplog, "pyramid_jobstate") == []
@@ -586,13 +568,15 @@ def test_transaction_of_repoze_tm_is_not_complained_of(
 @pytest.mark.parametrize("begins", ["script", "thread"])
 def test_transaction_that_is_forgotten_is_told(
     redis_url: str,
-    broker: Broker,
+    global_broker: Broker,
     caplog: pytest.LogCaptureFixture,
     hook: str | None,
     begins: str,
 ) -> None:
     """A job of a transaction that ends with its manager, or its thread, is logged."""
-    config = make_site(redis_url, {} if hook is None else {"tm.manager_hook": hook})
+    config = make_tm_config(
+        redis_url, {} if hook is None else {"tm.manager_hook": hook}
+    )
     make_app(config)
     uuids = []
 
@@ -616,23 +600,25 @@ def test_transaction_that_is_forgotten_is_told(
 
 @pytest.mark.parametrize("ends", ["commit", "abort", "savepoint"])
 def test_transaction_that_has_ended_is_not_complained_of(
-    config: Configurator, broker: Broker, caplog: pytest.LogCaptureFixture, ends: str
+    either_config: Configurator,
+    global_broker: Broker,
+    caplog: pytest.LogCaptureFixture,
+    ends: str,
 ) -> None:
     """What was sent, aborted or rolled back is nothing to complain of."""
-    make_app(config)
-    with prepare(registry=config.registry) as env:
-        manager = env["request"].tm
+    with script(either_config) as request:
+        manager = request.tm
         manager.begin()
         if ends == "savepoint":
             savepoint = manager.savepoint()
-            send(env["request"])
+            send(request)
             savepoint.rollback()
             del savepoint
             manager.commit()
         else:
-            send(env["request"])
+            send(request)
             getattr(manager, ends)()
-    del env, manager
+    del request, manager
     gc.collect()
 
     assert messages(caplog, "pyramid_jobstate") == []
@@ -643,7 +629,7 @@ def test_transaction_that_has_ended_is_not_complained_of(
 
 @pytest.mark.parametrize("phase", ["commit", "tpc_vote", "tpc_finish"])
 def test_send_within_a_commit_is_refused(
-    config: Configurator, broker: Broker, client: redis.Redis, phase: str
+    either_config: Configurator, global_broker: Broker, client: redis.Redis, phase: str
 ) -> None:
     """A transaction that commits takes nothing any more."""
 
@@ -658,16 +644,16 @@ def test_send_within_a_commit_is_refused(
         return send(request)
 
     tried: list[str] = []
-    add(config, "go", view)
+    add(either_config, "go", view)
 
-    assert get(make_app(config), "/go").status_code == 200
+    assert get(make_app(either_config), "/go").status_code == 200
 
     assert tried == [phase]
     assert miles(client) == [26]
 
 
 def test_send_after_a_commit_has_failed_is_refused(
-    config: Configurator, broker: Broker, client: redis.Redis
+    either_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """Nor one that has failed to: an exception view is told so."""
 
@@ -680,25 +666,25 @@ def test_send_after_a_commit_has_failed_is_refused(
         request.tm.get().join(Manager("a", "tpc_vote", fail))
         send(request)
 
-    config.add_exception_view(apologize, context=ZeroDivisionError)
-    add(config, "go", view)
+    either_config.add_exception_view(apologize, context=ZeroDivisionError)
+    add(either_config, "go", view)
 
-    assert get(make_app(config), "/go").text == "Sorry"
+    assert get(make_app(either_config), "/go").text == "Sorry"
 
     assert client.keys() == []
 
 
 def test_send_before_a_commit_hook_is_sent(
-    config: Configurator, broker: Broker, client: redis.Redis
+    either_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """A hook that runs before the commit sends with it."""
 
     def view(request: Request) -> None:
         request.tm.get().addBeforeCommitHook(send, (request,))
 
-    add(config, "go", view)
+    add(either_config, "go", view)
 
-    get(make_app(config), "/go")
+    get(make_app(either_config), "/go")
 
     assert miles(client) == [26]
 
@@ -706,9 +692,9 @@ def test_send_before_a_commit_hook_is_sent(
 @pytest.mark.parametrize("is_sub", [False, True])
 def test_transaction_that_nobody_commits_is_told(
     implicit: Configurator,
-    broker: Broker,
+    global_broker: Broker,
     client: redis.Redis,
-    tmp_path: Path,
+    sqlite: SQLite,
     caplog: pytest.LogCaptureFixture,
     is_sub: bool,
 ) -> None:
@@ -716,10 +702,9 @@ def test_transaction_that_nobody_commits_is_told(
     indistinguishable from one that somebody has begun: the log has the job that nobody
     sent when the request is over.
     """
-    database = SQLite(tmp_path)
 
     def late(request: Request) -> None:
-        session = database.session(request)
+        session = sqlite.session(request)
         session.connection()
         uuids.append(send(request))
 
@@ -746,12 +731,11 @@ def test_transaction_that_nobody_commits_is_told(
         (line,) = lines
         assert uuids[0] in line
         assert client.keys() == []
-    database.close()
 
 
 def test_subrequest_of_a_script_is_not_complained_of(
     implicit: Configurator,
-    broker: Broker,
+    global_broker: Broker,
     client: redis.Redis,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -769,15 +753,12 @@ def test_subrequest_of_a_script_is_not_complained_of(
 
 def test_script_that_forgets_its_commit_is_told(
     implicit: Configurator,
-    broker: Broker,
+    global_broker: Broker,
     client: redis.Redis,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Of all that a script has sent, the log has what never left."""
-    make_app(implicit)
-
-    with prepare(registry=implicit.registry) as env:
-        request = env["request"]
+    with script(implicit) as request:
         for number in range(3):
             with request.tm:
                 send(request, number)
@@ -791,7 +772,7 @@ def test_script_that_forgets_its_commit_is_told(
 
 
 def test_request_of_no_thread_is_complained_of(
-    implicit: Configurator, broker: Broker, caplog: pytest.LogCaptureFixture
+    implicit: Configurator, global_broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """So is a request that nothing has made the current one."""
     make_app(implicit)
@@ -805,38 +786,32 @@ def test_request_of_no_thread_is_complained_of(
 
 
 def test_zope_sqlalchemy_and_the_job_commit_together(
-    config: Configurator, broker: Broker, client: redis.Redis, tmp_path: Path
+    either_config: Configurator,
+    global_broker: Broker,
+    client: redis.Redis,
+    sqlite: SQLite,
 ) -> None:
     """A script's database and its job are of one transaction."""
-    make_app(config)
-    database = SQLite(tmp_path)
-
-    with prepare(registry=config.registry) as env:
-        request = env["request"]
+    with script(either_config) as request:
         with pytest.raises(ZeroDivisionError):
-            send_and_fail(request, database)
-        assert (database.count(), miles(client)) == (0, [])
+            send_and_fail(request, sqlite)
+        assert (sqlite.count(), miles(client)) == (0, [])
         with request.tm:
-            database.write(request)
+            sqlite.write(request)
             send(request)
 
-    assert (database.count(), miles(client)) == (1, [26])
-    database.close()
+    assert (sqlite.count(), miles(client)) == (1, [26])
 
 
 def test_savepoint_of_a_script_takes_its_jobs_with_it(
-    config: Configurator, broker: Broker, client: redis.Redis
+    either_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """A savepoint that is rolled back takes back what a script has sent since."""
-    make_app(config)
-
-    with prepare(registry=config.registry) as env:
-        request = env["request"]
-        with request.tm:
-            send(request, 1)
-            savepoint = request.tm.savepoint()
-            send(request, 2)
-            savepoint.rollback()
-            send(request, 3)
+    with script(either_config) as request, request.tm:
+        send(request, 1)
+        savepoint = request.tm.savepoint()
+        send(request, 2)
+        savepoint.rollback()
+        send(request, 3)
 
     assert miles(client) == [1, 3]

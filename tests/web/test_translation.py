@@ -63,7 +63,7 @@ def write_catalog(path: Path, texts: dict[str, str]) -> None:
 
 
 @pytest.fixture
-def app(redis_url: str, tmp_path: Path) -> TestApp:
+def translated_app(redis_url: str, tmp_path: Path) -> TestApp:
     write_catalog(tmp_path / "de" / "LC_MESSAGES" / "marathons.mo", GERMAN)
     config = make_config(redis_url)
     config.add_translation_dirs(str(tmp_path))
@@ -79,7 +79,7 @@ def put_relay(client: redis.Redis, **fields: str | bytes | int) -> str:
 
 
 def test_words_are_in_the_language_of_the_request(
-    app: TestApp, client: redis.Redis
+    translated_app: TestApp, client: redis.Redis
 ) -> None:
     """The localizer of the request translates the title and the error, with their
     mappings.
@@ -87,8 +87,8 @@ def test_words_are_in_the_language_of_the_request(
     error = '["ValueError", "hush"]'
     job = put_relay(client, status="error", error=error)
 
-    english = get(app, f"/job_state/{job}").json["job"]
-    german = get(app, in_german(f"/job_state/{job}")).json["job"]
+    english = get(translated_app, f"/job_state/{job}").json["job"]
+    german = get(translated_app, in_german(f"/job_state/{job}")).json["job"]
 
     assert english["title"] == "Marathon over 26 miles"
     assert english["error"] == {"message": "The runner fell."}
@@ -97,14 +97,14 @@ def test_words_are_in_the_language_of_the_request(
 
 
 def test_default_of_a_translation_string_stands_for_a_missing_text(
-    app: TestApp, client: redis.Redis
+    translated_app: TestApp, client: redis.Redis
 ) -> None:
     """A message id never reaches the browser where there is a default."""
     error = '["dramatiq.middleware.middleware.SkipMessage", "x"]'
     job = put_relay(client, status="cancelled", error=error)
 
-    english = get(app, f"/job_state/{job}").json["job"]
-    german = get(app, in_german(f"/job_state/{job}")).json["job"]
+    english = get(translated_app, f"/job_state/{job}").json["job"]
+    german = get(translated_app, in_german(f"/job_state/{job}")).json["job"]
 
     assert english["error"] == {"message": "Skipped <b>early</b>."}
     assert german["error"] == {"message": "Übersprungen."}
@@ -112,28 +112,33 @@ def test_default_of_a_translation_string_stands_for_a_missing_text(
 
 @pytest.mark.parametrize("path", ["/job_state/{}", "/job_state?uuid={}"])
 def test_answers_in_two_languages_have_two_etags(
-    app: TestApp, client: redis.Redis, path: str
+    translated_app: TestApp, client: redis.Redis, path: str
 ) -> None:
     """Who changes the language gets the new words, not a 304."""
     path = path.format(put_relay(client))
-    english = get(app, path)
+    english = get(translated_app, path)
 
-    german = get(app, in_german(path), If_None_Match=english.headers["ETag"])
+    german = get(translated_app, in_german(path), If_None_Match=english.headers["ETag"])
 
     assert german.status_code == 200
     assert "Meilen" in german.text and "miles" in english.text
-    again = get(app, in_german(path), If_None_Match=german.headers["ETag"])
+    again = get(translated_app, in_german(path), If_None_Match=german.headers["ETag"])
     assert again.status_code == 304
 
 
-def test_lists_and_cancels_are_translated(app: TestApp, client: redis.Redis) -> None:
+def test_lists_and_cancels_are_translated(
+    translated_app: TestApp, client: redis.Redis
+) -> None:
     """Every answer with a state in it is in the viewer's language."""
     job = put_relay(client)
     client.zadd('jobstate:active:owner:"alice"', {job: 1e15})
 
-    (item,) = get(app, in_german("/job_state"), "alice").json["items"]
+    (item,) = get(translated_app, in_german("/job_state"), "alice").json["items"]
     cancelled = ask(
-        app, "POST", in_german(f"/job_state/{job}/cancel"), X_Requested_With="x"
+        translated_app,
+        "POST",
+        in_german(f"/job_state/{job}/cancel"),
+        X_Requested_With="x",
     )
 
     assert item["job"]["title"] == "Marathon über 26 Meilen"
@@ -153,24 +158,26 @@ def test_application_without_translations_shows_the_default(
 
 
 def test_language_that_cannot_be_read_is_a_bad_request(
-    app: TestApp, client: redis.Redis
+    translated_app: TestApp, client: redis.Redis
 ) -> None:
     """A parameter that is not UTF-8 fails no negotiator of the application's."""
     job = put_relay(client)
 
     for path in f"/job_state/{job}", f"/job_state?uuid={job}":
-        response = get(app, f"{path}{'&' if '?' in path else '?'}_LOCALE_=%FF")
+        response = get(
+            translated_app, f"{path}{'&' if '?' in path else '?'}_LOCALE_=%FF"
+        )
 
         assert response.status_code == 400
         assert response.json == {"error": "A parameter is not UTF-8."}
 
 
 def test_language_that_cannot_be_looked_up_is_the_default(
-    app: TestApp, client: redis.Redis
+    translated_app: TestApp, client: redis.Redis
 ) -> None:
     """A name of a language that no folder can have fails nothing."""
     job = put_relay(client)
 
-    state = get(app, f"/job_state/{job}?_LOCALE_=%00").json
+    state = get(translated_app, f"/job_state/{job}?_LOCALE_=%00").json
 
     assert state["job"]["title"] == "Marathon over 26 miles"

@@ -16,7 +16,6 @@ from tests.webapp import (
     make_app,
     make_config,
     make_request,
-    mounted_root,
     put_job,
 )
 
@@ -132,16 +131,6 @@ ALONE = (Broken, ValueError, TypeError, RecursionError)
 def _kinds_in_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget which kinds were logged."""
     monkeypatch.setattr(trouble, "_troubled", set())
-
-
-@pytest.fixture
-def config(redis_url: str) -> Configurator:
-    return make_config(redis_url, root_factory=mounted_root)
-
-
-@pytest.fixture
-def app(config: Configurator) -> TestApp:
-    return make_app(config)
 
 
 def put(client: redis.Redis, *classes: type[JobState]) -> list[str]:

@@ -1,6 +1,7 @@
 """A store that is away, in the application's own views."""
 
 import logging
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.resources import JobStates
 from pyramid_jobstate.web import unavailable
 from tests.jobs import RunMarathon, messages
+from tests.support import UUID
 from tests.webapp import (
     ADMIN,
     NOWHERE,
@@ -29,9 +31,8 @@ from tests.webapp import (
     make_config,
     mounted_root,
     put_job,
+    take_steps,
 )
-
-UUID = "12345678-1234-4321-8765-1234567890ab"
 
 
 def find(context: Any, request: Request) -> Response:
@@ -58,7 +59,7 @@ def add_views(config: Configurator) -> None:
 
 
 @pytest.fixture
-def app() -> TestApp:
+def app_without_store() -> TestApp:
     config = make_config(NOWHERE, root_factory=mounted_root)
     add_views(config)
     config.include("pyramid_jobstate")
@@ -67,10 +68,10 @@ def app() -> TestApp:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_store_that_is_away_is_a_503_in_the_applications_views(
-    app: TestApp, path: str
+    app_without_store: TestApp, path: str
 ) -> None:
     """A view that asks a store which is away answers 503, and when to ask again."""
-    response = get(app, path, "alice")
+    response = get(app_without_store, path, "alice")
 
     assert response.status_code == 503
     assert response.headers["Retry-After"] == "5"
@@ -85,10 +86,10 @@ def test_store_that_is_away_is_a_503_in_the_applications_views(
     ],
 )
 def test_answer_is_of_the_accepted_type(
-    app: TestApp, accept: str, content_type: str
+    app_without_store: TestApp, accept: str, content_type: str
 ) -> None:
     """The application's 503 is a page for a browser, and JSON for who wants it."""
-    response = get(app, "/find", "alice", Accept=accept)
+    response = get(app_without_store, "/find", "alice", Accept=accept)
 
     assert response.status_code == 503
     assert response.content_type == content_type
@@ -96,9 +97,9 @@ def test_answer_is_of_the_accepted_type(
 
 
 @pytest.mark.parametrize("path", [f"/job_state/{UUID}", f"/jobs/{UUID}", "/jobs"])
-def test_our_answer_stays_json(app: TestApp, path: str) -> None:
+def test_our_answer_stays_json(app_without_store: TestApp, path: str) -> None:
     """Below our path the 503 is JSON, whatever the browser accepts."""
-    response = get(app, path, "alice", Accept="text/html")
+    response = get(app_without_store, path, "alice", Accept="text/html")
 
     assert response.status_code == 503
     assert response.json == {"error": "The job state store does not answer."}
@@ -129,14 +130,12 @@ def test_view_of_the_application_wins(steps: str) -> None:
     """The application's own exception view answers, in whatever order it came."""
     config = make_config(NOWHERE, root_factory=mounted_root)
     add_views(config)
-    step = {
-        "own": lambda: included_view(config),
-        "nested": lambda: config.include(included_view),
-        "include": lambda: config.include("pyramid_jobstate"),
-        "commit": config.commit,
-        "make": lambda: TestApp(config.make_wsgi_app()),
-    }
-    app = [step[name]() for name in steps.split()][-1]
+    app = take_steps(
+        config,
+        steps,
+        own=lambda: included_view(config),
+        nested=lambda: config.include(included_view),
+    )
 
     for path in PATHS:
         assert get(app, path, "alice").text == "app 503"
@@ -220,7 +219,8 @@ def make_watched(redis_url: str) -> tuple[TestApp, list[str]]:
     and the names of those.
     """
     config = make_config(redis_url, root_factory=mounted_root)
-    config.registry["seen"] = seen = []
+    seen: list[str] = []
+    config.registry["seen"] = seen
     config.add_tween(f"{__name__}.watch")
     config.include("pyramid_jobstate")
     return TestApp(config.make_wsgi_app()), seen
@@ -284,12 +284,12 @@ def test_outage_raises_nothing_through_the_tweens(
 
 
 def test_outage_in_views_of_the_application_is_logged_once(
-    caplog: pytest.LogCaptureFixture, app: TestApp
+    caplog: pytest.LogCaptureFixture, app_without_store: TestApp
 ) -> None:
     """Our line is one, too, where the application's own code asks."""
     for _ in range(3):
         for path in PATHS:
-            get(app, path, "alice")
+            get(app_without_store, path, "alice")
 
     assert len(messages(caplog, "pyramid_jobstate", logging.INFO)) == 1
 
@@ -302,7 +302,7 @@ def test_store_that_refuses_is_logged_once_a_minute(
 ) -> None:
     """A server that answers some questions and refuses others floods no log either."""
     now = [1000.0]
-    monkeypatch.setattr(unavailable.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     job = put_job(client)
     client.acl_setuser(
         "reader",
@@ -380,7 +380,7 @@ def test_container_of_the_tree_raises_unless_it_is_traversed(when: str) -> None:
     """What the application itself asks for is a job or an exception, whatever the path
     is.
     """
-    raised = []
+    raised: list[str] = []
 
     def ask_for(request: Request) -> None:
         try:
@@ -394,8 +394,12 @@ def test_container_of_the_tree_raises_unless_it_is_traversed(when: str) -> None:
             if when == "root factory":
                 ask_for(request)
 
+    def look(context: Any, request: Request) -> Response:
+        ask_for(request)
+        return Response()
+
     config = make_config(NOWHERE, root_factory=Asking)
-    config.add_view(lambda c, r: Response(ask_for(r) and ""), name="look")
+    config.add_view(look, name="look")
     config.include("pyramid_jobstate")
 
     assert get(TestApp(config.make_wsgi_app()), f"/look/{UUID}").status_code == 200
@@ -508,15 +512,17 @@ def test_commits_that_the_store_vetoes_are_not_logged_each(
 
 
 def test_question_that_asks_nothing_ends_no_outage(
-    app: TestApp, caplog: pytest.LogCaptureFixture
+    app_without_store: TestApp, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nobody makes the log say that the store is back by asking for what is no uuid."""
     caplog.set_level(logging.INFO, "pyramid_jobstate")
     caplog.clear()
 
     for _ in range(3):
-        assert get(app, f"/job_state/{UUID}", "alice").status_code == 503
-        assert get(app, "/job_state?uuid=x", "alice").json == {"jobs": {"x": None}}
+        assert get(app_without_store, f"/job_state/{UUID}", "alice").status_code == 503
+        assert get(app_without_store, "/job_state?uuid=x", "alice").json == {
+            "jobs": {"x": None}
+        }
 
     assert len(messages(caplog, "pyramid_jobstate", logging.INFO)) == 1
 
@@ -528,7 +534,7 @@ def test_outage_of_a_part_floods_no_log(
     log has a few lines a minute.
     """
     now = [1000.0]
-    monkeypatch.setattr(unavailable.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     caplog.set_level(logging.INFO, "pyramid_jobstate")
     outage = unavailable.WebOutage()
 

@@ -14,12 +14,14 @@ from webtest import TestApp
 
 from pyramid_jobstate import JobState, JobStore, StoreUnavailable
 from pyramid_jobstate.embedded import EmbeddedServer
+from tests.support import UUID
 from tests.webapp import (
     ADMIN,
     NOWHERE,
     Root,
     ask,
     get,
+    made_config,
     make_app,
     make_config,
     make_request,
@@ -27,21 +29,14 @@ from tests.webapp import (
     put_job,
 )
 
-UUID = "12345678-1234-4321-8765-1234567890ab"
 NOT_FOUND = {"error": "There is no such job."}
 FORBIDDEN = {"error": "You may not do this with the job."}
 
 
 @pytest.fixture
-def app(redis_url: str) -> TestApp:
+def bare_app(redis_url: str) -> TestApp:
     """An application whose own tree is empty."""
     return make_app(make_config(redis_url))
-
-
-@pytest.fixture
-def job(client: redis.Redis) -> str:
-    """The uuid of a job of Alice's."""
-    return put_job(client)
 
 
 class Confession(JobState):
@@ -57,9 +52,9 @@ class Confession(JobState):
 
 
 @pytest.mark.parametrize("end", ["", "/"])
-def test_get_answers_the_state(app: TestApp, job: str, end: str) -> None:
+def test_get_answers_the_state(bare_app: TestApp, job: str, end: str) -> None:
     """A job's state is its JSON, with or without a last slash."""
-    response = get(app, f"/job_state/{job}{end}", "alice")
+    response = get(bare_app, f"/job_state/{job}{end}", "alice")
 
     assert response.status_code == 200
     assert response.json["job_state"] == "working"
@@ -68,9 +63,9 @@ def test_get_answers_the_state(app: TestApp, job: str, end: str) -> None:
     assert response.json["job"]["params"] == {"miles": 26}
 
 
-def test_get_has_the_headers_of_private_json(app: TestApp, job: str) -> None:
+def test_get_has_the_headers_of_private_json(bare_app: TestApp, job: str) -> None:
     """No cache keeps a state, and no browser takes it for a page."""
-    headers = get(app, f"/job_state/{job}", "alice").headers
+    headers = get(bare_app, f"/job_state/{job}", "alice").headers
 
     assert headers["Content-Type"] == "application/json"
     assert headers["Cache-Control"] == "private, no-cache"
@@ -78,26 +73,28 @@ def test_get_has_the_headers_of_private_json(app: TestApp, job: str) -> None:
     assert headers["ETag"].startswith('"')
 
 
-def test_head_answers_without_the_state(app: TestApp, job: str) -> None:
+def test_head_answers_without_the_state(bare_app: TestApp, job: str) -> None:
     """HEAD is GET without a body, and asks for the same right."""
-    full = get(app, f"/job_state/{job}", "alice")
+    full = get(bare_app, f"/job_state/{job}", "alice")
 
-    response = ask(app, "HEAD", f"/job_state/{job}", "alice")
+    response = ask(bare_app, "HEAD", f"/job_state/{job}", "alice")
 
     assert response.status_code == 200
     assert response.body == b""
     assert response.headers["ETag"] == full.headers["ETag"]
-    assert ask(app, "HEAD", f"/job_state/{job}", "bob").status_code == 403
+    assert ask(bare_app, "HEAD", f"/job_state/{job}", "bob").status_code == 403
 
 
 @pytest.mark.parametrize("form", ["{}", "W/{}", '"other", {}'])
-def test_current_etag_is_a_304(app: TestApp, job: str, form: str) -> None:
+def test_current_etag_is_a_304(bare_app: TestApp, job: str, form: str) -> None:
     """Who has the state already gets it not again, also after a proxy that weakens the
     tag.
     """
-    etag = get(app, f"/job_state/{job}", "alice").headers["ETag"]
+    etag = get(bare_app, f"/job_state/{job}", "alice").headers["ETag"]
 
-    response = get(app, f"/job_state/{job}", "alice", If_None_Match=form.format(etag))
+    response = get(
+        bare_app, f"/job_state/{job}", "alice", If_None_Match=form.format(etag)
+    )
 
     assert response.status_code == 304
     assert response.body == b""
@@ -105,22 +102,24 @@ def test_current_etag_is_a_304(app: TestApp, job: str, form: str) -> None:
     assert response.headers["Cache-Control"] == "private, no-cache"
 
 
-def test_part_of_a_state_is_not_served(app: TestApp, job: str) -> None:
+def test_part_of_a_state_is_not_served(bare_app: TestApp, job: str) -> None:
     """A range of it, which nobody could read, is the whole."""
     headers = {"If_None_Match": '"other"', "Range": "bytes=0-9"}
 
-    response = get(app, f"/job_state/{job}", "alice", **headers)
+    response = get(bare_app, f"/job_state/{job}", "alice", **headers)
 
     assert response.status_code == 200
     assert response.json["job"]["uuid"] == job
 
 
-def test_old_etag_is_the_new_state(app: TestApp, client: redis.Redis, job: str) -> None:
+def test_old_etag_is_the_new_state(
+    bare_app: TestApp, client: redis.Redis, job: str
+) -> None:
     """Once the job has gone on, the tag of the former state gets the new one."""
-    etag = get(app, f"/job_state/{job}", "alice").headers["ETag"]
+    etag = get(bare_app, f"/job_state/{job}", "alice").headers["ETag"]
 
     client.hset(f"jobstate:{job}", "m:miles_run", "12")
-    response = get(app, f"/job_state/{job}", "alice", If_None_Match=etag)
+    response = get(bare_app, f"/job_state/{job}", "alice", If_None_Match=etag)
 
     assert response.status_code == 200
     assert response.json["miles_run"] == 12
@@ -128,46 +127,52 @@ def test_old_etag_is_the_new_state(app: TestApp, client: redis.Redis, job: str) 
 
 
 def test_job_that_falls_silent_has_another_etag(
-    app: TestApp, client: redis.Redis, job: str
+    bare_app: TestApp, client: redis.Redis, job: str
 ) -> None:
     """A job reads as stalled without a write, and its tag shows it."""
-    etag = get(app, f"/job_state/{job}", "alice").headers["ETag"]
+    etag = get(bare_app, f"/job_state/{job}", "alice").headers["ETag"]
 
     client.hset(f"jobstate:{job}", "seen", "1")
-    response = get(app, f"/job_state/{job}", "alice", If_None_Match=etag)
+    response = get(bare_app, f"/job_state/{job}", "alice", If_None_Match=etag)
 
     assert response.status_code == 200
     assert response.json["job"]["status"] == "stalled"
     assert response.json["job_state"] == "working"
 
 
-def test_etag_opens_nothing(app: TestApp, job: str) -> None:
+def test_etag_opens_nothing(bare_app: TestApp, job: str) -> None:
     """Who knows the tag but may not see the job gets no 304."""
-    etag = get(app, f"/job_state/{job}", "alice").headers["ETag"]
+    etag = get(bare_app, f"/job_state/{job}", "alice").headers["ETag"]
 
-    assert get(app, f"/job_state/{job}", "bob", If_None_Match=etag).status_code == 403
-    assert get(app, f"/job_state/{job}", "bob", If_None_Match="*").status_code == 403
+    assert (
+        get(bare_app, f"/job_state/{job}", "bob", If_None_Match=etag).status_code == 403
+    )
+    assert (
+        get(bare_app, f"/job_state/{job}", "bob", If_None_Match="*").status_code == 403
+    )
 
 
-def test_state_says_what_the_viewer_may_do(app: TestApp, job: str) -> None:
+def test_state_says_what_the_viewer_may_do(bare_app: TestApp, job: str) -> None:
     """A job that goes on is cancellable for who may cancel it."""
-    assert get(app, f"/job_state/{job}", "alice").json["job"]["cancellable"] is True
+    assert (
+        get(bare_app, f"/job_state/{job}", "alice").json["job"]["cancellable"] is True
+    )
 
 
-def test_error_is_not_told(app: TestApp, client: redis.Redis) -> None:
+def test_error_is_not_told(bare_app: TestApp, client: redis.Redis) -> None:
     """The text and the type of an exception reach no viewer, whoever it is."""
     error = json.dumps(["myapp.SecretError", "password=hush"])
     uuid = put_job(client, status="error", error=error)
 
     for user in "alice", ADMIN:
-        response = get(app, f"/job_state/{uuid}", user)
+        response = get(bare_app, f"/job_state/{uuid}", user)
         assert response.json["job"]["error"] == {"message": "The job failed."}
         assert "hush" not in response.text
         assert "SecretError" not in response.text
 
 
 def test_error_is_told_as_far_as_the_class_says(
-    app: TestApp, client: redis.Redis
+    bare_app: TestApp, client: redis.Redis
 ) -> None:
     """A class may tell of the errors that it knows."""
 
@@ -175,7 +180,7 @@ def test_error_is_told_as_far_as_the_class_says(
         uuid = put_job(
             client, kind="Confession", status="error", error=json.dumps(error)
         )
-        response = get(app, f"/job_state/{uuid}", "alice")
+        response = get(bare_app, f"/job_state/{uuid}", "alice")
         return str(response.json["job"]["error"]["message"])
 
     assert message_of(["ValueError", "No miles."]) == "No miles."
@@ -186,9 +191,9 @@ def test_error_is_told_as_far_as_the_class_says(
 
 
 @pytest.mark.parametrize("user", ["bob", None])
-def test_others_are_forbidden(app: TestApp, job: str, user: str | None) -> None:
+def test_others_are_forbidden(bare_app: TestApp, job: str, user: str | None) -> None:
     """Who may not see a job gets a 403 that says nothing of it."""
-    response = get(app, f"/job_state/{job}", user)
+    response = get(bare_app, f"/job_state/{job}", user)
 
     assert response.status_code == 403
     assert response.json == FORBIDDEN
@@ -200,13 +205,13 @@ def test_others_are_forbidden(app: TestApp, job: str, user: str | None) -> None:
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
 @pytest.mark.parametrize("end", ["", "/"])
 def test_other_methods_are_not_allowed(
-    app: TestApp, client: redis.Redis, job: str, method: str, end: str
+    bare_app: TestApp, client: redis.Redis, job: str, method: str, end: str
 ) -> None:
     """A state is only got: every other method is refused, and changes nothing."""
     before = client.hgetall(f"jobstate:{job}")
 
     for path in f"/job_state/{job}{end}", f"/job_state{end}":
-        response = ask(app, method, path, "alice")
+        response = ask(bare_app, method, path, "alice")
 
         assert response.status_code == 405
         assert response.json == {"error": f"The method {method} is not allowed here."}
@@ -217,11 +222,11 @@ def test_other_methods_are_not_allowed(
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
 def test_other_methods_of_an_unknown_job_are_not_found(
-    app: TestApp, method: str
+    bare_app: TestApp, method: str
 ) -> None:
     """Where nothing stands no method is better than another."""
     for path in f"/job_state/{UUID}", f"/job_state/{UUID}/cancel", "/job_state/x/y":
-        response = ask(app, method, path, "alice")
+        response = ask(bare_app, method, path, "alice")
 
         assert response.status_code == 404
         assert response.json == NOT_FOUND
@@ -230,13 +235,16 @@ def test_other_methods_of_an_unknown_job_are_not_found(
 @pytest.mark.parametrize(
     "header", ["X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"]
 )
-def test_method_override_does_nothing(app: TestApp, job: str, header: str) -> None:
+def test_method_override_does_nothing(bare_app: TestApp, job: str, header: str) -> None:
     """A header does not turn one method into another."""
     headers = {header: "GET"}
-    assert ask(app, "POST", f"/job_state/{job}", "alice", **headers).status_code == 405
+    assert (
+        ask(bare_app, "POST", f"/job_state/{job}", "alice", **headers).status_code
+        == 405
+    )
 
     headers = {header: "DELETE"}
-    assert get(app, f"/job_state/{job}", "alice", **headers).status_code == 200
+    assert get(bare_app, f"/job_state/{job}", "alice", **headers).status_code == 200
 
 
 # Paths.
@@ -301,13 +309,13 @@ def test_other_paths_are_not_found(redis_url: str, job: str, path: str) -> None:
 
 @pytest.mark.parametrize("path", ["", "/", "//", "/@@", "/{job}/..", "/x/.."])
 def test_paths_to_the_container_show_the_viewers_own_jobs(
-    app: TestApp, job: str, path: str
+    bare_app: TestApp, job: str, path: str
 ) -> None:
     """However somebody gets to the container, it shows no more than it may."""
     path = "/job_state" + path.format(job=job)
 
     for user in "bob", ADMIN, None:
-        response = get(app, path, user)
+        response = get(bare_app, path, user)
         assert response.status_code in (200, 404)
         assert response.json in (NOT_FOUND, {"items": [], "cursor": None})
 
@@ -326,15 +334,17 @@ def test_paths_to_the_container_show_the_viewers_own_jobs(
         "/../job_state/../{job}",
     ],
 )
-def test_odd_paths_to_a_job_need_its_right(app: TestApp, job: str, path: str) -> None:
+def test_odd_paths_to_a_job_need_its_right(
+    bare_app: TestApp, job: str, path: str
+) -> None:
     """Where traversal finds a job by a strange path, the right to see it is asked for
     as ever.
     """
     path = "/job_state" + path.format(job=job)
 
-    assert get(app, path, "bob").status_code in (403, 404)
-    assert get(app, path).status_code in (403, 404)
-    assert get(app, path, "alice").status_code in (200, 404)
+    assert get(bare_app, path, "bob").status_code in (403, 404)
+    assert get(bare_app, path).status_code in (403, 404)
+    assert get(bare_app, path, "alice").status_code in (200, 404)
 
 
 @pytest.mark.parametrize(
@@ -362,16 +372,16 @@ def test_paths_beside_ours_are_the_applications(
 
 
 @pytest.mark.parametrize("length", [1_000, 100_000])
-def test_long_paths_are_not_found(app: TestApp, job: str, length: int) -> None:
+def test_long_paths_are_not_found(bare_app: TestApp, job: str, length: int) -> None:
     """However long or deep a path is, it is a plain 404."""
     for path in f"/{'a' * length}", f"/{job}{'/a' * length}", "/.." * length + "/x":
-        assert get(app, "/job_state" + path, "alice").json == NOT_FOUND
+        assert get(bare_app, "/job_state" + path, "alice").json == NOT_FOUND
 
 
-def test_path_that_is_no_utf_8_is_pyramids_own_error(app: TestApp) -> None:
+def test_path_that_is_no_utf_8_is_pyramids_own_error(bare_app: TestApp) -> None:
     """Such a path fails before anyone can say whose it is, as in every application."""
     with pytest.raises(URLDecodeError):
-        get(app, "/job_state/%FF", "alice")
+        get(bare_app, "/job_state/%FF", "alice")
 
 
 # Beside the application's own routes and views.
@@ -547,8 +557,7 @@ def test_state_can_be_shown_by_a_view_that_has_no_container(
     redis_url: str, job: str
 ) -> None:
     """A job that comes from the store itself is shown, too."""
-    config = make_config(redis_url)
-    make_app(config)
+    config = made_config(redis_url)
     job_state = JobStore(redis_url).load(job)
     assert job_state is not None
 
@@ -560,14 +569,14 @@ def test_state_can_be_shown_by_a_view_that_has_no_container(
 # Whatever stands in Redis.
 
 
-def test_markup_stays_text(app: TestApp, client: redis.Redis) -> None:
+def test_markup_stays_text(bare_app: TestApp, client: redis.Redis) -> None:
     """Markup in what a job says is JSON text, of a type that no browser renders."""
     markup = "</script><img src=x onerror=alert(1)>"
     uuid = put_job(
         client, **{"message": json.dumps(markup), f"m:{markup}": json.dumps(markup)}
     )
 
-    response = get(app, f"/job_state/{uuid}", "alice", Accept="text/html")
+    response = get(bare_app, f"/job_state/{uuid}", "alice", Accept="text/html")
 
     assert response.content_type == "application/json"
     assert response.headers["X-Content-Type-Options"] == "nosniff"
@@ -622,14 +631,14 @@ def reject(constant: str) -> None:
     ],
 )
 def test_nonsense_in_the_store_is_not_an_error(
-    app: TestApp, client: redis.Redis, field: str, value: str | bytes
+    bare_app: TestApp, client: redis.Redis, field: str, value: str | bytes
 ) -> None:
     """What another program wrote into a job's hash never fails the request, nor the
     browser's JSON.parse, nor does it touch the job's own part.
     """
     uuid = put_job(client, **{field: value})
 
-    response = get(app, f"/job_state/{uuid}", "alice")
+    response = get(bare_app, f"/job_state/{uuid}", "alice")
 
     assert response.status_code == 200
     state = json.loads(response.body, parse_constant=reject)
@@ -655,22 +664,22 @@ def test_nonsense_in_the_store_is_not_an_error(
     ],
 )
 def test_nonsense_in_the_store_gives_no_rights(
-    app: TestApp, client: redis.Redis, field: str, value: str | bytes
+    bare_app: TestApp, client: redis.Redis, field: str, value: str | bytes
 ) -> None:
     """An owner or a kind that cannot be understood is nobody's, and nothing fails."""
     uuid = put_job(client, **{field: value})
 
     for user in "alice", "bob", None:
-        assert get(app, f"/job_state/{uuid}", user).json == FORBIDDEN
-    assert get(app, f"/job_state/{uuid}", ADMIN).status_code == 200
+        assert get(bare_app, f"/job_state/{uuid}", user).json == FORBIDDEN
+    assert get(bare_app, f"/job_state/{uuid}", ADMIN).status_code == 200
 
 
-def test_key_of_another_type_is_no_job(app: TestApp, client: redis.Redis) -> None:
+def test_key_of_another_type_is_no_job(bare_app: TestApp, client: redis.Redis) -> None:
     """Where a job's key holds no hash there is no such job."""
     client.set(f"jobstate:{UUID}", "x")
 
-    assert get(app, f"/job_state/{UUID}", "alice").json == NOT_FOUND
-    jobs = get(app, f"/job_state?uuid={UUID}", "alice").json["jobs"]
+    assert get(bare_app, f"/job_state/{UUID}", "alice").json == NOT_FOUND
+    jobs = get(bare_app, f"/job_state?uuid={UUID}", "alice").json["jobs"]
     assert jobs == {UUID: None}
 
 

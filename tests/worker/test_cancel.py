@@ -11,28 +11,32 @@ import dramatiq
 import pytest
 import redis
 from dramatiq.brokers.redis import RedisBroker
-from dramatiq.middleware import AsyncIO, Callbacks, Retries
+from dramatiq.middleware import AsyncIO, Callbacks
 from dramatiq.results import ResultFailure, Results
 from dramatiq.results.backends import RedisBackend
 
 from pyramid_jobstate import JobCancelled, JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.record import JobError
-from tests.jobs import Gate, load, make_broker, messages, wait_until, working
-from tests.support import wait_for
+from tests.jobs import (
+    Gate,
+    job_actor,
+    load,
+    make_broker,
+    make_placed_broker,
+    messages,
+    wait_until,
+    working,
+)
+from tests.support import load_job, wait_for
 
 CANCELLED = JobError(None, "The job was cancelled.")
 
 
 @pytest.fixture(params=["appended", "before", "without"])
 def broker(request: pytest.FixtureRequest, redis_url: str) -> RedisBroker:
-    """A broker with the middleware after Retries, before it, or without Retries."""
-    place = request.param
-    return make_broker(
-        redis_url,
-        before=Retries if place == "before" else None,
-        without=Retries if place == "without" else None,
-    )
+    """Override: the middleware after Retries, before it, or without Retries."""
+    return make_placed_broker(redis_url, request.param)
 
 
 def report_for_ever(job_state: JobState) -> None:
@@ -99,7 +103,7 @@ def test_a_job_stops_at_whatever_it_calls_next(redis_url: str, work: Any) -> Non
     """A running job learns of the cancel at its next call, whichever it is."""
     broker = make_broker(redis_url)
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
         work(job_state)
 
@@ -126,7 +130,7 @@ def test_a_cancelled_job_ends_quietly(
     if not any(isinstance(m, Callbacks) for m in broker.middleware):
         options = {}
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
         report_for_ever(job_state)
 
@@ -136,7 +140,7 @@ def test_a_cancelled_job_ends_quietly(
         began = time.monotonic()
         wait_until(broker, message, "cancelled")
         assert time.monotonic() - began < 1
-        broker.join("default", timeout=5000)
+        broker.join("default", timeout=20_000)
     assert called == []
     assert broker.do_qsize("default.DQ") == 0
     assert not [r for r in caplog.records if r.exc_info]
@@ -150,7 +154,7 @@ def test_clean_up_runs_and_may_report(redis_url: str) -> None:
     broker = make_broker(redis_url)
     seen: list[str] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
         other = threading.Thread(target=elsewhere, args=(job_state,))
         other.start()
@@ -188,7 +192,7 @@ def test_clean_up_runs_and_may_report(redis_url: str) -> None:
 def test_any_exception_after_a_cancel_is_a_cancel(broker: RedisBroker) -> None:
     """A job that fails in its own way after it was cancelled ends as cancelled."""
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
         while not job_state.cancel_requested:
             time.sleep(0.001)
@@ -224,7 +228,7 @@ def test_an_exception_before_the_job_heard_of_it_is_a_cancel(redis_url: str) -> 
         state = wait_until(broker, message, "cancelled", "retrying", "error")
         assert (state.status, state.error) == ("cancelled", CANCELLED)
         wait_for(lambda: broker.do_qsize("default.DQ") == 0)
-        broker.join("default", timeout=5000)
+        broker.join("default", timeout=20_000)
     assert runs == [1]
     assert load(broker, message).status == "cancelled"
 
@@ -233,7 +237,7 @@ def test_a_job_that_shields_itself_is_a_success(redis_url: str) -> None:
     """A job that returns normally after it was cancelled ends as a success."""
     broker = make_broker(redis_url)
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
         try:
             report_for_ever(job_state)
@@ -263,7 +267,7 @@ def test_a_waiting_job_never_begins(redis_url: str, delay: int | None) -> None:
     assert load(broker, message).status == "cancelled"
     with working(broker):
         wait_for(lambda: broker.do_qsize("default.DQ") == 0)
-        broker.join("default", timeout=5000)
+        broker.join("default", timeout=20_000)
     assert runs == []
     assert load(broker, message).status == "cancelled"
 
@@ -283,7 +287,7 @@ def test_a_retrying_job_never_begins_again(redis_url: str) -> None:
         assert wait_until(broker, message, "retrying").cancel()
         assert load(broker, message).status == "cancelled"
         wait_for(lambda: broker.do_qsize("default.DQ") == 0)
-        broker.join("default", timeout=5000)
+        broker.join("default", timeout=20_000)
     assert runs == [1]
     assert load(broker, message).status == "cancelled"
 
@@ -297,7 +301,7 @@ def test_a_cancelled_job_has_no_result_and_no_next_step(redis_url: str) -> None:
     broker.add_middleware(Results(backend=backend))
     stepped = []
 
-    @dramatiq.actor(broker=broker, store_results=True)
+    @job_actor(broker=broker, store_results=True)
     def run_marathon(*, job_state: JobState) -> None:
         report_for_ever(job_state)
 
@@ -313,7 +317,7 @@ def test_a_cancelled_job_has_no_result_and_no_next_step(redis_url: str) -> None:
         wait_until(broker, pipeline.messages[0], "cancelled")
         with pytest.raises(ResultFailure):
             pipeline.messages[0].get_result(backend=backend, block=True, timeout=2000)
-        broker.join("default", timeout=5000)
+        broker.join("default", timeout=20_000)
     assert stepped == []
 
 
@@ -323,7 +327,7 @@ def test_an_async_job_with_a_slow_clean_up(
     """A coroutine's clean-up may take its time: two seconds here."""
     broker = make_broker(redis_url, others=(AsyncIO(),))
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     async def run_marathon(*, job_state: JobState) -> None:
         try:
             while True:
@@ -356,7 +360,7 @@ def test_an_async_loop_stops_and_closes_what_it_goes_through(
             await asyncio.sleep(0.01)
             job_state.set_message("swept up")
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     async def run_marathon(*, job_state: JobState) -> None:
         async for mile in job_state.track(miles(job_state), unit="miles"):
             assert mile >= 0
@@ -384,7 +388,13 @@ def test_a_redelivered_job_that_was_cancelled_is_skipped(
     # What a worker leaves behind that was killed.
     key = f"jobstate:{message.message_id}"
     now = int(time.time() * 1000)
-    fields = {"status": "working", "run": "x", "seq": 1, "started": 1, "seen": now}
+    fields: dict[Any, Any] = {
+        "status": "working",
+        "run": "x",
+        "seq": 1,
+        "started": 1,
+        "seen": now,
+    }
     client.hset(key, mapping={**fields, "attempt": 1})
     assert load(broker, message).cancel()
     assert load(broker, message).status == "cancelling"
@@ -403,7 +413,7 @@ def test_a_retry_that_was_cancelled_keeps_what_the_first_try_said(
     """
     broker = make_broker(redis_url)
 
-    @dramatiq.actor(broker=broker, min_backoff=300, max_backoff=301)
+    @job_actor(broker=broker, min_backoff=300, max_backoff=301)
     def run_marathon(*, job_state: JobState) -> None:
         job_state.set_progress_metric("attempt", job_state.attempt)
         raise ValueError("a cramp")
@@ -413,7 +423,7 @@ def test_a_retry_that_was_cancelled_keeps_what_the_first_try_said(
         first = wait_until(broker, message, "retrying")
         assert first.cancel()
         wait_for(lambda: broker.do_qsize("default.DQ") == 0)
-        broker.join("default", timeout=5000)
+        broker.join("default", timeout=20_000)
     state = load(broker, message)
     assert (state.status, state.error, state.attempt) == ("cancelled", CANCELLED, 1)
     assert state.progress_metrics == {"attempt": 1}
@@ -446,7 +456,7 @@ def test_a_job_that_began_without_the_store_hears_of_the_cancel(
         broker = make_broker(redis_url, JobStateMiddleware(url=server.url))
         gate = Gate()
 
-        @dramatiq.actor(broker=broker)
+        @job_actor(broker=broker)
         def run_marathon(*, job_state: JobState) -> None:
             gate.wait()
             report_for_ever(job_state)
@@ -460,7 +470,7 @@ def test_a_job_that_began_without_the_store_hears_of_the_cancel(
             server.start()
             gate.open()
             store = JobStore(server.url)
-            wait_for(lambda: store.load(message.message_id).status == "cancelled")  # type: ignore[union-attr]
+            wait_for(lambda: load_job(store, message.message_id).status == "cancelled")
         logging.getLogger("pyramid_jobstate").setLevel(logging.NOTSET)
 
 
@@ -468,7 +478,7 @@ def test_a_job_cannot_cancel_itself(redis_url: str) -> None:
     """The job_state of a running job refuses cancel(): raising an exception ends it."""
     broker = make_broker(redis_url)
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
         with pytest.raises(RuntimeError, match="Only a JobState loaded from a store"):
             job_state.cancel()

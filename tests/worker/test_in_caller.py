@@ -34,13 +34,22 @@ from pyramid_jobstate import (
     current_job_state,
 )
 from pyramid_jobstate.job.changes import NewJob
-from pyramid_jobstate.job.record import CANCELLED, NOT_REACHED, JobError, JobInfo
+from pyramid_jobstate.job.record import CANCELLED, NOT_REACHED, JobError
 from tests.incaller import InCallerBroker
-from tests.jobs import RunMarathon, load, make_broker, messages, store_of, wait_until
+from tests.jobs import (
+    RunMarathon,
+    job_actor,
+    load,
+    make_broker,
+    messages,
+    middleware_of,
+    record_steps,
+    store_of,
+    wait_until,
+)
 from tests.jobs import working as worker_of
-from tests.webapp import make_app, make_config, make_request
-
-INFO = JobInfo("JobState", "run_marathon", 0, None, "{}")
+from tests.support import SENT
+from tests.webapp import make_app, make_request, make_tm_config
 
 #: The kinds of broker: one that says as little as it can, one that says all, and the
 #: package, where it is installed.
@@ -53,7 +62,7 @@ KINDS: dict[str, Callable[..., Any]] = {
 with contextlib.suppress(ImportError):
     KINDS["package"] = importlib.import_module("dramatiq_eager_broker").EagerBroker
 
-Make = Callable[..., dramatiq.Broker]
+InCaller = Callable[..., dramatiq.Broker]
 
 
 class Stop(Middleware):
@@ -72,8 +81,22 @@ class RefusedError(MiddlewareError):
     pass
 
 
+def stop(ours: JobStateMiddleware) -> None:
+    """Stop a middleware that has no worker to stop it."""
+    broker = InCallerBroker(())
+    ours.after_worker_shutdown(broker, dramatiq.Worker(broker))
+
+
+@pytest.fixture
+def ours(redis_url: str) -> Iterator[JobStateMiddleware]:
+    """The middleware of a broker that the test makes itself."""
+    ours = JobStateMiddleware(url=redis_url, interval=0.01)
+    yield ours
+    stop(ours)
+
+
 @pytest.fixture(params=KINDS)
-def make(request: pytest.FixtureRequest, redis_url: str) -> Iterator[Make]:
+def in_caller(request: pytest.FixtureRequest, redis_url: str) -> Iterator[InCaller]:
     """Makes a broker with the given middleware, and ours where None stands."""
     made = []
 
@@ -81,13 +104,12 @@ def make(request: pytest.FixtureRequest, redis_url: str) -> Iterator[Make]:
         ours = JobStateMiddleware(url=redis_url, interval=0.01)
         them = [m or ours for m in (others if None in others else (*others, None))]
         broker: dramatiq.Broker = KINDS[request.param](them, fail_fast=fail_fast)
-        made.append((ours, broker))
+        made.append(ours)
         return broker
 
     yield make
-    for ours, broker in made:
-        # No worker ever tells them to stop.
-        ours.after_worker_shutdown(broker, dramatiq.Worker(broker))
+    for ours in made:
+        stop(ours)
 
 
 @pytest.fixture(autouse=True)
@@ -98,11 +120,13 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("fail_fast", [True, False])
-def test_a_job_that_returns_is_a_success_at_once(make: Make, fail_fast: bool) -> None:
+def test_a_job_that_returns_is_a_success_at_once(
+    in_caller: InCaller, fail_fast: bool
+) -> None:
     """When its sender goes on, the job is a success, with all that it has reported."""
-    broker = make(fail_fast=fail_fast)
+    broker = in_caller(fail_fast=fail_fast)
 
-    @dramatiq.actor(broker=broker, job_state=RunMarathon)
+    @job_actor(broker=broker, job_state=RunMarathon)
     def run_marathon(miles: int, *, job_state: JobState) -> None:
         for mile in job_state.track(range(miles)):
             job_state.set_progress_metric("mile", mile)
@@ -129,15 +153,15 @@ def message_of_uuid(uuid: str) -> Any:
 @pytest.mark.parametrize("is_handling", [False, True])
 @pytest.mark.parametrize("fail_fast", [True, False])
 def test_a_job_that_fails_is_an_error_at_once(
-    make: Make, fail_fast: bool, is_handling: bool
+    in_caller: InCaller, fail_fast: bool, is_handling: bool
 ) -> None:
     """A job that raises is an error, also where the broker tells the sender alone; one
     that is sent while an exception is handled has nothing to do with that.
     """
-    broker = make(fail_fast=fail_fast)
+    broker = in_caller(fail_fast=fail_fast)
     seen = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(fails: bool, *, job_state: JobState) -> None:
         seen.append(message_of(job_state))
         job_state.set_progress(1, 2)
@@ -161,7 +185,7 @@ def test_a_job_that_fails_is_an_error_at_once(
     assert (fine.status, fine.error) == ("success", None)
 
 
-def note_ends(broker: dramatiq.Broker) -> list[str]:
+def note_ends(broker: dramatiq.Broker, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the list of the ends that are written from now on."""
     ends: list[str] = []
     store = store_of(broker)
@@ -171,27 +195,33 @@ def note_ends(broker: dramatiq.Broker) -> list[str]:
         ends.extend(u.end.status for u in updates if u.end is not None)
         return write(updates)
 
-    store.write = note
+    monkeypatch.setattr(store, "write", note)
     return ends
 
 
-def test_the_end_is_written_once(make: Make) -> None:
+def test_the_end_is_written_once(
+    in_caller: InCaller, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One acknowledgement, of which the broker tells twice, is one end."""
-    broker = make()
+    broker = in_caller()
 
     @dramatiq.actor(broker=broker, job_state=True)
     def run_marathon() -> None: ...
 
-    ends = note_ends(broker)
+    ends = note_ends(broker, monkeypatch)
     run_marathon.send()
     assert ends == ["success"]
 
 
 @pytest.mark.parametrize("is_first", [False, True])
-def test_a_try_ends_before_the_next_one_begins(make: Make, is_first: bool) -> None:
+def test_a_try_ends_before_the_next_one_begins(
+    in_caller: InCaller, monkeypatch: pytest.MonkeyPatch, is_first: bool
+) -> None:
     """A job that is retried in place never reads as if it had failed for good."""
     retries = Retries(max_retries=3)
-    broker = make(*((None, retries) if is_first else (retries, None)), fail_fast=False)
+    broker = in_caller(
+        *((None, retries) if is_first else (retries, None)), fail_fast=False
+    )
     runs: list[int] = []
 
     @dramatiq.actor(broker=broker, job_state=True)
@@ -200,7 +230,7 @@ def test_a_try_ends_before_the_next_one_begins(make: Make, is_first: bool) -> No
         if len(runs) < 3:
             raise ValueError("a cramp")
 
-    ends = note_ends(broker)
+    ends = note_ends(broker, monkeypatch)
     run_marathon.send()
     assert ends == ["retrying", "retrying", "success"]
 
@@ -215,12 +245,12 @@ def inner(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize("fail_fast", [True, False])
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_job_within_a_job_leaves_that_alone(
-    make: Make, inner: str, fail_fast: bool, fails: bool
+    in_caller: InCaller, inner: str, fail_fast: bool, fails: bool
 ) -> None:
     """A job sends others, whatever becomes of them: what it reports afterwards lands,
     it ends as it should, and so do the others.
     """
-    broker = make(Stop(SkipMessage("not today")), fail_fast=fail_fast)
+    broker = in_caller(Stop(SkipMessage("not today")), fail_fast=fail_fast)
     seen: list[Any] = []
 
     def work(fate: str) -> None:
@@ -236,7 +266,7 @@ def test_a_job_within_a_job_leaves_that_alone(
     plain = dramatiq.actor(broker=broker, actor_name="plain")(work)
     tracked = dramatiq.actor(broker=broker, actor_name="tracked", job_state=True)(work)
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def outer(*, job_state: JobState) -> None:
         seen.append(("outer", job_state))
         job_state.set_progress_metric("before", 1)
@@ -268,12 +298,12 @@ def test_a_job_within_a_job_leaves_that_alone(
             assert load(broker, message_of(job_state)).status == fate
 
 
-def test_an_actor_that_sends_itself_runs_within_itself(make: Make) -> None:
+def test_an_actor_that_sends_itself_runs_within_itself(in_caller: InCaller) -> None:
     """Each depth of a recursion is a job of its own, and keeps its own values."""
-    broker = make()
+    broker = in_caller()
     seen: dict[int, Any] = {}
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def count(depth: int, *, job_state: JobState) -> None:
         seen[depth] = message_of(job_state)
         if depth:
@@ -287,18 +317,18 @@ def test_an_actor_that_sends_itself_runs_within_itself(make: Make) -> None:
         assert (state.status, state.progress_metrics) == ("success", {"depth": depth})
 
 
-def test_a_direct_call_within_a_job_is_detached(make: Make) -> None:
+def test_a_direct_call_within_a_job_is_detached(in_caller: InCaller) -> None:
     """An actor that a job calls, and does not send, keeps its values in memory: before
     another job ran within that one, in it, and afterwards.
     """
-    broker = make()
+    broker = in_caller()
     called: list[JobState] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def inner(*, job_state: JobState) -> None:
         called.append(job_state)
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def outer(depth: int, *, job_state: JobState) -> None:
         if depth == 0:
             called.append(job_state)
@@ -319,12 +349,12 @@ def test_a_direct_call_within_a_job_is_detached(make: Make) -> None:
     assert store_of(broker).load_many([c.uuid for c in called]) == [None] * 6
 
 
-def test_callbacks_run_within_the_job_that_calls_them(make: Make) -> None:
+def test_callbacks_run_within_the_job_that_calls_them(in_caller: InCaller) -> None:
     """A job's callbacks run before it is acknowledged, and are jobs of their own."""
-    broker = make(Callbacks(), fail_fast=False)
+    broker = in_caller(Callbacks(), fail_fast=False)
     seen: list[Any] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def call_back(*args: Any, job_state: JobState) -> None:
         seen.append(message_of(job_state))
         if args[1] is None:
@@ -335,8 +365,8 @@ def test_callbacks_run_within_the_job_that_calls_them(make: Make) -> None:
         if fails:
             raise ValueError("a cramp")
 
-    options = {"on_success": call_back, "on_failure": call_back}
-    options = {name: actor.actor_name for name, actor in options.items()}
+    name = call_back.actor_name
+    options: dict[str, Any] = {"on_success": name, "on_failure": name}
     fine = run_marathon.send_with_options(args=(False,), **options)
     failed = run_marathon.send_with_options(args=(True,), **options)
     assert [load(broker, m).status for m in (fine, failed)] == ["success", "error"]
@@ -346,11 +376,11 @@ def test_callbacks_run_within_the_job_that_calls_them(make: Make) -> None:
 @pytest.mark.parametrize("is_first", [False, True])
 @pytest.mark.parametrize("fail_fast", [True, False])
 def test_a_pipeline_runs_within_its_first_step(
-    make: Make, fail_fast: bool, is_first: bool
+    in_caller: InCaller, fail_fast: bool, is_first: bool
 ) -> None:
     """Each step of a pipeline ends as it should, those after one that failed too."""
     order = (None, Pipelines()) if is_first else (Pipelines(), None)
-    broker = make(*order, fail_fast=fail_fast)
+    broker = in_caller(*order, fail_fast=fail_fast)
 
     @dramatiq.actor(broker=broker, job_state=True)
     def step(miles: int, before: int = 0) -> int:
@@ -364,15 +394,14 @@ def test_a_pipeline_runs_within_its_first_step(
 
     def run(*steps: Any) -> list[tuple[str, Any]]:
         jobs = [step for step in steps if step.actor_name == "step"]
-        store = store_of(broker)
-        store.create(*(NewJob(job.message_id, INFO, waits=True) for job in jobs[1:]))
+        record_steps(broker, jobs[1:])
         pipeline(steps, broker=broker).run()
         states = [load(broker, job) for job in jobs]
         return [(state.status, state.error) for state in states]
 
     fine = ("success", None)
     assert run(*(step.message(n) for n in range(4))) == [fine] * 4
-    mixed = step.message(1), untracked.message(2), step.message(3)
+    mixed = step.message(1), untracked.message_with_options(args=(2,)), step.message(3)
     assert run(*mixed) == [fine] * 2
     assert run(*(step.message(n) for n in (1, 13, 2, 3))) == [
         fine,
@@ -384,15 +413,15 @@ def test_a_pipeline_runs_within_its_first_step(
 @pytest.mark.parametrize("is_first", [False, True])
 @pytest.mark.parametrize("failures", [2, 9])
 def test_a_retry_runs_within_the_try_that_failed(
-    make: Make, is_first: bool, failures: int
+    in_caller: InCaller, is_first: bool, failures: int
 ) -> None:
     """A job that is retried in place counts its attempts, and ends as the last one."""
     retries = Retries(max_retries=3)
     order = (None, retries) if is_first else (retries, None)
-    broker = make(*order, fail_fast=False)
+    broker = in_caller(*order, fail_fast=False)
     attempts: list[int] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
         attempts.append(job_state.attempt)
         job_state.set_progress_metric("attempt", job_state.attempt)
@@ -409,18 +438,18 @@ def test_a_retry_runs_within_the_try_that_failed(
     assert state.progress_metrics == {"attempt": len(attempts)}
 
 
-def test_a_retry_within_a_job_leaves_that_alone(make: Make) -> None:
+def test_a_retry_within_a_job_leaves_that_alone(in_caller: InCaller) -> None:
     """A job whose inner job is retried in place goes on when that has ended."""
-    broker = make(Retries(), fail_fast=False)
+    broker = in_caller(Retries(), fail_fast=False)
     seen: list[Any] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def inner(*, job_state: JobState) -> None:
         seen.append(message_of(job_state))
         if job_state.attempt < 3:
             raise ValueError("a cramp")
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def outer(*, job_state: JobState) -> None:
         inner.send()
         assert current_job_state() is job_state
@@ -431,9 +460,9 @@ def test_a_retry_within_a_job_leaves_that_alone(make: Make) -> None:
     assert len(seen) == 3 and load(broker, seen[0]).status == "success"
 
 
-def test_a_try_that_another_middleware_stops_is_no_run(make: Make) -> None:
+def test_a_try_that_another_middleware_stops_is_no_run(in_caller: InCaller) -> None:
     """A job whose next try is skipped in place ends with what the first one raised."""
-    broker = make(Retries(), fail_fast=False)
+    broker = in_caller(Retries(), fail_fast=False)
 
     class StopRetries(Middleware):
         def before_process_message(self, broker: Any, message: Any) -> None:
@@ -451,12 +480,12 @@ def test_a_try_that_another_middleware_stops_is_no_run(make: Make) -> None:
     assert (state.status, state.attempt) in (("error", 1), ("cancelled", 1))
 
 
-def test_a_job_that_puts_itself_back_runs_within_itself(make: Make) -> None:
+def test_a_job_that_puts_itself_back_runs_within_itself(in_caller: InCaller) -> None:
     """The run that comes of it owns the record; the outer one may report in vain."""
-    broker = make()
+    broker = in_caller()
     runs: list[int] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
         runs.append(len(runs))
         job_state.set_progress_metric("run", runs[-1])
@@ -474,13 +503,13 @@ def test_a_job_that_puts_itself_back_runs_within_itself(make: Make) -> None:
 @pytest.mark.parametrize("retried", [False, True])
 @pytest.mark.parametrize("fail_fast", [True, False])
 def test_a_job_that_is_cancelled_says_so(
-    make: Make, fail_fast: bool, retried: bool
+    in_caller: InCaller, fail_fast: bool, retried: bool
 ) -> None:
     """A job that is cancelled while it runs is cancelled, and never runs again."""
-    broker = make(*([Retries()] if retried else []), fail_fast=fail_fast)
+    broker = in_caller(*([Retries()] if retried else []), fail_fast=fail_fast)
     seen: list[Any] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
         seen.append(message_of(job_state))
         load(broker, seen[0]).cancel()
@@ -495,11 +524,11 @@ def test_a_job_that_is_cancelled_says_so(
     assert (state.status, state.error) == ("cancelled", CANCELLED)
 
 
-def test_a_job_is_told_once_of_its_cancel_whatever_it_runs(make: Make) -> None:
+def test_a_job_is_told_once_of_its_cancel_whatever_it_runs(in_caller: InCaller) -> None:
     """A job that shields itself from its cancel, and runs another that is cancelled as
     well, is not told again.
     """
-    broker = make(fail_fast=False)
+    broker = in_caller(fail_fast=False)
     seen: list[Any] = []
 
     def be_cancelled(job_state: JobState) -> None:
@@ -509,11 +538,11 @@ def test_a_job_is_told_once_of_its_cancel_whatever_it_runs(make: Make) -> None:
             pass
         job_state.set_message("told")
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def inner(*, job_state: JobState) -> None:
         be_cancelled(job_state)
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def outer(*, job_state: JobState) -> None:
         with contextlib.suppress(JobCancelled):
             be_cancelled(job_state)
@@ -525,16 +554,16 @@ def test_a_job_is_told_once_of_its_cancel_whatever_it_runs(make: Make) -> None:
     assert load(broker, seen[1]).status == "cancelled"
 
 
-def test_a_job_that_was_cancelled_before_does_not_run(make: Make) -> None:
+def test_a_job_that_was_cancelled_before_does_not_run(in_caller: InCaller) -> None:
     """A message whose job was cancelled while it was queued is skipped."""
-    broker = make()
+    broker = in_caller()
 
     @dramatiq.actor(broker=broker, job_state=True)
     def run_marathon() -> None:
         raise AssertionError
 
     message = run_marathon.message()
-    store_of(broker).create(NewJob(message.message_id, INFO))
+    store_of(broker).create(NewJob(message.message_id, SENT))
     assert load(broker, message).cancel()
     with pytest.raises(SkipMessage):
         broker.enqueue(message)
@@ -546,20 +575,20 @@ def test_a_job_that_was_cancelled_before_does_not_run(make: Make) -> None:
 @pytest.mark.parametrize("fail_fast", [True, False])
 @pytest.mark.parametrize("error", [SkipMessage("not today"), RefusedError("not today")])
 def test_a_job_that_another_middleware_stops_never_began(
-    make: Make, fail_fast: bool, is_first: bool, error: Exception
+    in_caller: InCaller, fail_fast: bool, is_first: bool, error: Exception
 ) -> None:
     """A job that is skipped, or refused, before it began says why and reads attempt 0,
     wherever that middleware stands.
     """
     order = (None, Stop(error)) if is_first else (Stop(error), None)
-    broker = make(*order, fail_fast=fail_fast)
+    broker = in_caller(*order, fail_fast=fail_fast)
 
     @dramatiq.actor(broker=broker, job_state=True)
     def run_marathon(what: str) -> None:
         raise AssertionError
 
     message = run_marathon.message("stop")
-    store_of(broker).create(NewJob(message.message_id, INFO))
+    store_of(broker).create(NewJob(message.message_id, SENT))
     with pytest.raises(type(error)) if fail_fast else contextlib.nullcontext():
         broker.enqueue(message)
     state = load(broker, message)
@@ -569,24 +598,24 @@ def test_a_job_that_another_middleware_stops_never_began(
     assert (state.attempt, state.started_at) == (0, None)
 
 
-def test_async_actors_run_within_their_sender(make: Make) -> None:
+def test_async_actors_run_within_their_sender(in_caller: InCaller) -> None:
     """An async actor, and a job that one sends, are jobs as all others."""
-    broker = make(AsyncIO())
+    broker = in_caller(AsyncIO())
     seen: list[Any] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def inner(*, job_state: JobState) -> None:
         seen.append(message_of(job_state))
         assert current_job_state() is job_state
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     async def middle(*, job_state: JobState) -> None:
         await asyncio.sleep(0)
         inner.send()
         assert current_job_state() is job_state
         job_state.set_message("middle")
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def outer(*, job_state: JobState) -> None:
         seen.append(message_of(job_state))
         seen.append(middle.send())
@@ -609,16 +638,14 @@ def test_async_actors_run_within_their_sender(make: Make) -> None:
 
 
 @pytest.fixture
-def site(
-    make: Make, redis_url: str, monkeypatch: pytest.MonkeyPatch
+def begin_request(
+    in_caller: InCaller, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[dramatiq.Broker], Any]:
     """Makes a request of Alice's in a transaction, whose broker is the global one."""
 
     def make_site(broker: dramatiq.Broker) -> Any:
         monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
-        hook = {"tm.manager_hook": "pyramid_tm.explicit_manager"}
-        config = make_config(redis_url, settings=hook)
-        config.include("pyramid_tm")
+        config = make_tm_config(redis_url)
         make_app(config)
         request = make_request(config, "alice")
         request.tm.begin()
@@ -628,15 +655,15 @@ def site(
 
 
 def test_a_job_that_leaves_with_the_transaction_runs_in_the_commit(
-    make: Make, site: Any
+    in_caller: InCaller, begin_request: Any
 ) -> None:
     """What a request sends in a transaction has ended when that has committed: jobs,
     those that they send, pipelines and groups.
     """
-    broker = make(Pipelines())
+    broker = in_caller(Pipelines())
     inner: list[Any] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(miles: int, *args: int, job_state: JobState) -> int:
         assert job_state.owner == "alice" or miles == 0
         if miles == 7:
@@ -645,7 +672,7 @@ def test_a_job_that_leaves_with_the_transaction_runs_in_the_commit(
             raise ValueError("Bad luck")
         return miles
 
-    request = site(broker)
+    request = begin_request(broker)
     send = request.job_states.send
     message = request.job_states.send_message
     one = send(run_marathon, 7)
@@ -672,18 +699,18 @@ def test_a_job_that_leaves_with_the_transaction_runs_in_the_commit(
 
 
 def test_a_job_that_is_sent_at_once_and_fails_is_an_error(
-    make: Make, site: Any
+    in_caller: InCaller, begin_request: Any
 ) -> None:
     """The sender hears of it, and the record stays: the job has run. The next step of
     its pipeline was not reached.
     """
-    broker = make(Pipelines())
+    broker = in_caller(Pipelines())
 
     @dramatiq.actor(broker=broker, job_state=True)
     def run_marathon(*args: int) -> None:
         raise ValueError("Bad luck")
 
-    request = site(broker)
+    request = begin_request(broker)
     steps = run_marathon.message() | run_marathon.message()
     with pytest.raises(ValueError, match="Bad luck"):
         request.job_states.send_immediately(steps)
@@ -695,31 +722,33 @@ def test_a_job_that_is_sent_at_once_and_fails_is_an_error(
 
 
 def test_a_request_within_a_request_keeps_what_the_outer_announced(
-    make: Make, site: Any
+    in_caller: InCaller, begin_request: Any
 ) -> None:
     """A job that sends with a request of its own leaves the outer one's jobs alone."""
-    broker = make()
+    broker = in_caller()
     seen: list[Any] = []
 
     @dramatiq.actor(broker=broker, job_state=True)
     def run_marathon(depth: int) -> None:
         if depth:
             inner = group([run_marathon.message(0)], broker=broker)
-            seen.extend(site(broker).job_states.send_immediately(inner))
+            seen.extend(begin_request(broker).job_states.send_immediately(inner))
 
-    request = site(broker)
+    request = begin_request(broker)
     members = group([run_marathon.message(1) for _ in range(2)], broker=broker)
     seen.extend(request.job_states.send_immediately(members))
     assert len(seen) == 4
     assert {request.job_states[s.uuid].status for s in seen} == {"success"}
 
 
-def test_nothing_is_left_behind(make: Make) -> None:
+def test_nothing_is_left_behind(in_caller: InCaller) -> None:
     """When all has ended, the middleware and the recorder keep nothing of any job."""
-    broker = make(Retries(max_retries=1), Stop(RefusedError("no")), fail_fast=False)
+    broker = in_caller(
+        Retries(max_retries=1), Stop(RefusedError("no")), fail_fast=False
+    )
     alive: list[weakref.ref[Any]] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(what: str, *, job_state: JobState) -> None:
         alive.append(weakref.ref(job_state))
         if what == "fail":
@@ -730,13 +759,9 @@ def test_nothing_is_left_behind(make: Make) -> None:
 
     for what in ("fail", "nest", "stop", "fine"):
         run_marathon.send(what)
-    (ours,) = (m for m in broker.middleware if isinstance(m, JobStateMiddleware))
-    thread = ours._thread
-    assert ours._jobs == {} and ours._access._recorder is not None
-    assert ours._access._recorder._backlog._runs == {}
-    assert (thread.job, thread.jobs) == (None, [])
-    assert thread.returning == {}
-    assert current_job_state() is None
+    ours = middleware_of(broker)
+    assert nothing_is_kept(ours)
+    assert (ours._thread.job, ours._thread.returning) == (None, {})
     gc.collect()
     assert len(alive) == 6 and not any(ref() for ref in alive)
 
@@ -753,11 +778,6 @@ class Quitting(Middleware):
             raise KeyboardInterrupt
 
 
-def middleware_of(broker: Any) -> JobStateMiddleware:
-    (ours,) = (m for m in broker.middleware if isinstance(m, JobStateMiddleware))
-    return ours
-
-
 def nothing_is_kept(ours: JobStateMiddleware) -> bool:
     assert ours._access._recorder is not None
     kept = (ours._jobs, ours._access._recorder._backlog._runs, ours._thread.jobs)
@@ -766,20 +786,20 @@ def nothing_is_kept(ours: JobStateMiddleware) -> bool:
 
 @pytest.mark.parametrize("tracked", [False, True])
 def test_a_job_whose_end_nobody_told_ends_with_the_outer_one(
-    make: Make, tracked: bool
+    in_caller: InCaller, tracked: bool
 ) -> None:
     """A job whose acknowledgement is interrupted within another's is written to have
     ended when that ends.
     """
-    broker = make(None, Quitting())
+    broker = in_caller(None, Quitting())
     seen: list[Any] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def inner(*, job_state: JobState) -> None:
         seen.append(message_of(job_state))
         job_state.set_message("run")
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def outer(*, job_state: JobState) -> None:
         with pytest.raises(KeyboardInterrupt):
             inner.send()
@@ -800,15 +820,17 @@ def test_a_job_whose_end_nobody_told_ends_with_the_outer_one(
     assert nothing_is_kept(middleware_of(broker))
 
 
-def test_a_job_whose_end_nobody_told_ends_with_the_next_message(make: Make) -> None:
+def test_a_job_whose_end_nobody_told_ends_with_the_next_message(
+    in_caller: InCaller,
+) -> None:
     """Jobs whose acknowledgement is interrupted are written to have ended when their
     thread processes another message, which is not within them.
     """
-    broker = make(None, quitting := Quitting())
+    broker = in_caller(None, quitting := Quitting())
     ours = middleware_of(broker)
     seen: list[Any] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(fails: bool, *, job_state: JobState) -> None:
         assert len(ours._thread.jobs) == 1
         seen.append(message_of(job_state))
@@ -827,12 +849,11 @@ def test_a_job_whose_end_nobody_told_ends_with_the_next_message(make: Make) -> N
 
 
 def test_an_end_that_cannot_be_written_leaves_the_next_message_alone(
-    redis_url: str, caplog: pytest.LogCaptureFixture
+    ours: JobStateMiddleware, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A job whose end was never reported, and whose next step is not a message, does
     not disturb the job that follows.
     """
-    ours = JobStateMiddleware(url=redis_url, interval=0.01)
     broker = InCallerBroker((ours, Quitting()))
     broker.actor_options |= {"pipe_target"}
 
@@ -844,7 +865,7 @@ def test_an_end_that_cannot_be_written_leaves_the_next_message_alone(
     assert load(broker, run_marathon.send()).status == "success"
     assert "could not be written" in messages(caplog, "pyramid_jobstate")[0]
     assert nothing_is_kept(ours)
-    ours.after_worker_shutdown(broker, dramatiq.Worker(broker))
+    stop(ours)
     caplog.clear()
 
 
@@ -867,24 +888,23 @@ def end_what_is_left(broker: dramatiq.Broker, ours: JobStateMiddleware) -> None:
 @pytest.mark.parametrize("fail_fast", [True, False])
 @pytest.mark.parametrize("is_first", [False, True])
 def test_a_broker_that_acknowledges_nothing_leaks_no_jobs(
-    redis_url: str, is_first: bool, fail_fast: bool
+    ours: JobStateMiddleware, is_first: bool, fail_fast: bool
 ) -> None:
     """With a broker that tells of no acknowledgement a job ends when the next message
     is processed. One that is sent by a callback is processed within it.
     """
-    ours = JobStateMiddleware(url=redis_url, interval=0.01)
     callbacks = Callbacks()
     order = (callbacks, ours) if is_first else (ours, callbacks)
     broker = MuteBroker(order, fail_fast=fail_fast)
     seen: list[Any] = []
     outer: list[str] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def call_back(data: Any, result: Any, *, job_state: JobState) -> None:
         outer.append(load(broker, seen[-1]).status)
         assert len(ours._thread.jobs) == 2
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(fails: bool, *, job_state: JobState) -> None:
         assert len(ours._thread.jobs) == 1
         seen.append(message_of(job_state))
@@ -892,21 +912,20 @@ def test_a_broker_that_acknowledges_nothing_leaks_no_jobs(
             raise ValueError("a cramp")
 
     for fails in (False, True, False):
-        names = {"on_success": call_back.actor_name}
         with contextlib.suppress(ValueError):
-            run_marathon.send_with_options(args=(fails,), **names)
+            run_marathon.send_with_options(
+                args=(fails,), on_success=call_back.actor_name
+            )
     assert outer == ["working"] * 2
     assert [load(broker, m).status for m in seen] == ["success", "error", "working"]
     end_what_is_left(broker, ours)
     assert load(broker, seen[-1]).status == "success"
-    ours.after_worker_shutdown(broker, dramatiq.Worker(broker))
 
 
 def test_a_job_that_is_stopped_and_not_acknowledged_is_an_error(
-    redis_url: str,
+    ours: JobStateMiddleware,
 ) -> None:
     """A message that is stopped, which only its sender is told, has not run."""
-    ours = JobStateMiddleware(url=redis_url, interval=0.01)
     broker = MuteBroker((ours, Stop(SkipMessage("not today"))))
 
     @dramatiq.actor(broker=broker, job_state=True)
@@ -920,7 +939,6 @@ def test_a_job_that_is_stopped_and_not_acknowledged_is_an_error(
     assert (state.status, state.attempt) == ("error", 0)
     assert state.error == JobError(None, "The message was rejected.")
     end_what_is_left(broker, ours)
-    ours.after_worker_shutdown(broker, dramatiq.Worker(broker))
 
 
 class Roundabout(InCallerBroker):
@@ -933,17 +951,18 @@ class Roundabout(InCallerBroker):
         super().emit_before(signal, *args, **kwargs)
 
 
-def test_a_job_that_runs_is_never_taken_for_one_that_was_left(redis_url: str) -> None:
+def test_a_job_that_runs_is_never_taken_for_one_that_was_left(
+    ours: JobStateMiddleware,
+) -> None:
     """However a broker tells of a message, a job that runs stays the outer one of those
     that it sends.
     """
-    ours = JobStateMiddleware(url=redis_url, interval=0.01)
     broker = Roundabout((ours,))
 
     @dramatiq.actor(broker=broker, job_state=True)
     def inner() -> None: ...
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def outer(*, job_state: JobState) -> None:
         inner.send()
         assert load(broker, message_of(job_state)).status == "working"
@@ -951,7 +970,6 @@ def test_a_job_that_runs_is_never_taken_for_one_that_was_left(redis_url: str) ->
 
     state = load(broker, outer.send())
     assert (state.status, state.message) == ("success", "done")
-    ours.after_worker_shutdown(broker, dramatiq.Worker(broker))
 
 
 class Handling(InCallerBroker):
@@ -970,12 +988,11 @@ class Handling(InCallerBroker):
 @pytest.mark.parametrize("what", ["stop", "skip"])
 @pytest.mark.parametrize("is_first", [False, True])
 def test_a_skipped_job_has_nothing_to_do_with_what_its_sender_handles(
-    redis_url: str, is_first: bool, what: str
+    ours: JobStateMiddleware, is_first: bool, what: str
 ) -> None:
     """A job that is skipped, or skips itself, is cancelled, whatever its sender is
     about to handle.
     """
-    ours = JobStateMiddleware(url=redis_url, interval=0.01)
     stop = Stop(SkipMessage("not today"))
     broker = Handling((stop, ours) if is_first else (ours, stop))
 
@@ -984,7 +1001,7 @@ def test_a_skipped_job_has_nothing_to_do_with_what_its_sender_handles(
         raise SkipMessage("of its own")
 
     message = run_marathon.message(what)
-    store_of(broker).create(NewJob(message.message_id, INFO))
+    store_of(broker).create(NewJob(message.message_id, SENT))
     try:
         raise KeyError("the sender's")
     except KeyError:
@@ -994,17 +1011,16 @@ def test_a_skipped_job_has_nothing_to_do_with_what_its_sender_handles(
     said = "of its own" if what == "skip" else "The message was skipped."
     assert state.error.message == said
     assert state.attempt == (1 if what == "skip" else 0)
-    ours.after_worker_shutdown(broker, dramatiq.Worker(broker))
 
 
 @pytest.mark.parametrize("is_handling", [False, True])
 def test_a_job_whose_actor_fails_before_its_function_is_an_error(
-    make: Make, is_handling: bool
+    in_caller: InCaller, is_handling: bool
 ) -> None:
     """What is wrapped around the function may raise, and the broker tells the sender
     alone.
     """
-    broker = make()
+    broker = in_caller()
 
     class Failing(dramatiq.Actor[Any, Any]):
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -1029,12 +1045,12 @@ def test_a_job_whose_actor_fails_before_its_function_is_an_error(
 
 @pytest.mark.parametrize("fail_fast", [True, False])
 def test_a_job_that_returns_has_nothing_to_do_with_what_its_sender_handles(
-    make: Make, fail_fast: bool
+    in_caller: InCaller, fail_fast: bool
 ) -> None:
     """A job is a success though its function was called in another thread, and its
     sender is about to handle an exception.
     """
-    broker = make(fail_fast=fail_fast)
+    broker = in_caller(fail_fast=fail_fast)
 
     class InThread(dramatiq.Actor[Any, Any]):
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -1052,7 +1068,7 @@ def test_a_job_that_returns_has_nothing_to_do_with_what_its_sender_handles(
 
 
 def test_a_job_that_has_returned_is_a_success_whatever_stops_its_sender(
-    make: Make,
+    in_caller: InCaller,
 ) -> None:
     """What interrupts a middleware after the job does not make it an error."""
 
@@ -1060,10 +1076,10 @@ def test_a_job_that_has_returned_is_a_success_whatever_stops_its_sender(
         def after_process_message(self, *args: Any, **kwargs: Any) -> None:
             raise KeyboardInterrupt
 
-    broker = make(None, Interrupted())
+    broker = in_caller(None, Interrupted())
     seen: list[Any] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
         seen.append(message_of(job_state))
 
@@ -1082,17 +1098,16 @@ class Swallowing(InCallerBroker):
 
 
 def test_a_job_that_is_skipped_in_silence_does_not_fail_as_its_sender_does(
-    redis_url: str,
+    ours: JobStateMiddleware,
 ) -> None:
     """What a sender is about to handle is never taken for what a job raised."""
-    ours = JobStateMiddleware(url=redis_url, interval=0.01)
     broker = Swallowing((Stop(SkipMessage("not today")), ours))
 
     @dramatiq.actor(broker=broker, job_state=True)
     def run_marathon(what: str) -> None: ...
 
     message = run_marathon.message("stop")
-    store_of(broker).create(NewJob(message.message_id, INFO))
+    store_of(broker).create(NewJob(message.message_id, SENT))
     try:
         raise KeyError("the sender's")
     except KeyError:
@@ -1100,7 +1115,7 @@ def test_a_job_that_is_skipped_in_silence_does_not_fail_as_its_sender_does(
     assert load(broker, message).error is None
 
 
-def test_a_retry_that_the_broker_refuses_is_forgotten(redis_url: str) -> None:
+def test_a_retry_that_the_broker_refuses_is_forgotten(ours: JobStateMiddleware) -> None:
     """A job whose message the broker does not take back is an error, and nothing of it
     is kept.
     """
@@ -1112,7 +1127,6 @@ def test_a_retry_that_the_broker_refuses_is_forgotten(redis_url: str) -> None:
                 raise ConnectionError
             return super().enqueue(message, delay=delay)
 
-    ours = JobStateMiddleware(url=redis_url, interval=0.01)
     broker = Refusing([ours, Retries()], fail_fast=False)
 
     @dramatiq.actor(broker=broker, job_state=True)
@@ -1122,7 +1136,6 @@ def test_a_retry_that_the_broker_refuses_is_forgotten(redis_url: str) -> None:
     state = load(broker, run_marathon.send())
     assert (state.status, state.error) == ("error", ("ValueError", "a cramp"))
     assert nothing_is_kept(ours) and ours._thread.returning == {}
-    ours.after_worker_shutdown(broker, dramatiq.Worker(broker))
 
 
 class Unsettling(Middleware):
@@ -1137,15 +1150,15 @@ class Unsettling(Middleware):
             raise SkipMessage
 
 
-def test_jobs_of_two_greenlets_are_not_each_other_s(make: Make) -> None:
+def test_jobs_of_two_greenlets_are_not_each_other_s(in_caller: InCaller) -> None:
     """A job that runs in another greenlet of the thread is none of the business of the
     one that ends: it goes on reporting, and its own end is written.
     """
-    broker = make()
+    broker = in_caller()
     main = greenlet.getcurrent()
     uuids: list[str] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(fails: bool, *, job_state: JobState) -> None:
         uuids.append(job_state.uuid)
         main.switch()
@@ -1178,11 +1191,11 @@ def test_a_worker_s_thread_has_no_outer_job(redis_url: str) -> None:
     broker.add_middleware(Unsettling(), before=JobStateMiddleware)
     threads = set()
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
         threads.add(threading.current_thread())
 
-    (ours,) = (m for m in broker.middleware if isinstance(m, JobStateMiddleware))
+    ours = middleware_of(broker)
     left: list[Any] = []
 
     @dramatiq.actor(broker=broker)

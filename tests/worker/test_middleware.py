@@ -9,7 +9,6 @@ import inspect
 import logging
 import threading
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import dramatiq
@@ -40,28 +39,24 @@ from pyramid_jobstate import (
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.job.changes import NewJob, Update
-from pyramid_jobstate.job.record import NOT_REACHED, JobError, JobInfo
+from pyramid_jobstate.job.record import NOT_REACHED, JobError
 from pyramid_jobstate.worker.recorder import Recorder
 from tests.jobs import (
     Gate,
     RunMarathon,
+    job_actor,
     load,
     make_broker,
+    make_placed_broker,
     messages,
+    middleware_of,
     new_id,
+    record_steps,
     store_of,
     wait_until,
     working,
 )
-from tests.support import wait_for
-
-INFO = JobInfo("JobState", "run_marathon", 0, None, "{}")
-
-
-@pytest.fixture
-def broker(redis_url: str) -> RedisBroker:
-    return make_broker(redis_url)
-
+from tests.support import SENT, key_of, wait_for
 
 # Which actors are tracked.
 
@@ -70,7 +65,7 @@ def test_an_actor_with_the_parameter_is_tracked(broker: RedisBroker) -> None:
     """An actor that declares job_state is handed the JobState of its job."""
     seen = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(miles: int, *, job_state: JobState) -> None:
         job_state.set_progress_metric("miles_run", miles)
         seen.append((type(job_state), job_state.uuid, job_state.status))
@@ -110,7 +105,7 @@ def test_the_middleware_may_come_after_the_actors(redis_url: str) -> None:
     """Actors that were declared before the middleware was added are tracked, too."""
     broker = RedisBroker(url=redis_url)
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(miles: int, *, job_state: JobState) -> None:
         job_state.set_progress_metric("miles_run", miles)
 
@@ -128,7 +123,7 @@ def test_an_untracked_actor_is_left_alone(
     def sweep() -> None:
         done.set()
 
-    actor = dramatiq.actor(sweep, broker=broker)
+    actor = dramatiq.actor(broker=broker)(sweep)
     assert actor.fn is sweep
     with working(broker):
         actor.send()
@@ -140,7 +135,7 @@ def test_an_async_actor_is_tracked(redis_url: str) -> None:
     """A coroutine function is handed the JobState like any other."""
     broker = make_broker(redis_url, others=(AsyncIO(),))
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     async def run_marathon(miles: int, *, job_state: JobState) -> None:
         await asyncio.sleep(0)
         assert current_job_state() is job_state
@@ -154,7 +149,7 @@ def test_an_async_actor_is_tracked(redis_url: str) -> None:
 def test_a_default_of_the_parameter_is_replaced(broker: RedisBroker) -> None:
     """A default on job_state is for type checkers: the job is handed its own."""
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(miles: int, job_state: Any = None) -> None:
         job_state.set_progress_metric("miles_run", miles)
 
@@ -186,7 +181,7 @@ def test_a_parameter_that_cannot_be_passed_is_refused(
     declared, and the message shows how to write it.
     """
     with pytest.raises(ActorError) as error:
-        dramatiq.actor(function, broker=broker)
+        dramatiq.actor(broker=broker)(function)
     assert f"Declare it as: def {right}" in str(error.value)
     assert function.__name__ in str(error.value)
 
@@ -194,7 +189,7 @@ def test_a_parameter_that_cannot_be_passed_is_refused(
 def test_a_parameter_is_refused_also_afterwards(redis_url: str) -> None:
     """The same is said when the middleware is added to a broker with such an actor."""
     broker = RedisBroker(url=redis_url)
-    dramatiq.actor(in_front, broker=broker)
+    dramatiq.actor(broker=broker)(in_front)
     with pytest.raises(ActorError, match="in_front"):
         broker.add_middleware(JobStateMiddleware())
 
@@ -331,7 +326,7 @@ def test_a_stub_broker_works_with_a_url(redis_url: str) -> None:
     broker = StubBroker()
     broker.add_middleware(JobStateMiddleware(url=redis_url))
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(miles: int, *, job_state: JobState) -> None:
         job_state.set_progress_metric("miles_run", miles)
 
@@ -347,7 +342,7 @@ def test_a_direct_call_gets_a_detached_job_state(broker: RedisBroker) -> None:
     """Called directly, an actor gets a JobState that keeps its values in memory."""
     seen: list[JobState] = []
 
-    @dramatiq.actor(broker=broker, job_state=RunMarathon)
+    @job_actor(broker=broker, job_state=RunMarathon)
     def run_marathon(miles: int, *, job_state: RunMarathon) -> int:
         for mile in job_state.track(range(miles), unit="miles"):
             job_state.set_progress_metric("miles_run", mile + 1)
@@ -355,7 +350,7 @@ def test_a_direct_call_gets_a_detached_job_state(broker: RedisBroker) -> None:
         seen.append(job_state)
         return miles
 
-    assert run_marathon(5) == 5  # type: ignore[call-arg]
+    assert run_marathon(5) == 5
     (state,) = seen
     assert state.progress_metrics == {"miles_run": 5}
     assert state.progress and state.progress.fraction == 1
@@ -368,7 +363,7 @@ def test_a_direct_call_may_bring_its_own(broker: RedisBroker) -> None:
     """A job_state that is passed to a direct call is handed on."""
     seen: list[Any] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
         seen.append(job_state)
 
@@ -380,11 +375,11 @@ def test_a_direct_call_may_bring_its_own(broker: RedisBroker) -> None:
 def test_a_call_from_within_a_job_is_a_direct_one(broker: RedisBroker) -> None:
     """A job that calls its own actor as a function does not hand its state on."""
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(again: bool, *, job_state: JobState) -> None:
         job_state.set_progress_metric("again", again)
         if again:
-            run_marathon(False)  # type: ignore[call-arg]
+            run_marathon(False)
             assert current_job_state() is job_state
 
     with working(broker):
@@ -395,7 +390,7 @@ def test_a_call_from_within_a_job_is_a_direct_one(broker: RedisBroker) -> None:
 def test_the_function_keeps_its_name_and_signature(broker: RedisBroker) -> None:
     """A tracked actor looks like the function that it wraps."""
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(miles: int, *, job_state: JobState) -> None:
         """Runs."""
 
@@ -488,14 +483,14 @@ def test_a_message_whose_id_is_no_uuid_is_not_tracked(
     """Such a message runs with a detached JobState, and a warning says so once."""
     ran = threading.Semaphore(0)
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
         job_state.set_progress_metric("x", 1)
         ran.release()
 
     with working(broker):
         for number in range(2):
-            message = run_marathon.message()  # type: ignore[call-arg]
+            message = run_marathon.message()
             message = message.__class__(
                 **{**message.asdict(), "message_id": f"n{number}"}
             )
@@ -556,7 +551,7 @@ def test_a_send_without_the_store_goes_out(
     """
     broker = make_broker(redis_url, JobStateMiddleware(url=server.url))
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(miles: int, *, job_state: JobState) -> None:
         job_state.set_progress_metric("miles_run", miles)
 
@@ -597,19 +592,18 @@ def test_a_send_that_cannot_be_confirmed_goes_out(
 
 
 @pytest.fixture(params=["appended", "before", "without"])
-def place(request: pytest.FixtureRequest, redis_url: str) -> Iterator[Any]:
-    """A broker with the middleware after Retries, before it, or without Retries."""
-    place = request.param
-    broker = make_broker(
-        redis_url,
-        before=Retries if place == "before" else None,
-        without=Retries if place == "without" else None,
-    )
+def place(request: pytest.FixtureRequest, redis_url: str) -> tuple[str, RedisBroker]:
+    """A broker with the middleware after Retries, before it, or without Retries, and
+    which of these.
+    """
+    broker = make_placed_broker(redis_url, request.param)
     broker.add_middleware(Results(backend=RedisBackend(url=redis_url)))
-    return place, broker
+    return request.param, broker
 
 
-def test_an_exception_is_an_error_once_dramatiq_gives_up(place: Any) -> None:
+def test_an_exception_is_an_error_once_dramatiq_gives_up(
+    place: tuple[str, RedisBroker],
+) -> None:
     """A failing job retries, with the attempts counted and the time it is due, and ends
     in error when Dramatiq gives up: at once where nothing retries it.
     """
@@ -617,7 +611,7 @@ def test_an_exception_is_an_error_once_dramatiq_gives_up(place: Any) -> None:
     gates = [Gate(), Gate()]
     options = {} if name == "without" else {"max_retries": 1, "min_backoff": 400}
 
-    @dramatiq.actor(broker=broker, **options)
+    @job_actor(broker=broker, **options)
     def run_marathon(*, job_state: JobState) -> None:
         job_state.set_progress_metric("try", job_state.attempt)
         job_state.set_progress(3, 26)
@@ -650,7 +644,7 @@ def test_a_late_success_counts_its_attempts(redis_url: str) -> None:
     for before in (None, Retries):
         broker = make_broker(redis_url, before=before)
 
-        @dramatiq.actor(broker=broker, max_retries=3, min_backoff=10, max_backoff=20)
+        @job_actor(broker=broker, max_retries=3, min_backoff=10, max_backoff=20)
         def run_marathon(*, job_state: JobState) -> None:
             if job_state.attempt < 3:
                 raise ValueError
@@ -683,7 +677,7 @@ def test_throws_and_retry_when_end_in_error(redis_url: str) -> None:
 def test_retry_reads_retrying(broker: RedisBroker) -> None:
     """A job that asks to be retried later reads retrying until then."""
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
         if job_state.attempt == 1:
             raise dramatiq.errors.Retry("not yet", delay=200)
@@ -702,7 +696,7 @@ def test_a_time_limit_is_an_error(redis_url: str) -> None:
     broker.add_middleware(TimeLimit(interval=20), before=JobStateMiddleware)
     broker.emit_after("process_boot")
 
-    @dramatiq.actor(broker=broker, time_limit=50, max_retries=0)
+    @job_actor(broker=broker, time_limit=50, max_retries=0)
     def run_marathon(*, job_state: JobState) -> None:
         for i in job_state.track(range(5000)):
             threading.Event().wait(0.01)
@@ -811,7 +805,7 @@ def test_attempt_is_that_of_the_last_run_that_began(
     broker.add_middleware(Stopping(nth, how), before=where)
     began: list[datetime.datetime] = []
 
-    @dramatiq.actor(broker=broker, min_backoff=1, max_backoff=2, max_retries=nth)
+    @job_actor(broker=broker, min_backoff=1, max_backoff=2, max_retries=nth)
     def run_marathon(*, job_state: JobState) -> None:
         assert job_state.started_at is not None
         began.append(job_state.started_at)
@@ -856,7 +850,7 @@ def test_a_skipped_message_that_nobody_recorded_is_left_alone(
     sender.declare_queue("default")
     sender.enqueue(message)
     with working(broker):
-        broker.join("default", timeout=5000)
+        broker.join("default", timeout=20_000)
     assert client.keys("jobstate*") == []
 
 
@@ -970,8 +964,7 @@ def test_a_message_that_a_limiter_puts_back_waits(redis_url: str, order: str) ->
     def run_marathon(*args: Any) -> None: ...
 
     steps = [run_marathon.message() for _ in range(2)]
-    store = store_of(broker)
-    store.create(*(NewJob(step.message_id, INFO, waits=True) for step in steps))
+    record_steps(broker, steps)
 
     def delivered(times: int) -> bool:
         over.extend(load(broker, m) for m in pipe.messages)
@@ -1079,16 +1072,19 @@ def test_no_wrapper_has_a_cancelled_job_run(redis_url: str) -> None:
     def call_back(*args: Any) -> None:
         ran.append("callback")
 
-    options = {"actor_class": Stubborn, "on_success": call_back.actor_name}
-
-    @dramatiq.actor(broker=broker, job_state=True, **options)
+    @dramatiq.actor(
+        broker=broker,
+        job_state=True,
+        actor_class=Stubborn,
+        on_success=call_back.actor_name,
+    )
     def run_marathon() -> None:
         ran.append("actor")
 
     message = run_marathon.send()
     assert load(broker, message).cancel()
     with working(broker):
-        broker.join("default", timeout=5000)
+        broker.join("default", timeout=20_000)
     assert load(broker, message).status == "cancelled"
     assert ran == []
 
@@ -1138,7 +1134,7 @@ def test_a_job_whose_beginning_cannot_be_written_runs(
 
     monkeypatch.setattr(Recorder, "_start", fail_once)
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
         job_state.set_progress_metric("miles", 26)
 
@@ -1171,7 +1167,7 @@ def test_a_skipped_message_of_an_untracked_actor_is_left_alone(
     sweep.send()
     threading.Event().wait(0.01)
     with working(broker):
-        broker.join("default", timeout=5000)
+        broker.join("default", timeout=20_000)
     assert client.keys("jobstate*") == []
 
 
@@ -1191,7 +1187,7 @@ def test_a_message_for_an_unknown_actor_is_an_error(redis_url: str) -> None:
     assert state.error == JobError(None, "No worker knows the actor 'run_marathon'.")
 
 
-def test_results_are_stored_before_the_job_ends(place: Any) -> None:
+def test_results_are_stored_before_the_job_ends(place: tuple[str, RedisBroker]) -> None:
     """When a job reads success, its result can be had."""
     _, broker = place
 
@@ -1229,7 +1225,7 @@ def test_a_stray_thread_cannot_report_after_the_end(broker: RedisBroker) -> None
     """A thread that a job left behind is told that the job has ended."""
     kept: list[JobState] = []
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
         job_state.set_progress_metric("x", 1)
         kept.append(job_state)
@@ -1250,7 +1246,9 @@ def test_params_of_a_pipelines_step_hold_the_result(redis_url: str) -> None:
     def add(a: int, b: int) -> int:
         return a + b
 
-    pipeline = dramatiq.pipeline([add.message(1, 2), add.message(3)], broker=broker)
+    pipeline = dramatiq.pipeline(
+        [add.message(1, 2), add.message_with_options(args=(3,))], broker=broker
+    )
     with working(broker):
         pipeline.run()
         state = wait_until(broker, pipeline.messages[1], "success")
@@ -1282,7 +1280,7 @@ def test_two_brokers_keep_their_jobs_apart(redis_url: str) -> None:
     for number in range(2):
         broker = make_broker(redis_url)
 
-        @dramatiq.actor(broker=broker)
+        @job_actor(broker=broker)
         def run_marathon(number: int, *, job_state: JobState) -> None:
             job_state.set_progress_metric("number", number)
 
@@ -1301,7 +1299,7 @@ def test_a_job_that_is_put_back_while_it_runs_is_retrying(redis_url: str) -> Non
     gates = [Gate(), Gate()]
     runs = iter(gates)
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
         gate = next(runs)
         job_state.set_progress_metric("run", gates.index(gate))
@@ -1337,9 +1335,7 @@ def test_a_next_step_that_is_never_sent_is_an_error(redis_url: str) -> None:
 
     steps = [a.message() for a in (run_marathon, rest, run_marathon, run_marathon)]
     pipe = dramatiq.pipeline(steps, broker=broker)
-    store = store_of(broker)
-    for step in steps[2:]:
-        store.create(NewJob(step.message_id, INFO, waits=True))
+    record_steps(broker, steps[2:])
     with working(broker):
         pipe.run()
         wait_until(broker, steps[0], "success")
@@ -1378,18 +1374,20 @@ def test_a_send_within_an_enqueue_hook_confuses_nothing(
         broker.add_middleware(auditor)
     gate = Gate()
 
-    @dramatiq.actor(broker=broker, min_backoff=300, max_backoff=301, max_retries=1)
+    @job_actor(broker=broker, min_backoff=300, max_backoff=301, max_retries=1)
     def run_marathon(*, job_state: JobState) -> None:
         if job_state.attempt == 1:
             raise ValueError("as planned")
         gate.wait()
 
-    @dramatiq.actor(broker=broker, **({"job_state": True} if tracked else {}))
+    options: dict[str, Any] = {"job_state": True} if tracked else {}
+
+    @dramatiq.actor(broker=broker, **options)
     def audit() -> None: ...
 
     auditor.audit = audit
     message = run_marathon.send()
-    key = store_of(broker)._calls.key(message.message_id)
+    key = key_of(store_of(broker), message.message_id)
     assert store_of(broker).client.hget(key, "status") == "queued"
     with working(broker):
         state = wait_until(broker, message, "retrying", "error")
@@ -1418,7 +1416,7 @@ def test_one_job_s_own_error_is_no_outage(
     assert all(load(broker, message).cancel() for message in cancelled)
     broker.enqueue(poisoned.copy(message_id=poisoned.message_id))
     with working(broker):
-        broker.join("default", timeout=10_000)
+        broker.join("default", timeout=20_000)
     assert len(runs) == 2
     assert [load(broker, message).status for message in cancelled] == ["cancelled"] * 3
 
@@ -1443,7 +1441,7 @@ def test_a_job_that_was_sent_is_confirmed_though_another_met_a_failure(
     def run_marathon() -> None: ...
 
     message = run_marathon.send()
-    key = store_of(broker)._calls.key(message.message_id)
+    key = key_of(store_of(broker), message.message_id)
     assert store_of(broker).client.hget(key, "status") == "queued"
 
 
@@ -1457,7 +1455,7 @@ def test_a_long_pipeline_is_dropped_to_its_end(redis_url: str) -> None:
 
     steps = [run_marathon.message() for _ in range(340)]
     store = store_of(broker)
-    store.create(*(NewJob(step.message_id, INFO, waits=True) for step in steps))
+    record_steps(broker, steps)
     with working(broker):
         pipe = dramatiq.pipeline(steps, broker=broker).run()
         wait_until(broker, steps[-1], "cancelled", timeout=20)
@@ -1505,8 +1503,7 @@ def test_a_job_that_puts_itself_back_is_due_from_then_on(redis_url: str) -> None
 
     @dramatiq.actor(broker=broker, job_state=True)
     def run_marathon() -> None:
-        message = CurrentMessage.get_current_message()
-        assert message is not None
+        message: Any = CurrentMessage.get_current_message()
         broker.enqueue(message._message, delay=60_000)
         gate.wait()
 
@@ -1548,15 +1545,15 @@ def test_an_overtaken_run_leaves_the_later_steps_alone(redis_url: str) -> None:
 
     steps = [run_marathon.message() for _ in range(3)]
     store = store_of(broker)
-    store.create(*(NewJob(step.message_id, INFO, waits=True) for step in steps))
+    record_steps(broker, steps)
     with working(broker):
         pipe = dramatiq.pipeline(steps, broker=broker).run()
         gate.wait_for_job()
         first, second, third = (message.message_id for message in pipe.messages)
-        store.write([Update(first, "newer", 1, INFO, begins=True)])
-        store.create(NewJob(second, INFO))
+        store.write([Update(first, "newer", 1, SENT, begins=True)])
+        store.create(NewJob(second, SENT))
         gate.open()
-        broker.join("default", timeout=10_000)
+        broker.join("default", timeout=20_000)
     found = store.load_many([first, second, third])
     assert [state and state.status for state in found] == [
         "working",
@@ -1576,10 +1573,10 @@ def test_a_surplus_delivery_leaves_the_later_steps_alone(redis_url: str) -> None
 
     steps = [run_marathon.message() for _ in range(2)]
     store = store_of(broker)
-    store.create(*(NewJob(step.message_id, INFO, waits=True) for step in steps))
+    record_steps(broker, steps)
     pipe = dramatiq.pipeline(steps, broker=broker).run()
     first, second = (message.message_id for message in pipe.messages)
-    store.write([Update(first, "elsewhere", 1, INFO, begins=True)])
+    store.write([Update(first, "elsewhere", 1, SENT, begins=True)])
     threading.Event().wait(0.01)
     with working(broker):
         wait_for(lambda: broker.client.hlen("dramatiq:default.msgs") == 0)
@@ -1607,12 +1604,11 @@ def test_a_middleware_that_fails_before_the_job_ends_it(
     broker = make_broker(redis_url, before=before)
     broker.add_middleware(Refusing(), before=None if before else AgeLimit)
 
-    @dramatiq.actor(broker=broker, max_retries=1, min_backoff=10, max_backoff=11)
+    @job_actor(broker=broker, max_retries=1, min_backoff=10, max_backoff=11)
     def run_marathon(*, job_state: JobState) -> None: ...
 
     steps = [run_marathon.message() for _ in range(2)]
-    store = store_of(broker)
-    store.create(*(NewJob(step.message_id, INFO, waits=True) for step in steps))
+    record_steps(broker, steps)
     with working(broker):
         pipe = dramatiq.pipeline(steps, broker=broker).run()
         state = wait_until(broker, pipe.messages[0], "error", "success", "cancelled")
@@ -1673,10 +1669,9 @@ def test_a_cancelled_job_that_put_itself_back_is_kept_until_that_comes(
     ours = JobStateMiddleware(store, interval=0.02)
     broker = make_broker(redis_url, ours, others=(CurrentMessage(),))
 
-    @dramatiq.actor(broker=broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
-        message = CurrentMessage.get_current_message()
-        assert message is not None
+        message: Any = CurrentMessage.get_current_message()
         broker.enqueue(message._message, delay=5_000_000)
         while True:
             job_state.set_progress(1)
@@ -1686,7 +1681,7 @@ def test_a_cancelled_job_that_put_itself_back_is_kept_until_that_comes(
         message = run_marathon.send()
         assert wait_until(broker, message, "working").cancel()
         wait_until(broker, message, "cancelled")
-    ttl: Any = store.client.pttl(store._calls.key(message.message_id))
+    ttl: Any = store.client.pttl(key_of(store, message.message_id))
     assert 5_900_000 < ttl <= 6_000_000
 
 
@@ -1700,7 +1695,7 @@ def test_sends_within_each_other_keep_what_the_outer_one_announced(
     @dramatiq.actor(broker=broker, job_state=True)
     def run_marathon() -> None: ...
 
-    (ours,) = (m for m in broker.middleware if isinstance(m, JobStateMiddleware))
+    ours = middleware_of(broker)
     outer, inner = run_marathon.message(), run_marathon.message()
     unsent = [{outer.message_id}, {inner.message_id}]
     with ours.announced(unsent[0]):

@@ -1,6 +1,7 @@
 """Outage: who waits for a store that is away, and what is said of it."""
 
 import logging
+import time
 
 import pytest
 
@@ -15,7 +16,7 @@ LOG = logging.getLogger("tests.outage")
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, in seconds, to be set."""
     now = [1000.0]
-    monkeypatch.setattr(outage.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
 
 

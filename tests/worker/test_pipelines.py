@@ -17,7 +17,7 @@ from pyramid_jobstate import JobState, JobStateMiddleware
 from pyramid_jobstate.job.record import CANCELLED, NOT_REACHED, JobError
 from tests.jobs import Gate, RunMarathon, make_broker, working
 from tests.support import wait_for
-from tests.webapp import make_app, make_config, make_request
+from tests.webapp import made_config, make_request
 
 
 class SkipNinetyNine(Middleware):
@@ -32,7 +32,9 @@ class SkipNinetyNine(Middleware):
 def broker(
     request: pytest.FixtureRequest, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> Broker:
-    """Dramatiq's global broker, with our middleware at either end of the others."""
+    """Override: Dramatiq's global broker, with our middleware at either end of the
+    others.
+    """
     before = AgeLimit if request.param == "first" else None
     broker = make_broker(
         redis_url,
@@ -73,19 +75,18 @@ def step(broker: Broker, gate: Gate) -> Any:
 
 
 @pytest.fixture
-def job_states(broker: Broker, redis_url: str) -> Any:
+def states_of_alice(broker: Broker, redis_url: str) -> Any:
     """The job_states of a request of Alice's."""
-    config = make_config(redis_url)
-    make_app(config)
+    config = made_config(redis_url)
     return make_request(config, "alice").job_states
 
 
 @pytest.fixture
-def ended(job_states: Any) -> Callable[..., list[JobState]]:
+def ended(states_of_alice: Any) -> Callable[..., list[JobState]]:
     """Waits until jobs have ended, and returns them."""
 
     def load(sent: Any) -> list[JobState]:
-        return [job_states[job_state.uuid] for job_state in sent]
+        return [states_of_alice[job_state.uuid] for job_state in sent]
 
     def wait(sent: Any) -> list[JobState]:
         wait_for(lambda: all(job_state.is_finished for job_state in load(sent)))
@@ -102,20 +103,20 @@ NOT_RUN = ("cancelled", NOT_REACHED.message)
 
 
 def test_steps_succeed_in_their_turn(
-    broker: Broker, job_states: Any, step: Any, gate: Gate, ended: Any
+    broker: Broker, states_of_alice: Any, step: Any, gate: Gate, ended: Any
 ) -> None:
     """Each step is queued until its turn has come, gets the result of the one before,
     and is the sender's.
     """
-    sent = job_states.send_immediately(
+    sent = states_of_alice.send_immediately(
         step.message(7) | step.message(2) | step.message(3)
     )
     with working(broker):
         gate.wait_for_job()
-        first, *others = (job_states[job_state.uuid] for job_state in sent)
+        first, *others = (states_of_alice[job_state.uuid] for job_state in sent)
         assert first.status == "working"
         assert [job_state.status for job_state in others] == ["queued", "queued"]
-        assert job_states.list("alice").items[0].uuid == others[1].uuid
+        assert states_of_alice.list("alice").items[0].uuid == others[1].uuid
         gate.open()
         jobs = ended(sent)
     assert outcome(jobs) == [("success", None)] * 3
@@ -128,14 +129,14 @@ def test_steps_succeed_in_their_turn(
     assert all(
         j.queued_at and j.started_at and j.queued_at <= j.started_at for j in jobs
     )
-    assert len(job_states.list("alice").items) == 3
+    assert len(states_of_alice.list("alice").items) == 3
 
 
 def test_steps_after_one_that_fails_are_cancelled(
-    broker: Broker, job_states: Any, step: Any, ended: Any
+    broker: Broker, states_of_alice: Any, step: Any, ended: Any
 ) -> None:
     """When a step gives up, those after it have no turn any more, and say why."""
-    sent = job_states.send_immediately(
+    sent = states_of_alice.send_immediately(
         pipeline([step.message(1), step.message(13), step.message(2), step.message(3)])
     )
     with working(broker):
@@ -147,13 +148,13 @@ def test_steps_after_one_that_fails_are_cancelled(
         NOT_RUN,
     ]
     # Finished jobs are listed as such.
-    assert {j.uuid for j in job_states.list(status="cancelled").items} == {
+    assert {j.uuid for j in states_of_alice.list(status="cancelled").items} == {
         j.uuid for j in jobs[2:]
     }
 
 
 def test_steps_after_one_that_is_tried_again_wait(
-    broker: Broker, job_states: Any, ended: Any
+    broker: Broker, states_of_alice: Any, ended: Any
 ) -> None:
     """A step that will be tried again has not failed."""
     tries: list[int] = []
@@ -163,12 +164,12 @@ def test_steps_after_one_that_is_tried_again_wait(
     def flaky(n: int, before: int = 0) -> int:
         tries.append(n)
         if len(tries) == 2:
-            statuses.append(job_states[sent[1].uuid].status)
+            statuses.append(states_of_alice[sent[1].uuid].status)
         if len(tries) < 3:
             raise ValueError
         return n
 
-    sent = job_states.send_immediately(flaky.message(1) | flaky.message(2))
+    sent = states_of_alice.send_immediately(flaky.message(1) | flaky.message(2))
     with working(broker):
         jobs = ended(sent)
     assert outcome(jobs) == [("success", None)] * 2
@@ -178,11 +179,11 @@ def test_steps_after_one_that_is_tried_again_wait(
 
 @pytest.mark.parametrize("skipped", [0, 1])
 def test_steps_after_one_that_is_skipped_are_cancelled(
-    broker: Broker, job_states: Any, step: Any, ended: Any, skipped: int
+    broker: Broker, states_of_alice: Any, step: Any, ended: Any, skipped: int
 ) -> None:
     """A middleware that skips a step ends the pipeline there."""
     members = [step.message(99 if i == skipped else 1) for i in range(3)]
-    sent = job_states.send_immediately(pipeline(members))
+    sent = states_of_alice.send_immediately(pipeline(members))
     with working(broker):
         jobs = ended(sent)
     expected = [("success", None)] * skipped + [("cancelled", "Too far.")]
@@ -190,11 +191,11 @@ def test_steps_after_one_that_is_skipped_are_cancelled(
 
 
 def test_steps_after_one_that_is_too_old_are_cancelled(
-    broker: Broker, job_states: Any, step: Any, ended: Any
+    broker: Broker, states_of_alice: Any, step: Any, ended: Any
 ) -> None:
     """A step past its age limit ends the pipeline."""
     old = step.message_with_options(args=(1,), max_age=1)
-    sent = job_states.send_immediately(old | step.message(2))
+    sent = states_of_alice.send_immediately(old | step.message(2))
     time.sleep(0.01)
     with working(broker):
         jobs = ended(sent)
@@ -204,33 +205,33 @@ def test_steps_after_one_that_is_too_old_are_cancelled(
 
 
 def test_steps_after_one_that_is_cancelled_are_cancelled(
-    broker: Broker, job_states: Any, step: Any, ended: Any
+    broker: Broker, states_of_alice: Any, step: Any, ended: Any
 ) -> None:
     """Cancelling the step that runs ends the pipeline."""
-    sent = job_states.send_immediately(
+    sent = states_of_alice.send_immediately(
         step.message(8) | step.message(2) | step.message(3)
     )
     with working(broker):
-        wait_for(lambda: job_states[sent[0].uuid].status == "working")
+        wait_for(lambda: states_of_alice[sent[0].uuid].status == "working")
         assert sent[0].cancel()
         jobs = ended(sent)
     assert outcome(jobs) == [("cancelled", CANCELLED.message), NOT_RUN, NOT_RUN]
 
 
 def test_step_that_waits_can_be_cancelled(
-    broker: Broker, job_states: Any, step: Any, gate: Gate, ended: Any
+    broker: Broker, states_of_alice: Any, step: Any, gate: Gate, ended: Any
 ) -> None:
     """A step that waits is cancelled at once; those before it go on, and those after it
     are cancelled when its turn would have come.
     """
-    sent = job_states.send_immediately(
+    sent = states_of_alice.send_immediately(
         step.message(7) | step.message(2) | step.message(3)
     )
     with working(broker):
         gate.wait_for_job()
         assert sent[1].cancel()
-        assert job_states[sent[1].uuid].status == "cancelled"
-        assert not job_states[sent[1].uuid].cancel()
+        assert states_of_alice[sent[1].uuid].status == "cancelled"
+        assert not states_of_alice[sent[1].uuid].cancel()
         gate.open()
         jobs = ended(sent)
     assert outcome(jobs) == [
@@ -242,10 +243,10 @@ def test_step_that_waits_can_be_cancelled(
 
 
 def test_first_step_cancelled_in_the_queue_ends_the_pipeline(
-    broker: Broker, job_states: Any, step: Any, ended: Any
+    broker: Broker, states_of_alice: Any, step: Any, ended: Any
 ) -> None:
     """So is one whose first step was cancelled before a worker came."""
-    sent = job_states.send_immediately(step.message(1) | step.message(2))
+    sent = states_of_alice.send_immediately(step.message(1) | step.message(2))
     assert sent[0].cancel()
     with working(broker):
         jobs = ended(sent)
@@ -253,10 +254,10 @@ def test_first_step_cancelled_in_the_queue_ends_the_pipeline(
 
 
 def test_step_of_an_actor_that_is_not_declared_ends_the_pipeline(
-    broker: Broker, job_states: Any, step: Any, ended: Any
+    broker: Broker, states_of_alice: Any, step: Any, ended: Any
 ) -> None:
     """A step that no worker knows fails, and those after it are cancelled."""
-    sent = job_states.send_immediately(step.message(1) | step.message(2))
+    sent = states_of_alice.send_immediately(step.message(1) | step.message(2))
     with contextlib.ExitStack() as stack:
         stack.callback(broker.actors.update, dict(broker.actors))
         broker.actors["other"] = broker.actors.pop("step")
@@ -266,12 +267,12 @@ def test_step_of_an_actor_that_is_not_declared_ends_the_pipeline(
 
 
 def test_groups_and_their_pipelines_succeed(
-    broker: Broker, job_states: Any, step: Any, ended: Any
+    broker: Broker, states_of_alice: Any, step: Any, ended: Any
 ) -> None:
     """The members of a group run beside each other, a failing one ends only its own
     pipeline, and groups and pipelines may be within each other.
     """
-    sent = job_states.send_immediately(
+    sent = states_of_alice.send_immediately(
         group(
             [
                 step.message(1),
@@ -287,7 +288,7 @@ def test_groups_and_their_pipelines_succeed(
 
 
 def test_completion_callback_is_a_job_of_the_senders(
-    broker: Broker, job_states: Any, step: Any, ended: Any
+    broker: Broker, states_of_alice: Any, step: Any, ended: Any
 ) -> None:
     """What runs when a group is complete has a state as well, under the id that was
     given, and belongs to whoever sent the group.
@@ -295,18 +296,20 @@ def test_completion_callback_is_a_job_of_the_senders(
     what = group([step.message(1), step.message(2) | step.message(3)])
     last = step.message(4)
     what.add_completion_callback(last)
-    sent = job_states.send_immediately(what)
+    sent = states_of_alice.send_immediately(what)
     with working(broker):
         assert outcome(ended(sent)) == [("success", None)] * 3
-        wait_for(lambda: getattr(job_states.find(last.message_id), "is_success", False))
-    assert job_states[last.message_id].owner == "alice"
+        wait_for(
+            lambda: getattr(states_of_alice.find(last.message_id), "is_success", False)
+        )
+    assert states_of_alice[last.message_id].owner == "alice"
 
 
 def test_error_of_a_step_is_its_own(
-    broker: Broker, job_states: Any, step: Any, ended: Any, client: redis.Redis
+    broker: Broker, states_of_alice: Any, step: Any, ended: Any, client: redis.Redis
 ) -> None:
     """A step that ended in its own way keeps that, whatever became of one before."""
-    sent = job_states.send_immediately(step.message(13) | step.message(2))
+    sent = states_of_alice.send_immediately(step.message(13) | step.message(2))
     assert sent[1].cancel()
     with working(broker):
         jobs = ended(sent)

@@ -10,24 +10,17 @@ import pytest
 from pyramid_jobstate.job import handle as handle_module
 from pyramid_jobstate.job import run as run_module
 from pyramid_jobstate.job.changes import End
-from pyramid_jobstate.job.record import METRIC, JobError, JobInfo, Record
+from pyramid_jobstate.job.record import METRIC, JobError, Record
 from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.job.state import JobState
 from pyramid_jobstate.worker import unsaved as unsaved_module
 from pyramid_jobstate.worker.unsaved import PACE_WINDOW, Unsaved
-
-ID = "01234567-89ab-4cde-8f01-23456789abcd"
-INFO = JobInfo("RunMarathon", "run_marathon", 1, None, "{}")
-
-
-@pytest.fixture
-def run():
-    return Run()
+from tests.support import INFO, UUID
 
 
 @pytest.fixture
 def unsaved(run):
-    return Unsaved(ID, run, INFO)
+    return Unsaved(UUID, run, INFO)
 
 
 class Flusher:
@@ -39,7 +32,7 @@ class Flusher:
     """
 
     def __init__(self, run, luck=lambda: None):
-        self.unsaved = Unsaved(ID, run, INFO)
+        self.unsaved = Unsaved(UUID, run, INFO)
         self.luck = luck
         self.hash = {}
         self.seen = []
@@ -64,7 +57,7 @@ class Flusher:
             self.flush()
 
     def metrics(self):
-        return Record(ID, self.hash).metrics
+        return Record(UUID, self.hash).metrics
 
 
 # Taking what is new.
@@ -86,7 +79,7 @@ def test_take_has_everything_at_first(run, unsaved):
         "message": '"Reading"',
         "log": '["line"]',
     }
-    assert (update.uuid, update.token) == (ID, run.token)
+    assert (update.uuid, update.token) == (UUID, run.token)
     assert (update.info, update.end) == (INFO, None)
 
 
@@ -182,7 +175,7 @@ def test_take_of_a_run_that_goes_on_anyway_says_so(unsaved):
 
 def test_take_of_a_dropped_message_begins_no_run(run):
     """A message that was dropped never ran."""
-    update = Unsaved(ID, run, INFO, dropped=True).take(0.0)
+    update = Unsaved(UUID, run, INFO, dropped=True).take(0.0)
     assert update.dropped
     assert not update.begins
 
@@ -255,14 +248,14 @@ def test_begin_again_has_the_run_begin_with_all_that_is_known(run, unsaved):
 def test_is_orphaned_tells_of_a_thread_that_left_no_end(run):
     """A unsaved whose thread is gone is orphaned, unless its end is known."""
     made = []
-    thread = threading.Thread(target=lambda: made.append(Unsaved(ID, run, INFO)))
+    thread = threading.Thread(target=lambda: made.append(Unsaved(UUID, run, INFO)))
     thread.start()
     thread.join()
     (left,) = made
     assert left.is_orphaned
     left.end = End("success")
     assert not left.is_orphaned
-    assert not Unsaved(ID, run, INFO).is_orphaned
+    assert not Unsaved(UUID, run, INFO).is_orphaned
 
 
 def test_size_grows_with_the_rest_that_is_reported(run, unsaved):
@@ -270,8 +263,8 @@ def test_size_grows_with_the_rest_that_is_reported(run, unsaved):
     size = unsaved.size
     run.set_message("x" * 1000)
     assert unsaved.size >= size + 1000
-    params = '{"a":"' + "x" * 1000 + '"}'
-    assert Unsaved(ID, Run(), INFO._replace(params=params)).size >= size + 1000
+    params = '{"miles":"' + "x" * 1000 + '"}'
+    assert Unsaved(UUID, Run(), INFO._replace(params=params)).size >= size + 1000
 
 
 def test_size_grows_with_the_metrics(run, unsaved):
@@ -417,7 +410,7 @@ class Interleaving:
 
 
 def running(run):
-    return JobState(Record(ID, {}), run)
+    return JobState(Record(UUID, {}), run)
 
 
 def one_step(job_state):
@@ -565,7 +558,8 @@ def test_the_flag_must_be_lowered_before_the_copy():
     interleaving = Interleaving(sys.modules[__name__])
 
     def loses(point):
-        run, taken = Run(), {}
+        run = Run()
+        taken: dict[str, object] = {}
         run.set_metrics({"a": 1})
         interleaving.run(
             lambda: lower_flag_last(run, taken),
@@ -633,10 +627,11 @@ def test_nothing_is_lost_while_sixteen_threads_report():
     for number in range(threads):
         assert metrics[f"own {number}"] == rounds - 1
         assert metrics[f"pair {number}"] == [rounds - 1]
-    stored = Record(ID, flusher.hash)
+    stored = Record(UUID, flusher.hash)
     assert stored.message == job_state.message
     assert stored.log == job_state.log
     assert len(stored.log) == 20
+    assert stored.progress is not None and job_state.progress is not None
     assert stored.progress[:3] == job_state.progress[:3]
     assert set(flusher.hash) == {METRIC + name for name in metrics} | {
         "progress",

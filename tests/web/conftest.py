@@ -1,0 +1,75 @@
+"""Applications and requests, and the broker that they send through."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dramatiq.broker
+import pytest
+from dramatiq import Broker
+from pyramid.config import Configurator
+from transaction.interfaces import NoTransaction
+
+from tests.web.databases import SQLite
+from tests.webapp import (
+    made_config,
+    make_app,
+    make_broker,
+    make_request,
+    make_tm_config,
+    mounted_root,
+)
+
+
+@pytest.fixture
+def set_broker(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Sets Dramatiq's global broker for the test, which starts with none."""
+    monkeypatch.setattr(dramatiq.broker, "global_broker", None)
+    return lambda broker: monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
+
+
+@pytest.fixture
+def global_broker(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Broker:
+    """Dramatiq's global broker, with the actors run_marathon and sweep."""
+    broker = make_broker(redis_url)
+    monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
+    return broker
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Iterator[SQLite]:
+    """A database in a file."""
+    with contextlib.closing(SQLite(tmp_path)) as database:
+        yield database
+
+
+@pytest.fixture
+def config(redis_url: str) -> Configurator:
+    """The configurator of a finished application, whose jobs are at the default path
+    and at two others.
+    """
+    return made_config(redis_url, root_factory=mounted_root)
+
+
+@pytest.fixture
+def tm_config(redis_url: str) -> Configurator:
+    """The configurator of an application that has included pyramid_tm only."""
+    return make_tm_config(redis_url)
+
+
+@pytest.fixture
+def made_tm_config(tm_config: Configurator) -> Configurator:
+    """The configurator of a finished application with pyramid_tm."""
+    make_app(tm_config)
+    return tm_config
+
+
+@pytest.fixture
+def job_states(made_tm_config: Configurator) -> Iterator[Any]:
+    """The job_states of a request of Alice's, whose transaction has begun."""
+    request = make_request(made_tm_config, "alice")
+    request.tm.begin()
+    yield request.job_states
+    with contextlib.suppress(NoTransaction):
+        request.tm.abort()
