@@ -60,3 +60,16 @@ def test_an_outage_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     assert "does not accept updates" in first and first.endswith(": ValueError: why")
     assert second == "The job state store accepts updates again."
     assert (third, fourth) == (first, second)
+
+
+def test_end_of_an_outage_may_be_silent(caplog: pytest.LogCaptureFixture) -> None:
+    """Without a message for its end an outage is logged at its beginning alone, each
+    time anew.
+    """
+    caplog.set_level(logging.INFO)
+    found = Outage(LOG, "It is away: %s: %s", None)
+    for _ in range(2):
+        found.complain(ValueError("why"))
+        found.recover()
+    said = messages(caplog, LOG.name, logging.INFO)
+    assert said == ["It is away: ValueError: why"] * 2
