@@ -38,10 +38,12 @@ TYPES = {"css": "text/css", "js": "text/javascript"}
 HARNESS = """
 "use strict";
 const calls = [], raw = [], pollers = {}, aborters = {}, delays = [], asked = [];
+const askedAt = [];
 
 const reallyFetch = window.fetch;
 window.fetch = (url, init) => {
   asked.push(url);
+  askedAt.push(performance.now());
   return reallyFetch(url, init);
 };
 

@@ -721,6 +721,7 @@ def test_an_expired_record_is_not_made_anew(
     assert not job.flush()
     assert not job.end()
     assert store.load(job.uuid) is None
+    wait_for(lambda: messages(caplog, LOGGER))
     assert messages(caplog, LOGGER) == [
         f"This process no longer records job {job.uuid}: its record has expired."
     ]
@@ -844,8 +845,13 @@ def test_a_job_that_ended_before_the_store_answered_stays_cancelled(
         assert not job.end()
     wait_for(lambda: not job.is_recorded)
     assert job.load().status == "cancelled"
-    said = [m for m in messages(caplog, LOGGER) if "returned after" in m]
-    assert len(said) == 1 and job.uuid in said[0]
+
+    def said() -> list[str]:
+        return [m for m in messages(caplog, LOGGER) if "returned after" in m]
+
+    # It is logged when the job is recorded no longer.
+    wait_for(said)
+    assert len(said()) == 1 and job.uuid in said()[0]
 
 
 def test_a_start_that_nobody_waits_for_is_late(recorder: Recorder) -> None:
@@ -1086,6 +1092,7 @@ def test_a_job_whose_thread_is_gone_is_not_said_to_be_running(
     in_thread(lambda: jobs.append(Job(recorder).begin())).join()
     (job,) = jobs
     wait_for(lambda: job.reads("stalled"))
+    wait_for(lambda: messages(caplog, LOGGER))
     assert not job.is_recorded
     assert messages(caplog, LOGGER) == [
         f"This process no longer records job {job.uuid}: the thread that ran it is "
