@@ -832,8 +832,8 @@ def test_run_that_is_cancelled_ends_no_thread_that_calls_back(run):
 
 
 def test_run_that_is_cancelled_stops_a_pool_of_multiprocessing(run):
-    """In threads of multiprocessing's pool, JobCancelled is also an Exception. No other
-    kind reaches the caller that waits for the result.
+    """In threads of multiprocessing's pool, JobCancelled is also an Exception, the only
+    kind that reaches the caller who waits for the result.
     """
     run.cancel()
     called = []

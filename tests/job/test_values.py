@@ -24,7 +24,7 @@ from pyramid_jobstate.job.values import (
 ID = uuid.UUID("7d444840-9dc0-11d1-b245-5ffdce74fad2")
 
 
-#: Too long for pytest to write, too.
+#: pytest cannot write this number either.
 HUGE = pytest.param(10**5000, id="huge")
 
 

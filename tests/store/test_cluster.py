@@ -138,7 +138,7 @@ def test_a_key_that_is_moving_is_found(
 def test_a_command_that_fails_where_it_was_sent_on_has_its_error(
     cluster: Cluster, cluster_store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A redirected command for a key of another type returns its error, no more."""
+    """A redirected command on a key of another type returns its error as the reply."""
     key = key_of(cluster_store, new_id())
     client = cluster_store.client
     assert isinstance(client, RedisCluster)

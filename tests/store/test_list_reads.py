@@ -102,7 +102,7 @@ def test_filtered_page_does_not_hold_what_it_does_not_show(
 def test_filtered_answer_does_not_hold_what_it_does_not_show(
     large: str, query: str
 ) -> None:
-    """So does a request for such a page."""
+    """A request for such a page takes less than 64 MiB, too."""
     grown, shown, _ = measure(MEASURE_HTTP, large, query)
 
     assert int(grown) < 64 * MIB
@@ -110,7 +110,7 @@ def test_filtered_answer_does_not_hold_what_it_does_not_show(
 
 
 def test_page_that_shows_one_reads_one(large: str) -> None:
-    """A job on the page is read whole."""
+    """Only the jobs on the page are read whole."""
     grown, shown, goes_on = measure(MEASURE_HTTP, large, "kind=RunMarathon")
 
     assert int(grown) < 64 * MIB
@@ -136,7 +136,7 @@ WANTED: list[dict[str, Any]] = [
 def test_list_of_right_entries_writes_nothing(
     store: JobStore, client: redis.Redis, wanted: dict[str, Any]
 ) -> None:
-    """Listing any page sends only reading commands."""
+    """Listing a page whose entries are right sends only reading commands."""
     jobs = create(store, 6)
     finish(store, *jobs[:3])
     store.list()
@@ -261,7 +261,9 @@ def replica(server: EmbeddedServer) -> Iterator[EmbeddedServer]:
 def test_list_on_a_read_only_server_is_a_list(
     server: EmbeddedServer, replica: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If index entries cannot be repaired, nothing is logged and no job is missing."""
+    """Index repairs that cannot be written are left for later. Nothing is logged, and
+    no job is missing.
+    """
     store = JobStore(server.url)
     gone, ended, begun, fine = create(store, 4)
     finish(store, begun)

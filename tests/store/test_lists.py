@@ -654,7 +654,7 @@ def test_query_that_is_no_utf_8_is_a_400(app: TestApp, query: str) -> None:
 
 
 def test_other_parameters_are_ignored(app: TestApp, store: JobStore) -> None:
-    """Some libraries add a parameter against caching."""
+    """Other parameters, as some libraries add against caching, are ignored."""
     job = put_job(store, owner="alice").uuid
 
     assert uuids_of(get(app, "/job_state?_=17", "alice").json["items"]) == [job]

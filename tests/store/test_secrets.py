@@ -116,7 +116,7 @@ def test_url_that_cannot_be_understood_is_a_value_error(url: str) -> None:
     [url.format(sign) for url in AMBIGUOUS[:4] for sign in "#/?"],
 )
 def test_ambiguous_url_is_told_to_be_percent_encoded(url: str) -> None:
-    """The error shows how to encode such a password."""
+    """The error shows how to encode an ambiguous password."""
     with pytest.raises(ValueError, match="%23"):
         JobStore(url)
 
@@ -164,7 +164,7 @@ def place_of(url: str) -> dict[str, Any]:
 def test_url_of_every_documented_form_is_understood(
     url: str, place: dict[str, Any]
 ) -> None:
-    """All URLs that redis-py accepts are accepted, and the repr hides the password."""
+    """Every documented form of a URL is accepted, and the repr hides the password."""
     assert place_of(url) == place
     assert "pw" not in repr(JobStore(url))
 

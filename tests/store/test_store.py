@@ -426,7 +426,7 @@ def test_a_run_that_missed_the_cancel_hears_of_it(store: JobStore) -> None:
 
 
 def test_a_redelivered_job_remembers_the_cancel(store: JobStore) -> None:
-    """If the worker died after the cancellation, the next run learns of it at once."""
+    """If a cancelled job's worker dies, the job's next run starts as cancelling."""
     job = new_id()
     Writer(store, job, "dead").begin()
     store.cancel(job, INFO)
@@ -804,7 +804,7 @@ def test_a_cancelled_record_outlives_its_message(
 def test_a_stalled_run_that_is_put_back_after_a_cancel_lengthens_its_record(
     client: redis.Redis,
 ) -> None:
-    """The message of a run that never learned of its cancellation finds it, too."""
+    """The record of a cancelled run that puts its message back is kept until then."""
     store = JobStore(client, expire_in=100, active_expire_in=1000, stalled_after=0.01)
     run = Writer(store, job := new_id())
     run.begin()

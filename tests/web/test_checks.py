@@ -485,7 +485,7 @@ def test_placeholder_in_the_prefix_stops_the_include(prefix: str) -> None:
 
 
 def test_placeholder_in_an_outer_prefix_stops_the_include() -> None:
-    """So is a placeholder in the prefix of an outer include."""
+    """A placeholder in the prefix of an outer include is an error, too."""
     config = make_config(NOWHERE)
 
     def outer(config: Configurator) -> None:

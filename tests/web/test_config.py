@@ -483,7 +483,7 @@ def test_settings_can_be_introspected() -> None:
 
 
 def test_directive_can_be_introspected() -> None:
-    """It also shows the store given to set_job_store, without the password."""
+    """Introspection shows the store given to set_job_store, without the password."""
     config = make_config(NOWHERE)
     config.include("pyramid_jobstate")
     store = JobStore("redis://:hush@127.0.0.1:1/0")

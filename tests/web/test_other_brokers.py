@@ -183,7 +183,7 @@ def test_other_namespace_is_refused(job_states: Any, redis_url: str) -> None:
 def test_other_port_is_refused(
     job_states: Any, redis_url: str, client: redis.Redis, server: EmbeddedServer
 ) -> None:
-    """So is another server on the same host. Nothing is recorded or sent."""
+    """Another server on the same host is refused: nothing is recorded or sent."""
     stray = second(server.url)
 
     with pytest.raises(TypeError, match="on another port"):
@@ -495,7 +495,7 @@ def test_member_of_another_broker_is_refused(
 def test_completion_callback_of_another_broker_is_refused(
     job_states: Any, global_broker: Broker, other: RedisBroker
 ) -> None:
-    """Nor can a completion callback belong to another broker."""
+    """A completion callback for another broker's actor is refused."""
     from dramatiq.rate_limits.backends import StubBackend
 
     global_broker.add_middleware(dramatiq.middleware.GroupCallbacks(StubBackend()))

@@ -152,7 +152,7 @@ def test_job_is_confirmed_once_it_is_sent(
 def test_job_that_the_broker_did_not_take_leaves_nothing(
     config: Configurator, redis_url: str, client: redis.Redis
 ) -> None:
-    """If the broker refuses the message, the caller gets the error: no record stays."""
+    """A broker's refusal is raised to the caller, and no record stays behind."""
     broker = StubBroker()
     broker.add_middleware(JobStateMiddleware(url=redis_url))
 
@@ -232,7 +232,7 @@ def test_owner_that_json_would_change_is_refused(
 def test_owner_function_must_return_a_principal(
     redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """So is such an owner returned by the function of jobstate.owner."""
+    """Such an owner is also refused if the function of jobstate.owner returns it."""
     settings = {"jobstate.owner": f"{__name__}.nobody"}
     config = made_config(redis_url, settings=settings)
 

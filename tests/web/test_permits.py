@@ -457,7 +457,7 @@ def test_no_policy_lets_everyone_see_what_is_public(
 def test_no_policy_knows_the_owner_of_the_setting(
     redis_url: str, client: redis.Redis, steps: str
 ) -> None:
-    """Visitors known to `jobstate.owner` see and cancel their own jobs."""
+    """Visitors known to `jobstate.owner` see and cancel their jobs without a policy."""
     app = assemble(redis_url, steps, owner=visitor)
     job = put_job(client, owner='"v1"')
     client.zadd('jobstate:active:owner:"v1"', {job: 1e15})
@@ -676,7 +676,7 @@ def test_whatever_is_false_refuses(
 def test_function_that_raises_for_one_job_leaves_the_others(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """An error hides one job of a batch, but is raised for a single job."""
+    """If the function raises, a batch lacks that job, and a request for it fails."""
     broken, sound = put_job(client), put_job(client)
 
     def picky(request: Request, context: Any, permission: str) -> bool:

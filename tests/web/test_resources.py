@@ -226,7 +226,7 @@ def test_root_that_gives_view_to_everyone_opens_nothing(
 
 
 def test_acl_of_the_jobs_class_decides_first(app: TestApp, client: redis.Redis) -> None:
-    """The ACL of a job's class may use the job's parameters, exclude the owner, and
+    """The ACL of a job's class may use the job's parameters and exclude the owner. It
     precedes the root's.
     """
     uuid = put_job(client, kind="Tattle", params='{"friend": "carol"}')
@@ -273,7 +273,7 @@ def test_policy_without_acls_is_asked_about_the_job(
 def test_root_is_made_only_when_the_job_has_not_decided(
     redis_url: str, client: redis.Redis, counted: type[CountingRoot]
 ) -> None:
-    """For the owner, the root is never made; for other users it is made once."""
+    """An owner's request does not make the root. Another user's makes it once."""
     app = make_app(make_config(redis_url, root_factory=counted))
     uuid = put_job(client)
 
@@ -391,7 +391,7 @@ def test_traverser_of_the_application_enters_its_root(
 def test_traverser_of_the_application_is_shown_its_root_alone(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """It does not see the rest of the path, which leads nowhere in its own tree."""
+    """Such a traverser does not see the rest of the path, which is not in its tree."""
     config = make_config(redis_url, root_factory=SiteRoot, security_policy=SitePolicy())
     config.add_traverser(Announcing)
     entered = []

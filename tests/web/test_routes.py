@@ -172,7 +172,7 @@ def test_other_method_is_refused_whatever_the_application_demands(
 def test_unknown_job_is_not_found_whatever_the_application_demands(
     redis_url: str, method: str, end: str
 ) -> None:
-    """Nor does a CSRF check prevent the 404."""
+    """A CSRF check does not prevent the 404."""
     config = make_config(redis_url)
     config.set_csrf_storage_policy(CookieCSRFStoragePolicy())
     config.set_default_csrf_options(require_csrf=True)
@@ -422,7 +422,7 @@ def test_request_method_of_the_same_name_stops_the_start(
 def test_request_method_is_found_after_a_commit(
     steps: str, options: dict[str, bool]
 ) -> None:
-    """So it is after a commit, which ends Pyramid's own conflict detection."""
+    """The conflict is found even after a commit, where Pyramid's own detection ends."""
     config = make_config(NOWHERE)
     config.autocommit = "auto" in steps
 

@@ -541,7 +541,7 @@ def test_abort_leaves_the_end_of_a_job_that_is_put_back(
 def test_job_that_is_put_back_is_queued_when_its_message_leaves(
     tm_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """After the commit the job is queued, without the error of its last run."""
+    """A job that is put back is queued at the commit, without its last run's error."""
     make_app(tm_config)
     message = global_broker.get_actor("run_marathon").message(26)
     put_failed(client, message)
@@ -559,7 +559,7 @@ def test_job_that_is_put_back_is_queued_when_its_message_leaves(
 def test_job_that_the_broker_does_not_take_back_keeps_its_record(
     redis_url: str, client: redis.Redis, immediately: bool
 ) -> None:
-    """Its viewers see that it was not sent, and it can be sent again."""
+    """A job that is put back in vain reads as not sent, and can be sent again."""
     broker = broker_that_is_away(redis_url)
     config = make_tm_config(redis_url)
     make_app(config)

@@ -699,8 +699,8 @@ def test_transaction_that_nobody_commits_is_told(
     is_sub: bool,
 ) -> None:
     """A session used after the commit begins a transaction of the thread, which looks
-    like one that somebody will commit. The end of the request logs the job that was
-    never sent.
+    like one that somebody will commit. When the request ends, the job that was never
+    sent is logged.
     """
 
     def late(request: Request) -> None:
@@ -757,7 +757,7 @@ def test_script_that_forgets_its_commit_is_told(
     client: redis.Redis,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Of the jobs that a script has sent, only the unsent one is logged."""
+    """If a script forgets its last commit, only that job is logged."""
     with script(implicit) as request:
         for number in range(3):
             with request.tm:

@@ -153,7 +153,7 @@ def troubles(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 def test_batch_has_null_for_a_job_in_trouble(
     app: TestApp, client: redis.Redis, bad: type[JobState], place: str
 ) -> None:
-    """The other jobs of the batch are unaffected."""
+    """A job in trouble does not affect the others in a batch."""
     one, two, three = put(client, JobState, bad, JobState)
 
     response = get(app, f"{place}?uuid={one}&uuid={two}&uuid={three}", "alice")

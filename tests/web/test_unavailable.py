@@ -70,7 +70,7 @@ def app_without_store() -> TestApp:
 def test_store_that_is_away_is_a_503_in_the_applications_views(
     app_without_store: TestApp, path: str
 ) -> None:
-    """A view of the application that asks the store is a 503 with a Retry-After."""
+    """A view that asks a store that is away is a 503 with a Retry-After."""
     response = get(app_without_store, path, "alice")
 
     assert response.status_code == 503
@@ -466,7 +466,7 @@ def test_outage_is_never_a_refusal(method: str, path: str) -> None:
 
 
 def test_job_that_is_not_read_can_be_printed() -> None:
-    """Logging the context of a request does not raise an error."""
+    """Code that logs the context of a request can print an unread job."""
     seen = []
     config = make_config(NOWHERE)
     config.add_subscriber(lambda e: seen.append(repr(e.request.context)), ContextFound)

@@ -405,7 +405,7 @@ def test_catch_all_after_the_include_leaves_our_path_alone(
 
 
 def test_catch_all_with_global_views_keeps_out(redis_url: str, job: str) -> None:
-    """Nor does one that traverses with the application's views."""
+    """A catch-all that traverses with global views does not catch our requests."""
     config = make_config(redis_url)
     config.include("pyramid_jobstate")
     config.add_route("everything", "/*traverse", use_global_views=True)

@@ -96,7 +96,7 @@ def test_jobs_are_served_in_the_persistent_tree(
 def test_persistent_root_decides_at_our_own_path(
     zodb_app: TestApp, client: redis.Redis
 ) -> None:
-    """Its ACL also applies to /job_state."""
+    """The ACL of a persistent root also applies to /job_state."""
     job = put_job(client)
 
     assert get(zodb_app, f"/job_state/{job}", ADMIN).status_code == 200
