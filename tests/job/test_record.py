@@ -1,4 +1,4 @@
-"""What is stored of a job, and how it is read, whatever another program wrote."""
+"""The stored record of a job, and how it is read whatever another program wrote."""
 
 import datetime
 import json
@@ -21,7 +21,7 @@ STALLED_AFTER = 15_000
 
 HUGE = pytest.param("9" * 5000, id="huge")
 
-#: What is no JSON, or is JSON that no browser would take.
+#: Invalid JSON, and JSON that no browser would accept.
 NO_JSON = [
     "",
     " ",
@@ -64,12 +64,12 @@ def record(**fields):
     ],
 )
 def test_progress_fraction_is_the_share_done(done, total, fraction):
-    """The fraction is from 0 to 1: 1 where nothing is to do, None without a total."""
+    """The fraction is between 0 and 1: 1 if the total is 0, None without a total."""
     assert Progress(done, total).fraction == fraction
 
 
 def test_start_fields_leave_out_an_unknown_owner():
-    """A field that is None is not stored, and all others are text."""
+    """A field that is None is not stored. All others are text."""
     assert JobInfo("Run", "run", 2, None, '{"a":1}').fields() == {
         "kind": "Run",
         "actor": "run",
@@ -80,14 +80,14 @@ def test_start_fields_leave_out_an_unknown_owner():
 
 
 def test_uuid_has_one_spelling():
-    """A uuid is written in lower case with hyphens and nothing around it."""
+    """A uuid is in lower case, with hyphens and nothing around it."""
     assert UUID_PATTERN.fullmatch(UUID)
     for other in (UUID.upper(), UUID + "\n", "{" + UUID + "}", UUID.replace("-", "")):
         assert not UUID_PATTERN.fullmatch(other)
 
 
 def test_record_read_tells_all_that_was_written():
-    """Each field of a record is read as what was stored in it."""
+    """Each field of a record is read as it was stored."""
     job = read(
         {
             "status": "error",
@@ -125,7 +125,7 @@ def test_record_read_tells_all_that_was_written():
 
 
 def test_record_of_an_empty_hash_reads_as_nothing():
-    """Where no field is stored, each reads as absent."""
+    """Each field of an empty record reads as absent."""
     job = record()
     assert (job.status, job.kind, job.actor, job.owner) == ("", "", "", None)
     assert (job.attempt, job.params, job.metrics) == (0, {}, {})
@@ -138,13 +138,13 @@ def test_record_of_an_empty_hash_reads_as_nothing():
     "status", sorted({*UNFINISHED, *FINISHED} - {"working", "cancelling"})
 )
 def test_record_read_keeps_a_known_status(status):
-    """A status that does not depend on signs of life stands, however old it is."""
+    """Statuses that do not depend on signs of life are kept, however old."""
     assert read({"status": status, "seen": "1", "queued": "1"}).status == status
 
 
 @pytest.mark.parametrize("status", [None, "", "WORKING", "done", "\x00", HUGE])
 def test_record_read_has_an_unknown_status_stalled(status):
-    """A record with no status, or one that is unknown, goes on nobody knows how."""
+    """A record with an unknown status or none may be in any state: it reads stalled."""
     fields = {} if status is None else {"status": status}
     assert read(fields).status == "stalled"
 
@@ -153,7 +153,7 @@ def test_record_read_has_an_unknown_status_stalled(status):
     ("silent", "status"), [(STALLED_AFTER, "working"), (STALLED_AFTER + 1, "stalled")]
 )
 def test_record_read_has_a_silent_job_stalled(silent, status):
-    """A working job not heard of for longer than the limit reads as stalled."""
+    """A working job without a sign of life for longer than the limit reads stalled."""
     for stored in ("working", "cancelling"):
         expected = status if status == "stalled" else stored
         seen = str(NOW - silent)
@@ -164,13 +164,13 @@ def test_record_read_has_a_silent_job_stalled(silent, status):
     ("silent", "status"), [(STALLED_AFTER, "queued"), (STALLED_AFTER + 1, "stalled")]
 )
 def test_record_read_has_an_unconfirmed_job_stalled(silent, status):
-    """A job whose message was never confirmed sent is queued, and then stalled."""
+    """A job whose message was never confirmed reads queued, and then stalled."""
     fields = {"status": "sending", "queued": "1", "updated": str(NOW - silent)}
     assert read(fields).status == status
 
 
 def test_record_read_has_a_waiting_job_queued():
-    """A job whose message was confirmed sent is queued for as long as it takes."""
+    """A job whose message was confirmed reads queued for any length of time."""
     assert read({"status": "waiting", "updated": "1"}).status == "queued"
 
 
@@ -178,19 +178,19 @@ def test_record_read_has_a_waiting_job_queued():
     "seen", [None, "", "²", "٣", "-1", "1.5", "1e3", "soon", HUGE, "1_0"]
 )
 def test_record_read_takes_no_time_from_what_is_none(seen):
-    """A working job whose last sign of life is no time is believed to work."""
+    """A working job whose last sign of life is not a valid time reads working."""
     fields = {} if seen is None else {"seen": seen}
     assert read({"status": "working", **fields}).status == "working"
 
 
 def test_record_read_stands_a_clock_that_was_set_back():
-    """A sign of life from the future is one."""
+    """A sign of life from the future counts."""
     assert read({"status": "working", "seen": str(NOW + 10**9)}).status == "working"
 
 
 @pytest.mark.parametrize("text", NO_JSON)
 def test_record_reads_a_field_that_is_no_json_as_absent(text):
-    """A field that is no JSON, or none that can be written again, is not there."""
+    """A field that is invalid JSON, or cannot be written again, reads as absent."""
     names = ("owner", "params", "progress", "message", "log", "error", "m:a")
     job = record(**dict.fromkeys(names, text))
     assert job.owner is None
@@ -206,7 +206,7 @@ def test_record_reads_a_field_that_is_no_json_as_absent(text):
     "text", ["null", "true", "false", "[]", "[1]", '["alice"]', "{}", '{"a":1}']
 )
 def test_record_reads_an_owner_that_is_no_principal_as_none(text):
-    """An owner that is neither a string nor a number would be somebody else's: True is
+    """An owner that is neither a string nor a number could match another user: True is
     equal to 1.
     """
     assert record(owner=text).owner is None
@@ -214,7 +214,7 @@ def test_record_reads_an_owner_that_is_no_principal_as_none(text):
 
 @pytest.mark.parametrize("owner", ["alice", "", "\ud800", 7, 1.5])
 def test_record_reads_an_owner_as_it_was(owner):
-    """A string stays a string and a number a number: "7" is not 7."""
+    """Owners keep their type: "7" is not 7."""
     read_owner = record(owner=json.dumps(owner)).owner
     assert read_owner == owner
     assert type(read_owner) is type(owner)
@@ -224,18 +224,18 @@ def test_record_reads_an_owner_as_it_was(owner):
     "text", ["", "-1", "1.0", "two", "١", HUGE, " 1", "1_0", "0x1"]
 )
 def test_record_reads_an_attempt_that_is_no_number_as_none(text):
-    """An attempt that is no plain number is 0, as if none had begun."""
+    """An attempt that is not a plain number reads as 0, as before the first."""
     assert record(attempt=text).attempt == 0
 
 
 @pytest.mark.parametrize("text", ["1", '"a"', "[]", "null", "true"])
 def test_record_reads_params_that_are_no_object_as_none(text):
-    """Parameters are an object, or there are none."""
+    """Parameters that are not an object read as empty."""
     assert record(params=text).params == {}
 
 
 def test_record_reads_the_other_metrics_beside_a_broken_one():
-    """A metric that is no JSON hides no other, and null is a value."""
+    """A metric that is not JSON does not hide others, and null is a value."""
     job = record(**{"m:a": "null", "m:b": "{", "m:__proto__": "[1]", "ma": "1"})
     assert job.metrics == {"a": None, "__proto__": [1]}
 
@@ -265,18 +265,18 @@ def test_record_reads_the_other_metrics_beside_a_broken_one():
     ],
 )
 def test_record_reads_a_strange_progress_as_none(text):
-    """Progress is two amounts, a unit and the seconds left, or there is none."""
+    """Progress that is not two amounts, a unit and the seconds left reads as None."""
     assert record(progress=text).progress is None
 
 
 @pytest.mark.parametrize("text", ["1", "[]", "{}", "true", "null"])
 def test_record_reads_a_message_that_is_no_string_as_none(text):
-    """A message is a string, or there is none."""
+    """A message that is not a string reads as None."""
     assert record(message=text).message is None
 
 
 def test_record_reads_only_the_strings_of_a_log():
-    """A log is a list, and a line that is no string is none."""
+    """A log is a list; anything in it that is not a string is skipped."""
     assert record(log='["a",1,null,["b"],"c"]').log == ["a", "c"]
     assert record(log='"abc"').log == []
     assert record(log='{"a":1}').log == []
@@ -287,12 +287,12 @@ def test_record_reads_only_the_strings_of_a_log():
     ["1", "{}", '"ab"', "[]", '["a"]', '[1,"a"]', '["a",null]', '["a","b","c"]'],
 )
 def test_record_reads_a_strange_error_as_none(text):
-    """An error is a type, which may be missing, and a message, or there is none."""
+    """An error that is not an optional type and a message reads as None."""
     assert record(error=text).error is None
 
 
 def test_record_reads_a_reason_without_a_type():
-    """A reason that no exception gave has no type."""
+    """A reason that does not come from an exception has no type."""
     assert record(error='[null,"too late"]').error == JobError(None, "too late")
 
 
@@ -301,7 +301,7 @@ def test_record_reads_a_reason_without_a_type():
     [("0", 1970), ("253402300799999", 9999), ("999999999999", 2001)],
 )
 def test_record_time_is_aware(text, year):
-    """A time is milliseconds since the epoch, read as a datetime in UTC."""
+    """A time in milliseconds since the epoch is read as a datetime in UTC."""
     time = record(queued=text).time("queued")
     assert time.year == year
     assert time.utcoffset() == datetime.timedelta()
@@ -311,5 +311,5 @@ def test_record_time_is_aware(text, year):
     "text", ["", "-1", "soon", "1.5", "253402300800000", "9" * 16, HUGE, "²"]
 )
 def test_record_time_reads_what_is_no_time_as_none(text):
-    """A time that no datetime can say is not there."""
+    """A time that a datetime cannot represent reads as None."""
     assert record(queued=text).time("queued") is None

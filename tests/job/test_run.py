@@ -1,4 +1,4 @@
-"""What one execution of a job has said, and what it may say."""
+"""The reports of one execution of a job: what is kept, and what is refused."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ from tests.support import wait_for
 
 
 def snapshot(run):
-    """Return all that a run's viewers can see, and what it reckons with."""
+    """Return everything that viewers of a run can see, and its size accounting."""
     return (
         dict(run.metrics),
         dict(run.report),
@@ -41,7 +41,7 @@ def fill(run):
     run.set_metrics(values)
 
 
-#: Each call by which a job reports.
+#: The calls by which a job reports.
 CALLS = {
     "set_metrics": lambda run: run.set_metrics({"a": 1}),
     "increment": lambda run: run.increment("a", 1),
@@ -61,14 +61,14 @@ def test_run_token_names_one_run():
 
 @each_call
 def test_run_raises_the_flag_with_each_call(run, call):
-    """After each call that reports the recorder finds the flag up."""
+    """Each call that reports raises the flag for the recorder."""
     call(run)
     assert run.dirty
 
 
 @pytest.mark.parametrize("value", [0, -5, 1.5, True, 2**61, -0.0])
 def test_run_keeps_a_plain_number_as_it_is(run, value):
-    """A number is kept as the object it is, and its metric is known from then on."""
+    """A number is kept as the same object, and its metric becomes known."""
     run.set_metrics({"a": value})
     assert run.metrics["a"] is value
     assert run.known == {"a"}
@@ -76,7 +76,7 @@ def test_run_keeps_a_plain_number_as_it_is(run, value):
 
 @pytest.mark.parametrize("value", [2**62, -(2**62), 10**100, "1", None, [1]])
 def test_run_keeps_anything_else_as_json(run, value):
-    """Any other value is kept as JSON, and its metric is known no more."""
+    """Any other value is kept as JSON, and its metric is no longer known."""
     run.set_metrics({"a": 1})
     run.set_metrics({"a": value})
     assert loads(run.metrics["a"]) == value
@@ -95,12 +95,12 @@ def test_run_keeps_anything_else_as_json(run, value):
     ],
 )
 def test_is_plain_takes_only_short_finite_numbers(value, plain):
-    """A number may be kept unlooked at if it is finite and short as JSON."""
+    """A number is kept without further checks if it is finite and short as JSON."""
     assert is_plain(value) is plain
 
 
 def test_run_copies_a_mutable_value_at_the_call(run):
-    """What becomes of a list after the call has no effect."""
+    """Changes to a list after the call have no effect."""
     inner = [2]
     run.set_metrics({"a": [1, {"a": inner}]})
     inner.append(3)
@@ -109,7 +109,7 @@ def test_run_copies_a_mutable_value_at_the_call(run):
 
 @pytest.mark.parametrize("name", ["__proto__", "constructor", "m:a", " ", "ü"])
 def test_run_takes_a_strange_name(run, name):
-    """A metric may be called what is special to others."""
+    """A metric may have a name that is special elsewhere."""
     run.set_metrics({name: 1})
     assert run.metrics == {name: 1}
 
@@ -129,7 +129,7 @@ def test_run_takes_a_strange_name(run, name):
     ],
 )
 def test_run_sets_nothing_if_one_metric_is_bad(run, values, error):
-    """Metrics of which one is refused leave everything as it was, the flag too."""
+    """If one of several metrics is refused, nothing changes, not even the flag."""
     run.set_metrics({"a": 1, "c": "text"})
     run.dirty = False
     before = snapshot(run)
@@ -141,13 +141,13 @@ def test_run_sets_nothing_if_one_metric_is_bad(run, values, error):
 
 @pytest.mark.parametrize("value", [float("nan"), object(), "é" * 8192])
 def test_run_names_the_metric_that_is_bad(run, value):
-    """The message says which metric it was, and what is wrong with it."""
+    """The error names the metric and says what is wrong with it."""
     with pytest.raises((TypeError, ValueError), match=r"^The progress metric 'x' "):
         run.set_metrics({"a": 1, "x": value})
 
 
 def test_run_takes_16_kib_in_a_value(run):
-    """A value may take 16 KiB as JSON, in bytes, and not one more."""
+    """A value may take up to 16 KiB as JSON, counted in bytes."""
     run.set_metrics({"a": "é" * 8191})
     assert len(run.metrics["a"].encode()) == MAX_VALUE_BYTES
     with pytest.raises(ValueError, match="takes 16385 bytes as JSON"):
@@ -155,7 +155,7 @@ def test_run_takes_16_kib_in_a_value(run):
 
 
 def test_run_takes_256_kib_in_a_job(run):
-    """All metrics may take 256 KiB, names included, and not one byte more."""
+    """All metrics may take up to 256 KiB together, including their names."""
     fill(run)
     assert run.size == MAX_JOB_BYTES
     with pytest.raises(ValueError, match=r"'x' the job's metrics would take 262169 b"):
@@ -164,13 +164,13 @@ def test_run_takes_256_kib_in_a_job(run):
 
 
 def test_run_counts_a_name_in_bytes(run):
-    """A name takes as much as it does in UTF-8."""
+    """A name counts with its bytes in UTF-8."""
     run.set_metrics({"😀": 1})
     assert run.size == 4 + NUMBER_BYTES
 
 
 def test_run_reckons_a_replaced_value_once(run):
-    """A value that takes another's place takes only the difference."""
+    """A replaced value counts only once."""
     fill(run)
     run.set_metrics({"0": "b" * (MAX_VALUE_BYTES - 2)})
     assert run.size == MAX_JOB_BYTES
@@ -183,7 +183,7 @@ def test_run_reckons_a_replaced_value_once(run):
 
 
 def test_run_counts_a_number_as_the_longest(run):
-    """A number's size does not change with its value: a counter never runs full."""
+    """The size of a number is the same for all values: a counter never runs full."""
     run.set_metrics({"a": 0})
     size = run.size
     assert len(str(-1.7976931348623157e308)) == NUMBER_BYTES
@@ -200,7 +200,7 @@ def test_run_increments_from_zero(run):
 
 
 def test_run_increments_beyond_any_limit(run):
-    """A counter stays exact as it grows beyond what is kept as a plain number."""
+    """A counter stays exact as it grows beyond the limit for plain numbers."""
     run.set_metrics({"a": 2**62 - 1})
     run.increment("a", 1)
     run.increment("a", 2**80)
@@ -212,7 +212,7 @@ def test_run_increments_beyond_any_limit(run):
 
 @pytest.mark.parametrize("old", ["text", None, True, [1]])
 def test_run_increments_no_metric_that_is_no_number(run, old):
-    """To count up a metric that is no number is a TypeError that names it."""
+    """Incrementing a metric that is not a number is a TypeError that names it."""
     run.set_metrics({"a": old})
     with pytest.raises(TypeError, match="'a' cannot be incremented"):
         run.increment("a", 1)
@@ -232,7 +232,7 @@ def test_run_increments_no_metric_that_is_no_number(run, old):
     ],
 )
 def test_run_leaves_a_counter_alone_at_a_bad_increment(run, name, by, error):
-    """An increment that is refused leaves everything as it was."""
+    """A refused increment changes nothing."""
     run.set_metrics({"a": 1})
     before = snapshot(run)
     with pytest.raises(error):
@@ -241,20 +241,20 @@ def test_run_leaves_a_counter_alone_at_a_bad_increment(run, name, by, error):
 
 
 def test_run_refuses_an_increment_that_no_float_holds(run):
-    """A sum that is too large is a ValueError, like every number that is."""
+    """A sum that is too large is a ValueError, like any number that is too large."""
     run.set_metrics({"a": 10**400})
     with pytest.raises(ValueError, match="'a'"):
         run.increment("a", 1.5)
 
 
 def test_run_sets_progress(run):
-    """Progress is kept as plain numbers and a unit, and the message goes with it."""
+    """Progress is kept as plain numbers and a unit, together with the message."""
     run.set_progress(decimal.Decimal(3), decimal.Decimal("7.5"), "rows", "Reading")
     assert run.report == {"progress": (3, 7.5, "rows"), "message": "Reading"}
 
 
 def test_run_sets_progress_without_the_rest(run):
-    """Without total, unit and message there are none, and a message that was stays."""
+    """Total, unit and message are optional. An earlier message stays."""
     run.set_message("Before")
     run.set_progress(3, None, None, None)
     assert run.report == {"progress": (3, None, None), "message": "Before"}
@@ -278,7 +278,7 @@ def test_run_sets_progress_without_the_rest(run):
     ],
 )
 def test_run_sets_no_progress_that_is_bad(run, done, total, unit, message, error, what):
-    """Progress of which one part is refused leaves everything as it was."""
+    """If one part of the progress is refused, nothing changes."""
     run.set_progress(0, 1, "rows", "Before")
     run.dirty = False
     before = snapshot(run)
@@ -289,7 +289,7 @@ def test_run_sets_no_progress_that_is_bad(run, done, total, unit, message, error
 
 
 def test_run_tracks_an_iterable(run):
-    """An item counts as done when the next one is asked for."""
+    """An item counts as done when the next one is requested."""
     seen = [
         (item, run.report["progress"])
         for item in run.track("ab", None, "letters", "Reading")
@@ -308,14 +308,14 @@ def test_run_tracks_with_a_step_raising_the_flag(run):
 
 
 def test_run_track_shows_its_total_before_the_first_item(run):
-    """The progress stands at 0 as soon as track is called."""
+    """The progress is 0 as soon as track() is called."""
     run.track([1, 2], None, None, None)
     assert run.report["progress"] == (0, 2, None)
 
 
 @pytest.mark.parametrize("total", [5, 7.5, decimal.Decimal(5)])
 def test_run_track_prefers_the_total_that_was_given(run, total):
-    """A total that was given wins over len(), and is a plain number at each step."""
+    """A given total takes precedence over len(), and is a plain number at each step."""
     steps = run.track([1, 2], total, None, None)
     assert next(steps) == 1
     assert next(steps) == 2
@@ -326,20 +326,20 @@ def test_run_track_prefers_the_total_that_was_given(run, total):
 
 @pytest.mark.parametrize("iterable", [iter([1, 2]), (i for i in (1, 2))])
 def test_run_track_of_an_iterator_is_indeterminate(run, iterable):
-    """What has no len() has no total."""
+    """An iterable without len() has no total."""
     assert list(run.track(iterable, None, None, None)) == [1, 2]
     assert run.report["progress"] == (2, None, None)
 
 
 def test_run_tracks_what_is_too_long_for_len(run):
-    """A range beyond what len() can say is indeterminate."""
+    """A range that is too long for len() has no total."""
     steps = run.track(range(10**30), None, None, None)
     assert next(steps) == 0
     assert run.report["progress"] == (0, None, None)
 
 
 def test_run_track_that_is_left_stays_where_it_was(run):
-    """The item at which a loop broke off is not done."""
+    """The item at which a loop breaks off does not count as done."""
     for item in run.track(range(5), None, None, None):
         if item == 3:
             break
@@ -350,13 +350,13 @@ def test_run_track_that_is_left_stays_where_it_was(run):
     ("total", "unit", "message"), [(-1, None, None), (None, 3, None), (None, None, 3)]
 )
 def test_run_track_refuses_at_the_call(run, total, unit, message):
-    """What set_progress refuses track refuses at the call, not at the first item."""
+    """track() refuses what set_progress() refuses, at the call, not the first item."""
     with pytest.raises((TypeError, ValueError)):
         run.track([], total, unit, message)
 
 
 class Closable:
-    """An async iterator of three items that says what becomes of it."""
+    """An async iterator of three items that counts how often it is closed."""
 
     def __init__(self):
         self.left = [3, 2, 1]
@@ -379,14 +379,14 @@ class Closable:
 
 
 class Either(Closable):
-    """The same, which a plain loop goes through as well."""
+    """The same, but also iterable by a plain loop."""
 
     def __iter__(self):
         return iter(self.left)
 
 
 async def letters(log):
-    """Yield two letters, and say when that is over."""
+    """Yield two letters, and log the end of the generator."""
     try:
         yield "a"
         yield "b"
@@ -396,7 +396,7 @@ async def letters(log):
 
 
 def test_run_tracks_an_async_iterable(run):
-    """In `async for` an item counts as done when the next one is asked for."""
+    """In `async for`, an item counts as done when the next one is requested."""
 
     async def work():
         return [
@@ -410,8 +410,8 @@ def test_run_tracks_an_async_iterable(run):
 
 
 def test_run_tracks_an_async_iterable_with_its_len(run):
-    """The total of an async iterable is its len(), at once, and each step raises the
-    flag.
+    """The total of an async iterable is its len() from the start, and each step raises
+    the flag.
     """
 
     async def work():
@@ -429,7 +429,7 @@ def test_run_tracks_an_async_iterable_with_its_len(run):
 
 
 def test_run_tracks_what_is_both(run):
-    """What `for` and `async for` both go through is tracked in either."""
+    """An object for both `for` and `async for` is tracked in either."""
 
     async def work():
         steps = run.track(Either(), None, None, None)
@@ -444,7 +444,7 @@ def test_run_tracks_what_is_both(run):
 
 @pytest.mark.parametrize("what", [3, None, letters, len])
 def test_run_track_refuses_what_is_no_iterable(run, what):
-    """What is neither iterable nor async iterable is named at the call."""
+    """Anything but an iterable or async iterable is named in an error at the call."""
     with pytest.raises(
         TypeError, match=r"^track\(\) takes an iterable or an async"
     ) as e:
@@ -454,7 +454,7 @@ def test_run_track_refuses_what_is_no_iterable(run, what):
 
 
 def test_run_track_takes_a_sequence_of_the_old_protocol(run):
-    """What has only __getitem__ is an iterable."""
+    """An object with only __getitem__ is an iterable."""
 
     class Sequence:
         def __getitem__(self, place):
@@ -465,8 +465,8 @@ def test_run_track_takes_a_sequence_of_the_old_protocol(run):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_run_track_that_is_left_closes_an_async_generator(run, fails):
-    """A `break`, or an exception in the loop's body, closes the generator as it does
-    without track, and its item is not done.
+    """A `break` or an exception in the loop's body closes the generator, as it does
+    without track(). The current item does not count as done.
     """
     log: list[str] = []
 
@@ -489,8 +489,8 @@ def test_run_track_that_is_left_closes_an_async_generator(run, fails):
 
 @pytest.mark.parametrize("end", ["cancel", "close"])
 def test_run_track_that_may_not_go_on_closes_the_generator_first(run, end):
-    """JobCancelled, or the job's end, reaches the loop when the generator is closed;
-    then there are no more items.
+    """JobCancelled, or the error after the job's end, reaches the loop once the
+    generator is closed. No more items follow.
     """
     log: list[str] = []
 
@@ -508,7 +508,7 @@ def test_run_track_that_may_not_go_on_closes_the_generator_first(run, end):
 
 
 def test_run_track_can_be_closed(run):
-    """contextlib.aclosing() closes what is tracked, if that can be closed."""
+    """contextlib.aclosing() closes a tracked iterable that can be closed."""
     closable = Closable()
     log: list[str] = []
 
@@ -529,7 +529,7 @@ def test_run_track_can_be_closed(run):
 
 
 def test_run_sets_a_message(run):
-    """The latest message counts, and None takes it away."""
+    """The latest message counts, and None removes it."""
     run.set_message("a")
     assert run.report == {"message": "a"}
     run.set_message(None)
@@ -540,7 +540,7 @@ def test_run_sets_a_message(run):
     ("text", "error"), [(1, TypeError), (b"a", TypeError), ("x" * 16384, ValueError)]
 )
 def test_run_keeps_its_message_at_a_bad_one(run, text, error):
-    """A message that is refused leaves the one before."""
+    """A refused message leaves the previous one."""
     run.set_message("a")
     with pytest.raises(error, match=r"^The message "):
         run.set_message(text)
@@ -548,7 +548,7 @@ def test_run_keeps_its_message_at_a_bad_one(run, text, error):
 
 
 def test_run_log_keeps_the_last_lines(run):
-    """A log has the last 20 lines, and of each the first 200 characters."""
+    """A log keeps the last 20 lines, and the first 200 characters of each."""
     for i in range(25):
         run.append_log(f"{i:02}" + "ü" * 300)
     log = run.report["log"]
@@ -557,7 +557,7 @@ def test_run_log_keeps_the_last_lines(run):
 
 
 def test_run_log_refuses_what_is_no_string(run):
-    """A line that is no string is a TypeError, and the log stays as it was."""
+    """A line that is not a string is a TypeError, and the log does not change."""
     run.append_log("a")
     with pytest.raises(TypeError, match=r"^A line of the log must be a str"):
         run.append_log(None)
@@ -565,13 +565,13 @@ def test_run_log_refuses_what_is_no_string(run):
 
 
 def test_run_flush_without_a_recorder_has_nothing_to_wait_for(run):
-    """A detached run's values are where they belong as soon as they are set."""
+    """A detached run has nothing to wait for: its values are in place at once."""
     assert run.flush(0)
 
 
 @pytest.mark.parametrize("stored", [True, False])
 def test_run_flush_says_what_the_recorder_says(run, stored):
-    """The recorder is asked to write all, waited for, and believed."""
+    """flush() makes the recorder write everything and returns its answer."""
     waited = []
 
     def sync(timeout):
@@ -585,7 +585,7 @@ def test_run_flush_says_what_the_recorder_says(run, stored):
 
 @each_call
 def test_run_that_is_closed_takes_nothing(run, call):
-    """After the end each call raises a RuntimeError that says why, and sets nothing."""
+    """After the end, each call raises a RuntimeError with the reason."""
     run.set_metrics({"a": 5})
     run.close("The job has ended.")
     before = snapshot(run)
@@ -596,7 +596,7 @@ def test_run_that_is_closed_takes_nothing(run, call):
 
 
 def test_run_that_is_closed_stops_a_loop(run):
-    """A loop that goes on in another thread after the end stops at its next step."""
+    """A loop that continues in another thread after the end stops at its next step."""
     steps = run.track(range(5), None, None, None)
     next(steps)
     run.close("The job has ended.")
@@ -606,7 +606,7 @@ def test_run_that_is_closed_stops_a_loop(run):
 
 
 def test_run_that_is_closed_meanwhile_knows_no_metric(run):
-    """A call that was under way when the run was closed is the last one."""
+    """A call that is under way when the run is closed is the last one."""
 
     class Closing(dict):
         def update(self, *args, **options):
@@ -621,7 +621,7 @@ def test_run_that_is_closed_meanwhile_knows_no_metric(run):
 
 @each_call
 def test_run_that_is_cancelled_says_so_once(run, call):
-    """The next call raises JobCancelled, and those after it report."""
+    """The next call raises JobCancelled, and later calls report."""
     run.cancel()
     before = snapshot(run)
     with pytest.raises(JobCancelled, match="cancelled"):
@@ -632,7 +632,7 @@ def test_run_that_is_cancelled_says_so_once(run, call):
 
 
 def test_run_that_is_cancelled_stops_a_loop(run):
-    """A loop's next step raises JobCancelled."""
+    """The next step of a loop raises JobCancelled."""
     steps = run.track(range(5), None, None, None)
     next(steps)
     run.cancel()
@@ -652,27 +652,27 @@ def count_cancels(run, calls=3):
 
 
 def in_thread(call):
-    """Return what a call returns in a thread of its own."""
+    """Return the result of a call in a separate thread."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(call).result()
 
 
 def test_run_that_is_cancelled_tells_its_own_thread_once(run):
-    """The run's own thread is told once: whoever goes on means to."""
+    """The run's own thread gets one JobCancelled. If it goes on, it means to."""
     run.cancel()
     assert count_cancels(run) == 1
 
 
 def test_run_that_is_cancelled_tells_other_threads_at_every_call(run):
-    """Another thread is told at every call: each may be another piece of work."""
+    """Another thread gets a JobCancelled at every call: each may be other work."""
     run.cancel()
     assert in_thread(lambda: count_cancels(run)) == 3
     assert count_cancels(run) == 1
 
 
 def test_run_that_is_cancelled_tells_each_task_once(run):
-    """Each asyncio task is told once, in whatever thread it runs, and a thread that it
-    hands work to at every call.
+    """Each asyncio task gets one JobCancelled, in whatever thread it runs. A thread
+    that it hands work to gets one at every call.
     """
     run.cancel()
 
@@ -717,8 +717,8 @@ def report(run, cancel):
 @pytest.mark.parametrize("is_own", [True, False])
 @pytest.mark.parametrize("how", [report, fail_in_between, group, chain])
 def test_run_that_is_cancelled_lets_the_clean_up_report(run, how, is_own):
-    """While a JobCancelled is being handled no call raises another, whichever thread
-    noticed the cancel first.
+    """While a JobCancelled is being handled, no call raises another, whichever thread
+    noticed the cancellation first.
     """
     run.cancel()
     with pytest.raises(JobCancelled) as raised:
@@ -737,8 +737,8 @@ def test_run_that_is_cancelled_lets_the_clean_up_report(run, how, is_own):
 
 
 def test_run_that_is_cancelled_lets_the_clean_up_use_tasks_and_threads(run):
-    """The clean-up of a task that was told may report through tasks and threads of its
-    own, as `asyncio.wait_for` makes one up to Python 3.11.
+    """The clean-up of a task that got its JobCancelled may report through its own tasks
+    and threads, such as those of `asyncio.wait_for` up to Python 3.11.
     """
     run.cancel()
 
@@ -759,7 +759,7 @@ def test_run_that_is_cancelled_lets_the_clean_up_use_tasks_and_threads(run):
 
 
 def test_run_that_is_cancelled_lets_the_other_tasks_of_a_group_clean_up(run):
-    """A task that is cancelled because another heard of the cancel may report."""
+    """A task that is cancelled because another got a JobCancelled may report."""
     run.cancel()
 
     async def hear():
@@ -784,8 +784,8 @@ def test_run_that_is_cancelled_lets_the_other_tasks_of_a_group_clean_up(run):
 
 
 def test_run_that_is_cancelled_tells_a_task_whose_waiting_timed_out(run):
-    """A time-out of asyncio comes of a CancelledError, but is not a clean-up: the task
-    is told while it handles one, or afterwards.
+    """A timeout of asyncio comes from a CancelledError but is not a clean-up: the task
+    gets its JobCancelled while handling the timeout, or afterwards.
     """
     run.cancel()
 
@@ -812,8 +812,8 @@ def test_run_that_is_cancelled_tells_a_task_whose_waiting_timed_out(run):
 
 
 def test_run_that_is_cancelled_ends_no_thread_that_calls_back(run):
-    """A callback of a future may report: an exception there would end a thread of the
-    pool, and whoever waits for its other futures would wait for ever.
+    """A future's callback may report. An exception would end a thread of the pool, and
+    its other futures would never complete.
     """
     called = []
 
@@ -832,8 +832,8 @@ def test_run_that_is_cancelled_ends_no_thread_that_calls_back(run):
 
 
 def test_run_that_is_cancelled_stops_a_pool_of_multiprocessing(run):
-    """In the threads of multiprocessing's pool JobCancelled is an Exception as well: no
-    other reaches whoever waits for the result.
+    """In threads of multiprocessing's pool, JobCancelled is also an Exception, the only
+    kind that reaches the caller who waits for the result.
     """
     run.cancel()
     called = []
@@ -861,7 +861,7 @@ def test_run_that_is_cancelled_stops_a_pool_of_multiprocessing(run):
 
 
 def test_run_stands_a_finalizer_that_reports(run):
-    """What encodes a value may run a finalizer, which may report."""
+    """Encoding a value may run a finalizer that reports."""
 
     class Odd(datetime.date):
         def isoformat(self):
@@ -873,7 +873,7 @@ def test_run_stands_a_finalizer_that_reports(run):
 
 
 def test_run_that_is_cancelled_is_not_kept_quiet_by_another_exception(run):
-    """Only a JobCancelled that is being handled keeps the calls quiet."""
+    """Only handling a JobCancelled keeps calls from raising another."""
     run.cancel()
 
     def handle():
@@ -887,7 +887,7 @@ def test_run_that_is_cancelled_is_not_kept_quiet_by_another_exception(run):
 
 
 def test_run_that_is_closed_is_not_cancelled_any_more(run):
-    """After the end a call says that it has ended, whatever was asked."""
+    """After the end, calls say that the job has ended, cancelled or not."""
     run.cancel()
     run.close("The job has ended.")
     with pytest.raises(RuntimeError, match="ended"):
@@ -895,12 +895,12 @@ def test_run_that_is_closed_is_not_cancelled_any_more(run):
 
 
 def test_job_cancelled_passes_by_except_exception():
-    """JobCancelled is an Interrupt, which `except Exception` does not swallow."""
+    """JobCancelled is an Interrupt, which `except Exception` does not catch."""
     assert not issubclass(JobCancelled, Exception)
 
 
 def test_run_ask_wants_news_from_the_store(run):
-    """To ask whether a cancel was asked counts as an update."""
+    """Asking for a cancellation counts as an update, so the store is queried."""
     assert not run.ask()
     assert run.dirty
     run.cancel()

@@ -1,4 +1,4 @@
-"""JobState as a resource that is read, and as a handle that is written to."""
+"""JobState as a resource that is read, and as the handle of a running job."""
 
 import datetime
 import enum
@@ -36,7 +36,7 @@ STORED = {
 
 
 class Request:
-    """The request of somebody who may cancel."""
+    """The request of a user who may cancel."""
 
     def resource_url(self, resource):
         return f"/job_state/{resource.uuid}/"
@@ -58,7 +58,7 @@ def _kinds(monkeypatch):
 
 @pytest.fixture
 def running():
-    """The JobState of a job that runs, detached."""
+    """The detached JobState of a running job."""
     return JobState(Record(UUID, {"status": "working"}), Run())
 
 
@@ -70,7 +70,7 @@ def loaded(**fields):
 
 
 def test_job_state_reads_what_was_stored():
-    """Each attribute gives what the record holds."""
+    """Each attribute has the value from the record."""
     job_state = loaded()
     assert job_state.uuid == job_state.__name__ == UUID
     assert job_state.status == "error"
@@ -86,7 +86,7 @@ def test_job_state_reads_what_was_stored():
 
 
 def test_job_state_reads_nothing_where_nothing_is_stored():
-    """Each attribute of an empty record says that there is nothing."""
+    """Each attribute of an empty record has its empty value."""
     job_state = JobState(Record(UUID, {}))
     assert job_state.owner is None
     assert job_state.attempt == 0
@@ -115,7 +115,7 @@ def test_job_state_times_are_utc(name, microsecond):
 
 
 def test_job_state_gets_one_metric_or_param():
-    """One metric or parameter can be asked for, with a default."""
+    """A single metric or parameter can be read, with a default."""
     job_state = loaded()
     assert job_state.get_progress_metric("miles_run") == 12
     assert job_state.get_progress_metric("other") is None
@@ -127,7 +127,7 @@ def test_job_state_gets_one_metric_or_param():
 
 @pytest.mark.parametrize("status", UNFINISHED)
 def test_job_state_that_has_not_ended_is_working(status):
-    """A job in any of the unfinished statuses is working, and nothing else."""
+    """A job in any unfinished status is working, and nothing else."""
     job_state = loaded(status=status)
     assert job_state.is_working
     assert not job_state.is_finished
@@ -137,7 +137,7 @@ def test_job_state_that_has_not_ended_is_working(status):
 
 @pytest.mark.parametrize("status", FINISHED)
 def test_job_state_that_has_ended_is_a_success_or_an_error(status):
-    """A job that has ended is a success or an error, and works no more."""
+    """An ended job is a success or an error, and no longer working."""
     job_state = loaded(status=status)
     assert job_state.is_finished
     assert not job_state.is_working
@@ -146,7 +146,7 @@ def test_job_state_that_has_ended_is_a_success_or_an_error(status):
 
 
 def test_job_state_repr_tells_class_uuid_and_status():
-    """The repr says which job it is and how it stands."""
+    """The repr shows the class, uuid and status."""
     assert repr(loaded()) == f"<JobState {UUID} error>"
 
 
@@ -154,7 +154,7 @@ def test_job_state_repr_tells_class_uuid_and_status():
 
 
 def test_job_state_reads_back_what_it_has_set(running):
-    """A running job reads what it has just set, in its JSON form."""
+    """A running job reads its own reports in their JSON form."""
     running.set_progress_metric("a", 1)
     running.set_progress_metrics({"b": (1, 2)}, c=uuid.UUID(UUID))
     running.increment_progress_metric("d")
@@ -171,13 +171,13 @@ def test_job_state_reads_back_what_it_has_set(running):
 
 
 def test_job_state_has_a_running_job_start_from_nothing():
-    """Values of an earlier run are not a running job's own."""
+    """A running job does not have the values of earlier runs."""
     job_state = JobState(Record(UUID, {"m:old": "1"}), Run())
     assert job_state.progress_metrics == {}
 
 
 def test_set_progress_metric_takes_the_short_way_only_for_plain_numbers(running):
-    """A value that must be looked at is looked at also where a number was before."""
+    """A value that needs checks gets them even if the metric was a number before."""
     running.set_progress_metric("a", 1)
     for value in (2, 2.5, False, -(2**61), 2**62, 10**100, "x", [1], None):
         running.set_progress_metric("a", value)
@@ -191,7 +191,7 @@ def test_set_progress_metric_takes_the_short_way_only_for_plain_numbers(running)
 
 
 def test_set_progress_metric_raises_the_flag_on_either_way(running):
-    """The recorder learns of the first value as of each later one."""
+    """Each value raises the flag for the recorder, not only the first."""
     for value in (1, 2, "text", 3, 4):
         running._run.dirty = False
         running.set_progress_metric("a", value)
@@ -199,7 +199,7 @@ def test_set_progress_metric_raises_the_flag_on_either_way(running):
 
 
 def test_set_progress_metric_takes_a_name_of_a_string_enum(running):
-    """A name that is a string by inheritance is a name."""
+    """A name may be an instance of a str subclass."""
 
     class Name(enum.StrEnum):
         ROWS = "rows"
@@ -212,20 +212,20 @@ def test_set_progress_metric_takes_a_name_of_a_string_enum(running):
 
 @pytest.mark.parametrize("name", [["a"], {}, None, 1, b"a"])
 def test_set_progress_metric_refuses_a_name_that_is_no_string(running, name):
-    """A name that is no string, hashable or not, is a TypeError."""
+    """A name that is not a string, hashable or not, is a TypeError."""
     with pytest.raises(TypeError):
         running.set_progress_metric(name, 1)
     assert running.progress_metrics == {}
 
 
 def test_set_progress_metrics_takes_any_name_by_keyword(running):
-    """Also the names that the methods' own parameters might have."""
+    """A metric may be named like a parameter of the method."""
     running.set_progress_metrics({"a": 1}, self=2, mapping=3, a=4)
     assert running.progress_metrics == {"a": 4, "self": 2, "mapping": 3}
 
 
 def test_set_progress_metrics_of_nothing_sets_nothing(running):
-    """No metrics are no error."""
+    """A call without metrics is not an error."""
     running.set_progress_metrics()
     assert running.progress_metrics == {}
 
@@ -239,7 +239,7 @@ def test_set_progress_metrics_refuses_what_is_no_mapping_of_names(running, value
 
 
 def test_job_state_copies_a_mutable_value(running):
-    """What becomes of a value after the call, or of what is read, has no effect."""
+    """Later changes to a value, or to a value that was read, have no effect."""
     value = {"a": [1]}
     running.set_progress_metric("x", value)
     running.append_log("line")
@@ -252,7 +252,7 @@ def test_job_state_copies_a_mutable_value(running):
 
 
 def test_track_yields_the_items(running):
-    """Each item comes through, and the progress says how many are done."""
+    """Each item is yielded, and the progress counts the finished ones."""
     assert list(running.track("abc", 5, unit="letters", message="Go")) == [
         "a",
         "b",
@@ -263,11 +263,11 @@ def test_track_yields_the_items(running):
 
 
 def test_flush_of_a_detached_job_has_nothing_to_wait_for(running):
-    """What is kept in memory is stored at once."""
+    """Values kept in memory need no flush."""
     assert running.flush(timeout=0)
 
 
-#: Each method by which a job reports.
+#: The methods by which a job reports.
 WRITES = {
     "set_progress_metric": lambda j: j.set_progress_metric("a", 1),
     "set_progress_metrics": lambda j: j.set_progress_metrics(a=1),
@@ -284,7 +284,7 @@ each_write = pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
 
 @each_write
 def test_job_state_that_was_loaded_takes_nothing(write):
-    """A JobState that was loaded refuses to report, and stays as it was."""
+    """A loaded JobState refuses to report and does not change."""
     job_state = loaded()
     for _ in range(2):
         with pytest.raises(
@@ -298,14 +298,14 @@ def test_job_state_that_was_loaded_takes_nothing(write):
 
 
 def test_flush_of_a_job_that_was_loaded_is_refused():
-    """A JobState that was loaded has nothing to wait for, and does not say it had."""
+    """A loaded JobState has nothing to flush, and does not claim otherwise."""
     with pytest.raises(RuntimeError, match=r"was loaded from a store\. Only a running"):
         loaded().flush()
 
 
 @each_write
 def test_job_state_of_a_job_that_has_ended_takes_nothing(running, write):
-    """After the end a report is refused, also where the metric was known."""
+    """After the end, reports are refused, even for a known metric."""
     running.set_progress_metric("a", 5)
     running._run.close("The job has ended.")
     with pytest.raises(RuntimeError, match="has ended"):
@@ -318,7 +318,7 @@ def test_job_state_of_a_job_that_has_ended_takes_nothing(running, write):
 
 @each_write
 def test_job_state_of_a_cancelled_job_says_so_once(running, write):
-    """Each call that reports raises JobCancelled, the next one reports."""
+    """The next call that reports raises JobCancelled. The one after it reports."""
     running.set_progress_metric("a", 5)
     running._run.cancel()
     with pytest.raises(JobCancelled):
@@ -328,7 +328,7 @@ def test_job_state_of_a_cancelled_job_says_so_once(running, write):
 
 
 def test_cancel_requested_has_the_store_asked(running):
-    """A job that only looks learns of a cancel as soon as one that reports."""
+    """Reading cancel_requested makes the recorder ask the store, as a report does."""
     assert not running.cancel_requested
     assert running._run.dirty
     running._run.dirty = False
@@ -337,8 +337,8 @@ def test_cancel_requested_has_the_store_asked(running):
 
 
 def test_cancel_requested_of_a_loaded_job_is_what_was_asked():
-    """Whoever loads a job sees that somebody has asked to cancel it, whatever came of
-    that; a job that was skipped was not asked.
+    """A loaded job shows whether its cancellation was requested, whatever the outcome.
+    A skipped job was cancelled without a request.
     """
     for status in ("cancelling", "cancelled", "success"):
         assert loaded(status=status, asked="word").cancel_requested
@@ -346,14 +346,14 @@ def test_cancel_requested_of_a_loaded_job_is_what_was_asked():
 
 
 def test_cancel_needs_a_store(running):
-    """A job that runs cannot cancel itself: that is a RuntimeError."""
+    """A running job cannot cancel itself: that is a RuntimeError."""
     with pytest.raises(RuntimeError, match="loaded"):
         running.cancel()
 
 
 @pytest.mark.parametrize("answer", [True, False])
 def test_cancel_asks_the_store(answer):
-    """A job that was loaded asks its store, and says what that says."""
+    """A loaded job asks its store and returns the answer."""
 
     class Store:
         def cancel(self, *args):
@@ -366,11 +366,11 @@ def test_cancel_asks_the_store(answer):
     assert store.args == (UUID, job_state._record.info)
 
 
-# The current one.
+# The current job.
 
 
 def test_current_job_state_is_none_outside_a_job():
-    """Where no job runs there is no current one."""
+    """Outside a job, current_job_state() returns None."""
     assert current_job_state() is None
 
 
@@ -378,7 +378,7 @@ def test_current_job_state_is_none_outside_a_job():
 
 
 def test_kind_is_the_name_of_the_class():
-    """A class is of the kind of its name, and a subclass of it of its own."""
+    """The kind of a class is its own name, even in a subclass."""
 
     class Walk(JobState):
         pass
@@ -390,7 +390,7 @@ def test_kind_is_the_name_of_the_class():
 
 
 def test_kind_may_be_set():
-    """A class may call its kind otherwise, which its subclasses do not inherit."""
+    """A class may set another kind, which its subclasses do not inherit."""
 
     class Walk(JobState):
         kind = "walking"
@@ -403,7 +403,7 @@ def test_kind_may_be_set():
 
 
 def test_kind_goes_to_the_class_of_a_reloaded_module():
-    """A class of the same module and name replaces the one before."""
+    """A class replaces an earlier one of the same module and name."""
 
     def declare():
         class Walk(JobState):
@@ -417,7 +417,7 @@ def test_kind_goes_to_the_class_of_a_reloaded_module():
 
 
 def test_kind_of_two_classes_is_an_error():
-    """A second class of a kind is refused, with both named, and the first one stays."""
+    """A second class of the same kind is refused, with both named. The first stays."""
 
     class Walk(JobState):
         pass
@@ -437,7 +437,7 @@ def test_kind_of_two_classes_is_an_error():
 
 
 def test_public_params_must_be_no_string():
-    """Names in a lone string, for want of a comma, are a TypeError."""
+    """A lone string, for lack of a comma, is a TypeError."""
     with pytest.raises(TypeError, match=r"Walk.public_params .*'miles'.*comma"):
 
         class Walk(JobState):
@@ -445,7 +445,7 @@ def test_public_params_must_be_no_string():
 
 
 def test_init_subclass_passes_arguments_on():
-    """A class may have bases that take arguments of the class statement."""
+    """The class may have a base that takes arguments in the class statement."""
 
     class Base:
         colour = ""
@@ -462,8 +462,8 @@ def test_init_subclass_passes_arguments_on():
 
 @pytest.mark.parametrize("kind", ["", "Nobody", "<b>", "\ud800"])
 def test_from_record_of_an_unknown_kind_has_no_rights(kind, caplog):
-    """A job of a kind that is not imported here has no ACL of its own, which is logged
-    once.
+    """A job of a kind that is not imported here has an empty ACL, and a warning is
+    logged once.
     """
     for _ in range(2):
         job_state = JobState.from_record(Record(UUID, STORED | {"kind": kind}))
@@ -476,7 +476,7 @@ def test_from_record_of_an_unknown_kind_has_no_rights(kind, caplog):
 
 
 def test_from_record_keeps_the_kinds_of_unknown_jobs_apart():
-    """Two jobs of unknown kinds are each of their own."""
+    """Two jobs of unknown kinds keep their own kinds."""
     one, two = (
         JobState.from_record(Record(UUID, {"kind": k})) for k in ("Walk", "Hike")
     )
@@ -500,7 +500,7 @@ def test_from_record_keeps_the_kinds_of_unknown_jobs_apart():
     ],
 )
 def test_title_is_made_from_the_kind(kind, title):
-    """A kind's name is spelt as words."""
+    """The title is the kind, split into words."""
 
     class Walk(JobState):
         pass
@@ -510,12 +510,12 @@ def test_title_is_made_from_the_kind(kind, title):
 
 
 def test_title_is_made_from_the_actor_where_there_is_no_class():
-    """Jobs of no class of their own are called after their actor."""
+    """A job without a class of its own is titled after its actor."""
     assert loaded().title == "Run marathon"
 
 
 def test_title_may_be_set():
-    """A class may say how its jobs are called."""
+    """A class may set the title of its jobs."""
 
     class Walk(JobState):
         title = "A long walk"
@@ -523,22 +523,22 @@ def test_title_may_be_set():
     assert Walk(Record(UUID, {})).title == "A long walk"
 
 
-# Showing.
+# ACL and JSON.
 
 
 def test_acl_lets_the_owner_in():
-    """The owner may see and cancel, and all else is for the lineage to decide."""
+    """The owner may view and cancel. The lineage decides everything else."""
     assert loaded().__acl__() == [(Allow, "alice", ("view_job", "cancel_job"))]
 
 
 @pytest.mark.parametrize("owner", ["null", "true", '["alice"]', "{}", "", "NaN"])
 def test_acl_of_a_job_of_nobody_is_empty(owner):
-    """A job with no owner, or with one that is none, lets nobody in."""
+    """A job without a valid owner has an empty ACL."""
     assert loaded(owner=owner).__acl__() == []
 
 
 def test_json_shows_a_job():
-    """A viewer sees the metrics at the top, and all else in `job`."""
+    """The JSON has the metrics at the top and everything else in `job`."""
 
     class Walk(JobState):
         public_params = ("miles", "none")
@@ -578,7 +578,7 @@ def test_json_shows_a_job():
 
 
 def test_json_of_an_empty_record_shows_that_there_is_nothing():
-    """What is not known is null, empty or 0."""
+    """Unknown values are null, empty or 0."""
     job = JobState(Record(UUID, {"status": "queued"})).__json__(Request())["job"]
     nothing = ("progress", "message", "due_at", "queued_at", "error")
     assert [job[name] for name in nothing] == [None] * 5
@@ -587,7 +587,7 @@ def test_json_of_an_empty_record_shows_that_there_is_nothing():
 
 
 def test_json_keeps_exceptions_and_params_from_viewers():
-    """Unless the class says otherwise no parameter and no exception's text is shown."""
+    """By default, no parameters and no text of an exception are shown."""
     shown = loaded().__json__(Request())
     assert shown["job"]["params"] == {}
     assert shown["job"]["error"] == {"message": "The job failed."}
@@ -595,7 +595,7 @@ def test_json_keeps_exceptions_and_params_from_viewers():
 
 
 def test_json_shows_a_reason_that_no_exception_gave():
-    """Why a job was cancelled is for its viewers."""
+    """The reason of a cancellation is shown to viewers."""
     shown = loaded(status="cancelled", error='[null,"Too late."]').__json__(Request())
     assert shown["job"]["error"] == {"message": "Too late."}
 
@@ -606,14 +606,14 @@ def test_json_shows_a_reason_that_no_exception_gave():
     + [("success", "success"), ("error", "error"), ("cancelled", "error")],
 )
 def test_json_has_the_coarse_state(status, coarse):
-    """Pages rely on one of three words."""
+    """Pages rely on one of three states."""
     shown = loaded(status=status).__json__(Request())
     assert shown["job_state"] == coarse
     assert shown["job"]["status"] == status
 
 
 def test_json_lets_no_metric_pass_for_the_state():
-    """Metrics that another program called by the reserved names are not shown."""
+    """Metrics with reserved names, written by another program, are not shown."""
     shown = loaded(**{"m:job_state": '"success"', "m:job": "{}"}).__json__(Request())
     assert shown["job_state"] == "error"
     assert shown["job"]["uuid"] == UUID

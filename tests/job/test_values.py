@@ -1,4 +1,4 @@
-"""What a job may report: the rules for values, names and amounts."""
+"""The rules for what a job may report: values, names and amounts."""
 
 import datetime
 import decimal
@@ -24,7 +24,7 @@ from pyramid_jobstate.job.values import (
 ID = uuid.UUID("7d444840-9dc0-11d1-b245-5ffdce74fad2")
 
 
-#: pytest cannot write it, either.
+#: pytest cannot write this number either.
 HUGE = pytest.param(10**5000, id="huge")
 
 
@@ -51,7 +51,7 @@ class DType:
 
 
 class Scalar:
-    """Looks like a scalar of NumPy."""
+    """Resembles a scalar of NumPy."""
 
     shape: tuple[int, ...] = ()
 
@@ -71,7 +71,7 @@ class Scalar:
 
 
 class Tensor:
-    """Looks like a scalar of another library, whose types have no kind."""
+    """Resembles a scalar of another library, whose types have no kind."""
 
     shape = ()
     dtype = object()
@@ -115,7 +115,7 @@ class Array(Scalar):
     ],
 )
 def test_dumps_writes_the_natural_form(value, text):
-    """Each value is written as what JSON has for it, without spaces."""
+    """Each value is written in its natural JSON form, without spaces."""
     assert dumps(value) == text
     assert json.loads(text) == loads(dumps(value))
 
@@ -128,13 +128,13 @@ def test_dumps_writes_the_natural_form(value, text):
         ("-0", "0"),
         ("12345678901234567890", "12345678901234567890"),
         ("1e300", str(10**300)),
-        # Neither is rounded down to what its whole part says.
+        # Neither is truncated to its integer part.
         ("0.99999999999999999999", "1.0"),
         ("1e-999999999", "0.0"),
     ],
 )
 def test_dumps_writes_a_decimal_as_a_number(decimal_text, text):
-    """A Decimal is an exact integer if it is a whole number, else the nearest float."""
+    """A Decimal is an exact integer if it is whole, otherwise the nearest float."""
     assert dumps(decimal.Decimal(decimal_text)) == text
 
 
@@ -149,7 +149,7 @@ def test_dumps_writes_a_decimal_as_a_number(decimal_text, text):
     ],
 )
 def test_dumps_writes_numpy_scalars(scalar, text):
-    """A NumPy scalar is written as the value that it holds."""
+    """A NumPy scalar is written as its value."""
     assert dumps([scalar]) == f"[{text}]"
 
 
@@ -170,13 +170,13 @@ def test_dumps_writes_numpy_scalars(scalar, text):
     ],
 )
 def test_dumps_refuses_what_is_not_finite(value):
-    """NaN and infinities are a ValueError, wherever they stand."""
+    """NaN and infinities are a ValueError at any depth."""
     with pytest.raises(ValueError, match=r"JSON|NaN"):
         dumps(value)
 
 
 def test_dumps_refuses_an_int_that_python_does_not_write():
-    """An int of too many digits is a ValueError."""
+    """An int with too many digits is a ValueError."""
     with pytest.raises(ValueError, match="4300 digits"):
         dumps(10**5000)
 
@@ -197,13 +197,13 @@ def test_dumps_refuses_an_int_that_python_does_not_write():
     ],
 )
 def test_dumps_refuses_what_has_no_json_form(value, name):
-    """A value that JSON cannot say is a TypeError that names its class."""
+    """A value without a JSON form is a TypeError that names its class."""
     with pytest.raises(TypeError, match=name):
         dumps(value)
 
 
 def test_dumps_escapes_a_lone_surrogate():
-    """A surrogate, as in the name of a file, is escaped, so that it fits into UTF-8."""
+    """A lone surrogate, as in a file name, is escaped, so that it fits into UTF-8."""
     text = dumps({"ü": "\udcff"})
     assert text.encode() == b'{"\\u00fc":"\\udcff"}'
     assert loads(text) == {"ü": "\udcff"}
@@ -218,7 +218,7 @@ def test_dumps_refuses_a_cycle():
 
 
 def test_dumps_refuses_what_is_nested_too_deeply():
-    """A list of 100,000 levels is a ValueError, no RecursionError."""
+    """A list of 100,000 levels is a ValueError, not a RecursionError."""
     value: list[Any] = []
     for _ in range(100_000):
         value = [value]
@@ -229,14 +229,14 @@ def test_dumps_refuses_what_is_nested_too_deeply():
 
 
 def test_dumps_returns_json():
-    """The text is marked as JSON, so that nobody takes it for a string to be shown."""
+    """The result is a Json, so that nobody mistakes it for a plain string."""
     assert type(dumps("a")) is Json
     assert type(dumps("\ud800")) is Json
 
 
 @pytest.mark.parametrize("character", ["a", "é", "€", "😀", "\udcff"])
 def test_encode_value_takes_16_kib_and_no_byte_more(character):
-    """A value's room is counted in bytes of its JSON, not in characters."""
+    """The limit counts the bytes of the JSON, not characters."""
     size = len(dumps(character).encode()) - 2
     count, rest = divmod(MAX_VALUE_BYTES - 2, size)
     value = "a" * rest + character * count
@@ -254,7 +254,7 @@ def test_encode_value_takes_16_kib_and_no_byte_more(character):
     ],
 )
 def test_encode_value_says_what_cannot_be_encoded(value, error):
-    """The message of an error begins with what it was that should be encoded."""
+    """The error begins with the name of what should have been encoded."""
     with pytest.raises(error, match=r"^The metric cannot be encoded as JSON: "):
         encode_value("The metric", value)
 
@@ -263,7 +263,7 @@ def test_encode_value_says_what_cannot_be_encoded(value, error):
     "name", ["a", "__proto__", "constructor", " ", "m:x", "Äpfel 😀", "\x00", Mood.GOOD]
 )
 def test_check_name_takes_any_text(name):
-    """A metric may be called by any text, also one that means something elsewhere."""
+    """Any text is a valid name, even if it is special elsewhere."""
     assert check_name(name) is name
 
 
@@ -277,26 +277,26 @@ def test_check_name_takes_any_text(name):
     ],
 )
 def test_check_name_refuses_a_bad_name(name, message):
-    """An empty name, one of the two reserved ones, a lone surrogate is a ValueError."""
+    """Empty and reserved names and lone surrogates are a ValueError."""
     with pytest.raises(ValueError, match=message):
         check_name(name)
 
 
 @pytest.mark.parametrize("name", [None, 1, b"a", ["a"], ID])
 def test_check_name_refuses_what_is_no_string(name):
-    """A name that is no string is a TypeError."""
+    """A name that is not a string is a TypeError."""
     with pytest.raises(TypeError, match="must be a str, not"):
         check_name(name)
 
 
 def test_check_text_returns_a_string():
-    """A string is returned as it is."""
+    """A string is returned unchanged."""
     assert check_text("The unit", "Zeilen") == "Zeilen"
 
 
 @pytest.mark.parametrize("text", [None, 1, b"rows", ["rows"]])
 def test_check_text_refuses_what_is_no_string(text):
-    """Anything else is a TypeError that says what should have been a string."""
+    """Anything else is a TypeError that says what must be a string."""
     with pytest.raises(TypeError, match=r"^The unit must be a str, not"):
         check_text("The unit", text)
 
@@ -315,7 +315,7 @@ def test_check_text_refuses_what_is_no_string(text):
     ],
 )
 def test_check_amount_returns_a_plain_number(value, amount):
-    """An amount is any number that can be counted with, as an int or a float."""
+    """Any real number is returned as an int or a float."""
     checked = check_amount("The total", value)
     assert checked == amount
     assert type(checked) is type(amount)
@@ -357,6 +357,6 @@ def test_check_amount_refuses_what_cannot_be_counted_with(value):
     ],
 )
 def test_check_amount_refuses_what_is_no_number(value):
-    """An amount that is no number, or a bool, is a TypeError."""
+    """An amount that is not a number, or is a bool, is a TypeError."""
     with pytest.raises(TypeError, match=r"^The total must be a number, not"):
         check_amount("The total", value)

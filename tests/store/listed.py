@@ -9,7 +9,7 @@ from tests.support import INFO
 
 
 def create(store: JobStore, count: int, info: JobInfo = INFO) -> list[str]:
-    """Queue jobs, and return their uuids, the newest first."""
+    """Queue jobs and return their uuids, newest first."""
     uuids = [str(uuid.uuid4()) for _ in range(count)]
     store.create(*(NewJob(job, info) for job in uuids))
     return uuids[::-1]
@@ -22,7 +22,7 @@ def begin(store: JobStore, *uuids: str) -> None:
 
 
 def finish(store: JobStore, *uuids: str, status: str = "success") -> None:
-    """Have jobs run to their end, the first of them last."""
+    """Run jobs to their end, the first of them last."""
     store.write(
         [
             Update(job, str(uuid.uuid4())[:12], 1, INFO, begins=True, end=End(status))

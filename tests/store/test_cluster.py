@@ -1,4 +1,4 @@
-"""JobStore, recorder and a whole job on a Cluster."""
+"""JobStore, recorder and a complete job on a Cluster."""
 
 import contextlib
 import os
@@ -71,7 +71,7 @@ def test_store_writes_and_reads_across_nodes(cluster_store: JobStore) -> None:
 
 
 def test_store_takes_a_client_that_is_handed_over(cluster: Cluster) -> None:
-    """A RedisCluster of the application's own serves as well."""
+    """The application may pass its own RedisCluster."""
     with RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port) as client:
         store = JobStore(client)
         job = new_id()
@@ -83,7 +83,7 @@ def test_store_takes_a_client_that_is_handed_over(cluster: Cluster) -> None:
 def test_the_web_side_shows_a_job_on_a_cluster(
     cluster: Cluster, cluster_store: JobStore
 ) -> None:
-    """The setting `jobstate.redis_url` may be the URL of a Cluster, too."""
+    """The setting `jobstate.redis_url` may be the URL of a Cluster."""
     job_state = put_job(
         cluster_store, RunMarathon, owner="alice", metrics={"miles_run": 3}
     )
@@ -96,7 +96,7 @@ def test_the_web_side_shows_a_job_on_a_cluster(
 def test_a_key_that_is_moving_is_found(
     cluster: Cluster, cluster_store: JobStore
 ) -> None:
-    """While a slot moves to another node, and when it has, all goes on."""
+    """While a slot moves to another node, and afterwards, all commands succeed."""
     job = new_id()
     cluster_store.create(NewJob(job, INFO))
     key = key_of(cluster_store, job)
@@ -114,18 +114,18 @@ def test_a_key_that_is_moving_is_found(
         old.execute_command(
             "MIGRATE", "127.0.0.1", cluster.nodes[target].port, key, 0, 5000
         )
-        # The old node says ASK.
+        # The old node replies ASK.
         begin = Update(job, "a", 1, INFO, {"m:x": "1"}, begins=True)
         assert cluster_store.write([begin]) == [Reply.OK]
         setslot(new, "NODE", names[target])
         setslot(old, "NODE", names[target])
-        # It says MOVED.
+        # It replies MOVED.
         assert cluster_store.write([Update(job, "a", 2, INFO, {"m:x": "2"})]) == [
             Reply.OK
         ]
         moved = cluster_store.load(job)
         assert moved is not None and moved.progress_metrics == {"x": 2}
-        # And back, as the other tests want it.
+        # Back again, for the other tests.
         setslot(old, "IMPORTING", names[target])
         setslot(new, "MIGRATING", names[source])
         new.execute_command(
@@ -138,7 +138,7 @@ def test_a_key_that_is_moving_is_found(
 def test_a_command_that_fails_where_it_was_sent_on_has_its_error(
     cluster: Cluster, cluster_store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A key that another node has, and of another type, gives its error, no more."""
+    """A redirected command on a key of another type returns its error as the reply."""
     key = key_of(cluster_store, new_id())
     client = cluster_store.client
     assert isinstance(client, RedisCluster)
@@ -155,7 +155,7 @@ def test_a_command_that_fails_where_it_was_sent_on_has_its_error(
 
 
 def test_a_job_lives_on_a_cluster(cluster: Cluster, redis_url: str) -> None:
-    """A job goes from queued to success with its states on a Cluster, its messages on
+    """A job goes from queued to success with its record on a Cluster and its message on
     another server.
     """
     broker = make_broker(redis_url, JobStateMiddleware(url=cluster.url))
@@ -173,8 +173,8 @@ def test_a_job_lives_on_a_cluster(cluster: Cluster, redis_url: str) -> None:
 def test_bytes_that_are_no_text_do_not_fail_a_read(
     cluster: Cluster, cluster_store: JobStore
 ) -> None:
-    """A client that decodes strictly reads any bytes, and then the right answers, on a
-    Cluster as well.
+    """A client with strict decoding reads any bytes, and correct replies afterwards, on
+    a Cluster as well.
     """
     jobs = [new_id() for _ in range(12)]
     cluster_store.create(*(NewJob(job, INFO) for job in jobs))
@@ -196,8 +196,8 @@ def test_cluster_beside_another_server_is_warned_of(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An application that reads where the middleware may not write starts, with a
-    warning that names both.
+    """An application that reads where the middleware may not write starts with a
+    warning that names both stores.
     """
     broker = make_broker(redis_url, JobStateMiddleware(url=cluster.url))
     monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
@@ -212,8 +212,8 @@ def test_cluster_beside_another_server_is_warned_of(
 def test_job_on_a_cluster_is_sent_beside_a_node(
     cluster: Cluster, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nor is one refused whose states a Cluster keeps, of which the application names
-    a single node.
+    """A job whose record is on a Cluster is sent even if the application names only one
+    node.
     """
     node = cluster.nodes[0].url
     app_config = make_config(node)
@@ -234,19 +234,19 @@ def test_job_on_a_cluster_is_sent_beside_a_node(
 
 
 def test_what_a_cluster_raises_is_a_redis_error() -> None:
-    """An error that redis-py does not call a RedisError reads as one."""
+    """A redis-py error that is not a RedisError is raised as one."""
     with pytest.raises(redis.ConnectionError), redis_errors():
         raise redis.exceptions.RedisClusterException("no node answers")
 
 
 def test_a_cluster_that_is_away_is_a_redis_error(cluster: Cluster) -> None:
-    """Connecting to a Cluster where there is none is an error like any other."""
+    """Connecting to a Cluster that is away is an ordinary error."""
     with pytest.raises(redis.RedisError):
         connect("redis+cluster://127.0.0.1:1")
 
 
 def test_a_primary_is_killed_in_mid_job(cluster: Cluster, redis_url: str) -> None:
-    """When a primary dies its replica takes over: jobs go on by themselves, and no end
+    """When a primary dies, its replica takes over: jobs go on by themselves, and no end
     is lost.
     """
     broker = make_broker(redis_url, JobStateMiddleware(url=cluster.url))
@@ -281,7 +281,7 @@ def test_a_primary_is_killed_in_mid_job(cluster: Cluster, redis_url: str) -> Non
             )
 
         wait_for(all_done, 40)
-    # With no node left there is an error, and nothing hangs.
+    # Without any node, commands fail rather than hang.
     for i, node in enumerate(cluster.nodes):
         if i != victim:
             os.kill(node.pid, signal.SIGKILL)

@@ -28,7 +28,7 @@ CLIENTS: list[dict[str, Any]] = [
 
 @pytest.fixture(params=CLIENTS, ids=str)
 def own(redis_url: str, request: pytest.FixtureRequest) -> Iterator[redis.Redis]:
-    """A client of an application's own, with one connection."""
+    """A client of the application's own, with one connection."""
     with redis.Redis.from_url(
         redis_url, single_connection_client=True, **request.param
     ) as client:
@@ -50,7 +50,7 @@ def own_app(redis_url: str, own: redis.Redis) -> TestApp:
 def test_bytes_that_are_no_text_do_not_fail_a_poll(
     own_app: TestApp, client: redis.Redis, field: str | bytes, value: bytes
 ) -> None:
-    """A job is shown whatever bytes stand in its hash, and so is the next one."""
+    """A job is shown whatever bytes its hash contains, and so is the next one."""
     bad, good = put_job(client), put_job(client)
     client.hset(f"jobstate:{bad}", field, value)
 
@@ -64,7 +64,7 @@ def test_bytes_that_are_no_text_do_not_fail_a_poll(
 def test_bytes_that_are_no_text_read_as_replaced(
     own_app: TestApp, client: redis.Redis
 ) -> None:
-    """What cannot be decoded reads as the replacement character."""
+    """Undecodable bytes read as the replacement character."""
     job = put_job(client, **{"m:x": b'"a\xffb"'})
 
     assert get(own_app, f"/job_state/{job}", "alice").json["x"] == "a\ufffdb"
@@ -73,7 +73,7 @@ def test_bytes_that_are_no_text_read_as_replaced(
 def test_bytes_in_an_index_do_not_fail_a_list(
     own_app: TestApp, client: redis.Redis
 ) -> None:
-    """A member of an index that is not text is passed over."""
+    """Entries of an index that are not text are skipped."""
     job = put_job(client)
     client.zadd("jobstate:active:all", {b"\xff\xfe": 2e15, job.encode(): 1e15})
 
@@ -85,9 +85,7 @@ def test_bytes_in_an_index_do_not_fail_a_list(
 def test_bytes_among_the_cancelled_do_not_fail_a_worker(
     own: redis.Redis, client: redis.Redis
 ) -> None:
-    """A worker that asks which jobs are to stop is told of those, whatever else stands
-    there.
-    """
+    """A worker that asks for cancellations gets them, whatever bytes precede them."""
     store, job = JobStore(own), new_id()
     client.zadd("jobstate:cancels", {b"\xff": 1e15, job.encode(): 1e15 + 1})
 
@@ -98,7 +96,7 @@ def test_bytes_among_the_cancelled_do_not_fail_a_worker(
 
 
 def test_text_is_utf_8_whatever_the_client_says(own: redis.Redis) -> None:
-    """What is written and read is UTF-8, also by a client of another encoding."""
+    """Text is written and read as UTF-8, even by a client with another encoding."""
     store, job = JobStore(own), new_id()
     store.create(NewJob(job, INFO))
 
@@ -113,7 +111,7 @@ def test_text_is_utf_8_whatever_the_client_says(own: redis.Redis) -> None:
 def test_bytes_in_a_token_do_not_fail_a_sending(
     own: redis.Redis, client: redis.Redis
 ) -> None:
-    """A script's reply that is not text spoils nothing: the next answer is right."""
+    """A script's reply that is not text does not break the next reply."""
     store, other = JobStore(own), new_id()
     job = put_job(client, status="error", run=b"\xff")
 

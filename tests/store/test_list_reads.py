@@ -1,4 +1,4 @@
-"""What a list reads of the store, and what it writes."""
+"""What a list reads from the store, and what it writes."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ from tests.webapp import get, make_app, make_config, put_job
 
 MIB = 1024 * 1024
 
-#: Lists a page in a process of its own, and prints by how many bytes that grew.
+#: Lists a page in a separate process and prints by how many bytes that grew.
 MEASURE = """
 import sys
 from pyramid_jobstate import JobStore
@@ -38,7 +38,7 @@ page = store.list("alice", limit=1, **wanted)
 print(peak() - before, len(page.items), page.cursor is not None)
 """
 
-#: The same by HTTP.
+#: The same over HTTP.
 MEASURE_HTTP = """
 import sys
 from tests.webapp import get, make_app, make_config
@@ -59,7 +59,7 @@ print(peak() - before, len(page["items"]), page["cursor"] is not None)
 
 @pytest.fixture(scope="module")
 def large() -> Iterator[str]:
-    """The URL of a server with a thousand jobs of 240 KiB each, one half of it in the
+    """The URL of a server with a thousand jobs of 240 KiB each, half of it in the
     parameters.
     """
     with EmbeddedServer() as server, redis.Redis.from_url(server.url) as client:
@@ -102,7 +102,7 @@ def test_filtered_page_does_not_hold_what_it_does_not_show(
 def test_filtered_answer_does_not_hold_what_it_does_not_show(
     large: str, query: str
 ) -> None:
-    """Nor does a request for one."""
+    """A request for such a page takes less than 64 MiB, too."""
     grown, shown, _ = measure(MEASURE_HTTP, large, query)
 
     assert int(grown) < 64 * MIB
@@ -110,7 +110,7 @@ def test_filtered_answer_does_not_hold_what_it_does_not_show(
 
 
 def test_page_that_shows_one_reads_one(large: str) -> None:
-    """What is shown is the whole job."""
+    """Only the jobs on the page are read whole."""
     grown, shown, goes_on = measure(MEASURE_HTTP, large, "kind=RunMarathon")
 
     assert int(grown) < 64 * MIB
@@ -136,7 +136,7 @@ WANTED: list[dict[str, Any]] = [
 def test_list_of_right_entries_writes_nothing(
     store: JobStore, client: redis.Redis, wanted: dict[str, Any]
 ) -> None:
-    """A page, whichever it is, sends the server nothing but questions."""
+    """Listing a page whose entries are right sends only reading commands."""
     jobs = create(store, 6)
     finish(store, *jobs[:3])
     store.list()
@@ -159,7 +159,7 @@ def test_list_takes_few_round_trips(
     wanted: dict[str, Any],
     trips: int,
 ) -> None:
-    """A page of what an index holds is two round trips, a filtered one three."""
+    """An unfiltered page takes two round trips, a filtered one up to three."""
     create(store, 30)
     store.list()
     sent = []
@@ -168,7 +168,7 @@ def test_list_takes_few_round_trips(
     me = threading.current_thread()
 
     def count(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # A recorder of another test's may write meanwhile.
+        # The recorder of another test may be writing.
         if threading.current_thread() is me:
             sent.append(self)
         return send(self, *args, **kwargs)
@@ -184,8 +184,8 @@ def test_list_takes_few_round_trips(
 def test_job_that_no_longer_fits_is_left_out(
     store: JobStore, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A job that ends between the two reads of a filtered page is not shown as what it
-    was, and one that expires is not shown.
+    """A job that ends between the two reads of a filtered page is left out, and so is
+    one that expires.
     """
     stays, ends, goes = create(store, 3)
     read = Reader.read
@@ -220,7 +220,7 @@ def test_params_are_compared_in_portions(store: JobStore, client: redis.Redis) -
 def test_filter_by_params_passes_over_what_has_none(
     store: JobStore, client: redis.Redis
 ) -> None:
-    """No parameter finds a job that has none, or whose parameters are garbage."""
+    """A filter by parameters skips jobs whose parameters are missing or invalid."""
     jobs = [put_job(client) for _ in range(3)]
     client.hdel(key_of(store, jobs[0]), "params")
     client.hset(key_of(store, jobs[1]), "params", "")
@@ -234,14 +234,14 @@ def test_filter_by_params_passes_over_what_has_none(
 def test_index_of_another_type_is_an_error(
     store: JobStore, client: redis.Redis
 ) -> None:
-    """Where another program has taken an index's name no list is made up."""
+    """If another program has taken the key of an index, listing raises an error."""
     client.set("jobstate:active:all", "x")
 
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         store.list()
 
 
-# A server that only reads.
+# A read-only server.
 
 
 @pytest.fixture
@@ -261,8 +261,8 @@ def replica(server: EmbeddedServer) -> Iterator[EmbeddedServer]:
 def test_list_on_a_read_only_server_is_a_list(
     server: EmbeddedServer, replica: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Repairs that cannot be written are left for later, without a word; no job is left
-    out for want of them.
+    """Index repairs that cannot be written are left for later. Nothing is logged, and
+    no job is missing.
     """
     store = JobStore(server.url)
     gone, ended, begun, fine = create(store, 4)
@@ -291,7 +291,7 @@ def test_list_on_a_read_only_server_is_a_list(
 def test_repairs_are_made_where_they_can_be(
     store: JobStore, client: redis.Redis
 ) -> None:
-    """Where the server takes writes the next list finds its entries right."""
+    """If the server accepts writes, listing repairs the entries of its indexes."""
     gone, ended, fine = create(store, 3)
     client.delete(key_of(store, gone))
     client.hset(key_of(store, ended), "status", "success")
@@ -305,7 +305,7 @@ def test_repairs_are_made_where_they_can_be(
 def test_classes_are_made_only_of_what_is_shown(
     store: JobStore, client: redis.Redis
 ) -> None:
-    """A filter asks the record, whatever a class makes of it."""
+    """A filter uses the record, whatever the job's class makes of it."""
 
     class Fickle(JobState):
         @property

@@ -1,4 +1,4 @@
-"""Lists of jobs, and batches: from the store, and as GET answers them."""
+"""Lists and batches of jobs, from the store and in the responses to GET."""
 
 import json
 import random
@@ -38,7 +38,7 @@ EMPTY: dict[str, Any] = {"items": [], "cursor": None}
 
 
 class Diary(JobState):
-    """A kind of job that its owner may not see, but may cancel."""
+    """A kind of job that its owner may cancel but not see."""
 
     def __acl__(self) -> list[tuple[str, Any, Any]]:
         return [(Deny, self.owner, "view_job"), *super().__acl__()]
@@ -54,7 +54,7 @@ def uuids_of(items: Any) -> list[str]:
 def pages(
     list_page: Callable[..., Any], between: Callable[[], Any] | None = None
 ) -> list[list[str]]:
-    """Go through all pages of a list, and do something between any two."""
+    """Return all pages of a list, calling `between` between two of them."""
     found = []
     cursor = None
     while True:
@@ -79,8 +79,8 @@ def listed(client: redis.Redis, name: str) -> set[str]:
 
 
 def test_list_is_unfinished_first_and_newest_first(store: JobStore) -> None:
-    """Jobs that have not ended come before those that have; of each the newest first:
-    by when they were queued, and by when they ended.
+    """Unfinished jobs precede ended ones. Each part has the newest first, by the time
+    they were queued or ended.
     """
     active = create(store, 5)
     ended = create(store, 5)
@@ -97,15 +97,13 @@ def test_list_is_unfinished_first_and_newest_first(store: JobStore) -> None:
 
 
 def test_list_of_nothing_is_empty(store: JobStore) -> None:
-    """Where there is no job there is no page after the first."""
+    """An empty store has a single, empty page."""
     assert store.list() == ([], None)
 
 
 @pytest.mark.parametrize("limit", [1, 3, 5, 9, 10, 11, 200])
 def test_pages_join_without_a_gap(store: JobStore, limit: int) -> None:
-    """However long a page is, all pages together are the list, each once; only the last
-    has no cursor.
-    """
+    """Pages of any size contain each job once, and only the last has no cursor."""
     active, ended = create(store, 5), create(store, 5)
     finish(store, *ended)
 
@@ -142,7 +140,7 @@ def test_pages_join_without_a_gap(store: JobStore, limit: int) -> None:
     ],
 )
 def test_list_is_filtered(store: JobStore, wanted: Any, expected: str) -> None:
-    """Only jobs of the owner, kind, status and parameters that are asked for."""
+    """A list contains only jobs of the given owner, kind, status and parameters."""
     miles = {"miles": 26}
     names = {
         put_job(store, cls, status, owner=owner, params=params).uuid: name
@@ -164,7 +162,7 @@ def test_list_is_filtered(store: JobStore, wanted: Any, expected: str) -> None:
 
 
 def test_delayed_job_is_listed_by_when_it_is_due(store: JobStore) -> None:
-    """A job that is due later stands before those that are due now."""
+    """A job that is due later precedes those that are due now."""
     late, soon = str(uuid.uuid4()), str(uuid.uuid4())
     store.create(NewJob(late, INFO, delay=3600))
     store.create(NewJob(soon, INFO))
@@ -174,21 +172,21 @@ def test_delayed_job_is_listed_by_when_it_is_due(store: JobStore) -> None:
 
 @pytest.mark.parametrize("limit", [0, -1, 201, 10**30])
 def test_limit_is_bounded(store: JobStore, limit: int) -> None:
-    """A page has one job at least and 200 at most."""
+    """A page has from 1 to 200 jobs."""
     with pytest.raises(ValueError, match="limit must be from 1 to 200"):
         store.list(limit=limit)
 
 
 @pytest.mark.parametrize("limit", ["5", 5.0, True, None])
 def test_limit_is_a_number(store: JobStore, limit: Any) -> None:
-    """A limit that is no int is named."""
+    """A limit that is not an int is an error that names it."""
     with pytest.raises(TypeError, match="limit must be an int"):
         store.list(limit=limit)
 
 
 @pytest.mark.parametrize("status", ["", "done", "waiting", "sending"])
 def test_status_must_be_one(store: JobStore, status: str) -> None:
-    """A status that no job can have is named."""
+    """A status that no job can have is an error that names it."""
     with pytest.raises(ValueError, match="status must be a status of a job"):
         store.list(status=status)
 
@@ -210,13 +208,13 @@ def test_status_must_be_one(store: JobStore, status: str) -> None:
     ],
 )
 def test_cursor_must_be_one(store: JobStore, cursor: str) -> None:
-    """A cursor that was never given out is refused."""
+    """A cursor that was never issued is refused."""
     with pytest.raises(ValueError, match="cursor was not issued by this list"):
         store.list(cursor=cursor)
 
 
 def test_cursor_of_another_list_does_no_harm(store: JobStore) -> None:
-    """A cursor is a place, in whichever list."""
+    """A cursor is a position that is valid in any list."""
     jobs = create(store, 4)
     finish(store, *jobs[2:])
     first, last = store.list(limit=1).cursor, store.list(limit=3).cursor
@@ -231,7 +229,7 @@ def test_cursor_of_another_list_does_no_harm(store: JobStore) -> None:
 def test_ties_are_told_apart(
     client: redis.Redis, redis_url: str, limit: int, decode: bool
 ) -> None:
-    """Of jobs of one microsecond none is left out between pages, nor shown twice; with
+    """Jobs of the same microsecond are neither lost nor repeated between pages, with
     any kind of client.
     """
     with redis.Redis.from_url(redis_url, decode_responses=decode) as other:
@@ -246,7 +244,7 @@ def test_ties_are_told_apart(
 
 
 def test_cursor_survives_its_entry(store: JobStore, client: redis.Redis) -> None:
-    """A page goes on from where the last ended, though that job is gone meanwhile."""
+    """A page continues after the previous one even if that page's last job is gone."""
     jobs = create(store, 6)
     page = store.list(limit=3)
     store.forget(NewJob(jobs[2], INFO))
@@ -257,8 +255,8 @@ def test_cursor_survives_its_entry(store: JobStore, client: redis.Redis) -> None
 
 @pytest.mark.parametrize("seed", range(4))
 def test_paging_misses_no_job_while_others_change(store: JobStore, seed: int) -> None:
-    """While jobs come, end and begin again between the pages, none is missed that
-    existed throughout, and no page shows one twice.
+    """While jobs are created, end and start again between pages, no job that exists
+    throughout is missed, and no page shows a job twice.
     """
     rng = random.Random(seed)
     active = create(store, 150)
@@ -284,7 +282,7 @@ def test_paging_misses_no_job_while_others_change(store: JobStore, seed: int) ->
 def test_paging_a_job_that_ends_stands_once_in_a_page(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A job that ends between the two reads of one page is in it once."""
+    """A job that ends between the two reads of a page appears on it once."""
     jobs = create(store, 3)
     read = Reader.read
 
@@ -304,7 +302,7 @@ def test_paging_a_job_that_ends_stands_once_in_a_page(
 def test_entries_of_jobs_that_are_gone_are_dropped(
     store: JobStore, client: redis.Redis
 ) -> None:
-    """A record that has expired is left out, and so is its entry from then on."""
+    """A job whose record has expired is left out, and its entry is removed."""
     jobs = create(store, 4)
     finish(store, *jobs[2:])
     client.delete(key_of(store, jobs[0]), key_of(store, jobs[2]))
@@ -318,8 +316,8 @@ def test_entries_of_jobs_that_are_gone_are_dropped(
 def test_job_whose_end_was_not_listed_is_moved(
     store: JobStore, client: redis.Redis
 ) -> None:
-    """A job that has ended, though its worker could not list that, is shown among those
-    that have, once, and is there from then on.
+    """A job that has ended without being listed as ended is shown once, among the ended
+    jobs, and stays there.
     """
     jobs = create(store, 3)
     client.hset(key_of(store, jobs[1]), mapping={"status": "error", "finished": 1})
@@ -334,7 +332,7 @@ def test_job_whose_end_was_not_listed_is_moved(
 def test_job_whose_new_run_was_not_listed_is_moved(
     store: JobStore, client: redis.Redis
 ) -> None:
-    """A job that runs again is shown as it is, and later among the unfinished."""
+    """A job that runs again is shown as it is, and later among the unfinished jobs."""
     jobs = create(store, 3)
     finish(store, *jobs)
     client.hset(key_of(store, jobs[1]), "status", "retrying")
@@ -352,8 +350,8 @@ def test_job_whose_new_run_was_not_listed_is_moved(
 def test_job_that_ends_again_is_the_newest(
     store: JobStore, client: redis.Redis
 ) -> None:
-    """A job that was run again is listed by its last end, and as long as others that
-    ended then.
+    """A job that has run again is listed by its last end, and for as long as others
+    that ended then.
     """
     jobs = create(store, 3)
     finish(store, *jobs)
@@ -369,7 +367,7 @@ def test_job_that_ends_again_is_the_newest(
 def test_nonsense_in_an_index_is_passed_over(
     store: JobStore, client: redis.Redis
 ) -> None:
-    """What another program put into an index is no job, and stops no list."""
+    """Entries of an index that another program wrote are skipped."""
     jobs = create(store, 4)
     top, key = 2**53, "jobstate:active:all"
     client.zadd(key, {b"\xff": top})
@@ -384,7 +382,7 @@ def test_nonsense_in_an_index_is_passed_over(
 def test_much_nonsense_in_an_index_is_passed_over(
     store: JobStore, client: redis.Redis
 ) -> None:
-    """However much of it there is, a cursor is one."""
+    """However many such entries precede the jobs, the cursor is valid."""
     jobs = create(store, 2)
     nonsense = {f"x{i}": 2**53 - i for i in range(1200)}
     client.zadd("jobstate:active:kind:RunMarathon", nonsense)
@@ -397,7 +395,7 @@ def test_much_nonsense_in_an_index_is_passed_over(
 def test_entry_in_an_index_of_another_is_not_shown(
     store: JobStore, client: redis.Redis
 ) -> None:
-    """What a record says counts, not where its job is listed."""
+    """The record determines the lists in which a job appears, not the index."""
     (job,) = create(store, 1)
     client.zadd('jobstate:active:owner:"bob"', {job: 5})
     client.zadd("jobstate:active:kind:Diary", {job: 5})
@@ -408,8 +406,8 @@ def test_entry_in_an_index_of_another_is_not_shown(
 def test_hidden_jobs_are_not_looked_for_for_ever(
     store: JobStore, client: redis.Redis
 ) -> None:
-    """A page of a filtered list looks at a thousand entries, in a few round trips, and
-    may be short; its cursor goes on from there.
+    """A page of a filtered list examines a thousand entries in a few round trips. It
+    may be short, and its cursor goes on from there.
     """
     jobs = create(store, 1500)
     finish(store, jobs[-1])
@@ -419,7 +417,7 @@ def test_hidden_jobs_are_not_looked_for_for_ever(
     calls = commands(client)
 
     assert first.items == [] and first.cursor is not None
-    # The outlines, and then the parameters, of each: none is read whole.
+    # For each job the outline, then the parameters. No job is read whole.
     assert 2000 <= calls["hmget"] <= 2400
     assert "hgetall" not in calls
     assert calls["zrevrangebyscore"] <= 20
@@ -431,14 +429,14 @@ def test_hidden_jobs_are_not_looked_for_for_ever(
 
 
 def test_exactly_a_thousand_entries_are_a_whole_list(store: JobStore) -> None:
-    """Where the last entry that may be examined is the last, there is no other page."""
+    """If the last examined entry is the last of all, there is no further page."""
     create(store, 1000)
 
     assert store.list(status="working") == ([], None)
 
 
 def commands(client: redis.Redis) -> dict[str, int]:
-    """Return how often the server was given each command since the last reset."""
+    """Return how often the server ran each command since the last reset."""
     stats: Any = client.info("commandstats")
     return {
         name.removeprefix("cmdstat_"): stat["calls"] for name, stat in stats.items()
@@ -449,7 +447,7 @@ def commands(client: redis.Redis) -> dict[str, int]:
 def test_page_does_not_cost_more_where_there_are_more_jobs(
     store: JobStore, client: redis.Redis, which: str
 ) -> None:
-    """The same commands, and about as many bytes, for 200 jobs as for 4,000."""
+    """A page takes the same commands and similar bytes for 200 jobs as for 4,000."""
     costs = []
     for count in 100, 1900:
         finish(store, *create(store, count))
@@ -471,7 +469,7 @@ def test_page_does_not_cost_more_where_there_are_more_jobs(
 def test_status_spares_the_other_jobs(
     store: JobStore, client: redis.Redis, status: str
 ) -> None:
-    """Who asks for a status reads only the index in which such jobs are."""
+    """A filter by status reads only the index that can contain such jobs."""
     jobs = create(store, 20)
     finish(store, *jobs[:10])
 
@@ -488,7 +486,7 @@ def test_status_spares_the_other_jobs(
 def test_job_states_list_gives_jobs_that_can_be_shown(
     redis_url: str, store: JobStore
 ) -> None:
-    """What request.job_states lists is in that container, whoever asks."""
+    """The parent of jobs from request.job_states.list() is that container."""
     from tests.webapp import make_request
 
     config = made_config(redis_url)
@@ -509,8 +507,8 @@ def test_job_states_list_gives_jobs_that_can_be_shown(
 def test_get_answers_the_callers_own_jobs(
     app: TestApp, store: JobStore, place: str
 ) -> None:
-    """Without a query the caller's own jobs are listed, as they are shown one by one,
-    newest first.
+    """Without a query, GET lists the user's own jobs, newest first, each as it is shown
+    by itself.
     """
     jobs = [put_job(store, RunMarathon, owner="alice").uuid for _ in range(3)]
     put_job(store, owner="bob")
@@ -531,7 +529,7 @@ def test_get_answers_the_callers_own_jobs(
 def test_get_answers_nobody_elses_jobs(
     app: TestApp, store: JobStore, place: str, user: str | None
 ) -> None:
-    """Who has no jobs gets none, and jobs without an owner are not nobody's."""
+    """A user without jobs gets an empty list, and nobody gets jobs without an owner."""
     put_job(store, owner="alice")
     put_job(store, owner=None)
 
@@ -539,7 +537,7 @@ def test_get_answers_nobody_elses_jobs(
 
 
 def test_anonymous_list_spares_the_store() -> None:
-    """Nobody's list needs no store."""
+    """An anonymous request is answered without the store."""
     app = make_app(make_config(NOWHERE))
 
     assert get(app, "/job_state").json == EMPTY
@@ -547,7 +545,7 @@ def test_anonymous_list_spares_the_store() -> None:
 
 
 def test_get_asks_view_job_of_each(app: TestApp, store: JobStore) -> None:
-    """A job that its owner may not see is in no list of theirs, but in the admin's."""
+    """A job that its owner may not see is missing from that owner's lists only."""
     put_job(store, Diary, owner="alice")
     put_job(store, RunMarathon, owner="alice")
 
@@ -560,7 +558,7 @@ def test_get_asks_view_job_of_each(app: TestApp, store: JobStore) -> None:
 
 
 def test_get_asks_cancel_job_of_each(redis_url: str, store: JobStore) -> None:
-    """A list says of each job whether the viewer may cancel it."""
+    """A list shows for each job whether the viewer may cancel it."""
 
     class Readers(Root):
         __acl__ = ((Allow, "reader", ("view_job", "list_jobs")),)
@@ -579,7 +577,7 @@ def test_get_asks_cancel_job_of_each(redis_url: str, store: JobStore) -> None:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_get_filters_and_pages(app: TestApp, store: JobStore, place: str) -> None:
-    """kind, status, limit and cursor choose from the caller's jobs."""
+    """kind, status, limit and cursor select from the user's own jobs."""
     working = [put_job(store, RunMarathon, owner="alice").uuid for _ in range(3)]
     error = put_job(store, RunMarathon, "error", owner="alice").uuid
     other = put_job(store, JobState, owner="alice").uuid
@@ -604,7 +602,7 @@ def test_get_filters_and_pages(app: TestApp, store: JobStore, place: str) -> Non
 
 
 def test_get_lists_fifty_unless_told_otherwise(app: TestApp, store: JobStore) -> None:
-    """A page has 50 jobs, and up to 200."""
+    """A page has 50 jobs by default, and up to 200."""
     create(store, 250)
 
     assert len(get(app, "/job_state", "alice").json["items"]) == 50
@@ -637,7 +635,7 @@ def test_get_lists_fifty_unless_told_otherwise(app: TestApp, store: JobStore) ->
     ],
 )
 def test_bad_query_is_a_400(app: TestApp, place: str, name: str, value: str) -> None:
-    """A parameter that cannot be is named."""
+    """An invalid parameter is a 400 that names it."""
     response = get(app, f"{place}?{name}={value}", ADMIN)
 
     assert response.status_code == 400
@@ -648,7 +646,7 @@ def test_bad_query_is_a_400(app: TestApp, place: str, name: str, value: str) -> 
 
 @pytest.mark.parametrize("query", ["kind=%FF", "%FF=1", "uuid=%FF", "owner=%C3"])
 def test_query_that_is_no_utf_8_is_a_400(app: TestApp, query: str) -> None:
-    """Nor does a query that cannot be read break anything."""
+    """A query that is not UTF-8 is a 400."""
     response = get(app, f"/job_state?{query}", "alice")
 
     assert response.status_code == 400
@@ -656,7 +654,7 @@ def test_query_that_is_no_utf_8_is_a_400(app: TestApp, query: str) -> None:
 
 
 def test_other_parameters_are_ignored(app: TestApp, store: JobStore) -> None:
-    """Such as what some libraries add against caches."""
+    """Other parameters, as some libraries add against caching, are ignored."""
     job = put_job(store, owner="alice").uuid
 
     assert uuids_of(get(app, "/job_state?_=17", "alice").json["items"]) == [job]
@@ -664,11 +662,11 @@ def test_other_parameters_are_ignored(app: TestApp, store: JobStore) -> None:
 
 @pytest.mark.parametrize("kind", ["Nothing", "", "x:y", "%00", "%F0%9F%8F%83", "*"])
 def test_kind_that_there_is_not_is_empty(app: TestApp, kind: str) -> None:
-    """Any name may be a kind's: one without jobs has an empty list."""
+    """Any name may be a kind: one without jobs has an empty list."""
     assert get(app, f"/job_state?kind={kind}&all=1", ADMIN).json == EMPTY
 
 
-# The jobs of others.
+# Other users' jobs.
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -677,7 +675,7 @@ def test_kind_that_there_is_not_is_empty(app: TestApp, kind: str) -> None:
 def test_others_jobs_need_list_jobs(
     app: TestApp, store: JobStore, place: str, query: str, user: str | None
 ) -> None:
-    """Who may not list jobs lists nobody's by name, not even their own."""
+    """Without list_jobs, a user may not name any owner, not even themselves."""
     put_job(store, owner="bob")
 
     response = get(app, f"{place}?{query}", user)
@@ -688,7 +686,7 @@ def test_others_jobs_need_list_jobs(
 
 @pytest.mark.parametrize("place", PLACES)
 def test_list_jobs_lists_anyones(app: TestApp, store: JobStore, place: str) -> None:
-    """Who may list jobs lists one owner's, or all."""
+    """With list_jobs, a user may list the jobs of one owner, or all."""
     alices = put_job(store, owner="alice").uuid
     bobs = put_job(store, owner="bob").uuid
     nobodys = put_job(store).uuid
@@ -707,7 +705,7 @@ def test_list_jobs_lists_anyones(app: TestApp, store: JobStore, place: str) -> N
 def test_list_jobs_does_not_show_what_may_not_be_seen(
     redis_url: str, store: JobStore
 ) -> None:
-    """The right to list is no right to see."""
+    """The permission to list does not include the permission to view."""
 
     class Clerks(Root):
         __acl__ = ((Allow, "clerk", "list_jobs"),)
@@ -726,7 +724,7 @@ def number_of(request: Request) -> object:
 
 
 class NumberPolicy(Policy):
-    """Knows users by their numbers."""
+    """Users are identified by numbers."""
 
     def identity(self, request: Request) -> Any:
         return number_of_header(request)
@@ -740,7 +738,7 @@ def number_of_header(request: Request) -> int | None:
 
 
 def test_owners_may_be_numbers(redis_url: str, store: JobStore) -> None:
-    """Where users are numbers, the owner in a query is one as well."""
+    """If users are numbers, the owner in a query is a number, too."""
 
     class NumberRoot(Root):
         __acl__ = ((Allow, 1, ("view_job", "list_jobs")),)
@@ -770,8 +768,8 @@ def test_owners_may_be_numbers(redis_url: str, store: JobStore) -> None:
 def test_batch_answers_each_that_may_be_seen(
     app: TestApp, store: JobStore, place: str
 ) -> None:
-    """The states in the order of the question, each once, and null for what is unknown,
-    forbidden or no uuid.
+    """A batch has the states in the order of the query, each once, and null for what is
+    unknown, forbidden or not a uuid.
     """
     mine = [put_job(store, RunMarathon, owner="alice").uuid for _ in range(2)]
     others = put_job(store, owner="bob").uuid
@@ -790,7 +788,7 @@ def test_batch_answers_each_that_may_be_seen(
 def test_batch_of_the_forbidden_looks_like_one_of_the_unknown(
     app: TestApp, store: JobStore
 ) -> None:
-    """Nobody learns from a batch which jobs there are."""
+    """A batch does not reveal which jobs exist."""
     others = put_job(store, owner="bob").uuid
 
     for user in "alice", None:
@@ -801,7 +799,7 @@ def test_batch_of_the_forbidden_looks_like_one_of_the_unknown(
 
 
 def test_batch_is_limited(redis_url: str) -> None:
-    """More different jobs than max_uuids are a 400 that names the parameter."""
+    """More different uuids than max_uuids are a 400 that names the parameter."""
     app = make_app(make_config(redis_url, settings={"jobstate.max_uuids": "3"}))
 
     def batch(*uuids: object) -> Any:
@@ -814,7 +812,7 @@ def test_batch_is_limited(redis_url: str) -> None:
 
 
 def test_batch_may_have_a_hundred(app: TestApp, store: JobStore) -> None:
-    """By default up to 100 jobs are asked for at once."""
+    """By default, a batch has up to 100 jobs."""
     jobs = create(store, 101)
 
     def batch(uuids: list[str]) -> Any:
@@ -826,7 +824,7 @@ def test_batch_may_have_a_hundred(app: TestApp, store: JobStore) -> None:
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", "", "1.5", None, "9" * 10, True])
 def test_bad_max_uuids_stops_the_start(redis_url: str, value: object) -> None:
-    """A max_uuids that is no positive number is named at the start."""
+    """A max_uuids that is not a positive number is an error at the start."""
     config = make_config(redis_url, settings={"jobstate.max_uuids": value})
 
     with pytest.raises(Exception, match=r"jobstate\.max_uuids"):
@@ -836,7 +834,7 @@ def test_bad_max_uuids_stops_the_start(redis_url: str, value: object) -> None:
 def test_batch_and_list_are_each_one_round_trip(
     app: TestApp, store: JobStore, client: redis.Redis
 ) -> None:
-    """What a batch costs the store is one read for each job."""
+    """A batch costs the store one read per job."""
     jobs = create(store, 10)
     query = "&".join(f"uuid={u}" for u in jobs)
     get(app, f"/job_state?{query}", "alice")
@@ -847,7 +845,7 @@ def test_batch_and_list_are_each_one_round_trip(
     assert commands(client)["hgetall"] == 10
 
 
-# Both.
+# Lists and batches.
 
 
 QUERIES = ["", "?limit=5", f"?uuid={UUID}", "?kind=RunMarathon"]
@@ -858,7 +856,7 @@ QUERIES = ["", "?limit=5", f"?uuid={UUID}", "?kind=RunMarathon"]
 def test_lists_have_an_etag(
     app: TestApp, store: JobStore, client: redis.Redis, place: str, query: str
 ) -> None:
-    """Who has the same answer already gets a 304, until something changes."""
+    """A viewer who has the current response gets a 304, until something changes."""
     store.create(NewJob(UUID, INFO))
     first = get(app, place + query, "alice")
     etag = first.headers["ETag"]
@@ -879,7 +877,7 @@ def test_lists_have_an_etag(
 def test_store_that_is_away_is_a_503(
     server: EmbeddedServer, place: str, query: str
 ) -> None:
-    """While the store is away lists and batches say when to ask again."""
+    """While the store is away, lists and batches are a 503 with a Retry-After."""
     app = make_app(make_config(server.url, root_factory=mounted_root))
     server.stop()
 
@@ -893,7 +891,7 @@ def test_store_that_is_away_is_a_503(
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
 @pytest.mark.parametrize("place", PLACES)
 def test_container_answers_only_get(app: TestApp, place: str, method: str) -> None:
-    """Every other method is refused, and told which are allowed."""
+    """Every other method is refused, and the response names the allowed ones."""
     from tests.webapp import ask
 
     response = ask(app, method, place, ADMIN)
@@ -906,7 +904,7 @@ def test_container_answers_only_get(app: TestApp, place: str, method: str) -> No
 def test_nonsense_in_a_record_does_not_stop_a_list(
     app: TestApp, store: JobStore, client: redis.Redis
 ) -> None:
-    """A hash that another program spoiled is listed as far as it can be read."""
+    """A hash that another program damaged is shown as far as it can be read."""
     jobs = create(store, 3)
     client.hset(
         key_of(store, jobs[1]),

@@ -1,4 +1,4 @@
-"""The scripts against a model of the states: whatever comes, in whatever order."""
+"""The scripts compared with a model of the states, for any order of events."""
 
 import dataclasses
 import time
@@ -24,15 +24,15 @@ WAITING = ("sending", "queued", "retrying")
 
 @dataclasses.dataclass
 class Model:
-    """What a record should be, by the table of states.
+    """The expected record, by the table of states.
 
     Attributes:
-      status: As it is stored, None without a record.
+      status: The stored status, or None without a record.
       run: The run that owns the record.
-      past: Those that have owned it before.
+      past: The previous owners.
       seq: The owner's last update.
-      metrics: What a viewer sees.
-      asked: Whether somebody has asked to cancel it.
+      metrics: The metrics that a viewer sees.
+      asked: Whether cancellation was requested.
       dropped: The token of the last drop that was carried out.
     """
 
@@ -51,7 +51,7 @@ class Model:
 
     def create(self) -> bool:
         if self.status == "sending":
-            # As if the reply to the first had been lost.
+            # As if the reply to the first call had been lost.
             return True
         is_over = self.status in ("success", "error", "cancelled")
         if self.status is not None and (not is_over or self.is_cancelled):
@@ -62,7 +62,7 @@ class Model:
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether somebody has cancelled it, so that its message is to be skipped."""
+        """Whether a user cancelled it, so that its message must be skipped."""
         return self.status == "cancelled" and self.asked
 
     def confirm(self) -> None:
@@ -140,7 +140,7 @@ class Model:
     def drop(self, update: Update) -> Reply:
         assert update.end is not None
         if update.token == self.dropped:
-            # As if the reply to the first had been lost.
+            # As if the reply to the first call had been lost.
             return Reply.OK
         is_unsent = update.end.error is NOT_REACHED
         if self.status not in (("sending",) if is_unsent else WAITING):
@@ -153,7 +153,7 @@ class Model:
 
 
 class Both:
-    """The store and the model, which are told the same.
+    """The store and the model, which get the same calls.
 
     Attributes:
       sent: All updates, whether they have arrived or not.
@@ -165,7 +165,7 @@ class Both:
         self.job = new_id()
         self.sent: list[Update] = []
         self.seqs = dict.fromkeys(RUNS, 0)
-        #: When the first run began, a minute before the second.
+        #: The time when the first run began, a minute before the second.
         self.epoch = time.monotonic() - 600
 
     def update(self, run: str, **options: Any) -> Update:
@@ -235,7 +235,7 @@ def take(both: Both, step: tuple[Any, ...]) -> None:
             assert both.store.cancel(both.job, INFO) == both.model.cancel()
             return
         case "again":
-            # Sent twice, or arrived late.
+            # Sent twice or arriving late.
             if both.sent:
                 both.deliver(both.sent[rest[0] % len(both.sent)])
             return
@@ -248,7 +248,7 @@ def take(both: Both, step: tuple[Any, ...]) -> None:
             update = both.update(run)
         case "finish":
             run, arrives, status, begins = rest
-            # The start may have to go with it.
+            # The start may have to be sent along.
             options = {"begins": begins, "late": True} if begins else {}
             delay = 0.0 if status == "retrying" else None
             update = both.update(run, end=End(status, delay=delay), **options)
@@ -277,8 +277,8 @@ def model_store(redis_server: Any) -> JobStore:
 )
 @given(st.lists(steps, min_size=3, max_size=30))
 def test_the_scripts_do_as_the_model(model_store: JobStore, path: list[Any]) -> None:
-    """Whatever is asked and reported, twice, late or in another order: the store has
-    what the model has.
+    """Whatever is requested or reported, twice, late or out of order, the store has the
+    same content as the model.
     """
     both = Both(model_store)
     for step in path:

@@ -1,4 +1,4 @@
-"""URLs with a password, of which nothing shows, and URLs that nobody understands."""
+"""URLs with passwords, which must not show, and URLs that are ambiguous."""
 
 import logging
 import traceback
@@ -12,7 +12,7 @@ from pyramid_jobstate import JobStateMiddleware, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from tests.webapp import make_config
 
-#: Half a password before what stands in its middle, and half behind it.
+#: Half a password before the character in its middle, and half behind it.
 HALVES = ["hush", "hish"]
 
 AMBIGUOUS = [
@@ -60,7 +60,7 @@ URLS = [
 
 
 def everything_of(error: BaseException | None) -> str:
-    """Return all that anybody could print of an error."""
+    """Return everything that could be printed of an error."""
     texts = []
     while error is not None:
         texts += [repr(error), str(error), repr(vars(error))]
@@ -89,8 +89,8 @@ MAKERS: dict[str, Any] = {
 def test_nothing_of_a_password_shows(
     url: str, maker: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Wherever a URL is given that cannot be understood, no part of it is repeated, not
-    in the error, its chain or the log.
+    """No part of an invalid URL appears in the error, its chain or the log, wherever
+    the URL is given.
     """
     caplog.set_level(logging.DEBUG)
 
@@ -103,7 +103,7 @@ def test_nothing_of_a_password_shows(
 
 @pytest.mark.parametrize("url", URLS)
 def test_url_that_cannot_be_understood_is_a_value_error(url: str) -> None:
-    """The error says what to do, and follows no other."""
+    """The error says what to do and chains no other."""
     with pytest.raises(ValueError, match="URL") as caught:
         JobStore(url)
 
@@ -116,7 +116,7 @@ def test_url_that_cannot_be_understood_is_a_value_error(url: str) -> None:
     [url.format(sign) for url in AMBIGUOUS[:4] for sign in "#/?"],
 )
 def test_ambiguous_url_is_told_to_be_percent_encoded(url: str) -> None:
-    """The error tells how to write such a password."""
+    """The error shows how to encode an ambiguous password."""
     with pytest.raises(ValueError, match="%23"):
         JobStore(url)
 
@@ -164,14 +164,14 @@ def place_of(url: str) -> dict[str, Any]:
 def test_url_of_every_documented_form_is_understood(
     url: str, place: dict[str, Any]
 ) -> None:
-    """What redis-py takes we take, too, and say where it leads without the password."""
+    """Every documented form of a URL is accepted, and the repr hides the password."""
     assert place_of(url) == place
     assert "pw" not in repr(JobStore(url))
 
 
 @pytest.mark.parametrize("sign", ["#", "/", "[", "?", "@", "\n", "℀", "%", ":"])
 def test_password_that_is_encoded_logs_in(server: EmbeddedServer, sign: str) -> None:
-    """Any password does once it is percent-encoded."""
+    """Any password works if it is percent-encoded."""
     password = f"hush{sign}hish"
     with redis.Redis.from_url(server.url) as client:
         client.config_set("requirepass", password)
@@ -184,7 +184,7 @@ def test_password_that_is_encoded_logs_in(server: EmbeddedServer, sign: str) -> 
 
 
 def test_cluster_that_does_not_answer_keeps_the_password() -> None:
-    """Nor does the error of a Cluster that is away repeat its URL."""
+    """The error of a Cluster that is away does not contain its URL."""
     url = "redis+cluster://bob:hush@127.0.0.1:1"
 
     with pytest.raises(redis.RedisError) as caught:

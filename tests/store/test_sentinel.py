@@ -1,4 +1,4 @@
-"""Redis Sentinel, and the ways to log in that a URL has."""
+"""Redis Sentinel, and the logins and transports that a URL can name."""
 
 import contextlib
 import logging
@@ -59,7 +59,7 @@ def sentinels(primary: EmbeddedServer, directory: Path) -> Iterator[Sentinel]:
 
 
 def test_a_failover_in_mid_job_loses_nothing(redis_url: str, tmp_path: Path) -> None:
-    """When the primary dies the replica takes over, and the job's end lands there."""
+    """When the primary dies, the replica takes over and receives the job's end."""
     with contextlib.ExitStack() as stack:
         at_once = ["--repl-diskless-sync-delay", "0"]
         primary = stack.enter_context(EmbeddedServer(arguments=at_once))
@@ -101,7 +101,7 @@ def test_a_failover_in_mid_job_loses_nothing(redis_url: str, tmp_path: Path) -> 
 
 
 def _knows(sentinel: Sentinel, port: int) -> bool:
-    """Whether all sentinels know each other, and the replica."""
+    """Return whether all sentinels know each other and the replica."""
     for client in sentinel.sentinels:
         try:
             replicas = client.sentinel_slaves("jobs")
@@ -116,7 +116,7 @@ def _knows(sentinel: Sentinel, port: int) -> bool:
 
 
 def test_a_broker_behind_sentinel_shares_its_client(redis_url: str) -> None:
-    """A RedisBroker whose client asks sentinels lends it to the store as it is."""
+    """The store uses a RedisBroker's own client if that asks sentinels."""
     client = Sentinel([("127.0.0.1", 1)]).master_for("jobs")
     broker = RedisBroker(client=client)
     store = JobStateMiddleware().store_for(broker)
@@ -139,7 +139,7 @@ def secret_url(server: EmbeddedServer) -> str:
 
 
 def test_a_url_may_have_a_user_and_a_password(secret_url: str) -> None:
-    """A store logs in as its URL says."""
+    """A store logs in with the user and password of its URL."""
     store = JobStore(secret_url)
     job = new_id()
     store.create(NewJob(job, INFO))
@@ -149,8 +149,8 @@ def test_a_url_may_have_a_user_and_a_password(secret_url: str) -> None:
 def test_a_password_is_told_to_nobody(
     secret_url: str, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No log line, error, repr or introspectable has the password in it, with the
-    right one, a wrong one, and the server away.
+    """No log line, error, repr or introspectable contains the password, whether it is
+    right or wrong or the server is away.
     """
     caplog.set_level(logging.DEBUG, "pyramid_jobstate")
     said: list[str] = []
@@ -185,7 +185,7 @@ def test_a_password_is_told_to_nobody(
 
 
 def test_a_url_may_be_a_unix_socket(tmp_path: Path) -> None:
-    """A store works over a unix socket, and says where that is."""
+    """A store works over a Unix socket, and its repr shows the path."""
     path = tmp_path / "s"
     with EmbeddedServer(arguments=["--unixsocket", str(path)]):
         store = JobStore(f"unix://{path}")
@@ -196,8 +196,8 @@ def test_a_url_may_be_a_unix_socket(tmp_path: Path) -> None:
 
 
 def test_a_url_may_ask_for_tls(tmp_path: Path) -> None:
-    """A store speaks TLS, and checks the server's certificate."""
-    # The embedded server cannot.
+    """A store uses TLS and verifies the server's certificate."""
+    # The embedded server does not support TLS.
     binary, openssl = shutil.which("valkey-server"), shutil.which("openssl")
     if binary is None or openssl is None:
         reason = "valkey-server or openssl is missing (Debian's packages)"

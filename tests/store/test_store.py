@@ -1,4 +1,4 @@
-"""JobStore against a real server."""
+"""JobStore with a real server."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ from tests.support import INFO, key_of, load_job, wait_for
 
 
 class Writer:
-    """A run that writes by hand."""
+    """A run whose updates the test writes."""
 
     def __init__(self, store: JobStore, job: str, token: str = "a") -> None:
         self.store, self.job, self.token, self.seq = store, job, token, 0
@@ -47,7 +47,7 @@ class Writer:
 
 
 def members(client: redis.Redis, pattern: str) -> dict[str, set[str]]:
-    """Return what is listed in each index."""
+    """Return the jobs that each index lists."""
     keys: Any = client.keys(f"jobstate:{pattern}")
     found: Any = {key: client.zrange(key, 0, -1) for key in keys}
     return {
@@ -57,7 +57,7 @@ def members(client: redis.Redis, pattern: str) -> dict[str, set[str]]:
 
 
 def test_create_writes_a_queued_job(store: JobStore) -> None:
-    """A job that is created reads as queued, with all that was sent."""
+    """A new job reads queued, with everything that was sent."""
     job = new_id()
     assert store.create(NewJob(job, INFO)) == [True]
     state = load_job(store, job)
@@ -70,7 +70,7 @@ def test_create_writes_a_queued_job(store: JobStore) -> None:
 
 
 def test_create_with_a_delay_says_when_it_is_due(store: JobStore) -> None:
-    """The time a delayed job is due is the server's time and the delay."""
+    """A delayed job is due at the server's time plus the delay."""
     job = new_id()
     store.create(NewJob(job, INFO, delay=60))
     state = load_job(store, job)
@@ -79,7 +79,7 @@ def test_create_with_a_delay_says_when_it_is_due(store: JobStore) -> None:
 
 
 def test_create_leaves_a_record_alone(store: JobStore) -> None:
-    """A late "queued" never overwrites a run that has begun, nor a cancelled job."""
+    """A late "queued" overwrites neither a run that has begun nor a cancelled job."""
     job = new_id()
     Writer(store, job).begin()
     assert store.create(NewJob(job, INFO)) == [False]
@@ -93,8 +93,8 @@ def test_create_leaves_a_record_alone(store: JobStore) -> None:
 
 @pytest.mark.parametrize("status", ["success", "error"])
 def test_create_queues_a_job_that_has_ended_anew(store: JobStore, status: str) -> None:
-    """A job that an operator puts back in the queue is queued, its old run forgotten
-    and its owner kept.
+    """A job that an operator puts back in the queue is queued without its old run, but
+    with its owner.
     """
     job = new_id()
     run = Writer(store, job)
@@ -110,7 +110,7 @@ def test_create_queues_a_job_that_has_ended_anew(store: JobStore, status: str) -
 def test_create_that_comes_late_does_not_queue_a_job_anew(
     store: JobStore, client: redis.Redis
 ) -> None:
-    """Putting a job back is refused if another run has ended since it was read."""
+    """A job is not put back if another run has ended since it was read."""
     job = new_id()
     run = Writer(store, job, "new")
     run.begin()
@@ -120,8 +120,8 @@ def test_create_that_comes_late_does_not_queue_a_job_anew(
 
 
 def test_confirm_keeps_a_sent_job_from_stalling(client: redis.Redis) -> None:
-    """A job whose message was never confirmed sent reads stalled after a while; one
-    that was stays queued.
+    """A job whose message was never confirmed reads stalled after a while. A confirmed
+    one stays queued.
     """
     store = JobStore(client, stalled_after=0.05)
     sent, lost = new_id(), new_id()
@@ -134,7 +134,7 @@ def test_confirm_keeps_a_sent_job_from_stalling(client: redis.Redis) -> None:
 
 
 def test_confirm_changes_nothing_of_a_run(store: JobStore) -> None:
-    """A confirmation that comes after the worker has begun changes nothing."""
+    """A confirmation that arrives after the worker has begun changes nothing."""
     job = new_id()
     store.create(NewJob(job, INFO))
     Writer(store, job).begin()
@@ -145,7 +145,7 @@ def test_confirm_changes_nothing_of_a_run(store: JobStore) -> None:
 
 
 def test_write_records_values(store: JobStore) -> None:
-    """What a run reports is read as it was said."""
+    """The reports of a run are read as they were written."""
     job = new_id()
     run = Writer(store, job)
     assert run.begin() is Reply.OK
@@ -165,7 +165,7 @@ def test_write_records_values(store: JobStore) -> None:
 
 
 def test_write_takes_thousands_of_fields(store: JobStore) -> None:
-    """One update may carry more metrics than Lua can unpack at once."""
+    """An update may contain more metrics than Lua can unpack at once."""
     job = new_id()
     fields = {f"m:{i}": str(i) for i in range(9000)}
     assert Writer(store, job).begin(fields=fields) is Reply.OK
@@ -175,8 +175,8 @@ def test_write_takes_thousands_of_fields(store: JobStore) -> None:
 def test_write_twice_changes_nothing_the_second_time(
     store: JobStore, client: redis.Redis
 ) -> None:
-    """Each script that is sent again, after its reply was lost, leaves the hash as it
-    was.
+    """A script that is sent again, because its reply was lost, does not change the
+    hash.
     """
     job = new_id()
     run = Writer(store, job)
@@ -199,7 +199,7 @@ def test_write_twice_changes_nothing_the_second_time(
 
 
 def test_write_ignores_what_comes_late(store: JobStore) -> None:
-    """An update that overtakes an older one is not undone by it."""
+    """An older update that arrives late does not undo a newer one."""
     job = new_id()
     run = Writer(store, job)
     run.begin()
@@ -213,7 +213,7 @@ def test_write_ignores_what_comes_late(store: JobStore) -> None:
 
 
 def test_write_ends_a_job_with_its_last_values(store: JobStore) -> None:
-    """The end carries what was still to be said, and why."""
+    """The end contains the last reports and the error."""
     job = new_id()
     run = Writer(store, job)
     run.begin()
@@ -227,7 +227,7 @@ def test_write_ends_a_job_with_its_last_values(store: JobStore) -> None:
 
 
 def test_write_of_a_retry_says_when(store: JobStore) -> None:
-    """A run that Dramatiq put back reads retrying, due after the delay, not ended."""
+    """A run that Dramatiq has put back reads retrying, with a due time and no end."""
     job = new_id()
     run = Writer(store, job)
     run.begin()
@@ -239,8 +239,8 @@ def test_write_of_a_retry_says_when(store: JobStore) -> None:
 
 
 def test_a_newer_run_owns_the_record(store: JobStore) -> None:
-    """Once another run has begun, the earlier one is told so and changes nothing; what
-    it had said is gone.
+    """Once another run has begun, the earlier one is fenced and changes nothing. Its
+    reports are gone.
     """
     job = new_id()
     old, new = Writer(store, job, "old"), Writer(store, job, "new")
@@ -256,8 +256,8 @@ def test_a_newer_run_owns_the_record(store: JobStore) -> None:
 
 
 def test_a_start_that_comes_late_does_not_take_over(store: JobStore) -> None:
-    """A run that began before the present one, but says so only now, is refused, and
-    one that began after it takes over.
+    """A late start is refused if that run began before the present one. If it began
+    after it, it takes over.
     """
     job = new_id()
     old, new, newest = (Writer(store, job, t) for t in ("old", "new", "newest"))
@@ -268,7 +268,7 @@ def test_a_start_that_comes_late_does_not_take_over(store: JobStore) -> None:
 
 
 def test_a_start_keeps_the_queued_time_and_the_owner(store: JobStore) -> None:
-    """A run that knows no owner leaves the one that the sender named."""
+    """A run that does not know the owner keeps the one that the sender named."""
     job = new_id()
     store.create(NewJob(job, INFO))
     queued_at = load_job(store, job).queued_at
@@ -280,7 +280,7 @@ def test_a_start_keeps_the_queued_time_and_the_owner(store: JobStore) -> None:
 
 
 def test_an_update_never_makes_a_record(store: JobStore) -> None:
-    """A record that has expired is not made anew by an update, an end, or a drop."""
+    """An expired record is not created anew by an update, an end or a drop."""
     job = new_id()
     run = Writer(store, job)
     assert run.record(**{"m:x": "1"}) is Reply.MISSING
@@ -292,7 +292,7 @@ def test_an_update_never_makes_a_record(store: JobStore) -> None:
 
 
 def test_a_silent_job_reads_stalled(client: redis.Redis) -> None:
-    """A job not heard of reads stalled, with no write, and working once it speaks."""
+    """A silent job reads stalled without a write, and working after its next update."""
     store = JobStore(client, stalled_after=0.1)
     job = new_id()
     run = Writer(store, job)
@@ -305,7 +305,7 @@ def test_a_silent_job_reads_stalled(client: redis.Redis) -> None:
 
 
 def test_a_beat_is_no_update(store: JobStore) -> None:
-    """A run that only says that it is alive does not change when it last reported."""
+    """A heartbeat does not change the time of the last report."""
     job = new_id()
     run = Writer(store, job)
     run.begin()
@@ -319,8 +319,8 @@ def test_a_beat_is_no_update(store: JobStore) -> None:
 
 @pytest.mark.parametrize("end", ["error", "retrying", "cancelled"])
 def test_cancel_of_a_running_job_tells_its_worker(store: JobStore, end: str) -> None:
-    """A running job is cancelling until it ends, in whatever way but success, as
-    cancelled.
+    """A running job reads cancelling until it ends, which counts as cancelled unless it
+    is a success.
     """
     job = new_id()
     run = Writer(store, job)
@@ -338,7 +338,7 @@ def test_cancel_of_a_running_job_tells_its_worker(store: JobStore, end: str) -> 
 
 
 def test_a_cancelled_job_that_shields_itself_is_a_success(store: JobStore) -> None:
-    """A job that returns although it was cancelled ends as what it is."""
+    """A job that returns despite its cancellation is a success."""
     job = new_id()
     run = Writer(store, job)
     run.begin()
@@ -348,8 +348,8 @@ def test_a_cancelled_job_that_shields_itself_is_a_success(store: JobStore) -> No
 
 
 def test_cancel_of_a_stalled_job_is_at_once(client: redis.Redis) -> None:
-    """A job whose worker is not heard of is cancelled at once, and a worker that turns
-    out to be alive is told so with whatever it says next.
+    """A job whose worker is silent is cancelled at once. If the worker is alive, the
+    reply to its next update says so.
     """
     store = JobStore(client, stalled_after=0.01)
     job = new_id()
@@ -367,8 +367,8 @@ def test_cancel_of_a_stalled_job_is_at_once(client: redis.Redis) -> None:
 
 
 def test_a_second_cancel_ends_a_job_whose_worker_died(client: redis.Redis) -> None:
-    """A job whose worker died after the cancel was asked reads stalled, and another
-    cancel ends it.
+    """A job whose worker died after the cancellation reads stalled, and a second
+    cancellation ends it.
     """
     store = JobStore(client, stalled_after=0.05)
     job = new_id()
@@ -381,7 +381,7 @@ def test_a_second_cancel_ends_a_job_whose_worker_died(client: redis.Redis) -> No
 
 
 def test_a_cancel_is_told_by_a_list_of_the_last_minute(store: JobStore) -> None:
-    """Workers find the running jobs whose cancel was asked since they last looked."""
+    """Workers find the running jobs that were cancelled since they last looked."""
     jobs = [new_id() for _ in range(3)]
     for job in jobs:
         Writer(store, job).begin()
@@ -398,7 +398,7 @@ def test_a_cancel_is_told_by_a_list_of_the_last_minute(store: JobStore) -> None:
 
 @pytest.mark.parametrize("before", ["queued", "delayed", "retrying"])
 def test_cancel_of_a_waiting_job_is_at_once(store: JobStore, before: str) -> None:
-    """A job that no worker has is cancelled at once, and its message skipped."""
+    """A job that no worker has is cancelled at once, and its message is skipped."""
     job = new_id()
     store.create(NewJob(job, INFO, 60 if before == "delayed" else 0))
     if before == "retrying":
@@ -414,8 +414,8 @@ def test_cancel_of_a_waiting_job_is_at_once(store: JobStore, before: str) -> Non
 
 
 def test_a_run_that_missed_the_cancel_hears_of_it(store: JobStore) -> None:
-    """A job that was cancelled, and began while the store was away, is told. Its record
-    stays cancelled: others have acted on that.
+    """A job that was cancelled, and began while the store was away, is told so. Its
+    record stays cancelled, because others have acted on that.
     """
     job = new_id()
     store.create(NewJob(job, INFO))
@@ -426,7 +426,7 @@ def test_a_run_that_missed_the_cancel_hears_of_it(store: JobStore) -> None:
 
 
 def test_a_redelivered_job_remembers_the_cancel(store: JobStore) -> None:
-    """A new run of a job whose worker died after the cancel is told at its start."""
+    """If a cancelled job's worker dies, the job's next run starts as cancelling."""
     job = new_id()
     Writer(store, job, "dead").begin()
     store.cancel(job, INFO)
@@ -442,9 +442,9 @@ def test_a_redelivered_job_remembers_the_cancel(store: JobStore) -> None:
 def test_a_run_whose_actor_was_not_called_is_no_attempt(
     store: JobStore, status: str, earlier: int
 ) -> None:
-    """A job that a middleware stops after its run began has the attempt and the start
-    of the run before, also if that died and its message came again, and if the next
-    run does not come to its actor either.
+    """A job that a middleware stops after its run began keeps the attempt and start of
+    the previous run, even if that died and its message came again, and if the next run
+    does not call its actor either.
     """
     store.create(NewJob(job := new_id(), INFO._replace(attempt=0)))
     if earlier:
@@ -462,8 +462,8 @@ def test_a_run_whose_actor_was_not_called_is_no_attempt(
 
 
 def test_a_message_that_is_put_back_before_a_run_waits(client: redis.Redis) -> None:
-    """A message that is stopped before a run begins, and put back, is due anew, and its
-    record is kept until then.
+    """A message that is stopped before a run begins, and put back, gets a new due time,
+    and its record is kept until then.
     """
     store = JobStore(client, expire_in=100, active_expire_in=1000)
     run = Writer(store, job := new_id())
@@ -483,7 +483,7 @@ def test_a_message_that_is_put_back_before_a_run_waits(client: redis.Redis) -> N
 
 
 def test_a_dropped_message_is_not_due_any_more(store: JobStore) -> None:
-    """A delayed job that ends without a run says no more when it is due."""
+    """A delayed job that ends without a run no longer has a due time."""
     store.create(NewJob(job := new_id(), INFO, delay=60))
     end = End("error", JobError(None, "Not known"))
     store.write([Update(job, "drop", 0, INFO, end=end, dropped=True)])
@@ -492,8 +492,8 @@ def test_a_dropped_message_is_not_due_any_more(store: JobStore) -> None:
 
 
 def test_a_drop_whose_reply_was_lost_is_answered_alike(store: JobStore) -> None:
-    """A drop that is sent twice says both times that it was carried out, so that the
-    later steps of the pipeline end; another one has nothing to do.
+    """A drop that is sent twice succeeds both times, so that the later steps of the
+    pipeline end. A different drop has nothing to do.
     """
     store.create(NewJob(job := new_id(), INFO))
     end = End("cancelled", JobError(None, "Too old"))
@@ -507,8 +507,8 @@ def test_a_drop_whose_reply_was_lost_is_answered_alike(store: JobStore) -> None:
 def test_a_dropped_message_of_a_dead_run_that_was_cancelled_is_cancelled(
     client: redis.Redis, status: str
 ) -> None:
-    """A job whose worker died after the cancel is cancelled, whatever stops its message
-    when that comes again. One that was put back is kept until it comes.
+    """A job whose worker died after the cancellation is cancelled, whatever stops its
+    message the next time. If that is put back, the record is kept until then.
     """
     store = JobStore(client, stalled_after=0.01, expire_in=100, active_expire_in=1000)
     run = Writer(store, job := new_id())
@@ -544,7 +544,7 @@ def test_a_dropped_message_ends_its_job(client: redis.Redis, before: str) -> Non
     assert run.write(run.update(end=end, dropped=True)) is Reply.OK
     state = load_job(store, job)
     assert (state.status, state.error) == ("cancelled", JobError(None, "Too old"))
-    # A run that the store has not heard of is not fenced: it is to begin.
+    # A run unknown to the store is not fenced, but told to begin.
     expected = Reply.MISSING if before == "queued" else Reply.FENCED
     assert run.record(**{"m:x": "1"}) is expected
 
@@ -553,7 +553,7 @@ def test_a_dropped_message_ends_its_job(client: redis.Redis, before: str) -> Non
 def test_a_run_that_the_store_has_forgotten_begins_again(
     store: JobStore, says: str
 ) -> None:
-    """A run whose start was lost in a failover is not told that a newer one began."""
+    """A run whose start was lost in a failover is told to begin again."""
     job = new_id()
     store.create(NewJob(job, INFO))
     run = Writer(store, job)
@@ -568,8 +568,8 @@ def test_a_run_that_the_store_has_forgotten_begins_again(
 def test_a_later_step_that_was_sent_is_not_dropped(
     store: JobStore, status: str
 ) -> None:
-    """Once the broker has the message of a pipeline's step, an earlier step's late news
-    changes nothing; while it waits for its turn, it does.
+    """Late news of an earlier step changes a step that waits for its turn, but not one
+    whose message the broker has taken.
     """
     store.create(NewJob(waiting := new_id(), INFO, waits=True))
     store.create(NewJob(sent := new_id(), INFO))
@@ -589,7 +589,7 @@ def test_a_later_step_that_was_sent_is_not_dropped(
 
 
 def cancel_by_word(store: JobStore, job: str, word: str) -> int:
-    """Return the script's reply to a cancel that may be sent twice."""
+    """Return the script's reply to a cancellation that may be sent twice."""
     (reply,) = store._run([store._calls.cancel(job, word.ljust(8, "."))])
     assert isinstance(reply, int)
     return reply
@@ -598,7 +598,7 @@ def cancel_by_word(store: JobStore, job: str, word: str) -> int:
 def test_a_cancel_is_answered_alike_although_another_came_between(
     store: JobStore,
 ) -> None:
-    """The word of a cancel is remembered beside those of the next two."""
+    """The store remembers the word of a cancellation beside those of the next two."""
     run = Writer(store, job := new_id())
     run.begin()
     for word in ("first", "second", "third"):
@@ -623,8 +623,8 @@ def test_a_cancelled_job_that_is_sent_with_a_delay_is_kept_until_then(
 
 
 def test_a_start_that_is_sent_twice_does_not_undo_a_drop(store: JobStore) -> None:
-    """The start of an earlier run that arrives a second time, after the job has ended
-    without one, changes nothing.
+    """The start of an earlier run that arrives again, after the job has ended without a
+    run, changes nothing.
     """
     job = new_id()
     run = Writer(store, job)
@@ -639,8 +639,8 @@ def test_a_start_that_is_sent_twice_does_not_undo_a_drop(store: JobStore) -> Non
 
 @pytest.mark.parametrize("before", ["working", "success"])
 def test_a_dropped_message_leaves_others_alone(store: JobStore, before: str) -> None:
-    """A second delivery that is dropped changes nothing of a job that is running, or
-    has run.
+    """A second delivery that is dropped does not affect a job that is running or has
+    run.
     """
     job = new_id()
     run = Writer(store, job)
@@ -653,7 +653,7 @@ def test_a_dropped_message_leaves_others_alone(store: JobStore, before: str) -> 
 
 
 def test_sixteen_threads_of_one_job_lose_nothing(store: JobStore) -> None:
-    """Metrics that sixteen threads write to one job at the same time are all there."""
+    """No metric is lost when sixteen threads write to one job at the same time."""
     job = new_id()
     Writer(store, job).begin()
     lock = threading.Lock()
@@ -674,7 +674,7 @@ def test_sixteen_threads_of_one_job_lose_nothing(store: JobStore) -> None:
 
 
 def test_load_many_keeps_the_order(store: JobStore) -> None:
-    """Several jobs come in the order asked for, None in the place of unknown ones."""
+    """Jobs are returned in the requested order, with None for unknown ones."""
     jobs = [new_id() for _ in range(3)]
     for job in jobs:
         store.create(NewJob(job, INFO))
@@ -687,7 +687,7 @@ def test_load_many_keeps_the_order(store: JobStore) -> None:
 def test_the_store_works_with_any_client(
     redis_url: str, decode: bool, protocol: int
 ) -> None:
-    """A client may decode its responses or not, and speak either protocol."""
+    """A client may decode its responses or not, and use either protocol."""
     client = redis.Redis.from_url(redis_url, decode_responses=decode, protocol=protocol)
     with client:
         store = JobStore(client)
@@ -703,7 +703,7 @@ def test_the_store_works_with_any_client(
 def test_a_server_that_forgot_the_scripts_is_told_them(
     store: JobStore, client: redis.Redis
 ) -> None:
-    """After a restart the scripts are sent again, with nothing done twice or lost."""
+    """After a restart, the scripts are sent again. Nothing is done twice or lost."""
     job = new_id()
     client.script_flush()
     run = Writer(store, job)
@@ -717,8 +717,8 @@ def test_a_server_that_forgot_the_scripts_is_told_them(
 def test_a_server_that_forgot_only_the_start_keeps_the_order(
     store: JobStore, client: redis.Redis
 ) -> None:
-    """When the start is unknown to the server and what follows is not, both are carried
-    out in their order.
+    """If the server knows all scripts but that of the start, the calls still run in
+    their order.
     """
     client.script_flush()
     for name in NAMES:
@@ -730,9 +730,7 @@ def test_a_server_that_forgot_only_the_start_keeps_the_order(
 
 
 def test_write_tells_which_update_failed(store: JobStore, client: redis.Redis) -> None:
-    """An update that cannot be carried out has its error as the reply, the others
-    theirs.
-    """
+    """An update that fails returns its error, and the others return their replies."""
     good, bad = new_id(), new_id()
     client.set(key_of(store, bad), "a string, where a hash should be")
     replies = store.write(
@@ -752,8 +750,8 @@ def ttl(client: redis.Redis, store: JobStore, job: str) -> float:
 
 
 def test_expiry_counts_from_the_end(client: redis.Redis) -> None:
-    """A job that has not ended is kept past the time it is due, and each beat renews
-    that; one that has is kept for `expire_in`.
+    """An unfinished job is kept past its due time, and each heartbeat renews that. An
+    ended one is kept for `expire_in`.
     """
     store = JobStore(client, expire_in=100, active_expire_in=1000)
     job = new_id()
@@ -777,8 +775,8 @@ def test_expiry_counts_from_the_end(client: redis.Redis) -> None:
 def test_a_cancelled_record_outlives_its_message(
     client: redis.Redis, before: str
 ) -> None:
-    """A cancel never shortens a record's life: the message that comes one day must find
-    it.
+    """A cancellation never shortens the life of a record: the message that comes later
+    must find it.
     """
     store = JobStore(client, expire_in=100, active_expire_in=1000, stalled_after=0.01)
     job = new_id()
@@ -792,7 +790,7 @@ def test_a_cancelled_record_outlives_its_message(
         wait_for(lambda: load_job(store, job).status == "stalled")
     assert store.cancel(job, INFO)
     if before == "cancelling":
-        # It failed before it heard of the cancel: Dramatiq has put it back already.
+        # It failed before it learned of the cancellation: Dramatiq has put it back.
         run.end("retrying", delay=500)
     assert load_job(store, job).status == "cancelled"
     expected = 1000 if before == "stalled" else 1500
@@ -806,7 +804,7 @@ def test_a_cancelled_record_outlives_its_message(
 def test_a_stalled_run_that_is_put_back_after_a_cancel_lengthens_its_record(
     client: redis.Redis,
 ) -> None:
-    """The message of a run that did not hear of its cancel finds the record, too."""
+    """The record of a cancelled run that puts its message back is kept until then."""
     store = JobStore(client, expire_in=100, active_expire_in=1000, stalled_after=0.01)
     run = Writer(store, job := new_id())
     run.begin()
@@ -821,8 +819,8 @@ def test_a_stalled_run_that_is_put_back_after_a_cancel_lengthens_its_record(
 def test_a_run_that_ends_as_cancelled_expires_like_any_other(
     client: redis.Redis, asked: bool
 ) -> None:
-    """A job that was skipped in its run, or stopped by a cancel, is kept from its end
-    for `expire_in`: its message will not come again.
+    """A job that was skipped in its run, or stopped by a cancellation, is kept for
+    `expire_in` from its end: its message will not come again.
     """
     store = JobStore(client, expire_in=100, active_expire_in=1000)
     run = Writer(store, job := new_id())
@@ -837,8 +835,8 @@ def test_a_run_that_ends_as_cancelled_expires_like_any_other(
 def test_a_run_that_was_told_keeps_the_cancel_in_an_empty_store(
     store: JobStore,
 ) -> None:
-    """A run that heard of its cancel, and begins again in a store that came back empty,
-    is cancelled by somebody still: its message is skipped for good.
+    """A run that knows of its cancellation, and begins again in an empty store, is
+    still cancelled by a user: its message is skipped for good.
     """
     run = Writer(store, job := new_id())
     run.write(run.update(begins=True, late=True, cancelled=True))
@@ -849,8 +847,8 @@ def test_a_run_that_was_told_keeps_the_cancel_in_an_empty_store(
 
 @pytest.mark.parametrize("begins", [False, True])
 def test_a_job_that_was_dropped_may_run_again(store: JobStore, begins: bool) -> None:
-    """A job that reads cancelled, but that nobody has cancelled, is queued again and
-    runs when its message comes back.
+    """A job that reads cancelled without a user's request is queued again and runs when
+    its message comes back.
     """
     job = new_id()
     run = Writer(store, job)
@@ -873,8 +871,8 @@ def test_a_job_that_was_dropped_may_run_again(store: JobStore, begins: bool) -> 
 def test_indexes_list_by_all_kind_and_owner(
     store: JobStore, client: redis.Redis
 ) -> None:
-    """A job stands in three indexes, first among those that have not ended, then among
-    those that have.
+    """A job is in three indexes, first those of unfinished jobs, then those of ended
+    jobs.
     """
     job = new_id()
     store.create(NewJob(job, INFO))
@@ -893,8 +891,8 @@ def test_indexes_list_by_all_kind_and_owner(
 def test_indexes_list_a_job_that_its_worker_began(
     store: JobStore, client: redis.Redis
 ) -> None:
-    """A job from a sender without the middleware is listed from its start, without an
-    owner if it has none.
+    """A job sent without the middleware is listed from its start, and in no owner's
+    list if it has none.
     """
     job = new_id()
     store.write([Update(job, "a", 1, INFO._replace(owner=None), begins=True)])
@@ -904,7 +902,7 @@ def test_indexes_list_a_job_that_its_worker_began(
 def test_indexes_list_a_cancelled_job_as_ended(
     store: JobStore, client: redis.Redis
 ) -> None:
-    """A job that is cancelled while it waits moves to those that have ended."""
+    """A job that is cancelled while it waits moves to the indexes of ended jobs."""
     job = new_id()
     store.create(NewJob(job, INFO))
     store.cancel(job, INFO)
@@ -912,8 +910,8 @@ def test_indexes_list_a_cancelled_job_as_ended(
 
 
 def test_nothing_is_left_behind(client: redis.Redis) -> None:
-    """Finished jobs leave no record and no index entry behind after their time, while
-    other jobs come.
+    """After their time, finished jobs leave neither a record nor an index entry, even
+    while other jobs arrive.
     """
     store = JobStore(client, expire_in=0.2, active_expire_in=0.4)
     for _ in range(200):
@@ -939,7 +937,7 @@ def test_an_index_outlives_a_delayed_job(client: redis.Redis) -> None:
 
 
 def test_two_namespaces_share_a_server(client: redis.Redis) -> None:
-    """Two applications that use one server do not see each other's jobs."""
+    """Two applications on one server do not see each other's jobs."""
     mine, other = JobStore(client), JobStore(client, namespace="other")
     job = new_id()
     mine.create(NewJob(job, INFO))
@@ -950,14 +948,14 @@ def test_two_namespaces_share_a_server(client: redis.Redis) -> None:
 @pytest.mark.parametrize("name", ["expire_in", "active_expire_in", "stalled_after"])
 @pytest.mark.parametrize("value", [0, -1, float("nan")])
 def test_a_duration_must_be_positive(name: str, value: float) -> None:
-    """A duration that is zero, negative or not a number is refused, with its name."""
+    """A duration that is zero, negative or NaN is an error that names it."""
     options: dict[str, Any] = {name: value}
     with pytest.raises(ValueError, match=name):
         JobStore("redis://localhost", **options)
 
 
 def test_replace_changes_only_what_is_given(redis_url: str) -> None:
-    """A store with other options keeps the rest, and the client."""
+    """A store with other options keeps the rest and the client."""
     store = JobStore(redis_url, expire_in=1, stalled_after=2)
     other = store.replace(namespace="other", stalled_after=3)
     assert (other.namespace, other.expire_in, other.stalled_after) == ("other", 1, 3)
@@ -965,7 +963,7 @@ def test_replace_changes_only_what_is_given(redis_url: str) -> None:
 
 
 def test_repr_shows_no_password() -> None:
-    """A store says where it is, and never a password."""
+    """The repr of a store shows its address, but never a password."""
     store = JobStore("redis://user:hunter2@example.com:7000/3")
     assert repr(store) == "<JobStore 'jobstate' at example.com:7000/3>"
     store = JobStore("unix:///run/redis.sock?password=hunter2")
@@ -973,7 +971,7 @@ def test_repr_shows_no_password() -> None:
 
 
 def test_a_store_of_ones_own_fails_fast(server: EmbeddedServer) -> None:
-    """Without a server a store gives up at once; with a frozen one, soon."""
+    """Without a server, a store fails at once; with a frozen one, soon."""
     store = JobStore(server.url)
     store.create(NewJob(new_id(), INFO))
     os.kill(server.pid, signal.SIGSTOP)
@@ -990,7 +988,7 @@ def test_a_store_of_ones_own_fails_fast(server: EmbeddedServer) -> None:
 
 
 def test_store_of_a_broker_shares_the_server(redis_url: str) -> None:
-    """The store of a RedisBroker is in its server, with connections that fail fast."""
+    """The store of a RedisBroker is on its server, with connections that fail fast."""
     broker = RedisBroker(url=redis_url)
     store = JobStateMiddleware(namespace="mine").store_for(broker)
     assert store.namespace == "mine"
@@ -1003,7 +1001,7 @@ def test_store_of_a_broker_shares_the_server(redis_url: str) -> None:
 
 
 def test_store_of_a_broker_takes_an_unknown_pool_as_it_is(redis_url: str) -> None:
-    """A broker whose client has a pool of another class lends its client."""
+    """A broker whose client has a pool of another class shares its client."""
 
     class Pool(redis.ConnectionPool):
         pass

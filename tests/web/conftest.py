@@ -1,4 +1,4 @@
-"""Applications and requests, and the broker that they send through."""
+"""Fixtures of the web tests: applications, requests and the global broker."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ from tests.webapp import (
 
 @pytest.fixture
 def set_broker(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Sets Dramatiq's global broker for the test, which starts with none."""
+    """Set Dramatiq's global broker for the test. At first it has none."""
     monkeypatch.setattr(dramatiq.broker, "global_broker", None)
     return lambda broker: monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
 
@@ -46,15 +46,15 @@ def sqlite(tmp_path: Path) -> Iterator[SQLite]:
 
 @pytest.fixture
 def config(redis_url: str) -> Configurator:
-    """The configurator of a finished application, whose jobs are at the default path
-    and at two others.
+    """The configurator of a finished application, with jobs at the default path and at
+    two others.
     """
     return made_config(redis_url, root_factory=mounted_root)
 
 
 @pytest.fixture
 def tm_config(redis_url: str) -> Configurator:
-    """The configurator of an application that has included pyramid_tm only."""
+    """The configurator of an application that has included only pyramid_tm."""
     return make_tm_config(redis_url)
 
 
@@ -67,7 +67,7 @@ def made_tm_config(tm_config: Configurator) -> Configurator:
 
 @pytest.fixture
 def job_states(made_tm_config: Configurator) -> Iterator[Any]:
-    """The job_states of a request of Alice's, whose transaction has begun."""
+    """The job_states of a request of Alice's whose transaction has begun."""
     request = make_request(made_tm_config, "alice")
     request.tm.begin()
     yield request.job_states

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 
 class SQLite:
-    """A file that is changed through a session, which zope.sqlalchemy commits."""
+    """A database file, changed through sessions that zope.sqlalchemy commits."""
 
     def __init__(self, path: Path) -> None:
         self.path = path / "marathons.sqlite"
@@ -51,7 +51,7 @@ class SQLite:
         zope.sqlalchemy.mark_changed(session, transaction_manager=request.tm)
 
     def count(self) -> int:
-        """Return how many rows somebody else sees."""
+        """Return the number of rows that another connection sees."""
         with self.connect() as connection:
             return int(connection.execute("SELECT count(*) FROM race").fetchone()[0])
 
@@ -83,7 +83,7 @@ class Zodb:
 
 
 class Manager:
-    """Somebody else's data manager, which fails, or does worse, in one phase."""
+    """A third party's data manager that fails, or does worse, in one phase."""
 
     transaction_manager = None
 

@@ -1,4 +1,4 @@
-"""POST …/cancel: who may ask to cancel a job, and what is answered."""
+"""POST …/cancel: who may cancel a job, and the responses."""
 
 import logging
 from typing import Any
@@ -22,7 +22,7 @@ ENDED = {"error": "The job has ended."}
 
 
 def cancel(app: TestApp, path: str, user: str | None = "alice", **headers: str) -> Any:
-    """Return the response to what job-state.js sends."""
+    """Return the response to the request that job-state.js sends."""
     headers = {"X_Requested_With": "XMLHttpRequest", **headers}
     return ask(app, "POST", f"{path}/cancel", user, **headers)
 
@@ -41,7 +41,7 @@ def cancel(app: TestApp, path: str, user: str | None = "alice", **headers: str) 
 def test_cancel_answers_the_new_state(
     app: TestApp, store: JobStore, place: str, status: str, becomes: str
 ) -> None:
-    """A job that has not ended is cancelled, or told to; the answer is its state."""
+    """The response to a cancellation is the new state: cancelled or cancelling."""
     job = put_job(store, RunMarathon, status, owner="alice").uuid
 
     response = cancel(app, f"{place}/{job}")
@@ -58,7 +58,7 @@ def test_cancel_answers_the_new_state(
 def test_cancel_is_logged(
     app: TestApp, store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Who cancelled what is logged, and nothing of those who could not."""
+    """A cancellation is logged with its user; unsuccessful ones are not."""
     caplog.set_level(logging.INFO, "pyramid_jobstate")
     job = put_job(store, RunMarathon, "queued", owner="alice").uuid
     caplog.clear()
@@ -74,7 +74,7 @@ def test_cancel_is_logged(
 def test_cancelled_job_says_why_and_is_listed_as_ended(
     app: TestApp, store: JobStore
 ) -> None:
-    """A job that was cancelled in its queue has ended, for who lists jobs as well."""
+    """A job cancelled in the queue says why, and lists show it as ended."""
     job = put_job(store, RunMarathon, "queued", owner="alice").uuid
 
     response = cancel(app, f"/job_state/{job}")
@@ -89,7 +89,7 @@ def test_cancelled_job_says_why_and_is_listed_as_ended(
 def test_cancel_of_a_job_that_has_ended_is_a_409(
     app: TestApp, store: JobStore, client: redis.Redis, place: str, status: str
 ) -> None:
-    """A job that is over stays as it was."""
+    """A job that has ended does not change."""
     job = put_job(store, status=status, owner="alice").uuid
     before = client.hgetall(key_of(store, job))
 
@@ -103,7 +103,7 @@ def test_cancel_of_a_job_that_has_ended_is_a_409(
 def test_cancel_of_a_job_that_is_gone_meanwhile_is_a_404(
     app: TestApp, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A record that expires while it is asked for was no job."""
+    """A record that expires during the request is a 404."""
     job = put_job(store, owner="alice").uuid
 
     def expire(store: JobStore, uuid: str, info: Any) -> bool:
@@ -125,7 +125,7 @@ def test_cancel_of_a_job_that_is_gone_meanwhile_is_a_404(
 def test_cancel_needs_cancel_job(
     app: TestApp, store: JobStore, place: str, user: str | None, status: int
 ) -> None:
-    """The owner may cancel a job, and whom the root lets, and nobody else."""
+    """The owner and those whom the root allows may cancel a job, and nobody else."""
     job = put_job(store, RunMarathon, owner="alice").uuid
 
     response = cancel(app, f"{place}/{job}", user)
@@ -139,7 +139,7 @@ def test_cancel_needs_cancel_job(
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", [UUID, "x", UUID.upper(), f"{UUID}/x", ""])
 def test_cancel_of_no_job_is_a_404(app: TestApp, place: str, name: str) -> None:
-    """What is no job cannot be cancelled."""
+    """Cancelling an unknown job or an invalid name is a 404."""
     response = cancel(app, f"{place}/{name}".rstrip("/"))
 
     assert response.status_code == 404
@@ -148,7 +148,7 @@ def test_cancel_of_no_job_is_a_404(app: TestApp, place: str, name: str) -> None:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_cancel_needs_the_header(app: TestApp, store: JobStore, place: str) -> None:
-    """Without a header that no form can send, nothing is cancelled, whoever asks."""
+    """Nobody can cancel without a header that forms cannot send."""
     job = put_job(store, owner="alice").uuid
 
     response = ask(app, "POST", f"{place}/{job}/cancel", "alice")
@@ -162,7 +162,7 @@ def test_cancel_needs_the_header(app: TestApp, store: JobStore, place: str) -> N
 def test_cancel_takes_any_value_of_the_header(
     app: TestApp, store: JobStore, value: str
 ) -> None:
-    """That it is there is what counts."""
+    """Only the presence of the header counts."""
     job = put_job(store, owner="alice").uuid
 
     response = cancel(app, f"/job_state/{job}", X_Requested_With=value)
@@ -171,7 +171,7 @@ def test_cancel_takes_any_value_of_the_header(
 
 
 def test_form_of_another_site_cancels_nothing(app: TestApp, store: JobStore) -> None:
-    """Whatever fields a form sends, they are no header."""
+    """Fields of a form or a query do not replace the header."""
     job = put_job(store, owner="alice").uuid
 
     response = app.post(
@@ -190,7 +190,7 @@ def test_form_of_another_site_cancels_nothing(app: TestApp, store: JobStore) -> 
 def test_cancel_is_only_posted(
     app: TestApp, store: JobStore, place: str, method: str
 ) -> None:
-    """Nothing but a POST cancels, nor does one that says it means another method."""
+    """Only a POST cancels, and method overrides are ignored."""
     job = put_job(store, owner="alice").uuid
     headers = {"X_Requested_With": "x", "X_HTTP_Method_Override": "POST"}
 
@@ -210,7 +210,7 @@ def test_cancel_is_only_posted(
 def test_nothing_cancels_below_the_cancel(
     app: TestApp, store: JobStore, place: str, end: str
 ) -> None:
-    """A path that goes on behind the cancel names nothing."""
+    """A path below …/cancel is a 404."""
     job = put_job(store, owner="alice").uuid
 
     response = ask(
@@ -224,7 +224,7 @@ def test_nothing_cancels_below_the_cancel(
 
 @pytest.mark.parametrize("place", PLACES)
 def test_store_that_is_away_is_a_503(server: EmbeddedServer, place: str) -> None:
-    """While the store is away nobody can say whether the job has ended."""
+    """While the store is away, cancelling is a 503."""
     app = make_app(make_config(server.url, root_factory=mounted_root))
     store = JobStore(server.url)
     job = put_job(store, owner="alice").uuid
@@ -240,7 +240,7 @@ def test_store_that_is_away_is_a_503(server: EmbeddedServer, place: str) -> None
 def test_store_that_goes_away_meanwhile_is_a_503(
     server: EmbeddedServer, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also if it goes away after the job was found."""
+    """A store that goes away after the job was found is a 503, too."""
     app = make_app(make_config(server.url, root_factory=mounted_root))
     job = put_job(JobStore(server.url), owner="alice").uuid
     real = JobStore.cancel
@@ -254,7 +254,7 @@ def test_store_that_goes_away_meanwhile_is_a_503(
     assert cancel(app, f"{place}/{job}").status_code == 503
 
 
-# The application's own protection.
+# The application's CSRF protection.
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -262,7 +262,7 @@ def test_store_that_goes_away_meanwhile_is_a_503(
 def test_csrf_options_of_the_application_apply(
     redis_url: str, store: JobStore, place: str, storage: str
 ) -> None:
-    """Where the application wants a token, a cancel needs it, too; a GET does not."""
+    """If the application requires CSRF tokens, a POST needs one, but a GET does not."""
     config = make_config(redis_url, root_factory=mounted_root)
     config.set_session_factory(SignedCookieSessionFactory("hush"))
     if storage == "cookie":
@@ -287,7 +287,7 @@ def test_csrf_options_of_the_application_apply(
     assert cancel(app, f"{place}/{job}", X_CSRF_Token=token).status_code == 202
 
 
-# What the JSON says of it.
+# `cancellable` in the JSON.
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_cancellable_says_who_could(
     user: str,
     cancellable: bool,
 ) -> None:
-    """A page shows the button to whom it would serve."""
+    """`cancellable` tells a page whether this user could cancel the job."""
     job = put_job(store, Spectacle, status, owner="alice").uuid
 
     assert get(app, f"/job_state/{job}", user).json["job"]["cancellable"] is cancellable
@@ -322,7 +322,7 @@ def test_cancellable_says_who_could(
 
 
 class Spectacle(JobState):
-    """A kind of job that somebody else may watch."""
+    """A kind of job that another user may view."""
 
     def __acl__(self) -> list[tuple[str, Any, Any]]:
         return [*super().__acl__(), ("Allow", "viewer", "view_job")]

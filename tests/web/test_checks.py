@@ -1,4 +1,4 @@
-"""Mistakes that stop an application's start, and what is only warned of."""
+"""Configuration mistakes that stop an application's start or cause a warning."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +32,7 @@ def start(
 
 
 def refusal(*args: Any, **settings: Any) -> str:
-    """Return what the start is stopped with."""
+    """Return the message of the error that stops the start."""
     with pytest.raises(ConfigurationExecutionError) as caught:
         start(*args, **settings)
     assert caught.value.etype is ConfigurationError
@@ -50,11 +50,11 @@ def broker_at(url: str, **options: Any) -> RedisBroker:
     return make_broker(NOWHERE, JobStateMiddleware(url=url, **options))
 
 
-# Where the states are.
+# The stores of the web side and of the middleware.
 
 
 def test_other_namespace_stops_the_start(set_broker: Callable[[Any], None]) -> None:
-    """Where the middleware writes under another name every job would be unknown."""
+    """A middleware with another namespace is an error: every job would be unknown."""
     set_broker(broker_at(f"{HOST}/0", namespace="shop"))
 
     error = refusal(f"{HOST}/0", namespace="store")
@@ -66,7 +66,7 @@ def test_other_namespace_stops_the_start(set_broker: Callable[[Any], None]) -> N
 def test_namespace_of_the_setting_alone_stops_the_start(
     set_broker: Callable[[Any], None],
 ) -> None:
-    """Also without a redis_url, where the setting names what nobody writes."""
+    """A namespace that nobody writes is an error without a redis_url, too."""
     set_broker(make_broker(f"{HOST}/0"))
 
     assert "jobstate.namespace" in refusal(namespace="shop")
@@ -75,7 +75,7 @@ def test_namespace_of_the_setting_alone_stops_the_start(
 def test_other_namespace_is_certain_on_unknown_servers(
     set_broker: Callable[[Any], None],
 ) -> None:
-    """Whatever the servers are, other names are other jobs."""
+    """Different namespaces are an error whatever the servers are."""
     set_broker(broker_at("redis://a/0", namespace="shop"))
 
     assert "jobstate.namespace" in refusal("redis://b/0")
@@ -103,8 +103,8 @@ def test_other_namespace_is_certain_on_unknown_servers(
 def test_other_place_stops_the_start(
     set_broker: Callable[[Any], None], ours: str, theirs: str, word: str
 ) -> None:
-    """Another database of one server, or another server of one host, is named with what
-    the middleware has.
+    """Another database on the same server, or another port on the same host, is an
+    error that shows both stores.
     """
     set_broker(broker_at(theirs))
 
@@ -116,7 +116,7 @@ def test_other_place_stops_the_start(
 
 
 def test_place_of_a_redis_broker_counts(set_broker: Callable[[Any], None]) -> None:
-    """The middleware that shares its broker's server writes there."""
+    """A middleware without a URL writes to its broker's server."""
     set_broker(make_broker(f"{HOST}/1"))
 
     assert "database" in refusal(f"{HOST}/0")
@@ -126,7 +126,7 @@ def test_place_of_a_redis_broker_counts(set_broker: Callable[[Any], None]) -> No
 def test_set_job_store_counts_as_a_setting(
     set_broker: Callable[[Any], None], namespace: str
 ) -> None:
-    """A store that is set is compared as one that the settings name."""
+    """A store from set_job_store is compared like one from the settings."""
     set_broker(broker_at(f"{HOST}/1"))
 
     error = refusal(store=JobStore(f"{HOST}/0", namespace=namespace))
@@ -137,7 +137,7 @@ def test_set_job_store_counts_as_a_setting(
 def test_set_job_store_counts_under_autocommit(
     set_broker: Callable[[Any], None],
 ) -> None:
-    """With autocommit it is compared when it is set."""
+    """With autocommit, set_job_store compares the store at once."""
     set_broker(broker_at(f"{HOST}/1"))
     config = make_config(f"{HOST}/1", autocommit=True)
     config.include("pyramid_jobstate")
@@ -147,7 +147,7 @@ def test_set_job_store_counts_under_autocommit(
 
 
 def test_replaced_store_is_compared(set_broker: Callable[[Any], None]) -> None:
-    """A store made of another is at the same place."""
+    """A store made by replace() is at the place of the original."""
     set_broker(broker_at(f"{HOST}/1"))
 
     assert "database" in refusal(store=JobStore(f"{HOST}/0").replace(expire_in=5))
@@ -170,7 +170,7 @@ def test_same_place_is_quiet(
     ours: str,
     theirs: str,
 ) -> None:
-    """One place, however it is spelled, is nothing to speak of."""
+    """Different spellings of one place cause no warning."""
     set_broker(broker_at(theirs))
 
     start(ours)
@@ -195,7 +195,7 @@ def test_other_place_that_may_be_the_same_is_warned_of(
     ours: str,
     theirs: str,
 ) -> None:
-    """Two names may be one server: one warning has both."""
+    """Two names may stand for one server: one warning shows both stores."""
     set_broker(broker_at(theirs))
 
     start(ours)
@@ -238,7 +238,7 @@ def custom_connection_store() -> JobStore:
 def test_place_of_a_plain_client_counts(
     set_broker: Callable[[Any], None], client: redis.Redis, is_ours: bool
 ) -> None:
-    """A client that the application has made leads where it says."""
+    """A plain client of the application is compared by its address."""
     store, other = JobStore(client), JobStore(f"{HOST}/0")
     read, written = (store, other) if is_ours else (other, store)
     set_broker(make_broker(NOWHERE, JobStateMiddleware(written)))
@@ -252,7 +252,7 @@ def test_place_of_a_plain_client_counts(
 def test_plain_client_of_the_same_place_is_quiet(
     set_broker: Callable[[Any], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """So does one that the middleware was given."""
+    """A plain client of the middleware at the same place causes no warning."""
     client = redis.Redis("127.0.0.1", 7000)
     set_broker(make_broker(NOWHERE, JobStateMiddleware(client=client)))
 
@@ -271,7 +271,7 @@ def test_client_that_only_the_application_knows_is_only_warned_of(
     make_store: Callable[[], JobStore],
     is_ours: bool,
 ) -> None:
-    """Where only the application knows how to connect it may be the same server."""
+    """If only the application knows how to connect, there is only a warning."""
     store, other = make_store(), JobStore(f"{HOST}/0")
     read, written = (store, other) if is_ours else (other, store)
     set_broker(make_broker(NOWHERE, JobStateMiddleware(written)))
@@ -286,7 +286,7 @@ def test_client_that_only_the_application_knows_is_only_warned_of(
 def test_client_that_both_share_is_quiet(
     set_broker: Callable[[Any], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Two stores of one client are at one place, wherever that is."""
+    """Two stores that share a client are at one place, wherever that is."""
     store = sentinel_store()
     set_broker(make_broker(NOWHERE, JobStateMiddleware(store)))
 
@@ -298,7 +298,7 @@ def test_client_that_both_share_is_quiet(
 def test_start_without_a_broker_is_as_before(
     set_broker: Callable[[Any], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A web process that imports no broker has only its settings."""
+    """A web process that imports no broker has nothing to compare."""
     start(NOWHERE)
 
     assert warnings(caplog) == []
@@ -310,8 +310,8 @@ def test_start_with_a_broker_that_writes_nowhere_is_as_before(
     caplog: pytest.LogCaptureFixture,
     middleware: JobStateMiddleware | None,
 ) -> None:
-    """A broker without the middleware, or whose middleware has no store, cannot be
-    another place.
+    """A broker without the middleware, or whose middleware has no store, has no place
+    to compare.
     """
     broker = StubBroker(middleware=[])
     if middleware is not None:
@@ -326,7 +326,7 @@ def test_start_with_a_broker_that_writes_nowhere_is_as_before(
 def test_tests_of_an_application_may_read_elsewhere(
     set_broker: Callable[[Any], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With pyramid_jobstate.testing nothing is written, and nothing compared."""
+    """With pyramid_jobstate.testing, nothing is written or compared."""
     set_broker(broker_at(f"{HOST}/1"))
     config = make_config(f"{HOST}/0")
     config.include("pyramid_jobstate")
@@ -366,7 +366,7 @@ def add_route(config: Configurator, pattern: str, **options: Any) -> None:
     ],
 )
 def test_earlier_route_that_swallows_our_path_stops_the_start(pattern: str) -> None:
-    """A catch-all of the application's that stands before ours is named."""
+    """An earlier route that matches our URLs is an error that names the route."""
     config = make_config(NOWHERE)
     add_route(config, pattern)
     config.include("pyramid_jobstate")
@@ -382,7 +382,7 @@ def test_earlier_route_that_swallows_our_path_stops_the_start(pattern: str) -> N
 
 @pytest.mark.parametrize("steps", ["commit", "route commit", "commit route include"])
 def test_catch_all_is_seen_after_a_commit(steps: str) -> None:
-    """Whatever is committed when, the order of the routes counts."""
+    """The order of the routes counts, not the order of the commits."""
     config = make_config(NOWHERE)
     if steps != "commit route include":
         add_route(config, "/*everything")
@@ -392,7 +392,7 @@ def test_catch_all_is_seen_after_a_commit(steps: str) -> None:
         config.commit()
         add_route(config, "/*everything")
         config.commit()
-        # It is added anew, behind the other.
+        # Adds our route again, behind the other.
         config.include("pyramid_jobstate")
 
     with pytest.raises(ConfigurationExecutionError, match="'everything'"):
@@ -400,7 +400,7 @@ def test_catch_all_is_seen_after_a_commit(steps: str) -> None:
 
 
 def test_catch_all_under_a_prefix_is_seen() -> None:
-    """Our path is that behind the include's route_prefix."""
+    """Our path begins with the route_prefix of the include."""
     config = make_config(NOWHERE)
     add_route(config, "/api/*everything")
     config.include("pyramid_jobstate", route_prefix="api")
@@ -423,7 +423,7 @@ def test_catch_all_under_a_prefix_is_seen() -> None:
 def test_earlier_route_beside_our_path_is_quiet(
     redis_url: str, client: redis.Redis, caplog: pytest.LogCaptureFixture, pattern: str
 ) -> None:
-    """A route that matches none of our requests is nobody's trouble."""
+    """An earlier route that matches none of our requests causes no warning."""
     config = make_config(redis_url)
     add_route(config, pattern)
     config.include("pyramid_jobstate")
@@ -435,7 +435,7 @@ def test_earlier_route_beside_our_path_is_quiet(
 
 
 def test_later_catch_all_is_quiet(caplog: pytest.LogCaptureFixture) -> None:
-    """A catch-all behind our route answers nothing of ours."""
+    """A catch-all behind our route causes no warning."""
     config = make_config(NOWHERE)
     config.include("pyramid_jobstate")
     add_route(config, "/*everything")
@@ -451,7 +451,7 @@ def test_later_catch_all_is_quiet(caplog: pytest.LogCaptureFixture) -> None:
 def test_catch_all_with_a_predicate_is_warned_of(
     caplog: pytest.LogCaptureFixture, options: dict[str, Any]
 ) -> None:
-    """One that takes only some requests may be meant so: one warning names it."""
+    """A catch-all with predicates may be intended: one warning names it."""
     config = make_config(NOWHERE)
     add_route(config, "/*everything", **options)
     config.include("pyramid_jobstate")
@@ -462,7 +462,7 @@ def test_catch_all_with_a_predicate_is_warned_of(
 
 
 def test_static_catch_all_is_quiet(caplog: pytest.LogCaptureFixture) -> None:
-    """A route that only makes URLs matches nothing."""
+    """A static route, which only makes URLs, causes no warning."""
     config = make_config(NOWHERE)
     config.add_route("cdn", "/*everything", static=True)
     config.include("pyramid_jobstate")
@@ -475,7 +475,7 @@ def test_static_catch_all_is_quiet(caplog: pytest.LogCaptureFixture) -> None:
     "prefix", ["{tenant}", "api/{tenant}", "/a/{b:[a-z]+}/", ":tenant", "a/:b/c", "a:b"]
 )
 def test_placeholder_in_the_prefix_stops_the_include(prefix: str) -> None:
-    """Unless our path is one fixed path no URL of a job can be made."""
+    """A placeholder in the prefix is an error: URLs of jobs need a fixed path."""
     config = make_config(NOWHERE)
 
     with pytest.raises(ConfigurationError, match="route_prefix") as caught:
@@ -485,7 +485,7 @@ def test_placeholder_in_the_prefix_stops_the_include(prefix: str) -> None:
 
 
 def test_placeholder_in_an_outer_prefix_stops_the_include() -> None:
-    """So it is where the include stands in another's prefix."""
+    """A placeholder in the prefix of an outer include is an error, too."""
     config = make_config(NOWHERE)
 
     def outer(config: Configurator) -> None:
@@ -497,7 +497,7 @@ def test_placeholder_in_an_outer_prefix_stops_the_include() -> None:
 
 @pytest.mark.parametrize("prefix", ["api", "/api/v1.2/", "a:8", "~x", "a*b"])
 def test_plain_prefix_is_none(prefix: str) -> None:
-    """What only looks like a placeholder is a path."""
+    """Prefixes that only resemble placeholders are accepted."""
     config = make_config(NOWHERE)
     config.include("pyramid_jobstate", route_prefix=prefix)
 

@@ -1,4 +1,4 @@
-"""Settings, the directive, and the checks at the application's start."""
+"""Settings, the directive set_job_store, and the start of an application."""
 
 import functools
 import logging
@@ -45,7 +45,7 @@ DAY = 24 * 3600
 
 STATIC = Path(pyramid_jobstate.__file__).parent / "static"
 
-#: For the tests that name a store, or a function, by its dotted name.
+#: For the tests that name a store or a function by its dotted name.
 STORE = JobStore(NOWHERE)
 
 
@@ -54,7 +54,7 @@ def role_of(request: Request) -> str:
 
 
 def start(config: Configurator, include: bool = True) -> JobStore:
-    """Make the application, and return its store."""
+    """Make the application and return its store."""
     if include:
         config.include("pyramid_jobstate")
     config.make_wsgi_app()
@@ -65,8 +65,8 @@ def start(config: Configurator, include: bool = True) -> JobStore:
 
 @contextmanager
 def refused(match: str) -> Iterator[pytest.ExceptionInfo[BaseException]]:
-    """Expect that the start is stopped by a ConfigurationError of ours, rather than by
-    another error that Pyramid makes one of.
+    """Expect a ConfigurationError of ours to stop the start, not another error that
+    Pyramid has wrapped.
     """
     with pytest.raises(ConfigurationExecutionError, match=match) as caught:
         yield caught
@@ -77,7 +77,7 @@ def refused(match: str) -> Iterator[pytest.ExceptionInfo[BaseException]]:
 
 
 def test_import_leaves_pyramid_alone() -> None:
-    """A worker that imports the package is spared Pyramid."""
+    """Importing the package, as workers do, does not import Pyramid."""
     code = (
         "import sys, pyramid_jobstate; "
         "print([m for m in sys.modules if m.partition('.')[0] == 'pyramid'])"
@@ -88,17 +88,17 @@ def test_import_leaves_pyramid_alone() -> None:
 
 
 def test_public_names_exist() -> None:
-    """Every name that the package says it has is there."""
+    """Every name in `__all__` exists."""
     assert all(hasattr(pyramid_jobstate, name) for name in pyramid_jobstate.__all__)
 
 
-# Where the store comes from.
+# The choice of the store.
 
 
 def test_store_is_that_of_the_global_brokers_middleware(
     redis_url: str, client: redis.Redis, set_broker: Callable[[Any], None]
 ) -> None:
-    """Without a redis_url the states are read where the middleware writes them."""
+    """Without a redis_url, jobs are read where the middleware writes them."""
     set_broker(make_broker(redis_url))
     app = make_app(make_config(None))
 
@@ -110,7 +110,7 @@ def test_store_is_that_of_the_global_brokers_middleware(
 def test_settings_change_the_options_of_the_middlewares_store(
     set_broker: Callable[[Any], None],
 ) -> None:
-    """A setting wins over the middleware's own option, and only for what it names."""
+    """A setting overrides only the middleware's option of the same name."""
     middleware = JobStateMiddleware(JobStore(NOWHERE, expire_in=5, stalled_after=6))
     set_broker(make_broker(NOWHERE, middleware))
 
@@ -122,7 +122,7 @@ def test_settings_change_the_options_of_the_middlewares_store(
 def test_redis_url_wins_over_the_middleware(
     redis_url: str, client: redis.Redis, set_broker: Callable[[Any], None]
 ) -> None:
-    """With a redis_url the states are read there, whatever the middleware has."""
+    """A redis_url takes precedence over the middleware's store."""
     set_broker(make_broker("redis://nowhere.invalid"))
     app = make_app(make_config(redis_url))
 
@@ -132,7 +132,7 @@ def test_redis_url_wins_over_the_middleware(
 
 
 def test_no_broker_stops_the_start(set_broker: Callable[[Any], None]) -> None:
-    """Without a redis_url and a broker the start says what to do, and makes none."""
+    """Without a redis_url or a broker, the error says what to do. No broker is made."""
     with refused(r"set_broker.*jobstate\.redis_url"):
         start(make_config(None))
 
@@ -142,7 +142,7 @@ def test_no_broker_stops_the_start(set_broker: Callable[[Any], None]) -> None:
 def test_broker_without_the_middleware_stops_the_start(
     set_broker: Callable[[Any], None],
 ) -> None:
-    """A global broker that lacks the middleware is named, with what to add."""
+    """A global broker without the middleware is an error that says what to add."""
     set_broker(RedisBroker(url=NOWHERE))
 
     with refused(r"add_middleware\(JobState"):
@@ -152,9 +152,7 @@ def test_broker_without_the_middleware_stops_the_start(
 def test_middleware_without_a_place_stops_the_start(
     set_broker: Callable[[Any], None],
 ) -> None:
-    """A middleware that cannot tell where its states are kept is an error of the
-    configuration.
-    """
+    """A middleware that cannot determine its store is a configuration error."""
     broker = StubBroker()
     broker.add_middleware(JobStateMiddleware())
     set_broker(broker)
@@ -164,7 +162,7 @@ def test_middleware_without_a_place_stops_the_start(
 
 
 def test_set_job_store_replaces_the_store() -> None:
-    """The directive wins over redis_url."""
+    """The directive takes precedence over redis_url."""
     store = JobStore(NOWHERE)
     config = make_config("redis://127.0.0.1:2/0")
     config.include("pyramid_jobstate")
@@ -175,8 +173,8 @@ def test_set_job_store_replaces_the_store() -> None:
 
 
 def test_set_job_store_spares_the_broker(set_broker: Callable[[Any], None]) -> None:
-    """With a store of the application's own no broker is needed, and a store that a
-    second include finds is kept.
+    """With a store of the application's own, no broker is needed, and a second include
+    keeps the store.
     """
     config = make_config(None)
     config.include("pyramid_jobstate")
@@ -189,7 +187,7 @@ def test_set_job_store_spares_the_broker(set_broker: Callable[[Any], None]) -> N
 
 
 def test_set_job_store_takes_a_dotted_name() -> None:
-    """The store may be named."""
+    """set_job_store accepts a dotted name."""
     config = make_config(None)
     config.include("pyramid_jobstate")
 
@@ -200,7 +198,7 @@ def test_set_job_store_takes_a_dotted_name() -> None:
 
 @pytest.mark.parametrize("wrong", [None, JobStore, f"{__name__}.role_of"])
 def test_set_job_store_refuses_what_is_no_store(wrong: Any) -> None:
-    """What is no JobStore is refused where it is set."""
+    """set_job_store rejects anything but a JobStore at once."""
     config = make_config(NOWHERE)
     config.include("pyramid_jobstate")
 
@@ -209,7 +207,7 @@ def test_set_job_store_refuses_what_is_no_store(wrong: Any) -> None:
 
 
 def test_set_job_store_repeats_no_url() -> None:
-    """Who gives it a URL is told what it takes, and not the password."""
+    """The error for a URL says what to pass instead, and hides the password."""
     config = make_config(None)
     config.include("pyramid_jobstate")
 
@@ -221,7 +219,7 @@ def test_set_job_store_repeats_no_url() -> None:
 
 
 def test_set_job_store_twice_is_a_conflict() -> None:
-    """Two stores for one application are Pyramid's usual conflict."""
+    """Setting two stores is Pyramid's usual conflict."""
     config = make_config(NOWHERE)
     config.include("pyramid_jobstate")
     config.set_job_store(JobStore(NOWHERE))
@@ -249,14 +247,14 @@ def test_set_job_store_twice_is_a_conflict() -> None:
     ],
 )
 def test_durations_are_understood(text: object, seconds: float) -> None:
-    """A duration is a number of seconds, or of what its letter says."""
+    """A duration is a number of seconds, or a number with a unit."""
     store = start(make_config(NOWHERE, settings={"jobstate.expire_in": text}))
 
     assert store.expire_in == seconds
 
 
 def test_each_duration_has_its_setting() -> None:
-    """No duration is taken for another, and the namespace is the store's."""
+    """Each duration has its own setting, as has the namespace."""
     settings = {
         "jobstate.expire_in": "1h",
         "jobstate.active_expire_in": "2h",
@@ -273,7 +271,7 @@ def test_each_duration_has_its_setting() -> None:
 
 
 def test_defaults() -> None:
-    """Without settings the durations and the namespace are what is documented."""
+    """Without settings, the durations and the namespace are the documented ones."""
     store = start(make_config(NOWHERE))
 
     assert store.expire_in == 24 * 3600
@@ -317,7 +315,7 @@ def test_defaults() -> None:
     ],
 )
 def test_bad_setting_stops_the_start(name: str, value: object) -> None:
-    """A setting that is unknown or wrong is named when the application is made."""
+    """An unknown or invalid setting is named in the error that stops the start."""
     config = make_config(NOWHERE, settings={f"jobstate.{name}": value})
     config.include("pyramid_jobstate")
 
@@ -326,7 +324,7 @@ def test_bad_setting_stops_the_start(name: str, value: object) -> None:
 
 
 def test_unknown_setting_is_told_the_known_ones() -> None:
-    """Who mistypes a setting reads which there are."""
+    """The error for an unknown setting lists the known ones."""
     config = make_config(NOWHERE, settings={"jobstate.expires": "1h"})
 
     with refused(r"jobstate\.expire_in, .*redis_url"):
@@ -334,7 +332,7 @@ def test_unknown_setting_is_told_the_known_ones() -> None:
 
 
 def test_settings_of_others_are_left_alone() -> None:
-    """Only what begins with the prefix and a dot is ours."""
+    """Only settings that begin with the prefix and a dot are ours."""
     start(make_config(NOWHERE, settings={"jobstate_x": "1", "expire_in": "soon"}))
 
 
@@ -352,7 +350,7 @@ def test_settings_of_others_are_left_alone() -> None:
     ],
 )
 def test_password_stays_out_of_errors(url: str) -> None:
-    """What is wrong with a redis_url is said without any part of it."""
+    """Errors about a redis_url do not quote any part of it."""
     with refused("redis_url") as caught:
         start(make_config(url))
 
@@ -361,7 +359,7 @@ def test_password_stays_out_of_errors(url: str) -> None:
 
 
 def test_password_stays_out_of_the_stores_repr() -> None:
-    """A store says where it is without the password."""
+    """The repr of a store shows its address without the password."""
     store = start(make_config("redis://:hush@127.0.0.1:1/0"))
 
     assert "127.0.0.1:1/0" in repr(store)
@@ -369,7 +367,7 @@ def test_password_stays_out_of_the_stores_repr() -> None:
 
 
 def test_settings_may_follow_the_include() -> None:
-    """What the application sets after the include counts."""
+    """Settings that are added after the include take effect."""
     config = make_config(None)
     config.include("pyramid_jobstate")
 
@@ -379,7 +377,7 @@ def test_settings_may_follow_the_include() -> None:
 
 
 def test_path_must_not_follow_the_include() -> None:
-    """A path that comes too late is an error rather than ignored."""
+    """A path that is set after the include is an error rather than ignored."""
     config = make_config(NOWHERE)
     config.include("pyramid_jobstate")
 
@@ -420,7 +418,7 @@ def test_path_is_where_the_jobs_are(
     ["", "/", "a//b", "a b", "{x}", "*x", "a/../b", "..", ".", "a:b", "ü", "a\n"],
 )
 def test_bad_path_stops_the_include(path: str) -> None:
-    """A path that cannot be one is named."""
+    """An invalid path is an error that names the setting."""
     config = make_config(NOWHERE, settings={"jobstate.path": path})
 
     with pytest.raises(ConfigurationError, match=r"jobstate\.path"):
@@ -428,7 +426,7 @@ def test_bad_path_stops_the_include(path: str) -> None:
 
 
 def test_owner_names_the_principal(redis_url: str) -> None:
-    """The function that jobstate.owner names says who a sender is."""
+    """The function that jobstate.owner names returns the owner of sent jobs."""
     settings = {"jobstate.owner": f"{__name__}.role_of"}
     config = made_config(redis_url, settings=settings)
     run_marathon = make_broker(redis_url).get_actor("run_marathon")
@@ -440,7 +438,7 @@ def test_owner_names_the_principal(redis_url: str) -> None:
 
 
 class RoleOf:
-    """A function that is an object."""
+    """A callable that is not a function."""
 
     def __call__(self, request: Request) -> str:
         return role_of(request)
@@ -452,17 +450,17 @@ ROLE_PARTIAL = functools.partial(role_of)
 
 @pytest.mark.parametrize("owner", [f"{__name__}.ROLE_OF", ROLE_PARTIAL, role_of])
 def test_owner_may_be_anything_that_can_be_called(redis_url: str, owner: Any) -> None:
-    """What can be called with a request need not be a function."""
+    """The owner may be any callable that takes a request."""
     config = made_config(redis_url, settings={"jobstate.owner": owner})
 
     assert make_request(config, "alice").job_states.current_owner == "role:alice"
 
 
-# What it says of itself.
+# Introspection and logging.
 
 
 def introspected(config: Configurator) -> dict[str, Any]:
-    """Return what is to be seen of us in the debug toolbar, by type."""
+    """Return what the debug toolbar shows of us, by type."""
     found = config.introspector.get_category("job states") or []
     return {
         entry["introspectable"].type_name: entry["introspectable"] for entry in found
@@ -470,7 +468,7 @@ def introspected(config: Configurator) -> dict[str, Any]:
 
 
 def test_settings_can_be_introspected() -> None:
-    """The configuration shows what the settings, or their absence, have come to."""
+    """Introspection shows the effective values of settings, including defaults."""
     settings = {"jobstate.path": "jobs", "jobstate.max_uuids": "7"}
     config = make_config(NOWHERE, settings=settings)
     store = start(config)
@@ -485,7 +483,7 @@ def test_settings_can_be_introspected() -> None:
 
 
 def test_directive_can_be_introspected() -> None:
-    """So is what set_job_store was given, without the password."""
+    """Introspection shows the store given to set_job_store, without the password."""
     config = make_config(NOWHERE)
     config.include("pyramid_jobstate")
     store = JobStore("redis://:hush@127.0.0.1:1/0")
@@ -515,7 +513,7 @@ def test_directive_can_be_introspected() -> None:
 def test_start_is_logged(
     caplog: pytest.LogCaptureFixture, settings: dict[str, Any], words: list[str]
 ) -> None:
-    """One line says where the states are kept and shown, and whose they are; no
+    """One line says where the jobs are stored and shown, and who owns them, without a
     password.
     """
     caplog.set_level(logging.INFO, logger="pyramid_jobstate")
@@ -535,7 +533,7 @@ def test_start_is_logged(
 
 
 def test_route_prefix_goes_before_the_path(redis_url: str, client: redis.Redis) -> None:
-    """The include's route_prefix stands before the path, in URLs as well."""
+    """The route_prefix of the include precedes the path, in URLs as well."""
     config = make_config(redis_url)
     config.include("pyramid_jobstate", route_prefix="/api")
     app = make_app(config)
@@ -566,7 +564,7 @@ def test_include_may_be_repeated_after_a_commit(
 
 @pytest.mark.parametrize("name", sorted(p.name for p in STATIC.iterdir()))
 def test_static_files_are_served(name: str) -> None:
-    """Browsers get the files for them, whoever asks."""
+    """Anybody may load the files for browsers."""
     config = make_config(NOWHERE)
     app = make_app(config)
 
@@ -598,7 +596,7 @@ def test_static_files_are_served(name: str) -> None:
     ],
 )
 def test_policy_may_be_set_before_and_after_the_include(steps: str) -> None:
-    """The application starts whenever its policy was set, and without one."""
+    """The application starts with a policy, whenever it is set, and without one."""
     config = make_config(NOWHERE, security_policy=None)
 
     take_steps(config, steps, policy=lambda: config.set_security_policy(Policy()))
@@ -606,7 +604,7 @@ def test_policy_may_be_set_before_and_after_the_include(steps: str) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_policies_of_the_older_kind_will_do() -> None:
-    """An authentication and an authorization policy are a security policy, too."""
+    """Separate authentication and authorization policies are accepted, too."""
     config = make_config(NOWHERE, security_policy=None)
     config.set_authorization_policy(ACLAuthorizationPolicy())
     config.set_authentication_policy(testing.DummySecurityPolicy("alice"))
@@ -615,7 +613,7 @@ def test_policies_of_the_older_kind_will_do() -> None:
 
 
 def test_include_under_autocommit_has_its_store_at_once() -> None:
-    """With autocommit, as in an application's unit tests, all is there at once."""
+    """With autocommit, as in an application's unit tests, the store is set at once."""
     with testing.testConfig(settings={"jobstate.redis_url": NOWHERE}) as config:
         config.include("pyramid_jobstate")
 

@@ -1,4 +1,4 @@
-"""Sending what another broker's workers run, whose states may be elsewhere."""
+"""Sending through other brokers, whose workers may write to another store."""
 
 import contextlib
 import gc
@@ -40,7 +40,7 @@ def make_site(url: str | None, store: JobStore | None = None) -> Configurator:
 
 
 def begin(config: Configurator) -> Any:
-    """Return the job_states of a request of Alice's, whose transaction has begun."""
+    """Return the job_states of a request of Alice's whose transaction has begun."""
     request = make_request(config, "alice")
     request.tm.begin()
     begun.append(request.tm)
@@ -52,7 +52,7 @@ begun: list[Any] = []
 
 
 def end() -> None:
-    """Leave no transaction behind."""
+    """Abort all transactions that have begun."""
     while begun:
         with contextlib.suppress(NoTransaction):
             begun.pop().abort()
@@ -65,14 +65,12 @@ def _end() -> Iterator[None]:
 
 
 def database(url: str, db: int) -> str:
-    """Return the URL of another database of the server at a URL."""
+    """Return the URL of another database on the server of a URL."""
     return f"redis://{url.partition('//')[2].partition('/')[0]}/{db}"
 
 
 def second(url: str, middleware: JobStateMiddleware | None = None) -> RedisBroker:
-    """Return another broker, with the actors print_label, and weigh, which is not
-    tracked.
-    """
+    """Return another broker, with the actors print_label and, untracked, weigh."""
     broker = RedisBroker(url=url)
     broker.add_middleware(middleware or JobStateMiddleware())
 
@@ -89,13 +87,13 @@ def second(url: str, middleware: JobStateMiddleware | None = None) -> RedisBroke
 
 @pytest.fixture
 def other(redis_url: str) -> RedisBroker:
-    """Another broker in another database, whose states are in that of the web side."""
+    """Another broker in another database, which writes to the web side's store."""
     return second(database(redis_url, 1), JobStateMiddleware(url=redis_url))
 
 
 @pytest.fixture
 def stray(redis_url: str) -> RedisBroker:
-    """Another broker in another database, where its states are as well."""
+    """Another broker in another database, which also writes there."""
     return second(database(redis_url, 1))
 
 
@@ -107,14 +105,14 @@ def others(redis_url: str) -> Iterator[redis.Redis]:
 
 
 def sent_to(client: redis.Redis) -> list[str]:
-    """Return the ids of the messages in a broker's queue, the oldest first."""
+    """Return the ids of the messages in a broker's queue, oldest first."""
     keys = client.lrange("dramatiq:default", 0, -1)
     found: Any = client.hmget("dramatiq:default.msgs", keys)
     return [Message.decode(message).message_id for message in found]
 
 
 def in_all_ways(job_states: Any, broker: Broker) -> list[Any]:
-    """Return calls that send an actor's message in each way."""
+    """Return calls that send an actor's messages in each way."""
     print_label = broker.get_actor("print_label")
 
     def many() -> list[Message[Any]]:
@@ -133,7 +131,7 @@ def in_all_ways(job_states: Any, broker: Broker) -> list[Any]:
     ]
 
 
-# Where the other broker's states are.
+# The store of the other broker.
 
 
 def test_actor_whose_states_are_elsewhere_is_refused(
@@ -143,8 +141,8 @@ def test_actor_whose_states_are_elsewhere_is_refused(
     client: redis.Redis,
     others: redis.Redis,
 ) -> None:
-    """A job whose worker would write where nobody reads is not sent, in any way; the
-    error has the actor and both stores.
+    """A job whose worker would write to another store is refused, however it is sent.
+    The error names the actor and both stores.
     """
     read, written = JobStore(redis_url), JobStore(database(redis_url, 1))
 
@@ -161,7 +159,7 @@ def test_actor_whose_states_are_elsewhere_is_refused(
 def test_refusal_names_no_password(
     made_tm_config: Configurator, redis_url: str
 ) -> None:
-    """Nor does the error have what the URLs hold of secrets."""
+    """The error does not contain the passwords of the URLs."""
     address = redis_url.partition("//")[2].partition("/")[0]
     url = f"redis://bob:hush@{address}/1"
     stray = second(database(redis_url, 1), JobStateMiddleware(url=url))
@@ -173,7 +171,7 @@ def test_refusal_names_no_password(
 
 
 def test_other_namespace_is_refused(job_states: Any, redis_url: str) -> None:
-    """A middleware that writes under another name in the same database as well."""
+    """Another namespace in the same database is refused, too."""
     stray = second(redis_url, JobStateMiddleware(namespace="shop"))
 
     with pytest.raises(TypeError, match="in another namespace") as caught:
@@ -185,7 +183,7 @@ def test_other_namespace_is_refused(job_states: Any, redis_url: str) -> None:
 def test_other_port_is_refused(
     job_states: Any, redis_url: str, client: redis.Redis, server: EmbeddedServer
 ) -> None:
-    """Another server of the same host as well, and nothing is recorded or sent."""
+    """Another server on the same host is refused: nothing is recorded or sent."""
     stray = second(server.url)
 
     with pytest.raises(TypeError, match="on another port"):
@@ -204,7 +202,7 @@ def test_other_spelling_of_one_place_is_sent(
     caplog: pytest.LogCaptureFixture,
     host: str,
 ) -> None:
-    """However a server is called, the job of the second broker's worker is shown."""
+    """Another spelling of the same server is accepted, and its job is shown."""
     port = redis_url.rpartition(":")[2].partition("/")[0]
     url = f"redis://{host}:{port}"
     other = second(database(redis_url, 1), JobStateMiddleware(url=url))
@@ -221,7 +219,7 @@ def test_other_spelling_of_one_place_is_sent(
 
 
 def with_pool(url: str) -> JobStore:
-    """Return a store whose client has a pool that an application has written."""
+    """Return a store whose client has a pool class of the application's own."""
 
     class Pool(redis.ConnectionPool):
         pass
@@ -237,7 +235,7 @@ def by_sentinel(url: str) -> JobStore:
 def test_client_of_the_applications_own_is_as_certain(
     redis_url: str, global_broker: Broker
 ) -> None:
-    """Where a plain client leads is as plain as where a URL does."""
+    """The address of a plain client is as certain as that of a URL."""
     stray = second(
         redis_url, JobStateMiddleware(client=redis.Redis.from_url(f"{redis_url}?db=1"))
     )
@@ -254,8 +252,8 @@ def test_what_may_be_one_place_is_warned_of_once(
     make_store: Any,
     others: redis.Redis,
 ) -> None:
-    """Where only the application knows how to connect its job is sent, and one warning
-    has both places.
+    """If only the application knows how to connect, the job is sent, and one warning
+    shows both stores.
     """
     written = make_store(database(redis_url, 1))
     other = second(database(redis_url, 1), JobStateMiddleware(written))
@@ -264,7 +262,7 @@ def test_what_may_be_one_place_is_warned_of_once(
         job_states = begin(made_tm_config)
         job_states.send(other.get_actor("print_label"))
         job_states.send_message(other.get_actor("print_label").message(), broker=other)
-        # What is to be seen here happens in the call.
+        # The comparison happens in the call, so nothing has to be sent.
         job_states.request.tm.abort()
 
     (line,) = messages(caplog, "pyramid_jobstate")
@@ -275,7 +273,7 @@ def test_what_may_be_one_place_is_warned_of_once(
 def test_two_host_names_are_warned_of_once(
     redis_url: str, global_broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Two names may be one server: its jobs are sent."""
+    """Two host names may be one server: jobs are sent, with a warning per pair."""
     config = make_site(redis_url)
     other = second(redis_url, JobStateMiddleware(url="redis://db.invalid/1"))
     another = second(redis_url, JobStateMiddleware(url="redis://db.invalid/2"))
@@ -289,7 +287,7 @@ def test_two_host_names_are_warned_of_once(
 def test_what_the_start_has_warned_of_is_not_said_again(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One pair of places is one warning, whoever finds it first."""
+    """A pair of stores that the start has warned of is not reported again."""
     other = second(redis_url, JobStateMiddleware(url="redis://db.invalid/1"))
     monkeypatch.setattr(dramatiq.broker, "global_broker", other)
 
@@ -302,7 +300,7 @@ def test_what_the_start_has_warned_of_is_not_said_again(
 def test_unix_socket_is_not_refused(
     redis_url: str, global_broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A socket in the file system may lead to any server."""
+    """A Unix socket may lead to any server: there is only a warning."""
     config = make_site(redis_url)
     other = second(redis_url, JobStateMiddleware(url="unix:///tmp/redis.sock?db=1"))
 
@@ -315,7 +313,7 @@ def test_unix_socket_is_not_refused(
 def test_comparison_keeps_no_store(
     made_tm_config: Configurator, redis_url: str
 ) -> None:
-    """Stores that nobody has any more are forgotten."""
+    """The comparison does not keep stores alive."""
     kept = []
 
     def send() -> None:
@@ -336,7 +334,7 @@ def test_comparison_keeps_no_store(
 def test_tests_of_an_application_may_send_anywhere(
     redis_url: str, stray: RedisBroker, global_broker: Broker
 ) -> None:
-    """With pyramid_jobstate.testing nothing is written, and nothing compared."""
+    """With pyramid_jobstate.testing, nothing is written or compared."""
     config = make_config(redis_url)
     config.include("pyramid_jobstate.testing")
     make_app(config)
@@ -348,14 +346,14 @@ def test_tests_of_an_application_may_send_anywhere(
     assert len(testing.outbox(config.registry)) == 13
 
 
-# Whose broker it is.
+# The choice of the broker.
 
 
 def test_message_of_another_broker_says_so(
     job_states: Any, global_broker: Broker, other: RedisBroker, client: redis.Redis
 ) -> None:
-    """A broker that has never heard of an actor says what may be meant, and that of the
-    untracked actor what is missing.
+    """An actor that the broker does not know is refused with a hint at `broker=`. With
+    the right broker, an untracked actor is refused as untracked.
     """
     label, weigh = other.get_actor("print_label"), other.get_actor("weigh")
 
@@ -375,7 +373,7 @@ def test_message_of_another_broker_says_so(
 def test_message_of_another_broker_says_so_where_the_global_one_tracks_nothing(
     made_tm_config: Configurator, other: RedisBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not that the middleware is missing on a broker that was not meant."""
+    """The unknown actor is reported, not the global broker's lack of a middleware."""
     plain = StubBroker(middleware=[])
     monkeypatch.setattr(dramatiq.broker, "global_broker", plain)
 
@@ -408,8 +406,8 @@ def test_broker_can_be_named(
     form: str,
     is_now: bool,
 ) -> None:
-    """A message goes through the broker that is named, a pipeline or group with all
-    its parts, and nothing through the global one.
+    """A message, pipeline or group goes through the named broker with all its parts.
+    Nothing goes through the global broker.
     """
     m = [other.get_actor("print_label").message(i) for i in range(4)]
     forms: dict[str, Any] = {
@@ -435,7 +433,7 @@ def test_broker_can_be_named(
 def test_broker_may_be_an_argument_of_an_actor(
     job_states: Any, redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """An actor has its broker; its own parameter of that name is its own."""
+    """With an actor, `broker` is an ordinary argument of the actor."""
 
     @actor(broker=global_broker, job_state=True)
     def insure(*, broker: str) -> None:
@@ -449,15 +447,15 @@ def test_broker_may_be_an_argument_of_an_actor(
 def test_nested_pipeline_of_another_broker_is_refused(
     job_states: Any, global_broker: Broker, other: RedisBroker, client: redis.Redis
 ) -> None:
-    """A group is sent through one broker: a pipeline or group in it that is another's
-    is named with both.
+    """A pipeline or group inside a group of another broker is refused. The error names
+    both brokers.
     """
     m = [other.get_actor("print_label").message(i) for i in range(2)]
     run_marathon = global_broker.get_actor("run_marathon").message(1)
     mixed: list[Any] = [
         group([run_marathon, pipeline(m, broker=other)]),
         group([run_marathon, group(m, broker=other)]),
-        # As one would write it: the pipeline is the global broker's.
+        # Easily written by mistake: the pipeline is the global broker's.
         group([m[0] | m[1]], broker=other),
     ]
 
@@ -479,7 +477,7 @@ def test_member_of_another_broker_is_refused(
     client: redis.Redis,
     make: Any,
 ) -> None:
-    """No worker of the first broker would run the step of the second's actor."""
+    """Messages of two brokers cannot be mixed: no worker would run them all."""
     members = [
         global_broker.get_actor("run_marathon").message(1),
         other.get_actor("print_label").message(1),
@@ -497,7 +495,7 @@ def test_member_of_another_broker_is_refused(
 def test_completion_callback_of_another_broker_is_refused(
     job_states: Any, global_broker: Broker, other: RedisBroker
 ) -> None:
-    """Nor what is to follow a group."""
+    """A completion callback for another broker's actor is refused."""
     from dramatiq.rate_limits.backends import StubBackend
 
     global_broker.add_middleware(dramatiq.middleware.GroupCallbacks(StubBackend()))

@@ -1,4 +1,4 @@
-"""Sending from a request, each message with the record of its job."""
+"""Sending from a request: each message comes with the record of its job."""
 
 import datetime
 import uuid
@@ -31,7 +31,7 @@ from tests.webapp import (
 
 
 def nobody(request: Request) -> object:
-    """A jobstate.owner that returns what is no principal."""
+    """A jobstate.owner whose result is not a principal."""
     return {"user": request.authenticated_userid}
 
 
@@ -41,7 +41,7 @@ def nobody(request: Request) -> object:
 def test_actor_is_sent_with_its_record(
     config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """The actor's message is in its queue, and its job in the store, under one id."""
+    """The message in the queue and the job in the store have the same id."""
     request = make_request(config, "alice")
 
     job_state = request.job_states.send_immediately(
@@ -61,7 +61,7 @@ def test_actor_is_sent_with_its_record(
 def test_returned_job_is_what_the_store_holds(
     config: Configurator, global_broker: Broker
 ) -> None:
-    """What send_immediately returns can be shown at once, as it stands in the store."""
+    """send_immediately returns the job as the store holds it, ready to be shown."""
     request = make_request(config, "alice")
 
     job_state = request.job_states.send_immediately(
@@ -87,7 +87,7 @@ def test_returned_job_is_what_the_store_holds(
 def test_returned_job_can_be_cancelled(
     config: Configurator, global_broker: Broker
 ) -> None:
-    """A job that was just sent may be cancelled without loading it."""
+    """A job can be cancelled right after it is sent, without loading it."""
     request = make_request(config, "alice")
     job_state = request.job_states.send_immediately(
         global_broker.get_actor("run_marathon"), 26
@@ -101,7 +101,7 @@ def test_returned_job_can_be_cancelled(
 def test_returned_job_takes_no_reports(
     config: Configurator, global_broker: Broker
 ) -> None:
-    """Only the running job reports."""
+    """Only the running job can report."""
     job_state = make_request(config).job_states.send_immediately(
         global_broker.get_actor("run_marathon"), 26
     )
@@ -113,7 +113,7 @@ def test_returned_job_takes_no_reports(
 def test_message_is_sent_under_its_own_id(
     config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """A message that was made before is sent as it is, through the global broker."""
+    """A message made earlier is sent unchanged, through the global broker."""
     message = global_broker.get_actor("run_marathon").message(26)
 
     job_state = make_request(config, "alice").job_states.send_immediately(message)
@@ -140,7 +140,7 @@ def test_message_goes_through_the_actors_broker(
 def test_job_is_confirmed_once_it_is_sent(
     config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """A job that waits in its queue for long stays queued, and never reads stalled."""
+    """A sent job that waits in its queue for long stays queued and never stalls."""
     job_states = make_request(config).job_states
     job_state = job_states.send_immediately(global_broker.get_actor("run_marathon"), 26)
 
@@ -152,7 +152,7 @@ def test_job_is_confirmed_once_it_is_sent(
 def test_job_that_the_broker_did_not_take_leaves_nothing(
     config: Configurator, redis_url: str, client: redis.Redis
 ) -> None:
-    """A broker's refusal is the caller's to handle, and no record stays behind."""
+    """A broker's refusal is raised to the caller, and no record stays behind."""
     broker = StubBroker()
     broker.add_middleware(JobStateMiddleware(url=redis_url))
 
@@ -168,13 +168,13 @@ def test_job_that_the_broker_did_not_take_leaves_nothing(
     assert client.keys() == []
 
 
-# To whom it belongs.
+# The owner.
 
 
 def test_job_belongs_to_who_sent_it(
     config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """The message carries the owner, so that the worker knows it as well."""
+    """The sender owns the job. The message carries the owner to the worker."""
     run_marathon = global_broker.get_actor("run_marathon")
 
     job_state = make_request(config, "alice").job_states.send_immediately(
@@ -188,7 +188,7 @@ def test_job_belongs_to_who_sent_it(
 def test_job_of_an_anonymous_request_has_no_owner(
     config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """Who is nobody owns nothing."""
+    """Jobs of anonymous requests have no owner."""
     job_states = make_request(config).job_states
 
     job_state = job_states.send_immediately(global_broker.get_actor("run_marathon"), 26)
@@ -202,7 +202,7 @@ def test_job_of_an_anonymous_request_has_no_owner(
 def test_message_may_name_another_owner(
     config: Configurator, global_broker: Broker, owner: object
 ) -> None:
-    """The option job_owner wins over the sender, also where it names nobody."""
+    """The option job_owner overrides the sender, even if it is None."""
     message = global_broker.get_actor("run_marathon").message_with_options(
         args=(26,), job_owner=owner
     )
@@ -218,7 +218,7 @@ def test_message_may_name_another_owner(
 def test_owner_that_json_would_change_is_refused(
     config: Configurator, global_broker: Broker, client: redis.Redis, owner: object
 ) -> None:
-    """An owner that is no string or number is refused, and nothing is sent."""
+    """An owner that is not a string or number is refused, and nothing is sent."""
     message = global_broker.get_actor("run_marathon").message_with_options(
         args=(26,), job_owner=owner
     )
@@ -232,7 +232,7 @@ def test_owner_that_json_would_change_is_refused(
 def test_owner_function_must_return_a_principal(
     redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """So is one that the function of jobstate.owner returns."""
+    """Such an owner is also refused if the function of jobstate.owner returns it."""
     settings = {"jobstate.owner": f"{__name__}.nobody"}
     config = made_config(redis_url, settings=settings)
 
@@ -246,14 +246,14 @@ def test_owner_function_must_return_a_principal(
 
 @pytest.mark.parametrize("owner", ["alice", "", 5, 0, 1.5, None])
 def test_check_owner_returns_the_owner(owner: Any) -> None:
-    """A string, a number or None is an owner."""
+    """Strings, numbers and None are valid owners."""
     assert check_owner(owner) is owner
 
 
 def test_sender_sees_the_job_at_once(
     redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """Through a container that is mounted the job is seen where that is."""
+    """A job sent through a mounted container is found below that container."""
     config = make_config(redis_url, root_factory=mounted_root)
     app = make_app(config)
     request = make_request(config, "alice")
@@ -272,7 +272,7 @@ def test_sender_sees_the_job_at_once(
 def test_untracked_actor_is_refused(
     config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """An actor without a job state is named, with what to declare."""
+    """An actor without a job state is refused; the error says what to declare."""
     job_states = make_request(config).job_states
     sweep = global_broker.get_actor("sweep")
 
@@ -287,7 +287,7 @@ def test_untracked_actor_is_refused(
 def test_what_is_no_actor_is_refused(
     config: Configurator, global_broker: Broker, what: Any
 ) -> None:
-    """What is neither an actor nor a message is told what is wanted."""
+    """Anything but an actor or a message is refused."""
     with pytest.raises(TypeError, match="not "):
         make_request(config).job_states.send_immediately(what)
 
@@ -295,7 +295,7 @@ def test_what_is_no_actor_is_refused(
 def test_message_takes_no_arguments(
     config: Configurator, global_broker: Broker
 ) -> None:
-    """A message has its arguments already."""
+    """A message already has its arguments, so none are accepted."""
     message = global_broker.get_actor("run_marathon").message(26)
     job_states = make_request(config).job_states
 
@@ -311,8 +311,8 @@ def test_message_takes_no_arguments(
 def test_message_whose_id_is_no_uuid_is_refused(
     config: Configurator, global_broker: Broker, client: redis.Redis, message_id: str
 ) -> None:
-    """A message that no worker would track is refused, since its job would wait for
-    ever.
+    """A message whose id is not a uuid is refused: no worker would track it, and its
+    job would wait forever.
     """
     message = (
         global_broker.get_actor("run_marathon").message(26).copy(message_id=message_id)
@@ -325,7 +325,7 @@ def test_message_whose_id_is_no_uuid_is_refused(
 
 
 def test_broker_without_the_middleware_is_refused() -> None:
-    """Without the middleware on its broker a job cannot be followed."""
+    """A broker without the middleware is refused: its jobs cannot be followed."""
     broker = StubBroker()
 
     with pytest.raises(TypeError, match="has no JobStateMiddleware"):
@@ -333,7 +333,7 @@ def test_broker_without_the_middleware_is_refused() -> None:
 
 
 def test_middleware_of_finds_it_among_others() -> None:
-    """The middleware may stand anywhere."""
+    """The middleware is found at any position."""
     broker = StubBroker()
     broker.add_middleware(middleware := JobStateMiddleware(url=NOWHERE))
 
@@ -343,7 +343,7 @@ def test_middleware_of_finds_it_among_others() -> None:
 def test_nothing_is_sent_while_the_store_is_away(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """A job of which nobody would learn is not sent."""
+    """While the store is away, nothing is sent: nobody could follow the job."""
     config = made_config(NOWHERE)
     broker = make_broker(redis_url, JobStateMiddleware(url=NOWHERE))
     job_states = make_request(config).job_states
@@ -358,7 +358,7 @@ def test_nothing_is_sent_while_the_store_is_away(
 def test_arguments_that_are_no_json_fail_in_the_call(
     config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """What cannot be sent is the caller's error."""
+    """Arguments that cannot be encoded raise an error in the call."""
     with pytest.raises(TypeError):
         make_request(config).job_states.send_immediately(
             global_broker.get_actor("run_marathon"), object()

@@ -1,4 +1,4 @@
-"""The owner's rights whatever a policy calls its principals, and those without one."""
+"""Permissions with any policy, with `jobstate.permits`, and without either."""
 
 import json
 import logging
@@ -33,12 +33,12 @@ from tests.webapp import (
     take_steps,
 )
 
-#: What a user may be called, each spelled as JSON so that it fits in a header.
+#: Userids, as JSON so that they fit in a header.
 USERIDS = ["null", '""', "0", "false", "1", "true", '"1"', "1.0", '"alice"', '"bob"']
 
 
 class TutorialPolicy:
-    """The policy of Pyramid's own tutorials: principals are not userids. Believes the
+    """The policy of Pyramid's own tutorials: principals are not userids. It trusts the
     header X-User, which is JSON.
     """
 
@@ -56,7 +56,7 @@ class TutorialPolicy:
 
 
 class UseridPolicy(TutorialPolicy):
-    """A policy whose principals contain the userid itself, of whatever type it is."""
+    """A policy whose principals contain the userid itself, whatever its type."""
 
     def permits(self, request: Request, context: Any, permission: str) -> Any:
         principals = [Everyone, self.authenticated_userid(request)]
@@ -64,7 +64,7 @@ class UseridPolicy(TutorialPolicy):
 
 
 class SecondFactorPolicy(TutorialPolicy):
-    """Knows the user, who is not Authenticated before a second factor."""
+    """Knows the user, but withholds Authenticated until a second factor."""
 
     def permits(self, request: Request, context: Any, permission: str) -> Any:
         return ACLHelper().permits(context, [Everyone], permission)
@@ -85,7 +85,7 @@ class Public(JobState):
 
 
 def visitor(request: Request) -> str | None:
-    """A jobstate.owner that knows visitors by a cookie."""
+    """A jobstate.owner that identifies visitors by a cookie."""
     return request.cookies.get("visitor")
 
 
@@ -138,7 +138,7 @@ ALL, NONE = (True,) * 4, (False,) * 4
 def test_owner_needs_no_principal_of_its_own(
     redis_url: str, client: redis.Redis, place: str
 ) -> None:
-    """Where principals are `u:alice` the sender sees, lists and cancels its job."""
+    """With principals such as `u:alice`, senders see, list and cancel their jobs."""
     app = app_of(TutorialPolicy(), redis_url)
     job = put_job(client, owner='"alice"')
     client.zadd('jobstate:active:owner:"alice"', {job: 1e15})
@@ -153,7 +153,7 @@ def test_owner_needs_no_principal_of_its_own(
 def test_owner_is_of_the_same_type(
     redis_url: str, client: redis.Redis, policy: Any, owner: str
 ) -> None:
-    """Only the very owner is let in, though Python says that 1 == True == 1.0."""
+    """Owners must match in type, too, though 1 == True == 1.0 in Python."""
     app = app_of(policy, redis_url)
     job = put_job(client, owner=owner)
     client.zadd(f"jobstate:active:owner:{owner}", {job: 1e15})
@@ -164,7 +164,7 @@ def test_owner_is_of_the_same_type(
 
 
 def test_owner_who_may_is_told_so(redis_url: str, client: redis.Redis) -> None:
-    """The state says to the owner that the job is cancellable."""
+    """For its owner, the JSON of the job says that it is cancellable."""
     app = app_of(TutorialPolicy(), redis_url)
     job = put_job(client, owner="7")
 
@@ -174,7 +174,7 @@ def test_owner_who_may_is_told_so(redis_url: str, client: redis.Redis) -> None:
 
 
 def test_sender_owns_its_job_at_once(redis_url: str) -> None:
-    """The job that a view has just sent may be asked about in the same request."""
+    """A request has the owner's rights on a job that it has just sent."""
     config = made_config(redis_url, security_policy=TutorialPolicy())
     run_marathon = make_broker(redis_url).get_actor("run_marathon")
     request = make_request(config, '"alice"')
@@ -185,7 +185,7 @@ def test_sender_owns_its_job_at_once(redis_url: str) -> None:
 
 
 def test_policy_still_decides(redis_url: str, client: redis.Redis) -> None:
-    """An owner who is not Authenticated yet is refused."""
+    """The policy refuses an owner who is not Authenticated yet."""
     app = app_of(SecondFactorPolicy(), redis_url)
     job = put_job(client, owner='"alice"')
     client.zadd('jobstate:active:owner:"alice"', {job: 1e15})
@@ -194,7 +194,7 @@ def test_policy_still_decides(redis_url: str, client: redis.Redis) -> None:
 
 
 def test_acl_without_super_has_no_owner(redis_url: str, client: redis.Redis) -> None:
-    """An `__acl__` that leaves out its parent's gives the owner nothing."""
+    """An `__acl__` that does not call super() gives the owner no rights."""
     app = app_of(TutorialPolicy(), redis_url)
     job = put_job(client, owner='"alice"', kind="Stern")
     client.zadd('jobstate:active:owner:"alice"', {job: 1e15})
@@ -205,7 +205,7 @@ def test_acl_without_super_has_no_owner(redis_url: str, client: redis.Redis) -> 
 def test_job_from_the_store_knows_no_request(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """A job from store.load() has the ACE of its owner as a principal, and no other."""
+    """A job from store.load() has a single ACE, with the owner as principal."""
     app_of(TutorialPolicy(), redis_url)
     job_state = JobStore(redis_url).load(put_job(client, owner="7"))
     assert job_state is not None
@@ -214,8 +214,8 @@ def test_job_from_the_store_knows_no_request(
 
 
 def test_owners_ace_begins_the_acl(redis_url: str, client: redis.Redis) -> None:
-    """In the owner's request the ACE for Authenticated precedes that of the principal;
-    in another's only the latter stands.
+    """In the owner's request, an ACE for Authenticated precedes that for the owner.
+    Other requests see only the latter.
     """
     config = made_config(redis_url, security_policy=TutorialPolicy())
     job = put_job(client, owner='"alice"')
@@ -231,7 +231,7 @@ def test_owners_ace_begins_the_acl(redis_url: str, client: redis.Redis) -> None:
 def test_owner_of_another_type_finds_no_ace(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """The request of True is given no ACE of the owner 1, which would let it in."""
+    """A request of True gets no ACE of the owner 1, which would let it in."""
     config = made_config(redis_url, security_policy=UseridPolicy())
     job = put_job(client, owner="1")
 
@@ -239,7 +239,7 @@ def test_owner_of_another_type_finds_no_ace(
 
 
 def test_owner_may_be_a_subclass_of_str(redis_url: str, client: redis.Redis) -> None:
-    """A userid such as a member of a StrEnum is the string that the store keeps."""
+    """A userid of a str subclass, such as a StrEnum, equals the stored string."""
 
     class Name(str):
         __slots__ = ()
@@ -254,7 +254,7 @@ def test_owner_may_be_a_subclass_of_str(redis_url: str, client: redis.Redis) -> 
 
 
 def test_owner_setting_lets_visitors_in(redis_url: str, client: redis.Redis) -> None:
-    """Visitors without a login see their own jobs where `jobstate.owner` knows them."""
+    """With `jobstate.owner`, visitors without a login see their own jobs."""
     app = app_of(TutorialPolicy(), redis_url, owner=f"{__name__}.visitor")
     job = put_job(client, owner='"v1"')
     client.zadd('jobstate:active:owner:"v1"', {job: 1e15})
@@ -266,8 +266,8 @@ def test_owner_setting_lets_visitors_in(redis_url: str, client: redis.Redis) -> 
 
 
 def test_owner_that_raises_shows_nothing(redis_url: str, client: redis.Redis) -> None:
-    """Where `jobstate.owner` raises, batches and lists show no job, and a job alone is
-    the application's error. It is asked once a request.
+    """If `jobstate.owner` raises, batches and lists of all jobs show no job, and other
+    requests fail. It is called once per request.
     """
     app = app_of(Policy(), redis_url, owner=f"{__name__}.broken_owner")
     jobs = [put_job(client) for _ in range(3)]
@@ -300,7 +300,7 @@ def test_owner_that_is_no_scalar_owns_nothing(
 
 
 def test_owner_is_asked_once_a_request(redis_url: str, client: redis.Redis) -> None:
-    """However many jobs a request shows, the owner function is called once for it."""
+    """The owner function is called once per request, however many jobs are shown."""
     asked = []
 
     def owner(request: Request) -> str:
@@ -319,8 +319,8 @@ def test_owner_is_asked_once_a_request(redis_url: str, client: redis.Redis) -> N
 def test_owner_of_a_number_like_class_is_let_in(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """An owner whose class comes from int, as those of a database driver, is stored as
-    an int and let in all the same.
+    """An owner of an int subclass, as from a database driver, is stored as an int and
+    has the owner's rights.
     """
 
     class Int64(int):
@@ -338,8 +338,8 @@ def test_owner_of_a_number_like_class_is_let_in(
 def test_owners_ace_holds_in_no_other_request(
     redis_url: str, client: redis.Redis, asks: str
 ) -> None:
-    """A job that the application keeps from its owner's request opens nothing to
-    others, and lets its owner in from another request.
+    """A job that the application keeps from its owner's request grants others nothing,
+    and still admits its owner in another request.
     """
     config = made_config(redis_url, security_policy=TutorialPolicy())
     kept = make_request(config, '"alice"').job_states[put_job(client, owner='"alice"')]
@@ -360,11 +360,11 @@ def test_owners_ace_holds_in_no_other_request(
     assert may('"alice"') is (asks != "policy")
 
 
-# One function asks.
+# JobStates.permits.
 
 
 def test_permits_asks_the_policy(redis_url: str, client: redis.Redis) -> None:
-    """request.job_states.permits() returns what the application's policy says."""
+    """request.job_states.permits() returns the decision of the policy."""
     config = made_config(redis_url)
     states = make_request(config, "alice").job_states
     job_state = states[put_job(client)]
@@ -377,7 +377,7 @@ def test_permits_asks_the_policy(redis_url: str, client: redis.Redis) -> None:
 def test_refusal_is_told_to_the_applications_logging(
     redis_url: str, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What the policy answered is logged for whoever debugs a 403."""
+    """The policy's answer is logged, to help debug a 403."""
     config = make_config(redis_url, root_factory=mounted_root)
     app = make_app(config)
     job = put_job(client)
@@ -429,8 +429,8 @@ def assemble(redis_url: str, steps: str, **settings: Any) -> TestApp:
 def test_no_policy_opens_nothing(
     redis_url: str, client: redis.Redis, steps: str, place: str
 ) -> None:
-    """Without a policy an application starts, and shows nobody's job to anybody, in
-    whatever order it was configured.
+    """Without a policy, an application starts but shows no job to anybody, in whatever
+    order it was configured.
     """
     app = assemble(redis_url, steps)
     job = put_job(client)
@@ -445,7 +445,7 @@ def test_no_policy_opens_nothing(
 def test_no_policy_lets_everyone_see_what_is_public(
     redis_url: str, client: redis.Redis, steps: str
 ) -> None:
-    """A kind whose ACL lets Everyone see it is seen, and not cancelled."""
+    """Without a policy, a job whose ACL allows Everyone is seen, but not cancelled."""
     app = assemble(redis_url, steps)
     job = put_job(client, kind="Public")
 
@@ -457,7 +457,7 @@ def test_no_policy_lets_everyone_see_what_is_public(
 def test_no_policy_knows_the_owner_of_the_setting(
     redis_url: str, client: redis.Redis, steps: str
 ) -> None:
-    """Visitors whom `jobstate.owner` knows see and cancel their own jobs."""
+    """Visitors known to `jobstate.owner` see and cancel their jobs without a policy."""
     app = assemble(redis_url, steps, owner=visitor)
     job = put_job(client, owner='"v1"')
     client.zadd('jobstate:active:owner:"v1"', {job: 1e15})
@@ -479,7 +479,7 @@ def test_no_policy_knows_the_owner_of_the_setting(
 def test_policy_that_comes_later_is_asked(
     redis_url: str, client: redis.Redis, steps: str
 ) -> None:
-    """A policy decides whenever it was set, be it after the views were made."""
+    """A policy decides whenever it was set, even after the views were made."""
     app = assemble(redis_url, steps)
     job = put_job(client)
     client.zadd('jobstate:active:owner:"alice"', {job: 1e15})
@@ -492,7 +492,7 @@ def test_policy_that_comes_later_is_asked(
 def test_no_policy_in_an_applications_unit_test(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """A DummyRequest in a test of the application's is refused as a visitor is."""
+    """A DummyRequest in an application's unit test is refused like a visitor."""
     settings = {"jobstate.redis_url": redis_url}
     with testing.testConfig(settings=settings) as config:
         config.include("pyramid_jobstate")
@@ -504,7 +504,7 @@ def test_no_policy_in_an_applications_unit_test(
 
 
 def test_allow_no_policy_is_no_setting() -> None:
-    """The setting that let everyone in has gone, and says so."""
+    """The former setting that let everyone in is an error."""
     config = make_config(NOWHERE, settings={"jobstate.allow_no_policy": "true"})
     config.include("pyramid_jobstate")
 
@@ -516,7 +516,7 @@ def test_allow_no_policy_is_no_setting() -> None:
 def test_start_without_a_policy_is_warned_of(
     caplog: pytest.LogCaptureFixture, steps: str
 ) -> None:
-    """One warning says who will be refused, and which line changes it."""
+    """One warning says who will be refused, and which line changes that."""
     assemble(NOWHERE, steps)
 
     (warning,) = messages(caplog, "pyramid_jobstate")
@@ -538,7 +538,7 @@ def test_start_without_a_policy_is_warned_of(
 def test_start_that_somebody_decides_is_quiet(
     caplog: pytest.LogCaptureFixture, steps: str, settings: dict[str, Any]
 ) -> None:
-    """With a policy or `jobstate.owner` there is nothing to warn of."""
+    """With a policy or `jobstate.owner`, no warning is logged."""
     assemble(NOWHERE, steps, **settings)
 
     assert messages(caplog, "pyramid_jobstate") == []
@@ -547,7 +547,7 @@ def test_start_that_somebody_decides_is_quiet(
 def test_root_decides_for_an_admin_without_a_policy(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """The lineage counts without a policy, too, for Everyone alone."""
+    """Without a policy, the ACLs of the lineage count, for Everyone alone."""
 
     class OpenRoot(Root):
         __acl__ = ((Allow, Everyone, "list_jobs"), (Allow, ADMIN, "view_job"))
@@ -565,7 +565,7 @@ def test_root_decides_for_an_admin_without_a_policy(
 
 
 class RolePolicy(TutorialPolicy):
-    """Decides by a table of roles and never looks at an ACL: it shuts owners out."""
+    """Decides by a table of roles and ignores ACLs, which shuts owners out."""
 
     ROLES: Mapping[Any, tuple[str, ...]] = {
         "admin": ("view_job", "cancel_job", "list_jobs")
@@ -576,7 +576,7 @@ class RolePolicy(TutorialPolicy):
 
 
 class LoggedInPolicy(TutorialPolicy):
-    """Lets whoever is logged in do everything."""
+    """Allows logged-in users everything."""
 
     def permits(self, request: Request, context: Any, permission: str) -> Any:
         return self.authenticated_userid(request) is not None
@@ -590,7 +590,7 @@ class PeculiarPolicy(TutorialPolicy):
 
 
 def by_acl(request: Request, context: Any, permission: str) -> Any:
-    """A jobstate.permits: the ACLs decide."""
+    """A jobstate.permits that lets the ACLs decide."""
     userid = request.authenticated_userid
     principals = [Everyone] if userid is None else [Everyone, Authenticated, userid]
     return ACLHelper().permits(context, principals, permission)
@@ -606,7 +606,7 @@ def list_all(app: TestApp, place: str, **headers: str) -> int:
 def test_function_of_the_setting_is_asked_instead_of_the_policy(
     redis_url: str, client: redis.Redis, policy: Any, place: str
 ) -> None:
-    """With `jobstate.permits` the ACLs count, whatever the policy makes of them."""
+    """With `jobstate.permits`, the ACLs count even if the policy ignores them."""
     app = app_of(policy(), redis_url, permits=f"{__name__}.by_acl")
     job = put_job(client, owner='"alice"')
     client.zadd('jobstate:active:owner:"alice"', {job: 1e15})
@@ -634,7 +634,7 @@ def test_function_of_the_setting_is_asked_instead_of_the_policy(
 def test_policy_that_ignores_acls_decides_unless_the_setting_is_there(
     redis_url: str, client: redis.Redis, policy: Any, user: str, expected: Any
 ) -> None:
-    """Without the setting the policy has its way, be that too much or too little."""
+    """Without the setting, the policy decides, even if it allows too much or little."""
     app = app_of(policy(), redis_url)
     job = put_job(client, owner='"alice"')
 
@@ -644,7 +644,7 @@ def test_policy_that_ignores_acls_decides_unless_the_setting_is_there(
 def test_setting_counts_for_an_application_without_a_policy(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """It is asked where no policy is, too, also in the application's own code."""
+    """The setting also counts without a policy, and in the application's own code."""
 
     def allow_all(request: Request, context: Any, permission: str) -> bool:
         return True
@@ -663,7 +663,7 @@ def test_setting_counts_for_an_application_without_a_policy(
 def test_whatever_is_false_refuses(
     redis_url: str, client: redis.Redis, answer: Any
 ) -> None:
-    """A function that returns nothing lets nobody in."""
+    """A function that returns a false value lets nobody in."""
     config = make_config(
         redis_url, settings={"jobstate.permits": lambda *arguments: answer}
     )
@@ -676,7 +676,7 @@ def test_whatever_is_false_refuses(
 def test_function_that_raises_for_one_job_leaves_the_others(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """In a batch its trouble is one job's; asked for alone that is an error."""
+    """If the function raises, a batch lacks that job, and a request for it fails."""
     broken, sound = put_job(client), put_job(client)
 
     def picky(request: Request, context: Any, permission: str) -> bool:
@@ -700,7 +700,7 @@ async def open_later(request: Request, context: Any, permission: str) -> bool:
 
 @pytest.mark.parametrize("wrong", [open_later, "redis://:s3cret@host/0"])
 def test_function_that_cannot_answer_stops_the_start(wrong: Any) -> None:
-    """A coroutine, which is always true, lets nobody in; a URL is not repeated."""
+    """A coroutine function is always true, so it is refused. A URL is not quoted."""
     config = make_config(NOWHERE, settings={"jobstate.permits": wrong})
     config.include("pyramid_jobstate")
 

@@ -1,4 +1,4 @@
-"""The package's view predicates, among those of Pyramid and of the application."""
+"""The package's view predicates beside those of Pyramid and the application."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def predicates_of(config: Configurator) -> list[str]:
 
 
 def test_include_keeps_the_order_of_the_predicates(redis_url: str) -> None:
-    """The predicates that the application's views have weigh what they did."""
+    """The include leaves the order of all other predicates unchanged."""
     config = make_config(redis_url)
     config.add_view_predicate("custom", lambda value, config: None)
     config.commit()
@@ -73,8 +73,8 @@ def test_view_of_the_application_for_a_mounted_container_wins(
     query: str,
     headers: dict[str, str],
 ) -> None:
-    """A batch is no more specific than the application's own view for a container in
-    its tree.
+    """The view for a batch is no more specific than the application's own view for a
+    container in its tree.
     """
 
     def mine(context: JobStates, request: Request) -> Response:

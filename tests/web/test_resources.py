@@ -1,4 +1,4 @@
-"""The containers of jobs: what is in them, who decides over it, and where it is."""
+"""The containers of jobs: lookup, permissions, URLs, and mounting in a tree."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ from tests.webapp import (
 
 
 class CountingRoot(Root):
-    """A root that counts how often it was made."""
+    """A root that counts how often it is made."""
 
     made = 0
 
@@ -50,7 +50,7 @@ class CountingRoot(Root):
 
 
 class Tattle(JobState):
-    """A kind of job that whoever is named in its parameters may see, and bob not."""
+    """A kind of job that the friend in its parameters may see, but bob may not."""
 
     def __acl__(self) -> list[tuple[str, Any, Any]]:
         return [
@@ -60,7 +60,7 @@ class Tattle(JobState):
 
 
 class Announcing(ResourceTreeTraverser):
-    """A traverser that finds, on its way into a root, who may log in there."""
+    """A traverser that announces, on its way into a root, who may log in there."""
 
     def __call__(self, request: Request) -> Any:
         request.users = self.root.users
@@ -74,7 +74,7 @@ class SiteRoot(Root):
 
 
 class SitePolicy(Policy):
-    """Knows the users of the site that a traverser has announced, and no others."""
+    """Knows only the users of the site, which a traverser has announced."""
 
     def identity(self, request: Request) -> str | None:
         user = super().identity(request)
@@ -85,16 +85,16 @@ class SitePolicy(Policy):
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> type[CountingRoot]:
-    """The root of an application, that was not made yet."""
+    """A root class that was never instantiated."""
     monkeypatch.setattr(CountingRoot, "made", 0)
     return CountingRoot
 
 
-# Finding.
+# Lookup.
 
 
 def test_find_returns_the_job(config: Configurator, client: redis.Redis) -> None:
-    """A job is found by its uuid, as an instance of its class and in the container."""
+    """find() returns an instance of the job's class, whose parent is the container."""
     uuid = put_job(client)
     job_states = make_request(config).job_states
 
@@ -106,14 +106,14 @@ def test_find_returns_the_job(config: Configurator, client: redis.Redis) -> None
 
 
 def test_getitem_returns_the_job(config: Configurator, client: redis.Redis) -> None:
-    """A container is a mapping to traversal."""
+    """A container is a mapping for traversal."""
     uuid = put_job(client)
 
     assert make_request(config).job_states[uuid].uuid == uuid
 
 
 def test_unknown_job_is_none_or_a_key_error(config: Configurator) -> None:
-    """A job that there is not is found as None, and a KeyError to traversal."""
+    """For an unknown job, find() returns None, and traversal gets a KeyError."""
     job_states = make_request(config).job_states
 
     assert job_states.find(UUID) is None
@@ -126,7 +126,7 @@ def test_unknown_job_is_none_or_a_key_error(config: Configurator) -> None:
     ["", "x", UUID.upper(), UUID + "\n", UUID + "x", f"{{{UUID}}}", UUID[:-1], None, 5],
 )
 def test_malformed_uuid_does_not_reach_the_store(name: Any) -> None:
-    """What is no uuid, in its one spelling, is unknown without a question."""
+    """Anything but a uuid in its canonical form is unknown without asking the store."""
     config = made_config(NOWHERE)
 
     assert make_request(config).job_states.find(name) is None
@@ -135,14 +135,14 @@ def test_malformed_uuid_does_not_reach_the_store(name: Any) -> None:
 def test_keys_of_other_things_are_no_jobs(
     config: Configurator, client: redis.Redis
 ) -> None:
-    """No name leads to another of the store's keys."""
+    """No name leads to another key of the store."""
     client.hset("jobstate:active:all", "kind", "JobState")
 
     assert make_request(config).job_states.find("active:all") is None
 
 
 def test_store_that_is_away_is_store_unavailable() -> None:
-    """The container says that the store does not answer, and why."""
+    """If the store does not answer, the error names the container and the cause."""
     config = made_config(NOWHERE)
     job_states = make_request(config).job_states
 
@@ -154,7 +154,7 @@ def test_store_that_is_away_is_store_unavailable() -> None:
 
 
 def test_requests_have_one_container(config: Configurator) -> None:
-    """`request.job_states` is made once a request, and is this request's."""
+    """`request.job_states` is made once per request and belongs to it."""
     request = make_request(config)
 
     assert request.job_states is request.job_states
@@ -163,11 +163,11 @@ def test_requests_have_one_container(config: Configurator) -> None:
 
 
 def test_store_is_the_applications(config: Configurator) -> None:
-    """The container says which store it asks."""
+    """The container has the application's store."""
     assert isinstance(make_request(config).job_states.store, JobStore)
 
 
-# Who decides.
+# Permissions.
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -181,7 +181,7 @@ def test_owner_and_admins_see_a_job(
     user: str | None,
     status: int,
 ) -> None:
-    """Its owner sees a job, the application's root lets others in, and nobody else."""
+    """Only the owner and those whom the application's root allows see a job."""
     response = get(app, f"{place}/{put_job(client)}", user)
 
     assert response.status_code == status
@@ -192,7 +192,7 @@ def test_owner_and_admins_see_a_job(
 def test_job_without_owner_is_for_the_root_to_decide(
     app: TestApp, client: redis.Redis
 ) -> None:
-    """A job of nobody's is seen by those whom the root lets in, and not by nobody."""
+    """A job without an owner is visible only to those whom the root allows."""
     uuid = put_job(client, owner="null")
 
     assert get(app, f"/job_state/{uuid}").status_code == 403
@@ -203,7 +203,7 @@ def test_job_without_owner_is_for_the_root_to_decide(
 def test_number_and_string_are_different_owners(
     redis_url: str, client: redis.Redis, owner: str
 ) -> None:
-    """An owner keeps its type in the store: the user 1 is not the user "1"."""
+    """Owners keep their type in the store: the user 1 is not the user "1"."""
     config = made_config(redis_url)
     job_state = make_request(config).job_states[put_job(client, owner=owner)]
 
@@ -215,7 +215,7 @@ def test_number_and_string_are_different_owners(
 def test_root_that_gives_view_to_everyone_opens_nothing(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """Rights of the usual names in the application's root are no rights to jobs."""
+    """Common permissions in the application's root, such as "view", open no jobs."""
 
     class OpenRoot(Root):
         __acl__ = ((Allow, Everyone, ("view", "edit", "read", "list", "cancel")),)
@@ -226,8 +226,8 @@ def test_root_that_gives_view_to_everyone_opens_nothing(
 
 
 def test_acl_of_the_jobs_class_decides_first(app: TestApp, client: redis.Redis) -> None:
-    """A class's own ACL may use the job's parameters, shuts out the owner, and comes
-    before the root's.
+    """The ACL of a job's class may use the job's parameters and exclude the owner. It
+    precedes the root's.
     """
     uuid = put_job(client, kind="Tattle", params='{"friend": "carol"}')
 
@@ -240,7 +240,7 @@ def test_acl_of_the_jobs_class_decides_first(app: TestApp, client: redis.Redis) 
 def test_unknown_kind_has_no_rights_of_its_own(
     app: TestApp, client: redis.Redis
 ) -> None:
-    """A job of a kind that the web process has not imported is for the root alone."""
+    """Only the root decides about a kind that the web process has not imported."""
     uuid = put_job(client, kind="NeverImported")
 
     assert get(app, f"/job_state/{uuid}", "alice").status_code == 403
@@ -250,7 +250,7 @@ def test_unknown_kind_has_no_rights_of_its_own(
 def test_policy_without_acls_is_asked_about_the_job(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """Any policy decides by the job and the permission."""
+    """A policy without ACLs decides by the job and the permission."""
 
     class Rules:
         def identity(self, request: Request) -> None:
@@ -273,7 +273,7 @@ def test_policy_without_acls_is_asked_about_the_job(
 def test_root_is_made_only_when_the_job_has_not_decided(
     redis_url: str, client: redis.Redis, counted: type[CountingRoot]
 ) -> None:
-    """The owner's request spares the root factory, another's asks it once."""
+    """An owner's request does not make the root. Another user's makes it once."""
     app = make_app(make_config(redis_url, root_factory=counted))
     uuid = put_job(client)
 
@@ -289,7 +289,7 @@ def test_root_is_made_only_when_the_job_has_not_decided(
 def test_root_factory_that_fails_is_not_passed_over(
     redis_url: str, client: redis.Redis, error: type[Exception]
 ) -> None:
-    """A root factory's error is an error, not the end of the lineage."""
+    """An error of the root factory is raised. It does not end the lineage."""
 
     def factory(request: Request) -> Any:
         raise error("Who has taken the root?")
@@ -301,7 +301,7 @@ def test_root_factory_that_fails_is_not_passed_over(
 
 
 def test_root_is_pyramids_own_without_a_root_factory() -> None:
-    """Where no root factory is registered, the root is Pyramid's default."""
+    """Without a registered root factory, the root is Pyramid's default."""
     with testing.testConfig() as config:
         request = testing.DummyRequest()
         request.registry = config.registry
@@ -312,7 +312,7 @@ def test_root_is_pyramids_own_without_a_root_factory() -> None:
 def test_root_is_at_the_end_of_the_lineage(
     redis_url: str, client: redis.Redis, counted: type[CountingRoot]
 ) -> None:
-    """From a job the application's root can be reached, and is made once."""
+    """The lineage of a job ends at the application's root, which is made once."""
     config = made_config(redis_url, root_factory=counted)
     job_state = make_request(config).job_states[put_job(client)]
 
@@ -321,7 +321,7 @@ def test_root_is_at_the_end_of_the_lineage(
     assert counted.made == 1
 
 
-# Where it is.
+# URLs.
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -329,7 +329,7 @@ def test_root_is_at_the_end_of_the_lineage(
 def test_url_of_a_job_is_where_it_was_reached(
     app: TestApp, client: redis.Redis, place: str, script_name: str
 ) -> None:
-    """A job says the URL of the place through which it was reached."""
+    """The URL of a job is below the place through which it was reached."""
     environ = {"SCRIPT_NAME": script_name, "HTTP_X_USER": "alice"}
     uuid = put_job(client)
 
@@ -345,8 +345,8 @@ def test_url_of_a_job_is_where_it_was_reached(
 def test_url_of_a_job_follows_the_virtual_root(
     app: TestApp, client: redis.Redis, place: str
 ) -> None:
-    """Under a virtual root a mounted job's URL is below it, and a routed one's, as
-    every route's, does not change.
+    """A virtual root shortens the URL of a mounted job, but not that of a routed one,
+    as with every route.
     """
     uuid = put_job(client)
 
@@ -358,7 +358,7 @@ def test_url_of_a_job_follows_the_virtual_root(
 def test_virtual_root_does_not_lead_to_another_job(
     app: TestApp, client: redis.Redis
 ) -> None:
-    """Whoever sends a header of a virtual root gets no other job for it."""
+    """A header with a virtual root does not lead to any other job."""
     uuid = put_job(client)
 
     assert get(app, "/job_state", "bob", X_VHM_Root=f"/{uuid}").json["items"] == []
@@ -369,8 +369,8 @@ def test_virtual_root_does_not_lead_to_another_job(
 def test_traverser_of_the_application_enters_its_root(
     redis_url: str, client: redis.Redis, header: dict[str, str]
 ) -> None:
-    """A traverser that the application registered for all its resources runs for ours,
-    too, before the policy is asked. (So PyAMS finds its security manager.)
+    """A traverser that the application registered for all resources also runs for ours,
+    before the policy is asked. (PyAMS finds its security manager like this.)
     """
     config = make_config(redis_url, root_factory=SiteRoot, security_policy=SitePolicy())
     config.add_traverser(Announcing)
@@ -391,7 +391,7 @@ def test_traverser_of_the_application_enters_its_root(
 def test_traverser_of_the_application_is_shown_its_root_alone(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """It does not see the rest of the path, which leads nowhere in its own tree."""
+    """Such a traverser does not see the rest of the path, which is not in its tree."""
     config = make_config(redis_url, root_factory=SiteRoot, security_policy=SitePolicy())
     config.add_traverser(Announcing)
     entered = []
@@ -412,7 +412,7 @@ def test_traverser_of_the_application_is_shown_its_root_alone(
 def test_mounted_urls_ignore_a_route_prefix(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """A route_prefix moves the routed jobs only."""
+    """A route_prefix moves only the routed jobs."""
     config = make_config(redis_url, root_factory=mounted_root)
     config.include("pyramid_jobstate", route_prefix="/api")
     app = make_app(config)
@@ -426,7 +426,7 @@ def test_mounted_urls_ignore_a_route_prefix(
 def test_url_of_a_job_without_a_container_is_the_default(
     config: Configurator, client: redis.Redis, redis_url: str
 ) -> None:
-    """A job that the store gave out itself is at the default path."""
+    """A job loaded from the store itself has a URL at the default path."""
     uuid = put_job(client)
     job_state = JobStore(redis_url).load(uuid)
 
@@ -436,7 +436,7 @@ def test_url_of_a_job_without_a_container_is_the_default(
 
 
 def test_url_of_a_container(config: Configurator) -> None:
-    """A container has a URL, too, and so has what is below it."""
+    """Containers have URLs, and so do paths below them."""
     request = make_request(config)
     mounted = mounted_root(request)["site"]["jobs"]
 
@@ -446,7 +446,7 @@ def test_url_of_a_container(config: Configurator) -> None:
 
 
 def test_url_goes_on_below_a_job(config: Configurator, client: redis.Redis) -> None:
-    """Elements, query and a route's name work as for any resource."""
+    """Elements, a query and a route name work as for any resource."""
     config.add_route("shown", "/shown*traverse")
     config.commit()
     request = make_request(config)
@@ -462,7 +462,7 @@ def test_url_goes_on_below_a_job(config: Configurator, client: redis.Redis) -> N
 def test_url_spares_the_root_factory(
     redis_url: str, client: redis.Redis, counted: type[CountingRoot]
 ) -> None:
-    """To say where a job is the root is not needed."""
+    """The URL of a job is made without the root."""
     config = made_config(redis_url, root_factory=counted)
     request = make_request(config)
 
@@ -477,7 +477,7 @@ def test_url_spares_the_root_factory(
 def test_mounted_container_answers_as_the_routed_one(
     app: TestApp, client: redis.Redis
 ) -> None:
-    """But for the URL, the two places say the same."""
+    """Except for the URL, both places return the same JSON."""
     uuid = put_job(client)
 
     routed = get(app, f"/job_state/{uuid}", "alice").json
@@ -492,7 +492,7 @@ def test_mounted_container_answers_as_the_routed_one(
 def test_what_is_not_there_is_not_found_in_json(
     config: Configurator, place: str, name: str
 ) -> None:
-    """The answer to a name of no job is ours, in JSON, wherever it was looked for."""
+    """An unknown name is a 404 of ours in JSON, at every place."""
     response = get(make_app(config), place + name, "alice")
 
     assert response.status_code == 404
@@ -501,7 +501,7 @@ def test_what_is_not_there_is_not_found_in_json(
 
 @pytest.mark.parametrize("place", PLACES)
 def test_store_that_is_away_is_a_503(server: EmbeddedServer, place: str) -> None:
-    """While the store is away each of its jobs is a 503 that says when to ask again."""
+    """While the store is away, every job is a 503 with a Retry-After."""
     app = make_app(make_config(server.url, root_factory=mounted_root))
     server.stop()
 
@@ -514,7 +514,7 @@ def test_store_that_is_away_is_a_503(server: EmbeddedServer, place: str) -> None
 
 
 def test_store_that_is_back_is_found_again(server: EmbeddedServer) -> None:
-    """Once the store is back, so are the answers."""
+    """Once the store is back, requests succeed again."""
     app = make_app(make_config(server.url))
     assert get(app, f"/job_state/{UUID}", "alice").status_code == 404
     server.stop()
@@ -528,8 +528,8 @@ def test_store_that_is_back_is_found_again(server: EmbeddedServer) -> None:
 def test_views_of_the_application_stand_beside_ours_in_its_tree(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """In its own tree the application may give jobs further views, whose errors are its
-    own as well.
+    """The application may add views for jobs in its own tree; its own error views
+    handle their errors.
     """
     config = make_config(redis_url, root_factory=mounted_root)
     config.add_view(

@@ -1,4 +1,4 @@
-"""Attempts to see, list or cancel what one may not."""
+"""Attempts to see, list or cancel jobs without permission."""
 
 import json
 import uuid
@@ -33,8 +33,8 @@ SECRET = "hush-4711"
 
 
 class Relay(JobState):
-    """A kind of job that the next runner may see, the coach cancel, and its owner
-    neither.
+    """A kind of job that the next runner may see and the coach may cancel. Its owner
+    may do neither.
     """
 
     def __acl__(self) -> list[tuple[str, Any, Any]]:
@@ -48,14 +48,14 @@ class Relay(JobState):
 
 @pytest.fixture
 def app(app: TestApp) -> TestApp:
-    """Override: the shared application, open to odd methods, which WebTest refuses."""
+    """Override: the shared application without lint, as WebTest refuses odd methods."""
     return TestApp(app.app, lint=False)
 
 
 def put_secret(
     store: JobStore, cls: type[JobState] = RunMarathon, **options: Any
 ) -> str:
-    """Put a job of Alice's that says a secret in every way that it can."""
+    """Write a job of Alice's with a secret in every field that can hold one."""
     usual: dict[str, Any] = {
         "owner": "alice",
         "params": {"miles": SECRET},
@@ -124,7 +124,7 @@ HEADERS: list[dict[str, str]] = [
 def test_others_learn_nothing(
     app: TestApp, store: JobStore, client: redis.Redis, place: str, user: str | None
 ) -> None:
-    """By no path, query, method or header does anybody else see or change anything."""
+    """No path, query, method or header lets other users see or change anything."""
     job = put_secret(store)
     before = client.hgetall(key_of(store, job))
 
@@ -145,7 +145,7 @@ def test_others_learn_nothing(
 def test_owner_is_let_in_by_the_same_ways(
     app: TestApp, store: JobStore, place: str
 ) -> None:
-    """The test above would notice: to the owner many of those ways lead somewhere."""
+    """Many of these requests do show the job to its owner: the test above is sound."""
     job = put_secret(store)
 
     shown = [
@@ -161,7 +161,7 @@ def test_owner_is_let_in_by_the_same_ways(
 def test_forged_uuids_find_nothing(
     app: TestApp, store: JobStore, client: redis.Redis, place: str
 ) -> None:
-    """No name leads to another key of the store, or of another program."""
+    """No name leads to another key of the store or of another program."""
     put_secret(store)
     client.hset("jobstate:secret", mapping={"owner": '"bob"', "m:x": f'"{SECRET}"'})
     client.hset("secret", mapping={"owner": '"bob"', "m:x": f'"{SECRET}"'})
@@ -188,7 +188,7 @@ def test_forged_uuids_find_nothing(
 def test_root_that_gives_view_to_everyone_opens_nothing(
     redis_url: str, store: JobStore
 ) -> None:
-    """Rights of the usual names are no rights to jobs, by no way."""
+    """Common permissions such as "view" open no jobs, however they are requested."""
 
     class OpenRoot(Root):
         __acl__ = (
@@ -206,7 +206,7 @@ def test_root_that_gives_view_to_everyone_opens_nothing(
 
 
 def test_acl_of_a_class_may_use_the_parameters(app: TestApp, store: JobStore) -> None:
-    """A class decides for viewing, listing and cancelling by what was sent."""
+    """The class decides by the parameters who may view, list and cancel its jobs."""
     params = {"next_runner": "bob", "coach": "carol"}
     job = put_secret(store, Relay, params=params)
     path = f"/job_state/{job}"
@@ -278,7 +278,7 @@ def test_policy_without_acls_decides_by_permission_and_context(
 def test_policy_that_refuses_everything_is_obeyed(
     redis_url: str, store: JobStore
 ) -> None:
-    """Being the owner is nothing to a policy that does not look at ACLs."""
+    """Ownership has no effect in a policy that ignores ACLs."""
     job = put_secret(store)
     policy = Rules(lambda context, permission: False)
     app = make_app(make_config(redis_url, security_policy=policy))
@@ -294,8 +294,8 @@ def test_policy_that_refuses_everything_is_obeyed(
 def test_user_who_is_called_as_everybody_owns_nothing(
     redis_url: str, client: redis.Redis, name: str
 ) -> None:
-    """Where somebody could choose such a userid, their jobs would be everybody's: they
-    are nobody's instead, as with Pyramid's own authentication policies.
+    """If somebody could choose such a userid, everybody would own their jobs. Instead,
+    these have no owner, as with Pyramid's own authentication policies.
     """
     config = make_config(redis_url)
     app = make_app(config)
@@ -312,7 +312,7 @@ def test_user_who_is_called_as_everybody_owns_nothing(
 def test_application_may_open_a_job_to_everybody(
     redis_url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a view says in so many words holds: an owner is any principal."""
+    """A view may name any principal as the owner explicitly, even Everyone."""
     broker = make_broker(redis_url)
     monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
     config = make_config(redis_url)
@@ -330,8 +330,8 @@ def test_application_may_open_a_job_to_everybody(
 def test_unknown_kind_has_only_the_lineages_rights(
     app: TestApp, store: JobStore, client: redis.Redis, place: str
 ) -> None:
-    """A job of a kind that this process has not imported is for the root to decide,
-    wherever it is asked for.
+    """The root alone decides about a kind that this process has not imported, wherever
+    the job is requested.
     """
     job = put_secret(store)
     client.hset(key_of(store, job), "kind", "NeverImported")
@@ -366,8 +366,8 @@ def test_unknown_kind_has_only_the_lineages_rights(
 def test_hostile_record_gives_no_rights(
     app: TestApp, store: JobStore, client: redis.Redis, field: str, value: str | bytes
 ) -> None:
-    """An owner or a kind that cannot be understood opens a job to nobody, and does not
-    stop a batch or a list in which it stands.
+    """An owner or kind that cannot be parsed gives nobody rights, and does not break a
+    batch or list.
     """
     job = put_secret(store)
     client.hset(key_of(store, job), field, value)
@@ -384,7 +384,7 @@ def test_hostile_record_gives_no_rights(
 def test_hostile_status_is_not_cancelled(
     app: TestApp, store: JobStore, client: redis.Redis, status: str | bytes
 ) -> None:
-    """What is no status is not taken for one that can be cancelled."""
+    """A job with an invalid status cannot be cancelled."""
     job = put_secret(store)
     client.hset(key_of(store, job), "status", status)
 

@@ -1,4 +1,4 @@
-"""The routes: what tools see of them, who answers which method, and CORS."""
+"""The routes: introspection, methods, CSRF, CORS, and request.job_states."""
 
 import logging
 from pathlib import Path
@@ -41,11 +41,11 @@ PREFLIGHT = {
 }
 
 
-# What tools see.
+# Introspection by tools.
 
 
 def main(global_config: Any, **settings: str) -> Any:
-    """Return an application, as an ini file names it."""
+    """Return an application, as an ini file makes it."""
     config = make_config(NOWHERE, settings=settings)
     config.include("pyramid_jobstate", route_prefix=settings["prefix"])
     return config.make_wsgi_app()
@@ -89,7 +89,7 @@ def test_proutes_shows_the_documented_paths(tmp_path: Path, prefix: str) -> None
 def test_matched_route_has_the_documented_pattern(
     redis_url: str, client: redis.Redis, method: str, path: str, pattern: str
 ) -> None:
-    """What traces and metrics take from a request says which URL of ours it was."""
+    """For traces and metrics, a request's matched route has the documented pattern."""
     seen = []
     config = make_config(redis_url)
     config.add_subscriber(lambda e: seen.append(e.request.matched_route), ContextFound)
@@ -104,7 +104,7 @@ def test_matched_route_has_the_documented_pattern(
 def test_container_is_traversed_by_pyramids_functions(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """find_resource() finds a job in the container, as in every resource tree."""
+    """find_resource() finds a job in a container, as in every resource tree."""
     config = made_config(redis_url)
     container = make_request(config, "alice").job_states
     job = put_job(client)
@@ -117,7 +117,7 @@ def test_container_is_traversed_by_pyramids_functions(
 def test_route_of_the_application_may_have_the_container_as_its_root(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """A hybrid route of the application's traverses a JobStates as any root."""
+    """A hybrid route of the application can have JobStates as its root factory."""
     config = make_config(redis_url)
     config.add_route("mine", "/mine/*traverse", factory=JobStates)
     config.add_view(lambda c, r: Response(c.uuid), route_name="mine")
@@ -150,7 +150,7 @@ def test_other_method_is_refused_whatever_the_application_demands(
     end: str,
     allowed: str,
 ) -> None:
-    """Neither a CSRF check nor a default permission stands before the 405."""
+    """Neither a CSRF check nor a default permission prevents the 405."""
     config = make_config(redis_url, root_factory=mounted_root)
     config.set_csrf_storage_policy(CookieCSRFStoragePolicy())
     config.set_default_csrf_options(require_csrf=True)
@@ -172,7 +172,7 @@ def test_other_method_is_refused_whatever_the_application_demands(
 def test_unknown_job_is_not_found_whatever_the_application_demands(
     redis_url: str, method: str, end: str
 ) -> None:
-    """No CSRF check stands before the 404 either."""
+    """A CSRF check does not prevent the 404."""
     config = make_config(redis_url)
     config.set_csrf_storage_policy(CookieCSRFStoragePolicy())
     config.set_default_csrf_options(require_csrf=True)
@@ -200,7 +200,7 @@ def test_unknown_job_is_not_found_whatever_the_application_demands(
 def test_exception_views_of_the_application_stay_away(
     redis_url: str, client: redis.Redis, options: dict[str, Any], accept: str
 ) -> None:
-    """However closely a view of the application fits, it does not answer for ours."""
+    """Exception views of the application never answer for ours, however specific."""
     config = make_config(redis_url)
     config.set_csrf_storage_policy(CookieCSRFStoragePolicy())
     config.set_default_csrf_options(require_csrf=True)
@@ -231,8 +231,8 @@ def test_exception_views_of_the_application_stay_away(
 def test_what_the_application_raises_on_the_way_is_json(
     redis_url: str, client: redis.Redis, error: type[Exception]
 ) -> None:
-    """A subscriber of the application's that refuses a request for a job is answered
-    as our views are.
+    """If a subscriber of the application refuses a request for a job, the response is
+    like that of our views.
     """
 
     def refuse(event: Any) -> None:
@@ -254,7 +254,7 @@ def test_what_the_application_raises_on_the_way_is_json(
 def test_traverser_that_finds_nothing_at_our_path_is_left_alone(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """A traverser for all resources that raises HTTPNotFound fails no poll."""
+    """A traverser for all resources that raises HTTPNotFound does not break polls."""
 
     class Picky(ResourceTreeTraverser):
         def __call__(self, request: Request) -> Any:
@@ -270,7 +270,7 @@ def test_traverser_that_finds_nothing_at_our_path_is_left_alone(
 def test_container_as_the_root_of_everything_ends_the_lineage(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """A JobStates that is the application's root has no parent of its own kind."""
+    """If the application's root is a JobStates, the lineage ends there."""
     app = make_app(make_config(redis_url, root_factory=JobStates))
     job = put_job(client)
 
@@ -287,8 +287,8 @@ def test_container_as_the_root_of_everything_ends_the_lineage(
 def test_refused_csrf_check_is_json(
     redis_url: str, client: redis.Redis, place: str, scheme: str
 ) -> None:
-    """What Pyramid's check refuses, a token or an origin, is answered like all else
-    below our path; elsewhere by the application.
+    """A request below our path that Pyramid's CSRF check refuses, by token or origin,
+    gets JSON. Elsewhere the application answers.
     """
     config = make_config(redis_url, root_factory=mounted_root)
     config.set_csrf_storage_policy(CookieCSRFStoragePolicy())
@@ -319,7 +319,7 @@ def test_refused_csrf_check_is_json(
 
 
 class PreflightPredicate:
-    """A route predicate of the application's: whether a request is a preflight."""
+    """A route predicate of the application that matches CORS preflights."""
 
     def __init__(self, value: bool, config: Configurator) -> None:
         self.value = value
@@ -337,7 +337,7 @@ class PreflightPredicate:
 
 
 def add_cors(config: Configurator) -> None:
-    """Have the application answer every preflight, by a route of its own."""
+    """Let a route of the application answer every preflight."""
     config.add_route_predicate("preflight", PreflightPredicate)
     config.add_route("preflight", "/{everything:.*}", preflight=True)
     config.add_view(
@@ -349,8 +349,8 @@ def add_cors(config: Configurator) -> None:
 @pytest.mark.parametrize("end", ["", f"/{UUID}", f"/{UUID}/", f"/{UUID}/cancel", "/x"])
 @pytest.mark.parametrize("is_first", [True, False])
 def test_preflight_is_the_applications(end: str, is_first: bool) -> None:
-    """A CORS preflight reaches the application's route wherever that stands, and asks
-    no store.
+    """A CORS preflight reaches the application's route, wherever it stands, without
+    asking the store.
     """
     config = make_config(NOWHERE)
     if is_first:
@@ -367,7 +367,7 @@ def test_preflight_is_the_applications(end: str, is_first: bool) -> None:
 
 
 def test_preflight_that_nobody_answers_is_not_found(app_nowhere: TestApp) -> None:
-    """An application without CORS allows no other origin anything."""
+    """Without CORS in the application, no other origin is allowed anything."""
     response = ask(app_nowhere, "OPTIONS", f"/job_state/{UUID}", **PREFLIGHT)
 
     assert response.status_code == 404
@@ -387,7 +387,7 @@ def own_method(request: Request) -> str:
 
 
 class OwnRequest(Request):
-    """A request whose class has an attribute of our name."""
+    """A request whose class already has an attribute of this name."""
 
     def job_states(self) -> str:
         return "mine"
@@ -400,7 +400,7 @@ class OwnRequest(Request):
 def test_request_method_of_the_same_name_stops_the_start(
     is_first: bool, options: dict[str, bool]
 ) -> None:
-    """An application that has `request.job_states` of its own learns of it at once."""
+    """An application's own `request.job_states` is an error at the start."""
     config = make_config(NOWHERE)
     if is_first:
         config.add_request_method(own_method, "job_states", **options)
@@ -422,7 +422,7 @@ def test_request_method_of_the_same_name_stops_the_start(
 def test_request_method_is_found_after_a_commit(
     steps: str, options: dict[str, bool]
 ) -> None:
-    """Also where Pyramid's own detection of conflicts is over."""
+    """The conflict is found even after a commit, where Pyramid's own detection ends."""
     config = make_config(NOWHERE)
     config.autocommit = "auto" in steps
 
@@ -434,7 +434,7 @@ def test_request_method_is_found_after_a_commit(
 
 
 def test_request_class_with_such_an_attribute_stops_the_start() -> None:
-    """Ours would hide it."""
+    """An attribute of the request class that ours would hide is an error."""
     config = make_config(NOWHERE, request_factory=OwnRequest)
     config.include("pyramid_jobstate")
 
@@ -443,7 +443,7 @@ def test_request_class_with_such_an_attribute_stops_the_start() -> None:
 
 
 def test_other_request_methods_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
-    """Methods of other names, and request classes without ours, start quietly."""
+    """Other request methods, and request classes without ours, cause no warning."""
 
     class PlainRequest(Request):
         pass
@@ -459,7 +459,7 @@ def test_other_request_methods_are_left_alone(caplog: pytest.LogCaptureFixture) 
 
 
 def test_tests_of_an_application_may_set_it(redis_url: str) -> None:
-    """A container of the tests' own takes the place of the request's."""
+    """Tests may set request.job_states to a container of their own."""
     config = made_config(redis_url)
     request = make_request(config, "alice")
     assert request.job_states is request.job_states

@@ -1,4 +1,4 @@
-"""Sending with the transaction, in real requests, beside real databases."""
+"""Sending with the transaction, in real requests and with real databases."""
 
 import contextlib
 import datetime
@@ -63,7 +63,7 @@ def visit(
 
 
 def only_job(client: redis.Redis) -> dict[str, str]:
-    """Return the only record that there is."""
+    """Return the only record in the store."""
     (key,) = client.keys("jobstate:????????-*")
     fields: Any = client.hgetall(key)
     return {name.decode(): value.decode() for name, value in fields.items()}
@@ -77,7 +77,7 @@ def load(config: Configurator, uuid: str) -> JobState:
 
 @contextlib.contextmanager
 def committing(config: Configurator, user: str | None = "alice") -> Iterator[Any]:
-    """Give the job_states of a request whose transaction commits."""
+    """Yield the job_states of a request whose transaction then commits."""
     request = make_request(config, user)
     request.tm.begin()
     yield request.job_states
@@ -96,8 +96,8 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
 def test_commit_sends_when_the_database_is_durable(
     tm_config: Configurator, global_broker: Broker, client: redis.Redis, database: Any
 ) -> None:
-    """The message leaves once others see what the request wrote, under the uuid that
-    the view was given, of which there was nothing before.
+    """The message is sent once others see what the request wrote, under the uuid that
+    the view got. Before, the store has no record.
     """
 
     class Watch(Middleware):
@@ -152,7 +152,7 @@ def test_abort_leaves_nothing(
     database: Any,
     how: Callable[..., Any],
 ) -> None:
-    """A request whose transaction is aborted, in whatever way, sends nothing."""
+    """A request whose transaction is aborted, however that happens, sends nothing."""
 
     def view(request: Request) -> None:
         database.write(request)
@@ -169,7 +169,7 @@ def test_abort_leaves_nothing(
 def test_exception_view_leaves_nothing(
     tm_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """Nor does one whose error an exception view answers, nor what that view sends."""
+    """A request answered by an exception view sends nothing, nor does that view."""
 
     def apologize(exc: Exception, request: Request) -> Response:
         request.job_states.send(global_broker.get_actor("run_marathon"), 1)
@@ -188,8 +188,8 @@ def test_exception_view_leaves_nothing(
 def test_exception_view_sends_if_its_transaction_commits(
     redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """With a commit veto that lets an exception view's response through, all that was
-    sent leaves, as all that was written stays.
+    """If the commit veto accepts an exception view's response, everything is sent, just
+    as everything written stays.
     """
     config = make_tm_config(
         redis_url, {**EXPLICIT, "tm.commit_veto": "pyramid_tm.default_commit_veto"}
@@ -210,7 +210,7 @@ def test_exception_view_sends_if_its_transaction_commits(
 def test_commit_veto_leaves_nothing(
     redis_url: str, global_broker: Broker, client: redis.Redis, status: int, sent: int
 ) -> None:
-    """A response that the application's veto refuses sends nothing."""
+    """A response that the application's commit veto rejects sends nothing."""
     config = make_tm_config(
         redis_url, {**EXPLICIT, "tm.commit_veto": "pyramid_tm.default_commit_veto"}
     )
@@ -228,7 +228,7 @@ def test_commit_veto_leaves_nothing(
 def test_retried_request_sends_once(
     tm_config: Configurator, global_broker: Broker, client: redis.Redis, database: Any
 ) -> None:
-    """Of the attempts of pyramid_retry only the last one's job is sent."""
+    """Of the attempts of pyramid_retry, only the last one's job is sent."""
     uuids = []
 
     def view(request: Request) -> str:
@@ -251,8 +251,8 @@ def test_retried_request_sends_once(
 def test_commit_that_is_retried_sends_once(
     tm_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """A conflict that shows only at the commit, after the records were written, takes
-    them back before the next attempt.
+    """A conflict that arises in the commit, after the records were written, takes them
+    back before the next attempt.
     """
     left = ["tpc_vote", "commit"]
 
@@ -271,7 +271,7 @@ def test_commit_that_is_retried_sends_once(
     assert client.zcard("jobstate:active:all") == 1
 
 
-# Others' trouble.
+# Failures of other data managers.
 
 
 @pytest.mark.parametrize("key", ["a", "~~~"])
@@ -284,8 +284,8 @@ def test_manager_that_fails_leaves_nothing(
     phase: str,
     key: str,
 ) -> None:
-    """If another data manager fails, before ours or after, no record stays, no entry of
-    an index, and nothing was sent.
+    """If another data manager fails, before or after ours, no record and no index entry
+    stays, and nothing is sent.
     """
 
     def view(request: Request) -> None:
@@ -297,7 +297,7 @@ def test_manager_that_fails_leaves_nothing(
         visit(tm_config, view)
 
     assert client.keys() == []
-    # A database of one phase has committed by the last vote.
+    # A one-phase database has committed by the last vote.
     is_late = (phase, key) == ("tpc_vote", "~~~")
     assert database.count() == (is_late and isinstance(database, SQLite))
 
@@ -305,8 +305,8 @@ def test_manager_that_fails_leaves_nothing(
 def test_database_that_refuses_at_its_commit_leaves_nothing(
     tm_config: Configurator, global_broker: Broker, client: redis.Redis, sqlite: SQLite
 ) -> None:
-    """A database that knows one phase only fails in its vote, when the record is
-    written: that is taken back.
+    """A one-phase database fails only in its vote, when the record is already written:
+    the record is deleted.
     """
     records = []
 
@@ -328,7 +328,7 @@ def test_database_that_refuses_at_its_commit_leaves_nothing(
 def test_abort_after_the_end_takes_nothing_back(
     tm_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """A manager that fails after ours has finished changes nothing for the job."""
+    """A manager that fails after ours has finished does not affect the job."""
 
     def view(request: Request) -> None:
         request.job_states.send(global_broker.get_actor("run_marathon"), 26)
@@ -344,8 +344,8 @@ def test_abort_after_the_end_takes_nothing_back(
 def test_manager_that_fails_to_finish_before_ours_keeps_the_message(
     tm_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """Where a manager breaks its promise to finish, the request has failed and nothing
-    is sent for it.
+    """If another manager fails in its tpc_finish, contrary to its contract, the request
+    fails and nothing is sent.
     """
 
     def view(request: Request) -> None:
@@ -361,7 +361,7 @@ def test_manager_that_fails_to_finish_before_ours_keeps_the_message(
 def test_store_that_is_away_vetoes_the_commit(
     server: EmbeddedServer, redis_url: str, client: redis.Redis, database: Any
 ) -> None:
-    """Nothing is committed of which a job would be a part that nobody could follow."""
+    """A store that is away vetoes the commit: nobody could follow the job."""
     broker = make_broker(redis_url, JobStateMiddleware(url=server.url))
 
     def view(request: Request) -> None:
@@ -379,7 +379,7 @@ def test_store_that_is_away_vetoes_the_commit(
 def test_commit_asks_a_store_that_has_just_failed_others(
     tm_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """A lost packet of somebody else's vetoes nothing, and the job has its record."""
+    """An earlier failure of another request vetoes nothing: the record is written."""
     (middleware,) = (
         m for m in global_broker.middleware if isinstance(m, JobStateMiddleware)
     )
@@ -397,8 +397,8 @@ def test_commit_asks_a_store_that_has_just_failed_others(
 def test_messages_of_a_transaction_wait_together_for_a_store_that_went_away(
     redis_url: str, server: EmbeddedServer, client: redis.Redis
 ) -> None:
-    """A store that stops answering once the records are written holds up a transaction
-    once, not each of its messages; all are sent.
+    """A store that goes away once the records are written delays a transaction once,
+    not once per message, and all messages are sent.
     """
     with faulty(server.url) as proxy:
         broker = make_broker(redis_url, JobStateMiddleware(url=proxy.url))
@@ -419,7 +419,7 @@ def test_messages_of_a_transaction_wait_together_for_a_store_that_went_away(
 def test_store_that_goes_away_before_an_abort_is_only_logged(
     server: EmbeddedServer, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the record cannot be taken back, the request's own error stands, and the job
+    """If the record cannot be deleted, the request's own error is raised, and the job
     will read stalled.
     """
     broker = make_broker(redis_url, JobStateMiddleware(url=server.url))
@@ -440,7 +440,7 @@ def test_store_that_goes_away_before_an_abort_is_only_logged(
 
 
 def broker_that_is_away(redis_url: str) -> RedisBroker:
-    """Return a broker without a server, whose states are kept all the same."""
+    """Return a broker whose server is away but whose store is not."""
     away = redis.Redis.from_url(NOWHERE, **FAIL_FAST)
     broker = RedisBroker(client=away)
     broker.add_middleware(JobStateMiddleware(url=redis_url))
@@ -458,7 +458,7 @@ def test_broker_that_is_away_marks_the_job(
     database: Any,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """What was committed is: the user gets an answer, and sees that the job failed."""
+    """The commit stands: the user gets a response and sees that the job failed."""
     broker = broker_that_is_away(redis_url)
 
     def view(request: Request) -> str:
@@ -480,8 +480,8 @@ def test_broker_that_is_away_marks_the_job(
 def test_broker_and_store_that_are_away_raise_nothing(
     server: EmbeddedServer, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nor does it fail if the store goes away with the broker: the job will read
-    stalled.
+    """If the store goes away along with the broker, the request still succeeds; the job
+    will read stalled.
     """
     broker = broker_that_is_away(server.url)
 
@@ -516,8 +516,8 @@ def test_abort_leaves_the_end_of_a_job_that_is_put_back(
     client: redis.Redis,
     phase: str | None,
 ) -> None:
-    """Where the message of a failed job is sent again and is not after all, the failure
-    stands as it was.
+    """If the message of a failed job is sent again but the transaction aborts, the
+    record of the failure does not change.
     """
     make_app(tm_config)
     message = global_broker.get_actor("run_marathon").message(26)
@@ -541,7 +541,7 @@ def test_abort_leaves_the_end_of_a_job_that_is_put_back(
 def test_job_that_is_put_back_is_queued_when_its_message_leaves(
     tm_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """A commit makes it a job that waits, and says nothing of its last run."""
+    """A job that is put back is queued at the commit, without its last run's error."""
     make_app(tm_config)
     message = global_broker.get_actor("run_marathon").message(26)
     put_failed(client, message)
@@ -559,7 +559,7 @@ def test_job_that_is_put_back_is_queued_when_its_message_leaves(
 def test_job_that_the_broker_does_not_take_back_keeps_its_record(
     redis_url: str, client: redis.Redis, immediately: bool
 ) -> None:
-    """Its viewer reads that it was not sent, and it can be sent again."""
+    """A job that is put back in vain reads as not sent, and can be sent again."""
     broker = broker_that_is_away(redis_url)
     config = make_tm_config(redis_url)
     make_app(config)
@@ -578,8 +578,8 @@ def test_job_that_the_broker_does_not_take_back_keeps_its_record(
 
 
 def resend(config: Configurator, what: Any, broker: Broker | None = None) -> None:
-    """Send something that somebody else has sent, and have it vetoed or, with a broker
-    that is away, refused.
+    """Send something that was sent before, and have the commit vetoed or, if a broker
+    that is away is given, the message refused.
     """
     request = make_request(config, "bob")
     transaction = request.tm.begin()
@@ -603,7 +603,7 @@ def test_record_of_another_sender_is_left_alone(
     was: str,
     is_refused: bool,
 ) -> None:
-    """A second send of what is on its way takes back nothing if it comes to nothing."""
+    """A second send that fails does not take back the record of the first."""
     make_app(tm_config)
     run_marathon = global_broker.get_actor("run_marathon")
     messages = [run_marathon.message(i) for i in range(3 if was == "pipeline" else 1)]
@@ -625,8 +625,8 @@ def test_record_of_another_sender_is_left_alone(
 def test_veto_between_the_two_steps_of_another_send(
     tm_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """Of two that send one message at once, the one that is vetoed does not take back
-    the other's record.
+    """If two transactions send one message and one is vetoed, the record of the other
+    stays.
     """
     make_app(tm_config)
     message = global_broker.get_actor("run_marathon").message(26)
@@ -645,7 +645,7 @@ def test_veto_between_the_two_steps_of_another_send(
 def test_one_message_that_is_refused_does_not_stop_the_next(
     tm_config: Configurator, redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """Each message of a transaction is sent by itself."""
+    """Each message of a transaction is sent independently."""
     away = broker_that_is_away(redis_url)
 
     def view(request: Request) -> None:
@@ -658,7 +658,7 @@ def test_one_message_that_is_refused_does_not_stop_the_next(
 
 
 def crash_between_commit_and_departure(redis_url: str) -> None:
-    """What the child process of the next test does."""
+    """Run in the child process of the next test."""
     broker = make_broker(redis_url)
     config = make_tm_config(redis_url)
     make_app(config)
@@ -671,8 +671,8 @@ def crash_between_commit_and_departure(redis_url: str) -> None:
 def test_crash_between_commit_and_departure_reads_stalled(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """A process that dies with the message in its hands leaves a job that reads stalled
-    after a while, rather than queued for ever.
+    """A process that dies before sending the message leaves a job that reads stalled
+    after a while, rather than queued forever.
     """
     code = (
         f"from {__name__} import {crash_between_commit_and_departure.__name__} as crash"
@@ -696,7 +696,7 @@ def test_crash_between_commit_and_departure_reads_stalled(
 def test_savepoint_takes_back_what_was_sent_since(
     tm_config: Configurator, global_broker: Broker, client: redis.Redis, tmp_path: Path
 ) -> None:
-    """A savepoint that is rolled back takes its jobs with it, but not those before."""
+    """A rollback to a savepoint drops the jobs sent since, but not those before."""
     run_marathon = global_broker.get_actor("run_marathon")
 
     def view(request: Request) -> None:
@@ -719,13 +719,13 @@ def test_savepoint_takes_back_what_was_sent_since(
     assert len(client.keys("jobstate:????????-*")) == 2
 
 
-# What the view gives.
+# Arguments, owners, delays and options.
 
 
 def test_arguments_that_are_no_json_fail_in_the_view(
     tm_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """The view's own line raises, and the transaction can go on without."""
+    """The call raises an error, and the transaction can go on without the message."""
 
     def view(request: Request) -> str:
         for arguments in [object()], [{1, 2}], [b"x"]:
@@ -742,7 +742,7 @@ def test_arguments_that_are_no_json_fail_in_the_view(
 def test_arguments_are_those_of_the_call(
     tm_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """What the view does with a list after it has sent it does not matter."""
+    """Changes to an argument after the call do not affect the message."""
 
     def view(request: Request) -> str:
         miles, shoes = [1, 2], {"left": "red"}
@@ -780,8 +780,8 @@ def test_owner_is_the_sender_unless_another_is_named(
     options: dict[str, Any],
     owner: object,
 ) -> None:
-    """A job belongs to whom the view names, or to whoever made the request; nobody is
-    one to name.
+    """The owner of a job is the one that the view names, possibly None, or else the
+    user of the request.
     """
 
     def view(request: Request) -> str:
@@ -809,7 +809,7 @@ def test_owner_must_be_a_principal(job_states: Any, global_broker: Broker) -> No
 def test_delay_counts_from_the_commit(
     tm_config: Configurator, global_broker: Broker, client: redis.Redis, delay: Any
 ) -> None:
-    """A delayed job is due that long after it was recorded, and its message, too."""
+    """The delay of the job and its message counts from the record being written."""
 
     def view(request: Request) -> str:
         job_state = request.job_states.send_with_options(
@@ -835,7 +835,7 @@ def test_delay_counts_from_the_commit(
 def test_options_travel_with_the_message(
     job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """Further options are the message's own."""
+    """Further options become options of the message."""
     job_states.send_with_options(
         global_broker.get_actor("run_marathon"),
         kwargs={"miles": 26},
@@ -853,7 +853,7 @@ def test_options_travel_with_the_message(
 def test_messages_leave_in_their_order(
     job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """Several messages of a transaction leave in the order in which they were sent."""
+    """The messages of a transaction are sent in the order of the calls."""
     for miles in range(12):
         job_states.send(global_broker.get_actor("run_marathon"), miles)
     job_states.request.tm.commit()
@@ -862,7 +862,7 @@ def test_messages_leave_in_their_order(
     assert len(job_states.list("alice").items) == 12
 
 
-# Where nobody would commit.
+# Without a transaction.
 
 
 def send(request: Request, broker: Broker) -> JobState:
@@ -874,8 +874,8 @@ def send(request: Request, broker: Broker) -> JobState:
 def test_implicit_manager_without_the_tween_is_refused(
     redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """A transaction that nobody will commit is not joined, so that nothing is sent in
-    the next one either.
+    """A transaction that nobody will commit is not joined, or the next one would send
+    the message.
     """
     settings = {"tm.activate_hook": "tests.webapp.inactive"}
     config = make_config(redis_url, settings=settings)
@@ -891,7 +891,7 @@ def test_implicit_manager_without_the_tween_is_refused(
 def test_explicit_manager_without_the_tween_is_refused(
     redis_url: str, global_broker: Broker
 ) -> None:
-    """Nor is one joined that an explicit manager would have to begin."""
+    """An explicit manager's transaction that has not begun is not joined either."""
     config = make_tm_config(
         redis_url, {**EXPLICIT, "tm.activate_hook": "tests.webapp.inactive"}
     )
@@ -903,7 +903,7 @@ def test_explicit_manager_without_the_tween_is_refused(
 def test_without_pyramid_tm_send_names_the_other_way(
     redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """Without a request.tm the error says what to do."""
+    """Without a request.tm, the error says what to do."""
     config = make_config(redis_url)
 
     with pytest.raises(RuntimeError, match=r"pyramid_tm.*send_immediately"):
@@ -915,7 +915,7 @@ def test_without_pyramid_tm_send_names_the_other_way(
 def test_send_after_the_end_of_the_transaction_is_refused(
     tm_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """When the tween has finished, there is no transaction to send with."""
+    """Once the tween has finished, there is no transaction to send with."""
 
     def view(request: Request) -> None:
         request.add_finished_callback(finish)
@@ -935,7 +935,7 @@ def test_send_after_the_end_of_the_transaction_is_refused(
 def test_implicit_manager_under_the_tween_sends(
     redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """pyramid_tm's default manager will do where its tween is active."""
+    """pyramid_tm's default manager works where its tween is active."""
     config = make_config(redis_url)
     config.include("pyramid_tm")
 
@@ -947,7 +947,7 @@ def test_implicit_manager_under_the_tween_sends(
 def test_explicit_manager_by_hand_sends(
     job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """In a script, or a test, whoever begins a transaction commits it."""
+    """A script or test that begins a transaction also commits it."""
     send(job_states.request, global_broker)
     assert queued(client) == []
 
@@ -959,7 +959,7 @@ def test_explicit_manager_by_hand_sends(
 def test_transaction_of_repoze_tm_sends(
     redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """Where a WSGI middleware manages the transaction, the message leaves when that
+    """If a WSGI middleware manages the transaction, the message is sent when that
     commits.
     """
     config = make_config(redis_url)
@@ -979,13 +979,13 @@ def test_transaction_of_repoze_tm_sends(
     assert [m.message_id for m in queued(client)] == [uuid]
 
 
-# At once.
+# Sending immediately.
 
 
 def test_send_immediately_does_not_wait_for_the_transaction(
     tm_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """What is sent at once is, whatever becomes of the transaction."""
+    """An abort of the transaction does not take back what was sent immediately."""
 
     def view(request: Request) -> None:
         job_states = request.job_states
@@ -1026,7 +1026,7 @@ def test_send_immediately_that_the_broker_refuses_leaves_nothing(
 def test_send_immediately_reports_the_brokers_error_before_the_stores(
     server: EmbeddedServer, redis_url: str
 ) -> None:
-    """If the record cannot be taken back, the broker's error is raised all the same."""
+    """If the record cannot be deleted, the broker's error is still raised."""
 
     class Stop(Middleware):
         def before_enqueue(self, broker: Broker, message: Any, delay: Any) -> None:
@@ -1049,7 +1049,7 @@ def test_send_immediately_reports_the_brokers_error_before_the_stores(
 def test_message_keeps_its_id(
     job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """A message that was made before is sent as it is."""
+    """A message made earlier is sent unchanged."""
     message = global_broker.get_actor("run_marathon").message(26)
 
     job_state = job_states.send_message(message, owner="bob")
@@ -1064,7 +1064,7 @@ def test_message_keeps_its_id(
 def test_message_of_its_own_delay_is_delayed(
     job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """A message that says its delay is due after it, as a pipeline's first step is."""
+    """A message's own delay counts, as that of a pipeline's first step does."""
     run_marathon = global_broker.get_actor("run_marathon")
     message = run_marathon.message_with_options(args=(26,), delay=60_000)
 
@@ -1079,7 +1079,7 @@ def test_message_of_its_own_delay_is_delayed(
 def test_message_keeps_what_it_leads_to(
     job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """A message that was taken out of a pipeline still leads to the next."""
+    """A message taken out of a pipeline still leads to the next step."""
     run_marathon = global_broker.get_actor("run_marathon")
     steps = pipeline([run_marathon.message(1), run_marathon.message(2)])
 
@@ -1094,7 +1094,7 @@ def test_message_keeps_what_it_leads_to(
 def test_what_is_no_message_is_refused(
     job_states: Any, global_broker: Broker, what: Any
 ) -> None:
-    """Only what Dramatiq can send is sent."""
+    """Only what Dramatiq can send is accepted."""
     with pytest.raises(TypeError, match="Only messages, pipelines and groups"):
         job_states.send_message(what)
 
@@ -1102,7 +1102,7 @@ def test_what_is_no_message_is_refused(
 def test_message_without_a_broker_is_refused(
     job_states: Any, global_broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a global broker there is none to send a message through."""
+    """A message cannot be sent without a global broker, and none is made."""
     message = global_broker.get_actor("run_marathon").message(1)
     monkeypatch.setattr(dramatiq.broker, "global_broker", None)
 
@@ -1115,7 +1115,7 @@ def test_message_without_a_broker_is_refused(
 def test_pipeline_has_all_its_records_from_the_start(
     job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """Each step has its record, owner and id; the first message leads to the others."""
+    """Each step has a record, owner and id. The first message leads to the others."""
     run_marathon = global_broker.get_actor("run_marathon")
     what = pipeline([run_marathon.message(i) for i in range(3)])
     ids = [m.message_id for m in what.messages]
@@ -1142,7 +1142,7 @@ def test_pipeline_has_all_its_records_from_the_start(
 def test_steps_that_wait_for_their_turn_never_stall(
     redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """However long the first step takes, the later ones are queued."""
+    """Later steps stay queued, however long the first takes."""
     config = make_tm_config(redis_url, {**EXPLICIT, "jobstate.stalled_after": "0.01"})
     make_app(config)
     run_marathon = global_broker.get_actor("run_marathon")
@@ -1159,8 +1159,8 @@ def test_steps_that_wait_for_their_turn_never_stall(
 def test_delay_of_a_pipeline_is_that_of_its_first_step(
     job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """A pipeline is delayed as Dramatiq delays it: by what its first message says. That
-    of a later step counts from its turn.
+    """A pipeline is delayed as in Dramatiq, by its first message. The delay of a later
+    step counts from its turn.
     """
     run_marathon = global_broker.get_actor("run_marathon")
     first = run_marathon.message_with_options(args=(1,), delay=60_000)
@@ -1174,7 +1174,7 @@ def test_delay_of_a_pipeline_is_that_of_its_first_step(
     assert one.due_at - one.queued_at == datetime.timedelta(minutes=1)
     assert two.due_at is None
     assert [m.message_id for m in queued(client, "default.DQ")] == [one.uuid]
-    # What Dramatiq does when the first step has succeeded.
+    # Dramatiq does this when the first step has succeeded.
     global_broker.enqueue(
         Message(**queued(client, "default.DQ")[0].options["pipe_target"]), delay=30_000
     )
@@ -1199,7 +1199,7 @@ def test_empty_pipeline_is_refused(
 def test_untracked_member_is_refused(
     job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """A pipeline or group has no member that nobody could follow."""
+    """Pipelines and groups with a member that cannot be followed are refused."""
     members = [
         global_broker.get_actor("run_marathon").message(1),
         global_broker.get_actor("sweep").message(),
@@ -1216,8 +1216,8 @@ def test_untracked_member_is_refused(
 def test_group_has_all_its_records(
     job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """Messages, pipelines and groups in a group are sent, and each job is the sender's;
-    a member's own delay does not count, as in Dramatiq.
+    """All members of a group are sent, and the sender owns each job. As in Dramatiq, a
+    member's own delay is ignored.
     """
     run_marathon = global_broker.get_actor("run_marathon")
     m = [run_marathon.message_with_options(args=(i,)) for i in range(6)]
@@ -1241,7 +1241,7 @@ def test_group_has_all_its_records(
 def test_group_of_nothing_sends_nothing(
     job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """As in Dramatiq."""
+    """As in Dramatiq, an empty group sends nothing."""
     assert job_states.send_message(group([])) == []
 
     job_states.request.tm.commit()
@@ -1249,7 +1249,7 @@ def test_group_of_nothing_sends_nothing(
 
 
 class RefusesSecond(Middleware):
-    """Has the broker refuse a message."""
+    """Makes the broker refuse one message."""
 
     def __init__(self, miles: int) -> None:
         self.miles = miles
@@ -1262,8 +1262,8 @@ class RefusesSecond(Middleware):
 def test_group_that_left_in_part_is_shown_as_it_is(
     job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """Where the broker goes away amid a group, what it has taken goes on, with later
-    steps, and what it has not taken has failed.
+    """If the broker goes away during a group, the messages that it took run, with their
+    later steps, and the others read as failed.
     """
     global_broker.add_middleware(RefusesSecond(2))
     m = [global_broker.get_actor("run_marathon").message(i) for i in range(5)]
@@ -1285,7 +1285,7 @@ def test_group_that_left_in_part_is_shown_as_it_is(
 def test_group_sent_immediately_in_part_keeps_what_has_left(
     job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """What the broker has taken keeps its record, and the later steps theirs."""
+    """Messages that the broker took keep their records, as do their later steps."""
     global_broker.add_middleware(RefusesSecond(2))
     m = [global_broker.get_actor("run_marathon").message(i) for i in range(5)]
 
@@ -1302,7 +1302,7 @@ def test_group_sent_immediately_in_part_keeps_what_has_left(
 
 @pytest.fixture
 def callbacks(global_broker: Broker) -> dramatiq.middleware.GroupCallbacks:
-    """What makes completion callbacks possible."""
+    """The middleware that makes completion callbacks possible."""
     from dramatiq.rate_limits.backends import StubBackend
 
     middleware = dramatiq.middleware.GroupCallbacks(StubBackend())
@@ -1314,8 +1314,8 @@ def callbacks(global_broker: Broker) -> dramatiq.middleware.GroupCallbacks:
 def test_completion_callbacks_are_the_senders(
     job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """What runs after a group belongs to whoever sent that, as it was at the call, and
-    gets its record when it is sent.
+    """A completion callback belongs to the sender of the group, with its arguments at
+    the time of the call. Its record is written when it is sent.
     """
     run_marathon, sweep = (
         global_broker.get_actor("run_marathon"),
@@ -1354,7 +1354,7 @@ def test_completion_callbacks_are_the_senders(
 def test_completion_callback_that_is_no_json_fails_in_the_call(
     job_states: Any, global_broker: Broker
 ) -> None:
-    """So does what cannot be encoded."""
+    """A callback that cannot be encoded raises an error in the call."""
     run_marathon = global_broker.get_actor("run_marathon")
     what = group([run_marathon.message(1)])
     what.add_completion_callback(run_marathon.message(object()))
@@ -1367,7 +1367,7 @@ def test_completion_callback_that_is_no_json_fails_in_the_call(
 def test_completion_callbacks_are_not_for_groups_of_groups(
     job_states: Any, global_broker: Broker
 ) -> None:
-    """What Dramatiq would refuse at the commit is refused in the call."""
+    """A group that Dramatiq would refuse at the commit is refused in the call."""
     run_marathon = global_broker.get_actor("run_marathon")
     what = group([group([run_marathon.message(1)])])
     what.add_completion_callback(run_marathon.message(2))
@@ -1379,7 +1379,7 @@ def test_completion_callbacks_are_not_for_groups_of_groups(
 def test_completion_callbacks_need_their_middleware(
     job_states: Any, global_broker: Broker
 ) -> None:
-    """Nor can a broker without GroupCallbacks be sent any."""
+    """Callbacks are refused if the broker lacks GroupCallbacks."""
     run_marathon = global_broker.get_actor("run_marathon")
     what = group([run_marathon.message(1)])
     what.add_completion_callback(run_marathon.message(2))

@@ -1,4 +1,4 @@
-"""Which transaction a send joins: in views, subrequests and scripts."""
+"""Which transaction a send joins, in views, subrequests and scripts."""
 
 import contextlib
 import gc
@@ -53,7 +53,7 @@ def either_config(redis_url: str, request: pytest.FixtureRequest) -> Configurato
 
 @pytest.fixture
 def implicit(redis_url: str) -> Configurator:
-    """That of one with the manager that is the thread's."""
+    """The configurator of an application with the thread's manager."""
     return make_tm_config(redis_url, IMPLICIT)
 
 
@@ -66,7 +66,7 @@ def add(config: Configurator, name: str, view: Callable[[Request], Any]) -> None
 
 @contextlib.contextmanager
 def script(config: Configurator) -> Iterator[Request]:
-    """Give the request of a script that uses the application."""
+    """Yield the request of a script that uses the application."""
     make_app(config)
     with prepare(registry=config.registry) as env:
         yield env["request"]
@@ -109,12 +109,12 @@ def send_and_fail(request: Request, database: SQLite | None = None) -> None:
 
 
 def miles(client: redis.Redis) -> list[Any]:
-    """Return what was sent, the oldest first."""
+    """Return the arguments of the messages in the queue, oldest first."""
     return [message.args[0] for message in queued(client)]
 
 
 def refused(request: Request) -> None:
-    """Check that a send is refused, with what there is to do and nothing else."""
+    """Check that a send is refused with an error that says only what to do."""
     with pytest.raises(RuntimeError) as caught:
         send(request)
     error = caught.value
@@ -125,7 +125,7 @@ def refused(request: Request) -> None:
 
 
 def thread_manager(request: Request) -> Any:
-    """A tm.manager_hook that returns a manager of the thread's."""
+    """A tm.manager_hook that returns the thread's manager."""
     return transaction.manager
 
 
@@ -135,7 +135,7 @@ def own_implicit_manager(request: Request) -> Any:
 
 
 def explicit_thread_manager(request: Request) -> Any:
-    """A tm.manager_hook that returns an explicit one of the thread's."""
+    """A tm.manager_hook that returns an explicit manager of the thread."""
     return EXPLICIT_OF_THREAD
 
 
@@ -153,7 +153,7 @@ EXPLICIT_OF_THREAD.explicit = True
 def test_script_sends_at_its_commit(
     either_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """In a script the message leaves when its own transaction has committed."""
+    """In a script, the message is sent when the script's transaction has committed."""
     with script(either_config) as request:
         with request.tm:
             uuid = send(request)
@@ -169,7 +169,7 @@ def test_script_sends_at_its_commit(
 def test_script_that_fails_leaves_nothing(
     either_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """An exception aborts the transaction of a script, and what it sent."""
+    """An exception aborts a script's transaction, so nothing is sent."""
     with script(either_config) as request:
         with pytest.raises(ZeroDivisionError):
             send_and_fail(request)
@@ -182,7 +182,7 @@ def test_script_that_fails_leaves_nothing(
 def test_script_outside_its_transaction_is_refused(
     either_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """Before it has begun, and after it has ended, nothing is joined."""
+    """Before the transaction begins and after it ends, a send is refused."""
     with script(either_config) as request:
         refused(request)
         with request.tm:
@@ -197,7 +197,7 @@ def test_script_outside_its_transaction_is_refused(
 def test_doomed_script_leaves_nothing(
     either_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """A transaction that is doomed takes what is sent, and does not commit."""
+    """A doomed transaction accepts sends but does not commit."""
     with script(either_config) as request:
         request.tm.begin()
         request.tm.doom()
@@ -212,7 +212,7 @@ def test_doomed_script_leaves_nothing(
 def test_script_without_pyramid_tm_is_told(
     redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """An application without pyramid_tm has no transaction to join."""
+    """Without pyramid_tm, the application has no transaction to join."""
     with (
         script(make_config(redis_url)) as request,
         transaction.manager,
@@ -226,7 +226,7 @@ def test_script_without_pyramid_tm_is_told(
 def test_transaction_that_was_begun_elsewhere_is_joined(
     implicit: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """Whoever has begun the thread's transaction commits what was sent."""
+    """Whoever began the thread's transaction sends the messages by committing it."""
     with script(implicit) as request:
         transaction.begin()
         send(request)
@@ -239,7 +239,7 @@ def test_transaction_that_was_begun_elsewhere_is_joined(
 def test_transaction_that_somebody_has_used_is_joined(
     implicit: Configurator, global_broker: Broker, client: redis.Redis, sqlite: SQLite
 ) -> None:
-    """An implicit manager has begun when somebody has asked for its transaction, as a
+    """An implicit manager's transaction begins as soon as anybody asks for it, as a
     session does.
     """
     with script(implicit) as request:
@@ -258,8 +258,8 @@ def test_transaction_that_somebody_has_used_is_joined(
 def test_subrequest_without_tweens_has_the_threads_transaction(
     implicit: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """With the thread's manager what a subrequest sends leaves at the commit of the
-    request that made it.
+    """With the thread's manager, a subrequest's message is sent when the outer request
+    commits.
     """
 
     def view(request: Request) -> str:
@@ -278,7 +278,7 @@ def test_subrequest_without_tweens_has_the_threads_transaction(
 def test_subrequest_without_tweens_is_aborted_with_the_request(
     implicit: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """And nothing of it, if that fails."""
+    """If the outer request fails, the subrequest's message is not sent."""
 
     def view(request: Request) -> None:
         request.invoke_subrequest(Request.blank("/sub"))
@@ -296,7 +296,7 @@ def test_subrequest_without_tweens_is_aborted_with_the_request(
 def test_subrequest_without_tweens_has_no_explicit_transaction(
     redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """An explicit manager is a request's own: a subrequest's has not begun."""
+    """Explicit managers belong to one request: a subrequest's has not begun."""
     config = make_tm_config(redis_url)
     add(config, "sub", refused)
     add(config, "go", lambda request: request.invoke_subrequest(Request.blank("/sub")))
@@ -309,7 +309,7 @@ def test_subrequest_without_tweens_has_no_explicit_transaction(
 def test_subrequest_may_share_its_requests_manager(
     redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """One that is handed the manager joins the transaction of the request."""
+    """A subrequest that is handed the manager joins the outer transaction."""
     config = make_tm_config(redis_url)
 
     def view(request: Request) -> None:
@@ -328,7 +328,7 @@ def test_subrequest_may_share_its_requests_manager(
 def test_subrequest_with_tweens_has_its_own_transaction(
     redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """With an explicit manager it sends at its end, whatever becomes of the other."""
+    """With an explicit manager, a subrequest sends even if the outer request fails."""
     config = make_tm_config(redis_url)
 
     def view(request: Request) -> None:
@@ -349,8 +349,8 @@ def test_subrequest_with_tweens_has_its_own_transaction(
 def test_subrequest_with_tweens_ends_the_threads_transaction(
     implicit: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """With the thread's manager its tween begins anew, which aborts what the request
-    has sent before; what that sends afterwards leaves at its commit.
+    """With the thread's manager, the subrequest's tween begins anew, which aborts what
+    the outer request sent before. Later sends leave with the outer commit.
     """
 
     def view(request: Request) -> str:
@@ -366,14 +366,14 @@ def test_subrequest_with_tweens_ends_the_threads_transaction(
     assert miles(client) == [26, 27]
 
 
-# Requests outside of the tween.
+# Outside the tween.
 
 
 @pytest.mark.parametrize("kind", ["finished", "response"])
 def test_send_after_the_commit_is_refused(
     either_config: Configurator, global_broker: Broker, client: redis.Redis, kind: str
 ) -> None:
-    """In a callback that runs after the tween nothing is joined."""
+    """A callback that runs after the tween cannot send with the transaction."""
 
     def view(request: Request) -> str:
         call_late(request, kind, late)
@@ -398,7 +398,7 @@ def test_send_after_the_commit_is_refused(
 def test_callback_may_begin_its_own_transaction(
     either_config: Configurator, global_broker: Broker, client: redis.Redis, kind: str
 ) -> None:
-    """Or begins one, which it commits."""
+    """A callback may begin and commit its own transaction."""
 
     def view(request: Request) -> str:
         call_late(request, kind, late)
@@ -418,7 +418,7 @@ def test_callback_may_begin_its_own_transaction(
 def test_inactive_tween_leaves_it_to_the_view(
     either_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """Where a hook wants no transaction, a view may begin one."""
+    """If a hook deactivates the tween, a view may begin a transaction itself."""
 
     def view(request: Request) -> None:
         refused(request)
@@ -439,8 +439,8 @@ def test_inactive_tween_leaves_it_to_the_view(
 def test_view_that_ends_the_tweens_transaction(
     either_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """The tween commits what an implicit manager has begun since; an explicit one must
-    be begun again.
+    """The tween commits the transaction that an implicit manager has begun since. An
+    explicit one must be begun again.
     """
 
     def view(request: Request) -> None:
@@ -466,8 +466,8 @@ def test_thread_of_its_own_has_no_transaction(
     caplog: pytest.LogCaptureFixture,
     pushes: bool,
 ) -> None:
-    """A thread that a view starts has another transaction, which the tween does not
-    commit. Where the thread has made the request its own that shows only at the end.
+    """A thread started by a view has another transaction, which the tween does not
+    commit. If the thread has made the request current, that shows only at the end.
     """
 
     def view(request: Request) -> None:
@@ -502,7 +502,7 @@ def test_thread_of_its_own_has_no_transaction(
 def test_any_manager_will_do(
     redis_url: str, global_broker: Broker, client: redis.Redis, hook: str
 ) -> None:
-    """Whatever manager the application's hook returns, views and scripts send."""
+    """Views and scripts can send with any manager that the hook returns."""
     config = make_tm_config(redis_url, {"tm.manager_hook": f"{__name__}.{hook}"})
 
     def view(request: Request) -> str:
@@ -524,7 +524,7 @@ def test_any_manager_will_do(
 def test_hook_that_returns_nothing_is_told(
     redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """A hook that returns nothing is as no pyramid_tm."""
+    """A hook that returns nothing has the effect of a missing pyramid_tm."""
     config = make_tm_config(redis_url, {"tm.manager_hook": f"{__name__}.no_manager"})
 
     with (
@@ -537,8 +537,8 @@ def test_hook_that_returns_nothing_is_told(
 def test_transaction_of_repoze_tm_is_not_an_explicit_managers(
     redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """A WSGI middleware begins the thread's transaction, which an explicit manager is
-    not.
+    """A WSGI middleware begins the thread's transaction, but not that of an explicit
+    manager.
     """
     config = make_tm_config(redis_url)
     add(config, "go", refused)
@@ -554,7 +554,7 @@ def test_transaction_of_repoze_tm_is_not_complained_of(
     client: redis.Redis,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A WSGI middleware commits after the request's last callback."""
+    """A WSGI middleware commits after the last callback of the request."""
     add(implicit, "go", send)
     app = in_transaction(make_app(implicit))
 
@@ -573,7 +573,7 @@ def test_transaction_that_is_forgotten_is_told(
     hook: str | None,
     begins: str,
 ) -> None:
-    """A job of a transaction that ends with its manager, or its thread, is logged."""
+    """A job whose transaction is lost with its manager or thread is logged."""
     config = make_tm_config(
         redis_url, {} if hook is None else {"tm.manager_hook": hook}
     )
@@ -605,7 +605,7 @@ def test_transaction_that_has_ended_is_not_complained_of(
     caplog: pytest.LogCaptureFixture,
     ends: str,
 ) -> None:
-    """What was sent, aborted or rolled back is nothing to complain of."""
+    """Nothing is logged for jobs that were sent, aborted or rolled back."""
     with script(either_config) as request:
         manager = request.tm
         manager.begin()
@@ -631,7 +631,7 @@ def test_transaction_that_has_ended_is_not_complained_of(
 def test_send_within_a_commit_is_refused(
     either_config: Configurator, global_broker: Broker, client: redis.Redis, phase: str
 ) -> None:
-    """A transaction that commits takes nothing any more."""
+    """A transaction that is committing accepts no further sends."""
 
     def late(request: Request) -> None:
         with pytest.raises(RuntimeError, match=r"commit.*send_immediately") as caught:
@@ -655,7 +655,7 @@ def test_send_within_a_commit_is_refused(
 def test_send_after_a_commit_has_failed_is_refused(
     either_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """Nor one that has failed to: an exception view is told so."""
+    """After a failed commit, an exception view cannot send with the transaction."""
 
     def apologize(exc: Exception, request: Request) -> Response:
         with pytest.raises(RuntimeError, match=r"send_immediately"):
@@ -677,7 +677,7 @@ def test_send_after_a_commit_has_failed_is_refused(
 def test_send_before_a_commit_hook_is_sent(
     either_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """A hook that runs before the commit sends with it."""
+    """A before-commit hook can send with the commit."""
 
     def view(request: Request) -> None:
         request.tm.get().addBeforeCommitHook(send, (request,))
@@ -698,9 +698,9 @@ def test_transaction_that_nobody_commits_is_told(
     caplog: pytest.LogCaptureFixture,
     is_sub: bool,
 ) -> None:
-    """A session that is used after the commit makes the thread a transaction, which is
-    indistinguishable from one that somebody has begun: the log has the job that nobody
-    sent when the request is over.
+    """A session used after the commit begins a transaction of the thread, which looks
+    like one that somebody will commit. When the request ends, the job that was never
+    sent is logged.
     """
 
     def late(request: Request) -> None:
@@ -739,7 +739,7 @@ def test_subrequest_of_a_script_is_not_complained_of(
     client: redis.Redis,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """What a subrequest leaves in the transaction of a script is still to be sent."""
+    """A subrequest in a script's transaction leaves its message to that commit."""
     add(implicit, "sub", send)
     router = make_app(implicit).app
 
@@ -757,7 +757,7 @@ def test_script_that_forgets_its_commit_is_told(
     client: redis.Redis,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Of all that a script has sent, the log has what never left."""
+    """If a script forgets its last commit, only that job is logged."""
     with script(implicit) as request:
         for number in range(3):
             with request.tm:
@@ -774,7 +774,7 @@ def test_script_that_forgets_its_commit_is_told(
 def test_request_of_no_thread_is_complained_of(
     implicit: Configurator, global_broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """So is a request that nothing has made the current one."""
+    """An unsent job is also logged if its request was never the current one."""
     make_app(implicit)
     request = make_request(implicit)
 
@@ -791,7 +791,7 @@ def test_zope_sqlalchemy_and_the_job_commit_together(
     client: redis.Redis,
     sqlite: SQLite,
 ) -> None:
-    """A script's database and its job are of one transaction."""
+    """A script's database and its jobs commit in one transaction."""
     with script(either_config) as request:
         with pytest.raises(ZeroDivisionError):
             send_and_fail(request, sqlite)
@@ -806,7 +806,7 @@ def test_zope_sqlalchemy_and_the_job_commit_together(
 def test_savepoint_of_a_script_takes_its_jobs_with_it(
     either_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """A savepoint that is rolled back takes back what a script has sent since."""
+    """A rollback to a savepoint drops the jobs that a script has sent since."""
     with script(either_config) as request, request.tm:
         send(request, 1)
         savepoint = request.tm.savepoint()

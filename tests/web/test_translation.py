@@ -1,4 +1,4 @@
-"""Titles and errors that are translation strings, in the language of the viewer."""
+"""Titles and errors that are translation strings, in the viewer's language."""
 
 import gettext
 import struct
@@ -25,7 +25,7 @@ GERMAN = {
 
 
 class TranslatedRelay(JobState):
-    """A kind of job whose words are translation strings."""
+    """A kind of job whose texts are translation strings."""
 
     public_params = ("miles",)
 
@@ -43,7 +43,7 @@ class TranslatedRelay(JobState):
 
 
 def write_catalog(path: Path, texts: dict[str, str]) -> None:
-    """Write texts as a catalog of GNU gettext's binary form."""
+    """Write texts as a binary catalog of GNU gettext."""
     pairs = sorted((k.encode(), v.encode()) for k, v in texts.items())
     ids = b"".join(k + b"\0" for k, _ in pairs)
     values = b"".join(v + b"\0" for _, v in pairs)
@@ -81,9 +81,7 @@ def put_relay(client: redis.Redis, **fields: str | bytes | int) -> str:
 def test_words_are_in_the_language_of_the_request(
     translated_app: TestApp, client: redis.Redis
 ) -> None:
-    """The localizer of the request translates the title and the error, with their
-    mappings.
-    """
+    """The request's localizer translates titles and errors, with their mappings."""
     error = '["ValueError", "hush"]'
     job = put_relay(client, status="error", error=error)
 
@@ -99,7 +97,7 @@ def test_words_are_in_the_language_of_the_request(
 def test_default_of_a_translation_string_stands_for_a_missing_text(
     translated_app: TestApp, client: redis.Redis
 ) -> None:
-    """A message id never reaches the browser where there is a default."""
+    """A string with a default never reaches the browser as its message id."""
     error = '["dramatiq.middleware.middleware.SkipMessage", "x"]'
     job = put_relay(client, status="cancelled", error=error)
 
@@ -114,7 +112,7 @@ def test_default_of_a_translation_string_stands_for_a_missing_text(
 def test_answers_in_two_languages_have_two_etags(
     translated_app: TestApp, client: redis.Redis, path: str
 ) -> None:
-    """Who changes the language gets the new words, not a 304."""
+    """A change of the language returns the new texts, not a 304."""
     path = path.format(put_relay(client))
     english = get(translated_app, path)
 
@@ -129,7 +127,7 @@ def test_answers_in_two_languages_have_two_etags(
 def test_lists_and_cancels_are_translated(
     translated_app: TestApp, client: redis.Redis
 ) -> None:
-    """Every answer with a state in it is in the viewer's language."""
+    """Every response that contains a job is in the viewer's language."""
     job = put_relay(client)
     client.zadd('jobstate:active:owner:"alice"', {job: 1e15})
 
@@ -148,7 +146,7 @@ def test_lists_and_cancels_are_translated(
 def test_application_without_translations_shows_the_default(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """Without a catalog the mapping is filled in all the same."""
+    """Without a catalog, the mapping is still applied."""
     app = make_app(make_config(redis_url))
     job = put_relay(client)
 
@@ -160,7 +158,7 @@ def test_application_without_translations_shows_the_default(
 def test_language_that_cannot_be_read_is_a_bad_request(
     translated_app: TestApp, client: redis.Redis
 ) -> None:
-    """A parameter that is not UTF-8 fails no negotiator of the application's."""
+    """A parameter that is not UTF-8 does not break the application's negotiator."""
     job = put_relay(client)
 
     for path in f"/job_state/{job}", f"/job_state?uuid={job}":
@@ -175,7 +173,7 @@ def test_language_that_cannot_be_read_is_a_bad_request(
 def test_language_that_cannot_be_looked_up_is_the_default(
     translated_app: TestApp, client: redis.Redis
 ) -> None:
-    """A name of a language that no folder can have fails nothing."""
+    """A language name that cannot be a folder's name does not cause an error."""
     job = put_relay(client)
 
     state = get(translated_app, f"/job_state/{job}?_LOCALE_=%00").json

@@ -1,4 +1,4 @@
-"""An application's code that raises for one job, among others that are fine."""
+"""Application code that raises for one job, beside others that are fine."""
 
 import logging
 from typing import Any
@@ -23,7 +23,7 @@ ERROR = '["ValueError","too far"]'
 
 
 class Broken(Exception):
-    """What the classes below raise."""
+    """The error that the classes below raise."""
 
 
 class BadTitle(JobState):
@@ -65,7 +65,7 @@ class BadBool(JobState):
 
 
 class Empty(JobState):
-    """A kind of job that counts as false."""
+    """A kind of job that is falsy."""
 
     def __len__(self) -> int:
         return 0
@@ -77,7 +77,7 @@ class NanJson(JobState):
 
 
 class NoJson(JobState):
-    """A kind of job that shows nothing."""
+    """A kind of job whose JSON is None."""
 
     def __json__(self, request: Any) -> Any:
         return None
@@ -103,14 +103,14 @@ class Away(JobState):
 
 
 class AwayInit(JobState):
-    """A kind of job that asks a store which is away when it is made."""
+    """A kind of job that asks a store that is away when it is made."""
 
     def __init__(self, record: Any, *args: Any) -> None:
         raise StoreUnavailable(None)
 
 
 class KeyInit(JobState):
-    """A kind of job that looks for what is not there when it is made."""
+    """A kind of job that raises a KeyError when it is made."""
 
     def __init__(self, record: Any, *args: Any) -> None:
         raise KeyError("colour")
@@ -134,7 +134,7 @@ def _kinds_in_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def put(client: redis.Redis, *classes: type[JobState]) -> list[str]:
-    """Put jobs of Alice's that have failed, the newest first in every list."""
+    """Write failed jobs of Alice's, the newest first in every list."""
     jobs = [
         put_job(client, kind=cls.kind, status="error", error=ERROR) for cls in classes
     ]
@@ -153,7 +153,7 @@ def troubles(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 def test_batch_has_null_for_a_job_in_trouble(
     app: TestApp, client: redis.Redis, bad: type[JobState], place: str
 ) -> None:
-    """The other jobs of a batch are what they are."""
+    """A job in trouble does not affect the others in a batch."""
     one, two, three = put(client, JobState, bad, JobState)
 
     response = get(app, f"{place}?uuid={one}&uuid={two}&uuid={three}", "alice")
@@ -171,7 +171,7 @@ def test_batch_has_null_for_a_job_in_trouble(
 def test_list_leaves_out_a_job_in_trouble(
     app: TestApp, client: redis.Redis, bad: type[JobState], place: str
 ) -> None:
-    """The other jobs of a list are listed, and that one stays in its index."""
+    """The other jobs are listed, and the job in trouble stays in its index."""
     one, two, three = put(client, JobState, bad, JobState)
 
     for query, user in ("", "alice"), ("?all=1", ADMIN), ("?status=error", "alice"):
@@ -184,7 +184,7 @@ def test_list_leaves_out_a_job_in_trouble(
 def test_job_in_trouble_is_an_error_alone(
     app: TestApp, client: redis.Redis, bad: type[JobState]
 ) -> None:
-    """Asked for alone the application's exception is the application's."""
+    """For a single job, the application's exception is raised."""
     (job,) = put(client, bad)
 
     with pytest.raises(ALONE):
@@ -195,7 +195,7 @@ def test_job_in_trouble_is_an_error_alone(
 def test_python_list_leaves_out_what_cannot_be_made(
     config: Configurator, app: TestApp, client: redis.Redis, bad: type[JobState]
 ) -> None:
-    """A list of the application's own has the jobs whose classes could be made."""
+    """JobStates.list() and find_many() leave out jobs whose classes raise."""
     one, two, three = put(client, JobState, bad, JobState)
     states = make_request(config, "alice").job_states
 
@@ -213,8 +213,8 @@ def test_trouble_is_logged_once_a_kind(
     caplog: pytest.LogCaptureFixture,
     bad: type[JobState],
 ) -> None:
-    """However many jobs and requests, one line says which kind is in trouble, with its
-    traceback.
+    """One line with a traceback names the kind in trouble, however many jobs and
+    requests it affects.
     """
     jobs = put(client, bad, bad, JobState)
     query = "&".join(f"uuid={job}" for job in jobs)
@@ -234,7 +234,7 @@ def test_trouble_is_logged_once_a_kind(
 def test_job_is_not_asked_whether_it_is_true(
     app: TestApp, client: redis.Redis, odd: type[JobState]
 ) -> None:
-    """A job whose class counts as false, or cannot tell, is shown as any other."""
+    """A job that is falsy, or raises in a truth test, is shown like any other."""
     one, two = put(client, JobState, odd)
 
     jobs = get(app, f"/job_state?uuid={one}&uuid={two}", "alice").json["jobs"]
@@ -247,7 +247,7 @@ def test_job_is_not_asked_whether_it_is_true(
 def test_each_kind_in_trouble_is_logged(
     app: TestApp, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One kind's trouble does not hide another's."""
+    """Trouble with one kind does not hide trouble with another."""
     put(client, BadTitle, BadJson, BadTitle)
 
     get(app, "/job_state", "alice")
@@ -259,7 +259,7 @@ def test_each_kind_in_trouble_is_logged(
 def test_key_error_of_a_class_is_no_404(
     app: TestApp, client: redis.Redis, place: str
 ) -> None:
-    """Traversal does not take what a class raises for an unknown job."""
+    """Traversal does not mistake the error of a class for an unknown job."""
     (job,) = put(client, KeyInit)
 
     with pytest.raises(RuntimeError, match="colour"):
@@ -271,7 +271,7 @@ def test_key_error_of_a_class_is_no_404(
 def test_store_that_is_away_for_one_job_is_a_503(
     app: TestApp, client: redis.Redis, place: str, away: type[JobState]
 ) -> None:
-    """StoreUnavailable concerns all jobs: the answer is to ask again."""
+    """StoreUnavailable concerns all jobs, so the response is a 503."""
     (job,) = put(client, away)
 
     for path in f"{place}?uuid={job}", place, f"{place}/{job}":
@@ -304,7 +304,7 @@ def test_kinds_of_other_programs_are_not_remembered(
 def test_one_job_of_the_store_itself_raises(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """store.load() tells of the trouble that store.load_many() passes over."""
+    """store.load() raises the error of a class that store.load_many() skips."""
     store = JobStore(redis_url)
     good, bad = put(client, JobState, BadInit)
 
@@ -318,7 +318,7 @@ def test_one_job_of_the_store_itself_raises(
 def test_job_that_shows_nothing_is_left_out(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """A `__json__` that returns None is null in a batch, and in no list."""
+    """A job whose `__json__` returns None is null in a batch and missing from lists."""
     app = make_app(make_config(redis_url))
     job, other = put_job(client, kind="NoJson"), put_job(client)
     client.zadd('jobstate:active:owner:"alice"', {job: 1e15, other: 1e15})

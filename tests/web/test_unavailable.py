@@ -70,7 +70,7 @@ def app_without_store() -> TestApp:
 def test_store_that_is_away_is_a_503_in_the_applications_views(
     app_without_store: TestApp, path: str
 ) -> None:
-    """A view that asks a store which is away answers 503, and when to ask again."""
+    """A view that asks a store that is away is a 503 with a Retry-After."""
     response = get(app_without_store, path, "alice")
 
     assert response.status_code == 503
@@ -88,7 +88,7 @@ def test_store_that_is_away_is_a_503_in_the_applications_views(
 def test_answer_is_of_the_accepted_type(
     app_without_store: TestApp, accept: str, content_type: str
 ) -> None:
-    """The application's 503 is a page for a browser, and JSON for who wants it."""
+    """The application's 503 is a page, or JSON for clients that prefer it."""
     response = get(app_without_store, "/find", "alice", Accept=accept)
 
     assert response.status_code == 503
@@ -98,7 +98,7 @@ def test_answer_is_of_the_accepted_type(
 
 @pytest.mark.parametrize("path", [f"/job_state/{UUID}", f"/jobs/{UUID}", "/jobs"])
 def test_our_answer_stays_json(app_without_store: TestApp, path: str) -> None:
-    """Below our path the 503 is JSON, whatever the browser accepts."""
+    """Below our path, the 503 is JSON whatever the browser accepts."""
     response = get(app_without_store, path, "alice", Accept="text/html")
 
     assert response.status_code == 503
@@ -127,7 +127,7 @@ ORDERS = [
 
 @pytest.mark.parametrize("steps", ORDERS)
 def test_view_of_the_application_wins(steps: str) -> None:
-    """The application's own exception view answers, in whatever order it came."""
+    """The application's own exception view is used, whenever it was added."""
     config = make_config(NOWHERE, root_factory=mounted_root)
     add_views(config)
     app = take_steps(
@@ -144,7 +144,7 @@ def test_view_of_the_application_wins(steps: str) -> None:
 
 
 def test_view_of_a_route_wins() -> None:
-    """An exception view for one route of the application answers for that."""
+    """An exception view for one route of the application is used for that route."""
     config = make_config(NOWHERE)
     add_views(config)
     config.include("pyramid_jobstate")
@@ -156,7 +156,7 @@ def test_view_of_a_route_wins() -> None:
 
 
 def test_general_error_view_leaves_the_503_alone() -> None:
-    """A view for every Exception does not answer for a store that is away."""
+    """A view for every Exception is not used when the store is away."""
     config = make_config(NOWHERE)
     add_views(config)
     config.include("pyramid_jobstate")
@@ -167,7 +167,7 @@ def test_general_error_view_leaves_the_503_alone() -> None:
 
 
 def test_traversal_that_asks_the_store_is_a_503() -> None:
-    """So it is where the application's own tree asks."""
+    """Traversal of the application's own tree that asks the store is a 503, too."""
 
     class Curious(Root):
         def __getitem__(self, name: str) -> Any:
@@ -190,7 +190,7 @@ def stopped(server: EmbeddedServer) -> Iterator[EmbeddedServer]:
 
 
 def test_commit_that_the_store_vetoes_is_a_503(stopped: EmbeddedServer) -> None:
-    """A view that sends gets the same answer when its transaction cannot commit."""
+    """A commit that the store vetoes is a 503 as well."""
     run_marathon = make_broker(stopped.url).get_actor("run_marathon")
 
     def send(context: Any, request: Request) -> Response:
@@ -211,12 +211,12 @@ def test_commit_that_the_store_vetoes_is_a_503(stopped: EmbeddedServer) -> None:
     assert response.headers["Retry-After"] == "5"
 
 
-# What is said of it, and to whom.
+# Logging, and pages about a job.
 
 
 def make_watched(redis_url: str) -> tuple[TestApp, list[str]]:
-    """Return an application with a tween that logs exceptions, as pyramid_exclog does,
-    and the names of those.
+    """Return an application with a tween that notes exceptions, as pyramid_exclog does,
+    and the list of their names.
     """
     config = make_config(redis_url, root_factory=mounted_root)
     seen: list[str] = []
@@ -246,7 +246,7 @@ def poll_all(app: TestApp) -> set[int]:
         cancel = f"{place}/{UUID}/cancel"
         statuses.add(ask(app, "POST", cancel, ADMIN, X_Requested_With="x").status_code)
         for method in "PUT", "DELETE":
-            # No method is allowed, be there such a job or not.
+            # Not allowed whether or not the job exists.
             assert ask(app, method, f"{place}/{UUID}", ADMIN).status_code == 405
     return statuses
 
@@ -254,8 +254,8 @@ def poll_all(app: TestApp) -> set[int]:
 def test_outage_raises_nothing_through_the_tweens(
     server: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Requests of every kind are answered without an exception, and the log has one
-    line for each outage and one for its end.
+    """During an outage, every request is answered without an exception. The log has one
+    line for the outage and one for its end.
     """
     app, seen = make_watched(server.url)
     caplog.set_level(logging.INFO, "pyramid_jobstate")
@@ -286,7 +286,7 @@ def test_outage_raises_nothing_through_the_tweens(
 def test_outage_in_views_of_the_application_is_logged_once(
     caplog: pytest.LogCaptureFixture, app_without_store: TestApp
 ) -> None:
-    """Our line is one, too, where the application's own code asks."""
+    """An outage in the application's own code is also logged once."""
     for _ in range(3):
         for path in PATHS:
             get(app_without_store, path, "alice")
@@ -300,7 +300,7 @@ def test_store_that_refuses_is_logged_once_a_minute(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A server that answers some questions and refuses others floods no log either."""
+    """A server that refuses some commands does not flood the log."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     job = put_job(client)
@@ -332,7 +332,7 @@ def test_store_that_refuses_is_logged_once_a_minute(
 
 
 class Tree(Root):
-    """A root whose code looks at a job on the way to it."""
+    """A root whose traversal looks at a job."""
 
     def __getitem__(self, name: str) -> Any:
         if name == "jobs":
@@ -354,7 +354,7 @@ PAGES = [
 
 @pytest.mark.parametrize("path", PAGES)
 def test_pages_of_the_application_for_a_job_of_its_tree_are_a_503(path: str) -> None:
-    """A page is never missing, nor a failure, because the store is away."""
+    """While the store is away, pages of the application are neither a 404 nor a 500."""
     config = make_config(NOWHERE, root_factory=Tree)
     page = {"renderer": "string"}
     config.add_view(lambda c, r: c.title, name="watch", context=JobState, **page)
@@ -377,8 +377,8 @@ def test_pages_of_the_application_for_a_job_of_its_tree_are_a_503(path: str) -> 
 
 @pytest.mark.parametrize("when", ["root factory", "view"])
 def test_container_of_the_tree_raises_unless_it_is_traversed(when: str) -> None:
-    """What the application itself asks for is a job or an exception, whatever the path
-    is.
+    """Code of the application that asks for a job gets a job or an exception, whatever
+    the path.
     """
     raised: list[str] = []
 
@@ -407,7 +407,7 @@ def test_container_of_the_tree_raises_unless_it_is_traversed(when: str) -> None:
 
 
 class ByKind(Policy):
-    """Decides by what kind of job it is, and asks a job nothing else."""
+    """Decides by the kind of a job alone."""
 
     def permits(self, request: Request, context: Any, permission: str) -> Any:
         return isinstance(context, RunMarathon) or context.kind == "RunMarathon"
@@ -424,7 +424,7 @@ class OnlyMarathons(JobStates):
 
 
 class Wrapped(Root):
-    """A resource of the application's own around a job."""
+    """A resource of the application that wraps a job."""
 
     def __init__(self, request: Request) -> None:
         super().__init__(request)
@@ -451,8 +451,8 @@ class Wrapped(Root):
     ],
 )
 def test_outage_is_never_a_refusal(method: str, path: str) -> None:
-    """Code that tells jobs by their kind or class is asked of none that is not read:
-    a page that reads 403 or 404 asks no more.
+    """Code that checks the kind or class of a job never sees an unread one. A page
+    would stop polling after a 403 or 404.
     """
     config = make_config(NOWHERE, root_factory=Wrapped, security_policy=ByKind())
     config.add_view(lambda c, r: Response("page"), name="cancel", context=Root)
@@ -466,7 +466,7 @@ def test_outage_is_never_a_refusal(method: str, path: str) -> None:
 
 
 def test_job_that_is_not_read_can_be_printed() -> None:
-    """What logs a context raises nothing for it."""
+    """Code that logs the context of a request can print an unread job."""
     seen = []
     config = make_config(NOWHERE)
     config.add_subscriber(lambda e: seen.append(repr(e.request.context)), ContextFound)
@@ -479,7 +479,7 @@ def test_job_that_is_not_read_can_be_printed() -> None:
 
 @pytest.mark.parametrize("ask_it", [JobState.cancel, JobState.__acl__])
 def test_job_that_is_not_read_says_that_the_store_is_away(ask_it: Any) -> None:
-    """Whatever else the application asks it is a 503."""
+    """Any other use of an unread job is a 503."""
     config = make_config(NOWHERE)
     config.add_subscriber(lambda event: ask_it(event.request.context), ContextFound)
     config.include("pyramid_jobstate")
@@ -491,7 +491,7 @@ def test_job_that_is_not_read_says_that_the_store_is_away(ask_it: Any) -> None:
 def test_commits_that_the_store_vetoes_are_not_logged_each(
     stopped: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The outage has one line, and nothing is said of jobs that nobody has written."""
+    """The log has one line for the outage and none for jobs that were never written."""
     run_marathon = make_broker(stopped.url).get_actor("run_marathon")
     settings = {"tm.manager_hook": "pyramid_tm.explicit_manager"}
     config = make_config(stopped.url, settings=settings)
@@ -514,7 +514,7 @@ def test_commits_that_the_store_vetoes_are_not_logged_each(
 def test_question_that_asks_nothing_ends_no_outage(
     app_without_store: TestApp, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody makes the log say that the store is back by asking for what is no uuid."""
+    """Asking for an invalid uuid does not log that the store is back."""
     caplog.set_level(logging.INFO, "pyramid_jobstate")
     caplog.clear()
 
@@ -530,8 +530,8 @@ def test_question_that_asks_nothing_ends_no_outage(
 def test_outage_of_a_part_floods_no_log(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where errors and answers take turns, as where one node of a Cluster is away, the
-    log has a few lines a minute.
+    """If errors and replies alternate, as when one node of a Cluster is away, the log
+    has only a few lines a minute.
     """
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])

@@ -1,4 +1,4 @@
-"""A commit that the store vetoes leaves nothing behind, and says so once."""
+"""A commit that the store vetoes leaves nothing behind and is logged once."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from tests.webapp import get, make_app, make_broker, make_config
 
 
 def visit(url: str, view: Any) -> Any:
-    """Return the response to a request whose transaction a view is part of."""
+    """Return the response to a request whose transaction includes a view."""
     config = make_config(
         url, settings={"tm.manager_hook": "pyramid_tm.explicit_manager"}
     )
@@ -27,13 +27,13 @@ def visit(url: str, view: Any) -> Any:
 def test_record_whose_reply_was_lost_is_taken_back(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """A store that has written the record, and whose answers never came, vetoes the
-    commit; the abort takes the record back.
+    """A store that wrote the record, but whose replies were lost, vetoes the commit.
+    The abort deletes the record.
     """
     with faulty(redis_url) as proxy:
         broker = make_broker(redis_url, JobStateMiddleware(url=proxy.url))
         create = read_scripts()["create"]
-        # The server knows the script, so that it runs though nobody learns of it.
+        # The server knows the script, so it runs even if its reply is lost.
         client.script_load(create.text)
 
         def lose_creates(request: bytes) -> str:
@@ -54,8 +54,8 @@ def test_record_whose_reply_was_lost_is_taken_back(
 def test_veto_is_logged_as_an_outage_alone(
     server: EmbeddedServer, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A store that is away when a transaction commits is one warning, and no error of
-    the transaction's.
+    """A store that is away at the commit causes one warning and no error about the
+    transaction.
     """
     broker = make_broker(redis_url, JobStateMiddleware(url=server.url))
 

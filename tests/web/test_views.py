@@ -1,4 +1,4 @@
-"""What requests below the path of the jobs are answered, and what they are not."""
+"""Requests below the path of the jobs: their responses, and what they reveal."""
 
 import json
 from typing import Any
@@ -40,7 +40,7 @@ def bare_app(redis_url: str) -> TestApp:
 
 
 class Confession(JobState):
-    """A kind of job that tells of one kind of error."""
+    """A kind of job that shows the message of one type of error."""
 
     def public_error(self, exception_type: str, message: str) -> str:
         if exception_type == "ValueError":
@@ -48,12 +48,12 @@ class Confession(JobState):
         return super().public_error(exception_type, message)
 
 
-# The state.
+# The state of a job.
 
 
 @pytest.mark.parametrize("end", ["", "/"])
 def test_get_answers_the_state(bare_app: TestApp, job: str, end: str) -> None:
-    """A job's state is its JSON, with or without a last slash."""
+    """The response is the job's JSON, with or without a trailing slash."""
     response = get(bare_app, f"/job_state/{job}{end}", "alice")
 
     assert response.status_code == 200
@@ -64,7 +64,7 @@ def test_get_answers_the_state(bare_app: TestApp, job: str, end: str) -> None:
 
 
 def test_get_has_the_headers_of_private_json(bare_app: TestApp, job: str) -> None:
-    """No cache keeps a state, and no browser takes it for a page."""
+    """No cache keeps the state, and no browser renders it as a page."""
     headers = get(bare_app, f"/job_state/{job}", "alice").headers
 
     assert headers["Content-Type"] == "application/json"
@@ -74,7 +74,7 @@ def test_get_has_the_headers_of_private_json(bare_app: TestApp, job: str) -> Non
 
 
 def test_head_answers_without_the_state(bare_app: TestApp, job: str) -> None:
-    """HEAD is GET without a body, and asks for the same right."""
+    """HEAD is GET without a body and needs the same permission."""
     full = get(bare_app, f"/job_state/{job}", "alice")
 
     response = ask(bare_app, "HEAD", f"/job_state/{job}", "alice")
@@ -87,7 +87,7 @@ def test_head_answers_without_the_state(bare_app: TestApp, job: str) -> None:
 
 @pytest.mark.parametrize("form", ["{}", "W/{}", '"other", {}'])
 def test_current_etag_is_a_304(bare_app: TestApp, job: str, form: str) -> None:
-    """Who has the state already gets it not again, also after a proxy that weakens the
+    """A viewer who has the current state gets a 304, even if a proxy has weakened the
     tag.
     """
     etag = get(bare_app, f"/job_state/{job}", "alice").headers["ETag"]
@@ -103,7 +103,7 @@ def test_current_etag_is_a_304(bare_app: TestApp, job: str, form: str) -> None:
 
 
 def test_part_of_a_state_is_not_served(bare_app: TestApp, job: str) -> None:
-    """A range of it, which nobody could read, is the whole."""
+    """A Range header is ignored: the whole state is returned."""
     headers = {"If_None_Match": '"other"', "Range": "bytes=0-9"}
 
     response = get(bare_app, f"/job_state/{job}", "alice", **headers)
@@ -115,7 +115,7 @@ def test_part_of_a_state_is_not_served(bare_app: TestApp, job: str) -> None:
 def test_old_etag_is_the_new_state(
     bare_app: TestApp, client: redis.Redis, job: str
 ) -> None:
-    """Once the job has gone on, the tag of the former state gets the new one."""
+    """After a change of the job, its former tag returns the new state."""
     etag = get(bare_app, f"/job_state/{job}", "alice").headers["ETag"]
 
     client.hset(f"jobstate:{job}", "m:miles_run", "12")
@@ -129,7 +129,7 @@ def test_old_etag_is_the_new_state(
 def test_job_that_falls_silent_has_another_etag(
     bare_app: TestApp, client: redis.Redis, job: str
 ) -> None:
-    """A job reads as stalled without a write, and its tag shows it."""
+    """A job that stalls without a write has another tag."""
     etag = get(bare_app, f"/job_state/{job}", "alice").headers["ETag"]
 
     client.hset(f"jobstate:{job}", "seen", "1")
@@ -141,7 +141,7 @@ def test_job_that_falls_silent_has_another_etag(
 
 
 def test_etag_opens_nothing(bare_app: TestApp, job: str) -> None:
-    """Who knows the tag but may not see the job gets no 304."""
+    """A viewer who knows the tag but may not see the job gets a 403, not a 304."""
     etag = get(bare_app, f"/job_state/{job}", "alice").headers["ETag"]
 
     assert (
@@ -153,14 +153,14 @@ def test_etag_opens_nothing(bare_app: TestApp, job: str) -> None:
 
 
 def test_state_says_what_the_viewer_may_do(bare_app: TestApp, job: str) -> None:
-    """A job that goes on is cancellable for who may cancel it."""
+    """An unfinished job is cancellable for users who may cancel it."""
     assert (
         get(bare_app, f"/job_state/{job}", "alice").json["job"]["cancellable"] is True
     )
 
 
 def test_error_is_not_told(bare_app: TestApp, client: redis.Redis) -> None:
-    """The text and the type of an exception reach no viewer, whoever it is."""
+    """The text and type of an exception are hidden from every viewer."""
     error = json.dumps(["myapp.SecretError", "password=hush"])
     uuid = put_job(client, status="error", error=error)
 
@@ -174,7 +174,7 @@ def test_error_is_not_told(bare_app: TestApp, client: redis.Redis) -> None:
 def test_error_is_told_as_far_as_the_class_says(
     bare_app: TestApp, client: redis.Redis
 ) -> None:
-    """A class may tell of the errors that it knows."""
+    """A class may show the errors that it knows."""
 
     def message_of(error: list[str]) -> str:
         uuid = put_job(
@@ -187,12 +187,12 @@ def test_error_is_told_as_far_as_the_class_says(
     assert message_of(["OSError", "/etc/shoes"]) == "The job failed."
 
 
-# Others.
+# Other users.
 
 
 @pytest.mark.parametrize("user", ["bob", None])
 def test_others_are_forbidden(bare_app: TestApp, job: str, user: str | None) -> None:
-    """Who may not see a job gets a 403 that says nothing of it."""
+    """A user who may not see a job gets a 403 that reveals nothing."""
     response = get(bare_app, f"/job_state/{job}", user)
 
     assert response.status_code == 403
@@ -207,7 +207,7 @@ def test_others_are_forbidden(bare_app: TestApp, job: str, user: str | None) -> 
 def test_other_methods_are_not_allowed(
     bare_app: TestApp, client: redis.Redis, job: str, method: str, end: str
 ) -> None:
-    """A state is only got: every other method is refused, and changes nothing."""
+    """Every method but GET and HEAD is refused and changes nothing."""
     before = client.hgetall(f"jobstate:{job}")
 
     for path in f"/job_state/{job}{end}", f"/job_state{end}":
@@ -224,7 +224,7 @@ def test_other_methods_are_not_allowed(
 def test_other_methods_of_an_unknown_job_are_not_found(
     bare_app: TestApp, method: str
 ) -> None:
-    """Where nothing stands no method is better than another."""
+    """For an unknown job or path, every method is a 404."""
     for path in f"/job_state/{UUID}", f"/job_state/{UUID}/cancel", "/job_state/x/y":
         response = ask(bare_app, method, path, "alice")
 
@@ -236,7 +236,7 @@ def test_other_methods_of_an_unknown_job_are_not_found(
     "header", ["X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"]
 )
 def test_method_override_does_nothing(bare_app: TestApp, job: str, header: str) -> None:
-    """A header does not turn one method into another."""
+    """A header does not change the method."""
     headers = {header: "GET"}
     assert (
         ask(bare_app, "POST", f"/job_state/{job}", "alice", **headers).status_code
@@ -292,8 +292,8 @@ def test_method_override_does_nothing(bare_app: TestApp, job: str, header: str) 
     ],
 )
 def test_other_paths_are_not_found(redis_url: str, job: str, path: str) -> None:
-    """Whatever else stands below the path is a 404 of ours, whatever the application
-    shows elsewhere, to anybody.
+    """Every other path below ours is a 404 of ours, for all users, whatever views the
+    application has elsewhere.
     """
     config = make_config(redis_url)
     for name in "", "login", "cancel", "edit", "find", "store":
@@ -311,7 +311,7 @@ def test_other_paths_are_not_found(redis_url: str, job: str, path: str) -> None:
 def test_paths_to_the_container_show_the_viewers_own_jobs(
     bare_app: TestApp, job: str, path: str
 ) -> None:
-    """However somebody gets to the container, it shows no more than it may."""
+    """No path to the container shows jobs that the user may not see."""
     path = "/job_state" + path.format(job=job)
 
     for user in "bob", ADMIN, None:
@@ -337,8 +337,8 @@ def test_paths_to_the_container_show_the_viewers_own_jobs(
 def test_odd_paths_to_a_job_need_its_right(
     bare_app: TestApp, job: str, path: str
 ) -> None:
-    """Where traversal finds a job by a strange path, the right to see it is asked for
-    as ever.
+    """If traversal finds a job through an odd path, viewing it still needs the
+    permission.
     """
     path = "/job_state" + path.format(job=job)
 
@@ -363,7 +363,7 @@ def test_odd_paths_to_a_job_need_its_right(
 def test_paths_beside_ours_are_the_applications(
     redis_url: str, job: str, path: str
 ) -> None:
-    """What only looks like our path is not ours."""
+    """Paths that only resemble ours belong to the application."""
     config = make_config(redis_url)
     config.add_notfound_view(lambda e, r: Response("app 404", 404))
     app = make_app(config)
@@ -373,25 +373,25 @@ def test_paths_beside_ours_are_the_applications(
 
 @pytest.mark.parametrize("length", [1_000, 100_000])
 def test_long_paths_are_not_found(bare_app: TestApp, job: str, length: int) -> None:
-    """However long or deep a path is, it is a plain 404."""
+    """A path of any length or depth is a plain 404."""
     for path in f"/{'a' * length}", f"/{job}{'/a' * length}", "/.." * length + "/x":
         assert get(bare_app, "/job_state" + path, "alice").json == NOT_FOUND
 
 
 def test_path_that_is_no_utf_8_is_pyramids_own_error(bare_app: TestApp) -> None:
-    """Such a path fails before anyone can say whose it is, as in every application."""
+    """Such a path fails before anybody can claim it, as in every application."""
     with pytest.raises(URLDecodeError):
         get(bare_app, "/job_state/%FF", "alice")
 
 
-# Beside the application's own routes and views.
+# The application's own routes and views.
 
 
 def test_catch_all_after_the_include_leaves_our_path_alone(
     redis_url: str, job: str
 ) -> None:
-    """An application's catch-all route, added after the include, answers nothing of
-    ours.
+    """A catch-all route of the application, added after the include, does not catch our
+    requests.
     """
     config = make_config(redis_url)
     config.include("pyramid_jobstate")
@@ -405,7 +405,7 @@ def test_catch_all_after_the_include_leaves_our_path_alone(
 
 
 def test_catch_all_with_global_views_keeps_out(redis_url: str, job: str) -> None:
-    """Nor does one that traverses with the application's views."""
+    """A catch-all that traverses with global views does not catch our requests."""
     config = make_config(redis_url)
     config.include("pyramid_jobstate")
     config.add_route("everything", "/*traverse", use_global_views=True)
@@ -419,8 +419,8 @@ def test_catch_all_with_global_views_keeps_out(redis_url: str, job: str) -> None
 def test_view_for_every_context_does_not_answer_for_a_job(
     redis_url: str, job: str
 ) -> None:
-    """The application's view without a context is not taken for a job's, whether it was
-    registered before or after the include.
+    """The application's view without a context does not answer for jobs, whether it is
+    added before or after the include.
     """
     config = make_config(redis_url)
     config.add_view(lambda c, r: Response("App"))
@@ -437,7 +437,7 @@ def test_view_for_every_context_does_not_answer_for_a_job(
 def test_default_permission_of_the_application_is_not_asked(
     redis_url: str, job: str
 ) -> None:
-    """Our views have their own permission, and the answers to errors none."""
+    """Our views have their own permission; error responses need none."""
     config = make_config(redis_url)
     config.set_default_permission("enter")
     app = make_app(config)
@@ -448,7 +448,7 @@ def test_default_permission_of_the_application_is_not_asked(
 
 
 def app_with_error_views(redis_url: str, **options: Any) -> TestApp:
-    """Return an application that has answers of its own to every error."""
+    """Return an application that has its own views for all errors."""
 
     def ask_store(context: Any, request: Request) -> Response:
         request.job_states.find(UUID)
@@ -472,7 +472,7 @@ def app_with_error_views(redis_url: str, **options: Any) -> TestApp:
 def test_error_views_of_the_application_answer_for_its_pages(
     redis_url: str, job: str, root_factory: Any
 ) -> None:
-    """Its own pages keep the application's own error pages, and ours never answer."""
+    """The application's pages keep its own error pages; ours are not used."""
     app = app_with_error_views(redis_url, root_factory=root_factory)
 
     assert get(app, "/nothing", "alice").text == "app 404"
@@ -485,7 +485,7 @@ def test_error_views_of_the_application_answer_for_its_pages(
 def test_error_views_of_the_application_do_not_answer_for_ours(
     redis_url: str, job: str, place: str
 ) -> None:
-    """A request for a job gets our answers, whatever error pages there are."""
+    """A request for a job gets our responses, whatever error pages there are."""
     app = app_with_error_views(redis_url, root_factory=mounted_root)
 
     assert get(app, f"{place}/{UUID}", "alice").json == NOT_FOUND
@@ -496,14 +496,14 @@ def test_error_views_of_the_application_do_not_answer_for_ours(
 def test_general_error_view_does_not_answer_for_a_store_that_is_away(
     place: str,
 ) -> None:
-    """A request for a job gets our 503, though the application catches all errors."""
+    """A request for a job gets our 503, even if the application catches all errors."""
     app = app_with_error_views(NOWHERE, root_factory=mounted_root)
 
     assert get(app, f"{place}/{UUID}", "alice").status_code == 503
 
 
 def test_error_before_traversal_is_the_applications(redis_url: str) -> None:
-    """A root factory that forbids is answered by the application."""
+    """If the root factory raises HTTPForbidden, the application answers."""
 
     def forbid(request: Request) -> Any:
         raise HTTPForbidden
@@ -514,7 +514,7 @@ def test_error_before_traversal_is_the_applications(redis_url: str) -> None:
 
 
 def test_view_on_a_job_may_meet_a_store_that_is_away(server: EmbeddedServer) -> None:
-    """In a view that the application gives to jobs the error is the application's."""
+    """In an application's view on a job, the error belongs to the application."""
 
     def restart(context: JobState, request: Request) -> Response:
         server.stop()
@@ -540,7 +540,7 @@ def test_view_on_a_job_may_meet_a_store_that_is_away(server: EmbeddedServer) -> 
 def test_state_goes_through_the_applications_json_renderer(
     redis_url: str, job: str
 ) -> None:
-    """A job in the answer of an application's view is the same JSON."""
+    """In the response of an application's view, a job has the same JSON."""
     config = make_config(redis_url)
     config.add_renderer("app_json", JSON(indent=4))
     config.add_view(
@@ -556,7 +556,7 @@ def test_state_goes_through_the_applications_json_renderer(
 def test_state_can_be_shown_by_a_view_that_has_no_container(
     redis_url: str, job: str
 ) -> None:
-    """A job that comes from the store itself is shown, too."""
+    """A job loaded from the store itself can be shown as well."""
     config = made_config(redis_url)
     job_state = JobStore(redis_url).load(job)
     assert job_state is not None
@@ -566,11 +566,11 @@ def test_state_can_be_shown_by_a_view_that_has_no_container(
     assert state["job"]["url"] == f"http://localhost/job_state/{job}/"
 
 
-# Whatever stands in Redis.
+# Arbitrary values in Redis.
 
 
 def test_markup_stays_text(bare_app: TestApp, client: redis.Redis) -> None:
-    """Markup in what a job says is JSON text, of a type that no browser renders."""
+    """Markup in a job's texts is JSON text, of a type that browsers do not render."""
     markup = "</script><img src=x onerror=alert(1)>"
     uuid = put_job(
         client, **{"message": json.dumps(markup), f"m:{markup}": json.dumps(markup)}
@@ -633,8 +633,8 @@ def reject(constant: str) -> None:
 def test_nonsense_in_the_store_is_not_an_error(
     bare_app: TestApp, client: redis.Redis, field: str, value: str | bytes
 ) -> None:
-    """What another program wrote into a job's hash never fails the request, nor the
-    browser's JSON.parse, nor does it touch the job's own part.
+    """Fields written by another program never break the request or the browser's
+    JSON.parse, and do not affect the job's own part.
     """
     uuid = put_job(client, **{field: value})
 
@@ -666,7 +666,7 @@ def test_nonsense_in_the_store_is_not_an_error(
 def test_nonsense_in_the_store_gives_no_rights(
     bare_app: TestApp, client: redis.Redis, field: str, value: str | bytes
 ) -> None:
-    """An owner or a kind that cannot be understood is nobody's, and nothing fails."""
+    """An owner or kind that cannot be parsed gives no rights and causes no error."""
     uuid = put_job(client, **{field: value})
 
     for user in "alice", "bob", None:
@@ -675,7 +675,7 @@ def test_nonsense_in_the_store_gives_no_rights(
 
 
 def test_key_of_another_type_is_no_job(bare_app: TestApp, client: redis.Redis) -> None:
-    """Where a job's key holds no hash there is no such job."""
+    """A job's key that does not hold a hash is not a job."""
     client.set(f"jobstate:{UUID}", "x")
 
     assert get(bare_app, f"/job_state/{UUID}", "alice").json == NOT_FOUND
@@ -687,8 +687,8 @@ def test_key_of_another_type_is_no_job(bare_app: TestApp, client: redis.Redis) -
 def test_store_that_refuses_is_a_503(
     redis_url: str, client: redis.Redis, query: str
 ) -> None:
-    """A server that does not say whether there is a job has not said that there is
-    none: a browser would stop asking.
+    """If a server refuses to say whether a job exists, the response is not a 404: a
+    browser would stop asking.
     """
     client.acl_setuser(
         "narrow",

@@ -27,7 +27,7 @@ from tests.webapp import ADMIN, ask, get, make_tm_config, put_job
 
 @pytest.fixture
 def site_class(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The persistent root of the README, in a module that ZODB finds it in."""
+    """The persistent root of the README, in a module where ZODB finds it."""
     (snippet,) = [text for text in snippets("python") if "PersistentMapping" in text]
     module = types.ModuleType("persistent_site")
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -37,7 +37,7 @@ def site_class(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def zodb(site_class: Any, tmp_path: Path) -> Iterator[DB]:
-    """A database with a site in it, in which admins may do everything with jobs."""
+    """A database with a site in which admins may do everything with jobs."""
     database = DB(FileStorage(str(tmp_path / "Data.fs")))
     with database.transaction() as connection:
         connection.root()["site"] = site = site_class()
@@ -75,7 +75,7 @@ def zodb_app(zodb_config: Configurator) -> TestApp:
 def test_jobs_are_served_in_the_persistent_tree(
     zodb_app: TestApp, client: redis.Redis
 ) -> None:
-    """A persistent root that makes the container of each request serves its jobs."""
+    """A persistent root serves jobs through a container that it makes per request."""
     job = put_job(client)
 
     response = get(zodb_app, f"/jobs/{job}", "alice")
@@ -96,7 +96,7 @@ def test_jobs_are_served_in_the_persistent_tree(
 def test_persistent_root_decides_at_our_own_path(
     zodb_app: TestApp, client: redis.Redis
 ) -> None:
-    """Its ACL holds for /job_state as well."""
+    """The ACL of a persistent root also applies to /job_state."""
     job = put_job(client)
 
     assert get(zodb_app, f"/job_state/{job}", ADMIN).status_code == 200
@@ -104,7 +104,7 @@ def test_persistent_root_decides_at_our_own_path(
 
 
 def test_nothing_of_a_request_is_stored(zodb_app: TestApp, zodb: DB) -> None:
-    """A request that changes the root stores what it changed, and no container."""
+    """A request that changes the root stores its changes, but no container."""
     get(zodb_app, "/visit", "alice")
     get(zodb_app, "/visit", "bob")
 
@@ -120,7 +120,7 @@ def test_nothing_of_a_request_is_stored(zodb_app: TestApp, zodb: DB) -> None:
 def test_container_in_the_database_is_refused(
     zodb_app: TestApp, zodb: DB, site_class: Any
 ) -> None:
-    """A container that is put there stops the commit, and the error says what to do."""
+    """A container in the database stops the commit. The error says what to do."""
     connection = zodb.open()
     root = connection.root()["site"]
     request = Request.blank("/")
@@ -136,6 +136,6 @@ def test_container_in_the_database_is_refused(
 
 
 def test_container_is_not_pickled() -> None:
-    """Nor does any other pickle hold one."""
+    """A container cannot be pickled."""
     with pytest.raises(TypeError, match="serves one request"):
         pickle.dumps(JobStates(Request.blank("/")))
