@@ -229,7 +229,7 @@ def test_forked_child_that_leaves_the_with_block_harms_nothing(temporary):
 
 
 def test_fork_while_a_server_is_stopped_or_forgotten():
-    """A child may stop a server of its parent's that is not running."""
+    """A fork works while a server is stopped, and after one was garbage-collected."""
     server = EmbeddedServer()
     del server
     server = EmbeddedServer()
