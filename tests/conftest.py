@@ -190,9 +190,7 @@ def page(browser: Browser, console_errors: list[str]) -> Iterator[Page]:
 
 @pytest.fixture(scope="session")
 def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory that holds axe-core and acorn, installed there if they are
-    missing.
-    """
+    """The directory that holds axe-core and acorn, newly installed if need be."""
 
     def give_up(reason: str) -> None:
         if os.environ.get("CI") == "true":

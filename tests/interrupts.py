@@ -66,9 +66,7 @@ def run(recorder: Recorder, begun: threading.Event) -> None:
 
 
 def check(recorder: Recorder) -> None:
-    """Check that the recorder records another job and has dropped the interrupted
-    ones.
-    """
+    """Check that the recorder records another job and has dropped the others."""
     unsaved = Unsaved(new_id(), Run(), INFO)
     recorder.begin(unsaved)
     unsaved.run.set_message("on we go")

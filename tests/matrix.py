@@ -1,13 +1,12 @@
-"""Smoke runs of the package with the software that applications may combine it with.
+"""Smoke runs of the package with software that applications may combine it with.
 
-``python -m tests.matrix`` prints a Markdown table with a row for each run. A run starts
-a small application, tests/matrixapp.py, behind a real web server, with a worker and a
-Redis or Valkey server, in its own virtual environment. It sends a job over HTTP and
-watches it until it succeeds, and cancels another.
+``python -m tests.matrix`` prints a Markdown table with a row for each run: a small
+application, tests/matrixapp.py, behind a real web server, with a worker and a Redis or
+Valkey server, in its own virtual environment. It sends a job over HTTP and watches it
+until it succeeds, and cancels another.
 
-It takes some minutes, mostly to install packages. A row whose software this machine
-lacks reads "not available". Words after the command select the rows whose names contain
-one of them.
+It takes some minutes, mostly to install packages. If this machine lacks something, the
+row reads "not available". Words after the command select the rows whose names have one.
 """
 
 import argparse
@@ -372,9 +371,7 @@ class Site:
     def ask(
         self, path: str, method: str = "GET", status: int = 200, **headers: str
     ) -> tuple[Any, Any]:
-        """Return the JSON and the headers of a response, which must have this
-        status.
-        """
+        """Return the JSON and headers of a response, which must have this status."""
         sent = {"X-User": "alice", "X-Requested-With": "matrix", **headers}
         request = urllib.request.Request(
             self.url + path,

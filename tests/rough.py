@@ -183,9 +183,7 @@ def declare(broker: dramatiq.Broker, notes: Notes) -> types.SimpleNamespace:
 
     @dramatiq.actor(broker=broker, max_retries=1, min_backoff=100, max_backoff=200)
     def wander(plan: str, seed: int, *, job_state: JobState) -> None:
-        """Report various values and end as planned, noting each step in the journal
-        first.
-        """
+        """Report various values, note the end in the journal, and end as planned."""
         run = uuid.uuid4().hex
         dice = random.Random(seed)
         values: dict[str, Any] = {}

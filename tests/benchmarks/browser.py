@@ -97,9 +97,7 @@ def _cpu(page: Page) -> float:
 
 
 def measure(server: EmbeddedServer) -> Table:
-    """Return the share of a core that a page with 150 elements takes, with an update a
-    second.
-    """
+    """Return a page's share of a core, with 150 elements updated every second."""
     executable = next(filter(None, map(shutil.which, CHROMIUM_NAMES)))
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     threading.Thread(target=httpd.serve_forever, daemon=True).start()

@@ -71,9 +71,7 @@ def _write(store: JobStore, batch: list[Unsaved]) -> None:
 
 
 def _used(client: redis.Redis) -> int:
-    """Return the memory that the server uses, once it has freed its clients'
-    buffers.
-    """
+    """Return the memory that the server uses once its clients' buffers are freed."""
     used = 0
     while True:
         before, used = used, int(client.info("memory")["used_memory"])

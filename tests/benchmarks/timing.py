@@ -101,9 +101,7 @@ def side_by_side(
 
 
 def show(tables: Iterable[Table]) -> bool:
-    """Print tables as they are made, and return whether all figures meet their
-    targets.
-    """
+    """Print tables as they are made, and return whether all figures hold."""
     fine = True
     for table in tables:
         print(table, flush=True)

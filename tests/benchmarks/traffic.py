@@ -72,9 +72,7 @@ def _usage(client: redis.Redis, peer: Peer) -> Usage:
 
 
 def _counts(client: redis.Redis) -> tuple[int, int]:
-    """Return the number of commands that clients sent, and the bytes of all
-    connections.
-    """
+    """Return the commands sent by clients, and the bytes of all connections."""
     stats = client.info("commandstats")
     calls = {name.removeprefix("cmdstat_"): s["calls"] for name, s in stats.items()}
     # Our clients send only EVALSHA; all other commands are called by the scripts.

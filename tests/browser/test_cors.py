@@ -81,9 +81,7 @@ def test_outage_may_be_read() -> None:
 
 @pytest.mark.parametrize("end", ["", "/", f"/{UUID}", f"/{UUID}/", f"/{UUID}/cancel"])
 def test_preflight_is_answered_without_a_user(end: str) -> None:
-    """A preflight, which carries no cookie, is answered with the headers the script
-    sends.
-    """
+    """A preflight, which has no cookie, is answered with the script's headers."""
     config = make_config(NOWHERE)
     config.set_default_permission("view_job")
     app = make_app(config)

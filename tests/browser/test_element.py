@@ -198,9 +198,7 @@ def stage(tab: Page, poll_server: PollServer) -> Iterator[Stage]:
 
 
 def test_element_shows_a_working_job(stage: Stage) -> None:
-    """A working job shows title, percentage, status, amount, rate, time left and
-    message.
-    """
+    """A job shows title, percentage, status, amount, rate, time left and message."""
     stage.open()
     seen = stage.show(STATES["working"])
     assert seen["title"] == "Run marathon"
@@ -812,9 +810,7 @@ SPOILT = {
 
 @pytest.mark.parametrize("spoil", SPOILT)
 def test_trouble_of_one_element_is_its_own(stage: Stage, spoil: str) -> None:
-    """If one element cannot be drawn, those after it are, and the console reports
-    it.
-    """
+    """If one element cannot be drawn, the others are, and the console reports it."""
     stage.open(
         "<form><input name=closest></form>"
         "<job-state id=one lang=xx></job-state><odd-state id=odd></odd-state>"
@@ -1005,9 +1001,7 @@ def test_header_that_cannot_be_sent_is_told(stage: Stage, attributes: str) -> No
 
 
 def test_cancel_that_is_refused_says_why(stage: Stage) -> None:
-    """If the cancel is refused, the button comes back, and the element shows the
-    reason.
-    """
+    """If the cancel is refused, the button comes back, and the element says why."""
     open_cancellable(stage, Answer(403))
     stage.page.locator("[part=cancel]").click()
     wait_for(lambda: stage.look()["notice"] == "Not cancelled: You may not do this.")

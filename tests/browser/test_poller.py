@@ -57,9 +57,7 @@ class Polling:
         )
 
     def told(self, name: str, callback: str | None = None) -> list[Any]:
-        """The values passed to a callback so far; without one, the names of those
-        called.
-        """
+        """The values passed to a callback so far; without one, the callbacks called."""
         calls = [c for c in self.page.evaluate("calls") if c["name"] == name]
         if callback is None:
             return [c["callback"] for c in calls]
@@ -73,9 +71,7 @@ class Polling:
         wait_for(lambda: len(self.server.seen(name, method)) >= count)
 
     def asked(self, name: str) -> int:
-        """Return how often the page has asked, even if the server has not noticed
-        yet.
-        """
+        """Return how often the page has asked, even if the server has not noticed."""
         urls = self.page.evaluate("asked")
         return sum(url.endswith(f"/job_state/{name}") for url in urls)
 
@@ -519,9 +515,7 @@ def test_aborted_signal_prevents_the_poller(polling: Polling) -> None:
 
 
 def test_throwing_callback_does_not_stop_the_poller(polling: Polling) -> None:
-    """What callbacks throw is logged to the console, and the poller goes on to the
-    end.
-    """
+    """What callbacks throw is logged to the console, and the poller goes on."""
     throwing = ["update", "lost", "success"]
     harness = {"throwing": throwing}
     polling.follow("job", working(), Answer(503), success(), harness=harness)
@@ -622,9 +616,7 @@ def test_cancel_rejects_when_refused(
 
 @pytest.mark.parametrize("url", ["/jobs/job", "/jobs/job/", "jobs/job/?of=alice#top"])
 def test_cancel_finds_its_url(polling: Polling, url: str) -> None:
-    """The cancel URL is below the job's, with or without a trailing slash or a
-    query.
-    """
+    """The cancel URL is below the job's, with or without a last slash or a query."""
     posts = {"method": "POST", "below": "/jobs"}
     polling.server.answer("job/cancel", Answer(202, "{}"), **posts)
     polling.follow("job", jobUuid=None, url=url)
@@ -659,9 +651,7 @@ def test_hidden_tab_sleeps_and_asks_when_shown(timed: Polling) -> None:
 
 
 def test_answer_that_comes_while_hidden_counts(timed: Polling) -> None:
-    """An answer that arrives in a hidden tab is reported, and no further request is
-    sent.
-    """
+    """An answer that arrives in a hidden tab is reported, and polling then pauses."""
     hold = threading.Event()
     timed.follow("job", Answer(body=state("working"), hold=hold))
     timed.wait_for_requests("job", 1)
@@ -1084,9 +1074,7 @@ def test_batch_of_who_is_signed_out_is_final_for_all(polling: Polling) -> None:
 
 
 def test_outage_is_told_to_all_jobs_and_asked_about_once(polling: Polling) -> None:
-    """An outage is reported for all jobs of a batch; one request checks whether it is
-    over.
-    """
+    """All jobs of a batch report an outage; one request checks whether it is over."""
     names = ["one", "two", "three"]
     for name in names:
         polling.server.answer(name, working(), success())
@@ -1124,9 +1112,7 @@ def test_stopped_job_leaves_the_batch(polling: Polling) -> None:
 
 
 def test_request_for_stopped_jobs_only_is_aborted(polling: Polling) -> None:
-    """A request whose jobs are all stopped is aborted, so that new jobs need not
-    wait.
-    """
+    """A request for stopped jobs is aborted, so that other jobs need not wait."""
     polling.follow("one", Answer(hold=threading.Event()))
     polling.wait_for_requests("one", 1)
     polling.follow("two", success())
@@ -1177,9 +1163,7 @@ def test_urls_of_jobs_are_batched_below_their_base(polling: Polling) -> None:
 
 
 def test_another_origin_is_asked_if_allowed(polling: Polling) -> None:
-    """With crossOrigin, the job may be on another origin, and cookies are sent
-    there.
-    """
+    """With crossOrigin, the job may be elsewhere, and cookies are sent there."""
     elsewhere = PollServer()
     try:
         headers = {
@@ -1448,9 +1432,7 @@ def test_poller_minds_no_element_of_a_name(
 
 
 def test_image_named_hidden_keeps_no_tab_awake(timed: Polling) -> None:
-    """An element named hidden neither keeps a hidden tab polling nor a shown one
-    asleep.
-    """
+    """An element named hidden does not affect how a hidden or shown tab polls."""
     open_with(timed, "<img name=hidden><img name=visibilityState>")
     timed.follow("job", working(), success(), pollingPeriod=1000)
     timed.wait("job", "update")

@@ -457,9 +457,7 @@ CANCEL = """([jobUuid, options]) => {
 def test_poller_sends_the_application_s_csrf_header(
     live_site: Site, redis_url: str, job: str
 ) -> None:
-    """The option csrfHeader names the header, too; in another one the token is
-    refused.
-    """
+    """The option csrfHeader does the same; in another header the token is refused."""
     live_site.markup = lambda request: (
         tag(request.static_url(SCRIPT))
         + f'<body data-token="{get_csrf_token(request)}"></body>'

@@ -292,9 +292,7 @@ def test_a_job_that_puts_its_own_message_back_is_retrying(
 def test_a_coroutine_that_puts_its_own_message_back_is_retrying(
     scene: Scene, start_rough_worker: StartWorker, how: str
 ) -> None:
-    """So does a job of an async actor, which runs in another thread than its
-    message.
-    """
+    """An async job that puts its message back, in any thread, reads retrying."""
     start_rough_worker()
     message = scene.actors.come_back_async.send(how)
     state = scene.wait_until(message, "retrying", "success", "error")
@@ -344,9 +342,7 @@ def test_a_pool_of_submitted_items_stops(
 def test_all_tasks_of_a_coroutine_stop(
     scene: Scene, start_rough_worker: StartWorker
 ) -> None:
-    """The cancel is raised in each task of an async actor, not only in the first to
-    ask.
-    """
+    """Each task of an async actor gets the cancel, not only the first to ask."""
     start_rough_worker()
     message = scene.actors.gather.send()
     wait_for(lambda: len(scene.load(message).progress_metrics) == 5, PATIENCE)
@@ -408,9 +404,7 @@ def test_a_next_step_that_the_broker_does_not_take_is_an_error(
 def test_sends_do_not_wait_for_a_store_that_swallows_packets(
     redis_url: str, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Ten sends take no longer than one, all of them go out, and one warning is
-    logged.
-    """
+    """Ten sends take no longer than one, all go out, and one warning is logged."""
     scene = Scene(redis_url, proxy.url, redis_url)
     proxy.swallow()
     for _ in range(10):
@@ -472,8 +466,8 @@ def lossy(proxy: FaultyProxy) -> JobStore:
 def test_a_cancel_whose_reply_was_lost_is_told_that_it_cancelled(
     redis_url: str, proxy: FaultyProxy, lossy: JobStore
 ) -> None:
-    """A cancel that the client library sends twice returns what the first one did;
-    another cancel returns that it came too late.
+    """A cancel that the client library sends twice still returns True; another cancel
+    returns False.
     """
     scene = Scene(redis_url, proxy.url, redis_url)
     message = scene.actors.count.send()
@@ -533,9 +527,7 @@ def test_a_job_whose_creation_lost_a_reply_is_listed(
 def test_a_value_that_changed_back_while_a_reply_was_lost_lands(
     scene: Scene, proxy: FaultyProxy, start_rough_worker: StartWorker
 ) -> None:
-    """If True was stored, the reply to False was lost, and True is set again, the store
-    ends with True.
-    """
+    """True stored, a lost reply to False, then True again: the store has True."""
     proxy.judge = lambda request: "lose" if b"false" in request else "pass"
     start_rough_worker()
     message = scene.actors.toggle.send()

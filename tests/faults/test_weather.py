@@ -283,9 +283,7 @@ def test_at_the_start_of_a_job(
 
 
 def test_a_job_that_runs_wholly_without_the_store(weather_scene: Scene) -> None:
-    """A job that began and ended while the store was away is later stored with its
-    end.
-    """
+    """A job that began and ended while the store was away is stored with its end."""
     weather_scene.server.stop()
     weather_scene.finish()
     weather_scene.uuid = weather_scene.send().message_id

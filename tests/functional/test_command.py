@@ -1,6 +1,4 @@
-"""`python -m tests`: all tests together need full coverage, a selection need only
-pass.
-"""
+"""`python -m tests`: a full run needs full coverage, a selection need only pass."""
 
 import subprocess
 import sys
@@ -41,9 +39,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def test_all_tests_are_to_reach_every_line(
     started: list[list[str]], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
-    """Without a selection, the coverage report decides, too; pytest gets the
-    arguments.
-    """
+    """Without a selection, the coverage report decides, too."""
     monkeypatch.setattr(sys, "argv", ["tests", *arguments])
 
     assert command.main() == 2

@@ -39,9 +39,7 @@ STATUSES = {
 
 
 class ImportResults(JobState):
-    """Stands in for the demo's kind, whose class exists only in the demo's
-    processes.
-    """
+    """The demo's kind, whose real class exists only in the demo's processes."""
 
 
 class Demo:
@@ -238,9 +236,7 @@ def test_sample_is_imported(demo: Demo, page: Page, console_errors: list[str]) -
 def test_malformed_file_ends_in_a_clear_error(
     demo: Demo, page: Page, console_errors: list[str], content: bytes, message: str
 ) -> None:
-    """A file that cannot be imported fails at the first attempt, with a clear
-    reason.
-    """
+    """A file that cannot be imported fails at once, with a clear reason."""
     log_in(page, demo, "Alice")
     file: FilePayload = {
         "name": "../<b>.csv",

@@ -140,9 +140,7 @@ def test_stop_twice_is_no_error(server):
 
 
 def test_stop_after_the_supervisor_is_gone(server, temporary):
-    """A supervisor that is terminated takes its server along; stop() then does
-    nothing.
-    """
+    """A supervisor that is terminated takes its server along; stop() accepts that."""
     pid = server.pid
     os.kill(parent_of(pid), signal.SIGTERM)
     wait_for(lambda: not is_alive(pid))
@@ -265,18 +263,14 @@ def test_server_that_never_answers_is_given_up(temporary, monkeypatch):
 
 
 def test_server_that_answers_with_an_error_is_not_ready(monkeypatch):
-    """A server that answers with an error, as while loading or for a password, is not
-    ready.
-    """
+    """An error is not an answer: the server may be loading or want a password."""
     monkeypatch.setattr(embedded, "START_TIMEOUT", 0.2)
     with pytest.raises(RuntimeError, match="did not start"):
         EmbeddedServer(arguments=["--requirepass", "secret"]).start()
 
 
 def test_port_that_is_taken_is_passed_over(monkeypatch):
-    """A first start takes another port rather than mistake another server for its
-    own.
-    """
+    """A first start avoids another server's port, and does not adopt that server."""
     with EmbeddedServer() as other:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             free = listener.getsockname()[1]

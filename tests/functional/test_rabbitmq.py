@@ -213,9 +213,7 @@ def test_a_job_cancelled_while_it_waits(
 def test_a_job_cancelled_while_it_runs(
     rabbitmq_broker: RabbitmqBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A running job learns of its cancel, cleans up, and reads neither retrying nor
-    error.
-    """
+    """A running job learns of its cancel, cleans up, and is not retried."""
 
     @job_actor(broker=rabbitmq_broker)
     def run_marathon(*, job_state: Any) -> None:
@@ -248,7 +246,7 @@ def test_a_worker_that_is_faster_than_the_sender(make_broker: MakeBroker) -> Non
         def after_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
             seen.append(wait_until(broker, message, "success", "error").status)
 
-    # The last one, since after-hooks run in reverse.
+    # Added last to run first: after-hooks run in reverse.
     broker.add_middleware(Slow())
 
     @dramatiq.actor(broker=broker, job_state=RunMarathon)

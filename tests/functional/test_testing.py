@@ -62,9 +62,7 @@ def application(job_store: JobStore, *includes: str) -> TestApp:
     ],
 )
 def test_outbox_keeps_what_views_send(job_store: JobStore, includes: Any) -> None:
-    """What a view sends is kept in the outbox instead of sent, even if the transaction
-    manager is doomed.
-    """
+    """What a view sends is kept, not sent, even under a doomed manager."""
     app = application(job_store, *includes)
     manager = transaction.TransactionManager(explicit=True)
     manager.begin()

@@ -97,7 +97,7 @@ def test_job_within_a_job_keeps_the_outer_one(eager_app: TestApp, fails: bool) -
 
 
 def test_others_are_refused(eager_app: TestApp) -> None:
-    """A job that runs at once has the same rights as any other."""
+    """A job that runs at once is protected like any other."""
     uuid = send(eager_app, "leg")
 
     assert get(eager_app, f"/job_state/{uuid}", "bob").status_code == 403

@@ -73,9 +73,7 @@ class TestExclog(Contract):
         caplog: Any,
         is_ignored: bool,
     ) -> None:
-        """In a view of the application, StoreUnavailable is logged unless the README's
-        setting excludes it.
-        """
+        """StoreUnavailable in a view is logged, but not with the README's setting."""
         (value,) = re.findall(r"^  exclog\.ignore =\n((?: {6}.*\n)+)", README, re.M)
         site = make_site(**({"exclog.ignore": value} if is_ignored else {}))
 

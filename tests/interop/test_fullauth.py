@@ -45,9 +45,7 @@ def site(interop_broker: Any, tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 class TestFullauth(Contract):
     def test_own_urls_work_as_before(self, site: Site) -> None:
-        """The forms of pyramid_fullauth are shown, and users who are logged in are
-        redirected.
-        """
+        """The forms of pyramid_fullauth are shown; logged-in users are redirected."""
         assert "password" in site.get("/login").text
         alice = site.headers["alice"]
         assert site.app.get("/login", headers=alice).status_code == 303

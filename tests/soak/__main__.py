@@ -32,8 +32,8 @@ from .weather import ROOT, Weather
 MIN_MINUTES, MAX_MINUTES = 2.0, 10.0
 
 #: The calm at the end, in which nothing fails any more, as a share of the whole and as
-#: a minimum in seconds. The seconds before it in which nothing is sent. The seconds at
-#: the very end by which all jobs must have ended.
+#: a minimum in seconds. The seconds before it in which nothing is sent. The last
+#: seconds, before which all jobs must have ended.
 CALM, MIN_CALM = 0.2, 45.0
 SENT_BEFORE = 10.0
 CLOSING = 15.0

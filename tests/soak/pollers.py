@@ -72,8 +72,7 @@ class Job:
 
 
 class Pollers:
-    """The pollers. Each watches one job at a time, and each job is watched at least
-    once.
+    """The pollers. They watch each job at least once, and never rest.
 
     Attributes:
       jobs: All jobs that were sent.

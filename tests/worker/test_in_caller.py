@@ -378,9 +378,7 @@ def test_callbacks_run_within_the_job_that_calls_them(in_caller: InCaller) -> No
 def test_a_pipeline_runs_within_its_first_step(
     in_caller: InCaller, fail_fast: bool, is_first: bool
 ) -> None:
-    """Each step of a pipeline ends with its own status; steps after a failed one are
-    cancelled.
-    """
+    """Each step of a pipeline has its own end; those after a failure are cancelled."""
     order = (None, Pipelines()) if is_first else (Pipelines(), None)
     broker = in_caller(*order, fail_fast=fail_fast)
 
@@ -463,7 +461,7 @@ def test_a_retry_within_a_job_leaves_that_alone(in_caller: InCaller) -> None:
 
 
 def test_a_try_that_another_middleware_stops_is_no_run(in_caller: InCaller) -> None:
-    """A job whose retry is skipped in place ends with what its first run raised."""
+    """A retry that is skipped in place does not count as an attempt."""
     broker = in_caller(Retries(), fail_fast=False)
 
     class StopRetries(Middleware):
@@ -483,9 +481,7 @@ def test_a_try_that_another_middleware_stops_is_no_run(in_caller: InCaller) -> N
 
 
 def test_a_job_that_puts_itself_back_runs_within_itself(in_caller: InCaller) -> None:
-    """The run of the message put back owns the record; what the outer run reports is
-    lost.
-    """
+    """The run of the message put back owns the record, no longer the outer run."""
     broker = in_caller()
     runs: list[int] = []
 
@@ -645,9 +641,7 @@ def test_async_actors_run_within_their_sender(in_caller: InCaller) -> None:
 def begin_request(
     in_caller: InCaller, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[dramatiq.Broker], Any]:
-    """Makes a request of Alice's in a transaction, with the broker as the global
-    one.
-    """
+    """Makes a request of Alice's in a transaction, and the broker global."""
 
     def make_site(broker: dramatiq.Broker) -> Any:
         monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
@@ -730,9 +724,7 @@ def test_a_job_that_is_sent_at_once_and_fails_is_an_error(
 def test_a_request_within_a_request_keeps_what_the_outer_announced(
     in_caller: InCaller, begin_request: Any
 ) -> None:
-    """A job that sends through its own request leaves the outer request's jobs
-    alone.
-    """
+    """A job that sends with its own request leaves the outer request's jobs alone."""
     broker = in_caller()
     seen: list[Any] = []
 
@@ -750,9 +742,7 @@ def test_a_request_within_a_request_keeps_what_the_outer_announced(
 
 
 def test_nothing_is_left_behind(in_caller: InCaller) -> None:
-    """Once all jobs have ended, the middleware and the recorder keep nothing of
-    them.
-    """
+    """Once all jobs have ended, middleware and recorder keep nothing of them."""
     broker = in_caller(
         Retries(max_retries=1), Stop(RefusedError("no")), fail_fast=False
     )
@@ -777,9 +767,7 @@ def test_nothing_is_left_behind(in_caller: InCaller) -> None:
 
 
 class Quitting(Middleware):
-    """Quits when a message is acknowledged, so that no later middleware learns of
-    it.
-    """
+    """Quits when a message is acknowledged; no later middleware learns of it."""
 
     def __init__(self) -> None:
         self.is_on = True
@@ -937,9 +925,7 @@ def test_a_broker_that_acknowledges_nothing_leaks_no_jobs(
 def test_a_job_that_is_stopped_and_not_acknowledged_is_an_error(
     ours: JobStateMiddleware,
 ) -> None:
-    """A job whose stop is reported only to the sender reads as rejected, with attempt
-    0.
-    """
+    """A job whose stop only its sender learns of reads as rejected, with attempt 0."""
     broker = MuteBroker((ours, Stop(SkipMessage("not today"))))
 
     @dramatiq.actor(broker=broker, job_state=True)
@@ -1084,9 +1070,7 @@ def test_a_job_that_returns_has_nothing_to_do_with_what_its_sender_handles(
 def test_a_job_that_has_returned_is_a_success_whatever_stops_its_sender(
     in_caller: InCaller,
 ) -> None:
-    """An interrupt in a middleware after the job has returned does not make it an
-    error.
-    """
+    """An interrupt in a middleware does not turn a returned job into an error."""
 
     class Interrupted(Middleware):
         def after_process_message(self, *args: Any, **kwargs: Any) -> None:

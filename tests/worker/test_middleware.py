@@ -1,6 +1,4 @@
-"""JobStateMiddleware: it declares actors, hands them the JobState and follows their
-jobs.
-"""
+"""JobStateMiddleware: how it declares actors, calls them and follows their jobs."""
 
 import asyncio
 import concurrent.futures
@@ -149,9 +147,7 @@ def test_an_async_actor_is_tracked(redis_url: str) -> None:
 
 
 def test_a_default_of_the_parameter_is_replaced(broker: RedisBroker) -> None:
-    """A default of job_state is for type checkers: the job is handed its own
-    JobState.
-    """
+    """A default of job_state is for type checkers: the job gets its own JobState."""
 
     @job_actor(broker=broker)
     def run_marathon(miles: int, job_state: Any = None) -> None:
@@ -305,9 +301,7 @@ def test_an_option_that_is_no_class_is_refused(
 
 
 def test_without_a_place_for_the_states_an_actor_is_refused() -> None:
-    """On a broker other than a RedisBroker, the middleware must be told where to keep
-    states.
-    """
+    """On any broker but a RedisBroker, the middleware must be told where states go."""
     broker = StubBroker()
     broker.add_middleware(JobStateMiddleware())
     with pytest.raises(ActorError, match=r"StubBroker.*JobStateMiddleware\(url="):
@@ -486,9 +480,7 @@ def test_a_delayed_send_says_when_it_is_due(broker: RedisBroker) -> None:
 def test_a_message_whose_id_is_no_uuid_is_not_tracked(
     broker: RedisBroker, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A message whose id is not a uuid runs with a detached JobState, and one warning
-    is logged for all such messages.
-    """
+    """A message whose id is not a uuid gets a detached JobState, with one warning."""
     ran = threading.Semaphore(0)
 
     @job_actor(broker=broker)
@@ -1100,9 +1092,7 @@ def test_no_wrapper_has_a_cancelled_job_run(redis_url: str) -> None:
 def test_a_job_whose_actor_is_called_in_another_thread_is_working(
     redis_url: str,
 ) -> None:
-    """A job reads working once its message is processed, whichever thread its function
-    runs in.
-    """
+    """A job reads working during its run, whichever thread its function runs in."""
     broker = make_broker(redis_url)
     gate = Gate()
 
@@ -1631,9 +1621,7 @@ def test_a_middleware_that_fails_before_the_job_ends_it(
 def test_an_owner_that_cannot_be_one_owns_nothing(
     redis_url: str, owner: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A plain send with an impossible owner is tracked without one, and logs a
-    warning.
-    """
+    """A plain send with an impossible owner is tracked for nobody, with a warning."""
     broker = make_broker(redis_url)
 
     @dramatiq.actor(broker=broker, job_state=True)

@@ -27,9 +27,7 @@ def test_everyone_asks_while_all_is_well(clock: list[float]) -> None:
 
 
 def test_one_a_second_asks_during_an_outage(clock: list[float]) -> None:
-    """After a failure nobody may ask for a second; then one caller may in each
-    second.
-    """
+    """After a failure nobody may ask for one second; then one caller a second may."""
     found = Outage(LOG)
     found.begin()
     assert not found.may_ask()

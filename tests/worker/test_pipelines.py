@@ -304,9 +304,7 @@ def test_completion_callback_is_a_job_of_the_senders(
 def test_error_of_a_step_is_its_own(
     broker: Broker, states_of_alice: Any, step: Any, ended: Any, client: redis.Redis
 ) -> None:
-    """A step that was cancelled by itself keeps its error, even if an earlier step
-    fails.
-    """
+    """A cancelled step keeps its own error, even if an earlier step fails."""
     sent = states_of_alice.send_immediately(step.message(13) | step.message(2))
     assert sent[1].cancel()
     with working(broker):

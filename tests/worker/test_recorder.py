@@ -471,9 +471,7 @@ def test_a_fork_in_the_middle_of_a_job(
 def test_an_outage_is_one_warning_and_one_info(
     recorder: Recorder, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However long the store is away, one warning is logged, and one info when it is
-    back.
-    """
+    """However long an outage, one warning is logged, and one info at its end."""
     caplog.set_level(logging.INFO)
     job = Job(recorder).begin()
     for _ in range(2):
@@ -644,9 +642,7 @@ def test_an_end_that_was_kept_goes_before_the_next_try(
 def test_a_next_try_elsewhere_is_no_trouble(
     make_recorder: MakeRecorder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The retry may begin in another process before the end of the first run is
-    written.
-    """
+    """The retry may begin elsewhere before the end of the first run is written."""
     first = Job(make_recorder()).begin()
     second = Job(make_recorder(), first.uuid).begin()
     assert not first.end("retrying")
@@ -765,9 +761,7 @@ def test_a_poisoned_index_holds_up_only_its_own_jobs(
 
 
 def test_a_record_with_holes_is_written(recorder: Recorder, admin: redis.Redis) -> None:
-    """A record that lacks fields which another version does not write can be
-    updated.
-    """
+    """A record that lacks fields another version did not write can be updated."""
     job = Job(recorder)
     key = key_of(recorder.store, job.uuid)
     admin.hset(key, mapping={"status": "working", "run": "other"})

@@ -151,9 +151,7 @@ def test_take_has_the_end(run, unsaved):
 
 
 def test_take_says_that_the_run_begins_until_that_has_landed(unsaved):
-    """An update begins the run until one is stored; it is late after the first
-    attempt.
-    """
+    """An update begins the run until one is stored; a repeated one begins it late."""
     begun = unsaved.begun
     said = []
     for settle in (
@@ -221,9 +219,7 @@ def test_failed_has_a_renewal_go_again(unsaved):
 
 
 def test_failed_has_everything_go_again(run, unsaved):
-    """Unconfirmed values are sent again, together with those set since, and the flag is
-    up.
-    """
+    """Unconfirmed values are sent again, with those set since, and the flag is up."""
     run.set_metrics({"a": 1})
     unsaved.take(0.0)
     unsaved.mark_stored(0.0)

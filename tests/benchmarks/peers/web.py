@@ -1,8 +1,7 @@
 """A web server with all that answers polls: ``python -m tests.benchmarks.peers.web``.
 
-It is one process, so that whatever slows one application slows all. Below /floor is one
-that answers with a few bytes; below /bare, /ours and /celery-progress are those of the
-table.
+It is one process, so that whatever slows one application slows all: /floor answers with
+a few bytes; /bare, /ours and /celery-progress are those of the table.
 """
 
 from __future__ import annotations

@@ -23,9 +23,7 @@ MEASURED = "benchmark:measured"
 
 
 def measure_updates(report: Report, count: int) -> None:
-    """Time `count` updates, side by side with a bare `HSET`, the lower bound for any
-    update in Redis.
-    """
+    """Time `count` updates, side by side with `HSET`, the least that one can cost."""
     with redis.Redis.from_url(STATE) as state, redis.Redis.from_url(BROKER) as broker:
 
         def update(count: int) -> None:
