@@ -1,11 +1,12 @@
-"""Runs the tests and demands that they reach every line and branch of the package.
+"""Run the tests, and require that they reach every line and branch of the package.
 
-``python -m tests`` runs them all, in several processes; further arguments go to pytest.
+``python -m tests`` runs them all, in several processes, and passes further arguments to
+pytest.
 
 ``python -m tests tests/job/test_values.py`` runs a selection (paths, ``-k``, ``-m`` and
-the like). It passes when those tests pass, whatever lines they reach.
+the like). It passes when those tests pass, whatever their coverage.
 
-``python -m tests --long`` runs the tests that take minutes, only these.
+``python -m tests --long`` runs only the tests that take minutes.
 """
 
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
 
-#: The options, besides -k and -m, with which pytest runs a part of the tests, or none.
+#: The options, besides -k and -m, with which pytest runs only some tests or none.
 SELECTING = {
     "--co",
     "--collect-only",
@@ -44,7 +45,7 @@ def main() -> int:
         ).returncode
     if is_selection(arguments):
         return subprocess.run([sys.executable, *pytest, *arguments]).returncode
-    # Workers that run in another directory are to leave what they measured here.
+    # Workers that run in another directory must leave their measurements here.
     os.environ["COVERAGE_FILE"] = str(ROOT / ".coverage")
     coverage = [sys.executable, "-m", "coverage"]
     subprocess.run([*coverage, "erase"], check=True)
@@ -56,20 +57,20 @@ def main() -> int:
 
 
 def is_selection(arguments: Sequence[str]) -> bool:
-    """Say whether pytest, given these arguments, does not run all of the tests."""
+    """Return whether pytest, given these arguments, runs only some of the tests."""
     for argument in arguments:
         if Path(argument).resolve().is_relative_to(TESTS):
             return True
-        # An option's value may be part of it: `--ignore=tests/browser`, `-kvalues`.
+        # The value may be attached to the option: `--ignore=tests/browser`, `-kvalues`.
         if argument.startswith(("-k", "-m")) or argument.split("=")[0] in SELECTING:
             return True
     return False
 
 
 def in_parallel() -> list[str]:
-    """Return the options for as many processes as pay off here."""
-    # Twice the cores, since most tests wait for something most of the time. The files
-    # do not divide into more than eight shares of about the same length.
+    """Return the options to run as many processes as pay off here."""
+    # Twice the cores, since most tests mostly wait. The files do not divide into more
+    # than eight shares of about equal length.
     number = min(2 * (os.cpu_count() or 1), 8)
     return ["-n", str(number), "--dist", "loadfile", "--no-loadscope-reorder"]
 

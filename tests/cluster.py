@@ -37,7 +37,7 @@ class Cluster:
             return str(client.execute_command("CLUSTER MYID"))
 
     def owner_of(self, key: str) -> int:
-        """Return which of the primaries has a key."""
+        """Return the index of the primary that holds a key."""
         with self.client(0) as client:
             slot = client.execute_command("CLUSTER KEYSLOT", key)
         return next(i for i in range(PRIMARIES) if slot in slots_of(i))

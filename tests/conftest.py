@@ -1,4 +1,4 @@
-"""What the tests in several folders share: servers, a browser, jobs, applications."""
+"""What tests in several folders share: servers, a browser, jobs, applications."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyramid_jobstate.job.run import Run
 from tests.webapp import make_app, make_config, mounted_root, put_job
 
 if TYPE_CHECKING:
-    # tests/interop runs without it.
+    # tests/interop runs without Playwright.
     from playwright.sync_api import Browser, Page
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -34,11 +34,11 @@ CHROMIUM_ARGUMENTS = [
     "--disable-sync",
 ]
 
-#: Which tests have a marker of the same name: those that take such a fixture.
+#: A test that takes one of these fixtures gets the marker of the same name.
 MARKED_FIXTURES = ("browser", "cluster", "rabbitmq")
 
-#: The modules that take longest, in this order. Where several processes run the tests,
-#: these come first, so that none is left alone with one of them in the end.
+#: The slowest modules, slowest first. When several processes run the tests, these start
+#: first, so that none of them runs alone at the end.
 SLOWEST = (
     "tests.browser.test_poller",
     "tests.functional.test_demo",
@@ -54,9 +54,9 @@ SLOWEST = (
 
 
 def pytest_configure() -> None:
-    """Give each of several processes ports of its own for its servers.
+    """Give each of several processes its own ports for its servers.
 
-    A server that a test stops, and is to start again, finds its port free.
+    A server that a test stops and starts again then finds its port still free.
     """
     worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
     count = os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
@@ -83,14 +83,14 @@ def pytest_collection_modifyitems(
 
 
 def position(item: pytest.Item) -> int:
-    """Return where an item's module stands in SLOWEST, or comes after all of these."""
+    """Return a module's position in SLOWEST, or one after all of these."""
     name = item.module.__name__ if isinstance(item, pytest.Function) else ""
     return SLOWEST.index(name) if name in SLOWEST else len(SLOWEST)
 
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[EmbeddedServer]:
-    """The server that all tests share. Those that harm theirs take `server`."""
+    """The server that all tests share. Tests that harm theirs take `server`."""
     with EmbeddedServer() as server:
         yield server
 
@@ -136,7 +136,7 @@ def app(redis_url: str) -> TestApp:
 
 @pytest.fixture
 def server() -> Iterator[EmbeddedServer]:
-    """A server of the test's own, to be stopped, killed or frozen."""
+    """A server for this test alone, which may stop, kill or freeze it."""
     with EmbeddedServer() as server:
         yield server
 
@@ -145,8 +145,8 @@ def server() -> Iterator[EmbeddedServer]:
 def browser() -> Iterator[Browser]:
     """A headless Chromium.
 
-    It ends with the test's module, since as long as it runs, its event loop counts as
-    running in the main thread, and no test could run another.
+    It ends with the test's module: while it runs, its event loop counts as running in
+    the main thread, so no test could run another one.
     """
     found = filter(None, map(shutil.which, CHROMIUM_NAMES))
     executable = next(found, None)
@@ -190,7 +190,7 @@ def page(browser: Browser, console_errors: list[str]) -> Iterator[Page]:
 
 @pytest.fixture(scope="session")
 def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where axe-core and acorn are: installed ones, or new ones in a directory."""
+    """The directory that holds axe-core and acorn, newly installed if need be."""
 
     def give_up(reason: str) -> None:
         if os.environ.get("CI") == "true":

@@ -1,4 +1,4 @@
-"""A connection to Redis that fails as networks do, told when and how by the test."""
+"""A connection to Redis that fails as networks do, when and how the test decides."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import time
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
-#: What becomes of a server's reply: it passes, it is lost with its connection, half of
-#: it arrives, it comes when nobody waits for it any more, or the request never arrives.
+#: What happens to a server's reply: it passes, it is lost with its connection, half of
+#: it arrives, or it arrives after the client gave up; or the request never arrives.
 FAULTS = ("pass", "lose", "cut", "late", "refuse")
 
-#: Seconds: longer than a client of the store waits.
+#: Seconds, longer than a client of the store waits.
 LATE = 0.7
 
 Judge = Callable[[bytes], str]
 
 
 class FaultyProxy:
-    """Stands between clients and a server on this machine.
+    """A proxy between clients and a server on this machine.
 
     Attributes:
       url: Where clients connect to.
-      judge: Says which of FAULTS befalls a request.
-      faults: How many requests each has befallen.
-      swallowed: How many were swallowed.
+      judge: Returns which of FAULTS happens to a request.
+      faults: The number of requests by fault.
+      swallowed: The number of requests swallowed.
     """
 
     def __init__(self, url: str, judge: Judge | None = None) -> None:
@@ -43,7 +43,7 @@ class FaultyProxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def lose_reply(self, word: str) -> None:
-        """Have the reply to the next request that has a word in it be lost."""
+        """Lose the reply to the next request that contains a word."""
         left = 1
 
         def judge(request: bytes) -> str:
@@ -56,8 +56,8 @@ class FaultyProxy:
         self.judge = judge
 
     def swallow(self) -> None:
-        """Have every request be lost, as packets are behind some firewalls: the
-        connections stand, and nothing comes back.
+        """Lose every request, as some firewalls drop packets: the connections stay
+        open, and nothing comes back.
         """
         self.judge = lambda request: "swallow"
 
@@ -95,7 +95,7 @@ class FaultyProxy:
                         return
 
     def _answer(self, client: socket.socket, server: socket.socket, fault: str) -> bool:
-        """Pass on what the server says until the client asks again."""
+        """Pass on the server's reply until the client sends its next request."""
         client.setblocking(True)
         while True:
             server.settimeout(0.001)
@@ -129,7 +129,7 @@ def _is_readable(sock: socket.socket) -> bool:
 
 
 def at_random(seed: int, share: float) -> Judge:
-    """Return a judge that has a share of the requests meet a fault."""
+    """Return a judge that lets a share of the requests fail."""
     dice = random.Random(seed)
 
     def judge(request: bytes) -> str:

@@ -1,4 +1,4 @@
-"""A broker that runs each job within the call that sends it, as some do for tests."""
+"""A broker that runs each job within the call that sends it, as some test setups do."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,13 +9,13 @@ from dramatiq.brokers.stub import StubBroker
 
 
 class InCallerBroker(StubBroker):
-    """Runs a job where it is sent, and tells the middleware as little as it can: that
-    it processes a message, and has acknowledged or rejected it.
+    """A broker that runs a job where it is sent. It tells the middleware as little as
+    it can: that it processes a message and that it acknowledged or rejected it.
 
     Parameters:
-      fail_fast: Whether the sender is raised what the job raises. The middleware is
-        not told of that.
-      tells_all: Whether it tells the middleware what Dramatiq's own brokers do, too.
+      fail_fast: Whether to raise the job's exception in the sender, without telling
+        the middleware.
+      tells_all: Whether to tell the middleware all that Dramatiq's own brokers do.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Interrupts threads at random within the recorder: ``python -m tests.interrupts URL``.
+"""Interrupt threads at random inside the recorder: ``python -m tests.interrupts URL``.
 
-It runs in a process of its own, which is not measured: an interrupt may just as well
-meet what measures it, and that does not stand it.
+It runs in its own process without coverage, whose tracer does not survive such an
+interrupt.
 """
 
 import ctypes
@@ -36,7 +36,7 @@ def main(url: str) -> None:
     sys.setswitchinterval(1e-5)
     for number in range(ROUNDS):
         if number % 4 == 0:
-            # As in a new process: the next job starts the thread.
+            # As in a new process, the next job starts the recorder's thread.
             recorder = Recorder(store, interval=0.02)
         begun = threading.Event()
         thread = threading.Thread(target=run, args=(recorder, begun), daemon=True)
@@ -45,8 +45,8 @@ def main(url: str) -> None:
         time.sleep(dice.random() * 0.001)
         deadline = time.monotonic() + 20
         while thread.is_alive() and time.monotonic() < deadline:
-            # More than once: one may meet a thread that it was just starting instead,
-            # or a finalizer, which swallows it.
+            # Repeated, because an interrupt may be lost: it may hit the recorder thread
+            # that is just starting, or a finalizer, which swallows it.
             interrupt(thread)
             thread.join(0.3)
         assert not thread.is_alive()
@@ -66,7 +66,7 @@ def run(recorder: Recorder, begun: threading.Event) -> None:
 
 
 def check(recorder: Recorder) -> None:
-    """The recorder records another job, and has let go of those that were hit."""
+    """Check that the recorder records another job and has dropped the others."""
     unsaved = Unsaved(new_id(), Run(), INFO)
     recorder.begin(unsaved)
     unsaved.run.set_message("on we go")

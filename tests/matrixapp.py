@@ -1,13 +1,13 @@
 """A small application and its jobs, for the smoke runs of matrix.py and for the tests
 with RabbitMQ.
 
-Workers are ``python -m dramatiq tests.matrixapp``; WSGI servers call `make_app`. They
-read where their servers are from the environment:
+Workers run ``python -m dramatiq tests.matrixapp``; WSGI servers call `make_app`. Both
+read from the environment where their servers are:
 
 * BROKER_URL: a Redis server or a RabbitMQ node.
 * STORE_URL: a Redis server.
-* DECODE_RESPONSES: ``1`` if the store's client, which is then redis-py's own with all
-  its defaults, is to return text, ``0`` if bytes. Without it the client is ours.
+* DECODE_RESPONSES: ``1`` if the store's client is to return text, ``0`` if bytes.
+  That client is redis-py's own, with its defaults. If unset, the store makes its own.
 """
 
 import os
@@ -24,7 +24,7 @@ STORE_URL = os.environ["STORE_URL"]
 
 
 def make_broker() -> dramatiq.Broker:
-    """Return the broker at the URL, whichever it is."""
+    """Return a broker of the kind that the URL names."""
     if BROKER_URL.startswith("amqp"):
         from dramatiq.brokers.rabbitmq import RabbitmqBroker
 
@@ -46,7 +46,7 @@ broker = make_broker()
 broker.add_middleware(JobStateMiddleware(make_store(), interval=0.05, heartbeat=0.5))
 dramatiq.set_broker(broker)
 
-#: Where the jobs look for what the test has told them.
+#: Where the jobs look for the keys that the test sets.
 gates = redis.Redis.from_url(STORE_URL)
 
 
@@ -58,7 +58,7 @@ class RunMarathon(JobState):
 
 @dramatiq.actor(job_state=RunMarathon, max_retries=0)
 def run_marathon(miles: int, *, job_state: Any = None) -> None:
-    """Run until the end, or until somebody cancels it."""
+    """Run to the end, or until someone cancels the job."""
     for mile in job_state.track(range(miles), unit="miles", message="running"):
         job_state.set_progress_metric("miles_run", mile + 1)
         time.sleep(0.02)
@@ -66,7 +66,7 @@ def run_marathon(miles: int, *, job_state: Any = None) -> None:
 
 @dramatiq.actor(job_state=RunMarathon, max_retries=0)
 def wait_at_gate(*, job_state: Any = None) -> None:
-    """Wait until the test sets a key. Only the first run says that it is the first."""
+    """Wait until the test sets a key. Only the first run reports `first`."""
     if gates.set("first", 1, nx=True):
         job_state.set_progress_metric("first", True)
     job_state.set_progress_metric("group", os.getpgrp())
@@ -77,10 +77,10 @@ def wait_at_gate(*, job_state: Any = None) -> None:
 
 
 def make_app() -> Any:
-    """Return the WSGI application: ``POST /run?miles=26`` sends a job and answers with
-    its state, the header X-User is believed.
+    """Return the WSGI application. ``POST /run?miles=26`` sends a job and answers with
+    its state. It trusts the header X-User.
     """
-    # A worker does without Pyramid.
+    # A worker does not need Pyramid.
     from pyramid.authorization import ACLHelper, Authenticated, Everyone
     from pyramid.config import Configurator
 

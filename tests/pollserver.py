@@ -1,8 +1,8 @@
-"""A small web server that answers the poller's requests from a script, per job.
+"""A small web server that answers the poller's requests from a script for each job.
 
 It serves pages and the real job-state.js under a strict Content Security Policy, and
-records what it was asked, and when. A request for several jobs takes one answer from
-the script of each.
+records each request and its time. A request for several jobs takes one answer from each
+job's script.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PAGE = """<!doctype html>
 
 TYPES = {"css": "text/css", "js": "text/javascript"}
 
-# Runs in the page: starts pollers and writes down what their callbacks were told.
+# Runs in the page: starts pollers and records the calls of their callbacks.
 HARNESS = """
 "use strict";
 const calls = [], raw = [], pollers = {}, aborters = {}, delays = [], asked = [];
@@ -107,7 +107,7 @@ function hurry(chance) {
 
 @dataclasses.dataclass
 class Answer:
-    """One scripted answer; `drop` closes the connection, `hold` waits for an event."""
+    """A scripted answer; `drop` closes the connection, `hold` waits for an event."""
 
     status: int = 200
     body: str = ""
@@ -119,7 +119,7 @@ class Answer:
 
 @dataclasses.dataclass
 class Request:
-    """One request that was seen: header names in lower case, times monotonic."""
+    """A recorded request: header names in lower case, times monotonic."""
 
     method: str
     path: str
@@ -134,7 +134,7 @@ class Request:
 
 
 def state(job_state: str = "working", **metrics: Any) -> str:
-    """The JSON of a job, as the views answer it."""
+    """The JSON of a job, as the views return it."""
     job: dict[str, Any] = {"uuid": "…", "status": job_state, "error": None}
     if job_state == "error":
         job["error"] = {"message": "The job failed."}
@@ -160,14 +160,14 @@ def error(**metrics: Any) -> Answer:
 
 
 class PollServer:
-    """Answers each path from its own script; the last answer is repeated."""
+    """Answers each path from its own script, and repeats the last answer."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._scripts: dict[tuple[str, str], list[Answer]] = {}
         self._batches: list[Answer] = []
         self.pages: dict[str, str] = {}
-        self.nulls: set[str] = set()  # jobs that requests for several do not show
+        self.nulls: set[str] = set()  # jobs answered with null in batches
         self._requests: list[Request] = []
         self._port = 0
         self.start()
@@ -177,7 +177,7 @@ class PollServer:
         return f"http://127.0.0.1:{self._port}"
 
     def start(self) -> None:
-        """Listen, on the same port as before."""
+        """Listen on the same port as before."""
         handler = type("Handler", (_Handler,), {"poll_server": self})
         self._httpd = ThreadingHTTPServer(("127.0.0.1", self._port), handler)
         self._port = self._httpd.server_address[1]
@@ -193,7 +193,7 @@ class PollServer:
         self._httpd.server_close()
 
     def close(self) -> None:
-        """Stop, and let go of every answer that is being held back."""
+        """Stop, and release every answer that is held back."""
         self.stop()
         for answers in [*self._scripts.values(), self._batches]:
             for answer in answers:
@@ -207,13 +207,13 @@ class PollServer:
         method: str = "GET",
         below: str = "/job_state",
     ) -> None:
-        """Script what `method` answers for a job, from now on."""
+        """Script the answers for a job, from now on."""
         with self._lock:
             self._scripts[method, f"{below}/{name}"] = list(answers)
 
     def answer_batches(self, *answers: Answer) -> None:
-        """Script what the next requests for several jobs are answered, whatever the
-        scripts of these say.
+        """Script the answers to the next requests for several jobs, overriding the
+        scripts of these jobs.
         """
         with self._lock:
             self._batches = list(answers)
@@ -221,7 +221,7 @@ class PollServer:
     def seen(
         self, name: str, method: str = "GET", below: str = "/job_state"
     ) -> list[Request]:
-        """The requests so far for one job, or for it and others."""
+        """The requests so far for one job, alone or with others."""
         return [
             request
             for request in self.requests(method, below)
@@ -277,7 +277,7 @@ class PollServer:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    # HTTP/1.0: with kept connections a stopped server would go on answering.
+    # HTTP/1.0, since a stopped server would go on answering on kept connections.
     poll_server: PollServer
 
     def do_GET(self) -> None:
@@ -349,8 +349,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        with suppress(OSError):  # some tests make the browser go away meanwhile
+        with suppress(OSError):  # some tests close the browser meanwhile
             self.wfile.write(body)
 
     def log_message(self, *args: object) -> None:
-        """Stay silent."""
+        """Log nothing."""

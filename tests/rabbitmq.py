@@ -1,7 +1,7 @@
-"""A RabbitMQ node of the tests' own.
+"""A RabbitMQ node for the tests.
 
-This module is also its supervisor, a process in a session of its own that reads what to
-do from a pipe whose other end only the tests hold. When they end, in whatever way, the
+This module is also its supervisor, a process in its own session that reads commands
+from a pipe whose other end only the tests hold. When they end, however they end, the
 pipe closes, and the supervisor kills the node and removes its directory.
 """
 
@@ -22,11 +22,11 @@ from pyramid_jobstate.embedded import PORTS
 
 ROOT = Path(__file__).parent.parent
 
-#: Debian's command on PATH runs the system's own node, as a user of its own. This is
-#: what it calls in the end, and what others have on PATH.
+#: The command that Debian's wrapper on PATH finally runs. The wrapper itself runs the
+#: system's node as its own user. Other systems have this command on PATH.
 DEBIAN = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 
-#: How long a node may take until it answers, in seconds. Mostly it takes three.
+#: The seconds that a node may take until it answers. Three are usual.
 START_TIMEOUT = 60.0
 
 CONFIG = """
@@ -42,10 +42,10 @@ ERLANG_ARGUMENTS = "-kernel inet_dist_use_interface {127,0,0,1} +S 2:2 +sbwt non
 
 
 class RabbitMQ:
-    """A RabbitMQ node on free ports of 127.0.0.1, with nothing in it.
+    """An empty RabbitMQ node on free ports of 127.0.0.1.
 
-    Stopped, which is as if the machine had failed, it can be started again, on the same
-    port and with what it was told to keep.
+    Stopping it is as if the machine had failed. It can be started again, on the same
+    port and with everything durable.
 
     Parameters:
       binary: The node's command, such as :func:`find_binary` finds.
@@ -56,8 +56,8 @@ class RabbitMQ:
         self._directory = Path(tempfile.mkdtemp(prefix="jobstate-rabbitmq-"))
         config = self._directory / "rabbitmq.conf"
         config.write_text(CONFIG.format(port=self.port))
-        # Nothing of a node that the system may have: neither its daemon of names, nor
-        # its configuration, nor its directories.
+        # Share nothing with a node of the system: no name daemon, configuration or
+        # directory.
         environ = {
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_EPMD_PORT": str(epmd_port),
@@ -70,7 +70,7 @@ class RabbitMQ:
             "RABBITMQ_MNESIA_BASE": str(self._directory / "data"),
             "RABBITMQ_NODENAME": f"jobstate-{self.port}@localhost",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": ERLANG_ARGUMENTS,
-            # These two make the process that is started the node itself.
+            # These two make the started process the node itself.
             "RABBITMQ_ALLOW_INPUT": "1",
             "RABBITMQ_SERVER_START_ARGS": "-noinput",
         }
@@ -102,14 +102,14 @@ class RabbitMQ:
 
     @property
     def url(self) -> str:
-        """The node, as Dramatiq and pika take it."""
+        """The node's URL for Dramatiq and pika."""
         return f"amqp://guest:guest@127.0.0.1:{self.port}/%2F"
 
     def start(self) -> None:
         """Start the node and wait until it answers.
 
         Raises:
-          RuntimeError: It does not come to answer.
+          RuntimeError: It does not answer in time.
         """
         deadline = time.monotonic() + START_TIMEOUT
         runs = self._tell("start")
@@ -124,7 +124,7 @@ class RabbitMQ:
         )
 
     def stop(self) -> None:
-        """Kill the node and wait for its end. Does nothing if it is not running."""
+        """Kill the node and wait for its end. Do nothing if it is not running."""
         self._tell("stop")
 
     def close(self) -> None:
@@ -134,7 +134,7 @@ class RabbitMQ:
             self._supervisor.stdin.close()
 
     def _tell(self, command: str) -> bool:
-        """Have the supervisor do something, and say whether the node is running."""
+        """Send a command to the supervisor, and return whether the node is running."""
         stdin, stdout = self._supervisor.stdin, self._supervisor.stdout
         assert stdin is not None and stdout is not None
         stdin.write(f"{command}\n")
@@ -143,7 +143,7 @@ class RabbitMQ:
 
 
 def find_binary() -> str | None:
-    """Return the command that runs a node, or None if there is none."""
+    """Return the command that runs a node, or None."""
     if shutil.which("epmd") is None:
         return None
     return next(filter(None, map(shutil.which, (DEBIAN, "rabbitmq-server"))), None)
@@ -163,18 +163,18 @@ def free_ports(number: int) -> list[int]:
 
 
 def _answers(port: int) -> bool:
-    """Say whether a server answers at a port that speaks AMQP."""
+    """Return whether a server that speaks AMQP answers at a port."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
             connection.sendall(b"AMQP\0\0\x09\x01")
-            # A frame with a method of the class "connection", as its reply is.
+            # The reply is a method frame, of the class "connection".
             return connection.recv(9)[:1] == b"\x01"
     except OSError:
         return False
 
 
 class Supervisor:
-    """Runs a node, beside a daemon of names of its own."""
+    """Runs a node and its own name daemon."""
 
     def __init__(self, binary: str, directory: str) -> None:
         self.binary = binary
@@ -184,7 +184,7 @@ class Supervisor:
         self.node: subprocess.Popen[bytes] | None = None
 
     def serve(self) -> None:
-        """Do what is asked for, until nobody is there any more who could ask."""
+        """Obey commands until nobody is left to send them."""
         for command in sys.stdin:
             if command == "start\n":
                 self._kill(self.node)
@@ -211,7 +211,7 @@ class Supervisor:
 
     def _kill(self, process: subprocess.Popen[bytes] | None) -> None:
         if process is not None and process.poll() is None:
-            # It and its helpers.
+            # The process and its helpers.
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 

@@ -1,4 +1,4 @@
-"""Jobs that are treated roughly, and what the worker processes of their tests run."""
+"""Jobs that are treated roughly, and the worker processes of their tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dramatiq.middleware import AsyncIO, CurrentMessage, default_middleware
 
 from pyramid_jobstate import JobCancelled, JobState, JobStateMiddleware, JobStore
 
-#: Seconds of silence after which a job reads stalled.
+#: The seconds of silence after which a job reads stalled.
 STALLED_AFTER = 1.0
 
 
@@ -32,7 +32,7 @@ def make_store(url: str, expire_in: float = 60) -> JobStore:
 def make_broker(
     broker_url: str, store: JobStore, heartbeat: float = 0.2
 ) -> RedisBroker:
-    """Return a broker whose workers' messages come back soon after their death."""
+    """Return a broker that redelivers the messages of a dead worker soon."""
     own = [m() for m in default_middleware]
     broker = RedisBroker(
         url=broker_url,
@@ -70,7 +70,7 @@ class Notes:
 
 
 def declare(broker: dramatiq.Broker, notes: Notes) -> types.SimpleNamespace:
-    """Declare the actors, in the process that sends as in those that work."""
+    """Declare the actors, in the sending process as in the workers."""
 
     @dramatiq.actor(broker=broker, max_retries=0, job_state=True)
     def count() -> None:
@@ -183,7 +183,7 @@ def declare(broker: dramatiq.Broker, notes: Notes) -> types.SimpleNamespace:
 
     @dramatiq.actor(broker=broker, max_retries=1, min_backoff=100, max_backoff=200)
     def wander(plan: str, seed: int, *, job_state: JobState) -> None:
-        """Report this and that, and end as planned, which is written down first."""
+        """Report various values, note the end in the journal, and end as planned."""
         run = uuid.uuid4().hex
         dice = random.Random(seed)
         values: dict[str, Any] = {}
@@ -231,8 +231,8 @@ def declare(broker: dramatiq.Broker, notes: Notes) -> types.SimpleNamespace:
 
 
 def main() -> None:
-    """Make what ``python -m dramatiq tests.rough`` works with."""
-    # Nothing outlives the tests, whatever becomes of the process that began it.
+    """Set up what ``python -m dramatiq tests.rough`` works with."""
+    # No worker outlives the tests, even if the process that started it is killed.
     end = threading.Timer(400, os._exit, (1,))
     end.daemon = True
     end.start()

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 #: A well-formed uuid.
 UUID = "12345678-1234-4321-8765-1234567890ab"
 
-#: What is known of a job of Alice's when it is sent, and when it starts.
+#: What is known about a job of Alice's when it is sent, and when it starts.
 SENT = JobInfo("RunMarathon", "run_marathon", 0, '"alice"', '{"miles":26}')
 INFO = SENT._replace(attempt=1)
 
@@ -56,7 +56,7 @@ def wait_for(condition: Callable[[], T | None], timeout: float = 20.0) -> T:
 
 @contextlib.contextmanager
 def frozen(server: EmbeddedServer) -> Iterator[None]:
-    """Have a server stand still, which keeps its connections and answers nothing."""
+    """Freeze a server: it keeps its connections and answers nothing."""
     os.kill(server.pid, signal.SIGSTOP)
     try:
         yield
@@ -65,7 +65,7 @@ def frozen(server: EmbeddedServer) -> Iterator[None]:
 
 
 def is_alive(pid: int) -> bool:
-    """Say whether a process runs. A zombie does not."""
+    """Return whether a process runs. A zombie does not."""
     state = subprocess.run(
         ["ps", "-o", "stat=", "-p", str(pid)], stdout=subprocess.PIPE, text=True
     ).stdout

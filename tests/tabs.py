@@ -1,7 +1,7 @@
 """A tab that a test can really hide.
 
-Playwright has each of its pages believe that it is looked at. So this tab is opened and
-driven past it, by the protocol of the browser's own session.
+Playwright makes each of its pages believe that it is visible. So this tab bypasses it
+and is driven through the protocol of the browser's own session.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.support import wait_for
 
 
 class Tab:
-    """A tab in a window of its own: `show` and `hide` are what the user does to it."""
+    """A tab in its own window: `show` and `hide` do what a user would."""
 
     def __init__(self, session: CDPSession, context: str) -> None:
         self._session = session
@@ -36,7 +36,7 @@ class Tab:
             self._answers[message["id"]] = message
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
-        """Send a command, and wait for what it answers."""
+        """Send a command, and wait for its answer."""
         self._count += 1
         number = self._count
         message = json.dumps({"id": number, "method": method, "params": params})
@@ -44,7 +44,7 @@ class Tab:
         self._session.send("Target.sendMessageToTarget", asked)
 
         def answer() -> dict[str, Any] | None:
-            # Events are heard only while something is waited for.
+            # Playwright receives events only while it waits for something.
             self._session.send("Target.getTargets")
             return self._answers.pop(number, None)
 
@@ -84,7 +84,7 @@ class Tab:
 
 @contextmanager
 def opened(browser: Browser) -> Iterator[Tab]:
-    """A tab in a browser context of its own."""
+    """A tab in its own browser context."""
     session = browser.new_browser_cdp_session()
     context = session.send("Target.createBrowserContext")["browserContextId"]
     try:

@@ -24,7 +24,7 @@ ADMIN = "admin"
 
 
 class Policy:
-    """Believes the header X-User, and decides by ACLs."""
+    """Trusts the header X-User, and decides by ACLs."""
 
     def identity(self, request: Request) -> str | None:
         return request.headers.get("X-User")
@@ -38,7 +38,7 @@ class Policy:
 
 
 class Root(dict[str, Any]):
-    """The application's own resource, in which admins may do everything with jobs."""
+    """The application's own root, where admins may do everything with jobs."""
 
     __name__: str | None = None
     __parent__: "Root | None" = None
@@ -53,7 +53,7 @@ class Root(dict[str, Any]):
 
 
 def mounted_root(request: Request) -> Root:
-    """A root factory: the jobs are at /jobs and at /site/jobs, too."""
+    """A root factory that places the jobs at /jobs and at /site/jobs, too."""
     root = Root(request)
     root["jobs"] = JobStates(request, parent=root, name="jobs")
     root["site"] = site = Root(request)
@@ -62,14 +62,14 @@ def mounted_root(request: Request) -> Root:
     return root
 
 
-#: Where an application with `mounted_root` has its jobs.
+#: Where the jobs of an application with `mounted_root` are.
 PLACES = ["/job_state", "/jobs", "/site/jobs"]
 
 
 def make_config(redis_url: str | None, **options: Any) -> Configurator:
     """Return the configurator of an application that has included nothing yet.
 
-    The options are those of a Configurator, and win over what is usual here.
+    The options are those of a Configurator, and override the usual ones here.
     """
     settings = {"jobstate.redis_url": redis_url} if redis_url else {}
     settings.update(options.pop("settings", {}))
@@ -77,7 +77,7 @@ def make_config(redis_url: str | None, **options: Any) -> Configurator:
     return Configurator(settings=settings, **{**usual, **options})
 
 
-#: The setting that gives each request a transaction manager of its own.
+#: The setting that gives each request its own transaction manager.
 EXPLICIT = {"tm.manager_hook": "pyramid_tm.explicit_manager"}
 
 
@@ -96,7 +96,7 @@ def inactive(request: Request) -> bool:
 
 
 def make_app(config: Configurator) -> TestApp:
-    """Return the application, with pyramid_jobstate in it."""
+    """Return the application, with pyramid_jobstate included."""
     config.include("pyramid_jobstate")
     return TestApp(config.make_wsgi_app())
 
@@ -110,7 +110,7 @@ def made_config(redis_url: str | None, **options: Any) -> Configurator:
 
 def take_steps(config: Configurator, steps: str, **own: Callable[[], object]) -> Any:
     """Take the named steps of an application's start, and return what the last one
-    returns. The test may add its own to "include", "commit" and "make".
+    returns. The test may add steps to "include", "commit" and "make".
     """
     known: dict[str, Callable[[], object]] = {
         "include": lambda: config.include("pyramid_jobstate"),
@@ -122,7 +122,7 @@ def take_steps(config: Configurator, steps: str, **own: Callable[[], object]) ->
 
 
 def make_request(config: Configurator, user: str | None = None) -> Request:
-    """Return a request of a user's to the application that was made."""
+    """Return a user's request to the finished application."""
     request = Request.blank("/", headers={} if user is None else {"X-User": user})
     request.registry = config.registry
     apply_request_extensions(request)
@@ -130,14 +130,14 @@ def make_request(config: Configurator, user: str | None = None) -> Request:
 
 
 def get(app: TestApp, path: str, user: str | None = None, **headers: str) -> Any:
-    """Return the response to a user, whatever its status."""
+    """Return the response to a user's GET request, whatever its status."""
     return ask(app, "GET", path, user, **headers)
 
 
 def ask(
     app: TestApp, method: str, path: str, user: str | None = None, **headers: str
 ) -> Any:
-    """Return the response to a user's request by a method, whatever its status."""
+    """Return the response to a user's request, whatever its status."""
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
     if user is not None:
         sent["X-User"] = user
@@ -145,15 +145,15 @@ def ask(
 
 
 def queued(client: redis.Redis, name: str = "default") -> list[Message[Any]]:
-    """Return the messages in the broker's queue, the oldest first."""
+    """Return the messages in the broker's queue, oldest first."""
     ids = client.lrange(f"dramatiq:{name}", 0, -1)
     found: Any = [client.hget(f"dramatiq:{name}.msgs", i) for i in ids]
     return [Message.decode(message) for message in found]
 
 
 def put_job(client: redis.Redis, **fields: str | bytes | int) -> str:
-    """Write a job into the store, one of Alice's that runs unless `fields` say
-    otherwise, and return its uuid.
+    """Write a job into the store and return its uuid. It is a running job of Alice's
+    unless `fields` override that.
     """
     job_uuid = str(fields.pop("uuid", uuid.uuid4()))
     seconds, micros = client.time()
@@ -177,7 +177,7 @@ def put_job(client: redis.Redis, **fields: str | bytes | int) -> str:
 
 
 def make_broker(url: str, middleware: JobStateMiddleware | None = None) -> RedisBroker:
-    """Return a broker with the actors run_marathon, and sweep, which is not tracked."""
+    """Return a broker with the tracked actor run_marathon and the untracked sweep."""
     broker = RedisBroker(url=url)
     broker.add_middleware(middleware or JobStateMiddleware())
 

@@ -1,4 +1,4 @@
-"""What the worker processes of the tests run: ``python -m dramatiq tests.workerapp``.
+"""The worker processes of the tests: ``python -m dramatiq tests.workerapp``.
 
 They read the URLs of their servers from the environment.
 """
@@ -16,10 +16,10 @@ from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
 BROKER_URL = os.environ["BROKER_URL"]
 STORE_URL = os.environ["STORE_URL"]
 
-#: Seconds of silence after which a job reads stalled.
+#: The seconds of silence after which a job reads stalled.
 STALLED_AFTER = 1.5
 
-# A dead worker's messages come back soon.
+# A dead worker's messages are redelivered soon.
 broker = RedisBroker(
     url=BROKER_URL, heartbeat_timeout=2000, maintenance_chance=1_000_000
 )

@@ -11,15 +11,16 @@ from typing import Any
 
 from tests.support import ROOT
 
-#: What a worker on a busy machine may take to start, or a message to come again.
+#: The seconds that a worker may take to start on a busy machine, or a message to be
+#: redelivered.
 PATIENCE = 30
 
 
 class WorkerProcess:
-    """Dramatiq's command, with all its processes in a group of their own.
+    """Dramatiq's command, with all its processes in their own group.
 
     Attributes:
-      log: Where it logs.
+      log: The path of its log.
     """
 
     def __init__(
@@ -53,11 +54,11 @@ class WorkerProcess:
         return self.process.wait(timeout)
 
     def lines(self, text: str) -> list[str]:
-        """Return the lines of the log that have a text in them."""
+        """Return the lines of the log that contain a text."""
         return [line for line in self.log.read_text().splitlines() if text in line]
 
     def stop(self) -> None:
-        """End it, gently if it can still be, so that what it measured is kept."""
+        """End it, gently if possible, so that its coverage data is kept."""
         self.kill(signal.SIGCONT)
         if self.process.poll() is None:
             self.terminate()
@@ -67,7 +68,7 @@ class WorkerProcess:
         self.wait()
 
 
-#: Starts one more worker process.
+#: Starts another worker process.
 StartWorker = Callable[[], WorkerProcess]
 
 
@@ -75,7 +76,7 @@ StartWorker = Callable[[], WorkerProcess]
 def starting(
     environ: dict[str, str], folder: Path, *options: Any
 ) -> Iterator[StartWorker]:
-    """Give a function that starts worker processes, and stop them at the end."""
+    """Yield a function that starts worker processes, and stop them at the end."""
     workers: list[WorkerProcess] = []
 
     def start() -> WorkerProcess:

@@ -1,6 +1,6 @@
-"""Measures what is promised of the speed: ``python -m tests.benchmarks``.
+"""Measures what is promised about speed: ``python -m tests.benchmarks``.
 
-Each figure is a ratio of two things that were done side by side, turn by turn, on the
-same machine: absolute times say more about that than about us. One module has one
-table.
+Each figure is a ratio of two things that were timed side by side, in turns, on the same
+machine: absolute times say more about the machine than about the package. Each module
+makes one table.
 """

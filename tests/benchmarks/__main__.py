@@ -1,6 +1,6 @@
-"""Prints all tables, or those named, and fails if a figure is not as it should be.
+"""Print all tables, or those named, and fail if a figure misses its target.
 
-``python -m tests.benchmarks [updates] [loop] [poll] …``; any other name lists all.
+``python -m tests.benchmarks [updates] [loop] [poll] …``; any other name lists them all.
 """
 
 import sys
@@ -40,7 +40,7 @@ TABLES = {
 def main(names: list[str]) -> int:
     unknown = set(names) - set(TABLES)
     if unknown:
-        print(f"No table {', '.join(unknown)}. There are: {', '.join(TABLES)}.")
+        print(f"Unknown: {', '.join(unknown)}. The tables are: {', '.join(TABLES)}.")
         return 2
     with EmbeddedServer() as server:
         fine = show(TABLES[name].measure(server) for name in names or TABLES)

@@ -32,7 +32,7 @@ PAGE = (
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Serves the page, and jobs of which each has gone on since it was last asked."""
+    """Serves the page, and jobs that have progressed at each request."""
 
     protocol_version = "HTTP/1.1"
 
@@ -60,7 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *args: object) -> None:
-        """Stay silent."""
+        """Log nothing."""
 
 
 def _working(uuid: str) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def _working(uuid: str) -> dict[str, Any]:
 
 
 def _cpu(page: Page) -> float:
-    """Return the part of a core that the page's main thread takes."""
+    """Return the share of a core that the page's main thread takes."""
     session = page.context.new_cdp_session(page)
     session.send("Performance.enable", {"timeDomain": "threadTicks"})
 
@@ -97,7 +97,7 @@ def _cpu(page: Page) -> float:
 
 
 def measure(server: EmbeddedServer) -> Table:
-    """Return what one page with 150 elements takes of a core, at an update a second."""
+    """Return a page's share of a core, with 150 elements updated every second."""
     executable = next(filter(None, map(shutil.which, CHROMIUM_NAMES)))
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
@@ -116,6 +116,6 @@ def measure(server: EmbeddedServer) -> Table:
         httpd.server_close()
     note = "CPU time of the main thread, by Chromium's TaskDuration"
     return Table(
-        "A page of 150 jobs, at an update a second",
+        "A page of 150 jobs, one update a second",
         [Row("per cent of a core", 100 * share, at_most=5.0, note=note)],
     )

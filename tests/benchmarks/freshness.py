@@ -1,4 +1,4 @@
-"""How old what a poller reads is: from the worker's call to the answer over HTTP, and
+"""The age of what a poller reads: from the worker's call to the response over HTTP, and
 to the callback in a browser.
 """
 
@@ -21,16 +21,16 @@ from .jobs import OWNER
 from .peers.workers import CeleryProgress, Ours, Peer, get, peers, web_server
 from .timing import Row, Table
 
-#: How many updates are followed.
+#: The number of updates to follow.
 COUNT = 25
 
 #: The recorder's interval, in seconds.
 INTERVAL = 0.1
 
-#: How often the browser asks, in milliseconds.
+#: The browser's polling period, in milliseconds.
 PERIOD = 50
 
-#: Follows a job to its end, and gives the age of each update in milliseconds.
+#: Follows a job to its end, and returns the age of each update in milliseconds.
 FOLLOW = """([url, pollingPeriod]) => new Promise((resolve, reject) => {
   const ages = [];
   let last = 0;
@@ -59,14 +59,14 @@ def measure(server: EmbeddedServer) -> Table:
                 rows.append(_row(peer.name, ages, 1.0 if mine else math.inf))
                 if mine:
                     ages = _ages_in_browser(peer, connection)
-                    what = f"{peer.name}, in a browser that asks every {PERIOD} ms"
+                    what = f"{peer.name}, in a browser that polls every {PERIOD} ms"
                     rows.append(_row(what, ages, 2.0))
     notes = [
         f"Ratios to the recorder's interval, {INTERVAL} s. The poller asks again at "
-        "once: one with a period adds up to that. Who writes before the job goes on, "
-        "as celery-progress does, shows how young an update can be."
+        "once; a period would add up to its length. celery-progress writes before the "
+        "job goes on, which shows how young an update can be."
     ]
-    return Table("How old an update is when a poller has it", rows, notes + left_out)
+    return Table("The age of an update when a poller gets it", rows, notes + left_out)
 
 
 def _row(what: str, ages: list[float], limit: float) -> Row:
@@ -74,11 +74,11 @@ def _row(what: str, ages: list[float], limit: float) -> Row:
     median = statistics.median(ages)
     percent = [f"{1000 * ages[len(ages) * n // 10]:.0f}" for n in (1, 5, 9)]
     note = f"10, 50, 90 %: {', '.join(percent)} ms, the oldest {ages[-1]:.3f} s"
-    return Row(f"{what}: the median age", median / INTERVAL, at_most=limit, note=note)
+    return Row(f"{what}: median age", median / INTERVAL, at_most=limit, note=note)
 
 
 def _ages_in_browser(peer: Peer, connection: http.client.HTTPConnection) -> list[float]:
-    """Return how old each update was when a page's callback got it."""
+    """Return the age of each update when a page's callback got it."""
     executable = next(filter(None, map(shutil.which, CHROMIUM_NAMES)))
     static = f"http://{connection.host}:{connection.port}/ours/job_state/static"
     with sync_playwright() as playwright:
@@ -96,7 +96,7 @@ def _ages_in_browser(peer: Peer, connection: http.client.HTTPConnection) -> list
 
 
 def _ages(peer: Peer, connection: http.client.HTTPConnection) -> list[float]:
-    """Return how old each update was when it was first seen."""
+    """Return the age of each update when it was first seen."""
     job = peer.send("tell_the_time", COUNT)
     ages, last = [], 0.0
     while not peer.is_done(job):
@@ -111,7 +111,7 @@ def _ages(peer: Peer, connection: http.client.HTTPConnection) -> list[float]:
 
 
 def _told(state: dict[str, Any]) -> float:
-    """Return what a job of either peer has told."""
+    """Return what a job of either peer has reported."""
     if "job" in state:
         return (state["job"]["progress"] or {"done": 0})["done"]
     return state["progress"]["current"]

@@ -1,4 +1,4 @@
-"""A job that runs here, recorded in a real server."""
+"""A job that runs in this process, recorded in a real server."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.worker.recorder import Recorder
 from pyramid_jobstate.worker.unsaved import Unsaved
 
-#: Whose the jobs are.
+#: The owner of the jobs.
 OWNER = "alice"
 
 
 @contextlib.contextmanager
 def running_job(store: JobStore) -> Iterator[JobState]:
-    """Give a job that a recorder records all the while."""
+    """Yield a job that a recorder writes throughout."""
     params = json.dumps({"miles": 26})
     info = JobInfo("JobState", "run_marathon", 1, json.dumps(OWNER), params)
     unsaved = Unsaved(str(uuid.uuid4()), Run(), info)
@@ -34,7 +34,7 @@ def running_job(store: JobStore) -> Iterator[JobState]:
 
 
 def set_ten_metrics(job_state: JobState) -> None:
-    """Have a job report what a typical one does."""
+    """Report what a typical job does."""
     job_state.set_progress_metrics(
         {f"count_{i}": 1000 * i + 7 for i in range(5)},
         rate=12.5,

@@ -1,4 +1,4 @@
-"""What a page of a list costs where there are few jobs, and where there are many."""
+"""What a page of a list costs with few jobs, and with many."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .timing import Row, Table, side_by_side
 
 FEW, MANY = 1_000, 100_000
 
-#: How many of the jobs have not ended, so that a page has some of both.
+#: The number of unfinished jobs, so that a page has some of both.
 ACTIVE = 20
 
 
 def fill(server: EmbeddedServer, namespace: str, count: int) -> JobStore:
-    """Return a store with so many jobs, all alike, but for those that go on."""
+    """Return a store with this many jobs, the finished ones all alike."""
     store = JobStore(server.url, namespace=namespace)
     for _ in range(ACTIVE):
         put_job(store, owner=OWNER, metrics={"miles": 12})

@@ -43,7 +43,7 @@ def measure(server: EmbeddedServer) -> Table:
         )
         for what, timing in zip(("an update", "`track`"), others, strict=True)
     ]
-    return Table("A loop of steps of 1 µs, recorded meanwhile", rows)
+    return Table("A loop of 1 µs steps in a recorded job", rows)
 
 
 def _step(size: int) -> None:
@@ -52,7 +52,7 @@ def _step(size: int) -> None:
 
 
 def _step_size() -> int:
-    """Return for which size a step takes as long as it should."""
+    """Return the size at which a step takes as long as it should."""
 
     def steps_of(size: int) -> Callable[[int], None]:
         def do(count: int) -> None:

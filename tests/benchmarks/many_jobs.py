@@ -1,4 +1,4 @@
-"""What the recorder costs a worker process, by how many jobs that runs."""
+"""What the recorder costs a worker process, by the number of jobs that run."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from pyramid_jobstate.worker.unsaved import Unsaved
 from .jobs import OWNER
 from .timing import Row, Table
 
-#: How many jobs run.
+#: The numbers of running jobs.
 COUNTS = (1, 100, 10_000)
 
-#: For how many seconds, how often each reports in that time, and how often one that
-#: does not is said to be running.
+#: The length of a measurement in seconds, the reports of each job in it, and the
+#: seconds between the heartbeats of a silent job.
 SECONDS, REPORTS, HEARTBEAT = 2.0, 2, 1.0
 
-#: How many more jobs begin and end meanwhile.
+#: The number of jobs that begin and end meanwhile.
 MORE = 30
 
 
@@ -39,7 +39,7 @@ class Cost(NamedTuple):
     Attributes:
       silent, reporting: The share of a core that the recorder's thread takes while
         they are silent, and while they report.
-      more: The seconds that one more takes to begin and to end.
+      more: The seconds that another job takes to begin and to end.
     """
 
     silent: float
@@ -59,7 +59,7 @@ def measure(server: EmbeddedServer) -> Table:
     for count, cost in list(costs.items())[1:]:
         for what, mine, base in (
             ("silent jobs", cost.silent, one.silent),
-            ("jobs that report", cost.reporting, one.reporting),
+            ("reporting jobs", cost.reporting, one.reporting),
         ):
             rows.append(
                 Row(
@@ -72,7 +72,7 @@ def measure(server: EmbeddedServer) -> Table:
     for count, cost in list(costs.items())[1:]:
         rows.append(
             Row(
-                f"to begin and end one more while {count:,} run / while one runs",
+                f"beginning and ending a job while {count:,} run / while one runs",
                 cost.more / one.more,
                 note=f"{1000 * cost.more:.2g} / {1000 * one.more:.2g} ms",
             )
@@ -87,8 +87,8 @@ def measure(server: EmbeddedServer) -> Table:
         )
     )
     notes = [
-        f"The CPU time of the recorder's thread. A job that reports does so "
-        f"{REPORTS / SECONDS:g} times a second; for a silent one there is a heartbeat "
+        f"The CPU time of the recorder's thread. A reporting job does so "
+        f"{REPORTS / SECONDS:g} times a second; a silent one has a heartbeat "
         f"every {HEARTBEAT:g} s."
     ]
     return Table("Many jobs at a time in one worker process", rows, notes)
@@ -119,7 +119,7 @@ def _cost(store: JobStore, count: int) -> Cost:
 
         more = statistics.median(_more(recorder) for _ in range(MORE))
     finally:
-        # With jobs that run on it would not end.
+        # The recorder's thread would not end while runs are left.
         recorder._backlog._runs.clear()
         recorder.stop()
     return Cost(silent, reporting, more)
@@ -141,7 +141,7 @@ def _unsaved() -> Unsaved:
 
 
 def _floor(client: redis.Redis) -> float:
-    """Return the CPU time of an `HSET` by redis-py, a hundred to a round trip."""
+    """Return the CPU time of an `HSET` by redis-py, a hundred per round trip."""
     used = time.thread_time()
     for _ in range(50):
         with client.pipeline(transaction=False) as pipe:

@@ -1,4 +1,4 @@
-"""What a job takes in the server, its three index entries included."""
+"""What a job takes in the server, including its three index entries."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pyramid_jobstate.worker.unsaved import Unsaved
 from .jobs import OWNER, set_ten_metrics
 from .timing import Row, Table
 
-#: How many jobs are stored.
+#: The number of jobs stored.
 COUNT = 5000
 
-#: What one may take, in bytes.
+#: The bytes that a job may take.
 AT_MOST = 1200
 
-#: How many are written at a time.
+#: The number of jobs written at a time.
 BATCH = 500
 
 
@@ -44,8 +44,8 @@ def measure(server: EmbeddedServer) -> Table:
 
 
 def _store_jobs(store: JobStore, end: End | None) -> None:
-    """Have some jobs queued, begun and recorded, each in a round trip of its own, as
-    they would be, and ended, if they are to.
+    """Queue jobs, begin them, record them and end them, if they are to end: each in its
+    own round trip, as usual.
     """
     params = json.dumps({"miles": 26})
     info = JobInfo("JobState", "run_marathon", 1, json.dumps(OWNER), params)
@@ -71,7 +71,7 @@ def _write(store: JobStore, batch: list[Unsaved]) -> None:
 
 
 def _used(client: redis.Redis) -> int:
-    """Return what the server uses, once it has let go of its clients' buffers."""
+    """Return the memory that the server uses once its clients' buffers are freed."""
     used = 0
     while True:
         before, used = used, int(client.info("memory")["used_memory"])

@@ -14,7 +14,7 @@ from .peers.workers import CeleryProgress, get, peers, web_server
 from .poll import poll
 from .timing import Row, Table, side_by_side
 
-#: How many polls are made at a time.
+#: The number of polls timed at once.
 COUNT = 100
 
 #: What the others are compared with.
@@ -22,7 +22,7 @@ BARE = "a bare view"
 
 
 def measure(server: EmbeddedServer) -> Table:
-    """Poll a job that has said how far it is, as celery-progress's have."""
+    """Poll a job that has reported its progress, as celery-progress's jobs have."""
     with (
         running_job(JobStore(server.url)) as job_state,
         peers(server, CeleryProgress) as (found, left_out),
@@ -48,9 +48,11 @@ def measure(server: EmbeddedServer) -> Table:
         rows = [*_rows("in process", inside), *_rows("over HTTP", over)]
     notes = [
         "The bare view has an ACL and one `HGETALL`, the floor is a constant answer. "
-        "celery-progress asks nobody for rights, and its Django has no middleware."
+        "celery-progress checks no rights, and its Django has no middleware."
     ]
-    return Table("A poll of a job that told how far it is", rows, notes + left_out)
+    return Table(
+        "A poll of a job that has reported its progress", rows, notes + left_out
+    )
 
 
 def _inside(apps: dict, path: str) -> Callable[[int], object]:

@@ -7,7 +7,7 @@ from pyramid_jobstate.embedded import EmbeddedServer
 from .peers.workers import RQ, CeleryProgress, Ours, peers
 from .timing import Row, Table
 
-#: How many updates are timed at a time. Where each waits for Redis fewer will do.
+#: The number of updates timed at once. If each waits for Redis, fewer will do.
 MANY, SOME = 50_000, 300
 
 

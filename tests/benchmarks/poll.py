@@ -21,7 +21,7 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Any]
 
 
 class Policy:
-    """Knows the user by REMOTE_USER, and decides by ACLs."""
+    """Takes the user from REMOTE_USER, and decides by ACLs."""
 
     def __init__(self) -> None:
         self.acl = ACLHelper()
@@ -54,7 +54,7 @@ class BareJobs:
 
 
 class BareJob:
-    """A hash of the store, as it is."""
+    """A hash of the store, unchanged."""
 
     def __init__(self, parent: BareJobs, name: str, fields: dict[str, str]) -> None:
         self.__parent__ = parent
@@ -70,10 +70,10 @@ def show_bare(context: BareJob, request: Request) -> dict[str, str]:
 
 
 def make_bare_app(server: EmbeddedServer, *, has_property: bool = False) -> Application:
-    """Return an application that shows the hash, as short as it can be written.
+    """Return an application that shows the hash, written as briefly as possible.
 
     Parameters:
-      has_property: Whether its requests have a property, such as pyramid_tm's: Pyramid
+      has_property: Whether its requests have a property, as pyramid_tm's do: Pyramid
         makes a class for each such request.
     """
     with Configurator(security_policy=Policy(), root_factory=BareJobs) as config:
@@ -95,7 +95,7 @@ def make_app(server: EmbeddedServer) -> Application:
 
 
 def poll(app: Application, path: str, count: int = 1) -> None:
-    """Ask for a job as its owner, some times."""
+    """Poll a job as its owner, `count` times."""
 
     def start_response(status: str, headers: object, exc_info: object = None) -> None:
         if status != "200 OK":

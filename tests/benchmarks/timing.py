@@ -1,4 +1,4 @@
-"""Timing things side by side, and the tables that show how they compare."""
+"""Timing things side by side, and the tables that compare them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-#: How often each thing is timed, in turn with those that it is compared with.
+#: The number of times that each thing is timed, in turn with the others.
 ROUNDS = 15
 
 
 class Row(NamedTuple):
-    """A figure, and what it should be.
+    """A figure and its target.
 
     Attributes:
       what: What was compared.
-      ratio: What came out.
-      at_least, at_most: What it should not be below, or above; neither if it is only
-        told.
+      ratio: The result.
+      at_least, at_most: The bounds of the result; neither is set if it has no target.
       note: The times behind it, for instance.
     """
 
@@ -31,7 +30,7 @@ class Row(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether the figure is what it should be."""
+        """Whether the figure meets its target."""
         return self.at_least <= self.ratio <= self.at_most
 
     @property
@@ -70,8 +69,8 @@ class Timing(NamedTuple):
     rounds: Sequence[float]
 
     def over(self, other: Timing) -> float:
-        """Return the median of the ratios of the rounds: what slows the machine for a
-        while slows both sides of a round.
+        """Return the median of the rounds' ratios: a slowdown of the machine affects
+        both sides of a round.
         """
         pairs = zip(self.rounds, other.rounds, strict=True)
         return statistics.median(mine / others for mine, others in pairs)
@@ -87,8 +86,8 @@ class Timing(NamedTuple):
 def side_by_side(
     *things: tuple[int, Callable[[int], object]], rounds: int = ROUNDS
 ) -> list[Timing]:
-    """Time several things, turn by turn: for each thing a number of times, and a
-    function that does it as often. Return the seconds that each takes once.
+    """Time several things in turns. Each comes as a count and a function that does it
+    that often. Return the seconds that each takes once.
     """
     timings: list[list[float]] = [[] for _ in things]
     for count, do in things:
@@ -102,7 +101,7 @@ def side_by_side(
 
 
 def show(tables: Iterable[Table]) -> bool:
-    """Print tables as they are made, and say whether all figures are as they should."""
+    """Print tables as they are made, and return whether all figures hold."""
     fine = True
     for table in tables:
         print(table, flush=True)

@@ -12,7 +12,7 @@ from pyramid_jobstate.embedded import EmbeddedServer
 from .peers.workers import RQ, CeleryProgress, Ours, Peer, peers
 from .timing import Row, Table
 
-#: How many jobs are looked at, the steps of each, and the pause in each step.
+#: The number of jobs measured, the steps of each, and the pause in each step.
 JOBS, STEPS, PAUSE = 2, 100, 0.01
 
 
@@ -41,11 +41,11 @@ def measure(server: EmbeddedServer) -> Table:
             note = f"{usage[i]:.0f} / {mine[i]:.0f} a job"
             rows.append(Row(f"{what}: {name} / ours", usage[i] / mine[i], note=note))
     notes = [
-        "What scripts do inside the server is no command here. RQ keeps its queue in "
-        "the same place, the others do not. Nobody polls. What we keep includes the "
+        "Commands inside scripts are not counted. RQ keeps its queue in the same "
+        "server, the others do not. Nobody polls. The bytes that we keep include the "
         "lists of jobs."
     ]
-    title = f"A job of {STEPS} steps of {1000 * PAUSE:.0f} ms, an update in each"
+    title = f"A job of {STEPS} steps of {1000 * PAUSE:.0f} ms, with an update in each"
     return Table(title, rows, notes + left_out)
 
 
@@ -53,12 +53,12 @@ def _usage(client: redis.Redis, peer: Peer) -> Usage:
     empty = _counts(client)
     before = _counts(client)
     jobs = [peer.send("take_steps", STEPS, PAUSE) for _ in range(JOBS)]
-    # Whoever asked meanwhile would be counted, too.
+    # Polling meanwhile would count, too.
     time.sleep(JOBS * (STEPS * PAUSE * 1.3 + 0.7))
     after = _counts(client)
     if not all(map(peer.is_done, jobs)):
         raise RuntimeError(f"{peer.name} took too long")
-    # To count is not free: it cost the same before.
+    # Reading the counters counts, too: subtract what it cost before.
     commands, traffic = (
         (last - first - (first - zero)) / JOBS
         for zero, first, last in zip(empty, before, after, strict=True)
@@ -72,10 +72,10 @@ def _usage(client: redis.Redis, peer: Peer) -> Usage:
 
 
 def _counts(client: redis.Redis) -> tuple[int, int]:
-    """Return how many commands clients have sent, and the bytes of all connections."""
+    """Return the commands sent by clients, and the bytes of all connections."""
     stats = client.info("commandstats")
     calls = {name.removeprefix("cmdstat_"): s["calls"] for name, s in stats.items()}
-    # Who runs our scripts sends nothing else: all other commands are those of scripts.
+    # Our clients send only EVALSHA; all other commands are called by the scripts.
     commands = calls.get("evalsha", 0) or sum(calls.values())
     network = client.info("stats")
     total = network["total_net_input_bytes"] + network["total_net_output_bytes"]

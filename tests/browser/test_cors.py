@@ -1,4 +1,4 @@
-"""Jobs for pages of another origin, as the README's snippet allows it."""
+"""Jobs on pages of another origin, allowed by the README's snippet."""
 
 import threading
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ ELSEWHERE = "https://elsewhere.example.com"
 
 
 def cors(*origins: str) -> Any:
-    """Return the includeme of the README, for these origins."""
+    """Return the README's includeme, for these origins."""
     (snippet,) = [text for text in snippets("python") if "myapp/cors.py" in text]
     namespace: dict[str, Any] = {}
     exec(snippet, namespace)
@@ -69,7 +69,7 @@ def test_every_answer_may_be_read(redis_url: str, client: redis.Redis) -> None:
 
 
 def test_outage_may_be_read() -> None:
-    """So does a 503, which tells the script when to ask again."""
+    """A 503 carries the header, too, and tells the script when to ask again."""
     app = make_app(make_config(NOWHERE))
 
     for path in (f"/job_state/{UUID}", "/job_state?all=1", f"/job_state?uuid={UUID}"):
@@ -81,7 +81,7 @@ def test_outage_may_be_read() -> None:
 
 @pytest.mark.parametrize("end", ["", "/", f"/{UUID}", f"/{UUID}/", f"/{UUID}/cancel"])
 def test_preflight_is_answered_without_a_user(end: str) -> None:
-    """A preflight, which has no cookie, names the headers that the script sends."""
+    """A preflight, which has no cookie, is answered with the script's headers."""
     config = make_config(NOWHERE)
     config.set_default_permission("view_job")
     app = make_app(config)
@@ -120,9 +120,9 @@ FOLLOW = """([jobUuid, baseUrl]) => {
 
 @pytest.fixture
 def api(redis_url: str, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The URL of an application with jobs, in which everybody is Alice. It has a /page,
-    which is of another origin under the name of localhost. If the test's parameter is
-    true that origin is allowed.
+    """The URL of an application with jobs, in which everyone is Alice. Its /page,
+    opened under the name localhost, is of another origin, which is allowed if the
+    test's parameter is true.
     """
     config = make_config(redis_url)
     config.include("pyramid_jobstate")
@@ -156,7 +156,7 @@ def follow(page: Page, api: str, job: str) -> None:
 def test_page_of_an_allowed_origin_follows_and_cancels(
     api: str, client: redis.Redis, page: Page
 ) -> None:
-    """In a browser, its script polls a job and cancels it."""
+    """In a browser, the script of an allowed page polls a job and cancels it."""
     job = put_job(client, status="queued")
 
     follow(page, api, job)
@@ -172,7 +172,7 @@ def test_page_of_an_allowed_origin_follows_and_cancels(
 def test_page_of_another_origin_learns_and_changes_nothing(
     api: str, client: redis.Redis, page: Page
 ) -> None:
-    """In a browser, the script of any other gets no answer, and cancels nothing."""
+    """In a browser, the script of any other page gets no answer and cancels nothing."""
     job = put_job(client, status="queued")
 
     follow(page, api, job)

@@ -27,7 +27,7 @@ HEAD = (
 
 ELEMENT = "<job-state id=job></job-state>"
 
-# What a test may ask of the page.
+# What a test may ask the page.
 LOOK = """(id) => {
   const element = document.getElementById(id);
   const root = element.shadowRoot;
@@ -58,7 +58,7 @@ SETTLE = """async () => {
 
 
 def at(seconds: float) -> str:
-    """A time so many seconds from now, as the server writes it."""
+    """The time this many seconds from now, as the server writes it."""
     time = datetime.now(UTC) + timedelta(seconds=seconds)
     return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -195,7 +195,7 @@ class Stage:
 
 @pytest.fixture
 def stage(tab: Page, poll_server: PollServer) -> Iterator[Stage]:
-    """A page for elements, on which nothing goes wrong or against the policy."""
+    """A page for elements, which must not report errors or violate its policy."""
     stage = Stage(tab, poll_server)
     yield stage
     stage.close()
@@ -205,7 +205,7 @@ def stage(tab: Page, poll_server: PollServer) -> Iterator[Stage]:
 
 
 def test_element_shows_a_working_job(stage: Stage) -> None:
-    """Title, percentage, status, amount, rate, time left and message are there."""
+    """A job shows title, percentage, status, amount, rate, time left and message."""
     stage.open()
     seen = stage.show(STATES["working"])
     assert seen["title"] == "Run marathon"
@@ -256,7 +256,7 @@ def test_bar_fills_from_the_right_in_right_to_left_pages(stage: Stage) -> None:
 
 
 def test_bar_is_indeterminate(stage: Stage) -> None:
-    """Without a total the bar moves, has no value, and says how much is done."""
+    """Without a total, the bar moves, has no value, and tells how much is done."""
     stage.open()
     seen = stage.show(STATES["unknown"])
     assert seen["now"] is None
@@ -280,13 +280,13 @@ WORDS = {
 
 
 def test_each_status_has_its_word(stage: Stage) -> None:
-    """A status is told by a word."""
+    """Each status has its own word."""
     stage.open()
     assert {n: stage.show(d)["status"] for n, d in STATES.items()} == WORDS
 
 
 def test_ends_and_troubles_differ_by_icon_and_colour(stage: Stage) -> None:
-    """Success, failure, trouble and work look different, each in two ways."""
+    """Success, failure, trouble and work each differ in both icon and colour."""
     stage.open()
     names = ["working", "success", "error", "stalled", "cancelled"]
     seen = [stage.show(STATES[name]) for name in names]
@@ -296,33 +296,33 @@ def test_ends_and_troubles_differ_by_icon_and_colour(stage: Stage) -> None:
 
 @pytest.mark.parametrize(("status", "now"), [("success", "100"), ("error", "46")])
 def test_bar_at_the_end(stage: Stage, status: str, now: str) -> None:
-    """Success is whole whatever was reported; a failure stays where it was."""
+    """Success fills the bar whatever was reported; a failure leaves it where it was."""
     stage.open()
     assert stage.show(data(status, progress=progress(12, 26)))["now"] == now
 
 
 def test_nothing_is_whole_before_it_is(stage: Stage) -> None:
-    """The percentage is cut off, not rounded, and 29 of 100 are 29 %."""
+    """The percentage is truncated rather than rounded, and 29 of 100 are 29 %."""
     stage.open()
     assert stage.show(data(progress=progress(999, 1000)))["percent"] == "99%"
     assert stage.show(data(progress=progress(29, 100)))["percent"] == "29%"
 
 
 def test_success_says_how_long_it_took(stage: Stage) -> None:
-    """The time from the start to the end is told."""
+    """A finished job shows how long it took."""
     stage.open()
     seen = stage.show(data("success", started_at=at(-5400), finished_at=at(0)))
     assert seen["details"] == "· took 1.5 hr"
 
 
 def test_error_is_told(stage: Stage) -> None:
-    """The reason of a failure stands below the bar."""
+    """The reason of a failure is shown below the bar."""
     stage.open()
     assert stage.show(STATES["error"])["notice"] == "The job failed."
 
 
 def test_retry_is_told(stage: Stage) -> None:
-    """A job that tries again says which attempt failed and when the next one is."""
+    """A retrying job shows which attempt failed and when the next one is due."""
     stage.open()
     soon = data("retrying", due_at=at(60), progress=progress(3, 26))
     details = stage.show(soon)["details"]
@@ -330,7 +330,7 @@ def test_retry_is_told(stage: Stage) -> None:
 
 
 def test_due_time_is_told(stage: Stage) -> None:
-    """A job that waits for its time says when that is; a past time is no news."""
+    """A queued job shows when it is due, but not a time in the past."""
     stage.open()
     details = stage.show(data("queued", due_at=at(400 * 86400)))["details"]
     assert re.match(r"· starts at \w+\s\d+,\s\d{4},\s\d+:\d\d\s[AP]M$", details)
@@ -342,14 +342,14 @@ def test_due_time_is_told(stage: Stage) -> None:
     [(0.2, "1 sec"), (8, "8 sec"), (41, "45 sec"), (59.9, "1 min"), (7000, "1.9 hr")],
 )
 def test_time_left_is_about(stage: Stage, seconds: float, words: str) -> None:
-    """The time left is told as roughly as it is known."""
+    """The time left is as rough as the estimate."""
     stage.open()
     seen = stage.show(data(progress=progress(1, 2, eta=seconds)))
     assert seen["left"] == f"about {words} left"
 
 
 def test_log_is_shown_on_request(stage: Stage) -> None:
-    """The attribute log shows the last lines, as they come."""
+    """The attribute log shows the last lines as they arrive."""
     stage.open()
     lines = [f"line {n}" for n in range(25)]
     assert stage.show(data(log=lines))["log"] == []
@@ -362,7 +362,7 @@ def test_log_is_shown_on_request(stage: Stage) -> None:
 
 
 def test_content_stands_until_the_first_answer(stage: Stage) -> None:
-    """What the server wrote is shown first, and the state in its place after."""
+    """The element shows its content until the first answer, then the state."""
     hold = threading.Event()
     first = answer(progress=progress(1, 2))
     first.hold = hold
@@ -376,13 +376,13 @@ def test_content_stands_until_the_first_answer(stage: Stage) -> None:
 
 
 def test_empty_element_says_that_it_loads(stage: Stage) -> None:
-    """Without content there is a bar from the start."""
+    """An element without content shows a bar from the start."""
     stage.open()
     assert stage.look()["status"] == "Loading…"
 
 
 def test_metrics_are_shown_in_the_element(stage: Stage) -> None:
-    """Descendants with data-metric stay, and show it in the page's way."""
+    """Descendants with data-metric stay, and show the metric in the page's language."""
     stage.open(
         "<job-state id=job><b data-metric=miles></b> <i data-metric=pace></i>"
         "<u data-metric=none>?</u></job-state>",
@@ -395,7 +395,7 @@ def test_metrics_are_shown_in_the_element(stage: Stage) -> None:
 
 
 def test_metrics_are_shown_anywhere(stage: Stage) -> None:
-    """data-job, and for, name the element that a metric elsewhere belongs to."""
+    """data-job or for names the element to which a metric elsewhere belongs."""
     stage.open(
         "<job-state id=one></job-state><job-state id=two></job-state>"
         "<b id=a data-metric=n data-job=one></b><output id=b data-metric=n for=two>"
@@ -407,7 +407,7 @@ def test_metrics_are_shown_anywhere(stage: Stage) -> None:
 
 
 def test_metrics_with_names_of_javascript_are_harmless(stage: Stage) -> None:
-    """Only what came with the data is a metric."""
+    """Only properties of the data itself are metrics."""
     stage.open(
         "<job-state id=job><b data-metric=constructor>?</b>"
         "<b data-metric=__proto__></b></job-state>"
@@ -421,7 +421,7 @@ def test_metrics_with_names_of_javascript_are_harmless(stage: Stage) -> None:
 
 
 def test_html_is_text(stage: Stage) -> None:
-    """Nothing from the server is taken for markup."""
+    """Nothing from the server is interpreted as markup."""
     html = "<img src=x onerror=alert(1)><b>"
     stage.open("<job-state id=job log></job-state>")
     seen = stage.show(data(title=html, message=html, log=[html]))
@@ -431,7 +431,7 @@ def test_html_is_text(stage: Stage) -> None:
 
 
 def test_control_characters_are_dropped(stage: Stage) -> None:
-    """Overrides of direction and control characters disturb nothing around them."""
+    """Control characters and direction overrides are removed."""
     stage.open()
     seen = stage.show(data(title="a\u202eb\u0000c\u2066d", message="\u2069\u001b[0mx"))
     assert (seen["title"], seen["message"]) == ("abcd", "[0mx")
@@ -452,7 +452,7 @@ def test_huge_texts_stay_inside(stage: Stage) -> None:
 
 
 def test_title_in_another_direction_is_isolated(stage: Stage) -> None:
-    """Title and message find their own direction."""
+    """Title and message determine their own direction."""
     stage.open()
     stage.show(data(title="מרתון", message="מרתון 26"))
     for part in ("title", "message"):
@@ -463,7 +463,7 @@ def test_title_in_another_direction_is_isolated(stage: Stage) -> None:
     "odd", [{"progress": {"done": "x", "fraction": "y"}}, {"log": 7}]
 )
 def test_odd_data_break_nothing(stage: Stage, odd: dict[str, Any]) -> None:
-    """Data of other types than announced do not throw."""
+    """Data of unexpected types does not throw."""
     stage.open("<job-state id=job log></job-state>")
     assert stage.show(data(**odd))["status"] == "Running"
 
@@ -472,7 +472,7 @@ def test_odd_data_break_nothing(stage: Stage, odd: dict[str, Any]) -> None:
 
 
 def test_element_follows_its_job_to_the_end(stage: Stage) -> None:
-    """Events that bubble out of every shadow root tell the updates and the end."""
+    """Events for the updates and the end bubble out of every shadow root."""
     first = answer(metrics={"n": 1})
     stage.server.answer("job", first, answer("success", finished_at=at(0)))
     stage.open()
@@ -496,7 +496,7 @@ def test_element_follows_its_job_to_the_end(stage: Stage) -> None:
 
 
 def test_failed_job_is_an_error_event(stage: Stage) -> None:
-    """A failed or cancelled job is told as error, with the data."""
+    """A failed or cancelled job fires an error event with the data."""
     stage.server.answer("job", answer("cancelled", error={"message": "By alice"}))
     stage.open()
     detail = stage.page.evaluate(
@@ -518,7 +518,7 @@ def test_failed_job_is_an_error_event(stage: Stage) -> None:
     ],
 )
 def test_lost_job_says_why(stage: Stage, status: int, words: str) -> None:
-    """A job that cannot be seen any more is told by event and word."""
+    """A job that can no longer be seen fires an event and shows the reason."""
     stage.server.answer("job", Answer(status))
     stage.open()
     reason = stage.page.evaluate(
@@ -534,7 +534,7 @@ def test_lost_job_says_why(stage: Stage, status: int, words: str) -> None:
 
 
 def test_jobs_of_who_is_signed_out_say_so(stage: Stage) -> None:
-    """Several jobs say that the session has ended, as a single one does."""
+    """Several jobs show that the session has ended, as a single one does."""
     uuids = [uuid_of(n) for n in range(3)]
     for uuid in uuids:
         stage.server.answer(uuid, answer())
@@ -555,7 +555,7 @@ def test_jobs_of_who_is_signed_out_say_so(stage: Stage) -> None:
 
 
 def test_outage_is_shown_and_over(stage: Stage) -> None:
-    """While the server is away the last data stay, and the word says so."""
+    """While the server is away, the last data stays, and the status says so."""
     stage.server.answer("job", answer(progress=progress(1, 2)), Answer(503))
     stage.open("<job-state id=job src=/job_state/job period=50></job-state>")
     seen = stage.wait("reconnecting")
@@ -566,7 +566,7 @@ def test_outage_is_shown_and_over(stage: Stage) -> None:
 
 
 def test_src_of_another_origin_is_refused(stage: Stage) -> None:
-    """Without the attribute cross-origin no other site is asked."""
+    """Without the attribute cross-origin, no other site is polled."""
     stage.open("<job-state id=job src=http://elsewhere.test/job></job-state>")
     assert stage.wait("lost")["notice"] == "The address is wrong."
     [problem] = stage.problems
@@ -575,7 +575,7 @@ def test_src_of_another_origin_is_refused(stage: Stage) -> None:
 
 
 def test_elements_share_their_requests(stage: Stage) -> None:
-    """The elements of a page ask together."""
+    """The elements of a page share their requests."""
     uuids = [uuid_of(n) for n in range(20)]
     for uuid in uuids:
         stage.server.answer(uuid, answer(), answer("success", finished_at=at(0)))
@@ -588,7 +588,7 @@ def test_elements_share_their_requests(stage: Stage) -> None:
 
 
 def test_removed_element_stops_asking_and_goes_on_later(stage: Stage) -> None:
-    """Out of the page an element asks nothing, and back in it goes on."""
+    """A removed element stops polling, and goes on when it is put back."""
     stage.server.answer("job", answer())
     stage.open("<job-state id=job src=/job_state/job period=50></job-state>")
     stage.wait("working")
@@ -604,7 +604,7 @@ def test_removed_element_stops_asking_and_goes_on_later(stage: Stage) -> None:
 
 
 def test_moved_element_goes_on(stage: Stage) -> None:
-    """An element that is moved keeps its data, and its request is not cut off."""
+    """A moved element keeps its data, and its request is not aborted."""
     held = answer()
     held.hold = threading.Event()
     failed: list[str] = []
@@ -620,7 +620,7 @@ def test_moved_element_goes_on(stage: Stage) -> None:
 
 
 def test_finished_element_that_comes_back_asks_nothing(stage: Stage) -> None:
-    """The end is told once, wherever the element goes."""
+    """An element of a finished job polls no more when it is put back."""
     stage.server.answer("job", answer("success", finished_at=at(0)))
     stage.open("<job-state id=job src=/job_state/job period=50></job-state>")
     stage.wait("success")
@@ -637,7 +637,7 @@ def test_finished_element_that_comes_back_asks_nothing(stage: Stage) -> None:
 
 
 def test_removed_elements_are_forgotten(stage: Stage) -> None:
-    """An element that has gone can be collected."""
+    """A removed element can be garbage-collected."""
     stage.server.answer("job", answer())
     stage.open("<job-state id=job src=/job_state/job period=50></job-state>")
     stage.wait("working")
@@ -658,8 +658,8 @@ def test_removed_elements_are_forgotten(stage: Stage) -> None:
     session.detach()
 
 
-# Removed elements, each way to keep one: put into window.made by the script, which may
-# give them `working` or `finished` data.
+# Removed elements, by each way that might keep them alive. The script puts them into
+# window.made and may give them `working` or `finished` data.
 REMOVED = {
     "after data": "document.body.append(e); e.data = working; e.remove();",
     "before data": "document.body.append(e); e.remove(); e.data = working;",
@@ -707,7 +707,7 @@ def hideable(browser: Browser, poll_server: PollServer) -> Iterator[Tab]:
 
 @pytest.mark.parametrize("how", REMOVED)
 def test_elements_removed_while_hidden_are_forgotten(hideable: Tab, how: str) -> None:
-    """A hidden tab keeps none of a thousand elements that came and went."""
+    """A hidden tab keeps none of a thousand elements that were added and removed."""
     hideable.hide()
     hideable.evaluate(make_and_remove(how))
 
@@ -721,7 +721,7 @@ def test_elements_removed_while_hidden_are_forgotten(hideable: Tab, how: str) ->
 
 
 def test_elements_that_stay_are_drawn_when_the_tab_shows(hideable: Tab) -> None:
-    """What changed while nobody looked is there when somebody does."""
+    """Changes made while the tab is hidden show as soon as the tab does."""
     hideable.hide()
     hideable.evaluate(
         f"""(() => {{
@@ -742,7 +742,7 @@ def test_elements_that_stay_are_drawn_when_the_tab_shows(hideable: Tab) -> None:
 
 
 def test_element_that_was_away_is_drawn_when_it_returns(stage: Stage) -> None:
-    """Data that are set on an element out of the page show as soon as it is in it."""
+    """Data set on a removed element shows as soon as the element is put back."""
     stage.open("<job-state id=job><b data-metric=n></b></job-state>")
     stage.page.evaluate(
         """async (text) => {
@@ -762,7 +762,7 @@ def test_element_that_was_away_is_drawn_when_it_returns(stage: Stage) -> None:
 def test_elements_removed_before_they_are_styled_are_forgotten(
     stage: Stage,
 ) -> None:
-    """A style sheet that does not come keeps no element that has gone."""
+    """A style sheet that never loads does not keep removed elements alive."""
     hold = threading.Event()
     stage.server.answer("job-state.css", Answer(hold=hold), below="")
     stage.server.pages["/element"] = HEAD.format(lang="en", body=ELEMENT)
@@ -781,7 +781,7 @@ def test_elements_removed_before_they_are_styled_are_forgotten(
 
 
 def test_element_of_a_finished_job_asks_no_more_when_removed(stage: Stage) -> None:
-    """Data that were set by hand do not keep the poller of a removed element going."""
+    """Setting data by hand does not keep the poller of a removed element going."""
     stage.server.answer("job", answer())
     stage.open("<job-state id=job src=/job_state/job period=50></job-state>")
     stage.wait("working")
@@ -819,7 +819,7 @@ SPOILT = {
 
 @pytest.mark.parametrize("spoil", SPOILT)
 def test_trouble_of_one_element_is_its_own(stage: Stage, spoil: str) -> None:
-    """If one element cannot be drawn those behind it are, and the console says so."""
+    """If one element cannot be drawn, the others are, and the console reports it."""
     stage.open(
         "<form><input name=closest></form>"
         "<job-state id=one lang=xx></job-state><odd-state id=odd></odd-state>"
@@ -838,14 +838,14 @@ def test_trouble_of_one_element_is_its_own(stage: Stage, spoil: str) -> None:
     )
     wait_for(lambda: stage.look("two")["percent"] == "25%")
     wait_for(lambda: stage.text("#n") == "7")
-    if spoil != "root":  # which the script has no need to ask
+    if spoil != "root":  # which the script need not call
         assert stage.problems
         assert all("JobState" in problem for problem in stage.problems)
     stage.problems.clear()
 
 
 def test_element_that_could_not_be_drawn_is_drawn_later(stage: Stage) -> None:
-    """When the trouble is over the next data show."""
+    """Once the trouble is over, the next data is shown."""
     stage.open()
     stage.page.evaluate("window.labels = JobState.labels; JobState.labels = 'odd'")
     stage.show(data())
@@ -856,7 +856,7 @@ def test_element_that_could_not_be_drawn_is_drawn_later(stage: Stage) -> None:
     assert stage.show(data(progress=progress(1, 4)))["percent"] == "25%"
 
 
-# Markup that somebody slipped in before the script
+# Markup injected before the script
 
 
 @pytest.mark.parametrize("markup", ["<img name={0}>", "<iframe name={0}></iframe>"])
@@ -870,7 +870,7 @@ def test_element_that_could_not_be_drawn_is_drawn_later(stage: Stage) -> None:
 def test_element_minds_no_element_of_a_name(
     stage: Stage, name: str, markup: str
 ) -> None:
-    """Elements named as what the script uses take nothing from it."""
+    """Elements named after what the script uses do not shadow it."""
     stage.server.answer("job", answer(metrics={"n": 7}, progress=progress(1, 4)))
     body = "<job-state id=job src=/job_state/job><b data-metric=n></b></job-state>"
     page = HEAD.format(lang="en", body=body)
@@ -892,7 +892,7 @@ def test_language_is_that_of_the_form_around(stage: Stage) -> None:
 
 
 def test_another_src_is_another_job(stage: Stage) -> None:
-    """The old job's data go, and the old one is asked for no more."""
+    """Another src drops the old job's data and stops polling it."""
     stage.server.answer("one", answer(title="One"))
     stage.server.answer("two", answer(title="Two"))
     stage.open("<job-state id=job src=/job_state/one period=50></job-state>")
@@ -926,13 +926,13 @@ def test_attributes_and_properties_are_in_step(stage: Stage) -> None:
 
 @pytest.mark.parametrize("period", ["-5", "x", "Infinity"])
 def test_senseless_period_is_a_second(stage: Stage, period: str) -> None:
-    """A page with a wrong period still works."""
+    """An invalid period falls back to a second."""
     stage.open(f"<job-state id=job period={period}></job-state>")
     assert stage.page.evaluate("document.getElementById('job').period") == 1000
 
 
 def test_script_may_come_after_the_element(page: Page, poll_server: PollServer) -> None:
-    """What was set on the element before the script was there holds."""
+    """Properties set on the element before the script loads take effect."""
     poll_server.answer("job", answer(progress=progress(1, 4)))
     page.goto(poll_server.url + "/empty")
     page.evaluate(
@@ -958,7 +958,7 @@ def open_cancellable(stage: Stage, cancelled: Answer, attributes: str = "") -> N
 
 
 def test_cancel_button_is_for_who_may_cancel(stage: Stage) -> None:
-    """It needs the attribute, and a job that this viewer may cancel."""
+    """The button needs the attribute, and a job that this viewer may cancel."""
     stage.open()
     assert stage.show(data())["cancel"] is None
     stage.page.evaluate("document.getElementById('job').cancellable = true")
@@ -968,7 +968,7 @@ def test_cancel_button_is_for_who_may_cancel(stage: Stage) -> None:
 
 
 def test_cancel_by_keyboard(stage: Stage) -> None:
-    """The button is reached by Tab, shows its focus, and sends the CSRF token."""
+    """The button can be reached by Tab, shows its focus, and sends the CSRF token."""
     open_cancellable(stage, Answer(202, "{}"), "csrf-token=t0ken")
     stage.page.keyboard.press("Tab")
     button = stage.page.get_by_role("button", name="Cancel Run marathon")
@@ -991,7 +991,7 @@ def test_cancel_by_keyboard(stage: Stage) -> None:
     "attributes", ["csrf-header='X Token'", "csrf-header=Cookie", "csrf-token=…"]
 )
 def test_header_that_cannot_be_sent_is_told(stage: Stage, attributes: str) -> None:
-    """The element and the console say so at once; another header mends it."""
+    """The element and the console report it at once; another header mends it."""
     stage.server.answer("job", answer())
     stage.open(f"<job-state id=job src=/job_state/job {attributes}></job-state>")
     seen = stage.wait("lost")
@@ -1011,7 +1011,7 @@ def test_header_that_cannot_be_sent_is_told(stage: Stage, attributes: str) -> No
 
 
 def test_cancel_that_is_refused_says_why(stage: Stage) -> None:
-    """The button comes back, and a word says what went wrong."""
+    """If the cancel is refused, the button comes back, and the element says why."""
     open_cancellable(stage, Answer(403))
     stage.page.locator("[part=cancel]").click()
     wait_for(lambda: stage.look()["notice"] == "Not cancelled: You may not do this.")
@@ -1023,7 +1023,7 @@ def test_cancel_that_is_refused_says_why(stage: Stage) -> None:
 
 
 def test_labels_of_one_element(stage: Stage) -> None:
-    """Attributes change the words of one element, also later."""
+    """Attributes change the words of one element, even later."""
     stage.open("<job-state id=job label-working='On the run'></job-state>")
     assert stage.show(data())["status"] == "On the run"
     stage.page.evaluate(
@@ -1034,7 +1034,7 @@ def test_labels_of_one_element(stage: Stage) -> None:
 
 
 def test_labels_of_a_language(stage: Stage) -> None:
-    """Labels go by the language of the element, as numbers and times do."""
+    """Labels follow the element's language, as numbers and times do."""
     stage.open("<job-state id=job></job-state>", lang="de-AT")
     stage.page.evaluate(
         """JobState.setLabels("de", {working: "Läuft", left: "noch etwa {time}",
@@ -1049,14 +1049,14 @@ def test_labels_of_a_language(stage: Stage) -> None:
 
 
 def test_labels_of_the_page(stage: Stage) -> None:
-    """JobState.labels holds for all languages without labels of their own."""
+    """JobState.labels applies to all languages without labels of their own."""
     stage.open()
     stage.page.evaluate("JobState.labels = {working: 'Busy'}")
     assert stage.show(data())["status"] == "Busy"
 
 
 def test_wrong_language_is_no_disaster(stage: Stage) -> None:
-    """A lang attribute that is no language falls back to the browser's."""
+    """An invalid lang attribute falls back to the browser's language."""
     stage.open(lang="no_such language!")
     assert stage.show(data(progress=progress(1, 4)))["percent"] in ("25%", "25\u00a0%")
 
@@ -1065,7 +1065,7 @@ def test_wrong_language_is_no_disaster(stage: Stage) -> None:
 
 
 def test_announcements_are_few(stage: Stage) -> None:
-    """The start, each quarter and the end are spoken, and nothing between."""
+    """Only the start, each quarter and the end are announced."""
     stage.open()
     stage.page.evaluate(
         """() => {
@@ -1095,7 +1095,7 @@ def test_announcements_are_few(stage: Stage) -> None:
 
 
 def test_jobs_that_were_over_are_not_announced(stage: Stage) -> None:
-    """An old job on a new page is no news."""
+    """A job that had ended before the page opened is not announced."""
     stage.open("<job-state id=old></job-state><job-state id=job></job-state>")
     stage.show(STATES["success"], "old")
     stage.show(data())
@@ -1116,7 +1116,7 @@ def test_there_is_one_live_region(stage: Stage) -> None:
 def test_axe_finds_nothing(
     stage: Stage, node_modules: Path, scheme: Literal["light", "dark"]
 ) -> None:
-    """Elements in every state are accessible, in contrast too, in light and dark."""
+    """Elements in every state are accessible, including contrast, in light and dark."""
     stage.page.emulate_media(color_scheme=scheme)
     names = [*STATES, "lost", "loading"]
     stage.open(
@@ -1148,7 +1148,7 @@ def test_axe_finds_nothing(
 
 
 def test_colours_follow_the_color_scheme(stage: Stage) -> None:
-    """The element is dark where the page is, and not where the page stays light."""
+    """The element is dark only on pages that support the dark scheme."""
     stage.page.emulate_media(color_scheme="dark")
     stage.open()
     light = stage.show(data())["color"]
@@ -1157,7 +1157,7 @@ def test_colours_follow_the_color_scheme(stage: Stage) -> None:
 
 
 def test_custom_properties_style_the_element(stage: Stage) -> None:
-    """Colours and the height of the bar are the page's to choose."""
+    """The page can set the colours and the height of the bar."""
     stage.open()
     stage.page.evaluate(
         """() => {
@@ -1173,7 +1173,7 @@ def test_custom_properties_style_the_element(stage: Stage) -> None:
 
 
 def test_reduced_motion_is_respected(stage: Stage) -> None:
-    """Nothing turns, slides or glides for who does not want it."""
+    """Nothing moves for users who prefer reduced motion."""
     stage.page.emulate_media(reduced_motion="reduce")
     stage.open()
     stage.show(STATES["unknown"])
@@ -1181,7 +1181,7 @@ def test_reduced_motion_is_respected(stage: Stage) -> None:
 
 
 def test_forced_colours_keep_the_bar(stage: Stage) -> None:
-    """With colours of the system the fill still differs from the track."""
+    """With forced colours, the fill still differs from the track."""
     stage.page.emulate_media(forced_colors="active")
     stage.open()
     stage.show(STATES["working"])
@@ -1195,7 +1195,7 @@ def test_forced_colours_keep_the_bar(stage: Stage) -> None:
 
 
 def test_busy_page_moves_less(stage: Stage) -> None:
-    """With very many elements the bars jump rather than keep the browser busy."""
+    """With very many elements, the bars jump rather than keep the browser busy."""
     few = "".join(f"<job-state id=j{n}></job-state>" for n in range(30))
     stage.open(few)
     stage.show(STATES["working"], "j0")
@@ -1222,7 +1222,7 @@ def test_busy_page_moves_less(stage: Stage) -> None:
 def test_style_sheet_is_linked_where_none_can_be_constructed(
     page: Page, poll_server: PollServer, spoil: str, console_errors: list[str]
 ) -> None:
-    """An element without a constructed sheet links job-state.css."""
+    """If no sheet can be constructed, the element links job-state.css."""
     poll_server.answer("job", answer())
     page.add_init_script(spoil)
     body = "<job-state id=job src=/job_state/job></job-state>"
@@ -1237,7 +1237,7 @@ def test_style_sheet_is_linked_where_none_can_be_constructed(
 
 
 def test_script_is_light() -> None:
-    """Compressed, and without its comments, the script stays below 10 KB."""
+    """Compressed and without comments, the script is smaller than 10 KB."""
     source = (STATIC / "job-state.js").read_text("utf-8")
     source = re.sub(r"/\*.*?\*/", "", source, flags=re.S)
     source = re.sub(r"(?m)(^|\s)//.*$", "", source)
@@ -1245,7 +1245,7 @@ def test_script_is_light() -> None:
 
 
 def test_script_is_of_2018(node_modules: Path) -> None:
-    """Browsers since ES2018 can read the script."""
+    """ES2018 browsers can parse the script."""
     acorn = node_modules / ".bin" / "acorn"
     command = [str(acorn), "--ecma2018", "--silent", str(STATIC / "job-state.js")]
     done = subprocess.run(command, check=False)

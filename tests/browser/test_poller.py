@@ -1,4 +1,4 @@
-"""JobState.startPolling in a real Chromium, against a server that follows a script."""
+"""JobState.startPolling in a real Chromium, against a server with scripted answers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support import wait_for
 
 
 class Polling:
-    """A page with pollers on it: what they asked, and what they were told."""
+    """A page with pollers on it, their requests and the calls of their callbacks."""
 
     def __init__(self, page: Page, server: PollServer) -> None:
         self.page = page
@@ -57,26 +57,26 @@ class Polling:
         )
 
     def told(self, name: str, callback: str | None = None) -> list[Any]:
-        """What a callback was told so far; without one, which were called, in order."""
+        """The values passed to a callback so far; without one, the callbacks called."""
         calls = [c for c in self.page.evaluate("calls") if c["name"] == name]
         if callback is None:
             return [c["callback"] for c in calls]
         return [c["value"] for c in calls if c["callback"] == callback]
 
     def wait(self, name: str, callback: str) -> Any:
-        """Wait until a callback was called; the last thing it was told."""
+        """Wait until a callback was called, and return its last value."""
         return wait_for(lambda: self.told(name, callback))[-1]
 
     def wait_for_requests(self, name: str, count: int, method: str = "GET") -> None:
         wait_for(lambda: len(self.server.seen(name, method)) >= count)
 
     def asked(self, name: str) -> int:
-        """How often the page has asked, whether or not the server knows yet."""
+        """Return how often the page has asked, even if the server has not noticed."""
         urls = self.page.evaluate("asked")
         return sum(url.endswith(f"/job_state/{name}") for url in urls)
 
     def wait_for_others(self) -> None:
-        """Let as much time pass as a poller elsewhere needs for four answers."""
+        """Let as much time pass as another poller needs for four answers."""
         name = f"other-{len(self.page.evaluate('Object.keys(pollers)'))}"
         self.server.answer(name, *[working()] * 3, success(), below="/others")
         self.follow(name, baseUrl="/others")
@@ -99,13 +99,13 @@ def polling_from(page: Page, server: PollServer) -> Iterator[Polling]:
 
 @pytest.fixture
 def polling(tab: Page, poll_server: PollServer) -> Iterator[Polling]:
-    """A page to poll from, on which nothing goes uncaught or against the policy."""
+    """A page to poll from, which must not report errors or violate its policy."""
     yield from polling_from(tab, poll_server)
 
 
 @pytest.fixture
 def timed(page: Page, poll_server: PollServer) -> Iterator[Polling]:
-    """The same, with a clock that the test may put forward."""
+    """The same, with a clock that the test can advance."""
     page.clock.install()
     yield from polling_from(page, poll_server)
 
@@ -114,7 +114,7 @@ def timed(page: Page, poll_server: PollServer) -> Iterator[Polling]:
 
 
 def test_poller_calls_success_once_with_the_data(polling: Polling) -> None:
-    """A job that has succeeded is told to update, success and done, in this order."""
+    """A job that succeeds calls update and success and resolves done, in this order."""
     polling.follow("job", success(miles_run=26))
     outcome = polling.wait("job", "done")
     assert polling.told("job") == ["update", "success", "done"]
@@ -125,7 +125,7 @@ def test_poller_calls_success_once_with_the_data(polling: Polling) -> None:
 
 
 def test_poller_calls_error_once_with_the_data(polling: Polling) -> None:
-    """A job that has failed is told to update, error and done, in this order."""
+    """A job that fails calls update and error and resolves done, in this order."""
     polling.follow("job", error(miles_run=3))
     outcome = polling.wait("job", "done")
     assert polling.told("job") == ["update", "error", "done"]
@@ -135,7 +135,7 @@ def test_poller_calls_error_once_with_the_data(polling: Polling) -> None:
 
 
 def test_poller_calls_update_with_every_new_state(polling: Polling) -> None:
-    """Each answer reaches update as the server gave it."""
+    """Each answer reaches update unchanged."""
     polling.follow("job", working(miles_run=1), working(miles_run=2), success())
     polling.wait("job", "done")
     assert [d.get("miles_run") for d in polling.told("job", "update")] == [1, 2, None]
@@ -150,7 +150,7 @@ def test_poller_asks_no_more_after_the_end(polling: Polling) -> None:
 
 
 def test_poller_asks_at_once(polling: Polling) -> None:
-    """The first question does not wait for a period."""
+    """The first request does not wait for a period."""
     polling.follow("job", working(), pollingPeriod=3_600_000)
     polling.wait("job", "update")
 
@@ -162,7 +162,7 @@ def test_poller_takes_any_callback_as_optional(polling: Polling) -> None:
 
 
 def test_poller_waits_a_period_after_each_answer(polling: Polling) -> None:
-    """With a server slower than the period no two requests are in flight at a time."""
+    """If the server is slower than the period, requests still do not overlap."""
     slow = [Answer(body=state("working"), delay=0.1) for _ in range(3)]
     polling.follow("job", *slow, success(), pollingPeriod=60)
     polling.wait("job", "done")
@@ -176,7 +176,7 @@ def test_poller_waits_a_period_after_each_answer(polling: Polling) -> None:
 
 
 def test_poller_never_asks_without_a_pause(polling: Polling) -> None:
-    """A period of next to nothing is stretched to 50 ms."""
+    """A tiny period is raised to 50 ms."""
     polling.follow("job", *[working()] * 3, success(), pollingPeriod=0.001)
     polling.wait("job", "done")
     seen = polling.server.seen("job")
@@ -184,7 +184,7 @@ def test_poller_never_asks_without_a_pause(polling: Polling) -> None:
 
 
 def test_poller_does_not_hammer_with_a_period_of_months(polling: Polling) -> None:
-    """A period that no browser timer can hold is not taken for zero."""
+    """A period too long for a browser's timer does not become zero."""
     polling.follow("job", working(), pollingPeriod=2**40)
     polling.wait("job", "update")
     polling.wait_for_others()
@@ -192,7 +192,7 @@ def test_poller_does_not_hammer_with_a_period_of_months(polling: Polling) -> Non
 
 
 def test_pollers_on_one_page_are_independent(polling: Polling) -> None:
-    """Several jobs on a page each get their own data and their own end."""
+    """Each of several jobs on a page gets its own data and its own end."""
     polling.follow("one", working(n=1), success(n=1))
     polling.follow("two", working(n=2), error(n=2))
     polling.follow("three", working(n=3))
@@ -205,7 +205,7 @@ def test_pollers_on_one_page_are_independent(polling: Polling) -> None:
 
 
 def test_poller_sends_cookies_and_asks_for_json(polling: Polling) -> None:
-    """The request carries the session's cookie and accepts JSON only."""
+    """The request carries the session's cookie and accepts only JSON."""
     polling.follow("job", success())
     polling.wait("job", "done")
     headers = polling.server.seen("job")[0].headers
@@ -238,7 +238,7 @@ def test_poller_sends_the_last_etag(polling: Polling) -> None:
 
 
 def test_not_modified_keeps_the_data_and_the_poller(polling: Polling) -> None:
-    """A 304 is an answer: polling goes on, and update is spared the same data."""
+    """A 304 is an answer: polling goes on, and update is not called again."""
     polling.follow("job", working('"a"', n=1), Answer(304), Answer(304), success(n=2))
     polling.wait("job", "done")
     sent = [r.headers.get("if-none-match") for r in polling.server.seen("job")]
@@ -247,7 +247,7 @@ def test_not_modified_keeps_the_data_and_the_poller(polling: Polling) -> None:
 
 
 def test_not_modified_after_an_outage_is_an_update(polling: Polling) -> None:
-    """A page that showed the outage learns that it is over, though nothing changed."""
+    """A 304 after an outage calls update, so that the page learns that it is over."""
     polling.follow("job", working('"a"', n=1), Answer(503), Answer(304), success())
     polling.wait("job", "done")
     assert polling.told("job") == [
@@ -256,7 +256,7 @@ def test_not_modified_after_an_outage_is_an_update(polling: Polling) -> None:
 
 
 def test_not_modified_unasked_is_final(polling: Polling) -> None:
-    """A 304 without data to go with it ends the poller rather than loop for ever."""
+    """A 304 without earlier data ends the poller rather than loop for ever."""
     polling.follow("job", Answer(304))
     assert polling.wait("job", "done")["outcome"] == "lost"
 
@@ -278,7 +278,7 @@ def test_not_modified_unasked_is_final(polling: Polling) -> None:
 def test_passing_trouble_is_told_once_and_survived(
     polling: Polling, trouble: Answer, code: str, status: int
 ) -> None:
-    """An outage is told to lost once, and update goes on after it."""
+    """An outage calls lost once; update is called again after it."""
     polling.follow("job", working(), trouble, trouble, working(), success())
     polling.wait("job", "done")
     assert polling.told("job") == [
@@ -292,7 +292,7 @@ def test_passing_trouble_is_told_once_and_survived(
 
 
 def test_every_outage_is_told(polling: Polling) -> None:
-    """A second outage is told again, and backs off from the start."""
+    """A second outage calls lost again, and backs off from the start."""
     polling.page.evaluate("hurry(1)")
     bad = Answer(500)
     polling.follow("job", bad, bad, bad, working(), bad, success(), pollingPeriod=1000)
@@ -311,7 +311,7 @@ def test_back_off_doubles(polling: Polling) -> None:
 
 
 def test_back_off_is_spread_by_chance_and_bounded(polling: Polling) -> None:
-    """Chance takes up to a half off a pause, which is half a minute at most."""
+    """Chance shortens a pause by up to a half; half a minute is the maximum."""
     polling.page.evaluate("hurry(0)")
     polling.follow("job", *[Answer(500)] * 6, success(), pollingPeriod=1001)
     polling.wait("job", "done")
@@ -326,7 +326,7 @@ def test_back_off_is_never_shorter_than_the_period(polling: Polling) -> None:
 
 
 def test_retry_after_in_seconds_is_honoured(polling: Polling) -> None:
-    """The poller stays away as long as the server asks, even if the tab is shown."""
+    """The poller waits as long as the server asks, even if the tab is shown."""
     busy = Answer(503, headers={"Retry-After": "1"})
     polling.follow("job", busy, success())
     assert 1000 <= polling.wait("job", "lost")["retryIn"] <= 1050
@@ -351,7 +351,7 @@ def test_retry_after_in_seconds_is_honoured(polling: Polling) -> None:
 def test_retry_after_is_read_with_care(
     polling: Polling, retry_after: str, low: int, high: int
 ) -> None:
-    """Dates go by the server's clock, a bound holds, and nonsense is ignored."""
+    """Dates are read by the server's clock and limited, and nonsense is ignored."""
     date = "Thu, 01 Jan 2015 00:00:00 GMT"
     headers = {"Date": date, "Retry-After": retry_after}
     polling.follow("job", Answer(429, headers=headers), success())
@@ -359,7 +359,7 @@ def test_retry_after_is_read_with_care(
 
 
 def test_hanging_request_counts_as_an_outage(timed: Polling) -> None:
-    """A request without an answer is given up after 30 seconds, and asked again."""
+    """A request without an answer is given up after 30 seconds, and repeated."""
     hold = threading.Event()
     timed.follow("job", Answer(hold=hold), success())
     timed.wait_for_requests("job", 1)
@@ -373,7 +373,7 @@ def test_hanging_request_counts_as_an_outage(timed: Polling) -> None:
 
 
 def test_poller_survives_a_server_restart(polling: Polling) -> None:
-    """A server that is gone and comes back is found again."""
+    """The poller goes on once a stopped server is back."""
     polling.follow("job", working())
     polling.wait("job", "update")
     polling.server.stop()
@@ -407,7 +407,7 @@ FINAL = {
 def test_final_trouble_ends_the_poller(
     polling: Polling, answer: Answer, code: str, status: int
 ) -> None:
-    """An answer that cannot get better is told to lost as final; nobody asks again."""
+    """An answer that cannot improve calls lost with a final reason and ends polling."""
     polling.server.answer("login", success())
     polling.follow("job", working(n=1), answer, success())
     outcome = polling.wait("job", "done")
@@ -423,7 +423,7 @@ def test_final_trouble_ends_the_poller(
 
 
 def test_outage_may_end_in_final_trouble(polling: Polling) -> None:
-    """After a passing loss the final one is told as well."""
+    """After a temporary loss, the final one is reported as well."""
     polling.follow("job", Answer(503), Answer(404))
     polling.wait("job", "done")
     assert [r["final"] for r in polling.told("job", "lost")] == [False, True]
@@ -432,7 +432,7 @@ def test_outage_may_end_in_final_trouble(polling: Polling) -> None:
 def test_final_trouble_that_nobody_hears_is_written_to_the_console(
     polling: Polling,
 ) -> None:
-    """Without a lost callback the console says why the page stands still."""
+    """Without a lost callback, the console explains why the page stands still."""
     polling.follow("job", Answer(404), harness={"callbacks": ["update"]})
     outcome = polling.wait("job", "done")
     assert outcome["data"] is None
@@ -443,7 +443,7 @@ def test_final_trouble_that_nobody_hears_is_written_to_the_console(
 
 
 def test_stop_ends_the_poller(polling: Polling) -> None:
-    """After stop() nobody asks and no callback is called."""
+    """After stop(), the poller sends no requests and calls no callbacks."""
     polling.follow("job", working(n=1))
     polling.wait("job", "update")
     polling.page.evaluate("pollers.job.stop(); pollers.job.stop(); calls.length = 0")
@@ -457,7 +457,7 @@ def test_stop_ends_the_poller(polling: Polling) -> None:
 
 
 def test_stop_aborts_the_running_request(polling: Polling) -> None:
-    """stop() resolves done though the server never answers."""
+    """stop() resolves done even if the server never answers."""
     failed: list[str] = []
     polling.page.on("requestfailed", lambda request: failed.append(request.url))
     polling.follow("job", Answer(hold=threading.Event()))
@@ -471,14 +471,14 @@ def test_stop_aborts_the_running_request(polling: Polling) -> None:
 
 
 def test_stop_in_a_callback_is_the_last_word(polling: Polling) -> None:
-    """A page that stops in update hears no success."""
+    """If update calls stop(), success is not called."""
     polling.follow("job", success(), harness={"stopIn": "update"})
     assert polling.wait("job", "done")["outcome"] == "stopped"
     assert polling.told("job") == ["update", "done"]
 
 
 def test_abort_signal_stops_the_poller(polling: Polling) -> None:
-    """Aborting the signal is the same as stop()."""
+    """Aborting the signal has the same effect as stop()."""
     polling.follow("job", Answer(hold=threading.Event()), signal=True)
     polling.wait_for_requests("job", 1)
     polling.page.evaluate("aborters.job.abort()")
@@ -487,7 +487,7 @@ def test_abort_signal_stops_the_poller(polling: Polling) -> None:
 
 
 def test_ended_poller_lets_go_of_its_signal(polling: Polling) -> None:
-    """A signal that outlives many pollers does not keep them."""
+    """A signal that outlives many pollers does not keep them alive."""
     polling.page.evaluate(
         """() => {
             const { prototype } = EventTarget;
@@ -504,7 +504,7 @@ def test_ended_poller_lets_go_of_its_signal(polling: Polling) -> None:
 
 
 def test_aborted_signal_prevents_the_poller(polling: Polling) -> None:
-    """With a signal that is aborted already nothing is asked."""
+    """With a signal that is already aborted, no request is sent."""
     polling.follow("job", success(), signal="aborted")
     assert polling.wait("job", "done")["outcome"] == "stopped"
     polling.wait_for_others()
@@ -515,7 +515,7 @@ def test_aborted_signal_prevents_the_poller(polling: Polling) -> None:
 
 
 def test_throwing_callback_does_not_stop_the_poller(polling: Polling) -> None:
-    """What callbacks throw goes to the console, and the poller goes on to the end."""
+    """What callbacks throw is logged to the console, and the poller goes on."""
     throwing = ["update", "lost", "success"]
     harness = {"throwing": throwing}
     polling.follow("job", working(), Answer(503), success(), harness=harness)
@@ -534,7 +534,7 @@ def test_throwing_callback_does_not_stop_the_poller(polling: Polling) -> None:
 def test_cancel_says_whether_the_job_will(
     polling: Polling, status: int, accepted: bool
 ) -> None:
-    """cancel() is true for a 202 and false for a job that has ended."""
+    """cancel() resolves to true for a 202, and to false for a job that has ended."""
     polling.server.answer("job/cancel", Answer(status, "{}"), method="POST")
     polling.follow("job", working())
     assert polling.page.evaluate("cancel('job')") is accepted
@@ -545,7 +545,7 @@ def test_cancel_says_whether_the_job_will(
 
 
 def test_cancel_polls_at_once(polling: Polling) -> None:
-    """The page need not wait a period to see that a job was cancelled."""
+    """The page sees at once, without waiting a period, that a job was cancelled."""
     polling.server.answer("job/cancel", Answer(202, "{}"), method="POST")
     polling.follow("job", working(), error(), pollingPeriod=3_600_000)
     polling.wait("job", "update")
@@ -554,7 +554,7 @@ def test_cancel_polls_at_once(polling: Polling) -> None:
 
 
 def test_cancel_does_not_trust_an_older_question(polling: Polling) -> None:
-    """A request in flight while cancelling is followed by another one at once."""
+    """A request in flight during the cancel is followed by another one at once."""
     hold = threading.Event()
     polling.server.answer("job/cancel", Answer(202, "{}"), method="POST")
     early = Answer(body=state("working"), hold=hold)
@@ -567,7 +567,7 @@ def test_cancel_does_not_trust_an_older_question(polling: Polling) -> None:
 
 
 def test_cancel_sends_the_csrf_token(polling: Polling) -> None:
-    """The application's CSRF protection gets its token."""
+    """The cancel carries the application's CSRF token."""
     polling.server.answer("job/cancel", Answer(202, "{}"), method="POST")
     polling.follow("job", working(), csrfToken="t0ken")
     polling.page.evaluate("cancel('job')")
@@ -603,7 +603,7 @@ def test_cancel_sends_the_csrf_token_in_the_header_asked_for(
 def test_cancel_rejects_when_refused(
     polling: Polling, answer: Answer, code: str, status: int, words: str
 ) -> None:
-    """A cancel that did not get through is a readable Error; the poller goes on."""
+    """A cancel that fails rejects with a readable Error; the poller goes on."""
     polling.server.answer("job/cancel", answer, method="POST")
     polling.follow("job", working())
     problem = polling.page.evaluate("cancel('job')")
@@ -626,7 +626,7 @@ def test_cancel_finds_its_url(polling: Polling, url: str) -> None:
 
 
 def test_cancel_works_on_a_stopped_poller(polling: Polling) -> None:
-    """A page that no longer watches may still cancel, and asks nothing more."""
+    """A stopped poller can still cancel its job, and sends no further requests."""
     polling.server.answer("job/cancel", Answer(202, "{}"), method="POST")
     polling.follow("job", success())
     polling.wait("job", "done")
@@ -639,7 +639,7 @@ def test_cancel_works_on_a_stopped_poller(polling: Polling) -> None:
 
 
 def test_hidden_tab_sleeps_and_asks_when_shown(timed: Polling) -> None:
-    """No timer runs in a hidden tab; showing it asks at once."""
+    """No timer runs in a hidden tab; showing the tab polls at once."""
     timed.follow("job", working(), success(), pollingPeriod=3_600_000)
     timed.wait("job", "update")
     timed.page.evaluate("setHidden(true)")
@@ -651,7 +651,7 @@ def test_hidden_tab_sleeps_and_asks_when_shown(timed: Polling) -> None:
 
 
 def test_answer_that_comes_while_hidden_counts(timed: Polling) -> None:
-    """The answer to a tab that was hidden meanwhile is told, and no other asked for."""
+    """An answer that arrives in a hidden tab is reported, and polling then pauses."""
     hold = threading.Event()
     timed.follow("job", Answer(body=state("working"), hold=hold))
     timed.wait_for_requests("job", 1)
@@ -663,7 +663,7 @@ def test_answer_that_comes_while_hidden_counts(timed: Polling) -> None:
 
 
 def test_poller_started_in_a_hidden_tab_waits(timed: Polling) -> None:
-    """A tab opened in the background asks when it is first shown."""
+    """A tab opened in the background polls when it is first shown."""
     timed.page.evaluate("setHidden(true)")
     timed.follow("job", success())
     timed.page.clock.run_for(60_000)
@@ -673,7 +673,7 @@ def test_poller_started_in_a_hidden_tab_waits(timed: Polling) -> None:
 
 
 def test_flickering_tab_does_not_hammer(polling: Polling) -> None:
-    """However often a tab is shown, one request is in flight, and pauses are kept."""
+    """However often a tab is shown, requests do not overlap, and pauses are kept."""
     polling.follow("job", *[working()] * 3, success(), pollingPeriod=3_600_000)
     polling.page.evaluate(
         """const flicker = setInterval(() => setHidden(!document.hidden), 1);
@@ -687,7 +687,7 @@ def test_flickering_tab_does_not_hammer(polling: Polling) -> None:
 
 @pytest.mark.parametrize("event", ["pageshow", "online"])
 def test_returning_page_asks_at_once(polling: Polling, event: str) -> None:
-    """Coming back from the back/forward cache or to the network is worth a look."""
+    """A page that returns from the back/forward cache or goes online polls at once."""
     polling.follow("job", working(), success(), pollingPeriod=3_600_000)
     polling.wait("job", "update")
     polling.page.evaluate(f"window.dispatchEvent(new Event('{event}'))")
@@ -695,7 +695,7 @@ def test_returning_page_asks_at_once(polling: Polling, event: str) -> None:
 
 
 def test_events_of_the_page_s_own_parts_are_not_meant(polling: Polling) -> None:
-    """A pagehide that a widget sends does not silence the poller."""
+    """A pagehide event dispatched by a widget does not silence the poller."""
     polling.follow("job", working())
     polling.wait("job", "update")
     hide = "new Event('pagehide', { bubbles: true })"
@@ -706,7 +706,7 @@ def test_events_of_the_page_s_own_parts_are_not_meant(polling: Polling) -> None:
 
 @pytest.mark.parametrize("awhile", [True, False])
 def test_leaving_a_page_is_no_outage(polling: Polling, awhile: bool) -> None:
-    """The request that leaving a page cuts off is asked again when it returns."""
+    """A request that leaving the page cuts off is repeated when the page returns."""
     polling.follow("job", Answer(hold=threading.Event()), success())
     polling.wait_for_requests("job", 1)
     polling.page.evaluate(
@@ -723,7 +723,7 @@ def test_leaving_a_page_is_no_outage(polling: Polling, awhile: bool) -> None:
 
 @pytest.mark.parametrize("answers", [0, 1])
 def test_left_page_asks_nothing(timed: Polling, answers: int) -> None:
-    """Whether a question is on its way or not, a page that is left falls silent."""
+    """A page that was left sends no requests, whether or not one was in flight."""
     held = Answer(hold=threading.Event())
     timed.follow("job", *[working()] * answers, held, pollingPeriod=10_000)
     wait_for(lambda: timed.asked("job") == 1)
@@ -735,7 +735,7 @@ def test_left_page_asks_nothing(timed: Polling, answers: int) -> None:
 
 
 def test_laptop_that_slept_asks_once(timed: Polling) -> None:
-    """However long a computer slept, the jobs are asked for once when it wakes."""
+    """However long a computer slept, the jobs are polled once when it wakes."""
     timed.follow("job", working(), pollingPeriod=10_000)
     timed.wait("job", "update")
     timed.server.answer("job", success())
@@ -772,7 +772,7 @@ def test_jobs_of_one_page_share_the_requests(
 
 
 def test_requests_of_one_base_url_never_overlap(polling: Polling) -> None:
-    """A job that is added while a request is on its way waits for the answer."""
+    """A job added during a request waits for its answer."""
     held = Answer(body=state("working"), hold=threading.Event())
     polling.follow("one", held, success())
     polling.wait_for_requests("one", 1)
@@ -788,7 +788,7 @@ def test_requests_of_one_base_url_never_overlap(polling: Polling) -> None:
 
 
 def test_job_that_is_added_later_falls_into_step(polling: Polling) -> None:
-    """A job that joins others of its period is soon asked for together with them."""
+    """A job that joins others of the same period is soon polled together with them."""
     polling.follow("one", working(), pollingPeriod=200)
     polling.wait("one", "update")
     polling.follow("two", *[working()] * 5, success(), pollingPeriod=200)
@@ -798,7 +798,7 @@ def test_job_that_is_added_later_falls_into_step(polling: Polling) -> None:
 
 
 def test_slower_job_is_asked_for_less_often(polling: Polling) -> None:
-    """A job with a long period joins only the requests that it would need soon."""
+    """A job with a long period joins only requests that it would soon need itself."""
     polling.follow("slow", working(), pollingPeriod=60_000)
     polling.wait("slow", "update")
     polling.follow("fast", *[working()] * 4, success(), pollingPeriod=50)
@@ -834,7 +834,7 @@ def test_unknown_job_in_a_batch_is_lost(polling: Polling) -> None:
 def test_null_in_a_batch_is_asked_about_alone(
     polling: Polling, answer: Answer, code: str, status: int
 ) -> None:
-    """Why a batch does not show a job is what the job's own URL says."""
+    """The job's own URL tells why a batch does not show a job."""
     polling.server.answer("one", working())
     polling.server.answer("two", answer)
     polling.server.nulls.add("two")
@@ -852,7 +852,7 @@ def test_null_in_a_batch_is_asked_about_alone(
 
 
 def test_null_in_a_batch_may_be_a_job_all_the_same(polling: Polling) -> None:
-    """A job whose own URL shows it goes on, and is asked for with the others again."""
+    """If a job's own URL shows it, it goes on, and joins the batch again."""
     polling.server.answer("one", working())
     polling.server.answer("two", working(n=1))
     polling.server.nulls.add("two")
@@ -867,7 +867,7 @@ def test_null_in_a_batch_may_be_a_job_all_the_same(polling: Polling) -> None:
 
 
 def test_null_that_its_own_url_contradicts_keeps_the_period(polling: Polling) -> None:
-    """Two URLs that never agree cost one request more a period, and no more."""
+    """Two URLs that never agree cost only one extra request a period."""
     polling.server.answer("one", working())
     polling.server.answer("two", *[working()] * 4, success())
     polling.server.nulls.add("two")
@@ -884,7 +884,7 @@ def test_null_that_its_own_url_contradicts_keeps_the_period(polling: Polling) ->
 
 
 def test_null_that_cannot_be_asked_about_is_retried(polling: Polling) -> None:
-    """Trouble with the job's own URL is an outage of that job, and none of others."""
+    """Trouble with the job's own URL is an outage of this job only."""
     polling.server.answer("one", working())
     polling.server.answer("two", Answer(500), Answer(500), working(), success())
     polling.server.nulls.add("two")
@@ -903,7 +903,7 @@ def test_null_that_cannot_be_asked_about_is_retried(polling: Polling) -> None:
 
 
 def test_null_that_cannot_be_asked_about_is_asked_ever_less(polling: Polling) -> None:
-    """The pauses of the one job double, though others are answered meanwhile."""
+    """The pauses of one failing job double, even while others are answered."""
     polling.server.answer("one", working())
     polling.server.answer("two", *[Answer(500)] * 4, success())
     polling.server.nulls.add("two")
@@ -918,7 +918,7 @@ def test_null_that_cannot_be_asked_about_is_asked_ever_less(polling: Polling) ->
 
 
 def test_many_nulls_are_asked_about_one_after_another(polling: Polling) -> None:
-    """Ten nulls are ten requests, each once, of which no two are on their way."""
+    """Ten nulls cost ten requests, one for each, and none of them overlap."""
     names = [uuid_of(n) for n in range(10)]
     polling.server.answer("one", working())
     for name in names:
@@ -938,7 +938,7 @@ def test_many_nulls_are_asked_about_one_after_another(polling: Polling) -> None:
 
 
 def test_null_is_not_asked_about_in_a_hidden_tab(timed: Polling) -> None:
-    """The question that a null raises waits until somebody looks."""
+    """In a hidden tab, the request for a null waits until the tab is shown."""
     jobs = {"one": json.loads(state("working")), "two": None}
     held = Answer(body=json.dumps({"jobs": jobs}), hold=threading.Event())
     timed.server.answer("one", working())
@@ -959,7 +959,7 @@ def test_null_is_not_asked_about_in_a_hidden_tab(timed: Polling) -> None:
 
 
 def test_null_that_nobody_waits_for_is_given_up(polling: Polling) -> None:
-    """Stopping the job aborts the question about it, and the others go on."""
+    """Stopping the job aborts the request for it, and the others go on."""
     polling.server.answer("one", working())
     polling.server.answer("two", Answer(hold=threading.Event()))
     polling.server.nulls.add("two")
@@ -974,7 +974,7 @@ def test_null_that_nobody_waits_for_is_given_up(polling: Polling) -> None:
 def test_null_is_not_confirmed_by_a_batch_that_has_not_changed(
     polling: Polling,
 ) -> None:
-    """An ETag of a batch with a null says nothing of the job that it left out."""
+    """The ETag of a batch with a null does not confirm the job that it left out."""
     polling.server.answer("one", working('"a"'))
     polling.server.answer("two", Answer(500), success(n=2))
     polling.server.nulls.add("two")
@@ -986,7 +986,7 @@ def test_null_is_not_confirmed_by_a_batch_that_has_not_changed(
 
 
 def test_odd_job_in_a_batch_is_lost(polling: Polling) -> None:
-    """What is no job's state ends the one job that it stands for."""
+    """An invalid state in a batch ends only the poller of its job."""
     polling.server.answer("one", working(), success())
     polling.server.answer("odd", Answer(body="{}"))
     follow_all(polling, ["one", "odd"])
@@ -995,7 +995,7 @@ def test_odd_job_in_a_batch_is_lost(polling: Polling) -> None:
 
 
 def test_batch_that_has_not_changed(polling: Polling) -> None:
-    """A request for several jobs sends the last ETag, and survives a 304."""
+    """A request for several jobs sends the last ETag, and accepts a 304."""
     polling.server.answer("one", working('"a"'), success())
     polling.server.answer("two", working('"a"'), success())
     follow_all(polling, ["one", "two"])
@@ -1009,7 +1009,7 @@ def test_batch_that_has_not_changed(polling: Polling) -> None:
 
 
 def test_etag_is_of_the_same_jobs(polling: Polling) -> None:
-    """When the jobs of the request are others, so is what a 304 would mean."""
+    """If the request's jobs change, the ETag is not sent."""
     polling.follow("one", working('"a"'), pollingPeriod=200)
     polling.wait("one", "update")
     polling.follow("two", *[working('"b"')] * 2, success(), pollingPeriod=200)
@@ -1020,7 +1020,7 @@ def test_etag_is_of_the_same_jobs(polling: Polling) -> None:
 
 
 def test_etag_is_not_older_than_the_data(polling: Polling) -> None:
-    """A job that was asked for alone since makes the ETag of the batch worthless."""
+    """Once a job was polled alone, the ETag of the batch is not sent."""
     polling.server.answer("one", working('"a"'))
     polling.server.answer("two", working('"a"'))
     polling.page.evaluate(
@@ -1056,7 +1056,7 @@ def test_batch_that_is_too_large_is_halved(polling: Polling, status: int) -> Non
 def test_server_without_batches_is_asked_singly(
     polling: Polling, answer: Answer
 ) -> None:
-    """Where nobody answers for several jobs each is asked for by its own URL."""
+    """If the server does not support batches, each job is polled by its own URL."""
     for name in ("one", "two"):
         polling.server.answer(name, working(), success())
     polling.server.answer_batches(answer)
@@ -1067,7 +1067,7 @@ def test_server_without_batches_is_asked_singly(
 
 
 def test_batch_of_who_is_signed_out_is_final_for_all(polling: Polling) -> None:
-    """A 401 ends all the jobs at once."""
+    """A 401 ends all the pollers at once."""
     polling.server.answer_batches(Answer(401))
     follow_all(polling, ["one", "two"])
     assert polling.wait("one", "lost")["status"] == 401
@@ -1077,7 +1077,7 @@ def test_batch_of_who_is_signed_out_is_final_for_all(polling: Polling) -> None:
 
 
 def test_outage_is_told_to_all_jobs_and_asked_about_once(polling: Polling) -> None:
-    """All jobs of a batch hear of an outage; one request looks whether it is over."""
+    """All jobs of a batch report an outage; one request checks whether it is over."""
     names = ["one", "two", "three"]
     for name in names:
         polling.server.answer(name, working(), success())
@@ -1103,7 +1103,7 @@ def test_job_that_is_followed_twice_is_asked_for_once(polling: Polling) -> None:
 
 
 def test_stopped_job_leaves_the_batch(polling: Polling) -> None:
-    """The others go on without it."""
+    """The other jobs go on without the stopped one."""
     for name in ("one", "two", "three"):
         polling.server.answer(name, working())
     follow_all(polling, ["one", "two", "three"])
@@ -1115,7 +1115,7 @@ def test_stopped_job_leaves_the_batch(polling: Polling) -> None:
 
 
 def test_request_for_stopped_jobs_only_is_aborted(polling: Polling) -> None:
-    """A job need not wait for an answer that nobody waits for."""
+    """A request for stopped jobs is aborted, so that other jobs need not wait."""
     polling.follow("one", Answer(hold=threading.Event()))
     polling.wait_for_requests("one", 1)
     polling.follow("two", success())
@@ -1124,7 +1124,7 @@ def test_request_for_stopped_jobs_only_is_aborted(polling: Polling) -> None:
 
 
 def test_stopped_job_does_not_stop_the_clock_of_others(polling: Polling) -> None:
-    """Stopping one job between two requests leaves the next one planned."""
+    """Stopping one job between two requests leaves the next one scheduled."""
     for name in ("one", "two"):
         polling.server.answer(name, working())
     follow_all(polling, ["one", "two"], pollingPeriod=200)
@@ -1150,7 +1150,7 @@ def test_cancelled_job_in_a_batch_is_asked_for_at_once(polling: Polling) -> None
 
 
 def test_urls_of_jobs_are_batched_below_their_base(polling: Polling) -> None:
-    """URLs that end in uuids, as resource URLs do, count as base URL and uuid."""
+    """URLs that end in uuids, as resource URLs do, are split into base URL and uuid."""
     uuids = [uuid_of(n) for n in range(2)]
     for uuid in uuids:
         polling.server.answer(uuid, success(), below="/team/jobs")
@@ -1166,7 +1166,7 @@ def test_urls_of_jobs_are_batched_below_their_base(polling: Polling) -> None:
 
 
 def test_another_origin_is_asked_if_allowed(polling: Polling) -> None:
-    """With crossOrigin the job may be elsewhere, and the cookies go with it."""
+    """With crossOrigin, the job may be elsewhere, and cookies are sent there."""
     elsewhere = PollServer()
     try:
         headers = {
@@ -1186,7 +1186,7 @@ def test_another_origin_is_asked_if_allowed(polling: Polling) -> None:
 
 
 def test_base_url_of_the_script_tag(polling: Polling) -> None:
-    """data-base-url on the script's tag says where bare uuids are looked up."""
+    """data-base-url on the script's tag says where to look up bare uuids."""
     polling.server.answer("job", success(), below="/app/jobs")
     polling.open("/page?base=/app/jobs/")
     polling.follow("job")
@@ -1194,7 +1194,7 @@ def test_base_url_of_the_script_tag(polling: Polling) -> None:
 
 
 def test_base_url_option_wins_over_the_script_tag(polling: Polling) -> None:
-    """The option baseUrl is nearer than the script's tag."""
+    """The option baseUrl takes precedence over the script's tag."""
     polling.server.answer("job", success(), below="/other")
     polling.open("/page?base=/app/jobs")
     polling.follow("job", baseUrl="/other")
@@ -1202,7 +1202,7 @@ def test_base_url_option_wins_over_the_script_tag(polling: Polling) -> None:
 
 
 def serve_script(server: PollServer, path: str) -> None:
-    """Serve the script at a path of another name."""
+    """Serve the script at another path."""
     server.pages[path] = (STATIC / "job-state.js").read_text("utf-8")
 
 
@@ -1214,7 +1214,7 @@ def serve_script(server: PollServer, path: str) -> None:
     ],
 )
 def test_jobs_are_looked_up_where_the_script_lies(polling: Polling, name: str) -> None:
-    """Without data-base-url the script's own address says where the jobs are."""
+    """Without data-base-url, the script's own URL says where the jobs are."""
     polling.server.answer("job", success(), below="/app/jobs")
     path = f"/app/jobs/static/{name}"
     serve_script(polling.server, urlsplit(path).path)
@@ -1229,7 +1229,7 @@ def test_jobs_are_looked_up_where_the_script_lies(polling: Polling, name: str) -
 def test_scripts_elsewhere_do_not_say_where_jobs_are(
     polling: Polling, path: str
 ) -> None:
-    """A bundle or a copy that lies elsewhere leaves the jobs at /job_state."""
+    """With a bundle or a copy elsewhere, jobs are polled at /job_state."""
     polling.server.answer("job", success())
     serve_script(polling.server, path)
     open_with(polling, "", f"<script src={path}></script>")
@@ -1257,7 +1257,7 @@ def append_element(polling: Polling) -> None:
 def test_address_of_the_style_sheet(
     polling: Polling, markup: str, tag: str, sheet: str
 ) -> None:
-    """It takes the query of the script, or is what data-styles says, if anything."""
+    """The sheet has the script's query, or is the one that data-styles names."""
     path = urlsplit(sheet).path
     polling.server.answer(path[1:], Answer(body=""), below="")
     open_with(polling, markup, f"<script {tag}></script>")
@@ -1269,7 +1269,7 @@ def test_address_of_the_style_sheet(
 def test_script_of_a_blob_finds_jobs_and_styles(
     page: Page, poll_server: PollServer
 ) -> None:
-    """A loader's blob: URL has nothing beside it: all is at the default path."""
+    """A script from a blob: URL uses the default paths."""
     poll_server.answer("static/job-state.css", Answer())
     poll_server.answer("job", success())
     page.goto(poll_server.url + "/empty")
@@ -1291,7 +1291,7 @@ def test_script_of_a_blob_finds_jobs_and_styles(
 def test_script_of_another_site_does_not_say_where_jobs_are(
     page: Page, poll_server: PollServer
 ) -> None:
-    """A script that lies on a server for files leaves the jobs where the page is."""
+    """With a script on a file server, jobs are polled on the page's own site."""
     elsewhere = PollServer()
     try:
         poll_server.answer("job", success())
@@ -1304,7 +1304,7 @@ def test_script_of_another_site_does_not_say_where_jobs_are(
 
 
 def test_url_of_the_job_is_taken_as_it_is(polling: Polling) -> None:
-    """A url is asked as given, with its slash and query, relative to the page."""
+    """A url is requested as given, with its slash and query, relative to the page."""
     polling.server.answer("", success(), below="/jobs/job")
     polling.follow("job", jobUuid=None, url="jobs/job/?of=alice")
     polling.wait("job", "success")
@@ -1351,7 +1351,7 @@ WRONG = {
 
 
 def test_wrong_signal_starts_nothing(polling: Polling) -> None:
-    """A wrong signal is an error at the call, and no job is asked for."""
+    """A wrong signal is an error at the call, and no job is polled."""
     with pytest.raises(Error, match="TypeError"):
         polling.page.evaluate("JobState.startPolling({ jobUuid: 'a', signal: {} })")
     polling.wait_for_others()
@@ -1359,7 +1359,7 @@ def test_wrong_signal_starts_nothing(polling: Polling) -> None:
 
 
 def test_wrong_arguments_are_type_errors(polling: Polling) -> None:
-    """A wrong argument is a TypeError at the call that names it."""
+    """A wrong argument raises a TypeError that names the call."""
     messages = {
         options: polling.page.evaluate(
             f"""() => {{
@@ -1373,14 +1373,14 @@ def test_wrong_arguments_are_type_errors(polling: Polling) -> None:
     assert polling.server.seen("a") == []
 
 
-# Markup that somebody slipped in before the script
+# Markup injected before the script
 
 
 CLOBBERING = ["<img name={0}>", "<iframe name={0}></iframe>", "<a id={0}></a>" * 2]
 
 
 def open_with(polling: Polling, markup: str, script: str = "") -> None:
-    """Open a page with this markup before the script, or with this for a script."""
+    """Open a page with this markup before the script, or with another script tag."""
     script = script or "<script src=/job-state.js></script>"
     head = "<!doctype html><meta charset=utf-8><title>Poller</title>"
     harness = f"<script src={polling.server.url}/harness.js></script>"
@@ -1427,7 +1427,7 @@ def test_only_a_script_says_where_jobs_are(polling: Polling, forged: str) -> Non
 def test_poller_minds_no_element_of_a_name(
     polling: Polling, name: str, markup: str
 ) -> None:
-    """Elements named as what the script uses take nothing from it."""
+    """Elements named after what the script uses do not shadow it."""
     polling.server.answer("job", working(), success())
     open_with(polling, markup.format(name))
     polling.follow("job", jobUuid=None, url="job_state/job")
@@ -1435,7 +1435,7 @@ def test_poller_minds_no_element_of_a_name(
 
 
 def test_image_named_hidden_keeps_no_tab_awake(timed: Polling) -> None:
-    """A hidden tab sleeps, and one that is shown asks, whatever is named hidden."""
+    """An element named hidden does not affect how a hidden or shown tab polls."""
     open_with(timed, "<img name=hidden><img name=visibilityState>")
     timed.follow("job", working(), success(), pollingPeriod=1000)
     timed.wait("job", "update")
@@ -1469,7 +1469,7 @@ def test_base_of_another_site_is_not_followed(polling: Polling, crossing: bool) 
 
 @pytest.mark.parametrize("styles", ["", "data-styles=static/job-state.css"])
 def test_base_after_the_script_moves_no_sheet(polling: Polling, styles: str) -> None:
-    """A <base> of another site that follows a deferred script gets no request."""
+    """A <base> of another site after a deferred script does not get any request."""
     elsewhere = PollServer()
     try:
         for server in (elsewhere, polling.server):
@@ -1497,7 +1497,7 @@ def test_base_of_the_same_site_is_followed(polling: Polling) -> None:
 
 
 def test_base_url_of_another_site_is_refused(polling: Polling) -> None:
-    """data-base-url of another origin is believed no more than the option."""
+    """A data-base-url of another origin is refused like the option."""
     polling.open("/page?base=http://a.test/jobs")
     message = polling.page.evaluate(
         """() => {
@@ -1509,7 +1509,7 @@ def test_base_url_of_another_site_is_refused(polling: Polling) -> None:
 
 
 def test_script_in_a_drawing_is_not_believed(polling: Polling) -> None:
-    """An SVG script brings the poller, but says nothing of where the jobs are."""
+    """An SVG script loads the poller, but its attributes are ignored."""
     polling.server.answer("job", success())
     script = "<script href=/job-state.js data-base-url=/forged></script>"
     open_with(polling, "", f"<svg>{script}</svg>")
@@ -1518,7 +1518,7 @@ def test_script_in_a_drawing_is_not_believed(polling: Polling) -> None:
 
 
 def test_script_may_stand_in_the_page(page: Page, poll_server: PollServer) -> None:
-    """An inline script has no address, and finds jobs and styles all the same."""
+    """An inline script has no URL, and uses the default paths."""
     poll_server.answer("static/job-state.css", Answer())
     poll_server.answer("job", success())
     page.goto(poll_server.url + "/empty")

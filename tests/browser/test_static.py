@@ -1,4 +1,4 @@
-"""The script and its style sheet in real Pyramid applications, seen by a real Chromium:
+"""The script and its style sheet in real Pyramid applications and a real Chromium:
 below prefixes, behind cache busters, from a CDN, as a module, with CSRF checks.
 """
 
@@ -49,11 +49,11 @@ class Server(ThreadingMixIn, WSGIServer):
 
 class Handler(WSGIRequestHandler):
     def log_message(self, *args: object) -> None:
-        """Stay silent."""
+        """Log nothing."""
 
 
 class Site:
-    """Serves a WSGI application to a page, and hears what the page asks for."""
+    """Serves a WSGI application to a page, and records the page's requests."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -81,7 +81,7 @@ class Site:
             self.problems.append(message.text)
 
     def dispatch(self, environ: Any, start_response: Any) -> Any:
-        """Hand a request of Alice's to the application, as URL maps do."""
+        """Pass a request of Alice's to the application, as URL maps do."""
         if environ["PATH_INFO"] == "/favicon.ico":
             start_response("204 No Content", [])
             return []
@@ -105,12 +105,12 @@ class Site:
         self.page.goto(f"{self.url}{self.below}/page")
 
     def follow(self, **options: Any) -> str:
-        """How a poller ends."""
+        """Return the outcome of a poller."""
         outcome: str = self.page.evaluate(FOLLOW, options)
         return outcome
 
     def wait_for_element(self, state: str = "success") -> None:
-        """Wait until the element shows this state, in its own style."""
+        """Wait until the element shows this state, with its style sheet loaded."""
         wait_for(lambda: self.page.evaluate(LOOK) == [state, 6])
 
     def check(self, job_uuid: str) -> None:
@@ -119,18 +119,18 @@ class Site:
         self.wait_for_element()
 
     def sheets(self) -> set[str]:
-        """The addresses of the style sheets that were asked for."""
+        """The URLs of the style sheets requested so far."""
         return {url for url in self.asked if ".css" in url}
 
     def polls(self) -> set[str]:
-        """The paths below which jobs were asked for."""
+        """The paths below which jobs were polled."""
         paths = [urlsplit(url).path.rstrip("/") for url in self.asked]
         return {
             path.rpartition("/")[0] for path in paths if len(path.split("/")[-1]) == 36
         }
 
     def forgive(self, *words: str) -> None:
-        """Take out the problems that have any of these words in them."""
+        """Drop the problems that contain any of these words."""
         self.problems = [
             problem
             for problem in self.problems
@@ -145,7 +145,7 @@ class Site:
 
 @pytest.fixture
 def live_site(page: Page) -> Iterator[Site]:
-    """A site whose page does nothing wrong and nothing against its strict policy."""
+    """A site whose page must not report errors or violate its strict policy."""
     site = Site(page)
     yield site
     site.close()
@@ -168,7 +168,7 @@ def element(request: Any, job_uuid: str, attributes: str = "") -> str:
 
 
 def usual(job_uuid: str, attributes: str = "") -> Callable[[Any], str]:
-    """The script's tag as the README shows it, and an element."""
+    """The script's tag as in the README, and an element."""
     return lambda request: (
         tag(request.static_url(SCRIPT), attributes) + element(request, job_uuid)
     )
@@ -198,8 +198,8 @@ def test_page_below_a_prefix_has_nothing_to_configure(
     path: str | None,
     base: str,
 ) -> None:
-    """A bare uuid is found, and the element styled, wherever the package is included
-    and wherever the application is mounted.
+    """A bare uuid is found and the element is styled, wherever the package is included
+    and the application is mounted.
     """
     live_site.below = below
     settings = {"jobstate.path": path} if path else {}
@@ -214,7 +214,7 @@ def test_page_below_a_prefix_has_nothing_to_configure(
 
 
 def add_manifest(config: Configurator, folder: Path) -> None:
-    """Serve the files under names with a hash, and under no other that is new."""
+    """Serve the files under names with a hash, and no other new names."""
     names = {"job-state.js": "job-state-3f2a91.js", "job-state.css": "job-state-7c.css"}
     for name, hashed in names.items():
         (folder / hashed).write_bytes((STATIC / name).read_bytes())
@@ -228,7 +228,7 @@ def add_manifest(config: Configurator, folder: Path) -> None:
 def test_query_of_the_script_is_the_sheet_s(
     live_site: Site, redis_url: str, finished_job: str, param: str
 ) -> None:
-    """With a QueryStringConstantCacheBuster a new script asks for a new sheet."""
+    """With a QueryStringConstantCacheBuster, a new script requests a new sheet."""
     config = make_config(redis_url)
     buster = QueryStringConstantCacheBuster("abc", param=param)
     config.add_cache_buster("pyramid_jobstate:static/", buster)
@@ -243,8 +243,8 @@ def test_query_of_the_script_is_the_sheet_s(
 def test_sheet_of_a_manifest_is_named_by_the_tag(
     live_site: Site, redis_url: str, finished_job: str, tmp_path: Path
 ) -> None:
-    """With a ManifestCacheBuster the attribute data-styles says where the sheet is, and
-    jobs are found by a script of a longer name.
+    """With a ManifestCacheBuster, the attribute data-styles gives the sheet's URL, and
+    a script with a longer name finds the jobs.
     """
     config = make_config(redis_url)
     add_manifest(config, tmp_path)
@@ -262,7 +262,7 @@ def test_sheet_of_a_manifest_is_named_by_the_tag(
 def test_script_of_a_manifest_finds_the_plain_sheet(
     live_site: Site, redis_url: str, finished_job: str, tmp_path: Path
 ) -> None:
-    """Without data-styles it is the sheet of the package, beside the script."""
+    """Without data-styles, the sheet is the package's own, beside the script."""
     config = make_config(redis_url)
     add_manifest(config, tmp_path)
     live_site.markup = usual(finished_job)
@@ -276,15 +276,15 @@ def test_script_of_a_manifest_finds_the_plain_sheet(
 
 @pytest.fixture
 def cdn(poll_server: PollServer) -> PollServer:
-    """A server for files, of another origin."""
+    """A file server of another origin."""
     return poll_server
 
 
 def test_script_of_a_cdn_asks_at_the_default_path(
     live_site: Site, redis_url: str, finished_job: str, cdn: PollServer
 ) -> None:
-    """Where Pyramid's static_url leads to a CDN, jobs are looked up at /job_state, and
-    the sheet comes from beside the script.
+    """If Pyramid's static_url leads to a CDN, jobs are polled at /job_state, and the
+    sheet comes from beside the script.
     """
     live_site.csp = POLICY.format(more=cdn.url)
     config = make_config(redis_url)
@@ -294,15 +294,15 @@ def test_script_of_a_cdn_asks_at_the_default_path(
     live_site.check(finished_job)
     assert live_site.polls() == {"/job_state"}
     assert live_site.sheets() == {f"{cdn.url}/x/static/job-state.css"}
-    # The sheet is linked, since this CDN does not allow to fetch it.
+    # The sheet is linked, since this CDN does not allow the script to fetch it.
     live_site.forgive("CORS policy", "net::ERR_FAILED")
 
 
 def test_tag_says_where_the_jobs_are_when_a_cdn_has_the_script(
     live_site: Site, redis_url: str, finished_job: str, cdn: PollServer
 ) -> None:
-    """data-base-url serves an application below a prefix, as does the option baseUrl;
-    data-styles may lead back to the application.
+    """data-base-url or the option baseUrl points to an application below a prefix;
+    data-styles may point back to the application.
     """
     live_site.below = "/shop"
     live_site.csp = POLICY.format(more=cdn.url)
@@ -329,7 +329,7 @@ def test_tag_says_where_the_jobs_are_when_a_cdn_has_the_script(
 def test_container_in_the_tree_is_named_by_the_tag(
     live_site: Site, redis_url: str, finished_job: str
 ) -> None:
-    """A container mounted in the application's tree is polled where it is mounted."""
+    """A container mounted in the application's tree is polled at its own path."""
     config = make_config(redis_url, root_factory=mounted_root)
     live_site.markup = lambda request: tag(
         request.static_url(SCRIPT),
@@ -365,8 +365,8 @@ IMPORTS = {
 def test_module_asks_at_the_default_path_or_the_base_url(
     live_site: Site, redis_url: str, finished_job: str, head: Any, source: str
 ) -> None:
-    """However a module loads the script, baseUrl says where jobs are; without it they
-    are looked up at /job_state, since a module does not know its tag.
+    """However a module loads the script, baseUrl says where the jobs are; without it
+    they are polled at /job_state, since a module does not know its tag.
     """
     live_site.csp = POLICY.format(more="'nonce-n'")
     config = make_config(redis_url, root_factory=mounted_root)
@@ -379,7 +379,7 @@ def test_module_asks_at_the_default_path_or_the_base_url(
         + element(request, finished_job)
     )
     live_site.open(config)
-    # Not wait_for_function(), which the policy of the page forbids to evaluate.
+    # Not wait_for_function(), whose eval the page's policy forbids.
     wait_for(lambda: live_site.page.evaluate("window.loaded"))
     assert live_site.follow(jobUuid=finished_job) == "success"
     assert live_site.follow(jobUuid=finished_job, baseUrl="/jobs") == "success"
@@ -392,7 +392,7 @@ def test_deferred_script_is_there_for_the_modules_after_it(
     live_site: Site, redis_url: str, finished_job: str
 ) -> None:
     """A tag with `defer` runs before the modules that follow it, and knows its own
-    address.
+    URL.
     """
     config = make_config(redis_url)
     source = (
@@ -432,7 +432,7 @@ def protected(redis_url: str, **options: Any) -> Configurator:
 def test_element_sends_the_application_s_csrf_header(
     live_site: Site, redis_url: str, job: str, options: Any, attribute: str
 ) -> None:
-    """The attribute csrf-header names the header that Pyramid looks at."""
+    """The attribute csrf-header names the header that Pyramid checks."""
     live_site.markup = lambda request: (
         tag(request.static_url(SCRIPT))
         + element(
@@ -457,7 +457,7 @@ CANCEL = """([jobUuid, options]) => {
 def test_poller_sends_the_application_s_csrf_header(
     live_site: Site, redis_url: str, job: str
 ) -> None:
-    """The option csrfHeader does the same; the token in another header is refused."""
+    """The option csrfHeader does the same; in another header the token is refused."""
     live_site.markup = lambda request: (
         tag(request.static_url(SCRIPT))
         + f'<body data-token="{get_csrf_token(request)}"></body>'

@@ -1,7 +1,7 @@
-"""Faults at random: lost, late and cut replies, killed workers, cancels at any moment.
+"""Random faults: lost, late and cut replies, killed workers, cancels at any moment.
 
-Each run of a job writes down how it began and ended, where no fault befalls it. In the
-end the store must say the same.
+Each run of a job writes its start and its end to a journal that no fault affects. In
+the end the store must agree with it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from tests.faulty import FAULTS, at_random, faulty
 from tests.support import wait_for
 from tests.workerprocess import WorkerProcess
 
-#: The share of the store's requests that meet a fault.
+#: The share of the store's requests that fail.
 SHARE = 0.12
 
-#: Seconds for which a failure may still be felt.
+#: The seconds for which a failure may still have an effect.
 MARGIN = 2.0
 
-#: How jobs are to end, when nobody cancels them.
+#: How jobs are to end unless they are cancelled.
 PLANS = ("success", "success", "success", "error", "retry", "shield")
 
 
@@ -43,9 +43,9 @@ class Sent:
     Attributes:
       uuid: The job.
       plan: One of PLANS.
-      cancelled: What cancel() said: whether it had not ended, None if nobody was told.
-      asked: Whether somebody has tried to cancel it.
-      after: How it read just afterwards.
+      cancelled: What cancel() returned, or None if it raised an error.
+      asked: Whether a cancel was attempted.
+      after: The status just after that.
     """
 
     uuid: str
@@ -56,7 +56,7 @@ class Sent:
 
 
 class Journal:
-    """What the runs have written down, in the order in which they did."""
+    """What the runs have written down, in that order."""
 
     def __init__(self, notes: rough.Notes) -> None:
         lines = [json.loads(line) for line in notes.all("journal")]
@@ -75,7 +75,7 @@ class Journal:
 
 
 class Storm:
-    """Workers behind a network that fails, and somebody who kills and cancels."""
+    """Workers behind a failing network, and threads that kill and cancel."""
 
     def __init__(
         self, seed: int, urls: tuple[str, str], proxy_url: str, folder: Path
@@ -83,10 +83,10 @@ class Storm:
         self.dice = random.Random(seed)
         self.notes = rough.Notes(urls[0])
         self.client = redis.Redis.from_url(urls[0])
-        # Observers are patient: the machine may be busy.
+        # Observers get a long timeout, since the machine may be busy.
         observer = redis.Redis.from_url(urls[1], socket_timeout=30)
         self.store = JobStore(observer, stalled_after=rough.STALLED_AFTER)
-        #: The one that users have, which meets faults as well.
+        #: The users' store, which meets faults as well.
         self.users = rough.make_store(proxy_url)
         self.broker = rough.make_broker(urls[0], self.users)
         self.wander = rough.declare(self.broker, self.notes).wander
@@ -99,7 +99,7 @@ class Storm:
         }
         self.folder = folder
         self.started = self.killed = 0
-        #: Since when all requests pass.
+        #: The time from which all requests pass.
         self.calm_since = float("inf")
         self.sent: list[Sent] = []
         self.over = threading.Event()
@@ -121,7 +121,7 @@ class Storm:
                 time.sleep(0.1)
 
     def cancel_some(self) -> None:
-        """Cancel a third of the jobs, each at some moment."""
+        """Cancel a third of the jobs, each at a random moment."""
         dice = random.Random(self.dice.random())
         while not self.over.wait(dice.uniform(0, 0.2)):
             left = [s for s in self.sent if not s.asked]
@@ -141,8 +141,8 @@ class Storm:
                     sent.after = state.status
 
     def kill_some(self) -> None:
-        """Kill workers, but none that alone knows how a job ended which will not come
-        again: that would be lost with it.
+        """Kill workers, except one that alone knows the end of a job whose message will
+        not be redelivered: that end would be lost.
         """
         dice = random.Random(self.dice.random())
         while not self.over.wait(dice.uniform(0.5, 2.0)) or not self.killed:
@@ -184,8 +184,8 @@ class Storm:
 
     def judge(self, sent: Sent, state: JobState, journal: Journal) -> Iterator[str]:
         runs = journal.starts.get(sent.uuid, [])
-        # A job whose worker cannot reach the store at that moment runs all the same,
-        # and is told later.
+        # A job whose worker cannot reach the store still runs, and learns of its cancel
+        # later.
         calm = self.calm_since + MARGIN
         if sent.after == "cancelled" and any(journal.at[run] > calm for run in runs):
             yield "ran after it was cancelled for good"
@@ -220,8 +220,8 @@ class Storm:
 def test_no_end_and_no_last_value_is_wrong(
     redis_url: str, server: EmbeddedServer, tmp_path: Path, count: int
 ) -> None:
-    """However replies are lost and workers are killed: each job ends as its last run
-    did, with the values that it had then, or cancelled if somebody cancelled it.
+    """However many replies are lost and workers killed, each job ends as its last run
+    did, with that run's last values, or cancelled if it was cancelled.
     """
     with faulty(server.url) as proxy:
         storm = Storm(count, (redis_url, server.url), proxy.url, tmp_path)

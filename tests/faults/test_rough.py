@@ -21,7 +21,7 @@ from tests.faulty import FaultyProxy, faulty
 from tests.support import key_of, wait_for
 from tests.workerprocess import PATIENCE, WorkerProcess
 
-#: Seconds after its end, or its cancel, for which a job is kept.
+#: The seconds for which a job is kept after its end or its cancel.
 EXPIRE_IN = 0.5
 
 
@@ -29,9 +29,9 @@ class Scene:
     """A worker process, and the process that sends jobs and shows them.
 
     Attributes:
-      store: The store without what stands between it and the worker.
+      store: The store, bypassing the proxy that the worker uses.
       notes: What the jobs have left.
-      actors: The actors, to be sent to.
+      actors: The actors that jobs are sent to.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Scene:
         outgoing = Outgoing(pipe, broker=self.broker)
         outgoing.record(self.store)
         outgoing.send()
-        # As they are delivered: each knows the next.
+        # As delivered: each message contains the next.
         sent: dramatiq.pipeline = outgoing._what
         return sent.messages
 
@@ -68,7 +68,7 @@ class Scene:
 
     @property
     def left(self) -> int:
-        """How many messages the broker still has."""
+        """The number of messages that the broker still has."""
         client = self.broker.client
         return sum(client.hlen(f"dramatiq:default{q}.msgs") for q in ("", ".DQ"))
 
@@ -78,7 +78,7 @@ StartWorker = Callable[..., WorkerProcess]
 
 @pytest.fixture
 def proxy(server: EmbeddedServer) -> Iterator[FaultyProxy]:
-    """Stands between the worker and the store."""
+    """A proxy between the worker and the store."""
     with faulty(server.url) as proxy:
         yield proxy
 
@@ -90,7 +90,7 @@ def scene(redis_url: str, server: EmbeddedServer) -> Scene:
 
 @pytest.fixture
 def brief(redis_url: str, server: EmbeddedServer) -> Scene:
-    """A scene whose jobs are kept for less than their messages take."""
+    """A scene that keeps jobs for a shorter time than their messages take."""
     return Scene(redis_url, server.url, redis_url, EXPIRE_IN)
 
 
@@ -98,7 +98,7 @@ def brief(redis_url: str, server: EmbeddedServer) -> Scene:
 def start_rough_worker(
     redis_url: str, proxy: FaultyProxy, tmp_path: Path
 ) -> Iterator[StartWorker]:
-    """Start worker processes that are gone when the test is over."""
+    """Starts worker processes, and kills them at the end of the test."""
     workers: list[WorkerProcess] = []
 
     def start(
@@ -121,14 +121,14 @@ def start_rough_worker(
         worker.wait()
 
 
-# A cancelled job never runs, however late its message comes.
+# A cancelled job never runs, however late its message is delivered.
 
 
 def test_a_job_that_was_cancelled_long_before_it_is_due_never_runs(
     brief: Scene, start_rough_worker: StartWorker
 ) -> None:
-    """The record of a cancelled job outlives its delayed message, though `expire_in` is
-    shorter than the delay.
+    """The record of a cancelled job outlives its delayed message, even if `expire_in`
+    is shorter than the delay.
     """
     message = brief.actors.count.send_with_options(delay=2500)
     assert brief.load(message).cancel()
@@ -144,7 +144,7 @@ def test_a_job_that_was_cancelled_long_before_it_is_due_never_runs(
 def test_a_job_that_was_cancelled_long_before_its_retry_never_runs_again(
     brief: Scene, start_rough_worker: StartWorker
 ) -> None:
-    """The same for a job that waits for its next try."""
+    """The record of a job cancelled before its retry outlives the retry's message."""
     start_rough_worker(expire_in=EXPIRE_IN)
     message = brief.actors.fail_once.send()
     assert brief.wait_until(message, "retrying").cancel()
@@ -158,8 +158,8 @@ def test_a_job_that_was_cancelled_long_before_its_retry_never_runs_again(
 def test_a_job_whose_worker_was_killed_is_cancelled_for_good(
     brief: Scene, start_rough_worker: StartWorker, cancels: int
 ) -> None:
-    """A job whose worker was killed, before it was cancelled or after, reads stalled; a
-    cancel then ends it, and its message is skipped when it comes again.
+    """A job whose worker was killed, before or after a cancel, reads stalled; a cancel
+    then ends it, and its redelivered message is skipped.
     """
     worker = start_rough_worker(expire_in=EXPIRE_IN)
     message = brief.actors.hang.send()
@@ -183,8 +183,8 @@ def test_a_job_whose_worker_was_killed_is_cancelled_for_good(
 def test_a_stalled_run_that_is_alive_hears_of_its_cancel(
     scene: Scene, start_rough_worker: StartWorker
 ) -> None:
-    """A worker that was frozen while its job was cancelled is told with its next beat:
-    the job stops, and its record stays cancelled.
+    """A worker that was frozen during the cancel learns of it with its next heartbeat:
+    the job stops, and stays cancelled.
     """
     worker = start_rough_worker(expire_in=EXPIRE_IN)
     message = scene.actors.submit.send()
@@ -202,7 +202,7 @@ def test_a_stalled_run_that_returns_after_its_cancel_is_logged(
     scene: Scene, start_rough_worker: StartWorker
 ) -> None:
     """A job that was cancelled while its worker was frozen, and then returns normally,
-    stays cancelled; the worker's log says so.
+    stays cancelled; the worker logs it.
     """
     worker = start_rough_worker(heartbeat=60, expire_in=60)
     message = scene.actors.ask_seldom.send("set")
@@ -218,8 +218,8 @@ def test_a_stalled_run_that_returns_after_its_cancel_is_logged(
 def test_a_later_step_that_was_cancelled_never_runs_however_late_its_turn_comes(
     redis_url: str, server: EmbeddedServer
 ) -> None:
-    """The record of a later step lives as long as those before it are delayed, beyond
-    the time that a job is kept which has not ended.
+    """The record of a later step outlives the delay of the steps before it, by as long
+    as an unfinished job is kept.
     """
     scene = Scene(redis_url, server.url, redis_url)
     week = 7 * 24 * 3600
@@ -242,8 +242,8 @@ def test_a_later_step_that_was_cancelled_never_runs_however_late_its_turn_comes(
 def test_a_replayed_pipeline_goes_on(
     scene: Scene, start_rough_worker: StartWorker
 ) -> None:
-    """The later step of a pipeline whose first step failed runs when an operator puts
-    the first step back and that succeeds.
+    """When an operator puts back the failed first step of a pipeline, and it succeeds,
+    the next step runs.
     """
     start_rough_worker()
     first, second = scene.send_pipeline(
@@ -277,7 +277,7 @@ def test_a_replayed_message_that_was_too_old_runs(
 def test_a_job_that_puts_its_own_message_back_is_retrying(
     scene: Scene, start_rough_worker: StartWorker, how: str
 ) -> None:
-    """A job whose actor has put its own message back reads retrying until it comes."""
+    """A job that puts its own message back reads retrying until that is delivered."""
     start_rough_worker()
     message = scene.actors.come_back.send(how)
     state = scene.wait_until(message, "retrying", "success", "error")
@@ -292,7 +292,7 @@ def test_a_job_that_puts_its_own_message_back_is_retrying(
 def test_a_coroutine_that_puts_its_own_message_back_is_retrying(
     scene: Scene, start_rough_worker: StartWorker, how: str
 ) -> None:
-    """The same for an async actor, which runs in another thread than its message."""
+    """An async job that puts its message back, in any thread, reads retrying."""
     start_rough_worker()
     message = scene.actors.come_back_async.send(how)
     state = scene.wait_until(message, "retrying", "success", "error")
@@ -303,7 +303,7 @@ def test_a_coroutine_that_puts_its_own_message_back_is_retrying(
 def test_a_class_based_actor_names_its_parameters(
     scene: Scene, start_rough_worker: StartWorker
 ) -> None:
-    """A class-based actor's parameters have the names that its perform() gives them."""
+    """The parameters of a class-based actor are named as in its perform()."""
     start_rough_worker()
     message = scene.actors.Marathon.send(26, pace=4)
     state = scene.wait_until(message, "success", "error")
@@ -311,13 +311,13 @@ def test_a_class_based_actor_names_its_parameters(
     assert state.progress_metrics == {"minutes": 104}
 
 
-# A cancel is heard: by all threads, and in time.
+# A cancel reaches all threads, and in time.
 
 
 def test_clean_up_reports_whoever_noticed_the_cancel(
     scene: Scene, start_rough_worker: StartWorker
 ) -> None:
-    """The clean-up of a job may report when one of its threads noticed the cancel."""
+    """A job's clean-up may report even if another of its threads noticed the cancel."""
     start_rough_worker()
     message = scene.actors.clean_up.send()
     wait_for(lambda: scene.load(message).get_progress_metric("step"), PATIENCE)
@@ -330,7 +330,7 @@ def test_clean_up_reports_whoever_noticed_the_cancel(
 def test_a_pool_of_submitted_items_stops(
     scene: Scene, start_rough_worker: StartWorker
 ) -> None:
-    """400 items that were handed to a pool do not run to the end after a cancel."""
+    """After a cancel, 400 items submitted to a pool do not all run."""
     start_rough_worker()
     message = scene.actors.submit.send()
     scene.counted(8)
@@ -342,7 +342,7 @@ def test_a_pool_of_submitted_items_stops(
 def test_all_tasks_of_a_coroutine_stop(
     scene: Scene, start_rough_worker: StartWorker
 ) -> None:
-    """Each task of an async actor is told, not only the first that asks."""
+    """Each task of an async actor gets the cancel, not only the first to ask."""
     start_rough_worker()
     message = scene.actors.gather.send()
     wait_for(lambda: len(scene.load(message).progress_metrics) == 5, PATIENCE)
@@ -356,8 +356,8 @@ def test_all_tasks_of_a_coroutine_stop(
 def test_a_job_that_says_little_hears_of_its_cancel_within_an_interval(
     scene: Scene, start_rough_worker: StartWorker, how: str
 ) -> None:
-    """A job that was silent knows of its cancel at its very next call, though it beats
-    once a minute only.
+    """A silent job learns of its cancel at its very next call, even with a heartbeat of
+    a minute.
     """
     start_rough_worker(heartbeat=60)
     message = scene.actors.ask_seldom.send(how)
@@ -367,7 +367,7 @@ def test_a_job_that_says_little_hears_of_its_cancel_within_an_interval(
     key = key_of(scene.store, message.message_id)
     seq = scene.store.client.hget(key, "seq")
     assert job_state.cancel()
-    # Told by the list of cancels, the recorder has asked: not for a beat.
+    # The recorder learns of the cancel from the list of cancels, not from a heartbeat.
     wait_for(lambda: scene.store.client.hget(key, "seq") != seq)
     time.sleep(0.05)
     scene.notes.set("go")
@@ -377,7 +377,7 @@ def test_a_job_that_says_little_hears_of_its_cancel_within_an_interval(
     assert scene.load(message).status == "cancelled"
 
 
-# The broker or the store out of reach.
+# The broker or the store is out of reach.
 
 
 def test_a_next_step_that_the_broker_does_not_take_is_an_error(
@@ -404,12 +404,12 @@ def test_a_next_step_that_the_broker_does_not_take_is_an_error(
 def test_sends_do_not_wait_for_a_store_that_swallows_packets(
     redis_url: str, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Ten sends cost no more than one, all are sent, and one warning says so."""
+    """Ten sends take no longer than one, all go out, and one warning is logged."""
     scene = Scene(redis_url, proxy.url, redis_url)
     proxy.swallow()
     for _ in range(10):
         scene.actors.count.send()
-    # The first, which the client library has tried twice.
+    # The first send's request, which the client library tried twice.
     assert proxy.swallowed == 2
     assert scene.left == 10
     assert len([r for r in caplog.records if "does not accept" in r.message]) == 1
@@ -418,9 +418,7 @@ def test_sends_do_not_wait_for_a_store_that_swallows_packets(
 def test_a_worker_delivers_its_messages_while_the_store_swallows_packets(
     scene: Scene, proxy: FaultyProxy, start_rough_worker: StartWorker
 ) -> None:
-    """Twenty delayed messages are worked on within seconds of each other, not one a
-    second.
-    """
+    """Twenty delayed messages start within seconds of each other, not one a second."""
     messages = [scene.actors.count.send_with_options(delay=1000) for _ in range(20)]
     worker = start_rough_worker()
     proxy.swallow()
@@ -435,7 +433,7 @@ def test_a_worker_delivers_its_messages_while_the_store_swallows_packets(
 
 
 def test_one_asks_again_after_a_second(redis_url: str, proxy: FaultyProxy) -> None:
-    """A store that is back has the jobs that are sent a second later."""
+    """Once the store is back, jobs sent a second later are recorded."""
     scene = Scene(redis_url, proxy.url, redis_url)
     proxy.swallow()
     lost = scene.actors.count.send()
@@ -449,7 +447,7 @@ def test_one_asks_again_after_a_second(redis_url: str, proxy: FaultyProxy) -> No
     wait_for(is_recorded)
 
 
-# A reply that was lost changes no answer.
+# A lost reply does not change the answer.
 
 
 #: The scripts that the store calls.
@@ -458,7 +456,7 @@ SCRIPTS = read_scripts()
 
 @pytest.fixture
 def lossy(proxy: FaultyProxy) -> JobStore:
-    """A store whose replies may be lost, with its scripts known to the server."""
+    """A store whose replies may be lost, with its scripts loaded into the server."""
     store = JobStore(proxy.url)
     for script in SCRIPTS.values():
         store.client.script_load(script.text)
@@ -468,8 +466,8 @@ def lossy(proxy: FaultyProxy) -> JobStore:
 def test_a_cancel_whose_reply_was_lost_is_told_that_it_cancelled(
     redis_url: str, proxy: FaultyProxy, lossy: JobStore
 ) -> None:
-    """A cancel that the client library sends twice is answered as it was at first, be
-    the job queued or at work; another cancel is told that it came too late.
+    """A cancel that the client library sends twice still returns True; another cancel
+    returns False.
     """
     scene = Scene(redis_url, proxy.url, redis_url)
     message = scene.actors.count.send()
@@ -486,7 +484,7 @@ def test_a_cancel_whose_reply_was_lost_is_told_that_it_cancelled(
 def test_a_cancel_is_told_although_the_lists_could_not_be_told(
     redis_url: str, proxy: FaultyProxy, lossy: JobStore
 ) -> None:
-    """A cancel that has cancelled says so, though nothing came back of the rest."""
+    """A cancel that took effect returns True, even if updating the lists failed."""
     scene = Scene(redis_url, proxy.url, redis_url)
     message = scene.actors.count.send()
     state = lossy.load(message.message_id)
@@ -495,7 +493,7 @@ def test_a_cancel_is_told_although_the_lists_could_not_be_told(
     proxy.judge = lambda request: "refuse" if index.encode() in request else "pass"
     assert state.cancel()
     proxy.judge = lambda request: "pass"
-    # A look at all jobs moves it to those that have ended.
+    # Listing all jobs moves it to the finished ones.
     for status in (None, "cancelled"):
         assert [s.uuid for s in lossy.list(status=status).items] == [state.uuid]
 
@@ -504,15 +502,15 @@ def test_a_cancel_is_told_although_the_lists_could_not_be_told(
 def test_a_job_whose_creation_lost_a_reply_is_listed(
     redis_url: str, proxy: FaultyProxy, lossy: JobStore, script: str
 ) -> None:
-    """A job that the client library writes twice is in the lists, a new one as one that
-    is put back after its end.
+    """A job that the client library writes twice is in the lists, whether it is new or
+    put back after its end.
     """
     scene = Scene(redis_url, proxy.url, redis_url)
     message = scene.actors.count.send()
     if script == "requeue":
         key = key_of(scene.store, message.message_id)
         scene.store.client.hset(key, "status", "error")
-        # A look at all jobs moves it to those that have ended.
+        # Listing all jobs moves it to the finished ones.
         scene.store.list()
         assert scene.store.client.zcard("jobstate:active:all") == 0
         proxy.lose_reply(SCRIPTS[script].sha)
@@ -529,7 +527,7 @@ def test_a_job_whose_creation_lost_a_reply_is_listed(
 def test_a_value_that_changed_back_while_a_reply_was_lost_lands(
     scene: Scene, proxy: FaultyProxy, start_rough_worker: StartWorker
 ) -> None:
-    """True was stored, the reply to False was lost, then it was True again: it is."""
+    """True stored, a lost reply to False, then True again: the store has True."""
     proxy.judge = lambda request: "lose" if b"false" in request else "pass"
     start_rough_worker()
     message = scene.actors.toggle.send()
@@ -545,7 +543,7 @@ def test_a_value_that_changed_back_while_a_reply_was_lost_lands(
 
 
 def test_an_argument_that_cannot_be_encoded_leaves_no_record(scene: Scene) -> None:
-    """A job that cannot be sent is nowhere to be seen."""
+    """A job that cannot be sent does not leave a record."""
     with pytest.raises(Exception, match="not JSON serializable"):
         scene.actors.follow.send(object())
     assert scene.store.list().items == []

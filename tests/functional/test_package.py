@@ -1,4 +1,4 @@
-"""How the package is laid out, and what its wheel brings with it."""
+"""How the package is laid out, and what its wheel contains."""
 
 import ast
 import os
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "pyramid_jobstate"
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
-#: A worker that tells where the package is, and which modules of Pyramid it has loaded.
+#: A worker that reports where the package is and which modules of Pyramid are loaded.
 WORKER = """
 import os, sys
 
@@ -45,7 +45,7 @@ def tell(*, job_state: JobState) -> None:
 
 
 def test_imports_point_down() -> None:
-    """The contracts in pyproject.toml hold: imports point down and make no circle."""
+    """The contracts in pyproject.toml hold: imports point down and form no cycle."""
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
@@ -54,7 +54,7 @@ def test_imports_point_down() -> None:
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("job/")])
 def test_jobs_need_the_standard_library_alone(module: str) -> None:
-    """No library is imported by the job wing, be it one that no contract names."""
+    """The job wing imports no library, not even one that no contract names."""
     for node in ast.walk(ast.parse((PACKAGE / module).read_text("utf-8"))):
         names = []
         if isinstance(node, ast.Import):
@@ -66,14 +66,14 @@ def test_jobs_need_the_standard_library_alone(module: str) -> None:
 
 
 def test_importing_the_package_does_not_import_pyramid() -> None:
-    """Pyramid is imported when an application includes the package, not before."""
+    """Pyramid is imported only when an application includes the package."""
     script = "import sys, pyramid_jobstate; sys.exit('pyramid' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_module_has_at_most_300_lines(module: str) -> None:
-    """A module that grows is split."""
+    """No module has more than 300 lines; longer ones are split."""
     assert len((PACKAGE / module).read_text("utf-8").splitlines()) <= 300
 
 
@@ -93,7 +93,7 @@ def test_guide_for_contributors_lists_every_module() -> None:
 
 
 def test_public_names_can_be_imported_from_the_package() -> None:
-    """What the README uses stands at the top, and the container at its own path."""
+    """The names that the README uses are public, and the container has its own path."""
     from pyramid_jobstate.resources import JobStates
 
     assert set(pyramid_jobstate.__all__) == {
@@ -113,8 +113,8 @@ def test_public_names_can_be_imported_from_the_package() -> None:
 
 @pytest.fixture(scope="module")
 def wheel_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a new environment that has the package's wheel, and for whatever
-    the wheel needs the packages of this one.
+    """The Python of a new environment that holds the package's wheel, and borrows its
+    dependencies from this environment.
     """
     home = tmp_path_factory.mktemp("wheel")
     # The build leaves files beside its sources.
@@ -138,7 +138,7 @@ def wheel_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pip = (sys.executable, "-m", "pip", "--python", python, "install", "--no-deps")
     run(*pip, "--no-index", wheel)
     (site,) = (home / "venv").glob("lib/python*/site-packages")
-    # After its own: the package is that of the wheel.
+    # Comes after the environment's own directory, so that the wheel's package wins.
     ours = next(path for path in sys.path if path.endswith("site-packages"))
     (site / "others.pth").write_text(ours)
     return python
@@ -147,8 +147,8 @@ def wheel_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_worker_with_the_wheel_does_not_import_pyramid(
     wheel_python: Path, redis_url: str, tmp_path: Path
 ) -> None:
-    """A worker whose package was installed from the wheel runs and records a job, and
-    loads nothing of Pyramid.
+    """A worker with the wheel installed runs and records a job without loading
+    Pyramid.
     """
     (tmp_path / "wheelworker.py").write_text(WORKER)
     broker = RedisBroker(url=redis_url)

@@ -1,4 +1,4 @@
-"""Workers as they really are: processes, killed, frozen and stopped."""
+"""Real worker processes: killed, frozen and stopped."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ from tests.workerprocess import PATIENCE, StartWorker, starting
 def start_worker(
     redis_url: str, server: EmbeddedServer, tmp_path: Path
 ) -> Iterator[StartWorker]:
-    """Start workers that are gone when the test is over."""
+    """Starts workers, and stops them at the end of the test."""
     environ = {"BROKER_URL": redis_url, "STORE_URL": server.url}
     with starting(environ, tmp_path) as start:
         yield start
@@ -64,7 +64,7 @@ def sender(redis_url: str, server: EmbeddedServer) -> Sender:
 
 
 def test_a_job_in_another_process(start_worker: StartWorker, sender: Sender) -> None:
-    """A viewer sees a job that runs in a worker process come along and end."""
+    """A viewer sees a job in a worker process progress and end."""
     sender.send("run_marathon")
     assert sender.load().status == "queued"
     worker = start_worker()
@@ -80,8 +80,8 @@ def test_a_job_in_another_process(start_worker: StartWorker, sender: Sender) -> 
 
 
 def test_a_worker_that_is_killed(start_worker: StartWorker, sender: Sender) -> None:
-    """The job of a killed worker stalls, works again when another worker has it, with
-    nothing left of the first run, and has its true end.
+    """The job of a killed worker stalls, runs again in another worker without the first
+    run's values, and ends as that run does.
     """
     sender.send("run_marathon")
     worker = start_worker()
@@ -138,8 +138,8 @@ def test_a_worker_that_was_frozen(start_worker: StartWorker, sender: Sender) -> 
 def test_a_worker_that_is_stopped(
     start_worker: StartWorker, sender: Sender, server: EmbeddedServer, weather: str
 ) -> None:
-    """A job that is interrupted by the shutdown of its worker reads retrying, with all
-    that it has reported, also if the store stood still at that moment.
+    """A job interrupted by its worker's shutdown reads retrying, with all that it
+    reported, even if the store was frozen at that moment.
     """
     sender.send("run_until_shutdown")
     worker = start_worker()
@@ -162,7 +162,7 @@ def test_a_worker_that_is_stopped(
 def test_a_worker_does_not_wait_for_ever_for_the_store(
     start_worker: StartWorker, sender: Sender, server: EmbeddedServer
 ) -> None:
-    """A worker that cannot say how its jobs ended stops all the same, in time for any
+    """A worker that cannot store the ends of its jobs still stops, in time for any
     service manager, and logs how many ends are lost.
     """
     sender.send("run_until_shutdown")

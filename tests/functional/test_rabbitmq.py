@@ -1,4 +1,4 @@
-"""Jobs through brokers that are not Redis: RabbitMQ, and Dramatiq's own for tests."""
+"""Jobs through other brokers than Redis: RabbitMQ, and Dramatiq's own for tests."""
 
 import ast
 import contextlib
@@ -27,7 +27,8 @@ from tests.rabbitmq import RabbitMQ, find_binary
 from tests.support import wait_for
 from tests.workerprocess import StartWorker, starting
 
-#: What a worker on a busy machine may take to start, or a consumer to come back.
+#: The seconds that a worker may take to start on a busy machine, or a consumer to
+#: reconnect.
 PATIENCE = 30
 
 
@@ -44,7 +45,7 @@ def rabbitmq() -> Iterator[RabbitMQ]:
         yield node
 
 
-#: Makes brokers whose states are kept apart, and that are closed with the test.
+#: Makes brokers with the middleware, which are closed at the end of the test.
 MakeBroker = Callable[..., RabbitmqBroker]
 
 
@@ -52,7 +53,7 @@ MakeBroker = Callable[..., RabbitmqBroker]
 def make_broker(
     rabbitmq: RabbitMQ, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> Iterator[MakeBroker]:
-    """A function that returns a broker with the middleware."""
+    """Returns a broker with the middleware."""
     brokers: list[RabbitmqBroker] = []
 
     def make_broker(
@@ -82,12 +83,12 @@ def rabbitmq_broker(make_broker: MakeBroker) -> RabbitmqBroker:
 
 
 def waiting(broker: RabbitmqBroker) -> int:
-    """Return how many messages wait in the queue, now or later."""
+    """Return how many messages wait in the queue, delayed ones included."""
     return sum(broker.get_queue_message_counts("default")[:2])
 
 
 def dead(broker: RabbitmqBroker) -> int:
-    """Return how many messages the broker keeps that were rejected."""
+    """Return how many rejected messages the broker keeps."""
     return broker.get_queue_message_counts("default")[2]
 
 
@@ -98,7 +99,7 @@ def dead(broker: RabbitmqBroker) -> int:
 def test_a_job_from_its_delay_to_its_end(
     make_broker: MakeBroker, confirm_delivery: bool
 ) -> None:
-    """A delayed job is queued until it is due, then works before the viewer's eyes, and
+    """A delayed job is queued until it is due, shows its progress while it works, and
     succeeds.
     """
     broker = make_broker(confirm_delivery=confirm_delivery)
@@ -135,8 +136,8 @@ def test_a_job_from_its_delay_to_its_end(
 
 @pytest.mark.parametrize("before", [None, Retries])
 def test_a_job_that_is_tried_again(make_broker: MakeBroker, before: Any) -> None:
-    """Between two tries a job reads retrying, with when it is due and what went wrong;
-    nothing of an earlier try is left in the next.
+    """Between two attempts a job reads retrying, with the time it is due and the error;
+    no values of one attempt remain in the next.
     """
     broker = make_broker(before=before)
     runs = []
@@ -163,8 +164,8 @@ def test_a_job_that_is_tried_again(make_broker: MakeBroker, before: Any) -> None
 
 @pytest.mark.parametrize("before", [None, Retries])
 def test_a_job_that_fails_for_good(make_broker: MakeBroker, before: Any) -> None:
-    """A job whose tries are used up is an error, its progress where it was, and its
-    message is the broker's to keep.
+    """A job whose retries are used up is an error and keeps its progress, and the
+    broker keeps its message.
     """
     broker = make_broker(before=before)
 
@@ -190,8 +191,8 @@ def test_a_job_that_fails_for_good(make_broker: MakeBroker, before: Any) -> None
 def test_a_job_cancelled_while_it_waits(
     rabbitmq_broker: RabbitmqBroker, delay: int | None
 ) -> None:
-    """A job that is cancelled while it is queued or delayed is cancelled at once, and
-    its message is dropped unread.
+    """A job that is cancelled while queued or delayed reads cancelled at once, and its
+    message is dropped without running.
     """
     runs = []
 
@@ -212,7 +213,7 @@ def test_a_job_cancelled_while_it_waits(
 def test_a_job_cancelled_while_it_runs(
     rabbitmq_broker: RabbitmqBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A running job is told, sweeps up, and is neither retried nor called a failure."""
+    """A running job learns of its cancel, cleans up, and is not retried."""
 
     @job_actor(broker=rabbitmq_broker)
     def run_marathon(*, job_state: Any) -> None:
@@ -237,7 +238,7 @@ def test_a_job_cancelled_while_it_runs(
 
 
 def test_a_worker_that_is_faster_than_the_sender(make_broker: MakeBroker) -> None:
-    """A sender whose hook runs when the job is done already changes nothing."""
+    """A sender whose hook runs after the job's end does not change its status."""
     broker = make_broker()
     seen = []
 
@@ -245,7 +246,7 @@ def test_a_worker_that_is_faster_than_the_sender(make_broker: MakeBroker) -> Non
         def after_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
             seen.append(wait_until(broker, message, "success", "error").status)
 
-    # Last, which in the hooks that come after is first.
+    # Added last to run first: after-hooks run in reverse.
     broker.add_middleware(Slow())
 
     @dramatiq.actor(broker=broker, job_state=RunMarathon)
@@ -261,8 +262,8 @@ def test_a_worker_that_is_faster_than_the_sender(make_broker: MakeBroker) -> Non
 def test_a_message_that_is_sent_at_the_second_try(
     make_broker: MakeBroker, redis_url: str
 ) -> None:
-    """A sender whose connection was closed while it was idle opens another and sends
-    again: the job is queued, for as long as it takes, and not stalled.
+    """A sender whose idle connection was closed opens another and sends again: the job
+    stays queued, rather than stalled.
     """
     broker = make_broker(JobStore(redis_url, stalled_after=0.05))
     tries = []
@@ -281,7 +282,7 @@ def test_a_message_that_is_sent_at_the_second_try(
     message = run_marathon.send()
     assert tries.count(message.message_id) == 2
     wait_for(lambda: waiting(broker) == 2)
-    # For longer than an unconfirmed one would need to read stalled.
+    # Longer than it takes an unconfirmed job to read stalled.
     time.sleep(0.1)
     assert load(broker, message).status == "queued"
 
@@ -295,11 +296,11 @@ def test_a_message_that_the_broker_refuses(
     redis_url: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A job whose message never left reads stalled, and not queued for ever; sent once
-    more when the broker is back, it is queued and runs.
+    """A job whose message the broker never took reads stalled rather than queued for
+    ever; sent again once the broker is back, it is queued and runs.
     """
     caplog.set_level(logging.CRITICAL, "pika")
-    # With confirmations, without which RabbitMQ may forget what it was told to keep.
+    # With confirmations: without them RabbitMQ may lose even durable messages.
     broker = make_broker(JobStore(redis_url, stalled_after=0.3), confirm_delivery=True)
 
     @dramatiq.actor(broker=broker, job_state=RunMarathon)
@@ -326,8 +327,8 @@ def test_a_message_that_the_broker_refuses(
 def test_a_job_that_outlives_its_broker(
     rabbitmq: RabbitMQ, make_broker: MakeBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A job whose broker fails meanwhile ends as it does. Its message, of which the
-    broker does not know, comes again, and the second run is shown like the first.
+    """A job whose broker fails while it runs still ends. Its message, never
+    acknowledged, is redelivered, and the second run is shown like the first.
     """
     caplog.set_level(logging.CRITICAL)
     broker = make_broker(confirm_delivery=True)
@@ -371,7 +372,7 @@ def test_a_job_that_outlives_its_broker(
 def start_rabbitmq_worker(
     rabbitmq: RabbitMQ, redis_url: str, tmp_path: Path
 ) -> Iterator[StartWorker]:
-    """Start worker processes that are gone when the test is over."""
+    """Starts worker processes, and stops them at the end of the test."""
     environ = {"BROKER_URL": rabbitmq.url, "STORE_URL": redis_url}
     with starting(environ, tmp_path, "tests.matrixapp", 1) as start:
         yield start
@@ -382,8 +383,8 @@ def test_a_worker_that_is_killed(
     client: redis.Redis,
     start_rabbitmq_worker: StartWorker,
 ) -> None:
-    """RabbitMQ gives the message of a killed worker to another at once. The job works
-    again there, with nothing left of the first run, and has its true end.
+    """RabbitMQ redelivers the message of a killed worker at once. The job runs again
+    without the first run's values, and ends as that run does.
     """
 
     def wait_at_gate(*, job_state: Any = None) -> None: ...
@@ -420,7 +421,7 @@ def test_a_worker_that_is_killed(
 
 @pytest.fixture
 def stub_broker(redis_url: str) -> Iterator[StubBroker]:
-    """A broker as Dramatiq's manual has it for unit tests, with the middleware."""
+    """A broker with the middleware, as in Dramatiq's guide to unit tests."""
     broker = StubBroker()
     broker.emit_after("process_boot")
     broker.add_middleware(JobStateMiddleware(url=redis_url))
@@ -431,7 +432,7 @@ def stub_broker(redis_url: str) -> Iterator[StubBroker]:
 
 @pytest.fixture
 def stub_worker(stub_broker: StubBroker) -> Iterator[dramatiq.Worker]:
-    """A worker as Dramatiq's manual has it for unit tests."""
+    """A worker as in Dramatiq's guide to unit tests."""
     worker = dramatiq.Worker(stub_broker, worker_timeout=100)
     worker.start()
     yield worker
@@ -441,7 +442,7 @@ def stub_worker(stub_broker: StubBroker) -> Iterator[dramatiq.Worker]:
 def test_a_stub_broker_runs_jobs(
     stub_broker: StubBroker, stub_worker: dramatiq.Worker
 ) -> None:
-    """After the two joins of Dramatiq's manual a job has its end in the store."""
+    """After the two joins of Dramatiq's guide, a job's end is in the store."""
 
     @job_actor(broker=stub_broker)
     def run_marathon(miles: int, *, job_state: Any = None) -> None:
@@ -478,7 +479,7 @@ def test_a_stub_broker_fails_fast(
 def test_a_stub_broker_can_cancel(
     stub_broker: StubBroker, stub_worker: dramatiq.Worker
 ) -> None:
-    """A cancelled job reaches the test that joins as a message that failed."""
+    """A cancelled job's message counts as failed for the test that joins."""
 
     @job_actor(broker=stub_broker)
     def run_marathon(*, job_state: Any) -> None:
@@ -505,13 +506,13 @@ MODULES = sorted(
     for path in (PACKAGE / wing).glob("*.py")
 )
 
-#: What Dramatiq hands to a middleware, by the names that our parameters have.
+#: Dramatiq's objects in a middleware, by the names of our parameters.
 THEIRS = {"actor", "broker", "message", "middleware", "step", "worker"}
 
 
 def private_names_of_others(module: str) -> list[str]:
-    """Return where a module of ours reads an attribute of Dramatiq's that is its own
-    affair: of one of its objects, or of whatever hangs on one.
+    """Return where a module of ours reads a private attribute of one of Dramatiq's
+    objects, or of an object reached through one.
     """
     found = []
     for node in ast.walk(ast.parse((PACKAGE / module).read_text())):
@@ -539,7 +540,5 @@ def private_names_of_others(module: str) -> list[str]:
     ],
 )
 def test_nothing_private_of_dramatiq_is_used(module: str) -> None:
-    """What works with one broker works with any: only what they have in public is
-    used.
-    """
+    """Only the public interface of brokers is used, so that any broker works."""
     assert private_names_of_others(module) == []

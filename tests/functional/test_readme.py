@@ -1,4 +1,4 @@
-"""The README is true: its snippets run, and its names exist."""
+"""The README is true: its snippets run, and the names in it exist."""
 
 import ast
 import contextlib
@@ -62,7 +62,7 @@ def includeme(config):
     config.set_session_factory(SignedCookieSessionFactory("secret"))
 """
 
-#: Serves the application, and a page with the script that polls by hand.
+#: Serves the application, and a page whose script polls by hand.
 SERVE = """
 import sys
 from wsgiref.simple_server import make_server
@@ -113,8 +113,8 @@ if __name__ == "__main__":
 """
 
 
-#: Serves each of the pages about the script's tag by an application of its own, with
-#: whatever the page is about, below the page's name.
+#: Serves each page about the script's tag through its own application, set up for that
+#: page, below the page's name.
 PAGES = """
 import json
 import os
@@ -186,7 +186,7 @@ server.serve_forever()
 
 @pytest.fixture(scope="module")
 def myapp(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The application that the README's files make, and a security policy."""
+    """The application made of the README's files, and a security policy."""
     folder = tmp_path_factory.mktemp("readme")
     files = {"myapp/security.py": SECURITY, "myapp/tests/__init__.py": ""}
     for language in ("python", "html+jinja"):
@@ -195,7 +195,7 @@ def myapp(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 files[match[1]] = text
     lines = textwrap.indent(files["myapp/__init__.py"], " " * 8)
     files["myapp/__init__.py"] = MAIN.format(lines=lines)
-    # The runner takes a second a mile for people to watch.
+    # The README's runner takes a second a mile, for people to watch.
     jobs = files["myapp/jobs.py"]
     assert "time.sleep(1)" in jobs
     files["myapp/jobs.py"] = jobs.replace("time.sleep(1)", "time.sleep(0.02)")
@@ -227,7 +227,7 @@ def run(program: str, environment: dict[str, str], myapp: Path) -> None:
 def serving(
     environment: dict[str, str], myapp: Path, *command: str | Path
 ) -> Iterator[str]:
-    """Run a program that serves, and give the line that it prints first."""
+    """Run a program that serves, and yield its first line of output."""
     with subprocess.Popen(
         [sys.executable, *command],
         env=environment,
@@ -259,7 +259,7 @@ def worker(environment: dict[str, str], myapp: Path) -> Iterator[None]:
     "names", [("README", "CHANGES"), ("CONTRIBUTING",)], ids=" and ".join
 )
 def test_documents_are_valid(names: tuple[str, ...]) -> None:
-    """They render without a warning, as PyPI would render them."""
+    """The documents render without a warning, as PyPI would render them."""
     text = "\n\n".join((ROOT / f"{name}.rst").read_text("utf-8") for name in names)
     text = re.sub(r"code-block:: html\+jinja", "code-block:: html", text)
     docutils.core.publish_doctree(
@@ -301,7 +301,7 @@ app.get(url, extra_environ={"REMOTE_USER": "bob"}, status=403)
 
 
 def test_tests_of_the_readme_pass(environment: dict[str, str], myapp: Path) -> None:
-    """The tests that the README shows pass, in an application like the one it shows."""
+    """The README's tests pass in an application like the one it shows."""
     done = subprocess.run(
         [
             sys.executable,
@@ -325,7 +325,7 @@ def test_tests_of_the_readme_pass(environment: dict[str, str], myapp: Path) -> N
 
 
 def test_other_snippets_run(environment: dict[str, str], myapp: Path) -> None:
-    """Every other snippet in Python runs as it stands."""
+    """Every other Python snippet runs unchanged."""
     others = [text for text in snippets("python") if "# myapp/" not in text]
     assert len(others) >= 5
     for text in others:
@@ -335,7 +335,7 @@ def test_other_snippets_run(environment: dict[str, str], myapp: Path) -> None:
 
 
 def test_view_of_the_readme_sends(environment: dict[str, str], myapp: Path) -> None:
-    """The view that shows all ways of sending sends in all of them."""
+    """The view that shows all ways of sending uses each of them."""
     (view,) = [text for text in snippets("python") if "send_immediately" in text]
     program = (
         "from myapp.jobs import run_marathon\n"
@@ -364,7 +364,7 @@ assert {item["job"]["status"] for item in items} == {"queued"}
 def test_permits_of_the_readme_makes_the_acls_count(
     environment: dict[str, str], myapp: Path
 ) -> None:
-    """With the function of four lines the owner is let in beside a policy of roles."""
+    """With the four-line function, ACLs let the owner in beside a policy of roles."""
     program = """
 from webtest import TestApp
 from myapp import main, security
@@ -414,7 +414,7 @@ def test_script_of_the_readme_sends(
 
 
 def test_json_of_the_readme_has_the_names_that_there_are(redis_url: str) -> None:
-    """The state that the README shows has the very keys of a real one."""
+    """The README's example of a state has exactly the keys of a real one."""
     from tests.jobs import RunMarathon
     from tests.webapp import get, make_app, make_config
 
@@ -433,7 +433,7 @@ def test_json_of_the_readme_has_the_names_that_there_are(redis_url: str) -> None
 
 
 def test_settings_of_the_readme_are_those_that_there_are() -> None:
-    """Every setting is in the README with its default, and every one there exists."""
+    """The README lists exactly the settings that exist, with their defaults."""
     table = README.partition("Settings\n---")[2].split("\n\n")[1]
     rows = re.findall(rf"^``{PREFIX}(\w+)``(.*(?:\n .*)*)", table, re.MULTILINE)
     assert dict(rows).keys() == SETTINGS.keys()
@@ -443,7 +443,7 @@ def test_settings_of_the_readme_are_those_that_there_are() -> None:
 
 
 def test_defaults_of_the_settings_are_those_of_a_store(redis_url: str) -> None:
-    """A setting that is left out means the same as its default written out."""
+    """Omitting a setting has the same effect as writing out its default."""
     settings = {f"{PREFIX}{name}": value for name, value in SETTINGS.items() if value}
     store = Settings({**settings, f"{PREFIX}redis_url": redis_url}).store()
     plain = JobStore(redis_url)
@@ -452,8 +452,8 @@ def test_defaults_of_the_settings_are_those_of_a_store(redis_url: str) -> None:
 
 
 def test_names_of_the_readme_exist() -> None:
-    """Every method and attribute that the README names is one of a JobState, or of what
-    the package has.
+    """Every method and attribute that the README names exists in JobState or in the
+    package's public modules.
     """
     members = set(dir(pyramid_jobstate.JobState))
     for module in ("", ".testing", ".resources", ".fixtures"):
@@ -468,7 +468,7 @@ def test_names_of_the_readme_exist() -> None:
 
 
 def test_snippets_are_python() -> None:
-    """Every snippet in Python parses."""
+    """Every Python snippet parses."""
     for text in snippets("python"):
         ast.parse(text)
 
@@ -480,7 +480,7 @@ def test_script_tags_of_the_readme_find_jobs_and_styles(
     myapp: Path,
     tmp_path: Path,
 ) -> None:
-    """The tags for a CDN, a container in the tree and a manifest, and the module find
+    """The tags for a CDN, a container in the tree and a manifest, and the module, find
     the job in an application below a URL map and a route_prefix.
     """
     (tree,) = [text for text in snippets("python") if "class Root(dict)" in text]
@@ -520,8 +520,8 @@ def test_script_of_the_readme_runs(
     myapp: Path,
     worker: None,
 ) -> None:
-    """The page of the quick start and the script by hand show a marathon to its end, in
-    a browser.
+    """In a browser, the page of the quick start and the script by hand follow a
+    marathon to its end.
     """
     (script,) = snippets("js")
     (myapp / "serve.py").write_text(SERVE, "utf-8")

@@ -62,7 +62,7 @@ def application(job_store: JobStore, *includes: str) -> TestApp:
     ],
 )
 def test_outbox_keeps_what_views_send(job_store: JobStore, includes: Any) -> None:
-    """What a view sends is kept, not sent, also under a doomed manager."""
+    """What a view sends is kept, not sent, even under a doomed manager."""
     app = application(job_store, *includes)
     manager = transaction.TransactionManager(explicit=True)
     manager.begin()
@@ -81,14 +81,14 @@ def test_outbox_keeps_what_views_send(job_store: JobStore, includes: Any) -> Non
 
 
 def test_outbox_is_only_there_if_included(job_store: JobStore) -> None:
-    """Without the include there is no outbox, which is said."""
+    """Without the include there is no outbox, and the error says so."""
     app = application(job_store, "pyramid_jobstate")
     with pytest.raises(LookupError, match="include"):
         testing.outbox(app.app.registry)
 
 
 def test_detached_records_every_value_in_order() -> None:
-    """A detached JobState tells all that an actor reported."""
+    """A detached JobState records all that an actor reports."""
     job_state = testing.detached(RunMarathon, miles=2)
     assert type(job_state) is RunMarathon and job_state.job_params == {"miles": 2}
     for mile in job_state.track(["a", "b"], unit="miles", message="Off"):
@@ -122,7 +122,7 @@ def test_detached_records_every_value_in_order() -> None:
 
 
 def test_detached_records_each_step_of_an_async_loop() -> None:
-    """A loop over an async iterable is recorded as a plain one is."""
+    """A loop over an async iterable is recorded like a plain one."""
 
     async def letters() -> AsyncIterator[str]:
         yield "a"
@@ -145,7 +145,7 @@ def test_detached_records_each_step_of_an_async_loop() -> None:
 
 
 def test_detached_can_be_cancelled() -> None:
-    """A detached JobState raises JobCancelled once it was cancelled."""
+    """A detached JobState raises JobCancelled once it is cancelled."""
     job_state: JobState = testing.detached()
     testing.cancel(job_state)
     with pytest.raises(JobCancelled):
@@ -153,14 +153,14 @@ def test_detached_can_be_cancelled() -> None:
 
 
 def test_history_is_of_detached_ones_only(job_store: JobStore) -> None:
-    """Asking another JobState for its history is an error."""
+    """Only a detached JobState has a history."""
     with pytest.raises(TypeError, match="detached"):
         testing.history(testing.put_job(job_store))
 
 
 @pytest.mark.parametrize("status", UNFINISHED + FINISHED)
 def test_put_job_reaches_every_status(job_store: JobStore, status: str) -> None:
-    """A job can be put into any state, with all that a page may show of it."""
+    """A job can be put into any status, with all that a page may show of it."""
     error = JobError("ValueError", "bad") if status in ("retrying", "error") else None
     job_state = testing.put_job(
         job_store,
@@ -192,19 +192,19 @@ def test_put_job_reaches_every_status(job_store: JobStore, status: str) -> None:
 
 
 def test_put_job_needs_little(job_store: JobStore) -> None:
-    """Without more words it is a working job of the plain kind."""
+    """By default, put_job makes a working job of the plain kind."""
     job_state = testing.put_job(job_store)
     assert (type(job_state), job_state.status) == (JobState, "working")
     assert uuid.UUID(job_state.uuid) and job_state.owner is None
 
 
 def test_put_job_refuses_a_status_that_there_is_not(job_store: JobStore) -> None:
-    """A misspelt status is named, with those that there are."""
+    """The error for an unknown status lists the valid ones."""
     with pytest.raises(ValueError, match=r"'done'.*success"):
         testing.put_job(job_store, status="done")
 
 
 def test_the_fixture_is_a_real_server(job_store: JobStore) -> None:
-    """The store of the fixture is empty, and in a server of its own."""
+    """The fixture's store is empty, on its own server."""
     assert isinstance(job_store.client, redis.Redis)
     assert job_store.client.dbsize() == 0

@@ -1,1 +1,1 @@
-"""The package inside other people's software: see the README's section on that."""
+"""The package inside other people's software: see that section of the README."""

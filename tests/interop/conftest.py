@@ -24,7 +24,7 @@ def interop_server() -> Iterator[EmbeddedServer]:
 
 @pytest.fixture(scope="module")
 def interop_broker(interop_server: EmbeddedServer) -> Iterator[Any]:
-    """The broker of the actors, the global one for this module's tests."""
+    """The broker of the actors, global during this module's tests."""
     before = dramatiq.broker.global_broker
     actors = importlib.import_module("tests.interop.jobs")
     dramatiq.set_broker(actors.broker)
@@ -34,7 +34,7 @@ def interop_broker(interop_server: EmbeddedServer) -> Iterator[Any]:
 
 @pytest.fixture(autouse=True)
 def _empty(request: pytest.FixtureRequest) -> None:
-    """Empty the server before each test that has one."""
+    """Empty the server before each test that uses it."""
     if "interop_broker" in request.fixturenames:
         server = request.getfixturevalue("interop_server")
         with redis.Redis.from_url(server.url) as client:

@@ -1,4 +1,4 @@
-"""What holds for jobs in every application, whoever keeps its users."""
+"""The tests that every application must pass, wherever it keeps its users."""
 
 import uuid
 from typing import Any
@@ -12,8 +12,8 @@ from tests.support import wait_for
 
 
 class Contract:
-    """The tests of one application. Each module that has a subclass defines its own
-    fixture `site` for it.
+    """The tests of one application. Each module with a subclass defines its own fixture
+    `site`.
     """
 
     def test_owner_sees_their_job(self, site: Site) -> None:
@@ -32,7 +32,7 @@ class Contract:
         assert site.get(url, "alice").status_code == 200
 
     def test_others_are_refused(self, site: Site) -> None:
-        """Bob and those who are not logged in do not see it."""
+        """Bob and visitors who are not logged in do not see Alice's job."""
         job = site.send("alice")
 
         assert site.get(f"{site.jobs}/{job}", "bob").status_code == 403
@@ -43,14 +43,14 @@ class Contract:
     def test_unknown_job_is_not_found(
         self, site: Site, name: str, user: str | None
     ) -> None:
-        """An unknown uuid is a 404, and so is a malformed one."""
+        """An unknown or malformed uuid is a 404."""
         response = site.get(f"{site.jobs}/{name}", user)
 
         assert response.status_code == 404
         assert response.json == {"error": "There is no such job."}
 
     def test_several_at_once(self, site: Site) -> None:
-        """Each user sees those of the jobs that are theirs."""
+        """Of several jobs, each user sees only their own."""
         alices, bobs, unknown = site.send("alice"), site.send("bob"), str(uuid.uuid4())
         path = f"{site.jobs}?uuid={alices}&uuid={bobs}&uuid={unknown}"
 
@@ -66,7 +66,7 @@ class Contract:
         assert seen(None) == set()
 
     def test_list_of_ones_own(self, site: Site) -> None:
-        """Without a parameter the list has one's own jobs."""
+        """Without parameters, the list shows the user's own jobs."""
         alices, bobs = site.send("alice"), site.send("bob")
 
         assert items(site.get(site.jobs, "alice")) == [alices]
@@ -75,7 +75,7 @@ class Contract:
         assert items(site.get(site.jobs)) == []
 
     def test_list_of_all_is_for_admins(self, site: Site) -> None:
-        """All jobs are listed for an administrator alone."""
+        """Only an administrator can list all jobs."""
         alices, bobs = site.send("alice"), site.send("bob")
 
         for query in ("all=1", f"owner={site.owners['alice']}"):
@@ -88,7 +88,7 @@ class Contract:
         assert items(site.get(path, "admin")) == [bobs]
 
     def test_owner_cancels(self, site: Site) -> None:
-        """Bob and those who are not logged in do not cancel her job, Alice does."""
+        """Alice can cancel her job; Bob and visitors who are not logged in cannot."""
         job = site.send("alice")
         path = f"{site.jobs}/{job}/cancel"
 
@@ -109,7 +109,7 @@ class Contract:
         assert response.status_code == 202
 
     def test_other_methods_are_refused(self, site: Site) -> None:
-        """Neither Alice nor anybody else does anything with another method."""
+        """Other methods are refused to everyone."""
         job = site.send("alice")
 
         for user in ("alice", "bob", None):
@@ -120,7 +120,7 @@ class Contract:
         assert site.get(f"{site.jobs}/{job}", "alice").status_code == 200
 
     def test_preflight_is_the_applications(self, site: Site) -> None:
-        """A CORS preflight gets what the application answers at a path like any."""
+        """A CORS preflight gets the application's own answer, as at any other path."""
         answers = [
             site.app.options(
                 path,
@@ -137,7 +137,7 @@ class Contract:
         assert "There is no such job." not in answers[0].text
 
     def test_job_runs(self, site: Site, interop_broker: Any) -> None:
-        """A worker runs the job, and its last values are on the page."""
+        """A worker runs the job, and its last values can be polled."""
         job = site.send("alice")
 
         def ended() -> Any:
@@ -151,7 +151,7 @@ class Contract:
         assert state["job"]["progress"]["fraction"] == 1
 
     def test_store_away(self, site: Site, interop_server: EmbeddedServer) -> None:
-        """Every request that needs the store is a 503 while it is away."""
+        """While the store is away, every request that needs it is a 503."""
         job = site.send("alice")
 
         with away(interop_server):
@@ -167,7 +167,7 @@ class Contract:
         assert site.get(site.jobs, "alice").status_code == 200
 
     def test_script_is_served(self, site: Site) -> None:
-        """Anyone gets the script that polls."""
+        """Anyone can get the polling script."""
         response = site.get(f"{site.jobs}/static/job-state.js")
 
         assert response.status_code == 200
@@ -175,6 +175,6 @@ class Contract:
 
 
 def items(response: Any) -> list[str]:
-    """Return the uuids of the jobs that a list has."""
+    """Return the uuids of the jobs in a list."""
     assert response.status_code == 200
     return [state["job"]["uuid"] for state in response.json["items"]]

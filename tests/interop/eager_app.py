@@ -9,7 +9,7 @@ def main(global_config, **settings):
     with Configurator(settings=settings, root_factory=Root) as config:
         config.set_security_policy(Policy())
         config.include("pyramid_tm")
-        # Its actors, which import the broker, come first.
+        # First, since it imports the actors and their broker.
         config.include("tests.interop.eager_jobs")
         config.include("pyramid_jobstate")
         return config.make_wsgi_app()

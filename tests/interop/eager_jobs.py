@@ -15,7 +15,7 @@ broker = EagerBroker([middleware() for middleware in default_middleware])
 broker.add_middleware(JobStateMiddleware(url=os.environ["REDIS_URL"]))
 dramatiq.set_broker(broker)
 
-#: The jobs that were sent while another ran, in that order.
+#: The jobs that were sent by a running job, in order.
 sent: list[str] = []
 
 

@@ -1,4 +1,4 @@
-"""The actors of every application here: what its web process and its workers import."""
+"""The actors of all applications here, imported by their web processes and workers."""
 
 import os
 from typing import Any

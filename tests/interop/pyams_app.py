@@ -1,4 +1,4 @@
-"""A PyAMS application: users, rights and the resource tree are in its ZODB."""
+"""A PyAMS application, with users, rights and the resource tree in its ZODB."""
 
 from pyams_security.policy import PyAMSSecurityPolicy
 from pyramid.config import Configurator

@@ -12,10 +12,10 @@ from webtest import TestApp
 
 from pyramid_jobstate.embedded import EmbeddedServer
 
-#: Set where the packages must be there: a missing one then fails the tests.
+#: Set to make a missing package fail the tests rather than skip them.
 DEMANDED = "JOBSTATE_INTEROP"
 
-#: The statuses of a request by somebody who is not logged in.
+#: The possible statuses of a request by a visitor who is not logged in.
 REFUSED = (401, 403)
 
 COMMAND = (
@@ -40,10 +40,10 @@ class Site:
 
     Attributes:
       app: The application.
-      headers: What the requests of each user carry: alice, bob and admin.
-      owners: What the application takes for the owner of alice's jobs, and of bob's.
+      headers: The headers of each user's requests: alice, bob and admin.
+      owners: The owner of alice's jobs, and of bob's, as the application names them.
       jobs: The path of the jobs.
-      marathons: The path that a POST to sends a job.
+      marathons: The path that sends a job on a POST.
     """
 
     app: TestApp
@@ -53,9 +53,9 @@ class Site:
     marathons: str = "/+marathons"
 
     def ask(self, method: str, path: str, user: str | None = None) -> Any:
-        """Return the response to a user, or to nobody, whatever its status."""
+        """Return the response to a user or to a visitor, whatever its status."""
         headers = {} if user is None else self.headers[user]
-        # Each user has a browser of their own.
+        # Each user has their own browser.
         self.app.reset()
         return self.app.request(
             path,
@@ -77,7 +77,7 @@ class Site:
 
 @contextlib.contextmanager
 def away(server: EmbeddedServer) -> Iterator[None]:
-    """Have a server be away, which comes back empty."""
+    """Stop a server, and start it empty."""
     server.stop()
     try:
         yield

@@ -22,7 +22,7 @@ def site(interop_broker: Any) -> Site:
 
 class TestC2cwsgiutils(Contract):
     def test_own_urls_work_as_before(self, site: Site) -> None:
-        """Errors of the application are JSON in the manner of c2cwsgiutils."""
+        """Errors of the application are JSON in the format of c2cwsgiutils."""
         response = site.get("/nowhere")
 
         assert response.status_code == 404
@@ -30,7 +30,7 @@ class TestC2cwsgiutils(Contract):
         assert site.get("/c2c").status_code == 200
 
     def test_requests_refused_keep_our_form(self, site: Site) -> None:
-        """A request that is wrong gets our answer, not that for all exceptions."""
+        """An invalid request for jobs gets our answer rather than c2cwsgiutils' own."""
         response = site.get("/job_state?limit=many", "alice")
 
         assert response.status_code == 400

@@ -1,4 +1,4 @@
-"""Jobs in devpi-server, for users that it keeps and that log in for a token."""
+"""Jobs in devpi-server, whose users log in for a token."""
 
 import base64
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ need("devpi_server")
 
 @pytest.fixture(scope="module")
 def _adapters() -> Iterator[None]:
-    """Take back devpi's adapter hook, which raises for the interfaces of all others in
-    the process.
+    """Remove devpi's adapter hook, which raises for everyone else's interfaces in the
+    process.
     """
     before = list(adapter_hooks)
     yield
@@ -56,7 +56,7 @@ def site(
 
 class TestDevpi(Contract):
     def test_own_urls_work_as_before(self, site: Site) -> None:
-        """Users, indexes and files of devpi are served and guarded as ever."""
+        """Users, indexes and files of devpi are served and protected as before."""
         alice, bob = site.headers["alice"], site.headers["bob"]
         app = site.app
 
@@ -76,7 +76,7 @@ class TestDevpi(Contract):
         assert site.get("/+api").json["type"] == "apiconfig"
 
     def test_user_called_as_our_path_would_be(self, site: Site) -> None:
-        """Anyone may still be called job_state."""
+        """A user may still be called job_state."""
         site.app.put_json("/job_state", {"password": "hush"}, status=201)
 
         assert site.get("/job_state").json["result"]["username"] == "job_state"

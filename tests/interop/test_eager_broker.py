@@ -39,7 +39,7 @@ def fail_fast(request: Any, interop_broker: Any) -> None:
 
 
 def send(app: TestApp, what: str) -> str:
-    """Send a job of alice's, which has run when this returns, and return its uuid."""
+    """Send a job of Alice's, which runs at once, and return its uuid."""
     response = ask(app, "POST", f"/run/{what}", "alice")
     assert response.status_code == 200
     uuid: str = response.json["job"]["uuid"]
@@ -61,7 +61,7 @@ def test_job_ends(eager_app: TestApp) -> None:
 
 @pytest.mark.usefixtures("fail_fast")
 def test_job_that_fails_ends(eager_app: TestApp) -> None:
-    """A job that has failed reads `error`, whether or not its sender is told."""
+    """A failed job reads `error`, whether or not the exception reaches its sender."""
     state = state_of(eager_app, send(eager_app, "leg?fails=1"))
 
     assert state["job"]["status"] == "error"
@@ -97,7 +97,7 @@ def test_job_within_a_job_keeps_the_outer_one(eager_app: TestApp, fails: bool) -
 
 
 def test_others_are_refused(eager_app: TestApp) -> None:
-    """Its rights are those of any job."""
+    """A job that runs at once is protected like any other."""
     uuid = send(eager_app, "leg")
 
     assert get(eager_app, f"/job_state/{uuid}", "bob").status_code == 403

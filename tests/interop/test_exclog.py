@@ -38,13 +38,13 @@ def make_site(**settings: str) -> Site:
 
 @pytest.fixture(scope="module")
 def site(interop_broker: Any) -> Site:
-    """An application with pyramid_exclog, and a view of its own that fails."""
+    """An application with pyramid_exclog, and its own failing view."""
     return make_site()
 
 
 class TestExclog(Contract):
     def test_application_that_fails_is_logged(self, site: Site, caplog: Any) -> None:
-        """What the application's own views raise is logged as ever."""
+        """What the application's own views raise is logged as before."""
         with pytest.raises(LookupError):
             site.get("/fail")
 
@@ -53,7 +53,7 @@ class TestExclog(Contract):
     def test_outage_is_logged_once(
         self, site: Site, interop_server: EmbeddedServer, caplog: Any
     ) -> None:
-        """While the store is away twenty polls are 503, and the log has one line."""
+        """While the store is away, twenty polls get a 503 but log one line."""
         job = site.send("alice")
         caplog.clear()
         caplog.set_level(logging.INFO)
@@ -73,7 +73,7 @@ class TestExclog(Contract):
         caplog: Any,
         is_ignored: bool,
     ) -> None:
-        """There StoreUnavailable is logged, but not with the README's setting."""
+        """StoreUnavailable in a view is logged, but not with the README's setting."""
         (value,) = re.findall(r"^  exclog\.ignore =\n((?: {6}.*\n)+)", README, re.M)
         site = make_site(**({"exclog.ignore": value} if is_ignored else {}))
 
@@ -84,7 +84,7 @@ class TestExclog(Contract):
         assert len(messages(caplog, "exc_logger")) == (0 if is_ignored else 1)
 
     def test_requests_refused_are_not_logged(self, site: Site, caplog: Any) -> None:
-        """A 404, a 403 and a 400 are answers like others."""
+        """A 404, a 403 or a 400 for jobs is not logged."""
         job = site.send("alice")
 
         for path in (f"/job_state/{job}", "/job_state/no-uuid", "/job_state?limit=0"):

@@ -45,7 +45,7 @@ def site(interop_broker: Any, tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 class TestFullauth(Contract):
     def test_own_urls_work_as_before(self, site: Site) -> None:
-        """The forms of pyramid_fullauth are shown, and who is logged in is led on."""
+        """The forms of pyramid_fullauth are shown; logged-in users are redirected."""
         assert "password" in site.get("/login").text
         alice = site.headers["alice"]
         assert site.app.get("/login", headers=alice).status_code == 303
@@ -54,7 +54,7 @@ class TestFullauth(Contract):
         assert site.get("/logout", "alice").status_code == 303
 
     def test_owner_is_the_number_of_the_user(self, site: Site) -> None:
-        """The owner of a job is the id of its user, a number."""
+        """The owner of a job is the user's id, a number."""
         job = site.send("alice")
 
         (listed,) = site.get("/job_state?all=1", "admin").json["items"]

@@ -37,7 +37,7 @@ def site(interop_broker: Any) -> Site:
         account = {"data": {"password": f"{user}-password"}}
         app.put_json(f"/v1/accounts/{user}", account, status=201)
         headers[user] = credentials(user, f"{user}-password")
-    # Kinto's other users, who have a name and any password.
+    # A user of Kinto's other policy, which accepts any name and password.
     headers["guest"] = credentials("alice", "any")
     owners = {"alice": "account:alice", "bob": "account:bob"}
     return Site(app, headers, owners, "/v1/job_state", "/v1/+marathons")
@@ -45,7 +45,7 @@ def site(interop_broker: Any) -> Site:
 
 class TestKinto(Contract):
     def test_users_of_another_policy_are_others(self, site: Site) -> None:
-        """Who calls themselves alice but has no account is not Alice."""
+        """A user who logs in as alice without an account is not Alice."""
         job = site.send("alice")
 
         assert site.get("/v1/", "guest").json["user"]["id"].startswith("basicauth:")
@@ -55,7 +55,7 @@ class TestKinto(Contract):
         assert site.get(f"{site.jobs}/{theirs}", "alice").status_code == 403
 
     def test_own_urls_work_as_before(self, site: Site) -> None:
-        """Kinto's own resources, errors and redirections answer as ever."""
+        """Kinto's own resources, errors and redirects work as before."""
         alice = site.headers["alice"]
         record = {"data": {"colour": "green"}}
         path = "/v1/buckets/shoes"
@@ -72,7 +72,7 @@ class TestKinto(Contract):
         assert site.get("/buckets").headers["Location"].endswith("/v1/buckets")
 
     def test_batch_asks_for_jobs(self, site: Site) -> None:
-        """Kinto's batch endpoint hands requests for jobs on, with the user's rights."""
+        """Kinto's batch endpoint passes on requests for jobs with the user's rights."""
         job = site.send("alice")
         requests = [{"path": f"/v1/job_state/{job}"}, {"path": "/v1/job_state"}]
 

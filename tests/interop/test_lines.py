@@ -1,4 +1,4 @@
-"""How much an integration takes is what the README says."""
+"""The README's numbers of lines for each integration are right."""
 
 import ast
 import re
@@ -37,7 +37,7 @@ def shown(name: str) -> int:
 
 @pytest.mark.parametrize(("name", "module"), PLUGINS.items())
 def test_plugin_takes_a_dozen_lines(name: str, module: str) -> None:
-    """All lines of a plugin count, and the one that names it to the application."""
+    """A plugin's lines count in full, and so does the one that enables it."""
     lines = len(code_of(module)) + 1
 
     assert lines == shown(name) <= 12
@@ -45,7 +45,7 @@ def test_plugin_takes_a_dozen_lines(name: str, module: str) -> None:
 
 @pytest.mark.parametrize(("name", "module"), APPLICATIONS.items())
 def test_other_applications_take_one_line(name: str, module: str) -> None:
-    """Elsewhere the include is all."""
+    """Other applications need only the include."""
     ours = [line.strip() for line in code_of(module) if "jobstate" in line]
 
     assert ours == ['config.include("pyramid_jobstate")']
@@ -53,7 +53,7 @@ def test_other_applications_take_one_line(name: str, module: str) -> None:
 
 
 def test_table_has_all_of_them() -> None:
-    """The README names no application that is not tested, and each that is."""
+    """The README lists exactly the applications tested here."""
     section = README.partition("Use it in other applications\n---")[2]
     table = section.partition("lines\n")[2].partition("\n\n")[0]
     rows = re.findall(r"^([\w-]+) ", table, re.MULTILINE)
@@ -62,6 +62,6 @@ def test_table_has_all_of_them() -> None:
 
 
 def test_modules_to_copy_are_short() -> None:
-    """None takes more than forty lines."""
+    """None of the modules has more than forty lines."""
     for module in (*PLUGINS.values(), *APPLICATIONS.values()):
         assert len((HERE / f"{module}.py").read_text("utf-8").splitlines()) <= 40

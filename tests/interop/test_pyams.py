@@ -26,7 +26,7 @@ def site(interop_broker: Any, tmp_path_factory: pytest.TempPathFactory) -> Site:
 
     data = tmp_path_factory.mktemp("pyams") / "Data.fs"
     settings = {"zodbconn.uri": f"file://{data}", "pyams.secret": "hush"}
-    # As pyramid_beaker does it from an ini file.
+    # As pyramid_beaker does from an .ini file.
     for region in ("short", "long"):
         cache_regions[region] = {"type": "memory", "expire": 0}
     router = main({}, **settings)
@@ -55,7 +55,7 @@ def site(interop_broker: Any, tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 class TestPyAMS(Contract):
     def test_own_urls_work_as_before(self, site: Site) -> None:
-        """PyAMS's own traversal and routes answer as ever."""
+        """PyAMS's own traversal and routes work as before."""
         assert site.get("/api/rest/monitor", "admin").json["status"] == "UP"
         for path in ("/nowhere", "/++etc++site/nowhere", "/++nope++jobs"):
             assert site.get(path, "admin").status_code == 404

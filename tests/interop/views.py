@@ -1,4 +1,4 @@
-"""The view of every application here that sends a job."""
+"""The view that sends a job, in every application here."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from tests.interop.jobs import run_marathon
 
 def run(request: Request) -> Any:
     states = request.job_states
-    # devpi-server has no pyramid_tm, whose transaction a job would wait for.
+    # devpi-server does not use pyramid_tm, whose commit `send` waits for.
     send = states.send if hasattr(request, "tm") else states.send_immediately
     return send(run_marathon, 26)
 

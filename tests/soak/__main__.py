@@ -28,21 +28,21 @@ from .pollers import USER, Job, Pollers
 from .verdict import Judge, Runs, read_journal
 from .weather import ROOT, Weather
 
-#: It takes no longer than this, and makes little sense in less.
+#: The shortest run that is of use, and the longest.
 MIN_MINUTES, MAX_MINUTES = 2.0, 10.0
 
-#: The seconds at the end in which nothing more goes wrong: a share of all, or at least
-#: so many. Those before it in which nothing more is sent. Those at the very end in
-#: which the jobs have to be done.
+#: The calm at the end, in which nothing fails any more, as a share of the whole and as
+#: a minimum in seconds. The seconds before it in which nothing is sent. The last
+#: seconds, before which all jobs must have ended.
 CALM, MIN_CALM = 0.2, 45.0
 SENT_BEFORE = 10.0
 CLOSING = 15.0
 
-#: The share of jobs that somebody cancels.
+#: The share of the jobs that are cancelled.
 CANCELLED = 0.15
 
-#: What is sent: the share of it, the steps and the pause in each, how many metrics are
-#: reported in each, how many attempts fail, and the longest delay in seconds.
+#: The sorts of jobs: their share, the steps and the pause in each, the metrics reported
+#: in each, the attempts that fail, and the longest delay in seconds.
 SORTS = {
     "quick": (0.30, (1, 3), 0.01, 1, 0, 0.0),
     "longer": (0.20, (40, 120), 0.1, 1, 0, 0.0),
@@ -71,7 +71,7 @@ def parse() -> argparse.Namespace:
 
 
 class Sender:
-    """Sends the jobs, evenly over a time."""
+    """Sends the jobs, evenly spread over a time."""
 
     def __init__(self, urls: tuple[str, str], weather: Weather, pollers: Pollers):
         self.broker = make_broker(*urls)
@@ -104,7 +104,7 @@ class Sender:
 
 @contextlib.contextmanager
 def web_server(environ: dict[str, str], log: IO[bytes]) -> Iterator[int]:
-    """Run the web server, and give its port."""
+    """Run the web server, and yield its port."""
     command = [sys.executable, "-m", "tests.soak.web"]
     process = subprocess.Popen(
         command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=log
@@ -119,8 +119,8 @@ def web_server(environ: dict[str, str], log: IO[bytes]) -> Iterator[int]:
 
 
 async def drain(client: redis.Redis, store: JobStore, jobs: list[Job]) -> None:
-    """Wait until the broker has no message left, and every job has ended, or it is
-    certain that none will any more.
+    """Wait until the broker has no messages left and every job has ended, or until it
+    is certain that no more will.
     """
     quiet = 0.0
     while quiet < HEARTBEAT_TIMEOUT / 1000 + STALLED_AFTER:
@@ -199,7 +199,7 @@ async def soak(options: argparse.Namespace, folder: Path) -> int:
 def report(
     pollers: Pollers, weather: Weather, states: list, folder: Path, wrong: list[str]
 ) -> int:
-    """Print what was counted, and return how much was wrong."""
+    """Print the counts, and return the number of things that were wrong."""
     jobs = pollers.jobs
     journal = read_journal(folder / "journal")
     judge = Judge(weather)

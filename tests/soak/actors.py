@@ -1,4 +1,4 @@
-"""The job of the soak, and the journal in which each run of it writes what it did."""
+"""The job of the soak test, and the journal into which each run writes what it does."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from dramatiq.brokers.redis import RedisBroker
 
 from pyramid_jobstate import JobCancelled, JobState, JobStateMiddleware, JobStore
 
-#: Milliseconds of silence after which a worker's messages are delivered again.
+#: The milliseconds of silence after which a worker's messages are redelivered.
 HEARTBEAT_TIMEOUT = 2500
 
-#: Seconds of silence after which a job reads stalled.
+#: The seconds of silence after which a job reads stalled.
 STALLED_AFTER = 5.0
 
-#: How often a job is tried again.
+#: How often a job is retried.
 MAX_RETRIES = 1
 
 
 class Planned(Exception):
-    """The failure of a job that is to fail."""
+    """The failure of a job that is meant to fail."""
 
 
 class Journal:
@@ -50,7 +50,7 @@ def make_broker(broker_url: str, store_url: str) -> RedisBroker:
 def declare(
     broker: dramatiq.Broker, journal: Journal | None = None
 ) -> dramatiq.Actor[Any, Any]:
-    """Declare the actor. Only who runs it needs a journal."""
+    """Declare the actor. Only the process that runs it needs a journal."""
 
     @dramatiq.actor(
         broker=broker, max_retries=MAX_RETRIES, min_backoff=200, max_backoff=2000

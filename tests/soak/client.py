@@ -1,4 +1,4 @@
-"""A connection that is kept, to a web server on this machine."""
+"""A persistent connection to a web server on this machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import NamedTuple
 
-#: Seconds that an answer may take.
+#: The seconds that a response may take.
 TIMEOUT = 15.0
 
 
@@ -17,17 +17,17 @@ class Answer(NamedTuple):
 
 
 class Connection:
-    """Asks one thing after the other."""
+    """Sends one request after the other."""
 
     def __init__(self, port: int) -> None:
         self.port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, method: str, path: str, **headers: str) -> Answer:
-        """Return the answer to a request.
+        """Return the response to a request.
 
         Raises:
-          OSError: There is no connection, or no answer in time.
+          OSError: The connection failed, or no response came in time.
         """
         try:
             async with asyncio.timeout(TIMEOUT):

@@ -1,4 +1,4 @@
-"""Those who watch, and what they saw."""
+"""The pollers, and what they saw."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from .client import Answer, Connection
 
 USER = "alice"
 
-#: Seconds that a job is watched at the most, before another has its turn.
+#: The seconds for which a job is watched before another has its turn.
 PATIENCE = 40.0
 
-#: Seconds for which a job that has ended is still watched: it may be delivered again.
+#: The seconds for which a finished job is still watched: it may be redelivered.
 LINGER = HEARTBEAT_TIMEOUT / 1000 + 3
 
 FINISHED = ("success", "error", "cancelled")
 
 
 class Sight(NamedTuple):
-    """What an answer said of a job.
+    """What a response showed of a job.
 
     Attributes:
-      at: When it was asked for.
+      at: When it was requested.
       status: The status.
-      run: The run that the metrics are of, if one has reported.
+      run: The run whose metrics it has, if one has reported.
       attempt: The attempt.
-      done: How far it said to be.
+      done: The progress.
     """
 
     at: float
@@ -48,15 +48,15 @@ class Job:
 
     Attributes:
       uuid: Its message's id.
-      what: Which sort of job it is.
+      what: Its sort.
       steps, fails: How many steps it takes, and in how many attempts it fails.
       sent: When it was sent.
-      recorded: Whether the store was there when it was.
+      recorded: Whether the store was available at that time.
       cancel_in: Seconds after which a poller is to cancel it, if at all.
-      cancel_asked: When one began to.
-      cancel_answer: What that gave: a status code, 0 for no answer, and the job's
+      cancel_asked: When a poller tried to.
+      cancel_answer: The result: a status code, 0 for no response, and the job's
         status.
-      sights: What each of its watchers saw, one after the other.
+      sights: What each of its watchers saw, in order.
     """
 
     uuid: str
@@ -72,13 +72,13 @@ class Job:
 
 
 class Pollers:
-    """Watch the jobs, each job by at least one, all of them all the time.
+    """The pollers. They watch each job at least once, and never rest.
 
     Attributes:
       jobs: All jobs that were sent.
-      fresh: Those that nobody watches yet, or nobody watched to the end.
-      codes: How often which status code came; "none" is no answer.
-      wrong: What should not have been.
+      fresh: Those not watched yet, or not watched to the end.
+      codes: The number of responses by status code; "none" is no response.
+      wrong: What should not have happened.
       over: Set when they are to stop.
     """
 
@@ -175,7 +175,7 @@ class Pollers:
     def _see(
         self, job: Job, sights: list[Sight], at: float, state: dict[str, Any]
     ) -> None:
-        """Note what is seen, and check what can be checked at once."""
+        """Note a response, and check what can be checked at once."""
         about = state["job"]
         progress = about["progress"] or {"done": 0}
         sight = Sight(

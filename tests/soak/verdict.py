@@ -1,4 +1,4 @@
-"""Holds what was stored, and what was seen, against what the jobs themselves wrote."""
+"""Checks what was stored, and what was seen, against the jobs' own journal."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from .actors import MAX_RETRIES
 from .pollers import FINISHED, Job, Sight
 from .weather import Weather
 
-#: Seconds within which a run's own note of its start may differ from the store's.
+#: The seconds by which a run's note of its start may differ from the store's.
 MARGIN = 3.0
 
 
 @dataclasses.dataclass
 class Run:
-    """A run, as the journal has it.
+    """A run, as recorded in the journal.
 
     Attributes:
       run: Its name.
       attempt: Which attempt it was.
       started: When it began.
-      outcome: How it ended; none if it was killed.
-      ended: When.
+      outcome: How it ended; empty if it was killed.
+      ended: When it ended.
     """
 
     run: str
@@ -41,7 +41,7 @@ Runs = dict[str, Run]
 
 
 def read_journal(path: Path) -> dict[str, Runs]:
-    """Return the runs of each job by their names, in the order of their starts."""
+    """Return the runs of each job by name, in the order of their starts."""
     jobs: dict[str, Runs] = collections.defaultdict(dict)
     for text in path.read_text().splitlines():
         line = json.loads(text)
@@ -55,12 +55,12 @@ def read_journal(path: Path) -> dict[str, Runs]:
 
 
 class Judge:
-    """Says what is wrong of one job after the other.
+    """Finds what is wrong with one job after the other.
 
     Attributes:
-      came_back: How often somebody saw a finished job work again, delivered again.
-      lost: How many jobs the broker has lost: it took the word of a run that had been
-        overtaken, and the run that had overtaken it was killed.
+      came_back: How often a finished job was seen working again, redelivered.
+      lost: How many jobs the broker lost: an overtaken run acknowledged the message,
+        and the run that had overtaken it was killed.
     """
 
     def __init__(self, weather: Weather) -> None:
@@ -69,7 +69,7 @@ class Judge:
         self.lost = 0
 
     def final(self, job: Job, runs: Runs, state: JobState | None) -> Iterable[str]:
-        """Say what is wrong with how a job stands in the end."""
+        """Yield what is wrong with a job in the end."""
         if state is None:
             yield "has no record"
             return
@@ -89,13 +89,14 @@ class Judge:
         if job.cancel_asked and code in (0, 202, 503):
             allowed.add("cancelled")
         if code == 202:
-            # What a run that ended well despite it says is true; a failure is not one.
+            # A run that succeeds despite its cancel is a success; one that fails is not
+            # an error.
             allowed.discard("error")
             late = [run for run in runs.values() if self._ran(run, job)]
             if told == "cancelled" and late:
                 yield f"ran though it had been cancelled at {job.cancel_asked}: {late}"
             if told == "cancelled" and state.status != "cancelled":
-                # A run that the store had not heard of.
+                # The store may not have known of the run.
                 early = [r for r in runs.values() if self.weather.is_away(r.started)]
                 if not early:
                     yield f"is {state.status}, but was cancelled"
@@ -108,7 +109,7 @@ class Judge:
             yield f"has {state.progress_metrics} in the end"
 
     def seen(self, runs: Runs, sights: list[Sight]) -> Iterable[str]:
-        """Say what was wrong of what one poller has seen of a job."""
+        """Yield what is wrong with what one poller has seen of a job."""
         last: Sight | None = None
         for sight in sights:
             run = runs.get(sight.run or "")
@@ -157,9 +158,9 @@ class Judge:
     def _ended(
         self, job: Job | None, runs: Runs, status: str, name: str | None, attempt: int
     ) -> Iterable[str]:
-        """Say whether a run ended as it is said to have ended."""
+        """Yield what is wrong if the run did not end with this status."""
         if name is None or status == "cancelled":
-            # Before it began, or between two attempts.
+            # A cancel may come before the start, or between two attempts.
             if status != "cancelled":
                 yield f"is {status}, but no run has reported"
             return

@@ -1,4 +1,4 @@
-"""What goes wrong: workers that are killed and frozen, a store that is restarted."""
+"""What goes wrong: workers are killed and frozen, and the store is restarted."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ ROOT = Path(__file__).parent.parent.parent
 #: The threads of a worker process.
 THREADS = 8
 
-#: Seconds after the store's return in which workers catch up.
+#: The seconds after the store's return in which workers catch up.
 CATCH_UP = 4.0
 
 
 class Span(NamedTuple):
-    """From when to when something was so."""
+    """A span of time."""
 
     since: float
     until: float
@@ -37,7 +37,7 @@ class Span(NamedTuple):
 
 
 class Worker:
-    """Dramatiq's command with one worker process, in a group of their own."""
+    """Dramatiq's command with one worker process, in their own group."""
 
     def __init__(self, environ: dict[str, str], log: Path) -> None:
         command = [sys.executable, "-m", "dramatiq", "tests.soak.worker"]
@@ -70,10 +70,10 @@ class Worker:
 
 
 class Weather:
-    """Has things go wrong until it is told that it is over.
+    """Makes things go wrong until it is told to stop.
 
-    No worker is killed or frozen while the store is away, or just after: what only
-    that worker knows yet would be lost with it, and with it the truth.
+    Workers are not killed or frozen while the store is away, or just after: what only
+    they know would be lost.
 
     Attributes:
       killed, frozen: How many workers were.
@@ -130,15 +130,15 @@ class Weather:
                     self.killed += 1
 
     def clear_up(self) -> None:
-        """Let nothing go wrong from now on."""
+        """Stop causing failures."""
         self._over.set()
 
     def is_away(self, at: float, margin: float = 1.0) -> bool:
-        """Whether the store was away at a time, or nearly."""
+        """Whether the store was away at a time, within a margin."""
         return any(span.touches(at, margin) for span in self.outages)
 
     def was_fine(self, since: float) -> bool:
-        """Whether the store was there all the time from then until now."""
+        """Whether the store has been available ever since."""
         if self._since is not None:
             return False
         return not any(span.until >= since for span in self.outages)

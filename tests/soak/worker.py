@@ -1,4 +1,4 @@
-"""What the worker processes run: ``python -m dramatiq tests.soak.worker``."""
+"""The worker processes: ``python -m dramatiq tests.soak.worker``."""
 
 import os
 import threading
@@ -7,7 +7,7 @@ import dramatiq
 
 from .actors import Journal, declare, make_broker
 
-# Nothing outlives the soak, whatever becomes of the process that began it.
+# No worker outlives the soak test, even if the process that started it is killed.
 _end = threading.Timer(float(os.environ["SOAK_SECONDS"]), os._exit, (1,))
 _end.daemon = True
 _end.start()

@@ -1,4 +1,4 @@
-"""What the tests of the worker's side share."""
+"""What the tests of the worker side share."""
 
 import pytest
 from dramatiq.brokers.redis import RedisBroker

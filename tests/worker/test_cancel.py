@@ -1,4 +1,4 @@
-"""Cancelling a job that runs, in a real worker."""
+"""Cancelling a running job, in a real worker."""
 
 import asyncio
 import logging
@@ -119,7 +119,7 @@ def test_a_job_stops_at_whatever_it_calls_next(redis_url: str, work: Any) -> Non
 def test_a_cancelled_job_ends_quietly(
     broker: RedisBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A cancelled job is not retried, calls nobody back and logs no traceback."""
+    """A cancelled job is not retried, calls no callbacks and logs no traceback."""
     called = []
 
     @dramatiq.actor(broker=broker)
@@ -149,7 +149,7 @@ def test_a_cancelled_job_ends_quietly(
 
 def test_clean_up_runs_and_may_report(redis_url: str) -> None:
     """`except Exception` lets the cancel through, `finally` blocks run and report, and
-    it is raised once in each thread.
+    each thread raises the cancel once.
     """
     broker = make_broker(redis_url)
     seen: list[str] = []
@@ -190,7 +190,7 @@ def test_clean_up_runs_and_may_report(redis_url: str) -> None:
 
 
 def test_any_exception_after_a_cancel_is_a_cancel(broker: RedisBroker) -> None:
-    """A job that fails in its own way after it was cancelled ends as cancelled."""
+    """A job that raises another exception after its cancel ends as cancelled."""
 
     @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
@@ -206,7 +206,7 @@ def test_any_exception_after_a_cancel_is_a_cancel(broker: RedisBroker) -> None:
 
 
 def test_an_exception_before_the_job_heard_of_it_is_a_cancel(redis_url: str) -> None:
-    """A job that fails before it learns of the cancel is cancelled, and its retry
+    """A job that fails before it learns of the cancel is cancelled, and its retry is
     skipped.
     """
     middleware = JobStateMiddleware(url=redis_url, interval=10)
@@ -234,7 +234,7 @@ def test_an_exception_before_the_job_heard_of_it_is_a_cancel(redis_url: str) -> 
 
 
 def test_a_job_that_shields_itself_is_a_success(redis_url: str) -> None:
-    """A job that returns normally after it was cancelled ends as a success."""
+    """A job that returns normally after its cancel ends as a success."""
     broker = make_broker(redis_url)
 
     @job_actor(broker=broker)
@@ -254,7 +254,7 @@ def test_a_job_that_shields_itself_is_a_success(redis_url: str) -> None:
 
 @pytest.mark.parametrize("delay", [None, 200])
 def test_a_waiting_job_never_begins(redis_url: str, delay: int | None) -> None:
-    """A job that is cancelled while it is queued or delayed is not run."""
+    """A job that is cancelled while queued or delayed does not run."""
     broker = make_broker(redis_url)
     runs = []
 
@@ -273,7 +273,7 @@ def test_a_waiting_job_never_begins(redis_url: str, delay: int | None) -> None:
 
 
 def test_a_retrying_job_never_begins_again(redis_url: str) -> None:
-    """A job that is cancelled between two tries is not tried again."""
+    """A job that is cancelled between two attempts does not run again."""
     broker = make_broker(redis_url)
     runs = []
 
@@ -293,9 +293,7 @@ def test_a_retrying_job_never_begins_again(redis_url: str) -> None:
 
 
 def test_a_cancelled_job_has_no_result_and_no_next_step(redis_url: str) -> None:
-    """A caller who asks for the result learns that there is none, and a pipeline does
-    not go on.
-    """
+    """The result of a cancelled job reads as a failure, and its pipeline stops."""
     broker = make_broker(redis_url)
     backend = RedisBackend(url=redis_url)
     broker.add_middleware(Results(backend=backend))
@@ -324,7 +322,7 @@ def test_a_cancelled_job_has_no_result_and_no_next_step(redis_url: str) -> None:
 def test_an_async_job_with_a_slow_clean_up(
     redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A coroutine's clean-up may take its time: two seconds here."""
+    """The clean-up of a cancelled coroutine may take its time: two seconds here."""
     broker = make_broker(redis_url, others=(AsyncIO(),))
 
     @job_actor(broker=broker)
@@ -376,7 +374,7 @@ def test_an_async_loop_stops_and_closes_what_it_goes_through(
 def test_a_redelivered_job_that_was_cancelled_is_skipped(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """A job whose worker died after the cancel is cancelled when it comes again."""
+    """A job whose worker died after the cancel is cancelled on redelivery."""
     broker = make_broker(redis_url)
     runs = []
 
@@ -385,7 +383,7 @@ def test_a_redelivered_job_that_was_cancelled_is_skipped(
         runs.append(1)
 
     message = run_marathon.send()
-    # What a worker leaves behind that was killed.
+    # What a killed worker leaves behind.
     key = f"jobstate:{message.message_id}"
     now = int(time.time() * 1000)
     fields: dict[Any, Any] = {
@@ -408,8 +406,8 @@ def test_a_redelivered_job_that_was_cancelled_is_skipped(
 def test_a_retry_that_was_cancelled_keeps_what_the_first_try_said(
     redis_url: str,
 ) -> None:
-    """A job that is cancelled before its second try keeps the attempt, the start and
-    the metrics of the first when its message comes.
+    """A job cancelled before its retry keeps the attempt, the start and the metrics of
+    the first run when its message arrives.
     """
     broker = make_broker(redis_url)
 
@@ -433,7 +431,7 @@ def test_a_retry_that_was_cancelled_keeps_what_the_first_try_said(
 def test_a_cancel_while_the_store_is_away_is_refused(
     redis_url: str, server: EmbeddedServer
 ) -> None:
-    """Without the store nobody can be told: the caller learns it."""
+    """cancel() raises an exception while the store is away."""
     broker = make_broker(redis_url, JobStateMiddleware(url=server.url))
 
     @dramatiq.actor(broker=broker, job_state=True)
@@ -448,8 +446,8 @@ def test_a_cancel_while_the_store_is_away_is_refused(
 def test_a_job_that_began_without_the_store_hears_of_the_cancel(
     redis_url: str, server: EmbeddedServer, tmp_path: Any
 ) -> None:
-    """A job that was cancelled while it waited, but whose worker could not know, is
-    told when the store is back.
+    """A job cancelled while queued, which began while the store was away, learns of the
+    cancel once the store is back.
     """
     server = EmbeddedServer(directory=str(tmp_path), arguments=["--appendonly", "yes"])
     with server:

@@ -51,8 +51,8 @@ from tests.jobs import working as worker_of
 from tests.support import SENT
 from tests.webapp import make_app, make_request, make_tm_config
 
-#: The kinds of broker: one that says as little as it can, one that says all, and the
-#: package, where it is installed.
+#: The kinds of broker: one that emits as few signals as it can, one that emits all, and
+#: the package, where it is installed.
 KINDS: dict[str, Callable[..., Any]] = {
     "terse": InCallerBroker,
     "talkative": lambda *args, **options: InCallerBroker(
@@ -66,14 +66,14 @@ InCaller = Callable[..., dramatiq.Broker]
 
 
 class Stop(Middleware):
-    """Stops the messages whose first argument is "stop" before they are worked on."""
+    """Stops the messages whose first argument is "stop" before they are processed."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
 
     def before_process_message(self, broker: Any, message: Any) -> None:
         if message.args[:1] == ("stop",):
-            # Not the same each time: it would keep whom it has passed.
+            # A new exception each time, since its traceback would keep frames alive.
             raise type(self.error)(*self.error.args)
 
 
@@ -97,7 +97,7 @@ def ours(redis_url: str) -> Iterator[JobStateMiddleware]:
 
 @pytest.fixture(params=KINDS)
 def in_caller(request: pytest.FixtureRequest, redis_url: str) -> Iterator[InCaller]:
-    """Makes a broker with the given middleware, and ours where None stands."""
+    """Makes a broker with the given middleware, and ours in place of None."""
     made = []
 
     def make(*others: Middleware | None, fail_fast: bool = True) -> dramatiq.Broker:
@@ -114,7 +114,7 @@ def in_caller(request: pytest.FixtureRequest, redis_url: str) -> Iterator[InCall
 
 @pytest.fixture(autouse=True)
 def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Whatever happens, no run is taken for one that was overtaken."""
+    """No test here may log that a run was overtaken."""
     yield
     assert messages(caplog, "pyramid_jobstate") == []
 
@@ -123,7 +123,7 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def test_a_job_that_returns_is_a_success_at_once(
     in_caller: InCaller, fail_fast: bool
 ) -> None:
-    """When its sender goes on, the job is a success, with all that it has reported."""
+    """When `send` returns, the job is a success, with all that it reported."""
     broker = in_caller(fail_fast=fail_fast)
 
     @job_actor(broker=broker, job_state=RunMarathon)
@@ -141,7 +141,7 @@ def test_a_job_that_returns_is_a_success_at_once(
 
 
 def message_of(job_state: JobState | None) -> Any:
-    """Return what load() takes for a message."""
+    """Return what load() accepts as a message."""
     assert job_state is not None
     return message_of_uuid(job_state.uuid)
 
@@ -155,8 +155,8 @@ def message_of_uuid(uuid: str) -> Any:
 def test_a_job_that_fails_is_an_error_at_once(
     in_caller: InCaller, fail_fast: bool, is_handling: bool
 ) -> None:
-    """A job that raises is an error, also where the broker tells the sender alone; one
-    that is sent while an exception is handled has nothing to do with that.
+    """A job that raises is an error, even if the broker tells only the sender. A job
+    sent while an exception is handled is unaffected by it.
     """
     broker = in_caller(fail_fast=fail_fast)
     seen = []
@@ -186,7 +186,7 @@ def test_a_job_that_fails_is_an_error_at_once(
 
 
 def note_ends(broker: dramatiq.Broker, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return the list of the ends that are written from now on."""
+    """Return a list to which each end written from now on is added."""
     ends: list[str] = []
     store = store_of(broker)
     write = store.write
@@ -202,7 +202,7 @@ def note_ends(broker: dramatiq.Broker, monkeypatch: pytest.MonkeyPatch) -> list[
 def test_the_end_is_written_once(
     in_caller: InCaller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One acknowledgement, of which the broker tells twice, is one end."""
+    """One acknowledgement that the broker signals twice is written as one end."""
     broker = in_caller()
 
     @dramatiq.actor(broker=broker, job_state=True)
@@ -237,7 +237,7 @@ def test_a_try_ends_before_the_next_one_begins(
 
 @pytest.fixture(params=["success", "error", "cancelled", "skipped", "untracked"])
 def inner(request: pytest.FixtureRequest) -> str:
-    """What becomes of a job that is run within another."""
+    """How a job that runs within another ends."""
     fate: str = request.param
     return fate
 
@@ -247,8 +247,8 @@ def inner(request: pytest.FixtureRequest) -> str:
 def test_a_job_within_a_job_leaves_that_alone(
     in_caller: InCaller, inner: str, fail_fast: bool, fails: bool
 ) -> None:
-    """A job sends others, whatever becomes of them: what it reports afterwards lands,
-    it ends as it should, and so do the others.
+    """However the jobs that a job sends end, it can go on reporting, and it and they
+    end with their own status.
     """
     broker = in_caller(Stop(SkipMessage("not today")), fail_fast=fail_fast)
     seen: list[Any] = []
@@ -299,7 +299,7 @@ def test_a_job_within_a_job_leaves_that_alone(
 
 
 def test_an_actor_that_sends_itself_runs_within_itself(in_caller: InCaller) -> None:
-    """Each depth of a recursion is a job of its own, and keeps its own values."""
+    """Each level of a recursion is a separate job and keeps its own values."""
     broker = in_caller()
     seen: dict[int, Any] = {}
 
@@ -318,8 +318,8 @@ def test_an_actor_that_sends_itself_runs_within_itself(in_caller: InCaller) -> N
 
 
 def test_a_direct_call_within_a_job_is_detached(in_caller: InCaller) -> None:
-    """An actor that a job calls, and does not send, keeps its values in memory: before
-    another job ran within that one, in it, and afterwards.
+    """An actor that a job calls directly keeps its values in memory: before another job
+    runs within that job, inside the other job, and afterwards.
     """
     broker = in_caller()
     called: list[JobState] = []
@@ -350,7 +350,7 @@ def test_a_direct_call_within_a_job_is_detached(in_caller: InCaller) -> None:
 
 
 def test_callbacks_run_within_the_job_that_calls_them(in_caller: InCaller) -> None:
-    """A job's callbacks run before it is acknowledged, and are jobs of their own."""
+    """A job's callbacks run before it is acknowledged, and are separate jobs."""
     broker = in_caller(Callbacks(), fail_fast=False)
     seen: list[Any] = []
 
@@ -378,7 +378,7 @@ def test_callbacks_run_within_the_job_that_calls_them(in_caller: InCaller) -> No
 def test_a_pipeline_runs_within_its_first_step(
     in_caller: InCaller, fail_fast: bool, is_first: bool
 ) -> None:
-    """Each step of a pipeline ends as it should, those after one that failed too."""
+    """Each step of a pipeline has its own end; those after a failure are cancelled."""
     order = (None, Pipelines()) if is_first else (Pipelines(), None)
     broker = in_caller(*order, fail_fast=fail_fast)
 
@@ -439,7 +439,7 @@ def test_a_retry_runs_within_the_try_that_failed(
 
 
 def test_a_retry_within_a_job_leaves_that_alone(in_caller: InCaller) -> None:
-    """A job whose inner job is retried in place goes on when that has ended."""
+    """A job whose inner job is retried in place goes on once that has ended."""
     broker = in_caller(Retries(), fail_fast=False)
     seen: list[Any] = []
 
@@ -461,7 +461,7 @@ def test_a_retry_within_a_job_leaves_that_alone(in_caller: InCaller) -> None:
 
 
 def test_a_try_that_another_middleware_stops_is_no_run(in_caller: InCaller) -> None:
-    """A job whose next try is skipped in place ends with what the first one raised."""
+    """A retry that is skipped in place does not count as an attempt."""
     broker = in_caller(Retries(), fail_fast=False)
 
     class StopRetries(Middleware):
@@ -481,7 +481,7 @@ def test_a_try_that_another_middleware_stops_is_no_run(in_caller: InCaller) -> N
 
 
 def test_a_job_that_puts_itself_back_runs_within_itself(in_caller: InCaller) -> None:
-    """The run that comes of it owns the record; the outer one may report in vain."""
+    """The run of the message put back owns the record, no longer the outer run."""
     broker = in_caller()
     runs: list[int] = []
 
@@ -505,7 +505,7 @@ def test_a_job_that_puts_itself_back_runs_within_itself(in_caller: InCaller) -> 
 def test_a_job_that_is_cancelled_says_so(
     in_caller: InCaller, fail_fast: bool, retried: bool
 ) -> None:
-    """A job that is cancelled while it runs is cancelled, and never runs again."""
+    """A job that is cancelled while it runs reads cancelled, and never runs again."""
     broker = in_caller(*([Retries()] if retried else []), fail_fast=fail_fast)
     seen: list[Any] = []
 
@@ -525,8 +525,8 @@ def test_a_job_that_is_cancelled_says_so(
 
 
 def test_a_job_is_told_once_of_its_cancel_whatever_it_runs(in_caller: InCaller) -> None:
-    """A job that shields itself from its cancel, and runs another that is cancelled as
-    well, is not told again.
+    """A job that survives its cancel and runs another job that is cancelled, too, does
+    not get its own cancel raised again.
     """
     broker = in_caller(fail_fast=False)
     seen: list[Any] = []
@@ -555,7 +555,7 @@ def test_a_job_is_told_once_of_its_cancel_whatever_it_runs(in_caller: InCaller) 
 
 
 def test_a_job_that_was_cancelled_before_does_not_run(in_caller: InCaller) -> None:
-    """A message whose job was cancelled while it was queued is skipped."""
+    """A message whose job was cancelled while queued is skipped."""
     broker = in_caller()
 
     @dramatiq.actor(broker=broker, job_state=True)
@@ -577,8 +577,8 @@ def test_a_job_that_was_cancelled_before_does_not_run(in_caller: InCaller) -> No
 def test_a_job_that_another_middleware_stops_never_began(
     in_caller: InCaller, fail_fast: bool, is_first: bool, error: Exception
 ) -> None:
-    """A job that is skipped, or refused, before it began says why and reads attempt 0,
-    wherever that middleware stands.
+    """A job that a middleware skips or refuses before its start gives the reason and
+    reads attempt 0, wherever that middleware stands.
     """
     order = (None, Stop(error)) if is_first else (Stop(error), None)
     broker = in_caller(*order, fail_fast=fail_fast)
@@ -599,7 +599,7 @@ def test_a_job_that_another_middleware_stops_never_began(
 
 
 def test_async_actors_run_within_their_sender(in_caller: InCaller) -> None:
-    """An async actor, and a job that one sends, are jobs as all others."""
+    """An async actor is a job like any other, and so is a job that it sends."""
     broker = in_caller(AsyncIO())
     seen: list[Any] = []
 
@@ -641,7 +641,7 @@ def test_async_actors_run_within_their_sender(in_caller: InCaller) -> None:
 def begin_request(
     in_caller: InCaller, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[dramatiq.Broker], Any]:
-    """Makes a request of Alice's in a transaction, whose broker is the global one."""
+    """Makes a request of Alice's in a transaction, and the broker global."""
 
     def make_site(broker: dramatiq.Broker) -> Any:
         monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
@@ -657,8 +657,8 @@ def begin_request(
 def test_a_job_that_leaves_with_the_transaction_runs_in_the_commit(
     in_caller: InCaller, begin_request: Any
 ) -> None:
-    """What a request sends in a transaction has ended when that has committed: jobs,
-    those that they send, pipelines and groups.
+    """All that a request sends in a transaction has ended once the transaction is
+    committed: jobs, the jobs that they send, pipelines and groups.
     """
     broker = in_caller(Pipelines())
     inner: list[Any] = []
@@ -701,8 +701,8 @@ def test_a_job_that_leaves_with_the_transaction_runs_in_the_commit(
 def test_a_job_that_is_sent_at_once_and_fails_is_an_error(
     in_caller: InCaller, begin_request: Any
 ) -> None:
-    """The sender hears of it, and the record stays: the job has run. The next step of
-    its pipeline was not reached.
+    """The exception reaches the sender, and the record stays, since the job has run.
+    The next step of its pipeline reads as not reached.
     """
     broker = in_caller(Pipelines())
 
@@ -724,7 +724,7 @@ def test_a_job_that_is_sent_at_once_and_fails_is_an_error(
 def test_a_request_within_a_request_keeps_what_the_outer_announced(
     in_caller: InCaller, begin_request: Any
 ) -> None:
-    """A job that sends with a request of its own leaves the outer one's jobs alone."""
+    """A job that sends with its own request leaves the outer request's jobs alone."""
     broker = in_caller()
     seen: list[Any] = []
 
@@ -742,7 +742,7 @@ def test_a_request_within_a_request_keeps_what_the_outer_announced(
 
 
 def test_nothing_is_left_behind(in_caller: InCaller) -> None:
-    """When all has ended, the middleware and the recorder keep nothing of any job."""
+    """Once all jobs have ended, middleware and recorder keep nothing of them."""
     broker = in_caller(
         Retries(max_retries=1), Stop(RefusedError("no")), fail_fast=False
     )
@@ -767,7 +767,7 @@ def test_nothing_is_left_behind(in_caller: InCaller) -> None:
 
 
 class Quitting(Middleware):
-    """Quits when a message is acknowledged, so that none after it hears of that."""
+    """Quits when a message is acknowledged; no later middleware learns of it."""
 
     def __init__(self) -> None:
         self.is_on = True
@@ -788,8 +788,8 @@ def nothing_is_kept(ours: JobStateMiddleware) -> bool:
 def test_a_job_whose_end_nobody_told_ends_with_the_outer_one(
     in_caller: InCaller, tracked: bool
 ) -> None:
-    """A job whose acknowledgement is interrupted within another's is written to have
-    ended when that ends.
+    """If the acknowledgement of an inner job is interrupted, its end is written when
+    the outer job ends.
     """
     broker = in_caller(None, Quitting())
     seen: list[Any] = []
@@ -823,8 +823,8 @@ def test_a_job_whose_end_nobody_told_ends_with_the_outer_one(
 def test_a_job_whose_end_nobody_told_ends_with_the_next_message(
     in_caller: InCaller,
 ) -> None:
-    """Jobs whose acknowledgement is interrupted are written to have ended when their
-    thread processes another message, which is not within them.
+    """If the acknowledgement of a job is interrupted, its end is written when its
+    thread processes the next message that is not within it.
     """
     broker = in_caller(None, quitting := Quitting())
     ours = middleware_of(broker)
@@ -870,7 +870,7 @@ def test_an_end_that_cannot_be_written_leaves_the_next_message_alone(
 
 
 class MuteBroker(InCallerBroker):
-    """Tells nobody that it has acknowledged a message."""
+    """Does not signal that it has acknowledged a message."""
 
     @contextlib.contextmanager
     def _acknowledging(self, message: Any) -> Iterator[None]:
@@ -878,8 +878,8 @@ class MuteBroker(InCallerBroker):
 
 
 def end_what_is_left(broker: dramatiq.Broker, ours: JobStateMiddleware) -> None:
-    """Acknowledge the last message at last: its job, and what was begun within it,
-    would go on for the other tests.
+    """Acknowledge the last message: otherwise its job, and those begun within it, would
+    go on during other tests.
     """
     broker.emit_after("ack", ours._thread.jobs[0].message)
     assert nothing_is_kept(ours)
@@ -890,8 +890,8 @@ def end_what_is_left(broker: dramatiq.Broker, ours: JobStateMiddleware) -> None:
 def test_a_broker_that_acknowledges_nothing_leaks_no_jobs(
     ours: JobStateMiddleware, is_first: bool, fail_fast: bool
 ) -> None:
-    """With a broker that tells of no acknowledgement a job ends when the next message
-    is processed. One that is sent by a callback is processed within it.
+    """With a broker that does not signal acknowledgements, a job ends when the next
+    message is processed. A message sent by a callback is processed within the job.
     """
     callbacks = Callbacks()
     order = (callbacks, ours) if is_first else (ours, callbacks)
@@ -925,7 +925,7 @@ def test_a_broker_that_acknowledges_nothing_leaks_no_jobs(
 def test_a_job_that_is_stopped_and_not_acknowledged_is_an_error(
     ours: JobStateMiddleware,
 ) -> None:
-    """A message that is stopped, which only its sender is told, has not run."""
+    """A job whose stop only its sender learns of reads as rejected, with attempt 0."""
     broker = MuteBroker((ours, Stop(SkipMessage("not today"))))
 
     @dramatiq.actor(broker=broker, job_state=True)
@@ -942,7 +942,7 @@ def test_a_job_that_is_stopped_and_not_acknowledged_is_an_error(
 
 
 class Roundabout(InCallerBroker):
-    """Has a helper that tells the middleware of a message."""
+    """Signals through a helper method that a message is processed."""
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         self.tell(signal, *args, **kwargs)
@@ -954,7 +954,7 @@ class Roundabout(InCallerBroker):
 def test_a_job_that_runs_is_never_taken_for_one_that_was_left(
     ours: JobStateMiddleware,
 ) -> None:
-    """However a broker tells of a message, a job that runs stays the outer one of those
+    """However a broker signals a message, a running job stays the outer job of those
     that it sends.
     """
     broker = Roundabout((ours,))
@@ -973,7 +973,7 @@ def test_a_job_that_runs_is_never_taken_for_one_that_was_left(
 
 
 class Handling(InCallerBroker):
-    """Tells of a skipped message when it does not handle the exception any more."""
+    """Signals that a message was skipped after it has handled the exception."""
 
     def _process(self, message: Any) -> None:
         try:
@@ -990,8 +990,8 @@ class Handling(InCallerBroker):
 def test_a_skipped_job_has_nothing_to_do_with_what_its_sender_handles(
     ours: JobStateMiddleware, is_first: bool, what: str
 ) -> None:
-    """A job that is skipped, or skips itself, is cancelled, whatever its sender is
-    about to handle.
+    """A job that is skipped, or skips itself, is cancelled, whatever exception its
+    sender is handling.
     """
     stop = Stop(SkipMessage("not today"))
     broker = Handling((stop, ours) if is_first else (ours, stop))
@@ -1017,8 +1017,8 @@ def test_a_skipped_job_has_nothing_to_do_with_what_its_sender_handles(
 def test_a_job_whose_actor_fails_before_its_function_is_an_error(
     in_caller: InCaller, is_handling: bool
 ) -> None:
-    """What is wrapped around the function may raise, and the broker tells the sender
-    alone.
+    """A wrapper around the function that raises makes the job an error, even if the
+    broker tells only the sender.
     """
     broker = in_caller()
 
@@ -1047,8 +1047,8 @@ def test_a_job_whose_actor_fails_before_its_function_is_an_error(
 def test_a_job_that_returns_has_nothing_to_do_with_what_its_sender_handles(
     in_caller: InCaller, fail_fast: bool
 ) -> None:
-    """A job is a success though its function was called in another thread, and its
-    sender is about to handle an exception.
+    """A job is a success even if its function was called in another thread and its
+    sender is handling an exception.
     """
     broker = in_caller(fail_fast=fail_fast)
 
@@ -1070,7 +1070,7 @@ def test_a_job_that_returns_has_nothing_to_do_with_what_its_sender_handles(
 def test_a_job_that_has_returned_is_a_success_whatever_stops_its_sender(
     in_caller: InCaller,
 ) -> None:
-    """What interrupts a middleware after the job does not make it an error."""
+    """An interrupt in a middleware does not turn a returned job into an error."""
 
     class Interrupted(Middleware):
         def after_process_message(self, *args: Any, **kwargs: Any) -> None:
@@ -1090,7 +1090,7 @@ def test_a_job_that_has_returned_is_a_success_whatever_stops_its_sender(
 
 
 class Swallowing(InCallerBroker):
-    """Tells nobody of a message that is skipped."""
+    """Does not signal that a message was skipped."""
 
     def _process(self, message: Any) -> None:
         with contextlib.suppress(SkipMessage):
@@ -1100,7 +1100,7 @@ class Swallowing(InCallerBroker):
 def test_a_job_that_is_skipped_in_silence_does_not_fail_as_its_sender_does(
     ours: JobStateMiddleware,
 ) -> None:
-    """What a sender is about to handle is never taken for what a job raised."""
+    """An exception that the sender is handling is never taken for the job's own."""
     broker = Swallowing((Stop(SkipMessage("not today")), ours))
 
     @dramatiq.actor(broker=broker, job_state=True)
@@ -1116,8 +1116,8 @@ def test_a_job_that_is_skipped_in_silence_does_not_fail_as_its_sender_does(
 
 
 def test_a_retry_that_the_broker_refuses_is_forgotten(ours: JobStateMiddleware) -> None:
-    """A job whose message the broker does not take back is an error, and nothing of it
-    is kept.
+    """A job whose retry the broker does not take is an error, and nothing of it is
+    kept.
     """
 
     class Refusing(InCallerBroker):
@@ -1139,7 +1139,7 @@ def test_a_retry_that_the_broker_refuses_is_forgotten(ours: JobStateMiddleware) 
 
 
 class Unsettling(Middleware):
-    """Keeps the middleware after it from hearing that a message is acknowledged."""
+    """Keeps later middleware from learning that a message is acknowledged."""
 
     def __init__(self) -> None:
         self.is_on = True
@@ -1151,8 +1151,8 @@ class Unsettling(Middleware):
 
 
 def test_jobs_of_two_greenlets_are_not_each_other_s(in_caller: InCaller) -> None:
-    """A job that runs in another greenlet of the thread is none of the business of the
-    one that ends: it goes on reporting, and its own end is written.
+    """The end of one job leaves a job in another greenlet of the thread alone: that one
+    goes on reporting, and its own end is written.
     """
     broker = in_caller()
     main = greenlet.getcurrent()
@@ -1184,8 +1184,8 @@ def test_jobs_of_two_greenlets_are_not_each_other_s(in_caller: InCaller) -> None
 
 
 def test_a_worker_s_thread_has_no_outer_job(redis_url: str) -> None:
-    """A job whose end a worker's thread never heard of is not the outer one of the
-    next: it has ended when that begins.
+    """A job whose end a worker thread never learned of is not the outer job of the next
+    one: it has ended when that begins.
     """
     broker = make_broker(redis_url, before=AgeLimit)
     broker.add_middleware(Unsettling(), before=JobStateMiddleware)

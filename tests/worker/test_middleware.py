@@ -1,4 +1,4 @@
-"""JobStateMiddleware: declaring actors, handing them the JobState, following them."""
+"""JobStateMiddleware: how it declares actors, calls them and follows their jobs."""
 
 import asyncio
 import concurrent.futures
@@ -81,7 +81,7 @@ def test_an_actor_with_the_parameter_is_tracked(broker: RedisBroker) -> None:
 
 
 def test_an_actor_with_the_option_is_tracked(broker: RedisBroker) -> None:
-    """An actor with the option job_state may do without the parameter."""
+    """An actor with the option job_state may omit the parameter."""
 
     @dramatiq.actor(broker=broker, job_state=RunMarathon)
     def run_marathon(miles: int) -> None:
@@ -102,7 +102,7 @@ def test_an_actor_with_the_option_is_tracked(broker: RedisBroker) -> None:
 
 
 def test_the_middleware_may_come_after_the_actors(redis_url: str) -> None:
-    """Actors that were declared before the middleware was added are tracked, too."""
+    """Actors declared before the middleware was added are tracked, too."""
     broker = RedisBroker(url=redis_url)
 
     @job_actor(broker=broker)
@@ -117,7 +117,7 @@ def test_the_middleware_may_come_after_the_actors(redis_url: str) -> None:
 def test_an_untracked_actor_is_left_alone(
     broker: RedisBroker, client: redis.Redis
 ) -> None:
-    """An actor that does not ask for it keeps its function, and nothing is stored."""
+    """An actor that declares neither keeps its function, and nothing is stored."""
     done = threading.Event()
 
     def sweep() -> None:
@@ -147,7 +147,7 @@ def test_an_async_actor_is_tracked(redis_url: str) -> None:
 
 
 def test_a_default_of_the_parameter_is_replaced(broker: RedisBroker) -> None:
-    """A default on job_state is for type checkers: the job is handed its own."""
+    """A default of job_state is for type checkers: the job gets its own JobState."""
 
     @job_actor(broker=broker)
     def run_marathon(miles: int, job_state: Any = None) -> None:
@@ -178,7 +178,7 @@ def test_a_parameter_that_cannot_be_passed_is_refused(
     broker: RedisBroker, function: Any, right: str
 ) -> None:
     """A job_state that cannot be passed by keyword is refused when the actor is
-    declared, and the message shows how to write it.
+    declared, and the error shows how to write it.
     """
     with pytest.raises(ActorError) as error:
         dramatiq.actor(broker=broker)(function)
@@ -187,7 +187,7 @@ def test_a_parameter_that_cannot_be_passed_is_refused(
 
 
 def test_a_parameter_is_refused_also_afterwards(redis_url: str) -> None:
-    """The same is said when the middleware is added to a broker with such an actor."""
+    """Adding the middleware to a broker with such an actor raises the same error."""
     broker = RedisBroker(url=redis_url)
     dramatiq.actor(broker=broker)(in_front)
     with pytest.raises(ActorError, match="in_front"):
@@ -199,8 +199,8 @@ def test_a_parameter_is_refused_also_afterwards(redis_url: str) -> None:
 def test_a_second_middleware_is_refused(
     redis_url: str, declared: str, is_class: bool
 ) -> None:
-    """Two of them on one broker are refused, whichever comes first, they or a tracked
-    actor.
+    """Two middlewares on one broker are refused, whether they or a tracked actor come
+    first.
     """
     broker = RedisBroker(url=redis_url)
 
@@ -232,7 +232,7 @@ def test_a_second_middleware_is_refused(
 
 
 def test_a_second_middleware_is_refused_when_the_broker_is_made() -> None:
-    """The same for those that a broker is made with."""
+    """Two middlewares in a broker's constructor are refused as well."""
     twice: list[Middleware] = [JobStateMiddleware(), JobStateMiddleware()]
     broker = StubBroker(middleware=twice)
     with pytest.raises(ActorError, match="2 JobStateMiddleware"):
@@ -275,7 +275,7 @@ def test_a_class_based_actor_is_tracked_by_its_perform(
 def test_a_class_based_actor_whose_parameter_cannot_be_passed_is_refused(
     broker: RedisBroker,
 ) -> None:
-    """The message shows the right perform(), with its self."""
+    """The error shows the right perform(), with its self."""
     broker_ = broker
     with pytest.raises(ActorError) as error:
 
@@ -301,7 +301,7 @@ def test_an_option_that_is_no_class_is_refused(
 
 
 def test_without_a_place_for_the_states_an_actor_is_refused() -> None:
-    """On a broker that is no RedisBroker the middleware has to be told where."""
+    """On any broker but a RedisBroker, the middleware must be told where states go."""
     broker = StubBroker()
     broker.add_middleware(JobStateMiddleware())
     with pytest.raises(ActorError, match=r"StubBroker.*JobStateMiddleware\(url="):
@@ -309,7 +309,7 @@ def test_without_a_place_for_the_states_an_actor_is_refused() -> None:
 
 
 def test_the_middleware_takes_one_place(client: redis.Redis) -> None:
-    """A store, a URL or a client says where the states are kept: one of them."""
+    """The middleware takes a store, a URL or a client, but only one of them."""
     with pytest.raises(TypeError, match="one of store, url and client"):
         JobStateMiddleware(JobStore(client), client=client)
     broker = StubBroker()
@@ -322,7 +322,7 @@ def test_the_middleware_takes_one_place(client: redis.Redis) -> None:
 
 
 def test_a_stub_broker_works_with_a_url(redis_url: str) -> None:
-    """On another broker the states are kept where the middleware was told."""
+    """On another kind of broker, states are kept at the middleware's URL."""
     broker = StubBroker()
     broker.add_middleware(JobStateMiddleware(url=redis_url))
 
@@ -360,7 +360,7 @@ def test_a_direct_call_gets_a_detached_job_state(broker: RedisBroker) -> None:
 
 
 def test_a_direct_call_may_bring_its_own(broker: RedisBroker) -> None:
-    """A job_state that is passed to a direct call is handed on."""
+    """A job_state passed to a direct call reaches the function unchanged."""
     seen: list[Any] = []
 
     @job_actor(broker=broker)
@@ -373,7 +373,7 @@ def test_a_direct_call_may_bring_its_own(broker: RedisBroker) -> None:
 
 
 def test_a_call_from_within_a_job_is_a_direct_one(broker: RedisBroker) -> None:
-    """A job that calls its own actor as a function does not hand its state on."""
+    """A job that calls its own actor as a function does not pass its state on."""
 
     @job_actor(broker=broker)
     def run_marathon(again: bool, *, job_state: JobState) -> None:
@@ -414,8 +414,8 @@ def test_the_function_keeps_its_name_and_signature(broker: RedisBroker) -> None:
 def test_params_are_named_as_the_actor_names_them(
     broker: RedisBroker, args: Any, kwargs: Any, params: Any
 ) -> None:
-    """The values that were sent are found by the names of the actor's parameters, also
-    when the call is going to fail.
+    """The sent values are stored under the names of the actor's parameters, even if the
+    call is going to fail.
     """
 
     @dramatiq.actor(broker=broker, job_state=True)
@@ -425,7 +425,7 @@ def test_params_are_named_as_the_actor_names_them(
 
 
 def test_params_leave_out_what_is_too_long(broker: RedisBroker) -> None:
-    """A parameter of more than 16 KiB is not stored again with the state."""
+    """A parameter of more than 16 KiB is not stored with the state."""
 
     @dramatiq.actor(broker=broker, job_state=True)
     def run(text: str, miles: int) -> None: ...
@@ -434,8 +434,8 @@ def test_params_leave_out_what_is_too_long(broker: RedisBroker) -> None:
 
 
 def test_params_leave_out_what_json_cannot_say(broker: RedisBroker) -> None:
-    """With another encoder a message may hold anything: what JSON cannot say is left
-    out.
+    """Another encoder allows any value in a message; one that JSON cannot represent is
+    omitted.
     """
 
     @dramatiq.actor(broker=broker, job_state=True)
@@ -480,7 +480,7 @@ def test_a_delayed_send_says_when_it_is_due(broker: RedisBroker) -> None:
 def test_a_message_whose_id_is_no_uuid_is_not_tracked(
     broker: RedisBroker, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Such a message runs with a detached JobState, and a warning says so once."""
+    """A message whose id is not a uuid gets a detached JobState, with one warning."""
     ran = threading.Semaphore(0)
 
     @job_actor(broker=broker)
@@ -503,7 +503,7 @@ def test_a_message_whose_id_is_no_uuid_is_not_tracked(
 
 
 def test_a_worker_faster_than_the_senders_hook_wins(redis_url: str) -> None:
-    """A job that began before the sender's after_enqueue hook stays as it is."""
+    """A job that began before the sender's after_enqueue hook keeps its status."""
     gate = Gate()
 
     class Slow(Middleware):
@@ -511,7 +511,7 @@ def test_a_worker_faster_than_the_senders_hook_wins(redis_url: str) -> None:
             gate.wait_for_job()
 
     broker = make_broker(redis_url, others=(Slow(),))
-    # Reversed, so that Slow comes first after the message has become visible.
+    # After-hooks run in reverse: move Slow to the end so that it runs first.
     broker.middleware.append(broker.middleware.pop(-2))
 
     @dramatiq.actor(broker=broker, job_state=RunMarathon)
@@ -546,8 +546,8 @@ def test_a_send_that_the_broker_refuses_reads_stalled(
 def test_a_send_without_the_store_goes_out(
     redis_url: str, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While the store is away plain sends still go out, with one warning for all; when
-    it is back, their jobs appear at their start.
+    """While the store is away, plain sends still go out, with one warning for all; once
+    it is back, their jobs appear when they start.
     """
     broker = make_broker(redis_url, JobStateMiddleware(url=server.url))
 
@@ -572,7 +572,7 @@ def test_a_send_without_the_store_goes_out(
 def test_a_send_that_cannot_be_confirmed_goes_out(
     redis_url: str, server: EmbeddedServer
 ) -> None:
-    """A store that goes away between the two hooks of a send does no harm."""
+    """A store that goes away between the two hooks of a send does not fail the send."""
 
     class Breaker(Middleware):
         def after_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
@@ -594,7 +594,7 @@ def test_a_send_that_cannot_be_confirmed_goes_out(
 @pytest.fixture(params=["appended", "before", "without"])
 def place(request: pytest.FixtureRequest, redis_url: str) -> tuple[str, RedisBroker]:
     """A broker with the middleware after Retries, before it, or without Retries, and
-    which of these.
+    the name of that place.
     """
     broker = make_placed_broker(redis_url, request.param)
     broker.add_middleware(Results(backend=RedisBackend(url=redis_url)))
@@ -604,8 +604,8 @@ def place(request: pytest.FixtureRequest, redis_url: str) -> tuple[str, RedisBro
 def test_an_exception_is_an_error_once_dramatiq_gives_up(
     place: tuple[str, RedisBroker],
 ) -> None:
-    """A failing job retries, with the attempts counted and the time it is due, and ends
-    in error when Dramatiq gives up: at once where nothing retries it.
+    """A failing job retries, with its attempts and the time it is due, and ends in
+    error when Dramatiq gives up: at once if nothing retries it.
     """
     name, broker = place
     gates = [Gate(), Gate()]
@@ -640,7 +640,7 @@ def test_an_exception_is_an_error_once_dramatiq_gives_up(
 
 
 def test_a_late_success_counts_its_attempts(redis_url: str) -> None:
-    """A job that succeeds at its third try is a success with three attempts."""
+    """A job that succeeds at its third attempt is a success with three attempts."""
     for before in (None, Retries):
         broker = make_broker(redis_url, before=before)
 
@@ -656,7 +656,7 @@ def test_a_late_success_counts_its_attempts(redis_url: str) -> None:
 
 
 def test_throws_and_retry_when_end_in_error(redis_url: str) -> None:
-    """An exception that Dramatiq does not retry ends the job at its first try."""
+    """An exception that Dramatiq does not retry ends the job at its first attempt."""
     for before in (None, Retries):
         broker = make_broker(redis_url, before=before)
 
@@ -691,7 +691,7 @@ def test_retry_reads_retrying(broker: RedisBroker) -> None:
 
 
 def test_a_time_limit_is_an_error(redis_url: str) -> None:
-    """A job that Dramatiq interrupts for its time limit ends as any that fails."""
+    """A job that Dramatiq interrupts at its time limit ends in error."""
     broker = make_broker(redis_url, without=TimeLimit)
     broker.add_middleware(TimeLimit(interval=20), before=JobStateMiddleware)
     broker.emit_after("process_boot")
@@ -716,8 +716,8 @@ class Unspeakable(Exception):
 
 @pytest.mark.parametrize("error", [Unspeakable(), ValueError("x" * 5000)])
 def test_an_error_is_kept_short(broker: RedisBroker, error: Exception) -> None:
-    """Of an exception's text a thousand characters are kept, and none of one that
-    cannot be told.
+    """An exception's text is cut to a thousand characters, and is empty if str()
+    fails.
     """
 
     @dramatiq.actor(broker=broker, max_retries=0, job_state=True)
@@ -734,7 +734,7 @@ def test_an_error_is_kept_short(broker: RedisBroker, error: Exception) -> None:
 
 
 def test_a_rejected_message_is_an_error(redis_url: str) -> None:
-    """A message that another middleware fails, with no exception, ends in error."""
+    """A message that another middleware fails without an exception ends in error."""
 
     class Rejecter(Middleware):
         def before_process_message(self, broker: Any, message: Any) -> None:
@@ -750,14 +750,14 @@ def test_a_rejected_message_is_an_error(redis_url: str) -> None:
     assert state.error == JobError(None, "The message was rejected.")
 
 
-#: What is stored of the exception with which a message is skipped.
+#: The stored type of the exception with which a message is skipped.
 SKIPPED = "dramatiq.middleware.middleware.SkipMessage"
 
 
 @pytest.mark.parametrize("before", [None, AgeLimit])
 def test_the_age_limit_cancels_with_a_reason(redis_url: str, before: Any) -> None:
-    """A message that AgeLimit skips, before this middleware or after it, ends in
-    cancelled with the reason.
+    """A message that AgeLimit skips, before or after this middleware, ends in cancelled
+    with the reason.
     """
     broker = make_broker(redis_url, before=before)
 
@@ -773,7 +773,7 @@ def test_the_age_limit_cancels_with_a_reason(redis_url: str, before: Any) -> Non
 
 
 class Stopping(Middleware):
-    """Stops each delivery of a message from the nth on, in a way."""
+    """Stops a message at its nth delivery and later ones, in the given way."""
 
     def __init__(self, nth: int, how: str) -> None:
         self.nth = nth
@@ -797,8 +797,8 @@ def test_attempt_is_that_of_the_last_run_that_began(
     redis_url: str, order: str, nth: int, how: str
 ) -> None:
     """A job that another middleware stops has the attempt and the start of the last run
-    whose actor was called, wherever the other middleware stands. What that reported is
-    kept where the message is stopped before this middleware sees it.
+    whose actor was called, wherever that middleware stands. It keeps that run's reports
+    if the message is stopped before this middleware sees it.
     """
     broker = make_broker(redis_url, before=None if order == "after" else AgeLimit)
     where: Any = JobStateMiddleware if order != "before" else None
@@ -836,8 +836,8 @@ def test_attempt_is_that_of_the_last_run_that_began(
 def test_a_skipped_message_that_nobody_recorded_is_left_alone(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """Skipping a message that has no record, or whose record has expired, makes none,
-    if that is done before this middleware.
+    """A message without a record, or with an expired one, gets none if it is skipped
+    before this middleware.
     """
     broker = make_broker(redis_url)
 
@@ -858,8 +858,8 @@ def test_a_skipped_message_that_nobody_recorded_is_left_alone(
 def test_a_message_that_is_refused_for_good_is_an_error(
     redis_url: str, order: str
 ) -> None:
-    """Without Retries a message that another middleware refuses is acknowledged: its
-    job does not read queued for ever.
+    """Without Retries, a message that another middleware refuses is acknowledged: its
+    job ends in error rather than reading queued for ever.
     """
     broker = make_broker(redis_url, before=AgeLimit, without=Retries)
     where: Any = JobStateMiddleware if order == "first" else None
@@ -878,8 +878,8 @@ def test_a_message_that_is_refused_for_good_is_an_error(
 def test_a_message_that_is_refused_and_put_back_waits(
     redis_url: str, order: str
 ) -> None:
-    """A job that another middleware refuses at first is retried when it is let through,
-    wherever the middleware stand; meanwhile it says when that is.
+    """A job that another middleware refuses at first runs at its retry, wherever the
+    middlewares stand. Until then it reads retrying, with the time it is due.
     """
     places: dict[str, Any] = {"before": AgeLimit, "first": AgeLimit, "last": Retries}
     broker = make_broker(redis_url, before=places.get(order))
@@ -912,8 +912,8 @@ def test_a_message_that_is_refused_and_put_back_waits(
 
 @pytest.mark.parametrize("order", ["before", "after", "first"])
 def test_a_retry_that_is_refused_is_due_anew(redis_url: str, order: str) -> None:
-    """A job whose next try another middleware refuses says when the one after it is
-    due, and keeps the attempt of the last one.
+    """If another middleware refuses the retry of a job, the job shows when the next one
+    is due, and keeps the attempt of its last run.
     """
     broker = make_broker(redis_url, before=AgeLimit if order == "first" else None)
     where: Any = None if order == "after" else JobStateMiddleware
@@ -938,7 +938,7 @@ def test_a_retry_that_is_refused_is_due_anew(redis_url: str, order: str) -> None
 
 
 class Limiter(Middleware):
-    """Puts the first deliveries of messages back for a while, and skips them."""
+    """Puts the first deliveries back for a while, and skips them."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -952,8 +952,8 @@ class Limiter(Middleware):
 
 @pytest.mark.parametrize("order", ["before", "after", "first"])
 def test_a_message_that_a_limiter_puts_back_waits(redis_url: str, order: str) -> None:
-    """A job whose message is put back and skipped, to be run later, is not over, and
-    the later step of its pipeline waits, wherever the limiter stands.
+    """A job whose message is put back and skipped is not finished, and the next step of
+    its pipeline waits, wherever the limiter stands.
     """
     broker = make_broker(redis_url, before=AgeLimit if order == "first" else None)
     where: Any = None if order == "after" else JobStateMiddleware
@@ -983,7 +983,7 @@ def test_a_message_that_a_limiter_puts_back_waits(redis_url: str, order: str) ->
 
 
 class EarlyLimiter(Limiter):
-    """Has the message before its sender has written that the broker took it."""
+    """Gets the message before its sender has recorded that the broker took it."""
 
     def __init__(self, client: redis.Redis) -> None:
         super().__init__()
@@ -997,7 +997,7 @@ class EarlyLimiter(Limiter):
 def test_a_message_that_is_put_back_before_it_is_confirmed_waits(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """A worker may be faster than the sender: the job is not over for that."""
+    """A job whose message is put back before its sender confirms it is retrying."""
     broker = make_broker(redis_url)
     broker.add_middleware(EarlyLimiter(client), before=JobStateMiddleware)
 
@@ -1010,7 +1010,7 @@ def test_a_message_that_is_put_back_before_it_is_confirmed_waits(
 
 
 class SendsNext(Middleware):
-    """Sends a message when another has been acknowledged, in the worker's thread."""
+    """Sends a message from the worker's thread when another has been acknowledged."""
 
     def __init__(self) -> None:
         self.sent: list[Any] = []
@@ -1026,8 +1026,8 @@ class SendsNext(Middleware):
 def test_a_message_that_its_own_thread_has_sent_is_not_put_back(
     redis_url: str, stop: type[Exception]
 ) -> None:
-    """A message that is stopped by the very thread that sent it ends, and does not wait
-    to come again.
+    """A message stopped in the thread that sent it ends, rather than reading as put
+    back.
     """
 
     class Stops(Middleware):
@@ -1052,7 +1052,7 @@ def test_a_message_that_its_own_thread_has_sent_is_not_put_back(
 
 
 class Stubborn(dramatiq.Actor[Any, Any]):
-    """Tries again when its function raises, and then gives up quietly."""
+    """Tries again when its function raises, and then gives up silently."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         for _ in range(3):
@@ -1062,8 +1062,8 @@ class Stubborn(dramatiq.Actor[Any, Any]):
 
 
 def test_no_wrapper_has_a_cancelled_job_run(redis_url: str) -> None:
-    """A job that was cancelled while it waited is skipped before whatever is wrapped
-    around its actor: it does not run, and no callback is sent.
+    """A job cancelled while queued is skipped before anything that wraps its actor: the
+    actor does not run, and no callback is sent.
     """
     broker = make_broker(redis_url)
     ran: list[str] = []
@@ -1092,7 +1092,7 @@ def test_no_wrapper_has_a_cancelled_job_run(redis_url: str) -> None:
 def test_a_job_whose_actor_is_called_in_another_thread_is_working(
     redis_url: str,
 ) -> None:
-    """A job works from when its message is, whichever thread its function runs in."""
+    """A job reads working during its run, whichever thread its function runs in."""
     broker = make_broker(redis_url)
     gate = Gate()
 
@@ -1121,8 +1121,8 @@ def test_a_job_whose_beginning_cannot_be_written_runs(
     broker: RedisBroker,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where no thread can be started that writes it, the job runs all the same; it is
-    written when that is possible.
+    """If no thread can be started to write a job's start, the job runs anyway, and is
+    written as soon as possible.
     """
     start = Recorder._start
     failures = [RuntimeError("can't start new thread")]
@@ -1144,7 +1144,7 @@ def test_a_job_whose_beginning_cannot_be_written_runs(
 
 
 def test_an_actor_that_skips_itself_is_cancelled(broker: RedisBroker) -> None:
-    """A job that raises SkipMessage ends in cancelled with what it said."""
+    """A job that raises SkipMessage ends in cancelled with the exception's text."""
 
     @dramatiq.actor(broker=broker, job_state=True)
     def run_marathon() -> None:
@@ -1158,7 +1158,7 @@ def test_an_actor_that_skips_itself_is_cancelled(broker: RedisBroker) -> None:
 def test_a_skipped_message_of_an_untracked_actor_is_left_alone(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """Skipping a message that nobody tracks stores nothing."""
+    """Skipping a message of an untracked actor stores nothing."""
     broker = make_broker(redis_url)
 
     @dramatiq.actor(broker=broker, max_age=1)
@@ -1172,7 +1172,7 @@ def test_a_skipped_message_of_an_untracked_actor_is_left_alone(
 
 
 def test_a_message_for_an_unknown_actor_is_an_error(redis_url: str) -> None:
-    """A message that no worker has an actor for ends in error."""
+    """A message whose actor no worker knows ends in error."""
     sender, worker = make_broker(redis_url), make_broker(redis_url)
 
     @dramatiq.actor(broker=sender, job_state=RunMarathon)
@@ -1188,7 +1188,7 @@ def test_a_message_for_an_unknown_actor_is_an_error(redis_url: str) -> None:
 
 
 def test_results_are_stored_before_the_job_ends(place: tuple[str, RedisBroker]) -> None:
-    """When a job reads success, its result can be had."""
+    """Once a job reads success, its result is available."""
     _, broker = place
 
     @dramatiq.actor(broker=broker, job_state=True, store_results=True)
@@ -1203,7 +1203,7 @@ def test_results_are_stored_before_the_job_ends(place: tuple[str, RedisBroker]) 
 
 
 def test_a_job_put_back_by_an_operator_is_queued(broker: RedisBroker) -> None:
-    """A job that has failed, put back in the queue, is queued and runs again."""
+    """A failed job that is put back in the queue reads queued and runs again."""
     fails = [True]
 
     @dramatiq.actor(broker=broker, max_retries=0, job_state=True)
@@ -1222,7 +1222,7 @@ def test_a_job_put_back_by_an_operator_is_queued(broker: RedisBroker) -> None:
 
 
 def test_a_stray_thread_cannot_report_after_the_end(broker: RedisBroker) -> None:
-    """A thread that a job left behind is told that the job has ended."""
+    """A thread that outlives its job gets an error when it reports."""
     kept: list[JobState] = []
 
     @job_actor(broker=broker)
@@ -1257,7 +1257,7 @@ def test_params_of_a_pipelines_step_hold_the_result(redis_url: str) -> None:
 
 @pytest.mark.parametrize("before", [None, Retries])
 def test_a_failed_job_has_no_result(redis_url: str, before: Any) -> None:
-    """A caller who asks a failed job for its result learns that it failed."""
+    """The result of a failed job reads as a failure."""
     broker = make_broker(redis_url, before=before)
     broker.add_middleware(Results(backend=RedisBackend(url=redis_url)))
 
@@ -1275,7 +1275,7 @@ def test_a_failed_job_has_no_result(redis_url: str, before: Any) -> None:
 
 
 def test_two_brokers_keep_their_jobs_apart(redis_url: str) -> None:
-    """Each broker has a middleware of its own, and jobs of its own."""
+    """Each broker has its own middleware and its own jobs."""
     done = []
     for number in range(2):
         broker = make_broker(redis_url)
@@ -1292,8 +1292,8 @@ def test_two_brokers_keep_their_jobs_apart(redis_url: str) -> None:
 
 
 def test_a_job_that_is_put_back_while_it_runs_is_retrying(redis_url: str) -> None:
-    """A job whose message an operator puts back while it runs, in another thread of its
-    process, is not over when it returns; the run that comes of it owns the record.
+    """A job whose message another thread of its process puts back while it runs is not
+    finished when it returns; the run of the message put back owns the record.
     """
     broker = make_broker(redis_url)
     gates = [Gate(), Gate()]
@@ -1320,8 +1320,8 @@ def test_a_job_that_is_put_back_while_it_runs_is_retrying(redis_url: str) -> Non
 
 
 def test_a_next_step_that_is_never_sent_is_an_error(redis_url: str) -> None:
-    """A pipeline of a broker without Pipelines ends with its first step, and says so:
-    the next step was not sent, those after it were not reached.
+    """On a broker without Pipelines, a pipeline ends with its first step: the next one
+    is not sent, and those after it read as not reached.
     """
     broker = make_broker(redis_url, without=Pipelines)
     options = {"pipe_target", "pipe_ignore"}
@@ -1344,7 +1344,7 @@ def test_a_next_step_that_is_never_sent_is_an_error(redis_url: str) -> None:
 
 
 class Auditor(Middleware):
-    """Sends a message of its own from each enqueue hook of the others."""
+    """Sends its own message from each enqueue hook of the others."""
 
     def __init__(self) -> None:
         self.audit: Any = None
@@ -1365,8 +1365,8 @@ class Auditor(Middleware):
 def test_a_send_within_an_enqueue_hook_confuses_nothing(
     redis_url: str, is_last: bool, tracked: bool
 ) -> None:
-    """A middleware that sends a message whenever another is sent leaves the state of
-    that one alone, be it before this middleware or after it.
+    """A middleware that sends a message whenever another is sent does not change that
+    one's state, whether it comes before or after this middleware.
     """
     auditor = Auditor()
     broker = make_broker(redis_url, others=() if is_last else (auditor,))
@@ -1399,8 +1399,8 @@ def test_a_send_within_an_enqueue_hook_confuses_nothing(
 def test_one_job_s_own_error_is_no_outage(
     redis_url: str, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A job whose key another program has written is sent without a state; the next has
-    its record, and one that was cancelled does not run.
+    """A job whose key another program has overwritten is sent without a state; the next
+    job gets its record, and one that was cancelled does not run.
     """
     broker = make_broker(redis_url)
     runs = []
@@ -1424,8 +1424,8 @@ def test_one_job_s_own_error_is_no_outage(
 def test_a_job_that_was_sent_is_confirmed_though_another_met_a_failure(
     redis_url: str,
 ) -> None:
-    """A job whose record was written is known to be sent, whoever met a failure of the
-    store meanwhile.
+    """A job whose record was written is confirmed, even if another call meets a failure
+    of the store meanwhile.
     """
 
     class Failing(Middleware):
@@ -1434,7 +1434,7 @@ def test_a_job_that_was_sent_is_confirmed_though_another_met_a_failure(
 
     ours = JobStateMiddleware(url=redis_url)
     broker = make_broker(redis_url, ours)
-    # Hooks after the fact run in reverse.
+    # After-hooks run in reverse.
     broker.add_middleware(Failing())
 
     @dramatiq.actor(broker=broker, job_state=True)
@@ -1446,7 +1446,7 @@ def test_a_job_that_was_sent_is_confirmed_though_another_met_a_failure(
 
 
 def test_a_long_pipeline_is_dropped_to_its_end(redis_url: str) -> None:
-    """However many steps follow one that fails, each reads cancelled."""
+    """All steps after a failed one read cancelled, however many they are."""
     broker = make_broker(redis_url)
 
     @dramatiq.actor(broker=broker, max_retries=0, job_state=True)
@@ -1469,15 +1469,15 @@ def test_a_long_pipeline_is_dropped_to_its_end(redis_url: str) -> None:
 def test_nothing_of_a_failed_run_is_kept(
     redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The exception of a run, and all that its frames hold, goes with the run, and does
-    not wait for the garbage collector.
+    """A run's exception, and all that its frames hold, is freed with the run, without
+    the garbage collector.
     """
-    # What is logged is kept until the test is over.
+    # caplog would keep the exception until the test ends.
     caplog.set_level(logging.CRITICAL, "dramatiq")
     broker = make_broker(redis_url)
 
     class Payload:
-        """What an actor has at hand."""
+        """An object that the actor holds."""
 
     seen: list[weakref.ref[Payload]] = []
 
@@ -1532,8 +1532,8 @@ def test_a_malformed_next_step_leaves_the_job_its_state(redis_url: str) -> None:
 
 
 def test_an_overtaken_run_leaves_the_later_steps_alone(redis_url: str) -> None:
-    """A run that fails after a newer one has begun, and has sent the next step, says
-    nothing of the steps after it.
+    """A run that fails after a newer one has begun and has sent the next step does not
+    end the steps after it.
     """
     broker = make_broker(redis_url)
     gate = Gate()
@@ -1563,7 +1563,7 @@ def test_an_overtaken_run_leaves_the_later_steps_alone(redis_url: str) -> None:
 
 
 def test_a_surplus_delivery_leaves_the_later_steps_alone(redis_url: str) -> None:
-    """A message that AgeLimit drops while another delivery of it is worked on ends
+    """A message that AgeLimit drops while another delivery of it is running ends
     neither that run nor the steps after it.
     """
     broker = make_broker(redis_url)
@@ -1585,7 +1585,7 @@ def test_a_surplus_delivery_leaves_the_later_steps_alone(redis_url: str) -> None
 
 
 class Refusing(Middleware):
-    """Fails before a message is worked on."""
+    """Fails before a message is processed."""
 
     class RefusedError(MiddlewareError):
         pass
@@ -1598,8 +1598,8 @@ class Refusing(Middleware):
 def test_a_middleware_that_fails_before_the_job_ends_it(
     redis_url: str, before: Any
 ) -> None:
-    """A message that another middleware does not let through ends as an error when
-    Dramatiq gives up, wherever that middleware stands, and so do the steps after it.
+    """A message that another middleware refuses ends in error when Dramatiq gives up,
+    wherever that middleware stands, and so does its pipeline.
     """
     broker = make_broker(redis_url, before=before)
     broker.add_middleware(Refusing(), before=None if before else AgeLimit)
@@ -1621,7 +1621,7 @@ def test_a_middleware_that_fails_before_the_job_ends_it(
 def test_an_owner_that_cannot_be_one_owns_nothing(
     redis_url: str, owner: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A plain send that names an impossible owner is tracked, for nobody, and said."""
+    """A plain send with an impossible owner is tracked for nobody, with a warning."""
     broker = make_broker(redis_url)
 
     @dramatiq.actor(broker=broker, job_state=True)
@@ -1639,8 +1639,8 @@ def test_an_owner_that_cannot_be_one_owns_nothing(
 def test_a_send_that_succeeds_does_not_end_the_trouble_of_the_updates(
     redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While the updates of running jobs fail, a send that a node of the store has taken
-    does not say that all is well.
+    """While the updates of running jobs fail, a send that one node of the store takes
+    does not log that the store is back.
     """
     caplog.set_level(logging.INFO)
     ours = JobStateMiddleware(url=redis_url)
@@ -1662,8 +1662,8 @@ def test_a_send_that_succeeds_does_not_end_the_trouble_of_the_updates(
 def test_a_cancelled_job_that_put_itself_back_is_kept_until_that_comes(
     redis_url: str,
 ) -> None:
-    """A job that has put its own message back, and is then stopped by a cancel, is
-    remembered until the message comes.
+    """A job that puts its own message back, and is then cancelled, keeps its record
+    until the message is due.
     """
     store = JobStore(redis_url, expire_in=100, active_expire_in=1000)
     ours = JobStateMiddleware(store, interval=0.02)
@@ -1688,8 +1688,8 @@ def test_a_cancelled_job_that_put_itself_back_is_kept_until_that_comes(
 def test_sends_within_each_other_keep_what_the_outer_one_announced(
     broker: RedisBroker,
 ) -> None:
-    """What a middleware sends in between with records of its own leaves the messages of
-    the outer sender announced.
+    """A middleware that sends other announced messages in between keeps the outer
+    sender's messages announced.
     """
 
     @dramatiq.actor(broker=broker, job_state=True)

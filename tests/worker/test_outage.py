@@ -1,4 +1,4 @@
-"""Outage: who waits for a store that is away, and what is said of it."""
+"""Outage: who may ask a store that is away, and what is logged about it."""
 
 import logging
 import time
@@ -14,20 +14,20 @@ LOG = logging.getLogger("tests.outage")
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, in seconds, to be set."""
+    """The time in seconds, which the test can set."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
 
 
 def test_everyone_asks_while_all_is_well(clock: list[float]) -> None:
-    """Nobody is held back from a store that answers."""
+    """Every caller may ask a store that answers."""
     found = Outage(LOG)
     assert [found.may_ask() for _ in range(3)] == [True] * 3
 
 
 def test_one_a_second_asks_during_an_outage(clock: list[float]) -> None:
-    """After a failure nobody asks for a second, and then one in each second."""
+    """After a failure nobody may ask for one second; then one caller a second may."""
     found = Outage(LOG)
     found.begin()
     assert not found.may_ask()
@@ -47,7 +47,7 @@ def test_everyone_asks_after_the_outage(clock: list[float]) -> None:
 
 
 def test_an_outage_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    """However often it is met it is logged once, and once that it is over."""
+    """An outage is logged once, however many calls fail, and so is its end."""
     caplog.set_level(logging.INFO)
     found = Outage(LOG)
     found.recover()

@@ -1,4 +1,4 @@
-"""Pipelines and groups that were sent from a request, as a worker goes through them."""
+"""How a worker runs pipelines and groups that were sent from a request."""
 
 import contextlib
 import time
@@ -32,9 +32,7 @@ class SkipNinetyNine(Middleware):
 def broker(
     request: pytest.FixtureRequest, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> Broker:
-    """Override: Dramatiq's global broker, with our middleware at either end of the
-    others.
-    """
+    """Override: Dramatiq's global broker, with our middleware first or last."""
     before = AgeLimit if request.param == "first" else None
     broker = make_broker(
         redis_url,
@@ -55,9 +53,7 @@ def gate() -> Iterator[Gate]:
 
 @pytest.fixture
 def step(broker: Broker, gate: Gate) -> Any:
-    """An actor that adds, waits at the gate at 7, goes on for ever at 8, and fails at
-    13.
-    """
+    """An actor that adds, waits at the gate at 7, never ends at 8, and fails at 13."""
 
     @dramatiq.actor(broker=broker, job_state=RunMarathon, max_retries=0)
     def step(miles: int, before: int = 0, *, job_state: JobState) -> int:
@@ -105,8 +101,8 @@ NOT_RUN = ("cancelled", NOT_REACHED.message)
 def test_steps_succeed_in_their_turn(
     broker: Broker, states_of_alice: Any, step: Any, gate: Gate, ended: Any
 ) -> None:
-    """Each step is queued until its turn has come, gets the result of the one before,
-    and is the sender's.
+    """Each step is queued until its turn comes, gets the result of the step before, and
+    belongs to the sender.
     """
     sent = states_of_alice.send_immediately(
         step.message(7) | step.message(2) | step.message(3)
@@ -135,7 +131,7 @@ def test_steps_succeed_in_their_turn(
 def test_steps_after_one_that_fails_are_cancelled(
     broker: Broker, states_of_alice: Any, step: Any, ended: Any
 ) -> None:
-    """When a step gives up, those after it have no turn any more, and say why."""
+    """When a step fails for good, those after it are cancelled and give the reason."""
     sent = states_of_alice.send_immediately(
         pipeline([step.message(1), step.message(13), step.message(2), step.message(3)])
     )
@@ -147,7 +143,7 @@ def test_steps_after_one_that_fails_are_cancelled(
         NOT_RUN,
         NOT_RUN,
     ]
-    # Finished jobs are listed as such.
+    # Finished jobs are listed under their status.
     assert {j.uuid for j in states_of_alice.list(status="cancelled").items} == {
         j.uuid for j in jobs[2:]
     }
@@ -156,7 +152,7 @@ def test_steps_after_one_that_fails_are_cancelled(
 def test_steps_after_one_that_is_tried_again_wait(
     broker: Broker, states_of_alice: Any, ended: Any
 ) -> None:
-    """A step that will be tried again has not failed."""
+    """Steps after one that will be retried stay queued."""
     tries: list[int] = []
     statuses = []
 
@@ -207,7 +203,7 @@ def test_steps_after_one_that_is_too_old_are_cancelled(
 def test_steps_after_one_that_is_cancelled_are_cancelled(
     broker: Broker, states_of_alice: Any, step: Any, ended: Any
 ) -> None:
-    """Cancelling the step that runs ends the pipeline."""
+    """Cancelling the running step ends the pipeline."""
     sent = states_of_alice.send_immediately(
         step.message(8) | step.message(2) | step.message(3)
     )
@@ -221,8 +217,8 @@ def test_steps_after_one_that_is_cancelled_are_cancelled(
 def test_step_that_waits_can_be_cancelled(
     broker: Broker, states_of_alice: Any, step: Any, gate: Gate, ended: Any
 ) -> None:
-    """A step that waits is cancelled at once; those before it go on, and those after it
-    are cancelled when its turn would have come.
+    """A waiting step is cancelled at once; those before it go on, and those after it
+    are cancelled when its turn comes.
     """
     sent = states_of_alice.send_immediately(
         step.message(7) | step.message(2) | step.message(3)
@@ -245,7 +241,7 @@ def test_step_that_waits_can_be_cancelled(
 def test_first_step_cancelled_in_the_queue_ends_the_pipeline(
     broker: Broker, states_of_alice: Any, step: Any, ended: Any
 ) -> None:
-    """So is one whose first step was cancelled before a worker came."""
+    """Cancelling the first step before a worker takes it ends the pipeline."""
     sent = states_of_alice.send_immediately(step.message(1) | step.message(2))
     assert sent[0].cancel()
     with working(broker):
@@ -256,7 +252,7 @@ def test_first_step_cancelled_in_the_queue_ends_the_pipeline(
 def test_step_of_an_actor_that_is_not_declared_ends_the_pipeline(
     broker: Broker, states_of_alice: Any, step: Any, ended: Any
 ) -> None:
-    """A step that no worker knows fails, and those after it are cancelled."""
+    """A step whose actor no worker knows fails, and those after it are cancelled."""
     sent = states_of_alice.send_immediately(step.message(1) | step.message(2))
     with contextlib.ExitStack() as stack:
         stack.callback(broker.actors.update, dict(broker.actors))
@@ -269,8 +265,8 @@ def test_step_of_an_actor_that_is_not_declared_ends_the_pipeline(
 def test_groups_and_their_pipelines_succeed(
     broker: Broker, states_of_alice: Any, step: Any, ended: Any
 ) -> None:
-    """The members of a group run beside each other, a failing one ends only its own
-    pipeline, and groups and pipelines may be within each other.
+    """The members of a group run side by side, a failing member ends only its own
+    pipeline, and groups and pipelines may be nested.
     """
     sent = states_of_alice.send_immediately(
         group(
@@ -290,8 +286,8 @@ def test_groups_and_their_pipelines_succeed(
 def test_completion_callback_is_a_job_of_the_senders(
     broker: Broker, states_of_alice: Any, step: Any, ended: Any
 ) -> None:
-    """What runs when a group is complete has a state as well, under the id that was
-    given, and belongs to whoever sent the group.
+    """A group's completion callback has a state, too, under its message's id, and
+    belongs to the group's sender.
     """
     what = group([step.message(1), step.message(2) | step.message(3)])
     last = step.message(4)
@@ -308,7 +304,7 @@ def test_completion_callback_is_a_job_of_the_senders(
 def test_error_of_a_step_is_its_own(
     broker: Broker, states_of_alice: Any, step: Any, ended: Any, client: redis.Redis
 ) -> None:
-    """A step that ended in its own way keeps that, whatever became of one before."""
+    """A cancelled step keeps its own error, even if an earlier step fails."""
     sent = states_of_alice.send_immediately(step.message(13) | step.message(2))
     assert sent[1].cancel()
     with working(broker):

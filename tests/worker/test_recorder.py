@@ -1,4 +1,4 @@
-"""Recorder against a real server, in good weather and in bad."""
+"""Recorder against a real server that may stop, freeze or lose its data."""
 
 import functools
 import itertools
@@ -51,7 +51,7 @@ MakeRecorder = Callable[..., Recorder]
 
 @pytest.fixture
 def make_recorder(store: JobStore) -> Iterator[MakeRecorder]:
-    """Make recorders that are stopped when the test is over."""
+    """Makes recorders, and stops them at the end of the test."""
     made = []
 
     def make(store: JobStore = store, **options: Any) -> Recorder:
@@ -72,7 +72,7 @@ def recorder(make_recorder: MakeRecorder) -> Recorder:
 
 
 class Job(JobState):
-    """A job that a recorder records."""
+    """A job that a recorder writes."""
 
     kind = "tests.worker.test_recorder.Job"
 
@@ -110,7 +110,7 @@ def away(recorder: Recorder) -> bool:
 def spy_on_writes(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> list[Sequence[Update]]:
-    """Return a list that grows by each batch of updates that is written."""
+    """Return a list to which each written batch of updates is added."""
     written: list[Sequence[Update]] = []
     write = store.write
 
@@ -128,7 +128,7 @@ def in_thread(call: Callable[[], object]) -> threading.Thread:
     return thread
 
 
-# Writing later, and together.
+# Batched writes.
 
 
 def writes(admin: redis.Redis) -> int:
@@ -155,10 +155,10 @@ def test_a_tight_loop_costs_ten_writes_a_second(
 def test_all_jobs_are_written_together(
     make_recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The updates of many jobs go in one round trip."""
+    """The updates of many jobs are written in one round trip."""
     recorder = make_recorder(interval=60)
     jobs = [Job(recorder).begin() for _ in range(50)]
-    # The server has not been told of the script before.
+    # The first write loads the script into the server.
     jobs[0].set_message("here we go")
     assert jobs[0].flush(10)
     for job in jobs:
@@ -178,7 +178,7 @@ def test_all_jobs_are_written_together(
 def test_a_pipeline_has_a_limited_length(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More updates than go in one round trip go in several."""
+    """More updates than fit into one round trip are written in several."""
     monkeypatch.setattr(flush, "BATCH", 2)
     jobs = [Job(recorder).begin() for _ in range(5)]
     written = spy_on_writes(recorder.store, monkeypatch)
@@ -191,7 +191,7 @@ def test_a_pipeline_has_a_limited_length(
 def test_a_silent_job_is_said_to_be_running(
     make_recorder: MakeRecorder, admin: redis.Redis
 ) -> None:
-    """A job that reports nothing is heard of all the same, and does not stall."""
+    """The heartbeats of a job that reports nothing keep it from stalling."""
     store = JobStore(admin, stalled_after=2)
     job = Job(make_recorder(store, heartbeat=0.05)).begin()
     key = key_of(store, job.uuid)
@@ -208,7 +208,7 @@ def test_a_silent_job_is_said_to_be_running(
 
 
 def test_a_job_is_written_when_it_begins(make_recorder: MakeRecorder) -> None:
-    """When begin() returns, a viewer sees the job at work."""
+    """When begin() returns, a viewer sees the job working."""
     job = Job(make_recorder(interval=60), info=INFO._replace(attempt=2)).begin()
     state = job.load()
     assert (state.status, state.attempt, state.owner) == ("working", 2, "alice")
@@ -218,7 +218,7 @@ def test_a_job_is_written_when_it_begins(make_recorder: MakeRecorder) -> None:
 def test_the_end_carries_the_last_values(
     make_recorder: MakeRecorder, admin: redis.Redis
 ) -> None:
-    """When end() returns, everything is stored, and nothing is kept any more."""
+    """When end() returns, everything is stored, and the run has left the backlog."""
     job = Job(make_recorder(interval=60)).begin()
     job.set_progress_metrics(miles=26, name="Åsa")
     job.set_progress(3, 26, "miles", "Done")
@@ -235,7 +235,7 @@ def test_the_end_carries_the_last_values(
 def test_flush_says_whether_all_is_stored(
     make_recorder: MakeRecorder, server: EmbeddedServer
 ) -> None:
-    """flush() waits until everything is stored, and no longer than it may."""
+    """flush() waits until everything is stored, but no longer than its timeout."""
     job = Job(make_recorder(interval=60)).begin()
     job.set_message("one")
     assert job.flush(10)
@@ -252,9 +252,7 @@ def test_flush_says_whether_all_is_stored(
 def test_who_gives_up_waiting_is_forgotten(
     recorder: Recorder, server: EmbeddedServer
 ) -> None:
-    """A job that flushes in vain again and again, while the store is away, takes no
-    memory with that.
-    """
+    """Flushes that time out while the store is away leave no waiters behind."""
     job = Job(recorder).begin()
     with frozen(server):
         assert not any(job.flush(0.02) for _ in range(50))
@@ -264,7 +262,7 @@ def test_who_gives_up_waiting_is_forgotten(
 
 
 def test_sixteen_threads_lose_nothing(recorder: Recorder) -> None:
-    """What sixteen threads of one job report at the same time is all stored."""
+    """All that sixteen threads of one job report at the same time is stored."""
     job = Job(recorder).begin()
 
     def work(number: int) -> None:
@@ -289,9 +287,7 @@ def test_sixteen_threads_lose_nothing(recorder: Recorder) -> None:
 def test_an_end_that_is_seen_early_is_waited_for(
     make_recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A job that comes to its end just when its last update is being gathered need not
-    wait for another one.
-    """
+    """A job that ends just as its last update is gathered need not wait for another."""
     monkeypatch.setattr(recorder_module, "PATIENCE", 60.0)
     job = Job(make_recorder(interval=60)).begin()
     done = threading.Event()
@@ -317,7 +313,7 @@ def test_an_end_that_is_seen_early_is_waited_for(
 
 
 def test_stop_writes_what_is_left(make_recorder: MakeRecorder) -> None:
-    """A worker that stops leaves nothing unsaid, and its thread ends."""
+    """A recorder that stops writes everything, and its thread ends."""
     recorder = make_recorder(interval=60)
     job = Job(recorder).begin()
     thread = recorder._thread
@@ -332,8 +328,8 @@ def test_stop_writes_what_is_left(make_recorder: MakeRecorder) -> None:
 
 
 def test_stop_leaves_the_jobs_of_others_alone(make_recorder: MakeRecorder) -> None:
-    """A worker that stops beside another one in its process does not silence that one's
-    jobs: they report, and hear of a cancel.
+    """A worker that stops leaves the jobs of another worker in its process alone: they
+    still report, and learn of a cancel.
     """
     recorder = make_recorder(heartbeat=0.05)
     job = Job(recorder).begin()
@@ -348,8 +344,8 @@ def test_stop_leaves_the_jobs_of_others_alone(make_recorder: MakeRecorder) -> No
 def test_stop_waits_for_a_store_that_comes_back(
     recorder: Recorder, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Ends that could not be written are written at shutdown, if the store is back
-    soon enough.
+    """Ends that could not be written are written at shutdown if the store is back in
+    time.
     """
     jobs = [Job(recorder).begin() for _ in range(3)]
     with frozen(server):
@@ -374,8 +370,8 @@ def test_stop_gives_up_in_time(
     caplog: pytest.LogCaptureFixture,
     weather: str,
 ) -> None:
-    """A store that stays away does not hold up the shutdown; one line says how much is
-    lost. A job that has not ended is not lost.
+    """A store that stays away does not hold up the shutdown; one line counts the lost
+    outcomes. A job that has not ended is not lost.
     """
     jobs = [Job(recorder).begin() for _ in range(3)]
     Job(recorder).begin().set_message("still at work")
@@ -399,7 +395,7 @@ def test_stop_gives_up_in_time(
 
 
 def test_a_job_after_the_stop_begins_a_new_thread(recorder: Recorder) -> None:
-    """A recorder that was stopped goes on with the next job."""
+    """A stopped recorder starts again with the next job."""
     Job(recorder).begin().end()
     recorder.stop()
     job = Job(recorder).begin()
@@ -411,8 +407,8 @@ def test_a_job_after_the_stop_begins_a_new_thread(recorder: Recorder) -> None:
 def test_a_job_that_begins_during_the_stop_is_recorded(
     recorder: Recorder, server: EmbeddedServer
 ) -> None:
-    """A job that begins when the thread was told to stop, but has not come to it, is
-    not left alone.
+    """A job that begins after the thread was asked to stop, but before it does, is
+    recorded.
     """
     first = Job(recorder).begin()
     with frozen(server):
@@ -435,7 +431,7 @@ def test_a_job_that_begins_during_the_stop_is_recorded(
 def test_a_fork_in_the_middle_of_a_job(
     recorder: Recorder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In a forked child the job's JobState refuses, and a new job is recorded there;
+    """In a forked child, the job's JobState raises an error, and a new job is recorded;
     the parent goes on undisturbed.
     """
     job = Job(recorder).begin()
@@ -475,7 +471,7 @@ def test_a_fork_in_the_middle_of_a_job(
 def test_an_outage_is_one_warning_and_one_info(
     recorder: Recorder, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However long the store is away, it is said once, and once that it is back."""
+    """However long an outage, one warning is logged, and one info at its end."""
     caplog.set_level(logging.INFO)
     job = Job(recorder).begin()
     for _ in range(2):
@@ -497,8 +493,8 @@ def test_memory_is_bounded_while_the_store_is_away(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The ends of jobs that do not fit are forgotten, the oldest first, with one error;
-    those that do, and what still runs, are stored when the store is back.
+    """Ended runs that do not fit are dropped, oldest first, with one error; the others,
+    and those still running, are stored once the store is back.
     """
     recorder = make_recorder(heartbeat=0.2)
     running = Job(recorder).begin()
@@ -523,7 +519,7 @@ def test_memory_is_bounded_while_the_store_is_away(
 
 
 def test_the_size_of_what_is_kept_counts_all_that_is_long() -> None:
-    """Metrics, parameters, message and log are counted."""
+    """The size counts metrics, parameters, message and log."""
     run = Run()
     unsaved = Unsaved(new_id(), run, INFO._replace(params="x" * 1000))
     sizes = [unsaved.size]
@@ -547,7 +543,7 @@ def test_the_size_of_what_is_kept_counts_all_that_is_long() -> None:
 def test_only_the_first_batch_is_tried_while_the_store_is_away(
     recorder: Recorder, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the store does not answer the first round trip, the others are spared."""
+    """When the first round trip gets no answer, the others are skipped."""
     monkeypatch.setattr(flush, "BATCH", 1)
     jobs = [Job(recorder).begin() for _ in range(3)]
     server.stop()
@@ -561,15 +557,15 @@ def test_only_the_first_batch_is_tried_while_the_store_is_away(
 
 
 def slow_store(server: EmbeddedServer) -> JobStore:
-    """Return a store whose client waits for long."""
+    """Return a store whose client has a long timeout."""
     return JobStore(redis.Redis.from_url(server.url, socket_timeout=60))
 
 
 def test_starts_and_ends_wait_for_a_second(
     make_recorder: MakeRecorder, server: EmbeddedServer
 ) -> None:
-    """A store that does not answer holds up a job's start and its end for a while, not
-    as long as the connection would.
+    """A store that does not answer delays a job's start and end for a while, but not
+    for as long as the connection's timeout.
     """
     job = Job(make_recorder(slow_store(server)))
     began = time.monotonic()
@@ -583,8 +579,8 @@ def test_starts_and_ends_wait_for_a_second(
 def test_an_end_that_nobody_waits_for_is_written_soon(
     make_recorder: MakeRecorder, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An end that came while a write was under way, and was waited for in vain, is
-    written as soon as that is over, not at the next heartbeat.
+    """An end set during a write, and no longer waited for, is written right after it
+    rather than at the next heartbeat.
     """
     monkeypatch.setattr(recorder_module, "PATIENCE", 0.1)
     job = Job(make_recorder(slow_store(server), heartbeat=3600)).begin()
@@ -597,7 +593,7 @@ def test_an_end_that_nobody_waits_for_is_written_soon(
 def test_nobody_waits_for_a_store_that_has_been_away(
     make_recorder: MakeRecorder, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once the store has failed, starts and ends do not wait for it again."""
+    """Once the store has failed, starts and ends no longer wait for it."""
     recorder = make_recorder(slow_store(server))
     first = Job(recorder).begin()
     server.stop()
@@ -620,8 +616,8 @@ def test_an_end_that_was_kept_goes_before_the_next_try(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A try that failed while the store was away, and the next one that began since,
-    are written in their order.
+    """The end of a run that failed while the store was away is written before the start
+    of the next run.
     """
     first = Job(recorder).begin()
     written = spy_on_writes(recorder.store, monkeypatch)
@@ -629,7 +625,7 @@ def test_an_end_that_was_kept_goes_before_the_next_try(
         first.set_message("one")
         assert not first.end("retrying")
         wait_for(lambda: away(recorder))
-        # Until somebody waits.
+        # Until someone waits.
         monkeypatch.setattr(recorder_module, "MAX_PAUSE", 3600)
         monkeypatch.setattr(recorder, "interval", 3600)
         failures = recorder._flush.failures
@@ -646,7 +642,7 @@ def test_an_end_that_was_kept_goes_before_the_next_try(
 def test_a_next_try_elsewhere_is_no_trouble(
     make_recorder: MakeRecorder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The next try may begin elsewhere before the end of the one before is written."""
+    """The retry may begin elsewhere before the end of the first run is written."""
     first = Job(make_recorder()).begin()
     second = Job(make_recorder(), first.uuid).begin()
     assert not first.end("retrying")
@@ -657,8 +653,8 @@ def test_a_next_try_elsewhere_is_no_trouble(
 def test_a_store_that_came_back_empty_is_told_everything(
     make_recorder: MakeRecorder, admin: redis.Redis
 ) -> None:
-    """A job that is running is visible again with all that is known of it, although it
-    has nothing new to say.
+    """If the store comes back empty, a running job is written again with all that it
+    has reported, even if it has nothing new.
     """
     job = Job(make_recorder(heartbeat=0.05)).begin()
     job.set_progress_metrics(miles=3, names=["a", "b"])
@@ -682,8 +678,8 @@ def test_a_store_that_came_back_empty_is_told_everything(
 def test_an_end_that_waits_is_written_to_an_empty_store(
     recorder: Recorder, server: EmbeddedServer
 ) -> None:
-    """A job that ended while the store was away is there with its end, also when all
-    else is gone.
+    """A job that ended while the store was away is stored with its end, even if the
+    store comes back empty.
     """
     job = Job(recorder).begin()
     job.set_progress_metric("miles", 3)
@@ -702,15 +698,15 @@ def test_an_expired_record_is_not_made_anew(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A run that was frozen for so long that its job may have ended elsewhere, and
-    expired, leaves it so.
+    """A run frozen for so long that its job may have ended elsewhere and expired does
+    not restore the record.
     """
     job = Job(make_recorder(heartbeat=0.05)).begin()
     store = job.recorder.store
     write = store.write
 
     def write_later(updates: Any) -> Any:
-        # The process was frozen for a day, from just before.
+        # The process was frozen for a day, from just before the write.
         job.unsaved.confirmed -= store.expire_in + 1
         admin.delete(key_of(store, job.uuid))
         return write(updates)
@@ -730,8 +726,8 @@ def test_an_expired_record_is_not_made_anew(
 def test_a_poison_record_does_not_hold_up_the_others(
     recorder: Recorder, admin: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A job whose key holds something else is given up with a warning; the others are
-    recorded as ever, and their ends are waited for.
+    """A job whose key holds a value of another type is given up with a warning; the
+    other jobs are recorded as usual, and their ends are waited for.
     """
     job, poisoned = Job(recorder).begin(), Job(recorder).begin()
     key = key_of(recorder.store, poisoned.uuid)
@@ -755,9 +751,7 @@ def test_a_poison_record_does_not_hold_up_the_others(
 def test_a_poisoned_index_holds_up_only_its_own_jobs(
     recorder: Recorder, admin: redis.Redis
 ) -> None:
-    """An index whose key holds something else does no harm to the jobs that are not in
-    it.
-    """
+    """An index whose key holds a value of another type affects only the jobs in it."""
     admin.set('jobstate:active:owner:"bob"', "a string")
     bobs = Job(recorder, info=INFO._replace(owner='"bob"'))
     job = Job(recorder).begin()
@@ -768,7 +762,7 @@ def test_a_poisoned_index_holds_up_only_its_own_jobs(
 
 
 def test_a_record_with_holes_is_written(recorder: Recorder, admin: redis.Redis) -> None:
-    """A record that lacks what another version did not write does no harm."""
+    """A record that lacks fields another version did not write can be updated."""
     job = Job(recorder)
     key = key_of(recorder.store, job.uuid)
     admin.hset(key, mapping={"status": "working", "run": "other"})
@@ -786,8 +780,8 @@ def test_a_record_with_holes_is_written(recorder: Recorder, admin: redis.Redis) 
 def test_a_cancelled_job_does_not_begin(
     recorder: Recorder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """When begin() returns, a job that was cancelled knows it, and nothing of it is
-    recorded any more.
+    """When begin() returns, a cancelled job knows of its cancel, and its run has left
+    the backlog.
     """
     job = Job(recorder)
     recorder.store.create(NewJob(job.uuid, INFO))
@@ -806,8 +800,8 @@ def test_a_cancelled_job_that_began_nevertheless_is_told(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A job that was cancelled, but could not know it when it began, is told. It stays
-    cancelled even if it returns, which is logged.
+    """A job that began without knowing of its cancel learns of it. It stays cancelled
+    even if it returns, which is logged.
     """
     monkeypatch.setattr(recorder_module, "PATIENCE", 0.1)
     job = Job(make_recorder(slow_store(server)))
@@ -830,8 +824,8 @@ def test_a_job_that_ended_before_the_store_answered_stays_cancelled(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A job that was cancelled, but began and succeeded before anybody could tell,
-    stays cancelled, which is logged once.
+    """A job that began and succeeded before its cancel could reach it stays cancelled,
+    which is logged once.
     """
     monkeypatch.setattr(recorder_module, "PATIENCE", 0.1)
     recorder = make_recorder(slow_store(server))
@@ -839,7 +833,7 @@ def test_a_job_that_ended_before_the_store_answered_stays_cancelled(
     recorder.store.create(NewJob(job.uuid, INFO))
     assert recorder.store.cancel(job.uuid, INFO)
     with frozen(server):
-        # The thread is busy with another job all the while.
+        # The thread is busy with another job until the server answers.
         assert not other.flush(0.1)
         job.begin()
         assert not job.end()
@@ -855,8 +849,8 @@ def test_a_job_that_ended_before_the_store_answered_stays_cancelled(
 
 
 def test_a_start_that_nobody_waits_for_is_late(recorder: Recorder) -> None:
-    """A start that is written for the first time when its job has gone on already does
-    not take over from a run that began since.
+    """A start that is first written late does not take over from a run that has begun
+    since.
     """
     old = Job(recorder)
     time.sleep(0.01)
@@ -883,8 +877,8 @@ def test_a_running_job_learns_of_the_cancel_once_it_reports(
 def test_a_cancel_is_heard_though_another_program_has_written_its_list(
     make_recorder: MakeRecorder, admin: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A key that another program has written holds up nothing: a beat tells, and one
-    warning says so.
+    """If another program has overwritten the list of cancels, a heartbeat brings the
+    cancel, and one warning is logged.
     """
     admin.set("jobstate:cancels", "not a list")
     job = Job(make_recorder(heartbeat=0.05)).begin()
@@ -905,8 +899,8 @@ def test_a_cancel_is_heard_though_another_program_has_written_its_list(
 def test_a_message_that_was_put_back_finds_its_cancelled_record(
     make_recorder: MakeRecorder, store: JobStore
 ) -> None:
-    """A run that was told that its stalled job was cancelled, and had put its message
-    back, has the record live until that comes.
+    """If a stalled job's run has put its message back and learns of a cancel, the
+    record lives until the message is due.
     """
     short = store.replace(stalled_after=0.01, active_expire_in=1000, expire_in=100)
     job = Job(make_recorder(short, heartbeat=0.05)).begin()
@@ -923,7 +917,7 @@ def test_a_message_that_was_put_back_finds_its_cancelled_record(
 def test_a_job_hears_of_its_cancel_after_one_failure(
     make_recorder: MakeRecorder, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A recorder that could not ask for cancels once asks again, though it has nothing
+    """A recorder that failed once to ask for cancels asks again, even if it has nothing
     to write.
     """
     job = Job(make_recorder(heartbeat=3600)).begin()
@@ -945,8 +939,8 @@ def test_a_job_hears_of_its_cancel_after_one_failure(
 def test_a_job_hears_of_its_cancel_though_another_met_a_failure(
     make_recorder: MakeRecorder,
 ) -> None:
-    """A job that begins just after the store has failed somebody else waits for a
-    moment all the same: it may have been cancelled.
+    """A job that begins just after another call has failed still waits a moment for the
+    store: it may have been cancelled.
     """
     recorder = make_recorder(interval=5)
     job = Job(recorder)
@@ -958,7 +952,7 @@ def test_a_job_hears_of_its_cancel_though_another_met_a_failure(
 
 
 def test_a_job_that_is_lost_already_ends_at_once(make_recorder: MakeRecorder) -> None:
-    """The end of a run that is fenced off waits for nobody."""
+    """The end of a fenced run does not wait."""
     old = Job(make_recorder(heartbeat=0.05)).begin()
     Job(make_recorder(), old.uuid).begin()
     wait_for(lambda: not old.is_recorded)
@@ -970,8 +964,8 @@ def test_a_job_that_is_lost_already_ends_at_once(make_recorder: MakeRecorder) ->
 def test_values_that_a_failover_lost_are_written_again(
     recorder: Recorder, admin: redis.Redis, is_over: bool
 ) -> None:
-    """A record that a failover has set back within the run gets all that the run has
-    said, with its next update or its end.
+    """A record that a failover has set back gets all that the run has reported, with
+    the run's next update or its end.
     """
     job = Job(recorder).begin()
     job.set_progress_metric("first", 1)
@@ -1004,8 +998,8 @@ def admin_address(admin: redis.Redis) -> str:
 def test_an_older_run_is_told_once(
     make_recorder: MakeRecorder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A run whose message runs elsewhere by now changes nothing, and one warning says
-    so.
+    """A run whose message runs elsewhere by now changes nothing, and logs one
+    warning.
     """
     old = Job(make_recorder(heartbeat=0.05)).begin()
     new = Job(make_recorder(), old.uuid).begin()
@@ -1028,8 +1022,8 @@ def test_an_older_run_is_told_once(
 def test_an_interrupt_at_the_start_leaves_nothing_behind(
     make_recorder: MakeRecorder, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A thread that is interrupted while its job's start is written ends that as any
-    other, and nothing beats for ever.
+    """A job whose thread is interrupted while its start is written ends like any other,
+    and no heartbeats go on.
     """
     recorder = make_recorder(slow_store(server))
     assert Job(recorder).begin().end()
@@ -1055,9 +1049,7 @@ def test_an_interrupt_at_the_start_leaves_nothing_behind(
 def test_an_interrupt_at_the_end_leaves_nothing_behind(
     make_recorder: MakeRecorder, server: EmbeddedServer
 ) -> None:
-    """The end of a job whose thread is interrupted while it waits is written all the
-    same.
-    """
+    """A job's end is written even if its thread is interrupted while waiting for it."""
     recorder = make_recorder(slow_store(server))
     job = Job(recorder).begin()
     interrupted = threading.Event()
@@ -1083,8 +1075,8 @@ def test_a_job_whose_thread_is_gone_is_not_said_to_be_running(
     server: EmbeddedServer,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A thread that dies without a word, as Dramatiq's do when they are interrupted at
-    the wrong time, leaves a job that stalls.
+    """A job whose thread dies without reporting an end stalls. Dramatiq's threads die
+    so when interrupted at the wrong time.
     """
     store = JobStore(server.url, stalled_after=0.2)
     recorder = make_recorder(store, heartbeat=0.05)
@@ -1101,8 +1093,8 @@ def test_a_job_whose_thread_is_gone_is_not_said_to_be_running(
 
 
 def test_interrupts_at_any_time_do_no_harm(server: EmbeddedServer) -> None:
-    """Wherever threads are interrupted within the recorder, it goes on for the others,
-    and nothing is left behind.
+    """Wherever threads are interrupted inside the recorder, it goes on for the others,
+    and keeps nothing of the interrupted runs.
     """
     environ = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
     subprocess.run(
@@ -1120,8 +1112,8 @@ def test_interrupts_at_any_time_do_no_harm(server: EmbeddedServer) -> None:
 def test_a_thread_that_could_not_be_started_is_started_later(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A job that could have no thread for its recorder does not leave the next ones
-    without.
+    """If the recorder's thread cannot be started for one job, the next job starts
+    it.
     """
 
     def fail(*args: object) -> None:
@@ -1140,8 +1132,8 @@ def test_a_thread_that_could_not_be_started_is_started_later(
 def test_a_thread_that_died_when_it_was_started_is_started_again(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An interrupt that reaches the new thread, and not the one that starts it, holds
-    up nobody for longer than the store may.
+    """If an interrupt hits the recorder's new thread rather than the one that starts
+    it, jobs wait no longer than for a store that is away.
     """
     monkeypatch.setattr(recorder_module, "PATIENCE", 0.1)
     with monkeypatch.context() as patch:
@@ -1153,7 +1145,7 @@ def test_a_thread_that_died_when_it_was_started_is_started_again(
 
 
 def test_there_is_one_thread(recorder: Recorder) -> None:
-    """A thread that another one has replaced ends."""
+    """A thread that has been replaced ends."""
     job = Job(recorder).begin()
     replaced = recorder._thread
     recorder._thread = None
@@ -1169,7 +1161,7 @@ def test_the_thread_survives_the_unforeseen(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """An error in the recorder itself is logged, and the thread goes on."""
+    """An error in the recorder itself is logged, and its thread goes on."""
     job = Job(recorder).begin()
 
     def fail(unsaved: Unsaved, now: float) -> None:
@@ -1185,7 +1177,7 @@ def test_the_thread_survives_the_unforeseen(
 def test_a_drop_that_comes_too_late_is_no_trouble(
     recorder: Recorder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A message that is dropped while another unsaved of it runs changes nothing."""
+    """Dropping a message while another delivery of it runs changes nothing."""
     job = Job(recorder).begin()
     drop = Unsaved(job.uuid, Run(), INFO, dropped=True)
     assert not recorder.end(drop, End("cancelled", JobError(None, "Too old")))
@@ -1196,8 +1188,8 @@ def test_a_drop_that_comes_too_late_is_no_trouble(
 def test_a_job_that_runs_for_long_stays_listed(
     store: JobStore, make_recorder: MakeRecorder, admin: redis.Redis
 ) -> None:
-    """A job that runs for longer than `active_expire_in` is in the lists all the while,
-    though others come and trim them.
+    """A job that runs for longer than `active_expire_in` stays in the lists, even while
+    new jobs trim them.
     """
     store = store.replace(active_expire_in=0.4)
     job = Job(make_recorder(store, heartbeat=0.05)).begin()

@@ -1,4 +1,4 @@
-"""What of a run goes to the store, and that nothing of it is ever lost."""
+"""Unsaved: what it takes from a run for the store, and that no value is ever lost."""
 
 import json
 import random
@@ -24,11 +24,11 @@ def unsaved(run):
 
 
 class Flusher:
-    """Plays the recorder: brings what is new into a hash, where that can be done.
+    """Plays the recorder: writes what is new into a hash.
 
     Parameters:
-      luck: Says how each write goes: None stores it, "lost" does not, and "unknown"
-        does, but nobody learns of it.
+      luck: Returns how each write goes: None stores it, "lost" does not, and
+        "unknown" does, but the reply is lost.
     """
 
     def __init__(self, run, luck=lambda: None):
@@ -38,7 +38,7 @@ class Flusher:
         self.seen = []
 
     def flush(self):
-        """Write what is new, if the flag says that there is anything."""
+        """Write what is new, if the flag is up."""
         if not self.unsaved.run.dirty:
             return
         update = self.unsaved.take(0.0)
@@ -84,14 +84,14 @@ def test_take_has_everything_at_first(run, unsaved):
 
 
 def test_take_lowers_the_flag(run, unsaved):
-    """Once all is taken the flag is down."""
+    """The flag is down once everything is taken."""
     run.set_message("a")
     unsaved.take(0.0)
     assert not run.dirty
 
 
 def test_take_has_only_what_is_new(run, unsaved):
-    """What has landed goes no second time, also when another value is set."""
+    """A stored value is not sent again when another one is set."""
     run.set_metrics({"a": 1, "b": "text"})
     run.set_progress(1, 2, None, "Reading")
     unsaved.take(0.0)
@@ -103,7 +103,7 @@ def test_take_has_only_what_is_new(run, unsaved):
 
 
 def test_take_has_a_message_that_was_taken_away(run, unsaved):
-    """That there is no message any more is news."""
+    """Clearing the message is sent as null."""
     run.set_message("a")
     unsaved.take(0.0)
     unsaved.mark_stored(0.0)
@@ -112,7 +112,7 @@ def test_take_has_a_message_that_was_taken_away(run, unsaved):
 
 
 def test_take_keeps_metrics_apart_from_the_other_fields(run, unsaved):
-    """A metric may be called like a field of the hash."""
+    """A metric may have the name of a field of the hash."""
     run.set_metrics({"status": 1, "progress": 2, "m:a": 3})
     assert unsaved.take(0.0).fields == {
         "m:status": "1",
@@ -122,7 +122,7 @@ def test_take_keeps_metrics_apart_from_the_other_fields(run, unsaved):
 
 
 def test_take_counts_its_updates(unsaved):
-    """Each update has a higher number than the one before, also after a failure."""
+    """Each update has a higher number than the one before, even after a failure."""
     numbers = []
     for settle in (
         lambda: unsaved.mark_stored(0.0),
@@ -142,7 +142,7 @@ def test_take_notes_when_something_was_last_said(unsaved):
 
 
 def test_take_has_the_end(run, unsaved):
-    """The last update tells how the run ended, with all that was still to be said."""
+    """The last update carries the run's end, with all that is not yet stored."""
     run.set_metrics({"a": 1})
     unsaved.end = End("error", JobError("ValueError", "bad"))
     update = unsaved.take(0.0)
@@ -151,7 +151,7 @@ def test_take_has_the_end(run, unsaved):
 
 
 def test_take_says_that_the_run_begins_until_that_has_landed(unsaved):
-    """An update begins the run until one has landed, late if that was tried before."""
+    """An update begins the run until one is stored; a repeated one begins it late."""
     begun = unsaved.begun
     said = []
     for settle in (
@@ -166,7 +166,7 @@ def test_take_says_that_the_run_begins_until_that_has_landed(unsaved):
 
 
 def test_take_of_a_run_that_goes_on_anyway_says_so(unsaved):
-    """A job that began without the store begins there late."""
+    """A job that began without the store begins late."""
     unsaved.is_late = True
     update = unsaved.take(0.0)
     assert update.begins
@@ -174,22 +174,22 @@ def test_take_of_a_run_that_goes_on_anyway_says_so(unsaved):
 
 
 def test_take_of_a_dropped_message_begins_no_run(run):
-    """A message that was dropped never ran."""
+    """A dropped message does not begin a run."""
     update = Unsaved(UUID, run, INFO, dropped=True).take(0.0)
     assert update.dropped
     assert not update.begins
 
 
 def test_landed_confirms_the_run(unsaved):
-    """The store has last had this run when an update landed."""
+    """A stored update confirms the run at its time."""
     unsaved.mark_stored(unsaved.begun + 3)
     assert unsaved.confirmed == unsaved.begun + 3
 
 
 @pytest.mark.parametrize("value", [True, None, 7, "short", (1, 2)])
 def test_failed_has_a_value_go_again_that_is_as_it_was_before(run, unsaved, value):
-    """A value that changed and changed back goes again if the change may be stored: the
-    very same object may be what the store held before.
+    """A value that changed and changed back is sent again if the change may be stored,
+    even if it is the very object that was stored before.
     """
     report = run.report if isinstance(value, str) else run.metrics
     name = "message" if isinstance(value, str) else "a"
@@ -207,7 +207,7 @@ def test_failed_has_a_value_go_again_that_is_as_it_was_before(run, unsaved, valu
 
 
 def test_failed_has_a_renewal_go_again(unsaved):
-    """A job's place in the lists is renewed again if it perhaps was not."""
+    """If the renewal of a job's place in the lists may have failed, it is repeated."""
     unsaved.take(0.0)
     unsaved.mark_stored(0.0)
     later = unsaved.begun + 10
@@ -219,7 +219,7 @@ def test_failed_has_a_renewal_go_again(unsaved):
 
 
 def test_failed_has_everything_go_again(run, unsaved):
-    """What did not land is new still, beside what was set since, and the flag is up."""
+    """Unconfirmed values are sent again, with those set since, and the flag is up."""
     run.set_metrics({"a": 1})
     unsaved.take(0.0)
     unsaved.mark_stored(0.0)
@@ -232,7 +232,7 @@ def test_failed_has_everything_go_again(run, unsaved):
 
 
 def test_begin_again_has_the_run_begin_with_all_that_is_known(run, unsaved):
-    """A store that came back empty is told everything."""
+    """Everything is written again to a store that came back empty."""
     run.set_metrics({"a": 1})
     run.set_progress(1, 2, None, None)
     unsaved.take(0.0)
@@ -246,7 +246,7 @@ def test_begin_again_has_the_run_begin_with_all_that_is_known(run, unsaved):
 
 
 def test_is_orphaned_tells_of_a_thread_that_left_no_end(run):
-    """A unsaved whose thread is gone is orphaned, unless its end is known."""
+    """A run is orphaned if its thread is gone and its end is not set."""
     made = []
     thread = threading.Thread(target=lambda: made.append(Unsaved(UUID, run, INFO)))
     thread.start()
@@ -259,7 +259,7 @@ def test_is_orphaned_tells_of_a_thread_that_left_no_end(run):
 
 
 def test_size_grows_with_the_rest_that_is_reported(run, unsaved):
-    """A long message and long parameters take memory as well."""
+    """A long message and long parameters count towards the size."""
     size = unsaved.size
     run.set_message("x" * 1000)
     assert unsaved.size >= size + 1000
@@ -268,7 +268,7 @@ def test_size_grows_with_the_rest_that_is_reported(run, unsaved):
 
 
 def test_size_grows_with_the_metrics(run, unsaved):
-    """What a unsaved takes in memory is reckoned from its metrics."""
+    """Metrics count towards the size."""
     size = unsaved.size
     assert size > 0
     run.set_metrics({"a": "x" * 1000})
@@ -285,18 +285,18 @@ def eta(run, unsaved, now, done, total):
 
 
 def test_eta_is_none_at_first(run, unsaved):
-    """One report tells nothing of a pace."""
+    """One report does not give a pace."""
     assert eta(run, unsaved, 0, 5, 10) is None
 
 
 def test_eta_is_none_without_a_total(run, unsaved):
-    """Nobody knows the end of what has no total."""
+    """Without a total, the time left is unknown."""
     assert eta(run, unsaved, 0, 0, None) is None
     assert eta(run, unsaved, 10, 5, None) is None
 
 
 def test_eta_is_none_while_nothing_gets_done(run, unsaved):
-    """With no progress, or no time in which it was made, there is no pace."""
+    """There is no pace until something gets done, and until time has passed."""
     assert eta(run, unsaved, 0, 5, 10) is None
     assert eta(run, unsaved, 0, 6, 10) is None
     assert eta(run, unsaved, 1, 5, 10) is None
@@ -304,7 +304,7 @@ def test_eta_is_none_while_nothing_gets_done(run, unsaved):
 
 
 def test_eta_is_what_is_left_at_the_pace_so_far(run, unsaved):
-    """Two in ten seconds, and eight to go: forty seconds."""
+    """Two done in ten seconds and eight to go: forty seconds."""
     eta(run, unsaved, 100, 0, 10)
     assert eta(run, unsaved, 110, 2, 10) == 40
     assert eta(run, unsaved, 110.5, 3, 10) == 24.5
@@ -312,13 +312,13 @@ def test_eta_is_what_is_left_at_the_pace_so_far(run, unsaved):
 
 @pytest.mark.parametrize("done", [10, 12])
 def test_eta_of_all_done_is_zero(run, unsaved, done):
-    """Where nothing is left, or more is done than was to do, no time is left."""
+    """If everything is done, or more than the total, no time is left."""
     eta(run, unsaved, 0, 0, 10)
     assert eta(run, unsaved, 10, done, 10) == 0
 
 
 def test_eta_follows_a_pace_that_changes(run, unsaved):
-    """A pace of long ago has no part in it."""
+    """A pace of long ago no longer counts."""
     for second in range(100):
         eta(run, unsaved, second, second * 100, 10**6)
     for second in range(1, 3 * int(PACE_WINDOW)):
@@ -327,7 +327,7 @@ def test_eta_follows_a_pace_that_changes(run, unsaved):
 
 
 def test_eta_looks_back_far_enough_to_be_steady(run, unsaved):
-    """A short rest within the window moves it by no more than its share."""
+    """A short pause within the window changes the time left only by its share."""
     for second in range(100):
         eta(run, unsaved, second, second, 200)
     assert 100 < eta(run, unsaved, 105, 100, 200) < 125
@@ -335,7 +335,7 @@ def test_eta_looks_back_far_enough_to_be_steady(run, unsaved):
 
 @pytest.mark.parametrize(("done", "total"), [(0, 100), (99, 100), (100, 200)])
 def test_eta_starts_anew_with_another_part_of_the_job(run, unsaved, done, total):
-    """Progress that went back, or has another total, is of something else."""
+    """Progress that goes back or changes its total starts a new estimate."""
     eta(run, unsaved, 0, 0, 100)
     assert eta(run, unsaved, 1000, 100, 100) == 0
     assert eta(run, unsaved, 1001, done, total) is None
@@ -352,26 +352,26 @@ def test_eta_starts_anew_with_another_part_of_the_job(run, unsaved, done, total)
     ],
 )
 def test_eta_stands_any_amount(run, unsaved, first, second, total):
-    """Amounts that no clock can measure give an honest None or a finite number."""
+    """For extreme amounts the time left is None or a finite number."""
     eta(run, unsaved, 0, first, total)
     left = eta(run, unsaved, 1e6, second, total)
     assert left is None or 0 <= left < float("inf")
 
 
 def test_eta_is_none_if_it_is_beyond_all_numbers(run, unsaved):
-    """An infinite time is not known."""
+    """An infinite time left reads as unknown."""
     eta(run, unsaved, 0, 0, 1e308)
     assert eta(run, unsaved, 1000, 1e-300, 1e308) is None
 
 
-# Nothing is lost: every point at which threads can switch, one by one.
+# No value is lost: each point at which threads can switch, one by one.
 
 
 class Interleaving:
-    """Runs a call, and at one point between two of its bytecodes something else.
+    """Runs a call, and something else at one point between two of its bytecodes.
 
     Parameters:
-      modules: Those at whose bytecodes to look.
+      modules: The modules whose bytecodes count as points.
     """
 
     def __init__(self, *modules):
@@ -414,14 +414,14 @@ def running(run):
 
 
 def one_step(job_state):
-    """Return a call that brings a tracked loop from its second item to the third."""
+    """Return a call that takes a tracked loop from its second item to the third."""
     steps = job_state.track(range(3))
     next(steps)
     next(steps)
     return lambda: next(steps)
 
 
-#: A call for a JobState, and what the store holds once it has landed.
+#: A call on a JobState, and what the store then holds.
 CALLS = {
     "known": (lambda j: lambda: j.set_progress_metric("a", 2), {"m:a": "2"}),
     "unknown": (lambda j: lambda: j.set_progress_metric("x", [2]), {"m:x": "[2]"}),
@@ -443,8 +443,8 @@ CALLS = {
 @pytest.mark.parametrize(("prepare", "expected"), CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("fate", [None, "lost", "unknown"])
 def test_nothing_is_lost_when_a_call_is_interrupted_by_a_flush(prepare, expected, fate):
-    """Wherever within a call a flush comes, and however it goes, what the call set gets
-    to the store in the end.
+    """Wherever a flush interrupts a call, and however its write goes, what the call set
+    reaches the store.
     """
     interleaving = Interleaving(handle_module, run_module)
 
@@ -455,7 +455,7 @@ def test_nothing_is_lost_when_a_call_is_interrupted_by_a_flush(prepare, expected
         fates = iter([None, fate])
         flusher = Flusher(run, lambda: next(fates, None))
         flusher.flush()
-        # What goes on beside the job keeps the flag up now and then.
+        # Other activity of the job may keep the flag up.
         run.dirty = point % 2 == 0
         points = interleaving.run(call, point, flusher.flush)
         flusher.drain()
@@ -471,7 +471,7 @@ def test_nothing_is_lost_when_a_call_is_interrupted_by_a_flush(prepare, expected
 @pytest.mark.parametrize(("prepare", "expected"), CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("fate", [None, "lost", "unknown"])
 def test_nothing_is_lost_when_a_flush_is_interrupted_by_a_call(prepare, expected, fate):
-    """Wherever within a flush a call comes, what it sets gets to the store."""
+    """Wherever a call interrupts a flush, what the call sets reaches the store."""
     interleaving = Interleaving(unsaved_module)
 
     def check(point):
@@ -494,8 +494,8 @@ def test_nothing_is_lost_when_a_flush_is_interrupted_by_a_call(prepare, expected
 
 
 def test_a_viewer_sees_several_metrics_all_or_none():
-    """Wherever within the call a flush comes, the store never has one metric of those
-    that were set together without the others.
+    """Wherever a flush interrupts the call, the store never holds only some of the
+    metrics that were set together.
     """
     interleaving = Interleaving(handle_module, run_module)
 
@@ -533,8 +533,8 @@ def lower_flag_last(run, taken):
 
 
 def test_the_flag_must_be_raised_after_the_value():
-    """A setter that raises the flag first loses its value somewhere, so that the tests
-    above would find out.
+    """A setter that raises the flag first loses its value at some point, so the tests
+    above would detect it.
     """
     interleaving = Interleaving(sys.modules[__name__])
 
@@ -552,8 +552,8 @@ def test_the_flag_must_be_raised_after_the_value():
 
 
 def test_the_flag_must_be_lowered_before_the_copy():
-    """A flusher that lowers the flag last loses a value somewhere, so that the tests
-    above would find out.
+    """A flusher that lowers the flag last loses a value at some point, so the tests
+    above would detect it.
     """
     interleaving = Interleaving(sys.modules[__name__])
 
@@ -574,7 +574,7 @@ def test_the_flag_must_be_lowered_before_the_copy():
 
 @pytest.fixture
 def _restless():
-    """Have threads switch as often as they can."""
+    """Have threads switch as often as possible."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -583,8 +583,8 @@ def _restless():
 
 @pytest.mark.usefixtures("_restless")
 def test_nothing_is_lost_while_sixteen_threads_report():
-    """Threads set, count and track, while writes fail and land at random: in the end
-    each last value is stored, and each count is exact.
+    """While writes fail at random, threads set, count and track: in the end each last
+    value is stored, and each count is exact.
     """
     threads, rounds = 16, 300
     dice = random.Random(1)

@@ -1,5 +1,5 @@
-"""What others do for the same: celery-progress with Celery and Django, and RQ.
+"""The same work done by others: celery-progress with Celery and Django, and RQ.
 
-Each has a worker process of its own, as its manual starts it, and writes into the same
-server. They come with the extra `benchmarks`; who is not installed is left out.
+Each has its own worker process, started as its manual says, and writes into the same
+server. The extra `benchmarks` installs them; those not installed are left out.
 """

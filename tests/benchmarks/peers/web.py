@@ -1,7 +1,7 @@
 """A web server with all that answers polls: ``python -m tests.benchmarks.peers.web``.
 
-One process, so that whatever slows one slows all: below /floor something that answers
-with a few bytes, below /bare, /ours and /celery-progress those of the table.
+It is one process, so that whatever slows one application slows all: /floor answers with
+a few bytes; /bare, /ours and /celery-progress are those of the table.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def floor(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[b
 
 
 def make_django_app(url: str) -> Application:
-    """Return celery-progress's view in a Django without any middleware: no sessions, no
-    user, no rights, which makes it as fast as it can be.
+    """Return celery-progress's view in a Django without any middleware: without
+    sessions, users or rights, it is as fast as it can be.
     """
     import django
     from celery import Celery
@@ -47,7 +47,7 @@ def make_django_app(url: str) -> Application:
 
 
 def make_apps(url: str) -> dict[str, Application]:
-    """Return the applications by what their paths begin with."""
+    """Return the applications by the first segment of their paths."""
     server: Any = SimpleNamespace(url=url)
     apps = {"floor": floor, "bare": make_bare_app(server), "ours": make_app(server)}
     if not CeleryProgress.missing():

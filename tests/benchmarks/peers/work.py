@@ -14,16 +14,16 @@ from tests.benchmarks.timing import side_by_side
 
 Report = Callable[[int, int], object]
 
-#: Where the driver has put its servers.
+#: Where the driver runs its servers.
 BROKER = os.environ.get("BENCHMARK_BROKER", "")
 STATE = os.environ.get("BENCHMARK_STATE", "")
 
-#: The list at the broker's server on which a job says what it has measured.
+#: The list in the broker's server to which a job adds its measurements.
 MEASURED = "benchmark:measured"
 
 
 def measure_updates(report: Report, count: int) -> None:
-    """Time `count` updates, side by side with what no update in Redis can be below."""
+    """Time `count` updates, side by side with `HSET`, the least that one can cost."""
     with redis.Redis.from_url(STATE) as state, redis.Redis.from_url(BROKER) as broker:
 
         def update(count: int) -> None:
@@ -39,14 +39,14 @@ def measure_updates(report: Report, count: int) -> None:
 
 
 def take_steps(report: Report, count: int, pause: float) -> None:
-    """Report as a job of some steps does."""
+    """Report after each of some steps."""
     for i in range(count):
         time.sleep(pause)
         report(i + 1, count)
 
 
 def tell_the_time(report: Report, count: int) -> None:
-    """Report what time it is, in microseconds, at moments that nobody can foresee."""
+    """Report the time in microseconds, at unpredictable moments."""
     for _ in range(count):
         time.sleep(random.uniform(0.12, 0.28))
         report(int(time.time() * 1e6), 2**52)

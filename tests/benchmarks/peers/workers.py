@@ -1,4 +1,4 @@
-"""The peers as whoever sends them jobs sees them."""
+"""The peers, as seen by the process that sends them jobs."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from .work import MEASURED
 
 ROOT = Path(__file__).parent.parent.parent.parent
 
-#: Seconds that a worker may take to start, and a job to end.
+#: The seconds that a worker may take to start, and a job to end.
 PATIENCE = 30.0
 
 
 class Peer:
-    """One who runs jobs and shows how they come along.
+    """Software that runs jobs and shows their progress.
 
     Attributes:
-      name: What tables call it, and what the web server's paths to it begin with.
-      call: What tells of progress.
-      needs: The packages that it takes.
-      command: What runs its worker, after Python's own name.
+      name: Its name in tables, and the first segment of its paths on the web server.
+      call: The call that reports progress.
+      needs: The packages that it requires.
+      command: The command of its worker, after ``python -m``.
     """
 
     name = ""
@@ -71,7 +71,7 @@ class Peer:
             time.sleep(0.02)
 
     def path(self, job: str) -> str:
-        """Return where the web server shows a job."""
+        """Return the path at which the web server shows a job."""
         raise NotImplementedError
 
     @contextlib.contextmanager
@@ -82,7 +82,7 @@ class Peer:
             yield
 
     def updates(self, count: int) -> tuple[Timing, Timing]:
-        """Return what an update takes in a job, and an `HSET` there."""
+        """Return the timings of an update in a job, and of an `HSET` there."""
         with redis.Redis.from_url(self.broker) as client:
             self.wait(self.send("measure_updates", count))
             theirs, floor = json.loads(client.lpop(MEASURED) or "")
@@ -106,7 +106,7 @@ class Ours(Peer):
 
         @dramatiq.actor(broker=dramatiq_broker)
         def work(name: str, args: list[Any], *, job_state: JobState) -> None:
-            """Run by the worker."""
+            """Runs in the worker."""
 
         self._work = work
 
@@ -156,7 +156,7 @@ class RQ(Peer):
     command = ("rq.cli", "worker", "--quiet", "--url")
 
     def __init__(self, broker: str, state: str) -> None:
-        # RQ keeps all in one place.
+        # RQ keeps everything in one server.
         super().__init__(broker, state)
         self.command = (*self.command, state)
         from rq import Queue
@@ -176,10 +176,10 @@ class RQ(Peer):
 def peers(
     state: EmbeddedServer, *classes: type[Peer]
 ) -> Iterator[tuple[list[Peer], list[str]]]:
-    """Give the peers that are installed, and a line for each that is not."""
+    """Yield the peers that are installed, and a line for each that is not."""
     found = [cls for cls in classes if not cls.missing()]
     left_out = [
-        f"{cls.name} is left out: {', '.join(cls.missing())} not installed. "
+        f"{cls.name} is left out. Not installed: {', '.join(cls.missing())}. "
         'See the extra "benchmarks".'
         for cls in classes
         if cls.missing()
@@ -218,7 +218,7 @@ def _process(
 
 @contextlib.contextmanager
 def web_server(state: EmbeddedServer) -> Iterator[http.client.HTTPConnection]:
-    """Give a connection to a web server that shows the jobs of all peers."""
+    """Yield a connection to a web server that shows the jobs of all peers."""
     command = ["tests.benchmarks.peers.web"]
     with _process(command, "", state.url, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -230,7 +230,7 @@ def web_server(state: EmbeddedServer) -> Iterator[http.client.HTTPConnection]:
 
 
 def get(connection: http.client.HTTPConnection, path: str) -> bytes:
-    """Return what a path answers to the jobs' owner."""
+    """Return the response body of a path, as the jobs' owner sees it."""
     connection.request("GET", path, headers={"X-User": OWNER})
     response = connection.getresponse()
     body = response.read()
