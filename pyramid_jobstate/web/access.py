@@ -34,7 +34,7 @@ class Access:
         """The owner of the jobs that the request sends."""
         return owner_of(self.request)
 
-    def permits(self, context: JobState | Access, permission: str) -> Any:
+    def permits(self, context: Any, permission: str) -> Any:
         """Return whether the request has a permission on a job or a container of jobs.
 
         The result is true or false: the object that the setting ``jobstate.permits``,

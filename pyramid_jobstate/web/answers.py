@@ -18,7 +18,6 @@ from pyramid.response import Response
 
 from ..errors import StoreUnavailable
 from ..job import JobState
-from .predicates import is_readable
 from .resources import JobStates
 
 if TYPE_CHECKING:
@@ -99,6 +98,16 @@ def answering(view: View) -> View:
             return not_found(e, request)
 
     return answer
+
+
+def is_readable(request: Request) -> bool:
+    """Return whether the query of a request can be decoded."""
+    try:
+        # It is decoded when it is first read.
+        request.GET  # noqa: B018
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def unavailable_elsewhere(exc: StoreUnavailable, request: Request) -> Response:

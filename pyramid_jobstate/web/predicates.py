@@ -1,8 +1,8 @@
-"""The view predicates of the package."""
+"""The view predicate of the package."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pyramid.httpexceptions import HTTPNotFound
 
@@ -16,47 +16,6 @@ if TYPE_CHECKING:
 
 #: The names of our views.
 VIEW_NAMES = ("", "cancel")
-
-
-def add_predicates(config: Configurator) -> None:
-    """Add the predicates, and keep the order of those that the application uses."""
-    config.add_view_predicate("jobstate_ours", OursPredicate)
-    # Between two of Pyramid's that are neighbours. Elsewhere it would move others, and
-    # with them the weight of the application's views.
-    config.add_view_predicate(
-        "jobstate_batch",
-        BatchPredicate,
-        weighs_more_than="request_method",
-        weighs_less_than="path_info",
-    )
-
-
-class BatchPredicate:
-    """The view predicate `jobstate_batch`: whether a request asks for several jobs by
-    their uuids.
-
-    Pyramid's own ``request_param`` would do less: it raises for a query that cannot be
-    decoded, and for a body in another charset than UTF-8. It would also weigh more than
-    a view of the application for a container that is mounted in its tree.
-    """
-
-    def __init__(self, value: bool, config: Configurator) -> None:
-        self.value = value
-
-    def text(self) -> str:
-        return f"jobstate_batch = {self.value}"
-
-    phash = text
-
-    def __call__(self, context: Any, request: Request) -> bool:
-        environ = request.environ
-        is_batch = (
-            environ["REQUEST_METHOD"] in ("GET", "HEAD")
-            and bool(environ.get("QUERY_STRING"))
-            and is_readable(request)
-            and "uuid" in request.GET
-        )
-        return is_batch is self.value
 
 
 class OursPredicate:
@@ -91,13 +50,3 @@ class OursPredicate:
         else:
             ours = request.view_name in VIEW_NAMES
         return ours is self.value
-
-
-def is_readable(request: Request) -> bool:
-    """Return whether the query of a request can be decoded."""
-    try:
-        # It is decoded when it is first read.
-        request.GET  # noqa: B018
-    except UnicodeDecodeError:
-        return False
-    return True

@@ -6,8 +6,7 @@ import contextlib
 import functools
 import logging
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pyramid.exceptions import BadCSRFOrigin, BadCSRFToken
 from pyramid.httpexceptions import HTTPForbidden, HTTPNotFound
@@ -34,7 +33,7 @@ from .answers import (
 )
 from .interfaces import IMaxUuids, IStoreUnavailable
 from .permits import permits
-from .predicates import add_predicates
+from .predicates import OursPredicate
 from .resources import JobStates
 from .unavailable import UnreadRecord
 from .urls import CANCEL, JOB, LIST, OTHER
@@ -72,6 +71,15 @@ def cancel(context: JobState, request: Request) -> Response:
     if not is_cancelled:
         return render({"error": "The job has ended."}, 409)
     return render(job_state.__json__(request), 202)
+
+
+def show_many(context: JobStates, request: Request) -> Response:
+    """Return the states of the jobs with these uuids, or a page of a list.
+
+    One view for both: an application that overrides it overrides both, and a predicate
+    such as ``request_param`` would raise for a query that cannot be decoded.
+    """
+    return (show_batch if "uuid" in request.GET else show_list)(context, request)
 
 
 def show_batch(context: JobStates, request: Request) -> Response:
@@ -180,53 +188,17 @@ def parse_owner(text: str, example: object) -> str | float:
     return text
 
 
-class OurView(NamedTuple):
-    """What answers a request.
-
-    Attributes:
-      view: The view.
-      predicates: The view predicates of the request.
-    """
-
-    view: View
-    predicates: Mapping[str, object]
-
-
-#: Our views: the routes, context and name of each, the methods that it allows, and what
-#: answers these.
-VIEWS: tuple[
-    tuple[tuple[str, ...], type, str, tuple[str, ...], tuple[OurView, ...]], ...
-] = (
-    (
-        (LIST, f"{LIST}/"),
-        JobStates,
-        "",
-        ("GET", "HEAD"),
-        (
-            OurView(show_list, {"request_method": "GET"}),
-            OurView(show_batch, {"jobstate_batch": True}),
-        ),
-    ),
-    (
-        (JOB, f"{JOB}/"),
-        JobState,
-        "",
-        ("GET", "HEAD"),
-        (OurView(show, {"request_method": "GET"}),),
-    ),
-    (
-        (CANCEL,),
-        JobState,
-        "cancel",
-        ("POST",),
-        (OurView(cancel, {"request_method": "POST"}),),
-    ),
+#: Our views: the routes, context and name of each, and its views by method.
+VIEWS: tuple[tuple[tuple[str, ...], type, str, dict[str, View]], ...] = (
+    ((LIST, f"{LIST}/"), JobStates, "", {"GET": show_many}),
+    ((JOB, f"{JOB}/"), JobState, "", {"GET": show}),
+    ((CANCEL,), JobState, "cancel", {"POST": cancel}),
 )
 
 
 def add_views(config: Configurator) -> None:
     """Register each view for our routes, and for containers mounted elsewhere."""
-    add_predicates(config)
+    config.add_view_predicate("jobstate_ours", OursPredicate)
     classImplements(StoreUnavailable, IStoreUnavailable)
     config.add_exception_view(unavailable_elsewhere, context=IStoreUnavailable)
     for exception, answer in (
@@ -243,11 +215,12 @@ def add_views(config: Configurator) -> None:
     # The views check permissions themselves: see require(). Without a CSRF check,
     # other methods and unknown jobs get their own 405 and 404.
     add = functools.partial(config.add_view, permission=NO_PERMISSION_REQUIRED)
-    for routes, context, name, allowed, views in VIEWS:
+    for routes, context, name, views in VIEWS:
+        allowed = [*views, "HEAD"] if "GET" in views else [*views]
         for place in ({}, *({"route_name": route} for route in routes)):
             options: dict[str, Any] = {"name": name, "context": context, **place}
-            for view, predicates in views:
-                add(answering(view), **predicates, **options)
+            for method, view in views.items():
+                add(answering(view), request_method=method, **options)
             add(other_method(*allowed), require_csrf=False, **options)
             if place and context is JobState:
                 options["context"] = JobStates

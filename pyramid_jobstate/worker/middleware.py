@@ -74,7 +74,6 @@ class JobStateMiddleware(Middleware):
         #: The jobs that this process runs, by message id.
         self._jobs: dict[str, CurrentJob] = {}
         self._enqueueing = Enqueueing(self._access, self._thread, self._jobs)
-        self._is_warned = False
 
     def store_for(self, broker: Broker) -> JobStore:
         """Return the store of the job states.

@@ -59,8 +59,7 @@ class Recorder:
         self._outage = outage or Outage(log)
         self._backlog = Backlog()
         self._reset()
-        reference = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _after_fork(reference()))
+        _recorders().add(self)
 
     def _reset(self) -> None:
         # No Event: see Backlog.
@@ -118,7 +117,6 @@ class Recorder:
         Parameters:
           timeout: The most seconds to wait.
         """
-        timeout = min(max(0.0, timeout), threading.TIMEOUT_MAX)
         # Not a context manager: an interrupt could leave its generator to be closed by
         # a garbage collection, which may come while this thread holds the lock.
         waiter = self._backlog.add_waiter(unsaved)
@@ -129,6 +127,7 @@ class Recorder:
                 if self._thread is None:
                     self._start()
             self._wake.put(None)
+            timeout = min(max(0.0, timeout), threading.TIMEOUT_MAX)
             return waiter.acquire(timeout=timeout) and not unsaved.lost
         finally:
             self._backlog.discard_waiter(unsaved, waiter)
@@ -209,6 +208,14 @@ class Recorder:
         self._reset()
 
 
-def _after_fork(recorder: Recorder | None) -> None:
-    if recorder is not None:
-        recorder.abandon()
+@functools.cache
+def _recorders() -> weakref.WeakSet[Recorder]:
+    """Return the recorders of this process, which a forked child abandons."""
+    recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
+
+    def abandon() -> None:
+        for recorder in recorders:
+            recorder.abandon()
+
+    os.register_at_fork(after_in_child=abandon)
+    return recorders

@@ -45,14 +45,12 @@ class Unsaved:
     is_late: bool = dataclasses.field(default=False, init=False)
     is_cancelled: bool = dataclasses.field(default=False, init=False)
     end: End | None = dataclasses.field(default=None, init=False)
-    begun: float = dataclasses.field(default_factory=time.monotonic, init=False)
+    begun: float = dataclasses.field(init=False)
     confirmed: float = dataclasses.field(init=False)
     heard: float = dataclasses.field(init=False)
     waiters: set[threading.Lock] = dataclasses.field(default_factory=set, init=False)
     lost: str = dataclasses.field(default="", init=False)
-    _thread: threading.Thread = dataclasses.field(
-        default_factory=threading.current_thread, init=False
-    )
+    _thread: threading.Thread = dataclasses.field(init=False)
     #: When the job's entries in the lists were last renewed.
     _listed: float = dataclasses.field(init=False)
     _started: bool = dataclasses.field(default=False, init=False)
@@ -69,7 +67,8 @@ class Unsaved:
     )
 
     def __post_init__(self) -> None:
-        self.confirmed = self.heard = self._listed = self.begun
+        self._thread = threading.current_thread()
+        self.begun = self.confirmed = self.heard = self._listed = time.monotonic()
         self._last = Update(self.uuid, self.run.token, 0, self.info)
 
     @property

@@ -1,6 +1,8 @@
 """The helpers for the tests of applications."""
 
 import asyncio
+import datetime
+import time
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -208,3 +210,14 @@ def test_the_fixture_is_a_real_server(job_store: JobStore) -> None:
     """The fixture's store is empty, on its own server."""
     assert isinstance(job_store.client, redis.Redis)
     assert job_store.client.dbsize() == 0
+
+
+def test_put_job_under_a_patched_clock_begins_now(
+    job_store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A test that freezes the monotonic clock still gets a job that has just begun."""
+    monkeypatch.setattr(time, "monotonic", lambda: 1e6)
+    job_state = testing.put_job(job_store)
+    assert job_state.started_at is not None
+    age = datetime.datetime.now(datetime.UTC) - job_state.started_at
+    assert abs(age) < datetime.timedelta(minutes=5)

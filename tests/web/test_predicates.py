@@ -7,6 +7,7 @@ import redis
 from pyramid.config import Configurator
 from pyramid.request import Request
 from pyramid.response import Response
+from webtest import TestApp
 
 from pyramid_jobstate.resources import JobStates
 from tests.webapp import get, make_app, make_config, mounted_root, put_job
@@ -55,9 +56,15 @@ def test_charset_of_a_body_does_not_matter(
     assert response.json == get(app, url, "alice").json
 
 
+def mine(request: Request) -> Response:
+    return Response("mine")
+
+
 @pytest.mark.parametrize(
     ("predicates", "query", "headers"),
     [
+        ({"request_method": "GET"}, "", {}),
+        ({"request_method": ("GET", "HEAD")}, "", {}),
         ({"request_param": "html"}, "&html=1", {}),
         (
             {"xhr": True, "request_method": "GET"},
@@ -73,16 +80,26 @@ def test_view_of_the_application_for_a_mounted_container_wins(
     query: str,
     headers: dict[str, str],
 ) -> None:
-    """The view for a batch is no more specific than the application's own view for a
-    container in its tree.
-    """
-
-    def mine(context: JobStates, request: Request) -> Response:
-        return Response("mine")
-
+    """The application's own view for a container in its tree answers batches too."""
     config = make_config(redis_url, root_factory=mounted_root)
+    config.include("pyramid_jobstate")
+    config.commit()
     config.add_view(mine, context=JobStates, **predicates)
-    app = make_app(config)
-    batch = f"/site/jobs?uuid={put_job(client)}"
-    assert get(app, batch + query, "alice", **headers).text == "mine"
-    assert "jobs" in get(app, batch, "alice").json
+    app = TestApp(config.make_wsgi_app())
+    batch = f"/site/jobs?uuid={put_job(client)}{query}"
+    assert get(app, batch, "alice", **headers).text == "mine"
+
+
+def test_view_of_the_application_for_our_route_wins(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """An application that overrides our view for GET overrides it for batches too."""
+    config = make_config(redis_url)
+    config.include("pyramid_jobstate")
+    config.commit()
+    config.add_view(
+        mine, route_name="pyramid_jobstate", context=JobStates, request_method="GET"
+    )
+    app = TestApp(config.make_wsgi_app())
+    for path in ("/job_state", f"/job_state?uuid={put_job(client)}"):
+        assert get(app, path, "alice").text == "mine"

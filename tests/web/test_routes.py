@@ -70,7 +70,7 @@ def test_proutes_shows_the_documented_paths(tmp_path: Path, prefix: str) -> None
     rows = {tuple(row.split()[1:]) for line in lines for row in line.splitlines()}
     views = "pyramid_jobstate.web.views"
     assert {
-        (f"{prefix}job_state", f"{views}.show_list", "GET"),
+        (f"{prefix}job_state", f"{views}.show_many", "GET"),
         (f"{prefix}job_state/{{uuid}}", f"{views}.show", "GET"),
         (f"{prefix}job_state/{{uuid}}/cancel", f"{views}.cancel", "POST"),
     } <= rows

@@ -1704,3 +1704,16 @@ def test_sends_within_each_other_keep_what_the_outer_one_announced(
         broker.enqueue(outer)
     assert unsent == [set(), set()]
     assert ours._thread.announced == set()
+
+
+def test_middleware_is_freed_with_its_last_reference(redis_url: str) -> None:
+    """A middleware and its connections do not wait for the garbage collector."""
+    gc.collect()
+    gc.disable()
+    try:
+        middleware = JobStateMiddleware(url=redis_url)
+        freed = weakref.ref(middleware)
+        del middleware
+        assert freed() is None
+    finally:
+        gc.enable()

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -425,6 +426,20 @@ def test_a_job_that_begins_during_the_stop_is_recorded(
 
 
 # Forking.
+
+
+def test_recorders_share_one_fork_hook(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hook cannot be removed again, so that there is one however many recorders a
+    process makes, and none of them is kept alive.
+    """
+    hooks: list[object] = []
+    monkeypatch.setattr(os, "register_at_fork", lambda **hook: hooks.append(hook))
+    recorders = [Recorder(store) for _ in range(3)]
+    assert len(hooks) <= 1
+    dropped = weakref.ref(recorders.pop())
+    assert dropped() is None
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
