@@ -337,7 +337,7 @@ def test_stop_leaves_the_jobs_of_others_alone(make_recorder: MakeRecorder) -> No
     recorder.stop()
     job.set_message("on we go")
     wait_for(lambda: job.load().message == "on we go")
-    assert recorder.store.cancel(job.uuid, INFO)
+    wait_for(lambda: recorder.store.cancel(job.uuid, INFO))
     wait_for(lambda: job.unsaved.run.cancel_requested)
     assert job.end("cancelled")
 
@@ -800,7 +800,7 @@ def test_a_cancelled_job_does_not_begin(
     """
     job = Job(recorder)
     recorder.store.create(NewJob(job.uuid, INFO))
-    assert recorder.store.cancel(job.uuid, INFO)
+    wait_for(lambda: recorder.store.cancel(job.uuid, INFO))
     job.begin()
     assert job.unsaved.run.cancel_requested
     assert not job.is_recorded
@@ -822,7 +822,7 @@ def test_a_cancelled_job_that_began_nevertheless_is_told(
     job = Job(make_recorder(slow_store(server)))
     store = job.recorder.store
     store.create(NewJob(job.uuid, INFO))
-    assert store.cancel(job.uuid, INFO)
+    wait_for(lambda: store.cancel(job.uuid, INFO))
     with frozen(server):
         job.begin()
         assert not job.unsaved.run.cancel_requested
@@ -846,7 +846,7 @@ def test_a_job_that_ended_before_the_store_answered_stays_cancelled(
     recorder = make_recorder(slow_store(server))
     job, other = Job(recorder), Job(recorder).begin()
     recorder.store.create(NewJob(job.uuid, INFO))
-    assert recorder.store.cancel(job.uuid, INFO)
+    wait_for(lambda: recorder.store.cancel(job.uuid, INFO))
     with frozen(server):
         # The thread is busy with another job until the server answers.
         assert not other.flush(0.1)
@@ -872,7 +872,7 @@ def test_a_start_that_nobody_waits_for_is_late(recorder: Recorder) -> None:
     Job(recorder, old.uuid).begin()
     old.unsaved.is_late = True
     old.begin()
-    assert not old.is_recorded
+    wait_for(lambda: not old.is_recorded)
     assert not old.flush()
 
 
@@ -881,7 +881,7 @@ def test_a_running_job_learns_of_the_cancel_once_it_reports(
 ) -> None:
     """A cancel reaches the job with the reply to its next update."""
     job = Job(recorder).begin()
-    assert recorder.store.cancel(job.uuid, INFO)
+    wait_for(lambda: recorder.store.cancel(job.uuid, INFO))
     wait_for(lambda: job.cancel_requested)
     with pytest.raises(Interrupt):
         job.set_message("one")
@@ -904,7 +904,7 @@ def test_a_cancel_is_heard_though_another_program_has_written_its_list(
 
     # It has asked more than once.
     wait_for(lambda: refusals() > 4)
-    assert job.recorder.store.cancel(job.uuid, INFO)
+    wait_for(lambda: job.recorder.store.cancel(job.uuid, INFO))
     wait_for(lambda: job.unsaved.run.cancel_requested)
     assert job.end("cancelled")
     (said,) = messages(caplog, LOGGER)
@@ -947,7 +947,7 @@ def test_a_job_hears_of_its_cancel_after_one_failure(
 
     monkeypatch.setattr(store, "cancels", fail)
     assert failed.wait(5)
-    assert store.cancel(job.uuid, INFO)
+    wait_for(lambda: store.cancel(job.uuid, INFO))
     wait_for(lambda: job.unsaved.run.cancel_requested)
 
 
@@ -960,7 +960,7 @@ def test_a_job_hears_of_its_cancel_though_another_met_a_failure(
     recorder = make_recorder(interval=5)
     job = Job(recorder)
     recorder.store.create(NewJob(job.uuid, INFO))
-    assert recorder.store.cancel(job.uuid, INFO)
+    wait_for(lambda: recorder.store.cancel(job.uuid, INFO))
     recorder._outage.begin()
     job.begin()
     assert job.unsaved.run.cancel_requested
