@@ -33,8 +33,9 @@ def includeme(config: Configurator) -> None:
     them is served from ``pyramid_jobstate:static/``.
 
     The application's security policy decides who may see a job. Without a policy, the
-    jobs' ACLs are evaluated for Everyone alone, so by default nobody sees another
-    user's jobs. The application's Dramatiq broker needs a :class:`JobStateMiddleware`.
+    jobs' ACLs are evaluated for Everyone alone: unless ``jobstate.owner`` is set, every
+    request for a job is refused. The application's Dramatiq broker needs a
+    :class:`JobStateMiddleware`.
 
     Directives:
 

@@ -147,7 +147,8 @@ class RecordingRun(Run):
 
     def append_log(self, line: str) -> None:
         super().append_log(line)
-        self.history.append(("log", self._lines[-1]))
+        lines: Any = self.report["log"]
+        self.history.append(("log", lines[-1]))
 
 
 def detached(
@@ -218,7 +219,9 @@ def put_job(
       status: Any status of a job.
       actor: The name of the actor.
       owner: The owner of the job, or None.
-      params, metrics, progress, message, log: The values to read on the JobState.
+      params: The values that were sent, by the names of the parameters.
+      metrics, progress, message, log: The values that the job has reported; ignored for
+        "queued".
       error: Why the job failed, was cancelled or is retried.
       attempt: The number of the attempt, from 1.
       delay: Seconds until the job is due, for "queued" and "retrying".

@@ -20,16 +20,21 @@ TESTS = ROOT / "tests"
 
 #: The options, besides -k and -m, with which pytest runs only some tests or none.
 SELECTING = {
+    "-h",
     "--co",
     "--collect-only",
     "--deselect",
+    "--fixtures",
     "--help",
     "--ignore",
     "--ignore-glob",
     "--last-failed",
     "--lf",
+    "--markers",
+    "--setup-plan",
     "--stepwise",
     "--sw",
+    "--version",
 }
 
 
@@ -41,7 +46,7 @@ def main() -> int:
     if "--long" in arguments:
         arguments.remove("--long")
         return subprocess.run(
-            [sys.executable, *pytest, "-m", "long", *arguments]
+            [sys.executable, *pytest, *arguments, "-m", "long"]
         ).returncode
     if is_selection(arguments):
         return subprocess.run([sys.executable, *pytest, *arguments]).returncode

@@ -67,14 +67,15 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    """Mark the tests by what they start, leave out the long ones unless -m asks for
-    them, and have several processes begin with the slowest modules.
+    """Mark the tests by what they start, leave out the long ones unless -m or their
+    name asks for them, and have several processes begin with the slowest modules.
     """
     for item in items:
         for name in MARKED_FIXTURES:
             if name in getattr(item, "fixturenames", ()):
                 item.add_marker(name)
-    if "long" not in config.option.markexpr:
+    is_named = any("::" in argument for argument in config.args)
+    if "long" not in config.option.markexpr and not is_named:
         long = [item for item in items if item.get_closest_marker("long")]
         items[:] = [item for item in items if item not in long]
         config.hook.pytest_deselected(items=long)
@@ -206,7 +207,7 @@ def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if (found / "axe-core").is_dir() and (found / "acorn").is_dir():
         return found
     home = tmp_path_factory.mktemp("node")
-    command = [npm, "install", "--no-audit", "--no-fund", "axe-core", "acorn"]
+    command = [npm, "install", "--no-audit", "--no-fund", "axe-core@4", "acorn@8"]
     done = subprocess.run(
         [*command, "--prefix", home], capture_output=True, text=True, check=False
     )

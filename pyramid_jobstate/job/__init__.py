@@ -1,6 +1,6 @@
 """The job itself: its record, its changes, its reports and its JobState.
 
-This package may import the standard library and :mod:`pyramid_jobstate.errors`, but not
+This wing may import the standard library and :mod:`pyramid_jobstate.errors`, but not
 Redis, Dramatiq or Pyramid.
 """
 
@@ -32,7 +32,7 @@ from .state import (
 )
 from .told import told_by
 from .trouble import note_trouble
-from .values import MAX_AMOUNT, Json, dumps, encode_params, loads
+from .values import MAX_AMOUNT, Json, dumps, encode_params, is_owner, loads
 
 __all__ = [
     "CANCELLED",
@@ -58,6 +58,7 @@ __all__ = [
     "current_state",
     "dumps",
     "encode_params",
+    "is_owner",
     "is_uuid",
     "loads",
     "note_trouble",

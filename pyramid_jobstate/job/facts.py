@@ -108,7 +108,9 @@ class Facts(Handle):
 
     @property
     def attempt(self) -> int:
-        """The attempt number of the newest run, from 1, or 0 before the first run."""
+        """The attempt number of the newest run that called the actor, from 1, or 0 if
+        none has.
+        """
         return self._record.attempt
 
     @property
@@ -118,17 +120,17 @@ class Facts(Handle):
 
     @property
     def due_at(self) -> datetime.datetime | None:
-        """When the job is due, in UTC, or None if it was not delayed."""
+        """When the job is due, in UTC, or None if it was not delayed or has started."""
         return self._record.time("due")
 
     @property
     def started_at(self) -> datetime.datetime | None:
-        """When the newest run began, in UTC, or None."""
+        """When the newest run that called the actor began, in UTC, or None."""
         return self._record.time("started")
 
     @property
     def updated_at(self) -> datetime.datetime | None:
-        """When the job last changed or reported, in UTC."""
+        """When the job last changed or reported, in UTC, or None if unknown."""
         return self._record.time("updated")
 
     @property

@@ -18,8 +18,9 @@ NO_RUN = Run(
 
 
 class Handle:
-    """The methods that an actor calls. They raise RuntimeError unless this is the
-    job_state of a running job, and JobCancelled once that job has been cancelled.
+    """The methods that an actor calls. Those that report raise RuntimeError if the
+    JobState was loaded from a store or its job has ended, and JobCancelled once the job
+    has been cancelled.
     """
 
     def __init__(self, run: Run = NO_RUN) -> None:
@@ -91,7 +92,8 @@ class Handle:
 
         Raises:
           TypeError: An amount is not a number, or a text is not a string.
-          ValueError: An amount is negative, NaN or infinite, or a text is over 16 KiB.
+          ValueError: An amount is negative, NaN, infinite or too large for a float, or
+            a text is over 16 KiB.
         """
         self._run.set_progress(done, total, unit, message)
 
@@ -161,6 +163,9 @@ class Handle:
 
         Returns:
           Whether everything is stored.
+
+        Raises:
+          RuntimeError: This JobState was loaded from a store.
         """
         return self._run.flush(timeout)
 
@@ -174,7 +179,7 @@ class Handle:
 
         Raises:
           JobCancelled: Cancellation was requested.
-          RuntimeError: This is not the job_state of a running job.
+          RuntimeError: The JobState was loaded from a store, or its job has ended.
         """
         self._run.ask()
         self._run.check()

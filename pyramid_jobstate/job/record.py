@@ -56,7 +56,7 @@ class Progress(NamedTuple):
 
 
 class JobError(NamedTuple):
-    """Why a job failed or was cancelled.
+    """Why a job failed, is retried or was cancelled.
 
     Attributes:
       type: The qualified name of the exception's class, or None if the reason is not
@@ -215,7 +215,7 @@ class Record:
         return parse_time(self._fields.get(name))
 
     def iso_time(self, name: str) -> str | None:
-        """Return the same in JavaScript's ISO format, to the millisecond."""
+        """Return such a time in JavaScript's ISO format, to the millisecond."""
         return iso_time(self._fields.get(name))
 
 
@@ -230,7 +230,7 @@ def parse_progress(text: str | None) -> Progress | None:
 
 
 def is_amount(value: object) -> bool:
-    """Return whether `value` is valid as :func:`check_amount` returns it."""
+    """Return whether `value` could be a result of :func:`.check_amount`."""
     return type(value) in (int, float) and 0 <= value <= MAX_AMOUNT  # type: ignore[operator]
 
 

@@ -9,6 +9,7 @@ import threading
 import types
 
 from ..errors import JobCancelled, PoolJobCancelled
+from .record import CANCELLED
 
 #: The functions in which a BaseException would end a thread that others wait for: those
 #: that call a future's callbacks, and those of multiprocessing's ThreadPool.
@@ -20,7 +21,6 @@ POOL = {
     ("multiprocessing.pool", "worker"),
     ("multiprocessing.pool", "_handle_tasks"),
 }
-MESSAGE = "The job was cancelled."
 
 
 class Told:
@@ -50,10 +50,11 @@ class Told:
         elif threading.get_ident() != self._thread:
             if is_known or callers & CALLBACKS:
                 return
-            raise (PoolJobCancelled if callers & POOL else JobCancelled)(MESSAGE)
+            error = PoolJobCancelled if callers & POOL else JobCancelled
+            raise error(CANCELLED.message)
         told_by.set(self)
         if not is_known:
-            raise JobCancelled(MESSAGE)
+            raise JobCancelled(CANCELLED.message)
 
 
 #: The object that last raised in this thread or task. Tasks and asyncio.to_thread()

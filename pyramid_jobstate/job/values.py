@@ -7,6 +7,7 @@ import datetime
 import decimal
 import enum
 import json
+import math
 import sys
 import uuid
 from collections.abc import Mapping
@@ -144,6 +145,14 @@ def encode_params(params: Mapping[str, object]) -> Json:
         except (TypeError, ValueError):
             continue
     return dumps(kept)
+
+
+def is_owner(owner: object) -> bool:
+    """Return whether a value can own jobs: a string or a finite number."""
+    if isinstance(owner, str):
+        return True
+    is_number = isinstance(owner, (int, float)) and not isinstance(owner, bool)
+    return is_number and -math.inf < owner < math.inf  # type: ignore[operator]
 
 
 def check_name(name: object) -> str:

@@ -145,7 +145,7 @@ def _fault_of(url: str) -> str | None:
 
 
 def name_of(client: Client) -> str:
-    """Return a name for the server of a client that cannot contain a password."""
+    """Return a name for a client's server. It never contains a password."""
     if isinstance(client, RedisCluster):
         nodes = client.get_nodes()  # type: ignore[no-untyped-call]
         return ", ".join(sorted(node.name for node in nodes))
@@ -161,7 +161,9 @@ def name_of(client: Client) -> str:
 
 
 def place_of(client: Client) -> Address | str:
-    """Return a value that is equal for two clients of the same server."""
+    """Return the place where a client keeps data: an Address, or a name if only the
+    application knows how to connect.
+    """
     if isinstance(client, Redis):
         pool = client.connection_pool
         cls, place = pool.connection_class, pool.connection_kwargs

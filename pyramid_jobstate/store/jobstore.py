@@ -80,8 +80,9 @@ class JobStore:
         return JobStore(self.client, **{**mine, **options})
 
     def create(self, *jobs: NewJob) -> Sequence[bool]:
-        """Write new jobs as queued, in two round trips. An ended job is queued again.
-        The records of unfinished and of cancelled jobs stay unchanged.
+        """Write new jobs as queued, in two round trips. Jobs that have ended are queued
+        again, in up to two more. A later step of a pipeline is queued when its turn has
+        come. The records of other unfinished jobs and of cancelled ones stay unchanged.
 
         Returns:
           For each job, whether this call queued it or made it wait for its turn.
@@ -116,7 +117,7 @@ class JobStore:
           For each job, whether it was queued again.
         """
         # The token makes a repeated or late call harmless.
-        replies = self._run(self._calls.requeue(job, word) for job, word in ended)
+        replies = self._run(self._calls.requeue(job, token) for job, token in ended)
         is_queued = [bool(reply) for reply in replies]
         self._list_queued([job for job, _ in ended], is_queued)
         return is_queued

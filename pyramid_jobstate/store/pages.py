@@ -86,7 +86,9 @@ class Filter(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A place in a list: after an entry of the ended or the unfinished jobs."""
+    """A place in a list: after an entry of the ended or the unfinished jobs. `score` is
+    None at the beginning of a list.
+    """
 
     ended: bool
     score: int | None = None

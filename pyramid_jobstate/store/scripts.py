@@ -33,6 +33,8 @@ _COMMENTS = re.compile(r"^\s*(--.*)?\n", re.MULTILINE)
 
 
 class Script(NamedTuple):
+    """A Lua script and its SHA-1."""
+
     sha: str
     text: str
 

@@ -78,9 +78,9 @@ def nothing(context: JobStates, request: Request) -> Response:
 
 
 def answering(view: View) -> View:
-    """Return a view that turns the exceptions of `view` into responses. Raised, they
-    would pass all tweens, some of which log them, and might find an exception view of
-    the application.
+    """Return a view that turns the exceptions of `view` into responses. If raised, they
+    would pass through all tweens, some of which log them, and might reach an exception
+    view of the application.
     """
 
     @functools.wraps(view)

@@ -53,7 +53,7 @@ class Outgoing:
       store: The store to which :meth:`record` has written the jobs.
 
     Raises:
-      TypeError: `what` is not a message, pipeline or group, an actor is not tracked or
+      TypeError: `what` is not a message, pipeline or group, an actor is untracked or
         unknown to the broker, the owner is neither a string nor a number, an argument
         cannot be encoded, a group has parts for another broker, its completion
         callbacks cannot be kept, or no broker is set.
@@ -88,7 +88,7 @@ class Outgoing:
         self._what = self._prepare(what)
         # Looked up last: for an unknown actor its error would be misleading.
         self._middleware = middleware_of(broker)
-        #: The jobs that had ended before, and the words with which to requeue them.
+        #: The jobs that had ended before, and the tokens with which to requeue them.
         self._ended: dict[str, tuple[NewJob, str]] = {}
         #: The ids of the messages that the broker has not accepted.
         self._unsent = {job.uuid for job in self._jobs}

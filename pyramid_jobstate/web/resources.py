@@ -149,6 +149,7 @@ class JobStates(Sender):
         :meth:`JobStore.list`.
 
         Raises:
+          TypeError: limit is not an int.
           ValueError: limit, status or cursor is invalid.
           StoreUnavailable: The store does not answer.
         """

@@ -65,7 +65,7 @@ class Sender(Access):
         Parameters:
           args, kwargs: The arguments of the actor.
           delay: Milliseconds, or a timedelta, from the commit until it is due.
-          owner: The principal that owns the job, or None for no owner.
+          owner: The owner of the job, or None for no owner.
           options: Further options of the message.
 
         Raises:
@@ -107,7 +107,7 @@ class Sender(Access):
         record from the start.
 
         Parameters:
-          owner: The principal that owns the jobs, or None for no owner.
+          owner: The owner of the jobs, or None for no owner.
           broker: The broker of the actors. By default that of the pipeline or group,
             and Dramatiq's global broker for a message.
 

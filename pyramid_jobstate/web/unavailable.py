@@ -1,4 +1,4 @@
-"""What the web side does while the store does not answer: stand-in and logging."""
+"""The web side while the store is away: a stand-in for unread records, and logging."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class PathPredicate:
     A CORS preflight is left to the application.
 
     Parameters:
-      value: "all", or "exact" to reject a trailing newline, too, which the `$` in
+      value: "all", or "exact" to reject a path that ends in a newline, which the `$` in
         Pyramid's patterns lets through.
     """
 

@@ -15,7 +15,7 @@ from pyramid.security import NO_PERMISSION_REQUIRED
 from zope.interface import classImplements
 
 from ..errors import StoreUnavailable
-from ..job import JobState, note_trouble, record_of
+from ..job import JobState, is_owner, note_trouble, record_of
 from .answers import (
     View,
     answering,
@@ -74,7 +74,8 @@ def cancel(context: JobState, request: Request) -> Response:
 
 
 def show_many(context: JobStates, request: Request) -> Response:
-    """Return the states of the jobs with these uuids, or a page of a list.
+    """Respond with the states of the jobs that the query names, or with a page of a
+    list.
 
     One view for both: an application that overrides it overrides both, and a predicate
     such as ``request_param`` would raise for a query that cannot be decoded.
@@ -83,7 +84,9 @@ def show_many(context: JobStates, request: Request) -> Response:
 
 
 def show_batch(context: JobStates, request: Request) -> Response:
-    """Respond with the states of several jobs: null for unknown and forbidden ones."""
+    """Respond with the states of several jobs, with null for each unknown or forbidden
+    one.
+    """
     most = request.registry.getUtility(IMaxUuids)
     uuids = list(dict.fromkeys(request.GET.getall("uuid")))
     if len(uuids) > most:
@@ -167,12 +170,6 @@ def require(request: Request, context: JobState | JobStates, permission: str) ->
     if not result:
         log.debug("%s was refused on %r: %s", permission, context, result)
         raise HTTPForbidden
-
-
-def is_owner(owner: object) -> bool:
-    """Return whether a result of the owner function can own jobs."""
-    is_scalar = isinstance(owner, (str, int, float)) and not isinstance(owner, bool)
-    return is_scalar and owner == owner  # not NaN
 
 
 def parse_owner(text: str, example: object) -> str | float:

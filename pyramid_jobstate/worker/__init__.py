@@ -1,6 +1,7 @@
 """The worker process: follows the messages of tracked actors.
 
-This wing may import Dramatiq and the wings `store` and `job`, but not Pyramid.
+This wing may import Dramatiq, redis-py's exceptions and the wings `store` and `job`,
+but not Pyramid.
 """
 
 from .actors import TrackedFunction, check_owner

@@ -88,7 +88,11 @@ class StoreAccess:
             return False
         except RedisError as e:
             # Only this job is affected: another program may have written its key.
-            log.warning("A job is sent, but has no state until it starts: %s", e)
+            log.warning(
+                "The store refused to note that a job is sent. Until the job starts, "
+                "its state may be missing or read stalled: %s",
+                e,
+            )
             return False
         self._outage.end()
         if self._recorder is None or not self._recorder.is_troubled:

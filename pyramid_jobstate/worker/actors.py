@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import math
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from ..job import (
     current_state,
     dumps,
     encode_params,
+    is_owner,
     is_uuid,
     run_of,
     told_by,
@@ -257,19 +257,16 @@ def _goes_by_keyword(
 
 
 def check_owner(owner: Any) -> str | float | None:
-    """Return `owner` if it can own a job: a string, a finite number or None.
+    """Return `owner` if it can own a job, or is None.
 
     Raises:
-      TypeError: It cannot: the JSON form of anything else would be a different
-        principal from the one that the security policy knows.
+      TypeError: It is not a string or a finite number. The JSON form of anything else
+        would name a different owner.
     """
-    if (
-        isinstance(owner, bool)
-        or not isinstance(owner, (str, int, float, type(None)))
-        or (isinstance(owner, float) and not math.isfinite(owner))
-    ):
+    if owner is not None and not is_owner(owner):
         raise TypeError(
-            f"The owner of a job must be a string or a number, not {owner!r}. Set "
-            "jobstate.owner to a function that returns such a principal."
+            "The owner of a job must be a string or a finite number, not "
+            f"{owner!r}. A function set as jobstate.owner must return one."
         )
-    return owner
+    checked: str | float | None = owner
+    return checked

@@ -97,7 +97,8 @@ class CurrentJob:
             error = JobError(None, "The message was rejected.")
         is_skipped = isinstance(raised, SkipMessage)
         delay = None if self.due is None else max(0.0, self.due - time.monotonic())
-        # Anything else comes from an actor that was called in another thread.
+        # Another exception comes from the actor, even if that was called in another
+        # thread.
         is_stopped = error is not None and isinstance(raised, MiddlewareError | None)
         was_called = self.was_called or not is_stopped
         run = None if self.unsaved is None else self.unsaved.run

@@ -125,7 +125,8 @@ class Flush:
         elif update.dropped:
             self._give_up(unsaved, "there was nothing to drop", quiet=True)
         elif reply is Reply.CANCELLED:
-            # Cancelled before it began or while it was silent: others acted on that.
+            # It was cancelled before it began or while it was silent, and others have
+            # acted on that.
             unsaved.is_cancelled = True
             self._give_up(unsaved, "it was cancelled", quiet=True)
         elif reply is Reply.MISSING and not self._can_be_lost(unsaved):

@@ -18,9 +18,9 @@ PACE_WINDOW = 30.0
 class Unsaved:
     """The part of a run that has not reached the store.
 
-    The thread that runs the job makes it, and the recorder's thread uses it. Other
-    threads set only `waiters`, `end` and `is_late`. All times are in seconds of the
-    monotonic clock.
+    It is made where a run begins or a message is dropped, and used by the recorder's
+    thread. Other threads set only `waiters`, `end`, `lost` and `is_late`, the first
+    three under the backlog's lock. All times are in seconds of the monotonic clock.
 
     Attributes:
       uuid: The uuid of the job.

@@ -533,7 +533,7 @@ def test_lost_job_says_why(stage: Stage, status: int, words: str) -> None:
     assert (seen["status"], seen["notice"]) == ("Unavailable", words)
 
 
-def test_jobs_of_who_is_signed_out_say_so(stage: Stage) -> None:
+def test_jobs_of_a_signed_out_viewer_say_so(stage: Stage) -> None:
     """Several jobs show that the session has ended, as a single one does."""
     uuids = [uuid_of(n) for n in range(3)]
     for uuid in uuids:

@@ -694,7 +694,7 @@ def test_returning_page_asks_at_once(polling: Polling, event: str) -> None:
     polling.wait("job", "success")
 
 
-def test_events_of_the_page_s_own_parts_are_not_meant(polling: Polling) -> None:
+def test_pagehide_of_an_element_is_ignored(polling: Polling) -> None:
     """A pagehide event dispatched by a widget does not silence the poller."""
     polling.follow("job", working())
     polling.wait("job", "update")
@@ -1066,7 +1066,7 @@ def test_server_without_batches_is_asked_singly(
     assert [r.jobs for r in polling.server.requests()] == [["one", "two"], *[[]] * 4]
 
 
-def test_batch_of_who_is_signed_out_is_final_for_all(polling: Polling) -> None:
+def test_batch_of_a_signed_out_viewer_ends_all_pollers(polling: Polling) -> None:
     """A 401 ends all the pollers at once."""
     polling.server.answer_batches(Answer(401))
     follow_all(polling, ["one", "two"])

@@ -314,7 +314,7 @@ def test_a_class_based_actor_names_its_parameters(
 # A cancel reaches all threads, and in time.
 
 
-def test_clean_up_reports_whoever_noticed_the_cancel(
+def test_clean_up_reports_in_whichever_thread_noticed_the_cancel(
     scene: Scene, start_rough_worker: StartWorker
 ) -> None:
     """A job's clean-up may report even if another of its threads noticed the cancel."""

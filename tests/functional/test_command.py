@@ -60,6 +60,8 @@ def test_all_tests_are_to_reach_every_line(
         ["-kvalues"],
         ["-m", "not browser"],
         ["--lf"],
+        ["--markers"],
+        ["-h"],
         ["--deselect=tests/job/test_values.py"],
     ],
 )
@@ -82,7 +84,7 @@ def test_long_tests_run_alone(
 
     assert command.main() == 0
 
-    assert started == [["-m", "pytest", "-m", "long", "-q"]]
+    assert started == [["-m", "pytest", "-q", "-m", "long"]]
 
 
 def test_a_file_passes() -> None:

@@ -133,7 +133,7 @@ def test_killed_or_frozen_server_can_be_stopped_and_started(server, number):
     assert ask(server, "PING")
 
 
-def test_stop_twice_is_no_error(server):
+def test_stop_twice_is_not_an_error(server):
     """A server that is not running can be stopped."""
     server.stop()
     server.stop()

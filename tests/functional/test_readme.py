@@ -413,7 +413,7 @@ def test_script_of_the_readme_sends(
     assert (job_state.actor, job_state.status) == ("run_marathon", "queued")
 
 
-def test_json_of_the_readme_has_the_names_that_there_are(redis_url: str) -> None:
+def test_json_of_the_readme_has_the_real_names(redis_url: str) -> None:
     """The README's example of a state has exactly the keys of a real one."""
     from tests.jobs import RunMarathon
     from tests.webapp import get, make_app, make_config
@@ -432,7 +432,7 @@ def test_json_of_the_readme_has_the_names_that_there_are(redis_url: str) -> None
     assert shown["job"]["progress"].keys() == real.json["job"]["progress"].keys()
 
 
-def test_settings_of_the_readme_are_those_that_there_are() -> None:
+def test_settings_of_the_readme_are_the_real_ones() -> None:
     """The README lists exactly the settings that exist, with their defaults."""
     table = README.partition("Settings\n---")[2].split("\n\n")[1]
     rows = re.findall(rf"^``{PREFIX}(\w+)``(.*(?:\n .*)*)", table, re.MULTILINE)

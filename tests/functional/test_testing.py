@@ -200,7 +200,7 @@ def test_put_job_needs_little(job_store: JobStore) -> None:
     assert uuid.UUID(job_state.uuid) and job_state.owner is None
 
 
-def test_put_job_refuses_a_status_that_there_is_not(job_store: JobStore) -> None:
+def test_put_job_refuses_an_unknown_status(job_store: JobStore) -> None:
     """The error for an unknown status lists the valid ones."""
     with pytest.raises(ValueError, match=r"'done'.*success"):
         testing.put_job(job_store, status="done")

@@ -177,19 +177,19 @@ def test_record_read_has_a_waiting_job_queued():
 @pytest.mark.parametrize(
     "seen", [None, "", "²", "٣", "-1", "1.5", "1e3", "soon", HUGE, "1_0"]
 )
-def test_record_read_takes_no_time_from_what_is_none(seen):
+def test_record_read_ignores_an_invalid_time(seen):
     """A working job whose last sign of life is not a valid time reads working."""
     fields = {} if seen is None else {"seen": seen}
     assert read({"status": "working", **fields}).status == "working"
 
 
-def test_record_read_stands_a_clock_that_was_set_back():
+def test_record_read_tolerates_a_clock_set_back():
     """A sign of life from the future counts."""
     assert read({"status": "working", "seen": str(NOW + 10**9)}).status == "working"
 
 
 @pytest.mark.parametrize("text", NO_JSON)
-def test_record_reads_a_field_that_is_no_json_as_absent(text):
+def test_record_reads_a_field_that_is_not_json_as_absent(text):
     """A field that is invalid JSON, or cannot be written again, reads as absent."""
     names = ("owner", "params", "progress", "message", "log", "error", "m:a")
     job = record(**dict.fromkeys(names, text))
@@ -205,7 +205,7 @@ def test_record_reads_a_field_that_is_no_json_as_absent(text):
 @pytest.mark.parametrize(
     "text", ["null", "true", "false", "[]", "[1]", '["alice"]', "{}", '{"a":1}']
 )
-def test_record_reads_an_owner_that_is_no_principal_as_none(text):
+def test_record_reads_an_owner_that_is_not_a_principal_as_none(text):
     """An owner that is neither a string nor a number could match another user: True is
     equal to 1.
     """
@@ -223,7 +223,7 @@ def test_record_reads_an_owner_as_it_was(owner):
 @pytest.mark.parametrize(
     "text", ["", "-1", "1.0", "two", "١", HUGE, " 1", "1_0", "0x1"]
 )
-def test_record_reads_an_attempt_that_is_no_number_as_none(text):
+def test_record_reads_an_attempt_that_is_not_a_number_as_none(text):
     """An attempt that is not a plain number reads as 0, as before the first."""
     assert record(attempt=text).attempt == 0
 
@@ -270,7 +270,7 @@ def test_record_reads_a_strange_progress_as_none(text):
 
 
 @pytest.mark.parametrize("text", ["1", "[]", "{}", "true", "null"])
-def test_record_reads_a_message_that_is_no_string_as_none(text):
+def test_record_reads_a_message_that_is_not_a_string_as_none(text):
     """A message that is not a string reads as None."""
     assert record(message=text).message is None
 
@@ -310,6 +310,6 @@ def test_record_time_is_aware(text, year):
 @pytest.mark.parametrize(
     "text", ["", "-1", "soon", "1.5", "253402300800000", "9" * 16, HUGE, "²"]
 )
-def test_record_time_reads_what_is_no_time_as_none(text):
+def test_record_time_reads_what_is_not_a_time_as_none(text):
     """A time that a datetime cannot represent reads as None."""
     assert record(queued=text).time("queued") is None

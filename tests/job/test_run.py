@@ -211,7 +211,7 @@ def test_run_increments_beyond_any_limit(run):
 
 
 @pytest.mark.parametrize("old", ["text", None, True, [1]])
-def test_run_increments_no_metric_that_is_no_number(run, old):
+def test_run_refuses_to_increment_a_non_number(run, old):
     """Incrementing a metric that is not a number is a TypeError that names it."""
     run.set_metrics({"a": old})
     with pytest.raises(TypeError, match="'a' cannot be incremented"):
@@ -277,7 +277,7 @@ def test_run_sets_progress_without_the_rest(run):
         pytest.param(1, 2, None, "x" * 16384, ValueError, "message", id="long"),
     ],
 )
-def test_run_sets_no_progress_that_is_bad(run, done, total, unit, message, error, what):
+def test_run_refuses_bad_progress(run, done, total, unit, message, error, what):
     """If one part of the progress is refused, nothing changes."""
     run.set_progress(0, 1, "rows", "Before")
     run.dirty = False
@@ -443,7 +443,7 @@ def test_run_tracks_what_is_both(run):
 
 
 @pytest.mark.parametrize("what", [3, None, letters, len])
-def test_run_track_refuses_what_is_no_iterable(run, what):
+def test_run_track_refuses_a_non_iterable(run, what):
     """Anything but an iterable or async iterable is named in an error at the call."""
     with pytest.raises(
         TypeError, match=r"^track\(\) takes an iterable or an async"
@@ -556,7 +556,7 @@ def test_run_log_keeps_the_last_lines(run):
     assert {len(line) for line in log} == {200}
 
 
-def test_run_log_refuses_what_is_no_string(run):
+def test_run_log_refuses_what_is_not_a_string(run):
     """A line that is not a string is a TypeError, and the log does not change."""
     run.append_log("a")
     with pytest.raises(TypeError, match=r"^A line of the log must be a str"):
@@ -860,7 +860,7 @@ def test_run_that_is_cancelled_stops_a_pool_of_multiprocessing(run):
     wait_for(lambda: called == [1])
 
 
-def test_run_stands_a_finalizer_that_reports(run):
+def test_run_tolerates_a_finalizer_that_reports(run):
     """Encoding a value may run a finalizer that reports."""
 
     class Odd(datetime.date):

@@ -211,7 +211,7 @@ def test_set_progress_metric_takes_a_name_of_a_string_enum(running):
 
 
 @pytest.mark.parametrize("name", [["a"], {}, None, 1, b"a"])
-def test_set_progress_metric_refuses_a_name_that_is_no_string(running, name):
+def test_set_progress_metric_refuses_a_name_that_is_not_a_string(running, name):
     """A name that is not a string, hashable or not, is a TypeError."""
     with pytest.raises(TypeError):
         running.set_progress_metric(name, 1)
@@ -231,7 +231,7 @@ def test_set_progress_metrics_of_nothing_sets_nothing(running):
 
 
 @pytest.mark.parametrize("values", [[("a", 1)], {1: 2}, "a", 1])
-def test_set_progress_metrics_refuses_what_is_no_mapping_of_names(running, values):
+def test_set_progress_metrics_refuses_what_is_not_a_mapping_of_names(running, values):
     """Anything but a mapping of names is a TypeError."""
     with pytest.raises(TypeError):
         running.set_progress_metrics(values)
@@ -327,7 +327,7 @@ def test_job_state_of_a_cancelled_job_says_so_once(running, write):
     assert running.cancel_requested
 
 
-def test_cancel_requested_has_the_store_asked(running):
+def test_cancel_requested_makes_the_recorder_ask_the_store(running):
     """Reading cancel_requested makes the recorder ask the store, as a report does."""
     assert not running.cancel_requested
     assert running._run.dirty
@@ -436,7 +436,7 @@ def test_kind_of_two_classes_is_an_error():
     assert type(JobState.from_record(Record(UUID, {"kind": "JobState"}))) is JobState
 
 
-def test_public_params_must_be_no_string():
+def test_public_params_must_not_be_a_string():
     """A lone string, for lack of a comma, is a TypeError."""
     with pytest.raises(TypeError, match=r"Walk.public_params .*'miles'.*comma"):
 

@@ -283,7 +283,7 @@ def test_check_name_refuses_a_bad_name(name, message):
 
 
 @pytest.mark.parametrize("name", [None, 1, b"a", ["a"], ID])
-def test_check_name_refuses_what_is_no_string(name):
+def test_check_name_refuses_a_non_string(name):
     """A name that is not a string is a TypeError."""
     with pytest.raises(TypeError, match="must be a str, not"):
         check_name(name)
@@ -295,7 +295,7 @@ def test_check_text_returns_a_string():
 
 
 @pytest.mark.parametrize("text", [None, 1, b"rows", ["rows"]])
-def test_check_text_refuses_what_is_no_string(text):
+def test_check_text_refuses_a_non_string(text):
     """Anything else is a TypeError that says what must be a string."""
     with pytest.raises(TypeError, match=r"^The unit must be a str, not"):
         check_text("The unit", text)
@@ -356,7 +356,7 @@ def test_check_amount_refuses_what_cannot_be_counted_with(value):
         Array("i", [1]),
     ],
 )
-def test_check_amount_refuses_what_is_no_number(value):
+def test_check_amount_refuses_a_non_number(value):
     """An amount that is not a number, or is a bool, is a TypeError."""
     with pytest.raises(TypeError, match=r"^The total must be a number, not"):
         check_amount("The total", value)

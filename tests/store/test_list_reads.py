@@ -13,7 +13,7 @@ from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.store.reading import Reader
 from tests.jobs import RunMarathon, messages
-from tests.store.listed import create, finish
+from tests.listed import create, finish
 from tests.support import key_of, wait_for
 from tests.webapp import get, make_app, make_config, put_job
 

@@ -304,7 +304,7 @@ def test_a_silent_job_reads_stalled(client: redis.Redis) -> None:
     assert load_job(store, job).status == "working"
 
 
-def test_a_beat_is_no_update(store: JobStore) -> None:
+def test_a_heartbeat_is_not_an_update(store: JobStore) -> None:
     """A heartbeat does not change the time of the last report."""
     job = new_id()
     run = Writer(store, job)
@@ -380,7 +380,7 @@ def test_a_second_cancel_ends_a_job_whose_worker_died(client: redis.Redis) -> No
     assert load_job(store, job).status == "cancelled"
 
 
-def test_a_cancel_is_told_by_a_list_of_the_last_minute(store: JobStore) -> None:
+def test_cancels_lists_those_of_the_last_minute(store: JobStore) -> None:
     """Workers find the running jobs that were cancelled since they last looked."""
     jobs = [new_id() for _ in range(3)]
     for job in jobs:
@@ -714,7 +714,7 @@ def test_a_server_that_forgot_the_scripts_is_told_them(
     assert len(load_job(store, job).progress_metrics) == 4
 
 
-def test_a_server_that_forgot_only_the_start_keeps_the_order(
+def test_missing_start_script_keeps_the_order_of_calls(
     store: JobStore, client: redis.Redis
 ) -> None:
     """If the server knows all scripts but that of the start, the calls still run in

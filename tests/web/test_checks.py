@@ -496,7 +496,7 @@ def test_placeholder_in_an_outer_prefix_stops_the_include() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["api", "/api/v1.2/", "a:8", "~x", "a*b"])
-def test_plain_prefix_is_none(prefix: str) -> None:
+def test_prefix_without_placeholder_is_accepted(prefix: str) -> None:
     """Prefixes that only resemble placeholders are accepted."""
     config = make_config(NOWHERE)
     config.include("pyramid_jobstate", route_prefix=prefix)

@@ -197,7 +197,7 @@ def test_set_job_store_takes_a_dotted_name() -> None:
 
 
 @pytest.mark.parametrize("wrong", [None, JobStore, f"{__name__}.role_of"])
-def test_set_job_store_refuses_what_is_no_store(wrong: Any) -> None:
+def test_set_job_store_refuses_other_objects(wrong: Any) -> None:
     """set_job_store rejects anything but a JobStore at once."""
     config = make_config(NOWHERE)
     config.include("pyramid_jobstate")

@@ -223,7 +223,9 @@ def test_owner_that_json_would_change_is_refused(
         args=(26,), job_owner=owner
     )
 
-    with pytest.raises(TypeError, match=r"a string or a number, not .*jobstate\.owner"):
+    with pytest.raises(
+        TypeError, match=r"a string or a finite number, not .*jobstate\.owner"
+    ):
         make_request(config).job_states.send_immediately(message)
 
     assert client.keys() == []
@@ -284,7 +286,7 @@ def test_untracked_actor_is_refused(
 
 
 @pytest.mark.parametrize("what", [None, "run_marathon", print, JobState])
-def test_what_is_no_actor_is_refused(
+def test_what_is_not_an_actor_is_refused(
     config: Configurator, global_broker: Broker, what: Any
 ) -> None:
     """Anything but an actor or a message is refused."""
@@ -308,7 +310,7 @@ def test_message_takes_no_arguments(
 @pytest.mark.parametrize(
     "message_id", ["marathon-1", "", "6F1C2E7A-3B5D-4F60-8A9B-0C1D2E3F4A5B"]
 )
-def test_message_whose_id_is_no_uuid_is_refused(
+def test_message_whose_id_is_not_a_uuid_is_refused(
     config: Configurator, global_broker: Broker, client: redis.Redis, message_id: str
 ) -> None:
     """A message whose id is not a uuid is refused: no worker would track it, and its

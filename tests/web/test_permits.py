@@ -286,7 +286,7 @@ def test_owner_that_raises_shows_nothing(redis_url: str, client: redis.Redis) ->
         get(app, "/job_state", "alice")
 
 
-def test_owner_that_is_no_scalar_owns_nothing(
+def test_owner_that_is_not_a_scalar_owns_nothing(
     redis_url: str, client: redis.Redis
 ) -> None:
     """A `jobstate.owner` that returns a list makes nobody an owner."""
@@ -503,7 +503,7 @@ def test_no_policy_in_an_applications_unit_test(
         assert not request.job_states.permits(job_state, "view_job")
 
 
-def test_allow_no_policy_is_no_setting() -> None:
+def test_allow_no_policy_is_an_unknown_setting() -> None:
     """The former setting that let everyone in is an error."""
     config = make_config(NOWHERE, settings={"jobstate.allow_no_policy": "true"})
     config.include("pyramid_jobstate")

@@ -256,7 +256,7 @@ def test_each_kind_in_trouble_is_logged(
 
 
 @pytest.mark.parametrize("place", ["/job_state", "/jobs"])
-def test_key_error_of_a_class_is_no_404(
+def test_key_error_of_a_class_is_not_a_404(
     app: TestApp, client: redis.Redis, place: str
 ) -> None:
     """Traversal does not mistake the error of a class for an unknown job."""

@@ -674,7 +674,9 @@ def test_nonsense_in_the_store_gives_no_rights(
     assert get(bare_app, f"/job_state/{uuid}", ADMIN).status_code == 200
 
 
-def test_key_of_another_type_is_no_job(bare_app: TestApp, client: redis.Redis) -> None:
+def test_key_of_another_type_is_not_a_job(
+    bare_app: TestApp, client: redis.Redis
+) -> None:
     """A job's key that does not hold a hash is not a job."""
     client.set(f"jobstate:{UUID}", "x")
 

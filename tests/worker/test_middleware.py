@@ -477,7 +477,7 @@ def test_a_delayed_send_says_when_it_is_due(broker: RedisBroker) -> None:
         wait_until(broker, message, "success")
 
 
-def test_a_message_whose_id_is_no_uuid_is_not_tracked(
+def test_a_message_whose_id_is_not_a_uuid_is_not_tracked(
     broker: RedisBroker, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A message whose id is not a uuid gets a detached JobState, with one warning."""
@@ -1061,7 +1061,7 @@ class Stubborn(dramatiq.Actor[Any, Any]):
         return None
 
 
-def test_no_wrapper_has_a_cancelled_job_run(redis_url: str) -> None:
+def test_a_cancelled_job_does_not_run_whatever_wraps_it(redis_url: str) -> None:
     """A job cancelled while queued is skipped before anything that wraps its actor: the
     actor does not run, and no callback is sent.
     """

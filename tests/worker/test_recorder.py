@@ -250,7 +250,7 @@ def test_flush_says_whether_all_is_stored(
     assert job.load().message == "two"
 
 
-def test_who_gives_up_waiting_is_forgotten(
+def test_waiter_that_gives_up_is_forgotten(
     recorder: Recorder, server: EmbeddedServer
 ) -> None:
     """Flushes that time out while the store is away leave no waiters behind."""

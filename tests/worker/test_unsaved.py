@@ -150,7 +150,7 @@ def test_take_has_the_end(run, unsaved):
     assert update.fields == {"m:a": "1"}
 
 
-def test_take_says_that_the_run_begins_until_that_has_landed(unsaved):
+def test_take_begins_the_run_until_that_is_stored(unsaved):
     """An update begins the run until one is stored; a repeated one begins it late."""
     begun = unsaved.begun
     said = []
@@ -180,14 +180,14 @@ def test_take_of_a_dropped_message_begins_no_run(run):
     assert not update.begins
 
 
-def test_landed_confirms_the_run(unsaved):
+def test_mark_stored_confirms_the_run(unsaved):
     """A stored update confirms the run at its time."""
     unsaved.mark_stored(unsaved.begun + 3)
     assert unsaved.confirmed == unsaved.begun + 3
 
 
 @pytest.mark.parametrize("value", [True, None, 7, "short", (1, 2)])
-def test_failed_has_a_value_go_again_that_is_as_it_was_before(run, unsaved, value):
+def test_mark_unconfirmed_resends_a_value_that_changed_back(run, unsaved, value):
     """A value that changed and changed back is sent again if the change may be stored,
     even if it is the very object that was stored before.
     """
@@ -206,7 +206,7 @@ def test_failed_has_a_value_go_again_that_is_as_it_was_before(run, unsaved, valu
     assert field.endswith(name)
 
 
-def test_failed_has_a_renewal_go_again(unsaved):
+def test_mark_unconfirmed_repeats_a_renewal(unsaved):
     """If the renewal of a job's place in the lists may have failed, it is repeated."""
     unsaved.take(0.0)
     unsaved.mark_stored(0.0)
@@ -218,7 +218,7 @@ def test_failed_has_a_renewal_go_again(unsaved):
     assert not unsaved.take(later + 1, renew_after=5).renews
 
 
-def test_failed_has_everything_go_again(run, unsaved):
+def test_mark_unconfirmed_resends_everything(run, unsaved):
     """Unconfirmed values are sent again, with those set since, and the flag is up."""
     run.set_metrics({"a": 1})
     unsaved.take(0.0)
@@ -231,7 +231,7 @@ def test_failed_has_everything_go_again(run, unsaved):
     assert unsaved.take(0.0).fields == {"m:b": "2", "m:c": "3"}
 
 
-def test_begin_again_has_the_run_begin_with_all_that_is_known(run, unsaved):
+def test_begin_again_resends_everything(run, unsaved):
     """Everything is written again to a store that came back empty."""
     run.set_metrics({"a": 1})
     run.set_progress(1, 2, None, None)
