@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from redis import exceptions
 from redis.exceptions import RedisError
 
-from ..errors import ActorError
-from ..store import JobStore, redis_errors, store_beside
+from ..store import JobStore, redis_errors
 from .outage import Outage
-from .recorder import Recorder
+from .recorder import Recorder, watch_forks
 
 if TYPE_CHECKING:
     from dramatiq import Broker
@@ -21,44 +21,42 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+class StoreOwner(Protocol):
+    """A JobStateMiddleware, which knows its store."""
+
+    def store_for(self, broker: Broker, /) -> JobStore:
+        """Return the store for a broker."""
+
+
 class StoreAccess:
     """The store of a JobStateMiddleware, and the recorder that writes to it.
 
     Parameters:
-      store: The store, or None to use the server of a RedisBroker.
-      namespace: The prefix of all keys if `store` is None.
+      owner: The middleware, which owns this object and is therefore referenced weakly.
       interval: Seconds between two flushes of the recorder.
       heartbeat: Seconds without an update before the recorder confirms that a job is
         still running.
     """
 
     def __init__(
-        self, store: JobStore | None, namespace: str, interval: float, heartbeat: float
+        self,
+        owner: StoreOwner,
+        interval: float,
+        heartbeat: float,
     ) -> None:
-        self._store = store
-        self._namespace = namespace
+        self._owner = weakref.ref(owner)
         self._interval = interval
         self._heartbeat = heartbeat
         self._outage = Outage(log)
         self._recorder: Recorder | None = None
         self._lock = threading.Lock()
+        # Early, so that the fork hooks of the application run after this.
+        watch_forks()
 
-    def store_for(self, broker: Broker) -> JobStore:
-        """Return the store of the job states.
-
-        Raises:
-          ActorError: No store was given and the broker is not a RedisBroker.
-        """
-        if self._store is None:
-            client = getattr(broker, "client", None)
-            self._store = store_beside(client, namespace=self._namespace)
-        if self._store is None:
-            raise ActorError(
-                f"JobStateMiddleware() shares the Redis server of a RedisBroker, but "
-                f"this broker is a {type(broker).__name__}. Pass the URL of a Redis "
-                'server: JobStateMiddleware(url="redis://…").'
-            )
-        return self._store
+    def _store(self, broker: Broker) -> JobStore:
+        owner = self._owner()
+        assert owner is not None
+        return owner.store_for(broker)
 
     def recorder_for(self, broker: Broker) -> Recorder:
         """Return the recorder of this process, creating it on first use."""
@@ -66,7 +64,7 @@ class StoreAccess:
         if self._recorder is None:
             with self._lock:
                 self._recorder = self._recorder or Recorder(
-                    self.store_for(broker),
+                    self._store(broker),
                     interval=self._interval,
                     heartbeat=self._heartbeat,
                     outage=self._outage,
@@ -81,7 +79,7 @@ class StoreAccess:
         """Apply a sender's change to the store, and return whether that succeeded."""
         try:
             with redis_errors():
-                change(self.store_for(broker))
+                change(self._store(broker))
         except (exceptions.ConnectionError, exceptions.TimeoutError) as e:
             self._outage.begin()
             self._outage.complain(e)

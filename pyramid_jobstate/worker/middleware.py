@@ -11,7 +11,7 @@ from dramatiq.middleware import Middleware, MiddlewareError, SkipMessage
 
 from ..errors import ActorError
 from ..job import End, JobError, JobInfo, is_uuid
-from ..store import JobStore
+from ..store import JobStore, store_beside
 from .access import StoreAccess
 from .actors import TrackedFunction, TrackedFunctions, job_state_class
 from .current import CurrentJob, ThreadState, skip
@@ -66,7 +66,9 @@ class JobStateMiddleware(Middleware):
             raise TypeError("Pass JobStateMiddleware one of store, url and client.")
         if store is None and (place := client or url):
             store = JobStore(place, namespace=namespace)
-        self._access = StoreAccess(store, namespace, interval, heartbeat)
+        self._store = store
+        self._namespace = namespace
+        self._access = StoreAccess(self, interval, heartbeat)
         #: The functions of the tracked actors, by actor name.
         self.functions = TrackedFunctions()
         self._ends = Ends(self._access, self.functions)
@@ -81,7 +83,16 @@ class JobStateMiddleware(Middleware):
         Raises:
           ActorError: No store was given and the broker is not a RedisBroker.
         """
-        return self._access.store_for(broker)
+        if self._store is None:
+            client = getattr(broker, "client", None)
+            self._store = store_beside(client, namespace=self._namespace)
+        if self._store is None:
+            raise ActorError(
+                f"JobStateMiddleware() shares the Redis server of a RedisBroker, but "
+                f"this broker is a {type(broker).__name__}. Pass the URL of a Redis "
+                'server: JobStateMiddleware(url="redis://…").'
+            )
+        return self._store
 
     @property
     def actor_options(self) -> set[str]:

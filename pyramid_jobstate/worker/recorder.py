@@ -59,7 +59,7 @@ class Recorder:
         self._outage = outage or Outage(log)
         self._backlog = Backlog()
         self._reset()
-        _recorders().add(self)
+        watch_forks().add(self)
 
     def _reset(self) -> None:
         # No Event: see Backlog.
@@ -209,8 +209,8 @@ class Recorder:
 
 
 @functools.cache
-def _recorders() -> weakref.WeakSet[Recorder]:
-    """Return the recorders of this process, which a forked child abandons."""
+def watch_forks() -> weakref.WeakSet[Recorder]:
+    """Have a forked child abandon the recorders of its parent, and return these."""
     recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
 
     def abandon() -> None:

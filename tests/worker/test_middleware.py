@@ -56,7 +56,7 @@ from tests.jobs import (
     wait_until,
     working,
 )
-from tests.support import SENT, key_of, wait_for
+from tests.support import SENT, key_of, load_job, wait_for
 
 # Which actors are tracked.
 
@@ -1708,7 +1708,6 @@ def test_sends_within_each_other_keep_what_the_outer_one_announced(
 
 def test_middleware_is_freed_with_its_last_reference(redis_url: str) -> None:
     """A middleware and its connections do not wait for the garbage collector."""
-    gc.collect()
     gc.disable()
     try:
         middleware = JobStateMiddleware(url=redis_url)
@@ -1717,3 +1716,26 @@ def test_middleware_is_freed_with_its_last_reference(redis_url: str) -> None:
         assert freed() is None
     finally:
         gc.enable()
+
+
+def test_overridden_store_for_is_where_jobs_are_written(redis_url: str) -> None:
+    """A subclass decides by its own store_for() where jobs go, sent and run."""
+    store = JobStore(redis_url, namespace="tenant")
+
+    class TenantMiddleware(JobStateMiddleware):
+        def store_for(self, broker: dramatiq.Broker) -> JobStore:
+            return store
+
+    broker = RedisBroker(url=redis_url)
+    broker.add_middleware(TenantMiddleware())
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        job_state.set_message("on the way")
+
+    message = run_marathon.send()
+    assert load_job(store, message.message_id).status == "queued"
+    with working(broker):
+        wait_for(lambda: load_job(store, message.message_id).is_success)
+    assert load_job(store, message.message_id).message == "on the way"
+    assert JobStore(redis_url).load(message.message_id) is None
