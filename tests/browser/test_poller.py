@@ -878,9 +878,10 @@ def test_null_that_its_own_url_contradicts_keeps_the_period(polling: Polling) ->
     # By the page's clock: a busy server may be late to hear of a request.
     times = polling.page.evaluate("askedAt.filter((_, i) => asked[i].includes('two'))")
     assert len(times) == 10
-    for same in (times[::2], times[1::2]):
-        for earlier, later in itertools.pairwise(same):
-            assert later - earlier >= 190
+    # The extra request follows the answer to the other, which may be late.
+    assert times == sorted(times)
+    for earlier, later in itertools.pairwise(times[::2]):
+        assert later - earlier >= 190
 
 
 def test_null_that_cannot_be_asked_about_is_retried(polling: Polling) -> None:
