@@ -90,8 +90,9 @@ class Facts(Handle):
     @property
     def message(self) -> str | None:
         """The latest message, or None."""
-        message: Any = self._run.report.get("message", self._record.message)
-        return message  # type: ignore[no-any-return]
+        report: Any = self._run.report
+        message: str | None = report.get("message", self._record.message)
+        return message
 
     @property
     def log(self) -> list[str]:

@@ -231,7 +231,9 @@ def parse_progress(text: str | None) -> Progress | None:
 
 def is_amount(value: object) -> bool:
     """Return whether `value` could be a result of :func:`.check_amount`."""
-    return type(value) in (int, float) and 0 <= value <= MAX_AMOUNT  # type: ignore[operator]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return 0 <= value <= MAX_AMOUNT
 
 
 def parse_error(text: str | None) -> JobError | None:

@@ -149,10 +149,9 @@ def encode_params(params: Mapping[str, object]) -> Json:
 
 def is_owner(owner: object) -> bool:
     """Return whether a value can own jobs: a string or a finite number."""
-    if isinstance(owner, str):
-        return True
-    is_number = isinstance(owner, (int, float)) and not isinstance(owner, bool)
-    return is_number and -math.inf < owner < math.inf  # type: ignore[operator]
+    if isinstance(owner, bool) or not isinstance(owner, (str, int, float)):
+        return False
+    return isinstance(owner, str) or -math.inf < owner < math.inf
 
 
 def check_name(name: object) -> str:

@@ -39,7 +39,7 @@ RETRY_AFTER = 5
 
 
 def not_found(exc: HTTPNotFound, request: Request) -> Response:
-    return render({"error": "There is no such job."}, 404)
+    return render({"error": "The job does not exist."}, 404)
 
 
 def forbidden(exc: HTTPForbidden, request: Request) -> Response:
@@ -104,7 +104,7 @@ def is_readable(request: Request) -> bool:
     """Return whether the query of a request can be decoded."""
     try:
         # It is decoded when it is first read.
-        request.GET  # noqa: B018
+        _ = request.GET
     except UnicodeDecodeError:
         return False
     return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import secrets
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -215,7 +216,9 @@ class Outgoing:
 
     def _group(self, what: group) -> group:
         self._check_broker(what)
-        copy = group((), broker=self._broker)  # type: ignore[no-untyped-call]  # Dramatiq's
+        # Dramatiq does not annotate the constructor of a group.
+        make_group: Callable[..., group] = group
+        copy = make_group((), broker=self._broker)
         for child in what.children:
             prepare = self._message if isinstance(child, Message) else self._prepare
             copy.children.append(prepare(child))

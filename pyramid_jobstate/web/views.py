@@ -179,9 +179,10 @@ def parse_owner(text: str, example: object) -> str | float:
       text: The owner in the query.
       example: The owner of the request. If it is a number, `text` is read as one.
     """
-    if is_owner(example) and not isinstance(example, str):
+    if is_owner(example) and isinstance(example, (int, float)):
         with contextlib.suppress(ValueError):
-            return type(example)(text)  # type: ignore[call-arg, return-value]
+            number = int(text) if isinstance(example, int) else float(text)
+            return number if is_owner(number) else text
     return text
 
 

@@ -79,7 +79,7 @@ class Backlog:
 
         Returns:
           A lock, released once everything set before is stored or given up, or None if
-          the run is no longer in the backlog.
+          the backlog has dropped the run.
         """
         waiter = threading.Lock()
         waiter.acquire()

@@ -20,7 +20,7 @@ class Outage:
     """Whether the store answers, as reported by everything in this process that asks.
 
     After a failure one caller a second asks the store, and the others do without it.
-    There is no lock, since a fork or an interrupted thread could leave it locked: in a
+    A fork or an interrupted thread could leave a lock locked, so this takes none: in a
     race several callers may ask.
 
     Parameters:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import threading
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..job import MAX_AMOUNT, METRIC, End, JobInfo, Json, Run, Update, dumps
 
@@ -35,7 +35,7 @@ class Unsaved:
       confirmed: When the store was last known to hold this run as the newest.
       heard: When an update was last sent to the store.
       waiters: Locks to release once everything set before is stored or given up.
-      lost: Why this run is no longer stored, or "".
+      lost: Why the recorder gave up this run, or "".
     """
 
     uuid: str
@@ -113,7 +113,8 @@ class Unsaved:
             if name in sent and sent[name] is value:
                 continue
             if name == "progress":
-                fields[name] = dumps((*value, self._eta(value, now)))  # type: ignore[misc, arg-type]
+                progress: Any = value
+                fields[name] = dumps((*progress, self._eta(progress, now)))
             else:
                 fields[name] = value if isinstance(value, Json) else dumps(value)
         self._new = new

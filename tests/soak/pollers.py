@@ -77,7 +77,8 @@ class Pollers:
     Attributes:
       jobs: All jobs that were sent.
       fresh: Those not watched yet, or not watched to the end.
-      codes: The number of responses by status code; "none" is no response.
+      codes: The number of responses by status code, and of requests that got none under
+        "none".
       wrong: What should not have happened.
       over: Set when they are to stop.
     """

@@ -376,7 +376,7 @@ def test_hidden_jobs_are_not_looked_for_for_ever(
 
 
 def test_exactly_a_thousand_entries_are_a_whole_list(store: JobStore) -> None:
-    """If the last examined entry is the last of all, there is no further page."""
+    """A page that ends with the last entry of the list is the last page."""
     create(store, 1000)
 
     assert store.list(status="working") == ([], None)

@@ -115,7 +115,7 @@ def test_cancel_of_a_job_that_is_gone_meanwhile_is_a_404(
     for place in PLACES:
         response = cancel(app, f"{place}/{job}")
         assert response.status_code == 404
-        assert response.json == {"error": "There is no such job."}
+        assert response.json == {"error": "The job does not exist."}
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -143,7 +143,7 @@ def test_cancel_of_no_job_is_a_404(app: TestApp, place: str, name: str) -> None:
     response = cancel(app, f"{place}/{name}".rstrip("/"))
 
     assert response.status_code == 404
-    assert response.json == {"error": "There is no such job."}
+    assert response.json == {"error": "The job does not exist."}
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -218,7 +218,7 @@ def test_nothing_cancels_below_the_cancel(
     )
 
     assert response.status_code == 404
-    assert response.json == {"error": "There is no such job."}
+    assert response.json == {"error": "The job does not exist."}
     assert load_job(store, job).status == "working"
 
 

@@ -310,6 +310,30 @@ def test_owners_may_be_numbers(redis_url: str, store: JobStore) -> None:
     assert text not in found("", "7")
 
 
+def test_owners_may_be_floats(redis_url: str, store: JobStore) -> None:
+    """If users are floats, so is the owner in a query, unless it is not finite."""
+
+    class FloatRoot(Root):
+        __acl__ = ((Allow, 1.0, ("view_job", "list_jobs")),)
+
+    class FloatPolicy(NumberPolicy):
+        def identity(self, request: Request) -> Any:
+            return float(request.headers["X-User"])
+
+        authenticated_userid = identity
+
+    app = make_app(
+        make_config(redis_url, root_factory=FloatRoot, security_policy=FloatPolicy())
+    )
+    job = put_job(store, owner=7.5).uuid
+
+    def found(query: str, user: str) -> list[str]:
+        return uuids_of(get(app, f"/job_state{query}", user).json["items"])
+
+    assert found("", "7.5") == found("?owner=7.5", "1") == [job]
+    assert found("?owner=inf", "1") == found("?owner=nan", "1") == []
+
+
 # Batches.
 
 

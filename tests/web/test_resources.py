@@ -496,7 +496,7 @@ def test_what_is_not_there_is_not_found_in_json(
     response = get(make_app(config), place + name, "alice")
 
     assert response.status_code == 404
-    assert response.json == {"error": "There is no such job."}
+    assert response.json == {"error": "The job does not exist."}
 
 
 @pytest.mark.parametrize("place", PLACES)

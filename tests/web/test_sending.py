@@ -915,7 +915,7 @@ def test_without_pyramid_tm_send_names_the_other_way(
 def test_send_after_the_end_of_the_transaction_is_refused(
     tm_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """Once the tween has finished, there is no transaction to send with."""
+    """A send after the tween has finished is refused: its transaction is over."""
 
     def view(request: Request) -> None:
         request.add_finished_callback(finish)

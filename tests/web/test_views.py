@@ -29,7 +29,7 @@ from tests.webapp import (
     put_job,
 )
 
-NOT_FOUND = {"error": "There is no such job."}
+NOT_FOUND = {"error": "The job does not exist."}
 FORBIDDEN = {"error": "You may not do this with the job."}
 
 

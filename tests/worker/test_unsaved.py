@@ -296,7 +296,7 @@ def test_eta_is_none_without_a_total(run, unsaved):
 
 
 def test_eta_is_none_while_nothing_gets_done(run, unsaved):
-    """There is no pace until something gets done, and until time has passed."""
+    """The pace is unknown until something gets done and time has passed."""
     assert eta(run, unsaved, 0, 5, 10) is None
     assert eta(run, unsaved, 0, 6, 10) is None
     assert eta(run, unsaved, 1, 5, 10) is None
