@@ -6,10 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from redis.exceptions import ResponseError
-
 from ..job import Record
-from .connection import Client, Command, execute, redis_errors, text
+from .connection import Client, Command, execute, is_hopeless, redis_errors, text
 
 #: Seconds between two readings of the server's clock, which drifts slowly.
 CLOCK_SECONDS = 10.0
@@ -84,9 +82,9 @@ class Reader:
         self, uuid: str, names: Sequence[str], reply: Any, now: int
     ) -> Record | None:
         """Return the record of a reply, or None if the key does not hold a job."""
-        if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
-            return None
         if isinstance(reply, Exception):
+            if is_hopeless(reply):
+                return None
             raise reply
         if names:
             found = zip(names, reply, strict=True)
