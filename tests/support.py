@@ -1,6 +1,7 @@
 """What several tests need."""
 
 import contextlib
+import faulthandler
 import os
 import signal
 import subprocess
@@ -50,6 +51,8 @@ def wait_for(condition: Callable[[], T | None], timeout: float = 20.0) -> T:
             return value
         if time.monotonic() > deadline:
             name = getattr(condition, "__qualname__", repr(condition))
+            # What each thread is doing tells more than the value.
+            faulthandler.dump_traceback(file=2)
             raise AssertionError(f"{name} still gave {value!r} after {timeout} seconds")
         time.sleep(0.01)
 
