@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import JobCancelled, StoreUnavailable
 from .job import JobError, JobState, Progress, current_job_state
@@ -12,6 +12,8 @@ from .worker import JobStateMiddleware
 if TYPE_CHECKING:
     from pyramid.config import Configurator
 
+    from .web import RequestMiddleware
+
 __all__ = [
     "JobCancelled",
     "JobError",
@@ -19,10 +21,20 @@ __all__ = [
     "JobStateMiddleware",
     "JobStore",
     "Progress",
+    "RequestMiddleware",
     "StoreUnavailable",
     "current_job_state",
     "includeme",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "RequestMiddleware":
+        # Loaded at first use, so that workers do not import Pyramid.
+        from .web import RequestMiddleware
+
+        return RequestMiddleware
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def includeme(config: Configurator) -> None:

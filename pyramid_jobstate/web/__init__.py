@@ -7,11 +7,14 @@ import it.
 from .config import include
 from .interfaces import IOutbox
 from .outgoing import Outgoing
+from .request import RequestMiddleware, with_request
 from .resources import JobStates
 
 __all__ = [
     "IOutbox",
     "JobStates",
     "Outgoing",
+    "RequestMiddleware",
     "include",
+    "with_request",
 ]

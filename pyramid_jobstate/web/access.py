@@ -31,7 +31,7 @@ class Access:
 
     @property
     def current_owner(self) -> Any:
-        """The owner of the jobs that the request sends."""
+        """The owner whose jobs the request may list and see."""
         return owner_of(self.request)
 
     def permits(self, context: Any, permission: str) -> Any:

@@ -13,13 +13,14 @@ from pyramid.interfaces import (
     IRequestExtensions,
     IRequestFactory,
     ISecurityPolicy,
+    ISessionFactory,
 )
 from pyramid.request import Request
 
 from ..store import refusal
 from ..worker import middleware_of
 from .interfaces import IOwner
-from .permits import authenticated_userid
+from .permits import authenticated_userid, session_owner
 from .resources import JOB_STATES
 from .urls import LIST, path_of
 
@@ -134,6 +135,14 @@ def check_application(event: ApplicationCreated) -> None:
             "Rename yours."
         )
     if (
+        registry.getUtility(IOwner) is session_owner
+        and registry.queryUtility(ISessionFactory) is None
+    ):
+        raise ConfigurationError(
+            "The setting jobstate.owner = session needs a session factory. Call "
+            "config.set_session_factory(...)."
+        )
+    if (
         registry.queryUtility(ISecurityPolicy) is None
         and registry.getUtility(IOwner) is authenticated_userid
     ):
@@ -141,6 +150,6 @@ def check_application(event: ApplicationCreated) -> None:
             "The application has neither a security policy nor the setting "
             "jobstate.owner, so it recognises no owner of a job: every request for a "
             "job is refused (403) unless the job's __acl__ lets Everyone in. Call "
-            "config.set_security_policy(...), or set jobstate.owner to a function "
-            "that returns the owner of a request."
+            "config.set_security_policy(...), or set jobstate.owner to session or to a "
+            "function that returns the owner of a request."
         )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+import dramatiq.broker
 from pyramid.exceptions import ConfigurationError
 from pyramid.interfaces import IApplicationCreated
 
 from ..store import JobStore
+from ..worker import BrokerFault, is_made, use_broker
 from .checks import (
     check_application,
     check_request_method,
@@ -16,16 +18,26 @@ from .checks import (
     check_routes,
     check_store,
 )
-from .interfaces import IJobStore, IMaxUuids, IOutbox, IOwner, IPermits, IWebOutage
-from .permits import authenticated_userid, policy_permits
+from .interfaces import (
+    IBaseUrl,
+    IJobStore,
+    IMaxUuids,
+    IOutbox,
+    IOwner,
+    IPermits,
+    IWebOutage,
+)
+from .permits import policy_permits
+from .request import RequestMiddleware
 from .resources import JOB_STATES
-from .settings import PREFIX, Settings, read_path
+from .settings import BROKER, PREFIX, Settings, read_path
 from .unavailable import WebOutage
 from .urls import LIST, add_routes, path_of
 from .views import add_views
 
 if TYPE_CHECKING:
     from pyramid.config import Configurator
+    from pyramid.events import ApplicationCreated
 
 log = logging.getLogger("pyramid_jobstate")
 
@@ -39,6 +51,8 @@ def include(config: Configurator) -> None:
     # come after a catch-all of the application.
     path = read_path(config.registry.settings)
     check_route_prefix(config)
+    at_include = Settings(config.registry.settings)
+    provide_broker(config, at_include)
     config.add_static_view(f"{path}/static", "pyramid_jobstate:static")
     add_routes(config, path)
     check_request_method(config.registry)
@@ -52,17 +66,22 @@ def include(config: Configurator) -> None:
     def register() -> None:
         # The application may set these, and its broker, after the include.
         settings = Settings(config.registry.settings)
+        settings.check_names()
         if read_path(config.registry.settings) != path:
             raise ConfigurationError(
                 f"The setting {PREFIX}path must be set before pyramid_jobstate is "
                 "included."
             )
-        owner = settings.function("owner", authenticated_userid)
+        check_broker(at_include, settings)
+        owner = settings.owner()
+        base_url = settings.base_url()
         permits = settings.function("permits", policy_permits)
         max_uuids = settings.max_uuids()
         config.registry.registerUtility(owner, IOwner)
         config.registry.registerUtility(permits, IPermits)
         config.registry.registerUtility(WebOutage(), IWebOutage)
+        if base_url is not None:
+            config.registry.registerUtility(base_url, IBaseUrl)
         config.registry.registerUtility(max_uuids, IMaxUuids)
         store = config.registry.queryUtility(IJobStore)
         if store is None:
@@ -84,7 +103,55 @@ def include(config: Configurator) -> None:
         # Checked at the end, since a policy may be set after a commit; and once only,
         # even if the package is included repeatedly.
         config.add_subscriber(check_application, IApplicationCreated)
+        config.add_subscriber(hand_over, IApplicationCreated)
     config.action("pyramid_jobstate", register, order=5, introspectables=(intr,))
+
+
+def provide_broker(config: Configurator, settings: Settings) -> None:
+    """Make the broker that the settings name Dramatiq's global broker.
+
+    Raises:
+      ConfigurationError: It cannot be made, or the process uses another.
+    """
+    spec = settings.broker()
+    if spec is None:
+        return
+    try:
+        use_broker(spec, config.registry.settings, [RequestMiddleware()])
+    except BrokerFault as e:
+        raise ConfigurationError(f"The setting {PREFIX}broker {e}") from e
+
+
+def check_broker(at_include: Settings, settings: Settings) -> None:
+    """Check that the broker that was made at the include is still in use, and that it
+    would be made so now.
+
+    Raises:
+      ConfigurationError: Another broker or setting has been set since.
+    """
+    if settings.read("broker") is None and at_include.read("broker") is None:
+        return
+    for name in BROKER:
+        if settings.read(name) != at_include.read(name):
+            raise ConfigurationError(
+                f"The setting {PREFIX}{name} must be set before pyramid_jobstate is "
+                "included, since the broker is made then."
+            )
+    broker = dramatiq.broker.global_broker
+    if not is_made(broker):
+        raise ConfigurationError(
+            f"The application has set a broker of its own, {broker!r}, beside the "
+            f"setting {PREFIX}broker. Remove its dramatiq.set_broker(...), or the "
+            "setting."
+        )
+
+
+def hand_over(event: ApplicationCreated) -> None:
+    """Have the jobs of the global broker use the requests of a new application."""
+    broker = dramatiq.broker.global_broker
+    for middleware in [] if broker is None else broker.middleware:
+        if isinstance(middleware, RequestMiddleware):
+            middleware.registry = event.app.registry
 
 
 def set_job_store(config: Configurator, store: JobStore) -> None:

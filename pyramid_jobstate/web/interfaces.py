@@ -14,6 +14,10 @@ class IOwner(Interface):
     """Marks the function that returns the owner of a request's jobs, a utility."""
 
 
+class IBaseUrl(Interface):
+    """Marks the URL of the application for jobs, a utility, if one is set."""
+
+
 class IPermits(Interface):
     """Marks the function that decides what a request may do, a utility."""
 

@@ -27,6 +27,7 @@ from ..job import (
 )
 from ..store import JobStore, refusal
 from ..worker import TrackedFunction, check_owner, middleware_of
+from .messages import encoded
 
 if TYPE_CHECKING:
     from dramatiq import Broker
@@ -47,6 +48,7 @@ class Outgoing:
       broker: The broker to send everything through. By default that of the pipeline or
         group, and Dramatiq's global broker for a message.
       delay: Milliseconds, or a timedelta, until it is due.
+      url: Returns the URL of the application, for actors that receive a request.
 
     Attributes:
       messages: The messages, in order.
@@ -68,11 +70,13 @@ class Outgoing:
         *,
         broker: Broker | None = None,
         delay: timedelta | int | None = None,
+        url: Callable[[], str] | None = None,
     ) -> None:
         if isinstance(delay, timedelta):
             delay = int(delay.total_seconds() * 1000)
         self._delay = delay
         self._owner = owner
+        self._url = url
         # Another sender may send the same messages.
         self._sender = secrets.token_hex(6)
         self._jobs: list[NewJob] = []
@@ -237,7 +241,8 @@ class Outgoing:
             callback: Message[Any] = Message(**fields)
             owner = callback.options.get("job_owner", self._owner)
             is_tracked = self._function(callback.actor_name) is not None
-            callback = _encoded(callback, check_owner(owner) if is_tracked else None)
+            checked = check_owner(owner) if is_tracked else None
+            callback = encoded(self._broker, callback, checked, self._url)
             copy.completion_callbacks.append(callback.asdict())
         return copy
 
@@ -256,7 +261,7 @@ class Outgoing:
                 f"{message.message_id!r}."
             )
         owner = check_owner(message.options.get("job_owner", self._owner))
-        message = _encoded(message, owner)
+        message = encoded(self._broker, message, owner, self._url)
         info = function.info(message.args, message.kwargs, owner)
         seconds = 0.0 if delay is None else delay / 1000
         self._jobs.append(
@@ -278,18 +283,3 @@ class Outgoing:
                 "send_message(..., broker=...) or send_immediately(..., broker=...)."
             ) from None
         return middleware_of(self._broker).functions.get(actor_name)
-
-
-def _encoded(message: Message[Any], owner: object) -> Message[Any]:
-    """Return a copy of a message as the worker will see it, with the owner of its job.
-
-    Raises:
-      TypeError: It cannot be encoded.
-    """
-    options = dict(message.options)
-    if owner is not None:
-        options["job_owner"] = owner
-    try:
-        return Message.decode(dataclasses.replace(message, options=options).encode())
-    except (TypeError, ValueError) as e:
-        raise TypeError(f"The message {message} cannot be encoded: {e}") from e

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING, Any
 
 from pyramid.authorization import ACLHelper, Authenticated, Everyone
@@ -12,10 +13,18 @@ from ..job import JobState, as_seen_from
 from .interfaces import IOwner, IPermits
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pyramid.request import Request
 
 #: The request attribute that caches the owner and principal, or the exception raised.
 _KNOWN = "_jobstate_owner"
+
+#: The request attribute that marks the request of a job.
+_IS_JOB = "_jobstate_is_job"
+
+#: The key of a visitor's name in the session.
+VISITOR = "jobstate.visitor"
 
 
 def permits(request: Request, context: Any, permission: str) -> Any:
@@ -46,11 +55,46 @@ def authenticated_userid(request: Request) -> Any:
     return None if userid in (Everyone, Authenticated) else userid
 
 
+def session_owner(request: Request) -> str | None:
+    """Return the name of a visitor whose session has sent a job, or None."""
+    session = request.session
+    # Not session.get(): that would renew a cookie session, and the cookie of a poll
+    # could overwrite what another request has just stored.
+    name = (
+        dict.get(session, VISITOR)
+        if isinstance(session, dict)
+        else session.get(VISITOR)
+    )
+    return name if isinstance(name, str) else None
+
+
 def owner_of(request: Request) -> Any:
-    """Return the owner of the jobs that a request sends. The application's function is
-    called once per request, even if it raises.
+    """Return the owner that a request stands for. The application's function is called
+    once per request, even if it raises.
     """
     return _owner_and_principal(request)[0]
+
+
+def sender_of(request: Request) -> Any:
+    """Return the owner of the jobs that a request sends. A visitor whose session has
+    no name yet gets one.
+    """
+    owner = owner_of(request)
+    if (
+        owner is None
+        and request.registry.getUtility(IOwner) is session_owner
+        and not request.__dict__.get(_IS_JOB)
+    ):
+        owner = request.session[VISITOR] = secrets.token_urlsafe(18)
+        request.__dict__[_KNOWN] = owner, Everyone
+    return owner
+
+
+def set_owner(request: Request, owner: str | float | None) -> None:
+    """Have the request of a job stand for the job's owner."""
+    find = request.registry.getUtility(IOwner)
+    request.__dict__[_IS_JOB] = True
+    request.__dict__[_KNOWN] = owner, _principal(find)
 
 
 def principals_of(request: Request, owner: str | float) -> tuple[str | float, ...]:
@@ -82,8 +126,14 @@ def _owner_and_principal(request: Request) -> tuple[Any, str]:
         except Exception as e:
             known = e
         else:
-            known = owner, Authenticated if find is authenticated_userid else Everyone
+            known = owner, _principal(find)
         request.__dict__[_KNOWN] = known
     if isinstance(known, Exception):
         raise known
     return known  # type: ignore[no-any-return]
+
+
+def _principal(find: Callable[..., Any]) -> str:
+    """Return the principal that stands for an owner whom a function has found."""
+    principal: str = Authenticated if find is authenticated_userid else Everyone
+    return principal

@@ -12,8 +12,9 @@ from dramatiq import Actor, Message, group, pipeline
 from ..job import JobState
 from .access import Access
 from .interfaces import IOutbox
+from .joining import join, send_now
 from .outgoing import Outgoing, Sendable
-from .transaction import join, send_now
+from .permits import sender_of
 
 if TYPE_CHECKING:
     from dramatiq import Broker
@@ -72,9 +73,7 @@ class Sender(Access):
           TypeError, RuntimeError: As :meth:`send`.
         """
         message = actor.message_with_options(args=args, kwargs=kwargs, **options)
-        outgoing = Outgoing(
-            message, self._owner(owner), broker=actor.broker, delay=delay
-        )
+        outgoing = self._outgoing(message, owner, actor.broker, delay)
         (job_state,) = self._send(outgoing)
         return job_state
 
@@ -119,7 +118,7 @@ class Sender(Access):
             not know an actor.
           ValueError: A message id is not a uuid, or a pipeline is empty.
         """
-        outgoing = Outgoing(what, self._owner(owner), broker=broker)
+        outgoing = self._outgoing(what, owner, broker)
         return _one_or_all(what, self._send(outgoing))
 
     @overload
@@ -163,7 +162,7 @@ class Sender(Access):
             broker = kwargs.pop("broker", None)
             if args or kwargs:
                 raise TypeError(f"Only an actor takes arguments, not {what!r}.")
-        outgoing = Outgoing(what, self.current_owner, broker=broker)
+        outgoing = self._outgoing(what, DEFAULT, broker)
         return _one_or_all(what, self._send(outgoing, now=True))
 
     def _send(self, outgoing: Outgoing, *, now: bool = False) -> Sequence[JobState]:
@@ -180,8 +179,22 @@ class Sender(Access):
             self._adopt(job_state)
         return outgoing.job_states
 
-    def _owner(self, owner: str | float | Default | None) -> Any:
-        return self.current_owner if owner is DEFAULT else owner
+    def _outgoing(
+        self,
+        what: Sendable,
+        owner: str | float | Default | None,
+        broker: Broker | None,
+        delay: timedelta | int | None = None,
+    ) -> Outgoing:
+        if owner is DEFAULT:
+            owner = sender_of(self.request)
+        return Outgoing(
+            what,
+            owner,
+            broker=broker,
+            delay=delay,
+            url=lambda: self.request.application_url,
+        )
 
 
 def _one_or_all(

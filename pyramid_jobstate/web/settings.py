@@ -7,13 +7,16 @@ import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import urlsplit
 
 import dramatiq.broker
+from dramatiq import Broker
 from pyramid.exceptions import ConfigurationError
 from pyramid.path import DottedNameResolver
 
 from ..store import JobStore
-from ..worker import middleware_of
+from ..worker import STUB, BrokerSpec, is_made, middleware_of
+from .permits import authenticated_userid, session_owner
 
 PREFIX = "jobstate."
 
@@ -21,12 +24,14 @@ PREFIX = "jobstate."
 #: stands for.
 SETTINGS: Mapping[str, str | None] = MappingProxyType(
     {
+        "broker": None,
         "redis_url": None,
         "namespace": "jobstate",
         "path": "job_state",
         "expire_in": "24h",
         "active_expire_in": "8d",
         "stalled_after": "15s",
+        "base_url": None,
         "owner": None,
         "permits": None,
         "max_uuids": "100",
@@ -34,6 +39,9 @@ SETTINGS: Mapping[str, str | None] = MappingProxyType(
 )
 
 DURATIONS = ("expire_in", "active_expire_in", "stalled_after")
+
+#: The settings of which a broker is made.
+BROKER = ("broker", "redis_url", "namespace", *DURATIONS)
 #: In milliseconds such a number is still exact everywhere, including Lua.
 MAX_SECONDS = 1e12
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -45,9 +53,7 @@ class Settings:
     Parameters:
       settings: The settings of its registry.
 
-    Raises:
-      ConfigurationError: A setting is unknown. The methods raise it if the value of one
-        is invalid.
+    The methods raise ConfigurationError if the value of a setting is invalid.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -56,6 +62,13 @@ class Settings:
             for name, value in settings.items()
             if name.startswith(PREFIX)
         }
+
+    def check_names(self) -> None:
+        """Check that every setting is known.
+
+        Raises:
+          ConfigurationError: One is not.
+        """
         for name in self._settings:
             if name not in SETTINGS:
                 known = ", ".join(PREFIX + known for known in sorted(SETTINGS))
@@ -71,6 +84,12 @@ class Settings:
             raise _wrong("max_uuids", value, "is not a positive whole number")
         return int(text)
 
+    def owner(self) -> Callable[..., Any]:
+        """Return the function that returns the owner of a request's jobs."""
+        if self._settings.get("owner") == "session":
+            return session_owner
+        return self.function("owner", authenticated_userid)
+
     def function(self, setting: str, default: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function that a setting names, or `default` if it is not set."""
         name = self._settings.get(setting)
@@ -79,10 +98,7 @@ class Settings:
         if "://" in str(name):
             # Not repeated: it may contain a password.
             raise _wrong(setting, "…://…", "is a URL, not a function")
-        try:
-            function: Callable[..., Any] = DottedNameResolver(None).maybe_resolve(name)
-        except (ImportError, ValueError) as e:
-            raise _wrong(setting, name, f"cannot be imported: {e}") from e
+        function: Callable[..., Any] = self._resolved(setting, name)
         if not callable(function):
             raise _wrong(setting, name, "is not a function")
         if inspect.iscoroutinefunction(function):
@@ -93,6 +109,53 @@ class Settings:
         """Return the store at redis_url or, if unset, that of the middleware on
         Dramatiq's global broker, with the options that the settings change.
         """
+        options = self._store_options()
+        if is_made(dramatiq.broker.global_broker):
+            # It was made with these settings.
+            return _middleware_store()
+        if self._settings.get("redis_url") is None:
+            return _middleware_store().replace(**options)
+        return self._redis_store(options)
+
+    def broker(self) -> BrokerSpec | None:
+        """Return what the broker is made from, or None if the application makes one."""
+        value = self._settings.get("broker")
+        if value is None:
+            return None
+        if isinstance(value, str):
+            value = value.strip()
+            if not value:
+                raise _wrong("broker", value, "is empty")
+            if value != STUB and ":/" not in value:
+                value = self._resolved("broker", value)
+        if not isinstance(value, (str, Broker)) and not callable(value):
+            raise _wrong("broker", value, "is neither a broker nor a function")
+        options = self._store_options()
+        url = self._settings.get("redis_url")
+        return BrokerSpec(
+            value,
+            None if url is None else str(url),
+            options,
+            lambda: self._redis_store(options),
+        )
+
+    def base_url(self) -> str | None:
+        """Return the URL of the application for jobs, without a slash at its end."""
+        value = self._settings.get("base_url")
+        if value is None:
+            return None
+        url = str(value).strip().rstrip("/")
+        if not is_base_url(url):
+            raise _wrong(
+                "base_url", value, "is not a URL such as https://example.com/shop"
+            )
+        return url
+
+    def read(self, name: str) -> object:
+        """Return the value of a setting as it stands."""
+        return self._settings.get(name)
+
+    def _store_options(self) -> dict[str, Any]:
         options: dict[str, Any] = {
             name: _seconds(name, self._settings[name])
             for name in DURATIONS
@@ -103,15 +166,38 @@ class Settings:
             if not isinstance(namespace, str) or not namespace:
                 raise _wrong("namespace", namespace, "is not a non-empty string")
             options["namespace"] = namespace
-        url = self._settings.get("redis_url")
-        if url is None:
-            return _middleware_store().replace(**options)
+        return options
+
+    def _redis_store(self, options: Mapping[str, Any]) -> JobStore:
         try:
-            return JobStore(str(url), **options)
+            return JobStore(str(self._settings["redis_url"]), **options)
         except ValueError as e:
             fault = str(e)
         # Raised outside the handler, so that no traceback shows the original error.
         raise ConfigurationError(f"The setting {PREFIX}redis_url is invalid. {fault}")
+
+    def _resolved(self, setting: str, name: object) -> Any:
+        """Return what a dotted name refers to."""
+        try:
+            return DottedNameResolver(None).maybe_resolve(name)
+        except (ImportError, ValueError) as e:
+            raise _wrong(setting, name, f"cannot be imported: {e}") from e
+
+
+def is_base_url(url: str) -> bool:
+    """Return whether requests can be made with a URL as their application's."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return False
+    return (
+        parts.scheme in ("http", "https")
+        and re.fullmatch(r"[\w.~%:\[\]-]+", parts.netloc, re.ASCII) is not None
+        and bool(parts.hostname)
+        and re.fullmatch(r"[!-~]*", parts.path) is not None
+        and not parts.query + parts.fragment
+    )
 
 
 def read_path(settings: Mapping[str, Any]) -> str:
@@ -144,8 +230,9 @@ def _middleware_store() -> JobStore:
     if broker is None:
         raise ConfigurationError(
             "pyramid_jobstate does not know where job states are kept: no Dramatiq "
-            "broker is set. Import the module that calls dramatiq.set_broker(...) "
-            "before the application is created, or set jobstate.redis_url."
+            "broker is set. Set jobstate.broker; or import the module that calls "
+            "dramatiq.set_broker(...) before the application is created; or set "
+            "jobstate.redis_url."
         )
     try:
         return middleware_of(broker).store_for(broker)

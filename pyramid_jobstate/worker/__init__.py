@@ -5,16 +5,31 @@ but not Pyramid.
 """
 
 from .actors import TrackedFunction, check_owner
-from .brokers import middleware_of
+from .brokers import is_made, middleware_of, release_broker, use_broker
+from .current import CurrentJob
+from .making import STUB, BrokerFault, BrokerSpec, masked
 from .middleware import JobStateMiddleware
 from .outage import Outage
+from .parameters import HandedFunction, called_function, has_parameter, layers
 from .unsaved import Unsaved
 
 __all__ = [
+    "STUB",
+    "BrokerFault",
+    "BrokerSpec",
+    "CurrentJob",
+    "HandedFunction",
     "JobStateMiddleware",
     "Outage",
     "TrackedFunction",
     "Unsaved",
+    "called_function",
     "check_owner",
+    "has_parameter",
+    "is_made",
+    "layers",
+    "masked",
     "middleware_of",
+    "release_broker",
+    "use_broker",
 ]

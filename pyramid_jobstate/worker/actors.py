@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
 import time
+import typing
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-from dramatiq import GenericActor
 
 from ..errors import ActorError
 from ..job import (
@@ -27,6 +25,13 @@ from ..job import (
     told_by,
 )
 from .current import CurrentJob, ThreadState, skip
+from .parameters import (
+    HandedFunction,
+    annotation_of,
+    called_function,
+    has_parameter,
+    layers,
+)
 from .unsaved import Unsaved
 
 if TYPE_CHECKING:
@@ -38,7 +43,7 @@ log = logging.getLogger(__name__)
 PARAMETER = "job_state"
 
 
-class TrackedFunction:
+class TrackedFunction(HandedFunction):
     """The function of a tracked actor, which it replaces on the actor.
 
     It passes on the JobState of the job that this thread runs or, if it is called
@@ -50,19 +55,29 @@ class TrackedFunction:
       thread: The state of the calling thread.
     """
 
+    parameter = PARAMETER
+
     def __init__(
         self,
         actor: Actor[Any, Any],
         job_state_class: type[JobState],
         thread: ThreadState,
     ) -> None:
-        functools.update_wrapper(self, actor.fn)
-        self._fn: Callable[..., Any] = actor.fn
+        super().__init__(actor.fn)
         self._thread = thread
         self.actor_name = actor.actor_name
         self.job_state_class = job_state_class
-        parameters = dict(inspect.signature(_called(actor.fn)).parameters)
+        parameters = dict(inspect.signature(called_function(actor.fn)).parameters)
         self._is_handed = parameters.pop(PARAMETER, None) is not None
+        for layer in layers(actor.fn):
+            parameters.pop(layer.parameter, None)
+        self._signature = inspect.Signature(list(parameters.values()))
+
+    def put_inside(self, layer: HandedFunction) -> None:
+        """Have another middleware's function called around the actor's own."""
+        self.inner = layer
+        parameters = dict(self._signature.parameters)
+        parameters.pop(layer.parameter, None)
         self._signature = inspect.Signature(list(parameters.values()))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -79,7 +94,7 @@ class TrackedFunction:
         token = current_state.set(job_state)
         try:
             if job is None:
-                return self._fn(*args, **kwargs)
+                return self.inner(*args, **kwargs)
             return self._run(job, run_of(job_state), args, kwargs)
         finally:
             current_state.reset(token)
@@ -90,7 +105,7 @@ class TrackedFunction:
         """Call the function as a job."""
         job.is_running, told = True, told_by.get()
         try:
-            return self._fn(*args, **kwargs)
+            return self.inner(*args, **kwargs)
         except BaseException as e:
             job.raised = e
             if not run.cancel_requested:
@@ -199,31 +214,19 @@ class TrackedFunctions(dict[str, TrackedFunction]):
 
 
 def job_state_class(actor: Actor[Any, Any]) -> type[JobState] | None:
-    """Return the class of an actor's jobs, or None if the actor is not tracked.
+    """Return the class of an actor's jobs, or None if the actor is not tracked. The
+    class is the option `job_state`, or the annotation of the parameter `job_state`.
 
     Raises:
-      ActorError: The option `job_state` is neither a JobState class nor True, or the
-        parameter `job_state` cannot be passed by keyword.
+      ActorError: The option is neither a JobState class nor True, the parameter cannot
+        be passed by keyword, or its annotation cannot be resolved.
     """
     option = actor.options.get(PARAMETER)
-    fn = _called(actor.fn)
-    parameters = inspect.signature(fn).parameters
-    parameter = parameters.get(PARAMETER)
-    if parameter is not None and not _goes_by_keyword(parameter, parameters):
-        # Show the `self` of a class-based actor's method, too.
-        declared = inspect.signature(getattr(fn, "__func__", fn)).parameters
-        others = [p for p in declared.values() if p.name != PARAMETER]
-        by_keyword = inspect.Parameter(PARAMETER, inspect.Parameter.KEYWORD_ONLY)
-        last = len(others) - sum(p.kind is p.VAR_KEYWORD for p in others)
-        right = inspect.Signature([*others[:last], by_keyword, *others[last:]])
-        raise ActorError(
-            f"The actor {actor.actor_name!r} cannot receive its job_state by "
-            f"keyword. Declare it as: def {fn.__name__}{right}"
-        )
-    if option is None:
-        return None if parameter is None else JobState
-    if option is True:
-        return JobState
+    is_handed = has_parameter(actor, PARAMETER)
+    if option is None or option is True:
+        if is_handed:
+            return _annotated(actor, is_needed=option is None)
+        return JobState if option else None
     if isinstance(option, type) and issubclass(option, JobState):
         return option
     raise ActorError(
@@ -232,28 +235,28 @@ def job_state_class(actor: Actor[Any, Any]) -> type[JobState] | None:
     )
 
 
-def _called(fn: Any) -> Callable[..., Any]:
-    """Return the function that has the actor's signature: for a class-based actor its
-    `perform`, which receives all arguments.
-    """
-    actor = inspect.unwrap(fn)
-    return actor.perform if isinstance(actor, GenericActor) else fn
+def _annotated(actor: Actor[Any, Any], *, is_needed: bool) -> type[JobState]:
+    """Return the JobState class that annotates the parameter, or else JobState.
 
-
-def _goes_by_keyword(
-    parameter: inspect.Parameter, parameters: Mapping[str, inspect.Parameter]
-) -> bool:
-    """Return whether a parameter can be passed by keyword, however many of the others
-    are passed by position.
+    Parameters:
+      is_needed: Whether an annotation that cannot be resolved is an error.
     """
-    if parameter.kind is parameter.KEYWORD_ONLY:
-        return True
-    if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
-        return False
-    following = list(parameters.values())[list(parameters).index(parameter.name) + 1 :]
-    return not any(
-        p.kind in (p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL) for p in following
-    )
+    try:
+        annotation = annotation_of(actor, PARAMETER)
+    except Exception as e:
+        if is_needed:
+            raise ActorError(
+                f"The annotation of job_state in the actor {actor.actor_name!r} cannot "
+                f"be resolved: {e}. Import the class at the top of the module, outside "
+                "`if TYPE_CHECKING`, or name it in the decorator: "
+                "@dramatiq.actor(job_state=...)."
+            ) from e
+        return JobState
+    # One of `RunMarathon | None`, too.
+    for cls in (annotation, *typing.get_args(annotation)):
+        if isinstance(cls, type) and issubclass(cls, JobState):
+            return cls
+    return JobState
 
 
 def check_owner(owner: Any) -> str | float | None:

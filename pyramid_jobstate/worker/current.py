@@ -10,6 +10,7 @@ import time
 import types
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from dramatiq.errors import Retry
 from dramatiq.middleware import MiddlewareError, SkipMessage
 
 from ..job import CANCELLED, End, JobError, JobState, current_state
@@ -49,6 +50,7 @@ class CurrentJob:
       handled: The exception that was being handled before, if any.
       unsaved: The recorder's entry for the run, or None before a run begins.
       was_called: Whether the function was called.
+      has_request: Whether the actor's function has received its request.
       is_running: Whether the function is running.
       raised: The exception that the function raised, or that failed or skipped the
         message.
@@ -65,6 +67,7 @@ class CurrentJob:
     handled: BaseException | None
     unsaved: Unsaved | None = None
     was_called: bool = False
+    has_request: bool = False
     is_running: bool = False
     raised: BaseException | None = None
     is_next_sent: bool = False
@@ -184,6 +187,9 @@ class ThreadState(threading.local):
 
 def describe(exception: BaseException, length: int = 1000) -> JobError:
     """Return an exception as it is stored, its text cut to `length` characters."""
+    if isinstance(exception, Retry) and exception.__cause__ is not None:
+        # A request's conflict, which nobody called a retry.
+        exception = exception.__cause__
     cls = type(exception)
     name = cls.__qualname__
     if cls.__module__ != "builtins":

@@ -146,6 +146,10 @@ class JobStateMiddleware(Middleware):
 
     # Processing.
 
+    def current_job(self) -> CurrentJob | None:
+        """Return the message that this thread processes, and its job, or None."""
+        return self._thread.job
+
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         job = self._enter(broker, message)
         if job.tracked is None:

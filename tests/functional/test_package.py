@@ -103,6 +103,7 @@ def test_public_names_can_be_imported_from_the_package() -> None:
         "JobStateMiddleware",
         "JobStore",
         "Progress",
+        "RequestMiddleware",
         "StoreUnavailable",
         "current_job_state",
         "includeme",

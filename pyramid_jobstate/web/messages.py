@@ -1,0 +1,68 @@
+"""Messages as they leave: encoded, and with the options of their jobs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from dramatiq import Message
+
+from ..errors import ActorError
+from ..worker import layers
+
+if TYPE_CHECKING:
+    from dramatiq import Broker
+
+#: The parameter of an actor that receives a request.
+REQUEST = "request"
+
+
+def encoded(
+    broker: Broker,
+    message: Message[Any],
+    owner: object,
+    url: Callable[[], str] | None,
+) -> Message[Any]:
+    """Return a copy of a message as the worker will see it.
+
+    Parameters:
+      owner: The owner of its job, or None.
+      url: Returns the URL of the application, for an actor that receives a request.
+
+    Raises:
+      TypeError: It cannot be encoded.
+      ActorError: It carries an argument `request` to an actor that receives one.
+    """
+    options = dict(message.options)
+    if owner is not None:
+        options["job_owner"] = owner
+    if receives_request(broker, message.actor_name):
+        refuse_request(message)
+        if url is not None:
+            options["job_url"] = url()
+    try:
+        return Message.decode(dataclasses.replace(message, options=options).encode())
+    except (TypeError, ValueError) as e:
+        raise TypeError(f"The message {message} cannot be encoded: {e}") from e
+
+
+def receives_request(broker: Broker, actor_name: str) -> bool:
+    """Return whether an actor receives a request from the RequestMiddleware."""
+    actor = broker.actors.get(actor_name)
+    return actor is not None and any(
+        layer.parameter == REQUEST for layer in layers(actor.fn)
+    )
+
+
+def refuse_request(message: Message[Any]) -> None:
+    """Check that a message does not carry a request.
+
+    Raises:
+      ActorError: It does.
+    """
+    if REQUEST in message.kwargs:
+        raise ActorError(
+            f"A message to the actor {message.actor_name!r} cannot carry the argument "
+            "request: the worker makes the request. Leave it out."
+        )

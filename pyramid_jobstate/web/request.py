@@ -1,0 +1,286 @@
+"""RequestMiddleware: gives an actor a request, with a transaction of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from dramatiq.errors import Retry
+from dramatiq.middleware import Middleware
+from pyramid.config import global_registries
+from pyramid.interfaces import IRequestFactory, IRootFactory
+from pyramid.request import Request, apply_request_extensions
+from pyramid.threadlocal import RequestContext
+from pyramid.traversal import DefaultRootFactory
+
+from ..errors import ActorError
+from ..worker import (
+    HandedFunction,
+    TrackedFunction,
+    called_function,
+    check_owner,
+    has_parameter,
+    middleware_of,
+)
+from .interfaces import IBaseUrl, IJobStore
+from .joining import is_managed
+from .messages import REQUEST, receives_request, refuse_request
+from .permits import set_owner
+from .settings import is_base_url
+
+if TYPE_CHECKING:
+    from dramatiq import Actor, Broker, Message
+    from dramatiq.broker import MessageProxy
+    from pyramid.registry import Registry
+
+log = logging.getLogger("pyramid_jobstate")
+
+#: The URL of an application that neither a setting nor a sender has named.
+DEFAULT_URL = "http://localhost"
+
+
+class RequestMiddleware(Middleware):
+    """Gives a request to each actor that has a parameter `request`::
+
+        @dramatiq.actor
+        def import_file(name, *, request, job_state):
+            request.dbsession.add(...)
+
+    Each run of a job begins a transaction on ``request.tm``, commits it when the actor
+    returns, and aborts it if anything is raised. A job is a success only once that has
+    committed. A conflict runs the job again at once, at most ``retry.attempts`` times
+    in all, and after that as Dramatiq retries any failure.
+
+    The setting ``jobstate.broker`` adds this middleware. A broker of your own needs it
+    beside its :class:`JobStateMiddleware`, added before the actors are declared.
+
+    Attributes:
+      registry: The registry of the application whose requests these are, or None for
+        the last application that was made. The include sets it on the global broker.
+    """
+
+    def __init__(self) -> None:
+        self.registry: Registry | None = None
+
+    def before_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
+        # Only an error from a before_ hook reaches the code that declares the actor.
+        if not has_parameter(actor, REQUEST):
+            return
+        if asyncio.iscoroutinefunction(inspect.unwrap(called_function(actor.fn))):
+            raise ActorError(
+                f"The actor {actor.actor_name!r} is async and cannot receive a "
+                "request, which belongs to one thread: its commit would block every "
+                "other coroutine of the worker. Declare it with `def`."
+            )
+
+    def after_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
+        if not has_parameter(actor, REQUEST):
+            return
+        if isinstance(actor.fn, TrackedFunction):
+            # Inside, so that the job ends after the commit.
+            actor.fn.put_inside(RequestFunction(actor.fn.inner, actor, self))
+        else:
+            actor.fn = RequestFunction(actor.fn, actor, self)
+
+    def before_enqueue(
+        self, broker: Broker, message: Message[Any], delay: int | None
+    ) -> None:
+        if receives_request(broker, message.actor_name):
+            refuse_request(message)
+
+
+class RequestFunction(HandedFunction):
+    """The function of an actor, called with a request and in its transaction.
+
+    If it is called directly it passes on what it is given.
+
+    Parameters:
+      fn: The function that it calls.
+      actor: The actor.
+      middleware: The middleware, which knows the application.
+    """
+
+    parameter = REQUEST
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        actor: Actor[Any, Any],
+        middleware: RequestMiddleware,
+    ) -> None:
+        super().__init__(fn)
+        self._actor = actor
+        self._middleware = middleware
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        job = middleware_of(self._actor.broker).current_job()
+        name = self._actor.actor_name
+        if job is None or job.has_request or job.message.actor_name != name:
+            return self.inner(*args, **kwargs)
+        # A call from within the job counts as direct.
+        job.has_request = True
+        registry = self._middleware.registry or last_application()
+        if registry is None:
+            raise RuntimeError(
+                f"The actor {name!r} needs a request, but this process has made no "
+                "Pyramid application. Start workers with `pjobs INI work`."
+            )
+        return with_request(
+            registry,
+            job.message,
+            lambda request: self.inner(*args, **{**kwargs, REQUEST: request}),
+        )
+
+
+def last_application() -> Registry | None:
+    """Return the registry of the last application that was made with this package."""
+    for registry in reversed([*global_registries]):
+        # A registry may be collected meanwhile.
+        if registry is not None and registry.queryUtility(IJobStore) is not None:
+            return registry
+    return None
+
+
+def with_request(
+    registry: Registry,
+    message: Message[Any] | MessageProxy,
+    call: Callable[[Request], Any],
+    environ: Mapping[str, Any] | None = None,
+) -> Any:
+    """Call a function with a request for a job, in a transaction, and return the
+    result.
+
+    Parameters:
+      registry: The registry of the application.
+      message: The message of the job.
+      environ: Further keys for the request's WSGI environ. With ``tm.active``, the
+        transaction is left to the caller.
+
+    Raises:
+      Retry: A conflict occurred, and the job has attempts left.
+      BaseException: What the function or the commit raises. The transaction is aborted.
+    """
+    request = _make_request(registry, message, environ)
+    context = RequestContext(request)
+    context.begin()
+    try:
+        apply_request_extensions(request)
+        try:
+            return _in_transaction(request, message.actor_name, call)
+        finally:
+            _finish(request)
+    finally:
+        context.end()
+
+
+def _make_request(
+    registry: Registry,
+    message: Message[Any] | MessageProxy,
+    environ: Mapping[str, Any] | None,
+) -> Request:
+    factory = registry.queryUtility(IRequestFactory, default=Request)
+    options = message.options
+    url = registry.queryUtility(IBaseUrl) or options.get("job_url", DEFAULT_URL)
+    if not isinstance(url, str) or not is_base_url(url):
+        log.warning("The message %s has an invalid job_url: %r.", message, url)
+        url = DEFAULT_URL
+    attempts = int(registry.settings.get("retry.attempts", 3))
+    known = {
+        # As pyramid_retry counts: from 0.
+        "retry.attempt": min(options.get("retries", 0), attempts),
+        "retry.attempts": attempts,
+    }
+    request = factory.blank("/", environ={**known, **(environ or {})}, base_url=url)
+    request.registry = registry
+    try:
+        set_owner(request, check_owner(options.get("job_owner")))
+    except TypeError as e:
+        log.warning("The job of %s has no owner: %s", message, e)
+        set_owner(request, None)
+    return request
+
+
+def _in_transaction(
+    request: Request, actor_name: str, call: Callable[[Request], Any]
+) -> Any:
+    environ = request.environ
+    manager = getattr(request, "tm", None)
+    if manager is None or "tm.active" in environ or "repoze.tm.active" in environ:
+        return _call(request, call)
+    if is_managed(manager):
+        raise RuntimeError(
+            f"The actor {actor_name!r} runs within a request whose transaction manager "
+            "it would share, so it cannot have a transaction of its own. Set "
+            "tm.manager_hook = pyramid_tm.explicit_manager."
+        )
+    try:
+        # The arguments of a job may be private, and ZODB stores the note.
+        manager.begin().note(actor_name)
+        environ.update({"tm.active": True, "tm.manager": manager})
+        result = _call(request, call)
+        _leave(environ)
+        manager.commit()
+    except BaseException as e:
+        _leave(environ)
+        # Asked first, since an abort forgets the databases.
+        is_conflict = isinstance(e, Exception) and _is_retryable(request, manager, e)
+        _abort(manager)
+        if is_conflict:
+            raise Retry(f"{type(e).__name__}: {e}", delay=0) from e
+        raise
+    return result
+
+
+def _call(request: Request, call: Callable[[Request], Any]) -> Any:
+    factory = request.registry.queryUtility(IRootFactory, default=DefaultRootFactory)
+    request.root = request.context = factory(request)
+    return call(request)
+
+
+def _leave(environ: dict[str, Any]) -> None:
+    environ.pop("tm.active", None)
+    environ.pop("tm.manager", None)
+
+
+def _is_retryable(request: Request, manager: Any, error: Exception) -> bool:
+    """Return whether pyramid_retry would try again after an error."""
+    environ = request.environ
+    if environ["retry.attempt"] + 1 >= environ["retry.attempts"]:
+        return False
+    from transaction.interfaces import NoTransaction
+
+    try:
+        if manager.get().isRetryableError(error):
+            return True
+    except NoTransaction:
+        pass
+    try:
+        from pyramid_retry import is_error_retryable
+    except ImportError:
+        return False
+    return bool(is_error_retryable(request, error))
+
+
+def _abort(manager: Any) -> None:
+    from transaction.interfaces import NoTransaction
+
+    try:
+        manager.abort()
+    except NoTransaction:
+        # The actor has ended it.
+        pass
+    except Exception:
+        log.exception("The transaction of a job could not be aborted.")
+
+
+def _finish(request: Request) -> None:
+    """Call the finished callbacks of a request, such as those that close a database."""
+    while request.finished_callbacks:
+        try:
+            request._process_finished_callbacks()  # noqa: SLF001, as pyramid.scripting
+        except Exception:
+            # The transaction has committed or aborted: the job's end is settled.
+            log.exception("A finished callback of a job failed.")

@@ -1,0 +1,120 @@
+"""The parameters that a middleware hands to an actor's function."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from dramatiq import GenericActor
+
+from ..errors import ActorError
+
+if TYPE_CHECKING:
+    from dramatiq import Actor
+
+
+class HandedFunction:
+    """The function of an actor, called with one more keyword argument. It replaces the
+    function on the actor.
+
+    Parameters:
+      fn: The function that it calls.
+
+    Attributes:
+      parameter: The name of the argument.
+      inner: The function that it calls.
+    """
+
+    parameter: str
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, fn)
+        self.inner = fn
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+
+def layers(fn: Callable[..., Any]) -> list[HandedFunction]:
+    """Return the middleware's functions around an actor's own, outermost first."""
+    found: list[HandedFunction] = []
+    while isinstance(fn, HandedFunction):
+        found.append(fn)
+        fn = fn.inner
+    return found
+
+
+def own_function(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function that an actor was declared with."""
+    found = layers(fn)
+    return found[-1].inner if found else fn
+
+
+def called_function(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function that has an actor's signature: for a class-based actor its
+    `perform`, which receives all arguments.
+    """
+    actor: Any = inspect.unwrap(fn)
+    return actor.perform if isinstance(actor, GenericActor) else fn
+
+
+def has_parameter(actor: Actor[Any, Any], name: str) -> bool:
+    """Return whether an actor declares a parameter.
+
+    Raises:
+      ActorError: It does, but cannot receive it by keyword.
+    """
+    fn: Any = called_function(actor.fn)
+    parameters = inspect.signature(fn).parameters
+    parameter = parameters.get(name)
+    if parameter is None:
+        return False
+    if _goes_by_keyword(parameter, parameters):
+        return True
+    # Show the `self` of a class-based actor's method, too.
+    declared = inspect.signature(getattr(fn, "__func__", fn)).parameters
+    others = [p for p in declared.values() if p.name != name]
+    by_keyword = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)
+    last = len(others) - sum(p.kind is p.VAR_KEYWORD for p in others)
+    right = inspect.Signature([*others[:last], by_keyword, *others[last:]])
+    raise ActorError(
+        f"The actor {actor.actor_name!r} cannot receive its {name} by keyword. "
+        f"Declare it as: def {fn.__name__}{right}"
+    )
+
+
+def annotation_of(actor: Actor[Any, Any], name: str) -> Any:
+    """Return the annotation of an actor's parameter, evaluated, or None if it has none.
+    Other annotations are not evaluated.
+
+    Raises:
+      Exception: It cannot be evaluated.
+    """
+    fn = called_function(actor.fn)
+    parameter = inspect.signature(fn).parameters[name]
+    if parameter.annotation is parameter.empty:
+        return None
+    # get_type_hints() evaluates whatever has annotations.
+    holder = types.SimpleNamespace(__annotations__={name: parameter.annotation})
+    names = getattr(inspect.unwrap(fn), "__globals__", {})
+    return typing.get_type_hints(holder, names)[name]
+
+
+def _goes_by_keyword(
+    parameter: inspect.Parameter, parameters: Mapping[str, inspect.Parameter]
+) -> bool:
+    """Return whether a parameter can be passed by keyword, however many of the others
+    are passed by position.
+    """
+    if parameter.kind is parameter.KEYWORD_ONLY:
+        return True
+    if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
+        return False
+    following = list(parameters.values())[list(parameters).index(parameter.name) + 1 :]
+    return not any(
+        p.kind in (p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL) for p in following
+    )
