@@ -1,18 +1,31 @@
-"""pytest fixtures: an embedded server and a store on it.
+"""pytest fixtures for the tests of an application.
 
 In a ``conftest.py``::
 
     pytest_plugins = ["pyramid_jobstate.fixtures"]
+
+`job_outbox` and `run_jobs` need a fixture `app` that returns the application, and
+`run_jobs` one `testapp` that returns its WebTest ``TestApp``, as in the projects that
+Pyramid's cookiecutter makes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from .embedded import EmbeddedServer
+from .job import JobState
 from .store import JobStore
+from .testing import Outbox
+from .testing import run_jobs as run_jobs_of
+
+if TYPE_CHECKING:
+    from pyramid.registry import Registry
+    from pyramid.router import Router
 
 
 @pytest.fixture(scope="session")
@@ -23,9 +36,56 @@ def jobstate_server() -> Iterator[EmbeddedServer]:
 
 
 @pytest.fixture
-def job_store(jobstate_server: EmbeddedServer) -> Iterator[JobStore]:
-    """A store on the `jobstate_server`, emptied before each test."""
+def job_store(
+    request: pytest.FixtureRequest, jobstate_server: EmbeddedServer
+) -> Iterator[JobStore]:
+    """A store on the `jobstate_server`, emptied before each test. If the test uses the
+    fixture `app`, that application reads from it.
+    """
+    from .web import IJobStore
+
     store = JobStore(jobstate_server.url)
     store.client.flushdb()
-    yield store
+    if "app" in request.fixturenames:
+        registry = request.getfixturevalue("app").registry
+        with _utility(registry, store, IJobStore):
+            yield store
+    else:
+        yield store
     store.client.close()
+
+
+@pytest.fixture
+def job_outbox(app: Router) -> Iterator[Outbox]:
+    """What the application sends in this test: messages and their JobStates. They are
+    neither written nor sent, whether or not the transaction commits.
+    """
+    from .web import IOutbox
+
+    outbox = Outbox()
+    with _utility(app.registry, outbox, IOutbox):
+        yield outbox
+
+
+@pytest.fixture
+def run_jobs(
+    app: Router, testapp: Any, job_outbox: Outbox
+) -> Callable[[], list[JobState]]:
+    """A function that runs the jobs in the `job_outbox`, and those that they send, in
+    the test's own transaction. It returns their JobStates: see
+    :func:`pyramid_jobstate.testing.run_jobs`.
+    """
+    return lambda: run_jobs_of(app.registry, testapp.extra_environ)
+
+
+@contextlib.contextmanager
+def _utility(registry: Registry, component: Any, interface: Any) -> Iterator[None]:
+    """Have a registry use a component for the time of a test."""
+    before = registry.queryUtility(interface)
+    registry.registerUtility(component, interface)
+    try:
+        yield
+    finally:
+        registry.unregisterUtility(component, interface)
+        if before is not None:
+            registry.registerUtility(before, interface)

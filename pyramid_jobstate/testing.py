@@ -1,7 +1,8 @@
 """Helpers for testing applications.
 
 * ``config.include("pyramid_jobstate.testing")`` collects the messages that views send
-  in an :func:`outbox`, even if the transaction is never committed.
+  in an :func:`outbox`, even if the transaction is never committed. :func:`run_jobs`
+  runs their jobs.
 * :func:`detached` returns a JobState to call an actor with; :func:`values` and
   :func:`history` return what the actor reported, in order.
 * :func:`put_job` creates a job in any status, for testing a page.
@@ -11,38 +12,42 @@ The pytest fixtures are in :mod:`pyramid_jobstate.fixtures`.
 
 from __future__ import annotations
 
-import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import dramatiq
+
 from .job import (
-    CANCELLED,
-    FINISHED,
-    UNFINISHED,
-    End,
-    JobError,
     JobInfo,
     JobState,
-    NewJob,
-    Progress,
     Record,
-    Run,
+    RecordingRun,
     dumps,
-    loads,
     run_of,
 )
-from .worker import Unsaved
+from .worker import middleware_of, put_job
+
+__all__ = [
+    "Outbox",
+    "Sent",
+    "cancel",
+    "detached",
+    "history",
+    "includeme",
+    "outbox",
+    "put_job",
+    "run_jobs",
+    "values",
+]
 
 if TYPE_CHECKING:
     from dramatiq import Message
     from pyramid.config import Configurator
     from pyramid.registry import Registry
 
-    from .store import JobStore
     from .web import Outgoing
 
-T = TypeVar("T")
 AnyJobState = TypeVar("AnyJobState", bound=JobState)
 
 
@@ -61,8 +66,21 @@ class Sent(NamedTuple):
 class Outbox(list[Sent]):
     """The messages that the views of an application have sent, in order."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        #: The ids of the messages whose jobs have run.
+        self._ran: set[str] = set()
+
     def keep(self, outgoing: Outgoing) -> None:
         self.extend(map(Sent, outgoing.messages, outgoing.job_states))
+
+    def next(self) -> Sent | None:
+        """Return the first message whose job has not run, and count it as run."""
+        for sent in self:
+            if sent.message.message_id not in self._ran:
+                self._ran.add(sent.message.message_id)
+                return sent
+        return None
 
 
 def includeme(config: Configurator) -> None:
@@ -101,54 +119,70 @@ def outbox(registry: Registry) -> Outbox:
     return found
 
 
-class RecordingRun(Run):
-    """A run that keeps every reported value, not only the latest."""
+def run_jobs(
+    registry: Registry, environ: Mapping[str, Any] | None = None
+) -> list[JobState]:
+    """Run the jobs in an application's :func:`outbox` that have not run yet, and those
+    that they send, in this thread and in the order in which they were sent.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.history: list[tuple[Any, ...]] = []
+    An actor is called once, with a JobState that keeps every report, and a request if
+    it receives one. Delays are ignored. A step of a pipeline receives the result of the
+    step before it.
 
-    def _set_metrics(self, values: Mapping[str, object]) -> None:
-        super()._set_metrics(values)
-        # Known names bypass this method: forget them to record every call.
-        self.known.clear()
-        for name in values:
-            value = self.metrics[name]
-            plain = loads(value) if isinstance(value, str) else value
-            self.history.append(("metric", name, plain))
+    Parameters:
+      registry: The registry of the application.
+      environ: Further keys for the WSGI environ of the actors' requests, such as the
+        `extra_environ` of a TestApp. With ``tm.active`` in it, the jobs run in the
+        caller's transaction, and nothing is committed.
 
-    def set_progress(
-        self, done: float, total: float | None, unit: str | None, message: str | None
-    ) -> None:
-        super().set_progress(done, total, unit, message)
-        self.history.append(("progress", done, total, unit))
-        if message is not None:
-            self.history.append(("message", message))
+    Returns:
+      The JobState of each job, for :func:`values` and :func:`history`.
 
-    def steps(
-        self, iterable: Iterable[T], total: float | None, unit: str | None
-    ) -> Iterator[T]:
-        done = 0
-        for item in super().steps(iterable, total, unit):
-            if done:
-                self.history.append(("progress", done, total, unit))
-            yield item
-            done += 1
-        if done:
-            self.history.append(("progress", done, total, unit))
+    Raises:
+      LookupError: The application has not included this module.
+      Exception: What an actor raises. The jobs after it have not run.
+    """
+    jobs = []
+    results: dict[str, Any] = {}
+    sent_jobs = outbox(registry)
+    while (sent := sent_jobs.next()) is not None:
+        message = sent.message
+        target = message.options.get("pipe_target")
+        if message.message_id in results and not message.options.get("pipe_ignore"):
+            result = results[message.message_id]
+            message = message.copy(args=(*message.args, result))
+        job_state = _run_job(registry, message, environ or {}, target, results)
+        jobs.append(job_state)
+    return jobs
 
-    def step(self, done: int, total: float | None, unit: str | None) -> None:
-        super().step(done, total, unit)
-        self.history.append(("progress", done, total, unit))
 
-    def set_message(self, text: str | None) -> None:
-        super().set_message(text)
-        self.history.append(("message", text))
+def _run_job(
+    registry: Registry,
+    message: Message[Any],
+    environ: Mapping[str, Any],
+    target: Any,
+    results: dict[str, Any],
+) -> JobState:
+    from .web import receives_request, with_request
 
-    def append_log(self, line: str) -> None:
-        super().append_log(line)
-        lines: Any = self.report["log"]
-        self.history.append(("log", lines[-1]))
+    broker = dramatiq.get_broker()
+    function = middleware_of(broker).functions[message.actor_name]
+    info = function.info_of(message, attempt=1)
+    job_state = function.job_state(message.message_id, RecordingRun(), info)
+    if receives_request(broker, message.actor_name):
+        result = with_request(
+            registry,
+            message,
+            lambda request: function.call(
+                job_state, message.args, {**message.kwargs, "request": request}
+            ),
+            environ,
+        )
+    else:
+        result = function.call(job_state, message.args, message.kwargs)
+    if target is not None:
+        results[target["message_id"]] = result
+    return job_state
 
 
 def detached(
@@ -193,73 +227,3 @@ def values(job_state: JobState, name: str) -> list[Any]:
 def cancel(job_state: JobState) -> None:
     """Make the next call of a :func:`detached` JobState raise JobCancelled."""
     run_of(job_state).cancel()
-
-
-def put_job(
-    store: JobStore,
-    job_state_class: type[JobState] = JobState,
-    status: str = "working",
-    *,
-    actor: str = "",
-    owner: str | float | None = None,
-    params: Mapping[str, Any] | None = None,
-    metrics: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
-    message: str | None = None,
-    log: Sequence[str] = (),
-    error: JobError | None = None,
-    attempt: int = 1,
-    delay: float = 0.0,
-) -> JobState:
-    """Store a job in the given status, as a worker would, and return it.
-
-    Parameters:
-      store: The store to write to.
-      job_state_class: The JobState class of the job.
-      status: Any status of a job.
-      actor: The name of the actor.
-      owner: The owner of the job, or None.
-      params: The values that were sent, by the names of the parameters.
-      metrics, progress, message, log: The values that the job has reported; ignored for
-        "queued".
-      error: Why the job failed, was cancelled or is retried.
-      attempt: The number of the attempt, from 1.
-      delay: Seconds until the job is due, for "queued" and "retrying".
-
-    Raises:
-      ValueError: The status is unknown, or a metric is invalid.
-    """
-    if status not in UNFINISHED + FINISHED:
-        known = ", ".join(UNFINISHED + FINISHED)
-        raise ValueError(f"Unknown status {status!r}. Use one of: {known}.")
-    job = str(uuid.uuid4())
-    encoded = None if owner is None else dumps(owner)
-    info = JobInfo(job_state_class.kind, actor, attempt, encoded, dumps(params or {}))
-    waiting = info._replace(attempt=0)
-    store.create(NewJob(job, waiting, delay if status == "queued" else 0.0))
-    store.confirm(job)
-    if status != "queued":
-        run = Run()
-        run.set_metrics(metrics or {})
-        if progress is not None:
-            run.set_progress(*progress[:3], None)
-        run.set_message(message)
-        for line in log:
-            run.append_log(line)
-        unsaved = Unsaved(job, run, info)
-        update = unsaved.take(time.monotonic())
-        if status == "stalled":
-            update.fields["seen"] = "0"
-        store.write([update])
-        if status == "cancelling":
-            store.cancel(job, info)
-        elif status not in ("working", "stalled"):
-            if error is None and status == "cancelled":
-                error = CANCELLED
-            put_back = delay if status == "retrying" else None
-            unsaved.end = End(status, error, put_back)
-            unsaved.mark_stored(time.monotonic())
-            store.write([unsaved.take(time.monotonic())])
-    job_state = store.load(job)
-    assert job_state is not None
-    return job_state

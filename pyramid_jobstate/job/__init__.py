@@ -19,6 +19,7 @@ from .record import (
     Record,
     is_uuid,
 )
+from .recording import RecordingRun
 from .run import Run
 from .state import (
     JobState,
@@ -51,6 +52,7 @@ __all__ = [
     "NewJob",
     "Progress",
     "Record",
+    "RecordingRun",
     "Run",
     "Update",
     "as_seen_from",

@@ -5,16 +5,19 @@ import it.
 """
 
 from .config import include
-from .interfaces import IOutbox
+from .interfaces import IJobStore, IOutbox
+from .messages import receives_request
 from .outgoing import Outgoing
 from .request import RequestMiddleware, with_request
 from .resources import JobStates
 
 __all__ = [
+    "IJobStore",
     "IOutbox",
     "JobStates",
     "Outgoing",
     "RequestMiddleware",
     "include",
+    "receives_request",
     "with_request",
 ]

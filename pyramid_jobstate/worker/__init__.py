@@ -11,7 +11,7 @@ from .making import STUB, BrokerFault, BrokerSpec, masked
 from .middleware import JobStateMiddleware
 from .outage import Outage
 from .parameters import HandedFunction, called_function, has_parameter, layers
-from .unsaved import Unsaved
+from .putting import put_job
 
 __all__ = [
     "STUB",
@@ -22,7 +22,6 @@ __all__ = [
     "JobStateMiddleware",
     "Outage",
     "TrackedFunction",
-    "Unsaved",
     "called_function",
     "check_owner",
     "has_parameter",
@@ -30,6 +29,7 @@ __all__ = [
     "layers",
     "masked",
     "middleware_of",
+    "put_job",
     "release_broker",
     "use_broker",
 ]

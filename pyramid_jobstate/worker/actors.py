@@ -85,30 +85,39 @@ class TrackedFunction(HandedFunction):
         unsaved = job and job.unsaved
         if job is None or job.tracked is not self or job.was_called or not unsaved:
             # A call from within the job counts as direct.
-            job, job_state = None, self.detached(args, kwargs)
-        else:
-            job.was_called = True
-            job_state = self.job_state(job.uuid, unsaved.run, unsaved.info)
-        if self._is_handed and kwargs.get(PARAMETER) is None:
-            kwargs[PARAMETER] = job_state
+            given = kwargs.get(PARAMETER)
+            job_state = given if given is not None else self.detached(args, kwargs)
+            return self.call(job_state, args, kwargs)
+        job.was_called = True
+        job_state = self.job_state(job.uuid, unsaved.run, unsaved.info)
+        return self._run(job, job_state, args, kwargs)
+
+    def call(
+        self, job_state: JobState, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Call the actor's function with a JobState."""
+        if self._is_handed:
+            kwargs = {**kwargs, PARAMETER: job_state}
         token = current_state.set(job_state)
         try:
-            if job is None:
-                return self.inner(*args, **kwargs)
-            return self._run(job, run_of(job_state), args, kwargs)
+            return self.inner(*args, **kwargs)
         finally:
             current_state.reset(token)
 
     def _run(
-        self, job: CurrentJob, run: Run, args: Sequence[Any], kwargs: dict[str, Any]
+        self,
+        job: CurrentJob,
+        job_state: JobState,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
     ) -> Any:
         """Call the function as a job."""
         job.is_running, told = True, told_by.get()
         try:
-            return self.inner(*args, **kwargs)
+            return self.call(job_state, args, kwargs)
         except BaseException as e:
             job.raised = e
-            if not run.cancel_requested:
+            if not run_of(job_state).cancel_requested:
                 raise
             # Any exception ends a cancelled job: Retries must not see it.
             skip(job.message)

@@ -1,0 +1,94 @@
+"""Stores a job in any status, as a worker would, for the tests of a page."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..job import (
+    CANCELLED,
+    FINISHED,
+    UNFINISHED,
+    End,
+    JobError,
+    JobInfo,
+    JobState,
+    NewJob,
+    Progress,
+    Run,
+    dumps,
+)
+from ..store import JobStore
+from .unsaved import Unsaved
+
+
+def put_job(
+    store: JobStore,
+    job_state_class: type[JobState] = JobState,
+    status: str = "working",
+    *,
+    actor: str = "",
+    owner: str | float | None = None,
+    params: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    message: str | None = None,
+    log: Sequence[str] = (),
+    error: JobError | None = None,
+    attempt: int = 1,
+    delay: float = 0.0,
+) -> JobState:
+    """Store a job in the given status, as a worker would, and return it.
+
+    Parameters:
+      store: The store to write to.
+      job_state_class: The JobState class of the job.
+      status: Any status of a job.
+      actor: The name of the actor.
+      owner: The owner of the job, or None.
+      params: The values that were sent, by the names of the parameters.
+      metrics, progress, message, log: The values that the job has reported; ignored for
+        "queued".
+      error: Why the job failed, was cancelled or is retried.
+      attempt: The number of the attempt, from 1.
+      delay: Seconds until the job is due, for "queued" and "retrying".
+
+    Raises:
+      ValueError: The status is unknown, or a metric is invalid.
+    """
+    if status not in UNFINISHED + FINISHED:
+        known = ", ".join(UNFINISHED + FINISHED)
+        raise ValueError(f"Unknown status {status!r}. Use one of: {known}.")
+    job = str(uuid.uuid4())
+    encoded = None if owner is None else dumps(owner)
+    info = JobInfo(job_state_class.kind, actor, attempt, encoded, dumps(params or {}))
+    waiting = info._replace(attempt=0)
+    store.create(NewJob(job, waiting, delay if status == "queued" else 0.0))
+    store.confirm(job)
+    if status != "queued":
+        run = Run()
+        run.set_metrics(metrics or {})
+        if progress is not None:
+            run.set_progress(*progress[:3], None)
+        run.set_message(message)
+        for line in log:
+            run.append_log(line)
+        unsaved = Unsaved(job, run, info)
+        update = unsaved.take(time.monotonic())
+        if status == "stalled":
+            update.fields["seen"] = "0"
+        store.write([update])
+        if status == "cancelling":
+            store.cancel(job, info)
+        elif status not in ("working", "stalled"):
+            if error is None and status == "cancelled":
+                error = CANCELLED
+            put_back = delay if status == "retrying" else None
+            unsaved.end = End(status, error, put_back)
+            unsaved.mark_stored(time.monotonic())
+            store.write([unsaved.take(time.monotonic())])
+    job_state = store.load(job)
+    assert job_state is not None
+    return job_state
