@@ -68,11 +68,14 @@ class Outbox(list[Sent]):
 
     def __init__(self) -> None:
         super().__init__()
+        #: The id of the next step of a pipeline, by the id of each step.
+        self.following: dict[str, str] = {}
         #: The ids of the messages whose jobs have run.
         self._ran: set[str] = set()
 
     def keep(self, outgoing: Outgoing) -> None:
         self.extend(map(Sent, outgoing.messages, outgoing.job_states))
+        self.following.update(outgoing.following)
 
     def next(self) -> Sent | None:
         """Return the first message whose job has not run, and count it as run."""
@@ -147,22 +150,21 @@ def run_jobs(
     sent_jobs = outbox(registry)
     while (sent := sent_jobs.next()) is not None:
         message = sent.message
-        target = message.options.get("pipe_target")
         if message.message_id in results and not message.options.get("pipe_ignore"):
-            result = results[message.message_id]
-            message = message.copy(args=(*message.args, result))
-        job_state = _run_job(registry, message, environ or {}, target, results)
+            args = (*message.args, results[message.message_id])
+            message = message.copy(args=args)
+        job_state, result = _run_job(registry, message, environ or {})
         jobs.append(job_state)
+        following = sent_jobs.following.get(message.message_id)
+        if following is not None:
+            results[following] = result
     return jobs
 
 
 def _run_job(
-    registry: Registry,
-    message: Message[Any],
-    environ: Mapping[str, Any],
-    target: Any,
-    results: dict[str, Any],
-) -> JobState:
+    registry: Registry, message: Message[Any], environ: Mapping[str, Any]
+) -> tuple[JobState, Any]:
+    """Run a job, and return its JobState and its result."""
     from .web import receives_request, with_request
 
     broker = dramatiq.get_broker()
@@ -180,9 +182,7 @@ def _run_job(
         )
     else:
         result = function.call(job_state, message.args, message.kwargs)
-    if target is not None:
-        results[target["message_id"]] = result
-    return job_state
+    return job_state, result
 
 
 def detached(

@@ -76,7 +76,7 @@ def join(request: Request, ask: Ask, outgoing: Outgoing) -> None:
     from transaction.interfaces import TransactionError
 
     is_implicit = not getattr(manager, "explicit", False)
-    tween_commits = is_managed(manager)
+    tween_commits = _is_managed(manager)
     transaction = _begun(manager)
     is_new = transaction is None and is_implicit and tween_commits
     if is_new:
@@ -96,7 +96,7 @@ def join(request: Request, ask: Ask, outgoing: Outgoing) -> None:
         _watch(data_manager, request)
 
 
-def is_managed(manager: Any) -> bool:
+def _is_managed(manager: Any) -> bool:
     """Return whether pyramid_tm or repoze.tm2 commits what this thread does with a
     manager, for the current request or, if that is a subrequest, for an outer one.
     """
@@ -106,6 +106,16 @@ def is_managed(manager: Any) -> bool:
         for frame in threadlocal.manager.stack
         if (environ := getattr(frame.get("request"), "environ", None))
     )
+
+
+def is_shared(request: Request, manager: Any) -> bool:
+    """Return whether the transaction in progress on a manager is that of a request
+    around this one, in the same thread.
+    """
+    outer = (frame.get("request") for frame in threadlocal.manager.stack)
+    return any(
+        getattr(r, "tm", None) is manager for r in outer if r not in (None, request)
+    ) and bool(_begun(manager))
 
 
 def _watch(data_manager: JobDataManager, request: Request) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import secrets
 from collections.abc import Callable
 from datetime import timedelta
@@ -53,6 +54,7 @@ class Outgoing:
     Attributes:
       messages: The messages, in order.
       job_states: The JobStates of the jobs, in the same order.
+      following: The id of the next step of a pipeline, by the id of each step.
       store: The store to which :meth:`record` has written the jobs.
 
     Raises:
@@ -82,6 +84,7 @@ class Outgoing:
         self._jobs: list[NewJob] = []
         self.messages: list[Message[Any]] = []
         self.job_states: list[JobState] = []
+        self.following: dict[str, str] = {}
         self._is_named = broker is not None
         if broker is None and isinstance(what, (pipeline, group)):
             broker = what.broker
@@ -216,6 +219,8 @@ class Outgoing:
             wait = before if i > 1 else delay
             steps.append(self._message(step, wait, waits=i > 1))
             before += delay or 0
+        for step, following in itertools.pairwise(steps):
+            self.following[step.message_id] = following.message_id
         return pipeline(steps, broker=self._broker)
 
     def _group(self, what: group) -> group:

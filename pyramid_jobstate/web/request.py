@@ -26,7 +26,7 @@ from ..worker import (
     middleware_of,
 )
 from .interfaces import IBaseUrl, IJobStore
-from .joining import is_managed
+from .joining import is_shared
 from .messages import REQUEST, receives_request, refuse_request
 from .permits import set_owner
 from .settings import is_base_url
@@ -210,7 +210,7 @@ def _in_transaction(
     manager = getattr(request, "tm", None)
     if manager is None or "tm.active" in environ or "repoze.tm.active" in environ:
         return _call(request, call)
-    if is_managed(manager):
+    if is_shared(request, manager):
         raise RuntimeError(
             f"The actor {actor_name!r} runs within a request whose transaction manager "
             "it would share, so it cannot have a transaction of its own. Set "

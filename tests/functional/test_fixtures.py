@@ -1,0 +1,203 @@
+"""The pytest fixtures, in an application whose tests look like the cookiecutter's."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import dramatiq.broker
+import pytest
+import transaction
+from dramatiq import pipeline
+from dramatiq.brokers.stub import StubBroker
+from pyramid.config import Configurator
+from pyramid.request import Request
+from pyramid.router import Router
+from webtest import TestApp
+
+from pyramid_jobstate import (
+    JobState,
+    JobStateMiddleware,
+    JobStore,
+    RequestMiddleware,
+    current_job_state,
+)
+from pyramid_jobstate.embedded import EmbeddedServer
+from pyramid_jobstate.testing import Outbox, outbox, put_job, run_jobs, values
+from tests.jobs import job_actor
+from tests.webapp import EXPLICIT, NOWHERE
+
+# `run_jobs` is a fixture and a function: the fixture is requested by its name.
+pytest_plugins = ["pyramid_jobstate.fixtures"]
+
+#: What the jobs have done.
+done: list[Any] = []
+
+
+@pytest.fixture(scope="module")
+def app() -> Iterator[Router]:
+    """The application. Nothing answers where it keeps its jobs."""
+    before = dramatiq.broker.global_broker
+    broker = StubBroker()
+    broker.add_middleware(JobStateMiddleware(url=NOWHERE))
+    broker.add_middleware(RequestMiddleware())
+    dramatiq.set_broker(broker)
+
+    @job_actor(broker=broker)
+    def follow(miles: int, *, job_state: JobState) -> int:
+        job_state.set_progress_metric("miles_run", miles)
+        return miles + 1
+
+    @job_actor(broker=broker, job_state=True)
+    def optional(miles: int) -> None:
+        current = current_job_state()
+        assert current is not None
+        current.set_progress_metric("miles_run", miles)
+
+    @job_actor(broker=broker)
+    def lead(miles: int, *, request: Any, job_state: JobState) -> None:
+        done.append((request.tm, request.application_url))
+        job_state.set_progress_metric("owner", request.job_states.current_owner)
+        request.job_states.send(follow, miles)
+
+    @job_actor(broker=broker)
+    def broken(*, job_state: JobState) -> None:
+        raise ZeroDivisionError
+
+    def send(request: Request) -> Any:
+        sent = request.job_states.send(lead, 26)
+        return {"uuid": sent.uuid}
+
+    def pipe(request: Request) -> Any:
+        steps = [follow.message(1), follow.message(), optional.message()]
+        request.job_states.send_message(pipeline(steps))
+        ignoring = optional.message_with_options(args=(9,), pipe_ignore=True)
+        request.job_states.send_message(follow.message(5) | ignoring)
+        return {}
+
+    def fail(request: Request) -> Any:
+        request.job_states.send(broken)
+        request.job_states.send(optional, 1)
+        return {}
+
+    settings = {**EXPLICIT, "jobstate.owner": f"{__name__}.owner"}
+    with Configurator(settings=settings) as config:
+        config.include("pyramid_tm")
+        config.include("pyramid_jobstate")
+        for view in (send, pipe, fail):
+            config.add_route(view.__name__, f"/{view.__name__}")
+            config.add_view(view, route_name=view.__name__, renderer="json")
+        yield config.make_wsgi_app()
+    dramatiq.broker.global_broker = before
+
+
+def owner(request: Request) -> str:
+    return "alice"
+
+
+@pytest.fixture
+def tm() -> Iterator[transaction.TransactionManager]:
+    tm = transaction.TransactionManager(explicit=True)
+    tm.begin()
+    tm.doom()
+    yield tm
+    tm.abort()
+
+
+@pytest.fixture
+def testapp(app: Router, tm: transaction.TransactionManager) -> TestApp:
+    return TestApp(
+        app,
+        extra_environ={"HTTP_HOST": "example.com", "tm.active": True, "tm.manager": tm},
+    )
+
+
+RunJobs = Callable[[], list[JobState]]
+
+
+def test_outbox_holds_what_a_doomed_transaction_sends(
+    testapp: TestApp, job_outbox: Outbox
+) -> None:
+    """The messages are there although nothing commits, and nothing was written."""
+    uuid = testapp.get("/send").json["uuid"]
+    (sent,) = job_outbox
+    assert sent.message.actor_name == "lead" and sent.message.args == (26,)
+    assert sent.job_state.uuid == uuid and sent.job_state.owner == "alice"
+
+
+def test_outbox_is_that_of_one_test(app: Router, job_outbox: Outbox) -> None:
+    """Each test begins with an empty outbox, and the application has none between."""
+    assert job_outbox == [] and outbox(app.registry) is job_outbox
+
+
+@pytest.mark.usefixtures("app")
+def test_application_has_no_outbox_without_the_fixture(app: Router) -> None:
+    """The application sends again once the test is over."""
+    with pytest.raises(LookupError, match="has no outbox"):
+        outbox(app.registry)
+
+
+def test_jobs_run_in_the_transaction_of_the_test(
+    testapp: TestApp,
+    tm: transaction.TransactionManager,
+    job_outbox: Outbox,
+    run_jobs: RunJobs,
+) -> None:
+    """The jobs in the outbox run, and those that they send, with the test's environ;
+    each JobState has every report.
+    """
+    uuid = testapp.get("/send").json["uuid"]
+    lead, follow = run_jobs()
+    assert lead.uuid == uuid and done.pop() == (tm, "http://example.com")
+    assert values(lead, "owner") == ["alice"] and follow.owner == "alice"
+    assert values(follow, "miles_run") == [26]
+    assert len(job_outbox) == 2 and run_jobs() == []
+
+
+def test_steps_of_a_pipeline_receive_results(
+    testapp: TestApp, run_jobs: RunJobs
+) -> None:
+    """A step runs with the result of the step before it, unless it ignores that."""
+    testapp.get("/pipe")
+    reported = [values(job, "miles_run") for job in run_jobs()]
+    assert reported == [[1], [2], [3], [5], [9]]
+
+
+def test_error_of_a_job_reaches_the_test(testapp: TestApp, run_jobs: RunJobs) -> None:
+    """What an actor raises is raised; the next call goes on with the next job."""
+    testapp.get("/fail")
+    with pytest.raises(ZeroDivisionError):
+        run_jobs()
+    (job,) = run_jobs()
+    assert values(job, "miles_run") == [1]
+
+
+def test_jobs_commit_for_themselves_without_an_environ(
+    app: Router, testapp: TestApp, job_outbox: Outbox
+) -> None:
+    """Called without a test's transaction, each job has its own."""
+    testapp.get("/send")
+    run_jobs(app.registry)
+    manager, url = done.pop()
+    assert manager is not testapp.extra_environ["tm.manager"]
+    assert url == "http://example.com"
+
+
+def test_application_reads_the_store_of_the_test(
+    testapp: TestApp, job_store: JobStore, app: Router
+) -> None:
+    """A job that a test puts into the `job_store` has a page."""
+    job = put_job(job_store, status="retrying", owner="alice", attempt=2)
+    found = testapp.get(f"/job_state/{job.uuid}").json
+    assert found["job"]["status"] == "retrying"
+
+
+def test_application_has_its_own_store_again(testapp: TestApp) -> None:
+    """After the test the application reads where its settings say."""
+    testapp.get("/job_state", status=503)
+
+
+def test_store_needs_no_application(
+    job_store: JobStore, jobstate_server: EmbeddedServer
+) -> None:
+    """A test that has no `app` has a store all the same."""
+    assert f":{jobstate_server.port}/0" in repr(job_store)
+    assert job_store.list().items == []
