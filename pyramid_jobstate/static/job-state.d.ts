@@ -238,8 +238,9 @@ declare namespace JobState {
    * Parts for `::part()`: job, head, icon, ring, sign, title, percent, cancel, bar, fill,
    * foot, status, details, left, message, notice, log. Custom properties:
    * `--job-state-accent`, `-success`, `-warning`, `-error`, `-track`, `-muted` (colours),
-   * `-bar-height`, `-radius`. Light and dark follow the page's `color-scheme`. The
-   * element keeps its `state` in an attribute, for selectors.
+   * `-bar-height`, `-radius`. Unless they are set, text has the page's colour, and the
+   * other colours are derived from it, so the element needs no setting for light and dark.
+   * Sizes follow the font. The element keeps its `state` in an attribute, for selectors.
    */
   class JobStateElement extends HTMLElement {
     /** Attribute `src`: what `request.resource_url(job_state)` returns. */

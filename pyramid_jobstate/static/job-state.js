@@ -1071,7 +1071,7 @@ class JobStateElement extends HTMLElement {
     });
     view.set("job", "class", `job ${state} ${lively} ${unknown}`);
     view.set("sign", "d", own(ICONS, state) || ICONS.working);
-    view.set("fill", "--_done", `${100 * (fraction || 0)}%`);
+    view.set("bar", "--_done", `${100 * (fraction || 0)}%`);
     view.set("bar", "aria-valuenow", hundredths);
     const spoken = [isOver || !percent ? word : percent, ...details, left];
     view.set("bar", "aria-valuetext", spoken.filter(Boolean).join(", "));

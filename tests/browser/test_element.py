@@ -42,7 +42,7 @@ LOOK = """(id) => {
   seen.content = root.querySelector("slot").hidden ? null : element.textContent.trim();
   seen.log = [...root.querySelectorAll("li")].map((line) => line.textContent);
   seen.icon = root.querySelector("[part=sign]").getAttribute("d");
-  seen.color = getComputedStyle(root.querySelector("[part=status]")).color;
+  seen.color = getComputedStyle(root.querySelector("[part=icon]")).color;
   return seen;
 }"""
 
@@ -1148,7 +1148,7 @@ def test_axe_finds_nothing(
 
 
 def test_colours_follow_the_color_scheme(stage: Stage) -> None:
-    """The element is dark only on pages that support the dark scheme."""
+    """On a page that is dark only in the dark scheme, the colours follow its text."""
     stage.page.emulate_media(color_scheme="dark")
     stage.open()
     light = stage.show(data())["color"]
@@ -1174,10 +1174,14 @@ def test_custom_properties_style_the_element(stage: Stage) -> None:
 
 def test_reduced_motion_is_respected(stage: Stage) -> None:
     """Nothing moves for users who prefer reduced motion."""
-    stage.page.emulate_media(reduced_motion="reduce")
     stage.open()
     stage.show(STATES["unknown"])
-    assert stage.page.evaluate("document.getAnimations().length") == 0
+    moving = "document.querySelector('job-state').shadowRoot.getAnimations().length"
+    assert stage.page.evaluate(moving) > 0
+    stage.page.emulate_media(reduced_motion="reduce")
+    assert stage.page.evaluate(moving) == 0
+    stage.show(STATES["working"])
+    assert stage.page.evaluate(moving) == 0
 
 
 def test_forced_colours_keep_the_bar(stage: Stage) -> None:
