@@ -6,6 +6,7 @@ import base64
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 from playwright.sync_api import Page, Route
@@ -278,6 +279,28 @@ def test_contrast_is_enough_on_any_page(stage: Themes, theme: str) -> None:
         for name in (*PARTIAL, *EMPTY, "barely")
     }
     assert {name: ratio for name, ratio in ends.items() if ratio < 3} == {}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast_is_enough_with_forced_colours(
+    stage: Themes, scheme: Literal["light", "dark"]
+) -> None:
+    """With forced colours, what the page's own colours would have given counts for
+    nothing: texts, icons, bars and the button stand out from the forced background.
+    """
+    stage.page.emulate_media(
+        color_scheme=scheme, forced_colors="active", reduced_motion="reduce"
+    )
+    stage.open_all(THEMES["red" if scheme == "light" else "light"])
+    looks = stage.measure()
+    assert contrast(looks.page, (255, 255, 255)) == (1 if scheme == "light" else 21)
+    assert looks.below(4.5, "text") == {}
+    assert looks.below(3, "icon", "border") == {}
+    fills = {name: looks.stands_out(name, 0.05) for name in (*PARTIAL, "success")}
+    fills["unknown"] = max(looks.stands_out("unknown", n / 100) for n in range(100))
+    assert {name: ratio for name, ratio in fills.items() if ratio < 3} == {}
+    for name in PARTIAL:
+        assert contrast(looks.bars[name][5], looks.bars[name][-12]) >= 3, name
 
 
 @pytest.mark.parametrize("theme", THEMES)
