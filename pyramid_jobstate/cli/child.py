@@ -1,4 +1,4 @@
-"""What runs in the parts of ``pjobs dev``: ``pserve``, or a Dramatiq worker."""
+"""What runs in the parts of ``pjobs dev``: the web server, or a Dramatiq worker."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import threading
 import time
 
 import dramatiq
-from pyramid.scripts import pserve
+from pyramid.scripts.common import get_config_loader
 
 from . import flags, work
-from .ini import Ini
+from .ini import Ini, Refused
 from .watch import Reporter, files_of
 
 #: Seconds that are left to a part when its parent was killed.
@@ -23,18 +23,27 @@ SHUTDOWN_TIMEOUT = 15_000
 
 
 def main() -> int:
-    """Run the part that the command line names: ``LIFELINE web`` or ``LIFELINE worker
-    PIPE``.
+    """Run the part that the command line names: ``web`` or ``worker``, after the
+    descriptors of the pipe from the parent and of the pipe for reports.
     """
-    lifeline, part, *others = sys.argv[1:]
-    watcher = threading.Thread(target=follow_parent, args=[int(lifeline)], daemon=True)
-    watcher.start()
-    ini = Ini.from_environ()
-    if part == "web":
-        sys.argv = ["pserve", "--reload", ini.uri, *ini.assignments()]
-        code: int = pserve.main(sys.argv)
-        return code
-    return run_worker(ini, Reporter(int(others[0])))
+    lifeline, reports = map(int, sys.argv[1:3])
+    threading.Thread(target=follow_parent, args=[lifeline], daemon=True).start()
+    # An older byte code file could be taken for that of a source just saved.
+    sys.dont_write_bytecode = True
+    reporter = Reporter(reports)
+    reporter.start()
+    run = {"web": run_web, "worker": run_worker}[sys.argv[3]]
+    try:
+        ini = Ini.from_environ()
+        ini.check()
+        run(ini, reporter)
+    except BaseException as e:
+        reporter.report(files_of(e))
+        if isinstance(e, Refused):
+            print(f"pjobs: {e}", file=sys.stderr)
+            return work.IMPORT
+        raise
+    return 0
 
 
 def follow_parent(lifeline: int) -> None:
@@ -45,17 +54,21 @@ def follow_parent(lifeline: int) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def run_worker(ini: Ini, reporter: Reporter) -> int:
-    """Run a worker in this process until SIGTERM, and report what it imports."""
-    # An older byte code file could be taken for that of a source just saved.
-    sys.dont_write_bytecode = True
-    reporter.start()
+def run_web(ini: Ini, reporter: Reporter) -> None:
+    """Run the web server until SIGTERM, as pserve does."""
+    loader = get_config_loader(ini.uri)
+    variables = {"__script__": "pserve", **ini.variables}
+    loader.setup_logging(variables)
+    serve = loader.get_wsgi_server("main", variables)
+    app = loader.get_wsgi_app(None, variables)
+    reporter.report(is_ready=True)
+    serve(app)
+
+
+def run_worker(ini: Ini, reporter: Reporter) -> None:
+    """Run a worker in this process until SIGTERM."""
     options = flags.arguments_of(ini.section(flags.SECTION), ini.path)
-    try:
-        work.boot()
-    except BaseException as e:
-        reporter.report(files_of(e))
-        raise
+    work.boot()
     broker = dramatiq.get_broker()
     broker.emit_after("process_boot")
     over = threading.Event()
@@ -70,7 +83,6 @@ def run_worker(ini: Ini, reporter: Reporter) -> int:
     over.wait()
     worker.stop(timeout=SHUTDOWN_TIMEOUT)
     broker.close()
-    return 0
 
 
 if __name__ == "__main__":

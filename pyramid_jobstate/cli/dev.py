@@ -1,19 +1,24 @@
 """``pjobs INI dev``: web server, worker and Redis in one terminal.
 
 The parts end together: when one of them ends, on Ctrl-C, and also if this process is
-killed. A changed file restarts the worker and, by ``pserve --reload``, the web server.
+killed. A changed file restarts the web server and the worker. ``pserve --reload`` would
+miss changes in the first second or two after a restart.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import glob
+import os
 import signal
 import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
+from typing import Self
 
+from pyramid.path import AssetResolver
 from pyramid.settings import aslist
 from redis.connection import parse_url
 
@@ -30,7 +35,7 @@ INTERVAL = 0.25
 #: worker can put back the messages of jobs that have not begun.
 PATIENCE = 20.0
 
-#: The exit codes of a worker after which a change of a file may help.
+#: The exit codes of a part that cannot start after which a changed file may help.
 FIXABLE = (1, 2)
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
@@ -39,9 +44,10 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 SETTINGS = ("jobstate.broker", "jobstate.redis_url")
 
 DESCRIPTION = """\
-Run `pserve --reload` and a worker that restarts when a file changes. If the ini's Redis
-URL is on this host and nothing answers there, run an empty server there, too. All of
-them end together. The section [pjobs] may set `threads` and `queues` of the worker.
+Run the web server, as `pserve --reload` does, and a worker, which both restart when a
+file changes. If the ini's Redis URL is on this host and nothing answers there, run an
+empty server there, too. All of them end together. The section [pjobs] may set `threads`
+and `queues` of the worker, [pserve] further files to watch or to ignore.
 """
 
 
@@ -67,16 +73,18 @@ def main(ini: Ini, program: str, arguments: Sequence[str]) -> int:
             servers.append(server)
             say("pjobs", f"Nothing answered at {url}: an empty server now does.")
             say("pjobs", "Its data are gone when this command ends.")
-        worker = running.enter_context(Worker(ini, signals))
-        web = running.enter_context(Web(ini, signals))
-        say("pjobs", f"The web server is at {address}. Ctrl-C stops everything.")
+        ready = "The worker is ready."
+        worker = Reloaded("worker", ready, ini, signals)
+        ready = f"The web server is ready: {address}. Ctrl-C stops everything."
+        parts = [worker, Reloaded("web", ready, ini, signals)]
+        for part in parts:
+            running.enter_context(part)
         while not signals.wait(INTERVAL):
-            code = web.poll()
-            if code is not None:
-                return _over(f"pserve has ended (exit code {code})", 1)
-            code = worker.poll()
-            if code is not None:
-                return _over(f"The worker has ended (exit code {code})", max(code, 1))
+            for part in parts:
+                code = part.poll()
+                if code is not None:
+                    what = f"The {part.name} part has ended (exit code {code})"
+                    return _over(what, max(code, 1))
             if not all(server.is_running for server in servers):
                 return _over("The Redis server has ended", 1)
         say("pjobs", "Stopping. A second Ctrl-C does not wait for running jobs.")
@@ -96,6 +104,20 @@ def web_address(ini: Ini) -> str:
     address = f"{settings.get('host', '*')}:{settings.get('port', '8080')}"
     host, _, port = (aslist(settings.get("listen", "")) or [address])[0].rpartition(":")
     return f"http://{'localhost' if host in ('*', '0.0.0.0') else host}:{port}"
+
+
+def watched_files(ini: Ini) -> tuple[list[str], list[str]]:
+    """Return the files to watch besides imported modules, and the patterns of files to
+    ignore, as pserve reads them from its section.
+    """
+    settings = ini.section("pserve")
+    resolver = AssetResolver()
+    paths = [ini.path]
+    for name in aslist(settings.get("watch_files", ""), flatten=False):
+        path = resolver.resolve(name).abspath() if ":" in name else name
+        path = os.path.join(os.path.dirname(ini.path), path)
+        paths += glob.glob(path, recursive=True) or [path]
+    return paths, aslist(settings.get("ignore_files", ""), flatten=False)
 
 
 def wanted_servers(settings: Mapping[str, str]) -> Iterator[tuple[str, EmbeddedServer]]:
@@ -152,33 +174,23 @@ class Signals:
         return self._count > 1
 
 
-class Web:
-    """``pserve --reload``."""
+class Reloaded:
+    """A part that restarts when a file changes that it has imported.
 
-    def __init__(self, ini: Ini, signals: Signals) -> None:
+    Parameters:
+      name: The part: "web" or "worker".
+      ready: What is said when it is ready.
+    """
+
+    def __init__(self, name: str, ready: str, ini: Ini, signals: Signals) -> None:
+        self.name = name
+        self._ready = ready
         self._ini = ini
         self._signals = signals
-
-    def __enter__(self) -> Part:
-        self._part = Part("web", ["web"], self._ini.environ())
-        return self._part
-
-    def __exit__(self, *exception: object) -> None:
-        self._part.terminate()
-        self._part.end(PATIENCE, self._signals.hurry)
-
-
-class Worker:
-    """A worker that restarts when a file changes that it has imported."""
-
-    def __init__(self, ini: Ini, signals: Signals) -> None:
-        self._ini = ini
-        self._signals = signals
-        self._watch = Watch([ini.path])
+        self._watch = Watch(*watched_files(ini))
         self._part: Part | None = None
-        self._was_ready = False
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> Self:
         self._start()
         return self
 
@@ -186,40 +198,35 @@ class Worker:
         self._stop()
 
     def poll(self) -> int | None:
-        """Restart the worker if a file has changed. Return its exit code if it has
-        ended for good.
+        """Restart the part if a file has changed. Return its exit code if it has ended
+        for good.
         """
-        code = None
         if self._part is not None:
             code = self._part.poll()
+            was_ready = self._reports.is_ready
             self._watch.add(self._reports.files())
-            if self._reports.is_ready and not self._was_ready:
-                self._was_ready = True
-                say("pjobs", "The worker is ready.")
+            if self._reports.is_ready and not was_ready:
+                say("pjobs", self._ready)
             if code is not None:
-                is_fixable = code in FIXABLE and not self._reports.is_ready
                 self._stop()
-                if not is_fixable:
+                if self._reports.is_ready or code not in FIXABLE:
                     return code
-                say("pjobs", "The worker starts again when a file changes.")
+                say("pjobs", f"A changed file starts the {self.name} part again.")
         path = self._watch.changed()
         if path is not None:
-            say("pjobs", f"{path} has changed: the worker restarts.")
+            say("pjobs", f"{path} has changed: the {self.name} part restarts.")
             self._stop()
             self._start()
         return None
 
     def _start(self) -> None:
-        self._was_ready = False
         self._reports = Reports()
-        writer = self._reports.writer
         self._watch.begin()
-        arguments = ["worker", str(writer)]
-        self._part = Part("worker", arguments, self._ini.environ(), [writer])
+        self._part = Part(self.name, self._reports.writer, self._ini.environ())
         self._reports.started()
 
     def _stop(self) -> None:
-        """Stop the worker after its running jobs, if they end in time."""
+        """Stop the part; a worker after its running jobs, if they end in time."""
         if self._part is not None:
             self._part.terminate()
             self._part.end(PATIENCE, self._signals.hurry)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import IO
 
 #: The module that runs inside each part.
@@ -23,28 +23,20 @@ class Part:
     whose other end only this process holds.
 
     Parameters:
-      name: The prefix of its output.
-      arguments: The arguments of its module.
+      name: The name of the part, for its module and as the prefix of its output.
+      reports: The descriptor for its reports.
       environ: Its environment.
-      files: Further descriptors that it inherits.
     """
 
-    def __init__(
-        self,
-        name: str,
-        arguments: Sequence[str],
-        environ: Mapping[str, str],
-        files: Sequence[int] = (),
-    ) -> None:
-        self.name = name
+    def __init__(self, name: str, reports: int, environ: Mapping[str, str]) -> None:
         reader, self._lifeline = os.pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", CHILD, str(reader), *arguments],
+            [sys.executable, "-m", CHILD, str(reader), str(reports), name],
             env={**environ, "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            pass_fds=[reader, *files],
+            pass_fds=[reader, reports],
             start_new_session=True,
         )
         os.close(reader)
@@ -52,10 +44,6 @@ class Part:
         copy = (name, self._process.stdout)
         self._output = threading.Thread(target=_copy, args=copy, daemon=True)
         self._output.start()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     def poll(self) -> int | None:
         """Return the exit code, negative for a signal, or None if it still runs."""
@@ -73,7 +61,7 @@ class Part:
         while self.poll() is None and time.monotonic() < deadline and not hurry():
             time.sleep(0.05)
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         os.close(self._lifeline)
         # A process that left the session may hold the pipe for as long as it likes.

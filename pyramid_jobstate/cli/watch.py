@@ -1,15 +1,16 @@
-"""Which files a worker has imported, and whether they have changed since.
+"""Which files a part of ``pjobs dev`` has imported, and whether they changed since.
 
-The worker reports them, and its parent looks at them. A file that changed between the
-worker's start and its first report counts as changed: what the worker imported may be
-older.
+The part reports them, and its parent looks at them. A file that changed between the
+part's start and its first report counts as changed: what was imported may be older.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -27,21 +28,29 @@ STALE = (-1, -1, -1)
 
 
 class Watch:
-    """The files that a worker depends on."""
+    """The files that a part depends on.
 
-    def __init__(self, paths: Iterable[str]) -> None:
-        self._seen: dict[str, Signature | None] = dict.fromkeys(paths)
+    Parameters:
+      paths: Files to watch from the start.
+      ignored: Patterns of files not to watch.
+    """
+
+    def __init__(self, paths: Iterable[str], ignored: Iterable[str] = ()) -> None:
+        patterns = map(fnmatch.translate, ignored)
+        self._ignored = re.compile("|".join([*patterns, "(?!)"]))  # "(?!)" is none
+        self._seen: dict[str, Signature | None] = {}
         self._started = 0
+        self.add(paths)
 
     def begin(self) -> None:
-        """Note how the files are, just before a worker starts and imports them."""
+        """Note how the files are, just before the part starts and imports them."""
         self._started = time.time_ns()
         self._seen = {path: _signature(path) for path in self._seen}
 
     def add(self, paths: Iterable[str]) -> None:
-        """Watch further files, which the worker has imported, or has not found."""
+        """Watch further files, which the part has imported, or has not found."""
         for path in paths:
-            if path not in self._seen:
+            if path not in self._seen and not self._ignored.match(path):
                 self._seen[path] = _signature(path)
                 if self._changed_since_start(path):
                     self._seen[path] = STALE
@@ -65,7 +74,7 @@ class Watch:
 
 
 class Reporter(threading.Thread):
-    """In the worker: reports the files of imported modules through a pipe."""
+    """In the part: reports the files of imported modules through a pipe."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(daemon=True)
@@ -82,7 +91,7 @@ class Reporter(threading.Thread):
         """Report what is new among the imported files and some others.
 
         Parameters:
-          is_ready: Whether the worker has booted.
+          is_ready: Whether the part has started.
         """
         with self._lock, contextlib.suppress(BrokenPipeError):
             new = {*_imported(), *others} - self._reported
@@ -95,10 +104,10 @@ class Reporter(threading.Thread):
 
 
 class Reports:
-    """In the parent: what a worker has reported.
+    """In the parent: what a part has reported.
 
     Attributes:
-      is_ready: Whether the worker has booted.
+      is_ready: Whether the part has started.
     """
 
     def __init__(self) -> None:
@@ -108,7 +117,7 @@ class Reports:
         self.is_ready = False
 
     def started(self) -> None:
-        """Leave the writing end to the worker."""
+        """Leave the writing end to the part."""
         os.close(self.writer)
 
     def files(self) -> Iterator[str]:

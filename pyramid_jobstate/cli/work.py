@@ -16,6 +16,7 @@ import dramatiq
 import dramatiq.broker
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.errors import BrokerConnectionError
+from pyramid.exceptions import ConfigurationError
 from pyramid.paster import get_app, setup_logging
 from redis.exceptions import RedisError
 
@@ -24,6 +25,11 @@ from .ini import Ini, Refused
 
 #: What Dramatiq calls in each worker process.
 BOOT = f"{__name__}:boot"
+
+NO_BROKER = (
+    "The application has no broker. Set jobstate.broker in the ini, or call "
+    "dramatiq.set_broker() before the actors are declared."
+)
 
 #: Dramatiq's own exit codes.
 FAILED, IMPORT, CONNECT = 1, 2, 3
@@ -113,6 +119,9 @@ def boot() -> None:
     except ImportError as e:
         _fail(IMPORT, f"{_place(e)}{type(e).__name__}: {e}")
     except Exception as e:
+        if isinstance(e, ConfigurationError) and not _has_broker():
+            # The likely cause of what the include complains about.
+            _fail(IMPORT, f"{NO_BROKER}\n{getattr(e, 'evalue', e)}")
         _fail(FAILED, "".join(traceback.format_exception(e)).rstrip())
 
 
@@ -123,12 +132,9 @@ def check_broker() -> None:
       Refused: The only broker is the one that Dramatiq makes for want of another.
       _Unreachable: The broker cannot be reached.
     """
-    broker = dramatiq.broker.global_broker
-    if broker is None or _is_default(broker):
-        raise Refused(
-            "The application has no broker. Set jobstate.broker in the ini, or call "
-            "dramatiq.set_broker() before the actors are declared."
-        )
+    if not _has_broker():
+        raise Refused(NO_BROKER)
+    broker = dramatiq.get_broker()
     # Without pika, this module cannot be imported.
     rabbitmq = sys.modules.get("dramatiq.brokers.rabbitmq")
     if isinstance(broker, RedisBroker):
@@ -145,16 +151,20 @@ def check_broker() -> None:
         del broker.connection
 
 
-def _is_default(broker: dramatiq.Broker) -> bool:
-    """Return whether a broker is like the one that Dramatiq makes when an actor is
-    declared before a broker is set.
+def _has_broker() -> bool:
+    """Return whether somebody has set a broker: one that differs from the one that
+    Dramatiq makes when an actor is declared before.
     """
+    # Not get_broker(), which would make one.
+    broker = dramatiq.broker.global_broker
+    if broker is None:
+        return False
     dramatiq.set_broker(None)  # type: ignore[arg-type]  # "not set yet" is None
     try:
         default = dramatiq.get_broker()
     finally:
         dramatiq.set_broker(broker)
-    return _traits(broker) == _traits(default)
+    return _traits(broker) != _traits(default)
 
 
 def _traits(broker: dramatiq.Broker) -> object:

