@@ -183,12 +183,20 @@ def _knows(script: str, arguments: Sequence[str]) -> bool:
 
 
 def _place(error: BaseException) -> str:
-    """Return the place in the application at which an import failed."""
-    libraries = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib"))
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith(("<", *libraries)):
-            return f"{frame.filename}, line {frame.lineno}: "
-    return ""
+    """Return the place at which an import failed: the last one in the application or,
+    if the application is installed or did not get to run, in a library.
+    """
+    paths = sysconfig.get_paths()
+    standard, site = paths["stdlib"], paths["purelib"]
+    ours = os.path.dirname(os.path.dirname(__file__))
+    own, installed = "", ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        place = f"{frame.filename}, line {frame.lineno}: "
+        if place.startswith(site):
+            installed = place
+        elif not place.startswith(("<", standard, ours)):
+            own = place
+    return own or installed
 
 
 def _fail(code: int, message: str) -> NoReturn:

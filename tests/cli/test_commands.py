@@ -12,7 +12,7 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 
 from pyramid_jobstate.cli import main, work
-from pyramid_jobstate.cli.ini import Refused
+from pyramid_jobstate.cli.ini import Ini, Refused
 from tests.cliapp import free_port
 from tests.support import ROOT
 
@@ -160,3 +160,29 @@ def test_a_broker_out_of_reach(set_broker, scheme: str) -> None:
     with pytest.raises(Exception, match="refused") as caught:
         work.check_broker()
     assert "secret" not in str(caught.value)
+
+
+def test_the_place_of_a_failed_import(folder: Path) -> None:
+    """The error names the application's own line, or else the library's."""
+    (folder / "broken.py").write_text("\nimport missing_one\n")
+    for name, place in [
+        ("call:broken:main", f"{folder}/broken.py, line 2: ModuleNotFoundError: No"),
+        ("call:missing_one:main", "/paste/deploy/"),
+    ]:
+        (folder / "a.ini").write_text(f"[app:main]\nuse = {name}\n")
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "from pyramid_jobstate.cli.work import boot; boot()",
+            ],
+            env={
+                **Ini.parse("a.ini", []).environ(),
+                "PYTHONPATH": f"{ROOT}:{folder}",
+            },
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2
+        assert place in done.stderr
+        assert len(done.stderr.splitlines()) == 1

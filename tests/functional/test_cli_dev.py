@@ -317,6 +317,7 @@ def test_servers_are_wanted_at_local_urls_only() -> None:
     assert wanted() == []
     with socket.create_server(("127.0.0.1", one)):
         assert wanted(redis_url=url) == []
+        assert len(wanted(broker=url, redis_url=f"redis://localhost:{two}")) == 1
 
 
 def test_a_server_at_the_url(tmp_path: Path) -> None:
@@ -339,6 +340,50 @@ def test_what_is_left_of_a_part_is_killed(monkeypatch: pytest.MonkeyPatch) -> No
     child.follow_parent(reader)
     os.close(reader)
     assert calls == [(os.getpid(), signal.SIGTERM), (0, signal.SIGKILL)]
+
+
+def test_a_hangup_is_ignored_under_nohup() -> None:
+    """Signals are counted, but for those that the command was told to ignore."""
+    kept = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        signals = dev.Signals()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not signals.wait(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.wait(1) and not signals.hurry()
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_for(signals.hurry)
+    finally:
+        for signum, handler in {**kept, signal.SIGHUP: old}.items():
+            signal.signal(signum, handler)
+
+
+def test_files_to_watch_and_to_ignore(tmp_path: Path) -> None:
+    """Besides modules, the ini and the files that [pserve] names are watched."""
+    (tmp_path / "b.yaml").touch()
+    ini = ini_of(
+        tmp_path,
+        "[pserve]\nwatch_files =\n  *.yaml\n  late.txt\n  tests:cliapp.py\n"
+        "ignore_files =\n  */ignored/*",
+    )
+    paths, ignored = dev.watched_files(ini)
+    names = ["a.ini", "b.yaml", "late.txt"]
+    assert paths[:3] == [str(tmp_path / name) for name in names]
+    assert paths[3].endswith("/tests/cliapp.py")
+    assert ignored == ["*/ignored/*"]
+
+
+def test_the_ini_is_watched(folder: Folder, dev_command: Pjobs) -> None:
+    """A broken ini is an error of both parts, which start again once it is mended."""
+    text = folder.ini.read_text()
+    folder.ini.write_text("a = 1")
+    for part in ("web   ", "worker"):
+        dev_command.wait_for_line(rf"{part} \| pjobs: \S+ line 1 stands before any")
+    dev_command.wait_for_line(r"A changed file starts the web part again\.")
+    folder.ini.write_text(text)
+    dev_command.wait_for_line(READY, 2)
+    assert worker_version(folder) == "one"
 
 
 def test_output_of_a_closed_terminal(tmp_path: Path) -> None:

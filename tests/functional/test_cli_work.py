@@ -72,7 +72,8 @@ def test_jobs_run_with_the_application_of_the_ini(
     the command becomes Dramatiq's, and SIGTERM stops it with exit code 0.
     """
     folder.write_ini("processes = 1\nthreads = 2\nqueues = default other")
-    command = start(started, folder, "work", "--log-file", "work.log")
+    flags = ["--threads", "1", "--log-file", "work.log"]
+    command = start(started, folder, "work", *flags)
     skipped = send(folder.url, "mail", queue="mail")
     uuid = send(folder.url, "nap", 0)
     wait_for(lambda: job(folder.url, uuid).is_success, PATIENCE)
@@ -81,7 +82,8 @@ def test_jobs_run_with_the_application_of_the_ini(
     assert metrics["greeting"] == "hello"
     assert metrics["parent"] == command.pid
     arguments = command.processes()[command.pid]
-    assert "pyramid_jobstate.cli.work:boot --log-file work.log" in arguments
+    assert "pyramid_jobstate.cli.work:boot --threads 1 --log-file" in arguments
+    assert "--threads 2" not in arguments
     assert "--queues default other" in arguments
     assert len(command.processes()) <= 3
     assert job(folder.url, skipped).status == "queued"

@@ -394,6 +394,22 @@ def test_server_by_hand_is_killed(temporary, victim):
     wait_for(lambda: list(temporary.iterdir()) == [])
 
 
+def test_server_by_hand_ignores_a_hangup_under_nohup(temporary):
+    """A command that is told to ignore hang-ups goes on when its terminal closes."""
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = start_by_hand()
+    finally:
+        signal.signal(signal.SIGHUP, old)
+    assert process.stdout is not None
+    with redis.Redis.from_url(process.stdout.readline().strip()) as client:
+        process.send_signal(signal.SIGHUP)
+        assert client.ping()
+        process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
 @pytest.mark.parametrize("port", ["port", "0", "65536", "-1", "²"])
 def test_server_by_hand_refuses_a_bad_port(port):
     """A port that does not exist is an error that names it."""

@@ -21,6 +21,7 @@ from dramatiq.middleware import Middleware, Retries
 
 import pyramid_jobstate
 from pyramid_jobstate import JobStateMiddleware, JobStore
+from pyramid_jobstate.cli import work
 from pyramid_jobstate.job.record import CANCELLED
 from tests.jobs import Gate, RunMarathon, job_actor, load, wait_until, working
 from tests.rabbitmq import RabbitMQ, find_binary
@@ -542,3 +543,12 @@ def private_names_of_others(module: str) -> list[str]:
 def test_nothing_private_of_dramatiq_is_used(module: str) -> None:
     """Only the public interface of brokers is used, so that any broker works."""
     assert private_names_of_others(module) == []
+
+
+def test_a_worker_of_an_ini_finds_the_broker(
+    rabbitmq_broker: RabbitmqBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`pjobs INI work` makes sure that RabbitMQ answers, and keeps no connection."""
+    monkeypatch.setattr(dramatiq.broker, "global_broker", rabbitmq_broker)
+    work.check_broker()
+    assert not rabbitmq_broker.connections
