@@ -28,11 +28,25 @@ demo_require = [
     "zope.sqlalchemy>=2.0",
 ]
 
+# The projects in which tests/firsthour does what the README says.
+firsthour_require = [
+    "alembic",
+    "bcrypt",
+    "docutils",
+    "pyramid_chameleon",
+    "pyramid_debugtoolbar",
+    "pyramid_retry",
+    "pyramid_zodbconn",
+    "webtest",
+    "ZEO",
+    "ZODB",
+]
+
 tests_require = [
     *demo_require,
+    *firsthour_require,
     "build",
     "coverage>=7.10.3",
-    "docutils",
     "greenlet",
     "hypothesis",
     "import-linter",
@@ -40,7 +54,6 @@ tests_require = [
     "pika",
     "playwright",
     "pygments",
-    "pyramid_retry",
     "pytest",
     "pytest-timeout",
     "pytest-xdist>=3.7",
@@ -48,9 +61,7 @@ tests_require = [
     "tqdm",
     "types-tqdm",
     "watchdog",
-    "webtest",
     "wheel",
-    "ZODB",
 ]
 
 # Other people's applications, in which tests/interop runs the package. They need their
