@@ -1,0 +1,206 @@
+"""Does to a project what the README tells its reader to do.
+
+The first line of a block of code is a comment that names the file and the place. The
+other lines go there, and imports among them to the imports of the file.
+"""
+
+import re
+import textwrap
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.firsthour.projects import PACKAGE, Project
+from tests.support import ROOT
+
+#: The package of the README's reader.
+MYAPP = "myapp"
+
+RECIPE = (ROOT / "README-recipe.rst").read_text("utf-8")
+
+#: The comment that begins a block, in Python, in an ini file or in a template.
+COMMENT = re.compile(r"(?:# |<!-- )(?P<path>[\w./-]+), (?P<place>.+?)(?: -->)?")
+
+#: The generated project from which each of the tutorials starts.
+WIKIS = {"wiki2": "sqlalchemy", "wiki": "zodb"}
+
+#: What stands in a tutorial's application for the names in the README.
+OTHER_NAMES = {
+    "wiki2": {
+        "mytemplate": "layout",
+        "before the first </div>": "before the first {% block content %}",
+        "models.MyModel(name=job_state.uuid, value=miles)": (
+            "models.Page(name=job_state.uuid, data=str(miles), creator_id=1)"
+        ),
+    },
+    "wiki": {
+        "mytemplate": "layout",
+        "before the first </div>": "before the first <div metal:define-slot",
+        "models.MyModel(miles=miles)": "models.Page(str(miles))",
+        # The layout shows a title.
+        '"project"': '"title"',
+    },
+}
+
+
+class Block(NamedTuple):
+    """Lines that the README tells its reader to write.
+
+    Attributes:
+      path: The file, relative to the project.
+      place: Where in the file, in the README's words.
+      lines: The lines.
+    """
+
+    path: str
+    place: str
+    lines: tuple[str, ...]
+
+    def without(self, *texts: str) -> "Block":
+        """Return the block without the lines that contain one of some texts."""
+        kept = [x for x in self.lines if not any(text in x for text in texts)]
+        # What followed the imports may now come first.
+        return self._replace(lines=tuple("\n".join(kept).lstrip("\n").split("\n")))
+
+    def replaced(self, texts: Mapping[str, str]) -> "Block":
+        """Return the block with other names, as a reader has them."""
+
+        def replace(text: str) -> str:
+            for old, new in texts.items():
+                text = text.replace(old, new)
+            return text
+
+        lines = tuple(map(replace, self.lines))
+        return Block(replace(self.path), replace(self.place), lines)
+
+
+def section(title: str, document: str = RECIPE) -> str:
+    """Return a section of a document, without its subsections.
+
+    Raises:
+      KeyError: There is no such section.
+    """
+    parts = re.split(r"^(.+)\n[-~]{4,}\n", document, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))[title]
+
+
+def blocks(text: str) -> list[Block]:
+    """Return the blocks of a section's text."""
+    pattern = r"^\.\. code-block:: \S+\n\n((?:(?:  .*)?\n)+)"
+    found = re.findall(pattern, text, re.MULTILINE)
+    return [parse(textwrap.dedent(block).strip("\n")) for block in found]
+
+
+def commands(text: str) -> list[str]:
+    """Return the shell commands that a section's text shows."""
+    return re.findall(r"::\n\n  (\S.*)\n", text)
+
+
+def parse(text: str) -> Block:
+    """Return a block of code for the projects here, whose package is PACKAGE.
+
+    Raises:
+      AssertionError: Its first line does not say where it belongs.
+    """
+    first, *lines = text.replace(MYAPP, PACKAGE).splitlines()
+    comment = COMMENT.fullmatch(first)
+    assert comment, f"This line does not say where the block belongs: {first}"
+    return Block(comment["path"], comment["place"], tuple(lines))
+
+
+def apply(project: Project, recipe: Iterable[Block]) -> None:
+    """Write every block into a project.
+
+    Raises:
+      AssertionError: A block does not fit to the project.
+    """
+    for block in recipe:
+        write(project.folder, block)
+
+
+def write(folder: Path, block: Block) -> None:
+    """Write a block into its file.
+
+    Raises:
+      AssertionError: It does not fit to the file.
+    """
+    path = folder / block.path
+    if block.place == "a new file":
+        assert not path.exists(), f"{block.path} exists"
+        path.write_text("\n".join(block.lines) + "\n", "utf-8")
+        return
+    assert path.exists(), f"There is no {block.path}"
+    lines = path.read_text("utf-8").splitlines()
+    imports, rest = split_imports(block.lines)
+    # The rest first: a new import above would move its place.
+    start, end, indentation = find(lines, block)
+    lines[start:end] = [f"{indentation}{x}" if x else x for x in rest]
+    if imports:
+        last = max(i for i, line in enumerate(lines[:start]) if is_import(line))
+        lines[last + 1 : last + 1] = imports
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def find(lines: list[str], block: Block) -> tuple[int, int, str]:
+    """Return the range of lines that a block replaces, and its indentation.
+
+    Raises:
+      AssertionError: The file has no such place, or more than one.
+    """
+    place = block.place
+    if place == "at the end":
+        return len(lines), len(lines), ""
+    if match := re.fullmatch(r"at the end of (\[.+\])", place):
+        assert match[1] in lines, f"{block.path} has no {match[1]}"
+        start = end = lines.index(match[1]) + 1
+        for i, line in enumerate(lines[start:], start):
+            if line.startswith("["):
+                break
+            # Comments after the last setting introduce the next section.
+            if line.strip() and not line.startswith("#"):
+                end = i + 1
+        return end, end, ""
+    pattern = r"(before the first|instead of the line with) (.+)"
+    if match := re.fullmatch(pattern, place):
+        found = [i for i, line in enumerate(lines) if match[2] in line]
+        assert found, f"{block.path} has no line with {match[2]}"
+        replaced = int(match[1].startswith("instead"))
+        several = f"{block.path} has several lines with {match[2]}"
+        assert len(found) == 1 or not replaced, several
+        line = lines[found[0]]
+        indentation = line[: len(line) - len(line.lstrip())]
+        return found[0], found[0] + replaced, indentation
+    raise AssertionError(f"This place is unknown: {place}")
+
+
+def split_imports(lines: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the imports among the lines of a block, and its other lines."""
+    imports = [line for line in lines if is_import(line)]
+    rest = [line for line in lines if not is_import(line)]
+    if imports:
+        # The blank lines that part the two stay only before a function or class.
+        while rest and not rest[0]:
+            del rest[0]
+        if rest and rest[0].startswith(("@", "def ", "class ")):
+            rest[:0] = ["", ""]
+    return imports, rest
+
+
+def is_import(line: str) -> bool:
+    return line.startswith(("import ", "from "))
+
+
+def quick_start(name: str) -> list[Block]:
+    """Return all that the README tells a reader who has the project of a name."""
+    everyone = blocks(section("Quick start"))
+    if name == "sqlalchemy":
+        return everyone
+    if name == "zodb":
+        others = blocks(section("With ZODB and Chameleon"))
+        return [x for x in everyone if not x.path.endswith(".jinja2")] + others
+    # The wikis have templates of their own and users who log in.
+    session = ("jobstate.owner", "SignedCookieSessionFactory")
+    everyone = [x.without(*session) for x in quick_start(WIKIS[name])]
+    if name == "wiki2":
+        everyone += blocks(section("With users who log in"))
+    return [x.replaced(OTHER_NAMES[name]) for x in everyone]
