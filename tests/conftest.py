@@ -41,12 +41,16 @@ MARKED_FIXTURES = ("browser", "cluster", "rabbitmq")
 #: first, so that none of them runs alone at the end.
 SLOWEST = (
     "tests.browser.test_poller",
+    "tests.firsthour.test_first_hour",
     "tests.functional.test_demo",
+    "tests.firsthour.test_wikis",
+    "tests.firsthour.test_projects",
     "tests.faults.test_rough",
     "tests.browser.test_element",
     "tests.functional.test_processes",
     "tests.functional.test_rabbitmq",
     "tests.functional.test_readme",
+    "tests.firsthour.test_sending",
     "tests.worker.test_recorder",
     "tests.faults.test_weather",
     "tests.browser.test_static",

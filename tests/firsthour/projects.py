@@ -4,16 +4,19 @@ Pyramid's sdist holds what its cookiecutter generates, and the applications that
 tutorials make of that. Nothing of them is kept here: the tests download the sdist.
 """
 
+import contextlib
 import fcntl
 import importlib.metadata
 import os
 import re
 import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +38,12 @@ PACKAGE = "tutorial"
 #: What setuptools calls for `pip install -e`: it writes the metadata that make
 #: `use = egg:tutorial` work, and does so in a fifth of a second.
 EGG_INFO = "import setuptools; setuptools.setup()"
+
+#: The seconds that a process may take to stop.
+PATIENCE = 20
+
+#: The command of the package, which needs no script of the environment so.
+PJOBS = ("-c", "import sys; from pyramid_jobstate.cli import main; sys.exit(main())")
 
 
 class Unavailable(Exception):
@@ -83,6 +92,13 @@ class Line(NamedTuple):
 
     path: str
     text: str
+
+
+class Running(NamedTuple):
+    """A process that runs in a project, and the path of what it prints."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
 
 
 class Project:
@@ -144,6 +160,46 @@ class Project:
         call += f"sys.argv[0] = {name!r}; sys.exit(script())"
         return self.python("-c", call, *arguments, variables=variables)
 
+    def edit(self, path: str, old: str, new: str) -> None:
+        """Replace a text that stands once in a file.
+
+        Raises:
+          AssertionError: It stands there not once.
+        """
+        file = self.folder / path
+        text = file.read_text("utf-8")
+        assert text.count(old) == 1, f"{path} has {old!r} {text.count(old)} times"
+        file.write_text(text.replace(old, new), "utf-8")
+
+    def migrate(self, ini: str) -> None:
+        """Create the tables of a project with SQLAlchemy, as its README says."""
+        self.python("-m", "alembic", "-c", ini, "upgrade", "head")
+
+    @contextlib.contextmanager
+    def running(self, *arguments: str, **variables: str) -> Iterator[Running]:
+        """Run Python in the project until the caller is done."""
+        log = self.folder.with_name(f"{self.name}.log")
+        environment = self.environment(dramatiq_worker_timeout="100", **variables)
+        with log.open("a") as output:
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=self.folder,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            yield Running(process, log)
+        finally:
+            # Gently if possible, so that its coverage data is kept.
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
     def run_tests(self, *, variables: Mapping[str, str] | None = None) -> int:
         """Run the project's own tests, and return how many passed.
 
@@ -157,6 +213,12 @@ class Project:
         counts = re.findall(r"(\d+) (passed|skipped|deselected|xfailed|xpassed)", last)
         assert [kind for _, kind in counts] == ["passed"], printed
         return int(counts[0][0])
+
+    def rows(self) -> list[tuple[str, int]]:
+        """Return the names and values in the database: with SQLAlchemy alone."""
+        path = self.folder / "tutorial.sqlite"
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            return database.execute("SELECT name, value FROM models").fetchall()
 
     def added(self) -> list[Line]:
         """Return the lines that git sees as added, without the blank ones."""

@@ -4,7 +4,7 @@ import pytest
 
 from tests.firsthour.conftest import MakeProject
 from tests.firsthour.projects import Project
-from tests.firsthour.recipe import Block, apply, quick_start
+from tests.firsthour.recipe import apply, quick_start
 from tests.firsthour.test_projects import OWN_TESTS
 
 #: Two users of each application. The names are also their passwords.
@@ -74,32 +74,12 @@ del headers["X-CSRF-Token"]
 owner.post(url + "cancel", headers=headers, status=400)
 """
 
-#: The broker of the application, for as long as the ini cannot name it.
-BROKER = """
-import os
-from dramatiq.brokers.redis import RedisBroker
-from pyramid_jobstate import JobStateMiddleware
-
-broker = RedisBroker(url=os.environ.get("REDIS_URL", "redis://localhost:9/0"))
-broker.add_middleware(JobStateMiddleware())
-dramatiq.set_broker(broker)
-"""
-
-
-def without_features(block: Block) -> Block:
-    """Return a block without what the package cannot do yet."""
-    imported = "import dramatiq"
-    return block.without("jobstate.broker", "dbsession").replaced(
-        {imported: imported + BROKER, "*, request, ": "*, "}
-    )
-
 
 @pytest.fixture(params=USERS)
 def wiki(request: pytest.FixtureRequest, make_project: MakeProject) -> Project:
     """The application of each tutorial, with what the README adds to it."""
     project = make_project(request.param)
-    recipe = [x for x in quick_start(request.param) if "dbsession" not in x.place]
-    apply(project, map(without_features, recipe))
+    apply(project, quick_start(request.param))
     return project
 
 
@@ -113,8 +93,9 @@ def test_owners_alone_see_and_cancel_their_jobs(wiki: Project, redis_url: str) -
     sent, and no one else does.
     """
     if wiki.name == "wiki2":
-        wiki.python("-m", "alembic", "-c", "testing.ini", "upgrade", "head")
+        wiki.migrate("testing.ini")
         wiki.script("initialize_tutorial_db", "testing.ini")
+    wiki.edit("testing.ini", "jobstate.broker = stub", f"jobstate.broker = {redis_url}")
     program = VISITS + REFUSALS + (TOKENS if wiki.name == "wiki2" else "")
 
-    wiki.python("-c", program, *USERS[wiki.name], variables={"REDIS_URL": redis_url})
+    wiki.python("-c", program, *USERS[wiki.name])

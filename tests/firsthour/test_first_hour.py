@@ -1,0 +1,159 @@
+"""The first hour of a newcomer: the README's quick start in a generated project."""
+
+import contextlib
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+from tests.firsthour.conftest import MakeProject
+from tests.firsthour.projects import PJOBS, Project
+from tests.firsthour.recipe import apply, commands, quick_start, section
+from tests.firsthour.test_projects import OWN_TESTS
+from tests.rabbitmq import free_ports
+from tests.support import wait_for
+
+#: The words for the ends of a job.
+SUCCESS, CANCELLED = "Done", "Cancelled"
+
+#: The seconds that everything may take to start on a busy machine.
+PATIENCE = 60.0
+
+#: How the README starts a ZEO server.
+ZEO = re.compile(r"``runzeo (.+?)``")
+
+
+class Site:
+    """A generated project after the recipe, started as the README says.
+
+    Attributes:
+      project: The project.
+      url: The address of its home page.
+    """
+
+    def __init__(self, project: Project, url: str) -> None:
+        self.project = project
+        self.url = url
+
+    def stored(self, uuid: str) -> int | None:
+        """Return the miles that a job has stored in the database, or None."""
+        if self.project.name == "sqlalchemy":
+            return dict(self.project.rows()).get(uuid)
+        ask = f"print('stored', root.get('{uuid}', {{}}).get('miles'))\n"
+        pshell = ("-m", "pyramid.scripts.pshell", "development.ini")
+        answer = re.search(r"stored (\w+)", self.project.python(*pshell, stdin=ask))
+        assert answer
+        return None if answer[1] == "None" else int(answer[1])
+
+
+def listens(port: int) -> bool:
+    """Return whether a server listens at a port of this host."""
+    try:
+        socket.create_connection(("localhost", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def zeo(project: Project) -> Iterator[None]:
+    """Run the ZEO server of the README."""
+    shown = ZEO.search(section("With ZODB and Chameleon"))
+    assert shown
+    (port,) = free_ports(1)
+    arguments = shown[1].replace("9991", str(port)).split()
+    project.edit("development.ini", "localhost:9991", f"localhost:{port}")
+    with project.running("-m", "ZEO.runzeo", *arguments):
+        wait_for(lambda: listens(port), PATIENCE)
+        yield
+
+
+@pytest.fixture
+def project(request: pytest.FixtureRequest, make_project: MakeProject) -> Project:
+    """A generated project, after the recipe."""
+    project = make_project(request.param)
+    apply(project, quick_start(project.name))
+    return project
+
+
+@pytest.fixture
+def site(project: Project) -> Iterator[Site]:
+    """The project, started with the README's command on free ports."""
+    # The README's runner takes a second a mile, for people to watch.
+    project.edit("tutorial/jobs.py", "time.sleep(1)", "time.sleep(0.2)")
+    web, redis = free_ports(2)
+    project.edit("development.ini", "localhost:6543", f"localhost:{web}")
+    project.edit("development.ini", "localhost:6379", f"localhost:{redis}")
+    [command] = [x for x in commands(section("Quick start")) if x.startswith("pjobs ")]
+    with contextlib.ExitStack() as stack:
+        if project.name == "zodb":
+            stack.enter_context(zeo(project))
+        else:
+            project.migrate("development.ini")
+            project.script("initialize_tutorial_db", "development.ini")
+        started = stack.enter_context(project.running(*PJOBS, *command.split()[1:]))
+        wait_for(lambda: listens(web) or started.process.poll() is not None, PATIENCE)
+        assert listens(web), started.log.read_text()
+        yield Site(project, f"http://localhost:{web}/")
+
+
+def keep_local(route: Route) -> None:
+    """Let the page reach this host alone: its style sheets are on a CDN."""
+    if urlsplit(route.request.url).hostname == "localhost":
+        route.continue_()
+    else:
+        route.abort()
+
+
+def run_a_marathon(page: Page) -> str:
+    """Press the button, wait until the bar moves, and return the URL of the job."""
+    page.get_by_role("button", name="Run a marathon").click()
+    bar = page.get_by_role("progressbar", name="Run marathon")
+    expect(bar).to_have_attribute("aria-valuenow", re.compile("[1-9]"))
+    first = bar.get_attribute("aria-valuenow")
+    expect(bar).not_to_have_attribute("aria-valuenow", first or "")
+    url = page.locator("job-state").get_attribute("src")
+    assert url
+    return url
+
+
+@pytest.mark.parametrize("project", ["sqlalchemy", "zodb"], indirect=True)
+def test_projects_pass_their_own_tests_after_the_recipe(project: Project) -> None:
+    """With what the README adds, the projects still pass their own tests, unmodified
+    and without a Redis server.
+    """
+    assert project.run_tests() == OWN_TESTS[project.name]
+
+
+@pytest.mark.parametrize("project", ["sqlalchemy", "zodb"], indirect=True)
+def test_recipe_leads_to_a_live_bar(site: Site, page: Page, tmp_path: Path) -> None:
+    """After the recipe, one command starts all that a page needs to show the progress
+    of a job, which its sender alone sees and can cancel. What a job stores is in the
+    database once it is a success, and only then.
+    """
+    page.route("**/*", keep_local)
+    page.goto(site.url)
+    status = page.locator("job-state [part=status]")
+
+    done = run_a_marathon(page)
+    page.screenshot(path=tmp_path / "working.png", full_page=True)
+    stranger = page.context.browser.new_context()  # type: ignore[union-attr]
+    assert stranger.request.get(done).status == 403
+    stranger.close()
+    expect(status).to_have_text(SUCCESS)
+    page.screenshot(path=tmp_path / "success.png", full_page=True)
+    assert site.stored(uuid_in(done)) == 26
+
+    cancelled = run_a_marathon(page)
+    page.get_by_role("button", name="Cancel").click()
+    expect(status).to_have_text(CANCELLED)
+    page.screenshot(path=tmp_path / "cancelled.png", full_page=True)
+    assert site.stored(uuid_in(cancelled)) is None
+
+
+def uuid_in(url: str) -> str:
+    return url.rstrip("/").rpartition("/")[2]
