@@ -84,7 +84,7 @@ def project(request: pytest.FixtureRequest, make_project: MakeProject) -> Projec
 def site(project: Project) -> Iterator[Site]:
     """The project, started with the README's command on free ports."""
     # The README's runner takes a second a mile, for people to watch.
-    project.edit("tutorial/jobs.py", "time.sleep(1)", "time.sleep(0.2)")
+    project.edit("tutorial/jobs.py", "time.sleep(1)", "time.sleep(0.3)")
     web, redis = free_ports(2)
     project.edit("development.ini", "localhost:6543", f"localhost:{web}")
     project.edit("development.ini", "localhost:6379", f"localhost:{redis}")
