@@ -16,7 +16,7 @@ from tests.support import ROOT
 #: The package of the README's reader.
 MYAPP = "myapp"
 
-RECIPE = (ROOT / "README-recipe.rst").read_text("utf-8")
+RECIPE = (ROOT / "README.rst").read_text("utf-8")
 
 #: The comment that begins a block, in Python, in an ini file or in a template.
 COMMENT = re.compile(r"(?:# |<!-- )(?P<path>[\w./-]+), (?P<place>.+?)(?: -->)?")

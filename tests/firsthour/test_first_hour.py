@@ -12,7 +12,7 @@ from playwright.sync_api import Page, Route, expect
 
 from tests.firsthour.conftest import MakeProject
 from tests.firsthour.projects import PJOBS, Project
-from tests.firsthour.recipe import apply, commands, quick_start, section
+from tests.firsthour.recipe import apply, blocks, commands, quick_start, section
 from tests.firsthour.test_projects import OWN_TESTS
 from tests.rabbitmq import free_ports
 from tests.support import wait_for
@@ -127,6 +127,13 @@ def test_projects_pass_their_own_tests_after_the_recipe(project: Project) -> Non
     and without a Redis server.
     """
     assert project.run_tests() == OWN_TESTS[project.name]
+
+
+@pytest.mark.parametrize("project", ["sqlalchemy"], indirect=True)
+def test_tests_of_the_readme_pass(project: Project) -> None:
+    """The tests that the README shows pass in the project, beside its own."""
+    apply(project, blocks(section("Test your application")))
+    assert project.run_tests() == OWN_TESTS[project.name] + 3
 
 
 @pytest.mark.parametrize("project", ["sqlalchemy", "zodb"], indirect=True)
