@@ -59,13 +59,17 @@ def cancel(context: JobState, request: Request) -> Response:
     # A page of another site can send this header only after a CORS preflight.
     if "X-Requested-With" not in request.headers:
         return bad_request("The header X-Requested-With is missing.")
-    userid, container = request.authenticated_userid, context.__parent__
+    container = context.__parent__
+    who = request.authenticated_userid
+    if who is None:
+        # A visitor without a login.
+        who = container.current_owner
     is_cancelled = container.ask(
         lambda store: store.cancel(context.uuid, record_of(context).info)
     )
     job_state = container.find(context.uuid)
     if is_cancelled:
-        log.info("%r cancelled the job %s.", userid, context.uuid)
+        log.info("%r cancelled the job %s.", who, context.uuid)
     if job_state is None:
         raise HTTPNotFound
     if not is_cancelled:

@@ -71,6 +71,22 @@ def test_cancel_is_logged(
     assert said == [f"'alice' cancelled the job {job}."]
 
 
+def test_cancel_by_a_visitor_is_logged(
+    redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a login, the log names the owner for whom the request stands."""
+    caplog.set_level(logging.INFO, "pyramid_jobstate")
+    settings = {"jobstate.owner": lambda request: "visitor 7"}
+    app = make_app(make_config(redis_url, settings=settings))
+    job = put_job(store, RunMarathon, "queued", owner="visitor 7").uuid
+    caplog.clear()
+
+    cancel(app, f"/job_state/{job}", None)
+
+    said = messages(caplog, "pyramid_jobstate", logging.INFO)
+    assert said == [f"'visitor 7' cancelled the job {job}."]
+
+
 def test_cancelled_job_says_why_and_is_listed_as_ended(
     app: TestApp, store: JobStore
 ) -> None:
