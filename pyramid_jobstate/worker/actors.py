@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-import typing
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,7 @@ from .parameters import (
     HandedFunction,
     annotation_of,
     called_function,
+    classes_of,
     has_parameter,
     layers,
 )
@@ -228,7 +228,8 @@ def job_state_class(actor: Actor[Any, Any]) -> type[JobState] | None:
 
     Raises:
       ActorError: The option is neither a JobState class nor True, the parameter cannot
-        be passed by keyword, or its annotation cannot be resolved.
+        be passed by keyword, or its annotation cannot be resolved or names several
+        classes.
     """
     option = actor.options.get(PARAMETER)
     is_handed = has_parameter(actor, PARAMETER)
@@ -248,7 +249,8 @@ def _annotated(actor: Actor[Any, Any], *, is_needed: bool) -> type[JobState]:
     """Return the JobState class that annotates the parameter, or else JobState.
 
     Parameters:
-      is_needed: Whether an annotation that cannot be resolved is an error.
+      is_needed: Whether an annotation that cannot be resolved, or is ambiguous, is an
+        error.
     """
     try:
         annotation = annotation_of(actor, PARAMETER)
@@ -261,11 +263,14 @@ def _annotated(actor: Actor[Any, Any], *, is_needed: bool) -> type[JobState]:
                 "@dramatiq.actor(job_state=...)."
             ) from e
         return JobState
-    # One of `RunMarathon | None`, too.
-    for cls in (annotation, *typing.get_args(annotation)):
-        if isinstance(cls, type) and issubclass(cls, JobState):
-            return cls
-    return JobState
+    classes = {c for c in classes_of(annotation) if issubclass(c, JobState)}
+    if len(classes) > 1 and is_needed:
+        raise ActorError(
+            f"The annotation of job_state in the actor {actor.actor_name!r} names "
+            "several classes. Name one in the decorator: "
+            "@dramatiq.actor(job_state=...)."
+        )
+    return classes.pop() if len(classes) == 1 else JobState
 
 
 def check_owner(owner: Any) -> str | float | None:

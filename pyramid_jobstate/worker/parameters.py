@@ -83,7 +83,7 @@ def has_parameter(actor: Actor[Any, Any], name: str) -> bool:
     right = inspect.Signature([*others[:last], by_keyword, *others[last:]])
     raise ActorError(
         f"The actor {actor.actor_name!r} cannot receive its {name} by keyword. "
-        f"Declare it as: def {fn.__name__}{right}"
+        f"Declare it as: def {getattr(fn, '__name__', actor.actor_name)}{right}"
     )
 
 
@@ -102,6 +102,15 @@ def annotation_of(actor: Actor[Any, Any], name: str) -> Any:
     holder = types.SimpleNamespace(__annotations__={name: parameter.annotation})
     names = getattr(inspect.unwrap(fn), "__globals__", {})
     return typing.get_type_hints(holder, names)[name]
+
+
+def classes_of(annotation: Any) -> list[type]:
+    """Return the classes that an annotation allows: several for a union."""
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    members = typing.get_args(annotation) if is_union else (annotation,)
+    # The origin of `Timed[int]` is `Timed`.
+    found = [typing.get_origin(member) or member for member in members]
+    return [member for member in found if isinstance(member, type)]
 
 
 def _goes_by_keyword(

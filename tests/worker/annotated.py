@@ -1,0 +1,70 @@
+"""Actors with string annotations, for the tests of what these mean."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import dramatiq
+from dramatiq import Broker
+
+from pyramid_jobstate import JobState
+from tests.jobs import RunMarathon
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from tests.somewhere import Swim  # type: ignore[import-not-found]
+
+
+def plain(miles: int, *, job_state: RunMarathon) -> None: ...
+
+
+def optional(miles: int, *, job_state: RunMarathon | None = None) -> None: ...
+
+
+def older_optional(*, job_state: Optional[RunMarathon] = None) -> None:  # noqa: UP045
+    ...
+
+
+def annotated(*, job_state: Annotated[RunMarathon, "told"]) -> None: ...
+
+
+def quoted(*, job_state: "RunMarathon") -> None:  # noqa: UP037
+    ...
+
+
+def anything(*, job_state: Any) -> None: ...
+
+
+def base(*, job_state: JobState) -> None: ...
+
+
+def other_is_unresolvable(who: Hashable, *, job_state: RunMarathon) -> Swim: ...
+
+
+async def coroutine(*, job_state: RunMarathon) -> None: ...
+
+
+def unresolvable(*, job_state: Swim) -> None: ...
+
+
+def wrapped(fn: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(fn)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return fn(*args, **kwargs)
+
+    return wrapper
+
+
+def declare_marathon(broker: Broker) -> dramatiq.Actor[..., Any]:
+    """Declare a class-based actor."""
+    options = {"broker": broker}
+
+    class Marathon(dramatiq.GenericActor):
+        def perform(self, miles: int, *, job_state: RunMarathon) -> None: ...
+
+        Meta = type("Meta", (), options)
+
+    return Marathon.__actor__  # type: ignore[no-any-return, attr-defined]
