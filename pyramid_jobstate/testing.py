@@ -6,6 +6,7 @@
 * :func:`detached` returns a JobState to call an actor with; :func:`values` and
   :func:`history` return what the actor reported, in order.
 * :func:`put_job` creates a job in any status, for testing a page.
+* :func:`release_broker` lets the next application have another ``jobstate.broker``.
 
 The pytest fixtures are in :mod:`pyramid_jobstate.fixtures`.
 """
@@ -27,6 +28,7 @@ from .job import (
     run_of,
 )
 from .worker import middleware_of, put_job
+from .worker import release_broker as undo_use_broker
 
 __all__ = [
     "Outbox",
@@ -37,6 +39,7 @@ __all__ = [
     "includeme",
     "outbox",
     "put_job",
+    "release_broker",
     "run_jobs",
     "values",
 ]
@@ -120,6 +123,18 @@ def outbox(registry: Registry) -> Outbox:
             'config.include("pyramid_jobstate.testing").'
         )
     return found
+
+
+def release_broker() -> None:
+    """Undo what the setting ``jobstate.broker`` did to this process, so that the next
+    application can have another broker. Call it after each test that makes an
+    application, for example in a fixture.
+
+    Actors keep their functions and move to the next application's broker. A server that
+    was started for ``jobstate.broker = stub`` stops. A broker that the application has
+    set itself stays.
+    """
+    undo_use_broker()
 
 
 def run_jobs(

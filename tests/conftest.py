@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import dramatiq.broker
 import pytest
 import redis
 from webtest import TestApp
@@ -16,6 +17,7 @@ from webtest import TestApp
 from pyramid_jobstate import JobStore, embedded
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.run import Run
+from pyramid_jobstate.testing import release_broker
 from tests.webapp import make_app, make_config, mounted_root, put_job
 
 if TYPE_CHECKING:
@@ -137,6 +139,18 @@ def run() -> Run:
 def app(redis_url: str) -> TestApp:
     """An application whose jobs are at the default path and at two others."""
     return make_app(make_config(redis_url, root_factory=mounted_root))
+
+
+@pytest.fixture
+def no_broker() -> Iterator[None]:
+    """Dramatiq has no global broker at first. What the setting jobstate.broker does to
+    this process is undone after the test.
+    """
+    before = dramatiq.broker.global_broker
+    dramatiq.broker.global_broker = None
+    yield
+    release_broker()
+    dramatiq.broker.global_broker = before
 
 
 @pytest.fixture

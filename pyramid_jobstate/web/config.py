@@ -10,7 +10,7 @@ from pyramid.exceptions import ConfigurationError
 from pyramid.interfaces import IApplicationCreated
 
 from ..store import JobStore
-from ..worker import BrokerFault, is_made, use_broker
+from ..worker import BrokerFault, use_broker
 from .checks import (
     check_application,
     check_request_method,
@@ -36,6 +36,7 @@ from .urls import LIST, add_routes, path_of
 from .views import add_views
 
 if TYPE_CHECKING:
+    from dramatiq import Broker
     from pyramid.config import Configurator
     from pyramid.events import ApplicationCreated
 
@@ -52,7 +53,7 @@ def include(config: Configurator) -> None:
     path = read_path(config.registry.settings)
     check_route_prefix(config)
     at_include = Settings(config.registry.settings)
-    provide_broker(config, at_include)
+    broker = provide_broker(config, at_include)
     config.add_static_view(f"{path}/static", "pyramid_jobstate:static")
     add_routes(config, path)
     check_request_method(config.registry)
@@ -72,7 +73,7 @@ def include(config: Configurator) -> None:
                 f"The setting {PREFIX}path must be set before pyramid_jobstate is "
                 "included."
             )
-        check_broker(at_include, settings)
+        check_broker(broker, at_include, settings)
         owner = settings.owner()
         base_url = settings.base_url()
         permits = settings.function("permits", policy_permits)
@@ -107,24 +108,29 @@ def include(config: Configurator) -> None:
     config.action("pyramid_jobstate", register, order=5, introspectables=(intr,))
 
 
-def provide_broker(config: Configurator, settings: Settings) -> None:
-    """Make the broker that the settings name Dramatiq's global broker.
+def provide_broker(config: Configurator, settings: Settings) -> Broker | None:
+    """Make the broker that the settings name Dramatiq's global broker, and return it.
 
     Raises:
       ConfigurationError: It cannot be made, or the process uses another.
     """
     spec = settings.broker()
     if spec is None:
-        return
+        return None
     try:
-        use_broker(spec, config.registry.settings, [RequestMiddleware()])
+        return use_broker(spec, config.registry.settings, [RequestMiddleware()])
     except BrokerFault as e:
         raise ConfigurationError(f"The setting {PREFIX}broker {e}") from e
 
 
-def check_broker(at_include: Settings, settings: Settings) -> None:
+def check_broker(
+    broker: Broker | None, at_include: Settings, settings: Settings
+) -> None:
     """Check that the broker that was made at the include is still in use, and that it
     would be made so now.
+
+    Parameters:
+      broker: That broker, or None if the application has its own.
 
     Raises:
       ConfigurationError: Another broker or setting has been set since.
@@ -137,12 +143,12 @@ def check_broker(at_include: Settings, settings: Settings) -> None:
                 f"The setting {PREFIX}{name} must be set before pyramid_jobstate is "
                 "included, since the broker is made then."
             )
-    broker = dramatiq.broker.global_broker
-    if not is_made(broker):
+    current = dramatiq.broker.global_broker
+    if current is not broker:
         raise ConfigurationError(
-            f"The application has set a broker of its own, {broker!r}, beside the "
-            f"setting {PREFIX}broker. Remove its dramatiq.set_broker(...), or the "
-            "setting."
+            f"Dramatiq's global broker is {current!r}, and not the broker that was "
+            f"made for the setting {PREFIX}broker. Remove the application's "
+            "dramatiq.set_broker(...), or the setting."
         )
 
 

@@ -79,14 +79,14 @@ def sender_of(request: Request) -> Any:
     """Return the owner of the jobs that a request sends. A visitor whose session has
     no name yet gets one.
     """
-    owner = owner_of(request)
-    if (
-        owner is None
-        and request.registry.getUtility(IOwner) is session_owner
-        and not request.__dict__.get(_IS_JOB)
-    ):
+    find = request.registry.getUtility(IOwner)
+    if find is not session_owner or request.__dict__.get(_IS_JOB):
+        return owner_of(request)
+    # Asked again, since the session may have been invalidated.
+    owner = session_owner(request)
+    if owner is None:
         owner = request.session[VISITOR] = secrets.token_urlsafe(18)
-        request.__dict__[_KNOWN] = owner, Everyone
+    request.__dict__[_KNOWN] = owner, _principal(find)
     return owner
 
 

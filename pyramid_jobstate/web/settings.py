@@ -15,7 +15,7 @@ from pyramid.exceptions import ConfigurationError
 from pyramid.path import DottedNameResolver
 
 from ..store import JobStore
-from ..worker import STUB, BrokerSpec, is_made, middleware_of
+from ..worker import STUB, BrokerSpec, made_store, middleware_of
 from .permits import authenticated_userid, session_owner
 
 PREFIX = "jobstate."
@@ -109,34 +109,50 @@ class Settings:
         """Return the store at redis_url or, if unset, that of the middleware on
         Dramatiq's global broker, with the options that the settings change.
         """
-        options = self._store_options()
-        if is_made(dramatiq.broker.global_broker):
+        options = self._store_options(self._settings)
+        if self._settings.get("broker") is not None:
             # It was made with these settings.
-            return _middleware_store()
+            made = made_store(dramatiq.broker.global_broker)
+            if made is not None:
+                return made
         if self._settings.get("redis_url") is None:
             return _middleware_store().replace(**options)
         return self._redis_store(options)
 
     def broker(self) -> BrokerSpec | None:
         """Return what the broker is made from, or None if the application makes one."""
-        value = self._settings.get("broker")
-        if value is None:
+        setting = self._settings.get("broker")
+        if setting is None:
             return None
+        value = setting
         if isinstance(value, str):
             value = value.strip()
             if not value:
                 raise _wrong("broker", value, "is empty")
             if value != STUB and ":/" not in value:
-                value = self._resolved("broker", value)
-        if not isinstance(value, (str, Broker)) and not callable(value):
-            raise _wrong("broker", value, "is neither a broker nor a function")
-        options = self._store_options()
-        url = self._settings.get("redis_url")
-        return BrokerSpec(
-            value,
-            None if url is None else str(url),
-            options,
-            lambda: self._redis_store(options),
+                value = self._named_broker(value)
+        if isinstance(value, type) and issubclass(value, Broker):
+            fault = "is a class"
+        elif inspect.iscoroutinefunction(value):
+            fault = "is async"
+        elif not isinstance(value, (str, Broker)) and not callable(value):
+            fault = "is neither a broker nor a function"
+        else:
+            options = self._store_options({**SETTINGS, **self._settings})
+            url = self._settings.get("redis_url")
+            return BrokerSpec(
+                value,
+                None if url is None else str(url),
+                options,
+                lambda: self._redis_store(options),
+            )
+        # Of any other object the type alone, since it may contain a password.
+        shown = setting if isinstance(setting, str) else type(setting).__name__
+        raise _wrong(
+            "broker",
+            shown,
+            f"{fault}. Name a broker, or a function that takes the settings and "
+            "returns one",
         )
 
     def base_url(self) -> str | None:
@@ -155,13 +171,23 @@ class Settings:
         """Return the value of a setting as it stands."""
         return self._settings.get(name)
 
-    def _store_options(self) -> dict[str, Any]:
+    def _named_broker(self, name: str) -> Any:
+        """Return what the dotted name of a broker refers to."""
+        if not re.fullmatch(r"[\w.]+(:[\w.]+)?", name):
+            # Not repeated if it may contain a password.
+            shown = "…" if re.search("[@:/]", name) else name
+            raise _wrong(
+                "broker", shown, f"is neither a URL, nor {STUB!r}, nor a dotted name"
+            )
+        return self._resolved("broker", name)
+
+    def _store_options(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         options: dict[str, Any] = {
-            name: _seconds(name, self._settings[name])
+            name: _seconds(name, settings[name])
             for name in DURATIONS
-            if name in self._settings
+            if name in settings
         }
-        namespace = self._settings.get("namespace")
+        namespace = settings.get("namespace")
         if namespace is not None:
             if not isinstance(namespace, str) or not namespace:
                 raise _wrong("namespace", namespace, "is not a non-empty string")

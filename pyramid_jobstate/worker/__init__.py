@@ -5,7 +5,7 @@ but not Pyramid.
 """
 
 from .actors import TrackedFunction, check_owner
-from .brokers import is_made, middleware_of, release_broker, use_broker
+from .brokers import made_store, middleware_of, release_broker, use_broker
 from .current import CurrentJob
 from .making import STUB, BrokerFault, BrokerSpec, masked
 from .middleware import JobStateMiddleware
@@ -25,8 +25,8 @@ __all__ = [
     "called_function",
     "check_owner",
     "has_parameter",
-    "is_made",
     "layers",
+    "made_store",
     "masked",
     "middleware_of",
     "put_job",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -11,12 +11,21 @@ import dramatiq.broker
 from dramatiq import Broker
 
 from ..store import place_of
-from .making import STUB, BrokerFault, BrokerSpec, LateServer, make_broker
+from .making import (
+    STUB,
+    BrokerFault,
+    BrokerSpec,
+    LateServer,
+    make_broker,
+    make_store,
+)
 from .middleware import JobStateMiddleware
 from .parameters import own_function
 
 if TYPE_CHECKING:
     from dramatiq.middleware import Middleware
+
+    from ..store import JobStore
 
 
 class Made(NamedTuple):
@@ -25,10 +34,14 @@ class Made(NamedTuple):
     Attributes:
       spec: What it was made from.
       server: The server that keeps its job states, or None if that is not ours.
+      store: The store of its JobStateMiddleware, or None if it had one before.
+      added: The middleware that was added to it.
     """
 
     spec: BrokerSpec
     server: LateServer | None
+    store: JobStore | None
+    added: Sequence[Middleware]
 
 
 #: The brokers made here that are in use.
@@ -61,42 +74,64 @@ def use_broker(
             "broker. Give them equal settings, or a process each. A test suite calls "
             "pyramid_jobstate.testing.release_broker() between two applications."
         )
-    if current is not None and current is not spec.broker and not _is_default(current):
-        raise BrokerFault(
-            f"cannot be used: the application has set a broker of its own, {current!r}."
-            " Remove its dramatiq.set_broker(...), or this setting."
+    if current is not spec.broker:
+        _refuse_own(current)
+    broker = make_broker(spec, settings)
+    # A function may have set its broker, or imported actors.
+    current = dramatiq.broker.global_broker
+    if current is not broker:
+        _refuse_own(current)
+    server, store = None, None
+    added = list(middleware)
+    if not _has(broker, JobStateMiddleware):
+        server = (
+            LateServer() if spec.broker == STUB and spec.redis_url is None else None
         )
-    server = LateServer() if spec.broker == STUB and spec.redis_url is None else None
-    broker = make_broker(spec, settings, server)
-    present = {type(m) for m in broker.middleware}
-    for each in middleware:
-        if type(each) not in present:
-            broker.add_middleware(each)
+        store = make_store(broker, spec, server)
+        added.insert(0, JobStateMiddleware(store))
+    added = [m for m in added if not _has(broker, type(m))]
+    functions = [(actor, actor.fn) for actor in broker.actors.values()]
+    _add(broker, added)
     if current is not None and current is not broker:
-        _move_actors(current, broker)
+        try:
+            _check_movable(current, broker)
+            _move_actors(current, broker)
+        except BaseException:
+            _remove(broker, added)
+            for actor, fn in functions:
+                actor.fn = fn
+            raise
     dramatiq.set_broker(broker)
-    _made[broker] = Made(spec, server)
+    _made[broker] = Made(spec, server, store, added)
     return broker
 
 
 def release_broker() -> None:
-    """Undo :func:`use_broker`: the actors return to Dramatiq's default broker, from
-    which the next application takes them.
+    """Undo :func:`use_broker`: its actors, if any, return to Dramatiq's default broker,
+    from which the next application takes them.
     """
     broker = dramatiq.broker.global_broker
     made = None if broker is None else _made.pop(broker, None)
     if broker is None or made is None:
         return
     dramatiq.broker.global_broker = None
-    _move_actors(broker, dramatiq.get_broker())
-    broker.close()
-    if made.server is not None:
-        made.server.stop()
+    try:
+        if broker.actors:
+            _move_actors(broker, dramatiq.get_broker())
+        # The broker may be the application's own, and serve again.
+        _remove(broker, made.added)
+        broker.close()
+    finally:
+        if made.server is not None:
+            made.server.stop()
 
 
-def is_made(broker: Broker | None) -> bool:
-    """Return whether a broker was made by :func:`use_broker`."""
-    return broker is not None and broker in _made
+def made_store(broker: Broker | None) -> JobStore | None:
+    """Return the store that :func:`use_broker` made for the jobs of a broker, or None
+    if the broker is not from there or had a JobStateMiddleware before.
+    """
+    made = None if broker is None else _made.get(broker)
+    return None if made is None else made.store
 
 
 def middleware_of(broker: Broker) -> JobStateMiddleware:
@@ -114,30 +149,99 @@ def middleware_of(broker: Broker) -> JobStateMiddleware:
     )
 
 
-def _is_default(broker: Broker) -> bool:
-    """Return whether a broker is one that Dramatiq makes when an actor is declared
-    before any broker is set, and has not connected.
+def _refuse_own(broker: Broker | None) -> None:
+    """Check that the global broker is not the application's own.
+
+    Raises:
+      BrokerFault: It is, or it is Dramatiq's default broker but cannot be replaced.
     """
+    if broker is None:
+        return
     dramatiq.broker.global_broker = None
     try:
         default = dramatiq.get_broker()
     finally:
         dramatiq.broker.global_broker = broker
-    is_connected = bool(getattr(broker, "connections", None))
-    return not is_connected and _look(broker) == _look(default)
+    if _look(broker) != _look(default):
+        raise BrokerFault(
+            f"cannot be used: the application has set a broker of its own, {broker!r}."
+            " Remove its dramatiq.set_broker(...), or this setting."
+        )
+    if _has_connected(broker):
+        raise BrokerFault(
+            "cannot be used: Dramatiq's default broker has already been connected to. "
+            "Include pyramid_jobstate before anything is sent."
+        )
 
 
 def _look(broker: Broker) -> tuple[object, ...]:
+    """Return what tells Dramatiq's default broker from others."""
     client = getattr(broker, "client", None)
+    login: dict[str, Any] = getattr(client, "get_connection_kwargs", dict)()
     parameters = getattr(broker, "parameters", None)
     return (
         type(broker),
         [type(m) for m in broker.middleware],
         getattr(broker, "namespace", None),
         None if client is None else place_of(client),
+        login.get("username"),
+        login.get("password"),
         repr(parameters),
         getattr(parameters, "credentials", None),
     )
+
+
+def _has_connected(broker: Broker) -> bool:
+    """Return whether a broker that looks like Dramatiq's default one has connected."""
+    pool = getattr(getattr(broker, "client", None), "connection_pool", None)
+    return bool(
+        getattr(broker, "connections", None) or getattr(pool, "_created_connections", 0)
+    )
+
+
+def _has(broker: Broker, cls: type[Middleware]) -> bool:
+    return any(isinstance(m, cls) for m in broker.middleware)
+
+
+def _add(broker: Broker, added: Iterable[Middleware]) -> None:
+    """Add middleware to a broker, which may have actors.
+
+    Raises:
+      ActorError: An actor is declared wrongly. No middleware was added.
+    """
+    added = list(added)
+    for middleware in added:
+        for actor in broker.actors.values():
+            # add_middleware() calls only the hook that comes after.
+            middleware.before_declare_actor(broker, actor)
+    for middleware in added:
+        broker.add_middleware(middleware)
+
+
+def _remove(broker: Broker, added: Iterable[Middleware]) -> None:
+    """Undo :func:`_add`."""
+    for middleware in added:
+        broker.middleware.remove(middleware)
+
+
+def _check_movable(source: Broker, target: Broker) -> None:
+    """Check that the actors of a broker can be declared on another.
+
+    Raises:
+      BrokerFault: One cannot.
+    """
+    for name, actor in source.actors.items():
+        if name in target.actors:
+            raise BrokerFault(
+                f"cannot be used: its broker and Dramatiq's default broker both have "
+                f"an actor named {name!r}. Declare it once, or rename one."
+            )
+        undefined = ", ".join(sorted(set(actor.options) - target.actor_options))
+        if undefined:
+            raise BrokerFault(
+                f"cannot be used: its broker has no middleware for these options of "
+                f"the actor {name!r}: {undefined}."
+            )
 
 
 def _move_actors(source: Broker, target: Broker) -> None:
@@ -154,6 +258,7 @@ def _move_actors(source: Broker, target: Broker) -> None:
     except BaseException:
         for actor, fn in functions:
             actor.fn = fn
+            target.actors.pop(actor.actor_name, None)
         raise
     for actor, _ in functions:
         actor.broker = target

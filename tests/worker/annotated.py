@@ -65,6 +65,10 @@ def declare_marathon(broker: Broker) -> dramatiq.Actor[..., Any]:
     class Marathon(dramatiq.GenericActor):
         def perform(self, miles: int, *, job_state: RunMarathon) -> None: ...
 
-        Meta = type("Meta", (), options)
+        class Meta:
+            pass
 
-    return Marathon.__actor__  # type: ignore[no-any-return, attr-defined]
+        for name, value in options.items():
+            setattr(Meta, name, value)
+
+    return Marathon.__actor__
