@@ -15,7 +15,7 @@ from pyramid.exceptions import ConfigurationError
 from pyramid.path import DottedNameResolver
 
 from ..store import JobStore
-from ..worker import STUB, BrokerSpec, made_store, middleware_of
+from ..worker import STUB, BrokerSpec, made_store, masked, middleware_of
 from .permits import authenticated_userid, session_owner
 
 PREFIX = "jobstate."
@@ -163,7 +163,9 @@ class Settings:
         url = str(value).strip().rstrip("/")
         if not is_base_url(url):
             raise _wrong(
-                "base_url", value, "is not a URL such as https://example.com/shop"
+                "base_url",
+                masked(url) if "@" in url else value,
+                "is not a URL such as https://example.com/shop",
             )
         return url
 
@@ -221,7 +223,8 @@ def is_base_url(url: str) -> bool:
         parts.scheme in ("http", "https")
         and re.fullmatch(r"[\w.~%:\[\]-]+", parts.netloc, re.ASCII) is not None
         and bool(parts.hostname)
-        and re.fullmatch(r"[!-~]*", parts.path) is not None
+        # Also where urlsplit() would leave out a line break.
+        and re.fullmatch(r"[!-~]+", url) is not None
         and not parts.query + parts.fragment
     )
 

@@ -218,6 +218,13 @@ def test_function_may_import_actors() -> None:
     assert is_tracked(actors[0])
 
 
+def test_broker_without_the_middleware_is_named() -> None:
+    """Only a broker with our middleware has a store."""
+    with pytest.raises(TypeError, match="has no JobStateMiddleware"):
+        middleware_of(StubBroker())
+    assert made_store(StubBroker()) is made_store(None) is None
+
+
 # What is refused.
 
 #: Each has a password, in a place where a hurried person may put it.
@@ -629,7 +636,7 @@ def test_default_broker_that_has_connected_stays() -> None:
     early = declare_early()
     default = early.broker
     assert isinstance(default, RabbitmqBroker)
-    default.connections.add(object())  # type: ignore[arg-type] # no server runs
+    default.connections.add(object())
     with pytest.raises(BrokerFault, match="has already been connected to"):
         use(NOWHERE)
     assert early.broker is default is dramatiq.broker.global_broker
@@ -838,7 +845,9 @@ FORKS = """
 import os, sys, threading
 import dramatiq
 from pyramid_jobstate.worker import BrokerSpec, made_store, use_broker
+from pyramid_jobstate.worker.making import LateServer
 
+LateServer()  # Nobody uses this one.
 store = made_store(use_broker(BrokerSpec("stub", None, {}, None), {}, []))
 server = store.client.connection_pool._find_port.__self__
 if sys.argv[1] == "started":

@@ -11,6 +11,7 @@ from dramatiq.brokers.stub import StubBroker
 
 from pyramid_jobstate import JobState, JobStateMiddleware
 from pyramid_jobstate.errors import ActorError
+from pyramid_jobstate.worker import HandedFunction
 from tests.jobs import RunMarathon, middleware_of
 from tests.webapp import NOWHERE
 from tests.worker import annotated
@@ -257,3 +258,29 @@ def test_parameter_that_cannot_go_by_keyword_is_refused(broker: Broker) -> None:
     partial = functools.partial(run)
     with pytest.raises(ActorError, match=r"actor 'b'.*def b\(miles: int, \*, job"):
         declare(broker, partial, actor_name="b")
+
+
+@pytest.mark.parametrize(
+    ("fn", "right"),
+    [
+        (lambda job_state, /, miles: None, "miles, \\*, job_state"),
+        (lambda job_state, *miles: None, "\\*miles, job_state"),
+        (
+            lambda job_state, miles=1, **more: None,
+            "miles=1, \\*, job_state, \\*\\*more",
+        ),
+        (lambda **job_state: None, "\\*, job_state"),
+    ],
+)
+def test_error_shows_the_right_signature(
+    broker: Broker, fn: Callable[..., Any], right: str
+) -> None:
+    """The parameter must be passed by keyword, however many others are by position."""
+    with pytest.raises(ActorError, match=rf"\({right}\)$"):
+        declare(broker, fn, actor_name="run")
+
+
+def test_function_of_a_middleware_says_how_it_calls() -> None:
+    """A middleware's function is for subclasses, which call the inner one."""
+    with pytest.raises(NotImplementedError):
+        HandedFunction(annotated.plain)()
