@@ -184,7 +184,9 @@ class TrackedFunction(HandedFunction):
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> dict[str, object]:
         """Return the arguments of a call by parameter name."""
-        kwargs = {k: v for k, v in kwargs.items() if k != PARAMETER}
+        # A direct call may pass what a middleware would hand over.
+        handed = {PARAMETER, *(layer.parameter for layer in layers(self.inner))}
+        kwargs = {k: v for k, v in kwargs.items() if k not in handed}
         try:
             arguments = self._signature.bind(*args, **kwargs).arguments
         except TypeError:

@@ -212,6 +212,28 @@ def test_jobs_run_with_a_stub_broker() -> None:
     assert shown.json["job"]["status"] == "success"
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_actor_that_has_moved_is_handed_a_request_and_a_job_state(order: int) -> None:
+    """An early actor gets both, and only its own parameters are those of the job,
+    whatever the order of the middleware on a broker of the application's own.
+    """
+
+    @dramatiq.actor
+    def run(miles: int, *, request: Any, job_state: RunMarathon) -> Any:
+        return request, job_state.job_params
+
+    fn = run.fn
+    broker = RedisBroker(url=NOWHERE)
+    for middleware in [JobStateMiddleware(), RequestMiddleware()][::order]:
+        broker.add_middleware(middleware)
+    for value in (NOWHERE, broker, NOWHERE):
+        made(value)
+        direct: Any = run
+        assert direct(26, request="given") == ("given", {"miles": 26})
+        release_broker()
+        assert run.fn is fn
+
+
 def test_actor_with_an_option_is_declared_after_the_include() -> None:
     """The options of our middleware are known after the include, and not before."""
     with pytest.raises(ValueError, match="actor options are undefined: job_state"):

