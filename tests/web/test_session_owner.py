@@ -38,8 +38,11 @@ class PlainSession:
 
 
 def cookies(**options: Any) -> Any:
-    """Return a factory of cookie sessions, which do not end."""
-    return SignedCookieSessionFactory("s" * 64, **{"timeout": None, **options})
+    """Return a factory of cookie sessions, which do not end. Each access that would
+    ever renew a session does so at once, with a new cookie.
+    """
+    usual = {"timeout": None, "reissue_time": -1}
+    return SignedCookieSessionFactory("s" * 64, **{**usual, **options})
 
 
 def make_visited(

@@ -7,11 +7,13 @@ import textwrap
 import threading
 import weakref
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import dramatiq
 import dramatiq.broker
 import pytest
+import redis
 from dramatiq import Broker
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
@@ -19,7 +21,9 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import Middleware, default_middleware
 
 from pyramid_jobstate import JobStateMiddleware, JobStore
+from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.errors import ActorError
+from pyramid_jobstate.store import deferred_client
 from pyramid_jobstate.testing import release_broker
 from pyramid_jobstate.worker import (
     BrokerFault,
@@ -452,6 +456,7 @@ def test_default_broker_without_pika_that_has_connected_stays(redis_url: str) ->
         'host="other"',
         "port=1",
         "db=1",
+        'username="x"',
         'password="x"',
         'namespace="x"',
         "middleware=[]",
@@ -641,6 +646,10 @@ def test_option_that_the_broker_does_not_know_is_refused() -> None:
         lambda: RabbitmqBroker(virtual_host="/shop"),
         lambda: RabbitmqBroker(url="amqp://user:word@127.0.0.1"),
         lambda: RabbitmqBroker(host="127.0.0.1", middleware=[]),
+        lambda: RabbitmqBroker(
+            host="127.0.0.1",
+            credentials=import_module("pika").PlainCredentials("user", "word"),
+        ),
         lambda: RabbitmqBroker(url="amqp://127.0.0.1;amqp://127.0.0.2"),
     ],
 )
@@ -835,6 +844,17 @@ def test_stub_with_redis_url_starts_no_server(redis_url: str) -> None:
     actor = declare_early()
     message = actor.send(26)
     assert JobStore(redis_url).load(message.message_id) is not None
+
+
+def test_port_is_asked_for_each_new_connection(redis_server: EmbeddedServer) -> None:
+    """A client whose server moves to another port follows it."""
+    ports = [1, redis_server.port]
+    client = deferred_client(lambda: ports.pop(0))
+    with pytest.raises(redis.ConnectionError):
+        client.ping()
+    client.connection_pool.reset()
+    assert client.ping()
+    client.close()
 
 
 def test_one_server_starts_for_all_threads() -> None:

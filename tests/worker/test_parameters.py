@@ -179,6 +179,7 @@ def test_option_true_leaves_the_class_to_the_annotation(broker: Broker) -> None:
     """`job_state=True` says that the actor is tracked, and not as what."""
     assert declare(broker, annotated.plain, job_state=True) is RunMarathon
     assert declare(broker, annotated.unresolvable, job_state=True) is JobState
+    assert declare(broker, actor_with(RunMarathon | Swim), job_state=True) is JobState
     assert declare(broker, lambda: None, actor_name="a", job_state=True) is JobState
 
 
