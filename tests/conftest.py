@@ -45,6 +45,8 @@ SLOWEST = (
     "tests.browser.test_poller",
     "tests.firsthour.test_first_hour",
     "tests.functional.test_demo",
+    "tests.functional.test_cli_dev",
+    "tests.functional.test_cli_work",
     "tests.firsthour.test_wikis",
     "tests.firsthour.test_projects",
     "tests.faults.test_rough",

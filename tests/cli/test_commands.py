@@ -16,6 +16,7 @@ from pyramid_jobstate.cli.ini import Ini, Refused
 from tests.cliapp import free_port
 from tests.support import ROOT
 
+BOOT = "from pyramid_jobstate.cli.work import boot; boot()"
 INI = "[app:main]\nuse = call:nothing:main\n"
 
 
@@ -174,7 +175,7 @@ def test_the_place_of_a_failed_import(folder: Path) -> None:
             [
                 sys.executable,
                 "-c",
-                "from pyramid_jobstate.cli.work import boot; boot()",
+                BOOT,
             ],
             env={
                 **Ini.parse("a.ini", []).environ(),

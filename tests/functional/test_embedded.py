@@ -404,8 +404,11 @@ def test_server_by_hand_ignores_a_hangup_under_nohup(temporary):
     assert process.stdout is not None
     with redis.Redis.from_url(process.stdout.readline().strip()) as client:
         process.send_signal(signal.SIGHUP)
+        # Longer than a command that heeds the signal takes to end.
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2)
         assert client.ping()
-        process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
     assert process.returncode == 0
 

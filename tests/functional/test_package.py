@@ -145,6 +145,14 @@ def wheel_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
+def test_wheel_has_the_command(wheel_python: Path) -> None:
+    """The wheel installs `pjobs`, which lists its commands."""
+    script = wheel_python.with_name("pjobs")
+    done = subprocess.run([script, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "\n  work " in done.stdout
+
+
 def test_worker_with_the_wheel_does_not_import_pyramid(
     wheel_python: Path, redis_url: str, tmp_path: Path
 ) -> None:
