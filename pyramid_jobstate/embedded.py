@@ -45,7 +45,7 @@ START_TIMEOUT = 10.0
 #: directory. The server keeps its stdout open as descriptor 3, so the reader sees EOF
 #: when the server exits. Errors go to stderr.
 SUPERVISOR = """
-trap : HUP INT TERM
+trap : HUP INT TERM PIPE
 directory=$2
 temporary=
 if [ -z "$directory" ]; then

@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Self
@@ -73,12 +74,16 @@ def main(ini: Ini, program: str, arguments: Sequence[str]) -> int:
             servers.append(server)
             say("pjobs", f"Nothing answered at {url}: an empty server now does.")
             say("pjobs", "Its data are gone when this command ends.")
-        ready = "The worker is ready."
-        worker = Reloaded("worker", ready, ini, signals)
-        ready = f"The web server is ready: {address}. Ctrl-C stops everything."
-        parts = [worker, Reloaded("web", ready, ini, signals)]
+        at = f"The web server starts at {address}. Ctrl-C stops everything."
+        parts = [
+            Reloaded("web", at, ini, signals),
+            Reloaded("worker", "The worker is ready.", ini, signals),
+        ]
         for part in parts:
             running.enter_context(part)
+        for part in parts:
+            # Called before the stack waits for either of them.
+            running.callback(part.terminate)
         while not signals.wait(INTERVAL):
             for part in parts:
                 code = part.poll()
@@ -179,7 +184,7 @@ class Reloaded:
 
     Parameters:
       name: The part: "web" or "worker".
-      ready: What is said when it is ready.
+      ready: What is said when it has started.
     """
 
     def __init__(self, name: str, ready: str, ini: Ini, signals: Signals) -> None:
@@ -189,17 +194,23 @@ class Reloaded:
         self._signals = signals
         self._watch = Watch(*watched_files(ini))
         self._part: Part | None = None
+        self._restart_by: float | None = None
 
     def __enter__(self) -> Self:
         self._start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._stop()
+        self._end(PATIENCE)
+
+    def terminate(self) -> None:
+        """Ask the part to stop, a worker after its running jobs."""
+        if self._part is not None:
+            self._part.terminate()
 
     def poll(self) -> int | None:
-        """Restart the part if a file has changed. Return its exit code if it has ended
-        for good.
+        """Restart the part if a file has changed, once its running jobs have ended.
+        Return its exit code if it has ended for good.
         """
         if self._part is not None:
             code = self._part.poll()
@@ -207,29 +218,36 @@ class Reloaded:
             self._watch.add(self._reports.files())
             if self._reports.is_ready and not was_ready:
                 say("pjobs", self._ready)
+            if self._restart_by is not None:
+                if code is not None or time.monotonic() > self._restart_by:
+                    self._end(0)
+                    self._start()
+                return None
             if code is not None:
-                self._stop()
+                self._end(0)
                 if self._reports.is_ready or code not in FIXABLE:
                     return code
                 say("pjobs", f"A changed file starts the {self.name} part again.")
         path = self._watch.changed()
         if path is not None:
             say("pjobs", f"{path} has changed: the {self.name} part restarts.")
-            self._stop()
-            self._start()
+            if self._part is None:
+                self._start()
+            else:
+                self._part.terminate()
+                self._restart_by = time.monotonic() + PATIENCE
         return None
 
     def _start(self) -> None:
+        self._restart_by = None
         self._reports = Reports()
         self._watch.begin()
         self._part = Part(self.name, self._reports.writer, self._ini.environ())
         self._reports.started()
 
-    def _stop(self) -> None:
-        """Stop the part; a worker after its running jobs, if they end in time."""
+    def _end(self, patience: float) -> None:
         if self._part is not None:
-            self._part.terminate()
-            self._part.end(PATIENCE, self._signals.hurry)
+            self._part.end(patience, self._signals.hurry)
             self._part = None
             self._reports.close()
 

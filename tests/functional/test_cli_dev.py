@@ -97,7 +97,7 @@ def test_everything_runs_and_follows_the_code(
     """
     text = dev_command.text()
     assert f"Nothing answered at {folder.url}: an empty server now does." in text
-    assert f"The web server is ready: http://127.0.0.1:{folder.port}." in text
+    assert f"The web server starts at http://127.0.0.1:{folder.port}." in text
     assert worker_version(folder) == "one"
     assert "worker | from the ini: WARNING cliapp A nap begins." in dev_command.text()
 
@@ -209,15 +209,21 @@ def test_nothing_outlives_the_command(folder: Folder, dev_command: Pjobs) -> Non
     wait_for(lambda: not list(temporary.iterdir()), PATIENCE)
 
 
-def test_a_second_signal_does_not_wait_for_jobs(
-    folder: Folder, dev_command: Pjobs
-) -> None:
-    """The first Ctrl-C waits for a job that does not end, a second one does not."""
+def test_jobs_may_end_first(folder: Folder, dev_command: Pjobs) -> None:
+    """A restart waits for a job that ignores it, and so does the first Ctrl-C. A second
+    one does not.
+    """
     folder.write_app("deaf")
     folder.module.write_text(
         folder.module.read_text().replace("notify_shutdown=True", "")
     )
     dev_command.wait_for_line(READY, 2)
+    uuid, _ = send(folder, 2)
+    wait_for(lambda: job(folder, uuid).get_progress_metric("pid"), PATIENCE)
+    os.utime(folder.module)
+    dev_command.wait_for_line(READY, 3)
+    assert (job(folder, uuid).status, job(folder, uuid).attempt) == ("success", 1)
+
     uuid, _ = send(folder, 60)
     wait_for(lambda: job(folder, uuid).get_progress_metric("pid"), PATIENCE)
     dev_command.process.send_signal(signal.SIGINT)

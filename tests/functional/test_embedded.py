@@ -318,6 +318,27 @@ def test_find_binary_says_what_to_install(tmp_path, monkeypatch):
         find_binary()
 
 
+def test_owner_killed_during_the_start_leaves_nothing(temporary):
+    """An owner that ends before it has read the server's process id leaves nothing."""
+    port = free_port()
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [find_binary(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    supervisor = subprocess.run(
+        ["sh", "-c", embedded.SUPERVISOR, "sh", str(temporary), "", *command],
+        stdin=subprocess.DEVNULL,
+        stdout=writer,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        timeout=20,
+    )
+    os.close(writer)
+    assert supervisor.returncode == 0
+    assert list(temporary.iterdir()) == []
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port))
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_server_listens_where_it_is_told_to(host):
     """A server has the given address and as many databases as asked for."""
