@@ -274,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     port = parser.parse_args(argv).port or 0
     over = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup
+        if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
             signal.signal(signum, lambda *_: over.set())
     try:
         with EmbeddedServer(port=port) as server:

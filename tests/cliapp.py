@@ -137,6 +137,12 @@ class Folder:
     def write_app(self, version: str) -> None:
         self.module.write_text(APP.format(url=self.url, version=version))
 
+    def replace_app(self, version: str) -> None:
+        """Write the application in one step, of which a watcher hears once."""
+        new = self.path / "new"
+        new.write_text(APP.format(url=self.url, version=version))
+        new.replace(self.module)
+
     def write_ini(self, flags: str = "threads = 2", **replaced: str) -> None:
         text = INI.format(url=self.url, port=self.port, flags=flags)
         for old, new in replaced.items():

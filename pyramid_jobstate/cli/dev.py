@@ -163,7 +163,8 @@ class Signals:
         self._count = 0
         self._came = threading.Event()
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup
+            # Under nohup, SIGHUP is ignored and remains so.
+            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
                 signal.signal(signum, self._note)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
