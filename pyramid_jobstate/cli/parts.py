@@ -70,9 +70,10 @@ class Part:
 
 def say(name: str, text: str) -> None:
     """Print a line with the name of the part that it is from."""
-    # The terminal may have been closed.
-    with contextlib.suppress(OSError, ValueError):
-        print(f"{name:<6} | {text}", file=sys.stderr, flush=True)
+    # The terminal may have been closed. sys.stderr would then keep the text and fail
+    # again at the end of the process.
+    with contextlib.suppress(OSError):
+        os.write(2, f"{name:<6} | {text}\n".encode())
 
 
 def _copy(name: str, stream: IO[bytes]) -> None:

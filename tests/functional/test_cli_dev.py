@@ -395,7 +395,7 @@ def test_the_ini_is_watched(folder: Folder, dev_command: Pjobs) -> None:
 def test_output_of_a_closed_terminal(tmp_path: Path) -> None:
     """The command works on when nobody reads its output, and can still be stopped."""
     folder = Folder(tmp_path, f"redis://localhost:{free_port()}/0")
-    reader, writer = os.pipe()
+    reader, writer = os.openpty()
     os.close(reader)
     command = folder.start(str(folder.ini), "word=hello", "dev", output=writer)
     os.close(writer)
