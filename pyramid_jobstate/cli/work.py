@@ -20,6 +20,7 @@ from pyramid.exceptions import ConfigurationError
 from pyramid.paster import get_app, setup_logging
 from redis.exceptions import RedisError
 
+from ..worker import is_default
 from . import flags
 from .ini import Ini, Refused
 
@@ -157,22 +158,7 @@ def _has_broker() -> bool:
     """
     # Not get_broker(), which would make one.
     broker = dramatiq.broker.global_broker
-    if broker is None:
-        return False
-    dramatiq.set_broker(None)  # type: ignore[arg-type]  # "not set yet" is None
-    try:
-        default = dramatiq.get_broker()
-    finally:
-        dramatiq.set_broker(broker)
-    return _traits(broker) != _traits(default)
-
-
-def _traits(broker: dramatiq.Broker) -> object:
-    address: object = getattr(broker, "parameters", None)
-    if isinstance(broker, RedisBroker):
-        options = broker.client.get_connection_kwargs()
-        address = [options.get(name) for name in ("host", "port", "db", "path")]
-    return type(broker), [type(m) for m in broker.middleware], address
+    return broker is not None and not is_default(broker)
 
 
 def _knows(script: str, arguments: Sequence[str]) -> bool:

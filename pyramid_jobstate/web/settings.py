@@ -15,7 +15,14 @@ from pyramid.exceptions import ConfigurationError
 from pyramid.path import DottedNameResolver
 
 from ..store import JobStore
-from ..worker import STUB, BrokerSpec, made_store, masked, middleware_of
+from ..worker import (
+    STUB,
+    BrokerSpec,
+    is_default,
+    made_store,
+    masked,
+    middleware_of,
+)
 from .permits import authenticated_userid, session_owner
 
 PREFIX = "jobstate."
@@ -256,7 +263,7 @@ def _wrong(name: str, value: object, why: str) -> ConfigurationError:
 def _middleware_store() -> JobStore:
     # Not get_broker(), which would create one.
     broker = dramatiq.broker.global_broker
-    if broker is None:
+    if broker is None or is_default(broker):
         raise ConfigurationError(
             "pyramid_jobstate does not know where job states are kept: no Dramatiq "
             "broker is set. Set jobstate.broker; or import the module that calls "

@@ -5,7 +5,13 @@ but not Pyramid.
 """
 
 from .actors import TrackedFunction, check_owner
-from .brokers import made_store, middleware_of, release_broker, use_broker
+from .brokers import (
+    is_default,
+    made_store,
+    middleware_of,
+    release_broker,
+    use_broker,
+)
 from .current import CurrentJob
 from .making import STUB, BrokerFault, BrokerSpec, masked
 from .middleware import JobStateMiddleware
@@ -25,6 +31,7 @@ __all__ = [
     "called_function",
     "check_owner",
     "has_parameter",
+    "is_default",
     "layers",
     "made_store",
     "masked",

@@ -149,6 +149,18 @@ def middleware_of(broker: Broker) -> JobStateMiddleware:
     )
 
 
+def is_default(broker: Broker) -> bool:
+    """Return whether the global broker is the one that Dramatiq makes when an actor is
+    declared before any broker is set.
+    """
+    dramatiq.broker.global_broker = None
+    try:
+        default = dramatiq.get_broker()
+    finally:
+        dramatiq.broker.global_broker = broker
+    return _look(broker) == _look(default)
+
+
 def _refuse_own(broker: Broker | None) -> None:
     """Check that the global broker is not the application's own.
 
@@ -157,12 +169,7 @@ def _refuse_own(broker: Broker | None) -> None:
     """
     if broker is None:
         return
-    dramatiq.broker.global_broker = None
-    try:
-        default = dramatiq.get_broker()
-    finally:
-        dramatiq.broker.global_broker = broker
-    if _look(broker) != _look(default):
+    if not is_default(broker):
         raise BrokerFault(
             f"cannot be used: the application has set a broker of its own, {broker!r}."
             " Remove its dramatiq.set_broker(...), or this setting."
