@@ -815,6 +815,8 @@ def test_release_closes_the_broker_and_stops_its_server(
     assert dramatiq.broker.global_broker is None
 
 
+# Collecting may also find the sockets that earlier tests have left.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_broker_that_nobody_uses_is_not_kept() -> None:
     """A broker that is replaced by hand, as tests do, can be collected."""
     reference = weakref.ref(use("stub", NOWHERE))
