@@ -193,7 +193,7 @@ def test_an_application_that_misses_a_broker(
     command = start(started, folder, "work", "-p", "1")
     assert command.end() == 2
     assert "pjobs: The application has no broker. Set" in command.text()
-    assert "has no JobStateMiddleware" in command.text()
+    assert "does not know where job states are kept" in command.text()
     assert "Traceback" not in command.text()
 
 
