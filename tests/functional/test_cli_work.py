@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -226,11 +227,20 @@ def test_a_worker_process_without_an_ini(environ: dict[str, str], message: str) 
     assert "Traceback" not in done.stderr
 
 
+def is_quiet(command: Pjobs) -> bool:
+    """Return whether a command has printed nothing for half a second."""
+    before = command.text()
+    time.sleep(0.5)
+    return command.text() == before
+
+
 def test_a_killed_worker_process(folder: Folder, started: list[Pjobs]) -> None:
     """When a worker process is killed, Dramatiq's command ends with an error."""
     command = start(started, folder, "work", "-p", "1")
     uuid = send(folder.url, "nap", 0)
     wait_for(lambda: job(folder.url, uuid).is_success, PATIENCE)
+    # Dramatiq waits for the rest of a line that a killed worker was writing.
+    wait_for(lambda: is_quiet(command), PATIENCE)
     os.kill(job(folder.url, uuid).progress_metrics["pid"], signal.SIGKILL)
     assert command.end() == 1
     assert not descendants(command.pid)
