@@ -46,8 +46,11 @@ def includeme(config: Configurator) -> None:
 
     The application's security policy decides who may see a job. Without a policy, the
     jobs' ACLs are evaluated for Everyone alone: unless ``jobstate.owner`` is set, every
-    request for a job is refused. The application's Dramatiq broker needs a
-    :class:`JobStateMiddleware`.
+    request for a job is refused.
+
+    The setting ``jobstate.broker`` makes Dramatiq's global broker, with a
+    :class:`JobStateMiddleware` and a :class:`RequestMiddleware`. An application with a
+    broker of its own adds these itself.
 
     Directives:
 
@@ -56,8 +59,8 @@ def includeme(config: Configurator) -> None:
     Settings: the names begin with ``jobstate.``. The README lists them.
 
     Raises:
-      pyramid.exceptions.ConfigurationError: A setting is unknown or invalid, or no
-        store is configured.
+      pyramid.exceptions.ConfigurationError: A setting is unknown or invalid, no store
+        is configured, or the process has another broker.
     """
     # Imported here so that workers do not import Pyramid.
     from .web import include

@@ -137,6 +137,9 @@ def _fault_of(url: str) -> str | None:
     path = unquote(tail.partition("?")[0])
     if scheme != "unix" and not re.fullmatch(r"(/[0-9]*/?)?", path):
         return "its path is not a database number"
+    if scheme == "unix" and not path:
+        # redis-py would connect to localhost.
+        return "it has no path to a socket"
     try:
         _ = urlsplit(f"//{authority}").port
     except ValueError:

@@ -150,9 +150,6 @@ def _from_url(url: str) -> Broker:
 
 
 def _redis(url: str) -> Broker:
-    if url.partition("?")[0] == "unix://":
-        # redis-py would use localhost.
-        raise BrokerFault("= 'unix://' is invalid. Add the path of the socket.")
     try:
         # Checked here, since Dramatiq accepts any database and ignores options.
         JobStore(url)

@@ -55,6 +55,7 @@ URLS = [
     "hush",
     "//:hush@localhost",
     "redis:hush",
+    "unix://:hush@?db=0",
     "redis+hush://localhost",
 ]
 

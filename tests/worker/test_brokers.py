@@ -336,7 +336,7 @@ def test_masked_hides_what_may_be_a_password(url: str, shown: str) -> None:
         ("redis://host:0/0", "port is 0"),
         ("redis://host/0?nope=1", "an option after its \\? is unknown"),
         ("redis+cluster://host", "Name the Cluster in jobstate.redis_url"),
-        ("unix://", "Add the path of the socket"),
+        ("unix://", "has no path to a socket"),
         ("redis:/x", "= 'redis:…' is invalid. Use a URL that begins with redis://, "),
         ("http://host/0", "= 'http://host/0' is invalid. Use a URL that begins"),
         ("amqp://host:x", "'amqp://host:…' is not a URL such as amqp://user:password@"),
