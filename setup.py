@@ -48,6 +48,7 @@ tests_require = [
     "build",
     "coverage>=7.10.3",
     "greenlet",
+    "gunicorn",
     "hypothesis",
     "import-linter",
     "mypy",

@@ -60,11 +60,18 @@ def wait_for(condition: Callable[[], T | None], timeout: float = 20.0) -> T:
 @contextlib.contextmanager
 def frozen(server: EmbeddedServer) -> Iterator[None]:
     """Freeze a server: it keeps its connections and answers nothing."""
-    os.kill(server.pid, signal.SIGSTOP)
+    with frozen_process(server.pid):
+        yield
+
+
+@contextlib.contextmanager
+def frozen_process(pid: int) -> Iterator[None]:
+    """Stop a process for a while, with nothing it has open closed."""
+    os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        os.kill(server.pid, signal.SIGCONT)
+        os.kill(pid, signal.SIGCONT)
 
 
 def is_alive(pid: int) -> bool:

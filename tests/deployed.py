@@ -1,0 +1,450 @@
+"""The application that the README deploys, made of the README's own files.
+
+Its paths, ports and certificate are replaced. Nothing else is.
+"""
+
+import configparser
+import contextlib
+import http.client
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import redis
+
+from pyramid_jobstate import JobState, JobStore, embedded
+from tests.rabbitmq import free_ports
+from tests.readme import snippets
+from tests.support import ROOT, load_job, wait_for
+
+#: Where the README has the application.
+HOME = "/srv/myapp"
+
+#: The modules of the commands in the environment of the application.
+SCRIPTS = {
+    "pjobs": "pyramid_jobstate.cli:main",
+    "pserve": "pyramid.scripts.pserve:main",
+    "proutes": "pyramid.scripts.proutes:main",
+    "gunicorn": "gunicorn.app.wsgiapp:run",
+    "dramatiq": "dramatiq.__main__:main",
+}
+
+SCRIPT = """\
+#!{python}
+import sys
+from {module} import {name}
+sys.exit({name}())
+"""
+
+WEB, WORKER = "myapp-web.service", "myapp-worker.service"
+
+UNITS = "/etc/systemd/system"
+
+#: What Debian's nginx.conf has around a site. Compression changes the ETags.
+NGINX = """
+daemon off;
+{user}
+pid {folder}/nginx.pid;
+error_log stderr;
+events {{}}
+http {{
+    access_log off;
+    gzip on;
+    gzip_min_length 1;
+    gzip_types application/json;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    include {folder}/site;
+}}
+"""
+
+CERTIFICATE = (
+    "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes "
+    "-subj /CN=example.com -days 2"
+)
+
+
+#: What an installed application has, and PasteDeploy reads.
+METADATA = {
+    "PKG-INFO": "Metadata-Version: 2.1\nName: myapp\nVersion: 0\n",
+    "entry_points.txt": "[paste.app_factory]\nmain = myapp:main\n",
+}
+
+APPLICATION = """\
+import pathlib
+import time
+
+from pyramid.config import Configurator
+from pyramid.session import SignedCookieSessionFactory
+
+from . import jobs
+
+
+def run(request):
+    states = request.job_states
+    name, count = request.params.get("actor", "run_marathon"), int(request.params["n"])
+    delay = int(request.params.get("delay", 0)) or None
+    job_state = states.send_with_options(getattr(jobs, name), (count,), delay=delay)
+    return {"url": request.resource_url(job_state)}
+
+
+def slow(request):
+    pathlib.Path("slow").touch()
+    time.sleep(1)
+    return {}
+
+
+def main(global_config, **settings):
+    with Configurator(settings=settings) as config:
+        config.add_settings({"tm.manager_hook": "pyramid_tm.explicit_manager"})
+        config.set_session_factory(SignedCookieSessionFactory("secret", timeout=None))
+        config.include("pyramid_tm")
+        config.include("pyramid_retry")
+        config.include("pyramid_jobstate")
+        for view in run, slow:
+            config.add_route(view.__name__, f"/{view.__name__}")
+            config.add_view(view, route_name=view.__name__, renderer="json")
+        return config.make_wsgi_app()
+"""
+
+JOBS = """\
+import time
+
+import dramatiq
+from pyramid_jobstate import JobState
+
+
+class RunMarathon(JobState):
+    pass
+
+
+@dramatiq.actor
+def run_marathon(miles, *, request, job_state: RunMarathon):
+    for mile in job_state.track(range(miles), unit="miles"):
+        time.sleep(0.05)
+
+
+@dramatiq.actor(queue_name="mail")
+def send_mails(count, *, job_state: RunMarathon):
+    pass
+
+
+@dramatiq.actor(notify_shutdown=True, min_backoff=100_000)
+def run_patiently(miles, *, job_state: RunMarathon):
+    for mile in job_state.track(range(miles), unit="miles"):
+        time.sleep(0.05)
+"""
+
+#: What an ini has for its log. The README has the section of our logger.
+LOGGING = """
+[loggers]
+keys = root, pyramid_jobstate
+
+[handlers]
+keys = console
+
+[formatters]
+keys = generic
+
+[logger_root]
+level = INFO
+handlers = console
+
+[handler_console]
+class = StreamHandler
+args = (sys.stderr,)
+level = NOTSET
+formatter = generic
+
+[formatter_generic]
+format = %(levelname)-5.5s [%(name)s] %(message)s
+"""
+
+
+def files() -> dict[str, str]:
+    """Return the README's files for a host, by what follows the # in their first
+    lines.
+    """
+    found = {}
+    for language in ("text", "ini", "nginx", "sh"):
+        for text in snippets(language):
+            if match := re.match(r"# (/.+)\n", text):
+                assert match[1] not in found
+                found[match[1]] = text
+    return found
+
+
+def option(name: str, text: str) -> str:
+    """Return the value that a line of a unit gives to an option."""
+    (value,) = re.findall(rf"^{name}=(.*)$", text, re.MULTILINE)
+    return str(value)
+
+
+class Host:
+    """A folder that stands for the host, with free ports.
+
+    Parameters:
+      folder: An empty folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.redis_port, self.web_port, self.http_port, self.https_port = free_ports(4)
+        self.environ = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
+            "dramatiq_worker_timeout": "100",
+        }
+        self.files = {path: self.replaced(text) for path, text in files().items()}
+        bin_folder = folder / "venv/bin"
+        for name, text in METADATA.items():
+            self.write(f"myapp.egg-info/{name}", text)
+        self.write("myapp/__init__.py", APPLICATION)
+        self.write("myapp/jobs.py", JOBS)
+        for name, entry in SCRIPTS.items():
+            module, _, function = entry.partition(":")
+            text = SCRIPT.format(python=sys.executable, module=module, name=function)
+            self.write(f"venv/bin/{name}", text)
+            (bin_folder / name).chmod(0o755)
+        self.set()
+
+    def replaced(self, text: str) -> str:
+        """Return a text of the README with the paths and ports of this host."""
+        for old, new in {
+            HOME: str(self.folder),
+            "127.0.0.1:6379": f"127.0.0.1:{self.redis_port}",
+            "127.0.0.1:6543": f"127.0.0.1:{self.web_port}",
+            "listen 80;": f"listen 127.0.0.1:{self.http_port};",
+            "listen 443 ssl;": f"listen 127.0.0.1:{self.https_port} ssl;",
+            "/etc/ssl/private/": f"{self.folder}/",
+            "/etc/ssl/": f"{self.folder}/",
+        }.items():
+            text = text.replace(old, new)
+        return text
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+        return path
+
+    def set(self, section: str = "app:main", **settings: str | None) -> None:
+        """Write the ini of the README with other settings. In their names, a double
+        underscore stands for a dot.
+        """
+        path = f"{HOME}/production.ini"
+        if not hasattr(self, "ini"):
+            self.ini = configparser.ConfigParser(interpolation=None)
+            (ours,) = [text for text in snippets("ini") if "[logger_" in text]
+            self.ini.read_string(self.files[path] + LOGGING + ours)
+            # Whose jobs these are: the README's chapters on permissions say more.
+            self.ini["app:main"]["jobstate.owner"] = "session"
+        for name, value in settings.items():
+            setting = name.replace("__", ".")
+            if value is None:
+                self.ini.remove_option(section, setting)
+            else:
+                self.ini[section][setting] = value
+        with (self.folder / "production.ini").open("w") as file:
+            self.ini.write(file)
+
+    @property
+    def redis_url(self) -> str:
+        url = self.ini["app:main"]["jobstate.broker"]
+        assert str(self.redis_port) in url
+        return url
+
+    @contextlib.contextmanager
+    def redis(self, *arguments: str) -> Iterator[redis.Redis]:
+        """Run a server with the README's configuration, and yield a client of it."""
+        (path,) = [path for path in self.files if path.startswith("/etc/valkey")]
+        config = self.write("valkey.conf", self.files[path])
+        place = ["--port", str(self.redis_port), "--dir", str(self.folder)]
+        command = [embedded.find_binary(), str(config), *place, *arguments]
+        with (
+            self.running(command, "redis", signal.SIGTERM),
+            redis.Redis.from_url(self.redis_url) as client,
+        ):
+            wait_for(lambda: answers(client))
+            yield client
+
+    @contextlib.contextmanager
+    def unit(
+        self, name: str, exec_start: str | None = None
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """Run a unit's command as systemd would. It is stopped by the unit's signal."""
+        text = self.files[f"/etc/systemd/system/{name}"]
+        command = shlex.split(exec_start or option("ExecStart", text))
+        kill_signal = signal.Signals[option("KillSignal", text)]
+        with self.running(command, name, kill_signal) as process:
+            yield process
+
+    @contextlib.contextmanager
+    def web(self, exec_start: str | None = None) -> Iterator[subprocess.Popen[bytes]]:
+        """Run the web server, and wait until it answers."""
+        with self.unit(WEB, exec_start) as process:
+            wait_for(lambda: process.poll() is not None or self._listens())
+            assert process.poll() is None, self.log(WEB)
+            yield process
+
+    @contextlib.contextmanager
+    def worker(
+        self, exec_start: str | None = None
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """Run the workers, and wait until one is ready."""
+        with self.unit(WORKER, exec_start) as process:
+            wait_for(lambda: process.poll() or "ready for action" in self.log(WORKER))
+            assert process.poll() is None, self.log(WORKER)
+            yield process
+
+    @contextlib.contextmanager
+    def running(
+        self, command: list[str], name: str, kill_signal: int
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """Run a command in a session of its own, which ends with the block."""
+        with (self.folder / f"{name}.log").open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=self.environ,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            yield process
+            process.send_signal(kill_signal)
+            process.wait(20)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def log(self, name: str) -> str:
+        """Return what a unit has printed, or a server."""
+        return (self.folder / f"{name}.log").read_text("utf-8", "replace")
+
+    def _listens(self) -> bool:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", self.web_port), 1).close()
+            return True
+        return False
+
+
+def answers(client: redis.Redis) -> bool:
+    """Return whether a server answers a client."""
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:
+        return False
+
+
+def program(name: str, package: str) -> str:
+    """Return the path of a program, or skip the test."""
+    # Debian's /usr/sbin is not on everybody's PATH.
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"
+    found = shutil.which(name, path=path)
+    if found is None:
+        reason = f"{name} is missing (Debian: apt-get install {package})"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return found
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Browser:
+    """Asks a host's nginx, as example.com. Keeps the last cookie."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.cookie = ""
+
+    def __call__(self, path: str, method: str = "GET", **headers: str) -> Answer:
+        context = ssl.create_default_context(
+            cafile=self.host.folder / "example.com.pem"
+        )
+        # Nothing resolves the name: the request says whom it means.
+        context.check_hostname = False
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection = http.client.HTTPSConnection(
+            "127.0.0.1", self.host.https_port, context=context, timeout=20
+        )
+        with contextlib.closing(connection):
+            more = {"Host": "example.com", "Cookie": self.cookie}
+            connection.request(method, path, headers={**more, **names})
+            response = connection.getresponse()
+            self.cookie = response.headers.get("Set-Cookie", self.cookie)
+            return Answer(response.status, response.headers, response.read())
+
+
+@contextlib.contextmanager
+def nginx(host: Host) -> Iterator[Browser]:
+    """Check the README's site with `nginx -t`, and run it."""
+    command = program("nginx", "nginx")
+    host.write("site", host.files["/etc/nginx/sites-available/myapp"])
+    user = "user root;" if os.getuid() == 0 else ""
+    host.write("nginx.conf", NGINX.format(folder=host.folder, user=user))
+    names = "-keyout example.com.key -out example.com.pem"
+    subprocess.run(
+        [program("openssl", "openssl"), *CERTIFICATE.split(), *names.split()],
+        cwd=host.folder,
+        check=True,
+        capture_output=True,
+    )
+    line = [command, "-p", str(host.folder), "-c", str(host.folder / "nginx.conf")]
+    checked = subprocess.run([*line, "-t"], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+    assert "[warn]" not in checked.stderr
+    browser = Browser(host)
+    with host.running(line, "nginx", signal.SIGQUIT) as process:
+
+        def answers() -> bool:
+            assert process.poll() is None, host.log("nginx")
+            with contextlib.suppress(OSError):
+                return browser("/").status > 0
+            return False
+
+        wait_for(answers)
+        yield browser
+
+
+def send(host: Host, miles: int, actor: str = "run_marathon") -> JobState:
+    """Have the web server send a job."""
+    connection = http.client.HTTPConnection("127.0.0.1", host.web_port, timeout=20)
+    with contextlib.closing(connection):
+        connection.request("GET", f"/run?actor={actor}&n={miles}")
+        response = connection.getresponse()
+        assert response.status == 200, host.log(WEB)
+        url = json.loads(response.read())["url"]
+    return load_job(JobStore(host.redis_url), url.split("/")[-2])
+
+
+def status(host: Host, job: JobState | str) -> str | None:
+    """Return the status of a job, or None before it has a record."""
+    uuid = job if isinstance(job, str) else job.uuid
+    job_state = JobStore(host.redis_url).load(uuid)
+    return None if job_state is None else job_state.status
