@@ -49,6 +49,8 @@ SLOWEST = (
     "tests.functional.test_cli_work",
     "tests.firsthour.test_wikis",
     "tests.firsthour.test_projects",
+    "tests.functional.test_deploy",
+    "tests.functional.test_troubles",
     "tests.faults.test_rough",
     "tests.browser.test_element",
     "tests.functional.test_processes",

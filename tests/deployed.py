@@ -85,7 +85,9 @@ METADATA = {
 }
 
 APPLICATION = """\
+import os
 import pathlib
+import signal
 import time
 
 from pyramid.config import Configurator
@@ -108,6 +110,26 @@ def slow(request):
     return {}
 
 
+class Killer:
+    # Kills the process after the commit, before jobs are sent.
+
+    def nothing(self, transaction):
+        pass
+
+    abort = tpc_begin = commit = tpc_vote = tpc_abort = nothing
+
+    def tpc_finish(self, transaction):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def sortKey(self):
+        return "killer"
+
+
+def run_and_die(request):
+    request.tm.get().join(Killer())
+    return run(request)
+
+
 def main(global_config, **settings):
     with Configurator(settings=settings) as config:
         config.add_settings({"tm.manager_hook": "pyramid_tm.explicit_manager"})
@@ -115,13 +137,14 @@ def main(global_config, **settings):
         config.include("pyramid_tm")
         config.include("pyramid_retry")
         config.include("pyramid_jobstate")
-        for view in run, slow:
+        for view in run, run_and_die, slow:
             config.add_route(view.__name__, f"/{view.__name__}")
             config.add_view(view, route_name=view.__name__, renderer="json")
         return config.make_wsgi_app()
 """
 
 JOBS = """\
+import os
 import time
 
 import dramatiq
@@ -134,6 +157,7 @@ class RunMarathon(JobState):
 
 @dramatiq.actor
 def run_marathon(miles, *, request, job_state: RunMarathon):
+    job_state.set_progress_metrics(pid=os.getpid(), url=request.application_url)
     for mile in job_state.track(range(miles), unit="miles"):
         time.sleep(0.05)
 
@@ -249,7 +273,9 @@ class Host:
         path = f"{HOME}/production.ini"
         if not hasattr(self, "ini"):
             self.ini = configparser.ConfigParser(interpolation=None)
-            (ours,) = [text for text in snippets("ini") if "[logger_" in text]
+            (ours,) = [
+                text for text in snippets("ini") if "[logger_pyramid_jobstate]" in text
+            ]
             self.ini.read_string(self.files[path] + LOGGING + ours)
             # Whose jobs these are: the README's chapters on permissions say more.
             self.ini["app:main"]["jobstate.owner"] = "session"
@@ -441,6 +467,12 @@ def send(host: Host, miles: int, actor: str = "run_marathon") -> JobState:
         assert response.status == 200, host.log(WEB)
         url = json.loads(response.read())["url"]
     return load_job(JobStore(host.redis_url), url.split("/")[-2])
+
+
+def metric(host: Host, job: JobState, name: str) -> Any:
+    """Return what a job has reported, once it has."""
+    store = JobStore(host.redis_url)
+    return wait_for(lambda: load_job(store, job.uuid).get_progress_metric(name))
 
 
 def status(host: Host, job: JobState | str) -> str | None:

@@ -28,6 +28,7 @@ from tests.deployed import (
     Browser,
     Host,
     files,
+    metric,
     nginx,
     option,
     program,
@@ -195,8 +196,9 @@ def test_second_signal_kills_workers(host: Host) -> None:
     assert option("KillMode", host.files[f"{UNITS}/{WORKER}"]) == "mixed"
     with host.redis(), host.web(), host.worker() as process:
         job = send(host, 1000)
-        wait_for(lambda: status(host, job) == "working")
-        os.killpg(process.pid, signal.SIGTERM)
+        os.kill(metric(host, job, "pid"), signal.SIGTERM)
+        wait_for(lambda: "Stopping worker process" in host.log(WORKER))
+        process.send_signal(signal.SIGTERM)
         assert process.wait(20) != 0
         assert "Killing worker process" in host.log(WORKER)
 
@@ -216,6 +218,8 @@ def test_reload_starts_workers_anew(host: Host) -> None:
         assert process.poll() is None
         last = send(host, 1)
         wait_for(lambda: status(host, last) == "success")
+        # The setting jobstate.base_url
+        assert metric(host, last, "url") == "https://example.com"
 
 
 @pytest.mark.parametrize("server", ["waitress", "gunicorn"])
@@ -239,13 +243,19 @@ def test_web_server_finishes_a_request_when_stopped(host: Host, server: str) -> 
 
 
 def test_commands_name_the_units() -> None:
-    """Each systemctl command of the README names units that the README has."""
+    """The systemctl commands of the README name its units, and others that it needs."""
     names = {path.rpartition("/")[2] for path in files() if path.endswith(".service")}
+    others = {"valkey-server.service", "nginx.service"}
+    shell = "\n".join(snippets("sh"))
     commands = re.findall(
-        r"^ *systemctl (.+)$", "\n".join(snippets("sh")), re.MULTILINE
+        r"systemctl (?:enable --now|restart|reload) (.+)$", shell, re.M
     )
-    assert len(commands) >= 3
-    for command in commands:
-        units = [word for word in command.split() if word.startswith("myapp-")]
-        assert units
-        assert {f"{unit}.service" for unit in units} <= names
+    assert len(commands) == shell.count("systemctl") >= 5
+    units = {f"{name}.service" for command in commands for name in command.split()}
+    assert names <= units <= names | others
+
+
+def test_shell_commands_are_shell() -> None:
+    """Each shell snippet of the README is read by sh without an error."""
+    for text in snippets("sh"):
+        subprocess.run(["sh", "-n", "-c", text], check=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import dramatiq
 import pytest
+import redis
 from dramatiq.brokers.redis import RedisBroker
 
 import pyramid_jobstate
@@ -24,6 +25,7 @@ from tests.deployed import (
     Host,
     answers,
     files,
+    metric,
     nginx,
     send,
     status,
@@ -54,6 +56,21 @@ dramatiq.set_broker(broker)
 @dramatiq.actor(max_retries=0)
 def needy(*, request, job_state):
     pass
+"""
+
+
+#: A policy that ignores ACLs.
+REFUSING = """
+class Policy:
+    def authenticated_userid(self, request):
+        return None
+
+    def permits(self, request, context, permission):
+        return False
+
+
+def includeme(config):
+    config.set_security_policy(Policy())
 """
 
 
@@ -106,6 +123,7 @@ RUNS: dict[str, list[str]] = {
         "The application has neither a security policy nor the setting jobstate.owner",
         "You may not do this with the job.",
     ],
+    "refused_by_policy": ["view_job was refused on …"],
     "unknown": ["The job does not exist."],
     "away": [
         "The job state store does not answer.",
@@ -156,6 +174,7 @@ def forbidden(host: Host) -> str:
             found = body + host.log(WEB)
             assert "ACLDenied" in found
             assert "for principals ['system.Everyone']" in found
+            assert get(host, "/job_state") == (200, '{"items":[],"cursor":null}')
         # An application without the actor's module does not know the class.
         path = "myapp/__init__.py"
         text = (host.folder / path).read_text("utf-8")
@@ -171,6 +190,15 @@ def nobody(host: Host) -> str:
         code, body = get(host, f"/job_state/{send(host, 1).uuid}")
         assert code == 403
         return body + host.log(WEB)
+
+
+def refused_by_policy(host: Host) -> str:
+    host.write("refusing.py", REFUSING)
+    host.set(pyramid__includes="refusing")
+    with host.redis(), host.web():
+        assert get(host, f"/job_state/{send(host, 1).uuid}")[0] == 403
+        assert "ACLDenied" not in host.log(WEB)
+        return host.log(WEB)
 
 
 def unknown(host: Host) -> str:
@@ -219,6 +247,8 @@ def full(host: Host) -> str:
         wait_for(lambda: status(host, job) == "working")
         client.config_set("maxmemory", 1)
         assert get(host, "/run?n=1")[0] == 503
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            load_job(JobStore(host.redis_url), job.uuid).cancel()
         assert get(host, f"/job_state/{UUID}")[0] == 404
         wait_for(lambda: "does not accept updates" in host.log(WORKER))
         found = host.log(WEB) + host.log(WORKER)
@@ -249,11 +279,7 @@ def killed_worker(host: Host) -> str:
         job = send(host, 1000)
         wait_for(lambda: status(host, job) == "working")
         store = JobStore(host.redis_url, stalled_after=1)
-        command = ["pgrep", "-P", str(process.pid)]
-        found = subprocess.run(command, capture_output=True, text=True, check=True)
-        for pid in found.stdout.split():
-            if "resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_text():
-                os.kill(int(pid), signal.SIGKILL)
+        os.kill(metric(host, job, "pid"), signal.SIGKILL)
         assert process.wait(20) == 1
         wait_for(lambda: load_job(store, job.uuid).status == "stalled")
         return host.log(WORKER)
@@ -346,6 +372,22 @@ def test_messages_wait_for_a_worker_of_their_queue(host: Host) -> None:
         client.delete("dramatiq:default", "dramatiq:default.msgs")
         assert client.execute_command(*command.split()) == 0
         assert status(host, job) == "queued"
+
+
+def test_job_that_was_never_sent_is_stalled(host: Host) -> None:
+    """A job whose web server was killed between the commit and the send is stalled, and
+    has not started. Workers never get it.
+    """
+    with host.redis() as client:
+        with host.web() as process:
+            with pytest.raises((http.client.HTTPException, OSError)):
+                get(host, "/run_and_die?n=1")
+            assert process.wait(20) == -signal.SIGKILL
+        store = JobStore(host.redis_url, stalled_after=0.1)
+        (job,) = store.list().items
+        wait_for(lambda: load_job(store, job.uuid).status == "stalled")
+        assert job.started_at is None
+        assert client.llen("dramatiq:default") == 0
 
 
 def test_routes_can_be_listed(host: Host) -> None:
