@@ -107,7 +107,9 @@ def test_server_of_the_readme_keeps_everything(host: Host) -> None:
             "maxmemory": str(512 * 1024**2),
         }.items():
             assert client.config_get(name) == {name: value}
-        store = JobStore(host.redis_url.replace(":correct-horse-battery-staple@", ""))
+        store = JobStore(
+            host.redis_url.replace(":a-long-random-password-of-yours@", "")
+        )
         with pytest.raises(redis.RedisError, match=r"(?i)authenticat"):
             store.list()
         client.set("kept", 1)
@@ -199,8 +201,8 @@ def test_second_signal_kills_workers(host: Host) -> None:
         os.kill(metric(host, job, "pid"), signal.SIGTERM)
         wait_for(lambda: "Stopping worker process" in host.log(WORKER))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) != 0
-        assert "Killing worker process" in host.log(WORKER)
+        # Dramatiq's code for "killed". It may lose the last lines of its log.
+        assert process.wait(20) == 1
 
 
 def test_reload_starts_workers_anew(host: Host) -> None:

@@ -275,6 +275,8 @@ def undefined_actor(host: Host) -> str:
 
 def killed_worker(host: Host) -> str:
     host.set(jobstate__stalled_after="1s")
+    # With only one process, Dramatiq may end before it has written the line.
+    host.set("pjobs", processes="2")
     with host.redis(), host.web(), host.worker() as process:
         job = send(host, 1000)
         wait_for(lambda: status(host, job) == "working")
