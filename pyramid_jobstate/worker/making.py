@@ -15,7 +15,6 @@ from dramatiq import Broker
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 
-from ..embedded import EmbeddedServer
 from ..store import JobStore, deferred_client, store_beside
 
 #: The setting of a broker for tests.
@@ -52,6 +51,9 @@ class LateServer:
     """An embedded server that starts when its port is needed."""
 
     def __init__(self) -> None:
+        # Otherwise `python -m pyramid_jobstate.embedded` warns of its second import.
+        from ..embedded import EmbeddedServer
+
         self._server = EmbeddedServer()
         self._lock = threading.Lock()
         reference = weakref.ref(self)
