@@ -54,6 +54,7 @@ class LateServer:
         # Otherwise `python -m pyramid_jobstate.embedded` warns of its second import.
         from ..embedded import EmbeddedServer
 
+        self._make = EmbeddedServer
         self._server = EmbeddedServer()
         self._lock = threading.Lock()
         reference = weakref.ref(self)
@@ -77,7 +78,7 @@ class LateServer:
         """In a forked child, forget a server that a thread was about to start."""
         self._lock = threading.Lock()
         if not self._server.port:
-            self._server = EmbeddedServer()
+            self._server = self._make()
 
 
 def _forget(server: LateServer | None) -> None:
