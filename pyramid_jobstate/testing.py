@@ -17,8 +17,6 @@ import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import dramatiq
-
 from .job import (
     JobInfo,
     JobState,
@@ -27,8 +25,7 @@ from .job import (
     dumps,
     run_of,
 )
-from .worker import middleware_of, put_job
-from .worker import release_broker as undo_use_broker
+from .worker import middleware_of, put_job, release_broker
 
 __all__ = [
     "Outbox",
@@ -45,7 +42,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from dramatiq import Message
+    from dramatiq import Broker, Message
     from pyramid.config import Configurator
     from pyramid.registry import Registry
 
@@ -73,12 +70,16 @@ class Outbox(list[Sent]):
         super().__init__()
         #: The id of the next step of a pipeline, by the id of each step.
         self.following: dict[str, str] = {}
+        #: The brokers of the messages, by their ids.
+        self.brokers: dict[str, Broker] = {}
         #: The ids of the messages whose jobs have run.
         self._ran: set[str] = set()
 
     def keep(self, outgoing: Outgoing) -> None:
         self.extend(map(Sent, outgoing.messages, outgoing.job_states))
         self.following.update(outgoing.following)
+        for message in outgoing.messages:
+            self.brokers[message.message_id] = outgoing.broker
 
     def next(self) -> Sent | None:
         """Return the first message whose job has not run, and count it as run."""
@@ -125,18 +126,6 @@ def outbox(registry: Registry) -> Outbox:
     return found
 
 
-def release_broker() -> None:
-    """Undo what the setting ``jobstate.broker`` did to this process, so that the next
-    application can have another broker. Call it after each test that makes an
-    application, for example in a fixture.
-
-    Actors keep their functions and move to the next application's broker. A server that
-    was started for ``jobstate.broker = stub`` stops. A broker that the application has
-    set itself stays.
-    """
-    undo_use_broker()
-
-
 def run_jobs(
     registry: Registry, environ: Mapping[str, Any] | None = None
 ) -> list[JobState]:
@@ -168,7 +157,9 @@ def run_jobs(
         if message.message_id in results and not message.options.get("pipe_ignore"):
             args = (*message.args, results[message.message_id])
             message = message.copy(args=args)
-        job_state, result = _run_job(registry, message, environ or {})
+        job_state, result = _run_job(
+            registry, sent_jobs.brokers[message.message_id], message, environ or {}
+        )
         jobs.append(job_state)
         following = sent_jobs.following.get(message.message_id)
         if following is not None:
@@ -177,12 +168,14 @@ def run_jobs(
 
 
 def _run_job(
-    registry: Registry, message: Message[Any], environ: Mapping[str, Any]
+    registry: Registry,
+    broker: Broker,
+    message: Message[Any],
+    environ: Mapping[str, Any],
 ) -> tuple[JobState, Any]:
     """Run a job, and return its JobState and its result."""
     from .web import receives_request, with_request
 
-    broker = dramatiq.get_broker()
     function = middleware_of(broker).functions[message.actor_name]
     info = function.info_of(message, attempt=1)
     job_state = function.job_state(message.message_id, RecordingRun(), info)

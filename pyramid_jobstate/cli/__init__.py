@@ -68,6 +68,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="COMMAND",
         choices=COMMANDS,
         help="one of the commands above; `pjobs INI COMMAND --help` has its flags. "
-        "Before it may stand name=value: variables for the ini, as for pserve",
+        "Put variables for the ini, name=value as for pserve, before it",
     )
     return parser

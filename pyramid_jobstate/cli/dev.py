@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import glob
+import itertools
 import os
 import signal
 import socket
@@ -30,7 +31,7 @@ from .parts import Part, say
 from .watch import Reports, Watch
 
 #: Seconds between two looks at the parts and the files.
-INTERVAL = 0.25
+INTERVAL = 0.5
 
 #: Seconds that a part has to stop. Above SHUTDOWN_TIMEOUT in child.py, so that the
 #: worker can put back the messages of jobs that have not begun.
@@ -125,10 +126,16 @@ def watched_files(ini: Ini) -> tuple[list[str], list[str]]:
     return paths, aslist(settings.get("ignore_files", ""), flatten=False)
 
 
-def wanted_servers(settings: Mapping[str, str]) -> Iterator[tuple[str, EmbeddedServer]]:
-    """Yield servers to start, each with the URL at which nothing answers."""
+def wanted_servers(
+    applications: Sequence[Mapping[str, str]],
+) -> Iterator[tuple[str, EmbeddedServer]]:
+    """Yield servers to start, each with the URL at which nothing answers.
+
+    Parameters:
+      applications: The settings of each application.
+    """
     found: dict[tuple[str, int], tuple[str, int]] = {}
-    for setting in SETTINGS:
+    for settings, setting in itertools.product(applications, SETTINGS):
         url = settings.get(setting, "")
         if not url.startswith("redis://"):
             continue

@@ -83,7 +83,7 @@ def arguments_of(settings: Mapping[str, str], path: str) -> dict[str, list[str]]
         if name not in known:
             raise Refused(
                 f"{path}: {setting!r} in [{SECTION}] is not a long flag of Dramatiq's. "
-                f"Known are: {', '.join(known)}."
+                f"Use one of: {', '.join(known)}."
             )
         try:
             found[name] = _ARGUMENTS[known[name]](f"--{name}", value.strip())

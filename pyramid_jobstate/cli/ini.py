@@ -16,6 +16,9 @@ from pyramid.scripts.common import get_config_loader, parse_vars
 #: The variable of the environment that tells child processes of the ini.
 VARIABLE = "PYRAMID_JOBSTATE_INI"
 
+#: How the names of sections begin that hold an application's settings.
+APPS = ("app:", "application:", "filter-app:")
+
 #: The kinds of sections that define an application in PasteDeploy.
 KINDS = ("app", "application", "composite", "composit", "pipeline", "filter-app")
 
@@ -78,10 +81,6 @@ class Ini:
         content = json.dumps([self.uri, self.path, self.variables])
         return {**os.environ, VARIABLE: content}
 
-    def assignments(self) -> list[str]:
-        """Return the variables, as ``name=value``."""
-        return [f"{name}={value}" for name, value in self.variables.items()]
-
     def check(self) -> None:
         """Raise Refused if the ini cannot be read or has no application."""
         with _explained(self.path):
@@ -109,17 +108,14 @@ class Ini:
         with _explained(self.path):
             return name in get_config_loader(self.uri).get_sections()
 
-    def app_settings(self) -> Mapping[str, str]:
-        """Return the settings of the application, or of the last one in a pipeline,
-        without importing the application.
+    def app_settings(self) -> list[Mapping[str, str]]:
+        """Return the settings of each application in the ini, without importing any:
+        several may be composed into one.
         """
         with _explained(self.path):
             sections = get_config_loader(self.uri).get_sections()
-        for found in self._applications(sections):
-            settings = self.section(found)
-            names = settings.get("pipeline", "").split()[-1:]
-            return self.section(f"app:{names[0]}") if names else settings
-        return {}
+        names = [name for name in sections if name.startswith(APPS)]
+        return [self.section(name) for name in names]
 
     def _name(self) -> str:
         fragment: str = plaster.parse_uri(self.uri).fragment

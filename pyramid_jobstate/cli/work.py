@@ -15,6 +15,7 @@ from typing import NoReturn
 import dramatiq
 import dramatiq.broker
 from dramatiq.brokers.redis import RedisBroker
+from dramatiq.brokers.stub import StubBroker
 from dramatiq.errors import BrokerConnectionError
 from pyramid.exceptions import ConfigurationError
 from pyramid.paster import get_app, setup_logging
@@ -136,6 +137,11 @@ def check_broker() -> None:
     if not _has_broker():
         raise Refused(NO_BROKER)
     broker = dramatiq.get_broker()
+    if isinstance(broker, StubBroker):
+        raise Refused(
+            "The broker is a StubBroker, which only passes messages within one "
+            "process, as tests need it. Set jobstate.broker to a URL."
+        )
     # Without pika, this module cannot be imported.
     rabbitmq = sys.modules.get("dramatiq.brokers.rabbitmq")
     if isinstance(broker, RedisBroker):
@@ -146,7 +152,7 @@ def check_broker() -> None:
     elif rabbitmq and isinstance(broker, rabbitmq.RabbitmqBroker):
         try:
             _ = broker.connection  # connects
-        except rabbitmq.pika.exceptions.AMQPError as e:
+        except (rabbitmq.pika.exceptions.AMQPError, OSError) as e:
             raise _Unreachable(repr(e)) from None
         # Nobody would answer the heartbeats of this thread's connection.
         del broker.connection

@@ -10,7 +10,7 @@ from pyramid.exceptions import ConfigurationError
 from pyramid.interfaces import IApplicationCreated
 
 from ..store import JobStore
-from ..worker import BrokerFault, use_broker
+from ..worker import BrokerFault, is_made, use_broker
 from .checks import (
     check_application,
     check_request_method,
@@ -153,8 +153,13 @@ def check_broker(
 
 
 def hand_over(event: ApplicationCreated) -> None:
-    """Have the jobs of the global broker use the requests of a new application."""
+    """Have the jobs of the global broker use the requests of a new application, unless
+    the broker was made for others.
+    """
     broker = dramatiq.broker.global_broker
+    settings = Settings(event.app.registry.settings)
+    if settings.read("broker") is None and is_made(broker):
+        return
     for middleware in [] if broker is None else broker.middleware:
         if isinstance(middleware, RequestMiddleware):
             middleware.registry = event.app.registry

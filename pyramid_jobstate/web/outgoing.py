@@ -52,6 +52,7 @@ class Outgoing:
       url: Returns the URL of the application, for actors that receive a request.
 
     Attributes:
+      broker: The broker to send everything through.
       messages: The messages, in order.
       job_states: The JobStates of the jobs, in the same order.
       following: The id of the next step of a pipeline, by the id of each step.
@@ -92,7 +93,7 @@ class Outgoing:
         broker = broker or dramatiq.broker.global_broker
         if broker is None:
             raise TypeError("No Dramatiq broker is set. Call dramatiq.set_broker(...).")
-        self._broker = broker
+        self.broker = broker
         self._what = self._prepare(what)
         # Looked up last: for an unknown actor its error would be misleading.
         self._middleware = middleware_of(broker)
@@ -110,7 +111,7 @@ class Outgoing:
         """
         if self.messages:
             name = self.messages[0].actor_name
-            written = self._middleware.store_for(self._broker)
+            written = self._middleware.store_for(self.broker)
             error = refusal(store, written, f"the broker of the actor {name!r}")
             if error is not None:
                 raise ActorError(error)
@@ -141,7 +142,7 @@ class Outgoing:
                 self.store.requeue([*self._ended.values()])
         with self._middleware.announced(self._unsent):
             if isinstance(self._what, Message):
-                self._broker.enqueue(self._what, delay=self._delay)
+                self.broker.enqueue(self._what, delay=self._delay)
             else:
                 self._what.run(delay=self._delay)
 
@@ -194,10 +195,10 @@ class Outgoing:
         )
 
     def _check_broker(self, what: pipeline | group) -> None:
-        if what.broker is not self._broker and not self._is_named:
+        if what.broker is not self.broker and not self._is_named:
             kind = type(what).__name__
             raise ActorError(
-                f"A group is sent through one broker, {self._broker!r}, but contains a "
+                f"A group is sent through one broker, {self.broker!r}, but contains a "
                 f"{kind} for another broker, {what.broker!r}. Send them separately, or "
                 "pass one broker for all: send_message(..., broker=...)."
             )
@@ -221,21 +222,21 @@ class Outgoing:
             before += delay or 0
         for step, following in itertools.pairwise(steps):
             self.following[step.message_id] = following.message_id
-        return pipeline(steps, broker=self._broker)
+        return pipeline(steps, broker=self.broker)
 
     def _group(self, what: group) -> group:
         self._check_broker(what)
         # Dramatiq does not annotate the constructor of a group.
         make_group: Callable[..., group] = group
-        copy = make_group((), broker=self._broker)
+        copy = make_group((), broker=self.broker)
         for child in what.children:
             prepare = self._message if isinstance(child, Message) else self._prepare
             copy.children.append(prepare(child))
         if what.completion_callbacks:
             # group.run() would raise this too late.
-            if not any(isinstance(m, GroupCallbacks) for m in self._broker.middleware):
+            if not any(isinstance(m, GroupCallbacks) for m in self.broker.middleware):
                 raise TypeError(
-                    f"The broker {self._broker!r} has no GroupCallbacks middleware, "
+                    f"The broker {self.broker!r} has no GroupCallbacks middleware, "
                     "which a group with completion callbacks needs."
                 )
             if any(isinstance(child, group) for child in what.children):
@@ -247,7 +248,7 @@ class Outgoing:
             owner = callback.options.get("job_owner", self._owner)
             is_tracked = self._function(callback.actor_name) is not None
             checked = check_owner(owner) if is_tracked else None
-            callback = encoded(self._broker, callback, checked, self._url)
+            callback = encoded(self.broker, callback, checked, self._url)
             copy.completion_callbacks.append(callback.asdict())
         return copy
 
@@ -266,7 +267,7 @@ class Outgoing:
                 f"{message.message_id!r}."
             )
         owner = check_owner(message.options.get("job_owner", self._owner))
-        message = encoded(self._broker, message, owner, self._url)
+        message = encoded(self.broker, message, owner, self._url)
         info = function.info(message.args, message.kwargs, owner)
         seconds = 0.0 if delay is None else delay / 1000
         self._jobs.append(
@@ -280,11 +281,11 @@ class Outgoing:
     def _function(self, actor_name: str) -> TrackedFunction | None:
         """Return the function of an actor, or None if the actor is not tracked."""
         try:
-            self._broker.get_actor(actor_name)
+            self.broker.get_actor(actor_name)
         except ActorNotFound:
             raise ActorError(
-                f"The broker {self._broker!r} does not know the actor {actor_name!r}. "
+                f"The broker {self.broker!r} does not know the actor {actor_name!r}. "
                 "If the actor belongs to another broker, pass that broker: "
                 "send_message(..., broker=...) or send_immediately(..., broker=...)."
             ) from None
-        return middleware_of(self._broker).functions.get(actor_name)
+        return middleware_of(self.broker).functions.get(actor_name)

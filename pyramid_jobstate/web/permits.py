@@ -76,18 +76,25 @@ def owner_of(request: Request) -> Any:
 
 
 def sender_of(request: Request) -> Any:
-    """Return the owner of the jobs that a request sends. A visitor whose session has
-    no name yet gets one.
+    """Return the owner of the jobs that a request sends. For a visitor whose session
+    has no name yet this is a new name, which :func:`name_visitor` keeps.
     """
     find = request.registry.getUtility(IOwner)
     if find is not session_owner or request.__dict__.get(_IS_JOB):
         return owner_of(request)
     # Asked again, since the session may have been invalidated.
-    owner = session_owner(request)
-    if owner is None:
-        owner = request.session[VISITOR] = secrets.token_urlsafe(18)
-    request.__dict__[_KNOWN] = owner, _principal(find)
-    return owner
+    return session_owner(request) or secrets.token_urlsafe(18)
+
+
+def name_visitor(request: Request, owner: str) -> None:
+    """Keep the owner of a job that was sent in the visitor's session, if the owner is
+    known by it.
+    """
+    find = request.registry.getUtility(IOwner)
+    if find is session_owner and not request.__dict__.get(_IS_JOB):
+        if session_owner(request) is None:
+            request.session[VISITOR] = owner
+        request.__dict__[_KNOWN] = owner, _principal(find)
 
 
 def set_owner(request: Request, owner: str | float | None) -> None:

@@ -14,7 +14,7 @@ from .access import Access
 from .interfaces import IOutbox
 from .joining import join, send_now
 from .outgoing import Outgoing, Sendable
-from .permits import sender_of
+from .permits import name_visitor, sender_of
 
 if TYPE_CHECKING:
     from dramatiq import Broker
@@ -186,15 +186,20 @@ class Sender(Access):
         broker: Broker | None,
         delay: timedelta | int | None = None,
     ) -> Outgoing:
-        if owner is DEFAULT:
+        is_default = owner is DEFAULT
+        if is_default:
             owner = sender_of(self.request)
-        return Outgoing(
+        outgoing = Outgoing(
             what,
             owner,
             broker=broker,
             delay=delay,
             url=lambda: self.request.application_url,
         )
+        if is_default:
+            # Only now: what cannot be sent leaves no trace in the session.
+            name_visitor(self.request, owner)
+        return outgoing
 
 
 def _one_or_all(

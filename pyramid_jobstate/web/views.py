@@ -60,16 +60,15 @@ def cancel(context: JobState, request: Request) -> Response:
     if "X-Requested-With" not in request.headers:
         return bad_request("The header X-Requested-With is missing.")
     container = context.__parent__
-    who = request.authenticated_userid
-    if who is None:
-        # A visitor without a login.
-        who = container.current_owner
+    userid = request.authenticated_userid
+    # An owner that is not a user may be a secret of the visitor's.
+    who = "A visitor without a login" if userid is None else repr(userid)
     is_cancelled = container.ask(
         lambda store: store.cancel(context.uuid, record_of(context).info)
     )
     job_state = container.find(context.uuid)
     if is_cancelled:
-        log.info("%r cancelled the job %s.", who, context.uuid)
+        log.info("%s cancelled the job %s.", who, context.uuid)
     if job_state is None:
         raise HTTPNotFound
     if not is_cancelled:

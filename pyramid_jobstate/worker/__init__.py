@@ -7,12 +7,13 @@ but not Pyramid.
 from .actors import TrackedFunction, check_owner
 from .brokers import (
     is_default,
+    is_made,
     made_store,
     middleware_of,
     release_broker,
     use_broker,
 )
-from .current import CurrentJob
+from .current import Conflict
 from .making import STUB, BrokerFault, BrokerSpec, masked
 from .middleware import JobStateMiddleware
 from .outage import Outage
@@ -23,7 +24,7 @@ __all__ = [
     "STUB",
     "BrokerFault",
     "BrokerSpec",
-    "CurrentJob",
+    "Conflict",
     "HandedFunction",
     "JobStateMiddleware",
     "Outage",
@@ -32,6 +33,7 @@ __all__ = [
     "check_owner",
     "has_parameter",
     "is_default",
+    "is_made",
     "layers",
     "made_store",
     "masked",

@@ -68,17 +68,21 @@ class TrackedFunction(HandedFunction):
         self.actor_name = actor.actor_name
         self.job_state_class = job_state_class
         parameters = dict(inspect.signature(called_function(actor.fn)).parameters)
-        self._is_handed = parameters.pop(PARAMETER, None) is not None
-        for layer in layers(actor.fn):
-            parameters.pop(layer.parameter, None)
+        self._is_handed = PARAMETER in parameters
         self._signature = inspect.Signature(list(parameters.values()))
+        for layer in (self, *layers(actor.fn)):
+            self._leave_out(layer.parameter)
 
     def put_inside(self, layer: HandedFunction) -> None:
         """Have another middleware's function called around the actor's own."""
         self.inner = layer
-        parameters = dict(self._signature.parameters)
-        parameters.pop(layer.parameter, None)
-        self._signature = inspect.Signature(list(parameters.values()))
+        self._leave_out(layer.parameter)
+
+    def _leave_out(self, parameter: str) -> None:
+        """Leave a parameter that is handed over out of those that are sent."""
+        parameters = self._signature.parameters.values()
+        kept = [p for p in parameters if p.name != parameter]
+        self._signature = inspect.Signature(kept)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         job = self._thread.job

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import dramatiq
 import dramatiq.broker
@@ -45,7 +44,7 @@ class Made(NamedTuple):
 
 
 #: The brokers made here that are in use.
-_made: WeakKeyDictionary[Broker, Made] = WeakKeyDictionary()
+_made: dict[Broker, Made] = {}
 
 
 def use_broker(
@@ -66,12 +65,13 @@ def use_broker(
     """
     current = dramatiq.broker.global_broker
     if current is not None and current in _made:
-        if _made[current].spec == spec:
+        if _made[current].spec == spec and _makes(spec, settings, current):
             return current
         raise BrokerFault(
-            "cannot be used: another application in this process has another broker, "
-            "or keeps its jobs elsewhere, and the applications of a process share one "
-            "broker. Give them equal settings, or a process each. A test suite calls "
+            "cannot be used: another application in this process, or one that failed "
+            "to start, has another broker or keeps its jobs elsewhere. The "
+            "applications of a process share one broker: give them equal settings, or "
+            "a process each. A test suite calls "
             "pyramid_jobstate.testing.release_broker() between two applications."
         )
     if current is not spec.broker:
@@ -107,8 +107,13 @@ def use_broker(
 
 
 def release_broker() -> None:
-    """Undo :func:`use_broker`: its actors, if any, return to Dramatiq's default broker,
-    from which the next application takes them.
+    """Undo what the setting ``jobstate.broker`` did to this process, so that the next
+    application can have another broker. Call it after each test that makes an
+    application, for example in a fixture.
+
+    Actors keep their functions and move to the next application's broker. A server that
+    was started for ``jobstate.broker = stub`` stops. A broker that the application has
+    set itself stays.
     """
     broker = dramatiq.broker.global_broker
     made = None if broker is None else _made.pop(broker, None)
@@ -124,6 +129,11 @@ def release_broker() -> None:
     finally:
         if made.server is not None:
             made.server.stop()
+
+
+def is_made(broker: Broker | None) -> bool:
+    """Return whether a broker was made by :func:`use_broker`."""
+    return broker is not None and broker in _made
 
 
 def made_store(broker: Broker | None) -> JobStore | None:
@@ -181,14 +191,31 @@ def _refuse_own(broker: Broker | None) -> None:
         )
 
 
+def _makes(spec: BrokerSpec, settings: Mapping[str, Any], broker: Broker) -> bool:
+    """Return whether a specification still makes a broker like this one: a function may
+    heed other settings.
+    """
+    if isinstance(spec.broker, (str, Broker)):
+        return True
+    try:
+        return _place(make_broker(spec, settings)) == _place(broker)
+    finally:
+        # The function may have set its broker.
+        dramatiq.set_broker(broker)
+
+
 def _look(broker: Broker) -> tuple[object, ...]:
     """Return what tells Dramatiq's default broker from others."""
+    return ([type(m) for m in broker.middleware], *_place(broker))
+
+
+def _place(broker: Broker) -> tuple[object, ...]:
+    """Return what a broker is, and where it keeps messages."""
     client = getattr(broker, "client", None)
     login: dict[str, Any] = getattr(client, "get_connection_kwargs", dict)()
     parameters = getattr(broker, "parameters", None)
     return (
         type(broker),
-        [type(m) for m in broker.middleware],
         getattr(broker, "namespace", None),
         None if client is None else place_of(client),
         login.get("username"),

@@ -38,6 +38,12 @@ class Tracked(Protocol):
         """Return the recorder's entry for a run that begins now."""
 
 
+class Conflict(Retry):
+    """Raised in place of a conflict between transactions, its cause, so that Dramatiq
+    runs the job again at once.
+    """
+
+
 @dataclasses.dataclass(slots=True, eq=False)
 class CurrentJob:
     """A message that a thread processes, and its job.
@@ -187,8 +193,7 @@ class ThreadState(threading.local):
 
 def describe(exception: BaseException, length: int = 1000) -> JobError:
     """Return an exception as it is stored, its text cut to `length` characters."""
-    if isinstance(exception, Retry) and exception.__cause__ is not None:
-        # A request's conflict, which nobody called a retry.
+    if isinstance(exception, Conflict) and exception.__cause__ is not None:
         exception = exception.__cause__
     cls = type(exception)
     name = cls.__qualname__

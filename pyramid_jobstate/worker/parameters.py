@@ -40,18 +40,25 @@ class HandedFunction:
 
 
 def layers(fn: Callable[..., Any]) -> list[HandedFunction]:
-    """Return the middleware's functions around an actor's own, outermost first."""
+    """Return the functions of this package's middleware around an actor's own,
+    outermost first. Other middleware may have put its own between them.
+    """
     found: list[HandedFunction] = []
-    while isinstance(fn, HandedFunction):
-        found.append(fn)
-        fn = fn.inner
+    inner: Any = fn
+    while inner is not None:
+        if isinstance(inner, HandedFunction):
+            found.append(inner)
+            inner = inner.inner
+        else:
+            inner = getattr(inner, "__wrapped__", None)
     return found
 
 
 def own_function(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function that an actor was declared with."""
-    found = layers(fn)
-    return found[-1].inner if found else fn
+    """Return an actor's function without those of this package around it."""
+    while isinstance(fn, HandedFunction):
+        fn = fn.inner
+    return fn
 
 
 def called_function(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -295,7 +295,7 @@ def wanted(**settings: str) -> list[tuple[str, str, int, int]]:
     named = {f"jobstate.{name}": value for name, value in settings.items()}
     return [
         (url, server.host, server.port, server.databases)
-        for url, server in dev.wanted_servers(named)
+        for url, server in dev.wanted_servers([named])
     ]
 
 
