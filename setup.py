@@ -54,6 +54,7 @@ tests_require = [
     "mypy",
     "pika",
     "playwright",
+    "psycopg[binary]",
     "pygments",
     "pytest",
     "pytest-timeout",

@@ -87,10 +87,8 @@ def join(request: Request, ask: Ask, outgoing: Outgoing) -> None:
         raise RuntimeError(NO_TRANSACTION)
     data_manager = JobDataManager(ask, outgoing, manager)
     try:
-        transaction.join(data_manager.vote)
-        transaction.join(data_manager)
+        data_manager.join(transaction)
     except (TransactionError, ValueError) as e:
-        data_manager.abort(transaction)
         raise RuntimeError(TAKES_NOTHING) from e
     if is_new or (is_implicit and not tween_commits):
         _watch(data_manager, request)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dramatiq.errors import Retry
 from dramatiq.middleware import Middleware
+from pyramid import threadlocal
 from pyramid.config import global_registries
 from pyramid.interfaces import IRequestFactory, IRootFactory
 from pyramid.request import Request, apply_request_extensions
@@ -30,6 +31,7 @@ from .joining import is_shared
 from .messages import REQUEST, receives_request, refuse_request
 from .permits import set_owner
 from .settings import is_base_url
+from .transaction import abort
 
 if TYPE_CHECKING:
     from dramatiq import Actor, Broker, Message
@@ -164,16 +166,19 @@ def with_request(
       BaseException: What the function or the commit raises. The transaction is aborted.
     """
     request = _make_request(registry, message, environ)
-    context = RequestContext(request)
-    context.begin()
+    stack = threadlocal.manager.stack
+    depth = len(stack)
     try:
+        RequestContext(request).begin()
         apply_request_extensions(request)
         try:
             return _in_transaction(request, message.actor_name, call)
         finally:
             _finish(request)
     finally:
-        context.end()
+        # Not end(): an interrupt may have come before or after the push. None can come
+        # between these statements, which call nothing.
+        del stack[depth:]
 
 
 def _make_request(
@@ -224,10 +229,14 @@ def _in_transaction(
         _leave(environ)
         manager.commit()
     except BaseException as e:
-        _leave(environ)
-        # Asked first, since an abort forgets the databases.
-        is_conflict = isinstance(e, Exception) and _is_retryable(request, manager, e)
-        _abort(manager)
+        try:
+            _leave(environ)
+            # Asked first, since an abort forgets the databases.
+            is_conflict = isinstance(e, Exception) and _is_retryable(
+                request, manager, e
+            )
+        finally:
+            abort(manager, e)
         if is_conflict:
             raise Retry(f"{type(e).__name__}: {e}", delay=0) from e
         raise
@@ -264,23 +273,14 @@ def _is_retryable(request: Request, manager: Any, error: Exception) -> bool:
     return bool(is_error_retryable(request, error))
 
 
-def _abort(manager: Any) -> None:
-    from transaction.interfaces import NoTransaction
-
-    try:
-        manager.abort()
-    except NoTransaction:
-        # The actor has ended it.
-        pass
-    except Exception:
-        log.exception("The transaction of a job could not be aborted.")
-
-
 def _finish(request: Request) -> None:
     """Call the finished callbacks of a request, such as those that close a database."""
-    while request.finished_callbacks:
-        try:
-            request._process_finished_callbacks()  # noqa: SLF001, as pyramid.scripting
-        except Exception:
-            # The transaction has committed or aborted: the job's end is settled.
-            log.exception("A finished callback of a job failed.")
+    try:
+        request._process_finished_callbacks()  # noqa: SLF001, as pyramid.scripting
+    except Exception:
+        # The transaction has committed or aborted: the job's end is settled.
+        log.exception("A finished callback of a job failed.")
+    finally:
+        # Even an interrupt must not keep a database from being closed.
+        if request.finished_callbacks:
+            _finish(request)

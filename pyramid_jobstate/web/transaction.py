@@ -1,7 +1,10 @@
-"""The data manager, which sends jobs when a transaction has committed."""
+"""The data manager, which sends jobs when a transaction has committed; and the abort of
+a job's own transaction.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from typing import TYPE_CHECKING, Any
@@ -47,6 +50,9 @@ class JobDataManager:
     See `transaction.interfaces.ISavepointDataManager`.
     """
 
+    # Nobody expects anything of it until it has joined.
+    _is_over = True
+
     def __init__(self, ask: Ask, outgoing: Outgoing, manager: Any) -> None:
         self.transaction_manager = manager
         self.vote = OnePhaseVote(manager)
@@ -55,6 +61,15 @@ class JobDataManager:
         self._is_recorded = False
         self._is_doubtful = False
         self._is_voted = False
+
+    def join(self, transaction: Any) -> None:
+        """Join a transaction.
+
+        Raises:
+          TransactionError, ValueError: It can no longer be joined.
+        """
+        transaction.join(self.vote)
+        transaction.join(self)
         self._is_over = False
 
     def abort(self, transaction: Any) -> None:
@@ -71,9 +86,7 @@ class JobDataManager:
         pass
 
     def commit(self, transaction: Any) -> None:
-        self._is_recorded = self._is_doubtful = True
-        self._ask(self._outgoing.record)
-        self._is_doubtful = False
+        self._ask(self._record)
 
     def tpc_vote(self, transaction: Any) -> None:
         self._is_voted = True
@@ -116,6 +129,14 @@ class JobDataManager:
 
     # The transaction may be discarded along with its manager or its thread.
     __del__ = complain
+
+    def _record(self, store: JobStore) -> None:
+        # From here on an abort has something to take back, and knows where: nothing can
+        # interrupt these two statements.
+        self._outgoing.store = store
+        self._is_recorded = self._is_doubtful = True
+        self._outgoing.record(store)
+        self._is_doubtful = False
 
     def _try(self, change: Callable[[JobStore], object]) -> None:
         try:
@@ -162,3 +183,40 @@ class JobSavepoint:
 
     def rollback(self) -> None:
         pass
+
+
+def abort(manager: Any, error: BaseException) -> None:
+    """Abort the transaction of a manager, if it has one.
+
+    Parameters:
+      error: What was raised by the transaction's owner or by its commit.
+    """
+    from transaction.interfaces import NoTransaction
+
+    try:
+        transaction = manager.get()
+    except NoTransaction:
+        # The actor has ended it.
+        return
+    try:
+        if not isinstance(error, Exception):
+            # The transaction does not go on taking back its commit after an interrupt,
+            # and a ZODB would keep the lock that all commits of this process need.
+            _abort_commit(transaction, list(getattr(transaction, "_resources", ())))
+    finally:
+        try:
+            manager.abort()
+        except Exception:
+            log.exception("The transaction of a job could not be aborted.")
+
+
+def _abort_commit(transaction: Any, data_managers: list[Any]) -> None:
+    try:
+        while data_managers:
+            # Those that did not take part in a commit, or have finished, may complain.
+            with contextlib.suppress(Exception):
+                data_managers.pop().tpc_abort(transaction)
+    finally:
+        # Another interrupt spares none.
+        if data_managers:
+            _abort_commit(transaction, data_managers)
