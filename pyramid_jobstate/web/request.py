@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from dramatiq.errors import Retry
 from dramatiq.middleware import Middleware
 from pyramid import threadlocal
 from pyramid.config import global_registries
@@ -19,6 +18,7 @@ from pyramid.traversal import DefaultRootFactory
 
 from ..errors import ActorError
 from ..worker import (
+    Conflict,
     HandedFunction,
     TrackedFunction,
     called_function,
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from pyramid.registry import Registry
 
 log = logging.getLogger("pyramid_jobstate")
+
+#: What an actor's option `throws` may be.
+Throws = type[BaseException] | tuple[type[BaseException], ...]
 
 #: The URL of an application that neither a setting nor a sender has named.
 DEFAULT_URL = "http://localhost"
@@ -134,6 +137,7 @@ class RequestFunction(HandedFunction):
             registry,
             job.message,
             lambda request: self.inner(*args, **{**kwargs, REQUEST: request}),
+            throws=self._actor.options.get("throws") or (),
         )
 
 
@@ -151,6 +155,8 @@ def with_request(
     message: Message[Any] | MessageProxy,
     call: Callable[[Request], Any],
     environ: Mapping[str, Any] | None = None,
+    *,
+    throws: Throws = (),
 ) -> Any:
     """Call a function with a request for a job, in a transaction, and return the
     result.
@@ -160,9 +166,10 @@ def with_request(
       message: The message of the job.
       environ: Further keys for the request's WSGI environ. With ``tm.active``, the
         transaction is left to the caller.
+      throws: The exceptions that are not conflicts, since the actor expects them.
 
     Raises:
-      Retry: A conflict occurred, and the job has attempts left.
+      Conflict: A conflict occurred, and the job has attempts left.
       BaseException: What the function or the commit raises. The transaction is aborted.
     """
     request = _make_request(registry, message, environ)
@@ -172,7 +179,7 @@ def with_request(
         RequestContext(request).begin()
         apply_request_extensions(request)
         try:
-            return _in_transaction(request, message.actor_name, call)
+            return _in_transaction(request, message.actor_name, call, throws)
         finally:
             _finish(request)
     finally:
@@ -209,7 +216,10 @@ def _make_request(
 
 
 def _in_transaction(
-    request: Request, actor_name: str, call: Callable[[Request], Any]
+    request: Request,
+    actor_name: str,
+    call: Callable[[Request], Any],
+    throws: Throws,
 ) -> Any:
     environ = request.environ
     manager = getattr(request, "tm", None)
@@ -226,19 +236,21 @@ def _in_transaction(
         manager.begin().note(actor_name)
         environ.update({"tm.active": True, "tm.manager": manager})
         result = _call(request, call)
-        _leave(environ)
+        _deactivate(environ)
         manager.commit()
     except BaseException as e:
         try:
-            _leave(environ)
+            _deactivate(environ)
             # Asked first, since an abort forgets the databases.
-            is_conflict = isinstance(e, Exception) and _is_retryable(
-                request, manager, e
+            is_conflict = (
+                isinstance(e, Exception)
+                and not isinstance(e, throws)
+                and _is_retryable(request, manager, e)
             )
         finally:
             abort(manager, e)
         if is_conflict:
-            raise Retry(f"{type(e).__name__}: {e}", delay=0) from e
+            raise Conflict(f"{type(e).__name__}: {e}", delay=0) from e
         raise
     return result
 
@@ -249,7 +261,7 @@ def _call(request: Request, call: Callable[[Request], Any]) -> Any:
     return call(request)
 
 
-def _leave(environ: dict[str, Any]) -> None:
+def _deactivate(environ: dict[str, Any]) -> None:
     environ.pop("tm.active", None)
     environ.pop("tm.manager", None)
 

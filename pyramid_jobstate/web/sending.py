@@ -187,18 +187,17 @@ class Sender(Access):
         delay: timedelta | int | None = None,
     ) -> Outgoing:
         is_default = owner is DEFAULT
-        if is_default:
-            owner = sender_of(self.request)
+        found: Any = sender_of(self.request) if is_default else owner
         outgoing = Outgoing(
             what,
-            owner,
+            found,
             broker=broker,
             delay=delay,
             url=lambda: self.request.application_url,
         )
         if is_default:
             # Only now: what cannot be sent leaves no trace in the session.
-            name_visitor(self.request, owner)
+            name_visitor(self.request, found)
         return outgoing
 
 

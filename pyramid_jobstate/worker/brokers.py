@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import dramatiq
 import dramatiq.broker
@@ -44,7 +45,7 @@ class Made(NamedTuple):
 
 
 #: The brokers made here that are in use.
-_made: dict[Broker, Made] = {}
+_made: WeakKeyDictionary[Broker, Made] = WeakKeyDictionary()
 
 
 def use_broker(

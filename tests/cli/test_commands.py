@@ -135,10 +135,17 @@ def set_broker(monkeypatch: pytest.MonkeyPatch) -> object:
 
 def test_a_broker_that_answers(set_broker, redis_url: str) -> None:
     """A broker that answers, or of a kind that is not known, is taken."""
-    for broker in [RedisBroker(url=redis_url), StubBroker()]:
+    for broker in [RedisBroker(url=redis_url), dramatiq.Broker()]:
         set_broker(broker)
         work.check_broker()
         assert dramatiq.get_broker() is broker
+
+
+def test_a_broker_for_tests_is_refused(set_broker) -> None:
+    """A broker in memory would never receive what another process sends."""
+    set_broker(StubBroker())
+    with pytest.raises(Refused, match="Set jobstate.broker to a URL"):
+        work.check_broker()
 
 
 def test_no_broker_of_anyones(set_broker) -> None:
@@ -159,6 +166,14 @@ def test_a_broker_out_of_reach(set_broker, scheme: str) -> None:
     url = f"{scheme}://user:secret@127.0.0.1:{free_port()}/0"
     set_broker((RedisBroker if scheme == "redis" else RabbitmqBroker)(url=url))
     with pytest.raises(Exception, match="refused") as caught:
+        work.check_broker()
+    assert "secret" not in str(caught.value)
+
+
+def test_a_host_that_is_unknown(set_broker) -> None:
+    """A host without an address is out of reach, too."""
+    set_broker(RabbitmqBroker(url="amqp://guest:secret@unknown.invalid/"))
+    with pytest.raises(work._Unreachable) as caught:
         work.check_broker()
     assert "secret" not in str(caught.value)
 

@@ -171,7 +171,7 @@ def test_retry_when_sees_the_conflict(scene: Scene) -> None:
     assert (state.status, state.attempt) == ("error", 3)
     assert [retries for retries, _ in asked] == [0, 1, 2]
     found = [exception for _, exception in asked]
-    assert [type(e) is Retry for e in found] == [True, True, False]
+    assert [isinstance(e, Retry) for e in found] == [True, True, False]
     for e in (found[0].__cause__, found[1].__cause__, found[2]):
         name = f"{type(e).__module__}.{type(e).__qualname__}"
         assert name == CONFLICTS[scene.kind]

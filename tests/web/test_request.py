@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import sys
@@ -28,6 +29,7 @@ from pyramid_jobstate import (
     current_job_state,
 )
 from pyramid_jobstate.errors import ActorError
+from pyramid_jobstate.testing import release_broker
 from pyramid_jobstate.web.request import last_application, with_request
 from tests.incaller import InCallerBroker
 from tests.jobs import job_actor, load, make_broker, messages, wait_until, working
@@ -790,3 +792,64 @@ def test_job_in_the_caller_cannot_share_its_manager(
     job = reload(sent[0])
     assert job.status == "error" and job.error is not None
     assert "pyramid_tm.explicit_manager" in job.error.message
+
+
+def test_expected_exception_is_not_a_conflict(
+    broker: Broker, config: Configurator, events: Events
+) -> None:
+    """An exception that the actor `throws` ends the job, as with any other actor."""
+    actor = conflicting(broker, events, RetryableException, throws=RetryableException)
+    assert run(broker, actor, 9, status="error").attempt == 1
+
+
+def test_retry_of_an_actor_keeps_its_text(broker: Broker, config: Configurator) -> None:
+    """What an actor raises itself is the error that viewers are told about."""
+
+    @job_actor(broker=broker, max_retries=0)
+    def visit(*, request: Any, job_state: JobState) -> None:
+        raise Retry("busy", delay=1) from ZeroDivisionError()
+
+    assert run(broker, visit, status="error").error == ("dramatiq.errors.Retry", "busy")
+
+
+def test_application_without_the_setting_takes_nothing_over(
+    redis_url: str, set_broker: Callable[[Any], None]
+) -> None:
+    """An application that only reads jobs, beside the one whose broker this is, does
+    not serve the requests of its jobs.
+    """
+    set_broker(None)
+    owner = make_tm_config(None, {**EXPLICIT, "jobstate.broker": redis_url})
+    owner.include("pyramid_jobstate")
+    owner.make_wsgi_app()
+    reader = make_config(redis_url)
+    reader.include("pyramid_jobstate")
+    reader.make_wsgi_app()
+    global_broker = dramatiq.get_broker()
+    (found,) = (m for m in global_broker.middleware if isinstance(m, RequestMiddleware))
+    assert found.registry is owner.registry
+    release_broker()
+
+
+def test_request_is_found_behind_another_wrapper(
+    broker: Broker, config: Configurator, events: Events
+) -> None:
+    """A middleware of the application's own may wrap the function, too."""
+
+    @job_actor(broker=broker)
+    def visit(*, request: Any, job_state: JobState) -> None:
+        events.append(request.application_url)
+
+    @functools.wraps(visit.fn)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return inner(*args, **kwargs)
+
+    inner, visit.fn = visit.fn, wrapper
+    with pytest.raises(ActorError, match="cannot carry the argument request"):
+        visit.send(request="mine")
+    request = make_request(config, "alice")
+    request.host = "shop.example.com"
+    job = request.job_states.send_immediately(visit)
+    with working(broker):
+        wait_for(lambda: reload(job).is_success)
+    assert events[1] == "http://shop.example.com"
