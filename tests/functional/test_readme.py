@@ -53,6 +53,21 @@ def main(global_config, **settings):
         return config.make_wsgi_app()
 """
 
+#: Gives the application sessions, which a parameter fills.
+SESSIONS = """
+from pyramid.session import SignedCookieSessionFactory
+
+
+def fill(event):
+    if "customer" in event.request.params:
+        event.request.session["customer"] = event.request.params["customer"]
+
+
+def includeme(config):
+    config.set_session_factory(SignedCookieSessionFactory("secret"))
+    config.add_subscriber(fill, "pyramid.events.NewRequest")
+"""
+
 #: Serves the application, and a page whose script polls by hand.
 SERVE = """
 import sys
@@ -375,16 +390,20 @@ app.get("/job_state?all=1", status=403)
 def test_visitors_of_the_readme_own_their_jobs(
     environment: dict[str, str], myapp: Path
 ) -> None:
-    """With the function that reads a cookie, a visitor who has not logged in sees the
-    job that they sent, and another visitor does not.
+    """With the function that reads the session, a visitor who has not logged in sees
+    the job that they sent, and another visitor does not.
     """
+    (myapp / "sessions.py").write_text(SESSIONS, "utf-8")
     program = """
 from webtest import TestApp
 from myapp import main
-app = main({}, **{"jobstate.owner": "myapp.visitors.visitor"})
+settings = {
+    "jobstate.owner": "myapp.visitors.visitor", "pyramid.includes": "sessions"
+}
+app = main({}, **settings)
 visitor, other = TestApp(app), TestApp(app)
-visitor.set_cookie("visitor", "v1")
-other.set_cookie("visitor", "v2")
+visitor.get("/job_state?limit=1", {"customer": "1"}, expect_errors=True)
+other.get("/job_state?limit=1", {"customer": "2"}, expect_errors=True)
 url = visitor.get("/run").html.find("job-state")["src"]
 assert visitor.get(url).json["job"]["cancellable"] is True
 other.get(url, status=403)
