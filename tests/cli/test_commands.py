@@ -144,7 +144,7 @@ def test_a_broker_that_answers(set_broker, redis_url: str) -> None:
 def test_a_broker_for_tests_is_refused(set_broker) -> None:
     """A broker in memory would never receive what another process sends."""
     set_broker(StubBroker())
-    with pytest.raises(Refused, match="for tests|as tests need it"):
+    with pytest.raises(Refused, match="as tests need it"):
         work.check_broker()
 
 
