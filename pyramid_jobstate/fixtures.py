@@ -47,7 +47,7 @@ def job_store(
     store = JobStore(jobstate_server.url)
     store.client.flushdb()
     if "app" in request.fixturenames:
-        registry = request.getfixturevalue("app").registry
+        registry = _registry(request.getfixturevalue("app"))
         with _utility(registry, store, IJobStore):
             yield store
     else:
@@ -63,7 +63,7 @@ def job_outbox(app: Router) -> Iterator[Outbox]:
     from .web import IOutbox
 
     outbox = Outbox()
-    with _utility(app.registry, outbox, IOutbox):
+    with _utility(_registry(app), outbox, IOutbox):
         yield outbox
 
 
@@ -75,7 +75,12 @@ def run_jobs(
     the test's own transaction. It returns their JobStates: see
     :func:`pyramid_jobstate.testing.run_jobs`.
     """
-    return lambda: run_jobs_of(app.registry, testapp.extra_environ)
+    return lambda: run_jobs_of(_registry(app), testapp.extra_environ)
+
+
+def _registry(app: Any) -> Registry:
+    """Return the registry of an application, or of the one that a TestApp wraps."""
+    return getattr(app, "app", app).registry
 
 
 @contextlib.contextmanager

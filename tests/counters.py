@@ -238,6 +238,6 @@ def make_app(
     config.include("pyramid_jobstate")
     config.make_wsgi_app()
     requests = RequestMiddleware()
-    requests.registry = config.registry
+    requests.applications.add(config.registry)
     broker.add_middleware(requests)
     return config

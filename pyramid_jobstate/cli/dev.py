@@ -67,7 +67,10 @@ def main(ini: Ini, program: str, arguments: Sequence[str]) -> int:
     signals = Signals()
     with contextlib.ExitStack() as running:
         servers = []
-        for url, server in wanted_servers(ini.app_settings()):
+        applications = ini.app_settings()
+        if not any(set(SETTINGS) & settings.keys() for settings in applications):
+            say("pjobs", f"The ini sets neither {' nor '.join(SETTINGS)}.")
+        for url, server in wanted_servers(applications):
             try:
                 running.enter_context(server)
             except RuntimeError as e:

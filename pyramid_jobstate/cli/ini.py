@@ -110,12 +110,23 @@ class Ini:
 
     def app_settings(self) -> list[Mapping[str, str]]:
         """Return the settings of each application in the ini, without importing any:
-        several may be composed into one.
+        several may be composed into one. Those of a file that one of them uses follow.
         """
+        return list(self._app_settings(set()))
+
+    def _app_settings(self, seen: set[str]) -> Iterator[Mapping[str, str]]:
+        seen.add(self.path)
         with _explained(self.path):
             sections = get_config_loader(self.uri).get_sections()
-        names = [name for name in sections if name.startswith(APPS)]
-        return [self.section(name) for name in names]
+        for name in sections:
+            if name.startswith(APPS):
+                settings = self.section(name)
+                yield settings
+                kind, _, place = settings.get("use", "").partition(":")
+                folder = os.path.dirname(self.path)
+                path = os.path.join(folder, place.partition("#")[0])
+                if kind == "config" and path not in seen and os.path.exists(path):
+                    yield from Ini(path, path, self.variables)._app_settings(seen)
 
     def _name(self) -> str:
         fragment: str = plaster.parse_uri(self.uri).fragment

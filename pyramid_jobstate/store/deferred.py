@@ -14,16 +14,18 @@ class DeferredPool(ConnectionPool):
     """Connections to a server on 127.0.0.1.
 
     Parameters:
-      find_port: Returns the server's port. Called for each new connection.
+      find_port: Returns the server's port.
     """
 
     def __init__(self, find_port: Callable[[], int]) -> None:
         super().__init__(host="127.0.0.1", port=0, **FAIL_FAST)
         self._find_port = find_port
 
-    def make_connection(self) -> Any:
+    def get_connection(self, *args: Any, **kwargs: Any) -> Any:
+        # Not when the connection is made: the pool holds its lock then, and a process
+        # that forks meanwhile would keep it locked.
         self.connection_kwargs["port"] = self._find_port()
-        return super().make_connection()
+        return super().get_connection(*args, **kwargs)
 
 
 def deferred_client(find_port: Callable[[], int]) -> Redis:

@@ -162,7 +162,7 @@ def hand_over(event: ApplicationCreated) -> None:
         return
     for middleware in [] if broker is None else broker.middleware:
         if isinstance(middleware, RequestMiddleware):
-            middleware.registry = event.app.registry
+            middleware.applications.add(event.app.registry)
 
 
 def set_job_store(config: Configurator, store: JobStore) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dramatiq import Message
@@ -22,13 +22,13 @@ def encoded(
     broker: Broker,
     message: Message[Any],
     owner: object,
-    url: Callable[[], str] | None,
+    origin: Callable[[], Mapping[str, str]],
 ) -> Message[Any]:
     """Return a copy of a message as the worker will see it.
 
     Parameters:
       owner: The owner of its job, or None.
-      url: Returns the URL of the application, for an actor that receives a request.
+      origin: Returns the options that tell an actor with a request where it comes from.
 
     Raises:
       TypeError: It cannot be encoded.
@@ -39,8 +39,7 @@ def encoded(
         options["job_owner"] = owner
     if receives_request(broker, message.actor_name):
         refuse_request(message)
-        if url is not None:
-            options["job_url"] = url()
+        options.update(origin())
     try:
         return Message.decode(dataclasses.replace(message, options=options).encode())
     except (TypeError, ValueError) as e:

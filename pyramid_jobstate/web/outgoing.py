@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,8 @@ class Outgoing:
       broker: The broker to send everything through. By default that of the pipeline or
         group, and Dramatiq's global broker for a message.
       delay: Milliseconds, or a timedelta, until it is due.
-      url: Returns the URL of the application, for actors that receive a request.
+      origin: Returns the message options that tell actors with a request where they
+        come from.
 
     Attributes:
       broker: The broker to send everything through.
@@ -73,13 +74,13 @@ class Outgoing:
         *,
         broker: Broker | None = None,
         delay: timedelta | int | None = None,
-        url: Callable[[], str] | None = None,
+        origin: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         if isinstance(delay, timedelta):
             delay = int(delay.total_seconds() * 1000)
         self._delay = delay
         self._owner = owner
-        self._url = url
+        self._origin = origin
         # Another sender may send the same messages.
         self._sender = secrets.token_hex(6)
         self._jobs: list[NewJob] = []
@@ -248,7 +249,7 @@ class Outgoing:
             owner = callback.options.get("job_owner", self._owner)
             is_tracked = self._function(callback.actor_name) is not None
             checked = check_owner(owner) if is_tracked else None
-            callback = encoded(self.broker, callback, checked, self._url)
+            callback = encoded(self.broker, callback, checked, self._origin)
             copy.completion_callbacks.append(callback.asdict())
         return copy
 
@@ -267,7 +268,7 @@ class Outgoing:
                 f"{message.message_id!r}."
             )
         owner = check_owner(message.options.get("job_owner", self._owner))
-        message = encoded(self.broker, message, owner, self._url)
+        message = encoded(self.broker, message, owner, self._origin)
         info = function.info(message.args, message.kwargs, owner)
         seconds = 0.0 if delay is None else delay / 1000
         self._jobs.append(

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from dramatiq.middleware import Middleware
 from pyramid import threadlocal
-from pyramid.config import global_registries
 from pyramid.interfaces import IRequestFactory, IRootFactory
 from pyramid.request import Request, apply_request_extensions
 from pyramid.threadlocal import RequestContext
@@ -26,7 +25,8 @@ from ..worker import (
     has_parameter,
     middleware_of,
 )
-from .interfaces import IBaseUrl, IJobStore
+from .applications import Applications
+from .interfaces import IBaseUrl
 from .joining import is_shared
 from .messages import REQUEST, receives_request, refuse_request
 from .permits import set_owner
@@ -63,12 +63,12 @@ class RequestMiddleware(Middleware):
     beside its :class:`JobStateMiddleware`, added before the actors are declared.
 
     Attributes:
-      registry: The registry of the application whose requests these are, or None for
-        the last application that was made. The include sets it on the global broker.
+      applications: The applications whose requests these are. The include adds each one
+        to the middleware of the global broker.
     """
 
     def __init__(self) -> None:
-        self.registry: Registry | None = None
+        self.applications = Applications()
 
     def before_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
         # Only an error from a before_ hook reaches the code that declares the actor.
@@ -127,27 +127,16 @@ class RequestFunction(HandedFunction):
             return self.inner(*args, **kwargs)
         # A call from within the job counts as direct.
         job.has_request = True
-        registry = self._middleware.registry or last_application()
-        if registry is None:
-            raise RuntimeError(
-                f"The actor {name!r} needs a request, but this process has made no "
-                "Pyramid application. Start workers with `pjobs INI work`."
-            )
+        try:
+            registry = self._middleware.applications.find(job.message.options)
+        except LookupError as e:
+            raise RuntimeError(f"The actor {name!r} {e}") from None
         return with_request(
             registry,
             job.message,
             lambda request: self.inner(*args, **{**kwargs, REQUEST: request}),
             throws=self._actor.options.get("throws") or (),
         )
-
-
-def last_application() -> Registry | None:
-    """Return the registry of the last application that was made with this package."""
-    for registry in reversed([*global_registries]):
-        # A registry may be collected meanwhile.
-        if registry is not None and registry.queryUtility(IJobStore) is not None:
-            return registry
-    return None
 
 
 def with_request(
@@ -205,7 +194,10 @@ def _make_request(
         "retry.attempt": min(options.get("retries", 0), attempts),
         "retry.attempts": attempts,
     }
-    request = factory.blank("/", environ={**known, **(environ or {})}, base_url=url)
+    # The environ is made apart, since `blank` of a factory may take a path only.
+    request = factory(
+        Request.blank("/", environ={**known, **(environ or {})}, base_url=url).environ
+    )
     request.registry = registry
     try:
         set_owner(request, check_owner(options.get("job_owner")))

@@ -11,6 +11,7 @@ from dramatiq import Actor, Message, group, pipeline
 
 from ..job import JobState
 from .access import Access
+from .applications import name_of
 from .interfaces import IOutbox
 from .joining import join, send_now
 from .outgoing import Outgoing, Sendable
@@ -179,6 +180,13 @@ class Sender(Access):
             self._adopt(job_state)
         return outgoing.job_states
 
+    def _origin(self) -> dict[str, str]:
+        """Return the options that tell a job's request where the job comes from."""
+        return {
+            "job_url": self.request.application_url,
+            "job_app": name_of(self.request.registry),
+        }
+
     def _outgoing(
         self,
         what: Sendable,
@@ -193,7 +201,7 @@ class Sender(Access):
             found,
             broker=broker,
             delay=delay,
-            url=lambda: self.request.application_url,
+            origin=self._origin,
         )
         if is_default:
             # Only now: what cannot be sent leaves no trace in the session.

@@ -265,17 +265,11 @@ def _check_movable(source: Broker, target: Broker) -> None:
     Raises:
       BrokerFault: One cannot.
     """
-    for name, actor in source.actors.items():
+    for name in source.actors:
         if name in target.actors:
             raise BrokerFault(
                 f"cannot be used: its broker and Dramatiq's default broker both have "
                 f"an actor named {name!r}. Declare it once, or rename one."
-            )
-        undefined = ", ".join(sorted(set(actor.options) - target.actor_options))
-        if undefined:
-            raise BrokerFault(
-                f"cannot be used: its broker has no middleware for these options of "
-                f"the actor {name!r}: {undefined}."
             )
 
 

@@ -161,8 +161,14 @@ def _redis(url: str) -> Broker:
         fault = str(e)
     else:
         # RedisBroker is untyped.
-        make: Callable[..., Broker] = RedisBroker
-        return make(url=url)
+        make: Callable[..., Any] = RedisBroker
+        broker: Broker = make(url=url)
+        options = broker.client.connection_pool.connection_kwargs  # type: ignore[attr-defined]  # untyped
+        if options.get("decode_responses"):
+            raise BrokerFault(
+                "is invalid. Remove decode_responses from it: Dramatiq reads bytes."
+            )
+        return broker
     # Raised outside the handler, so that no traceback shows the original error.
     raise BrokerFault(f"is invalid. {fault}")
 

@@ -75,6 +75,13 @@ def test_settings_of_the_application_itself(folder: Path, text: str) -> None:
     assert "1" in [settings.get("x") for settings in found]
 
 
+def test_settings_of_a_file_that_is_used(folder: Path) -> None:
+    """An application may take its settings from another file, which may use it."""
+    (folder / "base.ini").write_text("[app:main]\nuse = config:a.ini\nx = 1\n")
+    ini = Ini.parse(write(folder, "[app:main]\nuse = config:base.ini#main\n"), [])
+    assert [settings.get("x") for settings in ini.app_settings()] == [None, "1"]
+
+
 def test_a_uri_that_is_not_a_file(folder: Path) -> None:
     """An egg names an application without settings of its own."""
     ini = Ini.parse("egg:pyramid_jobstate#main", [])

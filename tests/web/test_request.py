@@ -29,8 +29,10 @@ from pyramid_jobstate import (
     current_job_state,
 )
 from pyramid_jobstate.errors import ActorError
+from pyramid_jobstate.resources import JobStates
 from pyramid_jobstate.testing import release_broker
-from pyramid_jobstate.web.request import last_application, with_request
+from pyramid_jobstate.web.applications import Applications, last_application
+from pyramid_jobstate.web.request import with_request
 from tests.incaller import InCallerBroker
 from tests.jobs import job_actor, load, make_broker, messages, wait_until, working
 from tests.support import wait_for
@@ -704,7 +706,7 @@ def test_process_without_an_application_is_told(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that was started without the application's ini says so."""
-    monkeypatch.setattr("pyramid_jobstate.web.request.global_registries", [None])
+    monkeypatch.setattr("pyramid_jobstate.web.applications.global_registries", [None])
 
     @job_actor(broker=broker, max_retries=0)
     def visit(*, request: Any, job_state: JobState) -> None: ...
@@ -827,7 +829,7 @@ def test_application_without_the_setting_takes_nothing_over(
     reader.make_wsgi_app()
     global_broker = dramatiq.get_broker()
     (found,) = (m for m in global_broker.middleware if isinstance(m, RequestMiddleware))
-    assert found.registry is owner.registry
+    assert found.applications.find({}) is owner.registry
     release_broker()
 
 
@@ -853,3 +855,73 @@ def test_request_is_found_behind_another_wrapper(
     with working(broker):
         wait_for(lambda: reload(job).is_success)
     assert events[1] == "http://shop.example.com"
+
+
+def ended(job: JobState) -> JobState:
+    """Wait until a job has ended, and return it."""
+    wait_for(lambda: reload(job).is_finished)
+    return reload(job)
+
+
+def test_applications_that_share_a_broker_keep_their_jobs_apart(
+    broker: Broker, events: Events
+) -> None:
+    """A job's request belongs to the application that has sent the job. A job that
+    none of them has sent is refused.
+    """
+    shop = make_app_config(events, database="shop")
+    admin = make_app_config(events, database="admin")
+
+    @job_actor(broker=broker, max_retries=0)
+    def visit(*, request: Any, job_state: JobState) -> None:
+        job_state.set_message(request.registry.settings["database"])
+
+    with working(broker):
+        for config in (shop, admin):
+            job = make_request(config).job_states.send_immediately(visit)
+            assert ended(job).message == config.registry.settings["database"]
+        refused = wait_until(broker, visit.send(), "error")
+    assert refused.error is not None
+    assert "several applications of this process" in refused.error.message
+
+
+def test_application_is_known_in_another_process(
+    broker: Broker, events: Events
+) -> None:
+    """The same settings make the same application, and the last one of them counts."""
+    applications = Applications()
+    first, last, other = (
+        make_app_config(events, database=name).registry for name in ("a", "a", "b")
+    )
+    options = []
+    for registry in (first, last, other):
+        applications.add(registry)
+        request = Request.blank("/")
+        request.registry = registry
+        options.append(JobStates(request)._origin())
+    assert applications.find(options[0]) is last
+    assert applications.find(options[2]) is other
+    applications.add(first)
+    assert applications.find(options[1]) is first
+
+
+def test_request_factory_needs_only_an_environ(
+    redis_url: str, set_broker: Callable[[Any], None]
+) -> None:
+    """The application's request factory may be any function of an environ."""
+
+    class Mine(Request):
+        pass
+
+    broker = make_broker(redis_url, others=(RequestMiddleware(),))
+    set_broker(broker)
+    config = make_config(None)
+    config.set_request_factory(lambda environ: Mine(environ))
+    config.include("pyramid_jobstate")
+    config.make_wsgi_app()
+
+    @job_actor(broker=broker)
+    def visit(*, request: Any, job_state: JobState) -> None:
+        job_state.set_message(type(request).__bases__[0].__name__)
+
+    assert run(broker, visit).message == "Mine"
