@@ -112,21 +112,7 @@ class Ini:
         """Return the settings of each application in the ini, without importing any:
         several may be composed into one. Those of a file that one of them uses follow.
         """
-        return list(self._app_settings(set()))
-
-    def _app_settings(self, seen: set[str]) -> Iterator[Mapping[str, str]]:
-        seen.add(self.path)
-        with _explained(self.path):
-            sections = get_config_loader(self.uri).get_sections()
-        for name in sections:
-            if name.startswith(APPS):
-                settings = self.section(name)
-                yield settings
-                kind, _, place = settings.get("use", "").partition(":")
-                folder = os.path.dirname(self.path)
-                path = os.path.join(folder, place.partition("#")[0])
-                if kind == "config" and path not in seen and os.path.exists(path):
-                    yield from Ini(path, path, self.variables)._app_settings(seen)
+        return list(_app_settings(self, set()))
 
     def _name(self) -> str:
         fragment: str = plaster.parse_uri(self.uri).fragment
@@ -136,6 +122,25 @@ class Ini:
         """Return the sections that define the application: normally one."""
         name = self._name()
         return [f"{kind}:{name}" for kind in KINDS if f"{kind}:{name}" in sections]
+
+
+def _app_settings(ini: Ini, seen: set[str]) -> Iterator[Mapping[str, str]]:
+    """Yield the settings of each application, and those in the files that they use.
+
+    Parameters:
+      seen: The paths of the files so far.
+    """
+    seen.add(ini.path)
+    with _explained(ini.path):
+        sections = get_config_loader(ini.uri).get_sections()
+    for name in sections:
+        if name.startswith(APPS):
+            settings = ini.section(name)
+            yield settings
+            kind, _, place = settings.get("use", "").partition(":")
+            path = os.path.join(os.path.dirname(ini.path), place.partition("#")[0])
+            if kind == "config" and path not in seen and os.path.exists(path):
+                yield from _app_settings(Ini(path, path, ini.variables), seen)
 
 
 @contextlib.contextmanager
