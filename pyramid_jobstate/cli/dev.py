@@ -67,10 +67,7 @@ def main(ini: Ini, program: str, arguments: Sequence[str]) -> int:
     signals = Signals()
     with contextlib.ExitStack() as running:
         servers = []
-        applications = ini.app_settings()
-        if not any(set(SETTINGS) & settings.keys() for settings in applications):
-            say("pjobs", f"The ini sets neither {' nor '.join(SETTINGS)}.")
-        for url, server in wanted_servers(applications):
+        for url, server in wanted_servers(ini.app_settings()):
             try:
                 running.enter_context(server)
             except RuntimeError as e:
@@ -137,6 +134,8 @@ def wanted_servers(
     Parameters:
       applications: The settings of each application.
     """
+    if not any(settings.keys() & SETTINGS for settings in applications):
+        say("pjobs", f"The ini sets neither {' nor '.join(SETTINGS)}.")
     found: dict[tuple[str, int], tuple[str, int]] = {}
     for settings, setting in itertools.product(applications, SETTINGS):
         url = settings.get(setting, "")

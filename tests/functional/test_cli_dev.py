@@ -299,6 +299,12 @@ def wanted(**settings: str) -> list[tuple[str, str, int, int]]:
     ]
 
 
+def test_an_ini_without_a_url_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """No server starts where no setting names one, and the command says why."""
+    assert list(dev.wanted_servers([{"x": "1"}])) == []
+    assert "The ini sets neither jobstate.broker nor" in capsys.readouterr().err
+
+
 def test_servers_are_wanted_at_local_urls_only() -> None:
     """A server is wanted where the URL is on this host, has no password, and nothing
     answers: with the databases that the URLs name.

@@ -334,6 +334,7 @@ def test_masked_hides_what_may_be_a_password(url: str, shown: str) -> None:
         ("redis://host:x/0", "its host or its port is invalid"),
         ("redis://host:65536/0", "its host or its port is invalid"),
         ("redis://host:0/0", "port is 0"),
+        ("redis://host/0?decode_responses=1", "Remove decode_responses from it"),
         ("redis://host/0?nope=1", "an option after its \\? is unknown"),
         ("redis+cluster://host", "Name the Cluster in jobstate.redis_url"),
         ("unix://", "has no path to a socket"),
