@@ -6,6 +6,7 @@ import configparser
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -114,6 +115,10 @@ class Ini:
         """
         return list(_app_settings(self, set()))
 
+    def is_main(self, section: str) -> bool:
+        """Return whether a section has the name of the application."""
+        return section.partition(":")[2] == self._name()
+
     def _name(self) -> str:
         fragment: str = plaster.parse_uri(self.uri).fragment
         return fragment or "main"
@@ -126,6 +131,7 @@ class Ini:
 
 def _app_settings(ini: Ini, seen: set[str]) -> Iterator[Mapping[str, str]]:
     """Yield the settings of each application, and those in the files that they use.
+    What cannot be read is left out, except in the section of the application itself.
 
     Parameters:
       seen: The paths of the files so far.
@@ -134,12 +140,17 @@ def _app_settings(ini: Ini, seen: set[str]) -> Iterator[Mapping[str, str]]:
     with _explained(ini.path):
         sections = get_config_loader(ini.uri).get_sections()
     for name in sections:
-        if name.startswith(APPS):
+        try:
             settings = ini.section(name)
+        except Refused:
+            if ini.is_main(name) and len(seen) == 1:
+                raise
+            continue
+        if name.startswith(APPS):
             yield settings
-            kind, _, place = settings.get("use", "").partition(":")
-            path = os.path.join(os.path.dirname(ini.path), place.partition("#")[0])
-            if kind == "config" and path not in seen and os.path.exists(path):
+        for place in re.findall(r"\bconfig:([^\s#]+)", " ".join(settings.values())):
+            path = os.path.normpath(os.path.join(os.path.dirname(ini.path), place))
+            if path not in seen and os.path.exists(path):
                 yield from _app_settings(Ini(path, path, ini.variables), seen)
 
 

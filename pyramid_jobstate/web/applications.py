@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pyramid.config import global_registries
+from pyramid.interfaces import IRoutesMapper
 
-from .interfaces import IJobStore
+from .interfaces import IApplicationName, IBaseUrl, IJobStore
 
 if TYPE_CHECKING:
     from pyramid.registry import Registry
@@ -22,8 +23,9 @@ NONE = (
 
 SEVERAL = (
     "needs a request, but several applications of this process share its broker, and "
-    "none of them has sent it. Send it with request.job_states, or start a worker for "
-    "one application alone."
+    "the message does not name one of them. Send it with request.job_states, give each "
+    "application a jobstate.base_url, and keep a reference to the application that a "
+    "worker makes. A test suite calls pyramid_jobstate.testing.release_broker()."
 )
 
 
@@ -31,15 +33,16 @@ class Applications:
     """The applications whose jobs a RequestMiddleware runs."""
 
     def __init__(self) -> None:
-        # A worker need not keep the application that it has made.
+        # A worker need not keep the only application that it has made.
         self._last: Registry | None = None
-        #: All of them with their names, oldest first. Test suites make and drop many.
-        self._all: list[tuple[weakref.ref[Any], str]] = []
+        #: The last application of each name. Test suites make and drop many.
+        self._all: dict[str, weakref.ref[Any]] = {}
 
     def add(self, registry: Registry) -> None:
         """Note an application that has just been made."""
-        self._all = [(ref, name) for ref, name in self._all if ref() is not None]
-        self._all.append((weakref.ref(registry), name_of(registry)))
+        name = name_of(registry)
+        registry.registerUtility(name, IApplicationName)
+        self._all[name] = weakref.ref(registry)
         self._last = registry
 
     def find(self, options: Mapping[str, Any]) -> Registry:
@@ -53,25 +56,35 @@ class Applications:
           LookupError: There is no application, or nothing tells which. The message
             continues "The actor ...".
         """
-        alive = {name: found for ref, name in self._all if (found := ref()) is not None}
-        if len(alive) < 2:
-            found = self._last or last_application()
-            if found is None:
-                raise LookupError(NONE)
-            return found
+        alive = {name: found for name, ref in self._all.items() if (found := ref())}
         # An unhashable value is not a name either.
         sent_by = str(options.get("job_app"))
-        if sent_by not in alive:
+        if sent_by in alive:
+            return alive[sent_by]
+        if len(alive) > 1 or sent_by in self._all:
             raise LookupError(SEVERAL)
-        return alive[sent_by]
+        found = self._last or last_application()
+        if found is None:
+            raise LookupError(NONE)
+        return found
 
 
 def name_of(registry: Registry) -> str:
     """Return a name for an application, which is the same in every process that makes
-    it from the same settings.
+    it: of its package and its ``jobstate.base_url`` or, without that, its settings and
+    routes.
     """
-    settings = {k: v for k, v in registry.settings.items() if isinstance(v, str)}
-    text = json.dumps([registry.package_name, settings], sort_keys=True)
+    name: str | None = registry.queryUtility(IApplicationName)
+    if name is not None:
+        return name
+    parts: list[Any] = [getattr(registry, "package_name", None)]
+    base_url = registry.queryUtility(IBaseUrl)
+    if base_url is None:
+        settings = registry.settings.items()
+        parts.append({k: v for k, v in settings if isinstance(v, str)})
+        routes = registry.getUtility(IRoutesMapper).get_routes()
+        parts += [[route.name, route.pattern] for route in routes]
+    text = json.dumps([*parts, base_url], sort_keys=True)
     # Short, so that it gives nothing of the settings away.
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 

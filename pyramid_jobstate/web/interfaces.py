@@ -18,6 +18,12 @@ class IBaseUrl(Interface):
     """Marks the URL of the application for jobs, a utility, if one is set."""
 
 
+class IApplicationName(Interface):
+    """Marks the name by which jobs know the application that has sent them, a utility,
+    if the global broker serves it.
+    """
+
+
 class IPermits(Interface):
     """Marks the function that decides what a request may do, a utility."""
 

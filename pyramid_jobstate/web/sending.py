@@ -74,8 +74,7 @@ class Sender(Access):
           TypeError, RuntimeError: As :meth:`send`.
         """
         message = actor.message_with_options(args=args, kwargs=kwargs, **options)
-        outgoing = self._outgoing(message, owner, actor.broker, delay)
-        (job_state,) = self._send(outgoing)
+        (job_state,) = self._send(message, owner, actor.broker, delay)
         return job_state
 
     @overload
@@ -119,8 +118,7 @@ class Sender(Access):
             not know an actor.
           ValueError: A message id is not a uuid, or a pipeline is empty.
         """
-        outgoing = self._outgoing(what, owner, broker)
-        return _one_or_all(what, self._send(outgoing))
+        return _one_or_all(what, self._send(what, owner, broker))
 
     @overload
     def send_immediately(
@@ -163,10 +161,22 @@ class Sender(Access):
             broker = kwargs.pop("broker", None)
             if args or kwargs:
                 raise TypeError(f"Only an actor takes arguments, not {what!r}.")
-        outgoing = self._outgoing(what, DEFAULT, broker)
-        return _one_or_all(what, self._send(outgoing, now=True))
+        return _one_or_all(what, self._send(what, DEFAULT, broker, now=True))
 
-    def _send(self, outgoing: Outgoing, *, now: bool = False) -> Sequence[JobState]:
+    def _send(
+        self,
+        what: Sendable,
+        owner: str | float | Default | None,
+        broker: Broker | None,
+        delay: timedelta | int | None = None,
+        *,
+        now: bool = False,
+    ) -> Sequence[JobState]:
+        is_default = owner is DEFAULT
+        found: Any = sender_of(self.request) if is_default else owner
+        outgoing = Outgoing(
+            what, found, broker=broker, delay=delay, origin=self._origin
+        )
         outbox = self.request.registry.queryUtility(IOutbox)
         if outbox is not None:
             outbox.keep(outgoing)
@@ -178,6 +188,9 @@ class Sender(Access):
                 join(self.request, self.ask, outgoing)
         for job_state in outgoing.job_states:
             self._adopt(job_state)
+        if is_default and any(job.owner == found for job in outgoing.job_states):
+            # Only now: what cannot be sent leaves no trace in the session.
+            name_visitor(self.request, found)
         return outgoing.job_states
 
     def _origin(self) -> dict[str, str]:
@@ -186,27 +199,6 @@ class Sender(Access):
             "job_url": self.request.application_url,
             "job_app": name_of(self.request.registry),
         }
-
-    def _outgoing(
-        self,
-        what: Sendable,
-        owner: str | float | Default | None,
-        broker: Broker | None,
-        delay: timedelta | int | None = None,
-    ) -> Outgoing:
-        is_default = owner is DEFAULT
-        found: Any = sender_of(self.request) if is_default else owner
-        outgoing = Outgoing(
-            what,
-            found,
-            broker=broker,
-            delay=delay,
-            origin=self._origin,
-        )
-        if is_default:
-            # Only now: what cannot be sent leaves no trace in the session.
-            name_visitor(self.request, found)
-        return outgoing
 
 
 def _one_or_all(

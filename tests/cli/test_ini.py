@@ -82,6 +82,19 @@ def test_settings_of_a_file_that_is_used(folder: Path) -> None:
     assert [settings.get("x") for settings in ini.app_settings()] == [None, "1"]
 
 
+def test_settings_of_files_that_are_composed(folder: Path) -> None:
+    """Files named in a pipeline count, also where each uses the other; a section that
+    nobody uses may lack a variable.
+    """
+    (folder / "base.ini").write_text(
+        "[app:main]\nuse = config:./a.ini#y\nx = 1\n[app:other]\nx = %(none)s\n"
+    )
+    text = f"[pipeline:main]\npipeline = f config:base.ini\n[app:y]\n{APP}x = 2\n"
+    text = text.replace(f"{APP}", "") + "[app:unused]\nx = %(nothing)s\n"
+    ini = Ini.parse(write(folder, text), [])
+    assert {settings.get("x") for settings in ini.app_settings()} == {"1", "2"}
+
+
 def test_a_uri_that_is_not_a_file(folder: Path) -> None:
     """An egg names an application without settings of its own."""
     ini = Ini.parse("egg:pyramid_jobstate#main", [])

@@ -31,7 +31,11 @@ from pyramid_jobstate import (
 from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.resources import JobStates
 from pyramid_jobstate.testing import release_broker
-from pyramid_jobstate.web.applications import Applications, last_application
+from pyramid_jobstate.web.applications import (
+    Applications,
+    last_application,
+    name_of,
+)
 from pyramid_jobstate.web.request import with_request
 from tests.incaller import InCallerBroker
 from tests.jobs import job_actor, load, make_broker, messages, wait_until, working
@@ -903,6 +907,32 @@ def test_application_is_known_in_another_process(
     assert applications.find(options[2]) is other
     applications.add(first)
     assert applications.find(options[1]) is first
+
+
+def test_application_that_is_gone_is_not_replaced(
+    broker: Broker, events: Events
+) -> None:
+    """A job of an application that the process has dropped does not run in another.
+    A message that names none runs in the only one that is left.
+    """
+    applications = Applications()
+    applications.add(make_app_config(events, database="a").registry)
+    kept = make_app_config(events, database="b").registry
+    applications.add(kept)
+    gone = next(name for name in applications._all if name != name_of(kept))
+    wait_for(lambda: gc.collect() >= 0 and applications._all[gone]() is None)
+    with pytest.raises(LookupError, match="keep a reference to the application"):
+        applications.find({"job_app": gone})
+    assert applications.find({}) is applications.find({"job_app": ["x"]}) is kept
+
+
+def test_base_url_names_an_application(broker: Broker, events: Events) -> None:
+    """An application with a base URL may change its other settings."""
+    one, two, other = (
+        make_app_config(events, **{"jobstate.base_url": url, "pool": pool}).registry
+        for url, pool in (("http://a", "1"), ("http://a", "2"), ("http://b", "1"))
+    )
+    assert name_of(one) == name_of(two) != name_of(other)
 
 
 def test_request_factory_needs_only_an_environ(

@@ -350,3 +350,20 @@ def test_send_that_fails_makes_no_lasting_harm(visitor: TestApp) -> None:
         visitor.post("/refused")
     uuid = visitor.post("/send").json
     visitor.get(f"/job_state/{uuid}", status=200)
+
+
+def test_job_that_is_not_sent_names_nobody(
+    redis_url: str, global_broker: Broker
+) -> None:
+    """A send that fails leaves the session alone, and so does a job of another's."""
+    config = make_visited(redis_url, global_broker)
+    config.make_wsgi_app()
+    actor = global_broker.get_actor("run_marathon")
+    request = make_request(config)
+    with pytest.raises(RuntimeError, match="No transaction has begun"):
+        request.job_states.send(actor, 26)
+    bobs = actor.message_with_options(args=(26,), job_owner="bob")
+    assert request.job_states.send_immediately(bobs).owner == "bob"
+    assert VISITOR not in request.session
+    assert request.job_states.send_immediately(actor, 26).owner is not None
+    assert VISITOR in request.session
