@@ -30,7 +30,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "RequestMiddleware":
-        # Loaded at first use, so that workers do not import Pyramid.
+        # Loaded at first use: a worker that needs no ini does not import Pyramid.
         from .web import RequestMiddleware
 
         return RequestMiddleware
@@ -62,7 +62,7 @@ def includeme(config: Configurator) -> None:
       pyramid.exceptions.ConfigurationError: A setting is unknown or invalid, no store
         is configured, or the process has another broker.
     """
-    # Imported here so that workers do not import Pyramid.
+    # Imported here: a worker that needs no ini does not import Pyramid.
     from .web import include
 
     include(config)

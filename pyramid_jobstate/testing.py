@@ -210,24 +210,25 @@ def detached(
 
 
 def history(job_state: JobState) -> list[tuple[Any, ...]]:
-    """Return every report to a :func:`detached` JobState, in order: ("metric", name,
-    value), ("progress", done, total, unit), ("message", text) or ("log", line).
+    """Return every report to a JobState from :func:`detached` or :func:`run_jobs`, in
+    order: ("metric", name, value), ("progress", done, total, unit), ("message", text)
+    or ("log", line).
 
     Raises:
-      TypeError: The JobState was not created by :func:`detached`.
+      TypeError: The JobState is not from one of these.
     """
     run = run_of(job_state)
     if not isinstance(run, RecordingRun):
-        raise TypeError(f"{job_state!r} was not created by detached().")
+        raise TypeError(f"{job_state!r} was not created by detached() or run_jobs().")
     return run.history
 
 
 def values(job_state: JobState, name: str) -> list[Any]:
-    """Return every value reported for one metric of a :func:`detached` JobState, in
-    order.
+    """Return every value that a JobState from :func:`detached` or :func:`run_jobs` has
+    reported for one metric, in order.
 
     Raises:
-      TypeError: The JobState was not created by :func:`detached`.
+      TypeError: The JobState is not from one of these.
     """
     return [entry[2] for entry in history(job_state) if entry[:2] == ("metric", name)]
 

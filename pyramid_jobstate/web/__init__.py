@@ -1,7 +1,7 @@
 """The Pyramid side: resources, views, and sending with the transaction.
 
-This wing may import Pyramid and the wings `worker`, `store` and `job`. Workers never
-import it.
+This wing may import Pyramid and the wings `worker`, `store` and `job`. A worker imports
+it only with an application.
 """
 
 from .config import include
