@@ -299,10 +299,10 @@ def wanted(**settings: str) -> list[tuple[str, str, int, int]]:
     ]
 
 
-def test_an_ini_without_a_url_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_ini_without_a_url_is_told(capfd: pytest.CaptureFixture[str]) -> None:
     """No server starts where no setting names one, and the command says why."""
     assert list(dev.wanted_servers([{"x": "1"}])) == []
-    assert "The ini sets neither jobstate.broker nor" in capsys.readouterr().err
+    assert "The ini sets neither jobstate.broker nor" in capfd.readouterr().err
 
 
 def test_servers_are_wanted_at_local_urls_only() -> None:
