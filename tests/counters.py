@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class Marks(Persistent):
     names: tuple[str, ...] = ()
 
 
-class Database:
+class Database(abc.ABC):
     """A database with a counter, and a mark for every run of a job that committed.
 
     Attributes:
@@ -81,21 +82,25 @@ class Database:
     settings: dict[str, Any]
     has_one_phase: bool
 
+    @abc.abstractmethod
     def includeme(self, config: Configurator) -> None:
         """Have the requests of an application use the database."""
 
+    @abc.abstractmethod
     def root_factory(self, request: Request) -> Any:
         """Return a root with the item "counter"."""
 
+    @abc.abstractmethod
     def mark(self, request: Request, name: str) -> None:
         """Leave a mark."""
 
+    @abc.abstractmethod
     def interfere(self) -> None:
         """Increment the counter in another transaction."""
 
+    @abc.abstractmethod
     def read(self) -> tuple[int, list[str]]:
         """Return the counter and the marks that have been committed."""
-        raise NotImplementedError
 
     @property
     def counter(self) -> int:
@@ -105,6 +110,7 @@ class Database:
         """Return how many marks of a name have been committed."""
         return self.read()[1].count(name)
 
+    @abc.abstractmethod
     def close(self) -> None:
         """Close it."""
 

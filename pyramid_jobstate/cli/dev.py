@@ -16,9 +16,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
-from typing import Self
+from typing import Any, Self
 
 from pyramid.path import AssetResolver
 from pyramid.settings import aslist
@@ -101,7 +101,7 @@ def web_address(ini: Ini) -> str:
     """Return the address that the section of the web server names.
 
     Raises:
-      Refused: There is no such section.
+      Refused: The ini lacks that section.
     """
     if not ini.has_section("server:main"):
         raise Refused(f"{ini.path} has no section [server:main].")
@@ -136,13 +136,15 @@ def wanted_servers(
     """
     if not any(settings.keys() & SETTINGS for settings in applications):
         say("pjobs", f"The ini sets neither {' nor '.join(SETTINGS)}.")
+    # redis-py does not type it.
+    parse: Callable[[str], dict[str, Any]] = parse_url
     found: dict[tuple[str, int], tuple[str, int]] = {}
     for settings, setting in itertools.product(applications, SETTINGS):
         url = settings.get(setting, "")
         if not url.startswith("redis://"):
             continue
         try:
-            options = parse_url(url)  # type: ignore[no-untyped-call]  # redis-py's
+            options = parse(url)
         except ValueError:
             continue  # The application says what is wrong with it.
         host = options.get("host", "localhost").lower()

@@ -51,7 +51,7 @@ class Ini:
           assignments: The variables, as ``name=value``.
 
         Raises:
-          Refused: There is no such file, or it cannot be read.
+          Refused: The file does not exist or cannot be read.
         """
         if os.path.isdir(text):
             raise Refused(f"{text} is a folder, not an ini file.")
@@ -94,7 +94,7 @@ class Ini:
             )
 
     def section(self, name: str) -> Mapping[str, str]:
-        """Return the settings in a section, empty if there is no such section.
+        """Return the settings in a section, empty if the ini lacks it.
 
         Raises:
           Refused: A value cannot be read.

@@ -37,7 +37,8 @@ class Watch:
 
     def __init__(self, paths: Iterable[str], ignored: Iterable[str] = ()) -> None:
         patterns = map(fnmatch.translate, ignored)
-        self._ignored = re.compile("|".join([*patterns, "(?!)"]))  # "(?!)" is none
+        # "(?!)" matches nothing, in case the list is empty.
+        self._ignored = re.compile("|".join([*patterns, "(?!)"]))
         self._seen: dict[str, Signature | None] = {}
         self._started = 0
         self.add(paths)

@@ -53,7 +53,7 @@ class Applications:
           options: The options of the message.
 
         Raises:
-          LookupError: There is no application, or nothing tells which. The message
+          LookupError: No application was made, or none can be chosen. The message
             continues "The actor ...".
         """
         alive = {name: found for name, ref in self._all.items() if (found := ref())}

@@ -162,12 +162,13 @@ def _redis(url: str) -> Broker:
     else:
         # RedisBroker is untyped.
         make: Callable[..., Any] = RedisBroker
-        broker: Broker = make(url=url)
-        options = broker.client.connection_pool.connection_kwargs  # type: ignore[attr-defined]  # untyped
+        made = make(url=url)
+        options = made.client.connection_pool.connection_kwargs
         if options.get("decode_responses"):
             raise BrokerFault(
                 "is invalid. Remove decode_responses from it: Dramatiq reads bytes."
             )
+        broker: Broker = made
         return broker
     # Raised outside the handler, so that no traceback shows the original error.
     raise BrokerFault(f"is invalid. {fault}")

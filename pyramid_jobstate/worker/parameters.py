@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 import inspect
 import types
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from dramatiq import Actor
 
 
-class HandedFunction:
+class HandedFunction(abc.ABC):
     """The function of an actor, called with one more keyword argument. It replaces the
     function on the actor.
 
@@ -35,8 +36,9 @@ class HandedFunction:
         functools.update_wrapper(self, fn)
         self.inner = fn
 
+    @abc.abstractmethod
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError
+        """Call the inner function with the argument."""
 
 
 def layers(fn: Callable[..., Any]) -> list[HandedFunction]:

@@ -78,7 +78,7 @@ def section(title: str, document: str = RECIPE) -> str:
     """Return a section of a document, without its subsections.
 
     Raises:
-      KeyError: There is no such section.
+      KeyError: The document lacks that section.
     """
     parts = re.split(r"^(.+)\n[-~]{4,}\n", document, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))[title]
@@ -129,7 +129,7 @@ def write(folder: Path, block: Block) -> None:
         assert not path.exists(), f"{block.path} exists"
         path.write_text("\n".join(block.lines) + "\n", "utf-8")
         return
-    assert path.exists(), f"There is no {block.path}"
+    assert path.exists(), f"{block.path} does not exist"
     lines = path.read_text("utf-8").splitlines()
     imports, rest = split_imports(block.lines)
     # The rest first: a new import above would move its place.

@@ -148,7 +148,8 @@ def test_recipe_leads_to_a_live_bar(site: Site, page: Page, tmp_path: Path) -> N
 
     done = run_a_marathon(page)
     page.screenshot(path=tmp_path / "working.png", full_page=True)
-    stranger = page.context.browser.new_context()  # type: ignore[union-attr]
+    assert page.context.browser is not None
+    stranger = page.context.browser.new_context()
     assert stranger.request.get(done).status == 403
     stranger.close()
     expect(status).to_have_text(SUCCESS)

@@ -106,7 +106,7 @@ def test_new_file(tmp_path: Path) -> None:
     ("path", "place", "error"),
     [
         ("file", "a new file", "file exists"),
-        ("other", "at the end", "There is no other"),
+        ("other", "at the end", "other does not exist"),
         ("file", "before the first nothing", "file has no line with nothing"),
         ("file", "instead of the line with include", "several lines with include"),
         ("file", "at the end of [none]", r"file has no \[none\]"),

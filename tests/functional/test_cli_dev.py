@@ -140,7 +140,12 @@ def test_a_fix_saved_while_a_broken_worker_starts(
         # From the first instruction of the new worker to the time after its end.
         time.sleep(0.15 * number)
         folder.write_app(f"fix {number}")
-        wait_for(lambda: job_version(folder) == f"fix {number}", PATIENCE)  # noqa: B023  # called at once
+        wait_for_version(folder, f"fix {number}")
+
+
+def wait_for_version(folder: Folder, version: str) -> None:
+    """Wait until the worker runs a version of the code."""
+    wait_for(lambda: job_version(folder) == version, PATIENCE)
 
 
 def job_version(folder: Folder) -> str:

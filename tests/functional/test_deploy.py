@@ -184,8 +184,7 @@ def test_job_that_takes_too_long_is_left(host: Host) -> None:
     host.set("pjobs", worker_shutdown_timeout="1000", processes="1")
     with host.redis(), host.web(), host.worker() as process:
         left, put_back = send(host, 1000), send(host, 1000, "run_patiently")
-        for job in left, put_back:
-            wait_for(lambda job=job: status(host, job) == "working")  # type: ignore[misc]  # mypy takes no default here
+        wait_for(lambda: status(host, left) == status(host, put_back) == "working")
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
         assert (status(host, left), status(host, put_back)) == ("working", "retrying")

@@ -230,6 +230,17 @@ def interrupt_now() -> None:
     wait_for_interrupt()
 
 
+def run_interrupted(scene: Scene, save: Any) -> JobState:
+    """Run a job that is interrupted, then another one, and return the first."""
+    message = save.send()
+    with working(scene.broker, threads=1):
+        state = wait_until(scene.broker, message, "success", "error")
+        assert state.error is not None and state.error.type is not None
+        assert state.error.type.endswith(".Interrupt")
+        scene.check_next(save)
+    return state
+
+
 @pytest.mark.parametrize("place", PLACES, ids=name_of)
 def test_interrupt(scene: Scene, place: Place) -> None:
     """An interrupt before the vote has passed aborts. A later one does not undo the
@@ -238,12 +249,7 @@ def test_interrupt(scene: Scene, place: Place) -> None:
     save = scene.save_actor(max_retries=0)
     scene.place, scene.trap = place, interrupt_now
 
-    message = save.send()
-    with working(scene.broker, threads=1):
-        state = wait_until(scene.broker, message, "success", "error")
-        assert state.error is not None and state.error.type is not None
-        assert state.error.type.endswith(".Interrupt")
-        scene.check_next(save)
+    state = run_interrupted(scene, save)
 
     scene.check(state, place)
 
@@ -393,12 +399,7 @@ def test_interrupt_while_a_failed_commit_is_taken_back(
     scene.place = Place(LAST, "commit", False, False, "unknown")
     scene.trap = fail_and_go_on
 
-    message = save.send()
-    with working(scene.broker, threads=1):
-        state = wait_until(scene.broker, message, "success", "error")
-        assert state.error is not None and state.error.type is not None
-        assert state.error.type.endswith(".Interrupt")
-        scene.check_next(save)
+    state = run_interrupted(scene, save)
 
     assert next(following, None) is None and scene.place is None
     scene.check(state, Place("", "", False, False, "unknown"))

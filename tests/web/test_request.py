@@ -25,6 +25,7 @@ from webtest import TestApp
 from pyramid_jobstate import (
     JobState,
     JobStateMiddleware,
+    JobStore,
     RequestMiddleware,
     current_job_state,
 )
@@ -39,7 +40,7 @@ from pyramid_jobstate.web.applications import (
 from pyramid_jobstate.web.request import with_request
 from tests.incaller import InCallerBroker
 from tests.jobs import job_actor, load, make_broker, messages, wait_until, working
-from tests.support import wait_for
+from tests.support import load_job, wait_for
 from tests.web.databases import Manager, fail
 from tests.webapp import EXPLICIT, make_config, make_request, make_tm_config
 
@@ -200,9 +201,8 @@ def test_sent_job_is_told_the_url_of_its_sender(
 
 
 def reload(job_state: JobState) -> JobState:
-    found = job_state._store.load(job_state.uuid)  # type: ignore[union-attr]
-    assert isinstance(found, JobState)
-    return found
+    assert isinstance(job_state._store, JobStore)
+    return load_job(job_state._store, job_state.uuid)
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_doomed_transaction_is_an_error(
 def test_actor_that_has_ended_its_transaction_is_told(
     broker: Broker, config: Configurator, events: Events
 ) -> None:
-    """Nothing is left to commit: the error says that there is no transaction."""
+    """With nothing left to commit, the error names the missing transaction."""
 
     @job_actor(broker=broker, max_retries=0)
     def visit(*, request: Any, job_state: JobState) -> None:

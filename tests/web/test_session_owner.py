@@ -244,7 +244,7 @@ def test_job_ends_with_the_session(redis_url: str, global_broker: Broker) -> Non
 
 
 def test_forged_cookie_owns_nothing(new_visitor: Callable[[], TestApp]) -> None:
-    """A cookie that the application has not signed is no session."""
+    """A cookie that the application has not signed does not make a session."""
     uuid = new_visitor().post("/send").json
     forger = new_visitor()
     forger.set_cookie("session", "forged")
