@@ -628,6 +628,21 @@ def test_actor_that_is_on_both_brokers_is_refused() -> None:
     assert early.broker is dramatiq.broker.global_broker is not own
 
 
+def test_function_that_heeds_other_settings_makes_another_broker() -> None:
+    """Applications share the broker of a function only where it makes the same one."""
+
+    def make(settings: Any) -> Broker:
+        broker = RedisBroker(url=f"redis://127.0.0.1:1/{settings['db']}")
+        dramatiq.set_broker(broker)
+        return broker
+
+    shared = use_broker(spec(make), {"db": 1, "x": 1}, [])
+    assert use_broker(spec(make), {"db": 1, "x": 2}, []) is shared
+    with pytest.raises(BrokerFault, match="or one that failed to start"):
+        use_broker(spec(make), {"db": 2}, [])
+    assert dramatiq.broker.global_broker is shared
+
+
 def test_option_whose_middleware_comes_later_is_accepted() -> None:
     """The application adds more middleware after the include, also for actors that a
     released broker has left.
