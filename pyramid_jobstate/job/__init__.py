@@ -4,7 +4,16 @@ This wing may import the standard library and :mod:`pyramid_jobstate.errors`, bu
 Redis, Dramatiq or Pyramid.
 """
 
-from .changes import End, NewJob, Update
+from .changes import End, Failure, NewJob, Update
+from .inside import as_seen_from, record_of, run_of, set_container, set_store
+from .parsing import (
+    iso_time,
+    parse_duration,
+    parse_int,
+    parse_json,
+    parse_time,
+    stored_iso_time,
+)
 from .record import (
     CANCELLED,
     FINISHED,
@@ -21,19 +30,10 @@ from .record import (
 )
 from .recording import RecordingRun
 from .run import Run
-from .state import (
-    JobState,
-    as_seen_from,
-    current_job_state,
-    current_state,
-    record_of,
-    run_of,
-    set_container,
-    set_store,
-)
+from .state import JobState, current_job_state, current_state
 from .told import told_by
 from .trouble import note_trouble
-from .values import MAX_AMOUNT, Json, dumps, encode_params, is_owner, loads
+from .values import MAX_AMOUNT, Json, dumps, encode_params, is_owner
 
 __all__ = [
     "CANCELLED",
@@ -45,6 +45,7 @@ __all__ = [
     "UNFINISHED",
     "UUID",
     "End",
+    "Failure",
     "JobError",
     "JobInfo",
     "JobState",
@@ -62,11 +63,16 @@ __all__ = [
     "encode_params",
     "is_owner",
     "is_uuid",
-    "loads",
+    "iso_time",
     "note_trouble",
+    "parse_duration",
+    "parse_int",
+    "parse_json",
+    "parse_time",
     "record_of",
     "run_of",
     "set_container",
     "set_store",
+    "stored_iso_time",
     "told_by",
 ]

@@ -26,6 +26,20 @@ class NewJob(NamedTuple):
     sender: str = ""
 
 
+class Failure(NamedTuple):
+    """What an operator needs of a run that failed.
+
+    Attributes:
+      message: The Dramatiq message from which the job may run again, as JSON, or "".
+      refusal: Why it may not run again, or "".
+      traceback: The end of the traceback.
+    """
+
+    message: str
+    refusal: str
+    traceback: str
+
+
 class End(NamedTuple):
     """How a run ended.
 
@@ -36,12 +50,14 @@ class End(NamedTuple):
         requeued.
       was_called: Whether the actor's function was called. If not, the record keeps the
         attempt of the previous run.
+      failure: What is kept for operators, or None if it did not fail.
     """
 
     status: str
     error: JobError | None = None
     delay: float | None = None
     was_called: bool = True
+    failure: Failure | None = None
 
 
 @dataclasses.dataclass(slots=True)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import functools
-import json
-import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from .parsing import parse_int, parse_json, parse_time, stored_iso_time
 from .values import MAX_AMOUNT
 
 #: The statuses of a job that has not ended.
@@ -84,6 +82,8 @@ class JobInfo(NamedTuple):
       attempt: The number of the attempt, 0 before the first.
       owner: Its owner as JSON, or None.
       params: The values that were sent, by parameter name, as a JSON object.
+      rerun: The word of the request to run the job again that sent its message, or
+        None. Only a message with the last such word may run the job.
     """
 
     kind: str
@@ -91,6 +91,7 @@ class JobInfo(NamedTuple):
     attempt: int
     owner: str | None
     params: str
+    rerun: str | None = None
 
     def fields(self) -> dict[str, str]:
         """Return the hash fields to store."""
@@ -101,15 +102,25 @@ class Record:
     """A job as it is stored, or as its worker knows it at the start.
 
     A field that cannot be parsed reads as if it were missing.
+
+    Attributes:
+      status: The job's status.
+      silent_at: When the job will read "stalled" unless its worker is heard of, in
+        milliseconds of the store's clock, or None.
     """
 
-    __slots__ = ("_fields", "status", "uuid")
+    __slots__ = ("_fields", "silent_at", "status", "uuid")
 
     def __init__(
-        self, uuid: str, fields: Mapping[str, str], status: str | None = None
+        self,
+        uuid: str,
+        fields: Mapping[str, str],
+        status: str | None = None,
+        silent_at: int | None = None,
     ) -> None:
         self.uuid = uuid
         self.status = status or fields.get("status", "")
+        self.silent_at = silent_at
         self._fields = fields
 
     @classmethod
@@ -130,13 +141,27 @@ class Record:
         elif status not in STATUSES:
             # An unknown status tells nothing about the job.
             status = "stalled"
-        if heard is not None and now - heard > stalled_after:
-            status = "stalled"
-        return cls(uuid, fields, status)
+        silent_at = None if heard is None else heard + stalled_after
+        if silent_at is not None and now > silent_at:
+            status, silent_at = "stalled", None
+        return cls(uuid, fields, status, silent_at)
 
     @property
     def is_finished(self) -> bool:
         return self.status in FINISHED
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the job has failed, or was about to run again when the process died
+        that was sending it.
+        """
+        is_lost = self.stored_status == "sending" and "rerun" in self._fields
+        return self.status == "error" or (self.status == "stalled" and is_lost)
+
+    @property
+    def stored_status(self) -> str:
+        """The status as it is stored: also "sending" and "waiting", never "stalled"."""
+        return self._fields.get("status", "")
 
     @property
     def kind(self) -> str:
@@ -208,15 +233,20 @@ class Record:
             self.attempt,
             self._fields.get("owner"),
             self._fields.get("params", "{}"),
+            self._fields.get("rerun"),
         )
 
     def time(self, name: str) -> datetime.datetime | None:
         """Return when it was "queued", "due", "started", "updated" or "finished"."""
         return parse_time(self._fields.get(name))
 
+    def millis(self, name: str) -> int | None:
+        """Return such a time in milliseconds of the store's clock."""
+        return parse_int(self._fields.get(name))
+
     def iso_time(self, name: str) -> str | None:
-        """Return such a time in JavaScript's ISO format, to the millisecond."""
-        return iso_time(self._fields.get(name))
+        """Return such a time as :func:`.iso_time` does."""
+        return stored_iso_time(self._fields.get(name))
 
 
 def parse_progress(text: str | None) -> Progress | None:
@@ -241,57 +271,3 @@ def parse_error(text: str | None) -> JobError | None:
         case [str() | None as type_, str() as message]:
             return JobError(type_, message)
     return None
-
-
-#: The last millisecond that a datetime can represent.
-LAST_TIME = 253_402_300_799_999
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if math.isinf(number):
-        raise ValueError(f"{text} is too large for a float")
-    return number
-
-
-#: Rejects what :func:`json.dumps` would write as NaN or Infinity. A poll decodes every
-#: field, so raw_decode() saves time: it does not skip surrounding white space.
-_decode = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite).raw_decode
-
-
-def parse_json(text: str | None, default: Any = None) -> Any:
-    """Return the value of a JSON text, or `default` if it is None or invalid."""
-    if text is None:
-        return default
-    try:
-        value, end = _decode(text)
-    except (ValueError, RecursionError):
-        return default
-    return value if end == len(text) else default
-
-
-def parse_int(text: str | None) -> int | None:
-    """Return the value of 1 to 15 ASCII digits, or None for any other text."""
-    if text is None or len(text) > 15 or not (text.isascii() and text.isdigit()):
-        return None
-    return int(text)
-
-
-def parse_time(text: str | None) -> datetime.datetime | None:
-    """Return the aware UTC datetime of milliseconds since the epoch, or None."""
-    number = parse_int(text)
-    if number is None or number > LAST_TIME:
-        return None
-    return datetime.datetime.fromtimestamp(number / 1000, datetime.UTC)
-
-
-@functools.lru_cache(1024)
-def iso_time(text: str | None) -> str | None:
-    time = parse_time(text)
-    if time is None:
-        return None
-    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextvars
-import copy
 import logging
-from collections.abc import Collection, Sequence
-from typing import Any, Protocol
+from collections.abc import Collection
+from typing import Any
 
 from ..errors import StoreUnavailable
 from .facts import Facts
-from .record import JobError, JobInfo, Record
-from .run import Run
+from .protocols import Container, Store
+from .record import JobError, Record
 from .texts import humanized, translated
 
 log = logging.getLogger(__name__)
@@ -36,25 +35,6 @@ def current_job_state() -> JobState | None:
     Threads that the job starts get None: pass the JobState to them.
     """
     return current_state.get()
-
-
-class Store(Protocol):
-    """The interface of the store from which a JobState was loaded."""
-
-    def cancel(self, uuid: str, info: JobInfo, /) -> bool:
-        """Request cancellation of a job. Return False if it had already ended."""
-
-
-class Container(Protocol):
-    """The interface of the container through which a request found a JobState."""
-
-    request: Any
-
-    def permits(self, context: Any, permission: str, /) -> object:
-        """Return a true value if the request has the permission on a job."""
-
-    def principals_of(self, owner: str | float, /) -> Sequence[str | float]:
-        """Return the principals that represent a job's owner in the request."""
 
 
 class JobState(Facts):
@@ -169,6 +149,42 @@ class JobState(Facts):
             )
         return self._store.cancel(self.uuid, self._record.info)
 
+    def delete(self) -> bool:
+        """Delete the job if it has ended: it is unknown from then on.
+
+        Returns:
+          False if the job has not ended, else True.
+
+        Raises:
+          RuntimeError: This JobState was not loaded from a store.
+          redis.exceptions.RedisError: The store does not answer.
+        """
+        if self._store is None:
+            raise RuntimeError("Only a JobState loaded from a store can be deleted.")
+        return self._store.delete(self.uuid)
+
+    def rerun(self) -> bool:
+        """Run the job again, under its uuid, if it has failed.
+
+        Returns:
+          False if the job has not failed, else True.
+
+        Raises:
+          NotRepeatable: The job cannot run again. The error says why.
+          RuntimeError: No request has loaded this JobState. Elsewhere, call
+            ``pyramid_jobstate.rerun(store, broker, uuid)``.
+          redis.exceptions.RedisError: The store does not answer.
+          dramatiq.errors.BrokerError: The server of a RedisBroker does not answer, or
+            refuses the message. The job stays as it was.
+          Exception: What else the broker raises. The job stays as it was.
+        """
+        if self._container is None:
+            raise RuntimeError(
+                "Only a JobState loaded in a request knows the broker of its job. Call "
+                "pyramid_jobstate.rerun(store, broker, uuid)."
+            )
+        return self._container.rerun(self)
+
     def public_error(self, exception_type: str, message: str) -> str:
         """Return the text that viewers see for the exception that ended the job, or for
         the SkipMessage with which a middleware or the actor dropped its message.
@@ -245,40 +261,6 @@ class JobState(Facts):
         if error.type is None:
             return error.message
         return self.public_error(error.type, error.message)
-
-
-def record_of(job_state: JobState) -> Record:
-    """Return the record of a job.
-
-    This and the helpers below are functions so that they take no public names from an
-    application's subclasses.
-    """
-    return job_state._record
-
-
-def run_of(job_state: JobState) -> Run:
-    """Return the run to which a JobState writes."""
-    return job_state._run
-
-
-def set_store(job_state: JobState, store: Store) -> None:
-    """Set the store that a JobState uses."""
-    job_state._store = store
-
-
-def set_container(job_state: JobState, container: Container) -> None:
-    """Set the container that a JobState uses, which becomes its parent."""
-    job_state.__parent__ = job_state._container = container
-
-
-def as_seen_from(job_state: JobState, request: Any) -> JobState:
-    """Return a job for use in a request: a copy if another request loaded it."""
-    container = job_state._container
-    if container is None or container.request is request:
-        return job_state
-    job_state = copy.copy(job_state)
-    job_state._container = request.job_states
-    return job_state
 
 
 _kinds[JobState.kind] = JobState

@@ -4,20 +4,41 @@ This wing may import redis-py, :mod:`pyramid_jobstate.job` and
 :mod:`pyramid_jobstate.errors`, but not Dramatiq or Pyramid.
 """
 
-from .connection import Client, is_hopeless, place_of, redis_errors
+from .bulk import Act, Acted, Bulk, BulkResult, Tell, check_empty
+from .connection import Client, is_hopeless, name_of, place_of, redis_errors
+from .counting import Bucket, Counts
 from .deferred import deferred_client
+from .failures import Failures, Try
+from .filters import FAILED_OR_LOST, Filter
+from .fresh import Fresh
 from .jobstore import JobStore, store_beside
+from .newest import newest_uuids
 from .pages import Page
 from .places import refusal
 from .scripts import Reply
 
 __all__ = [
+    "FAILED_OR_LOST",
+    "Act",
+    "Acted",
+    "Bucket",
+    "Bulk",
+    "BulkResult",
     "Client",
+    "Counts",
+    "Failures",
+    "Filter",
+    "Fresh",
     "JobStore",
     "Page",
     "Reply",
+    "Tell",
+    "Try",
+    "check_empty",
     "deferred_client",
     "is_hopeless",
+    "name_of",
+    "newest_uuids",
     "place_of",
     "redis_errors",
     "refusal",

@@ -21,6 +21,8 @@ from redis.connection import (
 )
 from redis.retry import Retry
 
+from .nodes import fresh_primary_of
+
 Client = Redis | RedisCluster
 
 #: The options of our own clients. redis-py's defaults block for seconds, but users wait
@@ -43,7 +45,6 @@ SCHEMES = ("redis", "rediss", "unix", f"redis{CLUSTER}", f"rediss{CLUSTER}")
 
 #: The errors of a Cluster node that does not hold a key, or does not hold it yet.
 MOVED = (errors.MovedError, errors.AskError, errors.TryAgainError)
-
 
 #: The names of the local host, which count as equal.
 LOCALHOST = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -213,7 +214,7 @@ def _on_cluster(client: RedisCluster, commands: Sequence[Command]) -> list[Any]:
     places: dict[str, list[int]] = {}
     nodes: dict[str, Any] = {}
     for i, command in enumerate(commands):
-        node = client.get_node_from_key(command.key)  # type: ignore[no-untyped-call]
+        node = fresh_primary_of(client, command.key)
         nodes[node.name] = node
         places.setdefault(node.name, []).append(i)
     replies: list[Any] = [None] * len(commands)

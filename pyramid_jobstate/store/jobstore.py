@@ -1,35 +1,29 @@
-"""JobStore: writes, loads and lists jobs in Redis."""
+"""JobStore: writes, loads, lists and counts jobs in Redis."""
 
 from __future__ import annotations
 
-import contextlib
-import math
-import secrets
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from redis import Redis
-from redis.exceptions import RedisError
 
 from ..errors import StoreUnavailable
-from ..job import (
-    FINISHED,
-    JobInfo,
-    JobState,
-    NewJob,
-    Record,
-    Update,
-    note_trouble,
-    set_store,
-)
-from .connection import Client, connect, impatient, name_of, text
-from .index import Index
-from .pages import Filter, Lister, Page
-from .reading import Reader
-from .scripts import Call, Calls, Reply, millis, read_scripts, run_scripts, worst
+from ..job import FINISHED, UNFINISHED, JobState, Record, note_trouble, set_store
+from .acts import JobActs
+from .bulk import Act, Bulk, BulkResult, Tell
+from .connection import impatient, name_of
+from .counting import MAX_BUCKETS, Bucket, Counter, Counts
+from .failures import FIELDS, Failures, read_failures
+from .filters import OUTLINE, Filter
+from .pages import Lister, Page
+from .writes import positive
+
+if TYPE_CHECKING:
+    from .tracking import Tracker
 
 
-class JobStore:
+class JobStore(JobActs):
     """The jobs in a Redis or Valkey server: a hash for each job, and sorted sets that
     list all jobs, by owner and by kind.
 
@@ -48,27 +42,6 @@ class JobStore:
       ValueError: A duration is not a positive number, or the URL is invalid.
     """
 
-    def __init__(
-        self,
-        client: Client | str,
-        *,
-        namespace: str = "jobstate",
-        expire_in: float = 24 * 3600,
-        active_expire_in: float = 8 * 24 * 3600,
-        stalled_after: float = 15,
-    ) -> None:
-        self.client = connect(client) if isinstance(client, str) else client
-        self.namespace = namespace
-        self.expire_in = _positive("expire_in", expire_in)
-        self.active_expire_in = _positive("active_expire_in", active_expire_in)
-        self.stalled_after = _positive("stalled_after", stalled_after)
-        silence = millis(stalled_after)
-        scripts = read_scripts()
-        ttls = {"active_ttl": millis(active_expire_in), "ended_ttl": millis(expire_in)}
-        self._calls = Calls(scripts, namespace, silence=silence, **ttls)
-        self._reader = Reader(self.client, self._calls.key, silence)
-        self._index = Index(scripts["index"], namespace, **ttls)
-
     def replace(self, **options: Any) -> JobStore:
         """Return a store on the same server with some options replaced."""
         mine = {
@@ -79,129 +52,15 @@ class JobStore:
         }
         return JobStore(self.client, **{**mine, **options})
 
-    def create(self, *jobs: NewJob) -> Sequence[bool]:
-        """Write new jobs as queued, in two round trips. Jobs that have ended are queued
-        again, in up to two more. A later step of a pipeline is queued when its turn has
-        come. The records of other unfinished jobs and of cancelled ones stay unchanged.
-
-        Returns:
-          For each job, whether this call queued it or made it wait for its turn.
-        """
-        replies = self.create_new(*jobs)
-        ended = [
-            (job, reply)
-            for job, reply in zip(jobs, replies, strict=True)
-            if isinstance(reply, str)
-        ]
-        requeued = iter(self.requeue(ended))
-        return [next(requeued) if isinstance(r, str) else r for r in replies]
-
-    def create_new(self, *jobs: NewJob) -> Sequence[bool | str]:
-        """Write new jobs as :meth:`create` does, but leave ended jobs alone.
-
-        Returns:
-          As :meth:`create`, or for an ended job the token to pass to :meth:`requeue`.
-        """
-        replies = [
-            text(reply) if isinstance(reply, (str, bytes)) else bool(reply)
-            for reply in self._run(self._calls.create(job) for job in jobs)
-        ]
-        self._list_queued(jobs, [reply is True for reply in replies])
-        return replies
-
-    def requeue(self, ended: Sequence[tuple[NewJob, str]]) -> Sequence[bool]:
-        """Write ended jobs as queued again, unless they have changed since
-        :meth:`create_new` returned their tokens.
-
-        Returns:
-          For each job, whether it was queued again.
-        """
-        # The token makes a repeated or late call harmless.
-        replies = self._run(self._calls.requeue(job, token) for job, token in ended)
-        is_queued = [bool(reply) for reply in replies]
-        self._list_queued([job for job, _ in ended], is_queued)
-        return is_queued
-
-    def _list_queued(self, jobs: Sequence[NewJob], is_queued: Sequence[bool]) -> None:
-        self._run(
-            call
-            for job, is_new in zip(jobs, is_queued, strict=True)
-            if is_new
-            for call in self._index.activate(job.uuid, job.info, millis(job.delay))
-        )
-
-    def forget(self, *jobs: NewJob) -> None:
-        """Delete the records that :meth:`create` wrote for jobs that were not sent
-        after all. Records of other senders stay.
-        """
-        forgotten = self._run(self._calls.forget(job) for job in jobs)
-        self._run(
-            call
-            for job, is_gone in zip(jobs, forgotten, strict=True)
-            if is_gone
-            for call in self._index.remove(job.uuid, job.info, ended=False)
-        )
-
-    def confirm(self, uuid: str) -> None:
-        """Write that the broker has accepted the message of a job."""
-        self._run([self._calls.confirm(uuid)])
-
-    def write(self, updates: Sequence[Update]) -> Sequence[Reply | Exception]:
-        """Write updates of runs in one round trip, or in two if the lists change too.
-
-        Returns:
-          The reply to each update, or the exception if it failed.
-        """
-        calls: list[Call] = []
-        places: list[tuple[int, int]] = []
-        for update in updates:
-            first = len(calls)
-            if update.begins:
-                calls.append(self._calls.start(update))
-            if update.reports:
-                calls.append(self._calls.report(update))
-            places.append((first, len(calls) - 1))
-        replies = run_scripts(self.client, calls)
-        results = [worst(replies[first], replies[last]) for first, last in places]
-        listed = [
-            (i, call)
-            for i, update in enumerate(updates)
-            if results[i] in (Reply.OK, Reply.CANCELLING)
-            for call in self._indexes(update)
-        ]
-        replies = run_scripts(self.client, [call for _, call in listed])
-        for (i, _), reply in zip(listed, replies, strict=True):
-            if isinstance(reply, Exception):
-                results[i] = reply
-        return results
-
-    def cancel(self, uuid: str, info: JobInfo) -> bool:
-        """Request cancellation of a job. Return False if it had already ended."""
-        # The client may repeat the call if a reply is lost: the word identifies it.
-        (done,) = self._run([self._calls.cancel(uuid, secrets.token_hex(4))])
-        if done:
-            # Losing these calls does no harm: lists move entries that they find in the
-            # wrong place, and the reply to a heartbeat tells the worker.
-            listed = self._index.end(uuid, info)
-            calls = listed if done == 2 else [self._index.announce(uuid)]
-            with contextlib.suppress(RedisError):
-                self._run(calls)
-        return bool(done)
-
-    def cancels(self, since: int) -> tuple[set[str], int]:
-        """Return the uuids of the running jobs whose cancellation was requested after
-        `since`, at most a minute ago, and the value for `since` at the next call.
-        Times are in microseconds of the server's clock.
-        """
-        key = self._index.cancels_key
-        words = (f"({since}", "+inf", "WITHSCORES")
-        found = self._reader.scores("ZRANGEBYSCORE", key, *words)
-        return {uuid for uuid, _ in found}, max([since, *(time for _, time in found)])
-
     def load(self, uuid: str) -> JobState | None:
         """Return a job, or None if the store has no record of it."""
-        (record,) = self._reader.read([uuid])
+        record = self.record(uuid)
         return None if record is None else self._job(record)
+
+    def record(self, uuid: str) -> Record | None:
+        """Return the record of a job, whatever its class, or None if it is unknown."""
+        (record,) = self._reader.read([uuid])
+        return record
 
     def load_many(self, uuids: Sequence[str]) -> Sequence[JobState | None]:
         """Return several jobs in one round trip, with None for each unknown job. A job
@@ -209,9 +68,15 @@ class JobStore:
         """
         return self._make(self._reader.read(uuids))
 
+    def track(self) -> Tracker:
+        """Return what reads jobs and hears of their changes. Only push imports it."""
+        from .tracking import Tracker
+
+        return Tracker(self.client, self._reader, self._try_job)
+
     def _make(self, records: Iterable[Record | None]) -> Sequence[JobState | None]:
         """Return the jobs of records, with None for each whose class raises."""
-        return [self._try_job(record) for record in records]
+        return [None if record is None else self._try_job(record) for record in records]
 
     def list(
         self,
@@ -239,8 +104,152 @@ class JobStore:
           ValueError: limit, status or cursor is invalid.
         """
         wanted = Filter(owner, kind, status, params)
-        lister = Lister(wanted, self._reader, self._index, self._run, self._make)
+        lister = Lister(wanted, self._access, self._make, self._sweep.is_done)
         return lister.page(limit, cursor)
+
+    def delete(self, uuid: str) -> bool:
+        """Delete a job that has ended: it is unknown from now on, and does not run if
+        its message comes again.
+
+        Returns:
+          Whether this call deleted it: False if it has not ended or is unknown.
+        """
+        records = self._reader.read([uuid], *OUTLINE)
+        return bool([*self.delete_records([r for r in records if r is not None])])
+
+    def failures(self, uuid: str) -> Failures:
+        """Return what operators read of a job's failures. Nothing is kept of a job that
+        has not failed.
+        """
+        return read_failures(self._reader.fields(self._calls.failure_key(uuid), FIELDS))
+
+    def clear(
+        self,
+        owner: str | float | None = None,
+        kind: str | None = None,
+        status: str | None = None,
+        older_than: float | None = None,
+        limit: int = 1000,
+        cursor: str | None = None,
+        *,
+        everything: bool = False,
+        permits: Callable[[JobState], bool] | None = None,
+        tell: Tell | None = None,
+    ) -> BulkResult:
+        """Delete ended jobs, as :meth:`delete` does.
+
+        Parameters:
+          owner, kind, status: Only jobs of this owner, kind or status.
+          older_than: Only jobs that ended at least so many seconds ago.
+          limit: The maximum number of jobs, from 1 to 1,000.
+          cursor: The cursor that the previous call with the same arguments returned.
+          everything: Whether all ended jobs are meant, if no filter is given.
+          permits: Returns whether a job may be deleted.
+          tell: Is called for each job that was, or may have been, deleted, with its
+            uuid and whether that is certain: False if a reply was lost.
+
+        Raises:
+          TypeError: limit is not an int.
+          ValueError: No filter is given, or status, older_than, limit or cursor is
+            invalid.
+        """
+        act = Act("clear", FINISHED, self.delete_records)
+        wanted = Filter(owner, kind, status)
+        bulk = Bulk(act, wanted, older_than, everything=everything)
+        return self.run_bulk(bulk, limit, cursor, permits, tell)
+
+    def cancel_all(
+        self,
+        owner: str | float | None = None,
+        kind: str | None = None,
+        status: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        limit: int = 1000,
+        cursor: str | None = None,
+        *,
+        everything: bool = False,
+        permits: Callable[[JobState], bool] | None = None,
+        tell: Tell | None = None,
+    ) -> BulkResult:
+        """Request cancellation of unfinished jobs, as :meth:`.JobState.cancel` does.
+
+        The other arguments and errors are those of :meth:`clear`, for unfinished jobs
+        in place of ended ones.
+
+        Parameters:
+          params: Only jobs that were sent with these values.
+        """
+        act = Act("cancel_all", UNFINISHED, self.cancel_records)
+        wanted = Filter(owner, kind, status, params)
+        bulk = Bulk(act, wanted, everything=everything)
+        return self.run_bulk(bulk, limit, cursor, permits, tell)
+
+    def run_bulk(
+        self,
+        bulk: Bulk,
+        limit: int,
+        cursor: str | None,
+        permits: Callable[[JobState], bool] | None,
+        tell: Tell | None,
+    ) -> BulkResult:
+        """Act on many jobs: see :class:`.bulk.Bulk`."""
+
+        def permitted(records: Sequence[Record]) -> Sequence[Record]:
+            if permits is None:
+                return records
+            jobs = self.load_many([record.uuid for record in records])
+            return [
+                record
+                for record, job_state in zip(records, jobs, strict=True)
+                if job_state is not None and permits(job_state)
+            ]
+
+        return bulk.run(
+            limit,
+            cursor,
+            access=self._access,
+            knows_statuses=self._sweep.is_done,
+            permits=permitted,
+            tell=tell,
+        )
+
+    def counts(self, kind: str | None = None) -> Counts:
+        """Return how many jobs have which status, at most a second old and approximate:
+        see :class:`.counting.Counts`.
+
+        Parameters:
+          kind: Only count jobs of this kind.
+        """
+        self._sweep.is_done()
+        return self._counter.counts(kind)
+
+    def kinds(self) -> Sequence[str]:
+        """Return the kinds of the jobs that are listed, in alphabetical order."""
+        return self._counter.kinds()
+
+    def throughput(
+        self, kind: str | None = None, seconds: float = 86400, buckets: int = 96
+    ) -> Sequence[Bucket]:
+        """Return how many jobs ended in each of some periods of equal length, the last
+        of which ends now. Jobs that ended more than `expire_in` ago are not counted.
+
+        Parameters:
+          kind: Only count jobs of this kind.
+          seconds: The length of all periods together.
+          buckets: How many periods, at most 1,000.
+
+        Raises:
+          ValueError: seconds is not positive, or buckets not from 1 to 1,000.
+        """
+        positive("seconds", seconds)
+        if not 1 <= buckets <= MAX_BUCKETS:
+            raise ValueError(f"buckets must be from 1 to {MAX_BUCKETS}, not {buckets}.")
+        self._sweep.is_done()
+        return self._counter.throughput(kind, seconds, buckets)
+
+    @functools.cached_property
+    def _counter(self) -> Counter:
+        return Counter(self.client, self._access)
 
     def __repr__(self) -> str:
         return f"<JobStore {self.namespace!r} at {name_of(self.client)}>"
@@ -250,9 +259,7 @@ class JobStore:
         set_store(job_state, self)
         return job_state
 
-    def _try_job(self, record: Record | None) -> JobState | None:
-        if record is None:
-            return None
+    def _try_job(self, record: Record) -> JobState | None:
         try:
             return self._job(record)
         except StoreUnavailable:
@@ -260,23 +267,6 @@ class JobStore:
         except Exception:
             note_trouble(JobState.class_of(record), record.uuid)
             return None
-
-    def _run(self, calls: Iterable[Call]) -> Sequence[Any]:
-        """Run calls and return their replies. Raise the first error among these."""
-        calls = list(calls)
-        replies = run_scripts(self.client, calls) if calls else []
-        for reply in replies:
-            if isinstance(reply, RedisError):
-                raise reply
-        return replies
-
-    def _indexes(self, update: Update) -> Iterable[Call]:
-        if update.end is not None and update.end.status in FINISHED:
-            return self._index.end(update.uuid, update.info)
-        if update.begins or update.renews:
-            renews = update.renews
-            return self._index.activate(update.uuid, update.info, renews=renews)
-        return ()
 
 
 def store_beside(client: object, **options: Any) -> JobStore | None:
@@ -286,9 +276,3 @@ def store_beside(client: object, **options: Any) -> JobStore | None:
     if not isinstance(client, Redis):
         return None
     return JobStore(impatient(client) or client, **options)
-
-
-def _positive(name: str, seconds: float) -> float:
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"{name} must be a positive number of seconds, not {seconds}.")
-    return seconds

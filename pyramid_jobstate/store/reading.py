@@ -12,6 +12,22 @@ from .connection import Client, Command, execute, is_hopeless, redis_errors, tex
 #: Seconds between two readings of the server's clock, which drifts slowly.
 CLOCK_SECONDS = 10.0
 
+#: The status of a deleted job, which reads as an unknown one.
+DELETED = "deleted"
+
+
+def ask(client: Client, commands: Sequence[Command]) -> list[Any]:
+    """Return the replies to commands in one round trip.
+
+    Raises:
+      redis.exceptions.RedisError: A command failed, or the server did not answer.
+    """
+    replies = execute(client, commands)
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
+
 
 class Reader:
     """Reads the hashes of a store.
@@ -24,7 +40,8 @@ class Reader:
 
     def __init__(self, client: Client, key: Callable[[str], str], silence: int) -> None:
         self._client = client
-        self._key = key
+        #: Returns the key of a job's hash.
+        self.key = key
         self._silence = silence
         #: The server's time minus this process's, in milliseconds, and when it expires.
         self._clock = 0.0
@@ -39,44 +56,77 @@ class Reader:
           names: The fields to read; by default all. A job without any of them counts as
             unknown.
         """
-        if time.monotonic() >= self._clock_until:
-            self._set_clock()
-        keys = map(self._key, uuids)
+        self.clock()
+        keys = map(self.key, uuids)
         if names:
             commands = [Command(key, ("HMGET", key, *names)) for key in keys]
         else:
             commands = [Command(key, ("HGETALL", key)) for key in keys]
         replies = execute(self._client, commands)
-        now = int(time.monotonic() * 1000 + self._clock)
+        now = self.now()
         return [
             self._read(uuid, names, reply, now)
             for uuid, reply in zip(uuids, replies, strict=True)
         ]
 
+    def record(self, uuid: str, reply: Any) -> Record | None:
+        """Return the record in a reply to HGETALL, or None if it holds no job.
+
+        Raises:
+          redis.exceptions.RedisError: The reply is an error that will pass.
+        """
+        return self._read(uuid, (), reply, self.now())
+
     def sizes(self, uuids: Sequence[str], name: str) -> Sequence[int]:
         """Return the size of one field of several jobs in bytes, 0 if it is missing."""
-        keys = map(self._key, uuids)
+        keys = map(self.key, uuids)
         commands = [Command(key, ("HSTRLEN", key, name)) for key in keys]
         replies = execute(self._client, commands)
         return [reply if isinstance(reply, int) else 0 for reply in replies]
 
+    def fields(self, key: str, names: Sequence[str]) -> dict[str, str]:
+        """Return those of some fields that a hash has."""
+        (reply,) = ask(self._client, [Command(key, ("HMGET", key, *names))])
+        found = zip(names, reply, strict=True)
+        return {name: text(value) for name, value in found if value is not None}
+
     def scores(self, name: str, key: str, *words: str | int) -> list[tuple[str, int]]:
         """Return the members and scores found by a command with WITHSCORES."""
-        (rows,) = execute(self._client, [Command(key, (name, key, *words))])
-        if isinstance(rows, Exception):
-            raise rows
+        (rows,) = ask(self._client, [Command(key, (name, key, *words))])
         if rows and not isinstance(rows[0], list):
             # RESP2 returns a flat list instead of pairs.
             rows = zip(rows[::2], rows[1::2], strict=True)
         return [(text(member), int(float(score))) for member, score in rows]
 
-    def _set_clock(self) -> None:
-        """Read the server's clock."""
+    def now(self) -> int:
+        """Return the server's time in milliseconds, as last set."""
+        return int(time.monotonic() * 1000 + self._clock)
+
+    def clock(self) -> int:
+        """Return the server's time in milliseconds, which may take a round trip."""
+        if time.monotonic() >= self._clock_until:
+            self._ask_clock()
+        return self.now()
+
+    def exact_clock(self) -> int:
+        """Ask the server for its time in milliseconds."""
+        self._ask_clock()
+        return self.now()
+
+    def set_clock(self, seconds: int, micros: int) -> None:
+        """Set the server's clock.
+
+        Parameters:
+          seconds, micros: The reply to TIME.
+        """
+        now = time.monotonic()
+        self._clock = seconds * 1000 + micros / 1000 - now * 1000
+        self._clock_until = now + CLOCK_SECONDS
+
+    def _ask_clock(self) -> None:
         with redis_errors():
             seconds, micros = self._client.time()
-        now = time.monotonic()
-        self._clock = int(seconds) * 1000 + int(micros) / 1000 - now * 1000
-        self._clock_until = now + CLOCK_SECONDS
+        self.set_clock(int(seconds), int(micros))
 
     def _read(
         self, uuid: str, names: Sequence[str], reply: Any, now: int
@@ -93,4 +143,6 @@ class Reader:
             fields = {text(name): text(value) for name, value in reply.items()}
         else:
             fields = reply
-        return Record.read(uuid, fields, now, self._silence) if fields else None
+        if not fields or fields.get("status") == DELETED:
+            return None
+        return Record.read(uuid, fields, now, self._silence)

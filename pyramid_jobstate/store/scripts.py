@@ -11,13 +11,17 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import NoScriptError
 
-from ..job import CANCELLED, NOT_REACHED, NOT_SENT, NewJob, Update, dumps
+from ..job import CANCELLED, NOT_REACHED, NOT_SENT, JobError, NewJob, Update, dumps
 from .connection import Client, Command, execute
 
 #: The names of the scripts in `lua/`.
 NAMES = (
     "create",
+    "delete",
+    "queue_again",
     "requeue",
+    "restore",
+    "wait",
     "forget",
     "confirm",
     "start",
@@ -26,7 +30,14 @@ NAMES = (
     "drop",
     "cancel",
     "index",
+    "seek",
 )
+
+#: Those of them that change or read the indexes.
+LISTING = ("index", "seek")
+
+#: How the script `drop` is told of a message that was not sent.
+UNSENT: dict[JobError | None, str] = {NOT_SENT: "lost", NOT_REACHED: "unreached"}
 
 #: The blank lines and comments of a script.
 _COMMENTS = re.compile(r"^\s*(--.*)?\n", re.MULTILINE)
@@ -40,30 +51,42 @@ class Script(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A call of a script and the one key that it touches."""
+    """A call of a script.
+
+    Attributes:
+      key: The key that it touches.
+      more_keys: Further keys, in the same slot of a Cluster.
+    """
 
     script: Script
     key: str
     args: Sequence[str | int]
+    more_keys: Sequence[str] = ()
 
 
 class Reply(enum.IntEnum):
     """The reply to an update of a run: see lua/common.lua."""
 
+    STALE = -3
     CANCELLED = -2
     FENCED = -1
     MISSING = 0
     OK = 1
     CANCELLING = 2
+    REOPENED = 3
 
 
 def read_scripts() -> dict[str, Script]:
     """Return the scripts in `lua/` by name."""
     folder = importlib.resources.files(__package__) / "lua"
-    common = (folder / "common.lua").read_text("utf-8")
+    clock, common = (
+        (folder / f"{name}.lua").read_text("utf-8") for name in ("clock", "common")
+    )
     scripts = {}
     for name in NAMES:
-        text = common + (folder / f"{name}.lua").read_text("utf-8")
+        # A function costs a call of the script even if it does not use it.
+        before = clock if name in LISTING else clock + common
+        text = before + (folder / f"{name}.lua").read_text("utf-8")
         # A server that does not have the script receives its whole text.
         text = _COMMENTS.sub("", text)
         sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
@@ -97,7 +120,8 @@ def run_scripts(client: Client, calls: Sequence[Call]) -> list[Any]:
 
 def _command(name: str, call: Call) -> Command:
     text = call.script.sha if name == "EVALSHA" else call.script.text
-    return Command(call.key, (name, text, 1, call.key, *call.args))
+    key, more = call.key, call.more_keys
+    return Command(key, (name, text, 1 + len(more), key, *more, *call.args))
 
 
 class Calls:
@@ -130,14 +154,18 @@ class Calls:
         """Return the key of a job's hash."""
         return f"{self._namespace}:{uuid}"
 
+    def failure_key(self, uuid: str) -> str:
+        """Return the key of what is kept of a job's failures, in its hash's slot."""
+        return beside(self.key(uuid), "failure")
+
     def create(self, job: NewJob) -> Call:
         return self._call("create", job.uuid, *self._new(job))
 
-    def requeue(self, job: NewJob, token: str) -> Call:
-        return self._call("requeue", job.uuid, *self._new(job), token)
+    def queue_again(self, job: NewJob, token: str) -> Call:
+        return self._call("queue_again", job.uuid, *self._new(job), token)
 
-    def confirm(self, uuid: str) -> Call:
-        return self._call("confirm", uuid)
+    def confirm(self, uuid: str, word: str) -> Call:
+        return self._call("confirm", uuid, word)
 
     def forget(self, job: NewJob) -> Call:
         return self._call("forget", job.uuid, job.sender)
@@ -155,6 +183,7 @@ class Calls:
             int(update.late),
             int(update.cancelled),
             self._active_ttl,
+            update.info.rerun or "",
             *_flat(update.info.fields()),
         )
 
@@ -175,14 +204,19 @@ class Calls:
                 self._ended_ttl,
                 self._active_ttl,
                 self._silence,
-                int(end.error in (NOT_REACHED, NOT_SENT)),
+                UNSENT.get(end.error, "sent"),
                 update.sender,
+                update.info.rerun or "",
+                update.info.attempt,
                 end.status,
                 delay,
                 dumps(CANCELLED),
                 *error,
             )
-        return self._call(
+        failure: list[str] = []
+        if end.failure is not None and error:
+            failure = [*end.failure, *error]
+        return self._call_both(
             "finish",
             uuid,
             token,
@@ -194,9 +228,24 @@ class Calls:
             delay,
             dumps(CANCELLED),
             int(end.was_called),
+            int(bool(failure)),
+            *failure,
             *fields,
             *(word for text in error for word in ("error", text)),
         )
+
+    def delete(self, uuid: str, word: str) -> Call:
+        return self._call_both("delete", uuid, self._ended_ttl, word)
+
+    def requeue(self, uuid: str, word: str) -> Call:
+        ttl, silence = self._active_ttl, self._silence
+        return self._call_both("requeue", uuid, ttl, silence, word)
+
+    def restore(self, uuid: str, word: str) -> Call:
+        return self._call_both("restore", uuid, self._ended_ttl, word)
+
+    def wait(self, uuid: str) -> Call:
+        return self._call("wait", uuid, self._active_ttl)
 
     def _new(self, job: NewJob) -> list[str | int]:
         status = "waiting" if job.waits else "sending"
@@ -206,13 +255,31 @@ class Calls:
     def _call(self, script: str, uuid: str, *args: str | int) -> Call:
         return Call(self._scripts[script], self.key(uuid), args)
 
+    def _call_both(self, script: str, uuid: str, *args: str | int) -> Call:
+        """Return a call with the keys of the record and of its failures."""
+        call = self._call(script, uuid, *args)
+        return call._replace(more_keys=[self.failure_key(uuid)])
+
+
+def has_tag(key: str) -> bool:
+    """Return whether a part in braces decides the slot of a key on a Cluster."""
+    _, brace, rest = key.partition("{")
+    return bool(brace) and rest.find("}") > 0
+
+
+def beside(key: str, name: str) -> str:
+    """Return a key in the slot of another."""
+    return f"{key}:{name}" if has_tag(key) else f"{{{key}}}:{name}"
+
 
 def worst(first: Any, last: Any) -> Reply | Exception:
     """Return the worse of the replies to a start and to the report after it."""
     for reply in (first, last):
         if isinstance(reply, Exception):
             return reply
-    return Reply(min(first, last))
+    reply = Reply(min(first, last))
+    # To the run it makes no difference that the job had ended before.
+    return Reply.OK if reply is Reply.REOPENED else reply
 
 
 def millis(seconds: float) -> int:

@@ -229,7 +229,7 @@ def test_record_reads_an_attempt_that_is_not_a_number_as_none(text):
 
 
 @pytest.mark.parametrize("text", ["1", '"a"', "[]", "null", "true"])
-def test_record_reads_params_that_are_no_object_as_none(text):
+def test_record_reads_params_that_are_not_an_object_as_empty(text):
     """Parameters that are not an object read as empty."""
     assert record(params=text).params == {}
 

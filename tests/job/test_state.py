@@ -366,6 +366,46 @@ def test_cancel_asks_the_store(answer):
     assert store.args == (UUID, job_state._record.info)
 
 
+def test_delete_needs_a_store(running):
+    """A running job cannot delete itself: that is a RuntimeError."""
+    with pytest.raises(RuntimeError, match="loaded"):
+        running.delete()
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_delete_asks_the_store(answer):
+    """A loaded job asks its store to delete it, and returns the answer."""
+
+    class Store:
+        def delete(self, uuid):
+            return answer and uuid == UUID
+
+    job_state = loaded()
+    job_state._store = Store()
+    assert job_state.delete() is answer
+
+
+def test_rerun_needs_a_request():
+    """A job that no request has loaded names the function that runs it again."""
+    with pytest.raises(RuntimeError, match=r"pyramid_jobstate\.rerun\(store, broker"):
+        loaded().rerun()
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_rerun_asks_the_container(answer):
+    """A job that a request has loaded asks its container, and returns the answer."""
+
+    class Container:
+        def rerun(self, job_state):
+            self.job_state = job_state
+            return answer
+
+    job_state = loaded()
+    job_state._container = container = Container()
+    assert job_state.rerun() is answer
+    assert container.job_state is job_state
+
+
 # The current job.
 
 
@@ -509,7 +549,7 @@ def test_title_is_made_from_the_kind(kind, title):
     assert Walk(Record(UUID, {})).title == title
 
 
-def test_title_is_made_from_the_actor_where_there_is_no_class():
+def test_title_without_a_class_is_made_from_the_actor():
     """A job without a class of its own is titled after its actor."""
     assert loaded().title == "Run marathon"
 
@@ -577,7 +617,7 @@ def test_json_shows_a_job():
     }
 
 
-def test_json_of_an_empty_record_shows_that_there_is_nothing():
+def test_json_of_an_empty_record_shows_unknown_values_as_empty():
     """Unknown values are null, empty or 0."""
     job = JobState(Record(UUID, {"status": "queued"})).__json__(Request())["job"]
     nothing = ("progress", "message", "due_at", "queued_at", "error")

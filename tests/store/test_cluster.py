@@ -18,6 +18,8 @@ from pyramid_jobstate import (
     StoreUnavailable,
 )
 from pyramid_jobstate.job.changes import NewJob, Update
+from pyramid_jobstate.job.record import FINISHED, UNFINISHED
+from pyramid_jobstate.store import newest_uuids
 from pyramid_jobstate.store.connection import Command, connect, execute, redis_errors
 from pyramid_jobstate.store.scripts import Reply
 from pyramid_jobstate.testing import put_job
@@ -32,6 +34,7 @@ from tests.jobs import (
     wait_until,
     working,
 )
+from tests.listed import create, finish
 from tests.support import INFO, key_of, wait_for
 from tests.webapp import get, make_app, make_config, make_request
 
@@ -70,6 +73,24 @@ def test_store_writes_and_reads_across_nodes(cluster_store: JobStore) -> None:
     assert cluster_store.cancels(0)[0] == {jobs[0]}
 
 
+def test_statuses_are_listed_and_counted_on_a_cluster(cluster_store: JobStore) -> None:
+    """Jobs are listed by status and counted, wherever they lie."""
+    for status in UNFINISHED + FINISHED:
+        jobs = [put_job(cluster_store, RunMarathon, status).uuid for _ in range(5)]
+        found = cluster_store.list(status=status, kind="RunMarathon").items
+        assert sorted(job.uuid for job in found) == sorted(jobs)
+    assert cluster_store.counts() == (5,) * 8
+    assert cluster_store.kinds() == ["RunMarathon"]
+    assert sum(bucket.error for bucket in cluster_store.throughput()) == 5
+
+
+def test_newest_jobs_are_found_across_nodes(cluster_store: JobStore) -> None:
+    """The two lists of all jobs lie on different nodes, and make one order."""
+    ended, queued = create(cluster_store, 2), create(cluster_store, 2)
+    finish(cluster_store, *ended)
+    assert newest_uuids(cluster_store, 10) == [*ended, *queued]
+
+
 def test_store_takes_a_client_that_is_handed_over(cluster: Cluster) -> None:
     """The application may pass its own RedisCluster."""
     with RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port) as client:
@@ -91,6 +112,60 @@ def test_the_web_side_shows_a_job_on_a_cluster(
     assert get(app, f"/job_state/{job_state.uuid}", "alice").json["miles_run"] == 3
     (item,) = get(app, "/job_state", "alice").json["items"]
     assert item["job"]["uuid"] == job_state.uuid
+
+
+def test_slot_that_was_not_covered_is_looked_for_again(
+    cluster: Cluster, cluster_store: JobStore
+) -> None:
+    """A client that learnt the nodes while none held a slot finds the one that does."""
+    job = new_id()
+    cluster_store.create(NewJob(job, INFO))
+    # It also reads the clock, with a command that refreshes what the client knows.
+    assert cluster_store.load(job) is not None
+    client = cluster_store.client
+    assert isinstance(client, RedisCluster)
+    client.nodes_manager.slots_cache.clear()
+    assert cluster_store.load(job) is not None
+
+
+def test_tracker_connects_to_the_primary_of_a_key(
+    cluster: Cluster, cluster_store: JobStore
+) -> None:
+    """A tracker names the primary that holds a key, and makes a link to it."""
+    key = key_of(cluster_store, new_id())
+    owner = cluster.owner_of(key)
+    tracker = cluster_store.track()
+    link = tracker.connect(tracker.server_of(key))
+    try:
+        for i in range(PRIMARIES):
+            with cluster.client(i) as client:
+                assert client.info("clients")["tracking_clients"] == int(i == owner)
+    finally:
+        link.close()
+
+
+def test_tracker_does_not_connect_to_a_node_that_has_left(
+    cluster_store: JobStore,
+) -> None:
+    """A link to a node that the Cluster does not know is refused as an outage is."""
+    with pytest.raises(redis.ConnectionError, match="has left the Cluster"):
+        cluster_store.track().connect("127.0.0.1:1")
+
+
+def test_tracker_learns_anew_who_holds_a_key(cluster_store: JobStore) -> None:
+    """The primary of a slot that the client knows nothing of is known after a
+    refresh.
+    """
+    key = key_of(cluster_store, new_id())
+    tracker = cluster_store.track()
+    before = tracker.server_of(key)
+    client = cluster_store.client
+    assert isinstance(client, RedisCluster)
+    client.nodes_manager.slots_cache.clear()
+    with pytest.raises(redis.RedisError):
+        tracker.server_of(key)
+    tracker.refresh()
+    assert tracker.server_of(key) == before
 
 
 def test_a_key_that_is_moving_is_found(
@@ -170,7 +245,7 @@ def test_a_job_lives_on_a_cluster(cluster: Cluster, redis_url: str) -> None:
     assert state.progress_metrics == {"miles_run": 26}
 
 
-def test_bytes_that_are_no_text_do_not_fail_a_read(
+def test_undecodable_bytes_do_not_fail_a_read(
     cluster: Cluster, cluster_store: JobStore
 ) -> None:
     """A client with strict decoding reads any bytes, and correct replies afterwards, on

@@ -47,7 +47,7 @@ def own_app(redis_url: str, own: redis.Redis) -> TestApp:
     ("field", "value"),
     [("m:x", b'"\xff"'), (b"m:\xff", b"1"), (b"\xff", b""), ("message", b'"\xe9"')],
 )
-def test_bytes_that_are_no_text_do_not_fail_a_poll(
+def test_undecodable_bytes_do_not_fail_a_poll(
     own_app: TestApp, client: redis.Redis, field: str | bytes, value: bytes
 ) -> None:
     """A job is shown whatever bytes its hash contains, and so is the next one."""
@@ -61,7 +61,7 @@ def test_bytes_that_are_no_text_do_not_fail_a_poll(
     assert [state["job"]["uuid"] for state in batch.values()] == [bad, good]
 
 
-def test_bytes_that_are_no_text_read_as_replaced(
+def test_undecodable_bytes_read_as_replaced(
     own_app: TestApp, client: redis.Redis
 ) -> None:
     """Undecodable bytes read as the replacement character."""

@@ -116,7 +116,7 @@ def test_url_that_cannot_be_understood_is_a_value_error(url: str) -> None:
     "url",
     [url.format(sign) for url in AMBIGUOUS[:4] for sign in "#/?"],
 )
-def test_ambiguous_url_is_told_to_be_percent_encoded(url: str) -> None:
+def test_error_of_an_ambiguous_url_shows_the_encoding(url: str) -> None:
     """The error shows how to encode an ambiguous password."""
     with pytest.raises(ValueError, match="%23"):
         JobStore(url)

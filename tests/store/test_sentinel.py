@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +22,7 @@ from pyramid_jobstate.embedded import EmbeddedServer, find_binary
 from pyramid_jobstate.job.changes import NewJob
 from tests.jobs import Gate, job_actor, make_broker, new_id, wait_until, working
 from tests.support import INFO, wait_for
+from tests.tls import tls_server
 from tests.webapp import Policy
 
 CONFIGURATION = """
@@ -146,7 +146,7 @@ def test_a_url_may_have_a_user_and_a_password(secret_url: str) -> None:
     assert store.load(job) is not None
 
 
-def test_a_password_is_told_to_nobody(
+def test_a_password_is_shown_nowhere(
     secret_url: str, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No log line, error, repr or introspectable contains the password, whether it is
@@ -197,27 +197,9 @@ def test_a_url_may_be_a_unix_socket(tmp_path: Path) -> None:
 
 def test_a_url_may_ask_for_tls(tmp_path: Path) -> None:
     """A store uses TLS and verifies the server's certificate."""
-    # The embedded server does not support TLS.
-    binary, openssl = shutil.which("valkey-server"), shutil.which("openssl")
-    if binary is None or openssl is None:
-        reason = "valkey-server or openssl is missing (Debian's packages)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
-    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    command += ["-keyout", str(key), "-out", str(certificate)]
-    command += ["-subj", "/CN=localhost", "-addext", names]
-    subprocess.run(command, check=True, capture_output=True)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    arguments = ["--tls-port", str(port), "--tls-auth-clients", "no"]
-    arguments += ["--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
-    with EmbeddedServer(binary=binary, arguments=arguments):
-        url = f"rediss://127.0.0.1:{port}/0"
-        store = JobStore(f"{url}?ssl_ca_certs={certificate}")
+    with tls_server(tmp_path) as verified:
+        url = verified.partition("?")[0]
+        store = JobStore(verified)
         job = new_id()
         store.create(NewJob(job, INFO))
         assert store.load(job) is not None

@@ -14,11 +14,11 @@ from dramatiq.brokers.stub import StubBroker
 from pyramid_jobstate import JobStateMiddleware, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.errors import ActorError
-from pyramid_jobstate.job.changes import End, NewJob, Update
+from pyramid_jobstate.job.changes import End, Failure, NewJob, Update
 from pyramid_jobstate.job.record import CANCELLED, NOT_REACHED, JobError
 from pyramid_jobstate.store.scripts import NAMES, Reply, read_scripts
 from tests.jobs import RunMarathon, new_id
-from tests.support import INFO, key_of, load_job, wait_for
+from tests.support import INFO, SENT, key_of, load_job, wait_for
 
 
 class Writer:
@@ -92,7 +92,7 @@ def test_create_leaves_a_record_alone(store: JobStore) -> None:
 
 
 @pytest.mark.parametrize("status", ["success", "error"])
-def test_create_queues_a_job_that_has_ended_anew(store: JobStore, status: str) -> None:
+def test_create_queues_an_ended_job_again(store: JobStore, status: str) -> None:
     """A job that an operator puts back in the queue is queued without its old run, but
     with its owner.
     """
@@ -107,7 +107,7 @@ def test_create_queues_a_job_that_has_ended_anew(store: JobStore, status: str) -
     assert run.record(**{"m:miles_run": "8"}) is Reply.FENCED
 
 
-def test_create_that_comes_late_does_not_queue_a_job_anew(
+def test_create_that_comes_late_does_not_queue_a_job_again(
     store: JobStore, client: redis.Redis
 ) -> None:
     """A job is not put back if another run has ended since it was read."""
@@ -115,7 +115,7 @@ def test_create_that_comes_late_does_not_queue_a_job_anew(
     run = Writer(store, job, "new")
     run.begin()
     run.end("success")
-    assert store.requeue([(NewJob(job, INFO), "old")]) == [False]
+    assert store.queue_again([(NewJob(job, INFO), "old")]) == [False]
     assert load_job(store, job).status == "success"
 
 
@@ -128,7 +128,7 @@ def test_confirm_keeps_a_sent_job_from_stalling(client: redis.Redis) -> None:
     for job in (sent, lost):
         store.create(NewJob(job, INFO))
     assert load_job(store, lost).status == "queued"
-    store.confirm(sent)
+    store.confirm(sent, INFO.kind)
     wait_for(lambda: load_job(store, lost).status == "stalled")
     assert load_job(store, sent).status == "queued"
 
@@ -138,9 +138,9 @@ def test_confirm_changes_nothing_of_a_run(store: JobStore) -> None:
     job = new_id()
     store.create(NewJob(job, INFO))
     Writer(store, job).begin()
-    store.confirm(job)
+    store.confirm(job, INFO.kind)
     assert load_job(store, job).status == "working"
-    store.confirm(unknown := new_id())
+    store.confirm(unknown := new_id(), INFO.kind)
     assert store.load(unknown) is None
 
 
@@ -280,7 +280,7 @@ def test_a_start_keeps_the_queued_time_and_the_owner(store: JobStore) -> None:
 
 
 def test_an_update_never_makes_a_record(store: JobStore) -> None:
-    """An expired record is not created anew by an update, an end or a drop."""
+    """An update, an end or a drop does not create an expired record again."""
     job = new_id()
     run = Writer(store, job)
     assert run.record(**{"m:x": "1"}) is Reply.MISSING
@@ -329,7 +329,8 @@ def test_cancel_of_a_running_job_tells_its_worker(store: JobStore, end: str) -> 
     assert store.cancel(job, INFO)
     assert load_job(store, job).status == "cancelling"
     assert run.record(**{"m:x": "1"}) is Reply.CANCELLING
-    assert run.end(end, error=JobError("ValueError", "secret")) is Reply.OK
+    reply = run.end(end, error=JobError("ValueError", "secret"))
+    assert reply is (Reply.OK if end == "cancelled" else Reply.CANCELLING)
     state = load_job(store, job)
     assert state.status == "cancelled" and state.is_error
     if end != "cancelled":
@@ -439,7 +440,7 @@ def test_a_redelivered_job_remembers_the_cancel(store: JobStore) -> None:
 
 @pytest.mark.parametrize("earlier", [0, 1])
 @pytest.mark.parametrize("status", ["cancelled", "retrying"])
-def test_a_run_whose_actor_was_not_called_is_no_attempt(
+def test_a_run_whose_actor_was_not_called_does_not_count(
     store: JobStore, status: str, earlier: int
 ) -> None:
     """A job that a middleware stops after its run began keeps the attempt and start of
@@ -517,7 +518,8 @@ def test_a_dropped_message_of_a_dead_run_that_was_cancelled_is_cancelled(
     wait_for(lambda: load_job(store, job).status == "stalled")
     delay = 5000.0 if status == "retrying" else None
     end = End(status, JobError(None, "Not today"), delay)
-    assert run.write(run.update(end=end, dropped=True)) is Reply.OK
+    dropped = run.update(end=end, dropped=True)
+    assert run.write(dropped) is Reply.CANCELLING
     state = load_job(store, job)
     assert (state.status, state.error) == ("cancelled", CANCELLED)
     assert state.finished_at is not None and state.due_at is None
@@ -573,7 +575,7 @@ def test_a_later_step_that_was_sent_is_not_dropped(
     """
     store.create(NewJob(waiting := new_id(), INFO, waits=True))
     store.create(NewJob(sent := new_id(), INFO))
-    store.confirm(sent)
+    store.confirm(sent, INFO.kind)
     run = Writer(store, sent)
     if status != "queued":
         run.begin()
@@ -648,8 +650,65 @@ def test_a_dropped_message_leaves_others_alone(store: JobStore, before: str) -> 
     if before == "success":
         run.end("success")
     end = End("cancelled", JobError(None, "Too old"))
-    assert run.write(run.update(end=end, dropped=True)) is Reply.MISSING
+    drop = Update(job, "drop", 0, SENT, end=end, dropped=True)
+    assert run.write(drop) is Reply.MISSING
     assert load_job(store, job).status == before
+
+
+TOO_OLD = JobError(None, "Too old")
+
+
+@pytest.mark.parametrize(
+    ("end", "lasts"),
+    [
+        (End("cancelled", TOO_OLD), 100),
+        (End("error", TOO_OLD), 100),
+        (End("retrying", TOO_OLD, 5000.0), 6000),
+        (End("retrying", None, 0.0), 1000),
+    ],
+)
+def test_a_drop_waits_for_the_end_of_the_attempt_before(
+    client: redis.Redis, end: End, lasts: int
+) -> None:
+    """A message may be stopped before its last attempt has written its end.
+    It decides how the job ends, once that attempt has written its reports. Replies may
+    be lost.
+    """
+    store = JobStore(client, expire_in=100, active_expire_in=1000)
+    run = Writer(store, job := new_id())
+    run.begin()
+    drop = Update(job, "drop", 0, INFO, end=end, dropped=True)
+    assert store.write([drop]) == store.write([drop]) == [Reply.OK]
+    assert load_job(store, job).status == "working"
+    failure = Failure("", "", "a traceback")
+    put_back = End("retrying", JobError("ValueError", "a cramp"), 0.0, True, failure)
+    last = run.update(end=put_back, fields={"m:x": "1"})
+    assert store.write([last]) == store.write([last]) == [Reply.FENCED]
+    assert store.write([drop]) == [Reply.OK]
+    assert not client.hexists(key_of(store, job), "stop")
+    state = load_job(store, job)
+    assert (state.status, state.error) == (end.status, end.error)
+    assert state.progress_metrics == {"x": 1}
+    assert (state.due_at is None) == (end.delay is None)
+    assert (state.finished_at is None) == (end.delay is not None)
+    assert lasts - 10 < ttl(client, store, job) <= lasts
+    assert [each.error for each in store.failures(job).tries] == [put_back.error]
+    new = Writer(store, job, "new")
+    if end.delay is not None:
+        new.begin()
+        assert new.end("retrying", delay=0.0) is Reply.OK
+
+
+def test_cancelling_outdoes_a_drop(store: JobStore) -> None:
+    """A job that is being cancelled when its next message is stopped is cancelled."""
+    run = Writer(store, job := new_id())
+    run.begin()
+    store.cancel(job, INFO)
+    drop = Update(job, "drop", 0, INFO, end=End("error", TOO_OLD), dropped=True)
+    assert store.write([drop]) == [Reply.CANCELLING]
+    assert run.end("retrying", delay=0.0) is Reply.CANCELLING
+    state = load_job(store, job)
+    assert (state.status, state.error) == ("cancelled", CANCELLED)
 
 
 def test_sixteen_threads_of_one_job_lose_nothing(store: JobStore) -> None:
@@ -810,7 +869,7 @@ def test_a_stalled_run_that_is_put_back_after_a_cancel_lengthens_its_record(
     run.begin()
     wait_for(lambda: load_job(store, job).status == "stalled")
     assert store.cancel(job, INFO)
-    assert run.end("retrying", delay=500) is Reply.OK
+    assert run.end("retrying", delay=500) is Reply.CANCELLING
     assert load_job(store, job).status == "cancelled"
     assert 1490 < ttl(client, store, job) <= 1500
 
@@ -942,7 +1001,9 @@ def test_two_namespaces_share_a_server(client: redis.Redis) -> None:
     job = new_id()
     mine.create(NewJob(job, INFO))
     assert other.load(job) is None
-    assert all(key.startswith(b"jobstate:") for key in client.scan_iter())
+    # The keys of a status begin with the tag that keeps them in one slot of a Cluster.
+    prefixes = (b"jobstate:", b"{jobstate:")
+    assert all(key.startswith(prefixes) for key in client.scan_iter())
 
 
 @pytest.mark.parametrize("name", ["expire_in", "active_expire_in", "stalled_after"])

@@ -1,20 +1,4 @@
--- Prepended to each of the other scripts. Times are the server's, in milliseconds.
-
-local key = KEYS[1]
-
-local function micros()
-  local t = redis.call("TIME")
-  return t[1] * 1000000 + t[2]
-end
-
-local function time()
-  return math.floor(micros() / 1000)
-end
-
--- Not tostring(), which formats large numbers as 1.7e+12.
-local function int(number)
-  return string.format("%d", number)
-end
+-- Prepended, after clock.lua, to the scripts that change the record of a job.
 
 -- Set hash fields from the arguments that start at an index. In portions, because unpack()
 -- limits the number of values.
@@ -61,6 +45,10 @@ local function is_unfinished(status)
   return is_running(status) or is_waiting(status)
 end
 
+local function is_finished(status)
+  return status == "success" or status == "error" or status == "cancelled"
+end
+
 -- Whether cancellation of the job was requested, which leaves a word in "asked". Such a job
 -- never runs. A job that was dropped or ended in another way may run again.
 local function was_cancelled(status, asked)
@@ -83,10 +71,18 @@ local function knows(token, run, past)
   return run == token or string.find(" " .. (past or "") .. " ", " " .. token .. " ", 1, true)
 end
 
--- The replies to a run: it owns the record; it does, and cancellation was requested; a
--- newer run owns the record; the record is missing, or older than the update that the run
--- builds on; the job is cancelled and stays cancelled.
-local OK, CANCELLING, FENCED, MISSING, CANCELLED = 1, 2, -1, 0, -2
+-- The replies to a run: it owns the record; it does, and cancellation was requested, which
+-- decides how the job ends unless it succeeds; it does, and the job had ended before it began;
+-- a newer run owns the record; the record is missing, or older than the update that the run
+-- builds on; the job is cancelled or deleted, and stays so; the job is to run from another
+-- message.
+local OK, CANCELLING, REOPENED = 1, 2, 3
+local FENCED, MISSING, CANCELLED, STALE = -1, 0, -2, -3
+
+-- The reply to an end with a status, if the job is cancelled.
+local function stopped(status)
+  return status == "cancelled" and OK or CANCELLING
+end
 
 -- Read the record for a run. Returns its status, run, past and seq. Also returns
 -- the reply if the run may not write because it does not own the record, or because the
@@ -95,6 +91,9 @@ local function read_for(token, base)
   local old = redis.call("HMGET", key, "status", "run", "past", "seq")
   if not old[1] then
     return old, MISSING
+  end
+  if old[1] == "deleted" then
+    return old, CANCELLED
   end
   if old[2] ~= token then
     return old, (old[2] or knows(token, old[2], old[3])) and FENCED or MISSING

@@ -1,8 +1,9 @@
 -- A run has ended: write its end and its last reports.
--- ARGV: token, seq, the seq that it builds on, ttl of an ended job, ttl of an unfinished
--- job, status, milliseconds until the message is delivered again ("" if it is not), the
--- error of a cancelled job, "0" if the actor's function was not called, then the fields,
--- if any.
+-- KEYS: the record, what is kept of its failures. ARGV: token, seq, the seq that it builds
+-- on, ttl of an ended job, ttl of an unfinished job, status, milliseconds until the message
+-- is delivered again ("" if it is not), the error of a cancelled job, "0" if the actor's
+-- function was not called, "1" if it failed (then follow the message from which it may run
+-- again or "", why it may not or "", the traceback, and the error), then the fields, if any.
 
 local token, status = ARGV[1], ARGV[6]
 local delay = tonumber(ARGV[7])
@@ -16,30 +17,63 @@ if old[1] == "cancelled" then
   if delay then
     lengthen(ARGV[5] + delay)
   end
-  return status == "success" and CANCELLED or OK
+  return status == "success" and CANCELLED or stopped(status)
 end
 if not is_running(old[1]) then
   return OK
 end
+local stop
 if old[1] == "cancelling" and status ~= "success" then
   status = "cancelled"
+elseif status == "retrying" then
+  -- The message that this run has put back may have been stopped already: see drop.lua.
+  stop = redis.call("HGET", key, "stop")
+end
+local reason = status ~= ARGV[6] and ARGV[8]
+if stop then
+  status, delay, reason = unpack(cjson.decode(stop))
 end
 local now = time()
 redis.call("HSET", key, "status", status, "seq", ARGV[2], "updated", int(now))
-set(10)
+set(ARGV[10] == "1" and 15 or 11)
 if ARGV[9] == "0" then
   -- Restore the attempt and the start of the previous run, or 0 and no start.
   local attempt, started = string.match(redis.call("HGET", key, "before") or "0 ", "(%d+) (%d*)")
   redis.call("HSET", key, "attempt", attempt, "started", started)
 end
-if status == "cancelled" and ARGV[6] ~= "cancelled" then
-  redis.call("HSET", key, "error", ARGV[8])
+if reason then
+  redis.call("HSET", key, "error", reason)
+elseif stop then
+  redis.call("HDEL", key, "error")
+end
+if ARGV[10] == "1" and (stop or status ~= "cancelled") then
+  -- The last ten tries, each with its start, its end and its error.
+  local number = redis.call("HINCRBY", KEYS[2], "tries", 1)
+  local started = redis.call("HGET", key, "started")
+  local try = "[" .. (tonumber(started) and started or "null") .. "," .. int(now) .. "," .. ARGV[14] .. "]"
+  redis.call("HSET", KEYS[2], "try:" .. number % 10, try, "traceback", ARGV[13])
+  if status == "error" and not stop then
+    redis.call("HDEL", KEYS[2], "former", "message", "refusal")
+    local name = ARGV[11] ~= "" and 11 or 12
+    redis.call("HSET", KEYS[2], name == 11 and "message" or "refusal", ARGV[name])
+  end
+end
+if status ~= "retrying" and status ~= "error" then
+  redis.call("HDEL", KEYS[2], "former", "message", "refusal")
 end
 -- A requeued message must find the record, even that of a cancelled job.
-redis.call("PEXPIRE", key, int(delay and ARGV[5] + delay or ARGV[4]))
+local ttl = int(delay and ARGV[5] + delay or ARGV[4])
+redis.call("PEXPIRE", key, ttl)
+redis.call("PEXPIRE", KEYS[2], ttl)
 if status == "retrying" then
   redis.call("HSET", key, "due", int(now + delay))
 else
   redis.call("HSET", key, "finished", int(now))
 end
-return OK
+if stop then
+  -- The later message has listed the job.
+  redis.call("HDEL", key, "run", "stop")
+  redis.call("HSET", key, "past", earlier(token, old[3]))
+  return FENCED
+end
+return status == "cancelled" and stopped(ARGV[6]) or OK

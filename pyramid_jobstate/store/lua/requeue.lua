@@ -1,20 +1,39 @@
--- The message of an ended job is put back in the queue.
--- ARGV: ttl, delay, status, sender, then the fields, and last the token that create.lua
--- returned. Returns 1 if the job was queued again, by this call or by the same call before,
--- whose reply was lost; 0 if the job has changed since.
+-- A job that failed is about to run again. KEYS: the record, what is kept of its failure.
+-- ARGV: ttl, milliseconds of silence after which a sender counts as dead, a word that
+-- identifies this request and the only message that may run the job from now on.
+-- The failure keeps the record as it is now, for restore.lua.
+-- Returns 1 if the job was queued, by this call or by the same call before, whose reply was
+-- lost; 0 if the job has not failed, is being sent, or is unknown.
 
-local old = redis.call("HMGET", key, "status", "run", "owner", "past", "asked")
-local status, token = old[1], table.remove(ARGV)
-if status == "sending" then
+local old = redis.call("HMGET", key, "status", "updated", "rerun", "run", "past", "queued", "owner")
+local status, now = old[1], time()
+if status == "sending" and old[3] == ARGV[3] then
   return 1
 end
-if not status or is_unfinished(status) or was_cancelled(status, old[5]) or (old[2] or "") ~= token then
+-- A job that was never confirmed holds its message if a process died while it was rerun.
+local is_lost = status == "sending" and old[3] and is_silent(old[2], now, ARGV[2])
+if status ~= "error" and not is_lost then
   return 0
 end
-redis.call("DEL", key)
-create()
-redis.call("HSET", key, "past", earlier(old[2], old[4]))
-if old[3] then
-  redis.call("HSET", key, "owner", old[3])
+if not redis.call("HGET", KEYS[2], "message") then
+  return 0
 end
+if not is_lost then
+  redis.call("HSET", KEYS[2], "former", cmsgpack.pack(redis.call("HGETALL", key)))
+end
+local facts = redis.call("HMGET", key, "kind", "actor", "params")
+redis.call("DEL", key)
+redis.call("HSET", key, "status", "sending", "updated", int(now), "rerun", ARGV[3], "attempt", "0")
+local kept = { queued = old[6], owner = old[7], kind = facts[1], actor = facts[2], params = facts[3] }
+for name, value in pairs(kept) do
+  if value then
+    redis.call("HSET", key, name, value)
+  end
+end
+local past = earlier(old[4], old[5])
+if past ~= " " then
+  redis.call("HSET", key, "past", past)
+end
+redis.call("PEXPIRE", key, ARGV[1])
+redis.call("PEXPIRE", KEYS[2], ARGV[1])
 return 1

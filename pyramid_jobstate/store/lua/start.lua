@@ -1,12 +1,19 @@
 -- A worker has started a run, which takes the record over from all earlier runs.
 -- ARGV: token, milliseconds since the run began, "1" if this call may be late, "1" if the
--- run already knows of a requested cancellation, ttl, then the fields.
+-- run already knows of a requested cancellation, ttl, the word of the last request to run
+-- the job again that the message knows of ("" for none), then the fields.
 
 local token, late, told = ARGV[1], ARGV[3] == "1", ARGV[4] == "1"
 local now = time()
 local started = now - ARGV[2]
-local old = redis.call("HMGET", key, "status", "run", "started", "queued", "owner", "past", "asked", "attempt")
+local old = redis.call("HMGET", key, "status", "run", "started", "queued", "owner", "past", "asked", "attempt", "rerun")
 local status = old[1]
+if status == "deleted" then
+  return CANCELLED
+end
+if old[9] and old[9] ~= ARGV[6] then
+  return STALE
+end
 if old[2] ~= token and knows(token, old[2], old[6]) then
   return FENCED
 end
@@ -20,6 +27,7 @@ if old[2] == token then
   return status == "cancelling" and CANCELLING or OK
 end
 -- If cancellation of an earlier run was requested and that run died, cancel this one.
+local was_ended = is_finished(status)
 status = (told or status == "cancelling") and "cancelling" or "working"
 redis.call("DEL", key)
 redis.call(
@@ -27,7 +35,7 @@ redis.call(
   "queued", old[4] or int(started), "started", int(started),
   "updated", int(started), "seen", int(now)
 )
-set(6)
+set(7)
 if old[2] or old[6] then
   redis.call("HSET", key, "past", earlier(old[2], old[6]))
 end
@@ -41,4 +49,7 @@ if status == "cancelling" then
   redis.call("HSET", key, "asked", old[7] or "")
 end
 redis.call("PEXPIRE", key, ARGV[5])
-return status == "cancelling" and CANCELLING or OK
+if status == "cancelling" then
+  return CANCELLING
+end
+return was_ended and REOPENED or OK

@@ -1,0 +1,154 @@
+"""Cancels jobs in Redis, deletes them, and queues them to run again."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from redis import exceptions as errors
+from redis.exceptions import RedisError
+
+from ..job import JobInfo, Record
+from .bulk import Acted
+from .scripts import Call, run_scripts
+from .writes import JobWrites, checked
+
+#: The errors after which a call may have been carried out, or not.
+LOST = (errors.ConnectionError, errors.TimeoutError)
+
+#: The replies to a call that did something.
+DONE = (1, 2)
+
+
+class JobActs(JobWrites):
+    """The part of a JobStore that acts on jobs for users."""
+
+    def cancel(self, uuid: str, info: JobInfo) -> bool:
+        """Request cancellation of a job. Return False if it had already ended."""
+        # The client may repeat the call if a reply is lost: the word identifies it.
+        (done,) = self._run([self._calls.cancel(uuid, secrets.token_hex(4))])
+        # Losing these calls does no harm: lists move entries that they find elsewhere,
+        # and the reply to a heartbeat tells the worker.
+        with contextlib.suppress(RedisError):
+            self._run(self._cancelled(uuid, info, done))
+        return bool(done)
+
+    def _cancelled(self, uuid: str, info: JobInfo, reply: int) -> Iterable[Call]:
+        """Return the calls that list a job after a request to cancel it."""
+        if reply == 2:
+            return self._index.end(uuid, info, "cancelled")
+        return self._index.announce(uuid, info.kind) if reply else ()
+
+    def requeue(self, record: Record) -> str | None:
+        """Queue a job that failed, which is about to be sent again. It keeps its time
+        of queueing, its owner and its tries.
+
+        Returns:
+          A word that its message has to bear, or None if the job does not wait to run
+          again: it has not failed, somebody else is sending it, or its message is not
+          kept.
+        """
+        word = secrets.token_hex(6)
+        (done,) = self._run([self._calls.requeue(record.uuid, word)])
+        if not done:
+            return None
+        self._list(self._index.requeue(record.uuid, record.info))
+        return word
+
+    def restore(self, record: Record, word: str) -> bool:
+        """Put back the failure of a job that :meth:`requeue` has queued: the broker did
+        not accept its message.
+
+        Returns:
+          False if the job has changed since.
+        """
+        (done,) = self._run([self._calls.restore(record.uuid, word)])
+        if done:
+            self._run(self._index.end(record.uuid, record.info, "error"))
+        return bool(done)
+
+    def await_turn(self, steps: Sequence[tuple[str, JobInfo]]) -> bool:
+        """Let the later steps of a pipeline, which were cancelled because their turn
+        never came, wait for it again.
+
+        Returns:
+          False if one of them was deleted, and will never run.
+        """
+        replies = self._run(self._calls.wait(uuid) for uuid, _ in steps)
+        self._list(
+            call
+            for (uuid, info), reply in zip(steps, replies, strict=True)
+            if reply == 1
+            for call in self._index.requeue(uuid, info, "waiting")
+        )
+        return -1 not in replies
+
+    def delete_records(self, records: Sequence[Record]) -> Iterator[Acted]:
+        """Delete ended jobs, and yield those that this call has deleted, or may have.
+
+        Raises:
+          redis.exceptions.RedisError: The server did not answer, at least for some.
+        """
+        # The client may repeat a call if its reply is lost: the word identifies it.
+        word = secrets.token_hex(8)
+        calls = [self._calls.delete(record.uuid, word) for record in records]
+        # Losing what follows does no harm: lists drop entries without a record.
+        return self._act(
+            records, calls, lambda r, reply: self._index.delete(r.uuid, r.info)
+        )
+
+    def cancel_records(self, records: Sequence[Record]) -> Iterator[Acted]:
+        """Request cancellation of jobs, and yield those that had not ended, or may not
+        have.
+
+        Raises:
+          redis.exceptions.RedisError: The server did not answer, at least for some.
+        """
+        word = secrets.token_hex(4)
+        calls = [self._calls.cancel(record.uuid, word) for record in records]
+        return self._act(
+            records, calls, lambda r, reply: self._cancelled(r.uuid, r.info, reply)
+        )
+
+    def _act(
+        self,
+        records: Sequence[Record],
+        calls: Sequence[Call],
+        listed: Callable[[Record, int], Iterable[Call]],
+    ) -> Iterator[Acted]:
+        """Yield the jobs that calls act on, or may act on, and move them in the lists.
+
+        Parameters:
+          records, calls: The jobs, and the call for each.
+          listed: Returns the calls that list a job after a reply.
+        """
+        replies = self._attempt(calls)
+        yield from _acted(records, replies)
+        with contextlib.suppress(RedisError):
+            self._run(
+                call
+                for record, reply in zip(records, replies, strict=True)
+                if reply in DONE
+                for call in listed(record, reply)
+            )
+        checked(replies)
+
+    def _attempt(self, calls: Sequence[Call]) -> Sequence[Any]:
+        """Run calls and return their replies, with the error in place of each that
+        failed.
+        """
+        try:
+            return run_scripts(self.client, calls) if calls else []
+        except RedisError as e:
+            return [e] * len(calls)
+
+
+def _acted(records: Sequence[Record], replies: Sequence[Any]) -> Iterator[Acted]:
+    """Yield the jobs of calls that did something, or may have."""
+    for record, reply in zip(records, replies, strict=True):
+        if reply in DONE:
+            yield Acted(record.uuid, True)
+        elif isinstance(reply, LOST):
+            yield Acted(record.uuid, False)

@@ -1,0 +1,285 @@
+"""Acts on all jobs that a filter matches, a bounded number at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from ..job import UNFINISHED, Record, dumps
+from .entries import MAX_READ, SOURCES, Entries, Entry, ListAccess
+from .filters import (
+    ACTIVE,
+    BY_STATUS,
+    ENDED,
+    FAILED_OR_LOST,
+    OUTLINE,
+    Filter,
+    Place,
+    has_status,
+)
+
+#: The maximum number of jobs that one call acts on.
+MAX_BULK = 1000
+
+#: The maximum number of entries that it examines.
+MAX_EXAMINED = 10_000
+
+_CURSOR = re.compile(r"([0-9a-f]{8})\.([0-9]{1,15})\.([aes][0-9]{1,16}\.[0-9a-f-]{36})")
+
+
+class BulkResult(NamedTuple):
+    """What a call did that acts on many jobs.
+
+    Attributes:
+      done: The jobs that it acted on.
+      refused: The matching jobs that it left alone: the caller may not act on them, or
+        they had changed meanwhile.
+      cursor: What to pass to the next call, which goes on with the other jobs, or None
+        if none are left. Jobs sent after the first call stay as they are.
+    """
+
+    done: int
+    refused: int
+    cursor: str | None
+
+
+class Acted(NamedTuple):
+    """A job that a call has acted on.
+
+    Attributes:
+      uuid: The job.
+      is_certain: False if the reply to the call was lost, so that nobody knows.
+    """
+
+    uuid: str
+    is_certain: bool
+
+
+#: A function that is told at once of each job that was, or may have been, acted on: its
+#: uuid, and whether that is certain.
+Tell = Callable[[str, bool], object]
+
+
+class Act(NamedTuple):
+    """What a call does with the jobs that match.
+
+    Attributes:
+      name: Its name, for error messages.
+      statuses: The statuses that a job may have, or FAILED_OR_LOST.
+      run: Acts on jobs and yields each as soon as it has acted on it.
+    """
+
+    name: str
+    statuses: Sequence[str]
+    run: Callable[[Sequence[Record]], Iterable[Acted]]
+
+
+class Bulk:
+    """Acts on many jobs.
+
+    Parameters:
+      act: What to do.
+      wanted: Which jobs.
+      older_than: Only jobs that ended at least so many seconds ago, or None.
+      everything: Whether a filter that matches all jobs is meant.
+
+    Raises:
+      ValueError: The filter matches all jobs though that is not meant, or its status is
+        not one of the act's.
+    """
+
+    def __init__(
+        self,
+        act: Act,
+        wanted: Filter,
+        older_than: float | None = None,
+        *,
+        everything: bool = False,
+    ) -> None:
+        if not everything and older_than is None and not any_of(wanted):
+            raise ValueError(
+                f"{act.name}() without a filter acts on all jobs. Pass a filter, or "
+                "everything=True."
+            )
+        if wanted.status is not None and wanted.status not in act.statuses:
+            known = ", ".join(act.statuses)
+            raise ValueError(
+                f"{act.name}() acts on jobs with one of the statuses {known}, not "
+                f"{wanted.status!r}."
+            )
+        if older_than is not None and not older_than >= 0:
+            raise ValueError(f"older_than must be 0 seconds or more, not {older_than}.")
+        if len(act.statuses) == 1:
+            wanted = wanted._replace(status=act.statuses[0])
+        self._act = act
+        self._wanted = wanted
+        self._older_than = older_than
+        digest = hashlib.sha1(
+            dumps([act.name, *wanted, older_than]).encode(), usedforsecurity=False
+        )
+        #: Tells the cursors of this call from those of others.
+        self._mark = digest.hexdigest()[:8]
+
+    def run(
+        self,
+        limit: int,
+        cursor: str | None,
+        *,
+        access: ListAccess,
+        knows_statuses: Callable[[], bool],
+        permits: Callable[[Sequence[Record]], Sequence[Record]],
+        tell: Tell | None,
+    ) -> BulkResult:
+        """Act on jobs.
+
+        Parameters:
+          limit: The maximum number of jobs, from 1 to 1,000.
+          cursor: The cursor of the previous call, or None.
+          access: The access to the lists.
+          knows_statuses: Returns whether the status indexes hold all jobs.
+          permits: Returns those jobs on which the caller may act.
+          tell: Is told of each job that was acted on, or None.
+
+        Raises:
+          TypeError: limit is not an int.
+          ValueError: limit or cursor is invalid.
+        """
+        check_limit(limit)
+        if cursor is None:
+            until, place = access.reader.exact_clock(), self._first(knows_statuses)
+            # No job that is sent after this call was queued in the same millisecond.
+            time.sleep(0.001)
+        else:
+            until, place = self._parse(cursor)
+        names = (*OUTLINE, *DETAILS)
+        entries = Entries(self._wanted, access, skips=False, names=names)
+        latest = access.reader.clock()
+        matching: list[Record] = []
+        matched = done = 0
+        misplaced = []
+        next_place = None
+        walk = self._walk(entries, place, min(limit, MAX_READ))
+        for examined, entry in enumerate(walk):
+            if matched == limit or examined == MAX_EXAMINED:
+                next_place = place
+                break
+            place, record = entry.place, entry.record
+            if record and entry.is_wanted and self._fits(record, until, latest):
+                # What is done to the job moves its entry.
+                matching.append(record)
+                matched += 1
+            elif place.part != ACTIVE:
+                misplaced.append(entry)
+            if len(matching) == MAX_READ:
+                done += self._act_on(permits(matching), tell)
+                matching = []
+        done += self._act_on(permits(matching), tell)
+        entries.repair(misplaced)
+        more = None if next_place is None else f"{self._mark}.{until}.{next_place}"
+        return BulkResult(done, matched - done, more)
+
+    def _act_on(self, records: Sequence[Record], tell: Tell | None) -> int:
+        """Act on jobs and return how many it has acted on."""
+        done = 0
+        for acted in self._act.run(records):
+            done += acted.is_certain
+            if tell is not None:
+                tell(*acted)
+        return done
+
+    def _first(self, knows_statuses: Callable[[], bool]) -> Place:
+        if self._is_indexed and knows_statuses():
+            return Place(BY_STATUS)
+        return Place(ACTIVE if self._act.statuses[0] in UNFINISHED else ENDED)
+
+    def _walk(self, entries: Entries, place: Place, count: int) -> Iterator[Entry]:
+        """Yield the entries after a place which may be those of matching jobs.
+
+        Parameters:
+          count: How many entries to read at first.
+        """
+        parts = [place]
+        if place.part == ENDED and FAILED_OR_LOST in self._act.statuses:
+            # Jobs that were lost have not ended.
+            parts.append(Place(ACTIVE))
+        for start in parts:
+            for entry in entries.after(start, count):
+                if entry.place.part != start.part:
+                    # The ended jobs follow the unfinished ones.
+                    break
+                yield entry
+
+    @property
+    def _is_indexed(self) -> bool:
+        """Whether the status indexes can lead to the jobs."""
+        return self._wanted.owner is None and self._wanted.status in SOURCES
+
+    def _fits(self, record: Record, until: int, latest: int) -> bool:
+        """Return whether a job is to be acted on, apart from the filter.
+
+        Parameters:
+          until: When the first call began, in milliseconds of the store's clock.
+          latest: The time now.
+        """
+        if not any(has_status(record, status) for status in self._act.statuses):
+            return False
+        if (record.millis("queued") or 0) > until:
+            return False
+        if self._older_than is None:
+            return True
+        finished = record.millis("finished")
+        return finished is not None and finished <= latest - self._older_than * 1000
+
+    def _parse(self, cursor: str) -> tuple[int, Place]:
+        match = _CURSOR.fullmatch(cursor)
+        if match is not None and match[1] == self._mark:
+            place = Place.parse(match[3])
+            # A forged cursor must not lead to the jobs of other owners.
+            if place.part != BY_STATUS or self._is_indexed:
+                return int(match[2]), place
+        raise _foreign(cursor)
+
+
+#: The fields of a record that are read beside an outline.
+DETAILS = ("queued", "finished", "rerun")
+
+
+def check_limit(limit: int) -> None:
+    """Check the limit of a call that acts on many jobs.
+
+    Raises:
+      TypeError: It is not an int.
+      ValueError: It is not from 1 to 1,000.
+    """
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise TypeError(f"limit must be an int, not {limit!r}.")
+    if not 1 <= limit <= MAX_BULK:
+        raise ValueError(f"limit must be from 1 to {MAX_BULK}, not {limit}.")
+
+
+def check_empty(limit: int, cursor: str | None) -> None:
+    """Check the arguments of a call that acts on the jobs of nobody. No other call has
+    returned a cursor for it.
+
+    Raises:
+      TypeError: limit is not an int.
+      ValueError: limit or cursor is invalid.
+    """
+    check_limit(limit)
+    if cursor is not None:
+        raise _foreign(cursor)
+
+
+def _foreign(cursor: str) -> ValueError:
+    return ValueError(
+        f"cursor was not returned by a call with these arguments: {cursor!r}. Omit it "
+        "to begin."
+    )
+
+
+def any_of(wanted: Filter) -> bool:
+    """Return whether a filter may leave out a job."""
+    return any(value is not None for value in wanted[:3]) or bool(wanted.params)

@@ -1,0 +1,106 @@
+"""Which jobs a list shows, and where in it a page begins."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ..job import FINISHED, UNFINISHED, Record, dumps
+
+#: The statuses that a job reads as.
+STATUSES = UNFINISHED + FINISHED
+
+#: Stands for a status in the filter of jobs that may run again: see Record.has_failed.
+FAILED_OR_LOST = "failed or lost"
+
+#: The fields that a filter reads before it loads the whole record.
+OUTLINE = ("kind", "owner", "status", "updated", "seen")
+
+#: The parts of a list: unfinished jobs, ended ones, and those of one status.
+ACTIVE, ENDED, BY_STATUS = "a", "e", "s"
+
+_CURSOR = re.compile(r"([aes])([0-9]{1,16})\.([0-9a-f-]{36})")
+
+
+class Filter(NamedTuple):
+    """Which jobs to list. A field that is None matches every job."""
+
+    owner: str | float | None = None
+    kind: str | None = None
+    status: str | None = None
+    params: Mapping[str, Any] | None = None
+
+    def check(self) -> None:
+        """Check the status.
+
+        Raises:
+          ValueError: It is unknown.
+        """
+        if self.status is not None and self.status not in STATUSES:
+            raise ValueError(f"status must be a status of a job, not {self.status!r}.")
+
+    @property
+    def index_name(self) -> str:
+        """The name of the index with the fewest jobs to examine."""
+        return self.scope if self.owner is None else f"owner:{dumps(self.owner)}"
+
+    @property
+    def scope(self) -> str:
+        """The scope of the status indexes with the fewest jobs to examine."""
+        return "all" if self.kind is None else f"kind:{self.kind}"
+
+    @property
+    def is_index(self) -> bool:
+        """Whether every job in the index matches, without further checks."""
+        is_one = self.owner is None or self.kind is None
+        return is_one and self.status is None and not self.params
+
+    def admits(self, record: Record) -> bool:
+        """Return whether a job matches, apart from its parameters."""
+        return (
+            (self.owner is None or record.owner == self.owner)
+            and (self.kind is None or record.kind == self.kind)
+            and (self.status is None or has_status(record, self.status))
+        )
+
+    def admits_params(self, record: Record) -> bool:
+        params = record.params
+        return all(
+            name in params and params[name] == value
+            for name, value in (self.params or {}).items()
+        )
+
+
+def has_status(record: Record, status: str) -> bool:
+    """Return whether a job has a status, or is one of FAILED_OR_LOST."""
+    if status == FAILED_OR_LOST:
+        return record.has_failed
+    return record.status == status
+
+
+class Place(NamedTuple):
+    """A place in a list: after an entry of one of its parts. `score` is None at the
+    beginning of a part.
+    """
+
+    part: str
+    score: int | None = None
+    uuid: str = ""
+
+    @classmethod
+    def parse(cls, cursor: str) -> Place:
+        match = _CURSOR.fullmatch(cursor)
+        if match is None:
+            raise bad_cursor(cursor)
+        return cls(match[1], int(match[2]), match[3])
+
+    def __str__(self) -> str:
+        return f"{self.part}{self.score}.{self.uuid}"
+
+
+def bad_cursor(cursor: str) -> ValueError:
+    """Return the error for a cursor of another list."""
+    return ValueError(
+        f"cursor was not issued by this list: {cursor!r}. Omit it for the first page."
+    )

@@ -1,0 +1,35 @@
+"""Answers that are kept for a while."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key")
+Answer = TypeVar("Answer")
+
+
+class Fresh(Generic[Key, Answer]):
+    """Answers by their questions, each kept for a while. Threads may share them.
+
+    Parameters:
+      seconds: How long an answer is kept.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        #: The answers, each with the time when it is too old.
+        self._kept: dict[Key, tuple[float, Answer]] = {}
+
+    def get(self, key: Key, ask: Callable[[], Answer]) -> Answer:
+        """Return the answer that is kept, or else what `ask` returns."""
+        now = time.monotonic()
+        kept = self._kept.get(key)
+        if kept is not None and now < kept[0]:
+            return kept[1]
+        answer = ask()
+        fresh = {k: v for k, v in self._kept.items() if v[0] > now}
+        # Other threads may iterate over the old dictionary: it never changes.
+        self._kept = {**fresh, key: (now + self._seconds, answer)}
+        return answer

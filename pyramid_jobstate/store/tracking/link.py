@@ -1,0 +1,253 @@
+"""A connection on which Redis announces changes to the keys that were read on it."""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import ssl
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, cast
+
+import hiredis
+from redis import Redis
+from redis import exceptions as errors
+from redis.sentinel import SentinelConnectionPool
+
+from ..connection import FAIL_FAST, POOLS
+
+#: Older versions of hiredis return what a server says by itself as if it were a reply.
+CAN_TRACK = hasattr(hiredis, "PushNotification")
+
+#: The prefixes of errors that will pass.
+PASSING = (
+    "LOADING",
+    "BUSY",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "ERR max number of clients",
+)
+
+#: Seconds that a server may take to accept what is sent to it.
+TIMEOUT = 0.5
+
+#: Bytes that are received at a time.
+RECEIVED = 65536
+
+
+class TrackingRefused(errors.RedisError):
+    """A server does not tell clients of changes, or does not allow it to this one."""
+
+
+class Question(NamedTuple):
+    """A key to read, and what the caller wants to know it for."""
+
+    key: str
+    cause: Any
+
+
+class Answer(NamedTuple):
+    """The reply to a question: a mapping, or an exception."""
+
+    question: Question
+    reply: Any
+
+
+class Changed(NamedTuple):
+    """Keys that have changed since they were read. None stands for all of them."""
+
+    keys: Sequence[str] | None
+
+
+class Clock(NamedTuple):
+    """The server's time, in seconds and microseconds."""
+
+    seconds: int
+    micros: int
+
+
+class Link:
+    """A connection with ``CLIENT TRACKING``: the server remembers the keys that are
+    read on it. When one changes, expires or is deleted, it says so once, in order with
+    its replies, so that nothing can be missed between a read and the first message.
+
+    Reading does not block: the replies are received as they arrive. One thread uses a
+    link, but any may create it.
+
+    Parameters:
+      client: The client of the server. The link connects as its pool does.
+
+    Raises:
+      TrackingRefused: The server does not support tracking, or refuses it.
+      redis.exceptions.RedisError: The server does not answer.
+    """
+
+    def __init__(self, client: Redis) -> None:
+        if not CAN_TRACK:
+            raise TrackingRefused("the installed hiredis is older than 3.0")
+        self._pool = client.connection_pool
+        self._is_own = type(self._pool) in (*POOLS, SentinelConnectionPool)
+        self._connection: Any
+        if self._is_own:
+            # A link keeps its connection: it must not fill a pool that has a limit.
+            options = {**self._pool.connection_kwargs, **FAIL_FAST}
+            self._connection = self._pool.connection_class(**options)
+            self._connection.connect()
+        else:
+            # Only the application knows how its pool connects.
+            self._connection = self._pool.get_connection()
+        self._reader = hiredis.Reader(
+            protocolError=errors.ConnectionError,
+            replyError=errors.ResponseError,
+            encoding="utf-8",
+            errors="replace",
+        )
+        #: The questions whose replies are awaited, None for the clock, each with the
+        #: time at which it was asked.
+        self._asked: deque[tuple[Question | None, float]] = deque()
+        self._heard_at = 0.0
+        try:
+            # redis-py has no public way to wait for what a server says by itself.
+            sock: socket.socket | None = getattr(self._connection, "_sock", None)
+            if sock is None:
+                raise TrackingRefused("the client's connections show no socket")
+            self._sock = sock
+            self._fileno = sock.fileno()
+            sock.setblocking(False)
+            for words in ("HELLO", "3"), ("CLIENT", "TRACKING", "ON"):
+                self._require(words)
+        except BaseException:
+            self.close()
+            raise
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when there is something to receive."""
+        return self._fileno
+
+    @property
+    def waiting(self) -> int:
+        """How many replies are awaited."""
+        return len(self._asked)
+
+    def silence(self, now: float) -> float:
+        """Return for how many seconds nothing has come though a reply is awaited."""
+        return now - max(self._asked[0][1], self._heard_at) if self._asked else 0.0
+
+    def read(self, questions: Sequence[Question]) -> None:
+        """Ask for hashes, and to be told of their next change.
+
+        Raises:
+          redis.exceptions.RedisError: The server does not accept it.
+        """
+        now = time.monotonic()
+        self._asked += [(question, now) for question in questions]
+        self._send(b"".join([_pack("HGETALL", key) for key, _ in questions]))
+
+    def check(self) -> None:
+        """Ask for the server's time.
+
+        Raises:
+          redis.exceptions.RedisError: The server does not accept it.
+        """
+        self._asked.append((None, time.monotonic()))
+        self._send(_pack("TIME"))
+
+    def receive(self) -> Iterator[Answer | Changed | Clock]:
+        """Yield what the server has sent.
+
+        The loop is flat: redis-py's own calls itself for each message, and ends at the
+        limit of recursion if a thousand precede a reply.
+
+        Raises:
+          redis.exceptions.RedisError: The connection is lost.
+        """
+        for reply in self._replies():
+            if isinstance(reply, hiredis.PushNotification):
+                if reply[0] == "invalidate":
+                    yield Changed(reply[1])
+                continue
+            if not self._asked:
+                # Only an error is shown: the log must not hold what a job keeps secret.
+                said = reply if isinstance(reply, Exception) else type(reply).__name__
+                raise errors.ConnectionError(f"The server says unasked: {said}")
+            question, _ = self._asked.popleft()
+            if question is not None and isinstance(reply, (dict, Exception)):
+                yield Answer(question, reply)
+            elif question is None and isinstance(reply, list):
+                yield Clock(int(reply[0]), int(reply[1]))
+            elif isinstance(reply, Exception):
+                raise reply
+            else:
+                # Something between us has lost a reply, so that none can be trusted.
+                raise errors.ConnectionError(
+                    f"The server replies out of order, with a {type(reply).__name__}."
+                )
+
+    def close(self) -> None:
+        """Close the connection."""
+        with contextlib.suppress(OSError):
+            self._connection.disconnect()
+        if not self._is_own:
+            self._pool.release(self._connection)
+
+    def abandon(self) -> None:
+        """Close the descriptor of a forked process, which shares the connection."""
+        self._sock.close()
+
+    def _replies(self) -> Iterator[Any]:
+        while True:
+            try:
+                data = self._sock.recv(RECEIVED)
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return
+            except OSError as e:
+                raise errors.ConnectionError(f"The connection is lost: {e}") from e
+            if not data:
+                raise errors.ConnectionError("The server closed the connection.")
+            self._heard_at = time.monotonic()
+            self._reader.feed(data)
+            while (reply := self._reader.gets()) is not False:
+                yield reply
+
+    def _require(self, words: Sequence[str]) -> None:
+        """Run a command that the server has to accept."""
+        self._send(_pack(*words))
+        deadline = time.monotonic() + TIMEOUT
+        while True:
+            for reply in self._replies():
+                if isinstance(reply, errors.ResponseError):
+                    text = f"{' '.join(words)}: {reply}"
+                    if str(reply).startswith(PASSING):
+                        raise errors.ConnectionError(text)
+                    raise TrackingRefused(text)
+                if not isinstance(reply, hiredis.PushNotification):
+                    return
+            if not self._wait(selectors.EVENT_READ, deadline):
+                raise errors.TimeoutError("The server does not answer.")
+
+    def _send(self, data: bytes) -> None:
+        view = memoryview(data)
+        deadline = time.monotonic() + TIMEOUT
+        while view:
+            try:
+                view = view[self._sock.send(view) :]
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                if not self._wait(selectors.EVENT_WRITE, deadline):
+                    raise errors.TimeoutError("The server does not read.") from None
+            except OSError as e:
+                raise errors.ConnectionError(f"The connection is lost: {e}") from e
+
+    def _wait(self, event: int, deadline: float) -> bool:
+        # Not select(), which fails for descriptors above 1,023.
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._sock, event)
+            return bool(selector.select(max(0, deadline - time.monotonic())))
+
+
+def _pack(*words: str) -> bytes:
+    # Its stub only knows commands of one word.
+    packed: bytes = hiredis.pack_command(cast("Any", words))
+    return packed
