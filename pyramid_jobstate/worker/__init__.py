@@ -1,7 +1,7 @@
 """The worker process: follows the messages of tracked actors.
 
-This wing may import Dramatiq, redis-py's exceptions and the wings `store` and `job`,
-but not Pyramid.
+This wing may import Dramatiq, redis-py's exceptions, :mod:`pyramid_jobstate.errors`,
+:mod:`pyramid_jobstate.embedded` and the wings `store` and `job`, but not Pyramid.
 """
 
 from .actors import TrackedFunction, check_owner
@@ -19,8 +19,11 @@ from .middleware import JobStateMiddleware
 from .outage import Outage
 from .parameters import HandedFunction, called_function, has_parameter, layers
 from .putting import put_job
+from .repeatable import why_not_repeatable
+from .rerunning import BROKER_IS_AWAY, rerun, rerun_all
 
 __all__ = [
+    "BROKER_IS_AWAY",
     "STUB",
     "BrokerFault",
     "BrokerSpec",
@@ -40,5 +43,8 @@ __all__ = [
     "middleware_of",
     "put_job",
     "release_broker",
+    "rerun",
+    "rerun_all",
     "use_broker",
+    "why_not_repeatable",
 ]

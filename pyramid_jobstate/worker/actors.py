@@ -24,6 +24,7 @@ from ..job import (
     told_by,
 )
 from .current import CurrentJob, ThreadState, skip
+from .failures import attempts_before, word_of
 from .parameters import (
     HandedFunction,
     annotation_of,
@@ -161,12 +162,12 @@ class TrackedFunction(HandedFunction):
             # A wrong owner must not keep the message from being sent and run.
             log.warning("The job of %s has no owner: %s", message, e)
             owner = None
-        return self.info(message.args, message.kwargs, owner, attempt)
+        info = self.info(message.args, message.kwargs, owner, attempt)
+        return info._replace(rerun=word_of(message))
 
     def unsaved(self, message: MessageProxy) -> Unsaved:
         """Return the recorder's entry for a run that begins now."""
-        # Retries counts before each retry, so this is the number of earlier attempts.
-        info = self.info_of(message, message.options.get("retries", 0) + 1)
+        info = self.info_of(message, attempts_before(message) + 1)
         return Unsaved(message.message_id, Run(), info)
 
     def job_state(self, message_id: str, run: Run, info: JobInfo) -> JobState:

@@ -90,7 +90,7 @@ class Backlog:
         return waiter
 
     def discard_waiter(self, unsaved: Unsaved, waiter: threading.Lock) -> None:
-        """Wait for a run no longer."""
+        """Stop waiting for a run."""
         with self._lock:
             unsaved.waiters.discard(waiter)
 

@@ -139,7 +139,8 @@ def is_made(broker: Broker | None) -> bool:
 
 def made_store(broker: Broker | None) -> JobStore | None:
     """Return the store that :func:`use_broker` made for the jobs of a broker, or None
-    if the broker is not from there or had a JobStateMiddleware before.
+    if it made neither: the broker has its own JobStateMiddleware, or comes from
+    elsewhere.
     """
     made = None if broker is None else _made.get(broker)
     return None if made is None else made.store
@@ -193,8 +194,8 @@ def _refuse_own(broker: Broker | None) -> None:
 
 
 def _makes(spec: BrokerSpec, settings: Mapping[str, Any], broker: Broker) -> bool:
-    """Return whether a specification still makes a broker like this one: a function may
-    heed other settings.
+    """Return whether a specification still makes a broker like this one. A function
+    may depend on settings that have changed.
     """
     if isinstance(spec.broker, (str, Broker)):
         return True

@@ -14,6 +14,7 @@ from dramatiq.errors import Retry
 from dramatiq.middleware import MiddlewareError, SkipMessage
 
 from ..job import CANCELLED, End, JobError, JobState, current_state
+from .failures import failure_of
 from .unsaved import Unsaved
 
 if TYPE_CHECKING:
@@ -27,7 +28,13 @@ MAX_NESTED = 16
 
 
 class Tracked(Protocol):
-    """The function of a tracked actor."""
+    """The function of a tracked actor.
+
+    Attributes:
+      job_state_class: The JobState class of its jobs.
+    """
+
+    job_state_class: type[JobState]
 
     def info_of(
         self, message: Message[Any] | MessageProxy, attempt: int = 0
@@ -113,11 +120,16 @@ class CurrentJob:
         run = None if self.unsaved is None else self.unsaved.run
         if raised is not None and run is not None and run.cancel_requested:
             return End("cancelled", CANCELLED, delay, was_called)
+        if error is None or is_skipped:
+            failure = None
+        else:
+            failure = failure_of(self.message, raised, is_final=delay is None)
         if delay is not None:
             # It was put back by Retries, a limiter or the actor itself.
-            return End("retrying", None if is_skipped else error, delay, was_called)
+            reason = None if is_skipped else error
+            return End("retrying", reason, delay, was_called, failure)
         status = "cancelled" if is_skipped else "success" if error is None else "error"
-        return End(status, error, None, was_called)
+        return End(status, error, None, was_called, failure)
 
 
 class ThreadState(threading.local):

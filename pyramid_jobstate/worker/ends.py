@@ -10,6 +10,7 @@ from ..job import NOT_REACHED, NOT_SENT, End, JobInfo, Run
 from .access import StoreAccess
 from .actors import TrackedFunctions
 from .current import CurrentJob, Tracked
+from .failures import attempts_before
 from .unsaved import Unsaved
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class Ends:
         message, unsaved = job.message, job.unsaved
         end = job.verdict(acknowledged)
         if unsaved is None:
-            self.drop(broker, message, tracked.info_of(message), end)
+            info = tracked.info_of(message, attempts_before(message))
+            self.drop(broker, message, info, end)
             return
         self._access.recorder_for(broker).end(unsaved, end)
         if unsaved.lost and not unsaved.is_cancelled:
@@ -59,7 +61,7 @@ class Ends:
     def drop(
         self, broker: Broker, message: MessageProxy, info: JobInfo, end: End
     ) -> None:
-        """Write how a job ended whose message was stopped before a run began."""
+        """Write how a job ended when its message was stopped before a run began."""
         is_lost = self._write_dropped(broker, message.message_id, info, end).lost
         if not is_lost and end.status != "retrying":
             self._drop_steps_after(broker, message)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..job import NewJob
 from .access import StoreAccess
 from .current import CurrentJob, ThreadState, Tracked
+from .failures import word_of
 
 if TYPE_CHECKING:
     from dramatiq import Broker, Message
@@ -69,8 +70,20 @@ class Enqueueing:
             if created == [False]:
                 self._thread.resent.append(uuid)
 
-    def after(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
-        """Write that the broker has accepted the message of a job."""
+    def after(
+        self,
+        broker: Broker,
+        message: Message[Any],
+        delay: int | None,
+        tracked: Tracked | None,
+    ) -> None:
+        """Write that the broker has accepted the message of a job.
+
+        Parameters:
+          tracked: The actor's function, or None if the actor is not tracked.
+        """
+        kind = "" if tracked is None else tracked.job_state_class.kind
+        word = word_of(message)
         uuid, thread = message.message_id, self._thread
         if thread.job is not None and thread.job.is_followed_by(uuid):
             thread.job.is_next_sent = True
@@ -83,13 +96,13 @@ class Enqueueing:
             job.put_back(delay or 0)
         elif uuid in thread.sending:
             thread.sending.remove(uuid)
-            self._access.ask(broker, lambda store: store.confirm(uuid))
+            self._access.ask(broker, lambda store: store.confirm(uuid, kind, word))
         elif uuid in thread.announced:
             thread.announced.remove(uuid)
             # The messages of a transaction must not each wait for a failing store.
             if thread.confirms:
                 thread.confirms = self._access.ask(
-                    broker, lambda store: store.confirm(uuid)
+                    broker, lambda store: store.confirm(uuid, kind, word)
                 )
 
     @contextlib.contextmanager

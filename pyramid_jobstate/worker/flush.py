@@ -122,6 +122,10 @@ class Flush:
             # After a retry this is expected.
             is_retried = update.end is not None and update.end.status == "retrying"
             self._give_up(unsaved, "a newer run of it has begun", quiet=is_retried)
+        elif reply is Reply.STALE:
+            # Skipped. What becomes of the job is up to the run of that message.
+            unsaved.run.cancel()
+            self._give_up(unsaved, "it runs again from another message")
         elif update.dropped:
             self._give_up(unsaved, "there was nothing to drop", quiet=True)
         elif reply is Reply.CANCELLED:

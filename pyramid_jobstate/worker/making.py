@@ -29,7 +29,8 @@ class BrokerFault(Exception):
     """
 
 
-# Its repr would show the passwords in the URLs.
+# Not a NamedTuple: two applications have different functions for `make_store` and may
+# still share a broker. It has no repr, which would show the passwords in the URLs.
 @dataclasses.dataclass(frozen=True, slots=True, repr=False)
 class BrokerSpec:
     """What a broker is made from.

@@ -17,6 +17,7 @@ from .actors import TrackedFunction, TrackedFunctions, job_state_class
 from .current import CurrentJob, ThreadState, skip
 from .ends import Ends
 from .enqueueing import Enqueueing
+from .failures import attempts_before, word_of
 
 if TYPE_CHECKING:
     from dramatiq import Actor, Broker, Message
@@ -134,7 +135,8 @@ class JobStateMiddleware(Middleware):
     def after_enqueue(
         self, broker: Broker, message: Message[Any], delay: int | None
     ) -> None:
-        self._enqueueing.after(broker, message, delay)
+        function = self.functions.find(message)
+        self._enqueueing.after(broker, message, delay, function)
 
     def announced(
         self, message_ids: set[str]
@@ -238,7 +240,8 @@ class JobStateMiddleware(Middleware):
         if name not in broker.get_declared_actors() and is_uuid(message.message_id):
             # The actor is unknown here, but known where the message was sent.
             error = JobError(None, f"No worker knows the actor {name!r}.")
-            info = JobInfo("", name, 0, None, "{}")
+            attempts = attempts_before(message)
+            info = JobInfo("", name, attempts, None, "{}", word_of(message))
             self._ends.drop(broker, message, info, End("error", error))
 
     # A broker that runs jobs in the caller may call none of the hooks but these.

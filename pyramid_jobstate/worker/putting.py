@@ -66,7 +66,7 @@ def put_job(
     info = JobInfo(job_state_class.kind, actor, attempt, encoded, dumps(params or {}))
     waiting = info._replace(attempt=0)
     store.create(NewJob(job, waiting, delay if status == "queued" else 0.0))
-    store.confirm(job)
+    store.confirm(job, info.kind)
     if status != "queued":
         run = Run()
         run.set_metrics(metrics or {})

@@ -183,8 +183,9 @@ class Recorder:
                 is_idle = not self._backlog
             with contextlib.suppress(queue.Empty):
                 self._wake.get(timeout=None if is_idle else max(0.0, due - _now()))
-            while not self._wake.empty():
-                self._wake.get()
+                while True:
+                    # A thread that has been replaced may take them, too.
+                    self._wake.get_nowait()
             now = _now()
             # Waiters are flushed now, the rest on the next tick. While the store fails
             # all are, so that what was kept goes first.
@@ -203,7 +204,7 @@ class Recorder:
         return is_late or not any(unsaved.is_new for unsaved in self._backlog.all())
 
     def abandon(self) -> None:
-        """Start anew. Called in a forked child, where the thread does not run."""
+        """Start again. Called in a forked child, where the thread does not run."""
         self._backlog.abandon()
         self._reset()
 

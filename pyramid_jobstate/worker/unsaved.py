@@ -75,6 +75,8 @@ class Unsaved:
     def size(self) -> int:
         """The approximate memory that this takes, in bytes."""
         report = [str(value) for value in self.run.report.copy().values()]
+        if self.end is not None and self.end.failure is not None:
+            report += self.end.failure
         return 1024 + self.run.size + len(self.info.params) + sum(map(len, report))
 
     @property

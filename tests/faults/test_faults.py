@@ -36,7 +36,7 @@ MARGIN = 2.0
 PLANS = ("success", "success", "success", "error", "retry", "shield")
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Sent:
     """A job that was sent.
 
@@ -89,7 +89,8 @@ class Storm:
         #: The users' store, which meets faults as well.
         self.users = rough.make_store(proxy_url)
         self.broker = rough.make_broker(urls[0], self.users)
-        self.wander = rough.declare(self.broker, self.notes).wander
+        rough.declare(self.broker, self.notes)
+        self.wander = self.broker.actors["wander"]
         self.environ = {
             "ROUGH_BROKER": urls[0],
             "ROUGH_STORE": proxy_url,

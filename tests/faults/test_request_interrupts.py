@@ -1,23 +1,21 @@
 """Jobs with a request that are interrupted anywhere: see tests/requestinterrupts.py."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT
+from tests.support import ROOT, unmeasured
 
 
 def run(redis_url: str, folder: Path, *arguments: str) -> None:
     how, kind, *numbers = arguments
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
     module = "tests.requestinterrupts"
     done = subprocess.run(
         [sys.executable, "-m", module, how, kind, redis_url, str(folder), *numbers],
         cwd=ROOT,
-        env=environ,
+        env=unmeasured(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -23,10 +23,18 @@ def interop_server() -> Iterator[EmbeddedServer]:
 
 
 @pytest.fixture(scope="module")
-def interop_broker(interop_server: EmbeddedServer) -> Iterator[Any]:
+def interop_actors() -> str:
+    """The module of the actors."""
+    return "tests.interop.jobs"
+
+
+@pytest.fixture(scope="module")
+def interop_broker(
+    interop_server: EmbeddedServer, interop_actors: str
+) -> Iterator[Any]:
     """The broker of the actors, global during this module's tests."""
     before = dramatiq.broker.global_broker
-    actors = importlib.import_module("tests.interop.jobs")
+    actors = importlib.import_module(interop_actors)
     dramatiq.set_broker(actors.broker)
     yield actors.broker
     dramatiq.broker.global_broker = before

@@ -114,7 +114,7 @@ class Contract:
 
         for user in ("alice", "bob", None):
             for path in (f"{site.jobs}/{job}", f"{site.jobs}/{job}/cancel"):
-                response = site.ask("DELETE", path, user)
+                response = site.ask("PUT", path, user)
                 assert response.status_code == 405
                 assert "Allow" in response.headers
         assert site.get(f"{site.jobs}/{job}", "alice").status_code == 200

@@ -34,7 +34,7 @@ def need(*names: str) -> None:
             pytest.skip(reason, allow_module_level=True)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Site:
     """An application with jobs, and its users.
 

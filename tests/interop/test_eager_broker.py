@@ -1,14 +1,10 @@
 """Jobs on dramatiq-eager-broker, which runs them in the process that sends them."""
 
-import importlib
-from collections.abc import Iterator
 from typing import Any
 
-import dramatiq.broker
 import pytest
 from webtest import TestApp
 
-from pyramid_jobstate.embedded import EmbeddedServer
 from tests.interop.support import need
 from tests.webapp import ask, get
 
@@ -16,13 +12,9 @@ need("dramatiq_eager_broker")
 
 
 @pytest.fixture(scope="module")
-def interop_broker(interop_server: EmbeddedServer) -> Iterator[Any]:
-    """Override: the eager broker in place of the one that other applications use."""
-    before = dramatiq.broker.global_broker
-    actors = importlib.import_module("tests.interop.eager_jobs")
-    dramatiq.set_broker(actors.broker)
-    yield actors.broker
-    dramatiq.broker.global_broker = before
+def interop_actors() -> str:
+    """Override: the actors of the eager broker, in place of those for applications."""
+    return "tests.interop.eager_jobs"
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import logging
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +12,9 @@ from pyramid_jobstate.embedded import EmbeddedServer
 from tests.interop.contract import Contract
 from tests.interop.support import Site, away, need
 from tests.jobs import messages
+from tests.readme import README
 
 need("pyramid_exclog")
-
-README = (Path(__file__).parents[2] / "README.rst").read_text("utf-8")
 
 
 def fail(request: Any) -> Any:

@@ -161,7 +161,9 @@ def test_broker_may_be_the_applications_own_object() -> None:
 def test_middleware_that_a_broker_has_is_not_doubled(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Middleware of our class, or a subclass, stays alone. Its store is not ours."""
+    """A broker that has middleware of our class, or of a subclass, keeps it and its
+    store.
+    """
 
     class OwnMarker(Marker):
         """The application's own."""
@@ -532,7 +534,7 @@ def test_actor_that_has_moved_runs(redis_url: str) -> None:
     ids=["class", "async", "decorated"],
 )
 def test_actors_of_every_form_move(declare: Callable[[Broker], Any]) -> None:
-    """So do class-based, async and decorated ones, which are called as before."""
+    """Class-based, async and decorated actors move, and are called as before."""
     actor = declare(dramatiq.get_broker())
     fn = actor.fn
     for value in (NOWHERE, "redis://127.0.0.1:1/1"):
@@ -563,7 +565,7 @@ def declare_wrong(how: str = "position", **options: Any) -> None:
 
 @pytest.mark.parametrize("how", ["position", "annotation"])
 @pytest.mark.parametrize("own", [False, True])
-def test_wrong_actor_moves_none(how: str, own: bool) -> None:
+def test_wrong_actor_keeps_all_from_moving(how: str, own: bool) -> None:
     """If one actor is declared wrongly, all stay where they were, as they were."""
     first = declare_early("first")
     declare_wrong(how)
@@ -628,7 +630,7 @@ def test_actor_that_is_on_both_brokers_is_refused() -> None:
     assert early.broker is dramatiq.broker.global_broker is not own
 
 
-def test_function_that_heeds_other_settings_makes_another_broker() -> None:
+def test_function_that_depends_on_other_settings_makes_another_broker() -> None:
     """Applications share the broker of a function only where it makes the same one."""
 
     def make(settings: Any) -> Broker:
@@ -671,7 +673,7 @@ def test_option_whose_middleware_comes_later_is_accepted() -> None:
     ],
 )
 def test_broker_of_the_applications_own_is_refused(make: Callable[[], Broker]) -> None:
-    """Beside the setting no global broker may stand that the application has set."""
+    """The setting is refused if the application has set a global broker."""
     own = make()
     dramatiq.set_broker(own)
     with pytest.raises(BrokerFault, match="has set a broker of its own"):
@@ -724,7 +726,7 @@ def test_equal_specifications_share_a_broker() -> None:
     ids=lambda other: next(iter(other)),
 )
 def test_another_specification_is_refused(other: dict[str, Any]) -> None:
-    """Each setting of which a broker is made tells applications apart."""
+    """Applications that differ in any setting of their broker cannot share one."""
     broker = use(NOWHERE)
     with pytest.raises(BrokerFault, match=r"another application.*release_broker\(\)"):
         use(**{"broker": NOWHERE, **other})
@@ -780,7 +782,7 @@ def test_release_of_a_process_without_a_broker_does_nothing() -> None:
 
 
 def test_release_leaves_a_default_broker_only_to_hold_actors() -> None:
-    """Without actors the process is as before: without a broker."""
+    """If no actors are declared, the process has no broker afterwards."""
     use(NOWHERE)
     release_broker()
     assert dramatiq.broker.global_broker is None
@@ -792,7 +794,7 @@ def test_release_leaves_a_default_broker_only_to_hold_actors() -> None:
 
 
 def test_release_spares_a_broker_of_the_applications_own() -> None:
-    """A global broker that no setting has made stays."""
+    """A global broker that the application has set stays."""
     own = StubBroker()
     dramatiq.set_broker(own)
     release_broker()
@@ -942,7 +944,7 @@ def test_process_may_fork_after_the_broker_is_made(when: str) -> None:
 
 
 def test_forked_child_forgets_a_server_that_does_not_run_yet() -> None:
-    """In a child, a lock that another thread held is free, and a start begins anew."""
+    """In a child, a lock that another thread held is free, and a start begins again."""
     server = LateServer()
     server._lock.acquire()
     server.forget()

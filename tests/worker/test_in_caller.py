@@ -460,7 +460,9 @@ def test_a_retry_within_a_job_leaves_that_alone(in_caller: InCaller) -> None:
     assert len(seen) == 3 and load(broker, seen[0]).status == "success"
 
 
-def test_a_try_that_another_middleware_stops_is_no_run(in_caller: InCaller) -> None:
+def test_a_retry_that_another_middleware_stops_does_not_count(
+    in_caller: InCaller,
+) -> None:
     """A retry that is skipped in place does not count as an attempt."""
     broker = in_caller(Retries(), fail_fast=False)
 
@@ -1150,7 +1152,7 @@ class Unsettling(Middleware):
             raise SkipMessage
 
 
-def test_jobs_of_two_greenlets_are_not_each_other_s(in_caller: InCaller) -> None:
+def test_jobs_of_two_greenlets_stay_separate(in_caller: InCaller) -> None:
     """The end of one job leaves a job in another greenlet of the thread alone: that one
     goes on reporting, and its own end is written.
     """

@@ -56,7 +56,7 @@ from tests.jobs import (
     wait_until,
     working,
 )
-from tests.support import SENT, key_of, load_job, wait_for
+from tests.support import INFO, SENT, key_of, load_job, wait_for
 
 # Which actors are tracked.
 
@@ -290,7 +290,7 @@ def test_a_class_based_actor_whose_parameter_cannot_be_passed_is_refused(
 
 
 @pytest.mark.parametrize("option", ["RunMarathon", int, False])
-def test_an_option_that_is_no_class_is_refused(
+def test_an_option_that_is_not_a_class_is_refused(
     broker: RedisBroker, option: Any
 ) -> None:
     """The option job_state takes a JobState class or True."""
@@ -833,6 +833,71 @@ def test_attempt_is_that_of_the_last_run_that_began(
         assert abs(state.started_at - began[0]) < datetime.timedelta(seconds=0.2)
 
 
+@pytest.mark.parametrize("retries", [None, [], "many", -1, True], ids=repr)
+def test_odd_number_of_retries_harms_no_other_job(redis_url: str, retries: Any) -> None:
+    """A foreign message with an invalid number of retries affects only its own job."""
+    broker = make_broker(redis_url)
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon() -> None: ...
+
+    odd = run_marathon.message().copy(actor_name="unheard_of")
+    broker.enqueue(odd.copy(options={"retries": retries}))
+    with working(broker):
+        state = wait_until(broker, run_marathon.send(), "success", "error")
+    assert state.status == "success"
+
+
+class Lingering(Middleware):
+    """Holds the first delivery of a message, just before its end is written, until the
+    next delivery is settled.
+    """
+
+    def __init__(self) -> None:
+        self.deliveries: list[Any] = []
+        self.is_settled = threading.Event()
+
+    def before_process_message(self, broker: Any, message: Any) -> None:
+        self.deliveries.append(message)
+
+    def before_ack(self, broker: Any, message: Any) -> None:
+        if message is self.deliveries[0]:
+            self.is_settled.wait(20)
+
+    def after_ack(self, broker: Any, message: Any) -> None:
+        # Dramatiq also acknowledges a delayed message when it is due.
+        if message in self.deliveries[1:]:
+            self.is_settled.set()
+
+    after_nack = after_ack
+
+
+@pytest.mark.parametrize("how", ["skip", "refuse"])
+def test_a_message_is_stopped_while_its_last_attempt_is_about_to_end(
+    redis_url: str, how: str
+) -> None:
+    """A message may come again and be stopped before its last attempt has written its
+    end. The job has the outcome of the last delivery, and all reports.
+    """
+    broker = make_broker(redis_url)
+    for middleware in (Lingering(), Stopping(2, how)):
+        broker.add_middleware(middleware, before=JobStateMiddleware)
+
+    @job_actor(broker=broker, min_backoff=1, max_backoff=2, max_retries=1)
+    def run_marathon(*, job_state: JobState) -> None:
+        job_state.set_progress_metric("attempt", job_state.attempt)
+        raise ValueError("a cramp")
+
+    message = run_marathon.send()
+    with working(broker):
+        state = wait_until(broker, message, "cancelled", "error")
+    assert state.status == ("cancelled" if how == "skip" else "error")
+    assert state.error is not None
+    assert state.error.message == "not today"
+    assert state.progress_metrics == {"attempt": 1}
+    assert state.attempt == 1
+
+
 def test_a_skipped_message_that_nobody_recorded_is_left_alone(
     redis_url: str, client: redis.Redis
 ) -> None:
@@ -911,7 +976,7 @@ def test_a_message_that_is_refused_and_put_back_waits(
 
 
 @pytest.mark.parametrize("order", ["before", "after", "first"])
-def test_a_retry_that_is_refused_is_due_anew(redis_url: str, order: str) -> None:
+def test_a_retry_that_is_refused_is_due_again(redis_url: str, order: str) -> None:
     """If another middleware refuses the retry of a job, the job shows when the next one
     is due, and keeps the attempt of its last run.
     """
@@ -1396,7 +1461,7 @@ def test_a_send_within_an_enqueue_hook_confuses_nothing(
         assert wait_until(broker, message, "success", "error").status == "success"
 
 
-def test_one_job_s_own_error_is_no_outage(
+def test_an_error_of_one_job_does_not_count_as_an_outage(
     redis_url: str, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A job whose key another program has overwritten is sent without a state; the next
@@ -1576,7 +1641,7 @@ def test_a_surplus_delivery_leaves_the_later_steps_alone(redis_url: str) -> None
     record_steps(broker, steps)
     pipe = dramatiq.pipeline(steps, broker=broker).run()
     first, second = (message.message_id for message in pipe.messages)
-    store.write([Update(first, "elsewhere", 1, SENT, begins=True)])
+    store.write([Update(first, "elsewhere", 1, INFO, begins=True)])
     threading.Event().wait(0.01)
     with working(broker):
         wait_for(lambda: broker.client.hlen("dramatiq:default.msgs") == 0)

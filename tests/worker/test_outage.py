@@ -63,9 +63,7 @@ def test_an_outage_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_end_of_an_outage_may_be_silent(caplog: pytest.LogCaptureFixture) -> None:
-    """Without a message for its end an outage is logged at its beginning alone, each
-    time anew.
-    """
+    """Without a message for its end, each outage is logged only when it begins."""
     caplog.set_level(logging.INFO)
     found = Outage(LOG, "It is away: %s: %s", None)
     for _ in range(2):

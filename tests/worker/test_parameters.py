@@ -28,7 +28,7 @@ class Timed(JobState, Generic[T]):
 
 @pytest.fixture
 def broker() -> Broker:
-    """A broker whose jobs are tracked, and kept nowhere."""
+    """Override: a broker whose jobs are tracked, and kept nowhere."""
     broker = StubBroker()
     broker.add_middleware(JobStateMiddleware(url=NOWHERE))
     return broker

@@ -9,7 +9,7 @@ import pytest
 
 from pyramid_jobstate.job import handle as handle_module
 from pyramid_jobstate.job import run as run_module
-from pyramid_jobstate.job.changes import End
+from pyramid_jobstate.job.changes import End, Failure
 from pyramid_jobstate.job.record import METRIC, JobError, Record
 from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.job.state import JobState
@@ -267,6 +267,15 @@ def test_size_grows_with_the_rest_that_is_reported(run, unsaved):
     assert Unsaved(UUID, Run(), INFO._replace(params=params)).size >= size + 1000
 
 
+def test_size_grows_with_what_a_failure_keeps(unsaved):
+    """The message and the traceback of a run that failed take memory, too."""
+    size = unsaved.size
+    unsaved.end = End("error", None)
+    assert unsaved.size == size
+    unsaved.end = End("error", None, failure=Failure("x" * 1000, "", "y" * 500))
+    assert unsaved.size == size + 1500
+
+
 def test_size_grows_with_the_metrics(run, unsaved):
     """Metrics count towards the size."""
     size = unsaved.size
@@ -334,7 +343,7 @@ def test_eta_looks_back_far_enough_to_be_steady(run, unsaved):
 
 
 @pytest.mark.parametrize(("done", "total"), [(0, 100), (99, 100), (100, 200)])
-def test_eta_starts_anew_with_another_part_of_the_job(run, unsaved, done, total):
+def test_eta_starts_again_with_another_part_of_the_job(run, unsaved, done, total):
     """Progress that goes back or changes its total starts a new estimate."""
     eta(run, unsaved, 0, 0, 100)
     assert eta(run, unsaved, 1000, 100, 100) == 0

@@ -1,0 +1,223 @@
+"""Runs failed jobs again, each under its uuid."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dramatiq import Message
+from dramatiq.errors import BrokerError, ConnectionClosed, ConnectionFailed
+from redis import exceptions as errors
+from redis.exceptions import RedisError
+
+from ..errors import NotRepeatable
+from ..job import JobInfo, JobState, Record, Update, parse_json
+from ..store import (
+    FAILED_OR_LOST,
+    Act,
+    Acted,
+    Bulk,
+    BulkResult,
+    Filter,
+    JobStore,
+    Tell,
+    refusal,
+)
+from .brokers import middleware_of
+from .ends import UNREACHED
+from .failures import WORD
+
+if TYPE_CHECKING:
+    from dramatiq import Broker
+
+#: What :func:`rerun` raises if the broker does not answer.
+BROKER_IS_AWAY = (ConnectionClosed, ConnectionFailed)
+
+
+def rerun(store: JobStore, broker: Broker, uuid: str) -> bool:
+    """Run a job again, under its uuid, if it has failed. Later steps of its pipeline
+    that were cancelled because of that wait for their turn again.
+
+    Parameters:
+      store: The store of the job.
+      broker: The broker of its actor.
+      uuid: The job.
+
+    Returns:
+      False if the job has not failed, is being sent or is unknown, else True.
+
+    Raises:
+      NotRepeatable: The job cannot run again. The error says why.
+      redis.exceptions.RedisError: The store does not answer.
+      dramatiq.errors.BrokerError: The server of a RedisBroker refuses the message, or,
+        as a ConnectionClosed, does not answer. The job stays as it was.
+      Exception: What else the broker raises. The job stays as it was.
+    """
+    record = store.record(uuid)
+    if record is None or not record.has_failed:
+        return False
+    try:
+        message, steps = message_of(store, broker, record)
+    except NotRepeatable:
+        record = store.record(uuid)
+        if record is None or not record.has_failed:
+            # Somebody was faster, and the message is gone.
+            return False
+        raise
+    word = store.requeue(record)
+    if word is None:
+        return False
+    try:
+        if not store.await_turn(steps):
+            raise NotRepeatable("A later step of its pipeline was deleted.")
+        with middleware_of(broker).announced({uuid}):
+            _enqueue(broker, message.copy(options={WORD: word}))
+    except BaseException:
+        # Whatever becomes of this, no message with another word runs the job.
+        with contextlib.suppress(RedisError):
+            if store.restore(record, word):
+                store.write([_unreached(*step) for step in steps])
+        raise
+    # Somebody may have taken this process for dead, and cancelled or sent the job.
+    return _is_mine(store, uuid, word)
+
+
+def rerun_all(
+    store: JobStore,
+    broker: Broker,
+    owner: str | float | None = None,
+    kind: str | None = None,
+    params: Mapping[str, Any] | None = None,
+    limit: int = 1000,
+    cursor: str | None = None,
+    *,
+    everything: bool = False,
+    permits: Callable[[JobState], bool] | None = None,
+    tell: Tell | None = None,
+) -> BulkResult:
+    """Run failed jobs again, as :func:`rerun` does. Among them are jobs that read
+    "stalled" because a process that was about to run them again has died.
+
+    The other arguments and errors are those of :meth:`.JobStore.clear`, for failed jobs
+    in place of ended ones.
+
+    Parameters:
+      store: The store of the jobs.
+      broker: The broker of their actors.
+      params: Only jobs that were sent with these values.
+      tell: Is called for each job as soon as it was sent, with its uuid and True.
+
+    Raises:
+      redis.exceptions.RedisError: The store does not answer.
+      Exception: What :func:`rerun` raises if the broker fails. In both cases, the jobs
+        before that have been sent.
+    """
+    run = functools.partial(_rerun_each, store, broker)
+    act = Act("rerun_all", (FAILED_OR_LOST,), run)
+    wanted = Filter(owner, kind, None, params)
+    bulk = Bulk(act, wanted, everything=everything)
+    return store.run_bulk(bulk, limit, cursor, permits, tell)
+
+
+def _enqueue(broker: Broker, message: Message[Any]) -> None:
+    """Send a message, without an error that would be taken for one of the store."""
+    try:
+        broker.enqueue(message)
+    except RedisError as e:
+        is_away = isinstance(e, (errors.ConnectionError, errors.TimeoutError))
+        # As a RedisBroker does where it receives messages.
+        error: Any = ConnectionClosed if is_away else BrokerError
+        raise error(e) from e
+
+
+def _is_mine(store: JobStore, uuid: str, word: str) -> bool:
+    """Return whether the message with a word runs a job, as far as the store says."""
+    try:
+        record = store.record(uuid)
+    except RedisError:
+        return True
+    if record is None or record.info.rerun != word:
+        return False
+    return record.status != "cancelled"
+
+
+def _rerun_each(
+    store: JobStore, broker: Broker, records: Sequence[Record]
+) -> Iterator[Acted]:
+    for record in records:
+        try:
+            is_sent = rerun(store, broker, record.uuid)
+        except NotRepeatable:
+            continue
+        if is_sent:
+            yield Acted(record.uuid, True)
+
+
+def _unreached(uuid: str, info: JobInfo) -> Update:
+    """Return the update of a step whose turn does not come."""
+    token = secrets.token_hex(6)
+    return Update(uuid, token, 0, info, end=UNREACHED, dropped=True)
+
+
+def message_of(
+    store: JobStore, broker: Broker, record: Record
+) -> tuple[Message[Any], list[tuple[str, JobInfo]]]:
+    """Return the message from which a job runs again, and the tracked later steps of
+    its pipeline.
+
+    Raises:
+      NotRepeatable: The store holds none, or it is not a message of the job.
+    """
+    middleware = middleware_of(broker)
+    error = refusal(store, middleware.store_for(broker), "its broker")
+    if error is not None:
+        raise NotRepeatable(error)
+    failures = store.failures(record.uuid)
+    if not failures.message:
+        reason = failures.refusal or "The store does not hold its message."
+        raise NotRepeatable(reason)
+    message, *later = _chain(broker, parse_json(failures.message))
+    if message.message_id != record.uuid or message.actor_name != record.actor:
+        raise NotRepeatable("The message that the store holds belongs to another job.")
+    functions = middleware.functions
+    if functions.find(message) is None:
+        raise NotRepeatable(f"The actor {record.actor!r} is not tracked here.")
+    options = {k: v for k, v in message.options.items() if k != "job_owner"}
+    if record.owner is not None:
+        options["job_owner"] = record.owner
+    steps = [
+        (step.message_id, function.info_of(step))
+        for step in later
+        if (function := functions.find(step)) is not None
+    ]
+    return dataclasses.replace(message, options=options), steps
+
+
+def _chain(broker: Broker, fields: Any) -> Iterator[Message[Any]]:
+    """Yield a message and the later steps of its pipeline.
+
+    Raises:
+      NotRepeatable: One of them is not a message for an actor of the broker.
+    """
+    while True:
+        match fields:
+            case {
+                "actor_name": str() as name,
+                "message_id": str() as uuid,
+                "args": list() as args,
+                "kwargs": dict() as kwargs,
+                "options": dict() as options,
+            }:
+                pass
+            case _:
+                raise NotRepeatable("The store holds something else than its message.")
+        actors = broker.actors
+        if name not in actors:
+            raise NotRepeatable(f"The broker does not know the actor {name!r}.")
+        yield Message(actors[name].queue_name, name, tuple(args), kwargs, options, uuid)
+        if (fields := options.get("pipe_target")) is None:
+            return
