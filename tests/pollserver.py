@@ -2,13 +2,18 @@
 
 It serves pages and the real job-state.js under a strict Content Security Policy, and
 records each request and its time. A request for several jobs takes one answer from each
-job's script.
+job's script. With `offers`, polls offer a stream, and the test writes what each stream
+sends, or scripts how it is refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import queue
+import select
+import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -38,7 +43,14 @@ TYPES = {"css": "text/css", "js": "text/javascript"}
 HARNESS = """
 "use strict";
 const calls = [], raw = [], pollers = {}, aborters = {}, delays = [], asked = [];
-const askedAt = [];
+const askedAt = [], sources = [];
+
+window.EventSource = class extends EventSource {
+  constructor(...options) {
+    super(...options);
+    sources.push(this);
+  }
+};
 
 const reallyFetch = window.fetch;
 window.fetch = (url, init) => {
@@ -107,7 +119,10 @@ function hurry(chance) {
 
 @dataclasses.dataclass
 class Answer:
-    """A scripted answer; `drop` closes the connection, `hold` waits for an event."""
+    """A scripted answer; `drop` closes the connection, `hold` waits for an event.
+
+    To a request for a stream, `hold` sends nothing until the page gives up.
+    """
 
     status: int = 200
     body: str = ""
@@ -131,6 +146,68 @@ class Request:
     def jobs(self) -> list[str]:
         """The uuids of a request for several jobs."""
         return parse_qs(urlsplit(self.path).query).get("uuid", [])
+
+
+class Stream:
+    """A stream that a page has opened. The test says what it sends, and how it ends."""
+
+    def __init__(self, path: str, headers: dict[str, str]) -> None:
+        self.path = path
+        self.headers = headers
+        self.began = time.monotonic()
+        self.ended: float | None = None
+        self._steps: queue.Queue[bytes | None] = queue.Queue()
+        self._reset = False
+
+    @property
+    def jobs(self) -> list[str]:
+        """The uuids of a stream of several jobs."""
+        return parse_qs(urlsplit(self.path).query).get("uuid", [])
+
+    @property
+    def is_open(self) -> bool:
+        return self.ended is None
+
+    def send(
+        self, data: str, event: str | None = None, event_id: str | None = None
+    ) -> None:
+        """Send an event."""
+        lines = [f"event: {event}"] if event else []
+        lines += [f"id: {event_id}"] if event_id is not None else []
+        lines += [f"data: {line}" for line in data.split("\n")]
+        self.write("\n".join(lines) + "\n\n")
+
+    def write(self, text: str) -> None:
+        """Send text as it is."""
+        self._steps.put(text.encode())
+
+    def end(self) -> None:
+        """End the stream in good order."""
+        self._steps.put(None)
+
+    def reset(self) -> None:
+        """Break the connection off."""
+        self._reset = True
+        self._steps.put(None)
+
+    def serve(self, connection: socket.socket) -> None:
+        """Send what the test writes, until it ends the stream or the page leaves."""
+        with suppress(OSError):
+            while self._has_reader(connection):
+                with suppress(queue.Empty):
+                    step = self._steps.get(timeout=0.01)
+                    if step is None:
+                        break
+                    connection.sendall(step)
+        if self._reset:
+            linger = struct.pack("ii", 1, 0)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            connection.close()
+        self.ended = time.monotonic()
+
+    def _has_reader(self, connection: socket.socket) -> bool:
+        readable, _, _ = select.select([connection], [], [], 0)
+        return not readable or connection.recv(1) != b""
 
 
 def state(job_state: str = "working", **metrics: Any) -> str:
@@ -168,6 +245,13 @@ class PollServer:
         self._batches: list[Answer] = []
         self.pages: dict[str, str] = {}
         self.nulls: set[str] = set()  # jobs answered with null in batches
+        self.max_uuids = 1000  # polls and streams of more jobs get a 400
+        self.offers = False  # polls offer a stream
+        self.refusals: list[Answer] = []  # to the next requests for a stream
+        self.retry = 50  # after how many milliseconds a page reconnects
+        self.stream_headers: dict[str, str] = {}
+        self.streams: list[Stream] = []  # so far, without those that were refused
+        self.refused: list[Stream] = []
         self._requests: list[Request] = []
         self._port = 0
         self.start()
@@ -195,6 +279,8 @@ class PollServer:
     def close(self) -> None:
         """Stop, and release every answer that is held back."""
         self.stop()
+        for stream in [*self.streams, *self.refused]:
+            stream.end()
         for answers in [*self._scripts.values(), self._batches]:
             for answer in answers:
                 if answer.hold is not None:
@@ -245,6 +331,8 @@ class PollServer:
         with self._lock:
             if not uuids:
                 return self._next(method, path)
+            if len(uuids) > self.max_uuids:
+                return Answer(400)
             if self._batches:
                 return self._batches.pop(0)
             shown = [uuid for uuid in uuids if uuid not in self.nulls]
@@ -263,6 +351,36 @@ class PollServer:
     def _next(self, method: str, path: str) -> Answer:
         answers = self._scripts.get((method, path), [Answer(404)])
         return answers.pop(0) if len(answers) > 1 else answers[0]
+
+    @property
+    def open_streams(self) -> list[Stream]:
+        """The streams that are open now."""
+        return [stream for stream in self.streams if stream.is_open]
+
+    @property
+    def most_streams(self) -> int:
+        """How many streams were open at the same time, at most."""
+        streams = [*self.streams]
+        return max(
+            sum(
+                other.began <= stream.began < (other.ended or float("inf"))
+                for other in streams
+            )
+            for stream in streams
+        )
+
+    def next_stream(self, path: str, headers: Any) -> tuple[Stream, Answer | None]:
+        """Record a request for a stream, and return how to refuse it, or None."""
+        stream = Stream(path, {name.lower(): value for name, value in headers.items()})
+        with self._lock:
+            if len(stream.jobs) > self.max_uuids:
+                self.refused.append(stream)
+                return stream, Answer(400)
+            if not self.refusals:
+                self.streams.append(stream)
+                return stream, None
+            self.refused.append(stream)
+            return stream, self.refusals.pop(0)
 
     @contextmanager
     def recorded(self, method: str, path: str, headers: Any) -> Iterator[None]:
@@ -325,13 +443,36 @@ class _Handler(BaseHTTPRequestHandler):
         }
         self._send(Answer(204, headers=headers))
 
+    def _stream(self) -> None:
+        stream, refusal = self.poll_server.next_stream(self.path, self.headers)
+        if refusal is None:
+            self.send_response_only(200)
+            self.send_header("Content-Type", "text/event-stream")
+            for name, value in self.poll_server.stream_headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            stream.write(f"retry: {self.poll_server.retry}\n\n")
+            stream.serve(self.connection)
+            return
+        if refusal.hold is not None:
+            stream.serve(self.connection)
+        elif not refusal.drop:
+            self._send(refusal)
+        stream.ended = time.monotonic()
+
     def _answer(self, path: str) -> None:
+        if self.headers["Accept"] == "text/event-stream":
+            self._stream()
+            return
         uuids = parse_qs(urlsplit(self.path).query).get("uuid", [])
         with self.poll_server.recorded(self.command, self.path, self.headers):
             answer = self.poll_server.next_answer(self.command, path, uuids)
             if answer.hold is not None:
                 answer.hold.wait(20)
             time.sleep(answer.delay)
+        if self.poll_server.offers and answer.status in (200, 304):
+            headers = {**answer.headers, "JobState-Stream": "1"}
+            answer = dataclasses.replace(answer, headers=headers)
         if not answer.drop:
             self._send(answer)
 

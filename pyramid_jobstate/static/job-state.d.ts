@@ -8,9 +8,10 @@ declare namespace JobState {
   /**
    * Follow one job until it ends.
    *
-   * Polls at once, then `pollingPeriod` after each answer, with one request at a time.
-   * Sleeps while the tab is hidden, and backs off, up to 30 seconds, while the server
-   * is away, overloaded or failing.
+   * Polls at once. If the answer offers a stream (`JobState-Stream: 1`), the server then
+   * sends each new state as it arrives; otherwise the poller asks again `pollingPeriod`
+   * after each answer, with one request at a time. Sleeps while the tab is hidden, and
+   * backs off, up to 30 seconds, while the server is away, overloaded or failing.
    *
    * Jobs below one base URL share requests of up to 100 jobs. A request for a job that is
    * due includes the jobs that become due before that one is due again, so a job may be
@@ -18,6 +19,15 @@ declare namespace JobState {
    * server accepts only fewer jobs per request, or one, the requests shrink accordingly.
    * A job that a shared answer leaves out (unknown, forbidden, or the session has ended)
    * is then asked for at its own URL, and that answer decides.
+   *
+   * They also share streams of up to 100 jobs, or as few as the server accepts, at the URLs
+   * of their polls. A job that is followed later is polled once, and then joins by a new
+   * stream that replaces the old one. A page opens at most three streams, since browsers
+   * allow only six connections to a server without HTTP/2; jobs beyond that are polled, and
+   * join when there is room. A stream that fails, is silent for 50 seconds or has no first
+   * event within five (a proxy holds it back) gives way to polls at once. The page tries
+   * again after 15 seconds if that stream had worked, and otherwise polls from then on. A
+   * hidden tab closes its streams; when shown, it polls at once and then streams again.
    *
    * ```js
    * JobState.startPolling({
@@ -36,11 +46,14 @@ declare namespace JobState {
   ): Poller<Metrics>;
 
   type PollingOptions<Metrics extends object = AnyMetrics> = JobAddress & {
-    /** Milliseconds from an answer to the next request: 1000 by default, at least 50. */
+    /**
+     * Milliseconds from an answer to the next request: 1000 by default, at least 50.
+     * Applies to polls only: a stream calls `update` as states arrive.
+     */
     pollingPeriod?: number;
 
     /**
-     * Called with each state that was read, including the last one, just before `success`
+     * Called with each state that was received, including the last one, just before `success`
      * or `error`. May get the same data twice. The first `update` after a `lost` means
      * that the server is back.
      */
@@ -60,11 +73,11 @@ declare namespace JobState {
      * The job cannot be seen.
      *
      * With `reason.final === false` the server is away, overloaded or failing. Called once
-     * per outage; the poller tries again in `reason.retryIn` milliseconds and continues
-     * with `update`. With `reason.final === true` the poller gives up (401, 403, 404, 410
-     * or another 4xx, a redirect, or an answer that is not the state of a job); this is
-     * the last callback. Without a `lost` callback, giving up writes a warning to the
-     * console.
+     * per outage; the poller tries again in `reason.retryIn` milliseconds, or the stream
+     * goes on by itself, and `update` follows. With `reason.final === true` the poller gives
+     * up (401, 403, 404, 410 or another 4xx, a redirect, or an answer that is not the state
+     * of a job); this is the last callback. Without a `lost` callback, giving up writes a
+     * warning to the console.
      */
     lost?: ((reason: Reason) => void) | null;
 
@@ -82,7 +95,9 @@ declare namespace JobState {
 
     /**
      * Allow a URL of another origin, and send it its cookies. That server must allow it by
-     * CORS, with credentials.
+     * CORS, with credentials. Unless it also sends
+     * `Access-Control-Expose-Headers: JobState-Stream`, the page does not see the offer of
+     * a stream, and polls.
      */
     crossOrigin?: boolean;
   };
@@ -112,21 +127,30 @@ declare namespace JobState {
       };
 
   interface Poller<Metrics extends object = AnyMetrics> {
-    /** Stop polling, abort the request in flight, and call no more callbacks. */
+    /**
+     * Stop following the job: abort its request in flight, or close its stream, unless other
+     * jobs share it, and call no more callbacks.
+     */
     stop(): void;
 
     /**
-     * Ask the server to cancel the job, then poll at once. Resolves to true if the server
-     * accepts (a running job learns of it a moment later), or to false if the job had
-     * already ended. Works on a stopped poller too.
+     * Ask the server to cancel the job, then poll at once, unless a stream will bring the
+     * new state. Resolves to true if the server accepts (a running job learns of it a moment
+     * later), or to false if the job had already ended. Works on a stopped poller too.
      *
      * Rejects with a {@link Failure} if the server refuses or is away.
      */
     cancel(): Promise<boolean>;
 
+    /** What brought the last answer; null before the first one. */
+    readonly transport: Transport | null;
+
     /** Resolves when the poller has ended, after its last callback. Never rejects. */
     readonly done: Promise<Outcome<Metrics>>;
   }
+
+  /** How states reach the page. */
+  type Transport = "stream" | "poll";
 
   /** How a poller ended. `data` is the last data, or null if it never got any. */
   type Outcome<Metrics extends object = AnyMetrics> =
@@ -155,7 +179,10 @@ declare namespace JobState {
       | { final: true }
       | {
           final: false;
-          /** Milliseconds until the next try, unless the tab is hidden and shown before. */
+          /**
+           * Milliseconds until the next try, unless the tab is hidden and shown before. While
+           * a stream reports the outage, the period: the state may come at any time.
+           */
           retryIn: number;
         }
     );
@@ -232,6 +259,9 @@ declare namespace JobState {
    * <span data-metric="strides" data-job="run"></span>
    * ```
    *
+   * With the attribute `compact`, it takes one line, 2.5 em high, without
+   * the log.
+   *
    * Events, which bubble out of shadow roots: `job-state:update`, `job-state:success` and
    * `job-state:error`, with the data as `detail`, and `job-state:lost`, with the reason.
    *
@@ -245,7 +275,7 @@ declare namespace JobState {
   class JobStateElement extends HTMLElement {
     /** Attribute `src`: what `request.resource_url(job_state)` returns. */
     src: string;
-    /** Attribute `period`: milliseconds, 1000 by default. */
+    /** Attribute `period`: milliseconds between polls, 1000 by default. */
     period: number;
     /** Attribute `cancellable`: show a cancel button to viewers who may cancel the job. */
     cancellable: boolean;
@@ -257,6 +287,10 @@ declare namespace JobState {
      */
     data: JobData | null;
     readonly state: State;
+    /**
+     * How the last event arrived; null before a job's first event. Kept after the job ends.
+     */
+    readonly transport: Transport | null;
     /**
      * Like {@link Poller.cancel}; also resolves to false while an earlier call waits for its
      * answer, or if the element follows no job. Sends the attribute `csrf-token` in the
@@ -326,6 +360,44 @@ declare namespace JobState {
     fraction: number | null;
     /** Seconds from `updated_at` to the end, as the worker estimated then. */
     eta: number | null;
+  }
+
+  /** The JSON of `GET …/counts`: approximate numbers of jobs, and the kinds of all. */
+  interface Counts {
+    counts: { [Status in Job["status"]]: number };
+    kinds: string[];
+  }
+
+  /** The JSON of `GET …/{uuid}/inspect`, for operators only: it may hold secrets. */
+  interface Inspection {
+    uuid: string;
+    /** All parameters of the job. */
+    params: { [name: string]: any };
+    /** Why the job failed, is retried or was cancelled. */
+    error: JobError | null;
+    /** The end of the last traceback. */
+    traceback: string | null;
+    /** The last ten runs that failed, the oldest first. */
+    tries: (JobError & { started_at: string | null; ended_at: string | null })[];
+    /** Whether the job can run again. */
+    repeatable: boolean;
+    /** Why it cannot. */
+    reason: string | null;
+  }
+
+  interface JobError {
+    /** The qualified name of the exception, or null for a reason that is not one. */
+    type: string | null;
+    message: string;
+  }
+
+  /** The JSON of a request that acts on many jobs. */
+  interface BulkResult {
+    done: number;
+    /** How many matching jobs it left alone, if the viewer may list all jobs. */
+    refused?: number;
+    /** To pass to the next request with the same parameters; null if nothing is left. */
+    cursor: string | null;
   }
 }
 

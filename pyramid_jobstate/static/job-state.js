@@ -19,6 +19,11 @@ const MAX_BACKOFF = 30 * 1000;
 const MAX_RETRY_AFTER = 5 * 60 * 1000;
 const REQUEST_TIMEOUT = 30 * 1000;
 const MAX_PERIOD = 2 ** 30; // setTimeout fires at once from twice this value
+const FIRST_EVENT = 5 * 1000; // a proxy that buffers lets nothing through
+const SILENCE = 50 * 1000; // the server sends a beat every 20 seconds
+const RETRY = 8 * 1000; // the browser opens a lost stream again after 1 to 3 seconds
+const PAUSE = 15 * 1000; // after a stream that had worked
+const MAX_STREAMS = 3; // a browser opens only 6 connections to a server without HTTP/2
 
 const ENGLISH = {
   job: "Job",
@@ -84,18 +89,23 @@ function startPolling(options) {
   const watch = new Watch(options, period);
   const stop = () => watch.end("stopped");
   signal.addEventListener("abort", stop);
-  const leave = Channel.follow(place, watch);
+  const job = Channel.follow(place, watch);
   watch.release = () => {
-    leave();
+    job.channel.leave(job, watch);
     signal.removeEventListener("abort", stop);
   };
   if (signal.aborted) stop();
   return {
     stop,
     done: watch.done,
+    get transport() {
+      return job.transport;
+    },
     async cancel() {
       const accepted = await askToCancel(place, csrf);
-      Channel.refresh(place);
+      job.again = true;
+      job.hurry();
+      job.channel.plan();
       return accepted;
     },
   };
@@ -112,12 +122,11 @@ class Watch {
     this.data = null;
     this.outage = false;
     this.ended = false;
-    this.done = new Promise((resolve) => {
-      this.resolve = resolve;
-    });
+    this.done = new Promise((resolve) => (this.resolve = resolve));
   }
 
   receive(data) {
+    if (this.ended) return;
     this.data = data;
     this.outage = false;
     this.call("update", data);
@@ -127,7 +136,7 @@ class Watch {
   lose(reason) {
     if (reason.final) {
       this.end("lost", reason);
-    } else if (!this.outage) {
+    } else if (!this.outage && !this.ended) {
       this.outage = true;
       this.call("lost", reason);
     }
@@ -149,18 +158,20 @@ class Watch {
   }
 }
 
-/** Call a function, and report to the console if it throws. */
+/** What a function returns, or null if it throws. A complaint goes to the console. */
 function attempt(act, complaint) {
   try {
-    act();
+    return act();
   } catch (error) {
-    console.error(`JobState: ${complaint}`, error);
+    if (complaint) console.error(`JobState: ${complaint}`, error);
+    return null;
   }
 }
 
 /** One job: its watches, its last data, and when to ask for it next. */
 class Job {
-  constructor({ uuid, url }) {
+  constructor(channel, { uuid, url }) {
+    this.channel = channel;
     this.uuid = uuid;
     this.url = url;
     this.watches = new Set();
@@ -171,14 +182,19 @@ class Job {
     this.again = false; // the answer in flight will be out of date
     this.alone = false; // missing from a batch: its own URL says why
     this.failures = 0; // in a row
+    this.offered = false; // the last answer to a poll offered a stream
+    this.feed = null; // takes the place of polls
+    this.transport = null; // of the last answer
   }
 
   get period() {
     return Math.min(...[...this.watches].map((watch) => watch.period));
   }
 
-  /** Ask as soon as possible. */
+  /** Ask as soon as possible, before a stream brings the job, unless one does already. */
   hurry(gather = 0) {
+    if (this.feed) return;
+    this.offered = false;
     this.due = Math.min(this.due, Math.max(this.earliest, performance.now() + gather));
   }
 
@@ -190,18 +206,113 @@ class Job {
 
   receive(data) {
     this.data = data;
-    for (const watch of [...this.watches]) watch.receive(data);
+    this.tell((watch) => watch.receive(data));
   }
 
   /** Pass on the last data, still current, to watches without data or in an outage. */
   confirm() {
-    for (const watch of [...this.watches]) {
+    this.tell((watch) => {
       if (watch.outage || !watch.data) watch.receive(this.data);
-    }
+    });
   }
 
   lose(reason) {
-    for (const watch of [...this.watches]) watch.lose(reason);
+    this.tell((watch) => watch.lose(reason));
+  }
+
+  tell(act) {
+    this.transport = this.feed ? "stream" : "poll";
+    [...this.watches].forEach(act);
+  }
+}
+
+const feeds = new Set(); // all open streams of the page
+const failed = new Set(); // streams that rule out others of their base URL, some for a while
+const pollOnly = new Set(); // URLs of jobs that left a stream
+
+/**
+ * One stream, from its opening until it is closed or fails, and the jobs that it brings.
+ * If the server ends it, the browser opens it again, and nobody is told.
+ */
+class Feed {
+  constructor(channel, jobs) {
+    this.channel = channel;
+    this.jobs = new Set(jobs);
+    this.size = jobs.length;
+    this.worked = false; // it had an event
+    this.retry = 0; // the timer of a lost connection
+    failed.add(this); // stays there if EventSource is missing or throws
+    this.source = new EventSource(channel.urlOf(jobs), { withCredentials: true });
+    for (const type of ["open", "error", "message", "gone", "away", "beat"]) {
+      this.source.addEventListener(type, this);
+    }
+    failed.delete(this);
+    this.silence = setTimeout(() => this.fail(), FIRST_EVENT);
+    for (const job of jobs) {
+      job.feed = this;
+      job.due = Infinity;
+      job.tag = null;
+    }
+    feeds.add(this);
+  }
+
+  handleEvent({ type, data: text }) {
+    const data = attempt(() => JSON.parse(text));
+    if (type === "error" ? this.source.readyState === 2 : type === "message" && !isJob(data)) {
+      this.fail();
+      return;
+    }
+    if (type === "error") {
+      this.retry = this.retry || setTimeout(() => this.fail(), RETRY);
+      return;
+    }
+    clearTimeout(this.retry);
+    this.retry = 0;
+    if (type === "open") return;
+    this.worked = true;
+    clearTimeout(this.silence);
+    this.silence = setTimeout(() => this.fail(), SILENCE);
+    const uuid = type === "message" ? data.job.uuid : text;
+    for (const job of [...this.jobs]) {
+      const meant = this.size === 1 || job.uuid === uuid;
+      if (type === "away") job.lose(Object.assign(problem("status", 503), { retryIn: job.period }));
+      else if (meant && type === "message") job.receive(data);
+      else if (meant && type === "gone") {
+        pollOnly.add(job.url); // for good
+        this.leave(job);
+        job.hurry(GATHER);
+      }
+    }
+    this.channel.plan();
+  }
+
+  leave(job) {
+    job.feed = null;
+    this.jobs.delete(job);
+    if (!this.jobs.size) this.close();
+  }
+
+  /** Poll the jobs before anything streams them again. */
+  close() {
+    clearTimeout(this.silence);
+    clearTimeout(this.retry);
+    this.source.close();
+    feeds.delete(this);
+    for (const job of this.jobs) {
+      job.feed = null;
+      job.hurry();
+    }
+  }
+
+  fail() {
+    this.close();
+    failed.add(this);
+    this.channel.plan();
+    if (!this.worked) return;
+    setTimeout(() => {
+      failed.delete(this);
+      this.channel.plan();
+    }, PAUSE);
   }
 }
 
@@ -210,29 +321,25 @@ const channels = new Map();
 /**
  * All jobs that are followed below one base URL. They share their requests: at most one
  * at a time, and none while the page is hidden. A job may be asked for before its period
- * is over if that saves a request of its own, but never after.
+ * is over if that saves a request of its own, but never after. After a first poll, jobs
+ * that the server offers to stream share a stream instead.
  */
 class Channel {
-  /** Returns a function that ends the watch. */
+  /** Returns the job. */
   static follow(place, watch) {
     const { base, uuid } = place;
     const channel = channels.get(base) || new Channel(base);
-    const job = channel.jobs.get(uuid) || new Job(place);
+    const job = channel.jobs.get(uuid) || new Job(channel, place);
     channels.set(base, channel);
     channel.jobs.set(uuid, job);
     job.watches.add(watch);
     job.hurry(GATHER);
     channel.plan();
-    return () => channel.leave(job, watch);
-  }
-
-  static refresh({ base, uuid }) {
-    const channel = channels.get(base);
-    const job = channel && channel.jobs.get(uuid);
-    if (!job) return;
-    job.again = true;
-    job.hurry();
-    channel.plan();
+    // A job that is streamed already is not polled again for its next watch.
+    Promise.resolve().then(() => {
+      if (job.feed && !watch.data) watch.receive(job.data);
+    });
+    return job;
   }
 
   constructor(base) {
@@ -251,12 +358,13 @@ class Channel {
     job.watches.delete(watch);
     if (job.watches.size) return;
     this.jobs.delete(job.uuid);
+    if (job.feed) job.feed.leave(job);
     if (!this.jobs.size) {
       channels.delete(this.base);
       this.listen("removeEventListener");
     }
     if (this.asked.every(({ watches }) => !watches.size)) {
-      this.interrupt();
+      if (this.controller) this.controller.abort();
       this.plan();
     }
   }
@@ -273,28 +381,60 @@ class Channel {
     if (type === "pagehide") {
       // Browsers cut off requests when they leave a page. This is not an outage.
       this.away = true;
-      this.interrupt();
-    } else {
-      if (type === "pageshow") this.away = false;
-      for (const job of this.jobs.values()) job.hurry();
-      this.plan();
-    }
+      if (this.controller) this.controller.abort();
+    } else if (type === "pageshow") this.away = false;
+    for (const job of this.jobs.values()) job.hurry();
+    this.plan();
   }
 
-  interrupt() {
-    clearTimeout(this.timer);
-    if (this.controller) this.controller.abort();
-  }
-
-  /** Ask when the next job is due. */
+  /** Stream what can be streamed, and ask when the next of the other jobs is due. */
   plan() {
     clearTimeout(this.timer);
-    const jobs = [...this.jobs.values()];
-    if (this.controller || this.away || !jobs.length || ofDocument("hidden")) return;
-    const due = Math.max(this.notBefore, Math.min(...jobs.map((job) => job.due)));
+    if (this.away || ofDocument("hidden")) {
+      feeds.forEach((feed) => feed.close());
+      return;
+    }
+    if (this.controller) return;
     const now = performance.now();
-    if (due > now) this.timer = setTimeout(() => this.run(due), due - now);
-    else this.run(now);
+    const jobs = [...this.jobs.values()];
+    this.stream(jobs, now + GATHER);
+    const due = Math.max(this.notBefore, Math.min(...jobs.map((job) => job.due)));
+    if (due <= now) this.run(now);
+    else if (due < Infinity) this.timer = setTimeout(() => this.run(due), due - now);
+  }
+
+  /**
+   * Stream what polls still bring, unless jobs that may join are asked for soon. New jobs
+   * replace the streams by others that have them, too, but only once these have worked:
+   * else a page that keeps adding jobs would not notice that its streams fail. Jobs beyond
+   * the last stream wait for their next poll to be considered again: else each end of a
+   * job would replace the streams.
+   */
+  stream(all, soon) {
+    const old = [...feeds].filter((feed) => feed.channel === this);
+    const jobs = all.filter((job) => job.feed || job.offered);
+    const room = MAX_STREAMS - feeds.size + old.length;
+    for (const job of jobs.splice(room * this.limit)) job.offered = false;
+    if (
+      jobs.every((job) => job.feed) ||
+      !all.every((job) => job.offered || job.due > soon) ||
+      !old.every((feed) => feed.worked) ||
+      // Not if the server takes only fewer jobs: their stream was too large.
+      [...failed].some(({ channel, size }) => channel.base === this.base && size <= channel.limit)
+    ) return;
+    old.forEach((feed) => feed.close());
+    while (jobs.length) attempt(() => new Feed(this, this.share(jobs)));
+  }
+
+  /** Take the jobs of one request from a list, so that all requests have about as many. */
+  share(jobs) {
+    return jobs.splice(0, Math.ceil(jobs.length / Math.ceil(jobs.length / this.limit)));
+  }
+
+  urlOf(jobs) {
+    return jobs.length === 1
+      ? jobs[0].url
+      : `${this.base}?${jobs.map(({ uuid }) => `uuid=${uuid}`).join("&")}`;
   }
 
   async run(now) {
@@ -321,20 +461,17 @@ class Channel {
   async ask(now) {
     const waiting = this.waiting(now);
     const alone = waiting.find((job) => job.alone);
-    const requests = Math.ceil(waiting.length / this.limit);
-    const asked = alone ? [alone] : waiting.slice(0, Math.ceil(waiting.length / requests));
+    const asked = alone ? [alone] : this.share([...waiting]);
     const single = asked.length === 1;
-    const url = single
-      ? asked[0].url
-      : `${this.base}?${asked.map(({ uuid }) => `uuid=${uuid}`).join("&")}`;
+    const url = this.urlOf(asked);
     // Was the last request for each of these jobs the same one?
-    const last = asked[0].tag;
-    const tag = last && last.url === url && asked.every((job) => job.tag === last) && last.etag;
-    for (const job of asked) job.again = false;
+    const { tag } = asked[0];
+    const etag = tag && tag.url === url && asked.every((job) => job.tag === tag) && tag.etag;
+    for (const job of asked) job.again = job.offered = false;
     this.asked = asked;
-    const answer = await askForJobs(url, single, tag, this.controller);
+    const answer = await askForJobs(url, single, etag, this.controller);
     this.asked = [];
-    const { body, reason, unchanged, etag } = answer;
+    const { body, reason, unchanged, headers } = answer;
     if (reason && reason.code === "aborted") return;
     if (reason && !reason.final) {
       this.backOff(alone ? asked : waiting, answer);
@@ -342,15 +479,15 @@ class Channel {
     }
     if (reason && !single && reason.status !== 401) {
       // An older server, or the request is too large or too long: ask for fewer jobs.
-      const tooLarge = [400, 413, 414, 431].includes(reason.status);
-      this.limit = tooLarge ? Math.ceil(asked.length / 2) : 1;
+      this.limit = [400, 413, 414, 431].includes(reason.status) ? Math.ceil(asked.length / 2) : 1;
       return;
     }
-    const fresh = { url, etag };
+    const fresh = { url, etag: headers.get("ETag") };
     const answered = performance.now();
     for (const job of asked) {
       job.alone = false;
       job.failures = 0;
+      job.offered = headers.get("JobState-Stream") === "1" && !pollOnly.has(job.url);
       job.rest(job.period, answered);
       if (!unchanged) job.tag = fresh;
     }
@@ -367,42 +504,38 @@ class Channel {
     }
   }
 
-  backOff(jobs, { reason, retryAfter = 0 }) {
+  backOff(jobs, { reason, headers }) {
+    const wait = retryAfter(headers);
     const period = Math.min(...jobs.map((job) => job.period));
     const failures = Math.max(...jobs.map((job) => (job.failures += 1)));
     const now = performance.now();
-    this.notBefore = now + Math.max(MIN_GAP, retryAfter);
+    this.notBefore = now + Math.max(MIN_GAP, wait);
     const ceiling = Math.min(period * 2 ** failures, MAX_BACKOFF);
     const jitter = 0.5 + Math.random() / 2;
-    reason.retryIn = Math.max(
-      period,
-      ceiling * jitter,
-      // The server told all clients the same time: spread them out.
-      retryAfter && retryAfter + period * jitter
-    );
+    // Spread out the clients that the server told the same time.
+    reason.retryIn = Math.max(period, ceiling * jitter, wait && wait + period * jitter);
     for (const job of jobs) job.rest(reason.retryIn, now);
     for (const job of jobs) job.lose(reason);
   }
 }
 
-/** Resolves to {body, etag}, {unchanged: true} or {reason, retryAfter}. */
+/** Resolves to the headers of the answer, and its body, {unchanged: true} or a reason. */
 async function askForJobs(url, single, etag, controller) {
-  // The browser's own cache would turn a 304 into a 200 with the old body.
-  const headers = etag ? { "If-None-Match": etag } : {};
+  const answer = { headers: new Headers() };
   try {
-    const { response, text } = await send(url, headers, controller);
-    if (response.status === 304 && etag) return { unchanged: true };
-    if (!response.ok) {
-      return { reason: refusal(response), retryAfter: retryAfter(response.headers) };
-    }
-    const body = parse(text);
-    if (single ? isJob(body) : body && body.jobs && typeof body.jobs === "object") {
-      return { body, etag: response.headers.get("ETag") };
-    }
-    return { reason: problem("format", response.status, true) };
+    // The browser's own cache would turn a 304 into a 200 with the old body.
+    const { response, text } = await send(url, etag ? { "If-None-Match": etag } : {}, controller);
+    const body = attempt(() => JSON.parse(text));
+    answer.headers = response.headers;
+    if (response.status === 304 && etag) answer.unchanged = true;
+    else if (!response.ok) throw refusal(response);
+    else if (single ? isJob(body) : body && body.jobs && typeof body.jobs === "object") {
+      answer.body = body;
+    } else throw problem("format", response.status, true);
   } catch (reason) {
-    return { reason };
+    answer.reason = reason;
   }
+  return answer;
 }
 
 async function askToCancel({ url }, csrf) {
@@ -452,14 +585,6 @@ function retryAfter(headers) {
     ? value * 1000
     : Date.parse(value) - (Date.parse(headers.get("Date")) || Date.now());
   return Math.min(Math.max(wait || 0, 0), MAX_RETRY_AFTER);
-}
-
-function parse(text) {
-  try {
-    return JSON.parse(text);
-  } catch (error) {
-    return null;
-  }
 }
 
 function isJob(data) {
@@ -556,20 +681,12 @@ function baseOfPage() {
 
 /** A URL, or null. */
 function resolve(address, base = baseOfPage()) {
-  try {
-    return new URL(address, base);
-  } catch (error) {
-    return null;
-  }
+  return attempt(() => new URL(address, base));
 }
 
 /** Whether a page may send a header: browsers drop the ones reserved for themselves. */
 function maySend(name, value) {
-  try {
-    return new Request("data:,", { headers: { [name]: value } }).headers.has(name);
-  } catch (error) {
-    return null;
-  }
+  return attempt(() => new Request("data:,", { headers: { [name]: value } }).headers.has(name));
 }
 
 // The element
@@ -600,15 +717,10 @@ const formats = {};
 
 function format(kind, language, options, value) {
   const key = kind + language + JSON.stringify(options);
-  if (!formats[key]) {
-    for (const asked of [[], [[], options], [language || [], options]]) {
-      try {
-        formats[key] = new Intl[kind](...asked);
-      } catch (error) {
-        // not a language, or an unsupported option: keep the plainer format
-      }
-    }
-  }
+  const create = (...asked) => attempt(() => new Intl[kind](...asked));
+  // Not a language, or an unsupported option: use a plainer format.
+  formats[key] =
+    formats[key] || create(language || [], options) || create([], options) || create();
   return formats[key].format(value);
 }
 
@@ -631,7 +743,7 @@ function refresh(element) {
   changed.add(element);
   if (planned) return;
   planned = true;
-  sheet = sheet || loadSheet();
+  sheet = sheet || loadSheet().catch(() => null);
   sheet.then((loaded) => requestAnimationFrame(() => draw(loaded)));
 }
 
@@ -683,32 +795,25 @@ function say(element, sentence) {
   sentences.set(element, sentence);
 }
 
-let sheet = null; // a promise of the shared style sheet, or of null if it cannot be loaded
+let sheet = null; // a promise of the shared style sheet, if it can be loaded
 
 async function loadSheet() {
-  try {
-    const made = new CSSStyleSheet();
-    const response = await fetch(sheetUrl);
-    if (!response.ok) return null;
-    made.replaceSync(await response.text());
-    return made;
-  } catch (error) {
-    return null;
-  }
+  const made = new CSSStyleSheet();
+  const response = await fetch(sheetUrl);
+  if (!response.ok) return null;
+  made.replaceSync(await response.text());
+  return made;
 }
 
 /** Style a shadow root. A strict policy blocks a <style> there, but not a link. */
 function addStyles(root, loaded) {
-  try {
-    if (!loaded) throw loaded;
-    root.adoptedStyleSheets = [loaded];
-  } catch (error) {
+  if (!loaded || !attempt(() => (root.adoptedStyleSheets = [loaded]))) {
     root.append(make("link", { rel: "stylesheet", href: sheetUrl }));
   }
 }
 
 function make(name, attributes = {}, ...children) {
-  const language = /^(svg|circle|path)$/.test(name) ? "2000/svg" : "1999/xhtml";
+  const language = /svg|circle|path/.test(name) ? "2000/svg" : "1999/xhtml";
   const node = ofDocument("createElementNS").call(document, `http://www.w3.org/${language}`, name);
   for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
   node.append(...children);
@@ -779,9 +884,7 @@ class View {
     this.lines = lines.join("\n");
     const atEnd = log.scrollTop + log.clientHeight >= log.scrollHeight - 4;
     log.textContent = "";
-    for (const line of lines) {
-      log.append(make("li", { dir: "auto" }, line));
-    }
+    log.append(...lines.map((line) => make("li", { dir: "auto" }, line)));
     if (atEnd) log.scrollTop = log.scrollHeight;
   }
 }
@@ -923,6 +1026,7 @@ class JobStateElement extends HTMLElement {
 
   _forget() {
     this._data = null;
+    this.transport = null;
     this._reason = null; // why the job cannot be seen
     this._asking = false; // a cancel is on its way
     this._complaint = ""; // why it could not be cancelled
@@ -930,6 +1034,7 @@ class JobStateElement extends HTMLElement {
   }
 
   _tell(name, detail) {
+    if (this._poller) this.transport = this._poller.transport;
     refresh(this);
     this.dispatchEvent(
       new CustomEvent(`job-state:${name}`, { bubbles: true, composed: true, detail })
@@ -991,13 +1096,12 @@ class JobStateElement extends HTMLElement {
     }
     if (due) details.push(this._label(state === "queued" ? "due" : "retry", { time: due }));
     if (Number.isFinite(done) && (total || done || unit)) {
-      const values = {
+      details.push(this._label(total == null ? "amount" : "amount-of", {
         done: this._number(done),
         total: this._number(total),
         // Isolated, so that text of another direction does not reorder the numbers.
         unit: unit ? `\u2068${clean(unit, 30)}\u2069` : "",
-      };
-      details.push(this._label(total == null ? "amount" : "amount-of", values));
+      }));
     }
     const seconds = (to) => (new Date(to) - new Date(job.started_at)) / 1000;
     const elapsed = seconds(job.updated_at);
