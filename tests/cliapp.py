@@ -9,10 +9,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from pyramid_jobstate import embedded
-from tests.support import ROOT, wait_for
+from tests.support import ROOT, descendants, wait_for
 
 #: Seconds that a command may take on a busy machine.
 PATIENCE = 40.0
@@ -213,21 +212,3 @@ class Pjobs:
     def processes(self) -> dict[int, str]:
         """Return the command lines of its living processes by process id."""
         return descendants(self.pid)
-
-
-def descendants(pid: int) -> dict[int, str]:
-    """Return the command lines of a process and of what it started, by process id."""
-    listing = subprocess.run(
-        ["ps", "-e", "-ww", "-o", "pid=,ppid=,stat=,args="],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    rows: list[Any] = [line.split(None, 3) for line in listing.stdout.splitlines()]
-    found: dict[int, str] = {}
-    for _ in rows:
-        for number, parent, stat, arguments in rows:
-            is_ours = int(number) == pid or int(parent) in found
-            if is_ours and not stat.startswith("Z"):
-                found[int(number)] = arguments
-    return found

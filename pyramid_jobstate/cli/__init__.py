@@ -1,73 +1,194 @@
-"""``pjobs``, the command line: ``pjobs INI [name=value ...] COMMAND``."""
+"""``pjobs``, the command line: ``pjobs INI [name=value ...] COMMAND``, or
+``pjobs --url URL COMMAND`` without Pyramid.
+
+This wing knows the ini, the processes that a command starts, and the terminal. It may
+import plaster, Pyramid, Dramatiq, redis-py, rich and the rest of the package, which
+does not import it. Each module imports what its command needs, when it runs.
+"""
 
 from __future__ import annotations
 
-import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from .ini import Ini, Refused
+from .faults import USAGE, Refused, say
 
-#: The commands: their names, what they do, and the modules that run them. A module is
-#: imported when its command runs. Its `main` takes the ini, the name that the command
-#: goes by in errors, and the arguments after the command, and returns the exit code.
+if TYPE_CHECKING:
+    from .arguments import Parser
+
+
+class Command(NamedTuple):
+    """A command.
+
+    Attributes:
+      what: What it does.
+      module: The module that runs it, imported when it does. :mod:`.operate` says what
+        a command for operators defines. The `main` of another takes the ini, the name
+        that the command goes by in errors, and the arguments after the command, and
+        returns the exit code.
+      is_for_operators: Whether it reads a store, and so takes a URL instead of an ini.
+    """
+
+    what: str
+    module: str
+    is_for_operators: bool = True
+
+
 COMMANDS = {
-    "work": ("run Dramatiq workers with the application of the ini", "work"),
-    "dev": ("run web server, worker and Redis in one terminal", "dev"),
+    "work": Command("run Dramatiq workers with the application", "work", False),
+    "dev": Command("run web server, worker and Redis in one terminal", "dev", False),
+    "info": Command("count jobs (the default)", "info"),
+    "list": Command("list jobs", "listing"),
+    "show": Command("show all that is known about a job", "showing"),
+    "log": Command("print the log of a job, and follow it", "log"),
+    "watch": Command("watch running jobs", "watching"),
+    "wait": Command("wait for the end of jobs", "waiting"),
+    "cancel": Command("cancel jobs", "cancelling"),
+    "rerun": Command("run failed jobs again", "rerunning"),
+    "clear": Command("delete ended jobs", "clearing"),
 }
 
-DESCRIPTION = "Run the jobs of a Pyramid application."
+#: What runs if no command is named.
+DEFAULT = "info"
+
+DESCRIPTION = "Run and watch the jobs of an application."
+
+USAGE_LINES = """\
+pjobs INI [name=value ...] [COMMAND [...]]
+       pjobs --url URL [--namespace NAME] [COMMAND [...]]"""
 
 EPILOG = """\
+`pjobs INI COMMAND --help` has the flags of a command.
+
 examples:
+  pjobs production.ini
+  pjobs production.ini list --status error
+  pjobs production.ini rerun --kind ImportResults --dry-run
+  pjobs production.ini wait 4f6c --timeout 10m && ./publish
+  pjobs --url redis://localhost:6379/0 watch
   pjobs production.ini work --processes 2 --threads 8
-  pjobs development.ini dev
   pjobs development.ini http_port=8080 dev
-  pjobs development.ini work --help
 """
+
+
+class Words(NamedTuple):
+    """The words of a command line.
+
+    Attributes:
+      head: The words up to the command, without the variables.
+      variables: The variables for the ini, which argparse could not tell from a
+        command.
+      rest: The words after the command, which are its own.
+    """
+
+    head: list[str]
+    variables: list[str]
+    rest: list[str]
+
+    @classmethod
+    def split(cls, arguments: Sequence[str]) -> Words:
+        words = cls([], [], list(arguments))
+        # An ini or a URL, and a command.
+        missing = 2
+        while words.rest and missing:
+            if missing == 1 and _is_flag(words.rest[0]):
+                # The flags of the default command.
+                break
+            word = words.rest.pop(0)
+            words.head.append(word)
+            if word in ("--url", "--namespace"):
+                words.head.extend(words.rest[:1])
+                del words.rest[:1]
+            if not word.startswith("-") or word.partition("=")[0] == "--url":
+                missing -= 1
+            if not word.startswith("-") and missing == 1:
+                while words.rest and _is_variable(words.rest[0]):
+                    words.variables.append(words.rest.pop(0))
+        return words
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 2 if the command line or the ini is
     wrong.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    # Taken out here, since argparse cannot tell them from a command.
-    variables = []
-    while len(arguments) > 1 and "=" in arguments[1] and arguments[1][0] != "-":
-        variables.append(arguments.pop(1))
-    # Flags after the command are the command's own.
-    args = _parser().parse_args(arguments[:2])
-    program = f"pjobs {args.ini} {args.command}"
-    _, name = COMMANDS[args.command]
-    module = importlib.import_module(f"{__name__}.{name}")
+    words = Words.split(sys.argv[1:] if argv is None else argv)
     try:
-        ini = Ini.parse(args.ini, variables)
-        code: int = module.main(ini, program, arguments[2:])
+        return _run(words)
     except Refused as e:
-        print(f"pjobs: {e}", file=sys.stderr)
-        return 2
+        say(str(e))
+        return USAGE
+
+
+def _run(words: Words) -> int:
+    from .arguments import Parser
+
+    parser = _make_parser(Parser)
+    args = parser.parse_intermixed_args(words.head)
+    given = [] if args.url is None else ["--url"]
+    given += args.words
+    if not given:
+        parser.error("the following arguments are required: INI")
+    if len(given) == 1:
+        if given[0] in COMMANDS and not os.path.exists(given[0]):
+            parser.error(f"an INI must precede the command {given[0]}")
+        given.append(DEFAULT)
+    place, name = given
+    if name not in COMMANDS:
+        parser.error(f"invalid choice: {name!r} (choose from {', '.join(COMMANDS)})")
+    command = COMMANDS[name]
+    program = f"pjobs {place} {name}" if args.url is None else f"pjobs --url URL {name}"
+    if args.url is None and args.namespace is not None:
+        parser.error("--namespace needs --url: an application knows its own")
+    if args.url is not None and not command.is_for_operators:
+        parser.error(f"{name} needs an ini instead of --url")
+    module = importlib.import_module(f"{__name__}.{command.module}")
+    if command.is_for_operators:
+        from .opening import Place
+        from .operate import operate
+
+        ini = place if args.url is None else ""
+        where = Place(ini, words.variables, args.url, args.namespace)
+        return operate(module, where, program, words.rest)
+    from .ini import Ini
+
+    code: int = module.main(Ini.parse(place, words.variables), program, words.rest)
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    commands = "\n".join(f"  {name:<6} {what}" for name, (what, _) in COMMANDS.items())
-    parser = argparse.ArgumentParser(
-        prog="pjobs",
-        usage="pjobs INI [name=value ...] COMMAND [...]",
+def _make_parser(make: type[Parser]) -> Parser:
+    commands = "\n".join(f"  {name:<7} {c.what}" for name, c in COMMANDS.items())
+    parser = make(
+        "pjobs",
+        usage=USAGE_LINES,
         description=f"{DESCRIPTION}\n\ncommands:\n{commands}",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "ini", metavar="INI", help="the ini file, as for pserve; may end in #section"
+        "words",
+        metavar="INI",
+        nargs="*",
+        help="the ini file, as for pserve; may end in #section. Variables for it, "
+        "name=value, precede the command",
     )
     parser.add_argument(
-        "command",
-        metavar="COMMAND",
-        choices=COMMANDS,
-        help="one of the commands above; `pjobs INI COMMAND --help` has its flags. "
-        "Put variables for the ini, name=value as for pserve, before it",
+        "--url",
+        help="the Redis server of the jobs, instead of an ini: neither Pyramid nor the "
+        "application is imported, and durations are the defaults",
+    )
+    parser.add_argument(
+        "--namespace", metavar="NAME", help="jobstate.namespace, if it is not jobstate"
     )
     return parser
+
+
+def _is_variable(word: str) -> bool:
+    return "=" in word and not word.startswith("-")
+
+
+def _is_flag(word: str) -> bool:
+    """Return whether a word is a flag, but not one that precedes commands."""
+    name = word.partition("=")[0]
+    return word.startswith("-") and name not in ("--url", "--namespace", "-h", "--help")

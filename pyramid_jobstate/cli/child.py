@@ -12,8 +12,9 @@ import dramatiq
 from pyramid.scripts.common import get_config_loader
 
 from . import flags, work
-from .ini import Ini, Refused
-from .watch import Reporter, files_of
+from .faults import Refused
+from .ini import Ini
+from .reloading import Reporter, files_of
 
 #: Seconds that are left to a part when its parent was killed.
 GRACE = 5.0

@@ -26,9 +26,10 @@ from redis.connection import parse_url
 
 from ..embedded import EmbeddedServer
 from . import flags
-from .ini import Ini, Refused
+from .faults import Refused
+from .ini import Ini
 from .parts import Part, say
-from .watch import Reports, Watch
+from .reloading import Reports, Watch
 
 #: Seconds between two looks at the parts and the files.
 INTERVAL = 0.5
@@ -73,7 +74,7 @@ def main(ini: Ini, program: str, arguments: Sequence[str]) -> int:
             except RuntimeError as e:
                 raise Refused(f"No server could be started for {url}: {e}") from None
             servers.append(server)
-            say("pjobs", f"Nothing answered at {url}: an empty server now does.")
+            say("pjobs", f"Nothing answered at {url}: started an empty server.")
             say("pjobs", "Its data are gone when this command ends.")
         at = f"The web server starts at {address}. Ctrl-C stops everything."
         parts = [
@@ -192,7 +193,7 @@ class Signals:
 
 
 class Reloaded:
-    """A part that restarts when a file changes that it has imported.
+    """A part that restarts when a file that it has imported changes.
 
     Parameters:
       name: The part: "web" or "worker".

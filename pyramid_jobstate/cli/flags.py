@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pyramid.settings import aslist, falsey, truthy
 
-from .ini import Refused
+from .faults import Refused
 
 #: The section of an ini that holds defaults.
 SECTION = "pjobs"
@@ -93,7 +93,7 @@ def arguments_of(settings: Mapping[str, str], path: str) -> dict[str, list[str]]
 
 
 def _number(flag: str, value: str) -> list[str]:
-    if not value.isdecimal():
+    if not (value.isascii() and value.isdecimal()):
         raise ValueError(f"{value!r}, not a number")
     return [flag, value]
 

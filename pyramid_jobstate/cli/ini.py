@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import configparser
 import contextlib
+import functools
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import plaster
 from pyramid.scripts.common import get_config_loader, parse_vars
 
+from .faults import Refused
+
 #: The variable of the environment that tells child processes of the ini.
 VARIABLE = "PYRAMID_JOBSTATE_INI"
 
-#: How the names of sections begin that hold an application's settings.
+#: The prefixes of sections that hold an application's settings.
 APPS = ("app:", "application:", "filter-app:")
 
 #: The kinds of sections that define an application in PasteDeploy.
 KINDS = ("app", "application", "composite", "composit", "pipeline", "filter-app")
 
 
-class Refused(Exception):
-    """A mistake in the command line or in the ini. Only its text is shown."""
-
-
-@dataclass(frozen=True)
-class Ini:
+class Ini(NamedTuple):
     """An ini file with the variables that were given for it.
 
     Attributes:
@@ -55,7 +52,7 @@ class Ini:
         """
         if os.path.isdir(text):
             raise Refused(f"{text} is a folder, not an ini file.")
-        with _explained(text):
+        with explained(text):
             uri = plaster.parse_uri(text)
             if uri.scheme.startswith("file+") and not os.path.exists(uri.path):
                 raise Refused(f"{uri.path} does not exist.")
@@ -84,9 +81,8 @@ class Ini:
 
     def check(self) -> None:
         """Raise Refused if the ini cannot be read or has no application."""
-        with _explained(self.path):
-            loader = get_config_loader(self.uri)
-            sections = loader.get_sections()
+        with explained(self.path):
+            sections = _loader(self.uri).get_sections()
         if os.path.isfile(self.path) and not self._applications(sections):
             name = self._name()
             raise Refused(
@@ -99,15 +95,15 @@ class Ini:
         Raises:
           Refused: A value cannot be read.
         """
-        with _explained(self.path):
-            settings: Mapping[str, str] = get_config_loader(self.uri).get_settings(
+        with explained(self.path):
+            settings: Mapping[str, str] = _loader(self.uri).get_settings(
                 name, self.defaults
             )
         return settings
 
     def has_section(self, name: str) -> bool:
-        with _explained(self.path):
-            return name in get_config_loader(self.uri).get_sections()
+        with explained(self.path):
+            return name in _loader(self.uri).get_sections()
 
     def app_settings(self) -> list[Mapping[str, str]]:
         """Return the settings of each application in the ini, without importing any:
@@ -129,6 +125,14 @@ class Ini:
         return [f"{kind}:{name}" for kind in KINDS if f"{kind}:{name}" in sections]
 
 
+@functools.cache
+def _loader(uri: str) -> plaster.ILoader:
+    """Return plaster's loader of an ini. To find one, plaster reads the metadata of
+    every distribution that is installed.
+    """
+    return get_config_loader(uri)
+
+
 def _app_settings(ini: Ini, seen: set[str]) -> Iterator[Mapping[str, str]]:
     """Yield the settings of each application, and those in the files that they use.
     What cannot be read is left out, except in the section of the application itself.
@@ -137,8 +141,8 @@ def _app_settings(ini: Ini, seen: set[str]) -> Iterator[Mapping[str, str]]:
       seen: The paths of the files so far.
     """
     seen.add(ini.path)
-    with _explained(ini.path):
-        sections = get_config_loader(ini.uri).get_sections()
+    with explained(ini.path):
+        sections = _loader(ini.uri).get_sections()
     for name in sections:
         try:
             settings = ini.section(name)
@@ -155,7 +159,7 @@ def _app_settings(ini: Ini, seen: set[str]) -> Iterator[Mapping[str, str]]:
 
 
 @contextlib.contextmanager
-def _explained(path: str) -> Iterator[None]:
+def explained(path: str) -> Iterator[None]:
     """Turn errors in an ini into short ones that quote no value: any value may hold a
     password.
     """

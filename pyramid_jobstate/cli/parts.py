@@ -19,8 +19,8 @@ CHILD = "pyramid_jobstate.cli.child"
 class Part:
     """A process with its own session, whose output appears with a prefix.
 
-    It ends at the latest with this process, however this one ends: it reads from a pipe
-    whose other end only this process holds.
+    It does not outlive this process, however this one ends: it reads from a pipe whose
+    other end only this process holds.
 
     Parameters:
       name: The name of the part, for its module and as the prefix of its output.

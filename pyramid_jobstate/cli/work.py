@@ -23,7 +23,9 @@ from redis.exceptions import RedisError
 
 from ..worker import is_default
 from . import flags
-from .ini import Ini, Refused
+from .application import place_of
+from .faults import Refused
+from .ini import Ini
 
 #: What Dramatiq calls in each worker process.
 BOOT = f"{__name__}:boot"
@@ -38,8 +40,9 @@ FAILED, IMPORT, CONNECT = 1, 2, 3
 
 DESCRIPTION = """\
 Run Dramatiq workers with the application of the ini. This process becomes the command
-`dramatiq`: signals, flags and exit codes are Dramatiq's. Defaults for the flags can
-stand in the section [pjobs] of the ini, by their long names: `processes = 2`.
+`dramatiq`: signals, flags and exit codes are Dramatiq's. The section
+[pjobs] of the ini can hold defaults for the flags, by their long names:
+`processes = 2`.
 """
 
 EPILOG = """\
@@ -119,7 +122,7 @@ def boot() -> None:
     except (_Unreachable, BrokerConnectionError) as e:
         _fail(CONNECT, f"The broker cannot be reached: {e}")
     except ImportError as e:
-        _fail(IMPORT, f"{_place(e)}{type(e).__name__}: {e}")
+        _fail(IMPORT, f"{place_of(e)}{type(e).__name__}: {e}")
     except Exception as e:
         if isinstance(e, ConfigurationError) and not _has_broker():
             # The likely cause of what the include complains about.
@@ -159,8 +162,8 @@ def check_broker() -> None:
 
 
 def _has_broker() -> bool:
-    """Return whether somebody has set a broker: one that differs from the one that
-    Dramatiq makes when an actor is declared before.
+    """Return whether somebody has set a broker. Dramatiq's default broker, made for
+    actors that are declared before any is set, does not count.
     """
     # Not get_broker(), which would make one.
     broker = dramatiq.broker.global_broker
@@ -172,23 +175,6 @@ def _knows(script: str, arguments: Sequence[str]) -> bool:
     names = {word.partition("=")[0] for word in arguments if word.startswith("-")}
     done = subprocess.run([script, "--help"], capture_output=True, text=True)
     return bool(names) and names <= set(done.stdout.replace(",", " ").split())
-
-
-def _place(error: BaseException) -> str:
-    """Return the place at which an import failed: the last one in the application or,
-    if the application is installed or did not get to run, in a library.
-    """
-    paths = sysconfig.get_paths()
-    standard, site = paths["stdlib"], paths["purelib"]
-    ours = os.path.dirname(os.path.dirname(__file__))
-    own, installed = "", ""
-    for frame in traceback.extract_tb(error.__traceback__):
-        place = f"{frame.filename}, line {frame.lineno}: "
-        if place.startswith(site):
-            installed = place
-        elif not place.startswith(("<", standard, ours)):
-            own = place
-    return own or installed
 
 
 def _fail(code: int, message: str) -> NoReturn:

@@ -12,7 +12,8 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 
 from pyramid_jobstate.cli import main, work
-from pyramid_jobstate.cli.ini import Ini, Refused
+from pyramid_jobstate.cli.faults import Refused
+from pyramid_jobstate.cli.ini import Ini
 from tests.cliapp import free_port
 from tests.support import ROOT
 
@@ -31,8 +32,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [
-        ("--help", ["pjobs INI [name=value ...] COMMAND", "\n  work ", "\n  dev "]),
-        ("a.ini --help", ["pjobs INI [name=value ...] COMMAND"]),
+        ("--help", ["pjobs INI [name=value ...] [COMMAND", "\n  work ", "\n  wait "]),
+        ("a.ini --help", ["pjobs INI [name=value ...] [COMMAND"]),
         ("a.ini x=1 work --help", ["a.ini work", "--processes N", "exit codes: 0"]),
         ("a.ini dev --help", ["a.ini dev", "pserve --reload"]),
     ],
@@ -51,9 +52,10 @@ def test_help(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "required: INI, COMMAND"),
-        ("a.ini", "required: COMMAND"),
-        ("a.ini x=1", "required: COMMAND"),
+        ("", "required: INI"),
+        ("work", "an INI must precede the command work"),
+        ("a.ini --frob", "unrecognized arguments: --frob (see `pjobs a.ini info --h"),
+        ("a.ini x=1 --json list", "unrecognized arguments: list (see `pjobs a.ini i"),
         ("a.ini wrok", "invalid choice: 'wrok' (choose from "),
         ("a.ini x work", "invalid choice: 'x' (choose from "),
         ("b.ini work", "pjobs: b.ini does not exist."),
@@ -123,22 +125,36 @@ def test_a_script_is_found_beside_python_or_on_the_path(
         work.find_script("missing")
 
 
-@pytest.fixture
-def set_broker(monkeypatch: pytest.MonkeyPatch) -> object:
-    """Sets the global broker for this test alone."""
-
-    def set_broker(broker: dramatiq.Broker | None) -> None:
-        monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
-
-    return set_broker
-
-
 def test_a_broker_that_answers(set_broker, redis_url: str) -> None:
     """A broker that answers, or of a kind that is not known, is taken."""
     for broker in [RedisBroker(url=redis_url), dramatiq.Broker()]:
         set_broker(broker)
         work.check_broker()
         assert dramatiq.get_broker() is broker
+
+
+class Connected(RabbitmqBroker):
+    """A broker whose server answers."""
+
+    def __init__(self) -> None:
+        super().__init__(url="amqp://127.0.0.1")
+        self.acts: list[str] = []
+
+    @property
+    def connection(self) -> None:
+        self.acts.append("connect")
+
+    @connection.deleter
+    def connection(self) -> None:
+        self.acts.append("close")
+
+
+def test_a_rabbitmq_broker_that_answers(set_broker) -> None:
+    """The connection that finds out whether RabbitMQ answers is closed."""
+    broker = Connected()
+    set_broker(broker)
+    work.check_broker()
+    assert broker.acts == ["connect", "close"]
 
 
 def test_a_broker_for_tests_is_refused(set_broker) -> None:
@@ -162,7 +178,7 @@ def test_no_broker_of_anyones(set_broker) -> None:
 
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
 def test_a_broker_out_of_reach(set_broker, scheme: str) -> None:
-    """A broker that does not answer is an error that does not tell its password."""
+    """The error for a broker that does not answer leaves out its password."""
     url = f"{scheme}://user:secret@127.0.0.1:{free_port()}/0"
     set_broker((RedisBroker if scheme == "redis" else RabbitmqBroker)(url=url))
     with pytest.raises(Exception, match="refused") as caught:

@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
+from pyramid_jobstate.cli.faults import Refused
 from pyramid_jobstate.cli.flags import FLAGS, add_to, arguments_of
-from pyramid_jobstate.cli.ini import Refused
 from pyramid_jobstate.cli.work import find_script
 
 
@@ -65,6 +65,7 @@ def test_values_become_arguments() -> None:
         ("procesess", "2", "a.ini: 'procesess' in [pjobs] is not a long flag of Dram"),
         ("p", "2", "a.ini: 'p' in [pjobs] is not a long flag"),
         ("processes", "two", "a.ini: processes in [pjobs] is 'two', not a number."),
+        ("processes", "٣", "a.ini: processes in [pjobs] is '٣', not a number."),
         ("use_spawn", "tru", "use_spawn in [pjobs] is 'tru', neither true nor false."),
         ("verbose", "", "verbose in [pjobs] is '', not a number."),
     ],

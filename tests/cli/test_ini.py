@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import plaster
 import pytest
+from pyramid.scripts.common import get_config_loader
 
-from pyramid_jobstate.cli.ini import Ini, Refused
+from pyramid_jobstate.cli.faults import Refused
+from pyramid_jobstate.cli.ini import Ini
 
 APP = "[app:main]\nuse = call:nothing:main\n"
 
@@ -46,6 +49,26 @@ def test_a_child_process_reads_the_same_ini(
     monkeypatch.delenv(name)
     with pytest.raises(Refused, match="Start this with `pjobs INI work`"):
         Ini.from_environ()
+
+
+def test_loader_is_looked_for_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often an ini is read, plaster looks through the installed distributions
+    once, and what has changed in the file is seen.
+    """
+    found: list[str] = []
+
+    def find(uri: str) -> plaster.ILoader:
+        found.append(uri)
+        return get_config_loader(uri)
+
+    monkeypatch.setattr("pyramid_jobstate.cli.ini.get_config_loader", find)
+    ini = Ini.parse(write(folder, APP), [])
+    write(folder, f"{APP}a = 1\n[pjobs]\nthreads = 2\n")
+    assert ini.section("pjobs") == {"threads": "2"}
+    assert [settings["a"] for settings in ini.app_settings()] == ["1"]
+    assert found == [ini.uri]
 
 
 def test_settings_use_variables(folder: Path) -> None:

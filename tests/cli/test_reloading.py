@@ -8,8 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from pyramid_jobstate.cli.watch import Reporter, Reports, Watch, files_of
-from tests.support import wait_for
+from pyramid_jobstate.cli.reloading import Reporter, Reports, Watch, files_of
+from tests.support import ROOT, wait_for
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_changes_of_known_files_are_seen(file: Path) -> None:
 
 
 def test_a_missing_file_is_awaited(tmp_path: Path, file: Path) -> None:
-    """A file that disappears is left alone, and a missing one counts as it appears."""
+    """A deleted file is left alone, and a missing one counts when it appears."""
     missing = tmp_path / "b.py"
     watch = Watch([str(file)])
     watch.begin()
@@ -126,8 +126,8 @@ def failure(source: str, path: Path) -> BaseException:
 
 
 def test_files_that_may_mend_an_error(tmp_path: Path) -> None:
-    """They are those of the traceback, of its causes, of the syntax error, and those
-    where a missing module may appear.
+    """An error may be mended in the files of its traceback and its causes, in that of a
+    syntax error, and where a missing module may appear.
     """
     path = tmp_path / "a.py"
     assert str(path) in files_of(failure("a = (", path))
@@ -137,7 +137,7 @@ def test_files_that_may_mend_an_error(tmp_path: Path) -> None:
     found = set(files_of(failure("import missing_one", path)))
     assert {f"{place}/missing_one.py" for place in sys.path if place} <= found
     found = set(files_of(failure("import tests.missing_one", path)))
-    tests = Path(__file__).parents[1]
+    tests = ROOT / "tests"
     assert f"{tests}/missing_one/__init__.py" in found
     assert f"{tmp_path}/missing_one.py" not in found
     found = set(files_of(failure("from tests.support import missing_one", path)))

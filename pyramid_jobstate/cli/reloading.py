@@ -151,7 +151,7 @@ def files_of(error: BaseException | None) -> Iterator[str]:
 
 
 def _candidates(error: ImportError) -> Iterator[str]:
-    """Yield where the module may appear that could not be imported."""
+    """Yield the paths at which a module that could not be imported may appear."""
     if error.path:
         yield os.path.abspath(error.path)
     parent, _, name = (error.name or "").rpartition(".")

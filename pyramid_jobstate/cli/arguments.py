@@ -1,0 +1,204 @@
+"""What the commands for operators take: ids, filters, durations and consent."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+from ..job import FINISHED, UNFINISHED, is_owner, parse_duration
+from .faults import CouldNot, Refused
+from .texts import clean
+
+T = TypeVar("T")
+
+EXIT_CODES = """\
+exit codes:
+  0 done, or `wait` saw success; 1 could not: the job is unknown, already over or
+  cannot run again, some of many jobs were refused, or the store or the broker does not
+  answer; 2 a mistake in the command line or the ini; 3 the job failed; 4 it was
+  cancelled; 5 it has stalled; 124 timed out; 130 Ctrl-C, which never cancels a job
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors take one line.
+
+    Parameters:
+      prog: How the command was called, without a URL.
+    """
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(
+            prog=prog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **options,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise Refused(f"{message} (see `{self.prog} --help`)")
+
+
+class Filters(NamedTuple):
+    """Which jobs a command is about. None matches every job."""
+
+    owner: str | float | None
+    kind: str | None
+    status: str | None
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Filters:
+        return cls(args.owner, args.kind, args.status)
+
+
+def add_filters(
+    parser: argparse.ArgumentParser, statuses: Sequence[str] = UNFINISHED + FINISHED
+) -> argparse._ArgumentGroup:
+    """Let a parser accept the filters, and return their group.
+
+    Parameters:
+      statuses: The statuses to filter by.
+    """
+    group = parser.add_argument_group("filters")
+    group.add_argument("--kind", help="only jobs of this kind, such as RunMarathon")
+    group.add_argument(
+        "--status",
+        choices=statuses,
+        metavar="STATUS",
+        help=f"only jobs with this status: {', '.join(statuses)}",
+    )
+    group.add_argument(
+        "--owner",
+        type=named("owner", owner),
+        metavar="JSON",
+        help="""only jobs of this owner, as JSON: 7 is a number, '"7"' a text""",
+    )
+    return group
+
+
+def add_limit(parser: argparse.ArgumentParser, default: int | None, what: str) -> None:
+    """Let a parser accept --limit."""
+    parser.add_argument(
+        "--limit",
+        type=named("limit", positive),
+        default=default,
+        metavar="N",
+        help=what if default is None else f"{what} (default: {default:,})",
+    )
+
+
+def add_ids(parser: argparse.ArgumentParser, nargs: str | None, what: str) -> None:
+    """Let a parser accept the ids of jobs."""
+    parser.add_argument(
+        "ids" if nargs else "id",
+        type=named("id", job_id),
+        nargs=nargs,
+        metavar="ID",
+        help=f"{what}: the id, or its beginning if only one of the newest 1,000 jobs "
+        "has it",
+    )
+
+
+def add_duration(
+    parser: argparse._ActionsContainer, name: str, default: str | None, what: str
+) -> None:
+    """Let a parser, or a group of its arguments, accept a duration, as settings take
+    them.
+    """
+    parser.add_argument(
+        name,
+        type=named("duration", duration),
+        default=default,
+        metavar="DURATION",
+        help=what if default is None else f"{what} (default: {default})",
+    )
+
+
+def add_consent(parser: argparse.ArgumentParser) -> None:
+    """Let a parser accept --yes and --dry-run."""
+    parser.add_argument(
+        "--yes", action="store_true", help="do not ask; required without a terminal"
+    )
+    add_dry_run(parser)
+
+
+def add_dry_run(parser: argparse.ArgumentParser) -> None:
+    """Let a parser accept --dry-run."""
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only say what would be done"
+    )
+
+
+def must_ask(args: argparse.Namespace) -> bool:
+    """Return whether to ask before anything changes: unless --yes was given.
+
+    Raises:
+      Refused: Nobody can answer.
+    """
+    if args.yes:
+        return False
+    if not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
+        raise Refused("Pass --yes, since nobody can be asked without a terminal.")
+    return True
+
+
+def confirm(question: str) -> None:
+    """Ask whether to go on.
+
+    Raises:
+      CouldNot: The answer is not yes.
+    """
+    print(f"{clean(question)} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise CouldNot("Nothing was done.")
+
+
+def named(what: str, convert: Callable[[str], T]) -> Callable[[str], T]:
+    """Return a converter whose ValueErrors reach the user as they are."""
+
+    def converter(text: str) -> T:
+        try:
+            return convert(text)
+        except ValueError as e:
+            raise argparse.ArgumentTypeError(f"the {what} {e}") from None
+
+    return converter
+
+
+def owner(text: str) -> str | float:
+    """Return an owner that was given as JSON."""
+    try:
+        value: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        example = json.dumps(text, ensure_ascii=False)
+        raise ValueError(f"{text} is not JSON. Put a text as '{example}'") from None
+    if not is_owner(value):
+        raise ValueError(f"{text} is neither a text nor a number")
+    found: str | float = value
+    return found
+
+
+def positive(text: str) -> int:
+    """Return a positive whole number."""
+    if not re.fullmatch("[1-9][0-9]{0,8}", text):
+        raise ValueError(f"{text} is not a positive whole number")
+    return int(text)
+
+
+def duration(text: str) -> float:
+    """Return a duration in seconds."""
+    try:
+        return parse_duration(text)
+    except ValueError as e:
+        raise ValueError(f"{text} {e}") from None
+
+
+def job_id(text: str) -> str:
+    """Return the id of a job or its beginning, in small letters."""
+    if not re.fullmatch("[0-9a-f-]{1,36}", text.lower()):
+        raise ValueError(f"{text} is not made of 0-9, a-f and -")
+    return text.lower()

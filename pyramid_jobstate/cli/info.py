@@ -1,0 +1,122 @@
+"""``pjobs … info``: how many jobs there are, by kind."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from ..job import JobState
+from ..store import Bucket, Counts, JobStore
+from .faults import DONE
+from .output import Output
+from .texts import number, short, span
+
+DRAWS = True
+
+DESCRIPTION = """\
+Count jobs: in the first line all of them, then those of each kind. What is done or has
+failed counts for 24 hours, or for as long as the store keeps ended jobs. The numbers
+are approximate.
+"""
+
+#: Seconds in which ended jobs count.
+DAY = 86400.0
+
+
+class Tally(NamedTuple):
+    """How many jobs there are.
+
+    Attributes:
+      kind: Their kind, or None for all jobs.
+      counts: Their number by status.
+      ended: How many have ended lately.
+    """
+
+    kind: str | None
+    counts: Counts
+    ended: Bucket
+
+    @property
+    def running(self) -> int:
+        """How many jobs a worker is at work on."""
+        return self.counts.working + self.counts.cancelling
+
+
+def add_to(parser: argparse.ArgumentParser) -> None:
+    """Accept nothing."""
+
+
+def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
+    seconds = min(DAY, store.expire_in)
+
+    def tally(kind: str | None) -> Tally:
+        (ended,) = store.throughput(kind, seconds, 1)
+        return Tally(kind, store.counts(kind), ended)
+
+    total = tally(None)
+    kinds = [tally(kind) for kind in {*store.kinds(), *_known(JobState)}]
+    kinds.sort(key=_rank)
+    if output.is_json:
+        values = {str(each.kind): _as_json(each, seconds) for each in kinds}
+        output.tell("", **_as_json(total, seconds), kinds=values)
+        return DONE
+    head = head_text(total, seconds)
+    if output.draws:
+        from .draw_info import draw_info
+
+        draw_info(
+            head, [(each.kind or "-", each.running, words(each)) for each in kinds]
+        )
+        return DONE
+    output.tell(head)
+    for each in kinds:
+        output.tell("  ".join([short(each.kind or "-"), *words(each)]))
+    return DONE
+
+
+def head_text(total: Tally, seconds: float) -> str:
+    """Return the line about all jobs."""
+    counts, ended = total.counts, total.ended
+    period = "24 h" if seconds == DAY else span(seconds)
+    return (
+        f"running {number(total.running)}   waiting {number(counts.queued)}   "
+        f"retrying {number(counts.retrying)}   stalled {number(counts.stalled)}   "
+        f"| {period}: done {number(ended.success)}  failed {number(ended.error)}"
+    )
+
+
+def words(tally: Tally) -> list[str]:
+    """Return what is said of a kind: three numbers, and others unless they are 0."""
+    counts = tally.counts
+    found = [
+        f"{number(tally.running)} running",
+        f"{number(counts.queued)} waiting",
+        f"{number(tally.ended.error)} failed",
+    ]
+    if counts.retrying:
+        found.append(f"{number(counts.retrying)} retrying")
+    if counts.stalled:
+        found.append(f"{number(counts.stalled)} stalled")
+    return found
+
+
+def _known(cls: type[JobState]) -> Iterator[str]:
+    """Yield the kinds of the application's classes."""
+    for found in cls.__subclasses__():
+        # A job of an unknown kind has a class without one.
+        if found.kind:
+            yield found.kind
+        yield from _known(found)
+
+
+def _rank(tally: Tally) -> tuple[Any, ...]:
+    """Return what sorts the busiest kind first."""
+    numbers = tally.running, tally.counts.queued, tally.ended.error
+    return (*(-each for each in numbers), tally.kind)
+
+
+def _as_json(tally: Tally, seconds: float) -> dict[str, Any]:
+    ended = tally.ended._asdict()
+    del ended["start"]
+    return {**tally.counts._asdict(), "ended": {"seconds": seconds, **ended}}

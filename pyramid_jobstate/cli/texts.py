@@ -1,0 +1,123 @@
+"""Texts for terminals and plain lines: harmless, and readable for people."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+import time
+from collections.abc import Sequence
+
+from ..job import JobError, Progress, dumps
+
+#: What may act on a terminal, end a line or reorder the text around it: C0 and C1
+#: controls, DEL, separators of lines, invisible and bidirectional formats, tags and
+#: lone surrogates. The joiners that scripts and emojis need are left alone.
+UNSAFE = re.compile(
+    "[\0-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+#: A URL within a text, without the punctuation after it.
+URL = re.compile(r"\b[\w+.-]+://[^\s'\"]*[^\s'\".,;)]")
+
+#: The most characters of a text in a line that also says other things.
+SHORT = 200
+
+
+def clean(text: str) -> str:
+    r"""Return a text with each unsafe character as Python writes it: ``\n``, ``\x1b``
+    or ``\u202e``.
+    """
+    return UNSAFE.sub(lambda m: m[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def without_passwords(text: str) -> str:
+    """Return a text with the URLs in it masked."""
+    from ..worker import masked
+
+    return URL.sub(lambda match: masked(match[0]), text)
+
+
+def short(text: str, length: int = SHORT) -> str:
+    """Return a text cleaned, and cut if it is long."""
+    text = clean(text)
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def number(value: float) -> str:
+    """Return a number as people write it: "20,000" or "0.25"."""
+    if isinstance(value, int) or value.is_integer():
+        return f"{int(value):,}"
+    return f"{value:,.2f}"
+
+
+def span(seconds: float) -> str:
+    """Return a duration in its two largest units: "9 s", "2 min 5 s" or "1 d 4 h"."""
+    if seconds < 1:
+        return f"{max(seconds, 0):.1f} s"
+    rest = int(seconds)
+    parts = []
+    for name, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, rest = divmod(rest, size)
+        parts.append(f"{count} {name}" if count else "")
+    while not parts[0]:
+        parts.pop(0)
+    return " ".join(part for part in parts[:2] if part)
+
+
+def clock() -> str:
+    """Return the time of day."""
+    return time.strftime("%H:%M:%S")
+
+
+def here(moment: datetime.datetime) -> datetime.datetime:
+    """Return a time in the local time zone."""
+    try:
+        return moment.astimezone()
+    except OverflowError:
+        # Whatever a record holds, such as the last second of the year 9999.
+        return moment
+
+
+def local(moment: datetime.datetime, separator: str = " ") -> str:
+    """Return a local time, with its offset."""
+    return here(moment).isoformat(separator, "seconds")
+
+
+def percent(progress: Progress) -> int | None:
+    """Return the whole percentage that is done, 100 only at the end."""
+    fraction = progress.fraction
+    # 0.29 * 100 is a little less than 29.
+    return None if fraction is None else math.floor(fraction * 100 + 1e-9)
+
+
+def progress_text(progress: Progress | None) -> str:
+    """Return progress as "10% 2,000 of 20,000 rows"."""
+    if progress is None:
+        return ""
+    share = percent(progress)
+    words = [] if share is None else [f"{share}%"]
+    words.append(number(progress.done))
+    if progress.total is not None:
+        words.append(f"of {number(progress.total)}")
+    if progress.unit:
+        words.append(short(progress.unit))
+    return " ".join(words)
+
+
+def error_text(error: JobError | None) -> str:
+    """Return an exception as "ValueError: its text", or a reason."""
+    if error is None:
+        return ""
+    return error.message if error.type is None else f"{error.type}: {error.message}"
+
+
+def owner_text(owner: str | float | None) -> str:
+    """Return an owner as JSON, which tells 7 from "7"."""
+    return "-" if owner is None else clean(dumps(owner))
+
+
+def joined(words: Sequence[str | None]) -> str:
+    """Return the words that say something, with spaces between them."""
+    return " ".join(word for word in words if word)

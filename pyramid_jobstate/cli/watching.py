@@ -1,0 +1,187 @@
+"""``pjobs … watch [ID…]``: running jobs as bars that move, or a line a change."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from redis.exceptions import RedisError
+
+from ..job import JobState
+from ..store import JobStore
+from .arguments import Filters, add_ids
+from .faults import DONE, say
+from .following import Changes
+from .ids import find_all
+from .listing import PAGE, jobs
+from .output import Output
+from .states import RUNNING, as_json
+from .stores import INTERVAL, explained, passes
+from .texts import clock, joined, span
+
+DRAWS = True
+
+DESCRIPTION = """\
+Watch jobs until Ctrl-C: all that are running, or the given ones until they have ended.
+On a terminal, each has a bar; elsewhere each change is a line. While the store is away,
+the last states stay.
+"""
+
+#: Seconds that a job stays after its end.
+LINGER = 5.0
+
+#: The most jobs to watch with each status.
+MOST = 1000
+
+#: Shows jobs and a notice, "" if there is nothing to notice.
+Show = Callable[[Sequence[JobState], str], None]
+
+
+def add_to(parser: argparse.ArgumentParser) -> None:
+    add_ids(parser, "*", "the jobs to watch, by default all that run")
+
+
+def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
+    watched: Watched = Running(store)
+    if args.ids:
+        watched = Given(store, [job.uuid for job in find_all(store, args.ids)])
+    # Without a store, fail before the terminal changes.
+    found = watched.look()
+    if output.draws:
+        from .draw import Screen
+
+        with Screen() as screen:
+            return follow(store, watched, found, screen.show)
+    return follow(store, watched, found, Lines(output).show)
+
+
+class Watched(Protocol):
+    """The jobs to watch."""
+
+    def look(self) -> Sequence[JobState]:
+        """Return them as they are now.
+
+        Raises:
+          redis.exceptions.RedisError: The store does not answer.
+        """
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing will change."""
+
+
+def follow(
+    store: JobStore, watched: Watched, found: Sequence[JobState], show: Show
+) -> int:
+    """Show jobs until they are over."""
+    notice, cost, away_since = "", 0.0, 0.0
+    while True:
+        show(found, notice)
+        if watched.is_over:
+            return DONE
+        # A slow look is not repeated at once.
+        time.sleep(max(INTERVAL, cost))
+        began = time.monotonic()
+        try:
+            found, notice = watched.look(), ""
+        except RedisError as e:
+            if not passes(e):
+                raise
+            away_since = away_since if notice else began
+            away = span(time.monotonic() - away_since)
+            notice = f"{explained(store, e)}, for {away}."
+        cost = time.monotonic() - began
+
+
+class Running:
+    """All jobs that run, and those that have just ended.
+
+    Parameters:
+      store: Their store.
+    """
+
+    is_over = False
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self._shown: Sequence[str] = ()
+        self._ended: dict[str, float] = {}
+
+    def look(self) -> Sequence[JobState]:
+        """Return the jobs in the order in which they were first seen."""
+        found: dict[str, JobState] = {}
+        for status in RUNNING:
+            listed = jobs(self._store, Filters(None, None, status), PAGE)
+            found.update((job.uuid, job) for job in itertools.islice(listed, MOST))
+        gone = [uuid for uuid in self._shown if uuid not in found]
+        now = time.monotonic()
+        ended = self._ended
+        self._ended = {}
+        for job in self._store.load_many(gone):
+            if job is None or job.status == "queued":
+                continue
+            # It may also have changed its status while this looked.
+            if job.is_finished:
+                self._ended[job.uuid] = ended.get(job.uuid, now)
+            if now - self._ended.get(job.uuid, now) < LINGER:
+                found[job.uuid] = job
+        order = dict.fromkeys([*self._shown, *found])
+        self._shown = [uuid for uuid in order if uuid in found]
+        return [found[uuid] for uuid in self._shown]
+
+
+class Given:
+    """Some jobs, whatever their status.
+
+    Parameters:
+      store: Their store.
+      uuids: The jobs.
+    """
+
+    def __init__(self, store: JobStore, uuids: Sequence[str]) -> None:
+        self._store = store
+        self._jobs: dict[str, JobState | None] = dict.fromkeys(uuids)
+        self._missing: dict[str, float] = {}
+
+    def look(self) -> Sequence[JobState]:
+        uuids = list(self._jobs)
+        now = time.monotonic()
+        for uuid, job in zip(uuids, self._store.load_many(uuids), strict=True):
+            if job is not None:
+                self._jobs[uuid] = job
+                self._missing.pop(uuid, None)
+            # If the store came back empty, a running job writes its record again.
+            elif now - self._missing.setdefault(uuid, now) > self._store.stalled_after:
+                del self._jobs[uuid]
+        return [job for job in self._jobs.values() if job is not None]
+
+    @property
+    def is_over(self) -> bool:
+        return all(job is not None and job.is_finished for job in self._jobs.values())
+
+
+class Lines:
+    """Writes a line for each change.
+
+    Parameters:
+      output: What takes the lines.
+    """
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._changes = Changes()
+        self._was_away = False
+
+    def show(self, found: Sequence[JobState], notice: str) -> None:
+        if notice and not self._was_away:
+            say(notice)
+        elif self._was_away and not notice:
+            say("The store answers again.")
+        self._was_away = bool(notice)
+        for job in found:
+            text = self._changes.text(job)
+            if text is not None:
+                self._output.tell(joined([clock(), job.uuid, text]), **as_json(job))
