@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .errors import JobCancelled, StoreUnavailable
+from .errors import JobCancelled, NotRepeatable, StoreUnavailable
 from .job import JobError, JobState, Progress, current_job_state
-from .store import JobStore
-from .worker import JobStateMiddleware
+from .store import BulkResult, Counts, JobStore
+from .worker import JobStateMiddleware, rerun, rerun_all
 
 if TYPE_CHECKING:
     from pyramid.config import Configurator
@@ -15,16 +15,21 @@ if TYPE_CHECKING:
     from .web import RequestMiddleware
 
 __all__ = [
+    "BulkResult",
+    "Counts",
     "JobCancelled",
     "JobError",
     "JobState",
     "JobStateMiddleware",
     "JobStore",
+    "NotRepeatable",
     "Progress",
     "RequestMiddleware",
     "StoreUnavailable",
     "current_job_state",
     "includeme",
+    "rerun",
+    "rerun_all",
 ]
 
 

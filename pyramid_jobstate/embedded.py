@@ -74,7 +74,7 @@ if [ -n "$temporary" ]; then rm -rf "$temporary"; fi
 class EmbeddedServer:
     """An empty Valkey or Redis server on this host.
 
-    It ends at the latest with the process that started it. A child forked from that
+    It does not outlive the process that started it. A child forked from that
     process can use the server, but neither stops it nor keeps it alive. A stopped
     server can be started again, on the same port.
 
@@ -291,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _port(text: str) -> int:
     """Return a port from the command line."""
-    if text.isdecimal() and 0 < int(text) < 65536:
+    if text.isascii() and text.isdecimal() and 0 < int(text) < 65536:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535.")
 

@@ -22,6 +22,10 @@ class PoolJobCancelled(JobCancelled, Exception):
     """
 
 
+class NotRepeatable(Exception):
+    """Raised when a job that failed cannot run again. The text says why."""
+
+
 class StoreUnavailable(Exception):
     """Raised in a web request when the store does not answer.
 

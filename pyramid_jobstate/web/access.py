@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import dramatiq.broker
 from redis.exceptions import RedisError
 
-from ..errors import StoreUnavailable
-from ..job import JobState, set_container
+from ..errors import NotRepeatable, StoreUnavailable
+from ..job import JobState, record_of, set_container
 from ..store import JobStore
+from ..worker import rerun
 from .interfaces import IJobStore, IWebOutage
 from .permits import owner_of, permits, principals_of
 
@@ -67,6 +69,21 @@ class Access:
             raise StoreUnavailable(self) from e
         outage.end()
         return answer
+
+    def rerun(self, job_state: JobState) -> bool:
+        """Run a job again, without checking permissions: see :meth:`.JobState.rerun`.
+
+        Raises:
+          NotRepeatable: The job cannot run again. The error says why.
+          StoreUnavailable: The store does not answer.
+        """
+        # Not get_broker(), which would create one.
+        broker = dramatiq.broker.global_broker
+        if broker is not None:
+            return self.ask(lambda store: rerun(store, broker, job_state.uuid))
+        if not record_of(job_state).has_failed:
+            return False
+        raise NotRepeatable("This process has no Dramatiq broker.")
 
     def _adopt(self, job_state: JobState | None) -> JobState | None:
         if job_state is not None:

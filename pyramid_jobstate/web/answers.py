@@ -18,6 +18,7 @@ from pyramid.response import Response
 
 from ..errors import StoreUnavailable
 from ..job import JobState
+from .queries import BadRequest
 from .resources import JobStates
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ View = Callable[[Any, "Request"], Response]
 HEADERS = (
     ("Content-Type", "application/json"),
     ("Cache-Control", "private, no-cache"),
+    ("Vary", "Accept"),
     ("X-Content-Type-Options", "nosniff"),
 )
 
@@ -55,7 +57,12 @@ def bad_csrf(exc: HTTPBadRequest, request: Request) -> Response:
 
 
 def unavailable(exc: StoreUnavailable, request: Request) -> Response:
-    response = render({"error": str(exc)}, 503)
+    return come_back(str(exc))
+
+
+def come_back(message: str) -> Response:
+    """Return a response that asks the client to repeat its request later."""
+    response = render({"error": message}, 503)
     response.retry_after = RETRY_AFTER
     return response
 
@@ -89,6 +96,9 @@ def answering(view: View) -> View:
         if request.environ.get("QUERY_STRING") and not is_readable(request):
             return bad_request("A parameter is not UTF-8.")
         try:
+            if request.subpath:
+                # Below a view of a container in the application's tree.
+                raise HTTPNotFound
             return view(context, request)
         except StoreUnavailable as e:
             return unavailable(e, request)
@@ -96,6 +106,8 @@ def answering(view: View) -> View:
             return forbidden(e, request)
         except HTTPNotFound as e:
             return not_found(e, request)
+        except BadRequest as e:
+            return bad_request(str(e))
 
     return answer
 
@@ -131,6 +143,11 @@ def render_state(request: Request, text: str) -> Response:
     if known and etag in known:
         return Response(status="304 Not Modified", headerlist=headers[1:])
     return Response(body=body, headerlist=headers, status="200 OK")
+
+
+def render_nothing() -> Response:
+    """Return the response to a request that has deleted what it named."""
+    return Response(headerlist=list(HEADERS[1:]), status="204 No Content")
 
 
 def render(value: dict[str, Any], status: int = 200) -> Response:

@@ -85,7 +85,7 @@ def name_of(registry: Registry) -> str:
         routes = registry.getUtility(IRoutesMapper).get_routes()
         parts += [[route.name, route.pattern] for route in routes]
     text = json.dumps([*parts, base_url], sort_keys=True)
-    # Short, so that it gives nothing of the settings away.
+    # Cut short, so that nobody can work out the settings from it.
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

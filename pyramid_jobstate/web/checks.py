@@ -22,7 +22,7 @@ from ..worker import middleware_of
 from .interfaces import IOwner
 from .permits import authenticated_userid, session_owner
 from .resources import JOB_STATES
-from .urls import LIST, path_of
+from .urls import LIST, OTHER, ROUTES, path_of
 
 if TYPE_CHECKING:
     from pyramid.config import Configurator
@@ -36,7 +36,7 @@ log = logging.getLogger("pyramid_jobstate")
 
 #: What follows our path in the URLs of jobs. Any uuid will do.
 _UUID = "0b7e2f6c-5d1a-4c3e-9f80-3a5d7c9e1b2f"
-_PATHS = ("", "/", f"/{_UUID}", f"/{_UUID}/", f"/{_UUID}/cancel")
+_PATHS = [p.replace("{uuid}", _UUID) for name, p in ROUTES.items() if name != OTHER]
 
 
 def check_route_prefix(config: Configurator) -> None:

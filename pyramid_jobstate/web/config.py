@@ -25,6 +25,7 @@ from .interfaces import (
     IOutbox,
     IOwner,
     IPermits,
+    IStreamLimits,
     IWebOutage,
 )
 from .permits import policy_permits
@@ -78,12 +79,14 @@ def include(config: Configurator) -> None:
         base_url = settings.base_url()
         permits = settings.function("permits", policy_permits)
         max_uuids = settings.max_uuids()
+        limits = settings.stream_limits()
         config.registry.registerUtility(owner, IOwner)
         config.registry.registerUtility(permits, IPermits)
         config.registry.registerUtility(WebOutage(), IWebOutage)
         if base_url is not None:
             config.registry.registerUtility(base_url, IBaseUrl)
         config.registry.registerUtility(max_uuids, IMaxUuids)
+        config.registry.registerUtility(limits, IStreamLimits)
         store = config.registry.queryUtility(IJobStore)
         if store is None:
             store = settings.store()

@@ -32,8 +32,16 @@ class IMaxUuids(Interface):
     """Marks the number of jobs that one request may ask for, a utility."""
 
 
+class IStreamLimits(Interface):
+    """Marks the StreamLimits of an application, a utility."""
+
+
 class IWebOutage(Interface):
     """Marks the WebOutage of an application, a utility."""
+
+
+class IPages(Interface):
+    """Marks the Pages of an application, a utility, if it has included them."""
 
 
 class IOutbox(Interface):

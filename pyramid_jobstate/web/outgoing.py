@@ -140,7 +140,7 @@ class Outgoing:
         if self._ended:
             # The messages are sent even if this fails.
             with contextlib.suppress(RedisError):
-                self.store.requeue([*self._ended.values()])
+                self.store.queue_again([*self._ended.values()])
         with self._middleware.announced(self._unsent):
             if isinstance(self._what, Message):
                 self.broker.enqueue(self._what, delay=self._delay)
@@ -213,7 +213,7 @@ class Outgoing:
         for i, step in enumerate(what.messages, 1):
             options = dict(step.options)
             if i < len(what):
-                # The pipeline below links the copies anew.
+                # The pipeline below links the copies again.
                 options.pop("pipe_target", None)
             step = dataclasses.replace(step, options=options)
             delay = options.get("delay")

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from typing import TYPE_CHECKING, Any
 
 from pyramid.authorization import ACLHelper, Authenticated, Everyone
+from pyramid.httpexceptions import HTTPForbidden
 from pyramid.interfaces import ISecurityPolicy
 from pyramid.threadlocal import get_current_request
 
-from ..job import JobState, as_seen_from
+from ..errors import StoreUnavailable
+from ..job import JobState, as_seen_from, record_of
 from .interfaces import IOwner, IPermits
+from .unavailable import UnreadRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyramid.request import Request
+
+log = logging.getLogger("pyramid_jobstate")
 
 #: The request attribute that caches the owner and principal, or the exception raised.
 _KNOWN = "_jobstate_owner"
@@ -47,6 +53,25 @@ def policy_permits(request: Request, context: Any, permission: str) -> Any:
     if policy is None:
         return ACLHelper().permits(context, [Everyone], permission)
     return policy.permits(request, context, permission)
+
+
+def require(request: Request, context: Any, permission: str) -> None:
+    """Require a permission on a job or a container.
+
+    Our views call this instead of declaring a permission: Pyramid does not check one
+    if no policy was set when the view was registered.
+
+    Raises:
+      HTTPForbidden: The request does not have the permission.
+      StoreUnavailable: The job could not be read.
+    """
+    if isinstance(context, JobState) and isinstance(record_of(context), UnreadRecord):
+        # A policy that looks only at the class might refuse the request for good.
+        raise StoreUnavailable(context.__parent__)
+    result = permits(request, context, permission)
+    if not result:
+        log.debug("%s was refused on %r: %s", permission, context, result)
+        raise HTTPForbidden
 
 
 def authenticated_userid(request: Request) -> Any:

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 from pyramid.httpexceptions import HTTPNotFound
 
 from ..job import JobState
-from .resources import JobStates
+from .negotiation import never_keep, wants_page
+from .resources import JOB_VIEWS, JobStates
 from .urls import ROUTES
 
 if TYPE_CHECKING:
     from pyramid.config import Configurator
     from pyramid.request import Request
 
-#: The names of our views.
-VIEW_NAMES = ("", "cancel")
+#: The names of the views of a container.
+CONTAINER_VIEWS = ("", "counts", "clear", "cancel", "rerun")
 
 
 class OursPredicate:
@@ -24,7 +25,8 @@ class OursPredicate:
 
     Ours are the requests for our routes, and for our views in a container mounted in
     the application's tree. A request for a view of the application is not ours, even if
-    its context is a job.
+    its context is a job. Nor is a request for a page: the application's own error pages
+    answer it.
     """
 
     def __init__(self, value: bool, config: Configurator) -> None:
@@ -48,5 +50,9 @@ class OursPredicate:
             # The view name is the uuid of an unknown job.
             ours = True
         else:
-            ours = request.view_name in VIEW_NAMES
+            names = CONTAINER_VIEWS if container is context else JOB_VIEWS
+            ours = request.view_name in names
+        if ours and wants_page(request):
+            request.add_response_callback(never_keep)
+            ours = False
         return ours is self.value

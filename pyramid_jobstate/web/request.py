@@ -63,8 +63,8 @@ class RequestMiddleware(Middleware):
     beside its :class:`JobStateMiddleware`, added before the actors are declared.
 
     Attributes:
-      applications: The applications whose requests these are. The include adds each one
-        to the middleware of the global broker.
+      applications: The applications that the requests are made for. The include adds
+        each one to the middleware of the global broker.
     """
 
     def __init__(self) -> None:
@@ -194,7 +194,7 @@ def _make_request(
         "retry.attempt": min(options.get("retries", 0), attempts),
         "retry.attempts": attempts,
     }
-    # The environ is made apart, since `blank` of a factory may take a path only.
+    # Made with Pyramid's `blank`, since that of a factory may accept only a path.
     request = factory(
         Request.blank("/", environ={**known, **(environ or {})}, base_url=url).environ
     )

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from ..job import Record
 
+#: The names of the views of a job.
+JOB_VIEWS = ("", "cancel", "rerun", "inspect")
+
 
 class JobStates(Sender):
     """The container of jobs in the resource tree.
@@ -104,7 +107,8 @@ class JobStates(Sender):
         ):
             return False
         path = f"{'/'.join(resource_path_tuple(self))}/{uuid}"
-        return self.request.path_info in (path, f"{path}/", f"{path}/cancel")
+        asked: str = self.request.path_info
+        return asked == path or asked in [f"{path}/{name}" for name in JOB_VIEWS]
 
     def unread(self, uuid: str) -> JobState:
         """Return a job that the store could not read: see :class:`UnreadRecord`."""

@@ -14,6 +14,7 @@ from dramatiq import Broker
 from pyramid.exceptions import ConfigurationError
 from pyramid.path import DottedNameResolver
 
+from ..job import parse_duration
 from ..store import JobStore
 from ..worker import (
     STUB,
@@ -24,6 +25,7 @@ from ..worker import (
     middleware_of,
 )
 from .permits import authenticated_userid, session_owner
+from .streaming import StreamLimits
 
 PREFIX = "jobstate."
 
@@ -42,6 +44,9 @@ SETTINGS: Mapping[str, str | None] = MappingProxyType(
         "owner": None,
         "permits": None,
         "max_uuids": "100",
+        "max_streams": None,
+        "stream_max_age": "5m",
+        "pages_layout": None,
     }
 )
 
@@ -49,9 +54,6 @@ DURATIONS = ("expire_in", "active_expire_in", "stalled_after")
 
 #: The settings of which a broker is made.
 BROKER = ("broker", "redis_url", "namespace", *DURATIONS)
-#: In milliseconds such a number is still exact everywhere, including Lua.
-MAX_SECONDS = 1e12
-UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class Settings:
@@ -87,9 +89,19 @@ class Settings:
         """Return how many jobs one request may ask for."""
         value = self._settings.get("max_uuids", SETTINGS["max_uuids"])
         text = str(value)
-        if not re.fullmatch(r"[1-9]\d{0,8}", text):
+        if not re.fullmatch(r"[1-9]\d{0,8}", text, re.ASCII):
             raise _wrong("max_uuids", value, "is not a positive whole number")
         return int(text)
+
+    def stream_limits(self) -> StreamLimits:
+        """Return how many streams there may be, and how long each lasts."""
+        value = self._settings.get("max_streams")
+        if value is not None and not re.fullmatch(r"\d{1,9}", str(value), re.ASCII):
+            raise _wrong("max_streams", value, "is not a whole number")
+        age = self._settings.get("stream_max_age", SETTINGS["stream_max_age"])
+        return StreamLimits(
+            None if value is None else int(value), _seconds("stream_max_age", age)
+        )
 
     def owner(self) -> Callable[..., Any]:
         """Return the function that returns the owner of a request's jobs."""
@@ -153,7 +165,7 @@ class Settings:
                 options,
                 lambda: self._redis_store(options),
             )
-        # Of any other object the type alone, since it may contain a password.
+        # An object that is not text may contain a password: show its type.
         shown = setting if isinstance(setting, str) else type(setting).__name__
         raise _wrong(
             "broker",
@@ -175,6 +187,17 @@ class Settings:
                 "is not a URL such as https://example.com/shop",
             )
         return url
+
+    def pages_layout(self) -> str | None:
+        """Return the asset specification of the template in which pages appear."""
+        value = self._settings.get("pages_layout")
+        if value is not None and not re.fullmatch(r"\s*[\w.]+:[^:]+", str(value)):
+            raise _wrong(
+                "pages_layout",
+                value,
+                "is not a template such as myapp:templates/jobs.jinja2",
+            )
+        return None if value is None else str(value).strip()
 
     def read(self, name: str) -> object:
         """Return the value of a setting as it stands."""
@@ -249,11 +272,10 @@ def read_path(settings: Mapping[str, Any]) -> str:
 
 
 def _seconds(name: str, value: object) -> float:
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", str(value))
-    seconds = float(match[1]) * UNITS[match[2]] if match else 0
-    if not 0.001 <= seconds <= MAX_SECONDS:
-        raise _wrong(name, value, "is not a duration such as 90, 90s, 15m, 24h or 8d")
-    return seconds
+    try:
+        return parse_duration(str(value))
+    except ValueError as e:
+        raise _wrong(name, value, str(e)) from None
 
 
 def _wrong(name: str, value: object, why: str) -> ConfigurationError:

@@ -50,7 +50,7 @@ class JobDataManager:
     See `transaction.interfaces.ISavepointDataManager`.
     """
 
-    # Nobody expects anything of it until it has joined.
+    # Nothing is left to do until it has joined a transaction.
     _is_over = True
 
     def __init__(self, ask: Ask, outgoing: Outgoing, manager: Any) -> None:
@@ -142,7 +142,7 @@ class JobDataManager:
         try:
             change(self._outgoing.store)
         except RedisError:
-            # An outage that vetoed the commit is logged, and nobody expects the jobs.
+            # An outage that vetoed the commit has been logged. Its jobs do not matter.
             if not self._is_doubtful:
                 log.warning(
                     "The store does not answer. These read stalled until they expire: "
@@ -217,6 +217,6 @@ def _abort_commit(transaction: Any, data_managers: list[Any]) -> None:
             with contextlib.suppress(Exception):
                 data_managers.pop().tpc_abort(transaction)
     finally:
-        # Another interrupt spares none.
+        # Abort the rest even if another interrupt strikes.
         if data_managers:
             _abort_commit(transaction, data_managers)

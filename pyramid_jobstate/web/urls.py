@@ -22,8 +22,14 @@ if TYPE_CHECKING:
 
 #: The names of our routes.
 LIST = "pyramid_jobstate"
+COUNTS = "pyramid_jobstate.counts"
+CLEAR = "pyramid_jobstate.clear"
+CANCEL_ALL = "pyramid_jobstate.cancel_all"
+RERUN_ALL = "pyramid_jobstate.rerun_all"
 JOB = "pyramid_jobstate.job"
 CANCEL = "pyramid_jobstate.cancel"
+RERUN = "pyramid_jobstate.rerun"
+INSPECT = "pyramid_jobstate.inspect"
 OTHER = "pyramid_jobstate.other"
 
 #: The patterns below our path, by route name. Some have a twin with a trailing slash.
@@ -31,10 +37,22 @@ OTHER = "pyramid_jobstate.other"
 ROUTES = {
     LIST: "",
     f"{LIST}/": "/",
+    COUNTS: "/counts",
+    CLEAR: "/clear",
+    CANCEL_ALL: "/cancel",
+    RERUN_ALL: "/rerun",
     JOB: "/{uuid}",
     f"{JOB}/": "/{uuid}/",
     CANCEL: "/{uuid}/cancel",
+    RERUN: "/{uuid}/rerun",
+    INSPECT: "/{uuid}/inspect",
     OTHER: r"{other:(?s:/.*)\Z}",
+}
+
+#: The names of our views, by the route that leads to one. The others have no name.
+VIEW_NAMES = {
+    name: ROUTES[name].rpartition("/")[2]
+    for name in (COUNTS, CLEAR, CANCEL_ALL, RERUN_ALL, CANCEL, RERUN, INSPECT)
 }
 
 
@@ -98,7 +116,7 @@ class JobStatesTraverser(ResourceTreeTraverser):  # type: ignore[misc]
             return found
         container = context = self.root
         enter_root(container, request)
-        view_name = "cancel" if route.name == CANCEL else ""
+        view_name = VIEW_NAMES.get(route.name, "")
         uuid = request.matchdict.get("uuid")
         if uuid is not None:
             try:

@@ -1,7 +1,8 @@
-"""Fixtures of the web tests: applications, requests and the global broker."""
+"""Fixtures of the web tests: applications, requests and a global broker."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,20 @@ import pytest
 from dramatiq import Broker
 from pyramid.config import Configurator
 from transaction.interfaces import NoTransaction
+from webtest import TestApp
 
 from tests.web.databases import SQLite
+from tests.web.operating import operated_root
+from tests.web.paging import Visit, Visiting, paged_app
 from tests.webapp import (
     made_config,
     make_app,
     make_broker,
+    make_config,
     make_request,
     make_tm_config,
     mounted_root,
 )
-
-
-@pytest.fixture
-def set_broker(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Set Dramatiq's global broker for the test. At first it has none."""
-    monkeypatch.setattr(dramatiq.broker, "global_broker", None)
-    return lambda broker: monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
 
 
 @pytest.fixture
@@ -73,3 +71,21 @@ def job_states(made_tm_config: Configurator) -> Iterator[Any]:
     yield request.job_states
     with contextlib.suppress(NoTransaction):
         request.tm.abort()
+
+
+@pytest.fixture
+def operated(redis_url: str) -> TestApp:
+    """An application with operators, whose jobs are at three places."""
+    return make_app(make_config(redis_url, root_factory=operated_root))
+
+
+@pytest.fixture
+def paged(redis_url: str) -> TestApp:
+    """An application with operators and pages, whose jobs are at three places."""
+    return paged_app(redis_url)
+
+
+@pytest.fixture
+def visit(paged: TestApp) -> Visiting:
+    """Visits a path of `paged`, as an operator or another user."""
+    return functools.partial(Visit, paged)

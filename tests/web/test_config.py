@@ -28,6 +28,7 @@ from pyramid.request import Request
 import pyramid_jobstate
 from pyramid_jobstate import JobStateMiddleware, JobStore
 from pyramid_jobstate.web.interfaces import IJobStore
+from tests.support import PACKAGE
 from tests.webapp import (
     NOWHERE,
     Policy,
@@ -43,7 +44,7 @@ from tests.webapp import (
 
 DAY = 24 * 3600
 
-STATIC = Path(pyramid_jobstate.__file__).parent / "static"
+STATIC = PACKAGE / "static"
 
 #: For the tests that name a store or a function by its dotted name.
 STORE = JobStore(NOWHERE)
@@ -254,7 +255,7 @@ def test_durations_are_understood(text: object, seconds: float) -> None:
 
 
 def test_each_duration_has_its_setting() -> None:
-    """Each duration has its own setting, as has the namespace."""
+    """Each duration and the namespace have their own settings."""
     settings = {
         "jobstate.expire_in": "1h",
         "jobstate.active_expire_in": "2h",
@@ -290,6 +291,7 @@ def test_defaults() -> None:
         ("expire_in", "soon"),
         ("expire_in", "1w"),
         ("expire_in", "1h30m"),
+        ("expire_in", "٣h"),
         ("expire_in", "9" * 400),
         ("expire_in", None),
         ("active_expire_in", "0s"),

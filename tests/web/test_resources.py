@@ -132,7 +132,7 @@ def test_malformed_uuid_does_not_reach_the_store(name: Any) -> None:
     assert make_request(config).job_states.find(name) is None
 
 
-def test_keys_of_other_things_are_no_jobs(
+def test_keys_of_other_things_are_not_jobs(
     config: Configurator, client: redis.Redis
 ) -> None:
     """No name leads to another key of the store."""
@@ -391,7 +391,9 @@ def test_traverser_of_the_application_enters_its_root(
 def test_traverser_of_the_application_is_shown_its_root_alone(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """Such a traverser does not see the rest of the path, which is not in its tree."""
+    """The application's traverser does not see the rest of the path, as that is not in
+    its tree.
+    """
     config = make_config(redis_url, root_factory=SiteRoot, security_policy=SitePolicy())
     config.add_traverser(Announcing)
     entered = []
@@ -489,10 +491,10 @@ def test_mounted_container_answers_as_the_routed_one(
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", [f"/{UUID}", f"/{UUID}/", "/x", "/x/y"])
-def test_what_is_not_there_is_not_found_in_json(
+def test_unknown_name_is_not_found_in_json(
     config: Configurator, place: str, name: str
 ) -> None:
-    """An unknown name is a 404 of ours in JSON, at every place."""
+    """At every place, an unknown name is our 404 in JSON."""
     response = get(make_app(config), place + name, "alice")
 
     assert response.status_code == 404
@@ -525,7 +527,7 @@ def test_store_that_is_back_is_found_again(server: EmbeddedServer) -> None:
     assert get(app, f"/job_state/{UUID}", "alice").status_code == 404
 
 
-def test_views_of_the_application_stand_beside_ours_in_its_tree(
+def test_views_of_the_application_work_beside_ours_in_its_tree(
     redis_url: str, client: redis.Redis
 ) -> None:
     """The application may add views for jobs in its own tree; its own error views

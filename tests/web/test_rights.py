@@ -291,7 +291,7 @@ def test_policy_that_refuses_everything_is_obeyed(
 
 
 @pytest.mark.parametrize("name", [Everyone, Authenticated])
-def test_user_who_is_called_as_everybody_owns_nothing(
+def test_user_named_like_everybody_owns_nothing(
     redis_url: str, client: redis.Redis, name: str
 ) -> None:
     """If somebody could choose such a userid, everybody would own their jobs. Instead,

@@ -1,0 +1,107 @@
+"""The views that act on one job: cancel it, delete it, run it again."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from pyramid.httpexceptions import HTTPNotFound
+
+from ..errors import NotRepeatable, StoreUnavailable
+from ..job import record_of
+from ..worker import BROKER_IS_AWAY
+from .answers import come_back, render, render_nothing
+from .permits import require
+from .queries import read_query, require_header
+
+if TYPE_CHECKING:
+    from pyramid.request import Request
+    from pyramid.response import Response
+
+    from ..job import JobState
+
+log = logging.getLogger("pyramid_jobstate")
+
+#: What the log says of each job that a user has acted on.
+CANCELLED = "%s cancelled the job %s."
+DELETED = "%s deleted the job %s."
+RAN_AGAIN = "%s ran the job %s again."
+
+#: What a request reads whose job the broker did not accept, and why.
+REFUSED = "The broker did not accept the message of the job."
+AWAY = "The broker does not answer."
+
+
+def cancel(context: JobState, request: Request) -> Response:
+    """Cancel a job. Respond with 202 and its state, or 409 if it has ended."""
+    require(request, context, "cancel_job")
+    require_header(request)
+    container, who = context.__parent__, name_of(request)
+    is_cancelled = container.ask(
+        lambda store: store.cancel(context.uuid, record_of(context).info)
+    )
+    if is_cancelled:
+        log.info(CANCELLED, who, context.uuid)
+    job_state = container.find(context.uuid)
+    if job_state is None:
+        raise HTTPNotFound
+    if not is_cancelled:
+        return render({"error": "The job has ended."}, 409)
+    return render(job_state.__json__(request), 202)
+
+
+def delete(context: JobState, request: Request) -> Response:
+    """Delete a job. Respond with 204, or 409 if it has not ended."""
+    require(request, context, "delete_job")
+    require_header(request)
+    read_query(request)
+    container, who = context.__parent__, name_of(request)
+    if container.ask(lambda store: store.delete(context.uuid)):
+        log.info(DELETED, who, context.uuid)
+        return render_nothing()
+    if container.find(context.uuid) is None:
+        raise HTTPNotFound
+    return render({"error": "The job has not ended."}, 409)
+
+
+def rerun(context: JobState, request: Request) -> Response:
+    """Run a job again. Respond with 202 and its state, 409 if it has not failed, or 410
+    if it cannot run again.
+    """
+    require(request, context, "rerun_job")
+    require_header(request)
+    read_query(request)
+    container, who = context.__parent__, name_of(request)
+    try:
+        is_sent = container.rerun(context)
+    except StoreUnavailable:
+        raise
+    except NotRepeatable as e:
+        return render({"error": str(e)}, 410)
+    except Exception as e:
+        log.exception("The job %s could not be sent to run again.", context.uuid)
+        return broker_failed(e)
+    if is_sent:
+        log.info(RAN_AGAIN, who, context.uuid)
+    job_state = container.find(context.uuid)
+    if job_state is None:
+        raise HTTPNotFound
+    if not is_sent:
+        return render({"error": "The job has not failed."}, 409)
+    return render(job_state.__json__(request), 202)
+
+
+def broker_failed(error: BaseException | None) -> Response:
+    """Return the response to a request whose job could not be sent.
+
+    Parameters:
+      error: What the broker raised.
+    """
+    return come_back(AWAY if isinstance(error, BROKER_IS_AWAY) else REFUSED)
+
+
+def name_of(request: Request) -> str:
+    """Return the user of a request, for the log."""
+    userid = request.authenticated_userid
+    # An owner that is not a user may be a secret of the visitor's.
+    return "A visitor without a login" if userid is None else repr(userid)

@@ -1,0 +1,85 @@
+"""Which jobs a list shows a request, and what of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..errors import StoreUnavailable
+from ..job import JobState, is_owner, note_trouble, record_of
+from ..store import Page
+from .answers import encode
+from .permits import require
+from .queries import BadRequest, parse_owner, read_flag, read_limit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    from pyramid.request import Request
+
+    from .resources import JobStates
+
+    T = TypeVar("T")
+
+
+def asked_page(context: JobStates, request: Request) -> Page:
+    """Return the page of a list that the query asks for.
+
+    Raises:
+      BadRequest: A parameter is invalid.
+      HTTPForbidden: The request may not list the jobs of others.
+      StoreUnavailable: The store does not answer.
+    """
+    query = request.GET
+    limit = read_limit(query, 50)
+    is_all = read_flag(query, "all")
+    owner = None
+    if "owner" in query or is_all:
+        require(request, context, "list_jobs")
+        if "owner" in query:
+            owner = parse_owner(query["owner"], context.current_owner)
+    else:
+        owner = context.current_owner
+        if not is_owner(owner):
+            # A request without an owner does not own the jobs without an owner.
+            return Page([], None)
+    try:
+        return context.list(
+            owner,
+            kind=query.get("kind"),
+            status=query.get("status"),
+            limit=limit,
+            cursor=query.get("cursor"),
+        )
+    except ValueError as e:
+        raise BadRequest(str(e)) from e
+
+
+def visible_text(
+    context: JobStates, request: Request, job_state: JobState | None
+) -> str | None:
+    """Return the JSON of one job among others: see :func:`visible`."""
+    return visible(context, request, job_state, encode)
+
+
+def visible(
+    context: JobStates,
+    request: Request,
+    job_state: JobState | None,
+    show: Callable[[dict[str, Any]], T],
+) -> T | None:
+    """Return what `show` makes of the state of one job among others. None if the
+    request may not see it, or if the application's code raises for it, which must not
+    affect the others.
+    """
+    if job_state is None:
+        return None
+    try:
+        if context.permits(job_state, "view_job"):
+            state = job_state.__json__(request)
+            return None if state is None else show(state)
+    except StoreUnavailable:
+        raise
+    except Exception:
+        note_trouble(type(job_state), record_of(job_state).uuid)
+    return None

@@ -1,0 +1,78 @@
+"""The views that only operators read: the counts, and what is known of a failure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import dramatiq.broker
+
+from ..job import JobError, iso_time
+from ..worker import why_not_repeatable
+from .answers import encode, render_state
+from .permits import require
+from .queries import read_query
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pyramid.request import Request
+    from pyramid.response import Response
+
+    from ..job import JobState
+    from ..store import Counts, Failures, JobStore
+    from .resources import JobStates
+
+
+def counts(context: JobStates, request: Request) -> Response:
+    """Respond with how many jobs have which status, and with all kinds."""
+    require(request, context, "list_jobs")
+    kind = read_query(request, "kind").get("kind")
+
+    def question(store: JobStore) -> tuple[Counts, Sequence[str]]:
+        return store.counts(kind), store.kinds()
+
+    counted, kinds = context.ask(question)
+    answer = {"counts": counted._asdict(), "kinds": [*kinds]}
+    return render_state(request, encode(answer))
+
+
+def inspect(context: JobState, request: Request) -> Response:
+    """Respond with what operators need to know of a job and its failures, all of which
+    may be secret.
+    """
+    require(request, context, "inspect_job")
+    read_query(request)
+    return render_state(request, encode(inspection(context)))
+
+
+def inspection(context: JobState) -> dict[str, Any]:
+    """Return what operators need to know of a job, without checking permissions."""
+    # Not get_broker(), which would create one.
+    broker = dramatiq.broker.global_broker
+
+    def question(store: JobStore) -> tuple[Failures, str | None]:
+        failures = store.failures(context.uuid)
+        return failures, why_not_repeatable(store, broker, context)
+
+    failures, reason = context.__parent__.ask(question)
+    return {
+        "uuid": context.uuid,
+        "params": context.job_params,
+        "error": error_of(context.error),
+        "traceback": failures.traceback or None,
+        "tries": [
+            {
+                "started_at": iso_time(each.started_at),
+                "ended_at": iso_time(each.ended_at),
+                **(error_of(each.error) or {}),
+            }
+            for each in failures.tries
+        ],
+        "repeatable": reason is None,
+        "reason": reason,
+    }
+
+
+def error_of(error: JobError | None) -> dict[str, Any] | None:
+    """Return an error with its whole text."""
+    return None if error is None else error._asdict()

@@ -1,0 +1,138 @@
+"""What requests say beside their path: parameters, the header of an act, an owner."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ..job import is_owner, parse_duration
+
+if TYPE_CHECKING:
+    from pyramid.request import Request
+
+#: A parameter of Pyramid's own, which names the language of the answer.
+LOCALE = "_LOCALE_"
+
+#: The types of the bodies that forms send. They may hold the token of a CSRF check.
+FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
+
+
+#: The characters of a number in a query. int() and float() understand more.
+NUMBER = re.compile(r"[0-9.eE+-]+")
+
+
+class BadRequest(Exception):
+    """Raised for a request that gets a 400 response. The text says what is wrong."""
+
+
+def require_header(request: Request) -> None:
+    """Require the header X-Requested-With of a request that changes jobs.
+
+    Raises:
+      BadRequest: It is missing.
+    """
+    # A page of another site can send this header only after a CORS preflight.
+    if "X-Requested-With" not in request.headers:
+        raise BadRequest("The header X-Requested-With is missing.")
+
+
+def read_query(request: Request, *names: str) -> Mapping[str, str]:
+    """Return the parameters of a request.
+
+    Parameters:
+      names: The parameters that it may have.
+
+    Raises:
+      BadRequest: It has another one, or one twice.
+    """
+    query: Mapping[str, str] = request.GET
+    values: dict[str, str] = {}
+    for name, value in query.items():
+        if name not in names and name != LOCALE:
+            known = (
+                f"Known parameters: {', '.join(names)}." if names else "It has none."
+            )
+            raise BadRequest(f"{name!r} is not a parameter of this request. {known}")
+        if name in values:
+            raise BadRequest(f"{name} is given more than once.")
+        values[name] = value
+    return values
+
+
+def refuse_body(request: Request, *names: str) -> None:
+    """Refuse a body that may hold parameters: without them, the query matches more jobs
+    than were meant.
+
+    Parameters:
+      names: The names of the parameters.
+
+    Raises:
+      BadRequest: The body is a form with one of them, or not a form.
+    """
+    if not request.is_body_readable:
+        return
+    if request.content_type not in FORMS:
+        if request.body_file.read(1):
+            raise BadRequest("The body must be empty. Parameters belong in the query.")
+        return
+    try:
+        fields = [*request.POST]
+    except ValueError as e:
+        raise BadRequest("The body is not a valid form.") from e
+    for name in fields:
+        if name in names:
+            raise BadRequest(f"{name} belongs in the query, not in the body.")
+
+
+def read_flag(query: Mapping[str, str], name: str) -> bool:
+    """Return whether a parameter is 1 rather than missing.
+
+    Raises:
+      BadRequest: It has another value.
+    """
+    if query.get(name, "1") != "1":
+        raise BadRequest(f"{name} can only be 1, not {query[name]!r}.")
+    return name in query
+
+
+def read_limit(query: Mapping[str, str], default: int) -> int:
+    """Return the parameter limit.
+
+    Raises:
+      BadRequest: It is not a number.
+    """
+    limit = query.get("limit", str(default))
+    if not re.fullmatch(r"[0-9]{1,9}", limit):
+        raise BadRequest(f"limit must be a number, not {limit!r}.")
+    return int(limit)
+
+
+def read_duration(query: Mapping[str, str], name: str) -> float | None:
+    """Return the seconds of a parameter, or None if it is missing.
+
+    Raises:
+      BadRequest: It is not a duration.
+    """
+    if name not in query:
+        return None
+    try:
+        return parse_duration(query[name])
+    except ValueError as e:
+        raise BadRequest(f"{name} = {query[name]!r} {e}.") from e
+
+
+def parse_owner(text: str, example: object) -> str | float:
+    """Return the owner that a query names.
+
+    Parameters:
+      text: The owner in the query.
+      example: The owner of the request. If it is a number, `text` is read as one.
+    """
+    is_number = is_owner(example) and isinstance(example, (int, float))
+    if is_number and NUMBER.fullmatch(text):
+        with contextlib.suppress(ValueError):
+            number = int(text) if isinstance(example, int) else float(text)
+            return number if is_owner(number) else text
+    return text

@@ -1,0 +1,161 @@
+"""What the tests of operators' requests share: an application with operators, and jobs
+that have failed in a real worker.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlencode
+
+import dramatiq
+from dramatiq import Broker, Message
+from dramatiq.brokers.redis import RedisBroker
+from pyramid.authorization import Allow
+from pyramid.csrf import CookieCSRFStoragePolicy
+from pyramid.request import Request
+from pyramid.response import Response
+from webtest import TestApp
+
+from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
+from pyramid_jobstate.resources import JobStates
+from tests.jobs import RunMarathon, job_actor, make_broker, wait_until, working
+from tests.support import key_of
+from tests.webapp import Root, ask, make_app, make_config
+
+#: May do everything with all jobs.
+OPERATOR = "operator"
+
+#: May do everything with each job, and list those of nobody else.
+KEEPER = "keeper"
+
+ACTS = ("delete_job", "rerun_job", "inspect_job")
+
+
+class OperatedRoot(Root):
+    """A root that lets operators do what nobody may by default."""
+
+    __acl__ = (
+        *Root.__acl__,
+        (Allow, OPERATOR, ("view_job", "cancel_job", "list_jobs", *ACTS)),
+        (Allow, KEEPER, ("view_job", "cancel_job", *ACTS)),
+    )
+
+
+def operated_root(request: Request) -> OperatedRoot:
+    """A root factory that places the jobs at /jobs and at /site/jobs, too."""
+    root = OperatedRoot(request)
+    root["jobs"] = JobStates(request, parent=root, name="jobs")
+    root["site"] = site = Root(request)
+    site.__name__, site.__parent__, site.__acl__ = "site", root, ()
+    site["jobs"] = JobStates(request, parent=site, name="jobs")
+    return root
+
+
+def act(
+    app: TestApp,
+    path: str,
+    user: str | None = OPERATOR,
+    method: str = "POST",
+    **query: object,
+) -> Any:
+    """Return the response to a user's request that changes jobs."""
+    if query:
+        path = f"{path}?{urlencode(query)}"
+    return ask(app, method, path, user, X_Requested_With="XMLHttpRequest")
+
+
+def at_once(*asks: Callable[[], Any]) -> list[Any]:
+    """Return the responses to requests that are made at the same time."""
+    barrier = threading.Barrier(len(asks))
+    answers: list[Any] = []
+
+    def run(question: Callable[[], Any]) -> None:
+        barrier.wait()
+        answers.append(question())
+
+    threads = [threading.Thread(target=run, args=[question]) for question in asks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+class Blister(Exception):
+    """What the actor of the tests raises."""
+
+
+class Marathons:
+    """A broker with an actor that fails until the test mends it. Its worker only runs
+    while the test waits for a job.
+
+    Attributes:
+      is_mended: Whether the actor succeeds.
+      ran: The uuids of the jobs that have run, in order.
+    """
+
+    def __init__(self, url: str, store: JobStore | None = None) -> None:
+        self.broker: RedisBroker = make_broker(url, JobStateMiddleware(store))
+        self.is_mended = False
+        self.ran: list[str] = []
+
+        @job_actor(broker=self.broker, max_retries=0)
+        def run_marathon(
+            miles: Any = 26, shoes: Any = "red", *, job_state: RunMarathon
+        ) -> None:
+            self.ran.append(job_state.uuid)
+            if not self.is_mended:
+                raise Blister(f"after {miles} miles in {shoes} shoes")
+
+        self.run_marathon = run_marathon
+
+    def fail(self, *owners: str | None, **options: Any) -> list[str]:
+        """Let the jobs of owners fail, and return their uuids."""
+        messages = [
+            self.run_marathon.send_with_options(
+                **{"args": (26,), "job_owner": owner, **options}
+            )
+            for owner in owners
+        ]
+        self.wait(messages, "error")
+        return [message.message_id for message in messages]
+
+    def wait(self, messages: list[Message[Any]], *statuses: str) -> list[JobState]:
+        """Run a worker until jobs have one of the statuses."""
+        with working(self.broker):
+            return [wait_until(self.broker, message, *statuses) for message in messages]
+
+    def wait_for(self, uuid: str, *statuses: str) -> JobState:
+        """Run a worker until a job has one of the statuses."""
+        message = self.run_marathon.message()
+        return self.wait([message.copy(message_id=uuid)], *statuses)[0]
+
+
+def kept(store: JobStore, uuid: str) -> list[dict[bytes, bytes]]:
+    """Return what the store keeps of a job and of its failures."""
+    keys = key_of(store, uuid), f"{{{key_of(store, uuid)}}}:failure"
+    found: list[Any] = [store.client.hgetall(key) for key in keys]
+    # That it was to run again leaves a trace.
+    return [{k: v for k, v in fields.items() if k != b"rerun"} for fields in found]
+
+
+class Refusing(dramatiq.Middleware):
+    """A middleware that has every message refused."""
+
+    def before_enqueue(self, broker: Broker, message: Any, delay: Any) -> None:
+        raise dramatiq.middleware.MiddlewareError("The queue is full.")
+
+
+def csrf_app(redis_url: str) -> TestApp:
+    """Return an application for operators that requires CSRF tokens, and gives them at
+    /token.
+    """
+    config = make_config(redis_url, root_factory=operated_root)
+    config.set_csrf_storage_policy(CookieCSRFStoragePolicy())
+    config.set_default_csrf_options(require_csrf=True)
+    config.add_view(
+        lambda c, r: Response(CookieCSRFStoragePolicy().get_csrf_token(r)), name="token"
+    )
+    return make_app(config)
