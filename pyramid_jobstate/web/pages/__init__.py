@@ -1,0 +1,8 @@
+"""The pages: jobs as HTML, at the URLs of their JSON and with the same rights.
+
+Only :mod:`pyramid_jobstate.pages` imports this, since it needs pyramid_jinja2.
+"""
+
+from .config import include
+
+__all__ = ["include"]

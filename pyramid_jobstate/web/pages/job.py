@@ -1,0 +1,57 @@
+"""The page of a job."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..operators import inspection
+from ..permits import require
+from .acts import acts_on, for_script
+from .rendering import respond
+from .shown import text_of, texts_of
+from .timeline import timeline_of
+from .words import words_for
+
+if TYPE_CHECKING:
+    from pyramid.request import Request
+    from pyramid.response import Response
+
+    from ...job import JobState
+
+
+def job_page(context: JobState, request: Request) -> Response:
+    """Respond with the page of a job: what its JSON tells this viewer and, with the
+    permission, what GET …/inspect does.
+    """
+    require(request, context, "view_job")
+    container = context.__parent__
+    words = words_for(request)
+    state: dict[str, Any] = context.__json__(request)
+    job = state["job"]
+    inspected: dict[str, Any] = {}
+    if container.permits(context, "inspect_job"):
+        inspected = inspection(context)
+    metrics = {k: v for k, v in state.items() if k not in ("job", "job_state")}
+    params = inspected.get("params", job["params"])
+    acts = acts_on(container, context, job)
+    may_list = bool(container.permits(container, "list_jobs"))
+    values = {
+        "words": words,
+        "job": job,
+        "acts": acts,
+        "owner": context.owner if may_list else None,
+        "may_list": may_list,
+        "list_url": request.resource_url(container),
+        "text": text_of(job, words),
+        "steps": timeline_of(job, inspected.get("tries", ()), words),
+        "metrics": texts_of(metrics),
+        "params": texts_of(params),
+        "inspected": inspected,
+        "data": for_script(
+            request,
+            url=job["url"],
+            list=request.resource_url(container),
+            ended=context.is_finished,
+        ),
+    }
+    return respond(request, "job.jinja2", job["title"], values)

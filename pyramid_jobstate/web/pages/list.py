@@ -1,0 +1,185 @@
+"""The page of a list of jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyramid.encode import urlencode
+from pyramid.httpexceptions import HTTPFound
+
+from ...job import is_uuid
+from ...store import Counts
+from ..answers import answering
+from ..interfaces import IPages
+from ..lists import asked_page, visible
+from ..views import show_many
+from .acts import ACTS, acts_on, for_script
+from .bulk import acts_on_all
+from .chart import BARS, SECONDS, chart_of
+from .rendering import Pages, respond
+from .shown import text_of
+from .words import Words, words_for
+
+if TYPE_CHECKING:
+    from pyramid.request import Request
+    from pyramid.response import Response
+
+    from ...job import JobState
+    from ...store import Bucket, JobStore
+    from ..resources import JobStates
+
+#: The parameters that say which jobs are listed, and how many on a page.
+FILTERS = ("kind", "owner", "all", "status", "limit")
+
+
+class Tab(NamedTuple):
+    """A link to the jobs of one status, or of all. `number` is "" if it is not told."""
+
+    text: str
+    url: str
+    number: str
+    is_current: bool
+
+
+class Row(NamedTuple):
+    """A job of the list.
+
+    Attributes:
+      job: Its JSON.
+      owner: Its owner, for viewers who may list all jobs.
+      text: The job in one line.
+      acts: What the viewer may do with it, as words.
+    """
+
+    job: Mapping[str, Any]
+    owner: Any
+    text: str
+    acts: str
+
+
+class Overview(NamedTuple):
+    """What viewers who may list all jobs are told of them. Of one owner's jobs, the
+    store knows neither counts nor a throughput.
+    """
+
+    kinds: Sequence[str] = ()
+    counts: Counts | None = None
+    buckets: Sequence[Bucket] = ()
+
+
+def list_page(context: JobStates, request: Request) -> Response:
+    """Respond with the page of a list: the jobs that its JSON has, in rows."""
+    if "uuid" in request.GET:
+        # The states of several jobs are for scripts alone.
+        return answering(show_many)(context, request)
+    may_list = bool(context.permits(context, "list_jobs"))
+    query = {name: value for name, value in request.GET.items() if value.strip()}
+    asked_id = query.get("id", "").strip()
+    if is_uuid(asked_id.lower()):
+        return HTTPFound(f"{request.resource_url(context)}{asked_id.lower()}/")
+    if "owner" in query:
+        query.pop("all", None)
+    elif may_list:
+        query.setdefault("all", "1")
+    if query != dict(request.GET.items()):
+        # The JSON of a page's URL has the jobs of the page.
+        return HTTPFound(request.resource_url(context, query=query))
+    page = asked_page(context, request)
+    filters = {name: query[name] for name in FILTERS if name in query}
+    is_first = "cursor" not in query
+    overview = Overview()
+    if may_list:
+        overview = overview_of(context, filters, with_chart=is_first)
+    words = words_for(request)
+
+    list_url = request.resource_url(context)
+
+    def url(**changes: str | None) -> str:
+        wanted = {**filters, **changes}
+        known = {name: value for name, value in wanted.items() if value is not None}
+        return f"{list_url}?{urlencode(known)}" if known else list_url
+
+    def row(job_state: JobState) -> Row | None:
+        owner = job_state.owner if may_list else None
+
+        def make(state: dict[str, Any]) -> Row:
+            job = state["job"]
+            acts = acts_on(context, job_state, job)
+            return Row(job, owner, text_of(job, words), " ".join(acts))
+
+        return visible(context, request, job_state, make)
+
+    rows = [found for found in map(row, page.items) if found is not None]
+    acts = [act for act in ACTS if any(act in row.acts for row in rows)]
+    bulk = acts_on_all(context, acts, filters, overview.counts, words)
+    title = words("jobs" if may_list else "own-jobs")
+    values = {
+        "words": words,
+        "title": title,
+        "may_list": may_list,
+        "filters": filters,
+        "wrong_id": asked_id,
+        "list_url": list_url,
+        "kinds": overview.kinds,
+        "tabs": tabs_of(words, filters.get("status"), overview.counts, url),
+        "chart": chart_of(overview.buckets, words) if overview.buckets else None,
+        "rows": rows,
+        "acts": acts,
+        "newest": None if is_first else url(),
+        "older": None if page.cursor is None else url(cursor=page.cursor),
+        "data": for_script(
+            request,
+            # Where newer jobs would be, and whether older ones follow.
+            first=url() if is_first else None,
+            more=page.cursor is not None,
+            bulk=bulk,
+        ),
+    }
+    return respond(request, "list.jinja2", title, values)
+
+
+def overview_of(
+    context: JobStates, filters: Mapping[str, str], *, with_chart: bool
+) -> Overview:
+    """Return what is told of all jobs, or of those of a kind."""
+    kind = filters.get("kind")
+
+    def question(store: JobStore) -> Overview:
+        kinds = store.kinds()
+        if "owner" in filters:
+            return Overview(kinds)
+        counts = store.counts(kind)
+        if not with_chart:
+            return Overview(kinds, counts)
+        pages: Pages = context.request.registry.getUtility(IPages)
+        buckets = pages.throughputs.get(
+            kind, lambda: store.throughput(kind, SECONDS, BARS)
+        )
+        return Overview(kinds, counts, buckets)
+
+    return context.ask(question)
+
+
+def tabs_of(
+    words: Words, status: str | None, counts: Counts | None, url: Callable[..., str]
+) -> list[Tab]:
+    """Return the tabs: all jobs, and those of each status.
+
+    Parameters:
+      status: The status whose jobs are listed, or None.
+      url: Returns the URL of the list with a parameter changed.
+    """
+    numbers: dict[str | None, str] = {}
+    if counts is not None:
+        numbers = {name: words.number(n) for name, n in counts._asdict().items()}
+        numbers[None] = words.number(sum(counts))
+    return [
+        Tab(
+            words("all") if name is None else words.status(name),
+            url(status=name),
+            numbers.get(name, ""),
+            name == status,
+        )
+        for name in (None, *Counts._fields)
+    ]

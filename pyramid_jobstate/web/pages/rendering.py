@@ -1,0 +1,99 @@
+"""Renders a page: its own template, inside a layout."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup, escape
+from pyramid.httpexceptions import HTTPBadRequest, HTTPNotFound
+from pyramid.renderers import render
+from pyramid.response import Response
+
+from ...store import Fresh
+from ..answers import bad_request, is_readable
+from ..interfaces import IPages
+from ..negotiation import never_keep
+from ..queries import BadRequest
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from pyramid.request import Request
+
+    from ...store import Bucket
+    from ..answers import View
+
+TEMPLATES = "pyramid_jobstate:templates"
+
+#: The layout of an application that sets none.
+OWN_LAYOUT = f"{TEMPLATES}/layout.jinja2"
+
+
+HEADERS = (
+    ("Content-Type", "text/html; charset=UTF-8"),
+    ("X-Content-Type-Options", "nosniff"),
+)
+
+#: Seconds for which a chart is drawn from the same numbers. One of its bars stands for
+#: half an hour, and counting takes longer than all else.
+CHART_SECONDS = 10.0
+
+
+class Pages:
+    """What the pages of an application share.
+
+    Attributes:
+      environment: Loads our templates.
+      layout: The asset specification of the layout.
+      throughputs: What the charts show, by kind.
+    """
+
+    def __init__(self, environment: Environment, layout: str) -> None:
+        self.environment = environment
+        self.layout = layout
+        self.throughputs: Fresh[str | None, Sequence[Bucket]] = Fresh(CHART_SECONDS)
+
+
+def showing(view: View) -> View:
+    """Return a view whose exceptions, and their pages, are the application's own."""
+
+    @functools.wraps(view)
+    def show(context: Any, request: Request) -> Response:
+        request.add_response_callback(never_keep)
+        if not is_readable(request):
+            # Code of the application may read the query, such as a locale negotiator.
+            return bad_request("A parameter is not UTF-8.")
+        if request.subpath:
+            # Below a view of a container in the application's tree.
+            raise HTTPNotFound
+        try:
+            return view(context, request)
+        except BadRequest as e:
+            raise HTTPBadRequest(str(e)) from e
+
+    return show
+
+
+def respond(
+    request: Request, template: str, title: str, values: Mapping[str, Any]
+) -> Response:
+    """Return the response with a page.
+
+    Parameters:
+      template: The name of the template of its content.
+      title: The title of the page, as text.
+      values: What the template shows.
+    """
+    pages: Pages = request.registry.getUtility(IPages)
+    load: Callable[[str], Any] = pages.environment.get_template
+    main = Markup(load(f"{TEMPLATES}/{template}").render(values, request=request))
+    head = Markup(load(f"{TEMPLATES}/head.jinja2").render(request=request))
+    parts = {"title": escape(title), "head": head, "main": main}
+    if pages.layout == OWN_LAYOUT:
+        text = load(OWN_LAYOUT).render(parts, request=request, words=values["words"])
+    else:
+        text = render(pages.layout, parts, request)
+    # A job may report half of a surrogate pair, which JSON can spell.
+    body = text.encode("utf-8", "replace")
+    return Response(body=body, headerlist=list(HEADERS))

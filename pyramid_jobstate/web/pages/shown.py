@@ -1,0 +1,55 @@
+"""What a page shows of a job before its element does, and without JavaScript."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .words import Words
+
+
+def text_of(job: Mapping[str, Any], words: Words) -> str:
+    """Return a job in one line: its status, progress, message and error.
+
+    Parameters:
+      job: The JSON of the job.
+    """
+    parts = [words.status(job["status"])]
+    if job["progress"] is not None:
+        parts.append(progress_of(job, words))
+    error = job["error"]
+    for text in job["message"], error and error["message"]:
+        if text:
+            # Isolated: text of another direction does not reorder the line.
+            parts.append(f"\u2068{text}\u2069")
+    return " · ".join(parts)
+
+
+def progress_of(job: Mapping[str, Any], words: Words) -> str:
+    """Return how far a job has come that has reported it."""
+    progress = job["progress"]
+    parts = []
+    if progress["fraction"] is not None:
+        parts.append(words.percent(progress["fraction"]))
+    total = progress["total"]
+    amount = words.label(
+        "amount" if total is None else "amount-of",
+        done=words.number(progress["done"], 1),
+        total="" if total is None else words.number(total, 1),
+        unit=progress["unit"] or "",
+    )
+    return " · ".join([*parts, amount.strip()])
+
+
+def texts_of(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return metrics or parameters as people read them: texts as they are, everything
+    else as JSON.
+    """
+    return {
+        name: value
+        if isinstance(value, str)
+        else json.dumps(value, ensure_ascii=False, default=str)
+        for name, value in values.items()
+    }

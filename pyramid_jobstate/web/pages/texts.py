@@ -1,0 +1,175 @@
+"""Every word of the pages, and of the elements in them, as a translation string."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from pyramid.i18n import TranslationStringFactory
+
+DOMAIN = "pyramid_jobstate"
+
+_ = TranslationStringFactory(DOMAIN)
+
+#: The words of the element, by the names of its labels.
+LABELS = MappingProxyType(
+    {
+        "job": _("Job"),
+        "loading": _("Loading…"),
+        "queued": _("Waiting"),
+        "working": _("Running"),
+        "retrying": _("Trying again"),
+        "stalled": _("No sign of life"),
+        "cancelling": _("Cancelling…"),
+        "success": _("Done"),
+        "error": _("Failed"),
+        "cancelled": _("Cancelled"),
+        "reconnecting": _("Connection lost, trying again…"),
+        "lost": _("Unavailable"),
+        "due": _("starts at ${time}"),
+        "retry": _("next try at ${time}"),
+        "attempt": _("attempt ${number}"),
+        "amount": _("${done} ${unit}"),
+        "amount-of": _("${done} of ${total} ${unit}"),
+        "rate": _("${amount}/s"),
+        "rate-slow": _("${amount}/min"),
+        "left": _("about ${time} left"),
+        "took": _("took ${time}"),
+        "cancel": _("Cancel"),
+        "cancel-failed": _("Not cancelled: ${reason}"),
+        "log": _("Log"),
+        "401": _("You are not signed in."),
+        "403": _("You may not do this."),
+        "404": _("The job does not exist, or has expired."),
+        "410": _("The job no longer exists."),
+        "address": _("The address is wrong."),
+        "csrf": _("The CSRF header or token is wrong."),
+        "format": _("The answer is not the state of a job."),
+        "network": _("The server cannot be reached."),
+        "redirect": _("The server redirects, perhaps to a login page."),
+        "status": _("The server answered ${status}."),
+    }
+)
+
+#: The words of the pages, by names that the templates use.
+WORDS = MappingProxyType(
+    {
+        # Numbers, durations and times.
+        "grouping": _("number-grouping", default=","),
+        "decimal": _("number-decimal", default="."),
+        "percent": _("${number} %"),
+        "seconds": _("${number} s"),
+        "minutes": _("${number} min"),
+        "hours": _("${number} h"),
+        "days": _("${number} d"),
+        "utc": _("${time} UTC"),
+        # Both pages.
+        "jobs": _("Jobs"),
+        "no-script": _("Live updates and actions need JavaScript."),
+        "queued-at": _("Sent"),
+        "finished-at": _("Ended"),
+        "owner": _("Owner"),
+        "nobody": _("nobody"),
+        "cancel": _("Cancel"),
+        "rerun": _("Run again"),
+        "delete": _("Delete"),
+        "keep": _("Leave as it is"),
+        "close": _("Close"),
+        # The list.
+        "all-jobs": _("All jobs"),
+        "own-jobs": _("Your jobs"),
+        "statuses": _("Status"),
+        "all": _("All"),
+        "filter": _("Filter"),
+        "show": _("Show"),
+        "kind": _("Kind"),
+        "all-kinds": _("All kinds"),
+        "id": _("Id of a job"),
+        "not-an-id": _("This is not the id of a job: ${text}"),
+        "state": _("State"),
+        "attempts": _("Attempts"),
+        "none": _("No jobs."),
+        "none-here": _("None among the jobs examined so far."),
+        "newest": _("Newest"),
+        "older": _("Older"),
+        "select-all": _("Select all on this page"),
+        "matching": _("All that match, also on other pages"),
+        # The chart.
+        "chart": _("Ended in the last 24 hours"),
+        "chart-none": _("No job has ended in the last 24 hours."),
+        "chart-peak": _("at most ${number} in ${minutes} min"),
+        "chart-error": _("failed: ${number}"),
+        "chart-cancelled": _("cancelled: ${number}"),
+        "chart-success": _("done: ${number}"),
+        # The page of a job.
+        "copy": _("Copy"),
+        "copied": _("Copied"),
+        "timeline": _("Timeline"),
+        "sent": _("sent"),
+        "due": _("due at"),
+        "try": _("try ${number}"),
+        "metrics": _("Metrics"),
+        "params": _("Parameters"),
+        "exception": _("Exception"),
+        "traceback": _("Traceback"),
+        "not-repeatable": _("The job cannot run again: ${reason}"),
+    }
+)
+
+#: The words that only the script of the pages uses.
+SCRIPT = MappingProxyType(
+    {
+        "under-way": _("Working…"),
+        "metrics": _("Metrics"),
+        "changed": _("The job has changed meanwhile."),
+        "not-repeatable": _("The job cannot run again."),
+        "503": _("The server cannot do this now. Try again later."),
+    }
+)
+
+
+class Plural(NamedTuple):
+    """A text that depends on a number, which it may contain as ``${number}``."""
+
+    one: Any
+    other: Any
+
+
+PLURALS = MappingProxyType(
+    {
+        "new": Plural(_("${number} new job · Show"), _("${number} new jobs · Show")),
+        "earlier": Plural(_("${number} earlier try"), _("${number} earlier tries")),
+        "cancel": Plural(_("Cancel ${number} job?"), _("Cancel ${number} jobs?")),
+        "rerun": Plural(_("Run ${number} job again?"), _("Run ${number} jobs again?")),
+        "delete": Plural(_("Delete ${number} job?"), _("Delete ${number} jobs?")),
+        "selected": Plural(_("${number} selected"), _("${number} selected")),
+        "cancel-done": Plural(
+            _("${number} job was told to stop."), _("${number} jobs were told to stop.")
+        ),
+        "rerun-done": Plural(
+            _("${number} job runs again."), _("${number} jobs run again.")
+        ),
+        "delete-done": Plural(
+            _("${number} job deleted."), _("${number} jobs deleted.")
+        ),
+        "refused": Plural(_("${number} refused."), _("${number} refused.")),
+    }
+)
+
+#: The questions about all jobs that match, whose number is unknown.
+UNCOUNTED = MappingProxyType(
+    {
+        "cancel": _("Cancel all unfinished jobs that match?"),
+        "rerun": _("Run all failed jobs that match again?"),
+        "delete": _("Delete all ended jobs that match?"),
+    }
+)
+
+#: The questions about the job of a page.
+SINGLE = MappingProxyType(
+    {
+        "cancel": _("Cancel this job?"),
+        "rerun": _("Run this job again?"),
+        "delete": _("Delete this job? It is unknown from then on."),
+    }
+)

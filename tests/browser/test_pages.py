@@ -1,0 +1,501 @@
+"""The pages in a real Chromium: live rows, new jobs, acts and their results."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta, timezone
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from pyramid_jobstate import JobStore
+from pyramid_jobstate.asgi import asgi_app
+from pyramid_jobstate.job.changes import Update
+from pyramid_jobstate.testing import put_job
+from tests import streams
+from tests.browser.paged import ImportSheet, Pages, fill, serving
+from tests.browser.test_static import protected
+from tests.jobs import RunMarathon
+from tests.listed import create, finish
+from tests.support import INFO, load_job, wait_for
+from tests.web.operating import OPERATOR, Marathons
+from tests.web.paging import paged_config
+
+
+def put(store: JobStore, *statuses: str) -> list[str]:
+    """Put a job of Alice's in each status, and return their uuids."""
+    return [put_job(store, RunMarathon, s, owner="alice").uuid for s in statuses]
+
+
+# The list
+
+
+def test_rows_are_live(pages: Pages, store: JobStore) -> None:
+    """A row follows its job to the end: its state, its attempt, when it ended, and what
+    can be done with it.
+    """
+    job, other = put(store, "working", "success")
+    pages.visit()
+    row = pages.row(job)
+    expect(row.locator("[part=status]")).to_have_text("Running")
+    expect(row.locator(".jobstate-ended time")).to_have_count(0)
+    delete = pages.page.get_by_role("button", name="Delete")
+    row.get_by_role("checkbox").check()
+    expect(delete).to_be_disabled()
+
+    store.write([Update(job, "0" * 12, 1, INFO._replace(attempt=3), {}, begins=True)])
+    expect(row.locator(".jobstate-number")).to_have_text("3")
+    finish(store, job)
+
+    expect(row.locator("[part=status]")).to_have_text("Done")
+    expect(row.locator(".jobstate-ended time")).to_have_text(re.compile(r"\d:\d\d:"))
+    expect(delete).to_be_enabled()
+    expect(pages.page.get_by_role("button", name="Cancel")).to_be_disabled()
+    assert pages.uuids == [job, other]
+
+
+def test_rows_share_their_polls(pages: Pages, store: JobStore) -> None:
+    """All rows of a page are asked for by one request."""
+    jobs = put(store, *["working"] * 50)
+    # A busy browser may ask for the first of them before it knows the last.
+    with pages.page.expect_request(lambda r: r.url.count("uuid=") == len(jobs)):
+        pages.visit()
+
+
+def test_rows_are_streamed(page: Page, redis_url: str, store: JobStore) -> None:
+    """Under ASGI, the rows join a stream."""
+    (job,) = put(store, "working")
+    config = paged_config(redis_url)
+    config.include("pyramid_jobstate")
+    page.set_extra_http_headers({"X-User": OPERATOR})
+    with streams.serving(asgi_app(config.make_wsgi_app())) as port:
+        page.goto(f"http://127.0.0.1:{port}/job_state")
+        element = page.locator("job-state")
+        wait_for(lambda: element.evaluate("e => e.transport") == "stream")
+        finish(store, job)
+        expect(element.locator("[part=status]")).to_have_text("Done")
+        page.goto("about:blank")
+
+
+def test_new_jobs_wait_until_they_are_asked_for(pages: Pages, store: JobStore) -> None:
+    """The page says how many new jobs there are, and shows them on request. Until then
+    its rows stay where they are.
+    """
+    pages.page.clock.install()
+    old = put(store, "success", "success")[::-1]
+    pages.visit()
+    top = pages.row(old[0]).bounding_box()
+    new = put(store, "queued", "working", "success")
+    button = pages.one("new")
+    expect(button).to_be_hidden()
+
+    pages.page.clock.fast_forward(10_000)
+
+    expect(button).to_have_text("3 new jobs · Show")
+    assert pages.uuids == old
+    assert pages.row(old[0]).bounding_box() == top
+    button.click()
+    expect(pages.page.locator("tr[data-uuid]")).to_have_count(5)
+    assert set(pages.uuids) == {*old, *new}
+
+
+def test_older_jobs_are_not_new(pages: Pages, store: JobStore) -> None:
+    """A job that moves up from the next page is not called new."""
+    pages.page.clock.install()
+    jobs = put(store, *["success"] * 51)
+    pages.visit()
+    store.delete(jobs[-1])
+
+    with pages.page.expect_request_finished(lambda r: "?all=1" in r.url):
+        pages.page.clock.fast_forward(10_000)
+
+    # By the time of another answer, the page has read this one.
+    pages.page.evaluate("fetch('/favicon.ico')")
+    expect(pages.one("new")).to_be_hidden()
+
+
+def test_page_stops_looking_when_it_may_not(pages: Pages, store: JobStore) -> None:
+    """Once the session has ended, the page does not look for new jobs any more; while
+    the server is away, it does.
+    """
+    pages.page.clock.install()
+    put(store, "success")
+    pages.visit()
+
+    def looks() -> int:
+        pages.page.clock.fast_forward(10_000)
+        pages.page.evaluate("fetch('/favicon.ico')")
+        return sum("?all=1" in url for url in pages.asked)
+
+    first = looks()
+    pages.refuse = lambda method: 503
+    assert looks() == first + 1
+    pages.refuse = lambda method: 401
+    assert looks() == first + 2
+    assert looks() == first + 2
+    pages.forgive("status of 503", "status of 401")
+
+
+def test_list_of_nothing_is_a_page(pages: Pages) -> None:
+    """Without jobs, the page says so, and nothing fails."""
+    pages.visit()
+    expect(pages.page.get_by_text("No jobs.", exact=True)).to_be_visible()
+    assert pages.page.locator("button:visible").all_text_contents() == ["Show"]
+
+
+# Acts on jobs of a list
+
+
+def test_selected_jobs_are_deleted(pages: Pages, store: JobStore) -> None:
+    """A click with Shift selects a range. The question says how many jobs are meant,
+    and Esc answers no. Afterwards the rows are gone, the page says how many, and has
+    the focus there.
+    """
+    jobs = put(store, *["success"] * 5)[::-1]
+    pages.visit()
+    boxes = pages.page.locator("tbody").get_by_role("checkbox")
+    boxes.nth(1).click()
+    boxes.nth(3).click(modifiers=["Shift"])
+    expect(pages.one("selected")).to_have_text("3 selected")
+    delete = pages.page.get_by_role("button", name="Delete")
+    delete.click()
+    expect(pages.page.get_by_role("dialog", name="Delete 3 jobs?")).to_be_visible()
+    expect(pages.one("no")).to_be_focused()
+    pages.page.keyboard.press("Escape")
+    expect(pages.one("dialog")).to_be_hidden()
+    expect(delete).to_be_focused()
+    assert pages.changes == []
+
+    pages.confirm("Delete", "Delete 3 jobs?")
+
+    pages.expect_said("3 jobs deleted.")
+    assert pages.uuids == [jobs[0], jobs[4]]
+    assert len(pages.changes) == 3
+    assert store.load(jobs[1]) is None
+
+
+def test_all_on_the_page_are_selected(pages: Pages, store: JobStore) -> None:
+    """Jobs that an act does not fit are not counted."""
+    put(store, "working", "queued", "success", "error")
+    pages.visit()
+    pages.one("all").check()
+    expect(pages.one("selected")).to_have_text("4 selected")
+    pages.page.get_by_role("button", name="Run again").click()
+    expect(pages.one("question")).to_have_text("Run 1 job again?")
+    pages.one("no").click()
+
+    pages.confirm("Cancel", "Cancel 2 jobs?")
+
+    pages.expect_said("2 jobs were told to stop.")
+    assert len(pages.changes) == 2
+
+
+def test_all_that_match_are_cancelled(pages: Pages, store: JobStore) -> None:
+    """Jobs on other pages are included, a thousand at a time until none is left; those
+    of another status are not.
+    """
+    create(store, 1050)
+    (done,) = put(store, "success")
+    pages.visit("/job_state/?all=1&status=queued")
+    pages.one("matching").check()
+    expect(pages.page.locator("tbody input").first).to_be_disabled()
+
+    pages.confirm("Cancel", "Cancel 1,050 jobs?")
+
+    pages.expect_said("1,050 jobs were told to stop.")
+    assert pages.changes == [("POST", "/job_state/cancel")] * 2
+    assert store.counts() == (0, 0, 0, 0, 0, 1, 0, 1050)
+    assert load_job(store, done).status == "success"
+
+
+def test_jobs_run_again(pages: Pages, store: JobStore, marathons: Marathons) -> None:
+    """What can run again does; the dialog says what was refused, and why."""
+    failed = marathons.fail("alice", "bob")
+    put(store, "error")
+    pages.visit()
+    pages.one("all").check()
+
+    pages.confirm("Run again", "Run 3 jobs again?")
+
+    text = "2 jobs run again. 1 refused. The job cannot run again."
+    expect(pages.one("result")).to_have_text(text)
+    expect(pages.one("close")).to_be_focused()
+    pages.forgive("status of 410")
+    pages.page.keyboard.press("Escape")
+    pages.expect_said(text)
+    assert {load_job(store, job).status for job in failed} == {"queued"}
+
+
+REFUSALS = {
+    401: ("You are not signed in.", 1),
+    403: ("2 refused. You may not do this.", 2),
+    404: ("2 refused. The job does not exist, or has expired.", 2),
+    409: ("2 refused. The job has changed meanwhile.", 2),
+    410: ("2 refused. The job cannot run again.", 2),
+    418: ("The server answered 418.", 1),
+    503: ("The server cannot do this now. Try again later.", 1),
+    302: ("The server redirects, perhaps to a login page.", 1),
+    0: ("The server cannot be reached.", 1),
+}
+#: Those that are told apart by nothing but their words.
+LONG = (401, 404, 410, 418)
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        pytest.param(status, marks=pytest.mark.long if status in LONG else ())
+        for status in REFUSALS
+    ],
+)
+def test_failures_are_said(pages: Pages, store: JobStore, status: int) -> None:
+    """The dialog says in words why nothing was done, and nothing more is sent once that
+    would be in vain.
+    """
+    text, count = REFUSALS[status]
+    put(store, "success", "success")
+    pages.visit()
+    pages.one("all").check()
+    pages.refuse = lambda method: status if method == "DELETE" else None
+
+    pages.confirm("Delete", "Delete 2 jobs?")
+
+    expect(pages.one("result")).to_have_text(text)
+    expect(pages.one("close")).to_be_focused()
+    assert len(pages.changes) == count
+    pages.forgive(f"status of {status}", "net::ERR")
+    pages.page.keyboard.press("Enter")
+    pages.expect_said(text)
+    assert len(pages.uuids) == 2
+
+
+def test_bulk_act_that_breaks_off_says_how_far_it_came(
+    pages: Pages, store: JobStore
+) -> None:
+    """If a later request fails, the page says what the earlier ones have changed."""
+    create(store, 1050)
+    pages.visit("/job_state/?all=1&status=queued")
+    pages.one("matching").check()
+    pages.refuse = lambda method: 503 if len(pages.changes) == 2 else None
+
+    pages.confirm("Cancel", "Cancel 1,050 jobs?")
+
+    unavailable = "The server cannot do this now. Try again later."
+    expect(pages.one("result")).to_have_text(
+        f"1,000 jobs were told to stop. {unavailable}"
+    )
+    pages.forgive("status of 503")
+
+
+def test_dialog_cannot_be_closed_while_it_acts(pages: Pages, store: JobStore) -> None:
+    """Esc does not hide what goes on."""
+    put(store, "success")
+    pages.visit()
+    pages.one("all").check()
+    pages.page.route("**/job_state/*/", lambda route: None, times=1)
+    pages.confirm("Delete", "Delete 1 job?")
+    expect(pages.one("result")).to_have_text("Working…")
+    expect(pages.one("result")).to_be_focused()
+
+    pages.page.keyboard.press("Escape")
+
+    expect(pages.one("dialog")).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, pytest.param({"header": "X-Own"}, marks=pytest.mark.long), {"header": None}],
+    ids=["usual", "own", "field"],
+)
+def test_acts_pass_csrf_checks(
+    pages: Pages, redis_url: str, store: JobStore, options: dict[str, str | None]
+) -> None:
+    """The token goes where the application looks for it."""
+    job, other = put(store, "success", "success")
+    pages.serve(protected(paged_config(redis_url), **options))
+    pages.visit(f"/job_state/{job}")
+    pages.confirm("Delete", "Delete this job? It is unknown from then on.")
+    pages.expect_said("1 job deleted.")
+    pages.one("matching").check()
+    pages.confirm("Delete", "Delete 1 job?")
+    pages.expect_said("1 job deleted.")
+    assert store.load(other) is None
+
+
+# The page of a job
+
+
+def test_job_is_cancelled(pages: Pages, store: JobStore) -> None:
+    """After a cancel the page is loaded again, and says so."""
+    (job,) = put(store, "queued")
+    pages.visit(f"/job_state/{job}")
+    cancel = pages.page.get_by_role("button", name="Cancel")
+    cancel.click()
+    pages.one("no").click()
+    expect(cancel).to_be_focused()
+    assert pages.changes == []
+
+    pages.confirm("Cancel", "Cancel this job?")
+
+    pages.expect_said("1 job was told to stop.")
+    expect(pages.page.locator(".jobstate-timeline")).to_contain_text("Cancelled")
+    expect(cancel).to_have_count(0)
+
+
+def test_job_runs_again(pages: Pages, store: JobStore, marathons: Marathons) -> None:
+    """A job that failed runs again from its page, which shows how it ends."""
+    (job,) = marathons.fail("alice")
+    pages.visit(f"/job_state/{job}")
+    expect(pages.page.get_by_role("region", name="Traceback")).to_contain_text(
+        "Blister"
+    )
+    pages.confirm("Run again", "Run this job again?")
+    pages.expect_said("1 job runs again.")
+
+    marathons.is_mended = True
+    marathons.wait_for(job, "success")
+
+    expect(pages.page.locator(".jobstate-timeline")).to_contain_text("Done")
+    expect(pages.page.get_by_role("button", name="Delete")).to_be_visible()
+
+
+def test_deleted_job_leads_to_the_list(pages: Pages, store: JobStore) -> None:
+    """The page of a job that was deleted gives way to the list."""
+    job, other = put(store, "success", "success")
+    pages.visit(f"/job_state/{job}")
+    pages.confirm("Delete", "Delete this job? It is unknown from then on.")
+    pages.expect_said("1 job deleted.")
+    assert pages.path() == "/job_state/"
+    assert pages.uuids == [other]
+
+
+def test_end_of_the_job_waits_for_the_answer(pages: Pages, store: JobStore) -> None:
+    """A question is not swept away when the job ends. The page is loaded again after
+    it.
+    """
+    (job,) = put(store, "working")
+    pages.visit(f"/job_state/{job}")
+    pages.page.get_by_role("button", name="Cancel").click()
+    finish(store, job)
+    expect(pages.page.locator("#jobstate-job[state=success]")).to_be_attached()
+    expect(pages.one("dialog")).to_be_visible()
+    pages.one("no").click()
+    expect(pages.page.get_by_role("button", name="Delete")).to_be_visible()
+
+
+def test_new_metrics_appear(pages: Pages, store: JobStore) -> None:
+    """What the job reports after the page was loaded is shown, as text."""
+    (job,) = put(store, "working")
+    pages.visit(f"/job_state/{job}")
+    expect(pages.page.locator("dt")).to_have_count(0)
+    fields = {"m:miles": "12", "m:<b>pace</b>": '"<i>5:03</i>"'}
+    store.write([Update(job, "0" * 12, 1, INFO, fields, begins=True)])
+    facts = pages.one("metrics")
+    expect(facts.locator("dt")).to_have_text(["miles", "<b>pace</b>"])
+    expect(facts.locator("dd")).to_have_text(["12", "<i>5:03</i>"])
+    expect(facts.get_by_role("heading")).to_have_text("Metrics")
+
+
+@pytest.mark.parametrize("is_allowed", [True, False])
+def test_id_is_copied(pages: Pages, store: JobStore, is_allowed: bool) -> None:
+    """The button copies the id; if the browser forbids that, it selects it."""
+    (job,) = put(store, "success")
+    if is_allowed:
+        pages.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    pages.visit(f"/job_state/{job}")
+    if not is_allowed:
+        refuse = "() => {navigator.clipboard.writeText = () => Promise.reject()}"
+        pages.page.evaluate(refuse)
+    pages.one("copy").click()
+    if is_allowed:
+        expect(pages.one("copy")).to_have_text("Copied")
+        assert pages.page.evaluate("navigator.clipboard.readText()") == job
+    else:
+        wait_for(lambda: pages.page.evaluate("String(getSelection())") == job)
+
+
+# Beside them
+
+
+@pytest.mark.parametrize("place", ["list", "job"])
+def test_back_shows_the_page(pages: Pages, store: JobStore, place: str) -> None:
+    """After polls of the same URL, Back shows the page and not their JSON."""
+    (job,) = put(store, "working")
+    path = "/job_state/?all=1" if place == "list" else f"/job_state/{job}/"
+    pages.visit(path)
+    url = pages.url + path
+    script = """async (url) => {
+        const headers = { Accept: "application/json" };
+        return (await fetch(url, { headers })).json();
+    }"""
+    for _ in range(2):
+        assert pages.page.evaluate(script, url)
+    pages.page.goto(f"{pages.url}/job_state/static/job-state.css")
+
+    pages.page.go_back()
+
+    pages.settle()
+    assert pages.page.url == url
+    assert pages.page.evaluate("document.contentType") == "text/html"
+    expect(pages.page.locator("h1")).to_be_visible()
+
+
+@pytest.mark.parametrize("lang", ["en", pytest.param("de-AT", marks=pytest.mark.long)])
+def test_times_are_the_viewer_s(
+    browser: Browser, redis_url: str, store: JobStore, lang: str
+) -> None:
+    """Times of today are shown in the viewer's zone, and others with their date."""
+    (job,) = put(store, "queued")
+    sent = load_job(store, job).queued_at
+    assert sent is not None
+    config = paged_config(redis_url)
+    config.set_locale_negotiator(lambda request: lang.replace("-", "_"))
+    with (
+        browser.new_context(timezone_id="Asia/Tokyo") as context,
+        serving(context.new_page(), config) as pages,
+    ):
+        node = pages.page.locator("td time")
+        local = sent.astimezone(timezone(timedelta(hours=9)))
+        hour = local.hour if lang == "de-AT" else local.hour % 12 or 12
+        for days, start in (0, ""), (40, r".*\b[A-Z][a-z]+.*\b"):
+            pages.page.clock.set_fixed_time(sent + timedelta(days=days))
+            pages.page.goto(f"{pages.url}/job_state")
+            clock = rf"{start}0?{hour}:{local:%M}" + (":" if not days else r"\b")
+            expect(node).to_have_text(re.compile(f"^{clock}"))
+        expect(node).to_have_attribute("title", f"{sent:%Y-%m-%d %H:%M} UTC")
+
+
+def test_pages_are_plain_without_javascript(
+    browser: Browser, redis_url: str, store: JobStore
+) -> None:
+    """Without JavaScript the pages are read, and followed by links. They say what needs
+    JavaScript, and show no button that does nothing.
+    """
+    jobs = fill(store)
+    with (
+        browser.new_context(java_script_enabled=False) as context,
+        serving(context.new_page(), paged_config(redis_url)) as pages,
+    ):
+        page = pages.page
+        page.goto(f"{pages.url}/job_state")
+        note = page.locator("noscript p")
+        expect(note).to_have_text("Live updates and actions need JavaScript.")
+        expect(note).to_be_visible()
+        row = pages.row(jobs[1]).locator("job-state")
+        expect(row).to_have_text(
+            "Running · 46 % · 9,257 of 20,000 rows · \u2068Writing the rows\u2069"
+        )
+        expect(row).to_be_visible()
+        assert page.locator("button:visible").all_text_contents() == ["Show"]
+        expect(page.get_by_role("checkbox")).to_have_count(0)
+
+        page.get_by_label("Kind").select_option(ImportSheet.kind)
+        page.get_by_role("button", name="Show").click()
+        expect(page.locator("tbody tr")).to_have_count(len(jobs))
+        page.get_by_role("link", name="Failed").click()
+        page.locator("tbody a").first.click()
+        expect(note).to_be_visible()
+        expect(page.locator("job-state")).to_contain_text("Failed")
+        expect(page.locator("button:visible")).to_have_count(0)
+        page.get_by_role("link", name="All jobs").click()
+        expect(page.locator("tbody tr")).to_have_count(len(jobs))

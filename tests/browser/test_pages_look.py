@@ -1,0 +1,284 @@
+"""What the pages look like in Chromium, and whether everybody can use them."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from pyramid_jobstate import JobStore
+from pyramid_jobstate.testing import put_job
+from tests.accessible import SCHEMES, complaints
+from tests.browser.paged import IS_WIDER, ImportSheet, Pages, fill
+from tests.jobs import RunMarathon
+from tests.web.operating import Marathons
+from tests.web.paging import paged_config
+
+WIDTHS = (1280, 390)
+
+#: The application's own elements, around the content of a page.
+LAYOUT = """<!doctype html>
+<html lang="en"><head><title>{{ title }}</title>{{ head }}</head>
+<body>
+<header><h1>Shop</h1><p>A <a href="/">shop</a> with <code>jobs</code></p></header>
+<main>{{ main }}</main>
+<footer>
+  <h2>More</h2><h3>Even more</h3><ul><li>One</li></ul><ol><li>Two</li></ol>
+  <dl><dt>Three</dt><dd>3</dd></dl><pre>x</pre>
+  <form><label>Name <input></label><select><option>A</option></select>
+  <input type="checkbox"><button>Go</button></form>
+  <table><thead><tr><th>A</th></tr></thead><tbody><tr><td>1</td></tr></tbody></table>
+  <figure><svg><path d="M0 0h1"/></svg><figcaption>Fig.</figcaption></figure>
+  <dialog open>Hello</dialog><p hidden>Secret</p>
+</footer>
+</body></html>
+"""
+
+#: The computed style of each of the application's own elements.
+STYLES = """() => [
+  ...document.querySelectorAll(":root, body, main, body > header *, footer *"),
+]
+  .map((node) => [node.tagName, ...[...getComputedStyle(node)]
+    // Sizes follow the content in between.
+    .filter((name) => !/size|height|width|origin|inset|^(top|bottom)$/.test(name))
+    .map((name) => `${name}: ${getComputedStyle(node)[name]}`)])"""
+
+#: What has the focus, in a few words.
+FOCUSED = """() => {
+  const node = document.activeElement;
+  return node.dataset.jobstate || node.dataset.act || node.name || node.type
+    || node.textContent.trim().split(/\\s/)[0] || node.tagName;
+}"""
+
+
+def press(page: Page, *keys: str) -> str:
+    """Press keys, and return what has the focus then."""
+    for key in keys:
+        page.keyboard.press(key)
+    found: str = page.evaluate(FOCUSED)
+    return found
+
+
+def put_failed(marathons: Marathons, store: JobStore) -> str:
+    """Let a job fail in a real worker, with everything that its page may show."""
+    (job,) = marathons.fail("alice", kwargs={"shoes": "blue"})
+    fields: dict[Any, Any] = {
+        "log": '["Mile 1", "Mile 2"]',
+        "m:miles_run": "2",
+        "m:pace": '"5:03"',
+    }
+    store.client.hset(f"{store.namespace}:{job}", mapping=fields)
+    return job
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_pages_are_accessible(
+    pages: Pages,
+    store: JobStore,
+    marathons: Marathons,
+    node_modules: Path,
+    width: int,
+) -> None:
+    """axe-core finds nothing to complain about on a list, a job or a dialog, light or
+    dark, and no page is wider than its window. Pictures of them are kept.
+    """
+    page = pages.page
+    # A colour in transition belongs to neither scheme.
+    page.emulate_media(reduced_motion="reduce")
+    page.set_viewport_size({"width": width, "height": 900})
+    running = fill(store)[1]
+    failed = put_failed(marathons, store)
+    found = {}
+
+    def check(name: str) -> None:
+        for scheme, rule, html in complaints(page, node_modules):
+            found[name, scheme, rule] = html
+        assert page.evaluate(IS_WIDER) is False, name
+        for scheme in SCHEMES:
+            page.emulate_media(color_scheme=scheme)
+            pages.picture(f"pages-{name}-{scheme}-{width}")
+
+    pages.visit()
+    check("list")
+    pages.one("all").check()
+    page.get_by_role("button", name="Delete").click()
+    check("dialog")
+    page.keyboard.press("Escape")
+    pages.visit(f"/job_state/{failed}")
+    check("job")
+    pages.visit(f"/job_state/{running}")
+    check("running")
+    pages.visit("/job_state/?owner=nobody&id=x")
+    check("empty")
+    assert found == {}
+
+
+def test_pages_can_be_printed(pages: Pages, store: JobStore) -> None:
+    """On paper the pages are light, and have nothing to press."""
+    page = pages.page
+    job = fill(store)[5]
+    for name, path in ("list", "/job_state"), ("job", f"/job_state/{job}"):
+        pages.visit(path)
+        page.emulate_media(media="print", color_scheme="dark")
+        pressed = page.locator("button:visible, input:visible, select:visible")
+        assert pressed.count() == 0
+        expect(page.locator("h1")).to_be_visible()
+        expect(page.locator("job-state").first).to_be_visible()
+        expect(page.locator("body")).to_have_css("color", "rgb(26, 29, 33)")
+        expect(page.locator("body")).to_have_css(
+            "background-color", "rgb(255, 255, 255)"
+        )
+        expect(page.locator(":root")).to_have_css("color-scheme", "light")
+        pages.picture(f"pages-{name}-print")
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 41), (390, 80)])
+def test_rows_are_compact(
+    pages: Pages, store: JobStore, width: int, height: int
+) -> None:
+    """A row is 40 pixels high, whatever its job says, and on phones has two lines. The
+    columns are aligned.
+    """
+    long = "word " * 300 + "x" * 3000
+    fill(store)
+    put_job(store, ImportSheet, owner=long, params={"filename": long}, message=long)
+    pages.page.set_viewport_size({"width": width, "height": 900})
+    pages.visit()
+    assert pages.page.evaluate(IS_WIDER) is False
+    boxes = pages.page.locator("tbody tr").evaluate_all(
+        """rows => rows.map((row) => [
+            row.getBoundingClientRect().height,
+            row.querySelector("job-state").getBoundingClientRect().left,
+            row.querySelector("job-state").shadowRoot.querySelector("[part=foot]")
+              .getBoundingClientRect().left,
+        ])"""
+    )
+    assert len(boxes) == 19
+    assert {box[0] <= height for box in boxes} == {True}
+    assert len({box[1] for box in boxes}) == 1
+    if width == 1280:
+        assert {box[0] >= 40 for box in boxes} == {True}
+        assert len({box[2] for box in boxes}) == 1
+
+
+def test_everything_is_done_by_keyboard(pages: Pages, store: JobStore) -> None:
+    """Each control of a list is reached with Tab, in the order of reading, and each act
+    can be asked for, declined and confirmed. The focus returns to the button that
+    asked, and goes to the result.
+    """
+    job = put_job(store, RunMarathon, "success", owner="alice").uuid
+    put_job(store, RunMarathon, "working", owner="alice")
+    page = pages.page
+    pages.visit()
+    tabs = page.locator(".jobstate-tabs a").count()
+    expected = ["kind", "owner", "id", "submit", "all", "matching"]
+    assert [press(page, "Tab") for _ in range(tabs + 6)][tabs:] == expected
+    # The first row: its box and its link. Then the element of a job that runs.
+    assert press(page, "Tab") == "checkbox"
+    assert press(page, "Tab") == "Run"
+    assert press(page, "Tab") == "checkbox"
+    page.keyboard.press("Space")
+    assert press(page, "Shift+Tab", "Shift+Tab", "Shift+Tab") == "delete"
+
+    assert press(page, "Enter") == "no"
+    assert press(page, "Escape") == "delete"
+    assert press(page, "Enter", "Enter") == "delete"
+    assert pages.changes == []
+    assert press(page, "Enter", "Tab") == "yes"
+    page.keyboard.press("Space")
+
+    pages.expect_said("1 job deleted.")
+    assert job not in pages.uuids
+    assert press(page, "Tab") == "all"
+
+    # The link of a row leads to its job, whose page is done by keyboard, too.
+    assert press(page, "Tab", "Tab", "Tab") == "Run"
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/job_state/*-*/")
+    pages.settle()
+    assert press(page, "Tab") == "All"
+    assert press(page, "Tab") == "cancel"
+    assert press(page, "Tab") == "copy"
+    assert press(page, "Shift+Tab", "Enter") == "no"
+    assert press(page, "Tab") == "yes"
+    page.keyboard.press("Enter")
+    pages.expect_said("1 job was told to stop.")
+
+
+def test_focus_is_seen(pages: Pages, store: JobStore) -> None:
+    """Whatever has the focus has a ring."""
+    put_job(store, RunMarathon, "success", owner="alice")
+    pages.visit()
+    script = "parseFloat(getComputedStyle(document.activeElement).outlineWidth)"
+    for _ in range(pages.page.locator(".jobstate-tabs a").count() + 8):
+        assert press(pages.page, "Tab") != "BODY"
+        assert pages.page.evaluate(script) >= 2
+
+
+def test_layout_of_the_application_is_left_alone(
+    pages: Pages,
+    redis_url: str,
+    store: JobStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the layout of an application, the style sheet changes nothing but the content
+    of the pages, which takes the layout's font and colours.
+    """
+    name = f"layout_of_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").touch()
+    (tmp_path / name / "jobs.jinja2").write_text(LAYOUT)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    config = paged_config(
+        redis_url, settings={"jobstate.pages_layout": f"{name}:jobs.jinja2"}
+    )
+    config.include("pyramid_jinja2")
+    pages.serve(config)
+    page = pages.page
+    fill(store)
+
+    pages.visit()
+
+    styled = page.evaluate(STYLES)
+    size = "getComputedStyle(document.querySelector('.jobstate h1')).fontFamily"
+    assert page.evaluate(size) == page.evaluate(
+        "getComputedStyle(document.body).fontFamily"
+    )
+    expect(page.locator(".jobstate-rows")).to_have_css("table-layout", "fixed")
+    page.locator("link[rel=stylesheet]").evaluate("(link) => {link.disabled = true}")
+    expect(page.locator(".jobstate-rows")).to_have_css("table-layout", "auto")
+    assert page.evaluate(STYLES) == styled
+    assert len(styled) > 30
+
+
+@pytest.mark.parametrize(
+    "background",
+    [
+        *(pytest.param(c, marks=pytest.mark.long) for c in ("#fff", "#16181d")),
+        "#bc2131",
+    ],
+)
+def test_contrast_is_enough_in_any_layout(
+    pages: Pages, store: JobStore, node_modules: Path, background: str
+) -> None:
+    """The content of the pages takes the colours around it, and keeps the contrast of
+    their text.
+    """
+    fill(store)
+    pages.visit()
+    color = "#111" if background == "#fff" else "#fff"
+    # What is left of our own layout is its class.
+    pages.page.evaluate(
+        """([background, color]) => {
+            document.body.className = "";
+            Object.assign(document.documentElement.style, { background, color });
+        }""",
+        [background, color],
+    )
+    found = list(complaints(pages.page, node_modules))
+    assert found == []

@@ -1,0 +1,74 @@
+"""Catalogs of GNU gettext. ``python -m tests.catalogs`` writes the package's template
+for translators, locale/pyramid_jobstate.pot.
+"""
+
+import gettext
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pyramid_jobstate.web.pages.texts import (
+    DOMAIN,
+    LABELS,
+    PLURALS,
+    SCRIPT,
+    SINGLE,
+    UNCOUNTED,
+    WORDS,
+)
+from tests.support import PACKAGE
+
+#: The template for translators.
+POT = PACKAGE / "locale" / f"{DOMAIN}.pot"
+
+
+def write_catalog(path: Path, texts: dict[str, str]) -> None:
+    """Write texts as a binary catalog of GNU gettext.
+
+    Parameters:
+      texts: The translations by message ids. A NUL parts the forms of a plural.
+    """
+    pairs = sorted((k.encode(), v.encode()) for k, v in texts.items())
+    ids = b"".join(k + b"\0" for k, _ in pairs)
+    values = b"".join(v + b"\0" for _, v in pairs)
+    start = 7 * 4 + 16 * len(pairs)
+    id_table, value_table = [], []
+    at, to = start, start + len(ids)
+    for k, v in pairs:
+        id_table += [len(k), at]
+        value_table += [len(v), to]
+        at, to = at + len(k) + 1, to + len(v) + 1
+    header = (0x950412DE, 0, len(pairs), 28, 28 + 8 * len(pairs), 0, 0)
+    table = struct.pack(f"{7 + 4 * len(pairs)}I", *header, *id_table, *value_table)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(table + ids + values)
+    with path.open("rb") as file:
+        gettext.GNUTranslations(file)
+
+
+def template() -> str:
+    """Return the template for translators: each message id once, without a text."""
+    entries = ['msgid ""\nmsgstr "Content-Type: text/plain; charset=UTF-8\\n"']
+    entries += dict.fromkeys(_entries())
+    return "\n\n".join(entries) + "\n"
+
+
+def _entries() -> Iterator[str]:
+    for texts in LABELS, WORDS, SCRIPT, SINGLE, UNCOUNTED:
+        for text in texts.values():
+            comment = "" if text.default == text else f"#. Default: {text.default}\n"
+            yield f'{comment}msgid {_quoted(text)}\nmsgstr ""'
+    for one, other in PLURALS.values():
+        ids = f"msgid {_quoted(one)}\nmsgid_plural {_quoted(other)}"
+        yield f'{ids}\nmsgstr[0] ""\nmsgstr[1] ""'
+
+
+def _quoted(text: Any) -> str:
+    escaped = text.replace("\\", r"\\").replace('"', r"\"")
+    return f'"{escaped}"'
+
+
+if __name__ == "__main__":
+    POT.parent.mkdir(exist_ok=True)
+    POT.write_text(template(), "utf-8")

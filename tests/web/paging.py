@@ -1,0 +1,103 @@
+"""What the tests of pages share: applications with pages, and visits to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from bs4 import BeautifulSoup, Tag
+from pyramid.config import Configurator
+from webtest import TestApp
+
+from tests.web.operating import OPERATOR, operated_root
+from tests.webapp import get, make_app, make_config
+
+#: The header Accept of Chromium.
+CHROMIUM = (
+    "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,"
+    "image/apng,*/*;q=0.8,application/signed-exchange;v=b3;q=0.7"
+)
+
+
+def paged_config(redis_url: str | None, **options: Any) -> Configurator:
+    """Return the configurator of an application for operators that has included pages,
+    and not yet the package.
+    """
+    options = {"root_factory": operated_root, **options}
+    config = make_config(redis_url, **options)
+    config.include("pyramid_jobstate.pages")
+    return config
+
+
+def paged_app(redis_url: str | None, **options: Any) -> TestApp:
+    """Return an application with operators and pages. Its jobs are at three places."""
+    return make_app(paged_config(redis_url, **options))
+
+
+def browse(app: TestApp, path: str, user: str | None = OPERATOR, **headers: str) -> Any:
+    """Return the response to a browser, whatever its status."""
+    return get(app, path, user, **{"Accept": CHROMIUM, **headers})
+
+
+class Visit:
+    """A page as a browser shows it, after its redirects."""
+
+    def __init__(self, app: TestApp, path: str, user: str | None = OPERATOR) -> None:
+        self.path = path
+        response = browse(app, path, user)
+        while response.status_code == 302:
+            url = urlsplit(response.location)
+            self.path = f"{url.path}?{url.query}".rstrip("?")
+            response = browse(app, self.path, user)
+        assert response.status_code == 200, response
+        assert response.content_type == "text/html"
+        self.response = response
+        self.html = BeautifulSoup(response.text, "html.parser")
+        page = self.one("[data-jobstate=page]")
+        #: What the page's script is told.
+        self.data = {
+            name: value
+            for attribute in ("data-words", "data-page")
+            for name, value in json.loads(str(page[attribute])).items()
+        }
+
+    def all(self, selector: str) -> list[Tag]:
+        """Return the elements that a selector matches."""
+        return list(self.html.select(selector))
+
+    def one(self, selector: str) -> Tag:
+        """Return the only element that a selector matches."""
+        (found,) = self.all(selector)
+        return found
+
+    def has(self, selector: str) -> bool:
+        return bool(self.all(selector))
+
+    def texts(self, selector: str) -> list[str]:
+        """Return the texts of elements, with single spaces."""
+        return [" ".join(tag.get_text().split()) for tag in self.all(selector)]
+
+    def link(self, text: str) -> str:
+        """Return the URL of the only link whose text begins so."""
+        (url,) = [
+            str(tag["href"])
+            for tag in self.all("a")
+            if tag.get_text().strip().startswith(text)
+        ]
+        return url
+
+    @property
+    def uuids(self) -> list[str]:
+        """The jobs in the rows of a list."""
+        return [str(tag["data-uuid"]) for tag in self.all("tr[data-uuid]")]
+
+    @property
+    def acts(self) -> list[str]:
+        """What the page offers to do."""
+        return [str(tag["data-act"]) for tag in self.all("button[data-act]")]
+
+
+#: Visits a path as a user.
+Visiting = Callable[..., Visit]

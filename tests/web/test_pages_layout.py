@@ -1,0 +1,308 @@
+"""Pages in the layout of an application, in whatever engine, and what can be wrong."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyramid.config import Configurator
+from pyramid.exceptions import ConfigurationError
+from pyramid.static import QueryStringConstantCacheBuster
+from webtest import TestApp
+
+from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate.testing import put_job
+from tests.web.paging import Visit, browse, paged_app, paged_config
+from tests.webapp import make_app, make_config, take_steps
+
+#: The layout of an application in each engine. Their last lines escape a text. One in
+#: Mako may turn that off: what it is handed is markup.
+LAYOUTS = {
+    "jinja2": """<!doctype html>
+<html lang="en"><head><title>{{ title }} - Shop</title>{{ head }}</head>
+<body class="shop" data-title="{{ title }}"><p>{{ request.authenticated_userid }}</p>
+{{ main }}<p>{{ request.registry.settings["note"] }}</p></body></html>
+""",
+    "pt": """<!doctype html>
+<html lang="en"><head><title>${title} - Shop</title>${head}</head>
+<body class="shop" data-title="${title}"><p>${request.authenticated_userid}</p>
+${main}<p>${request.registry.settings["note"]}</p></body></html>
+""",
+    "mako": """<!doctype html>
+<html lang="en"><head><title>${title | n} - Shop</title>${head}</head>
+<body class="shop" data-title="${title}"><p>${request.authenticated_userid}</p>
+${main}<p>${request.registry.settings["note"]}</p></body></html>
+""",
+}
+
+ENGINES = {
+    "jinja2": "pyramid_jinja2",
+    "pt": "pyramid_chameleon",
+    "mako": "pyramid_mako",
+}
+
+
+class Luge(JobState):
+    """A kind of job whose title needs escaping."""
+
+    title = "A & <B>"
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a package with a layout in each engine."""
+    name = f"shop_of_{tmp_path.name.replace('-', '_')}"
+    templates = tmp_path / name / "templates"
+    templates.mkdir(parents=True)
+    (tmp_path / name / "__init__.py").touch()
+    for engine, text in LAYOUTS.items():
+        (templates / f"jobs.{engine}").write_text(text, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    return name
+
+
+def shop_config(redis_url: str, layout: str, engine: str) -> Configurator:
+    settings = {"jobstate.pages_layout": layout, "note": "<b>"}
+    config = paged_config(redis_url, settings=settings)
+    config.include(ENGINES[engine])
+    return config
+
+
+@pytest.mark.parametrize("engine", LAYOUTS)
+def test_pages_appear_in_the_layout(
+    redis_url: str, store: JobStore, shop: str, engine: str
+) -> None:
+    """The application's template surrounds the pages. Their title, head and content are
+    markup there; all else is escaped as usual.
+    """
+    layout = f"{shop}:templates/jobs.{engine}"
+    job = put_job(store, Luge, "error", owner="alice", metrics={"m": 1}).uuid
+    own = paged_app(redis_url)
+
+    app = make_app(shop_config(redis_url, layout, engine))
+
+    for path, title in ("/job_state/?all=1", "Jobs"), (f"/job_state/{job}", "A & <B>"):
+        page, plain = Visit(app, path), Visit(own, path)
+        assert page.texts("title") == [f"{title} - Shop"]
+        assert page.one("body.shop")["data-title"] == title
+        assert page.texts("body > p") == ["operator", "<b>"]
+        assert str(page.one(".jobstate")) == str(plain.one(".jobstate"))
+        for tag in "link", "script":
+            assert list(map(str, page.all(tag))) == list(map(str, plain.all(tag)))
+        assert not page.has(".jobstate-page") and plain.has(".jobstate-page")
+        assert page.response.headers["Vary"] == "Accept"
+        assert page.response.headers["Cache-Control"] == "private, no-store"
+
+
+def test_layout_may_be_set_after_the_include(
+    redis_url: str, store: JobStore, shop: str
+) -> None:
+    """The application may set the layout, and add its renderer, when it likes."""
+    config = paged_config(redis_url)
+    layout = f" {shop}:templates/jobs.pt "
+    config.registry.settings.update({"jobstate.pages_layout": layout, "note": ""})
+
+    def later() -> None:
+        config.include("pyramid_chameleon")
+
+    app: TestApp = take_steps(config, "include commit later make", later=later)
+
+    assert Visit(app, "/job_state").has("body.shop")
+
+
+@pytest.mark.parametrize("is_repeated", [False, True])
+def test_pages_can_be_included_after_a_commit(
+    redis_url: str, store: JobStore, is_repeated: bool
+) -> None:
+    """Pages can be included later than the package, and again."""
+    config = make_config(redis_url)
+
+    def pages() -> None:
+        config.include("pyramid_jobstate.pages")
+
+    steps = "include commit pages commit pages make"
+    app: TestApp = take_steps(
+        config, steps if is_repeated else "include commit pages make", pages=pages
+    )
+
+    assert Visit(app, "/job_state", "alice").texts("h1") == ["Your jobs"]
+
+
+def test_templates_can_be_overridden(
+    redis_url: str, store: JobStore, tmp_path: Path
+) -> None:
+    """An application can replace each of our templates, and the style sheet."""
+    job = put_job(store, Luge).uuid
+    config = paged_config(redis_url)
+    for name, text in (
+        (
+            "templates/job.jinja2",
+            '<div data-jobstate="page" data-words="{}" data-page="{}">'
+            "<h1>Own: {{ job.title }}</h1></div>",
+        ),
+        ("templates/layout.jinja2", "<body class='own'>{{ title }}{{ main }}</body>"),
+        ("static/job-state-pages.css", "body { color: teal }"),
+    ):
+        path = tmp_path / Path(name).name
+        path.write_text(text, "utf-8")
+        config.override_asset(f"pyramid_jobstate:{name}", str(path))
+    app = make_app(config)
+
+    page = Visit(app, f"/job_state/{job}")
+
+    assert page.texts("h1") == ["Own: A & <B>"]
+    assert page.one("body")["class"] == ["own"]
+    sheet = Visit(paged_app(redis_url), "/job_state").one("link[rel=stylesheet]")
+    assert "teal" in app.get(str(sheet["href"])).text
+
+
+def test_assets_of_a_page_are_served(redis_url: str, store: JobStore) -> None:
+    """The scripts and style sheets that a page names exist."""
+    app = paged_app(redis_url)
+
+    page = Visit(app, "/job_state")
+
+    urls = [
+        str(tag[name])
+        for name in ("src", "data-styles")
+        for tag in page.all(f"script[{name}]")
+    ]
+    urls.append(str(page.one("link[rel=stylesheet]")["href"]))
+    names = {url.rpartition("/")[2] for url in urls}
+    assert names == {
+        "job-state.js",
+        "job-state.css",
+        "job-state-pages.js",
+        "job-state-pages.css",
+    }
+    for url in urls:
+        assert app.get(url).status_code == 200
+
+
+def test_static_files_may_be_busted(redis_url: str, store: JobStore) -> None:
+    """A cache buster of the application applies to the files of pages."""
+    config = paged_config(redis_url)
+    buster = QueryStringConstantCacheBuster("abc")
+    config.add_cache_buster("pyramid_jobstate:static/", buster)
+
+    page = Visit(make_app(config), "/job_state")
+
+    assert all(str(tag["src"]).endswith("?x=abc") for tag in page.all("script"))
+
+
+# What can be wrong.
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ("templates/jobs.jinja2", "is not a template such as myapp:templates/jobs"),
+        ("", "is not a template"),
+        ("shop:", "is not a template"),
+        ("a:b:c.jinja2", "is not a template"),
+        ("nowhere_4711:jobs.jinja2", "cannot be imported: No module named"),
+        ("tests.web:jobs.jinja2", "does not exist"),
+        ("tests.web:jobs.mako", "needs a renderer for '.mako'"),
+        ("tests.web:jobs", "needs a renderer for ''"),
+    ],
+)
+def test_wrong_layout_stops_the_start(
+    redis_url: str, layout: str, message: str
+) -> None:
+    """A layout that cannot be rendered is an error that names the setting."""
+    config = shop_config(redis_url, layout, "jinja2")
+
+    with pytest.raises(ConfigurationError) as caught:
+        make_app(config)
+
+    assert f"The setting jobstate.pages_layout = {layout!r} {message}" in str(
+        caught.value
+    )
+
+
+def test_pages_need_the_package(redis_url: str) -> None:
+    """Pages without the package are an error that says what to include."""
+    with pytest.raises(ConfigurationError, match="Include pyramid_jobstate as well"):
+        paged_config(redis_url).make_wsgi_app()
+
+
+def test_missing_extra_is_named(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without Jinja2, the include says which extra is missing."""
+    forget(monkeypatch, "pyramid_jinja2")
+
+    with pytest.raises(ConfigurationError) as caught:
+        paged_config(redis_url)
+
+    assert str(caught.value) == (
+        "pyramid_jobstate.pages needs the package pyramid_jinja2. Install "
+        "pyramid_jobstate[pages]."
+    )
+
+
+def test_other_missing_module_is_reported_as_it_is(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another package that is missing is not mistaken for the extra."""
+    forget(monkeypatch, "pyramid.csrf")
+
+    with pytest.raises(ModuleNotFoundError, match=r"pyramid\.csrf"):
+        paged_config(redis_url)
+
+
+def forget(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let a package be missing, for modules of pages that are imported anew."""
+    for module in [*sys.modules]:
+        if module.startswith("pyramid_jobstate.web.pages"):
+            monkeypatch.delitem(sys.modules, module)
+    for module in [m for m in sys.modules if m == name or m.startswith(f"{name}.")]:
+        monkeypatch.delitem(sys.modules, module)
+
+    class Missing:
+        """Finds no such package."""
+
+        @staticmethod
+        def find_spec(found: str, *args: Any) -> None:
+            if found == name:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(sys, "meta_path", [Missing, *sys.meta_path])
+
+
+#: An application without pages. Prints which modules of pages it has imported.
+PLAIN = """
+import sys
+from pyramid.config import Configurator
+config = Configurator(settings={"jobstate.redis_url": sys.argv[1]})
+config.include("pyramid_jobstate")
+config.make_wsgi_app()
+print({"jinja2", "markupsafe", "pyramid_jobstate.web.pages"} & set(sys.modules))
+"""
+
+
+def test_nothing_of_jinja2_is_imported_without_pages(redis_url: str) -> None:
+    """An application without pages does not import what only they need."""
+    command = [sys.executable, "-c", PLAIN, redis_url]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    assert done.stdout == "set()\n"
+
+
+def test_pages_of_an_application_show_no_layout_of_others(
+    redis_url: str, store: JobStore, shop: str
+) -> None:
+    """Two applications of a process have a layout each."""
+    layout = f"{shop}:templates/jobs.jinja2"
+    shops, own = (
+        make_app(shop_config(redis_url, layout, "jinja2")),
+        paged_app(redis_url),
+    )
+
+    assert 'class="shop"' in browse(shops, "/job_state/?all=1").text
+    assert 'class="shop"' not in browse(own, "/job_state/?all=1").text

@@ -1,0 +1,547 @@
+"""The page of a list: tabs, filters, the chart, rows, and acts on many jobs."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import pytest
+import redis
+from webtest import TestApp
+
+from pyramid_jobstate import JobError, JobState, JobStore, Progress
+from pyramid_jobstate.testing import put_job
+from tests.jobs import RunMarathon
+from tests.listed import Diary, uuids_of
+from tests.support import UUID, key_of
+from tests.web.operating import KEEPER, OPERATOR, Marathons, act
+from tests.web.paging import Visit, Visiting, browse, paged_app
+from tests.webapp import PLACES, Root, get
+
+
+class Steeplechase(JobState):
+    """Another kind of job."""
+
+
+def put_each(store: JobStore) -> dict[str, str]:
+    """Put a job of each status, and return their uuids."""
+    return {
+        status: put_job(store, RunMarathon, status, owner="alice").uuid
+        for status in ("queued", "working", "retrying", "success", "error", "cancelled")
+    }
+
+
+def query_of(url: str) -> dict[str, str]:
+    return {k: v[0] for k, v in parse_qs(urlsplit(url).query).items()}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("query", "user"),
+    [
+        ({}, "alice"),
+        ({"status": "error"}, "alice"),
+        ({"all": 1}, OPERATOR),
+        ({"owner": "alice"}, OPERATOR),
+        ({"all": 1, "kind": "Steeplechase"}, OPERATOR),
+        ({"owner": "alice", "status": "working", "kind": "RunMarathon"}, OPERATOR),
+        ({"all": 1, "limit": 2}, OPERATOR),
+    ],
+)
+def test_rows_are_the_jobs_of_the_json(
+    paged: TestApp, store: JobStore, place: str, query: dict[str, Any], user: str
+) -> None:
+    """A list has the jobs of its JSON in their order, and each row leads to its job."""
+    put_each(store)
+    put_job(store, Diary, owner="alice")
+    put_job(store, Steeplechase, owner="bob")
+    path = f"{place}/?{urlencode(query)}".rstrip("?")
+
+    visit = Visit(paged, path, user)
+
+    items = get(paged, path, user).json["items"]
+    assert visit.uuids == uuids_of(items) != []
+    for name in "href", "src":
+        urls = [str(tag[name]) for tag in visit.all(f"tr [{name}]")]
+        assert urls == [item["job"]["url"] for item in items]
+        assert urls[0].startswith(f"http://localhost{place}/")
+    assert all(tag.has_attr("compact") for tag in visit.all("job-state"))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_operators_see_all_jobs_at_first(
+    paged: TestApp, store: JobStore, place: str
+) -> None:
+    """Whoever may list all jobs is led to the list of all."""
+    put_job(store, RunMarathon, owner="alice")
+
+    assert browse(paged, place).location == f"http://localhost{place}/?all=1"
+    visit = Visit(paged, f"{place}?status=working&_LOCALE_=de")
+    assert query_of(visit.path) == {"all": "1", "status": "working", "_LOCALE_": "de"}
+    assert len(visit.uuids) == 1
+
+
+@pytest.mark.parametrize(
+    ("query", "location"),
+    [
+        ("kind=&owner=&id=&status=error", "status=error&all=1"),
+        ("kind=A&owner=bob&id=+&all=1", "kind=A&owner=bob"),
+        ("owner=bob&all=1", "owner=bob"),
+    ],
+)
+def test_empty_fields_of_the_form_are_left_out(
+    paged: TestApp, query: str, location: str
+) -> None:
+    """The URL of a page is that of its JSON, without the fields that are empty."""
+    response = browse(paged, f"/job_state/?{query}")
+
+    assert response.status_code == 302
+    assert response.location == f"http://localhost/job_state/?{location}"
+    assert browse(paged, f"/job_state/?{location}").status_code == 200
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("user", [OPERATOR, "alice"])
+def test_id_leads_to_its_job(paged: TestApp, place: str, user: str) -> None:
+    """The id of a job, known or not, leads to its page."""
+    response = browse(paged, f"{place}/?kind=&id=+{UUID.upper()}+", user)
+
+    assert response.status_code == 302
+    assert response.location == f"http://localhost{place}/{UUID}/"
+
+
+def test_what_is_not_an_id_is_said(visit: Visiting) -> None:
+    """Any other text in the field of the id is repeated there."""
+    page = visit("/job_state/?id=<x>")
+
+    assert page.texts("#jobstate-wrong-id") == ["This is not the id of a job: <x>"]
+    assert page.one("input[name=id]")["value"] == "<x>"
+    assert not visit("/job_state").has("#jobstate-wrong-id")
+
+
+def test_tabs_lead_to_the_jobs_of_a_status(store: JobStore, visit: Visiting) -> None:
+    """A tab for each status counts its jobs, keeps the other filters and leads to the
+    jobs.
+    """
+    jobs = put_each(store)
+    put_job(store, Steeplechase, "error", owner="bob")
+
+    page = visit("/job_state/?all=1&kind=RunMarathon&status=error&limit=9")
+
+    tabs = page.texts(".jobstate-tabs a")
+    assert tabs == [
+        "All 6",
+        "Waiting 1",
+        "Running 1",
+        "Trying again 1",
+        "No sign of life 0",
+        "Cancelling… 0",
+        "Done 1",
+        "Failed 1",
+        "Cancelled 1",
+    ]
+    assert page.texts(".jobstate-tabs [aria-current]") == ["Failed 1"]
+    kept = {"all": "1", "kind": "RunMarathon", "limit": "9"}
+    assert query_of(page.link("All")) == kept
+    assert query_of(page.link("Done")) == {**kept, "status": "success"}
+    done = visit(page.link("Done"))
+    assert done.uuids == [jobs["success"]]
+
+
+def test_numbers_are_grouped(
+    store: JobStore, visit: Visiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large numbers of jobs can be read."""
+    counts = store.counts()._replace(success=1_234_567)
+    monkeypatch.setattr(JobStore, "counts", lambda *args: counts)
+
+    assert "Done 1,234,567" in visit("/job_state").texts(".jobstate-tabs a")
+
+
+def test_jobs_of_one_owner_are_not_counted(store: JobStore, visit: Visiting) -> None:
+    """The store cannot count an owner's jobs, so the page tells no other numbers."""
+    put_each(store)
+
+    page = visit("/job_state?owner=alice")
+
+    assert page.texts(".jobstate-tabs a")[:2] == ["All", "Waiting"]
+    assert not page.has(".jobstate-chart")
+    assert page.one("input[name=owner]")["value"] == "alice"
+    assert query_of(page.link("Failed")) == {"owner": "alice", "status": "error"}
+
+
+def test_form_keeps_what_is_filtered(store: JobStore, visit: Visiting) -> None:
+    """The form has all kinds, the one that is shown even if it has no jobs, and the
+    status.
+    """
+    put_job(store, RunMarathon)
+    put_job(store, Steeplechase)
+
+    page = visit("/job_state?status=error")
+    assert page.texts("option") == ["All kinds", "RunMarathon", "Steeplechase"]
+    assert not page.has("option[selected]")
+    assert page.one("input[name=status]")["value"] == "error"
+    assert page.one("form[role=search]")["action"] == "http://localhost/job_state/"
+    page = visit("/job_state?kind=Steeplechase")
+    assert page.texts("option[selected]") == ["Steeplechase"]
+    assert not page.has("input[name=status]")
+    page = visit("/job_state?kind=Relay+<race>")
+    assert page.texts("option[selected]") == ["Relay <race>"]
+    assert len(page.all("option")) == 4
+
+
+def test_pages_follow_each_other(store: JobStore, visit: Visiting) -> None:
+    """Links lead to the older jobs, with the same filters, and back to the newest."""
+    jobs = [put_job(store, RunMarathon).uuid for _ in range(5)][::-1]
+
+    first = visit("/job_state?limit=2&kind=RunMarathon")
+    second = visit(first.link("Older"))
+    last = visit(second.link("Older"))
+
+    assert [*first.uuids, *second.uuids, *last.uuids] == jobs
+    assert query_of(second.path)["kind"] == "RunMarathon"
+    assert first.texts(".jobstate-more a") == ["Older"]
+    assert last.texts(".jobstate-more a") == ["Newest"]
+    assert visit(last.link("Newest")).uuids == first.uuids
+    # The chart is on the first page, and only that looks for new jobs.
+    assert [p.has(".jobstate-chart") for p in (first, second)] == [True, False]
+    assert query_of(first.data["first"]) == {
+        "all": "1",
+        "limit": "2",
+        "kind": "RunMarathon",
+    }
+    assert second.data["first"] is None
+    assert [p.data["more"] for p in (first, second, last)] == [True, True, False]
+
+
+def test_fifty_jobs_are_on_a_page(store: JobStore, visit: Visiting) -> None:
+    """A page has fifty jobs unless it is asked for fewer."""
+    for _ in range(51):
+        put_job(store, RunMarathon)
+
+    assert len(visit("/job_state").uuids) == 50
+
+
+@pytest.mark.parametrize("user", [OPERATOR, "alice", None])
+def test_list_without_jobs(visit: Visiting, user: str | None) -> None:
+    """A page without jobs says so."""
+    page = visit("/job_state", user)
+
+    assert page.texts(".jobstate-none") == ["No jobs."]
+    assert not page.has("table, [data-jobstate=acts], .jobstate-more")
+
+
+def test_page_without_jobs_may_have_older_ones(
+    store: JobStore, visit: Visiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that ends before it finds a job says so, and leads on."""
+    monkeypatch.setattr("pyramid_jobstate.store.pages.MAX_EXAMINED", 3)
+    old = put_job(store, RunMarathon, owner="alice").uuid
+    for _ in range(5):
+        put_job(store, Steeplechase, owner="alice")
+
+    page = visit("/job_state?owner=alice&kind=RunMarathon")
+
+    assert page.texts(".jobstate-none") == ["None among the jobs examined so far."]
+    assert visit(page.link("Older")).uuids == [old]
+
+
+def test_row_tells_a_job_without_javascript(
+    store: JobStore, client: redis.Redis, visit: Visiting
+) -> None:
+    """A row has the title, status, progress, message, times, attempts and owner of its
+    job as text.
+    """
+    job = put_job(
+        store,
+        RunMarathon,
+        owner="alice",
+        message="Up the hill",
+        progress=Progress(1200, 2600, "miles"),
+        attempt=2,
+    ).uuid
+    times: Any = {"queued": 1_800_000_000_123, "started": 1_800_000_001_000}
+    client.hset(key_of(store, job), mapping=times)
+
+    page = visit("/job_state")
+
+    assert page.texts("tbody :is(th, td)") == [
+        "",
+        "Run marathon",
+        "Running · 46 % · 1,200 of 2,600 miles · \u2068Up the hill\u2069",
+        "2027-01-15 08:00 UTC",
+        "",
+        "2",
+        "alice",
+    ]
+    assert page.one("time")["datetime"] == "2027-01-15T08:00:00.123Z"
+    assert page.texts("noscript") == ["Live updates and actions need JavaScript."]
+    assert page.one("[data-jobstate=acts]").has_attr("hidden")
+
+
+@pytest.mark.parametrize(
+    ("status", "progress", "text"),
+    [
+        ("queued", None, "Waiting"),
+        ("working", Progress(2.5), "Running · 2.5"),
+        ("working", Progress(3, unit="eggs"), "Running · 3 eggs"),
+        ("working", Progress(999, 1000), "Running · 99 % · 999 of 1,000"),
+        (
+            "error",
+            Progress(1, 1),
+            "Failed · 100 % · 1 of 1 · \u2068The job failed.\u2069",
+        ),
+        ("cancelled", None, "Cancelled · \u2068The job was cancelled.\u2069"),
+    ],
+    ids=str,
+)
+def test_progress_in_words(
+    store: JobStore,
+    visit: Visiting,
+    status: str,
+    progress: Progress | None,
+    text: str,
+) -> None:
+    """What is unknown of the progress is left out; 100 % means done."""
+    error = JobError("ValueError", "hush") if status == "error" else None
+    put_job(store, RunMarathon, status, progress=progress, error=error)
+
+    assert visit("/job_state").texts("job-state") == [text]
+
+
+def test_owner_of_a_row(store: JobStore, visit: Visiting) -> None:
+    """Whoever may list all jobs reads whose they are."""
+    for owner in "alice", 7, None:
+        put_job(store, RunMarathon, owner=owner)
+
+    page = visit("/job_state")
+
+    assert page.texts("tbody td:last-child") == ["nobody", "7", "alice"]
+    assert page.texts("thead th")[-1] == "Owner"
+    assert "Owner" not in visit("/job_state", "alice").texts("thead th")
+
+
+def test_job_that_cannot_be_shown_is_left_out(
+    store: JobStore, visit: Visiting, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A job whose class fails, or whose JSON lacks the job, does not spoil the list."""
+
+    class Mute(JobState):
+        def __json__(self, request: Any) -> dict[str, Any]:
+            return {"silence": 1}
+
+    class Fallen(JobState):
+        @property
+        def title(self) -> str:
+            raise ZeroDivisionError
+
+    put_job(store, Mute)
+    put_job(store, Fallen)
+    job = put_job(store, RunMarathon).uuid
+
+    assert visit("/job_state").uuids == [job]
+    assert "Mute" in caplog.text and "Fallen" in caplog.text
+
+
+# The chart.
+
+
+def test_chart_draws_what_ended(store: JobStore, visit: Visiting) -> None:
+    """The chart shows how many jobs ended when and how, and says it in words."""
+    for status in ("success", "success", "success", "error", "cancelled", "working"):
+        put_job(store, RunMarathon, status)
+    put_job(store, Steeplechase, "error")
+
+    page = visit("/job_state")
+
+    assert page.texts(".jobstate-chart figcaption > *") == [
+        "Ended in the last 24 hours",
+        "done: 3",
+        "cancelled: 1",
+        "failed: 2",
+        "at most 6 in 30 min",
+    ]
+    # The last bar, from the bottom: failed, cancelled, done.
+    assert [path["d"] for path in page.all("svg path")] == [
+        "M470 40h8v20h-8z",
+        "M470 30h8v10h-8z",
+        "M470 0h8v30h-8z",
+    ]
+    of_a_kind = visit("/job_state?kind=Steeplechase")
+    assert of_a_kind.texts("figcaption span")[2:] == [
+        "failed: 1",
+        "at most 1 in 30 min",
+    ]
+    assert len(of_a_kind.all("svg path")) == 1
+
+
+def test_chart_of_nothing(visit: Visiting) -> None:
+    """Without ended jobs, the chart says so."""
+    page = visit("/job_state")
+
+    assert page.texts("figcaption span") == ["No job has ended in the last 24 hours."]
+    assert not page.has("svg path")
+
+
+def test_single_failure_is_visible(
+    store: JobStore, visit: Visiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One failure among many successes has a height, and no bar leaves the chart."""
+    put_job(store, RunMarathon, "success")
+    (bucket,) = store.throughput(buckets=1)
+    buckets = [bucket._replace(success=5000, error=1, cancelled=1)] * 48
+    monkeypatch.setattr(JobStore, "throughput", lambda *args: buckets)
+
+    paths = [str(path["d"]) for path in visit("/job_state").all("svg path")]
+
+    assert [path.partition("z")[0] for path in paths] == [
+        "M0 58h8v2h-8",
+        "M0 56h8v2h-8",
+        "M0 0h8v56h-8",
+    ]
+
+
+# Acts.
+
+
+def test_acts_are_those_that_a_job_allows(store: JobStore, visit: Visiting) -> None:
+    """Each row says what can be done with its job as it is now."""
+    jobs = put_each(store)
+
+    page = visit("/job_state")
+
+    acts = {
+        str(row["data-uuid"]): row["data-acts"] for row in page.all("tr[data-uuid]")
+    }
+    assert {status: acts[job] for status, job in jobs.items()} == {
+        "queued": "cancel",
+        "working": "cancel",
+        "retrying": "cancel",
+        "success": "delete",
+        "error": "rerun delete",
+        "cancelled": "delete",
+    }
+    assert page.acts == ["cancel", "rerun", "delete"]
+    assert len(page.all("tbody input[type=checkbox]")) == 6
+
+
+def test_acts_that_no_job_allows_are_missing(store: JobStore, visit: Visiting) -> None:
+    """A page offers only what it has jobs for."""
+    put_each(store)
+
+    assert visit("/job_state?status=success").acts == ["delete"]
+    assert visit("/job_state?status=working").acts == ["cancel"]
+    assert visit("/job_state?status=stalled").acts == []
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("query", "acts"),
+    [
+        (
+            "all=1",
+            {
+                "cancel": ("cancel", "all=1&everything=1", "Cancel 3 jobs?"),
+                "rerun": ("rerun", "all=1&everything=1", "Run 1 job again?"),
+                "delete": ("clear", "all=1&everything=1", "Delete 3 jobs?"),
+            },
+        ),
+        (
+            "all=1&kind=RunMarathon&status=error&limit=5",
+            {
+                "rerun": ("rerun", "kind=RunMarathon&all=1", "Run 1 job again?"),
+                "delete": (
+                    "clear",
+                    "kind=RunMarathon&status=error&all=1",
+                    "Delete 1 job?",
+                ),
+            },
+        ),
+        (
+            "owner=alice&status=working",
+            {
+                "cancel": (
+                    "cancel",
+                    "owner=alice&status=working",
+                    "Cancel all unfinished jobs that match?",
+                )
+            },
+        ),
+    ],
+    ids=["all", "kind and status", "owner"],
+)
+def test_acts_on_all_that_match(
+    paged: TestApp,
+    store: JobStore,
+    place: str,
+    query: str,
+    acts: dict[str, tuple[str, str, str]],
+) -> None:
+    """The script is told where to post an act on all jobs that match, and what to ask
+    before: how many they are, as far as that is known.
+    """
+    put_each(store)
+
+    bulk = Visit(paged, f"{place}/?{query}").data["bulk"]
+
+    assert bulk == {
+        name: {
+            "url": f"http://localhost{place}/{view}?{wanted}",
+            "question": question,
+        }
+        for name, (view, wanted, question) in acts.items()
+    }
+
+
+def test_acts_on_all_do_what_they_ask(
+    paged: TestApp, store: JobStore, marathons: Marathons
+) -> None:
+    """The URLs that the script is told do it: to the jobs that match, no others."""
+    failed = marathons.fail("alice", "bob")
+    running = put_job(store, RunMarathon, owner="alice").uuid
+    other = put_job(store, Steeplechase, "success", owner="alice").uuid
+
+    def done(path: str, name: str, user: str) -> Any:
+        return act(paged, Visit(paged, path, user).data["bulk"][name]["url"], user).json
+
+    assert done("/job_state?kind=RunMarathon", "cancel", OPERATOR)["done"] == 1
+    assert done("/job_state?owner=bob", "rerun", OPERATOR)["done"] == 1
+    assert done("/job_state?kind=Steeplechase", "delete", OPERATOR)["done"] == 1
+    assert {u: s and s.status for u, s in ((u, store.load(u)) for u in failed)} == {
+        failed[0]: "error",
+        failed[1]: "queued",
+    }
+    assert store.load(other) is None
+    cancelled = store.load(running)
+    assert cancelled is not None and cancelled.cancel_requested
+
+
+def test_acts_on_own_jobs(paged: TestApp, store: JobStore) -> None:
+    """Whoever may not list all jobs acts on their own: the URL names nobody."""
+    mine = put_job(store, RunMarathon, "success", owner=KEEPER).uuid
+    put_job(store, RunMarathon, "success", owner="alice")
+
+    page = Visit(paged, "/job_state", KEEPER)
+
+    assert page.uuids == [mine]
+    (delete,) = page.data["bulk"].values()
+    assert delete["url"] == "http://localhost/job_state/clear?everything=1"
+    assert delete["question"] == "Delete all ended jobs that match?"
+    assert act(paged, delete["url"], KEEPER).json == {"done": 1, "cursor": None}
+
+
+def test_acts_need_their_permissions(redis_url: str, store: JobStore) -> None:
+    """Without permissions on its jobs, a list offers nothing."""
+
+    class Readers(Root):
+        __acl__ = (("Allow", "reader", ("view_job", "list_jobs")),)
+
+    app = paged_app(redis_url, root_factory=Readers)
+    put_each(store)
+
+    page = Visit(app, "/job_state", "reader")
+
+    assert len(page.uuids) == 6
+    assert page.acts == [] and page.data["bulk"] == {}
+    assert {str(row["data-acts"]) for row in page.all("tr[data-uuid]")} == {""}
+    assert not page.has("input[type=checkbox]")

@@ -1,0 +1,348 @@
+"""The words of pages in other languages, and texts of jobs that try to be more."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from bs4 import BeautifulSoup
+from pyramid.authorization import Allow, Everyone
+from pyramid.i18n import TranslationStringFactory
+from webtest import TestApp
+
+from pyramid_jobstate import JobError, JobState, JobStore, Progress
+from pyramid_jobstate.testing import put_job
+from pyramid_jobstate.web.pages.texts import LABELS, PLURALS, WORDS
+from tests.catalogs import POT, template, write_catalog
+from tests.jobs import RunMarathon
+from tests.support import PACKAGE, key_of
+from tests.web.operating import Marathons
+from tests.web.paging import Visit, Visiting, paged_app, paged_config
+from tests.webapp import make_app
+
+_ = TranslationStringFactory("sports")
+
+GERMAN = {
+    "": "Content-Type: text/plain; charset=UTF-8\n"
+    "Plural-Forms: nplurals=2; plural=n != 1;\n",
+    "Jobs": "Aufgaben",
+    "Waiting": "Wartet",
+    "Running": "Läuft",
+    "Cancel": "Abbrechen",
+    "No jobs.": "Keine Aufgaben.",
+    "starts at ${time}": "beginnt um ${time}",
+    "${done} of ${total} ${unit}": "${done} von ${total} ${unit}",
+    "number-grouping": ".",
+    "number-decimal": ",",
+    "${number} s": "${number} Sek.",
+    "${time} UTC": "${time} (UTC)",
+    "Cancel this job?": "Diese Aufgabe abbrechen?",
+    "The job has changed meanwhile.": "Die Aufgabe hat sich geändert.",
+    "Cancel ${number} job?\0Cancel ${number} jobs?": (
+        "${number} Aufgabe abbrechen?\0${number} Aufgaben abbrechen?"
+    ),
+}
+
+
+class Biathlon(JobState):
+    """A kind of job with a title in several languages."""
+
+    @property
+    def title(self) -> Any:
+        return _("Biathlon")
+
+    def __acl__(self) -> list[tuple[str, Any, Any]]:
+        return [(Allow, Everyone, ("view_job", "cancel_job"))]
+
+
+@pytest.fixture
+def german(redis_url: str, tmp_path: Path) -> TestApp:
+    """An application with a German catalog for our domain, and one of its own. A header
+    of the request names its language.
+    """
+    catalogs = tmp_path / "de" / "LC_MESSAGES"
+    write_catalog(catalogs / "pyramid_jobstate.mo", GERMAN)
+    write_catalog(
+        tmp_path / "own" / "de" / "LC_MESSAGES" / "sports.mo",
+        {
+            "": GERMAN[""],
+            "Biathlon": "Zweikampf",
+        },
+    )
+    config = paged_config(redis_url)
+    config.add_translation_dirs(str(tmp_path), str(tmp_path / "own"))
+    config.set_locale_negotiator(lambda request: request.headers.get("X-User", "en"))
+    return make_app(config)
+
+
+def test_pages_are_in_the_language_of_the_request(
+    german: TestApp, store: JobStore
+) -> None:
+    """An application's catalog for our domain translates both pages: words, plurals,
+    numbers, questions, and what the element and the script say.
+    """
+    job = put_job(
+        store, Biathlon, owner="de", progress=Progress(1234.5, 5000, "m")
+    ).uuid
+
+    page = Visit(german, "/job_state", "de")
+    one = Visit(german, f"/job_state/{job}", "de")
+    english = Visit(german, f"/job_state/{job}", "en")
+
+    assert page.texts("tbody a") == one.texts("h1") == ["Zweikampf"]
+    assert page.texts("job-state") == ["Läuft · 24 % · 1.234,5 von 5.000 m"]
+    assert page.texts(".jobstate-tabs a")[1] == "Wartet"
+    assert page.texts("[data-act]") == ["Abbrechen"]
+    assert page.one("html")["lang"] == page.one(".jobstate")["lang"] == "de"
+    assert page.texts("time")[0].endswith(" (UTC)")
+    assert one.one("[data-act]")["data-question"] == "Diese Aufgabe abbrechen?"
+    assert one.texts(".jobstate-timeline li")[1].startswith("0 Sek. ")
+    assert one.data["labels"]["working"] == "Läuft"
+    assert one.data["labels"]["due"] == "beginnt um {time}"
+    assert one.data["words"]["changed"] == "Die Aufgabe hat sich geändert."
+    plural = one.data["plurals"]["cancel"]
+    forms = [plural["forms"][int(plural["at"][number])] for number in (0, 1, 2, 200)]
+    many = "{number} Aufgaben abbrechen?"
+    assert forms == [many, "{number} Aufgabe abbrechen?", many, many]
+    # What has no translation is English.
+    assert one.texts("h2") == ["Timeline"]
+    assert english.texts("h1") == ["Biathlon"]
+    assert english.data["labels"]["working"] == "Running"
+    assert english.one("html")["lang"] == "en"
+
+
+def test_localizer_of_the_request_decides(redis_url: str, store: JobStore) -> None:
+    """An application that replaces the localizer of its requests is heard."""
+
+    class Shouting:
+        locale_name = "en_GB"
+
+        def translate(self, text: Any, **options: Any) -> str:
+            return str(text.interpolate()).upper()
+
+        def pluralize(self, *args: Any) -> str:
+            return "MANY"
+
+    shouting = Shouting()
+    config = paged_config(redis_url)
+
+    def shout(event: Any) -> None:
+        event.request.localizer = shouting
+
+    config.add_subscriber(shout, "pyramid.events.NewRequest")
+    put_job(store, RunMarathon)
+
+    page = Visit(make_app(config), "/job_state")
+
+    assert page.texts("h1") == ["JOBS"]
+    assert page.one("html")["lang"] == "en-GB"
+    assert page.data["plurals"]["new"]["forms"] == ["MANY"]
+
+
+@pytest.mark.parametrize("has_catalog", [False, True])
+@pytest.mark.parametrize("name", ["%00", "%22+lang=%22de", "..", "d"])
+def test_language_that_is_none_is_english(
+    redis_url: str, store: JobStore, tmp_path: Path, name: str, has_catalog: bool
+) -> None:
+    """A language name that cannot be one, or a folder's name, is not an error."""
+    config = paged_config(redis_url)
+    if has_catalog:
+        config.add_translation_dirs(str(tmp_path))
+    job = put_job(store, RunMarathon).uuid
+
+    page = Visit(make_app(config), f"/job_state/{job}?_LOCALE_={name}")
+
+    assert page.texts("h2") == ["Timeline"]
+    assert page.one("html")["lang"] == page.one(".jobstate")["lang"] == "en"
+
+
+def test_words_of_the_element_are_those_of_the_script() -> None:
+    """The labels that a page hands to its elements are their own, in English."""
+    script = (PACKAGE / "static/job-state.js").read_text("utf-8")
+    table = script.partition("const ENGLISH = {\n")[2].partition("\n};")[0]
+    found = re.findall(r'^  "?([\w-]+)"?: "(.*)",$', table, re.MULTILINE)
+
+    assert dict(found) == {
+        name: re.sub(r"\$\{(\w+)\}", r"{\1}", text) for name, text in LABELS.items()
+    }
+
+
+def test_template_for_translators_is_current() -> None:
+    """The template that the package ships has every text. ``python -m tests.catalogs``
+    writes it.
+    """
+    assert POT.read_text("utf-8") == template()
+
+
+def test_every_word_is_used() -> None:
+    """A template or a module names each word."""
+    folders = PACKAGE / "templates", PACKAGE / "web" / "pages"
+    paths = [p for folder in folders for p in folder.iterdir() if p.is_file()]
+    paths.append(PACKAGE / "static" / "job-state-pages.js")
+    text = "".join(p.read_text("utf-8") for p in paths if p.name != "texts.py")
+    computed = {"chart-error", "chart-cancelled", "chart-success"}
+
+    for name in WORDS.keys() - computed | PLURALS.keys():
+        assert re.search(f"[\"']{re.escape(name)}[\"']", text), name
+
+
+# Hostile texts.
+
+#: Ends an attribute, an element, a script, an expression of any template engine; has
+#: control characters, and text of another direction.
+HOSTILE = (
+    "\"'><script>alert(1)</script><img src=x onerror=alert(2)>&amp;</title></textarea>"
+    "</job-state>{{ 7 * 7 }}{% raw %}${7*7}<%= 7*7 %>\u202eabc\u2028\x1b[2J"
+)
+
+
+class Hurdles(JobState):
+    """A kind of job whose texts try to be more."""
+
+    kind = f"kind {HOSTILE}"
+    public_params = ("miles", HOSTILE)
+
+    @property
+    def title(self) -> str:
+        return f"title {HOSTILE}"
+
+    def public_error(self, exception_type: str, message: str) -> str:
+        return f"error {HOSTILE}"
+
+
+def put_each(store: JobStore, cls: type[JobState], status: str, text: str) -> str:
+    """Store a job with a text in each field, and return its uuid."""
+    return put_job(
+        store,
+        cls,
+        status,
+        owner=f"owner {text}",
+        params={"miles": f"value {text}", text: "named"},
+        metrics={"m": f"metric {text}", "n": {text: text}},
+        message=f"message {text}",
+        log=[f"line {text}"],
+        progress=Progress(1, 2, f"unit {text}"),
+        error=JobError(f"type {text}", f"exception {text}"),
+    ).uuid
+
+
+def shape_of(html: BeautifulSoup) -> set[tuple[str, ...]]:
+    """Return the elements of a page, each with the names of its attributes."""
+    return {(tag.name, *sorted(tag.attrs)) for tag in html.find_all(True)}
+
+
+def assert_has(page: Visit, *words: str) -> None:
+    """Assert that a page has the texts that begin with these words."""
+    text = page.html.get_text()
+    for word in words:
+        assert f"{word} {HOSTILE}" in text, word
+
+
+@pytest.mark.parametrize("status", ["working", "error"])
+def test_hostile_texts_stay_text(store: JobStore, visit: Visiting, status: str) -> None:
+    """Whatever a job, its owner or its kind is called, it adds no element and no
+    attribute to a page, and is read as it is.
+    """
+    harmless = put_each(store, RunMarathon, status, "x")
+    list_shape = shape_of(visit("/job_state").html)
+    shape = shape_of(visit(f"/job_state/{harmless}").html)
+    job = put_each(store, Hurdles, status, HOSTILE)
+
+    page = visit("/job_state")
+    one = visit(f"/job_state/{job}")
+
+    assert shape_of(page.html) == list_shape
+    assert shape_of(one.html) == shape
+    words = ["title", "message", "owner", "unit"]
+    assert_has(page, "kind", *words)
+    assert_has(one, "line", "value", "metric", *words)
+    if status == "error":
+        assert_has(page, "error")
+        assert_has(one, "error", "type", "exception")
+    assert {HOSTILE, "m", "n", "miles"} == {tag.get_text() for tag in one.all("dt")}
+    assert one.all("title")[0].get_text() == f"title {HOSTILE}"
+
+
+def test_half_a_surrogate_pair_is_shown_as_a_question_mark(
+    store: JobStore, visit: Visiting
+) -> None:
+    """Text that JSON can spell, and UTF-8 cannot, does not break a page."""
+    job = put_job(store, RunMarathon).uuid
+    store.client.hset(key_of(store, job), mapping={"message": r'"half \ud800"'})
+
+    for path in "/job_state", f"/job_state/{job}":
+        assert "half ?" in visit(path).html.get_text()
+
+
+def test_hostile_queries_stay_text(store: JobStore, visit: Visiting) -> None:
+    """What a query says adds nothing to a page, and its links say the same."""
+    put_job(store, RunMarathon)
+    shape = shape_of(visit("/job_state?owner=a&kind=Unknown&id=x").html)
+    query = urlencode({"owner": HOSTILE, "kind": HOSTILE, "id": HOSTILE})
+
+    page = visit(f"/job_state/?{query}")
+
+    assert shape_of(page.html) == shape
+    assert page.one("input[name=owner]")["value"] == HOSTILE
+    filters = {"kind": HOSTILE, "owner": HOSTILE, "status": "error"}
+    assert page.link("Failed") == f"http://localhost/job_state/?{urlencode(filters)}"
+
+
+def test_hostile_traceback_stays_text(
+    store: JobStore, visit: Visiting, marathons: Marathons
+) -> None:
+    """A traceback is shown as it is."""
+    (job,) = marathons.fail(
+        "alice", kwargs={"shoes": "</pre><script>alert(1)</script>"}
+    )
+
+    page = visit(f"/job_state/{job}")
+
+    assert "</pre><script>alert(1)</script>" in page.one("pre").get_text()
+    assert len(page.all("script")) == 2
+
+
+def test_pages_need_nothing_inline(store: JobStore, visit: Visiting) -> None:
+    """A strict Content-Security-Policy has nothing to block: no inline script or style,
+    no event handler, and nothing from elsewhere.
+    """
+    job = put_job(store, RunMarathon, "error", metrics={"m": 1}).uuid
+
+    for page in visit("/job_state"), visit(f"/job_state/{job}"):
+        for tag in page.html.find_all(True):
+            assert tag.name != "style"
+            assert not [name for name in tag.attrs if name.startswith("on")]
+            assert "style" not in tag.attrs
+        for tag in page.all("script"):
+            assert tag.get_text() == ""
+        for tag in page.all("[src], [href], [action]"):
+            for name in "src", "href", "action":
+                url = str(tag.get(name, "http://localhost/"))
+                assert url.startswith("http://localhost/"), tag
+
+
+def test_settings_of_the_application_s_jinja2_do_not_matter(
+    redis_url: str, store: JobStore
+) -> None:
+    """An application whose own templates escape nothing, or are spelled otherwise, has
+    the same pages.
+    """
+    settings = {
+        "jinja2.autoescape": "false",
+        "jinja2.undefined": "strict",
+        "jinja2.variable_start_string": "[[",
+        "jinja2.block_start_string": "<%",
+        "jinja2.trim_blocks": "true",
+    }
+    put_job(store, RunMarathon, message="<b>", metrics={"m": 1})
+    plain_page = Visit(paged_app(redis_url), "/job_state").response.text
+    config = paged_config(redis_url, settings=settings)
+    config.include("pyramid_jinja2")
+
+    text = Visit(make_app(config), "/job_state").response.text
+
+    assert text == plain_page
+    assert "&lt;b&gt;" in text
