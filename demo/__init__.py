@@ -4,7 +4,7 @@
 
 =========  =================================================================
 jobs       what the worker does, and how it reports progress
-views      the pages: how a job is sent, and who may see its page
+views      the users' pages: how a job is sent, and who may see its page
 templates  `<job-state>` shows a job while it runs
 static     the rest: a user's list of jobs, the course of a marathon
 security   who may log in, and what they may do
@@ -47,6 +47,8 @@ def main(global_config: Any, **settings: Any) -> Router:
     # Sending outside a transaction is then an error instead of a lost job.
     settings.setdefault("tm.manager_hook", "pyramid_tm.explicit_manager")
     settings.setdefault("demo.secret", secrets.token_hex())
+    # The admins' pages are those of the package, in the look of the others.
+    settings.setdefault("jobstate.pages_layout", "demo:templates/pages.jinja2")
 
     with Configurator(settings=settings) as config:
         config.set_session_factory(
@@ -57,6 +59,7 @@ def main(global_config: Any, **settings: Any) -> Router:
         config.include("pyramid_tm")
         config.include("pyramid_jinja2")
         config.include("pyramid_jobstate")
+        config.include("pyramid_jobstate.pages")
         config.include(".models")
         config.include(".security")
         config.include(".views")

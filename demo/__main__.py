@@ -17,10 +17,10 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from waitress.server import create_server
+import uvicorn
 
 from demo import main as make_app
-from demo.results import MAX_BYTES
+from pyramid_jobstate.asgi import asgi_app
 from pyramid_jobstate.embedded import EmbeddedServer
 
 HOST = "127.0.0.1"
@@ -91,15 +91,17 @@ def listen(host: str, port: int | None) -> socket.socket:
 
 def serve(listener: socket.socket) -> None:
     """Serve the application until a signal stops it."""
-    # Users of the forms meet the forms' own limit first.
-    server = create_server(
-        make_app({}), sockets=[listener], max_request_body_size=4 * MAX_BYTES
+    config = uvicorn.Config(
+        asgi_app(make_app({})),
+        log_level="warning",
+        # Without it, a client that reads nothing could keep the server from stopping.
+        timeout_graceful_shutdown=2,
     )
     host, port = listener.getsockname()[:2]
     if ":" in host:
         host = f"[{host}]"
     print(WELCOME.format(url=f"http://{host}:{port}"), flush=True)
-    server.run()
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 @contextlib.contextmanager

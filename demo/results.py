@@ -35,9 +35,8 @@ def check(content: bytes) -> int:
 
 
 def read(content: bytes) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the line number of each row, and its fields by column.
-
-    A row with too few or too many fields comes with none.
+    """Yield the line number of each row, and its fields by column. A row with too few
+    or too many fields yields an empty dict.
 
     Raises:
       BadFile: The file is not CSV in UTF-8, or a column is missing.

@@ -1,7 +1,6 @@
 """Who may log in, and what they may do."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyramid.authentication import AuthTktCookieHelper
 from pyramid.authorization import ACLHelper, Allow, Authenticated, Everyone
@@ -9,8 +8,7 @@ from pyramid.config import Configurator
 from pyramid.request import Request, RequestLocalCache
 
 
-@dataclass(frozen=True)
-class User:
+class User(NamedTuple):
     """Somebody who may log in. The userid also names the owner of their jobs."""
 
     userid: str
@@ -24,9 +22,20 @@ USERS = {
     for user in (
         User("alice", "Alice", "Sees her own jobs"),
         User("bob", "Bob", "Sees his own jobs"),
-        User("grace", "Grace", "Admin: sees everyone’s", ("group:admins",)),
+        User("grace", "Grace", "Admin: handles everyone’s", ("group:admins",)),
     )
 }
+
+
+#: What admins may do with the jobs of everyone.
+ADMIN = (
+    "view_job",
+    "cancel_job",
+    "rerun_job",
+    "delete_job",
+    "inspect_job",
+    "list_jobs",
+)
 
 
 class Root:
@@ -42,7 +51,7 @@ class Root:
 
     def __acl__(self) -> list[tuple[str, str, Any]]:
         return [
-            (Allow, "group:admins", ("view_job", "cancel_job", "list_jobs")),
+            (Allow, "group:admins", ADMIN),
             (Allow, Authenticated, "enter"),
         ]
 

@@ -34,19 +34,6 @@ PACES = {"Easy to watch": ROWS_A_SECOND, "Flat out": None}
 
 MAX_MILES = 100
 
-#: What an admin may filter by.
-KINDS = {RunMarathon.kind: "Marathons", ImportResults.kind: "Imports"}
-STATUSES = {
-    "queued": "Waiting",
-    "working": "Running",
-    "retrying": "Trying again",
-    "stalled": "No sign of life",
-    "cancelling": "Cancelling",
-    "success": "Done",
-    "error": "Failed",
-    "cancelled": "Cancelled",
-}
-
 #: The number of jobs on a page of a list.
 PAGE_SIZE = 20
 
@@ -120,29 +107,6 @@ def complain(request: Request, form: str, message: str) -> HTTPSeeOther:
     """Redirect to a form, which shows the message."""
     request.session.flash(message, form)
     return HTTPSeeOther(request.route_url("home"))
-
-
-@view_config(
-    route_name="jobs", permission="list_jobs", renderer="templates/jobs.jinja2"
-)
-def everyones_jobs(request: Request) -> dict[str, Any]:
-    """A page of everyone's jobs, filtered by kind and status on request."""
-    wanted = {name: request.GET.get(name) or None for name in ("kind", "status")}
-    cursor = request.GET.get("cursor")
-    try:
-        page = request.job_states.list(**wanted, limit=PAGE_SIZE, cursor=cursor)
-    except ValueError:
-        raise HTTPBadRequest from None
-    chosen = {name: value for name, value in wanted.items() if value}
-    return {
-        "kinds": KINDS,
-        "statuses": STATUSES,
-        "chosen": chosen,
-        "jobs": page.items,
-        "first": cursor and request.route_url("jobs", _query=chosen),
-        "next": page.cursor
-        and request.route_url("jobs", _query={**chosen, "cursor": page.cursor}),
-    }
 
 
 # The route's factory and traversal make the JobState the context: an unknown job is a
@@ -254,6 +218,5 @@ def includeme(config: Configurator) -> None:
     config.add_route("marathons", "/marathons")
     config.add_route("imports", "/imports")
     config.add_route("sample", "/imports/sample")
-    config.add_route("jobs", "/jobs", factory=job_states)
     config.add_route("job", "/jobs/{uuid}", factory=job_states, traverse="/{uuid}")
     config.scan(".views")

@@ -84,6 +84,20 @@ def take(page: Page, name: str, top: str, bottom: str) -> None:
     )
 
 
+def take_pages(page: Page, url: str) -> None:
+    """Take pictures of what an admin sees of the jobs of the others."""
+    page.goto(url)
+    page.get_by_role("button", name="Log out").click()
+    page.get_by_role("button", name="Grace").click()
+    page.get_by_role("link", name="All jobs").click()
+    page.locator("job-state[state=working]").first.wait_for()
+    page.locator("job-state[state=loading]").first.wait_for(state="detached")
+    take(page, "pages-list-light", "body", ".jobstate")
+    page.get_by_role("link", name="Import of boston.csv").first.click()
+    page.locator("job-state[state=error]").wait_for()
+    take(page, "pages-job-light", "body", ".jobstate-exception")
+
+
 def main() -> None:
     with demo() as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(
@@ -111,6 +125,8 @@ def main() -> None:
             page.wait_for_timeout(700)  # until the bars stand still
             top = ".list" if "phone" in look else "body"
             take(page, f"home-{look}", top, ".list")
+            if look == "light":
+                take_pages(page, url)
             page.close()
 
 

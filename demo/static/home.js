@@ -37,7 +37,7 @@
     if (data.job_state === "working") element.src = data.job.url;
     element.data = data;
     const link = item.querySelector("a");
-    link.href = `${section.dataset.pages}/${data.job.uuid}`;
+    link.href = section.dataset.pages + data.job.uuid;
     link.ariaLabel = data.job.title;
     return item;
   }
