@@ -6,19 +6,22 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from pyramid_jobstate import JobStore
+from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.store.pages import Page
 from pyramid_jobstate.testing import put_job
 from tests.support import key_of
 
 from .jobs import OWNER
-from .timing import Row, Table, side_by_side
+from .timing import Row, Table, Timing, side_by_side
 
 FEW, MANY = 1_000, 100_000
 
 #: The number of unfinished jobs, so that a page has some of both.
 ACTIVE = 20
+
+#: Of how many jobs one has each status, in the lists by status, the oldest first.
+SHARES = {"working": 100, "queued": 4, "success": 2, "error": 10, "cancelled": 50}
 
 
 def fill(server: EmbeddedServer, namespace: str, count: int) -> JobStore:
@@ -27,20 +30,38 @@ def fill(server: EmbeddedServer, namespace: str, count: int) -> JobStore:
     for _ in range(ACTIVE):
         put_job(store, owner=OWNER, metrics={"miles": 12})
     ended = put_job(store, status="success", owner=OWNER, metrics={"miles": 26})
-    client = store.client
-    fields: Any = client.hgetall(key_of(store, ended.uuid))
-    keys = client.keys(f"{namespace}:ended:*")
-    (score,) = client.zmscore(keys[0], [ended.uuid])
-    assert score is not None
-    for first in range(0, count - ACTIVE - 1, 1000):
-        uuids = [str(uuid.uuid4()) for _ in range(1000)]
+    repeat(store, ended, count - ACTIVE - 1)
+    return store
+
+
+def fill_statuses(server: EmbeddedServer, namespace: str, count: int) -> JobStore:
+    """Return a store with this many jobs of several statuses, the newest of which are
+    those that the others must not hide.
+    """
+    store = JobStore(server.url, namespace=namespace, stalled_after=3600)
+    for status, share in SHARES.items():
+        first = put_job(store, status=status, metrics={"miles": 12})
+        repeat(store, first, count // share)
+    return store
+
+
+def repeat(store: JobStore, job_state: JobState, count: int) -> None:
+    """Write older jobs like one, into the same indexes."""
+    client, uuid_ = store.client, job_state.uuid
+    fields: Any = client.hgetall(key_of(store, uuid_))
+    scores = {
+        key: client.zscore(key, uuid_)
+        for key in client.scan_iter(f"*{store.namespace}:*", _type="zset", count=10_000)
+    }
+    for first in range(0, count, 1000):
+        uuids = [str(uuid.uuid4()) for _ in range(min(1000, count - first))]
         with client.pipeline(transaction=False) as pipe:
             for job in uuids:
                 pipe.hset(key_of(store, job), mapping=fields)
-            for key in keys:
-                pipe.zadd(key, {job: score - first - i for i, job in enumerate(uuids)})
+            for key, score in scores.items():
+                if score is not None:
+                    pipe.zadd(key, {u: score - first - i for i, u in enumerate(uuids)})
             pipe.execute()
-    return store
 
 
 def measure(server: EmbeddedServer) -> Table:
@@ -64,16 +85,33 @@ def measure(server: EmbeddedServer) -> Table:
 
         return read
 
+    def row(what: str, timings: list[Timing], at_most: float) -> Row:
+        of_many, of_few = timings
+        note = f"{of_many} / {of_few}"
+        return Row(what, of_many.over(of_few), at_most=at_most, note=note)
+
     rows = []
     for name, pages in ("first", first_pages), ("second", second_pages):
-        of_many, of_few = side_by_side((20, pages(many)), (20, pages(few)))
-        rows.append(
-            Row(
-                f"the {name} page of {MANY:,} jobs / of {FEW:,}",
-                of_many.over(of_few),
-                at_most=1.5,
-                note=f"{of_many} / {of_few}",
-            )
-        )
+        what = f"the {name} page of {MANY:,} jobs / of {FEW:,}"
+        timings = side_by_side((20, pages(many)), (20, pages(few)))
+        rows.append(row(what, timings, at_most=1.5))
     few.client.flushdb()
-    return Table("A page of 50 jobs of one owner", rows)
+    few = fill_statuses(server, "few", FEW)
+    many = fill_statuses(server, "many", MANY)
+
+    def by_status(store: JobStore, status: str) -> Callable[[int], Page]:
+        def read(count: int) -> Page:
+            for _ in range(count):
+                page = store.list(status=status, limit=10)
+            return page
+
+        return read
+
+    for status in SHARES:
+        what = f"the first page of those with the status {status} / with fewer jobs"
+        timings = side_by_side(
+            (20, by_status(many, status)), (20, by_status(few, status))
+        )
+        rows.append(row(what, timings, at_most=1.1))
+    few.client.flushdb()
+    return Table("A page of 50 jobs of one owner, or of 10 by status", rows)

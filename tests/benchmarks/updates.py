@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import json
+import uuid
 
 import redis
 from tqdm import tqdm
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
+from pyramid_jobstate.job.changes import End, NewJob, Update
+from tests.support import INFO
 
-from .jobs import running_job
+from .jobs import OWNER, running_job
 from .timing import Row, Table, side_by_side
 
 
@@ -21,7 +25,7 @@ def measure(server: EmbeddedServer) -> Table:
     ):
         return Table(
             "An update, in a tight loop",
-            [_set(job_state, client), _track(job_state)],
+            [_set(job_state, client), _track(job_state), _life(server, client)],
         )
 
 
@@ -40,6 +44,30 @@ def _set(job_state: JobState, client: redis.Redis) -> Row:
         theirs.over(ours),
         at_least=200,
         note=f"{theirs} / {ours}",
+    )
+
+
+def _life(server: EmbeddedServer, client: redis.Redis) -> Row:
+    store = JobStore(server.url, namespace="life")
+    info = INFO._replace(owner=json.dumps(OWNER))
+
+    def live(count: int) -> None:
+        for _ in range(count):
+            job = str(uuid.uuid4())
+            store.create(NewJob(job, info))
+            store.confirm(job, info.kind)
+            store.write([Update(job, "run", 0, info, begins=True)])
+            store.write([Update(job, "run", 1, info, end=End("success"))])
+
+    def ping(count: int) -> None:
+        for _ in range(count):
+            client.ping()
+
+    ours, theirs = side_by_side((100, live), (700, ping))
+    return Row(
+        "all that the store is told of a job without updates / 7 times `PING`",
+        ours.over(theirs) / 7,
+        note=f"{ours} / 7 · {theirs}",
     )
 
 

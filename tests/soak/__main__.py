@@ -1,4 +1,4 @@
-"""``python -m tests.soak [--minutes N] [--jobs N] [--pollers N] [--workers N]``."""
+"""``python -m tests.soak [--minutes N] [--jobs N] [--pollers N] [--streams N] …``."""
 
 from __future__ import annotations
 
@@ -22,11 +22,17 @@ import redis
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
+from tests.support import ROOT
 
-from .actors import HEARTBEAT_TIMEOUT, STALLED_AFTER, declare, make_broker
-from .pollers import USER, Job, Pollers
+from .actors import HEARTBEAT_TIMEOUT, STALLED_AFTER
+from .followers import Follower
+from .lag import note_lags
+from .lateness import Lateness
+from .pollers import Poller, Watched
+from .sender import Sender
+from .sights import Job
 from .verdict import Judge, Runs, read_journal
-from .weather import ROOT, Weather
+from .weather import Weather
 
 #: The shortest run that is of use, and the longest.
 MIN_MINUTES, MAX_MINUTES = 2.0, 10.0
@@ -38,26 +44,13 @@ CALM, MIN_CALM = 0.2, 45.0
 SENT_BEFORE = 10.0
 CLOSING = 15.0
 
-#: The share of the jobs that are cancelled.
-CANCELLED = 0.15
-
-#: The sorts of jobs: their share, the steps and the pause in each, the metrics reported
-#: in each, the attempts that fail, and the longest delay in seconds.
-SORTS = {
-    "quick": (0.30, (1, 3), 0.01, 1, 0, 0.0),
-    "longer": (0.20, (40, 120), 0.1, 1, 0, 0.0),
-    "fails once": (0.15, (3, 30), 0.05, 1, 1, 0.0),
-    "fails for good": (0.10, (3, 30), 0.05, 1, 99, 0.0),
-    "delayed": (0.15, (2, 20), 0.05, 1, 0, 12.0),
-    "many metrics": (0.10, (10, 60), 0.05, 100, 0, 0.0),
-}
-
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=MAX_MINUTES)
     parser.add_argument("--jobs", type=int, default=2000)
     parser.add_argument("--pollers", type=int, default=500)
+    parser.add_argument("--streams", type=int, default=100, help="of the pollers")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--period", type=float, default=1.0, help="of a poller")
     parser.add_argument("--restart-every", type=float, default=60.0)
@@ -67,39 +60,9 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if not MIN_MINUTES <= options.minutes <= MAX_MINUTES:
         parser.error(f"--minutes: from {MIN_MINUTES:g} to {MAX_MINUTES:g}")
+    if not 0 <= options.streams <= options.pollers:
+        parser.error("--streams: more than --pollers")
     return options
-
-
-class Sender:
-    """Sends the jobs, evenly spread over a time."""
-
-    def __init__(self, urls: tuple[str, str], weather: Weather, pollers: Pollers):
-        self.broker = make_broker(*urls)
-        self.work = declare(self.broker)
-        self.weather = weather
-        self.pollers = pollers
-
-    def send(self, count: int, seconds: float) -> None:
-        begun = time.monotonic()
-        weights = [share for share, *_ in SORTS.values()]
-        for i in range(count):
-            time.sleep(max(0.0, begun + i * seconds / count - time.monotonic()))
-            (what,) = random.choices(list(SORTS), weights)
-            _, steps, pause, width, fails, delay = SORTS[what]
-            before = time.time()
-            args = (random.randint(*steps), pause, width, fails)
-            message = self.work.send_with_options(
-                args=args,
-                delay=int(random.uniform(0.1, 1) * delay * 1000) or None,
-                job_owner=USER,
-            )
-            uuid = message.message_id
-            job = Job(uuid, what, args[0], fails, time.time(), recorded=True)
-            job.recorded = self.weather.was_fine(before)
-            if random.random() < CANCELLED:
-                job.cancel_in = random.uniform(0.0, 8.0)
-            self.pollers.jobs.append(job)
-            self.pollers.fresh.append(job)
 
 
 @contextlib.contextmanager
@@ -116,6 +79,16 @@ def web_server(environ: dict[str, str], log: IO[bytes]) -> Iterator[int]:
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+async def watch(watched: Watched, streams: int) -> None:
+    """Watch the jobs until it is over. So many of the watchers follow streams."""
+    lags = asyncio.create_task(note_lags(watched.lags.append))
+    async with asyncio.TaskGroup() as group:
+        for i in range(watched.count):
+            watcher = (Follower if i < streams else Poller)(watched)
+            group.create_task(watcher.run())
+    lags.cancel()
 
 
 async def drain(client: redis.Redis, store: JobStore, jobs: list[Job]) -> None:
@@ -163,15 +136,15 @@ async def soak(options: argparse.Namespace, folder: Path) -> int:
         (folder / "journal").touch()
         web_log = stack.enter_context((folder / "web.log").open("ab"))
         port = stack.enter_context(web_server(environ, web_log))
-        pollers = Pollers(port, options.pollers, options.period)
+        watched = Watched(port, options.pollers, options.period)
         worker_log = folder / "workers.log"
         weather = Weather(servers[1], environ, worker_log, options.workers)
         stack.callback(weather.stop_workers)
-        sender = Sender(urls, weather, pollers)
+        sender = Sender(urls, weather, watched)
         store = JobStore(urls[1], stalled_after=STALLED_AFTER)
         client = stack.enter_context(redis.Redis.from_url(urls[0]))
 
-        polling = asyncio.create_task(pollers.run())
+        watching = asyncio.create_task(watch(watched, options.streams))
         threads = [
             asyncio.to_thread(sender.send, options.jobs, bad - SENT_BEFORE),
             asyncio.to_thread(weather.restart_store, options.restart_every),
@@ -184,31 +157,36 @@ async def soak(options: argparse.Namespace, folder: Path) -> int:
         wrong = []
         try:
             async with asyncio.timeout(calm - CLOSING):
-                await drain(client, store, pollers.jobs)
+                await drain(client, store, watched.jobs)
         except TimeoutError:
             wrong.append("the jobs did not all end in time")
-        pollers.over.set()
-        await polling
-        states = load(store, pollers.jobs)
+        watched.over.set()
+        await watching
+        states = load(store, watched.jobs)
         codes = await asyncio.to_thread(weather.stop_workers)
         if set(codes) != {0}:
             wrong.append(f"the workers stopped with {codes}")
-    return report(pollers, weather, states, folder, wrong)
+    return report(watched, weather, states, folder, wrong)
 
 
 def report(
-    pollers: Pollers, weather: Weather, states: list, folder: Path, wrong: list[str]
+    watched: Watched, weather: Weather, states: list, folder: Path, wrong: list[str]
 ) -> int:
     """Print the counts, and return the number of things that were wrong."""
-    jobs = pollers.jobs
+    jobs = watched.jobs
     journal = read_journal(folder / "journal")
     judge = Judge(weather)
-    wrong += pollers.wrong
+    lateness = Lateness(weather, watched.lags, folder / "web.log")
+    wrong += watched.wrong
     for job, state in zip(jobs, states, strict=True):
         runs = journal.get(job.uuid, {})
         found = [*judge.final(job, runs, state)]
         for sights in job.sights:
             found += judge.seen(runs, sights)
+        found += lateness.measure(job, runs)
+        found += lateness.alarms(job)
+        if state and state.finished_at:
+            found += lateness.missed(job, state.finished_at.timestamp())
         wrong += [f"{job.uuid} {what}" for what in found]
     unwatched = sum(not any(job.sights) for job in jobs)
     if unwatched:
@@ -216,6 +194,11 @@ def report(
     logs = (folder / "workers.log").read_text(errors="replace").splitlines()
     ours = [line for line in logs if "[pyramid_jobstate" in line]
     wrong += [f"a worker logged {line}" for line in ours if "[ERROR]" in line]
+    wrong += [
+        f"the web server logged {line}"
+        for line in lateness.log
+        if "[ERROR]" in line or "Traceback" in line
+    ]
     wrong = list(dict.fromkeys(wrong))
     statuses = collections.Counter(
         state.status if state else "none" for state in states
@@ -233,14 +216,26 @@ def report(
     )
     fenced = sum("a newer run of it has begun" in line for line in ours)
     print(f"overtaken    {fenced} runs said that a newer one has begun")
-    print(f"cancels      {counts(pollers.cancels)}")
-    print(f"polls        {pollers.codes.total()}: {counts(pollers.codes)}")
+    print(f"cancels      {counts(watched.cancels)}")
+    print(f"polls        {watched.codes.total()}: {counts(watched.codes)}")
+    if watched.failures:
+        print(f"no answer    {counts(watched.failures)}")
+    print(f"streams      {watched.streams.total()}: {counts(watched.streams)}")
+    print(f"events       {watched.events.total()}: {counts(watched.events)}")
     print(f"seen         {len(sights)} changes: {counts(seen)}")
+    for line in lateness.lines():
+        print(line)
+    busy = max((lag.until - lag.since for lag in watched.lags), default=0.0)
+    print(f"slow         {len(watched.slow)} responses")
+    print(f"watchers     were busy {len(watched.lags)} times, for {busy:.1f} s at most")
     print(f"came back    {judge.came_back} ends seen to begin again, delivered again")
     print(f"lost         {judge.lost} jobs by the broker, which read stalled")
     print(f"wrong        {len(wrong)}")
     for line in wrong[:20]:
         print(f"  {line[:500]}")
+    (folder / "slow").write_text("\n".join(watched.slow))
+    (folder / "ends").write_text("\n".join(lateness.table))
+    (folder / "wrong").write_text("".join(f"{line}\n" for line in wrong))
     return len(wrong)
 
 

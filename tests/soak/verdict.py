@@ -11,14 +11,14 @@ from pathlib import Path
 from pyramid_jobstate import JobState
 
 from .actors import MAX_RETRIES
-from .pollers import FINISHED, Job, Sight
+from .sights import FINISHED, Job, Sight
 from .weather import Weather
 
 #: The seconds by which a run's note of its start may differ from the store's.
 MARGIN = 3.0
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Run:
     """A run, as recorded in the journal.
 
@@ -83,7 +83,10 @@ class Judge:
             return
         yield from self._ended(job, runs, state.status, name, state.attempt)
         if name in runs and newest and self._is_later(newest, runs[name]):
-            yield f"ended as {runs[name]}, but {newest} began later"
+            # Without the store, a worker does not know of a cancel between attempts.
+            is_unaware = self.weather.is_away(newest.started)
+            if state.status != "cancelled" or not is_unaware:
+                yield f"ended as {runs[name]}, but {newest} began later"
         allowed = {"error"} if job.fails > MAX_RETRIES else {"success"}
         code, told = job.cancel_answer
         if job.cancel_asked and code in (0, 202, 503):

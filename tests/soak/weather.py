@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pyramid_jobstate.embedded import EmbeddedServer
+from tests.support import ROOT
 
 from .actors import HEARTBEAT_TIMEOUT
-
-ROOT = Path(__file__).parent.parent.parent
 
 #: The threads of a worker process.
 THREADS = 8
 
-#: The seconds after the store's return in which workers catch up.
+#: The seconds after the store's return in which workers catch up, and in which a sender
+#: may not have noticed it yet.
 CATCH_UP = 4.0
+NOTICED = 1.5
 
 
 class Span(NamedTuple):
@@ -32,8 +33,19 @@ class Span(NamedTuple):
     since: float
     until: float
 
+    def __str__(self) -> str:
+        return f"{self.until - self.since:.2f} s from {self.since:.3f}"
+
     def touches(self, at: float, margin: float) -> bool:
         return self.since - margin <= at <= self.until + margin
+
+    def meets(self, since: float, until: float) -> bool:
+        """Whether it has a moment in common with another span."""
+        return self.since <= until and since <= self.until
+
+    def shared(self, since: float, until: float) -> float:
+        """Return the seconds that it has in common with another span."""
+        return max(0.0, min(self.until, until) - max(self.since, since))
 
 
 class Worker:
@@ -79,6 +91,7 @@ class Weather:
       killed, frozen: How many workers were.
       outages: When the store was away.
       freezes: When a worker was frozen.
+      kills: When a worker was killed.
     """
 
     def __init__(
@@ -91,6 +104,7 @@ class Weather:
         self.killed = self.frozen = self.crashes = 0
         self.outages: list[Span] = []
         self.freezes: list[Span] = []
+        self.kills: list[Span] = []
         self._since: float | None = None
         self._calm = threading.Lock()
         self._over = threading.Event()
@@ -124,9 +138,11 @@ class Weather:
                     self.freezes.append(Span(since, time.time()))
                     self.frozen += 1
                 else:
+                    since = time.time()
                     worker.signal(signal.SIGKILL)
                     worker.process.wait()
                     self.workers[place] = Worker(self.environ, self.log)
+                    self.kills.append(Span(since, time.time()))
                     self.killed += 1
 
     def clear_up(self) -> None:
@@ -137,11 +153,25 @@ class Weather:
         """Whether the store was away at a time, within a margin."""
         return any(span.touches(at, margin) for span in self.outages)
 
+    def was_rough(self, since: float, until: float) -> bool:
+        """Whether the store was away in a span of time, or had just come back."""
+        return any(
+            Span(span.since, span.until + CATCH_UP).meets(since, until)
+            for span in self.outages
+        )
+
+    def was_harmed(self, since: float, until: float) -> bool:
+        """Whether a worker was killed or frozen in a span of time, or just before."""
+        return any(
+            Span(span.since, span.until + CATCH_UP).meets(since, until)
+            for span in (*self.kills, *self.freezes)
+        )
+
     def was_fine(self, since: float) -> bool:
-        """Whether the store has been available ever since."""
+        """Whether the store has been available to senders ever since."""
         if self._since is not None:
             return False
-        return not any(span.until >= since for span in self.outages)
+        return not any(span.until + NOTICED >= since for span in self.outages)
 
     def stop_workers(self) -> list[int | None]:
         return [worker.stop() for worker in self.workers]

@@ -9,6 +9,7 @@ from .work import TASKS
 
 def work(name: str, args: list[Any]) -> None:
     job = get_current_job()
+    assert job is not None
 
     def report(done: int, total: int) -> None:
         job.meta["progress"] = {"done": done, "total": total}

@@ -7,7 +7,6 @@ a few bytes; /bare, /ours and /celery-progress are those of the table.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
@@ -73,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import http.client
 import importlib.util
@@ -12,7 +13,6 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import dramatiq
@@ -23,16 +23,15 @@ from pyramid_jobstate import JobState, JobStateMiddleware
 from pyramid_jobstate.embedded import EmbeddedServer
 from tests.benchmarks.jobs import OWNER
 from tests.benchmarks.timing import Timing
+from tests.support import ROOT
 
 from .work import MEASURED
-
-ROOT = Path(__file__).parent.parent.parent.parent
 
 #: The seconds that a worker may take to start, and a job to end.
 PATIENCE = 30.0
 
 
-class Peer:
+class Peer(abc.ABC):
     """Software that runs jobs and shows their progress.
 
     Attributes:
@@ -40,12 +39,15 @@ class Peer:
       call: The call that reports progress.
       needs: The packages that it requires.
       command: The command of its worker, after ``python -m``.
+      page: The path at which the web server shows a job, with {} for its id, or ""
+        if it does not show them.
     """
 
     name = ""
     call = ""
     needs: Sequence[str] = ()
     command: Sequence[str] = ()
+    page = ""
 
     def __init__(self, broker: str, state: str) -> None:
         self.broker = broker
@@ -56,12 +58,13 @@ class Peer:
         """Return the packages that are not installed."""
         return [name for name in cls.needs if importlib.util.find_spec(name) is None]
 
+    @abc.abstractmethod
     def send(self, task: str, *args: Any) -> str:
         """Send a job and return its id."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def is_done(self, job: str) -> bool:
-        raise NotImplementedError
+        """Return whether a job has ended."""
 
     def wait(self, *jobs: str) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -72,7 +75,7 @@ class Peer:
 
     def path(self, job: str) -> str:
         """Return the path at which the web server shows a job."""
-        raise NotImplementedError
+        return self.page.format(job)
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
@@ -96,6 +99,7 @@ class Ours(Peer):
         *("dramatiq", "tests.benchmarks.peers.dramatiq_worker"),
         *("--processes", "1", "--threads", "1"),
     )
+    page = "/ours/job_state/{}"
 
     def __init__(self, broker: str, state: str) -> None:
         super().__init__(broker, state)
@@ -118,9 +122,6 @@ class Ours(Peer):
         job_state = self._store.load(job)
         return job_state is not None and job_state.is_finished
 
-    def path(self, job: str) -> str:
-        return f"/ours/job_state/{job}"
-
 
 class CeleryProgress(Peer):
     name = "celery-progress"
@@ -130,6 +131,7 @@ class CeleryProgress(Peer):
         *("celery", "-A", "tests.benchmarks.peers.celery_worker", "worker"),
         *("--concurrency", "1", "--loglevel", "ERROR"),
     )
+    page = "/celery-progress/{}/"
 
     def __init__(self, broker: str, state: str) -> None:
         super().__init__(broker, state)
@@ -145,15 +147,12 @@ class CeleryProgress(Peer):
     def is_done(self, job: str) -> bool:
         return bool(self._app.AsyncResult(job).ready())
 
-    def path(self, job: str) -> str:
-        return f"/celery-progress/{job}/"
-
 
 class RQ(Peer):
     name = "RQ"
     call = "job.save_meta"
     needs = ("rq",)
-    command = ("rq.cli", "worker", "--quiet", "--url")
+    command: Sequence[str] = ("rq.cli", "worker", "--quiet", "--url")
 
     def __init__(self, broker: str, state: str) -> None:
         # RQ keeps everything in one server.
