@@ -5,7 +5,7 @@ import textwrap
 
 from tests.support import ROOT
 
-README = (ROOT / "README.rst").read_text("utf-8")
+README = "\n".join(path.read_text("utf-8") for path in sorted(ROOT.glob("README*.rst")))
 
 
 def snippets(language: str) -> list[str]:

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.support import ROOT
+from tests.support import ROOT, unmeasured
 
 TUTORIALS = "docs/tutorials"
 
@@ -42,7 +42,7 @@ EGG_INFO = "import setuptools; setuptools.setup()"
 #: The seconds that a process may take to stop.
 PATIENCE = 20
 
-#: The command of the package, which needs no script of the environment so.
+#: Runs pjobs with this interpreter, in case the script is not installed.
 PJOBS = ("-c", "import sys; from pyramid_jobstate.cli import main; sys.exit(main())")
 
 
@@ -83,7 +83,7 @@ def download(requirement: str, wanted: Path) -> None:
                 f"pip could not download the sdist of {requirement}: "
                 f"{done.stderr.strip()[-300:] or found}"
             )
-        # Complete or not there: a run that was interrupted leaves no half of it.
+        # Moved into place when complete, so that an interrupted run leaves nothing.
         found[0].replace(wanted)
 
 
@@ -121,7 +121,7 @@ class Project:
     def environment(self, **variables: str) -> dict[str, str]:
         """Return the environment in which the project is installed."""
         # The project's tests are a run of their own.
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+        kept = {k: v for k, v in unmeasured().items() if not k.startswith("PYTEST_")}
         path = os.pathsep.join([str(self.folder), str(ROOT)])
         return {**kept, "PYTHONPATH": path, **variables}
 
@@ -161,10 +161,10 @@ class Project:
         return self.python("-c", call, *arguments, variables=variables)
 
     def edit(self, path: str, old: str, new: str) -> None:
-        """Replace a text that stands once in a file.
+        """Replace a text that occurs exactly once in a file.
 
         Raises:
-          AssertionError: It stands there not once.
+          AssertionError: It is missing, or occurs several times.
         """
         file = self.folder / path
         text = file.read_text("utf-8")
@@ -192,7 +192,7 @@ class Project:
         try:
             yield Running(process, log)
         finally:
-            # Gently if possible, so that its coverage data is kept.
+            # Gently if possible, so that it ends what it has started.
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(PATIENCE)
@@ -237,13 +237,13 @@ class Project:
 
     def _git(self, *arguments: str) -> str:
         author = ["-c", "user.name=newcomer", "-c", "user.email=newcomer@example.com"]
-        # Nobody's own settings: hooks, signatures or line ends of theirs.
-        nobodys = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+        # The user's settings may ask for hooks, signatures or other line ends.
+        isolated = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
         kept = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
         return subprocess.run(
             ["git", *author, *arguments],
             cwd=self.folder,
-            env={**kept, **nobodys},
+            env={**kept, **isolated},
             check=True,
             capture_output=True,
             text=True,

@@ -24,7 +24,7 @@ COMMENT = re.compile(r"(?:# |<!-- )(?P<path>[\w./-]+), (?P<place>.+?)(?: -->)?")
 #: The generated project from which each of the tutorials starts.
 WIKIS = {"wiki2": "sqlalchemy", "wiki": "zodb"}
 
-#: What stands in a tutorial's application for the names in the README.
+#: The names in a tutorial's application that replace those in the README.
 OTHER_NAMES = {
     "wiki2": {
         "mytemplate": "layout",
@@ -112,7 +112,7 @@ def apply(project: Project, recipe: Iterable[Block]) -> None:
     """Write every block into a project.
 
     Raises:
-      AssertionError: A block does not fit to the project.
+      AssertionError: A block does not fit the project.
     """
     for block in recipe:
         write(project.folder, block)
@@ -122,7 +122,7 @@ def write(folder: Path, block: Block) -> None:
     """Write a block into its file.
 
     Raises:
-      AssertionError: It does not fit to the file.
+      AssertionError: It does not fit the file.
     """
     path = folder / block.path
     if block.place == "a new file":
@@ -178,7 +178,7 @@ def split_imports(lines: Iterable[str]) -> tuple[list[str], list[str]]:
     imports = [line for line in lines if is_import(line)]
     rest = [line for line in lines if not is_import(line)]
     if imports:
-        # The blank lines that part the two stay only before a function or class.
+        # Blank lines between the two stay only before a function or class.
         while rest and not rest[0]:
             del rest[0]
         if rest and rest[0].startswith(("@", "def ", "class ")):
@@ -191,7 +191,7 @@ def is_import(line: str) -> bool:
 
 
 def quick_start(name: str) -> list[Block]:
-    """Return all that the README tells a reader who has the project of a name."""
+    """Return the blocks that apply to the reader's kind of project."""
     everyone = blocks(section("Quick start"))
     if name == "sqlalchemy":
         return everyone

@@ -26,6 +26,9 @@ PATIENCE = 60.0
 #: How the README starts a ZEO server.
 ZEO = re.compile(r"``runzeo (.+?)``")
 
+#: The two projects that the README begins with.
+BOTH = ["sqlalchemy", pytest.param("zodb", marks=pytest.mark.long)]
+
 
 class Site:
     """A generated project after the recipe, started as the README says.
@@ -84,7 +87,7 @@ def project(request: pytest.FixtureRequest, make_project: MakeProject) -> Projec
 def site(project: Project) -> Iterator[Site]:
     """The project, started with the README's command on free ports."""
     # The README's runner takes a second a mile, for people to watch.
-    project.edit("tutorial/jobs.py", "time.sleep(1)", "time.sleep(0.3)")
+    project.edit("tutorial/jobs.py", "time.sleep(1)", "time.sleep(0.2)")
     web, redis = free_ports(2)
     project.edit("development.ini", "localhost:6543", f"localhost:{web}")
     project.edit("development.ini", "localhost:6379", f"localhost:{redis}")
@@ -121,7 +124,7 @@ def run_a_marathon(page: Page) -> str:
     return url
 
 
-@pytest.mark.parametrize("project", ["sqlalchemy", "zodb"], indirect=True)
+@pytest.mark.parametrize("project", BOTH, indirect=True)
 def test_projects_pass_their_own_tests_after_the_recipe(project: Project) -> None:
     """With what the README adds, the projects still pass their own tests, unmodified
     and without a Redis server.
@@ -136,7 +139,7 @@ def test_tests_of_the_readme_pass(project: Project) -> None:
     assert project.run_tests() == OWN_TESTS[project.name] + 3
 
 
-@pytest.mark.parametrize("project", ["sqlalchemy", "zodb"], indirect=True)
+@pytest.mark.parametrize("project", BOTH, indirect=True)
 def test_recipe_leads_to_a_live_bar(site: Site, page: Page, tmp_path: Path) -> None:
     """After the recipe, one command starts all that a page needs to show the progress
     of a job, which its sender alone sees and can cancel. What a job stores is in the

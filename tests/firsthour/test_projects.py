@@ -10,7 +10,7 @@ import pytest
 from tests.firsthour import projects
 from tests.firsthour.conftest import MakeProject
 from tests.firsthour.projects import Unavailable
-from tests.support import ROOT
+from tests.support import ROOT, unmeasured
 
 #: How many tests each project comes with.
 OWN_TESTS = {"sqlalchemy": 5, "zodb": 4, "wiki2": 27, "wiki": 25}
@@ -23,7 +23,13 @@ NO_INDEX = {
 }
 
 
-@pytest.mark.parametrize("name", OWN_TESTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sqlalchemy",
+        *(pytest.param(x, marks=pytest.mark.long) for x in ("zodb", "wiki2", "wiki")),
+    ],
+)
 def test_projects_pass_their_own_tests(make_project: MakeProject, name: str) -> None:
     """Every project passes its tests as it is, and git sees nothing added."""
     project = make_project(name)
@@ -34,8 +40,8 @@ def test_projects_pass_their_own_tests(make_project: MakeProject, name: str) -> 
 
 
 def test_added_lines_are_those_of_git(make_project: MakeProject) -> None:
-    """Added are the lines that are new or changed, in old files and new ones, without
-    the blank ones.
+    """The added lines are the new and changed ones, in old and new files, except blank
+    lines.
     """
     project = make_project("zodb")
     routes = project.folder / "tutorial/routes.py"
@@ -89,7 +95,7 @@ assert projects.sdist(folder).read_bytes() == found.read_bytes()
     assert "".join(printed) == "downloading\n"
 
 
-def test_without_network_the_reason_is_told(
+def test_without_network_the_error_gives_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a network, the error names what was to be downloaded, and nothing that
@@ -112,7 +118,7 @@ def test_without_network_the_tests_skip(tmp_path: Path, ci: str, outcome: str) -
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rs", *cache, f"{__file__}::{name}"],
         cwd=ROOT,
-        env={**os.environ, **NO_INDEX, "CI": ci},
+        env={**unmeasured(), **NO_INDEX, "CI": ci},
         capture_output=True,
         text=True,
         timeout=60,

@@ -116,7 +116,7 @@ def test_new_file(tmp_path: Path) -> None:
 def test_block_that_does_not_fit_is_refused(
     example: Path, path: str, place: str, error: str
 ) -> None:
-    """A block that does not fit to the project is an error, not a guess."""
+    """A block that does not fit the project is an error, not a guess."""
     with pytest.raises(AssertionError, match=error):
         write(example.parent, Block(path, place, ("x",)))
     assert example.read_text() == FILE

@@ -41,8 +41,8 @@ def shell(project: Project, *lines: str) -> str:
 
 
 def test_shell_sends(project: Project, store: JobStore) -> None:
-    """In the project's pshell, whose setup begins the transaction, a job is sent when
-    that commits.
+    """The project's pshell begins a transaction in its setup, and sends a job when that
+    commits.
     """
     lines = (
         "from tutorial.jobs import run_marathon",
@@ -77,8 +77,8 @@ def send_from_script(project: Project, place: str) -> None:
 
 
 def test_script_sends(project: Project, store: JobStore) -> None:
-    """The project's own console script, which bootstraps and works in `with
-    request.tm`, sends a job with one line more.
+    """With one more line, the project's own console script sends a job: it bootstraps
+    and works in `with request.tm`.
     """
     send_from_script(project, "after")
 

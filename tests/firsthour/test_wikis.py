@@ -75,7 +75,7 @@ owner.post(url + "cancel", headers=headers, status=400)
 """
 
 
-@pytest.fixture(params=USERS)
+@pytest.fixture(params=["wiki2", pytest.param("wiki", marks=pytest.mark.long)])
 def wiki(request: pytest.FixtureRequest, make_project: MakeProject) -> Project:
     """The application of each tutorial, with what the README adds to it."""
     project = make_project(request.param)
@@ -83,6 +83,7 @@ def wiki(request: pytest.FixtureRequest, make_project: MakeProject) -> Project:
     return project
 
 
+@pytest.mark.long
 def test_wikis_pass_their_own_tests(wiki: Project) -> None:
     """The applications still pass their own tests, unmodified."""
     assert wiki.run_tests() == OWN_TESTS[wiki.name]

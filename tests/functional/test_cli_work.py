@@ -14,8 +14,8 @@ from dramatiq.brokers.redis import RedisBroker
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.cli.ini import VARIABLE
-from tests.cliapp import PATIENCE, Folder, Pjobs, descendants, free_port
-from tests.support import wait_for
+from tests.cliapp import PATIENCE, Folder, Pjobs, free_port
+from tests.support import descendants, wait_for
 
 SET_BROKER = "dramatiq.set_broker(broker)"
 
@@ -150,9 +150,17 @@ def test_a_pattern_of_ones_own_replaces_ours(
     ("code", "old", "new", "message"),
     [
         (2, "import logging", "import missing_one", "cliapp.py, line 2: ModuleNotF"),
-        (2, SET_BROKER, WITHOUT_BROKER, "has no broker"),
+        pytest.param(
+            2, SET_BROKER, WITHOUT_BROKER, "has no broker", marks=pytest.mark.long
+        ),
         (1, "greeting = None", "1 / 0", "ZeroDivisionError: division by zero"),
-        (1, "greeting = None", "greeting = (", "SyntaxError: '(' was never closed"),
+        pytest.param(
+            1,
+            "greeting = None",
+            "greeting = (",
+            "SyntaxError: '(' was never closed",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_worker_that_cannot_start(

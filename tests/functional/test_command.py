@@ -2,13 +2,11 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests import __main__ as command
-
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT, unmeasured
 
 
 @pytest.fixture
@@ -92,6 +90,7 @@ def test_a_file_passes() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "tests", "-q", "tests/job/test_record.py"],
         cwd=ROOT,
+        env=unmeasured(),
         capture_output=True,
         text=True,
     )
@@ -124,6 +123,7 @@ def test_tests_are_selected_by_what_they_start(
     found = subprocess.run(
         [sys.executable, "-m", "pytest", "--co", "-m", expression, *paths],
         cwd=ROOT,
+        env=unmeasured(),
         capture_output=True,
         check=True,
         text=True,

@@ -12,7 +12,6 @@ import re
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import dramatiq.cli
 import pytest
@@ -39,11 +38,6 @@ from tests.readme import README, snippets
 from tests.support import wait_for
 
 GUNICORN = f"{UNITS}/{WEB}, with gunicorn"
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    return Host(tmp_path)
 
 
 @pytest.mark.parametrize("server", ["waitress", "gunicorn"])
@@ -204,7 +198,7 @@ def test_second_signal_kills_workers(host: Host) -> None:
         assert process.wait(20) == 1
 
 
-def test_reload_starts_workers_anew(host: Host) -> None:
+def test_reload_restarts_workers(host: Host) -> None:
     """ExecReload keeps the process id, finishes the running job, and loads new code."""
     reload_command = option("ExecReload", host.files[f"{UNITS}/{WORKER}"])
     with host.redis(), host.web(), host.worker() as process:
@@ -223,7 +217,9 @@ def test_reload_starts_workers_anew(host: Host) -> None:
         assert metric(host, last, "url") == "https://example.com"
 
 
-@pytest.mark.parametrize("server", ["waitress", "gunicorn"])
+@pytest.mark.parametrize(
+    "server", ["waitress", pytest.param("gunicorn", marks=pytest.mark.long)]
+)
 def test_web_server_finishes_a_request_when_stopped(host: Host, server: str) -> None:
     """The unit's KillSignal lets a web server answer the request that it works on."""
     unit, exec_start = host.files[f"{UNITS}/{WEB}"], None

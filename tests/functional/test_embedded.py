@@ -425,7 +425,7 @@ def test_server_by_hand_ignores_a_hangup_under_nohup(temporary):
     assert process.stdout is not None
     with redis.Redis.from_url(process.stdout.readline().strip()) as client:
         process.send_signal(signal.SIGHUP)
-        # Longer than a command that heeds the signal takes to end.
+        # Longer than a command that obeys the signal takes to end.
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(2)
         assert client.ping()
@@ -434,7 +434,7 @@ def test_server_by_hand_ignores_a_hangup_under_nohup(temporary):
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize("port", ["port", "0", "65536", "-1", "²"])
+@pytest.mark.parametrize("port", ["port", "0", "65536", "-1", "²", "٨٠٨٠"])
 def test_server_by_hand_refuses_a_bad_port(port):
     """A port that does not exist is an error that names it."""
     process = start_by_hand(port)

@@ -34,7 +34,7 @@ done: list[Any] = []
 
 @pytest.fixture(scope="module")
 def app() -> Iterator[Router]:
-    """The application. Nothing answers where it keeps its jobs."""
+    """Override: an application that keeps its jobs where nothing answers."""
     before = dramatiq.broker.global_broker
     broker = StubBroker()
     broker.add_middleware(JobStateMiddleware(url=NOWHERE))

@@ -14,11 +14,9 @@ from dramatiq.brokers.redis import RedisBroker
 
 import pyramid_jobstate
 from pyramid_jobstate import JobStateMiddleware, JobStore
-from tests.support import wait_for
+from tests.support import PACKAGE, ROOT, wait_for
 from tests.workerprocess import PATIENCE
 
-ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "pyramid_jobstate"
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 #: A worker that reports where the package is and which modules of Pyramid are loaded.
@@ -80,14 +78,15 @@ def test_module_has_at_most_300_lines(module: str) -> None:
 def test_guide_for_contributors_lists_every_module() -> None:
     """CONTRIBUTING.rst has a line for each module, in its folder."""
     guide = (ROOT / "CONTRIBUTING.rst").read_text("utf-8")
-    listed, folder = set(), ""
+    listed, folders = set(), [""]
     for line in guide.splitlines():
-        if match := re.match(r" {4}(  )?(\w+)(/|\.py) ", line):
-            indented, name, kind = match.groups()
+        if match := re.match(r" {4}((?:  )*)(\w+)(/|\.py) ", line):
+            indent, name, kind = match.groups()
+            folders = folders[: len(indent) // 2 + 1]
             if kind == "/":
-                folder = f"{name}/"
+                folders.append(f"{folders[-1]}{name}/")
             else:
-                listed.add(f"{folder if indented else ''}{name}.py")
+                listed.add(f"{folders[-1]}{name}.py")
     modules = {m for m in MODULES if not m.endswith("/__init__.py")}
     assert listed == modules
 
@@ -97,16 +96,21 @@ def test_public_names_can_be_imported_from_the_package() -> None:
     from pyramid_jobstate.resources import JobStates
 
     assert set(pyramid_jobstate.__all__) == {
+        "BulkResult",
+        "Counts",
         "JobCancelled",
         "JobError",
         "JobState",
         "JobStateMiddleware",
         "JobStore",
+        "NotRepeatable",
         "Progress",
         "RequestMiddleware",
         "StoreUnavailable",
         "current_job_state",
         "includeme",
+        "rerun",
+        "rerun_all",
     }
     assert all(hasattr(pyramid_jobstate, name) for name in pyramid_jobstate.__all__)
     assert JobStates.__name__ == "JobStates"

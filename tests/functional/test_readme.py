@@ -21,7 +21,7 @@ from pyramid_jobstate import JobStore, Progress, testing
 from pyramid_jobstate.web.settings import PREFIX, SETTINGS, Settings
 from tests.pollserver import PollServer
 from tests.readme import README, snippets
-from tests.support import ROOT, wait_for
+from tests.support import ROOT, unmeasured, wait_for
 
 SECURITY = """
 from pyramid.authorization import ACLHelper, Everyone
@@ -66,6 +66,12 @@ def fill(event):
 def includeme(config):
     config.set_session_factory(SignedCookieSessionFactory("secret"))
     config.add_subscriber(fill, "pyramid.events.NewRequest")
+"""
+
+#: Gives the application the root that lets admins operate.
+ROOTED = """
+def includeme(config):
+    config.set_root_factory("myapp.operators.OperatedRoot")
 """
 
 #: Serves the application, and a page whose script polls by hand.
@@ -216,7 +222,7 @@ def myapp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def environment(myapp: Path, redis_url: str) -> dict[str, str]:
     path = os.pathsep.join([str(myapp), str(ROOT)])
-    return {**os.environ, "PYTHONPATH": path, "REDIS_URL": redis_url}
+    return {**unmeasured(), "PYTHONPATH": path, "REDIS_URL": redis_url}
 
 
 def is_placed(text: str) -> bool:
@@ -383,6 +389,68 @@ url = app.get("/run").html.find("job-state")["src"]
 assert app.get(url).json["job"]["cancellable"] is True
 app.get(url, extra_environ={"REMOTE_USER": "bob"}, status=403)
 app.get("/job_state?all=1", status=403)
+"""
+    run(program, environment, myapp)
+
+
+def test_operators_of_the_readme_act_on_jobs(
+    environment: dict[str, str], myapp: Path
+) -> None:
+    """With the README's root, admins count, inspect, delete and run jobs again, and
+    their owner does not.
+    """
+    (myapp / "rooted.py").write_text(ROOTED, "utf-8")
+    program = """
+import os
+from webtest import TestApp
+from myapp import main
+from myapp.jobs import RunMarathon
+from pyramid_jobstate import JobStore, testing
+store = JobStore(os.environ["REDIS_URL"])
+job = testing.put_job(store, RunMarathon, "error", owner="alice").uuid
+app = TestApp(main({}, **{"pyramid.includes": "rooted"}))
+headers = {"X-Requested-With": "x"}
+for user, found, acted in ("alice", 403, 403), ("group:admins", 200, 204):
+    app.extra_environ = {"REMOTE_USER": user}
+    app.get("/job_state/counts", status=found)
+    app.get(f"/job_state/{job}/inspect", status=found)
+    app.post("/job_state/clear?all=1&status=success", headers=headers, status=found)
+    rerun = 403 if user == "alice" else 410  # put_job() keeps no message
+    app.post(f"/job_state/{job}/rerun", headers=headers, status=rerun)
+    app.delete(f"/job_state/{job}", headers=headers, status=acted)
+"""
+    run(program, environment, myapp)
+
+
+def test_layout_of_the_readme_has_pages(
+    environment: dict[str, str], myapp: Path
+) -> None:
+    """With the README's layout, an admin sees all jobs in it, and their owner their
+    own.
+    """
+    (myapp / "paged.py").write_text(
+        f'{ROOTED}    config.include("pyramid_jobstate.pages")\n', "utf-8"
+    )
+    program = """
+import os
+from webtest import TestApp
+from myapp import main
+from myapp.jobs import RunMarathon
+from pyramid_jobstate import JobStore, testing
+store = JobStore(os.environ["REDIS_URL"])
+job = testing.put_job(store, RunMarathon, "error", owner="alice").uuid
+layout = {"jobstate.pages_layout": "myapp:templates/jobs.jinja2"}
+app = TestApp(main({}, **layout, **{"pyramid.includes": "paged"}))
+headers = {"Accept": "text/html"}
+for user, path in ("alice", "/job_state"), ("group:admins", "/job_state/?all=1"):
+    app.extra_environ = {"REMOTE_USER": user}
+    page = app.get(path, headers=headers).html
+    assert page.title.text.endswith(" · My shop")
+    assert page.find("tr", {"data-uuid": job}) and page.nav.a.text == "My shop"
+    page = app.get(f"/job_state/{job}", headers=headers).html
+    assert page.title.text == "Run marathon · My shop"
+    acts = [button["data-act"] for button in page.select("[data-act]")]
+    assert acts == ([] if user == "alice" else ["rerun", "delete"])
 """
     run(program, environment, myapp)
 

@@ -1,10 +1,7 @@
 """Jobs with a request whose transactions conflict, on real databases."""
 
-import contextlib
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import dramatiq
@@ -15,13 +12,13 @@ from dramatiq.middleware import Middleware
 from pyramid.request import Request
 
 from pyramid_jobstate import JobState
-from tests.counters import MANAGERS, Database, make_app, make_database
+from tests.counters import SQL, Database, Zodb, make_app
 from tests.jobs import job_actor, make_broker, wait_until, working
 
-#: The class of the conflicts.
-CONFLICTS = {
-    "sqlite": "sqlalchemy.orm.exc.StaleDataError",
-    "zodb": "ZODB.POSException.ConflictError",
+#: The class of the conflicts in each database.
+CONFLICTS: dict[type[Database], str] = {
+    SQL: "sqlalchemy.orm.exc.StaleDataError",
+    Zodb: "ZODB.POSException.ConflictError",
 }
 
 
@@ -45,13 +42,17 @@ class Scene:
         pyramid_retry, and whether the attempt before has left its metric.
     """
 
-    def __init__(self, redis_url: str, folder: Path, kind: str, manager: str) -> None:
+    def __init__(self, redis_url: str, database: Database, manager: str) -> None:
         self.delays = Delays()
-        self.kind = kind
         self.broker: RedisBroker = make_broker(redis_url, others=(self.delays,))
-        self.database: Database = make_database(kind, folder)
-        self.config = make_app(self.broker, redis_url, self.database, manager)
+        self.database = database
+        self.config = make_app(self.broker, redis_url, database, manager)
         self.seen: list[tuple[int, int, float]] = []
+
+    @property
+    def conflict(self) -> str:
+        """The name of the class of its conflicts."""
+        return CONFLICTS[type(self.database)]
 
     def increment_actor(self, conflicts: int, **options: Any) -> dramatiq.Actor:
         """Declare an actor that increments the counter. At its first attempts another
@@ -78,20 +79,10 @@ class Scene:
             return wait_until(self.broker, message, *statuses)
 
 
-@pytest.fixture(params=MANAGERS)
-def manager(request: pytest.FixtureRequest) -> Any:
-    """The name of a transaction manager."""
-    return request.param
-
-
-@pytest.fixture(params=CONFLICTS)
-def scene(
-    redis_url: str, tmp_path: Path, request: pytest.FixtureRequest, manager: str
-) -> Iterator[Scene]:
-    """An application with a database, for each database and each manager."""
-    scene = Scene(redis_url, tmp_path, request.param, manager)
-    with contextlib.closing(scene.database):
-        yield scene
+@pytest.fixture
+def scene(redis_url: str, database: Database, manager: str) -> Scene:
+    """An application for each database and each manager."""
+    return Scene(redis_url, database, manager)
 
 
 def test_every_success_is_counted(scene: Scene) -> None:
@@ -149,7 +140,7 @@ def test_max_retries_hold_for_conflicts(scene: Scene) -> None:
     state = scene.run(increment, "success", "error")
 
     assert (state.status, state.attempt, len(scene.seen)) == ("error", 2, 2)
-    assert state.error is not None and state.error.type == CONFLICTS[scene.kind]
+    assert state.error is not None and state.error.type == scene.conflict
     # The other transactions' increments.
     assert scene.database.counter == 2
 
@@ -174,4 +165,4 @@ def test_retry_when_sees_the_conflict(scene: Scene) -> None:
     assert [isinstance(e, Retry) for e in found] == [True, True, False]
     for e in (found[0].__cause__, found[1].__cause__, found[2]):
         name = f"{type(e).__module__}.{type(e).__qualname__}"
-        assert name == CONFLICTS[scene.kind]
+        assert name == scene.conflict

@@ -1,12 +1,10 @@
 """Jobs with a request that are interrupted, cancelled or stopped while they commit."""
 
-import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import dramatiq
@@ -25,7 +23,7 @@ from transaction.interfaces import TransientError
 
 from pyramid_jobstate import JobState, current_job_state
 from pyramid_jobstate.job.record import NOT_SENT
-from tests.counters import MANAGERS, make_app, make_database
+from tests.counters import Database, make_app
 from tests.jobs import (
     job_actor,
     make_broker,
@@ -101,6 +99,19 @@ class SlowBroker(Middleware):
             self.reach("behind the broker")
 
 
+#: Each database and each manager, if not each pair of them in every run of the tests.
+each_kind = pytest.mark.parametrize(
+    ("database", "manager"),
+    [
+        ("sqlite", "explicit"),
+        ("zodb", "thread"),
+        pytest.param("sqlite", "thread", marks=pytest.mark.long),
+        pytest.param("zodb", "explicit", marks=pytest.mark.long),
+    ],
+    indirect=["database"],
+)
+
+
 class Scene:
     """An application with a database, and a worker with one thread.
 
@@ -111,7 +122,7 @@ class Scene:
       followed: The jobs that those have run for.
     """
 
-    def __init__(self, redis_url: str, folder: Path, kind: str, manager: str) -> None:
+    def __init__(self, redis_url: str, database: Database, manager: str) -> None:
         self.limit = TimeLimit(interval=10)
         self.broker: RedisBroker = make_broker(
             redis_url, without=TimeLimit, others=(self.limit,)
@@ -121,16 +132,16 @@ class Scene:
         self.trapped = threading.Event()
         self.children: dict[str, list[str]] = {}
         self.followed: list[str] = []
-        self.database = make_database(kind, folder)
-        root_factory = self.database.root_factory
+        self.database = database
+        root_factory = database.root_factory
 
         def slow_root_factory(request: Request) -> Any:
             root = root_factory(request)
             self.reach("root factory")
             return root
 
-        vars(self.database)["root_factory"] = slow_root_factory
-        make_app(self.broker, redis_url, self.database, manager)
+        vars(database)["root_factory"] = slow_root_factory
+        make_app(self.broker, redis_url, database, manager)
         self.broker.add_middleware(SlowBroker(self.reach))
 
         @job_actor(broker=self.broker)
@@ -178,7 +189,7 @@ class Scene:
         return "sent" if state.is_success else state.status
 
     def check(self, state: JobState, place: Place) -> None:
-        """Check what the job has left that was interrupted at a place."""
+        """Check what a job that was interrupted at a place has left."""
         is_committed = (
             place.one_phase if self.database.has_one_phase else place.two_phase
         )
@@ -194,20 +205,10 @@ class Scene:
         wait_for(lambda: self.child(state.uuid) == "sent")
 
 
-@pytest.fixture(params=MANAGERS)
-def manager(request: pytest.FixtureRequest) -> Any:
-    """The name of a transaction manager."""
-    return request.param
-
-
-@pytest.fixture(params=["sqlite", "zodb"])
-def scene(
-    redis_url: str, tmp_path: Path, request: pytest.FixtureRequest, manager: str
-) -> Iterator[Scene]:
-    """An application with a database, for each database and each manager."""
-    scene = Scene(redis_url, tmp_path, request.param, manager)
-    with contextlib.closing(scene.database):
-        yield scene
+@pytest.fixture
+def scene(redis_url: str, database: Database, manager: str) -> Scene:
+    """An application for each database and each manager."""
+    return Scene(redis_url, database, manager)
 
 
 def current_state() -> JobState:
@@ -241,6 +242,7 @@ def run_interrupted(scene: Scene, save: Any) -> JobState:
     return state
 
 
+@each_kind
 @pytest.mark.parametrize("place", PLACES, ids=name_of)
 def test_interrupt(scene: Scene, place: Place) -> None:
     """An interrupt before the vote has passed aborts. A later one does not undo the
@@ -255,7 +257,15 @@ def test_interrupt(scene: Scene, place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", [p for p in PLACES if p.phase in ("actor", "tpc_vote")], ids=name_of
+    "place",
+    [
+        p
+        if p.phase == "actor" or p.key == LAST
+        else pytest.param(p, marks=pytest.mark.long)
+        for p in PLACES
+        if p.phase in ("actor", "tpc_vote")
+    ],
+    ids=name_of,
 )
 @pytest.mark.parametrize("manager", ["explicit"])
 def test_time_limit(scene: Scene, place: Place) -> None:
@@ -331,6 +341,7 @@ def test_cancel_during_the_commit(scene: Scene, place: Place) -> None:
     assert scene.database.marks(state.uuid) == 1
 
 
+@each_kind
 def test_cancel_before_the_commit(scene: Scene) -> None:
     """A job that learns of a cancel before it commits is aborted."""
     save = scene.save_actor()
@@ -350,6 +361,7 @@ def test_cancel_before_the_commit(scene: Scene) -> None:
     assert scene.child(state.uuid) == "unknown"
 
 
+@each_kind
 def test_cancelled_job_with_a_conflict_is_not_tried_again(scene: Scene) -> None:
     """A cancelled job whose transaction conflicts is aborted and reads cancelled."""
     save = scene.save_actor()
@@ -370,6 +382,7 @@ def test_cancelled_job_with_a_conflict_is_not_tried_again(scene: Scene) -> None:
     scene.check(state, Place("", "", False, False, "unknown"))
 
 
+@each_kind
 @pytest.mark.parametrize(
     "phases", [["abort"], ["tpc_abort"], ["abort", "tpc_abort"]], ids=" ".join
 )
@@ -405,6 +418,7 @@ def test_interrupt_while_a_failed_commit_is_taken_back(
     scene.check(state, Place("", "", False, False, "unknown"))
 
 
+@each_kind
 def test_interrupted_callback_spares_the_others(scene: Scene) -> None:
     """An interrupt in one finished callback keeps no other from being called, such as
     one that closes a database.
@@ -426,6 +440,7 @@ def test_interrupted_callback_spares_the_others(scene: Scene) -> None:
     assert called == [1, 2]
 
 
+@each_kind
 def test_data_manager_that_fails_to_judge_an_error_is_aborted(scene: Scene) -> None:
     """If a data manager raises while it is asked whether an error is a conflict, the
     transaction is aborted all the same.
@@ -467,6 +482,7 @@ def test_actor_may_end_its_transaction_before_it_fails(scene: Scene) -> None:
     assert scene.database.marks(state.uuid) == 1
 
 
+@each_kind
 def test_abort_that_fails_hides_no_error(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:

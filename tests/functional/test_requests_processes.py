@@ -51,14 +51,15 @@ class Scene:
 
     Attributes:
       database: The database, as this process sees it.
-      actors: The actors.
+      actors: The actors, by name.
     """
 
     def __init__(self, redis_url: str, database_url: str, start: StartWorker) -> None:
         self.database: Database = open_database(database_url, is_new=True)
         self.database.includeme(Configurator(settings=self.database.settings))
         self.broker = make_broker(redis_url)
-        self.actors = declare(self.broker, self.database)
+        declare(self.broker, self.database)
+        self.actors = self.broker.actors
         self.start = start
 
     def load(self, uuid: str) -> JobState | None:
@@ -99,7 +100,7 @@ def test_job_whose_process_dies_after_the_commit_runs_again(
     once.
     """
     scene = make_scene(f"sqlite:///{tmp_path / 'counters.sqlite'}", 1)
-    message = scene.actors.die_at_first.send()
+    message = scene.actors["die_at_first"].send()
     first = scene.start()
     # The worker's process has died, and the command follows.
     wait_for(lambda: scene.database.counter == 1, PATIENCE)
@@ -126,7 +127,7 @@ def count_in_two_processes(scene: Scene, client: redis.Redis) -> None:
     # Both are ready before there is work.
     for worker in workers:
         wait_for(partial(worker.lines, "is ready for action"), PATIENCE)
-    uuids = [scene.actors.increment.send().message_id for _ in range(JOBS)]
+    uuids = [scene.actors["increment"].send().message_id for _ in range(JOBS)]
 
     ended = [scene.wait_until(uuid, "success", "error") for uuid in uuids]
 
@@ -155,8 +156,8 @@ def test_postgresql(
     postgres: Postgres | None,
     tmp_path: Path,
 ) -> None:
-    """The same holds for one row of a PostgreSQL database, whose isolation level is
-    REPEATABLE READ; or of an SQLite file where PostgreSQL is missing.
+    """Two worker processes change one row of a PostgreSQL database under REPEATABLE
+    READ, or of an SQLite file where PostgreSQL is missing, and lose no job.
     """
     url = (
         f"sqlite:///{tmp_path / 'counters.sqlite'}"

@@ -10,14 +10,12 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import dramatiq
 import pytest
 import redis
 from dramatiq.brokers.redis import RedisBroker
 
-import pyramid_jobstate
 from pyramid_jobstate import JobStore
 from tests.deployed import (
     WEB,
@@ -31,15 +29,13 @@ from tests.deployed import (
     status,
 )
 from tests.readme import README
-from tests.support import UUID, frozen_process, load_job, wait_for
+from tests.support import PACKAGE, UUID, frozen_process, load_job, wait_for
 
 CHAPTER = README.partition("When it does not work\n---")[2]
 CHAPTER = CHAPTER.partition("Use it in other applications\n---")[0]
 
-#: How the commands and settings begin that stand between the quotations.
+#: The beginnings of commands and settings, which are not quotations.
 OTHERS = re.compile(r"(redis-cli|proutes|dramatiq|pjobs) |[\w.]+ = ")
-
-PACKAGE = Path(pyramid_jobstate.__file__).parent
 
 #: An application's own broker, and an actor that needs a request.
 BROKERED = """
@@ -75,8 +71,8 @@ def includeme(config):
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Host:
-    host = Host(tmp_path)
+def host(host: Host) -> Host:
+    """Override: a host whose worker is one process with two threads."""
     host.set("pjobs", processes="1", threads="2")
     return host
 
@@ -331,8 +327,8 @@ def no_web_server(host: Host) -> str:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_trouble_is_told(host: Host, name: str) -> None:
-    """Each trouble has the effect that the README describes, and what it tells the
-    reader to look for stands in a log or in an answer.
+    """Each trouble has the effect that the README describes. A log or an answer
+    contains what the reader is told to look for.
     """
     run: Callable[[Host], str] = globals()[name]
     logged = run(host)
@@ -361,7 +357,7 @@ def test_quotations_are_real() -> None:
 
 def test_messages_wait_for_a_worker_of_their_queue(host: Host) -> None:
     """A job stays queued while the workers listen to other queues, and its message
-    stands in the list that the README asks for. It stays queued without its message.
+    is in the list that the README asks for. It stays queued without its message.
     """
     (command,) = re.findall(r"``redis-cli (llen [\w:]+)``", CHAPTER)
     host.set("pjobs", queues="mail")
