@@ -6,7 +6,9 @@ pytest.
 ``python -m tests tests/job/test_values.py`` runs a selection (paths, ``-k``, ``-m`` and
 the like). It passes when those tests pass, whatever their coverage.
 
-``python -m tests --long`` runs only the tests that take minutes.
+``python -m tests --long`` runs only the tests that bear the marker ``long``: slow
+variants, and larger forms, of tests that the other runs have. They run one after the
+other, whatever their coverage.
 """
 
 import os

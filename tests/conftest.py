@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dramatiq.broker
 import pytest
@@ -18,6 +20,10 @@ from pyramid_jobstate import JobStore, embedded
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.testing import release_broker
+from tests import operated
+from tests.jobs import messages
+from tests.operated import Start
+from tests.web.operating import Marathons
 from tests.webapp import make_app, make_config, mounted_root, put_job
 
 if TYPE_CHECKING:
@@ -42,23 +48,36 @@ MARKED_FIXTURES = ("browser", "cluster", "rabbitmq")
 #: The slowest modules, slowest first. When several processes run the tests, these start
 #: first, so that none of them runs alone at the end.
 SLOWEST = (
-    "tests.browser.test_poller",
-    "tests.firsthour.test_first_hour",
-    "tests.functional.test_demo",
     "tests.functional.test_cli_dev",
-    "tests.functional.test_cli_work",
-    "tests.firsthour.test_wikis",
-    "tests.firsthour.test_projects",
-    "tests.functional.test_deploy",
+    "tests.browser.test_poller",
+    "tests.browser.test_streams",
+    "tests.functional.test_demo",
     "tests.functional.test_troubles",
-    "tests.faults.test_rough",
+    "tests.functional.test_cli_work",
     "tests.browser.test_element",
+    "tests.faults.test_push_weather",
+    "tests.faults.test_rough",
+    "tests.worker.test_recorder",
+    "tests.functional.test_deploy",
+    "tests.functional.test_servers",
     "tests.functional.test_processes",
+    "tests.web.test_push_watch",
+    "tests.functional.test_embedded",
+    "tests.firsthour.test_first_hour",
     "tests.functional.test_rabbitmq",
     "tests.functional.test_readme",
-    "tests.firsthour.test_sending",
-    "tests.worker.test_recorder",
+    "tests.functional.test_requests_interrupts",
+    "tests.faults.test_push_failover",
     "tests.faults.test_weather",
+    "tests.functional.test_layout",
+    "tests.worker.test_middleware",
+    "tests.browser.test_pages",
+    "tests.browser.test_pages_look",
+    "tests.browser.test_themes",
+    "tests.web.test_frames",
+    "tests.firsthour.test_sending",
+    "tests.firsthour.test_projects",
+    "tests.functional.test_command",
     "tests.browser.test_static",
 )
 
@@ -134,6 +153,20 @@ def job(client: redis.Redis) -> str:
 
 
 @pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """Returns what the package has logged since the last call, at INFO and above."""
+    logger = "pyramid_jobstate"
+    caplog.set_level(logging.INFO, logger)
+
+    def lines() -> list[str]:
+        found = messages(caplog, logger, logging.INFO)
+        caplog.clear()
+        return found
+
+    return lines
+
+
+@pytest.fixture
 def run() -> Run:
     """A run that has reported nothing yet."""
     return Run()
@@ -158,10 +191,39 @@ def no_broker() -> Iterator[None]:
 
 
 @pytest.fixture
+def set_broker(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Sets Dramatiq's global broker for the test. At first it has none."""
+    monkeypatch.setattr(dramatiq.broker, "global_broker", None)
+    return lambda broker: monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
+
+
+@pytest.fixture
+def marathons(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Marathons:
+    """Dramatiq's global broker, with an actor that fails until the test mends it."""
+    marathons = Marathons(redis_url)
+    monkeypatch.setattr(dramatiq.broker, "global_broker", marathons.broker)
+    return marathons
+
+
+@pytest.fixture
 def server() -> Iterator[EmbeddedServer]:
     """A server for this test alone, which may stop, kill or freeze it."""
     with EmbeddedServer() as server:
         yield server
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts commands in processes of their own, which end with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def started(*arguments: str, **environ: str) -> subprocess.Popen[str]:
+            process = stack.enter_context(operated.start(*arguments, **environ))
+            # Not killed, so that its coverage is kept.
+            stack.callback(process.terminate)
+            return process
+
+        yield started
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import types
 from typing import Any
 
 import dramatiq
@@ -42,7 +41,7 @@ def make_broker(url: str) -> RedisBroker:
     return broker
 
 
-def declare(broker: RedisBroker, database: Database) -> types.SimpleNamespace:
+def declare(broker: RedisBroker, database: Database) -> None:
     """Declare the actors, in the sending process as in the workers."""
     client = redis.Redis.from_url(os.environ.get("BROKER_URL", "redis://"))
 
@@ -68,10 +67,6 @@ def declare(broker: RedisBroker, database: Database) -> types.SimpleNamespace:
             request.add_finished_callback(
                 lambda _: os.kill(os.getpid(), signal.SIGKILL)
             )
-
-    return types.SimpleNamespace(
-        increment=increment, follow=follow, die_at_first=die_at_first
-    )
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ import redis
 from pyramid_jobstate import JobState, JobStore, embedded
 from tests.rabbitmq import free_ports
 from tests.readme import snippets
-from tests.support import ROOT, load_job, wait_for
+from tests.support import ROOT, load_job, unmeasured, wait_for
 
 #: Where the README has the application.
 HOME = "/srv/myapp"
@@ -37,6 +37,9 @@ SCRIPTS = {
     "pserve": "pyramid.scripts.pserve:main",
     "proutes": "pyramid.scripts.proutes:main",
     "gunicorn": "gunicorn.app.wsgiapp:run",
+    "granian": "granian.cli:entrypoint",
+    "hypercorn": "hypercorn.__main__:main",
+    "uvicorn": "uvicorn:main",
     "dramatiq": "dramatiq.__main__:main",
 }
 
@@ -44,12 +47,17 @@ SCRIPT = """\
 #!{python}
 import sys
 from {module} import {name}
-sys.exit({name}())
+if __name__ == "__main__":
+    sys.exit({name}())
 """
 
 WEB, WORKER = "myapp-web.service", "myapp-worker.service"
 
+PUSH = "myapp-push.service"
+
 UNITS = "/etc/systemd/system"
+
+SITE = "/etc/nginx/sites-available/myapp"
 
 #: What Debian's nginx.conf has around a site. Compression changes the ETags.
 NGINX = """
@@ -59,7 +67,8 @@ pid {folder}/nginx.pid;
 error_log stderr;
 events {{}}
 http {{
-    access_log off;
+    log_format upstreams "$upstream_addr $status $http_accept";
+    access_log {folder}/access.log upstreams;
     gzip on;
     gzip_min_length 1;
     gzip_types application/json;
@@ -227,14 +236,18 @@ class Host:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.redis_port, self.web_port, self.http_port, self.https_port = free_ports(4)
+        ports = free_ports(5)
+        self.redis_port, self.web_port, self.push_port, *rest = ports
+        self.http_port, self.https_port = rest
         self.environ = {
-            **os.environ,
+            **unmeasured(),
             "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
             "dramatiq_worker_timeout": "100",
         }
         self.files = {path: self.replaced(text) for path, text in files().items()}
         bin_folder = folder / "venv/bin"
+        (asgi,) = [t for t in snippets("python") if t.startswith("# myapp/asgi.py\n")]
+        self.write("myapp/asgi.py", asgi)
         for name, text in METADATA.items():
             self.write(f"myapp.egg-info/{name}", text)
         self.write("myapp/__init__.py", APPLICATION)
@@ -252,6 +265,9 @@ class Host:
             HOME: str(self.folder),
             "127.0.0.1:6379": f"127.0.0.1:{self.redis_port}",
             "127.0.0.1:6543": f"127.0.0.1:{self.web_port}",
+            "127.0.0.1:6544": f"127.0.0.1:{self.push_port}",
+            "--port 6543": f"--port {self.web_port}",
+            "--port 6544": f"--port {self.push_port}",
             "listen 80;": f"listen 127.0.0.1:{self.http_port};",
             "listen 443 ssl;": f"listen 127.0.0.1:{self.https_port} ssl;",
             "/etc/ssl/private/": f"{self.folder}/",
@@ -323,8 +339,14 @@ class Host:
     def web(self, exec_start: str | None = None) -> Iterator[subprocess.Popen[bytes]]:
         """Run the web server, and wait until it answers."""
         with self.unit(WEB, exec_start) as process:
-            wait_for(lambda: process.poll() is not None or self._listens())
-            assert process.poll() is None, self.log(WEB)
+            self._wait(process, WEB, self.web_port)
+            yield process
+
+    @contextlib.contextmanager
+    def push(self) -> Iterator[subprocess.Popen[bytes]]:
+        """Run the ASGI server beside the web server, and wait until it answers."""
+        with self.unit(PUSH) as process:
+            self._wait(process, PUSH, self.push_port)
             yield process
 
     @contextlib.contextmanager
@@ -350,7 +372,7 @@ class Host:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                # As systemd does: a shell in the background has it ignored.
+                # As systemd starts it. A shell makes its background jobs ignore SIGINT.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         try:
@@ -366,11 +388,17 @@ class Host:
         """Return what a unit has printed, or a server."""
         return (self.folder / f"{name}.log").read_text("utf-8", "replace")
 
-    def _listens(self) -> bool:
-        with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", self.web_port), 1).close()
-            return True
-        return False
+    def _wait(self, process: subprocess.Popen[bytes], name: str, port: int) -> None:
+        """Wait until a server listens."""
+
+        def listens() -> bool:
+            assert process.poll() is None, self.log(name)
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                return True
+            return False
+
+        wait_for(listens)
 
 
 def answers(client: redis.Redis) -> bool:
@@ -430,10 +458,10 @@ class Browser:
 
 
 @contextlib.contextmanager
-def nginx(host: Host) -> Iterator[Browser]:
-    """Check the README's site with `nginx -t`, and run it."""
+def nginx(host: Host, site: str | None = None) -> Iterator[Browser]:
+    """Check the README's site, or another one, with `nginx -t`, and run it."""
     command = program("nginx", "nginx")
-    host.write("site", host.files["/etc/nginx/sites-available/myapp"])
+    host.write("site", site or host.files[SITE])
     user = "user root;" if os.getuid() == 0 else ""
     host.write("nginx.conf", NGINX.format(folder=host.folder, user=user))
     names = "-keyout example.com.key -out example.com.pem"

@@ -55,6 +55,10 @@ class FaultyProxy:
 
         self.judge = judge
 
+    def lose_replies(self, word: str) -> None:
+        """Lose the replies to all requests that contain a word."""
+        self.judge = lambda request: "lose" if word.encode() in request else "pass"
+
     def swallow(self) -> None:
         """Lose every request, as some firewalls drop packets: the connections stay
         open, and nothing comes back.

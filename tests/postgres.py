@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.rabbitmq import free_ports
-
-ROOT = Path(__file__).parent.parent
+from tests.support import ROOT
 
 #: Where Debian keeps the commands of each version.
 DEBIAN = Path("/usr/lib/postgresql")

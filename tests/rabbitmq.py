@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Self
 
 from pyramid_jobstate.embedded import PORTS
-
-ROOT = Path(__file__).parent.parent
+from tests.support import ROOT
 
 #: The command that Debian's wrapper on PATH finally runs. The wrapper itself runs the
 #: system's node as its own user. Other systems have this command on PATH.

@@ -90,8 +90,8 @@ class Steps(Middleware):
 
 
 class Times(Middleware):
-    """Interrupts a message with the option `after` at that part of the usual time that
-    it takes, unless it has been processed.
+    """Interrupts a message with the option `after`, a share of the usual time that a
+    message takes, when that has passed, unless it has been processed by then.
     """
 
     def __init__(self) -> None:
@@ -115,8 +115,8 @@ class Times(Middleware):
             timer.start()
 
     def guard(self, actor: Any) -> None:
-        """Have an actor no longer be interrupted when it returns: Dramatiq's thread
-        would end.
+        """Stop interrupting an actor once it has returned: an interrupt would end
+        Dramatiq's thread.
         """
         fn = actor.fn
 
@@ -288,7 +288,7 @@ def main(
         scene = Scene(kind, redis_url, Path(folder), steps)
         sent = interrupt_steps(scene, steps, int(count))
     else:
-        # logging acquires its lock in a way that an interrupt leaves it locked.
+        # An interrupt may leave the lock of logging locked.
         vars(logging)["_lock"] = vars(log)["lock"] = NoLock()
         # The timers must not wait for the jobs' threads.
         sys.setswitchinterval(1e-4)

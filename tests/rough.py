@@ -9,7 +9,6 @@ import random
 import signal
 import threading
 import time
-import types
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -69,7 +68,7 @@ class Notes:
             time.sleep(0.01)
 
 
-def declare(broker: dramatiq.Broker, notes: Notes) -> types.SimpleNamespace:
+def declare(broker: dramatiq.Broker, notes: Notes) -> None:
     """Declare the actors, in the sending process as in the workers."""
 
     @dramatiq.actor(broker=broker, max_retries=0, job_state=True)
@@ -224,10 +223,6 @@ def declare(broker: dramatiq.Broker, notes: Notes) -> types.SimpleNamespace:
 
         def perform(self, miles: int, *, pace: int = 5, job_state: JobState) -> None:
             job_state.set_progress_metric("minutes", miles * pace)
-
-    marathon = Marathon.__actor__
-    actors = [a for a in locals().values() if isinstance(a, dramatiq.Actor)]
-    return types.SimpleNamespace(**{actor.actor_name: actor for actor in actors})
 
 
 def main() -> None:

@@ -16,7 +16,9 @@ from pyramid_jobstate.job.record import JobInfo
 
 T = TypeVar("T")
 
+#: The folder of the project, and that of the package.
 ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "pyramid_jobstate"
 
 #: A well-formed uuid.
 UUID = "12345678-1234-4321-8765-1234567890ab"
@@ -80,3 +82,39 @@ def is_alive(pid: int) -> bool:
         ["ps", "-o", "stat=", "-p", str(pid)], stdout=subprocess.PIPE, text=True
     ).stdout
     return state.strip() != "" and not state.startswith("Z")
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Return the command lines of a process and of what it started, by process id.
+    Zombies are left out.
+    """
+    listing = subprocess.run(
+        ["ps", "-e", "-ww", "-o", "pid=,ppid=,stat=,args="],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    rows = [line.split(None, 3) for line in listing.stdout.splitlines()]
+    children: dict[str, list[str]] = {}
+    commands = {}
+    for number, parent, stat, arguments in rows:
+        if not stat.startswith("Z"):
+            children.setdefault(parent, []).append(number)
+            commands[number] = arguments
+    found: dict[int, str] = {}
+    ahead = [str(pid)]
+    while ahead:
+        number = ahead.pop()
+        if number in commands:
+            found[int(number)] = commands[number]
+            ahead += children.get(number, [])
+    return found
+
+
+def unmeasured() -> dict[str, str]:
+    """Return the environment for a process whose coverage is not measured.
+
+    Measuring takes as long as half of what Python does. It is for processes that run
+    nothing but what other tests reach.
+    """
+    return {k: v for k, v in os.environ.items() if not k.startswith("COV")}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.support import ROOT
+from tests.support import ROOT, unmeasured
 
 #: The seconds that a worker may take to start on a busy machine, or a message to be
 #: redelivered.
@@ -37,7 +37,7 @@ class WorkerProcess:
             self.process = subprocess.Popen(
                 [*command, *options],
                 cwd=ROOT,
-                env={**os.environ, "dramatiq_worker_timeout": "100", **environ},
+                env={**unmeasured(), "dramatiq_worker_timeout": "100", **environ},
                 stderr=stderr,
                 start_new_session=True,
             )
@@ -58,12 +58,7 @@ class WorkerProcess:
         return [line for line in self.log.read_text().splitlines() if text in line]
 
     def stop(self) -> None:
-        """End it, gently if possible, so that its coverage data is kept."""
-        self.kill(signal.SIGCONT)
-        if self.process.poll() is None:
-            self.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.wait(10)
+        """End it at once."""
         self.kill(signal.SIGKILL)
         self.wait()
 

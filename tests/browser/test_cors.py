@@ -12,7 +12,9 @@ from pyramid.config import Configurator
 from pyramid.response import Response
 from webtest import TestApp
 
+from pyramid_jobstate.asgi import asgi_app
 from tests.readme import snippets
+from tests.streams import StreamClient, serving
 from tests.support import UUID, wait_for
 from tests.webapp import NOWHERE, ask, get, make_config, put_job
 
@@ -41,6 +43,25 @@ def allowed(response: Any) -> str | None:
     return value
 
 
+def test_streams_may_be_read(redis_url: str, client: redis.Redis) -> None:
+    """Under ASGI, a page of the allowed origin sees that a poll offers a stream, which
+    it may read.
+    """
+    config = make_config(redis_url)
+    config.include("pyramid_jobstate")
+    cors()(config)
+    place = f"/job_state/{put_job(client)}"
+    with serving(asgi_app(config.make_wsgi_app())) as port:
+        with StreamClient(port, place, Accept="*/*", Origin=SHOP) as poll:
+            assert poll.headers["JobState-Stream"] == "1"
+            exposed = poll.headers["Access-Control-Expose-Headers"]
+            assert "JobState-Stream" in exposed.split(", ")
+        with StreamClient(port, place, Origin=SHOP) as stream:
+            assert stream.is_stream
+            assert stream.headers["Access-Control-Allow-Origin"] == SHOP
+            assert stream.headers["Access-Control-Allow-Credentials"] == "true"
+
+
 def test_every_answer_may_be_read(redis_url: str, client: redis.Redis) -> None:
     """States, lists, refusals and errors carry the header for the allowed origin."""
     app = make_app(make_config(redis_url))
@@ -56,7 +77,7 @@ def test_every_answer_may_be_read(redis_url: str, client: redis.Redis) -> None:
         (400, "GET", "/job_state?limit=many", {}),
         (403, "GET", place, {}),
         (404, "GET", f"/job_state/{UUID}", {}),
-        (405, "DELETE", place, {}),
+        (405, "PUT", place, {}),
         (202, "POST", f"{place}/cancel", {"X_User": "alice", "X_Requested_With": "x"}),
     ):
         response = ask(app, method, path, Origin=SHOP, **headers)

@@ -58,6 +58,7 @@ class Site:
     def __init__(self, page: Page) -> None:
         self.page = page
         self.below = ""  # where the application is mounted
+        self.user: str | None = "alice"
         self.markup: Callable[[Any], str] = lambda request: ""
         self.csp = POLICY.format(more="")
         self.asked: list[str] = []
@@ -81,7 +82,7 @@ class Site:
             self.problems.append(message.text)
 
     def dispatch(self, environ: Any, start_response: Any) -> Any:
-        """Pass a request of Alice's to the application, as URL maps do."""
+        """Pass a request of the user's to the application, as URL maps do."""
         if environ["PATH_INFO"] == "/favicon.ico":
             start_response("204 No Content", [])
             return []
@@ -89,7 +90,9 @@ class Site:
             if shift_path_info(environ) != segment.encode().decode("latin-1"):
                 start_response("404 Not Found", [])
                 return []
-        return self._app({**environ, "HTTP_X_USER": "alice"}, start_response)
+        if self.user is not None:
+            environ = {**environ, "HTTP_X_USER": self.user}
+        return self._app(environ, start_response)
 
     def show(self, request: Any) -> Response:
         response = Response("<!doctype html><title>Jobs</title>" + self.markup(request))
@@ -412,9 +415,8 @@ def test_deferred_script_is_there_for_the_modules_after_it(
 # CSRF checks
 
 
-def protected(redis_url: str, **options: Any) -> Configurator:
-    """An application that checks each POST for Pyramid's CSRF token."""
-    config = make_config(redis_url)
+def protected(config: Configurator, **options: Any) -> Configurator:
+    """Have an application check each POST for Pyramid's CSRF token."""
     config.set_csrf_storage_policy(CookieCSRFStoragePolicy())
     config.set_default_csrf_options(require_csrf=True, **options)
     return config
@@ -441,7 +443,7 @@ def test_element_sends_the_application_s_csrf_header(
             f"cancellable csrf-token={get_csrf_token(request)} {attribute}",
         )
     )
-    live_site.open(protected(redis_url, **options))
+    live_site.open(protected(make_config(redis_url), **options))
     live_site.wait_for_element("working")
     live_site.page.locator("[part=cancel]").click()
     live_site.wait_for_element("cancelling")
@@ -462,7 +464,7 @@ def test_poller_sends_the_application_s_csrf_header(
         tag(request.static_url(SCRIPT))
         + f'<body data-token="{get_csrf_token(request)}"></body>'
     )
-    live_site.open(protected(redis_url, header="X-XSRF-TOKEN"))
+    live_site.open(protected(make_config(redis_url), header="X-XSRF-TOKEN"))
     token = live_site.page.evaluate("document.body.dataset.token")
 
     def cancel(**options: str) -> Any:

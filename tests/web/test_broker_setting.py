@@ -194,8 +194,8 @@ def test_middleware_may_be_added_before_the_scan() -> None:
 
 
 def test_jobs_run_with_a_stub_broker() -> None:
-    """With `jobstate.broker = stub` a job is sent, runs and is shown, with no server of
-    the application's.
+    """With `jobstate.broker = stub`, a job is sent, runs and is shown, although the
+    application has no server.
     """
     run = declare_run()
     config = configured("stub")
@@ -429,7 +429,7 @@ def test_wrong_actor_stops_the_include(fn: Callable[..., None], text: str) -> No
 
 
 def test_async_actor_with_a_request_stops_the_include() -> None:
-    """It is refused on the default broker and on one of the application's own."""
+    """An async actor with a request is refused on any broker."""
 
     async def wrong(*, request: Any) -> None: ...
 
@@ -448,7 +448,7 @@ def test_async_actor_with_a_request_stops_the_include() -> None:
 
 
 def test_broker_before_the_include_is_refused() -> None:
-    """Beside the setting the application must not set a broker."""
+    """An application that uses the setting must not set a broker before the include."""
     mine = StubBroker()
     dramatiq.set_broker(mine)
     with pytest.raises(
@@ -460,7 +460,7 @@ def test_broker_before_the_include_is_refused() -> None:
 
 @pytest.mark.parametrize("broker", [StubBroker(), None])
 def test_broker_after_the_include_is_refused(broker: Any) -> None:
-    """The broker must still be there when the configuration is committed."""
+    """The broker must not be replaced before the configuration is committed."""
     config = configured()
     config.include("pyramid_jobstate")
     dramatiq.set_broker(broker)
@@ -469,7 +469,7 @@ def test_broker_after_the_include_is_refused(broker: Any) -> None:
 
 
 def test_broker_of_another_application_after_the_include_is_refused() -> None:
-    """So must it be if the other broker was made for a later application."""
+    """A broker that was made for a later application is refused as well."""
     config = configured()
     config.include("pyramid_jobstate")
     release_broker()
@@ -578,8 +578,8 @@ def test_default_that_is_written_out_is_the_same_setting() -> None:
     ids=repr,
 )
 def test_application_of_another_setting_is_refused(other: dict[str, str]) -> None:
-    """It would send its jobs to the other's server. A test suite releases the broker
-    first.
+    """An application with another setting is refused: it would send its jobs to the
+    first one's server. A test suite releases the broker before.
     """
     made()
     broker = dramatiq.get_broker()
@@ -607,7 +607,7 @@ def test_application_without_the_setting_keeps_its_own() -> None:
 
 
 def test_application_with_an_outbox_may_have_any_store() -> None:
-    """With pyramid_jobstate.testing nothing is compared, nor written."""
+    """With pyramid_jobstate.testing, stores are neither compared nor written."""
     config = configured("stub")
     config.include("pyramid_jobstate.testing")
     make_app(config)
@@ -644,7 +644,7 @@ def test_include_under_autocommit() -> None:
 
 
 def test_include_under_autocommit_stops_at_a_bad_value() -> None:
-    """Under autocommit a bad value is found as early."""
+    """Under autocommit, the include refuses a bad value just as early."""
     config = Configurator(settings={"jobstate.broker": "nope://"}, autocommit=True)
     with pytest.raises(ConfigurationError, match="= 'nope://' is invalid"):
         config.include("pyramid_jobstate")

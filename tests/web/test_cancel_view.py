@@ -1,6 +1,6 @@
 """POST …/cancel: who may cancel a job, and the responses."""
 
-import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.record import CANCELLED
 from pyramid_jobstate.testing import put_job
-from tests.jobs import RunMarathon, messages
+from tests.jobs import RunMarathon
 from tests.support import UUID, key_of, load_job
 from tests.webapp import ADMIN, PLACES, ask, get, make_app, make_config, mounted_root
 
@@ -56,35 +56,31 @@ def test_cancel_answers_the_new_state(
 
 
 def test_cancel_is_logged(
-    app: TestApp, store: JobStore, caplog: pytest.LogCaptureFixture
+    app: TestApp, store: JobStore, said: Callable[[], list[str]]
 ) -> None:
     """A cancellation is logged with its user; unsuccessful ones are not."""
-    caplog.set_level(logging.INFO, "pyramid_jobstate")
     job = put_job(store, RunMarathon, "queued", owner="alice").uuid
-    caplog.clear()
+    said()
 
     cancel(app, f"/job_state/{job}", "bob")
     cancel(app, f"/job_state/{job}", "alice")
     cancel(app, f"/job_state/{job}", "alice")
 
-    said = messages(caplog, "pyramid_jobstate", logging.INFO)
-    assert said == [f"'alice' cancelled the job {job}."]
+    assert said() == [f"'alice' cancelled the job {job}."]
 
 
 def test_cancel_by_a_visitor_is_logged(
-    redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
+    redis_url: str, store: JobStore, said: Callable[[], list[str]]
 ) -> None:
     """Without a login, the log does not name the owner, which may be a secret."""
-    caplog.set_level(logging.INFO, "pyramid_jobstate")
     settings = {"jobstate.owner": lambda request: "visitor 7"}
     app = make_app(make_config(redis_url, settings=settings))
     job = put_job(store, RunMarathon, "queued", owner="visitor 7").uuid
-    caplog.clear()
+    said()
 
     cancel(app, f"/job_state/{job}", None)
 
-    said = messages(caplog, "pyramid_jobstate", logging.INFO)
-    assert said == [f"A visitor without a login cancelled the job {job}."]
+    assert said() == [f"A visitor without a login cancelled the job {job}."]
 
 
 def test_cancelled_job_says_why_and_is_listed_as_ended(
@@ -153,10 +149,10 @@ def test_cancel_needs_cancel_job(
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("name", [UUID, "x", UUID.upper(), f"{UUID}/x", ""])
+@pytest.mark.parametrize("name", [UUID, "x", UUID.upper(), f"{UUID}/x"])
 def test_cancel_of_no_job_is_a_404(app: TestApp, place: str, name: str) -> None:
     """Cancelling an unknown job or an invalid name is a 404."""
-    response = cancel(app, f"{place}/{name}".rstrip("/"))
+    response = cancel(app, f"{place}/{name}")
 
     assert response.status_code == 404
     assert response.json == {"error": "The job does not exist."}

@@ -284,7 +284,7 @@ def test_two_host_names_are_warned_of_once(
     assert len(messages(caplog, "pyramid_jobstate")) == 2
 
 
-def test_what_the_start_has_warned_of_is_not_said_again(
+def test_warning_of_the_start_is_not_repeated(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A pair of stores that the start has warned of is not reported again."""

@@ -234,7 +234,7 @@ def test_owner_that_json_would_change_is_refused(
 def test_owner_function_must_return_a_principal(
     redis_url: str, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """Such an owner is also refused if the function of jobstate.owner returns it."""
+    """The function of jobstate.owner must return a string or a number."""
     settings = {"jobstate.owner": f"{__name__}.nobody"}
     config = made_config(redis_url, settings=settings)
 
@@ -357,7 +357,7 @@ def test_nothing_is_sent_while_the_store_is_away(
     assert client.keys() == []
 
 
-def test_arguments_that_are_no_json_fail_in_the_call(
+def test_arguments_that_cannot_be_encoded_fail_in_the_call(
     config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """Arguments that cannot be encoded raise an error in the call."""

@@ -65,8 +65,8 @@ def events() -> Events:
 
 @pytest.fixture
 def config(broker: Broker, events: Events) -> Configurator:
-    """The configurator of a finished application whose root and transaction say what
-    happens to them.
+    """Override: a finished application whose root and transaction say what happens to
+    them.
     """
     return make_app_config(events)
 
@@ -467,7 +467,7 @@ def test_conflict_runs_the_job_again_at_once(
     broker: Broker, config: Configurator, events: Events, error: type[Exception]
 ) -> None:
     """Whatever pyramid_retry would retry runs again at once: a real attempt, whose
-    metrics begin anew.
+    metrics start empty.
     """
     actor = conflicting(broker, events, error, min_backoff=3_600_000)
     job = run(broker, actor, 2)

@@ -9,7 +9,7 @@ import redis
 from pyramid.config import Configurator
 from pyramid.csrf import CookieCSRFStoragePolicy
 from pyramid.events import ContextFound
-from pyramid.exceptions import ConfigurationError
+from pyramid.exceptions import BadCSRFToken, ConfigurationError
 from pyramid.httpexceptions import HTTPBadRequest, HTTPForbidden, HTTPNotFound
 from pyramid.request import Request
 from pyramid.response import Response
@@ -68,11 +68,18 @@ def test_proutes_shows_the_documented_paths(tmp_path: Path, prefix: str) -> None
         manager.clear()
 
     rows = {tuple(row.split()[1:]) for line in lines for row in line.splitlines()}
-    views = "pyramid_jobstate.web.views"
+    path, ours = f"{prefix}job_state", "pyramid_jobstate.web"
     assert {
-        (f"{prefix}job_state", f"{views}.show_many", "GET"),
-        (f"{prefix}job_state/{{uuid}}", f"{views}.show", "GET"),
-        (f"{prefix}job_state/{{uuid}}/cancel", f"{views}.cancel", "POST"),
+        (path, f"{ours}.views.show_many", "GET"),
+        (f"{path}/counts", f"{ours}.operators.counts", "GET"),
+        (f"{path}/clear", f"{ours}.bulk.clear", "POST"),
+        (f"{path}/cancel", f"{ours}.bulk.cancel_many", "POST"),
+        (f"{path}/rerun", f"{ours}.bulk.rerun_many", "POST"),
+        (f"{path}/{{uuid}}", f"{ours}.views.show", "GET"),
+        (f"{path}/{{uuid}}", f"{ours}.acts.delete", "DELETE"),
+        (f"{path}/{{uuid}}/cancel", f"{ours}.acts.cancel", "POST"),
+        (f"{path}/{{uuid}}/rerun", f"{ours}.acts.rerun", "POST"),
+        (f"{path}/{{uuid}}/inspect", f"{ours}.operators.inspect", "GET"),
     } <= rows
 
 
@@ -83,6 +90,12 @@ def test_proutes_shows_the_documented_paths(tmp_path: Path, prefix: str) -> None
         ("GET", "/job_state/{job}", "/job_state/{uuid}"),
         ("GET", "/job_state/{job}/", "/job_state/{uuid}/"),
         ("POST", "/job_state/{job}/cancel", "/job_state/{uuid}/cancel"),
+        ("POST", "/job_state/{job}/rerun", "/job_state/{uuid}/rerun"),
+        ("GET", "/job_state/{job}/inspect", "/job_state/{uuid}/inspect"),
+        ("GET", "/job_state/counts", "/job_state/counts"),
+        ("POST", "/job_state/clear", "/job_state/clear"),
+        ("POST", "/job_state/cancel", "/job_state/cancel"),
+        ("POST", "/job_state/rerun", "/job_state/rerun"),
         ("GET", "/job_state?uuid={job}", "/job_state"),
     ],
 )
@@ -135,11 +148,17 @@ def test_route_of_the_application_may_have_the_container_as_its_root(
     ("method", "end", "allowed"),
     [
         ("PUT", "", "GET, HEAD"),
-        ("DELETE", "/{job}", "GET, HEAD"),
-        ("OPTIONS", "/{job}", "GET, HEAD"),
-        ("PATCH", "/{job}", "GET, HEAD"),
+        ("DELETE", "", "GET, HEAD"),
+        ("OPTIONS", "/{job}", "GET, DELETE, HEAD"),
+        ("PATCH", "/{job}", "GET, DELETE, HEAD"),
         ("GET", "/{job}/cancel", "POST"),
         ("HEAD", "/{job}/cancel", "POST"),
+        ("DELETE", "/{job}/rerun", "POST"),
+        ("POST", "/{job}/inspect", "GET, HEAD"),
+        ("POST", "/counts", "GET, HEAD"),
+        ("GET", "/clear", "POST"),
+        ("OPTIONS", "/cancel", "POST"),
+        ("PUT", "/rerun", "POST"),
     ],
 )
 def test_other_method_is_refused_whatever_the_application_demands(
@@ -315,6 +334,41 @@ def test_refused_csrf_check_is_json(
     assert client.hget(f"jobstate:{job}", "status") in (b"working", "working")
 
 
+@pytest.mark.parametrize(
+    ("method", "end"),
+    [
+        ("POST", "/{job}/cancel"),
+        ("POST", "/{job}/rerun"),
+        ("DELETE", "/{job}"),
+        ("DELETE", "/{job}/"),
+        ("POST", "/clear"),
+        ("POST", "/cancel"),
+        ("POST", "/rerun"),
+    ],
+)
+@pytest.mark.parametrize("exception", [BadCSRFToken, HTTPBadRequest, Exception])
+def test_csrf_view_of_the_application_stays_away(
+    redis_url: str, client: redis.Redis, method: str, end: str, exception: Any
+) -> None:
+    """The application's own view for a refused check, however specific, does not answer
+    for our routes.
+    """
+    config = make_config(redis_url)
+    config.set_csrf_storage_policy(CookieCSRFStoragePolicy())
+    config.set_default_csrf_options(require_csrf=True)
+    predicates = {"request_method": method, "header": "X-User", "accept": "text/html"}
+    config.add_exception_view(
+        lambda exc, request: Response("app"), context=exception, **predicates
+    )
+    app = make_app(config)
+    path = f"/job_state{end.format(job=put_job(client))}"
+
+    response = ask(app, method, path, "alice", Accept="text/html")
+
+    assert response.status_code == 400
+    assert response.json["error"].startswith("The CSRF check refused the request.")
+
+
 # CORS.
 
 
@@ -346,7 +400,9 @@ def add_cors(config: Configurator) -> None:
     )
 
 
-@pytest.mark.parametrize("end", ["", f"/{UUID}", f"/{UUID}/", f"/{UUID}/cancel", "/x"])
+@pytest.mark.parametrize(
+    "end", ["", f"/{UUID}", f"/{UUID}/", f"/{UUID}/cancel", "/clear", "/x"]
+)
 @pytest.mark.parametrize("is_first", [True, False])
 def test_preflight_is_the_applications(end: str, is_first: bool) -> None:
     """A CORS preflight reaches the application's route, wherever it stands, without

@@ -560,7 +560,7 @@ def test_job_that_is_put_back_is_queued_when_its_message_leaves(
 def test_job_that_the_broker_does_not_take_back_keeps_its_record(
     redis_url: str, client: redis.Redis, immediately: bool
 ) -> None:
-    """A job that is put back in vain reads as not sent, and can be sent again."""
+    """A job that cannot be put back reads as not sent, and can be sent again."""
     broker = broker_that_is_away(redis_url)
     config = make_tm_config(redis_url)
     make_app(config)
@@ -723,7 +723,7 @@ def test_savepoint_takes_back_what_was_sent_since(
 # Arguments, owners, delays and options.
 
 
-def test_arguments_that_are_no_json_fail_in_the_view(
+def test_arguments_that_cannot_be_encoded_fail_in_the_view(
     tm_config: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
     """The call raises an error, and the transaction can go on without the message."""

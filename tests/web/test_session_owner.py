@@ -102,7 +102,7 @@ def make_visited(
 
 @pytest.fixture
 def config(redis_url: str, global_broker: Broker) -> Configurator:
-    """The configurator of an application whose visitors send jobs."""
+    """Override: an application whose visitors send jobs."""
     return make_visited(redis_url, global_broker)
 
 
@@ -140,8 +140,8 @@ def owners(client: redis.Redis) -> list[Any]:
 def test_send_makes_a_name(
     new_visitor: Callable[[], TestApp], client: redis.Redis, path: str
 ) -> None:
-    """The first send gives the visitor a random name, kept in the session. The visitor
-    owns the job, alone.
+    """The first send gives the visitor a random name, kept in the session. Only the
+    visitor owns the job.
     """
     visitor, other = new_visitor(), new_visitor()
     response = visitor.post(path)
@@ -209,7 +209,7 @@ def test_reading_sets_no_cookie(new_visitor: Callable[[], TestApp], path: str) -
 
 
 def test_cancel_sets_no_cookie(visitor: TestApp) -> None:
-    """Nor does a cancel."""
+    """A cancel does not set a cookie either."""
     uuid = visitor.post("/send").json
     response = visitor.post(f"/job_state/{uuid}/cancel", headers=AJAX, status=202)
     assert "Set-Cookie" not in response.headers
@@ -254,7 +254,7 @@ def test_forged_cookie_owns_nothing(new_visitor: Callable[[], TestApp]) -> None:
 def test_session_need_not_be_a_dict(
     redis_url: str, global_broker: Broker, plain_memory: None
 ) -> None:
-    """Any session will do that can get and set items, such as Beaker's."""
+    """Any session that can get and set items will do, such as Beaker's."""
     config = make_visited(redis_url, global_broker, PlainSession)
     app = config.make_wsgi_app()
     visitor, other = TestApp(app), TestApp(app)
@@ -355,7 +355,9 @@ def test_send_that_fails_makes_no_lasting_harm(visitor: TestApp) -> None:
 def test_job_that_is_not_sent_names_nobody(
     redis_url: str, global_broker: Broker
 ) -> None:
-    """A send that fails leaves the session alone, and so does a job of another's."""
+    """A send that fails leaves the session alone, and so does another
+    user's job.
+    """
     config = make_visited(redis_url, global_broker)
     config.make_wsgi_app()
     actor = global_broker.get_actor("run_marathon")

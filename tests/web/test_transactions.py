@@ -349,7 +349,7 @@ def test_subrequest_with_tweens_has_its_own_transaction(
 def test_subrequest_with_tweens_ends_the_threads_transaction(
     implicit: Configurator, global_broker: Broker, client: redis.Redis
 ) -> None:
-    """With the thread's manager, the subrequest's tween begins anew, which aborts what
+    """With the thread's manager, the subrequest's tween begins again, which aborts what
     the outer request sent before. Later sends leave with the outer commit.
     """
 

@@ -1,7 +1,5 @@
 """Titles and errors that are translation strings, in the viewer's language."""
 
-import gettext
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from pyramid.i18n import TranslationStringFactory
 from webtest import TestApp
 
 from pyramid_jobstate import JobState
+from tests.catalogs import write_catalog
 from tests.webapp import ask, get, make_app, make_config, put_job
 
 _ = TranslationStringFactory("marathons")
@@ -40,26 +39,6 @@ class TranslatedRelay(JobState):
 
     def __acl__(self) -> list[tuple[str, Any, Any]]:
         return [(Allow, Everyone, ("view_job", "cancel_job"))]
-
-
-def write_catalog(path: Path, texts: dict[str, str]) -> None:
-    """Write texts as a binary catalog of GNU gettext."""
-    pairs = sorted((k.encode(), v.encode()) for k, v in texts.items())
-    ids = b"".join(k + b"\0" for k, _ in pairs)
-    values = b"".join(v + b"\0" for _, v in pairs)
-    start = 7 * 4 + 16 * len(pairs)
-    id_table, value_table = [], []
-    at, to = start, start + len(ids)
-    for k, v in pairs:
-        id_table += [len(k), at]
-        value_table += [len(v), to]
-        at, to = at + len(k) + 1, to + len(v) + 1
-    header = (0x950412DE, 0, len(pairs), 28, 28 + 8 * len(pairs), 0, 0)
-    table = struct.pack(f"{7 + 4 * len(pairs)}I", *header, *id_table, *value_table)
-    path.parent.mkdir(parents=True)
-    path.write_bytes(table + ids + values)
-    with path.open("rb") as file:
-        assert gettext.GNUTranslations(file).gettext("skipped") == texts["skipped"]
 
 
 @pytest.fixture

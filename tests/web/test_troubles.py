@@ -181,7 +181,7 @@ def test_list_leaves_out_a_job_in_trouble(
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_job_in_trouble_is_an_error_alone(
+def test_single_job_in_trouble_is_an_error(
     app: TestApp, client: redis.Redis, bad: type[JobState]
 ) -> None:
     """For a single job, the application's exception is raised."""

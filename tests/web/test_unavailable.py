@@ -243,11 +243,19 @@ def poll_all(app: TestApp) -> set[int]:
     for place in "/job_state", "/jobs":
         for path in f"/{UUID}", f"/{UUID}/", f"?uuid={UUID}", "", "?all=1":
             statuses.add(get(app, place + path, ADMIN).status_code)
-        cancel = f"{place}/{UUID}/cancel"
-        statuses.add(ask(app, "POST", cancel, ADMIN, X_Requested_With="x").status_code)
-        for method in "PUT", "DELETE":
-            # Not allowed whether or not the job exists.
-            assert ask(app, method, f"{place}/{UUID}", ADMIN).status_code == 405
+        statuses.add(get(app, f"{place}/{UUID}/inspect", ADMIN).status_code)
+        statuses.add(get(app, f"{place}/counts", ADMIN).status_code)
+        for method, path in (
+            ("POST", f"/{UUID}/cancel"),
+            ("POST", f"/{UUID}/rerun"),
+            ("DELETE", f"/{UUID}"),
+            ("POST", "/clear?all=1&everything=1"),
+            ("POST", "/cancel?all=1&everything=1"),
+        ):
+            response = ask(app, method, place + path, ADMIN, X_Requested_With="x")
+            statuses.add(response.status_code)
+        # Not allowed whether or not the job exists.
+        assert ask(app, "PUT", f"{place}/{UUID}", ADMIN).status_code == 405
     return statuses
 
 
@@ -446,6 +454,12 @@ class Wrapped(Root):
         ("POST", f"/job_state/{UUID}/cancel"),
         ("GET", f"/jobs/{UUID}"),
         ("POST", f"/jobs/{UUID}/cancel"),
+        ("DELETE", f"/job_state/{UUID}"),
+        ("POST", f"/job_state/{UUID}/rerun"),
+        ("GET", f"/job_state/{UUID}/inspect"),
+        ("DELETE", f"/jobs/{UUID}"),
+        ("POST", f"/jobs/{UUID}/rerun"),
+        ("GET", f"/jobs/{UUID}/inspect"),
         ("GET", f"/marathons/{UUID}"),
         ("GET", f"/{UUID}/cancel"),
     ],
@@ -488,7 +502,7 @@ def test_job_that_is_not_read_says_that_the_store_is_away(ask_it: Any) -> None:
     assert get(app, f"/job_state/{UUID}", "alice").status_code == 503
 
 
-def test_commits_that_the_store_vetoes_are_not_logged_each(
+def test_commits_that_the_store_vetoes_are_logged_once(
     stopped: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log has one line for the outage and none for jobs that were never written."""
