@@ -243,12 +243,15 @@ function showEnd(cell, iso) {
 
 /** What may be done with a job whose status has changed, if the server agrees. */
 function actsOn({ status, cancellable }) {
-  const isOver = ["success", "error", "cancelled"].includes(status);
   return [
     cancellable && status !== "cancelling" && "cancel",
     status === "error" && "rerun",
-    isOver && "delete",
+    isOver(status) && "delete",
   ];
+}
+
+function isOver(status) {
+  return ["success", "error", "cancelled"].includes(status);
 }
 
 /** Let the viewer select rows, and act on them. Returns what follows from a change. */
@@ -347,9 +350,17 @@ function prepareJob() {
       ask(question, button.textContent, act, run, next);
     });
   }
-  page.addEventListener("job-state:update", ({ detail }) => addMetrics(detail));
+  let shown = data.seen; // by the timeline
+  page.addEventListener("job-state:update", ({ detail }) => {
+    addMetrics(detail);
+    const { status, attempt } = detail.job;
+    const seen = `${status} ${attempt}`;
+    if (seen === shown) return;
+    shown = seen;
+    if (!isOver(status)) refreshCourse();
+  });
   if (data.ended) return;
-  // The timeline and what can be done have changed.
+  // What can be done has changed, too.
   const reload = () => {
     if (isOld && !dialog.open) location.reload();
   };
@@ -360,6 +371,28 @@ function prepareJob() {
     });
   }
   dialog.addEventListener("close", reload);
+}
+
+/** Show the timeline and the failure as the server has them by now. */
+function refreshCourse() {
+  // This parses HTML even where a policy requires trusted types, unlike DOMParser.
+  const request = new XMLHttpRequest();
+  request.open("GET", location.href);
+  request.responseType = "document";
+  request.setRequestHeader("Accept", "text/html");
+  request.onload = () => {
+    const find = (name) => request.response?.querySelector(`[data-jobstate="${name}"]`);
+    const [timeline, failure] = ["timeline", "failure"].map(find);
+    if (!timeline) return; // another page, such as one for logging in
+    timeline.querySelectorAll("time").forEach(showLocally);
+    one("timeline").replaceWith(timeline);
+    const old = one("failure");
+    // Somebody may be reading an old one that is the same.
+    if (!failure || old?.isEqualNode(failure)) return;
+    if (old) old.replaceWith(failure);
+    else dialog.before(failure);
+  };
+  request.send();
 }
 
 /** Make room for metrics that the job had not reported when the page was loaded. */

@@ -383,6 +383,34 @@ def test_end_of_the_job_waits_for_the_answer(pages: Pages, store: JobStore) -> N
     expect(pages.page.get_by_role("button", name="Delete")).to_be_visible()
 
 
+def test_timeline_follows_the_tries(
+    pages: Pages, store: JobStore, marathons: Marathons
+) -> None:
+    """A try that failed appears with its failure, and the page is not loaded again."""
+    message = marathons.run_marathon.send_with_options(
+        args=(26,), job_owner="alice", max_retries=3, min_backoff=3_600_000
+    )
+    pages.visit(f"/job_state/{message.message_id}")
+    timeline = pages.page.locator(".jobstate-timeline")
+    expect(timeline).to_contain_text("Waiting")
+    pages.page.evaluate("window.isTheSame = true")
+
+    marathons.wait([message], "retrying")
+
+    expect(timeline).to_contain_text(
+        re.compile(r"try 1.+Blister.+due at.+Trying", re.S)
+    )
+    traceback = pages.page.get_by_role("region", name="Traceback")
+    expect(traceback).to_contain_text("Blister")
+    assert pages.page.evaluate("window.isTheSame")
+    # A failure that is read is not written anew.
+    traceback.focus()
+    job = message.message_id
+    store.write([Update(job, "0" * 12, 1, INFO._replace(attempt=2), {}, begins=True)])
+    expect(timeline).to_contain_text(re.compile(r"try 1.+try 2.+Running", re.S))
+    expect(traceback).to_be_focused()
+
+
 def test_new_metrics_appear(pages: Pages, store: JobStore) -> None:
     """What the job reports after the page was loaded is shown, as text."""
     (job,) = put(store, "working")

@@ -493,6 +493,19 @@ def test_acts_on_all_that_match(
     }
 
 
+def test_acts_on_all_reach_beyond_the_page(paged: TestApp, store: JobStore) -> None:
+    """An act that fits no job of the page is offered if it fits others, and the viewer
+    has the right on all jobs.
+    """
+    put_each(store)
+
+    page = Visit(paged, "/job_state?all=1&limit=1")
+
+    assert [row["data-acts"] for row in page.all("tr[data-uuid]")] == ["cancel"]
+    assert page.acts == ["cancel", "rerun", "delete"]
+    assert page.data["bulk"]["delete"]["question"] == "Delete 3 jobs?"
+
+
 def test_acts_on_all_do_what_they_ask(
     paged: TestApp, store: JobStore, marathons: Marathons
 ) -> None:

@@ -28,15 +28,16 @@ def acts_on_all(
     words: Words,
 ) -> dict[str, dict[str, str]]:
     """Return for each act the URL to which the script posts it, and the question that
-    it asks before.
+    it asks before. The acts are those on a job of the page, and those to which the
+    viewer has a right on all jobs.
 
     Parameters:
+      acts: The acts on the jobs of the page.
       filters: Which jobs are listed.
       counts: How many jobs have which status, or None if that is not told.
     """
     found: dict[str, dict[str, str]] = {}
-    for act in acts:
-        name, bulk, statuses = BULK[act]
+    for act, (name, bulk, statuses) in BULK.items():
         query: dict[str, Any] = {
             key: filters[key] for key in (*bulk.filters, "all") if key in filters
         }
@@ -46,6 +47,10 @@ def acts_on_all(
         number = None
         if counts is not None:
             number = sum(getattr(counts, s) for s in statuses if s in listed)
+        if act not in acts and not (
+            number and context.permits(context, bulk.permission)
+        ):
+            continue
         url = context.request.resource_url(context, name, query=query)
         found[act] = {"url": url, "question": words.about_all(act, number)}
     return found

@@ -52,6 +52,7 @@ def job_page(context: JobState, request: Request) -> Response:
             url=job["url"],
             list=request.resource_url(container),
             ended=context.is_finished,
+            seen=f"{job['status']} {job['attempt']}",
         ),
     }
     return respond(request, "job.jinja2", job["title"], values)

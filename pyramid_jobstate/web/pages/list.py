@@ -112,7 +112,9 @@ def list_page(context: JobStates, request: Request) -> Response:
 
     rows = [found for found in map(row, page.items) if found is not None]
     acts = [act for act in ACTS if any(act in row.acts for row in rows)]
-    bulk = acts_on_all(context, acts, filters, overview.counts, words)
+    bulk = {}
+    if rows:
+        bulk = acts_on_all(context, acts, filters, overview.counts, words)
     title = words("jobs" if may_list else "own-jobs")
     values = {
         "words": words,
@@ -125,7 +127,7 @@ def list_page(context: JobStates, request: Request) -> Response:
         "tabs": tabs_of(words, filters.get("status"), overview.counts, url),
         "chart": chart_of(overview.buckets, words) if overview.buckets else None,
         "rows": rows,
-        "acts": acts,
+        "acts": list(bulk),
         "newest": None if is_first else url(),
         "older": None if page.cursor is None else url(cursor=page.cursor),
         "data": for_script(
