@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import functools
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
-from ..job import JobState
 from ..store import BulkResult
 from .act import log, note, operator
 from .arguments import confirm, must_ask
@@ -25,9 +23,6 @@ MOST = 1000
 
 #: Acts on some of the jobs that filters match, such as `store.cancel_all`.
 Call = Callable[..., BulkResult]
-
-#: Returns whether it may act on a job.
-Permits = Callable[[JobState], bool]
 
 
 class Bulk:
@@ -55,10 +50,6 @@ class Bulk:
         self._args = args
         self._output = output
         self._done = self._refused = 0
-        #: When the newest of the counted jobs was sent.
-        self._newest: datetime.datetime | None = None
-        #: How many matching jobs were sent after the question.
-        self._later = 0
 
     def run(self) -> int:
         """Act on the jobs, after a question unless --yes was given, and return the exit
@@ -70,52 +61,37 @@ class Bulk:
             text = f"{number(count)} would be {what}"
             self._output.tell(text, matching=count, dry_run=True)
             return DONE
-        permits: Permits | None = None
+        cursor = None
         if must_ask(args):
-            count = self._count()
+            # What is sent, or ends, after the question does not match.
+            cursor = self._call(limit=0, **self._filters).cursor
+            count = self._count(cursor)
             if count:
                 jobs = "1 job" if count == 1 else f"{number(count)} jobs"
                 confirm(f"{args.verb.capitalize()} {jobs}?")
-            permits = self._was_counted
-        self._act(permits)
+        self._act(cursor)
         return COULD_NOT if self._refused else DONE
 
-    def _count(self) -> int:
+    def _count(self, cursor: str | None = None) -> int:
         """Return how many jobs match."""
-
-        def note(job: JobState) -> bool:
-            moment = job.queued_at
-            if moment is not None:
-                self._newest = max(self._newest or moment, moment)
-            return False
-
-        count, cursor = 0, None
+        count = 0
         while True:
-            result = self._next(count, cursor, note)
+            result = self._next(count, cursor, permits=lambda job: False)
             count += result.refused
             cursor = result.cursor
             if cursor is None or count == self._args.limit:
                 return count
 
-    def _was_counted(self, job: JobState) -> bool:
-        """Return whether a job had been sent when the question was asked."""
-        moment = job.queued_at
-        if moment is None or (self._newest is not None and moment <= self._newest):
-            return True
-        self._later += 1
-        return False
-
-    def _act(self, permits: Permits | None) -> None:
-        ending, at_least, cursor = ", then stopped", "", None
+    def _act(self, cursor: str | None) -> None:
+        ending, at_least = ", then stopped", ""
         try:
             while ending:
                 with _uninterrupted():
                     at_least = "at least "
                     acted = self._done + self._refused
-                    before = self._later
-                    result = self._next(acted, cursor, permits)
+                    result = self._next(acted, cursor)
                     self._done += result.done
-                    self._refused += result.refused - (self._later - before)
+                    self._refused += result.refused
                     at_least, cursor = "", result.cursor
                 acted = self._done + self._refused
                 if cursor is None or acted == self._args.limit:
@@ -123,17 +99,15 @@ class Bulk:
         finally:
             self._tell(at_least, ending)
 
-    def _next(
-        self, count: int, cursor: str | None, permits: Permits | None
-    ) -> BulkResult:
+    def _next(self, count: int, cursor: str | None, **options: Any) -> BulkResult:
         limit = self._args.limit
         most = MOST if limit is None else min(MOST, limit - count)
         return self._call(
             limit=most,
             cursor=cursor,
-            permits=permits,
             tell=functools.partial(note, self._what),
             **self._filters,
+            **options,
         )
 
     def _tell(self, at_least: str, ending: str) -> None:

@@ -27,7 +27,9 @@ MAX_BULK = 1000
 #: The maximum number of entries that it examines.
 MAX_EXAMINED = 10_000
 
-_CURSOR = re.compile(r"([0-9a-f]{8})\.([0-9]{1,15})\.([aes][0-9]{1,16}\.[0-9a-f-]{36})")
+_CURSOR = re.compile(
+    r"([0-9a-f]{8})\.([0-9]{1,15})(?:\.([aes][0-9]{1,16}\.[0-9a-f-]{36}))?"
+)
 
 
 class BulkResult(NamedTuple):
@@ -38,7 +40,8 @@ class BulkResult(NamedTuple):
       refused: The matching jobs that it left alone: the caller may not act on them, or
         they had changed meanwhile.
       cursor: What to pass to the next call, which goes on with the other jobs, or None
-        if none are left. Jobs sent after the first call stay as they are.
+        if none are left. Jobs that were sent, or have ended, after the first call stay
+        as they are.
     """
 
     done: int
@@ -136,7 +139,8 @@ class Bulk:
         """Act on jobs.
 
         Parameters:
-          limit: The maximum number of jobs, from 1 to 1,000.
+          limit: The maximum number of jobs, up to 1,000. With 0, the call only begins:
+            the next one acts on what matches now.
           cursor: The cursor of the previous call, or None.
           access: The access to the lists.
           knows_statuses: Returns whether the status indexes hold all jobs.
@@ -148,12 +152,16 @@ class Bulk:
           ValueError: limit or cursor is invalid.
         """
         check_limit(limit)
+        start = None
         if cursor is None:
-            until, place = access.reader.exact_clock(), self._first(knows_statuses)
+            until = access.reader.exact_clock()
             # No job that is sent after this call was queued in the same millisecond.
             time.sleep(0.001)
         else:
-            until, place = self._parse(cursor)
+            until, start = self._parse(cursor)
+        if limit == 0:
+            return BulkResult(0, 0, cursor or f"{self._mark}.{until}")
+        place = start or self._first(knows_statuses)
         names = (*OUTLINE, *DETAILS)
         entries = Entries(self._wanted, access, skips=False, names=names)
         latest = access.reader.clock()
@@ -226,20 +234,20 @@ class Bulk:
         """
         if not any(has_status(record, status) for status in self._act.statuses):
             return False
-        if (record.millis("queued") or 0) > until:
+        finished = record.millis("finished")
+        if max(record.millis("queued") or 0, finished or 0) > until:
             return False
         if self._older_than is None:
             return True
-        finished = record.millis("finished")
         return finished is not None and finished <= latest - self._older_than * 1000
 
-    def _parse(self, cursor: str) -> tuple[int, Place]:
+    def _parse(self, cursor: str) -> tuple[int, Place | None]:
         match = _CURSOR.fullmatch(cursor)
         if match is not None and match[1] == self._mark:
-            place = Place.parse(match[3])
+            place = match[3] and Place.parse(match[3])
             # A forged cursor must not lead to the jobs of other owners.
-            if place.part != BY_STATUS or self._is_indexed:
-                return int(match[2]), place
+            if not place or place.part != BY_STATUS or self._is_indexed:
+                return int(match[2]), place or None
         raise _foreign(cursor)
 
 
@@ -252,12 +260,12 @@ def check_limit(limit: int) -> None:
 
     Raises:
       TypeError: It is not an int.
-      ValueError: It is not from 1 to 1,000.
+      ValueError: It is not from 0 to 1,000.
     """
     if isinstance(limit, bool) or not isinstance(limit, int):
         raise TypeError(f"limit must be an int, not {limit!r}.")
-    if not 1 <= limit <= MAX_BULK:
-        raise ValueError(f"limit must be from 1 to {MAX_BULK}, not {limit}.")
+    if not 0 <= limit <= MAX_BULK:
+        raise ValueError(f"limit must be from 0 to {MAX_BULK}, not {limit}.")
 
 
 def check_empty(limit: int, cursor: str | None) -> None:

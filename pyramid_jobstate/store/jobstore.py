@@ -141,7 +141,8 @@ class JobStore(JobActs):
         Parameters:
           owner, kind, status: Only jobs of this owner, kind or status.
           older_than: Only jobs that ended at least so many seconds ago.
-          limit: The maximum number of jobs, from 1 to 1,000.
+          limit: The maximum number of jobs, up to 1,000. With 0, the call only begins:
+            the next one acts on the jobs that match now, such as after a question.
           cursor: The cursor that the previous call with the same arguments returned.
           everything: Whether all ended jobs are meant, if no filter is given.
           permits: Returns whether a job may be deleted.

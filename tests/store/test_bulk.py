@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from pyramid_jobstate.store import bulk
 from pyramid_jobstate.store.counting import Counts
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon, new_id
-from tests.listed import Diary
+from tests.listed import Diary, finish
 from tests.support import INFO, key_of
 
 #: The calls that act on many jobs, and the status of jobs on which each acts.
@@ -150,6 +151,27 @@ def test_jobs_of_later_are_safe(store: JobStore, act: Act, status: str) -> None:
     assert left(store, late) == 5
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"kind": "RunMarathon"}, {"kind": "RunMarathon", "status": "success"}],
+    ids=["kind", "status"],
+)
+def test_jobs_that_end_later_are_safe(store: JobStore, options: Any) -> None:
+    """A call that only begins says which jobs had ended by then."""
+    running, *ended = put(store, "working") + put(store, "success", 2)
+    begun = store.clear(limit=0, **options)
+    assert begun[:2] == (0, 0)
+    assert store.clear(limit=0, cursor=begun.cursor, **options) == begun
+    assert left(store, ended) == 2
+    time.sleep(0.002)
+    finish(store, running)
+
+    assert store.clear(cursor=begun.cursor, **options) == (2, 0, None)
+
+    assert left(store, [running]) == 1
+    assert left(store, ended) == 0
+
+
 def test_no_later_job_is_as_old_as_the_first_call(store: JobStore) -> None:
     """When the first call returns, the millisecond of its upper time has passed."""
     put(store, "queued", 2)
@@ -279,10 +301,10 @@ def test_wrong_age_is_refused(store: JobStore, older_than: float) -> None:
         store.clear(older_than=older_than)
 
 
-@pytest.mark.parametrize("limit", [0, -1, 1001])
+@pytest.mark.parametrize("limit", [-1, 1001])
 def test_wrong_limit_is_refused(store: JobStore, limit: int) -> None:
-    """A call acts on 1 to 1,000 jobs."""
-    with pytest.raises(ValueError, match="limit must be from 1 to 1000"):
+    """A call acts on up to 1,000 jobs."""
+    with pytest.raises(ValueError, match="limit must be from 0 to 1000"):
         store.clear(kind="RunMarathon", limit=limit)
 
 
