@@ -1207,6 +1207,9 @@ for (const name of PROPERTIES) {
   });
 }
 
-window.JobState = { startPolling, labels: {}, setLabels, JobStateElement };
-if (!customElements.get("job-state")) customElements.define("job-state", JobStateElement);
+// A page may load this script twice. The elements belong to the first copy.
+if (!customElements.get("job-state")) {
+  window.JobState = { startPolling, labels: {}, setLabels, JobStateElement };
+  customElements.define("job-state", JobStateElement);
+}
 })();

@@ -1058,6 +1058,16 @@ def test_labels_of_the_page(stage: Stage) -> None:
     assert stage.show(data())["status"] == "Busy"
 
 
+def test_second_copy_of_the_script_changes_nothing(stage: Stage) -> None:
+    """A page that loads the script twice keeps its labels, those set later as well."""
+    stage.open("<job-state id=job></job-state>", lang="de")
+    stage.page.evaluate("JobState.labels = {queued: 'Planned'}")
+    stage.page.add_script_tag(url="/job-state.js")
+    stage.page.evaluate('JobState.setLabels("de", {working: "Läuft"})')
+    assert stage.show(data())["status"] == "Läuft"
+    assert stage.show(data("queued"))["status"] == "Planned"
+
+
 def test_wrong_language_is_no_disaster(stage: Stage) -> None:
     """An invalid lang attribute falls back to the browser's language."""
     stage.open(lang="no_such language!")
