@@ -38,10 +38,10 @@ def includeme(config: Configurator) -> None:
     try:
         from .web.pages import include
     except ModuleNotFoundError as e:
-        if e.name != "pyramid_jinja2":
+        if e.name not in ("pyramid_jinja2", "jinja2", "markupsafe"):
             raise
         raise ConfigurationError(
-            "pyramid_jobstate.pages needs the package pyramid_jinja2. Install "
+            f"pyramid_jobstate.pages needs the package {e.name}. Install "
             "pyramid_jobstate[pages]."
         ) from e
     include(config)

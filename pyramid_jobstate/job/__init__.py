@@ -5,7 +5,14 @@ Redis, Dramatiq or Pyramid.
 """
 
 from .changes import End, Failure, NewJob, Update
-from .inside import as_seen_from, record_of, run_of, set_container, set_store
+from .inside import (
+    as_seen_from,
+    container_of,
+    record_of,
+    run_of,
+    set_container,
+    set_store,
+)
 from .parsing import (
     iso_time,
     parse_duration,
@@ -57,6 +64,7 @@ __all__ = [
     "Run",
     "Update",
     "as_seen_from",
+    "container_of",
     "current_job_state",
     "current_state",
     "dumps",

@@ -35,6 +35,13 @@ def set_container(job_state: JobState, container: Container) -> None:
     job_state.__parent__ = job_state._container = container
 
 
+def container_of(job_state: JobState) -> Any:
+    """Return the container of a job, even if the application has given it another
+    parent.
+    """
+    return job_state._container or job_state.__parent__
+
+
 def as_seen_from(job_state: JobState, request: Any) -> JobState:
     """Return a job for use in a request: a copy if another request loaded it."""
     container = job_state._container

@@ -12,6 +12,8 @@
 
 // Milliseconds
 const LOOK = 10 * 1000; // between two looks for new jobs
+const TIMEOUT = 30 * 1000; // until a request that only reads is given up
+const ACT_TIMEOUT = 120 * 1000; // one request may act on a thousand jobs
 const FRESH = 30 * 1000; // the age at which nobody waits for a result any more
 
 const DONE = { cancel: "cancel-done", rerun: "rerun-done", delete: "delete-done" };
@@ -23,6 +25,8 @@ const data = { ...JSON.parse(page.dataset.words), ...JSON.parse(page.dataset.pag
 const one = (name) => page.querySelector(`[data-jobstate="${name}"]`);
 const actButtons = () => [...page.querySelectorAll("[data-act]")];
 const dialog = one("dialog");
+let isBusy = false; // an act is under way
+let isGone = false; // the browser has left the page
 
 window.JobState.setLabels(page.lang, data.labels);
 page.querySelectorAll("time").forEach(showLocally);
@@ -31,6 +35,13 @@ if (page.querySelector("tbody")) prepareRows();
 if (one("copy")) prepareCopy();
 if (data.url) prepareJob();
 if (data.first) prepareLook();
+keepOpen();
+addEventListener("pagehide", () => {
+  isGone = true;
+});
+addEventListener("pageshow", () => {
+  isGone = false;
+});
 recall();
 
 /** Write a time in the viewer's zone and language: today's without the date. */
@@ -56,28 +67,37 @@ function fill(text, values) {
   return text.replace(/\{(\w+)\}/g, (match, name) => values[name]);
 }
 
-/** The form of a text for a number. */
-function plural(name, number) {
+/** The form of a text for a number. After the number comes `more`. */
+function plural(name, number, more = "") {
   const { forms, at } = data.plurals[name];
-  return fill(forms[at[Math.min(number, at.length - 1)]], {
-    number: format("NumberFormat", {}, number),
-  });
+  // From 200 on, the forms of all languages repeat with each hundred.
+  const form = at[number < 200 ? number : 100 + (number % 100)];
+  return fill(forms[form], { number: format("NumberFormat", {}, number) + more });
 }
 
 // Results, which the next page says
 
-/** Load another page, or this one again, and have it say a text. */
-function leave(text, url) {
+/** Have the next page, or this one after a reload, say a text. */
+function remember(text) {
+  // Requests that end because the browser leaves the page say nothing about the server.
+  if (isGone) return;
   try {
     sessionStorage.setItem(MEMORY, JSON.stringify({ text, time: Date.now() }));
   } catch {
     // Without storage, the page shows what became of the jobs all the same.
   }
-  if (url) location.assign(url);
+}
+
+/** Load another page, or this one again, and have it say a text. */
+function leave(text, url) {
+  remember(text);
+  if (isGone) return;
+  // A deleted job is not to be found by going back.
+  if (url) location.replace(url);
   else location.reload();
 }
 
-/** Say what the page before this one has left to say. */
+/** Show the result that the previous page has left. */
 function recall() {
   try {
     const { text, time } = JSON.parse(sessionStorage.getItem(MEMORY)) || {};
@@ -106,10 +126,11 @@ async function send(url, method) {
   let body;
   if (csrf && csrf.header) headers[csrf.header] = csrf.token;
   else if (csrf) body = new URLSearchParams({ [csrf.field]: csrf.token });
+  const signal = AbortSignal.timeout(ACT_TIMEOUT);
   let response;
   try {
     response = await fetch(url, {
-      method, headers, body, credentials: "same-origin", redirect: "manual",
+      method, headers, body, signal, credentials: "same-origin", redirect: "manual",
     });
     // An answer may break off.
     if (response.ok) return response.status === 204 ? {} : await response.json();
@@ -119,8 +140,23 @@ async function send(url, method) {
   if (response.type === "opaqueredirect") throw new Refusal(labels.redirect, true);
   const { status } = response;
   const text =
-    { 409: words.changed, 410: words["not-repeatable"] }[status] || words[status] || labels[status];
+    { 400: labels.csrf, 409: words.changed, 410: words["not-repeatable"] }[status] ||
+    words[status] ||
+    labels[status];
   throw new Refusal(text || fill(labels.status, { status }), ![403, 404, 409, 410].includes(status));
+}
+
+/** Read JSON. Resolves to undefined if the server refuses, to null if it cannot answer now. */
+async function read(url) {
+  const headers = { Accept: "application/json" };
+  const signal = AbortSignal.timeout(TIMEOUT);
+  try {
+    const response = await fetch(url, { headers, signal, cache: "no-store", redirect: "manual" });
+    if (response.status >= 500 || response.status === 429) return null;
+    return response.ok ? await response.json() : undefined;
+  } catch {
+    return null;
+  }
 }
 
 function sendOne(act, url) {
@@ -129,35 +165,53 @@ function sendOne(act, url) {
   return send(target, act === "delete" ? "DELETE" : "POST");
 }
 
+/** Let nothing close the dialog during an act, which would go on. */
+function keepOpen() {
+  const keep = (event) => {
+    if (isBusy && (event.type === "cancel" || event.key === "Escape")) event.preventDefault();
+  };
+  dialog.addEventListener("cancel", keep);
+  dialog.addEventListener("keydown", keep);
+  dialog.addEventListener("close", () => {
+    // Browsers let viewers insist.
+    if (isBusy) dialog.showModal();
+  });
+}
+
 /**
  * Ask, then act, then load the page again, which says what became of the jobs. If something
  * went wrong, the dialog says it first.
  *
- * `act` gets a new result, and fills it.
+ * `prepare` resolves to the question. `act` gets a new result, and fills it.
  */
-function ask(question, verb, name, act, next) {
+async function ask({ verb, name, prepare, act, next }) {
   const [yes, no, close] = ["yes", "no", "close"].map(one);
   const result = { done: 0, refused: 0, reasons: new Set() };
   const summary = () => summarize(name, result);
   const say = (text) => {
     one("result").textContent = text;
   };
-  one("question").textContent = question;
-  say("");
+  one("question").textContent = "";
+  say(data.words["under-way"]);
   yes.textContent = verb;
-  yes.hidden = no.hidden = false;
-  close.hidden = true;
-  dialog.onclose = dialog.oncancel = null;
+  no.hidden = false;
+  yes.hidden = close.hidden = true;
+  let isLeft = false;
+  dialog.onclose = () => {
+    isLeft = true;
+  };
   yes.onclick = async () => {
-    // Closing the dialog would not stop what it has begun.
-    dialog.oncancel = (event) => event.preventDefault();
+    isBusy = true;
     yes.hidden = no.hidden = true;
     one("result").focus();
     say(data.words["under-way"]);
-    await act(result, () => say(summary()));
-    dialog.oncancel = null;
+    await act(result, () => {
+      say(summary());
+      remember(summary());
+    });
+    isBusy = false;
     const go = () => leave(summary(), result.done ? next : null);
-    if (!dialog.open || !result.reasons.size) {
+    if (!result.reasons.size) {
       go();
       return;
     }
@@ -168,6 +222,19 @@ function ask(question, verb, name, act, next) {
   };
   dialog.showModal();
   no.focus();
+  let text;
+  try {
+    text = await prepare();
+  } catch (refusal) {
+    text = refusal.text;
+    no.hidden = true;
+    close.hidden = false;
+  }
+  if (isLeft) return;
+  say("");
+  one("question").textContent = text;
+  if (close.hidden) yes.hidden = false;
+  else close.focus();
 }
 
 function summarize(name, { done, refused, reasons }) {
@@ -192,21 +259,42 @@ async function actOnEach(act, urls, result, tell) {
   }
 }
 
-/** Act on all jobs that match, a thousand at a time. */
-async function actOnAll(url, result, tell) {
+/**
+ * Act on all jobs that match, a thousand at a time.
+ *
+ * The act begins before the question, so that it concerns the jobs which match by then, and
+ * no others.
+ */
+function askAboutAll(name, verb, { url, question, statuses, counts }) {
   const target = new URL(url);
-  try {
-    for (let cursor = ""; cursor !== null; ) {
-      if (cursor) target.searchParams.set("cursor", cursor);
-      const answer = await send(target, "POST");
-      result.done += answer.done;
-      result.refused += answer.refused || 0;
-      cursor = answer.cursor;
-      tell();
+  let cursor;
+  const step = async (limit) => {
+    if (limit) target.searchParams.set("limit", limit);
+    else target.searchParams.delete("limit");
+    if (cursor) target.searchParams.set("cursor", cursor);
+    const answer = await send(target, "POST");
+    cursor = answer.cursor;
+    return answer;
+  };
+  const prepare = async () => {
+    await step("0");
+    const counted = counts && (await read(counts));
+    if (!counted) return question;
+    return plural(name, statuses.reduce((sum, each) => sum + counted.counts[each], 0));
+  };
+  const act = async (result, tell) => {
+    try {
+      while (cursor !== null) {
+        const { done, refused } = await step();
+        result.done += done;
+        result.refused += refused || 0;
+        tell();
+      }
+    } catch (refusal) {
+      result.reasons.add(refusal.text);
     }
-  } catch (refusal) {
-    result.reasons.add(refusal.text);
-  }
+  };
+  ask({ verb, name, prepare, act });
 }
 
 // The list
@@ -218,6 +306,7 @@ function prepareRows() {
     box: row.querySelector("input"),
     status: row.dataset.status,
     acts: row.dataset.acts.split(" "),
+    permitted: row.dataset.permitted.split(" "),
   }));
   const refresh = rows.some(({ box }) => box) ? prepareSelection(rows) : () => {};
   page.addEventListener("job-state:update", ({ target, detail: { job } }) => {
@@ -227,7 +316,7 @@ function prepareRows() {
     if (known.status === job.status) return;
     known.status = job.status;
     showEnd(known.row.querySelector(".jobstate-ended"), job.finished_at);
-    known.acts = actsOn(job);
+    known.acts = actsOn(job, known.permitted);
     refresh();
   });
 }
@@ -241,13 +330,14 @@ function showEnd(cell, iso) {
   cell.append(time);
 }
 
-/** What may be done with a job whose status has changed, if the server agrees. */
-function actsOn({ status, cancellable }) {
-  return [
-    cancellable && status !== "cancelling" && "cancel",
-    status === "error" && "rerun",
-    isOver(status) && "delete",
-  ];
+/** What may be done with a job by now, of what the viewer may do with it at all. */
+function actsOn({ status, cancellable }, permitted) {
+  const fitting = {
+    cancel: cancellable && status !== "cancelling",
+    rerun: status === "error",
+    delete: isOver(status),
+  };
+  return permitted.filter((act) => fitting[act]);
 }
 
 function isOver(status) {
@@ -268,7 +358,9 @@ function prepareSelection(rows) {
     for (const box of boxes) box.disabled = matching.checked;
     one("selected").textContent = count && !matching.checked ? plural("selected", count) : "";
     for (const button of actButtons()) {
-      button.disabled = !matching.checked && !chosen(button.dataset.act).length;
+      const { act } = button.dataset;
+      button.disabled = matching.checked ? !data.bulk[act] : !chosen(act).length;
+      if (!button.disabled) button.hidden = false;
     }
   };
   let last = null;
@@ -294,105 +386,121 @@ function prepareSelection(rows) {
     button.addEventListener("click", () => {
       const verb = button.textContent;
       if (matching.checked) {
-        const { url, question } = data.bulk[act];
-        ask(question, verb, act, (result, tell) => actOnAll(url, result, tell));
+        askAboutAll(act, verb, data.bulk[act]);
       } else {
         const urls = chosen(act).map(({ url }) => url);
-        const question = plural(act, urls.length);
-        ask(question, verb, act, (result, tell) => actOnEach(act, urls, result, tell));
+        ask({
+          verb,
+          name: act,
+          prepare: () => plural(act, urls.length),
+          act: (result, tell) => actOnEach(act, urls, result, tell),
+        });
       }
     });
   }
-  // A browser may have kept what was checked before the page was loaded again.
   refresh();
   return refresh;
 }
 
 function prepareLook() {
   one("new").addEventListener("click", () => location.reload());
+  let isLooking = false;
   const timer = setInterval(async () => {
-    if (document.hidden || dialog.open) return;
-    const count = await look().catch(() => null);
-    if (count === undefined) clearInterval(timer);
-    if (typeof count !== "number") return;
+    if (document.hidden || dialog.open || isLooking) return;
+    isLooking = true;
+    const answer = await read(data.first);
+    isLooking = false;
+    if (answer === undefined) clearInterval(timer);
+    if (!answer) return;
+    const { count, more } = countNew(answer.items.map(({ job }) => job));
     one("new").hidden = !count;
-    if (count) one("new").textContent = plural("new", count);
+    if (count) one("new").textContent = plural("new", count, more);
   }, LOOK);
 }
 
 /**
- * Resolves to how many new jobs the first page of the list has by now, to null if the server
- * is busy, or to undefined if it will not say. New jobs are unknown and stand before a known
- * one: unknown ones at the end of the page have only moved up.
+ * How many new jobs the first page of the list has by now, and "+" if more may follow. New
+ * jobs are unknown and stand before a known one: unknown ones at the end of the page have
+ * only moved up. Without a known one, new is what happened later than all that is known.
  */
-async function look() {
-  const response = await fetch(data.first, {
-    headers: { Accept: "application/json" }, cache: "no-store", redirect: "manual",
-  });
-  if (response.status >= 500 || response.status === 429) return null;
-  if (!response.ok) return undefined;
-  const { items } = await response.json();
-  const known = new Set([...page.querySelectorAll("tr[data-uuid]")].map((row) => row.dataset.uuid));
-  const uuids = items.map(({ job }) => job.uuid);
-  const end = data.more ? uuids.map((uuid) => known.has(uuid)).lastIndexOf(true) : uuids.length;
-  return uuids.slice(0, Math.max(end, 0)).filter((uuid) => !known.has(uuid)).length;
+function countNew(jobs) {
+  const rows = [...page.querySelectorAll("tr[data-uuid]")];
+  const known = new Set(rows.map((row) => row.dataset.uuid));
+  const isKnown = jobs.map(({ uuid }) => known.has(uuid));
+  if (!data.more) return { count: isKnown.filter((each) => !each).length, more: "" };
+  const end = isKnown.lastIndexOf(true);
+  if (end >= 0) return { count: isKnown.slice(0, end).filter((each) => !each).length, more: "" };
+  const times = [...page.querySelectorAll("tbody time")].map(({ dateTime }) => Date.parse(dateTime));
+  const last = Math.max(...times);
+  const isNew = ({ queued_at, started_at, finished_at }) =>
+    [queued_at, started_at, finished_at].some((time) => Date.parse(time) > last);
+  return { count: jobs.filter(isNew).length, more: "+" };
 }
 
 // The page of a job
 
 function prepareJob() {
-  let isOld = false; // what the page shows beside its element
-  for (const button of actButtons()) {
+  let shown = data.seen; // by all that stands around the element
+  page.addEventListener("click", ({ target }) => {
+    const button = target.closest("[data-act]");
+    if (!button) return;
     const { act, question } = button.dataset;
-    const next = act === "delete" ? data.list : null;
-    button.addEventListener("click", () => {
-      const run = (result, tell) => actOnEach(act, [data.url], result, tell);
-      ask(question, button.textContent, act, run, next);
+    ask({
+      verb: button.textContent,
+      name: act,
+      prepare: () => question,
+      act: (result, tell) => actOnEach(act, [data.url], result, tell),
+      next: act === "delete" ? data.list : null,
     });
-  }
-  let shown = data.seen; // by the timeline
+  });
   page.addEventListener("job-state:update", ({ detail }) => {
     addMetrics(detail);
     const { status, attempt } = detail.job;
     const seen = `${status} ${attempt}`;
-    if (seen === shown) return;
+    if (seen !== shown) renew(isOver(status));
     shown = seen;
-    if (!isOver(status)) refreshCourse();
   });
-  if (data.ended) return;
-  // What can be done has changed, too.
-  const reload = () => {
-    if (isOld && !dialog.open) location.reload();
-  };
-  for (const type of ["success", "error"]) {
-    page.addEventListener(`job-state:${type}`, () => {
-      isOld = true;
-      reload();
-    });
-  }
-  dialog.addEventListener("close", reload);
 }
 
-/** Show the timeline and the failure as the server has them by now. */
-function refreshCourse() {
+/** The newest request for what has changed around the element. */
+let newest;
+
+/** Show the acts, the timeline and the failure as the server has them by now. */
+function renew(hasEnded) {
   // This parses HTML even where a policy requires trusted types, unlike DOMParser.
-  const request = new XMLHttpRequest();
+  const request = (newest = new XMLHttpRequest());
   request.open("GET", location.href);
   request.responseType = "document";
   request.setRequestHeader("Accept", "text/html");
-  request.onload = () => {
-    const find = (name) => request.response?.querySelector(`[data-jobstate="${name}"]`);
-    const [timeline, failure] = ["timeline", "failure"].map(find);
-    if (!timeline) return; // another page, such as one for logging in
-    timeline.querySelectorAll("time").forEach(showLocally);
-    one("timeline").replaceWith(timeline);
-    const old = one("failure");
-    // Somebody may be reading an old one that is the same.
-    if (!failure || old?.isEqualNode(failure)) return;
-    if (old) old.replaceWith(failure);
-    else dialog.before(failure);
+  // Without the layout, which may have styles that the policy admits in this page alone.
+  request.setRequestHeader("X-Requested-With", "XMLHttpRequest");
+  request.timeout = TIMEOUT;
+  request.onloadend = () => {
+    if (request !== newest) return;
+    const found = request.response?.querySelector('[data-jobstate="page"]');
+    if (found) replaceParts(found, hasEnded);
+    else if (!request.status || request.status >= 500) setTimeout(renew, LOOK, hasEnded);
   };
   request.send();
+}
+
+function replaceParts(found, hasEnded) {
+  found.querySelectorAll("time").forEach(showLocally);
+  const find = (name) => [page, found].map((each) => each.querySelector(`[data-jobstate="${name}"]`));
+  for (const name of ["acts", "timeline", "failure"]) {
+    const [old, now] = find(name);
+    if (!now) {
+      // While a job runs, the failure of its last try stays.
+      if (old && hasEnded) old.remove();
+      continue;
+    }
+    if (name === "acts") now.hidden = false;
+    if (old?.isEqualNode(now)) continue;
+    const hadFocus = old?.contains(document.activeElement);
+    if (old) old.replaceWith(now);
+    else dialog.before(now);
+    if (hadFocus) now.querySelector("button")?.focus();
+  }
 }
 
 /** Make room for metrics that the job had not reported when the page was loaded. */

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pyramid.httpexceptions import HTTPNotFound
 
 from ..errors import NotRepeatable, StoreUnavailable
-from ..job import record_of
+from ..job import container_of, record_of
 from ..worker import BROKER_IS_AWAY
 from .answers import come_back, render, render_nothing
 from .permits import require
@@ -36,7 +36,7 @@ def cancel(context: JobState, request: Request) -> Response:
     """Cancel a job. Respond with 202 and its state, or 409 if it has ended."""
     require(request, context, "cancel_job")
     require_header(request)
-    container, who = context.__parent__, name_of(request)
+    container, who = container_of(context), name_of(request)
     is_cancelled = container.ask(
         lambda store: store.cancel(context.uuid, record_of(context).info)
     )
@@ -55,7 +55,7 @@ def delete(context: JobState, request: Request) -> Response:
     require(request, context, "delete_job")
     require_header(request)
     read_query(request)
-    container, who = context.__parent__, name_of(request)
+    container, who = container_of(context), name_of(request)
     if container.ask(lambda store: store.delete(context.uuid)):
         log.info(DELETED, who, context.uuid)
         return render_nothing()
@@ -71,7 +71,7 @@ def rerun(context: JobState, request: Request) -> Response:
     require(request, context, "rerun_job")
     require_header(request)
     read_query(request)
-    container, who = context.__parent__, name_of(request)
+    container, who = container_of(context), name_of(request)
     try:
         is_sent = container.rerun(context)
     except StoreUnavailable:

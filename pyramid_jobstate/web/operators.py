@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import dramatiq.broker
 
-from ..job import JobError, iso_time
+from ..job import JobError, container_of, iso_time
 from ..worker import why_not_repeatable
 from .answers import encode, render_state
 from .permits import require
@@ -54,7 +54,7 @@ def inspection(context: JobState) -> dict[str, Any]:
         failures = store.failures(context.uuid)
         return failures, why_not_repeatable(store, broker, context)
 
-    failures, reason = context.__parent__.ask(question)
+    failures, reason = container_of(context).ask(question)
     return {
         "uuid": context.uuid,
         "params": context.job_params,

@@ -124,7 +124,7 @@ def serving(page: Page, config: Configurator) -> Iterator[Pages]:
         yield pages
     finally:
         pages.close()
-    assert pages.problems == []
+    assert pages.problems == [], pages.problems
 
 
 class ImportSheet(JobState):

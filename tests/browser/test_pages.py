@@ -6,7 +6,7 @@ import re
 from datetime import timedelta, timezone
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.asgi import asgi_app
@@ -20,6 +20,7 @@ from tests.listed import create, finish
 from tests.support import INFO, load_job, wait_for
 from tests.web.operating import OPERATOR, Marathons
 from tests.web.paging import paged_config
+from tests.webapp import Root
 
 
 def put(store: JobStore, *statuses: str) -> list[str]:
@@ -114,6 +115,38 @@ def test_older_jobs_are_not_new(pages: Pages, store: JobStore) -> None:
     expect(pages.one("new")).to_be_hidden()
 
 
+@pytest.mark.parametrize(
+    ("count", "text"), [(49, "49 new jobs · Show"), (60, "50+ new jobs · Show")]
+)
+def test_many_new_jobs_are_counted(
+    pages: Pages, store: JobStore, count: int, text: str
+) -> None:
+    """The page counts new jobs as far as its list shows them."""
+    pages.page.clock.install()
+    put(store, *["success"] * 51)
+    pages.visit()
+    put(store, *["queued"] * count)
+
+    pages.page.clock.fast_forward(10_000)
+
+    expect(pages.one("new")).to_have_text(text)
+
+
+def test_jobs_of_the_next_page_are_not_new(pages: Pages, store: JobStore) -> None:
+    """If all jobs of the page are gone, those that follow are still old."""
+    pages.page.clock.install()
+    jobs = put(store, *["success"] * 103)
+    pages.visit()
+    for job in jobs[-51:]:
+        store.delete(job)
+
+    with pages.page.expect_request_finished(lambda r: "?all=1" in r.url):
+        pages.page.clock.fast_forward(10_000)
+
+    pages.page.evaluate("fetch('/favicon.ico')")
+    expect(pages.one("new")).to_be_hidden()
+
+
 def test_page_stops_looking_when_it_may_not(pages: Pages, store: JobStore) -> None:
     """Once the session has ended, the page does not look for new jobs any more; while
     the server is away, it does.
@@ -203,7 +236,8 @@ def test_all_that_match_are_cancelled(pages: Pages, store: JobStore) -> None:
     pages.confirm("Cancel", "Cancel 1,050 jobs?")
 
     pages.expect_said("1,050 jobs were told to stop.")
-    assert pages.changes == [("POST", "/job_state/cancel")] * 2
+    # The first one only begins.
+    assert pages.changes == [("POST", "/job_state/cancel")] * 3
     assert store.counts() == (0, 0, 0, 0, 0, 1, 0, 1050)
     assert load_job(store, done).status == "success"
 
@@ -227,6 +261,7 @@ def test_jobs_run_again(pages: Pages, store: JobStore, marathons: Marathons) -> 
 
 
 REFUSALS = {
+    400: ("The CSRF header or token is wrong.", 1),
     401: ("You are not signed in.", 1),
     403: ("2 refused. You may not do this.", 2),
     404: ("2 refused. The job does not exist, or has expired.", 2),
@@ -238,7 +273,7 @@ REFUSALS = {
     0: ("The server cannot be reached.", 1),
 }
 #: Those that are told apart by nothing but their words.
-LONG = (401, 404, 410, 418)
+LONG = (400, 401, 404, 410, 418)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +311,7 @@ def test_bulk_act_that_breaks_off_says_how_far_it_came(
     create(store, 1050)
     pages.visit("/job_state/?all=1&status=queued")
     pages.one("matching").check()
-    pages.refuse = lambda method: 503 if len(pages.changes) == 2 else None
+    pages.refuse = lambda method: 503 if len(pages.changes) == 3 else None
 
     pages.confirm("Cancel", "Cancel 1,050 jobs?")
 
@@ -288,7 +323,7 @@ def test_bulk_act_that_breaks_off_says_how_far_it_came(
 
 
 def test_dialog_cannot_be_closed_while_it_acts(pages: Pages, store: JobStore) -> None:
-    """Esc does not hide what goes on."""
+    """Esc does not hide what goes on, however often, nor does what else closes it."""
     put(store, "success")
     pages.visit()
     pages.one("all").check()
@@ -297,9 +332,150 @@ def test_dialog_cannot_be_closed_while_it_acts(pages: Pages, store: JobStore) ->
     expect(pages.one("result")).to_have_text("Working…")
     expect(pages.one("result")).to_be_focused()
 
-    pages.page.keyboard.press("Escape")
+    for _ in range(3):
+        pages.page.keyboard.press("Escape")
 
     expect(pages.one("dialog")).to_be_visible()
+    pages.one("dialog").evaluate("dialog => dialog.close()")
+    expect(pages.one("dialog")).to_be_visible()
+
+
+def test_question_is_about_what_matches_by_then(pages: Pages, store: JobStore) -> None:
+    """The question counts the jobs anew. What ends, or is sent, after it stays."""
+    running, *_ = put(store, "working", "success")
+    pages.visit("/job_state/?all=1&kind=RunMarathon")
+    put(store, "success", "error")
+    pages.one("matching").check()
+    pages.page.get_by_role("button", name="Delete").click()
+    expect(pages.one("question")).to_have_text("Delete 3 jobs?")
+    finish(store, running)
+    (later,) = put(store, "success")
+
+    pages.one("yes").click()
+
+    pages.expect_said("3 jobs deleted.")
+    assert set(pages.uuids) == {running, later}
+
+
+def test_question_that_cannot_be_asked(pages: Pages, store: JobStore) -> None:
+    """Without an answer to how many jobs match, nothing is asked or done."""
+    put(store, "success")
+    pages.visit()
+    pages.one("matching").check()
+    pages.refuse = lambda method: 503 if method == "POST" else None
+    pages.page.get_by_role("button", name="Delete").click()
+    expect(pages.one("question")).to_have_text(
+        "The server cannot do this now. Try again later."
+    )
+    expect(pages.one("yes")).to_be_hidden()
+    pages.forgive("status of 503")
+    pages.one("close").click()
+    expect(pages.one("dialog")).to_be_hidden()
+    assert len(pages.uuids) == 1
+
+
+def test_question_that_nobody_waits_for(pages: Pages, store: JobStore) -> None:
+    """A question that comes after its dialog was closed is not asked elsewhere."""
+    put(store, "success", "working")
+    pages.visit()
+    pages.one("matching").check()
+    held: list[Route] = []
+    pages.page.route("**/job_state/clear*", lambda route: held.append(route))
+    pages.page.get_by_role("button", name="Delete").click()
+    wait_for(lambda: held)
+    pages.one("no").click()
+    pages.page.get_by_role("button", name="Cancel").click()
+    expect(pages.one("question")).to_have_text("Cancel 1 job?")
+    with pages.page.expect_response("**/job_state/clear*"):
+        held[0].continue_()
+    pages.page.evaluate("fetch('/job_state')")
+    expect(pages.one("question")).to_have_text("Cancel 1 job?")
+
+
+def test_selection_is_not_restored(pages: Pages, store: JobStore) -> None:
+    """After going back, no box is checked: their rows may be those of other jobs."""
+    jobs = put(store, "success", "success", "success")[::-1]
+    pages.visit("/job_state/?all=1")
+    pages.row(jobs[0]).get_by_role("checkbox").check()
+    pages.one("matching").check()
+    pages.row(jobs[0]).get_by_role("link").click()
+    expect(pages.page.locator("#jobstate-job")).to_be_attached()
+    put(store, "success")
+
+    pages.page.go_back()
+
+    expect(pages.page.locator("tr[data-uuid]")).to_have_count(4)
+    expect(pages.page.locator("input:checked")).to_have_count(0)
+    assert pages.page.get_by_role("button", name="Delete").is_disabled()
+
+
+def test_acts_follow_what_is_permitted(
+    pages: Pages, redis_url: str, store: JobStore
+) -> None:
+    """When a job ends, the page offers what the viewer may do with it by then, and
+    nothing else.
+    """
+
+    class Keepers(Root):
+        __acl__ = (
+            ("Allow", OPERATOR, ("view_job", "list_jobs", "cancel_job", "rerun_job")),
+        )
+
+    pages.serve(paged_config(redis_url, root_factory=Keepers))
+    (job,) = put(store, "working")
+    pages.visit()
+    pages.row(job).get_by_role("checkbox").check()
+    buttons = pages.page.locator("[data-act]:visible")
+    expect(buttons).to_have_text(["Cancel"])
+
+    finish(store, job, status="error")
+
+    expect(buttons).to_have_text(["Cancel", "Run again"])
+    expect(pages.page.get_by_role("button", name="Run again")).to_be_enabled()
+    expect(pages.page.get_by_role("button", name="Cancel")).to_be_disabled()
+
+
+def test_reload_during_an_act_says_what_was_done(pages: Pages, store: JobStore) -> None:
+    """Who leaves the page before an act is over reads how far it came."""
+    put(store, "success", "success")
+    pages.visit()
+    pages.one("all").check()
+    held: list[Route] = []
+
+    def hold_second(route: Route) -> None:
+        if route.request.method != "DELETE" or not pages.changes:
+            route.continue_()
+        else:
+            held.append(route)
+
+    pages.page.route("**/job_state/*/", hold_second)
+    pages.confirm("Delete", "Delete 2 jobs?")
+    expect(pages.one("result")).to_have_text("1 job deleted.")
+    wait_for(lambda: held)
+
+    pages.page.reload()
+
+    pages.expect_said("1 job deleted.")
+    assert len(pages.uuids) == 1
+
+
+def test_requests_that_hang_are_given_up(pages: Pages, store: JobStore) -> None:
+    """The dialog does not wait for ever."""
+    pages.page.add_init_script("""
+        const timeout = AbortSignal.timeout.bind(AbortSignal);
+        window.asked = [];
+        AbortSignal.timeout = (most) => (asked.push(most), timeout(most / 500));
+    """)
+    put(store, "success")
+    pages.visit()
+    pages.one("all").check()
+    pages.page.route("**/job_state/*-*/", lambda route: None)
+
+    pages.confirm("Delete", "Delete 1 job?")
+
+    expect(pages.one("result")).to_have_text("The server cannot be reached.")
+    expect(pages.one("close")).to_be_focused()
+    assert pages.page.evaluate("asked") == [120_000]
 
 
 @pytest.mark.parametrize(
@@ -367,12 +543,65 @@ def test_deleted_job_leads_to_the_list(pages: Pages, store: JobStore) -> None:
     pages.expect_said("1 job deleted.")
     assert pages.path() == "/job_state/"
     assert pages.uuids == [other]
+    # Going back does not lead to a page that is gone.
+    pages.page.go_back()
+    assert pages.path() == "blank"
+
+
+def test_end_of_the_job_is_announced(pages: Pages, store: JobStore) -> None:
+    """The page shows what can be done with a job that has ended, and stays: its
+    element says the end, and the focus goes where it can.
+    """
+    (job,) = put(store, "working")
+    pages.visit(f"/job_state/{job}")
+    pages.page.get_by_role("button", name="Cancel").focus()
+
+    finish(store, job)
+
+    expect(pages.page.get_by_role("button", name="Delete")).to_be_focused()
+    expect(pages.page.locator(".jobstate-timeline")).to_contain_text("Done")
+    said = pages.page.locator("body > [role=status], body [aria-live=polite]")
+    expect(said.filter(has_text="Run marathon: Done.")).to_have_count(1)
+
+
+def test_parts_of_the_page_are_asked_for_again(pages: Pages, store: JobStore) -> None:
+    """What stands around the element arrives even if the server was busy at the end."""
+    (job,) = put(store, "working")
+    pages.page.clock.install()
+    pages.visit(f"/job_state/{job}")
+    page = f"**/job_state/{job}"
+    busy = {"status": 503, "body": "Busy", "content_type": "text/html"}
+    pages.page.route(page, lambda route: route.fulfill(**busy), times=1)
+    with pages.page.expect_response(page):
+        finish(store, job)
+        pages.page.clock.run_for(2000)
+    delete = pages.page.get_by_role("button", name="Delete")
+    assert delete.count() == 0
+
+    pages.page.clock.run_for(10_000)
+
+    expect(delete).to_be_visible()
+    pages.forgive("status of 503")
+
+
+def test_page_of_a_login_is_not_taken_for_the_job(
+    pages: Pages, store: JobStore
+) -> None:
+    """If the session has ended, what stands around the element stays."""
+    (job,) = put(store, "working")
+    pages.visit(f"/job_state/{job}")
+    body = "<h1>Log in</h1>"
+    page = f"**/job_state/{job}"
+    pages.page.route(page, lambda r: r.fulfill(body=body, content_type="text/html"))
+    with pages.page.expect_response(page):
+        finish(store, job)
+    pages.page.evaluate("fetch('/job_state')")
+    expect(pages.page.get_by_role("button", name="Cancel")).to_be_visible()
+    expect(pages.page.locator(".jobstate-timeline")).to_contain_text("Running")
 
 
 def test_end_of_the_job_waits_for_the_answer(pages: Pages, store: JobStore) -> None:
-    """A question is not swept away when the job ends. The page is loaded again after
-    it.
-    """
+    """A question is not swept away when the job ends."""
     (job,) = put(store, "working")
     pages.visit(f"/job_state/{job}")
     pages.page.get_by_role("button", name="Cancel").click()

@@ -451,6 +451,15 @@ for user, path in ("alice", "/job_state"), ("group:admins", "/job_state/?all=1")
     assert page.title.text == "Run marathon · My shop"
     acts = [button["data-act"] for button in page.select("[data-act]")]
     assert acts == ([] if user == "alice" else ["rerun", "delete"])
+testing.release_broker()
+app = TestApp(main({}, **{"pyramid.includes": "paged myapp.marathon"}))
+app.extra_environ = {"REMOTE_USER": "alice"}
+job = testing.put_job(store, RunMarathon, owner="alice", params={"miles": 26}).uuid
+for path in f"/job_state/{job}", f"/job_state/{job}/":
+    assert app.get(path, headers=headers).text == "<h1>26 miles: working</h1>"
+    assert app.get(path).json["job"]["status"] == "working"
+    bob = {"REMOTE_USER": "bob"}
+    app.get(path, headers=headers, extra_environ=bob, status=403)
 """
     run(program, environment, myapp)
 

@@ -96,7 +96,8 @@ class Visit:
     @property
     def acts(self) -> list[str]:
         """What the page offers to do."""
-        return [str(tag["data-act"]) for tag in self.all("button[data-act]")]
+        buttons = self.all("button[data-act]:not([hidden])")
+        return [str(tag["data-act"]) for tag in buttons]
 
 
 #: Visits a path as a user.

@@ -7,17 +7,19 @@ from typing import Any
 
 import pytest
 import redis
+from markupsafe import Markup
+from pyramid.authorization import ALL_PERMISSIONS
 from pyramid.i18n import make_localizer
 from webtest import TestApp
 
-from pyramid_jobstate import JobError, JobStore
+from pyramid_jobstate import JobError, JobState, JobStore
 from pyramid_jobstate.testing import put_job
 from pyramid_jobstate.web.pages.timeline import timeline_of
 from pyramid_jobstate.web.pages.words import Words
 from tests.jobs import RunMarathon
 from tests.support import key_of
 from tests.web.operating import KEEPER, OPERATOR, Marathons, act
-from tests.web.paging import Visit, Visiting
+from tests.web.paging import Visit, Visiting, paged_app
 from tests.webapp import PLACES, get
 
 SECOND, MINUTE, HOUR, DAY = 1000, 60_000, 3_600_000, 86_400_000
@@ -72,7 +74,116 @@ def test_page_has_what_the_json_tells(
     assert page.link("Your jobs") == f"http://localhost{place}/"
     assert page.data["url"] == url
     assert page.data["list"] == f"http://localhost{place}/"
-    assert page.data["ended"] is False
+    assert page.data["seen"] == "working 1"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "job",
+        "title",
+        "status",
+        "url",
+        "params",
+        "progress",
+        "message",
+        "log",
+        "attempt",
+        "queued_at",
+        "due_at",
+        "started_at",
+        "finished_at",
+        "cancellable",
+        "error",
+    ],
+)
+def test_class_may_leave_out_what_it_wants(
+    store: JobStore, visit: Visiting, name: str
+) -> None:
+    """A page shows what is left of the JSON of a job, as its row does."""
+
+    class Reticent(JobState):
+        def __json__(self, request: Any) -> dict[str, Any]:
+            state = super().__json__(request)
+            state.pop(name, None)
+            state.get("job", {}).pop(name, None)
+            return state
+
+    job = put_job(store, Reticent, "retrying", owner="alice", message="Resting").uuid
+
+    page = visit(f"/job_state/{job}")
+
+    assert page.texts("h1") == [job if name in ("job", "title") else "Reticent"]
+    assert page.one("job-state")["src"] == f"http://localhost/job_state/{job}/"
+    assert ("Resting" in page.html.get_text()) is (name not in ("job", "message"))
+    assert visit("/job_state").uuids == [job]
+
+
+@pytest.mark.parametrize("title", [Markup("<b>Bold</b>"), "<b>Bold</b>"])
+def test_markup_in_a_title_is_text(
+    store: JobStore, visit: Visiting, title: str
+) -> None:
+    """A title is what JSON makes of it: text."""
+
+    class Bold(JobState):
+        pass
+
+    Bold.title = title  # type: ignore[assignment,method-assign]
+    job = put_job(store, Bold, metrics={"m": "<i>"}).uuid
+
+    page = visit(f"/job_state/{job}")
+
+    assert page.texts("h1, title") == ["<b>Bold</b>"] * 2
+    assert not page.has("b b, h1 b, title b")
+    assert visit("/job_state").texts("tbody a") == ["<b>Bold</b>"]
+
+
+@pytest.mark.parametrize("title", ["", " \t"])
+def test_job_without_a_title_has_its_id(
+    store: JobStore, visit: Visiting, title: str
+) -> None:
+    """A link needs a name, and so do a heading and a box."""
+
+    class Nameless(JobState):
+        pass
+
+    Nameless.title = title  # type: ignore[assignment,method-assign]
+    job = put_job(store, Nameless).uuid
+
+    assert visit(f"/job_state/{job}").texts("h1, title") == [job] * 2
+    listed = visit("/job_state")
+    assert listed.texts("tbody a") == [job]
+    assert listed.one("tbody input")["aria-label"] == job
+
+
+def test_job_with_a_parent_of_the_application(redis_url: str, store: JobStore) -> None:
+    """An application's traversal may give a job another parent."""
+
+    class Folder:
+        __name__ = "folder"
+        __acl__ = (("Allow", OPERATOR, ALL_PERMISSIONS),)
+
+        def __init__(self, request: Any) -> None:
+            self.__parent__ = None
+            self.request = request
+
+        def __getitem__(self, uuid: str) -> JobState:
+            job: JobState = self.request.job_states[uuid]
+            job.__parent__ = self
+            return job
+
+    app = paged_app(redis_url, root_factory=Folder)
+    ended = put_job(store, RunMarathon, "error", owner="alice").uuid
+    running = put_job(store, RunMarathon, owner="alice").uuid
+
+    page = Visit(app, f"/{ended}")
+
+    assert page.texts("h1") == ["Run marathon"]
+    assert page.data["url"] == f"http://localhost/job_state/{ended}/"
+    inspected = get(app, f"/{ended}/inspect", OPERATOR)
+    assert inspected.json["uuid"] == ended
+    assert act(app, f"/{running}/cancel").status_code == 202
+    assert act(app, f"/{ended}", method="DELETE").status_code == 204
 
 
 def test_page_of_a_job_that_has_told_nothing(store: JobStore, visit: Visiting) -> None:

@@ -231,17 +231,18 @@ def test_pages_need_the_package(redis_url: str) -> None:
         paged_config(redis_url).make_wsgi_app()
 
 
+@pytest.mark.parametrize("name", ["pyramid_jinja2", "jinja2", "markupsafe"])
 def test_missing_extra_is_named(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Without Jinja2, the include says which extra is missing."""
-    forget(monkeypatch, "pyramid_jinja2")
+    forget(monkeypatch, name)
 
     with pytest.raises(ConfigurationError) as caught:
         paged_config(redis_url)
 
     assert str(caught.value) == (
-        "pyramid_jobstate.pages needs the package pyramid_jinja2. Install "
+        f"pyramid_jobstate.pages needs the package {name}. Install "
         "pyramid_jobstate[pages]."
     )
 
@@ -259,7 +260,7 @@ def test_other_missing_module_is_reported_as_it_is(
 def forget(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Let a package be missing, for modules of pages that are imported anew."""
     for module in [*sys.modules]:
-        if module.startswith("pyramid_jobstate.web.pages"):
+        if module.startswith(("pyramid_jobstate.web.pages", "pyramid_jinja2")):
             monkeypatch.delitem(sys.modules, module)
     for module in [m for m in sys.modules if m == name or m.startswith(f"{name}.")]:
         monkeypatch.delitem(sys.modules, module)

@@ -10,6 +10,7 @@ import redis
 from webtest import TestApp
 
 from pyramid_jobstate import JobError, JobState, JobStore, Progress
+from pyramid_jobstate.job import FINISHED, UNFINISHED
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
 from tests.listed import Diary, uuids_of
@@ -79,6 +80,10 @@ def test_operators_see_all_jobs_at_first(
     visit = Visit(paged, f"{place}?status=working&_LOCALE_=de")
     assert query_of(visit.path) == {"all": "1", "status": "working", "_LOCALE_": "de"}
     assert len(visit.uuids) == 1
+    assert {query_of(str(tag["href"]))["_LOCALE_"] for tag in visit.all("nav a")} == {
+        "de"
+    }
+    assert query_of(visit.data["first"])["_LOCALE_"] == "de"
 
 
 @pytest.mark.parametrize(
@@ -324,23 +329,43 @@ def test_owner_of_a_row(store: JobStore, visit: Visiting) -> None:
 def test_job_that_cannot_be_shown_is_left_out(
     store: JobStore, visit: Visiting, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A job whose class fails, or whose JSON lacks the job, does not spoil the list."""
-
-    class Mute(JobState):
-        def __json__(self, request: Any) -> dict[str, Any]:
-            return {"silence": 1}
+    """A job whose class fails does not spoil the list."""
 
     class Fallen(JobState):
         @property
         def title(self) -> str:
             raise ZeroDivisionError
 
-    put_job(store, Mute)
     put_job(store, Fallen)
     job = put_job(store, RunMarathon).uuid
 
     assert visit("/job_state").uuids == [job]
-    assert "Mute" in caplog.text and "Fallen" in caplog.text
+    assert "Fallen" in caplog.text
+
+
+def test_job_is_listed_though_its_rights_are_unknown(
+    redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A policy that fails for what can be done with a job leaves its row without it."""
+
+    class Picky(JobState):
+        def __acl__(self) -> Any:
+            return [("Allow", "alice", "view_job"), *self.broken()]
+
+        def broken(self) -> Any:
+            if caught:
+                raise ZeroDivisionError
+            caught.append(self)
+            return []
+
+    caught: list[Any] = []
+    app = paged_app(redis_url)
+    job = put_job(store, Picky, "success", owner="alice").uuid
+
+    page = Visit(app, "/job_state", "alice")
+
+    assert page.uuids == [job] and page.acts == []
+    assert "ZeroDivisionError" in caplog.text
 
 
 # The chart.
@@ -441,31 +466,31 @@ def test_acts_that_no_job_allows_are_missing(store: JobStore, visit: Visiting) -
         (
             "all=1",
             {
-                "cancel": ("cancel", "all=1&everything=1", "Cancel 3 jobs?"),
-                "rerun": ("rerun", "all=1&everything=1", "Run 1 job again?"),
-                "delete": ("clear", "all=1&everything=1", "Delete 3 jobs?"),
+                "cancel": ("cancel", "all=1&everything=1", "counts", UNFINISHED),
+                "rerun": ("rerun", "all=1&everything=1", "counts", ("error",)),
+                "delete": ("clear", "all=1&everything=1", "counts", FINISHED),
             },
         ),
         (
             "all=1&kind=RunMarathon&status=error&limit=5",
             {
-                "rerun": ("rerun", "kind=RunMarathon&all=1", "Run 1 job again?"),
+                "rerun": (
+                    "rerun",
+                    "kind=RunMarathon&all=1",
+                    "counts?kind=RunMarathon",
+                    ("error",),
+                ),
                 "delete": (
                     "clear",
                     "kind=RunMarathon&status=error&all=1",
-                    "Delete 1 job?",
+                    "counts?kind=RunMarathon",
+                    ("error",),
                 ),
             },
         ),
         (
             "owner=alice&status=working",
-            {
-                "cancel": (
-                    "cancel",
-                    "owner=alice&status=working",
-                    "Cancel all unfinished jobs that match?",
-                )
-            },
+            {"cancel": ("cancel", "owner=alice&status=working", None, ("working",))},
         ),
     ],
     ids=["all", "kind and status", "owner"],
@@ -475,11 +500,16 @@ def test_acts_on_all_that_match(
     store: JobStore,
     place: str,
     query: str,
-    acts: dict[str, tuple[str, str, str]],
+    acts: dict[str, tuple[str, str, str | None, tuple[str, ...]]],
 ) -> None:
     """The script is told where to post an act on all jobs that match, and what to ask
-    before: how many they are, as far as that is known.
+    before: where it reads how many they are, as far as that is known.
     """
+    questions = {
+        "cancel": "Cancel all unfinished jobs that match?",
+        "rerun": "Run all failed jobs that match again?",
+        "delete": "Delete all ended jobs that match?",
+    }
     put_each(store)
 
     bulk = Visit(paged, f"{place}/?{query}").data["bulk"]
@@ -487,9 +517,11 @@ def test_acts_on_all_that_match(
     assert bulk == {
         name: {
             "url": f"http://localhost{place}/{view}?{wanted}",
-            "question": question,
+            "question": questions[name],
+            "counts": counts and f"http://localhost{place}/{counts}",
+            "statuses": list(statuses),
         }
-        for name, (view, wanted, question) in acts.items()
+        for name, (view, wanted, counts, statuses) in acts.items()
     }
 
 
@@ -503,7 +535,35 @@ def test_acts_on_all_reach_beyond_the_page(paged: TestApp, store: JobStore) -> N
 
     assert [row["data-acts"] for row in page.all("tr[data-uuid]")] == ["cancel"]
     assert page.acts == ["cancel", "rerun", "delete"]
-    assert page.data["bulk"]["delete"]["question"] == "Delete 3 jobs?"
+    assert page.data["bulk"]["delete"]["statuses"] == list(FINISHED)
+
+
+def test_row_says_what_is_permitted(redis_url: str, store: JobStore) -> None:
+    """The script learns what can be done with a job when its status changes."""
+
+    class Keepers(Root):
+        __acl__ = (("Allow", "keeper", ("view_job", "list_jobs", "rerun_job")),)
+
+    app = paged_app(redis_url, root_factory=Keepers)
+    put_job(store, RunMarathon, owner="alice")
+
+    page = Visit(app, "/job_state", "keeper")
+
+    (row,) = page.all("tr[data-uuid]")
+    assert (row["data-acts"], row["data-permitted"]) == ("", "rerun")
+    assert page.acts == []
+    assert [tag["data-act"] for tag in page.all("button[data-act][hidden]")] == [
+        "rerun"
+    ]
+
+
+def test_form_keeps_what_it_does_not_ask_for(visit: Visiting) -> None:
+    """The form adds to the status and the language of the page."""
+    page = visit("/job_state?status=error&limit=7&_LOCALE_=de&kind=My++kind")
+    hidden = {tag["name"]: tag["value"] for tag in page.all("form input[type=hidden]")}
+    assert hidden == {"status": "error", "limit": "7", "_LOCALE_": "de"}
+    # The text of an option loses its blanks.
+    assert page.one("option[selected]")["value"] == "My  kind"
 
 
 def test_acts_on_all_do_what_they_ask(

@@ -263,11 +263,21 @@ def test_view_of_the_application_wins(
         return Response(f"<h1>{context.kind}</h1>")
 
     for route in None, "pyramid_jobstate.job", "pyramid_jobstate.job/":
-        config.add_view(own, context=Parade, jobstate_page=True, route_name=route)
+        config.add_view(
+            own,
+            context=Parade,
+            route_name=route,
+            jobstate_page=True,
+            permission="view_job",
+        )
     app = make_app(config)
     path = f"{place}/{put_job(store, Parade).uuid}"
 
-    assert browse(app, path).text == "<h1>Parade</h1>"
+    page = browse(app, path)
+    assert page.text == "<h1>Parade</h1>"
+    assert page.headers["Vary"] == "Accept"
+    assert page.headers["Cache-Control"] == "private, no-store"
+    assert browse(app, path, None).status_code == 403
     assert get(app, path, OPERATOR).json["job"]["kind"] == "Parade"
     other = f"{place}/{put_job(store, RunMarathon).uuid}"
     assert Visit(app, other).texts("h1") == ["Run marathon"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyramid.csrf import get_csrf_token
 from pyramid.interfaces import IDefaultCSRFOptions
 
-from ...job import FINISHED
+from ...errors import StoreUnavailable
+from ...job import FINISHED, note_trouble
 from .words import encode
 
 if TYPE_CHECKING:
@@ -21,22 +22,43 @@ if TYPE_CHECKING:
 ACTS = ("cancel", "rerun", "delete")
 
 
-def acts_on(
-    context: JobStates, job_state: JobState, job: Mapping[str, Any]
-) -> list[str]:
-    """Return what a viewer may do with a job, as it is now.
+class Acts(NamedTuple):
+    """What a viewer may do with a job.
+
+    Attributes:
+      acts: As it is now.
+      permitted: Whatever its status becomes.
+    """
+
+    acts: list[str]
+    permitted: list[str]
+
+
+def acts_on(context: JobStates, job_state: JobState, job: Mapping[str, Any]) -> Acts:
+    """Return what a viewer may do with a job.
 
     Parameters:
       job: Its JSON.
     """
-    acts = []
-    if job["cancellable"] and job["status"] != "cancelling":
-        acts.append("cancel")
-    if job["status"] == "error" and context.permits(job_state, "rerun_job"):
-        acts.append("rerun")
-    if job["status"] in FINISHED and context.permits(job_state, "delete_job"):
-        acts.append("delete")
-    return acts
+    status = job["status"]
+    fitting = {
+        "cancel": status != "cancelling",
+        "rerun": status == "error",
+        "delete": status in FINISHED,
+    }
+    permitted = ["cancel"] if job["cancellable"] else []
+    try:
+        permitted += [
+            act
+            for act in ("rerun", "delete")
+            if context.permits(job_state, f"{act}_job")
+        ]
+    except StoreUnavailable:
+        raise
+    except Exception:
+        # Code of the application: the job is shown all the same.
+        note_trouble(type(job_state), job_state.uuid)
+    return Acts([act for act in permitted if fitting[act]], permitted)
 
 
 def for_script(request: Request, **values: Any) -> str:

@@ -26,31 +26,38 @@ def acts_on_all(
     filters: Mapping[str, str],
     counts: Counts | None,
     words: Words,
-) -> dict[str, dict[str, str]]:
-    """Return for each act the URL to which the script posts it, and the question that
-    it asks before. The acts are those on a job of the page, and those to which the
-    viewer has a right on all jobs.
+) -> dict[str, dict[str, Any]]:
+    """Return what the script needs to act on all jobs that match, by act: the URL to
+    which it posts, and what it asks before. `question` does not say how many jobs they
+    are; `counts` is the URL of their numbers by status, of which it adds up `statuses`.
+
+    The acts are those that fit a job of the page, and those that fit another job and to
+    which the viewer has a right on all jobs.
 
     Parameters:
       acts: The acts on the jobs of the page.
       filters: Which jobs are listed.
       counts: How many jobs have which status, or None if that is not told.
     """
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, Any]] = {}
+    counts_url = None
+    if counts is not None:
+        of_kind = {"kind": filters["kind"]} if "kind" in filters else {}
+        counts_url = context.request.resource_url(context, "counts", query=of_kind)
     for act, (name, bulk, statuses) in BULK.items():
         query: dict[str, Any] = {
             key: filters[key] for key in (*bulk.filters, "all") if key in filters
         }
         if not any(key in query for key in bulk.filters):
             query["everything"] = "1"
-        listed = [filters.get("status")] if "status" in filters else statuses
-        number = None
-        if counts is not None:
-            number = sum(getattr(counts, s) for s in statuses if s in listed)
-        if act not in acts and not (
-            number and context.permits(context, bulk.permission)
-        ):
-            continue
-        url = context.request.resource_url(context, name, query=query)
-        found[act] = {"url": url, "question": words.about_all(act, number)}
+        wanted = filters.get("status")
+        listed = [each for each in statuses if wanted in (None, each)]
+        number = 0 if counts is None else sum(getattr(counts, s) for s in listed)
+        if act in acts or (number and context.permits(context, bulk.permission)):
+            found[act] = {
+                "url": context.request.resource_url(context, name, query=query),
+                "question": words.about_all(act, None),
+                "counts": counts_url,
+                "statuses": listed,
+            }
     return found

@@ -19,7 +19,7 @@ from pyramid_jinja2 import IJinja2Environment, add_jinja2_renderer
 
 from ...job import JobState
 from ..interfaces import IPages
-from ..negotiation import wants_page
+from ..negotiation import never_keep, wants_page
 from ..resources import JobStates
 from ..settings import PREFIX, Settings
 from ..urls import JOB, LIST, OTHER
@@ -52,7 +52,11 @@ class PagePredicate:
     phash = text
 
     def __call__(self, context: Any, request: Request) -> bool:
-        return wants_page(request) is self.value
+        is_page = wants_page(request)
+        if is_page and self.value:
+            # Also where the page is that of an application's own view.
+            request.add_response_callback(never_keep)
+        return is_page is self.value
 
 
 def include(config: Configurator) -> None:
@@ -65,7 +69,7 @@ def include(config: Configurator) -> None:
         if config.registry.queryUtility(IRouteRequest, name=LIST) is None:
             raise ConfigurationError(
                 "pyramid_jobstate.pages shows what pyramid_jobstate serves. Include "
-                "pyramid_jobstate as well."
+                "pyramid_jobstate as well, before config.commit()."
             )
 
     def register() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ...job import container_of
 from ..operators import inspection
 from ..permits import require
 from .acts import acts_on, for_script
 from .rendering import respond
-from .shown import text_of, texts_of
+from .shown import job_of, text_of, texts_of
 from .timeline import timeline_of
 from .words import words_for
 
@@ -24,16 +25,16 @@ def job_page(context: JobState, request: Request) -> Response:
     permission, what GET …/inspect does.
     """
     require(request, context, "view_job")
-    container = context.__parent__
+    container = container_of(context)
     words = words_for(request)
     state: dict[str, Any] = context.__json__(request)
-    job = state["job"]
+    job = job_of(context, request, state)
     inspected: dict[str, Any] = {}
     if container.permits(context, "inspect_job"):
         inspected = inspection(context)
     metrics = {k: v for k, v in state.items() if k not in ("job", "job_state")}
     params = inspected.get("params", job["params"])
-    acts = acts_on(container, context, job)
+    acts = acts_on(container, context, job).acts
     may_list = bool(container.permits(container, "list_jobs"))
     values = {
         "words": words,
@@ -51,7 +52,6 @@ def job_page(context: JobState, request: Request) -> Response:
             request,
             url=job["url"],
             list=request.resource_url(container),
-            ended=context.is_finished,
             seen=f"{job['status']} {job['attempt']}",
         ),
     }

@@ -18,7 +18,7 @@ from .acts import ACTS, acts_on, for_script
 from .bulk import acts_on_all
 from .chart import BARS, SECONDS, chart_of
 from .rendering import Pages, respond
-from .shown import text_of
+from .shown import job_of, text_of
 from .words import Words, words_for
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 #: The parameters that say which jobs are listed, and how many on a page.
 FILTERS = ("kind", "owner", "all", "status", "limit")
+
+#: The parameter with which Pyramid's own locale negotiator is asked for a language.
+LOCALE = "_LOCALE_"
 
 
 class Tab(NamedTuple):
@@ -49,13 +52,15 @@ class Row(NamedTuple):
       job: Its JSON.
       owner: Its owner, for viewers who may list all jobs.
       text: The job in one line.
-      acts: What the viewer may do with it, as words.
+      acts: What the viewer may do with it now.
+      permitted: What the viewer may do with it, whatever its status becomes.
     """
 
     job: Mapping[str, Any]
     owner: Any
     text: str
-    acts: str
+    acts: Sequence[str]
+    permitted: Sequence[str]
 
 
 class Overview(NamedTuple):
@@ -87,6 +92,7 @@ def list_page(context: JobStates, request: Request) -> Response:
         return HTTPFound(request.resource_url(context, query=query))
     page = asked_page(context, request)
     filters = {name: query[name] for name in FILTERS if name in query}
+    kept = ("status", "limit", LOCALE, *(() if may_list else ("kind",)))
     is_first = "cursor" not in query
     overview = Overview()
     if may_list:
@@ -97,6 +103,8 @@ def list_page(context: JobStates, request: Request) -> Response:
 
     def url(**changes: str | None) -> str:
         wanted = {**filters, **changes}
+        if LOCALE in query:
+            wanted[LOCALE] = query[LOCALE]
         known = {name: value for name, value in wanted.items() if value is not None}
         return f"{list_url}?{urlencode(known)}" if known else list_url
 
@@ -104,30 +112,37 @@ def list_page(context: JobStates, request: Request) -> Response:
         owner = job_state.owner if may_list else None
 
         def make(state: dict[str, Any]) -> Row:
-            job = state["job"]
+            job = job_of(job_state, request, state)
             acts = acts_on(context, job_state, job)
-            return Row(job, owner, text_of(job, words), " ".join(acts))
+            return Row(job, owner, text_of(job, words), *acts)
 
         return visible(context, request, job_state, make)
 
     rows = [found for found in map(row, page.items) if found is not None]
-    acts = [act for act in ACTS if any(act in row.acts for row in rows)]
+    fitting = [act for act in ACTS if any(act in row.acts for row in rows)]
     bulk = {}
     if rows:
-        bulk = acts_on_all(context, acts, filters, overview.counts, words)
+        bulk = acts_on_all(context, fitting, filters, overview.counts, words)
+    acts = {
+        act: act in bulk
+        for act in ACTS
+        if act in bulk or any(act in row.permitted for row in rows)
+    }
     title = words("jobs" if may_list else "own-jobs")
     values = {
         "words": words,
         "title": title,
         "may_list": may_list,
         "filters": filters,
+        # What the form does not ask for.
+        "kept": {name: query[name] for name in kept if name in query},
         "wrong_id": asked_id,
         "list_url": list_url,
         "kinds": overview.kinds,
         "tabs": tabs_of(words, filters.get("status"), overview.counts, url),
         "chart": chart_of(overview.buckets, words) if overview.buckets else None,
         "rows": rows,
-        "acts": list(bulk),
+        "acts": acts,
         "newest": None if is_first else url(),
         "older": None if page.cursor is None else url(cursor=page.cursor),
         "data": for_script(

@@ -4,10 +4,47 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pyramid.request import Request
+
+    from ...job import JobState
     from .words import Words
+
+#: What a page shows in place of what the class of a job leaves out of its JSON.
+NOTHING: Mapping[str, Any] = MappingProxyType(
+    {
+        "params": MappingProxyType({}),
+        "progress": None,
+        "message": None,
+        "log": (),
+        "attempt": 0,
+        "queued_at": None,
+        "due_at": None,
+        "started_at": None,
+        "finished_at": None,
+        "cancellable": False,
+        "error": None,
+    }
+)
+
+
+def job_of(
+    job_state: JobState, request: Request, state: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the JSON of a job with all that a page needs.
+
+    Parameters:
+      state: What the class of the job makes of it, as JSON.
+    """
+    job = {**NOTHING, "status": job_state.status, **(state.get("job") or {})}
+    job["uuid"] = job_state.uuid
+    job["url"] = request.resource_url(job_state)
+    # Markup is text, as in JSON. A link needs a name.
+    job["title"] = str(job.get("title") or "").strip() or job_state.uuid
+    return job
 
 
 def text_of(job: Mapping[str, Any], words: Words) -> str:
@@ -48,7 +85,7 @@ def texts_of(values: Mapping[str, Any]) -> dict[str, str]:
     else as JSON.
     """
     return {
-        name: value
+        name: str(value)
         if isinstance(value, str)
         else json.dumps(value, ensure_ascii=False, default=str)
         for name, value in values.items()
