@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.testing import put_job
-from tests.accessible import SCHEMES, complaints
+from tests.accessible import SCHEMES, complaints, ring_width
 from tests.browser.paged import IS_WIDER, ImportSheet, Pages, fill
 from tests.jobs import RunMarathon
 from tests.web.operating import Marathons
@@ -208,14 +208,40 @@ def test_everything_is_done_by_keyboard(pages: Pages, store: JobStore) -> None:
     pages.expect_said("1 job was told to stop.")
 
 
-def test_focus_is_seen(pages: Pages, store: JobStore) -> None:
-    """Whatever has the focus has a ring."""
+def test_focus_is_seen(pages: Pages, store: JobStore, marathons: Marathons) -> None:
+    """Whatever has the focus has a ring two pixels wide: on a list, in its dialog and
+    on the page of a job, light or dark, also in a layout that sets no colours.
+    """
+    page = pages.page
+    job = put_failed(marathons, store)
     put_job(store, RunMarathon, "success", owner="alice")
+    rings: dict[tuple[object, ...], float] = {}
+
+    def tab(name: str) -> int:
+        """Move the focus through a page, and return how many places it has been at."""
+        before = len(rings)
+        focused = press(page, "Tab")
+        while not page.evaluate("document.activeElement === document.body"):
+            rings[name, len(rings), focused] = ring_width(page)
+            assert len(rings) < 99
+            focused = press(page, "Tab")
+        return len(rings) - before
+
     pages.visit()
-    script = "parseFloat(getComputedStyle(document.activeElement).outlineWidth)"
-    for _ in range(pages.page.locator(".jobstate-tabs a").count() + 8):
-        assert press(pages.page, "Tab") != "BODY"
-        assert pages.page.evaluate(script) >= 2
+    tabs = page.locator(".jobstate-tabs a").count()
+    assert tab("list") == tabs + 10
+    pages.one("all").check()
+    page.get_by_role("button", name="Delete").press("Enter")
+    rings["dialog", "no"] = ring_width(page)
+    assert tab("dialog") == 1
+    page.emulate_media(color_scheme="dark")
+    pages.visit(f"/job_state/{job}")
+    assert tab("job") == 6
+    page.emulate_media(color_scheme="light")
+    pages.visit(f"/job_state/{job}")
+    page.evaluate("() => {document.body.className = ''}")
+    assert tab("job in a shop") == 6
+    assert {where: ring for where, ring in rings.items() if ring < 1.9} == {}
 
 
 def test_layout_of_the_application_is_left_alone(
