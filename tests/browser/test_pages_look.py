@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from pyramid_jobstate import JobStore
+from pyramid_jobstate import JobStore, Progress
 from pyramid_jobstate.testing import put_job
 from tests.accessible import SCHEMES, complaints, ring_width
 from tests.browser.paged import IS_WIDER, ImportSheet, Pages, fill
@@ -52,6 +52,18 @@ FOCUSED = """() => {
   return node.dataset.jobstate || node.dataset.act || node.name || node.type
     || node.textContent.trim().split(/\\s/)[0] || node.tagName;
 }"""
+
+
+#: For each element: the word for its state, whether it is shown in full, and whether a
+#: bar of some width is.
+ROWS = """(elements) => elements.map(({ shadowRoot }) => {
+  const find = (part) => shadowRoot.querySelector(`[part=${part}]`);
+  const box = (part) => find(part).getBoundingClientRect();
+  const isWhole = box("status").right <= box("foot").right + 0.5;
+  const hasBar = box("bar").width >= 90 && box("bar").height >= 3;
+  const isSeen = find("bar").checkVisibility({ visibilityProperty: true });
+  return [find("status").textContent, isWhole, hasBar && isSeen];
+})"""
 
 
 def press(page: Page, *keys: str) -> str:
@@ -162,6 +174,70 @@ def test_rows_are_compact(
     if width == 1280:
         assert {box[0] >= 40 for box in boxes} == {True}
         assert len({box[2] for box in boxes}) == 1
+
+
+@pytest.mark.parametrize("width", [920, 760, 390])
+def test_status_of_a_row_is_read_in_full(
+    pages: Pages, store: JobStore, width: int
+) -> None:
+    """In a narrow window, a row shows all of the word for its job's state, and a bar
+    while the job is not done. On phones there is room even for the longest of them.
+    """
+    fill(store)
+    put_job(store, RunMarathon, "stalled", progress=Progress(9, 26, "miles"))
+    pages.page.set_viewport_size({"width": width, "height": 900})
+    pages.visit()
+    found = {}
+
+    def look() -> None:
+        for word, *seen in pages.page.locator("job-state").evaluate_all(ROWS):
+            found[word] = seen
+
+    look()
+    for state, status in ("reconnecting", 503), ("lost", 404):
+        pages.refuse = {"GET": status}.get
+        unfinished = pages.page.locator(f"job-state[state={state}]")
+        expect(unfinished).to_have_count(11)
+        look()
+        pages.picture(f"pages-list-{state}-{width}")
+    pages.forgive("status of 404", "status of 503")
+    lost = "Connection lost, trying again…"
+    words = {
+        "Waiting": False,
+        "Running": True,
+        "Trying again": True,
+        "No sign of life": True,
+        "Cancelling…": True,
+        "Done": False,
+        "Failed": True,
+        "Cancelled": False,
+        lost: True,
+        "Unavailable": False,
+    }
+    if width > 390:
+        del found[lost], words[lost]
+    assert found == {word: [True, has_bar] for word, has_bar in words.items()}
+
+
+@pytest.mark.parametrize("width", [700, 390])
+def test_rows_can_be_read_without_the_script(
+    pages: Pages, store: JobStore, width: int
+) -> None:
+    """If the scripts cannot be loaded, each row is as high as its text."""
+    fill(store)
+    put_job(store, RunMarathon, "working", message="Waiting for the database " * 9)
+    page = pages.page
+    page.set_viewport_size({"width": width, "height": 900})
+    page.route("**/*.js", lambda route: route.fulfill(status=404))
+    page.goto(f"{pages.url}/job_state")
+    heights = page.locator("job-state").evaluate_all(
+        "elements => elements.map((e) => [e.clientHeight, e.scrollHeight])"
+    )
+    assert len(heights) == 19
+    assert [pair for pair in heights if pair[0] < pair[1]] == []
+    assert page.evaluate(IS_WIDER) is False
+    pages.picture(f"pages-no-script-{width}")
+    pages.forgive("status of 404")
 
 
 def test_everything_is_done_by_keyboard(pages: Pages, store: JobStore) -> None:
