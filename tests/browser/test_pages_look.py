@@ -54,6 +54,34 @@ FOCUSED = """() => {
 }"""
 
 
+#: Layouts: the style of a body, of what it holds beside the page, and of what holds the
+#: page. In the last ones, a page has always been as wide as it can be.
+SHAPES = {
+    "row": ("display: flex", "", ""),
+    "centred": ("display: flex; flex-direction: column; align-items: center", "", ""),
+    "grid": ("display: grid; grid: auto / auto auto; justify-content: start", "", ""),
+    "cells": ("display: table", "display: table-cell", "display: table-cell"),
+    "float": ("", "", "float: left"),
+    "inline": ("", "", "display: inline-block"),
+    "block": ("", "", ""),
+    "side": ("display: flex", "flex: none; width: 40vw", "flex: 1"),
+}
+
+#: Lays a page out, and returns the width of its content, and how wide that could be.
+LAY_OUT = """(styles) => {
+  const nav = document.createElement("nav");
+  nav.textContent = "Menu";
+  const { body } = document;
+  const main = body.querySelector("main");
+  body.className = "";
+  main.before(nav);
+  for (const node of [body, nav, main]) node.style.cssText = styles.shift();
+  const beside = nav.getBoundingClientRect();
+  const isBeside = main.getBoundingClientRect().top < beside.bottom;
+  const width = innerWidth - 16 - (isBeside && beside.width);
+  return [main.querySelector(".jobstate").getBoundingClientRect().width, width];
+}"""
+
 #: For each element: the word for its state, whether it is shown in full, and whether a
 #: bar of some width is.
 ROWS = """(elements) => elements.map(({ shadowRoot }) => {
@@ -384,3 +412,24 @@ def test_contrast_is_enough_in_any_layout(
     )
     found = list(complaints(pages.page, node_modules))
     assert found == []
+
+
+@pytest.mark.parametrize("width", [1280, 1000, 390])
+def test_pages_have_room_in_any_layout(
+    pages: Pages, store: JobStore, width: int
+) -> None:
+    """In a layout that is as wide as its content, the pages have as much room as they
+    need and the window offers. They are never wider than the window.
+    """
+    page = pages.page
+    job = fill(store)[6]
+    page.set_viewport_size({"width": width, "height": 900})
+    found = {}
+    for path in "/job_state", f"/job_state/{job}":
+        for name, styles in SHAPES.items():
+            pages.visit(path)
+            shown, possible = page.evaluate(LAY_OUT, styles)
+            expected = possible if name in ("block", "side") else min(possible, 900)
+            if shown < expected - 1 or page.evaluate(IS_WIDER):
+                found[path, name] = shown, possible
+    assert found == {}
