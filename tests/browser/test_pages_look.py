@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pyramid_jobstate import JobStore, Progress
 from pyramid_jobstate.testing import put_job
 from tests.accessible import SCHEMES, complaints, ring_width
 from tests.browser.paged import IS_WIDER, ImportSheet, Pages, fill
+from tests.browser.test_themes import Colour, contrast, over
 from tests.jobs import RunMarathon
 from tests.web.operating import Marathons
 from tests.web.paging import paged_config
@@ -92,6 +94,29 @@ ROWS = """(elements) => elements.map(({ shadowRoot }) => {
   const isSeen = find("bar").checkVisibility({ visibilityProperty: true });
   return [find("status").textContent, isWhole, hasBar && isSeen];
 })"""
+
+#: The colours of the chart's bars and of its legend, of its surface and of the page.
+CHART = """() => {
+  const canvas = new OffscreenCanvas(1, 1);
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  const rgba = (color) => {
+    context.clearRect(0, 0, 1, 1);
+    context.fillStyle = color;
+    context.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = context.getImageData(0, 0, 1, 1).data;
+    return [r, g, b, a / 255];
+  };
+  const find = (selector) => document.querySelector(selector);
+  const legend = (name) => find(`.jobstate-chart span.jobstate-${name}`);
+  return [
+    rgba(getComputedStyle(document.body).backgroundColor),
+    rgba(getComputedStyle(find(".jobstate-chart")).backgroundColor),
+    ["success", "cancelled", "error"].map((name) => [
+      rgba(getComputedStyle(find(`path.jobstate-${name}`)).fill),
+      rgba(getComputedStyle(legend(name), "::before").backgroundColor),
+    ]),
+  ];
+}"""
 
 
 def press(page: Page, *keys: str) -> str:
@@ -433,3 +458,39 @@ def test_pages_have_room_in_any_layout(
             if shown < expected - 1 or page.evaluate(IS_WIDER):
                 found[path, name] = shown, possible
     assert found == {}
+
+
+@pytest.mark.parametrize(
+    "style",
+    [
+        "own",
+        "background: #fff; color: #111",
+        "background: #16181d; color: #fff",
+        "background: #bc2131; color: #fff",
+        "background: #8a8a8a; color: #000",
+    ],
+)
+def test_parts_of_the_chart_are_told_apart(
+    pages: Pages, store: JobStore, style: str
+) -> None:
+    """Jobs that were done, were cancelled or failed differ in colour, light and dark,
+    also in a layout that sets none. Each colour stands out, and is that of the legend.
+    """
+    fill(store)
+    pages.visit()
+    if style != "own":
+        pages.page.evaluate(
+            "(s) => [document.body.className, document.body.style.cssText] = ['', s]",
+            style,
+        )
+    for scheme in SCHEMES:
+        pages.page.emulate_media(color_scheme=scheme)
+        page, surface, keys = pages.page.evaluate(CHART)
+        below: Colour = over(surface, 1, page[:3])
+        seen = [[over(color, 1, below) for color in pair] for pair in keys]
+        assert [bar for bar, legend in seen] == [legend for bar, legend in seen]
+        colours = [bar for bar, _ in seen]
+        assert [c for c in colours if contrast(c, below) < 3] == []
+        for one, other in itertools.combinations(colours, 2):
+            gap = max(abs(a - b) for a, b in zip(one, other, strict=True))
+            assert gap >= 50, (scheme, one, other)
