@@ -494,3 +494,26 @@ def test_parts_of_the_chart_are_told_apart(
         for one, other in itertools.combinations(colours, 2):
             gap = max(abs(a - b) for a, b in zip(one, other, strict=True))
             assert gap >= 50, (scheme, one, other)
+
+
+def test_timeline_turns_round(pages: Pages, store: JobStore) -> None:
+    """From right to left, the arrows of a timeline point to the left, and on phones,
+    where its steps are one below the other, there are none.
+    """
+    script = """getComputedStyle(
+        document.querySelector(".jobstate-timeline li + li"), "::before").content"""
+    page = pages.page
+    pages.visit(f"/job_state/{fill(store)[6]}")
+    expect(page.locator("html[dir]")).to_have_count(1)
+    found = {}
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 900})
+        for direction in "ltr", "rtl":
+            page.evaluate("(dir) => {document.documentElement.dir = dir}", direction)
+            found[width, direction] = page.evaluate(script)
+    assert found == {
+        (1280, "ltr"): '"\u25b8" / ""',
+        (1280, "rtl"): '"\u25c2" / ""',
+        (390, "ltr"): '"" / ""',
+        (390, "rtl"): '"" / ""',
+    }
