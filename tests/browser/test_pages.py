@@ -219,7 +219,7 @@ def test_all_on_the_page_are_selected(pages: Pages, store: JobStore) -> None:
 
     pages.confirm("Cancel", "Cancel 2 jobs?")
 
-    pages.expect_said("2 jobs were told to stop.")
+    pages.expect_said("Asked 2 jobs to stop.")
     assert len(pages.changes) == 2
 
 
@@ -235,7 +235,7 @@ def test_all_that_match_are_cancelled(pages: Pages, store: JobStore) -> None:
 
     pages.confirm("Cancel", "Cancel 1,050 jobs?")
 
-    pages.expect_said("1,050 jobs were told to stop.")
+    pages.expect_said("Asked 1,050 jobs to stop.")
     # The first one only begins.
     assert pages.changes == [("POST", "/job_state/cancel")] * 3
     assert store.counts() == (0, 0, 0, 0, 0, 1, 0, 1050)
@@ -265,7 +265,7 @@ REFUSALS = {
     401: ("You are not signed in.", 1),
     403: ("2 refused. You may not do this.", 2),
     404: ("2 refused. The job does not exist, or has expired.", 2),
-    409: ("2 refused. The job has changed meanwhile.", 2),
+    409: ("2 refused. The job has changed in the meantime.", 2),
     410: ("2 refused. The job cannot run again.", 2),
     418: ("The server answered 418.", 1),
     503: ("The server cannot do this now. Try again later.", 1),
@@ -316,9 +316,7 @@ def test_bulk_act_that_breaks_off_says_how_far_it_came(
     pages.confirm("Cancel", "Cancel 1,050 jobs?")
 
     unavailable = "The server cannot do this now. Try again later."
-    expect(pages.one("result")).to_have_text(
-        f"1,000 jobs were told to stop. {unavailable}"
-    )
+    expect(pages.one("result")).to_have_text(f"Asked 1,000 jobs to stop. {unavailable}")
     pages.forgive("status of 503")
 
 
@@ -490,7 +488,7 @@ def test_acts_pass_csrf_checks(
     job, other = put(store, "success", "success")
     pages.serve(protected(paged_config(redis_url), **options))
     pages.visit(f"/job_state/{job}")
-    pages.confirm("Delete", "Delete this job? It is unknown from then on.")
+    pages.confirm("Delete", "Delete this job? This cannot be undone.")
     pages.expect_said("1 job deleted.")
     pages.one("matching").check()
     pages.confirm("Delete", "Delete 1 job?")
@@ -513,7 +511,7 @@ def test_job_is_cancelled(pages: Pages, store: JobStore) -> None:
 
     pages.confirm("Cancel", "Cancel this job?")
 
-    pages.expect_said("1 job was told to stop.")
+    pages.expect_said("Asked 1 job to stop.")
     expect(pages.page.locator(".jobstate-timeline")).to_contain_text("Cancelled")
     expect(cancel).to_have_count(0)
 
@@ -539,7 +537,7 @@ def test_deleted_job_leads_to_the_list(pages: Pages, store: JobStore) -> None:
     """The page of a job that was deleted gives way to the list."""
     job, other = put(store, "success", "success")
     pages.visit(f"/job_state/{job}")
-    pages.confirm("Delete", "Delete this job? It is unknown from then on.")
+    pages.confirm("Delete", "Delete this job? This cannot be undone.")
     pages.expect_said("1 job deleted.")
     assert pages.path() == "/job_state/"
     assert pages.uuids == [other]

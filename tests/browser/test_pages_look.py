@@ -334,7 +334,7 @@ def test_everything_is_done_by_keyboard(pages: Pages, store: JobStore) -> None:
     assert press(page, "Shift+Tab", "Enter") == "no"
     assert press(page, "Tab") == "yes"
     page.keyboard.press("Enter")
-    pages.expect_said("1 job was told to stop.")
+    pages.expect_said("Asked 1 job to stop.")
 
 
 def test_focus_is_seen(pages: Pages, store: JobStore, marathons: Marathons) -> None:

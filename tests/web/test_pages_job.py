@@ -222,7 +222,7 @@ def test_acts_are_those_that_are_permitted(
     questions = {
         "cancel": "Cancel this job?",
         "rerun": "Run this job again?",
-        "delete": "Delete this job? It is unknown from then on.",
+        "delete": "Delete this job? This cannot be undone.",
     }
     for button in page.all("[data-act]"):
         assert button["data-question"] == questions[str(button["data-act"])]

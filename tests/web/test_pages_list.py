@@ -119,7 +119,7 @@ def test_what_is_not_an_id_is_said(visit: Visiting) -> None:
     """Any other text in the field of the id is repeated there."""
     page = visit("/job_state/?id=<x>")
 
-    assert page.texts("#jobstate-wrong-id") == ["This is not the id of a job: <x>"]
+    assert page.texts("#jobstate-wrong-id") == ["This is not a job ID: <x>"]
     assert page.one("input[name=id]")["value"] == "<x>"
     assert not visit("/job_state").has("#jobstate-wrong-id")
 
@@ -247,7 +247,9 @@ def test_page_without_jobs_may_have_older_ones(
 
     page = visit("/job_state?owner=alice&kind=RunMarathon")
 
-    assert page.texts(".jobstate-none") == ["None among the jobs examined so far."]
+    assert page.texts(".jobstate-none") == [
+        "No matching jobs so far. Older ones may match."
+    ]
     assert visit(page.link("Older")).uuids == [old]
 
 
@@ -384,7 +386,7 @@ def test_chart_draws_what_ended(store: JobStore, visit: Visiting) -> None:
         "done: 3",
         "cancelled: 1",
         "failed: 2",
-        "at most 6 in 30 min",
+        "peak: 6 in 30 min",
     ]
     # The last bar, from the bottom: failed, cancelled, done.
     assert [path["d"] for path in page.all("svg path")] == [
@@ -395,7 +397,7 @@ def test_chart_draws_what_ended(store: JobStore, visit: Visiting) -> None:
     of_a_kind = visit("/job_state?kind=Steeplechase")
     assert of_a_kind.texts("figcaption span")[2:] == [
         "failed: 1",
-        "at most 1 in 30 min",
+        "peak: 1 in 30 min",
     ]
     assert len(of_a_kind.all("svg path")) == 1
 

@@ -40,7 +40,7 @@ GERMAN = {
     "${number} s": "${number} Sek.",
     "${time} UTC": "${time} (UTC)",
     "Cancel this job?": "Diese Aufgabe abbrechen?",
-    "The job has changed meanwhile.": "Die Aufgabe hat sich geändert.",
+    "The job has changed in the meantime.": "Die Aufgabe hat sich geändert.",
     "Cancel ${number} job?\0Cancel ${number} jobs?": (
         "${number} Aufgabe abbrechen?\0${number} Aufgaben abbrechen?"
     ),
@@ -115,7 +115,7 @@ def test_pages_are_in_the_language_of_the_request(
 
 
 def test_localizer_of_the_request_decides(redis_url: str, store: JobStore) -> None:
-    """An application that replaces the localizer of its requests is heard."""
+    """An application that replaces the localizer of requests has its localizer used."""
 
     class Shouting:
         locale_name = "en_GB"

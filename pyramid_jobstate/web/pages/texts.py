@@ -84,20 +84,21 @@ WORDS = MappingProxyType(
         "show": _("Show"),
         "kind": _("Kind"),
         "all-kinds": _("All kinds"),
-        "id": _("Id of a job"),
-        "not-an-id": _("This is not the id of a job: ${text}"),
+        "id": _("Job ID"),
+        "not-an-id": _("This is not a job ID: ${text}"),
         "state": _("State"),
         "attempts": _("Attempts"),
         "none": _("No jobs."),
-        "none-here": _("None among the jobs examined so far."),
+        "none-here": _("No matching jobs so far. Older ones may match."),
         "newest": _("Newest"),
         "older": _("Older"),
+        "pages-of-list": _("Pages of the list"),
         "select-all": _("Select all on this page"),
-        "matching": _("All that match, also on other pages"),
+        "matching": _("All matching jobs, on every page"),
         # The chart.
         "chart": _("Ended in the last 24 hours"),
         "chart-none": _("No job has ended in the last 24 hours."),
-        "chart-peak": _("at most ${number} in ${minutes} min"),
+        "chart-peak": _("peak: ${number} in ${minutes} min"),
         "chart-error": _("failed: ${number}"),
         "chart-cancelled": _("cancelled: ${number}"),
         "chart-success": _("done: ${number}"),
@@ -121,7 +122,7 @@ SCRIPT = MappingProxyType(
     {
         "under-way": _("Working…"),
         "metrics": _("Metrics"),
-        "changed": _("The job has changed meanwhile."),
+        "changed": _("The job has changed in the meantime."),
         "not-repeatable": _("The job cannot run again."),
         "503": _("The server cannot do this now. Try again later."),
     }
@@ -144,7 +145,7 @@ PLURALS = MappingProxyType(
         "delete": Plural(_("Delete ${number} job?"), _("Delete ${number} jobs?")),
         "selected": Plural(_("${number} selected"), _("${number} selected")),
         "cancel-done": Plural(
-            _("${number} job was told to stop."), _("${number} jobs were told to stop.")
+            _("Asked ${number} job to stop."), _("Asked ${number} jobs to stop.")
         ),
         "rerun-done": Plural(
             _("${number} job runs again."), _("${number} jobs run again.")
@@ -170,6 +171,6 @@ SINGLE = MappingProxyType(
     {
         "cancel": _("Cancel this job?"),
         "rerun": _("Run this job again?"),
-        "delete": _("Delete this job? It is unknown from then on."),
+        "delete": _("Delete this job? This cannot be undone."),
     }
 )
