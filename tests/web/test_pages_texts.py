@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import gettext
+import json
 import re
+import weakref
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -10,12 +14,13 @@ from urllib.parse import urlencode
 import pytest
 from bs4 import BeautifulSoup
 from pyramid.authorization import Allow, Everyone
-from pyramid.i18n import TranslationStringFactory
+from pyramid.i18n import TranslationStringFactory, make_localizer
 from webtest import TestApp
 
 from pyramid_jobstate import JobError, JobState, JobStore, Progress
 from pyramid_jobstate.testing import put_job
 from pyramid_jobstate.web.pages.texts import LABELS, PLURALS, WORDS
+from pyramid_jobstate.web.pages.words import MOST_LANGUAGES, Words, words_of
 from tests.catalogs import POT, template, write_catalog
 from tests.jobs import RunMarathon
 from tests.support import PACKAGE, key_of
@@ -104,7 +109,7 @@ def test_pages_are_in_the_language_of_the_request(
     assert one.data["labels"]["due"] == "beginnt um {time}"
     assert one.data["words"]["changed"] == "Die Aufgabe hat sich geändert."
     plural = one.data["plurals"]["cancel"]
-    forms = [plural["forms"][int(plural["at"][number])] for number in (0, 1, 2, 200)]
+    forms = [plural["forms"][int(plural["at"][number])] for number in (0, 1, 2, 199)]
     many = "{number} Aufgaben abbrechen?"
     assert forms == [many, "{number} Aufgabe abbrechen?", many, many]
     # What has no translation is English.
@@ -140,6 +145,143 @@ def test_localizer_of_the_request_decides(redis_url: str, store: JobStore) -> No
     assert page.texts("h1") == ["JOBS"]
     assert page.one("html")["lang"] == "en-GB"
     assert page.data["plurals"]["new"]["forms"] == ["MANY"]
+
+
+#: The number of the forms of languages, and how they decide on that for a number.
+RULES = {
+    "ar": (
+        6,
+        "n==0 ? 0 : n==1 ? 1 : n==2 ? 2 : n%100>2 && n%100<11 ? 3 : n%100>10 ? 4 : 5",
+    ),
+    "cy": (5, "n==0 ? 0 : n==1 ? 1 : n==2 ? 2 : n==3 ? 3 : n==6 ? 4 : 2"),
+    "fr": (2, "n>1"),
+    "ga": (5, "n==1 ? 0 : n==2 ? 1 : n<7 ? 2 : n<11 ? 3 : 4"),
+    "ja": (1, "0"),
+    "lv": (3, "n%10==1 && n%100!=11 ? 0 : n!=0 ? 1 : 2"),
+    "mk": (2, "n%10!=1"),
+    "pl": (3, "n==1 ? 0 : n%10>=2 && n%10<=4 && (n%100<12 || n%100>14) ? 1 : 2"),
+    "ro": (3, "n==1 ? 0 : n==0 || (n%100>0 && n%100<20) ? 1 : 2"),
+    "ru": (
+        3,
+        "n%10==1 && n%100!=11 ? 0 : n%10>1 && n%10<5 && (n%100<12 || n%100>14) ? 1 : 2",
+    ),
+    "sl": (4, "n%100==1 ? 0 : n%100==2 ? 1 : n%100==3 || n%100==4 ? 2 : 3"),
+    "tl": (2, "n%10==4 || n%10==6 || n%10==9"),
+    "tzm": (2, "n>1 && (n<11 || n>99)"),
+}
+
+
+@pytest.mark.parametrize("language", RULES)
+def test_numbers_have_the_forms_of_their_language(
+    tmp_path: Path, language: str
+) -> None:
+    """The forms that the script is told are those of GNU gettext, for any number: the
+    script looks up 100 + n % 100 in place of a number n from 200 on. Some texts may
+    lack a translation, and others may use a form twice.
+    """
+    catalog = tmp_path / language / "LC_MESSAGES" / "pyramid_jobstate.mo"
+    count, rule = RULES[language]
+    header = f"Plural-Forms: nplurals={count}; plural={rule};"
+    texts = {"": f"Content-Type: text/plain; charset=UTF-8\n{header}\n"}
+    for place, (name, (one, other)) in enumerate(PLURALS.items()):
+        if place % 3:
+            forms = [f"{name} {n // (place % 3)} ${{number}}" for n in range(count)]
+            texts[f"{one}\0{other}"] = "\0".join(forms)
+    write_catalog(catalog, texts)
+    with catalog.open("rb") as file:
+        gnu = gettext.GNUTranslations(file)
+
+    words = Words(make_localizer(language, [str(tmp_path)]))
+
+    plurals = json.loads(words.for_script)["plurals"]
+    assert plurals.keys() == PLURALS.keys()
+    for name, (one, other) in PLURALS.items():
+        forms, at = plurals[name]["forms"], plurals[name]["at"]
+        for number in range(3000):
+            text = gnu.ngettext(one, other, number)
+            place = int(at[number if number < 200 else 100 + number % 100])
+            assert forms[place] == text.replace("${", "{"), (name, number)
+            filled = text.replace("${number}", f"{number:,}")
+            assert words.plural(name, number) == filled, (name, number)
+
+
+@pytest.mark.parametrize(
+    ("text", "direction"), [(None, "ltr"), ("rtl", "rtl"), ("<b>", "ltr"), ("", "ltr")]
+)
+def test_direction_is_translated(
+    tmp_path: Path, text: str | None, direction: str
+) -> None:
+    """A catalog says that its texts run from right to left."""
+    texts = {"": GERMAN[""], **({} if text is None else {"text-direction": text})}
+    write_catalog(tmp_path / "he" / "LC_MESSAGES" / "pyramid_jobstate.mo", texts)
+
+    assert Words(make_localizer("he", [str(tmp_path)])).direction == direction
+
+
+class Slow:
+    """A localizer that an application makes for each request. It cannot be hashed."""
+
+    def __init__(self, calls: list[object]) -> None:
+        self.calls = calls
+        self.localizer = make_localizer("de", [])
+        self.locale_name = "de"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Slow)
+
+    def translate(self, *args: Any) -> Any:
+        self.calls.append(args)
+        return self.localizer.translate(*args)
+
+    def pluralize(self, *args: Any) -> Any:
+        self.calls.append(args)
+        return self.localizer.pluralize(*args)
+
+
+#: More languages than are kept.
+LOCALIZERS = [make_localizer(f"x{n}", []) for n in range(3 * MOST_LANGUAGES)]
+
+
+class Hashed(Slow):
+    """One that can."""
+
+    __hash__ = object.__hash__
+
+
+@pytest.mark.parametrize("cls", [Slow, Hashed])
+def test_localizer_of_one_request_is_cheap(
+    redis_url: str, store: JobStore, cls: type[Slow]
+) -> None:
+    """An application that makes a localizer for each request waits for a few hundred
+    texts, and nothing keeps the localizer.
+    """
+    config = paged_config(redis_url)
+    calls: list[object] = []
+    made: list[weakref.ref] = []
+
+    def localizer(request: Any) -> Slow:
+        found = cls(calls)
+        made.append(weakref.ref(found))
+        return found
+
+    config.add_request_method(localizer, reify=True)
+    put_job(store, RunMarathon)
+
+    page = Visit(make_app(config), "/job_state/?all=1")
+
+    assert page.one("html")["lang"] == "de"
+    assert 100 < len(calls) < 500
+    del page
+    gc.collect()
+    assert [found() for found in made] == [None]
+
+
+def test_languages_do_not_pile_up() -> None:
+    """Whatever languages requests name, the words of a few are kept."""
+    words = [weakref.ref(words_of(each)) for each in LOCALIZERS]
+    gc.collect()
+    assert 0 < sum(each() is not None for each in words) <= MOST_LANGUAGES
+    assert words_of(LOCALIZERS[-1]) is words[-1]()
 
 
 @pytest.mark.parametrize("has_catalog", [False, True])

@@ -54,6 +54,8 @@ LABELS = MappingProxyType(
 #: The words of the pages, by names that the templates use.
 WORDS = MappingProxyType(
     {
+        # The direction of the text, which is "rtl" for some languages.
+        "direction": _("text-direction", default="ltr"),
         # Numbers, durations and times.
         "grouping": _("number-grouping", default=","),
         "decimal": _("number-decimal", default="."),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from pyramid.i18n import make_localizer
 
@@ -16,8 +17,17 @@ if TYPE_CHECKING:
 
     from pyramid.request import Request
 
-#: The most jobs of a page: up to here, the script knows the forms of plurals.
-MOST = 200
+#: The numbers whose forms of plurals are looked up. A greater number n has the form of
+#: 100 + n % 100: languages look at the last two digits, and at whether a number is
+#: small. The form that a few have for whole millions is not used.
+NUMBERS = range(200)
+
+#: Among these numbers is each form of any language. They also tell the rules of two
+#: languages apart.
+SAMPLE = (0, 1, 2, 3, 4, 5, 6, 7, 11, 20, 21, 100, 101)
+
+#: The most languages whose words are kept. Requests may name any number of languages.
+MOST_LANGUAGES = 64
 
 #: The names of languages, as HTML spells them. A request may name anything else.
 LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
@@ -35,6 +45,18 @@ def words_for(request: Request) -> Words:
     return words_of(localizer)
 
 
+class Forms(NamedTuple):
+    """A text that depends on a number.
+
+    Attributes:
+      forms: Its different texts.
+      at: Which of them each of the NUMBERS has.
+    """
+
+    forms: Sequence[str]
+    at: Sequence[int]
+
+
 class Words:
     """The words of the pages in one language.
 
@@ -43,22 +65,30 @@ class Words:
 
     Attributes:
       lang: The language, as HTML names it.
+      direction: The direction of its text, "ltr" or "rtl".
       for_script: What the script and the elements of a page say, as JSON.
     """
 
     def __init__(self, localizer: Any) -> None:
         lang = localizer.locale_name.replace("_", "-")
         self.lang: str = lang if LANGUAGE.fullmatch(lang) else "en"
-        self._pluralize = localizer.pluralize
         self._words, self._labels, self._single, self._uncounted, script = (
             {name: str(localizer.translate(text)) for name, text in texts.items()}
             for texts in (WORDS, LABELS, SINGLE, UNCOUNTED, SCRIPT)
         )
+        self._plurals = plurals_of(localizer)
+        self.direction = "rtl" if self._words["direction"] == "rtl" else "ltr"
         self.for_script = encode(
             {
                 "labels": {name: braced(text) for name, text in self._labels.items()},
                 "words": {name: braced(text) for name, text in script.items()},
-                "plurals": {name: self._forms(name) for name in PLURALS},
+                "plurals": {
+                    name: {
+                        "forms": [braced(form) for form in forms],
+                        "at": "".join(map(str, at)),
+                    }
+                    for name, (forms, at) in self._plurals.items()
+                },
             }
         )
 
@@ -76,8 +106,9 @@ class Words:
 
     def plural(self, name: str, number: int) -> str:
         """Return one of the PLURALS for a number."""
-        text: str = self._pluralize(*PLURALS[name], number, DOMAIN)
-        return filled(text, {"number": self.number(number)})
+        forms, at = self._plurals[name]
+        place = number if number in NUMBERS else 100 + number % 100
+        return filled(forms[at[place]], {"number": self.number(number)})
 
     def about_all(self, act: str, number: int | None) -> str:
         """Return the question about all jobs that match.
@@ -125,20 +156,47 @@ class Words:
         """
         return self("utc", time=f"{iso[:10]} {iso[11:16]}")
 
-    def _forms(self, name: str) -> dict[str, Any]:
-        """Return the forms of a plural, and the position of that of each number."""
-        texts = [
-            braced(self._pluralize(*PLURALS[name], number, DOMAIN))
-            for number in range(MOST + 1)
-        ]
-        forms = list(dict.fromkeys(texts))
-        return {"forms": forms, "at": "".join(str(forms.index(t)) for t in texts)}
+
+#: The words of the localizers in use. An application has one for each language, or
+#: makes one for each request.
+_words: WeakKeyDictionary[Any, Words] = WeakKeyDictionary()
 
 
-@functools.lru_cache(64)
 def words_of(localizer: Any) -> Words:
-    """Return the words of a localizer. Its application keeps one for each language."""
-    return Words(localizer)
+    """Return the words of a localizer."""
+    try:
+        words = _words.get(localizer)
+    except TypeError:
+        # A localizer of the application's may have no hash, or no weak references.
+        return Words(localizer)
+    if words is None:
+        if len(_words) >= MOST_LANGUAGES:
+            _words.clear()
+        words = _words[localizer] = Words(localizer)
+    return words
+
+
+def plurals_of(localizer: Any) -> dict[str, Forms]:
+    """Return the forms of the PLURALS. Most of them follow the same rule, which is
+    looked up once.
+    """
+    # Some texts are the same for all numbers.
+    rules = {(0,) * len(SAMPLE): [0] * len(NUMBERS)}
+    found = {}
+    for name, ids in PLURALS.items():
+
+        def form(number: int, ids: Sequence[Any] = ids) -> str:
+            return str(localizer.pluralize(*ids, number, DOMAIN))
+
+        sample = [form(number) for number in SAMPLE]
+        pattern = tuple(map(sample.index, sample))
+        if pattern not in rules:
+            texts = [form(number) for number in NUMBERS]
+            different = list(dict.fromkeys(texts))
+            rules[pattern] = [different.index(text) for text in texts]
+        at = rules[pattern]
+        found[name] = Forms([form(at.index(n)) for n in range(max(at) + 1)], at)
+    return found
 
 
 def filled(text: str, values: Mapping[str, object]) -> str:
