@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pyramid_jobstate.job import DOMAIN
 from pyramid_jobstate.web.pages.texts import (
-    DOMAIN,
     LABELS,
     PLURALS,
     SCRIPT,
+    SENTENCES,
     SINGLE,
     UNCOUNTED,
     WORDS,
@@ -55,8 +56,9 @@ def template() -> str:
 
 
 def _entries() -> Iterator[str]:
-    for texts in LABELS, WORDS, SCRIPT, SINGLE, UNCOUNTED:
-        for text in texts.values():
+    tables = LABELS, WORDS, SCRIPT, SINGLE, UNCOUNTED
+    for texts in (*(table.values() for table in tables), SENTENCES):
+        for text in texts:
             comment = "" if text.default == text else f"#. Default: {text.default}\n"
             yield f'{comment}msgid {_quoted(text)}\nmsgstr ""'
     for one, other in PLURALS.values():

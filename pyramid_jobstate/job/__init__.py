@@ -38,17 +38,22 @@ from .record import (
 from .recording import RecordingRun
 from .run import Run
 from .state import JobState, current_job_state, current_state
+from .texts import DOMAIN, FAILED, REASONS, SKIPPED, filled, sentence_of
 from .told import told_by
 from .trouble import note_trouble
 from .values import MAX_AMOUNT, Json, dumps, encode_params, is_owner
 
 __all__ = [
     "CANCELLED",
+    "DOMAIN",
+    "FAILED",
     "FINISHED",
     "MAX_AMOUNT",
     "METRIC",
     "NOT_REACHED",
     "NOT_SENT",
+    "REASONS",
+    "SKIPPED",
     "UNFINISHED",
     "UUID",
     "End",
@@ -69,6 +74,7 @@ __all__ = [
     "current_state",
     "dumps",
     "encode_params",
+    "filled",
     "is_owner",
     "is_uuid",
     "iso_time",
@@ -79,6 +85,7 @@ __all__ = [
     "parse_time",
     "record_of",
     "run_of",
+    "sentence_of",
     "set_container",
     "set_store",
     "stored_iso_time",

@@ -11,7 +11,7 @@ from ..errors import StoreUnavailable
 from .facts import Facts
 from .protocols import Container, Store
 from .record import JobError, Record
-from .texts import humanized, translated
+from .texts import FAILED, REASONS, SKIPPED, humanized, sentence_of, translated
 
 log = logging.getLogger(__name__)
 
@@ -199,8 +199,8 @@ class JobState(Facts):
           A string or a translation string.
         """
         if self.status == "cancelled":
-            return "The job was skipped."
-        return "The job failed."
+            return SKIPPED
+        return FAILED
 
     def __acl__(self) -> list[tuple[str, Any, Any]]:
         """Return the job's ACL: the owner may `view_job` and `cancel_job`, and the
@@ -259,7 +259,7 @@ class JobState(Facts):
 
     def _public_reason(self, error: JobError) -> str:
         if error.type is None:
-            return error.message
+            return sentence_of(error.message, REASONS) or error.message
         return self.public_error(error.type, error.message)
 
 

@@ -4,7 +4,57 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from .record import CANCELLED, NOT_REACHED, NOT_SENT
+
+#: The domain of our own texts. An application may ship a catalog for it.
+DOMAIN = "pyramid_jobstate"
+
+#: A place for a value in a text.
+PLACE = re.compile(r"\$\{(\w+)\}")
+
+
+class Sentence(str):
+    """An English text of ours, which Pyramid's Localizer takes for a translation
+    string: a worker does not import Pyramid.
+
+    Parameters:
+      text: The text, which is its message id.
+      mapping: The values for its places.
+    """
+
+    domain = DOMAIN
+    context = None
+    mapping: Mapping[str, str]
+
+    def __new__(cls, text: str, mapping: Mapping[str, str] | None = None) -> Sentence:
+        self = super().__new__(cls, text)
+        self.mapping = mapping or {}
+        return self
+
+    @property
+    def default(self) -> str:
+        return str(self)
+
+    def interpolate(self, translated: str | None = None) -> str:
+        text = str(self) if translated is None else translated
+        return filled(text, self.mapping)
+
+
+#: What viewers read by default of a job that an exception or a SkipMessage ended.
+FAILED = Sentence("The job failed.")
+SKIPPED = Sentence("The job was skipped.")
+
+#: The reasons that do not come from an exception: see :class:`.JobError`.
+REASONS = (
+    CANCELLED.message,
+    NOT_SENT.message,
+    NOT_REACHED.message,
+    "The message was rejected.",
+    "No worker knows the actor ${actor}.",
+)
 
 
 @functools.lru_cache(256)
@@ -14,6 +64,20 @@ def humanized(name: str) -> str:
     words = [w if w.isupper() and len(w) > 1 else w.lower() for w in words]
     text = " ".join(words)
     return text[:1].upper() + text[1:]
+
+
+def sentence_of(said: str, texts: Iterable[str]) -> Sentence | None:
+    """Return what was said as a Sentence if it is one of these texts, with whatever
+    values in its places, else None. The store and errors know what was said alone.
+
+    Parameters:
+      texts: The texts. If several fit, the first is returned.
+    """
+    for text in texts:
+        match = _pattern_of(text).fullmatch(said)
+        if match is not None:
+            return Sentence(text, match.groupdict())
+    return None
 
 
 def translated(text: str, request: Any) -> str:
@@ -27,3 +91,20 @@ def translated(text: str, request: Any) -> str:
         # The request's locale name cannot be part of a path, such as "\0".
         result = text.interpolate()
     return result
+
+
+def filled(text: str, values: Mapping[str, object]) -> str:
+    """Return a text with values in its places."""
+    if not values:
+        return text
+    return PLACE.sub(lambda match: str(values.get(match[1], match[0])), text)
+
+
+@functools.cache
+def _pattern_of(text: str) -> re.Pattern[str]:
+    """Return what matches a text with any values in its places."""
+    pattern = ""
+    for n, part in enumerate(PLACE.split(text)):
+        # Between two parts of the text is the name of a place.
+        pattern += f"(?P<{part}>.*)" if n % 2 else re.escape(part)
+    return re.compile(pattern, re.DOTALL)

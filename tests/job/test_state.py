@@ -7,6 +7,7 @@ import uuid
 
 import pytest
 from pyramid.authorization import Allow
+from pyramid.i18n import make_localizer
 
 from pyramid_jobstate.errors import JobCancelled
 from pyramid_jobstate.job import state
@@ -37,6 +38,8 @@ STORED = {
 
 class Request:
     """The request of a user who may cancel."""
+
+    localizer = make_localizer("en", [])
 
     def resource_url(self, resource):
         return f"/job_state/{resource.uuid}/"

@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import gettext
 import json
 import re
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+import redis
 from bs4 import BeautifulSoup
+from dramatiq import Message
+from dramatiq.broker import MessageProxy
+from dramatiq.brokers.stub import StubBroker
 from pyramid.authorization import Allow, Everyone
-from pyramid.i18n import TranslationStringFactory, make_localizer
+from pyramid.i18n import (
+    TranslationStringFactory,
+    default_locale_negotiator,
+    make_localizer,
+)
+from pyramid.request import Request
 from webtest import TestApp
 
 from pyramid_jobstate import JobError, JobState, JobStore, Progress
+from pyramid_jobstate.job import Record, sentence_of
+from pyramid_jobstate.store import refusal
 from pyramid_jobstate.testing import put_job
-from pyramid_jobstate.web.pages.texts import LABELS, PLURALS, WORDS
+from pyramid_jobstate.web.pages.texts import LABELS, PLURALS, SENTENCES, WORDS
 from pyramid_jobstate.web.pages.words import MOST_LANGUAGES, Words, words_of
+from pyramid_jobstate.worker import middleware_of
+from pyramid_jobstate.worker.failures import failure_of
 from tests.catalogs import POT, template, write_catalog
 from tests.jobs import RunMarathon
 from tests.support import PACKAGE, key_of
-from tests.web.operating import Marathons
+from tests.web.operating import OPERATOR, Marathons
 from tests.web.paging import Visit, Visiting, paged_app, paged_config
-from tests.webapp import make_app
+from tests.webapp import get, make_app
 
 _ = TranslationStringFactory("sports")
 
@@ -44,6 +59,8 @@ GERMAN = {
     "number-decimal": ",",
     "${number} s": "${number} Sek.",
     "${time} UTC": "${time} (UTC)",
+    "The store does not hold its message.": "Der Speicher hat seine Nachricht nicht.",
+    "The broker does not know the actor ${actor}.": "Wer ist ${actor}?",
     "Cancel this job?": "Diese Aufgabe abbrechen?",
     "The job has changed in the meantime.": "Die Aufgabe hat sich geändert.",
     "Cancel ${number} job?\0Cancel ${number} jobs?": (
@@ -63,6 +80,11 @@ class Biathlon(JobState):
         return [(Allow, Everyone, ("view_job", "cancel_job"))]
 
 
+def language_of(request: Request) -> str:
+    """Return the language that the query or a header of a request names."""
+    return default_locale_negotiator(request) or request.headers["X-User"]
+
+
 @pytest.fixture
 def german(redis_url: str, tmp_path: Path) -> TestApp:
     """An application with a German catalog for our domain, and one of its own. A header
@@ -79,7 +101,7 @@ def german(redis_url: str, tmp_path: Path) -> TestApp:
     )
     config = paged_config(redis_url)
     config.add_translation_dirs(str(tmp_path), str(tmp_path / "own"))
-    config.set_locale_negotiator(lambda request: request.headers.get("X-User", "en"))
+    config.set_locale_negotiator(language_of)
     return make_app(config)
 
 
@@ -117,6 +139,121 @@ def test_pages_are_in_the_language_of_the_request(
     assert english.texts("h1") == ["Biathlon"]
     assert english.data["labels"]["working"] == "Running"
     assert english.one("html")["lang"] == "en"
+
+
+def test_reason_is_in_the_language_of_the_request(
+    german: TestApp, store: JobStore, marathons: Marathons
+) -> None:
+    """A page translates why a job cannot run again, and its JSON does not."""
+    (job,) = marathons.fail("de")
+    lost = put_job(store, RunMarathon, "error", error=JobError("E", "e")).uuid
+
+    def reasons(job: str) -> tuple[str, str]:
+        page = Visit(german, f"/job_state/{job}?_LOCALE_=de")
+        path = f"/job_state/{job}/inspect?_LOCALE_=de"
+        said = get(german, path, OPERATOR).json["reason"]
+        return page.texts("#jobstate-reason")[0], said
+
+    assert reasons(lost) == (
+        "The job cannot run again: Der Speicher hat seine Nachricht nicht.",
+        "The store does not hold its message.",
+    )
+    del marathons.broker.actors["run_marathon"]
+    assert reasons(job) == (
+        "The job cannot run again: Wer ist 'run_marathon'?",
+        "The broker does not know the actor 'run_marathon'.",
+    )
+    store.client.hset(
+        f"{{{key_of(store, job)}}}:failure",
+        mapping={"message": "", "refusal": "<${x}>"},
+    )
+    assert reasons(job) == ("The job cannot run again: <${x}>", "<${x}>")
+
+
+class Marking:
+    """A localizer whose texts begin with an asterisk."""
+
+    locale_name = "en"
+
+    def translate(self, text: Any) -> str:
+        return f"*{text.default}"
+
+    def pluralize(self, one: str, other: str, number: int, domain: str) -> str:
+        return f"*{one if number == 1 else other}"
+
+
+def text_of(node: ast.AST) -> str:
+    """Return a text in Python code, with "'x'" for each value, or ""."""
+    match node:
+        case ast.Constant(str() as text):
+            return text
+        case ast.JoinedStr(parts):
+            return "".join(map(text_of, parts))
+        case ast.FormattedValue():
+            return "'x'"
+    return ""
+
+
+def nodes_of(path: Path) -> Iterator[ast.AST]:
+    """Yield the parts of a module."""
+    return ast.walk(ast.parse(path.read_text("utf-8")))
+
+
+def sentences_in(path: Path) -> Iterator[str]:
+    """Yield the sentences in the code of a module."""
+    nodes = list(nodes_of(path))
+    docs = [node.value for node in nodes if isinstance(node, ast.Expr)]
+    for text in (text_of(node) for node in nodes if node not in docs):
+        if re.fullmatch(r"[A-Z].* .*\.", text):
+            yield text
+
+
+def reasons_of_ends() -> Iterator[str]:
+    """Yield what the package says of jobs that no exception has ended."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in nodes_of(path):
+            match node:
+                case ast.Call(ast.Name("JobError"), [ast.Constant(None), reason]):
+                    yield text_of(reason)
+
+
+def refusals() -> Iterator[str]:
+    """Yield what a store and a broker that do not belong together are called."""
+    here, there = "redis://localhost:1/0", "redis://localhost:2/0"
+    for url, namespace in (here, "n"), (there, "x"), ("redis://localhost:1/1", "x"):
+        read = JobStore(redis.Redis.from_url(here), namespace="x")
+        written = JobStore(redis.Redis.from_url(url), namespace=namespace)
+        yield str(refusal(read, written, "its broker"))
+    with pytest.raises(TypeError) as caught:
+        middleware_of(StubBroker())
+    yield str(caught.value)
+    for value in (1, 2), "x" * 70_000, b"":
+        message: Message[None] = Message("queue", "actor", (value,), {}, {})
+        yield failure_of(MessageProxy(message), None, is_final=True).refusal
+
+
+def test_what_other_wings_say_is_translated() -> None:
+    """The pages know all sentences on why a job ended, or cannot run again."""
+    worker = PACKAGE / "worker"
+    said = [
+        *sentences_in(worker / "repeatable.py"),
+        *sentences_in(worker / "rerunning.py"),
+        *reasons_of_ends(),
+        *refusals(),
+        *(
+            JobState(Record("", {"status": status})).public_error("E", "e")
+            for status in ("error", "cancelled")
+        ),
+    ]
+    words = Words(Marking())
+
+    texts = {str(text): words.sentence(text) for text in said}
+
+    assert len(texts) == len(SENTENCES) == 22
+    for text, translated in texts.items():
+        assert translated == f"*{text}"
+    assert {sentence_of(text, SENTENCES) for text in texts} == set(SENTENCES)
+    assert words.sentence("Something else.") == "Something else."
 
 
 def test_localizer_of_the_request_decides(redis_url: str, store: JobStore) -> None:

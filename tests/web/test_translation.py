@@ -1,5 +1,7 @@
 """Titles and errors that are translation strings, in the viewer's language."""
 
+import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from pyramid.authorization import Allow, Everyone
 from pyramid.i18n import TranslationStringFactory
 from webtest import TestApp
 
-from pyramid_jobstate import JobState
+from pyramid_jobstate import JobState, JobStore
 from tests.catalogs import write_catalog
 from tests.webapp import ask, get, make_app, make_config, put_job
 
@@ -21,6 +23,19 @@ GERMAN = {
     "The runner fell.": "Der Läufer ist gestürzt.",
     "skipped": "Übersprungen.",
 }
+
+OURS = {
+    "": GERMAN[""],
+    "The job failed.": "Gescheitert.",
+    "The job was skipped.": "Ausgelassen.",
+    "The job was cancelled.": "Abgebrochen.",
+    "The job could not be sent.": "Nicht gesendet.",
+    "An earlier step did not succeed.": "Zu früh.",
+    "The message was rejected.": "Abgelehnt.",
+    "No worker knows the actor ${actor}.": "${actor}: wer?",
+}
+
+SKIPPED = "dramatiq.middleware.middleware.SkipMessage"
 
 
 class TranslatedRelay(JobState):
@@ -85,6 +100,66 @@ def test_default_of_a_translation_string_stands_for_a_missing_text(
 
     assert english["error"] == {"message": "Skipped <b>early</b>."}
     assert german["error"] == {"message": "Übersprungen."}
+
+
+def put_ended(client: redis.Redis, status: str, error: list[Any]) -> str:
+    return put_job(client, status=status, error=json.dumps(error))
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "english", "german"),
+    [
+        ("error", ["ValueError", "hush"], "The job failed.", "Gescheitert."),
+        ("cancelled", [SKIPPED, "x"], "The job was skipped.", "Ausgelassen."),
+        ("cancelled", [None, "The job was cancelled."], None, "Abgebrochen."),
+        ("error", [None, "The job could not be sent."], None, "Nicht gesendet."),
+        ("error", [None, "An earlier step did not succeed."], None, "Zu früh."),
+        ("error", [None, "The message was rejected."], None, "Abgelehnt."),
+        ("error", [None, "No worker knows the actor '${x}'."], None, "'${x}': wer?"),
+        ("error", [None, "Something else."], None, "Something else."),
+        (
+            "error",
+            ["E", "The message was rejected."],
+            "The job failed.",
+            "Gescheitert.",
+        ),
+    ],
+    ids=str,
+)
+def test_words_of_ours_are_in_the_language_of_the_request(
+    redis_url: str,
+    client: redis.Redis,
+    tmp_path: Path,
+    status: str,
+    error: list[Any],
+    english: str | None,
+    german: str,
+) -> None:
+    """An application's catalog for our domain translates what we say of an end."""
+    write_catalog(tmp_path / "de" / "LC_MESSAGES" / "pyramid_jobstate.mo", OURS)
+    config = make_config(redis_url)
+    config.add_translation_dirs(str(tmp_path))
+    app = make_app(config)
+    job = put_ended(client, status, error)
+
+    def shown(path: str) -> Any:
+        return get(app, path, "alice").json["job"]["error"]["message"]
+
+    assert shown(f"/job_state/{job}") == (english or error[1])
+    assert shown(in_german(f"/job_state/{job}")) == german
+
+
+def test_default_of_public_error_may_be_part_of_a_text(client: redis.Redis) -> None:
+    """What a class gets from its parent is an English string."""
+    state = JobStore(client).load(put_ended(client, "error", ["ValueError", "hush"]))
+    assert state is not None
+
+    text = state.public_error("ValueError", "hush")
+
+    assert text == "The job failed."
+    assert f"{text} Sorry." == "The job failed. Sorry."
+    assert json.dumps(text) == '"The job failed."'
+    assert pickle.loads(pickle.dumps(text)).interpolate() == text
 
 
 @pytest.mark.parametrize("path", ["/job_state/{}", "/job_state?uuid={}"])

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pyramid.i18n import TranslationStringFactory
 
-DOMAIN = "pyramid_jobstate"
+from ...job import DOMAIN, FAILED, REASONS, SKIPPED
 
 _ = TranslationStringFactory(DOMAIN)
 
@@ -117,6 +117,43 @@ WORDS = MappingProxyType(
         "traceback": _("Traceback"),
         "not-repeatable": _("The job cannot run again: ${reason}"),
     }
+)
+
+#: What other wings say of a job, in English: why it ended, and why it cannot run again.
+#: If several of these fit, the first does.
+SENTENCES = (
+    *map(_, (FAILED, SKIPPED, *REASONS)),
+    _("The job has not failed."),
+    _("This process has no Dramatiq broker."),
+    _(
+        "The broker ${broker} has no JobStateMiddleware. Add one before the actors are "
+        "declared: broker.add_middleware(JobStateMiddleware())."
+    ),
+    _(
+        "Job states are read from ${read}, but the JobStateMiddleware on its broker "
+        "writes them to ${written}, in another namespace. Use the same namespace in "
+        "jobstate.namespace, or the store in config.set_job_store(...), and in "
+        "JobStateMiddleware(namespace=...)."
+    ),
+    _(
+        "Job states are read from ${read}, but the JobStateMiddleware on its broker "
+        "writes them to ${written}, in another database. Point jobstate.redis_url, or "
+        "the store in config.set_job_store(...), at the store of the middleware."
+    ),
+    _(
+        "Job states are read from ${read}, but the JobStateMiddleware on its broker "
+        "writes them to ${written}, on another port. Point jobstate.redis_url, or the "
+        "store in config.set_job_store(...), at the store of the middleware."
+    ),
+    _("The broker does not know the actor ${actor}."),
+    _("The actor ${actor} is not tracked here."),
+    _("The store does not hold its message."),
+    _("The store holds something else than its message."),
+    _("The message that the store holds belongs to another job."),
+    _("A later step of its pipeline was deleted."),
+    _("Its message cannot be kept as JSON: it takes ${size} bytes of at most ${limit}"),
+    _("Its message cannot be kept as JSON: it would come back changed"),
+    _("Its message cannot be kept as JSON: ${error}"),
 )
 
 #: The words that only the script of the pages uses.

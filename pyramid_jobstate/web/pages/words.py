@@ -10,11 +10,10 @@ from weakref import WeakKeyDictionary
 
 from pyramid.i18n import make_localizer
 
-from .texts import DOMAIN, LABELS, PLURALS, SCRIPT, SINGLE, UNCOUNTED, WORDS
+from ...job import DOMAIN, filled, sentence_of
+from .texts import LABELS, PLURALS, SCRIPT, SENTENCES, SINGLE, UNCOUNTED, WORDS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from pyramid.request import Request
 
 #: The numbers whose forms of plurals are looked up. A greater number n has the form of
@@ -77,6 +76,7 @@ class Words:
             for texts in (WORDS, LABELS, SINGLE, UNCOUNTED, SCRIPT)
         )
         self._plurals = plurals_of(localizer)
+        self._sentences = {str(t): str(localizer.translate(t)) for t in SENTENCES}
         self.direction = "rtl" if self._words["direction"] == "rtl" else "ltr"
         self.for_script = encode(
             {
@@ -93,8 +93,22 @@ class Words:
         )
 
     def __call__(self, name: str, **values: object) -> str:
-        """Return one of the WORDS."""
+        """Return one of the WORDS.
+
+        Parameters:
+          values: What stands in its places. A `reason` may be a sentence that another
+            wing says.
+        """
+        if "reason" in values:
+            values["reason"] = self.sentence(str(values["reason"]))
         return filled(self._words[name], values)
+
+    def sentence(self, text: str) -> str:
+        """Return what another wing says, or any other text as it is."""
+        found = sentence_of(text, SENTENCES)
+        if found is None:
+            return text
+        return filled(self._sentences[found], found.mapping)
 
     def label(self, name: str, **values: object) -> str:
         """Return one of the LABELS of the element."""
@@ -197,13 +211,6 @@ def plurals_of(localizer: Any) -> dict[str, Forms]:
         at = rules[pattern]
         found[name] = Forms([form(at.index(n)) for n in range(max(at) + 1)], at)
     return found
-
-
-def filled(text: str, values: Mapping[str, object]) -> str:
-    """Return a text with values in place of its placeholders."""
-    if not values:
-        return text
-    return PLACEHOLDER.sub(lambda match: str(values.get(match[1], match[0])), text)
 
 
 def braced(text: str) -> str:
