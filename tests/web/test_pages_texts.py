@@ -15,17 +15,19 @@ from urllib.parse import urlencode
 
 import pytest
 import redis
-from bs4 import BeautifulSoup
+from bs4 import BeautifulSoup, Comment
 from dramatiq import Message
 from dramatiq.broker import MessageProxy
 from dramatiq.brokers.stub import StubBroker
 from pyramid.authorization import Allow, Everyone
+from pyramid.httpexceptions import HTTPBadRequest
 from pyramid.i18n import (
     TranslationStringFactory,
     default_locale_negotiator,
     make_localizer,
 )
 from pyramid.request import Request
+from pyramid.response import Response
 from webtest import TestApp
 
 from pyramid_jobstate import JobError, JobState, JobStore, Progress
@@ -38,9 +40,9 @@ from pyramid_jobstate.worker import middleware_of
 from pyramid_jobstate.worker.failures import failure_of
 from tests.catalogs import POT, template, write_catalog
 from tests.jobs import RunMarathon
-from tests.support import PACKAGE, key_of
+from tests.support import PACKAGE, UUID, key_of
 from tests.web.operating import OPERATOR, Marathons
-from tests.web.paging import Visit, Visiting, paged_app, paged_config
+from tests.web.paging import Visit, Visiting, browse, paged_app, paged_config
 from tests.webapp import get, make_app
 
 _ = TranslationStringFactory("sports")
@@ -61,6 +63,7 @@ GERMAN = {
     "${time} UTC": "${time} (UTC)",
     "The store does not hold its message.": "Der Speicher hat seine Nachricht nicht.",
     "The broker does not know the actor ${actor}.": "Wer ist ${actor}?",
+    "The address of this page is wrong.": "Diese Adresse ist falsch.",
     "Cancel this job?": "Diese Aufgabe abbrechen?",
     "The job has changed in the meantime.": "Die Aufgabe hat sich geändert.",
     "Cancel ${number} job?\0Cancel ${number} jobs?": (
@@ -254,6 +257,74 @@ def test_what_other_wings_say_is_translated() -> None:
         assert translated == f"*{text}"
     assert {sentence_of(text, SENTENCES) for text in texts} == set(SENTENCES)
     assert words.sentence("Something else.") == "Something else."
+
+
+def test_bad_address_is_said_in_the_language_of_the_request(german: TestApp) -> None:
+    """What a query gets wrong is a sentence for viewers, and a comment for those who
+    read the source.
+    """
+    for language, sentence in (
+        ("de", "Diese Adresse ist falsch."),
+        ("en", "The address of this page is wrong."),
+    ):
+        response = browse(german, "/job_state/?limit=--><b>", language)
+
+        html = BeautifulSoup(response.text, "html.parser")
+        text = " ".join(html.get_text().split())
+        assert (response.status_code, response.content_type) == (400, "text/html")
+        assert text == f"400 Bad Request 400 Bad Request {sentence}"
+        (comment,) = html.find_all(string=lambda each: isinstance(each, Comment))
+        assert comment == " limit must be a number, not &#x27;--&gt;&lt;b&gt;&#x27;. "
+
+
+def test_bad_address_reaches_the_application(redis_url: str) -> None:
+    """An application's own page for 400 says the sentence, and its log the detail."""
+    config = paged_config(redis_url)
+    seen: list[HTTPBadRequest] = []
+
+    def page(exc: HTTPBadRequest, request: Request) -> Response:
+        seen.append(exc)
+        return Response(str(exc), 400)
+
+    config.add_exception_view(page, HTTPBadRequest)
+
+    response = browse(make_app(config), "/job_state/?limit=x", "alice")
+
+    assert response.text == seen[0].message == "The address of this page is wrong."
+    detail = "limit must be a number, not 'x'."
+    assert str(seen[0].__cause__) == seen[0].comment == detail
+
+
+@pytest.mark.parametrize(
+    ("negotiator", "sentence"),
+    [
+        (lambda request: request.headers["X-User"], "Diese Adresse ist falsch."),
+        (None, "The address of this page is wrong."),
+        (language_of, "The address of this page is wrong."),
+    ],
+    ids=["header", "none", "query"],
+)
+@pytest.mark.parametrize("path", ["/job_state/", f"/job_state/{UUID}", "/job_state/x/"])
+def test_query_that_is_not_text(
+    redis_url: str, tmp_path: Path, path: str, negotiator: Any, sentence: str
+) -> None:
+    """A query that is not UTF-8 is plain text to a browser, in the language that is
+    found without it, or else in English.
+    """
+    catalogs = tmp_path / "de" / "LC_MESSAGES"
+    write_catalog(catalogs / "pyramid_jobstate.mo", GERMAN)
+    config = paged_config(redis_url)
+    config.add_translation_dirs(str(tmp_path))
+    config.set_locale_negotiator(negotiator)
+    config.add_exception_view(lambda exc, request: request.GET["x"], HTTPBadRequest)
+
+    response = browse(make_app(config), f"{path}?kind=%ff", "de")
+
+    assert (response.status_code, response.text) == (400, sentence)
+    assert response.headers["Content-Type"] == "text/plain; charset=UTF-8"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.headers["Cache-Control"] == "private, no-store"
+    assert response.headers["Vary"] == "Accept"
 
 
 def test_localizer_of_the_request_decides(redis_url: str, store: JobStore) -> None:

@@ -12,10 +12,11 @@ from pyramid.renderers import render
 from pyramid.response import Response
 
 from ...store import Fresh
-from ..answers import bad_request, is_readable
+from ..answers import is_readable
 from ..interfaces import IPages
 from ..negotiation import never_keep
 from ..queries import BadRequest
+from .words import words_for
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -62,17 +63,32 @@ def showing(view: View) -> View:
     def show(context: Any, request: Request) -> Response:
         request.add_response_callback(never_keep)
         if not is_readable(request):
-            # Code of the application may read the query, such as a locale negotiator.
-            return bad_request("A parameter is not UTF-8.")
+            # The application's own page for 400 may read the query.
+            return unreadable(request)
         if request.subpath:
             # Below a view of a container in the application's tree.
             raise HTTPNotFound
         try:
             return view(context, request)
         except BadRequest as e:
-            raise HTTPBadRequest(str(e)) from e
+            raise HTTPBadRequest(
+                words_for(request)("bad-address"),
+                comment=str(e),
+                # Without Pyramid's explanation, which is English.
+                body_template="${detail}\n${html_comment}\n",
+            ) from e
 
     return show
+
+
+def unreadable(request: Request) -> Response:
+    """Respond to a query that is not UTF-8. If the language depends on it, say it
+    in English.
+    """
+    response = Response(words_for(request)("bad-address"), 400)
+    response.content_type = "text/plain"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
 
 
 def respond(

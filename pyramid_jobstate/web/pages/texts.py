@@ -67,6 +67,7 @@ WORDS = MappingProxyType(
         "utc": _("${time} UTC"),
         # Both pages.
         "jobs": _("Jobs"),
+        "bad-address": _("The address of this page is wrong."),
         "no-script": _("Live updates and actions need JavaScript."),
         "queued-at": _("Sent"),
         "finished-at": _("Ended"),
