@@ -31,10 +31,20 @@ from pyramid.response import Response
 from webtest import TestApp
 
 from pyramid_jobstate import JobError, JobState, JobStore, Progress
-from pyramid_jobstate.job import Record, sentence_of
+from pyramid_jobstate.job import FINISHED, UNFINISHED, Record, sentence_of
 from pyramid_jobstate.store import refusal
 from pyramid_jobstate.testing import put_job
-from pyramid_jobstate.web.pages.texts import LABELS, PLURALS, SENTENCES, WORDS
+from pyramid_jobstate.web.pages.acts import ACTS
+from pyramid_jobstate.web.pages.chart import PARTS
+from pyramid_jobstate.web.pages.texts import (
+    LABELS,
+    PLURALS,
+    SCRIPT,
+    SENTENCES,
+    SINGLE,
+    UNCOUNTED,
+    WORDS,
+)
 from pyramid_jobstate.web.pages.words import MOST_LANGUAGES, Words, words_of
 from pyramid_jobstate.worker import middleware_of
 from pyramid_jobstate.worker.failures import failure_of
@@ -527,16 +537,94 @@ def test_template_for_translators_is_current() -> None:
     assert POT.read_text("utf-8") == template()
 
 
-def test_every_word_is_used() -> None:
-    """A template or a module names each word."""
-    folders = PACKAGE / "templates", PACKAGE / "web" / "pages"
-    paths = [p for folder in folders for p in folder.iterdir() if p.is_file()]
-    paths.append(PACKAGE / "static" / "job-state-pages.js")
-    text = "".join(p.read_text("utf-8") for p in paths if p.name != "texts.py")
-    computed = {"chart-error", "chart-cancelled", "chart-success"}
+def code_of(*paths: Path) -> str:
+    """Return the texts of files of the package."""
+    return "".join(path.read_text("utf-8") for path in paths)
 
-    for name in WORDS.keys() - computed | PLURALS.keys():
-        assert re.search(f"[\"']{re.escape(name)}[\"']", text), name
+
+PAGES = PACKAGE / "web" / "pages"
+SERVER = code_of(
+    *(PACKAGE / "templates").glob("*.jinja2"),
+    *(path for path in PAGES.glob("*.py") if path.name != "texts.py"),
+)
+SCRIPTS = PACKAGE / "static"
+PAGE, ELEMENT = map(code_of, (SCRIPTS / "job-state-pages.js", SCRIPTS / "job-state.js"))
+
+#: How code asks for the words of a table. What names the word is in a group.
+ASKED = {
+    "WORDS": (
+        (SERVER, r"\b(?:words|self|words_for\(request\))\(\s*([^,()]+)"),
+        (SERVER, r"self\._words\[(.+?)\]"),
+    ),
+    "PLURALS": (
+        (SERVER, r"\.plural\(\s*([^,()]+)"),
+        (PAGE, r"(?<!function )\bplural\(([^,()]+)"),
+    ),
+    "SINGLE": ((SERVER, r"\.about_one\((.+?)\)"),),
+    "UNCOUNTED": ((SERVER, r"\.about_all\((.+?),"),),
+    "SCRIPT": ((PAGE, r"\bwords(\.\w+|\[.+?\])"),),
+    "LABELS": (
+        (SERVER, r"\.label\(\s*([^,()]+)"),
+        (SERVER, r"self\._labels(\[.+?\]|\.get\(.+?\))"),
+        (PAGE, r"\blabels(\.\w+|\[.+?\])"),
+        (ELEMENT, r"\._label\((.+)"),
+        (ELEMENT, r"(?<!function )\bproblem\(([^)].*)"),
+        (ELEMENT, r"\bget state\(\) \{([^}]+)\}"),
+        (ELEMENT, r"own\(ENGLISH, (state)\)"),
+        (ELEMENT, r"\[(status, code), "),
+    ),
+}
+
+TABLES = {
+    "WORDS": WORDS,
+    "PLURALS": PLURALS,
+    "SINGLE": SINGLE,
+    "UNCOUNTED": UNCOUNTED,
+    "SCRIPT": SCRIPT,
+    "LABELS": LABELS,
+}
+
+STATUSES = {*FINISHED, *UNFINISHED}
+
+#: The names that the code computes, by what computes them.
+COMPUTED = {
+    "words(act": {*ACTS},
+    'words(f"chart-{part}"': {f"chart-{part}" for part in PARTS},
+    "plural(act": {*ACTS},
+    ".plural(act": {*ACTS},
+    "plural(DONE[name]": {f"{act}-done" for act in ACTS},
+    ".about_one(act)": {*ACTS},
+    ".about_all(act,": {*ACTS},
+    "self._labels.get(status)": STATUSES,
+    "own(ENGLISH, state)": STATUSES,
+    "words[status]": {"503"},
+    "labels[status]": {"403", "404"},
+    "[status, code, ": {"401", "403", "404", "410"},
+    # Whoever calls these names the word.
+    "self._words[name]": set(),
+    "self._labels[name]": set(),
+    "._label(nameOf(code, status), { status });": set(),
+}
+
+#: The codes of problems that have no label of their own.
+UNNAMED = {"aborted", "timeout"}
+
+
+def names_asked(code: str, pattern: str) -> Iterator[str]:
+    """Yield the names of the words for which code asks."""
+    for match in re.finditer(pattern, code):
+        names = re.findall(r"""["']([\w-]+)["']|^\.(\w+)$""", match[1])
+        if names:
+            yield from (quoted or attribute for quoted, attribute in names)
+        if match[0] in COMPUTED or not names:
+            yield from COMPUTED[match[0]]
+
+
+@pytest.mark.parametrize("table", ASKED)
+def test_every_word_is_used(table: str) -> None:
+    """A template, a module or a script asks for each word, and for no other."""
+    asked = {name for each in ASKED[table] for name in names_asked(*each)}
+    assert asked - UNNAMED == TABLES[table].keys()
 
 
 # Hostile texts.
