@@ -99,6 +99,24 @@ def test_pages_appear_in_the_layout(
         assert page.response.headers["Cache-Control"] == "private, no-store"
 
 
+def test_script_gets_the_page_without_its_layout(
+    redis_url: str, store: JobStore, shop: str
+) -> None:
+    """A request of a script gets the content alone. A layout may have inline styles,
+    which the policy of the page that asks does not admit.
+    """
+    job = put_job(store, Luge, "error", owner="alice").uuid
+    app = make_app(shop_config(redis_url, f"{shop}:templates/jobs.pt", "pt"))
+    path = f"/job_state/{job}"
+
+    part = browse(app, path, X_Requested_With="XMLHttpRequest")
+
+    assert part.content_type == "text/html"
+    assert part.headers["Cache-Control"] == "private, no-store"
+    assert part.text.startswith("<div ")
+    assert str(part.html.div) == str(Visit(app, path).one(".jobstate"))
+
+
 def test_layout_may_be_set_after_the_include(
     redis_url: str, store: JobStore, shop: str
 ) -> None:

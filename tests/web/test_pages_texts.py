@@ -427,13 +427,20 @@ def test_numbers_have_the_forms_of_their_language(
     ("text", "direction"), [(None, "ltr"), ("rtl", "rtl"), ("<b>", "ltr"), ("", "ltr")]
 )
 def test_direction_is_translated(
-    tmp_path: Path, text: str | None, direction: str
+    redis_url: str, tmp_path: Path, text: str | None, direction: str
 ) -> None:
     """A catalog says that its texts run from right to left."""
     texts = {"": GERMAN[""], **({} if text is None else {"text-direction": text})}
     write_catalog(tmp_path / "he" / "LC_MESSAGES" / "pyramid_jobstate.mo", texts)
 
-    assert Words(make_localizer("he", [str(tmp_path)])).direction == direction
+    localizer = make_localizer("he", [str(tmp_path)])
+    assert Words(localizer).direction == direction
+    config = paged_config(redis_url)
+    config.add_request_method(lambda request: localizer, "localizer", reify=True)
+    page = Visit(make_app(config), "/job_state")
+    assert page.one("html")["dir"] == direction
+    # An application's own layout has the direction of its language, perhaps.
+    assert page.one(".jobstate").get("dir") == (direction if text == "rtl" else None)
 
 
 class Slow:
@@ -561,7 +568,7 @@ ASKED = {
         (PAGE, r"(?<!function )\bplural\(([^,()]+)"),
     ),
     "SINGLE": ((SERVER, r"\.about_one\((.+?)\)"),),
-    "UNCOUNTED": ((SERVER, r"\.about_all\((.+?),"),),
+    "UNCOUNTED": ((SERVER, r"\.about_all\((.+?)\)"),),
     "SCRIPT": ((PAGE, r"\bwords(\.\w+|\[.+?\])"),),
     "LABELS": (
         (SERVER, r"\.label\(\s*([^,()]+)"),
@@ -591,10 +598,10 @@ COMPUTED = {
     "words(act": {*ACTS},
     'words(f"chart-{part}"': {f"chart-{part}" for part in PARTS},
     "plural(act": {*ACTS},
-    ".plural(act": {*ACTS},
+    "plural(name": {*ACTS},
     "plural(DONE[name]": {f"{act}-done" for act in ACTS},
     ".about_one(act)": {*ACTS},
-    ".about_all(act,": {*ACTS},
+    ".about_all(act)": {*ACTS},
     "self._labels.get(status)": STATUSES,
     "own(ENGLISH, state)": STATUSES,
     "words[status]": {"503"},

@@ -56,7 +56,7 @@ def acts_on_all(
         if act in acts or (number and context.permits(context, bulk.permission)):
             found[act] = {
                 "url": context.request.resource_url(context, name, query=query),
-                "question": words.about_all(act, None),
+                "question": words.about_all(act),
                 "counts": counts_url,
                 "statuses": listed,
             }

@@ -14,9 +14,8 @@ from pyramid.response import Response
 from ...store import Fresh
 from ..answers import is_readable
 from ..interfaces import IPages
-from ..negotiation import never_keep
 from ..queries import BadRequest
-from .words import words_for
+from .words import Words, words_for
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -61,7 +60,6 @@ def showing(view: View) -> View:
 
     @functools.wraps(view)
     def show(context: Any, request: Request) -> Response:
-        request.add_response_callback(never_keep)
         if not is_readable(request):
             # The application's own page for 400 may read the query.
             return unreadable(request)
@@ -102,14 +100,26 @@ def respond(
       values: What the template shows.
     """
     pages: Pages = request.registry.getUtility(IPages)
-    load: Callable[[str], Any] = pages.environment.get_template
+    load = pages.environment.get_template
     main = Markup(load(f"{TEMPLATES}/{template}").render(values, request=request))
-    head = Markup(load(f"{TEMPLATES}/head.jinja2").render(request=request))
-    parts = {"title": escape(title), "head": head, "main": main}
-    if pages.layout == OWN_LAYOUT:
-        text = load(OWN_LAYOUT).render(parts, request=request, words=values["words"])
+    if request.is_xhr:
+        # The script of the page asks for what has changed.
+        text = str(main)
     else:
-        text = render(pages.layout, parts, request)
+        text = laid_out(request, pages, title, main, values["words"])
     # A job may report half of a surrogate pair, which JSON can spell.
     body = text.encode("utf-8", "replace")
     return Response(body=body, headerlist=list(HEADERS))
+
+
+def laid_out(
+    request: Request, pages: Pages, title: str, main: Markup, words: Words
+) -> str:
+    """Return the HTML of a page in its layout."""
+    load: Callable[[str], Any] = pages.environment.get_template
+    head = Markup(load(f"{TEMPLATES}/head.jinja2").render(request=request))
+    parts = {"title": escape(title), "head": head, "main": main}
+    if pages.layout != OWN_LAYOUT:
+        return str(render(pages.layout, parts, request))
+    text: str = load(OWN_LAYOUT).render(parts, request=request, words=words)
+    return text

@@ -43,7 +43,8 @@ def job_of(
     job["uuid"] = job_state.uuid
     job["url"] = request.resource_url(job_state)
     # Markup is text, as in JSON. A link needs a name.
-    job["title"] = str(job.get("title") or "").strip() or job_state.uuid
+    title = str(job.get("title") or "")
+    job["title"] = title if title.strip() else job_state.uuid
     return job
 
 

@@ -58,7 +58,7 @@ def timeline_of(
                 words("try", number=words.number(number)),
                 begun,
                 between(last, begun, words),
-                each.get("type") or each.get("message", ""),
+                each.get("type") or words.sentence(each.get("message", "")),
                 between(begun, ended, words),
             )
         )

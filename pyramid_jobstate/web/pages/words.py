@@ -124,13 +124,9 @@ class Words:
         place = number if number in NUMBERS else 100 + number % 100
         return filled(forms[at[place]], {"number": self.number(number)})
 
-    def about_all(self, act: str, number: int | None) -> str:
-        """Return the question about all jobs that match.
-
-        Parameters:
-          number: Their number, or None if it is unknown.
-        """
-        return self._uncounted[act] if number is None else self.plural(act, number)
+    def about_all(self, act: str) -> str:
+        """Return the question about all jobs that match, whose number is unknown."""
+        return self._uncounted[act]
 
     def about_one(self, act: str) -> str:
         """Return the question about the job of a page."""
