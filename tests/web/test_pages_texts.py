@@ -31,7 +31,7 @@ from pyramid.response import Response
 from webtest import TestApp
 
 from pyramid_jobstate import JobError, JobState, JobStore, Progress
-from pyramid_jobstate.job import FINISHED, UNFINISHED, Record, sentence_of
+from pyramid_jobstate.job import FINISHED, NOT_SENT, UNFINISHED, Record, sentence_of
 from pyramid_jobstate.store import refusal
 from pyramid_jobstate.testing import put_job
 from pyramid_jobstate.web.pages.acts import ACTS
@@ -74,6 +74,7 @@ GERMAN = {
     "The store does not hold its message.": "Der Speicher hat seine Nachricht nicht.",
     "The broker does not know the actor ${actor}.": "Wer ist ${actor}?",
     "The address of this page is wrong.": "Diese Adresse ist falsch.",
+    "The job could not be sent.": "Nicht abgeschickt.",
     "Cancel this job?": "Diese Aufgabe abbrechen?",
     "The job has changed in the meantime.": "Die Aufgabe hat sich geändert.",
     "Cancel ${number} job?\0Cancel ${number} jobs?": (
@@ -152,6 +153,25 @@ def test_pages_are_in_the_language_of_the_request(
     assert english.texts("h1") == ["Biathlon"]
     assert english.data["labels"]["working"] == "Running"
     assert english.one("html")["lang"] == "en"
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (NOT_SENT, "Nicht abgeschickt."),
+        (JobError("E", NOT_SENT.message), f"E: {NOT_SENT.message}"),
+    ],
+    ids=["ours", "exception"],
+)
+def test_end_is_in_the_language_of_the_request(
+    german: TestApp, store: JobStore, error: JobError, text: str
+) -> None:
+    """An operator reads our reasons translated, and exceptions as they are."""
+    job = put_job(store, RunMarathon, "error", error=error).uuid
+
+    page = Visit(german, f"/job_state/{job}?_LOCALE_=de")
+
+    assert page.texts(".jobstate-exception") == [text]
 
 
 def test_reason_is_in_the_language_of_the_request(
