@@ -48,11 +48,13 @@ def acts_on(context: JobStates, job_state: JobState, job: Mapping[str, Any]) -> 
     }
     permitted = ["cancel"] if job["cancellable"] else []
     try:
-        permitted += [
-            act
-            for act in ("rerun", "delete")
-            if context.permits(job_state, f"{act}_job")
-        ]
+        # A success, or a cancelled job, does not fail any more.
+        if status not in ("success", "cancelled") and context.permits(
+            job_state, "rerun_job"
+        ):
+            permitted.append("rerun")
+        if context.permits(job_state, "delete_job"):
+            permitted.append("delete")
     except StoreUnavailable:
         raise
     except Exception:
