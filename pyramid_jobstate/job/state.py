@@ -11,6 +11,7 @@ from ..errors import StoreUnavailable
 from .facts import Facts
 from .protocols import Container, Store
 from .record import JobError, Record
+from .result import result_of
 from .texts import FAILED, REASONS, SKIPPED, humanized, sentence_of, translated
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class JobState(Facts):
     * `public_params`: the names of the parameters that viewers may see; by default
       none;
     * :meth:`public_error`: the text that viewers see for an exception;
+    * :meth:`result_url`: the URL of what the job has made; by default none;
     * :meth:`__acl__`: who may do what with a job.
 
     Attributes:
@@ -202,6 +204,21 @@ class JobState(Facts):
             return SKIPPED
         return FAILED
 
+    def result_url(self, request: Any) -> str | None:
+        """Return the URL of what a job that succeeded has made, or None.
+
+        Everybody who may view the job is told the URL, so its view must check its own
+        permission. A metric can carry what the URL needs.
+
+        Parameters:
+          request: The request of the viewer.
+
+        Returns:
+          An http or https URL, such as ``request.route_url("report", uuid=self.uuid)``.
+          Anything else is logged as an error, and not shown.
+        """
+        return None
+
     def __acl__(self) -> list[tuple[str, Any, Any]]:
         """Return the job's ACL: the owner may `view_job` and `cancel_job`, and the
         lineage decides the rest.
@@ -251,6 +268,7 @@ class JobState(Facts):
             "cancellable": not is_finished and bool(states.permits(self, "cancel_job")),
             "error": error
             and {"message": translated(self._public_reason(error), request)},
+            "result": result_of(self, request) if self.is_success else None,
         }
         coarse = "working"
         if is_finished:

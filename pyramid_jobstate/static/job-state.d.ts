@@ -229,6 +229,8 @@ declare namespace JobState {
     // {reason}
     | "cancel-failed"
     | "log"
+    // the link to the result
+    | "result"
     // reasons, by HTTP status, or by code: {status}
     | "401"
     | "403"
@@ -260,13 +262,13 @@ declare namespace JobState {
    * ```
    *
    * With the attribute `compact`, it takes one line, 2.5 em high, without
-   * the log.
+   * the log and the link to the result.
    *
    * Events, which bubble out of shadow roots: `job-state:update`, `job-state:success` and
    * `job-state:error`, with the data as `detail`, and `job-state:lost`, with the reason.
    *
    * Parts for `::part()`: job, head, icon, ring, sign, title, percent, cancel, bar, fill,
-   * foot, status, details, left, message, notice, log. Custom properties:
+   * foot, status, details, left, message, notice, result, log. Custom properties:
    * `--job-state-accent`, `-success`, `-warning`, `-error`, `-track`, `-muted` (colours),
    * `-bar-height`, `-radius`. Unless they are set, text has the page's colour, and the
    * other colours are derived from it, so the element needs no setting for light and dark.
@@ -349,6 +351,8 @@ declare namespace JobState {
     /** Whether the job has not ended and this viewer may cancel it. */
     cancellable: boolean;
     error: { message: string } | null;
+    /** Where the job's result is, if it succeeded and has one. */
+    result: { url: string } | null;
   }
 
   interface Progress {

@@ -50,6 +50,7 @@ const ENGLISH = {
   cancel: "Cancel",
   "cancel-failed": "Not cancelled: {reason}",
   log: "Log",
+  result: "Open the result",
   // Why the server gave no useful answer
   401: "You are not signed in.",
   403: "You may not do this.",
@@ -846,6 +847,7 @@ const template = part("div", "job",
   ),
   part("p", "message", { dir: "auto" }),
   part("p", "notice", { dir: "auto" }),
+  part("a", "result"),
   part("ol", "log", { tabindex: 0 })
 );
 
@@ -1156,6 +1158,8 @@ class JobStateElement extends HTMLElement {
       ? this._label("left", { time: this._duration(progress.eta) })
       : "";
     const lines = this.log && Array.isArray(job.log) ? job.log : [];
+    const { url } = job.result || {};
+    const link = state === "success" && /^https?:\/\//i.test(url) ? url : null;
     const cancellable = this.cancellable && job.cancellable && state !== "cancelling" && !isOver;
     if (!cancellable && this.shadowRoot.activeElement === parts.cancel) parts.job.focus();
     view.write("text", {
@@ -1167,12 +1171,15 @@ class JobStateElement extends HTMLElement {
       message: clean(job.message),
       notice: this._notice(job, state),
       cancel: this._label(this._asking ? "cancelling" : "cancel"),
+      result: this._label("result"),
     });
     view.write("hidden", {
       job: !answered && !!this.textContent.trim(),
       log: !lines.length,
       cancel: !cancellable,
+      result: !link,
     });
+    view.set("result", "href", link);
     view.set("job", "class", `job ${state} ${lively} ${unknown}`);
     view.set("sign", "d", own(ICONS, state) || ICONS.working);
     view.set("bar", "--_done", `${100 * (fraction || 0)}%`);

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect
 
 from tests.pollserver import STATIC, Answer, PollServer, uuid_of
 from tests.support import wait_for
@@ -94,6 +94,7 @@ def data(status: str = "working", metrics: Any = None, **job: Any) -> dict[str, 
         "log": [],
         "attempt": 1,
         "error": None,
+        "result": None,
         "queued_at": at(-40),
         "due_at": None,
         "started_at": at(-30),
@@ -316,6 +317,45 @@ def test_success_says_how_long_it_took(stage: Stage) -> None:
     stage.open()
     seen = stage.show(data("success", started_at=at(-5400), finished_at=at(0)))
     assert seen["details"] == "· took 1.5 hr"
+
+
+def test_success_leads_to_its_result(stage: Stage) -> None:
+    """The element shows a link to the result of a job, which the keyboard reaches."""
+    stage.open("<job-state id=job></job-state>")
+    link = stage.page.locator("[part=result]")
+    stage.show(data(result={"url": "https://example.com/early"}))
+    expect(link).to_be_hidden()
+    assert link.get_attribute("href") is None
+    stage.show(data("success", result={"url": "https://example.com/a?b=<i>"}))
+    expect(link).to_be_visible()
+    expect(link).to_have_text("Open the result")
+    expect(link).to_have_attribute("href", "https://example.com/a?b=<i>")
+    stage.page.keyboard.press("Tab")
+    expect(link).to_be_focused()
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        None,
+        {},
+        {"url": None},
+        {"url": "javascript:alert(1)"},
+        {"url": " javascript:alert(1)"},
+        {"url": "/reports/1"},
+        {"url": "data:text/html,x"},
+        {"url": {"https://": 1}},
+        "https://example.com",
+    ],
+    ids=repr,
+)
+def test_only_urls_of_the_web_become_links(stage: Stage, result: Any) -> None:
+    """Nothing else that a server says of a result can be opened."""
+    stage.open("<job-state id=job></job-state>")
+    stage.show(data("success", result=result))
+    link = stage.page.locator("[part=result]")
+    expect(link).to_be_hidden()
+    assert link.get_attribute("href") is None
 
 
 def test_error_is_told(stage: Stage) -> None:

@@ -213,6 +213,11 @@ def myapp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs = files["myapp/jobs.py"]
     assert "time.sleep(1)" in jobs
     files["myapp/jobs.py"] = jobs.replace("time.sleep(1)", "time.sleep(0.02)")
+    # Where the README keeps reports, a test may not write.
+    reports = files["myapp/reports.py"]
+    assert "/srv/myapp/reports/" in reports
+    files["myapp/reports.py"] = reports.replace("/srv/myapp", str(folder))
+    (folder / "reports").mkdir()
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, "utf-8")
@@ -460,6 +465,39 @@ for path in f"/job_state/{job}", f"/job_state/{job}/":
     assert app.get(path).json["job"]["status"] == "working"
     bob = {"REMOTE_USER": "bob"}
     app.get(path, headers=headers, extra_environ=bob, status=403)
+"""
+    run(program, environment, myapp)
+
+
+def test_result_of_the_readme_is_guarded(
+    environment: dict[str, str], myapp: Path
+) -> None:
+    """The owner of a report downloads it from the URL of its result, once it has been
+    made. Nobody else does.
+    """
+    program = """
+import os
+from webtest import TestApp
+from myapp import main
+from myapp.reports import ExportReport
+from pyramid_jobstate import JobState, JobStore, testing
+store = JobStore(os.environ["REDIS_URL"])
+app = TestApp(
+    main({}, **{"pyramid.includes": "myapp.reports"}),
+    extra_environ={"REMOTE_USER": "alice"},
+)
+done, running = (
+    testing.put_job(store, ExportReport, status, owner="alice").uuid
+    for status in ("success", "working")
+)
+other = testing.put_job(store, status="success", owner="alice").uuid
+with open(f"reports/{done}.csv", "w") as file:
+    file.write("1,2")
+url = app.get(f"/job_state/{done}").json["job"]["result"]["url"]
+assert app.get(url).text == "1,2"
+app.get(url, extra_environ={"REMOTE_USER": "bob"}, status=403)
+for uuid in running, other, "0" * 32, "x":
+    app.get(f"/reports/{uuid}", status=404)
 """
     run(program, environment, myapp)
 

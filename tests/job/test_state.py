@@ -616,6 +616,7 @@ def test_json_shows_a_job():
             "finished_at": "2027-01-15T08:00:00.005Z",
             "cancellable": False,
             "error": {"message": "ValueError: too far"},
+            "result": None,
         },
     }
 

@@ -150,6 +150,33 @@ def test_public_error_that_asks_its_request(
     assert len([message for message in found if kind in message]) == 1
 
 
+def test_success_with_a_result_is_polled(
+    server: Server, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A job that may have a result streams until it succeeds. Its page then polls for
+    the link, which needs a request.
+    """
+    caplog.set_level(logging.INFO)
+
+    def result_url(self: JobState, request: Any) -> str:
+        return f"{request.host_url}/reports/{self.attempt}"
+
+    kind = make_kind(result_url=result_url)
+    uuid, failing = put_job(client, kind=kind), put_job(client, kind=kind)
+    stream = server.open(batch(uuid, failing))
+    first = [stream.at(n).state["job"] for n in (0, 1)]
+    assert [job["result"] for job in first] == [None, None]
+    client.hset(f"jobstate:{uuid}", "attempt", 2)
+    assert stream.at(2).state["job"]["attempt"] == 2
+    client.hset(f"jobstate:{uuid}", "status", "success")
+    assert stream.at(3)[:2] == ("gone", uuid)
+    client.hset(f"jobstate:{failing}", "status", "error")
+    assert stream.at(4).state["job"]["status"] == "error"
+    stream.wait()
+    assert b"/reports/2" in server.poll(f"/job_state/{uuid}").body
+    assert kind not in caplog.text
+
+
 def test_title_that_raises(
     server: Server, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:

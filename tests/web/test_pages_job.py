@@ -95,6 +95,7 @@ def test_page_has_what_the_json_tells(
         "finished_at",
         "cancellable",
         "error",
+        "result",
     ],
 )
 def test_class_may_leave_out_what_it_wants(
@@ -184,6 +185,21 @@ def test_job_with_a_parent_of_the_application(redis_url: str, store: JobStore) -
     assert inspected.json["uuid"] == ended
     assert act(app, f"/{running}/cancel").status_code == 202
     assert act(app, f"/{ended}", method="DELETE").status_code == 204
+
+
+def test_page_leads_to_the_result(store: JobStore, visit: Visiting) -> None:
+    """Without JavaScript, a page links to what its job has made."""
+
+    class Exported(JobState):
+        def result_url(self, request: Any) -> str:
+            return f"{request.host_url}/reports?a&b"
+
+    done, running = (put_job(store, Exported, s).uuid for s in ("success", "working"))
+
+    link = visit(f"/job_state/{done}").link("Open the result")
+
+    assert link == "http://localhost/reports?a&b"
+    assert not visit(f"/job_state/{running}").has("job-state a")
 
 
 def test_page_of_a_job_that_has_told_nothing(store: JobStore, visit: Visiting) -> None:

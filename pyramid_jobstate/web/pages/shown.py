@@ -27,6 +27,7 @@ NOTHING: Mapping[str, Any] = MappingProxyType(
         "finished_at": None,
         "cancellable": False,
         "error": None,
+        "result": None,
     }
 )
 

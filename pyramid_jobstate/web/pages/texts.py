@@ -38,6 +38,7 @@ LABELS = MappingProxyType(
         "cancel": _("Cancel"),
         "cancel-failed": _("Not cancelled: ${reason}"),
         "log": _("Log"),
+        "result": _("Open the result"),
         "401": _("You are not signed in."),
         "403": _("You may not do this."),
         "404": _("The job does not exist, or has expired."),

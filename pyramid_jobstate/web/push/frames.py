@@ -160,7 +160,12 @@ def is_streamable(cls: type[JobState]) -> bool:
 def render(job_state: JobState, viewer: Viewer) -> Frame | None:
     """Return a job's state as a viewer sees it, or None if the application's code
     raises an exception or asks for what only a request has. Logged once a kind.
+
+    The success of a job that may have a result is None as well: its URL is made from a
+    request, and the page polls once for it.
     """
+    if job_state.is_success and has_result(type(job_state)):
+        return None
     standin = Standin(viewer, job_state)
     set_container(job_state, standin)
     # Code that looks for the current request must not find that of the view.
@@ -180,6 +185,11 @@ def render(job_state: JobState, viewer: Viewer) -> Frame | None:
         cls, f"{standin.refusal}, which {cls.__module__}.{cls.__qualname__} asks for"
     )
     return None
+
+
+def has_result(cls: type[JobState]) -> bool:
+    """Return whether jobs of a class may have a result."""
+    return cls.result_url is not JobState.result_url
 
 
 def _note_polled(cls: type[JobState], what: str) -> None:

@@ -1,0 +1,63 @@
+"""The link to what a job has made."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import TYPE_CHECKING, Any
+
+from ..errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from .state import JobState
+
+log = logging.getLogger("pyramid_jobstate")
+
+#: A URL that is safe as a link: no script, and not one that depends on the page.
+_HTTP = re.compile(r"https?://[^\s/?#\x00-\x1f\x7f][^\s\x00-\x1f\x7f]*", re.IGNORECASE)
+
+#: The kinds whose results were logged as faults.
+_faulty: set[str] = set()
+
+
+def result_of(job_state: JobState, request: Any) -> dict[str, str] | None:
+    """Return the JSON of the result of a job that succeeded, or None without one. What
+    the application's code gets wrong is logged, once a kind, and does not harm the
+    state.
+    """
+    try:
+        url = job_state.result_url(request)
+    except StoreUnavailable:
+        raise
+    except Exception:
+        if _is_new(job_state):
+            log.exception("%s raised an exception.%s", *_place(job_state))
+        return None
+    if url is None:
+        return None
+    if isinstance(url, str) and _HTTP.fullmatch(url):
+        return {"url": str(url)}
+    if _is_new(job_state):
+        place, consequence = _place(job_state)
+        line = "%s returned %r, not an http or https URL, such as request.route_url(…)."
+        log.error(line + consequence, place, url)
+    return None
+
+
+def _is_new(job_state: JobState) -> bool:
+    """Return whether this is the first fault of a kind."""
+    kind = type(job_state).kind
+    is_new = kind not in _faulty
+    _faulty.add(kind)
+    return is_new
+
+
+def _place(job_state: JobState) -> tuple[str, str]:
+    """Return whose fault it is, and what follows from it."""
+    cls = type(job_state)
+    return (
+        f"{cls.__module__}.{cls.__qualname__}.result_url() for the job "
+        f"{job_state.uuid}",
+        f" The job has no result. Further faults for jobs of kind {cls.kind!r} are not "
+        "logged.",
+    )
