@@ -72,9 +72,9 @@ class Counter:
         self._reader, self._index, _ = access
         self._fresh: Fresh[str | None, Counts] = Fresh(FRESH_SECONDS)
 
-    def counts(self, kind: str | None) -> Counts:
+    def counts(self, kind: str | None, *, anew: bool) -> Counts:
         """Return the counts of a kind, or of all jobs, at most a second old."""
-        return self._fresh.get(kind, lambda: self._count(Filter(kind=kind)))
+        return self._fresh.get(kind, lambda: self._count(Filter(kind=kind)), anew=anew)
 
     def kinds(self) -> list[str]:
         """Return the kinds of the listed jobs in alphabetical order."""

@@ -22,11 +22,15 @@ class Fresh(Generic[Key, Answer]):
         #: The answers, each with the time when it is too old.
         self._kept: dict[Key, tuple[float, Answer]] = {}
 
-    def get(self, key: Key, ask: Callable[[], Answer]) -> Answer:
-        """Return the answer that is kept, or else what `ask` returns."""
+    def get(self, key: Key, ask: Callable[[], Answer], *, anew: bool = False) -> Answer:
+        """Return the answer that is kept, or else what `ask` returns.
+
+        Parameters:
+          anew: Ask in any case.
+        """
         now = time.monotonic()
         kept = self._kept.get(key)
-        if kept is not None and now < kept[0]:
+        if kept is not None and now < kept[0] and not anew:
             return kept[1]
         answer = ask()
         fresh = {k: v for k, v in self._kept.items() if v[0] > now}

@@ -214,15 +214,16 @@ class JobStore(JobActs):
             tell=tell,
         )
 
-    def counts(self, kind: str | None = None) -> Counts:
+    def counts(self, kind: str | None = None, *, anew: bool = False) -> Counts:
         """Return how many jobs have which status, at most a second old and approximate:
         see :class:`.counting.Counts`.
 
         Parameters:
           kind: Only count jobs of this kind.
+          anew: Count now, even if this process has counted within the last second.
         """
         self._sweep.is_done()
-        return self._counter.counts(kind)
+        return self._counter.counts(kind, anew=anew)
 
     def kinds(self) -> Sequence[str]:
         """Return the kinds of the jobs that are listed, in alphabetical order."""

@@ -24,12 +24,15 @@ if TYPE_CHECKING:
 
 
 def counts(context: JobStates, request: Request) -> Response:
-    """Respond with how many jobs have which status, and with all kinds."""
+    """Respond with how many jobs have which status, and with all kinds: counted anew
+    for a request that no cache may answer.
+    """
     require(request, context, "list_jobs")
     kind = read_query(request, "kind").get("kind")
+    anew = "no-cache" in request.headers.get("Cache-Control", "")
 
     def question(store: JobStore) -> tuple[Counts, Sequence[str]]:
-        return store.counts(kind), store.kinds()
+        return store.counts(kind, anew=anew), store.kinds()
 
     counted, kinds = context.ask(question)
     answer = {"counts": counted._asdict(), "kinds": [*kinds]}

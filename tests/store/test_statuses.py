@@ -568,7 +568,7 @@ def test_counts_of_every_status(store: JobStore) -> None:
 def test_counts_are_kept_for_a_second(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Counts are read again after a second."""
+    """Counts are read again after a second, or if they are to be new."""
     assert store.counts() == Counts()
     put(store, "error")
     assert store.counts() == Counts()
@@ -580,6 +580,10 @@ def test_counts_are_kept_for_a_second(
     assert store.counts() == Counts(error=1)
     clock[0] += 0.2
     assert store.counts() == Counts(error=2)
+    put(store, "error")
+    assert store.counts() == Counts(error=2)
+    assert store.counts(anew=True) == Counts(error=3)
+    assert store.counts() == Counts(error=3)
 
 
 def test_counts_are_never_negative(store: JobStore) -> None:

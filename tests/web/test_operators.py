@@ -82,6 +82,10 @@ def test_counts_of_all_jobs_and_of_a_kind(
     assert counts == {"counts": NOTHING | numbers, "kinds": kinds}
     numbers = {"error": 1, "success": 1}
     assert sprints == {"counts": NOTHING | numbers, "kinds": kinds}
+    put_job(store, Sprint, "error")
+    path, header = f"{place}/counts?kind=Sprint", {"Cache-Control": "no-cache"}
+    assert get(operated, path, OPERATOR).json == sprints
+    assert get(operated, path, OPERATOR, **header).json["counts"]["error"] == 2
 
 
 @pytest.mark.parametrize("kind", ["", "Unknown", "a%00%0d%0a{}", "%F0%9F%8F%83", "*"])

@@ -10,6 +10,7 @@ import redis
 from webtest import TestApp
 
 from pyramid_jobstate import JobError, JobState, JobStore, Progress
+from pyramid_jobstate.errors import StoreUnavailable
 from pyramid_jobstate.job import FINISHED, UNFINISHED
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
@@ -371,6 +372,22 @@ def test_job_is_listed_though_its_rights_are_unknown(
 
 
 # The chart.
+
+
+def test_store_that_goes_away_among_the_rows(redis_url: str, store: JobStore) -> None:
+    """If a policy asks the store, and it is away, the page says so."""
+
+    class Asking(JobState):
+        def __acl__(self) -> Any:
+            if asked:
+                raise StoreUnavailable("away")
+            asked.append(self)
+            return [("Allow", "alice", "view_job")]
+
+    asked: list[Any] = []
+    put_job(store, Asking, "success", owner="alice")
+
+    assert browse(paged_app(redis_url), "/job_state", "alice").status_code == 503
 
 
 def test_chart_draws_what_ended(store: JobStore, visit: Visiting) -> None:

@@ -776,6 +776,35 @@ def test_a_poisoned_index_holds_up_only_its_own_jobs(
     assert job.load().message == "one"
 
 
+def test_a_failure_of_one_job_is_told_and_tried_again(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reply that one job of a batch did not get keeps only that job waiting."""
+    jobs = [Job(recorder).begin() for _ in range(2)]
+    write = recorder.store.write
+    failed = threading.Event()
+
+    def fail_first(updates: Any) -> Any:
+        replies = write(updates)
+        if len(updates) == 2 and not failed.is_set():
+            failed.set()
+            return [redis.ConnectionError("one node"), replies[1]]
+        return replies
+
+    monkeypatch.setattr(recorder.store, "write", fail_first)
+
+    def report() -> bool:
+        for job in jobs:
+            job.set_message(f"{time.monotonic()}")
+        return failed.is_set()
+
+    wait_for(report)
+    for job in jobs:
+        job.set_message("last")
+        assert job.end()
+        assert job.load().message == "last"
+
+
 def test_a_record_with_holes_is_written(recorder: Recorder, admin: redis.Redis) -> None:
     """A record that lacks fields another version did not write can be updated."""
     job = Job(recorder)
