@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Sequence
 
-from ..job import JobError, Progress, dumps
+from ..job import JobError, PartOfProgress, Progress, dumps
 
 #: What may act on a terminal, end a line or reorder the text around it: C0 and C1
 #: controls, DEL, separators of lines, invisible and bidirectional formats, tags and
@@ -98,6 +98,11 @@ def progress_text(progress: Progress | None) -> str:
         return ""
     share = percent(progress)
     words = [] if share is None else [f"{share}%"]
+    if isinstance(progress, PartOfProgress):
+        words += [f"{short(name)}:" for name in progress.phase.names[-1:]]
+        if progress[:3] == (0, None, None):
+            # Nothing is counted yet.
+            return " ".join(words).rstrip(":")
     words.append(number(progress.done))
     if progress.total is not None:
         words.append(f"of {number(progress.total)}")

@@ -21,6 +21,7 @@ from .parsing import (
     parse_time,
     stored_iso_time,
 )
+from .progress import PartOfProgress, Phase, Progress, in_phase
 from .record import (
     CANCELLED,
     FINISHED,
@@ -31,7 +32,6 @@ from .record import (
     UUID,
     JobError,
     JobInfo,
-    Progress,
     Record,
     is_uuid,
 )
@@ -63,6 +63,8 @@ __all__ = [
     "JobState",
     "Json",
     "NewJob",
+    "PartOfProgress",
+    "Phase",
     "Progress",
     "Record",
     "RecordingRun",
@@ -75,6 +77,7 @@ __all__ = [
     "dumps",
     "encode_params",
     "filled",
+    "in_phase",
     "is_owner",
     "is_uuid",
     "iso_time",

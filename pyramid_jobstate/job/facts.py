@@ -6,7 +6,8 @@ import datetime
 from typing import Any
 
 from .handle import NO_RUN, Handle
-from .record import FINISHED, JobError, Progress, Record
+from .progress import Phase, Progress, in_phase
+from .record import FINISHED, JobError, Record
 from .run import Run
 from .values import Json, loads
 
@@ -84,8 +85,12 @@ class Facts(Handle):
     @property
     def progress(self) -> Progress | None:
         """How far the job has come, or None if it has not reported any progress."""
-        reported: Any = self._run.report.get("progress")
-        return Progress(*reported) if reported else self._record.progress
+        # At once: a phase that begins changes both.
+        report: Any = self._run.report.copy()
+        if "progress" not in report:
+            return self._record.progress
+        phase = Phase(*report["phase"]) if "phase" in report else None
+        return in_phase(Progress(*report["progress"]), phase)
 
     @property
     def message(self) -> str | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar, overload
 
+from .phases import check_phase
 from .run import LIMIT, NUMBERS, Run
 from .steps import AsyncSteps
 
@@ -136,6 +138,24 @@ class Handle:
           TypeError, ValueError: As :meth:`set_progress`.
         """
         return self._run.track(iterable, total, unit, message)
+
+    def phase(self, name: str, percent: float) -> AbstractContextManager[None]:
+        """Return a context in which everything that reports progress, called functions
+        included, fills a part of the bar. The bar never moves back at its ends; a
+        second :meth:`track` in one phase begins it again. A phase that raises leaves
+        the bar where it stands.
+
+        Parameters:
+          name: What is done in the phase, for viewers; the first 200 characters count.
+          percent: Its share of what encloses it: of the whole job, or of another phase.
+            More than is left is cut, with a warning.
+
+        Raises:
+          TypeError: The name is not a string, or the percentage not a number.
+          ValueError: The name is empty, or the percentage not above 0 and at most 100.
+          RuntimeError: On entry, if a phase is open in another thread.
+        """
+        return self._run.phases.open(self._run, *check_phase(name, percent))
 
     def set_message(self, text: str | None) -> None:
         """Set the message, of at most 16 KiB; None removes it.

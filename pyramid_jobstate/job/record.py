@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from .parsing import parse_int, parse_json, parse_time, stored_iso_time
-from .values import MAX_AMOUNT
+from .progress import Progress, in_phase, parse_phase, parse_progress
 
 #: The statuses of a job that has not ended.
 UNFINISHED = ("queued", "working", "retrying", "stalled", "cancelling")
@@ -28,29 +28,6 @@ UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}
 def is_uuid(name: object) -> bool:
     """Return whether a message id or a path segment is a valid job uuid."""
     return isinstance(name, str) and UUID.fullmatch(name) is not None
-
-
-class Progress(NamedTuple):
-    """How far a job has come.
-
-    Attributes:
-      done: How much is done, in `unit`.
-      total: How much there is to do, or None if unknown.
-      unit: What is counted, such as "rows".
-      eta: The worker's estimate of the seconds from `updated_at` to the end, or None.
-    """
-
-    done: float
-    total: float | None = None
-    unit: str | None = None
-    eta: float | None = None
-
-    @property
-    def fraction(self) -> float | None:
-        """The share that is done, from 0 to 1, or None if the total is unknown."""
-        if self.total is None:
-            return None
-        return min(self.done / self.total, 1.0) if self.total else 1.0
 
 
 class JobError(NamedTuple):
@@ -206,7 +183,10 @@ class Record:
 
     @property
     def progress(self) -> Progress | None:
-        return parse_progress(self._fields.get("progress"))
+        progress = parse_progress(self._fields.get("progress"))
+        if progress is None:
+            return None
+        return in_phase(progress, parse_phase(self._fields.get("phase")))
 
     @property
     def message(self) -> str | None:
@@ -247,23 +227,6 @@ class Record:
     def iso_time(self, name: str) -> str | None:
         """Return such a time as :func:`.iso_time` does."""
         return stored_iso_time(self._fields.get(name))
-
-
-def parse_progress(text: str | None) -> Progress | None:
-    match parse_json(text):
-        case [done, total, str() | None as unit, eta]:
-            is_valid = is_amount(done) and all(
-                amount is None or is_amount(amount) for amount in (total, eta)
-            )
-            return Progress(done, total, unit, eta) if is_valid else None
-    return None
-
-
-def is_amount(value: object) -> bool:
-    """Return whether `value` could be a result of :func:`.check_amount`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return 0 <= value <= MAX_AMOUNT
 
 
 def parse_error(text: str | None) -> JobError | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from .phases import Phases
 from .run import Run
 from .values import loads
 
@@ -17,6 +19,7 @@ class RecordingRun(Run):
     def __init__(self) -> None:
         super().__init__()
         self.history: list[tuple[Any, ...]] = []
+        self.phases = RecordingPhases(self.history)
 
     def _set_metrics(self, values: Mapping[str, object]) -> None:
         super()._set_metrics(values)
@@ -59,3 +62,23 @@ class RecordingRun(Run):
         super().append_log(line)
         lines: Any = self.report["log"]
         self.history.append(("log", lines[-1]))
+
+
+class RecordingPhases(Phases):
+    """The phases of a run that keeps every report.
+
+    Parameters:
+      history: The reports.
+    """
+
+    __slots__ = ("_history",)
+
+    def __init__(self, history: list[tuple[Any, ...]]) -> None:
+        super().__init__()
+        self._history = history
+
+    @contextmanager
+    def open(self, run: Run, name: str, percent: float) -> Iterator[None]:
+        with super().open(run, name, percent):
+            self._history.append(("phase", name, percent))
+            yield

@@ -22,6 +22,7 @@ from collections.abc import (
 )
 from typing import TypeVar
 
+from .phases import Phases
 from .steps import AsyncSteps
 from .told import Told
 from .values import (
@@ -59,8 +60,9 @@ class Run:
     Attributes:
       token: Identifies this run among all runs of the job.
       metrics: The value of each metric.
-      report: The other reports: `progress` as (done, total, unit), `message` and
-        `log`.
+      phases: The open phases.
+      report: The other reports: `progress` as (done, total, unit), `phase` as (base,
+        span, names), `message` and `log`.
       dirty: The flag: whether anything was set since the recorder lowered it.
       known: The metrics that may be set to a number without further checks.
       barred: Whether each call must first :meth:`check` that it may continue.
@@ -81,6 +83,7 @@ class Run:
         "dirty",
         "known",
         "metrics",
+        "phases",
         "report",
         "size",
         "sync",
@@ -97,6 +100,7 @@ class Run:
         self.sync: Callable[[float], bool] | None = None
         self.cancel_requested = False
         self._closed = ""
+        self.phases = Phases()
         self._told = Told()
         self._lines: deque[str] = deque(maxlen=LOG_LINES)
         # Reentrant: a finalizer may report while this thread encodes a value.

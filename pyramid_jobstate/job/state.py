@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import StoreUnavailable
 from .facts import Facts
+from .phases import phase_of
 from .protocols import Container, Store
 from .record import JobError, Record
 from .result import result_of
@@ -257,6 +258,7 @@ class JobState(Facts):
                 "eta": progress.eta,
                 "fraction": progress.fraction,
             },
+            "phase": phase_of(progress),
             "message": self.message,
             "log": self.log,
             "attempt": self.attempt,

@@ -222,6 +222,8 @@ declare namespace JobState {
     // {done} {unit}, {total}
     | "amount"
     | "amount-of"
+    // {phase}: {amount}
+    | "phase"
     // {amount}, per second and per minute
     | "rate"
     | "rate-slow"
@@ -337,6 +339,8 @@ declare namespace JobState {
     /** The parameters that the job's class lists in `public_params`. */
     params: { [name: string]: any };
     progress: Progress | null;
+    /** The innermost phase that is open. */
+    phase: Phase | null;
     message: string | null;
     /** The last lines of the job's log. */
     log: string[];
@@ -355,12 +359,21 @@ declare namespace JobState {
     result: { url: string } | null;
   }
 
+  interface Phase {
+    name: string;
+    /** The names of the open phases, from the outermost one to this. */
+    path: string[];
+    /** How far its loop has come, from 0 to 1; null if that is unknown. */
+    fraction: number | null;
+  }
+
   interface Progress {
+    /** What the current loop has done. */
     done: number;
     /** null if unknown. */
     total: number | null;
     unit: string | null;
-    /** From 0 to 1. */
+    /** How far the whole job has come, from 0 to 1. */
     fraction: number | null;
     /** Seconds from `updated_at` to the end, as the worker estimated then. */
     eta: number | null;

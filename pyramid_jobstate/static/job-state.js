@@ -43,6 +43,7 @@ const ENGLISH = {
   attempt: "attempt {number}",
   amount: "{done} {unit}",
   "amount-of": "{done} of {total} {unit}",
+  phase: "{phase}: {amount}",
   rate: "{amount}/s",
   "rate-slow": "{amount}/min",
   left: "about {time} left",
@@ -1090,25 +1091,32 @@ class JobStateElement extends HTMLElement {
   }
 
   /** The details after the status: how much of how much, how fast. */
-  _details(job, { done, total, unit }, state) {
+  _details(job, { done, total, unit, fraction }, state) {
     const details = [];
     const due = state === "queued" || state === "retrying" ? this._time(job.due_at) : null;
     if (job.attempt > 1 || (state === "retrying" && job.attempt)) {
       details.push(this._label("attempt", { number: this._number(job.attempt) }));
     }
     if (due) details.push(this._label(state === "queued" ? "due" : "retry", { time: due }));
+    let amount = "";
     if (Number.isFinite(done) && (total || done || unit)) {
-      details.push(this._label(total == null ? "amount" : "amount-of", {
+      amount = this._label(total == null ? "amount" : "amount-of", {
         done: this._number(done),
         total: this._number(total),
         // Isolated, so that text of another direction does not reorder the numbers.
         unit: unit ? `\u2068${clean(unit, 30)}\u2069` : "",
-      }));
+      });
     }
+    const name = job.phase && clean(job.phase.name, 60);
+    const phase = name && `\u2068${name}\u2069`;
+    if (phase) amount = amount ? this._label("phase", { phase, amount }) : phase;
+    if (amount) details.push(amount);
     const seconds = (to) => (new Date(to) - new Date(job.started_at)) / 1000;
     const elapsed = seconds(job.updated_at);
     const rate = done / elapsed;
-    if (state === "working" && rate > 0 && elapsed >= 1) {
+    // A loop of a part of the job has begun later.
+    const isWhole = !total || fraction == null || Math.abs(fraction - Math.min(done / total, 1)) < 1e-6;
+    if (state === "working" && rate > 0 && elapsed >= 1 && !phase && isWhole) {
       const slow = rate < 1;
       const amount = this._number(slow ? rate * 60 : rate, { maximumSignificantDigits: 2 });
       details.push(this._label(slow ? "rate-slow" : "rate", { amount }));

@@ -8,7 +8,20 @@ import threading
 import time
 from typing import Any, NamedTuple
 
-from ..job import MAX_AMOUNT, METRIC, End, JobInfo, Json, Run, Update, dumps
+from ..job import (
+    MAX_AMOUNT,
+    METRIC,
+    End,
+    JobInfo,
+    Json,
+    PartOfProgress,
+    Phase,
+    Progress,
+    Run,
+    Update,
+    dumps,
+    in_phase,
+)
 
 #: The recent pace is measured over at least this many seconds, once a job is that old.
 PACE_WINDOW = 30.0
@@ -115,8 +128,10 @@ class Unsaved:
             if name in sent and sent[name] is value:
                 continue
             if name == "progress":
-                progress: Any = value
-                fields[name] = dumps((*progress, self._eta(progress, now)))
+                reported: Any = value
+                phase: Any = new.get("phase")
+                progress = in_phase(Progress(*reported), phase and Phase(*phase))
+                fields[name] = dumps((*reported, self._eta(progress, now)))
             else:
                 fields[name] = value if isinstance(value, Json) else dumps(value)
         self._new = new
@@ -167,11 +182,12 @@ class Unsaved:
         self._base = 0
         self.run.dirty = True
 
-    def _eta(
-        self, progress: tuple[float, float | None, str | None], now: float
-    ) -> float | None:
+    def _eta(self, progress: Progress, now: float) -> float | None:
         """Return the seconds to the end at the recent pace, or None if unknown."""
-        done, total, _ = progress
+        done, total, *_ = progress
+        if isinstance(progress, PartOfProgress):
+            # To the end of the whole job
+            done, total = progress.fraction, 1.0
         mark = _Mark(now, done, total)
         if self._pace is None or not self._pace[2].leads_to(mark):
             self._pace = (mark, mark, mark)

@@ -34,6 +34,16 @@ def measure(server: EmbeddedServer) -> Table:
         bare, *others = side_by_side(
             (200_000, without), (200_000, updated), (200_000, tracked)
         )
+
+        def in_phase(count: int) -> None:
+            with job_state.phase("Running", percent=1):
+                steps(count)
+
+        def steps(count: int) -> None:
+            for _ in job_state.track(range(count)):
+                pass
+
+        outside, inside = side_by_side((200_000, steps), (200_000, in_phase))
     rows = [
         Row(
             f"with {what} in each step / without",
@@ -43,6 +53,14 @@ def measure(server: EmbeddedServer) -> Table:
         )
         for what, timing in zip(("an update", "`track`"), others, strict=True)
     ]
+    rows.append(
+        Row(
+            "a step of `track` in a phase / outside",
+            inside.over(outside),
+            at_most=1.1,
+            note=f"{inside} / {outside}",
+        )
+    )
     return Table("A loop of 1 µs steps in a recorded job", rows)
 
 

@@ -90,6 +90,7 @@ def data(status: str = "working", metrics: Any = None, **job: Any) -> dict[str, 
         "url": "/",
         "params": {},
         "progress": None,
+        "phase": None,
         "message": None,
         "log": [],
         "attempt": 1,
@@ -317,6 +318,23 @@ def test_success_says_how_long_it_took(stage: Stage) -> None:
     stage.open()
     seen = stage.show(data("success", started_at=at(-5400), finished_at=at(0)))
     assert seen["details"] == "· took 1.5 hr"
+
+
+def test_phase_is_told(stage: Stage) -> None:
+    """The element names the phase, with what its loop counts, and gives no rate."""
+    stage.open("<job-state id=job></job-state>")
+    rows = {**progress(12, 26, unit="rows"), "fraction": 0.14}
+    phase = {"name": "<b>Parsing</b>", "path": ["<b>Parsing</b>"], "fraction": 0.46}
+    seen = stage.show(data(progress=rows, phase=phase))
+    assert seen["percent"] == "14%"
+    assert seen["details"] == "· \u2068<b>Parsing</b>\u2069: 12 of 26 \u2068rows\u2069"
+    nothing = {**progress(0), "unit": None, "fraction": 0.3}
+    seen = stage.show(data(progress=nothing, phase={**phase, "name": "Writing"}))
+    assert (seen["percent"], seen["details"]) == ("30%", "· \u2068Writing\u2069")
+    # Between two phases
+    seen = stage.show(data(progress={**progress(1, 2), "fraction": 0.65}))
+    assert seen["details"] == "· 1 of 2 \u2068miles\u2069"
+    assert stage.show(data(progress=nothing))["details"] == ""
 
 
 def test_success_leads_to_its_result(stage: Stage) -> None:

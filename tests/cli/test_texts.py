@@ -9,6 +9,7 @@ import pytest
 
 from pyramid_jobstate import JobError, Progress
 from pyramid_jobstate.cli import texts
+from pyramid_jobstate.job import Phase, in_phase
 
 #: The bidirectional controls.
 BIDI = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
@@ -88,6 +89,11 @@ def test_spans(seconds: float, text: str) -> None:
     assert texts.span(seconds) == text
 
 
+def phased(progress: Progress, *names: str) -> Progress:
+    """Return the progress of a job with open phases."""
+    return in_phase(progress, Phase(0.4, 0.1, names))
+
+
 @pytest.mark.parametrize(
     ("progress", "text"),
     [
@@ -99,6 +105,11 @@ def test_spans(seconds: float, text: str) -> None:
         (Progress(7, 5), "100% 7 of 5"),
         (Progress(0, 0), "100% 0 of 0"),
         (Progress(1, 2, "\x1b"), r"50% 1 of 2 \x1b"),
+        (phased(Progress(1, 2, "rows"), "A", "B"), "45% B: 1 of 2 rows"),
+        (phased(Progress(1, 2, "rows"), "\x1b"), r"45% \x1b: 1 of 2 rows"),
+        (phased(Progress(0), "A", "B"), "40% B"),
+        (phased(Progress(1, 2)), "45% 1 of 2"),
+        (phased(Progress(0)), "40%"),
     ],
 )
 def test_progress(progress: Progress | None, text: str) -> None:

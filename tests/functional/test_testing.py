@@ -16,12 +16,12 @@ from pyramid.request import Request
 from webtest import TestApp
 
 from pyramid_jobstate import JobCancelled, JobState, JobStore, testing
+from pyramid_jobstate.job.progress import Progress
 from pyramid_jobstate.job.record import (
     CANCELLED,
     FINISHED,
     UNFINISHED,
     JobError,
-    Progress,
 )
 from tests.jobs import RunMarathon, make_broker
 from tests.webapp import Policy
@@ -102,6 +102,8 @@ def test_detached_records_every_value_in_order() -> None:
     job_state.set_message("Done")
     job_state.append_log("x" * 300)
     job_state.set_progress(1)
+    with job_state.phase("Resting", percent=30):
+        job_state.set_progress(2)
     assert testing.values(job_state, "mile") == ["a", "b", "c"]
     assert testing.values(job_state, "miles_run") == [1, 2]
     assert testing.history(job_state) == [
@@ -119,6 +121,8 @@ def test_detached_records_every_value_in_order() -> None:
         ("message", "Done"),
         ("log", "x" * 200),
         ("progress", 1, None, None),
+        ("phase", "Resting", 30),
+        ("progress", 2, None, None),
     ]
     assert job_state.progress_metrics["mile"] == "c"
 

@@ -5,12 +5,12 @@ import json
 
 import pytest
 
+from pyramid_jobstate.job.progress import Progress
 from pyramid_jobstate.job.record import (
     FINISHED,
     UNFINISHED,
     JobError,
     JobInfo,
-    Progress,
     Record,
 )
 from pyramid_jobstate.job.record import UUID as UUID_PATTERN

@@ -11,7 +11,8 @@ from pyramid.i18n import make_localizer
 
 from pyramid_jobstate.errors import JobCancelled
 from pyramid_jobstate.job import state
-from pyramid_jobstate.job.record import FINISHED, UNFINISHED, JobError, Progress, Record
+from pyramid_jobstate.job.progress import Progress
+from pyramid_jobstate.job.record import FINISHED, UNFINISHED, JobError, Record
 from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.job.state import JobState, current_job_state
 from tests.support import UUID
@@ -606,6 +607,7 @@ def test_json_shows_a_job():
                 "fraction": 0.5,
                 "eta": 14.2,
             },
+            "phase": None,
             "message": "Running",
             "log": ["a", "b"],
             "attempt": 2,

@@ -317,6 +317,20 @@ def test_progress_in_words(
     assert visit("/job_state").texts("job-state") == [text]
 
 
+def test_phase_in_words(client: redis.Redis, store: JobStore, visit: Visiting) -> None:
+    """The name of a phase stands before what its loop counts."""
+    job = put_job(store, RunMarathon, progress=Progress(1, 2, "rows")).uuid
+    client.hset(key_of(store, job), "phase", '[0.4,0.2,["A","<B>"]]')
+    name = "\u2068<B>\u2069"
+    assert visit("/job_state").texts("job-state") == [
+        f"Running · 50 % · {name}: 1 of 2 rows"
+    ]
+    client.hset(key_of(store, job), "progress", "[0,null,null,null]")
+    assert visit("/job_state").texts("job-state") == [f"Running · 40 % · {name}"]
+    client.hset(key_of(store, job), "phase", "[0.6,0.4,[]]")
+    assert visit("/job_state").texts("job-state") == ["Running · 60 %"]
+
+
 def test_owner_of_a_row(store: JobStore, visit: Visiting) -> None:
     """Whoever may list all jobs reads whose they are."""
     for owner in "alice", 7, None:

@@ -20,6 +20,7 @@ from dramatiq.middleware import Interrupt
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.changes import End, NewJob, Update
+from pyramid_jobstate.job.phases import phase_of
 from pyramid_jobstate.job.record import JobError, JobInfo, Record
 from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.store import connection, scripts
@@ -803,6 +804,32 @@ def test_a_failure_of_one_job_is_told_and_tried_again(
         job.set_message("last")
         assert job.end()
         assert job.load().message == "last"
+
+
+def test_a_phase_is_stored(recorder: Recorder) -> None:
+    """A viewer sees the whole job's progress, and which phase is open."""
+    job = Job(recorder).begin()
+
+    def seen() -> tuple[Any, ...]:
+        assert job.flush(10)
+        loaded = job.load()
+        progress = loaded.progress
+        assert progress is not None
+        return (*progress[:3], progress.fraction, phase_of(progress))
+
+    with job.phase("Reading", percent=40):
+        job.set_progress(1, 2, "rows")
+        phase = {"name": "Reading", "path": ["Reading"], "fraction": 0.5}
+        assert seen() == (1, 2, "rows", 0.2, phase)
+    assert seen() == (0, None, None, 0.4, None)
+    job.set_progress(1, 4)
+    assert seen() == (1, 4, None, pytest.approx(0.55), None)
+    again = Job(recorder, job.uuid).begin()
+    assert again.load().progress is None
+    again.set_progress(1, 4)
+    assert again.flush(10)
+    progress = again.load().progress
+    assert progress is not None and progress.fraction == 0.25
 
 
 def test_a_record_with_holes_is_written(recorder: Recorder, admin: redis.Redis) -> None:

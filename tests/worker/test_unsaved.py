@@ -351,6 +351,17 @@ def test_eta_starts_again_with_another_part_of_the_job(run, unsaved, done, total
     assert eta(run, unsaved, 1002, done + 1, total) == total - done - 1
 
 
+def test_eta_of_a_phase_is_that_of_the_job(run, unsaved):
+    """In a phase, the time left is that of the whole job, at the pace of the bar."""
+    with run.phases.open(run, "Parsing", 20):
+        unsaved.take(0)
+        assert eta(run, unsaved, 10, 5, 10) == 90
+        assert eta(run, unsaved, 20, 10, 10) == 80
+    # The bar stands still where phases meet.
+    with run.phases.open(run, "Writing", 80):
+        assert eta(run, unsaved, 22, 1, 8) == 51.3
+
+
 @pytest.mark.parametrize(
     ("first", "second", "total"),
     [

@@ -18,6 +18,7 @@ NOTHING: Mapping[str, Any] = MappingProxyType(
     {
         "params": MappingProxyType({}),
         "progress": None,
+        "phase": None,
         "message": None,
         "log": (),
         "attempt": 0,
@@ -73,14 +74,26 @@ def progress_of(job: Mapping[str, Any], words: Words) -> str:
     parts = []
     if progress["fraction"] is not None:
         parts.append(words.percent(progress["fraction"]))
-    total = progress["total"]
+    amount = amount_of(progress, words)
+    phase = job["phase"]
+    if phase is not None:
+        name = f"\u2068{phase['name']}\u2069"
+        amount = words.label("phase", phase=name, amount=amount) if amount else name
+    return " · ".join([*parts, *filter(None, [amount])])
+
+
+def amount_of(progress: Mapping[str, Any], words: Words) -> str:
+    """Return how much of how much has been done, or "" before a job has counted."""
+    done, total, unit = (progress[name] for name in ("done", "total", "unit"))
+    if total is None and not done and unit is None:
+        return ""
     amount = words.label(
         "amount" if total is None else "amount-of",
-        done=words.number(progress["done"], 1),
+        done=words.number(done, 1),
         total="" if total is None else words.number(total, 1),
-        unit=progress["unit"] or "",
+        unit=unit or "",
     )
-    return " · ".join([*parts, amount.strip()])
+    return amount.strip()
 
 
 def texts_of(values: Mapping[str, Any]) -> dict[str, str]:

@@ -31,6 +31,7 @@ LABELS = MappingProxyType(
         "attempt": _("attempt ${number}"),
         "amount": _("${done} ${unit}"),
         "amount-of": _("${done} of ${total} ${unit}"),
+        "phase": _("${phase}: ${amount}"),
         "rate": _("${amount}/s"),
         "rate-slow": _("${amount}/min"),
         "left": _("about ${time} left"),

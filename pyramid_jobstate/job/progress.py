@@ -1,0 +1,97 @@
+"""How far a job has come, and how that is stored."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .parsing import parse_json
+from .values import MAX_AMOUNT
+
+
+class Progress(NamedTuple):
+    """How far a job has come.
+
+    Attributes:
+      done: How much is done, in `unit`.
+      total: How much there is to do, or None if unknown.
+      unit: What is counted, such as "rows".
+      eta: The worker's estimate of the seconds from `updated_at` to the end, or None.
+    """
+
+    done: float
+    total: float | None = None
+    unit: str | None = None
+    eta: float | None = None
+
+    @property
+    def fraction(self) -> float | None:
+        """The share that is done, from 0 to 1, or None if the total is unknown."""
+        if self.total is None:
+            return None
+        return min(self.done / self.total, 1.0) if self.total else 1.0
+
+
+class Phase(NamedTuple):
+    """Where the current loop of a job lies on its bar.
+
+    Attributes:
+      base: Where it begins, as a share of the whole bar.
+      span: Its share of the whole bar.
+      names: The names of the open phases, from the outermost one to the innermost.
+    """
+
+    base: float
+    span: float
+    names: tuple[str, ...]
+
+
+class PartOfProgress(Progress):
+    """The progress of a job that has phases: what its current loop counts, and how far
+    the whole job has come.
+
+    Attributes:
+      phase: Where the loop lies on the bar.
+    """
+
+    phase: Phase
+
+    @property
+    def fraction(self) -> float:
+        """The share of the whole job that is done, from 0 to 1."""
+        share = super().fraction or 0
+        return min(self.phase.base + self.phase.span * share, 1.0)
+
+
+def in_phase(progress: Progress, phase: Phase | None) -> Progress:
+    """Return the progress of a loop as that of its job."""
+    if phase is None:
+        return progress
+    found = PartOfProgress(*progress)
+    found.phase = phase
+    return found
+
+
+def parse_progress(text: str | None) -> Progress | None:
+    match parse_json(text):
+        case [done, total, str() | None as unit, eta]:
+            is_valid = is_amount(done) and all(
+                amount is None or is_amount(amount) for amount in (total, eta)
+            )
+            return Progress(done, total, unit, eta) if is_valid else None
+    return None
+
+
+def parse_phase(text: str | None) -> Phase | None:
+    match parse_json(text):
+        case [base, span, [*names]]:
+            shares = (base, span)
+            if all(map(is_amount, shares)) and max(shares) <= 1:
+                return Phase(base, span, tuple(map(str, names)))
+    return None
+
+
+def is_amount(value: object) -> bool:
+    """Return whether `value` could be a result of :func:`.check_amount`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return 0 <= value <= MAX_AMOUNT
