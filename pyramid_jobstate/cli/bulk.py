@@ -63,7 +63,7 @@ class Bulk:
             return DONE
         cursor = None
         if must_ask(args):
-            # What is sent, or ends, after the question does not match.
+            # Leaves alone jobs sent or ended after the question.
             cursor = self._call(limit=0, **self._filters).cursor
             count = self._count(cursor)
             if count:

@@ -14,8 +14,8 @@ DRAWS = False
 
 DESCRIPTION = """\
 Delete ended jobs that match filters, and print how many were deleted and refused:
-those that had changed meanwhile. On a terminal, it asks first, and leaves alone what is
-sent after that.
+those that had changed meanwhile. On a terminal, it asks first, and leaves alone what
+ends after that.
 """
 
 

@@ -23,7 +23,7 @@ DESCRIPTION = """\
 Run failed jobs again, each under its id. Given ids, print the status of each, and why a
 job cannot run again. Given filters, print how many jobs were sent and refused: those
 that cannot run again, or had changed meanwhile. On a terminal, it then asks first, and
-leaves alone what is sent after that. If one of the jobs cannot run again, the others
+leaves alone what fails after that. If one of the jobs cannot run again, the others
 do, and the exit code is 1. The messages go to the broker of the application or, with
 --url, to --broker.
 """

@@ -36,6 +36,7 @@ from .record import (
     is_uuid,
 )
 from .recording import RecordingRun
+from .result import is_link
 from .run import Run
 from .state import JobState, current_job_state, current_state
 from .texts import DOMAIN, FAILED, REASONS, SKIPPED, filled, sentence_of
@@ -78,6 +79,7 @@ __all__ = [
     "encode_params",
     "filled",
     "in_phase",
+    "is_link",
     "is_owner",
     "is_uuid",
     "iso_time",

@@ -39,7 +39,8 @@ def container_of(job_state: JobState) -> Any:
     """Return the container of a job, even if the application has given it another
     parent.
     """
-    return job_state._container or job_state.__parent__
+    container = job_state._container
+    return job_state.__parent__ if container is None else container
 
 
 def as_seen_from(job_state: JobState, request: Any) -> JobState:

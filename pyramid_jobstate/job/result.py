@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pyramid_jobstate")
 
-#: A URL that is safe as a link: no script, and not one that depends on the page.
+#: An absolute http or https URL, which is safe in a link.
 _HTTP = re.compile(r"https?://[^\s/?#\x00-\x1f\x7f][^\s\x00-\x1f\x7f]*", re.IGNORECASE)
 
 #: The kinds whose results were logged as faults.
@@ -21,9 +21,9 @@ _faulty: set[str] = set()
 
 
 def result_of(job_state: JobState, request: Any) -> dict[str, str] | None:
-    """Return the JSON of the result of a job that succeeded, or None without one. What
-    the application's code gets wrong is logged, once a kind, and does not harm the
-    state.
+    """Return the JSON of the result of a job that succeeded, or None without one.
+    Faults in the application's code are logged once per kind; the state is still
+    returned.
     """
     try:
         url = job_state.result_url(request)
@@ -35,13 +35,18 @@ def result_of(job_state: JobState, request: Any) -> dict[str, str] | None:
         return None
     if url is None:
         return None
-    if isinstance(url, str) and _HTTP.fullmatch(url):
+    if is_link(url):
         return {"url": str(url)}
     if _is_new(job_state):
         place, consequence = _place(job_state)
         line = "%s returned %r, not an http or https URL, such as request.route_url(…)."
         log.error(line + consequence, place, url)
     return None
+
+
+def is_link(url: object) -> bool:
+    """Return whether something is an http or https URL."""
+    return isinstance(url, str) and _HTTP.fullmatch(url) is not None
 
 
 def _is_new(job_state: JobState) -> bool:
@@ -53,7 +58,7 @@ def _is_new(job_state: JobState) -> bool:
 
 
 def _place(job_state: JobState) -> tuple[str, str]:
-    """Return whose fault it is, and what follows from it."""
+    """Return the method at fault, and the consequence."""
     cls = type(job_state)
     return (
         f"{cls.__module__}.{cls.__qualname__}.result_url() for the job "

@@ -67,8 +67,9 @@ def humanized(name: str) -> str:
 
 
 def sentence_of(said: str, texts: Iterable[str]) -> Sentence | None:
-    """Return what was said as a Sentence if it is one of these texts, with whatever
-    values in its places, else None. The store and errors know what was said alone.
+    """Return what was said as a Sentence if it is one of these texts, whatever values
+    its placeholders hold, else None. The store and exceptions keep only the finished
+    text.
 
     Parameters:
       texts: The texts. If several fit, the first is returned.

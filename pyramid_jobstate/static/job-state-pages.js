@@ -2,7 +2,7 @@
  * job-state-pages.js: what the pages of pyramid_jobstate do beside their elements.
  *
  * The page of a list selects jobs, acts on them, and says when there are new ones. The
- * page of a job acts on it. The attribute data-words has the words of both, in the
+ * page of a job acts on it, and renews what stands around its element. The attribute data-words has the words of both, in the
  * viewer's language; data-page has URLs, questions, and the token of CSRF checks.
  *
  * A classic script that defines no globals. It needs job-state.js.
@@ -14,7 +14,7 @@
 const LOOK = 10 * 1000; // between two looks for new jobs
 const TIMEOUT = 30 * 1000; // until a request that only reads is given up
 const ACT_TIMEOUT = 120 * 1000; // one request may act on a thousand jobs
-const FRESH = 30 * 1000; // the age at which nobody waits for a result any more
+const FRESH = 30 * 1000; // after which a result is no longer shown
 
 const DONE = { cancel: "cancel-done", rerun: "rerun-done", delete: "delete-done" };
 const MEMORY = "job-state-pages"; // the key in sessionStorage
@@ -114,8 +114,8 @@ function recall() {
 
 /** Why a request was refused. With `stops`, another one would be refused as well. */
 class Refusal {
-  constructor(text, stops) {
-    Object.assign(this, { text, stops });
+  constructor(text, stops, status) {
+    Object.assign(this, { text, stops, status });
   }
 }
 
@@ -143,7 +143,8 @@ async function send(url, method) {
     { 400: labels.csrf, 409: words.changed, 410: words["not-repeatable"] }[status] ||
     words[status] ||
     labels[status];
-  throw new Refusal(text || fill(labels.status, { status }), ![403, 404, 409, 410].includes(status));
+  const stops = ![403, 404, 409, 410].includes(status);
+  throw new Refusal(text || fill(labels.status, { status }), stops, status);
 }
 
 /** Read JSON. Resolves to undefined if the server refuses, to null if it cannot answer now. */
@@ -165,7 +166,7 @@ function sendOne(act, url) {
   return send(target, act === "delete" ? "DELETE" : "POST");
 }
 
-/** Let nothing close the dialog during an act, which would go on. */
+/** Keep the dialog open during an act: closing it would not stop the act. */
 function keepOpen() {
   const keep = (event) => {
     if (isBusy && (event.type === "cancel" || event.key === "Escape")) event.preventDefault();
@@ -173,7 +174,7 @@ function keepOpen() {
   dialog.addEventListener("cancel", keep);
   dialog.addEventListener("keydown", keep);
   dialog.addEventListener("close", () => {
-    // Browsers let viewers insist.
+    // Browsers close it if Esc is pressed again.
     if (isBusy) dialog.showModal();
   });
 }
@@ -229,6 +230,8 @@ async function ask({ verb, name, prepare, act, next }) {
     text = refusal.text;
     no.hidden = true;
     close.hidden = false;
+    // This page may have an old token. The next one has a new one.
+    if (refusal.status === 400) dialog.onclose = () => leave(text);
   }
   if (isLeft) return;
   say("");
@@ -244,7 +247,7 @@ function summarize(name, { done, refused, reasons }) {
   return [...texts, ...reasons].join(" ");
 }
 
-/** Act on each of some jobs, until a request says that no other would do better. */
+/** Act on each of some jobs, until a refusal that would meet the others, too. */
 async function actOnEach(act, urls, result, tell) {
   for (const url of urls) {
     try {
@@ -312,7 +315,7 @@ function prepareRows() {
   page.addEventListener("job-state:update", ({ target, detail: { job } }) => {
     const known = rows.find(({ row }) => row.contains(target));
     if (!known) return;
-    known.row.querySelector(".jobstate-number").textContent = format("NumberFormat", {}, job.attempt);
+    known.row.querySelector(".jobstate-number").textContent = format("NumberFormat", {}, job.attempt ?? 0);
     if (known.status === job.status) return;
     known.status = job.status;
     showEnd(known.row.querySelector(".jobstate-ended"), job.finished_at);
@@ -404,6 +407,9 @@ function prepareSelection(rows) {
 
 function prepareLook() {
   one("new").addEventListener("click", () => location.reload());
+  // Rows get further times when their jobs end.
+  const times = [...page.querySelectorAll("tbody time")].map(({ dateTime }) => Date.parse(dateTime));
+  const last = Math.max(...times);
   let isLooking = false;
   const timer = setInterval(async () => {
     if (document.hidden || dialog.open || isLooking) return;
@@ -412,35 +418,40 @@ function prepareLook() {
     isLooking = false;
     if (answer === undefined) clearInterval(timer);
     if (!answer) return;
-    const { count, more } = countNew(answer.items.map(({ job }) => job));
+    const jobs = answer.items.map(({ job }) => job).filter(Boolean);
+    const count = countNew(jobs, last);
+    const more = count && count === jobs.length && answer.cursor ? "+" : "";
     one("new").hidden = !count;
     if (count) one("new").textContent = plural("new", count, more);
   }, LOOK);
 }
 
 /**
- * How many new jobs the first page of the list has by now, and "+" if more may follow. New
- * jobs are unknown and stand before a known one: unknown ones at the end of the page have
- * only moved up. Without a known one, new is what happened later than all that is known.
+ * How many new jobs the first page of the list has by now. New jobs are unknown and stand
+ * before a known one: unknown ones at the end of the page have only moved up. Without a known
+ * one, new is what happened after the last time that this page was loaded with.
  */
-function countNew(jobs) {
+function countNew(jobs, last) {
   const rows = [...page.querySelectorAll("tr[data-uuid]")];
   const known = new Set(rows.map((row) => row.dataset.uuid));
   const isKnown = jobs.map(({ uuid }) => known.has(uuid));
-  if (!data.more) return { count: isKnown.filter((each) => !each).length, more: "" };
-  const end = isKnown.lastIndexOf(true);
-  if (end >= 0) return { count: isKnown.slice(0, end).filter((each) => !each).length, more: "" };
-  const times = [...page.querySelectorAll("tbody time")].map(({ dateTime }) => Date.parse(dateTime));
-  const last = Math.max(...times);
+  const end = data.more ? isKnown.lastIndexOf(true) : jobs.length;
+  if (end >= 0) return isKnown.slice(0, end).filter((each) => !each).length;
   const isNew = ({ queued_at, started_at, finished_at }) =>
     [queued_at, started_at, finished_at].some((time) => Date.parse(time) > last);
-  return { count: jobs.filter(isNew).length, more: "+" };
+  return jobs.filter(isNew).length;
 }
 
 // The page of a job
 
 function prepareJob() {
-  let shown = data.seen; // by all that stands around the element
+  // The button that asked may have gone. Only later does the browser notice.
+  dialog.addEventListener("close", () => {
+    setTimeout(() => {
+      if (!dialog.open && document.activeElement === document.body) focusAgain();
+    });
+  });
+  let shown = data.seen; // what the parts around the element show
   page.addEventListener("click", ({ target }) => {
     const button = target.closest("[data-act]");
     if (!button) return;
@@ -466,7 +477,7 @@ function prepareJob() {
 let newest;
 
 /** Show the acts, the timeline and the failure as the server has them by now. */
-function renew(hasEnded) {
+function renew(hasEnded, tries = 5) {
   // This parses HTML even where a policy requires trusted types, unlike DOMParser.
   const request = (newest = new XMLHttpRequest());
   request.open("GET", location.href);
@@ -479,7 +490,9 @@ function renew(hasEnded) {
     if (request !== newest) return;
     const found = request.response?.querySelector('[data-jobstate="page"]');
     if (found) replaceParts(found, hasEnded);
-    else if (!request.status || request.status >= 500) setTimeout(renew, LOOK, hasEnded);
+    else if (tries > 1 && (!request.status || request.status === 429 || request.status >= 500)) {
+      setTimeout(renew, LOOK, hasEnded, tries - 1);
+    }
   };
   request.send();
 }
@@ -499,8 +512,15 @@ function replaceParts(found, hasEnded) {
     const hadFocus = old?.contains(document.activeElement);
     if (old) old.replaceWith(now);
     else dialog.before(now);
-    if (hadFocus) now.querySelector("button")?.focus();
+    if (hadFocus) focusAgain();
   }
+}
+
+/** Focus what a viewer may want to do next, where the focus would be lost. */
+function focusAgain() {
+  const title = page.querySelector("h1");
+  title.tabIndex = -1;
+  (one("acts").querySelector("button:enabled") || title).focus();
 }
 
 /** Make room for metrics that the job had not reported when the page was loaded. */

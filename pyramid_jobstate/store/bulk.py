@@ -19,6 +19,7 @@ from .filters import (
     Filter,
     Place,
     has_status,
+    matches_since,
 )
 
 #: The maximum number of jobs that one call acts on.
@@ -40,8 +41,7 @@ class BulkResult(NamedTuple):
       refused: The matching jobs that it left alone: the caller may not act on them, or
         they had changed meanwhile.
       cursor: What to pass to the next call, which goes on with the other jobs, or None
-        if none are left. Jobs that were sent, or have ended, after the first call stay
-        as they are.
+        if none are left. Jobs sent or ended after the first call are left alone.
     """
 
     done: int
@@ -139,8 +139,8 @@ class Bulk:
         """Act on jobs.
 
         Parameters:
-          limit: The maximum number of jobs, up to 1,000. With 0, the call only begins:
-            the next one acts on what matches now.
+          limit: The maximum number of jobs, up to 1,000. 0 acts on none: the next call
+            acts on those that match now.
           cursor: The cursor of the previous call, or None.
           access: The access to the lists.
           knows_statuses: Returns whether the status indexes hold all jobs.
@@ -164,7 +164,6 @@ class Bulk:
         place = start or self._first(knows_statuses)
         names = (*OUTLINE, *DETAILS)
         entries = Entries(self._wanted, access, skips=False, names=names)
-        latest = access.reader.clock()
         matching: list[Record] = []
         matched = done = 0
         misplaced = []
@@ -175,7 +174,7 @@ class Bulk:
                 next_place = place
                 break
             place, record = entry.place, entry.record
-            if record and entry.is_wanted and self._fits(record, until, latest):
+            if record and entry.is_wanted and self._fits(record, until):
                 # What is done to the job moves its entry.
                 matching.append(record)
                 matched += 1
@@ -225,34 +224,34 @@ class Bulk:
         """Whether the status indexes can lead to the jobs."""
         return self._wanted.owner is None and self._wanted.status in SOURCES
 
-    def _fits(self, record: Record, until: int, latest: int) -> bool:
+    def _fits(self, record: Record, until: int) -> bool:
         """Return whether a job is to be acted on, apart from the filter.
 
         Parameters:
           until: When the first call began, in milliseconds of the store's clock.
-          latest: The time now.
         """
         if not any(has_status(record, status) for status in self._act.statuses):
             return False
-        finished = record.millis("finished")
-        if max(record.millis("queued") or 0, finished or 0) > until:
+        since = matches_since(record, self._wanted.status)
+        if max(record.millis("queued") or 0, since) > until:
             return False
         if self._older_than is None:
             return True
-        return finished is not None and finished <= latest - self._older_than * 1000
+        finished = record.millis("finished")
+        return finished is not None and finished <= until - self._older_than * 1000
 
     def _parse(self, cursor: str) -> tuple[int, Place | None]:
         match = _CURSOR.fullmatch(cursor)
         if match is not None and match[1] == self._mark:
-            place = match[3] and Place.parse(match[3])
+            place = Place.parse(match[3]) if match[3] else None
             # A forged cursor must not lead to the jobs of other owners.
-            if not place or place.part != BY_STATUS or self._is_indexed:
-                return int(match[2]), place or None
+            if place is None or place.part != BY_STATUS or self._is_indexed:
+                return int(match[2]), place
         raise _foreign(cursor)
 
 
 #: The fields of a record that are read beside an outline.
-DETAILS = ("queued", "finished", "rerun")
+DETAILS = ("queued", "started", "finished", "rerun")
 
 
 def check_limit(limit: int) -> None:

@@ -79,6 +79,27 @@ def has_status(record: Record, status: str) -> bool:
     return record.status == status
 
 
+def matches_since(record: Record, status: str | None) -> int:
+    """Return since when a job has had its status, in milliseconds of the store's clock,
+    as far as its record tells and a filter depends on it; else 0.
+
+    Parameters:
+      status: The status that the filter names, or None.
+    """
+    finished = record.millis("finished")
+    if finished is not None:
+        return finished
+    is_queued = record.status == "queued"
+    if status is None and not (is_queued and record.info.rerun):
+        # The job has been unfinished since it was sent.
+        return 0
+    if record.status == "working":
+        return record.millis("started") or 0
+    if is_queued or record.status == "retrying":
+        return record.millis("updated") or 0
+    return 0
+
+
 class Place(NamedTuple):
     """A place in a list: after an entry of one of its parts. `score` is None at the
     beginning of a part.

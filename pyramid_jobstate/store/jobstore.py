@@ -141,8 +141,9 @@ class JobStore(JobActs):
         Parameters:
           owner, kind, status: Only jobs of this owner, kind or status.
           older_than: Only jobs that ended at least so many seconds ago.
-          limit: The maximum number of jobs, up to 1,000. With 0, the call only begins:
-            the next one acts on the jobs that match now, such as after a question.
+          limit: The maximum number of jobs, up to 1,000. 0 acts on none: pass the
+            cursor that it returns to act, for example after a confirmation, on the jobs
+            that match now.
           cursor: The cursor that the previous call with the same arguments returned.
           everything: Whether all ended jobs are meant, if no filter is given.
           permits: Returns whether a job may be deleted.

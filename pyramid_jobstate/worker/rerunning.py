@@ -214,7 +214,7 @@ def _chain(broker: Broker, fields: Any) -> Iterator[Message[Any]]:
             }:
                 pass
             case _:
-                raise NotRepeatable("The store holds something else than its message.")
+                raise NotRepeatable("The store holds something other than its message.")
         actors = broker.actors
         if name not in actors:
             raise NotRepeatable(f"The broker does not know the actor {name!r}.")

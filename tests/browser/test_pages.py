@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta, timezone
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
-from pyramid_jobstate import JobStore
+from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.asgi import asgi_app
-from pyramid_jobstate.job.changes import Update
+from pyramid_jobstate.job.changes import End, Update
 from pyramid_jobstate.testing import put_job
 from tests import streams
 from tests.browser.paged import ImportSheet, Pages, fill, serving
@@ -116,20 +117,43 @@ def test_older_jobs_are_not_new(pages: Pages, store: JobStore) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(49, "49 new jobs · Show"), (60, "50+ new jobs · Show")]
+    ("known", "count", "text"),
+    [
+        (51, 49, "49 new jobs · Show"),
+        (51, 60, "50+ new jobs · Show"),
+        (2, 60, "50+ new jobs · Show"),
+        (2, 50, "50+ new jobs · Show"),
+    ],
 )
 def test_many_new_jobs_are_counted(
-    pages: Pages, store: JobStore, count: int, text: str
+    pages: Pages, store: JobStore, known: int, count: int, text: str
 ) -> None:
-    """The page counts new jobs as far as its list shows them."""
+    """The page counts new jobs as far as its list shows them. One whose class leaves
+    out its JSON is not counted.
+    """
     pages.page.clock.install()
-    put(store, *["success"] * 51)
+    put(store, *["success"] * known)
     pages.visit()
     put(store, *["queued"] * count)
 
     pages.page.clock.fast_forward(10_000)
 
     expect(pages.one("new")).to_have_text(text)
+
+
+def test_new_jobs_stay_new_when_rows_end(pages: Pages, store: JobStore) -> None:
+    """The times of ends that the page shows later do not make other jobs old."""
+    pages.page.clock.install()
+    jobs = put(store, *["working"] * 52)
+    pages.visit()
+    put(store, *["queued"] * 60)
+    finish(store, *jobs)
+    pages.page.clock.run_for(1500)
+    expect(pages.page.locator(".jobstate-ended time")).to_have_count(50)
+
+    pages.page.clock.fast_forward(10_000)
+
+    expect(pages.one("new")).to_have_text("50+ new jobs · Show")
 
 
 def test_jobs_of_the_next_page_are_not_new(pages: Pages, store: JobStore) -> None:
@@ -366,10 +390,29 @@ def test_question_that_cannot_be_asked(pages: Pages, store: JobStore) -> None:
         "The server cannot do this now. Try again later."
     )
     expect(pages.one("yes")).to_be_hidden()
-    pages.forgive("status of 503")
     pages.one("close").click()
     expect(pages.one("dialog")).to_be_hidden()
     assert len(pages.uuids) == 1
+    pages.forgive("status of 503")
+
+
+def test_stale_token_is_renewed(pages: Pages, redis_url: str, store: JobStore) -> None:
+    """After a refusal of the token, the page is loaded again with the one of by now."""
+    pages.serve(protected(paged_config(redis_url)))
+    put(store, "success")
+    pages.visit()
+    pages.page.context.clear_cookies()
+    pages.one("matching").check()
+    pages.page.get_by_role("button", name="Delete").click()
+    expect(pages.one("question")).to_have_text("The CSRF header or token is wrong.")
+    pages.one("close").click()
+    pages.expect_said("The CSRF header or token is wrong.")
+
+    pages.one("matching").check()
+    pages.confirm("Delete", "Delete 1 job?")
+
+    pages.expect_said("1 job deleted.")
+    pages.forgive("status of 400")
 
 
 def test_question_that_nobody_waits_for(pages: Pages, store: JobStore) -> None:
@@ -476,6 +519,22 @@ def test_requests_that_hang_are_given_up(pages: Pages, store: JobStore) -> None:
     assert pages.page.evaluate("asked") == [120_000]
 
 
+def test_counts_that_hang_are_given_up(pages: Pages, store: JobStore) -> None:
+    """Without an answer to how many jobs match, the question does not say it."""
+    pages.page.add_init_script("""
+        const timeout = AbortSignal.timeout.bind(AbortSignal);
+        AbortSignal.timeout = (most) => timeout(most === 30000 ? 50 : most);
+    """)
+    put(store, "success", "success")
+    pages.visit()
+    pages.page.route("**/job_state/counts", lambda route: None)
+    pages.one("matching").check()
+
+    pages.confirm("Delete", "Delete all ended jobs that match?")
+
+    pages.expect_said("2 jobs deleted.")
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, pytest.param({"header": "X-Own"}, marks=pytest.mark.long), {"header": None}],
@@ -560,6 +619,28 @@ def test_end_of_the_job_is_announced(pages: Pages, store: JobStore) -> None:
     expect(pages.page.locator(".jobstate-timeline")).to_contain_text("Done")
     said = pages.page.locator("body > [role=status], body [aria-live=polite]")
     expect(said.filter(has_text="Run marathon: Done.")).to_have_count(1)
+
+
+def test_focus_is_not_lost_at_the_end(
+    pages: Pages, redis_url: str, store: JobStore
+) -> None:
+    """Where no button is left for the focus, or the one that asked has gone, the title
+    gets it.
+    """
+    pages.user = "alice"
+    first, second = put(store, "working", "working")
+    for job, is_asked in (first, False), (second, True):
+        pages.visit(f"/job_state/{job}")
+        cancel = pages.page.get_by_role("button", name="Cancel")
+        cancel.focus()
+        if is_asked:
+            cancel.click()
+            expect(pages.one("question")).to_have_text("Cancel this job?")
+        finish(store, job)
+        expect(pages.page.locator(".jobstate-timeline")).to_contain_text("Done")
+        if is_asked:
+            pages.page.keyboard.press("Escape")
+        expect(pages.page.get_by_role("heading", level=1)).to_be_focused()
 
 
 def test_parts_of_the_page_are_asked_for_again(pages: Pages, store: JobStore) -> None:
@@ -649,6 +730,24 @@ def test_new_metrics_appear(pages: Pages, store: JobStore) -> None:
     expect(facts.locator("dt")).to_have_text(["miles", "<b>pace</b>"])
     expect(facts.locator("dd")).to_have_text(["12", "<i>5:03</i>"])
     expect(facts.get_by_role("heading")).to_have_text("Metrics")
+
+
+def test_class_may_leave_out_the_attempts(pages: Pages, store: JobStore) -> None:
+    """A row of a job whose JSON lacks them goes on without."""
+
+    class Untold(JobState):
+        def __json__(self, request: Any) -> dict[str, Any]:
+            state = super().__json__(request)
+            del state["job"]["attempt"]
+            return state
+
+    job = put_job(store, Untold, "working", owner="alice").uuid
+    pages.visit()
+    info = INFO._replace(kind="Untold")
+    end = End("success")
+    store.write([Update(job, "0" * 12, 1, info, begins=True, end=end)])
+    expect(pages.row(job).locator("[part=status]")).to_have_text("Done")
+    expect(pages.row(job).locator(".jobstate-number")).to_have_text("0")
 
 
 @pytest.mark.parametrize("is_allowed", [True, False])

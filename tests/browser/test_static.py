@@ -63,6 +63,7 @@ class Site:
         self.csp = POLICY.format(more="")
         self.asked: list[str] = []
         self.problems: list[str] = []
+        self.forgiven: list[str] = []
         self._server = make_server("127.0.0.1", 0, self.dispatch, Server, Handler)
         self._app: Any = None
         threading.Thread(target=self._server.serve_forever, args=(0.01,)).start()
@@ -78,7 +79,8 @@ class Site:
         self.asked.append(request.url.removeprefix(self.url))
 
     def read(self, message: ConsoleMessage) -> None:
-        if message.type == "error":
+        is_forgiven = any(word in message.text for word in self.forgiven)
+        if message.type == "error" and not is_forgiven:
             self.problems.append(message.text)
 
     def dispatch(self, environ: Any, start_response: Any) -> Any:
@@ -133,7 +135,8 @@ class Site:
         }
 
     def forgive(self, *words: str) -> None:
-        """Drop the problems that contain any of these words."""
+        """Drop the problems that contain any of these words, those of later as well."""
+        self.forgiven += words
         self.problems = [
             problem
             for problem in self.problems

@@ -32,7 +32,7 @@ class Request:
         return f"https://example.com/{name}/{values['file']}"
 
 
-class Parade(JobState):
+class Pageant(JobState):
     """A job whose result is at the URL that a metric names."""
 
     def result_url(self, request: Any) -> str | None:
@@ -55,7 +55,7 @@ def told(cls: type[JobState], status: str = "success", **fields: str) -> Any:
 
 def test_success_leads_to_its_result() -> None:
     """The class makes the URL of the request and of the job's metrics."""
-    assert told(Parade, **{"m:file": '"a.csv"'}) == {
+    assert told(Pageant, **{"m:file": '"a.csv"'}) == {
         "url": "https://example.com/reports/a.csv"
     }
 
@@ -63,7 +63,7 @@ def test_success_leads_to_its_result() -> None:
 def test_job_may_have_no_result() -> None:
     """By default there is none, and a class may decide that a job has none."""
     assert told(JobState) is None
-    assert told(Parade) is None
+    assert told(Pageant) is None
 
 
 @pytest.mark.parametrize("status", [s for s in UNFINISHED + FINISHED if s != "success"])

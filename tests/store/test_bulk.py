@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 import redis
 
-from pyramid_jobstate import BulkResult, JobState, JobStore
-from pyramid_jobstate.job.changes import NewJob
+from pyramid_jobstate import BulkResult, JobState, JobStore, rerun
+from pyramid_jobstate.job.changes import End, NewJob, Update
 from pyramid_jobstate.job.record import FINISHED, UNFINISHED
 from pyramid_jobstate.store import bulk
 from pyramid_jobstate.store.counting import Counts
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon, new_id
 from tests.listed import Diary, finish
-from tests.support import INFO, key_of
+from tests.support import INFO, key_of, load_job
+from tests.web.operating import Marathons
 
 #: The calls that act on many jobs, and the status of jobs on which each acts.
 ACTS = [
@@ -170,6 +171,52 @@ def test_jobs_that_end_later_are_safe(store: JobStore, options: Any) -> None:
 
     assert left(store, [running]) == 1
     assert left(store, ended) == 0
+
+
+@pytest.mark.parametrize("status", ["working", "retrying"])
+def test_jobs_that_change_later_do_not_match(store: JobStore, status: str) -> None:
+    """An act on jobs of a status spares those that get it after its beginning."""
+    before = put(store, status, 2)
+    other = put(store, "queued" if status == "working" else "working")[0]
+    begun = store.cancel_all(limit=0, status=status)
+    time.sleep(0.002)
+    end = End("retrying", delay=60) if status == "retrying" else None
+    store.write([Update(other, "0" * 12, 1, INFO, begins=True, end=end)])
+    assert store.cancel_all(status=status, cursor=begun.cursor) == (2, 0, None)
+    loaded = load_job(store, other)
+    assert (loaded.status, loaded.cancel_requested) == (status, False)
+    assert left(store, before) == (2 if status == "working" else 0)
+    # Whoever begins now means it.
+    assert store.cancel_all(status=status).done == 1
+
+
+@pytest.mark.parametrize("options", [{"everything": True}, {"status": "queued"}])
+def test_job_that_runs_again_later_does_not_match(
+    store: JobStore, marathons: Marathons, options: Any
+) -> None:
+    """A failed job that somebody runs again after an act began was not unfinished."""
+    (failed,) = marathons.fail("alice")
+    (queued,) = put(store, "queued")
+    begun = store.cancel_all(limit=0, **options)
+    time.sleep(0.002)
+    assert rerun(store, marathons.broker, failed)
+
+    acted = store.cancel_all(cursor=begun.cursor, **options)
+
+    assert acted == (1, 0, None)
+    assert load_job(store, failed).status == "queued"
+    assert load_job(store, queued).status == "cancelled"
+    assert store.cancel_all(**options).done == 1
+
+
+def test_age_is_that_of_the_beginning(store: JobStore) -> None:
+    """A job that becomes old enough after an act began is spared."""
+    uuids = put(store, "success")
+    begun = store.clear(limit=0, older_than=0.05)
+    time.sleep(0.1)
+    assert store.clear(older_than=0.05, cursor=begun.cursor).done == 0
+    assert left(store, uuids) == 1
+    assert store.clear(older_than=0.05).done == 1
 
 
 def test_no_later_job_is_as_old_as_the_first_call(store: JobStore) -> None:

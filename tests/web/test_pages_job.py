@@ -202,6 +202,23 @@ def test_page_leads_to_the_result(store: JobStore, visit: Visiting) -> None:
     assert not visit(f"/job_state/{running}").has("job-state a")
 
 
+@pytest.mark.parametrize("url", ["javascript:alert(1)", "/a", "", None, 7])
+def test_page_links_to_the_web_alone(
+    store: JobStore, visit: Visiting, url: Any
+) -> None:
+    """Nor does a result become a link that a class puts into its JSON itself."""
+
+    class Handmade(JobState):
+        def __json__(self, request: Any) -> dict[str, Any]:
+            state = super().__json__(request)
+            state["job"]["result"] = {"url": url}
+            return state
+
+    job = put_job(store, Handmade, "success").uuid
+
+    assert not visit(f"/job_state/{job}").has("job-state a")
+
+
 def test_page_of_a_job_that_has_told_nothing(store: JobStore, visit: Visiting) -> None:
     """What a job does not have is left out."""
     page = visit(f"/job_state/{put_job(store, status='queued').uuid}")

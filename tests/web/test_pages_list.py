@@ -571,6 +571,29 @@ def test_acts_on_all_reach_beyond_the_page(paged: TestApp, store: JobStore) -> N
     assert page.data["bulk"]["delete"]["statuses"] == list(FINISHED)
 
 
+def test_rights_that_are_known_of_jobs_alone(redis_url: str, store: JobStore) -> None:
+    """A function of the application may know the rights on single jobs alone. If the
+    store is away for it, so is the page.
+    """
+
+    def permits(request: Any, context: Any, permission: str) -> bool:
+        if permission == "delete_job":
+            if isinstance(context, JobState):
+                return True
+            raise away[0] if away else AttributeError("owner")
+        return True
+
+    away: list[Exception] = []
+    app = paged_app(redis_url, settings={"jobstate.permits": permits})
+    put_each(store)
+
+    page = Visit(app, "/job_state?all=1&limit=1")
+
+    assert page.acts == ["cancel", "rerun"]
+    away.append(StoreUnavailable("away"))
+    assert browse(app, "/job_state/?all=1&limit=1").status_code == 503
+
+
 def test_row_says_what_is_permitted(redis_url: str, store: JobStore) -> None:
     """The script learns what can be done with a job when its status changes."""
 

@@ -73,7 +73,7 @@ GERMAN = {
     "${time} UTC": "${time} (UTC)",
     "The store does not hold its message.": "Der Speicher hat seine Nachricht nicht.",
     "The broker does not know the actor ${actor}.": "Wer ist ${actor}?",
-    "The address of this page is wrong.": "Diese Adresse ist falsch.",
+    "This page's address is invalid.": "Diese Adresse ist falsch.",
     "The job could not be sent.": "Nicht abgeschickt.",
     "Cancel this job?": "Diese Aufgabe abbrechen?",
     "The job has changed in the meantime.": "Die Aufgabe hat sich geändert.",
@@ -295,7 +295,7 @@ def test_bad_address_is_said_in_the_language_of_the_request(german: TestApp) -> 
     """
     for language, sentence in (
         ("de", "Diese Adresse ist falsch."),
-        ("en", "The address of this page is wrong."),
+        ("en", "This page's address is invalid."),
     ):
         response = browse(german, "/job_state/?limit=--><b>", language)
 
@@ -320,7 +320,7 @@ def test_bad_address_reaches_the_application(redis_url: str) -> None:
 
     response = browse(make_app(config), "/job_state/?limit=x", "alice")
 
-    assert response.text == seen[0].message == "The address of this page is wrong."
+    assert response.text == seen[0].message == "This page's address is invalid."
     detail = "limit must be a number, not 'x'."
     assert str(seen[0].__cause__) == seen[0].comment == detail
 
@@ -329,8 +329,8 @@ def test_bad_address_reaches_the_application(redis_url: str) -> None:
     ("negotiator", "sentence"),
     [
         (lambda request: request.headers["X-User"], "Diese Adresse ist falsch."),
-        (None, "The address of this page is wrong."),
-        (language_of, "The address of this page is wrong."),
+        (None, "This page's address is invalid."),
+        (language_of, "This page's address is invalid."),
     ],
     ids=["header", "none", "query"],
 )

@@ -585,10 +585,10 @@ def test_unsent_job_that_never_failed_does_not_run_again(site: Site) -> None:
         ({"message_id": UUID}, "belongs to another job"),
         ({"actor_name": "other"}, "belongs to another job"),
         ({"actor_name": "unknown"}, "does not know the actor 'unknown'"),
-        ({"actor_name": 7}, "something else"),
-        ({"args": "abc"}, "something else"),
-        ({"options": None}, "something else"),
-        ({"options": {"pipe_target": "x"}}, "something else"),
+        ({"actor_name": 7}, "something other"),
+        ({"args": "abc"}, "something other"),
+        ({"options": None}, "something other"),
+        ({"options": {"pipe_target": "x"}}, "something other"),
         (
             {
                 "options": {

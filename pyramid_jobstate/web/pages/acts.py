@@ -26,11 +26,11 @@ class Acts(NamedTuple):
     """What a viewer may do with a job.
 
     Attributes:
-      acts: As it is now.
+      now: As it is.
       permitted: Whatever its status becomes.
     """
 
-    acts: list[str]
+    now: list[str]
     permitted: list[str]
 
 
@@ -48,7 +48,7 @@ def acts_on(context: JobStates, job_state: JobState, job: Mapping[str, Any]) -> 
     }
     permitted = ["cancel"] if job["cancellable"] else []
     try:
-        # A success, or a cancelled job, does not fail any more.
+        # A success, or a cancelled job, can no longer fail.
         if status not in ("success", "cancelled") and context.permits(
             job_state, "rerun_job"
         ):
@@ -58,8 +58,9 @@ def acts_on(context: JobStates, job_state: JobState, job: Mapping[str, Any]) -> 
     except StoreUnavailable:
         raise
     except Exception:
-        # Code of the application: the job is shown all the same.
-        note_trouble(type(job_state), job_state.uuid)
+        # Code of the application
+        consequence = "which is shown without what can be done with it"
+        note_trouble(type(job_state), job_state.uuid, consequence)
     return Acts([act for act in permitted if fitting[act]], permitted)
 
 

@@ -54,7 +54,7 @@ class PagePredicate:
     def __call__(self, context: Any, request: Request) -> bool:
         is_page = wants_page(request)
         if is_page and self.value:
-            # Also where the page is that of an application's own view.
+            # Also for pages of the application's own views.
             request.add_response_callback(never_keep)
         return is_page is self.value
 

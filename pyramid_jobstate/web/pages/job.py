@@ -34,7 +34,7 @@ def job_page(context: JobState, request: Request) -> Response:
         inspected = inspection(context)
     metrics = {k: v for k, v in state.items() if k not in ("job", "job_state")}
     params = inspected.get("params", job["params"])
-    acts = acts_on(container, context, job).acts
+    acts = acts_on(container, context, job).now
     may_list = bool(container.permits(container, "list_jobs"))
     values = {
         "words": words,

@@ -80,8 +80,8 @@ def showing(view: View) -> View:
 
 
 def unreadable(request: Request) -> Response:
-    """Respond to a query that is not UTF-8. If the language depends on it, say it
-    in English.
+    """Respond to a query that is not UTF-8: in English if the language depends on the
+    query.
     """
     response = Response(words_for(request)("bad-address"), 400)
     response.content_type = "text/plain"

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from ...job import is_link
+
 if TYPE_CHECKING:
     from pyramid.request import Request
 
@@ -48,6 +50,8 @@ def job_of(
     # Markup is text, as in JSON. A link needs a name.
     title = str(job.get("title") or "")
     job["title"] = title if title.strip() else job_state.uuid
+    if not is_link((job["result"] or {}).get("url")):
+        job["result"] = None
     return job
 
 

@@ -69,7 +69,7 @@ WORDS = MappingProxyType(
         "utc": _("${time} UTC"),
         # Both pages.
         "jobs": _("Jobs"),
-        "bad-address": _("The address of this page is wrong."),
+        "bad-address": _("This page's address is invalid."),
         "no-script": _("Live updates and actions need JavaScript."),
         "queued-at": _("Sent"),
         "finished-at": _("Ended"),
@@ -151,7 +151,7 @@ SENTENCES = (
     _("The broker does not know the actor ${actor}."),
     _("The actor ${actor} is not tracked here."),
     _("The store does not hold its message."),
-    _("The store holds something else than its message."),
+    _("The store holds something other than its message."),
     _("The message that the store holds belongs to another job."),
     _("A later step of its pipeline was deleted."),
     _("Its message cannot be kept as JSON: it takes ${size} bytes of at most ${limit}"),

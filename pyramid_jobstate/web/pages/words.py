@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 #: small. The form that a few have for whole millions is not used.
 NUMBERS = range(200)
 
-#: Among these numbers is each form of any language. They also tell the rules of two
-#: languages apart.
+#: These numbers cover every plural form of every language. They also tell the rules of
+#: two languages apart.
 SAMPLE = (0, 1, 2, 3, 4, 5, 6, 7, 11, 20, 21, 100, 101)
 
 #: The most languages whose words are kept. Requests may name any number of languages.
@@ -93,14 +93,7 @@ class Words:
         )
 
     def __call__(self, name: str, **values: object) -> str:
-        """Return one of the WORDS.
-
-        Parameters:
-          values: What stands in its places. A `reason` may be a sentence that another
-            wing says.
-        """
-        if "reason" in values:
-            values["reason"] = self.sentence(str(values["reason"]))
+        """Return one of the WORDS."""
         return filled(self._words[name], values)
 
     def sentence(self, text: str) -> str:
