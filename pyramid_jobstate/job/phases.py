@@ -7,13 +7,10 @@ import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from .progress import PartOfProgress, Progress
 from .values import check_text
-
-if TYPE_CHECKING:
-    from .run import Run
 
 log = logging.getLogger("pyramid_jobstate")
 
@@ -25,6 +22,15 @@ NOISE = 1e-9
 
 #: What is reported where a phase begins or ends: nothing of the next loop is done.
 NOTHING = (0, None, None)
+
+
+class Reports(Protocol):
+    """What a phase needs of the run of its job."""
+
+    report: dict[str, object]
+    dirty: bool
+
+    def check(self) -> None: ...
 
 
 class Part:
@@ -59,7 +65,7 @@ class Phases:
         self._warned = False
 
     @contextmanager
-    def open(self, run: Run, name: str, percent: float) -> Iterator[None]:
+    def open(self, run: Reports, name: str, percent: float) -> Iterator[None]:
         """Report inside one more phase. It begins where the bar stands, and what is
         reported in it fills its share of the part around it.
 
@@ -95,7 +101,7 @@ class Phases:
         # A loop at its end may stand a rounding error beyond it.
         self._close(run, part, max(part.end, standing(run, part)))
 
-    def _close(self, run: Run, part: Part, at: float) -> None:
+    def _close(self, run: Reports, part: Part, at: float) -> None:
         """Leave a phase, and those left open in it, with the bar at a place."""
         if part not in self._parts:
             # It was left with the phase around it, such as by an async generator.
@@ -106,14 +112,14 @@ class Phases:
         report(run, around)
 
 
-def standing(run: Run, part: Part) -> float:
+def standing(run: Reports, part: Part) -> float:
     """Return where the bar of a run stands inside its innermost part."""
     progress: Any = run.report.get("progress")
     share = None if progress is None else Progress(*progress).fraction
     return part.at + max(0.0, part.end - part.at) * (share or 0)
 
 
-def report(run: Run, part: Part) -> None:
+def report(run: Reports, part: Part) -> None:
     """Report that the next loop fills what is left of a part."""
     # At once: a viewer must not see the progress of one part in another.
     span = max(0.0, part.end - part.at)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from .phases import Phases
+from .phases import Phases, Reports
 from .run import Run
 from .values import loads
 
@@ -78,7 +78,7 @@ class RecordingPhases(Phases):
         self._history = history
 
     @contextmanager
-    def open(self, run: Run, name: str, percent: float) -> Iterator[None]:
+    def open(self, run: Reports, name: str, percent: float) -> Iterator[None]:
         with super().open(run, name, percent):
             self._history.append(("phase", name, percent))
             yield

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from ..errors import StoreUnavailable
-
-if TYPE_CHECKING:
-    from .state import JobState
 
 log = logging.getLogger("pyramid_jobstate")
 
@@ -20,25 +18,30 @@ _HTTP = re.compile(r"https?://[^\s/?#\x00-\x1f\x7f][^\s\x00-\x1f\x7f]*", re.IGNO
 _faulty: set[str] = set()
 
 
-def result_of(job_state: JobState, request: Any) -> dict[str, str] | None:
+def result_of(cls: Any, uuid: str, make: Callable[[], object]) -> dict[str, str] | None:
     """Return the JSON of the result of a job that succeeded, or None without one.
     Faults in the application's code are logged once per kind; the state is still
     returned.
+
+    Parameters:
+      cls: The class of the job.
+      uuid: The job.
+      make: Calls its ``result_url()``.
     """
     try:
-        url = job_state.result_url(request)
+        url = make()
     except StoreUnavailable:
         raise
     except Exception:
-        if _is_new(job_state):
-            log.exception("%s raised an exception.%s", *_place(job_state))
+        if _is_new(cls):
+            log.exception("%s raised an exception.%s", *_place(cls, uuid))
         return None
     if url is None:
         return None
     if is_link(url):
         return {"url": str(url)}
-    if _is_new(job_state):
-        place, consequence = _place(job_state)
+    if _is_new(cls):
+        place, consequence = _place(cls, uuid)
         line = "%s returned %r, not an http or https URL, such as request.route_url(…)."
         log.error(line + consequence, place, url)
     return None
@@ -49,20 +52,17 @@ def is_link(url: object) -> bool:
     return isinstance(url, str) and _HTTP.fullmatch(url) is not None
 
 
-def _is_new(job_state: JobState) -> bool:
+def _is_new(cls: Any) -> bool:
     """Return whether this is the first fault of a kind."""
-    kind = type(job_state).kind
-    is_new = kind not in _faulty
-    _faulty.add(kind)
+    is_new = cls.kind not in _faulty
+    _faulty.add(cls.kind)
     return is_new
 
 
-def _place(job_state: JobState) -> tuple[str, str]:
+def _place(cls: Any, uuid: str) -> tuple[str, str]:
     """Return the method at fault, and the consequence."""
-    cls = type(job_state)
     return (
-        f"{cls.__module__}.{cls.__qualname__}.result_url() for the job "
-        f"{job_state.uuid}",
+        f"{cls.__module__}.{cls.__qualname__}.result_url() for the job {uuid}",
         f" The job has no result. Further faults for jobs of kind {cls.kind!r} are not "
         "logged.",
     )

@@ -270,12 +270,15 @@ class JobState(Facts):
             "cancellable": not is_finished and bool(states.permits(self, "cancel_job")),
             "error": error
             and {"message": translated(self._public_reason(error), request)},
-            "result": result_of(self, request) if self.is_success else None,
+            "result": self._result(request) if self.is_success else None,
         }
         coarse = "working"
         if is_finished:
             coarse = "success" if self.is_success else "error"
         return {**self.progress_metrics, "job_state": coarse, "job": job}
+
+    def _result(self, request: Any) -> dict[str, str] | None:
+        return result_of(type(self), self.uuid, lambda: self.result_url(request))
 
     def _public_reason(self, error: JobError) -> str:
         if error.type is None:

@@ -159,9 +159,9 @@ def test_exception_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 def test_store_that_is_away_is_none_of_its_faults() -> None:
     """If the class asks the store for more, the request is told that it is away."""
 
-    class Asking(JobState):
+    class Inquiring(JobState):
         def result_url(self, request: Any) -> str:
             raise StoreUnavailable("away")
 
     with pytest.raises(StoreUnavailable):
-        told(Asking)
+        told(Inquiring)

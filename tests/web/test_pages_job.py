@@ -208,13 +208,13 @@ def test_page_links_to_the_web_alone(
 ) -> None:
     """Nor does a result become a link that a class puts into its JSON itself."""
 
-    class Handmade(JobState):
+    class Homemade(JobState):
         def __json__(self, request: Any) -> dict[str, Any]:
             state = super().__json__(request)
             state["job"]["result"] = {"url": url}
             return state
 
-    job = put_job(store, Handmade, "success").uuid
+    job = put_job(store, Homemade, "success").uuid
 
     assert not visit(f"/job_state/{job}").has("job-state a")
 

@@ -17,8 +17,12 @@ def serving_wsgi(app: Any) -> Iterator[int]:
     try:
         yield server.effective_port
     finally:
-        # What its own tests call, too.
-        server.trigger.pull_trigger(server.close)
         server.task_dispatcher.shutdown()
-        server.asyncore.close_all(server._map, ignore_all=True)
+
+        def close() -> None:
+            server.close()
+            server.asyncore.close_all(server._map, ignore_all=True)
+
+        # In its own thread, which may be waiting for the sockets.
+        server.trigger.pull_trigger(close)
         thread.join(5)
