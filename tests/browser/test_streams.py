@@ -532,7 +532,10 @@ def test_jobs_followed_in_one_tick_join_together(streams: Polling) -> None:
     assert second.jobs == ["one", *names]
     settle(streams)
     assert len(streams.server.streams) == 2
-    assert len(streams.server.requests()) == 2
+    # On a busy machine the first job may be asked for on its own once more.
+    polls = [r for r in streams.server.requests() if names[0] in r.path]
+    assert len(polls) == 1
+    assert all(name in polls[0].path for name in names)
 
 
 def test_old_stream_is_closed_before_the_new_one_opens(streams: Polling) -> None:
