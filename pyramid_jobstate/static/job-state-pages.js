@@ -14,7 +14,7 @@
 const LOOK = 10 * 1000; // between two looks for new jobs
 const TIMEOUT = 30 * 1000; // until a request that only reads is given up
 const ACT_TIMEOUT = 120 * 1000; // one request may act on a thousand jobs
-const FRESH = 30 * 1000; // after which a result is no longer shown
+const FRESH = 30 * 1000; // the maximum age of a result that the page shows
 
 const DONE = { cancel: "cancel-done", rerun: "rerun-done", delete: "delete-done" };
 const MEMORY = "job-state-pages"; // the key in sessionStorage

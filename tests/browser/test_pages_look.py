@@ -497,8 +497,8 @@ def test_parts_of_the_chart_are_told_apart(
 
 
 def test_timeline_turns_round(pages: Pages, store: JobStore) -> None:
-    """From right to left, the arrows of a timeline point to the left, and on phones,
-    where its steps are one below the other, there are none.
+    """From right to left, the arrows of a timeline point to the left. On phones, its
+    steps are stacked, without arrows.
     """
     script = """getComputedStyle(
         document.querySelector(".jobstate-timeline li + li"), "::before").content"""

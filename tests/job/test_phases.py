@@ -11,30 +11,14 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from pyramid.i18n import make_localizer
 
 from pyramid_jobstate.errors import JobCancelled
 from pyramid_jobstate.job import JobState, PartOfProgress, Record
 from pyramid_jobstate.job.progress import Phase, Progress
 from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.testing import detached
+from tests.job.viewer import Request
 from tests.support import UUID
-
-
-class Request:
-    """The request of a viewer."""
-
-    localizer = make_localizer("en", [])
-
-    @property
-    def job_states(self) -> Request:
-        return self
-
-    def resource_url(self, resource: JobState) -> str:
-        return f"/job_state/{resource.uuid}/"
-
-    def permits(self, context: JobState, permission: str) -> bool:
-        return False
 
 
 @pytest.fixture
@@ -173,7 +157,7 @@ def test_more_than_is_left_is_cut(
 def test_percentages_that_add_up_are_no_fault(
     job: JobState, percents: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Binary fractions that add up to a little more than one are no reason to warn."""
+    """Rounding errors do not trigger the warning."""
     for percent in percents:
         with job.phase("Phase", percent):
             pass
@@ -192,16 +176,17 @@ def test_percentage_is_above_0_and_at_most_100(job: JobState, percent: float) ->
 
 @pytest.mark.parametrize("percent", ["30", None, True, [30]])
 def test_percentage_is_a_number(job: JobState, percent: Any) -> None:
-    """A text is no number, nor is a bool."""
+    """Text and bools are refused."""
     with pytest.raises(TypeError, match="'Parsing' must be a number, not"):
         job.phase("Parsing", percent)
 
 
 def test_name_is_a_text(job: JobState) -> None:
     """A phase has a name, which is cut if it is too long."""
+    wrong: Any
     for wrong in (None, 7, b"Parsing"):
         with pytest.raises(TypeError, match="The name of a phase must be a str"):
-            job.phase(wrong, 30)  # type: ignore[arg-type]
+            job.phase(wrong, 30)
     with pytest.raises(ValueError, match="must not be empty"):
         job.phase("", 30)
     with job.phase("x" * 300, 30):
@@ -343,7 +328,7 @@ def look(job: JobState, chance: random.Random, shares: list[float], depth: int) 
     ],
 )
 def test_stored_phase_is_read_tolerantly(text: str, phase: Phase | None) -> None:
-    """A phase that no version has written is none."""
+    """A stored phase that is invalid is ignored."""
     fields = {"status": "working", "progress": '[1,2,"rows",3.5]', "phase": text}
     job = JobState(Record(UUID, fields))
     progress = job.progress

@@ -5,31 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pyramid.i18n import make_localizer
 
 from pyramid_jobstate.errors import StoreUnavailable
 from pyramid_jobstate.job import JobState, Record, result, state
 from pyramid_jobstate.job.record import FINISHED, UNFINISHED
+from tests.job.viewer import Request
 from tests.support import UUID
-
-
-class Request:
-    """The request of a viewer."""
-
-    localizer = make_localizer("en", [])
-
-    @property
-    def job_states(self) -> Request:
-        return self
-
-    def resource_url(self, resource: JobState) -> str:
-        return f"/job_state/{resource.uuid}/"
-
-    def permits(self, context: JobState, permission: str) -> bool:
-        return False
-
-    def route_url(self, name: str, **values: Any) -> str:
-        return f"https://example.com/{name}/{values['file']}"
 
 
 class Pageant(JobState):
@@ -61,7 +42,7 @@ def test_success_leads_to_its_result() -> None:
 
 
 def test_job_may_have_no_result() -> None:
-    """By default there is none, and a class may decide that a job has none."""
+    """By default a job has no result, and a class may return None."""
     assert told(JobState) is None
     assert told(Pageant) is None
 
@@ -121,8 +102,8 @@ def test_urls_of_the_web_are_results(url: str) -> None:
     ids=repr,
 )
 def test_anything_else_is_an_error(url: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """What is no such URL is logged with the class, the job and the value, once a kind.
-    The state has no result.
+    """Any other value is logged once per kind, with the class and the job. The state
+    has no result.
     """
 
     class Wrong(JobState):

@@ -127,9 +127,10 @@ def test_markup_in_a_title_is_text(
     """A title is what JSON makes of it: text."""
 
     class Bold(JobState):
-        pass
+        @property
+        def title(self) -> str:
+            return title
 
-    Bold.title = title  # type: ignore[assignment,method-assign]
     job = put_job(store, Bold, metrics={"m": "<i>"}).uuid
 
     page = visit(f"/job_state/{job}")
@@ -146,9 +147,10 @@ def test_job_without_a_title_has_its_id(
     """A link needs a name, and so do a heading and a box."""
 
     class Nameless(JobState):
-        pass
+        @property
+        def title(self) -> str:
+            return title
 
-    Nameless.title = title  # type: ignore[assignment,method-assign]
     job = put_job(store, Nameless).uuid
 
     assert visit(f"/job_state/{job}").texts("h1, title") == [job] * 2
