@@ -16,6 +16,19 @@ AXE = """async () => {
   return [passes.length, violations.map(({ id, nodes }) => [id, nodes[0].html])];
 }"""
 
+#: Within a script: a function that returns a colour's channels and its opacity.
+RGBA = """
+  const canvas = new OffscreenCanvas(1, 1);
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  const rgba = (color) => {
+    context.clearRect(0, 0, 1, 1);
+    context.fillStyle = color;
+    context.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = context.getImageData(0, 0, 1, 1).data;
+    return [r, g, b, a / 255];
+  };
+"""
+
 Scheme = Literal["light", "dark"]
 
 SCHEMES: tuple[Scheme, ...] = ("light", "dark")

@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 
 from pyramid_jobstate import JobStore, Progress
 from pyramid_jobstate.testing import put_job
-from tests.accessible import SCHEMES, complaints, ring_width
+from tests.accessible import RGBA, SCHEMES, complaints, ring_width
 from tests.browser.paged import IS_WIDER, ImportSheet, Pages, fill
 from tests.browser.test_themes import Colour, contrast, over
 from tests.jobs import RunMarathon
@@ -96,16 +96,10 @@ ROWS = """(elements) => elements.map(({ shadowRoot }) => {
 })"""
 
 #: The colours of the chart's bars and of its legend, of its surface and of the page.
-CHART = """() => {
-  const canvas = new OffscreenCanvas(1, 1);
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  const rgba = (color) => {
-    context.clearRect(0, 0, 1, 1);
-    context.fillStyle = color;
-    context.fillRect(0, 0, 1, 1);
-    const [r, g, b, a] = context.getImageData(0, 0, 1, 1).data;
-    return [r, g, b, a / 255];
-  };
+CHART = (
+    "() => {"
+    + RGBA
+    + """
   const find = (selector) => document.querySelector(selector);
   const legend = (name) => find(`.jobstate-chart span.jobstate-${name}`);
   return [
@@ -117,6 +111,7 @@ CHART = """() => {
     ]),
   ];
 }"""
+)
 
 
 def press(page: Page, *keys: str) -> str:

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import pytest
 from playwright.sync_api import Page, Route
 
+from tests.accessible import RGBA
 from tests.browser.test_element import SETTLE, STATES, Stage, answer, progress
 from tests.pollserver import STATIC, Answer, PollServer
 
@@ -53,16 +54,10 @@ PARTIAL = ("working", "retrying", "stalled", "cancelling", "reconnecting")
 EMPTY = ("queued", "cancelled", "error", "loading", "lost")
 
 #: For each text, icon, border: its colour and the backgrounds and opacities around it.
-LAYERS = """() => {
-  const canvas = new OffscreenCanvas(1, 1);
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  const rgba = (color) => {
-    context.clearRect(0, 0, 1, 1);
-    context.fillStyle = color;
-    context.fillRect(0, 0, 1, 1);
-    const [r, g, b, a] = context.getImageData(0, 0, 1, 1).data;
-    return [r, g, b, a / 255];
-  };
+LAYERS = (
+    "() => {"
+    + RGBA
+    + """
   const around = (node) => {
     const outer = node.parentNode;
     return outer instanceof ShadowRoot ? outer.host : outer;
@@ -89,6 +84,7 @@ LAYERS = """() => {
   }
   return seen;
 }"""
+)
 
 #: Let transitions end, and stop animations half way.
 FREEZE = """() => {
