@@ -26,6 +26,15 @@ class NotRepeatable(Exception):
     """Raised when a job that failed cannot run again. The text says why."""
 
 
+class NotUnique(NotRepeatable):
+    """Raised when a unique job that failed cannot run again yet: another job with its
+    unique key is under way.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("Another job with its unique key is under way.")
+
+
 class StoreUnavailable(Exception):
     """Raised in a web request when the store does not answer.
 

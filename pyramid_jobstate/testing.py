@@ -25,7 +25,7 @@ from .job import (
     dumps,
     run_of,
 )
-from .worker import middleware_of, put_job, release_broker
+from .worker import UNIQUE, middleware_of, put_job, release_broker
 
 __all__ = [
     "Outbox",
@@ -80,6 +80,16 @@ class Outbox(list[Sent]):
         self.following.update(outgoing.following)
         for message in outgoing.messages:
             self.brokers[message.message_id] = outgoing.broker
+
+    def unique_job(self, identity: str, *, ended: bool) -> JobState | None:
+        """Return the job of an identity that has not run or, with `ended`, the last
+        one, or None.
+        """
+        for sent in reversed(self):
+            is_over = sent.message.message_id in self._ran
+            if sent.message.options.get(UNIQUE) == identity and (ended or not is_over):
+                return sent.job_state
+        return None
 
     def next(self) -> Sent | None:
         """Return the first message whose job has not run, and count it as run."""

@@ -61,7 +61,7 @@ def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
         try:
             if args.dry_run:
                 is_sent = record_of(job).has_failed
-                reason = refusal_of(store.failures(job.uuid))
+                reason = refusal_of(store.failures(record_of(job).uuid))
                 if is_sent and reason:
                     raise NotRepeatable(reason)
             else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from ..job import JobState
+from ..job import JobState, record_of
 from ..store import Failures, JobStore
 from .arguments import add_ids
 from .faults import DONE
@@ -36,7 +36,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 
 def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
     job = find(store, args.id)
-    failures = store.failures(job.uuid)
+    failures = store.failures(record_of(job).uuid)
     if output.draws:
         from .draw import draw_card
 
@@ -51,7 +51,7 @@ def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
 
 def facts(job: JobState) -> Iterator[tuple[str, str]]:
     """Yield the names and texts of what a record says, in reading order."""
-    yield "id", job.uuid
+    yield "id", record_of(job).uuid
     yield "title", clean(title_of(job))
     yield "kind", clean(job.kind) or "-"
     yield "actor", clean(job.actor) or "-"
@@ -59,6 +59,8 @@ def facts(job: JobState) -> Iterator[tuple[str, str]]:
     if job.cancel_requested:
         yield "cancel", "requested"
     yield "owner", owner_text(job.owner)
+    if (identity := record_of(job).info.unique) is not None:
+        yield "unique", clean(identity)
     yield "attempt", str(job.attempt)
     if job.progress is not None:
         yield "progress", progress_text(job.progress)

@@ -23,11 +23,13 @@ from .parsing import (
 )
 from .progress import PartOfProgress, Phase, Progress, in_phase
 from .record import (
+    ALIAS,
     CANCELLED,
     FINISHED,
     METRIC,
     NOT_REACHED,
     NOT_SENT,
+    TARGET,
     UNFINISHED,
     UUID,
     JobError,
@@ -42,9 +44,11 @@ from .state import JobState, current_job_state, current_state
 from .texts import DOMAIN, FAILED, REASONS, SKIPPED, filled, sentence_of
 from .told import told_by
 from .trouble import note_trouble
+from .unique import identity_of
 from .values import MAX_AMOUNT, Json, dumps, encode_params, is_owner
 
 __all__ = [
+    "ALIAS",
     "CANCELLED",
     "DOMAIN",
     "FAILED",
@@ -55,6 +59,7 @@ __all__ = [
     "NOT_SENT",
     "REASONS",
     "SKIPPED",
+    "TARGET",
     "UNFINISHED",
     "UUID",
     "End",
@@ -78,6 +83,7 @@ __all__ = [
     "dumps",
     "encode_params",
     "filled",
+    "identity_of",
     "in_phase",
     "is_link",
     "is_owner",

@@ -20,7 +20,7 @@ class Facts(Handle):
     def __init__(self, record: Record, run: Run = NO_RUN) -> None:
         super().__init__(run)
         self._record = record
-        self.uuid = self.__name__ = record.uuid
+        self.uuid = self.__name__ = record.name
 
     @property
     def status(self) -> str:

@@ -18,6 +18,10 @@ FINISHED = ("success", "error", "cancelled")
 
 STATUSES = frozenset({*UNFINISHED, *FINISHED})
 
+#: The status of a record that leads to the job of another uuid, which is under way in
+#: its place, and the field that names it.
+ALIAS, TARGET = "alias", "target"
+
 #: The prefix of a metric's field in the hash.
 METRIC = "m:"
 
@@ -61,6 +65,7 @@ class JobInfo(NamedTuple):
       params: The values that were sent, by parameter name, as a JSON object.
       rerun: The word of the request to run the job again that sent its message, or
         None. Only a message with the last such word may run the job.
+      unique: The identity of a unique job, or None: see :func:`.identity_of`.
     """
 
     kind: str
@@ -69,6 +74,7 @@ class JobInfo(NamedTuple):
     owner: str | None
     params: str
     rerun: str | None = None
+    unique: str | None = None
 
     def fields(self) -> dict[str, str]:
         """Return the hash fields to store."""
@@ -81,12 +87,14 @@ class Record:
     A field that cannot be parsed reads as if it were missing.
 
     Attributes:
+      uuid: The uuid of the job.
+      name: The uuid under which it was asked for. It differs if that is an alias.
       status: The job's status.
       silent_at: When the job will read "stalled" unless its worker is heard of, in
         milliseconds of the store's clock, or None.
     """
 
-    __slots__ = ("_fields", "silent_at", "status", "uuid")
+    __slots__ = ("_fields", "name", "silent_at", "status", "uuid")
 
     def __init__(
         self,
@@ -95,7 +103,7 @@ class Record:
         status: str | None = None,
         silent_at: int | None = None,
     ) -> None:
-        self.uuid = uuid
+        self.uuid = self.name = uuid
         self.status = status or fields.get("status", "")
         self.silent_at = silent_at
         self._fields = fields
@@ -132,8 +140,15 @@ class Record:
         """Whether the job has failed, or was about to run again when the process died
         that was sending it.
         """
-        is_lost = self.stored_status == "sending" and "rerun" in self._fields
-        return self.status == "error" or (self.status == "stalled" and is_lost)
+        is_lost = self.was_never_sent and "rerun" in self._fields
+        return self.status == "error" or is_lost
+
+    @property
+    def was_never_sent(self) -> bool:
+        """Whether the process died that was about to send the job, as far as the store
+        knows.
+        """
+        return self.status == "stalled" and self.stored_status == "sending"
 
     @property
     def stored_status(self) -> str:
@@ -214,6 +229,7 @@ class Record:
             self._fields.get("owner"),
             self._fields.get("params", "{}"),
             self._fields.get("rerun"),
+            self._fields.get("unique"),
         )
 
     def time(self, name: str) -> datetime.datetime | None:

@@ -150,7 +150,7 @@ class JobState(Facts):
                 "Only a JobState loaded from a store can cancel its job. To end a "
                 "running job from its actor, raise an exception."
             )
-        return self._store.cancel(self.uuid, self._record.info)
+        return self._store.cancel(self._record.uuid, self._record.info)
 
     def delete(self) -> bool:
         """Delete the job if it has ended: it is unknown from then on.
@@ -164,7 +164,7 @@ class JobState(Facts):
         """
         if self._store is None:
             raise RuntimeError("Only a JobState loaded from a store can be deleted.")
-        return self._store.delete(self.uuid)
+        return self._store.delete(self._record.uuid)
 
     def rerun(self) -> bool:
         """Run the job again, under its uuid, if it has failed.

@@ -10,8 +10,10 @@ from typing import Any
 from redis import exceptions as errors
 from redis.exceptions import RedisError
 
+from ..errors import NotUnique
 from ..job import JobInfo, Record
 from .bulk import Acted
+from .claims import REFUSED
 from .scripts import Call, run_scripts
 from .writes import JobWrites, checked
 
@@ -49,9 +51,15 @@ class JobActs(JobWrites):
           A word that its message has to bear, or None if the job does not wait to run
           again: it has not failed, somebody else is sending it, or its message is not
           kept.
+
+        Raises:
+          NotUnique: It is unique, and another job with its unique key is under way.
         """
-        word = secrets.token_hex(6)
-        (done,) = self._run([self._calls.requeue(record.uuid, word)])
+        uuid, word = record.uuid, secrets.token_hex(6)
+        with self.claims.reopened([(uuid, record.info)]) as until:
+            if until[uuid] == REFUSED:
+                raise NotUnique
+            (done,) = self._run([self._calls.requeue(uuid, word, until[uuid])])
         if not done:
             return None
         self._list(self._index.requeue(record.uuid, record.info))

@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ..job import FINISHED, JobInfo, NewJob, Record, Update
-from .scripts import Call, Reply, Script, beside, has_tag, millis
+from .calls import beside, has_tag, millis
+from .scripts import Call, Reply, Script
 from .statuses import Found, indexes_of, number_of, scopes_of
 
 #: Milliseconds for which a requested cancellation is announced. Later, workers learn of

@@ -15,7 +15,7 @@ from .bulk import Act, Bulk, BulkResult, Tell
 from .connection import impatient, name_of
 from .counting import MAX_BUCKETS, Bucket, Counter, Counts
 from .failures import FIELDS, Failures, read_failures
-from .filters import OUTLINE, Filter
+from .filters import Filter
 from .pages import Lister, Page
 from .writes import positive
 
@@ -59,20 +59,29 @@ class JobStore(JobActs):
 
     def record(self, uuid: str) -> Record | None:
         """Return the record of a job, whatever its class, or None if it is unknown."""
-        (record,) = self._reader.read([uuid])
+        (record,) = self.claims.follow([uuid])
         return record
 
     def load_many(self, uuids: Sequence[str]) -> Sequence[JobState | None]:
-        """Return several jobs in one round trip, with None for each unknown job. A job
-        whose class raises an exception is also None, and is logged.
+        """Return several jobs in one round trip, or in two if some are aliases, with
+        None for each unknown job. A job whose class raises an exception is also None,
+        and is logged.
         """
-        return self._make(self._reader.read(uuids))
+        return self._make(self.claims.follow(uuids))
 
     def track(self) -> Tracker:
         """Return what reads jobs and hears of their changes. Only push imports it."""
         from .tracking import Tracker
 
         return Tracker(self.client, self._reader, self._try_job)
+
+    def unique_job(self, identity: str, *, ended: bool) -> JobState | None:
+        """Return the job of an identity that is under way or, with `ended`, the last
+        one, or None.
+        """
+        find = self.claims.find if ended else self.claims.under_way
+        record = find(identity)
+        return None if record is None else self._job(record)
 
     def _make(self, records: Iterable[Record | None]) -> Sequence[JobState | None]:
         """Return the jobs of records, with None for each whose class raises."""
@@ -114,8 +123,8 @@ class JobStore(JobActs):
         Returns:
           Whether this call deleted it: False if it has not ended or is unknown.
         """
-        records = self._reader.read([uuid], *OUTLINE)
-        return bool([*self.delete_records([r for r in records if r is not None])])
+        record = self.record(uuid)
+        return record is not None and bool([*self.delete_records([record])])
 
     def failures(self, uuid: str) -> Failures:
         """Return what operators read of a job's failures. Nothing is kept of a job that

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..job import Record
+from ..job import ALIAS, TARGET, Record, parse_int
 from .connection import Client, Command, execute, is_hopeless, redis_errors, text
 
 #: Seconds between two readings of the server's clock, which drifts slowly.
@@ -14,6 +14,23 @@ CLOCK_SECONDS = 10.0
 
 #: The status of a deleted job, which reads as an unknown one.
 DELETED = "deleted"
+
+
+#: The status of an alias, as text and as bytes.
+ALIASES = (ALIAS, ALIAS.encode())
+
+
+class Alias(NamedTuple):
+    """A record that leads to the job of another uuid.
+
+    Attributes:
+      target: The other uuid.
+      updated: When it was last renewed, in milliseconds of the store's clock.
+    """
+
+    uuid: str
+    target: str
+    updated: int
 
 
 def ask(client: Client, commands: Sequence[Command]) -> list[Any]:
@@ -49,13 +66,20 @@ class Reader:
 
     def read(self, uuids: Sequence[str], *names: str) -> Sequence[Record | None]:
         """Return the records of several jobs in one round trip, with None for each
-        unknown job.
+        unknown job, and for an alias.
 
         Parameters:
           uuids: The jobs.
           names: The fields to read; by default all. A job without any of them counts as
             unknown.
         """
+        found = self.read_any(uuids, *names)
+        return [record if isinstance(record, Record) else None for record in found]
+
+    def read_any(
+        self, uuids: Sequence[str], *names: str
+    ) -> Sequence[Record | Alias | None]:
+        """Return what :meth:`read` does, and each alias."""
         self.clock()
         keys = map(self.key, uuids)
         if names:
@@ -69,13 +93,22 @@ class Reader:
             for uuid, reply in zip(uuids, replies, strict=True)
         ]
 
+    def alias(self, uuid: str, reply: Any) -> Alias | None:
+        """Return the alias in a reply to HGETALL, or None if it holds none."""
+        is_hash = isinstance(reply, dict)
+        if not is_hash or (reply.get("status") or reply.get(b"status")) not in ALIASES:
+            return None
+        found = self._read(uuid, (), reply, 0)
+        return found if isinstance(found, Alias) else None
+
     def record(self, uuid: str, reply: Any) -> Record | None:
-        """Return the record in a reply to HGETALL, or None if it holds no job.
+        """Return the record in a reply to HGETALL, or None if it holds none.
 
         Raises:
           redis.exceptions.RedisError: The reply is an error that will pass.
         """
-        return self._read(uuid, (), reply, self.now())
+        found = self._read(uuid, (), reply, self.now())
+        return found if isinstance(found, Record) else None
 
     def sizes(self, uuids: Sequence[str], name: str) -> Sequence[int]:
         """Return the size of one field of several jobs in bytes, 0 if it is missing."""
@@ -130,7 +163,7 @@ class Reader:
 
     def _read(
         self, uuid: str, names: Sequence[str], reply: Any, now: int
-    ) -> Record | None:
+    ) -> Record | Alias | None:
         """Return the record of a reply, or None if the key does not hold a job."""
         if isinstance(reply, Exception):
             if is_hopeless(reply):
@@ -145,4 +178,7 @@ class Reader:
             fields = reply
         if not fields or fields.get("status") == DELETED:
             return None
+        if fields.get("status") == ALIAS:
+            updated = parse_int(fields.get("updated")) or 0
+            return Alias(uuid, fields.get(TARGET, ""), updated)
         return Record.read(uuid, fields, now, self._silence)

@@ -1,4 +1,4 @@
-"""Makes calls of the Lua scripts and runs them in pipelines."""
+"""Reads the Lua scripts and runs calls of them in pipelines."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import enum
 import hashlib
 import importlib.resources
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from redis.exceptions import NoScriptError
 
-from ..job import CANCELLED, NOT_REACHED, NOT_SENT, JobError, NewJob, Update, dumps
 from .connection import Client, Command, execute
 
 #: The names of the scripts in `lua/`.
 NAMES = (
+    "alias",
+    "claim",
     "create",
     "delete",
     "queue_again",
@@ -35,9 +36,6 @@ NAMES = (
 
 #: Those of them that change or read the indexes.
 LISTING = ("index", "seek")
-
-#: How the script `drop` is told of a message that was not sent.
-UNSENT: dict[JobError | None, str] = {NOT_SENT: "lost", NOT_REACHED: "unreached"}
 
 #: The blank lines and comments of a script.
 _COMMENTS = re.compile(r"^\s*(--.*)?\n", re.MULTILINE)
@@ -65,8 +63,12 @@ class Call(NamedTuple):
 
 
 class Reply(enum.IntEnum):
-    """The reply to an update of a run: see lua/common.lua."""
+    """The reply to an update of a run: see lua/common.lua. To a unique job that needs
+    its claim, the store replies HELD if another job has that.
+    """
 
+    HELD = -5
+    UNCLAIMED = -4
     STALE = -3
     CANCELLED = -2
     FENCED = -1
@@ -124,154 +126,6 @@ def _command(name: str, call: Call) -> Command:
     return Command(key, (name, text, 1 + len(more), key, *more, *call.args))
 
 
-class Calls:
-    """Makes the calls of a store. Each script documents its arguments.
-
-    Parameters:
-      scripts: The scripts by name.
-      namespace: The prefix of each key.
-      active_ttl: Milliseconds that an unfinished job is kept.
-      ended_ttl: Milliseconds that a job is kept after its end.
-      silence: Milliseconds without a sign of life after which a run counts as dead.
-    """
-
-    def __init__(
-        self,
-        scripts: Mapping[str, Script],
-        namespace: str,
-        *,
-        active_ttl: int,
-        ended_ttl: int,
-        silence: int,
-    ) -> None:
-        self._scripts = scripts
-        self._namespace = namespace
-        self._active_ttl = active_ttl
-        self._ended_ttl = ended_ttl
-        self._silence = silence
-
-    def key(self, uuid: str) -> str:
-        """Return the key of a job's hash."""
-        return f"{self._namespace}:{uuid}"
-
-    def failure_key(self, uuid: str) -> str:
-        """Return the key of what is kept of a job's failures, in its hash's slot."""
-        return beside(self.key(uuid), "failure")
-
-    def create(self, job: NewJob) -> Call:
-        return self._call("create", job.uuid, *self._new(job))
-
-    def queue_again(self, job: NewJob, token: str) -> Call:
-        return self._call("queue_again", job.uuid, *self._new(job), token)
-
-    def confirm(self, uuid: str, word: str) -> Call:
-        return self._call("confirm", uuid, word)
-
-    def forget(self, job: NewJob) -> Call:
-        return self._call("forget", job.uuid, job.sender)
-
-    def cancel(self, uuid: str, word: str) -> Call:
-        ttl, silence = self._ended_ttl, self._silence
-        return self._call("cancel", uuid, ttl, silence, dumps(CANCELLED), word)
-
-    def start(self, update: Update) -> Call:
-        return self._call(
-            "start",
-            update.uuid,
-            update.token,
-            millis(update.age),
-            int(update.late),
-            int(update.cancelled),
-            self._active_ttl,
-            update.info.rerun or "",
-            *_flat(update.info.fields()),
-        )
-
-    def report(self, update: Update) -> Call:
-        """Return the call that writes an update, apart from the start of its run."""
-        uuid, token, seq, end = update.uuid, update.token, update.seq, update.end
-        fields = _flat(update.fields)
-        if end is None:
-            base, ttl = update.base, self._active_ttl
-            return self._call("record", uuid, token, seq, base, ttl, *fields)
-        delay = "" if end.delay is None else millis(end.delay)
-        error = [] if end.error is None else [dumps(end.error)]
-        if update.dropped:
-            return self._call(
-                "drop",
-                uuid,
-                token,
-                self._ended_ttl,
-                self._active_ttl,
-                self._silence,
-                UNSENT.get(end.error, "sent"),
-                update.sender,
-                update.info.rerun or "",
-                update.info.attempt,
-                end.status,
-                delay,
-                dumps(CANCELLED),
-                *error,
-            )
-        failure: list[str] = []
-        if end.failure is not None and error:
-            failure = [*end.failure, *error]
-        return self._call_both(
-            "finish",
-            uuid,
-            token,
-            seq,
-            update.base,
-            self._ended_ttl,
-            self._active_ttl,
-            end.status,
-            delay,
-            dumps(CANCELLED),
-            int(end.was_called),
-            int(bool(failure)),
-            *failure,
-            *fields,
-            *(word for text in error for word in ("error", text)),
-        )
-
-    def delete(self, uuid: str, word: str) -> Call:
-        return self._call_both("delete", uuid, self._ended_ttl, word)
-
-    def requeue(self, uuid: str, word: str) -> Call:
-        ttl, silence = self._active_ttl, self._silence
-        return self._call_both("requeue", uuid, ttl, silence, word)
-
-    def restore(self, uuid: str, word: str) -> Call:
-        return self._call_both("restore", uuid, self._ended_ttl, word)
-
-    def wait(self, uuid: str) -> Call:
-        return self._call("wait", uuid, self._active_ttl)
-
-    def _new(self, job: NewJob) -> list[str | int]:
-        status = "waiting" if job.waits else "sending"
-        delay, fields = millis(job.delay), _flat(job.info.fields())
-        return [self._active_ttl, delay, status, job.sender, *fields]
-
-    def _call(self, script: str, uuid: str, *args: str | int) -> Call:
-        return Call(self._scripts[script], self.key(uuid), args)
-
-    def _call_both(self, script: str, uuid: str, *args: str | int) -> Call:
-        """Return a call with the keys of the record and of its failures."""
-        call = self._call(script, uuid, *args)
-        return call._replace(more_keys=[self.failure_key(uuid)])
-
-
-def has_tag(key: str) -> bool:
-    """Return whether a part in braces decides the slot of a key on a Cluster."""
-    _, brace, rest = key.partition("{")
-    return bool(brace) and rest.find("}") > 0
-
-
-def beside(key: str, name: str) -> str:
-    """Return a key in the slot of another."""
-    return f"{key}:{name}" if has_tag(key) else f"{{{key}}}:{name}"
-
-
 def worst(first: Any, last: Any) -> Reply | Exception:
     """Return the worse of the replies to a start and to the report after it."""
     for reply in (first, last):
@@ -280,11 +134,3 @@ def worst(first: Any, last: Any) -> Reply | Exception:
     reply = Reply(min(first, last))
     # To the run it makes no difference that the job had ended before.
     return Reply.OK if reply is Reply.REOPENED else reply
-
-
-def millis(seconds: float) -> int:
-    return int(seconds * 1000)
-
-
-def _flat(fields: Mapping[str, str]) -> list[str]:
-    return [word for field in fields.items() for word in field]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from redis.exceptions import RedisError
 
 from ..job import NewJob, Update
+from .calls import Calls, millis
+from .claims import NOT_UNIQUE, REFUSED, Claims
 from .connection import Client, connect, text
 from .entries import ListAccess
 from .index import Index
 from .reading import Reader
-from .scripts import Call, Calls, Reply, millis, read_scripts, run_scripts, worst
+from .scripts import Call, Reply, read_scripts, run_scripts, worst
 from .sweeping import Sweep
 
 
@@ -41,6 +43,8 @@ class JobWrites:
         self._reader = Reader(self.client, self._calls.key, silence)
         self._index = Index(scripts, namespace, **ttls)
         self._access = ListAccess(self._reader, self._index, self._run)
+        #: Which unique jobs are under way.
+        self.claims = Claims(self._calls, *self._access)
         self._sweep = Sweep(
             self.client,
             self._access,
@@ -80,13 +84,18 @@ class JobWrites:
 
     def queue_again(self, ended: Sequence[tuple[NewJob, str]]) -> Sequence[bool]:
         """Write ended jobs as queued again, unless they have changed since
-        :meth:`create_new` returned their tokens.
+        :meth:`create_new` returned their tokens, or are unique and another job is under
+        way.
 
         Returns:
           For each job, whether it was queued again.
         """
         # The token makes a repeated or late call harmless.
-        replies = self._run(self._calls.queue_again(job, token) for job, token in ended)
+        with self.claims.reopened([(job.uuid, job.info) for job, _ in ended]) as until:
+            replies = self._run(
+                self._calls.queue_again(job, token, until[job.uuid])
+                for job, token in ended
+            )
         is_queued = [bool(reply) for reply in replies]
         self._list_queued([job for job, _ in ended], is_queued, again=True)
         return is_queued
@@ -134,24 +143,30 @@ class JobWrites:
         Returns:
           The reply to each update, or the exception if it failed.
         """
-        calls: list[Call] = []
-        places: list[tuple[int, int]] = []
-        for update in updates:
-            first = len(calls)
-            if update.begins:
-                calls.append(self._calls.start(update))
-            if update.reports:
-                calls.append(self._calls.report(update))
-            places.append((first, len(calls) - 1))
-        replies = run_scripts(self.client, calls)
-        results = [worst(replies[first], replies[last]) for first, last in places]
+        changed = self._change(updates, {})
+        late = [
+            update
+            for update, (_, result) in zip(updates, changed, strict=True)
+            if result is Reply.UNCLAIMED
+        ]
+        if late:
+            with self.claims.reopened((each.uuid, each.info) for each in late) as until:
+                again = iter(self._change(late, until))
+            changed = [
+                next(again) if result is Reply.UNCLAIMED else (first, result)
+                for first, result in changed
+            ]
+        results = [result for _, result in changed]
         listed = [
             (i, call)
             for i, update in enumerate(updates)
             # Most updates leave the lists as they are.
             if update.begins or update.renews or update.end is not None
-            for call in self._index.update(
-                update, results[i], reopened=replies[places[i][0]] == Reply.REOPENED
+            for call in (
+                *self._index.update(
+                    update, results[i], reopened=changed[i][0] == Reply.REOPENED
+                ),
+                *self.claims.renew(update, results[i]),
             )
         ]
         if listed:
@@ -162,6 +177,35 @@ class JobWrites:
             if isinstance(reply, Exception):
                 results[i] = reply
         return results
+
+    def _change(
+        self, updates: Sequence[Update], until: Mapping[str, str]
+    ) -> list[tuple[Any, Reply | Exception]]:
+        """Write updates to the records of their jobs. Return for each the reply to its
+        first call, and the reply to the update.
+
+        Parameters:
+          until: Until when unique jobs may begin anew, by uuid.
+        """
+        calls: list[Call] = []
+        places: list[tuple[int, int]] = []
+        for update in updates:
+            first = len(calls)
+            if update.begins:
+                is_unique = update.info.unique is not None
+                claimed = until.get(update.uuid, REFUSED) if is_unique else NOT_UNIQUE
+                calls.append(self._calls.start(update, claimed))
+            if update.reports:
+                calls.append(self._calls.report(update))
+            places.append((first, len(calls) - 1))
+        replies = run_scripts(self.client, calls)
+        changed: list[tuple[Any, Reply | Exception]] = []
+        for update, (first, last) in zip(updates, places, strict=True):
+            result = worst(replies[first], replies[last])
+            if result is Reply.UNCLAIMED and until.get(update.uuid) == REFUSED:
+                result = Reply.HELD
+            changed.append((replies[first], result))
+        return changed
 
     def cancels(self, since: int) -> tuple[set[str], int]:
         """Return the uuids of the running jobs whose cancellation was requested after

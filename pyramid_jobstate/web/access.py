@@ -80,7 +80,8 @@ class Access:
         # Not get_broker(), which would create one.
         broker = dramatiq.broker.global_broker
         if broker is not None:
-            return self.ask(lambda store: rerun(store, broker, job_state.uuid))
+            uuid = record_of(job_state).uuid
+            return self.ask(lambda store: rerun(store, broker, uuid))
         if not record_of(job_state).has_failed:
             return False
         raise NotRepeatable("This process has no Dramatiq broker.")

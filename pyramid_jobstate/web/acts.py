@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pyramid.httpexceptions import HTTPNotFound
 
-from ..errors import NotRepeatable, StoreUnavailable
+from ..errors import NotRepeatable, NotUnique, StoreUnavailable
 from ..job import container_of, record_of
 from ..worker import BROKER_IS_AWAY
 from .answers import come_back, render, render_nothing
@@ -37,11 +37,10 @@ def cancel(context: JobState, request: Request) -> Response:
     require(request, context, "cancel_job")
     require_header(request)
     container, who = container_of(context), name_of(request)
-    is_cancelled = container.ask(
-        lambda store: store.cancel(context.uuid, record_of(context).info)
-    )
-    if is_cancelled:
-        log.info(CANCELLED, who, context.uuid)
+    # That of the job, if it was asked for by the uuid of an alias.
+    record = record_of(context)
+    if is_cancelled := container.ask(lambda s: s.cancel(record.uuid, record.info)):
+        log.info(CANCELLED, who, record.uuid)
     job_state = container.find(context.uuid)
     if job_state is None:
         raise HTTPNotFound
@@ -56,8 +55,9 @@ def delete(context: JobState, request: Request) -> Response:
     require_header(request)
     read_query(request)
     container, who = container_of(context), name_of(request)
-    if container.ask(lambda store: store.delete(context.uuid)):
-        log.info(DELETED, who, context.uuid)
+    uuid = record_of(context).uuid
+    if container.ask(lambda store: store.delete(uuid)):
+        log.info(DELETED, who, uuid)
         return render_nothing()
     if container.find(context.uuid) is None:
         raise HTTPNotFound
@@ -65,24 +65,25 @@ def delete(context: JobState, request: Request) -> Response:
 
 
 def rerun(context: JobState, request: Request) -> Response:
-    """Run a job again. Respond with 202 and its state, 409 if it has not failed, or 410
-    if it cannot run again.
+    """Run a job again. Respond with 202 and its state, 409 if it has not failed, or is
+    unique and another one is under way, or 410 if it cannot run again.
     """
     require(request, context, "rerun_job")
     require_header(request)
     read_query(request)
     container, who = container_of(context), name_of(request)
+    uuid = record_of(context).uuid
     try:
         is_sent = container.rerun(context)
     except StoreUnavailable:
         raise
     except NotRepeatable as e:
-        return render({"error": str(e)}, 410)
+        return render({"error": str(e)}, 409 if isinstance(e, NotUnique) else 410)
     except Exception as e:
-        log.exception("The job %s could not be sent to run again.", context.uuid)
+        log.exception("The job %s could not be sent to run again.", uuid)
         return broker_failed(e)
     if is_sent:
-        log.info(RAN_AGAIN, who, context.uuid)
+        log.info(RAN_AGAIN, who, uuid)
     job_state = container.find(context.uuid)
     if job_state is None:
         raise HTTPNotFound

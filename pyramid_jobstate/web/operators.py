@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import dramatiq.broker
 
-from ..job import JobError, container_of, iso_time
+from ..job import JobError, container_of, iso_time, record_of
 from ..worker import why_not_repeatable
 from .answers import encode, render_state
 from .permits import require
@@ -54,7 +54,7 @@ def inspection(context: JobState) -> dict[str, Any]:
     broker = dramatiq.broker.global_broker
 
     def question(store: JobStore) -> tuple[Failures, str | None]:
-        failures = store.failures(context.uuid)
+        failures = store.failures(record_of(context).uuid)
         return failures, why_not_repeatable(store, broker, context)
 
     failures, reason = container_of(context).ask(question)

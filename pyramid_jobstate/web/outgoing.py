@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import secrets
 from collections.abc import Callable, Mapping
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import dramatiq.broker
 from dramatiq import ActorNotFound, Message, group, pipeline
-from dramatiq.middleware import GroupCallbacks
 from redis.exceptions import RedisError
 
 from ..errors import ActorError
@@ -28,7 +26,8 @@ from ..job import (
 )
 from ..store import JobStore, refusal
 from ..worker import TrackedFunction, check_owner, middleware_of
-from .messages import encoded
+from .messages import check_callbacks, encoded, unlinked
+from .unique import Unique
 
 if TYPE_CHECKING:
     from dramatiq import Broker
@@ -51,6 +50,7 @@ class Outgoing:
       delay: Milliseconds, or a timedelta, until it is due.
       origin: Returns the message options that tell actors with a request where they
         come from.
+      unique: The uniqueness of the job of a message, if it is a unique one.
 
     Attributes:
       broker: The broker to send everything through.
@@ -75,12 +75,14 @@ class Outgoing:
         broker: Broker | None = None,
         delay: timedelta | int | None = None,
         origin: Callable[[], Mapping[str, str]] = dict,
+        unique: Unique | None = None,
     ) -> None:
         if isinstance(delay, timedelta):
             delay = int(delay.total_seconds() * 1000)
         self._delay = delay
         self._owner = owner
         self._origin = origin
+        self.unique = unique
         # Another sender may send the same messages.
         self._sender = secrets.token_hex(6)
         self._jobs: list[NewJob] = []
@@ -136,7 +138,15 @@ class Outgoing:
         store.forget(*(job for job in self._left() if job.uuid not in self._ended))
 
     def send(self) -> None:
-        """Hand the messages to the broker. Call :meth:`record` before."""
+        """Hand the messages to the broker. Call :meth:`record` before.
+
+        Raises:
+          NotClaimed: The store does not answer whether another job is under way that
+            has the identity of a unique one.
+          Exception: The broker did not accept them.
+        """
+        if self.unique is not None and not self.unique.take(self.store, self._jobs[0]):
+            return
         if self._ended:
             # The messages are sent even if this fails.
             with contextlib.suppress(RedisError):
@@ -167,6 +177,11 @@ class Outgoing:
                 for job in self._left()
             ]
         )
+
+    def fail_soon(self) -> None:
+        """Write that a unique job was not sent, as soon as the store answers."""
+        (job,) = self._jobs
+        self._middleware.drop(self.broker, job.uuid, job.info, End("error", NOT_SENT))
 
     def _left(self) -> list[NewJob]:
         """Return the jobs that the broker has not accepted. The later steps of a
@@ -210,16 +225,11 @@ class Outgoing:
             raise ValueError("A pipeline without messages cannot be sent.")
         steps = []
         before = 0
-        for i, step in enumerate(what.messages, 1):
-            options = dict(step.options)
-            if i < len(what):
-                # The pipeline below links the copies again.
-                options.pop("pipe_target", None)
-            step = dataclasses.replace(step, options=options)
-            delay = options.get("delay")
+        for i, step in enumerate(unlinked(what)):
+            delay = step.options.get("delay")
             # The record of a later step must live until its turn comes.
-            wait = before if i > 1 else delay
-            steps.append(self._message(step, wait, waits=i > 1))
+            wait = before if i else delay
+            steps.append(self._message(step, wait, waits=i > 0))
             before += delay or 0
         for step, following in itertools.pairwise(steps):
             self.following[step.message_id] = following.message_id
@@ -233,17 +243,7 @@ class Outgoing:
         for child in what.children:
             prepare = self._message if isinstance(child, Message) else self._prepare
             copy.children.append(prepare(child))
-        if what.completion_callbacks:
-            # group.run() would raise this too late.
-            if not any(isinstance(m, GroupCallbacks) for m in self.broker.middleware):
-                raise TypeError(
-                    f"The broker {self.broker!r} has no GroupCallbacks middleware, "
-                    "which a group with completion callbacks needs."
-                )
-            if any(isinstance(child, group) for child in what.children):
-                raise TypeError(
-                    "A group with completion callbacks cannot contain another group."
-                )
+        check_callbacks(self.broker, what)
         for fields in what.completion_callbacks:
             callback: Message[Any] = Message(**fields)
             owner = callback.options.get("job_owner", self._owner)
@@ -268,8 +268,12 @@ class Outgoing:
                 f"{message.message_id!r}."
             )
         owner = check_owner(message.options.get("job_owner", self._owner))
-        message = encoded(self.broker, message, owner, self._origin)
+        unique = None
+        if self.unique is not None:
+            unique = self.unique.identify(message.actor_name, owner)
+        message = encoded(self.broker, message, owner, self._origin, unique)
         info = function.info(message.args, message.kwargs, owner)
+        info = info._replace(unique=unique)
         seconds = 0.0 if delay is None else delay / 1000
         self._jobs.append(
             NewJob(message.message_id, info, seconds, waits, self._sender)

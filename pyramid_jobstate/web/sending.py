@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, overload
 from dramatiq import Actor, Message, group, pipeline
 
 from ..job import JobState
+from ..worker import check_owner
 from .access import Access
 from .applications import name_of
 from .interfaces import IOutbox
 from .joining import join, send_now
 from .outgoing import Outgoing, Sendable
 from .permits import name_visitor, sender_of
+from .unique import Unique
 
 if TYPE_CHECKING:
     from dramatiq import Broker
@@ -60,22 +62,68 @@ class Sender(Access):
         kwargs: dict[str, Any] | None = None,
         delay: timedelta | int | None = None,
         owner: str | float | Default | None = DEFAULT,
+        *,
+        unique: str | None = None,
+        shared: bool = False,
         **options: Any,
     ) -> JobState:
         """Send a message with options to an actor, like :meth:`send`.
+
+        At most one unended job has a unique key. If one is under way, it is returned,
+        whatever its arguments, and nothing is sent. If two requests send at once, one
+        job is sent, and the uuid of the other leads to it.
 
         Parameters:
           args, kwargs: The arguments of the actor.
           delay: Milliseconds, or a timedelta, from the commit until it is due.
           owner: The owner of the job, or None for no owner.
+          unique: The unique key, of 1 to 200 characters, among the owner's jobs of this
+            actor. None sends a job of its own.
+          shared: Whether the key is unique among the jobs of all owners, who then share
+            the job. The ``__acl__()`` of its class decides who else may see it.
           options: Further options of the message.
 
         Raises:
-          TypeError, RuntimeError: As :meth:`send`.
+          TypeError, RuntimeError: As :meth:`send`. TypeError also if `unique` is not a
+            string.
+          ValueError: `unique` is empty or too long, the job has no owner and is not
+            shared, or `shared` is set without `unique`.
+          StoreUnavailable: The job is unique, and the store does not answer.
         """
         message = actor.message_with_options(args=args, kwargs=kwargs, **options)
-        (job_state,) = self._send(message, owner, actor.broker, delay)
+        if unique is None and shared:
+            raise ValueError("shared=True needs a unique key: unique=…")
+        key = None if unique is None else Unique(unique, shared=shared)
+        (job_state,) = self._send(message, owner, actor.broker, delay, unique=key)
         return job_state
+
+    def find_unique(
+        self,
+        actor: Actor[Any, Any],
+        unique: str,
+        *,
+        owner: str | float | Default | None = DEFAULT,
+        shared: bool = False,
+    ) -> JobState | None:
+        """Return the last job that was sent with a unique key, ended or not, or None.
+
+        Parameters:
+          actor: The actor.
+          unique: The unique key.
+          owner: The owner of the job. Without one, only a shared job can be found.
+          shared: Whether the job was sent with `shared`.
+
+        Raises:
+          TypeError: `unique` is not a string, or the owner neither a string nor a
+            number.
+          ValueError: `unique` is empty or too long.
+          StoreUnavailable: The store does not answer.
+        """
+        found = check_owner(self.current_owner if owner is DEFAULT else owner)
+        if found is None and not shared:
+            return None
+        identity = Unique(unique, shared=shared).identify(actor.actor_name, found)
+        return self._adopt(self._unique_job(identity, ended=True))
 
     @overload
     def send_message(
@@ -171,27 +219,48 @@ class Sender(Access):
         delay: timedelta | int | None = None,
         *,
         now: bool = False,
+        unique: Unique | None = None,
     ) -> Sequence[JobState]:
         is_default = owner is DEFAULT
         found: Any = sender_of(self.request) if is_default else owner
         outgoing = Outgoing(
-            what, found, broker=broker, delay=delay, origin=self._origin
+            what,
+            found,
+            broker=broker,
+            delay=delay,
+            origin=self._origin,
+            unique=unique,
         )
         outbox = self.request.registry.queryUtility(IOutbox)
+        if outbox is None:
+            outgoing.check(self.store)
+        if unique is not None:
+            under_way = self._unique_job(unique.identity, ended=False)
+            if under_way is not None:
+                self._adopt(under_way)
+                return [under_way]
         if outbox is not None:
             outbox.keep(outgoing)
+        elif now:
+            send_now(self.ask, outgoing)
         else:
-            outgoing.check(self.store)
-            if now:
-                send_now(self.ask, outgoing)
-            else:
-                join(self.request, self.ask, outgoing)
+            join(self.request, self.ask, outgoing)
         for job_state in outgoing.job_states:
             self._adopt(job_state)
         if is_default and any(job.owner == found for job in outgoing.job_states):
             # Only now: what cannot be sent leaves no trace in the session.
             name_visitor(self.request, found)
         return outgoing.job_states
+
+    def _unique_job(self, identity: str, *, ended: bool) -> JobState | None:
+        """Return the job of an identity that is under way or, with `ended`, the last
+        one, or None.
+        """
+        outbox = self.request.registry.queryUtility(IOutbox)
+        if outbox is not None:
+            found: JobState | None = outbox.unique_job(identity, ended=ended)
+            return found
+        return self.ask(lambda store: store.unique_job(identity, ended=ended))
 
     def _origin(self) -> dict[str, str]:
         """Return the options that tell a job's request where the job comes from."""

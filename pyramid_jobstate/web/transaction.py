@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError
 
 from .outgoing import Outgoing
+from .unique import NotClaimed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,11 +71,15 @@ class JobDataManager:
         """
         transaction.join(self.vote)
         transaction.join(self)
+        if self._outgoing.unique is not None:
+            self._outgoing.unique.join(transaction)
         self._is_over = False
 
     def abort(self, transaction: Any) -> None:
         # Also called after a commit, and if a commit was interrupted before tpc_abort.
         self._is_over = True
+        if self._outgoing.unique is not None:
+            self._outgoing.unique.is_withdrawn = True
         if self._is_recorded:
             may_be_durable = self._is_voted or (
                 self.vote.has_begun and not isinstance(sys.exception(), Exception)
@@ -95,6 +100,15 @@ class JobDataManager:
         # An interrupt leaves the rest to tpc_abort.
         try:
             self._outgoing.send()
+        except NotClaimed as e:
+            log.error(
+                "The transaction has committed, but the store does not answer whether "
+                "another job with the unique key is under way, so this was not sent: "
+                "%r: %s",
+                self._outgoing.job_states,
+                e,
+            )
+            self._outgoing.fail_soon()
         except Exception:
             log.exception(
                 "The transaction has committed, but the broker did not accept %r.",

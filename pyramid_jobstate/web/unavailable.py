@@ -32,7 +32,7 @@ class UnreadRecord:
     """
 
     def __init__(self, uuid: str, container: object) -> None:
-        self.uuid = uuid
+        self.uuid = self.name = uuid
         self._container = container
 
     def __getattr__(self, name: str) -> NoReturn:

@@ -16,6 +16,7 @@ from .brokers import (
 from .current import Conflict
 from .making import STUB, BrokerFault, BrokerSpec, masked
 from .middleware import JobStateMiddleware
+from .options import UNIQUE
 from .outage import Outage
 from .parameters import HandedFunction, called_function, has_parameter, layers
 from .putting import put_job
@@ -25,6 +26,7 @@ from .rerunning import BROKER_IS_AWAY, rerun, rerun_all
 __all__ = [
     "BROKER_IS_AWAY",
     "STUB",
+    "UNIQUE",
     "BrokerFault",
     "BrokerSpec",
     "Conflict",

@@ -24,7 +24,7 @@ from ..job import (
     told_by,
 )
 from .current import CurrentJob, ThreadState, skip
-from .failures import attempts_before, word_of
+from .options import attempts_before, unique_of, word_of
 from .parameters import (
     HandedFunction,
     annotation_of,
@@ -163,7 +163,7 @@ class TrackedFunction(HandedFunction):
             log.warning("The job of %s has no owner: %s", message, e)
             owner = None
         info = self.info(message.args, message.kwargs, owner, attempt)
-        return info._replace(rerun=word_of(message))
+        return info._replace(rerun=word_of(message), unique=unique_of(message))
 
     def unsaved(self, message: MessageProxy) -> Unsaved:
         """Return the recorder's entry for a run that begins now."""

@@ -10,7 +10,7 @@ from ..job import NOT_REACHED, NOT_SENT, End, JobInfo, Run
 from .access import StoreAccess
 from .actors import TrackedFunctions
 from .current import CurrentJob, Tracked
-from .failures import attempts_before
+from .options import attempts_before
 from .unsaved import Unsaved
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Ends:
         self, broker: Broker, message: MessageProxy, info: JobInfo, end: End
     ) -> None:
         """Write how a job ended when its message was stopped before a run began."""
-        is_lost = self._write_dropped(broker, message.message_id, info, end).lost
+        is_lost = self.write_dropped(broker, message.message_id, info, end).lost
         if not is_lost and end.status != "retrying":
             self._drop_steps_after(broker, message)
 
@@ -80,12 +80,13 @@ class Ends:
             function = self._functions.find(message)
             if function is not None:
                 info = function.info_of(message)
-                self._write_dropped(broker, message.message_id, info, end)
+                self.write_dropped(broker, message.message_id, info, end)
             end = UNREACHED
 
-    def _write_dropped(
+    def write_dropped(
         self, broker: Broker, uuid: str, info: JobInfo, end: End
     ) -> Unsaved:
+        """Write how a job ended that never began, as soon as the store answers."""
         unsaved = Unsaved(uuid, Run(), info, dropped=True)
         self._access.recorder_for(broker).end(unsaved, end)
         return unsaved

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..job import NewJob
 from .access import StoreAccess
 from .current import CurrentJob, ThreadState, Tracked
-from .failures import word_of
+from .options import word_of
 
 if TYPE_CHECKING:
     from dramatiq import Broker, Message

@@ -9,11 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..job import Failure
 
 if TYPE_CHECKING:
-    from dramatiq import Message
     from dramatiq.broker import MessageProxy
-
-#: The option of a message that runs a job again: a word that the job's record has, too.
-WORD = "job_rerun"
 
 #: The maximum size of a message from which a job may run again, in bytes of JSON.
 MAX_MESSAGE = 64 * 1024
@@ -24,23 +20,6 @@ MAX_TRACEBACK = 4096
 #: The options with which a message must not leave again: it would count as retried, or
 #: as delayed.
 SPENT = ("retries", "traceback", "requeue_timestamp", "eta")
-
-
-def word_of(message: Message[Any] | MessageProxy) -> str | None:
-    """Return the word of the request that sent a message to run its job again, or None
-    if it was sent by none.
-    """
-    word = message.options.get(WORD)
-    return word if isinstance(word, str) and word else None
-
-
-def attempts_before(message: Message[Any] | MessageProxy) -> int:
-    """Return the number of attempts before a message, which Retries counts before each
-    retry.
-    """
-    attempts = message.options.get("retries")
-    # Another program may have sent it.
-    return attempts if type(attempts) is int and attempts >= 0 else 0
 
 
 def failure_of(

@@ -18,6 +18,12 @@ log = logging.getLogger(__name__)
 #: The maximum number of updates in one round trip.
 BATCH = 1000
 
+#: Why a run is neither recorded nor goes on.
+NOT_RUN = {
+    Reply.STALE: "it runs again from another message",
+    Reply.HELD: "another job with its unique key is under way",
+}
+
 #: The clock for all times in this module.
 _now = time.monotonic
 
@@ -122,10 +128,10 @@ class Flush:
             # After a retry this is expected.
             is_retried = update.end is not None and update.end.status == "retrying"
             self._give_up(unsaved, "a newer run of it has begun", quiet=is_retried)
-        elif reply is Reply.STALE:
+        elif reply in (Reply.STALE, Reply.HELD):
             # Skipped. What becomes of the job is up to the run of that message.
             unsaved.run.cancel()
-            self._give_up(unsaved, "it runs again from another message")
+            self._give_up(unsaved, NOT_RUN[reply])
         elif update.dropped:
             self._give_up(unsaved, "there was nothing to drop", quiet=True)
         elif reply is Reply.CANCELLED:

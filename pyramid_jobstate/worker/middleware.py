@@ -17,7 +17,7 @@ from .actors import TrackedFunction, TrackedFunctions, job_state_class
 from .current import CurrentJob, ThreadState, skip
 from .ends import Ends
 from .enqueueing import Enqueueing
-from .failures import attempts_before, word_of
+from .options import attempts_before, word_of
 
 if TYPE_CHECKING:
     from dramatiq import Actor, Broker, Message
@@ -145,6 +145,10 @@ class JobStateMiddleware(Middleware):
         Each message that the broker accepts is removed from `message_ids`.
         """
         return self._enqueueing.announced(message_ids)
+
+    def drop(self, broker: Broker, uuid: str, info: JobInfo, end: End) -> None:
+        """Write how a job ended that is not sent, as soon as the store answers."""
+        self._ends.write_dropped(broker, uuid, info, end)
 
     # Processing.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..errors import NotRepeatable
+from ..errors import NotRepeatable, NotUnique
 from ..job import JobState, record_of
 from ..store import JobStore
 from .brokers import middleware_of
@@ -40,4 +40,8 @@ def why_not_repeatable(
         message_of(store, broker, record)
     except NotRepeatable as e:
         return str(e)
+    identity = record.info.unique
+    other = None if identity is None else store.claims.under_way(identity)
+    if other is not None and other.uuid != record.uuid:
+        return str(NotUnique())
     return None

@@ -29,7 +29,7 @@ from ..store import (
 )
 from .brokers import middleware_of
 from .ends import UNREACHED
-from .failures import WORD
+from .options import WORD
 
 if TYPE_CHECKING:
     from dramatiq import Broker
@@ -51,7 +51,8 @@ def rerun(store: JobStore, broker: Broker, uuid: str) -> bool:
       False if the job has not failed, is being sent or is unknown, else True.
 
     Raises:
-      NotRepeatable: The job cannot run again. The error says why.
+      NotRepeatable: The job cannot run again. The error says why. It is a NotUnique if
+        another job with its unique key is under way.
       redis.exceptions.RedisError: The store does not answer.
       dramatiq.errors.BrokerError: The server of a RedisBroker refuses the message, or,
         as a ConnectionClosed, does not answer. The job stays as it was.
@@ -60,6 +61,8 @@ def rerun(store: JobStore, broker: Broker, uuid: str) -> bool:
     record = store.record(uuid)
     if record is None or not record.has_failed:
         return False
+    # It may have been asked for by the uuid of an alias.
+    uuid = record.uuid
     try:
         message, steps = message_of(store, broker, record)
     except NotRepeatable:

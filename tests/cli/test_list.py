@@ -221,6 +221,20 @@ def test_show_says_what_is_going_on(
     assert "cancel: requested" in lines
 
 
+def test_show_finds_the_job_of_an_alias(
+    pjobs: Operator, store: JobStore, client: redis.Redis
+) -> None:
+    """A page that lost a double click names it. What is shown is the job's own."""
+    job = put(store, "error")
+    client.hset(key_of(store, job.uuid), "unique", '["errand","nightly"]')
+    client.hset(key_of(store, UUID), mapping={"status": "alias", "target": job.uuid})
+    lines = pjobs("show", UUID).out
+    assert f"id: {job.uuid}" in lines
+    assert 'unique: ["errand","nightly"]' in lines
+    client.hset(key_of(store, UUID), "target", "")
+    assert "unknown" in pjobs("show", UUID).err[0]
+
+
 def test_titles_of_the_application(pjobs: Operator, store: JobStore) -> None:
     """A translation string is shown in its own language; a title that fails is
     replaced by the kind.

@@ -17,7 +17,8 @@ from pyramid_jobstate import (
     JobStore,
     StoreUnavailable,
 )
-from pyramid_jobstate.job.changes import NewJob, Update
+from pyramid_jobstate.job import record_of
+from pyramid_jobstate.job.changes import End, NewJob, Update
 from pyramid_jobstate.job.record import FINISHED, UNFINISHED
 from pyramid_jobstate.store import newest_uuids
 from pyramid_jobstate.store.connection import Command, connect, execute, redis_errors
@@ -71,6 +72,28 @@ def test_store_writes_and_reads_across_nodes(cluster_store: JobStore) -> None:
     cancelled = cluster_store.load(jobs[0])
     assert cancelled is not None and cancelled.status == "cancelling"
     assert cluster_store.cancels(0)[0] == {jobs[0]}
+
+
+def test_unique_jobs_on_a_cluster(cluster_store: JobStore) -> None:
+    """A claim, the job that it names and an alias of it lie on any nodes."""
+    store = cluster_store
+    info = INFO._replace(unique='["run_marathon","nightly"]')
+    assert info.unique is not None
+    jobs = [NewJob(new_id(), info, sender="me") for _ in range(12)]
+    store.create(*jobs)
+    winner, *losers = jobs
+    for job in jobs:
+        assert store.claims.take(info.unique, job.uuid).uuid == winner.uuid
+    for job in losers:
+        store.claims.make_alias(job, winner.uuid)
+    found = store.load_many([job.uuid for job in jobs])
+    assert [job and record_of(job).uuid for job in found] == [winner.uuid] * 12
+    assert [job.uuid for job in store.list().items] == [winner.uuid]
+    begins = Update(winner.uuid, "0" * 12, 1, info, begins=True, end=End("success"))
+    assert store.write([begins]) == [Reply.OK]
+    again = Update(winner.uuid, "1" * 12, 1, info, begins=True)
+    assert store.write([again]) == [Reply.OK]
+    assert store.claims.take(info.unique, new_id()).uuid == winner.uuid
 
 
 def test_statuses_are_listed_and_counted_on_a_cluster(cluster_store: JobStore) -> None:

@@ -113,6 +113,44 @@ def test_jobs_stream_at_each_place(
     stream.wait()
 
 
+def test_an_alias_streams_its_job(server: Server, client: redis.Redis) -> None:
+    """A page that lost a double click follows the job that won, under its own uuid. It
+    may have opened its stream before that was decided.
+    """
+    winner = put_job(client, **{"m:n": 1})
+    loser = put_job(client, status="sending")
+    path = f"/job_state/{loser}"
+    stream = server.open(path)
+    assert stream.at(0).state["job"]["status"] == "queued"
+    client.delete(f"jobstate:{loser}")
+    client.hset(f"jobstate:{loser}", mapping={"status": "alias", "target": winner})
+    assert stream.at(1).data.encode() == server.poll(path).body
+    assert stream.at(1).state["n"] == 1
+    assert stream.at(1).state["job"]["uuid"] == loser
+    client.hset(f"jobstate:{winner}", "m:n", 2)
+    assert stream.at(2).state["n"] == 2
+    both = server.open(batch(loser, winner))
+    assert [both.at(i).state["job"]["uuid"] for i in (0, 1)] == [loser, winner]
+    client.hset(f"jobstate:{winner}", "status", "success")
+    assert stream.at(3).state["job_state"] == "success"
+    stream.wait()
+    both.wait()
+
+
+def test_an_alias_whose_job_is_gone_is_gone(
+    server: Server, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyramid_jobstate.web.push.feed.GRACE", 0.1)
+    winner = put_job(client)
+    loser = put_job(client, status="sending")
+    stream = server.open(f"/job_state/{loser}")
+    assert stream.at(0).state["job"]["status"] == "queued"
+    client.delete(f"jobstate:{loser}", f"jobstate:{winner}")
+    client.hset(f"jobstate:{loser}", mapping={"status": "alias", "target": winner})
+    assert stream.at(1).name == "gone"
+    stream.wait()
+
+
 def test_stream_below_a_route_prefix(redis_url: str, job: str) -> None:
     """A job streams below the application's route_prefix."""
     config = make_config(redis_url, route_prefix="shop")

@@ -35,7 +35,7 @@ from pyramid_jobstate.job.record import JobInfo
 from pyramid_jobstate.store.counting import Counts
 from pyramid_jobstate.store.scripts import Reply
 from pyramid_jobstate.testing import put_job
-from pyramid_jobstate.worker import failures
+from pyramid_jobstate.worker import failures, options
 from tests.jobs import (
     load,
     middleware_of,
@@ -362,7 +362,7 @@ def test_old_message_that_is_skipped_changes_nothing(site: Site) -> None:
     site.work()
     waiting = load(site.broker, sent)
     assert (waiting.status, waiting.error) == ("queued", None)
-    site.broker.enqueue(sent.copy(options={failures.WORD: word}))
+    site.broker.enqueue(sent.copy(options={options.WORD: word}))
     site.work()
     assert load(site.broker, sent).status == "success"
 
@@ -475,7 +475,7 @@ def test_sender_that_died_is_followed_by_another(
     assert load(site.broker, sent).error == job_state.error
     assert site.rerun(sent)
     # The first sender was only frozen.
-    site.broker.enqueue(sent.copy(options={failures.WORD: word}))
+    site.broker.enqueue(sent.copy(options={options.WORD: word}))
     site.work()
     assert load(site.broker, sent).status == "success"
     assert site.runs(sent) == 2
@@ -494,7 +494,7 @@ def test_frozen_operator_does_not_confirm_for_another(
     def refuse(*args: Any) -> None:
         # The first one wakes up meanwhile.
         with middleware_of(site.broker).announced({sent.message_id}):
-            RedisBroker.enqueue(site.broker, sent.copy(options={failures.WORD: word}))
+            RedisBroker.enqueue(site.broker, sent.copy(options={options.WORD: word}))
         raise dramatiq.errors.ConnectionClosed("No broker here")
 
     site.client.hset(key_of(site.store, sent.message_id), "updated", 1)

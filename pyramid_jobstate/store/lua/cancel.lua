@@ -1,17 +1,21 @@
 -- Request cancellation of the job. ARGV: ttl, milliseconds of silence after which a run
--- counts as dead, error, a word that identifies this request.
+-- counts as dead, error, a word that identifies this request, "1" to cancel the job only if the
+-- process died that was sending it.
 -- Returns 2 if the job is now cancelled, 1 if its worker is yet to stop it, 0 if it has
 -- ended or is unknown. A repeated request gets the same reply: "asked" keeps its word and
 -- those of the two requests before it.
 -- A later delivery of a cancelled job's message is skipped, so the record must outlive the
 -- message: cancelling never shortens the record's lifetime.
 
-local old = redis.call("HMGET", key, "status", "seen", "asked")
+local old = redis.call("HMGET", key, "status", "seen", "asked", "updated")
 local status, now = old[1], time()
 if old[3] and string.find(old[3], ARGV[4], 1, true) then
   return status == "cancelled" and 2 or 1
 end
 if not is_unfinished(status) then
+  return 0
+end
+if ARGV[5] == "1" and not (status == "sending" and is_silent(old[4], now, ARGV[2])) then
   return 0
 end
 redis.call("HSET", key, "asked", string.sub(ARGV[4] .. " " .. (old[3] or ""), 1, 26))

@@ -60,6 +60,12 @@ local function is_silent(seen, now, silence)
   return now - (tonumber(seen) or 0) > tonumber(silence)
 end
 
+-- Whether it is too late for a unique job to begin anew, given until when it holds its claim,
+-- or "" for a job that is not unique.
+local function is_late_for(claimed, now)
+  return claimed ~= "" and now >= tonumber(claimed)
+end
+
 -- The tokens of a record's earlier runs, newest first, whose updates are now too late.
 local function earlier(run, past)
   return string.sub((run or "") .. " " .. (past or ""), 1, 51)
@@ -75,9 +81,9 @@ end
 -- decides how the job ends unless it succeeds; it does, and the job had ended before it began;
 -- a newer run owns the record; the record is missing, or older than the update that the run
 -- builds on; the job is cancelled or deleted, and stays so; the job is to run from another
--- message.
+-- message; the job needs its claim to run again.
 local OK, CANCELLING, REOPENED = 1, 2, 3
-local FENCED, MISSING, CANCELLED, STALE = -1, 0, -2, -3
+local FENCED, MISSING, CANCELLED, STALE, UNCLAIMED = -1, 0, -2, -3, -4
 
 -- The reply to an end with a status, if the job is cancelled.
 local function stopped(status)

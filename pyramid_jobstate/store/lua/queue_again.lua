@@ -1,14 +1,19 @@
 -- The message of an ended job is put back in the queue.
 -- ARGV: ttl, delay, status, sender, then the fields, and last the token that create.lua
--- returned. Returns 1 if the job was queued again, by this call or by the same call before,
+-- returned and, for a unique job, until when it holds its claim ("" for any other job).
+-- Returns 1 if the job was queued again, by this call or by the same call before,
 -- whose reply was lost; 0 if the job has changed since.
 
 local old = redis.call("HMGET", key, "status", "run", "owner", "past", "asked")
-local status, token = old[1], table.remove(ARGV)
+local claimed, token = table.remove(ARGV), table.remove(ARGV)
+local status = old[1]
 if status == "sending" then
   return 1
 end
 if not is_finished(status) or was_cancelled(status, old[5]) or (old[2] or "") ~= token then
+  return 0
+end
+if is_late_for(claimed, time()) then
   return 0
 end
 redis.call("DEL", key)

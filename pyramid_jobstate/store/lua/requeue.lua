@@ -1,6 +1,7 @@
 -- A job that failed is about to run again. KEYS: the record, what is kept of its failure.
 -- ARGV: ttl, milliseconds of silence after which a sender counts as dead, a word that
--- identifies this request and the only message that may run the job from now on.
+-- identifies this request and the only message that may run the job from now on, and, for a
+-- unique job, until when it holds its claim ("" for any other job).
 -- The failure keeps the record as it is now, for restore.lua.
 -- Returns 1 if the job was queued, by this call or by the same call before, whose reply was
 -- lost; 0 if the job has not failed, is being sent, or is unknown.
@@ -15,16 +16,16 @@ local is_lost = status == "sending" and old[3] and is_silent(old[2], now, ARGV[2
 if status ~= "error" and not is_lost then
   return 0
 end
-if not redis.call("HGET", KEYS[2], "message") then
+if not redis.call("HGET", KEYS[2], "message") or is_late_for(ARGV[4], now) then
   return 0
 end
 if not is_lost then
   redis.call("HSET", KEYS[2], "former", cmsgpack.pack(redis.call("HGETALL", key)))
 end
-local facts = redis.call("HMGET", key, "kind", "actor", "params")
+local facts = redis.call("HMGET", key, "kind", "actor", "params", "unique")
 redis.call("DEL", key)
 redis.call("HSET", key, "status", "sending", "updated", int(now), "rerun", ARGV[3], "attempt", "0")
-local kept = { queued = old[6], owner = old[7], kind = facts[1], actor = facts[2], params = facts[3] }
+local kept = { queued = old[6], owner = old[7], kind = facts[1], actor = facts[2], params = facts[3], unique = facts[4] }
 for name, value in pairs(kept) do
   if value then
     redis.call("HSET", key, name, value)

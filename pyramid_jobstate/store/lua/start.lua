@@ -1,14 +1,16 @@
 -- A worker has started a run, which takes the record over from all earlier runs.
 -- ARGV: token, milliseconds since the run began, "1" if this call may be late, "1" if the
 -- run already knows of a requested cancellation, ttl, the word of the last request to run
--- the job again that the message knows of ("" for none), then the fields.
+-- the job again that the message knows of ("" for none), until when a unique job holds its
+-- claim, without which it does not run once it has ended or its record is lost ("" for any
+-- other job), then the fields.
 
 local token, late, told = ARGV[1], ARGV[3] == "1", ARGV[4] == "1"
 local now = time()
 local started = now - ARGV[2]
 local old = redis.call("HMGET", key, "status", "run", "started", "queued", "owner", "past", "asked", "attempt", "rerun")
 local status = old[1]
-if status == "deleted" then
+if status == "deleted" or status == "alias" then
   return CANCELLED
 end
 if old[9] and old[9] ~= ARGV[6] then
@@ -26,6 +28,9 @@ end
 if old[2] == token then
   return status == "cancelling" and CANCELLING or OK
 end
+if (not status or is_finished(status)) and is_late_for(ARGV[7], now) then
+  return UNCLAIMED
+end
 -- If cancellation of an earlier run was requested and that run died, cancel this one.
 local was_ended = is_finished(status)
 status = (told or status == "cancelling") and "cancelling" or "working"
@@ -35,7 +40,7 @@ redis.call(
   "queued", old[4] or int(started), "started", int(started),
   "updated", int(started), "seen", int(now)
 )
-set(7)
+set(8)
 if old[2] or old[6] then
   redis.call("HSET", key, "past", earlier(old[2], old[6]))
 end

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from redis import RedisCluster
 from redis import exceptions as errors
 
+from ..claims import named
 from ..connection import Client, redis_errors
 from ..nodes import node_named, primary_of
 from ..reading import Reader
@@ -52,7 +53,11 @@ class Tracker:
           found: The replies to those keys that have been read. What they say may add
             further keys.
         """
-        return frozenset((self._reader.key(uuid),))
+        key = self._reader.key(uuid)
+        alias = self._reader.alias(uuid, found.get(key))
+        return frozenset(
+            (key,) if alias is None else (key, self._reader.key(alias.target))
+        )
 
     def record(self, uuid: str, found: Mapping[str, Any]) -> Record | None:
         """Return the record of a job, or None if the store has none.
@@ -64,7 +69,12 @@ class Tracker:
           redis.exceptions.RedisError: A reply is an error.
         """
         key = self._reader.key(uuid)
-        return self._reader.record(uuid, found[key])
+        alias = self._reader.alias(uuid, found[key])
+        if alias is None:
+            return self._reader.record(uuid, found[key])
+        target = alias.target
+        record = self._reader.record(target, found[self._reader.key(target)])
+        return None if record is None else named(record, uuid)
 
     def server_of(self, key: str) -> str:
         """Return the name of the server that holds a key: of a Cluster's primary.

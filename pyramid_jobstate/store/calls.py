@@ -1,0 +1,184 @@
+"""Makes calls of the Lua scripts, each of which documents its arguments."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from ..job import CANCELLED, NOT_REACHED, NOT_SENT, JobError, NewJob, Update, dumps
+from .scripts import Call, Script
+
+#: How the script `drop` is told of a message that was not sent.
+UNSENT: dict[JobError | None, str] = {NOT_SENT: "lost", NOT_REACHED: "unreached"}
+
+
+class Calls:
+    """Makes the calls of a store.
+
+    Parameters:
+      scripts: The scripts by name.
+      namespace: The prefix of each key.
+      active_ttl: Milliseconds that an unfinished job is kept.
+      ended_ttl: Milliseconds that a job is kept after its end.
+      silence: Milliseconds without a sign of life after which a run counts as dead.
+    """
+
+    def __init__(
+        self,
+        scripts: Mapping[str, Script],
+        namespace: str,
+        *,
+        active_ttl: int,
+        ended_ttl: int,
+        silence: int,
+    ) -> None:
+        self._scripts = scripts
+        self._namespace = namespace
+        self._active_ttl = active_ttl
+        self._ended_ttl = ended_ttl
+        self._silence = silence
+
+    def key(self, uuid: str) -> str:
+        """Return the key of a job's hash."""
+        return f"{self._namespace}:{uuid}"
+
+    def failure_key(self, uuid: str) -> str:
+        """Return the key of what is kept of a job's failures, in its hash's slot."""
+        return beside(self.key(uuid), "failure")
+
+    def claim_key(self, identity: str) -> str:
+        """Return the key of the claim to the identity of unique jobs."""
+        digest = hashlib.sha256(identity.encode()).hexdigest()
+        return f"{self._namespace}:unique:{digest}"
+
+    def claim(
+        self, identity: str, uuid: str, version: str, ttl: int, hold: int | None = None
+    ) -> Call:
+        args = (uuid, version, ttl, "" if hold is None else hold)
+        return Call(self._scripts["claim"], self.claim_key(identity), args)
+
+    def alias(self, uuid: str, target: str, ttl: int, sender: str) -> Call:
+        return self._call("alias", uuid, target, ttl, sender)
+
+    def create(self, job: NewJob) -> Call:
+        return self._call("create", job.uuid, *self._new(job))
+
+    def queue_again(self, job: NewJob, token: str, claimed: str) -> Call:
+        return self._call("queue_again", job.uuid, *self._new(job), token, claimed)
+
+    def confirm(self, uuid: str, word: str) -> Call:
+        return self._call("confirm", uuid, word)
+
+    def forget(self, job: NewJob) -> Call:
+        return self._call("forget", job.uuid, job.sender)
+
+    def cancel(self, uuid: str, word: str, *, if_unsent: bool = False) -> Call:
+        times = self._ended_ttl, self._silence
+        reason = dumps(CANCELLED)
+        return self._call("cancel", uuid, *times, reason, word, int(if_unsent))
+
+    def start(self, update: Update, claimed: str) -> Call:
+        return self._call(
+            "start",
+            update.uuid,
+            update.token,
+            millis(update.age),
+            int(update.late),
+            int(update.cancelled),
+            self._active_ttl,
+            update.info.rerun or "",
+            claimed,
+            *_flat(update.info.fields()),
+        )
+
+    def report(self, update: Update) -> Call:
+        """Return the call that writes an update, apart from the start of its run."""
+        uuid, token, seq, end = update.uuid, update.token, update.seq, update.end
+        fields = _flat(update.fields)
+        if end is None:
+            base, ttl = update.base, self._active_ttl
+            return self._call("record", uuid, token, seq, base, ttl, *fields)
+        delay = "" if end.delay is None else millis(end.delay)
+        error = [] if end.error is None else [dumps(end.error)]
+        if update.dropped:
+            return self._call(
+                "drop",
+                uuid,
+                token,
+                self._ended_ttl,
+                self._active_ttl,
+                self._silence,
+                UNSENT.get(end.error, "sent"),
+                update.sender,
+                update.info.rerun or "",
+                update.info.attempt,
+                end.status,
+                delay,
+                dumps(CANCELLED),
+                *error,
+            )
+        failure: list[str] = []
+        if end.failure is not None and error:
+            failure = [*end.failure, *error]
+        return self._call_both(
+            "finish",
+            uuid,
+            token,
+            seq,
+            update.base,
+            self._ended_ttl,
+            self._active_ttl,
+            end.status,
+            delay,
+            dumps(CANCELLED),
+            int(end.was_called),
+            int(bool(failure)),
+            *failure,
+            *fields,
+            *(word for text in error for word in ("error", text)),
+        )
+
+    def delete(self, uuid: str, word: str) -> Call:
+        return self._call_both("delete", uuid, self._ended_ttl, word)
+
+    def requeue(self, uuid: str, word: str, claimed: str) -> Call:
+        ttl, silence = self._active_ttl, self._silence
+        return self._call_both("requeue", uuid, ttl, silence, word, claimed)
+
+    def restore(self, uuid: str, word: str) -> Call:
+        return self._call_both("restore", uuid, self._ended_ttl, word)
+
+    def wait(self, uuid: str) -> Call:
+        return self._call("wait", uuid, self._active_ttl)
+
+    def _new(self, job: NewJob) -> list[str | int]:
+        status = "waiting" if job.waits else "sending"
+        delay, fields = millis(job.delay), _flat(job.info.fields())
+        return [self._active_ttl, delay, status, job.sender, *fields]
+
+    def _call(self, script: str, uuid: str, *args: str | int) -> Call:
+        return Call(self._scripts[script], self.key(uuid), args)
+
+    def _call_both(self, script: str, uuid: str, *args: str | int) -> Call:
+        """Return a call with the keys of the record and of its failures."""
+        call = self._call(script, uuid, *args)
+        return call._replace(more_keys=[self.failure_key(uuid)])
+
+
+def has_tag(key: str) -> bool:
+    """Return whether a part in braces decides the slot of a key on a Cluster."""
+    _, brace, rest = key.partition("{")
+    return bool(brace) and rest.find("}") > 0
+
+
+def beside(key: str, name: str) -> str:
+    """Return a key in the slot of another."""
+    return f"{key}:{name}" if has_tag(key) else f"{{{key}}}:{name}"
+
+
+def millis(seconds: float) -> int:
+    return int(seconds * 1000)
+
+
+def _flat(fields: Mapping[str, str]) -> list[str]:
+    return [word for field in fields.items() for word in field]

@@ -1,0 +1,87 @@
+"""Unique jobs that are being sent: each takes its claim, or follows another job."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
+
+from ..job import dumps, identity_of
+
+if TYPE_CHECKING:
+    from ..job import NewJob
+    from ..store import JobStore
+
+#: The key of the unique jobs that a transaction sends, among its data.
+_SENT = object()
+
+
+class NotClaimed(Exception):
+    """Raised if the store does not answer whether another job is under way."""
+
+
+class Unique:
+    """The uniqueness of a job that is being sent.
+
+    Parameters:
+      key: Its unique key.
+      shared: Whether all owners share one job.
+
+    Attributes:
+      identity: Its identity, as JSON: see :meth:`identify`.
+      is_withdrawn: Whether its part of the transaction was aborted.
+      winner: The uuid of the job that is under way, once that is known.
+    """
+
+    def __init__(self, key: object, *, shared: bool) -> None:
+        self.identity = ""
+        self.is_withdrawn = False
+        self._key = key
+        self._shared = shared
+        #: The job of this identity that the transaction sends before.
+        self._first: Unique | None = None
+        self.winner = ""
+
+    def identify(self, actor: str, owner: str | float | None) -> str:
+        """Return the identity of the job.
+
+        Raises:
+          TypeError, ValueError: See :func:`.identity_of`.
+        """
+        encoded = None if owner is None else dumps(owner)
+        self.identity = identity_of(actor, self._key, encoded, shared=self._shared)
+        return self.identity
+
+    def join(self, transaction: Any) -> None:
+        """Follow the job of this identity that the transaction sends before, if any."""
+        try:
+            sent = transaction.data(_SENT)
+        except KeyError:
+            sent = {}
+            transaction.set_data(_SENT, sent)
+        first = sent.get(self.identity)
+        if first is None or first.is_withdrawn:
+            sent[self.identity] = self
+        else:
+            self._first = first
+
+    def take(self, store: JobStore, job: NewJob) -> bool:
+        """Claim the identity for the job, whose record is written. If another one is
+        under way, that record becomes an alias of it.
+
+        Returns:
+          Whether the job is to be sent.
+
+        Raises:
+          NotClaimed: The store does not answer.
+        """
+        try:
+            self.winner = self._first.winner if self._first is not None else ""
+            if not self.winner:
+                claim = store.claims.take(self.identity, job.uuid, job.delay)
+                self.winner = claim.uuid
+            if self.winner != job.uuid:
+                store.claims.make_alias(job, self.winner)
+        except RedisError as e:
+            raise NotClaimed(str(e)) from e
+        return self.winner == job.uuid

@@ -1,0 +1,38 @@
+"""The options of a message that concern its job."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dramatiq import Message
+    from dramatiq.broker import MessageProxy
+
+#: The option of a message that runs a job again: a word that the job's record has, too.
+WORD = "job_rerun"
+
+#: The option with the identity of a unique job.
+UNIQUE = "job_unique"
+
+
+def word_of(message: Message[Any] | MessageProxy) -> str | None:
+    """Return the word of the request that sent a message to run its job again, or None
+    if it was sent by none.
+    """
+    word = message.options.get(WORD)
+    return word if isinstance(word, str) and word else None
+
+
+def attempts_before(message: Message[Any] | MessageProxy) -> int:
+    """Return the number of attempts before a message, which Retries counts before each
+    retry.
+    """
+    attempts = message.options.get("retries")
+    # Another program may have sent it.
+    return attempts if type(attempts) is int and attempts >= 0 else 0
+
+
+def unique_of(message: Message[Any] | MessageProxy) -> str | None:
+    """Return the identity of a message's job if it is unique, or None."""
+    identity = message.options.get(UNIQUE)
+    return identity if isinstance(identity, str) and identity else None

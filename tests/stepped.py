@@ -1,0 +1,170 @@
+"""Processes that take turns, one round trip to the server at a time, in an order that a
+seed decides. Any of them may die at any round trip, and replies may be lost.
+
+Each process is a thread of the test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from redis.connection import AbstractConnection
+from redis.exceptions import ConnectionError as Lost
+
+from tests.rerunapp import HANDSHAKE
+
+_here = threading.local()
+
+
+class Killed(BaseException):
+    """Raised in a process that has died, whatever it tries to do."""
+
+
+class Process:
+    """A process.
+
+    Parameters:
+      world: Where it lives.
+      main: What it does.
+
+    Attributes:
+      is_dead: Whether it was killed.
+      is_over: Whether it has ended, in whatever way.
+      error: What it raised, if anything.
+    """
+
+    def __init__(self, world: World, main: Callable[[], None]) -> None:
+        self.is_dead = False
+        self.is_over = False
+        self.error: BaseException | None = None
+        self._world = world
+        self._main = main
+        self._go = threading.Semaphore(0)
+        self._paused = threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def step(self) -> None:
+        """Let it go on until its next round trip."""
+        self._go.release()
+        assert self._paused.acquire(timeout=30), "A process hangs."
+
+    def pause(self) -> str:
+        """Wait for its turn. Return what happens to the round trip."""
+        if self.is_dead:
+            raise Killed
+        self._paused.release()
+        self._go.acquire()
+        return self._world.fate()
+
+    def die(self) -> None:
+        self.is_dead = True
+        raise Killed
+
+    def _run(self) -> None:
+        _here.process = self
+        self._go.acquire()
+        try:
+            self._main()
+        except Killed:
+            self.is_dead = True
+        except BaseException as e:
+            self.error = e
+        self.is_over = True
+        self._paused.release()
+
+
+class World:
+    """Processes, and what happens to them.
+
+    Parameters:
+      seed: Decides everything.
+      faults: The share of round trips that are the last of their process, or whose
+        reply is lost.
+
+    Attributes:
+      rng: The source of all chance.
+      faults: May be set to 0.
+      seen: How often each fate came.
+      processes: All processes.
+    """
+
+    def __init__(self, seed: int, faults: float) -> None:
+        self.rng = random.Random(seed)
+        self.faults = faults
+        self.seen: Counter[str] = Counter()
+        self.processes: list[Process] = []
+
+    def start(self, main: Callable[[], None]) -> Process:
+        process = Process(self, main)
+        self.processes.append(process)
+        return process
+
+    def step(self) -> bool:
+        """Let one process go on. Return False if none is left."""
+        live = [process for process in self.processes if not process.is_over]
+        if not live:
+            return False
+        self.rng.choice(live).step()
+        return True
+
+    def fate(self) -> str:
+        fate = "pass"
+        if self.rng.random() < self.faults:
+            fate = self.rng.choice(["die before", "die after", "lose", "lose"])
+        self.seen[fate] += 1
+        return fate
+
+
+@contextlib.contextmanager
+def aside() -> Iterator[None]:
+    """Let a process look at the server without waiting for its turn."""
+    process = getattr(_here, "process", None)
+    _here.process = None
+    try:
+        yield
+    finally:
+        _here.process = process
+
+
+@contextlib.contextmanager
+def stepped() -> Iterator[None]:
+    """Have the round trips of processes take turns. Other threads are left alone."""
+    send = AbstractConnection.send_packed_command
+    read = AbstractConnection.read_response
+    fates: dict[Any, str] = {}
+
+    def send_packed_command(self: Any, command: Any, *args: Any, **kwargs: Any) -> Any:
+        process: Process | None = getattr(_here, "process", None)
+        packed = command if isinstance(command, bytes) else b"".join(command)
+        if process is not None and not HANDSHAKE.match(packed):
+            fates[self] = process.pause()
+            if fates[self] == "die before":
+                process.die()
+        return send(self, command, *args, **kwargs)
+
+    def read_response(self: Any, *args: Any, **kwargs: Any) -> Any:
+        fate = fates.pop(self, "pass")
+        reply = read(self, *args, **kwargs)
+        if fate != "pass":
+            # Nobody else must read the other replies of a pipeline.
+            self.disconnect()
+        if fate == "die after":
+            _here.process.die()
+        if fate == "lose":
+            raise Lost("The reply was lost.")
+        return reply
+
+    connection: Any = AbstractConnection
+    connection.send_packed_command = send_packed_command
+    connection.read_response = read_response
+    try:
+        yield
+    finally:
+        connection.send_packed_command = send
+        connection.read_response = read

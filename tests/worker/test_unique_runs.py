@@ -1,0 +1,352 @@
+"""Unique jobs in a worker: a message that comes again never makes two of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import dramatiq
+import pytest
+import redis
+from dramatiq import Message
+from dramatiq.brokers.redis import RedisBroker
+
+from pyramid_jobstate import JobStateMiddleware, JobStore
+from pyramid_jobstate.job import record_of
+from pyramid_jobstate.job.changes import End, NewJob, Update
+from pyramid_jobstate.store import claims
+from pyramid_jobstate.store.connection import text
+from pyramid_jobstate.store.scripts import Reply
+from tests.faulty import faulty
+from tests.jobs import Gate, load, messages, middleware_of, new_id, working
+from tests.support import key_of, load_job, wait_for
+
+IDENTITY = '["errand","nightly"]'
+
+
+class Floor:
+    """A broker with an actor, whose jobs are unique.
+
+    Attributes:
+      runs: The uuids of all runs.
+      gates: The gates at which jobs wait, by uuid.
+      fails: How many of the next runs fail.
+    """
+
+    def __init__(self, url: str, middleware: JobStateMiddleware | None = None) -> None:
+        self.client = redis.Redis.from_url(url)
+        make_broker: Any = RedisBroker
+        self.broker: RedisBroker = make_broker(url=url)
+        self.broker.add_middleware(middleware or JobStateMiddleware(interval=0.01))
+        self.store = JobStore(url)
+        self.runs: list[str] = []
+        self.gates: dict[str, Gate] = {}
+        self.fails = 0
+
+        @dramatiq.actor(broker=self.broker, max_retries=1, min_backoff=1, max_backoff=1)
+        def errand(*, job_state: Any = None) -> None:
+            self.runs.append(job_state.uuid)
+            gate = self.gates.get(job_state.uuid)
+            if gate is not None:
+                gate.wait()
+            job_state.raise_if_cancelled()
+            if self.fails:
+                self.fails -= 1
+                raise ValueError
+
+        self.errand = errand
+
+    def send(self) -> Message[Any]:
+        """Send a unique job, as a request that commits does."""
+        message: Any = self.errand.message_with_options(job_unique=IDENTITY)
+        middleware = middleware_of(self.broker)
+        info = middleware.functions["errand"].info_of(message)
+        self.store.create(NewJob(message.message_id, info))
+        claim = self.store.claims.take(IDENTITY, message.message_id)
+        assert claim.uuid == message.message_id
+        with middleware.announced({message.message_id}):
+            self.broker.enqueue(message)
+        return message
+
+    def work(self) -> None:
+        """Have a worker process all messages."""
+        with working(self.broker):
+            waiting = ("dramatiq:default.msgs", "dramatiq:default.DQ.msgs")
+            wait_for(lambda: not self.client.exists(*waiting))
+
+    def redeliver(self, message: Message[Any]) -> None:
+        """Have a message delivered as after the death of its worker."""
+        options = {"redis_message_id": new_id()}
+        message = message.copy(options=options)
+        queue, place = message.queue_name, options["redis_message_id"]
+        self.broker.do_enqueue(queue, place, message.encode())
+
+    def record(self, message: Message[Any]) -> dict[bytes, bytes]:
+        found: Any = self.client.hgetall(key_of(self.store, message.message_id))
+        return found
+
+    def holder(self) -> str:
+        """Return the job that the claim names."""
+        record = self.store.claims.find(IDENTITY)
+        return "" if record is None else record.uuid
+
+    def under_way(self) -> str:
+        record = self.store.claims.under_way(IDENTITY)
+        return "" if record is None else record.uuid
+
+
+@pytest.fixture
+def floor(redis_url: str) -> Iterator[Floor]:
+    floor = Floor(redis_url)
+    yield floor
+    floor.broker.close()
+
+
+@pytest.mark.parametrize("how", ["redelivered", "put back"])
+def test_an_ended_job_does_not_run_while_another_is_under_way(
+    floor: Floor, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its worker died before the message was acknowledged, or an operator put it back
+    in the queue. Its record stays as it was.
+    """
+    first = floor.send()
+    floor.work()
+    before = floor.record(first)
+    second = floor.send()
+    waiting: Any = floor.client.lindex("dramatiq:default", 0)
+    again = floor.redeliver if how == "redelivered" else floor.broker.enqueue
+    again(first)
+    assert floor.record(first) == before
+    assert floor.holder() == second.message_id
+    # The second one waits longer.
+    floor.client.lrem("dramatiq:default", 0, waiting)
+    with working(floor.broker):
+        warnings = wait_for(lambda: messages(caplog, "pyramid_jobstate.worker.flush"))
+        wait_for(lambda: floor.client.hlen("dramatiq:default.msgs") == 1)
+    assert warnings == [
+        f"This process no longer records job {first.message_id}: another job with "
+        "its unique key is under way."
+    ]
+    assert floor.runs == [first.message_id]
+    assert floor.record(first) == before
+    assert floor.under_way() == second.message_id
+
+
+@pytest.mark.parametrize("how", ["redelivered", "put back"])
+def test_an_ended_job_runs_again_if_no_other_is_under_way(
+    floor: Floor, how: str
+) -> None:
+    """And is under way from then on, also if another one has ended meanwhile."""
+    first = floor.send()
+    floor.work()
+    second = floor.send()
+    floor.work()
+    gate = floor.gates[first.message_id] = Gate()
+    (floor.redeliver if how == "redelivered" else floor.broker.enqueue)(first)
+    with working(floor.broker):
+        gate.wait_for_job()
+        assert floor.under_way() == first.message_id
+        assert load(floor.broker, first).status == "working"
+        assert floor.store.claims.take(IDENTITY, new_id()).uuid == first.message_id
+        gate.open()
+        wait_for(lambda: load(floor.broker, first).status == "success")
+    assert floor.runs == [first.message_id, second.message_id, first.message_id]
+    assert floor.under_way() == ""
+
+
+def test_a_job_that_is_tried_again_is_under_way(floor: Floor) -> None:
+    floor.fails = 1
+    first = floor.send()
+    gate = floor.gates[first.message_id] = Gate()
+    with working(floor.broker):
+        gate.wait_for_job()
+        gate.reached.clear()
+        gate.open()
+        wait_for(lambda: load(floor.broker, first).attempt == 2)
+        wait_for(lambda: load(floor.broker, first).status == "success")
+    assert load(floor.broker, first).attempt == 2
+    assert record_of(load(floor.broker, first)).info.unique == IDENTITY
+    assert floor.holder() == first.message_id
+
+
+def test_a_late_run_is_stopped_if_another_job_is_under_way(redis_url: str) -> None:
+    """The store was away when its message came again: it learns of the other job when
+    it is back.
+    """
+    with faulty(redis_url) as proxy:
+        floor = Floor(redis_url, JobStateMiddleware(url=proxy.url, interval=0.01))
+        first = floor.send()
+        floor.work()
+        second = floor.send()
+        floor.client.delete("dramatiq:default")
+        gate = floor.gates[first.message_id] = Gate()
+        stopped: list[BaseException] = []
+
+        class Watch(dramatiq.Middleware):
+            def after_skip_message(self, broker: Any, message: Any) -> None:
+                stopped.append(message)
+
+        floor.broker.add_middleware(Watch())
+        before = floor.record(first)
+        floor.redeliver(first)
+        proxy.swallow()
+        with working(floor.broker):
+            gate.wait_for_job()
+            proxy.judge = lambda request: "pass"
+            recorder = middleware_of(floor.broker)._access.recorder_for(floor.broker)
+            wait_for(lambda: not recorder._backlog)
+            gate.open()
+            wait_for(lambda: stopped)
+        assert floor.record(first) == before
+        assert floor.under_way() == second.message_id
+        floor.broker.close()
+
+
+def test_a_lost_record_does_not_make_two_jobs(floor: Floor) -> None:
+    """The record was evicted while the message waited, and another job was sent."""
+    first = floor.send()
+    floor.client.delete(key_of(floor.store, first.message_id))
+    second = floor.send()
+    waiting: Any = floor.client.lindex("dramatiq:default", 0)
+    floor.client.lrem("dramatiq:default", 0, waiting)
+    floor.redeliver(first)
+    gate = floor.gates[second.message_id] = Gate()
+    with working(floor.broker):
+        gate.wait_for_job()
+        # One is that of the worker, and one was never delivered.
+        wait_for(lambda: floor.client.hlen("dramatiq:default.msgs") == 2)
+        gate.open()
+    assert floor.runs == [second.message_id]
+    assert floor.store.load(first.message_id) is None
+
+
+def test_a_lost_claim_is_taken_again(floor: Floor) -> None:
+    """By the run that is under way, when it renews its place in the lists."""
+    first = floor.send()
+    record = record_of(load_job(floor.store, first.message_id))
+    (claim,) = floor.client.keys("jobstate:unique:*")
+
+    def write(**changes: Any) -> None:
+        update = Update(first.message_id, "0" * 12, 1, record.info, **changes)
+        assert floor.store.write([update]) == [Reply.OK]
+
+    floor.client.delete(claim)
+    write(begins=True)
+    assert floor.holder() == first.message_id
+    floor.client.delete(claim)
+    write(renews=True)
+    assert floor.holder() == first.message_id
+    active = floor.store.active_expire_in * 1000
+    assert floor.client.pttl(claim) > active
+    floor.client.pexpire(claim, 1000)
+    write(renews=True)
+    assert floor.client.pttl(claim) > active
+
+
+def test_a_held_claim_cannot_be_taken(floor: Floor) -> None:
+    """Not even by one who has read it since."""
+    first = floor.send()
+    claim = floor.store.claims.take(IDENTITY, first.message_id, hold=claims.HOLD)
+    calls = floor.store._calls
+    taken = calls.claim(IDENTITY, new_id(), claim.version, 1000)
+    (reply,) = floor.store._run([taken])
+    assert text(reply[0]) == first.message_id
+    released = calls.claim(IDENTITY, first.message_id, "another", 1000, 0)
+    (reply,) = floor.store._run([released])
+    assert int(reply[2]) == claim.held
+    released = calls.claim(IDENTITY, first.message_id, claim.version, 1000, 0)
+    assert [int(word) for word in floor.store._run([released])[0][2:]] == [0]
+    (reply,) = floor.store._run([taken])
+    assert text(reply[0]) != first.message_id
+
+
+def test_a_claim_lives_as_long_as_the_record(floor: Floor) -> None:
+    """While the job is put back, and after its end."""
+    first = floor.send()
+    info = record_of(load_job(floor.store, first.message_id)).info
+    (claim,) = floor.client.keys("jobstate:unique:*")
+    key = key_of(floor.store, first.message_id)
+    day = 24 * 3600.0
+    for seq, end in (1, End("retrying", None, 30 * day)), (2, End("success")):
+        token = str(seq) * 12
+        update = Update(first.message_id, token, 1, info, begins=True, end=end)
+        assert floor.store.write([update]) == [Reply.OK]
+        assert floor.client.pttl(claim) >= floor.client.pttl(key)
+    assert floor.client.pttl(claim) <= floor.store.expire_in * 1000
+
+
+def test_a_start_that_comes_too_late_claims_again(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker was frozen while it held the claim."""
+    first = floor.send()
+    floor.work()
+    info = record_of(load_job(floor.store, first.message_id)).info
+    update = Update(first.message_id, "1" * 12, 1, info, begins=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(claims, "HOLD", 1)
+        assert floor.store.write([update]) == [Reply.UNCLAIMED]
+    assert load(floor.broker, first).status == "success"
+    assert floor.store.write([update]) == [Reply.OK]
+    assert load(floor.broker, first).status == "working"
+
+
+def test_a_frozen_worker_is_tried_again(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its run waits for the claim, and begins."""
+    first = floor.send()
+    floor.work()
+    late = [1, 1]
+    take = claims.Claims.take
+
+    def take_late(self: Any, *args: Any, hold: int | None = None, **kw: Any) -> Any:
+        if hold is not None and late:
+            hold = late.pop()
+        return take(self, *args, hold=hold, **kw)
+
+    monkeypatch.setattr(claims.Claims, "take", take_late)
+    floor.redeliver(first)
+    floor.work()
+    assert floor.runs == [first.message_id] * 2
+    assert load(floor.broker, first).status == "success"
+    assert late == []
+
+
+def test_a_message_of_an_alias_runs_nothing(floor: Floor) -> None:
+    """No sender sends it, but a foreign program might."""
+    first = floor.send()
+    other: Any = floor.errand.message_with_options(job_unique=IDENTITY)
+    info = middleware_of(floor.broker).functions["errand"].info_of(other)
+    job = NewJob(other.message_id, info, sender="me")
+    floor.store.create(job)
+    floor.store.claims.make_alias(job, first.message_id)
+    floor.redeliver(other)
+    floor.work()
+    assert floor.runs == [first.message_id]
+    loaded = load_job(floor.store, other.message_id)
+    assert (loaded.uuid, record_of(loaded).uuid) == (
+        other.message_id,
+        first.message_id,
+    )
+
+
+def test_an_odd_option_is_ignored(floor: Floor) -> None:
+    for odd in (7, "", None):
+        message = floor.errand.message_with_options(job_unique=odd)
+        info = middleware_of(floor.broker).functions["errand"].info_of(message)
+        assert info.unique is None
+
+
+def test_a_record_that_has_changed_becomes_no_alias(floor: Floor) -> None:
+    """A user cancelled it, or another sender wrote it."""
+    first = floor.send()
+    other: Any = floor.errand.message_with_options(job_unique=IDENTITY)
+    info = middleware_of(floor.broker).functions["errand"].info_of(other)
+    floor.store.create(NewJob(other.message_id, info, sender="another"))
+    job = NewJob(other.message_id, info, sender="me")
+    floor.store.claims.make_alias(job, first.message_id)
+    assert load_job(floor.store, other.message_id).status == "queued"
+    assert floor.store.cancel(other.message_id, info)
+    floor.store.claims.make_alias(job._replace(sender="another"), first.message_id)
+    assert load_job(floor.store, other.message_id).status == "cancelled"
