@@ -28,9 +28,13 @@ class JobActs(JobWrites):
     """The part of a JobStore that acts on jobs for users."""
 
     def cancel(self, uuid: str, info: JobInfo) -> bool:
-        """Request cancellation of a job. Return False if it had already ended."""
+        """Request cancellation of a job, or of the one to which an alias leads. Return
+        False if it had already ended.
+        """
         # The client may repeat the call if a reply is lost: the word identifies it.
         (done,) = self._run([self._calls.cancel(uuid, secrets.token_hex(4))])
+        if not done and (target := self.claims.target_of(uuid)) is not None:
+            return self.cancel(target.uuid, target.info)
         # Losing these calls does no harm: lists move entries that they find elsewhere,
         # and the reply to a heartbeat tells the worker.
         with contextlib.suppress(RedisError):

@@ -177,6 +177,13 @@ class Claims:
             led[record] if isinstance(record, Alias) else record for record in found
         ]
 
+    def target_of(self, uuid: str) -> Record | None:
+        """Return the record of the job to which an alias leads, or None if it is none,
+        or the job is unknown.
+        """
+        (record,) = self.follow([uuid])
+        return None if record is None or record.uuid == uuid else record
+
     def make_alias(self, job: NewJob, target: str) -> None:
         """Let the record of a job that is not sent lead to another job."""
         (record,) = self._reader.read([target])

@@ -405,6 +405,17 @@ def test_cancel_delete_and_rerun_reach_the_job_of_an_alias(
     assert desk.store.load(winner.uuid) is None
 
 
+def test_what_the_loser_was_given_cancels_the_job(desk: Desk) -> None:
+    """It was made before anybody knew that it would lose."""
+    loser, winner = double_click(desk)
+    assert desk.store.cancel(loser.uuid, desk.record(loser).info)
+    assert desk.record(winner).status == "cancelled"
+    assert not loser.cancel()
+    loser, winner = double_click(desk)
+    assert loser.cancel()
+    assert desk.record(winner).status == "cancelled"
+
+
 def test_an_alias_lives_as_long_as_its_job(redis_url: str, desk: Desk) -> None:
     """Reading renews it. It outlives a job that is due late."""
     desk.config.set_job_store(JobStore(redis_url, active_expire_in=2))
