@@ -138,25 +138,15 @@ class JobWrites:
         self._sweep.note()
 
     def write(self, updates: Sequence[Update]) -> Sequence[Reply | Exception]:
-        """Write updates of runs in one round trip, or in two if the lists change too.
+        """Write updates of runs in one round trip, or in two if the lists change too. A
+        unique job whose message comes again takes a few more.
 
         Returns:
           The reply to each update, or the exception if it failed.
         """
-        changed = self._change(updates, {})
-        late = [
-            update
-            for update, (_, result) in zip(updates, changed, strict=True)
-            if result is Reply.UNCLAIMED
-        ]
-        if late:
-            with self.claims.reopened((each.uuid, each.info) for each in late) as until:
-                again = iter(self._change(late, until))
-            changed = [
-                next(again) if result is Reply.UNCLAIMED else (first, result)
-                for first, result in changed
-            ]
-        results = [result for _, result in changed]
+        firsts, results = self._change(updates, {})
+        if Reply.UNCLAIMED in results:
+            self._reopen(updates, firsts, results)
         listed = [
             (i, call)
             for i, update in enumerate(updates)
@@ -164,7 +154,7 @@ class JobWrites:
             if update.begins or update.renews or update.end is not None
             for call in (
                 *self._index.update(
-                    update, results[i], reopened=changed[i][0] == Reply.REOPENED
+                    update, results[i], reopened=firsts[i] == Reply.REOPENED
                 ),
                 *self.claims.renew(update, results[i]),
             )
@@ -180,7 +170,7 @@ class JobWrites:
 
     def _change(
         self, updates: Sequence[Update], until: Mapping[str, str]
-    ) -> list[tuple[Any, Reply | Exception]]:
+    ) -> tuple[list[Any], list[Reply | Exception]]:
         """Write updates to the records of their jobs. Return for each the reply to its
         first call, and the reply to the update.
 
@@ -199,13 +189,27 @@ class JobWrites:
                 calls.append(self._calls.report(update))
             places.append((first, len(calls) - 1))
         replies = run_scripts(self.client, calls)
-        changed: list[tuple[Any, Reply | Exception]] = []
-        for update, (first, last) in zip(updates, places, strict=True):
-            result = worst(replies[first], replies[last])
-            if result is Reply.UNCLAIMED and until.get(update.uuid) == REFUSED:
-                result = Reply.HELD
-            changed.append((replies[first], result))
-        return changed
+        results = [worst(replies[first], replies[last]) for first, last in places]
+        return [replies[first] for first, _ in places], results
+
+    def _reopen(
+        self,
+        updates: Sequence[Update],
+        firsts: list[Any],
+        results: list[Reply | Exception],
+    ) -> None:
+        """Write the updates that need a claim, and put the replies in place.
+
+        Parameters:
+          updates, firsts, results: Updates, and what :meth:`_change` has returned.
+        """
+        places = [i for i, reply in enumerate(results) if reply is Reply.UNCLAIMED]
+        late = [updates[i] for i in places]
+        with self.claims.reopened((each.uuid, each.info) for each in late) as until:
+            found = self._change(late, until)
+        for i, update, first, result in zip(places, late, *found, strict=True):
+            is_held = result is Reply.UNCLAIMED and until[update.uuid] == REFUSED
+            firsts[i], results[i] = first, Reply.HELD if is_held else result
 
     def cancels(self, since: int) -> tuple[set[str], int]:
         """Return the uuids of the running jobs whose cancellation was requested after
