@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import json
 import math
+import re
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -166,7 +167,8 @@ class Exchange:
         for block in self.body.decode().split("\n\n")[:-1]:
             lines = (line.partition(": ") for line in block.split("\n"))
             fields = {name.rstrip(":"): value for name, _, value in lines}
-            if "data" in fields:
+            # The opening of a stream has no news.
+            if "data" in fields and "retry" not in fields:
                 name = fields.get("event", "message")
                 found.append(Event(name, fields["data"], fields.get("id")))
         return found
@@ -178,6 +180,15 @@ class Exchange:
     def has_begun(self) -> bool:
         """Return whether an event has come, or none will."""
         return self.is_done or bool(self.events)
+
+    @property
+    def opening(self) -> int:
+        """The store's time that the stream tells at its beginning, in milliseconds."""
+        wait_for(lambda: b"\n\n" in self.body)
+        beginning = rb"retry: \d+\nevent: beat\ndata: (\d+)\n\n"
+        found = re.match(beginning, self.body)
+        assert found is not None, self.body
+        return int(found[1])
 
     def until(self, condition: Callable[[Event], object], timeout: float = 20) -> Event:
         """Return the first event for which a condition holds."""

@@ -91,7 +91,7 @@ class StreamClient:
                 name, _, value = line.decode().rstrip("\n").partition(": ")
                 if name:
                     fields[name.rstrip(":")] = value
-                elif "data" in fields:
+                elif "data" in fields and "retry" not in fields:
                     self._events.put(
                         Event(
                             fields.get("event", "message"),

@@ -52,6 +52,12 @@ class JobStore(JobActs):
         }
         return JobStore(self.client, **{**mine, **options})
 
+    def now(self) -> int | None:
+        """Return the server's time in milliseconds, as this process knows it from what
+        it has read, or None if it has read nothing yet. Asks nothing of the server.
+        """
+        return self._reader.now() if self._reader.has_clock else None
+
     def load(self, uuid: str) -> JobState | None:
         """Return a job, or None if the store has no record of it."""
         record = self.record(uuid)

@@ -132,8 +132,13 @@ class Reader:
         return [(text(member), int(float(score))) for member, score in rows]
 
     def now(self) -> int:
-        """Return the server's time in milliseconds, as last set."""
+        """Return the server's time in milliseconds, as last set: see `has_clock`."""
         return int(time.monotonic() * 1000 + self._clock)
+
+    @property
+    def has_clock(self) -> bool:
+        """Whether the server's clock has been read."""
+        return self._clock_until > 0
 
     def clock(self) -> int:
         """Return the server's time in milliseconds, which may take a round trip."""

@@ -18,6 +18,7 @@ from pyramid.response import Response
 
 from ..errors import StoreUnavailable
 from ..job import JobState
+from .interfaces import IJobStore
 from .queries import BadRequest
 from .resources import JobStates
 
@@ -34,10 +35,27 @@ HEADERS = (
     ("X-Content-Type-Options", "nosniff"),
 )
 
+#: The header that tells the store's time, in milliseconds: not in the body, whose ETag
+#: would change with it.
+TIME = "JobState-Time"
+
 encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 #: The Retry-After header, in seconds, when the store does not answer.
 RETRY_AFTER = 5
+
+
+class Answer(Response):
+    """A response whose time scripts of other origins may read, if the application lets
+    them read the response.
+    """
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        # Only now, beside what the application, its tweens and subscribers have set:
+        # browsers join headers of a name.
+        if "HTTP_ORIGIN" in environ and TIME in self.headers:
+            self.headerlist.append(("Access-Control-Expose-Headers", TIME))
+        return super().__call__(environ, start_response)
 
 
 def not_found(exc: HTTPNotFound, request: Request) -> Response:
@@ -99,7 +117,7 @@ def answering(view: View) -> View:
             if request.subpath:
                 # Below a view of a container in the application's tree.
                 raise HTTPNotFound
-            return view(context, request)
+            return timed(view(context, request), request)
         except StoreUnavailable as e:
             return unavailable(e, request)
         except HTTPForbidden as e:
@@ -110,6 +128,14 @@ def answering(view: View) -> View:
             return bad_request(str(e))
 
     return answer
+
+
+def timed(response: Response, request: Request) -> Response:
+    """Have a response tell the store's time, if this process knows it."""
+    now = request.registry.getUtility(IJobStore).now()
+    if now is not None:
+        response.headerlist.append((TIME, str(now)))
+    return response
 
 
 def is_readable(request: Request) -> bool:
@@ -141,15 +167,15 @@ def render_state(request: Request, text: str) -> Response:
     # Parsed only if it was sent. An asterisk does not count as a match.
     known = "HTTP_IF_NONE_MATCH" in request.environ and request.if_none_match
     if known and etag in known:
-        return Response(status="304 Not Modified", headerlist=headers[1:])
-    return Response(body=body, headerlist=headers, status="200 OK")
+        return Answer(status="304 Not Modified", headerlist=headers[1:])
+    return Answer(body=body, headerlist=headers, status="200 OK")
 
 
 def render_nothing() -> Response:
     """Return the response to a request that has deleted what it named."""
-    return Response(headerlist=list(HEADERS[1:]), status="204 No Content")
+    return Answer(headerlist=list(HEADERS[1:]), status="204 No Content")
 
 
 def render(value: dict[str, Any], status: int = 200) -> Response:
     body = encode(value).encode()
-    return Response(body=body, headerlist=list(HEADERS), status=status)
+    return Answer(body=body, headerlist=list(HEADERS), status=status)

@@ -922,7 +922,7 @@ def beat(polling: Polling, stream: Stream) -> None:
     heard = """new Promise((resolve) =>
         sources[sources.length - 1].addEventListener("beat", resolve, {once: true}))"""
     polling.page.evaluate(f"window.heard = {heard}; null")
-    stream.send("2026-01-01T00:00:00Z", "beat")
+    stream.send("1767225600000", "beat")
     polling.page.evaluate("heard.then(() => null)")
 
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
-from ...job import stored_iso_time
 from .frames import Frame, Viewer, identified
 
 if TYPE_CHECKING:
@@ -157,9 +156,11 @@ def beat(millis: int) -> bytes:
     Parameters:
       millis: The store's time.
     """
-    return b"event: beat\ndata: %b\n\n" % (stored_iso_time(str(millis)) or "").encode()
+    return b"event: beat\ndata: %d\n\n" % millis
 
 
-def opening() -> bytes:
-    """Return the first line of a stream: when to come again after its end."""
-    return b"retry: %d\n\n" % random.randint(1000, 3000)
+def opening(millis: int) -> bytes:
+    """Return the beginning of a stream: when to come again after its end, and a beat.
+    A client that hears nothing would suspect its proxy of buffering.
+    """
+    return b"retry: %d\n%b" % (random.randint(1000, 3000), beat(millis))
