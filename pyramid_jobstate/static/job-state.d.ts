@@ -145,6 +145,13 @@ declare namespace JobState {
     /** What brought the last answer; null before the first one. */
     readonly transport: Transport | null;
 
+    /**
+     * The time now, in milliseconds since 1970, by the clock that the job's own times are
+     * of. Until an answer or a stream has told that time (an older server does not): the
+     * browser's own. Corrected by steps of more than a second.
+     */
+    readonly now: number;
+
     /** Resolves when the poller has ended, after its last callback. Never rejects. */
     readonly done: Promise<Outcome<Metrics>>;
   }
@@ -212,8 +219,10 @@ declare namespace JobState {
     | "job"
     // by state
     | State
-    // {time}
+    // {time}: what a queued job says in place of its state
     | "due"
+    | "waiting"
+    // {time}
     | "retry"
     | "left"
     | "took"
@@ -262,6 +271,10 @@ declare namespace JobState {
    * </job-state>
    * <span data-metric="strides" data-job="run"></span>
    * ```
+   *
+   * A queued job says how long it has waited for a worker ("Waiting for 40 sec"), or when it
+   * starts, in the viewer's zone and language. The text counts on by itself, by
+   * {@link Poller.now}; screen readers are told the state only.
    *
    * With the attribute `compact`, it takes one line, 2.5 em high, without
    * the log and the link to the result.

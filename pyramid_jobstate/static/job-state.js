@@ -18,6 +18,7 @@ const GATHER = 10; // lets the other jobs of the page join the first request
 const MAX_BACKOFF = 30 * 1000;
 const MAX_RETRY_AFTER = 5 * 60 * 1000;
 const REQUEST_TIMEOUT = 30 * 1000;
+const MINUTE = 60 * 1000;
 const MAX_PERIOD = 2 ** 30; // setTimeout fires at once from twice this value
 const FIRST_EVENT = 5 * 1000; // a proxy that buffers lets nothing through
 const SILENCE = 50 * 1000; // the server sends a beat every 20 seconds
@@ -38,7 +39,8 @@ const ENGLISH = {
   cancelled: "Cancelled",
   reconnecting: "Connection lost, trying again…",
   lost: "Unavailable",
-  due: "starts at {time}",
+  due: "Starts at {time}",
+  waiting: "Waiting for {time}",
   retry: "next try at {time}",
   attempt: "attempt {number}",
   amount: "{done} {unit}",
@@ -102,6 +104,9 @@ function startPolling(options) {
     done: watch.done,
     get transport() {
       return job.transport;
+    },
+    get now() {
+      return Date.now() + job.channel.ahead;
     },
     async cancel() {
       const accepted = await askToCancel(place, csrf);
@@ -271,6 +276,7 @@ class Feed {
     clearTimeout(this.retry);
     this.retry = 0;
     if (type === "open") return;
+    if (type === "beat") this.channel.setClock(text);
     this.worked = true;
     clearTimeout(this.silence);
     this.silence = setTimeout(() => this.fail(), SILENCE);
@@ -352,6 +358,7 @@ class Channel {
     this.notBefore = 0;
     this.timer = null;
     this.controller = null; // of the request in flight
+    this.ahead = 0; // the store's clock, compared with the browser's
     this.away = false; // the page was left, perhaps into the back/forward cache
     this.listen("addEventListener");
   }
@@ -369,6 +376,12 @@ class Channel {
       if (this.controller) this.controller.abort();
       this.plan();
     }
+  }
+
+  /** Follow the store's clock, as an answer or a beat tells it, but not its delays. */
+  setClock(millis) {
+    const ahead = millis - Date.now();
+    if (millis > 0 && Math.abs(ahead - this.ahead) > 1000) this.ahead = ahead;
   }
 
   /** Capture at the window: other listeners cannot stop the events before us. */
@@ -484,6 +497,7 @@ class Channel {
       this.limit = [400, 413, 414, 431].includes(reason.status) ? Math.ceil(asked.length / 2) : 1;
       return;
     }
+    this.setClock(headers.get("JobState-Time"));
     const fresh = { url, etag: headers.get("ETag") };
     const answered = performance.now();
     for (const job of asked) {
@@ -932,6 +946,7 @@ class JobStateElement extends HTMLElement {
       if (this.isConnected) return;
       connected.delete(this);
       changed.delete(this);
+      clearTimeout(this._timer);
       if (this._poller) this._stop();
     });
   }
@@ -1072,32 +1087,43 @@ class JobStateElement extends HTMLElement {
     return format("NumberFormat", this._language, options, value);
   }
 
-  _duration(seconds) {
-    // An estimate: below a minute, show steps of five seconds, not every second.
-    const s = seconds < 10 ? Math.max(1, seconds) : seconds < 60 ? Math.ceil(seconds / 5) * 5 : seconds;
+  _duration(seconds, step = 5) {
+    // Below a minute, an estimate shows steps of five seconds, not every second.
+    const s = seconds < 10 ? Math.max(1, seconds) : seconds < 60 ? Math.ceil(seconds / step) * step : seconds;
     const [unit, size] =
       s < 60 ? ["second", 1] : s < 3570 ? ["minute", 60] : s < 86400 ? ["hour", 3600] : ["day", 86400];
     const maximumFractionDigits = size > 60 ? 1 : 0;
     return this._number(s / size, { style: "unit", unit, maximumFractionDigits });
   }
 
-  _time(iso) {
-    const time = new Date(iso);
-    const wait = time - Date.now();
-    if (!(wait > 0)) return null;
-    const options = { timeStyle: wait < 120000 ? "medium" : "short" };
-    if (time.toDateString() !== new Date().toDateString()) options.dateStyle = "medium";
+  _time(time, now) {
+    const options = { timeStyle: time - now < 2 * MINUTE ? "medium" : "short" };
+    if (time.toDateString() !== new Date(now).toDateString()) options.dateStyle = "medium";
     return format("DateTimeFormat", this._language, options, time).replace(/ /g, "\u00a0");
   }
 
+  /** When a job that waits is due or, once it is queued, for how long it has waited. */
+  _wait({ due_at, updated_at }, state) {
+    clearTimeout(this._timer);
+    const isQueued = state === "queued";
+    if (!isQueued && state !== "retrying") return {};
+    const now = this._poller ? this._poller.now : Date.now();
+    const due = new Date(due_at);
+    const waited = (now - Math.max(due, Date.parse(updated_at))) / 1000;
+    if (due > now) {
+      return { due: this._label(isQueued ? "due" : "retry", { time: this._time(due, now) }) };
+    }
+    if (!isQueued || !(waited >= 1)) return {};
+    return { waiting: this._label("waiting", { time: this._duration(Math.floor(waited), 1) }) };
+  }
+
   /** The details after the status: how much of how much, how fast. */
-  _details(job, { done, total, unit, fraction }, state) {
+  _details(job, { done, total, unit, fraction }, state, due) {
     const details = [];
-    const due = state === "queued" || state === "retrying" ? this._time(job.due_at) : null;
     if (job.attempt > 1 || (state === "retrying" && job.attempt)) {
       details.push(this._label("attempt", { number: this._number(job.attempt) }));
     }
-    if (due) details.push(this._label(state === "queued" ? "due" : "retry", { time: due }));
+    if (due && state !== "queued") details.push(due);
     let amount = "";
     if (Number.isFinite(done) && (total || done || unit)) {
       amount = this._label(total == null ? "amount" : "amount-of", {
@@ -1143,7 +1169,8 @@ class JobStateElement extends HTMLElement {
     const { _view: view, state } = this;
     const { parts } = view;
     const job = this._data ? this._data.job : {};
-    const word = this._label(own(ENGLISH, state) ? state : "working");
+    const { due, waiting } = this._wait(job, state);
+    const word = (state === "queued" && due) || this._label(own(ENGLISH, state) ? state : "working");
     const answered = this._data || state === "lost";
     const progress = job.progress || {};
     const isOver = ["success", "error", "cancelled", "lost"].includes(state);
@@ -1161,7 +1188,7 @@ class JobStateElement extends HTMLElement {
     view.slot.hidden = answered && !this.querySelector("[data-metric]");
     // Animating more elements than this would keep the browser busy.
     const lively = connected.size > 30 ? "" : "lively";
-    const details = this._details(job, progress, state);
+    const details = this._details(job, progress, state, due);
     const left = state === "working" && progress.eta > 0 && progress.eta < 1e8
       ? this._label("left", { time: this._duration(progress.eta) })
       : "";
@@ -1173,7 +1200,7 @@ class JobStateElement extends HTMLElement {
     view.write("text", {
       title: this._title(job),
       percent,
-      status: word,
+      status: waiting || word, // a screen reader may read each change of the bar's text
       details: ["", ...details].join(" · "),
       left,
       message: clean(job.message),
@@ -1197,6 +1224,10 @@ class JobStateElement extends HTMLElement {
     view.set("cancel", "aria-disabled", this._asking);
     view.set("log", "aria-label", this._label("log"));
     view.log(lines.slice(-20).map((line) => clean(line)));
+    // Count on by itself, at the same time as other elements.
+    if (due || state === "queued") {
+      this._timer = setTimeout(refresh, 1000 - (Date.now() % 1000), this);
+    }
 
     // Announce the start, each quarter and the end.
     if (!answered) return;

@@ -1,6 +1,7 @@
 """Jobs on pages of another origin, allowed by the README's snippet."""
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
@@ -179,12 +180,16 @@ def follow(page: Page, api: str, job: str) -> None:
 def test_page_of_an_allowed_origin_follows_and_cancels(
     api: str, client: redis.Redis, page: Page
 ) -> None:
-    """In a browser, the script of an allowed page polls a job and cancels it."""
+    """In a browser, the script of an allowed page polls a job, cancels it, and knows
+    the store's time.
+    """
     job = put_job(client, status="queued")
+    page.clock.install(time=time.time() - 3600)
 
     follow(page, api, job)
 
     wait_for(lambda: page.evaluate("told.includes('queued')"))
+    assert abs(page.evaluate("poller.now") / 1000 - time.time()) < 60
     assert page.evaluate("poller.cancel()") is True
     wait_for(lambda: page.evaluate("told")[-1] == "error")
     assert not [told for told in page.evaluate("told") if told.startswith("lost")]

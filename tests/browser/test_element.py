@@ -59,7 +59,11 @@ SETTLE = """async () => {
 
 def at(seconds: float) -> str:
     """The time this many seconds from now, as the server writes it."""
-    time = datetime.now(UTC) + timedelta(seconds=seconds)
+    return written(datetime.now(UTC) + timedelta(seconds=seconds))
+
+
+def written(time: datetime) -> str:
+    """A time, as the server writes it."""
     return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -287,7 +291,8 @@ WORDS = {
 def test_each_status_has_its_word(stage: Stage) -> None:
     """Each status has its own word."""
     stage.open()
-    assert {n: stage.show(d)["status"] for n, d in STATES.items()} == WORDS
+    states = {**STATES, "queued": data("queued", updated_at=None)}
+    assert {n: stage.show(d)["status"] for n, d in states.items()} == WORDS
 
 
 def test_ends_and_troubles_differ_by_icon_and_colour(stage: Stage) -> None:
@@ -393,9 +398,9 @@ def test_retry_is_told(stage: Stage) -> None:
 def test_due_time_is_told(stage: Stage) -> None:
     """A queued job shows when it is due, but not a time in the past."""
     stage.open()
-    details = stage.show(data("queued", due_at=at(400 * 86400)))["details"]
-    assert re.match(r"· starts at \w+\s\d+,\s\d{4},\s\d+:\d\d\s[AP]M$", details)
-    assert stage.show(data("queued", due_at=at(-5)))["details"] == ""
+    status = stage.show(data("queued", due_at=at(400 * 86400)))["status"]
+    assert re.match(r"Starts at \w+\s\d+,\s\d{4},\s\d+:\d\d\s[AP]M$", status)
+    assert stage.show(data("queued", due_at=at(-5)))["status"].startswith("Waiting")
 
 
 @pytest.mark.parametrize(
@@ -1120,10 +1125,10 @@ def test_second_copy_of_the_script_changes_nothing(
     page: Page, poll_server: PollServer
 ) -> None:
     """A page that loads the script twice keeps its labels, those set later as well."""
-    poll_server.answer("job", answer(), answer("queued"))
+    poll_server.answer("job", answer(), answer("stalled"))
     page.goto(poll_server.url + "/empty")
     page.add_script_tag(url="/job-state.js")
-    page.evaluate("JobState.labels = {queued: 'Planned'}")
+    page.evaluate("JobState.labels = {stalled: 'Silent'}")
     page.add_script_tag(url="/job-state.js")
     page.evaluate("JobState.setLabels('de', {working: 'Läuft'})")
     page.evaluate(
@@ -1134,7 +1139,7 @@ def test_second_copy_of_the_script_changes_nothing(
         }"""
     )
     wait_for(lambda: page.evaluate(LOOK, "job")["status"] == "Läuft")
-    wait_for(lambda: page.evaluate(LOOK, "job")["status"] == "Planned")
+    wait_for(lambda: page.evaluate(LOOK, "job")["status"] == "Silent")
 
 
 def test_wrong_language_is_no_disaster(stage: Stage) -> None:

@@ -65,7 +65,7 @@ GERMAN = {
     "Running": "Läuft",
     "Cancel": "Abbrechen",
     "No jobs.": "Keine Aufgaben.",
-    "starts at ${time}": "beginnt um ${time}",
+    "Starts at ${time}": "Beginnt um ${time}",
     "${done} of ${total} ${unit}": "${done} von ${total} ${unit}",
     "number-grouping": ".",
     "number-decimal": ",",
@@ -142,7 +142,7 @@ def test_pages_are_in_the_language_of_the_request(
     assert one.one("[data-act]")["data-question"] == "Diese Aufgabe abbrechen?"
     assert one.texts(".jobstate-timeline li")[1].startswith("0 Sek. ")
     assert one.data["labels"]["working"] == "Läuft"
-    assert one.data["labels"]["due"] == "beginnt um {time}"
+    assert one.data["labels"]["due"] == "Beginnt um {time}"
     assert one.data["words"]["changed"] == "Die Aufgabe hat sich geändert."
     plural = one.data["plurals"]["cancel"]
     forms = [plural["forms"][int(plural["at"][number])] for number in (0, 1, 2, 199)]
