@@ -2,10 +2,28 @@
 (() => {
   "use strict";
 
-  // The page of an import shows more once the job is done.
+  // The page of an import shows more once the job is done. In a hidden tab it waits, since
+  // reloading takes the mark from the title.
   document.addEventListener("job-state:success", ({ target }) => {
-    if ("reload" in target.dataset) location.reload();
+    if (!("reload" in target.dataset)) return;
+    const reload = () => document.hidden || location.reload();
+    document.addEventListener("visibilitychange", reload);
+    reload();
   });
+
+  // Asks for permission to notify, unless the viewer has already answered.
+  const button = document.querySelector("[data-tell]");
+  if (button && window.Notification?.permission === "default") {
+    button.hidden = false;
+    button.addEventListener("click", async () => {
+      button.textContent = (await JobState.askToNotify())
+        ? "You will be notified if you leave this tab"
+        : "Your browser will not notify you";
+      button.disabled = true;
+    });
+    document.addEventListener("job-state:success", () => button.remove());
+    document.addEventListener("job-state:error", () => button.remove());
+  }
 
   const svg = document.querySelector(".course");
   if (!svg) return;

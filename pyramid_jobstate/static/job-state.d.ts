@@ -27,7 +27,8 @@ declare namespace JobState {
    * join when there is room. A stream that fails, is silent for 50 seconds or has no first
    * event within five (a proxy holds it back) gives way to polls at once. The page tries
    * again after 15 seconds if that stream had worked, and otherwise polls from then on. A
-   * hidden tab closes its streams; when shown, it polls at once and then streams again.
+   * hidden tab closes its streams; when shown, it polls at once and then streams again. While
+   * hidden, it polls once a minute for pollers with `whileHidden`, and not at all for others.
    *
    * ```js
    * JobState.startPolling({
@@ -51,6 +52,12 @@ declare namespace JobState {
      * Applies to polls only: a stream calls `update` as states arrive.
      */
     pollingPeriod?: number;
+
+    /**
+     * Also poll while the tab is hidden, once a minute: browsers allow hidden tabs no more.
+     * Otherwise the poller sleeps until the tab shows.
+     */
+    whileHidden?: boolean;
 
     /**
      * Called with each state that was received, including the last one, just before `success`
@@ -195,6 +202,15 @@ declare namespace JobState {
     );
 
   /**
+   * Ask the viewer for permission to notify, for elements with the attribute `notify`. Call
+   * it from a click: browsers refuse, or hide, the question otherwise.
+   *
+   * Resolves to whether the page may notify: false if the viewer refuses, or has refused
+   * before, and where there are no notifications. Never rejects.
+   */
+  function askToNotify(): Promise<boolean>;
+
+  /**
    * Words for the elements of the page in every language without words of its own. Set
    * them before the elements show. The default is English.
    *
@@ -275,6 +291,14 @@ declare namespace JobState {
    * A queued job says how long it has waited for a worker ("Waiting for 40 sec"), or when it
    * starts, in the viewer's zone and language. The text counts on by itself, by
    * {@link Poller.now}; screen readers are told the state only.
+   *
+   * With the attribute `notify`, a hidden page polls once a minute. When the job ends in it, a
+   * bullet stands before `document.title` until the page shows. If the viewer has already
+   * given permission (see {@link askToNotify}), the browser also shows a notification: one
+   * for each job, whatever the number of elements, and tabs replace each other's. Its text
+   * is the value of the attribute if the job succeeds, and otherwise, or without a value,
+   * the job's title and the word for its state. Jobs that ended before the page first
+   * asked for them are not told.
    *
    * With the attribute `compact`, it takes one line, 2.5 em high, without
    * the log and the link to the result.

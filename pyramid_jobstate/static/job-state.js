@@ -195,7 +195,8 @@ class Job {
   }
 
   get period() {
-    return Math.min(...[...this.watches].map((watch) => watch.period));
+    const period = Math.min(...[...this.watches].map((watch) => watch.period));
+    return ofDocument("hidden") ? Math.max(period, MINUTE) : period;
   }
 
   /** Ask as soon as possible, before a stream brings the job, unless one does already. */
@@ -402,17 +403,22 @@ class Channel {
     this.plan();
   }
 
+  /** The jobs to ask for: in a hidden page, those of watches that want it. */
+  get awake() {
+    const all = this.away ? [] : [...this.jobs.values()];
+    if (!ofDocument("hidden")) return all;
+    return all.filter(({ watches }) => [...watches].some((watch) => watch.callbacks.whileHidden));
+  }
+
   /** Stream what can be streamed, and ask when the next of the other jobs is due. */
   plan() {
     clearTimeout(this.timer);
-    if (this.away || ofDocument("hidden")) {
-      feeds.forEach((feed) => feed.close());
-      return;
-    }
+    const isHidden = this.away || ofDocument("hidden");
+    if (isHidden) feeds.forEach((feed) => feed.close());
     if (this.controller) return;
     const now = performance.now();
-    const jobs = [...this.jobs.values()];
-    this.stream(jobs, now + GATHER);
+    const jobs = this.awake;
+    if (!isHidden) this.stream(jobs, now + GATHER);
     const due = Math.max(this.notBefore, Math.min(...jobs.map((job) => job.due)));
     if (due <= now) this.run(now);
     else if (due < Infinity) this.timer = setTimeout(() => this.run(due), due - now);
@@ -464,7 +470,7 @@ class Channel {
    * are due again, if asking early saves a request.
    */
   waiting(now) {
-    const jobs = [...this.jobs.values()];
+    const jobs = this.awake;
     const due = jobs.filter((job) => job.due <= now);
     const ahead = now + 0.75 * Math.min(...due.map((job) => job.period));
     return jobs.filter(
@@ -790,6 +796,38 @@ function draw(loaded) {
   }
 }
 
+// Stands before the title of a page in which a job has ended unseen. The word joiner tells
+// it from a bullet of the application's own.
+const MARK = "\u25cf\u2060\xa0";
+const notified = new Set();
+
+/** Put a mark, or nothing, before the title as the application has it by now. */
+function markTitle(mark) {
+  const title = ofDocument("title");
+  const plain = title.startsWith(MARK) ? title.slice(MARK.length) : title;
+  Reflect.set(Document.prototype, "title", mark + plain, document);
+}
+
+/** Tell of the end of a job if the page is hidden, and of each only once. */
+function notify({ uuid, finished_at }, text) {
+  const end = uuid + finished_at;
+  if (!ofDocument("hidden")) return;
+  markTitle(MARK);
+  window.addEventListener("visibilitychange", () => markTitle(""), { capture: true, once: true });
+  attempt(() => {
+    if (notified.has(end) || Notification.permission !== "granted") return;
+    notified.add(end);
+    // Other tabs replace it.
+    new Notification(text, { tag: uuid });
+  });
+}
+
+/** See job-state.d.ts. */
+async function askToNotify() {
+  const answer = await attempt(() => Notification.requestPermission().catch(() => {}));
+  return answer === "granted";
+}
+
 // One live region announces for all elements of the page.
 const speaker = make("div", { role: "status" });
 speaker.style.cssText = "position:fixed;clip-path:inset(50%)";
@@ -907,7 +945,7 @@ class View {
 }
 
 const PROPERTIES = ["src", "cancellable", "log"]; // each reflects its attribute
-const ASKING = ["src", "period", "csrf-token", "csrf-header", "cross-origin"];
+const ASKING = ["src", "period", "csrf-token", "csrf-header", "cross-origin", "notify"];
 
 class JobStateElement extends HTMLElement {
   static get observedAttributes() {
@@ -1010,8 +1048,13 @@ class JobStateElement extends HTMLElement {
       this._reason = reason;
       this._tell("lost", reason);
     };
+    const text = this.getAttribute("notify");
+    let isNews = false; // not of a job that was over
     const end = (data) => {
+      const { job } = data;
       this._poller = null;
+      const usual = `${this._title(job)}: ${this._word(job.status)}`;
+      if (isNews) notify(job, (data.job_state === "success" && text) || usual);
       this._tell(data.job_state, data);
     };
     try {
@@ -1020,9 +1063,11 @@ class JobStateElement extends HTMLElement {
         pollingPeriod: this.period,
         csrfToken: this.getAttribute("csrf-token"),
         csrfHeader: this.getAttribute("csrf-header"),
+        whileHidden: text !== null,
         crossOrigin: this.hasAttribute("cross-origin"),
         update: (data) => {
           this.data = data;
+          isNews = isNews || (text !== null && data.job_state === "working");
           if (!data.job.cancellable || data.job.status === "cancelling") this._asking = false;
           this._tell("update", data);
         },
@@ -1076,6 +1121,10 @@ class JobStateElement extends HTMLElement {
       ENGLISH,
     ].find((some) => some && name in some);
     return fill(String(labels[name]), values);
+  }
+
+  _word(state) {
+    return this._label(own(ENGLISH, state) ? state : "working");
   }
 
   _title(job) {
@@ -1170,7 +1219,7 @@ class JobStateElement extends HTMLElement {
     const { parts } = view;
     const job = this._data ? this._data.job : {};
     const { due, waiting } = this._wait(job, state);
-    const word = (state === "queued" && due) || this._label(own(ENGLISH, state) ? state : "working");
+    const word = (state === "queued" && due) || this._word(state);
     const answered = this._data || state === "lost";
     const progress = job.progress || {};
     const isOver = ["success", "error", "cancelled", "lost"].includes(state);
@@ -1255,7 +1304,7 @@ for (const name of PROPERTIES) {
 
 // A page may load this script twice. The elements belong to the first copy.
 if (!customElements.get("job-state")) {
-  window.JobState = { startPolling, labels: {}, setLabels, JobStateElement };
+  window.JobState = { startPolling, askToNotify, labels: {}, setLabels, JobStateElement };
   customElements.define("job-state", JobStateElement);
 }
 })();

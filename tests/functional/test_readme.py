@@ -14,7 +14,7 @@ from pathlib import Path
 
 import docutils.core
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 import pyramid_jobstate
 from pyramid_jobstate import JobStore, Progress, testing
@@ -649,7 +649,7 @@ def test_script_of_the_readme_runs(
     """In a browser, the page of the quick start and the script by hand follow a
     marathon to its end.
     """
-    (script,) = snippets("js")
+    (script,) = [text for text in snippets("js") if "startPolling" in text]
     (myapp / "serve.py").write_text(SERVE, "utf-8")
     (myapp / "hand.js").write_text(script, "utf-8")
     state = "document.querySelector('job-state').state"
@@ -660,4 +660,34 @@ def test_script_of_the_readme_runs(
         assert page.text_content(".miles") == "26"
         page.goto(f"{address}/run")
         wait_for(lambda: page.evaluate(state) == "success", 20)
+    assert console_errors == []
+
+
+def test_button_of_the_readme_asks_for_permission(
+    page: Page, console_errors: list[str]
+) -> None:
+    """The button goes when the viewer agrees, and stays when they do not."""
+    (script,) = [text for text in snippets("js") if "askToNotify" in text]
+    with contextlib.closing(PollServer()) as server:
+        page.goto(server.url + "/empty")
+        page.add_script_tag(url="/job-state.js")
+    page.evaluate("document.body.innerHTML = '<button class=tell-me>Tell me</button>'")
+    page.evaluate(
+        """() => {
+            window.answer = "denied";
+            window.asked = 0;
+            Notification.requestPermission = async () => {
+                asked += 1;
+                return answer;
+            };
+        }"""
+    )
+    page.add_script_tag(content=script)
+    button = page.locator(".tell-me")
+    button.click()
+    wait_for(lambda: page.evaluate("asked") == 1)
+    assert button.is_visible()
+    page.evaluate("answer = 'granted'")
+    button.click()
+    expect(button).to_be_hidden()
     assert console_errors == []
