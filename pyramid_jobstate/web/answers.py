@@ -59,11 +59,11 @@ class Answer(Response):
 
 
 def not_found(exc: HTTPNotFound, request: Request) -> Response:
-    return render({"error": "The job does not exist."}, 404)
+    return timed(render({"error": "The job does not exist."}, 404), request)
 
 
 def forbidden(exc: HTTPForbidden, request: Request) -> Response:
-    return render({"error": "You may not do this with the job."}, 403)
+    return timed(render({"error": "You may not do this with the job."}, 403), request)
 
 
 def bad_request(message: str) -> Response:
