@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .errors import JobCancelled, NotRepeatable, StoreUnavailable
+from .errors import JobCancelled, NotRepeatable, NotUnique, StoreUnavailable
 from .job import JobError, JobState, Progress, current_job_state
 from .store import BulkResult, Counts, JobStore
 from .worker import JobStateMiddleware, rerun, rerun_all
@@ -23,6 +23,7 @@ __all__ = [
     "JobStateMiddleware",
     "JobStore",
     "NotRepeatable",
+    "NotUnique",
     "Progress",
     "RequestMiddleware",
     "StoreUnavailable",

@@ -27,12 +27,16 @@ class NotRepeatable(Exception):
 
 
 class NotUnique(NotRepeatable):
-    """Raised when a unique job that failed cannot run again yet: another job with its
-    unique key is under way.
+    """Raised when a unique job that failed cannot run again yet: another one is under
+    way.
+
+    Parameters:
+      uuid: The job that is under way.
     """
 
-    def __init__(self) -> None:
-        super().__init__("Another job with its unique key is under way.")
+    def __init__(self, uuid: str) -> None:
+        super().__init__(f"The job {uuid} with the same unique key is under way.")
+        self.uuid = uuid
 
 
 class StoreUnavailable(Exception):

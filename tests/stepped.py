@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +20,14 @@ from redis.exceptions import ConnectionError as Lost
 from tests.rerunapp import HANDSHAKE
 
 _here = threading.local()
+
+
+#: What may happen to a process at a round trip: it dies, it stands still for a while
+#: before it goes on, or it does not get the reply.
+FATES = ("die before", "die after", "sleep", "sleep", "lose", "lose")
+
+#: Seconds for which a process stands still.
+SLEEP = 0.1
 
 
 class Killed(BaseException):
@@ -36,12 +45,14 @@ class Process:
       is_dead: Whether it was killed.
       is_over: Whether it has ended, in whatever way.
       error: What it raised, if anything.
+      wakes_at: Until when it stands still, by the monotonic clock.
     """
 
     def __init__(self, world: World, main: Callable[[], None]) -> None:
         self.is_dead = False
         self.is_over = False
         self.error: BaseException | None = None
+        self.wakes_at = 0.0
         self._world = world
         self._main = main
         self._go = threading.Semaphore(0)
@@ -61,6 +72,12 @@ class Process:
         self._paused.release()
         self._go.acquire()
         return self._world.fate()
+
+    def sleep(self) -> None:
+        """Stand still while the others go on and time passes."""
+        self.wakes_at = time.monotonic() + SLEEP
+        self._paused.release()
+        self._go.acquire()
 
     def die(self) -> None:
         self.is_dead = True
@@ -110,13 +127,17 @@ class World:
         live = [process for process in self.processes if not process.is_over]
         if not live:
             return False
-        self.rng.choice(live).step()
+        awake = [each for each in live if each.wakes_at <= time.monotonic()]
+        if awake:
+            self.rng.choice(awake).step()
+        else:
+            time.sleep(0.01)
         return True
 
     def fate(self) -> str:
         fate = "pass"
         if self.rng.random() < self.faults:
-            fate = self.rng.choice(["die before", "die after", "lose", "lose"])
+            fate = self.rng.choice(FATES)
         self.seen[fate] += 1
         return fate
 
@@ -143,15 +164,18 @@ def stepped() -> Iterator[None]:
         process: Process | None = getattr(_here, "process", None)
         packed = command if isinstance(command, bytes) else b"".join(command)
         if process is not None and not HANDSHAKE.match(packed):
-            fates[self] = process.pause()
-            if fates[self] == "die before":
+            fate = process.pause()
+            if fate == "die before":
                 process.die()
+            if fate == "sleep":
+                process.sleep()
+            fates[self] = fate
         return send(self, command, *args, **kwargs)
 
     def read_response(self: Any, *args: Any, **kwargs: Any) -> Any:
         fate = fates.pop(self, "pass")
         reply = read(self, *args, **kwargs)
-        if fate != "pass":
+        if fate in ("die after", "lose"):
             # Nobody else must read the other replies of a pipeline.
             self.disconnect()
         if fate == "die after":

@@ -15,7 +15,6 @@ from .bulk import Bulk
 from .faults import CouldNot, Refused
 from .output import Output
 from .selecting import add_selection, filters_of
-from .states import refusal_of
 
 DRAWS = False
 
@@ -47,7 +46,7 @@ def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
     filters = filters_of(args)
     broker = find_broker(store, args.broker)
     # Dramatiq is imported only where jobs run again.
-    from ..worker import rerun, rerun_all
+    from ..worker import rerun, rerun_all, why_not_repeatable
 
     if filters is not None:
         if filters.pop("status", None) is not None:
@@ -61,7 +60,7 @@ def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
         try:
             if args.dry_run:
                 is_sent = record_of(job).has_failed
-                reason = refusal_of(store.failures(record_of(job).uuid))
+                reason = why_not_repeatable(store, broker, job)
                 if is_sent and reason:
                     raise NotRepeatable(reason)
             else:

@@ -37,7 +37,7 @@ def identity_of(actor: str, key: object, owner: str | None, *, shared: bool) -> 
         return dumps([actor, key])
     if owner is None:
         raise ValueError(
-            f"The job with the unique key {key!r} has no owner. Pass shared=True if "
-            "all visitors shall share one job, or name an owner."
+            f"The job with the unique key {key!r} has no owner. Pass shared=True to "
+            "let all visitors share one job, or name an owner."
         )
     return f"[{dumps(actor)},{dumps(key)},{owner}]"

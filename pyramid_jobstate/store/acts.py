@@ -7,18 +7,14 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from redis import exceptions as errors
 from redis.exceptions import RedisError
 
-from ..errors import NotUnique
+from ..errors import NotRepeatable, NotUnique
 from ..job import JobInfo, Record
 from .bulk import Acted
-from .claims import REFUSED
+from .connection import LOST, text
 from .scripts import Call, run_scripts
 from .writes import JobWrites, checked
-
-#: The errors after which a call may have been carried out, or not.
-LOST = (errors.ConnectionError, errors.TimeoutError)
 
 #: The replies to a call that did something.
 DONE = (1, 2)
@@ -33,8 +29,9 @@ class JobActs(JobWrites):
         """
         # The client may repeat the call if a reply is lost: the word identifies it.
         (done,) = self._run([self._calls.cancel(uuid, secrets.token_hex(4))])
-        if not done and (target := self.claims.target_of(uuid)) is not None:
-            return self.cancel(target.uuid, target.info)
+        if not isinstance(done, int):
+            (record,) = self._reader.read([text(done)])
+            return record is not None and self.cancel(record.uuid, record.info)
         # Losing these calls does no harm: lists move entries that they find elsewhere,
         # and the reply to a heartbeat tells the worker.
         with contextlib.suppress(RedisError):
@@ -57,13 +54,16 @@ class JobActs(JobWrites):
           kept.
 
         Raises:
-          NotUnique: It is unique, and another job with its unique key is under way.
+          NotUnique: Another job with its unique key is under way.
+          NotRepeatable: This process has stood still while it held the key.
         """
         uuid, word = record.uuid, secrets.token_hex(6)
-        with self.claims.reopened([(uuid, record.info)]) as until:
-            if until[uuid] == REFUSED:
-                raise NotUnique
-            (done,) = self._run([self._calls.requeue(uuid, word, until[uuid])])
+        with self.claims.held(uuid, record.info) as hold:
+            if hold.other is not None:
+                raise NotUnique(hold.other)
+            (done,) = self._run([self._calls.requeue(uuid, word, hold.deadline)])
+        if done < 0:
+            raise NotRepeatable("Its unique key could not be held for long enough.")
         if not done:
             return None
         self._list(self._index.requeue(record.uuid, record.info))

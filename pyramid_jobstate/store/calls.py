@@ -63,8 +63,8 @@ class Calls:
     def create(self, job: NewJob) -> Call:
         return self._call("create", job.uuid, *self._new(job))
 
-    def queue_again(self, job: NewJob, token: str, claimed: str) -> Call:
-        return self._call("queue_again", job.uuid, *self._new(job), token, claimed)
+    def queue_again(self, job: NewJob, token: str, deadline: str) -> Call:
+        return self._call("queue_again", job.uuid, *self._new(job), token, deadline)
 
     def confirm(self, uuid: str, word: str) -> Call:
         return self._call("confirm", uuid, word)
@@ -72,12 +72,15 @@ class Calls:
     def forget(self, job: NewJob) -> Call:
         return self._call("forget", job.uuid, job.sender)
 
-    def cancel(self, uuid: str, word: str, *, if_unsent: bool = False) -> Call:
-        times = self._ended_ttl, self._silence
-        reason = dumps(CANCELLED)
-        return self._call("cancel", uuid, *times, reason, word, int(if_unsent))
+    def cancel(self, uuid: str, word: str) -> Call:
+        ttl, silence = self._ended_ttl, self._silence
+        return self._call("cancel", uuid, ttl, silence, dumps(CANCELLED), word, 0)
 
-    def start(self, update: Update, claimed: str) -> Call:
+    def cancel_unsent(self, uuid: str, word: str) -> Call:
+        ttl, silence = self._ended_ttl, self._silence
+        return self._call("cancel", uuid, ttl, silence, dumps(NOT_SENT), word, 1)
+
+    def start(self, update: Update, deadline: str) -> Call:
         return self._call(
             "start",
             update.uuid,
@@ -87,7 +90,7 @@ class Calls:
             int(update.cancelled),
             self._active_ttl,
             update.info.rerun or "",
-            claimed,
+            deadline,
             *_flat(update.info.fields()),
         )
 
@@ -141,9 +144,9 @@ class Calls:
     def delete(self, uuid: str, word: str) -> Call:
         return self._call_both("delete", uuid, self._ended_ttl, word)
 
-    def requeue(self, uuid: str, word: str, claimed: str) -> Call:
+    def requeue(self, uuid: str, word: str, deadline: str) -> Call:
         ttl, silence = self._active_ttl, self._silence
-        return self._call_both("requeue", uuid, ttl, silence, word, claimed)
+        return self._call_both("requeue", uuid, ttl, silence, word, deadline)
 
     def restore(self, uuid: str, word: str) -> Call:
         return self._call_both("restore", uuid, self._ended_ttl, word)

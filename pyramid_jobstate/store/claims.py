@@ -7,8 +7,10 @@ way. No lock has to be released when it ends.
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import RedisError
@@ -25,16 +27,16 @@ if TYPE_CHECKING:
     from .reading import Reader
     from .scripts import Call
 
+log = logging.getLogger(__name__)
+
 #: Milliseconds for which an ended job holds its claim while it is about to run again.
-HOLD = 10_000
+HOLD = 4_000
 
 #: The milliseconds that must be left of them: the clocks of a Cluster's nodes differ.
 MARGIN = HOLD // 2
 
-
-#: What a script is told of a job that needs no claim, and of one that does not get it:
-#: see :meth:`Claims.reopened`.
-NOT_UNIQUE, REFUSED = "", "0"
+#: Seconds between two looks at a claim that is held.
+PAUSE = 0.02
 
 #: No sender: the call only renews an alias.
 RENEWS = "-"
@@ -46,18 +48,31 @@ class Claim(NamedTuple):
     Attributes:
       uuid: The job.
       version: The version of the claim.
-      held: Until when no other job may take it, whatever the record of the job says, in
+      held_until: Until when no other job may take it although this one has ended, in
         milliseconds of the server's clock, or 0.
     """
 
     uuid: str
     version: str
-    held: int
+    held_until: int
 
-    @property
-    def until(self) -> str:
-        """Until when the job may begin anew, for the scripts."""
-        return str(self.held - MARGIN)
+
+class Hold(NamedTuple):
+    """Whether a job that has ended may run again.
+
+    Attributes:
+      deadline: Until when its new run may begin, for the scripts: in milliseconds of
+        the server's clock, "" for a job that is not unique, and "0" if another one is
+        under way.
+      other: The uuid of that other job, or None.
+    """
+
+    deadline: str = ""
+    other: str | None = None
+
+
+#: The deadline of a unique job that has not asked for its claim.
+UNASKED = Hold("0")
 
 
 class Claims:
@@ -83,69 +98,74 @@ class Claims:
         self._run = run
         #: A claim outlives the record, whose life is lengthened more often.
         self._ttl = 2 * index.active_ttl
+        #: An alias is renewed when it is read.
+        self._alias_ttl = index.active_ttl + index.ended_ttl
 
     def find(self, identity: str) -> Record | None:
         """Return the record of the last job of an identity, or None."""
-        return self._find(identity)[0]
+        claim = self._reader.fields(self._calls.claim_key(identity), ("job",))
+        if not claim:
+            return None
+        (record,) = self._reader.read([claim["job"]])
+        return record
 
     def under_way(self, identity: str) -> Record | None:
         """Return the record of the job of an identity that is under way, or None."""
-        record, held = self._find(identity)
-        if record is None or held > self._reader.now():
-            return record
-        return None if record.is_finished or record.was_never_sent else record
+        record = self.find(identity)
+        if record is None or record.is_finished or record.was_never_sent:
+            return None
+        return record
 
-    def take(
-        self, identity: str, uuid: str, delay: float = 0.0, *, hold: int | None = None
-    ) -> Claim:
-        """Take the claim for a job, unless another one is under way. Return the claim,
-        which names the job or the other one.
+    def take(self, identity: str, uuid: str, delay: float = 0.0) -> str:
+        """Take the claim for a job, unless another one is under way. If that is about
+        to run again, wait until it does.
 
         Parameters:
           delay: Seconds until the job is due.
-          hold: Milliseconds to hold it for, although the record says that the job has
-            ended.
+
+        Returns:
+          The uuid of the job that has the claim.
         """
         version = ""
         while True:
-            call = self._calls.claim(identity, uuid, version, self._life(delay), hold)
-            claim = self._claim(call)
-            if claim.uuid == uuid or claim.held or not self._is_over(claim.uuid):
-                return claim
+            claim = self._take(identity, uuid, version, delay)
+            if claim.uuid == uuid or not self._is_over(claim.uuid):
+                return claim.uuid
             version = claim.version
+            if claim.held_until:
+                # It may be under way by the time at which the hold ends.
+                time.sleep(PAUSE)
+                version = ""
 
     @contextlib.contextmanager
-    def reopened(
-        self, jobs: Iterable[tuple[str, JobInfo]]
-    ) -> Iterator[Mapping[str, str]]:
-        """Hold the claims of those jobs that are unique, while they are about to run
-        again after they have ended. Gives until when each may begin, by uuid, for the
-        scripts: NOT_UNIQUE for any other job, and REFUSED if another one is under way.
+    def held(self, uuid: str, info: JobInfo, delay: float = 0.0) -> Iterator[Hold]:
+        """Hold the claim of a job that has ended while it is about to run again, if it
+        is unique.
+
+        Parameters:
+          delay: Seconds until the job is due.
         """
-        until: dict[str, str] = {}
-        held: list[tuple[str, Claim]] = []
+        if info.unique is None:
+            yield Hold()
+            return
+        claim = self._hold(info.unique, uuid, delay)
+        if claim.uuid != uuid:
+            yield Hold("0", claim.uuid)
+            return
         try:
-            for uuid, info in jobs:
-                until[uuid] = NOT_UNIQUE
-                if info.unique is not None:
-                    claim = self.take(info.unique, uuid, hold=HOLD)
-                    until[uuid] = REFUSED
-                    if claim.uuid == uuid:
-                        until[uuid] = claim.until
-                        held.append((info.unique, claim))
-            yield until
+            yield Hold(str(claim.held_until - MARGIN))
         finally:
-            # The records say again whether the jobs are under way. Otherwise that is so
+            # The record says again whether the job is under way. Otherwise that is so
             # in a moment.
             with contextlib.suppress(RedisError):
-                self._run(
-                    self._calls.claim(identity, claim.uuid, claim.version, self._ttl, 0)
-                    for identity, claim in held
-                )
+                life = self._life(delay)
+                call = self._calls.claim(info.unique, uuid, claim.version, life, 0)
+                self._run([call])
 
     def renew(self, update: Update, reply: Reply | Exception) -> Iterator[Call]:
         """Yield the call that lets a claim live for as long as the record of its job
-        after an update that begins its run, renews its place or ends the run.
+        after an update that begins its run, renews its place or ends the run. Losing it
+        does no harm for a long time.
 
         Parameters:
           reply: The store's reply to the update.
@@ -178,8 +198,8 @@ class Claims:
         ]
 
     def target_of(self, uuid: str) -> Record | None:
-        """Return the record of the job to which an alias leads, or None if it is none,
-        or the job is unknown.
+        """Return the record of the job to which an alias leads, or None if the uuid is
+        not an alias, or the job is unknown.
         """
         (record,) = self.follow([uuid])
         return None if record is None or record.uuid == uuid else record
@@ -188,35 +208,46 @@ class Claims:
         """Let the record of a job that is not sent lead to another job."""
         (record,) = self._reader.read([target])
         due = record and record.millis("due")
-        life = self._ttl + max(0, (due or 0) - self._reader.now())
+        life = self._alias_ttl + max(0, (due or 0) - self._reader.now())
         self._run([self._calls.alias(job.uuid, target, life, job.sender)])
         # Lists drop it when they read it.
         with contextlib.suppress(RedisError):
             self._run(self._index.forget(job))
 
     def _renew_aliases(self, aliases: Sequence[Alias]) -> None:
-        """Lengthen the lives of aliases of which half is over."""
+        """Renew aliases past half their lifetime."""
         now = self._reader.now()
         # On a read-only server they live on for a while.
         with contextlib.suppress(RedisError):
             self._run(
-                self._calls.alias(alias.uuid, alias.target, self._ttl, RENEWS)
+                self._calls.alias(alias.uuid, alias.target, self._alias_ttl, RENEWS)
                 for alias in aliases
-                if now - alias.updated > self._ttl / 2
+                if now - alias.updated > self._alias_ttl / 2
             )
 
-    def _find(self, identity: str) -> tuple[Record | None, int]:
-        """Return the last job of an identity, and until when it holds the claim."""
-        key = self._calls.claim_key(identity)
-        claim = self._reader.fields(key, ("job", "held"))
-        if "job" not in claim:
-            return None, 0
-        (record,) = self._reader.read([claim["job"]])
-        return record, int(claim.get("held", 0))
+    def _hold(self, identity: str, uuid: str, delay: float) -> Claim:
+        """Take and hold the claim for a job, unless another one is under way, or about
+        to run again.
+        """
+        version = ""
+        while True:
+            claim = self._take(identity, uuid, version, delay, HOLD)
+            if claim.uuid == uuid or claim.held_until or not self._is_over(claim.uuid):
+                return claim
+            version = claim.version
 
-    def _claim(self, call: Call) -> Claim:
-        ((uuid, version, held),) = self._run([call])
-        return Claim(text(uuid), text(version), int(held))
+    def _take(
+        self,
+        identity: str,
+        uuid: str,
+        version: str,
+        delay: float,
+        hold: int | None = None,
+    ) -> Claim:
+        life = self._life(delay)
+        call = self._calls.claim(identity, uuid, version, life, hold)
+        ((holder, version, held_until),) = self._run([call])
+        return Claim(text(holder), text(version), int(held_until))
 
     def _is_over(self, uuid: str) -> bool:
         """Return whether a job has ended or is unknown. One that was never sent is
@@ -225,7 +256,12 @@ class Claims:
         (record,) = self._reader.read([uuid])
         if record is not None and record.was_never_sent:
             word = secrets.token_hex(4)
-            self._run([self._calls.cancel(uuid, word, if_unsent=True)])
+            (done,) = self._run([self._calls.cancel_unsent(uuid, word)])
+            if done:
+                log.info("Job %s was never sent. Another has taken its place.", uuid)
+                with contextlib.suppress(RedisError):
+                    self._run(self._index.end(uuid, record.info, "cancelled"))
+                return True
             (record,) = self._reader.read([uuid])
         return record is None or record.is_finished
 

@@ -43,6 +43,9 @@ CLUSTER = "+cluster"
 
 SCHEMES = ("redis", "rediss", "unix", f"redis{CLUSTER}", f"rediss{CLUSTER}")
 
+#: The errors after which a call may have been carried out, or not.
+LOST = (errors.ConnectionError, errors.TimeoutError)
+
 #: The errors of a Cluster node that does not hold a key, or does not hold it yet.
 MOVED = (errors.MovedError, errors.AskError, errors.TryAgainError)
 
@@ -225,7 +228,7 @@ def _on_cluster(client: RedisCluster, commands: Sequence[Command]) -> list[Any]:
                 client.get_redis_connection(nodes[name]),
                 [commands[i] for i in indexes],
             )
-        except (errors.ConnectionError, errors.TimeoutError) as e:
+        except LOST as e:
             found = [e] * len(indexes)
             lost += 1
         for i, reply in zip(indexes, found, strict=True):

@@ -15,7 +15,7 @@ from .bulk import Act, Bulk, BulkResult, Tell
 from .connection import impatient, name_of
 from .counting import MAX_BUCKETS, Bucket, Counter, Counts
 from .failures import FIELDS, Failures, read_failures
-from .filters import Filter
+from .filters import OUTLINE, Filter
 from .pages import Lister, Page
 from .writes import positive
 
@@ -129,7 +129,8 @@ class JobStore(JobActs):
         Returns:
           Whether this call deleted it: False if it has not ended or is unknown.
         """
-        record = self.record(uuid)
+        (record,) = self._reader.read([uuid], *OUTLINE)
+        record = record or self.claims.target_of(uuid)
         return record is not None and bool([*self.delete_records([record])])
 
     def failures(self, uuid: str) -> Failures:

@@ -63,8 +63,8 @@ class Call(NamedTuple):
 
 
 class Reply(enum.IntEnum):
-    """The reply to an update of a run: see lua/common.lua. To a unique job that needs
-    its claim, the store replies HELD if another job has that.
+    """The reply to an update of a run: see lua/common.lua. No script replies HELD: it
+    stands for UNCLAIMED while another job has the claim.
     """
 
     HELD = -5

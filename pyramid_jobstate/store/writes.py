@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from redis.exceptions import RedisError
 
 from ..job import NewJob, Update
 from .calls import Calls, millis
-from .claims import NOT_UNIQUE, REFUSED, Claims
-from .connection import Client, connect, text
+from .claims import UNASKED, Claims, Hold
+from .connection import LOST, Client, connect, text
 from .entries import ListAccess
 from .index import Index
 from .reading import Reader
@@ -91,10 +92,14 @@ class JobWrites:
           For each job, whether it was queued again.
         """
         # The token makes a repeated or late call harmless.
-        with self.claims.reopened([(job.uuid, job.info) for job, _ in ended]) as until:
+        with contextlib.ExitStack() as stack:
+            holds = [
+                stack.enter_context(self.claims.held(job.uuid, job.info, job.delay))
+                for job, _ in ended
+            ]
             replies = self._run(
-                self._calls.queue_again(job, token, until[job.uuid])
-                for job, token in ended
+                self._calls.queue_again(job, token, hold.deadline)
+                for (job, token), hold in zip(ended, holds, strict=True)
             )
         is_queued = [bool(reply) for reply in replies]
         self._list_queued([job for job, _ in ended], is_queued, again=True)
@@ -144,47 +149,51 @@ class JobWrites:
         Returns:
           The reply to each update, or the exception if it failed.
         """
-        firsts, results = self._change(updates, {})
+        firsts, results = self._change(updates)
         if Reply.UNCLAIMED in results:
             self._reopen(updates, firsts, results)
+        # Most updates leave the lists as they are.
+        moved = [
+            i
+            for i, update in enumerate(updates)
+            if update.begins or update.renews or update.end is not None
+        ]
         listed = [
             (i, call)
-            for i, update in enumerate(updates)
-            # Most updates leave the lists as they are.
-            if update.begins or update.renews or update.end is not None
-            for call in (
-                *self._index.update(
-                    update, results[i], reopened=firsts[i] == Reply.REOPENED
-                ),
-                *self.claims.renew(update, results[i]),
+            for i in moved
+            for call in self._index.update(
+                updates[i], results[i], reopened=firsts[i] == Reply.REOPENED
             )
+        ]
+        claims = [
+            call for i in moved for call in self.claims.renew(updates[i], results[i])
         ]
         if listed:
             self._sweep.begin()
             self._sweep.note()
-        replies = run_scripts(self.client, [call for _, call in listed])
-        for (i, _), reply in zip(listed, replies, strict=True):
+        calls = [call for _, call in listed]
+        replies = run_scripts(self.client, calls + claims)
+        for (i, _), reply in zip(listed, replies, strict=False):
             if isinstance(reply, Exception):
                 results[i] = reply
         return results
 
     def _change(
-        self, updates: Sequence[Update], until: Mapping[str, str]
+        self, updates: Sequence[Update], hold: Hold = UNASKED
     ) -> tuple[list[Any], list[Reply | Exception]]:
         """Write updates to the records of their jobs. Return for each the reply to its
         first call, and the reply to the update.
 
         Parameters:
-          until: Until when unique jobs may begin anew, by uuid.
+          hold: Whether unique jobs may run again that have ended.
         """
         calls: list[Call] = []
         places: list[tuple[int, int]] = []
         for update in updates:
             first = len(calls)
             if update.begins:
-                is_unique = update.info.unique is not None
-                claimed = until.get(update.uuid, REFUSED) if is_unique else NOT_UNIQUE
-                calls.append(self._calls.start(update, claimed))
+                deadline = "" if update.info.unique is None else hold.deadline
+                calls.append(self._calls.start(update, deadline))
             if update.reports:
                 calls.append(self._calls.report(update))
             places.append((first, len(calls) - 1))
@@ -203,13 +212,23 @@ class JobWrites:
         Parameters:
           updates, firsts, results: Updates, and what :meth:`_change` has returned.
         """
-        places = [i for i, reply in enumerate(results) if reply is Reply.UNCLAIMED]
-        late = [updates[i] for i in places]
-        with self.claims.reopened((each.uuid, each.info) for each in late) as until:
-            found = self._change(late, until)
-        for i, update, first, result in zip(places, late, *found, strict=True):
-            is_held = result is Reply.UNCLAIMED and until[update.uuid] == REFUSED
-            firsts[i], results[i] = first, Reply.HELD if is_held else result
+        away: RedisError | None = None
+        for i, update in enumerate(updates):
+            if results[i] is not Reply.UNCLAIMED:
+                continue
+            try:
+                if away is not None:
+                    raise away
+                with self.claims.held(update.uuid, update.info) as hold:
+                    if hold.other is None:
+                        ((firsts[i],), (results[i],)) = self._change([update], hold)
+                    else:
+                        results[i] = Reply.HELD
+            except RedisError as e:
+                results[i] = e
+                if isinstance(e, LOST):
+                    # Do not wait for the server once more for each job.
+                    away = e
 
     def cancels(self, since: int) -> tuple[set[str], int]:
         """Return the uuids of the running jobs whose cancellation was requested after

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyramid import threadlocal
 
@@ -60,21 +60,31 @@ def send_now(ask: Ask, outgoing: Outgoing) -> None:
         raise
 
 
-def join(request: Request, ask: Ask, outgoing: Outgoing) -> None:
-    """Have something sent when the transaction of a request commits.
+class Joinable(NamedTuple):
+    """A transaction that has begun.
 
-    The transaction must have begun, no matter by whom: with an implicit manager any
-    `get()` begins one, and nothing shows who called it.
+    Attributes:
+      manager: Its manager.
+      is_watched: Whether it may stay uncommitted until the request ends.
+    """
+
+    manager: Any
+    transaction: Any
+    is_watched: bool
+
+
+def joinable(request: Request) -> Joinable:
+    """Return the transaction of a request.
+
+    It must have begun, no matter by whom: with an implicit manager any `get()` begins
+    one, and nothing shows who called it.
 
     Raises:
-      RuntimeError: No transaction has begun, or it can no longer be joined.
+      RuntimeError: No transaction has begun.
     """
     manager = getattr(request, "tm", None)
     if manager is None:
         raise RuntimeError(NO_MANAGER)
-    # Where a manager exists, the package is installed.
-    from transaction.interfaces import TransactionError
-
     is_implicit = not getattr(manager, "explicit", False)
     tween_commits = _is_managed(manager)
     transaction = _begun(manager)
@@ -85,12 +95,26 @@ def join(request: Request, ask: Ask, outgoing: Outgoing) -> None:
         transaction = manager.get()
     if transaction is None:
         raise RuntimeError(NO_TRANSACTION)
+    is_watched = is_new or (is_implicit and not tween_commits)
+    return Joinable(manager, transaction, is_watched)
+
+
+def join(request: Request, ask: Ask, outgoing: Outgoing) -> None:
+    """Have something sent when the transaction of a request commits.
+
+    Raises:
+      RuntimeError: No transaction has begun, or it can no longer be joined.
+    """
+    manager, transaction, is_watched = joinable(request)
+    # Where a manager exists, the package is installed.
+    from transaction.interfaces import TransactionError
+
     data_manager = JobDataManager(ask, outgoing, manager)
     try:
         data_manager.join(transaction)
     except (TransactionError, ValueError) as e:
         raise RuntimeError(TAKES_NOTHING) from e
-    if is_new or (is_implicit and not tween_commits):
+    if is_watched:
         _watch(data_manager, request)
 
 

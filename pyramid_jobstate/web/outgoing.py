@@ -141,8 +141,8 @@ class Outgoing:
         """Hand the messages to the broker. Call :meth:`record` before.
 
         Raises:
-          NotClaimed: The store does not answer whether another job is under way that
-            has the identity of a unique one.
+          NotClaimed: The store does not say whether another job with the identity of a
+            unique one is under way.
           Exception: The broker did not accept them.
         """
         if self.unique is not None and not self.unique.take(self.store, self._jobs[0]):

@@ -14,7 +14,7 @@ from ..worker import check_owner
 from .access import Access
 from .applications import name_of
 from .interfaces import IOutbox
-from .joining import join, send_now
+from .joining import join, joinable, send_now
 from .outgoing import Outgoing, Sendable
 from .permits import name_visitor, sender_of
 from .unique import Unique
@@ -92,7 +92,7 @@ class Sender(Access):
         """
         message = actor.message_with_options(args=args, kwargs=kwargs, **options)
         if unique is None and shared:
-            raise ValueError("shared=True needs a unique key: unique=…")
+            raise ValueError("shared=True requires unique.")
         key = None if unique is None else Unique(unique, shared=shared)
         (job_state,) = self._send(message, owner, actor.broker, delay, unique=key)
         return job_state
@@ -120,9 +120,10 @@ class Sender(Access):
           StoreUnavailable: The store does not answer.
         """
         found = check_owner(self.current_owner if owner is DEFAULT else owner)
+        key = Unique(unique, shared=shared or found is None)
+        identity = key.identify(actor.actor_name, found)
         if found is None and not shared:
             return None
-        identity = Unique(unique, shared=shared).identify(actor.actor_name, found)
         return self._adopt(self._unique_job(identity, ended=True))
 
     @overload
@@ -234,6 +235,9 @@ class Sender(Access):
         outbox = self.request.registry.queryUtility(IOutbox)
         if outbox is None:
             outgoing.check(self.store)
+            if unique is not None:
+                # A missing transaction is an error even if another job is under way.
+                joinable(self.request)
         if unique is not None:
             under_way = self._unique_job(unique.identity, ended=False)
             if under_way is not None:

@@ -79,7 +79,7 @@ class JobDataManager:
         # Also called after a commit, and if a commit was interrupted before tpc_abort.
         self._is_over = True
         if self._outgoing.unique is not None:
-            self._outgoing.unique.is_withdrawn = True
+            self._outgoing.unique.withdraw()
         if self._is_recorded:
             may_be_durable = self._is_voted or (
                 self.vote.has_begun and not isinstance(sys.exception(), Exception)
@@ -102,9 +102,8 @@ class JobDataManager:
             self._outgoing.send()
         except NotClaimed as e:
             log.error(
-                "The transaction has committed, but the store does not answer whether "
-                "another job with the unique key is under way, so this was not sent: "
-                "%r: %s",
+                "The transaction has committed, but %r was not sent: the store does "
+                "not say whether another job with its unique key is under way: %s",
                 self._outgoing.job_states,
                 e,
             )

@@ -17,7 +17,7 @@ _SENT = object()
 
 
 class NotClaimed(Exception):
-    """Raised if the store does not answer whether another job is under way."""
+    """Raised if the store does not say whether another job is under way."""
 
 
 class Unique:
@@ -29,7 +29,7 @@ class Unique:
 
     Attributes:
       identity: Its identity, as JSON: see :meth:`identify`.
-      is_withdrawn: Whether its part of the transaction was aborted.
+      is_withdrawn: Whether :meth:`withdraw` was called.
       winner: The uuid of the job that is under way, once that is known.
     """
 
@@ -53,7 +53,7 @@ class Unique:
         return self.identity
 
     def join(self, transaction: Any) -> None:
-        """Follow the job of this identity that the transaction sends before, if any."""
+        """Follow an earlier send of this identity in the same transaction, if any."""
         try:
             sent = transaction.data(_SENT)
         except KeyError:
@@ -65,6 +65,10 @@ class Unique:
         else:
             self._first = first
 
+    def withdraw(self) -> None:
+        """Leave the identity to later sends: this one is aborted."""
+        self.is_withdrawn = True
+
     def take(self, store: JobStore, job: NewJob) -> bool:
         """Claim the identity for the job, whose record is written. If another one is
         under way, that record becomes an alias of it.
@@ -73,13 +77,12 @@ class Unique:
           Whether the job is to be sent.
 
         Raises:
-          NotClaimed: The store does not answer.
+          NotClaimed: The store does not say which.
         """
         try:
             self.winner = self._first.winner if self._first is not None else ""
             if not self.winner:
-                claim = store.claims.take(self.identity, job.uuid, job.delay)
-                self.winner = claim.uuid
+                self.winner = store.claims.take(self.identity, job.uuid, job.delay)
             if self.winner != job.uuid:
                 store.claims.make_alias(job, self.winner)
         except RedisError as e:

@@ -16,6 +16,8 @@ from .options import word_of
 if TYPE_CHECKING:
     from dramatiq import Broker, Message
 
+    from ..store import JobStore
+
 
 class Enqueueing:
     """Acts before and after the broker enqueues a message.
@@ -62,9 +64,14 @@ class Enqueueing:
         info, seconds = tracked.info_of(message), (delay or 0) / 1000
         new = NewJob(uuid, info, seconds, sender=secrets.token_hex(6))
         created: list[bool] = []
-        if self._access.may_ask() and self._access.ask(
-            broker, lambda store: created.extend(store.create(new))
-        ):
+
+        def create(store: JobStore) -> None:
+            if info.unique is None or store.record(uuid) is not None:
+                created.extend(store.create(new))
+
+        # A unique job that has no record, or not any more, gets one at its start, which
+        # takes its claim first.
+        if self._access.may_ask() and self._access.ask(broker, create) and created:
             # Even for an existing record: a RabbitmqBroker calls this at every attempt.
             self._thread.sending.append(uuid)
             if created == [False]:

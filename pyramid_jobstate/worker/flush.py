@@ -142,7 +142,7 @@ class Flush:
         elif reply is Reply.MISSING and not self._can_be_lost(unsaved):
             self._give_up(unsaved, "its record has expired")
         else:
-            # The store has lost its data.
+            # The store has lost its data, or this process has held its claim too long.
             unsaved.begin_again()
         return False
 

@@ -43,5 +43,5 @@ def why_not_repeatable(
     identity = record.info.unique
     other = None if identity is None else store.claims.under_way(identity)
     if other is not None and other.uuid != record.uuid:
-        return str(NotUnique())
+        return str(NotUnique(other.uuid))
     return None

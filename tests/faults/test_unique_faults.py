@@ -28,6 +28,7 @@ from pyramid_jobstate import (
 )
 from pyramid_jobstate.job.changes import End
 from pyramid_jobstate.job.record import NOT_SENT, JobError, Record
+from pyramid_jobstate.store import claims
 from pyramid_jobstate.store.scripts import Reply
 from pyramid_jobstate.worker.failures import failure_of
 from tests.stepped import Killed, World, aside, stepped
@@ -71,13 +72,13 @@ class Press:
     Attributes:
       uuid: The job with which it was answered.
       is_new: Whether the press was answered with a job of its own.
-      has_committed: Whether its transaction did.
-      is_certain: Whether it lived to see that.
+      at: When, by the number of ends before.
+      is_certain: Whether its transaction has committed, as far as it lived to see.
     """
 
     uuid: str
     is_new: bool
-    has_committed: bool = False
+    at: int
     is_certain: bool = False
 
 
@@ -104,9 +105,12 @@ class Scene(World):
         self.mail: list[Message[Any]] = []
         self.sent: set[str] = set()
         self.ran: Counter[str] = Counter()
+        #: The messages of jobs that have run.
+        self.messages: dict[str, Message[Any]] = {}
         self.running: set[str] = set()
+        #: The uuid of each run that has ended, in order.
+        self.ends: list[str] = []
         self.is_settling = False
-        self.stalled: set[str] = set()
 
     def press(self) -> None:
         """Press the button a few times."""
@@ -120,10 +124,10 @@ class Scene(World):
                     self.actor, (), unique=self.key
                 )
                 known = {press.uuid for press in self.presses} | self.sent
-                press = Press(job.uuid, job.uuid not in known)
+                press = Press(job.uuid, job.uuid not in known, len(self.ends))
                 self.presses.append(press)
                 request.tm.commit()
-                press.has_committed = press.is_certain = True
+                press.is_certain = True
             except (StoreUnavailable, Vetoed):
                 request.tm.abort()
 
@@ -177,9 +181,15 @@ class Scene(World):
             return
         unsaved.mark_stored(time.monotonic())
         uuid = message.message_id
+        with aside():
+            newest = self.client.hget(f"jobstate:{uuid}", "run")
+        if newest != unsaved.run.token:
+            # Its message was put back, and has run, while this worker stood still.
+            return
         self.running.add(uuid)
         self.ran[uuid] += 1
         assert len(self.running) == 1, "Two jobs run at once."
+        self.messages[uuid] = message
         # Its actor reports once, and returns.
         unsaved.run.set_metrics({"n": 1})
         write()
@@ -189,8 +199,12 @@ class Scene(World):
             error = ValueError("x")
             failure = failure_of(proxy, error, is_final=True)
             unsaved.end = End("error", JobError("ValueError", "x"), failure=failure)
-        while write() not in (Reply.OK, Reply.CANCELLING):
-            unsaved.begin_again()
+        try:
+            while write() not in (Reply.OK, Reply.CANCELLING, Reply.FENCED):
+                unsaved.begin_again()
+        finally:
+            # It may have died when that was written.
+            self.ends.append(uuid)
 
     def run_again(self) -> None:
         """Run a job again that has failed."""
@@ -200,6 +214,12 @@ class Scene(World):
             store = make_request(self.config).job_states.store
             with contextlib.suppress(NotRepeatable, RedisError):
                 rerun(store, self.broker, self.rng.choice(failed))
+
+    def put_back(self) -> None:
+        """Put the message of a job that has run back in the queue."""
+        if self.messages:
+            uuid = self.rng.choice(sorted(self.messages))
+            self.broker.enqueue(self.messages[uuid])
 
     def status(self, uuid: str) -> str | None:
         found: Any = self.client.hget(f"jobstate:{uuid}", "status")
@@ -212,13 +232,10 @@ class Scene(World):
         assert len(alive) <= 1, {uuid: self.status(uuid) for uuid in uuids}
 
     def age(self) -> None:
-        """Let what dead processes have left grow old."""
+        """Let jobs that were not confirmed grow old."""
         for uuid in {press.uuid for press in self.presses} | self.sent:
             if self.status(uuid) == "sending":
                 self.client.hincrby(f"jobstate:{uuid}", "updated", -20_000)
-                self.stalled.add(uuid)
-        for claim in self.client.keys("jobstate:unique:*"):
-            self.client.hset(claim, "held", 0)
 
     def play(self) -> None:
         """Let everybody act until all is quiet."""
@@ -228,8 +245,10 @@ class Scene(World):
             self.check()
             live = sum(not process.is_over for process in self.processes)
             if live < PRESSERS + WORKERS and self.rng.random() < 0.3:
-                self.start(self.run_again if self.rng.random() < 0.2 else self.work)
-            if live == 0 and self.rng.random() < 0.5:
+                operates = [self.run_again, self.put_back]
+                acts = [*operates, *[self.work] * 6]
+                self.start(self.rng.choice(acts))
+            if self.rng.random() < 0.05:
                 self.age()
         self.settle()
 
@@ -274,19 +293,20 @@ def play(seed: int, url: str, broker: StubBroker, config: Configurator) -> Scene
             # What has committed was sent, or is the job of somebody whose message was,
             # or says that it could not be sent.
             record = scene.record(press.uuid)
-            if scene.ran[record.uuid] or record.uuid in scene.sent:
-                # An operator may have died while running it again.
-                is_lost = record.was_never_sent and record.has_failed
-                assert record.is_finished or is_lost, record.stored_status
-            else:
-                is_unsent = record.error == NOT_SENT or record.status == "cancelled"
-                assert is_unsent or record.was_never_sent, record.status
+            has_run = record.uuid in scene.ends[press.at :]
+            is_unsent = record.error == NOT_SENT or record.was_never_sent
+            assert has_run or is_unsent, record.stored_status
+            assert record.is_finished or record.was_never_sent, record.stored_status
         # The key is free.
         last = scene.press_last()
         assert last.is_certain
         assert last.is_new
         scene.settle()
         assert scene.ran[last.uuid] == 1
+    # Nothing holds its claim for ever.
+    for claim in scene.client.keys("jobstate:unique:*"):
+        held: Any = scene.client.hget(claim, "held")
+        assert float(held) < time.time() * 1000 + 100
     return scene
 
 
@@ -296,6 +316,9 @@ def broker(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> StubBroker:
     broker = StubBroker()
     broker.add_middleware(JobStateMiddleware(url=redis_url))
     monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
+    # So short that a process which stands still misses it.
+    monkeypatch.setattr(claims, "HOLD", 60)
+    monkeypatch.setattr(claims, "MARGIN", 30)
 
     @dramatiq.actor(broker=broker, job_state=True)
     def nightly() -> None:

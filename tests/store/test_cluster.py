@@ -83,7 +83,7 @@ def test_unique_jobs_on_a_cluster(cluster_store: JobStore) -> None:
     store.create(*jobs)
     winner, *losers = jobs
     for job in jobs:
-        assert store.claims.take(info.unique, job.uuid).uuid == winner.uuid
+        assert store.claims.take(info.unique, job.uuid) == winner.uuid
     for job in losers:
         store.claims.make_alias(job, winner.uuid)
     found = store.load_many([job.uuid for job in jobs])
@@ -93,7 +93,7 @@ def test_unique_jobs_on_a_cluster(cluster_store: JobStore) -> None:
     assert store.write([begins]) == [Reply.OK]
     again = Update(winner.uuid, "1" * 12, 1, info, begins=True)
     assert store.write([again]) == [Reply.OK]
-    assert store.claims.take(info.unique, new_id()).uuid == winner.uuid
+    assert store.claims.take(info.unique, new_id()) == winner.uuid
 
 
 def test_statuses_are_listed_and_counted_on_a_cluster(cluster_store: JobStore) -> None:

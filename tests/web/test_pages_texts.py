@@ -30,7 +30,7 @@ from pyramid.request import Request
 from pyramid.response import Response
 from webtest import TestApp
 
-from pyramid_jobstate import JobError, JobState, JobStore, Progress
+from pyramid_jobstate import JobError, JobState, JobStore, NotUnique, Progress
 from pyramid_jobstate.job import FINISHED, NOT_SENT, UNFINISHED, Record, sentence_of
 from pyramid_jobstate.store import refusal
 from pyramid_jobstate.testing import put_job
@@ -273,6 +273,7 @@ def test_what_other_wings_say_is_translated() -> None:
         *sentences_in(worker / "rerunning.py"),
         *reasons_of_ends(),
         *refusals(),
+        str(NotUnique(UUID)),
         *(
             JobState(Record("", {"status": status})).public_error("E", "e")
             for status in ("error", "cancelled")
@@ -282,7 +283,7 @@ def test_what_other_wings_say_is_translated() -> None:
 
     texts = {str(text): words.sentence(text) for text in said}
 
-    assert len(texts) == len(SENTENCES) == 22
+    assert len(texts) == len(SENTENCES) == 23
     for text, translated in texts.items():
         assert translated == f"*{text}"
     assert {sentence_of(text, SENTENCES) for text in texts} == set(SENTENCES)

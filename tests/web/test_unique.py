@@ -254,6 +254,8 @@ def test_a_shared_job_belongs_to_everybody(desk: Desk, nightly: Any) -> None:
     assert request.job_states.find_unique(nightly, "nightly") is None
     with pytest.raises(TypeError, match="owner"):
         request.job_states.find_unique(nightly, "nightly", owner=[])
+    with pytest.raises(TypeError, match="must be a string"):
+        request.job_states.find_unique(nightly, 7)
 
 
 def test_a_delayed_job_is_under_way(desk: Desk) -> None:
@@ -303,8 +305,16 @@ def test_a_unique_job_needs_an_owner_unless_it_is_shared(desk: Desk) -> None:
     assert desk.client.keys() == []
 
 
+def test_a_press_without_a_transaction_is_refused(desk: Desk) -> None:
+    """Whether or not another job is under way."""
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="No transaction has begun"):
+            desk.press(make_request(desk.config, "alice"))
+        desk.press()
+
+
 def test_shared_needs_a_key(desk: Desk) -> None:
-    with pytest.raises(ValueError, match="needs a unique key"):
+    with pytest.raises(ValueError, match="shared=True requires unique"):
         desk.press(key=None, shared=True)
 
 
@@ -418,7 +428,7 @@ def test_what_the_loser_was_given_cancels_the_job(desk: Desk) -> None:
 
 def test_an_alias_lives_as_long_as_its_job(redis_url: str, desk: Desk) -> None:
     """Reading renews it. It outlives a job that is due late."""
-    desk.config.set_job_store(JobStore(redis_url, active_expire_in=2))
+    desk.config.set_job_store(JobStore(redis_url, active_expire_in=2, expire_in=2))
     desk.config.commit()
     loser, winner = double_click(desk)
     key = f"jobstate:{loser.uuid}"
@@ -573,7 +583,7 @@ def test_a_store_that_goes_away_before_the_claim_leaves_an_error(
     jobs = [far.press(request), far.press(request)]
     proxy.lose_replies(read_scripts()["claim"].sha)
     request.tm.commit()
-    assert "whether another job with the unique key is under way" in caplog.text
+    assert "whether another job with its unique key is under way" in caplog.text
     proxy.judge = lambda request: "pass"
     for job in jobs:
         wait_for_error(far, job)
@@ -628,9 +638,12 @@ def test_a_broker_that_is_away_leaves_the_key_free(
 
 
 def test_a_job_whose_sender_died_loses_its_key_when_it_is_stalled(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is cancelled first, so that its message does nothing if it comes after all."""
+    """It is cancelled first, so that its message does nothing if it comes after all.
+    Lists and counts show that.
+    """
+    caplog.set_level(logging.INFO, "pyramid_jobstate")
     with monkeypatch.context() as patched:
         patched.setattr(desk.actor.broker, "enqueue", lambda *args, **options: None)
         first = desk.press()
@@ -641,7 +654,13 @@ def test_a_job_whose_sender_died_loses_its_key_when_it_is_stalled(
     assert second.uuid != first.uuid
     assert desk.record(first).status == "cancelled"
     assert desk.record(first).is_cancel_requested
+    assert desk.record(first).error == NOT_SENT
     assert desk.sent() == [second.uuid]
+    counts = desk.store.counts(anew=True)
+    assert (counts.queued, counts.cancelled) == (1, 1)
+    assert f"Job {first.uuid} was never sent. Another has taken its place." in (
+        caplog.text
+    )
 
 
 def test_a_message_that_was_sent_after_all_is_not_cancelled(desk: Desk) -> None:
@@ -649,7 +668,7 @@ def test_a_message_that_was_sent_after_all_is_not_cancelled(desk: Desk) -> None:
     first = desk.press()
     word = "0" * 8
     calls = desk.store._calls
-    call = calls.cancel(first.uuid, word, if_unsent=True)
+    call = calls.cancel_unsent(first.uuid, word)
     assert desk.store._run([call]) == [0]
     desk.client.hset(f"jobstate:{first.uuid}", "status", "sending")
     assert desk.store._run([call]) == [0]
@@ -689,7 +708,7 @@ def test_a_job_runs_again_only_if_no_other_is_under_way(
     path = f"/job_state/{first.uuid}"
     before = client.hgetall(f"jobstate:{first.uuid}")
     response = act(desk.app, f"{path}/rerun")
-    refusal = "Another job with its unique key is under way."
+    refusal = f"The job {second.uuid} with the same unique key is under way."
     assert (response.status_int, response.json["error"]) == (409, refusal)
     assert client.hgetall(f"jobstate:{first.uuid}") == before
     assert get(desk.app, f"{path}/inspect", OPERATOR).json["reason"] == refusal
@@ -707,18 +726,30 @@ def test_a_job_runs_again_only_if_no_other_is_under_way(
     assert desk.press(actor=crash).uuid != first.uuid
 
 
-def test_a_job_that_is_about_to_run_again_is_under_way(desk: Desk, crash: Any) -> None:
-    """From the moment in which it holds the claim, before its record says so."""
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_press_waits_for_a_job_that_is_about_to_run_again(
+    desk: Desk, crash: Any, runs: bool
+) -> None:
+    """It has the claim, but its record does not say yet that it will run. If it does
+    not, because its operator has died, the press sends its own.
+    """
     first = fail(desk, crash)
-    requests = [desk.begin(), desk.begin()]
-    early = desk.press(requests[0], actor=crash)
+    request = desk.begin()
+    second = desk.press(request, actor=crash)
     record = desk.record(first)
-    with desk.store.claims.reopened([(first.uuid, record.info)]) as until:
-        assert desk.press(requests[1], actor=crash).uuid == first.uuid
-        requests[0].tm.commit()
-        assert desk.record(early).uuid == first.uuid
-        assert int(until[first.uuid]) > desk.store.claims._reader.clock()
-    assert desk.press(actor=crash).uuid != first.uuid
+    thread = threading.Thread(target=request.tm.commit)
+    with desk.store.claims.held(first.uuid, record.info) as hold:
+        assert int(hold.deadline) > desk.store._reader.exact_clock()
+        thread.start()
+        wait_for(lambda: desk.client.exists(f"jobstate:{second.uuid}"))
+        assert desk.sent() == []
+        if runs:
+            calls = desk.store._calls
+            call = calls.requeue(first.uuid, "word", hold.deadline)
+            assert desk.store._run([call]) == [1]
+    thread.join()
+    assert desk.record(second).uuid == (first if runs else second).uuid
+    assert desk.sent() == ([] if runs else [second.uuid])
 
 
 def test_a_rerun_that_comes_too_late_does_nothing(
@@ -727,7 +758,9 @@ def test_a_rerun_that_comes_too_late_does_nothing(
     """The process was frozen while it held the claim, and another job took it."""
     first = fail(desk, crash)
     monkeypatch.setattr(claims, "HOLD", 1)
-    assert act(desk.app, f"/job_state/{first.uuid}/rerun").status_int == 409
+    response = act(desk.app, f"/job_state/{first.uuid}/rerun")
+    assert response.status_int == 410
+    assert "could not be held for long enough" in response.json["error"]
     assert desk.record(first).status == "error"
     assert len(desk.sent()) == 0
 

@@ -16,7 +16,7 @@ from pyramid_jobstate.job import record_of
 from pyramid_jobstate.job.changes import End, NewJob, Update
 from pyramid_jobstate.store import claims
 from pyramid_jobstate.store.connection import text
-from pyramid_jobstate.store.scripts import Reply
+from pyramid_jobstate.store.scripts import Reply, read_scripts
 from tests.faulty import faulty
 from tests.jobs import Gate, load, messages, middleware_of, new_id, working
 from tests.support import key_of, load_job, wait_for
@@ -62,8 +62,8 @@ class Floor:
         middleware = middleware_of(self.broker)
         info = middleware.functions["errand"].info_of(message)
         self.store.create(NewJob(message.message_id, info))
-        claim = self.store.claims.take(IDENTITY, message.message_id)
-        assert claim.uuid == message.message_id
+        holder = self.store.claims.take(IDENTITY, message.message_id)
+        assert holder == message.message_id
         with middleware.announced({message.message_id}):
             self.broker.enqueue(message)
         return message
@@ -147,7 +147,7 @@ def test_an_ended_job_runs_again_if_no_other_is_under_way(
         gate.wait_for_job()
         assert floor.under_way() == first.message_id
         assert load(floor.broker, first).status == "working"
-        assert floor.store.claims.take(IDENTITY, new_id()).uuid == first.message_id
+        assert floor.store.claims.take(IDENTITY, new_id()) == first.message_id
         gate.open()
         wait_for(lambda: load(floor.broker, first).status == "success")
     assert floor.runs == [first.message_id, second.message_id, first.message_id]
@@ -220,6 +220,138 @@ def test_a_lost_record_does_not_make_two_jobs(floor: Floor) -> None:
     assert floor.store.load(first.message_id) is None
 
 
+def put_back(floor: Floor, message: Message[Any]) -> None:
+    """Put a message back in the queue, as an operator or a delay that is over does."""
+    message = message.copy(options={"redis_message_id": new_id()})
+    floor.broker.enqueue(message)
+
+
+def test_a_message_put_back_without_a_record_does_not_make_two_jobs(
+    floor: Floor,
+) -> None:
+    """Its record has expired, and another job is under way."""
+    first = floor.send()
+    floor.work()
+    floor.client.delete(key_of(floor.store, first.message_id))
+    second = floor.send()
+    waiting: Any = floor.client.lindex("dramatiq:default", 0)
+    put_back(floor, first)
+    assert floor.store.load(first.message_id) is None
+    gate = floor.gates[second.message_id] = Gate()
+    with working(floor.broker):
+        gate.wait_for_job()
+        wait_for(lambda: floor.client.hlen("dramatiq:default.msgs") == 1)
+        gate.open()
+    assert waiting
+    assert floor.runs == [first.message_id, second.message_id]
+    assert floor.store.load(first.message_id) is None
+
+
+def test_a_message_put_back_without_a_record_takes_its_claim_at_its_start(
+    floor: Floor,
+) -> None:
+    """If another job is sent before that, the message is skipped."""
+    first = floor.send()
+    floor.work()
+    floor.client.delete(key_of(floor.store, first.message_id))
+    put_back(floor, first)
+    gate = floor.gates[first.message_id] = Gate()
+    with working(floor.broker):
+        gate.wait_for_job()
+        assert floor.under_way() == first.message_id
+        gate.open()
+    wait_for(lambda: load(floor.broker, first).status == "success")
+    floor.client.flushdb()
+    put_back(floor, first)
+    second = floor.send()
+    assert floor.under_way() == second.message_id
+    floor.work()
+    assert floor.runs.count(first.message_id) == 2 or floor.runs[-2:] == [
+        first.message_id,
+        second.message_id,
+    ]
+
+
+def test_a_delayed_put_back_holds_its_claim_until_it_is_due(floor: Floor) -> None:
+    first = floor.send()
+    floor.work()
+    day = 24 * 3600 * 1000
+    floor.broker.enqueue(first, delay=30 * day)
+    (claim,) = floor.client.keys("jobstate:unique:*")
+    key = key_of(floor.store, first.message_id)
+    assert floor.client.pttl(claim) >= floor.client.pttl(key) > 30 * day
+    assert floor.client.hget(claim, "held") == b"0"
+
+
+def test_one_bad_claim_is_its_own_trouble(
+    floor: Floor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Other jobs of the same flush are written, and so is its own run."""
+    first = floor.send()
+    floor.work()
+    info = record_of(load_job(floor.store, first.message_id)).info
+    plain = NewJob(new_id(), info._replace(unique=None))
+    floor.store.create(plain)
+    (claim,) = floor.client.keys("jobstate:unique:*")
+    floor.client.delete(claim)
+    floor.client.set(claim, "x")
+    updates = [
+        Update(first.message_id, "1" * 12, 1, info, begins=True),
+        Update(plain.uuid, "2" * 12, 1, plain.info, begins=True),
+        Update(first.message_id, "3" * 12, 1, info, begins=True),
+    ]
+    replies = floor.store.write(updates)
+    assert replies[1] is Reply.OK
+    assert isinstance(replies[0], redis.ResponseError)
+    assert isinstance(replies[2], redis.ResponseError)
+    floor.client.delete(claim)
+    assert floor.store.write(updates[:1]) == [Reply.OK]
+    floor.client.delete(claim)
+    floor.client.set(claim, "x")
+    # Losing the renewal of a claim does no harm.
+    updates[0].seq, updates[0].begins, updates[0].end = 2, False, End("success")
+    assert floor.store.write(updates[:1]) == [Reply.OK]
+    assert load(floor.broker, first).status == "success"
+
+
+def test_a_store_that_goes_away_is_asked_for_one_claim(redis_url: str) -> None:
+    """The other jobs of the flush do not each wait for it."""
+    with faulty(redis_url) as proxy:
+        floor = Floor(redis_url, JobStateMiddleware(url=proxy.url))
+        store = JobStore(proxy.url)
+        first = floor.send()
+        floor.work()
+        info = record_of(load_job(floor.store, first.message_id)).info
+        updates = [
+            Update(first.message_id, str(i) * 12, 1, info, begins=True)
+            for i in range(1, 6)
+        ]
+        proxy.lose_replies(read_scripts()["claim"].sha)
+        replies = store.write(updates)
+        assert all(isinstance(reply, redis.ConnectionError) for reply in replies)
+        # Once, and once more by the client library
+        assert proxy.faults["lose"] == 2
+        floor.broker.close()
+
+
+def test_garbage_in_a_claim_is_no_obstacle(floor: Floor) -> None:
+    first = floor.send()
+    floor.work()
+    (claim,) = floor.client.keys("jobstate:unique:*")
+    garbages: tuple[dict[Any, Any], ...] = (
+        {"held": "x", "version": "y"},
+        {"held": str(10**18)},
+        {"job": "nobody"},
+    )
+    for garbage in garbages:
+        floor.client.hset(claim, mapping=garbage)
+        assert floor.under_way() == ""
+        taker = new_id()
+        assert floor.store.claims.take(IDENTITY, taker) == taker
+    floor.client.hdel(claim, "version")
+    assert floor.store.claims.take(IDENTITY, first.message_id) == first.message_id
+
+
 def test_a_lost_claim_is_taken_again(floor: Floor) -> None:
     """By the run that is under way, when it renews its place in the lists."""
     first = floor.send()
@@ -246,14 +378,14 @@ def test_a_lost_claim_is_taken_again(floor: Floor) -> None:
 def test_a_held_claim_cannot_be_taken(floor: Floor) -> None:
     """Not even by one who has read it since."""
     first = floor.send()
-    claim = floor.store.claims.take(IDENTITY, first.message_id, hold=claims.HOLD)
+    claim = floor.store.claims._hold(IDENTITY, first.message_id, 0.0)
     calls = floor.store._calls
     taken = calls.claim(IDENTITY, new_id(), claim.version, 1000)
     (reply,) = floor.store._run([taken])
     assert text(reply[0]) == first.message_id
     released = calls.claim(IDENTITY, first.message_id, "another", 1000, 0)
     (reply,) = floor.store._run([released])
-    assert int(reply[2]) == claim.held
+    assert int(reply[2]) == claim.held_until
     released = calls.claim(IDENTITY, first.message_id, claim.version, 1000, 0)
     assert [int(word) for word in floor.store._run([released])[0][2:]] == [0]
     (reply,) = floor.store._run([taken])
@@ -298,14 +430,13 @@ def test_a_frozen_worker_is_tried_again(
     first = floor.send()
     floor.work()
     late = [1, 1]
-    take = claims.Claims.take
+    take: Any = claims.Claims._take
 
-    def take_late(self: Any, *args: Any, hold: int | None = None, **kw: Any) -> Any:
-        if hold is not None and late:
-            hold = late.pop()
-        return take(self, *args, hold=hold, **kw)
+    def take_late(self: Any, *args: Any) -> Any:
+        hold = late.pop() if late else args[-1]
+        return take(self, *args[:-1], hold)
 
-    monkeypatch.setattr(claims.Claims, "take", take_late)
+    monkeypatch.setattr(claims.Claims, "_take", take_late)
     floor.redeliver(first)
     floor.work()
     assert floor.runs == [first.message_id] * 2

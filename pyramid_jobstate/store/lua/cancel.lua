@@ -2,7 +2,7 @@
 -- counts as dead, error, a word that identifies this request, "1" to cancel the job only if the
 -- process died that was sending it.
 -- Returns 2 if the job is now cancelled, 1 if its worker is yet to stop it, 0 if it has
--- ended or is unknown. A repeated request gets the same reply: "asked" keeps its word and
+-- ended or is unknown, and for an alias the uuid of its job. A repeated request gets the same reply: "asked" keeps its word and
 -- those of the two requests before it.
 -- A later delivery of a cancelled job's message is skipped, so the record must outlive the
 -- message: cancelling never shortens the record's lifetime.
@@ -11,6 +11,9 @@ local old = redis.call("HMGET", key, "status", "seen", "asked", "updated")
 local status, now = old[1], time()
 if old[3] and string.find(old[3], ARGV[4], 1, true) then
   return status == "cancelled" and 2 or 1
+end
+if status == "alias" then
+  return redis.call("HGET", key, "target")
 end
 if not is_unfinished(status) then
   return 0

@@ -8,7 +8,11 @@
 
 local old = redis.call("HMGET", key, "job", "version", "held")
 local now = time()
-local version, held = old[2], tonumber(old[3]) or 0
+local version, held = old[2] or "", tonumber(old[3]) or 0
+if held > now + 60000 then
+  -- Another program wrote it.
+  held = 0
+end
 if old[1] and old[1] ~= ARGV[1] and (version ~= ARGV[2] or held > now) then
   return { old[1], version, held > now and int(held) or "0" }
 end

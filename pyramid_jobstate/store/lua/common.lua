@@ -60,10 +60,10 @@ local function is_silent(seen, now, silence)
   return now - (tonumber(seen) or 0) > tonumber(silence)
 end
 
--- Whether it is too late for a unique job to begin anew, given until when it holds its claim,
--- or "" for a job that is not unique.
-local function is_late_for(claimed, now)
-  return claimed ~= "" and now >= tonumber(claimed)
+-- Whether it is too late for a unique job to run again. The deadline is until when it holds its
+-- claim; "" stands for a job that is not unique.
+local function is_late(deadline, now)
+  return deadline ~= "" and now >= tonumber(deadline)
 end
 
 -- The tokens of a record's earlier runs, newest first, whose updates are now too late.

@@ -1,11 +1,10 @@
 -- The message of an ended job is put back in the queue.
--- ARGV: ttl, delay, status, sender, then the fields, and last the token that create.lua
--- returned and, for a unique job, until when it holds its claim ("" for any other job).
--- Returns 1 if the job was queued again, by this call or by the same call before,
+-- ARGV: ttl, delay, status, sender, then the fields, the token that create.lua returned, and
+-- last the deadline of a unique job. Returns 1 if the job was queued again, by this call or by the same call before,
 -- whose reply was lost; 0 if the job has changed since.
 
 local old = redis.call("HMGET", key, "status", "run", "owner", "past", "asked")
-local claimed, token = table.remove(ARGV), table.remove(ARGV)
+local deadline, token = table.remove(ARGV), table.remove(ARGV)
 local status = old[1]
 if status == "sending" then
   return 1
@@ -13,7 +12,7 @@ end
 if not is_finished(status) or was_cancelled(status, old[5]) or (old[2] or "") ~= token then
   return 0
 end
-if is_late_for(claimed, time()) then
+if is_late(deadline, time()) then
   return 0
 end
 redis.call("DEL", key)

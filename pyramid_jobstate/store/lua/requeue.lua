@@ -1,10 +1,11 @@
 -- A job that failed is about to run again. KEYS: the record, what is kept of its failure.
 -- ARGV: ttl, milliseconds of silence after which a sender counts as dead, a word that
--- identifies this request and the only message that may run the job from now on, and, for a
--- unique job, until when it holds its claim ("" for any other job).
+-- identifies this request and the only message that may run the job from now on, the deadline
+-- of a unique job.
 -- The failure keeps the record as it is now, for restore.lua.
 -- Returns 1 if the job was queued, by this call or by the same call before, whose reply was
--- lost; 0 if the job has not failed, is being sent, or is unknown.
+-- lost; 0 if the job has not failed, is being sent, or is unknown, or its message is not kept;
+-- -1 after the deadline.
 
 local old = redis.call("HMGET", key, "status", "updated", "rerun", "run", "past", "queued", "owner")
 local status, now = old[1], time()
@@ -16,8 +17,11 @@ local is_lost = status == "sending" and old[3] and is_silent(old[2], now, ARGV[2
 if status ~= "error" and not is_lost then
   return 0
 end
-if not redis.call("HGET", KEYS[2], "message") or is_late_for(ARGV[4], now) then
+if not redis.call("HGET", KEYS[2], "message") then
   return 0
+end
+if is_late(ARGV[4], now) then
+  return -1
 end
 if not is_lost then
   redis.call("HSET", KEYS[2], "former", cmsgpack.pack(redis.call("HGETALL", key)))

@@ -1,9 +1,8 @@
 -- A worker has started a run, which takes the record over from all earlier runs.
 -- ARGV: token, milliseconds since the run began, "1" if this call may be late, "1" if the
 -- run already knows of a requested cancellation, ttl, the word of the last request to run
--- the job again that the message knows of ("" for none), until when a unique job holds its
--- claim, without which it does not run once it has ended or its record is lost ("" for any
--- other job), then the fields.
+-- the job again that the message knows of ("" for none), the deadline of a unique job, then
+-- the fields. After the deadline, a job that has ended, or whose record is lost, does not run.
 
 local token, late, told = ARGV[1], ARGV[3] == "1", ARGV[4] == "1"
 local now = time()
@@ -28,7 +27,7 @@ end
 if old[2] == token then
   return status == "cancelling" and CANCELLING or OK
 end
-if (not status or is_finished(status)) and is_late_for(ARGV[7], now) then
+if (not status or is_finished(status)) and is_late(ARGV[7], now) then
   return UNCLAIMED
 end
 -- If cancellation of an earlier run was requested and that run died, cancel this one.

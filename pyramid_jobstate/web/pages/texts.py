@@ -128,6 +128,7 @@ WORDS = MappingProxyType(
 SENTENCES = (
     *map(_, (FAILED, SKIPPED, *REASONS)),
     _("The job has not failed."),
+    _("The job ${uuid} with the same unique key is under way."),
     _("This process has no Dramatiq broker."),
     _(
         "The broker ${broker} has no JobStateMiddleware. Add one before the actors are "
