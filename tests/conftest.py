@@ -20,7 +20,7 @@ from pyramid_jobstate import JobStore, embedded
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.testing import release_broker
-from tests import operated
+from tests import chromium, operated
 from tests.jobs import messages
 from tests.operated import Start
 from tests.web.operating import Marathons
@@ -29,18 +29,6 @@ from tests.webapp import make_app, make_config, mounted_root, put_job
 if TYPE_CHECKING:
     # tests/interop runs without Playwright.
     from playwright.sync_api import Browser, Page
-
-CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
-
-CHROMIUM_ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 #: A test that takes one of these fixtures gets the marker of the same name.
 MARKED_FIXTURES = ("browser", "cluster", "rabbitmq")
@@ -233,23 +221,22 @@ def browser() -> Iterator[Browser]:
     It ends with the test's module: while it runs, its event loop counts as running in
     the main thread, so no test could run another one.
     """
-    found = filter(None, map(shutil.which, CHROMIUM_NAMES))
-    executable = next(found, None)
-    if executable is None:
-        reason = "No Chromium is installed (Debian: apt-get install chromium)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
     from playwright.sync_api import expect, sync_playwright
 
     # As patient as `wait_for`: the machine may be busy.
     expect.set_options(timeout=20_000)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=executable, args=CHROMIUM_ARGUMENTS
-        )
+        browser = chromium.launch(playwright.chromium, has_windows=False)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def windowed(browser: Browser) -> Iterator[Browser]:
+    """A headless Chromium whose windows can be minimized, which hides their pages."""
+    windowed = chromium.launch(browser.browser_type)
+    yield windowed
+    windowed.close()
 
 
 @pytest.fixture

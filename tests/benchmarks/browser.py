@@ -14,7 +14,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from pyramid_jobstate.embedded import EmbeddedServer
 
-from ..conftest import CHROMIUM_ARGUMENTS, CHROMIUM_NAMES
+from ..chromium import CHROMIUM_ARGUMENTS, CHROMIUM_NAMES
 from ..pollserver import STATIC, uuid_of
 from .timing import Row, Table
 

@@ -613,8 +613,9 @@ def test_jobs_of_a_signed_out_viewer_say_so(stage: Stage) -> None:
     for uuid in uuids:
         stage.wait("working", f"j{uuid}")
     for uuid in uuids:
-        stage.server.nulls.add(uuid)
+        # A poll may come between the two.
         stage.server.answer(f"{uuid}/", Answer(401))
+        stage.server.nulls.add(uuid)
     for uuid in uuids:
         notice = stage.wait("lost", f"j{uuid}")["notice"]
         assert notice == "You are not signed in."
@@ -760,12 +761,12 @@ def make_and_remove(how: str) -> str:
 
 
 @pytest.fixture
-def hideable(browser: Browser, poll_server: PollServer) -> Iterator[Tab]:
+def hideable(windowed: Browser, poll_server: PollServer) -> Iterator[Tab]:
     """A tab with the script and one element that follows a job."""
     body = "<job-state id=job src=/job_state/job period=50></job-state>"
     poll_server.answer("job", answer(progress=progress(1, 4)))
     poll_server.pages["/element"] = HEAD.format(lang="en", body=body)
-    with opened(browser) as tab:
+    with opened(windowed) as tab:
         tab.open(poll_server.url + "/element")
         wait_for(lambda: tab.evaluate("job.getAttribute('state')") == "working")
         yield tab

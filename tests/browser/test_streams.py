@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
+from tests import chromium
 from tests.browser.polling import Polling, follow_all, polling_from
-from tests.conftest import CHROMIUM_ARGUMENTS, CHROMIUM_NAMES
 from tests.pollserver import (
     Answer,
     PollServer,
@@ -1374,12 +1373,12 @@ def test_page_that_streams_already_minds_no_return(
 
 
 def test_tab_that_is_really_hidden_closes_its_stream(
-    browser: Browser, poll_server: PollServer
+    windowed: Browser, poll_server: PollServer
 ) -> None:
     """A tab in a minimized window has no stream until it is shown again."""
     poll_server.offers = True
     poll_server.answer("job", working(n=0))
-    with opened(browser) as tab:
+    with opened(windowed) as tab:
         tab.open(poll_server.url + "/page")
         tab.evaluate("follow('job', { pollingPeriod: 3600000 })")
         stream = stream_to(poll_server)
@@ -1397,10 +1396,8 @@ def test_page_from_the_back_forward_cache_streams_again(
     """In the cache, a page has no stream; back from there it polls and streams."""
     poll_server.offers = True
     poll_server.answer("job", working(n=0))
-    cached = browser.browser_type.launch(
-        executable_path=next(filter(None, map(shutil.which, CHROMIUM_NAMES))),
-        args=CHROMIUM_ARGUMENTS,
-        ignore_default_args=["--disable-back-forward-cache"],
+    cached = chromium.launch(
+        browser.browser_type, ignore_default_args=["--disable-back-forward-cache"]
     )
     try:
         with opened(cached) as tab:

@@ -1,0 +1,47 @@
+"""Finds and launches Chromium."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    # tests/interop runs without Playwright.
+    from playwright.sync_api import Browser, BrowserType
+
+#: Chromium itself, which has windows, though nobody sees them.
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+#: Chromium without windows, which opens a page in a quarter of the time.
+SHELL_NAMES = ("chromium-headless-shell",)
+
+CHROMIUM_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def launch(kind: BrowserType, *, has_windows: bool = True, **options: Any) -> Browser:
+    """Launch a headless Chromium, or skip the test.
+
+    Parameters:
+      kind: Playwright's `chromium`.
+      has_windows: Whether the test needs windows, which it can minimize. If not, the
+        headless shell is preferred to Chromium.
+    """
+    names = CHROMIUM_NAMES if has_windows else SHELL_NAMES + CHROMIUM_NAMES
+    executable = next(filter(None, map(shutil.which, names)), None)
+    if executable is None:
+        reason = "No Chromium is installed (Debian: apt-get install chromium)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return kind.launch(executable_path=executable, args=CHROMIUM_ARGUMENTS, **options)
