@@ -52,6 +52,8 @@ def main() -> int:
         ).returncode
     if is_selection(arguments):
         return subprocess.run([sys.executable, *pytest, *arguments]).returncode
+    # Hundreds of processes would each compile the tests or the package anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     # Workers that run in another directory must leave their measurements here.
     os.environ["COVERAGE_FILE"] = str(ROOT / ".coverage")
     coverage = [sys.executable, "-m", "coverage"]

@@ -1,5 +1,6 @@
 """`python -m tests`: a full run needs full coverage, a selection need only pass."""
 
+import os
 import subprocess
 import sys
 
@@ -20,6 +21,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setenv("COVERAGE_FILE", "kept")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.chdir(ROOT)
     return commands
 
@@ -45,6 +47,17 @@ def test_all_tests_are_to_reach_every_line(
     assert [line[2] for line in started] == ["erase", "run", "combine", "report"]
     assert started[1][len(started[1]) - len(arguments) :] == arguments
     assert "--durations=10" in started[1]
+
+
+def test_compiled_modules_are_kept_for_the_next_process(
+    started: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the environment says, a run of everything compiles each module once."""
+    monkeypatch.setattr(sys, "argv", ["tests"])
+
+    command.main()
+
+    assert "PYTHONDONTWRITEBYTECODE" not in os.environ
 
 
 @pytest.mark.parametrize(
