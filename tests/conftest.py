@@ -24,7 +24,7 @@ from tests import chromium, operated
 from tests.jobs import messages
 from tests.operated import Start
 from tests.web.operating import Marathons
-from tests.webapp import make_app, make_config, mounted_root, put_job
+from tests.webapp import make_app, make_config, mounted_root, put_job, renewed
 
 if TYPE_CHECKING:
     # tests/interop runs without Playwright.
@@ -160,10 +160,16 @@ def run() -> Run:
     return Run()
 
 
+@pytest.fixture(scope="session")
+def shared_app(redis_server: EmbeddedServer) -> TestApp:
+    """What `app` renews: making an application takes longer than most tests."""
+    return make_app(make_config(redis_server.url, root_factory=mounted_root))
+
+
 @pytest.fixture
-def app(redis_url: str) -> TestApp:
+def app(shared_app: TestApp, redis_url: str) -> TestApp:
     """An application whose jobs are at the default path and at two others."""
-    return make_app(make_config(redis_url, root_factory=mounted_root))
+    return renewed(shared_app)
 
 
 @pytest.fixture

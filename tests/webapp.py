@@ -15,6 +15,10 @@ from webtest import TestApp
 
 from pyramid_jobstate import JobStateMiddleware
 from pyramid_jobstate.resources import JobStates
+from pyramid_jobstate.web.interfaces import IJobStore, IPages, IWebOutage
+from pyramid_jobstate.web.pages.rendering import Pages
+from pyramid_jobstate.web.settings import Settings
+from pyramid_jobstate.web.unavailable import WebOutage
 from tests.jobs import RunMarathon
 
 #: Nothing listens at this port.
@@ -99,6 +103,19 @@ def make_app(config: Configurator) -> TestApp:
     """Return the application, with pyramid_jobstate included."""
     config.include("pyramid_jobstate")
     return TestApp(config.make_wsgi_app())
+
+
+def renewed(app: TestApp) -> TestApp:
+    """Return the application, for another test, as if it had just been made: with no
+    cookies, with nothing remembered of the store, and with no outage logged.
+    """
+    registry = app.app.registry
+    pages = registry.queryUtility(IPages)
+    if pages is not None:
+        registry.registerUtility(Pages(pages.environment, pages.layout), IPages)
+    registry.registerUtility(Settings(registry.settings).store(), IJobStore)
+    registry.registerUtility(WebOutage(), IWebOutage)
+    return TestApp(app.app)
 
 
 def made_config(redis_url: str | None, **options: Any) -> Configurator:

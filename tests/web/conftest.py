@@ -13,6 +13,7 @@ from pyramid.config import Configurator
 from transaction.interfaces import NoTransaction
 from webtest import TestApp
 
+from pyramid_jobstate.embedded import EmbeddedServer
 from tests.web.databases import SQLite
 from tests.web.operating import operated_root
 from tests.web.paging import Visit, Visiting, paged_app
@@ -24,6 +25,7 @@ from tests.webapp import (
     make_request,
     make_tm_config,
     mounted_root,
+    renewed,
 )
 
 
@@ -73,16 +75,28 @@ def job_states(made_tm_config: Configurator) -> Iterator[Any]:
         request.tm.abort()
 
 
+@pytest.fixture(scope="session")
+def shared_operated(redis_server: EmbeddedServer) -> TestApp:
+    """What `operated` renews."""
+    return make_app(make_config(redis_server.url, root_factory=operated_root))
+
+
 @pytest.fixture
-def operated(redis_url: str) -> TestApp:
+def operated(shared_operated: TestApp, redis_url: str) -> TestApp:
     """An application with operators, whose jobs are at three places."""
-    return make_app(make_config(redis_url, root_factory=operated_root))
+    return renewed(shared_operated)
+
+
+@pytest.fixture(scope="session")
+def shared_paged(redis_server: EmbeddedServer) -> TestApp:
+    """What `paged` renews."""
+    return paged_app(redis_server.url)
 
 
 @pytest.fixture
-def paged(redis_url: str) -> TestApp:
+def paged(shared_paged: TestApp, redis_url: str) -> TestApp:
     """An application with operators and pages, whose jobs are at three places."""
-    return paged_app(redis_url)
+    return renewed(shared_paged)
 
 
 @pytest.fixture
