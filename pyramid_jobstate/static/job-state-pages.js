@@ -445,10 +445,13 @@ function countNew(jobs, last) {
 // The page of a job
 
 function prepareJob() {
-  // The button that asked may have gone. Only later does the browser notice.
+  // The button that asked may have gone. Then the focus stays in the closed dialog until
+  // the page is drawn, and is lost after that.
   dialog.addEventListener("close", () => {
     setTimeout(() => {
-      if (!dialog.open && document.activeElement === document.body) focusAgain();
+      const { activeElement, body } = document;
+      const isLost = activeElement === body || dialog.contains(activeElement);
+      if (!dialog.open && isLost) focusAgain();
     });
   });
   let shown = data.seen; // what the parts around the element show
