@@ -106,7 +106,8 @@ function startPolling(options) {
       return job.transport;
     },
     get now() {
-      return Date.now() + job.channel.ahead;
+      const clock = clocks.get(place.base);
+      return clock ? Math.round(performance.now() + clock.offset) : Date.now();
     },
     async cancel() {
       const accepted = await askToCancel(place, csrf);
@@ -326,6 +327,7 @@ class Feed {
 }
 
 const channels = new Map();
+const clocks = new Map(); // the store's clock by base URL, compared with performance.now()
 
 /**
  * All jobs that are followed below one base URL. They share their requests: at most one
@@ -359,14 +361,17 @@ class Channel {
     this.notBefore = 0;
     this.timer = null;
     this.controller = null; // of the request in flight
-    this.ahead = 0; // the store's clock, compared with the browser's
     this.away = false; // the page was left, perhaps into the back/forward cache
+    this.unseen = false; // it was hidden at its last event
     this.listen("addEventListener");
   }
 
   leave(job, watch) {
     job.watches.delete(watch);
-    if (job.watches.size) return;
+    if (job.watches.size) {
+      this.plan(); // perhaps only the one that left was awake
+      return;
+    }
     this.jobs.delete(job.uuid);
     if (job.feed) job.feed.leave(job);
     if (!this.jobs.size) {
@@ -379,10 +384,19 @@ class Channel {
     }
   }
 
-  /** Follow the store's clock, as an answer or a beat tells it, but not its delays. */
+  /**
+   * Follow the store's clock, as an answer or a beat tells it. One that is late tells an
+   * earlier time: only if several do so has the clock been set back.
+   */
   setClock(millis) {
-    const ahead = millis - Date.now();
-    if (millis > 0 && Math.abs(ahead - this.ahead) > 1000) this.ahead = ahead;
+    if (!/^\d{1,15}$/.test(millis)) return;
+    const offset = millis - performance.now();
+    const clock = clocks.get(this.base);
+    const late = clock && offset < clock.offset - 1000 ? clock.late + 1 : 0;
+    if (!clock || offset > clock.offset || late > 2) {
+      clocks.set(this.base, { offset, late: 0 });
+      if (clock && Math.abs(offset - clock.offset) > 1000) connected.forEach(refresh);
+    } else clock.late = late;
   }
 
   /** Capture at the window: other listeners cannot stop the events before us. */
@@ -399,7 +413,10 @@ class Channel {
       this.away = true;
       if (this.controller) this.controller.abort();
     } else if (type === "pageshow") this.away = false;
-    for (const job of this.jobs.values()) job.hurry();
+    const before = this.unseen;
+    this.unseen = ofDocument("hidden");
+    // A hidden page keeps to its minute.
+    if (!before || !this.unseen) for (const job of this.jobs.values()) job.hurry();
     this.plan();
   }
 
@@ -413,6 +430,7 @@ class Channel {
   /** Stream what can be streamed, and ask when the next of the other jobs is due. */
   plan() {
     clearTimeout(this.timer);
+    if (!this.jobs.size) return;
     const isHidden = this.away || ofDocument("hidden");
     if (isHidden) feeds.forEach((feed) => feed.close());
     if (this.controller) return;
@@ -421,7 +439,9 @@ class Channel {
     if (!isHidden) this.stream(jobs, now + GATHER);
     const due = Math.max(this.notBefore, Math.min(...jobs.map((job) => job.due)));
     if (due <= now) this.run(now);
-    else if (due < Infinity) this.timer = setTimeout(() => this.run(due), due - now);
+    // Plan again in any case: another script may have kept an event from this one.
+    else if (due > now + MINUTE) this.timer = setTimeout(() => this.plan(), MINUTE);
+    else this.timer = setTimeout(() => this.run(due), due - now);
   }
 
   /**
@@ -460,8 +480,11 @@ class Channel {
 
   async run(now) {
     this.controller = new AbortController();
-    await this.ask(now);
-    this.controller = null;
+    try {
+      await this.ask(now);
+    } finally {
+      this.controller = null;
+    }
     this.plan();
   }
 
@@ -481,6 +504,7 @@ class Channel {
   /** Ask once, for as many jobs as fit into one request, and pass on the answer. */
   async ask(now) {
     const waiting = this.waiting(now);
+    if (!waiting.length) return; // the page was hidden, or a watch has left
     const alone = waiting.find((job) => job.alone);
     const asked = alone ? [alone] : this.share([...waiting]);
     const single = asked.length === 1;
@@ -797,15 +821,20 @@ function draw(loaded) {
 }
 
 // Stands before the title of a page in which a job has ended unseen. The word joiner tells
-// it from a bullet of the application's own.
+// it from a bullet of the application's own, which may have written around it.
 const MARK = "\u25cf\u2060\xa0";
 const notified = new Set();
 
 /** Put a mark, or nothing, before the title as the application has it by now. */
 function markTitle(mark) {
-  const title = ofDocument("title");
-  const plain = title.startsWith(MARK) ? title.slice(MARK.length) : title;
+  const plain = ofDocument("title").split(MARK).join("");
   Reflect.set(Document.prototype, "title", mark + plain, document);
+}
+
+function unmarkTitle() {
+  if (ofDocument("hidden")) return;
+  window.removeEventListener("visibilitychange", unmarkTitle, true);
+  markTitle("");
 }
 
 /** Tell of the end of a job if the page is hidden, and of each only once. */
@@ -813,7 +842,7 @@ function notify({ uuid, finished_at }, text) {
   const end = uuid + finished_at;
   if (!ofDocument("hidden")) return;
   markTitle(MARK);
-  window.addEventListener("visibilitychange", () => markTitle(""), { capture: true, once: true });
+  window.addEventListener("visibilitychange", unmarkTitle, true);
   attempt(() => {
     if (notified.has(end) || Notification.permission !== "granted") return;
     notified.add(end);
@@ -1048,14 +1077,17 @@ class JobStateElement extends HTMLElement {
       this._reason = reason;
       this._tell("lost", reason);
     };
-    const text = this.getAttribute("notify");
-    let isNews = false; // not of a job that was over
+    const notifies = this.hasAttribute("notify");
+    let isNews = false; // the page had shown the job before its end
     const end = (data) => {
       const { job } = data;
       this._poller = null;
-      const usual = `${this._title(job)}: ${this._word(job.status)}`;
-      if (isNews) notify(job, (data.job_state === "success" && text) || usual);
       this._tell(data.job_state, data);
+      if (!notifies || !isNews) return;
+      // Some templates repeat the name of an attribute without a value.
+      const [, text] = /^(?!(?:notify|true)?$)(.*)$/i.exec(this.getAttribute("notify").trim()) || [];
+      const usual = () => `${this._title(job)}: ${this._word(job.status)}`;
+      attempt(() => notify(job, (data.job_state === "success" && text) || usual()));
     };
     try {
       this._poller = startPolling({
@@ -1063,11 +1095,11 @@ class JobStateElement extends HTMLElement {
         pollingPeriod: this.period,
         csrfToken: this.getAttribute("csrf-token"),
         csrfHeader: this.getAttribute("csrf-header"),
-        whileHidden: text !== null,
+        whileHidden: notifies,
         crossOrigin: this.hasAttribute("cross-origin"),
         update: (data) => {
+          isNews = !!this.data && this.data.job_state === "working";
           this.data = data;
-          isNews = isNews || (text !== null && data.job_state === "working");
           if (!data.job.cancellable || data.job.status === "cancelling") this._asking = false;
           this._tell("update", data);
         },
@@ -1151,19 +1183,27 @@ class JobStateElement extends HTMLElement {
     return format("DateTimeFormat", this._language, options, time).replace(/ /g, "\u00a0");
   }
 
-  /** When a job that waits is due or, once it is queued, for how long it has waited. */
+  /**
+   * When a job that waits is due or, once it is queued, for how long it has waited, and the
+   * milliseconds until that changes.
+   */
   _wait({ due_at, updated_at }, state) {
-    clearTimeout(this._timer);
     const isQueued = state === "queued";
     if (!isQueued && state !== "retrying") return {};
     const now = this._poller ? this._poller.now : Date.now();
     const due = new Date(due_at);
-    const waited = (now - Math.max(due, Date.parse(updated_at))) / 1000;
     if (due > now) {
-      return { due: this._label(isQueued ? "due" : "retry", { time: this._time(due, now) }) };
+      const time = this._time(due, now);
+      const next = Math.min(due - now, MINUTE);
+      return { due: this._label(isQueued ? "due" : "retry", { time }), next };
     }
-    if (!isQueued || !(waited >= 1)) return {};
-    return { waiting: this._label("waiting", { time: this._duration(Math.floor(waited), 1) }) };
+    const waited = (now - Math.max(due, Date.parse(updated_at))) / 1000;
+    if (!isQueued || !(waited >= 0)) return {};
+    // Not rounded up, unlike an estimate.
+    const step = waited < 60 ? 1 : waited < 3600 ? 60 : waited < 86400 ? 360 : 8640;
+    const next = 1000 * (step - (waited % step));
+    if (waited < 1) return { next };
+    return { waiting: this._label("waiting", { time: this._duration(waited - (waited % step), 1) }), next };
   }
 
   /** The details after the status: how much of how much, how fast. */
@@ -1218,7 +1258,8 @@ class JobStateElement extends HTMLElement {
     const { _view: view, state } = this;
     const { parts } = view;
     const job = this._data ? this._data.job : {};
-    const { due, waiting } = this._wait(job, state);
+    clearTimeout(this._timer);
+    const { due, waiting, next } = this._wait(job, state);
     const word = (state === "queued" && due) || this._word(state);
     const answered = this._data || state === "lost";
     const progress = job.progress || {};
@@ -1273,10 +1314,7 @@ class JobStateElement extends HTMLElement {
     view.set("cancel", "aria-disabled", this._asking);
     view.set("log", "aria-label", this._label("log"));
     view.log(lines.slice(-20).map((line) => clean(line)));
-    // Count on by itself, at the same time as other elements.
-    if (due || state === "queued") {
-      this._timer = setTimeout(refresh, 1000 - (Date.now() % 1000), this);
-    }
+    if (next) this._timer = setTimeout(refresh, Math.max(next, MIN_GAP), this);
 
     // Announce the start, each quarter and the end.
     if (!answered) return;
