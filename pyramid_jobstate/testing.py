@@ -23,6 +23,7 @@ from .job import (
     Record,
     RecordingRun,
     dumps,
+    record_of,
     run_of,
 )
 from .worker import UNIQUE, middleware_of, put_job, release_broker
@@ -72,8 +73,9 @@ class Outbox(list[Sent]):
         self.following: dict[str, str] = {}
         #: The brokers of the messages, by their ids.
         self.brokers: dict[str, Broker] = {}
-        #: The ids of the messages whose jobs have run.
+        #: The ids of the messages whose jobs have run, or are running.
         self._ran: set[str] = set()
+        self._running: Sent | None = None
 
     def keep(self, outgoing: Outgoing) -> None:
         self.extend(map(Sent, outgoing.messages, outgoing.job_states))
@@ -82,22 +84,29 @@ class Outbox(list[Sent]):
             self.brokers[message.message_id] = outgoing.broker
 
     def unique_job(self, identity: str, *, ended: bool) -> JobState | None:
-        """Return the job of an identity that has not run or, with `ended`, the last
+        """Return the job of an identity that has not ended or, with `ended`, the last
         one, or None.
         """
         for sent in reversed(self):
-            is_over = sent.message.message_id in self._ran
+            is_over = sent.message.message_id in self._ran and sent != self._running
             if sent.message.options.get(UNIQUE) == identity and (ended or not is_over):
                 return sent.job_state
         return None
 
     def next(self) -> Sent | None:
-        """Return the first message whose job has not run, and count it as run."""
+        """Return the first message whose job has not run, which now begins."""
         for sent in self:
             if sent.message.message_id not in self._ran:
                 self._ran.add(sent.message.message_id)
+                self._running = sent
                 return sent
         return None
+
+    def end(self, status: str) -> None:
+        """Note how the job has ended that was running."""
+        assert self._running is not None
+        record_of(self._running.job_state).status = status
+        self._running = None
 
 
 def includeme(config: Configurator) -> None:
@@ -167,9 +176,14 @@ def run_jobs(
         if message.message_id in results and not message.options.get("pipe_ignore"):
             args = (*message.args, results[message.message_id])
             message = message.copy(args=args)
-        job_state, result = _run_job(
-            registry, sent_jobs.brokers[message.message_id], message, environ or {}
-        )
+        status = "error"
+        try:
+            job_state, result = _run_job(
+                registry, sent_jobs.brokers[message.message_id], message, environ or {}
+            )
+            status = "success"
+        finally:
+            sent_jobs.end(status)
         jobs.append(job_state)
         following = sent_jobs.following.get(message.message_id)
         if following is not None:

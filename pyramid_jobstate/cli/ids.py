@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..job import JobState, is_uuid
+from ..job import JobState, is_uuid, record_of
 from ..store import JobStore, newest_uuids
 from .faults import CouldNot
 from .texts import clean
@@ -31,6 +31,9 @@ def find(store: JobStore, name: str) -> JobState:
         (job,) = store.load_many([name])
         if job is None:
             raise CouldNot(f"The job {name} is unknown, or has expired.")
+        if record_of(job).uuid != name:
+            # An alias leads to it.
+            return find(store, record_of(job).uuid)
         return job
     uuids = [u for u in newest_uuids(store, NEWEST) if u.startswith(name)]
     found = [job for job in store.load_many(uuids[: 4 * CANDIDATES]) if job is not None]

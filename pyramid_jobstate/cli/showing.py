@@ -36,7 +36,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 
 def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
     job = find(store, args.id)
-    failures = store.failures(record_of(job).uuid)
+    failures = store.failures(job.uuid)
     if output.draws:
         from .draw import draw_card
 
@@ -51,7 +51,7 @@ def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
 
 def facts(job: JobState) -> Iterator[tuple[str, str]]:
     """Yield the names and texts of what a record says, in reading order."""
-    yield "id", record_of(job).uuid
+    yield "id", job.uuid
     yield "title", clean(title_of(job))
     yield "kind", clean(job.kind) or "-"
     yield "actor", clean(job.actor) or "-"

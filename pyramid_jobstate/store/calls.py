@@ -60,6 +60,9 @@ class Calls:
     def alias(self, uuid: str, target: str, ttl: int, sender: str) -> Call:
         return self._call("alias", uuid, target, ttl, sender)
 
+    def touch(self, job: NewJob) -> Call:
+        return self._call("touch", job.uuid, job.sender)
+
     def create(self, job: NewJob) -> Call:
         return self._call("create", job.uuid, *self._new(job))
 

@@ -97,7 +97,7 @@ class Claims:
         self._index = index
         self._run = run
         #: A claim outlives the record, whose life is lengthened more often.
-        self._ttl = 2 * index.active_ttl
+        self._ttl = 2 * index.active_ttl + index.ended_ttl
         #: An alias is renewed when it is read.
         self._alias_ttl = index.active_ttl + index.ended_ttl
 
@@ -115,6 +115,10 @@ class Claims:
         if record is None or record.is_finished or record.was_never_sent:
             return None
         return record
+
+    def touch(self, job: NewJob) -> None:
+        """Note that the sender of a job lives, even if its commit took long."""
+        self._run([self._calls.touch(job)])
 
     def take(self, identity: str, uuid: str, delay: float = 0.0) -> str:
         """Take the claim for a job, unless another one is under way. If that is about
@@ -148,7 +152,7 @@ class Claims:
         if info.unique is None:
             yield Hold()
             return
-        claim = self._hold(info.unique, uuid, delay)
+        claim = self._hold(info.unique, uuid, delay, HOLD)
         if claim.uuid != uuid:
             yield Hold("0", claim.uuid)
             return
@@ -162,10 +166,23 @@ class Claims:
                 call = self._calls.claim(info.unique, uuid, claim.version, life, 0)
                 self._run([call])
 
+    def retake(self, update: Update, reply: Any) -> None:
+        """Take back the claim that was lost, and taken by a job that is over, for a job
+        that is under way.
+
+        Parameters:
+          update: An update of the job that was renewed.
+          reply: The reply to the call of :meth:`renew`.
+        """
+        is_reply = isinstance(reply, list)
+        if update.end is None and is_reply and text(reply[0]) != update.uuid:
+            assert update.info.unique is not None
+            with contextlib.suppress(RedisError):
+                self._hold(update.info.unique, update.uuid, 0.0, None)
+
     def renew(self, update: Update, reply: Reply | Exception) -> Iterator[Call]:
         """Yield the call that lets a claim live for as long as the record of its job
-        after an update that begins its run, renews its place or ends the run. Losing it
-        does no harm for a long time.
+        after an update that begins its run, renews its place or ends the run.
 
         Parameters:
           reply: The store's reply to the update.
@@ -225,13 +242,13 @@ class Claims:
                 if now - alias.updated > self._alias_ttl / 2
             )
 
-    def _hold(self, identity: str, uuid: str, delay: float) -> Claim:
-        """Take and hold the claim for a job, unless another one is under way, or about
-        to run again.
+    def _hold(self, identity: str, uuid: str, delay: float, hold: int | None) -> Claim:
+        """Take the claim for a job, and perhaps hold it, unless another one is under
+        way, or about to run again.
         """
         version = ""
         while True:
-            claim = self._take(identity, uuid, version, delay, HOLD)
+            claim = self._take(identity, uuid, version, delay, hold)
             if claim.uuid == uuid or claim.held_until or not self._is_over(claim.uuid):
                 return claim
             version = claim.version
@@ -251,19 +268,27 @@ class Claims:
 
     def _is_over(self, uuid: str) -> bool:
         """Return whether a job has ended or is unknown. One that was never sent is
-        cancelled, so that its message does nothing if it comes after all.
+        cancelled, so that its message does nothing if it comes after all; one that was
+        never sent again has failed as before.
         """
         (record,) = self._reader.read([uuid])
         if record is not None and record.was_never_sent:
-            word = secrets.token_hex(4)
-            (done,) = self._run([self._calls.cancel_unsent(uuid, word)])
-            if done:
-                log.info("Job %s was never sent. Another has taken its place.", uuid)
-                with contextlib.suppress(RedisError):
-                    self._run(self._index.end(uuid, record.info, "cancelled"))
-                return True
+            self._give_up(record)
             (record,) = self._reader.read([uuid])
         return record is None or record.is_finished
+
+    def _give_up(self, record: Record) -> None:
+        """End a job that was never sent."""
+        uuid, rerun = record.uuid, record.info.rerun
+        status, call = "error", self._calls.restore(uuid, rerun or "")
+        if rerun is None or self._run([call]) != [1]:
+            status = "cancelled"
+            call = self._calls.cancel_unsent(uuid, secrets.token_hex(4))
+            if self._run([call]) == [0]:
+                return
+        log.info("Job %s was never sent. Another has taken its place.", uuid)
+        with contextlib.suppress(RedisError):
+            self._run(self._index.end(uuid, record.info, status))
 
     def _life(self, delay: float) -> int:
         return self._ttl + millis(delay)

@@ -68,6 +68,10 @@ class JobStore(JobActs):
         (record,) = self.claims.follow([uuid])
         return record
 
+    def has_record(self, uuid: str) -> bool:
+        """Return whether there is a record of a job, even of one that was deleted."""
+        return self._reader.exists(uuid)
+
     def load_many(self, uuids: Sequence[str]) -> Sequence[JobState | None]:
         """Return several jobs in one round trip, or in two if some are aliases, with
         None for each unknown job. A job whose class raises an exception is also None,
@@ -85,8 +89,7 @@ class JobStore(JobActs):
         """Return the job of an identity that is under way or, with `ended`, the last
         one, or None.
         """
-        find = self.claims.find if ended else self.claims.under_way
-        record = find(identity)
+        record = (self.claims.find if ended else self.claims.under_way)(identity)
         return None if record is None else self._job(record)
 
     def _make(self, records: Iterable[Record | None]) -> Sequence[JobState | None]:

@@ -110,6 +110,12 @@ class Reader:
         found = self._read(uuid, (), reply, self.now())
         return found if isinstance(found, Record) else None
 
+    def exists(self, uuid: str) -> bool:
+        """Return whether a job has a hash."""
+        key = self.key(uuid)
+        (reply,) = ask(self._client, [Command(key, ("EXISTS", key))])
+        return bool(reply)
+
     def sizes(self, uuids: Sequence[str], name: str) -> Sequence[int]:
         """Return the size of one field of several jobs in bytes, 0 if it is missing."""
         keys = map(self.key, uuids)

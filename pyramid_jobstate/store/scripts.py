@@ -22,6 +22,7 @@ NAMES = (
     "queue_again",
     "requeue",
     "restore",
+    "touch",
     "wait",
     "forget",
     "confirm",

@@ -165,17 +165,20 @@ class JobWrites:
                 updates[i], results[i], reopened=firsts[i] == Reply.REOPENED
             )
         ]
-        claims = [
-            call for i in moved for call in self.claims.renew(updates[i], results[i])
+        claimed = [
+            (i, call)
+            for i in moved
+            for call in self.claims.renew(updates[i], results[i])
         ]
         if listed:
             self._sweep.begin()
             self._sweep.note()
-        calls = [call for _, call in listed]
-        replies = run_scripts(self.client, calls + claims)
+        replies = run_scripts(self.client, [call for _, call in (*listed, *claimed)])
         for (i, _), reply in zip(listed, replies, strict=False):
             if isinstance(reply, Exception):
                 results[i] = reply
+        for (i, _), reply in zip(claimed, replies[len(listed) :], strict=True):
+            self.claims.retake(updates[i], reply)
         return results
 
     def _change(

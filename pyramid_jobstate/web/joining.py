@@ -114,6 +114,8 @@ def join(request: Request, ask: Ask, outgoing: Outgoing) -> None:
         data_manager.join(transaction)
     except (TransactionError, ValueError) as e:
         raise RuntimeError(TAKES_NOTHING) from e
+    if outgoing.unique is not None:
+        outgoing.unique.join(transaction, request.registry)
     if is_watched:
         _watch(data_manager, request)
 

@@ -38,8 +38,6 @@ def encoded(
       ActorError: It carries an argument `request` to an actor that receives one.
     """
     options = dict(message.options)
-    # The message may be a copy of one that was sent.
-    options.pop(UNIQUE, None)
     if unique is not None:
         options[UNIQUE] = unique
     if owner is not None:

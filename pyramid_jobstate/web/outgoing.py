@@ -25,7 +25,7 @@ from ..job import (
     set_store,
 )
 from ..store import JobStore, refusal
-from ..worker import TrackedFunction, check_owner, middleware_of
+from ..worker import UNIQUE, TrackedFunction, check_owner, middleware_of
 from .messages import check_callbacks, encoded, unlinked
 from .unique import Unique
 
@@ -98,7 +98,7 @@ class Outgoing:
             raise TypeError("No Dramatiq broker is set. Call dramatiq.set_broker(...).")
         self.broker = broker
         self._what = self._prepare(what)
-        # Looked up last: for an unknown actor its error would be misleading.
+        # Looked up last: the error for an unknown actor would be misleading.
         self._middleware = middleware_of(broker)
         #: The jobs that had ended before, and the tokens with which to requeue them.
         self._ended: dict[str, tuple[NewJob, str]] = {}
@@ -271,9 +271,13 @@ class Outgoing:
         unique = None
         if self.unique is not None:
             unique = self.unique.identify(message.actor_name, owner)
+        elif UNIQUE in message.options:
+            raise ActorError(
+                f"The message {message.message_id} is that of a unique job. Send "
+                "another with send_with_options(..., unique=...), or call rerun()."
+            )
         message = encoded(self.broker, message, owner, self._origin, unique)
-        info = function.info(message.args, message.kwargs, owner)
-        info = info._replace(unique=unique)
+        info = function.info(message.args, message.kwargs, owner, unique=unique)
         seconds = 0.0 if delay is None else delay / 1000
         self._jobs.append(
             NewJob(message.message_id, info, seconds, waits, self._sender)

@@ -71,8 +71,6 @@ class JobDataManager:
         """
         transaction.join(self.vote)
         transaction.join(self)
-        if self._outgoing.unique is not None:
-            self._outgoing.unique.join(transaction)
         self._is_over = False
 
     def abort(self, transaction: Any) -> None:

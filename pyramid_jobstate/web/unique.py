@@ -52,16 +52,18 @@ class Unique:
         self.identity = identity_of(actor, self._key, encoded, shared=self._shared)
         return self.identity
 
-    def join(self, transaction: Any) -> None:
+    def join(self, transaction: Any, registry: object) -> None:
         """Follow an earlier send of this identity in the same transaction, if any."""
         try:
             sent = transaction.data(_SENT)
         except KeyError:
             sent = {}
             transaction.set_data(_SENT, sent)
-        first = sent.get(self.identity)
+        # Another application may keep its jobs elsewhere.
+        place = id(registry), self.identity
+        first = sent.get(place)
         if first is None or first.is_withdrawn:
-            sent[self.identity] = self
+            sent[place] = self
         else:
             self._first = first
 
@@ -82,6 +84,7 @@ class Unique:
         try:
             self.winner = self._first.winner if self._first is not None else ""
             if not self.winner:
+                store.claims.touch(job)
                 self.winner = store.claims.take(self.identity, job.uuid, job.delay)
             if self.winner != job.uuid:
                 store.claims.make_alias(job, self.winner)

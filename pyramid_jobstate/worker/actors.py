@@ -142,6 +142,7 @@ class TrackedFunction(HandedFunction):
         kwargs: Mapping[str, Any],
         owner: object = None,
         attempt: int = 0,
+        unique: str | None = None,
     ) -> JobInfo:
         """Return what to store about a call."""
         return JobInfo(
@@ -150,6 +151,7 @@ class TrackedFunction(HandedFunction):
             attempt=attempt,
             owner=None if owner is None else dumps(owner),
             params=encode_params(self.params(args, kwargs)),
+            unique=unique,
         )
 
     def info_of(
@@ -162,8 +164,9 @@ class TrackedFunction(HandedFunction):
             # A wrong owner must not keep the message from being sent and run.
             log.warning("The job of %s has no owner: %s", message, e)
             owner = None
-        info = self.info(message.args, message.kwargs, owner, attempt)
-        return info._replace(rerun=word_of(message), unique=unique_of(message))
+        unique = unique_of(message)
+        info = self.info(message.args, message.kwargs, owner, attempt, unique)
+        return info._replace(rerun=word_of(message))
 
     def unsaved(self, message: MessageProxy) -> Unsaved:
         """Return the recorder's entry for a run that begins now."""

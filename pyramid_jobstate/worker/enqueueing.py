@@ -66,7 +66,7 @@ class Enqueueing:
         created: list[bool] = []
 
         def create(store: JobStore) -> None:
-            if info.unique is None or store.record(uuid) is not None:
+            if info.unique is None or store.has_record(uuid):
                 created.extend(store.create(new))
 
         # A unique job that has no record, or not any more, gets one at its start, which

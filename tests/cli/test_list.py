@@ -231,6 +231,8 @@ def test_show_finds_the_job_of_an_alias(
     client.hset(key_of(store, UUID), mapping={"status": "alias", "target": job.uuid})
     lines = pjobs("show", UUID).out
     assert f"id: {job.uuid}" in lines
+    (found,) = pjobs("show", "--json", UUID).out
+    assert json.loads(found)["uuid"] == job.uuid
     assert 'unique: ["errand","nightly"]' in lines
     client.hset(key_of(store, UUID), "target", "")
     assert "unknown" in pjobs("show", UUID).err[0]

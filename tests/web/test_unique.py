@@ -10,7 +10,7 @@ import dramatiq
 import pytest
 import redis
 import transaction
-from dramatiq import Broker
+from dramatiq import Broker, group
 from pyramid.authorization import Allow, Authenticated
 from pyramid.config import Configurator
 from pyramid.request import Request
@@ -324,17 +324,63 @@ def test_an_actor_without_a_state_is_refused(desk: Desk, global_broker: Broker) 
     assert desk.client.keys() == []
 
 
-def test_a_copy_of_its_message_is_not_unique(desk: Desk) -> None:
-    """Only send_with_options() makes a job unique."""
+def test_its_message_cannot_be_sent_otherwise(desk: Desk) -> None:
+    """Neither again nor as a copy: no claim would be taken."""
     first = desk.press()
     (message,) = queued(desk.client)
-    request = desk.begin()
+    states = desk.begin().job_states
     copy = message.copy(message_id="0" * 8 + message.message_id[8:])
-    second = request.job_states.send_message(copy)
+    for again in message, copy, group([message]):
+        for send in states.send_message, states.send_immediately:
+            with pytest.raises(ActorError, match="is that of a unique job"):
+                send(again)
+    assert desk.sent() == [first.uuid]
+
+
+def test_applications_in_one_transaction_do_not_follow_each_other(
+    redis_url: str, desk: Desk
+) -> None:
+    """Each has a store of its own."""
+    other = make_broker(redis_url, JobStateMiddleware(url=redis_url, namespace="x"))
+    config = make_tm_config(redis_url, {**EXPLICIT, "jobstate.namespace": "x"})
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(dramatiq.broker, "global_broker", other)
+        make_app(config)
+    request, second = desk.begin(), make_request(config, "alice")
+    second.tm = request.tm
+    jobs = [
+        desk.press(request),
+        desk.press(second, actor=other.get_actor("run_marathon")),
+    ]
     request.tm.commit()
-    assert "job_unique" not in queued(desk.client)[1].options
-    assert desk.record(second).info.unique is None
-    assert desk.press().uuid == first.uuid
+    assert sorted(desk.sent()) == sorted(job.uuid for job in jobs)
+    assert second.job_states.find(jobs[1].uuid).status == "queued"
+
+
+def test_a_long_commit_does_not_cost_the_sender_its_job(desk: Desk) -> None:
+    """Votes took longer than `stalled_after`. Taking the claim is a sign of life."""
+    request = desk.begin()
+    first = desk.press(request)
+
+    class Slow(Veto):
+        def tpc_vote(self, transaction: Any) -> None:
+            pass
+
+        def tpc_finish(self, transaction: Any) -> None:
+            desk.client.hincrby(f"jobstate:{first.uuid}", "updated", -20_000)
+
+    request.tm.get().join(Slow())
+    broker, found = desk.actor.broker, []
+
+    class Press(dramatiq.Middleware):
+        def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+            if message.message_id == first.uuid:
+                found.append(desk.press().uuid)
+
+    broker.add_middleware(Press())
+    request.tm.commit()
+    assert found == [first.uuid]
+    assert desk.record(first).status == "queued"
 
 
 def test_a_store_that_is_away_refuses_the_press(far: Desk, proxy: FaultyProxy) -> None:
@@ -803,5 +849,32 @@ def test_the_outbox_holds_one_job_of_a_key(redis_url: str, crash: Any) -> None:
     assert len(outbox(app.app.registry)) == 1
     with pytest.raises(ZeroDivisionError):
         run_jobs(app.app.registry)
-    assert states.find_unique(crash, "nightly") is first
+    found = states.find_unique(crash, "nightly")
+    assert (found, found.status) == (first, "error")
+    assert send() is not first
+
+
+def test_the_outbox_knows_a_job_that_runs(redis_url: str, global_broker: Any) -> None:
+    """A job that sends its own key gets itself, as in a worker."""
+    sent = []
+
+    @dramatiq.actor(broker=global_broker, job_state=True)
+    def again() -> None:
+        sent.append(send())
+
+    config = make_tm_config(redis_url)
+    config.include("pyramid_jobstate.testing")
+    app = make_app(config)
+    request = make_request(config, "alice")
+    request.tm.begin()
+
+    def send() -> JobState:
+        states = request.job_states
+        job_state: JobState = states.send_with_options(again, unique="nightly")
+        return job_state
+
+    first = send()
+    assert len(run_jobs(app.app.registry)) == 1
+    assert sent == [first]
+    assert first.status == "success"
     assert send() is not first

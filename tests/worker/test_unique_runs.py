@@ -11,7 +11,7 @@ import redis
 from dramatiq import Message
 from dramatiq.brokers.redis import RedisBroker
 
-from pyramid_jobstate import JobStateMiddleware, JobStore
+from pyramid_jobstate import JobStateMiddleware, JobStore, rerun
 from pyramid_jobstate.job import record_of
 from pyramid_jobstate.job.changes import End, NewJob, Update
 from pyramid_jobstate.store import claims
@@ -378,7 +378,7 @@ def test_a_lost_claim_is_taken_again(floor: Floor) -> None:
 def test_a_held_claim_cannot_be_taken(floor: Floor) -> None:
     """Not even by one who has read it since."""
     first = floor.send()
-    claim = floor.store.claims._hold(IDENTITY, first.message_id, 0.0)
+    claim = floor.store.claims._hold(IDENTITY, first.message_id, 0.0, claims.HOLD)
     calls = floor.store._calls
     taken = calls.claim(IDENTITY, new_id(), claim.version, 1000)
     (reply,) = floor.store._run([taken])
@@ -390,6 +390,78 @@ def test_a_held_claim_cannot_be_taken(floor: Floor) -> None:
     assert [int(word) for word in floor.store._run([released])[0][2:]] == [0]
     (reply,) = floor.store._run([taken])
     assert text(reply[0]) != first.message_id
+
+
+def test_a_claim_that_an_ended_job_has_taken_is_taken_back(floor: Floor) -> None:
+    """The claim of a running job was evicted. Another was sent, and has ended."""
+    first = floor.send()
+    info = record_of(load_job(floor.store, first.message_id)).info
+    update = Update(first.message_id, "0" * 12, 1, info, begins=True)
+    assert floor.store.write([update]) == [Reply.OK]
+    floor.client.delete(*floor.client.keys("jobstate:unique:*"))
+    second = floor.send()
+    update = Update(first.message_id, "0" * 12, 2, info, renews=True)
+    assert floor.store.write([update]) == [Reply.OK]
+    assert floor.under_way() == second.message_id
+    ended = Update(second.message_id, "1" * 12, 1, info, begins=True)
+    ended.end = End("success")
+    assert floor.store.write([ended]) == [Reply.OK]
+    update = Update(first.message_id, "0" * 12, 3, info, renews=True)
+    assert floor.store.write([update]) == [Reply.OK]
+    assert floor.under_way() == first.message_id
+    assert floor.store.claims.take(IDENTITY, new_id()) == first.message_id
+
+
+def test_a_deleted_job_stays_deleted(floor: Floor) -> None:
+    """Its tombstone outlives a message that is put back late."""
+    first = floor.send()
+    floor.work()
+    assert floor.store.delete(first.message_id)
+    key = key_of(floor.store, first.message_id)
+    floor.broker.enqueue(first, delay=10 * 24 * 3600 * 1000)
+    assert floor.client.pttl(key) > 10 * 24 * 3600 * 1000
+    floor.redeliver(first)
+    floor.client.delete("dramatiq:default.DQ", "dramatiq:default.DQ.msgs")
+    floor.work()
+    assert floor.runs == [first.message_id]
+
+
+def test_a_rerun_that_was_never_sent_is_a_failure_again(floor: Floor) -> None:
+    """Its operator died. The press that takes its place does not destroy it."""
+    floor.fails = 2
+    first = floor.send()
+    floor.work()
+    wait_for(lambda: load(floor.broker, first).status == "error")
+    before = load(floor.broker, first)
+    word = floor.store.requeue(record_of(before))
+    assert word is not None
+    floor.client.hincrby(key_of(floor.store, first.message_id), "updated", -20_000)
+    assert load(floor.broker, first).status == "stalled"
+    second = floor.send()
+    after = load(floor.broker, first)
+    assert (after.status, after.error) == ("error", before.error)
+    assert [job.uuid for job in floor.store.list(status="error").items] == [
+        first.message_id
+    ]
+    floor.work()
+    assert load(floor.broker, second).status == "success"
+    assert rerun(floor.store, floor.broker, first.message_id)
+    floor.work()
+    assert load(floor.broker, first).status == "success"
+
+
+def test_a_rerun_without_its_failure_is_cancelled(floor: Floor) -> None:
+    """What was kept of it has been evicted."""
+    floor.fails = 2
+    first = floor.send()
+    floor.work()
+    wait_for(lambda: load(floor.broker, first).status == "error")
+    assert floor.store.requeue(record_of(load(floor.broker, first)))
+    key = key_of(floor.store, first.message_id)
+    floor.client.hincrby(key, "updated", -20_000)
+    floor.client.delete(floor.store._calls.failure_key(first.message_id))
+    floor.send()
+    assert load(floor.broker, first).status == "cancelled"
 
 
 def test_a_claim_lives_as_long_as_the_record(floor: Floor) -> None:
