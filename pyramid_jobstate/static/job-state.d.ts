@@ -153,9 +153,9 @@ declare namespace JobState {
     readonly transport: Transport | null;
 
     /**
-     * The time now, in milliseconds since 1970, by the clock that the job's own times are
-     * of. Until an answer or a stream has told that time (an older server does not): the
-     * browser's own. Corrected by steps of more than a second.
+     * The time now, in milliseconds since 1970, by the store's clock, which the job's own
+     * times are of. Until an answer or a stream has told it (an older server does not): by
+     * the browser's.
      */
     readonly now: number;
 
@@ -297,8 +297,8 @@ declare namespace JobState {
    * given permission (see {@link askToNotify}), the browser also shows a notification: one
    * for each job, whatever the number of elements, and tabs replace each other's. Its text
    * is the value of the attribute if the job succeeds, and otherwise, or without a value,
-   * the job's title and the word for its state. Jobs that ended before the page first
-   * asked for them are not told.
+   * the job's title and the word for its state. A job that had ended before the page first
+   * showed it is not news.
    *
    * With the attribute `compact`, it takes one line, 2.5 em high, without
    * the log and the link to the result.

@@ -15,7 +15,6 @@ CLOCK_SECONDS = 10.0
 #: The status of a deleted job, which reads as an unknown one.
 DELETED = "deleted"
 
-
 #: The status of an alias, as text and as bytes.
 ALIASES = (ALIAS, ALIAS.encode())
 
@@ -94,7 +93,7 @@ class Reader:
         ]
 
     def alias(self, uuid: str, reply: Any) -> Alias | None:
-        """Return the alias in a reply to HGETALL, or None if it holds none."""
+        """Return the alias in a reply to HGETALL, or None if it holds no alias."""
         is_hash = isinstance(reply, dict)
         if not is_hash or (reply.get("status") or reply.get(b"status")) not in ALIASES:
             return None
@@ -102,7 +101,7 @@ class Reader:
         return found if isinstance(found, Alias) else None
 
     def record(self, uuid: str, reply: Any) -> Record | None:
-        """Return the record in a reply to HGETALL, or None if it holds none.
+        """Return the record in a reply to HGETALL, or None if it holds no job.
 
         Raises:
           redis.exceptions.RedisError: The reply is an error that will pass.
