@@ -104,6 +104,7 @@ def test_public_names_can_be_imported_from_the_package() -> None:
         "JobStateMiddleware",
         "JobStore",
         "NotRepeatable",
+        "NotUnique",
         "Progress",
         "RequestMiddleware",
         "StoreUnavailable",
