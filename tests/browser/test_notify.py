@@ -288,6 +288,8 @@ def test_labels_that_are_none_swallow_no_end(away: Away) -> None:
     away.begin(element(1, ""))
     away.page.evaluate("JobState.labels = 'x'")
     away.end()
+    away.page.evaluate("JobState.labels = {}")
+    away.pass_time()
     assert [p for p in away.problems if "cannot be drawn" not in p] == []
     away.problems.clear()
 
