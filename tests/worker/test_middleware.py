@@ -805,7 +805,8 @@ def test_attempt_is_that_of_the_last_run_that_began(
     broker.add_middleware(Stopping(nth, how), before=where)
     began: list[datetime.datetime] = []
 
-    @job_actor(broker=broker, min_backoff=1, max_backoff=2, max_retries=nth)
+    # The end of an attempt is written before the next one begins.
+    @job_actor(broker=broker, min_backoff=100, max_backoff=200, max_retries=nth)
     def run_marathon(*, job_state: JobState) -> None:
         assert job_state.started_at is not None
         began.append(job_state.started_at)
