@@ -16,7 +16,6 @@ from webtest import TestApp
 from pyramid_jobstate import JobStateMiddleware
 from pyramid_jobstate.resources import JobStates
 from pyramid_jobstate.web.interfaces import IJobStore, IPages, IWebOutage
-from pyramid_jobstate.web.pages.rendering import Pages
 from pyramid_jobstate.web.settings import Settings
 from pyramid_jobstate.web.unavailable import WebOutage
 from tests.jobs import RunMarathon
@@ -112,7 +111,9 @@ def renewed(app: TestApp) -> TestApp:
     registry = app.app.registry
     pages = registry.queryUtility(IPages)
     if pages is not None:
-        registry.registerUtility(Pages(pages.environment, pages.layout), IPages)
+        # Not imported: tests/interop runs without the extra `pages`.
+        new = type(pages)(pages.environment, pages.layout)
+        registry.registerUtility(new, IPages)
     registry.registerUtility(Settings(registry.settings).store(), IJobStore)
     registry.registerUtility(WebOutage(), IWebOutage)
     return TestApp(app.app)
