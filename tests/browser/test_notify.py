@@ -338,7 +338,7 @@ def test_hidden_tab(windowed: Browser, poll_server: PollServer) -> None:
 
 @pytest.mark.parametrize("status", ["success", "error", "cancelled"])
 def test_title_is_marked_until_the_page_shows(unasked: Away, status: str) -> None:
-    """Whatever the end, and without a permission, the title says that there is news."""
+    """The title is marked for any end, even without permission to notify."""
     unasked.begin()
     unasked.hide()
     assert unasked.title == "Jobs"
@@ -531,7 +531,7 @@ def test_attribute_may_come_later(away: Away) -> None:
 
 
 def test_nothing_is_made_without_permission(unasked: Away) -> None:
-    """Without permission there is no notification, and nobody is ever prompted."""
+    """Without permission, the page shows no notification and never prompts."""
     unasked.begin()
     unasked.hide()
     unasked.end()
@@ -551,7 +551,7 @@ def test_nothing_is_made_without_permission(unasked: Away) -> None:
     ],
 )
 def test_browser_without_notifications(away: Away, browser_without: str) -> None:
-    """Where there are none, or only those of service workers, the title is marked."""
+    """A browser that cannot notify from a page still marks the title."""
     away.begin()
     away.page.evaluate(f"() => {{{browser_without}}}")
     away.hide()

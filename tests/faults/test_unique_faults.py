@@ -32,6 +32,7 @@ from pyramid_jobstate.store import claims
 from pyramid_jobstate.store.scripts import Reply
 from pyramid_jobstate.worker.failures import failure_of
 from tests.stepped import Killed, World, aside, stepped
+from tests.web.databases import Manager, fail
 from tests.webapp import make_app, make_request, make_tm_config
 
 #: The statuses of a job whose message is on its way, or that runs.
@@ -42,27 +43,6 @@ PRESSERS, PRESSES, WORKERS = 4, 5, 2
 
 class Vetoed(Exception):
     """Raised by a database that refuses to commit."""
-
-
-class Database:
-    """A database that may refuse to commit."""
-
-    transaction_manager: Any = None
-
-    def __init__(self, refuses: bool) -> None:
-        self._refuses = refuses
-
-    def nothing(self, transaction: Any) -> None:
-        pass
-
-    abort = tpc_begin = commit = tpc_finish = tpc_abort = nothing
-
-    def tpc_vote(self, transaction: Any) -> None:
-        if self._refuses:
-            raise Vetoed
-
-    def sortKey(self) -> str:  # noqa: N802, the interface's name
-        return "a"
 
 
 @dataclasses.dataclass
@@ -118,7 +98,9 @@ class Scene(World):
             request = make_request(self.config, "alice")
             request.tm.begin()
             refuses = not self.is_settling and self.rng.random() < 0.15
-            request.tm.get().join(Database(refuses))
+            if refuses:
+                database = Manager("a", "tpc_vote", lambda: fail(Vetoed))
+                request.tm.get().join(database)
             try:
                 job = request.job_states.send_with_options(
                     self.actor, (), unique=self.key
@@ -132,7 +114,7 @@ class Scene(World):
                 request.tm.abort()
 
     def deliver(self) -> Message[Any] | None:
-        """Return a message for a worker, or None if there is none."""
+        """Return a message for a worker, or None if no message waits."""
         queue = self.broker.queues["default"]
         while not queue.empty():
             message = Message.decode(queue.get())
