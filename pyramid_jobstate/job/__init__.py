@@ -4,15 +4,18 @@ This wing may import the standard library and :mod:`pyramid_jobstate.errors`, bu
 Redis, Dramatiq or Pyramid.
 """
 
-from .changes import End, Failure, NewJob, Update
+from .batch import Batch
+from .changes import End, Failure, Member, NewBatch, NewJob, Update
 from .inside import (
     as_seen_from,
     container_of,
     record_of,
     run_of,
     set_container,
+    set_member_sender,
     set_store,
 )
+from .membership import check_key, check_weight, member_uuid
 from .parsing import (
     iso_time,
     parse_duration,
@@ -22,10 +25,13 @@ from .parsing import (
     stored_iso_time,
 )
 from .progress import PartOfProgress, Phase, Progress, in_phase
+from .protocols import MemberSender
 from .record import (
     ALIAS,
+    BATCH,
     CANCELLED,
     FINISHED,
+    MEMBERS_FAILED,
     METRIC,
     NOT_REACHED,
     NOT_SENT,
@@ -41,7 +47,15 @@ from .recording import RecordingRun
 from .result import is_link
 from .run import Run
 from .state import JobState, current_job_state, current_state
-from .texts import DOMAIN, FAILED, REASONS, SKIPPED, filled, sentence_of
+from .texts import (
+    DOMAIN,
+    FAILED,
+    REASONS,
+    SKIPPED,
+    filled,
+    sentence_of,
+    translated,
+)
 from .told import told_by
 from .trouble import note_trouble
 from .unique import identity_of
@@ -49,11 +63,13 @@ from .values import MAX_AMOUNT, Json, dumps, encode_params, is_owner
 
 __all__ = [
     "ALIAS",
+    "BATCH",
     "CANCELLED",
     "DOMAIN",
     "FAILED",
     "FINISHED",
     "MAX_AMOUNT",
+    "MEMBERS_FAILED",
     "METRIC",
     "NOT_REACHED",
     "NOT_SENT",
@@ -62,12 +78,16 @@ __all__ = [
     "TARGET",
     "UNFINISHED",
     "UUID",
+    "Batch",
     "End",
     "Failure",
     "JobError",
     "JobInfo",
     "JobState",
     "Json",
+    "Member",
+    "MemberSender",
+    "NewBatch",
     "NewJob",
     "PartOfProgress",
     "Phase",
@@ -77,6 +97,8 @@ __all__ = [
     "Run",
     "Update",
     "as_seen_from",
+    "check_key",
+    "check_weight",
     "container_of",
     "current_job_state",
     "current_state",
@@ -89,6 +111,7 @@ __all__ = [
     "is_owner",
     "is_uuid",
     "iso_time",
+    "member_uuid",
     "note_trouble",
     "parse_duration",
     "parse_int",
@@ -98,7 +121,9 @@ __all__ = [
     "run_of",
     "sentence_of",
     "set_container",
+    "set_member_sender",
     "set_store",
     "stored_iso_time",
     "told_by",
+    "translated",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from .record import JobError, JobInfo
@@ -24,6 +25,36 @@ class NewJob(NamedTuple):
     delay: float = 0.0
     waits: bool = False
     sender: str = ""
+
+
+class NewBatch(NamedTuple):
+    """A batch that is about to be sent.
+
+    Attributes:
+      uuid: The uuid of the batch.
+      info: Its kind and owner.
+      fields: The other fields of its record.
+      sender: Identifies the sender, so that it can withdraw its own record.
+      members: Its members, each with its weight.
+    """
+
+    uuid: str
+    info: JobInfo
+    fields: Mapping[str, str]
+    sender: str
+    members: Sequence[Member]
+
+
+class Member(NamedTuple):
+    """A member of a batch that is about to be sent.
+
+    Attributes:
+      job: The job.
+      weight: Its share of the batch's bar, in thousandths.
+    """
+
+    job: NewJob
+    weight: int
 
 
 class Failure(NamedTuple):
@@ -79,6 +110,8 @@ class Update:
       end: How the run ended, or None while it continues.
       dropped: Whether the message was stopped before a run began.
       sender: If set, apply the update only to a record written by this sender.
+      tells: Whether to tell the batch of the job, if it has one.
+      millionths: How much of the job is done, for its batch, or None if unknown.
     """
 
     uuid: str
@@ -95,6 +128,8 @@ class Update:
     dropped: bool = False
     base: int = 0
     sender: str = ""
+    tells: bool = False
+    millionths: int | None = None
 
     @property
     def reports(self) -> bool:

@@ -6,8 +6,10 @@ import datetime
 from typing import Any
 
 from .handle import NO_RUN, Handle
+from .membership import OwnBatch
 from .progress import Phase, Progress, in_phase
-from .record import FINISHED, JobError, Record
+from .protocols import MemberSender
+from .record import BATCH, FINISHED, JobError, Record
 from .run import Run
 from .values import Json, loads
 
@@ -16,6 +18,9 @@ class Facts(Handle):
     """The state of a job: its stored record and, if it runs in this process, what it
     has reported since.
     """
+
+    #: What sends further members of its batch, in the worker that runs it.
+    _member_sender: MemberSender | None = None
 
     def __init__(self, record: Record, run: Run = NO_RUN) -> None:
         super().__init__(run)
@@ -59,6 +64,21 @@ class Facts(Handle):
         """The owner, who by default may see and cancel the job, or None."""
         owner: str | float | None = self._record.owner
         return owner
+
+    @property
+    def batch(self) -> OwnBatch | None:
+        """The batch of the job, or None. While the job runs, it can send further
+        members with it::
+
+            job_state.batch.send(import_part, name, key=name)
+
+        Each needs a key. If the job runs again, it finds the members that it has sent
+        before, and sends only those of which it is not certain that they were sent.
+        """
+        batch = self._record.info.batch
+        if batch is None or batch == BATCH:
+            return None
+        return OwnBatch(batch, self._member_sender)
 
     @property
     def job_params(self) -> dict[str, Any]:

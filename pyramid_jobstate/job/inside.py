@@ -9,7 +9,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .protocols import Container, Store
+    from .protocols import Container, MemberSender, Store
     from .record import Record
     from .run import Run
     from .state import JobState
@@ -28,6 +28,11 @@ def run_of(job_state: JobState) -> Run:
 def set_store(job_state: JobState, store: Store) -> None:
     """Set the store that a JobState uses."""
     job_state._store = store
+
+
+def set_member_sender(job_state: JobState, sender: MemberSender | None) -> None:
+    """Set what sends members: of a batch, or of the batch of a running job."""
+    job_state._member_sender = sender
 
 
 def set_container(job_state: JobState, container: Container) -> None:

@@ -53,6 +53,15 @@ def parse_int(text: str | None) -> int | None:
     return int(text)
 
 
+def parse_number(text: str | None) -> int | None:
+    """Return the value of 1 to 18 ASCII digits, which a 64-bit counter of the store may
+    hold, or None for any other text.
+    """
+    if text is None or len(text) > 18 or not (text.isascii() and text.isdigit()):
+        return None
+    return int(text)
+
+
 def parse_time(text: str | None) -> datetime.datetime | None:
     """Return the aware UTC datetime of milliseconds since the epoch, or None."""
     number = parse_int(text)

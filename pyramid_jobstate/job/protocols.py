@@ -19,6 +19,39 @@ class Store(Protocol):
         """Delete a job. Return False if it has not ended."""
 
 
+class MemberSender(Protocol):
+    """The interface of what sends the members of a batch. It knows Dramatiq."""
+
+    def send(
+        self,
+        actor: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        /,
+        *,
+        delay: Any = None,
+        key: str | None = None,
+        weight: float = 1,
+        options: dict[str, Any],
+    ) -> Any:
+        """Send a message to an actor, and return its job."""
+
+    def send_message(
+        self, what: Any, /, *, key: str | None, weight: float, broker: Any
+    ) -> Any:
+        """Send a message, pipeline or group, and return its job or jobs."""
+
+
+class Block(MemberSender, Protocol):
+    """The interface of what takes the members of a batch in a `with` block."""
+
+    def enter(self) -> None:
+        """Begin to take members."""
+
+    def leave(self, error: BaseException | None, /) -> None:
+        """Take no more members, and send none of them if an exception was raised."""
+
+
 class Container(Protocol):
     """The interface of the container through which a request found a JobState."""
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
-from .parsing import parse_int, parse_json, parse_time, stored_iso_time
+from .parsing import (
+    parse_int,
+    parse_json,
+    parse_number,
+    parse_time,
+    stored_iso_time,
+)
 from .progress import Progress, in_phase, parse_phase, parse_progress
 
 #: The statuses of a job that has not ended.
@@ -22,6 +28,9 @@ STATUSES = frozenset({*UNFINISHED, *FINISHED})
 #: its place, and the field that names it.
 ALIAS, TARGET = "alias", "target"
 
+#: Stands in the record of a batch where that of a member names its batch.
+BATCH = "*"
+
 #: The prefix of a metric's field in the hash.
 METRIC = "m:"
 
@@ -29,7 +38,7 @@ METRIC = "m:"
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
-def is_uuid(name: object) -> bool:
+def is_uuid(name: object) -> TypeGuard[str]:
     """Return whether a message id or a path segment is a valid job uuid."""
     return isinstance(name, str) and UUID.fullmatch(name) is not None
 
@@ -53,6 +62,9 @@ CANCELLED = JobError(None, "The job was cancelled.")
 NOT_SENT = JobError(None, "The job could not be sent.")
 NOT_REACHED = JobError(None, "An earlier step did not succeed.")
 
+#: The reason for which a batch reads "error".
+MEMBERS_FAILED = JobError(None, "Some of its jobs failed.")
+
 
 class JobInfo(NamedTuple):
     """The facts of a job that are fixed when it is sent or when a worker starts it.
@@ -66,6 +78,7 @@ class JobInfo(NamedTuple):
       rerun: The word of the request to run the job again that sent its message, or
         None. Only a message with the last such word may run the job.
       unique: The identity of a unique job, or None: see :func:`.identity_of`.
+      batch: The uuid of the job's batch, BATCH if it is a batch itself, or None.
     """
 
     kind: str
@@ -75,6 +88,12 @@ class JobInfo(NamedTuple):
     params: str
     rerun: str | None = None
     unique: str | None = None
+    batch: str | None = None
+
+    @property
+    def is_member(self) -> bool:
+        """Whether the job is a member of a batch."""
+        return self.batch not in (None, BATCH)
 
     def fields(self) -> dict[str, str]:
         """Return the hash fields to store."""
@@ -117,7 +136,12 @@ class Record:
         """
         status = fields.get("status", "")
         heard = None
-        if status == "waiting":
+        silent_status = "stalled"
+        if fields.get("batch") == BATCH and status in UNFINISHED:
+            heard = parse_int(fields.get("updated"))
+            # None of its members runs, or is being sent.
+            silent_status = "stalled" if "seen" in fields else "queued"
+        elif status == "waiting":
             status = "queued"
         elif status == "sending":
             status, heard = "queued", parse_int(fields.get("updated"))
@@ -128,8 +152,18 @@ class Record:
             status = "stalled"
         silent_at = None if heard is None else heard + stalled_after
         if silent_at is not None and now > silent_at:
-            status, silent_at = "stalled", None
+            status, silent_at = silent_status, None
         return cls(uuid, fields, status, silent_at)
+
+    def stop(self, stopped: str) -> None:
+        """Read as cancelled: the batch of the job was, and the job does not run.
+
+        Parameters:
+          stopped: When the batch was cancelled, as it is stored.
+        """
+        self.status, self.silent_at = "cancelled", None
+        error = f'[null,"{CANCELLED.message}"]'
+        self._fields = {**self._fields, "finished": stopped, "error": error}
 
     @property
     def is_finished(self) -> bool:
@@ -230,7 +264,16 @@ class Record:
             self._fields.get("params", "{}"),
             self._fields.get("rerun"),
             self._fields.get("unique"),
+            self._fields.get("batch"),
         )
+
+    def text(self, name: str) -> str | None:
+        """Return a field as it is stored."""
+        return self._fields.get(name)
+
+    def number(self, name: str) -> int:
+        """Return a field of a batch that is a number, by default 0."""
+        return parse_number(self._fields.get(name)) or 0
 
     def time(self, name: str) -> datetime.datetime | None:
         """Return when it was "queued", "due", "started", "updated" or "finished"."""

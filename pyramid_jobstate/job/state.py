@@ -11,7 +11,7 @@ from ..errors import StoreUnavailable
 from .facts import Facts
 from .phases import phase_of
 from .protocols import Container, Store
-from .record import JobError, Record
+from .record import BATCH, JobError, Record
 from .result import result_of
 from .texts import FAILED, REASONS, SKIPPED, humanized, sentence_of, translated
 
@@ -93,7 +93,9 @@ class JobState(Facts):
     @classmethod
     def class_of(cls, record: Record) -> type[JobState]:
         """Return the JobState class for the kind of a record."""
-        return _kinds.get(record.kind, _UnknownKind)
+        # A batch of an unknown kind has the class that is kept for all of these.
+        unknown = _kinds.get(BATCH) if record.text("batch") == BATCH else None
+        return _kinds.get(record.kind) or unknown or _UnknownKind
 
     @classmethod
     def from_record(cls, record: Record) -> JobState:
@@ -108,7 +110,7 @@ class JobState(Facts):
             raise TypeError(
                 f"{found.__qualname__}.__init__() must call super().__init__()."
             )
-        if found is _UnknownKind:
+        if record.kind not in _kinds:
             job_state.kind = record.kind
             if record.kind not in _unknown and len(_unknown) < MAX_UNKNOWN:
                 _unknown.add(record.kind)

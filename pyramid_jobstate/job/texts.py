@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .record import CANCELLED, NOT_REACHED, NOT_SENT
+from .record import CANCELLED, MEMBERS_FAILED, NOT_REACHED, NOT_SENT
 
 #: The domain of our own texts. An application may ship a catalog for it.
 DOMAIN = "pyramid_jobstate"
@@ -52,6 +52,7 @@ REASONS = (
     CANCELLED.message,
     NOT_SENT.message,
     NOT_REACHED.message,
+    MEMBERS_FAILED.message,
     "The message was rejected.",
     "No worker knows the actor ${actor}.",
 )

@@ -10,17 +10,20 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from ..errors import NotRepeatable, NotUnique
-from ..job import JobInfo, Record
+from ..job import BATCH, JobInfo, Record
 from .bulk import Acted
 from .connection import LOST, text
+from .filters import OUTLINE
+from .members import changes_of
 from .scripts import Call, run_scripts
-from .writes import JobWrites, checked
+from .updates import JobUpdates
+from .writes import checked
 
 #: The replies to a call that did something.
 DONE = (1, 2)
 
 
-class JobActs(JobWrites):
+class JobActs(JobUpdates):
     """The part of a JobStore that acts on jobs for users."""
 
     def cancel(self, uuid: str, info: JobInfo) -> bool:
@@ -28,21 +31,38 @@ class JobActs(JobWrites):
         False if it had already ended.
         """
         # The client may repeat the call if a reply is lost: the word identifies it.
-        (done,) = self._run([self._calls.cancel(uuid, secrets.token_hex(4))])
+        call = self._cancel(uuid, info, secrets.token_hex(4))
+        (done,), changes = self._run_for([(uuid, info)], [call])
         if not isinstance(done, int):
             (record,) = self._reader.read([text(done)])
             return record is not None and self.cancel(record.uuid, record.info)
         # Losing these calls does no harm: lists move entries that they find elsewhere,
-        # and the reply to a heartbeat tells the worker.
+        # the reply to a heartbeat tells the worker, and a batch looks at its members.
         with contextlib.suppress(RedisError):
             self._run(self._cancelled(uuid, info, done))
+            self.batches.tell_all(changes)
         return bool(done)
+
+    def _cancel(self, uuid: str, info: JobInfo, word: str) -> Call:
+        """Return the call that cancels a job or a batch."""
+        if info.batch == BATCH:
+            return self.batches.stop(uuid, word)
+        return self._calls.cancel(uuid, info, word)
 
     def _cancelled(self, uuid: str, info: JobInfo, reply: int) -> Iterable[Call]:
         """Return the calls that list a job after a request to cancel it."""
         if reply == 2:
-            return self._index.end(uuid, info, "cancelled")
+            return self._index.end(uuid, info, self._status_of(uuid, info))
         return self._index.announce(uuid, info.kind) if reply else ()
+
+    def _status_of(self, uuid: str, info: JobInfo) -> str:
+        """Return the status of a cancelled job. A batch of which jobs had failed has
+        failed.
+        """
+        if info.batch != BATCH:
+            return "cancelled"
+        (record,) = self._reader.read([uuid], "status")
+        return "cancelled" if record is None else record.stored_status
 
     def requeue(self, record: Record) -> str | None:
         """Queue a job that failed, which is about to be sent again. It keeps its time
@@ -61,12 +81,14 @@ class JobActs(JobWrites):
         with self.claims.held(uuid, record.info) as hold:
             if hold.other is not None:
                 raise NotUnique(hold.other)
-            (done,) = self._run([self._calls.requeue(uuid, word, hold.deadline)])
+            call = self._calls.requeue(uuid, record.info, word, hold.deadline)
+            (done,), changes = self._run_for([(uuid, record.info)], [call])
         if done < 0:
             raise NotRepeatable("Its unique key could not be held for long enough.")
         if not done:
             return None
         self._list(self._index.requeue(record.uuid, record.info))
+        self.batches.tell_all(changes)
         return word
 
     def restore(self, record: Record, word: str) -> bool:
@@ -76,9 +98,12 @@ class JobActs(JobWrites):
         Returns:
           False if the job has changed since.
         """
-        (done,) = self._run([self._calls.restore(record.uuid, word)])
+        uuid, info = record.uuid, record.info
+        call = self._calls.restore(uuid, info, word)
+        (done,), changes = self._run_for([(uuid, info)], [call])
         if done:
-            self._run(self._index.end(record.uuid, record.info, "error"))
+            self._run(self._index.end(uuid, info, "error"))
+        self.batches.tell_all(changes)
         return bool(done)
 
     def await_turn(self, steps: Sequence[tuple[str, JobInfo]]) -> bool:
@@ -88,14 +113,27 @@ class JobActs(JobWrites):
         Returns:
           False if one of them was deleted, and will never run.
         """
-        replies = self._run(self._calls.wait(uuid) for uuid, _ in steps)
+        calls = (self._calls.wait(uuid, info) for uuid, info in steps)
+        replies, changes = self._run_for(steps, calls)
         self._list(
             call
             for (uuid, info), reply in zip(steps, replies, strict=True)
             if reply == 1
             for call in self._index.requeue(uuid, info, "waiting")
         )
+        self.batches.tell_all(changes)
         return -1 not in replies
+
+    def delete(self, uuid: str) -> bool:
+        """Delete a job that has ended: it is unknown from now on, and does not run if
+        its message comes again.
+
+        Returns:
+          Whether this call deleted it: False if it has not ended or is unknown.
+        """
+        (record,) = self._reader.read([uuid], *OUTLINE)
+        record = record or self.claims.target_of(uuid)
+        return record is not None and bool([*self.delete_records([record])])
 
     def delete_records(self, records: Sequence[Record]) -> Iterator[Acted]:
         """Delete ended jobs, and yield those that this call has deleted, or may have.
@@ -105,7 +143,7 @@ class JobActs(JobWrites):
         """
         # The client may repeat a call if its reply is lost: the word identifies it.
         word = secrets.token_hex(8)
-        calls = [self._calls.delete(record.uuid, word) for record in records]
+        calls = [self._calls.delete(r.uuid, r.info, word) for r in records]
         # Losing what follows does no harm: lists drop entries without a record.
         return self._act(
             records, calls, lambda r, reply: self._index.delete(r.uuid, r.info)
@@ -119,7 +157,7 @@ class JobActs(JobWrites):
           redis.exceptions.RedisError: The server did not answer, at least for some.
         """
         word = secrets.token_hex(4)
-        calls = [self._calls.cancel(record.uuid, word) for record in records]
+        calls = [self._cancel(record.uuid, record.info, word) for record in records]
         return self._act(
             records, calls, lambda r, reply: self._cancelled(r.uuid, r.info, reply)
         )
@@ -136,7 +174,9 @@ class JobActs(JobWrites):
           records, calls: The jobs, and the call for each.
           listed: Returns the calls that list a job after a reply.
         """
-        replies = self._attempt(calls)
+        replies, changes = changes_of(
+            [(record.uuid, record.info) for record in records], self._attempt(calls)
+        )
         yield from _acted(records, replies)
         with contextlib.suppress(RedisError):
             self._run(
@@ -145,6 +185,7 @@ class JobActs(JobWrites):
                 if reply in DONE
                 for call in listed(record, reply)
             )
+            self.batches.tell_all(changes)
         checked(replies)
 
     def _attempt(self, calls: Sequence[Call]) -> Sequence[Any]:

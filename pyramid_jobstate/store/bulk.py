@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from ..job import UNFINISHED, Record, dumps
+from ..job import UNFINISHED, Record, dumps, is_uuid
+from .batches import FailedMembers
 from .entries import MAX_READ, SOURCES, Entries, Entry, ListAccess
 from .filters import (
     ACTIVE,
@@ -113,6 +114,10 @@ class Bulk:
                 f"{act.name}() acts on jobs with one of the statuses {known}, not "
                 f"{wanted.status!r}."
             )
+        if wanted.batch is not None and not is_uuid(wanted.batch):
+            raise ValueError(
+                f"batch must be the uuid of a batch, not {wanted.batch!r}."
+            )
         if older_than is not None and not older_than >= 0:
             raise ValueError(f"older_than must be 0 seconds or more, not {older_than}.")
         if len(act.statuses) == 1:
@@ -163,7 +168,8 @@ class Bulk:
             return BulkResult(0, 0, cursor or f"{self._mark}.{until}")
         place = start or self._first(knows_statuses)
         names = (*OUTLINE, *DETAILS)
-        entries = Entries(self._wanted, access, skips=False, names=names)
+        kind = Entries if self._wanted.batch is None else FailedMembers
+        entries = kind(self._wanted, access, skips=False, names=names)
         matching: list[Record] = []
         matched = done = 0
         misplaced = []
@@ -221,7 +227,9 @@ class Bulk:
 
     @property
     def _is_indexed(self) -> bool:
-        """Whether the status indexes can lead to the jobs."""
+        """Whether the status indexes, or a batch, can lead to the jobs."""
+        if self._wanted.batch is not None:
+            return True
         return self._wanted.owner is None and self._wanted.status in SOURCES
 
     def _fits(self, record: Record, until: int) -> bool:
@@ -289,4 +297,5 @@ def _foreign(cursor: str) -> ValueError:
 
 def any_of(wanted: Filter) -> bool:
     """Return whether a filter may leave out a job."""
-    return any(value is not None for value in wanted[:3]) or bool(wanted.params)
+    named = (wanted.owner, wanted.kind, wanted.status, wanted.batch)
+    return any(value is not None for value in named) or bool(wanted.params)

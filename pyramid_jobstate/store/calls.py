@@ -5,8 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from ..job import CANCELLED, NOT_REACHED, NOT_SENT, JobError, NewJob, Update, dumps
-from .scripts import Call, Script
+from ..job import (
+    BATCH,
+    CANCELLED,
+    NOT_REACHED,
+    NOT_SENT,
+    JobError,
+    JobInfo,
+    NewJob,
+    Update,
+    dumps,
+)
+from .scripts import MEMBER, Call, Script
 
 #: How the script `drop` is told of a message that was not sent.
 UNSENT: dict[JobError | None, str] = {NOT_SENT: "lost", NOT_REACHED: "unreached"}
@@ -64,28 +74,32 @@ class Calls:
         return self._call("touch", job.uuid, job.sender)
 
     def create(self, job: NewJob) -> Call:
-        return self._call("create", job.uuid, *self._new(job))
+        return self._change("create", job.info, job.uuid, *self._new(job))
 
     def queue_again(self, job: NewJob, token: str, deadline: str) -> Call:
-        return self._call("queue_again", job.uuid, *self._new(job), token, deadline)
+        words = [*self._new(job), token, deadline]
+        return self._change("queue_again", job.info, job.uuid, *words)
 
-    def confirm(self, uuid: str, word: str) -> Call:
-        return self._call("confirm", uuid, word)
+    def confirm(self, uuid: str, info: JobInfo) -> Call:
+        return self._change("confirm", info, uuid, info.rerun or "")
 
     def forget(self, job: NewJob) -> Call:
         return self._call("forget", job.uuid, job.sender)
 
-    def cancel(self, uuid: str, word: str) -> Call:
+    def cancel(self, uuid: str, info: JobInfo, word: str) -> Call:
         ttl, silence = self._ended_ttl, self._silence
-        return self._call("cancel", uuid, ttl, silence, dumps(CANCELLED), word, 0)
+        return self._change(
+            "cancel", info, uuid, ttl, silence, dumps(CANCELLED), word, 0
+        )
 
     def cancel_unsent(self, uuid: str, word: str) -> Call:
         ttl, silence = self._ended_ttl, self._silence
         return self._call("cancel", uuid, ttl, silence, dumps(NOT_SENT), word, 1)
 
     def start(self, update: Update, deadline: str) -> Call:
-        return self._call(
+        return self._change(
             "start",
+            update.info,
             update.uuid,
             update.token,
             millis(update.age),
@@ -103,12 +117,15 @@ class Calls:
         fields = _flat(update.fields)
         if end is None:
             base, ttl = update.base, self._active_ttl
-            return self._call("record", uuid, token, seq, base, ttl, *fields)
+            return self._change(
+                "record", update.info, uuid, token, seq, base, ttl, *fields
+            )
         delay = "" if end.delay is None else millis(end.delay)
         error = [] if end.error is None else [dumps(end.error)]
         if update.dropped:
-            return self._call(
+            return self._change(
                 "drop",
+                update.info,
                 uuid,
                 token,
                 self._ended_ttl,
@@ -126,8 +143,9 @@ class Calls:
         failure: list[str] = []
         if end.failure is not None and error:
             failure = [*end.failure, *error]
-        return self._call_both(
+        return self._change_both(
             "finish",
+            update.info,
             uuid,
             token,
             seq,
@@ -144,18 +162,28 @@ class Calls:
             *(word for text in error for word in ("error", text)),
         )
 
-    def delete(self, uuid: str, word: str) -> Call:
-        return self._call_both("delete", uuid, self._ended_ttl, word)
+    def delete(self, uuid: str, info: JobInfo, word: str) -> Call:
+        call = self._call("delete", uuid, self._ended_ttl, word)
+        kept = [self.failure_key(uuid)]
+        if info.batch == BATCH:
+            kept += self.batch_keys(uuid)
+        return call._replace(more_keys=kept)
 
-    def requeue(self, uuid: str, word: str, deadline: str) -> Call:
+    def batch_keys(self, uuid: str) -> list[str]:
+        """Return the keys of what a batch knows of its members, in its hash's slot: see
+        lua/batch.lua.
+        """
+        return [beside(self.key(uuid), name) for name in ("members", "failed", "order")]
+
+    def requeue(self, uuid: str, info: JobInfo, word: str, deadline: str) -> Call:
         ttl, silence = self._active_ttl, self._silence
-        return self._call_both("requeue", uuid, ttl, silence, word, deadline)
+        return self._change_both("requeue", info, uuid, ttl, silence, word, deadline)
 
-    def restore(self, uuid: str, word: str) -> Call:
-        return self._call_both("restore", uuid, self._ended_ttl, word)
+    def restore(self, uuid: str, info: JobInfo, word: str) -> Call:
+        return self._change_both("restore", info, uuid, self._ended_ttl, word)
 
-    def wait(self, uuid: str) -> Call:
-        return self._call("wait", uuid, self._active_ttl)
+    def wait(self, uuid: str, info: JobInfo) -> Call:
+        return self._change("wait", info, uuid, self._active_ttl)
 
     def _new(self, job: NewJob) -> list[str | int]:
         status = "waiting" if job.waits else "sending"
@@ -165,9 +193,17 @@ class Calls:
     def _call(self, script: str, uuid: str, *args: str | int) -> Call:
         return Call(self._scripts[script], self.key(uuid), args)
 
-    def _call_both(self, script: str, uuid: str, *args: str | int) -> Call:
-        """Return a call with the keys of the record and of its failures."""
-        call = self._call(script, uuid, *args)
+    def _change(self, script: str, info: JobInfo, uuid: str, *args: str | int) -> Call:
+        """Return a call that changes the record of a job. For a member of a batch it
+        numbers the change.
+        """
+        return self._call(MEMBER + script if info.is_member else script, uuid, *args)
+
+    def _change_both(
+        self, script: str, info: JobInfo, uuid: str, *args: str | int
+    ) -> Call:
+        """Return such a call with the keys of the record and of its failures."""
+        call = self._change(script, info, uuid, *args)
         return call._replace(more_keys=[self.failure_key(uuid)])
 
 

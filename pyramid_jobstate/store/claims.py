@@ -280,7 +280,7 @@ class Claims:
     def _give_up(self, record: Record) -> None:
         """End a job that was never sent."""
         uuid, rerun = record.uuid, record.info.rerun
-        status, call = "error", self._calls.restore(uuid, rerun or "")
+        status, call = "error", self._calls.restore(uuid, record.info, rerun or "")
         if rerun is None or self._run([call]) != [1]:
             status = "cancelled"
             call = self._calls.cancel_unsent(uuid, secrets.token_hex(4))

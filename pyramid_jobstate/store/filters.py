@@ -15,7 +15,7 @@ STATUSES = UNFINISHED + FINISHED
 FAILED_OR_LOST = "failed or lost"
 
 #: The fields that a filter reads before it loads the whole record.
-OUTLINE = ("kind", "owner", "status", "updated", "seen")
+OUTLINE = ("kind", "owner", "status", "updated", "seen", "batch")
 
 #: The parts of a list: unfinished jobs, ended ones, and those of one status.
 ACTIVE, ENDED, BY_STATUS = "a", "e", "s"
@@ -30,6 +30,7 @@ class Filter(NamedTuple):
     kind: str | None = None
     status: str | None = None
     params: Mapping[str, Any] | None = None
+    batch: str | None = None
 
     def check(self) -> None:
         """Check the status.
@@ -62,6 +63,7 @@ class Filter(NamedTuple):
             (self.owner is None or record.owner == self.owner)
             and (self.kind is None or record.kind == self.kind)
             and (self.status is None or has_status(record, self.status))
+            and (self.batch is None or record.text("batch") == self.batch)
         )
 
     def admits_params(self, record: Record) -> bool:

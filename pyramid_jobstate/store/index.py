@@ -80,7 +80,7 @@ class Index:
 
     def forget(self, job: NewJob) -> Iterable[Call]:
         """Return the calls that remove a job that was not sent."""
-        return self._leave(job.uuid, job.info, ended=False)
+        return self.leave(job.uuid, job.info, ended=False)
 
     def update(
         self, update: Update, reply: Reply | Exception, *, reopened: bool
@@ -117,19 +117,26 @@ class Index:
         """Yield the calls that list a job that had ended as unfinished."""
         # In this order, no crash leaves a job without a place.
         yield from self._enter(uuid, info, status)
-        yield from self._leave(uuid, info, ended=True)
+        yield from self.leave(uuid, info, ended=True)
+
+    def batch(self, uuid: str, info: JobInfo, status: str) -> Iterator[Call]:
+        """Yield the calls that list a new batch, or list it anew because its place is
+        about to expire.
+        """
+        yield from self.note_kind(info.kind)
+        yield from self._enter(uuid, info, status, "GT")
 
     def delete(self, uuid: str, info: JobInfo) -> Iterator[Call]:
         """Yield the calls that remove a deleted job."""
-        yield from self._leave(uuid, info, ended=True)
-        yield from self._leave(uuid, info, ended=False)
+        yield from self.leave(uuid, info, ended=True)
+        yield from self.leave(uuid, info, ended=False)
 
     def end(self, uuid: str, info: JobInfo, status: str) -> Iterator[Call]:
         """Yield the calls that list a job as ended."""
         # "GT", because the end of an earlier run may have listed it already.
         yield from self._enter(uuid, info, status, "GT")
         # In this order, no crash leaves a job without a place.
-        yield from self._leave(uuid, info, ended=False)
+        yield from self.leave(uuid, info, ended=False)
 
     def relist(
         self, uuid: str, record: Record, found: Found | None = None
@@ -215,7 +222,7 @@ class Index:
         """
         return self.move(uuid, kind, "success")
 
-    def _leave(self, uuid: str, info: JobInfo, *, ended: bool) -> Iterator[Call]:
+    def leave(self, uuid: str, info: JobInfo, *, ended: bool) -> Iterator[Call]:
         """Yield the calls that remove a job from the ended or the unfinished jobs."""
         for name in _names(info):
             yield self.drop(name, uuid, ended=ended)
@@ -256,7 +263,8 @@ def index_key(namespace: str, name: str, *, ended: bool) -> str:
 
 def _names(info: JobInfo) -> Iterator[str]:
     yield from scopes_of(info.kind)
-    if info.owner is not None:
+    # Among the jobs of its owner, a batch stands for its members.
+    if info.owner is not None and not info.is_member:
         yield f"{OWNER}{info.owner}"
 
 

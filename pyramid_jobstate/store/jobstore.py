@@ -1,29 +1,24 @@
-"""JobStore: writes, loads, lists and counts jobs in Redis."""
+"""JobStore: the jobs in Redis, and what acts on many of them."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from redis import Redis
 
-from ..errors import StoreUnavailable
-from ..job import FINISHED, UNFINISHED, JobState, Record, note_trouble, set_store
-from .acts import JobActs
+from ..job import FINISHED, UNFINISHED, JobState, Record
 from .bulk import Act, Bulk, BulkResult, Tell
 from .connection import impatient, name_of
 from .counting import MAX_BUCKETS, Bucket, Counter, Counts
 from .failures import FIELDS, Failures, read_failures
-from .filters import OUTLINE, Filter
-from .pages import Lister, Page
+from .filters import Filter
+from .loads import JobReads
 from .writes import positive
 
-if TYPE_CHECKING:
-    from .tracking import Tracker
 
-
-class JobStore(JobActs):
+class JobStore(JobReads):
     """The jobs in a Redis or Valkey server: a hash for each job, and sorted sets that
     list all jobs, by owner and by kind.
 
@@ -57,84 +52,6 @@ class JobStore(JobActs):
         it has read, or None if it has read nothing yet. Asks nothing of the server.
         """
         return self._reader.now() if self._reader.has_clock else None
-
-    def load(self, uuid: str) -> JobState | None:
-        """Return a job, or None if the store has no record of it."""
-        record = self.record(uuid)
-        return None if record is None else self._job(record)
-
-    def record(self, uuid: str) -> Record | None:
-        """Return the record of a job, whatever its class, or None if it is unknown."""
-        (record,) = self.claims.follow([uuid])
-        return record
-
-    def has_record(self, uuid: str) -> bool:
-        """Return whether there is a record of a job, even of one that was deleted."""
-        return self._reader.exists(uuid)
-
-    def load_many(self, uuids: Sequence[str]) -> Sequence[JobState | None]:
-        """Return several jobs in one round trip, or in two if some are aliases, with
-        None for each unknown job. A job whose class raises an exception is also None,
-        and is logged.
-        """
-        return self._make(self.claims.follow(uuids))
-
-    def track(self) -> Tracker:
-        """Return what reads jobs and hears of their changes. Only push imports it."""
-        from .tracking import Tracker
-
-        return Tracker(self.client, self._reader, self._try_job)
-
-    def unique_job(self, identity: str, *, ended: bool) -> JobState | None:
-        """Return the job of an identity that is under way or, with `ended`, the last
-        one, or None.
-        """
-        record = (self.claims.find if ended else self.claims.under_way)(identity)
-        return None if record is None else self._job(record)
-
-    def _make(self, records: Iterable[Record | None]) -> Sequence[JobState | None]:
-        """Return the jobs of records, with None for each whose class raises."""
-        return [None if record is None else self._try_job(record) for record in records]
-
-    def list(
-        self,
-        owner: str | float | None = None,
-        kind: str | None = None,
-        status: str | None = None,
-        params: Mapping[str, Any] | None = None,
-        limit: int = 50,
-        cursor: str | None = None,
-    ) -> Page:
-        """Return a page of jobs: first the unfinished, then the ended ones, each with
-        the newest first. The cost depends on the size of the page, not on the number of
-        jobs in the store.
-
-        A job that ends between two pages may appear on both.
-
-        Parameters:
-          owner, kind, status: Only list jobs of this owner, kind or status.
-          params: Only list jobs that were sent with these values.
-          limit: The maximum number of jobs, from 1 to 200.
-          cursor: The `cursor` of the previous page, or None for the first.
-
-        Raises:
-          TypeError: limit is not an int.
-          ValueError: limit, status or cursor is invalid.
-        """
-        wanted = Filter(owner, kind, status, params)
-        lister = Lister(wanted, self._access, self._make, self._sweep.is_done)
-        return lister.page(limit, cursor)
-
-    def delete(self, uuid: str) -> bool:
-        """Delete a job that has ended: it is unknown from now on, and does not run if
-        its message comes again.
-
-        Returns:
-          Whether this call deleted it: False if it has not ended or is unknown.
-        """
-        (record,) = self._reader.read([uuid], *OUTLINE)
-        record = record or self.claims.target_of(uuid)
-        return record is not None and bool([*self.delete_records([record])])
 
     def failures(self, uuid: str) -> Failures:
         """Return what operators read of a job's failures. Nothing is kept of a job that
@@ -275,20 +192,6 @@ class JobStore(JobActs):
 
     def __repr__(self) -> str:
         return f"<JobStore {self.namespace!r} at {name_of(self.client)}>"
-
-    def _job(self, record: Record) -> JobState:
-        job_state = JobState.from_record(record)
-        set_store(job_state, self)
-        return job_state
-
-    def _try_job(self, record: Record) -> JobState | None:
-        try:
-            return self._job(record)
-        except StoreUnavailable:
-            raise
-        except Exception:
-            note_trouble(JobState.class_of(record), record.uuid)
-            return None
 
 
 def store_beside(client: object, **options: Any) -> JobStore | None:

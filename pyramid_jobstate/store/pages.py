@@ -35,6 +35,18 @@ class Page(NamedTuple):
     cursor: str | None
 
 
+def check_limit(limit: int) -> None:
+    """Check the number of jobs that a page is to have at most.
+
+    Raises:
+      TypeError, ValueError: It is not an int, or out of range.
+    """
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise TypeError(f"limit must be an int, not {limit!r}.")
+    if not 1 <= limit <= MAX_LIMIT:
+        raise ValueError(f"limit must be from 1 to {MAX_LIMIT}, not {limit}.")
+
+
 class Lister:
     """Makes the pages of one list.
 
@@ -60,10 +72,7 @@ class Lister:
     def page(self, limit: int, cursor: str | None) -> Page:
         """Return a page as :meth:`.JobStore.list` does."""
         wanted = self._wanted
-        if isinstance(limit, bool) or not isinstance(limit, int):
-            raise TypeError(f"limit must be an int, not {limit!r}.")
-        if not 1 <= limit <= MAX_LIMIT:
-            raise ValueError(f"limit must be from 1 to {MAX_LIMIT}, not {limit}.")
+        check_limit(limit)
         wanted.check()
         place = None if cursor is None else Place.parse(cursor)
         # The indexes by status do not know the owners.

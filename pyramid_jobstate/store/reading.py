@@ -45,6 +45,21 @@ def ask(client: Client, commands: Sequence[Command]) -> list[Any]:
     return replies
 
 
+def stop_in(reply: Any) -> tuple[str | None, str | None]:
+    """Return when a batch was cancelled, or None, and its status, from the reply to
+    HMGET.
+
+    Raises:
+      redis.exceptions.RedisError: The reply is an error that will pass.
+    """
+    if isinstance(reply, Exception):
+        if is_hopeless(reply):
+            return None, None
+        raise reply
+    stopped, status = (None if value is None else text(value) for value in reply)
+    return stopped, status
+
+
 class Reader:
     """Reads the hashes of a store.
 
@@ -114,6 +129,37 @@ class Reader:
         key = self.key(uuid)
         (reply,) = ask(self._client, [Command(key, ("EXISTS", key))])
         return bool(reply)
+
+    def read_stops(
+        self, batches: Sequence[str]
+    ) -> dict[str, tuple[str | None, str | None]]:
+        """Return when batches were cancelled, or None, and their statuses."""
+        keys = map(self.key, batches)
+        commands = [Command(key, ("HMGET", key, "stopped", "status")) for key in keys]
+        found = {}
+        for uuid, reply in zip(batches, execute(self._client, commands), strict=True):
+            found[uuid] = stop_in(reply)
+        return found
+
+    def members(
+        self, keys: Sequence[str], at: int, count: int, has_failed: bool
+    ) -> list[tuple[int, str]]:
+        """Return members of a batch, each with its number, from the next one on.
+
+        Parameters:
+          keys: The keys of the batch beside its record.
+          at: A number.
+          has_failed: Only members that have failed.
+        """
+        _, failed, order = keys
+        if has_failed:
+            words = (f"({at}", "+inf", "WITHSCORES", "LIMIT", 0, count)
+            found = self.scores("ZRANGEBYSCORE", failed, *words)
+            return [(number, uuid) for uuid, number in found]
+        (rows,) = ask(
+            self._client, [Command(order, ("LRANGE", order, at, at + count - 1))]
+        )
+        return [(at + i, text(uuid)) for i, uuid in enumerate(rows, 1)]
 
     def sizes(self, uuids: Sequence[str], name: str) -> Sequence[int]:
         """Return the size of one field of several jobs in bytes, 0 if it is missing."""

@@ -22,6 +22,7 @@ NAMES = (
     "queue_again",
     "requeue",
     "restore",
+    "raise",
     "touch",
     "wait",
     "forget",
@@ -37,6 +38,33 @@ NAMES = (
 
 #: Those of them that change or read the indexes.
 LISTING = ("index", "seek")
+
+#: The scripts that change the record of a batch.
+OF_BATCHES = (
+    "open_batch",
+    "add_members",
+    "tell_batch",
+    "stop_batch",
+    "look_batch",
+    "forget_batch",
+)
+
+#: Those that change the record of a job. For a member of a batch another form of each,
+#: with this prefix, numbers the changes.
+MEMBER = "member "
+OF_MEMBERS = (
+    "cancel",
+    "confirm",
+    "create",
+    "drop",
+    "finish",
+    "queue_again",
+    "record",
+    "requeue",
+    "restore",
+    "start",
+    "wait",
+)
 
 #: The blank lines and comments of a script.
 _COMMENTS = re.compile(r"^\s*(--.*)?\n", re.MULTILINE)
@@ -82,19 +110,28 @@ class Reply(enum.IntEnum):
 def read_scripts() -> dict[str, Script]:
     """Return the scripts in `lua/` by name."""
     folder = importlib.resources.files(__package__) / "lua"
-    clock, common = (
-        (folder / f"{name}.lua").read_text("utf-8") for name in ("clock", "common")
-    )
-    scripts = {}
-    for name in NAMES:
+
+    def read(name: str) -> str:
+        return (folder / f"{name}.lua").read_text("utf-8")
+
+    clock, common = read("clock"), read("common")
+    texts = {
         # A function costs a call of the script even if it does not use it.
-        before = clock if name in LISTING else clock + common
-        text = before + (folder / f"{name}.lua").read_text("utf-8")
-        # A server that does not have the script receives its whole text.
-        text = _COMMENTS.sub("", text)
-        sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-        scripts[name] = Script(sha, text)
-    return scripts
+        name: (clock if name in LISTING else clock + common) + read(name)
+        for name in NAMES
+    }
+    for name in OF_BATCHES:
+        texts[name] = clock + common + read("batch") + read(name)
+    for name in OF_MEMBERS:
+        body = f"local function change()\n{read(name)}\nend\n"
+        texts[MEMBER + name] = clock + common + body + read("member")
+    return {name: _script(text) for name, text in texts.items()}
+
+
+def _script(text: str) -> Script:
+    # A server that does not have the script receives its whole text.
+    text = _COMMENTS.sub("", text)
+    return Script(hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), text)
 
 
 def run_scripts(client: Client, calls: Sequence[Call]) -> list[Any]:

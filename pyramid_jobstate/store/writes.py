@@ -1,4 +1,4 @@
-"""Writes jobs in Redis as they are sent and run, and lists them."""
+"""Writes jobs in Redis as they are sent, and lists them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from ..job import NewJob, Update
+from ..job import JobInfo, NewJob
 from .calls import Calls, millis
-from .claims import UNASKED, Claims, Hold
-from .connection import LOST, Client, connect, text
+from .claims import Claims
+from .connection import Client, connect, text
 from .entries import ListAccess
 from .index import Index
+from .members import Change, Members, changes_of
 from .reading import Reader
-from .scripts import Call, Reply, read_scripts, run_scripts, worst
+from .scripts import Call, read_scripts, run_scripts
 from .sweeping import Sweep
 
 
 class JobWrites:
-    """The part of a JobStore that writes jobs. See there for the parameters."""
+    """The part of a JobStore that writes jobs that are sent. See there for the
+    parameters.
+    """
 
     def __init__(
         self,
@@ -46,6 +49,8 @@ class JobWrites:
         self._access = ListAccess(self._reader, self._index, self._run)
         #: Which unique jobs are under way.
         self.claims = Claims(self._calls, *self._access)
+        #: What batches know of their members.
+        self.batches = Members(scripts, self._calls, *self._access, silence)
         self._sweep = Sweep(
             self.client,
             self._access,
@@ -76,11 +81,15 @@ class JobWrites:
         Returns:
           As :meth:`create`, or for an ended job the token for :meth:`queue_again`.
         """
+        found, changes = self._run_for(
+            [(job.uuid, job.info) for job in jobs], map(self._calls.create, jobs)
+        )
         replies = [
             text(reply) if isinstance(reply, (str, bytes)) else bool(reply)
-            for reply in self._run(self._calls.create(job) for job in jobs)
+            for reply in found
         ]
         self._list_queued(jobs, [reply is True for reply in replies])
+        self.batches.tell_all(changes)
         return replies
 
     def queue_again(self, ended: Sequence[tuple[NewJob, str]]) -> Sequence[bool]:
@@ -97,12 +106,16 @@ class JobWrites:
                 stack.enter_context(self.claims.held(job.uuid, job.info, job.delay))
                 for job, _ in ended
             ]
-            replies = self._run(
-                self._calls.queue_again(job, token, hold.deadline)
-                for (job, token), hold in zip(ended, holds, strict=True)
+            replies, changes = self._run_for(
+                [(job.uuid, job.info) for job, _ in ended],
+                (
+                    self._calls.queue_again(job, token, hold.deadline)
+                    for (job, token), hold in zip(ended, holds, strict=True)
+                ),
             )
         is_queued = [bool(reply) for reply in replies]
         self._list_queued([job for job, _ in ended], is_queued, again=True)
+        self.batches.tell_all(changes)
         return is_queued
 
     def _list_queued(
@@ -127,120 +140,49 @@ class JobWrites:
             for call in self._index.forget(job)
         )
 
-    def confirm(self, uuid: str, kind: str, word: str | None = None) -> None:
+    def confirm(
+        self, uuid: str, kind: str, word: str | None = None, batch: str | None = None
+    ) -> None:
         """Write that the broker has accepted the message of a job.
 
         Parameters:
           uuid, kind: The job.
           word: The word that its message bears if it runs the job again, or None.
+          batch: The uuid of its batch, or None.
         """
-        call, listed = self._calls.confirm(uuid, word or ""), self._index.confirm
-        if word is None:
+        info = JobInfo(kind, "", 0, None, "{}", word, batch=batch)
+        call, listed = self._calls.confirm(uuid, info), self._index.confirm
+        if word is None and batch is None:
             self._run([call, *listed(uuid, kind)])
-        elif self._run([call]) == [1]:
-            # Else the job waits for the message of a later request.
-            self._run(listed(uuid, kind))
+        else:
+            replies, changes = self._run_for([(uuid, info)], [call])
+            if replies == [1]:
+                # Else the job waits for the message of a later request.
+                self._run(listed(uuid, kind))
+            self.batches.tell_all(changes)
         self._sweep.note()
 
-    def write(self, updates: Sequence[Update]) -> Sequence[Reply | Exception]:
-        """Write updates of runs in one round trip, or in two if the lists change too. A
-        unique job whose message comes again takes a few more.
+    def confirm_members(self, jobs: Sequence[NewJob]) -> None:
+        """Write that the broker has accepted the messages of members of a batch."""
+        _, changes = self._run_for(
+            [(job.uuid, job.info) for job in jobs],
+            (self._calls.confirm(job.uuid, job.info) for job in jobs),
+        )
+        self._run(
+            call
+            for job in jobs
+            for call in self._index.confirm(job.uuid, job.info.kind)
+        )
+        self.batches.tell_all(changes)
+        self._sweep.note()
 
-        Returns:
-          The reply to each update, or the exception if it failed.
+    def _run_for(
+        self, jobs: Sequence[tuple[str, JobInfo]], calls: Iterable[Call]
+    ) -> tuple[list[Any], list[Change]]:
+        """Run a call for each of some jobs. Return the replies, and the changes of
+        which to tell batches.
         """
-        firsts, results = self._change(updates)
-        if Reply.UNCLAIMED in results:
-            self._reopen(updates, firsts, results)
-        # Most updates leave the lists as they are.
-        moved = [
-            i
-            for i, update in enumerate(updates)
-            if update.begins or update.renews or update.end is not None
-        ]
-        listed = [
-            (i, call)
-            for i in moved
-            for call in self._index.update(
-                updates[i], results[i], reopened=firsts[i] == Reply.REOPENED
-            )
-        ]
-        claimed = [
-            (i, call)
-            for i in moved
-            for call in self.claims.renew(updates[i], results[i])
-        ]
-        if listed:
-            self._sweep.begin()
-            self._sweep.note()
-        replies = run_scripts(self.client, [call for _, call in (*listed, *claimed)])
-        for (i, _), reply in zip(listed, replies, strict=False):
-            if isinstance(reply, Exception):
-                results[i] = reply
-        for (i, _), reply in zip(claimed, replies[len(listed) :], strict=True):
-            self.claims.retake(updates[i], reply)
-        return results
-
-    def _change(
-        self, updates: Sequence[Update], hold: Hold = UNASKED
-    ) -> tuple[list[Any], list[Reply | Exception]]:
-        """Write updates to the records of their jobs. Return for each the reply to its
-        first call, and the reply to the update.
-
-        Parameters:
-          hold: Whether unique jobs may run again that have ended.
-        """
-        calls: list[Call] = []
-        places: list[tuple[int, int]] = []
-        for update in updates:
-            first = len(calls)
-            if update.begins:
-                deadline = "" if update.info.unique is None else hold.deadline
-                calls.append(self._calls.start(update, deadline))
-            if update.reports:
-                calls.append(self._calls.report(update))
-            places.append((first, len(calls) - 1))
-        replies = run_scripts(self.client, calls)
-        results = [worst(replies[first], replies[last]) for first, last in places]
-        return [replies[first] for first, _ in places], results
-
-    def _reopen(
-        self,
-        updates: Sequence[Update],
-        firsts: list[Any],
-        results: list[Reply | Exception],
-    ) -> None:
-        """Write the updates that need a claim, and put the replies in place.
-
-        Parameters:
-          updates, firsts, results: Updates, and what :meth:`_change` has returned.
-        """
-        away: RedisError | None = None
-        for i, update in enumerate(updates):
-            if results[i] is not Reply.UNCLAIMED:
-                continue
-            try:
-                if away is not None:
-                    raise away
-                with self.claims.held(update.uuid, update.info) as hold:
-                    if hold.other is None:
-                        ((firsts[i],), (results[i],)) = self._change([update], hold)
-                    else:
-                        results[i] = Reply.HELD
-            except RedisError as e:
-                results[i] = e
-                if isinstance(e, LOST):
-                    # Do not wait for the server once more for each job.
-                    away = e
-
-    def cancels(self, since: int) -> tuple[set[str], int]:
-        """Return the uuids of the running jobs whose cancellation was requested after
-        `since`, at most a minute ago, and the value for `since` at the next call.
-        Times are in microseconds of the server's clock.
-        """
-        words = (self._index.cancels_key, f"({since}", "+inf", "WITHSCORES")
-        found = self._reader.scores("ZRANGEBYSCORE", *words)
-        return {uuid for uuid, _ in found}, max([since, *(time for _, time in found)])
+        return changes_of(jobs, self._run(calls))
 
     def _run(self, calls: Iterable[Call]) -> Sequence[Any]:
         """Run calls and return their replies. Raise the first error among these."""

@@ -593,7 +593,7 @@ def test_a_later_step_that_was_sent_is_not_dropped(
 
 def cancel_by_word(store: JobStore, job: str, word: str) -> int:
     """Return the script's reply to a cancellation that may be sent twice."""
-    (reply,) = store._run([store._calls.cancel(job, word.ljust(8, "."))])
+    (reply,) = store._run([store._calls.cancel(job, INFO, word.ljust(8, "."))])
     assert isinstance(reply, int)
     return reply
 

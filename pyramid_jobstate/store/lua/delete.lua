@@ -1,11 +1,12 @@
--- Delete the record of an ended job. KEYS: the record, what is kept of its failure.
+-- Delete the record of an ended job. KEYS: the record, what is kept of its failure, and of a
+-- batch.
 -- ARGV: ttl, a word that identifies this request.
 -- Returns 1 if the job was deleted, by this call or by the same call before, whose reply was
 -- lost; 0 if it has not ended or is unknown.
 -- A tombstone stays for the rest of the record's lifetime. It reads as an unknown job, and
 -- keeps a message that is still to come from running and from writing the job again.
 
-local old = redis.call("HMGET", key, "status", "asked")
+local old = redis.call("HMGET", key, "status", "asked", "stopped")
 if old[1] == "deleted" then
   return old[2] == ARGV[2] and 1 or 0
 end
@@ -13,7 +14,11 @@ if not is_finished(old[1]) then
   return 0
 end
 local ttl = redis.call("PTTL", key)
-redis.call("DEL", key, KEYS[2])
+redis.call("DEL", unpack(KEYS))
 redis.call("HSET", key, "status", "deleted", "asked", ARGV[2])
+if old[3] then
+  -- The members of a cancelled batch that wait for their turn never run.
+  redis.call("HSET", key, "stopped", old[3])
+end
 redis.call("PEXPIRE", key, ttl > 0 and int(ttl) or ARGV[1])
 return 1

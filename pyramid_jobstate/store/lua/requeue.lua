@@ -26,10 +26,13 @@ end
 if not is_lost then
   redis.call("HSET", KEYS[2], "former", cmsgpack.pack(redis.call("HGETALL", key)))
 end
-local facts = redis.call("HMGET", key, "kind", "actor", "params", "unique")
+local facts = redis.call("HMGET", key, "kind", "actor", "params", "unique", "batch")
 redis.call("DEL", key)
 redis.call("HSET", key, "status", "sending", "updated", int(now), "rerun", ARGV[3], "attempt", "0")
-local kept = { queued = old[6], owner = old[7], kind = facts[1], actor = facts[2], params = facts[3], unique = facts[4] }
+local kept = {
+  queued = old[6], owner = old[7], kind = facts[1], actor = facts[2], params = facts[3],
+  unique = facts[4], batch = facts[5],
+}
 for name, value in pairs(kept) do
   if value then
     redis.call("HSET", key, name, value)

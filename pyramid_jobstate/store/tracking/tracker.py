@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from redis import RedisCluster
 from redis import exceptions as errors
 
+from ...job import BATCH
+from ..batches import is_silent, is_waiting, stop
 from ..claims import named
 from ..connection import Client, redis_errors
 from ..nodes import node_named, primary_of
-from ..reading import Reader
+from ..reading import Reader, stop_in
 from .link import PASSING, Link
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ class Tracker:
       client: The store's client.
       reader: Its reader.
       make: Makes the job of a record, or returns None if its class raises.
+      look: Looks at the members of silent batches.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class Tracker:
         client: Client,
         reader: Reader,
         make: Callable[[Record], JobState | None],
+        look: Callable[[Sequence[Record | None]], object],
     ) -> None:
         # Kept, since isinstance() is slow for classes of redis-py.
         self._cluster = client if isinstance(client, RedisCluster) else None
@@ -45,6 +49,7 @@ class Tracker:
         #: Returns the server's time in milliseconds.
         self.now = reader.now
         self.set_clock = reader.set_clock
+        self._look = look
 
     def keys_of(self, uuid: str, found: Mapping[str, Any]) -> frozenset[str]:
         """Return the keys on which the state of a job depends.
@@ -54,10 +59,12 @@ class Tracker:
             further keys.
         """
         key = self._reader.key(uuid)
-        alias = self._reader.alias(uuid, found.get(key))
-        return frozenset(
-            (key,) if alias is None else (key, self._reader.key(alias.target))
-        )
+        reply = found.get(key)
+        alias = self._reader.alias(uuid, reply)
+        if alias is not None:
+            return frozenset((key, self._reader.key(alias.target)))
+        batch = self._batch_of(reply)
+        return frozenset((key,) if batch is None else (key, self._reader.key(batch)))
 
     def record(self, uuid: str, found: Mapping[str, Any]) -> Record | None:
         """Return the record of a job, or None if the store has none.
@@ -71,10 +78,43 @@ class Tracker:
         key = self._reader.key(uuid)
         alias = self._reader.alias(uuid, found[key])
         if alias is None:
-            return self._reader.record(uuid, found[key])
+            record = self._reader.record(uuid, found[key])
+            batch = self._batch_of(found[key])
+            if record is not None and batch is not None and is_waiting(record):
+                stop(record, *self._stop_of(found[self._reader.key(batch)]))
+            return record
         target = alias.target
         record = self._reader.record(target, found[self._reader.key(target)])
         return None if record is None else named(record, uuid)
+
+    def is_silent(self, record: Record) -> bool:
+        """Return whether a job is a batch that has not heard of its members for a
+        while.
+        """
+        return is_silent(record)
+
+    def look(self, record: Record) -> None:
+        """Look at members of a silent batch, which takes round trips: see
+        :meth:`.BatchReads.look`.
+        """
+        self._look([record])
+
+    def _batch_of(self, reply: Any) -> str | None:
+        """Return the uuid of the batch of a job, or None without one."""
+        if not isinstance(reply, dict):
+            return None
+        batch = reply.get("batch")
+        return batch if batch and batch != BATCH else None
+
+    def _stop_of(self, reply: Any) -> tuple[str | None, str | None]:
+        """Return when a batch was cancelled, and its status.
+
+        Raises:
+          redis.exceptions.RedisError: The reply is an error that will pass.
+        """
+        if isinstance(reply, dict):
+            return reply.get("stopped"), reply.get("status")
+        return stop_in(reply if isinstance(reply, Exception) else (None, None))
 
     def server_of(self, key: str) -> str:
         """Return the name of the server that holds a key: of a Cluster's primary.

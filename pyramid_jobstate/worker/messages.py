@@ -10,7 +10,8 @@ from dramatiq import Message, group, pipeline
 from dramatiq.middleware import GroupCallbacks
 
 from ..errors import ActorError
-from ..worker import UNIQUE, layers
+from .options import BATCH, UNIQUE
+from .parameters import layers
 
 if TYPE_CHECKING:
     from dramatiq import Broker
@@ -25,6 +26,7 @@ def encoded(
     owner: object,
     origin: Callable[[], Mapping[str, str]],
     unique: str | None = None,
+    batch: str | None = None,
 ) -> Message[Any]:
     """Return a copy of a message as the worker will see it.
 
@@ -32,6 +34,7 @@ def encoded(
       owner: The owner of its job, or None.
       origin: Returns the options that tell an actor with a request where it comes from.
       unique: The identity of its job if that is unique, or None.
+      batch: The uuid of the batch of its job, or None.
 
     Raises:
       TypeError: It cannot be encoded.
@@ -40,6 +43,8 @@ def encoded(
     options = dict(message.options)
     if unique is not None:
         options[UNIQUE] = unique
+    if batch is not None:
+        options[BATCH] = batch
     if owner is not None:
         options["job_owner"] = owner
     if receives_request(broker, message.actor_name):

@@ -1,0 +1,156 @@
+"""Batches: one bar for many jobs."""
+
+from __future__ import annotations
+
+import types
+from typing import Any, Self
+
+from .handle import NO_RUN
+from .membership import SendsMembers
+from .progress import Progress
+from .record import BATCH, CANCELLED, MEMBERS_FAILED, JobError, Record
+from .run import Run
+from .state import JobState
+
+#: The statuses of members that are counted, and their letters in a batch's record.
+COUNTED = {
+    "queued": "nq",
+    "working": "w",
+    "retrying": "r",
+    "success": "s",
+    "error": "e",
+    "cancelled": "c",
+}
+
+#: Those of members that do not run, and of which nothing comes once the batch was
+#: cancelled.
+WAITING = ("queued", "retrying")
+
+
+class BatchProgress(Progress):
+    """The progress of a batch: how many of its members are over, and how much of the
+    work is done, by the weights of the members.
+
+    Attributes:
+      share: The share that is done.
+    """
+
+    share: float
+
+    @property
+    def fraction(self) -> float:
+        """The share that is done, from 0 to 1."""
+        return self.share
+
+
+class Batch(SendsMembers, JobState):
+    """Many jobs that are shown as one: its members.
+
+    ``request.job_states.batch()`` returns one, and takes the members in a `with`
+    block::
+
+        with request.job_states.batch(ImportAll, title="Import of 3 files") as batch:
+            for name in names:
+                batch.send(import_file, name)
+
+    Subclass it, like :class:`.JobState`, to give a kind of batch its own rights.
+    """
+
+    def __init__(self, record: Record, run: Run = NO_RUN) -> None:
+        super().__init__(record, run)
+        own = record.text("title")
+        if own is not None:
+            # In place of the attribute of a subclass, unless that is a property.
+            vars(self)["title"] = own
+
+    @property
+    def title(self) -> str:
+        """The heading that viewers see: that of this batch, or else of its class."""
+        own = self._record.text("title")
+        return super().title if own is None else own
+
+    @property
+    def size(self) -> int:
+        """The number of members."""
+        return self._record.number("size")
+
+    @property
+    def allow_failures(self) -> bool:
+        """Whether the batch succeeds even if members fail."""
+        return self._record.text("allow") is not None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of members of each status: "queued", "working", "retrying",
+        "success", "error" and "cancelled".
+        """
+        counts = {
+            status: sum(self._record.number(f"n:{letter}") for letter in letters)
+            for status, letters in COUNTED.items()
+        }
+        if self._record.text("stopped") is not None:
+            stopped = (*WAITING, "working") if self.is_finished else WAITING
+            for status in stopped:
+                counts["cancelled"] += counts[status]
+                counts[status] = 0
+        return counts
+
+    @property
+    def progress(self) -> Progress:
+        """How many of the members are over, and how much of the work is done."""
+        counts, record = self.counts, self._record
+        over = sum(counts[status] for status in ("success", "error", "cancelled"))
+        weight = record.number("weight") * 1_000_000
+        share = min(record.number("sum") / weight, 1.0) if weight else 1.0
+        if self.is_finished:
+            share = 1.0
+        eta = None if self.is_finished else self._eta(share)
+        progress = BatchProgress(over, self.size, "jobs", eta)
+        progress.share = share
+        return progress
+
+    def _eta(self, share: float) -> float | None:
+        """Return the seconds to the end at the pace since the beginning."""
+        started, updated = map(self._record.millis, ("started", "updated"))
+        if not share or self.status != "working" or not started or not updated:
+            return None
+        seconds = (updated - started) / 1000
+        return round(seconds * (1 - share) / share, 1) if seconds >= 1 else None
+
+    @property
+    def error(self) -> JobError | None:
+        """Why the batch did not succeed, or None."""
+        return {"error": MEMBERS_FAILED, "cancelled": CANCELLED}.get(self.status)
+
+    def __enter__(self) -> Self:
+        block: Any = self._members
+        block.enter()
+        return self
+
+    def __exit__(
+        self,
+        cls: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        block: Any = self._members
+        block.leave(error)
+
+    def __json__(self, request: Any) -> dict[str, Any]:
+        state = super().__json__(request)
+        states = self._container
+        if states is None or states.request is not request:
+            states = request.job_states
+        query = {"batch": self.uuid}
+        state["job"]["counts"] = self.counts
+        state["job"]["members"] = request.resource_url(states, query=query)
+        return state
+
+
+class UnknownBatch(Batch):
+    """A batch of a kind unknown to this process. Only its lineage grants access."""
+
+    kind = BATCH
+
+    def __acl__(self) -> list[tuple[str, Any, Any]]:
+        return []

@@ -1,0 +1,189 @@
+"""Sending members of a batch, from outside and from a running member."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from datetime import timedelta
+from typing import Any
+
+from .protocols import MemberSender
+from .unique import MAX_KEY
+
+#: The least and the greatest weight of a member.
+MIN_WEIGHT, MAX_WEIGHT = 0.001, 10_000
+
+
+class SendsMembers:
+    """What sends members of a batch."""
+
+    uuid: str
+    _member_sender: MemberSender | None = None
+
+    def send(
+        self, actor: Any, *args: Any, key: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Send a message to an actor, whose job is a member of the batch.
+
+        Parameters:
+          actor: The actor.
+          args, kwargs: Its arguments. If it has a parameter `key`, use
+            :meth:`send_with_options`.
+          key: What identifies the member among those of this actor, of 1 to 200
+            characters: see :attr:`.JobState.batch`.
+
+        Returns:
+          The JobState of the job.
+
+        Raises:
+          TypeError: The actor is not tracked, an argument cannot be encoded, or the key
+            is not a string.
+          ValueError: The key is empty or too long, or was used before.
+          RuntimeError: The batch takes no more members, or the job that sends it is
+            over.
+          StoreUnavailable: A running member sends it, and the store does not answer.
+        """
+        return self.send_with_options(actor, args, kwargs, key=key)
+
+    def send_with_options(
+        self,
+        actor: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        delay: timedelta | int | None = None,
+        *,
+        key: str | None = None,
+        weight: float = 1,
+        **options: Any,
+    ) -> Any:
+        """Send a message with options to an actor, like :meth:`send`.
+
+        Parameters:
+          args, kwargs: The arguments of the actor.
+          delay: Milliseconds, or a timedelta, until it is due.
+          key: As for :meth:`send`.
+          weight: Its share of the bar, from 0.001 to 10,000. Other members have 1.
+          options: Further options of the message.
+
+        Raises:
+          TypeError, ValueError, RuntimeError, StoreUnavailable: As :meth:`send`. Also
+            if the weight is not a number, or out of range.
+        """
+        return self._members.send(
+            actor,
+            args,
+            kwargs or {},
+            delay=delay,
+            key=key,
+            weight=weight,
+            options=options,
+        )
+
+    def send_message(
+        self,
+        what: Any,
+        *,
+        key: str | None = None,
+        weight: float = 1,
+        broker: Any = None,
+    ) -> Any:
+        """Send a message, pipeline or group, like :meth:`send`. Each message is a
+        member.
+
+        Parameters:
+          what: A Dramatiq message, pipeline or group.
+          key: As for :meth:`send`, of all its messages together.
+          weight: The weight of each message.
+          broker: The broker of the actors. By default that of the pipeline or group,
+            and Dramatiq's global broker for a message.
+
+        Returns:
+          The JobState, or for a pipeline or group those of its jobs in order.
+
+        Raises:
+          TypeError, ValueError, RuntimeError, StoreUnavailable: As
+            :meth:`send_with_options`.
+        """
+        if isinstance(what, SendsMembers):
+            raise TypeError(
+                f"A batch cannot be a member of another: {what!r}. Send its jobs as "
+                "members of one batch."
+            )
+        return self._members.send_message(what, key=key, weight=weight, broker=broker)
+
+    @property
+    def _members(self) -> MemberSender:
+        if self._member_sender is None:
+            raise RuntimeError(
+                f"The batch {self.uuid} takes members only from the request that sends "
+                "it, within `with request.job_states.batch() as batch:`, and from its "
+                "running members: job_state.batch.send(…)."
+            )
+        return self._member_sender
+
+
+class OwnBatch(SendsMembers):
+    """The batch of a running job, for sending further members.
+
+    Attributes:
+      uuid: The uuid of the batch.
+    """
+
+    def __init__(self, uuid: str, sender: MemberSender | None) -> None:
+        self.uuid = uuid
+        self._member_sender = sender
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.uuid}>"
+
+
+def member_uuid(batch: str, actor: str, key: str, place: int) -> str:
+    """Return the uuid of a member that has a key. A sender that runs again finds the
+    members that it has sent before.
+
+    Parameters:
+      actor: The name of its actor.
+      place: The number of the message among those of this key, from 0.
+    """
+    name = f"{actor}\0{key}" if not place else f"{actor}\0{key}\0{place}"
+    return str(uuid.uuid5(uuid.UUID(batch), name))
+
+
+def check_key(key: object) -> str:
+    """Return the key of a member.
+
+    Raises:
+      TypeError: It is not a string.
+      ValueError: It is empty, too long or not valid Unicode, or contains a NUL.
+    """
+    if not isinstance(key, str):
+        raise TypeError(f"The key of a member must be a string, not {key!r}.")
+    if not 1 <= len(key) <= MAX_KEY or "\0" in key:
+        raise ValueError(
+            f"The key of a member must have 1 to {MAX_KEY} characters, none of them a "
+            f"NUL, not {len(key)}: {key[:MAX_KEY]!r}."
+        )
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"The key of a member must be valid Unicode, not {key!r}."
+        ) from None
+    return key
+
+
+def check_weight(weight: object) -> int:
+    """Return the weight of a member in thousandths.
+
+    Raises:
+      TypeError: It is not a number.
+      ValueError: It is out of range.
+    """
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+        raise TypeError(f"The weight of a member must be a number, not {weight!r}.")
+    if not MIN_WEIGHT <= weight <= MAX_WEIGHT or math.isnan(weight):
+        raise ValueError(
+            f"The weight of a member must be from {MIN_WEIGHT} to {MAX_WEIGHT:,}, not "
+            f"{weight}."
+        )
+    return round(weight * 1000)

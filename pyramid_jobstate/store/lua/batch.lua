@@ -1,0 +1,105 @@
+-- Prepended, after common.lua, to the scripts that change the record of a batch.
+-- KEYS: the record, its members, those that failed, and the order in which they were sent.
+-- Of each member is kept, in a hash: a letter for its status, the number of its change that
+-- was told last, how much of it is done, in millionths, its weight in thousandths, and its
+-- place in the order.
+
+-- The letters: n is being sent, q waits, r waits for another attempt, w runs, s has
+-- succeeded, e has failed, x could not be sent and counts as failed, c was cancelled.
+local function waits(letter)
+  return letter == "n" or letter == "q" or letter == "r"
+end
+
+-- Read what is kept of a member. Returns nothing for a job that is none.
+local function member(uuid)
+  local kept = redis.call("HGET", KEYS[2], uuid)
+  if kept then
+    local letter, rev, part, weight, number = string.match(kept, "^(%a) (%d+) (%d+) (%d+) (%d+)$")
+    return letter, tonumber(rev), tonumber(part), tonumber(weight), number
+  end
+end
+
+-- Keep a member, and count it under its letter.
+local function keep(uuid, old, letter, rev, part, weight, number)
+  local from, to = old == "x" and "e" or old, letter == "x" and "e" or letter
+  redis.call("HSET", KEYS[2], uuid, letter .. " " .. int(rev) .. " " .. int(part) .. " " .. int(weight) .. " " .. number)
+  if from ~= to then
+    if from then
+      redis.call("HINCRBY", key, "n:" .. from, -1)
+    end
+    redis.call("HINCRBY", key, "n:" .. to, 1)
+    if to == "e" then
+      redis.call("ZADD", KEYS[3], number, uuid)
+    elseif from == "e" then
+      redis.call("ZREM", KEYS[3], uuid)
+    end
+  end
+end
+
+-- What settle() has changed: nothing, the batch has ended, it goes on, it has another
+-- status, it has to be listed anew.
+local SAME, ENDED, REOPENED_BATCH, MOVED, AGED = 0, 1, 2, 3, 4
+
+-- Write the status that follows from the counts, and let the record live for as long as it
+-- needs to. Returns what has changed, and the status.
+local function settle(now, active_ttl, ended_ttl)
+  local old = redis.call(
+    "HMGET", key, "n:n", "n:q", "n:r", "n:w", "n:s", "n:e", "n:c", "size",
+    "status", "stopped", "forced", "allow", "latest", "started", "finished", "seen", "listed"
+  )
+  local n = {}
+  for i = 1, 8 do
+    n[i] = tonumber(old[i]) or 0
+  end
+  local waiting, running, failed = n[1] + n[2] + n[3], n[4], n[6]
+  local over, size = n[5] + failed + n[7], n[8]
+  local stopped, was_over = old[10], old[15]
+  local is_over = over == size or (stopped and (running == 0 or old[11]))
+  local has_begun = n[3] + running + over > 0
+  local status
+  if not is_over then
+    status = stopped and "cancelling" or has_begun and "working" or "queued"
+  elseif failed > 0 and not old[12] then
+    status = "error"
+  else
+    status = over - n[5] - failed + size - over > 0 and "cancelled" or "success"
+  end
+  if status ~= old[9] then
+    redis.call("HSET", key, "status", status)
+  end
+  if has_begun and not old[14] then
+    redis.call("HSET", key, "started", int(now))
+  end
+  -- Silent, it is stalled rather than queued.
+  local is_heard = not is_over and running + n[1] > 0
+  if is_heard and not old[16] then
+    redis.call("HSET", key, "seen", "1")
+  elseif old[16] and not is_heard then
+    redis.call("HDEL", key, "seen")
+  end
+  if is_over and not was_over then
+    redis.call("HSET", key, "finished", int(now))
+  elseif was_over and not is_over then
+    redis.call("HDEL", key, "finished")
+  end
+  local life = active_ttl + math.max(0, (tonumber(old[13]) or 0) - now)
+  if over == size then
+    life = ended_ttl
+  else
+    life = math.max(life, redis.call("PTTL", key))
+  end
+  for i = 1, #KEYS do
+    redis.call("PEXPIRE", KEYS[i], int(life))
+  end
+  if is_over ~= (was_over and true or false) then
+    return is_over and ENDED or REOPENED_BATCH, status
+  end
+  if status ~= old[9] then
+    return is_over and ENDED or MOVED, status
+  end
+  if not is_over and now - (tonumber(old[17]) or now) > active_ttl / 2 then
+    redis.call("HSET", key, "listed", int(now))
+    return AGED, status
+  end
+  return SAME, status
+end

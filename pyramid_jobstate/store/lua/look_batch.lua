@@ -1,0 +1,28 @@
+-- Choose members of a silent batch to look at: the next ones that have not ended. The
+-- record keeps a cursor, so that all have their turn.
+-- ARGV: milliseconds of silence, milliseconds between two looks, the most members to choose,
+-- the most members to go through.
+-- Returns for each its uuid, its letter and the number of the change that was told last.
+
+local old = redis.call("HMGET", key, "status", "updated", "looked", "cursor", "size")
+local now, found = time(), {}
+local most, size = tonumber(ARGV[3]), tonumber(old[5]) or 0
+if not is_unfinished(old[1]) or not is_silent(old[2], now, ARGV[1]) or not is_silent(old[3], now, ARGV[2]) then
+  return found
+end
+local at = tonumber(old[4]) or 0
+at = at < size and at or 0
+for _, uuid in ipairs(redis.call("LRANGE", KEYS[4], int(at), int(at + ARGV[4] - 1))) do
+  at = at + 1
+  local letter, rev = member(uuid)
+  if letter == "w" or waits(letter) then
+    found[#found + 1] = uuid
+    found[#found + 1] = letter
+    found[#found + 1] = int(rev)
+    if #found == 3 * most then
+      break
+    end
+  end
+end
+redis.call("HSET", key, "looked", int(now), "cursor", int(at))
+return found

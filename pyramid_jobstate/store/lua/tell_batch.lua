@@ -1,0 +1,40 @@
+-- A member of a batch has changed. Twice, late or out of order, this changes nothing.
+-- ARGV: ttl of an unfinished batch, ttl of an ended one, the member, the number of the
+-- change, the letter of its status, how much of it is done in millionths ("" for as much as
+-- before), milliseconds until it is due, and optionally the number of the change that the
+-- batch must know last: the record of the member is gone, and numbers no change.
+-- Returns the number of the change that the batch knows now ("" if it or the member is
+-- unknown), 1 if the batch was cancelled, what has changed, its status, kind and owner.
+
+local old = redis.call("HMGET", key, "status", "stopped", "kind", "owner")
+local stopped = old[2] and 1 or 0
+local letter, rev, part, weight, number = member(ARGV[3])
+if not letter then
+  return { "", stopped, SAME, "", "", "" }
+end
+local to, told = ARGV[5], tonumber(ARGV[4])
+if told <= rev or (ARGV[8] and tonumber(ARGV[8]) ~= rev) then
+  return { int(rev), stopped, SAME, old[1], "", "" }
+end
+local now, done = time(), 0
+if to == "w" then
+  done = tonumber(ARGV[6]) or (letter == "w" and part or 0)
+  if old[2] and waits(letter) then
+    -- It will not run.
+    to = "c"
+  end
+end
+if to ~= "w" and not waits(to) then
+  done = 1000000
+end
+keep(ARGV[3], letter, to, told, done, weight, number)
+if done ~= part then
+  redis.call("HINCRBY", key, "sum", int((done - part) * weight))
+end
+redis.call("HSET", key, "updated", int(now))
+if tonumber(ARGV[7]) > 0 then
+  local latest = tonumber(redis.call("HGET", key, "latest")) or 0
+  redis.call("HSET", key, "latest", int(math.max(latest, now + ARGV[7])))
+end
+local change, status = settle(now, tonumber(ARGV[1]), tonumber(ARGV[2]))
+return { int(told), stopped, change, status, old[3] or "", old[4] or "" }
