@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .errors import JobCancelled, NotRepeatable, NotUnique, StoreUnavailable
-from .job import JobError, JobState, Progress, current_job_state
+from .job import Batch, JobError, JobState, Progress, current_job_state
 from .store import BulkResult, Counts, JobStore
 from .worker import JobStateMiddleware, rerun, rerun_all
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .web import RequestMiddleware
 
 __all__ = [
+    "Batch",
     "BulkResult",
     "Counts",
     "JobCancelled",

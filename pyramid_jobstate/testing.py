@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .job import (
+    Batch,
     JobInfo,
     JobState,
     Record,
@@ -26,7 +27,14 @@ from .job import (
     record_of,
     run_of,
 )
-from .worker import UNIQUE, middleware_of, put_job, release_broker
+from .worker import (
+    BATCH,
+    UNIQUE,
+    middleware_of,
+    put_job,
+    receives_request,
+    release_broker,
+)
 
 __all__ = [
     "Outbox",
@@ -47,7 +55,7 @@ if TYPE_CHECKING:
     from pyramid.config import Configurator
     from pyramid.registry import Registry
 
-    from .web import Outgoing
+    from .worker import Outgoing, OutgoingBatch
 
 AnyJobState = TypeVar("AnyJobState", bound=JobState)
 
@@ -71,6 +79,8 @@ class Outbox(list[Sent]):
         super().__init__()
         #: The id of the next step of a pipeline, by the id of each step.
         self.following: dict[str, str] = {}
+        #: The batches that were sent, in order.
+        self.batches: list[Batch] = []
         #: The brokers of the messages, by their ids.
         self.brokers: dict[str, Broker] = {}
         #: The ids of the messages whose jobs have run, or are running.
@@ -82,6 +92,15 @@ class Outbox(list[Sent]):
         self.following.update(outgoing.following)
         for message in outgoing.messages:
             self.brokers[message.message_id] = outgoing.broker
+
+    def keep_batch(self, outgoing: OutgoingBatch) -> None:
+        self.batches.append(outgoing.batch)
+        for item, _ in outgoing.members.items:
+            self.keep(item)
+
+    def members(self, batch: Batch) -> list[Sent]:
+        """Return the messages of the members of a batch that a view has sent."""
+        return [s for s in self if s.message.options.get(BATCH) == batch.uuid]
 
     def unique_job(self, identity: str, *, ended: bool) -> JobState | None:
         """Return the job of an identity that has not ended or, with `ended`, the last
@@ -198,7 +217,7 @@ def _run_job(
     environ: Mapping[str, Any],
 ) -> tuple[JobState, Any]:
     """Run a job, and return its JobState and its result."""
-    from .web import receives_request, with_request
+    from .web import with_request
 
     function = middleware_of(broker).functions[message.actor_name]
     info = function.info_of(message, attempt=1)

@@ -7,8 +7,6 @@ and `job`. A worker imports it only with an application.
 
 from .config import include
 from .interfaces import IJobStore, IOutbox
-from .messages import receives_request
-from .outgoing import Outgoing
 from .request import RequestMiddleware, with_request
 from .resources import JobStates
 
@@ -16,9 +14,7 @@ __all__ = [
     "IJobStore",
     "IOutbox",
     "JobStates",
-    "Outgoing",
     "RequestMiddleware",
     "include",
-    "receives_request",
     "with_request",
 ]

@@ -138,4 +138,6 @@ CANCEL = Act(
     UNFINISHED,
     cancel_all,
 )
-RERUN = Act("requeued", RAN_AGAIN, "rerun_job", ("owner", "kind"), (), run_again)
+RERUN = Act(
+    "requeued", RAN_AGAIN, "rerun_job", ("owner", "kind", "batch"), (), run_again
+)

@@ -123,6 +123,7 @@ def read_options(query: Mapping[str, str], act: Act) -> dict[str, Any]:
         "kind": query.get("kind"),
         "status": status,
         "older_than": read_duration(query, "older_than"),
+        "batch": query.get("batch"),
     }
     return {
         **{name: filters[name] for name in act.filters if name != "owner"},

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pyramid import threadlocal
 
 from ..errors import StoreUnavailable
-from .outgoing import Outgoing
+from ..worker import Outgoing, OutgoingBatch
 from .transaction import JobDataManager
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def joinable(request: Request) -> Joinable:
     return Joinable(manager, transaction, is_watched)
 
 
-def join(request: Request, ask: Ask, outgoing: Outgoing) -> None:
+def join(request: Request, ask: Ask, outgoing: Outgoing | OutgoingBatch) -> None:
     """Have something sent when the transaction of a request commits.
 
     Raises:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pyramid.httpexceptions import HTTPNotFound
+
 from ..errors import StoreUnavailable
-from ..job import JobState, is_owner, note_trouble, record_of
+from ..job import Batch, JobState, is_owner, note_trouble, record_of
 from ..store import Page
 from .answers import encode
 from .permits import require
-from .queries import BadRequest, parse_owner, read_flag, read_limit
+from .queries import BadRequest, parse_owner, read_flag, read_limit, read_query
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +34,8 @@ def asked_page(context: JobStates, request: Request) -> Page:
     """
     query = request.GET
     limit = read_limit(query, 50)
+    if "batch" in query:
+        return _asked_members(context, request, limit)
     is_all = read_flag(query, "all")
     owner = None
     if "owner" in query or is_all:
@@ -47,6 +51,29 @@ def asked_page(context: JobStates, request: Request) -> Page:
         return context.list(
             owner,
             kind=query.get("kind"),
+            status=query.get("status"),
+            limit=limit,
+            cursor=query.get("cursor"),
+        )
+    except ValueError as e:
+        raise BadRequest(str(e)) from e
+
+
+def _asked_members(context: JobStates, request: Request, limit: int) -> Page:
+    """Return a page of the members of the batch that the query names.
+
+    Raises:
+      BadRequest: A parameter is invalid.
+      HTTPNotFound: The batch is unknown, or the request may not see it.
+      StoreUnavailable: The store does not answer.
+    """
+    query = read_query(request, "batch", "status", "limit", "cursor")
+    batch = context.find(query["batch"])
+    if not isinstance(batch, Batch) or not context.permits(batch, "view_job"):
+        raise HTTPNotFound
+    try:
+        return context.members(
+            batch.uuid,
             status=query.get("status"),
             limit=limit,
             cursor=query.get("cursor"),

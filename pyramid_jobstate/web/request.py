@@ -17,6 +17,7 @@ from pyramid.traversal import DefaultRootFactory
 
 from ..errors import ActorError
 from ..worker import (
+    REQUEST,
     Conflict,
     HandedFunction,
     TrackedFunction,
@@ -24,11 +25,12 @@ from ..worker import (
     check_owner,
     has_parameter,
     middleware_of,
+    receives_request,
+    refuse_request,
 )
 from .applications import Applications
 from .interfaces import IBaseUrl
 from .joining import is_shared
-from .messages import REQUEST, receives_request, refuse_request
 from .permits import set_owner
 from .settings import is_base_url
 from .transaction import abort

@@ -11,7 +11,7 @@ from pyramid.traversal import DefaultRootFactory, resource_path_tuple
 from ..errors import StoreUnavailable
 from ..job import JobState, is_uuid, set_container, set_store
 from ..store import Page
-from .sending import Sender
+from .batches import BatchSender
 from .unavailable import UnreadRecord
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 JOB_VIEWS = ("", "cancel", "rerun", "inspect")
 
 
-class JobStates(Sender):
+class JobStates(BatchSender):
     """The container of jobs in the resource tree.
 
     ``request.job_states`` is one. An application can mount others in its own tree::

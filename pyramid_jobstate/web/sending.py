@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any, overload
 from dramatiq import Actor, Message, group, pipeline
 
 from ..job import JobState
-from ..worker import check_owner
+from ..worker import Outgoing, Sendable, Unique, check_owner
 from .access import Access
 from .applications import name_of
 from .interfaces import IOutbox
 from .joining import join, joinable, send_now
-from .outgoing import Outgoing, Sendable
 from .permits import name_visitor, sender_of
-from .unique import Unique
 
 if TYPE_CHECKING:
     from dramatiq import Broker

@@ -7,12 +7,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from redis.exceptions import RedisError
 
-from .outgoing import Outgoing
-from .unique import NotClaimed
+from ..worker import NotClaimed, Outgoing, OutgoingBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +53,9 @@ class JobDataManager:
     # Nothing is left to do until it has joined a transaction.
     _is_over = True
 
-    def __init__(self, ask: Ask, outgoing: Outgoing, manager: Any) -> None:
+    def __init__(
+        self, ask: Ask, outgoing: Outgoing | OutgoingBatch, manager: Any
+    ) -> None:
         self.transaction_manager = manager
         self.vote = OnePhaseVote(manager)
         self._ask = ask
@@ -76,8 +77,7 @@ class JobDataManager:
     def abort(self, transaction: Any) -> None:
         # Also called after a commit, and if a commit was interrupted before tpc_abort.
         self._is_over = True
-        if self._outgoing.unique is not None:
-            self._outgoing.unique.withdraw()
+        self._outgoing.withdraw()
         if self._is_recorded:
             may_be_durable = self._is_voted or (
                 self.vote.has_begun and not isinstance(sys.exception(), Exception)
@@ -105,6 +105,8 @@ class JobDataManager:
                 self._outgoing.job_states,
                 e,
             )
+            # A batch is not unique.
+            assert isinstance(self._outgoing, Outgoing)
             self._outgoing.fail_soon()
         except Exception:
             log.exception(
@@ -123,7 +125,9 @@ class JobDataManager:
         # The last of all, so that nothing vetoes the commit after our vote.
         return f"{chr(sys.maxunicode)}pyramid_jobstate"
 
-    def savepoint(self) -> JobSavepoint:
+    def savepoint(self) -> Savepoint:
+        if isinstance(self._outgoing, OutgoingBatch):
+            return BatchSavepoint(self._outgoing)
         return JobSavepoint()
 
     def complain(self) -> None:
@@ -187,6 +191,13 @@ class OnePhaseVote:
         return JobSavepoint()
 
 
+class Savepoint(Protocol):
+    """See `transaction.interfaces.IDataManagerSavepoint`."""
+
+    def rollback(self) -> None:
+        """Take back what came after the savepoint."""
+
+
 class JobSavepoint:
     """A savepoint that does nothing when rolled back: what was to be sent before it is
     still sent. (The transaction itself aborts what joined after it.)
@@ -194,6 +205,21 @@ class JobSavepoint:
 
     def rollback(self) -> None:
         pass
+
+
+class BatchSavepoint:
+    """A savepoint of a batch: its rollback takes back the members that came after it.
+
+    Parameters:
+      outgoing: The batch.
+    """
+
+    def __init__(self, outgoing: OutgoingBatch) -> None:
+        self._members = outgoing.members
+        self._count = len(outgoing.members.items)
+
+    def rollback(self) -> None:
+        self._members.truncate(self._count)
 
 
 def abort(manager: Any, error: BaseException) -> None:

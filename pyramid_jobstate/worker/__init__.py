@@ -5,26 +5,33 @@ This wing may import Dramatiq, redis-py's exceptions, :mod:`pyramid_jobstate.err
 """
 
 from .actors import TrackedFunction, check_owner
+from .batching import OutgoingBatch
 from .brokers import (
     is_default,
     is_made,
     made_store,
-    middleware_of,
     release_broker,
     use_broker,
 )
 from .current import Conflict
+from .finding import middleware_of
 from .making import STUB, BrokerFault, BrokerSpec, masked
+from .messages import REQUEST, receives_request, refuse_request
 from .middleware import JobStateMiddleware
-from .options import UNIQUE
+from .options import BATCH, UNIQUE
 from .outage import Outage
+from .outgoing import Outgoing
 from .parameters import HandedFunction, called_function, has_parameter, layers
+from .preparing import Sendable
 from .putting import put_job
 from .repeatable import why_not_repeatable
 from .rerunning import BROKER_IS_AWAY, rerun, rerun_all
+from .unique import NotClaimed, Unique
 
 __all__ = [
+    "BATCH",
     "BROKER_IS_AWAY",
+    "REQUEST",
     "STUB",
     "UNIQUE",
     "BrokerFault",
@@ -32,8 +39,13 @@ __all__ = [
     "Conflict",
     "HandedFunction",
     "JobStateMiddleware",
+    "NotClaimed",
     "Outage",
+    "Outgoing",
+    "OutgoingBatch",
+    "Sendable",
     "TrackedFunction",
+    "Unique",
     "called_function",
     "check_owner",
     "has_parameter",
@@ -44,6 +56,8 @@ __all__ = [
     "masked",
     "middleware_of",
     "put_job",
+    "receives_request",
+    "refuse_request",
     "release_broker",
     "rerun",
     "rerun_all",

@@ -21,10 +21,11 @@ from ..job import (
     is_owner,
     is_uuid,
     run_of,
+    set_member_sender,
     told_by,
 )
 from .current import CurrentJob, ThreadState, skip
-from .options import attempts_before, unique_of, word_of
+from .options import attempts_before, batch_of, unique_of, word_of
 from .parameters import (
     HandedFunction,
     annotation_of,
@@ -95,6 +96,7 @@ class TrackedFunction(HandedFunction):
             return self.call(job_state, args, kwargs)
         job.was_called = True
         job_state = self.job_state(job.uuid, unsaved.run, unsaved.info)
+        set_member_sender(job_state, job.members)
         return self._run(job, job_state, args, kwargs)
 
     def call(
@@ -164,9 +166,9 @@ class TrackedFunction(HandedFunction):
             # A wrong owner must not keep the message from being sent and run.
             log.warning("The job of %s has no owner: %s", message, e)
             owner = None
-        unique = unique_of(message)
-        info = self.info(message.args, message.kwargs, owner, attempt, unique)
-        return info._replace(rerun=word_of(message))
+        args, kwargs, unique = message.args, message.kwargs, unique_of(message)
+        info = self.info(args, kwargs, owner, attempt, unique)
+        return info._replace(rerun=word_of(message), batch=batch_of(message))
 
     def unsaved(self, message: MessageProxy) -> Unsaved:
         """Return the recorder's entry for a run that begins now."""
@@ -181,8 +183,7 @@ class TrackedFunction(HandedFunction):
 
     def queued(self, message_id: str, info: JobInfo, delay: float) -> JobState:
         """Return the JobState of a job that is being sent."""
-        time_ms = int(time.time() * 1000)
-        now = str(time_ms)
+        now = str(time_ms := int(time.time() * 1000))
         fields = {"status": "queued", "queued": now, "updated": now, "attempt": "0"}
         if delay > 0:
             fields["due"] = str(time_ms + int(delay * 1000))

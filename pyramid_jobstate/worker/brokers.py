@@ -146,21 +146,6 @@ def made_store(broker: Broker | None) -> JobStore | None:
     return None if made is None else made.store
 
 
-def middleware_of(broker: Broker) -> JobStateMiddleware:
-    """Return the JobStateMiddleware of a broker.
-
-    Raises:
-      TypeError: The broker does not have one.
-    """
-    for middleware in broker.middleware:
-        if isinstance(middleware, JobStateMiddleware):
-            return middleware
-    raise TypeError(
-        f"The broker {broker!r} has no JobStateMiddleware. Add one before the actors "
-        "are declared: broker.add_middleware(JobStateMiddleware())."
-    )
-
-
 def is_default(broker: Broker) -> bool:
     """Return whether the global broker is the one that Dramatiq makes when an actor is
     declared before any broker is set.

@@ -34,9 +34,15 @@ class Cancels:
         self._since = 0
         self._refusal = Outage(log, REFUSED, None)
 
-    def find(self, silent: Sequence[Unsaved]) -> list[Unsaved]:
-        """Return those of the silent runs whose cancel was announced since the previous
-        call, or none of them while the store is away.
+    def find(
+        self, silent: Sequence[Unsaved], members: Sequence[Unsaved]
+    ) -> list[Unsaved]:
+        """Return those of the silent runs whose cancel, or that of their batch, was
+        announced since the previous call, or none of them while the store is away.
+
+        Parameters:
+          members: Runs of members of batches that report. Those whose batch was
+            cancelled are made to ask it.
         """
         try:
             uuids, self._since = self._store.cancels(self._since)
@@ -48,4 +54,9 @@ class Cancels:
             return []
         self._outage.end()
         self._refusal.recover()
-        return [unsaved for unsaved in silent if unsaved.uuid in uuids] if uuids else []
+        if not uuids:
+            return []
+        for unsaved in (*silent, *members):
+            if unsaved.info.batch in uuids:
+                unsaved.tell_soon()
+        return [u for u in silent if u.uuid in uuids or u.info.batch in uuids]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dramatiq import Message
     from dramatiq.broker import MessageProxy
 
-    from ..job import JobInfo
+    from ..job import JobInfo, MemberSender
 
 #: How deep messages may be sent from within each other's enqueue hooks.
 MAX_NESTED = 16
@@ -62,6 +62,7 @@ class CurrentJob:
       outer: The JobState that was current before.
       handled: The exception that was being handled before, if any.
       unsaved: The recorder's entry for the run, or None before a run begins.
+      members: What sends further members of its batch, or None.
       was_called: Whether the function was called.
       has_request: Whether the actor's function has received its request.
       is_running: Whether the function is running.
@@ -79,6 +80,7 @@ class CurrentJob:
     outer: JobState | None
     handled: BaseException | None
     unsaved: Unsaved | None = None
+    members: MemberSender | None = None
     was_called: bool = False
     has_request: bool = False
     is_running: bool = False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..job import NewJob
 from .access import StoreAccess
 from .current import CurrentJob, ThreadState, Tracked
-from .options import word_of
+from .options import batch_of, word_of
 
 if TYPE_CHECKING:
     from dramatiq import Broker, Message
@@ -90,7 +90,7 @@ class Enqueueing:
           tracked: The actor's function, or None if the actor is not tracked.
         """
         kind = "" if tracked is None else tracked.job_state_class.kind
-        word = word_of(message)
+        word, batch = word_of(message), batch_of(message)
         uuid, thread = message.message_id, self._thread
         if thread.job is not None and thread.job.is_followed_by(uuid):
             thread.job.is_next_sent = True
@@ -103,21 +103,23 @@ class Enqueueing:
             job.put_back(delay or 0)
         elif uuid in thread.sending:
             thread.sending.remove(uuid)
-            self._access.ask(broker, lambda store: store.confirm(uuid, kind, word))
+            self._access.ask(
+                broker, lambda store: store.confirm(uuid, kind, word, batch)
+            )
         elif uuid in thread.announced:
             thread.announced.remove(uuid)
             # The messages of a transaction must not each wait for a failing store.
             if thread.confirms:
                 thread.confirms = self._access.ask(
-                    broker, lambda store: store.confirm(uuid, kind, word)
+                    broker, lambda store: store.confirm(uuid, kind, word, batch)
                 )
 
     @contextlib.contextmanager
-    def announced(self, message_ids: set[str]) -> Iterator[None]:
+    def announced(self, message_ids: set[str], *, confirms: bool) -> Iterator[None]:
         """Implement :meth:`JobStateMiddleware.announced`."""
         thread = self._thread
         before = thread.announced, thread.confirms
-        thread.announced, thread.confirms = message_ids, True
+        thread.announced, thread.confirms = message_ids, confirms
         try:
             yield
         finally:

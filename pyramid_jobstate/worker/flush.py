@@ -69,15 +69,19 @@ class Flush:
             if everyone and unsaved.is_orphaned:
                 # An interrupt came where Dramatiq does not expect one.
                 self._give_up(unsaved, "the thread that ran it is gone")
-            elif unsaved.waiters or (
-                everyone and (unsaved.is_new or now - unsaved.heard >= self._heartbeat)
-            ):
+            elif unsaved.waiters or (everyone and unsaved.is_due(now, self._heartbeat)):
                 due.append(unsaved)
             else:
                 silent.append(unsaved)
-        if everyone and silent and not self.failures and self._outage.may_ask():
-            # Runs that report learn of a cancel from the reply.
-            due += self._cancels.find(silent)
+        # Runs that report learn of a cancel from the reply, but not of their batch's.
+        members = [unsaved for unsaved in due if unsaved.info.batch is not None]
+        if (
+            everyone
+            and (silent or members)
+            and not self.failures
+            and self._outage.may_ask()
+        ):
+            due += self._cancels.find(silent, members)
         for i in range(0, len(due), BATCH):
             if not self._write(due[i : i + BATCH]):
                 break

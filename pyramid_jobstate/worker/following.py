@@ -1,4 +1,4 @@
-"""JobStateMiddleware: follows the messages of tracked actors through Dramatiq."""
+"""Follows the messages of tracked actors through Dramatiq."""
 
 from __future__ import annotations
 
@@ -17,41 +17,22 @@ from .actors import TrackedFunction, TrackedFunctions, job_state_class
 from .current import CurrentJob, ThreadState, skip
 from .ends import Ends
 from .enqueueing import Enqueueing
-from .options import attempts_before, word_of
+from .options import attempts_before, batch_of, word_of
 
 if TYPE_CHECKING:
     from dramatiq import Actor, Broker, Message
     from dramatiq.broker import MessageProxy
     from dramatiq.worker import Worker
 
+    from ..job import MemberSender
     from ..store import Client
+    from .unsaved import Unsaved
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("pyramid_jobstate.worker.middleware")
 
 
-class JobStateMiddleware(Middleware):
-    """Keeps the state of every job of the tracked actors. An actor is tracked if it has
-    a parameter `job_state`, or the actor option of that name.
-
-    Add it to the broker before declaring actors that use the option::
-
-        broker.add_middleware(JobStateMiddleware())
-
-    Without a store, URL or client it shares the Redis server of a RedisBroker.
-
-    Parameters:
-      store: The store of the job states.
-      url: The URL of the Redis server to keep them in.
-      client: A `redis.Redis` or `redis.RedisCluster` to keep them with.
-      namespace: The prefix of all keys, unless `store` is given.
-      interval: Seconds between two flushes of a worker process.
-      heartbeat: Seconds without an update before a worker confirms that a job is still
-        running.
-
-    Raises:
-      TypeError: More than one of store, url and client is given.
-      ValueError: The URL is invalid.
-    """
+class Follower(Middleware):
+    """All of the JobStateMiddleware, see there, but what sends members of batches."""
 
     def __init__(
         self,
@@ -116,7 +97,7 @@ class JobStateMiddleware(Middleware):
             actor.fn = function
 
     def _refuse_twice(self, broker: Broker) -> None:
-        found = [m for m in broker.middleware if isinstance(m, JobStateMiddleware)]
+        found = [m for m in broker.middleware if isinstance(m, Follower)]
         if len(found) > 1:
             raise ActorError(
                 f"The broker {broker!r} has {len(found)} JobStateMiddleware instances. "
@@ -139,12 +120,15 @@ class JobStateMiddleware(Middleware):
         self._enqueueing.after(broker, message, delay, function)
 
     def announced(
-        self, message_ids: set[str]
+        self, message_ids: set[str], *, confirms: bool = True
     ) -> contextlib.AbstractContextManager[None]:
         """Return a context within which this thread sends messages whose records exist.
         Each message that the broker accepts is removed from `message_ids`.
+
+        Parameters:
+          confirms: Whether to write each time that the broker has accepted a message.
         """
-        return self._enqueueing.announced(message_ids)
+        return self._enqueueing.announced(message_ids, confirms=confirms)
 
     def drop(self, broker: Broker, uuid: str, info: JobInfo, end: End) -> None:
         """Write how a job ended that is not sent, as soon as the store answers."""
@@ -163,6 +147,8 @@ class JobStateMiddleware(Middleware):
         # From here on the message ends in _end(), even if this thread is interrupted.
         self._jobs[job.uuid] = job
         job.unsaved = job.tracked.unsaved(message)
+        if job.unsaved.info.batch is not None:
+            job.members = self._members_of(broker, job, job.unsaved)
         for outer in self._thread.jobs[:-1]:
             if outer.uuid == job.uuid:
                 # A broker that runs jobs in the caller nests a retry in the attempt
@@ -173,6 +159,12 @@ class JobStateMiddleware(Middleware):
         self._access.recorder_for(broker).begin(job.unsaved)
         if job.unsaved.run.cancel_requested:
             skip(message)
+
+    def _members_of(
+        self, broker: Broker, job: CurrentJob, unsaved: Unsaved
+    ) -> MemberSender | None:
+        """Return what sends further members of a job's batch, if it can send any."""
+        return None
 
     def after_process_message(
         self,
@@ -245,7 +237,8 @@ class JobStateMiddleware(Middleware):
             # The actor is unknown here, but known where the message was sent.
             error = JobError(None, f"No worker knows the actor {name!r}.")
             attempts = attempts_before(message)
-            info = JobInfo("", name, attempts, None, "{}", word_of(message))
+            word, batch = word_of(message), batch_of(message)
+            info = JobInfo("", name, attempts, None, "{}", word, batch=batch)
             self._ends.drop(broker, message, info, End("error", error))
 
     # A broker that runs jobs in the caller may call none of the hooks but these.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..job import is_uuid
+
 if TYPE_CHECKING:
     from dramatiq import Message
     from dramatiq.broker import MessageProxy
@@ -13,6 +15,10 @@ WORD = "job_rerun"
 
 #: The option with the identity of a unique job.
 UNIQUE = "job_unique"
+
+
+#: The option with the uuid of a job's batch.
+BATCH = "job_batch"
 
 
 def word_of(message: Message[Any] | MessageProxy) -> str | None:
@@ -36,3 +42,9 @@ def unique_of(message: Message[Any] | MessageProxy) -> str | None:
     """Return the identity of a message's job if it is unique, or None."""
     identity = message.options.get(UNIQUE)
     return identity if isinstance(identity, str) and identity else None
+
+
+def batch_of(message: Message[Any] | MessageProxy) -> str | None:
+    """Return the uuid of the batch of a message's job, or None."""
+    batch = message.options.get(BATCH)
+    return batch if is_uuid(batch) else None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..errors import NotRepeatable, NotUnique
 from ..job import JobState, record_of
 from ..store import JobStore
-from .brokers import middleware_of
+from .finding import middleware_of
 from .rerunning import message_of
 
 if TYPE_CHECKING:

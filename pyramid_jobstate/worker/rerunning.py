@@ -15,7 +15,7 @@ from redis import exceptions as errors
 from redis.exceptions import RedisError
 
 from ..errors import NotRepeatable
-from ..job import JobInfo, JobState, Record, Update, parse_json
+from ..job import BATCH, JobInfo, JobState, Record, Update, parse_json
 from ..store import (
     FAILED_OR_LOST,
     Act,
@@ -27,8 +27,8 @@ from ..store import (
     Tell,
     refusal,
 )
-from .brokers import middleware_of
 from .ends import UNREACHED
+from .finding import middleware_of
 from .options import WORD
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ def rerun_all(
     owner: str | float | None = None,
     kind: str | None = None,
     params: Mapping[str, Any] | None = None,
+    batch: str | None = None,
     limit: int = 1000,
     cursor: str | None = None,
     *,
@@ -112,6 +113,7 @@ def rerun_all(
       store: The store of the jobs.
       broker: The broker of their actors.
       params: Only jobs that were sent with these values.
+      batch: Only members of the batch with this uuid.
       tell: Is called for each job as soon as it was sent, with its uuid and True.
 
     Raises:
@@ -121,7 +123,7 @@ def rerun_all(
     """
     run = functools.partial(_rerun_each, store, broker)
     act = Act("rerun_all", (FAILED_OR_LOST,), run)
-    wanted = Filter(owner, kind, None, params)
+    wanted = Filter(owner, kind, None, params, batch)
     bulk = Bulk(act, wanted, everything=everything)
     return store.run_bulk(bulk, limit, cursor, permits, tell)
 
@@ -179,6 +181,11 @@ def message_of(
     error = refusal(store, middleware.store_for(broker), "its broker")
     if error is not None:
         raise NotRepeatable(error)
+    batch = record.info.batch
+    if batch == BATCH:
+        raise NotRepeatable("A batch is not run again, but its jobs that failed are.")
+    if batch is not None and store.is_stopped(batch):
+        raise NotRepeatable("Its batch was cancelled.")
     failures = store.failures(record.uuid)
     if not failures.message:
         reason = failures.refusal or "The store does not hold its message."

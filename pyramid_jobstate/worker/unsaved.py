@@ -23,6 +23,9 @@ from ..job import (
     in_phase,
 )
 
+#: Seconds between two times that a batch is told of the progress of a job.
+TOLD_EVERY = 1.0
+
 #: The recent pace is measured over at least this many seconds, once a job is that old.
 PACE_WINDOW = 30.0
 
@@ -74,6 +77,9 @@ class Unsaved:
     #: The values in the last update taken, and in the last one stored.
     _new: dict[str, object] = dataclasses.field(default_factory=dict, init=False)
     _sent: dict[str, object] = dataclasses.field(default_factory=dict, init=False)
+    #: When the batch of the job was last told of it, and whether it is behind.
+    _told: float = dataclasses.field(default=-math.inf, init=False)
+    _is_behind: bool = dataclasses.field(default=False, init=False)
     #: The mark from which the pace is measured, the next such mark, and the latest.
     _pace: tuple[_Mark, _Mark, _Mark] | None = dataclasses.field(
         default=None, init=False
@@ -96,6 +102,18 @@ class Unsaved:
     def is_new(self) -> bool:
         """Whether there may be something to write."""
         return self.run.dirty or not self._started or self.end is not None
+
+    def is_due(self, now: float, heartbeat: float) -> bool:
+        """Return whether there may be something to write, or the last sign of life is
+        `heartbeat` seconds old.
+        """
+        if self.is_new or now - self.heard >= heartbeat:
+            return True
+        return self._is_behind and now - self._told >= TOLD_EVERY
+
+    def tell_soon(self) -> None:
+        """Have the next update tell the batch of the job, which was cancelled."""
+        self._told = -math.inf
 
     @property
     def is_running(self) -> bool:
@@ -154,6 +172,8 @@ class Unsaved:
             update.cancelled = self.run.cancel_requested
         elif now - self._listed > renew_after:
             update.renews = True
+        if self.info.batch is not None and now - self._told >= TOLD_EVERY:
+            update.tells, update.millionths = True, self._millionths()
         self._last = update
         return update
 
@@ -166,6 +186,10 @@ class Unsaved:
             self._base = self._last.seq
         if self._last.renews:
             self._listed = now
+        if self._last.tells:
+            self._told, self._is_behind = now, False
+        elif self._last.fields:
+            self._is_behind = True
 
     def mark_unconfirmed(self) -> None:
         """Mark the last update as unconfirmed: resend everything it names, even a value
@@ -181,6 +205,15 @@ class Unsaved:
         self._sent = {}
         self._base = 0
         self.run.dirty = True
+
+    def _millionths(self) -> int:
+        """Return how much of the job is done, as of the last update taken."""
+        reported: Any = self._new.get("progress")
+        if reported is None:
+            return 0
+        phase: Any = self._new.get("phase")
+        progress = in_phase(Progress(*reported), phase and Phase(*phase))
+        return int((progress.fraction or 0.0) * 1_000_000)
 
     def _eta(self, progress: Progress, now: float) -> float | None:
         """Return the seconds to the end at the recent pace, or None if unknown."""

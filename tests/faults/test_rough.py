@@ -15,7 +15,7 @@ from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.record import NOT_REACHED, NOT_SENT
 from pyramid_jobstate.store.scripts import read_scripts
-from pyramid_jobstate.web.outgoing import Outgoing
+from pyramid_jobstate.worker.outgoing import Outgoing
 from tests import rough
 from tests.faulty import FaultyProxy, faulty
 from tests.support import key_of, wait_for
@@ -61,7 +61,7 @@ class Scene:
         outgoing.record(self.store)
         outgoing.send()
         # As delivered: each message contains the next.
-        sent: dramatiq.pipeline = outgoing._what
+        sent: dramatiq.pipeline = outgoing.what
         return sent.messages
 
     def counted(self, count: int = 1) -> None:

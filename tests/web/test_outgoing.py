@@ -15,7 +15,7 @@ from pyramid.request import Request
 
 from pyramid_jobstate import JobState, JobStateMiddleware, StoreUnavailable
 from pyramid_jobstate.worker.actors import check_owner
-from pyramid_jobstate.worker.brokers import middleware_of
+from pyramid_jobstate.worker.finding import middleware_of
 from tests.webapp import (
     NOWHERE,
     RunMarathon,

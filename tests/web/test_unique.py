@@ -766,7 +766,7 @@ def test_a_press_waits_for_a_job_that_is_about_to_run_again(
         assert desk.sent() == []
         if runs:
             calls = desk.store._calls
-            call = calls.requeue(first.uuid, "word", hold.deadline)
+            call = calls.requeue(first.uuid, record.info, "word", hold.deadline)
             assert desk.store._run([call]) == [1]
     thread.join()
     assert desk.record(second).uuid == (first if runs else second).uuid

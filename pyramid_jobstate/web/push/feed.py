@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError
 
 from .frames import Frame, Viewer, is_streamable, render
+from .looks import Looks
 from .stream import AWAY, beat
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class Feed:
         self._unsent = 0
         self._tracker: Tracker
         self._watch: Watch
+        self._looks: Looks
 
     def begin(self, tracker: Tracker, watch: Watch) -> None:
         """Begin with no jobs and no streams.
@@ -95,6 +97,7 @@ class Feed:
         """
         self._tracker = tracker
         self._watch = watch
+        self._looks = Looks(tracker)
 
     def admit(self, stream: Stream) -> None:
         """Feed a stream."""
@@ -213,6 +216,10 @@ class Feed:
         job.is_over = record.is_finished
         if record.silent_at is not None:
             job.look_at = now + (record.silent_at + 1 - self._tracker.now()) / 1000
+        elif self._tracker.is_silent(record):
+            # What its members say changes the batch, and is read then.
+            job.look_at = now + 1
+            self._looks.look(record)
         viewers = {stream.viewers[uuid] for stream in job.streams}
         job.frames = {viewer: render(job_state, viewer) for viewer in viewers}
         return True

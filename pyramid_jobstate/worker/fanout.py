@@ -1,0 +1,174 @@
+"""Members that a running member sends: they join its batch at once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dramatiq import Message, group
+from redis.exceptions import RedisError
+
+from ..errors import StoreUnavailable
+from ..job import NOT_SENT, JobState, Member, check_key, check_weight
+from ..store import JobStore, redis_errors
+from .finding import middleware_of
+from .gathering import message_for
+from .outgoing import Outgoing, failure_to_send
+
+if TYPE_CHECKING:
+    from dramatiq import Broker
+    from dramatiq.broker import MessageProxy
+
+    from .unsaved import Unsaved
+
+#: The options of a message that tell an actor with a request where it comes from.
+ORIGIN = ("job_url", "job_app")
+
+#: Why a batch takes no members, by what the script `add_members` says.
+CANCELLED = -3
+REFUSALS = {
+    -1: "it is unknown: it has expired, or the store has lost it",
+    -2: "it is over",
+    CANCELLED: "it was cancelled",
+    -4: "the run that sends them is over",
+}
+
+
+class RunningMember:
+    """Sends members of a batch from a running one. See :class:`.MemberSender`.
+
+    Parameters:
+      broker: The broker that has delivered its message.
+      message: Its message.
+      unsaved: Its run.
+    """
+
+    def __init__(self, broker: Broker, message: MessageProxy, unsaved: Unsaved) -> None:
+        self._broker = broker
+        self._message = message
+        self._batch = unsaved.info.batch or ""
+        self._run = unsaved.run
+        #: The ids of the members that this run has sent.
+        self._sent: set[str] = set()
+
+    def send(
+        self,
+        actor: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        delay: Any = None,
+        key: str | None = None,
+        weight: float = 1,
+        options: dict[str, Any],
+    ) -> JobState:
+        self._run.check()
+        message = message_for(actor, args, kwargs, options)
+        (job_state,) = self._send(message, actor.broker, key, weight, delay)
+        return job_state
+
+    def send_message(
+        self, what: Any, *, key: str | None, weight: float, broker: Broker | None
+    ) -> JobState | Sequence[JobState]:
+        self._run.check()
+        if isinstance(what, group):
+            raise TypeError(
+                "A running member sends the parts of a group one by one, each with a "
+                "key of its own."
+            )
+        found = self._send(what, broker, key, weight)
+        return found[0] if isinstance(what, Message) else found
+
+    def _send(
+        self,
+        what: Any,
+        broker: Broker | None,
+        key: str | None,
+        weight: float,
+        delay: Any = None,
+    ) -> Sequence[JobState]:
+        if key is None:
+            raise TypeError(
+                "A member that a running member sends needs a key, such as "
+                "job_state.batch.send(actor, name, key=name): if the job runs again, "
+                "it finds the members that it has sent before."
+            )
+        options = self._message.options
+        outgoing = Outgoing(
+            what,
+            options.get("job_owner"),
+            broker=broker,
+            delay=delay,
+            origin=lambda: {k: options[k] for k in ORIGIN if k in options},
+            batch=self._batch,
+            key=check_key(key),
+        )
+        first = outgoing.jobs[0].uuid
+        if first in self._sent:
+            raise ValueError(
+                f"The key {key!r} was used before in this job, for the same actor."
+            )
+        thousandths = check_weight(weight)
+        members = [Member(job, thousandths) for job in outgoing.jobs]
+        store = middleware_of(self._broker).store_for(self._broker)
+        outgoing.check(store)
+        if self._ask(lambda: self._is_to_send(store, outgoing, members)):
+            self._enqueue(store, outgoing)
+        self._sent.add(first)
+        return outgoing.job_states
+
+    def _is_to_send(
+        self, store: JobStore, outgoing: Outgoing, members: Sequence[Member]
+    ) -> bool:
+        """Add members to the batch, and write that their jobs are queued. Return
+        whether they have to be sent: no earlier run of this job has sent them.
+        """
+        own = self._message.message_id
+        record = store.record(own)
+        # A run that is not stored yet is no earlier one.
+        if record and self._run.token in (record.text("past") or "").split():
+            raise self._refusal(-4)
+        replies = store.batches.add(self._batch, members, own)
+        if replies[0] < 0:
+            if replies[0] == CANCELLED:
+                self._run.cancel()
+                self._run.check()
+            raise self._refusal(replies[0])
+        if not replies[0]:
+            return False
+        first, *_ = found = store.create_new(*outgoing.jobs)
+        outgoing.note(store, found)
+        if isinstance(first, str):
+            # It has ended. If the broker had refused it, it is sent again.
+            record = store.record(outgoing.jobs[0].uuid)
+            return record is not None and record.error == NOT_SENT
+        return first
+
+    def _enqueue(self, store: JobStore, outgoing: Outgoing) -> None:
+        try:
+            outgoing.send(confirms=False)
+        except BaseException:
+            with contextlib.suppress(RedisError):
+                store.write([failure_to_send(job) for job in outgoing.left()])
+            raise
+        # Else the batch looks at its members when it is silent.
+        with contextlib.suppress(RedisError):
+            store.confirm_members([job for job in outgoing.jobs if not job.waits])
+
+    def _refusal(self, reply: int) -> RuntimeError:
+        return RuntimeError(
+            f"The batch {self._batch} takes no members: {REFUSALS[reply]}."
+        )
+
+    def _ask(self, question: Callable[[], bool]) -> bool:
+        """Return the answer of the store.
+
+        Raises:
+          StoreUnavailable: It does not answer.
+        """
+        try:
+            with redis_errors():
+                return question()
+        except RedisError as e:
+            raise StoreUnavailable(None) from e

@@ -1,0 +1,45 @@
+"""JobStateMiddleware: what an application adds to its broker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .fanout import RunningMember
+from .following import Follower
+
+if TYPE_CHECKING:
+    from dramatiq import Broker
+
+    from ..job import MemberSender
+    from .current import CurrentJob
+    from .unsaved import Unsaved
+
+
+class JobStateMiddleware(Follower):
+    """Keeps the state of every job of the tracked actors. An actor is tracked if it has
+    a parameter `job_state`, or the actor option of that name.
+
+    Add it to the broker before declaring actors that use the option::
+
+        broker.add_middleware(JobStateMiddleware())
+
+    Without a store, URL or client it shares the Redis server of a RedisBroker.
+
+    Parameters:
+      store: The store of the job states.
+      url: The URL of the Redis server to keep them in.
+      client: A `redis.Redis` or `redis.RedisCluster` to keep them with.
+      namespace: The prefix of all keys, unless `store` is given.
+      interval: Seconds between two flushes of a worker process.
+      heartbeat: Seconds without an update before a worker confirms that a job is still
+        running.
+
+    Raises:
+      TypeError: More than one of store, url and client is given.
+      ValueError: The URL is invalid.
+    """
+
+    def _members_of(
+        self, broker: Broker, job: CurrentJob, unsaved: Unsaved
+    ) -> MemberSender | None:
+        return RunningMember(broker, job.message, unsaved)
