@@ -247,6 +247,12 @@ declare namespace JobState {
     // {done} {unit}, {total}
     | "amount"
     | "amount-of"
+    // {amount}, {count}: a batch's amount and how many failed or were cancelled
+    | "amount-count"
+    // the unit of a batch, which the server calls "jobs"
+    | "members"
+    // {number} of a batch's members
+    | `count-${keyof MemberCounts}`
     // {phase}: {amount}
     | "phase"
     // {amount}, per second and per minute
@@ -300,16 +306,24 @@ declare namespace JobState {
    * the job's title and the word for its state. A job that had ended before the page first
    * showed it is not news.
    *
-   * With the attribute `compact`, it takes one line, 2.5 em high, without
-   * the log and the link to the result.
+   * A batch says how many of its jobs are over and how many of them failed or were cancelled
+   * ("118 of 120 jobs, 2 failed"), and below that how many succeeded, failed, were cancelled,
+   * run, wait or are tried again, zeros left out. The bar is parted by how they ended, and by
+   * what the others have done. A share is never too small to be seen.
+   *
+   * With the attribute `compact`, it takes one line, 2.5 em high, without the log, the link to
+   * the result and the line of counts.
    *
    * Events, which bubble out of shadow roots: `job-state:update`, `job-state:success` and
    * `job-state:error`, with the data as `detail`, and `job-state:lost`, with the reason.
    *
    * Parts for `::part()`: job, head, icon, ring, sign, title, percent, cancel, bar, fill,
-   * foot, status, details, left, message, notice, result, log. Custom properties:
+   * foot, status, details, left, message, notice, result, log. Those of batches: share-success,
+   * share-error and share-cancelled in the bar, counts, and in it count-success, count-error,
+   * count-cancelled, count-working, count-queued and count-retrying. Custom properties:
    * `--job-state-accent`, `-success`, `-warning`, `-error`, `-track`, `-muted` (colours),
-   * `-bar-height`, `-radius`. Unless they are set, text has the page's colour, and the
+   * `-bar-height`, `-radius`. The shares and counts of a batch take the colours of the states;
+   * `-muted` is that of cancelled and waiting jobs. Unless they are set, text has the page's colour, and the
    * other colours are derived from it, so the element needs no setting for light and dark.
    * Sizes follow the font. The element keeps its `state` in an attribute, for selectors.
    */
@@ -376,6 +390,10 @@ declare namespace JobState {
     /** The parameters that the job's class lists in `public_params`. */
     params: { [name: string]: any };
     progress: Progress | null;
+    /** Batches only: how many of the members are what. */
+    counts?: MemberCounts;
+    /** Batches only: the URL of the list of the members. */
+    members?: string;
     /** The innermost phase that is open. */
     phase: Phase | null;
     message: string | null;
@@ -395,6 +413,10 @@ declare namespace JobState {
     /** Where the job's result is, if it succeeded and has one. */
     result: { url: string } | null;
   }
+
+  type MemberCounts = {
+    [Status in Exclude<Job["status"], "stalled" | "cancelling">]: number;
+  };
 
   interface Phase {
     name: string;

@@ -26,6 +26,10 @@ const RETRY = 8 * 1000; // the browser opens a lost stream again after 1 to 3 se
 const PAUSE = 15 * 1000; // after a stream that had worked
 const MAX_STREAMS = 3; // a browser opens only 6 connections to a server without HTTP/2
 
+// The statuses of a batch's members, in the order of the bar's shares and of the counts.
+const COUNTED = ["success", "error", "cancelled", "working", "queued", "retrying"];
+const OVER = COUNTED.slice(0, 3);
+
 const ENGLISH = {
   job: "Job",
   loading: "Loading…",
@@ -45,6 +49,14 @@ const ENGLISH = {
   attempt: "attempt {number}",
   amount: "{done} {unit}",
   "amount-of": "{done} of {total} {unit}",
+  "amount-count": "{amount}, {count}",
+  members: "jobs",
+  "count-success": "{number} succeeded",
+  "count-error": "{number} failed",
+  "count-cancelled": "{number} cancelled",
+  "count-working": "{number} running",
+  "count-queued": "{number} waiting",
+  "count-retrying": "{number} trying again",
   phase: "{phase}: {amount}",
   rate: "{amount}/s",
   "rate-slow": "{amount}/min",
@@ -647,6 +659,25 @@ function own(object, name) {
   return Object.prototype.hasOwnProperty.call(object, name) ? object[name] : undefined;
 }
 
+/** How many members have which status, in the order of COUNTED; 0 for what is not a count. */
+function countsOf({ counts }) {
+  const all = COUNTED.map((status) => own(Object(counts), status));
+  return all.map((count) => (Number.isSafeInteger(count) && count > 0 ? count : 0));
+}
+
+/**
+ * Where the shares of the statuses that are OVER end on the bar, in percent. A share has a
+ * least size: one failure of ten thousand would not be seen.
+ */
+function endsOf(counts, fraction, least) {
+  const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
+  const total = sum(counts);
+  const shares = OVER.map((_, i) => counts[i] && Math.max(counts[i] / total, least));
+  // Members that are over may weigh less than others. The rest of the fill is running ones.
+  const scale = Math.min(1, fraction / sum(shares)) || 0;
+  return OVER.map((_, i) => 100 * scale * sum(shares.slice(0, i + 1)));
+}
+
 /** Returns an Error with a `code`, the HTTP `status` (0: none), and `final`. */
 function problem(code, status = 0, final = false) {
   const message = fill(ENGLISH[nameOf(code, status)], { status });
@@ -921,11 +952,15 @@ const template = part("div", "job",
   ),
   part("div", "bar",
     { role: "progressbar", "aria-valuemin": 0, "aria-valuemax": 100, "aria-labelledby": "title" },
-    part("div", "fill")
+    part("div", "fill"),
+    ...OVER.map((status) => part("div", `share-${status}`))
   ),
   part("div", "foot", {},
     make("span", {}, part("span", "status"), part("span", "details")),
     part("span", "left")
+  ),
+  part("div", "counts", {},
+    ...COUNTED.map((status) => part("span", `count-${status}`, { dir: "auto" }))
   ),
   part("p", "message", { dir: "auto" }),
   part("p", "notice", { dir: "auto" }),
@@ -979,7 +1014,7 @@ const ASKING = ["src", "period", "csrf-token", "csrf-header", "cross-origin", "n
 class JobStateElement extends HTMLElement {
   static get observedAttributes() {
     return [
-      ...ASKING, "cancellable", "log", "lang",
+      ...ASKING, "cancellable", "log", "lang", "compact",
       ...Object.keys(ENGLISH).map((name) => `label-${name}`),
     ];
   }
@@ -1207,20 +1242,26 @@ class JobStateElement extends HTMLElement {
   }
 
   /** The details after the status: how much of how much, how fast. */
-  _details(job, { done, total, unit, fraction }, state, due) {
+  _details(job, { done, total, unit, fraction }, state, due, failures) {
     const details = [];
     if (job.attempt > 1 || (state === "retrying" && job.attempt)) {
       details.push(this._label("attempt", { number: this._number(job.attempt) }));
     }
     if (due && state !== "queued") details.push(due);
+    const isBatch = !!job.counts;
+    const isShort = isBatch && this.hasAttribute("compact");
+    const members = isBatch && unit === "jobs" && this._label("members");
     let amount = "";
     if (Number.isFinite(done) && (total || done || unit)) {
       amount = this._label(total == null ? "amount" : "amount-of", {
         done: this._number(done),
         total: this._number(total),
         // Isolated, so that text of another direction does not reorder the numbers.
-        unit: unit ? `\u2068${clean(unit, 30)}\u2069` : "",
+        unit: unit && !isShort ? `\u2068${clean(members || unit, 30)}\u2069` : "",
       });
+    }
+    for (const count of failures) {
+      amount = amount ? this._label("amount-count", { amount, count }) : count;
     }
     const name = job.phase && clean(job.phase.name, 60);
     const phase = name && `\u2068${name}\u2069`;
@@ -1231,7 +1272,8 @@ class JobStateElement extends HTMLElement {
     const rate = done / elapsed;
     // A loop of a part of the job has begun later.
     const isWhole = !total || fraction == null || Math.abs(fraction - Math.min(done / total, 1)) < 1e-6;
-    if (state === "working" && rate > 0 && elapsed >= 1 && !phase && isWhole) {
+    // A batch may have been over in the meantime.
+    if (state === "working" && !isBatch && rate > 0 && elapsed >= 1 && !phase && isWhole) {
       const slow = rate < 1;
       const amount = this._number(slow ? rate * 60 : rate, { maximumSignificantDigits: 2 });
       details.push(this._label(slow ? "rate-slow" : "rate", { amount }));
@@ -1278,7 +1320,13 @@ class JobStateElement extends HTMLElement {
     view.slot.hidden = answered && !this.querySelector("[data-metric]");
     // Animating more elements than this would keep the browser busy.
     const lively = connected.size > 30 ? "" : "lively";
-    const details = this._details(job, progress, state, due);
+    const counts = countsOf(job);
+    const texts = counts.map((count, i) => {
+      const name = `count-${COUNTED[i]}`;
+      return count ? this._label(name, { number: this._number(count) }) : "";
+    });
+    const failures = texts.slice(1, OVER.length).filter(Boolean);
+    const details = this._details(job, progress, state, due, failures);
     const left = state === "working" && progress.eta > 0 && progress.eta < 1e8
       ? this._label("left", { time: this._duration(progress.eta) })
       : "";
@@ -1301,11 +1349,16 @@ class JobStateElement extends HTMLElement {
     view.write("hidden", {
       job: !answered && !!this.textContent.trim(),
       log: !lines.length,
+      counts: !texts.some(Boolean),
       cancel: !cancellable,
       result: !link,
     });
     view.set("result", "href", link);
-    view.set("job", "class", `job ${state} ${lively} ${unknown}`);
+    const batch = texts.some(Boolean) && fraction !== null ? "batch" : "";
+    view.set("job", "class", `job ${state} ${lively} ${unknown} ${batch}`);
+    texts.forEach((text, i) => view.set(`count-${COUNTED[i]}`, "text", text));
+    const ends = endsOf(counts, fraction, this.hasAttribute("compact") ? 0.05 : 0.015);
+    ends.forEach((end, i) => view.set("bar", `--_${OVER[i]}-end`, `${end}%`));
     view.set("sign", "d", own(ICONS, state) || ICONS.working);
     view.set("bar", "--_done", `${100 * (fraction || 0)}%`);
     view.set("bar", "aria-valuenow", hundredths);
@@ -1323,7 +1376,8 @@ class JobStateElement extends HTMLElement {
     this._quarter = now;
     // Do not announce a job that had ended before the page was loaded.
     if (now <= before || (before < 0 && isOver && state !== "lost")) return;
-    const rest = isOver ? `${word}. ${this._notice(job, state)}` : before < 0 ? word : percent;
+    const end = state === "lost" ? word : [word, ...failures].join(", ");
+    const rest = isOver ? `${end}. ${this._notice(job, state)}` : before < 0 ? word : percent;
     say(this, `${this._title(job)}: ${rest}`.trim());
   }
 }

@@ -625,6 +625,9 @@ COMPUTED = {
     ".about_all(act)": {*ACTS},
     "self._labels.get(status)": STATUSES,
     "own(ENGLISH, state)": STATUSES,
+    '._label(name, { number: this._number(count) }) : "";': {
+        f"count-{status}" for status in STATUSES - {"cancelling", "stalled"}
+    },
     "words[status]": {"503"},
     "labels[status]": {"403", "404"},
     "[status, code, ": {"401", "403", "404", "410"},
