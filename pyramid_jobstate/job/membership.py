@@ -95,7 +95,8 @@ class SendsMembers:
           key: As for :meth:`send`, of all its messages together.
           weight: The weight of each message.
           broker: The broker of the actors. By default that of the pipeline or group,
-            and Dramatiq's global broker for a message.
+            and for a message that of the running member, or else Dramatiq's global
+            broker.
 
         Returns:
           The JobState, or for a pipeline or group those of its jobs in order.

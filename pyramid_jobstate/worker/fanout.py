@@ -77,8 +77,9 @@ class RunningMember:
                 "A running member sends the parts of a group one by one, each with a "
                 "key of its own."
             )
-        found = self._send(what, broker, key, weight)
-        return found[0] if isinstance(what, Message) else found
+        if isinstance(what, Message):
+            return self._send(what, broker or self._broker, key, weight)[0]
+        return self._send(what, broker, key, weight)
 
     def _send(
         self,
