@@ -13,6 +13,7 @@ from .claims import UNASKED, Hold
 from .connection import LOST
 from .members import Change, changes_of
 from .scripts import Call, Reply, run_scripts, worst
+from .trouble import is_lasting, note_broken
 from .writes import JobWrites
 
 
@@ -111,10 +112,13 @@ class JobUpdates(JobWrites):
         """
         heard: dict[int, tuple[Change, Any]] = {}
         for (i, change), reply in zip(changes.items(), replies, strict=True):
-            if isinstance(reply, Exception):
-                results[i] = reply
-            else:
+            if not isinstance(reply, Exception):
                 heard[i] = change, reply
+            elif is_lasting(reply):
+                # The job must not suffer from what is wrong with its batch.
+                note_broken(change.batch, reply)
+            else:
+                results[i] = reply
         try:
             answers = self.batches.settle(
                 [change for change, _ in heard.values()],

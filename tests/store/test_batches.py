@@ -1,0 +1,453 @@
+"""What a store knows of batches, and does when it has not heard of their members."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import pytest
+import redis
+
+from pyramid_jobstate import Batch, JobStore
+from pyramid_jobstate.embedded import EmbeddedServer
+from pyramid_jobstate.job.changes import End, Member, NewBatch, NewJob, Update
+from pyramid_jobstate.job.record import BATCH, NOT_SENT, JobError, JobInfo, Record
+from pyramid_jobstate.store import batches, trouble
+from pyramid_jobstate.store.members import Change
+from pyramid_jobstate.store.scripts import Reply
+from tests.jobs import messages, new_id
+from tests.support import wait_for
+
+INFO = JobInfo("Batch", "", 0, '"alice"', "{}", batch=BATCH)
+
+
+class Bed:
+    """A batch, with members whose messages the broker has accepted.
+
+    Attributes:
+      uuids: Its members.
+    """
+
+    def __init__(
+        self, store: JobStore, count: int = 3, *, delay: float = 0.0, sent: bool = True
+    ) -> None:
+        self.store = store
+        self.client: Any = store.client
+        self.uuid = new_id()
+        self.info = JobInfo("JobState", "a", 0, '"alice"', "{}", batch=self.uuid)
+        self.jobs = [
+            NewJob(new_id(), self.info, delay, sender="s") for _ in range(count)
+        ]
+        self.uuids = [job.uuid for job in self.jobs]
+        self.new = NewBatch(
+            self.uuid, INFO, {}, "s", [Member(job, 1000) for job in self.jobs]
+        )
+        store.batches.open(self.new)
+        store.create_new(*self.jobs)
+        if sent:
+            store.confirm_members(self.jobs)
+
+    def key(self, name: str = "") -> str:
+        key = f"jobstate:{self.uuid}"
+        return f"{{{key}}}:{name}" if name else key
+
+    def load(self) -> Batch:
+        """Return the batch as a poll does."""
+        batch = self.store.load(self.uuid)
+        assert isinstance(batch, Batch)
+        return batch
+
+    def counts(self) -> dict[str, int]:
+        return {status: n for status, n in self.load().counts.items() if n}
+
+    def run(self, place: int, end: End | None = None, **options: Any) -> Reply:
+        """Have a worker run a member, and perhaps end it."""
+        update = Update(self.uuids[place], new_id()[:12], 1, self.info, begins=True)
+        update.end = end
+        for name, value in options.items():
+            setattr(update, name, value)
+        (reply,) = self.store.write([update])
+        assert isinstance(reply, Reply)
+        return reply
+
+    def end(self, place: int, status: str = "success") -> None:
+        error = None if status == "success" else JobError("E", "x")
+        assert self.run(place, End(status, error)) == Reply.OK
+
+    def change(self, place: int, **fields: Any) -> None:
+        """Change the record of a member without its batch's knowledge."""
+        rev = int(self.client.hget(f"jobstate:{self.uuids[place]}", "rev"))
+        key = f"jobstate:{self.uuids[place]}"
+        self.client.hset(key, mapping={"rev": rev + 1, **fields})
+
+    def grow_old(self, seconds: float = 20) -> None:
+        """Let the batch be silent for a while."""
+        self.client.hincrby(self.key(), "updated", -int(seconds * 1000))
+        self.client.hdel(self.key(), "looked")
+
+    def ttls(self) -> list[int]:
+        keys = [self.key(name) for name in ("", "members", "order")]
+        return [self.client.ttl(key) for key in keys]
+
+
+@pytest.fixture
+def bed(store: JobStore) -> Bed:
+    return Bed(store)
+
+
+def test_silent_batch(bed: Bed) -> None:
+    """It is stalled if members run, or one was never sent, and else queued."""
+    assert bed.load().status == "queued"
+    bed.grow_old()
+    assert bed.load().status == "queued"
+    bed.run(0)
+    assert bed.load().status == "working"
+    bed.grow_old()
+    assert bed.load().status == "stalled"
+    bed.end(0)
+    assert bed.load().status == "working"
+    bed.grow_old()
+    assert bed.load().status == "queued"
+    unsent = Bed(bed.store, sent=False)
+    assert unsent.load().status == "queued"
+    unsent.grow_old()
+    assert unsent.load().status == "stalled"
+
+
+def test_batch_whose_sender_died(store: JobStore) -> None:
+    """Between any two of its members: it is stalled until somebody cancels it. Those
+    that were sent run.
+    """
+    bed = Bed(store, sent=False)
+    store.confirm_members(bed.jobs[:1])
+    store.client.delete(f"jobstate:{bed.uuids[2]}")
+    bed.end(0)
+    bed.grow_old()
+    assert bed.load().status == "stalled"
+    assert bed.counts() == {"queued": 2, "success": 1}
+    assert bed.load().cancel()
+    assert bed.load().status == "cancelled"
+    assert bed.counts() == {"success": 1, "cancelled": 2}
+
+
+def test_look_finds_what_was_not_told(bed: Bed) -> None:
+    """A worker died between the two writes of an end."""
+    bed.run(0)
+    bed.change(0, status="success")
+    assert bed.counts() == {"queued": 2, "working": 1}
+    bed.grow_old()
+    assert bed.counts() == {"queued": 2, "success": 1}
+    assert bed.load().progress.fraction == 1 / 3
+
+
+def test_look_finds_that_messages_were_sent(store: JobStore) -> None:
+    bed = Bed(store, sent=False)
+    for uuid in bed.uuids:
+        store.confirm(uuid, "JobState")
+        store.client.hincrby(f"jobstate:{uuid}", "rev", 1)
+    bed.grow_old()
+    bed.load()
+    bed.grow_old()
+    assert bed.load().status == "queued"
+
+
+def test_look_finds_members_that_could_not_be_sent(store: JobStore) -> None:
+    bed = Bed(store, sent=False)
+    bed.change(0, status="error", error=f'[null,"{NOT_SENT.message}"]')
+    bed.grow_old()
+    assert bed.counts() == {"queued": 2, "error": 1}
+    # It may be sent again, by its key.
+    assert list(store.batches.add(bed.uuid, bed.new.members)) == [2, 2, 2]
+
+
+def test_look_takes_lost_members_for_failed(bed: Bed) -> None:
+    """Those that had ended keep their count."""
+    bed.end(0)
+    bed.run(1)
+    for uuid in bed.uuids:
+        bed.client.delete(f"jobstate:{uuid}")
+    bed.grow_old()
+    assert bed.load().status == "error"
+    assert bed.counts() == {"success": 1, "error": 2}
+    # One runs after all.
+    bed.end(2)
+    assert bed.counts() == {"success": 2, "error": 1}
+
+
+def test_look_goes_through_all_members_in_turn(store: JobStore) -> None:
+    """At most 20 each time, and once a second at most."""
+    bed = Bed(store, 50)
+    for place in range(50):
+        bed.change(place, status="success")
+    for done in (20, 40):
+        bed.grow_old()
+        assert bed.counts() == {"queued": 50 - done, "success": done}
+        bed.client.hincrby(bed.key(), "updated", -20_000)
+        assert bed.counts()["success"] == done
+    bed.grow_old()
+    assert bed.load().status == "success"
+
+
+def test_look_begins_again_at_the_end(store: JobStore) -> None:
+    bed = Bed(store, 25)
+    bed.grow_old()
+    bed.load()
+    bed.change(0, status="success")
+    bed.grow_old()
+    assert bed.counts() == {"queued": 25}
+    bed.grow_old()
+    assert bed.counts() == {"queued": 24, "success": 1}
+
+
+def test_batch_that_hears_of_its_members_is_not_looked_at(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bed.run(0)
+    bed.change(0, status="success")
+    assert bed.counts() == {"queued": 2, "working": 1}
+    bed.end(1)
+    bed.end(2)
+    # Neither is one that is over.
+    bed.client.hset(bed.key(), "status", "error")
+    bed.grow_old()
+    assert bed.counts() == {"working": 1, "success": 2}
+
+
+def test_look_at_a_read_only_server() -> None:
+    """What cannot be told is not shown, and no poll fails."""
+    with EmbeddedServer() as primary, EmbeddedServer() as replica:
+        bed = Bed(JobStore(primary.url))
+        bed.run(0)
+        bed.change(0, status="success")
+        bed.grow_old()
+        client = redis.Redis.from_url(replica.url)
+        client.replicaof("127.0.0.1", str(primary.port))
+        reader = JobStore(client)
+
+        def counts() -> Any:
+            batch = reader.load(bed.uuid)
+            return isinstance(batch, Batch) and batch.counts
+
+        found = wait_for(counts)
+        assert (found["working"], found["queued"]) == (1, 2)
+        assert len(reader.members(bed.uuid).items) == 3
+
+
+def test_late_and_double_changes_are_not_applied(bed: Bed) -> None:
+    bed.run(0)
+    key = f"jobstate:{bed.uuids[0]}"
+    rev = int(bed.client.hget(key, "rev"))
+    late = Change(bed.uuid, bed.uuids[0], str(rev - 1), "success")
+    for change in (late, late._replace(rev=str(rev)), late._replace(uuid=new_id())):
+        bed.store.batches.tell_all([change])
+        assert bed.counts() == {"queued": 2, "working": 1}
+    bed.store.batches.tell_all([late._replace(rev=str(rev + 1))])
+    assert bed.counts() == {"queued": 2, "success": 1}
+
+
+def test_record_that_is_behind_its_batch_catches_up(bed: Bed) -> None:
+    """After a failover to a server that had not got its last changes, and whose clock
+    is behind: what the record says is true.
+    """
+    bed.end(0, "error")
+    key = f"jobstate:{bed.uuids[0]}"
+    known = int(bed.client.hget(key, "rev"))
+    # The server's clock is an hour ahead of what the record tells.
+    entry = f"e {known + 3_600_000_000} 1000000 1000 1"
+    bed.client.hset(bed.key("members"), bed.uuids[0], entry)
+    bed.end(0)
+    assert bed.counts() == {"queued": 2, "success": 1}
+    assert int(bed.client.hget(key, "rev")) == known + 3_600_000_001
+    bed.end(1)
+    assert bed.counts() == {"queued": 1, "success": 2}
+
+
+def test_record_that_vanishes_while_it_catches_up(bed: Bed) -> None:
+    bed.end(0)
+    rev = int(bed.client.hget(f"jobstate:{bed.uuids[0]}", "rev"))
+    bed.client.delete(f"jobstate:{bed.uuids[0]}")
+    old = Change(bed.uuid, bed.uuids[0], str(rev - 5), "working")
+    bed.store.batches.tell_all([old])
+    assert bed.counts() == {"queued": 2, "success": 1}
+
+
+def test_batch_lives_as_long_as_its_members_may_wait(store: JobStore) -> None:
+    """Whether it was cancelled or not; and a day after the end of the last one."""
+    day = 86_400
+    bed = Bed(store, 2, delay=20 * day)
+    assert min(bed.ttls()) > 27 * day
+    bed.end(0)
+    assert min(bed.ttls()) > 27 * day
+    assert bed.load().cancel()
+    assert bed.load().status == "cancelled"
+    assert min(bed.ttls()) > 27 * day
+    bed.run(1, End("cancelled", JobError(None, "x")))
+    assert max(bed.ttls()) <= day
+    retried = Bed(store, 1)
+    retried.run(0, End("retrying", JobError("E", "x"), 10.0 * day))
+    assert min(retried.ttls()) > 17 * day
+
+
+def test_cleared_batch_leaves_its_members(bed: Bed) -> None:
+    bed.end(0)
+    bed.end(1, "error")
+    bed.end(2)
+    assert bed.store.delete(bed.uuid)
+    assert bed.store.load(bed.uuid) is None
+    assert (
+        bed.client.exists(bed.key("members"), bed.key("failed"), bed.key("order")) == 0
+    )
+    assert bed.store.members(bed.uuid).items == []
+    assert bed.store.load(bed.uuids[0]) is not None
+    # A member that runs again has no batch to tell.
+    assert bed.run(1) == Reply.OK
+    record = bed.store.record(bed.uuids[1])
+    assert record is not None
+    assert record.status == "working"
+
+
+def test_cleared_batch_that_was_cancelled_stops_its_members(bed: Bed) -> None:
+    assert bed.load().cancel()
+    assert bed.store.delete(bed.uuid)
+    record = bed.store.record(bed.uuids[0])
+    assert record is not None
+    assert record.status == "cancelled"
+    assert bed.run(0) == Reply.CANCELLING
+
+
+def test_cleared_members_keep_their_counts(bed: Bed) -> None:
+    bed.end(0)
+    bed.end(1, "error")
+    assert bed.store.clear(everything=True).done == 2
+    assert bed.counts() == {"queued": 1, "success": 1, "error": 1}
+    assert [job.uuid for job in bed.store.members(bed.uuid).items] == [bed.uuids[2]]
+    bed.end(2)
+    assert bed.load().status == "error"
+
+
+def test_bulk_cancel_takes_batches_and_members(bed: Bed) -> None:
+    result = bed.store.cancel_all(everything=True)
+    assert result.done == 4
+    assert bed.load().status == "cancelled"
+    assert bed.counts() == {"cancelled": 3}
+
+
+def test_cancelled_member_counts(bed: Bed) -> None:
+    member = bed.store.load(bed.uuids[0])
+    assert member is not None
+    assert member.cancel()
+    assert bed.counts() == {"queued": 2, "cancelled": 1}
+    assert bed.load().progress.done == 1
+
+
+def test_members_of_a_cancelled_batch_in_lists(bed: Bed) -> None:
+    """They read cancelled there, too, before their messages come."""
+    bed.run(0)
+    assert bed.load().cancel()
+    found = {job.uuid: job.status for job in bed.store.list(kind="JobState").items}
+    assert found == {
+        bed.uuids[0]: "working",
+        bed.uuids[1]: "cancelled",
+        bed.uuids[2]: "cancelled",
+    }
+
+
+def test_batch_is_listed_anew_before_its_place_expires(store: JobStore) -> None:
+    """Like the job of a run that goes on for longer than unfinished jobs are kept."""
+    store = store.replace(active_expire_in=0.4)
+    bed = Bed(store)
+    deadline = time.monotonic() + 1.2
+    while time.monotonic() < deadline:
+        bed.run(0)
+        time.sleep(0.05)
+    assert bed.uuid in [job.uuid for job in store.list(owner="alice").items]
+    assert bed.uuid in [job.uuid for job in store.list(kind="Batch").items]
+
+
+def test_batch_that_is_opened_twice(bed: Bed) -> None:
+    """Its reply was lost: nothing is counted twice."""
+    bed.store.batches.open(bed.new)
+    assert bed.load().size == 3
+    assert bed.counts() == {"queued": 3}
+    assert bed.client.llen(bed.key("order")) == 3
+
+
+def test_batch_of_another_sender_stays(bed: Bed) -> None:
+    bed.store.batches.forget(bed.new._replace(sender="t"))
+    assert bed.counts() == {"queued": 3}
+    bed.run(0)
+    bed.store.batches.forget(bed.new)
+    assert bed.counts() == {"queued": 2, "working": 1}
+
+
+def test_restored_member(bed: Bed) -> None:
+    """A rerun that the broker refused: the batch has failed again."""
+    for place in range(3):
+        bed.end(place, "error")
+    record = bed.store.record(bed.uuids[0])
+    assert record is not None
+    bed.client.hset(f"{{jobstate:{record.uuid}}}:failure", "message", "{}")
+    word = bed.store.requeue(record)
+    assert word is not None
+    assert bed.load().status == "working"
+    assert bed.store.restore(record, word)
+    assert bed.load().status == "error"
+    assert bed.counts() == {"error": 3}
+
+
+def replace(bed: Bed, name: str) -> None:
+    """Have another program use a key of the batch."""
+    bed.client.delete(bed.key(name))
+    bed.client.set(bed.key(name), "x")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda bed: replace(bed, "members"),
+        lambda bed: replace(bed, "failed"),
+        lambda bed: replace(bed, "order"),
+        lambda bed: bed.client.hset(bed.key(), "n:q", "x"),
+        lambda bed: bed.client.hset(bed.key("members"), bed.uuids[0], "odd"),
+    ],
+    ids=["members", "failed", "order", "count", "member"],
+)
+def test_damaged_batch_does_not_harm_its_members(
+    bed: Bed,
+    damage: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another program wrote into it: its members run and end, and no poll fails."""
+    caplog.set_level(logging.WARNING)
+    monkeypatch.setattr(trouble, "_noted", set())
+    damage(bed)
+    bed.end(0, "error")
+    bed.end(1)
+    record = bed.store.record(bed.uuids[0])
+    assert record is not None
+    assert record.status == "error"
+    bed.grow_old()
+    bed.load()
+    said = messages(caplog, "pyramid_jobstate")
+    assert len(said) <= 1
+    assert all("cannot be told of its members" in line for line in said)
+
+
+def test_stop_of_a_batch_that_is_gone(bed: Bed) -> None:
+    batch = bed.load()
+    bed.client.delete(bed.key())
+    assert not batch.cancel()
+    record = Record(bed.uuids[0], {"batch": bed.uuid, "status": "queued"}, "queued")
+    batches.stop(record, None, None)
+    assert record.status == "queued"
+
+
+def test_repeated_cancel_of_a_batch_gets_the_same_reply(bed: Bed) -> None:
+    call = bed.store.batches.stop(bed.uuid, "word".ljust(8))
+    assert bed.store._run([call, call]) == [2, 2]
+    running = Bed(bed.store)
+    running.run(0)
+    call = bed.store.batches.stop(running.uuid, "word".ljust(8))
+    assert bed.store._run([call, call]) == [1, 1]
