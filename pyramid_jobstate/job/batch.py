@@ -136,15 +136,18 @@ class Batch(SendsMembers, JobState):
         block: Any = self._members
         block.leave(error)
 
-    def __json__(self, request: Any) -> dict[str, Any]:
-        state = super().__json__(request)
-        states = self._container
-        if states is None or states.request is not request:
-            states = request.job_states
-        query = {"batch": self.uuid}
-        state["job"]["counts"] = self.counts
-        state["job"]["members"] = request.resource_url(states, query=query)
-        return state
+    def _own_json(self, request: Any, states: Any) -> dict[str, Any]:
+        return {"counts": self.counts, "members": members_url(self, request, states)}
+
+
+def members_url(batch: Batch, request: Any, states: Any) -> str:
+    """Return the URL of the members of a batch.
+
+    Parameters:
+      states: The container of the batch in the request.
+    """
+    url: str = request.resource_url(states, query={"batch": batch.uuid})
+    return url
 
 
 class UnknownBatch(Batch):

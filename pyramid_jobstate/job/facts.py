@@ -55,6 +55,13 @@ class Facts(Handle):
         return self.status in FINISHED
 
     @property
+    def _coarse(self) -> str:
+        """The status in the coarse form on which pages rely."""
+        if not self.is_finished:
+            return "working"
+        return "success" if self.is_success else "error"
+
+    @property
     def actor(self) -> str:
         """The name of the actor."""
         return self._record.actor
@@ -79,6 +86,14 @@ class Facts(Handle):
         if batch is None or batch == BATCH:
             return None
         return OwnBatch(batch, self._member_sender)
+
+    def _own_json(self, request: Any, states: Any) -> dict[str, Any]:
+        """Return what the JSON of a batch has beside that of a job.
+
+        Parameters:
+          states: The container of the job in that request.
+        """
+        return {}
 
     @property
     def job_params(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from ..errors import StoreUnavailable
 from .facts import Facts
 from .phases import phase_of
 from .protocols import Container, Store
-from .record import BATCH, JobError, Record
+from .record import JobError, Record
 from .result import result_of
 from .texts import FAILED, REASONS, SKIPPED, humanized, sentence_of, translated
 
@@ -93,9 +93,9 @@ class JobState(Facts):
     @classmethod
     def class_of(cls, record: Record) -> type[JobState]:
         """Return the JobState class for the kind of a record."""
-        # A batch of an unknown kind has the class that is kept for all of these.
-        unknown = _kinds.get(BATCH) if record.text("batch") == BATCH else None
-        return _kinds.get(record.kind) or unknown or _UnknownKind
+        # Under the name BATCH is the class of batches of an unknown kind.
+        unknown = _kinds.get(record.text("batch") or "", _UnknownKind)
+        return _kinds.get(record.kind, unknown)
 
     @classmethod
     def from_record(cls, record: Record) -> JobState:
@@ -110,7 +110,7 @@ class JobState(Facts):
             raise TypeError(
                 f"{found.__qualname__}.__init__() must call super().__init__()."
             )
-        if record.kind not in _kinds:
+        if not record.kind or record.kind not in _kinds:
             job_state.kind = record.kind
             if record.kind not in _unknown and len(_unknown) < MAX_UNKNOWN:
                 _unknown.add(record.kind)
@@ -273,11 +273,9 @@ class JobState(Facts):
             "error": error
             and {"message": translated(self._public_reason(error), request)},
             "result": self._result(request) if self.is_success else None,
+            **self._own_json(request, states),
         }
-        coarse = "working"
-        if is_finished:
-            coarse = "success" if self.is_success else "error"
-        return {**self.progress_metrics, "job_state": coarse, "job": job}
+        return {**self.progress_metrics, "job_state": self._coarse, "job": job}
 
     def _result(self, request: Any) -> dict[str, str] | None:
         return result_of(type(self), self.uuid, lambda: self.result_url(request))
