@@ -4,7 +4,7 @@ This wing may import the standard library and :mod:`pyramid_jobstate.errors`, bu
 Redis, Dramatiq or Pyramid.
 """
 
-from .batch import Batch, members_url
+from .batch import Batch
 from .changes import End, Failure, Member, NewBatch, NewJob, Update
 from .inside import (
     as_seen_from,
@@ -112,7 +112,6 @@ __all__ = [
     "is_uuid",
     "iso_time",
     "member_uuid",
-    "members_url",
     "note_trouble",
     "parse_duration",
     "parse_int",

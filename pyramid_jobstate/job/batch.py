@@ -12,14 +12,15 @@ from .record import BATCH, CANCELLED, MEMBERS_FAILED, JobError, Record
 from .run import Run
 from .state import JobState
 
-#: The statuses of members that are counted, and their letters in a batch's record.
+#: The statuses of members that are counted, and the fields of a batch's record that
+#: count them: see store/lua/batch.lua.
 COUNTED = {
-    "queued": "nq",
-    "working": "w",
-    "retrying": "r",
-    "success": "s",
-    "error": "e",
-    "cancelled": "c",
+    "queued": ("n:n", "n:q"),
+    "working": ("n:w",),
+    "retrying": ("n:r",),
+    "success": ("n:s",),
+    "error": ("n:e",),
+    "cancelled": ("n:c",),
 }
 
 #: Those of members that do not run, and of which nothing comes once the batch was
@@ -84,9 +85,9 @@ class Batch(SendsMembers, JobState):
         """The number of members of each status: "queued", "working", "retrying",
         "success", "error" and "cancelled".
         """
+        number = self._record.number
         counts = {
-            status: sum(self._record.number(f"n:{letter}") for letter in letters)
-            for status, letters in COUNTED.items()
+            status: sum(map(number, fields)) for status, fields in COUNTED.items()
         }
         if self._record.text("stopped") is not None:
             stopped = (*WAITING, "working") if self.is_finished else WAITING
@@ -136,18 +137,14 @@ class Batch(SendsMembers, JobState):
         block: Any = self._members
         block.leave(error)
 
-    def _own_json(self, request: Any, states: Any) -> dict[str, Any]:
-        return {"counts": self.counts, "members": members_url(self, request, states)}
-
-
-def members_url(batch: Batch, request: Any, states: Any) -> str:
-    """Return the URL of the members of a batch.
-
-    Parameters:
-      states: The container of the batch in the request.
-    """
-    url: str = request.resource_url(states, query={"batch": batch.uuid})
-    return url
+    def _own_json(self, url: str, request: Any, states: Any) -> dict[str, Any]:
+        own = f"{self.uuid}/"
+        if url.endswith(own):
+            # To build it anew costs a poll as much as its permission.
+            members = f"{url.removesuffix(own)}?batch={self.uuid}"
+        else:
+            members = request.resource_url(states, query={"batch": self.uuid})
+        return {"counts": self.counts, "members": members}
 
 
 class UnknownBatch(Batch):

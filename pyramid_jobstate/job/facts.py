@@ -87,11 +87,12 @@ class Facts(Handle):
             return None
         return OwnBatch(batch, self._member_sender)
 
-    def _own_json(self, request: Any, states: Any) -> dict[str, Any]:
+    def _own_json(self, url: str, request: Any, states: Any) -> dict[str, Any]:
         """Return what the JSON of a batch has beside that of a job.
 
         Parameters:
-          states: The container of the job in that request.
+          url: The URL of the job.
+          states: The container of the job in the request.
         """
         return {}
 

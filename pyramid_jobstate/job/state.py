@@ -250,7 +250,7 @@ class JobState(Facts):
             "kind": self.kind,
             "title": translated(self.title, request),
             "status": self.status,
-            "url": request.resource_url(self),
+            "url": (url := request.resource_url(self)),
             "params": {k: params[k] for k in self.public_params if k in params},
             "progress": progress
             and {
@@ -273,7 +273,7 @@ class JobState(Facts):
             "error": error
             and {"message": translated(self._public_reason(error), request)},
             "result": self._result(request) if self.is_success else None,
-            **self._own_json(request, states),
+            **self._own_json(url, request, states),
         }
         return {**self.progress_metrics, "job_state": self._coarse, "job": job}
 

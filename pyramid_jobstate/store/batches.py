@@ -94,11 +94,17 @@ class BatchReads:
         """
         is_told = False
         for record in records:
-            if record is not None and is_silent(record):
+            if record is not None and is_silent(record) and self._may_look(record):
                 # On a read-only server they stay as they are.
                 with contextlib.suppress(RedisError):
                     is_told = self.look(record) or is_told
         return is_told
+
+    def _may_look(self, record: Record) -> bool:
+        """Return whether a batch was last looked at a while ago, as far as its record
+        tells. The script decides.
+        """
+        return self._reader.now() - record.number("looked") > PAUSE
 
     def page(
         self, batch: str, status: str | None, limit: int, cursor: str | None

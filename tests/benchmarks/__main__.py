@@ -8,6 +8,7 @@ import sys
 from pyramid_jobstate.embedded import EmbeddedServer
 
 from . import (
+    batches,
     browser,
     freshness,
     lists,
@@ -25,6 +26,7 @@ from . import (
 from .timing import show
 
 TABLES = {
+    "batches": batches,
     "updates": updates,
     "loop": loop,
     "poll": poll,

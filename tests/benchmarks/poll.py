@@ -86,9 +86,14 @@ def make_bare_app(server: EmbeddedServer, *, has_property: bool = False) -> Appl
     return config.make_wsgi_app()
 
 
-def make_app(server: EmbeddedServer) -> Application:
-    """Return an application with pyramid_jobstate and nothing else."""
-    settings = {"jobstate.redis_url": server.url}
+def make_app(server: EmbeddedServer, **settings: str) -> Application:
+    """Return an application with pyramid_jobstate and nothing else.
+
+    Parameters:
+      settings: Its settings.
+    """
+    settings = {f"jobstate.{name}": value for name, value in settings.items()}
+    settings["jobstate.redis_url"] = server.url
     with Configurator(settings=settings, security_policy=Policy()) as config:
         config.include("pyramid_jobstate")
     return config.make_wsgi_app()

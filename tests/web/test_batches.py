@@ -28,6 +28,7 @@ from pyramid_jobstate.job.values import dumps
 from pyramid_jobstate.store import connection, reading
 from pyramid_jobstate.store.connection import text
 from pyramid_jobstate.testing import outbox, run_jobs
+from pyramid_jobstate.web.urls import JobStatesURL
 from pyramid_jobstate.worker import batching
 from tests.faulty import FaultyProxy, faulty
 from tests.jobs import job_actor, new_id, working
@@ -940,6 +941,25 @@ def test_poll_of_a_batch_reads_its_record_alone(
     monkeypatch.setattr(reading, "execute", note)
     desk.state(batch)
     assert [command.args[0] for command in asked] == ["HGETALL"]
+
+
+def test_members_of_a_batch_at_another_url(desk: Desk) -> None:
+    """The application's own adapter may give jobs any URL."""
+
+    class Elsewhere(JobStatesURL):
+        def __init__(self, resource: Any, request: Request) -> None:
+            super().__init__(resource, request)
+            if isinstance(resource, Batch):
+                self.physical_path = self.virtual_path = "/b"
+                self.physical_path_tuple = self.virtual_path_tuple = ("", "b")
+
+    batch = desk.send(1)
+    request = make_request(desk.config, "alice")
+    desk.config.add_resource_url_adapter(Elsewhere, Batch)
+    desk.config.commit()
+    state = request.job_states[batch.uuid].__json__(request)["job"]
+    assert state["url"] == "http://localhost/b"
+    assert state["members"] == f"http://localhost/job_state/?batch={batch.uuid}"
 
 
 def test_etag_changes_with_the_counts(desk: Desk) -> None:

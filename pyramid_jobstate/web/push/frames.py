@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from pyramid.threadlocal import manager
 
-from ...job import (
-    Batch,
-    JobState,
-    container_of,
-    members_url,
-    note_trouble,
-    set_container,
-)
+from ...job import JobState, note_trouble, set_container
 from ..answers import encode
 
 if TYPE_CHECKING:
@@ -37,13 +30,11 @@ class Viewer(NamedTuple):
       may_cancel: Whether the request had the permission `cancel_job` when the stream
         was authorised.
       localizer: Translates for the request.
-      members: The URL of the members of a batch, else "".
     """
 
     url: str
     may_cancel: bool
     localizer: Any
-    members: str = ""
 
 
 class Unstreamable(Exception):
@@ -77,9 +68,7 @@ class Standin:
         return self
 
     def resource_url(self, resource: object, *elements: object, **more: object) -> str:
-        """As a request: the URL of the job, or of the members of a batch."""
-        if resource is self and self._viewer.members and more.keys() == {"query"}:
-            return self._viewer.members
+        """As a request: the URL of the job."""
         if not self._is_job(resource) or elements or more:
             self._refuse("the URL of another resource")
         return self._viewer.url
@@ -149,10 +138,7 @@ def viewer_of(request: Request, job_state: JobState) -> Viewer | None:
     try:
         may_cancel = bool(request.job_states.permits(job_state, "cancel_job"))
         url = request.resource_url(job_state)
-        members = ""
-        if isinstance(job_state, Batch):
-            members = members_url(job_state, request, container_of(job_state))
-        viewer = Viewer(url, may_cancel, request.localizer, members)
+        viewer = Viewer(url, may_cancel, request.localizer)
         # A localizer of the application's may not allow it.
         hash(viewer)
     except Exception:
