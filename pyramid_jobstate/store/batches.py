@@ -44,12 +44,16 @@ class BatchReads:
       calls: Makes the calls of scripts.
       reader: Reads records.
       members: What batches know of their members.
+      silence: Milliseconds without a sign of life after which a batch is looked at.
     """
 
-    def __init__(self, calls: Calls, reader: Reader, members: Members) -> None:
+    def __init__(
+        self, calls: Calls, reader: Reader, members: Members, silence: int
+    ) -> None:
         self._calls = calls
         self._reader = reader
         self._members = members
+        self._silence = silence
 
     def read(self, records: Sequence[Record | None]) -> Sequence[Record | None]:
         """Return records as they read with the batches of their jobs: members of a
@@ -94,17 +98,26 @@ class BatchReads:
         """
         is_told = False
         for record in records:
-            if record is not None and is_silent(record) and self._may_look(record):
+            if record is not None and self.may_look(record):
                 # On a read-only server they stay as they are.
                 with contextlib.suppress(RedisError):
                     is_told = self.look(record) or is_told
         return is_told
 
-    def _may_look(self, record: Record) -> bool:
-        """Return whether a batch was last looked at a while ago, as far as its record
-        tells. The script decides.
+    def may_look(self, record: Record) -> bool:
+        """Return whether a job is a batch that has not heard for a while of members
+        that have not ended, and was last looked at a while ago.
         """
-        return self._reader.now() - record.number("looked") > PAUSE
+        if record.text("batch") != BATCH or record.silent_at is not None:
+            return False
+        if record.is_finished:
+            # Members of a cancelled batch may not have ended.
+            over = sum(record.number(f"n:{letter}") for letter in "sec")
+            if record.text("stopped") is None or over == record.number("size"):
+                return False
+        now = self._reader.now()
+        silence = now - record.number("updated")
+        return silence > self._silence and now - record.number("looked") > PAUSE
 
     def page(
         self, batch: str, status: str | None, limit: int, cursor: str | None
@@ -193,15 +206,6 @@ def stop(record: Record, stopped: str | None, status: str | None) -> None:
     is_dead = record.stored_status in ("working", "cancelling")
     if not is_dead or status in FINISHED or status == "deleted":
         record.stop(stopped)
-
-
-def is_silent(record: Record) -> bool:
-    """Return whether a record is that of a batch that has not heard of its members for
-    a while.
-    """
-    if record.text("batch") != BATCH or record.is_finished:
-        return False
-    return record.silent_at is None
 
 
 def _unknown(

@@ -117,9 +117,9 @@ class Calls:
         fields = _flat(update.fields)
         if end is None:
             base, ttl = update.base, self._active_ttl
-            return self._change(
-                "record", update.info, uuid, token, seq, base, ttl, *fields
-            )
+            # A change is numbered only if the batch is told of it.
+            script = MEMBER + "record" if update.tells else "record"
+            return self._call(script, uuid, token, seq, base, ttl, *fields)
         delay = "" if end.delay is None else millis(end.delay)
         error = [] if end.error is None else [dumps(end.error)]
         if update.dropped:

@@ -9,6 +9,7 @@ from ..errors import StoreUnavailable
 from ..job import JobState, Record, note_trouble, set_store
 from .acts import JobActs
 from .batches import BatchReads
+from .calls import millis
 from .filters import Filter
 from .pages import Lister, Page
 
@@ -21,7 +22,8 @@ class JobReads(JobActs):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._members = BatchReads(self._calls, self._reader, self.batches)
+        silence = millis(self.stalled_after)
+        self._members = BatchReads(self._calls, self._reader, self.batches, silence)
 
     def load(self, uuid: str) -> JobState | None:
         """Return a job, or None if the store has no record of it."""
@@ -48,9 +50,7 @@ class JobReads(JobActs):
         """Return what reads jobs and hears of their changes. Only push imports it."""
         from .tracking import Tracker
 
-        return Tracker(
-            self.client, self._reader, self._try_job, self._members.look_at_silent
-        )
+        return Tracker(self.client, self._reader, self._try_job, self._members)
 
     def unique_job(self, identity: str, *, ended: bool) -> JobState | None:
         """Return the job of an identity that is under way or, with `ended`, the last

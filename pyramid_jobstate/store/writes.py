@@ -75,8 +75,11 @@ class JobWrites:
         requeued = iter(self.queue_again(ended))
         return [next(requeued) if isinstance(r, str) else r for r in replies]
 
-    def create_new(self, *jobs: NewJob) -> Sequence[bool | str]:
+    def create_new(self, *jobs: NewJob, tells: bool = True) -> Sequence[bool | str]:
         """Write new jobs as :meth:`create` does, but leave ended jobs alone.
+
+        Parameters:
+          tells: Whether to tell batches of their members.
 
         Returns:
           As :meth:`create`, or for an ended job the token for :meth:`queue_again`.
@@ -89,7 +92,8 @@ class JobWrites:
             for reply in found
         ]
         self._list_queued(jobs, [reply is True for reply in replies])
-        self.batches.tell_all(changes)
+        if tells:
+            self.batches.tell_all(changes)
         return replies
 
     def queue_again(self, ended: Sequence[tuple[NewJob, str]]) -> Sequence[bool]:

@@ -115,7 +115,8 @@ class OutgoingBatch:
         store.batches.open(self._new())
         replies: list[bool | str] = []
         for portion in portions(members.jobs(), PORTION):
-            replies += store.create_new(*portion)
+            # The batch knows already that they are being sent.
+            replies += store.create_new(*portion, tells=False)
         rest = iter(replies)
         for outgoing, _ in members.items:
             outgoing.note(store, [next(rest) for _ in outgoing.jobs])

@@ -471,8 +471,19 @@ def scenes(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("loses", [False, True], ids=["kept", "lost"])
 @pytest.mark.parametrize("stops", [False, True], ids=["goes on", "cancelled"])
-def test_a_batch_knows_its_members(scenes: Any, loses: bool, stops: bool) -> None:
-    """Whatever happens, the batch says in the end what the records say."""
-    seen = scenes(5, loses=loses, stops=stops)
-    print(seen)
-    assert sum(seen[fate] for fate in FATES) > 100
+def test_batch_knows_its_members(scenes: Any, loses: bool, stops: bool) -> None:
+    """Whatever happens, the batch counts in the end what the records read as."""
+    seen = scenes(12, loses=loses, stops=stops)
+    assert sum(seen[fate] for fate in FATES) > 300
+    assert seen["kill"] > 100
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("loses", [False, True], ids=["kept", "lost"])
+@pytest.mark.parametrize("stops", [False, True], ids=["goes on", "cancelled"])
+def test_batch_knows_its_members_in_long_weather(
+    scenes: Any, loses: bool, stops: bool
+) -> None:
+    """The same, for many more batches."""
+    seen = scenes(1000, 1260, loses=loses, stops=stops)
+    assert sum(seen[fate] for fate in FATES) > 7_000

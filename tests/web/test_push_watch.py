@@ -360,10 +360,6 @@ def test_what_waits_for_room_may_leave(
     assert commands(client, "hgetall") == len(jobs) - 31
 
 
-def look_at_none(records: object) -> None:
-    """Look at no members: there is no batch."""
-
-
 class AliasTracker(Tracker):
     """Follows the field `alias` of a record, as one level of indirection.
 
@@ -387,7 +383,7 @@ class AliasTracker(Tracker):
 @pytest.fixture
 def aliases(store: JobStore) -> AliasTracker:
     """A tracker that follows aliases."""
-    return AliasTracker(store.client, store._reader, store._try_job, look_at_none)
+    return AliasTracker(store.client, store._reader, store._try_job, store._members)
 
 
 def found_n(ear: Ear, uuid: str, target: str) -> int:
@@ -462,7 +458,7 @@ def test_the_link_may_break_between_two_reads(
     target = put_job(client, **{"m:n": 1})
     alias = put_job(client, alias=target)
     store = JobStore(relay.url)
-    tracker = AliasTracker(store.client, store._reader, store._try_job, look_at_none)
+    tracker = AliasTracker(store.client, store._reader, store._try_job, store._members)
     with listening(tracker) as ear:
         tracker.meanwhile = relay.cut
         ear.watch.add(alias)
@@ -717,7 +713,7 @@ class SplitTracker(Tracker):
     """
 
     def __init__(self, store: JobStore) -> None:
-        super().__init__(store.client, store._reader, store._try_job, look_at_none)
+        super().__init__(store.client, store._reader, store._try_job, store._members)
         self.places: dict[str, str] = {}
         self.refreshed = 0
 

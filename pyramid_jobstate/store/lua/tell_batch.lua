@@ -21,7 +21,7 @@ if to == "w" then
   done = tonumber(ARGV[6]) or (letter == "w" and part or 0)
   if old[2] and waits(letter) then
     -- It will not run.
-    to = "c"
+    to, done = letter, 0
   end
 end
 if to ~= "w" and not waits(to) then

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from redis import RedisCluster
 from redis import exceptions as errors
 
 from ...job import BATCH
-from ..batches import is_silent, is_waiting, stop
+from ..batches import is_waiting, stop
 from ..claims import named
 from ..connection import Client, redis_errors
 from ..nodes import node_named, primary_of
@@ -18,6 +18,7 @@ from .link import PASSING, Link
 
 if TYPE_CHECKING:
     from ...job import JobState, Record
+    from ..batches import BatchReads
 
 #: How the errors begin of a Cluster node that does not hold a key, and of a server that
 #: does not read it at present.
@@ -31,7 +32,7 @@ class Tracker:
       client: The store's client.
       reader: Its reader.
       make: Makes the job of a record, or returns None if its class raises.
-      look: Looks at the members of silent batches.
+      members: Looks at the members of silent batches.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Tracker:
         client: Client,
         reader: Reader,
         make: Callable[[Record], JobState | None],
-        look: Callable[[Sequence[Record | None]], object],
+        members: BatchReads,
     ) -> None:
         # Kept, since isinstance() is slow for classes of redis-py.
         self._cluster = client if isinstance(client, RedisCluster) else None
@@ -49,7 +50,7 @@ class Tracker:
         #: Returns the server's time in milliseconds.
         self.now = reader.now
         self.set_clock = reader.set_clock
-        self._look = look
+        self._members = members
 
     def keys_of(self, uuid: str, found: Mapping[str, Any]) -> frozenset[str]:
         """Return the keys on which the state of a job depends.
@@ -87,17 +88,17 @@ class Tracker:
         record = self._reader.record(target, found[self._reader.key(target)])
         return None if record is None else named(record, uuid)
 
-    def is_silent(self, record: Record) -> bool:
-        """Return whether a job is a batch that has not heard of its members for a
-        while.
+    def may_look(self, record: Record) -> bool:
+        """Return whether to look at the members of a job: see
+        :meth:`.BatchReads.may_look`.
         """
-        return is_silent(record)
+        return self._members.may_look(record)
 
     def look(self, record: Record) -> None:
         """Look at members of a silent batch, which takes round trips: see
         :meth:`.BatchReads.look`.
         """
-        self._look([record])
+        self._members.look_at_silent([record])
 
     def _batch_of(self, reply: Any) -> str | None:
         """Return the uuid of the batch of a job, or None without one."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
+from ...job import BATCH
 from .frames import Frame, Viewer, is_streamable, render
 from .looks import Looks
 from .stream import AWAY, beat
@@ -216,10 +217,11 @@ class Feed:
         job.is_over = record.is_finished
         if record.silent_at is not None:
             job.look_at = now + (record.silent_at + 1 - self._tracker.now()) / 1000
-        elif self._tracker.is_silent(record):
-            # What its members say changes the batch, and is read then.
+        elif record.info.batch == BATCH and not job.is_over:
+            # It is silent. What its members say then changes it.
             job.look_at = now + 1
-            self._looks.look(record)
+            if self._tracker.may_look(record):
+                self._looks.look(record)
         viewers = {stream.viewers[uuid] for stream in job.streams}
         job.frames = {viewer: render(job_state, viewer) for viewer in viewers}
         return True
