@@ -502,6 +502,52 @@ for uuid in running, other, "0" * 32, "x":
     run(program, environment, myapp)
 
 
+def test_batch_of_the_readme_runs(environment: dict[str, str], myapp: Path) -> None:
+    """The view sends a batch, one of whose members sends two more."""
+    program = """
+import time
+from myapp import main
+main({}, **{})
+import dramatiq
+from myapp import imports
+from myapp.security import SecurityPolicy
+from pyramid.config import Configurator
+from webtest import TestApp
+config = Configurator(
+    settings={"tm.manager_hook": "pyramid_tm.explicit_manager"},
+    security_policy=SecurityPolicy(),
+)
+config.include("pyramid_tm")
+config.include("pyramid_jobstate")
+config.add_route("import", "/import")
+config.add_view(
+    lambda request: {"uuid": imports.start_import(request)["job_state"].uuid},
+    route_name="import",
+    renderer="json",
+)
+app = TestApp(config.make_wsgi_app(), extra_environ={"REMOTE_USER": "alice"})
+uuid = app.get("/import").json["uuid"]
+worker = dramatiq.Worker(dramatiq.get_broker(), worker_timeout=50, worker_threads=2)
+worker.start()
+deadline = time.monotonic() + 30
+while True:
+    job = app.get(f"/job_state/{uuid}").json["job"]
+    if job["finished_at"]:
+        break
+    assert time.monotonic() < deadline, job
+    time.sleep(0.05)
+worker.stop()
+assert (job["kind"], job["title"]) == ("ImportAll", "Import of 3 files")
+assert job["progress"]["total"] == job["counts"]["success"] == 5
+items = app.get(job["members"]).json["items"]
+assert [item["job"]["message"] for item in items] == [
+    "Reading a.csv", "Reading large.csv", None, "Reading b.csv", "Reading c.csv"
+]
+app.get(job["members"], extra_environ={"REMOTE_USER": "bob"}, status=404)
+"""
+    run(program, environment, myapp)
+
+
 def test_visitors_of_the_readme_own_their_jobs(
     environment: dict[str, str], myapp: Path
 ) -> None:
