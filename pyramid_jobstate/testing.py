@@ -26,10 +26,12 @@ from .job import (
     dumps,
     record_of,
     run_of,
+    set_member_sender,
 )
 from .worker import (
     BATCH,
     UNIQUE,
+    RunningMember,
     middleware_of,
     put_job,
     receives_request,
@@ -128,6 +130,19 @@ class Outbox(list[Sent]):
         self._running = None
 
 
+class KeptMembers(RunningMember):
+    """Keeps the members that a job sends in an outbox.
+
+    Attributes:
+      box: The outbox.
+    """
+
+    box: Outbox
+
+    def dispatch(self, outgoing: Outgoing, weight: int) -> None:
+        self.box.keep(outgoing)
+
+
 def includeme(config: Configurator) -> None:
     """Collect the messages that views send in an outbox.
 
@@ -220,8 +235,12 @@ def _run_job(
     from .web import with_request
 
     function = middleware_of(broker).functions[message.actor_name]
-    info = function.info_of(message, attempt=1)
-    job_state = function.job_state(message.message_id, RecordingRun(), info)
+    info, run = function.info_of(message, attempt=1), RecordingRun()
+    job_state = function.job_state(message.message_id, run, info)
+    if info.batch is not None:
+        members = KeptMembers(broker, message, info.batch, run)
+        members.box = outbox(registry)
+        set_member_sender(job_state, members)
     if receives_request(broker, message.actor_name):
         result = with_request(
             registry,

@@ -14,6 +14,7 @@ from .brokers import (
     use_broker,
 )
 from .current import Conflict
+from .fanout import RunningMember
 from .finding import middleware_of
 from .making import STUB, BrokerFault, BrokerSpec, masked
 from .messages import REQUEST, receives_request, refuse_request
@@ -43,6 +44,7 @@ __all__ = [
     "Outage",
     "Outgoing",
     "OutgoingBatch",
+    "RunningMember",
     "Sendable",
     "TrackedFunction",
     "Unique",

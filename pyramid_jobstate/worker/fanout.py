@@ -10,7 +10,7 @@ from dramatiq import Message, group
 from redis.exceptions import RedisError
 
 from ..errors import StoreUnavailable
-from ..job import NOT_SENT, JobState, Member, check_key, check_weight
+from ..job import NOT_SENT, JobState, Member, Run, check_key, check_weight
 from ..store import JobStore, redis_errors
 from .finding import middleware_of
 from .gathering import message_for
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from dramatiq import Broker
     from dramatiq.broker import MessageProxy
 
-    from .unsaved import Unsaved
 
 #: The options of a message that tell an actor with a request where it comes from.
 ORIGIN = ("job_url", "job_app")
@@ -41,14 +40,21 @@ class RunningMember:
     Parameters:
       broker: The broker that has delivered its message.
       message: Its message.
-      unsaved: Its run.
+      batch: The uuid of its batch.
+      run: Its run.
     """
 
-    def __init__(self, broker: Broker, message: MessageProxy, unsaved: Unsaved) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        message: Message[Any] | MessageProxy,
+        batch: str,
+        run: Run,
+    ) -> None:
         self._broker = broker
         self._message = message
-        self._batch = unsaved.info.batch or ""
-        self._run = unsaved.run
+        self._batch = batch
+        self._run = run
         #: The ids of the members that this run has sent.
         self._sent: set[str] = set()
 
@@ -110,14 +116,21 @@ class RunningMember:
             raise ValueError(
                 f"The key {key!r} was used before in this job, for the same actor."
             )
-        thousandths = check_weight(weight)
-        members = [Member(job, thousandths) for job in outgoing.jobs]
+        self.dispatch(outgoing, check_weight(weight))
+        self._sent.add(first)
+        return outgoing.job_states
+
+    def dispatch(self, outgoing: Outgoing, weight: int) -> None:
+        """Add members to the batch and send them, unless an earlier run has.
+
+        Parameters:
+          weight: The weight of each, in thousandths.
+        """
+        members = [Member(job, weight) for job in outgoing.jobs]
         store = middleware_of(self._broker).store_for(self._broker)
         outgoing.check(store)
         if self._ask(lambda: self._is_to_send(store, outgoing, members)):
             self._enqueue(store, outgoing)
-        self._sent.add(first)
-        return outgoing.job_states
 
     def _is_to_send(
         self, store: JobStore, outgoing: Outgoing, members: Sequence[Member]

@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from dramatiq.broker import MessageProxy
     from dramatiq.worker import Worker
 
-    from ..job import MemberSender
+    from ..job import MemberSender, Run
     from ..store import Client
-    from .unsaved import Unsaved
 
 log = logging.getLogger("pyramid_jobstate.worker.middleware")
 
@@ -148,7 +147,8 @@ class Follower(Middleware):
         self._jobs[job.uuid] = job
         job.unsaved = job.tracked.unsaved(message)
         if job.unsaved.info.batch is not None:
-            job.members = self._members_of(broker, job, job.unsaved)
+            batch, run = job.unsaved.info.batch, job.unsaved.run
+            job.members = self.members_of(broker, message, batch, run)
         for outer in self._thread.jobs[:-1]:
             if outer.uuid == job.uuid:
                 # A broker that runs jobs in the caller nests a retry in the attempt
@@ -160,10 +160,10 @@ class Follower(Middleware):
         if job.unsaved.run.cancel_requested:
             skip(message)
 
-    def _members_of(
-        self, broker: Broker, job: CurrentJob, unsaved: Unsaved
+    def members_of(
+        self, broker: Broker, message: MessageProxy, batch: str, run: Run
     ) -> MemberSender | None:
-        """Return what sends further members of a job's batch, if it can send any."""
+        """Return what sends further members of the batch of a job that runs."""
         return None
 
     def after_process_message(

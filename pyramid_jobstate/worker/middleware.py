@@ -9,10 +9,9 @@ from .following import Follower
 
 if TYPE_CHECKING:
     from dramatiq import Broker
+    from dramatiq.broker import MessageProxy
 
-    from ..job import MemberSender
-    from .current import CurrentJob
-    from .unsaved import Unsaved
+    from ..job import MemberSender, Run
 
 
 class JobStateMiddleware(Follower):
@@ -39,7 +38,7 @@ class JobStateMiddleware(Follower):
       ValueError: The URL is invalid.
     """
 
-    def _members_of(
-        self, broker: Broker, job: CurrentJob, unsaved: Unsaved
+    def members_of(
+        self, broker: Broker, message: MessageProxy, batch: str, run: Run
     ) -> MemberSender | None:
-        return RunningMember(broker, job.message, unsaved)
+        return RunningMember(broker, message, batch, run)

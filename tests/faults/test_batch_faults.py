@@ -479,6 +479,7 @@ def test_batch_knows_its_members(scenes: Any, loses: bool, stops: bool) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("loses", [False, True], ids=["kept", "lost"])
 @pytest.mark.parametrize("stops", [False, True], ids=["goes on", "cancelled"])
 def test_batch_knows_its_members_in_long_weather(

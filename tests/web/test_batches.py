@@ -12,6 +12,7 @@ import redis
 from dramatiq import Broker, Message, group
 from pyramid.config import Configurator
 from pyramid.request import Request
+from pyramid.scripting import prepare
 from webtest import TestApp
 
 from pyramid_jobstate import (
@@ -19,6 +20,7 @@ from pyramid_jobstate import (
     JobState,
     JobStateMiddleware,
     JobStore,
+    RequestMiddleware,
     StoreUnavailable,
 )
 from pyramid_jobstate.errors import ActorError
@@ -914,6 +916,70 @@ def test_outbox_shows_what_a_batch_would_send(
             "cancelled": 0,
         }
     )
+
+
+def test_members_that_a_member_sends_are_kept_in_the_outbox(
+    redis_url: str, client: redis.Redis, global_broker: Broker
+) -> None:
+    """They run after it, and a key is used once."""
+
+    @job_actor(broker=global_broker, job_state=True)
+    def part(n: int) -> None:
+        pass
+
+    @dramatiq.actor(broker=global_broker)
+    def folder(*, job_state: Any = None) -> None:
+        job_state.batch.send(part, 1, key="a")
+        with pytest.raises(ValueError, match="was used before"):
+            job_state.batch.send(part, 2, key="a")
+
+    config = make_tm_config(redis_url)
+    config.include("pyramid_jobstate.testing")
+    make_app(config)
+    request = make_request(config, "alice")
+    with request.job_states.batch() as batch:
+        batch.send(folder)
+    assert [job.actor for job in run_jobs(config.registry)] == ["folder", "part"]
+    sent = outbox(config.registry).members(batch)
+    assert [each.message.actor_name for each in sent] == ["folder", "part"]
+    assert client.keys("*") == []
+
+
+def test_script_sends_a_batch(desk: Desk) -> None:
+    with prepare(registry=desk.config.registry) as env:
+        request = env["request"]
+        with request.tm, request.job_states.batch(owner="alice") as batch:
+            batch.send(desk.actor, 1)
+    assert desk.state(batch)["progress"]["total"] == 1
+    assert len(desk.sent()) == 1
+
+
+def test_actor_sends_a_batch_from_its_request(
+    redis_url: str, client: redis.Redis, global_broker: Broker
+) -> None:
+    """When its transaction commits, and for the owner of its job."""
+    global_broker.add_middleware(RequestMiddleware())
+    desk = make_desk(redis_url, client, global_broker)
+    batches: list[Batch] = []
+
+    @job_actor(broker=global_broker, job_state=True)
+    def part(n: int) -> None:
+        pass
+
+    @job_actor(broker=global_broker, job_state=True)
+    def start(request: Any = None) -> None:
+        with request.job_states.batch() as batch:
+            for n in range(3):
+                batch.send(part, n)
+        batches.append(batch)
+        assert len(desk.sent()) == 0
+
+    request = desk.begin()
+    request.job_states.send(start)
+    request.tm.commit()
+    with working(global_broker):
+        wait_for(lambda: batches and desk.state(batches[0])["finished_at"])
+    assert desk.counts(batches[0]) == {"success": 3}
 
 
 def test_batch_of_an_unknown_kind_opens_nothing(desk: Desk) -> None:

@@ -130,7 +130,8 @@ class Floor:
         unsaved = function.unsaved(proxy)
         self.store.write([unsaved.take(time.monotonic())])
         unsaved.mark_stored(time.monotonic())
-        return unsaved, RunningMember(self.broker, proxy, unsaved)
+        run = unsaved.run
+        return unsaved, RunningMember(self.broker, proxy, batch.uuid, run)
 
 
 @pytest.fixture
