@@ -451,3 +451,60 @@ def test_repeated_cancel_of_a_batch_gets_the_same_reply(bed: Bed) -> None:
     running.run(0)
     call = bed.store.batches.stop(running.uuid, "word".ljust(8))
     assert bed.store._run([call, call]) == [1, 1]
+
+
+class Snapshot:
+    """What a server had when its writes reached a replica for the last time."""
+
+    def __init__(self, client: Any, *keys: str) -> None:
+        self._client = client
+        self._kept = {key: client.dump(key) for key in keys}
+
+    def restore(self) -> None:
+        """Take over from the server, whose later writes are lost."""
+        for key, value in self._kept.items():
+            self._client.delete(key)
+            if value is not None:
+                self._client.restore(key, 0, value)
+
+
+def check_sums(bed: Bed) -> None:
+    """Check that no count is negative, and that all of them make the total."""
+    counts = bed.load().counts
+    assert min(counts.values()) >= 0
+    assert sum(counts.values()) == bed.load().size == len(bed.uuids)
+    assert 0 <= (bed.load().progress.fraction or 0) <= 1
+
+
+def test_failover_that_lost_what_the_batch_was_told(bed: Bed) -> None:
+    """The batch looks at its members, and knows."""
+    bed.run(0)
+    keys = [bed.key(name) for name in ("", "members", "failed", "order")]
+    before = Snapshot(bed.client, *keys)
+    bed.end(0, "error")
+    bed.end(1)
+    bed.end(2)
+    assert bed.load().status == "error"
+    before.restore()
+    check_sums(bed)
+    assert bed.counts() == {"queued": 2, "working": 1}
+    bed.grow_old()
+    assert bed.counts() == {"success": 2, "error": 1}
+    assert bed.load().status == "error"
+
+
+def test_failover_that_lost_the_ends_of_members(bed: Bed) -> None:
+    """Their runs that are delivered again put it right."""
+    before = Snapshot(bed.client, *(f"jobstate:{uuid}" for uuid in bed.uuids))
+    for place in range(3):
+        bed.end(place, "error")
+    before.restore()
+    check_sums(bed)
+    assert bed.load().status == "error"
+    bed.end(0)
+    check_sums(bed)
+    assert bed.counts() == {"success": 1, "error": 2}
+    bed.end(1)
+    bed.end(2)
+    assert bed.load().status == "success"
+    assert bed.client.zcard(bed.key("failed")) == 0

@@ -1,0 +1,110 @@
+"""Batches whose workers are killed, again and again, as real processes."""
+
+from __future__ import annotations
+
+import functools
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from dramatiq.brokers.redis import RedisBroker
+
+from pyramid_jobstate import Batch, JobState, JobStateMiddleware, JobStore
+from pyramid_jobstate.worker.batching import OutgoingBatch
+from tests.jobs import job_actor
+from tests.support import wait_for
+from tests.workerprocess import starting
+
+STALLED_AFTER = 1.0
+
+
+def nothing(*arguments: object) -> None:
+    """Do nothing when the block of a batch begins or ends."""
+
+
+def has_come(load: Callable[[], Batch], goal: int) -> bool:
+    """Return whether so many members of a batch are over."""
+    return load().progress.done >= goal
+
+
+def send(url: str, count: int) -> Batch:
+    """Send a batch, as a request that commits does."""
+    make_broker: Any = RedisBroker
+    broker = make_broker(url=url)
+    store = JobStore(url, stalled_after=STALLED_AFTER)
+    broker.add_middleware(JobStateMiddleware(store))
+
+    @job_actor(broker=broker)
+    def part(number: int, *, job_state: JobState | None = None) -> None:
+        raise AssertionError("This process only sends.")
+
+    outgoing = OutgoingBatch(
+        Batch,
+        None,
+        "alice",
+        allow_failures=False,
+        origin=dict,
+        begin=nothing,
+        end=nothing,
+        check=nothing,
+    )
+    with outgoing.batch as batch:
+        for number in range(1, count + 1):
+            batch.send(part, number)
+    outgoing.record(store)
+    outgoing.send()
+    return batch
+
+
+@pytest.mark.parametrize(
+    ("count", "kills"),
+    [
+        (80, 4),
+        pytest.param(1500, 13, marks=[pytest.mark.long, pytest.mark.timeout(600)]),
+    ],
+)
+def test_killed_workers_leave_no_wrong_count(
+    redis_url: str, client: redis.Redis, tmp_path: Path, count: int, kills: int
+) -> None:
+    """Every member ends, and the batch counts what their records say."""
+    store = JobStore(redis_url, stalled_after=STALLED_AFTER)
+    batch = send(redis_url, count)
+
+    def load() -> Batch:
+        loaded = store.load(batch.uuid)
+        assert isinstance(loaded, Batch)
+        counts = loaded.counts
+        assert min(counts.values()) >= 0
+        assert sum(counts.values()) == loaded.size
+        return loaded
+
+    with starting({"REDIS_URL": redis_url}, tmp_path, "tests.batchapp", 8) as start:
+        worker = start()
+        for number in range(1, kills + 1):
+            goal = count * number // (2 * kills)
+            wait_for(functools.partial(has_come, load, goal), 60)
+            worker.kill(signal.SIGKILL)
+            worker = start()
+        wait_for(lambda: load().is_finished, 120)
+        worker.stop()
+    done = load()
+    assert done.status == "error"
+    assert done.size == count + count // 7
+    statuses: Counter[str] = Counter()
+    cursor = None
+    while True:
+        page = store.members(batch.uuid, limit=200, cursor=cursor)
+        statuses.update(job.status for job in page.items)
+        cursor = page.cursor
+        if cursor is None:
+            break
+    assert {k: n for k, n in done.counts.items() if n} == statuses
+    # All that fails is one number in eleven.
+    failing = [n for n in range(1, count + 1) if n % 11 == 0]
+    later = [n + 10_000 for n in range(7, count + 1, 7)]
+    failing += [n for n in later if n % 11 == 0]
+    assert statuses["error"] == len(failing)
