@@ -14,10 +14,9 @@ from ..job import BATCH, JobInfo, Record
 from .bulk import Acted
 from .connection import LOST, text
 from .filters import OUTLINE
-from .members import changes_of
-from .scripts import Call, run_scripts
+from .scripts import Call, checked, run_scripts
+from .told import changes_of
 from .updates import JobUpdates
-from .writes import checked
 
 #: The replies to a call that did something.
 DONE = (1, 2)
@@ -133,7 +132,17 @@ class JobActs(JobUpdates):
         """
         (record,) = self._reader.read([uuid], *OUTLINE)
         record = record or self.claims.target_of(uuid)
-        return record is not None and bool([*self.delete_records([record])])
+        if record is None:
+            return False
+        if record.info.is_member and self.is_stopped(record.info.batch or ""):
+            # It reads cancelled, and may not have heard of that.
+            self.cancel(record.uuid, record.info)
+        return bool([*self.delete_records([record])])
+
+    def is_stopped(self, batch: str) -> bool:
+        """Return whether a batch was cancelled."""
+        ((stopped, _),) = self._reader.read_stops([batch]).values()
+        return stopped is not None
 
     def delete_records(self, records: Sequence[Record]) -> Iterator[Acted]:
         """Delete ended jobs, and yield those that this call has deleted, or may have.

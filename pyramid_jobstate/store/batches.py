@@ -13,8 +13,8 @@ from ..job import BATCH, FINISHED, NOT_SENT, Record
 from .calls import beside
 from .entries import Entries, Entry
 from .filters import Place, bad_cursor, has_status
-from .members import LETTERS, Change
 from .pages import MAX_EXAMINED, check_limit
+from .told import LETTERS, Change
 
 if TYPE_CHECKING:
     from .calls import Calls
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 #: The most members that one reading of a silent batch looks at, and goes through for
 #: them.
 LOOKED_AT, GONE_THROUGH = 20, 500
+
+#: How many silent batches a call looks at.
+LOOKS = 3
 
 #: Milliseconds between two looks at the members of a batch.
 PAUSE = 1000
@@ -96,12 +99,13 @@ class BatchReads:
         """Look at the members of those batches among some jobs that are silent. Return
         whether any of them was told something.
         """
+        silent = [r for r in records if r is not None and self.may_look(r)]
         is_told = False
-        for record in records:
-            if record is not None and self.may_look(record):
-                # On a read-only server they stay as they are.
-                with contextlib.suppress(RedisError):
-                    is_told = self.look(record) or is_told
+        # The others have their turn in a moment.
+        for record in silent[:LOOKS]:
+            # On a read-only server they stay as they are.
+            with contextlib.suppress(RedisError):
+                is_told = self.look(record) or is_told
         return is_told
 
     def may_look(self, record: Record) -> bool:

@@ -115,9 +115,7 @@ class Bulk:
                 f"{wanted.status!r}."
             )
         if wanted.batch is not None and not is_uuid(wanted.batch):
-            raise ValueError(
-                f"batch must be the uuid of a batch, not {wanted.batch!r}."
-            )
+            raise ValueError(f"batch must be a uuid, not {wanted.batch!r}.")
         if older_than is not None and not older_than >= 0:
             raise ValueError(f"older_than must be 0 seconds or more, not {older_than}.")
         if len(act.statuses) == 1:

@@ -96,7 +96,7 @@ class Calls:
         ttl, silence = self._ended_ttl, self._silence
         return self._call("cancel", uuid, ttl, silence, dumps(NOT_SENT), word, 1)
 
-    def start(self, update: Update, deadline: str) -> Call:
+    def start(self, update: Update, deadline: str, *, is_stopped: bool = False) -> Call:
         return self._change(
             "start",
             update.info,
@@ -108,6 +108,7 @@ class Calls:
             self._active_ttl,
             update.info.rerun or "",
             deadline,
+            dumps(CANCELLED) if is_stopped else "",
             *_flat(update.info.fields()),
         )
 

@@ -119,12 +119,17 @@ class Index:
         yield from self._enter(uuid, info, status)
         yield from self.leave(uuid, info, ended=True)
 
-    def batch(self, uuid: str, info: JobInfo, status: str) -> Iterator[Call]:
+    def batch(
+        self, uuid: str, info: JobInfo, status: str, delay: int
+    ) -> Iterator[Call]:
         """Yield the calls that list a new batch, or list it anew because its place is
         about to expire.
+
+        Parameters:
+          delay: Milliseconds until the last of its members is due.
         """
-        yield from self.note_kind(info.kind)
-        yield from self._enter(uuid, info, status, "GT")
+        yield from self.note_kind(info.kind, delay)
+        yield from self._enter(uuid, info, status, "GT", delay)
 
     def delete(self, uuid: str, info: JobInfo) -> Iterator[Call]:
         """Yield the calls that remove a deleted job."""

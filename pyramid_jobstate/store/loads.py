@@ -100,12 +100,10 @@ class JobReads(JobActs):
         """
         wanted = Filter(owner, kind, status, params)
         lister = Lister(wanted, self._access, self._make, self._sweep.is_done)
-        return lister.page(limit, cursor)
-
-    def is_stopped(self, batch: str) -> bool:
-        """Return whether a batch was cancelled."""
-        ((stopped, _),) = self._reader.read_stops([batch]).values()
-        return stopped is not None
+        page = lister.page(limit, cursor)
+        # Members of a cancelled batch are found by the status that they had.
+        fits = [job for job in page.items if status is None or job.status == status]
+        return page._replace(items=fits)
 
     def members(
         self,

@@ -2,140 +2,60 @@
 
 Every change of a member's record has a number, and a batch applies only those that are
 newer than the last one that it knows. So it does no harm to tell it twice, late or out
-of order, and what was not told can be told later: see :meth:`Members.look`.
+of order, and what was not told can be told later: see :meth:`.BatchReads.look`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
 
 from ..job import CANCELLED, JobInfo, Member, NewBatch, dumps
 from .calls import millis
 from .connection import text
-from .scripts import Call, Script
+from .scripts import Call, Script, checked, run_scripts
+from .told import ENDED, LETTERS, MOVED, REOPENED, Change, Heard
+from .trouble import is_lasting, note_broken
 
 if TYPE_CHECKING:
     from .calls import Calls
+    from .connection import Client
     from .index import Index
     from .reading import Reader
 
-#: The letters by which a batch knows the statuses of its members, as they are stored.
-LETTERS = {
-    "waiting": "q",
-    "sending": "n",
-    "queued": "q",
-    "retrying": "r",
-    "working": "w",
-    "cancelling": "w",
-    "success": "s",
-    "error": "e",
-    "cancelled": "c",
-}
-
-#: The letter of a member that failed because it could not be sent.
-UNSENT = "x"
-
-#: What the script `tell_batch` says has changed.
-ENDED, REOPENED, MOVED, AGED = 1, 2, 3, 4
-
 #: How many members are added in one call.
 PORTION = 500
-
-
-class Change(NamedTuple):
-    """A change of a member.
-
-    Attributes:
-      batch: The uuid of its batch.
-      uuid: The member.
-      rev: The number of the change, as text.
-      status: The status as it is stored.
-      millionths: How much of the member is done, if it runs; None for as much as
-        before.
-      delay: Milliseconds until it is due again.
-      is_unsent: Whether it failed because it could not be sent.
-      known: If set, the number of the change that the batch must know last: the record
-        of the member is gone.
-    """
-
-    batch: str
-    uuid: str
-    rev: str
-    status: str
-    millionths: int | None = None
-    delay: int = 0
-    is_unsent: bool = False
-    known: str | None = None
-
-    @property
-    def letter(self) -> str:
-        return UNSENT if self.is_unsent else LETTERS[self.status]
-
-
-class Heard(NamedTuple):
-    """What a batch answers to a change.
-
-    Attributes:
-      rev: The number of the change that it knows now, or "" if it does not know the
-        member.
-      is_stopped: Whether it was cancelled.
-    """
-
-    rev: str
-    is_stopped: bool
-
-
-def changes_of(
-    jobs: Iterable[tuple[str, JobInfo]], replies: Sequence[Any]
-) -> tuple[list[Any], list[Change]]:
-    """Return the replies of scripts that change jobs, and the changes of members.
-
-    Parameters:
-      jobs: The uuid of each job, and what is known of it.
-      replies: The reply to each, also with the number of the change and the status if
-        the job is a member of a batch: see lua/member.lua.
-    """
-    plain: list[Any] = []
-    changes = []
-    for (uuid, info), reply in zip(jobs, replies, strict=True):
-        if not info.is_member or not isinstance(reply, list):
-            plain.append(reply)
-            continue
-        first, rev, status = reply
-        plain.append(first)
-        if text(status) in LETTERS:
-            assert info.batch is not None
-            changes.append(Change(info.batch, uuid, text(rev), text(status)))
-    return plain, changes
 
 
 class Members:
     """The members of the batches of a store.
 
     Parameters:
+      client: The server.
       scripts: The scripts by name.
       calls: Makes the calls that change jobs.
       reader: Reads records.
       index: The lists.
-      run: Runs calls, and raises the first error among their replies.
       silence: Milliseconds without a sign of life after which a batch is looked at.
     """
 
     def __init__(
         self,
+        client: Client,
         scripts: Mapping[str, Script],
         calls: Calls,
         reader: Reader,
         index: Index,
-        run: Callable[[Iterable[Call]], Sequence[Any]],
         silence: int,
     ) -> None:
+        self._client = client
         self._scripts = scripts
         self._calls = calls
         self._reader = reader
         self._index = index
-        self._run = run
         self._silence = silence
 
     def open(self, batch: NewBatch) -> None:
@@ -149,13 +69,15 @@ class Members:
             "open_batch", batch.uuid, life, 0, status, batch.sender, *words
         )
         self._run([call])
-        self.add(batch.uuid, batch.members)
-        self._run(self._index.batch(batch.uuid, batch.info, status))
+        self._add(batch.uuid, batch.members)
+        delay = max((millis(member.job.delay) for member in batch.members), default=0)
+        self._run(self._index.batch(batch.uuid, batch.info, status, delay))
 
     def add(
         self, batch: str, members: Sequence[Member], sender: str = ""
     ) -> Sequence[int]:
-        """Add members to a batch that are about to be sent.
+        """Add members to a batch that are about to be sent, and list it anew if they
+        are due late.
 
         Parameters:
           sender: The running member that sends them, or "" if the batch is being sent.
@@ -163,6 +85,16 @@ class Members:
         Returns:
           The reply to each: see the script.
         """
+        change, found = self._add(batch, members, sender)
+        if change is not None:
+            self._list([batch], [change])
+        return found
+
+    def _add(
+        self, batch: str, members: Sequence[Member], sender: str = ""
+    ) -> tuple[Sequence[Any] | None, list[int]]:
+        """Return how the batch has changed, if it takes them, and those replies."""
+        change: Sequence[Any] | None = None
         replies: list[int] = []
         for i in range(0, len(members), PORTION):
             words: list[str | int] = []
@@ -171,10 +103,10 @@ class Members:
                 words += [job.uuid, letter, weight, millis(job.delay)]
             call = self._tell("add_members", batch, sender, *words)
             (found,) = self._run([call])
-            replies += found
             if found[0] < 0:
-                break
-        return replies
+                return None, found
+            change, replies = found[:5], replies + found[5:]
+        return change, replies
 
     def forget(self, batch: NewBatch) -> None:
         """Delete a batch that was not sent after all."""
@@ -219,8 +151,12 @@ class Members:
         Raises:
           redis.exceptions.RedisError: The server does not answer.
         """
-        if changes:
-            self.settle(changes, self._run(map(self.tell, changes)))
+        if not changes:
+            return
+        replies = run_scripts(self._client, [*map(self.tell, changes)])
+        pairs = zip(changes, replies, strict=True)
+        sound = [pair for pair in pairs if has_answered(*pair)]
+        self.settle([change for change, _ in sound], [reply for _, reply in sound])
 
     def settle(self, changes: Sequence[Change], replies: Sequence[Any]) -> list[Heard]:
         """Take the replies of batches that were told of changes: move the batches in
@@ -234,15 +170,15 @@ class Members:
           redis.exceptions.RedisError: The server does not answer.
         """
         heard = [Heard(text(reply[0]), reply[1] == 1) for reply in replies]
-        self._list(changes, replies)
+        self._list([change.batch for change in changes], [r[2:] for r in replies])
         ahead = [
             (change, answer.rev)
             for change, answer in zip(changes, heard, strict=True)
             if answer.rev and int(answer.rev) > int(change.rev)
         ]
         if ahead:
-            again = self._raised(ahead)
-            self._list(again, self._run(map(self.tell, again)))
+            # What they know then is not ahead of the records.
+            self.tell_all(self._raised(ahead))
         return heard
 
     def _raised(self, ahead: Sequence[tuple[Change, str]]) -> list[Change]:
@@ -259,21 +195,24 @@ class Members:
             if reply and text(reply[1]) in LETTERS
         ]
 
-    def _list(self, changes: Sequence[Change], replies: Sequence[Any]) -> None:
-        """Move batches in the lists that have changed."""
-        self._run(
-            call
-            for change, (_, _, what, status, kind, owner) in zip(
-                changes, replies, strict=True
+    def _list(self, batches: Sequence[str], changes: Sequence[Sequence[Any]]) -> None:
+        """Move batches in the lists that have changed.
+
+        Parameters:
+          changes: What has changed of each, its status, kind and owner, and the
+            milliseconds until it is due.
+        """
+        # Lists move what they find in a wrong place.
+        with contextlib.suppress(RedisError):
+            self._run(
+                call
+                for batch, (what, *words) in zip(batches, changes, strict=True)
+                if what
+                for call in self._move(batch, what, *map(text, words))
             )
-            if what
-            for call in self._move(
-                change.batch, what, text(status), text(kind), text(owner)
-            )
-        )
 
     def _move(
-        self, batch: str, what: int, status: str, kind: str, owner: str
+        self, batch: str, what: int, status: str, kind: str, owner: str, due: str
     ) -> Iterator[Call]:
         """Yield the calls that list a batch that has changed."""
         info = JobInfo(kind, "", 0, owner or None, "{}")
@@ -284,7 +223,12 @@ class Members:
         elif what == MOVED:
             yield from self._index.move(batch, kind, status)
         else:
-            yield from self._index.batch(batch, info, status)
+            yield from self._index.batch(batch, info, status, int(due))
+
+    def _run(self, calls: Iterable[Call]) -> Sequence[Any]:
+        """Run calls and return their replies. Raise the first error among these."""
+        calls = list(calls)
+        return checked(run_scripts(self._client, calls) if calls else [])
 
     def _call(self, script: str, batch: str, *args: str | int) -> Call:
         calls = self._calls
@@ -296,3 +240,17 @@ class Members:
         """Return a call with the lifetimes of a batch."""
         index = self._index
         return self._call(script, batch, index.active_ttl, index.ended_ttl, *args)
+
+
+def has_answered(change: Change, reply: Any) -> bool:
+    """Return whether a batch has answered to a change. If it never will, say so once.
+
+    Raises:
+      redis.exceptions.RedisError: The error will pass.
+    """
+    if not isinstance(reply, Exception):
+        return True
+    if not is_lasting(reply):
+        raise reply
+    note_broken(change.batch, reply)
+    return False

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from redis.exceptions import RedisError
+
 from ..job import ALIAS, TARGET, Record, parse_int
 from .connection import Client, Command, execute, is_hopeless, redis_errors, text
 
@@ -152,13 +154,17 @@ class Reader:
           has_failed: Only members that have failed.
         """
         _, failed, order = keys
-        if has_failed:
-            words = (f"({at}", "+inf", "WITHSCORES", "LIMIT", 0, count)
-            found = self.scores("ZRANGEBYSCORE", failed, *words)
-            return [(number, uuid) for uuid, number in found]
-        (rows,) = ask(
-            self._client, [Command(order, ("LRANGE", order, at, at + count - 1))]
-        )
+        try:
+            if has_failed:
+                words = (f"({at}", "+inf", "WITHSCORES", "LIMIT", 0, count)
+                found = self.scores("ZRANGEBYSCORE", failed, *words)
+                return [(number, uuid) for uuid, number in found]
+            command = Command(order, ("LRANGE", order, at, at + count - 1))
+            (rows,) = ask(self._client, [command])
+        except RedisError as e:
+            if is_hopeless(e):
+                return []
+            raise
         return [(at + i, text(uuid)) for i, uuid in enumerate(rows, 1)]
 
     def sizes(self, uuids: Sequence[str], name: str) -> Sequence[int]:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, RedisError
 
 from .connection import Client, Command, execute
 
@@ -172,3 +172,11 @@ def worst(first: Any, last: Any) -> Reply | Exception:
     reply = Reply(min(first, last))
     # To the run it makes no difference that the job had ended before.
     return Reply.OK if reply is Reply.REOPENED else reply
+
+
+def checked(replies: Sequence[Any]) -> Sequence[Any]:
+    """Return replies. Raise the first error among them."""
+    for reply in replies:
+        if isinstance(reply, RedisError):
+            raise reply
+    return replies

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,8 @@ from ..job import NOT_SENT, Update
 from .calls import millis
 from .claims import UNASKED, Hold
 from .connection import LOST
-from .members import Change, changes_of
 from .scripts import Call, Reply, run_scripts, worst
+from .told import Change, changes_of
 from .trouble import is_lasting, note_broken
 from .writes import JobWrites
 
@@ -42,6 +43,12 @@ class JobUpdates(JobWrites):
             for call in self._index.update(
                 updates[i], results[i], reopened=firsts[i] == Reply.REOPENED
             )
+        ]
+        listed += [
+            (i, call)
+            for i, change in changes.items()
+            if results[i] is Reply.CANCELLED and change.status == "cancelled"
+            for call in self._index.end(change.uuid, updates[i].info, "cancelled")
         ]
         claimed = [
             (i, call)
@@ -75,11 +82,14 @@ class JobUpdates(JobWrites):
         """
         calls: list[Call] = []
         places: list[tuple[int, int]] = []
+        stopped = self._stopped(updates)
         for update in updates:
             first = len(calls)
             if update.begins:
                 deadline = "" if update.info.unique is None else hold.deadline
-                calls.append(self._calls.start(update, deadline))
+                is_stopped = update.info.batch in stopped
+                call = self._calls.start(update, deadline, is_stopped=is_stopped)
+                calls.append(call)
             if update.reports:
                 calls.append(self._calls.report(update))
             places.append((first, len(calls) - 1))
@@ -92,9 +102,23 @@ class JobUpdates(JobWrites):
                 plain, found = changes_of(jobs, replies[first : last + 1])
                 replies[first : last + 1] = plain
                 if found and (update.tells or update.begins or update.end):
-                    changes[i] = _with_details(found[-1], update)
+                    changes[i] = _with_details(found[-1], update, plain[-1])
         results = [worst(replies[first], replies[last]) for first, last in places]
         return [replies[first] for first, _ in places], results, changes
+
+    def _stopped(self, updates: Sequence[Update]) -> set[str]:
+        """Return the cancelled ones among the batches of jobs that begin. A job of such
+        a batch that has ended stays as it is if its message comes again.
+        """
+        begun = [u.info.batch for u in updates if u.begins and u.info.is_member]
+        if not begun:
+            return set()
+        batches = [batch for batch in dict.fromkeys(begun) if batch is not None]
+        # Else the batch says so in its reply.
+        with contextlib.suppress(RedisError):
+            found = self._reader.read_stops(batches)
+            return {batch for batch, (stopped, _) in found.items() if stopped}
+        return set()
 
     def _hear(
         self,
@@ -171,8 +195,15 @@ class JobUpdates(JobWrites):
         return {uuid for uuid, _ in found}, max([since, *(time for _, time in found)])
 
 
-def _with_details(change: Change, update: Update) -> Change:
-    """Return a change of a member with what only its update tells."""
+def _with_details(change: Change, update: Update, reply: Any) -> Change:
+    """Return a change of a member with what only its update tells.
+
+    Parameters:
+      reply: The reply to the update.
+    """
+    if reply not in (Reply.OK, Reply.CANCELLING, Reply.REOPENED):
+        # It is the change of another run.
+        return change
     end = update.end
     if end is None:
         return change._replace(millionths=update.millionths)

@@ -7,18 +7,17 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from redis.exceptions import RedisError
-
 from ..job import JobInfo, NewJob
-from .calls import Calls, millis
+from .calls import Calls, has_tag, millis
 from .claims import Claims
 from .connection import Client, connect, text
 from .entries import ListAccess
 from .index import Index
-from .members import Change, Members, changes_of
+from .members import Members
 from .reading import Reader
-from .scripts import Call, read_scripts, run_scripts
+from .scripts import Call, checked, read_scripts, run_scripts
 from .sweeping import Sweep
+from .told import Change, changes_of
 
 
 class JobWrites:
@@ -36,7 +35,7 @@ class JobWrites:
         stalled_after: float = 15,
     ) -> None:
         self.client = connect(client) if isinstance(client, str) else client
-        self.namespace = namespace
+        self.namespace = checked_namespace(namespace)
         self.expire_in = positive("expire_in", expire_in)
         self.active_expire_in = positive("active_expire_in", active_expire_in)
         self.stalled_after = positive("stalled_after", stalled_after)
@@ -50,7 +49,9 @@ class JobWrites:
         #: Which unique jobs are under way.
         self.claims = Claims(self._calls, *self._access)
         #: What batches know of their members.
-        self.batches = Members(scripts, self._calls, *self._access, silence)
+        self.batches = Members(
+            self.client, scripts, self._calls, self._reader, self._index, silence
+        )
         self._sweep = Sweep(
             self.client,
             self._access,
@@ -168,15 +169,18 @@ class JobWrites:
 
     def confirm_members(self, jobs: Sequence[NewJob]) -> None:
         """Write that the broker has accepted the messages of members of a batch."""
-        _, changes = self._run_for(
-            [(job.uuid, job.info) for job in jobs],
-            (self._calls.confirm(job.uuid, job.info) for job in jobs),
-        )
-        self._run(
+        calls = [self._calls.confirm(job.uuid, job.info) for job in jobs]
+        replies = run_scripts(self.client, calls) if calls else []
+        _, changes = changes_of([(job.uuid, job.info) for job in jobs], replies)
+        listed = [
             call
-            for job in jobs
+            for job, reply in zip(jobs, replies, strict=True)
+            if not isinstance(reply, Exception)
             for call in self._index.confirm(job.uuid, job.info.kind)
-        )
+        ]
+        if listed:
+            # What is wrong with one job does not concern the others.
+            run_scripts(self.client, listed)
         self.batches.tell_all(changes)
         self._sweep.note()
 
@@ -201,12 +205,19 @@ class JobWrites:
             self._run(calls)
 
 
-def checked(replies: Sequence[Any]) -> Sequence[Any]:
-    """Return replies. Raise the first error among them."""
-    for reply in replies:
-        if isinstance(reply, RedisError):
-            raise reply
-    return replies
+def checked_namespace(namespace: str) -> str:
+    """Return the prefix of all keys.
+
+    Raises:
+      ValueError: On a Cluster, keys that belong together would lie in different slots:
+        it has a brace that does not begin or end a hash tag.
+    """
+    if "}" in namespace and not has_tag(namespace):
+        raise ValueError(
+            f"The namespace {namespace!r} has a brace that is not part of a hash tag, "
+            "such as in '{app}:jobs'."
+        )
+    return namespace
 
 
 def positive(name: str, seconds: float) -> float:

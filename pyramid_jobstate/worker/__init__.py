@@ -4,7 +4,7 @@ This wing may import Dramatiq, redis-py's exceptions, :mod:`pyramid_jobstate.err
 :mod:`pyramid_jobstate.embedded` and the wings `store` and `job`, but not Pyramid.
 """
 
-from .actors import TrackedFunction, check_owner
+from .actors import TrackedFunction
 from .batching import OutgoingBatch
 from .brokers import (
     is_default,
@@ -19,7 +19,7 @@ from .finding import middleware_of
 from .making import STUB, BrokerFault, BrokerSpec, masked
 from .messages import REQUEST, receives_request, refuse_request
 from .middleware import JobStateMiddleware
-from .options import BATCH, UNIQUE
+from .options import BATCH, UNIQUE, check_owner
 from .outage import Outage
 from .outgoing import Outgoing
 from .parameters import HandedFunction, called_function, has_parameter, layers

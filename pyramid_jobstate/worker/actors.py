@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ActorError
 from ..job import (
+    Batch,
     JobInfo,
     JobState,
     Record,
@@ -18,14 +19,13 @@ from ..job import (
     current_state,
     dumps,
     encode_params,
-    is_owner,
     is_uuid,
     run_of,
     set_member_sender,
     told_by,
 )
 from .current import CurrentJob, ThreadState, skip
-from .options import attempts_before, batch_of, unique_of, word_of
+from .options import attempts_before, batch_of, check_owner, unique_of, word_of
 from .parameters import (
     HandedFunction,
     annotation_of,
@@ -248,11 +248,14 @@ def job_state_class(actor: Actor[Any, Any]) -> type[JobState] | None:
         if is_handed:
             return _annotated(actor, is_needed=option is None)
         return JobState if option else None
-    if isinstance(option, type) and issubclass(option, JobState):
-        return option
+    is_class = isinstance(option, type) and issubclass(option, JobState)
+    # A batch shows its members, and nothing of what its own job would report.
+    if is_class and not issubclass(option, Batch):
+        cls: type[JobState] = option
+        return cls
     raise ActorError(
         f"The option job_state of the actor {actor.actor_name!r} must be a subclass of "
-        f"JobState or True, not {option!r}."
+        f"JobState (but not of Batch) or True, not {option!r}."
     )
 
 
@@ -282,19 +285,3 @@ def _annotated(actor: Actor[Any, Any], *, is_needed: bool) -> type[JobState]:
             "@dramatiq.actor(job_state=...)."
         )
     return classes.pop() if len(classes) == 1 else JobState
-
-
-def check_owner(owner: Any) -> str | float | None:
-    """Return `owner` if it can own a job, or is None.
-
-    Raises:
-      TypeError: It is not a string or a finite number. The JSON form of anything else
-        would name a different owner.
-    """
-    if owner is not None and not is_owner(owner):
-        raise TypeError(
-            "The owner of a job must be a string or a finite number, not "
-            f"{owner!r}. A function set as jobstate.owner must return one."
-        )
-    checked: str | float | None = owner
-    return checked

@@ -22,8 +22,8 @@ from ..job import (
     set_member_sender,
     set_store,
 )
-from .actors import check_owner
 from .gathering import Gathering
+from .options import check_owner
 from .outgoing import failure_to_send
 
 if TYPE_CHECKING:
@@ -81,6 +81,9 @@ class OutgoingBatch:
             raise TypeError(f"A batch needs a subclass of Batch, not {batch_class!r}.")
         if not isinstance(title, str | None):
             raise TypeError(f"The title of a batch must be a string, not {title!r}.")
+        if title is not None and not title.isprintable():
+            # Such as a file name with bytes that are no UTF-8.
+            title = "".join(c if c.isprintable() else "�" for c in title)
         checked = check_owner(owner)
         encoded = None if checked is None else dumps(checked)
         self._info = JobInfo(batch_class.kind, "", 0, encoded, "{}", batch=BATCH)
@@ -93,9 +96,9 @@ class OutgoingBatch:
         self.batch = batch_class(Record(str(uuid.uuid4()), fields, "queued"))
         self.job_states = [self.batch]
         self.members = Gathering(self.batch, fields, checked, **options)
-        self.members.show()
         set_member_sender(self.batch, self.members)
         self._confirms = True
+        self._is_sent = False
 
     def record(self, store: JobStore) -> None:
         """Write the batch and its members.
@@ -130,8 +133,12 @@ class OutgoingBatch:
         store.batches.forget(self._new())
 
     def withdraw(self) -> None:
-        """Note that nothing is sent: the transaction is aborted."""
-        self.members.is_withdrawn = True
+        """Note that nothing is sent: the transaction is aborted, unless it has been
+        committed.
+        """
+        if not self._is_sent:
+            self.members.is_withdrawn = True
+            self.members.show()
 
     def send(self) -> None:
         """Hand the messages to the broker. Call :meth:`record` before.
@@ -140,6 +147,7 @@ class OutgoingBatch:
           Exception: The broker did not accept them.
         """
         accepted: list[NewJob] = []
+        self._is_sent = True
         try:
             for outgoing, _ in self.members.items:
                 before = {*outgoing.unsent}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dramatiq import Message, group
 from redis.exceptions import RedisError
@@ -21,17 +22,20 @@ if TYPE_CHECKING:
     from dramatiq.broker import MessageProxy
 
 
+log = logging.getLogger("pyramid_jobstate")
+
 #: The options of a message that tell an actor with a request where it comes from.
 ORIGIN = ("job_url", "job_app")
 
-#: Why a batch takes no members, by what the script `add_members` says.
-CANCELLED = -3
+#: Why a batch takes no members, by what the script `add_members` says. The run that
+#: sends them has to stop in the last two cases.
+UNKNOWN = -1
 REFUSALS = {
-    -1: "it is unknown: it has expired, or the store has lost it",
     -2: "it is over",
-    CANCELLED: "it was cancelled",
+    -3: "it was cancelled",
     -4: "the run that sends them is over",
 }
+STOPS = (-3, -4)
 
 
 class RunningMember:
@@ -110,6 +114,7 @@ class RunningMember:
             origin=lambda: {k: options[k] for k in ORIGIN if k in options},
             batch=self._batch,
             key=check_key(key),
+            sender=self._message.message_id,
         )
         first = outgoing.jobs[0].uuid
         if first in self._sent:
@@ -142,22 +147,27 @@ class RunningMember:
         record = store.record(own)
         # A run that is not stored yet is no earlier one.
         if record and self._run.token in (record.text("past") or "").split():
-            raise self._refusal(-4)
-        replies = store.batches.add(self._batch, members, own)
-        if replies[0] < 0:
-            if replies[0] == CANCELLED:
-                self._run.cancel()
-                self._run.check()
-            raise self._refusal(replies[0])
-        if not replies[0]:
+            self._refuse(-4)
+        (reply, *_) = store.batches.add(self._batch, members, own)
+        if reply in REFUSALS:
+            self._refuse(reply)
+        if reply == UNKNOWN:
+            log.warning(
+                "The store has lost the batch %s. What its members send runs without "
+                "it.",
+                self._batch,
+            )
+        if not reply:
             return False
         first, *_ = found = store.create_new(*outgoing.jobs)
         outgoing.note(store, found)
-        if isinstance(first, str):
-            # It has ended. If the broker had refused it, it is sent again.
-            record = store.record(outgoing.jobs[0].uuid)
-            return record is not None and record.error == NOT_SENT
-        return first
+        if first is True:
+            return True
+        # Somebody else is sending it, has sent it, or has failed to.
+        record = store.record(outgoing.jobs[0].uuid)
+        return record is not None and (
+            record.was_never_sent or record.error == NOT_SENT
+        )
 
     def _enqueue(self, store: JobStore, outgoing: Outgoing) -> None:
         try:
@@ -170,8 +180,17 @@ class RunningMember:
         with contextlib.suppress(RedisError):
             store.confirm_members([job for job in outgoing.jobs if not job.waits])
 
-    def _refusal(self, reply: int) -> RuntimeError:
-        return RuntimeError(
+    def _refuse(self, reply: int) -> NoReturn:
+        """Send nothing. A run that is over, or whose batch was cancelled, ends now,
+        without a retry.
+
+        Raises:
+          JobCancelled, RuntimeError: Always.
+        """
+        if reply in STOPS:
+            self._run.cancel()
+            self._run.check()
+        raise RuntimeError(
             f"The batch {self._batch} takes no members: {REFUSALS[reply]}."
         )
 

@@ -65,6 +65,7 @@ class Gathering:
             raise RuntimeError("The block of a batch can be entered only once.")
         self._begin()
         self._is_used = self.is_open = True
+        self.show()
 
     def leave(self, error: BaseException | None) -> None:
         self.is_open = False
@@ -111,7 +112,8 @@ class Gathering:
         weights = [weight * len(outgoing.jobs) for outgoing, weight in self.items]
         size = str(len(self._uuids))
         self._fields.update({"size": size, "n:q": size, "weight": str(sum(weights))})
-        record_of(self._batch).status = "queued" if self.items else "success"
+        status = "queued" if self.items or self.is_open else "success"
+        record_of(self._batch).status = "cancelled" if self.is_withdrawn else status
 
     def _add(
         self,

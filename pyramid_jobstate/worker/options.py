@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..job import is_uuid
+from ..job import is_owner, is_uuid
 
 if TYPE_CHECKING:
     from dramatiq import Message
@@ -48,3 +48,19 @@ def batch_of(message: Message[Any] | MessageProxy) -> str | None:
     """Return the uuid of the batch of a message's job, or None."""
     batch = message.options.get(BATCH)
     return batch if is_uuid(batch) else None
+
+
+def check_owner(owner: Any) -> str | float | None:
+    """Return `owner` if it can own a job, or is None.
+
+    Raises:
+      TypeError: It is not a string or a finite number. The JSON form of anything else
+        would name a different owner.
+    """
+    if owner is not None and not is_owner(owner):
+        raise TypeError(
+            "The owner of a job must be a string or a finite number, not "
+            f"{owner!r}. A function set as jobstate.owner must return one."
+        )
+    checked: str | float | None = owner
+    return checked

@@ -14,10 +14,10 @@ from dramatiq import ActorNotFound, Message, group, pipeline
 
 from ..errors import ActorError
 from ..job import JobState, NewJob, check_key, is_uuid, member_uuid
-from .actors import TrackedFunction, check_owner
+from .actors import TrackedFunction
 from .finding import middleware_of
 from .messages import check_callbacks, encoded, unlinked
-from .options import BATCH, UNIQUE
+from .options import BATCH, UNIQUE, check_owner
 from .unique import Unique
 
 if TYPE_CHECKING:
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 
 #: What can be sent.
 Sendable = Message[Any] | pipeline | group
-
-
-#: The sender of members that have a key: who sends one again finds the record of the
-#: first try.
-KEYED = "key"
 
 
 class Prepared:
@@ -49,6 +44,8 @@ class Prepared:
       unique: The uniqueness of the job of a message, if it is a unique one.
       batch: The uuid of the batch of the jobs, or None.
       key: What identifies them in that batch, or None.
+      sender: Identifies the sender, who may send them again after a failure. By default
+        nobody else has its name.
 
     Attributes:
       broker: The broker to send everything through.
@@ -76,6 +73,7 @@ class Prepared:
         unique: Unique | None = None,
         batch: str | None = None,
         key: str | None = None,
+        sender: str = "",
     ) -> None:
         if isinstance(delay, timedelta):
             delay = int(delay.total_seconds() * 1000)
@@ -86,7 +84,7 @@ class Prepared:
         self._batch = batch
         self._key = None if key is None else check_key(key)
         # Another sender may send the same messages.
-        self._sender = secrets.token_hex(6) if key is None else KEYED
+        self._sender = sender or secrets.token_hex(6)
         self.jobs: list[NewJob] = []
         self.messages: list[Message[Any]] = []
         self.job_states: list[JobState] = []

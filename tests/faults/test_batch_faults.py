@@ -27,7 +27,7 @@ from pyramid_jobstate.job.changes import End, Failure, Member, NewBatch, NewJob
 from pyramid_jobstate.job.record import BATCH, FINISHED, JobError, JobInfo
 from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.store import batches, connection, reading, scripts
-from pyramid_jobstate.store.members import LETTERS
+from pyramid_jobstate.store.told import LETTERS
 from pyramid_jobstate.worker.backlog import Backlog
 from pyramid_jobstate.worker.flush import Flush
 from pyramid_jobstate.worker.outage import Outage
@@ -279,8 +279,10 @@ class Scene:
                 self.store.cancel(uuid, self.member)
             elif act == "clear":
                 if self.is_told(uuid):
-                    # Perhaps: its reply may be lost.
-                    self.gone[uuid] = self.entry(uuid)[0]
+                    # Perhaps: its reply may be lost. If it waits in a cancelled
+                    # batch, it is cancelled first.
+                    letter = self.entry(uuid)[0]
+                    self.gone[uuid] = letter if letter in "sexc" else "c"
                     self.store.delete(uuid)
             elif not self.is_idle(uuid):
                 return

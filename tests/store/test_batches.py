@@ -14,8 +14,8 @@ from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.changes import End, Member, NewBatch, NewJob, Update
 from pyramid_jobstate.job.record import BATCH, NOT_SENT, JobError, JobInfo, Record
 from pyramid_jobstate.store import batches, trouble
-from pyramid_jobstate.store.members import Change
 from pyramid_jobstate.store.scripts import Reply
+from pyramid_jobstate.store.told import Change
 from tests.jobs import messages, new_id
 from tests.support import wait_for
 
@@ -61,12 +61,10 @@ class Bed:
     def counts(self) -> dict[str, int]:
         return {status: n for status, n in self.load().counts.items() if n}
 
-    def run(self, place: int, end: End | None = None, **options: Any) -> Reply:
+    def run(self, place: int, end: End | None = None, token: str = "") -> Reply:
         """Have a worker run a member, and perhaps end it."""
-        update = Update(self.uuids[place], new_id()[:12], 1, self.info, begins=True)
-        update.end = end
-        for name, value in options.items():
-            setattr(update, name, value)
+        token = token or new_id()[:12]
+        update = Update(self.uuids[place], token, 1, self.info, begins=True, end=end)
         (reply,) = self.store.write([update])
         assert isinstance(reply, Reply)
         return reply
@@ -313,7 +311,7 @@ def test_cleared_batch_that_was_cancelled_stops_its_members(bed: Bed) -> None:
     record = bed.store.record(bed.uuids[0])
     assert record is not None
     assert record.status == "cancelled"
-    assert bed.run(0) == Reply.CANCELLING
+    assert bed.run(0) == Reply.CANCELLED
 
 
 def test_cleared_members_keep_their_counts(bed: Bed) -> None:
@@ -363,6 +361,81 @@ def test_batch_is_listed_anew_before_its_place_expires(store: JobStore) -> None:
         time.sleep(0.05)
     assert bed.uuid in [job.uuid for job in store.list(owner="alice").items]
     assert bed.uuid in [job.uuid for job in store.list(kind="Batch").items]
+
+
+def test_batch_whose_members_are_due_late_stays_listed(store: JobStore) -> None:
+    """As long as they do, even if they are sent or tried again later."""
+    store = store.replace(active_expire_in=0.5)
+    batches = [Bed(store, 1, delay=3.0), Bed(store, 2), Bed(store, 2)]
+    late = NewJob(new_id(), batches[1].info, 3.0, sender="s")
+    assert store.batches.add(batches[1].uuid, [Member(late, 1000)], "") == [1]
+    batches[2].run(0, End("retrying", JobError("E", "x"), 3.0))
+    time.sleep(1.2)
+    other = Bed(store)
+    found = {job.uuid for job in store.list(kind="Batch").items}
+    assert found == {bed.uuid for bed in (*batches, other)}
+    assert store.kinds() == ["Batch", "JobState"]
+
+
+def test_update_of_a_fenced_run_tells_no_progress(bed: Bed) -> None:
+    """It is another run that has begun anew."""
+    bed.run(0, token="a" * 12)
+    bed.run(0, token="b" * 12)
+    late = Update(bed.uuids[0], "a" * 12, 2, bed.info, {"progress": "[9,10,null,0]"})
+    late.tells, late.millionths = True, 900_000
+    assert bed.store.write([late]) == [Reply.FENCED]
+    assert bed.load().progress.fraction == 0
+
+
+def test_batch_in_a_damaged_list_harms_no_other(bed: Bed) -> None:
+    """One flush tells several batches: what is wrong with one concerns no other."""
+    other = Bed(bed.store)
+    bed.client.set('jobstate:ended:owner:"alice"', "another program's")
+    updates = []
+    for each in (bed, other):
+        for place in range(3):
+            end = End("success")
+            token = new_id()[:12]
+            updates.append(
+                Update(each.uuids[place], token, 1, each.info, begins=True, end=end)
+            )
+    assert bed.store.write(updates) == [Reply.OK] * 6
+    assert bed.load().status == other.load().status == "success"
+
+
+def test_damaged_member_leaves_the_others_confirmed(store: JobStore) -> None:
+    bed = Bed(store, 3, sent=False)
+    bed.client.delete(f"jobstate:{bed.uuids[1]}")
+    bed.client.set(f"jobstate:{bed.uuids[1]}", "x")
+    store.confirm_members(bed.jobs)
+    store.confirm_members([])
+    counts = [int(bed.client.hget(bed.key(), f"n:{letter}")) for letter in "nq"]
+    assert counts == [1, 2]
+
+
+@pytest.mark.parametrize("namespace", ["a}b", "{}", "x{}y"])
+def test_namespace_with_a_brace_that_is_no_tag(namespace: str) -> None:
+    with pytest.raises(ValueError, match="not part of a hash tag"):
+        JobStore("redis://localhost", namespace=namespace)
+
+
+def test_several_silent_batches_are_looked_at_in_turn(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call looks at a few of them, and the next one at others."""
+    beds = [Bed(store, 1) for _ in range(5)]
+    for bed in beds:
+        bed.change(0, status="success")
+        bed.grow_old()
+    uuids = [bed.uuid for bed in beds]
+
+    def over() -> int:
+        return sum(
+            job is not None and job.is_finished for job in store.load_many(uuids)
+        )
+
+    assert over() == 3
+    assert over() == 5
 
 
 def test_batch_that_is_opened_twice(bed: Bed) -> None:

@@ -686,7 +686,7 @@ def test_throughput_refuses_odd_periods(store: JobStore, wrong: dict[str, Any]) 
         store.throughput(**wrong)
 
 
-@pytest.mark.parametrize("namespace", ["jobs", "{app}:jobs", "a b:{}"])
+@pytest.mark.parametrize("namespace", ["jobs", "{app}:jobs", "a b:{c}"])
 def test_status_keys_share_a_slot(namespace: str) -> None:
     """The status indexes lie in the slot of theirs, whatever the namespace."""
     store = JobStore("redis://127.0.0.1:1/0", namespace=namespace)

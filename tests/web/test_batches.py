@@ -24,6 +24,7 @@ from pyramid_jobstate import (
     StoreUnavailable,
 )
 from pyramid_jobstate.errors import ActorError
+from pyramid_jobstate.job import record_of
 from pyramid_jobstate.job.changes import End, Update
 from pyramid_jobstate.job.record import NOT_SENT, JobError, Record
 from pyramid_jobstate.job.values import dumps
@@ -308,6 +309,9 @@ def test_abort_leaves_nothing(desk: Desk) -> None:
     assert desk.sent() == []
     with pytest.raises(RuntimeError, match="takes members only within its block"):
         batch.send(desk.actor, 2)
+    # It never reads as if it had succeeded.
+    assert batch.status == "cancelled"
+    assert desk.begin().job_states.batch().status == "queued"
 
 
 @pytest.mark.parametrize("count", [0, 3])
@@ -806,11 +810,42 @@ def test_cancel_is_one_call(desk: Desk) -> None:
         (reply,) = desk.store.write(
             [Update(record.uuid, "1" * 12, 1, record.info, begins=True)]
         )
-        assert reply == 2
+        assert reply == -2
         assert desk.state(batch)["status"] == "cancelled"
     assert desk.counts(batch) == {"cancelled": 3}
     again = act(desk.app, f"/job_state/{batch.uuid}/cancel", "alice")
     assert again.status_int == 409
+
+
+def test_ended_member_of_a_cancelled_batch_stays_as_it_is(desk: Desk) -> None:
+    """Its message comes again: it is skipped."""
+    batch = desk.send(3)
+    first, second, third = desk.records(batch)
+    desk.end(first)
+    desk.end(second, "error")
+    assert act(desk.app, f"/job_state/{batch.uuid}/cancel", "alice").status_int == 202
+    before = desk.state(batch)
+    for record in (first, second, third):
+        update = Update(record.uuid, "1" * 12, 1, record.info, begins=True)
+        assert desk.store.write([update]) == [-2]
+    assert [r.status for r in desk.records(batch)] == ["success", "error", "cancelled"]
+    after = desk.state(batch)
+    assert after["finished_at"] == before["finished_at"]
+    assert desk.counts(batch) == {"success": 1, "error": 1, "cancelled": 1}
+    cancelled = desk.store.list(kind="RunMarathon", status="cancelled").items
+    assert [job.uuid for job in cancelled] == [third.uuid]
+
+
+def test_waiting_member_of_a_cancelled_batch_can_be_deleted(desk: Desk) -> None:
+    """It reads cancelled, and lists of those that are queued leave it out."""
+    batch = desk.send(2)
+    first = desk.records(batch)[0]
+    desk.store.cancel(batch.uuid, record_of(batch).info)
+    assert desk.store.list(status="queued").items == []
+    answer = act(desk.app, f"/job_state/{first.uuid}", method="DELETE")
+    assert answer.status_int == 204
+    assert desk.store.load(first.uuid) is None
+    assert desk.counts(batch) == {"cancelled": 2}
 
 
 def test_batch_in_which_nobody_runs_is_cancelled_at_once(desk: Desk) -> None:
@@ -978,7 +1013,9 @@ def test_actor_sends_a_batch_from_its_request(
     request.job_states.send(start)
     request.tm.commit()
     with working(global_broker):
-        wait_for(lambda: batches and desk.state(batches[0])["finished_at"])
+        # Its transaction commits after the actor has returned.
+        wait_for(lambda: batches and desk.store.load(batches[0].uuid))
+        wait_for(lambda: desk.state(batches[0])["finished_at"])
     assert desk.counts(batches[0]) == {"success": 3}
 
 

@@ -14,8 +14,8 @@ from pyramid.config import Configurator
 from pyramid.request import Request
 
 from pyramid_jobstate import JobState, JobStateMiddleware, StoreUnavailable
-from pyramid_jobstate.worker.actors import check_owner
 from pyramid_jobstate.worker.finding import middleware_of
+from pyramid_jobstate.worker.options import check_owner
 from tests.webapp import (
     NOWHERE,
     RunMarathon,

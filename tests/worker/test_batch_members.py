@@ -26,8 +26,9 @@ from pyramid_jobstate import (
 )
 from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.job.record import Record
+from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.store.connection import text
-from pyramid_jobstate.store.members import Change
+from pyramid_jobstate.store.told import Change
 from pyramid_jobstate.worker.batching import OutgoingBatch
 from pyramid_jobstate.worker.fanout import RunningMember
 from pyramid_jobstate.worker.unsaved import Unsaved
@@ -275,6 +276,9 @@ def test_run_that_was_taken_over_sends_nothing(floor: Floor) -> None:
     batch = floor.send("a")
     _, frozen = floor.member(batch)
     _, member = floor.member(batch)
+    # As a cancelled job does, it ends without a retry.
+    with pytest.raises(JobCancelled):
+        send(frozen, floor.part, "x")
     with pytest.raises(RuntimeError, match="the run that sends them is over"):
         send(frozen, floor.part, "x")
     send(member, floor.part, "y")
@@ -289,7 +293,7 @@ def test_run_that_has_ended_elsewhere_sends_nothing(floor: Floor) -> None:
         [change(batch, unsaved, "success", floor.client.time()[0] * 1_000_001)]
     )
     floor.client.delete(f"jobstate:{unsaved.uuid}")
-    with pytest.raises(RuntimeError, match="the run that sends them is over"):
+    with pytest.raises(JobCancelled):
         send(member, floor.part, "x")
 
 
@@ -297,18 +301,79 @@ def change(batch: Batch, unsaved: Unsaved, status: str, rev: int) -> Change:
     return Change(batch.uuid, unsaved.uuid, str(rev), status)
 
 
-def test_batch_that_takes_no_members(floor: Floor) -> None:
-    """It is over, or unknown: the store came back empty."""
+def test_batch_that_is_over_takes_no_members(floor: Floor) -> None:
     batch = floor.send("a")
     unsaved, member = floor.member(batch)
     rev = floor.client.time()[0] * 1_000_001
     floor.store.batches.tell_all([change(batch, unsaved, "error", rev)])
     with pytest.raises(RuntimeError, match="it is over"):
         send(member, floor.part, "x")
-    floor.client.flushall()
-    with pytest.raises(RuntimeError, match="it is unknown"):
+    floor.client.hset(f"jobstate:{batch.uuid}", "status", "deleted")
+    with pytest.raises(RuntimeError, match="it is over"):
         send(member, floor.part, "x")
-    assert queued(floor.client) == []
+    assert len(queued(floor.client)) == 1
+
+
+def test_store_that_came_back_empty_loses_no_member(
+    floor: Floor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has lost the batch. What its members send runs, each once."""
+    batch = floor.send("a")
+    _, member = floor.member(batch)
+    floor.client.flushall()
+    send(member, floor.part, "x")
+    assert [m.args for m in queued(floor.client)] == [("x",)]
+    assert "has lost the batch" in caplog.text
+    with working(floor.broker):
+        wait_for(lambda: floor.ran["x"])
+    assert floor.store.load(batch.uuid) is None
+
+
+def test_two_running_members_send_the_same_key(floor: Floor) -> None:
+    """At the same time, as the pages of a crawl do: it is sent once."""
+    batch = floor.send("a", "b")
+    first, second = (
+        RunningMember(floor.broker, MessageProxy(message), batch.uuid, Run())
+        for message in queued(floor.client)
+    )
+    enqueue = floor.broker.enqueue
+
+    def meanwhile(message: Any, **options: Any) -> Any:
+        floor.broker.enqueue = enqueue  # type: ignore[method-assign]
+        send(second, floor.part, "x")
+        return enqueue(message, **options)
+
+    floor.broker.enqueue = meanwhile  # type: ignore[method-assign]
+    send(first, floor.part, "x")
+    assert [m.args[0] for m in queued(floor.client)] == ["a", "b", "x"]
+    assert floor.load(batch).size == 3
+
+
+def test_key_of_a_sender_that_died_is_taken_over(floor: Floor) -> None:
+    """Another running member sends it, once it has not been confirmed for a while."""
+    batch = floor.send("a", "b")
+    first, second = (
+        RunningMember(floor.broker, MessageProxy(message), batch.uuid, Run())
+        for message in queued(floor.client)
+    )
+    enqueue = floor.broker.enqueue
+    with contextlib.ExitStack() as death:
+
+        def die(message: Any, **options: Any) -> Any:
+            death.enter_context(dying(1, "before"))
+            return enqueue(message, **options)
+
+        floor.broker.enqueue = die  # type: ignore[method-assign]
+        with contextlib.suppress(Killed):
+            send(first, floor.part, "x")
+    floor.broker.enqueue = enqueue  # type: ignore[method-assign]
+    (uuid,) = (r.uuid for r in floor.records(batch) if r.stored_status == "sending")
+    send(second, floor.part, "x")
+    assert len(queued(floor.client)) == 2
+    floor.client.hincrby(f"jobstate:{uuid}", "updated", -20_000)
+    _, third = floor.member(batch)
+    send(third, floor.part, "x")
+    assert [m.args[0] for m in queued(floor.client)] == ["a", "b", "x"]
 
 
 def test_cancelled_batch_takes_no_members(floor: Floor) -> None:

@@ -1,18 +1,20 @@
 -- Jobs are about to be sent as members of a batch. ARGV: ttl of an unfinished batch, ttl of
 -- an ended one, the running member that sends them ("" for the sender of the batch), then for
 -- each its uuid, its letter, its weight in thousandths, and the milliseconds until it is due.
--- Returns for each 1 if it was added, 2 if it was added before and was never sent, as far as
--- the batch knows, else 0. Or returns only -1 if the batch is unknown, -2 if it is over, -3
--- if it was cancelled, -4 if the run of the sender is over.
+-- Returns what has changed, the status of the batch, its kind and owner, and the milliseconds
+-- until it is due, as tell_batch.lua does, then for each member 1 if it was added, 2 if it was
+-- added before and was never sent, as far as the batch knows, else 0. Or returns only -1 if
+-- the batch is unknown, -2 if it is over, -3 if it was cancelled, -4 if the run of the sender
+-- is over.
 
-local old = redis.call("HMGET", key, "status", "stopped", "size", "latest")
-if not old[1] or old[1] == "deleted" then
+local old = redis.call("HMGET", key, "status", "stopped", "size", "latest", "kind", "owner")
+if not old[1] then
   return { -1 }
 end
 if old[2] then
   return { -3 }
 end
-if is_finished(old[1]) then
+if not is_unfinished(old[1]) then
   return { -2 }
 end
 if ARGV[3] ~= "" then
@@ -38,5 +40,5 @@ for i = 4, #ARGV, 4 do
 end
 redis.call("HINCRBY", key, "weight", int(weight))
 redis.call("HSET", key, "size", int(size), "latest", int(latest), "updated", int(now))
-settle(now, tonumber(ARGV[1]), tonumber(ARGV[2]))
-return replies
+local change, status, due = settle(now, tonumber(ARGV[1]), tonumber(ARGV[2]))
+return { change, status, old[5] or "", old[6] or "", due, unpack(replies) }

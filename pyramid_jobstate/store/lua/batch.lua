@@ -22,7 +22,6 @@ end
 -- Keep a member, and count it under its letter.
 local function keep(uuid, old, letter, rev, part, weight, number)
   local from, to = old == "x" and "e" or old, letter == "x" and "e" or letter
-  redis.call("HSET", KEYS[2], uuid, letter .. " " .. int(rev) .. " " .. int(part) .. " " .. int(weight) .. " " .. number)
   if from ~= to then
     if from then
       redis.call("HINCRBY", key, "n:" .. from, -1)
@@ -34,6 +33,9 @@ local function keep(uuid, old, letter, rev, part, weight, number)
       redis.call("ZREM", KEYS[3], uuid)
     end
   end
+  -- Last: a script that another program's value stops has not applied the change.
+  local kept = { letter, int(rev), int(part), int(weight), number }
+  redis.call("HSET", KEYS[2], uuid, table.concat(kept, " "))
 end
 
 -- What settle() has changed: nothing, the batch has ended, it goes on, it has another
@@ -41,7 +43,8 @@ end
 local SAME, ENDED, REOPENED_BATCH, MOVED, AGED = 0, 1, 2, 3, 4
 
 -- Write the status that follows from the counts, and let the record live for as long as it
--- needs to. Returns what has changed, and the status.
+-- needs to. Returns what has changed, the status, and the milliseconds until the last of its
+-- members is due that wait.
 local function settle(now, active_ttl, ended_ttl)
   local old = redis.call(
     "HMGET", key, "n:n", "n:q", "n:r", "n:w", "n:s", "n:e", "n:c", "size",
@@ -82,7 +85,9 @@ local function settle(now, active_ttl, ended_ttl)
   elseif was_over and not is_over then
     redis.call("HDEL", key, "finished")
   end
-  local life = active_ttl + math.max(0, (tonumber(old[13]) or 0) - now)
+  -- Another program may have written it.
+  local due = math.min(math.max(0, (tonumber(old[13]) or 0) - now), 2 ^ 50)
+  local life = active_ttl + due
   if over == size then
     life = ended_ttl
   else
@@ -92,14 +97,14 @@ local function settle(now, active_ttl, ended_ttl)
     redis.call("PEXPIRE", KEYS[i], int(life))
   end
   if is_over ~= (was_over and true or false) then
-    return is_over and ENDED or REOPENED_BATCH, status
+    return is_over and ENDED or REOPENED_BATCH, status, int(due)
+  end
+  if not is_over and now + due - (tonumber(old[17]) or now) > active_ttl / 2 then
+    redis.call("HSET", key, "listed", int(now + due))
+    return AGED, status, int(due)
   end
   if status ~= old[9] then
-    return is_over and ENDED or MOVED, status
+    return is_over and ENDED or MOVED, status, int(due)
   end
-  if not is_over and now - (tonumber(old[17]) or now) > active_ttl / 2 then
-    redis.call("HSET", key, "listed", int(now))
-    return AGED, status
-  end
-  return SAME, status
+  return SAME, status, int(due)
 end

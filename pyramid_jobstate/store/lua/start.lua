@@ -1,8 +1,9 @@
 -- A worker has started a run, which takes the record over from all earlier runs.
 -- ARGV: token, milliseconds since the run began, "1" if this call may be late, "1" if the
 -- run already knows of a requested cancellation, ttl, the word of the last request to run
--- the job again that the message knows of ("" for none), the deadline of a unique job, then
--- the fields. After the deadline, a job that has ended, or whose record is lost, does not run.
+-- the job again that the message knows of ("" for none), the deadline of a unique job, the
+-- error of a cancelled job if its batch was cancelled (else ""), then the fields. After the
+-- deadline, a job that has ended, or whose record is lost, does not run.
 
 local token, late, told = ARGV[1], ARGV[3] == "1", ARGV[4] == "1"
 local now = time()
@@ -27,6 +28,17 @@ end
 if old[2] == token then
   return status == "cancelling" and CANCELLING or OK
 end
+if ARGV[8] ~= "" then
+  if not is_finished(status) then
+    if not status then
+      set(9)
+      redis.call("HSET", key, "queued", int(started))
+      redis.call("PEXPIRE", key, ARGV[5])
+    end
+    redis.call("HSET", key, "status", "cancelled", "error", ARGV[8], "updated", int(now), "finished", int(now))
+  end
+  return CANCELLED
+end
 if (not status or is_finished(status)) and is_late(ARGV[7], now) then
   return UNCLAIMED
 end
@@ -39,7 +51,7 @@ redis.call(
   "queued", old[4] or int(started), "started", int(started),
   "updated", int(started), "seen", int(now)
 )
-set(8)
+set(9)
 if old[2] or old[6] then
   redis.call("HSET", key, "past", earlier(old[2], old[6]))
 end

@@ -4,17 +4,18 @@
 -- before), milliseconds until it is due, and optionally the number of the change that the
 -- batch must know last: the record of the member is gone, and numbers no change.
 -- Returns the number of the change that the batch knows now ("" if it or the member is
--- unknown), 1 if the batch was cancelled, what has changed, its status, kind and owner.
+-- unknown), 1 if the batch was cancelled, what has changed, its status, kind and owner, and the
+-- milliseconds until the last of its members is due that wait.
 
 local old = redis.call("HMGET", key, "status", "stopped", "kind", "owner")
 local stopped = old[2] and 1 or 0
 local letter, rev, part, weight, number = member(ARGV[3])
 if not letter then
-  return { "", stopped, SAME, "", "", "" }
+  return { "", stopped, SAME, "", "", "", "0" }
 end
 local to, told = ARGV[5], tonumber(ARGV[4])
 if told <= rev or (ARGV[8] and tonumber(ARGV[8]) ~= rev) then
-  return { int(rev), stopped, SAME, old[1], "", "" }
+  return { int(rev), stopped, SAME, old[1], "", "", "0" }
 end
 local now, done = time(), 0
 if to == "w" then
@@ -27,14 +28,14 @@ end
 if to ~= "w" and not waits(to) then
   done = 1000000
 end
-keep(ARGV[3], letter, to, told, done, weight, number)
 if done ~= part then
   redis.call("HINCRBY", key, "sum", int((done - part) * weight))
 end
+keep(ARGV[3], letter, to, told, done, weight, number)
 redis.call("HSET", key, "updated", int(now))
 if tonumber(ARGV[7]) > 0 then
   local latest = tonumber(redis.call("HGET", key, "latest")) or 0
   redis.call("HSET", key, "latest", int(math.max(latest, now + ARGV[7])))
 end
-local change, status = settle(now, tonumber(ARGV[1]), tonumber(ARGV[2]))
-return { int(told), stopped, change, status, old[3] or "", old[4] or "" }
+local change, status, due = settle(now, tonumber(ARGV[1]), tonumber(ARGV[2]))
+return { int(told), stopped, change, status, old[3] or "", old[4] or "", due }
