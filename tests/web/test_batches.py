@@ -583,19 +583,17 @@ def test_bad_queries_for_members(desk: Desk, query: str, status: int) -> None:
 def test_title_of_one_batch(desk: Desk) -> None:
     """It replaces that of the class, unless the class makes it."""
     hostile = "<img onerror=x>" + 300 * "x"
-    titles = {
-        "ImportAll": "Import of 3 files",
-        "Batch": hostile[:200],
-        "Titled": "1 files",
-    }
-    for cls, given in (
-        (ImportAll, titles["ImportAll"]),
-        (Batch, hostile),
-        (Titled, "x"),
-    ):
+    titles: tuple[tuple[type[Batch], str, str], ...] = (
+        (ImportAll, "Import of 3 files", "Import of 3 files"),
+        (Batch, hostile, hostile[:200]),
+        # Such as the name of a file that is no UTF-8.
+        (Batch, "a\0b\udcff", "a\ufffdb\ufffd"),
+        (Titled, "x", "1 files"),
+    )
+    for cls, given, shown in titles:
         batch = desk.send(1, batch_class=cls, title=given)
-        assert batch.title == titles[cls.kind]
-        assert desk.state(batch)["title"] == titles[cls.kind]
+        assert batch.title == shown
+        assert desk.state(batch)["title"] == shown
     assert desk.state(desk.send(0))["title"] == "Batch"
 
 
