@@ -2,65 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from pyramid.encode import urlencode
 from pyramid.httpexceptions import HTTPFound
 
 from ...job import is_uuid
-from ...store import Counts
 from ..answers import answering
 from ..interfaces import IPages
-from ..lists import asked_page, visible
+from ..lists import asked_page
+from ..queries import LOCALE
 from ..views import show_many
-from .acts import ACTS, acts_on, for_script
+from .acts import ACTS, for_script
 from .bulk import acts_on_all
 from .chart import BARS, SECONDS, chart_of
 from .rendering import Pages, respond
-from .shown import job_of, text_of
-from .words import Words, words_for
+from .rows import rows_of, tabs_of, url_maker
+from .words import words_for
 
 if TYPE_CHECKING:
     from pyramid.request import Request
     from pyramid.response import Response
 
-    from ...job import JobState
-    from ...store import Bucket, JobStore
+    from ...store import Bucket, Counts, JobStore
     from ..resources import JobStates
 
 #: The parameters that say which jobs are listed, and how many on a page.
 FILTERS = ("kind", "owner", "all", "status", "limit")
-
-#: The parameter with which Pyramid's own locale negotiator is asked for a language.
-LOCALE = "_LOCALE_"
-
-
-class Tab(NamedTuple):
-    """A link to the jobs of one status, or of all. `number` is "" if it is not told."""
-
-    text: str
-    url: str
-    number: str
-    is_current: bool
-
-
-class Row(NamedTuple):
-    """A job of the list.
-
-    Attributes:
-      job: Its JSON.
-      owner: Its owner, for viewers who may list all jobs.
-      text: The job in one line.
-      acts: What the viewer may do with it now.
-      permitted: What the viewer may do with it, whatever its status becomes.
-    """
-
-    job: Mapping[str, Any]
-    owner: Any
-    text: str
-    acts: Sequence[str]
-    permitted: Sequence[str]
 
 
 class Overview(NamedTuple):
@@ -98,27 +66,9 @@ def list_page(context: JobStates, request: Request) -> Response:
     if may_list:
         overview = overview_of(context, filters, with_chart=is_first)
     words = words_for(request)
-
     list_url = request.resource_url(context)
-
-    def url(**changes: str | None) -> str:
-        wanted = {**filters, **changes}
-        if LOCALE in query:
-            wanted[LOCALE] = query[LOCALE]
-        known = {name: value for name, value in wanted.items() if value is not None}
-        return f"{list_url}?{urlencode(known)}" if known else list_url
-
-    def row(job_state: JobState) -> Row | None:
-        owner = job_state.owner if may_list else None
-
-        def make(state: dict[str, Any]) -> Row:
-            job = job_of(job_state, request, state)
-            acts = acts_on(context, job_state, job)
-            return Row(job, owner, text_of(job, words), *acts)
-
-        return visible(context, request, job_state, make)
-
-    rows = [found for found in map(row, page.items) if found is not None]
+    url = url_maker(list_url, query, FILTERS)
+    rows = rows_of(context, page.items, words, with_owners=may_list)
     fitting = [act for act in ACTS if any(act in row.acts for row in rows)]
     bulk = {}
     if rows:
@@ -128,6 +78,7 @@ def list_page(context: JobStates, request: Request) -> Response:
         for act in ACTS
         if act in bulk or any(act in row.permitted for row in rows)
     }
+    counts = {} if overview.counts is None else overview.counts._asdict()
     title = words("jobs" if may_list else "own-jobs")
     values = {
         "words": words,
@@ -139,7 +90,7 @@ def list_page(context: JobStates, request: Request) -> Response:
         "wrong_id": asked_id,
         "list_url": list_url,
         "kinds": overview.kinds,
-        "tabs": tabs_of(words, filters.get("status"), overview.counts, url),
+        "tabs": tabs_of(words, filters.get("status"), counts, url),
         "chart": chart_of(overview.buckets, words) if overview.buckets else None,
         "rows": rows,
         "acts": acts,
@@ -176,27 +127,3 @@ def overview_of(
         return Overview(kinds, counts, buckets)
 
     return context.ask(question)
-
-
-def tabs_of(
-    words: Words, status: str | None, counts: Counts | None, url: Callable[..., str]
-) -> list[Tab]:
-    """Return the tabs: all jobs, and those of each status.
-
-    Parameters:
-      status: The status whose jobs are listed, or None.
-      url: Returns the URL of the list with a parameter changed.
-    """
-    numbers: dict[str | None, str] = {}
-    if counts is not None:
-        numbers = {name: words.number(n) for name, n in counts._asdict().items()}
-        numbers[None] = words.number(sum(counts))
-    return [
-        Tab(
-            words("all") if name is None else words.status(name),
-            url(status=name),
-            numbers.get(name, ""),
-            name == status,
-        )
-        for name in (None, *Counts._fields)
-    ]
