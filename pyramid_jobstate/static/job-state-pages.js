@@ -2,8 +2,9 @@
  * job-state-pages.js: what the pages of pyramid_jobstate do beside their elements.
  *
  * The page of a list selects jobs, acts on them, and says when there are new ones. The
- * page of a job acts on it, and renews what stands around its element. The attribute data-words has the words of both, in the
- * viewer's language; data-page has URLs, questions, and the token of CSRF checks.
+ * page of a job acts on it, and renews what stands around its element. That of a batch counts
+ * its jobs, and runs those again that have failed. The attribute data-words has the words of
+ * all, in the viewer's language; data-page has URLs, questions, and the token of CSRF checks.
  *
  * A classic script that defines no globals. It needs job-state.js.
  */
@@ -268,7 +269,7 @@ async function actOnEach(act, urls, result, tell) {
  * The act begins before the question, so that it concerns the jobs which match by then, and
  * no others.
  */
-function askAboutAll(name, verb, { url, question, statuses, counts }) {
+function askAboutAll(name, verb, { url, question, statuses, counts: source }) {
   const target = new URL(url);
   let cursor;
   const step = async (limit) => {
@@ -281,9 +282,11 @@ function askAboutAll(name, verb, { url, question, statuses, counts }) {
   };
   const prepare = async () => {
     await step("0");
-    const counted = counts && (await read(counts));
-    if (!counted) return question;
-    return plural(name, statuses.reduce((sum, each) => sum + counted.counts[each], 0));
+    const answer = source && (await read(source));
+    // The state of a batch has the counts of its jobs.
+    const { counts } = answer?.job || answer || {};
+    if (!counts) return question;
+    return plural(name, statuses.reduce((sum, each) => sum + counts[each], 0));
   };
   const act = async (result, tell) => {
     try {
@@ -458,7 +461,11 @@ function prepareJob() {
   page.addEventListener("click", ({ target }) => {
     const button = target.closest("[data-act]");
     if (!button) return;
-    const { act, question } = button.dataset;
+    const { act, question, verb } = button.dataset;
+    if (data.bulk[act]) {
+      askAboutAll(act, verb, data.bulk[act]);
+      return;
+    }
     ask({
       verb: button.textContent,
       name: act,
@@ -467,13 +474,27 @@ function prepareJob() {
       next: act === "delete" ? data.list : null,
     });
   });
-  page.addEventListener("job-state:update", ({ detail }) => {
+  page.addEventListener("job-state:update", ({ target, detail }) => {
+    // The page of a batch has elements of its jobs, too.
+    if (target.id !== "jobstate-job") return;
     addMetrics(detail);
-    const { status, attempt } = detail.job;
-    const seen = `${status} ${attempt}`;
+    const { status, attempt, counts } = detail.job;
+    if (counts) showCounts(counts);
+    const seen = `${status} ${attempt}${counts?.error ? " failed" : ""}`;
     if (seen !== shown) renew(isOver(status));
     shown = seen;
   });
+}
+
+/** Show how many jobs of a batch have which status. */
+function showCounts(counts) {
+  const total = Object.values(counts).reduce((sum, number) => sum + number, 0);
+  const numbers = { ...counts, all: total };
+  for (const node of page.querySelectorAll("[data-count]")) {
+    node.textContent = format("NumberFormat", {}, numbers[node.dataset.count]);
+  }
+  const button = page.querySelector("[data-act=rerun]");
+  if (button && counts.error) button.textContent = plural("rerun-failed", counts.error);
 }
 
 /** The newest request for what has changed around the element. */

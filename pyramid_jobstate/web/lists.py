@@ -14,7 +14,7 @@ from .permits import require
 from .queries import BadRequest, parse_owner, read_flag, read_limit, read_query
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import TypeVar
 
     from pyramid.request import Request
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from .resources import JobStates
 
     T = TypeVar("T")
+
+
+#: The number of jobs on a page, unless a request names another.
+LIMIT = 50
+
+#: The parameters of a request for the members of a batch.
+MEMBERS = ("batch", "status", "limit", "cursor")
 
 
 def asked_page(context: JobStates, request: Request) -> Page:
@@ -33,9 +40,9 @@ def asked_page(context: JobStates, request: Request) -> Page:
       StoreUnavailable: The store does not answer.
     """
     query = request.GET
-    limit = read_limit(query, 50)
     if "batch" in query:
-        return _asked_members(context, request, limit)
+        return _asked_members(context, request)
+    limit = read_limit(query, LIMIT)
     is_all = read_flag(query, "all")
     owner = None
     if "owner" in query or is_all:
@@ -59,7 +66,7 @@ def asked_page(context: JobStates, request: Request) -> Page:
         raise BadRequest(str(e)) from e
 
 
-def _asked_members(context: JobStates, request: Request, limit: int) -> Page:
+def _asked_members(context: JobStates, request: Request) -> Page:
     """Return a page of the members of the batch that the query names.
 
     Raises:
@@ -67,15 +74,25 @@ def _asked_members(context: JobStates, request: Request, limit: int) -> Page:
       HTTPNotFound: The batch is unknown, or the request may not see it.
       StoreUnavailable: The store does not answer.
     """
-    query = read_query(request, "batch", "status", "limit", "cursor")
+    query = read_query(request, *MEMBERS)
     batch = context.find(query["batch"])
     if not isinstance(batch, Batch) or not context.permits(batch, "view_job"):
         raise HTTPNotFound
+    return members_page(context, batch, query)
+
+
+def members_page(context: JobStates, batch: Batch, query: Mapping[str, str]) -> Page:
+    """Return the page of the members of a batch that a query asks for.
+
+    Raises:
+      BadRequest: A parameter is invalid.
+      StoreUnavailable: The store does not answer.
+    """
     try:
         return context.members(
             batch.uuid,
             status=query.get("status"),
-            limit=limit,
+            limit=read_limit(query, LIMIT),
             cursor=query.get("cursor"),
         )
     except ValueError as e:

@@ -9,7 +9,7 @@ from pyramid.csrf import get_csrf_token
 from pyramid.interfaces import IDefaultCSRFOptions
 
 from ...errors import StoreUnavailable
-from ...job import FINISHED, note_trouble
+from ...job import FINISHED, Batch, note_trouble
 from .words import encode
 
 if TYPE_CHECKING:
@@ -48,10 +48,10 @@ def acts_on(context: JobStates, job_state: JobState, job: Mapping[str, Any]) -> 
     }
     permitted = ["cancel"] if job["cancellable"] else []
     try:
-        # A success, or a cancelled job, can no longer fail.
-        if status not in ("success", "cancelled") and context.permits(
-            job_state, "rerun_job"
-        ):
+        # A success, or a cancelled job, can no longer fail. A batch does not run.
+        may_fail = status not in ("success", "cancelled")
+        may_run = may_fail and not isinstance(job_state, Batch)
+        if may_run and context.permits(job_state, "rerun_job"):
             permitted.append("rerun")
         if context.permits(job_state, "delete_job"):
             permitted.append("delete")

@@ -8,6 +8,7 @@ from ...job import container_of
 from ..operators import inspection
 from ..permits import require
 from .acts import acts_on, for_script
+from .members import batch_of, members_of
 from .rendering import respond
 from .shown import job_of, text_of, texts_of
 from .timeline import timeline_of
@@ -36,12 +37,16 @@ def job_page(context: JobState, request: Request) -> Response:
     params = inspected.get("params", job["params"])
     acts = acts_on(container, context, job).now
     may_list = bool(container.permits(container, "list_jobs"))
+    members = members_of(context, container, job, words, may_list=may_list)
+    has_failures = bool((job["counts"] or {}).get("error"))
     values = {
         "words": words,
         "job": job,
         "acts": acts,
         "owner": context.owner if may_list else None,
         "may_list": may_list,
+        "batch": batch_of(context, container, request),
+        "members": members,
         "list_url": request.resource_url(container),
         "text": text_of(job, words),
         "steps": timeline_of(job, inspected.get("tries", ()), words),
@@ -52,7 +57,8 @@ def job_page(context: JobState, request: Request) -> Response:
             request,
             url=job["url"],
             list=request.resource_url(container),
-            seen=f"{job['status']} {job['attempt']}",
+            seen=f"{job['status']} {job['attempt']}{' failed' * has_failures}",
+            bulk={} if members is None else members.bulk,
         ),
     }
     return respond(request, "job.jinja2", job["title"], values)

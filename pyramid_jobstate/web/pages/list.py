@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyramid.httpexceptions import HTTPFound
+from pyramid.httpexceptions import HTTPFound, HTTPNotFound
 
 from ...job import is_uuid
 from ..answers import answering
 from ..interfaces import IPages
-from ..lists import asked_page
-from ..queries import LOCALE
+from ..lists import MEMBERS, asked_page
+from ..queries import LOCALE, read_query
 from ..views import show_many
 from .acts import ACTS, for_script
 from .bulk import acts_on_all
@@ -46,6 +46,8 @@ def list_page(context: JobStates, request: Request) -> Response:
     if "uuid" in request.GET:
         # The states of several jobs are for scripts alone.
         return answering(show_many)(context, request)
+    if "batch" in request.GET:
+        return to_batch(context, request)
     may_list = bool(context.permits(context, "list_jobs"))
     query = {name: value for name, value in request.GET.items() if value.strip()}
     asked_id = query.get("id", "").strip()
@@ -105,6 +107,20 @@ def list_page(context: JobStates, request: Request) -> Response:
         ),
     }
     return respond(request, "list.jinja2", title, values)
+
+
+def to_batch(context: JobStates, request: Request) -> Response:
+    """Redirect to the page of a batch, which lists its members.
+
+    Raises:
+      BadRequest: A parameter is invalid.
+      HTTPNotFound: The query does not name a batch.
+    """
+    query = read_query(request, *MEMBERS)
+    if not is_uuid(query["batch"]):
+        raise HTTPNotFound
+    address = f"{request.resource_url(context)}{query['batch']}/"
+    return HTTPFound(url_maker(address, request.GET, MEMBERS)(batch=None))
 
 
 def overview_of(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 NOTHING: Mapping[str, Any] = MappingProxyType(
     {
         "params": MappingProxyType({}),
+        "counts": None,
         "progress": None,
         "phase": None,
         "message": None,

@@ -104,8 +104,12 @@ WORDS = MappingProxyType(
         "attempts": _("Attempts"),
         "none": _("No jobs."),
         "none-here": _("No matching jobs so far. Older ones may match."),
+        "none-here-yet": _("No matching jobs so far. Later ones may match."),
+        "hidden-members": _("These jobs have expired, or you may not see them."),
         "newest": _("Newest"),
         "older": _("Older"),
+        "first": _("First"),
+        "next": _("Next"),
         "pages-of-list": _("Pages of the list"),
         "select-all": _("Select all on this page"),
         "matching": _("All matching jobs, on every page"),
@@ -120,7 +124,9 @@ WORDS = MappingProxyType(
         "copy": _("Copy"),
         "copied": _("Copied"),
         "timeline": _("Timeline"),
+        "part-of": _("Part of"),
         "sent": _("sent"),
+        "started": _("started"),
         "due": _("due at"),
         "try": _("try ${number}"),
         "metrics": _("Metrics"),
@@ -197,6 +203,9 @@ PLURALS = MappingProxyType(
         "cancel": Plural(_("Cancel ${number} job?"), _("Cancel ${number} jobs?")),
         "rerun": Plural(_("Run ${number} job again?"), _("Run ${number} jobs again?")),
         "delete": Plural(_("Delete ${number} job?"), _("Delete ${number} jobs?")),
+        "rerun-failed": Plural(
+            _("Run ${number} failed job again"), _("Run ${number} failed jobs again")
+        ),
         "selected": Plural(_("${number} selected"), _("${number} selected")),
         "cancel-done": Plural(
             _("Asked ${number} job to stop."), _("Asked ${number} jobs to stop.")
@@ -226,5 +235,7 @@ SINGLE = MappingProxyType(
         "cancel": _("Cancel this job?"),
         "rerun": _("Run this job again?"),
         "delete": _("Delete this job? This cannot be undone."),
+        "cancel-batch": _("Cancel all unfinished jobs of this batch?"),
+        "delete-batch": _("Delete this batch? Its jobs stay. This cannot be undone."),
     }
 )

@@ -64,7 +64,10 @@ def timeline_of(
         )
         last = ended
     if is_open:
+        # A batch makes no attempts.
+        is_batch = not job["attempt"]
         text = words("try", number=words.number(earlier + len(tries) + 1))
+        text = words("started") if is_batch else text
         steps.append(Step("try", text, started, between(last, started, words)))
         last = started
     if job["due_at"] is not None and status in ("queued", "retrying"):

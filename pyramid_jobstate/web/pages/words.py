@@ -121,9 +121,9 @@ class Words:
         """Return the question about all jobs that match, whose number is unknown."""
         return self._uncounted[act]
 
-    def about_one(self, act: str) -> str:
-        """Return the question about the job of a page."""
-        return self._single[act]
+    def about_one(self, act: str, *, is_batch: bool = False) -> str:
+        """Return the question about the job, or the batch, of a page."""
+        return self._single[f"{act}-batch" if is_batch else act]
 
     def number(self, value: float, digits: int = 0) -> str:
         """Return a number with up to so many digits after the decimal point."""
