@@ -18,6 +18,10 @@ from tests.jobs import RunMarathon, working
 from tests.support import load_job, wait_for
 from tests.web.operating import Marathons
 
+#: Milliseconds, fewer than those after which a silent batch is stalled: then the page
+#: renews its parts in any case.
+SOON = 8000
+
 TABS = ".jobstate-tabs a"
 
 EACH = (
@@ -57,14 +61,14 @@ def test_batch_is_live(pages: Pages, store: JobStore) -> None:
 
     expect(tab_of(pages, "Waiting")).to_have_text("Waiting 1")
     expect(tab_of(pages, "Failed")).to_have_text("Failed 1")
-    expect(rerun).to_be_visible()
+    expect(rerun).to_be_visible(timeout=SOON)
     expect(bar).to_have_attribute("aria-valuenow", "50")
     row = pages.row(batch.members[2])
     expect(row.locator("[part=status]")).to_have_text("Failed")
     expect(row.locator(".jobstate-ended time")).to_have_count(1)
     end(store, batch.uuid, batch.members[3], "error")
     expect(pages.page.locator("[data-act=rerun]")).to_have_text(
-        "Run 2 failed jobs again"
+        "Run 2 failed jobs again", timeout=SOON
     )
     end(store, batch.uuid, batch.members[1])
     status = pages.page.locator("#jobstate-job [part=status]")
