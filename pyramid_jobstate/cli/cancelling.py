@@ -18,7 +18,8 @@ DESCRIPTION = """\
 Cancel jobs. Given ids, print the status of each: `cancelled`, or `cancelling` until the
 worker has stopped it, for which `wait` waits. Given filters, print how many jobs were
 cancelled and refused: those that had ended meanwhile. On a terminal, it then asks
-first, and leaves alone what is sent after that. If one of the jobs cannot be cancelled,
+first, and leaves alone what is sent after that. The cancel of a batch is one of all
+its jobs that are not over. If one of the jobs cannot be cancelled,
 the others are, and the exit code is 1.
 """
 

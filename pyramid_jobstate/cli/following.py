@@ -6,6 +6,7 @@ import time
 from typing import NamedTuple
 
 from ..job import JobState
+from .batches import bad_counts
 from .states import state_text
 from .texts import percent
 
@@ -28,8 +29,8 @@ class Told(NamedTuple):
 
 
 class Changes:
-    """Tells what has changed: a status, an attempt, a message and a whole percent at
-    once, other progress every ten seconds.
+    """Tells what has changed: a status, an attempt, a message, a whole percent and the
+    failures of a batch at once, other progress every ten seconds.
     """
 
     def __init__(self) -> None:
@@ -39,7 +40,7 @@ class Changes:
         """Return the state of a job if it is worth a line, else None."""
         progress = job.progress
         share = None if progress is None else percent(progress)
-        main = (job.status, job.attempt, share, job.message)
+        main = (job.status, job.attempt, share, job.message, bad_counts(job))
         text, now = state_text(job), time.monotonic()
         told = self._told.get(job.uuid)
         is_new = told is None or told.main != main

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ..job import JobState
+from ..job import Batch, JobState
 from ..store import Bucket, Counts, JobStore
 from .faults import DONE
 from .output import Output
@@ -104,8 +104,8 @@ def words(tally: Tally) -> list[str]:
 def _known(cls: type[JobState]) -> Iterator[str]:
     """Yield the kinds of the application's classes."""
     for found in cls.__subclasses__():
-        # A job of an unknown kind has a class without one.
-        if found.kind:
+        # A job of an unknown kind has a class without one, a batch our own.
+        if found.kind and found.__module__ != Batch.__module__:
             yield found.kind
         yield from _known(found)
 

@@ -6,10 +6,11 @@ import argparse
 import functools
 
 from ..errors import NotRepeatable
-from ..job import JobState, record_of
+from ..job import Batch, JobState, record_of
 from ..store import JobStore
 from .act import Results
 from .arguments import named
+from .batches import find_batch
 from .brokers import broker_name, find_broker, sending
 from .bulk import Bulk
 from .faults import CouldNot, Refused
@@ -22,14 +23,15 @@ DESCRIPTION = """\
 Run failed jobs again, each under its id. Given ids, print the status of each, and why a
 job cannot run again. Given filters, print how many jobs were sent and refused: those
 that cannot run again, or had changed meanwhile. On a terminal, it then asks first, and
-leaves alone what fails after that. If one of the jobs cannot run again, the others
+leaves alone what fails after that. --batch names a batch, which is not run again
+itself, but its failed jobs are. If one of the jobs cannot run again, the others
 do, and the exit code is 1. The messages go to the broker of the application or, with
 --url, to --broker.
 """
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
-    add_selection(parser, ("error",), "rerun", "failed")
+    add_selection(parser, ("error",), "rerun", "failed", by_batch=True)
     parser.add_argument(
         "--broker",
         type=named("broker", broker_name),
@@ -52,6 +54,8 @@ def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
         if filters.pop("status", None) is not None:
             # All that it acts on have failed.
             filters["everything"] = True
+        if "batch" in filters:
+            filters["batch"] = find_batch(store, filters["batch"])
         call = sending()(functools.partial(rerun_all, store, broker))
         return Bulk(call, filters, "requeued", args, output).run()
 
@@ -66,7 +70,8 @@ def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
             else:
                 is_sent = rerun(store, broker, job.uuid)
         except NotRepeatable as e:
-            raise CouldNot(f"The job {job.uuid} cannot run again: {e}") from None
+            more = f" Use --batch {job.uuid}." * isinstance(job, Batch)
+            raise CouldNot(f"The job {job.uuid} cannot run again: {e}{more}") from None
         if not is_sent:
             raise CouldNot(f"The job {job.uuid} has not failed: {job.status}.")
 

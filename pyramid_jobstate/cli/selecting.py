@@ -6,7 +6,15 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from .arguments import add_consent, add_duration, add_filters, add_ids, add_limit
+from .arguments import (
+    add_consent,
+    add_duration,
+    add_filters,
+    add_ids,
+    add_limit,
+    job_id,
+    named,
+)
 from .faults import Refused
 
 
@@ -18,6 +26,7 @@ def add_selection(
     *,
     by_id: bool = True,
     by_age: bool = False,
+    by_batch: bool = False,
 ) -> None:
     """Let a parser accept what :func:`filters_of` reads, --limit and consent.
 
@@ -27,12 +36,20 @@ def add_selection(
       which: What such jobs are called, such as "unfinished".
       by_id: Whether ids are accepted, too.
       by_age: Whether --older-than is.
+      by_batch: Whether --batch is.
     """
     if by_id:
         add_ids(parser, "*", f"the jobs to {verb}, instead of filters")
     group = add_filters(parser, statuses)
     if by_age:
         add_duration(group, "--older-than", None, "only jobs that ended so long ago")
+    if by_batch:
+        group.add_argument(
+            "--batch",
+            type=named("batch", job_id),
+            metavar="ID",
+            help="only jobs of this batch: its id, or the beginning",
+        )
     group.add_argument(
         "--everything",
         action="store_true",
@@ -43,6 +60,8 @@ def add_selection(
     parser.set_defaults(verb=verb, which=which, by_id=by_id)
     if not by_age:
         parser.set_defaults(older_than=None)
+    if not by_batch:
+        parser.set_defaults(batch=None)
 
 
 def filters_of(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -52,7 +71,7 @@ def filters_of(args: argparse.Namespace) -> dict[str, Any] | None:
     Raises:
       Refused: Neither was given, or both.
     """
-    names = ("owner", "kind", "status", "older_than")
+    names = ("owner", "kind", "status", "older_than", "batch")
     given = {n: v for n in names if (v := getattr(args, n)) is not None}
     if args.everything:
         if given:

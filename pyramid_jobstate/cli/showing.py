@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from ..job import JobState, record_of
+from ..job import Batch, JobState, record_of
 from ..store import Failures, JobStore
 from .arguments import add_ids
+from .batches import batch_of, counted
 from .faults import DONE
 from .ids import find
 from .output import Output, json_text
@@ -61,11 +62,15 @@ def facts(job: JobState) -> Iterator[tuple[str, str]]:
     yield "owner", owner_text(job.owner)
     if (identity := record_of(job).info.unique) is not None:
         yield "unique", clean(identity)
+    if (batch := batch_of(job)) is not None:
+        yield "batch", clean(batch)
     yield "attempt", str(job.attempt)
     if job.progress is not None:
         yield "progress", progress_text(job.progress)
         if job.progress.eta is not None and not job.is_finished:
             yield "left", span(job.progress.eta)
+    if isinstance(job, Batch):
+        yield "jobs", ", ".join(counted(job)) or "none"
     if job.message is not None:
         yield "message", clean(job.message)
     if job.error is not None:
@@ -91,5 +96,5 @@ def failed(job: JobState, failures: Failures) -> Iterator[tuple[str, str]]:
     for line in failures.traceback.rstrip("\n").split("\n"):
         if line:
             yield "traceback", clean(line)
-    if job.status == "error" and (reason := refusal_of(failures)):
+    if reason := refusal_of(job, failures):
         yield "rerun", f"impossible: {clean(reason)}"

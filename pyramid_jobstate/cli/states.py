@@ -5,13 +5,15 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from ..job import JobState, iso_time
+from ..job import Batch, JobState, iso_time
 from ..store import Failures, Try
+from .batches import NOT_REPEATABLE, batch_as_json, over_text
 from .texts import (
     clean,
     error_text,
     local,
     owner_text,
+    percent,
     progress_text,
     short,
     span,
@@ -45,6 +47,7 @@ def as_json(job: JobState) -> dict[str, Any]:
         "attempt": job.attempt,
         **{name: iso_time(moment) for name, moment in times(job).items()},
         "progress": progress and {**progress._asdict(), "fraction": progress.fraction},
+        **batch_as_json(job),
         "message": job.message,
         "metrics": job.progress_metrics,
         "params": job.job_params,
@@ -67,14 +70,16 @@ def failures_as_json(job: JobState, failures: Failures) -> dict[str, Any]:
             for each in failures.tries
         ],
         "traceback": failures.traceback,
-        "rerun_refusal": refusal_of(failures) if job.status == "error" else "",
+        "rerun_refusal": refusal_of(job, failures),
     }
 
 
-def refusal_of(failures: Failures) -> str:
-    """Return why a job that failed cannot run again, or ""."""
-    if failures.message:
+def refusal_of(job: JobState, failures: Failures) -> str:
+    """Return why a job that failed cannot run again, or "" for any other job."""
+    if job.status != "error" or failures.message:
         return ""
+    if isinstance(job, Batch):
+        return NOT_REPEATABLE
     return failures.refusal or "The store does not hold its message."
 
 
@@ -107,7 +112,8 @@ def duration(job: JobState) -> float | None:
 
 def state_text(job: JobState) -> str:
     """Return a job's status and what belongs to it, such as "working 10% 2,000 of
-    20,000 rows: Reading", "success after 9 s" or "error after 9 s: ValueError: wrong".
+    20,000 rows: Reading", "success after 9 s" or "error after 9 s: ValueError: wrong";
+    of a batch "working 98% 118 of 120 jobs, 2 failed".
     """
     return job.status + remarks(job)
 
@@ -115,6 +121,10 @@ def state_text(job: JobState) -> str:
 def remarks(job: JobState) -> str:
     """Return what follows a job's status, "" or a text that begins as it continues."""
     took, due = duration(job), job.due_at
+    if isinstance(job, Batch):
+        after = "" if took is None else f" after {span(took)},"
+        share = after if job.is_finished else f" {percent(job.progress)}%"
+        return f"{share} {over_text(job)}"
     if job.is_finished:
         text = "" if took is None else f" after {span(took)}"
     elif job.status in ("queued", "retrying"):
