@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ..job import FINISHED, UNFINISHED, Record, dumps
+from ..job import BATCH, FINISHED, UNFINISHED, Record, dumps
 
 #: The statuses that a job reads as.
 STATUSES = UNFINISHED + FINISHED
@@ -77,7 +77,8 @@ class Filter(NamedTuple):
 def has_status(record: Record, status: str) -> bool:
     """Return whether a job has a status, or is one of FAILED_OR_LOST."""
     if status == FAILED_OR_LOST:
-        return record.has_failed
+        # A batch does not run again, but its jobs do.
+        return record.has_failed and record.text("batch") != BATCH
     return record.status == status
 
 

@@ -36,6 +36,7 @@ from pyramid_jobstate.store.counting import Counts
 from pyramid_jobstate.store.scripts import Reply
 from pyramid_jobstate.testing import put_job
 from pyramid_jobstate.worker import failures, options
+from tests.batched import put_batch
 from tests.jobs import (
     load,
     middleware_of,
@@ -47,6 +48,7 @@ from tests.jobs import (
 )
 from tests.rerunapp import FAILS, RUNS, Errand, make
 from tests.support import ROOT, UUID, key_of, load_job, wait_for
+from tests.web.operating import Marathons
 
 
 class Mode(enum.StrEnum):
@@ -729,6 +731,19 @@ def test_all_failed_jobs_run_again(site: Site) -> None:
     assert load(site.broker, sent[3]).status == "error"
     assert load_job(site.store, later.uuid).status == "error"
     assert site.store.counts() == Counts(success=6, error=2)
+
+
+def test_batches_are_not_among_failed_jobs(
+    store: JobStore, marathons: Marathons
+) -> None:
+    """A batch does not run, so it is not counted as refused: its failed jobs run."""
+    batch = put_batch(store, "success", "error")
+
+    result = rerun_all(store, marathons.broker, everything=True)
+
+    assert result == BulkResult(1, 0, None)
+    assert load_job(store, batch.members[1]).status == "queued"
+    assert load_job(store, batch.uuid).status == "working"
 
 
 #: Filters that lead rerun_all() to the jobs of the tests, through different indexes.
