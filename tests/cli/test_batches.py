@@ -14,6 +14,7 @@ import pytest
 
 from pyramid_jobstate import Batch, JobState, JobStore
 from pyramid_jobstate.cli import info
+from pyramid_jobstate.cli.following import Changes
 from tests.batched import Put, end, put_batch
 from tests.jobs import working
 from tests.operated import HARMLESS, HOSTILE, Operator, Ran, Start, finished, put, run
@@ -227,6 +228,25 @@ def test_watch_says_each_failure(start: Start, redis_url: str, store: JobStore) 
     assert line.endswith(" working 0% 2 of 3 jobs, 1 failed, 1 cancelled\n")
     end(store, batch.uuid, batch.members[0])
     assert finished(process).code == 0
+
+
+def test_failure_is_worth_a_line_at_once(store: JobStore) -> None:
+    """A line follows on a failure or a cancel, but not on a success that moves no whole
+    percent.
+    """
+    batch = put_batch(store, *["queued"] * 4, weights=[9999, 1, 1, 1])
+    changes = Changes()
+
+    def text() -> str | None:
+        return changes.text(load_job(store, batch.uuid))
+
+    assert text() == "queued 0% 0 of 4 jobs"
+    end(store, batch.uuid, batch.members[1], "error")
+    assert text() == "working 0% 1 of 4 jobs, 1 failed"
+    end(store, batch.uuid, batch.members[2], "cancelled")
+    assert text() == "working 0% 2 of 4 jobs, 1 failed, 1 cancelled"
+    end(store, batch.uuid, batch.members[3])
+    assert text() is None
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_members_that_expired_are_left_out(store: JobStore, visit: Visiting) -> 
     assert page.texts(".jobstate-tabs a")[0] == "All 2"
     done = visit(f"{path}/?status=success")
     assert done.texts(".jobstate-none") == [
-        "These jobs have expired, or you may not see them."
+        "These jobs have expired or changed, or you may not see them."
     ]
     assert visit(f"{path}/?status=error").texts(".jobstate-none") == ["No jobs."]
 
@@ -276,6 +276,8 @@ def test_failed_members_may_run_again(store: JobStore, visit: Visiting) -> None:
     )
     assert not done.has("#jobstate-reason, [disabled]")
     assert done.texts(".jobstate-exception") == ["Some of its jobs failed."]
+    tolerant = put_batch(store, "success", "error", allow_failures=True)
+    assert visit(f"/job_state/{tolerant.uuid}").acts == ["rerun", "delete"]
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,9 @@ WORDS = MappingProxyType(
         "none": _("No jobs."),
         "none-here": _("No matching jobs so far. Older ones may match."),
         "none-here-yet": _("No matching jobs so far. Later ones may match."),
-        "hidden-members": _("These jobs have expired, or you may not see them."),
+        "hidden-members": _(
+            "These jobs have expired or changed, or you may not see them."
+        ),
         "newest": _("Newest"),
         "older": _("Older"),
         "first": _("First"),
