@@ -57,7 +57,9 @@ def test_page_lists_the_members(
     url = f"http://localhost{place}/{batch.uuid}/"
     assert page.texts("h1, title") == ["Import of the files"] * 2
     assert page.one("#jobstate-job")["src"] == url
-    assert page.texts("#jobstate-job p") == ["Running · 57 % · 4 of 7 jobs"]
+    assert page.texts("#jobstate-job p") == [
+        "Running · 57 % · 4 of 7 jobs, 2 failed, 1 cancelled"
+    ]
     assert page.uuids == batch.members
     members = get(paged, f"{place}/{batch.uuid}", user).json["job"]["members"]
     items = get(paged, urlsplit(members)._replace(netloc="", scheme="").geturl(), user)

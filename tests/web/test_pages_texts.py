@@ -48,6 +48,7 @@ from pyramid_jobstate.web.pages.texts import (
 from pyramid_jobstate.web.pages.words import MOST_LANGUAGES, Words, words_of
 from pyramid_jobstate.worker import middleware_of
 from pyramid_jobstate.worker.failures import failure_of
+from tests.batched import put_batch
 from tests.catalogs import POT, template, write_catalog
 from tests.jobs import RunMarathon
 from tests.support import PACKAGE, UUID, key_of
@@ -65,6 +66,14 @@ GERMAN = {
     "Running": "Läuft",
     "Cancel": "Abbrechen",
     "No jobs.": "Keine Aufgaben.",
+    "jobs": "Aufgaben",
+    "${number} failed": "${number} gescheitert",
+    "${amount}, ${count}": "${amount}; ${count}",
+    "Some of its jobs failed.": "Einige Aufgaben sind gescheitert.",
+    "Part of": "Teil von",
+    "Run ${number} failed job again\0Run ${number} failed jobs again": (
+        "${number} Aufgabe wiederholen\0${number} Aufgaben wiederholen"
+    ),
     "Starts at ${time}": "Beginnt um ${time}",
     "${done} of ${total} ${unit}": "${done} von ${total} ${unit}",
     "number-grouping": ".",
@@ -153,6 +162,26 @@ def test_pages_are_in_the_language_of_the_request(
     assert english.texts("h1") == ["Biathlon"]
     assert english.data["labels"]["working"] == "Running"
     assert english.one("html")["lang"] == "en"
+
+
+def test_batch_is_in_the_language_of_the_request(
+    german: TestApp, store: JobStore
+) -> None:
+    """What a page says of a batch is translated, and so is its error."""
+    batch = put_batch(store, "success", "error", "error")
+
+    page = Visit(german, f"/job_state/{batch.uuid}?_LOCALE_=de")
+    member = Visit(german, f"/job_state/{batch.members[0]}?_LOCALE_=de")
+
+    reason = "Einige Aufgaben sind gescheitert."
+    amount = "100 % · 3 von 3 Aufgaben; 2 gescheitert"
+    assert page.texts("#jobstate-job p") == [
+        f"Failed · {amount} · \u2068{reason}\u2069"
+    ]
+    assert page.texts(".jobstate-exception") == [reason]
+    assert page.texts("[data-act=rerun]") == ["2 Aufgaben wiederholen"]
+    assert page.link("All 3").endswith("?_LOCALE_=de")
+    assert member.texts(".jobstate-batch") == ["Teil von: Import of the files"]
 
 
 @pytest.mark.parametrize(
@@ -627,6 +656,7 @@ COMPUTED = {
         "delete-batch",
     },
     ".about_all(act)": {*ACTS},
+    '.label(f"count-{status}"': {"count-error", "count-cancelled"},
     "self._labels.get(status)": STATUSES,
     "own(ENGLISH, state)": STATUSES,
     '._label(name, { number: this._number(count) }) : "";': {

@@ -79,7 +79,13 @@ def progress_of(job: Mapping[str, Any], words: Words) -> str:
     parts = []
     if progress["fraction"] is not None:
         parts.append(words.percent(progress["fraction"]))
-    amount = amount_of(progress, words)
+    counts = job["counts"] or {}
+    unit = words.label("members") if counts else progress["unit"]
+    amount = amount_of({**progress, "unit": unit}, words)
+    for status in ("error", "cancelled"):
+        if number := counts.get(status):
+            count = words.label(f"count-{status}", number=words.number(number))
+            amount = words.label("amount-count", amount=amount, count=count)
     phase = job["phase"]
     if phase is not None:
         name = f"\u2068{phase['name']}\u2069"
