@@ -159,9 +159,12 @@ def test_question_without_numbers(
     batch = put_batch(store, "error")
     pages.visit(f"/job_state/{batch.uuid}")
     pages.refuse = lambda method: 503 if method == "GET" else None
-    pages.confirm("Run 1 failed job again", "Run all failed jobs that match again?")
+    pages.page.get_by_role("button", name="Run 1 failed job again").click()
+    question = "Run all failed jobs that match again?"
+    expect(pages.one("question")).to_have_text(question)
     pages.refuse = lambda method: None
-    wait_for(lambda: load_job(store, batch.members[0]).status == "queued")
+    pages.one("yes").click()
+    pages.expect_said("1 job runs again.")
     pages.forgive("status of 503")
 
 
