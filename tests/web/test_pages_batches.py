@@ -7,6 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from pyramid.authorization import Allow, Deny
+from pyramid.config import Configurator
 from webtest import TestApp
 
 from pyramid_jobstate import Batch, JobStore
@@ -16,9 +17,9 @@ from tests.batched import ImportFiles, end, put_batch
 from tests.jobs import RunMarathon
 from tests.listed import Diary
 from tests.support import UUID, key_of
-from tests.web.operating import ACTS, KEEPER, OPERATOR
+from tests.web.operating import ACTS, KEEPER, OPERATOR, Marathons, act
 from tests.web.paging import Visit, Visiting, browse, paged_app
-from tests.webapp import PLACES, get
+from tests.webapp import PLACES, get, make_request
 
 EACH = ("success", "error", "working", "queued", "retrying", "cancelled", "error")
 
@@ -280,6 +281,41 @@ def test_failed_members_may_run_again(store: JobStore, visit: Visiting) -> None:
     assert done.texts(".jobstate-exception") == ["Some of its jobs failed."]
     tolerant = put_batch(store, "success", "error", allow_failures=True)
     assert visit(f"/job_state/{tolerant.uuid}").acts == ["rerun", "delete"]
+
+
+@pytest.mark.parametrize("user", ["alice", OPERATOR])
+def test_batch_of_a_request(
+    paged: TestApp,
+    made_tm_config: Configurator,
+    marathons: Marathons,
+    monkeypatch: pytest.MonkeyPatch,
+    user: str,
+) -> None:
+    """The page of a batch that a request has sent and workers have run gives the URL at
+    which its failed jobs run again.
+    """
+    may = ("view_job", *ACTS)
+    monkeypatch.setattr(RunMarathon, "__acl__", lambda job: [(Allow, job.owner, may)])
+    request = make_request(made_tm_config, "alice")
+    with request.tm, request.job_states.batch(ImportFiles, title="Two laps") as batch:
+        jobs = [batch.send(marathons.run_marathon, miles) for miles in (1, 2)]
+    marathons.wait_for(jobs[0].uuid, "error")
+    marathons.wait_for(jobs[1].uuid, "error")
+
+    page = Visit(paged, f"/job_state/{batch.uuid}", user)
+
+    assert page.texts("h1") == ["Two laps"]
+    assert page.uuids == [job.uuid for job in jobs]
+    assert page.texts("[data-act=rerun]") == ["Run 2 failed jobs again"]
+    url = urlsplit(page.data["bulk"]["rerun"]["url"])
+    answer = act(paged, f"{url.path}?{url.query}", user)
+    assert answer.json["done"] == 2
+    marathons.is_mended = True
+    for job in jobs:
+        marathons.wait_for(job.uuid, "success")
+    ended = Visit(paged, f"/job_state/{batch.uuid}", user)
+    assert ended.texts("#jobstate-job p") == ["Done · 100 % · 2 of 2 jobs"]
+    assert "rerun" not in ended.acts
 
 
 @pytest.mark.parametrize(
