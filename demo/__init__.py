@@ -10,7 +10,7 @@ static     the rest: a user's list of jobs, the course of a marathon
 security   who may log in, and what they may do
 models     the application's own database
 results    the CSV files: reading and checking them
-sample     a CSV file to try an import with
+sample     CSV files to try an import with
 =========  =================================================================
 """
 

@@ -12,9 +12,9 @@ import dramatiq
 from dramatiq.brokers.redis import RedisBroker
 from sqlalchemy import delete, insert, select
 
-from demo import results
+from demo import results, sample
 from demo.models import Result, Upload, session_factory
-from pyramid_jobstate import JobState, JobStateMiddleware
+from pyramid_jobstate import Batch, JobState, JobStateMiddleware
 
 #: The Redis server of the broker and the job states.
 REDIS_URL = os.environ.get("JOBSTATE_REDIS_URL", "redis://localhost:6379/0")
@@ -23,7 +23,7 @@ REDIS_URL = os.environ.get("JOBSTATE_REDIS_URL", "redis://localhost:6379/0")
 STRIDES = 1760
 
 #: How many rows an import writes in one transaction.
-BATCH = 250
+CHUNK = 250
 
 broker = RedisBroker(url=REDIS_URL)
 broker.add_middleware(JobStateMiddleware())
@@ -55,6 +55,10 @@ class ImportResults(JobState):
         if exception_type == f"{results.__name__}.{results.BadFile.__qualname__}":
             return message
         return "The import failed through no fault of the file."
+
+
+class ImportAll(Batch):
+    """Many files on their way into the database, a job each."""
 
 
 def pacer(per_second: float | None) -> Callable[[int], None]:
@@ -143,6 +147,43 @@ def import_results(
       BadFile: The file cannot be imported. Nothing was written, and a retry would not
         help.
     """
+    import_upload(upload_id, rows_a_second, job_state)
+
+
+# These jobs have a queue of their own, and give way to all others: a marathon that is
+# started after 120 files need not wait for them.
+@dramatiq.actor(
+    job_state=ImportResults,
+    throws=results.BadFile,
+    max_retries=3,
+    queue_name="files",
+    priority=1,
+)
+def import_file(
+    upload_id: int, filename: str, rows_a_second: float | None, *, job_state: JobState
+) -> None:
+    """Import one of many files, like :func:`import_results`. If it was cut off on its
+    way, the complete file takes its place, and the job succeeds when it runs again.
+    """
+    with session_factory().begin() as session:
+        upload = session.get_one(Upload, upload_id)
+        # Each line of the timekeepers' files ends in a newline, the last one too.
+        is_complete = upload.content.endswith(b"\n")
+        line = upload.content.count(b"\n") + 1
+        if not is_complete:
+            upload.content = sample.make_file(filename)
+    if not is_complete:
+        raise results.BadFile(
+            f"The file ends in the middle of line {line}. The timekeeper has sent it "
+            "again: run this import once more."
+        )
+    import_upload(upload_id, rows_a_second, job_state)
+
+
+def import_upload(
+    upload_id: int, rows_a_second: float | None, job_state: JobState
+) -> None:
+    """Do the work of an import."""
     job_state.set_message("Checking the file")
     with session_factory().begin() as session:
         query = select(Upload.content).where(Upload.id == upload_id)
@@ -155,12 +196,12 @@ def import_results(
     job_state.set_message("Writing the rows")
     job_state.set_progress_metrics(rows_written=0, rows_rejected=0)
     rows = good_rows(results.read(content), job_state, total, pacer(rows_a_second))
-    for batch in batches(rows, BATCH):
+    for chunk in chunks(rows, CHUNK):
         with session_factory().begin() as session:
             session.execute(
-                insert(Result), [{"upload_id": upload_id, **row} for row in batch]
+                insert(Result), [{"upload_id": upload_id, **row} for row in chunk]
             )
-        job_state.increment_progress_metric("rows_written", len(batch))
+        job_state.increment_progress_metric("rows_written", len(chunk))
     job_state.set_message("All rows have been read")
 
 
@@ -188,13 +229,13 @@ def good_rows(
         wait(n)
 
 
-def batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+def chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
     """Yield the items in lists of `size`; the last one may be shorter."""
-    batch = []
+    chunk = []
     for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

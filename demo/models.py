@@ -32,6 +32,8 @@ class Upload(Base):
     owner: Mapped[str]
     filename: Mapped[str]
     content: Mapped[bytes]
+    #: The uuid of the batch that imports it among others, or None.
+    batch: Mapped[str | None] = mapped_column(index=True)
     uploaded_at: Mapped[datetime] = mapped_column(default=lambda: datetime.now(UTC))
 
 

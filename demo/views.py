@@ -1,5 +1,6 @@
 """The pages."""
 
+import contextlib
 import io
 import os
 from typing import Any, BinaryIO
@@ -14,14 +15,21 @@ from pyramid.view import (
     notfound_view_config,
     view_config,
 )
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 
 from demo import sample
-from demo.jobs import ImportResults, RunMarathon, import_results, run_marathon
+from demo.jobs import (
+    ImportAll,
+    ImportResults,
+    RunMarathon,
+    import_file,
+    import_results,
+    run_marathon,
+)
 from demo.models import Result, Upload
 from demo.results import MAX_BYTES
 from demo.security import USERS
-from pyramid_jobstate import JobState, StoreUnavailable
+from pyramid_jobstate import JobState, NotRepeatable, StoreUnavailable
 
 #: The speeds of a marathon, in miles per second.
 SPEEDS = {"Stroll": 0.25, "Jog": 1.0, "Sprint": 4.0, "Flat out": None}
@@ -31,6 +39,9 @@ ROWS_A_SECOND = float(os.environ.get("JOBSTATE_DEMO_ROWS_A_SECOND", "2000"))
 
 #: The speeds of an import, in rows per second.
 PACES = {"Easy to watch": ROWS_A_SECOND, "Flat out": None}
+
+#: How much slower each of many small files is imported. They would be gone in a moment.
+SLOWNESS = 10
 
 MAX_MILES = 100
 
@@ -45,6 +56,7 @@ def home(request: Request) -> dict[str, Any]:
         "speeds": list(SPEEDS),
         "paces": list(PACES),
         "max_bytes": MAX_BYTES,
+        "files": len(sample.FILES),
         "max_miles": MAX_MILES,
         "page_size": PAGE_SIZE,
     }
@@ -77,10 +89,7 @@ def start_sample_import(request: Request) -> HTTPSeeOther:
 
 def send_import(request: Request, file: BinaryIO, filename: str) -> HTTPSeeOther:
     """Store the file, and send the job that reads it."""
-    try:
-        rows_a_second = PACES[request.POST["pace"]]
-    except KeyError:
-        raise HTTPBadRequest from None
+    rows_a_second = pace(request)
     content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         limit = f"{MAX_BYTES // 1024 // 1024} MB"
@@ -96,6 +105,39 @@ def send_import(request: Request, file: BinaryIO, filename: str) -> HTTPSeeOther
         import_results, upload.id, upload.filename, rows_a_second
     )
     return see(request, job_state)
+
+
+@view_config(route_name="samples", request_method="POST")
+def start_sample_imports(request: Request) -> HTTPSeeOther:
+    """Store many files, and send a batch: a job for each."""
+    rows_a_second = pace(request)
+    if rows_a_second is not None:
+        rows_a_second /= SLOWNESS
+    files = sample.make_files()
+    title = f"Import of {len(files)} files"
+    with request.job_states.batch(ImportAll, title=title) as batch:
+        uploads = [
+            Upload(
+                owner=request.authenticated_userid,
+                filename=filename,
+                content=content,
+                batch=batch.uuid,
+            )
+            for filename, content in files.items()
+        ]
+        request.dbsession.add_all(uploads)
+        request.dbsession.flush()  # assigns the ids
+        for upload in uploads:
+            batch.send(import_file, upload.id, upload.filename, rows_a_second)
+    return see(request, batch)
+
+
+def pace(request: Request) -> float | None:
+    """Return the speed that the user has chosen for an import."""
+    try:
+        return PACES[request.POST["pace"]]
+    except KeyError:
+        raise HTTPBadRequest from None
 
 
 def see(request: Request, job_state: JobState) -> HTTPSeeOther:
@@ -128,15 +170,56 @@ def marathon(context: RunMarathon, request: Request) -> dict[str, Any]:
     renderer="templates/import.jinja2",
 )
 def results_import(context: ImportResults, request: Request) -> dict[str, Any]:
-    upload_id = context.get_job_param("upload_id")
-    found = select(Result).where(Result.upload_id == upload_id)
-    fastest = found.order_by(Result.seconds, Result.bib).limit(5)
+    uploads = Upload.id == context.get_job_param("upload_id")
+    return {"job_state": context, **results_of(request, uploads)}
+
+
+@view_config(
+    route_name="job",
+    context=ImportAll,
+    permission="view_job",
+    renderer="templates/batch.jinja2",
+)
+def results_imports(context: ImportAll, request: Request) -> dict[str, Any]:
+    failed = failed_members(context, request) if context.is_finished else []
     return {
         "job_state": context,
-        "fastest": request.dbsession.scalars(fastest).all(),
-        "count": request.dbsession.scalar(
-            select(func.count()).select_from(found.subquery())
-        ),
+        # As viewers see them: the text of an exception may hold secrets.
+        "failed": [member.__json__(request)["job"] for member in failed],
+        **results_of(request, Upload.batch == context.uuid),
+    }
+
+
+# In this demo, whoever may cancel the batch may also run its failed jobs again.
+@view_config(
+    route_name="again",
+    context=ImportAll,
+    permission="cancel_job",
+    request_method="POST",
+)
+def run_again(context: ImportAll, request: Request) -> HTTPSeeOther:
+    for member in failed_members(context, request):
+        # A batch that was cancelled stays as it is.
+        with contextlib.suppress(NotRepeatable):
+            member.rerun()
+    return see(request, context)
+
+
+def failed_members(context: ImportAll, request: Request) -> list[JobState]:
+    page = request.job_states.members(context.uuid, status="error", limit=200)
+    return page.items
+
+
+def results_of(request: Request, uploads: ColumnElement[bool]) -> dict[str, Any]:
+    """Return the fastest of the results of some uploads, each with the name of its
+    file, and how many results they have.
+    """
+    found = select(Result, Upload.filename).join(Upload).where(uploads)
+    fastest = found.order_by(Result.seconds, Result.bib).limit(5)
+    count = select(func.count()).select_from(found.subquery())
+    return {
+        "fastest": request.dbsession.execute(fastest).all(),
+        "count": request.dbsession.scalar(count),
     }
 
 
@@ -218,5 +301,9 @@ def includeme(config: Configurator) -> None:
     config.add_route("marathons", "/marathons")
     config.add_route("imports", "/imports")
     config.add_route("sample", "/imports/sample")
+    config.add_route("samples", "/imports/samples")
     config.add_route("job", "/jobs/{uuid}", factory=job_states, traverse="/{uuid}")
+    config.add_route(
+        "again", "/jobs/{uuid}/again", factory=job_states, traverse="/{uuid}"
+    )
     config.scan(".views")

@@ -2,14 +2,18 @@
 (() => {
   "use strict";
 
-  // The page of an import shows more once the job is done. In a hidden tab it waits, since
+  const ENDS = ["job-state:success", "job-state:error"];
+
+  // The page of an import shows more once the job has ended. In a hidden tab it waits, since
   // reloading takes the mark from the title.
-  document.addEventListener("job-state:success", ({ target }) => {
-    if (!("reload" in target.dataset)) return;
-    const reload = () => document.hidden || location.reload();
-    document.addEventListener("visibilitychange", reload);
-    reload();
-  });
+  for (const end of ENDS) {
+    document.addEventListener(end, ({ target }) => {
+      if (!("reload" in target.dataset)) return;
+      const reload = () => document.hidden || location.reload();
+      document.addEventListener("visibilitychange", reload);
+      reload();
+    });
+  }
 
   // Asks for permission to notify, unless the viewer has already answered.
   const button = document.querySelector("[data-tell]");
@@ -21,8 +25,15 @@
         : "Your browser will not notify you";
       button.disabled = true;
     });
-    document.addEventListener("job-state:success", () => button.remove());
-    document.addEventListener("job-state:error", () => button.remove());
+    for (const end of ENDS) document.addEventListener(end, () => button.remove());
+  }
+
+  // A batch counts its jobs, which no metric does.
+  const files = document.querySelector("[data-files]");
+  if (files) {
+    document.addEventListener("job-state:update", ({ detail }) => {
+      files.textContent = detail.job.counts.success;
+    });
   }
 
   const svg = document.querySelector(".course");
