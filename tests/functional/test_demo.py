@@ -222,7 +222,7 @@ def test_sample_is_imported(demo: Demo, page: Page, console_errors: list[str]) -
     found = query(
         demo,
         "SELECT owner, filename, count(*) FROM results "
-        "JOIN uploads ON uploads.id = upload_id GROUP BY upload_id",
+        "JOIN uploads ON uploads.id = upload_id WHERE batch IS NULL GROUP BY upload_id",
     )
     assert found == [("alice", "sample.csv", written)]
     assert console_errors == []
@@ -253,6 +253,123 @@ def test_malformed_file_ends_in_a_clear_error(
     expect(page.locator("#job [part=notice]")).to_contain_text(message)
     assert "Traceback" not in page.content()
     assert console_errors == []
+
+
+def start_batch(page: Page, demo: Demo, speed: str) -> None:
+    """Start the import of 120 files, and wait for its page."""
+    page.goto(demo.url)
+    button = page.get_by_role("button", name="Import 120 files")
+    page.locator("form", has=button).get_by_text(speed).click()
+    button.click()
+    expect(page.locator("#job [part=title]")).to_have_text("120 files")
+
+
+def test_batch_fails_in_part_and_runs_again(
+    demo: Demo, demo_store: JobStore, page: Page, console_errors: list[str]
+) -> None:
+    """The page counts the files, names those that failed, and runs them again until all
+    are in the database. The list of jobs has one line for all of them.
+    """
+    log_in(page, demo, "Alice")
+    start_batch(page, demo, "Easy to watch")
+    expect_status(page, "Running")
+    first = wait_for(lambda: number(page, "[data-files]"), PATIENCE)
+    assert first < 118
+    assert page.title().startswith("Import of 120 files")
+
+    failed = page.get_by_role("region", name="2 failed files")
+    expect(failed).to_be_visible(timeout=PATIENCE * 1000)
+    expect_status(page, "Failed")
+    expect(page.locator("#job [part=details]")).to_contain_text("2 failed")
+    figure = page.locator(".figure")
+    expect(figure).to_have_text("118 of 120 files in the database")
+    for filename, line in ("durham.csv", 58), ("oslo.csv", 41):
+        expect(
+            failed.get_by_role("listitem").filter(has_text=filename)
+        ).to_contain_text(
+            f"The file ends in the middle of line {line}. The timekeeper has sent it"
+        )
+    failed.get_by_role("link", name="oslo.csv").click()
+    expect(page.locator("#job [part=title]")).to_have_text("oslo.csv")
+    expect_status(page, "Failed")
+    page.get_by_role("link", name="All files").click()
+
+    page.get_by_role("button", name="Run the 2 failed files again").click()
+    expect(failed).to_be_hidden()
+    expect(page.get_by_role("table")).to_be_visible(timeout=PATIENCE * 1000)
+    expect_status(page, "Done")
+    expect(figure).to_have_text("120 of 120 files in the database")
+    uuid = page.url.rpartition("/")[2]
+    ((files, rows),) = query(
+        demo,
+        "SELECT count(DISTINCT upload_id), count(*) FROM results "
+        f"JOIN uploads ON uploads.id = upload_id WHERE batch = '{uuid}'",
+    )
+    assert files == 120
+    expect(page.locator("caption")).to_have_text(
+        f"The fastest of {rows:,} in the database"
+    )
+    page.get_by_role("link", name="Your jobs").click()
+    expect(page.locator("li")).to_have_count(1)
+    expect(page.locator("li [part=title]")).to_have_text("Import of 120 files")
+    assert console_errors == []
+
+
+def test_batch_is_cancelled(demo: Demo, page: Page, console_errors: list[str]) -> None:
+    """The files that wait for their turn are not imported."""
+    log_in(page, demo, "Alice")
+    start_batch(page, demo, "Easy to watch")
+    expect_status(page, "Running")
+    page.get_by_role("button", name="Cancel").click()
+    expect_status(page, "Cancelled")
+    expect(page.locator("#job [part=count-cancelled]")).to_be_visible()
+    assert number(page, "[data-files]") < 118
+    expect(page.get_by_role("button", name="again")).to_have_count(0)
+    assert console_errors == []
+
+
+def test_batch_holds_up_no_other_job(demo: Demo, page: Page) -> None:
+    """A marathon that starts after the batch ends before it. The files that failed
+    before the batch was cancelled are named, but do not run again.
+    """
+    log_in(page, demo, "Alice")
+    start_batch(page, demo, "Easy to watch")
+    batch = page.url
+    page.goto(demo.url)
+    page.get_by_label("Miles").fill("0.1")
+    page.get_by_text("Flat out").first.click()
+    page.get_by_role("button", name="Start running").click()
+    expect_status(page, "Done")
+    page.goto(batch)
+    expect_status(page, "Running")
+    expect(page.locator("#job [part=details]")).to_contain_text("failed")
+    page.get_by_role("button", name="Cancel").click()
+    expect_status(page, "Failed")
+    expect(page.get_by_role("region", name="failed file")).to_be_visible()
+    expect(page.get_by_role("button", name="again")).to_have_count(0)
+
+
+def test_batch_of_another_user_is_neither_seen_nor_run_again(
+    demo: Demo, page: Page
+) -> None:
+    """Only the owner sees the page, and runs the failed files again from it."""
+    log_in(page, demo, "Alice")
+    start_batch(page, demo, "Flat out")
+    button = page.get_by_role("button", name="Run the 2 failed files again")
+    expect(button).to_be_visible(timeout=PATIENCE * 1000)
+    batch = page.url
+    assert page.request.post(f"{batch}/again").status == 400
+
+    log_in(page, demo, "Bob")
+    token = page.locator("[name=csrf_token]").first.get_attribute("value")
+    answer = page.request.post(f"{batch}/again", form={"csrf_token": token or ""})
+    assert answer.status == 403
+    assert page.request.get(batch).status == 403
+
+    log_in(page, demo, "Alice")
+    page.goto(batch)
+    expect_status(page, "Failed")
+    expect(button).to_be_visible()
 
 
 def test_file_that_is_too_large_is_refused(demo: Demo, page: Page) -> None:
@@ -526,6 +643,10 @@ def test_pages_are_accessible(
 
     check("/login")
     log_in(page, demo, "Alice")
+    start_batch(page, demo, "Flat out")
+    button = page.get_by_role("button", name="Run the 2 failed files again")
+    expect(button).to_be_visible(timeout=PATIENCE * 1000)
+    check(page.url.removeprefix(demo.url))
     for path in ("/", "/nope", f"/jobs/{jobs['working']}", f"/jobs/{jobs['stalled']}"):
         check(path)
     log_in(page, demo, "Grace")
