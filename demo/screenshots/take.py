@@ -64,7 +64,7 @@ def start(page: Page, url: str, button: str, speed: str) -> None:
 
 def wait_for_percent(page: Page, pattern: str) -> None:
     bar = page.get_by_role("progressbar")
-    expect(bar).to_have_attribute("aria-valuenow", re.compile(pattern), timeout=20_000)
+    expect(bar).to_have_attribute("aria-valuenow", re.compile(pattern), timeout=40_000)
 
 
 def take(page: Page, name: str, top: str, bottom: str) -> None:
@@ -98,6 +98,18 @@ def take_pages(page: Page, url: str) -> None:
     take(page, "pages-job-light", "body", ".jobstate-exception")
 
 
+def take_batch(page: Page, url: str) -> None:
+    """Take a picture of a batch of which two jobs have failed, and wait for its end."""
+    page.goto(url)
+    page.get_by_role("button", name="Log out").click()
+    page.get_by_role("button", name="Alice").click()
+    start(page, url, "Import 120 files", "Easy to watch")
+    wait_for_percent(page, "8[4-9]")
+    page.wait_for_timeout(700)  # until the bar stands still
+    take(page, "batch-light", "body", "article")
+    page.get_by_role("region", name="failed files").wait_for()
+
+
 def main() -> None:
     with demo() as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(
@@ -127,6 +139,7 @@ def main() -> None:
             take(page, f"home-{look}", top, ".list")
             if look == "light":
                 take_pages(page, url)
+                take_batch(page, url)
             page.close()
 
 
