@@ -33,4 +33,6 @@ def follow_parent() -> None:
 if __name__ == "__main__":
     threading.Thread(target=follow_parent, daemon=True).start()
     logging.getLogger("dramatiq").setLevel(logging.WARNING)
+    # It warns of each message that is skipped, 120 times for a batch that is cancelled.
+    logging.getLogger("dramatiq.worker.WorkerThread").setLevel(logging.ERROR)
     sys.exit(main(make_argument_parser().parse_args(ARGUMENTS)))
