@@ -7,6 +7,7 @@ jobs       what the worker does, and how it reports progress
 views      the users' pages: how a job is sent, and who may see its page
 templates  `<job-state>` shows a job while it runs
 static     the rest: a user's list of jobs, the course of a marathon
+problems   the pages that say why a request failed
 security   who may log in, and what they may do
 models     the application's own database
 results    the CSV files: reading and checking them

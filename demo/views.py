@@ -9,12 +9,7 @@ from pyramid.config import Configurator
 from pyramid.httpexceptions import HTTPBadRequest, HTTPSeeOther
 from pyramid.request import Request
 from pyramid.security import NO_PERMISSION_REQUIRED, forget, remember
-from pyramid.view import (
-    exception_view_config,
-    forbidden_view_config,
-    notfound_view_config,
-    view_config,
-)
+from pyramid.view import view_config
 from sqlalchemy import ColumnElement, func, select
 
 from demo import sample
@@ -29,7 +24,7 @@ from demo.jobs import (
 from demo.models import Result, Upload
 from demo.results import MAX_BYTES
 from demo.security import USERS
-from pyramid_jobstate import JobState, NotRepeatable, StoreUnavailable
+from pyramid_jobstate import JobState, NotRepeatable
 
 #: The speeds of a marathon, in miles per second.
 SPEEDS = {"Stroll": 0.25, "Jog": 1.0, "Sprint": 4.0, "Flat out": None}
@@ -254,40 +249,6 @@ def logout(request: Request) -> HTTPSeeOther:
     return HTTPSeeOther(request.route_url("login"), headers=forget(request))
 
 
-@forbidden_view_config(renderer="templates/problem.jinja2")
-def forbidden(request: Request) -> Any:
-    if request.identity is None:
-        if request.method == "GET":
-            request.session["wanted"] = request.url
-        return HTTPSeeOther(request.route_url("login"))
-    request.response.status_int = 403
-    return {
-        "heading": "This one is not yours",
-        "text": "Only its owner and admins may see a job. Only admins may see the list "
-        "of all jobs.",
-    }
-
-
-@notfound_view_config(renderer="templates/problem.jinja2")
-def not_found(request: Request) -> dict[str, Any]:
-    request.response.status_int = 404
-    return {
-        "heading": "Nothing here",
-        "text": "This page does not exist. The page of a job disappears a day after "
-        "the job has ended.",
-    }
-
-
-@exception_view_config(StoreUnavailable, renderer="templates/problem.jinja2")
-def unavailable(request: Request) -> dict[str, Any]:
-    request.response.status_int = 503
-    return {
-        "heading": "Out of breath",
-        "text": "Jobs cannot be started or shown at the moment. Try again in a little "
-        "while.",
-    }
-
-
 def job_states(request: Request) -> Any:
     """The root factory of the routes to jobs: a container of jobs by uuid."""
     return request.job_states
@@ -307,3 +268,4 @@ def includeme(config: Configurator) -> None:
         "again", "/jobs/{uuid}/again", factory=job_states, traverse="/{uuid}"
     )
     config.scan(".views")
+    config.scan(".problems")
