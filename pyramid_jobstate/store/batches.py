@@ -90,10 +90,17 @@ class BatchReads:
         changes = [
             change
             for (uuid, letter, known), each in zip(found, records, strict=True)
-            for change in _unknown(batch, uuid, letter, known, each)
+            for change in _unknown(batch, uuid, letter, known, each or self._end(uuid))
         ]
         self._members.tell_all(changes)
         return bool(changes)
+
+    def _end(self, uuid: str) -> Record | None:
+        """Return how a member had ended that was deleted, or None if nothing is known
+        of it.
+        """
+        fields = self._reader.fields(self._reader.key(uuid), ("was", "rev"))
+        return Record(uuid, {**fields, "status": fields["was"]}) if fields else None
 
     def look_at_silent(self, records: Sequence[Record | None]) -> bool:
         """Look at the members of those batches among some jobs that are silent. Return

@@ -96,6 +96,7 @@ def test_public_names_can_be_imported_from_the_package() -> None:
     from pyramid_jobstate.resources import JobStates
 
     assert set(pyramid_jobstate.__all__) == {
+        "Batch",
         "BulkResult",
         "Counts",
         "JobCancelled",

@@ -324,6 +324,16 @@ def test_cleared_members_keep_their_counts(bed: Bed) -> None:
     assert bed.load().status == "error"
 
 
+def test_member_that_was_cleared_before_its_batch_knew(bed: Bed) -> None:
+    """A worker died between the two writes of an end."""
+    bed.run(0)
+    bed.change(0, status="success", finished=1)
+    assert bed.store.delete(bed.uuids[0])
+    assert bed.counts() == {"queued": 2, "working": 1}
+    bed.grow_old()
+    assert bed.counts() == {"queued": 2, "success": 1}
+
+
 def test_bulk_cancel_takes_batches_and_members(bed: Bed) -> None:
     result = bed.store.cancel_all(everything=True)
     assert result.done == 4

@@ -55,7 +55,7 @@ class ImportAll(Batch):
     title = "Import"
 
 
-class Titled(Batch):
+class TitledBatch(Batch):
     """A kind of batch that makes its title."""
 
     @property
@@ -588,7 +588,7 @@ def test_title_of_one_batch(desk: Desk) -> None:
         (Batch, hostile, hostile[:200]),
         # Such as the name of a file that is no UTF-8.
         (Batch, "a\0b\udcff", "a\ufffdb\ufffd"),
-        (Titled, "x", "1 files"),
+        (TitledBatch, "x", "1 files"),
     )
     for cls, given, shown in titles:
         batch = desk.send(1, batch_class=cls, title=given)

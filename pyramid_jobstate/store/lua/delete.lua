@@ -6,7 +6,7 @@
 -- A tombstone stays for the rest of the record's lifetime. It reads as an unknown job, and
 -- keeps a message that is still to come from running and from writing the job again.
 
-local old = redis.call("HMGET", key, "status", "asked", "stopped")
+local old = redis.call("HMGET", key, "status", "asked", "stopped", "rev")
 if old[1] == "deleted" then
   return old[2] == ARGV[2] and 1 or 0
 end
@@ -16,6 +16,10 @@ end
 local ttl = redis.call("PTTL", key)
 redis.call("DEL", unpack(KEYS))
 redis.call("HSET", key, "status", "deleted", "asked", ARGV[2])
+if old[4] then
+  -- Its batch may not have been told of its end.
+  redis.call("HSET", key, "was", old[1], "rev", old[4])
+end
 if old[3] then
   -- The members of a cancelled batch that wait for their turn never run.
   redis.call("HSET", key, "stopped", old[3])
