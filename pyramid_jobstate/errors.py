@@ -39,6 +39,13 @@ class NotUnique(NotRepeatable):
         self.uuid = uuid
 
 
+class BatchCancelled(NotRepeatable):
+    """Raised when a member of a cancelled batch is to run again."""
+
+    def __init__(self) -> None:
+        super().__init__("Its batch was cancelled.")
+
+
 class StoreUnavailable(Exception):
     """Raised in a web request when the store does not answer.
 

@@ -25,7 +25,7 @@ WORDS = {
 BAD = ("error", "cancelled")
 
 #: Why a batch that failed cannot run again.
-NOT_REPEATABLE = "A batch is not run again, but its jobs that failed are."
+NOT_REPEATABLE = "A batch cannot run again. Rerun its failed jobs."
 
 
 def find_batch(store: JobStore, name: str) -> str:

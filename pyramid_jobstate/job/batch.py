@@ -8,7 +8,15 @@ from typing import Any, Self
 from .handle import NO_RUN
 from .membership import SendsMembers
 from .progress import Progress
-from .record import BATCH, CANCELLED, MEMBERS_FAILED, JobError, Record
+from .protocols import Block
+from .record import (
+    BATCH,
+    CANCELLED,
+    MEMBERS_CANCELLED,
+    MEMBERS_FAILED,
+    JobError,
+    Record,
+)
 from .run import Run
 from .state import JobState
 
@@ -23,9 +31,11 @@ COUNTED = {
     "cancelled": ("n:c",),
 }
 
-#: Those of members that do not run, and of which nothing comes once the batch was
-#: cancelled.
+#: The statuses of members that never run once the batch is cancelled.
 WAITING = ("queued", "retrying")
+
+#: The fields that count the members that are over.
+OVER = ("n:s", "n:e", "n:c")
 
 
 class BatchProgress(Progress):
@@ -99,8 +109,11 @@ class Batch(SendsMembers, JobState):
     @property
     def progress(self) -> Progress:
         """How many of the members are over, and how much of the work is done."""
-        counts, record = self.counts, self._record
-        over = sum(counts[status] for status in ("success", "error", "cancelled"))
+        record = self._record
+        over = sum(map(record.number, OVER))
+        if self.is_finished:
+            # Also those that waited when the batch was cancelled.
+            over = self.size
         weight = record.number("weight") * 1_000_000
         share = min(record.number("sum") / weight, 1.0) if weight else 1.0
         if self.is_finished:
@@ -121,10 +134,14 @@ class Batch(SendsMembers, JobState):
     @property
     def error(self) -> JobError | None:
         """Why the batch did not succeed, or None."""
-        return {"error": MEMBERS_FAILED, "cancelled": CANCELLED}.get(self.status)
+        if self.status != "cancelled":
+            return MEMBERS_FAILED if self.status == "error" else None
+        # Nobody may have cancelled the batch, but one of its members.
+        is_own = self._record.text("stopped") is not None
+        return CANCELLED if is_own or not self.size else MEMBERS_CANCELLED
 
     def __enter__(self) -> Self:
-        block: Any = self._members
+        block: Block = self._members
         block.enter()
         return self
 
@@ -134,7 +151,7 @@ class Batch(SendsMembers, JobState):
         error: BaseException | None,
         traceback: types.TracebackType | None,
     ) -> None:
-        block: Any = self._members
+        block: Block = self._members
         block.leave(error)
 
     def _own_json(self, url: str, request: Any, states: Any) -> dict[str, Any]:

@@ -110,7 +110,7 @@ class Update:
       end: How the run ended, or None while it continues.
       dropped: Whether the message was stopped before a run began.
       sender: If set, apply the update only to a record written by this sender.
-      tells: Whether to tell the batch of a member of its progress.
+      tells: Whether to report the member's progress to its batch.
       millionths: How much of the job is done, for its batch, or None if unknown.
     """
 

@@ -80,7 +80,7 @@ class Facts(Handle):
             job_state.batch.send(import_part, name, key=name)
 
         Each needs a key. If the job runs again, it finds the members that it has sent
-        before, and sends only those of which it is not certain that they were sent.
+        before, and sends only those that may not have been sent.
         """
         batch = self._record.info.batch
         if batch is None or batch == BATCH:

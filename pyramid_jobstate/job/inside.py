@@ -31,7 +31,7 @@ def set_store(job_state: JobState, store: Store) -> None:
 
 
 def set_member_sender(job_state: JobState, sender: MemberSender | None) -> None:
-    """Set what sends members: of a batch, or of the batch of a running job."""
+    """Set the sender of a batch's members, or of those of a running job's batch."""
     job_state._member_sender = sender
 
 

@@ -15,7 +15,7 @@ MIN_WEIGHT, MAX_WEIGHT = 0.001, 10_000
 
 
 class SendsMembers:
-    """What sends members of a batch."""
+    """The methods that send members of a batch."""
 
     uuid: str
     _member_sender: MemberSender | None = None
@@ -113,7 +113,8 @@ class SendsMembers:
         return self._members.send_message(what, key=key, weight=weight, broker=broker)
 
     @property
-    def _members(self) -> MemberSender:
+    def _members(self) -> Any:
+        """What sends the members: a MemberSender, in a batch's block a Block."""
         if self._member_sender is None:
             raise RuntimeError(
                 f"The batch {self.uuid} takes members only from the request that sends "

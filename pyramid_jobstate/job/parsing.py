@@ -54,10 +54,10 @@ def parse_int(text: str | None) -> int | None:
 
 
 def parse_number(text: str | None) -> int | None:
-    """Return the value of 1 to 18 ASCII digits, which a 64-bit counter of the store may
+    """Return the value of 1 to 19 ASCII digits, which a 64-bit counter of the store may
     hold, or None for any other text.
     """
-    if text is None or len(text) > 18 or not (text.isascii() and text.isdigit()):
+    if text is None or len(text) > 19 or not (text.isascii() and text.isdigit()):
         return None
     return int(text)
 

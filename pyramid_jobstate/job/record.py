@@ -15,6 +15,7 @@ from .parsing import (
     stored_iso_time,
 )
 from .progress import Progress, in_phase, parse_phase, parse_progress
+from .values import dumps
 
 #: The statuses of a job that has not ended.
 UNFINISHED = ("queued", "working", "retrying", "stalled", "cancelling")
@@ -62,8 +63,9 @@ CANCELLED = JobError(None, "The job was cancelled.")
 NOT_SENT = JobError(None, "The job could not be sent.")
 NOT_REACHED = JobError(None, "An earlier step did not succeed.")
 
-#: The reason for which a batch reads "error".
+#: The reasons for which a batch reads "error" or "cancelled".
 MEMBERS_FAILED = JobError(None, "Some of its jobs failed.")
+MEMBERS_CANCELLED = JobError(None, "Some of its jobs were cancelled.")
 
 
 class JobInfo(NamedTuple):
@@ -162,7 +164,7 @@ class Record:
           stopped: When the batch was cancelled, as it is stored.
         """
         self.status, self.silent_at = "cancelled", None
-        error = f'[null,"{CANCELLED.message}"]'
+        error = dumps(CANCELLED)
         self._fields = {**self._fields, "finished": stopped, "error": error}
 
     @property

@@ -7,7 +7,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .record import CANCELLED, MEMBERS_FAILED, NOT_REACHED, NOT_SENT
+from .record import (
+    CANCELLED,
+    MEMBERS_CANCELLED,
+    MEMBERS_FAILED,
+    NOT_REACHED,
+    NOT_SENT,
+)
 
 #: The domain of our own texts. An application may ship a catalog for it.
 DOMAIN = "pyramid_jobstate"
@@ -53,6 +59,7 @@ REASONS = (
     NOT_SENT.message,
     NOT_REACHED.message,
     MEMBERS_FAILED.message,
+    MEMBERS_CANCELLED.message,
     "The message was rejected.",
     "No worker knows the actor ${actor}.",
 )

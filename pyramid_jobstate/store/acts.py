@@ -38,8 +38,13 @@ class JobActs(JobUpdates):
         # Losing these calls does no harm: lists move entries that they find elsewhere,
         # the reply to a heartbeat tells the worker, and a batch looks at its members.
         with contextlib.suppress(RedisError):
-            self._run(self._cancelled(uuid, info, done))
             self.batches.tell_all(changes)
+        with contextlib.suppress(RedisError):
+            self._run(self._cancelled(uuid, info, done))
+        if done == 2 and info.is_member:
+            # With its batch, it was cancelled before.
+            with contextlib.suppress(RedisError):
+                return not self.is_stopped(info.batch or "")
         return bool(done)
 
     def _cancel(self, uuid: str, info: JobInfo, word: str) -> Call:
@@ -86,8 +91,8 @@ class JobActs(JobUpdates):
             raise NotRepeatable("Its unique key could not be held for long enough.")
         if not done:
             return None
-        self._list(self._index.requeue(record.uuid, record.info))
         self.batches.tell_all(changes)
+        self._list(self._index.requeue(record.uuid, record.info))
         return word
 
     def restore(self, record: Record, word: str) -> bool:
@@ -100,9 +105,9 @@ class JobActs(JobUpdates):
         uuid, info = record.uuid, record.info
         call = self._calls.restore(uuid, info, word)
         (done,), changes = self._run_for([(uuid, info)], [call])
+        self.batches.tell_all(changes)
         if done:
             self._run(self._index.end(uuid, info, "error"))
-        self.batches.tell_all(changes)
         return bool(done)
 
     def await_turn(self, steps: Sequence[tuple[str, JobInfo]]) -> bool:
@@ -188,13 +193,14 @@ class JobActs(JobUpdates):
         )
         yield from _acted(records, replies)
         with contextlib.suppress(RedisError):
+            self.batches.tell_all(changes)
+        with contextlib.suppress(RedisError):
             self._run(
                 call
                 for record, reply in zip(records, replies, strict=True)
                 if reply in DONE
                 for call in listed(record, reply)
             )
-            self.batches.tell_all(changes)
         checked(replies)
 
     def _attempt(self, calls: Sequence[Call]) -> Sequence[Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import StoreUnavailable
-from ..job import JobState, Record, note_trouble, set_store
+from ..job import JobState, Record, note_trouble, record_of, set_store
 from .acts import JobActs
 from .batches import BatchReads
 from .calls import millis
@@ -23,7 +23,7 @@ class JobReads(JobActs):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         silence = millis(self.stalled_after)
-        self._members = BatchReads(self._calls, self._reader, self.batches, silence)
+        self._batch_reads = BatchReads(self._calls, self._reader, self.batches, silence)
 
     def load(self, uuid: str) -> JobState | None:
         """Return a job, or None if the store has no record of it."""
@@ -32,12 +32,17 @@ class JobReads(JobActs):
 
     def record(self, uuid: str) -> Record | None:
         """Return the record of a job, whatever its class, or None if it is unknown."""
-        (record,) = self._members.read(self._follow([uuid]))
+        (record,) = self._batch_reads.read(self._follow([uuid]))
         return record
 
     def has_record(self, uuid: str) -> bool:
         """Return whether there is a record of a job, even of one that was deleted."""
         return self._reader.exists(uuid)
+
+    def earlier_runs(self, uuid: str) -> Sequence[str]:
+        """Return the tokens of the earlier runs of a job, which may write no more."""
+        fields = self._reader.fields(self._reader.key(uuid), ("past",))
+        return fields.get("past", "").split()
 
     def load_many(self, uuids: Sequence[str]) -> Sequence[JobState | None]:
         """Return several jobs in one round trip, or in two if some are aliases or wait
@@ -50,7 +55,7 @@ class JobReads(JobActs):
         """Return what reads jobs and hears of their changes. Only push imports it."""
         from .tracking import Tracker
 
-        return Tracker(self.client, self._reader, self._try_job, self._members)
+        return Tracker(self.client, self._reader, self._try_job, self._batch_reads)
 
     def unique_job(self, identity: str, *, ended: bool) -> JobState | None:
         """Return the job of an identity that is under way or, with `ended`, the last
@@ -61,7 +66,7 @@ class JobReads(JobActs):
 
     def _make(self, records: Iterable[Record | None]) -> Sequence[JobState | None]:
         """Return the jobs of records, with None for each whose class raises."""
-        found = self._members.read([*records])
+        found = self._batch_reads.read([*records])
         return [None if record is None else self._try_job(record) for record in found]
 
     def _follow(self, uuids: Sequence[str]) -> Sequence[Record | None]:
@@ -69,7 +74,7 @@ class JobReads(JobActs):
         for a while first looks at some of them.
         """
         records = self.claims.follow(uuids)
-        if self._members.look_at_silent(records):
+        if self._batch_reads.look_at_silent(records):
             records = self.claims.follow(uuids)
         return records
 
@@ -102,7 +107,11 @@ class JobReads(JobActs):
         lister = Lister(wanted, self._access, self._make, self._sweep.is_done)
         page = lister.page(limit, cursor)
         # Members of a cancelled batch are found by the status that they had.
-        fits = [job for job in page.items if status is None or job.status == status]
+        fits = [
+            job
+            for job in page.items
+            if status is None or record_of(job).status == status
+        ]
         return page._replace(items=fits)
 
     def members(
@@ -126,7 +135,7 @@ class JobReads(JobActs):
           ValueError: limit, status or cursor is invalid.
         """
         Filter(status=status).check()
-        records, next_cursor = self._members.page(batch, status, limit, cursor)
+        records, next_cursor = self._batch_reads.page(batch, status, limit, cursor)
         jobs = map(self._try_job, records)
         return Page([job for job in jobs if job is not None], next_cursor)
 

@@ -165,9 +165,6 @@ class Members:
 
         Returns:
           What each has answered.
-
-        Raises:
-          redis.exceptions.RedisError: The server does not answer.
         """
         heard = [Heard(text(reply[0]), reply[1] == 1) for reply in replies]
         self._list([change.batch for change in changes], [r[2:] for r in replies])
@@ -176,7 +173,8 @@ class Members:
             for change, answer in zip(changes, heard, strict=True)
             if answer.rev and int(answer.rev) > int(change.rev)
         ]
-        if ahead:
+        # Else a look at the members finds them.
+        with contextlib.suppress(RedisError):
             # What they know then is not ahead of the records.
             self.tell_all(self._raised(ahead))
         return heard

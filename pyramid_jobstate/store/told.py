@@ -1,11 +1,12 @@
-"""What batches are told of their members, and what they answer."""
+"""The changes that members report to their batches, and the replies."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from ..job import JobInfo
+from ..job import JobInfo, NewJob
+from .calls import millis
 from .connection import text
 
 #: The letters by which a batch knows the statuses of its members, as they are stored.
@@ -69,6 +70,12 @@ class Heard(NamedTuple):
 
     rev: str
     is_stopped: bool
+
+
+def delayed(changes: Iterable[Change], jobs: Iterable[NewJob]) -> list[Change]:
+    """Return the changes of jobs that are sent, with the times until they are due."""
+    delays = {job.uuid: millis(job.delay) for job in jobs}
+    return [change._replace(delay=delays[change.uuid]) for change in changes]
 
 
 def changes_of(

@@ -25,5 +25,8 @@ def note_broken(batch: str, error: Exception) -> None:
     if batch not in _noted and len(_noted) < MOST:
         _noted.add(batch)
         log.warning(
-            "The batch %s cannot be told of its members, which run on: %s", batch, error
+            "The record of the batch %s is damaged: its counts are out of date. Its "
+            "jobs go on: %s",
+            batch,
+            error,
         )

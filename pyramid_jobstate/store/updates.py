@@ -143,15 +143,10 @@ class JobUpdates(JobWrites):
                 note_broken(change.batch, reply)
             else:
                 results[i] = reply
-        try:
-            answers = self.batches.settle(
-                [change for change, _ in heard.values()],
-                [reply for _, reply in heard.values()],
-            )
-        except RedisError as e:
-            for i in heard:
-                results[i] = e
-            return
+        answers = self.batches.settle(
+            [change for change, _ in heard.values()],
+            [reply for _, reply in heard.values()],
+        )
         for i, answer in zip(heard, answers, strict=True):
             if answer.is_stopped and not updates[i].end and results[i] is Reply.OK:
                 results[i] = Reply.CANCELLING

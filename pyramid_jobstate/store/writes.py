@@ -17,7 +17,7 @@ from .members import Members
 from .reading import Reader
 from .scripts import Call, checked, read_scripts, run_scripts
 from .sweeping import Sweep
-from .told import Change, changes_of
+from .told import Change, changes_of, delayed
 
 
 class JobWrites:
@@ -92,9 +92,9 @@ class JobWrites:
             text(reply) if isinstance(reply, (str, bytes)) else bool(reply)
             for reply in found
         ]
-        self._list_queued(jobs, [reply is True for reply in replies])
         if tells:
-            self.batches.tell_all(changes)
+            self.batches.tell_all(delayed(changes, jobs))
+        self._list_queued(jobs, [reply is True for reply in replies])
         return replies
 
     def queue_again(self, ended: Sequence[tuple[NewJob, str]]) -> Sequence[bool]:
@@ -119,8 +119,9 @@ class JobWrites:
                 ),
             )
         is_queued = [bool(reply) for reply in replies]
-        self._list_queued([job for job, _ in ended], is_queued, again=True)
-        self.batches.tell_all(changes)
+        jobs = [job for job, _ in ended]
+        self.batches.tell_all(delayed(changes, jobs))
+        self._list_queued(jobs, is_queued, again=True)
         return is_queued
 
     def _list_queued(
@@ -161,10 +162,10 @@ class JobWrites:
             self._run([call, *listed(uuid, kind)])
         else:
             replies, changes = self._run_for([(uuid, info)], [call])
+            self.batches.tell_all(changes)
             if replies == [1]:
                 # Else the job waits for the message of a later request.
                 self._run(listed(uuid, kind))
-            self.batches.tell_all(changes)
         self._sweep.note()
 
     def confirm_members(self, jobs: Sequence[NewJob]) -> None:
@@ -178,10 +179,10 @@ class JobWrites:
             if not isinstance(reply, Exception)
             for call in self._index.confirm(job.uuid, job.info.kind)
         ]
+        self.batches.tell_all(changes)
         if listed:
             # What is wrong with one job does not concern the others.
             run_scripts(self.client, listed)
-        self.batches.tell_all(changes)
         self._sweep.note()
 
     def _run_for(

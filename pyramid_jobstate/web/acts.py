@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 
 from pyramid.httpexceptions import HTTPNotFound
 
-from ..errors import NotRepeatable, NotUnique, StoreUnavailable
+from ..errors import (
+    BatchCancelled,
+    NotRepeatable,
+    NotUnique,
+    StoreUnavailable,
+)
 from ..job import container_of, record_of
 from ..worker import BROKER_IS_AWAY
 from .answers import come_back, render, render_nothing
@@ -65,8 +70,9 @@ def delete(context: JobState, request: Request) -> Response:
 
 
 def rerun(context: JobState, request: Request) -> Response:
-    """Run a job again. Respond with 202 and its state, 409 if it has not failed, or is
-    unique and another one is under way, or 410 if it cannot run again.
+    """Run a job again. Respond with 202 and its state, 409 if it has not failed, is
+    unique and another one is under way, or belongs to a cancelled batch, or 410 if it
+    cannot run again.
     """
     require(request, context, "rerun_job")
     require_header(request)
@@ -78,7 +84,8 @@ def rerun(context: JobState, request: Request) -> Response:
     except StoreUnavailable:
         raise
     except NotRepeatable as e:
-        return render({"error": str(e)}, 409 if isinstance(e, NotUnique) else 410)
+        may_change = isinstance(e, (NotUnique, BatchCancelled))
+        return render({"error": str(e)}, 409 if may_change else 410)
     except Exception as e:
         log.exception("The job %s could not be sent to run again.", uuid)
         return broker_failed(e)

@@ -60,8 +60,8 @@ class BatchSender(Sender):
         def begin() -> None:
             if self.request.__dict__.get(_OPEN):
                 raise RuntimeError(
-                    "A batch cannot contain another: end the block of the first one "
-                    "before."
+                    "Batches cannot be nested. Leave the first block before you enter "
+                    "another."
                 )
             if outbox is None:
                 join(self.request, self.ask, outgoing)

@@ -244,19 +244,22 @@ def job_state_class(actor: Actor[Any, Any]) -> type[JobState] | None:
     """
     option = actor.options.get(PARAMETER)
     is_handed = has_parameter(actor, PARAMETER)
+    cls: Any = option
     if option is None or option is True:
-        if is_handed:
-            return _annotated(actor, is_needed=option is None)
-        return JobState if option else None
-    is_class = isinstance(option, type) and issubclass(option, JobState)
-    # A batch shows its members, and nothing of what its own job would report.
-    if is_class and not issubclass(option, Batch):
-        cls: type[JobState] = option
-        return cls
-    raise ActorError(
-        f"The option job_state of the actor {actor.actor_name!r} must be a subclass of "
-        f"JobState (but not of Batch) or True, not {option!r}."
-    )
+        if not is_handed:
+            return JobState if option else None
+        cls = _annotated(actor, is_needed=option is None)
+    if not (isinstance(cls, type) and issubclass(cls, JobState)):
+        raise ActorError(
+            f"The option job_state of the actor {actor.actor_name!r} must be a "
+            f"subclass of JobState or True, not {cls!r}."
+        )
+    if issubclass(cls, Batch):
+        raise ActorError(
+            f"The jobs of the actor {actor.actor_name!r} cannot be batches, as "
+            f"{cls.__qualname__} says."
+        )
+    return cls
 
 
 def _annotated(actor: Actor[Any, Any], *, is_needed: bool) -> type[JobState]:

@@ -29,7 +29,6 @@ from .outgoing import failure_to_send
 if TYPE_CHECKING:
     from ..store import JobStore
 
-AnyBatch = TypeVar("AnyBatch", bound=Batch)
 T = TypeVar("T")
 
 #: How many jobs are written in one round trip.
@@ -81,9 +80,9 @@ class OutgoingBatch:
             raise TypeError(f"A batch needs a subclass of Batch, not {batch_class!r}.")
         if not isinstance(title, str | None):
             raise TypeError(f"The title of a batch must be a string, not {title!r}.")
-        if title is not None and not title.isprintable():
-            # Such as a file name with bytes that are no UTF-8.
-            title = "".join(c if c.isprintable() else "�" for c in title)
+        if title is not None:
+            # It may hold a file name that is not valid Unicode.
+            title = title.encode("utf-8", "replace").decode()
         checked = check_owner(owner)
         encoded = None if checked is None else dumps(checked)
         self._info = JobInfo(batch_class.kind, "", 0, encoded, "{}", batch=BATCH)
@@ -112,8 +111,8 @@ class OutgoingBatch:
             return
         if members.is_open:
             raise RuntimeError(
-                "The transaction is committed within the block of a batch. End the "
-                "block before."
+                "The transaction is being committed inside the block of a batch. "
+                "Leave the block first."
             )
         store.batches.open(self._new())
         replies: list[bool | str] = []

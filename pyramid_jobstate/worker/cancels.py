@@ -41,8 +41,8 @@ class Cancels:
         announced since the previous call, or none of them while the store is away.
 
         Parameters:
-          members: Runs of members of batches that report. Those whose batch was
-            cancelled are made to ask it.
+          members: Runs of members of batches that report. If their batch was
+            cancelled, their next update asks it.
         """
         try:
             uuids, self._since = self._store.cancels(self._since)

@@ -59,8 +59,9 @@ class RunningMember:
         self._message = message
         self._batch = batch
         self._run = run
-        #: The ids of the members that this run has sent.
-        self._sent: set[str] = set()
+        #: The members that this run has sent or is sending, by their ids. The values
+        #: tell its threads apart.
+        self._sent: dict[str, object] = {}
 
     def send(
         self,
@@ -101,7 +102,7 @@ class RunningMember:
     ) -> Sequence[JobState]:
         if key is None:
             raise TypeError(
-                "A member that a running member sends needs a key, such as "
+                "batch.send() from a running job needs a key, such as "
                 "job_state.batch.send(actor, name, key=name): if the job runs again, "
                 "it finds the members that it has sent before."
             )
@@ -117,12 +118,16 @@ class RunningMember:
             sender=self._message.message_id,
         )
         first = outgoing.jobs[0].uuid
-        if first in self._sent:
+        weighed = check_weight(weight)
+        if self._sent.setdefault(first, outgoing) is not outgoing:
             raise ValueError(
                 f"The key {key!r} was used before in this job, for the same actor."
             )
-        self.dispatch(outgoing, check_weight(weight))
-        self._sent.add(first)
+        try:
+            self.dispatch(outgoing, weighed)
+        except BaseException:
+            del self._sent[first]
+            raise
         return outgoing.job_states
 
     def dispatch(self, outgoing: Outgoing, weight: int) -> None:
@@ -144,17 +149,16 @@ class RunningMember:
         whether they have to be sent: no earlier run of this job has sent them.
         """
         own = self._message.message_id
-        record = store.record(own)
         # A run that is not stored yet is no earlier one.
-        if record and self._run.token in (record.text("past") or "").split():
+        if self._run.token in store.earlier_runs(own):
             self._refuse(-4)
         (reply, *_) = store.batches.add(self._batch, members, own)
         if reply in REFUSALS:
             self._refuse(reply)
         if reply == UNKNOWN:
             log.warning(
-                "The store has lost the batch %s. What its members send runs without "
-                "it.",
+                "The store has lost the batch %s. Jobs that its members send now run "
+                "outside it.",
                 self._batch,
             )
         if not reply:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import logging
 import sys
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("pyramid_jobstate.worker.middleware")
 
 
-class Follower(Middleware):
-    """All of the JobStateMiddleware, see there, but what sends members of batches."""
+class Follower(Middleware, abc.ABC):
+    """The JobStateMiddleware without the sending of members."""
 
     def __init__(
         self,
@@ -160,11 +161,11 @@ class Follower(Middleware):
         if job.unsaved.run.cancel_requested:
             skip(message)
 
+    @abc.abstractmethod
     def members_of(
         self, broker: Broker, message: MessageProxy, batch: str, run: Run
-    ) -> MemberSender | None:
+    ) -> MemberSender:
         """Return what sends further members of the batch of a job that runs."""
-        return None
 
     def after_process_message(
         self,

@@ -163,8 +163,8 @@ def message_for(
     for name in ("unique", "shared", "owner"):
         if name in options:
             raise TypeError(
-                f"The member of a batch cannot have {name}=: it belongs to the owner "
-                "of the batch, and is not unique."
+                f"A member cannot take {name}=. Members belong to the owner of the "
+                "batch and are never unique."
             )
     message: Message[Any] = actor.message_with_options(
         args=args, kwargs=kwargs, **options

@@ -40,5 +40,5 @@ class JobStateMiddleware(Follower):
 
     def members_of(
         self, broker: Broker, message: MessageProxy, batch: str, run: Run
-    ) -> MemberSender | None:
+    ) -> MemberSender:
         return RunningMember(broker, message, batch, run)

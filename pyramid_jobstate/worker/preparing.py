@@ -181,7 +181,7 @@ class Prepared:
             )
         if BATCH in message.options:
             raise ActorError(
-                f"The message {message.message_id} is that of a member of a batch. "
+                f"The message {message.message_id} belongs to a member of a batch. "
                 "Send another with batch.send(...), or call rerun()."
             )
         if self._batch is not None and self._key is not None:

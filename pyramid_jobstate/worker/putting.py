@@ -11,6 +11,7 @@ from ..job import (
     CANCELLED,
     FINISHED,
     UNFINISHED,
+    Batch,
     End,
     JobError,
     JobInfo,
@@ -56,8 +57,13 @@ def put_job(
       delay: Seconds until the job is due, for "queued" and "retrying".
 
     Raises:
+      TypeError: The class is that of a batch.
       ValueError: The status is unknown, or a metric is invalid.
     """
+    if issubclass(job_state_class, Batch):
+        raise TypeError(
+            "put_job() makes no batches. Send one with request.job_states.batch()."
+        )
     if status not in UNFINISHED + FINISHED:
         known = ", ".join(UNFINISHED + FINISHED)
         raise ValueError(f"Unknown status {status!r}. Use one of: {known}.")

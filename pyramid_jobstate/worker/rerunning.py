@@ -14,7 +14,7 @@ from dramatiq.errors import BrokerError, ConnectionClosed, ConnectionFailed
 from redis import exceptions as errors
 from redis.exceptions import RedisError
 
-from ..errors import NotRepeatable
+from ..errors import BatchCancelled, NotRepeatable
 from ..job import BATCH, JobInfo, JobState, Record, Update, parse_json
 from ..store import (
     FAILED_OR_LOST,
@@ -113,7 +113,8 @@ def rerun_all(
       store: The store of the jobs.
       broker: The broker of their actors.
       params: Only jobs that were sent with these values.
-      batch: Only members of the batch with this uuid.
+      batch: Only members of the batch with this uuid that it counts as failed. (They
+        are not listed among the jobs of their owner.)
       tell: Is called for each job as soon as it was sent, with its uuid and True.
 
     Raises:
@@ -183,9 +184,9 @@ def message_of(
         raise NotRepeatable(error)
     batch = record.info.batch
     if batch == BATCH:
-        raise NotRepeatable("A batch is not run again, but its jobs that failed are.")
+        raise NotRepeatable("A batch cannot run again. Rerun its failed jobs.")
     if batch is not None and store.is_stopped(batch):
-        raise NotRepeatable("Its batch was cancelled.")
+        raise BatchCancelled
     failures = store.failures(record.uuid)
     if not failures.message:
         reason = failures.refusal or "The store does not hold its message."

@@ -23,7 +23,7 @@ from ..job import (
     in_phase,
 )
 
-#: Seconds between two times that a batch is told of the progress of a job.
+#: The least seconds between two reports of a member's progress to its batch.
 TOLD_EVERY = 1.0
 
 #: The recent pace is measured over at least this many seconds, once a job is that old.
@@ -77,7 +77,7 @@ class Unsaved:
     #: The values in the last update taken, and in the last one stored.
     _new: dict[str, object] = dataclasses.field(default_factory=dict, init=False)
     _sent: dict[str, object] = dataclasses.field(default_factory=dict, init=False)
-    #: When the batch of the job was last told of it, and whether it is behind.
+    #: When the job was last reported to its batch, and whether newer values wait.
     _told: float = dataclasses.field(default=-math.inf, init=False)
     _is_behind: bool = dataclasses.field(default=False, init=False)
     #: The mark from which the pace is measured, the next such mark, and the latest.
@@ -112,7 +112,7 @@ class Unsaved:
         return self._is_behind and now - self._told >= TOLD_EVERY
 
     def tell_soon(self) -> None:
-        """Have the next update tell the batch of the job, which was cancelled."""
+        """Have the next update reported to the batch, which was cancelled."""
         self._told = -math.inf
 
     @property
@@ -188,7 +188,7 @@ class Unsaved:
             self._listed = now
         if self._last.tells:
             self._told, self._is_behind = now, False
-        elif self._last.fields:
+        elif self._last.fields and self.info.batch is not None:
             self._is_behind = True
 
     def mark_unconfirmed(self) -> None:

@@ -52,7 +52,7 @@ def put_batch(store: JobStore, size: int) -> tuple[str, list[NewJob]]:
     members = [Member(job, 1000) for job in jobs]
     store.batches.open(NewBatch(batch, own, {}, "s", members))
     for i in range(0, size, FLUSHED):
-        store.create_new(*jobs[i : i + FLUSHED])
+        store.create_new(*jobs[i : i + FLUSHED], tells=False)
         store.confirm_members(jobs[i : i + FLUSHED])
     return batch, jobs
 

@@ -147,7 +147,7 @@ def test_failed_batch_says_what_runs_again(
 ) -> None:
     """A batch does not run again, but its failed jobs do: `show` and `rerun` say so."""
     batch = put_batch(store, "error")
-    reason = "A batch is not run again, but its jobs that failed are."
+    reason = "A batch cannot run again. Rerun its failed jobs."
     assert f"rerun: impossible: {reason}" in pjobs("show", batch.uuid).out
     (text,) = pjobs("show", "--json", batch.uuid).out
     assert json.loads(text)["failures"]["rerun_refusal"] == reason

@@ -163,7 +163,7 @@ class Scene:
         pairs = zip(jobs, self.weights.values(), strict=True)
         new = [Member(job, weight) for job, weight in pairs]
         self.store.batches.open(NewBatch(self.batch, self.info, {}, "s", new))
-        self.store.create_new(*jobs)
+        self.store.create_new(*jobs, tells=False)
         self.store.confirm_members(jobs)
         #: The messages in the queue, each with the word of the request that sent it.
         self.queue: list[tuple[str, str | None]] = [(job.uuid, None) for job in jobs]
@@ -411,7 +411,8 @@ class Scene:
         over = counts["s"] + counts["e"] + counts["c"]
         is_over = over == len(self.weights)
         if "stopped" in head:
-            is_over = is_over or counts["w"] == 0 or "forced" in head
+            # Once it has ended, it stays so.
+            is_over = is_over or counts["w"] == 0 or "finished" in head
         assert is_over == (head["status"] in FINISHED) == ("finished" in head), head
         failed_key = self.store._calls.batch_keys(self.batch)[1]
         assert self.client.zcard(failed_key) == counts["e"]

@@ -12,8 +12,16 @@ import redis
 from pyramid_jobstate import Batch, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.changes import End, Member, NewBatch, NewJob, Update
-from pyramid_jobstate.job.record import BATCH, NOT_SENT, JobError, JobInfo, Record
-from pyramid_jobstate.store import batches, trouble
+from pyramid_jobstate.job.record import (
+    BATCH,
+    CANCELLED,
+    MEMBERS_CANCELLED,
+    NOT_SENT,
+    JobError,
+    JobInfo,
+    Record,
+)
+from pyramid_jobstate.store import batches, reading, scripts, trouble
 from pyramid_jobstate.store.scripts import Reply
 from pyramid_jobstate.store.told import Change
 from tests.jobs import messages, new_id
@@ -44,7 +52,8 @@ class Bed:
             self.uuid, INFO, {}, "s", [Member(job, 1000) for job in self.jobs]
         )
         store.batches.open(self.new)
-        store.create_new(*self.jobs)
+        # As a request does: the batch knows already that they are being sent.
+        store.create_new(*self.jobs, tells=False)
         if sent:
             store.confirm_members(self.jobs)
 
@@ -448,6 +457,193 @@ def test_several_silent_batches_are_looked_at_in_turn(
     assert over() == 5
 
 
+def test_batch_that_was_not_sent_is_stalled_at_once(store: JobStore) -> None:
+    """Looks that find nothing new are no sign of life."""
+    bed = Bed(store, 100, sent=False)
+    bed.grow_old()
+    for _ in range(6):
+        assert bed.load().status == "stalled"
+        bed.client.hdel(bed.key(), "looked")
+    assert bed.counts() == {"queued": 100}
+
+
+@pytest.mark.parametrize("status", ["success", "error"])
+def test_cancelled_batch_stays_cancelled(store: JobStore, status: str) -> None:
+    """Whatever a run does that turns out to be alive: pages have acted on it."""
+    bed = Bed(store, 2)
+    bed.run(0, token="a" * 12)
+    assert bed.load().cancel()
+    bed.grow_old()
+    assert bed.load().cancel()
+    finished = bed.load().finished_at
+    assert bed.load().status == "cancelled"
+    beat = Update(bed.uuids[0], "a" * 12, 2, bed.info, tells=True)
+    assert store.write([beat]) == [Reply.CANCELLING]
+    assert bed.load().status == "cancelled"
+    error = None if status == "success" else JobError("E", "x")
+    bed.run(0, End(status, error), token="a" * 12)
+    assert bed.load().status == "cancelled"
+    assert bed.load().finished_at == finished
+    assert bed.counts()[status] == 1
+
+
+def test_start_that_is_told_after_a_cancel(bed: Bed) -> None:
+    """The worker dies between the two writes of a start, and the batch is cancelled."""
+    update = Update(bed.uuids[0], "a" * 12, 1, bed.info, begins=True)
+    bed.store._change([update])
+    assert bed.load().cancel()
+    assert bed.load().status == "cancelled"
+    bed.run(0, End("success"), token="a" * 12)
+    assert bed.load().status == "cancelled"
+    assert bed.counts() == {"success": 1, "cancelled": 2}
+
+
+def test_batch_lives_for_members_that_are_queued_again_late(store: JobStore) -> None:
+    """An ended one is put back with a delay, or the turn of a late step comes."""
+    day = 86_400
+    bed = Bed(store, 2)
+    bed.end(0)
+    store.create(NewJob(bed.uuids[0], bed.info, 20.0 * day, sender="s"))
+    assert min(bed.ttls()) > 27 * day
+    step = NewJob(new_id(), bed.info, waits=True, sender="s")
+    other = Bed(store, 1)
+    step = step._replace(info=other.info)
+    store.batches.add(other.uuid, [Member(step, 1000)])
+    store.create_new(step)
+    store.create_new(step._replace(waits=False, delay=20.0 * day))
+    assert min(other.ttls()) > 27 * day
+
+
+def test_batch_that_is_gone_does_not_come_back(bed: Bed) -> None:
+    """Its record was evicted, and the rest of it was not."""
+    bed.client.delete(bed.key())
+    assert bed.run(0) == Reply.OK
+    assert bed.client.exists(bed.key()) == 0
+    assert bed.store.load(bed.uuid) is None
+
+
+def test_member_that_reads_cancelled_is_not_cancelled_again(bed: Bed) -> None:
+    assert bed.load().cancel()
+    member = bed.store.load(bed.uuids[0])
+    assert member is not None
+    assert not member.cancel()
+    assert bed.counts() == {"cancelled": 3}
+
+
+def test_done_and_fraction_agree_while_a_batch_is_cancelled(bed: Bed) -> None:
+    bed.run(0)
+    assert bed.load().cancel()
+    assert bed.load().progress[:2] == (0, 3)
+    assert bed.load().progress.fraction == 0
+    bed.run(0, End("cancelled", JobError(None, "x")))
+    assert bed.load().progress[:2] == (3, 3)
+    assert bed.load().progress.fraction == 1
+
+
+def test_batch_hears_though_a_list_is_damaged(bed: Bed) -> None:
+    bed.client.delete("jobstate:ended:kind:JobState")
+    bed.client.set("jobstate:ended:kind:JobState", "x")
+    member = bed.store.load(bed.uuids[0])
+    assert member is not None
+    assert member.cancel()
+    assert bed.counts() == {"queued": 2, "cancelled": 1}
+
+
+def test_reason_why_a_batch_is_cancelled(store: JobStore) -> None:
+    """Somebody has cancelled it, or one of its members."""
+    bed = Bed(store, 1)
+    member = store.load(bed.uuids[0])
+    assert member is not None
+    assert member.cancel()
+    assert bed.load().error == MEMBERS_CANCELLED
+    other = Bed(store, 1)
+    assert other.load().cancel()
+    assert other.load().error == CANCELLED
+    assert Bed(store, 1).load().error is None
+
+
+def test_batch_that_goes_on_is_listed_as_unfinished(store: JobStore) -> None:
+    """At once, before a list finds it in a wrong place."""
+    bed = Bed(store, 1)
+    bed.end(0, "error")
+    assert bed.client.zscore("jobstate:ended:kind:Batch", bed.uuid)
+    assert bed.client.zscore("{jobstate:ended:all}:error", bed.uuid)
+    bed.run(0)
+    assert bed.client.zscore("jobstate:active:kind:Batch", bed.uuid)
+    assert bed.client.zscore("{jobstate:active:all}:working", bed.uuid)
+    assert not bed.client.zscore("jobstate:ended:kind:Batch", bed.uuid)
+
+
+def test_large_weights_are_added_up(store: JobStore) -> None:
+    """The sum stays exact, and can be read."""
+    bed = Bed(store, 1)
+    jobs = [NewJob(new_id(), bed.info, sender="s") for _ in range(3)]
+    members = [Member(job, 10_000_000) for job in jobs]
+    store.batches.add(bed.uuid, members)
+    bed.client.hset(bed.key(), mapping={"sum": 10**18, "weight": 10**13})
+    assert bed.load().progress.fraction == 0.1
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_store_that_refuses_to_say_which_batches_were_cancelled(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, refuses: bool
+) -> None:
+    """Or whose batch another program uses: the job begins."""
+    if refuses:
+
+        def read_stops(batches: object) -> object:
+            raise redis.ConnectionError("away")
+
+        monkeypatch.setattr(bed.store._reader, "read_stops", read_stops)
+    else:
+        bed.client.delete(bed.key())
+        bed.client.set(bed.key(), "x")
+    assert bed.run(0) == Reply.OK
+
+
+def test_list_of_members_while_the_store_is_away(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bed.client.delete(bed.key("order"))
+    bed.client.set(bed.key("order"), "x")
+    assert bed.store.members(bed.uuid).items == []
+
+    def execute(*args: object) -> list[object]:
+        return [redis.ResponseError("LOADING")]
+
+    monkeypatch.setattr(reading, "execute", execute)
+    with pytest.raises(redis.ResponseError):
+        bed.store.members(bed.uuid)
+    with pytest.raises(redis.ResponseError):
+        bed.store.is_stopped(bed.uuid)
+
+
+@pytest.mark.parametrize("error", ["READONLY", "OOM"])
+def test_tell_that_fails_for_now_is_told_again(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    """A server that takes no writes, or has no memory left, is another matter than a
+    damaged batch.
+    """
+    real = scripts.execute
+    passing = redis.ReadOnlyError if error == "READONLY" else redis.OutOfMemoryError
+    tell = bed.store._calls._scripts["tell_batch"].sha
+
+    def execute(client: Any, commands: Any) -> list[Any]:
+        replies = real(client, commands)
+        for i, command in enumerate(commands):
+            if command.args[1] == tell:
+                replies[i] = passing(error)
+        return replies
+
+    monkeypatch.setattr(scripts, "execute", execute)
+    update = Update(bed.uuids[0], "a" * 12, 1, bed.info, begins=True)
+    (reply,) = bed.store.write([update])
+    assert isinstance(reply, passing)
+    with pytest.raises(passing):
+        bed.store.confirm(bed.uuids[1], "JobState", None, bed.uuid)
+
+
 def test_batch_that_is_opened_twice(bed: Bed) -> None:
     """Its reply was lost: nothing is counted twice."""
     bed.store.batches.open(bed.new)
@@ -515,7 +711,7 @@ def test_damaged_batch_does_not_harm_its_members(
     bed.load()
     said = messages(caplog, "pyramid_jobstate")
     assert len(said) <= 1
-    assert all("cannot be told of its members" in line for line in said)
+    assert all("its counts are out of date" in line for line in said)
 
 
 def test_stop_of_a_batch_that_is_gone(bed: Bed) -> None:

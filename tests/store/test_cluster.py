@@ -75,6 +75,27 @@ def test_store_writes_and_reads_across_nodes(cluster_store: JobStore) -> None:
     assert cluster_store.cancels(0)[0] == {jobs[0]}
 
 
+def test_batches_on_a_cluster(cluster_store: JobStore) -> None:
+    """The keys of a batch lie in one slot, and its members on any nodes."""
+    store = cluster_store
+    bed = Bed(store, 12)
+    assert bed.counts() == {"queued": 12}
+    for place in range(6):
+        bed.end(place, "error" if place < 2 else "success")
+    assert bed.counts() == {"queued": 6, "success": 4, "error": 2}
+    failed = store.members(bed.uuid, status="error").items
+    assert [job.uuid for job in failed] == bed.uuids[:2]
+    bed.run(6)
+    bed.change(6, status="success")
+    bed.grow_old()
+    assert bed.counts() == {"queued": 5, "success": 5, "error": 2}
+    assert bed.load().cancel()
+    statuses = [job and job.status for job in store.load_many(bed.uuids)]
+    assert statuses[7:] == ["cancelled"] * 5
+    assert store.clear(everything=True).done > 0
+    assert store.load(bed.uuid) is None
+
+
 def test_unique_jobs_on_a_cluster(cluster_store: JobStore) -> None:
     """A claim, the job that it names and an alias of it lie on any nodes."""
     store = cluster_store
@@ -387,24 +408,3 @@ def test_a_primary_is_killed_in_mid_job(cluster: Cluster, redis_url: str) -> Non
     keys = [key_of(store, new_id()) for _ in range(2)]
     with pytest.raises(redis.RedisError):
         execute(store.client, [Command(key, ("HGETALL", key)) for key in keys])
-
-
-def test_batches_on_a_cluster(cluster_store: JobStore) -> None:
-    """The keys of a batch lie in one slot, and its members on any nodes."""
-    store = cluster_store
-    bed = Bed(store, 12)
-    assert bed.counts() == {"queued": 12}
-    for place in range(6):
-        bed.end(place, "error" if place < 2 else "success")
-    assert bed.counts() == {"queued": 6, "success": 4, "error": 2}
-    failed = store.members(bed.uuid, status="error").items
-    assert [job.uuid for job in failed] == bed.uuids[:2]
-    bed.run(6)
-    bed.change(6, status="success")
-    bed.grow_old()
-    assert bed.counts() == {"queued": 5, "success": 5, "error": 2}
-    assert bed.load().cancel()
-    statuses = [job and job.status for job in store.load_many(bed.uuids)]
-    assert statuses[7:] == ["cancelled"] * 5
-    assert store.clear(everything=True).done > 0
-    assert store.load(bed.uuid) is None

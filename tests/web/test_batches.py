@@ -586,8 +586,9 @@ def test_title_of_one_batch(desk: Desk) -> None:
     titles: tuple[tuple[type[Batch], str, str], ...] = (
         (ImportAll, "Import of 3 files", "Import of 3 files"),
         (Batch, hostile, hostile[:200]),
-        # Such as the name of a file that is no UTF-8.
-        (Batch, "a\0b\udcff", "a\ufffdb\ufffd"),
+        # Such as the name of a file that is not valid Unicode.
+        (Batch, "a\0b\udcff", "a\0b?"),
+        (Batch, "3 fichiers\xa0: خانه‌ها", "3 fichiers\xa0: خانه‌ها"),
         (TitledBatch, "x", "1 files"),
     )
     for cls, given, shown in titles:
@@ -676,7 +677,7 @@ def test_options_that_members_cannot_have(desk: Desk, option: str) -> None:
         options: dict[str, Any] = {option: "x"}
         return batch.send_with_options(desk.actor, (2,), **options)
 
-    refuse(desk, send, TypeError, f"cannot have {option}=")
+    refuse(desk, send, TypeError, f"cannot take {option}=")
 
 
 def test_what_cannot_be_a_member(desk: Desk, global_broker: Broker) -> None:
@@ -696,9 +697,9 @@ def test_what_cannot_be_a_member(desk: Desk, global_broker: Broker) -> None:
 
     refuse(desk, twice, ValueError, "is in the batch already")
     (member,) = desk.sent()
-    with pytest.raises(ActorError, match="that of a member of a batch"):
+    with pytest.raises(ActorError, match="belongs to a member of a batch"):
         desk.begin().job_states.send_message(member)
-    with pytest.raises(ActorError, match="that of a member of a batch"):
+    with pytest.raises(ActorError, match="belongs to a member of a batch"):
         desk.begin().job_states.send_with_options(desk.actor, (1,), job_batch=new_id())
 
 
@@ -729,7 +730,7 @@ def test_block_of_a_batch(desk: Desk) -> None:
         batch.send(desk.actor, 1)
     with batch:
         inner = request.job_states.batch()
-        with pytest.raises(RuntimeError, match="cannot contain another"):
+        with pytest.raises(RuntimeError, match="cannot be nested"):
             inner.__enter__()
         batch.send(desk.actor, 1)
     with pytest.raises(RuntimeError, match="only once"):
@@ -747,7 +748,7 @@ def test_commit_within_the_block_is_refused(desk: Desk) -> None:
     request = desk.begin()
     with request.job_states.batch() as batch:
         batch.send(desk.actor, 1)
-        with pytest.raises(RuntimeError, match="committed within the block"):
+        with pytest.raises(RuntimeError, match="committed inside the block"):
             request.tm.commit()
         request.tm.abort()
     assert desk.sent() == []
@@ -875,7 +876,7 @@ def test_failed_members_run_again(desk: Desk, global_broker: Broker) -> None:
     assert desk.state(batch)["status"] == "error"
     lone = act(desk.app, f"/job_state/{batch.uuid}/rerun")
     assert lone.status_int == 410
-    assert "its jobs that failed" in lone.json["error"]
+    assert "Rerun its failed jobs" in lone.json["error"]
     other = desk.send(1)
     desk.end(desk.records(other)[0], "error")
     path = f"/job_state/rerun?all=1&batch={batch.uuid}"
@@ -910,7 +911,7 @@ def test_member_of_a_cancelled_batch_does_not_run_again(
         wait_for(lambda: desk.counts(batch).get("error"))
     assert act(desk.app, f"/job_state/{batch.uuid}/cancel", "alice").status_int == 202
     answer = act(desk.app, f"/job_state/{member.uuid}/rerun")
-    assert answer.status_int == 410
+    assert answer.status_int == 409
     assert "Its batch was cancelled." in answer.json["error"]
     done = act(desk.app, f"/job_state/rerun?all=1&batch={batch.uuid}").json
     assert (done["done"], done["refused"]) == (0, 1)

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pytest
 import redis
@@ -27,6 +27,8 @@ from tests.support import wait_for
 from tests.webapp import put_job
 
 LOGGER = "pyramid_jobstate"
+
+AnyTracker = TypeVar("AnyTracker", bound=Tracker)
 
 
 class Report(NamedTuple):
@@ -360,6 +362,11 @@ def test_what_waits_for_room_may_leave(
     assert commands(client, "hgetall") == len(jobs) - 31
 
 
+def made_tracker(cls: type[AnyTracker], store: JobStore) -> AnyTracker:
+    """Return a tracker of the jobs of a store."""
+    return cls(store.client, store._reader, store._try_job, store._batch_reads)
+
+
 class AliasTracker(Tracker):
     """Follows the field `alias` of a record, as one level of indirection.
 
@@ -383,7 +390,7 @@ class AliasTracker(Tracker):
 @pytest.fixture
 def aliases(store: JobStore) -> AliasTracker:
     """A tracker that follows aliases."""
-    return AliasTracker(store.client, store._reader, store._try_job, store._members)
+    return made_tracker(AliasTracker, store)
 
 
 def found_n(ear: Ear, uuid: str, target: str) -> int:
@@ -458,7 +465,9 @@ def test_the_link_may_break_between_two_reads(
     target = put_job(client, **{"m:n": 1})
     alias = put_job(client, alias=target)
     store = JobStore(relay.url)
-    tracker = AliasTracker(store.client, store._reader, store._try_job, store._members)
+    tracker = AliasTracker(
+        store.client, store._reader, store._try_job, store._batch_reads
+    )
     with listening(tracker) as ear:
         tracker.meanwhile = relay.cut
         ear.watch.add(alias)
@@ -713,7 +722,9 @@ class SplitTracker(Tracker):
     """
 
     def __init__(self, store: JobStore) -> None:
-        super().__init__(store.client, store._reader, store._try_job, store._members)
+        super().__init__(
+            store.client, store._reader, store._try_job, store._batch_reads
+        )
         self.places: dict[str, str] = {}
         self.refreshed = 0
 

@@ -237,7 +237,7 @@ def test_retried_sender_does_not_fan_out_twice(floor: Floor) -> None:
         ({"key": ""}, ValueError, "1 to 200 characters"),
         ({"key": "used"}, ValueError, "was used before in this job"),
         ({"weight": 0}, ValueError, "weight of a member"),
-        ({"unique": "x"}, TypeError, "cannot have unique="),
+        ({"unique": "x"}, TypeError, "cannot take unique="),
     ],
 )
 def test_what_a_running_member_cannot_send(

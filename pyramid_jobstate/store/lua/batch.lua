@@ -10,7 +10,7 @@ local function waits(letter)
   return letter == "n" or letter == "q" or letter == "r"
 end
 
--- Read what is kept of a member. Returns nothing for a job that is none.
+-- Read what is kept of a member. Returns nothing if the job is not a member.
 local function member(uuid)
   local kept = redis.call("HGET", KEYS[2], uuid)
   if kept then
@@ -60,12 +60,15 @@ local function settle(now, active_ttl, ended_ttl)
   local is_over = over == size or (stopped and (running == 0 or old[11]))
   local has_begun = n[3] + running + over > 0
   local status
-  if not is_over then
+  if stopped and was_over then
+    -- Pages have acted on that, whatever its members still do.
+    is_over, status = true, old[9]
+  elseif not is_over then
     status = stopped and "cancelling" or has_begun and "working" or "queued"
   elseif failed > 0 and not old[12] then
     status = "error"
   else
-    status = over - n[5] - failed + size - over > 0 and "cancelled" or "success"
+    status = size > n[5] + failed and "cancelled" or "success"
   end
   if status ~= old[9] then
     redis.call("HSET", key, "status", status)

@@ -10,7 +10,7 @@
 local old = redis.call("HMGET", key, "status", "stopped", "kind", "owner")
 local stopped = old[2] and 1 or 0
 local letter, rev, part, weight, number = member(ARGV[3])
-if not letter then
+if not old[1] or not letter then
   return { "", stopped, SAME, "", "", "", "0" }
 end
 local to, told = ARGV[5], tonumber(ARGV[4])
@@ -32,7 +32,9 @@ if done ~= part then
   redis.call("HINCRBY", key, "sum", int((done - part) * weight))
 end
 keep(ARGV[3], letter, to, told, done, weight, number)
-redis.call("HSET", key, "updated", int(now))
+if to ~= letter or to == "w" then
+  redis.call("HSET", key, "updated", int(now))
+end
 if tonumber(ARGV[7]) > 0 then
   local latest = tonumber(redis.call("HGET", key, "latest")) or 0
   redis.call("HSET", key, "latest", int(math.max(latest, now + ARGV[7])))

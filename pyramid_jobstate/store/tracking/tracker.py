@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from redis import RedisCluster
 from redis import exceptions as errors
 
-from ...job import BATCH
+from ...job import BATCH, FINISHED
 from ..batches import is_waiting, stop
 from ..claims import named
 from ..connection import Client, redis_errors
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 #: How the errors begin of a Cluster node that does not hold a key, and of a server that
 #: does not read it at present.
 ELSEWHERE = ("MOVED ", "ASK ", *PASSING)
+
+
+#: The statuses of jobs that read alike if their batch is cancelled.
+RUNNING_OR_OVER = ("working", "cancelling", *FINISHED)
 
 
 class Tracker:
@@ -101,8 +105,8 @@ class Tracker:
         self._members.look_at_silent([record])
 
     def _batch_of(self, reply: Any) -> str | None:
-        """Return the uuid of the batch of a job, or None without one."""
-        if not isinstance(reply, dict):
+        """Return the uuid of the batch on which a job depends that waits, or None."""
+        if not isinstance(reply, dict) or reply.get("status") in RUNNING_OR_OVER:
             return None
         batch = reply.get("batch")
         return batch if batch and batch != BATCH else None

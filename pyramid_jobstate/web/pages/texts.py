@@ -173,7 +173,7 @@ SENTENCES = (
     _("The message that the store holds belongs to another job."),
     _("A later step of its pipeline was deleted."),
     _("Its batch was cancelled."),
-    _("A batch is not run again, but its jobs that failed are."),
+    _("A batch cannot run again. Rerun its failed jobs."),
     _("Its message cannot be kept as JSON: it takes ${size} bytes of at most ${limit}"),
     _("Its message cannot be kept as JSON: it would come back changed"),
     _("Its message cannot be kept as JSON: ${error}"),
