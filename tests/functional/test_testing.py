@@ -15,7 +15,7 @@ from pyramid.config import Configurator
 from pyramid.request import Request
 from webtest import TestApp
 
-from pyramid_jobstate import JobCancelled, JobState, JobStore, testing
+from pyramid_jobstate import Batch, JobCancelled, JobState, JobStore, testing
 from pyramid_jobstate.job.progress import Progress
 from pyramid_jobstate.job.record import (
     CANCELLED,
@@ -208,6 +208,12 @@ def test_put_job_refuses_an_unknown_status(job_store: JobStore) -> None:
     """The error for an unknown status lists the valid ones."""
     with pytest.raises(ValueError, match=r"'done'.*success"):
         testing.put_job(job_store, status="done")
+
+
+def test_put_job_makes_no_batches(job_store: JobStore) -> None:
+    """A batch without members would show nothing of a page."""
+    with pytest.raises(TypeError, match="makes no batches"):
+        testing.put_job(job_store, Batch)
 
 
 def test_the_fixture_is_a_real_server(job_store: JobStore) -> None:

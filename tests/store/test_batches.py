@@ -21,7 +21,7 @@ from pyramid_jobstate.job.record import (
     JobInfo,
     Record,
 )
-from pyramid_jobstate.store import batches, reading, scripts, trouble
+from pyramid_jobstate.store import batches, connection, reading, scripts, trouble
 from pyramid_jobstate.store.scripts import Reply
 from pyramid_jobstate.store.told import Change
 from tests.jobs import messages, new_id
@@ -625,7 +625,7 @@ def test_tell_that_fails_for_now_is_told_again(
     """A server that takes no writes, or has no memory left, is another matter than a
     damaged batch.
     """
-    real = scripts.execute
+    real = connection.execute
     passing = redis.ReadOnlyError if error == "READONLY" else redis.OutOfMemoryError
     tell = bed.store._calls._scripts["tell_batch"].sha
 

@@ -89,6 +89,23 @@ def test_stream_of_a_silent_batch_looks_at_its_members(
         assert basket.is_over.wait(10)
 
 
+def test_stream_of_a_batch_that_was_looked_at(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another process, a moment ago: the stream does not look again yet."""
+    monkeypatch.setattr(batches, "PAUSE", 10**15)
+    store = JobStore(client, stalled_after=0.3)
+    bed = Bed(store, 1)
+    bed.run(0)
+    assert bed.load().status == "working"
+    bed.change(0, status="success")
+    with hub_of(store) as hub:
+        basket = Basket(hub, bed.uuid)
+        wait_for(lambda: last(basket).get("status") == "stalled")
+        basket.leave()
+    assert not client.hexists(f"jobstate:{bed.uuid}", "looked")
+
+
 def test_stream_knows_the_url_of_the_members(redis_url: str, bed: Bed) -> None:
     """It has no request, but knows the URL of the batch."""
     config = make_config(redis_url)

@@ -31,6 +31,7 @@ from pyramid_jobstate.job.values import dumps
 from pyramid_jobstate.store import connection, reading
 from pyramid_jobstate.store.connection import text
 from pyramid_jobstate.testing import outbox, run_jobs
+from pyramid_jobstate.web.transaction import JobDataManager
 from pyramid_jobstate.web.urls import JobStatesURL
 from pyramid_jobstate.worker import batching
 from tests.faulty import FaultyProxy, faulty
@@ -187,6 +188,42 @@ def test_batch_is_sent_when_the_transaction_commits(desk: Desk) -> None:
     assert state["members"] == f"http://localhost/job_state/?batch={batch.uuid}"
     assert {r.status for r in desk.records(batch)} == {"queued"}
     assert all(r.owner == "alice" for r in desk.records(batch))
+
+
+def test_messages_are_confirmed_together(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not each in a round trip of its own."""
+    confirmed: list[int] = []
+    confirm = JobStore.confirm_members
+
+    def count(store: JobStore, jobs: Any) -> None:
+        confirmed.append(len(jobs))
+        confirm(store, jobs)
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("A member was confirmed alone.")
+
+    monkeypatch.setattr(JobStore, "confirm_members", count)
+    monkeypatch.setattr(JobStore, "confirm", refuse)
+    monkeypatch.setattr(batching, "CONFIRMED", 4)
+    batch = desk.send(10)
+    assert confirmed == [4, 4, 2]
+    assert {r.stored_status for r in desk.records(batch)} == {"queued"}
+
+
+def test_abort_after_the_commit_takes_nothing_back(desk: Desk) -> None:
+    """The machinery of transactions may call it on those that have finished."""
+    request = desk.begin()
+    with request.job_states.batch() as batch:
+        batch.send(desk.actor, 1)
+    (data_manager,) = (
+        each for each in request.tm.get()._resources if isinstance(each, JobDataManager)
+    )
+    request.tm.commit()
+    data_manager.abort(None)
+    assert batch.status == "queued"
+    assert desk.counts(batch) == {"queued": 1}
 
 
 def test_batch_follows_its_members(desk: Desk) -> None:

@@ -31,6 +31,7 @@ from pyramid.response import Response
 from webtest import TestApp
 
 from pyramid_jobstate import JobError, JobState, JobStore, NotUnique, Progress
+from pyramid_jobstate.errors import BatchCancelled
 from pyramid_jobstate.job import FINISHED, NOT_SENT, UNFINISHED, Record, sentence_of
 from pyramid_jobstate.store import refusal
 from pyramid_jobstate.testing import put_job
@@ -303,6 +304,7 @@ def test_what_other_wings_say_is_translated() -> None:
         *reasons_of_ends(),
         *refusals(),
         str(NotUnique(UUID)),
+        str(BatchCancelled()),
         *(
             JobState(Record("", {"status": status})).public_error("E", "e")
             for status in ("error", "cancelled")
@@ -312,7 +314,7 @@ def test_what_other_wings_say_is_translated() -> None:
 
     texts = {str(text): words.sentence(text) for text in said}
 
-    assert len(texts) == len(SENTENCES) == 26
+    assert len(texts) == len(SENTENCES) == 27
     for text, translated in texts.items():
         assert translated == f"*{text}"
     assert {sentence_of(text, SENTENCES) for text in texts} == set(SENTENCES)

@@ -29,6 +29,7 @@ from pyramid_jobstate.job.record import Record
 from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.store.connection import text
 from pyramid_jobstate.store.told import Change
+from pyramid_jobstate.worker import unsaved
 from pyramid_jobstate.worker.batching import OutgoingBatch
 from pyramid_jobstate.worker.fanout import RunningMember
 from pyramid_jobstate.worker.unsaved import Unsaved
@@ -128,11 +129,11 @@ class Floor:
         message = queued(self.client)[0]
         proxy = MessageProxy(message)
         function = middleware_of(self.broker).functions[message.actor_name]
-        unsaved = function.unsaved(proxy)
-        self.store.write([unsaved.take(time.monotonic())])
-        unsaved.mark_stored(time.monotonic())
-        run = unsaved.run
-        return unsaved, RunningMember(self.broker, proxy, batch.uuid, run)
+        begun = function.unsaved(proxy)
+        self.store.write([begun.take(time.monotonic())])
+        begun.mark_stored(time.monotonic())
+        run = begun.run
+        return begun, RunningMember(self.broker, proxy, batch.uuid, run)
 
 
 @pytest.fixture
@@ -169,8 +170,11 @@ def test_members_run_and_report(floor: Floor) -> None:
     assert floor.load(batch).status == "success"
 
 
-def test_progress_is_told_once_a_second(floor: Floor) -> None:
-    """However often a member reports; what it reported last is told soon."""
+def test_progress_is_told_once_a_second(redis_url: str) -> None:
+    """However often a member reports; what it reported last is told soon, and not only
+    with its next beat.
+    """
+    floor = Floor(redis_url, JobStateMiddleware(interval=0.01, heartbeat=3600))
     told = []
     execute = floor.store.batches.tell
     store = middleware_of(floor.broker).store_for(floor.broker)
@@ -214,6 +218,34 @@ def test_running_member_sends_further_ones(floor: Floor) -> None:
     assert floor.ran == dict.fromkeys("axyzvs", 1)
     assert {record.owner for record in floor.records(batch)} == {"alice"}
     assert floor.store.list(owner="alice").items[0].uuid == batch.uuid
+
+
+def test_member_that_was_sent_is_known_to_be(floor: Floor) -> None:
+    """It reads queued, and never as if it had not been sent."""
+    batch = floor.send("a")
+    _, member = floor.member(batch)
+    job = send(member, floor.part, "x")
+    record = floor.store.record(job.uuid)
+    assert record is not None
+    assert record.stored_status == "queued"
+    found: Any = floor.client.hget(f"{{jobstate:{batch.uuid}}}:members", job.uuid)
+    assert text(found).startswith("q ")
+
+
+def test_threads_of_a_job_send_a_key_once(floor: Floor) -> None:
+    batch = floor.send("a")
+    _, member = floor.member(batch)
+    enqueue = floor.broker.enqueue
+
+    def meanwhile(message: Any, **options: Any) -> Any:
+        floor.broker.enqueue = enqueue  # type: ignore[method-assign]
+        with pytest.raises(ValueError, match="was used before"):
+            send(member, floor.part, "x")
+        return enqueue(message, **options)
+
+    floor.broker.enqueue = meanwhile  # type: ignore[method-assign]
+    send(member, floor.part, "x")
+    assert len(queued(floor.client)) == 2
 
 
 def test_retried_sender_does_not_fan_out_twice(floor: Floor) -> None:
@@ -288,24 +320,24 @@ def test_run_that_was_taken_over_sends_nothing(floor: Floor) -> None:
 def test_run_that_has_ended_elsewhere_sends_nothing(floor: Floor) -> None:
     """Even if its record is gone."""
     batch = floor.send("a", "b")
-    unsaved, member = floor.member(batch)
+    begun, member = floor.member(batch)
     floor.store.batches.tell_all(
-        [change(batch, unsaved, "success", floor.client.time()[0] * 1_000_001)]
+        [change(batch, begun, "success", floor.client.time()[0] * 1_000_001)]
     )
-    floor.client.delete(f"jobstate:{unsaved.uuid}")
+    floor.client.delete(f"jobstate:{begun.uuid}")
     with pytest.raises(JobCancelled):
         send(member, floor.part, "x")
 
 
-def change(batch: Batch, unsaved: Unsaved, status: str, rev: int) -> Change:
-    return Change(batch.uuid, unsaved.uuid, str(rev), status)
+def change(batch: Batch, run: Unsaved, status: str, rev: int) -> Change:
+    return Change(batch.uuid, run.uuid, str(rev), status)
 
 
 def test_batch_that_is_over_takes_no_members(floor: Floor) -> None:
     batch = floor.send("a")
-    unsaved, member = floor.member(batch)
+    begun, member = floor.member(batch)
     rev = floor.client.time()[0] * 1_000_001
-    floor.store.batches.tell_all([change(batch, unsaved, "error", rev)])
+    floor.store.batches.tell_all([change(batch, begun, "error", rev)])
     with pytest.raises(RuntimeError, match="it is over"):
         send(member, floor.part, "x")
     floor.client.hset(f"jobstate:{batch.uuid}", "status", "deleted")
@@ -495,10 +527,13 @@ def test_sender_that_dies_loses_no_member(floor: Floor, moment: str) -> None:
     assert twice <= 8
 
 
-def test_cancel_of_a_batch_is_heard_soon(floor: Floor) -> None:
+def test_cancel_of_a_batch_is_heard_soon(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By a member that reports all the time, by one that is silent, and by those that
-    wait.
+    wait: they do not learn of it only with what their batch is told.
     """
+    monkeypatch.setattr(unsaved, "TOLD_EVERY", 3600)
     heard: list[str] = []
     gates = {name: Gate() for name in ("busy", "silent")}
 

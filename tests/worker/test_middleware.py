@@ -31,6 +31,7 @@ from dramatiq.results import ResultFailure, Results
 from dramatiq.results.backends import RedisBackend
 
 from pyramid_jobstate import (
+    Batch,
     JobState,
     JobStateMiddleware,
     JobStore,
@@ -298,6 +299,16 @@ def test_an_option_that_is_not_a_class_is_refused(
         dramatiq.actor(broker=broker, actor_name="run_marathon", job_state=option)(
             lambda: None
         )
+
+
+def test_batch_is_not_the_class_of_jobs(broker: RedisBroker) -> None:
+    """Neither as the option nor as the annotation."""
+    with pytest.raises(ActorError, match="cannot be batches, as Batch says"):
+        dramatiq.actor(broker=broker, job_state=Batch)(lambda: None)
+    with pytest.raises(ActorError, match="cannot be batches, as Batch says"):
+
+        @dramatiq.actor(broker=broker)
+        def odd(*, job_state: Batch) -> None: ...
 
 
 def test_without_a_place_for_the_states_an_actor_is_refused() -> None:

@@ -189,6 +189,27 @@ def test_a_pipeline_has_a_limited_length(
     assert max(map(len, written)) <= 2
 
 
+def test_job_that_falls_silent_is_not_written(
+    make_recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once all that it has reported is stored, only its heartbeats are."""
+    recorder = make_recorder(interval=0.01, heartbeat=3600)
+    job = Job(recorder).begin()
+    job.set_progress(1, 2)
+    assert job.flush(10)
+    written = spy_on_writes(recorder.store, monkeypatch)
+    ticks = []
+    cancels = recorder.store.cancels
+
+    def count(since: int) -> Any:
+        ticks.append(since)
+        return cancels(since)
+
+    monkeypatch.setattr(recorder.store, "cancels", count)
+    wait_for(lambda: len(ticks) > 20)
+    assert written == []
+
+
 def test_a_silent_job_is_reported_as_running(
     make_recorder: MakeRecorder, admin: redis.Redis
 ) -> None:
