@@ -82,7 +82,8 @@ class JobUpdates(JobWrites):
         """
         calls: list[Call] = []
         places: list[tuple[int, int]] = []
-        stopped = self._stopped(updates)
+        members = [i for i, u in enumerate(updates) if u.info.batch is not None]
+        stopped = self._stopped([updates[i] for i in members])
         for update in updates:
             first = len(calls)
             if update.begins:
@@ -95,22 +96,21 @@ class JobUpdates(JobWrites):
             places.append((first, len(calls) - 1))
         replies = run_scripts(self.client, calls)
         changes: dict[int, Change] = {}
-        for i, update in enumerate(updates):
-            if update.info.batch is not None:
-                first, last = places[i]
-                jobs = [(update.uuid, update.info)] * (last - first + 1)
-                plain, found = changes_of(jobs, replies[first : last + 1])
-                replies[first : last + 1] = plain
-                if found and (update.tells or update.begins or update.end):
-                    changes[i] = _with_details(found[-1], update, plain[-1])
+        for i in members:
+            update, (first, last) = updates[i], places[i]
+            jobs = [(update.uuid, update.info)] * (last - first + 1)
+            plain, found = changes_of(jobs, replies[first : last + 1])
+            replies[first : last + 1] = plain
+            if found and (update.tells or update.begins or update.end):
+                changes[i] = _with_details(found[-1], update, plain[-1])
         results = [worst(replies[first], replies[last]) for first, last in places]
         return [replies[first] for first, _ in places], results, changes
 
     def _stopped(self, updates: Sequence[Update]) -> set[str]:
-        """Return the cancelled ones among the batches of jobs that begin. A job of such
-        a batch that has ended stays as it is if its message comes again.
+        """Return the cancelled ones among the batches of members that begin. One that
+        has ended stays as it is if its message comes again.
         """
-        begun = [u.info.batch for u in updates if u.begins and u.info.is_member]
+        begun = [update.info.batch for update in updates if update.begins]
         if not begun:
             return set()
         batches = [batch for batch in dict.fromkeys(begun) if batch is not None]

@@ -69,7 +69,14 @@ class Flush:
             if everyone and unsaved.is_orphaned:
                 # An interrupt came where Dramatiq does not expect one.
                 self._give_up(unsaved, "the thread that ran it is gone")
-            elif unsaved.waiters or (everyone and unsaved.is_due(now, self._heartbeat)):
+            elif unsaved.waiters or (
+                everyone
+                and (
+                    unsaved.is_new
+                    or now - unsaved.heard >= self._heartbeat
+                    or (unsaved.is_behind and unsaved.is_to_tell(now))
+                )
+            ):
                 due.append(unsaved)
             else:
                 silent.append(unsaved)

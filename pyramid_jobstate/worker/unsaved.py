@@ -52,6 +52,7 @@ class Unsaved:
       heard: When an update was last sent to the store.
       waiters: Locks to release once everything set before is stored or given up.
       lost: Why the recorder gave up this run, or "".
+      is_behind: Whether values are stored that the batch of the job does not know.
     """
 
     uuid: str
@@ -77,9 +78,9 @@ class Unsaved:
     #: The values in the last update taken, and in the last one stored.
     _new: dict[str, object] = dataclasses.field(default_factory=dict, init=False)
     _sent: dict[str, object] = dataclasses.field(default_factory=dict, init=False)
-    #: When the job was last reported to its batch, and whether newer values wait.
+    is_behind: bool = dataclasses.field(default=False, init=False)
+    #: When the job was last reported to its batch.
     _told: float = dataclasses.field(default=-math.inf, init=False)
-    _is_behind: bool = dataclasses.field(default=False, init=False)
     #: The mark from which the pace is measured, the next such mark, and the latest.
     _pace: tuple[_Mark, _Mark, _Mark] | None = dataclasses.field(
         default=None, init=False
@@ -103,13 +104,9 @@ class Unsaved:
         """Whether there may be something to write."""
         return self.run.dirty or not self._started or self.end is not None
 
-    def is_due(self, now: float, heartbeat: float) -> bool:
-        """Return whether there may be something to write, or the last sign of life is
-        `heartbeat` seconds old.
-        """
-        if self.is_new or now - self.heard >= heartbeat:
-            return True
-        return self._is_behind and now - self._told >= TOLD_EVERY
+    def is_to_tell(self, now: float) -> bool:
+        """Return whether it is time to report values to the batch: see `is_behind`."""
+        return now - self._told >= TOLD_EVERY
 
     def tell_soon(self) -> None:
         """Have the next update reported to the batch, which was cancelled."""
@@ -187,9 +184,9 @@ class Unsaved:
         if self._last.renews:
             self._listed = now
         if self._last.tells:
-            self._told, self._is_behind = now, False
-        elif self._last.fields and self.info.batch is not None:
-            self._is_behind = True
+            self._told, self.is_behind = now, False
+        elif self.info.batch is not None and self._last.fields:
+            self.is_behind = True
 
     def mark_unconfirmed(self) -> None:
         """Mark the last update as unconfirmed: resend everything it names, even a value
