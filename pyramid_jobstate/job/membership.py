@@ -69,15 +69,17 @@ class SendsMembers:
           TypeError, ValueError, RuntimeError, StoreUnavailable: As :meth:`send`. Also
             if the weight is not a number, or out of range.
         """
-        return self._members.send(
-            actor,
-            args,
-            kwargs or {},
-            delay=delay,
-            key=key,
-            weight=weight,
-            options=options,
+        for name in ("unique", "shared", "owner"):
+            if name in options:
+                raise TypeError(
+                    f"A member cannot take {name}=. Members belong to the owner of the "
+                    "batch and are never unique."
+                )
+        message = actor.message_with_options(args=args, kwargs=kwargs, **options)
+        (job_state,) = self._members.take(
+            message, broker=actor.broker, key=key, weight=weight, delay=delay
         )
+        return job_state
 
     def send_message(
         self,
@@ -110,11 +112,15 @@ class SendsMembers:
                 f"A batch cannot be a member of another: {what!r}. Send its jobs as "
                 "members of one batch."
             )
-        return self._members.send_message(what, key=key, weight=weight, broker=broker)
+        jobs = self._members.take(
+            what, broker=broker, key=key, weight=weight, delay=None
+        )
+        # A message is one job.
+        return jobs[0] if hasattr(what, "message_id") else jobs
 
     @property
     def _members(self) -> Any:
-        """What sends the members: a MemberSender, in a batch's block a Block."""
+        """The MemberSender or, in a request that sends the batch, the Block."""
         if self._member_sender is None:
             raise RuntimeError(
                 f"The batch {self.uuid} takes members only from the request that sends "

@@ -22,24 +22,10 @@ class Store(Protocol):
 class MemberSender(Protocol):
     """The interface of what sends the members of a batch. It knows Dramatiq."""
 
-    def send(
-        self,
-        actor: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        /,
-        *,
-        delay: Any = None,
-        key: str | None = None,
-        weight: float = 1,
-        options: dict[str, Any],
-    ) -> Any:
-        """Send a message to an actor, and return its job."""
-
-    def send_message(
-        self, what: Any, /, *, key: str | None, weight: float, broker: Any
-    ) -> Any:
-        """Send a message, pipeline or group, and return its job or jobs."""
+    def take(
+        self, what: Any, /, *, broker: Any, key: str | None, weight: float, delay: Any
+    ) -> Sequence[Any]:
+        """Send a message, pipeline or group, and return its jobs."""
 
 
 class Block(MemberSender, Protocol):

@@ -14,7 +14,6 @@ from ..errors import StoreUnavailable
 from ..job import NOT_SENT, JobState, Member, Run, check_key, check_weight
 from ..store import JobStore, redis_errors
 from .finding import middleware_of
-from .gathering import message_for
 from .outgoing import Outgoing, failure_to_send
 
 if TYPE_CHECKING:
@@ -63,25 +62,15 @@ class RunningMember:
         #: tell its threads apart.
         self._sent: dict[str, object] = {}
 
-    def send(
+    def take(
         self,
-        actor: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        what: Any,
         *,
-        delay: Any = None,
-        key: str | None = None,
-        weight: float = 1,
-        options: dict[str, Any],
-    ) -> JobState:
-        self._run.check()
-        message = message_for(actor, args, kwargs, options)
-        (job_state,) = self._send(message, actor.broker, key, weight, delay)
-        return job_state
-
-    def send_message(
-        self, what: Any, *, key: str | None, weight: float, broker: Broker | None
-    ) -> JobState | Sequence[JobState]:
+        broker: Broker | None,
+        key: str | None,
+        weight: float,
+        delay: Any,
+    ) -> Sequence[JobState]:
         self._run.check()
         if isinstance(what, group):
             raise TypeError(
@@ -89,17 +78,7 @@ class RunningMember:
                 "key of its own."
             )
         if isinstance(what, Message):
-            return self._send(what, broker or self._broker, key, weight)[0]
-        return self._send(what, broker, key, weight)
-
-    def _send(
-        self,
-        what: Any,
-        broker: Broker | None,
-        key: str | None,
-        weight: float,
-        delay: Any = None,
-    ) -> Sequence[JobState]:
+            broker = broker or self._broker
         if key is None:
             raise TypeError(
                 "batch.send() from a running job needs a key, such as "

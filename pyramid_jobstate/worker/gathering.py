@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dramatiq import Message
-
 from ..job import Batch, JobState, NewJob, check_weight, record_of
 from .outgoing import Outgoing
 
@@ -75,27 +73,6 @@ class Gathering:
         self.show()
         self._end(not self.is_withdrawn)
 
-    def send(
-        self,
-        actor: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *,
-        delay: Any = None,
-        key: str | None = None,
-        weight: float = 1,
-        options: dict[str, Any],
-    ) -> JobState:
-        message = message_for(actor, args, kwargs, options)
-        (job_state,) = self._add(message, actor.broker, key, weight, delay)
-        return job_state
-
-    def send_message(
-        self, what: Any, *, key: str | None, weight: float, broker: Broker | None
-    ) -> JobState | Sequence[JobState]:
-        found = self._add(what, broker, key, weight)
-        return found[0] if isinstance(what, Message) else found
-
     def truncate(self, count: int) -> None:
         """Keep only the first items: a savepoint is rolled back."""
         for outgoing, _ in self.items[count:]:
@@ -115,13 +92,14 @@ class Gathering:
         status = "queued" if self.items or self.is_open else "success"
         record_of(self._batch).status = "cancelled" if self.is_withdrawn else status
 
-    def _add(
+    def take(
         self,
         what: Any,
+        *,
         broker: Broker | None,
         key: str | None,
         weight: float,
-        delay: Any = None,
+        delay: Any,
     ) -> Sequence[JobState]:
         if not self.is_open or self.is_withdrawn:
             raise RuntimeError(NOT_OPEN)
@@ -147,26 +125,3 @@ class Gathering:
         self._uuids.update(uuids)
         self.items.append((outgoing, checked))
         return outgoing.job_states
-
-
-def message_for(
-    actor: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    options: Mapping[str, Any],
-) -> Message[Any]:
-    """Return a message to an actor for a member of a batch.
-
-    Raises:
-      TypeError: The options would make it unique, or name an owner.
-    """
-    for name in ("unique", "shared", "owner"):
-        if name in options:
-            raise TypeError(
-                f"A member cannot take {name}=. Members belong to the owner of the "
-                "batch and are never unique."
-            )
-    message: Message[Any] = actor.message_with_options(
-        args=args, kwargs=kwargs, **options
-    )
-    return message

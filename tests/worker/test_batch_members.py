@@ -19,12 +19,12 @@ from dramatiq.brokers.redis import RedisBroker
 from pyramid_jobstate import (
     Batch,
     JobCancelled,
-    JobState,
     JobStateMiddleware,
     JobStore,
     StoreUnavailable,
 )
 from pyramid_jobstate.errors import ActorError
+from pyramid_jobstate.job.membership import OwnBatch
 from pyramid_jobstate.job.record import Record
 from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.store.connection import text
@@ -141,10 +141,15 @@ def floor(redis_url: str) -> Floor:
     return Floor(redis_url)
 
 
-def send(member: RunningMember, actor: Any, name: str, **options: Any) -> JobState:
+def own(member: RunningMember) -> OwnBatch:
+    """Return the batch of a running member as its actor has it."""
+    return OwnBatch(member._batch, member)
+
+
+def send(member: RunningMember, actor: Any, name: str, **options: Any) -> Any:
     """Send a further member with its name as its key."""
-    key = options.pop("key", name)
-    return member.send(actor, (name,), {}, key=key, options=options)
+    options = {"key": name, **options}
+    return own(member).send_with_options(actor, (name,), **options)
 
 
 def test_members_run_and_report(floor: Floor) -> None:
@@ -279,10 +284,8 @@ def test_what_a_running_member_cannot_send(
     _, member = floor.member(batch)
     send(member, floor.part, "x", key="used")
     options = {"key": "k", **options}
-    weight = options.pop("weight", 1)
-    key = options.pop("key")
     with pytest.raises(error, match=match):
-        member.send(floor.part, ("y",), {}, key=key, weight=weight, options=options)
+        send(member, floor.part, "y", **options)
     assert floor.load(batch).size == 2
     assert [m.args for m in queued(floor.client)] == [("a",), ("x",)]
 
@@ -297,9 +300,9 @@ def test_running_member_sends_no_group_and_no_untracked_actor(floor: Floor) -> N
 
     parts = group([floor.part.message("x")], broker=floor.broker)
     with pytest.raises(TypeError, match="one by one"):
-        member.send_message(parts, key="k", weight=1, broker=None)
+        own(member).send_message(parts, key="k")
     with pytest.raises(ActorError, match="not tracked"):
-        member.send(untracked, (), {}, key="k", options={})
+        own(member).send(untracked, key="k")
     assert floor.load(batch).size == 1
 
 
