@@ -1,6 +1,5 @@
 """Batches that requests send: many jobs with one bar, joined to the transaction."""
 
-import dataclasses
 import math
 import secrets
 from collections.abc import Callable, Iterator
@@ -10,10 +9,8 @@ import dramatiq
 import pytest
 import redis
 from dramatiq import Broker, Message, group
-from pyramid.config import Configurator
 from pyramid.request import Request
 from pyramid.scripting import prepare
-from webtest import TestApp
 
 from pyramid_jobstate import (
     Batch,
@@ -38,7 +35,8 @@ from tests.faulty import FaultyProxy, faulty
 from tests.jobs import job_actor, new_id, working
 from tests.support import wait_for
 from tests.web.databases import Manager, fail
-from tests.web.operating import OPERATOR, act, operated_root
+from tests.web.desks import Desk, make_desk
+from tests.web.operating import OPERATOR, act
 from tests.webapp import (
     get,
     make_app,
@@ -68,32 +66,8 @@ class Vetoed(Exception):
     """Raised by a database that refuses to commit."""
 
 
-@dataclasses.dataclass
-class Desk:
-    """An application, its server, and what its users send.
-
-    Attributes:
-      config: The configurator of the application.
-      app: The application.
-      client: The server.
-      actor: A tracked actor.
-    """
-
-    config: Configurator
-    app: TestApp
-    client: redis.Redis
-    actor: Any
-
-    @property
-    def store(self) -> JobStore:
-        store: JobStore = make_request(self.config).job_states.store
-        return store
-
-    def begin(self, user: str | None = "alice") -> Request:
-        """Return a request whose transaction has begun."""
-        request = make_request(self.config, user)
-        request.tm.begin()
-        return request
+class BatchDesk(Desk):
+    """An application whose users send batches."""
 
     def send(self, count: int = 3, user: str | None = "alice", **options: Any) -> Batch:
         """Send a batch, and commit."""
@@ -144,15 +118,9 @@ class Desk:
         return {key.decode() for key in found}
 
 
-def make_desk(url: str, client: redis.Redis, broker: Broker) -> Desk:
-    """Return an application that reaches its store at a URL."""
-    config = make_tm_config(url, root_factory=operated_root)
-    return Desk(config, make_app(config), client, broker.get_actor("run_marathon"))
-
-
 @pytest.fixture
-def desk(redis_url: str, client: redis.Redis, global_broker: Broker) -> Desk:
-    return make_desk(redis_url, client, global_broker)
+def desk(redis_url: str, client: redis.Redis, global_broker: Broker) -> BatchDesk:
+    return make_desk(BatchDesk, redis_url, client, global_broker)
 
 
 @pytest.fixture
@@ -161,7 +129,7 @@ def proxy(redis_url: str) -> Iterator[FaultyProxy]:
         yield proxy
 
 
-def test_batch_is_sent_when_the_transaction_commits(desk: Desk) -> None:
+def test_batch_is_sent_when_the_transaction_commits(desk: BatchDesk) -> None:
     request = desk.begin()
     with request.job_states.batch(ImportAll) as batch:
         jobs = [batch.send(desk.actor, n) for n in range(3)]
@@ -191,7 +159,7 @@ def test_batch_is_sent_when_the_transaction_commits(desk: Desk) -> None:
 
 
 def test_messages_are_confirmed_together(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: BatchDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not each in a round trip of its own."""
     confirmed: list[int] = []
@@ -212,7 +180,7 @@ def test_messages_are_confirmed_together(
     assert {r.stored_status for r in desk.records(batch)} == {"queued"}
 
 
-def test_abort_after_the_commit_takes_nothing_back(desk: Desk) -> None:
+def test_abort_after_the_commit_takes_nothing_back(desk: BatchDesk) -> None:
     """The machinery of transactions may call it on those that have finished."""
     request = desk.begin()
     with request.job_states.batch() as batch:
@@ -226,7 +194,7 @@ def test_abort_after_the_commit_takes_nothing_back(desk: Desk) -> None:
     assert desk.counts(batch) == {"queued": 1}
 
 
-def test_batch_follows_its_members(desk: Desk) -> None:
+def test_batch_follows_its_members(desk: BatchDesk) -> None:
     """The fraction counts what running members have done; a member that is over counts
     whole, however it ended.
     """
@@ -269,7 +237,7 @@ def test_batch_follows_its_members(desk: Desk) -> None:
     ],
 )
 def test_status_of_a_batch_that_is_over(
-    desk: Desk, ends: tuple[str, ...], options: dict[str, Any], status: str
+    desk: BatchDesk, ends: tuple[str, ...], options: dict[str, Any], status: str
 ) -> None:
     batch = desk.send(len(ends), **options)
     for record, end in zip(desk.records(batch), ends, strict=True):
@@ -284,7 +252,7 @@ def test_status_of_a_batch_that_is_over(
     assert batch.uuid in [item["job"]["uuid"] for item in listed]
 
 
-def test_weights(desk: Desk) -> None:
+def test_weights(desk: BatchDesk) -> None:
     """A member of weight 10 counts as much as ten others."""
     request = desk.begin()
     with request.job_states.batch() as batch:
@@ -297,7 +265,7 @@ def test_weights(desk: Desk) -> None:
     assert desk.state(batch)["progress"]["done"] == 1
 
 
-def test_pipelines_and_groups_are_members(desk: Desk) -> None:
+def test_pipelines_and_groups_are_members(desk: BatchDesk) -> None:
     """Each message of a pipeline or a group is a member. A step that waits for its
     turn is queued; the steps after one that fails are cancelled.
     """
@@ -317,7 +285,7 @@ def test_pipelines_and_groups_are_members(desk: Desk) -> None:
     assert record.stored_status == "waiting"
 
 
-def test_pipeline_in_a_batch_runs(desk: Desk, global_broker: Broker) -> None:
+def test_pipeline_in_a_batch_runs(desk: BatchDesk, global_broker: Broker) -> None:
     """A worker runs the steps of a pipeline, each a member, and the batch ends."""
 
     @job_actor(broker=global_broker, job_state=True, max_retries=0)
@@ -337,7 +305,7 @@ def test_pipeline_in_a_batch_runs(desk: Desk, global_broker: Broker) -> None:
     assert desk.state(batch)["status"] == "error"
 
 
-def test_abort_leaves_nothing(desk: Desk) -> None:
+def test_abort_leaves_nothing(desk: BatchDesk) -> None:
     request = desk.begin()
     with request.job_states.batch() as batch:
         batch.send(desk.actor, 1)
@@ -352,7 +320,7 @@ def test_abort_leaves_nothing(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 3])
-def test_veto_takes_the_batch_back(desk: Desk, count: int) -> None:
+def test_veto_takes_the_batch_back(desk: BatchDesk, count: int) -> None:
     """Another database refuses to commit after the batch and its members were
     written.
     """
@@ -377,7 +345,7 @@ def veto(request: Request, actor: Any) -> None:
         raise Vetoed
 
 
-def test_exception_in_the_block_sends_nothing(desk: Desk) -> None:
+def test_exception_in_the_block_sends_nothing(desk: BatchDesk) -> None:
     """Even if the view goes on and commits."""
     request = desk.begin()
     with pytest.raises(Vetoed):
@@ -388,7 +356,7 @@ def test_exception_in_the_block_sends_nothing(desk: Desk) -> None:
     assert desk.keys() == {f"jobstate:{job_state.uuid}"}
 
 
-def test_savepoint_takes_members_back(desk: Desk) -> None:
+def test_savepoint_takes_members_back(desk: BatchDesk) -> None:
     """The rollback of a savepoint leaves the members before it, and their keys free
     those after it.
     """
@@ -405,7 +373,7 @@ def test_savepoint_takes_members_back(desk: Desk) -> None:
     assert len(desk.records(batch)) == 2
 
 
-def test_savepoint_after_the_block_takes_nothing_back(desk: Desk) -> None:
+def test_savepoint_after_the_block_takes_nothing_back(desk: BatchDesk) -> None:
     request = desk.begin()
     with request.job_states.batch() as batch:
         batch.send(desk.actor, 1)
@@ -415,7 +383,7 @@ def test_savepoint_after_the_block_takes_nothing_back(desk: Desk) -> None:
     assert desk.state(batch)["progress"]["total"] == 1
 
 
-def test_savepoint_before_the_block_takes_the_batch_back(desk: Desk) -> None:
+def test_savepoint_before_the_block_takes_the_batch_back(desk: BatchDesk) -> None:
     request = desk.begin()
     savepoint = request.tm.savepoint()
     with request.job_states.batch() as batch:
@@ -434,11 +402,11 @@ def far_desk(
     client: redis.Redis,
     proxy: FaultyProxy,
     monkeypatch: pytest.MonkeyPatch,
-) -> Desk:
+) -> BatchDesk:
     """An application that reaches its store through the proxy, and its broker not."""
     broker = make_broker(redis_url, JobStateMiddleware(url=proxy.url))
     monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
-    return make_desk(proxy.url, client, broker)
+    return make_desk(BatchDesk, proxy.url, client, broker)
 
 
 def answers(request: bytes) -> str:
@@ -447,7 +415,7 @@ def answers(request: bytes) -> str:
 
 
 def test_store_that_is_away_vetoes_the_commit(
-    proxy: FaultyProxy, far_desk: Desk
+    proxy: FaultyProxy, far_desk: BatchDesk
 ) -> None:
     desk = far_desk
     request = desk.begin()
@@ -463,7 +431,7 @@ def test_store_that_is_away_vetoes_the_commit(
 
 
 def test_broker_that_is_away_fails_the_rest(
-    desk: Desk, global_broker: Broker, monkeypatch: pytest.MonkeyPatch
+    desk: BatchDesk, global_broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The members that the broker did not accept have failed. The others run."""
     enqueue = global_broker.enqueue
@@ -486,7 +454,7 @@ def test_broker_that_is_away_fails_the_rest(
 
 
 def test_store_that_goes_away_while_members_are_sent(
-    proxy: FaultyProxy, far_desk: Desk, monkeypatch: pytest.MonkeyPatch
+    proxy: FaultyProxy, far_desk: BatchDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All messages leave. The batch learns of it when its members run."""
     monkeypatch.setattr(batching, "CONFIRMED", 2)
@@ -509,7 +477,7 @@ def test_store_that_goes_away_while_members_are_sent(
     assert desk.state(batch)["status"] == "success"
 
 
-def test_members_are_not_in_the_list_of_their_owner(desk: Desk) -> None:
+def test_members_are_not_in_the_list_of_their_owner(desk: BatchDesk) -> None:
     """There the batch stands for them. Operators find them by kind and by status."""
     batch = desk.send(3)
     own = get(desk.app, "/job_state", "alice").json["items"]
@@ -525,7 +493,7 @@ def test_members_are_not_in_the_list_of_their_owner(desk: Desk) -> None:
     assert len(desk.store.list(status="error").items) == 4
 
 
-def test_members_are_listed_in_the_order_of_their_sending(desk: Desk) -> None:
+def test_members_are_listed_in_the_order_of_their_sending(desk: BatchDesk) -> None:
     batch = desk.send(5)
     uuids = [record.uuid for record in desk.records(batch)]
     found: list[str] = []
@@ -542,7 +510,7 @@ def test_members_are_listed_in_the_order_of_their_sending(desk: Desk) -> None:
     assert [item["job"]["uuid"] for item in ended["items"]] == [uuids[3]]
 
 
-def test_failed_members_are_found_at_once(desk: Desk) -> None:
+def test_failed_members_are_found_at_once(desk: BatchDesk) -> None:
     """The list of those that failed does not go through the others."""
     batch = desk.send(30)
     records = desk.records(batch)
@@ -555,7 +523,7 @@ def test_failed_members_are_found_at_once(desk: Desk) -> None:
     assert rest["cursor"] is None
 
 
-def test_member_whose_record_has_expired_is_left_out(desk: Desk) -> None:
+def test_member_whose_record_has_expired_is_left_out(desk: BatchDesk) -> None:
     """Its count stays."""
     batch = desk.send(2)
     first, second = desk.records(batch)
@@ -567,7 +535,7 @@ def test_member_whose_record_has_expired_is_left_out(desk: Desk) -> None:
     assert desk.counts(batch) == {"success": 2}
 
 
-def test_rights_of_members(desk: Desk) -> None:
+def test_rights_of_members(desk: BatchDesk) -> None:
     """Who may see the batch sees its bar, and of its members only those that they may
     see. An unknown batch and a forbidden one look alike.
     """
@@ -605,7 +573,7 @@ def test_rights_of_members(desk: Desk) -> None:
         ("batch={batch}&status=stalled", 200),
     ],
 )
-def test_bad_queries_for_members(desk: Desk, query: str, status: int) -> None:
+def test_bad_queries_for_members(desk: BatchDesk, query: str, status: int) -> None:
     batch = desk.send(1)
     job = put_job(desk.client)
     path = f"/job_state?{query.format(batch=batch.uuid, job=job)}"
@@ -617,7 +585,7 @@ def test_bad_queries_for_members(desk: Desk, query: str, status: int) -> None:
         assert answer.json["error"]
 
 
-def test_title_of_one_batch(desk: Desk) -> None:
+def test_title_of_one_batch(desk: BatchDesk) -> None:
     """It replaces that of the class, unless the class makes it."""
     hostile = "<img onerror=x>" + 300 * "x"
     titles: tuple[tuple[type[Batch], str, str], ...] = (
@@ -635,7 +603,7 @@ def test_title_of_one_batch(desk: Desk) -> None:
     assert desk.state(desk.send(0))["title"] == "Batch"
 
 
-def test_owner_of_a_batch(desk: Desk) -> None:
+def test_owner_of_a_batch(desk: BatchDesk) -> None:
     batch = desk.send(1, user="bob", owner="alice")
     assert desk.state(batch)["status"] == "queued"
     assert [r.owner for r in desk.records(batch)] == ["alice"]
@@ -644,7 +612,7 @@ def test_owner_of_a_batch(desk: Desk) -> None:
     assert [r.owner for r in desk.records(nobodys)] == [None]
 
 
-def test_keys_decide_the_ids_of_members(desk: Desk) -> None:
+def test_keys_decide_the_ids_of_members(desk: BatchDesk) -> None:
     """A key is one of its actor's in its batch: other batches have other members."""
     uuids = set()
     for _ in range(2):
@@ -659,7 +627,7 @@ def test_keys_decide_the_ids_of_members(desk: Desk) -> None:
 
 
 def refuse(
-    desk: Desk, send: Callable[[Batch], object], error: type[Exception], match: str
+    desk: BatchDesk, send: Callable[[Batch], object], error: type[Exception], match: str
 ) -> None:
     """Check that a send is refused, and that the rest of the batch is sent."""
     request = desk.begin()
@@ -686,7 +654,7 @@ def refuse(
         (None, TypeError),
     ],
 )
-def test_bad_weights(desk: Desk, weight: Any, error: type[Exception]) -> None:
+def test_bad_weights(desk: BatchDesk, weight: Any, error: type[Exception]) -> None:
     def send(batch: Batch) -> object:
         return batch.send_with_options(desk.actor, (2,), weight=weight)
 
@@ -704,12 +672,14 @@ def test_bad_weights(desk: Desk, weight: Any, error: type[Exception]) -> None:
         (7, TypeError, "must be a string"),
     ],
 )
-def test_bad_keys(desk: Desk, key: Any, error: type[Exception], match: str) -> None:
+def test_bad_keys(
+    desk: BatchDesk, key: Any, error: type[Exception], match: str
+) -> None:
     refuse(desk, lambda batch: batch.send(desk.actor, 2, key=key), error, match)
 
 
 @pytest.mark.parametrize("option", ["unique", "shared", "owner"])
-def test_options_that_members_cannot_have(desk: Desk, option: str) -> None:
+def test_options_that_members_cannot_have(desk: BatchDesk, option: str) -> None:
     def send(batch: Batch) -> object:
         options: dict[str, Any] = {option: "x"}
         return batch.send_with_options(desk.actor, (2,), **options)
@@ -717,7 +687,7 @@ def test_options_that_members_cannot_have(desk: Desk, option: str) -> None:
     refuse(desk, send, TypeError, f"cannot take {option}=")
 
 
-def test_what_cannot_be_a_member(desk: Desk, global_broker: Broker) -> None:
+def test_what_cannot_be_a_member(desk: BatchDesk, global_broker: Broker) -> None:
     """An untracked actor, another batch, the same message twice, a member's message."""
     sweep = global_broker.get_actor("sweep")
     refuse(desk, lambda batch: batch.send(sweep), ActorError, "not tracked")
@@ -750,13 +720,13 @@ def test_what_cannot_be_a_member(desk: Desk, global_broker: Broker) -> None:
     ],
 )
 def test_bad_arguments_of_a_batch(
-    desk: Desk, options: dict[str, Any], match: str
+    desk: BatchDesk, options: dict[str, Any], match: str
 ) -> None:
     with pytest.raises(TypeError, match=match):
         desk.begin().job_states.batch(**options)
 
 
-def test_block_of_a_batch(desk: Desk) -> None:
+def test_block_of_a_batch(desk: BatchDesk) -> None:
     """It is entered once, in a transaction, and not within that of another batch."""
     batch = make_request(desk.config, "alice").job_states.batch()
     with pytest.raises(RuntimeError, match="No transaction has begun"):
@@ -781,7 +751,7 @@ def test_block_of_a_batch(desk: Desk) -> None:
     assert [m.args for m in desk.sent()] == [(1,), (3,)]
 
 
-def test_commit_within_the_block_is_refused(desk: Desk) -> None:
+def test_commit_within_the_block_is_refused(desk: BatchDesk) -> None:
     request = desk.begin()
     with request.job_states.batch() as batch:
         batch.send(desk.actor, 1)
@@ -792,7 +762,7 @@ def test_commit_within_the_block_is_refused(desk: Desk) -> None:
     assert desk.keys() == set()
 
 
-def test_batch_that_was_loaded_takes_no_members(desk: Desk) -> None:
+def test_batch_that_was_loaded_takes_no_members(desk: BatchDesk) -> None:
     batch = desk.store.load(desk.send(1).uuid)
     assert isinstance(batch, Batch)
     with pytest.raises(RuntimeError, match="takes members only from the request"):
@@ -812,7 +782,7 @@ def test_batch_that_was_loaded_takes_no_members(desk: Desk) -> None:
     assert batch.batch is None
 
 
-def test_cancel_is_one_call(desk: Desk) -> None:
+def test_cancel_is_one_call(desk: BatchDesk) -> None:
     """Those that wait read cancelled at once, in every answer, and never run."""
     batch = desk.send(3)
     first, second, third = desk.records(batch)
@@ -853,7 +823,7 @@ def test_cancel_is_one_call(desk: Desk) -> None:
     assert again.status_int == 409
 
 
-def test_ended_member_of_a_cancelled_batch_stays_as_it_is(desk: Desk) -> None:
+def test_ended_member_of_a_cancelled_batch_stays_as_it_is(desk: BatchDesk) -> None:
     """Its message comes again: it is skipped."""
     batch = desk.send(3)
     first, second, third = desk.records(batch)
@@ -872,7 +842,7 @@ def test_ended_member_of_a_cancelled_batch_stays_as_it_is(desk: Desk) -> None:
     assert [job.uuid for job in cancelled] == [third.uuid]
 
 
-def test_waiting_member_of_a_cancelled_batch_can_be_deleted(desk: Desk) -> None:
+def test_waiting_member_of_a_cancelled_batch_can_be_deleted(desk: BatchDesk) -> None:
     """It reads cancelled, and lists of those that are queued leave it out."""
     batch = desk.send(2)
     first = desk.records(batch)[0]
@@ -884,7 +854,7 @@ def test_waiting_member_of_a_cancelled_batch_can_be_deleted(desk: Desk) -> None:
     assert desk.counts(batch) == {"cancelled": 2}
 
 
-def test_batch_in_which_nobody_runs_is_cancelled_at_once(desk: Desk) -> None:
+def test_batch_in_which_nobody_runs_is_cancelled_at_once(desk: BatchDesk) -> None:
     batch = desk.send(2)
     desk.end(desk.records(batch)[0], "error")
     assert desk.store.load(batch.uuid).cancel()  # type: ignore[union-attr]
@@ -894,7 +864,7 @@ def test_batch_in_which_nobody_runs_is_cancelled_at_once(desk: Desk) -> None:
     assert [job.uuid for job in listed] == [batch.uuid]
 
 
-def test_failed_members_run_again(desk: Desk, global_broker: Broker) -> None:
+def test_failed_members_run_again(desk: BatchDesk, global_broker: Broker) -> None:
     """After the end of the batch, too: it goes on, and ends again."""
     fails = [True]
 
@@ -933,7 +903,7 @@ def test_failed_members_run_again(desk: Desk, global_broker: Broker) -> None:
 
 
 def test_member_of_a_cancelled_batch_does_not_run_again(
-    desk: Desk, global_broker: Broker
+    desk: BatchDesk, global_broker: Broker
 ) -> None:
     @job_actor(broker=global_broker, job_state=True, max_retries=0)
     def failing() -> None:
@@ -1016,7 +986,7 @@ def test_members_that_a_member_sends_are_kept_in_the_outbox(
     assert client.keys("*") == []
 
 
-def test_script_sends_a_batch(desk: Desk) -> None:
+def test_script_sends_a_batch(desk: BatchDesk) -> None:
     with prepare(registry=desk.config.registry) as env:
         request = env["request"]
         with request.tm, request.job_states.batch(owner="alice") as batch:
@@ -1030,7 +1000,7 @@ def test_actor_sends_a_batch_from_its_request(
 ) -> None:
     """When its transaction commits, and for the owner of its job."""
     global_broker.add_middleware(RequestMiddleware())
-    desk = make_desk(redis_url, client, global_broker)
+    desk = make_desk(BatchDesk, redis_url, client, global_broker)
     batches: list[Batch] = []
 
     @job_actor(broker=global_broker, job_state=True)
@@ -1055,7 +1025,7 @@ def test_actor_sends_a_batch_from_its_request(
     assert desk.counts(batches[0]) == {"success": 3}
 
 
-def test_batch_of_an_unknown_kind_opens_nothing(desk: Desk) -> None:
+def test_batch_of_an_unknown_kind_opens_nothing(desk: BatchDesk) -> None:
     """An operator sees its counts all the same."""
     batch = desk.send(2)
     desk.client.hset(f"jobstate:{batch.uuid}", "kind", "Elsewhere")
@@ -1066,7 +1036,7 @@ def test_batch_of_an_unknown_kind_opens_nothing(desk: Desk) -> None:
 
 
 def test_poll_of_a_batch_reads_its_record_alone(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: BatchDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It costs what a lone job's does, however many members there are."""
     batch = desk.send(50)
@@ -1082,7 +1052,7 @@ def test_poll_of_a_batch_reads_its_record_alone(
     assert [command.args[0] for command in asked] == ["HGETALL"]
 
 
-def test_members_of_a_batch_at_another_url(desk: Desk) -> None:
+def test_members_of_a_batch_at_another_url(desk: BatchDesk) -> None:
     """The application's own adapter may give jobs any URL."""
 
     class Elsewhere(JobStatesURL):
@@ -1101,7 +1071,7 @@ def test_members_of_a_batch_at_another_url(desk: Desk) -> None:
     assert state["members"] == f"http://localhost/job_state/?batch={batch.uuid}"
 
 
-def test_etag_changes_with_the_counts(desk: Desk) -> None:
+def test_etag_changes_with_the_counts(desk: BatchDesk) -> None:
     batch = desk.send(2)
     path = f"/job_state/{batch.uuid}"
     tag = get(desk.app, path, "alice").headers["ETag"]
@@ -1124,7 +1094,7 @@ def test_etag_changes_with_the_counts(desk: Desk) -> None:
     ],
 )
 def test_stored_garbage_never_makes_a_poll_fail(
-    desk: Desk, field: str, value: str
+    desk: BatchDesk, field: str, value: str
 ) -> None:
     batch = desk.send(2)
     desk.run(desk.records(batch)[0])
@@ -1139,5 +1109,5 @@ def nothing() -> None:
     """An actor of a broker without the middleware."""
 
 
-def test_actor_of_another_broker_is_refused(desk: Desk) -> None:
+def test_actor_of_another_broker_is_refused(desk: BatchDesk) -> None:
     refuse(desk, lambda batch: batch.send(nothing), TypeError, "no JobStateMiddleware")

@@ -1,6 +1,5 @@
 """Unique jobs: one of a key is under way, and everybody who asks for one gets it."""
 
-import dataclasses
 import logging
 import threading
 from collections.abc import Iterator
@@ -12,9 +11,7 @@ import redis
 import transaction
 from dramatiq import Broker, group
 from pyramid.authorization import Allow, Authenticated
-from pyramid.config import Configurator
 from pyramid.request import Request
-from webtest import TestApp
 
 from pyramid_jobstate import (
     JobState,
@@ -32,7 +29,8 @@ from tests.faulty import FaultyProxy, faulty
 from tests.jobs import working
 from tests.support import wait_for
 from tests.web.databases import Manager, fail
-from tests.web.operating import OPERATOR, act, operated_root
+from tests.web.desks import Desk, make_desk
+from tests.web.operating import OPERATOR, act
 from tests.webapp import (
     EXPLICIT,
     ask,
@@ -52,32 +50,8 @@ class Nightly(JobState):
         return [*super().__acl__(), (Allow, Authenticated, ("view_job", "cancel_job"))]
 
 
-@dataclasses.dataclass
-class Desk:
-    """An application, its server, and what its users press.
-
-    Attributes:
-      config: The configurator of the application.
-      app: The application.
-      client: The server.
-      actor: A tracked actor.
-    """
-
-    config: Configurator
-    app: TestApp
-    client: redis.Redis
-    actor: Any
-
-    @property
-    def store(self) -> JobStore:
-        store: JobStore = make_request(self.config).job_states.store
-        return store
-
-    def begin(self, user: str | None = "alice") -> Request:
-        """Return a request whose transaction has begun."""
-        request = make_request(self.config, user)
-        request.tm.begin()
-        return request
+class UniqueDesk(Desk):
+    """An application whose users press a button twice."""
 
     def press(
         self,
@@ -122,15 +96,9 @@ class Desk:
         return get(self.app, f"/job_state/{job_state.uuid}", user).json
 
 
-def make_desk(url: str, client: redis.Redis, broker: Broker) -> Desk:
-    """Return an application that reaches its store at a URL."""
-    config = make_tm_config(url, root_factory=operated_root)
-    return Desk(config, make_app(config), client, broker.get_actor("run_marathon"))
-
-
 @pytest.fixture
-def desk(redis_url: str, client: redis.Redis, global_broker: Broker) -> Desk:
-    return make_desk(redis_url, client, global_broker)
+def desk(redis_url: str, client: redis.Redis, global_broker: Broker) -> UniqueDesk:
+    return make_desk(UniqueDesk, redis_url, client, global_broker)
 
 
 @pytest.fixture
@@ -145,11 +113,11 @@ def far(
     client: redis.Redis,
     proxy: FaultyProxy,
     monkeypatch: pytest.MonkeyPatch,
-) -> Desk:
+) -> UniqueDesk:
     """An application whose store is behind a network that fails."""
     broker = make_broker(redis_url, JobStateMiddleware(url=proxy.url))
     monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
-    return make_desk(proxy.url, client, broker)
+    return make_desk(UniqueDesk, proxy.url, client, broker)
 
 
 @pytest.fixture
@@ -177,7 +145,7 @@ def nightly(global_broker: Broker) -> Any:
 # One is under way.
 
 
-def test_the_job_under_way_is_returned(desk: Desk) -> None:
+def test_the_job_under_way_is_returned(desk: UniqueDesk) -> None:
     """Other arguments change nothing. Nothing is sent or written."""
     first = desk.press()
     keys = set(desk.client.keys())
@@ -188,7 +156,7 @@ def test_the_job_under_way_is_returned(desk: Desk) -> None:
     assert set(desk.client.keys()) == keys
 
 
-def test_it_is_found_after_a_reload_and_after_its_end(desk: Desk) -> None:
+def test_it_is_found_after_a_reload_and_after_its_end(desk: UniqueDesk) -> None:
     request = make_request(desk.config, "alice")
     find = request.job_states.find_unique
     assert find(desk.actor, "nightly") is None
@@ -201,7 +169,7 @@ def test_it_is_found_after_a_reload_and_after_its_end(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("status", ["success", "error", "cancelled"])
-def test_the_next_one_is_sent_when_it_is_over(desk: Desk, status: str) -> None:
+def test_the_next_one_is_sent_when_it_is_over(desk: UniqueDesk, status: str) -> None:
     first = desk.press()
     if status == "cancelled":
         assert desk.store.cancel(first.uuid, desk.record(first).info)
@@ -214,7 +182,7 @@ def test_the_next_one_is_sent_when_it_is_over(desk: Desk, status: str) -> None:
     assert find(desk.actor, "nightly").uuid == second.uuid
 
 
-def test_a_deleted_or_lost_job_does_not_keep_its_key(desk: Desk) -> None:
+def test_a_deleted_or_lost_job_does_not_keep_its_key(desk: UniqueDesk) -> None:
     first = desk.press()
     desk.end(first)
     assert desk.store.delete(first.uuid)
@@ -225,7 +193,7 @@ def test_a_deleted_or_lost_job_does_not_keep_its_key(desk: Desk) -> None:
     assert desk.press().uuid == third.uuid
 
 
-def test_keys_actors_and_owners_are_told_apart(desk: Desk, nightly: Any) -> None:
+def test_keys_actors_and_owners_are_told_apart(desk: UniqueDesk, nightly: Any) -> None:
     """Also owners of different types, and a key that looks like an identity."""
     jobs = [
         desk.press(),
@@ -240,7 +208,7 @@ def test_keys_actors_and_owners_are_told_apart(desk: Desk, nightly: Any) -> None
     assert desk.press(owner=1).uuid == jobs[4].uuid
 
 
-def test_a_shared_job_belongs_to_everybody(desk: Desk, nightly: Any) -> None:
+def test_a_shared_job_belongs_to_everybody(desk: UniqueDesk, nightly: Any) -> None:
     """Whoever sent it owns it. The ACL of its class lets the others in."""
     first = desk.press(desk.begin("alice"), actor=nightly, shared=True)
     first.__parent__.request.tm.commit()
@@ -259,7 +227,7 @@ def test_a_shared_job_belongs_to_everybody(desk: Desk, nightly: Any) -> None:
         request.job_states.find_unique(nightly, 7)
 
 
-def test_a_delayed_job_is_under_way(desk: Desk) -> None:
+def test_a_delayed_job_is_under_way(desk: UniqueDesk) -> None:
     """Even if it is due after a record of another job would have expired."""
     day = 24 * 3600 * 1000
     first = desk.press(delay=30 * day)
@@ -282,7 +250,7 @@ def test_a_delayed_job_is_under_way(desk: Desk) -> None:
     ],
 )
 def test_a_key_must_be_a_short_string(
-    desk: Desk, key: Any, error: type[Exception], says: str
+    desk: UniqueDesk, key: Any, error: type[Exception], says: str
 ) -> None:
     request = desk.begin()
     with pytest.raises(error, match=says):
@@ -293,11 +261,11 @@ def test_a_key_must_be_a_short_string(
     assert desk.client.keys() == []
 
 
-def test_the_longest_key_is_accepted(desk: Desk) -> None:
+def test_the_longest_key_is_accepted(desk: UniqueDesk) -> None:
     assert desk.press(key="é" * 200).uuid == desk.press(key="é" * 200).uuid
 
 
-def test_a_unique_job_needs_an_owner_unless_it_is_shared(desk: Desk) -> None:
+def test_a_unique_job_needs_an_owner_unless_it_is_shared(desk: UniqueDesk) -> None:
     """Visitors without a login must not be handed each other's jobs."""
     with pytest.raises(ValueError, match="'nightly' has no owner"):
         desk.press(desk.begin(None))
@@ -306,7 +274,7 @@ def test_a_unique_job_needs_an_owner_unless_it_is_shared(desk: Desk) -> None:
     assert desk.client.keys() == []
 
 
-def test_a_press_without_a_transaction_is_refused(desk: Desk) -> None:
+def test_a_press_without_a_transaction_is_refused(desk: UniqueDesk) -> None:
     """Whether or not another job is under way."""
     for _ in range(2):
         with pytest.raises(RuntimeError, match="No transaction has begun"):
@@ -314,18 +282,20 @@ def test_a_press_without_a_transaction_is_refused(desk: Desk) -> None:
         desk.press()
 
 
-def test_shared_needs_a_key(desk: Desk) -> None:
+def test_shared_needs_a_key(desk: UniqueDesk) -> None:
     with pytest.raises(ValueError, match="shared=True requires unique"):
         desk.press(key=None, shared=True)
 
 
-def test_an_actor_without_a_state_is_refused(desk: Desk, global_broker: Broker) -> None:
+def test_an_actor_without_a_state_is_refused(
+    desk: UniqueDesk, global_broker: Broker
+) -> None:
     with pytest.raises(ActorError, match="'sweep' is not tracked"):
         desk.press(actor=global_broker.get_actor("sweep"))
     assert desk.client.keys() == []
 
 
-def test_its_message_cannot_be_sent_otherwise(desk: Desk) -> None:
+def test_its_message_cannot_be_sent_otherwise(desk: UniqueDesk) -> None:
     """Neither again nor as a copy: no claim would be taken."""
     first = desk.press()
     (message,) = queued(desk.client)
@@ -339,7 +309,7 @@ def test_its_message_cannot_be_sent_otherwise(desk: Desk) -> None:
 
 
 def test_applications_in_one_transaction_do_not_follow_each_other(
-    redis_url: str, desk: Desk
+    redis_url: str, desk: UniqueDesk
 ) -> None:
     """Each has a store of its own."""
     other = make_broker(redis_url, JobStateMiddleware(url=redis_url, namespace="x"))
@@ -358,7 +328,7 @@ def test_applications_in_one_transaction_do_not_follow_each_other(
     assert second.job_states.find(jobs[1].uuid).status == "queued"
 
 
-def test_a_long_commit_does_not_cost_the_sender_its_job(desk: Desk) -> None:
+def test_a_long_commit_does_not_cost_the_sender_its_job(desk: UniqueDesk) -> None:
     """Votes took longer than `stalled_after`. Taking the claim is a sign of life."""
     request = desk.begin()
     first = desk.press(request)
@@ -380,7 +350,9 @@ def test_a_long_commit_does_not_cost_the_sender_its_job(desk: Desk) -> None:
     assert desk.record(first).status == "queued"
 
 
-def test_a_store_that_is_away_refuses_the_press(far: Desk, proxy: FaultyProxy) -> None:
+def test_a_store_that_is_away_refuses_the_press(
+    far: UniqueDesk, proxy: FaultyProxy
+) -> None:
     """Nobody can say whether another one is under way."""
     request = far.begin()
     proxy.swallow()
@@ -391,7 +363,7 @@ def test_a_store_that_is_away_refuses_the_press(far: Desk, proxy: FaultyProxy) -
 # Two presses at once.
 
 
-def test_a_double_click_shows_one_job_on_both_pages(desk: Desk) -> None:
+def test_a_double_click_shows_one_job_on_both_pages(desk: UniqueDesk) -> None:
     """Both have been answered with a job of their own before either commits."""
     requests = [desk.begin(), desk.begin()]
     jobs = [
@@ -418,7 +390,7 @@ def test_a_double_click_shows_one_job_on_both_pages(desk: Desk) -> None:
     assert desk.state(loser)["job_state"] == "success"
 
 
-def test_an_alias_is_in_no_list_and_no_count(desk: Desk) -> None:
+def test_an_alias_is_in_no_list_and_no_count(desk: UniqueDesk) -> None:
     loser, winner = double_click(desk)
     items = get(desk.app, "/job_state", "alice").json["items"]
     assert [item["job"]["uuid"] for item in items] == [winner.uuid]
@@ -427,7 +399,7 @@ def test_an_alias_is_in_no_list_and_no_count(desk: Desk) -> None:
         assert desk.client.zscore(index, loser.uuid) is None
 
 
-def test_a_list_drops_an_alias_that_a_dead_sender_left_in_it(desk: Desk) -> None:
+def test_a_list_drops_an_alias_that_a_dead_sender_left_in_it(desk: UniqueDesk) -> None:
     loser, winner = double_click(desk)
     score: Any = desk.client.zscore("jobstate:active:all", winner.uuid)
     desk.client.zadd("jobstate:active:all", {loser.uuid: score})
@@ -436,7 +408,7 @@ def test_a_list_drops_an_alias_that_a_dead_sender_left_in_it(desk: Desk) -> None
 
 
 def test_cancel_delete_and_rerun_reach_the_job_of_an_alias(
-    desk: Desk, caplog: pytest.LogCaptureFixture
+    desk: UniqueDesk, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "pyramid_jobstate")
     loser, winner = double_click(desk)
@@ -458,7 +430,7 @@ def test_cancel_delete_and_rerun_reach_the_job_of_an_alias(
     assert desk.store.load(winner.uuid) is None
 
 
-def test_what_the_loser_was_given_cancels_the_job(desk: Desk) -> None:
+def test_what_the_loser_was_given_cancels_the_job(desk: UniqueDesk) -> None:
     """It was made before anybody knew that it would lose."""
     loser, winner = double_click(desk)
     assert desk.store.cancel(loser.uuid, desk.record(loser).info)
@@ -469,7 +441,7 @@ def test_what_the_loser_was_given_cancels_the_job(desk: Desk) -> None:
     assert desk.record(winner).status == "cancelled"
 
 
-def test_an_alias_lives_as_long_as_its_job(redis_url: str, desk: Desk) -> None:
+def test_an_alias_lives_as_long_as_its_job(redis_url: str, desk: UniqueDesk) -> None:
     """Reading renews it. It outlives a job that is due late."""
     desk.config.set_job_store(JobStore(redis_url, active_expire_in=2, expire_in=2))
     desk.config.commit()
@@ -497,7 +469,7 @@ def test_an_alias_lives_as_long_as_its_job(redis_url: str, desk: Desk) -> None:
     assert desk.client.pttl(f"jobstate:{loser.uuid}") > 60_000
 
 
-def double_click(desk: Desk) -> tuple[JobState, JobState]:
+def double_click(desk: UniqueDesk) -> tuple[JobState, JobState]:
     """Return the loser and the winner of two presses at once."""
     requests = [desk.begin(), desk.begin()]
     winner, loser = (desk.press(request) for request in requests)
@@ -506,7 +478,7 @@ def double_click(desk: Desk) -> tuple[JobState, JobState]:
     return loser, winner
 
 
-def test_two_sends_of_a_transaction_become_one_job(desk: Desk) -> None:
+def test_two_sends_of_a_transaction_become_one_job(desk: UniqueDesk) -> None:
     """The second follows the first, even if that has ended by then."""
     request = desk.begin()
     first, second = desk.press(request), desk.press(request, miles=5)
@@ -525,7 +497,7 @@ def test_two_sends_of_a_transaction_become_one_job(desk: Desk) -> None:
     assert desk.state(second)["job"]["status"] == "success"
 
 
-def test_a_savepoint_takes_a_unique_job_with_it(desk: Desk) -> None:
+def test_a_savepoint_takes_a_unique_job_with_it(desk: UniqueDesk) -> None:
     """A later send of the same key is not its alias."""
     request = desk.begin()
     savepoint = request.tm.savepoint()
@@ -537,7 +509,7 @@ def test_a_savepoint_takes_a_unique_job_with_it(desk: Desk) -> None:
     assert desk.store.load(first.uuid) is None
 
 
-def test_an_abort_leaves_the_key_to_others(desk: Desk) -> None:
+def test_an_abort_leaves_the_key_to_others(desk: UniqueDesk) -> None:
     request = desk.begin()
     desk.press(request)
     request.tm.abort()
@@ -545,7 +517,7 @@ def test_an_abort_leaves_the_key_to_others(desk: Desk) -> None:
     assert desk.press().uuid == desk.sent()[0]
 
 
-def test_a_veto_neither_takes_nor_releases_a_claim(desk: Desk) -> None:
+def test_a_veto_neither_takes_nor_releases_a_claim(desk: UniqueDesk) -> None:
     """The claim is taken when nothing can abort any more: nobody is ever handed a job
     that will not be.
     """
@@ -566,7 +538,7 @@ def test_a_veto_neither_takes_nor_releases_a_claim(desk: Desk) -> None:
     assert desk.press().uuid == first.uuid
 
 
-def test_many_threads_press_at_once(desk: Desk) -> None:
+def test_many_threads_press_at_once(desk: UniqueDesk) -> None:
     """One message leaves, and every page shows its job."""
     count = 12
     barrier = threading.Barrier(count)
@@ -596,12 +568,12 @@ def test_many_threads_press_at_once(desk: Desk) -> None:
 # Trouble while the claim is taken.
 
 
-def wait_for_error(desk: Desk, job: JobState) -> None:
+def wait_for_error(desk: UniqueDesk, job: JobState) -> None:
     wait_for(lambda: desk.record(job).status == "error")
 
 
 def test_a_store_that_goes_away_before_the_claim_leaves_an_error(
-    far: Desk, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
+    far: UniqueDesk, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is written once the store is back. The key is free."""
     caplog.set_level(logging.ERROR)
@@ -620,7 +592,7 @@ def test_a_store_that_goes_away_before_the_claim_leaves_an_error(
 
 
 def test_a_store_that_is_away_for_longer_gets_the_error_later(
-    far: Desk, proxy: FaultyProxy
+    far: UniqueDesk, proxy: FaultyProxy
 ) -> None:
     request = far.begin()
     job = far.press(request)
@@ -632,7 +604,7 @@ def test_a_store_that_is_away_for_longer_gets_the_error_later(
 
 @pytest.mark.parametrize("script", ["claim", "alias"])
 def test_a_lost_reply_changes_no_answer(
-    far: Desk, proxy: FaultyProxy, script: str
+    far: UniqueDesk, proxy: FaultyProxy, script: str
 ) -> None:
     """The client library repeats the call."""
     double_click(far)
@@ -645,7 +617,7 @@ def test_a_lost_reply_changes_no_answer(
 
 
 def test_a_broker_that_is_away_leaves_the_key_free(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: UniqueDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*args: Any, **options: Any) -> None:
         raise dramatiq.errors.ConnectionClosed("away")
@@ -659,7 +631,7 @@ def test_a_broker_that_is_away_leaves_the_key_free(
 
 
 def test_a_job_whose_sender_died_loses_its_key_when_it_is_stalled(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    desk: UniqueDesk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is cancelled first, so that its message does nothing if it comes after all.
     Lists and counts show that.
@@ -684,7 +656,7 @@ def test_a_job_whose_sender_died_loses_its_key_when_it_is_stalled(
     )
 
 
-def test_a_message_that_was_sent_after_all_is_not_cancelled(desk: Desk) -> None:
+def test_a_message_that_was_sent_after_all_is_not_cancelled(desk: UniqueDesk) -> None:
     """Between the look at a job and the cancel its sender may have gone on."""
     first = desk.press()
     word = "0" * 8
@@ -697,7 +669,7 @@ def test_a_message_that_was_sent_after_all_is_not_cancelled(desk: Desk) -> None:
     assert desk.store._run([call]) == [2]
 
 
-def test_a_stalled_run_is_under_way(desk: Desk) -> None:
+def test_a_stalled_run_is_under_way(desk: UniqueDesk) -> None:
     """Dramatiq delivers its message again."""
     first = desk.press()
     record = desk.record(first)
@@ -712,7 +684,7 @@ def test_a_stalled_run_is_under_way(desk: Desk) -> None:
 # Running again.
 
 
-def failed(desk: Desk, crash: Any) -> JobState:
+def failed(desk: UniqueDesk, crash: Any) -> JobState:
     """Return a unique job that has failed in a worker."""
     job = desk.press(actor=crash)
     with working(crash.broker):
@@ -721,7 +693,7 @@ def failed(desk: Desk, crash: Any) -> JobState:
 
 
 def test_a_job_runs_again_only_if_no_other_is_under_way(
-    desk: Desk, crash: Any, client: redis.Redis
+    desk: UniqueDesk, crash: Any, client: redis.Redis
 ) -> None:
     """409, and the failure stays as it was. Then the claim is its own again."""
     first = failed(desk, crash)
@@ -749,7 +721,7 @@ def test_a_job_runs_again_only_if_no_other_is_under_way(
 
 @pytest.mark.parametrize("runs", [True, False])
 def test_a_press_waits_for_a_job_that_is_about_to_run_again(
-    desk: Desk, crash: Any, runs: bool
+    desk: UniqueDesk, crash: Any, runs: bool
 ) -> None:
     """It has the claim, but its record does not say yet that it will run. If it does
     not, because its operator has died, the press sends its own.
@@ -774,7 +746,7 @@ def test_a_press_waits_for_a_job_that_is_about_to_run_again(
 
 
 def test_a_rerun_that_comes_too_late_does_nothing(
-    desk: Desk, crash: Any, monkeypatch: pytest.MonkeyPatch
+    desk: UniqueDesk, crash: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process was frozen while it held the claim, and another job took it."""
     first = failed(desk, crash)
@@ -787,7 +759,7 @@ def test_a_rerun_that_comes_too_late_does_nothing(
 
 
 def test_a_rerun_whose_message_is_refused_leaves_the_key_free(
-    desk: Desk, crash: Any, monkeypatch: pytest.MonkeyPatch
+    desk: UniqueDesk, crash: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = failed(desk, crash)
 
