@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 
 from ..job import BATCH, FINISHED, NOT_SENT, Record
 from .calls import beside
+from .connection import is_hopeless
 from .entries import Entries, Entry
 from .filters import Place, bad_cursor, has_status
 from .pages import MAX_EXAMINED, check_limit
@@ -99,8 +100,15 @@ class BatchReads:
         """Return how a member had ended that was deleted, or None if nothing is known
         of it.
         """
-        fields = self._reader.fields(self._reader.key(uuid), ("was", "rev"))
-        return Record(uuid, {**fields, "status": fields["was"]}) if fields else None
+        try:
+            fields = self._reader.fields(self._reader.key(uuid), ("was", "rev"))
+        except RedisError as e:
+            if is_hopeless(e):
+                return None
+            raise
+        # Without a status it has come back meanwhile.
+        status = fields.get("was", "")
+        return Record(uuid, {**fields, "status": status}) if fields else None
 
     def look_at_silent(self, records: Sequence[Record | None]) -> bool:
         """Look at the members of those batches among some jobs that are silent. Return

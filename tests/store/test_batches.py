@@ -714,6 +714,136 @@ def test_damaged_batch_does_not_harm_its_members(
     assert all("its counts are out of date" in line for line in said)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda bed: replace(bed, "failed"),
+        lambda bed: replace(bed, "order"),
+        lambda bed: bed.client.hset(bed.key(), "n:s", "x"),
+        lambda bed: bed.client.hset(bed.key(), "sum", "x"),
+        lambda bed: bed.client.hset(bed.key(), "weight", "x"),
+    ],
+    ids=["failed", "order", "count", "sum", "weight"],
+)
+def test_damaged_batch_counts_no_change_twice(bed: Bed, damage: Any) -> None:
+    """However often it is told, and looks at its members."""
+    damage(bed)
+    for place, status in enumerate(("error", "success", "success")):
+        bed.end(place, status)
+    for _ in range(3):
+        bed.grow_old()
+        bed.load()
+    found = bed.client.hmget(bed.key(), "n:q", "n:w", "n:s", "n:e")
+    assert [int(each or 0) for each in found] == [0, 0, 2, 1]
+    late = NewJob(new_id(), bed.info, sender="s")
+    bed.client.hset(bed.key(), "status", "working")
+    assert bed.store.batches.add(bed.uuid, [Member(late, 1000)]) == [1]
+    assert bed.load().size == 4
+
+
+def test_cancel_of_a_member_of_a_damaged_batch(
+    bed: Bed, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is cancelled all the same."""
+    monkeypatch.setattr(trouble, "_noted", set())
+    replace(bed, "members")
+    member = bed.store.load(bed.uuids[0])
+    assert member is not None
+    assert member.cancel()
+    record = bed.store.record(bed.uuids[0])
+    assert record is not None
+    assert record.status == "cancelled"
+    (said,) = messages(caplog, "pyramid_jobstate")
+    assert "its counts are out of date" in said
+
+
+def test_look_at_a_batch_that_was_cancelled(bed: Bed) -> None:
+    """It has ended, and a member that waited has run after all."""
+    assert bed.load().cancel()
+    bed.change(0, status="success")
+    bed.grow_old()
+    assert bed.counts() == {"success": 1, "cancelled": 2}
+    for place in (1, 2):
+        bed.change(place, status="cancelled")
+    bed.grow_old()
+    assert bed.counts() == {"success": 1, "cancelled": 2}
+    bed.grow_old()
+    bed.load()
+    assert not bed.client.hexists(bed.key(), "looked")
+
+
+def test_look_past_a_damaged_member(bed: Bed) -> None:
+    """The record of one is another program's, and that of another is gone."""
+    for place in range(3):
+        bed.run(place)
+    for uuid in bed.uuids[:2]:
+        bed.client.delete(f"jobstate:{uuid}")
+    bed.client.set(f"jobstate:{bed.uuids[0]}", "x")
+    bed.grow_old()
+    assert bed.counts() == {"working": 1, "error": 2}
+    # What is found so is no sign of life.
+    assert bed.load().status == "stalled"
+
+
+def test_look_at_a_member_that_comes_back(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its message was delivered between the two readings of its record."""
+    read = bed.store._reader.read
+
+    def late(uuids: Any, *names: str) -> Any:
+        found = list(read(uuids, *names))
+        return [None] * len(found) if "rev" in names else found
+
+    bed.run(0)
+    bed.grow_old()
+    monkeypatch.setattr(bed.store._reader, "read", late)
+    assert bed.counts() == {"queued": 2, "working": 1}
+    fields = bed.store._reader.fields
+
+    def fail(*args: object) -> Any:
+        raise redis.ConnectionError("away")
+
+    monkeypatch.setattr(bed.store._reader, "fields", fail)
+    bed.grow_old()
+    assert bed.counts() == {"queued": 2, "working": 1}
+    monkeypatch.setattr(bed.store._reader, "fields", fields)
+
+
+def test_sender_that_the_batch_does_not_know(bed: Bed) -> None:
+    """The store has lost the members, or the batch was deleted: the sender goes on."""
+    new = [Member(NewJob(new_id(), bed.info, sender="s"), 1000)]
+    assert bed.store.batches.add(bed.uuid, new, bed.uuids[0]) == [1]
+    bed.client.delete(bed.key("members"))
+    assert bed.store.batches.add(bed.uuid, new, bed.uuids[0]) == [-1]
+    other = Bed(bed.store, 1)
+    other.end(0)
+    assert bed.store.delete(other.uuid)
+    assert bed.store.batches.add(other.uuid, new, other.uuids[0]) == [-1]
+
+
+def test_lost_member_of_a_cancelled_batch_is_not_written_anew(bed: Bed) -> None:
+    """It had succeeded, and its message comes again."""
+    bed.end(0)
+    assert bed.load().cancel()
+    bed.client.delete(f"jobstate:{bed.uuids[0]}")
+    assert bed.run(0) == Reply.CANCELLED
+    assert bed.store.record(bed.uuids[0]) is None
+    assert bed.counts() == {"success": 1, "cancelled": 2}
+
+
+def test_reopened_batch_is_listed_anew_in_time(store: JobStore) -> None:
+    """Though its members had been due late."""
+    store = store.replace(active_expire_in=0.5)
+    bed = Bed(store, 1, delay=30.0)
+    bed.end(0, "error")
+    deadline = time.monotonic() + 1.5
+    while time.monotonic() < deadline:
+        bed.run(0)
+        time.sleep(0.05)
+    assert bed.uuid in [job.uuid for job in store.list(kind="Batch").items]
+
+
 def test_stop_of_a_batch_that_is_gone(bed: Bed) -> None:
     batch = bed.load()
     bed.client.delete(bed.key())

@@ -61,6 +61,21 @@ def test_waiting_member_hears_that_its_batch_was_cancelled(hub: Hub, bed: Bed) -
     running.leave()
 
 
+def test_dead_member_of_a_batch_that_was_cancelled(client: redis.Redis) -> None:
+    """Its worker is silent: its stream says what a poll says."""
+    store = JobStore(client, stalled_after=0.2)
+    bed = Bed(store, 1)
+    bed.run(0)
+    assert bed.load().cancel()
+    with hub_of(store) as hub:
+        basket = Basket(hub, bed.uuids[0])
+        wait_for(lambda: last(basket).get("status") == "stalled")
+        bed.grow_old()
+        assert bed.load().cancel()
+        wait_for(lambda: last(basket)["status"] == "cancelled")
+        assert basket.is_over.wait(10)
+
+
 def test_member_of_a_batch_that_is_gone(hub: Hub, bed: Bed) -> None:
     bed.client.delete(bed.key())
     basket = Basket(hub, bed.uuids[0])
@@ -68,6 +83,21 @@ def test_member_of_a_batch_that_is_gone(hub: Hub, bed: Bed) -> None:
     bed.client.set(bed.key(), "another program's")
     bed.end(0)
     assert basket.is_over.wait(10)
+
+
+def test_batch_that_cannot_be_read(bed: Bed, store: JobStore) -> None:
+    """The stream of a member that waits shows what is known, or nothing yet."""
+    tracker, uuid = store.track(), bed.uuids[0]
+    key, batch = f"jobstate:{uuid}", bed.key()
+    reply = {"status": "queued", "batch": bed.uuid}
+    assert tracker.keys_of(uuid, {key: reply}) == {key, batch}
+    record = tracker.record(uuid, {key: reply, batch: redis.ResponseError("WRONGTYPE")})
+    assert record is not None
+    assert record.status == "queued"
+    with pytest.raises(redis.ConnectionError):
+        tracker.record(uuid, {key: reply, batch: redis.ConnectionError("away")})
+    assert tracker.keys_of(uuid, {key: {**reply, "status": "success"}}) == {key}
+    assert tracker.keys_of(uuid, {key: {}}) == {key}
 
 
 def test_stream_of_a_silent_batch_looks_at_its_members(

@@ -343,9 +343,6 @@ def test_batch_that_is_over_takes_no_members(floor: Floor) -> None:
     floor.store.batches.tell_all([change(batch, begun, "error", rev)])
     with pytest.raises(RuntimeError, match="it is over"):
         send(member, floor.part, "x")
-    floor.client.hset(f"jobstate:{batch.uuid}", "status", "deleted")
-    with pytest.raises(RuntimeError, match="it is over"):
-        send(member, floor.part, "x")
     assert len(queued(floor.client)) == 1
 
 

@@ -8,7 +8,7 @@
 -- is over.
 
 local old = redis.call("HMGET", key, "status", "stopped", "size", "latest", "kind", "owner")
-if not old[1] then
+if not old[1] or (old[1] == "deleted" and not old[2]) then
   return { -1 }
 end
 if old[2] then
@@ -19,6 +19,9 @@ if not is_unfinished(old[1]) then
 end
 if ARGV[3] ~= "" then
   local letter = member(ARGV[3])
+  if not letter then
+    return { -1 }
+  end
   if not (waits(letter) or letter == "w") then
     return { -4 }
   end
@@ -34,11 +37,11 @@ for i = 4, #ARGV, 4 do
     weight = weight + ARGV[i + 2]
     latest = math.max(latest, now + ARGV[i + 3])
     keep(ARGV[i], nil, ARGV[i + 1], 0, 0, ARGV[i + 2], int(size))
-    redis.call("RPUSH", KEYS[4], ARGV[i])
+    redis.pcall("RPUSH", KEYS[4], ARGV[i])
     replies[#replies + 1] = 1
   end
 end
-redis.call("HINCRBY", key, "weight", int(weight))
+add("weight", weight)
 redis.call("HSET", key, "size", int(size), "latest", int(latest), "updated", int(now))
 local change, status, due = settle(now, tonumber(ARGV[1]), tonumber(ARGV[2]))
 return { change, status, old[5] or "", old[6] or "", due, unpack(replies) }

@@ -19,21 +19,29 @@ local function member(uuid)
   end
 end
 
--- Keep a member, and count it under its letter.
+-- Add to a number, which another program may have overwritten.
+local function add(field, number)
+  local sum = redis.pcall("HINCRBY", key, field, int(number))
+  if type(sum) == "table" or sum < 0 then
+    redis.call("HSET", key, field, int(math.max(0, number)))
+  end
+end
+
+-- Keep a member, and count it under its letter. What another program has overwritten must not
+-- stop a script half way.
 local function keep(uuid, old, letter, rev, part, weight, number)
   local from, to = old == "x" and "e" or old, letter == "x" and "e" or letter
   if from ~= to then
     if from then
-      redis.call("HINCRBY", key, "n:" .. from, -1)
+      add("n:" .. from, -1)
     end
-    redis.call("HINCRBY", key, "n:" .. to, 1)
+    add("n:" .. to, 1)
     if to == "e" then
-      redis.call("ZADD", KEYS[3], number, uuid)
+      redis.pcall("ZADD", KEYS[3], number, uuid)
     elseif from == "e" then
-      redis.call("ZREM", KEYS[3], uuid)
+      redis.pcall("ZREM", KEYS[3], uuid)
     end
   end
-  -- Last: a script that another program's value stops has not applied the change.
   local kept = { letter, int(rev), int(part), int(weight), number }
   redis.call("HSET", KEYS[2], uuid, table.concat(kept, " "))
 end
@@ -87,6 +95,7 @@ local function settle(now, active_ttl, ended_ttl)
     redis.call("HSET", key, "finished", int(now))
   elseif was_over and not is_over then
     redis.call("HDEL", key, "finished")
+    redis.call("HSET", key, "listed", int(now))
   end
   -- Another program may have written it.
   local due = math.min(math.max(0, (tonumber(old[13]) or 0) - now), 2 ^ 50)

@@ -29,12 +29,8 @@ if old[2] == token then
   return status == "cancelling" and CANCELLING or OK
 end
 if ARGV[8] ~= "" then
-  if not is_finished(status) then
-    if not status then
-      set(9)
-      redis.call("HSET", key, "queued", int(started))
-      redis.call("PEXPIRE", key, ARGV[5])
-    end
+  -- What becomes of a job whose record is gone is known to its batch alone.
+  if status and not is_finished(status) then
     redis.call("HSET", key, "status", "cancelled", "error", ARGV[8], "updated", int(now), "finished", int(now))
   end
   return CANCELLED

@@ -29,10 +29,10 @@ if to ~= "w" and not waits(to) then
   done = 1000000
 end
 if done ~= part then
-  redis.call("HINCRBY", key, "sum", int((done - part) * weight))
+  add("sum", (done - part) * weight)
 end
 keep(ARGV[3], letter, to, told, done, weight, number)
-if to ~= letter or to == "w" then
+if not ARGV[8] and (to ~= letter or to == "w") then
   redis.call("HSET", key, "updated", int(now))
 end
 if tonumber(ARGV[7]) > 0 then

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from redis import RedisCluster
 from redis import exceptions as errors
 
-from ...job import BATCH, FINISHED
-from ..batches import is_waiting, stop
+from ...job import BATCH
+from ..batches import batch_of, is_waiting, stop
 from ..claims import named
 from ..connection import Client, redis_errors
 from ..nodes import node_named, primary_of
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
 #: How the errors begin of a Cluster node that does not hold a key, and of a server that
 #: does not read it at present.
 ELSEWHERE = ("MOVED ", "ASK ", *PASSING)
-
-
-#: The statuses of jobs that read alike if their batch is cancelled.
-RUNNING_OR_OVER = ("working", "cancelling", *FINISHED)
 
 
 class Tracker:
@@ -68,7 +64,7 @@ class Tracker:
         alias = self._reader.alias(uuid, reply)
         if alias is not None:
             return frozenset((key, self._reader.key(alias.target)))
-        batch = self._batch_of(reply)
+        batch = self._batch_of(uuid, reply)
         return frozenset((key,) if batch is None else (key, self._reader.key(batch)))
 
     def record(self, uuid: str, found: Mapping[str, Any]) -> Record | None:
@@ -84,9 +80,10 @@ class Tracker:
         alias = self._reader.alias(uuid, found[key])
         if alias is None:
             record = self._reader.record(uuid, found[key])
-            batch = self._batch_of(found[key])
-            if record is not None and batch is not None and is_waiting(record):
-                stop(record, *self._stop_of(found[self._reader.key(batch)]))
+            batch = self._batch_of(uuid, found[key])
+            reply = batch and found.get(self._reader.key(batch))
+            if record is not None and reply is not None:
+                stop(record, *self._stop_of(reply))
             return record
         target = alias.target
         record = self._reader.record(target, found[self._reader.key(target)])
@@ -104,12 +101,14 @@ class Tracker:
         """
         self._members.look_at_silent([record])
 
-    def _batch_of(self, reply: Any) -> str | None:
-        """Return the uuid of the batch on which a job depends that waits, or None."""
-        if not isinstance(reply, dict) or reply.get("status") in RUNNING_OR_OVER:
+    def _batch_of(self, uuid: str, reply: Any) -> str | None:
+        """Return the uuid of the batch on which a job depends that does not run, or
+        None.
+        """
+        if not isinstance(reply, dict) or reply.get("batch") in (None, BATCH):
             return None
-        batch = reply.get("batch")
-        return batch if batch and batch != BATCH else None
+        record = self._reader.record(uuid, reply)
+        return batch_of(record) if record and is_waiting(record) else None
 
     def _stop_of(self, reply: Any) -> tuple[str | None, str | None]:
         """Return when a batch was cancelled, and its status.
