@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from ..job import Batch, translated
 from ..store import Page
@@ -23,6 +23,7 @@ class BatchSender(Sender):
 
     def batch(
         self,
+        # mypy takes no default for a type variable: python/mypy#3737.
         batch_class: type[AnyBatch] = Batch,  # type: ignore[assignment]
         *,
         title: str | None = None,
@@ -91,8 +92,7 @@ class BatchSender(Sender):
             check=check,
         )
         self._adopt(outgoing.batch)
-        batch: Any = outgoing.batch
-        return batch  # type: ignore[no-any-return]
+        return cast("AnyBatch", outgoing.batch)
 
     def members(
         self,

@@ -128,7 +128,7 @@ class RunningMember:
         whether they have to be sent: no earlier run of this job has sent them.
         """
         own = self._message.message_id
-        # A run that is not stored yet is no earlier one.
+        # A run that is not stored yet does not count as an earlier one.
         if self._run.token in store.earlier_runs(own):
             self._refuse(-4)
         (reply, *_) = store.batches.add(self._batch, members, own)

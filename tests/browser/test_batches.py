@@ -408,7 +408,7 @@ def test_compact_batch_is_short(stage: Batches) -> None:
 
 
 def test_compact_batch_uses_the_room_of_a_message(stage: Batches) -> None:
-    """All of the counts can be read in a row of 800 pixels if there is no message."""
+    """Without a message, a row of 800 pixels shows every count in full."""
     stage.page.set_viewport_size({"width": 800, "height": 600})
     stage.open("<job-state id=job compact cancellable></job-state>")
     is_cut = """() => {

@@ -458,7 +458,7 @@ def test_several_silent_batches_are_looked_at_in_turn(
 
 
 def test_batch_that_was_not_sent_is_stalled_at_once(store: JobStore) -> None:
-    """Looks that find nothing new are no sign of life."""
+    """A look that finds nothing new does not show that the batch is alive."""
     bed = Bed(store, 100, sent=False)
     bed.grow_old()
     for _ in range(6):
@@ -781,7 +781,7 @@ def test_look_past_a_damaged_member(bed: Bed) -> None:
     bed.client.set(f"jobstate:{bed.uuids[0]}", "x")
     bed.grow_old()
     assert bed.counts() == {"working": 1, "error": 2}
-    # What is found so is no sign of life.
+    # What a look finds does not show that the batch is alive.
     assert bed.load().status == "stalled"
 
 

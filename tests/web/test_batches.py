@@ -857,7 +857,9 @@ def test_waiting_member_of_a_cancelled_batch_can_be_deleted(desk: BatchDesk) -> 
 def test_batch_in_which_nobody_runs_is_cancelled_at_once(desk: BatchDesk) -> None:
     batch = desk.send(2)
     desk.end(desk.records(batch)[0], "error")
-    assert desk.store.load(batch.uuid).cancel()  # type: ignore[union-attr]
+    job_state = desk.store.load(batch.uuid)
+    assert job_state is not None
+    assert job_state.cancel()
     assert desk.state(batch)["status"] == "error"
     assert desk.counts(batch) == {"error": 1, "cancelled": 1}
     listed = desk.store.list(kind="Batch", status="error").items

@@ -175,7 +175,9 @@ def test_members_run_and_report(floor: Floor) -> None:
     assert floor.load(batch).status == "success"
 
 
-def test_progress_is_told_once_a_second(redis_url: str) -> None:
+def test_progress_is_told_once_a_second(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """However often a member reports; what it reported last is told soon, and not only
     with its next beat.
     """
@@ -188,7 +190,7 @@ def test_progress_is_told_once_a_second(redis_url: str) -> None:
         told.append(change.millionths)
         return execute(change)
 
-    store.batches.tell = note  # type: ignore[method-assign]
+    monkeypatch.setattr(store.batches, "tell", note)
 
     def report(job_state: Any) -> None:
         for n in range(100):
@@ -237,18 +239,20 @@ def test_member_that_was_sent_is_known_to_be(floor: Floor) -> None:
     assert text(found).startswith("q ")
 
 
-def test_threads_of_a_job_send_a_key_once(floor: Floor) -> None:
+def test_threads_of_a_job_send_a_key_once(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     batch = floor.send("a")
     _, member = floor.member(batch)
     enqueue = floor.broker.enqueue
 
     def meanwhile(message: Any, **options: Any) -> Any:
-        floor.broker.enqueue = enqueue  # type: ignore[method-assign]
+        monkeypatch.setattr(floor.broker, "enqueue", enqueue)
         with pytest.raises(ValueError, match="was used before"):
             send(member, floor.part, "x")
         return enqueue(message, **options)
 
-    floor.broker.enqueue = meanwhile  # type: ignore[method-assign]
+    monkeypatch.setattr(floor.broker, "enqueue", meanwhile)
     send(member, floor.part, "x")
     assert len(queued(floor.client)) == 2
 
@@ -361,7 +365,9 @@ def test_store_that_came_back_empty_loses_no_member(
     assert floor.store.load(batch.uuid) is None
 
 
-def test_two_running_members_send_the_same_key(floor: Floor) -> None:
+def test_two_running_members_send_the_same_key(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At the same time, as the pages of a crawl do: it is sent once."""
     batch = floor.send("a", "b")
     first, second = (
@@ -371,17 +377,19 @@ def test_two_running_members_send_the_same_key(floor: Floor) -> None:
     enqueue = floor.broker.enqueue
 
     def meanwhile(message: Any, **options: Any) -> Any:
-        floor.broker.enqueue = enqueue  # type: ignore[method-assign]
+        monkeypatch.setattr(floor.broker, "enqueue", enqueue)
         send(second, floor.part, "x")
         return enqueue(message, **options)
 
-    floor.broker.enqueue = meanwhile  # type: ignore[method-assign]
+    monkeypatch.setattr(floor.broker, "enqueue", meanwhile)
     send(first, floor.part, "x")
     assert [m.args[0] for m in queued(floor.client)] == ["a", "b", "x"]
     assert floor.load(batch).size == 3
 
 
-def test_key_of_a_sender_that_died_is_taken_over(floor: Floor) -> None:
+def test_key_of_a_sender_that_died_is_taken_over(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another running member sends it, once it has not been confirmed for a while."""
     batch = floor.send("a", "b")
     first, second = (
@@ -395,10 +403,10 @@ def test_key_of_a_sender_that_died_is_taken_over(floor: Floor) -> None:
             death.enter_context(dying(1, "before"))
             return enqueue(message, **options)
 
-        floor.broker.enqueue = die  # type: ignore[method-assign]
+        monkeypatch.setattr(floor.broker, "enqueue", die)
         with contextlib.suppress(Killed):
             send(first, floor.part, "x")
-    floor.broker.enqueue = enqueue  # type: ignore[method-assign]
+    monkeypatch.setattr(floor.broker, "enqueue", enqueue)
     (uuid,) = (r.uuid for r in floor.records(batch) if r.stored_status == "sending")
     send(second, floor.part, "x")
     assert len(queued(floor.client)) == 2
