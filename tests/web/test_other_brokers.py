@@ -156,6 +156,24 @@ def test_actor_whose_states_are_elsewhere_is_refused(
     assert client.keys() == others.keys() == []
 
 
+def test_member_whose_states_are_elsewhere_is_refused(
+    job_states: Any, stray: RedisBroker, others: redis.Redis
+) -> None:
+    """A batch does not take a job whose worker would write to another store."""
+    print_label = stray.get_actor("print_label")
+    with job_states.batch() as batch:
+        for send in (
+            lambda: batch.send(print_label, 1),
+            lambda: batch.send_message(group([print_label.message(1)], broker=stray)),
+        ):
+            with pytest.raises(TypeError, match="in another database"):
+                send()
+
+    job_states.request.tm.commit()
+    assert batch.size == 0
+    assert others.keys() == []
+
+
 def test_refusal_names_no_password(
     made_tm_config: Configurator, redis_url: str
 ) -> None:

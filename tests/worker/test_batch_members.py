@@ -310,6 +310,18 @@ def test_running_member_sends_no_group_and_no_untracked_actor(floor: Floor) -> N
     assert floor.load(batch).size == 1
 
 
+def test_running_member_sends_nothing_whose_states_are_elsewhere(
+    floor: Floor, redis_url: str
+) -> None:
+    batch = floor.send("a")
+    _, member = floor.member(batch)
+    other = Floor(redis_url, JobStateMiddleware(namespace="shop"))
+    with pytest.raises(ActorError, match="'part'"):
+        send(member, other.part, "x")
+    assert floor.load(batch).size == 1
+    assert len(queued(floor.client)) == 1
+
+
 def test_run_that_was_taken_over_sends_nothing(floor: Floor) -> None:
     """Its message runs elsewhere: that run sends."""
     batch = floor.send("a")
