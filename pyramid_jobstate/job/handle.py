@@ -7,8 +7,9 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeVar, overload
 
 from .phases import check_phase
-from .run import LIMIT, NUMBERS, Run
+from .run import Run
 from .steps import AsyncSteps
+from .values import AMOUNTS, LIMIT, NUMBERS
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ class Handle:
             over 256 KiB, or the name is empty or reserved.
         """
         run = self._run
-        # A loop may call this a million times: run.py says why these checks suffice.
+        # A loop may call this a million times: values.py says why these checks suffice.
         if (
             type(value) in NUMBERS
             and -LIMIT < value < LIMIT
@@ -97,7 +98,21 @@ class Handle:
           ValueError: An amount is negative, NaN, infinite or too large for a float, or
             a text is over 16 KiB.
         """
-        self._run.set_progress(done, total, unit, message)
+        run = self._run
+        report = run.report
+        # As in set_progress_metric().
+        if (
+            type(done) in AMOUNTS
+            and 0 <= done < LIMIT
+            and total is run.total
+            and unit is run.unit
+            and (message is None or message is report.get("message"))
+            and not run.barred
+        ):
+            report["progress"] = (done, total, unit)
+            run.dirty = True
+        else:
+            run.set_progress(done, total, unit, message)
 
     @overload
     def track(

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from .phases import Phases, Reports
-from .run import Run
+from .run import UNCHECKED, Run
 from .values import loads
 
 T = TypeVar("T")
@@ -34,6 +34,8 @@ class RecordingRun(Run):
         self, done: float, total: float | None, unit: str | None, message: str | None
     ) -> None:
         super().set_progress(done, total, unit, message)
+        # As above, of what is set again.
+        self.total = UNCHECKED
         self.history.append(("progress", done, total, unit))
         if message is not None:
             self.history.append(("message", message))

@@ -13,19 +13,14 @@ import functools
 import secrets
 import threading
 from collections import deque
-from collections.abc import (
-    AsyncIterable,
-    Callable,
-    Iterable,
-    Iterator,
-    Mapping,
-)
-from typing import TypeVar
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from .phases import Phases
 from .steps import AsyncSteps
 from .told import Told
 from .values import (
+    AMOUNTS,
     LOG_LINE_LENGTH,
     LOG_LINES,
     MAX_JOB_BYTES,
@@ -35,6 +30,7 @@ from .values import (
     check_name,
     check_text,
     encode_value,
+    is_plain,
     loads,
 )
 
@@ -43,10 +39,8 @@ T = TypeVar("T")
 #: A metric's value as it is kept: a plain number, or JSON text.
 Value = int | float | Json
 
-#: Numbers of these classes between -LIMIT and LIMIT are kept without further checks:
-#: they are finite and never take more than NUMBER_BYTES as JSON.
-NUMBERS = frozenset({int, float, bool})
-LIMIT = 2**62
+#: Stands for a total that was not checked.
+UNCHECKED: Any = object()
 
 
 class Run:
@@ -67,6 +61,7 @@ class Run:
       known: The metrics that may be set to a number without further checks.
       barred: Whether each call must first :meth:`check` that it may continue.
       cancel_requested: Whether cancellation of the job was requested.
+      total, unit: Those of the progress that may be set again without further checks.
       size: The bytes that the metrics take as JSON, including their names.
       sync: Waits up to the given seconds until everything is stored and returns
         whether it is. None while the run is detached.
@@ -88,6 +83,8 @@ class Run:
         "size",
         "sync",
         "token",
+        "total",
+        "unit",
     )
 
     def __init__(self, *, closed: str = "") -> None:
@@ -96,6 +93,8 @@ class Run:
         self.report: dict[str, object] = {}
         self.dirty = False
         self.known: set[str] = set()
+        self.total: float | None = None
+        self.unit: str | None = None
         self.barred = False
         self.sync: Callable[[float], bool] | None = None
         self.cancel_requested = False
@@ -209,16 +208,20 @@ class Run:
             self.check()
         if total is not None:
             total = check_amount("The total of the progress", total)
-        if unit is not None:
+        if unit is not None and unit is not self.unit:
             encode_value("The unit of the progress", check_text("The unit", unit))
         report: dict[str, object] = {
             "progress": (check_amount("The progress", done), total, unit)
         }
         if message is not None:
-            encode_value("The message", check_text("The message", message))
+            if message is not self.report.get("message"):
+                encode_value("The message", check_text("The message", message))
             report["message"] = message
         self.report.update(report)
         self.dirty = True
+        self.unit = unit
+        # An object of another class may change, such as an array of NumPy.
+        self.total = total if total is None or type(total) in AMOUNTS else UNCHECKED
 
     def track(
         self,
@@ -292,8 +295,3 @@ class Run:
         # A detached run has nothing to store. The run of a loaded JobState raises.
         self.check()
         return True
-
-
-def is_plain(value: float) -> bool:
-    """Return whether a number may be kept without further checks."""
-    return type(value) in NUMBERS and -LIMIT < value < LIMIT

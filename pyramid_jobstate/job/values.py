@@ -25,6 +25,14 @@ NUMBER_BYTES = 24
 #: The maximum amount of progress: the fraction and the ETA are computed as floats.
 MAX_AMOUNT = sys.float_info.max
 
+#: Numbers of these classes between -LIMIT and LIMIT are kept without further checks:
+#: they are finite and never take more than NUMBER_BYTES as JSON.
+NUMBERS = frozenset({int, float, bool})
+LIMIT = 2**62
+
+#: The classes of amounts of progress that are kept as they are.
+AMOUNTS = frozenset({int, float})
+
 #: The lines that a job's log keeps, and the characters that it keeps of each.
 LOG_LINES = 20
 LOG_LINE_LENGTH = 200
@@ -154,6 +162,11 @@ def is_owner(owner: object) -> bool:
     return isinstance(owner, str) or -math.inf < owner < math.inf
 
 
+def is_plain(value: float) -> bool:
+    """Return whether a number may be kept without further checks."""
+    return type(value) in NUMBERS and -LIMIT < value < LIMIT
+
+
 def check_name(name: object) -> str:
     """Return `name` if it is valid for a metric.
 
@@ -188,20 +201,25 @@ def check_text(what: str, text: object) -> str:
     return text
 
 
-def check_amount(what: str, value: object) -> float:
+def check_amount(what: str, value: Any) -> float:
     """Return an amount of progress as a plain int or float.
 
     Raises:
       TypeError: The value is not a number.
       ValueError: The value is negative, NaN, infinite or too large for a float.
     """
+    amount: float = value if type(value) in AMOUNTS else _plain_amount(what, value)
+    if not 0 <= amount <= MAX_AMOUNT:
+        # Without the value: an int may have too many digits to format.
+        raise ValueError(f"{what} must be a finite number, 0 or greater.")
+    return amount
+
+
+def _plain_amount(what: str, value: object) -> float:
     if isinstance(value, decimal.Decimal) or hasattr(value, "dtype"):
         # What natural() does not convert is refused below.
         with contextlib.suppress(TypeError, ValueError):
             value = natural(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{what} must be a number, not {value!r}.")
-    if not 0 <= value <= MAX_AMOUNT:
-        # Without the value: an int may have too many digits to format.
-        raise ValueError(f"{what} must be a finite number, 0 or greater.")
     return value

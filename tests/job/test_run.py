@@ -11,11 +11,13 @@ from multiprocessing.pool import ThreadPool
 import pytest
 
 from pyramid_jobstate.errors import JobCancelled
-from pyramid_jobstate.job.run import LIMIT, Run, is_plain
+from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.job.values import (
+    LIMIT,
     MAX_JOB_BYTES,
     MAX_VALUE_BYTES,
     NUMBER_BYTES,
+    is_plain,
     loads,
 )
 from tests.support import wait_for
