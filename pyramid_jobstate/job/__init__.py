@@ -59,10 +59,11 @@ from .texts import (
 from .told import told_by
 from .trouble import note_trouble
 from .unique import identity_of
-from .values import MAX_AMOUNT, Json, dumps, encode_params, is_owner
+from .values import AMOUNTS, MAX_AMOUNT, Json, dumps, encode_params, is_owner
 
 __all__ = [
     "ALIAS",
+    "AMOUNTS",
     "BATCH",
     "CANCELLED",
     "DOMAIN",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..job import (
     BATCH,
@@ -65,7 +65,7 @@ class Calls:
         self, identity: str, uuid: str, version: str, ttl: int, hold: int | None = None
     ) -> Call:
         args = (uuid, version, ttl, "" if hold is None else hold)
-        return Call(self._scripts["claim"], self.claim_key(identity), args)
+        return Call.of(self._scripts["claim"], self.claim_key(identity), args)
 
     def alias(self, uuid: str, target: str, ttl: int, sender: str) -> Call:
         return self._call("alias", uuid, target, ttl, sender)
@@ -115,12 +115,13 @@ class Calls:
     def report(self, update: Update) -> Call:
         """Return the call that writes an update, apart from the start of its run."""
         uuid, token, seq, end = update.uuid, update.token, update.seq, update.end
-        fields = _flat(update.fields)
         if end is None:
-            base, ttl = update.base, self._active_ttl
             # A change is numbered only if the batch is told of it.
             script = MEMBER + "record" if update.tells else "record"
-            return self._call(script, uuid, token, seq, base, ttl, *fields)
+            words: list[str | int] = [token, seq, update.base, self._active_ttl]
+            for field in update.fields.items():
+                words += field
+            return Call.of(self._scripts[script], self.key(uuid), words)
         delay = "" if end.delay is None else millis(end.delay)
         error = [] if end.error is None else [dumps(end.error)]
         if update.dropped:
@@ -159,16 +160,15 @@ class Calls:
             int(end.was_called),
             int(bool(failure)),
             *failure,
-            *fields,
+            *_flat(update.fields),
             *(word for text in error for word in ("error", text)),
         )
 
     def delete(self, uuid: str, info: JobInfo, word: str) -> Call:
-        call = self._call("delete", uuid, self._ended_ttl, word)
         kept = [self.failure_key(uuid)]
         if info.batch == BATCH:
             kept += self.batch_keys(uuid)
-        return call._replace(more_keys=kept)
+        return self._call("delete", uuid, self._ended_ttl, word, more_keys=kept)
 
     def batch_keys(self, uuid: str) -> list[str]:
         """Return the keys of what a batch knows of its members, in its hash's slot: see
@@ -191,21 +191,32 @@ class Calls:
         delay, fields = millis(job.delay), _flat(job.info.fields())
         return [self._active_ttl, delay, status, job.sender, *fields]
 
-    def _call(self, script: str, uuid: str, *args: str | int) -> Call:
-        return Call(self._scripts[script], self.key(uuid), args)
+    def _call(
+        self, script: str, uuid: str, *args: str | int, more_keys: Sequence[str] = ()
+    ) -> Call:
+        return Call.of(self._scripts[script], self.key(uuid), args, more_keys)
 
-    def _change(self, script: str, info: JobInfo, uuid: str, *args: str | int) -> Call:
+    def _change(
+        self,
+        script: str,
+        info: JobInfo,
+        uuid: str,
+        *args: str | int,
+        more_keys: Sequence[str] = (),
+    ) -> Call:
         """Return a call that changes the record of a job. For a member of a batch it
         numbers the change.
         """
-        return self._call(MEMBER + script if info.is_member else script, uuid, *args)
+        if info.is_member:
+            script = MEMBER + script
+        return self._call(script, uuid, *args, more_keys=more_keys)
 
     def _change_both(
         self, script: str, info: JobInfo, uuid: str, *args: str | int
     ) -> Call:
         """Return such a call with the keys of the record and of its failures."""
-        call = self._change(script, info, uuid, *args)
-        return call._replace(more_keys=[self.failure_key(uuid)])
+        kept = [self.failure_key(uuid)]
+        return self._change(script, info, uuid, *args, more_keys=kept)
 
 
 def has_tag(key: str) -> bool:
@@ -224,4 +235,7 @@ def millis(seconds: float) -> int:
 
 
 def _flat(fields: Mapping[str, str]) -> list[str]:
-    return [word for field in fields.items() for word in field]
+    words: list[str] = []
+    for field in fields.items():
+        words += field
+    return words

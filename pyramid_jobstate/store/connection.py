@@ -21,6 +21,7 @@ from redis.connection import (
 )
 from redis.retry import Retry
 
+from .commands import Keyed
 from .nodes import fresh_primary_of
 
 Client = Redis | RedisCluster
@@ -60,13 +61,6 @@ class Address(NamedTuple):
     port: int
     db: int
     is_tls: bool
-
-
-class Command(NamedTuple):
-    """A command and the one key that it touches."""
-
-    key: str
-    args: Sequence[str | int]
 
 
 def connect(url: str) -> Client:
@@ -187,7 +181,7 @@ def place_of(client: Client) -> Address | str:
     return name_of(client)
 
 
-def execute(client: Client, commands: Sequence[Command]) -> list[Any]:
+def execute(client: Client, commands: Sequence[Keyed]) -> list[Any]:
     """Return the replies to commands, with an exception in place of each failed one.
 
     A Cluster takes one round trip to each node involved, and one more for each command
@@ -202,7 +196,8 @@ def execute(client: Client, commands: Sequence[Command]) -> list[Any]:
     if len(commands) == 1:
         # A poll, the most frequent call: avoid the pipeline's overhead.
         try:
-            return [_send(client, commands[0], is_fit(client))]
+            send = _send if is_fit(client) else _send_bytes
+            return [send(client, commands[0])]
         except errors.ResponseError as e:
             return [e]
     return _pipeline(client, commands)
@@ -213,7 +208,7 @@ def text(value: str | bytes) -> str:
     return value if isinstance(value, str) else value.decode("utf-8", "replace")
 
 
-def _on_cluster(client: RedisCluster, commands: Sequence[Command]) -> list[Any]:
+def _on_cluster(client: RedisCluster, commands: Sequence[Keyed]) -> list[Any]:
     places: dict[str, list[int]] = {}
     nodes: dict[str, Any] = {}
     for i, command in enumerate(commands):
@@ -245,18 +240,18 @@ def _on_cluster(client: RedisCluster, commands: Sequence[Command]) -> list[Any]:
     return replies
 
 
-def _alone(client: RedisCluster, command: Command) -> Any:
+def _alone(client: RedisCluster, command: Keyed) -> Any:
     try:
-        return _send(client, command, is_fit=False)
+        return _send_bytes(client, command)
     except (errors.RedisError, errors.RedisClusterException) as e:
         return e
 
 
-def _pipeline(client: Redis, commands: Sequence[Command]) -> list[Any]:
-    fit = is_fit(client)
+def _pipeline(client: Redis, commands: Sequence[Keyed]) -> list[Any]:
+    send = _send if is_fit(client) else _send_bytes
     with client.pipeline(transaction=False) as pipe:
         for command in commands:
-            _send(pipe, command, fit)
+            send(pipe, command)
         return pipe.execute(raise_on_error=False)
 
 
@@ -269,11 +264,14 @@ def is_fit(client: Redis) -> bool:
     )
 
 
-def _send(client: Client, command: Command, is_fit: bool) -> Any:
-    if is_fit:
-        return client.execute_command(*command.args)  # type: ignore[no-untyped-call]
-    # Strict decoding could fail in the middle of a reply, and the next command would
-    # read the rest of it. Therefore bytes are sent and received.
+def _send(client: Client, command: Keyed) -> Any:
+    return client.execute_command(*command.args)  # type: ignore[no-untyped-call]
+
+
+def _send_bytes(client: Client, command: Keyed) -> Any:
+    """Send a command, and receive bytes. Strict decoding could fail in the middle of a
+    reply, and the next command would read the rest of it.
+    """
     name, *words = command.args
     args = (
         word.encode("utf-8", "replace") if isinstance(word, str) else word

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ..job import FINISHED
-from .connection import Client, Command
+from .commands import Command
+from .connection import Client
 from .entries import OTHERS, SOURCES, Entries, ListAccess
 from .filters import BY_STATUS, Filter, Place
 from .fresh import Fresh

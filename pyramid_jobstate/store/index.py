@@ -168,7 +168,7 @@ class Index:
         """Yield the calls that list a job as being cancelled, and announce to all
         workers that it should stop.
         """
-        yield Call(self._script, self.cancels_key, (uuid, NEWS_TTL, 0, "GT", 0))
+        yield Call.of(self._script, self.cancels_key, (uuid, NEWS_TTL, 0, "GT", 0))
         yield from self.move(uuid, kind, "cancelling")
 
     @property
@@ -185,7 +185,7 @@ class Index:
         if kind and (is_due_late or now >= self._noted.get(kind, 0.0)):
             self._noted[kind] = now + KIND_SECONDS
             args = (kind, self.kind_ttl, delay, "GT", 0)
-            yield Call(self._script, self.kinds_key, args)
+            yield Call.of(self._script, self.kinds_key, args)
 
     def drop(self, name: str, uuid: str, *, ended: bool) -> Call:
         """Return the call that removes a job from one index, and from those beside."""
@@ -218,7 +218,7 @@ class Index:
         some of its status indexes. See the script for the arguments.
         """
         keys = [self.status_key(scope, status) for status in others]
-        return Call(self._seek, self.key(scope, ended=ended), args, keys)
+        return Call.of(self._seek, self.key(scope, ended=ended), args, keys)
 
     def _reopen(self, uuid: str, kind: str) -> Iterable[Call]:
         """Return the calls that list an ended job under no status. It keeps its place
@@ -248,9 +248,9 @@ class Index:
         """Return a call of the script for an index and those beside it."""
         key = self.key(name, ended=ended)
         if name.startswith(OWNER):
-            return Call(self._script, key, args)
+            return Call.of(self._script, key, args)
         keys = [beside(key, status) for status in indexes_of(ended=ended)]
-        return Call(self._script, key, args, keys)
+        return Call.of(self._script, key, args, keys)
 
 
 #: How the name of an owner's index begins. Its jobs are not listed by status.

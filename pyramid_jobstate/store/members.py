@@ -184,7 +184,7 @@ class Members:
         those of records that were behind.
         """
         replies = self._run(
-            Call(self._scripts["raise"], self._reader.key(change.uuid), (rev,))
+            Call.of(self._scripts["raise"], self._reader.key(change.uuid), (rev,))
             for change, rev in ahead
         )
         return [
@@ -230,7 +230,7 @@ class Members:
 
     def _call(self, script: str, batch: str, *args: str | int) -> Call:
         calls = self._calls
-        return Call(
+        return Call.of(
             self._scripts[script], calls.key(batch), args, calls.batch_keys(batch)
         )
 

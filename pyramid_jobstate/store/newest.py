@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..job import UUID
-from .connection import Command, execute, text
+from .commands import Command
+from .connection import execute, text
 from .index import index_key
 
 if TYPE_CHECKING:

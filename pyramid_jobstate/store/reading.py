@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from redis.exceptions import RedisError
 
 from ..job import ALIAS, TARGET, Record, parse_int
-from .connection import Client, Command, execute, is_hopeless, redis_errors, text
+from .commands import Command
+from .connection import Client, execute, is_hopeless, redis_errors, text
 
 #: Seconds between two readings of the server's clock, which drifts slowly.
 CLOCK_SECONDS = 10.0

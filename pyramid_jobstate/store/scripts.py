@@ -6,12 +6,13 @@ import enum
 import hashlib
 import importlib.resources
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from redis.exceptions import NoScriptError, RedisError
 
-from .connection import Client, Command, execute
+from .commands import Command
+from .connection import Client, execute
 
 #: The names of the scripts in `lua/`.
 NAMES = (
@@ -78,17 +79,29 @@ class Script(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A call of a script.
+    """A call of a script: a :class:`.Command`, and the script that it names."""
 
-    Attributes:
-      key: The key that it touches.
-      more_keys: Further keys, in the same slot of a Cluster.
-    """
-
-    script: Script
     key: str
     args: Sequence[str | int]
-    more_keys: Sequence[str] = ()
+    script: Script
+
+    @classmethod
+    def of(
+        cls,
+        script: Script,
+        key: str,
+        args: Iterable[str | int],
+        more_keys: Sequence[str] = (),
+    ) -> Call:
+        """Return a call of a script.
+
+        Parameters:
+          key: The key that it touches.
+          more_keys: Further keys, in the same slot of a Cluster.
+        """
+        count = 1 + len(more_keys)
+        words = ["EVALSHA", script.sha, count, key, *more_keys, *args]
+        return cls(key, words, script)
 
 
 class Reply(enum.IntEnum):
@@ -134,6 +147,10 @@ def _script(text: str) -> Script:
     return Script(hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), text)
 
 
+#: The replies by number: calling the class takes three times as long.
+_REPLIES = {reply.value: reply for reply in Reply}
+
+
 def run_scripts(client: Client, calls: Sequence[Call]) -> list[Any]:
     """Run `calls` in one round trip and return their replies.
 
@@ -144,7 +161,7 @@ def run_scripts(client: Client, calls: Sequence[Call]) -> list[Any]:
     Raises:
       redis.exceptions.RedisError: The server did not answer.
     """
-    replies = execute(client, [_command("EVALSHA", call) for call in calls])
+    replies = execute(client, calls)
     keys = {
         call.key
         for call, reply in zip(calls, replies, strict=True)
@@ -152,16 +169,14 @@ def run_scripts(client: Client, calls: Sequence[Call]) -> list[Any]:
     }
     if keys:
         places = [i for i, call in enumerate(calls) if call.key in keys]
-        again = execute(client, [_command("EVAL", calls[i]) for i in places])
+        again = execute(client, [_with_text(calls[i]) for i in places])
         for i, reply in zip(places, again, strict=True):
             replies[i] = reply
     return replies
 
 
-def _command(name: str, call: Call) -> Command:
-    text = call.script.sha if name == "EVALSHA" else call.script.text
-    key, more = call.key, call.more_keys
-    return Command(key, (name, text, 1 + len(more), key, *more, *call.args))
+def _with_text(call: Call) -> Command:
+    return Command(call.key, ("EVAL", call.script.text, *call.args[2:]))
 
 
 def worst(first: Any, last: Any) -> Reply | Exception:
@@ -169,7 +184,7 @@ def worst(first: Any, last: Any) -> Reply | Exception:
     for reply in (first, last):
         if isinstance(reply, Exception):
             return reply
-    reply = Reply(min(first, last))
+    reply = _REPLIES[min(first, last)]
     # To the run it makes no difference that the job had ended before.
     return Reply.OK if reply is Reply.REOPENED else reply
 

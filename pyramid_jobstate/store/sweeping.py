@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
-from .connection import Client, Command, text
+from .commands import Command
+from .connection import Client, text
 from .entries import Entries, ListAccess
 from .filters import ACTIVE, ENDED, OUTLINE, Filter, Place
 from .reading import ask

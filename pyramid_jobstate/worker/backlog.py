@@ -94,10 +94,15 @@ class Backlog:
         with self._lock:
             unsaved.waiters.discard(waiter)
 
-    def waiters(self, batch: Sequence[Unsaved]) -> list[tuple[threading.Lock, ...]]:
-        """Return the current waiters of each run."""
+    def waiters(
+        self, batch: Sequence[Unsaved]
+    ) -> dict[Unsaved, tuple[threading.Lock, ...]]:
+        """Return the current waiters of those runs that have any."""
+        waited = [unsaved for unsaved in batch if unsaved.waiters]
+        if not waited:
+            return {}
         with self._lock:
-            return [tuple(unsaved.waiters) for unsaved in batch]
+            return {unsaved: tuple(unsaved.waiters) for unsaved in waited}
 
     def release(self, unsaved: Unsaved, waiters: Sequence[threading.Lock]) -> None:
         """Release those of the waiters that are still waiting for a run."""

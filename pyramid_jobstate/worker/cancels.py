@@ -35,28 +35,38 @@ class Cancels:
         self._refusal = Outage(log, REFUSED, None)
 
     def find(
-        self, silent: Sequence[Unsaved], members: Sequence[Unsaved]
+        self, runs: Sequence[Unsaved], reporting: Sequence[Unsaved]
     ) -> list[Unsaved]:
         """Return those of the silent runs whose cancel, or that of their batch, was
         announced since the previous call, or none of them while the store is away.
 
         Parameters:
-          members: Runs of members of batches that report. If their batch was
-            cancelled, their next update asks it.
+          runs: All runs. If the batch of one was cancelled, its next update asks it.
+          reporting: Those that are not silent.
         """
+        uuids = self._ask()
+        if not uuids:
+            return []
+        known = set(reporting)
+        found = []
+        for unsaved in runs:
+            of_batch = unsaved.info.batch in uuids
+            if of_batch:
+                unsaved.tell_soon()
+            if (of_batch or unsaved.uuid in uuids) and unsaved not in known:
+                found.append(unsaved)
+        return found
+
+    def _ask(self) -> set[str]:
+        """Return the uuids of the jobs and batches whose cancel is new."""
         try:
             uuids, self._since = self._store.cancels(self._since)
         except (exceptions.ConnectionError, exceptions.TimeoutError):
             self._outage.begin()
-            return []
+            return set()
         except exceptions.RedisError as e:
             self._refusal.complain(e)
-            return []
+            return set()
         self._outage.end()
         self._refusal.recover()
-        if not uuids:
-            return []
-        for unsaved in (*silent, *members):
-            if unsaved.info.batch in uuids:
-                unsaved.tell_soon()
-        return [u for u in silent if u.uuid in uuids or u.info.batch in uuids]
+        return uuids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 
@@ -15,8 +16,16 @@ from .unsaved import Unsaved
 
 log = logging.getLogger(__name__)
 
-#: The maximum number of updates in one round trip.
-BATCH = 1000
+#: The maximum number of updates in one round trip to a near store, and to a far one.
+#: Few objects at a time spare the garbage collector, and many spare round trips.
+BATCH, BATCH_FAR = 250, 1000
+
+#: A store is far if its quickest answer has taken longer, in seconds.
+NEAR = 0.001
+
+#: For how many threads of runs one tick looks. Only a process with more runs needs
+#: several ticks.
+LOOKED_AT = 250
 
 #: Why a run is neither recorded nor goes on.
 NOT_RUN = {
@@ -51,6 +60,10 @@ class Flush:
         self._outage = outage
         self._cancels = Cancels(store, outage)
         self._sheds = False
+        #: The shortest time that a write has taken, in seconds.
+        self._quickest = math.inf
+        #: The place of the first run whose thread the next tick looks for.
+        self._next = 0
         self.failures = 0
         self.is_troubled = False
 
@@ -64,34 +77,59 @@ class Flush:
         Raises:
           Exception: A bug in this package. The next tick continues.
         """
-        due, silent = [], []
-        for unsaved in self._backlog.all():
-            if everyone and unsaved.is_orphaned:
-                # An interrupt came where Dramatiq does not expect one.
-                self._give_up(unsaved, "the thread that ran it is gone")
-            elif unsaved.waiters or (
-                everyone
-                and (
-                    unsaved.is_new
-                    or now - unsaved.heard >= self._heartbeat
-                    or (unsaved.is_behind and unsaved.is_to_tell(now))
-                )
-            ):
-                due.append(unsaved)
-            else:
-                silent.append(unsaved)
-        # Runs that report learn of a cancel from the reply, but not of their batch's.
-        members = [unsaved for unsaved in due if unsaved.info.batch is not None]
-        if (
-            everyone
-            and (silent or members)
+        runs = self._backlog.all()
+        if everyone:
+            runs = self._drop_orphans(runs)
+            due = self._due(runs, now)
+            if self._hears_of_cancels(runs, due):
+                due += self._cancels.find(runs, due)
+        else:
+            due = [unsaved for unsaved in runs if unsaved.waiters]
+        size = BATCH if self._quickest <= NEAR else BATCH_FAR
+        for i in range(0, len(due), size):
+            if not self._write(due[i : i + size]):
+                break
+
+    def _due(self, runs: Sequence[Unsaved], now: float) -> list[Unsaved]:
+        """Return the runs to write now."""
+        silent_since = now - self._heartbeat
+        # What most often holds comes first: there may be thousands of runs.
+        return [
+            unsaved
+            for unsaved in runs
+            if unsaved.run.dirty
+            or unsaved.heard <= silent_since
+            or unsaved.waiters
+            or unsaved.end is not None
+            or not unsaved.is_stored
+            or (unsaved.is_behind and unsaved.is_to_tell(now))
+        ]
+
+    def _hears_of_cancels(
+        self, runs: Sequence[Unsaved], due: Sequence[Unsaved]
+    ) -> bool:
+        """Return whether to ask the store for cancels. Runs that report learn of theirs
+        from the reply, but not of their batch's.
+        """
+        return (
+            (len(due) < len(runs) or any(u.info.batch is not None for u in due))
             and not self.failures
             and self._outage.may_ask()
-        ):
-            due += self._cancels.find(silent, members)
-        for i in range(0, len(due), BATCH):
-            if not self._write(due[i : i + BATCH]):
-                break
+        )
+
+    def _drop_orphans(self, runs: list[Unsaved]) -> list[Unsaved]:
+        """Give up runs whose thread is gone: an interrupt came where Dramatiq does not
+        expect one. Return the others.
+        """
+        start, self._next = self._next, self._next + LOOKED_AT
+        if self._next >= len(runs):
+            self._next = 0
+        orphaned = [u for u in runs[start : start + LOOKED_AT] if u.is_orphaned]
+        if not orphaned:
+            return runs
+        for unsaved in orphaned:
+            self._give_up(unsaved, "the thread that ran it is gone")
+        return [unsaved for unsaved in runs if not unsaved.lost]
 
     def _write(self, batch: Sequence[Unsaved]) -> bool:
         """Write the changes of some runs, and return whether the store accepted any."""
@@ -105,13 +143,17 @@ class Flush:
             replies = self._store.write(updates)
         except Exception as e:
             replies = [e] * len(updates)
+        else:
+            self._quickest = min(self._quickest, _now() - now)
         errors = []
-        for unsaved, update, reply, waiters in zip(
-            batch, updates, replies, waiting, strict=True
-        ):
-            if isinstance(reply, Reply):
-                if self._settle(unsaved, update, reply, now):
-                    self._backlog.release(unsaved, waiters)
+        stored = Reply.OK
+        for unsaved, update, reply in zip(batch, updates, replies, strict=True):
+            if reply is stored and update.end is None and not waiting:
+                # Nearly all of them
+                unsaved.mark_stored(now)
+            elif isinstance(reply, Reply):
+                if self._settle(unsaved, update, reply, now) and unsaved in waiting:
+                    self._backlog.release(unsaved, waiting[unsaved])
             elif is_hopeless(reply):
                 self._give_up(unsaved, str(reply))
             else:

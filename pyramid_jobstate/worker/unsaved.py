@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import threading
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..job import (
-    MAX_AMOUNT,
+    AMOUNTS,
     METRIC,
     End,
     JobInfo,
     Json,
-    PartOfProgress,
     Phase,
     Progress,
     Run,
@@ -22,12 +22,10 @@ from ..job import (
     dumps,
     in_phase,
 )
+from .pace import Pace
 
 #: The least seconds between two reports of a member's progress to its batch.
 TOLD_EVERY = 1.0
-
-#: The recent pace is measured over at least this many seconds, once a job is that old.
-PACE_WINDOW = 30.0
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -46,6 +44,7 @@ class Unsaved:
       is_late: Whether a beginning written now would be late: an earlier attempt may
         have failed, or the job is running already.
       is_cancelled: Whether the job stays cancelled, whatever the run does.
+      is_stored: Whether the store knows that the run, or the drop, has begun.
       end: How the run ended, or None.
       begun: When the run began.
       confirmed: When the store was last known to hold this run as the newest.
@@ -61,6 +60,7 @@ class Unsaved:
     dropped: bool = False
     is_late: bool = dataclasses.field(default=False, init=False)
     is_cancelled: bool = dataclasses.field(default=False, init=False)
+    is_stored: bool = dataclasses.field(default=False, init=False)
     end: End | None = dataclasses.field(default=None, init=False)
     begun: float = dataclasses.field(init=False)
     confirmed: float = dataclasses.field(init=False)
@@ -70,26 +70,23 @@ class Unsaved:
     _thread: threading.Thread = dataclasses.field(init=False)
     #: When the job's entries in the lists were last renewed.
     _listed: float = dataclasses.field(init=False)
-    _started: bool = dataclasses.field(default=False, init=False)
     #: The numbers of the last update known to be stored, and of the last one taken.
     _base: int = dataclasses.field(default=0, init=False)
     _seq: int = dataclasses.field(default=0, init=False)
-    _last: Update = dataclasses.field(init=False)
-    #: The values in the last update taken, and in the last one stored.
-    _new: dict[str, object] = dataclasses.field(default_factory=dict, init=False)
+    #: The last update taken, and the values in it, until it is marked: objects that
+    #: outlive a flush keep the garbage collector busy.
+    _last: Update | None = dataclasses.field(default=None, init=False)
+    _new: dict[str, object] | None = dataclasses.field(default=None, init=False)
+    #: The values that are stored.
     _sent: dict[str, object] = dataclasses.field(default_factory=dict, init=False)
     is_behind: bool = dataclasses.field(default=False, init=False)
     #: When the job was last reported to its batch.
     _told: float = dataclasses.field(default=-math.inf, init=False)
-    #: The mark from which the pace is measured, the next such mark, and the latest.
-    _pace: tuple[_Mark, _Mark, _Mark] | None = dataclasses.field(
-        default=None, init=False
-    )
+    _pace: Pace | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self._thread = threading.current_thread()
         self.begun = self.confirmed = self.heard = self._listed = time.monotonic()
-        self._last = Update(self.uuid, self.run.token, 0, self.info)
 
     @property
     def size(self) -> int:
@@ -102,7 +99,7 @@ class Unsaved:
     @property
     def is_new(self) -> bool:
         """Whether there may be something to write."""
-        return self.run.dirty or not self._started or self.end is not None
+        return self.run.dirty or not self.is_stored or self.end is not None
 
     def is_to_tell(self, now: float) -> bool:
         """Return whether it is time to report values to the batch: see `is_behind`."""
@@ -128,115 +125,116 @@ class Unsaved:
           now: The current time.
           renew_after: Seconds after which the job's entries in the lists are renewed.
         """
-        end = self.end
+        run, sent, end = self.run, self._sent, self.end
         self.heard = now
         # Lower the flag before copying anything: see run.py.
-        self.run.dirty = False
-        new: dict[str, object] = {
-            METRIC + name: value for name, value in self.run.metrics.copy().items()
-        }
-        new.update(self.run.report.copy())
-        sent = self._sent
+        run.dirty = False
+        new: dict[str, object] = {}
         fields: dict[str, str] = {}
-        for name, value in new.items():
-            # Values are immutable: the same object is an unchanged value.
-            if name in sent and sent[name] is value:
-                continue
-            if name == "progress":
-                reported: Any = value
-                phase: Any = new.get("phase")
-                progress = in_phase(Progress(*reported), phase and Phase(*phase))
-                fields[name] = dumps((*reported, self._eta(progress, now)))
-            else:
-                fields[name] = value if isinstance(value, Json) else dumps(value)
+        # Values are immutable: the same object is an unchanged value.
+        for name, value in run.metrics.copy().items():
+            if sent.get(field := METRIC + name, self) is not value:
+                new[field] = value
+                # as_json(), inlined for speed.
+                is_number = type(value) in AMOUNTS
+                fields[field] = repr(value) if is_number else as_json(value)
+        report = run.report.copy()
+        for field, what in report.items():
+            if sent.get(field, self) is not what:
+                new[field] = what
+                fields[field] = (
+                    self._progress(report, now)
+                    if field == "progress"
+                    else as_json(what)
+                )
         self._new = new
         self._seq += 1
         update = Update(
-            self.uuid,
-            self.run.token,
-            self._seq,
-            self.info,
-            fields,
-            end=end,
-            base=self._base,
+            self.uuid, run.token, self._seq, self.info, fields, end=end, base=self._base
         )
         if self.dropped:
             update.dropped = True
-        elif not self._started:
+        elif not self.is_stored:
             update.begins = True
             update.age = now - self.begun
             update.late, self.is_late = self.is_late, True
-            update.cancelled = self.run.cancel_requested
+            update.cancelled = run.cancel_requested
         elif now - self._listed > renew_after:
             update.renews = True
         if self.info.batch is not None and now - self._told >= TOLD_EVERY:
-            update.tells, update.millionths = True, self._millionths()
+            update.tells, update.millionths = True, millionths(report)
         self._last = update
         return update
 
     def mark_stored(self, now: float) -> None:
         """Mark the last update, taken at `now`, as stored."""
-        self._started = True
+        last, new = self._last, self._new
+        self._last = self._new = None
+        self.is_stored = True
         self.confirmed = now
-        self._sent = self._new
-        if self._last.reports:
-            self._base = self._last.seq
-        if self._last.renews:
+        if last is None or new is None:
+            return
+        self._sent.update(new)
+        if last.reports:
+            self._base = last.seq
+        if last.renews:
             self._listed = now
-        if self._last.tells:
+        if last.tells:
             self._told, self.is_behind = now, False
-        elif self.info.batch is not None and self._last.fields:
+        elif self.info.batch is not None and last.fields:
             self.is_behind = True
 
     def mark_unconfirmed(self) -> None:
         """Mark the last update as unconfirmed: resend everything it names, even a value
         that has changed back by then.
         """
-        for name in self._last.fields:
+        for name in self._new or ():
             self._sent.pop(name, None)
+        self._last = self._new = None
         self.run.dirty = True
 
     def begin_again(self) -> None:
         """Resend everything: the store has lost the job."""
-        self._started = False
+        self.is_stored = False
+        self._last = self._new = None
         self._sent = {}
         self._base = 0
         self.run.dirty = True
 
-    def _millionths(self) -> int:
-        """Return how much of the job is done, as of the last update taken."""
-        reported: Any = self._new.get("progress")
-        if reported is None:
-            return 0
-        phase: Any = self._new.get("phase")
-        progress = in_phase(Progress(*reported), phase and Phase(*phase))
-        return int((progress.fraction or 0.0) * 1_000_000)
-
-    def _eta(self, progress: Progress, now: float) -> float | None:
-        """Return the seconds to the end at the recent pace, or None if unknown."""
-        done, total, *_ = progress
-        if isinstance(progress, PartOfProgress):
+    def _progress(self, report: dict[str, Any], now: float) -> str:
+        """Return the JSON of the progress in a report, with the time that is left."""
+        done, total, unit = report["progress"]
+        unit_text = text_of(unit) if type(unit) is str else as_json(unit)
+        start = f"[{as_json(done)},{as_json(total)},{unit_text}"
+        if "phase" in report:
             # To the end of the whole job
-            done, total = progress.fraction, 1.0
-        mark = _Mark(now, done, total)
-        if self._pace is None or not self._pace[2].leads_to(mark):
-            self._pace = (mark, mark, mark)
-        since, middle, _ = self._pace
-        is_due = now - middle.at > PACE_WINDOW
-        self._pace = (middle, mark, mark) if is_due else (since, middle, mark)
-        if total is None or done <= since.done or now <= since.at:
-            return None
-        left = max(total - done, 0.0)
-        eta = left * (now - since.at) / (done - since.done)
-        return round(eta, 1) if eta <= MAX_AMOUNT else None
+            done, total = share_of(report), 1.0
+        if self._pace is None:
+            self._pace = Pace()
+        return f"{start},{as_json(self._pace.eta(now, done, total))}]"
 
 
-class _Mark(NamedTuple):
-    """The progress of a job at a point in time."""
+def share_of(report: dict[str, Any]) -> float:
+    """Return how much of a job is done by its report, from 0 to 1."""
+    phase = report.get("phase")
+    progress = in_phase(Progress(*report["progress"]), phase and Phase(*phase))
+    return progress.fraction or 0.0
 
-    at: float
-    done: float
-    total: float | None
 
-    def leads_to(self, later: _Mark) -> bool:
-        return later.total == self.total and later.done >= self.done
+def millionths(report: dict[str, Any]) -> int:
+    return int(share_of(report) * 1_000_000) if "progress" in report else 0
+
+
+def as_json(value: object) -> str:
+    """Return a value of a run as JSON."""
+    if type(value) in AMOUNTS:
+        return repr(value)
+    if value is None:
+        return "null"
+    return value if isinstance(value, Json) else dumps(value)
+
+
+@functools.lru_cache(64)
+def text_of(unit: str) -> str:
+    """Return a unit as JSON. Thousands of jobs have the same one."""
+    return dumps(unit)

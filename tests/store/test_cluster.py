@@ -21,7 +21,8 @@ from pyramid_jobstate.job import record_of
 from pyramid_jobstate.job.changes import End, NewJob, Update
 from pyramid_jobstate.job.record import FINISHED, UNFINISHED
 from pyramid_jobstate.store import newest_uuids
-from pyramid_jobstate.store.connection import Command, connect, execute, redis_errors
+from pyramid_jobstate.store.commands import Command
+from pyramid_jobstate.store.connection import connect, execute, redis_errors
 from pyramid_jobstate.store.scripts import Reply
 from pyramid_jobstate.testing import put_job
 from tests.cluster import PRIMARIES, Cluster, running_cluster

@@ -14,7 +14,8 @@ from pyramid_jobstate.job.record import METRIC, JobError, Record
 from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.job.state import JobState
 from pyramid_jobstate.worker import unsaved as unsaved_module
-from pyramid_jobstate.worker.unsaved import PACE_WINDOW, Unsaved
+from pyramid_jobstate.worker.pace import WINDOW
+from pyramid_jobstate.worker.unsaved import Unsaved
 from tests.support import INFO, UUID
 
 
@@ -330,7 +331,7 @@ def test_eta_follows_a_pace_that_changes(run, unsaved):
     """A pace of long ago no longer counts."""
     for second in range(100):
         eta(run, unsaved, second, second * 100, 10**6)
-    for second in range(1, 3 * int(PACE_WINDOW)):
+    for second in range(1, 3 * int(WINDOW)):
         left = eta(run, unsaved, 100 + second, 10**4 + second, 10**6)
     assert left == 10**6 - 10**4 - second
 
