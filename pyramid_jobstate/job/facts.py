@@ -23,7 +23,7 @@ class Facts(Handle):
     _member_sender: MemberSender | None = None
 
     def __init__(self, record: Record, run: Run = NO_RUN) -> None:
-        super().__init__(run)
+        self._run = run
         self._record = record
         self.uuid = self.__name__ = record.name
 
@@ -53,13 +53,6 @@ class Facts(Handle):
     def is_finished(self) -> bool:
         """Whether the job has ended."""
         return self.status in FINISHED
-
-    @property
-    def _coarse(self) -> str:
-        """The status in the coarse form on which pages rely."""
-        if not self.is_finished:
-            return "working"
-        return "success" if self.is_success else "error"
 
     @property
     def actor(self) -> str:

@@ -26,8 +26,7 @@ class Handle:
     has been cancelled.
     """
 
-    def __init__(self, run: Run = NO_RUN) -> None:
-        self._run = run
+    _run: Run = NO_RUN
 
     def set_progress_metric(self, name: str, value: Any) -> None:
         """Set the latest value of one metric.

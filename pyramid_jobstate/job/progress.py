@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .parsing import parse_json
-from .values import MAX_AMOUNT
+from .values import AMOUNTS, MAX_AMOUNT
 
 
 class Progress(NamedTuple):
@@ -72,13 +72,17 @@ def in_phase(progress: Progress, phase: Phase | None) -> Progress:
 
 
 def parse_progress(text: str | None) -> Progress | None:
-    match parse_json(text):
-        case [done, total, str() | None as unit, eta]:
-            is_valid = is_amount(done) and all(
-                amount is None or is_amount(amount) for amount in (total, eta)
-            )
-            return Progress(done, total, unit, eta) if is_valid else None
-    return None
+    value = parse_json(text)
+    if not isinstance(value, list) or len(value) != 4:
+        return None
+    done, total, unit, eta = value
+    is_valid = (
+        is_amount(done)
+        and (total is None or is_amount(total))
+        and (unit is None or isinstance(unit, str))
+        and (eta is None or is_amount(eta))
+    )
+    return Progress(done, total, unit, eta) if is_valid else None
 
 
 def parse_phase(text: str | None) -> Phase | None:
@@ -90,8 +94,6 @@ def parse_phase(text: str | None) -> Phase | None:
     return None
 
 
-def is_amount(value: object) -> bool:
-    """Return whether `value` could be a result of :func:`.check_amount`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return 0 <= value <= MAX_AMOUNT
+def is_amount(value: Any) -> bool:
+    """Return whether a value of JSON could be a result of :func:`.check_amount`."""
+    return type(value) in AMOUNTS and 0 <= value <= MAX_AMOUNT

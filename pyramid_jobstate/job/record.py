@@ -219,25 +219,24 @@ class Record:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        start = len(METRIC)
-        texts = {
-            name[start:]: text
-            for name, text in self._fields.items()
-            if name[:start] == METRIC
-        }
+        names, texts = [], []
+        for name, text in self._fields.items():
+            if name.startswith(METRIC):
+                names.append(name[len(METRIC) :])
+                texts.append(text)
         # Parsing all at once is faster. It fails if any of them is not valid JSON.
-        values = parse_json(f"[{','.join(texts.values())}]")
-        if isinstance(values, list) and len(values) == len(texts):
-            return dict(zip(texts, values, strict=True))
-        parsed = {name: parse_json(text, self) for name, text in texts.items()}
+        values = parse_json(f"[{','.join(texts)}]")
+        if isinstance(values, list) and len(values) == len(names):
+            return dict(zip(names, values, strict=True))
+        parsed = {n: parse_json(t, self) for n, t in zip(names, texts, strict=True)}
         return {name: value for name, value in parsed.items() if value is not self}
 
     @property
     def progress(self) -> Progress | None:
         progress = parse_progress(self._fields.get("progress"))
-        if progress is None:
-            return None
-        return in_phase(progress, parse_phase(self._fields.get("phase")))
+        if progress is None or "phase" not in self._fields:
+            return progress
+        return in_phase(progress, parse_phase(self._fields["phase"]))
 
     @property
     def message(self) -> str | None:
@@ -246,14 +245,14 @@ class Record:
 
     @property
     def log(self) -> list[str]:
-        log = parse_json(self._fields.get("log"))
+        log = parse_json(self._fields["log"]) if "log" in self._fields else None
         if not isinstance(log, list):
             return []
         return [line for line in log if isinstance(line, str)]
 
     @property
     def error(self) -> JobError | None:
-        return parse_error(self._fields.get("error"))
+        return parse_error(self._fields["error"]) if "error" in self._fields else None
 
     @property
     def info(self) -> JobInfo:
@@ -285,12 +284,19 @@ class Record:
         """Return such a time in milliseconds of the store's clock."""
         return parse_int(self._fields.get(name))
 
-    def iso_time(self, name: str) -> str | None:
-        """Return such a time as :func:`.iso_time` does."""
-        return stored_iso_time(self._fields.get(name))
+    def iso_times(self) -> dict[str, str | None]:
+        """Return all these times as :func:`.iso_time` does, by their names in JSON."""
+        get = self._fields.get
+        return {
+            "queued_at": stored_iso_time(get("queued")),
+            "due_at": stored_iso_time(get("due")),
+            "started_at": stored_iso_time(get("started")),
+            "updated_at": stored_iso_time(get("updated")),
+            "finished_at": stored_iso_time(get("finished")),
+        }
 
 
-def parse_error(text: str | None) -> JobError | None:
+def parse_error(text: str) -> JobError | None:
     match parse_json(text):
         case [str() | None as type_, str() as message]:
             return JobError(type_, message)

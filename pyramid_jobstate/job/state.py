@@ -104,21 +104,22 @@ class JobState(Facts):
         Raises:
           TypeError: The class overrides ``__init__()`` without calling its parent's.
         """
-        found = cls.class_of(record)
+        kind = record.kind
+        found = _kinds.get(kind) or cls.class_of(record)
         job_state = found(record)
         if getattr(job_state, "_record", None) is None:
             raise TypeError(
                 f"{found.__qualname__}.__init__() must call super().__init__()."
             )
-        if not record.kind or record.kind not in _kinds:
-            job_state.kind = record.kind
-            if record.kind not in _unknown and len(_unknown) < MAX_UNKNOWN:
-                _unknown.add(record.kind)
+        if not kind or kind not in _kinds:
+            job_state.kind = kind
+            if kind not in _unknown and len(_unknown) < MAX_UNKNOWN:
+                _unknown.add(kind)
                 log.warning(
                     "A job has the kind %r, but this process has not imported a "
                     "JobState class of that kind: only the job's lineage grants "
                     "access. Import the module that defines the class.",
-                    record.kind,
+                    kind,
                 )
         return job_state
 
@@ -241,16 +242,19 @@ class JobState(Facts):
         progress = self.progress
         error = self.error
         params = self.job_params if self.public_params else {}
-        record, is_finished = self._record, self.is_finished
+        record, status = self._record, self.status
+        is_finished, is_success = self.is_finished, self.is_success
         states = self._container
         if states is None or states.request is not request:
             states = request.job_states
+        # The application's tests may have made the container.
+        url = getattr(states, "url_of", request.resource_url)(self)
         job = {
             "uuid": self.uuid,
             "kind": self.kind,
             "title": translated(self.title, request),
-            "status": self.status,
-            "url": (url := request.resource_url(self)),
+            "status": status,
+            "url": url,
             "params": {k: params[k] for k in self.public_params if k in params},
             "progress": progress
             and {
@@ -264,18 +268,16 @@ class JobState(Facts):
             "message": self.message,
             "log": self.log,
             "attempt": self.attempt,
-            "queued_at": record.iso_time("queued"),
-            "due_at": record.iso_time("due"),
-            "started_at": record.iso_time("started"),
-            "updated_at": record.iso_time("updated"),
-            "finished_at": record.iso_time("finished"),
+            **record.iso_times(),
             "cancellable": not is_finished and bool(states.permits(self, "cancel_job")),
             "error": error
             and {"message": translated(self._public_reason(error), request)},
-            "result": self._result(request) if self.is_success else None,
+            "result": self._result(request) if is_success else None,
             **self._own_json(url, request, states),
         }
-        return {**self.progress_metrics, "job_state": self._coarse, "job": job}
+        # The coarse form on which pages rely.
+        coarse = "success" if is_success else "error" if is_finished else "working"
+        return {**self.progress_metrics, "job_state": coarse, "job": job}
 
     def _result(self, request: Any) -> dict[str, str] | None:
         return result_of(type(self), self.uuid, lambda: self.result_url(request))

@@ -196,11 +196,8 @@ class Claims:
             life = self._life(0.0 if end is None else end.delay or 0.0)
             yield self._calls.claim(identity, update.uuid, "", life)
 
-    def follow(self, uuids: Sequence[str]) -> Sequence[Record | None]:
-        """Return the records of several jobs, with None for each unknown job. An alias
-        takes a second round trip: its record is that of the job to which it leads.
-        """
-        found = self._reader.read_any(uuids)
+    def follow(self, found: Sequence[Record | Alias | None]) -> Sequence[Record | None]:
+        """Return what was read, with the records of their jobs in place of aliases."""
         aliases = [record for record in found if isinstance(record, Alias)]
         if not aliases:
             return [record if isinstance(record, Record) else None for record in found]
@@ -218,7 +215,7 @@ class Claims:
         """Return the record of the job to which an alias leads, or None if the uuid is
         not an alias, or the job is unknown.
         """
-        (record,) = self.follow([uuid])
+        (record,) = self.follow([self._reader.read_one(uuid)])
         return None if record is None or record.uuid == uuid else record
 
     def make_alias(self, job: NewJob, target: str) -> None:

@@ -190,13 +190,14 @@ def execute(client: Client, commands: Sequence[Keyed]) -> list[Any]:
     Raises:
       redis.exceptions.RedisError: No server answered.
     """
-    if isinstance(client, RedisCluster):
+    # isinstance() alone is slow: the class is abstract.
+    if type(client) is not Redis and isinstance(client, RedisCluster):
         with redis_errors():
             return _on_cluster(client, commands)
     if len(commands) == 1:
         # A poll, the most frequent call: avoid the pipeline's overhead.
+        send = _send if is_fit(client) else _send_bytes
         try:
-            send = _send if is_fit(client) else _send_bytes
             return [send(client, commands[0])]
         except errors.ResponseError as e:
             return [e]

@@ -14,6 +14,7 @@ from .filters import Filter
 from .pages import Lister, Page
 
 if TYPE_CHECKING:
+    from .reading import Alias
     from .tracking import Tracker
 
 
@@ -32,7 +33,11 @@ class JobReads(JobActs):
 
     def record(self, uuid: str) -> Record | None:
         """Return the record of a job, whatever its class, or None if it is unknown."""
-        (record,) = self._batch_reads.read(self._follow([uuid]))
+        found = self._reader.read_one(uuid)
+        if isinstance(found, Record) and found.text("batch") is None:
+            # As nearly always, there is nothing else to read.
+            return found
+        (record,) = self._batch_reads.read(self._follow([uuid], [found]))
         return record
 
     def has_record(self, uuid: str) -> bool:
@@ -49,7 +54,7 @@ class JobReads(JobActs):
         as members of a batch, with None for each unknown job. A job whose class raises
         an exception is also None, and is logged.
         """
-        return self._make(self._follow(uuids))
+        return self._make(self._follow(uuids, self._reader.read_any(uuids)))
 
     def track(self) -> Tracker:
         """Return what reads jobs and hears of their changes. Only push imports it."""
@@ -69,13 +74,18 @@ class JobReads(JobActs):
         found = self._batch_reads.read([*records])
         return [None if record is None else self._try_job(record) for record in found]
 
-    def _follow(self, uuids: Sequence[str]) -> Sequence[Record | None]:
+    def _follow(
+        self, uuids: Sequence[str], found: Sequence[Record | Alias | None]
+    ) -> Sequence[Record | None]:
         """Return the records of several jobs. A batch that has not heard of its members
         for a while first looks at some of them.
+
+        Parameters:
+          found: What was read of the jobs.
         """
-        records = self.claims.follow(uuids)
+        records = self.claims.follow(found)
         if self._batch_reads.look_at_silent(records):
-            records = self.claims.follow(uuids)
+            records = self.claims.follow(self._reader.read_any(uuids))
         return records
 
     def list(

@@ -110,6 +110,13 @@ class Reader:
             for uuid, reply in zip(uuids, replies, strict=True)
         ]
 
+    def read_one(self, uuid: str) -> Record | Alias | None:
+        """Return what :meth:`read_any` does of all fields of one job."""
+        # Stalled is what had not been heard of for too long when it was read.
+        now, key = self.clock(), self.key(uuid)
+        (reply,) = execute(self._client, [Command(key, ("HGETALL", key))])
+        return self._read(uuid, (), reply, now)
+
     def alias(self, uuid: str, reply: Any) -> Alias | None:
         """Return the alias in a reply to HGETALL, or None if it holds no alias."""
         is_hash = isinstance(reply, dict)
@@ -190,18 +197,21 @@ class Reader:
         return [(text(member), int(float(score))) for member, score in rows]
 
     def now(self) -> int:
-        """Return the server's time in milliseconds, as last set: see `has_clock`."""
+        """Return the server's time in milliseconds, as last set."""
         return int(time.monotonic() * 1000 + self._clock)
 
-    @property
-    def has_clock(self) -> bool:
-        """Whether the server's clock has been read."""
-        return self._clock_until > 0
+    def known_clock(self) -> int | None:
+        """Return the server's time in milliseconds, or None if it was never set."""
+        if not self._clock_until:
+            return None
+        return int(time.monotonic() * 1000 + self._clock)
 
     def clock(self) -> int:
         """Return the server's time in milliseconds, which may take a round trip."""
-        if time.monotonic() >= self._clock_until:
-            self._ask_clock()
+        now = time.monotonic()
+        if now < self._clock_until:
+            return int(now * 1000 + self._clock)
+        self._ask_clock()
         return self.now()
 
     def exact_clock(self) -> int:

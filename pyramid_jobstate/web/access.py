@@ -26,7 +26,12 @@ class Access:
 
     Parameters:
       request: The request that it serves.
+
+    Attributes:
+      is_mounted: Whether it is a resource in the application's own tree.
     """
+
+    is_mounted = False
 
     def __init__(self, request: Request) -> None:
         self.request = request

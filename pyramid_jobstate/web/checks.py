@@ -20,9 +20,10 @@ from pyramid.request import Request
 from ..store import refusal
 from ..worker import middleware_of
 from .interfaces import IOwner
+from .joburls import LIST, path_of
 from .permits import authenticated_userid, session_owner
 from .resources import JOB_STATES
-from .urls import LIST, OTHER, ROUTES, path_of
+from .urls import OTHER, ROUTES
 
 if TYPE_CHECKING:
     from pyramid.config import Configurator
@@ -63,9 +64,9 @@ def check_routes(config: Configurator) -> None:
       ConfigurationError: One without predicates does.
     """
     mapper = config.get_routes_mapper()
-    ours = mapper.get_route(LIST)
-    path = path_of(ours)
-    for route in itertools.takewhile(lambda r: r is not ours, mapper.get_routes()):
+    path = path_of(mapper.get_route(LIST))
+    first = mapper.get_route(next(iter(ROUTES)))
+    for route in itertools.takewhile(lambda r: r is not first, mapper.get_routes()):
         if all(route.match(path + rest) is None for rest in _PATHS):
             continue
         where = (

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import dramatiq.broker
 from pyramid.exceptions import ConfigurationError
-from pyramid.interfaces import IApplicationCreated
 
 from ..store import JobStore
 from ..worker import BrokerFault, is_made, use_broker
@@ -18,6 +17,7 @@ from .checks import (
     check_routes,
     check_store,
 )
+from .creation import at_creation
 from .interfaces import (
     IBaseUrl,
     IJobStore,
@@ -28,12 +28,13 @@ from .interfaces import (
     IStreamLimits,
     IWebOutage,
 )
+from .joburls import LIST, path_of
 from .permits import policy_permits
 from .request import RequestMiddleware
 from .resources import JOB_STATES
 from .settings import BROKER, PREFIX, Settings, read_path
 from .unavailable import WebOutage
-from .urls import LIST, add_routes, path_of
+from .urls import add_routes
 from .views import add_views
 
 if TYPE_CHECKING:
@@ -55,7 +56,6 @@ def include(config: Configurator) -> None:
     check_route_prefix(config)
     at_include = Settings(config.registry.settings)
     broker = provide_broker(config, at_include)
-    config.add_static_view(f"{path}/static", "pyramid_jobstate:static")
     add_routes(config, path)
     check_request_method(config.registry)
     config.add_request_method(JOB_STATES, "job_states", property=True)
@@ -106,8 +106,7 @@ def include(config: Configurator) -> None:
     if config.registry.queryUtility(IOwner) is None:
         # Checked at the end, since a policy may be set after a commit; and once only,
         # even if the package is included repeatedly.
-        config.add_subscriber(check_application, IApplicationCreated)
-        config.add_subscriber(hand_over, IApplicationCreated)
+        at_creation(config.registry, check_application, hand_over)
     config.action("pyramid_jobstate", register, order=5, introspectables=(intr,))
 
 

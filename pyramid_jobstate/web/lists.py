@@ -9,7 +9,7 @@ from pyramid.httpexceptions import HTTPNotFound
 from ..errors import StoreUnavailable
 from ..job import Batch, JobState, is_owner, note_trouble, record_of
 from ..store import Page
-from .answers import encode
+from .encoding import encoder_of
 from .permits import require
 from .queries import BadRequest, parse_owner, read_flag, read_limit, read_query
 
@@ -103,7 +103,7 @@ def visible_text(
     context: JobStates, request: Request, job_state: JobState | None
 ) -> str | None:
     """Return the JSON of one job among others: see :func:`visible`."""
-    return visible(context, request, job_state, encode)
+    return visible(context, request, job_state, encoder_of(job_state))
 
 
 def visible(

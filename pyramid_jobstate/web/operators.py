@@ -8,7 +8,8 @@ import dramatiq.broker
 
 from ..job import JobError, container_of, iso_time, record_of
 from ..worker import why_not_repeatable
-from .answers import encode, render_state
+from .answers import render_state
+from .encoding import encode
 from .permits import require
 from .queries import read_query
 

@@ -12,6 +12,7 @@ from ..errors import StoreUnavailable
 from ..job import JobState, is_uuid, set_container, set_store
 from ..store import Page
 from .batches import BatchSender
+from .joburls import is_below, url_of
 from .unavailable import UnreadRecord
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class JobStates(BatchSender):
         self.is_mounted = parent is not None
         self.__name__ = name
         self._parent = parent
+        self._url = ""
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -139,6 +141,17 @@ class JobStates(BatchSender):
         jobs = self.ask(lambda store: store.load_many(known)) if known else []
         found = dict(zip(known, jobs, strict=True))
         return [self._adopt(found.get(uuid)) for uuid in uuids]
+
+    def url_of(self, job_state: JobState) -> str:
+        """Return the URL of a job that was found here, as ``request.resource_url()``
+        does.
+        """
+        if not is_below(job_state, self):
+            url: str = self.request.resource_url(job_state)
+            return url
+        # The same for all jobs of a list.
+        self._url = self._url or url_of(self)
+        return f"{self._url}{job_state.uuid}/"
 
     def list(
         self,

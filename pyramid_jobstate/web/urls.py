@@ -1,18 +1,18 @@
-"""The routes to the jobs, and the URL of a job."""
+"""The routes to the jobs."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 from typing import TYPE_CHECKING, Any
 
 from pyramid.httpexceptions import HTTPNotFound
-from pyramid.interfaces import IResourceURL, IRoutesMapper, ITraverser
-from pyramid.traversal import ResourceTreeTraverser, ResourceURL
-from zope.interface import Interface, implementer
+from pyramid.interfaces import ITraverser
+from pyramid.traversal import ResourceTreeTraverser
+from zope.interface import Interface
 
 from ..errors import StoreUnavailable
 from ..job import JobState
+from .joburls import LIST, JobStatesURL
 from .resources import JobStates
 
 if TYPE_CHECKING:
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from pyramid.request import Request
 
 
-#: The names of our routes.
-LIST = "pyramid_jobstate"
+#: The names of our routes, beside LIST.
 COUNTS = "pyramid_jobstate.counts"
 CLEAR = "pyramid_jobstate.clear"
 CANCEL_ALL = "pyramid_jobstate.cancel_all"
@@ -32,16 +31,17 @@ RERUN = "pyramid_jobstate.rerun"
 INSPECT = "pyramid_jobstate.inspect"
 OTHER = "pyramid_jobstate.other"
 
-#: The patterns below our path, by route name. Some have a twin with a trailing slash.
-#: The last one keeps the application's own views from matching anything else there.
+#: The patterns below our path, by route name, in the order in which they are tried: the
+#: most frequent first. Some have a twin with a trailing slash. The last one keeps the
+#: application's own views from matching anything else there.
 ROUTES = {
+    JOB: "/{uuid}",
     LIST: "",
     f"{LIST}/": "/",
     COUNTS: "/counts",
     CLEAR: "/clear",
     CANCEL_ALL: "/cancel",
     RERUN_ALL: "/rerun",
-    JOB: "/{uuid}",
     f"{JOB}/": "/{uuid}/",
     CANCEL: "/{uuid}/cancel",
     RERUN: "/{uuid}/rerun",
@@ -55,6 +55,11 @@ VIEW_NAMES = {
     for name in (COUNTS, CLEAR, CANCEL_ALL, RERUN_ALL, CANCEL, RERUN, INSPECT)
 }
 
+#: What follows our path where a uuid would, and has a route of its own.
+NO_UUIDS = frozenset(
+    ROUTES[name][1:] for name in (COUNTS, CLEAR, CANCEL_ALL, RERUN_ALL)
+)
+
 
 class PathPredicate:
     """The route predicate `jobstate_path`: whether a request is for one of our routes.
@@ -62,13 +67,15 @@ class PathPredicate:
     A CORS preflight is left to the application.
 
     Parameters:
-      value: "all", or "exact" to reject a path that ends in a newline, which the `$` in
-        Pyramid's patterns lets through.
+      value: "all"; "exact" to reject a path that ends in a newline, which the `$` in
+        Pyramid's patterns lets through; or "job" to leave what
+        has a route of its own to that, as well.
     """
 
     def __init__(self, value: str, config: Configurator) -> None:
         self.value = value
-        self._is_exact = value == "exact"
+        self._is_exact = value != "all"
+        self._is_job = value == "job"
 
     def text(self) -> str:
         return f"jobstate_path = {self.value}"
@@ -79,6 +86,8 @@ class PathPredicate:
         environ = request.environ
         if self._is_exact and environ["PATH_INFO"][-1:] == "\n":
             return False
+        if self._is_job and info["match"]["uuid"] in NO_UUIDS:
+            return False
         return not (
             environ["REQUEST_METHOD"] == "OPTIONS"
             and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ
@@ -86,15 +95,18 @@ class PathPredicate:
 
 
 def add_routes(config: Configurator, path: str) -> None:
-    """Add our routes below a path."""
+    """Add our routes, and that of our static files, below a path."""
     config.add_route_predicate("jobstate_path", PathPredicate)
+    values = {JOB: "job", OTHER: "all"}
     for name, pattern in ROUTES.items():
+        if name == OTHER:
+            config.add_static_view(f"{path}/static", "pyramid_jobstate:static")
         config.add_route(
             name,
             path + pattern,
             factory=JobStates,
             use_global_views=False,
-            jobstate_path="all" if name == OTHER else "exact",
+            jobstate_path=values.get(name, "exact"),
         )
     config.add_traverser(JobStatesTraverser, JobStates)
     config.add_resource_url_adapter(JobStatesURL, JobStates)
@@ -152,33 +164,3 @@ def enter_root(container: JobStates, request: Request) -> None:
                 traverser(container.__parent__)(request)
         finally:
             request.matchdict = ours
-
-
-@implementer(IResourceURL)
-class JobStatesURL:
-    """The URL of a container or of a job in it: our route's, unless the container is
-    mounted in the application's own tree.
-    """
-
-    def __init__(self, resource: JobStates | JobState, request: Request) -> None:
-        container = resource if isinstance(resource, JobStates) else resource.__parent__
-        if isinstance(container, JobStates) and container.is_mounted:
-            url = ResourceURL(resource, request)
-            self.physical_path = url.physical_path
-            self.virtual_path = url.virtual_path
-            self.physical_path_tuple = url.physical_path_tuple
-            self.virtual_path_tuple = url.virtual_path_tuple
-            return
-        route = request.registry.getUtility(IRoutesMapper).get_route(f"{LIST}/")
-        path = path_of(route)
-        if resource is not container:
-            path = f"{path}{resource.uuid}/"  # type: ignore[union-attr]
-        self.physical_path = self.virtual_path = path
-        self.physical_path_tuple = self.virtual_path_tuple = tuple(path.split("/"))
-
-
-@functools.lru_cache(256)
-def path_of(route: Any) -> str:
-    """Return the path of one of our routes that has no placeholder."""
-    path: str = route.generate({})
-    return path

@@ -19,7 +19,6 @@ from .answers import (
     answering,
     bad_csrf,
     bad_request,
-    encode,
     forbidden,
     not_found,
     nothing,
@@ -29,7 +28,9 @@ from .answers import (
     unavailable_elsewhere,
 )
 from .bulk import cancel_many, clear, rerun_many
+from .encoding import encode, encoder_of
 from .interfaces import IMaxUuids, IStoreUnavailable
+from .joburls import LIST
 from .lists import asked_page, visible_text
 from .operators import counts, inspect
 from .permits import require
@@ -43,7 +44,6 @@ from .urls import (
     COUNTS,
     INSPECT,
     JOB,
-    LIST,
     OTHER,
     RERUN,
     RERUN_ALL,
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 def show(context: JobState, request: Request) -> Response:
     """Respond with the state of a job, or 304 if the client has it already."""
     require(request, context, "view_job")
-    text = encode(context.__json__(request))
+    text = encoder_of(context)(context.__json__(request))
     return answer_state(request, text, lambda: {context.uuid: context})
 
 

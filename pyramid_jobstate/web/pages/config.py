@@ -8,21 +8,19 @@ from typing import TYPE_CHECKING
 
 from pyramid.exceptions import ConfigurationError
 from pyramid.httpexceptions import HTTPNotFound
-from pyramid.interfaces import (
-    IApplicationCreated,
-    IRendererFactory,
-    IRouteRequest,
-)
+from pyramid.interfaces import IRendererFactory, IRouteRequest
 from pyramid.path import AssetResolver
 from pyramid.security import NO_PERMISSION_REQUIRED
 from pyramid_jinja2 import IJinja2Environment, add_jinja2_renderer
 
 from ...job import JobState
+from ..creation import at_creation
 from ..interfaces import IPages
+from ..joburls import LIST
 from ..negotiation import never_keep, wants_page
 from ..resources import JobStates
 from ..settings import PREFIX, Settings
-from ..urls import JOB, LIST, OTHER
+from ..urls import JOB, OTHER
 from .job import job_page
 from .list import list_page
 from .rendering import OWN_LAYOUT, Pages, showing
@@ -82,7 +80,7 @@ def include(config: Configurator) -> None:
     config.action("pyramid_jobstate.pages/routes", check_routes, order=-5)
     config.action("pyramid_jobstate.pages", register, order=5)
     add_views(config)
-    config.add_subscriber(check_layout, IApplicationCreated)
+    at_creation(config.registry, check_layout)
 
 
 def add_views(config: Configurator) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from pyramid.threadlocal import manager
 
 from ...job import JobState, note_trouble, set_container
-from ..answers import encode
+from ..encoding import encoder_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,6 +72,10 @@ class Standin:
         if not self._is_job(resource) or elements or more:
             self._refuse("the URL of another resource")
         return self._viewer.url
+
+    def url_of(self, job_state: object) -> str:
+        """As a container: the URL of the job."""
+        return self.resource_url(job_state)
 
     def permits(self, context: object, permission: str) -> bool:
         """As a container: whether the viewer may cancel the job."""
@@ -171,7 +175,8 @@ def render(job_state: JobState, viewer: Viewer) -> Frame | None:
     # Code that looks for the current request must not find that of the view.
     manager.push({"request": standin, "registry": standin})
     try:
-        frame = Frame(encode(job_state.__json__(standin)).encode())
+        text = encoder_of(job_state)(job_state.__json__(standin))
+        frame = Frame(text.encode())
         if standin.refusal is None:
             return frame
     except Exception:
