@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeGuard
 
 from .parsing import (
+    parse_all,
     parse_int,
     parse_json,
     parse_number,
+    parse_owner,
     parse_time,
     stored_iso_time,
 )
@@ -201,8 +203,7 @@ class Record:
 
     @property
     def owner(self) -> Any:
-        owner = parse_json(self._fields.get("owner"))
-        return owner if type(owner) in (str, int, float) else None
+        return parse_owner(self._fields.get("owner"))
 
     @property
     def attempt(self) -> int:
@@ -224,12 +225,8 @@ class Record:
             if name.startswith(METRIC):
                 names.append(name[len(METRIC) :])
                 texts.append(text)
-        # Parsing all at once is faster. It fails if any of them is not valid JSON.
-        values = parse_json(f"[{','.join(texts)}]")
-        if isinstance(values, list) and len(values) == len(names):
-            return dict(zip(names, values, strict=True))
-        parsed = {n: parse_json(t, self) for n, t in zip(names, texts, strict=True)}
-        return {name: value for name, value in parsed.items() if value is not self}
+        values = parse_all(texts, self)
+        return {n: v for n, v in zip(names, values, strict=True) if v is not self}
 
     @property
     def progress(self) -> Progress | None:
@@ -286,13 +283,13 @@ class Record:
 
     def iso_times(self) -> dict[str, str | None]:
         """Return all these times as :func:`.iso_time` does, by their names in JSON."""
-        get = self._fields.get
+        get, parse = self._fields.get, stored_iso_time
         return {
-            "queued_at": stored_iso_time(get("queued")),
-            "due_at": stored_iso_time(get("due")),
-            "started_at": stored_iso_time(get("started")),
-            "updated_at": stored_iso_time(get("updated")),
-            "finished_at": stored_iso_time(get("finished")),
+            "queued_at": parse(get("queued")),
+            "due_at": parse(get("due")),
+            "started_at": parse(get("started")),
+            "updated_at": parse(get("updated")),
+            "finished_at": parse(get("finished")),
         }
 
 

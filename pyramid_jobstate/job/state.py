@@ -242,7 +242,6 @@ class JobState(Facts):
         progress = self.progress
         error = self.error
         params = self.job_params if self.public_params else {}
-        record, status = self._record, self.status
         is_finished, is_success = self.is_finished, self.is_success
         states = self._container
         if states is None or states.request is not request:
@@ -253,7 +252,7 @@ class JobState(Facts):
             "uuid": self.uuid,
             "kind": self.kind,
             "title": translated(self.title, request),
-            "status": status,
+            "status": self.status,
             "url": url,
             "params": {k: params[k] for k in self.public_params if k in params},
             "progress": progress
@@ -268,14 +267,13 @@ class JobState(Facts):
             "message": self.message,
             "log": self.log,
             "attempt": self.attempt,
-            **record.iso_times(),
+            **self._record.iso_times(),
             "cancellable": not is_finished and bool(states.permits(self, "cancel_job")),
             "error": error
             and {"message": translated(self._public_reason(error), request)},
             "result": self._result(request) if is_success else None,
             **self._own_json(url, request, states),
         }
-        # The coarse form on which pages rely.
         coarse = "success" if is_success else "error" if is_finished else "working"
         return {**self.progress_metrics, "job_state": coarse, "job": job}
 
