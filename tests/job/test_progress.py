@@ -3,6 +3,7 @@
 import decimal
 import math
 import random
+from typing import Any
 
 import pytest
 
@@ -31,10 +32,19 @@ def test_progress_set_again_is_what_a_full_check_keeps(seed):
     """
     chance = random.Random(seed)
     ours, full = Run(), Run()
-    texts = ["rows", "Zeilen", "".join(["ro", "ws"]), None, "x" * 20_000, 3]
-    totals = [10, 10.0, 2000, int("2000"), None, decimal.Decimal(7), Amount(9)]
+    unknown: Any = object()
+    texts: list[Any] = ["rows", "Zeilen", "".join(["ro", "ws"]), None, "x" * 20_000, 3]
+    totals: list[Any] = [
+        10,
+        10.0,
+        2000,
+        int("2000"),
+        None,
+        decimal.Decimal(7),
+        Amount(9),
+    ]
     totals += [True, math.nan, -1, LIMIT, 10**400, Scalar("f", 5)]
-    amounts = [0, 1, 2.5, 3, LIMIT, -1, math.nan, True, Amount(4), "1"]
+    amounts: list[Any] = [0, 1, 2.5, 3, LIMIT, -1, math.nan, True, Amount(4), "1"]
     for _ in range(500):
         few = chance.random() < 0.7
         call = (
@@ -44,7 +54,7 @@ def test_progress_set_again_is_what_a_full_check_keeps(seed):
             chance.choice(texts[:2] if few else texts),
         )
         # Nothing is known to a run whose checked parts are forgotten.
-        full.total = full.unit = object()
+        full.total = full.unit = unknown
         for run in ours, full:
             run.dirty = False
         errors = []

@@ -28,8 +28,8 @@ from pyramid_jobstate.job.values import dumps
 from pyramid_jobstate.store import connection, reading
 from pyramid_jobstate.store.connection import text
 from pyramid_jobstate.testing import outbox, run_jobs
+from pyramid_jobstate.web.joburls import JobStatesURL
 from pyramid_jobstate.web.transaction import JobDataManager
-from pyramid_jobstate.web.urls import JobStatesURL
 from pyramid_jobstate.worker import batching
 from tests.faulty import FaultyProxy, faulty
 from tests.jobs import job_actor, new_id, working

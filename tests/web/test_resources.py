@@ -473,6 +473,62 @@ def test_url_spares_the_root_factory(
     assert counted.made == 0
 
 
+class Elsewhere(JobState):
+    """A kind of job with a URL of its own."""
+
+    kind = "tests.web.test_resources.Elsewhere"
+
+    def __resource_url__(self, request: Request, info: dict[str, str]) -> str:
+        return f"https://example.com/{self.uuid}"
+
+
+class InTenants(JobState):
+    """A kind of job for which the application has an adapter."""
+
+    kind = "tests.web.test_resources.InTenants"
+
+
+class TenantURL:
+    def __init__(self, resource: JobState, request: Request) -> None:
+        self.virtual_path = self.physical_path = f"/tenants/7/{resource.uuid}"
+        self.virtual_path_tuple = tuple(self.virtual_path.split("/"))
+        self.physical_path_tuple = self.virtual_path_tuple
+
+
+@pytest.mark.parametrize("virtual_root", ["", "/site", "/site/jobs", "job"])
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("script_name", ["", "/a b"])
+def test_container_gives_a_job_the_url_that_pyramid_does(
+    redis_url: str, client: redis.Redis, place: str, virtual_root: str, script_name: str
+) -> None:
+    """Whatever URLs the application gives its jobs."""
+    config = made_config(redis_url, root_factory=mounted_root)
+    config.add_resource_url_adapter(TenantURL, InTenants)
+    config.commit()
+    kinds = [RunMarathon.kind, Elsewhere.kind, InTenants.kind]
+    jobs = [put_job(client, kind=kind) for kind in [*kinds, *kinds]]
+    request = make_request(config)
+    request.environ["SCRIPT_NAME"] = script_name
+    if virtual_root:
+        below = {"job": f"/site/jobs/{jobs[0]}"}
+        request.environ["HTTP_X_VHM_ROOT"] = below.get(virtual_root, virtual_root)
+    root = mounted_root(request)
+    container = {
+        "/job_state": request.job_states,
+        "/jobs": root["jobs"],
+        "/site/jobs": root["site"]["jobs"],
+    }[place]
+    found = [container[uuid] for uuid in jobs]
+    found[3].__parent__ = root["jobs"]
+    found[4].__parent__ = Root(request)
+    found[5].__name__ = "other"
+
+    for job_state in (*found, container[jobs[0]]):
+        url = container.url_of(job_state)
+        assert url == request.resource_url(job_state)
+        assert job_state.__json__(request)["job"]["url"] == url
+
+
 # Mounted in the application's tree.
 
 

@@ -30,17 +30,17 @@ class CountingStore(JobStore):
 
     Attributes:
       seconds: How far away it is.
-      counts: The numbers of updates.
+      written: The number of updates each time.
     """
 
     seconds = 0.0
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
-        self.counts: list[int] = []
+        self.written: list[int] = []
 
     def write(self, updates: Sequence[Update]) -> Any:
-        self.counts.append(len(updates))
+        self.written.append(len(updates))
         time.sleep(self.seconds)
         return super().write(updates)
 
@@ -53,13 +53,13 @@ class Worker:
         outage = Outage(logging.getLogger(__name__))
         self.flush = Flush(self.backlog, store, heartbeat, outage)
         self.runs: list[Unsaved] = []
-        for _ in range(count):
-            self.begin()
+        self.begin(count)
 
-    def begin(self) -> None:
-        unsaved = Unsaved(new_id(), Run(), INFO)
-        self.backlog.add(unsaved)
-        self.runs.append(unsaved)
+    def begin(self, count: int) -> None:
+        for _ in range(count):
+            unsaved = Unsaved(new_id(), Run(), INFO)
+            self.backlog.add(unsaved)
+            self.runs.append(unsaved)
 
     @property
     def jobs(self) -> list[JobState]:
@@ -85,12 +85,11 @@ def test_a_far_store_gets_more_updates_at_a_time(
     for _ in range(50):
         worker.runs[0].run.set_message("on we go")
         worker.tick()
-    for _ in range(BATCH_FAR + BATCH):
-        worker.begin()
-    counting.counts.clear()
+    worker.begin(BATCH_FAR + BATCH)
+    counting.written.clear()
     worker.tick()
-    assert sum(counting.counts) == BATCH_FAR + BATCH
-    assert counting.counts[0] == max(counting.counts) == size
+    assert sum(counting.written) == BATCH_FAR + BATCH
+    assert counting.written[0] == max(counting.written) == size
 
 
 def test_each_of_many_runs_is_asked_for_its_thread(
@@ -103,11 +102,10 @@ def test_each_of_many_runs_is_asked_for_its_thread(
     """
     monkeypatch.setattr(flush_module, "LOOKED_AT", 3)
     worker = Worker(counting, 4)
-    thread = threading.Thread(target=lambda: [worker.begin() for _ in range(5)])
+    thread = threading.Thread(target=worker.begin, args=(5,))
     thread.start()
     thread.join()
-    for _ in range(4):
-        worker.begin()
+    worker.begin(4)
     gone = worker.runs[4:9]
     for _ in range(10):
         worker.tick()

@@ -1,0 +1,116 @@
+"""The JSON of states, with the extra ``speed`` and without it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import sys
+from typing import Any
+
+import pytest
+from webtest import TestApp
+
+from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate.job.record import Record
+from pyramid_jobstate.testing import put_job
+from pyramid_jobstate.web import encoding
+from pyramid_jobstate.web.encoding import encode, encoder_of
+from tests.support import UUID
+from tests.webapp import get
+
+#: A kind of job whose JSON is ours.
+OURS = JobState(Record(UUID, {}))
+
+#: Texts, numbers and collections that jobs may report.
+VALUES: list[Any] = [
+    *("", "Ümläut", "\u2028", "\ud800", 'a"\\\n', "\x00\x7f", "👍", "__proto__"),
+    *(0, -1, 2**53 + 1, 2**63, 2**64, -(2**63) - 1, 10**400, True, False, None),
+    *(0.1, -0.0, 1e16, 1e-7, 5e-324, 1.7976931348623157e308, 1 / 3),
+    *([], {}, [[1, [2.5]], {"a": {"b": [None]}}], {"ü": "\ud800"}, {"a": 10**30}),
+]
+
+
+class Own(JobState):
+    """A kind of job whose JSON is the application's."""
+
+    kind = "tests.web.test_encoding.Own"
+
+    def __json__(self, request: Any) -> dict[str, Any]:
+        return {**super().__json__(request), "share": math.nan}
+
+
+@pytest.fixture(params=[True, False], ids=["with speed", "without"])
+def _encoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the extra ``speed``, and without it."""
+    if request.param:
+        pytest.importorskip("orjson")
+        assert encoding.fast is not None
+    else:
+        monkeypatch.setattr(encoding, "fast", None)
+
+
+@pytest.mark.usefixtures("_encoder")
+@pytest.mark.parametrize("value", VALUES, ids=ascii)
+def test_each_value_is_encoded_alike(value: Any) -> None:
+    """Whatever encodes it, a value reads the same."""
+    state = {"value": value, "list": [value]}
+
+    text = encoder_of(OURS)(state)
+
+    assert json.loads(text) == state
+    assert repr(json.loads(text)["value"]) == repr(value)
+    # The text can be sent.
+    text.encode()
+
+
+@pytest.mark.usefixtures("_encoder")
+def test_what_cannot_be_encoded_is_an_error() -> None:
+    """Neither an object nor a circle nor a very deep list is JSON."""
+    circle: list[Any] = []
+    circle.append(circle)
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value in object(), circle, deep, {(1, 2): 3}:
+        with pytest.raises((TypeError, ValueError, RecursionError)):
+            encoder_of(OURS)({"value": value})
+
+
+@pytest.mark.usefixtures("_encoder")
+def test_own_json_must_not_hold_nan() -> None:
+    """What the application adds to the JSON is checked, and not written as null."""
+    with pytest.raises(ValueError, match="JSON"):
+        encoder_of(Own(Record(UUID, {})))({"share": math.nan})
+
+
+def test_no_job_has_an_encoder_too() -> None:
+    """An unknown job is encoded as any other value."""
+    assert encoder_of(None) is encode
+
+
+@pytest.mark.usefixtures("_encoder")
+def test_poll_shows_all_that_was_reported(app: TestApp, redis_url: str) -> None:
+    """A poll, a batch of polls and a list show the same values."""
+    metrics = {str(n): value for n, value in enumerate(VALUES)}
+    uuid = put_job(JobStore(redis_url), owner="alice", metrics=metrics).uuid
+
+    alone = get(app, f"/job_state/{uuid}", "alice").json
+    several = get(app, f"/job_state?uuid={uuid}", "alice").json
+    listed = get(app, "/job_state", "alice").json
+
+    assert {name: alone[name] for name in metrics} == metrics
+    assert several == {"jobs": {uuid: alone}}
+    assert listed["items"] == [alone]
+
+
+def test_extra_need_not_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without orjson, the standard library encodes everything."""
+    monkeypatch.setitem(sys.modules, "orjson", None)
+    try:
+        importlib.reload(encoding)
+        assert encoding.fast is None
+        assert encoding.encoder_of(OURS) is encoding.encode
+    finally:
+        monkeypatch.undo()
+        importlib.reload(encoding)
