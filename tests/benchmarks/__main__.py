@@ -10,6 +10,7 @@ from pyramid_jobstate.embedded import EmbeddedServer
 from . import (
     batches,
     browser,
+    flush,
     freshness,
     lists,
     loop,
@@ -28,6 +29,7 @@ from .timing import show
 TABLES = {
     "batches": batches,
     "updates": updates,
+    "flush": flush,
     "loop": loop,
     "poll": poll,
     "lists": lists,

@@ -34,16 +34,17 @@ def test_progress_set_again_is_what_a_full_check_keeps(seed):
     ours, full = Run(), Run()
     unknown: Any = object()
     texts: list[Any] = ["rows", "Zeilen", "".join(["ro", "ws"]), None, "x" * 20_000, 3]
-    totals: list[Any] = [
-        10,
-        10.0,
-        2000,
-        int("2000"),
-        None,
+    totals: list[Any] = [10, 10.0, 2000, int("2000"), None]
+    totals += [
         decimal.Decimal(7),
         Amount(9),
+        True,
+        math.nan,
+        -1,
+        LIMIT,
+        10**400,
+        Scalar("f", 5),
     ]
-    totals += [True, math.nan, -1, LIMIT, 10**400, Scalar("f", 5)]
     amounts: list[Any] = [0, 1, 2.5, 3, LIMIT, -1, math.nan, True, Amount(4), "1"]
     for _ in range(500):
         few = chance.random() < 0.7
