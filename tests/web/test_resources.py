@@ -529,6 +529,39 @@ def test_container_gives_a_job_the_url_that_pyramid_does(
         assert job_state.__json__(request)["job"]["url"] == url
 
 
+class AskedForURLs(Request):
+    """A request that counts how often it is asked for a URL."""
+
+    asked = 0
+
+    def resource_url(self, *args: Any, **options: Any) -> str:
+        type(self).asked += 1
+        url: str = super().resource_url(*args, **options)
+        return url
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_urls_of_several_jobs_are_worked_out_once(
+    redis_url: str,
+    client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+) -> None:
+    """The jobs of a container share the beginning of their URLs."""
+    monkeypatch.setattr(AskedForURLs, "asked", 0)
+    app = make_app(
+        make_config(redis_url, root_factory=mounted_root, request_factory=AskedForURLs)
+    )
+    jobs = [put_job(client) for _ in range(3)]
+
+    query = "&".join(f"uuid={uuid}" for uuid in jobs)
+    states = get(app, f"{place}?{query}", "alice").json["jobs"]
+
+    for uuid in jobs:
+        assert states[uuid]["job"]["url"] == f"http://localhost{place}/{uuid}/"
+    assert AskedForURLs.asked == 0
+
+
 # Mounted in the application's tree.
 
 
