@@ -47,13 +47,11 @@ def test_progress_set_again_is_what_a_full_check_keeps(seed):
     ]
     amounts: list[Any] = [0, 1, 2.5, 3, LIMIT, -1, math.nan, True, Amount(4), "1"]
     for _ in range(500):
-        few = chance.random() < 0.7
-        call = (
-            chance.choice(amounts[:4] if few else amounts),
-            chance.choice(totals[:3] if few else totals),
-            chance.choice(texts[:2] if few else texts),
-            chance.choice(texts[:2] if few else texts),
-        )
+        # Most calls repeat what the one before had.
+        call = [
+            chance.choice(values[:2] if chance.random() < 0.8 else values)
+            for values in (amounts, totals, texts, texts)
+        ]
         # Nothing is known to a run whose checked parts are forgotten.
         full.total = full.unit = unknown
         for run in ours, full:
@@ -86,6 +84,44 @@ def test_progress_checks_an_amount_that_may_change():
     with pytest.raises(ValueError, match="total"):
         job_state.set_progress(3, total, "rows")
     assert run.report["progress"] == (2, 7.0, "rows")
+
+
+class Sly(int):
+    """A number that compares as it likes."""
+
+    is_negative = False
+
+    def __ge__(self, other: float) -> bool:
+        return not self.is_negative
+
+
+def test_progress_checks_a_number_of_another_class_each_time():
+    """Even if it is the same object as before."""
+    run = Run()
+    job_state = job_of(run)
+    total = Sly(5)
+    job_state.set_progress(1, total, "rows")
+    total.is_negative = True
+    with pytest.raises(ValueError, match="total"):
+        job_state.set_progress(2, total, "rows")
+
+
+def test_progress_of_a_loop_is_checked_once(monkeypatch):
+    """A loop that passes the same objects spares the checks."""
+    checked = []
+    check = Run.set_progress
+
+    def spy(run, *args):
+        checked.append(args)
+        check(run, *args)
+
+    monkeypatch.setattr(Run, "set_progress", spy)
+    run = Run()
+    job_state = job_of(run)
+    for done in range(1, 4):
+        job_state.set_progress(done, 3, unit="rows", message="Reading")
+    assert checked == [(1, 3, "rows", "Reading")]
+    assert run.report == {"progress": (3, 3, "rows"), "message": "Reading"}
 
 
 def test_progress_sets_a_message_again_that_was_removed():

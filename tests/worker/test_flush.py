@@ -22,7 +22,7 @@ from pyramid_jobstate.worker.flush import BATCH, BATCH_FAR, NEAR, Flush
 from pyramid_jobstate.worker.outage import Outage
 from pyramid_jobstate.worker.unsaved import Unsaved
 from tests.jobs import messages, new_id
-from tests.support import INFO
+from tests.support import INFO, wait_for
 
 
 class CountingStore(JobStore):
@@ -101,22 +101,38 @@ def test_each_of_many_runs_is_asked_for_its_thread(
     and the others go on.
     """
     monkeypatch.setattr(flush_module, "LOOKED_AT", 3)
-    worker = Worker(counting, 4)
-    thread = threading.Thread(target=worker.begin, args=(5,))
-    thread.start()
-    thread.join()
+    worker = Worker(counting, 0)
+    stop = threading.Event()
+
+    def run() -> None:
+        worker.begin(2)
+        stop.wait()
+
+    first = threading.Thread(target=run)
+    first.start()
+    wait_for(lambda: len(worker.runs) == 2)
     worker.begin(4)
-    gone = worker.runs[4:9]
+    second = threading.Thread(target=worker.begin, args=(5,))
+    second.start()
+    second.join()
+    worker.begin(4)
     for _ in range(10):
         worker.tick()
-    assert worker.backlog.all() == worker.runs[:4] + worker.runs[9:]
+    gone = worker.runs[6:11]
+    assert [run for run in worker.runs if run.lost] == gone
+    stop.set()
+    first.join()
+    for _ in range(10):
+        worker.tick()
+    gone = worker.runs[:2] + gone
+    assert worker.backlog.all() == worker.runs[2:6] + worker.runs[11:]
     said = messages(caplog, "pyramid_jobstate.worker")
     assert len(said) == len(gone)
     assert all(any(run.uuid in text for text in said) for run in gone)
-    for job in worker.jobs[:4]:
+    for job in worker.jobs[2:6]:
         job.set_message("on we go")
     worker.tick()
-    found = counting.load_many([run.uuid for run in worker.runs[:4]])
+    found = counting.load_many([run.uuid for run in worker.runs[2:6]])
     assert [job and job.message for job in found] == ["on we go"] * 4
 
 
