@@ -57,9 +57,9 @@ def parse_all(texts: Sequence[str], default: Any) -> list[Any]:
 
 
 @functools.lru_cache(1024)
-def parse_owner(text: str | None) -> Any:
-    """Return the owner in a JSON text, a string or a number, or None. Many jobs have
-    the same one.
+def stored_owner(text: str | None) -> Any:
+    """Return the owner in a hash, a string or a number, or None. Many jobs have the
+    same one.
     """
     owner = parse_json(text)
     return owner if type(owner) in (str, int, float) else None

@@ -51,5 +51,8 @@ class Container(Protocol):
     def principals_of(self, owner: str | float, /) -> Sequence[str | float]:
         """Return the principals that represent a job's owner in the request."""
 
+    def url_of(self, job_state: Any, /) -> str:
+        """Return the URL of a job that the container has loaded."""
+
     def rerun(self, job_state: Any, /) -> bool:
         """Run a job again. Return False if it has not failed."""

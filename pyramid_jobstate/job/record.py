@@ -12,9 +12,9 @@ from .parsing import (
     parse_int,
     parse_json,
     parse_number,
-    parse_owner,
     parse_time,
     stored_iso_time,
+    stored_owner,
 )
 from .progress import Progress, in_phase, parse_phase, parse_progress
 from .values import dumps
@@ -203,7 +203,7 @@ class Record:
 
     @property
     def owner(self) -> Any:
-        return parse_owner(self._fields.get("owner"))
+        return stored_owner(self._fields.get("owner"))
 
     @property
     def attempt(self) -> int:

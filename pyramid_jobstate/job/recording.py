@@ -20,6 +20,8 @@ class RecordingRun(Run):
         super().__init__()
         self.history: list[tuple[Any, ...]] = []
         self.phases = RecordingPhases(self.history)
+        # JobState.set_progress() would bypass this class: see Handle.
+        self.total = UNCHECKED
 
     def _set_metrics(self, values: Mapping[str, object]) -> None:
         super()._set_metrics(values)
@@ -34,7 +36,6 @@ class RecordingRun(Run):
         self, done: float, total: float | None, unit: str | None, message: str | None
     ) -> None:
         super().set_progress(done, total, unit, message)
-        # As above, of what is set again.
         self.total = UNCHECKED
         self.history.append(("progress", done, total, unit))
         if message is not None:

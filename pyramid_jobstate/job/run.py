@@ -61,7 +61,7 @@ class Run:
       known: The metrics that may be set to a number without further checks.
       barred: Whether each call must first :meth:`check` that it may continue.
       cancel_requested: Whether cancellation of the job was requested.
-      total, unit: Those of the progress that may be set again without further checks.
+      total, unit: The total and the unit that set_progress() need not check again.
       size: The bytes that the metrics take as JSON, including their names.
       sync: Waits up to the given seconds until everything is stored and returns
         whether it is. None while the run is detached.
@@ -220,7 +220,7 @@ class Run:
         self.report.update(report)
         self.dirty = True
         self.unit = unit
-        # An object of another class may change, such as an array of NumPy.
+        # An object of another class may change, such as a NumPy array.
         self.total = total if total is None or type(total) in AMOUNTS else UNCHECKED
 
     def track(

@@ -93,9 +93,9 @@ class JobState(Facts):
     @classmethod
     def class_of(cls, record: Record) -> type[JobState]:
         """Return the JobState class for the kind of a record."""
+        found = _kinds.get(record.kind)
         # Under the name BATCH is the class of batches of an unknown kind.
-        unknown = _kinds.get(record.text("batch") or "", _UnknownKind)
-        return _kinds.get(record.kind, unknown)
+        return found or _kinds.get(record.text("batch") or "", _UnknownKind)
 
     @classmethod
     def from_record(cls, record: Record) -> JobState:
@@ -105,7 +105,7 @@ class JobState(Facts):
           TypeError: The class overrides ``__init__()`` without calling its parent's.
         """
         kind = record.kind
-        found = _kinds.get(kind) or cls.class_of(record)
+        found = cls.class_of(record)
         job_state = found(record)
         if getattr(job_state, "_record", None) is None:
             raise TypeError(
@@ -244,10 +244,10 @@ class JobState(Facts):
         params = self.job_params if self.public_params else {}
         is_finished, is_success = self.is_finished, self.is_success
         states = self._container
-        if states is None or states.request is not request:
-            states = request.job_states
-        # The application's tests may have made the container.
-        url = getattr(states, "url_of", request.resource_url)(self)
+        if states is not None and states.request is request:
+            url = states.url_of(self)
+        else:
+            states, url = request.job_states, request.resource_url(self)
         job = {
             "uuid": self.uuid,
             "kind": self.kind,

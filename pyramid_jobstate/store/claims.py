@@ -197,7 +197,7 @@ class Claims:
             yield self._calls.claim(identity, update.uuid, "", life)
 
     def follow(self, found: Sequence[Record | Alias | None]) -> Sequence[Record | None]:
-        """Return what was read, with the records of their jobs in place of aliases."""
+        """Return what was read, and the record to which it leads for each alias."""
         aliases = [record for record in found if isinstance(record, Alias)]
         if not aliases:
             return [record if isinstance(record, Record) else None for record in found]

@@ -196,10 +196,9 @@ def execute(client: Client, commands: Sequence[Keyed]) -> list[Any]:
             return _on_cluster(client, commands)
     if len(commands) == 1:
         # A poll, the most frequent call: avoid the pipeline's overhead.
+        send = _send if is_fit(client) else _send_bytes
         try:
-            if is_fit(client):
-                return [client.execute_command(*commands[0].args)]  # type: ignore[no-untyped-call]
-            return [_send_bytes(client, commands[0])]
+            return [send(client, commands[0])]
         except errors.ResponseError as e:
             return [e]
     return _pipeline(client, commands)

@@ -51,7 +51,7 @@ class JobStore(JobReads):
         """Return the server's time in milliseconds, as this process knows it from what
         it has read, or None if it has read nothing yet. Asks nothing of the server.
         """
-        return self._reader.known_clock()
+        return self._reader.now() if self._reader.has_clock else None
 
     def failures(self, uuid: str) -> Failures:
         """Return what operators read of a job's failures. Nothing is kept of a job that

@@ -35,7 +35,7 @@ class JobReads(JobActs):
         """Return the record of a job, whatever its class, or None if it is unknown."""
         found = self._reader.read_one(uuid)
         if isinstance(found, Record) and found.text("batch") is None:
-            # As nearly always, there is nothing else to read.
+            # Most jobs belong to no batch.
             return found
         (record,) = self._batch_reads.read(self._follow([uuid], [found]))
         return record

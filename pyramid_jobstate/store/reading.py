@@ -112,7 +112,7 @@ class Reader:
 
     def read_one(self, uuid: str) -> Record | Alias | None:
         """Return what :meth:`read_any` does of all fields of one job."""
-        # Stalled is what had not been heard of for too long when it was read.
+        # Silence counts until the read begins.
         now, key = self.clock(), self.key(uuid)
         (reply,) = execute(self._client, [Command(key, ("HGETALL", key))])
         return self._read(uuid, (), reply, now)
@@ -197,21 +197,18 @@ class Reader:
         return [(text(member), int(float(score))) for member, score in rows]
 
     def now(self) -> int:
-        """Return the server's time in milliseconds, as last set."""
+        """Return the server's time in milliseconds, as last set: see `has_clock`."""
         return int(time.monotonic() * 1000 + self._clock)
 
-    def known_clock(self) -> int | None:
-        """Return the server's time in milliseconds, or None if it was never set."""
-        if not self._clock_until:
-            return None
-        return int(time.monotonic() * 1000 + self._clock)
+    @property
+    def has_clock(self) -> bool:
+        """Whether the server's clock has been read."""
+        return self._clock_until > 0
 
     def clock(self) -> int:
         """Return the server's time in milliseconds, which may take a round trip."""
-        now = time.monotonic()
-        if now < self._clock_until:
-            return int(now * 1000 + self._clock)
-        self._ask_clock()
+        if time.monotonic() >= self._clock_until:
+            self._ask_clock()
         return self.now()
 
     def exact_clock(self) -> int:

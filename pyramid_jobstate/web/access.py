@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import dramatiq.broker
 from redis.exceptions import RedisError
@@ -17,6 +17,8 @@ from .permits import owner_of, permits, principals_of
 
 if TYPE_CHECKING:
     from pyramid.request import Request
+
+    from ..job.protocols import Container
 
 T = TypeVar("T")
 
@@ -93,5 +95,6 @@ class Access:
 
     def _adopt(self, job_state: JobState | None) -> JobState | None:
         if job_state is not None:
-            set_container(job_state, self)
+            # Only as the base of a JobStates.
+            set_container(job_state, cast("Container", self))
         return job_state

@@ -106,7 +106,7 @@ def include(config: Configurator) -> None:
     if config.registry.queryUtility(IOwner) is None:
         # Checked at the end, since a policy may be set after a commit; and once only,
         # even if the package is included repeatedly.
-        at_creation(config.registry, check_application, hand_over)
+        at_creation(config, check_application, hand_over)
     config.action("pyramid_jobstate", register, order=5, introspectables=(intr,))
 
 

@@ -10,17 +10,19 @@ from pyramid.registry import Registry
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pyramid.config import Configurator
     from pyramid.events import ApplicationCreated
 
 
 def at_creation(
-    registry: Registry, *calls: Callable[[ApplicationCreated], object]
+    config: Configurator, *calls: Callable[[ApplicationCreated], object]
 ) -> None:
-    """Call functions when the application of a registry is made, and only then.
+    """Call functions when the application of a configurator is made, and only then.
 
     A subscriber that stayed would have Pyramid announce each request of the application
     four times, even if nothing else listens.
     """
+    registry = config.registry
 
     def call(event: ApplicationCreated) -> None:
         for each in calls:
@@ -30,4 +32,5 @@ def at_creation(
         if isinstance(registry, Registry) and not registry.__bases__:
             registry.has_listeners = any(registry.registeredHandlers())
 
-    registry.registerHandler(call, (IApplicationCreated,))
+    # In the order in which the application adds its own.
+    config.action(None, lambda: registry.registerHandler(call, (IApplicationCreated,)))

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pyramid.interfaces import IResourceURL, IRoutesMapper
+from pyramid.request import Request
 from pyramid.traversal import ResourceURL
 from zope.interface import implementer, providedBy
 
 from ..job import JobState
 from .access import Access
 
-if TYPE_CHECKING:
-    from pyramid.request import Request
-
 #: The name of our route to the container.
 LIST = "pyramid_jobstate"
+
+
+#: The variables of a request's environment of which WebOb makes the application's URL.
+URL_OF = ("wsgi.url_scheme", "HTTP_HOST", "SERVER_NAME", "SERVER_PORT", "SCRIPT_NAME")
 
 
 @implementer(IResourceURL)
@@ -66,13 +68,14 @@ def _path(request: Request) -> str:
 
 def is_below(job_state: JobState, container: Access) -> bool:
     """Return whether the URL of a job is that of its container and its uuid: its parent
-    is the container, and the application gives it no URL of its own.
+    is the container, and the application does not give it another URL.
     """
     request = container.request
     return (
         job_state.__parent__ is container
         and job_state.__name__ == job_state.uuid
         and not hasattr(job_state, "__resource_url__")
+        and getattr(request.resource_url, "__func__", None) is Request.resource_url
         # A virtual root may lie below the container.
         and not (container.is_mounted and "HTTP_X_VHM_ROOT" in request.environ)
         and request.registry.adapters.lookup(

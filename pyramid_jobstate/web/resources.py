@@ -12,7 +12,7 @@ from ..errors import StoreUnavailable
 from ..job import JobState, is_uuid, set_container, set_store
 from ..store import Page
 from .batches import BatchSender
-from .joburls import is_below, url_of
+from .joburls import URL_OF, is_below, url_of
 from .unavailable import UnreadRecord
 
 if TYPE_CHECKING:
@@ -49,7 +49,9 @@ class JobStates(BatchSender):
         self.is_mounted = parent is not None
         self.__name__ = name
         self._parent = parent
+        #: The URL of the container, and the variables of which it was made.
         self._url = ""
+        self._place: tuple[object, ...] = ()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -143,14 +145,15 @@ class JobStates(BatchSender):
         return [self._adopt(found.get(uuid)) for uuid in uuids]
 
     def url_of(self, job_state: JobState) -> str:
-        """Return the URL of a job that was found here, as ``request.resource_url()``
-        does.
-        """
+        """Return the URL of a job as ``request.resource_url()`` does."""
         if not is_below(job_state, self):
             url: str = self.request.resource_url(job_state)
             return url
-        # The same for all jobs of a list.
-        self._url = self._url or url_of(self)
+        get = self.request.environ.get
+        # The jobs of a list share what the URL depends on.
+        place = tuple(map(get, URL_OF))
+        if place != self._place:
+            self._place, self._url = place, url_of(self)
         return f"{self._url}{job_state.uuid}/"
 
     def list(

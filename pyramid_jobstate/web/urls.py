@@ -55,8 +55,8 @@ VIEW_NAMES = {
     for name in (COUNTS, CLEAR, CANCEL_ALL, RERUN_ALL, CANCEL, RERUN, INSPECT)
 }
 
-#: What follows our path where a uuid would, and has a route of its own.
-NO_UUIDS = frozenset(
+#: The names that stand where a uuid would, and have a route of their own.
+RESERVED = frozenset(
     ROUTES[name][1:] for name in (COUNTS, CLEAR, CANCEL_ALL, RERUN_ALL)
 )
 
@@ -68,8 +68,8 @@ class PathPredicate:
 
     Parameters:
       value: "all"; "exact" to reject a path that ends in a newline, which the `$` in
-        Pyramid's patterns lets through; or "job" to leave what
-        has a route of its own to that, as well.
+        Pyramid's patterns lets through; or "job" to also reject the names that have a
+        route of their own.
     """
 
     def __init__(self, value: str, config: Configurator) -> None:
@@ -86,7 +86,7 @@ class PathPredicate:
         environ = request.environ
         if self._is_exact and environ["PATH_INFO"][-1:] == "\n":
             return False
-        if self._is_job and info["match"]["uuid"] in NO_UUIDS:
+        if self._is_job and info["match"]["uuid"] in RESERVED:
             return False
         return not (
             environ["REQUEST_METHOD"] == "OPTIONS"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Sequence
 
@@ -16,16 +15,12 @@ from .unsaved import Unsaved
 
 log = logging.getLogger(__name__)
 
-#: The maximum number of updates in one round trip to a near store, and to a far one.
-#: Few objects at a time spare the garbage collector, and many spare round trips.
-BATCH, BATCH_FAR = 250, 1000
+#: The maximum number of updates in one round trip. Small batches spare the garbage
+#: collector, and large ones spare round trips.
+BATCH = 500
 
-#: A store is far if its quickest answer has taken longer, in seconds.
-NEAR = 0.001
-
-#: For how many threads of runs one tick looks. Only a process with more runs needs
-#: several ticks.
-LOOKED_AT = 250
+#: How many runs' threads one tick checks.
+CHECKED = 250
 
 #: Why a run is neither recorded nor goes on.
 NOT_RUN = {
@@ -60,10 +55,8 @@ class Flush:
         self._outage = outage
         self._cancels = Cancels(store, outage)
         self._sheds = False
-        #: The shortest time that a write has taken, in seconds.
-        self._quickest = math.inf
-        #: The place of the first run whose thread the next tick looks for.
-        self._next = 0
+        #: The place of the first run whose thread the next tick checks.
+        self._next_checked = 0
         self.failures = 0
         self.is_troubled = False
 
@@ -81,19 +74,18 @@ class Flush:
         if everyone:
             runs = self._drop_orphans(runs)
             due = self._due(runs, now)
-            if self._hears_of_cancels(runs, due):
+            if self._should_ask_for_cancels(runs, due):
                 due += self._cancels.find(runs, due)
         else:
             due = [unsaved for unsaved in runs if unsaved.waiters]
-        size = BATCH if self._quickest <= NEAR else BATCH_FAR
-        for i in range(0, len(due), size):
-            if not self._write(due[i : i + size]):
+        for i in range(0, len(due), BATCH):
+            if not self._write(due[i : i + BATCH]):
                 break
 
     def _due(self, runs: Sequence[Unsaved], now: float) -> list[Unsaved]:
         """Return the runs to write now."""
         silent_since = now - self._heartbeat
-        # What most often holds comes first: there may be thousands of runs.
+        # Unsaved.is_new, inlined for speed: there may be thousands of runs.
         return [
             unsaved
             for unsaved in runs
@@ -105,7 +97,7 @@ class Flush:
             or (unsaved.is_behind and unsaved.is_to_tell(now))
         ]
 
-    def _hears_of_cancels(
+    def _should_ask_for_cancels(
         self, runs: Sequence[Unsaved], due: Sequence[Unsaved]
     ) -> bool:
         """Return whether to ask the store for cancels. Runs that report learn of theirs
@@ -121,10 +113,11 @@ class Flush:
         """Give up runs whose thread is gone: an interrupt came where Dramatiq does not
         expect one. Return the others.
         """
-        start, self._next = self._next, self._next + LOOKED_AT
-        if self._next >= len(runs):
-            self._next = 0
-        orphaned = [u for u in runs[start : start + LOOKED_AT] if u.is_orphaned]
+        start = self._next_checked
+        self._next_checked += CHECKED
+        if self._next_checked >= len(runs):
+            self._next_checked = 0
+        orphaned = [u for u in runs[start : start + CHECKED] if u.is_orphaned]
         if not orphaned:
             return runs
         for unsaved in orphaned:
@@ -143,13 +136,11 @@ class Flush:
             replies = self._store.write(updates)
         except Exception as e:
             replies = [e] * len(updates)
-        else:
-            self._quickest = min(self._quickest, _now() - now)
         errors = []
         stored = Reply.OK
         for unsaved, update, reply in zip(batch, updates, replies, strict=True):
             if reply is stored and update.end is None and not waiting:
-                # Nearly all of them
+                # The common case
                 unsaved.mark_stored(now)
             elif isinstance(reply, Reply):
                 if self._settle(unsaved, update, reply, now) and unsaved in waiting:

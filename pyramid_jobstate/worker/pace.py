@@ -20,10 +20,10 @@ class Pace:
     __slots__ = ("_at", "_done", "_last", "_next_at", "_next_done", "_total")
 
     def __init__(self) -> None:
-        #: From where the pace is measured, and from where next.
+        #: The current starting point, and the next one.
         self._at = self._next_at = 0.0
         self._done = self._next_done = 0.0
-        #: What was done at last, and the total then.
+        #: The latest progress and total.
         self._last: float = math.inf
         self._total: float | None = None
 

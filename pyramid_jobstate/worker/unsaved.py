@@ -196,7 +196,6 @@ class Unsaved:
     def begin_again(self) -> None:
         """Resend everything: the store has lost the job."""
         self.is_stored = False
-        self._last = self._new = None
         self._sent = {}
         self._base = 0
         self.run.dirty = True

@@ -150,12 +150,13 @@ def test_progress_that_was_set_before_is_refused_after_the_end():
         assert run.report["progress"] == (1, 2, "rows")
 
 
-def test_progress_set_again_is_kept_for_tests():
+@pytest.mark.parametrize("rest", [(), (3,), (3, "rows"), (3, "rows", "Reading")])
+def test_progress_set_again_is_kept_for_tests(rest):
     """A run that keeps every report keeps those that need no check."""
     run = RecordingRun()
     job_state = job_of(run)
     for done in range(3):
-        job_state.set_progress(done, 3, "rows", "Reading")
-    assert [r for r in run.history if r[0] == "progress"] == [
-        ("progress", done, 3, "rows") for done in range(3)
-    ]
+        job_state.set_progress(done, *rest)
+    kept = [report[1:] for report in run.history if report[0] == "progress"]
+    total, unit = (*rest, None, None)[:2]
+    assert kept == [(done, total, unit) for done in range(3)]

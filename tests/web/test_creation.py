@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from pyramid.config import Configurator
 from pyramid.events import ApplicationCreated, NewRequest
 from pyramid.exceptions import ConfigurationError
-from pyramid.interfaces import IApplicationCreated
+from pyramid.interfaces import IApplicationCreated, ISessionFactory
 from pyramid.registry import Registry
+from pyramid.session import SignedCookieSessionFactory
 from webtest import TestApp
 from zope.interface.registry import Components
 
@@ -67,16 +70,26 @@ def test_others_hear_of_each_application_that_is_made(config: Configurator) -> N
     assert len(made) == 2
 
 
+def made_with(registry: Any, *calls: Any) -> Any:
+    """Return a registry after an include that has something to call."""
+    config = Configurator(registry=registry)
+    if not isinstance(registry, Registry):
+        config.setup_registry()
+    at_creation(config, *calls)
+    config.commit()
+    return registry
+
+
 def test_a_check_that_fails_is_repeated() -> None:
     """The application is not made until the check passes."""
-    registry, tries = Registry(), []
+    tries = []
 
     def check(event: ApplicationCreated) -> None:
         tries.append(event)
         if len(tries) == 1:
             raise ConfigurationError("Not yet.")
 
-    at_creation(registry, check)
+    registry = made_with(Registry(), check)
     event = ApplicationCreated(None)
     with pytest.raises(ConfigurationError):
         registry.notify(event)
@@ -88,13 +101,27 @@ def test_a_check_that_fails_is_repeated() -> None:
     assert tries == [event, event]
 
 
+def test_checks_come_in_the_order_of_the_application(redis_url: str) -> None:
+    """A subscriber that was added before the include comes before our checks."""
+    config = make_config(redis_url, settings={"jobstate.owner": "session"})
+
+    def set_session(event: ApplicationCreated) -> None:
+        factory = SignedCookieSessionFactory("secret")
+        config.registry.registerUtility(factory, ISessionFactory)
+
+    config.add_subscriber(set_session, IApplicationCreated)
+    config.include("pyramid_jobstate")
+
+    # Without a session the check would refuse it.
+    config.make_wsgi_app()
+
+
 def test_handlers_of_other_registries_are_left_alone() -> None:
     """A registry that builds on another may have listeners that it does not know."""
     base = Registry("base")
     heard: list[object] = []
     base.registerHandler(heard.append, (IApplicationCreated,))
-    registry = Registry("application", bases=(base,))
-    at_creation(registry)
+    registry = made_with(Registry("application", bases=(base,)))
 
     for _ in range(2):
         registry.notify(ApplicationCreated(None))
@@ -105,10 +132,8 @@ def test_handlers_of_other_registries_are_left_alone() -> None:
 
 def test_a_registry_that_is_not_pyramids_is_only_called() -> None:
     """Pyramid takes any registry of zope.interface, and adds what it needs."""
-    registry = Components("plain")
-    Configurator(registry=registry).setup_registry()
     called: list[object] = []
-    at_creation(registry, called.append)
+    registry = made_with(Components("plain"), called.append)
 
     for _ in range(2):
         registry.notify(ApplicationCreated(None))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import importlib
 import json
 import math
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 from webtest import TestApp
 
-from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate import Batch, JobState, JobStore
 from pyramid_jobstate.job.record import Record
 from pyramid_jobstate.testing import put_job
 from pyramid_jobstate.web import encoding
@@ -29,6 +31,11 @@ VALUES: list[Any] = [
     *(0.1, -0.0, 1e16, 1e-7, 5e-324, 1.7976931348623157e308, 1 / 3),
     *([], {}, [[1, [2.5]], {"a": {"b": [None]}}], {"ü": "\ud800"}, {"a": 10**30}),
 ]
+
+
+@dataclasses.dataclass
+class Place:
+    name: str
 
 
 class Own(JobState):
@@ -77,11 +84,55 @@ def test_what_cannot_be_encoded_is_an_error() -> None:
             encoder_of(OURS)({"value": value})
 
 
+class OwnMetrics(JobState):
+    """A kind of job that works out one of its metrics."""
+
+    kind = "tests.web.test_encoding.OwnMetrics"
+
+    @property
+    def progress_metrics(self) -> dict[str, Any]:
+        return {**super().progress_metrics, "share": math.nan}
+
+
+class OwnTitle(JobState):
+    """A kind of job whose class has what most have."""
+
+    kind = "tests.web.test_encoding.OwnTitle"
+    public_params = ("miles",)
+    title = "Title"
+
+    def public_error(self, exception_type: str, message: str) -> str:
+        return message
+
+
+class OwnBatch(Batch):
+    kind = "tests.web.test_encoding.OwnBatch"
+    title = "Import"
+
+
 @pytest.mark.usefixtures("_encoder")
-def test_own_json_must_not_hold_nan() -> None:
+@pytest.mark.parametrize("cls", [Own, OwnMetrics])
+def test_own_values_must_not_be_nan(cls: type[JobState]) -> None:
     """What the application adds to the JSON is checked, and not written as null."""
     with pytest.raises(ValueError, match="JSON"):
-        encoder_of(Own(Record(UUID, {})))({"share": math.nan})
+        encoder_of(cls(Record(UUID, {})))({"share": math.nan})
+
+
+@pytest.mark.parametrize("cls", [JobState, OwnTitle, Batch, OwnBatch])
+def test_own_titles_take_no_longer(cls: type[JobState]) -> None:
+    """The usual methods of a class do not slow its polls down."""
+    pytest.importorskip("orjson")
+    assert encoder_of(cls(Record(UUID, {}))) is not encode
+
+
+@pytest.mark.usefixtures("_encoder")
+@pytest.mark.parametrize(
+    "title", [datetime.date(2026, 11, 26), Place("Paris"), object(), {1, 2}]
+)
+def test_title_that_is_no_text_is_an_error(title: object) -> None:
+    """With any encoder."""
+    with pytest.raises(TypeError):
+        encoder_of(OURS)({"title": title})
 
 
 def test_no_job_has_an_encoder_too() -> None:

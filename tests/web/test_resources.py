@@ -20,6 +20,7 @@ from webtest import TestApp
 from pyramid_jobstate import JobState, JobStore, StoreUnavailable
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.resources import JobStates
+from pyramid_jobstate.web import joburls, resources
 from tests.support import UUID
 from tests.webapp import (
     ADMIN,
@@ -505,8 +506,8 @@ def test_container_gives_a_job_the_url_that_pyramid_does(
     config = made_config(redis_url, root_factory=mounted_root)
     config.add_resource_url_adapter(TenantURL, InTenants)
     config.commit()
-    kinds = [RunMarathon.kind, Elsewhere.kind, InTenants.kind]
-    jobs = [put_job(client, kind=kind) for kind in [*kinds, *kinds]]
+    kinds = [RunMarathon.kind] * 4 + [Elsewhere.kind, InTenants.kind]
+    jobs = [put_job(client, kind=kind) for kind in kinds]
     request = make_request(config)
     request.environ["SCRIPT_NAME"] = script_name
     if virtual_root:
@@ -519,9 +520,9 @@ def test_container_gives_a_job_the_url_that_pyramid_does(
         "/site/jobs": root["site"]["jobs"],
     }[place]
     found = [container[uuid] for uuid in jobs]
-    found[3].__parent__ = root["jobs"]
-    found[4].__parent__ = Root(request)
-    found[5].__name__ = "other"
+    found[1].__parent__ = root["jobs"]
+    found[2].__parent__ = Root(request)
+    found[3].__name__ = "other"
 
     for job_state in (*found, container[jobs[0]]):
         url = container.url_of(job_state)
@@ -529,29 +530,18 @@ def test_container_gives_a_job_the_url_that_pyramid_does(
         assert job_state.__json__(request)["job"]["url"] == url
 
 
-class AskedForURLs(Request):
-    """A request that counts how often it is asked for a URL."""
-
-    asked = 0
-
-    def resource_url(self, *args: Any, **options: Any) -> str:
-        type(self).asked += 1
-        url: str = super().resource_url(*args, **options)
-        return url
-
-
 @pytest.mark.parametrize("place", PLACES)
 def test_urls_of_several_jobs_are_worked_out_once(
-    redis_url: str,
-    client: redis.Redis,
-    monkeypatch: pytest.MonkeyPatch,
-    place: str,
+    app: TestApp, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     """The jobs of a container share the beginning of their URLs."""
-    monkeypatch.setattr(AskedForURLs, "asked", 0)
-    app = make_app(
-        make_config(redis_url, root_factory=mounted_root, request_factory=AskedForURLs)
-    )
+    made = []
+
+    def spy(container: Any) -> str:
+        made.append(container)
+        return joburls.url_of(container)
+
+    monkeypatch.setattr(resources, "url_of", spy)
     jobs = [put_job(client) for _ in range(3)]
 
     query = "&".join(f"uuid={uuid}" for uuid in jobs)
@@ -559,7 +549,66 @@ def test_urls_of_several_jobs_are_worked_out_once(
 
     for uuid in jobs:
         assert states[uuid]["job"]["url"] == f"http://localhost{place}/{uuid}/"
-    assert AskedForURLs.asked == 0
+    assert len(made) == 1
+
+
+class OwnURLs(Request):
+    """A request that has its own opinion of URLs."""
+
+    def resource_url(self, *args: Any, **options: Any) -> str:
+        url: str = super().resource_url(*args, **options)
+        return url.replace("localhost", "jobs.example.com")
+
+
+def own_url(request: Request, *args: Any, **options: Any) -> str:
+    return "https://example.com/somewhere"
+
+
+@pytest.mark.parametrize("way", ["factory", "method"])
+def test_own_resource_url_of_the_application_is_used(
+    redis_url: str, client: redis.Redis, way: str
+) -> None:
+    """An application may make URLs in its own way."""
+    config = make_config(redis_url)
+    if way == "factory":
+        config.set_request_factory(OwnURLs)
+    else:
+        config.add_request_method(own_url, "resource_url")
+    app = make_app(config)
+    uuid = put_job(client)
+
+    url = get(app, f"/job_state/{uuid}", "alice").json["job"]["url"]
+
+    assert (
+        url
+        == {
+            "factory": f"http://jobs.example.com/job_state/{uuid}/",
+            "method": "https://example.com/somewhere",
+        }[way]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HTTP_HOST", "example.com"),
+        ("SCRIPT_NAME", "/app"),
+        ("wsgi.url_scheme", "https"),
+    ],
+)
+def test_url_follows_a_request_that_changes(
+    config: Configurator, client: redis.Redis, name: str, value: str
+) -> None:
+    """A view may change its request, to write the URLs of another site."""
+    request = make_request(config)
+    job_state = request.job_states[put_job(client)]
+    before = job_state.__json__(request)["job"]["url"]
+
+    request.environ[name] = value
+
+    after = job_state.__json__(request)["job"]["url"]
+    assert after == request.resource_url(job_state)
+    assert after != before
 
 
 # Mounted in the application's tree.

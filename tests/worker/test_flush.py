@@ -1,4 +1,4 @@
-"""Flush with thousands of runs: how many at a time, and what it leaves in memory."""
+"""Flush: which runs a tick writes, and what it leaves in memory."""
 
 from __future__ import annotations
 
@@ -12,37 +12,16 @@ from typing import Any
 import pytest
 
 from pyramid_jobstate import JobState, JobStore
-from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.changes import Update
 from pyramid_jobstate.job.record import Record
 from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.worker import flush as flush_module
 from pyramid_jobstate.worker.backlog import Backlog
-from pyramid_jobstate.worker.flush import BATCH, BATCH_FAR, NEAR, Flush
+from pyramid_jobstate.worker.flush import Flush
 from pyramid_jobstate.worker.outage import Outage
 from pyramid_jobstate.worker.unsaved import Unsaved
 from tests.jobs import messages, new_id
 from tests.support import INFO, wait_for
-
-
-class CountingStore(JobStore):
-    """A store that notes how many updates come at a time.
-
-    Attributes:
-      seconds: How far away it is.
-      written: The number of updates each time.
-    """
-
-    seconds = 0.0
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self.written: list[int] = []
-
-    def write(self, updates: Sequence[Update]) -> Any:
-        self.written.append(len(updates))
-        time.sleep(self.seconds)
-        return super().write(updates)
 
 
 class Worker:
@@ -69,39 +48,16 @@ class Worker:
         self.flush.tick(time.monotonic(), everyone=True)
 
 
-@pytest.fixture
-def counting(server: EmbeddedServer) -> CountingStore:
-    return CountingStore(server.url)
-
-
-@pytest.mark.parametrize(("seconds", "size"), [(0.0, BATCH), (3 * NEAR, BATCH_FAR)])
-def test_a_far_store_gets_more_updates_at_a_time(
-    counting: CountingStore, seconds: float, size: int
-) -> None:
-    """Round trips to a far store cost more time than they spare."""
-    counting.seconds = seconds
-    worker = Worker(counting, 1)
-    # A busy machine may be slow once.
-    for _ in range(50):
-        worker.runs[0].run.set_message("on we go")
-        worker.tick()
-    worker.begin(BATCH_FAR + BATCH)
-    counting.written.clear()
-    worker.tick()
-    assert sum(counting.written) == BATCH_FAR + BATCH
-    assert counting.written[0] == max(counting.written) == size
-
-
 def test_each_of_many_runs_is_asked_for_its_thread(
-    counting: CountingStore,
+    store: JobStore,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """However many there are: one whose thread is gone is given up after some ticks,
     and the others go on.
     """
-    monkeypatch.setattr(flush_module, "LOOKED_AT", 3)
-    worker = Worker(counting, 0)
+    monkeypatch.setattr(flush_module, "CHECKED", 3)
+    worker = Worker(store, 0)
     stop = threading.Event()
 
     def run() -> None:
@@ -132,17 +88,17 @@ def test_each_of_many_runs_is_asked_for_its_thread(
     for job in worker.jobs[2:6]:
         job.set_message("on we go")
     worker.tick()
-    found = counting.load_many([run.uuid for run in worker.runs[2:6]])
+    found = store.load_many([run.uuid for run in worker.runs[2:6]])
     assert [job and job.message for job in found] == ["on we go"] * 4
 
 
 def test_flush_leaves_nothing_to_the_garbage_collector(
-    counting: CountingStore,
+    store: JobStore,
 ) -> None:
     """What reports leave behind is no work for the garbage collector, whose full
     collections would cost more than the flushes.
     """
-    worker = Worker(counting, 500)
+    worker = Worker(store, 500)
     jobs = worker.jobs
 
     def report(done: int) -> None:
@@ -163,3 +119,61 @@ def test_flush_leaves_nothing_to_the_garbage_collector(
         assert len(gc.get_objects(generation=1)) < len(jobs) / 10
     finally:
         gc.enable()
+
+
+def test_run_whose_thread_is_gone_is_not_written(store: JobStore) -> None:
+    """Not even once more."""
+    worker = Worker(store, 1)
+    thread = threading.Thread(target=worker.begin, args=(1,))
+    thread.start()
+    thread.join()
+    for job in worker.jobs:
+        job.set_message("on we go")
+
+    worker.tick()
+
+    alive, gone = store.load_many([run.uuid for run in worker.runs])
+    assert alive is not None
+    assert gone is None
+
+
+def test_whoever_waits_for_a_silent_run_is_released(store: JobStore) -> None:
+    """Its last values may just have been written."""
+    worker = Worker(store, 2)
+    worker.tick()
+    (waited, other) = worker.runs
+    waiter = worker.backlog.add_waiter(waited)
+    assert waiter is not None
+
+    worker.tick()
+
+    assert waiter.acquire(timeout=0)
+    assert not waited.waiters
+    assert not other.waiters
+
+
+def test_cancelled_runs_are_written_once(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancel is announced for one that reports in the same tick, and for a silent
+    one. Both learn of it, and the others are left alone.
+    """
+    worker = Worker(store, 4)
+    worker.tick()
+    for run in worker.runs[:2]:
+        store.cancel(run.uuid, INFO)
+    reporting = worker.jobs[0]
+    reporting.set_message("on we go")
+    written: list[str] = []
+    write = store.write
+
+    def spy(updates: Sequence[Update]) -> Any:
+        written.extend(update.uuid for update in updates)
+        return write(updates)
+
+    monkeypatch.setattr(store, "write", spy)
+
+    worker.tick()
+
+    assert written == [run.uuid for run in worker.runs[:2]]
+    assert [run.run.cancel_requested for run in worker.runs] == [True] * 2 + [False] * 2

@@ -180,8 +180,7 @@ def test_a_pipeline_has_a_limited_length(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More updates than fit into one round trip are written in several."""
-    for size in "BATCH", "BATCH_FAR":
-        monkeypatch.setattr(flush, size, 2)
+    monkeypatch.setattr(flush, "BATCH", 2)
     jobs = [Job(recorder).begin() for _ in range(5)]
     written = spy_on_writes(recorder.store, monkeypatch)
     for job in jobs:
@@ -581,8 +580,7 @@ def test_only_the_first_batch_is_tried_while_the_store_is_away(
     recorder: Recorder, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When the first round trip gets no answer, the others are skipped."""
-    for size in "BATCH", "BATCH_FAR":
-        monkeypatch.setattr(flush, size, 1)
+    monkeypatch.setattr(flush, "BATCH", 1)
     jobs = [Job(recorder).begin() for _ in range(3)]
     server.stop()
     written = spy_on_writes(recorder.store, monkeypatch)

@@ -80,7 +80,7 @@ def include(config: Configurator) -> None:
     config.action("pyramid_jobstate.pages/routes", check_routes, order=-5)
     config.action("pyramid_jobstate.pages", register, order=5)
     add_views(config)
-    at_creation(config.registry, check_layout)
+    at_creation(config, check_layout)
 
 
 def add_views(config: Configurator) -> None:
