@@ -15,9 +15,9 @@ from .unsaved import Unsaved
 
 log = logging.getLogger(__name__)
 
-#: The maximum number of updates in one round trip. Small batches spare the garbage
-#: collector, and large ones spare round trips.
-BATCH = 500
+#: The maximum number of updates in one round trip. Fewer would spare the garbage
+#: collector work, but cost more round trips to a far store.
+BATCH = 1000
 
 #: How many runs' threads one tick checks.
 CHECKED = 250
