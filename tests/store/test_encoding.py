@@ -108,6 +108,23 @@ def test_text_is_utf_8_whatever_the_client_says(own: redis.Redis) -> None:
     assert [found.uuid for found in store.list("alice").items] == [job]
 
 
+class OwnClient(redis.Redis):
+    """A class of the application's, such as one that is traced."""
+
+
+def test_client_may_be_of_a_class_of_the_applications(redis_url: str) -> None:
+    """It is treated as its base."""
+    with OwnClient.from_url(redis_url) as client:
+        store, jobs = JobStore(client), [new_id(), new_id()]
+        store.create(*(NewJob(job, INFO) for job in jobs))
+
+        alone = store.load(jobs[0])
+        both = store.load_many(jobs)
+
+    assert alone is not None
+    assert [job and job.uuid for job in both] == jobs
+
+
 def test_bytes_in_a_token_do_not_fail_a_sending(
     own: redis.Redis, client: redis.Redis
 ) -> None:
