@@ -274,7 +274,7 @@ class JobState(Facts):
             "result": self._result(request) if is_success else None,
             **self._own_json(url, request, states),
         }
-        coarse = "success" if is_success else "error" if is_finished else "working"
+        coarse = ("success" if is_success else "error") if is_finished else "working"
         return {**self.progress_metrics, "job_state": coarse, "job": job}
 
     def _result(self, request: Any) -> dict[str, str] | None:

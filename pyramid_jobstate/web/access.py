@@ -18,8 +18,6 @@ from .permits import owner_of, permits, principals_of
 if TYPE_CHECKING:
     from pyramid.request import Request
 
-    from ..job.protocols import Container
-
 T = TypeVar("T")
 
 
@@ -95,6 +93,6 @@ class Access:
 
     def _adopt(self, job_state: JobState | None) -> JobState | None:
         if job_state is not None:
-            # Only as the base of a JobStates.
-            set_container(job_state, cast("Container", self))
+            # It is always a JobStates, which has all that a container has.
+            set_container(job_state, cast("Any", self))
         return job_state

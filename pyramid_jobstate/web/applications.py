@@ -12,6 +12,7 @@ from pyramid.config import global_registries
 from pyramid.interfaces import IRoutesMapper
 
 from .interfaces import IApplicationName, IBaseUrl, IJobStore
+from .routenames import JOB, RERUN_ALL
 
 if TYPE_CHECKING:
     from pyramid.registry import Registry
@@ -83,7 +84,13 @@ def name_of(registry: Registry) -> str:
         settings = registry.settings.items()
         parts.append({k: v for k, v in settings if isinstance(v, str)})
         routes = registry.getUtility(IRoutesMapper).get_routes()
-        parts += [[route.name, route.pattern] for route in routes]
+        pairs = [[route.name, route.pattern] for route in routes]
+        names = [route.name for route in routes]
+        if JOB in names:
+            # Where it was in earlier versions, from which messages may have come.
+            pair = pairs.pop(names.index(JOB))
+            pairs.insert(names.index(RERUN_ALL), pair)
+        parts += pairs
     text = json.dumps([*parts, base_url], sort_keys=True)
     # Cut short, so that nobody can work out the settings from it.
     return hashlib.sha256(text.encode()).hexdigest()[:8]

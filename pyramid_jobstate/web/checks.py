@@ -20,10 +20,11 @@ from pyramid.request import Request
 from ..store import refusal
 from ..worker import middleware_of
 from .interfaces import IOwner
-from .joburls import LIST, path_of
+from .joburls import path_of
 from .permits import authenticated_userid, session_owner
 from .resources import JOB_STATES
-from .urls import OTHER, ROUTES
+from .routenames import LIST, OTHER
+from .urls import ROUTES
 
 if TYPE_CHECKING:
     from pyramid.config import Configurator
@@ -65,8 +66,9 @@ def check_routes(config: Configurator) -> None:
     """
     mapper = config.get_routes_mapper()
     path = path_of(mapper.get_route(LIST))
-    first = mapper.get_route(next(iter(ROUTES)))
-    for route in itertools.takewhile(lambda r: r is not first, mapper.get_routes()):
+    for route in itertools.takewhile(
+        lambda route: route.name not in ROUTES, mapper.get_routes()
+    ):
         if all(route.match(path + rest) is None for rest in _PATHS):
             continue
         where = (

@@ -28,10 +28,11 @@ from .interfaces import (
     IStreamLimits,
     IWebOutage,
 )
-from .joburls import LIST, path_of
+from .joburls import path_of
 from .permits import policy_permits
 from .request import RequestMiddleware
 from .resources import JOB_STATES
+from .routenames import LIST
 from .settings import BROKER, PREFIX, Settings, read_path
 from .unavailable import WebOutage
 from .urls import add_routes

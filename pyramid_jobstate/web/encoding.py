@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
-from collections.abc import Callable
 from typing import Any
 
 from ..job import Batch, JobState
@@ -15,43 +15,44 @@ except ImportError:
     # It comes with the extra `speed`.
     fast: Any = None
 else:
-    # A title that is a time, for instance, is refused as by the standard library.
-    fast = functools.partial(
-        orjson.dumps,
-        option=orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME,
-    )
+    fast = orjson.dumps
 
 encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
-#: What ``__json__`` reads, and does not check.
-READ = (
-    *("__json__", "progress_metrics", "progress", "message", "log", "attempt"),
-    *("status", "job_params", "_own_json"),
+#: What ``__json__`` reads and does not check.
+READ = frozenset(
+    {
+        *("__json__", "progress_metrics", "progress", "message", "log", "attempt"),
+        *("status", "job_params", "_own_json"),
+    }
 )
 
 
-def encoder_of(job_state: JobState | None) -> Callable[[Any], str]:
-    """Return what encodes the state that a job's ``__json__`` returns."""
-    cls: Any = type(job_state)
-    is_fast = fast is not None and job_state is not None and _is_ours(cls)
-    return _encode_fast if is_fast else encode
+def encode_state(job_state: JobState, state: Any) -> str:
+    """Return the state that a job's ``__json__`` has returned as JSON.
 
-
-@functools.lru_cache(1024)
-def _is_ours(cls: Any) -> bool:
-    """Return whether all values come from us. An application's may hold what orjson
-    writes and the standard library refuses, such as NaN.
+    An application's own values may be what orjson writes and the standard library
+    refuses, such as NaN.
     """
-    ours = JobState, Batch
-    return any(
-        all(getattr(cls, name) is getattr(base, name) for name in READ) for base in ours
-    )
-
-
-def _encode_fast(state: object) -> str:
+    cls: Any = type(job_state)
+    if fast is None or not _is_ours(cls) or not READ.isdisjoint(vars(job_state)):
+        return encode(state)
+    title, error = state["job"]["title"], state["job"]["error"]
+    if not isinstance(title, str) or (error and not isinstance(error["message"], str)):
+        return encode(state)
     try:
         text: str = fast(state).decode()
     except TypeError:
         # A number beyond 64 bits, or a lone surrogate.
         return encode(state)
     return text
+
+
+@functools.lru_cache(1024)
+def _is_ours(cls: Any) -> bool:
+    """Return whether a class of jobs overrides nothing that ``__json__`` reads."""
+    find = inspect.getattr_static
+    return any(
+        all(find(cls, name) is find(base, name) for name in READ)
+        for base in (JobState, Batch)
+    )

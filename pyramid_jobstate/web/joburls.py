@@ -12,10 +12,7 @@ from zope.interface import implementer, providedBy
 
 from ..job import JobState
 from .access import Access
-
-#: The name of our route to the container.
-LIST = "pyramid_jobstate"
-
+from .routenames import LIST
 
 #: The variables of a request's environment of which WebOb makes the application's URL.
 URL_OF = ("wsgi.url_scheme", "HTTP_HOST", "SERVER_NAME", "SERVER_PORT", "SCRIPT_NAME")

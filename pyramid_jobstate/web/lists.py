@@ -9,7 +9,7 @@ from pyramid.httpexceptions import HTTPNotFound
 from ..errors import StoreUnavailable
 from ..job import Batch, JobState, is_owner, note_trouble, record_of
 from ..store import Page
-from .encoding import encoder_of
+from .encoding import encode_state
 from .permits import require
 from .queries import BadRequest, parse_owner, read_flag, read_limit, read_query
 
@@ -103,7 +103,11 @@ def visible_text(
     context: JobStates, request: Request, job_state: JobState | None
 ) -> str | None:
     """Return the JSON of one job among others: see :func:`visible`."""
-    return visible(context, request, job_state, encoder_of(job_state))
+    if job_state is None:
+        return None
+    return visible(
+        context, request, job_state, lambda state: encode_state(job_state, state)
+    )
 
 
 def visible(

@@ -12,24 +12,25 @@ from zope.interface import Interface
 
 from ..errors import StoreUnavailable
 from ..job import JobState
-from .joburls import LIST, JobStatesURL
+from .joburls import JobStatesURL
 from .resources import JobStates
+from .routenames import (
+    CANCEL,
+    CANCEL_ALL,
+    CLEAR,
+    COUNTS,
+    INSPECT,
+    JOB,
+    LIST,
+    OTHER,
+    RERUN,
+    RERUN_ALL,
+)
 
 if TYPE_CHECKING:
     from pyramid.config import Configurator
     from pyramid.request import Request
 
-
-#: The names of our routes, beside LIST.
-COUNTS = "pyramid_jobstate.counts"
-CLEAR = "pyramid_jobstate.clear"
-CANCEL_ALL = "pyramid_jobstate.cancel_all"
-RERUN_ALL = "pyramid_jobstate.rerun_all"
-JOB = "pyramid_jobstate.job"
-CANCEL = "pyramid_jobstate.cancel"
-RERUN = "pyramid_jobstate.rerun"
-INSPECT = "pyramid_jobstate.inspect"
-OTHER = "pyramid_jobstate.other"
 
 #: The patterns below our path, by route name, in the order in which they are tried: the
 #: most frequent first. Some have a twin with a trailing slash. The last one keeps the
@@ -99,8 +100,6 @@ def add_routes(config: Configurator, path: str) -> None:
     config.add_route_predicate("jobstate_path", PathPredicate)
     values = {JOB: "job", OTHER: "all"}
     for name, pattern in ROUTES.items():
-        if name == OTHER:
-            config.add_static_view(f"{path}/static", "pyramid_jobstate:static")
         config.add_route(
             name,
             path + pattern,
@@ -108,6 +107,9 @@ def add_routes(config: Configurator, path: str) -> None:
             use_global_views=False,
             jobstate_path=values.get(name, "exact"),
         )
+        if name == JOB:
+            # Before the routes that match what is below a uuid.
+            config.add_static_view(f"{path}/static", "pyramid_jobstate:static")
     config.add_traverser(JobStatesTraverser, JobStates)
     config.add_resource_url_adapter(JobStatesURL, JobStates)
     config.add_resource_url_adapter(JobStatesURL, JobState)

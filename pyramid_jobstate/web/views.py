@@ -28,26 +28,26 @@ from .answers import (
     unavailable_elsewhere,
 )
 from .bulk import cancel_many, clear, rerun_many
-from .encoding import encode, encoder_of
+from .encoding import encode, encode_state
 from .interfaces import IMaxUuids, IStoreUnavailable
-from .joburls import LIST
 from .lists import asked_page, visible_text
 from .operators import counts, inspect
 from .permits import require
 from .predicates import OursPredicate
 from .resources import JobStates
-from .streaming import answer_state
-from .urls import (
+from .routenames import (
     CANCEL,
     CANCEL_ALL,
     CLEAR,
     COUNTS,
     INSPECT,
     JOB,
+    LIST,
     OTHER,
     RERUN,
     RERUN_ALL,
 )
+from .streaming import answer_state
 
 if TYPE_CHECKING:
     from pyramid.config import Configurator
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 def show(context: JobState, request: Request) -> Response:
     """Respond with the state of a job, or 304 if the client has it already."""
     require(request, context, "view_job")
-    text = encoder_of(context)(context.__json__(request))
+    text = encode_state(context, context.__json__(request))
     return answer_state(request, text, lambda: {context.uuid: context})
 
 

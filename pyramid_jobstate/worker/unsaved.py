@@ -203,7 +203,7 @@ class Unsaved:
     def _progress(self, report: dict[str, Any], now: float) -> str:
         """Return the JSON of the progress in a report, with the time that is left."""
         done, total, unit = report["progress"]
-        unit_text = text_of(unit) if type(unit) is str else as_json(unit)
+        unit_text = text_of(unit) if type(unit) is str else dumps(unit)
         start = f"[{as_json(done)},{as_json(total)},{unit_text}"
         if "phase" in report:
             # To the end of the whole job

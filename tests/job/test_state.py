@@ -663,3 +663,13 @@ def test_json_lets_no_metric_pass_for_the_state():
     shown = loaded(**{"m:job_state": '"success"', "m:job": "{}"}).__json__(Request())
     assert shown["job_state"] == "error"
     assert shown["job"]["uuid"] == UUID
+
+
+def test_job_that_has_not_ended_is_working_for_pages():
+    """Even if its class takes it for a success already."""
+
+    class Hasty(JobState):
+        is_success = True
+        is_finished = False
+
+    assert Hasty(Record(UUID, STORED)).__json__(Request())["job_state"] == "working"

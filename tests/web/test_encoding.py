@@ -8,6 +8,7 @@ import importlib
 import json
 import math
 import sys
+import uuid
 from typing import Any
 
 import pytest
@@ -17,12 +18,15 @@ from pyramid_jobstate import Batch, JobState, JobStore
 from pyramid_jobstate.job.record import Record
 from pyramid_jobstate.testing import put_job
 from pyramid_jobstate.web import encoding
-from pyramid_jobstate.web.encoding import encode, encoder_of
+from pyramid_jobstate.web.encoding import encode_state
 from tests.support import UUID
 from tests.webapp import get
 
 #: A kind of job whose JSON is ours.
 OURS = JobState(Record(UUID, {}))
+
+#: What all states have.
+NOTHING: dict[str, Any] = {"job": {"title": "Job", "error": None}}
 
 #: Texts, numbers and collections that jobs may report.
 VALUES: list[Any] = [
@@ -61,9 +65,9 @@ def _encoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("value", VALUES, ids=ascii)
 def test_each_value_is_encoded_alike(value: Any) -> None:
     """Whatever encodes it, a value reads the same."""
-    state = {"value": value, "list": [value]}
+    state = {"value": value, "list": [value], **NOTHING}
 
-    text = encoder_of(OURS)(state)
+    text = encode_state(OURS, state)
 
     assert json.loads(text) == state
     assert repr(json.loads(text)["value"]) == repr(value)
@@ -81,7 +85,7 @@ def test_what_cannot_be_encoded_is_an_error() -> None:
         deep = [deep]
     for value in object(), circle, deep, {(1, 2): 3}:
         with pytest.raises((TypeError, ValueError, RecursionError)):
-            encoder_of(OURS)({"value": value})
+            encode_state(OURS, {"value": value, **NOTHING})
 
 
 class OwnMetrics(JobState):
@@ -115,43 +119,83 @@ class OwnBatch(Batch):
 def test_own_values_must_not_be_nan(cls: type[JobState]) -> None:
     """What the application adds to the JSON is checked, and not written as null."""
     with pytest.raises(ValueError, match="JSON"):
-        encoder_of(cls(Record(UUID, {})))({"share": math.nan})
+        encode_state(cls(Record(UUID, {})), {"share": math.nan, **NOTHING})
+
+
+@pytest.mark.usefixtures("_encoder")
+def test_own_values_of_one_job_must_not_be_nan() -> None:
+    """A job may have a ``__json__`` of its own, beside its class's."""
+    job_state: Any = JobState(Record(UUID, {}))
+    job_state.__json__ = lambda request: {"share": math.nan}
+    with pytest.raises(ValueError, match="JSON"):
+        encode_state(job_state, job_state.__json__(None))
 
 
 @pytest.mark.parametrize("cls", [JobState, OwnTitle, Batch, OwnBatch])
-def test_own_titles_take_no_longer(cls: type[JobState]) -> None:
+def test_own_titles_take_no_longer(
+    cls: type[JobState], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The usual methods of a class do not slow its polls down."""
     pytest.importorskip("orjson")
-    assert encoder_of(cls(Record(UUID, {}))) is not encode
+    monkeypatch.setattr(encoding, "encode", None)
+    assert json.loads(encode_state(cls(Record(UUID, {})), NOTHING)) == NOTHING
 
 
 @pytest.mark.usefixtures("_encoder")
 @pytest.mark.parametrize(
-    "title", [datetime.date(2026, 11, 26), Place("Paris"), object(), {1, 2}]
+    "value",
+    [datetime.date(2026, 11, 26), Place("Paris"), uuid.UUID(UUID), object(), math.nan],
+    ids=lambda value: type(value).__name__,
 )
-def test_title_that_is_no_text_is_an_error(title: object) -> None:
+@pytest.mark.parametrize("name", ["title", "error"])
+def test_text_that_is_no_text_is_an_error(name: str, value: object) -> None:
     """With any encoder."""
-    with pytest.raises(TypeError):
-        encoder_of(OURS)({"title": title})
+    job = {**NOTHING["job"], name: {"message": value} if name == "error" else value}
+    with pytest.raises((TypeError, ValueError)):
+        encode_state(OURS, {"job": job})
 
 
-def test_no_job_has_an_encoder_too() -> None:
-    """An unknown job is encoded as any other value."""
-    assert encoder_of(None) is encode
+class Computed:
+    """A descriptor that works for jobs, and not for their class."""
+
+    def __get__(self, job_state: JobState, cls: object = None) -> str:
+        return f"Job {job_state.uuid}"
+
+
+class OwnMessage(JobState):
+    """A kind of job whose message is computed."""
+
+    kind = "tests.web.test_encoding.OwnMessage"
+    message: Any = Computed()
+
+
+@pytest.mark.usefixtures("_encoder")
+def test_odd_class_does_not_affect_other_jobs(app: TestApp, redis_url: str) -> None:
+    """A job whose class is read only through its jobs is shown, as are the others."""
+    store = JobStore(redis_url)
+    odd = put_job(store, OwnMessage, owner="alice").uuid
+    plain = put_job(store, owner="alice").uuid
+
+    alone = get(app, f"/job_state/{odd}", "alice").json
+    several = get(app, f"/job_state?uuid={odd}&uuid={plain}", "alice").json["jobs"]
+
+    assert alone["job"]["message"] == f"Job {odd}"
+    assert several[odd] == alone
+    assert several[plain]["job"]["uuid"] == plain
 
 
 @pytest.mark.usefixtures("_encoder")
 def test_poll_shows_all_that_was_reported(app: TestApp, redis_url: str) -> None:
     """A poll, a batch of polls and a list show the same values."""
     metrics = {str(n): value for n, value in enumerate(VALUES)}
-    uuid = put_job(JobStore(redis_url), owner="alice", metrics=metrics).uuid
+    job = put_job(JobStore(redis_url), owner="alice", metrics=metrics).uuid
 
-    alone = get(app, f"/job_state/{uuid}", "alice").json
-    several = get(app, f"/job_state?uuid={uuid}", "alice").json
+    alone = get(app, f"/job_state/{job}", "alice").json
+    several = get(app, f"/job_state?uuid={job}", "alice").json
     listed = get(app, "/job_state", "alice").json
 
     assert {name: alone[name] for name in metrics} == metrics
-    assert several == {"jobs": {uuid: alone}}
+    assert several == {"jobs": {job: alone}}
     assert listed["items"] == [alone]
 
 
@@ -161,7 +205,7 @@ def test_extra_need_not_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         importlib.reload(encoding)
         assert encoding.fast is None
-        assert encoding.encoder_of(OURS) is encoding.encode
+        assert encoding.encode_state(OURS, NOTHING) == encoding.encode(NOTHING)
     finally:
         monkeypatch.undo()
         importlib.reload(encoding)

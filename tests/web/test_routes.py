@@ -19,6 +19,7 @@ from pyramid.traversal import ResourceTreeTraverser, find_resource
 from webtest import TestApp
 
 from pyramid_jobstate.resources import JobStates
+from pyramid_jobstate.web.applications import name_of
 from tests.support import UUID
 from tests.webapp import (
     NOWHERE,
@@ -523,3 +524,30 @@ def test_tests_of_an_application_may_set_it(redis_url: str) -> None:
     request.job_states = mine = JobStates(request)
 
     assert request.job_states is mine
+
+
+@pytest.mark.parametrize("name", ["", "cancel", "rerun", "inspect"])
+def test_static_files_come_before_jobs(redis_url: str, name: str) -> None:
+    """What is below our static files is no job, whatever its name."""
+    seen = []
+    config = make_config(redis_url)
+    config.add_subscriber(lambda e: seen.append(e.request.matched_route), ContextFound)
+    app = make_app(config)
+
+    response = get(app, f"/job_state/static/{name}")
+
+    assert response.status_code == 404
+    assert response.content_type != "application/json"
+    assert seen[0].pattern == "job_state/static/*subpath"
+
+
+def test_application_has_the_name_that_earlier_versions_gave_it() -> None:
+    """Messages that they have sent name the application by a hash of its routes."""
+    settings = {"jobstate.redis_url": "redis://127.0.0.1:23999/0"}
+    config = Configurator(settings=settings, package="tests")
+    config.add_route("a", "/a")
+    config.include("pyramid_jobstate")
+    config.add_route("b", "/b")
+    config.commit()
+
+    assert name_of(config.registry) == "7db41052"

@@ -16,11 +16,10 @@ from pyramid_jinja2 import IJinja2Environment, add_jinja2_renderer
 from ...job import JobState
 from ..creation import at_creation
 from ..interfaces import IPages
-from ..joburls import LIST
 from ..negotiation import never_keep, wants_page
 from ..resources import JobStates
+from ..routenames import JOB, LIST, OTHER
 from ..settings import PREFIX, Settings
-from ..urls import JOB, OTHER
 from .job import job_page
 from .list import list_page
 from .rendering import OWN_LAYOUT, Pages, showing

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from pyramid.threadlocal import manager
 
 from ...job import JobState, note_trouble, set_container
-from ..encoding import encoder_of
+from ..encoding import encode_state
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -175,7 +175,7 @@ def render(job_state: JobState, viewer: Viewer) -> Frame | None:
     # Code that looks for the current request must not find that of the view.
     manager.push({"request": standin, "registry": standin})
     try:
-        text = encoder_of(job_state)(job_state.__json__(standin))
+        text = encode_state(job_state, job_state.__json__(standin))
         frame = Frame(text.encode())
         if standin.refusal is None:
             return frame

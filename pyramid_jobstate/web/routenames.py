@@ -1,0 +1,12 @@
+"""The names of our routes."""
+
+LIST = "pyramid_jobstate"
+COUNTS = "pyramid_jobstate.counts"
+CLEAR = "pyramid_jobstate.clear"
+CANCEL_ALL = "pyramid_jobstate.cancel_all"
+RERUN_ALL = "pyramid_jobstate.rerun_all"
+JOB = "pyramid_jobstate.job"
+CANCEL = "pyramid_jobstate.cancel"
+RERUN = "pyramid_jobstate.rerun"
+INSPECT = "pyramid_jobstate.inspect"
+OTHER = "pyramid_jobstate.other"
