@@ -84,12 +84,10 @@ def name_of(registry: Registry) -> str:
         settings = registry.settings.items()
         parts.append({k: v for k, v in settings if isinstance(v, str)})
         routes = registry.getUtility(IRoutesMapper).get_routes()
-        pairs = [[route.name, route.pattern] for route in routes]
         names = [route.name for route in routes]
-        if JOB in names:
-            # Where it was in earlier versions, from which messages may have come.
-            pair = pairs.pop(names.index(JOB))
-            pairs.insert(names.index(RERUN_ALL), pair)
+        pairs = [[route.name, route.pattern] for route in routes]
+        # Where it was in earlier versions, from which messages may have come.
+        pairs.insert(names.index(RERUN_ALL), pairs.pop(names.index(JOB)))
         parts += pairs
     text = json.dumps([*parts, base_url], sort_keys=True)
     # Cut short, so that nobody can work out the settings from it.
