@@ -266,6 +266,7 @@ def is_fit(client: Redis) -> bool:
 
 
 def _send(client: Client, command: Keyed) -> Any:
+    # redis-py does not annotate this method.
     return client.execute_command(*command.args)  # type: ignore[no-untyped-call]
 
 

@@ -1,6 +1,7 @@
 """The containers of jobs: lookup, permissions, URLs, and mounting in a tree."""
 
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import redis
@@ -609,6 +610,20 @@ def test_url_follows_a_request_that_changes(
     after = job_state.__json__(request)["job"]["url"]
     assert after == request.resource_url(job_state)
     assert after != before
+
+
+def test_url_does_not_come_from_a_mock(
+    config: Configurator, client: redis.Redis
+) -> None:
+    """An application's tests may put anything in the place of the container."""
+    uuid = put_job(client)
+    job_state = make_request(config).job_states[uuid]
+    request = make_request(config)
+    request.job_states = Mock()
+
+    url = job_state.__json__(request)["job"]["url"]
+
+    assert url == f"http://localhost/job_state/{uuid}/"
 
 
 # Mounted in the application's tree.

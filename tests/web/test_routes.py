@@ -528,7 +528,7 @@ def test_tests_of_an_application_may_set_it(redis_url: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "cancel", "rerun", "inspect"])
 def test_static_files_come_before_jobs(redis_url: str, name: str) -> None:
-    """What is below our static files is no job, whatever its name."""
+    """A path below our static files never leads to a job."""
     seen = []
     config = make_config(redis_url)
     config.add_subscriber(lambda e: seen.append(e.request.matched_route), ContextFound)

@@ -179,3 +179,23 @@ def test_scripts_of_its_own_origin_need_no_more(
     """A request without Origin, and an answer without the time, expose nothing."""
     assert EXPOSED not in get(timed, "/job_state", Origin=SHOP).headers
     assert EXPOSED not in get(timed, f"/job_state/{put_job(client)}", "alice").headers
+
+
+def test_scripts_of_other_origins_may_read_it_from_a_subrequest(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """The application may pass on our answer to a request that names the origin."""
+    path = f"/job_state/{put_job(client)}"
+
+    def pass_on(request: Request) -> Response:
+        inner = Request.blank(path, headers={"X-User": "alice"})
+        return request.invoke_subrequest(inner)
+
+    config = make_config(redis_url)
+    config.add_route("pass_on", "/pass_on")
+    config.add_view(pass_on, route_name="pass_on")
+    app = make_app(config)
+
+    response = get(app, "/pass_on", "alice", Origin=SHOP)
+
+    assert response.headers.getall(EXPOSED) == [TIME]

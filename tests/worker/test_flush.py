@@ -95,7 +95,7 @@ def test_each_of_many_runs_is_asked_for_its_thread(
 def test_flush_leaves_nothing_to_the_garbage_collector(
     store: JobStore,
 ) -> None:
-    """What reports leave behind is no work for the garbage collector, whose full
+    """Reports leave nothing behind that the garbage collector tracks. Its full
     collections would cost more than the flushes.
     """
     worker = Worker(store, 500)
