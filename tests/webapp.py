@@ -139,9 +139,11 @@ def take_steps(config: Configurator, steps: str, **own: Callable[[], object]) ->
     return [known[name]() for name in steps.split()][-1]
 
 
-def make_request(config: Configurator, user: str | None = None) -> Request:
+def make_request(
+    config: Configurator, user: str | None = None, factory: type[Request] = Request
+) -> Request:
     """Return a user's request to the finished application."""
-    request = Request.blank("/", headers={} if user is None else {"X-User": user})
+    request = factory.blank("/", headers={} if user is None else {"X-User": user})
     request.registry = config.registry
     apply_request_extensions(request)
     return request

@@ -9,7 +9,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
 #: The last millisecond that a datetime can represent.
@@ -47,7 +47,7 @@ def parse_json(text: str | None, default: Any = None) -> Any:
     return value if end == len(text) else default
 
 
-def parse_all(texts: Sequence[str], default: Any) -> list[Any]:
+def parse_all(texts: Collection[str], default: Any) -> list[Any]:
     """Return the value of each of several JSON texts as :func:`parse_json` does."""
     # Parsing all at once is faster. It fails if any of them is not valid JSON.
     values = parse_json(f"[{','.join(texts)}]")

@@ -220,13 +220,10 @@ class Record:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        names, texts = [], []
-        for name, text in self._fields.items():
-            if name.startswith(METRIC):
-                names.append(name[len(METRIC) :])
-                texts.append(text)
-        values = parse_all(texts, self)
-        return {n: v for n, v in zip(names, values, strict=True) if v is not self}
+        # METRIC has two characters, and slices are faster than startswith().
+        texts = {n[2:]: text for n, text in self._fields.items() if n[:2] == METRIC}
+        values = parse_all(texts.values(), self)
+        return {n: v for n, v in zip(texts, values, strict=True) if v is not self}
 
     @property
     def progress(self) -> Progress | None:

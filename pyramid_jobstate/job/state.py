@@ -239,10 +239,10 @@ class JobState(Facts):
 
     def __json__(self, request: Any) -> dict[str, Any]:
         """Return the state as viewers see it, for the JSON renderer."""
-        progress = self.progress
-        error = self.error
-        params = self.job_params if self.public_params else {}
-        is_finished, is_success = self.is_finished, self.is_success
+        progress, error, public = self.progress, self.error, self.public_params
+        params = self.job_params if public else {}
+        is_finished = self.is_finished
+        is_success = is_finished and self.is_success
         states = self._container
         if states is not None and states.request is request:
             url = states.url_of(self)
@@ -254,7 +254,7 @@ class JobState(Facts):
             "title": translated(self.title, request),
             "status": self.status,
             "url": url,
-            "params": {k: params[k] for k in self.public_params if k in params},
+            "params": {k: params[k] for k in public if k in params} if public else {},
             "progress": progress
             and {
                 "done": progress.done,

@@ -208,10 +208,9 @@ def is_waiting(record: Record) -> bool:
     """Return whether a job is a member of a batch and does not run, as far as the store
     knows: if the batch was cancelled, so is the job.
     """
-    batch = batch_of(record)
-    if not batch or batch == BATCH:
-        return False
-    return record.status in ("queued", "retrying", "stalled")
+    return record.status in ("queued", "retrying", "stalled") and (
+        batch_of(record) not in ("", BATCH)
+    )
 
 
 def stop(record: Record, stopped: str | None, status: str | None) -> None:

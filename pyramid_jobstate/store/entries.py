@@ -216,7 +216,7 @@ class Entries:
         # job on a later page that runs again would move to an earlier one, and a viewer
         # who pages through the list would miss it.
         unfinished = [entry for entry in entries if entry.place.part == ACTIVE]
-        if unfinished and self.repair(unfinished):
+        if any(e.is_misplaced for e in unfinished) and self.repair(unfinished):
             # A job that was just moved comes again among the ended jobs.
             entries = [
                 entry._replace(is_wanted=entry.is_wanted and not entry.is_misplaced)
@@ -260,9 +260,11 @@ class Entries:
 
     def _wants(self, records: Sequence[Record | None]) -> list[bool]:
         """Return for each record whether it is wanted."""
-        found = {r.uuid for r in records if r is not None and self._wanted.admits(r)}
-        if self._wanted.params:
-            found = self._with_params(list(found))
+        admits = self._wanted.admits
+        if not self._wanted.params:
+            return [record is not None and admits(record) for record in records]
+        fits = {r.uuid for r in records if r is not None and admits(r)}
+        found = self._with_params(list(fits))
         return [record is not None and record.uuid in found for record in records]
 
     def _with_params(self, uuids: Sequence[str]) -> set[str]:

@@ -9,7 +9,6 @@ from pyramid.httpexceptions import HTTPNotFound
 from ..errors import StoreUnavailable
 from ..job import Batch, JobState, is_owner, note_trouble, record_of
 from ..store import Page
-from .encoding import encode_state
 from .permits import require
 from .queries import BadRequest, parse_owner, read_flag, read_limit, read_query
 
@@ -99,33 +98,22 @@ def members_page(context: JobStates, batch: Batch, query: Mapping[str, str]) -> 
         raise BadRequest(str(e)) from e
 
 
-def visible_text(
-    context: JobStates, request: Request, job_state: JobState | None
-) -> str | None:
-    """Return the JSON of one job among others: see :func:`visible`."""
-    if job_state is None:
-        return None
-    return visible(
-        context, request, job_state, lambda state: encode_state(job_state, state)
-    )
-
-
 def visible(
     context: JobStates,
     request: Request,
     job_state: JobState | None,
-    show: Callable[[dict[str, Any]], T],
+    show: Callable[[JobState, dict[str, Any]], T],
 ) -> T | None:
-    """Return what `show` makes of the state of one job among others. None if the
-    request may not see it, or if the application's code raises for it, which must not
-    affect the others.
+    """Return what ``show(job_state, state)`` returns for one job among others, or None
+    if the request may not see it. None also if the application's code raises for it,
+    which must not affect the others.
     """
     if job_state is None:
         return None
     try:
         if context.permits(job_state, "view_job"):
             state = job_state.__json__(request)
-            return None if state is None else show(state)
+            return None if state is None else show(job_state, state)
     except StoreUnavailable:
         raise
     except Exception:

@@ -30,7 +30,7 @@ from .answers import (
 from .bulk import cancel_many, clear, rerun_many
 from .encoding import encode, encode_state
 from .interfaces import IMaxUuids, IStoreUnavailable
-from .lists import asked_page, visible_text
+from .lists import asked_page, visible
 from .operators import counts, inspect
 from .permits import require
 from .predicates import OursPredicate
@@ -81,7 +81,7 @@ def show_batch(context: JobStates, request: Request) -> Response:
         return bad_request(f"uuid is given {len(uuids)} times, more than {most}.")
     jobs = dict(zip(uuids, context.find_many(uuids), strict=True))
     states = {
-        uuid: visible_text(context, request, job_state)
+        uuid: visible(context, request, job_state, encode_state)
         for uuid, job_state in jobs.items()
     }
     text = ",".join(f"{encode(k)}:{state or 'null'}" for k, state in states.items())
@@ -95,7 +95,7 @@ def show_batch(context: JobStates, request: Request) -> Response:
 def show_list(context: JobStates, request: Request) -> Response:
     """Respond with a page of a list of jobs."""
     page = asked_page(context, request)
-    states = [visible_text(context, request, job_state) for job_state in page.items]
+    states = [visible(context, request, job, encode_state) for job in page.items]
     items = ",".join(state for state in states if state is not None)
     return render_state(
         request, f'{{"items":[{items}],"cursor":{encode(page.cursor)}}}'

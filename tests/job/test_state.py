@@ -666,10 +666,15 @@ def test_json_lets_no_metric_pass_for_the_state():
 
 
 def test_job_that_has_not_ended_is_working_for_pages():
-    """Even if its class takes it for a success already."""
+    """Even if its class takes it for a success already. Its result is not shown."""
 
     class Hasty(JobState):
         is_success = True
         is_finished = False
 
-    assert Hasty(Record(UUID, STORED)).__json__(Request())["job_state"] == "working"
+        def result_url(self, request):
+            return "https://example.com/result"
+
+    shown = Hasty(Record(UUID, STORED)).__json__(Request())
+    assert shown["job_state"] == "working"
+    assert shown["job"]["result"] is None

@@ -522,6 +522,19 @@ def test_batch_that_is_gone_does_not_come_back(bed: Bed) -> None:
     assert bed.store.load(bed.uuid) is None
 
 
+def test_member_that_was_never_sent_of_a_cancelled_batch(store: JobStore) -> None:
+    """It reads stalled until the batch is cancelled."""
+    bed = Bed(store, sent=False)
+    for uuid in bed.uuids:
+        store.client.hincrby(f"jobstate:{uuid}", "updated", -20_000)
+    assert [job and job.status for job in store.load_many(bed.uuids)] == ["stalled"] * 3
+
+    assert bed.load().cancel()
+
+    found = [job and job.status for job in store.load_many(bed.uuids)]
+    assert found == ["cancelled"] * 3
+
+
 def test_member_that_reads_cancelled_is_not_cancelled_again(bed: Bed) -> None:
     assert bed.load().cancel()
     member = bed.store.load(bed.uuids[0])

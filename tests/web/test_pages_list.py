@@ -360,6 +360,26 @@ def test_job_that_cannot_be_shown_is_left_out(
     assert "Fallen" in caplog.text
 
 
+def test_job_whose_owner_cannot_be_told_is_left_out(
+    store: JobStore, visit: Visiting, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A list with owners leaves out a job whose class fails to say its own."""
+
+    class Foundling(JobState):
+        @property
+        def owner(self) -> str:
+            raise ZeroDivisionError
+
+        def __acl__(self) -> Any:
+            return [("Allow", "system.Everyone", "view_job")]
+
+    put_job(store, Foundling)
+    job = put_job(store, RunMarathon).uuid
+
+    assert visit("/job_state?all=1").uuids == [job]
+    assert "Foundling" in caplog.text
+
+
 def test_job_is_listed_though_its_rights_are_unknown(
     redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -15,6 +15,7 @@ from pyramid.request import Request, apply_request_extensions
 from webtest import TestApp
 
 from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate.web.permits import set_owner
 from tests.jobs import messages
 from tests.webapp import (
     ADMIN,
@@ -236,6 +237,35 @@ def test_owner_of_another_type_finds_no_ace(
     job = put_job(client, owner="1")
 
     assert make_request(config, "true").job_states[job].__acl__() == []
+
+
+@pytest.mark.parametrize("owners", [["1", "1.0"], ["1.0", "1"]])
+def test_equal_owners_of_two_types_are_told_apart(
+    redis_url: str, client: redis.Redis, owners: list[str]
+) -> None:
+    """One request asks about both of them."""
+    app = app_of(TutorialPolicy(), redis_url)
+    jobs = {put_job(client, owner=owner): owner for owner in owners}
+    query = "&".join(f"uuid={job}" for job in jobs)
+
+    states = get(app, f"/job_state?{query}", "1").json["jobs"]
+
+    assert {jobs[job] for job, state in states.items() if state} == {"1"}
+
+
+def test_principals_follow_a_request_that_becomes_anothers(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """The request of a job learns its owner last."""
+    config = made_config(redis_url, security_policy=TutorialPolicy())
+    request = make_request(config, '"alice"')
+    job_state = request.job_states[put_job(client, owner='"alice"')]
+    both = ("view_job", "cancel_job")
+    assert job_state.__acl__()[0] == (Allow, Authenticated, both)
+
+    set_owner(request, "bob")
+
+    assert job_state.__acl__() == [(Allow, "alice", both)]
 
 
 def test_owner_may_be_a_subclass_of_str(redis_url: str, client: redis.Redis) -> None:

@@ -589,6 +589,72 @@ def test_own_resource_url_of_the_application_is_used(
     )
 
 
+class OwnHost:
+    """A mixin for requests that come by another name than the application's."""
+
+    @property
+    def host_url(self) -> str:
+        return "https://jobs.example.com"
+
+
+class OwnHostRequest(OwnHost, Request):
+    """Such a request."""
+
+
+class UsualRequest(Request):
+    """A request that changes nothing."""
+
+
+class DiamondRequest(UsualRequest, OwnHostRequest):
+    """A request whose first base changes nothing, but whose second base does."""
+
+
+@pytest.mark.parametrize("has_properties", [False, True])
+@pytest.mark.parametrize(
+    ("factory", "start"),
+    [
+        (UsualRequest, "http://localhost/caf%C3%A9"),
+        (OwnHostRequest, "https://jobs.example.com/caf%C3%A9"),
+        (DiamondRequest, "https://jobs.example.com/caf%C3%A9"),
+    ],
+)
+def test_url_of_a_job_is_that_of_its_kind_of_request(
+    config: Configurator,
+    client: redis.Redis,
+    factory: type[Request],
+    start: str,
+    has_properties: bool,
+) -> None:
+    """Whatever makes a URL may be the application's own."""
+    request = make_request(config, factory=factory)
+    if not has_properties:
+        request.__class__ = factory
+    request.environ["SCRIPT_NAME"] = "/café".encode().decode("latin-1")
+    job_state = JobStates(request)[put_job(client)]
+
+    url = job_state.__json__(request)["job"]["url"]
+
+    assert url == f"{start}/job_state/{job_state.uuid}/"
+    assert url == request.resource_url(job_state)
+
+
+@pytest.mark.parametrize("name", ["application_url", "host_url", "script_name"])
+def test_property_of_a_request_changes_the_url_of_a_job(
+    redis_url: str, client: redis.Redis, name: str
+) -> None:
+    """An application adds properties to Pyramid's own requests."""
+    config = make_config(redis_url)
+    config.add_request_method(lambda request: "/elsewhere", name, property=True)
+    make_app(config)
+    request = make_request(config)
+    job_state = request.job_states[put_job(client)]
+
+    url = job_state.__json__(request)["job"]["url"]
+
+    assert "/elsewhere" in url
+    assert url == request.resource_url(job_state)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -134,9 +134,6 @@ def batch_of(
     if not info.is_member:
         return None
     (batch,) = container.find_many([str(info.batch)])
-
-    def make(state: dict[str, Any]) -> dict[str, Any]:
-        assert batch is not None
-        return job_of(batch, request, state)
-
-    return visible(container, request, batch, make)
+    return visible(
+        container, request, batch, lambda found, state: job_of(found, request, state)
+    )

@@ -87,17 +87,14 @@ def rows_of(
     """Return the rows of those jobs that the viewer may see."""
     request = context.request
 
-    def row(job_state: JobState) -> Row | None:
+    def make(job_state: JobState, state: dict[str, Any]) -> Row:
         owner = job_state.owner if with_owners else None
+        job = job_of(job_state, request, state)
+        acts = acts_on(context, job_state, job)
+        return Row(job, owner, text_of(job, words), *acts)
 
-        def make(state: dict[str, Any]) -> Row:
-            job = job_of(job_state, request, state)
-            acts = acts_on(context, job_state, job)
-            return Row(job, owner, text_of(job, words), *acts)
-
-        return visible(context, request, job_state, make)
-
-    return [found for found in map(row, jobs) if found is not None]
+    rows = [visible(context, request, job_state, make) for job_state in jobs]
+    return [row for row in rows if row is not None]
 
 
 def url_maker(
