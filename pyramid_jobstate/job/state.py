@@ -254,7 +254,7 @@ class JobState(Facts):
             "title": translated(self.title, request),
             "status": self.status,
             "url": url,
-            "params": {k: params[k] for k in public if k in params} if public else {},
+            "params": {k: params[k] for k in public if k in params},
             "progress": progress
             and {
                 "done": progress.done,
@@ -274,7 +274,7 @@ class JobState(Facts):
             "result": self._result(request) if is_success else None,
             **self._own_json(url, request, states),
         }
-        coarse = ("success" if is_success else "error") if is_finished else "working"
+        coarse = "success" if is_success else "error" if is_finished else "working"
         return {**self.progress_metrics, "job_state": coarse, "job": job}
 
     def _result(self, request: Any) -> dict[str, str] | None:
