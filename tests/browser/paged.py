@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from playwright.sync_api import Locator, Page, expect
 from pyramid.config import Configurator
@@ -86,7 +85,9 @@ class Pages(Site):
 
     @property
     def uuids(self) -> list[str]:
-        """The jobs in the rows of a list."""
+        """The jobs in the rows that the page has by now, which may be none after a
+        navigation: see `expect_uuids()`.
+        """
         script = "rows => rows.map(row => row.dataset.uuid)"
         found: list[str] = self.page.locator("tr[data-uuid]").evaluate_all(script)
         return found
@@ -103,8 +104,16 @@ class Pages(Site):
         expect(self.one("said")).to_be_focused()
         expect(self.one("dialog")).to_be_hidden()
 
-    def path(self) -> str:
-        return urlsplit(self.page.url).path
+    def expect_uuids(self, *uuids: str) -> None:
+        """Wait until the rows are those of these jobs, in this order."""
+        rows = self.page.locator("tr[data-uuid]")
+        expect(rows).to_have_count(len(uuids))
+        for n, uuid in enumerate(uuids):
+            expect(rows.nth(n)).to_have_attribute("data-uuid", uuid)
+
+    def expect_path(self, path: str) -> None:
+        """Wait until the browser has opened and read the page at this path."""
+        self.page.wait_for_url(self.url + path)
 
     def picture(self, name: str) -> None:
         """Keep a picture of the page."""

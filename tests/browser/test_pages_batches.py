@@ -109,9 +109,9 @@ def test_failed_jobs_run_again(
     batch = put_batch(store, "success", "error", "error")
     other = marathons.fail("alice")[0]
     pages.visit(f"/job_state/{batch.uuid}")
-    pages.page.locator(TABS).filter(has_text="Failed").click()
+    tab_of(pages, "Failed").click()
+    pages.expect_uuids(*batch.members[1:])
     pages.settle()
-    assert pages.uuids == batch.members[1:]
     button = pages.page.get_by_role("button", name="Run 2 failed jobs again")
     button.click()
     expect(pages.one("question")).to_have_text("Run 2 jobs again?")
@@ -191,15 +191,15 @@ def test_page_leads_to_jobs_and_back(pages: Pages, store: JobStore) -> None:
     pages.page.route("**/*.js", lambda route: route.abort())
     pages.page.goto(f"{pages.url}/job_state/{batch.uuid}")
     tab_of(pages, "Failed").click()
-    assert pages.uuids == batch.members[1:]
+    pages.expect_uuids(*batch.members[1:])
     pages.page.get_by_role("link", name="Lap 26").click()
-    assert pages.path() == f"/job_state/{batch.members[1]}/"
+    pages.expect_path(f"/job_state/{batch.members[1]}/")
     expect(pages.page.locator(".jobstate-batch")).to_have_text(
         "Part of: Import of the files"
     )
     pages.page.get_by_role("link", name="Import of the files").click()
-    assert pages.path() == f"/job_state/{batch.uuid}/"
-    assert pages.uuids == batch.members
+    pages.expect_path(f"/job_state/{batch.uuid}/")
+    pages.expect_uuids(*batch.members)
     pages.forgive("ERR_FAILED")
 
 

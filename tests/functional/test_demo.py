@@ -578,7 +578,7 @@ def test_visitor_logs_in_and_gets_where_they_wanted(demo: Demo, page: Page) -> N
     page.goto(job)
     assert page.url.endswith("/login")
     page.get_by_role("button", name="Alice").click()
-    assert page.url == job
+    expect(page).to_have_url(job)
 
 
 @pytest.mark.parametrize(
