@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,15 @@ POLICY = (
 
 #: Whether a page is wider than its window.
 IS_WIDER = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+
+
+def in_two_parts(body: Iterable[bytes]) -> Iterator[bytes]:
+    """Send half of a page late, so that a test that does not wait for it soon fails."""
+    text = b"".join(body)
+    middle = len(text) // 2
+    yield text[:middle]
+    time.sleep(0.1)
+    yield text[middle:]
 
 
 class Pages(Site):
@@ -60,11 +70,16 @@ class Pages(Site):
             start_response(f"{status} No", [location] if status == 302 else [])
             return []
 
+        sent: dict[str, str] = {}
+
         def start(status: str, headers: Any, exc_info: Any = None) -> Any:
+            sent.update(headers)
             policy = ("Content-Security-Policy", POLICY)
             return start_response(status, [*headers, policy], exc_info)
 
-        return super().dispatch(environ, start)
+        body = super().dispatch(environ, start)
+        is_page = sent.get("Content-Type", "").startswith("text/html")
+        return in_two_parts(body) if is_page else body
 
     def visit(self, path: str = "/job_state") -> None:
         """Open a page, and wait until each of its elements shows its job."""
