@@ -1,4 +1,4 @@
-// Says how the page learns of its jobs.
+// Says how the page learns of its jobs, while any of them goes on.
 (() => {
   "use strict";
 
@@ -7,10 +7,14 @@
     poll: "Polling: this page asks the server again and again.",
   };
 
-  document.addEventListener("job-state:update", ({ target }) => {
+  const unfinished = new Set();
+
+  document.addEventListener("job-state:update", ({ target, detail }) => {
     const line = document.querySelector("[data-live]");
     line.textContent = TEXTS[target.transport];
     line.dataset.live = target.transport;
-    line.hidden = false;
+    if (detail.job_state === "working") unfinished.add(target);
+    else unfinished.delete(target);
+    line.hidden = unfinished.size === 0;
   });
 })();

@@ -197,7 +197,9 @@ def test_marathon_is_watched_to_its_end(
     first = wait_for(lambda: number(page, "[data-miles]"), PATIENCE)
     wait_for(lambda: number(page, "[data-miles]") > first + 2, PATIENCE)
     assert page.title().startswith("Run of 13.1 miles")
+    expect(page.locator("[data-live]")).to_contain_text("the server")
     expect_status(page, "Done")
+    expect(page.locator("[data-live]")).to_be_hidden()
     assert number(page, "[data-miles]") == 13.1
     assert metric(page, "strides") == 23056
     bar = page.get_by_role("progressbar", name="13.1 miles")
