@@ -25,14 +25,20 @@ DONE = (1, 2)
 class JobActs(JobUpdates):
     """The part of a JobStore that acts on jobs for users."""
 
-    def cancel(self, uuid: str, info: JobInfo) -> bool:
+    def cancel(self, uuid: str, info: JobInfo, *, may_follow: bool = True) -> bool:
         """Request cancellation of a job, or of the one to which an alias leads. Return
         False if it had already ended.
+
+        Parameters:
+          may_follow: Whether to cancel the job to which an alias leads. If not, nothing
+            is done to an alias, and False is returned.
         """
         # The client may repeat the call if a reply is lost: the word identifies it.
         call = self._cancel(uuid, info, secrets.token_hex(4))
         (done,), changes = self._run_for([(uuid, info)], [call])
         if not isinstance(done, int):
+            if not may_follow:
+                return False
             (record,) = self._reader.read([text(done)])
             return record is not None and self.cancel(record.uuid, record.info)
         # Losing these calls does no harm: lists move entries that they find elsewhere,

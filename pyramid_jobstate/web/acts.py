@@ -44,11 +44,17 @@ def cancel(context: JobState, request: Request) -> Response:
     container, who = container_of(context), name_of(request)
     # That of the job, if it was asked for by the uuid of an alias.
     record = record_of(context)
-    if is_cancelled := container.ask(lambda s: s.cancel(record.uuid, record.info)):
+    is_cancelled = container.ask(
+        lambda store: store.cancel(record.uuid, record.info, may_follow=False)
+    )
+    if is_cancelled:
         log.info(CANCELLED, who, record.uuid)
     job_state = container.find(context.uuid)
     if job_state is None:
         raise HTTPNotFound
+    if record_of(job_state).uuid != record.uuid:
+        # It has become an alias: the rights are those of the job to which it leads.
+        return cancel(job_state, request)
     if not is_cancelled:
         return render({"error": "The job has ended."}, 409)
     return render(job_state.__json__(request), 202)
@@ -60,8 +66,10 @@ def delete(context: JobState, request: Request) -> Response:
     require_header(request)
     read_query(request)
     container, who = container_of(context), name_of(request)
-    uuid = record_of(context).uuid
-    if container.ask(lambda store: store.delete(uuid)):
+    record = record_of(context)
+    uuid = record.uuid
+    # A job that has not ended may have become an alias of another's.
+    if record.is_finished and container.ask(lambda store: store.delete(uuid)):
         log.info(DELETED, who, uuid)
         return render_nothing()
     if container.find(context.uuid) is None:
@@ -78,9 +86,11 @@ def rerun(context: JobState, request: Request) -> Response:
     require_header(request)
     read_query(request)
     container, who = container_of(context), name_of(request)
-    uuid = record_of(context).uuid
+    record = record_of(context)
+    uuid = record.uuid
     try:
-        is_sent = container.rerun(context)
+        # A job that has not failed may have become an alias of another's.
+        is_sent = record.has_failed and container.rerun(context)
     except StoreUnavailable:
         raise
     except NotRepeatable as e:

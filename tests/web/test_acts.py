@@ -10,15 +10,16 @@ from typing import Any
 import dramatiq.broker
 import pytest
 import redis
+from pyramid.authorization import ALL_PERMISSIONS, Allow
 from pyramid.request import Request
 from webtest import TestApp
 
-from pyramid_jobstate import JobStore
+from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.testing import put_job
 from tests.asgi import pushing
 from tests.jobs import RunMarathon, messages
-from tests.support import UUID, load_job
+from tests.support import UUID, key_of, load_job
 from tests.web.operating import (
     KEEPER,
     OPERATOR,
@@ -455,6 +456,56 @@ def test_act_on_a_job_that_is_gone_meanwhile_is_a_404(
     response = act(app, f"/job_state/{job}{end}", OPERATOR, method)
 
     assert (response.status_code, response.json) == (404, UNKNOWN)
+
+
+class OwnersJob(JobState):
+    """A kind whose owner may do everything with it."""
+
+    def __acl__(self) -> list[Any]:
+        return [*super().__acl__(), (Allow, self.owner, ALL_PERMISSIONS)]
+
+
+@pytest.mark.parametrize(
+    ("method", "end", "status", "expected"),
+    [
+        ("POST", "/cancel", "working", 403),
+        ("POST", "/rerun", "error", 409),
+        ("DELETE", "", "success", 409),
+    ],
+)
+def test_act_on_a_job_that_becomes_an_alias_does_not_reach_the_job_of_another(
+    redis_url: str,
+    client: redis.Redis,
+    store: JobStore,
+    marathons: Marathons,
+    method: str,
+    end: str,
+    status: str,
+    expected: int,
+) -> None:
+    """Another's job may win the claim after the request was found to have the right to
+    act on its own: the rights are those of the job that won.
+    """
+    theirs = put_job(store, OwnersJob, status, owner="bob", message="secret").uuid
+    own = put_job(store, OwnersJob, "queued", owner="alice").uuid
+    client.hset(key_of(store, own), "status", "sending")
+
+    class Losing(Policy):
+        def permits(self, request: Request, context: Any, permission: str) -> Any:
+            allowed = super().permits(request, context, permission)
+            alias = {"status": "alias", "target": theirs}
+            with client.pipeline() as pipeline:
+                pipeline.delete(key_of(store, own))
+                pipeline.hset(key_of(store, own), mapping=alias).execute()
+            return allowed
+
+    app = make_app(make_config(redis_url, security_policy=Losing()))
+
+    response = act(app, f"/job_state/{own}{end}", "alice", method)
+
+    assert response.status_code == expected
+    assert "secret" not in response.text
+    assert load_job(store, theirs).status == status
 
 
 @pytest.mark.parametrize(("method", "end"), REQUESTS)

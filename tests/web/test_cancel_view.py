@@ -118,7 +118,7 @@ def test_cancel_of_a_job_that_is_gone_meanwhile_is_a_404(
     """A record that expires during the request is a 404."""
     job = put_job(store, owner="alice").uuid
 
-    def expire(store: JobStore, uuid: str, info: Any) -> bool:
+    def expire(store: JobStore, uuid: str, info: Any, **options: Any) -> bool:
         store.client.delete(key_of(store, uuid))
         return False
 
@@ -257,9 +257,9 @@ def test_store_that_goes_away_meanwhile_is_a_503(
     job = put_job(JobStore(server.url), owner="alice").uuid
     real = JobStore.cancel
 
-    def stop(store: JobStore, uuid: str, info: Any) -> bool:
+    def stop(store: JobStore, uuid: str, info: Any, **options: Any) -> bool:
         server.stop()
-        return real(store, uuid, info)
+        return real(store, uuid, info, **options)
 
     monkeypatch.setattr(JobStore, "cancel", stop)
 

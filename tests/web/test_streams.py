@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -118,27 +119,55 @@ def test_jobs_stream_at_each_place(
 
 
 def test_an_alias_streams_its_job(server: Server, client: redis.Redis) -> None:
-    """A page that lost a double click follows the job that won, under its own uuid. It
-    may have opened its stream before that was decided.
-    """
+    """A page that lost a double click follows the job that won, under its own uuid."""
     winner = put_job(client, **{"m:n": 1})
-    loser = put_job(client, status="sending")
+    loser = str(uuid.uuid4())
+    client.hset(f"jobstate:{loser}", mapping={"status": "alias", "target": winner})
     path = f"/job_state/{loser}"
     stream = server.open(path)
-    assert stream.at(0).state["job"]["status"] == "queued"
-    client.delete(f"jobstate:{loser}")
-    client.hset(f"jobstate:{loser}", mapping={"status": "alias", "target": winner})
-    assert stream.at(1).data.encode() == server.poll(path).body
-    assert stream.at(1).state["n"] == 1
-    assert stream.at(1).state["job"]["uuid"] == loser
+    assert stream.at(0).data.encode() == server.poll(path).body
+    assert stream.at(0).state["n"] == 1
+    assert stream.at(0).state["job"]["uuid"] == loser
     client.hset(f"jobstate:{winner}", "m:n", 2)
-    assert stream.at(2).state["n"] == 2
+    assert stream.at(1).state["n"] == 2
     both = server.open(batch(loser, winner))
     assert [both.at(i).state["job"]["uuid"] for i in (0, 1)] == [loser, winner]
     client.hset(f"jobstate:{winner}", "status", "success")
-    assert stream.at(3).state["job_state"] == "success"
+    assert stream.at(2).state["job_state"] == "success"
     stream.wait()
     both.wait()
+
+
+@pytest.mark.parametrize("was", ["a job", "another alias"])
+def test_job_that_becomes_an_alias_is_gone(
+    server: Server, client: redis.Redis, was: str
+) -> None:
+    """A stream is authorised for the jobs that it began with. Once one of its uuids
+    leads to another job, perhaps of somebody else's, a poll decides anew.
+    """
+    secret = put_job(client, owner='"bob"', message='"secret"')
+    loser = put_job(client, status="sending", message='"mine"')
+    if was == "another alias":
+        fields = {"status": "alias", "target": put_job(client, message='"mine"')}
+        client.delete(f"jobstate:{loser}")
+        client.hset(f"jobstate:{loser}", mapping=fields)
+    other = put_job(client)
+    stream = server.open(batch(loser, other), "alice")
+    assert stream.at(0).state["job"]["message"] == "mine"
+
+    fields = {"status": "alias", "target": secret}
+    client.pipeline().delete(f"jobstate:{loser}").hset(
+        f"jobstate:{loser}", mapping=fields
+    ).execute()
+
+    assert stream.at(2).name == "gone"
+    assert stream.at(2).data == loser
+    client.hset(f"jobstate:{secret}", "m:n", 1)
+    client.hset(f"jobstate:{other}", "status", "success")
+    assert stream.at(3).state["job"]["uuid"] == other
+    stream.wait()
+    assert len(stream.events) == 4
+    assert server.poll(f"/job_state/{loser}", "alice").status == 403
 
 
 def test_an_alias_whose_job_is_gone_is_gone(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from pyramid.threadlocal import manager
 
-from ...job import JobState, note_trouble, set_container
+from ...job import JobState, note_trouble, record_of, set_container
 from ..encoding import encode_state
 
 if TYPE_CHECKING:
@@ -26,12 +26,14 @@ class Viewer(NamedTuple):
     """What of a job's JSON depends on the request. Equal viewers see equal bytes.
 
     Attributes:
+      job: The uuid of the job. That of an alias of the job is another.
       url: The job's URL.
       may_cancel: Whether the request had the permission `cancel_job` when the stream
         was authorised.
       localizer: Translates for the request.
     """
 
+    job: str
     url: str
     may_cancel: bool
     localizer: Any
@@ -142,7 +144,8 @@ def viewer_of(request: Request, job_state: JobState) -> Viewer | None:
     try:
         may_cancel = bool(request.job_states.permits(job_state, "cancel_job"))
         url = request.resource_url(job_state)
-        viewer = Viewer(url, may_cancel, request.localizer)
+        job = record_of(job_state).uuid
+        viewer = Viewer(job, url, may_cancel, request.localizer)
         # A localizer of the application's may not allow it.
         hash(viewer)
     except Exception:
@@ -166,8 +169,11 @@ def render(job_state: JobState, viewer: Viewer) -> Frame | None:
     raises an exception or asks for what only a request has. Logged once a kind.
 
     The success of a job that may have a result is None as well: its URL is made from a
-    request, and the page polls once for it.
+    request, and the page polls once for it. So is a job that has become an alias since
+    the stream was authorised: the rights are those of the job to which it leads.
     """
+    if record_of(job_state).uuid != viewer.job:
+        return None
     if job_state.is_success and has_result(type(job_state)):
         return None
     standin = Standin(viewer, job_state)
