@@ -26,6 +26,9 @@ log = logging.getLogger("pyramid_jobstate")
 #: The request attribute that caches the owner and principal, or the exception raised.
 _KNOWN = "_jobstate_owner"
 
+#: The request attribute that holds a visitor's new name, until the session keeps it.
+_NEW_NAME = "_jobstate_new_name"
+
 #: The request attribute that marks the request of a job.
 _IS_JOB = "_jobstate_is_job"
 
@@ -108,7 +111,11 @@ def sender_of(request: Request) -> Any:
     if find is not session_owner or request.__dict__.get(_IS_JOB):
         return owner_of(request)
     # Asked again, since the session may have been invalidated.
-    return session_owner(request) or secrets.token_urlsafe(18)
+    name = session_owner(request)
+    if name is None:
+        # A batch keeps it at its end, and the request may send others before.
+        name = request.__dict__.setdefault(_NEW_NAME, secrets.token_urlsafe(18))
+    return name
 
 
 def name_visitor(request: Request, owner: str) -> None:
@@ -117,9 +124,12 @@ def name_visitor(request: Request, owner: str) -> None:
     """
     find = request.registry.getUtility(IOwner)
     if find is session_owner and not request.__dict__.get(_IS_JOB):
-        if session_owner(request) is None:
-            request.session[VISITOR] = owner
-        request.__dict__[_KNOWN] = owner, _principal(find)
+        name = session_owner(request)
+        if name is None:
+            request.session[VISITOR] = name = owner
+            # If the session is invalidated, the next name is another.
+            request.__dict__.pop(_NEW_NAME, None)
+        request.__dict__[_KNOWN] = name, _principal(find)
 
 
 def set_owner(request: Request, owner: str | float | None) -> None:

@@ -79,6 +79,20 @@ def make_visited(
     def twice(request: Request) -> Any:
         return [send(request), now(request)]
 
+    def beside(request: Request) -> Any:
+        with request.job_states.batch() as batch:
+            batch.send(run_marathon, 26)
+            uuids = [send(request), now(request)]
+        return [batch.uuid, *uuids]
+
+    def before(request: Request) -> Any:
+        batches = [request.job_states.batch(), request.job_states.batch()]
+        uuids = [send(request), *(batch.uuid for batch in batches)]
+        for batch in batches:
+            with batch:
+                batch.send(run_marathon, 26)
+        return uuids
+
     def nobodys(request: Request) -> Any:
         options: Any = {"owner": None}
         return request.job_states.send_with_options(run_marathon, (26,), **options).uuid
@@ -94,7 +108,8 @@ def make_visited(
         owner = jobs.current_owner
         return {"may": may, "count": len(jobs.list(owner).items) if owner else 0}
 
-    for view in (send, now, list_and_send, anew, twice, nobodys, refused, page):
+    senders = (send, now, list_and_send, anew, twice, beside, before)
+    for view in (*senders, nobodys, refused, page):
         config.add_route(view.__name__, f"/{view.__name__}")
         config.add_view(view, route_name=view.__name__, renderer="json")
     return config
@@ -170,6 +185,18 @@ def test_name_stays_the_same(visitor: TestApp, client: redis.Redis) -> None:
     assert len(owners(client)) == 4
     shown = visitor.get("/job_state?uuid=" + "&uuid=".join([*uuids, response.json]))
     assert all(shown.json["jobs"].values())
+
+
+@pytest.mark.parametrize("path", ["/beside", "/before"])
+def test_batch_and_jobs_of_a_first_request_share_a_name(
+    visitor: TestApp, client: redis.Redis, path: str
+) -> None:
+    """The session keeps one name, whatever the request sends, and in which order."""
+    uuids = visitor.post(path).json
+    for uuid in uuids:
+        visitor.get(f"/job_state/{uuid}", status=200)
+    assert len(visitor.get("/job_state").json["items"]) == 3
+    assert len(set(owners(client))) == 1
 
 
 def test_invalidated_session_gets_a_new_name(
