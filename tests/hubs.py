@@ -28,7 +28,7 @@ class Basket:
 
     def __init__(self, hub: Hub, *uuids: str) -> None:
         localizer = make_localizer("en", [])
-        viewers = {uuid: Viewer(f"/{uuid}/", False, localizer) for uuid in uuids}
+        viewers = {uuid: Viewer(uuid, f"/{uuid}/", False, localizer) for uuid in uuids}
         self.stream = Stream(viewers, {}, b"", 300)
         self.stream.carrier = self
         self.data = b""

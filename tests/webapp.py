@@ -196,6 +196,14 @@ def put_job(client: redis.Redis, **fields: str | bytes | int) -> str:
     return job_uuid
 
 
+def make_alias(client: redis.Redis, key: str, target: str) -> None:
+    """Turn a record at once into an alias, which leads to another job."""
+    with client.pipeline() as pipeline:
+        pipeline.delete(key)
+        pipeline.hset(key, mapping={"status": "alias", "target": target})
+        pipeline.execute()
+
+
 def make_broker(url: str, middleware: JobStateMiddleware | None = None) -> RedisBroker:
     """Return a broker with the tracked actor run_marathon and the untracked sweep."""
     broker = RedisBroker(url=url)

@@ -473,10 +473,11 @@ def test_result_of_the_readme_is_guarded(
     environment: dict[str, str], myapp: Path
 ) -> None:
     """The owner of a report downloads it from the URL of its result, once it has been
-    made. Nobody else does.
+    made. Nobody else does, also where the application has no policy.
     """
     program = """
 import os
+from pyramid.config import Configurator
 from webtest import TestApp
 from myapp import main
 from myapp.reports import ExportReport
@@ -487,17 +488,23 @@ app = TestApp(
     extra_environ={"REMOTE_USER": "alice"},
 )
 done, running = (
-    testing.put_job(store, ExportReport, status, owner="alice").uuid
+    testing.put_job(
+        store, ExportReport, status, owner="alice", metrics={"file": "made.csv"}
+    ).uuid
     for status in ("success", "working")
 )
 other = testing.put_job(store, status="success", owner="alice").uuid
-with open(f"reports/{done}.csv", "w") as file:
+with open("reports/made.csv", "w") as file:
     file.write("1,2")
 url = app.get(f"/job_state/{done}").json["job"]["result"]["url"]
 assert app.get(url).text == "1,2"
 app.get(url, extra_environ={"REMOTE_USER": "bob"}, status=403)
 for uuid in running, other, "0" * 32, "x":
     app.get(f"/reports/{uuid}", status=404)
+config = Configurator(settings={"jobstate.redis_url": os.environ["REDIS_URL"]})
+config.include("pyramid_jobstate")
+config.include("myapp.reports")
+TestApp(config.make_wsgi_app()).get(f"/reports/{done}", status=403)
 """
     run(program, environment, myapp)
 

@@ -31,7 +31,16 @@ from tests.web.operating import (
     kept,
     operated_root,
 )
-from tests.webapp import ADMIN, PLACES, Policy, ask, get, make_app, make_config
+from tests.webapp import (
+    ADMIN,
+    PLACES,
+    Policy,
+    ask,
+    get,
+    make_alias,
+    make_app,
+    make_config,
+)
 
 UNKNOWN = {"error": "The job does not exist."}
 FORBIDDEN = {"error": "You may not do this with the job."}
@@ -493,10 +502,7 @@ def test_act_on_a_job_that_becomes_an_alias_does_not_reach_the_job_of_another(
     class Losing(Policy):
         def permits(self, request: Request, context: Any, permission: str) -> Any:
             allowed = super().permits(request, context, permission)
-            alias = {"status": "alias", "target": theirs}
-            with client.pipeline() as pipeline:
-                pipeline.delete(key_of(store, own))
-                pipeline.hset(key_of(store, own), mapping=alias).execute()
+            make_alias(client, key_of(store, own), theirs)
             return allowed
 
     app = make_app(make_config(redis_url, security_policy=Losing()))

@@ -19,7 +19,15 @@ from tests.jobs import messages
 from tests.streams import StreamClient
 from tests.streams import serving as serving_with_uvicorn
 from tests.support import UUID
-from tests.webapp import NOWHERE, PLACES, get, make_config, mounted_root, put_job
+from tests.webapp import (
+    NOWHERE,
+    PLACES,
+    get,
+    make_alias,
+    make_config,
+    mounted_root,
+    put_job,
+)
 
 #: Says to a page that polls that it could have a stream.
 HINT = "jobstate-stream"
@@ -122,7 +130,7 @@ def test_an_alias_streams_its_job(server: Server, client: redis.Redis) -> None:
     """A page that lost a double click follows the job that won, under its own uuid."""
     winner = put_job(client, **{"m:n": 1})
     loser = str(uuid.uuid4())
-    client.hset(f"jobstate:{loser}", mapping={"status": "alias", "target": winner})
+    make_alias(client, f"jobstate:{loser}", winner)
     path = f"/job_state/{loser}"
     stream = server.open(path)
     assert stream.at(0).data.encode() == server.poll(path).body
@@ -148,17 +156,12 @@ def test_job_that_becomes_an_alias_is_gone(
     secret = put_job(client, owner='"bob"', message='"secret"')
     loser = put_job(client, status="sending", message='"mine"')
     if was == "another alias":
-        fields = {"status": "alias", "target": put_job(client, message='"mine"')}
-        client.delete(f"jobstate:{loser}")
-        client.hset(f"jobstate:{loser}", mapping=fields)
+        make_alias(client, f"jobstate:{loser}", put_job(client, message='"mine"'))
     other = put_job(client)
     stream = server.open(batch(loser, other), "alice")
     assert stream.at(0).state["job"]["message"] == "mine"
 
-    fields = {"status": "alias", "target": secret}
-    client.pipeline().delete(f"jobstate:{loser}").hset(
-        f"jobstate:{loser}", mapping=fields
-    ).execute()
+    make_alias(client, f"jobstate:{loser}", secret)
 
     assert stream.at(2).name == "gone"
     assert stream.at(2).data == loser
@@ -178,8 +181,8 @@ def test_an_alias_whose_job_is_gone_is_gone(
     loser = put_job(client, status="sending")
     stream = server.open(f"/job_state/{loser}")
     assert stream.at(0).state["job"]["status"] == "queued"
-    client.delete(f"jobstate:{loser}", f"jobstate:{winner}")
-    client.hset(f"jobstate:{loser}", mapping={"status": "alias", "target": winner})
+    client.delete(f"jobstate:{winner}")
+    make_alias(client, f"jobstate:{loser}", winner)
     assert stream.at(1).name == "gone"
     stream.wait()
 
