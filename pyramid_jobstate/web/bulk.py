@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from pyramid.httpexceptions import HTTPForbidden
 
 from ..errors import NotRepeatable, StoreUnavailable
-from ..job import is_owner
+from ..job import Batch, is_owner, is_uuid
 from ..store import BulkResult, check_empty
 from .acting import CANCEL, CLEAR, RERUN, Act, Acting, NotAccepted
 from .acts import broker_failed, name_of
 from .answers import render
+from .lists import may_see
 from .queries import (
     BadRequest,
     parse_owner,
@@ -66,15 +67,14 @@ def act_on_many(context: JobStates, request: Request, act: Act) -> Response:
     own, who = context.current_owner, name_of(request)
     if "owner" not in query and "all" not in query and not is_owner(own):
         # A request without an owner does not own the jobs without an owner.
-        try:
-            check_empty(options["limit"], options["cursor"])
-        except ValueError as e:
-            raise BadRequest(str(e)) from e
-        return render_result(BulkResult(0, 0, None), may_list=may_list)
+        return act_on_none(options, may_list=may_list)
     owner = owner_meant(query, own)
     is_own = is_owner(own) and owner == own
     if not (is_own or may_list):
         raise HTTPForbidden
+    if not (may_list or sees_batch(context, query.get("batch"))):
+        # The number of its jobs must not show in how far a request comes.
+        return act_on_none(options, may_list=may_list)
     # The own owner is not logged: it may be a secret of the visitor's.
     whose = "their own jobs" if is_own else f"the jobs of {owner!r}"
     text = described("all jobs" if owner is None else whose, query, act.filters)
@@ -100,6 +100,28 @@ def act_on_many(context: JobStates, request: Request, act: Act) -> Response:
         done, refused, _ = result
         log.info("%s %s %d of %s; %d were refused.", who, act.done, done, text, refused)
     return render_result(result, may_list=may_list)
+
+
+def act_on_none(options: Mapping[str, Any], *, may_list: bool) -> Response:
+    """Return the response to a request that matches no job.
+
+    Raises:
+      BadRequest: Its limit or cursor is invalid.
+    """
+    try:
+        check_empty(options["limit"], options["cursor"])
+    except ValueError as e:
+        raise BadRequest(str(e)) from e
+    return render_result(BulkResult(0, 0, None), may_list=may_list)
+
+
+def sees_batch(context: JobStates, uuid: str | None) -> bool:
+    """Return whether the request may see the batch that it names, if it names one."""
+    if uuid is None or not is_uuid(uuid):
+        # An invalid one is refused later.
+        return True
+    batch = context.find(uuid)
+    return isinstance(batch, Batch) and may_see(context, batch)
 
 
 def read_options(query: Mapping[str, str], act: Act) -> dict[str, Any]:

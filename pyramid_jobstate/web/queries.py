@@ -69,7 +69,7 @@ def refuse_body(request: Request, *names: str) -> None:
       names: The names of the parameters.
 
     Raises:
-      BadRequest: The body is a form with one of them, or not a form.
+      BadRequest: The body is a form with one of them, or not a form in UTF-8.
     """
     if not request.is_body_readable:
         return
@@ -81,6 +81,9 @@ def refuse_body(request: Request, *names: str) -> None:
         fields = [*request.POST]
     except ValueError as e:
         raise BadRequest("The body is not a valid form.") from e
+    except DeprecationWarning as e:
+        # WebOb raises this for any other charset.
+        raise BadRequest("The form in the body must be in UTF-8.") from e
     for name in fields:
         if name in names:
             raise BadRequest(f"{name} belongs in the query, not in the body.")

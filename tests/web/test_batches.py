@@ -9,6 +9,7 @@ import dramatiq
 import pytest
 import redis
 from dramatiq import Broker, Message, group
+from pyramid.httpexceptions import HTTPForbidden
 from pyramid.request import Request
 from pyramid.scripting import prepare
 
@@ -31,6 +32,7 @@ from pyramid_jobstate.testing import outbox, run_jobs
 from pyramid_jobstate.web.joburls import JobStatesURL
 from pyramid_jobstate.web.transaction import JobDataManager
 from pyramid_jobstate.worker import batching
+from tests.batched import put_batch
 from tests.faulty import FaultyProxy, faulty
 from tests.jobs import job_actor, new_id, working
 from tests.support import wait_for
@@ -38,9 +40,11 @@ from tests.web.databases import Manager, fail
 from tests.web.desks import Desk, make_desk
 from tests.web.operating import OPERATOR, act
 from tests.webapp import (
+    Policy,
     get,
     make_app,
     make_broker,
+    make_config,
     make_request,
     make_tm_config,
     put_job,
@@ -553,6 +557,24 @@ def test_rights_of_members(desk: BatchDesk) -> None:
     assert (unknown.status_int, unknown.text) == (404, forbidden.text)
     assert forbidden.status_int == 404
     assert get(desk.app, f"/job_state/{batch.uuid}", "bob").status_int == 403
+
+
+def test_policy_that_raises_tells_nothing_of_a_batch(
+    redis_url: str, store: JobStore
+) -> None:
+    """A batch that may not be seen looks like an unknown one then, too."""
+
+    class Raising(Policy):
+        def permits(self, request: Request, context: Any, permission: str) -> Any:
+            raise HTTPForbidden
+
+    app = make_app(make_config(redis_url, security_policy=Raising()))
+    batch = put_batch(store, "success")
+    answers = [
+        get(app, f"/job_state?batch={uuid}", "alice") for uuid in (batch.uuid, new_id())
+    ]
+    assert [answer.status_int for answer in answers] == [404, 404]
+    assert answers[0].text == answers[1].text
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,10 @@ from pyramid_jobstate import JobState, JobStore, StoreUnavailable
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.store.scripts import read_scripts
 from pyramid_jobstate.testing import put_job
+from tests.batched import put_batch
 from tests.faulty import faulty
 from tests.jobs import RunMarathon
-from tests.support import load_job
+from tests.support import UUID, load_job
 from tests.web.operating import (
     KEEPER,
     OPERATOR,
@@ -590,6 +591,10 @@ def test_cursor_of_another_call_is_a_400(
             "limit",
         ),
         ("multipart/form-data", b"--x--", "The body is not a valid form."),
+        *(
+            (f"{form}; charset=latin1; boundary=x", b"a=1", "must be in UTF-8")
+            for form in ("application/x-www-form-urlencoded", "multipart/form-data")
+        ),
         ("application/json", b'{"kind": "Own"}', "body"),
         ("application/json", b"{}", "body"),
         ("", b"kind=Own", "body"),
@@ -622,6 +627,28 @@ def test_parameters_in_the_body_are_refused(
     assert response.status_code == 400
     assert named in response.json["error"]
     assert statuses(store, *jobs) == [status]
+
+
+def test_rerun_tells_nothing_of_a_foreign_batch(
+    operated: TestApp,
+    store: JobStore,
+    marathons: Marathons,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A batch that the request may not see looks like an unknown one, however many of
+    its jobs have failed.
+    """
+    monkeypatch.setattr("pyramid_jobstate.store.bulk.MAX_EXAMINED", 3)
+    batch = put_batch(store, *["error"] * 5, owner="alice")
+    for uuid in batch.uuid, UUID, batch.members[0]:
+        answer = act(operated, "/job_state/rerun", "bob", batch=uuid)
+        assert answer.json == {"done": 0, "cursor": None}
+        answer = act(operated, "/job_state/rerun", "bob", batch=uuid, cursor="x")
+        assert answer.status_code == 400
+    answer = act(operated, "/job_state/rerun", "alice", batch=batch.uuid)
+    assert answer.json["cursor"] is not None
+    answer = act(operated, "/job_state/rerun", "bob", batch="x")
+    assert answer.json["error"] == "batch must be a uuid, not 'x'."
 
 
 @pytest.mark.parametrize("is_sized", [True, False])
