@@ -19,6 +19,10 @@ LAST_TIME = 253_402_300_799_999
 MAX_SECONDS = 1e12
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
+#: Pyramid's principals that stand for many. As the owner of a job, one of them would
+#: open it to them all.
+SYSTEM_PRINCIPALS = ("system.Everyone", "system.Authenticated")
+
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
@@ -62,7 +66,8 @@ def stored_owner(text: str | None) -> Any:
     same one.
     """
     owner = parse_json(text)
-    return owner if type(owner) in (str, int, float) else None
+    is_known = type(owner) in (str, int, float) and owner not in SYSTEM_PRINCIPALS
+    return owner if is_known else None
 
 
 def parse_int(text: str | None) -> int | None:

@@ -13,6 +13,8 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from .parsing import SYSTEM_PRINCIPALS
+
 #: The maximum size of one value as JSON, in bytes.
 MAX_VALUE_BYTES = 16 * 1024
 
@@ -156,10 +158,14 @@ def encode_params(params: Mapping[str, object]) -> Json:
 
 
 def is_owner(owner: object) -> bool:
-    """Return whether a value can own jobs: a string or a finite number."""
+    """Return whether a value can own jobs: a finite number, or a string that is not the
+    name of one of Pyramid's system principals.
+    """
     if isinstance(owner, bool) or not isinstance(owner, (str, int, float)):
         return False
-    return isinstance(owner, str) or -math.inf < owner < math.inf
+    if isinstance(owner, str):
+        return owner not in SYSTEM_PRINCIPALS
+    return -math.inf < owner < math.inf
 
 
 def is_plain(value: float) -> bool:
