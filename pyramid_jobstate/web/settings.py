@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -19,6 +18,7 @@ from ..store import JobStore
 from ..worker import (
     STUB,
     BrokerSpec,
+    is_async,
     is_default,
     made_store,
     masked,
@@ -120,7 +120,7 @@ class Settings:
         function: Callable[..., Any] = self._resolved(setting, name)
         if not callable(function):
             raise _wrong(setting, name, "is not a function")
-        if inspect.iscoroutinefunction(function):
+        if is_async(function):
             raise _wrong(setting, name, "is async, but must be a plain function")
         return function
 
@@ -152,7 +152,7 @@ class Settings:
                 value = self._named_broker(value)
         if isinstance(value, type) and issubclass(value, Broker):
             fault = "is a class"
-        elif inspect.iscoroutinefunction(value):
+        elif is_async(value):
             fault = "is async"
         elif not isinstance(value, (str, Broker)) and not callable(value):
             fault = "is neither a broker nor a function"

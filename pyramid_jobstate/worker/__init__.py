@@ -22,7 +22,13 @@ from .middleware import JobStateMiddleware
 from .options import BATCH, UNIQUE, check_owner
 from .outage import Outage
 from .outgoing import Outgoing
-from .parameters import HandedFunction, called_function, has_parameter, layers
+from .parameters import (
+    HandedFunction,
+    called_function,
+    has_parameter,
+    is_async,
+    layers,
+)
 from .preparing import Sendable
 from .putting import put_job
 from .repeatable import why_not_repeatable
@@ -51,6 +57,7 @@ __all__ = [
     "called_function",
     "check_owner",
     "has_parameter",
+    "is_async",
     "is_default",
     "is_made",
     "layers",

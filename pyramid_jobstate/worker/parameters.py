@@ -71,6 +71,12 @@ def called_function(fn: Callable[..., Any]) -> Callable[..., Any]:
     return actor.perform if isinstance(actor, GenericActor) else fn
 
 
+def is_async(fn: Callable[..., Any]) -> bool:
+    """Return whether a function, or an object that is called like one, is async."""
+    called: Any = inspect.unwrap(fn)
+    return any(map(inspect.iscoroutinefunction, (called, type(called).__call__)))
+
+
 def has_parameter(actor: Actor[Any, Any], name: str) -> bool:
     """Return whether an actor declares a parameter.
 

@@ -1,5 +1,6 @@
 """Permissions with any policy, with `jobstate.permits`, and without either."""
 
+import functools
 import json
 import logging
 import traceback
@@ -327,6 +328,22 @@ def test_owner_that_is_not_a_scalar_owns_nothing(
 
     assert rights(app, job, X_User='"alice"') == NONE
     assert rights(app, other, X_User='"alice"') == NONE
+
+
+@pytest.mark.parametrize("name", [Everyone, Authenticated])
+def test_owner_named_like_a_system_principal_owns_nothing(
+    redis_url: str, client: redis.Redis, store: JobStore, name: str
+) -> None:
+    """A job with such an owner, from whatever sender, is open to nobody."""
+    app = app_of(None, redis_url, owner=f"{__name__}.visitor")
+    job = put_job(client, owner=json.dumps(name))
+
+    assert rights(app, job) == NONE
+    assert rights(app, job, X_User='"v1"') == NONE
+    assert rights(app, job, Cookie=f"visitor={name}") == NONE
+    loaded = store.load(job)
+    assert loaded is not None
+    assert loaded.__acl__() == []
 
 
 def test_owner_is_asked_once_a_request(redis_url: str, client: redis.Redis) -> None:
@@ -728,9 +745,26 @@ async def open_later(request: Request, context: Any, permission: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize("wrong", [open_later, "redis://:s3cret@host/0"])
+class OpenLater:
+    """An object that is called like the function before."""
+
+    async def __call__(self, request: Request, context: Any, permission: str) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        open_later,
+        OpenLater(),
+        functools.partial(open_later),
+        "redis://:s3cret@host/0",
+    ],
+)
 def test_function_that_cannot_answer_stops_the_start(wrong: Any) -> None:
-    """A coroutine function is always true, so it is refused. A URL is not quoted."""
+    """A coroutine is always true, so what returns one is refused. A URL is not
+    quoted.
+    """
     config = make_config(NOWHERE, settings={"jobstate.permits": wrong})
     config.include("pyramid_jobstate")
 
