@@ -57,7 +57,12 @@ class JobStore(JobReads):
         """Return what operators read of a job's failures. Nothing is kept of a job that
         has not failed.
         """
-        return read_failures(self._reader.fields(self._calls.failure_key(uuid), FIELDS))
+        found = read_failures(
+            self._reader.fields(self._calls.failure_key(uuid), FIELDS)
+        )
+        if not found.tries and (target := self.claims.target_of(uuid)) is not None:
+            return self.failures(target.uuid)
+        return found
 
     def clear(
         self,

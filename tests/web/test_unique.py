@@ -20,7 +20,7 @@ from pyramid_jobstate import (
     StoreUnavailable,
 )
 from pyramid_jobstate.errors import ActorError
-from pyramid_jobstate.job.changes import End, Update
+from pyramid_jobstate.job.changes import End, Failure, Update
 from pyramid_jobstate.job.record import NOT_SENT, JobError, Record
 from pyramid_jobstate.store import claims
 from pyramid_jobstate.store.scripts import read_scripts
@@ -87,7 +87,8 @@ class UniqueDesk(Desk):
         record = self.record(job_state)
         error = None if status == "success" else JobError("ValueError", "x")
         begins = Update(record.uuid, "0" * 12, 1, record.info, begins=True)
-        begins.end = End(status, error)
+        failure = Failure("", "", "a traceback") if status == "error" else None
+        begins.end = End(status, error, failure=failure)
         (reply,) = self.store.write([begins])
         assert reply == 1
 
@@ -428,6 +429,14 @@ def test_cancel_delete_and_rerun_reach_the_job_of_an_alias(
     assert loaded.cancel()
     assert loaded.delete()
     assert desk.store.load(winner.uuid) is None
+
+
+def test_failures_of_an_alias_are_those_of_its_job(desk: UniqueDesk) -> None:
+    loser, winner = double_click(desk)
+    desk.end(winner, "error")
+    failures = desk.store.failures(winner.uuid)
+    assert [each.error for each in failures.tries] == [JobError("ValueError", "x")]
+    assert desk.store.failures(loser.uuid) == failures
 
 
 def test_what_the_loser_was_given_cancels_the_job(desk: UniqueDesk) -> None:
