@@ -143,9 +143,7 @@ class Entries:
                 return
 
     def read(self, place: Place, count: int) -> list[tuple[Place, str]]:
-        """Return the entries after a place, each with the status whose index it was
-        found in, the newest first.
-        """
+        """Return entries after a place, the newest first, and their status indexes."""
         if place.part != BY_STATUS:
             return [(entry, "") for entry in self.read_index(place, count)]
         found = [
@@ -205,6 +203,9 @@ class Entries:
         """Yield entries with their records."""
         uuids = [place.uuid for place, _ in found]
         records = self._reader.read(uuids, *self._names)
+        if self._wanted.owner is None and (kind := self._wanted.kind) is not None:
+            # A job whose class has another name now has no place in this index.
+            records = [r if r and r.kind == kind else None for r in records]
         wants = self._wants(records)
         entries = [
             Entry(place, record, is_wanted, status, self._is_unlisted(record))
@@ -225,9 +226,7 @@ class Entries:
         yield from entries
 
     def _is_unlisted(self, record: Record | None) -> bool:
-        """Return whether an entry that no other status lists has one of those: a worker
-        died, or one of an earlier version wrote it.
-        """
+        """Return whether an entry that no other status lists has one of those."""
         return record is not None and record.stored_status in self._others
 
     def repair(self, entries: Sequence[Entry]) -> bool:

@@ -287,6 +287,26 @@ def test_expired_job_is_dropped_from_its_status(store: JobStore) -> None:
     assert list(index(store, "error")) == [stays]
 
 
+@pytest.mark.parametrize("status", ["working", "error", "success"])
+def test_job_whose_class_has_a_new_name_leaves_the_old_one(
+    store: JobStore, status: str
+) -> None:
+    """A list of the old name drops the job, which is listed under the new one."""
+    old, new = INFO._replace(kind="OldName"), INFO._replace(kind="NewName")
+    other, job = create(store, 2, old)
+    for uuid in job, other:
+        store.confirm(uuid, "OldName")
+    end = None if status == "working" else End(status)
+    store.write([Update(job, "0" * 12, 1, new, begins=True, end=end)])
+
+    assert all_of(store, kind="OldName") == [other]
+    assert all_of(store, kind="OldName", status=status) == []
+
+    assert store.counts(kind="OldName") == Counts(queued=1)
+    assert all_of(store, kind="NewName") == [job]
+    assert set(all_of(store)) == {job, other}
+
+
 def test_success_leaves_nothing_in_the_indexes(store: JobStore) -> None:
     """A job that succeeds is in no status index."""
     put(store, "success", 3)
