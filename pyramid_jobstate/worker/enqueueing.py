@@ -42,8 +42,8 @@ class Enqueueing:
         delay: int | None,
         tracked: Tracked,
     ) -> None:
-        """Write that a job is queued, unless its record was announced or its message is
-        being put back.
+        """Write that a job is queued, unless its record was announced, its message is
+        being put back, or it has ended and its batch was cancelled.
 
         Parameters:
           delay: Milliseconds until the message is due, or None.
@@ -66,11 +66,18 @@ class Enqueueing:
         created: list[bool] = []
 
         def create(store: JobStore) -> None:
-            if info.unique is None or store.has_record(uuid):
-                created.extend(store.create(new))
+            batch = info.batch
+            is_stopped = batch is not None and store.is_stopped(batch)
+            # A unique job that has no record, or not any more, gets one at its start,
+            # which takes its claim first. What became of a member of a cancelled batch
+            # is known to its batch alone.
+            is_left = info.unique is not None or is_stopped
+            if is_left and not store.has_record(uuid):
+                return
+            # A member that has ended stays as it is, too.
+            replies = store.create_new(new) if is_stopped else store.create(new)
+            created.extend(reply is True for reply in replies)
 
-        # A unique job that has no record, or not any more, gets one at its start, which
-        # takes its claim first.
         if self._access.may_ask() and self._access.ask(broker, create) and created:
             # Even for an existing record: a RabbitmqBroker calls this at every attempt.
             self._thread.sending.append(uuid)

@@ -24,6 +24,7 @@ from pyramid_jobstate import (
     StoreUnavailable,
 )
 from pyramid_jobstate.errors import ActorError
+from pyramid_jobstate.job import End, JobError
 from pyramid_jobstate.job.membership import OwnBatch
 from pyramid_jobstate.job.record import Record
 from pyramid_jobstate.job.run import Run
@@ -635,6 +636,33 @@ def test_put_back_of_a_member(floor: Floor) -> None:
     assert state.status == "working"
     assert floor.counts(batch) == {"queued": 1, "success": 1}
     assert floor.work(batch).status == "success"
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_put_back_of_a_member_that_ended_before_the_cancel(
+    floor: Floor, is_kept: bool
+) -> None:
+    """It stays as it ended, even if its record has expired, and its batch still counts
+    its failure.
+    """
+    batch = floor.send("a", "b")
+    begun, _ = floor.member(batch)
+    begun.end = End("error", JobError("ValueError", "wrong"))
+    floor.store.write([begun.take(time.monotonic())])
+    assert floor.load(batch).cancel()
+    sent, _ = queued(floor.client)
+    floor.broker.flush(sent.queue_name)
+    if not is_kept:
+        floor.client.delete(f"jobstate:{begun.uuid}")
+    before = floor.client.hgetall(f"jobstate:{begun.uuid}")
+    floor.broker.enqueue(sent)
+    with working(floor.broker):
+        wait_for(lambda: not floor.client.exists("dramatiq:default.msgs"))
+    assert floor.client.hgetall(f"jobstate:{begun.uuid}") == before
+    assert floor.counts(batch) == {"error": 1, "cancelled": 1}
+    failed = floor.store.members(batch.uuid, "error").items
+    assert [job.uuid for job in failed] == [begun.uuid] * is_kept
+    assert not floor.ran
 
 
 def test_job_without_a_batch(floor: Floor) -> None:
