@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,8 @@ BROKER_IS_AWAY = (ConnectionClosed, ConnectionFailed)
 
 def rerun(store: JobStore, broker: Broker, uuid: str) -> bool:
     """Run a job again, under its uuid, if it has failed. Later steps of its pipeline
-    that were cancelled because of that wait for their turn again.
+    that were cancelled because of that wait for their turn again. A `max_age` of
+    Dramatiq's counts anew, also for those steps and for the callbacks of its group.
 
     Parameters:
       store: The store of the job.
@@ -191,7 +193,9 @@ def message_of(
     if not failures.message:
         reason = failures.refusal or "The store does not hold its message."
         raise NotRepeatable(reason)
-    message, *later = _chain(broker, parse_json(failures.message))
+    fields = parse_json(failures.message)
+    _renew(fields)
+    message, *later = _chain(broker, fields)
     if message.message_id != record.uuid or message.actor_name != record.actor:
         raise NotRepeatable("The message that the store holds belongs to another job.")
     functions = middleware.functions
@@ -206,6 +210,22 @@ def message_of(
         if (function := functions.find(step)) is not None
     ]
     return dataclasses.replace(message, options=options), steps
+
+
+def _renew(fields: Any) -> None:
+    """Let AgeLimit take messages for new: the one from which a job runs again, and
+    those that its success sends, the later steps of its pipeline and the completion
+    callbacks of its group.
+    """
+    now = int(time.time() * 1000)
+    found = [fields]
+    for each in found:
+        match each:
+            case {"options": dict() as options}:
+                each["message_timestamp"] = now
+                callbacks = options.get("group_completion_callbacks")
+                found.append(options.get("pipe_target"))
+                found += callbacks if isinstance(callbacks, list) else ()
 
 
 def _chain(broker: Broker, fields: Any) -> Iterator[Message[Any]]:

@@ -10,15 +10,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import dramatiq
 import pytest
 import redis
-from dramatiq import Message, pipeline
+from dramatiq import Message, group, pipeline
 from dramatiq.broker import MessageProxy
 from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import GroupCallbacks
+from dramatiq.rate_limits.backends import RedisBackend
 
 from pyramid_jobstate import (
     BulkResult,
@@ -90,11 +92,20 @@ class Site:
         self.client.delete(FAILS)
         return sent
 
-    def fail_pipeline(self, *, cancels: int | None = None) -> list[Message[Any]]:
+    def message(self, number: int, **options: Any) -> Message[Any]:
+        """Return the message of a job."""
+        message: Message[Any] = self.errand.message_with_options(
+            args=(number,), **options
+        )
+        return message
+
+    def fail_pipeline(
+        self, *, cancels: int | None = None, **options: Any
+    ) -> list[Message[Any]]:
         """Have the first step of a pipeline fail, and return all steps. A user cancels
         the later step of the given index before that.
         """
-        steps = [self.errand.message(i) for i in (1, 2, 4)]
+        steps = [self.message(i, **options) for i in (1, 2, 4)]
         record_steps(self.broker, steps[1:])
         if cancels is not None:
             load(self.broker, steps[cancels]).cancel()
@@ -146,10 +157,16 @@ class Site:
     def failure_key(self, message: Message[Any]) -> str:
         return self.store._calls.failure_key(message.message_id)
 
-    def forge(self, message: Message[Any], **changes: Any) -> None:
+    def forge(
+        self,
+        message: Message[Any],
+        change: Callable[[Any], None] = lambda fields: None,
+        **changes: Any,
+    ) -> None:
         """Change the message that the store holds."""
         text: Any = self.client.hget(self.failure_key(message), "message")
         fields = {**json.loads(text), **changes}
+        change(fields)
         self.client.hset(self.failure_key(message), "message", json.dumps(fields))
 
     def rerun(self, message: Message[Any]) -> bool:
@@ -286,6 +303,47 @@ def test_age_limit_does_not_skip_it(site: Site) -> None:
     assert site.rerun(sent)
     site.work()
     assert load(site.broker, sent).status == "success"
+
+
+def age(message: Any) -> None:
+    """Let what follows a message in its pipeline or its group be old."""
+    options = message["options"]
+    callbacks = options.get("group_completion_callbacks", [])
+    following = [options["pipe_target"]] if "pipe_target" in options else []
+    for each in following + callbacks:
+        each["message_timestamp"] = 1
+        age(each)
+
+
+def test_age_limit_does_not_skip_later_steps(site: Site) -> None:
+    """They count as new, too."""
+    steps = site.fail_pipeline(max_age=60_000)
+    site.forge(steps[0], age)
+    assert site.rerun(steps[0])
+    site.work()
+    assert [load(site.broker, s).status for s in steps] == ["success"] * 3
+
+
+def test_age_limit_does_not_skip_the_callback_of_a_group(site: Site) -> None:
+    """The last member to succeed sends it with what follows it."""
+    backend = RedisBackend(url=site.url)
+    site.broker.add_middleware(GroupCallbacks(backend))
+    steps = [site.message(i, max_age=60_000) for i in (3, 4)]
+    parts = group([site.message(i) for i in (1, 2)], broker=site.broker)
+    parts.add_completion_callback(pipeline(steps, broker=site.broker).messages[0])
+    site.client.set(FAILS, 1)
+    members = parts.run().children
+    with working(site.broker):
+        for each in members:
+            wait_until(site.broker, each, "error")
+    site.client.delete(FAILS)
+    for each in members:
+        site.forge(each, age)
+        assert site.rerun(each)
+    with working(site.broker):
+        for each in steps:
+            ended = wait_until(site.broker, each, "success", "cancelled")
+            assert ended.status == "success"
 
 
 def test_broker_that_refuses_leaves_the_failure(
