@@ -5,10 +5,13 @@ import faulthandler
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
+
+import redis
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
@@ -64,6 +67,33 @@ def frozen(server: EmbeddedServer) -> Iterator[None]:
     """Freeze a server: it keeps its connections and answers nothing."""
     with frozen_process(server.pid):
         yield
+
+
+@contextlib.contextmanager
+def busy(server: EmbeddedServer) -> Iterator[None]:
+    """Keep a server busy with somebody's script: it answers each command with BUSY."""
+    with redis.Redis.from_url(server.url, socket_timeout=60) as client:
+        client.config_set("lua-time-limit", 1)
+
+        def run() -> None:
+            with contextlib.suppress(redis.ResponseError):
+                client.eval("while true do end", 0)
+
+        def is_busy() -> bool:
+            try:
+                return not other.ping()
+            except redis.ResponseError as e:
+                return str(e).startswith("BUSY ")
+
+        script = threading.Thread(target=run)
+        with redis.Redis.from_url(server.url) as other:
+            script.start()
+            try:
+                wait_for(is_busy)
+                yield
+            finally:
+                other.script_kill()
+                script.join()
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from redis import exceptions as errors
 
-from ..store import JobStore, name_of
+from ..store import JobStore, is_passing, name_of
 from .faults import CouldNot, say
 from .texts import span
 
@@ -17,7 +17,8 @@ T = TypeVar("T")
 #: Seconds between two tries.
 INTERVAL = 0.5
 
-#: What a server answers while it starts, or while another takes over.
+#: What a server answers while it starts, or while another takes over. `is_passing`
+#: knows the errors without a class of their own.
 PASSING = (
     errors.ConnectionError,
     errors.TimeoutError,
@@ -95,7 +96,9 @@ class Patience:
 
 def passes(error: errors.RedisError) -> bool:
     """Return whether an error may pass by itself."""
-    return isinstance(error, PASSING) and not isinstance(error, HOPELESS)
+    if isinstance(error, PASSING):
+        return not isinstance(error, HOPELESS)
+    return is_passing(error)
 
 
 def explained(store: JobStore, error: errors.RedisError) -> str:

@@ -14,6 +14,7 @@ from .fresh import Fresh
 from .jobstore import JobStore, store_beside
 from .newest import newest_uuids
 from .pages import Page
+from .passing import is_passing
 from .places import refusal
 from .scripts import Reply
 
@@ -37,6 +38,7 @@ __all__ = [
     "check_empty",
     "deferred_client",
     "is_hopeless",
+    "is_passing",
     "name_of",
     "newest_uuids",
     "place_of",

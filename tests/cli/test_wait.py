@@ -15,7 +15,7 @@ from pyramid_jobstate.cli import following
 from pyramid_jobstate.cli.stores import Patience
 from pyramid_jobstate.embedded import EmbeddedServer
 from tests.operated import HARMLESS, HOSTILE, Operator, Start, end, finished, put
-from tests.support import UUID, frozen, key_of, load_job, wait_for
+from tests.support import UUID, busy, frozen, key_of, load_job, wait_for
 
 CLOCK = r"\d\d:\d\d:\d\d "
 
@@ -257,6 +257,24 @@ def test_a_store_that_stays_away(pjobs: Operator, server: EmbeddedServer) -> Non
     ran = pjobs.main(*where, "--timeout", "0.3s")
     assert ran.code == 124
     assert ran.err[-1] == "pjobs: Not all over after 0.3 s."
+
+
+def test_a_store_that_is_busy(start: Start, server: EmbeddedServer) -> None:
+    """A store that refuses commands while somebody's script runs is away, too."""
+    with redis.Redis.from_url(server.url) as client:
+        store = JobStore(client)
+        job = put(store)
+        with busy(server):
+            process = start("--url", server.url, "wait", job.uuid)
+            assert process.stderr is not None
+            assert re.fullmatch(
+                r"pjobs: The store at \S+ refuses: BUSY .*\. "
+                r"Asking again for 1 min\.\n",
+                process.stderr.readline(),
+            )
+        assert process.stderr.readline() == "pjobs: The store answers again.\n"
+        end(store, job)
+        assert finished(process).code == 0
 
 
 def test_patience_is_not_wasted(store: JobStore) -> None:

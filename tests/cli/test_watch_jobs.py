@@ -15,7 +15,7 @@ from pyramid_jobstate.cli.watching import Given, Running
 from pyramid_jobstate.embedded import EmbeddedServer
 from tests.listed import create
 from tests.operated import HARMLESS, HOSTILE, Operator, Start, end, finished, put
-from tests.support import UUID, frozen, key_of
+from tests.support import UUID, busy, frozen, key_of
 from tests.terminal import terminal
 
 
@@ -170,6 +170,18 @@ def test_an_outage_is_a_line_of_its_own(start: Start, server: EmbeddedServer) ->
     assert process.stdout.readline().endswith("working\n")
     with frozen(server):
         assert "does not answer" in process.stderr.readline()
+    assert process.stderr.readline() == "pjobs: The store answers again.\n"
+
+
+def test_a_busy_store_is_an_outage(start: Start, server: EmbeddedServer) -> None:
+    """`watch` keeps asking a store that refuses commands while a script runs."""
+    with redis.Redis.from_url(server.url) as client:
+        job = put(JobStore(client))
+    process = start("--url", server.url, "watch", job.uuid)
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline().endswith("working\n")
+    with busy(server):
+        assert "refuses: BUSY" in process.stderr.readline()
     assert process.stderr.readline() == "pjobs: The store answers again.\n"
 
 

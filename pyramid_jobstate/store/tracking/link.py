@@ -17,19 +17,10 @@ from redis import exceptions as errors
 from redis.sentinel import SentinelConnectionPool
 
 from ..connection import FAIL_FAST, POOLS
+from ..passing import is_passing
 
 #: Older versions of hiredis return what a server says by itself as if it were a reply.
 CAN_TRACK = hasattr(hiredis, "PushNotification")
-
-#: The prefixes of errors that will pass.
-PASSING = (
-    "LOADING",
-    "BUSY",
-    "MASTERDOWN",
-    "CLUSTERDOWN",
-    "TRYAGAIN",
-    "ERR max number of clients",
-)
 
 #: Seconds that a server may take to accept what is sent to it.
 TIMEOUT = 0.5
@@ -220,7 +211,7 @@ class Link:
             for reply in self._replies():
                 if isinstance(reply, errors.ResponseError):
                     text = f"{' '.join(words)}: {reply}"
-                    if str(reply).startswith(PASSING):
+                    if is_passing(reply):
                         raise errors.ConnectionError(text)
                     raise TrackingRefused(text)
                 if not isinstance(reply, hiredis.PushNotification):

@@ -13,8 +13,9 @@ from ..batches import batch_of, is_waiting, stop
 from ..claims import named
 from ..connection import Client, redis_errors
 from ..nodes import node_named, primary_of
+from ..passing import PASSING
 from ..reading import Reader, stop_in
-from .link import PASSING, Link
+from .link import Link
 
 if TYPE_CHECKING:
     from ...job import JobState, Record
