@@ -99,7 +99,7 @@ def _starting(ini: Ini) -> Iterator[None]:
     except configparser.Error:
         with explained(ini.path):
             raise
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         # Pyramid wraps what an action raises.
         cause = getattr(e, "evalue", e)
         text = str(cause)

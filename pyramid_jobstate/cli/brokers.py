@@ -109,7 +109,7 @@ def _import(name: str) -> object:
         # It may have set up logging.
         log_to_stderr()
         found: object = functools.reduce(getattr, path.split("."), loaded)
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         text = without_passwords(f"{type(e).__name__}: {e}")
     else:
         return found

@@ -123,7 +123,10 @@ def boot() -> None:
         _fail(CONNECT, f"The broker cannot be reached: {e}")
     except ImportError as e:
         _fail(IMPORT, f"{place_of(e)}{type(e).__name__}: {e}")
-    except Exception as e:
+    except (Exception, SystemExit) as e:
+        if isinstance(e, SystemExit) and e.code:
+            # Also Dramatiq's own, on a second signal.
+            raise
         if isinstance(e, ConfigurationError) and not _has_broker():
             # The likely cause of what the include complains about.
             _fail(IMPORT, f"{NO_BROKER}\n{getattr(e, 'evalue', e)}")

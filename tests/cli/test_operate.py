@@ -429,6 +429,8 @@ def test_what_an_ini_logs_to_the_terminal(folder: Folder, store: JobStore) -> No
     [
         ("import logging", "import missing_one", 1, "line 2: ModuleNotFoundError: No"),
         ("greeting = None", "1 / 0", 1, "ZeroDivisionError: division by zero"),
+        ("greeting = None", "raise SystemExit(0)", 1, "line 17: SystemExit: 0"),
+        ("greeting = None", "raise SystemExit('bye')", 1, "line 17: SystemExit: bye"),
         (
             "greeting = None",
             "raise ValueError('no pg://me:hush@db/x, pg://a:b s3cr3t@db\\n s3cr3t')",

@@ -262,6 +262,10 @@ def test_a_module_in_the_current_folder(
         [],
         ["pjobs: --broker broken:broker cannot be imported: ValueError: redis://…@h/0"],
     )
+    (tmp_path / "gone.py").write_text("raise SystemExit(0)")
+    ran = shop.pjobs(*arguments[2:], "gone:broker")
+    error = "pjobs: --broker gone:broker cannot be imported: SystemExit: 0"
+    assert ran == (1, [], [error])
 
 
 def test_the_broker_of_an_application(

@@ -154,6 +154,8 @@ def test_a_pattern_of_ones_own_replaces_ours(
             2, SET_BROKER, WITHOUT_BROKER, "has no broker", marks=pytest.mark.long
         ),
         (1, "greeting = None", "1 / 0", "ZeroDivisionError: division by zero"),
+        (1, "greeting = None", "raise SystemExit(0)", "SystemExit: 0"),
+        (7, "greeting = None", "raise SystemExit(7)", ""),
         pytest.param(
             1,
             "greeting = None",
