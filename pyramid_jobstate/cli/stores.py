@@ -106,6 +106,12 @@ def explained(store: JobStore, error: errors.RedisError) -> str:
     where = f"The store at {name_of(store.client)}"
     if isinstance(error, HOPELESS):
         return f"{where} rejects the user or the password, or wants one"
+    # A Cluster's own client follows these, and gives up with another error.
+    if isinstance(error, errors.AskError):
+        return (
+            f"{where} is a node of a Cluster: add +cluster to the scheme of its URL, "
+            "as in redis+cluster://"
+        )
     if isinstance(error, errors.ResponseError):
         return f"{where} refuses: {_text(error)}"
     if isinstance(error, errors.InvalidResponse):

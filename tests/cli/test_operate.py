@@ -23,7 +23,7 @@ from pyramid_jobstate.embedded import EmbeddedServer
 from tests.cliapp import PATIENCE, PJOBS, Folder, free_port
 from tests.listed import create
 from tests.operated import HARMLESS, HOSTILE, Operator, Start, finished, put, run
-from tests.support import UUID, load_job
+from tests.support import UUID, load_job, wait_for
 from tests.terminal import terminal
 
 COMMANDS = ("info", "list", "show", "log", "watch", "wait", "cancel", "rerun", "clear")
@@ -151,6 +151,36 @@ def test_a_cluster_that_is_away(pjobs: Operator) -> None:
     (line,) = ran.err
     assert line.startswith("pjobs: --url: Redis Cluster cannot be connected.")
     assert "secret" not in line
+
+
+def test_a_node_of_a_cluster(pjobs: Operator) -> None:
+    """The error for the URL of a single server that is a node of a Cluster has the
+    right scheme.
+    """
+    arguments = ["--cluster-enabled", "yes"]
+    with (
+        EmbeddedServer(arguments=arguments) as other,
+        EmbeddedServer(arguments=arguments) as server,
+        redis.Redis.from_url(other.url) as holder,
+        redis.Redis.from_url(server.url) as client,
+    ):
+        holder.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+        client.execute_command("CLUSTER MEET", "127.0.0.1", other.port)
+
+        def is_elsewhere() -> bool:
+            with pytest.raises(redis.ResponseError) as caught:
+                client.get(UUID)
+            return isinstance(caught.value, redis.exceptions.MovedError)
+
+        wait_for(is_elsewhere)
+        for words in (["list"], ["show", UUID], ["wait", UUID]):
+            ran = pjobs.main("--url", server.url, *words)
+            place = server.url.removeprefix("redis://")
+            error = (
+                f"pjobs: The store at {place} is a node of a Cluster: add +cluster to "
+                "the scheme of its URL, as in redis+cluster://."
+            )
+            assert ran == (1, [], [error])
 
 
 def test_a_wrong_password(pjobs: Operator, server: EmbeddedServer) -> None:
