@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pyramid.settings import aslist, falsey, truthy
@@ -27,9 +28,29 @@ class Flag(NamedTuple):
     help: str
 
 
+def _whole(text: str, least: int) -> int:
+    """Return a whole number, of at most nine digits."""
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
+        raise ValueError(f"not a whole number from {least} to 999,999,999")
+    return int(text)
+
+
+def _from(least: int) -> Callable[[str], int]:
+    """Return a converter to whole numbers for argparse."""
+
+    def convert(text: str) -> int:
+        try:
+            return _whole(text, least)
+        except ValueError as e:
+            raise argparse.ArgumentTypeError(f"{text!r} is {e}") from None
+
+    return convert
+
+
 #: What argparse needs to know for each kind.
 KINDS: dict[str, dict[str, Any]] = {
-    "number": {"type": int, "metavar": "N"},
+    "positive": {"type": _from(1), "metavar": "N"},
+    "number": {"type": _from(0), "metavar": "N"},
     "text": {"metavar": "PATH"},
     "words": {"nargs": "*", "metavar": "NAME"},
     "repeated": {"action": "append", "metavar": "NAME"},
@@ -39,8 +60,8 @@ KINDS: dict[str, dict[str, Any]] = {
 
 #: The flags of Dramatiq 2.2. A test compares them with the installed version's.
 FLAGS = (
-    Flag("processes", "p", "number", "worker processes (default: one per CPU)"),
-    Flag("threads", "t", "number", "threads in each of them (default: 8)"),
+    Flag("processes", "p", "positive", "worker processes (default: one per CPU)"),
+    Flag("threads", "t", "positive", "threads in each of them (default: 8)"),
     Flag("queues", "Q", "words", "listen to these queues only"),
     Flag("path", "P", "words", "import modules from these folders (default: .)"),
     Flag("pid-file", "", "text", "write the process id to this file"),
@@ -92,10 +113,15 @@ def arguments_of(settings: Mapping[str, str], path: str) -> dict[str, list[str]]
     return found
 
 
-def _number(flag: str, value: str) -> list[str]:
-    if not (value.isascii() and value.isdecimal()):
-        raise ValueError(f"{value!r}, not a number")
-    return [flag, value]
+def _positive(flag: str, value: str) -> list[str]:
+    return _number(flag, value, 1)
+
+
+def _number(flag: str, value: str, least: int = 0) -> list[str]:
+    try:
+        return [flag, str(_whole(value, least))]
+    except ValueError as e:
+        raise ValueError(f"{value!r}, {e}") from None
 
 
 def _text(flag: str, value: str) -> list[str]:
@@ -122,6 +148,7 @@ def _count(flag: str, value: str) -> list[str]:
 
 
 _ARGUMENTS = {
+    "positive": _positive,
     "number": _number,
     "text": _text,
     "words": _words,

@@ -35,7 +35,7 @@ def test_values_become_arguments() -> None:
     """Each kind of value becomes arguments, with either kind of dash in the name."""
     settings = {
         "processes": "2",
-        "worker_shutdown_timeout": "100",
+        "worker_shutdown_timeout": "0",
         "queues": "default\nmail",
         "pid-file": "/run/a b",
         "watch-include": "*.a *.b",
@@ -47,7 +47,7 @@ def test_values_become_arguments() -> None:
     }
     assert arguments_of(settings, "a.ini") == {
         "processes": ["--processes", "2"],
-        "worker-shutdown-timeout": ["--worker-shutdown-timeout", "100"],
+        "worker-shutdown-timeout": ["--worker-shutdown-timeout", "0"],
         "queues": ["--queues", "default", "mail"],
         "pid-file": ["--pid-file=/run/a b"],
         "watch-include": ["--watch-include=*.a", "--watch-include=*.b"],
@@ -64,10 +64,14 @@ def test_values_become_arguments() -> None:
     [
         ("procesess", "2", "a.ini: 'procesess' in [pjobs] is not a long flag of Dram"),
         ("p", "2", "a.ini: 'p' in [pjobs] is not a long flag"),
-        ("processes", "two", "a.ini: processes in [pjobs] is 'two', not a number."),
-        ("processes", "٣", "a.ini: processes in [pjobs] is '٣', not a number."),
+        ("processes", "two", "processes in [pjobs] is 'two', not a whole number from "),
+        ("processes", "٣", "is '٣', not a whole number from 1 to "),
+        ("processes", "0", "is '0', not a whole number from 1 to "),
+        ("threads", "0", "a.ini: threads in [pjobs] is '0', not a whole number from "),
+        ("threads", "-1", "is '-1', not a whole number from 1 to "),
+        ("worker_shutdown_timeout", "-1", "is '-1', not a whole number from 0 to "),
         ("use_spawn", "tru", "use_spawn in [pjobs] is 'tru', neither true nor false."),
-        ("verbose", "", "verbose in [pjobs] is '', not a number."),
+        ("verbose", "", "verbose in [pjobs] is '', not a whole number from 0 to "),
     ],
 )
 def test_mistakes_name_the_setting(name: str, value: str, message: str) -> None:
