@@ -28,6 +28,8 @@ NO_BROKER = (
     "dramatiq.set_broker() before the actors are declared."
 )
 
+OTHER_STORE = "Name that store with --url and --namespace."
+
 
 def broker_name(text: str) -> str:
     """Return the name of a broker, checked."""
@@ -65,7 +67,9 @@ def find_broker(store: JobStore, name: str | None) -> Broker:
         written = middleware_of(found).store_for(found)
     except (ActorError, TypeError) as e:
         raise Refused(str(e)) from None
-    error = refusal(store, written, what[0].lower() + what[1:])
+    # Without an ini there are no settings to change.
+    advice = None if name is None else OTHER_STORE
+    error = refusal(store, written, what[0].lower() + what[1:], advice)
     if error is not None:
         raise Refused(error)
     # It logs each attempt to connect as an error.

@@ -32,7 +32,9 @@ _compared: WeakKeyDictionary[
 ] = WeakKeyDictionary()
 
 
-def refusal(read: JobStore, written: JobStore, broker: str) -> str | None:
+def refusal(
+    read: JobStore, written: JobStore, broker: str, advice: str | None = None
+) -> str | None:
     """Return an error message if jobs are certainly read from another place than they
     are written to, else None. If the places may differ, log a warning once for each
     pair of stores.
@@ -41,6 +43,7 @@ def refusal(read: JobStore, written: JobStore, broker: str) -> str | None:
       read: The store of the web side.
       written: The store of the JobStateMiddleware on a broker.
       broker: What to call that broker in the message.
+      advice: How to make the places the same, or None to name settings.
     """
     pairs = _compared.get(read)
     if pairs is None:
@@ -56,7 +59,7 @@ def refusal(read: JobStore, written: JobStore, broker: str) -> str | None:
         f"writes them to {written!r}"
     )
     if difference.what is not None:
-        return f"{where}, {difference.what}. {difference.advice}"
+        return f"{where}, {difference.what}. {advice or difference.advice}"
     log.warning(
         "%s. If these are not the same server, jobs of that broker will be missing or "
         "read as stalled.",

@@ -227,6 +227,22 @@ def test_brokers_that_are_none(
     assert error.lower() in line.lower()
 
 
+def test_a_broker_whose_jobs_another_store_has(shop: Shop) -> None:
+    """With --url, the advice on a broker with another store names what --url can."""
+    place, db = shop.url.rsplit("/", 1)
+    shop.module.other = RedisBroker(url=shop.url, middleware=[])
+    shop.module.other.add_middleware(JobStateMiddleware(namespace="other"))
+    shop.module.next = RedisBroker(url=f"{place}/{int(db) + 1}", middleware=[])
+    shop.module.next.add_middleware(JobStateMiddleware())
+    for name, difference in ("other", "namespace"), ("next", "database"):
+        ran = shop.pjobs("rerun", "--broker", f"shop:{name}", UUID)
+        assert (ran.code, ran.out) == (2, [])
+        (line,) = ran.err
+        assert line.endswith(
+            f", in another {difference}. Name that store with --url and --namespace."
+        )
+
+
 #: A module that prints, logs, and has a broker.
 MODULE = """
 import logging
