@@ -127,14 +127,14 @@ class Bulk:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Put off Ctrl-C and SIGTERM until a call is over, so that it is known what was
-    done. The second one does not wait.
+    """Put off Ctrl-C, SIGTERM and SIGHUP until a call is over, so that it is known what
+    was done. The second one does not wait.
     """
     noted: list[int] = []
     handlers = {}
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         handler = signal.getsignal(signum)
-        # In the background of a script, Ctrl-C is ignored.
+        # In the background of a script, Ctrl-C is ignored, and under nohup SIGHUP.
         if callable(handler):
             handlers[signum] = handler
 

@@ -9,7 +9,7 @@ from .texts import clean
 
 #: The exit codes of the commands for operators.
 DONE, COULD_NOT, USAGE, FAILED, CANCELLED, STALLED = range(6)
-TIMED_OUT, INTERRUPTED, BROKEN_PIPE, TERMINATED = 124, 130, 141, 143
+TIMED_OUT, HUNG_UP, INTERRUPTED, BROKEN_PIPE, TERMINATED = 124, 129, 130, 141, 143
 
 
 class Refused(Exception):

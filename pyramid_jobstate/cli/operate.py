@@ -48,8 +48,20 @@ class Operation(Protocol):
         """
 
 
+#: The signals that end a command as Ctrl-C does, with their exit codes.
+ENDING = {signal.SIGTERM: faults.TERMINATED, signal.SIGHUP: faults.HUNG_UP}
+
+
 class Terminated(BaseException):
-    """SIGTERM has come."""
+    """One of the signals above has come.
+
+    Parameters:
+      signum: The signal.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.code = ENDING[signal.Signals(signum)]
 
 
 def operate(
@@ -77,8 +89,8 @@ def operate(
         return faults.COULD_NOT
     except KeyboardInterrupt:
         return faults.INTERRUPTED
-    except Terminated:
-        return faults.TERMINATED
+    except Terminated as e:
+        return e.code
     except BrokenPipeError:
         return faults.BROKEN_PIPE
     except OSError as e:
@@ -114,13 +126,20 @@ def _explained(store: JobStore) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _terminating() -> Iterator[None]:
-    """Let SIGTERM end the command as Ctrl-C does, so that it shows the cursor again."""
+    """Let SIGTERM and SIGHUP end the command as Ctrl-C does, so that it shows the
+    cursor again.
+    """
 
     def terminate(signum: int, frame: FrameType | None) -> NoReturn:
-        raise Terminated
+        raise Terminated(signum)
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = {signum: signal.getsignal(signum) for signum in ENDING}
+    for signum, handler in before.items():
+        # Under nohup, SIGHUP is ignored and remains so.
+        if handler != signal.SIG_IGN:
+            signal.signal(signum, terminate)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -142,7 +142,8 @@ def test_lost_reply_is_logged(
 
 
 @pytest.mark.parametrize(
-    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+    ("signum", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
 )
 def test_a_signal_waits_for_the_call(
     pjobs: Operator,
@@ -151,8 +152,8 @@ def test_a_signal_waits_for_the_call(
     signum: int,
     code: int,
 ) -> None:
-    """Ctrl-C or SIGTERM during a call ends the command after it: what is printed was
-    done, and nothing else.
+    """Ctrl-C, SIGTERM or SIGHUP during a call ends the command after it: what is
+    printed was done, and nothing else.
     """
     monkeypatch.setattr(bulk, "MOST", 3)
     finish(store, *create(store, 7))

@@ -22,7 +22,7 @@ from pyramid_jobstate.cli.output import NO_RICH, prepare_streams
 from pyramid_jobstate.embedded import EmbeddedServer
 from tests.cliapp import PATIENCE, PJOBS, Folder, free_port
 from tests.listed import create
-from tests.operated import HARMLESS, HOSTILE, Operator, Start, finished, put, run
+from tests.operated import HARMLESS, HOSTILE, Operator, Start, end, finished, put, run
 from tests.support import UUID, load_job, wait_for
 from tests.terminal import terminal
 
@@ -322,6 +322,18 @@ def test_signals_end_a_command_quietly(
     ran = finished(process)
     assert ran == (code, [], [])
     assert not load_job(store, job.uuid).cancel_requested
+
+
+def test_nohup(start: Start, redis_url: str, store: JobStore) -> None:
+    """Under nohup, a command outlives its terminal."""
+    job = put(store)
+    ignores = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+    process = start("--url", redis_url, "wait", job.uuid, code=ignores + PJOBS)
+    assert process.stdout is not None
+    assert "working" in process.stdout.readline()
+    process.send_signal(signal.SIGHUP)
+    end(store, job)
+    assert finished(process).code == 0
 
 
 def test_output_that_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:

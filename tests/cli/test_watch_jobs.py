@@ -54,14 +54,26 @@ def test_running_jobs_are_bars_that_move(
 
 
 def test_nothing_runs(redis_url: str, store: JobStore) -> None:
-    """Without running jobs the screen says so, and SIGTERM restores the terminal."""
+    """Without running jobs the screen says so."""
     put(store, "success")
     arguments = ("--url", redis_url, "watch")
     # Variables that tell rich otherwise do not count.
     with terminal(*arguments, TTY_COMPATIBLE="0", TTY_INTERACTIVE="0") as shown:
         shown.wait_for(r"^\d\d:\d\d:\d\d   No job is running\.$")
-        shown.process.send_signal(signal.SIGTERM)
-        assert shown.end() == 143
+
+
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_restores_the_terminal(
+    redis_url: str, store: JobStore, signum: int, code: int
+) -> None:
+    """SIGTERM and SIGHUP show the cursor and the former screen again."""
+    with terminal("--url", redis_url, "watch") as shown:
+        shown.wait_for("No job is running")
+        assert shown.screen.alternate and not shown.screen.has_cursor
+        shown.process.send_signal(signum)
+        assert shown.end() == code
         assert not shown.screen.alternate and shown.screen.has_cursor
 
 
