@@ -1,6 +1,8 @@
 """The setting ``jobstate.owner = session``: visitors own what their session sent."""
 
+import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +15,6 @@ from pyramid.session import SignedCookieSessionFactory
 from webtest import TestApp
 
 from pyramid_jobstate.web.permits import VISITOR, session_owner, set_owner
-from tests.support import wait_for
 from tests.webapp import EXPLICIT, Root, make_request
 
 AJAX = {"X-Requested-With": "XMLHttpRequest"}
@@ -258,15 +259,22 @@ def test_named_owner_makes_no_name(visitor: TestApp, client: redis.Redis) -> Non
     visitor.get(f"/job_state/{response.json}", status=403)
 
 
-def test_job_ends_with_the_session(redis_url: str, global_broker: Broker) -> None:
+def test_job_ends_with_the_session(
+    redis_url: str, global_broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A session that ends before its job loses it: polls do not renew the session, so
     it must outlive the job.
     """
-    config = make_visited(redis_url, global_broker, cookies(timeout=1))
+    now = time.time()
+    clock = SimpleNamespace(time=lambda: now)
+    monkeypatch.setattr("pyramid.session.time", clock)
+    config = make_visited(redis_url, global_broker, cookies(timeout=60))
     visitor = TestApp(config.make_wsgi_app())
     path = f"/job_state/{visitor.post('/send').json}"
+    now += 58
     visitor.get(path, status=200)
-    wait_for(lambda: visitor.get(path, expect_errors=True).status_int == 403)
+    now += 4
+    visitor.get(path, status=403)
     assert visitor.get("/job_state").json["items"] == []
 
 
