@@ -100,8 +100,8 @@ class Pages(Site):
 
     @property
     def uuids(self) -> list[str]:
-        """The jobs in the rows that the page has by now, which may be none after a
-        navigation: see `expect_uuids()`.
+        """The jobs in the rows on the page now. Right after a navigation there may be
+        none: see `expect_uuids()`.
         """
         script = "rows => rows.map(row => row.dataset.uuid)"
         found: list[str] = self.page.locator("tr[data-uuid]").evaluate_all(script)
