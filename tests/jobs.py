@@ -128,6 +128,22 @@ class Gate:
         self.opened.set()
 
 
+class Alarm(Middleware):
+    """Holds delayed messages until the test rings, and then makes them due at once,
+    whatever their delay.
+    """
+
+    def __init__(self) -> None:
+        self._rung = threading.Event()
+
+    def before_delay_message(self, broker: Any, message: Any) -> None:
+        assert self._rung.wait(30)
+        message.options["eta"] = 0
+
+    def ring(self) -> None:
+        self._rung.set()
+
+
 def messages(caplog: Any, logger: str, level: int = logging.WARNING) -> list[str]:
     """Return what a logger and its children have logged."""
     return [

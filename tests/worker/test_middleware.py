@@ -43,6 +43,7 @@ from pyramid_jobstate.job.changes import NewJob, Update
 from pyramid_jobstate.job.record import NOT_REACHED, JobError
 from pyramid_jobstate.worker.recorder import Recorder
 from tests.jobs import (
+    Alarm,
     Gate,
     RunMarathon,
     job_actor,
@@ -619,8 +620,10 @@ def test_an_exception_is_an_error_once_dramatiq_gives_up(
     error when Dramatiq gives up: at once if nothing retries it.
     """
     name, broker = place
+    broker.add_middleware(alarm := Alarm())
     gates = [Gate(), Gate()]
-    options = {} if name == "without" else {"max_retries": 1, "min_backoff": 400}
+    retried = {"max_retries": 1, "min_backoff": 60_000, "max_backoff": 60_001}
+    options = {} if name == "without" else retried
 
     @job_actor(broker=broker, **options)
     def run_marathon(*, job_state: JobState) -> None:
@@ -638,7 +641,8 @@ def test_an_exception_is_an_error_once_dramatiq_gives_up(
             state = wait_until(broker, message, "retrying", "error")
             assert (state.status, state.attempt) == ("retrying", 1)
             assert state.due_at and state.updated_at and state.finished_at is None
-            assert 0.1 < (state.due_at - state.updated_at).total_seconds() < 0.9
+            assert 10 < (state.due_at - state.updated_at).total_seconds() < 61
+            alarm.ring()
             gates[1].wait_for_job()
             state = load(broker, message)
             assert (state.status, state.attempt, state.due_at) == ("working", 2, None)
@@ -687,17 +691,19 @@ def test_throws_and_retry_when_end_in_error(redis_url: str) -> None:
 
 def test_retry_reads_retrying(broker: RedisBroker) -> None:
     """A job that asks to be retried later reads retrying until then."""
+    broker.add_middleware(alarm := Alarm())
 
     @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
         if job_state.attempt == 1:
-            raise dramatiq.errors.Retry("not yet", delay=200)
+            raise dramatiq.errors.Retry("not yet", delay=60_000)
 
     with working(broker):
         message = run_marathon.send()
         state = wait_until(broker, message, "retrying")
         assert state.due_at and state.updated_at
-        assert abs((state.due_at - state.updated_at).total_seconds() - 0.2) < 0.1
+        assert 50 < (state.due_at - state.updated_at).total_seconds() <= 60
+        alarm.ring()
         assert wait_until(broker, message, "success").attempt == 2
 
 
@@ -970,8 +976,10 @@ def test_a_message_that_is_refused_and_put_back_waits(
 
     where: Any = None if order == "before" else JobStateMiddleware
     broker.add_middleware(RefusingOnce(), before=where)
+    broker.add_middleware(alarm := Alarm())
+    backoff = {"min_backoff": 60_000, "max_backoff": 60_001}
 
-    @dramatiq.actor(broker=broker, min_backoff=600, max_backoff=601, job_state=True)
+    @dramatiq.actor(broker=broker, job_state=True, **backoff)
     def run_marathon() -> None: ...
 
     message = run_marathon.send()
@@ -980,7 +988,8 @@ def test_a_message_that_is_refused_and_put_back_waits(
         assert (state.attempt, state.started_at) == (0, None)
         assert state.error is not None and state.error.message == "not today"
         assert state.due_at is not None and state.updated_at is not None
-        assert 0.2 < (state.due_at - state.updated_at).total_seconds() < 0.7
+        assert 10 < (state.due_at - state.updated_at).total_seconds() < 61
+        alarm.ring()
         state = wait_until(broker, message, "success", "error", "cancelled")
     assert (state.status, state.attempt, state.due_at) == ("success", 2, None)
     waiting = ["working"] * 2 if order == "before" else ["queued", "retrying"]
@@ -996,9 +1005,9 @@ def test_a_retry_that_is_refused_is_due_again(redis_url: str, order: str) -> Non
     where: Any = None if order == "after" else JobStateMiddleware
     broker.add_middleware(Stopping(2, "refuse"), before=where)
 
-    @dramatiq.actor(broker=broker, min_backoff=250, job_state=True)
+    @dramatiq.actor(broker=broker, min_backoff=60_000, job_state=True)
     def run_marathon() -> None:
-        raise ValueError("a cramp")
+        raise dramatiq.errors.Retry("a cramp", delay=10)
 
     def refused() -> JobState | None:
         state = load(broker, message)
@@ -1023,7 +1032,7 @@ class Limiter(Middleware):
     def before_process_message(self, broker: Any, message: Any) -> None:
         self.seen.append(message.message_id)
         if len(self.seen) < 3:
-            broker.enqueue(message, delay=300)
+            broker.enqueue(message, delay=60_000)
             raise SkipMessage("not now")
 
 
@@ -1035,6 +1044,7 @@ def test_a_message_that_a_limiter_puts_back_waits(redis_url: str, order: str) ->
     broker = make_broker(redis_url, before=AgeLimit if order == "first" else None)
     where: Any = None if order == "after" else JobStateMiddleware
     broker.add_middleware(limiter := Limiter(), before=where)
+    broker.add_middleware(alarm := Alarm())
     over: list[Any] = []
 
     @dramatiq.actor(broker=broker, job_state=True)
@@ -1053,7 +1063,8 @@ def test_a_message_that_a_limiter_puts_back_waits(redis_url: str, order: str) ->
         assert (state.attempt, state.error) == (0, None)
         assert state.due_at is not None and state.updated_at is not None
         # The put-back is written a moment after it happened.
-        assert 0 < (state.due_at - state.updated_at).total_seconds() < 0.4
+        assert 50 < (state.due_at - state.updated_at).total_seconds() <= 60
+        alarm.ring()
         assert wait_for(lambda: delivered(3))
         assert not {state.status for state in over} & {"cancelled", "error"}
         for message in pipe.messages:
@@ -1450,13 +1461,12 @@ def test_a_send_within_an_enqueue_hook_confuses_nothing(
     broker = make_broker(redis_url, others=() if is_last else (auditor,))
     if is_last:
         broker.add_middleware(auditor)
-    gate = Gate()
+    broker.add_middleware(alarm := Alarm())
 
-    @job_actor(broker=broker, min_backoff=300, max_backoff=301, max_retries=1)
+    @job_actor(broker=broker, min_backoff=60_000, max_retries=1)
     def run_marathon(*, job_state: JobState) -> None:
         if job_state.attempt == 1:
             raise ValueError("as planned")
-        gate.wait()
 
     options: dict[str, Any] = {"job_state": True} if tracked else {}
 
@@ -1470,7 +1480,7 @@ def test_a_send_within_an_enqueue_hook_confuses_nothing(
     with working(broker):
         state = wait_until(broker, message, "retrying", "error")
         assert state.status == "retrying"
-        gate.open()
+        alarm.ring()
         assert wait_until(broker, message, "success", "error").status == "success"
 
 
