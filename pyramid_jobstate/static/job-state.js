@@ -844,7 +844,7 @@ function draw(loaded) {
         const element = elements.find((other) => (id ? other.id === id : other === near));
         if (!element || !element.data) return;
         const value = own(element.data, node.dataset.metric);
-        const text = typeof value === "number" ? element._number(value, {}) : clean(value);
+        const text = typeof value === "number" ? element._number(value, { maximumSignificantDigits: 17 }) : clean(value);
         if (value !== undefined && node.textContent !== text) node.textContent = text;
       }, "an element cannot be drawn");
     }
@@ -1203,6 +1203,22 @@ class JobStateElement extends HTMLElement {
     return format("NumberFormat", this._language, options, value);
   }
 
+  /** What is done, and the total: with further decimals if they part these, or one from 0. */
+  _amounts(done, total) {
+    const options = {
+      maximumFractionDigits: Math.max(1, 1 - Math.floor(Math.log10(total || done || 1))),
+    };
+    let texts;
+    do {
+      texts = [done, total].map((number) => this._number(number, options));
+    } while (
+      texts[0] === texts[1] &&
+      total - done > total * 1e-11 &&
+      options.maximumFractionDigits++ < 20
+    );
+    return texts;
+  }
+
   _duration(seconds, step = 5) {
     // Below a minute, an estimate shows steps of five seconds, not every second.
     const s = seconds < 10 ? Math.max(1, seconds) : seconds < 60 ? Math.ceil(seconds / step) * step : seconds;
@@ -1253,9 +1269,10 @@ class JobStateElement extends HTMLElement {
     const members = isBatch && unit === "jobs" && this._label("members");
     let amount = "";
     if (Number.isFinite(done) && (total || done || unit)) {
+      const [some, all] = this._amounts(done, total);
       amount = this._label(total == null ? "amount" : "amount-of", {
-        done: this._number(done),
-        total: this._number(total),
+        done: some,
+        total: all,
         // Isolated, so that text of another direction does not reorder the numbers.
         unit: unit && !isShort ? `\u2068${clean(members || unit, 30)}\u2069` : "",
       });
@@ -1305,7 +1322,7 @@ class JobStateElement extends HTMLElement {
     const word = (state === "queued" && due) || this._word(state);
     const answered = this._data || state === "lost";
     const progress = job.progress || {};
-    const isOver = ["success", "error", "cancelled", "lost"].includes(state);
+    const isOver = [...OVER, "lost"].includes(state);
     const known = state === "success" ? 1 : progress.fraction;
     const fraction = Number.isFinite(known) ? Math.min(Math.max(known, 0), 1) : null;
     const unknown =
