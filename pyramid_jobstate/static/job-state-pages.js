@@ -477,7 +477,7 @@ function prepareJob() {
   page.addEventListener("job-state:update", ({ target, detail }) => {
     // The page of a batch has elements of its jobs, too.
     if (target.id !== "jobstate-job") return;
-    addMetrics(detail);
+    placeMetrics(detail);
     const { status, attempt, counts } = detail.job;
     if (counts) showCounts(counts);
     const seen = `${status} ${attempt}${counts?.error ? " failed" : ""}`;
@@ -547,10 +547,15 @@ function focusAgain() {
   (one("acts").querySelector("button:enabled") || title).focus();
 }
 
-/** Make room for metrics that the job had not reported when the page was loaded. */
-function addMetrics(state) {
+/** Give each metric that the job has by now a place, and take that of all others away. */
+function placeMetrics(state) {
   const names = Object.keys(state).filter((name) => name !== "job" && name !== "job_state");
-  const known = [...page.querySelectorAll("[data-metric]")].map((node) => node.dataset.metric);
+  const nodes = [...page.querySelectorAll("[data-metric]")];
+  for (const node of nodes.filter(({ dataset }) => !names.includes(dataset.metric))) {
+    node.parentNode.remove();
+  }
+  if (nodes.length && !page.querySelector("[data-metric]")) one("metrics").remove();
+  const known = nodes.map((node) => node.dataset.metric);
   for (const name of names.filter((each) => !known.includes(each))) {
     const value = make("dd", { dir: "auto" });
     value.dataset.metric = name;

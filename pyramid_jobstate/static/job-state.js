@@ -813,6 +813,7 @@ function clean(value, most = 1000) {
 // may never happen, so only elements in the page wait here; the others are drawn when they
 // are inserted.
 const changed = new Set();
+const firstTexts = new WeakMap(); // by the nodes that show a metric
 let planned = false;
 
 function refresh(element) {
@@ -842,10 +843,13 @@ function draw(loaded) {
         const id = node.dataset.job || node.getAttribute("for");
         const near = node.closest("job-state");
         const element = elements.find((other) => (id ? other.id === id : other === near));
-        if (!element || !element.data) return;
-        const value = own(element.data, node.dataset.metric);
-        const text = typeof value === "number" ? element._number(value, { maximumSignificantDigits: 17 }) : clean(value);
-        if (value !== undefined && node.textContent !== text) node.textContent = text;
+        if (!element) return;
+        const value = own(Object(element.data), node.dataset.metric);
+        const isNumber = typeof value === "number";
+        let text = isNumber ? element._number(value, { maximumSignificantDigits: 17 }) : clean(value);
+        if (value === undefined) text = firstTexts.get(node);
+        else if (!firstTexts.has(node)) firstTexts.set(node, node.textContent);
+        if (text !== undefined && node.textContent !== text) node.textContent = text;
       }, "an element cannot be drawn");
     }
   }

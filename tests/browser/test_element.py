@@ -515,6 +515,36 @@ def test_metrics_are_shown_anywhere(stage: Stage) -> None:
     assert [stage.text(f"#{name}") for name in "abc"] == ["1", "2", ""]
 
 
+def test_metrics_of_an_earlier_run_go(stage: Stage) -> None:
+    """A metric that the job no longer has leaves the text that stood there at first."""
+    stage.open(
+        "<job-state id=job><b data-metric=n>?</b><i data-metric=m></i></job-state>"
+        "<u id=u data-metric=n data-job=job>none</u>"
+    )
+    assert stage.show(data(metrics={"n": 111, "m": 2}))["content"] == "1112"
+    assert stage.show(data(attempt=2))["content"] == "?"
+    assert stage.text("#u") == "none"
+    assert stage.show(data(metrics={"n": 3}, attempt=2))["content"] == "3"
+
+
+def test_metrics_of_another_job_go(stage: Stage) -> None:
+    """Another src clears the metrics of the job before, without waiting for an answer."""
+    held = answer()
+    held.hold = threading.Event()
+    stage.server.answer("one", answer(metrics={"n": 111}))
+    stage.server.answer("two", held)
+    stage.open(
+        "<job-state id=job src=/job_state/one><b id=n data-metric=n>?</b></job-state>"
+    )
+    wait_for(lambda: stage.text("#n") == "111")
+    stage.page.evaluate("document.getElementById('job').src = '/job_state/two'")
+    stage.wait("loading")
+    assert stage.text("#n") == "?"
+    held.hold.set()
+    stage.wait("working")
+    assert stage.text("#n") == "?"
+
+
 def test_metrics_with_names_of_javascript_are_harmless(stage: Stage) -> None:
     """Only properties of the data itself are metrics."""
     stage.open(

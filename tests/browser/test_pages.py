@@ -739,6 +739,27 @@ def test_new_metrics_appear(pages: Pages, store: JobStore) -> None:
     expect(facts.get_by_role("heading")).to_have_text("Metrics")
 
 
+def test_metrics_of_an_earlier_run_go(pages: Pages, store: JobStore) -> None:
+    """The page of a job forgets its metrics when it runs again, also those that it was
+    loaded with.
+    """
+    (job,) = create(store, 1)
+    fields = {"m:miles": "12", "m:pace": "5"}
+    store.write([Update(job, "1" * 12, 1, INFO, {"m:miles": "12"}, begins=True)])
+    pages.visit(f"/job_state/{job}")
+    store.write([Update(job, "1" * 12, 2, INFO, fields)])
+    terms = pages.one("metrics").locator("dt")
+    expect(terms).to_have_text(["miles", "pace"])
+
+    again = INFO._replace(attempt=2)
+    store.write([Update(job, "2" * 12, 1, again, {"m:pace": "6"}, begins=True)])
+    expect(terms).to_have_text(["pace"])
+    expect(pages.one("metrics").locator("dd")).to_have_text(["6"])
+    store.write([Update(job, "3" * 12, 1, INFO._replace(attempt=3), begins=True)])
+
+    expect(pages.one("metrics")).to_have_count(0)
+
+
 def test_class_may_leave_out_the_attempts(pages: Pages, store: JobStore) -> None:
     """A row of a job whose JSON lacks them goes on without."""
 
