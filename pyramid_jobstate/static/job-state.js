@@ -827,22 +827,23 @@ function refresh(element) {
 
 function draw(loaded) {
   const elements = [...changed];
-  const roots = new Set();
+  const roots = new Map();
   changed.clear();
   planned = false;
   for (const element of elements) {
     attempt(() => {
       // Not document.querySelectorAll: it may be an element of that name.
-      roots.add(element.closest(":root") || element.getRootNode());
+      const root = element.closest(":root") || element.getRootNode();
+      roots.set(root, roots.get(root) || []).get(root).push(element);
       element._draw(loaded);
     }, "an element cannot be drawn");
   }
-  for (const root of roots) {
+  for (const [root, near] of roots) {
     for (const node of root.querySelectorAll("[data-metric]")) {
       attempt(() => {
         const id = node.dataset.job || node.getAttribute("for");
-        const near = node.closest("job-state");
-        const element = elements.find((other) => (id ? other.id === id : other === near));
+        const around = node.closest("job-state");
+        const element = near.find((other) => (id ? other.id === id : other === around));
         if (!element) return;
         const value = own(Object(element.data), node.dataset.metric);
         const isNumber = typeof value === "number";

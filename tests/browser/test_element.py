@@ -515,6 +515,30 @@ def test_metrics_are_shown_anywhere(stage: Stage) -> None:
     assert [stage.text(f"#{name}") for name in "abc"] == ["1", "2", ""]
 
 
+def test_metrics_of_two_shadow_roots_are_apart(stage: Stage) -> None:
+    """data-job names an element of the same tree, even if others have that id."""
+    stage.open("<div class=host></div><div class=host></div>")
+    stage.page.evaluate(
+        """([a, b]) => {
+            const hosts = document.querySelectorAll(".host");
+            const elements = [...hosts].map((host) => {
+                const root = host.attachShadow({mode: "open"});
+                const metric = root.appendChild(document.createElement("b"));
+                Object.assign(metric.dataset, {metric: "n", job: "run"});
+                const element = document.createElement("job-state");
+                element.id = "run";
+                return root.appendChild(element);
+            });
+            [elements[0].data, elements[1].data] = [a, b];
+        }""",
+        [data(metrics={"n": 1}), data(metrics={"n": 2})],
+    )
+    texts = """[...document.querySelectorAll(".host")].map(
+        (host) => host.shadowRoot.querySelector("b").textContent)"""
+    wait_for(lambda: all(stage.page.evaluate(texts)))
+    assert stage.page.evaluate(texts) == ["1", "2"]
+
+
 def test_metrics_of_an_earlier_run_go(stage: Stage) -> None:
     """A metric that the job no longer has leaves the text that stood there at first."""
     stage.open(
