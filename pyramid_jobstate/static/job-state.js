@@ -1224,12 +1224,14 @@ class JobStateElement extends HTMLElement {
     return texts;
   }
 
+  /** Below a minute, an estimate shows steps of five seconds. With 0, it is exact. */
   _duration(seconds, step = 5) {
-    // Below a minute, an estimate shows steps of five seconds, not every second.
-    const s = seconds < 10 ? Math.max(1, seconds) : seconds < 60 ? Math.ceil(seconds / step) * step : seconds;
+    const s = step && seconds < 60
+      ? Math.max(1, seconds < 10 ? seconds : Math.ceil(seconds / step) * step)
+      : Math.max(0, seconds);
     const [unit, size] =
-      s < 60 ? ["second", 1] : s < 3570 ? ["minute", 60] : s < 86400 ? ["hour", 3600] : ["day", 86400];
-    const maximumFractionDigits = size > 60 ? 1 : 0;
+      s < 59.5 ? ["second", 1] : s < 3570 ? ["minute", 60] : s < 86400 ? ["hour", 3600] : ["day", 86400];
+    const maximumFractionDigits = size > 60 || (!step && s < 10) ? 1 : 0;
     return this._number(s / size, { style: "unit", unit, maximumFractionDigits });
   }
 
@@ -1301,7 +1303,7 @@ class JobStateElement extends HTMLElement {
       details.push(this._label(slow ? "rate-slow" : "rate", { amount }));
     }
     if (state === "success" && job.started_at) {
-      details.push(this._label("took", { time: this._duration(seconds(job.finished_at)) }));
+      details.push(this._label("took", { time: this._duration(seconds(job.finished_at), 0) }));
     }
     return details;
   }

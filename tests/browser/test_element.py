@@ -430,6 +430,30 @@ def test_due_time_is_told(stage: Stage) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
+    [
+        (0.04, "0 sec"),
+        (4.26, "4.3 sec"),
+        (9.97, "10 sec"),
+        (11.3, "11 sec"),
+        (59.4, "59 sec"),
+        (59.6, "1 min"),
+        (100, "2 min"),
+        (-1, "0 sec"),
+    ],
+)
+def test_time_that_a_job_took_is_exact(
+    stage: Stage, seconds: float, words: str
+) -> None:
+    """The element rounds as the timeline does, not as an estimate."""
+    stage.open()
+    end = datetime.now(UTC)
+    start = written(end - timedelta(seconds=seconds))
+    seen = stage.show(data("success", started_at=start, finished_at=written(end)))
+    assert seen["details"] == f"· took {words}"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
     [(0.2, "1 sec"), (8, "8 sec"), (41, "45 sec"), (59.9, "1 min"), (7000, "1.9 hr")],
 )
 def test_time_left_is_about(stage: Stage, seconds: float, words: str) -> None:
