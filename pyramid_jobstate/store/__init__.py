@@ -4,6 +4,7 @@ This wing may import redis-py, :mod:`pyramid_jobstate.job` and
 :mod:`pyramid_jobstate.errors`, but not Dramatiq or Pyramid.
 """
 
+from .arguments import type_name
 from .bulk import Act, Acted, Bulk, BulkResult, Tell, check_empty
 from .connection import Client, is_hopeless, name_of, place_of, redis_errors
 from .counting import Bucket, Counts
@@ -45,4 +46,5 @@ __all__ = [
     "redis_errors",
     "refusal",
     "store_beside",
+    "type_name",
 ]

@@ -9,13 +9,13 @@ from typing import Any
 from redis import Redis
 
 from ..job import FINISHED, UNFINISHED, JobState, Record
+from .arguments import positive
 from .bulk import Act, Bulk, BulkResult, Tell
 from .connection import impatient, name_of
 from .counting import MAX_BUCKETS, Bucket, Counter, Counts
 from .failures import FIELDS, Failures, read_failures
 from .filters import Filter
 from .loads import JobReads
-from .writes import positive
 
 
 class JobStore(JobReads):
@@ -34,6 +34,7 @@ class JobStore(JobReads):
       stalled_after: Seconds without a sign of life after which a job reads "stalled".
 
     Raises:
+      TypeError: An argument has the wrong type.
       ValueError: A duration is not a positive number, or the URL is invalid.
     """
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..job import JobInfo, NewJob
-from .calls import Calls, has_tag, millis
+from .arguments import checked_namespace, client_of, positive
+from .calls import Calls, millis
 from .claims import Claims
-from .connection import Client, connect, text
+from .connection import Client, text
 from .entries import ListAccess
 from .index import Index
 from .members import Members
@@ -34,7 +34,7 @@ class JobWrites:
         active_expire_in: float = 8 * 24 * 3600,
         stalled_after: float = 15,
     ) -> None:
-        self.client = connect(client) if isinstance(client, str) else client
+        self.client = client_of(client)
         self.namespace = checked_namespace(namespace)
         self.expire_in = positive("expire_in", expire_in)
         self.active_expire_in = positive("active_expire_in", active_expire_in)
@@ -204,32 +204,3 @@ class JobWrites:
         if calls:
             self._sweep.begin()
             self._run(calls)
-
-
-def checked_namespace(namespace: str) -> str:
-    """Return the prefix of all keys.
-
-    Raises:
-      ValueError: On a Cluster, keys that belong together would lie in different slots:
-        it has a brace that does not begin or end a hash tag.
-    """
-    if "}" in namespace and not has_tag(namespace):
-        raise ValueError(
-            f"The namespace {namespace!r} has a brace that is not part of a hash tag, "
-            "such as in '{app}:jobs'."
-        )
-    return namespace
-
-
-def positive(name: str, seconds: float) -> float:
-    """Return a number of seconds.
-
-    Parameters:
-      name: What to call it in an error message.
-
-    Raises:
-      ValueError: It is not a positive, finite number.
-    """
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"{name} must be a positive number of seconds, not {seconds}.")
-    return seconds

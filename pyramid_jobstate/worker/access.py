@@ -11,14 +11,40 @@ from typing import TYPE_CHECKING, Protocol
 from redis import exceptions
 from redis.exceptions import RedisError
 
-from ..store import JobStore, redis_errors
+from ..store import JobStore, redis_errors, type_name
 from .outage import Outage
 from .recorder import Recorder, watch_forks
 
 if TYPE_CHECKING:
     from dramatiq import Broker
 
+    from ..store import Client
+
 log = logging.getLogger(__name__)
+
+
+def given_store(
+    store: JobStore | None, url: str | None, client: Client | None, namespace: str
+) -> JobStore | None:
+    """Return the store that the arguments of a JobStateMiddleware name, or None if they
+    leave it to the broker.
+
+    Raises:
+      TypeError: Several of them name a store, or one has the wrong type.
+      ValueError: The URL or the namespace is invalid.
+    """
+    if sum(x is not None for x in (store, url, client)) > 1:
+        raise TypeError("Pass JobStateMiddleware one of store, url and client.")
+    # Without the value: a URL may contain a password.
+    if store is not None and not isinstance(store, JobStore):
+        raise TypeError(
+            f"store must be a JobStore, not {type_name(store)}. Pass a URL as url=, or "
+            "a Redis client as client=."
+        )
+    if url is not None and not isinstance(url, str):
+        raise TypeError(f"url must be a str, not {type_name(url)}.")
+    place = url if client is None else client
+    return store if place is None else JobStore(place, namespace=namespace)
 
 
 class StoreOwner(Protocol):

@@ -12,8 +12,8 @@ from dramatiq.middleware import Middleware, MiddlewareError, SkipMessage
 
 from ..errors import ActorError
 from ..job import End, JobError, JobInfo, is_uuid
-from ..store import JobStore, store_beside
-from .access import StoreAccess
+from ..store import store_beside
+from .access import StoreAccess, given_store
 from .actors import TrackedFunction, TrackedFunctions, job_state_class
 from .current import CurrentJob, ThreadState, skip
 from .ends import Ends
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dramatiq.worker import Worker
 
     from ..job import MemberSender, Run
-    from ..store import Client
+    from ..store import Client, JobStore
 
 log = logging.getLogger("pyramid_jobstate.worker.middleware")
 
@@ -44,11 +44,7 @@ class Follower(Middleware, abc.ABC):
         interval: float = 0.1,
         heartbeat: float = 5.0,
     ) -> None:
-        if sum(x is not None for x in (store, url, client)) > 1:
-            raise TypeError("Pass JobStateMiddleware one of store, url and client.")
-        if store is None and (place := client or url):
-            store = JobStore(place, namespace=namespace)
-        self._store = store
+        self._store = given_store(store, url, client, namespace)
         self._namespace = namespace
         self._access = StoreAccess(self, interval, heartbeat)
         #: The functions of the tracked actors, by actor name.

@@ -34,7 +34,8 @@ class JobStateMiddleware(Follower):
         running.
 
     Raises:
-      TypeError: More than one of store, url and client is given.
+      TypeError: More than one of store, url and client is given, or an argument has the
+        wrong type.
       ValueError: The URL is invalid.
     """
 

@@ -14,6 +14,7 @@ from typing import Any
 import dramatiq
 import pytest
 import redis
+import redis.asyncio
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import (
@@ -331,6 +332,38 @@ def test_the_middleware_takes_one_place(client: redis.Redis) -> None:
     assert "example.com:7000" in repr(JobStateMiddleware(url=url).store_for(broker))
     given = JobStore(client)
     assert JobStateMiddleware(given).store_for(broker) is given
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "match"),
+    [
+        (
+            ("redis://:hush@localhost",),
+            {},
+            r"^store must be a JobStore, not str\. Pass a URL as url=",
+        ),
+        ((5,), {}, "^store must be a JobStore, not int"),
+        ((redis.Redis(),), {}, r"not redis\.client\.Redis\. .*client=\.$"),
+        ((), {"url": 5}, r"^url must be a str, not int\.$"),
+        ((), {"client": 5}, r"^client must be a redis\.Redis, .*, not int\.$"),
+        ((), {"client": redis.asyncio.Redis()}, r"not redis\.asyncio\.client\.Redis"),
+    ],
+)
+def test_a_place_of_the_wrong_type_is_refused(
+    args: Any, options: Any, match: str
+) -> None:
+    """The constructor refuses a place that no job could be written to, and shows no
+    password.
+    """
+    with pytest.raises(TypeError, match=match) as caught:
+        JobStateMiddleware(*args, **options)
+    assert "hush" not in str(caught.value)
+
+
+def test_an_empty_url_is_refused() -> None:
+    """An empty URL, as of an unset variable, does not stand for the broker's server."""
+    with pytest.raises(ValueError, match="URL of the Redis server is invalid"):
+        JobStateMiddleware(url="")
 
 
 def test_a_stub_broker_works_with_a_url(redis_url: str) -> None:

@@ -1,0 +1,62 @@
+"""Checks of the arguments of a store, whose errors name the argument."""
+
+from __future__ import annotations
+
+import math
+
+from .calls import has_tag
+from .connection import Client, connect
+
+
+def client_of(client: Client | str) -> Client:
+    """Return a client, made by :func:`connect` if it is given as a URL.
+
+    Raises:
+      TypeError: It is neither a client nor a URL.
+      ValueError: The URL is invalid.
+    """
+    if isinstance(client, str):
+        return connect(client)
+    if not isinstance(client, Client):
+        raise TypeError(
+            "client must be a redis.Redis, a redis.RedisCluster or a URL, not "
+            f"{type_name(client)}."
+        )
+    return client
+
+
+def type_name(value: object) -> str:
+    """Return the full name of an object's class, such as redis.asyncio.client.Redis,
+    for an error message.
+    """
+    cls = type(value)
+    return f"{cls.__module__}.{cls.__qualname__}".removeprefix("builtins.")
+
+
+def checked_namespace(namespace: str) -> str:
+    """Return the prefix of all keys.
+
+    Raises:
+      ValueError: On a Cluster, keys that belong together would lie in different slots:
+        it has a brace that does not begin or end a hash tag.
+    """
+    if "}" in namespace and not has_tag(namespace):
+        raise ValueError(
+            f"The namespace {namespace!r} has a brace that is not part of a hash tag, "
+            "such as in '{app}:jobs'."
+        )
+    return namespace
+
+
+def positive(name: str, seconds: float) -> float:
+    """Return a number of seconds.
+
+    Parameters:
+      name: What to call it in an error message.
+
+    Raises:
+      ValueError: It is not a positive, finite number.
+    """
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{name} must be a positive number of seconds, not {seconds}.")
+    return seconds
