@@ -17,6 +17,7 @@ from .inside import (
 )
 from .membership import check_key, check_weight, member_uuid
 from .parsing import (
+    MAX_SECONDS,
     iso_time,
     parse_duration,
     parse_int,
@@ -59,7 +60,15 @@ from .texts import (
 from .told import told_by
 from .trouble import note_trouble
 from .unique import identity_of
-from .values import AMOUNTS, MAX_AMOUNT, Json, dumps, encode_params, is_owner
+from .values import (
+    AMOUNTS,
+    MAX_AMOUNT,
+    Json,
+    dumps,
+    encode_params,
+    is_number,
+    is_owner,
+)
 
 __all__ = [
     "ALIAS",
@@ -70,6 +79,7 @@ __all__ = [
     "FAILED",
     "FINISHED",
     "MAX_AMOUNT",
+    "MAX_SECONDS",
     "MEMBERS_FAILED",
     "METRIC",
     "NOT_REACHED",
@@ -109,6 +119,7 @@ __all__ = [
     "identity_of",
     "in_phase",
     "is_link",
+    "is_number",
     "is_owner",
     "is_uuid",
     "iso_time",

@@ -11,7 +11,7 @@ import math
 import sys
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from .parsing import SYSTEM_PRINCIPALS
 
@@ -157,15 +157,18 @@ def encode_params(params: Mapping[str, object]) -> Json:
     return dumps(kept)
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value is an int or a float, but not a bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def is_owner(owner: object) -> bool:
     """Return whether a value can own jobs: a finite number, or a string that is not the
     name of one of Pyramid's system principals.
     """
-    if isinstance(owner, bool) or not isinstance(owner, (str, int, float)):
-        return False
-    if isinstance(owner, str):
-        return owner not in SYSTEM_PRINCIPALS
-    return -math.inf < owner < math.inf
+    if is_number(owner):
+        return -math.inf < owner < math.inf
+    return isinstance(owner, str) and owner not in SYSTEM_PRINCIPALS
 
 
 def is_plain(value: float) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
+from ..job import MAX_SECONDS, is_number
 from .calls import has_tag
 from .connection import Client, connect
 
@@ -48,15 +47,22 @@ def checked_namespace(namespace: str) -> str:
     return namespace
 
 
-def positive(name: str, seconds: float) -> float:
+def positive(name: str, seconds: float, longest: float = MAX_SECONDS) -> float:
     """Return a number of seconds.
 
     Parameters:
       name: What to call it in an error message.
+      longest: The most that it may be.
 
     Raises:
-      ValueError: It is not a positive, finite number.
+      TypeError: It is not a number.
+      ValueError: It is not positive, or greater than `longest`.
     """
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"{name} must be a positive number of seconds, not {seconds}.")
+    if not is_number(seconds):
+        raise TypeError(f"{name} must be a number of seconds, not {seconds!r}.")
+    if not 0 < seconds <= longest:
+        raise ValueError(
+            f"{name} must be a positive number of seconds, at most {longest:,.0f}, not "
+            f"{seconds}."
+        )
     return seconds

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from redis import exceptions
 from redis.exceptions import RedisError
 
-from ..store import JobStore, redis_errors, type_name
+from ..store import JobStore, positive, redis_errors, type_name
 from .outage import Outage
 from .recorder import Recorder, watch_forks
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ..store import Client
 
 log = logging.getLogger(__name__)
+
+#: The longest interval or heartbeat in seconds: a day. No thread can wait for ever.
+LONGEST = 86400.0
 
 
 def given_store(
@@ -62,6 +65,9 @@ class StoreAccess:
       interval: Seconds between two flushes of the recorder.
       heartbeat: Seconds without an update before the recorder confirms that a job is
         still running.
+
+    Raises:
+      TypeError, ValueError: interval or heartbeat is not a positive number of seconds.
     """
 
     def __init__(
@@ -71,8 +77,8 @@ class StoreAccess:
         heartbeat: float,
     ) -> None:
         self._owner = weakref.ref(owner)
-        self._interval = interval
-        self._heartbeat = heartbeat
+        self._interval = positive("interval", interval, LONGEST)
+        self._heartbeat = positive("heartbeat", heartbeat, LONGEST)
         self._outage = Outage(log)
         self._recorder: Recorder | None = None
         self._lock = threading.Lock()

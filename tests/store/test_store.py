@@ -1008,12 +1008,22 @@ def test_two_namespaces_share_a_server(client: redis.Redis) -> None:
 
 
 @pytest.mark.parametrize("name", ["expire_in", "active_expire_in", "stalled_after"])
-@pytest.mark.parametrize("value", [0, -1, float("nan")])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), 1e30])
 def test_a_duration_must_be_positive(name: str, value: float) -> None:
-    """A duration that is zero, negative or NaN is an error that names it."""
+    """A duration that is zero, negative, NaN or too long for the server is an error
+    that names it.
+    """
     options: dict[str, Any] = {name: value}
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=f"^{name} must be a positive number of"):
         JobStore("redis://localhost", **options)
+
+
+@pytest.mark.parametrize("name", ["expire_in", "active_expire_in", "stalled_after"])
+@pytest.mark.parametrize("value", ["24h", None, True])
+def test_a_duration_must_be_a_number(name: str, value: Any) -> None:
+    """A duration in words, as settings take it, is an error that names it."""
+    with pytest.raises(TypeError, match=f"^{name} must be a number of seconds, not "):
+        JobStore("redis://localhost", **{name: value})
 
 
 def test_replace_changes_only_what_is_given(redis_url: str) -> None:

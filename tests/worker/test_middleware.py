@@ -366,6 +366,31 @@ def test_an_empty_url_is_refused() -> None:
         JobStateMiddleware(url="")
 
 
+@pytest.mark.parametrize("name", ["interval", "heartbeat"])
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        ("1s", TypeError),
+        (None, TypeError),
+        (True, TypeError),
+        (0, ValueError),
+        (-1, ValueError),
+        (float("nan"), ValueError),
+        (float("inf"), ValueError),
+        (1e10, ValueError),
+    ],
+)
+def test_a_pace_that_no_worker_can_keep_is_refused(
+    name: str, value: Any, error: type[Exception]
+) -> None:
+    """The constructor names an interval or a heartbeat at which nothing could be
+    written.
+    """
+    options: dict[str, Any] = {name: value}
+    with pytest.raises(error, match=f"^{name} must be .* of seconds.*, not "):
+        JobStateMiddleware(**options)
+
+
 def test_a_stub_broker_works_with_a_url(redis_url: str) -> None:
     """On another kind of broker, states are kept at the middleware's URL."""
     broker = StubBroker()
