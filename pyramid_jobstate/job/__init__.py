@@ -17,6 +17,7 @@ from .inside import (
 )
 from .membership import check_key, check_weight, member_uuid
 from .parsing import (
+    MAX_DELAY,
     MAX_SECONDS,
     iso_time,
     parse_duration,
@@ -79,6 +80,7 @@ __all__ = [
     "FAILED",
     "FINISHED",
     "MAX_AMOUNT",
+    "MAX_DELAY",
     "MAX_SECONDS",
     "MEMBERS_FAILED",
     "METRIC",

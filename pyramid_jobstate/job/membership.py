@@ -60,14 +60,15 @@ class SendsMembers:
 
         Parameters:
           args, kwargs: The arguments of the actor.
-          delay: Milliseconds, or a timedelta, until it is due.
+          delay: Milliseconds, or a timedelta, until it is due: at most
+            100,000,000,000,000 milliseconds, about 3,000 years.
           key: As for :meth:`send`.
           weight: Its share of the bar, from 0.001 to 10,000. Other members have 1.
           options: Further options of the message.
 
         Raises:
           TypeError, ValueError, RuntimeError, StoreUnavailable: As :meth:`send`. Also
-            if the weight is not a number, or out of range.
+            if the weight or the delay is not a number, or out of range.
         """
         for name in ("unique", "shared", "owner"):
             if name in options:

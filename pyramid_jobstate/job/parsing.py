@@ -15,6 +15,10 @@ from typing import Any
 #: The last millisecond that a datetime can represent.
 LAST_TIME = 253_402_300_799_999
 
+#: The longest delay of a job in milliseconds, about 3,000 years: it is due before
+#: LAST_TIME.
+MAX_DELAY = 100_000_000_000_000
+
 #: In milliseconds such a number is still exact everywhere, including Lua.
 MAX_SECONDS = 1e12
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}

@@ -73,7 +73,8 @@ class Sender(Access):
 
         Parameters:
           args, kwargs: The arguments of the actor.
-          delay: Milliseconds, or a timedelta, from the commit until it is due.
+          delay: Milliseconds, or a timedelta, from the commit until it is due: at most
+            100,000,000,000,000 milliseconds, about 3,000 years.
           owner: The owner of the job, or None for no owner.
           unique: The unique key, of 1 to 200 characters, among the owner's jobs of this
             actor. None sends a job of its own.
@@ -83,9 +84,9 @@ class Sender(Access):
 
         Raises:
           TypeError, RuntimeError: As :meth:`send`. TypeError also if `unique` is not a
-            string.
-          ValueError: `unique` is empty or too long, the job has no owner and is not
-            shared, or `shared` is set without `unique`.
+            string, or `delay` not a number.
+          ValueError: `delay` is out of range, `unique` is empty or too long, the job
+            has no owner and is not shared, or `shared` is set without `unique`.
           StoreUnavailable: The job is unique, and the store does not answer.
         """
         message = actor.message_with_options(args=args, kwargs=kwargs, **options)
@@ -162,8 +163,9 @@ class Sender(Access):
 
         Raises:
           TypeError, RuntimeError: As :meth:`send`. TypeError also if the broker does
-            not know an actor.
-          ValueError: A message id is not a uuid, or a pipeline is empty.
+            not know an actor, or the option `delay` of a message is not a number.
+          ValueError: A message id is not a uuid, a pipeline is empty, or the option
+            `delay` of a message is out of range.
         """
         return _one_or_all(what, self._send(what, owner, broker))
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..job import NewJob
+from ..job import MAX_DELAY, NewJob
 from .access import StoreAccess
 from .current import CurrentJob, ThreadState, Tracked
 from .options import batch_of, word_of
@@ -61,7 +61,9 @@ class Enqueueing:
         except Exception:
             # The broker will raise the same error: no job is sent.
             return
-        info, seconds = tracked.info_of(message), (delay or 0) / 1000
+        info = tracked.info_of(message)
+        # Dramatiq accepts any delay.
+        seconds = min(MAX_DELAY, delay or 0) / 1000
         new = NewJob(uuid, info, seconds, sender=secrets.token_hex(6))
         created: list[bool] = []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..job import is_owner, is_uuid
+from ..job import MAX_DELAY, is_number, is_owner, is_uuid
 
 if TYPE_CHECKING:
     from dramatiq import Message
@@ -66,3 +66,22 @@ def check_owner(owner: Any) -> str | float | None:
         )
     checked: str | float | None = owner
     return checked
+
+
+def check_delay(
+    delay: object, unit: str = "milliseconds", longest: int = MAX_DELAY
+) -> None:
+    """Check the delay of a job, which the store keeps with it.
+
+    Parameters:
+      unit: What it is a number of.
+      longest: The most that it may be.
+
+    Raises:
+      TypeError: It is not a number. NumPy's numbers cannot travel with a message.
+      ValueError: It is out of range.
+    """
+    if not is_number(delay):
+        raise TypeError(f"delay must be a number of {unit}, not {delay!r}.")
+    if not 0 <= delay <= longest:
+        raise ValueError(f"delay must be from 0 to {longest:,} {unit}, not {delay}.")

@@ -17,7 +17,7 @@ from ..job import JobState, NewJob, check_key, is_uuid, member_uuid
 from .actors import TrackedFunction
 from .finding import middleware_of
 from .messages import check_callbacks, encoded, unlinked
-from .options import BATCH, UNIQUE, check_owner
+from .options import BATCH, UNIQUE, check_delay, check_owner
 from .unique import Unique
 
 if TYPE_CHECKING:
@@ -56,10 +56,11 @@ class Prepared:
 
     Raises:
       TypeError: `what` is not a message, pipeline or group, an actor is untracked or
-        unknown to the broker, the owner is neither a string nor a number, an argument
-        cannot be encoded, a group has parts for another broker, its completion
-        callbacks cannot be kept, or no broker is set.
-      ValueError: A message id is not a uuid, or a pipeline is empty.
+        unknown to the broker, the owner is neither a string nor a number, a delay
+        not a number, an argument cannot be encoded, a group has parts for another
+        broker, its completion callbacks cannot be kept, or no broker is set.
+      ValueError: A message id is not a uuid, a pipeline is empty, or a delay is out of
+        range.
     """
 
     def __init__(
@@ -77,6 +78,8 @@ class Prepared:
     ) -> None:
         if isinstance(delay, timedelta):
             delay = int(delay.total_seconds() * 1000)
+        if delay is not None:
+            check_delay(delay)
         self.delay = delay
         self._owner = owner
         self._origin = origin
@@ -103,7 +106,7 @@ class Prepared:
         if isinstance(what, Message):
             # As with the first step of a pipeline, but not with a member of a group.
             if self.delay is None:
-                self.delay = what.options.get("delay")
+                self.delay = _own_delay(what)
             return self._message(what, self.delay)
         if isinstance(what, pipeline):
             return self._pipeline(what)
@@ -129,7 +132,7 @@ class Prepared:
         steps = []
         before = 0
         for i, step in enumerate(unlinked(what)):
-            delay = step.options.get("delay")
+            delay = _own_delay(step)
             # The record of a later step must live until its turn comes.
             wait = before if i else delay
             steps.append(self._message(step, wait, waits=i > 0))
@@ -210,3 +213,15 @@ class Prepared:
                 "send_message(..., broker=...) or send_immediately(..., broker=...)."
             ) from None
         return middleware_of(self.broker).functions.get(actor_name)
+
+
+def _own_delay(message: Message[Any]) -> int | None:
+    """Return the delay that the options of a message name in milliseconds, or None.
+
+    Raises:
+      TypeError, ValueError: See :func:`.check_delay`.
+    """
+    delay: int | None = message.options.get("delay")
+    if delay is not None:
+        check_delay(delay)
+    return delay

@@ -10,6 +10,7 @@ from typing import Any
 from ..job import (
     CANCELLED,
     FINISHED,
+    MAX_DELAY,
     UNFINISHED,
     Batch,
     End,
@@ -22,6 +23,7 @@ from ..job import (
     dumps,
 )
 from ..store import JobStore
+from .options import check_delay
 from .unsaved import Unsaved
 
 
@@ -54,11 +56,13 @@ def put_job(
         "queued".
       error: Why the job failed, was cancelled or is retried.
       attempt: The number of the attempt, from 1.
-      delay: Seconds until the job is due, for "queued" and "retrying".
+      delay: Seconds until the job is due, for "queued" and "retrying": at most
+        100,000,000,000.
 
     Raises:
       TypeError: The class is that of a batch.
-      ValueError: The status is unknown, or a metric is invalid.
+      ValueError: The status is unknown, a metric is invalid, or the delay is out of
+        range.
     """
     if issubclass(job_state_class, Batch):
         raise TypeError(
@@ -67,6 +71,7 @@ def put_job(
     if status not in UNFINISHED + FINISHED:
         known = ", ".join(UNFINISHED + FINISHED)
         raise ValueError(f"Unknown status {status!r}. Use one of: {known}.")
+    check_delay(delay, "seconds", MAX_DELAY // 1000)
     job = str(uuid.uuid4())
     encoded = None if owner is None else dumps(owner)
     info = JobInfo(job_state_class.kind, actor, attempt, encoded, dumps(params or {}))

@@ -210,6 +210,26 @@ def test_put_job_refuses_an_unknown_status(job_store: JobStore) -> None:
         testing.put_job(job_store, status="done")
 
 
+@pytest.mark.parametrize(
+    ("delay", "error"),
+    [
+        ("60", TypeError),
+        (None, TypeError),
+        (-60, ValueError),
+        (float("nan"), ValueError),
+        (float("inf"), ValueError),
+        (1e30, ValueError),
+    ],
+)
+def test_put_job_refuses_a_delay_that_the_store_cannot_keep(
+    job_store: JobStore, delay: Any, error: type[Exception]
+) -> None:
+    """The error names the delay and its unit, and nothing is stored."""
+    with pytest.raises(error, match=r"^delay must be .* seconds, not "):
+        testing.put_job(job_store, status="queued", delay=delay)
+    assert job_store.list().items == []
+
+
 def test_put_job_makes_no_batches(job_store: JobStore) -> None:
     """A batch without members would show nothing of a page."""
     with pytest.raises(TypeError, match="makes no batches"):

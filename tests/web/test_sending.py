@@ -833,6 +833,65 @@ def test_delay_counts_from_the_commit(
     assert 0 <= eta - job_state.due_at.timestamp() < 5
 
 
+DELAYS = [
+    ("soon", TypeError),
+    (True, TypeError),
+    (-5, ValueError),
+    (float("nan"), ValueError),
+    (float("inf"), ValueError),
+    (10**14 + 1, ValueError),
+    (10**30, ValueError),
+]
+
+
+@pytest.mark.parametrize(
+    ("delay", "error"), [*DELAYS, (datetime.timedelta(days=-1), ValueError)]
+)
+def test_delay_that_the_store_cannot_keep_is_refused(
+    job_states: Any, global_broker: Broker, delay: Any, error: type[Exception]
+) -> None:
+    """The call names the delay and its unit, in a batch, too."""
+    run_marathon = global_broker.get_actor("run_marathon")
+    match = "^delay must be .* milliseconds, not "
+    with pytest.raises(error, match=match):
+        job_states.send_with_options(run_marathon, (1,), delay=delay)
+    with pytest.raises(error, match=match), job_states.batch() as batch:
+        batch.send_with_options(run_marathon, (1,), delay=delay)
+
+
+@pytest.mark.parametrize(
+    ("delay", "error"), [*DELAYS, (datetime.timedelta(days=1), TypeError)]
+)
+def test_delay_of_a_message_that_the_store_cannot_keep_is_refused(
+    job_states: Any, global_broker: Broker, delay: Any, error: type[Exception]
+) -> None:
+    """The call names a wrong delay among the options of a message or of any step of a
+    pipeline.
+    """
+    run_marathon = global_broker.get_actor("run_marathon")
+    late = run_marathon.message_with_options(args=(1,), delay=delay)
+    first = run_marathon.message(1)
+    for what in late, late | first, first | late, group([late | first]):
+        with pytest.raises(error, match=r"^delay must be .* milliseconds, not "):
+            job_states.send_message(what)
+    with pytest.raises(error, match=r"^delay must be "):
+        job_states.send_immediately(late)
+
+
+@pytest.mark.parametrize("delay", [0, 30 * 86_400_000, 10**14])
+def test_delay_may_be_as_long_as_a_time_can_say(
+    job_states: Any, global_broker: Broker, delay: int
+) -> None:
+    """A job may be due in a month or, at the latest, in some 3,000 years."""
+    run_marathon = global_broker.get_actor("run_marathon")
+    uuid = job_states.send_with_options(run_marathon, (1,), delay=delay).uuid
+    job_states.request.tm.commit()
+    job_state = job_states[uuid]
+    due = job_state.due_at or job_state.queued_at
+    late = due - job_state.queued_at - datetime.timedelta(milliseconds=delay)
+    assert abs(late) < datetime.timedelta(milliseconds=1)
+
+
 def test_options_travel_with_the_message(
     job_states: Any, global_broker: Broker, client: redis.Redis
 ) -> None:

@@ -547,6 +547,18 @@ def test_a_delayed_send_says_when_it_is_due(broker: RedisBroker) -> None:
         wait_until(broker, message, "success")
 
 
+def test_a_plain_send_with_an_endless_delay_is_queued(broker: RedisBroker) -> None:
+    """A delay that Dramatiq accepts and no time can say is cut short in the record."""
+
+    @job_actor(broker=broker, job_state=True)
+    def run() -> None: ...
+
+    uuid = run.send_with_options(delay=10**30).message_id
+    job_state = middleware_of(broker).store_for(broker).load(uuid)
+    assert job_state is not None and job_state.status == "queued"
+    assert job_state.due_at is not None and job_state.due_at.year > 5000
+
+
 def test_a_message_whose_id_is_not_a_uuid_is_not_tracked(
     broker: RedisBroker, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
