@@ -285,9 +285,10 @@ declare namespace JobState {
    * Its content shows until the first answer, and permanently, below the bar, if it has
    * descendants with `data-metric`: their text becomes the value of that metric. So does
    * the text of any element with `data-metric` whose `data-job` (or `for`) is the id of this
-   * element. If the job has no such metric (any more), because it runs again or because `src`
-   * has changed, the text is what it was before the first value: put a placeholder there
-   * rather than a value.
+   * element. A number is written in the page's language with up to three decimals, and one
+   * below 1 with four digits. If the job has no such metric (any more), because it runs again
+   * or because `src` has changed, the text is what it was before the first value: put a
+   * placeholder there rather than a value.
    *
    * ```html
    * <job-state id="run" src="/job_state/…/" cancellable csrf-token="…">

@@ -801,6 +801,12 @@ function format(kind, language, options, value) {
   return formats[key].format(value);
 }
 
+/** Options for a number: some decimals, and more near 0, where those would say nothing. */
+function precise(number, decimals) {
+  const further = -Math.floor(Math.log10(Math.abs(number) || 1));
+  return { maximumFractionDigits: Math.min(20, decimals + Math.max(0, further)) };
+}
+
 /** Text from the server, without characters that could disturb the surrounding text. */
 function clean(value, most = 1000) {
   const text = typeof value === "string" ? value : value == null ? "" : JSON.stringify(value);
@@ -847,7 +853,7 @@ function draw(loaded) {
         if (!element) return;
         const value = own(Object(element.data), node.dataset.metric);
         const isNumber = typeof value === "number";
-        let text = isNumber ? element._number(value, { maximumSignificantDigits: 17 }) : clean(value);
+        let text = isNumber ? element._number(value, precise(value, 3)) : clean(value);
         if (value === undefined) text = firstTexts.get(node);
         else if (!firstTexts.has(node)) firstTexts.set(node, node.textContent);
         if (text !== undefined && node.textContent !== text) node.textContent = text;
@@ -1210,9 +1216,7 @@ class JobStateElement extends HTMLElement {
 
   /** What is done, and the total: with further decimals if they part these, or one from 0. */
   _amounts(done, total) {
-    const options = {
-      maximumFractionDigits: Math.max(1, 1 - Math.floor(Math.log10(total || done || 1))),
-    };
+    const options = precise(total || done, 1);
     let texts;
     do {
       texts = [done, total].map((number) => this._number(number, options));

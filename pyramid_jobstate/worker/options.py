@@ -71,11 +71,11 @@ def check_owner(owner: Any) -> str | float | None:
 def check_delay(
     delay: object, unit: str = "milliseconds", longest: int = MAX_DELAY
 ) -> None:
-    """Check the delay of a job, which the store keeps with it.
+    """Check the delay of a job, which the store keeps with it. One below 0 has passed.
 
     Parameters:
       unit: What it is a number of.
-      longest: The most that it may be.
+      longest: The most that it may be, in either direction.
 
     Raises:
       TypeError: It is not a number. NumPy's numbers cannot travel with a message.
@@ -83,5 +83,5 @@ def check_delay(
     """
     if not is_number(delay):
         raise TypeError(f"delay must be a number of {unit}, not {delay!r}.")
-    if not 0 <= delay <= longest:
-        raise ValueError(f"delay must be from 0 to {longest:,} {unit}, not {delay}.")
+    if not -longest <= delay <= longest:
+        raise ValueError(f"delay must be at most {longest:,} {unit}, not {delay}.")

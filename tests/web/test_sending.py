@@ -31,7 +31,8 @@ from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.record import NOT_REACHED, NOT_SENT
 from pyramid_jobstate.store.connection import FAIL_FAST
 from tests.faulty import faulty
-from tests.jobs import messages
+from tests.jobs import messages, working
+from tests.support import wait_for
 from tests.web.databases import Manager, SQLite, Zodb, fail
 from tests.webapp import (
     EXPLICIT,
@@ -836,7 +837,6 @@ def test_delay_counts_from_the_commit(
 DELAYS = [
     ("soon", TypeError),
     (True, TypeError),
-    (-5, ValueError),
     (float("nan"), ValueError),
     (float("inf"), ValueError),
     (10**14 + 1, ValueError),
@@ -844,9 +844,7 @@ DELAYS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("delay", "error"), [*DELAYS, (datetime.timedelta(days=-1), ValueError)]
-)
+@pytest.mark.parametrize(("delay", "error"), DELAYS)
 def test_delay_that_the_store_cannot_keep_is_refused(
     job_states: Any, global_broker: Broker, delay: Any, error: type[Exception]
 ) -> None:
@@ -890,6 +888,19 @@ def test_delay_may_be_as_long_as_a_time_can_say(
     due = job_state.due_at or job_state.queued_at
     late = due - job_state.queued_at - datetime.timedelta(milliseconds=delay)
     assert abs(late) < datetime.timedelta(milliseconds=1)
+
+
+@pytest.mark.parametrize("delay", [-5, datetime.timedelta(days=-1)])
+def test_job_whose_time_has_passed_is_due_at_once(
+    job_states: Any, global_broker: Broker, client: redis.Redis, delay: Any
+) -> None:
+    """Dramatiq accepts a delay below 0, such as the time until a moment in the past."""
+    run_marathon = global_broker.get_actor("run_marathon")
+    uuid = job_states.send_with_options(run_marathon, (1,), delay=delay).uuid
+    job_states.request.tm.commit()
+    assert job_states[uuid].status == "queued"
+    with working(global_broker):
+        wait_for(lambda: job_states.find(uuid).is_success)
 
 
 def test_options_travel_with_the_message(

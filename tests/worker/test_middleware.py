@@ -1047,7 +1047,7 @@ def test_a_message_that_is_refused_and_put_back_waits(
     where: Any = None if order == "before" else JobStateMiddleware
     broker.add_middleware(RefusingOnce(), before=where)
     broker.add_middleware(alarm := Alarm())
-    backoff = {"min_backoff": 60_000, "max_backoff": 60_001}
+    backoff: Any = {"min_backoff": 60_000, "max_backoff": 60_001}
 
     @dramatiq.actor(broker=broker, job_state=True, **backoff)
     def run_marathon() -> None: ...
