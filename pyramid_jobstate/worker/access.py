@@ -50,6 +50,13 @@ def given_store(
     return store if place is None else JobStore(place, namespace=namespace)
 
 
+def usual_heartbeat(store: JobStore) -> float:
+    """Return after how many seconds without an update a running job is confirmed: 5, or
+    less if the job would otherwise read stalled, or its record expire.
+    """
+    return min(5.0, store.stalled_after / 3, store.active_expire_in / 3)
+
+
 class StoreOwner(Protocol):
     """A JobStateMiddleware, which knows its store."""
 
@@ -64,7 +71,7 @@ class StoreAccess:
       owner: The middleware, which owns this object and is therefore referenced weakly.
       interval: Seconds between two flushes of the recorder.
       heartbeat: Seconds without an update before the recorder confirms that a job is
-        still running.
+        still running, or None: see :func:`usual_heartbeat`.
 
     Raises:
       TypeError, ValueError: interval or heartbeat is not a positive number of seconds.
@@ -74,11 +81,13 @@ class StoreAccess:
         self,
         owner: StoreOwner,
         interval: float,
-        heartbeat: float,
+        heartbeat: float | None,
     ) -> None:
         self._owner = weakref.ref(owner)
         self._interval = positive("interval", interval, LONGEST)
-        self._heartbeat = positive("heartbeat", heartbeat, LONGEST)
+        if heartbeat is not None:
+            positive("heartbeat", heartbeat, LONGEST)
+        self._heartbeat = heartbeat
         self._outage = Outage(log)
         self._recorder: Recorder | None = None
         self._lock = threading.Lock()
@@ -95,10 +104,11 @@ class StoreAccess:
         # Later calls take no lock: a process may fork while it is held.
         if self._recorder is None:
             with self._lock:
+                store = self._store(broker)
                 self._recorder = self._recorder or Recorder(
-                    self._store(broker),
+                    store,
                     interval=self._interval,
-                    heartbeat=self._heartbeat,
+                    heartbeat=self._heartbeat or usual_heartbeat(store),
                     outage=self._outage,
                 )
         return self._recorder

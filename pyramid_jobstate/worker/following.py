@@ -42,7 +42,7 @@ class Follower(Middleware, abc.ABC):
         client: Client | None = None,
         namespace: str = "jobstate",
         interval: float = 0.1,
-        heartbeat: float = 5.0,
+        heartbeat: float | None = None,
     ) -> None:
         self._store = given_store(store, url, client, namespace)
         self._namespace = namespace

@@ -547,6 +547,31 @@ def test_a_delayed_send_says_when_it_is_due(broker: RedisBroker) -> None:
         wait_until(broker, message, "success")
 
 
+@pytest.mark.parametrize("short", ["stalled_after", "active_expire_in"])
+def test_a_silent_job_is_confirmed_before_it_stalls(redis_url: str, short: str) -> None:
+    """A store whose durations are short has its workers confirm jobs more often."""
+    options: Any = {short: 0.3}
+    store = JobStore(redis_url, **options)
+    broker = make_broker(redis_url, JobStateMiddleware(store))
+    gate = Gate()
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        gate.wait()
+
+    seen: set[Any] = set()
+
+    def is_confirmed() -> bool:
+        seen.add(store.client.hget(key_of(store, message.message_id), "seen"))
+        return len(seen) > 5
+
+    message = run_marathon.send()
+    with working(broker):
+        gate.wait_for_job()
+        wait_for(is_confirmed, 10)
+        gate.open()
+
+
 def test_a_plain_send_with_an_endless_delay_is_queued(broker: RedisBroker) -> None:
     """A delay that Dramatiq accepts and no time can say is cut short in the record."""
 
