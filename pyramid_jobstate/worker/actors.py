@@ -25,7 +25,14 @@ from ..job import (
     told_by,
 )
 from .current import CurrentJob, ThreadState, skip
-from .options import attempts_before, batch_of, check_owner, unique_of, word_of
+from .options import (
+    attempts_before,
+    batch_of,
+    check_owner,
+    sends_for,
+    unique_of,
+    word_of,
+)
 from .parameters import (
     HandedFunction,
     annotation_of,
@@ -95,7 +102,8 @@ class TrackedFunction(HandedFunction):
             job_state = given if given is not None else self.detached(args, kwargs)
             return self.call(job_state, args, kwargs)
         job.was_called = True
-        job_state = self.job_state(job.uuid, unsaved.run, unsaved.info)
+        info = unsaved.info._replace(batch=sends_for(job.message))
+        job_state = self.job_state(job.uuid, unsaved.run, info)
         set_member_sender(job_state, job.members)
         return self._run(job, job_state, args, kwargs)
 

@@ -140,6 +140,7 @@ class RunningMember:
                 "outside it.",
                 self._batch,
             )
+            outgoing.leave_batch()
         if not reply:
             return False
         first, *_ = found = store.create_new(*outgoing.jobs)

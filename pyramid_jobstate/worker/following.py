@@ -18,7 +18,7 @@ from .actors import TrackedFunction, TrackedFunctions, job_state_class
 from .current import CurrentJob, ThreadState, skip
 from .ends import Ends
 from .enqueueing import Enqueueing
-from .options import attempts_before, batch_of, word_of
+from .options import attempts_before, batch_of, sends_for, word_of
 
 if TYPE_CHECKING:
     from dramatiq import Actor, Broker, Message
@@ -143,8 +143,9 @@ class Follower(Middleware, abc.ABC):
         # From here on the message ends in _end(), even if this thread is interrupted.
         self._jobs[job.uuid] = job
         job.unsaved = job.tracked.unsaved(message)
-        if job.unsaved.info.batch is not None:
-            batch, run = job.unsaved.info.batch, job.unsaved.run
+        batch = sends_for(message)
+        if batch is not None:
+            run = job.unsaved.run
             job.members = self.members_of(broker, message, batch, run)
         for outer in self._thread.jobs[:-1]:
             if outer.uuid == job.uuid:

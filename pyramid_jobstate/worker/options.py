@@ -16,9 +16,12 @@ WORD = "job_rerun"
 #: The option with the identity of a unique job.
 UNIQUE = "job_unique"
 
-
 #: The option with the uuid of a job's batch.
 BATCH = "job_batch"
+
+#: The option with the uuid of a batch that the store had lost when one of its members
+#: sent the job, which can send further ones by their keys.
+LOST_BATCH = "job_lost_batch"
 
 
 def word_of(message: Message[Any] | MessageProxy) -> str | None:
@@ -48,6 +51,14 @@ def batch_of(message: Message[Any] | MessageProxy) -> str | None:
     """Return the uuid of the batch of a message's job, or None."""
     batch = message.options.get(BATCH)
     return batch if is_uuid(batch) else None
+
+
+def sends_for(message: Message[Any] | MessageProxy) -> str | None:
+    """Return the uuid of the batch for which a message's job may send members, or None:
+    its own, or one that the store has lost.
+    """
+    batch = message.options.get(LOST_BATCH)
+    return batch if is_uuid(batch) else batch_of(message)
 
 
 def check_owner(owner: Any) -> str | float | None:

@@ -17,7 +17,7 @@ from ..job import JobState, NewJob, check_key, is_uuid, member_uuid
 from .actors import TrackedFunction
 from .finding import middleware_of
 from .messages import check_callbacks, encoded, unlinked
-from .options import BATCH, UNIQUE, check_delay, check_owner
+from .options import BATCH, LOST_BATCH, UNIQUE, check_delay, check_owner
 from .unique import Unique
 
 if TYPE_CHECKING:
@@ -196,11 +196,37 @@ class Prepared:
         info = function.info(message.args, message.kwargs, owner, unique=unique)
         info = info._replace(batch=batch)
         seconds = 0.0 if delay is None else delay / 1000
-        self.jobs.append(NewJob(message.message_id, info, seconds, waits, self._sender))
-        self.messages.append(message)
-        due_in = 0.0 if waits else seconds
-        self.job_states.append(function.queued(message.message_id, info, due_in))
+        job = NewJob(message.message_id, info, seconds, waits, self._sender)
+        self._add(message, job, function)
         return message
+
+    def _add(
+        self, message: Message[Any], job: NewJob, function: TrackedFunction
+    ) -> None:
+        self.jobs.append(job)
+        self.messages.append(message)
+        due_in = 0.0 if job.waits else job.delay
+        self.job_states.append(function.queued(job.uuid, job.info, due_in))
+
+    def leave_batch(self) -> None:
+        """Let the jobs of a message or pipeline belong to no batch: the store has lost
+        theirs.
+        """
+        functions = middleware_of(self.broker).functions
+        former = [*zip(self.messages, self.jobs, strict=True)]
+        self.messages, self.jobs, self.job_states = [], [], []
+        for message, job in former:
+            options = dict(message.options)
+            options[LOST_BATCH] = options.pop(BATCH)
+            lone = job._replace(info=job.info._replace(batch=None))
+            function = functions[message.actor_name]
+            self._add(dataclasses.replace(message, options=options), lone, function)
+        is_pipeline = isinstance(self.what, pipeline)
+        self.what = (
+            pipeline(self.messages, broker=self.broker)
+            if is_pipeline
+            else self.messages[0]
+        )
 
     def _function(self, actor_name: str) -> TrackedFunction | None:
         """Return the function of an actor, or None if the actor is not tracked."""

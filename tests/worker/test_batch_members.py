@@ -378,6 +378,29 @@ def test_store_that_came_back_empty_loses_no_member(
     assert floor.store.load(batch.uuid) is None
 
 
+def test_jobs_that_members_of_a_lost_batch_send_are_their_owners(floor: Floor) -> None:
+    """They belong to no batch, and may send further ones, each once."""
+
+    def fan_out(job_state: Any) -> None:
+        job_state.batch.send(floor.part, "y", key="y")
+
+    batch = floor.send("a", owner="alice")
+    _, member = floor.member(batch)
+    floor.client.flushall()
+    first = send(member, floor.part, "x")
+    steps = pipeline(map(floor.part.message, "st"), broker=floor.broker)
+    later = own(member).send_message(steps, key="st")
+    assert [job.batch for job in (first, *later)] == [None] * 3
+    floor.scripts["x"] = fan_out
+    with working(floor.broker):
+        wait_for(lambda: floor.ran["y"] and floor.ran["s"])
+    jobs = floor.store.list(owner="alice").items
+    assert {job.batch for job in jobs} == {None}
+    assert {job.uuid for job in (first, *later)} < {job.uuid for job in jobs}
+    assert len(jobs) == 4
+    assert floor.ran == dict.fromkeys("xsy", 1)
+
+
 def test_two_running_members_send_the_same_key(
     floor: Floor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
