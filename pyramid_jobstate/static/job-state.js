@@ -1101,15 +1101,18 @@ class JobStateElement extends HTMLElement {
 
   async cancel() {
     if (this._asking || !this._poller) return false;
-    this._asking = true;
+    const asking = (this._asking = {});
     this._complaint = "";
     refresh(this);
     try {
       return await this._poller.cancel();
     } catch (reason) {
-      this._asking = false;
-      this._complaint = this._label("cancel-failed", { reason: this._explain(reason) });
-      say(this, this._complaint);
+      // Not if it concerns an earlier job, or no longer matters.
+      if (asking === this._asking) {
+        this._asking = null;
+        this._complaint = this._label("cancel-failed", { reason: this._explain(reason) });
+        say(this, this._complaint);
+      }
       throw reason;
     } finally {
       refresh(this);
@@ -1146,7 +1149,10 @@ class JobStateElement extends HTMLElement {
         update: (data) => {
           isNews = !!this.data && this.data.job_state === "working";
           this.data = data;
-          if (!data.job.cancellable || data.job.status === "cancelling") this._asking = false;
+          if (data.job_state !== "working" || data.job.status === "cancelling") {
+            this._asking = null;
+            this._complaint = "";
+          }
           this._tell("update", data);
         },
         success: end,
@@ -1169,7 +1175,7 @@ class JobStateElement extends HTMLElement {
     this._data = null;
     this.transport = null;
     this._reason = null; // why the job cannot be seen
-    this._asking = false; // a cancel is on its way
+    this._asking = null; // the cancel that is on its way
     this._complaint = ""; // why it could not be cancelled
     this._quarter = -1; // the last one announced
   }
@@ -1392,7 +1398,7 @@ class JobStateElement extends HTMLElement {
     view.set("bar", "aria-valuenow", hundredths);
     const spoken = [isOver || !percent ? word : percent, ...details, left];
     view.set("bar", "aria-valuetext", spoken.filter(Boolean).join(", "));
-    view.set("cancel", "aria-disabled", this._asking);
+    view.set("cancel", "aria-disabled", !!this._asking);
     view.set("log", "aria-label", this._label("log"));
     view.log(lines.slice(-20).map((line) => clean(line)));
     if (next) this._timer = setTimeout(refresh, Math.max(next, MIN_GAP), this);

@@ -1205,6 +1205,45 @@ def test_header_that_cannot_be_sent_is_told(stage: Stage, attributes: str) -> No
     stage.wait("working")
 
 
+def test_refusal_of_a_cancel_stays_with_its_job(stage: Stage) -> None:
+    """A cancel that is refused after src has changed leaves the next job and its own
+    cancel alone.
+    """
+    holds = {"job": threading.Event(), "other": threading.Event()}
+    for name, hold in holds.items():
+        refusal = Answer(403, hold=hold)
+        stage.server.answer(f"{name}/cancel", refusal, method="POST")
+        stage.server.answer(name, answer(title=name))
+    stage.open("<job-state id=job src=/job_state/job cancellable></job-state>")
+    stage.wait("working")
+    ask = "window.first = document.getElementById('job').cancel().catch((e) => e.status)"
+    stage.page.evaluate(f"() => {{ {ask} }}")
+    wait_for(lambda: stage.server.seen("job/cancel", "POST"))
+    stage.page.evaluate("document.getElementById('job').src = '/job_state/other'")
+    wait_for(lambda: stage.look()["title"] == "other")
+    stage.page.locator("[part=cancel]").click()
+    wait_for(lambda: stage.server.seen("other/cancel", "POST"))
+
+    holds["job"].set()
+
+    assert stage.page.evaluate("first") == 403
+    stage.page.evaluate(SETTLE)
+    seen = stage.look()
+    assert (seen["cancel"], seen["notice"]) == ("Cancelling…", None)
+    holds["other"].set()
+    wait_for(lambda: stage.look()["notice"] == "Not cancelled: You may not do this.")
+
+
+@pytest.mark.parametrize("status", ["cancelling", "success"])
+def test_refusal_of_a_cancel_goes_with_its_reason(stage: Stage, status: str) -> None:
+    """Nothing says that a cancel was refused once the job is cancelled, or has ended."""
+    open_cancellable(stage, Answer(403), "period=50")
+    stage.page.locator("[part=cancel]").click()
+    wait_for(lambda: stage.look()["notice"])
+    stage.server.answer("job", answer(status, finished_at=at(0)))
+    assert not stage.wait(status)["notice"]
+
+
 def test_cancel_that_is_refused_says_why(stage: Stage) -> None:
     """If the cancel is refused, the button comes back, and the element says why."""
     open_cancellable(stage, Answer(403))
