@@ -331,7 +331,10 @@ declare namespace JobState {
    * Sizes follow the font. The element keeps its `state` in an attribute, for selectors.
    */
   class JobStateElement extends HTMLElement {
-    /** Attribute `src`: what `request.resource_url(job_state)` returns. */
+    /**
+     * Attribute `src`: what `request.resource_url(job_state)` returns. Once the job has ended,
+     * the element asks again only when `src` changes.
+     */
     src: string;
     /** Attribute `period`: milliseconds between polls, 1000 by default. */
     period: number;

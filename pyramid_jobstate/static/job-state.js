@@ -1120,7 +1120,7 @@ class JobStateElement extends HTMLElement {
   }
 
   _follow() {
-    if (!this._stale || !this.isConnected || !this.src) return;
+    if (!this._stale || this._ended || !this.isConnected || !this.src) return;
     this._stale = false;
     const lose = (reason) => {
       this._reason = reason;
@@ -1130,6 +1130,7 @@ class JobStateElement extends HTMLElement {
     let isNews = false; // the page had shown the job before its end
     const end = (data) => {
       const { job } = data;
+      this._ended = true;
       this._poller = null;
       this._tell(data.job_state, data);
       if (!notifies || !isNews) return;
@@ -1175,6 +1176,7 @@ class JobStateElement extends HTMLElement {
     this._data = null;
     this.transport = null;
     this._reason = null; // why the job cannot be seen
+    this._ended = false; // its end was told
     this._asking = null; // the cancel that is on its way
     this._complaint = ""; // why it could not be cancelled
     this._quarter = -1; // the last one announced

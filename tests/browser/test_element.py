@@ -831,6 +831,41 @@ def test_finished_element_that_comes_back_asks_nothing(stage: Stage) -> None:
     assert len(stage.server.seen("job")) == 1
 
 
+@pytest.mark.parametrize(
+    "attribute", ["csrf-token", "csrf-header", "period", "notify", "cross-origin"]
+)
+def test_attributes_of_a_finished_element_ask_nothing(
+    stage: Stage, attribute: str
+) -> None:
+    """After the end, only another src makes the element ask and fire events again."""
+    for name in ("job", "other", "next"):
+        stage.server.answer(name, answer("success", finished_at=at(0)))
+    stage.open("<job-state id=job></job-state><job-state id=other></job-state>")
+    stage.page.evaluate(
+        """() => {
+            window.ends = [];
+            document.addEventListener("job-state:success", ({ target }) =>
+                ends.push(target.src));
+            document.getElementById("job").src = "/job_state/job";
+        }"""
+    )
+    stage.wait("success")
+    stage.page.evaluate(
+        """(name) => {
+            document.getElementById("job").setAttribute(name, "100");
+            // It asks later than the first would.
+            document.getElementById("other").src = "/job_state/other";
+        }""",
+        attribute,
+    )
+    stage.wait("success", "other")
+    stage.page.evaluate("document.getElementById('job').src = '/job_state/next'")
+    wait_for(lambda: len(stage.page.evaluate("ends")) > 2)
+    names = ("job", "other", "next")
+    assert stage.page.evaluate("ends") == [f"/job_state/{name}" for name in names]
+    assert [len(stage.server.seen(name)) for name in names] == [1, 1, 1]
+
+
 def test_removed_elements_are_forgotten(stage: Stage) -> None:
     """A removed element can be garbage-collected."""
     stage.server.answer("job", answer())
