@@ -228,6 +228,7 @@ async function ask({ verb, name, prepare, act, next }) {
   try {
     text = await prepare();
   } catch (refusal) {
+    if (isLeft) return;
     text = refusal.text;
     no.hidden = true;
     close.hidden = false;

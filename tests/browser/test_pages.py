@@ -439,6 +439,35 @@ def test_question_that_nobody_waits_for(pages: Pages, store: JobStore) -> None:
     expect(pages.one("question")).to_have_text("Cancel 1 job?")
 
 
+@pytest.mark.parametrize("status", [400, 503])
+def test_refusal_that_nobody_waits_for(
+    pages: Pages, store: JobStore, status: int
+) -> None:
+    """A question that fails after its dialog was closed leaves the next one alone."""
+    put(store, "success", "working")
+    pages.visit()
+    pages.one("matching").check()
+    held: list[Route] = []
+    pages.page.route("**/job_state/clear*", lambda route: held.append(route))
+    pages.page.get_by_role("button", name="Delete").click()
+    # Routes are handled while the page is asked.
+    wait_for(lambda: pages.page.evaluate("1") and held)
+    pages.one("no").click()
+    pages.page.get_by_role("button", name="Cancel").click()
+    expect(pages.one("yes")).to_be_visible()
+    with pages.page.expect_response("**/job_state/clear*"):
+        held[0].fulfill(status=status)
+    pages.page.evaluate("fetch('/job_state')")
+    expect(pages.one("close")).to_be_hidden()
+    expect(pages.one("question")).to_have_text("Cancel 1 job?")
+    pages.page.evaluate("window.isTheSame = true")
+    pages.one("no").click()
+    expect(pages.one("dialog")).to_be_hidden()
+    pages.page.evaluate("fetch('/job_state')")
+    assert pages.page.evaluate("window.isTheSame")
+    pages.forgive(f"status of {status}")
+
+
 def test_selection_is_not_restored(pages: Pages, store: JobStore) -> None:
     """After going back, no box is checked: their rows may be those of other jobs."""
     jobs = put(store, "success", "success", "success")[::-1]
