@@ -1370,7 +1370,6 @@ class JobStateElement extends HTMLElement {
     const { url } = job.result || {};
     const link = state === "success" && /^https?:\/\//i.test(url) ? url : null;
     const cancellable = this.cancellable && job.cancellable && state !== "cancelling" && !isOver;
-    if (!cancellable && this.shadowRoot.activeElement === parts.cancel) parts.job.focus();
     view.write("text", {
       title: this._title(job),
       percent,
@@ -1382,13 +1381,16 @@ class JobStateElement extends HTMLElement {
       cancel: this._label(this._asking ? "cancelling" : "cancel"),
       result: this._label("result"),
     });
-    view.write("hidden", {
+    const hidden = {
       job: !answered && !!this.textContent.trim(),
       log: !lines.length,
       counts: !texts.some(Boolean),
       cancel: !cancellable,
       result: !link,
-    });
+    };
+    const { activeElement } = this.shadowRoot;
+    if (activeElement && hidden[activeElement.className]) parts.job.focus();
+    view.write("hidden", hidden);
     view.set("result", "href", link);
     const batch = texts.some(Boolean) && fraction !== null ? "batch" : "";
     view.set("job", "class", `job ${state} ${lively} ${unknown} ${batch}`);

@@ -644,6 +644,21 @@ def test_huge_texts_stay_inside(stage: Stage) -> None:
     assert stage.page.evaluate(wider) is False
 
 
+@pytest.mark.parametrize("part", ["log", "result"])
+def test_focus_stays_in_the_element(stage: Stage, part: str) -> None:
+    """When the part that has the focus goes, the element keeps it."""
+    stage.open("<job-state id=job log></job-state><button>After</button>")
+    stage.show(data("success", log=["Ran"], result={"url": "https://example.com/"}))
+    stage.page.locator(f"[part={part}]").focus()
+    assert stage.page.evaluate("document.activeElement.id") == "job"
+
+    stage.show(data(attempt=2))
+
+    expect(stage.page.locator("[part=job]")).to_be_focused()
+    stage.page.keyboard.press("Tab")
+    expect(stage.page.get_by_role("button", name="After")).to_be_focused()
+
+
 def test_title_in_another_direction_is_isolated(stage: Stage) -> None:
     """Title and message determine their own direction."""
     stage.open()
