@@ -25,7 +25,7 @@ from pyramid_jobstate.store import batches, connection, reading, scripts, troubl
 from pyramid_jobstate.store.scripts import Reply
 from pyramid_jobstate.store.told import Change
 from tests.jobs import messages, new_id
-from tests.support import wait_for
+from tests.support import load_job, wait_for
 
 INFO = JobInfo("Batch", "", 0, '"alice"', "{}", batch=BATCH)
 
@@ -520,6 +520,14 @@ def test_batch_that_is_gone_does_not_come_back(bed: Bed) -> None:
     assert bed.run(0) == Reply.OK
     assert bed.client.exists(bed.key()) == 0
     assert bed.store.load(bed.uuid) is None
+
+
+def test_member_that_waits_for_its_next_try_of_a_cancelled_batch(bed: Bed) -> None:
+    """It reads retrying until the batch is cancelled."""
+    bed.run(0, End("retrying", JobError("E", "x"), 60))
+    assert load_job(bed.store, bed.uuids[0]).status == "retrying"
+    assert bed.load().cancel()
+    assert load_job(bed.store, bed.uuids[0]).status == "cancelled"
 
 
 def test_member_that_was_never_sent_of_a_cancelled_batch(store: JobStore) -> None:
