@@ -108,6 +108,8 @@ def test_success_behind_thousands_of_failures(store: JobStore) -> None:
     """The successes and the queued jobs are found behind thousands of others, of which
     the server looks at few.
     """
+    # None of the running ones is silent for so long.
+    store = store.replace(stalled_after=3600)
     ended, queued = create(store, 1), create(store, 1)
     finish(store, *ended)
     finish(store, *create(store, 3000), status="error")
@@ -398,7 +400,7 @@ def test_job_that_is_due_late_stays_listed(
     for key in keys:
         score: Any = client.zscore(key, job)
         assert score / 1000 >= due - 400 / 2 - 1
-        assert client.pttl(key) > 59_000
+        assert client.pttl(key) > 50_000
 
 
 def test_retry_keeps_its_place(store: JobStore) -> None:

@@ -18,7 +18,7 @@ from pyramid_jobstate.job.changes import End, Failure, NewJob, Update
 from pyramid_jobstate.job.record import CANCELLED, NOT_REACHED, JobError
 from pyramid_jobstate.store.scripts import NAMES, Reply, read_scripts
 from tests.jobs import RunMarathon, new_id
-from tests.support import INFO, SENT, key_of, load_job, wait_for
+from tests.support import INFO, SENT, key_of, load_job, pass_time, wait_for
 
 
 class Writer:
@@ -119,17 +119,17 @@ def test_create_that_comes_late_does_not_queue_a_job_again(
     assert load_job(store, job).status == "success"
 
 
-def test_confirm_keeps_a_sent_job_from_stalling(client: redis.Redis) -> None:
+def test_confirm_keeps_a_sent_job_from_stalling(store: JobStore) -> None:
     """A job whose message was never confirmed reads stalled after a while. A confirmed
     one stays queued.
     """
-    store = JobStore(client, stalled_after=0.05)
     sent, lost = new_id(), new_id()
     for job in (sent, lost):
         store.create(NewJob(job, INFO))
     assert load_job(store, lost).status == "queued"
     store.confirm(sent, INFO.kind)
-    wait_for(lambda: load_job(store, lost).status == "stalled")
+    pass_time(store, 20)
+    assert load_job(store, lost).status == "stalled"
     assert load_job(store, sent).status == "queued"
 
 
@@ -291,14 +291,14 @@ def test_an_update_never_makes_a_record(store: JobStore) -> None:
     assert store.load(job) is None
 
 
-def test_a_silent_job_reads_stalled(client: redis.Redis) -> None:
+def test_a_silent_job_reads_stalled(store: JobStore, client: redis.Redis) -> None:
     """A silent job reads stalled without a write, and working after its next update."""
-    store = JobStore(client, stalled_after=0.1)
     job = new_id()
     run = Writer(store, job)
     run.begin()
     assert load_job(store, job).status == "working"
-    wait_for(lambda: load_job(store, job).status == "stalled")
+    pass_time(store, 20)
+    assert load_job(store, job).status == "stalled"
     assert client.hget(key_of(store, job), "status") == b"working"
     run.record()
     assert load_job(store, job).status == "working"
@@ -367,16 +367,16 @@ def test_cancel_of_a_stalled_job_is_at_once(client: redis.Redis) -> None:
     assert load_job(store, job).progress_metrics == {}
 
 
-def test_a_second_cancel_ends_a_job_whose_worker_died(client: redis.Redis) -> None:
+def test_a_second_cancel_ends_a_job_whose_worker_died(store: JobStore) -> None:
     """A job whose worker died after the cancellation reads stalled, and a second
     cancellation ends it.
     """
-    store = JobStore(client, stalled_after=0.05)
     job = new_id()
     Writer(store, job).begin()
     assert store.cancel(job, INFO)
     assert load_job(store, job).status == "cancelling"
-    wait_for(lambda: load_job(store, job).status == "stalled")
+    pass_time(store, 20)
+    assert load_job(store, job).status == "stalled"
     assert store.cancel(job, INFO)
     assert load_job(store, job).status == "cancelled"
 
@@ -973,17 +973,23 @@ def test_nothing_is_left_behind(client: redis.Redis) -> None:
     """After their time, finished jobs leave neither a record nor an index entry, even
     while other jobs arrive.
     """
-    store = JobStore(client, expire_in=0.2, active_expire_in=0.4)
-    for _ in range(200):
+    store = JobStore(client, expire_in=60, active_expire_in=120)
+
+    def work() -> str:
         run = Writer(store, new_id())
         run.begin()
         run.end("success")
-    time.sleep(0.25)
-    last = Writer(store, new_id())
-    last.begin()
-    last.end("success")
-    assert members(client, "ended:all") == {"ended:all": {last.job}}
-    wait_for(lambda: client.dbsize() == 0)
+        return run.job
+
+    for _ in range(200):
+        work()
+    pass_time(store, 40)
+    kept = work()
+    pass_time(store, 40)
+    last = work()
+    assert members(client, "ended:all") == {"ended:all": {kept, last}}
+    pass_time(store, 400)
+    assert client.dbsize() == 0
 
 
 def test_an_index_outlives_a_delayed_job(client: redis.Redis) -> None:

@@ -18,7 +18,7 @@ from pyramid_jobstate.web.push.hub import Hub
 from pyramid_jobstate.web.push.looks import Looks
 from tests.hubs import Basket, hub_of
 from tests.store.test_batches import Bed
-from tests.support import wait_for
+from tests.support import pass_time, wait_for
 from tests.webapp import make_app, make_config, make_request
 
 
@@ -61,19 +61,17 @@ def test_waiting_member_hears_that_its_batch_was_cancelled(hub: Hub, bed: Bed) -
     running.leave()
 
 
-def test_dead_member_of_a_batch_that_was_cancelled(client: redis.Redis) -> None:
+def test_dead_member_of_a_batch_that_was_cancelled(hub: Hub, store: JobStore) -> None:
     """Its worker is silent: its stream says what a poll says."""
-    store = JobStore(client, stalled_after=0.2)
     bed = Bed(store, 1)
     bed.run(0)
     assert bed.load().cancel()
-    with hub_of(store) as hub:
-        basket = Basket(hub, bed.uuids[0])
-        wait_for(lambda: last(basket).get("status") == "stalled")
-        bed.grow_old()
-        assert bed.load().cancel()
-        wait_for(lambda: last(basket)["status"] == "cancelled")
-        assert basket.is_over.wait(10)
+    pass_time(store, 20)
+    basket = Basket(hub, bed.uuids[0])
+    wait_for(lambda: last(basket).get("status") == "stalled")
+    assert bed.load().cancel()
+    wait_for(lambda: last(basket)["status"] == "cancelled")
+    assert basket.is_over.wait(10)
 
 
 def test_member_of_a_batch_that_is_gone(hub: Hub, bed: Bed) -> None:
@@ -101,39 +99,38 @@ def test_batch_that_cannot_be_read(bed: Bed, store: JobStore) -> None:
 
 
 def test_stream_of_a_silent_batch_looks_at_its_members(
-    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker died between the two writes of an end: nobody polls, and the stream
     finds it.
     """
     monkeypatch.setattr(batches, "PAUSE", 10)
-    store = JobStore(client, stalled_after=0.3)
     bed = Bed(store, 1)
     bed.run(0)
     # The view that opens a stream has read the store's clock.
     assert bed.load().status == "working"
+    basket = Basket(hub, bed.uuid)
+    wait_for(lambda: last(basket).get("status") == "working")
     bed.change(0, status="success")
-    with hub_of(store) as hub:
-        basket = Basket(hub, bed.uuid)
-        wait_for(lambda: last(basket).get("status") == "success")
-        assert basket.is_over.wait(10)
+    bed.grow_old()
+    wait_for(lambda: last(basket).get("status") == "success")
+    assert basket.is_over.wait(10)
 
 
 def test_stream_of_a_batch_that_was_looked_at(
-    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By another process, a moment ago: the stream does not look again yet."""
     monkeypatch.setattr(batches, "PAUSE", 10**15)
-    store = JobStore(client, stalled_after=0.3)
     bed = Bed(store, 1)
     bed.run(0)
     assert bed.load().status == "working"
     bed.change(0, status="success")
-    with hub_of(store) as hub:
-        basket = Basket(hub, bed.uuid)
-        wait_for(lambda: last(basket).get("status") == "stalled")
-        basket.leave()
-    assert not client.hexists(f"jobstate:{bed.uuid}", "looked")
+    bed.grow_old()
+    basket = Basket(hub, bed.uuid)
+    wait_for(lambda: last(basket).get("status") == "stalled")
+    basket.leave()
+    assert not bed.client.hexists(bed.key(), "looked")
 
 
 def test_stream_knows_the_url_of_the_members(redis_url: str, bed: Bed) -> None:
