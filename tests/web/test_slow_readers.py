@@ -244,11 +244,11 @@ def test_dropped_reader(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A reader that takes too long gets no more. Its stream ends when it reads."""
-    monkeypatch.setattr("pyramid_jobstate.web.push.feed.PATIENCE", 0.5)
     uuid = put_large(client, 300_000)
     stream = server.open(f"/job_state/{uuid}", is_reading=False)
     feed = server.streams.hub._feed
     wait_for(lambda: feed._unsent > 300_000)
+    monkeypatch.setattr("pyramid_jobstate.web.push.feed.PATIENCE", 0.5)
     wait_for(lambda: not feed._streams)
     assert (feed._unsent, feed._jobs) == (0, {})
     stream.resume()

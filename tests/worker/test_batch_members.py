@@ -201,10 +201,11 @@ def test_progress_is_told_once_a_second(
         wait_for(lambda: 500_000 in told)
 
     floor.scripts["a"] = report
+    begun = time.monotonic()
     floor.work(floor.send("a"))
     assert told[0] == 0
     assert told[-1] is None
-    assert len(told) <= 5, told
+    assert len(told) <= 3 + time.monotonic() - begun, told
 
 
 def test_running_member_sends_further_ones(floor: Floor) -> None:

@@ -140,7 +140,7 @@ def test_a_cancelled_job_ends_quietly(
         wait_until(broker, message, "working").cancel()
         began = time.monotonic()
         wait_until(broker, message, "cancelled")
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 10
         broker.join("default", timeout=20_000)
     assert called == []
     assert broker.do_qsize("default.DQ") == 0
