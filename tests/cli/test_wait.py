@@ -2,8 +2,8 @@
 
 import json
 import re
-import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -127,23 +127,37 @@ def test_a_stalled_job(pjobs: Operator, store: JobStore) -> None:
 
 
 def test_a_stalled_job_that_comes_back(
-    start: Start, redis_url: str, store: JobStore, client: redis.Redis
+    pjobs: Operator,
+    store: JobStore,
+    client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A job may be stalled again and again, each time for less than --stalled."""
     job = put(store, "stalled")
     key = key_of(store, job.uuid)
-    process = start("--url", redis_url, "wait", job.uuid, "--stalled", "2s")
-    assert process.stdout is not None
-    for _ in range(2):
-        assert process.stdout.readline().endswith(" stalled\n")
-        # Twice this is longer than --stalled.
-        time.sleep(1.2)
+    now = 100.0
+
+    def pass_time() -> Iterator[None]:
+        nonlocal now
+        for _ in range(2):
+            # Twice this is longer than --stalled.
+            now += 40
+            yield
+            client.hset(key, "seen", 10**14)
+            yield
+            client.hset(key, "seen", 1)
+            yield
         client.hset(key, "seen", 10**14)
-        assert process.stdout.readline().endswith(" working\n")
-        client.hset(key, "seen", 1)
-    client.hset(key, "seen", 10**14)
-    end(store, job)
-    assert finished(process).code == 0
+        end(store, job)
+        yield
+
+    pauses = pass_time()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(Patience, "sleep", lambda self: next(pauses))
+    ran = pjobs("wait", job.uuid, "--stalled", "60s")
+    assert ran.code == 0
+    told = [line.split()[0] for line in states(ran.out)]
+    assert told == ["stalled", "working"] * 2 + ["stalled", "success"]
 
 
 def test_a_timeout(pjobs: Operator, store: JobStore) -> None:
@@ -160,14 +174,21 @@ def test_a_timeout(pjobs: Operator, store: JobStore) -> None:
 
 
 def test_a_record_that_goes(
-    pjobs: Operator, store: JobStore, client: redis.Redis
+    pjobs: Operator,
+    store: JobStore,
+    client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A job whose record expires meanwhile ends the wait with 1."""
     job = put(store)
-    gone = threading.Timer(0.3, client.delete, [key_of(store, job.uuid)])
-    gone.start()
+    sleep = Patience.sleep
+
+    def sleep_without_it(patience: Patience) -> None:
+        client.delete(key_of(store, job.uuid))
+        sleep(patience)
+
+    monkeypatch.setattr(Patience, "sleep", sleep_without_it)
     ran = pjobs("wait", job.uuid, "--stalled", "0.6")
-    gone.join()
     assert ran.code == 1
     assert states(ran.out) == ["working"]
     gone_too = "so nobody can tell how the job ended."
