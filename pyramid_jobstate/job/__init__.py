@@ -15,7 +15,7 @@ from .inside import (
     set_member_sender,
     set_store,
 )
-from .membership import check_key, check_weight, member_uuid
+from .membership import check_actor, check_key, check_weight, member_uuid
 from .parsing import (
     MAX_DELAY,
     MAX_SECONDS,
@@ -110,6 +110,7 @@ __all__ = [
     "Run",
     "Update",
     "as_seen_from",
+    "check_actor",
     "check_key",
     "check_weight",
     "container_of",

@@ -36,8 +36,8 @@ class SendsMembers:
           The JobState of the job.
 
         Raises:
-          TypeError: The actor is not tracked, an argument cannot be encoded, or the key
-            is not a string.
+          TypeError: `actor` is not an actor or is not tracked, an argument cannot be
+            encoded, or the key is not a string.
           ValueError: The key is empty or too long, or was used before.
           RuntimeError: The batch takes no more members, or the job that sends it is
             over.
@@ -76,6 +76,7 @@ class SendsMembers:
                     f"A member cannot take {name}=. Members belong to the owner of the "
                     "batch and are never unique."
                 )
+        check_actor(actor)
         message = actor.message_with_options(args=args, kwargs=kwargs, **options)
         (job_state,) = self._members.take(
             message, broker=actor.broker, key=key, weight=weight, delay=delay
@@ -156,6 +157,19 @@ def member_uuid(batch: str, actor: str, key: str, place: int) -> str:
     """
     name = f"{actor}\0{key}" if not place else f"{actor}\0{key}\0{place}"
     return str(uuid.uuid5(uuid.UUID(batch), name))
+
+
+def check_actor(actor: object) -> None:
+    """Check that an object is a Dramatiq actor, without importing Dramatiq.
+
+    Raises:
+      TypeError: It is not.
+    """
+    if not hasattr(actor, "message_with_options"):
+        raise TypeError(
+            f"actor must be a Dramatiq actor, not {actor!r}. Send a message, pipeline "
+            "or group with send_message()."
+        )
 
 
 def check_key(key: object) -> str:

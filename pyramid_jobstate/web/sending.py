@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from dramatiq import Actor, Message, group, pipeline
 
-from ..job import JobState
+from ..job import JobState, check_actor
 from ..worker import Outgoing, Sendable, Unique, check_owner
 from .access import Access
 from .applications import name_of
@@ -45,9 +45,9 @@ class Sender(Access):
           The job, which the request owns.
 
         Raises:
-          TypeError: The actor is not tracked, the middleware on its broker certainly
-            writes elsewhere than the web side reads, an argument cannot be encoded, or
-            the owner is neither a string nor a number.
+          TypeError: `actor` is not an actor or is not tracked, the middleware on its
+            broker certainly writes elsewhere than the web side reads, an argument
+            cannot be encoded, or the owner is neither a string nor a number.
           RuntimeError: No transaction has begun on `request.tm`, or it accepts no more
             jobs.
         """
@@ -89,6 +89,7 @@ class Sender(Access):
             has no owner and is not shared, or `shared` is set without `unique`.
           StoreUnavailable: The job is unique, and the store does not answer.
         """
+        check_actor(actor)
         message = actor.message_with_options(args=args, kwargs=kwargs, **options)
         if unique is None and shared:
             raise ValueError("shared=True requires unique.")
@@ -113,11 +114,12 @@ class Sender(Access):
           shared: Whether the job was sent with `shared`.
 
         Raises:
-          TypeError: `unique` is not a string, or the owner neither a string nor a
-            number.
+          TypeError: `actor` is not an actor, `unique` is not a string, or the owner
+            neither a string nor a number.
           ValueError: `unique` is empty or too long.
           StoreUnavailable: The store does not answer.
         """
+        check_actor(actor)
         found = check_owner(self.current_owner if owner is DEFAULT else owner)
         key = Unique(unique, shared=shared or found is None)
         identity = key.identify(actor.actor_name, found)

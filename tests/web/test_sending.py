@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -797,6 +798,24 @@ def test_owner_is_the_sender_unless_another_is_named(
     (message,) = queued(client)
     assert message.options.get("job_owner") == owner
     assert load(tm_config, uuid).owner == owner
+
+
+@pytest.mark.parametrize("what", [None, "run_marathon", print, "message"])
+def test_only_an_actor_is_sent_arguments(
+    job_states: Any, global_broker: Broker, what: Any
+) -> None:
+    """The error says what was passed in place of an actor, in a batch, too."""
+    if what == "message":
+        what = global_broker.get_actor("run_marathon").message(26)
+    match = f"^actor must be a Dramatiq actor, not {re.escape(repr(what))}\\. Send a "
+    with pytest.raises(TypeError, match=match):
+        job_states.send(what)
+    with pytest.raises(TypeError, match=match):
+        job_states.send_with_options(what, (26,))
+    with pytest.raises(TypeError, match=match):
+        job_states.find_unique(what, "x")
+    with pytest.raises(TypeError, match=match), job_states.batch() as batch:
+        batch.send(what)
 
 
 def test_owner_must_be_a_principal(job_states: Any, global_broker: Broker) -> None:
