@@ -131,11 +131,7 @@ class Outbox(list[Sent]):
 
 
 class KeptMembers(RunningMember):
-    """Keeps the members that a job sends in an outbox.
-
-    Attributes:
-      box: The outbox.
-    """
+    """Keeps the members that a job sends in an outbox, the `box`."""
 
     box: Outbox
 
@@ -215,7 +211,7 @@ def run_jobs(
             job_state, result = _run_job(
                 registry, sent_jobs.brokers[message.message_id], message, environ or {}
             )
-            status = "success"
+            record_of(job_state).status = status = "success"
         finally:
             sent_jobs.end(status)
         jobs.append(job_state)

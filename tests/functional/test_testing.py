@@ -82,6 +82,16 @@ def test_outbox_keeps_what_views_send(job_store: JobStore, includes: Any) -> Non
     manager.abort()
 
 
+def test_run_jobs_return_their_end(job_store: JobStore) -> None:
+    """The JobStates that the helper returns have ended, as those in the outbox."""
+    app = application(job_store, "pyramid_jobstate.testing", "pyramid_jobstate")
+    app.get("/now")
+    (job_state,) = testing.run_jobs(app.app.registry)
+    (sent,) = testing.outbox(app.app.registry)
+    assert job_state.status == sent.job_state.status == "success"
+    assert job_state.is_success and not job_state.is_working
+
+
 def test_outbox_is_only_there_if_included(job_store: JobStore) -> None:
     """An application that has not included the helpers is told to include them."""
     app = application(job_store, "pyramid_jobstate")
