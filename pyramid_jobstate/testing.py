@@ -269,8 +269,8 @@ def detached(
 
 def history(job_state: JobState) -> list[tuple[Any, ...]]:
     """Return every report to a JobState from :func:`detached` or :func:`run_jobs`, in
-    order: ("metric", name, value), ("progress", done, total, unit), ("message", text)
-    or ("log", line).
+    order: ("metric", name, value), ("progress", done, total, unit), ("message", text),
+    ("log", line) or, when a phase begins, ("phase", name, percent).
 
     Raises:
       TypeError: The JobState is not from one of these.
