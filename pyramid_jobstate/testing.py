@@ -25,13 +25,14 @@ from .job import (
     RecordingRun,
     dumps,
     record_of,
-    run_of,
+    recording_of,
     set_member_sender,
 )
 from .worker import (
     BATCH,
     UNIQUE,
     RunningMember,
+    check_class,
     middleware_of,
     put_job,
     receives_request,
@@ -238,14 +239,12 @@ def _run_job(
         members.box = outbox(registry)
         set_member_sender(job_state, members)
     if receives_request(broker, message.actor_name):
-        result = with_request(
-            registry,
-            message,
-            lambda request: function.call(
-                job_state, message.args, {**message.kwargs, "request": request}
-            ),
-            environ,
-        )
+
+        def call(request: object) -> Any:
+            kwargs = {**message.kwargs, "request": request}
+            return function.call(job_state, message.args, kwargs)
+
+        result = with_request(registry, message, call, environ)
     else:
         result = function.call(job_state, message.args, message.kwargs)
     return job_state, result
@@ -261,7 +260,11 @@ def detached(
     Parameters:
       job_state_class: The JobState class of the actor.
       params: The `job_params` of the JobState.
+
+    Raises:
+      TypeError: `job_state_class` is not a JobState class.
     """
+    check_class(job_state_class)
     info = JobInfo(job_state_class.kind, "", 1, None, dumps(params))
     record = Record(str(uuid.uuid4()), info.fields(), "working")
     return job_state_class(record, RecordingRun())
@@ -275,10 +278,7 @@ def history(job_state: JobState) -> list[tuple[Any, ...]]:
     Raises:
       TypeError: The JobState is not from one of these.
     """
-    run = run_of(job_state)
-    if not isinstance(run, RecordingRun):
-        raise TypeError(f"{job_state!r} was not created by detached() or run_jobs().")
-    return run.history
+    return recording_of(job_state).history
 
 
 def values(job_state: JobState, name: str) -> list[Any]:
@@ -292,5 +292,9 @@ def values(job_state: JobState, name: str) -> list[Any]:
 
 
 def cancel(job_state: JobState) -> None:
-    """Make the next call of a :func:`detached` JobState raise JobCancelled."""
-    run_of(job_state).cancel()
+    """Make the next call of a :func:`detached` JobState raise JobCancelled.
+
+    Raises:
+      TypeError: It was not created by :func:`detached` or :func:`run_jobs`.
+    """
+    recording_of(job_state).cancel()

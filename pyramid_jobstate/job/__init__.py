@@ -45,7 +45,7 @@ from .record import (
     Record,
     is_uuid,
 )
-from .recording import RecordingRun
+from .recording import RecordingRun, recording_of
 from .result import is_link
 from .run import Run
 from .state import JobState, current_job_state, current_state
@@ -133,6 +133,7 @@ __all__ = [
     "parse_json",
     "parse_time",
     "record_of",
+    "recording_of",
     "run_of",
     "sentence_of",
     "set_container",

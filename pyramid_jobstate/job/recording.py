@@ -67,6 +67,18 @@ class RecordingRun(Run):
         self.history.append(("log", lines[-1]))
 
 
+def recording_of(job_state: object) -> RecordingRun:
+    """Return the run of a JobState that keeps every report.
+
+    Raises:
+      TypeError: It does not.
+    """
+    run = getattr(job_state, "_run", None)
+    if not isinstance(run, RecordingRun):
+        raise TypeError(f"{job_state!r} was not created by detached() or run_jobs().")
+    return run
+
+
 class RecordingPhases(Phases):
     """The phases of a run that keeps every report.
 

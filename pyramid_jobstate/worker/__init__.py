@@ -30,7 +30,7 @@ from .parameters import (
     layers,
 )
 from .preparing import Sendable
-from .putting import put_job
+from .putting import check_class, put_job
 from .repeatable import why_not_repeatable
 from .rerunning import BROKER_IS_AWAY, rerun, rerun_all
 from .unique import NotClaimed, Unique
@@ -55,6 +55,7 @@ __all__ = [
     "TrackedFunction",
     "Unique",
     "called_function",
+    "check_class",
     "check_owner",
     "has_parameter",
     "is_async",

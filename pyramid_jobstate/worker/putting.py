@@ -23,7 +23,7 @@ from ..job import (
     dumps,
 )
 from ..store import JobStore
-from .options import check_delay
+from .options import check_delay, check_owner
 from .unsaved import Unsaved
 
 
@@ -60,10 +60,12 @@ def put_job(
         100,000,000,000.
 
     Raises:
-      TypeError: The class is that of a batch.
-      ValueError: The status is unknown, a metric is invalid, or the delay is out of
-        range.
+      TypeError: An argument has the wrong type, or the class is that of a batch.
+      ValueError: The status is unknown, a metric is invalid, or the attempt or the
+        delay is out of range.
     """
+    _check("store", store, JobStore, "a JobStore")
+    check_class(job_state_class)
     if issubclass(job_state_class, Batch):
         raise TypeError(
             "put_job() makes no batches. Send one with request.job_states.batch()."
@@ -71,6 +73,18 @@ def put_job(
     if status not in UNFINISHED + FINISHED:
         known = ", ".join(UNFINISHED + FINISHED)
         raise ValueError(f"Unknown status {status!r}. Use one of: {known}.")
+    _check("actor", actor, str, "a str")
+    check_owner(owner)
+    _check("params", params, Mapping | None, "a dict of values by name")
+    _check("metrics", metrics, Mapping | None, "a dict of values by name")
+    _check("progress", progress, Progress | None, "a Progress")
+    if isinstance(log, str):
+        raise TypeError(f"log must be a list of lines, not the string {log!r}.")
+    _check("error", error, JobError | None, "a JobError")
+    if type(attempt) is not int:
+        raise TypeError(f"attempt must be an int, not {attempt!r}.")
+    if attempt < 1:
+        raise ValueError(f"attempt must be 1 or more, not {attempt}.")
     check_delay(delay, "seconds", MAX_DELAY // 1000)
     job = str(uuid.uuid4())
     encoded = None if owner is None else dumps(owner)
@@ -103,3 +117,27 @@ def put_job(
     job_state = store.load(job)
     assert job_state is not None
     return job_state
+
+
+def check_class(job_state_class: object) -> None:
+    """Check the class of a job that a test makes.
+
+    Raises:
+      TypeError: It is not a JobState class.
+    """
+    if not (
+        isinstance(job_state_class, type) and issubclass(job_state_class, JobState)
+    ):
+        raise TypeError(
+            f"job_state_class must be a JobState class, not {job_state_class!r}."
+        )
+
+
+def _check(name: str, value: object, kinds: Any, wanted: str) -> None:
+    """Check the type of an argument.
+
+    Raises:
+      TypeError: It is wrong.
+    """
+    if not isinstance(value, kinds):
+        raise TypeError(f"{name} must be {wanted}, not {value!r}.")

@@ -22,6 +22,7 @@ from pyramid_jobstate.job.record import (
     FINISHED,
     UNFINISHED,
     JobError,
+    Record,
 )
 from tests.jobs import RunMarathon, make_broker
 from tests.webapp import Policy
@@ -168,10 +169,15 @@ def test_detached_can_be_cancelled() -> None:
         job_state.set_progress_metric("x", 1)
 
 
-def test_history_is_of_detached_ones_only(job_store: JobStore) -> None:
-    """Only a detached JobState has a history."""
-    with pytest.raises(TypeError, match="detached"):
-        testing.history(testing.put_job(job_store))
+def test_history_and_cancel_are_of_detached_ones_only(job_store: JobStore) -> None:
+    """Only a JobState that keeps its reports has a history, and can be cancelled."""
+    job_state = testing.put_job(job_store)
+    for wrong in job_state, None:
+        with pytest.raises(TypeError, match=f"^{wrong} was not created by detached"):
+            testing.history(wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=f"^{wrong} was not created by detached"):
+            testing.cancel(wrong)  # type: ignore[arg-type]
+    assert not job_state.cancel_requested
 
 
 @pytest.mark.parametrize("status", UNFINISHED + FINISHED)
@@ -237,6 +243,54 @@ def test_put_job_refuses_a_delay_that_the_store_cannot_keep(
     with pytest.raises(error, match=r"^delay must be .* seconds, not "):
         testing.put_job(job_store, status="queued", delay=delay)
     assert job_store.list().items == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "match"),
+    [
+        (("error",), {}, "^job_state_class must be a JobState class, not 'error'"),
+        ((int,), {}, "^job_state_class must be "),
+        ((), {"actor": None}, "^actor must be a str, not None"),
+        ((), {"owner": [1]}, r"owner of a job must be .*, not \[1\]"),
+        ((), {"owner": True}, "owner of a job must be .*, not True"),
+        ((), {"params": [1]}, r"^params must be .*, not \[1\]"),
+        ((), {"metrics": [1]}, r"^metrics must be .*, not \[1\]"),
+        ((), {"progress": (1, 2)}, r"^progress must be a Progress, not \(1, 2\)"),
+        ((), {"log": "abc"}, "^log must be a list of lines, not the string 'abc'"),
+        ((), {"attempt": "2"}, "^attempt must be an int, not '2'"),
+        ((), {"attempt": True}, "^attempt must be an int, not True"),
+        ((), {"error": "text"}, "^error must be a JobError, not 'text'"),
+        ((), {"error": ValueError("x")}, "^error must be a JobError, not ValueError"),
+    ],
+)
+def test_put_job_names_an_argument_of_the_wrong_type(
+    job_store: JobStore, arguments: Any, options: Any, match: str
+) -> None:
+    """The error names the argument and its value, and nothing is stored."""
+    with pytest.raises(TypeError, match=match):
+        testing.put_job(job_store, *arguments, **options)
+    assert job_store.list().items == []
+
+
+@pytest.mark.parametrize("attempt", [-1, 0])
+def test_put_job_counts_attempts_from_1(job_store: JobStore, attempt: int) -> None:
+    """No job that has begun reads attempt 0."""
+    with pytest.raises(ValueError, match=f"^attempt must be .*, not {attempt}"):
+        testing.put_job(job_store, attempt=attempt)
+
+
+def test_put_job_needs_a_store() -> None:
+    """The URL of a store is not a store."""
+    url: Any = "redis://localhost"
+    with pytest.raises(TypeError, match=r"^store must be a JobStore, not 'redis://"):
+        testing.put_job(url)
+
+
+@pytest.mark.parametrize("cls", [5, None, int, JobState(Record("", {}))])
+def test_detached_needs_a_job_state_class(cls: Any) -> None:
+    """The error says what was passed in place of a class."""
+    with pytest.raises(TypeError, match=r"^job_state_class must be .*, not "):
+        testing.detached(cls)
 
 
 def test_put_job_makes_no_batches(job_store: JobStore) -> None:
