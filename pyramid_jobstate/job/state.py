@@ -8,6 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from ..errors import StoreUnavailable
+from .declared import check_declaration
 from .facts import Facts
 from .phases import phase_of
 from .protocols import Container, Store
@@ -76,11 +77,7 @@ class JobState(Facts):
         super().__init_subclass__(**kwargs)
         if "kind" not in cls.__dict__:
             cls.kind = cls.__name__
-        if isinstance(cls.public_params, str):
-            raise TypeError(
-                f"{cls.__qualname__}.public_params must be a tuple of names, not the "
-                f"string {cls.public_params!r}. Is a comma missing?"
-            )
+        check_declaration(cls)
         old = _kinds.get(cls.kind, cls)
         if (old.__module__, old.__qualname__) != (cls.__module__, cls.__qualname__):
             raise TypeError(
@@ -294,7 +291,10 @@ _unknown: set[str] = set()
 class _UnknownKind(JobState):
     """A job of a kind unknown to this process. Only its lineage grants access."""
 
-    kind = ""
-
     def __acl__(self) -> list[tuple[str, Any, Any]]:
         return []
+
+
+# The kind that no other class can declare.
+_kinds[""] = _kinds.pop(_UnknownKind.kind)
+_UnknownKind.kind = ""

@@ -446,6 +446,18 @@ def test_kind_may_be_set():
     assert Hike.kind == "Hike"
 
 
+class Sport(str, enum.Enum):  # noqa: UP042, a StrEnum equals its str()
+    WALK = "walk"
+
+
+@pytest.mark.parametrize("kind", [5, None, "", property(lambda self: "x"), Sport.WALK])
+def test_kind_must_be_a_string(kind):
+    """A class is refused if the kind that the store keeps would not lead back to it."""
+    with pytest.raises(TypeError, match=r"Walk\.kind must be a str that is not empty"):
+        type("Walk", (JobState,), {"kind": kind})
+    assert JobState.class_of(Record(UUID, {"kind": str(kind)})).kind == ""
+
+
 def test_kind_goes_to_the_class_of_a_reloaded_module():
     """A class replaces an earlier one of the same module and name."""
 
