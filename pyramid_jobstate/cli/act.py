@@ -46,18 +46,22 @@ class Results:
 
         Parameters:
           store: The store of the jobs.
-          names: Their ids, or the beginnings of these.
+          names: Their ids, or the beginnings of these. Several may name one job.
           act: Acts on a job, or raises CouldNot with the reason.
           usual: The status to name if the record is gone right after that.
 
         Raises:
           redis.exceptions.RedisError: The store does not answer.
         """
+        acted: set[str] = set()
         for name in dict.fromkeys(names):
             uuid = name
             try:
                 job = find(store, name)
                 uuid = job.uuid
+                if uuid in acted:
+                    continue
+                acted.add(uuid)
                 act(job)
             except CouldNot as e:
                 self.refused(uuid, str(e))

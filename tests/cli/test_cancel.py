@@ -37,6 +37,19 @@ def test_jobs_that_cannot_be_cancelled(pjobs: Operator, store: JobStore) -> None
     ]
 
 
+def test_names_of_one_job_are_one(pjobs: Operator, store: JobStore) -> None:
+    """A job that is named in full and by its beginning is cancelled once, and refused
+    once.
+    """
+    queued, done = put(store, "queued"), put(store, "success")
+    ran = pjobs("cancel", queued.uuid, queued.uuid[:13], done.uuid[:13], done.uuid)
+    assert ran == (
+        1,
+        [f"{queued.uuid} cancelled"],
+        [f"pjobs: The job {done.uuid} is already over: success."],
+    )
+
+
 def test_json_has_an_object_a_job(pjobs: Operator, store: JobStore) -> None:
     """With --json, each job has an object, whether it was cancelled or not."""
     done, queued = put(store, "error"), put(store, "queued")
