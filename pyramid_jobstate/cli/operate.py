@@ -14,14 +14,14 @@ from typing import NoReturn, Protocol
 
 from redis.exceptions import RedisError
 
-from ..store import JobStore
+from ..store import JobStore, name_of
 from . import faults
 from .arguments import EXIT_CODES, Parser
 from .faults import CouldNot, Refused, say
 from .loggers import log_to_stderr
 from .opening import Place, open_store
 from .output import Output, prepare_streams
-from .stores import explained
+from .stores import answers_ping, explained
 
 
 class Operation(Protocol):
@@ -122,6 +122,14 @@ def _explained(store: JobStore) -> Iterator[None]:
         yield
     except RedisError as e:
         raise CouldNot(f"{explained(store, e)}.") from None
+    except (CouldNot, Refused, OSError):
+        raise
+    except Exception:
+        # Nonsense for an answer may end in any exception.
+        if answers_ping(store):
+            raise
+        where = f"The store at {name_of(store.client)}"
+        raise CouldNot(f"{where} is not Redis: it does not answer PING.") from None
 
 
 @contextlib.contextmanager

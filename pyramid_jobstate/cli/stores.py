@@ -101,6 +101,17 @@ def passes(error: errors.RedisError) -> bool:
     return is_passing(error)
 
 
+def answers_ping(store: JobStore) -> bool:
+    """Return whether a server answers PING as Redis does, or at least with an error."""
+    try:
+        return bool(store.client.ping())
+    except errors.RedisError:
+        return True
+    except Exception:
+        # From redis-py, which did not expect the reply.
+        return False
+
+
 def explained(store: JobStore, error: errors.RedisError) -> str:
     """Return an error as a sentence without its full stop."""
     where = f"The store at {name_of(store.client)}"

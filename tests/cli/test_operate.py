@@ -2,10 +2,12 @@
 and an exit code.
 """
 
+import contextlib
 import io
 import os
+import re
 import signal
-import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -20,7 +22,7 @@ from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.cli import act, main
 from pyramid_jobstate.cli.output import NO_RICH, prepare_streams
 from pyramid_jobstate.embedded import EmbeddedServer
-from tests.cliapp import PATIENCE, PJOBS, Folder, free_port
+from tests.cliapp import PJOBS, Folder, free_port
 from tests.listed import create
 from tests.operated import HARMLESS, HOSTILE, Operator, Start, end, finished, put, run
 from tests.support import UUID, load_job, wait_for
@@ -198,36 +200,66 @@ def test_a_wrong_password(pjobs: Operator, server: EmbeddedServer) -> None:
         client.config_set("requirepass", "")
 
 
-@pytest.fixture
-def web_server() -> Iterator[int]:
-    """The port of a server that speaks another protocol, with a hostile error."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
+@contextlib.contextmanager
+def answering(answer: bytes) -> Iterator[int]:
+    """Run a server that gives each command the same answer, and return its port."""
 
-        def serve() -> None:
-            while True:
-                try:
-                    connection, _ = server.accept()
-                except OSError:
-                    return
-                with connection:
-                    connection.recv(1000)
-                    connection.sendall(b"HTTP/1.1 400 \x1b[2J\r\n\r\n")
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            while data := self.request.recv(65536):
+                commands = re.findall(rb"(?<![^\n])\*\d+\r\n", data)
+                self.request.sendall(answer * len(commands))
 
-        thread = threading.Thread(target=serve, daemon=True)
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads, server.block_on_close = True, False
+    with server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.01])
         thread.start()
-        yield server.getsockname()[1]
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join(PATIENCE)
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
 
 
-def test_another_protocol(pjobs: Operator, web_server: int) -> None:
+def test_another_protocol(pjobs: Operator) -> None:
     """An error says that the server at a URL does not speak Redis's protocol."""
-    ran = pjobs.main("--url", f"redis://:secret@127.0.0.1:{web_server}/0", "list")
+    with answering(b"HTTP/1.1 400 \x1b[2J\r\n\r\n") as port:
+        ran = pjobs.main("--url", f"redis://:secret@127.0.0.1:{port}/0", "list")
     assert ran.code == 1
     (line,) = ran.err
-    assert line.startswith(
-        f"pjobs: The store at 127.0.0.1:{web_server}/0 is not Redis: "
-    )
+    assert line.startswith(f"pjobs: The store at 127.0.0.1:{port}/0 is not Redis: ")
+
+
+@pytest.mark.parametrize("answer", [b":5\r\n", b"+OK\r\n"])
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_answers_that_make_no_sense(
+    pjobs: Operator, answer: bytes, protocol: int
+) -> None:
+    """So does one for a server that speaks the protocol, and answers something else."""
+    with answering(answer) as port:
+        url = f"redis://127.0.0.1:{port}/0?protocol={protocol}"
+        for words in (["info"], ["wait", UUID], ["cancel", "--everything", "--yes"]):
+            ran = pjobs.main("--url", url, *words)
+            assert ran.code == 1
+            expected = f"pjobs: The store at 127.0.0.1:{port}/0 is not Redis: it does "
+            assert ran.err[-1].startswith(expected)
+
+
+def test_an_error_of_ours_keeps_its_traceback(
+    pjobs: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception that a server has not caused is not hidden, nor one for which it
+    cannot be asked.
+    """
+
+    def fail(*args: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("pyramid_jobstate.cli.showing.find", fail)
+    for url in (pjobs.url, f"redis://127.0.0.1:{free_port()}/0"):
+        with pytest.raises(ZeroDivisionError):
+            pjobs.main("--url", url, "show", UUID)
 
 
 def test_a_store_that_refuses(
