@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from redis.exceptions import RedisError
 
-from ..store import JobStore
+from ..store import JobStore, namespace_fault
 from .faults import CouldNot, Refused
 
 
@@ -38,7 +38,7 @@ def open_store(place: Place) -> Opened:
     """Return the store of the command line.
 
     Raises:
-      Refused: The URL or the ini is wrong.
+      Refused: The URL, the namespace or the ini is wrong.
       CouldNot: The application does not start or has no store, or the Cluster does not
         answer.
     """
@@ -47,6 +47,10 @@ def open_store(place: Place) -> Opened:
         from .application import open_application
 
         return Opened(*open_application(place.ini, place.variables))
+    if place.namespace is not None:
+        fault = namespace_fault(place.namespace)
+        if fault is not None:
+            raise Refused(f"--namespace {place.namespace!r} {fault}.")
     try:
         if place.namespace is None:
             return Opened(JobStore(place.url))

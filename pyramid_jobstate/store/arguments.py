@@ -36,15 +36,25 @@ def checked_namespace(namespace: str) -> str:
     """Return the prefix of all keys.
 
     Raises:
-      ValueError: On a Cluster, keys that belong together would lie in different slots:
-        it has a brace that does not begin or end a hash tag.
+      TypeError: It is not a string.
+      ValueError: It is not suitable.
     """
-    if "}" in namespace and not has_tag(namespace):
-        raise ValueError(
-            f"The namespace {namespace!r} has a brace that is not part of a hash tag, "
-            "such as in '{app}:jobs'."
-        )
+    if not isinstance(namespace, str):
+        raise TypeError(f"namespace must be a str, not {namespace!r}.")
+    fault = namespace_fault(namespace)
+    if fault is not None:
+        raise ValueError(f"The namespace {namespace!r} {fault}.")
     return namespace
+
+
+def namespace_fault(namespace: str) -> str | None:
+    """Return what is wrong with a namespace, after its name, or None."""
+    if not namespace:
+        return "is empty"
+    if "}" in namespace and not has_tag(namespace):
+        # On a Cluster, keys that belong together would lie in different slots.
+        return "has a brace that is not part of a hash tag, such as in '{app}:jobs'"
+    return None
 
 
 def positive(name: str, seconds: float, longest: float = MAX_SECONDS) -> float:

@@ -35,8 +35,8 @@ class JobStore(JobReads):
 
     Raises:
       TypeError: An argument has the wrong type.
-      ValueError: A duration is not positive or is over 1e12 seconds, or the URL is
-        invalid.
+      ValueError: A duration is not positive or is over 1e12 seconds, the namespace is
+        empty or has a brace that is not part of a hash tag, or the URL is invalid.
     """
 
     def replace(self, **options: Any) -> JobStore:

@@ -14,7 +14,7 @@ from pyramid.exceptions import ConfigurationError
 from pyramid.path import DottedNameResolver
 
 from ..job import parse_duration
-from ..store import JobStore
+from ..store import JobStore, namespace_fault
 from ..worker import (
     STUB,
     BrokerSpec,
@@ -221,8 +221,10 @@ class Settings:
         }
         namespace = settings.get("namespace")
         if namespace is not None:
-            if not isinstance(namespace, str) or not namespace:
-                raise _wrong("namespace", namespace, "is not a non-empty string")
+            is_text = isinstance(namespace, str)
+            fault = namespace_fault(namespace) if is_text else "is not a string"
+            if fault is not None:
+                raise _wrong("namespace", namespace, fault)
             options["namespace"] = namespace
         return options
 

@@ -97,6 +97,8 @@ def test_mistakes_are_usage_errors(pjobs: Operator, arguments: str, error: str) 
         (["redis://me:secret@h/0", "list"], "Put --url before the URL of a Redis serv"),
         (["redis+cluster://me:secret@h", "list"], "Put --url before the URL"),
         (["a.ini", "--url", "redis://h", "list"], "invalid choice: 'a.ini'"),
+        (["--url=redis://h", "--namespace=", "list"], "--namespace '' is empty."),
+        (["--url=redis://h", "--namespace=a}", "list"], "--namespace 'a}' has a brace"),
         (["--namespace", "n", "a.ini", "list"], "--namespace needs --url"),
         (["missing.ini", "list"], "missing.ini does not exist."),
         ([".", "list"], ". is a folder, not an ini file."),

@@ -436,6 +436,11 @@ def test_namespace_with_a_brace_that_is_no_tag(namespace: str) -> None:
         JobStore("redis://localhost", namespace=namespace)
 
 
+def test_namespace_that_is_empty() -> None:
+    with pytest.raises(ValueError, match="The namespace '' is empty"):
+        JobStore("redis://localhost", namespace="")
+
+
 def test_several_silent_batches_are_looked_at_in_turn(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -297,6 +297,7 @@ def test_defaults() -> None:
         ("active_expire_in", "0s"),
         ("stalled_after", "nan"),
         ("namespace", ""),
+        ("namespace", "a}"),
         ("namespace", 5),
         ("owner", ""),
         ("owner", "no.such.module"),
