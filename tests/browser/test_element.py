@@ -1266,7 +1266,8 @@ def test_refusal_of_a_cancel_stays_with_its_job(stage: Stage) -> None:
         stage.server.answer(name, answer(title=name))
     stage.open("<job-state id=job src=/job_state/job cancellable></job-state>")
     stage.wait("working")
-    ask = "window.first = document.getElementById('job').cancel().catch((e) => e.status)"
+    element = "document.getElementById('job')"
+    ask = f"window.first = {element}.cancel().catch((e) => e.status)"
     stage.page.evaluate(f"() => {{ {ask} }}")
     wait_for(lambda: stage.server.seen("job/cancel", "POST"))
     stage.page.evaluate("document.getElementById('job').src = '/job_state/other'")
@@ -1286,7 +1287,7 @@ def test_refusal_of_a_cancel_stays_with_its_job(stage: Stage) -> None:
 
 @pytest.mark.parametrize("status", ["cancelling", "success"])
 def test_refusal_of_a_cancel_goes_with_its_reason(stage: Stage, status: str) -> None:
-    """Nothing says that a cancel was refused once the job is cancelled, or has ended."""
+    """The refusal is not shown any more once the job is cancelled, or has ended."""
     open_cancellable(stage, Answer(403), "period=50")
     stage.page.locator("[part=cancel]").click()
     wait_for(lambda: stage.look()["notice"])
