@@ -80,7 +80,8 @@ class JobInfo(NamedTuple):
       owner: Its owner as JSON, or None.
       params: The values that were sent, by parameter name, as a JSON object.
       rerun: The word of the request to run the job again that sent its message, or
-        None. Only a message with the last such word may run the job.
+        None. Only a message with the last such word may run the job, and if a record
+        has "", only one without.
       unique: The identity of a unique job, or None: see :func:`.identity_of`.
       batch: The uuid of the job's batch, BATCH if it is a batch itself, or None.
     """

@@ -42,7 +42,9 @@ class Model:
       asked: Whether cancellation was requested.
       dropped: The token of the last drop that was carried out, or waits for the run.
       stop: How the run ends if it has put its message back, or None.
-      word: The word of the only message that may run the job, or None for any.
+      word: The word of the only message that may run the job, "" for one without a
+        word, or None for any.
+      refused: The word of the message that the broker refused last, or None.
       is_unreached: Whether its turn in the pipeline never came.
       attempt: The attempt.
       kept: Whether a message is kept from which it may run again.
@@ -58,6 +60,7 @@ class Model:
     dropped: str | None = None
     stop: End | None = None
     word: str | None = None
+    refused: str | None = None
     is_unreached: bool = False
     attempt: int = 0
     kept: bool = False
@@ -67,7 +70,7 @@ class Model:
         if self.run is not None:
             self.past |= {self.run}
         self.run, self.seq, self.metrics, self.stop = run, 0, {}, None
-        self.is_unreached = False
+        self.is_unreached, self.refused = False, None
 
     def create(self, *, waits: bool) -> bool:
         new = "waiting" if waits else "sending"
@@ -80,7 +83,8 @@ class Model:
         if self.status is not None and (not is_over or self.is_cancelled):
             return False
         self.supersede(None)
-        self.status, self.asked, self.dropped, self.word = new, False, None, None
+        self.status, self.asked, self.dropped = new, False, None
+        self.word = "" if self.word == "" else None
         self.attempt = 1
         return True
 
@@ -90,7 +94,7 @@ class Model:
         return self.status == "cancelled" and self.asked
 
     def confirm(self, word: str | None) -> None:
-        if self.status == "sending" and self.word in (None, word):
+        if self.status == "sending" and self.word in (None, word or ""):
             self.status = "queued"
 
     def cancel(self) -> bool:
@@ -126,14 +130,15 @@ class Model:
         return True
 
     def restore(self, word: str) -> bool:
-        if self.word == f"not {word}":
+        if self.refused == word:
             return True
         if self.status != "sending" or self.word != word or self.former is None:
             return False
         for field in dataclasses.fields(self):
             if field.name not in ("kept", "former"):
                 setattr(self, field.name, getattr(self.former, field.name))
-        self.word, self.former = f"not {word}", None
+        self.word = self.word or ""
+        self.refused, self.former = word, None
         return True
 
     def await_turn(self) -> bool:
@@ -157,7 +162,7 @@ class Model:
         run = update.token
         if self.status == "deleted":
             return Reply.CANCELLED
-        if self.word not in (None, update.info.rerun):
+        if self.word not in (None, update.info.rerun or ""):
             return Reply.STALE
         if run != self.run:
             is_older = self.run is not None and RUNS.index(run) < RUNS.index(self.run)
@@ -169,7 +174,9 @@ class Model:
             self.supersede(run)
             self.asked, self.dropped = self.status == "cancelling", None
             self.status = "cancelling" if self.asked else "working"
-            self.word, self.attempt = update.info.rerun, update.info.attempt
+            self.attempt = update.info.attempt
+            if self.word is None:
+                self.word = update.info.rerun
         return Reply.CANCELLING if self.status == "cancelling" else Reply.OK
 
     def refusal(self, update: Update) -> Reply | None:
@@ -236,7 +243,7 @@ class Model:
         is_unsent = update.end.error is NOT_REACHED
         if is_unsent and self.status not in ("waiting", "sending"):
             return Reply.MISSING
-        if self.word not in (None, update.info.rerun):
+        if self.word not in (None, update.info.rerun or ""):
             return Reply.MISSING
         if self.status in RUNNING and update.info.attempt >= self.attempt:
             self.dropped, self.stop = update.token, update.end

@@ -51,6 +51,7 @@ from tests.jobs import (
 from tests.rerunapp import FAILS, RUNS, Errand, make
 from tests.support import ROOT, UUID, key_of, load_job, wait_for
 from tests.web.operating import Marathons
+from tests.webapp import queued
 
 
 class Mode(enum.StrEnum):
@@ -148,10 +149,11 @@ class Site:
             wait_for(lambda: not self.client.exists(*waiting))
 
     def record(self, uuid: str) -> dict[str, str]:
-        """Return a record, but for the word that its message has to bear."""
+        """Return a record, but for the words that its message has to bear or not."""
         fields: Any = self.client.hgetall(key_of(self.store, uuid))
         record = {name.decode(): value.decode() for name, value in fields.items()}
         record.pop("rerun", None)
+        record.pop("refused", None)
         return record
 
     def failure_key(self, message: Message[Any]) -> str:
@@ -387,6 +389,50 @@ def test_message_that_the_broker_took_after_all_does_not_run(
     site.work()
     assert site.record(sent.message_id) == before
     assert site.runs(sent) == 1
+
+
+@pytest.mark.parametrize("is_enqueued", [False, True])
+@pytest.mark.parametrize("has_run_again", [False, True])
+def test_message_of_the_failure_runs_the_job_after_a_refusal(
+    site: Site, monkeypatch: pytest.MonkeyPatch, is_enqueued: bool, has_run_again: bool
+) -> None:
+    """Its dead letter is put back after the broker has refused to run the job again.
+    The job runs as if nobody had tried, and from no other message.
+    """
+    (dead,) = site.fail()
+    others: list[Message[Any]] = []
+    if has_run_again:
+        site.client.set(FAILS, 1)
+        assert site.rerun(dead)
+        others.append(dead)
+        (dead,) = queued(site.client)
+        site.work()
+        site.client.delete(FAILS)
+    runs = site.runs()
+
+    def refuse(message: Message[Any]) -> None:
+        others.append(message)
+        raise dramatiq.errors.ConnectionClosed("No broker here")
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(site.broker, "enqueue", refuse)
+            with pytest.raises(dramatiq.errors.ConnectionClosed):
+                site.rerun(dead)
+    for message in others:
+        site.redeliver(message)
+    site.work()
+    assert load(site.broker, dead).status == "error"
+    if is_enqueued:
+        site.broker.enqueue(dead)
+    else:
+        site.redeliver(dead)
+    site.work()
+    assert load(site.broker, dead).status == "success"
+    for message in others:
+        site.redeliver(message)
+    site.work()
+    assert site.runs() == runs + 1
 
 
 def test_old_message_that_comes_again_does_not_run(site: Site) -> None:

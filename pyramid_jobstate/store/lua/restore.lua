@@ -3,8 +3,8 @@
 -- Returns 1 if the failure was put back, by this call or by the same call before, whose reply
 -- was lost; 0 if the job has changed since.
 
-local old = redis.call("HMGET", key, "status", "rerun")
-if old[2] == "not " .. ARGV[2] then
+local old = redis.call("HMGET", key, "status", "rerun", "refused")
+if old[3] == ARGV[2] then
   return 1
 end
 if old[1] ~= "sending" or old[2] ~= ARGV[2] then
@@ -19,8 +19,10 @@ redis.call("DEL", key)
 for i = 1, #fields, 1000 do
   redis.call("HSET", key, unpack(fields, i, math.min(i + 999, #fields)))
 end
--- The broker may have the message after all, and no message has this word.
-redis.call("HSET", key, "rerun", "not " .. ARGV[2])
+-- The message of the failure may run the job. That of this request, which the broker may have
+-- after all, may not: "" admits only messages without a word.
+redis.call("HSETNX", key, "rerun", "")
+redis.call("HSET", key, "refused", ARGV[2])
 redis.call("HDEL", KEYS[2], "former")
 redis.call("PEXPIRE", key, ARGV[1])
 redis.call("PEXPIRE", KEYS[2], ARGV[1])

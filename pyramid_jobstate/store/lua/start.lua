@@ -48,6 +48,10 @@ redis.call(
   "updated", int(started), "seen", int(now)
 )
 set(9)
+if old[9] == "" then
+  -- A message that the broker has refused may still come: see restore.lua.
+  redis.call("HSET", key, "rerun", "")
+end
 if old[2] or old[6] then
   redis.call("HSET", key, "past", earlier(old[2], old[6]))
 end
