@@ -39,6 +39,7 @@ from .parameters import (
     called_function,
     classes_of,
     has_parameter,
+    has_signature,
     layers,
 )
 from .unsaved import Unsaved
@@ -246,11 +247,17 @@ def job_state_class(actor: Actor[Any, Any]) -> type[JobState] | None:
     class is the option `job_state`, or the annotation of the parameter `job_state`.
 
     Raises:
-      ActorError: The option is neither a JobState class nor True, the parameter cannot
-        be passed by keyword, or its annotation cannot be resolved or names several
-        classes.
+      ActorError: The option is neither a JobState class nor True, or the function has
+        no signature; or the parameter cannot be passed by keyword, or its annotation
+        cannot be resolved or names several classes.
     """
     option = actor.options.get(PARAMETER)
+    if option is not None and not has_signature(actor):
+        raise ActorError(
+            f"The actor {actor.actor_name!r} cannot be tracked: Python does not know "
+            f"the parameters of {actor.fn!r}. Make an actor of a function that calls "
+            "it."
+        )
     is_handed = has_parameter(actor, PARAMETER)
     cls: Any = option
     if option is None or option is True:

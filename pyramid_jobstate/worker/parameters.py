@@ -77,12 +77,25 @@ def is_async(fn: Callable[..., Any]) -> bool:
     return any(map(inspect.iscoroutinefunction, (called, type(called).__call__)))
 
 
+def has_signature(actor: Actor[Any, Any]) -> bool:
+    """Return whether Python knows the parameters of an actor's function. It does not
+    for some of its own, such as `dict`.
+    """
+    try:
+        inspect.signature(called_function(actor.fn))
+    except ValueError:
+        return False
+    return True
+
+
 def has_parameter(actor: Actor[Any, Any], name: str) -> bool:
     """Return whether an actor declares a parameter.
 
     Raises:
       ActorError: It does, but cannot receive it by keyword.
     """
+    if not has_signature(actor):
+        return False
     fn: Any = called_function(actor.fn)
     parameters = inspect.signature(fn).parameters
     parameter = parameters.get(name)

@@ -280,3 +280,22 @@ def test_error_shows_the_right_signature(
     """The parameter must be passed by keyword, however many others are by position."""
     with pytest.raises(ActorError, match=rf"\({right}\)$"):
         declare(broker, fn, actor_name="run")
+
+
+def test_function_without_a_signature_is_not_tracked(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Python knows no parameters of some of its own functions: they have no job_state,
+    and no error is logged.
+    """
+    assert declare(broker, dict) is None
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("option", [True, RunMarathon])
+def test_function_without_a_signature_cannot_be_tracked(
+    broker: Broker, option: object
+) -> None:
+    """The error names the actor and its function."""
+    with pytest.raises(ActorError, match=r"'run' cannot be tracked: .* <class 'dict'>"):
+        declare(broker, dict, actor_name="run", job_state=option)
