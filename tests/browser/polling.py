@@ -10,6 +10,24 @@ from playwright.sync_api import ConsoleMessage, Error, Page
 from tests.pollserver import Answer, PollServer, success, working
 from tests.support import wait_for
 
+#: Counts the requests of a page, and those of them whose answers it has read.
+COUNT_ANSWERS = """
+window.fetched = 0;
+window.answered = 0;
+const unwatchedFetch = window.fetch;
+window.fetch = async (...options) => {
+  fetched += 1;
+  try {
+    const response = await unwatchedFetch(...options);
+    const text = await response.text();
+    response.text = async () => text;
+    return response;
+  } finally {
+    answered += 1;
+  }
+};
+"""
+
 
 class Polling:
     """A page with pollers on it, their requests and the calls of their callbacks."""

@@ -819,7 +819,8 @@ def test_moved_element_goes_on(stage: Stage) -> None:
     held.hold = threading.Event()
     failed: list[str] = []
     stage.server.answer("job", held)
-    stage.open("<div id=a><job-state id=job src=/job_state/job></job-state></div>")
+    once = "<job-state id=job src=/job_state/job period=3600000></job-state>"
+    stage.open(f"<div id=a>{once}</div>")
     wait_for(lambda: stage.server.seen("job"))
     stage.page.on("requestfailed", lambda request: failed.append(request.url))
     stage.page.evaluate("document.body.append(document.getElementById('job'))")
@@ -1344,7 +1345,9 @@ def test_second_copy_of_the_script_changes_nothing(
     page: Page, poll_server: PollServer
 ) -> None:
     """A page that loads the script twice keeps its labels, those set later as well."""
-    poll_server.answer("job", answer(), answer("stalled"))
+    stalled = answer("stalled")
+    stalled.hold = threading.Event()
+    poll_server.answer("job", answer(), stalled)
     page.goto(poll_server.url + "/empty")
     page.add_script_tag(url="/job-state.js")
     page.evaluate("JobState.labels = {stalled: 'Silent'}")
@@ -1358,6 +1361,7 @@ def test_second_copy_of_the_script_changes_nothing(
         }"""
     )
     wait_for(lambda: page.evaluate(LOOK, "job")["status"] == "Läuft")
+    stalled.hold.set()
     wait_for(lambda: page.evaluate(LOOK, "job")["status"] == "Silent")
 
 

@@ -276,9 +276,9 @@ def test_hanging_request_counts_as_an_outage(timed: Polling) -> None:
     hold = threading.Event()
     timed.follow("job", Answer(hold=hold), success())
     timed.wait_for_requests("job", 1)
-    timed.page.clock.run_for(29_000)
+    timed.page.clock.run_for(20_000)
     assert timed.told("job") == []
-    timed.page.clock.run_for(1_000)
+    timed.page.clock.run_for(10_000)
     reason = timed.wait("job", "lost")
     assert (reason["code"], reason["final"]) == ("timeout", False)
     timed.page.clock.run_for(100)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
+from tests.browser.polling import COUNT_ANSWERS
 from tests.browser.test_element import Stage, data, written
 from tests.pollserver import Answer, PollServer, uuid_of
 from tests.support import wait_for
@@ -296,9 +297,17 @@ def test_late_answer_does_not_turn_the_clock_back(timed: Timed) -> None:
     state = waiting(waited=40 * SECOND)
     late = told(state, NOON - HOUR)
     answers = [told(state), late, late, told(state, NOON + SECOND), late, late]
-    body = ELEMENT.replace("3600000000", "100")
-    timed.follow(*answers, told(state, NOON + 2 * SECOND), clock=NOON, body=body)
-    wait_for(lambda: timed.passes(20) and timed.asked_for > len(answers) + 2)
+    timed.server.answer(uuid_of(1), *answers, told(state, NOON + 2 * SECOND))
+    timed.page.add_init_script(COUNT_ANSWERS)
+    timed.begin(body=ELEMENT.replace("3600000000", "100"))
+
+    def ask(count: int) -> None:
+        wait_for(lambda: timed.passes(20) and timed.page.evaluate("fetched") >= count)
+        # No time passes while the page waits for the answer.
+        wait_for(lambda: timed.page.evaluate("answered") >= count)
+
+    for count in range(1, len(answers) + 4):
+        ask(count)
     assert 0 <= timed.page.evaluate(AHEAD) <= 3 * SECOND
     timed.server.answer(uuid_of(1), late)
     wait_for(lambda: timed.passes(50) and timed.page.evaluate(AHEAD) < -HOUR + MINUTE)
