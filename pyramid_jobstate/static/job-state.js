@@ -709,10 +709,10 @@ function checkOptions(options) {
     if (!valid) throw new TypeError(`JobState.startPolling: ${message}`);
   };
   check(options && typeof options === "object", "an object of options is needed");
-  const { jobUuid, url, csrfToken, signal } = options;
+  const { jobUuid, url, csrfToken, signal, crossOrigin } = options;
+  const { pollingPeriod = DEFAULT_PERIOD } = options;
   const baseUrl = options.baseUrl || defaultBaseUrl;
   const csrfHeader = options.csrfHeader || "X-CSRF-Token";
-  const { pollingPeriod = DEFAULT_PERIOD, crossOrigin } = options;
 
   check((jobUuid == null) !== (url == null), "give either jobUuid or url");
   for (const [name, type] of Object.entries(TYPES)) {
@@ -852,8 +852,9 @@ function draw(loaded) {
         const element = near.find((other) => (id ? other.id === id : other === around));
         if (!element) return;
         const value = own(Object(element.data), node.dataset.metric);
-        const isNumber = typeof value === "number";
-        let text = isNumber ? element._number(value, precise(value, 3)) : clean(value);
+        let text = typeof value === "number"
+          ? element._number(value, precise(value, 3))
+          : clean(value);
         if (value === undefined) text = firstTexts.get(node);
         else if (!firstTexts.has(node)) firstTexts.set(node, node.textContent);
         if (text !== undefined && node.textContent !== text) node.textContent = text;
@@ -1135,7 +1136,7 @@ class JobStateElement extends HTMLElement {
       this._tell(data.job_state, data);
       if (!notifies || !isNews) return;
       // Some templates repeat the name of an attribute without a value.
-      const [, text] = /^(?!(?:notify|true)?$)(.*)$/i.exec(this.getAttribute("notify").trim()) || [];
+      const text = this.getAttribute("notify").trim().replace(/^(notify|true)$/i, "");
       const usual = () => `${this._title(job)}: ${this._word(job.status)}`;
       attempt(() => notify(job, (data.job_state === "success" && text) || usual()));
     };
@@ -1222,20 +1223,6 @@ class JobStateElement extends HTMLElement {
     return format("NumberFormat", this._language, options, value);
   }
 
-  /** What is done, and the total: with further decimals if they part these, or one from 0. */
-  _amounts(done, total) {
-    const options = precise(total || done, 1);
-    let texts;
-    do {
-      texts = [done, total].map((number) => this._number(number, options));
-    } while (
-      texts[0] === texts[1] &&
-      total - done > total * 1e-11 &&
-      options.maximumFractionDigits++ < 20
-    );
-    return texts;
-  }
-
   /** Below a minute, an estimate shows steps of five seconds. With 0, it is exact. */
   _duration(seconds, step = 5) {
     const s = step && seconds < 60
@@ -1284,16 +1271,18 @@ class JobStateElement extends HTMLElement {
     }
     if (due && state !== "queued") details.push(due);
     const isBatch = !!job.counts;
-    const isShort = isBatch && this.hasAttribute("compact");
     const members = isBatch && unit === "jobs" && this._label("members");
     let amount = "";
     if (Number.isFinite(done) && (total || done || unit)) {
-      const [some, all] = this._amounts(done, total);
+      // Enough decimals to tell the amount from the total, and both from 0.
+      const rest = total - done;
+      const options = precise(rest > total * 1e-11 ? rest : total || done, 1);
+      const write = (number) => this._number(number, options);
       amount = this._label(total == null ? "amount" : "amount-of", {
-        done: some,
-        total: all,
+        done: write(done),
+        total: write(total),
         // Isolated, so that text of another direction does not reorder the numbers.
-        unit: unit && !isShort ? `\u2068${clean(members || unit, 30)}\u2069` : "",
+        unit: unit && !(isBatch && this.hasAttribute("compact")) ? `\u2068${clean(members || unit, 30)}\u2069` : "",
       });
     }
     for (const count of failures) {
@@ -1361,6 +1350,7 @@ class JobStateElement extends HTMLElement {
       const name = `count-${COUNTED[i]}`;
       return count ? this._label(name, { number: this._number(count) }) : "";
     });
+    const isBatch = texts.some(Boolean);
     const failures = texts.slice(1, OVER.length).filter(Boolean);
     const details = this._details(job, progress, state, due, failures);
     const left = state === "working" && progress.eta > 0 && progress.eta < 1e8
@@ -1384,7 +1374,7 @@ class JobStateElement extends HTMLElement {
     const hidden = {
       job: !answered && !!this.textContent.trim(),
       log: !lines.length,
-      counts: !texts.some(Boolean),
+      counts: !isBatch,
       cancel: !cancellable,
       result: !link,
     };
@@ -1392,7 +1382,7 @@ class JobStateElement extends HTMLElement {
     if (activeElement && hidden[activeElement.className]) parts.job.focus();
     view.write("hidden", hidden);
     view.set("result", "href", link);
-    const batch = texts.some(Boolean) && fraction !== null ? "batch" : "";
+    const batch = isBatch && fraction !== null ? "batch" : "";
     view.set("job", "class", `job ${state} ${lively} ${unknown} ${batch}`);
     texts.forEach((text, i) => view.set(`count-${COUNTED[i]}`, "text", text));
     const ends = endsOf(counts, fraction, this.hasAttribute("compact") ? 0.05 : 0.015);
@@ -1411,7 +1401,9 @@ class JobStateElement extends HTMLElement {
     if (!answered) return;
     const before = this._quarter;
     const now = isOver ? 5 : Math.floor(fraction * 4);
-    this._quarter = now;
+    // Progress may fall back within an attempt. The end (5) is not progress.
+    this._quarter = job.attempt === this._attempt ? Math.max(now, before % 5) : now;
+    this._attempt = job.attempt;
     // Do not announce a job that had ended before the page was loaded.
     if (now <= before || (before < 0 && isOver && state !== "lost")) return;
     const end = state === "lost" ? word : [word, ...failures].join(", ");

@@ -37,9 +37,9 @@ from .parameters import (
     HandedFunction,
     annotation_of,
     called_function,
+    check_signature,
     classes_of,
     has_parameter,
-    has_signature,
     layers,
 )
 from .unsaved import Unsaved
@@ -252,12 +252,8 @@ def job_state_class(actor: Actor[Any, Any]) -> type[JobState] | None:
         cannot be resolved or names several classes.
     """
     option = actor.options.get(PARAMETER)
-    if option is not None and not has_signature(actor):
-        raise ActorError(
-            f"The actor {actor.actor_name!r} cannot be tracked: Python does not know "
-            f"the parameters of {actor.fn!r}. Make an actor of a function that calls "
-            "it."
-        )
+    if option is not None:
+        check_signature(actor)
     is_handed = has_parameter(actor, PARAMETER)
     cls: Any = option
     if option is None or option is True:

@@ -77,15 +77,21 @@ def is_async(fn: Callable[..., Any]) -> bool:
     return any(map(inspect.iscoroutinefunction, (called, type(called).__call__)))
 
 
-def has_signature(actor: Actor[Any, Any]) -> bool:
-    """Return whether Python knows the parameters of an actor's function. It does not
-    for some of its own, such as `dict`.
+def check_signature(actor: Actor[Any, Any]) -> None:
+    """Check that Python knows the parameters of an actor's function. It does not for
+    some of its own, such as `dict`.
+
+    Raises:
+      ActorError: It does not.
     """
     try:
         inspect.signature(called_function(actor.fn))
     except ValueError:
-        return False
-    return True
+        raise ActorError(
+            f"The actor {actor.actor_name!r} cannot be tracked: Python does not know "
+            f"the parameters of {actor.fn!r}. Make an actor of a function that calls "
+            "it."
+        ) from None
 
 
 def has_parameter(actor: Actor[Any, Any], name: str) -> bool:
@@ -94,10 +100,12 @@ def has_parameter(actor: Actor[Any, Any], name: str) -> bool:
     Raises:
       ActorError: It does, but cannot receive it by keyword.
     """
-    if not has_signature(actor):
-        return False
     fn: Any = called_function(actor.fn)
-    parameters = inspect.signature(fn).parameters
+    try:
+        parameters = inspect.signature(fn).parameters
+    except ValueError:
+        # It has none that Python knows.
+        return False
     parameter = parameters.get(name)
     if parameter is None:
         return False

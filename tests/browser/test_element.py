@@ -1404,6 +1404,30 @@ def test_announcements_are_few(stage: Stage) -> None:
     assert said(4)[3:] == ["Run marathon: Failed. It rained."]
 
 
+def test_progress_that_wavers_is_announced_once(stage: Stage) -> None:
+    """A quarter is announced once in each attempt, even if the progress falls back."""
+    shown = [(1, 1), (1, 50), (1, 49), (1, 51), (1, 49), (1, 52), (2, 10), (2, 26)]
+    others = "".join(f"<job-state id=j{n}></job-state>" for n in range(len(shown)))
+    stage.open(ELEMENT + others)
+    stage.page.evaluate(
+        """() => {
+            window.said = "";
+            const speaker = document.querySelector("[role=status]");
+            new MutationObserver(() => { said += ` ${speaker.textContent}`; })
+                .observe(speaker, { childList: true });
+        }"""
+    )
+    for n, (attempt, done) in enumerate(shown):
+        stage.show(data(attempt=attempt, progress=progress(done, 100)))
+        # Each sentence of the job is said before its next one may replace it.
+        stage.show(data(title=f"Other {n}"), f"j{n}")
+        wait_for(lambda n=n: f"Other {n}" in stage.page.evaluate("said"))
+    stage.show(data("success", attempt=2, finished_at=at(0)))
+    wait_for(lambda: "Done" in stage.page.evaluate("said"))
+    told = re.findall("Run marathon: ([^ ]+)", stage.page.evaluate("said"))
+    assert told == ["Running", "50%", "26%", "Done."]
+
+
 def test_jobs_that_were_over_are_not_announced(stage: Stage) -> None:
     """A job that had ended before the page opened is not announced."""
     stage.open("<job-state id=old></job-state><job-state id=job></job-state>")
