@@ -227,9 +227,7 @@ class TrackedFunctions(dict[str, TrackedFunction]):
         self._is_warned = False
 
     def find(self, message: Message[Any] | MessageProxy) -> TrackedFunction | None:
-        """Return the function of a message's actor, or None if the message is not
-        tracked.
-        """
+        """Return the function of a tracked message's actor, or None."""
         function = self.get(message.actor_name)
         if function is None or is_uuid(message.message_id):
             return function

@@ -1421,7 +1421,11 @@ def test_progress_that_wavers_is_announced_once(stage: Stage) -> None:
         stage.show(data(attempt=attempt, progress=progress(done, 100)))
         # Each sentence of the job is said before its next one may replace it.
         stage.show(data(title=f"Other {n}"), f"j{n}")
-        wait_for(lambda n=n: f"Other {n}" in stage.page.evaluate("said"))
+
+        def is_said(name: str = f"Other {n}") -> bool:
+            return name in stage.page.evaluate("said")
+
+        wait_for(is_said)
     stage.show(data("success", attempt=2, finished_at=at(0)))
     wait_for(lambda: "Done" in stage.page.evaluate("said"))
     told = re.findall("Run marathon: ([^ ]+)", stage.page.evaluate("said"))

@@ -89,7 +89,7 @@ class Away(Stage):
         """Let a minute pass, and return how many jobs have ended."""
         for _ in range(3):
             # A request is given up after half a minute.
-            self.page.clock.run_for(MINUTE / 3 + 500)
+            self.page.clock.run_for(MINUTE // 3 + 500)
             self.wait_for_answers()
         ended: int = self.page.evaluate("ended")
         return ended
