@@ -15,6 +15,7 @@ from .connection import is_hopeless
 from .entries import Entries, Entry
 from .filters import Place, bad_cursor, has_status
 from .pages import MAX_EXAMINED, check_limit
+from .reading import DELETED
 from .told import LETTERS, Change
 
 if TYPE_CHECKING:
@@ -87,27 +88,35 @@ class BatchReads:
         batch = record.uuid
         words = self._members.look(batch, PAUSE, LOOKED_AT, GONE_THROUGH)
         found = list(zip(words[::3], words[1::3], words[2::3], strict=True))
-        records = self._reader.read([uuid for uuid, _, _ in found], *NAMES)
+        uuids = [uuid for uuid, _, _ in found]
+        read = zip(uuids, self._reader.read(uuids, *NAMES), strict=True)
+        records = [each or self._end(uuid) for uuid, each in read]
+        pairs = [*zip(found, records, strict=True)]
+        unsent = [each for (_, letter, _), each in pairs if letter == "n"]
+        is_left = _is_left(record) and not any(unsent)
         changes = [
             change
-            for (uuid, letter, known), each in zip(found, records, strict=True)
-            for change in _unknown(batch, uuid, letter, known, each or self._end(uuid))
+            for (uuid, letter, known), each in pairs
+            if letter != "n" or each is not None or is_left
+            for change in _unknown(batch, uuid, letter, known, each)
         ]
         self._members.tell_all(changes)
         return bool(changes)
 
     def _end(self, uuid: str) -> Record | None:
         """Return how a member had ended that was deleted, or None if nothing is known
-        of it.
+        of it. If it was deleted before it was a member, its status is DELETED.
         """
         try:
-            fields = self._reader.fields(self._reader.key(uuid), ("was", "rev"))
+            names = ("status", "was", "rev")
+            fields = self._reader.fields(self._reader.key(uuid), names)
         except RedisError as e:
             if is_hopeless(e):
                 return None
             raise
         # Without a status it has come back meanwhile.
-        status = fields.get("was", "")
+        is_deleted = fields.get("status") == DELETED
+        status = fields.get("was", DELETED if is_deleted else "")
         return Record(uuid, {**fields, "status": status}) if fields else None
 
     def look_at_silent(self, records: Sequence[Record | None]) -> bool:
@@ -226,6 +235,15 @@ def stop(record: Record, stopped: str | None, status: str | None) -> None:
         record.stop(stopped)
 
 
+def _is_left(batch: Record) -> bool:
+    """Return whether nobody is about to send members of a batch that have no record
+    yet: its sender has sent others, and no member waits or runs that could.
+    """
+    counts = {letter: batch.number(f"n:{letter}") for letter in "qrwsec"}
+    is_idle = not (counts["q"] or counts["r"] or counts["w"])
+    return is_idle and any(counts.values()) and batch.text("stopped") is None
+
+
 def _unknown(
     batch: str, uuid: str, letter: str, known: str, record: Record | None
 ) -> Iterator[Change]:
@@ -236,10 +254,13 @@ def _unknown(
         batch knows.
       record: The record of the member, or None if it is gone.
     """
-    if record is None:
-        if letter != "n":
-            rev = str(int(known) + 1)
-            yield Change(batch, uuid, rev, "error", known=known)
+    if record is None or record.stored_status == DELETED:
+        rev = str(int(known) + 1)
+        # The message of a deleted job runs nothing. A member that was not sent may yet
+        # be: its sender can run again.
+        status = "error" if record is None else "cancelled"
+        is_unsent = record is None and letter == "n"
+        yield Change(batch, uuid, rev, status, is_unsent=is_unsent, known=known)
         return
     rev = str(record.number("rev"))
     status = record.stored_status

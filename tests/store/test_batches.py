@@ -181,6 +181,71 @@ def test_look_takes_lost_members_for_failed(bed: Bed) -> None:
     assert bed.counts() == {"success": 2, "error": 1}
 
 
+@pytest.mark.parametrize("status", ["working", "retrying", "queued"])
+def test_look_leaves_unsent_members_to_their_sender(bed: Bed, status: str) -> None:
+    """One without a record has failed if no member is left that could send it. It may
+    still be sent, and counts once.
+    """
+    member = Member(NewJob(new_id(), bed.info, sender="s"), 1000)
+    assert bed.store.batches.add(bed.uuid, [member], bed.uuids[0]) == [1]
+    bed.end(1)
+    bed.end(2)
+    if status == "working":
+        bed.run(0)
+    elif status == "retrying":
+        bed.run(0, End("retrying", JobError("E", "x"), 60.0))
+    bed.grow_old()
+    assert bed.counts() == {"queued": 1, "success": 2} | (
+        {"queued": 2} if status == "queued" else {status: 1}
+    )
+    bed.end(0)
+    bed.grow_old()
+    assert bed.load().status == "error"
+    assert bed.counts() == {"success": 3, "error": 1}
+    # Its sender runs again.
+    bed.run(0)
+    assert bed.store.batches.add(bed.uuid, [member], bed.uuids[0]) == [2]
+    bed.store.create(member.job)
+    bed.end(0)
+    assert bed.counts() == {"queued": 1, "success": 3}
+    bed.uuids.append(member.job.uuid)
+    bed.end(3)
+    assert bed.load().status == "success"
+    check_sums(bed)
+
+
+def test_look_at_an_unsent_member_of_a_cancelled_batch(bed: Bed) -> None:
+    """It reads cancelled, and has not failed."""
+    member = Member(NewJob(new_id(), bed.info, sender="s"), 1000)
+    bed.store.batches.add(bed.uuid, [member], bed.uuids[0])
+    bed.end(1)
+    bed.end(2)
+    bed.run(0, token="a" * 12)
+    assert bed.load().cancel()
+    bed.run(0, End("success"), token="a" * 12)
+    bed.grow_old()
+    assert bed.counts() == {"success": 3, "cancelled": 1}
+    assert bed.load().status == "cancelled"
+
+
+def test_look_at_a_member_that_was_deleted_before(store: JobStore) -> None:
+    """Its message runs nothing: it counts as cancelled, and the batch ends."""
+    bed = Bed(store, 2)
+    job = NewJob(new_id(), bed.info._replace(batch=None), sender="s")
+    store.create(job)
+    assert store.cancel(job.uuid, job.info)
+    assert store.delete(job.uuid)
+    member = Member(job._replace(info=bed.info), 1000)
+    store.batches.add(bed.uuid, [member], bed.uuids[0])
+    store.create_new(member.job)
+    store.confirm_members([member.job])
+    bed.end(0)
+    bed.end(1)
+    bed.grow_old()
+    assert bed.counts() == {"success": 2, "cancelled": 1}
+    assert bed.load().status == "cancelled"
+
+
 def test_look_goes_through_all_members_in_turn(store: JobStore) -> None:
     """At most 20 each time, and once a second at most."""
     bed = Bed(store, 50)

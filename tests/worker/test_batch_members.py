@@ -22,6 +22,7 @@ from pyramid_jobstate import (
     JobStateMiddleware,
     JobStore,
     StoreUnavailable,
+    rerun,
 )
 from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.job import End, JobError
@@ -502,6 +503,32 @@ def test_broker_that_refuses_a_member(
     assert floor.counts(batch) == {"working": 1, "queued": 1}
     assert floor.load(batch).size == 2
     assert [m.args for m in queued(floor.client)] == [("a",), ("x",)]
+
+
+def test_member_without_a_record_that_its_sender_gives_up(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has failed, and is sent when its sender runs again."""
+    store = floor.store.replace(stalled_after=0.01)
+    floor.scripts["a"] = lambda job_state: job_state.batch.send(
+        floor.part, "x", key="x"
+    )
+    batch = floor.send("a")
+    (sender,) = queued(floor.client)
+
+    def fail(*args: Any, **options: Any) -> Any:
+        raise redis.ConnectionError("away")
+
+    with monkeypatch.context() as patch, working(floor.broker):
+        patch.setattr(JobStore, "create_new", fail)
+        wait_until(floor.broker, sender, "error")
+    ended = wait_for(lambda: (b := store.load(batch.uuid)) and b.is_finished and b)
+    assert isinstance(ended, Batch)
+    assert (ended.status, ended.counts["error"]) == ("error", 2)
+    assert rerun(store, floor.broker, sender.message_id)
+    assert floor.work(batch).status == "success"
+    assert floor.counts(batch) == {"success": 2}
+    assert floor.ran == {"a": 2, "x": 1}
 
 
 class Killed(BaseException):
