@@ -66,9 +66,10 @@ def test_dead_member_of_a_batch_that_was_cancelled(hub: Hub, store: JobStore) ->
     bed = Bed(store, 1)
     bed.run(0)
     assert bed.load().cancel()
-    pass_time(store, 20)
+    pass_time(store, 14)
     basket = Basket(hub, bed.uuids[0])
     wait_for(lambda: last(basket).get("status") == "stalled")
+    bed.grow_old()
     assert bed.load().cancel()
     wait_for(lambda: last(basket)["status"] == "cancelled")
     assert basket.is_over.wait(10)
@@ -109,10 +110,9 @@ def test_stream_of_a_silent_batch_looks_at_its_members(
     bed.run(0)
     # The view that opens a stream has read the store's clock.
     assert bed.load().status == "working"
-    basket = Basket(hub, bed.uuid)
-    wait_for(lambda: last(basket).get("status") == "working")
     bed.change(0, status="success")
-    bed.grow_old()
+    bed.grow_old(14)
+    basket = Basket(hub, bed.uuid)
     wait_for(lambda: last(basket).get("status") == "success")
     assert basket.is_over.wait(10)
 
@@ -126,7 +126,7 @@ def test_stream_of_a_batch_that_was_looked_at(
     bed.run(0)
     assert bed.load().status == "working"
     bed.change(0, status="success")
-    bed.grow_old()
+    bed.grow_old(14)
     basket = Basket(hub, bed.uuid)
     wait_for(lambda: last(basket).get("status") == "stalled")
     basket.leave()
