@@ -208,6 +208,7 @@ class Reloaded:
         self._watch = Watch(*watched_files(ini))
         self._part: Part | None = None
         self._restart_by: float | None = None
+        self._is_said = False
 
     def __enter__(self) -> Self:
         self._start()
@@ -229,7 +230,9 @@ class Reloaded:
             code = self._part.poll()
             was_ready = self._reports.is_ready
             self._watch.add(self._reports.files())
-            if self._reports.is_ready and not was_ready:
+            # A web server that cannot listen ends right after its report.
+            if was_ready and code is None and not self._is_said:
+                self._is_said = True
                 say("pjobs", self._ready)
             if self._restart_by is not None:
                 if code is not None or time.monotonic() > self._restart_by:
@@ -253,6 +256,7 @@ class Reloaded:
 
     def _start(self) -> None:
         self._restart_by = None
+        self._is_said = False
         self._reports = Reports()
         self._watch.begin()
         self._part = Part(self.name, self._reports.writer, self._ini.environ())

@@ -17,7 +17,7 @@ from pyramid_jobstate.cli import child, dev
 from pyramid_jobstate.cli.ini import Ini
 from pyramid_jobstate.embedded import EmbeddedServer
 from tests.cliapp import PATIENCE, Folder, Pjobs, free_port
-from tests.support import descendants, is_alive, wait_for
+from tests.support import ROOT, descendants, is_alive, wait_for
 
 READY = r"pjobs  \| The worker is ready\."
 
@@ -371,6 +371,35 @@ def test_what_is_left_of_a_part_is_killed(monkeypatch: pytest.MonkeyPatch) -> No
     child.follow_parent(reader)
     os.close(reader)
     assert calls == [(os.getpid(), signal.SIGTERM), (0, signal.SIGKILL)]
+
+
+class NoSignals(dev.Signals):
+    """Signals that never come."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+
+def test_a_web_server_that_cannot_listen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """If another program has the port, nobody hears that the web server starts."""
+    folder = Folder(tmp_path, f"redis://localhost:{free_port()}/0")
+    monkeypatch.chdir(folder.path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    ini = Ini.parse(str(folder.ini), ["word=hello"])
+    with (
+        socket.create_server(("127.0.0.1", folder.port)),
+        dev.Reloaded("web", "It starts.", ini, NoSignals()) as web,
+    ):
+        part = web._part
+        assert part is not None and part._process.stdout is not None
+        wait_for(lambda: part.poll() is not None, PATIENCE)
+        assert web.poll() == 1
+        part._process.stdout.close()
+    text = capfd.readouterr().err
+    assert "already in use" in text
+    assert "It starts." not in text
 
 
 def test_a_hangup_is_ignored_under_nohup() -> None:
