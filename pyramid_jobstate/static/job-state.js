@@ -370,6 +370,7 @@ class Channel {
     this.jobs = new Map();
     this.asked = []; // the jobs of the request in flight
     this.limit = 100; // jobs in one request
+    this.patience = PAUSE; // until a batch is tried again after those of one job
     this.notBefore = 0;
     this.timer = null;
     this.controller = null; // of the request in flight
@@ -536,9 +537,15 @@ class Channel {
     }
     if (reason && !single && reason.status !== 401) {
       // An older server, or the request is too large or too long: ask for fewer jobs.
+      const { limit } = this;
       this.limit = [400, 413, 414, 431].includes(reason.status) ? Math.ceil(asked.length / 2) : 1;
+      if (this.limit > 1) return;
+      // Perhaps only this answer was odd. A server that refuses all batches is tried ever less.
+      setTimeout(() => (this.limit = limit), this.patience);
+      this.patience = Math.min(2 * this.patience, MAX_PERIOD);
       return;
     }
+    if (!single) this.patience = PAUSE;
     this.setClock(headers.get("JobState-Time"));
     const fresh = { url, etag: headers.get("ETag") };
     const answered = performance.now();
@@ -1402,7 +1409,7 @@ class JobStateElement extends HTMLElement {
     const before = this._quarter;
     const now = isOver ? 5 : Math.floor(fraction * 4);
     // Progress may fall back within an attempt. The end (5) is not progress.
-    this._quarter = job.attempt === this._attempt ? Math.max(now, before % 5) : now;
+    this._quarter = Math.max(now, this._attempt === job.attempt ? before % 5 : now);
     this._attempt = job.attempt;
     // Do not announce a job that had ended before the page was loaded.
     if (now <= before || (before < 0 && isOver && state !== "lost")) return;

@@ -977,6 +977,54 @@ def test_server_without_batches_is_asked_singly(
     assert [r.jobs for r in polling.server.requests()] == [["one", "two"], *[[]] * 4]
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [Answer(302, headers={"Location": "/login"}), Answer(403), Answer(400)],
+    ids=["302", "403", "400"],
+)
+def test_batches_are_tried_again_after_an_odd_answer(
+    timed: Polling, answer: Answer
+) -> None:
+    """One odd answer to a batch does not part its jobs for good."""
+    for name in ("one", "two"):
+        timed.server.answer(name, working())
+    timed.server.answer_batches(answer)
+    follow_all(timed, ["one", "two"], pollingPeriod=1000)
+    together = "asked.filter((url) => url.includes('?')).length"
+    for name in ("one", "two"):
+        timed.wait(name, "update")
+    timed.page.clock.run_for(10_000)
+    assert timed.page.evaluate(together) == 1
+
+    timed.page.clock.run_for(10_000)
+
+    wait_for(lambda: timed.page.clock.run_for(1000) or timed.page.evaluate(together) > 3)
+    alone = [request for request in timed.server.requests() if not request.jobs]
+    wait_for(lambda: timed.page.clock.run_for(1000) or timed.page.evaluate(together) > 6)
+    requests = timed.server.requests()
+    assert [request for request in requests if not request.jobs] == alone
+
+
+def test_server_that_refuses_batches_is_tried_ever_less(timed: Polling) -> None:
+    """Each refusal of a batch doubles the time until the next is tried."""
+    for name in ("one", "two"):
+        timed.server.answer(name, working())
+    timed.server.answer_batches(*[Answer(404)] * 100)
+    follow_all(timed, ["one", "two"], pollingPeriod=1000)
+    times = "askedAt.filter((_, n) => asked[n].includes('?'))"
+
+    def pass_time() -> bool:
+        timed.page.clock.run_for(1000)
+        return len(timed.page.evaluate(times)) >= 5
+
+    wait_for(pass_time, 60)
+    found = timed.page.evaluate(times)
+    pauses = [late - soon for soon, late in itertools.pairwise(found)]
+    for pause, least in zip(pauses, (15, 30, 60, 120), strict=True):
+        assert least <= pause / 1000 <= least + 3
+    assert timed.told("one", "lost") == []
+
+
 def test_batch_of_a_signed_out_viewer_ends_all_pollers(polling: Polling) -> None:
     """A 401 ends all the pollers at once."""
     polling.server.answer_batches(Answer(401))
