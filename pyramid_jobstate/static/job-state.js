@@ -810,8 +810,8 @@ function format(kind, language, options, value) {
 
 /** Options for a number: some decimals, and more near 0, where those would say nothing. */
 function precise(number, decimals) {
-  const further = -Math.floor(Math.log10(Math.abs(number) || 1));
-  return { maximumFractionDigits: Math.min(20, decimals + Math.max(0, further)) };
+  const zeros = Math.max(0, -Math.floor(Math.log10(Math.abs(number) || 1)));
+  return { maximumFractionDigits: Math.min(decimals + zeros, 20) };
 }
 
 /** Text from the server, without characters that could disturb the surrounding text. */
@@ -859,9 +859,7 @@ function draw(loaded) {
         const element = near.find((other) => (id ? other.id === id : other === around));
         if (!element) return;
         const value = own(Object(element.data), node.dataset.metric);
-        let text = typeof value === "number"
-          ? element._number(value, precise(value, 3))
-          : clean(value);
+        let text = typeof value === "number" ? element._number(value, precise(value, 3)) : clean(value);
         if (value === undefined) text = firstTexts.get(node);
         else if (!firstTexts.has(node)) firstTexts.set(node, node.textContent);
         if (text !== undefined && node.textContent !== text) node.textContent = text;
@@ -1284,10 +1282,9 @@ class JobStateElement extends HTMLElement {
       // Enough decimals to tell the amount from the total, and both from 0.
       const rest = total - done;
       const options = precise(rest > total * 1e-11 ? rest : total || done, 1);
-      const write = (number) => this._number(number, options);
       amount = this._label(total == null ? "amount" : "amount-of", {
-        done: write(done),
-        total: write(total),
+        done: this._number(done, options),
+        total: this._number(total, options),
         // Isolated, so that text of another direction does not reorder the numbers.
         unit: unit && !(isBatch && this.hasAttribute("compact")) ? `\u2068${clean(members || unit, 30)}\u2069` : "",
       });
