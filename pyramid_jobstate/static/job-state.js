@@ -810,7 +810,7 @@ function format(kind, language, options, value) {
 
 /** Options for a number: some decimals, and more near 0, where those would say nothing. */
 function precise(number, decimals) {
-  const zeros = Math.max(0, -Math.floor(Math.log10(Math.abs(number) || 1)));
+  const zeros = Math.max(0, -number.toExponential().split("e")[1]);
   return { maximumFractionDigits: Math.min(decimals + zeros, 20) };
 }
 
@@ -1350,10 +1350,9 @@ class JobStateElement extends HTMLElement {
     // Animating more elements than this would keep the browser busy.
     const lively = connected.size > 30 ? "" : "lively";
     const counts = countsOf(job);
-    const texts = counts.map((count, i) => {
-      const name = `count-${COUNTED[i]}`;
-      return count ? this._label(name, { number: this._number(count) }) : "";
-    });
+    const texts = counts.map((count, i) =>
+      count ? this._label(`count-${COUNTED[i]}`, { number: this._number(count) }) : "",
+    );
     const isBatch = texts.some(Boolean);
     const failures = texts.slice(1, OVER.length).filter(Boolean);
     const details = this._details(job, progress, state, due, failures);
@@ -1386,11 +1385,11 @@ class JobStateElement extends HTMLElement {
     if (activeElement && hidden[activeElement.className]) parts.job.focus();
     view.write("hidden", hidden);
     view.set("result", "href", link);
-    const batch = isBatch && fraction !== null ? "batch" : "";
-    view.set("job", "class", `job ${state} ${lively} ${unknown} ${batch}`);
+    view.set("job", "class", `job ${state} ${lively} ${unknown} ${isBatch && fraction !== null ? "batch" : ""}`);
     texts.forEach((text, i) => view.set(`count-${COUNTED[i]}`, "text", text));
-    const ends = endsOf(counts, fraction, this.hasAttribute("compact") ? 0.05 : 0.015);
-    ends.forEach((end, i) => view.set("bar", `--_${OVER[i]}-end`, `${end}%`));
+    endsOf(counts, fraction, this.hasAttribute("compact") ? 0.05 : 0.015).forEach((end, i) =>
+      view.set("bar", `--_${OVER[i]}-end`, `${end}%`),
+    );
     view.set("sign", "d", own(ICONS, state) || ICONS.working);
     view.set("bar", "--_done", `${100 * (fraction || 0)}%`);
     view.set("bar", "aria-valuenow", hundredths);
