@@ -201,7 +201,10 @@ class Stage:
         self.page.remove_listener("pageerror", self.fail)
         self.page.remove_listener("request", self.ask)
         self.page.emulate_media(
-            color_scheme="light", reduced_motion="no-preference", forced_colors="none"
+            media="screen",
+            color_scheme="light",
+            reduced_motion="no-preference",
+            forced_colors="none",
         )
         assert self.problems == []
 
@@ -1534,6 +1537,22 @@ def test_forced_colours_keep_the_bar(stage: Stage) -> None:
         for part in ("bar", "fill")
     ]
     assert colours[0] != colours[1]
+
+
+def test_element_is_printed_whole(stage: Stage) -> None:
+    """On paper, the log has all its lines, and the bar its colours."""
+    stage.open("<job-state id=job log></job-state>")
+    stage.show(data(log=[f"line {n}" for n in range(20)], progress=progress(1, 4)))
+    log = stage.page.locator("[part=log]")
+    hidden = "log => log.scrollHeight - log.clientHeight"
+    assert log.evaluate(hidden) > 0
+
+    stage.page.emulate_media(media="print")
+
+    assert log.evaluate(hidden) == 0
+    for part in ("bar", "fill"):
+        node = stage.page.locator(f"[part={part}]")
+        expect(node).to_have_css("print-color-adjust", "exact")
 
 
 def test_busy_page_moves_less(stage: Stage) -> None:

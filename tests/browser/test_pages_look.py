@@ -197,6 +197,19 @@ def test_pages_can_be_printed(pages: Pages, store: JobStore) -> None:
         pages.picture(f"pages-{name}-print")
 
 
+def test_log_is_printed_whole(pages: Pages, store: JobStore) -> None:
+    """On paper, the page of a job has all lines of its log."""
+    lines = ["A long line of the log " * 8] * 20
+    job = put_job(store, ImportSheet, "working", log=lines).uuid
+    pages.page.set_viewport_size({"width": 390, "height": 800})
+    pages.visit(f"/job_state/{job}")
+    log = pages.page.locator("[part=log]")
+    hidden = "log => log.scrollHeight - log.clientHeight"
+    assert log.evaluate(hidden) > 0
+    pages.page.emulate_media(media="print")
+    assert log.evaluate(hidden) == 0
+
+
 @pytest.mark.parametrize(("width", "height"), [(1280, 41), (390, 80)])
 def test_rows_are_compact(
     pages: Pages, store: JobStore, width: int, height: int
