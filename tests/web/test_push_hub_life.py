@@ -195,7 +195,9 @@ def test_a_refusal_ends_the_streams_and_is_said_once(
             assert hub.is_refused
             late = Basket(hub, put_job(client))
             assert late.is_over.wait(20)
-            hub._refused_until -= REFUSED
+            hub._refused_until -= REFUSED - 60
+            assert hub.is_refused
+            hub._refused_until -= 60
             assert not hub.is_refused
     (said,) = [r for r in caplog.records if r.name == LOGGER]
     assert said.levelno == logging.WARNING
