@@ -4,7 +4,7 @@ This wing may import redis-py, :mod:`pyramid_jobstate.job` and
 :mod:`pyramid_jobstate.errors`, but not Dramatiq or Pyramid.
 """
 
-from .arguments import namespace_fault, positive, type_name
+from .arguments import checked_namespace, namespace_fault, positive, type_name
 from .bulk import Act, Acted, Bulk, BulkResult, Tell, check_empty
 from .connection import Client, is_hopeless, name_of, place_of, redis_errors
 from .counting import Bucket, Counts
@@ -37,6 +37,7 @@ __all__ = [
     "Tell",
     "Try",
     "check_empty",
+    "checked_namespace",
     "deferred_client",
     "is_hopeless",
     "is_passing",

@@ -13,7 +13,7 @@ from ..job import BATCH, FINISHED, NOT_SENT, Record
 from .calls import beside
 from .connection import is_hopeless
 from .entries import Entries, Entry
-from .filters import Place, bad_cursor, has_status
+from .filters import Place, bad_cursor, check_cursor, has_status
 from .pages import MAX_EXAMINED, check_limit
 from .reading import DELETED
 from .told import LETTERS, Change
@@ -160,7 +160,7 @@ class BatchReads:
           cursor: The cursor of the page before.
         """
         check_limit(limit)
-        match = None if cursor is None else _CURSOR.fullmatch(cursor)
+        match = None if cursor is None else _CURSOR.fullmatch(check_cursor(cursor))
         if cursor is not None and match is None:
             raise bad_cursor(cursor)
         at = 0 if match is None else int(match[1])

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from ..job import UNFINISHED, Record, dumps, is_uuid
+from .arguments import check_age
 from .batches import FailedMembers
 from .entries import MAX_READ, SOURCES, Entries, Entry, ListAccess
 from .filters import (
@@ -19,6 +20,7 @@ from .filters import (
     OUTLINE,
     Filter,
     Place,
+    check_cursor,
     has_status,
     matches_since,
 )
@@ -91,8 +93,9 @@ class Bulk:
       everything: Whether a filter that matches all jobs is meant.
 
     Raises:
-      ValueError: The filter matches all jobs though that is not meant, or its status is
-        not one of the act's.
+      TypeError: A part of the filter, or the age, has the wrong type.
+      ValueError: The filter matches all jobs though that is not meant, its status is
+        not one of the act's, or the age is out of range.
     """
 
     def __init__(
@@ -103,7 +106,8 @@ class Bulk:
         *,
         everything: bool = False,
     ) -> None:
-        if not everything and older_than is None and not any_of(wanted):
+        wanted.check_types()
+        if not everything and older_than is None and wanted.matches_all:
             raise ValueError(
                 f"{act.name}() without a filter acts on all jobs. Pass a filter, or "
                 "everything=True."
@@ -116,8 +120,8 @@ class Bulk:
             )
         if wanted.batch is not None and not is_uuid(wanted.batch):
             raise ValueError(f"batch must be a uuid, not {wanted.batch!r}.")
-        if older_than is not None and not older_than >= 0:
-            raise ValueError(f"older_than must be 0 seconds or more, not {older_than}.")
+        if older_than is not None:
+            check_age(older_than)
         if len(act.statuses) == 1:
             wanted = wanted._replace(status=act.statuses[0])
         self._act = act
@@ -151,7 +155,7 @@ class Bulk:
           tell: Is told of each job that was acted on, or None.
 
         Raises:
-          TypeError: limit is not an int.
+          TypeError: limit is not an int, or cursor not a string.
           ValueError: limit or cursor is invalid.
         """
         check_limit(limit)
@@ -247,7 +251,7 @@ class Bulk:
         return finished is not None and finished <= until - self._older_than * 1000
 
     def _parse(self, cursor: str) -> tuple[int, Place | None]:
-        match = _CURSOR.fullmatch(cursor)
+        match = _CURSOR.fullmatch(check_cursor(cursor))
         if match is not None and match[1] == self._mark:
             place = Place.parse(match[3]) if match[3] else None
             # A forged cursor must not lead to the jobs of other owners.
@@ -291,9 +295,3 @@ def _foreign(cursor: str) -> ValueError:
         f"cursor was not returned by a call with these arguments: {cursor!r}. Omit it "
         "to begin."
     )
-
-
-def any_of(wanted: Filter) -> bool:
-    """Return whether a filter may leave out a job."""
-    named = (wanted.owner, wanted.kind, wanted.status, wanted.batch)
-    return any(value is not None for value in named) or bool(wanted.params)

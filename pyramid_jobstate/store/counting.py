@@ -26,6 +26,10 @@ MAX_EXAMINED = 1000
 #: The maximum number of periods of a throughput.
 MAX_BUCKETS = 1000
 
+#: The maximum length of all periods of a throughput in seconds: the first begins at a
+#: time that a datetime can represent.
+MAX_SPAN = 1e9
+
 
 class Counts(NamedTuple):
     """How many jobs have which status.

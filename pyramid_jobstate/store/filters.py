@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ..job import BATCH, FINISHED, UNFINISHED, Record, dumps
+from ..job import BATCH, FINISHED, UNFINISHED, Record, dumps, is_owner
 
 #: The statuses that a job reads as.
 STATUSES = UNFINISHED + FINISHED
@@ -32,14 +32,43 @@ class Filter(NamedTuple):
     params: Mapping[str, Any] | None = None
     batch: str | None = None
 
-    def check(self) -> None:
-        """Check the status.
+    def check_types(self) -> None:
+        """Check all but the status and the batch: no job would match other types.
 
         Raises:
-          ValueError: It is unknown.
+          TypeError: The owner is neither a string nor a finite number, the kind is not
+            a string, or the params are not a mapping.
         """
+        # A text that cannot own jobs finds none.
+        if not (isinstance(self.owner, str | None) or is_owner(self.owner)):
+            raise TypeError(
+                f"owner must be a string or a finite number, not {self.owner!r}."
+            )
+        if not isinstance(self.kind, str | None):
+            raise TypeError(
+                f"kind must be a str, such as RunMarathon.kind, not {self.kind!r}."
+            )
+        if not isinstance(self.params, Mapping | None):
+            raise TypeError(
+                f"params must be a dict of values by name, not {self.params!r}."
+            )
+
+    def check(self) -> None:
+        """Check everything but the batch.
+
+        Raises:
+          TypeError: See :meth:`check_types`.
+          ValueError: The status is unknown.
+        """
+        self.check_types()
         if self.status is not None and self.status not in STATUSES:
             raise ValueError(f"status must be a status of a job, not {self.status!r}.")
+
+    @property
+    def matches_all(self) -> bool:
+        """Whether no job is left out."""
+        named = (self.owner, self.kind, self.status, self.batch)
+        return not self.params and all(value is None for value in named)
 
     @property
     def index_name(self) -> str:
@@ -114,13 +143,24 @@ class Place(NamedTuple):
 
     @classmethod
     def parse(cls, cursor: str) -> Place:
-        match = _CURSOR.fullmatch(cursor)
+        match = _CURSOR.fullmatch(check_cursor(cursor))
         if match is None:
             raise bad_cursor(cursor)
         return cls(match[1], int(match[2]), match[3])
 
     def __str__(self) -> str:
         return f"{self.part}{self.score}.{self.uuid}"
+
+
+def check_cursor(cursor: object) -> str:
+    """Return a cursor if it is a string.
+
+    Raises:
+      TypeError: It is not.
+    """
+    if not isinstance(cursor, str):
+        raise TypeError(f"cursor must be a str from the call before, not {cursor!r}.")
+    return cursor
 
 
 def bad_cursor(cursor: str) -> ValueError:

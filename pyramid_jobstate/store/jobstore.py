@@ -12,7 +12,7 @@ from ..job import FINISHED, UNFINISHED, JobState, Record
 from .arguments import positive
 from .bulk import Act, Bulk, BulkResult, Tell
 from .connection import impatient, name_of
-from .counting import MAX_BUCKETS, Bucket, Counter, Counts
+from .counting import MAX_BUCKETS, MAX_SPAN, Bucket, Counter, Counts
 from .failures import FIELDS, Failures, read_failures
 from .filters import Filter
 from .loads import JobReads
@@ -94,7 +94,7 @@ class JobStore(JobReads):
             uuid and whether that is certain: False if a reply was lost.
 
         Raises:
-          TypeError: limit is not an int.
+          TypeError: An argument has the wrong type.
           ValueError: No filter is given, or status, older_than, limit or cursor is
             invalid.
         """
@@ -165,7 +165,11 @@ class JobStore(JobReads):
         Parameters:
           kind: Only count jobs of this kind.
           anew: Count now, even if this process has counted within the last second.
+
+        Raises:
+          TypeError: kind is not a string.
         """
+        Filter(kind=kind).check()
         self._sweep.is_done()
         return self._counter.counts(kind, anew=anew)
 
@@ -181,13 +185,18 @@ class JobStore(JobReads):
 
         Parameters:
           kind: Only count jobs of this kind.
-          seconds: The length of all periods together.
+          seconds: The length of all periods together, at most 1e9, about 30 years.
           buckets: How many periods, at most 1,000.
 
         Raises:
-          ValueError: seconds is not positive, or buckets not from 1 to 1,000.
+          TypeError: An argument has the wrong type.
+          ValueError: seconds is not positive, or over 1e9, or buckets is not from 1 to
+            1,000.
         """
-        positive("seconds", seconds)
+        Filter(kind=kind).check()
+        positive("seconds", seconds, MAX_SPAN)
+        if isinstance(buckets, bool) or not isinstance(buckets, int):
+            raise TypeError(f"buckets must be an int, not {buckets!r}.")
         if not 1 <= buckets <= MAX_BUCKETS:
             raise ValueError(f"buckets must be from 1 to {MAX_BUCKETS}, not {buckets}.")
         self._sweep.is_done()

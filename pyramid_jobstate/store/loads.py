@@ -110,7 +110,7 @@ class JobReads(JobActs):
           cursor: The `cursor` of the previous page, or None for the first.
 
         Raises:
-          TypeError: limit is not an int.
+          TypeError: An argument has the wrong type.
           ValueError: limit, status or cursor is invalid.
         """
         wanted = Filter(owner, kind, status, params)
@@ -141,7 +141,7 @@ class JobReads(JobActs):
           cursor: The `cursor` of the previous page, or None for the first.
 
         Raises:
-          TypeError: limit is not an int.
+          TypeError: An argument has the wrong type.
           ValueError: limit, status or cursor is invalid.
         """
         Filter(status=status).check()

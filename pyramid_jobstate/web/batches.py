@@ -105,7 +105,7 @@ class BatchSender(Sender):
         :meth:`.JobStore.members`.
 
         Raises:
-          TypeError: limit is not an int.
+          TypeError: An argument has the wrong type.
           ValueError: limit, status or cursor is invalid.
           StoreUnavailable: The store does not answer.
         """

@@ -169,7 +169,7 @@ class JobStates(BatchSender):
         :meth:`JobStore.list`.
 
         Raises:
-          TypeError: limit is not an int.
+          TypeError: An argument has the wrong type.
           ValueError: limit, status or cursor is invalid.
           StoreUnavailable: The store does not answer.
         """

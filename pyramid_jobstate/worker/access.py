@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from redis import exceptions
 from redis.exceptions import RedisError
 
-from ..store import JobStore, positive, redis_errors, type_name
+from ..store import JobStore, checked_namespace, positive, redis_errors, type_name
 from .outage import Outage
 from .recorder import Recorder, watch_forks
 
@@ -46,6 +46,7 @@ def given_store(
         )
     if url is not None and not isinstance(url, str):
         raise TypeError(f"url must be a str, not {type_name(url)}.")
+    checked_namespace(namespace)
     place = url if client is None else client
     return store if place is None else JobStore(place, namespace=namespace)
 

@@ -36,8 +36,8 @@ class JobStateMiddleware(Follower):
     Raises:
       TypeError: More than one of store, url and client is given, or an argument has the
         wrong type.
-      ValueError: The URL is invalid, or interval or heartbeat is not positive, or over
-        86,400 seconds (a day).
+      ValueError: The URL or the namespace is invalid, or interval or heartbeat is not
+        positive, or over 86,400 seconds (a day).
     """
 
     def members_of(

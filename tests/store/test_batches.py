@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import redis
 
-from pyramid_jobstate import Batch, JobStore
+from pyramid_jobstate import Batch, JobStateMiddleware, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.changes import End, Member, NewBatch, NewJob, Update
 from pyramid_jobstate.job.record import (
@@ -501,9 +501,15 @@ def test_namespace_with_a_brace_that_is_no_tag(namespace: str) -> None:
         JobStore("redis://localhost", namespace=namespace)
 
 
-def test_namespace_that_is_empty() -> None:
-    with pytest.raises(ValueError, match="The namespace '' is empty"):
-        JobStore("redis://localhost", namespace="")
+@pytest.mark.parametrize(
+    ("namespace", "error"), [(5, TypeError), (None, TypeError), ("", ValueError)]
+)
+def test_namespace_is_text(namespace: Any, error: type[Exception]) -> None:
+    """The error names it, also before the middleware knows the server."""
+    with pytest.raises(error, match="(?i)namespace .*(must be|is empty)"):
+        JobStore("redis://localhost", namespace=namespace)
+    with pytest.raises(error, match="(?i)namespace .*(must be|is empty)"):
+        JobStateMiddleware(namespace=namespace)
 
 
 def test_several_silent_batches_are_looked_at_in_turn(

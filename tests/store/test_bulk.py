@@ -345,7 +345,14 @@ def test_wrong_status_is_refused(store: JobStore, act: Act, status: str) -> None
         act(store, status=status)
 
 
-@pytest.mark.parametrize("older_than", [-1, float("nan")])
+@pytest.mark.parametrize("older_than", ["6h", True])
+def test_age_must_be_a_number(store: JobStore, older_than: Any) -> None:
+    """The age is one in seconds, not one as settings take it."""
+    with pytest.raises(TypeError, match=r"^older_than must be a number of seconds"):
+        store.clear(older_than=older_than)
+
+
+@pytest.mark.parametrize("older_than", [-1, float("nan"), float("inf"), 1e30])
 def test_wrong_age_is_refused(store: JobStore, older_than: float) -> None:
     """An age is a number of seconds."""
     with pytest.raises(ValueError, match="older_than must be 0 seconds or more"):

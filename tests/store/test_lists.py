@@ -160,6 +160,45 @@ def test_invalid_cursor_is_refused(store: JobStore, cursor: str) -> None:
         store.list(cursor=cursor)
 
 
+FILTERS: list[tuple[dict[str, Any], str]] = [
+    ({"kind": RunMarathon}, r"^kind must be a str, such as RunMarathon\.kind, not <"),
+    ({"kind": 5}, "^kind must be a str, .*, not 5"),
+    ({"owner": [1]}, r"^owner must be a string or a finite number, not \[1\]"),
+    ({"owner": True}, "^owner must be .*, not True"),
+    ({"params": [1]}, r"^params must be a dict .*, not \[1\]"),
+    ({"cursor": 5}, "^cursor must be a str from the call before, not 5"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "match"), FILTERS)
+def test_argument_of_the_wrong_type_is_refused(
+    store: JobStore, wrong: dict[str, Any], match: str
+) -> None:
+    """What no job can match is an error, not an empty list."""
+    with pytest.raises(TypeError, match=match):
+        store.list(**wrong)
+    if "cursor" in wrong:
+        with pytest.raises(TypeError, match=match):
+            store.members(UUID, **wrong)
+    if "kind" in wrong:
+        with pytest.raises(TypeError, match=match):
+            store.counts(**wrong)
+        with pytest.raises(TypeError, match=match):
+            store.throughput(**wrong)
+
+
+@pytest.mark.parametrize(("wrong", "match"), FILTERS)
+def test_argument_of_the_wrong_type_is_refused_for_many_jobs(
+    store: JobStore, wrong: dict[str, Any], match: str
+) -> None:
+    """A call that acts on many jobs does not find that it has nothing to do."""
+    with pytest.raises(TypeError, match=match):
+        store.cancel_all(everything=True, **wrong)
+    if "params" not in wrong:
+        with pytest.raises(TypeError, match=match):
+            store.clear(everything=True, **wrong)
+
+
 def test_cursor_of_another_list_does_no_harm(store: JobStore) -> None:
     """A cursor is a position that is valid in any list."""
     jobs = create(store, 4)

@@ -700,12 +700,32 @@ def test_throughput(store: JobStore) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"seconds": 0}, {"seconds": -1}, {"buckets": 0}, {"buckets": 1001}]
+    ("wrong", "error"),
+    [
+        ({"seconds": 0}, ValueError),
+        ({"seconds": -1}, ValueError),
+        ({"seconds": 10**12}, ValueError),
+        ({"seconds": "1h"}, TypeError),
+        ({"buckets": 0}, ValueError),
+        ({"buckets": 1001}, ValueError),
+        ({"buckets": 1.5}, TypeError),
+        ({"buckets": True}, TypeError),
+    ],
 )
-def test_throughput_refuses_odd_periods(store: JobStore, wrong: dict[str, Any]) -> None:
-    """The periods must have a length, and there must be between 1 and 1,000."""
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+def test_throughput_refuses_odd_periods(
+    store: JobStore, wrong: dict[str, Any], error: type[Exception]
+) -> None:
+    """The periods must have a length of at most some 30 years, and there must be
+    between 1 and 1,000.
+    """
+    with pytest.raises(error, match=f"^{next(iter(wrong))} must be "):
         store.throughput(**wrong)
+
+
+def test_throughput_may_be_that_of_30_years(store: JobStore) -> None:
+    """The longest span begins at a time that a datetime can say."""
+    (bucket,) = store.throughput(seconds=1e9, buckets=1)
+    assert bucket.start.year < 2026
 
 
 @pytest.mark.parametrize("namespace", ["jobs", "{app}:jobs", "a b:{c}"])
