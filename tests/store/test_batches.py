@@ -506,9 +506,9 @@ def test_namespace_with_a_brace_that_is_no_tag(namespace: str) -> None:
 )
 def test_namespace_is_text(namespace: Any, error: type[Exception]) -> None:
     """The error names it, also before the middleware knows the server."""
-    with pytest.raises(error, match="(?i)namespace .*(must be|is empty)"):
+    with pytest.raises(error, match=r"(?i)namespace .*(must be|is empty)"):
         JobStore("redis://localhost", namespace=namespace)
-    with pytest.raises(error, match="(?i)namespace .*(must be|is empty)"):
+    with pytest.raises(error, match=r"(?i)namespace .*(must be|is empty)"):
         JobStateMiddleware(namespace=namespace)
 
 
