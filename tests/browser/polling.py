@@ -102,7 +102,16 @@ def polling_from(page: Page, server: PollServer) -> Iterator[Polling]:
 
 
 def follow_all(polling: Polling, names: list[str], **options: Any) -> None:
+    """Start pollers at one moment, however slow the page is, so that all of them join
+    the first request.
+    """
     polling.page.evaluate(
-        "([names, options]) => names.forEach((name) => follow(name, options))",
+        """([names, options]) => {
+            const reallyNow = performance.now;
+            const moment = performance.now();
+            performance.now = () => moment;
+            names.forEach((name) => follow(name, options));
+            performance.now = reallyNow;
+        }""",
         [names, options],
     )
