@@ -340,7 +340,7 @@ def test_nothing_is_whole_before_it_is(stage: Stage) -> None:
 def test_amount_is_not_whole_before_it_is(
     stage: Stage, done: float, total: float | None, amount: str
 ) -> None:
-    """Where an amount would read as the total or as 0, it gets more decimals."""
+    """An amount has as many decimals as tell it from the total, and the total from 0."""
     stage.open()
     seen = stage.show(data(progress=progress(done, total, unit="GB"), started_at=at(0)))
     assert seen["details"] == f"· {amount} \u2068GB\u2069"
@@ -1272,8 +1272,9 @@ def test_refusal_of_a_cancel_stays_with_its_job(stage: Stage) -> None:
         stage.server.answer(name, answer(title=name))
     stage.open("<job-state id=job src=/job_state/job cancellable></job-state>")
     stage.wait("working")
-    element = "document.getElementById('job')"
-    ask = f"window.first = {element}.cancel().catch((e) => e.status)"
+    ask = (
+        "window.first = document.getElementById('job').cancel().catch((e) => e.status)"
+    )
     stage.page.evaluate(f"() => {{ {ask} }}")
     wait_for(lambda: stage.server.seen("job/cancel", "POST"))
     stage.page.evaluate("document.getElementById('job').src = '/job_state/other'")
@@ -1293,7 +1294,7 @@ def test_refusal_of_a_cancel_stays_with_its_job(stage: Stage) -> None:
 
 @pytest.mark.parametrize("status", ["cancelling", "success"])
 def test_refusal_of_a_cancel_goes_with_its_reason(stage: Stage, status: str) -> None:
-    """The refusal is not shown any more once the job is cancelled, or has ended."""
+    """The refusal of a cancel is gone once the job is cancelled, or has ended."""
     open_cancellable(stage, Answer(403), "period=50")
     stage.page.locator("[part=cancel]").click()
     wait_for(lambda: stage.look()["notice"])
@@ -1422,17 +1423,17 @@ def test_progress_that_wavers_is_announced_once(stage: Stage) -> None:
                 .observe(speaker, { childList: true });
         }"""
     )
+
+    def hear(text: str) -> None:
+        wait_for(lambda: text in stage.page.evaluate("said"))
+
     for n, (attempt, done) in enumerate(shown):
         stage.show(data(attempt=attempt, progress=progress(done, 100)))
         # Each sentence of the job is said before its next one may replace it.
         stage.show(data(title=f"Other {n}"), f"j{n}")
-
-        def is_said(name: str = f"Other {n}") -> bool:
-            return name in stage.page.evaluate("said")
-
-        wait_for(is_said)
+        hear(f"Other {n}")
     stage.show(data("success", attempt=2, finished_at=at(0)))
-    wait_for(lambda: "Done" in stage.page.evaluate("said"))
+    hear("Done")
     told = re.findall("Run marathon: ([^ ]+)", stage.page.evaluate("said"))
     assert told == ["Running", "50%", "26%", "Done."]
 
