@@ -340,7 +340,7 @@ def test_nothing_is_whole_before_it_is(stage: Stage) -> None:
 def test_amount_is_not_whole_before_it_is(
     stage: Stage, done: float, total: float | None, amount: str
 ) -> None:
-    """An amount has as many decimals as tell it from the total, and the total from 0."""
+    """An amount has the decimals that tell it from the total, and the total from 0."""
     stage.open()
     seen = stage.show(data(progress=progress(done, total, unit="GB"), started_at=at(0)))
     assert seen["details"] == f"· {amount} \u2068GB\u2069"
