@@ -22,7 +22,7 @@ from ..job import (
     Run,
     dumps,
 )
-from ..store import JobStore
+from ..store import JobStore, type_name
 from .options import check_delay, check_owner
 from .unsaved import Unsaved
 
@@ -64,7 +64,9 @@ def put_job(
       ValueError: The status is unknown, a metric is invalid, or the attempt or the
         delay is out of range.
     """
-    _check("store", store, JobStore, "a JobStore")
+    if not isinstance(store, JobStore):
+        # Without the value: a URL may contain a password.
+        raise TypeError(f"store must be a JobStore, not {type_name(store)}.")
     check_class(job_state_class)
     if issubclass(job_state_class, Batch):
         raise TypeError(
