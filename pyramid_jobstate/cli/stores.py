@@ -105,11 +105,9 @@ def answers_ping(store: JobStore) -> bool:
     """Return whether a server answers PING as Redis does, or at least with an error."""
     try:
         return bool(store.client.ping())
-    except errors.RedisError:
-        return True
-    except Exception:
-        # From redis-py, which did not expect the reply.
-        return False
+    except Exception as e:
+        # Any other comes from redis-py, which did not expect the reply.
+        return isinstance(e, errors.RedisError)
 
 
 def explained(store: JobStore, error: errors.RedisError) -> str:
