@@ -294,6 +294,11 @@ def test_row_tells_a_job_without_javascript(
         ("working", Progress(2.5), "Running · 2.5"),
         ("working", Progress(3, unit="eggs"), "Running · 3 eggs"),
         ("working", Progress(999, 1000), "Running · 99 % · 999 of 1,000"),
+        ("working", Progress(0.0042), "Running · 0.0042"),
+        ("working", Progress(0.96, 1), "Running · 96 % · 0.96 of 1"),
+        ("working", Progress(12.34, 100), "Running · 12 % · 12.3 of 100"),
+        ("working", Progress(0.1 + 0.7, 0.8), "Running · 100 % · 0.8 of 0.8"),
+        ("working", Progress(0, unit="eggs"), "Running · 0 eggs"),
         (
             "error",
             Progress(1, 1),

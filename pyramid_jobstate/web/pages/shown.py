@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -98,13 +99,24 @@ def amount_of(progress: Mapping[str, Any], words: Words) -> str:
     done, total, unit = (progress[name] for name in ("done", "total", "unit"))
     if total is None and not done and unit is None:
         return ""
+    digits = digits_for(done, total)
     amount = words.label(
         "amount" if total is None else "amount-of",
-        done=words.number(done, 1),
-        total="" if total is None else words.number(total, 1),
+        done=words.number(done, digits),
+        total="" if total is None else words.number(total, digits),
         unit=unit or "",
     )
     return amount.strip()
+
+
+def digits_for(done: float, total: float | None) -> int:
+    """Return how many decimals tell the amount from the total, and both from 0. The
+    element shows as many.
+    """
+    rest = (total or 0) - done
+    number = rest if total and rest > total * 1e-11 else total or done
+    zeros = -math.floor(math.log10(abs(number))) if number else 0
+    return min(1 + max(0, zeros), 20)
 
 
 def texts_of(values: Mapping[str, Any]) -> dict[str, str]:
