@@ -24,6 +24,7 @@ from .job import (
     Record,
     RecordingRun,
     dumps,
+    live_run_of,
     record_of,
     recording_of,
     set_member_sender,
@@ -292,9 +293,10 @@ def values(job_state: JobState, name: str) -> list[Any]:
 
 
 def cancel(job_state: JobState) -> None:
-    """Make the next call of a :func:`detached` JobState raise JobCancelled.
+    """Make the next call of a JobState raise JobCancelled: of a :func:`detached` one,
+    or of that of an actor that runs.
 
     Raises:
-      TypeError: It was not created by :func:`detached` or :func:`run_jobs`.
+      TypeError: It was loaded from a store.
     """
-    recording_of(job_state).cancel()
+    live_run_of(job_state).cancel()

@@ -178,7 +178,7 @@ def owner(text: str) -> str | float:
         example = json.dumps(text, ensure_ascii=False)
         raise ValueError(f"{text} is not JSON. Put a text as '{example}'") from None
     if not is_owner(value):
-        raise ValueError(f"{text} is neither a text nor a number that can own jobs")
+        raise ValueError(f"{text} is neither a text nor a number")
     found: str | float = value
     return found
 

@@ -45,7 +45,7 @@ from .record import (
     Record,
     is_uuid,
 )
-from .recording import RecordingRun, recording_of
+from .recording import RecordingRun, live_run_of, recording_of
 from .result import is_link
 from .run import Run
 from .state import JobState, current_job_state, current_state
@@ -126,6 +126,7 @@ __all__ = [
     "is_owner",
     "is_uuid",
     "iso_time",
+    "live_run_of",
     "member_uuid",
     "note_trouble",
     "parse_duration",

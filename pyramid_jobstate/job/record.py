@@ -179,7 +179,7 @@ class Record:
         """Whether the job has failed, or was about to run again when the process died
         that was sending it.
         """
-        is_lost = self.was_never_sent and "rerun" in self._fields
+        is_lost = self.was_never_sent and bool(self._fields.get("rerun"))
         return self.status == "error" or is_lost
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from .handle import NO_RUN
 from .phases import Phases, Reports
 from .run import UNCHECKED, Run
 from .values import loads
@@ -65,6 +66,18 @@ class RecordingRun(Run):
         super().append_log(line)
         lines: Any = self.report["log"]
         self.history.append(("log", lines[-1]))
+
+
+def live_run_of(job_state: object) -> Run:
+    """Return the run of a JobState that was not loaded from a store.
+
+    Raises:
+      TypeError: It was, or it is not a JobState.
+    """
+    run = getattr(job_state, "_run", None)
+    if not isinstance(run, Run) or run is NO_RUN:
+        raise TypeError(f"{job_state!r} does not belong to a job that runs here.")
+    return run
 
 
 def recording_of(job_state: object) -> RecordingRun:

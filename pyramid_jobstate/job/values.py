@@ -13,8 +13,6 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from .parsing import SYSTEM_PRINCIPALS
-
 #: The maximum size of one value as JSON, in bytes.
 MAX_VALUE_BYTES = 16 * 1024
 
@@ -163,12 +161,10 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def is_owner(owner: object) -> bool:
-    """Return whether a value can own jobs: a finite number, or a string that is not the
-    name of one of Pyramid's system principals.
-    """
+    """Return whether a value can own jobs: a string or a finite number."""
     if is_number(owner):
         return -math.inf < owner < math.inf
-    return isinstance(owner, str) and owner not in SYSTEM_PRINCIPALS
+    return isinstance(owner, str)
 
 
 def is_plain(value: float) -> bool:

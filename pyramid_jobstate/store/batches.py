@@ -93,7 +93,7 @@ class BatchReads:
         records = [each or self._end(uuid) for uuid, each in read]
         pairs = [*zip(found, records, strict=True)]
         unsent = [each for (_, letter, _), each in pairs if letter == "n"]
-        is_left = _is_left(record) and not any(unsent)
+        is_left = _is_left(record, len(unsent)) and not any(unsent)
         changes = [
             change
             for (uuid, letter, known), each in pairs
@@ -235,10 +235,16 @@ def stop(record: Record, stopped: str | None, status: str | None) -> None:
         record.stop(stopped)
 
 
-def _is_left(batch: Record) -> bool:
+def _is_left(batch: Record, unsent: int) -> bool:
     """Return whether nobody is about to send members of a batch that have no record
     yet: its sender has sent others, and no member waits or runs that could.
+
+    Parameters:
+      unsent: How many of its members are known not to have been sent. If there are
+        others, one of these may be the sender.
     """
+    if batch.number("n:n") != unsent:
+        return False
     counts = {letter: batch.number(f"n:{letter}") for letter in "qrwsec"}
     is_idle = not (counts["q"] or counts["r"] or counts["w"])
     return is_idle and any(counts.values()) and batch.text("stopped") is None

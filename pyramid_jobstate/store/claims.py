@@ -278,7 +278,7 @@ class Claims:
         """End a job that was never sent."""
         uuid, rerun = record.uuid, record.info.rerun
         status, call = "error", self._calls.restore(uuid, record.info, rerun or "")
-        if rerun is None or self._run([call]) != [1]:
+        if not rerun or self._run([call]) != [1]:
             status = "cancelled"
             call = self._calls.cancel_unsent(uuid, secrets.token_hex(4))
             if self._run([call]) == [0]:

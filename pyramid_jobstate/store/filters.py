@@ -39,8 +39,7 @@ class Filter(NamedTuple):
           TypeError: The owner is neither a string nor a finite number, the kind is not
             a string, or the params are not a mapping.
         """
-        # A text that cannot own jobs finds none.
-        if not (isinstance(self.owner, str | None) or is_owner(self.owner)):
+        if self.owner is not None and not is_owner(self.owner):
             raise TypeError(
                 f"owner must be a string or a finite number, not {self.owner!r}."
             )

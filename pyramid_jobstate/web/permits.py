@@ -78,9 +78,8 @@ def require(request: Request, context: Any, permission: str) -> None:
 
 
 def authenticated_userid(request: Request) -> Any:
-    """Return the userid of a request; None for Pyramid's Everyone and Authenticated."""
-    userid = request.authenticated_userid
-    return None if userid in (Everyone, Authenticated) else userid
+    """Return the userid of a request."""
+    return request.authenticated_userid
 
 
 def session_owner(request: Request) -> str | None:
@@ -165,14 +164,19 @@ def _owner_and_principal(request: Request) -> tuple[Any, str]:
         find = request.registry.getUtility(IOwner)
         try:
             owner = find(request)
+            # Its ACE would open a job to everyone. A visitor may have chosen the name.
+            known = (None if _is_system(owner) else owner), _principal(find)
         except Exception as e:
             known = e
-        else:
-            known = owner, _principal(find)
         request.__dict__[_KNOWN] = known
     if isinstance(known, Exception):
         raise known
     return known  # type: ignore[no-any-return]
+
+
+def _is_system(owner: object) -> bool:
+    """Return whether an owner has the name of Pyramid's Everyone or Authenticated."""
+    return isinstance(owner, str) and owner in (Everyone, Authenticated)
 
 
 def _principal(find: Callable[..., Any]) -> str:

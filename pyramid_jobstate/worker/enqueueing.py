@@ -63,7 +63,7 @@ class Enqueueing:
             return
         info = tracked.info_of(message)
         # Dramatiq accepts any delay.
-        seconds = min(MAX_DELAY, delay or 0) / 1000
+        seconds = min(MAX_DELAY, max(0, delay or 0)) / 1000
         new = NewJob(uuid, info, seconds, sender=secrets.token_hex(6))
         created: list[bool] = []
 

@@ -66,14 +66,12 @@ def check_owner(owner: Any) -> str | float | None:
 
     Raises:
       TypeError: It is not a string or a finite number. The JSON form of anything else
-        would name a different owner. Or it is the name of one of Pyramid's system
-        principals, which would open the job to everyone.
+        would name a different owner.
     """
     if owner is not None and not is_owner(owner):
         raise TypeError(
-            "The owner of a job must be a string or a finite number, and not one of "
-            f"Pyramid's system principals, but is {owner!r}. A function set as "
-            "jobstate.owner must return one."
+            "The owner of a job must be a string or a finite number, not "
+            f"{owner!r}. A function set as jobstate.owner must return one."
         )
     checked: str | float | None = owner
     return checked

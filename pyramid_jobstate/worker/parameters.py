@@ -73,8 +73,9 @@ def called_function(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def is_async(fn: Callable[..., Any]) -> bool:
     """Return whether a function, or an object that is called like one, is async."""
-    called: Any = inspect.unwrap(fn)
-    return any(map(inspect.iscoroutinefunction, (called, type(called).__call__)))
+    # Not unwrapped: a wrapper may be async where the function is not, or the reverse.
+    called: Any = type(fn)
+    return any(map(inspect.iscoroutinefunction, (fn, called.__call__)))
 
 
 def check_signature(actor: Actor[Any, Any]) -> None:

@@ -136,7 +136,7 @@ class Prepared:
             # The record of a later step must live until its turn comes.
             wait = before if i else delay
             steps.append(self._message(step, wait, waits=i > 0))
-            before += delay or 0
+            before += max(0, delay or 0)
         for step, following in itertools.pairwise(steps):
             self.following[step.message_id] = following.message_id
         return pipeline(steps, broker=self.broker)
@@ -195,7 +195,7 @@ class Prepared:
         message = encoded(self.broker, message, owner, self._origin, unique, batch)
         info = function.info(message.args, message.kwargs, owner, unique=unique)
         info = info._replace(batch=batch)
-        seconds = 0.0 if delay is None else delay / 1000
+        seconds = max(0, delay or 0) / 1000
         job = NewJob(message.message_id, info, seconds, waits, self._sender)
         self._add(message, job, function)
         return message

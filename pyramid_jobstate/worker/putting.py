@@ -83,11 +83,12 @@ def put_job(
     if isinstance(log, str):
         raise TypeError(f"log must be a list of lines, not the string {log!r}.")
     _check("error", error, JobError | None, "a JobError")
-    if type(attempt) is not int:
+    if isinstance(attempt, bool) or not isinstance(attempt, int):
         raise TypeError(f"attempt must be an int, not {attempt!r}.")
-    if attempt < 1:
+    if attempt < (status != "queued"):
         raise ValueError(f"attempt must be 1 or more, not {attempt}.")
     check_delay(delay, "seconds", MAX_DELAY // 1000)
+    delay = max(0.0, delay)
     job = str(uuid.uuid4())
     encoded = None if owner is None else dumps(owner)
     info = JobInfo(job_state_class.kind, actor, attempt, encoded, dumps(params or {}))

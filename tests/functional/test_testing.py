@@ -15,7 +15,14 @@ from pyramid.config import Configurator
 from pyramid.request import Request
 from webtest import TestApp
 
-from pyramid_jobstate import Batch, JobCancelled, JobState, JobStore, testing
+from pyramid_jobstate import (
+    Batch,
+    JobCancelled,
+    JobState,
+    JobStore,
+    current_job_state,
+    testing,
+)
 from pyramid_jobstate.job.progress import Progress
 from pyramid_jobstate.job.record import (
     CANCELLED,
@@ -169,15 +176,31 @@ def test_detached_can_be_cancelled() -> None:
         job_state.set_progress_metric("x", 1)
 
 
-def test_history_and_cancel_are_of_detached_ones_only(job_store: JobStore) -> None:
-    """Only a JobState that keeps its reports has a history, and can be cancelled."""
+def test_history_and_cancel_are_not_of_loaded_ones(job_store: JobStore) -> None:
+    """Only a JobState that keeps its reports has a history, and only one of a job that
+    runs here can be cancelled.
+    """
     job_state = testing.put_job(job_store)
     for wrong in job_state, None:
         with pytest.raises(TypeError, match=f"^{wrong} was not created by detached"):
             testing.history(wrong)  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match=f"^{wrong} was not created by detached"):
+        with pytest.raises(TypeError, match=f"^{wrong} does not belong to a job"):
             testing.cancel(wrong)  # type: ignore[arg-type]
     assert not job_state.cancel_requested
+
+
+def test_actor_that_is_called_directly_is_cancelled(redis_url: str) -> None:
+    """A step that a test replaces may cancel the job that runs."""
+
+    @dramatiq.actor(broker=make_broker(redis_url), job_state=True)
+    def run_marathon() -> None:
+        job_state = current_job_state()
+        assert job_state is not None
+        testing.cancel(job_state)
+        job_state.set_message("Mile 1")
+
+    with pytest.raises(JobCancelled):
+        run_marathon()
 
 
 @pytest.mark.parametrize("status", UNFINISHED + FINISHED)
@@ -277,6 +300,14 @@ def test_put_job_counts_attempts_from_1(job_store: JobStore, attempt: int) -> No
     """No job that has begun reads attempt 0."""
     with pytest.raises(ValueError, match=f"^attempt must be .*, not {attempt}"):
         testing.put_job(job_store, attempt=attempt)
+    assert testing.put_job(job_store, status="queued", attempt=0).attempt == 0
+
+
+@pytest.mark.parametrize("status", ["queued", "retrying"])
+def test_put_job_that_is_overdue(job_store: JobStore, status: str) -> None:
+    """A delay below 0 stands for a job that is due."""
+    job = testing.put_job(job_store, status=status, delay=-9 * 86_400)
+    assert (job.status, job.kind) == (status, "JobState")
 
 
 def test_put_job_needs_a_store() -> None:

@@ -137,8 +137,9 @@ def kept(store: JobStore, uuid: str) -> list[dict[bytes, bytes]]:
     """Return what the store keeps of a job and of its failures."""
     keys = key_of(store, uuid), f"{{{key_of(store, uuid)}}}:failure"
     found: list[Any] = [store.client.hgetall(key) for key in keys]
-    # That it was to run again leaves a trace.
-    return [{k: v for k, v in fields.items() if k != b"rerun"} for fields in found]
+    # That it was to run again leaves traces.
+    traces = b"rerun", b"refused"
+    return [{k: v for k, v in fields.items() if k not in traces} for fields in found]
 
 
 class Refusing(dramatiq.Middleware):

@@ -10,7 +10,6 @@ import redis
 from dramatiq import Broker, actor
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.errors import QueueNotFound
-from pyramid.authorization import Authenticated, Everyone
 from pyramid.config import Configurator
 from pyramid.request import Request
 
@@ -215,22 +214,18 @@ def test_message_may_name_another_owner(
     assert job_states.find(job_state.uuid).owner == owner
 
 
-@pytest.mark.parametrize(
-    "owner", [["alice"], True, False, b"alice", {"id": 1}, Everyone, Authenticated]
-)
+@pytest.mark.parametrize("owner", [["alice"], True, False, b"alice", {"id": 1}])
 def test_owner_that_json_would_change_is_refused(
     config: Configurator, global_broker: Broker, client: redis.Redis, owner: object
 ) -> None:
-    """An owner that is not a string or number is refused, and nothing is sent. So is
-    one that would let everyone see the job.
-    """
+    """An owner that is not a string or number is refused, and nothing is sent."""
     message = global_broker.get_actor("run_marathon").message_with_options(
         args=(26,), job_owner=owner
     )
 
     with pytest.raises(
         TypeError,
-        match=r"a string or a finite number, and not one of .*jobstate\.owner",
+        match=r"a string or a finite number, not .*jobstate\.owner",
     ):
         make_request(config).job_states.send_immediately(message)
 

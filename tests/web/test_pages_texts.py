@@ -661,7 +661,7 @@ COMPUTED = {
     '.label(f"count-{status}"': {"count-error", "count-cancelled"},
     "self._labels.get(status)": STATUSES,
     "own(ENGLISH, state)": STATUSES,
-    '._label(name, { number: this._number(count) }) : "";': {
+    '._label(`count-${COUNTED[i]}`, { number: this._number(count) }) : "",': {
         f"count-{status}" for status in STATUSES - {"cancelling", "stalled"}
     },
     "words[status]": {"503"},

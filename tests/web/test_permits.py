@@ -331,19 +331,15 @@ def test_owner_that_is_not_a_scalar_owns_nothing(
 
 
 @pytest.mark.parametrize("name", [Everyone, Authenticated])
-def test_owner_named_like_a_system_principal_owns_nothing(
-    redis_url: str, client: redis.Redis, store: JobStore, name: str
+def test_visitor_named_like_a_system_principal_owns_nothing(
+    redis_url: str, client: redis.Redis, name: str
 ) -> None:
-    """A job with such an owner, from whatever sender, is open to nobody."""
-    app = app_of(None, redis_url, owner=f"{__name__}.visitor")
-    job = put_job(client, owner=json.dumps(name))
-
-    assert rights(app, job) == NONE
-    assert rights(app, job, X_User='"v1"') == NONE
-    assert rights(app, job, Cookie=f"visitor={name}") == NONE
-    loaded = store.load(job)
-    assert loaded is not None
-    assert loaded.__acl__() == []
+    """The job of a visitor who has chosen such a name would be open to everybody."""
+    app = app_of(TutorialPolicy(), redis_url, owner=f"{__name__}.visitor")
+    job = put_job(client, owner=json.dumps("v1"))
+    headers = {"Cookie": f"visitor={name}"}
+    assert rights(app, job, **headers) == NONE
+    assert get(app, "/job_state", **headers).json["items"] == []
 
 
 def test_owner_is_asked_once_a_request(redis_url: str, client: redis.Redis) -> None:
@@ -752,10 +748,33 @@ class OpenLater:
         return False
 
 
+def allow(request: Request, context: Any, permission: str) -> bool:
+    return True
+
+
+@functools.wraps(allow)
+async def wrapped_later(*args: Any) -> bool:
+    return False
+
+
+@functools.wraps(open_later)
+def wrapped_at_once(*args: Any) -> bool:
+    return True
+
+
+@pytest.mark.parametrize(
+    "plain", [wrapped_at_once, functools.lru_cache(wrapped_at_once)]
+)
+def test_function_may_wrap_one_that_is_async(redis_url: str, plain: Any) -> None:
+    """What is called decides."""
+    make_app(make_config(redis_url, settings={"jobstate.permits": plain}))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         open_later,
+        wrapped_later,
         OpenLater(),
         functools.partial(open_later),
         "redis://:s3cret@host/0",

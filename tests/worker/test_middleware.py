@@ -371,7 +371,6 @@ def test_an_empty_url_is_refused() -> None:
     ("value", "error"),
     [
         ("1s", TypeError),
-        (None, TypeError),
         (True, TypeError),
         (0, ValueError),
         (-1, ValueError),

@@ -13,7 +13,8 @@ if status == "sending" and old[3] == ARGV[3] then
   return 1
 end
 -- A job that was never confirmed holds its message if a process died while it was rerun.
-local is_lost = status == "sending" and old[3] and is_silent(old[2], now, ARGV[2])
+local is_rerun = old[3] and old[3] ~= ""
+local is_lost = status == "sending" and is_rerun and is_silent(old[2], now, ARGV[2])
 if status ~= "error" and not is_lost then
   return 0
 end

@@ -21,7 +21,11 @@ for i = 1, #fields, 1000 do
 end
 -- The message of the failure may run the job. That of this request, which the broker may have
 -- after all, may not: "" admits only messages without a word.
-redis.call("HSETNX", key, "rerun", "")
+local kept = redis.call("HGET", key, "rerun")
+if not kept or string.sub(kept, 1, 4) == "not " then
+  -- An earlier version wrote "not", and the word of the message that was refused.
+  redis.call("HSET", key, "rerun", "")
+end
 redis.call("HSET", key, "refused", ARGV[2])
 redis.call("HDEL", KEYS[2], "former")
 redis.call("PEXPIRE", key, ARGV[1])
