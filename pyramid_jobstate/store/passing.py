@@ -16,7 +16,7 @@ PASSING = (
 
 
 def is_passing(error: Exception) -> bool:
-    """Return whether an error is one of these. redis-py leaves out the prefix of those
-    that it has a class for: see `redis.exceptions`.
+    """Return whether a server will not answer so for long. redis-py leaves out the
+    prefix of the errors that it has a class for: see `redis.exceptions`.
     """
     return isinstance(error, ResponseError) and str(error).startswith(PASSING)

@@ -43,7 +43,7 @@ class Enqueueing:
         tracked: Tracked,
     ) -> None:
         """Write that a job is queued, unless its record was announced, its message is
-        being put back, or it has ended and its batch was cancelled.
+        being put back, or its batch was cancelled and it has ended or is unknown.
 
         Parameters:
           delay: Milliseconds until the message is due, or None.

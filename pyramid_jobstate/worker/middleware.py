@@ -31,7 +31,8 @@ class JobStateMiddleware(Follower):
       namespace: The prefix of all keys, unless `store` is given.
       interval: Seconds between two flushes of a worker process.
       heartbeat: Seconds without an update before a worker confirms that a job is still
-        running. By default 5, or less with a store whose `stalled_after` is short.
+        running. By default 5, or less with a store whose `stalled_after` or
+        `active_expire_in` is short.
 
     Raises:
       TypeError: More than one of store, url and client is given, or an argument has the

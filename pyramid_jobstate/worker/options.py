@@ -93,4 +93,4 @@ def check_delay(
     if not is_number(delay):
         raise TypeError(f"delay must be a number of {unit}, not {delay!r}.")
     if not -longest <= delay <= longest:
-        raise ValueError(f"delay must be at most {longest:,} {unit}, not {delay}.")
+        raise ValueError(f"delay must be up to {longest:,} {unit}, not {delay}.")
