@@ -10,11 +10,20 @@
   const unfinished = new Set();
 
   document.addEventListener("job-state:update", ({ target, detail }) => {
+    const isUnfinished = detail.job_state === "working";
+    show(target, isUnfinished);
+    if (!isUnfinished) return;
     const line = document.querySelector("[data-live]");
     line.textContent = TEXTS[target.transport];
     line.dataset.live = target.transport;
-    if (detail.job_state === "working") unfinished.add(target);
-    else unfinished.delete(target);
-    line.hidden = unfinished.size === 0;
   });
+
+  document.addEventListener("job-state:lost", ({ target, detail }) => {
+    if (detail.final) show(target, false);
+  });
+
+  function show(element, isUnfinished) {
+    unfinished[isUnfinished ? "add" : "delete"](element);
+    document.querySelector("[data-live]").hidden = unfinished.size === 0;
+  }
 })();

@@ -1279,9 +1279,10 @@ class JobStateElement extends HTMLElement {
     const members = isBatch && unit === "jobs" && this._label("members");
     let amount = "";
     if (Number.isFinite(done) && (total || done || unit)) {
-      // Enough decimals to tell the amount from the total, and both from 0.
+      // Enough decimals to tell the amount from the total, and the total from 0. A rest that
+      // floats may leave in a sum is none.
       const rest = total - done;
-      const options = precise(rest > total * 1e-11 ? rest : total || done, 1);
+      const options = precise(rest > total * 1e-9 ? rest : total || done, 1);
       amount = this._label(total == null ? "amount" : "amount-of", {
         done: this._number(done, options),
         total: this._number(total, options),

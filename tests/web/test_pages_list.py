@@ -298,6 +298,7 @@ def test_row_tells_a_job_without_javascript(
         ("working", Progress(0.96, 1), "Running · 96 % · 0.96 of 1"),
         ("working", Progress(12.34, 100), "Running · 12 % · 12.3 of 100"),
         ("working", Progress(0.1 + 0.7, 0.8), "Running · 100 % · 0.8 of 0.8"),
+        ("working", Progress(999.999999983, 1000), "Running · 99 % · 1,000 of 1,000"),
         ("working", Progress(0, unit="eggs"), "Running · 0 eggs"),
         (
             "error",

@@ -110,11 +110,11 @@ def amount_of(progress: Mapping[str, Any], words: Words) -> str:
 
 
 def digits_for(done: float, total: float | None) -> int:
-    """Return how many decimals tell the amount from the total, and both from 0. The
-    element shows as many.
+    """Return how many decimals tell the amount from the total, and the total from 0.
+    The element shows as many. A rest that floats may leave in a sum is none.
     """
     rest = (total or 0) - done
-    number = rest if total and rest > total * 1e-11 else total or done
+    number = rest if total and rest > total * 1e-9 else total or done
     zeros = -math.floor(math.log10(abs(number))) if number else 0
     return min(1 + max(0, zeros), 20)
 
