@@ -181,11 +181,12 @@ def test_history_and_cancel_are_not_of_loaded_ones(job_store: JobStore) -> None:
     runs here can be cancelled.
     """
     job_state = testing.put_job(job_store)
-    for wrong in job_state, None:
+    wrongs: list[Any] = [job_state, None]
+    for wrong in wrongs:
         with pytest.raises(TypeError, match=f"^{wrong} was not created by detached"):
-            testing.history(wrong)  # type: ignore[arg-type]
+            testing.history(wrong)
         with pytest.raises(TypeError, match=f"^{wrong} does not belong to a job"):
-            testing.cancel(wrong)  # type: ignore[arg-type]
+            testing.cancel(wrong)
     assert not job_state.cancel_requested
 
 
