@@ -239,16 +239,14 @@ def _run_job(
         members = KeptMembers(broker, message, info.batch, run)
         members.box = outbox(registry)
         set_member_sender(job_state, members)
-    if receives_request(broker, message.actor_name):
+    if not receives_request(broker, message.actor_name):
+        return job_state, function.call(job_state, message.args, message.kwargs)
 
-        def call(request: object) -> Any:
-            kwargs = {**message.kwargs, "request": request}
-            return function.call(job_state, message.args, kwargs)
+    def call(request: object) -> Any:
+        kwargs = {**message.kwargs, "request": request}
+        return function.call(job_state, message.args, kwargs)
 
-        result = with_request(registry, message, call, environ)
-    else:
-        result = function.call(job_state, message.args, message.kwargs)
-    return job_state, result
+    return job_state, with_request(registry, message, call, environ)
 
 
 def detached(

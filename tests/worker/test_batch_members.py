@@ -519,9 +519,10 @@ def test_member_without_a_record_that_its_sender_gives_up(
     def fail(*args: Any, **options: Any) -> Any:
         raise redis.ConnectionError("away")
 
-    with monkeypatch.context() as patch, working(floor.broker):
+    with monkeypatch.context() as patch:
         patch.setattr(JobStore, "create_new", fail)
-        wait_until(floor.broker, sender, "error")
+        with working(floor.broker):
+            wait_until(floor.broker, sender, "error")
     ended = wait_for(lambda: (b := store.load(batch.uuid)) and b.is_finished and b)
     assert isinstance(ended, Batch)
     assert (ended.status, ended.counts["error"]) == ("error", 2)
