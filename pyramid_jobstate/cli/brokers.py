@@ -67,7 +67,7 @@ def find_broker(store: JobStore, name: str | None) -> Broker:
         written = middleware_of(found).store_for(found)
     except (ActorError, TypeError) as e:
         raise Refused(str(e)) from None
-    # Without an ini there are no settings to change.
+    # A store that --url names is changed by another --url, not by a setting.
     advice = None if name is None else OTHER_STORE
     error = refusal(store, written, what[0].lower() + what[1:], advice)
     if error is not None:

@@ -1279,8 +1279,8 @@ class JobStateElement extends HTMLElement {
     const members = isBatch && unit === "jobs" && this._label("members");
     let amount = "";
     if (Number.isFinite(done) && (total || done || unit)) {
-      // Enough decimals to tell the amount from the total, and the total from 0. A rest that
-      // floats may leave in a sum is none.
+      // Enough decimals to tell the amount from the total, and the total from 0. Rounding
+      // errors of floats do not count.
       const rest = total - done;
       const options = precise(rest > total * 1e-9 ? rest : total || done, 1);
       amount = this._label(total == null ? "amount" : "amount-of", {

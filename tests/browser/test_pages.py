@@ -420,8 +420,10 @@ def test_stale_token_is_renewed(pages: Pages, redis_url: str, store: JobStore) -
     pages.forgive("status of 400")
 
 
-def test_question_that_nobody_waits_for(pages: Pages, store: JobStore) -> None:
-    """A question that comes after its dialog was closed is not asked elsewhere."""
+def leave_question(pages: Pages, store: JobStore) -> Route:
+    """Close a dialog before the page knows its question, open another, and return the
+    request for that question.
+    """
     put(store, "success", "working")
     pages.visit()
     pages.one("matching").check()
@@ -432,9 +434,15 @@ def test_question_that_nobody_waits_for(pages: Pages, store: JobStore) -> None:
     wait_for(lambda: pages.page.evaluate("1") and held)
     pages.one("no").click()
     pages.page.get_by_role("button", name="Cancel").click()
+    return held[0]
+
+
+def test_question_that_nobody_waits_for(pages: Pages, store: JobStore) -> None:
+    """A question that comes after its dialog was closed is not asked elsewhere."""
+    route = leave_question(pages, store)
     expect(pages.one("question")).to_have_text("Cancel 1 job?")
     with pages.page.expect_response("**/job_state/clear*"):
-        held[0].continue_()
+        route.continue_()
     pages.page.evaluate("fetch('/job_state')")
     expect(pages.one("question")).to_have_text("Cancel 1 job?")
 
@@ -444,19 +452,10 @@ def test_refusal_that_nobody_waits_for(
     pages: Pages, store: JobStore, status: int
 ) -> None:
     """A question that fails after its dialog was closed leaves the next one alone."""
-    put(store, "success", "working")
-    pages.visit()
-    pages.one("matching").check()
-    held: list[Route] = []
-    pages.page.route("**/job_state/clear*", lambda route: held.append(route))
-    pages.page.get_by_role("button", name="Delete").click()
-    # Routes are handled while the page is asked.
-    wait_for(lambda: pages.page.evaluate("1") and held)
-    pages.one("no").click()
-    pages.page.get_by_role("button", name="Cancel").click()
+    route = leave_question(pages, store)
     expect(pages.one("yes")).to_be_visible()
     with pages.page.expect_response("**/job_state/clear*"):
-        held[0].fulfill(status=status)
+        route.fulfill(status=status)
     pages.page.evaluate("fetch('/job_state')")
     expect(pages.one("close")).to_be_hidden()
     expect(pages.one("question")).to_have_text("Cancel 1 job?")

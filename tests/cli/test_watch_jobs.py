@@ -4,6 +4,7 @@ import re
 import signal
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import redis
@@ -173,27 +174,22 @@ def test_given_jobs_that_are_over(pjobs: Operator, store: JobStore) -> None:
     assert pjobs("watch", UUID).code == 1
 
 
-def test_an_outage_is_a_line_of_its_own(start: Start, server: EmbeddedServer) -> None:
-    """Without a terminal, an outage and its end are lines on stderr."""
+@pytest.mark.parametrize(
+    ("weather", "said"), [(frozen, "does not answer"), (busy, "refuses: BUSY")]
+)
+def test_an_outage_is_a_line_of_its_own(
+    start: Start, server: EmbeddedServer, weather: Any, said: str
+) -> None:
+    """Without a terminal, an outage and its end are lines on stderr. `watch` keeps
+    asking, also a store that refuses commands while a script runs.
+    """
     with redis.Redis.from_url(server.url) as client:
         job = put(JobStore(client))
     process = start("--url", server.url, "watch", job.uuid)
     assert process.stdout is not None and process.stderr is not None
     assert process.stdout.readline().endswith("working\n")
-    with frozen(server):
-        assert "does not answer" in process.stderr.readline()
-    assert process.stderr.readline() == "pjobs: The store answers again.\n"
-
-
-def test_a_busy_store_is_an_outage(start: Start, server: EmbeddedServer) -> None:
-    """`watch` keeps asking a store that refuses commands while a script runs."""
-    with redis.Redis.from_url(server.url) as client:
-        job = put(JobStore(client))
-    process = start("--url", server.url, "watch", job.uuid)
-    assert process.stdout is not None and process.stderr is not None
-    assert process.stdout.readline().endswith("working\n")
-    with busy(server):
-        assert "refuses: BUSY" in process.stderr.readline()
+    with weather(server):
+        assert said in process.stderr.readline()
     assert process.stderr.readline() == "pjobs: The store answers again.\n"
 
 

@@ -111,7 +111,7 @@ def amount_of(progress: Mapping[str, Any], words: Words) -> str:
 
 def digits_for(done: float, total: float | None) -> int:
     """Return how many decimals tell the amount from the total, and the total from 0.
-    The element shows as many. A rest that floats may leave in a sum is none.
+    The element shows the same number. Rounding errors of floats do not count.
     """
     rest = (total or 0) - done
     number = rest if total and rest > total * 1e-9 else total or done
