@@ -214,6 +214,19 @@ def test_look_leaves_unsent_members_to_their_sender(bed: Bed, status: str) -> No
     check_sums(bed)
 
 
+def test_look_does_not_judge_by_some_of_the_unsent_members(bed: Bed) -> None:
+    """Those that it does not see may be about to send the others."""
+    members = [
+        Member(NewJob(new_id(), bed.info, sender="s"), 1000)
+        for _ in range(batches.LOOKED_AT + 1)
+    ]
+    bed.store.batches.add(bed.uuid, members, bed.uuids[0])
+    for number in range(3):
+        bed.end(number)
+    bed.grow_old()
+    assert bed.counts() == {"queued": len(members), "success": 3}
+
+
 def test_look_at_an_unsent_member_of_a_cancelled_batch(bed: Bed) -> None:
     """It reads cancelled, and has not failed."""
     member = Member(NewJob(new_id(), bed.info, sender="s"), 1000)

@@ -77,6 +77,11 @@ def make_visited(
         request.session.invalidate()
         return send(request)
 
+    def between(request: Request) -> Any:
+        old = send(request)
+        request.session.invalidate()
+        return [old, send(request)]
+
     def twice(request: Request) -> Any:
         return [send(request), now(request)]
 
@@ -109,7 +114,7 @@ def make_visited(
         owner = jobs.current_owner
         return {"may": may, "count": len(jobs.list(owner).items) if owner else 0}
 
-    senders = (send, now, list_and_send, anew, twice, beside, before)
+    senders = (send, now, list_and_send, anew, between, twice, beside, before)
     for view in (*senders, nobodys, refused, page):
         config.add_route(view.__name__, f"/{view.__name__}")
         config.add_view(view, route_name=view.__name__, renderer="json")
@@ -208,6 +213,16 @@ def test_invalidated_session_gets_a_new_name(
     """
     old = visitor.post("/send").json
     new = visitor.post("/anew").json
+    visitor.get(f"/job_state/{new}", status=200)
+    visitor.get(f"/job_state/{old}", status=403)
+    assert len(set(owners(client))) == 2
+
+
+def test_session_that_is_invalidated_between_two_sends(
+    visitor: TestApp, client: redis.Redis
+) -> None:
+    """The name of the old session is not that of the new one."""
+    old, new = visitor.post("/between").json
     visitor.get(f"/job_state/{new}", status=200)
     visitor.get(f"/job_state/{old}", status=403)
     assert len(set(owners(client))) == 2
