@@ -2,7 +2,6 @@
 
 import ast
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -67,28 +66,6 @@ def test_importing_the_package_does_not_import_pyramid() -> None:
     """Pyramid is imported only when an application includes the package."""
     script = "import sys, pyramid_jobstate; sys.exit('pyramid' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_module_has_at_most_300_lines(module: str) -> None:
-    """No module has more than 300 lines; longer ones are split."""
-    assert len((PACKAGE / module).read_text("utf-8").splitlines()) <= 300
-
-
-def test_guide_for_contributors_lists_every_module() -> None:
-    """CONTRIBUTING.rst has a line for each module, in its folder."""
-    guide = (ROOT / "CONTRIBUTING.rst").read_text("utf-8")
-    listed, folders = set(), [""]
-    for line in guide.splitlines():
-        if match := re.match(r" {4}((?:  )*)(\w+)(/|\.py) ", line):
-            indent, name, kind = match.groups()
-            folders = folders[: len(indent) // 2 + 1]
-            if kind == "/":
-                folders.append(f"{folders[-1]}{name}/")
-            else:
-                listed.add(f"{folders[-1]}{name}.py")
-    modules = {m for m in MODULES if not m.endswith("/__init__.py")}
-    assert listed == modules
 
 
 def test_public_names_can_be_imported_from_the_package() -> None:
