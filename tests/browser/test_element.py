@@ -1602,11 +1602,11 @@ def test_style_sheet_is_linked_where_none_can_be_constructed(
 
 
 def test_script_is_light() -> None:
-    """Compressed and without comments, the script takes no more than 13 KiB."""
+    """Compressed and without comments, the script takes no more than 16 KiB."""
     source = (STATIC / "job-state.js").read_text("utf-8")
     source = re.sub(r"/\*.*?\*/", "", source, flags=re.S)
     source = re.sub(r"(?m)(^|\s)//.*$", "", source)
-    assert len(gzip.compress(source.encode(), 9)) <= 13 * 1024
+    assert len(gzip.compress(source.encode(), 9)) <= 16 * 1024
 
 
 def test_script_is_of_2018(node_modules: Path) -> None:
