@@ -33,7 +33,7 @@ from .permits import policy_permits
 from .request import RequestMiddleware
 from .resources import JOB_STATES
 from .routenames import LIST
-from .settings import BROKER, PREFIX, Settings, read_path
+from .settings import BROKER, PREFIX, Settings
 from .unavailable import WebOutage
 from .urls import add_routes
 from .views import add_views
@@ -53,9 +53,9 @@ def include(config: Configurator) -> None:
     """Implement :func:`pyramid_jobstate.includeme`."""
     # Routes are added now, so the path is read now: a route added in an action would
     # come after a catch-all of the application.
-    path = read_path(config.registry.settings)
-    check_route_prefix(config)
     at_include = Settings(config.registry.settings)
+    path = at_include.path()
+    check_route_prefix(config)
     broker = provide_broker(config, at_include)
     add_routes(config, path)
     check_request_method(config.registry)
@@ -69,8 +69,8 @@ def include(config: Configurator) -> None:
     def register() -> None:
         # The application may set these, and its broker, after the include.
         settings = Settings(config.registry.settings)
-        settings.check_names()
-        if read_path(config.registry.settings) != path:
+        settings.check()
+        if settings.path() != path:
             raise ConfigurationError(
                 f"The setting {PREFIX}path must be set before pyramid_jobstate is "
                 "included."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
@@ -52,6 +52,17 @@ SETTINGS: Mapping[str, str | None] = MappingProxyType(
 
 DURATIONS = ("expire_in", "active_expire_in", "stalled_after")
 
+#: What a setting may be beside a string, if it is set in Python.
+TYPES: Mapping[str, Any] = MappingProxyType(
+    {
+        **dict.fromkeys((*DURATIONS, "stream_max_age"), int | float),
+        **dict.fromkeys(("max_uuids", "max_streams"), int | float),
+        **dict.fromkeys(("owner", "permits"), Callable),
+        # What it may be is told more exactly where it is read.
+        "broker": object,
+    }
+)
+
 #: The settings of which a broker is made.
 BROKER = ("broker", "redis_url", "namespace", *DURATIONS)
 
@@ -72,8 +83,8 @@ class Settings:
             if name.startswith(PREFIX)
         }
 
-    def check_names(self) -> None:
-        """Check that every setting is known.
+    def check(self) -> None:
+        """Check that every setting is known, and a string or what else it may be.
 
         Raises:
           ConfigurationError: One is not.
@@ -84,10 +95,18 @@ class Settings:
                 raise ConfigurationError(
                     f"The setting {PREFIX}{name} is unknown. Known settings: {known}."
                 )
+            self._value(name)
+
+    def path(self) -> str:
+        """Return the path below which jobs are served, without slashes at its ends."""
+        path: str = self._value("path").strip("/")
+        if not re.fullmatch(r"((?!\.\.?/)[\w.~-]+/)+", path + "/", re.ASCII):
+            raise _wrong("path", path, "is not a path such as job_state or api/jobs")
+        return path
 
     def max_uuids(self) -> int:
         """Return how many jobs one request may ask for."""
-        value = self._settings.get("max_uuids", SETTINGS["max_uuids"])
+        value = self._value("max_uuids")
         text = str(value)
         if not re.fullmatch(r"[1-9]\d{0,8}", text, re.ASCII):
             raise _wrong("max_uuids", value, "is not a positive whole number")
@@ -95,12 +114,11 @@ class Settings:
 
     def stream_limits(self) -> StreamLimits:
         """Return how many streams there may be, and how long each lasts."""
-        value = self._settings.get("max_streams")
+        value = self._value("max_streams")
         if value is not None and not re.fullmatch(r"\d{1,9}", str(value), re.ASCII):
             raise _wrong("max_streams", value, "is not a whole number")
-        age = self._settings.get("stream_max_age", SETTINGS["stream_max_age"])
         return StreamLimits(
-            None if value is None else int(value), _seconds("stream_max_age", age)
+            None if value is None else int(value), self._seconds("stream_max_age")
         )
 
     def owner(self) -> Callable[..., Any]:
@@ -111,7 +129,7 @@ class Settings:
 
     def function(self, setting: str, default: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function that a setting names, or `default` if it is not set."""
-        name = self._settings.get(setting)
+        name = self._value(setting)
         if name is None:
             return default
         if "://" in str(name):
@@ -129,18 +147,18 @@ class Settings:
         Dramatiq's global broker, with the options that the settings change.
         """
         options = self._store_options(self._settings)
-        if self._settings.get("broker") is not None:
+        if self._value("broker") is not None:
             # It was made with these settings.
             made = made_store(dramatiq.broker.global_broker)
             if made is not None:
                 return made
-        if self._settings.get("redis_url") is None:
+        if self._value("redis_url") is None:
             return _middleware_store().replace(**options)
         return self._redis_store(options)
 
     def broker(self) -> BrokerSpec | None:
         """Return what the broker is made from, or None if the application makes one."""
-        setting = self._settings.get("broker")
+        setting = self._value("broker")
         if setting is None:
             return None
         value = setting
@@ -157,11 +175,10 @@ class Settings:
         elif not isinstance(value, (str, Broker)) and not callable(value):
             fault = "is neither a broker nor a function"
         else:
-            options = self._store_options({**SETTINGS, **self._settings})
-            url = self._settings.get("redis_url")
+            options = self._store_options(SETTINGS)
             return BrokerSpec(
                 value,
-                None if url is None else str(url),
+                self._value("redis_url"),
                 options,
                 lambda: self._redis_store(options),
             )
@@ -176,10 +193,10 @@ class Settings:
 
     def base_url(self) -> str | None:
         """Return the URL of the application for jobs, without a slash at its end."""
-        value = self._settings.get("base_url")
+        value = self._value("base_url")
         if value is None:
             return None
-        url = str(value).strip().rstrip("/")
+        url: str = value.strip().rstrip("/")
         if not is_base_url(url):
             raise _wrong(
                 "base_url",
@@ -190,18 +207,33 @@ class Settings:
 
     def pages_layout(self) -> str | None:
         """Return the asset specification of the template in which pages appear."""
-        value = self._settings.get("pages_layout")
-        if value is not None and not re.fullmatch(r"\s*[\w.]+:[^:]+", str(value)):
+        value = self._value("pages_layout")
+        if value is not None and not re.fullmatch(r"\s*[\w.]+:[^:]+", value):
             raise _wrong(
                 "pages_layout",
                 value,
                 "is not a template such as myapp:templates/jobs.jinja2",
             )
-        return None if value is None else str(value).strip()
+        return None if value is None else value.strip()
 
     def read(self, name: str) -> object:
         """Return the value of a setting as it stands."""
         return self._settings.get(name)
+
+    def _value(self, name: str) -> Any:
+        """Return a setting, or its default."""
+        if name not in self._settings:
+            return SETTINGS[name]
+        value = self._settings[name]
+        if value is None or not isinstance(value, str | TYPES.get(name, str)):
+            # Of other objects the type alone is shown, since they may have a password.
+            is_plain = value is None or isinstance(value, (int, float))
+            raise _wrong(
+                name,
+                value if is_plain else type(value).__name__,
+                "is not a string. Write it as in an ini, or leave it out",
+            )
+        return value
 
     def _named_broker(self, name: str) -> Any:
         """Return what the dotted name of a broker refers to."""
@@ -213,16 +245,11 @@ class Settings:
             )
         return self._resolved("broker", name)
 
-    def _store_options(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        options: dict[str, Any] = {
-            name: _seconds(name, settings[name])
-            for name in DURATIONS
-            if name in settings
-        }
-        namespace = settings.get("namespace")
-        if namespace is not None:
-            is_text = isinstance(namespace, str)
-            fault = namespace_fault(namespace) if is_text else "is not a string"
+    def _store_options(self, names: Collection[str]) -> dict[str, Any]:
+        options = {name: self._seconds(name) for name in DURATIONS if name in names}
+        if "namespace" in names:
+            namespace = self._value("namespace")
+            fault = namespace_fault(namespace)
             if fault is not None:
                 raise _wrong("namespace", namespace, fault)
             options["namespace"] = namespace
@@ -230,11 +257,18 @@ class Settings:
 
     def _redis_store(self, options: Mapping[str, Any]) -> JobStore:
         try:
-            return JobStore(str(self._settings["redis_url"]), **options)
+            return JobStore(self._value("redis_url"), **options)
         except ValueError as e:
             fault = str(e)
         # Raised outside the handler, so that no traceback shows the original error.
         raise ConfigurationError(f"The setting {PREFIX}redis_url is invalid. {fault}")
+
+    def _seconds(self, name: str) -> float:
+        value = self._value(name)
+        try:
+            return parse_duration(str(value))
+        except ValueError as e:
+            raise _wrong(name, value, str(e)) from None
 
     def _resolved(self, setting: str, name: object) -> Any:
         """Return what a dotted name refers to."""
@@ -259,25 +293,6 @@ def is_base_url(url: str) -> bool:
         and re.fullmatch(r"[!-~]+", url) is not None
         and not parts.query + parts.fragment
     )
-
-
-def read_path(settings: Mapping[str, Any]) -> str:
-    """Return the path below which jobs are served, without slashes at its ends.
-
-    Raises:
-      ConfigurationError: The setting is not a path.
-    """
-    path = str(settings.get(PREFIX + "path", SETTINGS["path"])).strip("/")
-    if not re.fullmatch(r"((?!\.\.?/)[\w.~-]+/)+", path + "/", re.ASCII):
-        raise _wrong("path", path, "is not a path such as job_state or api/jobs")
-    return path
-
-
-def _seconds(name: str, value: object) -> float:
-    try:
-        return parse_duration(str(value))
-    except ValueError as e:
-        raise _wrong(name, value, str(e)) from None
 
 
 def _wrong(name: str, value: object, why: str) -> ConfigurationError:

@@ -28,6 +28,7 @@ from pyramid.request import Request
 import pyramid_jobstate
 from pyramid_jobstate import JobStateMiddleware, JobStore
 from pyramid_jobstate.web.interfaces import IJobStore
+from pyramid_jobstate.web.settings import SETTINGS
 from tests.support import PACKAGE
 from tests.webapp import (
     NOWHERE,
@@ -324,6 +325,44 @@ def test_bad_setting_stops_the_start(name: str, value: object) -> None:
 
     with refused(rf"jobstate\.{name}\b"):
         config.make_wsgi_app()
+
+
+WRONG: list[Any] = [None, b"redis://:hush@h/0", ["redis://:hush@h/0"], {"a": "hush"}]
+
+
+@pytest.mark.parametrize("value", WRONG, ids=repr)
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_setting_of_a_wrong_type_stops_the_start(name: str, value: Any) -> None:
+    """A setting that Python code has set to None, or to what no ini could give, is
+    named in the error that stops the start, which shows no password.
+    """
+    config = make_config(NOWHERE, settings={f"jobstate.{name}": value})
+
+    with pytest.raises(ConfigurationError, match=rf"setting jobstate\.{name} = ") as e:
+        start(config)
+
+    assert "hush" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["path", "namespace", "redis_url", "base_url"])
+def test_number_is_no_string(name: str) -> None:
+    """A number is an error where the setting is no number."""
+    config = make_config(NOWHERE, settings={f"jobstate.{name}": 5})
+
+    with pytest.raises(ConfigurationError, match=rf"{name} = 5 is not a string"):
+        start(config)
+
+
+def test_numbers_may_be_numbers() -> None:
+    """Durations and limits may be numbers where Python code sets them."""
+    settings = {"expire_in": 7, "stalled_after": 1.5, "max_uuids": 3, "max_streams": 0}
+    config = make_config(
+        NOWHERE, settings={f"jobstate.{k}": v for k, v in settings.items()}
+    )
+
+    store = start(config)
+
+    assert (store.expire_in, store.stalled_after) == (7, 1.5)
 
 
 def test_unknown_setting_is_told_the_known_ones() -> None:
