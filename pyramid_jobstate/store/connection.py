@@ -135,6 +135,10 @@ def _fault_of(url: str) -> str | None:
     path = unquote(tail.partition("?")[0])
     if scheme != "unix" and not re.fullmatch(r"(/[0-9]*/?)?", path):
         return "its path is not a database number"
+    if scheme.endswith(CLUSTER) and re.match(
+        r"/0*[1-9]|.*[?&]db=0*[1-9]", unquote(tail)
+    ):
+        return "a Cluster has no other database than 0"
     if scheme == "unix" and not path:
         # redis-py would connect to localhost.
         return "it has no path to a socket"

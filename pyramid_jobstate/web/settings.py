@@ -12,6 +12,7 @@ import dramatiq.broker
 from dramatiq import Broker
 from pyramid.exceptions import ConfigurationError
 from pyramid.path import DottedNameResolver
+from redis.exceptions import RedisError
 
 from ..job import parse_duration
 from ..store import JobStore, namespace_fault
@@ -259,9 +260,12 @@ class Settings:
         try:
             return JobStore(self._value("redis_url"), **options)
         except ValueError as e:
-            fault = str(e)
+            fault = f"is invalid. {e}"
+        except RedisError as e:
+            # Only the client of a Cluster connects when it is created.
+            fault = f"names a Cluster that cannot be reached: {e}"
         # Raised outside the handler, so that no traceback shows the original error.
-        raise ConfigurationError(f"The setting {PREFIX}redis_url is invalid. {fault}")
+        raise ConfigurationError(f"The setting {PREFIX}redis_url {fault}")
 
     def _seconds(self, name: str) -> float:
         value = self._value(name)

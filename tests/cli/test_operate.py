@@ -94,6 +94,8 @@ def test_mistakes_are_usage_errors(pjobs: Operator, arguments: str, error: str) 
         (["--url"], "argument --url: expected one argument"),
         (["--url", "http://me:secret@h/", "list"], "its scheme must be one of redis,"),
         (["--url=redis://me:secret@h/x", "list"], "its path is not a database number"),
+        (["--url=redis+cluster://me:secret@h/5", "list"], "--url: The URL of the"),
+        (["--url=redis+cluster://h?db=5", "list"], "no other database than 0"),
         (["redis://me:secret@h/0", "list"], "Put --url before the URL of a Redis serv"),
         (["redis+cluster://me:secret@h", "list"], "Put --url before the URL"),
         (["a.ini", "--url", "redis://h", "list"], "invalid choice: 'a.ini'"),

@@ -43,6 +43,8 @@ URLS = [
     "redis://:hush@localhost/+1",
     "redis://:hush@localhost/%31%2F2",
     "redis://:hush@localhost/0#",
+    "redis+cluster://:hush@localhost/5",
+    "redis+cluster://:hush@localhost?ssl=1&db=05",
     "redis://:hush@localhost/0#hish",
     "redis://:hush@localhost/0?db=x",
     "redis://:hush@localhost/0?hish=1",

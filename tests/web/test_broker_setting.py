@@ -327,6 +327,7 @@ def test_bad_value_stops_the_include(value: Any, text: str) -> None:
         ("redis_url", "redis://:hunter2@localhost/abc"),
         ("redis_url", "http://:hunter2@localhost"),
         ("redis_url", "redis://:hunter2@localhost?nope=1"),
+        ("redis_url", "redis+cluster://:hunter2@127.0.0.1:1"),
     ],
 )
 @pytest.mark.parametrize("broker", [NOWHERE, "stub"])

@@ -389,11 +389,15 @@ def test_settings_of_others_are_left_alone() -> None:
         "http://:hush@localhost/0",
         "redis://:hush@localhost/0?db=x",
         "redis://:hush@localhost/0?no_such_option=1",
+        "redis+cluster://:hush@localhost/5",
+        "redis+cluster://:hush@localhost?db=5",
+        # Nothing listens there.
+        "rediss+cluster://:hush@127.0.0.1:1",
     ],
 )
 def test_password_stays_out_of_errors(url: str) -> None:
-    """Errors about a redis_url do not quote any part of it."""
-    with refused("redis_url") as caught:
+    """Errors about a redis_url name the setting, and do not quote any part of it."""
+    with refused(r"setting jobstate\.redis_url") as caught:
         start(make_config(url))
 
     error = caught.value
