@@ -1,4 +1,4 @@
-"""Whether a request gets a page rather than JSON."""
+"""Whether a request gets a page or a stream rather than JSON."""
 
 from __future__ import annotations
 
@@ -43,11 +43,23 @@ def prefers_html(accept: str) -> bool:
     for name, quality, *_ in create_accept_header(accept).parsed or ():
         name = name.partition(";")[0].lower()
         qualities[name] = max(quality, qualities.get(name, 0.0))
-    if qualities.get(STREAM):
+    # A page is sent as the first of PAGES.
+    if qualities.get(STREAM) or qualities.get(PAGES[0]) == 0:
         return False
     html = max(qualities.get(name, 0.0) for name in PAGES)
     json = next((qualities[name] for name in JSON if name in qualities), 0.0)
     return html > 0 and html >= json
+
+
+def wants_stream(accept: str) -> bool:
+    """Return whether a header Accept begins with the type of a stream, and does not
+    rule it out by a quality of 0.
+    """
+    if not accept.lower().startswith(STREAM):
+        return False
+    # None if the header is invalid.
+    name, quality, *_ = (create_accept_header(accept).parsed or [("", 0)])[0]
+    return bool(quality) and str(name).partition(";")[0].lower() == STREAM
 
 
 def never_keep(request: Request, response: Response) -> None:

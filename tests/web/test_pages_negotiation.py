@@ -45,6 +45,8 @@ FIREFOX = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
         ("text/html;q=0.5, application/*;q=0.8", "application/json"),
         ("text/html;q=0", "application/json"),
         ("text/html;q=0, */*", "application/json"),
+        ("application/xhtml+xml, TEXT/HTML;q=0", "application/json"),
+        ("text/event-stream;q=0, text/html", "text/html"),
         ("text/html;q=high", "application/json"),
         ("application/vnd.html", "application/json"),
         ("text/event-stream", "application/json"),

@@ -197,7 +197,14 @@ def test_stream_below_a_route_prefix(redis_url: str, job: str) -> None:
 
 @pytest.mark.parametrize(
     "accept",
-    ["text/event-stream", "text/event-stream, */*", "text/event-stream;q=0.9"],
+    [
+        "text/event-stream",
+        "text/event-stream, */*",
+        "text/event-stream;q=0.9",
+        "Text/Event-Stream",
+        "text/event-stream; charset=utf-8; q=0.1, application/json",
+        "text/event-stream, application/json;q=0",
+    ],
 )
 def test_accept_that_streams(server: Server, job: str, accept: str) -> None:
     """A request streams whose Accept begins with the type of an event stream."""
@@ -206,7 +213,15 @@ def test_accept_that_streams(server: Server, job: str, accept: str) -> None:
 
 @pytest.mark.parametrize(
     "accept",
-    [None, "", "*/*", "application/json, text/event-stream", "text/*", "text/event"],
+    [
+        *(None, "", "*/*", "text/*", "text/event", "text/event-streamer"),
+        "application/json, text/event-stream",
+        # What its sender does not accept.
+        "text/event-stream;q=0",
+        "TEXT/EVENT-STREAM ; charset=utf-8 ; Q=0.000, */*",
+        "text/event-stream;q=0, text/html;q=0",
+        "text/event-stream;q=high",
+    ],
 )
 def test_accept_that_polls(server: Server, job: str, accept: str | None) -> None:
     """Any other Accept polls."""

@@ -13,6 +13,7 @@ from pyramid.response import Response
 from ...job import is_owner
 from ..answers import TIME, Answer, render_state
 from ..interfaces import IJobStore, IStreamLimits
+from ..negotiation import STREAM, wants_stream
 from .carrier import AsgiCarrier
 from .frames import Frame, Viewer, identified, is_streamable, render, viewer_of
 from .hub import Hub
@@ -26,11 +27,9 @@ if TYPE_CHECKING:
     from ...job import JobState
     from .carrier import LoopQueue, Receive, Send
 
-EVENTS = "text/event-stream"
-
 #: The headers of a stream.
 HEADERS = (
-    ("Content-Type", f"{EVENTS}; charset=utf-8"),
+    ("Content-Type", f"{STREAM}; charset=utf-8"),
     ("Cache-Control", "no-store"),
     ("X-Accel-Buffering", "no"),
     ("X-Content-Type-Options", "nosniff"),
@@ -202,7 +201,7 @@ class AsgiOffer:
             # A poll may need no owner.
             return response
         owner = owner if is_owner(owner) else None
-        is_asked = request.environ.get("HTTP_ACCEPT", "").startswith(EVENTS)
+        is_asked = wants_stream(request.environ.get("HTTP_ACCEPT", ""))
         if not is_asked or request.method != "GET" or response.status_code != 200:
             if wanted and streams.rooms.has(owner):
                 response.headers[HINT] = "1"
