@@ -238,7 +238,8 @@ class Server:
           headers: Further headers, unless they are None.
         """
         path, _, query = path.partition("?")
-        sent = {k.replace("_", "-"): v for k, v in headers.items() if v is not None}
+        given = {"host": "example.com", **headers}
+        sent = {k.replace("_", "-"): v for k, v in given.items() if v is not None}
         if user is not None:
             sent["x-user"] = user
         if accept is not None:
@@ -253,10 +254,7 @@ class Server:
             "raw_path": path.encode(),
             "root_path": "",
             "query_string": query.encode("latin-1"),
-            "headers": [
-                (b"host", b"example.com"),
-                *((k.lower().encode(), v.encode()) for k, v in sent.items()),
-            ],
+            "headers": [(k.lower().encode(), v.encode()) for k, v in sent.items()],
             "server": ("example.com", 80),
             "client": ("127.0.0.1", 1),
         }

@@ -14,6 +14,7 @@ from .inside import (
     set_container,
     set_member_sender,
     set_store,
+    url_in,
 )
 from .membership import check_actor, check_key, check_weight, member_uuid
 from .parsing import (
@@ -143,4 +144,5 @@ __all__ = [
     "stored_iso_time",
     "told_by",
     "translated",
+    "url_in",
 ]

@@ -48,6 +48,11 @@ def container_of(job_state: JobState) -> Any:
     return job_state.__parent__ if container is None else container
 
 
+def url_in(job_state: JobState, request: Any) -> str:
+    """Return the URL of a job in the state that a request gets."""
+    return job_state._url_in(request)
+
+
 def as_seen_from(job_state: JobState, request: Any) -> JobState:
     """Return a job for use in a request: a copy if another request loaded it."""
     container = job_state._container

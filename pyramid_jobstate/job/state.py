@@ -240,11 +240,9 @@ class JobState(Facts):
         params = self.job_params if public else {}
         is_finished = self.is_finished
         is_success = is_finished and self.is_success
-        states = self._container
-        if states is not None and states.request is request:
-            url = states.url_of(self)
-        else:
-            states, url = request.job_states, request.resource_url(self)
+        states, url = self._container, self._url_in(request)
+        if states is None or states.request is not request:
+            states = request.job_states
         job = {
             "uuid": self.uuid,
             "kind": self.kind,
@@ -273,6 +271,14 @@ class JobState(Facts):
         }
         coarse = "success" if is_success else "error" if is_finished else "working"
         return {**self.progress_metrics, "job_state": coarse, "job": job}
+
+    def _url_in(self, request: Any) -> str:
+        """Return the URL of the job in the state that a request gets."""
+        states = self._container
+        if states is not None and states.request is request:
+            return states.url_of(self)
+        url: str = request.resource_url(self)
+        return url
 
     def _result(self, request: Any) -> dict[str, str] | None:
         return result_of(type(self), self.uuid, lambda: self.result_url(request))

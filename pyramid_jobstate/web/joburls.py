@@ -12,6 +12,7 @@ from zope.interface import implementer, providedBy
 
 from ..job import JobState
 from .access import Access
+from .interfaces import IBaseUrl
 from .routenames import LIST
 
 #: The variables of a request's environment of which WebOb makes the application's URL.
@@ -54,7 +55,8 @@ def url_of(container: Access) -> str:
     path = (
         ResourceURL(container, request).virtual_path if is_mounted else _path(request)
     )
-    return f"{request.application_url}{path}"
+    base_url = request.registry.queryUtility(IBaseUrl)
+    return f"{base_url or request.application_url}{path}"
 
 
 def _path(request: Request) -> str:

@@ -12,6 +12,7 @@ from ..errors import StoreUnavailable
 from ..job import JobState, is_uuid, set_container, set_store
 from ..store import Page
 from .batches import BatchSender
+from .interfaces import IBaseUrl
 from .joburls import URL_OF, is_below, url_of
 from .unavailable import UnreadRecord
 
@@ -145,9 +146,13 @@ class JobStates(BatchSender):
         return [self._adopt(found.get(uuid)) for uuid in uuids]
 
     def url_of(self, job_state: JobState) -> str:
-        """Return the URL of a job as ``request.resource_url()`` does."""
+        """Return the URL of a job in its state: that of ``request.resource_url()``, but
+        with jobstate.base_url at its beginning if that is set.
+        """
         if not is_below(job_state, self):
-            url: str = self.request.resource_url(job_state)
+            base_url = self.request.registry.queryUtility(IBaseUrl)
+            options = {} if base_url is None else {"app_url": base_url}
+            url: str = self.request.resource_url(job_state, **options)
             return url
         get = self.request.environ.get
         # The jobs of a list share what the URL depends on.

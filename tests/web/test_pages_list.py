@@ -70,6 +70,23 @@ def test_rows_are_the_jobs_of_the_json(
     assert all(tag.has_attr("compact") for tag in visit.all("job-state"))
 
 
+def test_base_url_is_not_that_of_a_page(redis_url: str, store: JobStore) -> None:
+    """Pages lead to where their viewer is. Their scripts could not reach another host
+    that jobstate.base_url names.
+    """
+    settings = {"jobstate.base_url": "https://example.com"}
+    paged = paged_app(redis_url, settings=settings)
+    uuid = put_job(store, RunMarathon, owner="alice").uuid
+    url = f"http://localhost/job_state/{uuid}/"
+
+    listed, shown = Visit(paged, "/job_state/"), Visit(paged, f"/job_state/{uuid}/")
+
+    (item,) = get(paged, "/job_state?all=1", OPERATOR).json["items"]
+    assert item["job"]["url"] == f"https://example.com/job_state/{uuid}/"
+    assert [tag["src"] for tag in listed.all("tr [src]")] == [url]
+    assert (shown.one("job-state")["src"], shown.data["url"]) == (url, url)
+
+
 @pytest.mark.parametrize("place", PLACES)
 def test_operators_see_all_jobs_at_first(
     paged: TestApp, store: JobStore, place: str

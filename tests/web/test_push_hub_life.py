@@ -297,9 +297,9 @@ def test_a_forked_child_has_streams_of_its_own(
 def test_a_forked_child_has_room_for_streams_of_its_own() -> None:
     """The streams of the parent do not count in a child."""
     rooms = Rooms(1)
-    assert rooms.take("alice")
-    assert in_child(lambda: f"{rooms.take('alice')}, {rooms.count}") == "True, 1"
-    assert not rooms.take("alice")
+    assert rooms.take("alice", "h")
+    assert in_child(lambda: f"{rooms.take('alice', 'h')}, {rooms.count}") == "True, 1"
+    assert not rooms.take("alice", "h")
 
 
 def test_a_process_that_is_connecting_may_fork(client: redis.Redis) -> None:

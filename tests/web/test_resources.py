@@ -18,7 +18,7 @@ from pyramid.traversal import (
 )
 from webtest import TestApp
 
-from pyramid_jobstate import JobState, JobStore, StoreUnavailable
+from pyramid_jobstate import Batch, JobState, JobStore, StoreUnavailable
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.resources import JobStates
 from pyramid_jobstate.web import joburls, resources
@@ -551,6 +551,37 @@ def test_urls_of_several_jobs_are_worked_out_once(
     for uuid in jobs:
         assert states[uuid]["job"]["url"] == f"http://localhost{place}/{uuid}/"
     assert len(made) == 1
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_base_url_begins_the_urls_in_states(
+    redis_url: str, client: redis.Redis, place: str
+) -> None:
+    """With jobstate.base_url, the URLs in states begin with it, whatever host a request
+    names, unless a class makes its own. Those of request.resource_url() do not.
+    """
+    base = "https://example.com/shop"
+    settings = {"jobstate.base_url": base}
+    config = make_config(redis_url, settings=settings, root_factory=mounted_root)
+    config.add_resource_url_adapter(TenantURL, InTenants)
+    app = make_app(config)
+    kinds = RunMarathon.kind, InTenants.kind, Elsewhere.kind
+    jobs = [put_job(client, kind=kind) for kind in kinds]
+    jobs.append(put_job(client, kind=Batch.kind, batch="*"))
+
+    query = "&".join(f"uuid={uuid}" for uuid in jobs)
+    states = get(app, f"{place}?{query}", "alice", Host="evil.example").json["jobs"]
+
+    assert [states[uuid]["job"]["url"] for uuid in jobs[:3]] == [
+        f"{base}{place}/{jobs[0]}/",
+        f"{base}/tenants/7/{jobs[1]}",
+        f"https://example.com/{jobs[2]}",
+    ]
+    members = states[jobs[3]]["job"]["members"]
+    assert members == f"{base}{place}/?batch={jobs[3]}"
+    request = make_request(config)
+    job_state = request.job_states[jobs[0]]
+    assert request.resource_url(job_state) == f"http://localhost/job_state/{jobs[0]}/"
 
 
 class OwnURLs(Request):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import resource
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 from pyramid.authorization import Allow, Everyone
 from pyramid.exceptions import ConfigurationError
+from pyramid.request import Request
 
 from pyramid_jobstate import JobState
 from pyramid_jobstate.web.push import AsgiOffer, LoopQueue, rooms
@@ -145,6 +148,117 @@ def test_streams_without_an_owner(server: Server, run: str) -> None:
     assert server.streams.rooms.count == 25
 
 
+def test_streams_of_many_hosts(
+    server: Server, run: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process renders for eight host names at a time, whoever asks. A host counts
+    while one of its streams is open, and a request under another one polls.
+    """
+    streams = [server.open(run, None, host=f"h{n}.example") for n in range(8)]
+    for number, stream in enumerate(streams):
+        url = stream.at(0).state["job"]["url"]
+        assert url == f"http://h{number}.example{run}/"
+    for user, host in (("alice", "h8.example"), (None, "h0.example:81")):
+        answer = server.ask(run, user, host=host)
+        assert (answer.status, answer.is_stream) == (200, False)
+        url = json.loads(answer.body)["job"]["url"]
+        assert url == f"http://{host}{run}/"
+        assert HINT not in server.poll(run, user, host=host).headers
+    assert server.poll(run, host="h3.example").headers[HINT] == "1"
+    assert server.open(run, host="h3.example").is_stream
+    streams[5].go()
+    server.wait_for_count(8)
+    assert server.poll(run, host="h8.example").headers[HINT] == "1"
+    assert server.open(run, host="h8.example").is_stream
+    assert not server.ask(run, host="h5.example").is_stream
+    assert messages(caplog, "pyramid_jobstate") == [
+        "The limit of 8 host names (one with jobstate.base_url), or languages without "
+        "translations, is reached. Further pages poll."
+    ]
+
+
+def test_streams_of_many_hosts_with_a_base_url(redis_url: str, run: str) -> None:
+    """With jobstate.base_url, the URLs in states are the same under every host name, by
+    polls and by streams, and all hosts share one rendering.
+    """
+    settings = {"jobstate.base_url": "https://example.com/shop/"}
+    uuid = run.removeprefix("/job_state/")
+    with pushing(make_config(redis_url, settings=settings)) as server:
+        for number in range(20):
+            host = f"h{number}.example:8000"
+            poll = server.poll(f"/job_state?uuid={uuid}", host=host)
+            assert poll.headers[HINT] == "1"
+            state = server.open(run, host=host).at(0).state
+            assert state == json.loads(poll.body)["jobs"][uuid]
+            assert state["job"]["url"] == f"https://example.com/shop{run}/"
+        job = server.streams.hub._feed._jobs[uuid]
+        wait_for(lambda: len(job.streams) == 20)
+        assert len(job.frames) == 1
+
+
+@pytest.mark.parametrize(
+    ("languages", "count"),
+    [
+        # Known ones, however many.
+        ([f"l{n}" for n in range(12)], 12),
+        # Nobody has translated into these, and yet a title may depend on them.
+        ([f"x{n}" for n in range(12)], 7),
+        ([f"l0_{n}" for n in range(12)], 7),
+        ([f"l0/{'.' * n}" for n in range(12)], 7),
+    ],
+    ids=str,
+)
+def test_streams_in_many_languages(
+    redis_url: str, run: str, tmp_path: Path, languages: Sequence[str], count: int
+) -> None:
+    """A language that a visitor has made up counts like a host name."""
+    for number in range(12):
+        (tmp_path / f"l{number}").mkdir()
+    config = make_config(redis_url)
+    config.add_translation_dirs(str(tmp_path))
+    with pushing(config) as server:
+        assert server.open(run).is_stream
+        paths = [f"{run}?_LOCALE_={name}" for name in languages]
+        got = [server.open(path).is_stream for path in paths]
+        assert got == [number < count for number in range(12)]
+        assert HINT in server.poll(f"{run}?_LOCALE_=l1").headers
+        hint = HINT in server.poll(f"{run}?_LOCALE_=x99").headers
+        assert hint is (count == 12)
+
+
+def test_languages_take_nothing_from_others(redis_url: str, run: str) -> None:
+    """With jobstate.base_url, languages that visitors have made up leave room for the
+    streams of all who have not.
+    """
+    settings = {"jobstate.base_url": "https://example.com"}
+    with pushing(make_config(redis_url, settings=settings)) as server:
+        paths = [f"{run}?_LOCALE_=x{number}" for number in range(9)]
+        got = [server.open(path, None).is_stream for path in paths]
+        assert got == [number < 8 for number in range(9)]
+        assert server.poll(run).headers[HINT] == "1"
+        assert server.open(run, host="other.example").is_stream
+
+
+def test_language_that_cannot_be_found(redis_url: str, run: str) -> None:
+    """Where too many host names have streams, a poll whose language cannot be found
+    answers all the same.
+    """
+
+    def negotiate(request: Request) -> str | None:
+        if "broken" in request.GET:
+            raise LookupError
+        return None
+
+    config = make_config(redis_url)
+    config.set_locale_negotiator(negotiate)
+    with pushing(config) as server:
+        for number in range(8):
+            assert server.open(run, None, host=f"h{number}").is_stream
+        answer = server.poll(f"{run}?broken=1", host="h1")
+        assert (answer.status, HINT in answer.headers) == (200, False)
+        assert HINT in server.poll(run, host="h1").headers
+
+
 def test_owners_that_are_equal_in_python() -> None:
     """1, 1.0, "1" and a subclass's 1 are four owners."""
 
@@ -155,21 +269,21 @@ def test_owners_that_are_equal_in_python() -> None:
     owners: list[Any] = [1, 1.0, "1", Number(1)]
     for owner in owners:
         for _ in range(20):
-            assert streams.take(owner)
-        assert not streams.has(owner)
-        assert not streams.take(owner)
+            assert streams.take(owner, "h")
+        assert not streams.has(owner, "h")
+        assert not streams.take(owner, "h")
     assert streams.count == 80
-    streams.leave(1)
-    assert [streams.has(owner) for owner in owners] == [True, False, False, False]
+    streams.leave(1, "h")
+    assert [streams.has(owner, "h") for owner in owners] == [True, False, False, False]
 
 
 def test_owners_are_forgotten() -> None:
     """Nothing stays of an owner who has left."""
     streams = Rooms(100)
     for owner in "alice", "alice", None:
-        assert streams.take(owner)
+        assert streams.take(owner, "h")
     for owner in "alice", None, "alice":
-        streams.leave(owner)
+        streams.leave(owner, "h")
     assert (streams.count, len(streams._owners)) == (0, 0)
 
 

@@ -47,8 +47,8 @@ def job_of(
     """
     job = {**NOTHING, "status": job_state.status, **(state.get("job") or {})}
     job["uuid"] = job_state.uuid
-    if "url" not in job:
-        job["url"] = request.resource_url(job_state)
+    # Not that of its JSON: with jobstate.base_url it may be of another origin.
+    job["url"] = request.resource_url(job_state)
     # Markup is text, as in JSON. A link needs a name.
     title = str(job.get("title") or "")
     job["title"] = title if title.strip() else job_state.uuid

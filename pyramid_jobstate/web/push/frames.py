@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from pyramid.threadlocal import manager
 
-from ...job import JobState, note_trouble, record_of, set_container
+from ...job import JobState, note_trouble, record_of, set_container, url_in
 from ..encoding import encode_state
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def viewer_of(request: Request, job_state: JobState) -> Viewer | None:
     """
     try:
         may_cancel = bool(request.job_states.permits(job_state, "cancel_job"))
-        url = request.resource_url(job_state)
+        url = url_in(job_state, request)
         job = record_of(job_state).uuid
         viewer = Viewer(job, url, may_cancel, request.localizer)
         # A localizer of the application's may not allow it.

@@ -6,13 +6,15 @@ import contextlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from copy import copy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pyramid.interfaces import ITranslationDirectories
 from pyramid.response import Response
 
 from ...job import is_owner
 from ..answers import TIME, Answer, render_state
-from ..interfaces import IJobStore, IStreamLimits
+from ..interfaces import IBaseUrl, IJobStore, IStreamLimits
 from ..negotiation import STREAM, wants_stream
 from .carrier import AsgiCarrier
 from .frames import Frame, Viewer, identified, is_streamable, render, viewer_of
@@ -59,11 +61,13 @@ class Streams(NamedTuple):
       hub: Feeds them.
       rooms: Counts them.
       max_age: Seconds after which each ends.
+      languages: The languages that the application knows.
     """
 
     hub: Hub
     rooms: Rooms
     max_age: float
+    languages: frozenset[str]
 
 
 #: The name of the streams in the registry's own attributes.
@@ -77,11 +81,25 @@ def streams_of(registry: Registry) -> Streams:
     if streams is None:
         limits = registry.getUtility(IStreamLimits)
         hub = Hub(registry.getUtility(IJobStore))
-        made = Streams(hub, Rooms(limits.max_streams), limits.max_age)
+        folders = registry.queryUtility(ITranslationDirectories, default=())
+        names = {path.name for folder in folders for path in Path(folder).glob("*")}
+        languages = frozenset({*names, registry.settings["default_locale_name"]})
+        made = Streams(hub, Rooms(limits.max_streams), limits.max_age, languages)
         # Threads that come at the same time get the same. A lock might be held for
         # ever in a forked child.
         streams = attributes.setdefault(STREAMS, made)
     return streams
+
+
+def site_of(request: Request, languages: frozenset[str]) -> object:
+    """Return what of a state the sender of a request may have made up: how its URL
+    begins, and a language that is none of those that the application knows. None if
+    neither.
+    """
+    is_named = request.registry.queryUtility(IBaseUrl) is not None
+    url = None if is_named else request.application_url
+    language = None if request.locale_name in languages else request.locale_name
+    return (url, language) if url or language else None
 
 
 class Plan(NamedTuple):
@@ -90,6 +108,7 @@ class Plan(NamedTuple):
     Attributes:
       streams: The streams of the application.
       owner: Who asks for it, or None.
+      site: For which site: see :func:`site_of`.
       viewers: How the request sees each of its jobs, by the uuid under which it asked.
       frames: The states of those jobs.
       hidden: The uuids of the other jobs that it asked for.
@@ -98,6 +117,7 @@ class Plan(NamedTuple):
 
     streams: Streams
     owner: Any
+    site: object
     viewers: Mapping[str, Viewer]
     frames: Mapping[str, Frame]
     hidden: Sequence[str]
@@ -172,7 +192,7 @@ class AsgiOffer:
         self._queue = queue
         self._carrier: AsgiCarrier | None = None
         #: The rooms of which it has taken one, and for whom. Two threads may empty it.
-        self._taken: deque[tuple[Rooms, Any]] = deque()
+        self._taken: deque[tuple[Rooms, Any, object]] = deque()
         self._is_over = False
 
     @property
@@ -195,15 +215,18 @@ class AsgiOffer:
             for uuid, job_state in jobs.items()
             if job_state is not None and is_streamable(type(job_state))
         }
+        is_asked = wants_stream(request.environ.get("HTTP_ACCEPT", ""))
+        site = None
         try:
             owner = request.job_states.current_owner
+            if is_asked or streams.rooms.is_crowded:
+                site = site_of(request, streams.languages)
         except Exception:
-            # A poll may need no owner.
+            # A poll may need neither.
             return response
         owner = owner if is_owner(owner) else None
-        is_asked = wants_stream(request.environ.get("HTTP_ACCEPT", ""))
         if not is_asked or request.method != "GET" or response.status_code != 200:
-            if wanted and streams.rooms.has(owner):
+            if wanted and streams.rooms.has(owner, site):
                 response.headers[HINT] = "1"
             return response
         viewers: dict[str, Viewer] = {}
@@ -226,6 +249,7 @@ class AsgiOffer:
         answer.plan = Plan(
             streams,
             owner,
+            site,
             {uuid: viewers[uuid] for uuid in shown},
             shown,
             [uuid for uuid in jobs if uuid not in shown],
@@ -243,9 +267,9 @@ class AsgiOffer:
             plan.streams.hub.start()
         except OSError:
             return False
-        if not plan.streams.rooms.take(plan.owner):
+        if not plan.streams.rooms.take(plan.owner, plan.site):
             return False
-        self._taken.append((plan.streams.rooms, plan.owner))
+        self._taken.append((plan.streams.rooms, plan.owner, plan.site))
         if self._is_over:
             # The server has cancelled the request while its view ran.
             self._leave()
@@ -265,5 +289,5 @@ class AsgiOffer:
 
     def _leave(self) -> None:
         with contextlib.suppress(IndexError):
-            rooms, owner = self._taken.pop()
-            rooms.leave(owner)
+            rooms, owner, site = self._taken.pop()
+            rooms.leave(owner, site)

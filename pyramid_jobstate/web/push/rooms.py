@@ -1,4 +1,4 @@
-"""How many streams are open, in a process and for each owner."""
+"""How many streams are open in a process, for each owner, and under how many hosts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ log = logging.getLogger("pyramid_jobstate")
 
 #: The most streams that one owner may have open in a process.
 MAX_OF_OWNER = 20
+
+#: How many sites may have streams open in a process.
+MAX_SITES = 8
 
 #: The default of max_streams where descriptors are unlimited.
 MAX_STREAMS = 100_000
@@ -36,26 +39,38 @@ class Rooms:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._owners: collections.Counter[Any] = collections.Counter()
+        self._sites: collections.Counter[object] = collections.Counter()
         self.count = 0
 
     def abandon(self) -> None:
         """Start anew. Called in a forked child, which has none of the streams."""
         self._reset()
 
-    def has(self, owner: object) -> bool:
-        """Return whether a request of an owner could get a stream."""
-        return self._refusal(_key(owner)) is None
+    @property
+    def is_crowded(self) -> bool:
+        """Whether there is no room for another site."""
+        return len(self._sites) >= MAX_SITES
 
-    def take(self, owner: object) -> bool:
-        """Count a stream of an owner. Return False if there are too many already. The
-        first refusal is logged.
+    def has(self, owner: object, site: object) -> bool:
+        """Return whether a request could get a stream: see :meth:`take`."""
+        return self._refusal(_key(owner), site) is None
+
+    def take(self, owner: object, site: object) -> bool:
+        """Count a stream. Return False if there are too many already. The first refusal
+        is logged.
+
+        Parameters:
+          owner: The owner who asks for it, or None.
+          site: What of the states the visitor may have made up, or None. For each site,
+            jobs are rendered once more.
         """
         key = _key(owner)
         with self._lock:
-            refusal = self._refusal(key)
+            refusal = self._refusal(key, site)
             if refusal is None:
                 self.count += 1
                 self._owners[key] += 1
+                self._sites[site] += 1
                 return True
             is_said = refusal in self._said
             self._said.add(refusal)
@@ -63,21 +78,26 @@ class Rooms:
             log.warning("%s Further pages poll.", refusal)
         return False
 
-    def leave(self, owner: object) -> None:
-        """Stop counting a stream of an owner."""
-        key = _key(owner)
+    def leave(self, owner: object, site: object) -> None:
+        """Stop counting a stream."""
         with self._lock:
             self.count -= 1
-            self._owners[key] -= 1
-            if not self._owners[key]:
-                del self._owners[key]
+            for counter, key in ((self._owners, _key(owner)), (self._sites, site)):
+                counter[key] -= 1
+                if not counter[key]:
+                    del counter[key]
 
-    def _refusal(self, key: object) -> str | None:
+    def _refusal(self, key: object, site: object) -> str | None:
         if self.count >= self.max_streams:
             limit = f"{self.max_streams} streams (jobstate.max_streams)"
             return f"The limit of {limit} is reached."
         if key is not None and self._owners[key] >= MAX_OF_OWNER:
             return f"An owner has {MAX_OF_OWNER} streams open in this process."
+        if site is not None and self.is_crowded and site not in self._sites:
+            limit = f"{MAX_SITES} host names (one with jobstate.base_url)"
+            return (
+                f"The limit of {limit}, or languages without translations, is reached."
+            )
         return None
 
 
