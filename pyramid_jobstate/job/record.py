@@ -34,6 +34,10 @@ ALIAS, TARGET = "alias", "target"
 #: Stands in the record of a batch where that of a member names its batch.
 BATCH = "*"
 
+#: What a batch reads that no member was heard of for a while: members run, or were
+#: never confirmed sent; or some are tried again. Else all that are left wait.
+SILENT = {"w": "stalled", "r": "retrying"}
+
 #: The prefix of a metric's field in the hash.
 METRIC = "m:"
 
@@ -144,8 +148,7 @@ class Record:
         silent_status = "stalled"
         if fields.get("batch") == BATCH and status in UNFINISHED:
             heard = parse_int(fields.get("updated"))
-            # None of its members runs, or is being sent.
-            silent_status = "stalled" if "seen" in fields else "queued"
+            silent_status = SILENT.get(fields.get("seen", ""), "queued")
         elif status == "waiting":
             status = "queued"
         elif status == "sending":

@@ -34,7 +34,7 @@ LOOKS = 3
 PAUSE = 1000
 
 #: What a look reads of a member.
-NAMES = ("status", "rev", "error")
+NAMES = ("status", "rev", "error", "updated", "seen")
 
 #: How many members of a list are read at once.
 PORTION = 200
@@ -266,10 +266,11 @@ def _unknown(
         # be: its sender can run again.
         status = "error" if record is None else "cancelled"
         is_unsent = record is None and letter == "n"
-        yield Change(batch, uuid, rev, status, is_unsent=is_unsent, known=known)
+        yield Change(batch, uuid, rev, status, None, 0, is_unsent, 0, known)
         return
     rev = str(record.number("rev"))
     status = record.stored_status
     if rev != known and status in LETTERS:
         is_unsent = status == "error" and record.error == NOT_SENT
-        yield Change(batch, uuid, rev, status, is_unsent=is_unsent)
+        heard = max(record.number("updated"), record.number("seen"))
+        yield Change(batch, uuid, rev, status, is_unsent=is_unsent, heard=heard)

@@ -140,6 +140,7 @@ class Members:
             change.letter,
             done,
             change.delay,
+            "" if change.heard is None else change.heard,
         ]
         if change.known is not None:
             words.append(change.known)

@@ -41,6 +41,8 @@ class Change(NamedTuple):
         before.
       delay: Milliseconds until it is due again.
       is_unsent: Whether it failed because it could not be sent.
+      heard: When it was last heard of, in milliseconds of the store's clock, or None
+        for now.
       known: If set, the number of the change that the batch must know last: the record
         of the member is gone.
     """
@@ -52,6 +54,7 @@ class Change(NamedTuple):
     millionths: int | None = None
     delay: int = 0
     is_unsent: bool = False
+    heard: int | None = None
     known: str | None = None
 
     @property

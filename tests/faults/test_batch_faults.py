@@ -2,7 +2,8 @@
 are lost, while commands to the store fail, are carried out late, or lose their replies.
 
 Members start, report, end, are retried, cancelled, put back, run again and cleared, in
-any order. Once nothing is on its way, the batch must count what its members read as.
+any order. Once nothing is on its way, the batch must count what its members read as,
+and read what follows from that. Meanwhile no look at its members is a sign of life.
 """
 
 from __future__ import annotations
@@ -358,9 +359,12 @@ class Scene:
                 self.wire.seen["stop lost"] += 1
 
     def look(self) -> None:
-        """Poll the batch."""
+        """Poll the batch. That is no sign of life: what it finds is as old as it is."""
+        before = self.heard(self.batch)
         with contextlib.suppress(Lost, Killed):
             self.store.record(self.batch)
+        signs = [before, *map(self.heard, self.weights)]
+        assert before <= self.heard(self.batch) <= max(signs)
 
     def play(self, steps: int, faults: float) -> None:
         """Let things happen, then let all end."""
@@ -384,6 +388,12 @@ class Scene:
     def status(self, uuid: str) -> str | None:
         found: Any = self.client.hget(self.store._calls.key(uuid), "status")
         return None if found is None else found.decode()
+
+    def heard(self, uuid: str) -> int:
+        """Return when a batch has heard of its members, or a member was heard of."""
+        key, names = self.store._calls.key(uuid), ("updated", "seen")
+        found: Any = self.client.hmget(key, *names[: 1 if uuid == self.batch else 2])
+        return max(int(time or 0) for time in found)
 
     def entries(self) -> dict[str, list[str]]:
         key = self.store._calls.batch_keys(self.batch)[0]
@@ -416,6 +426,8 @@ class Scene:
         assert is_over == (head["status"] in FINISHED) == ("finished" in head), head
         failed_key = self.store._calls.batch_keys(self.batch)[1]
         assert self.client.zcard(failed_key) == counts["e"]
+        silent = "w" if counts["n"] + counts["w"] else "r" if counts["r"] else None
+        assert head.get("seen") == (None if is_over else silent)
 
     def wrong(self) -> dict[str, int]:
         """Return how the batch and the records of its members differ: how many members
@@ -426,6 +438,19 @@ class Scene:
         counted, truth = Counter(batch.counts), Counter(map(self.truth, self.weights))
         counted.subtract(truth)
         return {status: count for status, count in counted.items() if count}
+
+    def status_by_members(self) -> str:
+        """Return what the silent batch must read as."""
+        truth = Counter(map(self.truth, self.weights))
+        over = truth["success"] + truth["error"] + truth["cancelled"]
+        if over < len(self.weights):
+            waiting = [uuid for uuid in self.weights if self.truth(uuid) == "queued"]
+            if truth["working"] or "sending" in map(self.status, waiting):
+                return "stalled"
+            return "retrying" if truth["retrying"] else "queued"
+        if truth["error"]:
+            return "error"
+        return "cancelled" if truth["cancelled"] else "success"
 
     def truth(self, uuid: str) -> str:
         """Return the status of a member, as its record reads and batches count it."""
@@ -441,6 +466,11 @@ class Scene:
             return STATUSES[LETTERS[record.stored_status]]
         return "working" if record.status == "cancelling" else record.status
 
+    def reading(self) -> str:
+        record = self.store.record(self.batch)
+        assert record is not None
+        return record.status
+
     def repair(self) -> None:
         """Poll the batch, as its viewers do, until all is known."""
         for _ in range(2 + len(self.weights) // batches.LOOKED_AT):
@@ -453,10 +483,12 @@ def scenes(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Plays scenes of the seeds in a range."""
     monkeypatch.setattr(batches, "PAUSE", 0)
 
-    def play_all(*seeds: int, members: int = 20, **options: bool) -> Counter[str]:
+    def play_all(
+        *seeds: int, members: int = 20, stops: bool, **options: bool
+    ) -> Counter[str]:
         seen: Counter[str] = Counter()
         for seed in range(*seeds):
-            scene = Scene(seed, client, members=members, **options)
+            scene = Scene(seed, client, members=members, stops=stops, **options)
             monkeypatch.setattr(scripts, "execute", scene.wire.execute)
             monkeypatch.setattr(reading, "execute", scene.wire.execute)
             scene.play(25 * members, 0.08)
@@ -464,6 +496,9 @@ def scenes(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Any:
             scene.repair()
             assert scene.wrong() == {}, seed
             scene.check()
+            if not stops:
+                # Else what it reads was fixed when the batch was cancelled.
+                assert scene.reading() == scene.status_by_members(), seed
             seen += scene.wire.seen
             for key in client.scan_iter(f"*s{seed}:*", count=10000):
                 client.delete(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -102,23 +103,78 @@ def bed(store: JobStore) -> Bed:
     return Bed(store)
 
 
-def test_silent_batch(bed: Bed) -> None:
-    """It is stalled if members run, or one was never sent, and else queued."""
-    assert bed.load().status == "queued"
-    bed.grow_old()
-    assert bed.load().status == "queued"
+#: How a member comes to be in a state, by the letter of the state.
+BECOMES: dict[str, Callable[[Bed, int], object]] = {
+    "n": lambda bed, place: None,
+    "q": lambda bed, place: bed.store.confirm_members([bed.jobs[place]]),
+    "w": lambda bed, place: bed.run(place),
+    # It is due at once, and overdue when it has been silent.
+    "r": lambda bed, place: bed.run(place, End("retrying", JobError("E", "x"), 0.0)),
+    "d": lambda bed, place: bed.run(place, End("retrying", JobError("E", "x"), 60.0)),
+    "s": lambda bed, place: bed.end(place),
+    "e": lambda bed, place: bed.end(place, "error"),
+    "c": lambda bed, place: bed.end(place, "cancelled"),
+}
+
+
+@pytest.mark.parametrize(
+    ("members", "fresh", "silent"),
+    [
+        *[(letters, "queued", "queued") for letters in ("q", "qq")],
+        *[(letters, "queued", "stalled") for letters in ("n", "nq")],
+        *[(letters, "working", "queued") for letters in ("qs", "qe", "qc", "qsec")],
+        *[(letters, "working", "retrying") for letters in ("r", "d", "rq", "dqs")],
+        *[(letters, "working", "stalled") for letters in ("w", "wq", "wr", "wds")],
+        *[(letters, "working", "stalled") for letters in ("ns", "nr", "nwq")],
+    ],
+)
+def test_silent_batch(store: JobStore, members: str, fresh: str, silent: str) -> None:
+    """It is stalled if a member runs or was never confirmed sent, else retrying if one
+    is to be tried again, else queued.
+    """
+    bed = Bed(store, len(members), sent=False)
+    for place, letter in enumerate(members):
+        BECOMES[letter](bed, place)
+    assert bed.load().status == fresh
+    pass_time(store, 14)
+    assert bed.load().status == fresh
+    pass_time(store, 2)
+    assert bed.load().status == silent
+    # What it knows was right, and the look at its members has changed nothing.
+    assert bed.load().status == silent
+
+
+def test_batch_that_is_heard_of_again(bed: Bed) -> None:
+    """What it reads when it is silent follows its members."""
+    found = []
+    for letter in "wrwss":
+        BECOMES[letter](bed, 1 if letter == "s" and "queued" in found else 0)
+        assert bed.load().status == "working"
+        pass_time(bed.store, 16)
+        found.append(bed.load().status)
+    assert found == ["stalled", "retrying", "stalled", "queued", "queued"]
+
+
+def test_look_is_no_sign_of_life(bed: Bed) -> None:
+    """What it finds of a member is as old as the member's own last sign of life."""
     bed.run(0)
-    assert bed.load().status == "working"
-    bed.grow_old()
+    bed.run(1)
+    bed.change(0, status="success")
+    bed.change(1)
+    pass_time(bed.store, 20)
     assert bed.load().status == "stalled"
-    bed.end(0)
+    assert bed.counts() == {"queued": 1, "working": 1, "success": 1}
+
+
+def test_look_finds_a_sign_of_life(bed: Bed) -> None:
+    """Its worker has died or the store had failed before the batch was told of it."""
+    token = "a" * 12
+    bed.run(0, token=token)
+    pass_time(bed.store, 20)
+    bed.store._run(
+        [bed.store._calls.report(Update(bed.uuids[0], token, 2, bed.info, tells=True))]
+    )
     assert bed.load().status == "working"
-    bed.grow_old()
-    assert bed.load().status == "queued"
-    unsent = Bed(bed.store, sent=False)
-    assert unsent.load().status == "queued"
-    unsent.grow_old()
-    assert unsent.load().status == "stalled"
 
 
 def test_batch_whose_sender_died(store: JobStore) -> None:

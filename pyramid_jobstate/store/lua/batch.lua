@@ -84,11 +84,11 @@ local function settle(now, active_ttl, ended_ttl)
   if has_begun and not old[14] then
     redis.call("HSET", key, "started", int(now))
   end
-  -- Silent, it is stalled rather than queued.
-  local is_heard = not is_over and running + n[1] > 0
-  if is_heard and not old[16] then
-    redis.call("HSET", key, "seen", "1")
-  elseif old[16] and not is_heard then
+  -- What it reads once it is silent: see Record.read().
+  local silent = not is_over and (running + n[1] > 0 and "w" or n[3] > 0 and "r")
+  if silent and silent ~= old[16] then
+    redis.call("HSET", key, "seen", silent)
+  elseif old[16] and not silent then
     redis.call("HDEL", key, "seen")
   end
   if is_over and not was_over then

@@ -1,20 +1,21 @@
 -- A member of a batch has changed. Twice, late or out of order, this changes nothing.
 -- ARGV: ttl of an unfinished batch, ttl of an ended one, the member, the number of the
 -- change, the letter of its status, how much of it is done in millionths ("" for as much as
--- before), milliseconds until it is due, and optionally the number of the change that the
--- batch must know last: the record of the member is gone, and numbers no change.
+-- before), milliseconds until it is due, when the member was last heard of ("" for now), and
+-- optionally the number of the change that the batch must know last: the record of the member
+-- is gone, and numbers no change.
 -- Returns the number of the change that the batch knows now ("" if it or the member is
 -- unknown), 1 if the batch was cancelled, what has changed, its status, kind and owner, and the
 -- milliseconds until the last of its members is due that wait.
 
-local old = redis.call("HMGET", key, "status", "stopped", "kind", "owner")
+local old = redis.call("HMGET", key, "status", "stopped", "kind", "owner", "updated")
 local stopped = old[2] and 1 or 0
 local letter, rev, part, weight, number = member(ARGV[3])
 if not old[1] or not letter then
   return { "", stopped, SAME, "", "", "", "0" }
 end
 local to, told = ARGV[5], tonumber(ARGV[4])
-if told <= rev or (ARGV[8] and tonumber(ARGV[8]) ~= rev) then
+if told <= rev or (ARGV[9] and tonumber(ARGV[9]) ~= rev) then
   return { int(rev), stopped, SAME, old[1], "", "", "0" }
 end
 local now, done = time(), 0
@@ -32,8 +33,9 @@ if done ~= part then
   add("sum", (done - part) * weight)
 end
 keep(ARGV[3], letter, to, told, done, weight, number)
-if not ARGV[8] and (to ~= letter or to == "w") then
-  redis.call("HSET", key, "updated", int(now))
+if to ~= letter or to == "w" then
+  local heard = math.min(tonumber(ARGV[8]) or now, now)
+  redis.call("HSET", key, "updated", int(math.max(tonumber(old[5]) or 0, heard)))
 end
 if tonumber(ARGV[7]) > 0 then
   local latest = tonumber(redis.call("HGET", key, "latest")) or 0
