@@ -115,12 +115,14 @@ class Batch(SendsMembers, JobState):
             # Also those that waited when the batch was cancelled.
             over = self.size
         weight = record.number("weight") * 1_000_000
-        share = min(record.number("sum") / weight, 1.0) if weight else 1.0
-        if self.is_finished:
-            share = 1.0
-        eta = None if self.is_finished else self._eta(share)
+        # A job that runs again takes work back. The bar waits until it is done again.
+        done, held = (
+            min(record.number(name) / weight, 1.0) if weight else 1.0
+            for name in ("sum", "held")
+        )
+        eta = None if self.is_finished else self._eta(done)
         progress = BatchProgress(over, self.size, "jobs", eta)
-        progress.share = share
+        progress.share = 1.0 if self.is_finished else max(done, held)
         return progress
 
     def _eta(self, share: float) -> float | None:

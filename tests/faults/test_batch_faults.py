@@ -3,7 +3,8 @@ are lost, while commands to the store fail, are carried out late, or lose their 
 
 Members start, report, end, are retried, cancelled, put back, run again and cleared, in
 any order. Once nothing is on its way, the batch must count what its members read as,
-and read what follows from that. Meanwhile no look at its members is a sign of life.
+and read what follows from that. Meanwhile its bar never goes back, unless it starts
+anew, and no look at its members is a sign of life.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from redis.exceptions import ConnectionError as Lost
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.job.batch import Batch
 from pyramid_jobstate.job.changes import End, Failure, Member, NewBatch, NewJob
-from pyramid_jobstate.job.record import BATCH, FINISHED, JobError, JobInfo
+from pyramid_jobstate.job.record import BATCH, FINISHED, JobError, JobInfo, Record
 from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.store import batches, connection, reading, scripts
 from pyramid_jobstate.store.told import LETTERS
@@ -172,6 +173,8 @@ class Scene:
         self.workers = [Worker(self.store), Worker(self.store)]
         #: The letters of the members whose records were lost after their ends.
         self.gone: dict[str, str] = {}
+        #: Since when the bar goes on, and where it was last.
+        self.anew, self.shown = "", 0.0
 
     def uuid(self) -> str:
         return str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
@@ -428,6 +431,11 @@ class Scene:
         assert self.client.zcard(failed_key) == counts["e"]
         silent = "w" if counts["n"] + counts["w"] else "r" if counts["r"] else None
         assert head.get("seen") == (None if is_over else silent)
+        shown = Batch(Record(self.batch, head)).progress.fraction or 0.0
+        assert shown >= done / (10**6 * int(head["weight"]))
+        # It starts anew when the batch goes on after its end.
+        assert shown >= self.shown or head["listed"] != self.anew
+        self.anew, self.shown = head["listed"], shown
 
     def wrong(self) -> dict[str, int]:
         """Return how the batch and the records of its members differ: how many members

@@ -177,6 +177,78 @@ def test_look_finds_a_sign_of_life(bed: Bed) -> None:
     assert bed.load().status == "working"
 
 
+def test_bar_does_not_go_back(store: JobStore) -> None:
+    """A member that is tried again, or starts again, takes work back: the bar waits
+    until it is done again, also if the change is told twice or late.
+    """
+    bed = Bed(store, 2)
+    bed.client.hset(bed.key("members"), bed.uuids[0], "q 1 0 4000 1")
+    bed.client.hset(bed.key(), "weight", 5000)
+    told: list[Change] = []
+
+    def tell(place: int, status: str, millionths: int | None = None) -> float | None:
+        told.append(
+            Change(
+                bed.uuid,
+                bed.uuids[place],
+                str(5 * 10**15 + len(told)),
+                status,
+                millionths,
+            )
+        )
+        store._run(map(store.batches.tell, (told[-1], *told)))
+        return bed.load().progress.fraction
+
+    assert tell(0, "working", 0) == 0
+    assert tell(0, "working", 750_000) == 0.6
+    assert tell(0, "retrying") == 0.6
+    assert tell(0, "working", 250_000) == 0.6
+    assert tell(1, "success") == 0.6
+    assert tell(0, "working", 750_000) == 0.8
+    assert tell(0, "working", 0) == 0.8
+    assert tell(1, "queued") == 0.8
+    assert tell(0, "success") == 0.8
+    assert tell(1, "working", 500_000) == 0.9
+    assert bed.client.hget(bed.key(), "sum") == b"4500000000"
+    assert tell(1, "success") == 1
+
+
+def test_bar_starts_anew(store: JobStore) -> None:
+    """With new members, and when a member runs again after the end."""
+    bed = Bed(store, 2)
+    bed.end(0, "error")
+    bed.run(0)
+    assert bed.load().progress.fraction == 0.5
+    job = NewJob(new_id(), bed.info, sender="s")
+    assert bed.store.batches.add(bed.uuid, [Member(job, 1000)], bed.uuids[0]) == [1]
+    assert bed.load().progress.fraction == 0
+    bed.uuids.append(job.uuid)
+    bed.end(0)
+    bed.end(1)
+    bed.run(1)
+    # The same member again, which the batch has already.
+    assert bed.store.batches.add(bed.uuid, [Member(job, 1000)]) == [2]
+    assert bed.load().progress.fraction == 2 / 3
+    bed.end(1)
+    bed.end(2)
+    assert bed.load().progress.fraction == 1
+    bed.run(2)
+    assert bed.load().progress.fraction == 2 / 3
+
+
+def test_time_left_is_that_of_the_work(store: JobStore) -> None:
+    """Also while the bar waits for it."""
+    bed = Bed(store, 4)
+    for place in range(3):
+        bed.end(place)
+    bed.client.hincrby(bed.key(), "started", -30_000)
+    assert bed.load().progress.eta == pytest.approx(10, abs=0.2)
+    bed.run(0)
+    bed.run(1)
+    assert bed.load().progress.fraction == 0.75
+    assert bed.load().progress.eta == pytest.approx(90, abs=0.5)
+
+
 def test_batch_whose_sender_died(store: JobStore) -> None:
     """Between any two of its members: it is stalled until somebody cancels it. Those
     that were sent run.

@@ -42,6 +42,10 @@ for i = 4, #ARGV, 4 do
   end
 end
 add("weight", weight)
+if weight > 0 then
+  -- The bar starts anew.
+  redis.call("HDEL", key, "held")
+end
 redis.call("HSET", key, "size", int(size), "latest", int(latest), "updated", int(now))
 local change, status, due = settle(now, tonumber(ARGV[1]), tonumber(ARGV[2]))
 return { change, status, old[5] or "", old[6] or "", due, unpack(replies) }

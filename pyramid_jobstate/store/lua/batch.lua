@@ -94,7 +94,8 @@ local function settle(now, active_ttl, ended_ttl)
   if is_over and not was_over then
     redis.call("HSET", key, "finished", int(now))
   elseif was_over and not is_over then
-    redis.call("HDEL", key, "finished")
+    -- The bar starts anew.
+    redis.call("HDEL", key, "finished", "held")
     redis.call("HSET", key, "listed", int(now))
   end
   -- Another program may have written it.

@@ -29,6 +29,13 @@ end
 if to ~= "w" and not waits(to) then
   done = 1000000
 end
+if done < part then
+  -- Hold the bar where it is.
+  local sum = redis.call("HMGET", key, "sum", "held")
+  if (tonumber(sum[1]) or 0) > (tonumber(sum[2]) or 0) then
+    redis.call("HSET", key, "held", sum[1])
+  end
+end
 if done ~= part then
   add("sum", (done - part) * weight)
 end
