@@ -15,7 +15,9 @@ from redis.exceptions import RedisError
 
 from ..job import CANCELLED, JobInfo, Member, NewBatch, dumps
 from .calls import millis
-from .connection import text
+from .commands import Command
+from .connection import execute, text
+from .filters import OUTLINE
 from .scripts import Call, Script, checked, run_scripts
 from .told import ENDED, LETTERS, MOVED, REOPENED, Change, Heard
 from .trouble import is_lasting, note_broken
@@ -162,13 +164,18 @@ class Members:
     def settle(self, changes: Sequence[Change], replies: Sequence[Any]) -> list[Heard]:
         """Take the replies of batches that were told of changes: move the batches in
         the lists, and tell those again that know of a later change than the record of
-        their member, which the store has lost.
+        their member, which the store has lost. A member whose batch the store has lost
+        is a job of its own from now on.
 
         Returns:
           What each has answered.
         """
         heard = [Heard(text(reply[0]), reply[1] == 1) for reply in replies]
         self._list([change.batch for change in changes], [r[2:] for r in replies])
+        # Otherwise the next change of the member does.
+        with contextlib.suppress(RedisError):
+            pairs = zip(changes, replies, strict=True)
+            self._part([change.uuid for change, reply in pairs if not reply[3]])
         ahead = [
             (change, answer.rev)
             for change, answer in zip(changes, heard, strict=True)
@@ -179,6 +186,20 @@ class Members:
             # What they know then is not ahead of the records.
             self.tell_all(self._raised(ahead))
         return heard
+
+    def _part(self, uuids: Sequence[str]) -> None:
+        """List members whose batches are gone as jobs of their own."""
+        if not uuids:
+            return
+        keys = map(self._reader.key, uuids)
+        execute(self._client, [Command(key, ("HDEL", key, "batch")) for key in keys])
+        records = self._reader.read(uuids, *OUTLINE)
+        self._run(
+            call
+            for record in records
+            if record is not None
+            for call in self._index.relist(record.uuid, record)
+        )
 
     def _raised(self, ahead: Sequence[tuple[Change, str]]) -> list[Change]:
         """Number the changes of records above those that their batches know. Return

@@ -512,11 +512,11 @@ def test_cleared_batch_leaves_its_members(bed: Bed) -> None:
     )
     assert bed.store.members(bed.uuid).items == []
     assert bed.store.load(bed.uuids[0]) is not None
-    # A member that runs again has no batch to tell.
+    assert bed.store.list(owner="alice").items == []
+    # A member that runs again is a job of its own.
     assert bed.run(1) == Reply.OK
-    record = bed.store.record(bed.uuids[1])
-    assert record is not None
-    assert record.status == "working"
+    (job,) = bed.store.list(owner="alice").items
+    assert (job.uuid, job.status) == (bed.uuids[1], "working")
 
 
 def test_cleared_batch_that_was_cancelled_stops_its_members(bed: Bed) -> None:
@@ -526,6 +526,7 @@ def test_cleared_batch_that_was_cancelled_stops_its_members(bed: Bed) -> None:
     assert record is not None
     assert record.status == "cancelled"
     assert bed.run(0) == Reply.CANCELLED
+    assert bed.store.list(owner="alice").items == []
 
 
 def test_cleared_members_keep_their_counts(bed: Bed) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -378,6 +379,57 @@ def test_store_that_came_back_empty_loses_no_member(
     with working(floor.broker):
         wait_for(lambda: floor.ran["x"])
     assert floor.store.load(batch.uuid) is None
+
+
+@pytest.mark.parametrize("outcome", ["success", "error"])
+def test_running_member_of_a_lost_batch(floor: Floor, outcome: str) -> None:
+    """The store came back empty. The list of its owner's jobs shows it, while it runs
+    and after its end.
+    """
+    begun, over = threading.Event(), threading.Event()
+
+    def report(job_state: Any) -> None:
+        begun.set()
+        while not over.wait(0.01):
+            job_state.set_message(str(time.monotonic()))
+        if outcome == "error":
+            raise ValueError("x")
+
+    def shown() -> list[Any]:
+        jobs = floor.store.list(owner="alice").items
+        return [(job.uuid, job.status) for job in jobs if not isinstance(job, Batch)]
+
+    floor.scripts["a"] = report
+    batch = floor.send("a", owner="alice")
+    (message,) = queued(floor.client)
+    with working(floor.broker):
+        assert begun.wait(10)
+        wait_for(lambda: floor.counts(batch) == {"working": 1})
+        assert shown() == []
+        floor.client.flushall()
+        wait_for(lambda: shown() == [(message.message_id, "working")])
+        over.set()
+        wait_for(lambda: shown() == [(message.message_id, outcome)])
+    found = floor.store.list(owner="alice", status=outcome).items
+    assert [job.uuid for job in found] == [message.message_id]
+
+
+def test_message_of_a_member_of_a_lost_batch(floor: Floor) -> None:
+    """The store came back empty while the message waited elsewhere. The list of its
+    owner's jobs shows the job once it runs.
+    """
+
+    def fail_once(job_state: Any) -> None:
+        if floor.ran["a"] == 1:
+            raise ValueError("x")
+
+    floor.scripts["a"] = fail_once
+    floor.send("a", owner="alice", actor=floor.stubborn)
+    floor.client.delete(*floor.client.keys("*jobstate:*"))
+    with working(floor.broker):
+        wait_for(lambda: floor.store.list(owner="alice", status="success").items)
+    assert floor.ran == {"a": 2}
+    assert len(floor.store.list(owner="alice").items) == 1
 
 
 def test_jobs_that_members_of_a_lost_batch_send_are_their_owners(floor: Floor) -> None:

@@ -5,14 +5,16 @@
 -- optionally the number of the change that the batch must know last: the record of the member
 -- is gone, and numbers no change.
 -- Returns the number of the change that the batch knows now ("" if it or the member is
--- unknown), 1 if the batch was cancelled, what has changed, its status, kind and owner, and the
--- milliseconds until the last of its members is due that wait.
+-- unknown), 1 if the batch was cancelled, what has changed, its status ("" if it is gone), kind
+-- and owner, and the milliseconds until the last of its members is due that wait.
 
 local old = redis.call("HMGET", key, "status", "stopped", "kind", "owner", "updated")
 local stopped = old[2] and 1 or 0
 local letter, rev, part, weight, number = member(ARGV[3])
 if not old[1] or not letter then
-  return { "", stopped, SAME, "", "", "", "0" }
+  -- The members of a cancelled batch do not run, even if it was deleted.
+  local is_gone = not old[1] or (old[1] == "deleted" and not old[2])
+  return { "", stopped, SAME, is_gone and "" or old[1], "", "", "0" }
 end
 local to, told = ARGV[5], tonumber(ARGV[4])
 if told <= rev or (ARGV[9] and tonumber(ARGV[9]) ~= rev) then
