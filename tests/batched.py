@@ -89,7 +89,9 @@ def put_batch(
     info = JobInfo(cls.kind, "", 0, encoded(owner), "{}", batch=BATCH)
     store.batches.open(NewBatch(batch, info, fields, "s", weighed))
     store.create_new(*jobs)
-    store.confirm_members(jobs)
+    # Its sender has died before it sent the others.
+    pairs = zip(jobs, statuses, strict=True)
+    store.confirm_members([job for job, status in pairs if status != "sending"])
     for job, status in zip(jobs, statuses, strict=True):
         move(store, job, status)
     return Put(batch, [job.uuid for job in jobs])
@@ -97,7 +99,7 @@ def put_batch(
 
 def move(store: JobStore, job: NewJob, status: str) -> None:
     """Bring a member that waits to a status."""
-    if status == "queued":
+    if status in ("queued", "sending"):
         return
     info = job.info._replace(attempt=1)
     update = Update(job.uuid, secrets.token_hex(6), 1, info, begins=True)

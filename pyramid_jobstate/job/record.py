@@ -187,10 +187,11 @@ class Record:
 
     @property
     def was_never_sent(self) -> bool:
-        """Whether the process died that was about to send the job, as far as the store
-        knows.
+        """Whether the process died that was about to send the job or, of a batch, some
+        of its members, as far as the store knows.
         """
-        return self.status == "stalled" and self.stored_status == "sending"
+        is_unsent = self.stored_status == "sending" or self.number("n:n") > 0
+        return self.status == "stalled" and is_unsent
 
     @property
     def stored_status(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +35,14 @@ from .options import WORD
 
 if TYPE_CHECKING:
     from dramatiq import Broker
+
+log = logging.getLogger(__name__)
+
+#: What is logged of a batch whose sender died.
+NEVER_SENT = (
+    "%d of the jobs of batch %s were never sent, and cannot run again. Cancel the "
+    "batch, and send again what is cancelled then."
+)
 
 #: What :func:`rerun` raises if the broker does not answer.
 BROKER_IS_AWAY = (ConnectionClosed, ConnectionFailed)
@@ -116,7 +125,9 @@ def rerun_all(
       broker: The broker of their actors.
       params: Only jobs that were sent with these values.
       batch: Only members of the batch with this uuid that it counts as failed. (They
-        are not listed among the jobs of their owner.)
+        are not listed among the jobs of their owner.) Those that were never sent since
+        their sender died have not failed, and stay as they are, which is logged: cancel
+        the batch, and send again what is cancelled then.
       tell: Is called for each job as soon as it was sent, with its uuid and True.
 
     Raises:
@@ -128,6 +139,10 @@ def rerun_all(
     act = Act("rerun_all", (FAILED_OR_LOST,), run)
     wanted = Filter(owner, kind, None, params, batch)
     bulk = Bulk(act, wanted, everything=everything)
+    if batch is not None and cursor is None:
+        record = store.record(batch)
+        if record is not None and record.was_never_sent:
+            log.error(NEVER_SENT, record.number("n:n"), batch)
     return store.run_bulk(bulk, limit, cursor, permits, tell)
 
 

@@ -18,7 +18,7 @@ from pyramid_jobstate.cli.following import Changes
 from tests.batched import Put, end, put_batch
 from tests.jobs import working
 from tests.operated import HARMLESS, HOSTILE, Operator, Ran, Start, finished, put, run
-from tests.support import ROOT, UUID, key_of, load_job, wait_for
+from tests.support import ROOT, UUID, key_of, load_job, pass_time, wait_for
 from tests.terminal import terminal
 from tests.web.operating import Marathons
 
@@ -306,6 +306,19 @@ def test_failed_jobs_of_a_batch_run_again(
     with working(marathons.broker):
         wait_for(lambda: load_job(store, batch.uuid).status == "success")
     assert statuses(store, other) == ["error"]
+
+
+def test_batch_whose_sender_died(
+    store: JobStore, rerun: Callable[..., Ran], pjobs: Operator
+) -> None:
+    """`rerun --batch` says what to do about jobs that were never sent."""
+    batch = put_batch(store, "success", "sending")
+    pass_time(store, 20)
+    ran = rerun("--batch", batch.uuid, "--yes")
+    assert (ran.code, ran.out) == (0, ["0 requeued, 0 refused"])
+    assert "Cancel the batch, and send again what is cancelled then." in ran.err[0]
+    assert pjobs("cancel", batch.uuid).out == [f"{batch.uuid} cancelled"]
+    assert statuses(store, batch) == ["success", "cancelled"]
 
 
 def test_other_filters_apply_as_well(

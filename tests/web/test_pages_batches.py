@@ -16,7 +16,7 @@ from pyramid_jobstate.testing import put_job
 from tests.batched import ImportFiles, end, put_batch
 from tests.jobs import RunMarathon
 from tests.listed import Diary
-from tests.support import UUID, key_of
+from tests.support import UUID, key_of, pass_time
 from tests.web.operating import ACTS, KEEPER, OPERATOR, Marathons, act
 from tests.web.paging import Visit, Visiting, browse, paged_app
 from tests.webapp import PLACES, get, make_request
@@ -425,6 +425,23 @@ def test_class_may_leave_out_the_counts(store: JobStore, visit: Visiting) -> Non
     assert page.uuids == batch.members
     assert page.texts(".jobstate-tabs a")[:2] == ["All", "Waiting"]
     assert "rerun" not in page.acts
+
+
+def test_page_of_a_batch_whose_sender_died(store: JobStore, visit: Visiting) -> None:
+    """It says what to do, once the batch has been silent for a while."""
+    batch = put_batch(store, "success", "sending")
+    path = f"/job_state/{batch.uuid}"
+    assert not visit(path).has(".jobstate-members .jobstate-note")
+    pass_time(store, 20)
+    assert visit(path).texts(".jobstate-members .jobstate-note") == [
+        "Some of these jobs were never sent, since their sender died. Cancel the "
+        "batch, and send again what is cancelled then."
+    ]
+    running = put_batch(store, "working", "queued")
+    store.client.hincrby(key_of(store, running.uuid), "updated", -20_000)
+    page = visit(f"/job_state/{running.uuid}")
+    assert page.texts("#jobstate-job p")[0].startswith("No sign of life")
+    assert not page.has(".jobstate-members .jobstate-note")
 
 
 def test_timeline_of_a_batch(store: JobStore, visit: Visiting) -> None:

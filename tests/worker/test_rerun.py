@@ -41,6 +41,7 @@ from pyramid_jobstate.worker import failures, options
 from tests.batched import put_batch
 from tests.jobs import (
     load,
+    messages,
     middleware_of,
     new_id,
     record_steps,
@@ -49,7 +50,7 @@ from tests.jobs import (
     working,
 )
 from tests.rerunapp import FAILS, RUNS, Errand, make
-from tests.support import ROOT, UUID, key_of, load_job, wait_for
+from tests.support import ROOT, UUID, key_of, load_job, pass_time, wait_for
 from tests.web.operating import Marathons
 from tests.webapp import queued
 
@@ -884,6 +885,29 @@ def test_all_failed_jobs_run_again(site: Site) -> None:
     assert load(site.broker, sent[3]).status == "error"
     assert load_job(site.store, later.uuid).status == "error"
     assert site.store.counts() == Counts(success=6, error=2)
+
+
+def test_batch_whose_sender_died_does_not_run_again(
+    store: JobStore, marathons: Marathons, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says what to do about the jobs that were never sent. The first of several
+    calls says it, once the batch has been silent for a while.
+    """
+    batch = put_batch(store, "success", "sending", "error", "error", "sending")
+    assert rerun_all(store, marathons.broker, batch=batch.uuid, limit=0).done == 0
+    assert not messages(caplog, "pyramid_jobstate")
+    pass_time(store, 20)
+
+    first = rerun_all(store, marathons.broker, batch=batch.uuid, limit=1)
+    assert (first.done, first.refused) == (1, 0)
+    pass_time(store, 20)
+    last = rerun_all(store, marathons.broker, batch=batch.uuid, cursor=first.cursor)
+
+    assert last == (1, 0, None)
+    assert messages(caplog, "pyramid_jobstate") == [
+        f"2 of the jobs of batch {batch.uuid} were never sent, and cannot run again. "
+        "Cancel the batch, and send again what is cancelled then."
+    ]
 
 
 def test_batches_are_not_among_failed_jobs(

@@ -32,6 +32,7 @@ class Members(NamedTuple):
       tabs, rows: What the page lists.
       none: What it says in place of rows.
       first, next: The URLs of other pages of the list, or None.
+      is_unsent: Whether some of them were never sent.
       failed: How many have failed, if the viewer may run some of them again, else 0.
       bulk: What the script needs to run them again.
     """
@@ -41,6 +42,7 @@ class Members(NamedTuple):
     none: str
     first: str | None
     next: str | None
+    is_unsent: bool
     failed: int
     bulk: Mapping[str, Any]
 
@@ -82,6 +84,7 @@ def members_of(
         words("none-here-yet") if page.cursor else none,
         url() if "cursor" in query else None,
         url(cursor=page.cursor) if page.cursor else None,
+        record_of(context).was_never_sent,
         failed,
         {"rerun": rerun_of(context, container, job, words, may_list=may_list)},
     )

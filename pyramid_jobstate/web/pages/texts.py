@@ -108,6 +108,10 @@ WORDS = MappingProxyType(
         "hidden-members": _(
             "These jobs have expired or changed, or you may not see them."
         ),
+        "unsent-members": _(
+            "Some of these jobs were never sent, since their sender died. Cancel the "
+            "batch, and send again what is cancelled then."
+        ),
         "newest": _("Newest"),
         "older": _("Older"),
         "first": _("First"),
