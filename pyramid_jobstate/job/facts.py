@@ -72,8 +72,9 @@ class Facts(Handle):
 
             job_state.batch.send(import_part, name, key=name)
 
-        Each needs a key. If the job runs again, it finds the members that it has sent
-        before, and sends only those that may not have been sent.
+        Each needs a key, which other jobs of the batch may use too. If the job runs
+        again, it finds the members that it has sent before, and sends only those that
+        may not have been sent.
         """
         batch = self._record.info.batch
         if batch is None or batch == BATCH:

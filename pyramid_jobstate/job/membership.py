@@ -29,8 +29,8 @@ class SendsMembers:
           actor: The actor.
           args, kwargs: Its arguments. If it has a parameter `key`, use
             :meth:`send_with_options`.
-          key: What identifies the member among those of this actor, of 1 to 200
-            characters: see :attr:`.JobState.batch`.
+          key: What identifies the member among those that the same sender sends to
+            this actor, of 1 to 200 characters: see :attr:`.JobState.batch`.
 
         Returns:
           The JobState of the job.
@@ -147,15 +147,16 @@ class OwnBatch(SendsMembers):
         return f"<{type(self).__name__} {self.uuid}>"
 
 
-def member_uuid(batch: str, actor: str, key: str, place: int) -> str:
+def member_uuid(batch: str, sender: str, actor: str, key: str, place: int) -> str:
     """Return the uuid of a member that has a key. A sender that runs again finds the
-    members that it has sent before.
+    members that it has sent before, and none of another sender.
 
     Parameters:
+      sender: The uuid of the running member that sends it, or that of the batch.
       actor: The name of its actor.
       place: The number of the message among those of this key, from 0.
     """
-    name = f"{actor}\0{key}" if not place else f"{actor}\0{key}\0{place}"
+    name = f"{sender}\0{actor}\0{key}" + (f"\0{place}" if place else "")
     return str(uuid.uuid5(uuid.UUID(batch), name))
 
 

@@ -147,11 +147,9 @@ class RunningMember:
         outgoing.note(store, found)
         if first is True:
             return True
-        # Somebody else is sending it, has sent it, or has failed to.
+        # An earlier run has sent it, or has failed to.
         record = store.record(outgoing.jobs[0].uuid)
-        return record is not None and (
-            record.was_never_sent or record.error == NOT_SENT
-        )
+        return record is not None and record.error == NOT_SENT
 
     def _enqueue(self, store: JobStore, outgoing: Outgoing) -> None:
         try:

@@ -44,8 +44,8 @@ class Prepared:
       unique: The uniqueness of the job of a message, if it is a unique one.
       batch: The uuid of the batch of the jobs, or None.
       key: What identifies them in that batch, or None.
-      sender: Identifies the sender, who may send them again after a failure. By default
-        nobody else has its name.
+      sender: The uuid of the running job that sends them, which may send them again
+        after a failure, or "" if none does.
 
     Attributes:
       broker: The broker to send everything through.
@@ -86,6 +86,7 @@ class Prepared:
         self.unique = unique
         self._batch = batch
         self._key = None if key is None else check_key(key)
+        self._sending_job = sender
         # Another sender may send the same messages.
         self._sender = sender or secrets.token_hex(6)
         self.jobs: list[NewJob] = []
@@ -189,7 +190,13 @@ class Prepared:
             )
         if self._batch is not None and self._key is not None:
             place = len(self.jobs)
-            uuid = member_uuid(self._batch, message.actor_name, self._key, place)
+            uuid = member_uuid(
+                self._batch,
+                self._sending_job or self._batch,
+                message.actor_name,
+                self._key,
+                place,
+            )
             message = dataclasses.replace(message, message_id=uuid)
         batch = self._batch
         message = encoded(self.broker, message, owner, self._origin, unique, batch)

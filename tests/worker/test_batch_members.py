@@ -29,7 +29,6 @@ from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.job import End, JobError
 from pyramid_jobstate.job.membership import OwnBatch
 from pyramid_jobstate.job.record import Record
-from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.store.connection import text
 from pyramid_jobstate.store.told import Change
 from pyramid_jobstate.worker import unsaved
@@ -275,6 +274,33 @@ def test_retried_sender_does_not_fan_out_twice(floor: Floor) -> None:
     assert batch.size == 3
 
 
+def test_senders_share_no_keys(floor: Floor) -> None:
+    """Two members that send the same keys send two members each, and none again when
+    they are tried again.
+    """
+
+    def fan_out(job_state: Any) -> None:
+        for name in ("x", "y"):
+            job_state.batch.send(floor.part, name, key=name)
+        if job_state.attempt == 1:
+            raise ValueError("x")
+
+    floor.scripts["a"] = floor.scripts["b"] = fan_out
+    batch = floor.work(floor.send("a", "b", actor=floor.stubborn))
+    assert batch.status == "success"
+    assert floor.ran == {"a": 2, "b": 2, "x": 2, "y": 2}
+    assert batch.size == 6
+
+
+def test_block_of_a_batch_shares_no_keys_with_its_members(floor: Floor) -> None:
+    floor.scripts["a"] = lambda job_state: job_state.batch.send(
+        floor.part, "x", key="k"
+    )
+    batch = floor.work(floor.send("a", key="k"))
+    assert floor.ran == {"a": 1, "x": 1}
+    assert batch.size == 2
+
+
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
@@ -453,57 +479,6 @@ def test_jobs_that_members_of_a_lost_batch_send_are_their_owners(floor: Floor) -
     assert {job.uuid for job in (first, *later)} < {job.uuid for job in jobs}
     assert len(jobs) == 4
     assert floor.ran == dict.fromkeys("xsy", 1)
-
-
-def test_two_running_members_send_the_same_key(
-    floor: Floor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At the same time, as the pages of a crawl do: it is sent once."""
-    batch = floor.send("a", "b")
-    first, second = (
-        RunningMember(floor.broker, MessageProxy(message), batch.uuid, Run())
-        for message in queued(floor.client)
-    )
-    enqueue = floor.broker.enqueue
-
-    def meanwhile(message: Any, **options: Any) -> Any:
-        monkeypatch.setattr(floor.broker, "enqueue", enqueue)
-        send(second, floor.part, "x")
-        return enqueue(message, **options)
-
-    monkeypatch.setattr(floor.broker, "enqueue", meanwhile)
-    send(first, floor.part, "x")
-    assert [m.args[0] for m in queued(floor.client)] == ["a", "b", "x"]
-    assert floor.load(batch).size == 3
-
-
-def test_key_of_a_sender_that_died_is_taken_over(
-    floor: Floor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another running member sends it, once it has not been confirmed for a while."""
-    batch = floor.send("a", "b")
-    first, second = (
-        RunningMember(floor.broker, MessageProxy(message), batch.uuid, Run())
-        for message in queued(floor.client)
-    )
-    enqueue = floor.broker.enqueue
-    with contextlib.ExitStack() as death:
-
-        def die(message: Any, **options: Any) -> Any:
-            death.enter_context(dying(1, "before"))
-            return enqueue(message, **options)
-
-        monkeypatch.setattr(floor.broker, "enqueue", die)
-        with contextlib.suppress(Killed):
-            send(first, floor.part, "x")
-    monkeypatch.setattr(floor.broker, "enqueue", enqueue)
-    (uuid,) = (r.uuid for r in floor.records(batch) if r.stored_status == "sending")
-    send(second, floor.part, "x")
-    assert len(queued(floor.client)) == 2
-    floor.client.hincrby(f"jobstate:{uuid}", "updated", -20_000)
-    _, third = floor.member(batch)
-    send(third, floor.part, "x")
-    assert [m.args[0] for m in queued(floor.client)] == ["a", "b", "x"]
 
 
 def test_cancelled_batch_takes_no_members(floor: Floor) -> None:
