@@ -27,7 +27,7 @@ from .parsing import (
     parse_time,
     stored_iso_time,
 )
-from .progress import PartOfProgress, Phase, Progress, in_phase
+from .progress import PartOfProgress, Phase, Progress, in_phase, share_of
 from .protocols import MemberSender
 from .record import (
     ALIAS,
@@ -141,6 +141,7 @@ __all__ = [
     "set_container",
     "set_member_sender",
     "set_store",
+    "share_of",
     "stored_iso_time",
     "told_by",
     "translated",

@@ -119,8 +119,11 @@ class Facts(Handle):
         report: Any = self._run.report.copy()
         if "progress" not in report:
             return self._record.progress
-        phase = Phase(*report["phase"]) if "phase" in report else None
-        return in_phase(Progress(*report["progress"]), phase)
+        progress = Progress(*report["progress"])
+        if "phase" not in report:
+            return progress
+        self._run.phases.hold(report)
+        return in_phase(progress, Phase(*report["phase"]))
 
     @property
     def message(self) -> str | None:

@@ -155,8 +155,8 @@ class Handle:
 
     def phase(self, name: str, percent: float) -> AbstractContextManager[None]:
         """Return a context in which everything that reports progress, called functions
-        included, fills a part of the bar. The bar never moves back at its ends; a
-        second :meth:`track` in one phase begins it again. A phase that raises leaves
+        included, fills a part of the bar. The bar never moves back: in a second
+        :meth:`track` it waits until that has come as far. A phase that raises leaves
         the bar where it stands.
 
         Parameters:

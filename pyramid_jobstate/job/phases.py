@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from .progress import PartOfProgress, Progress
+from .progress import PartOfProgress, Progress, share_of
 from .values import check_text
 
 log = logging.getLogger("pyramid_jobstate")
@@ -57,10 +57,13 @@ class Part:
 class Phases:
     """The parts of one run's bar, from the whole bar to the innermost phase."""
 
-    __slots__ = ("_parts", "_thread", "_warned")
+    __slots__ = ("_held", "_parts", "_share", "_thread", "_warned")
 
     def __init__(self) -> None:
         self._parts = [Part((), 0.0, 1.0)]
+        #: How far the bar has come, and the `phase` of a report that holds it there.
+        self._share = 0.0
+        self._held: tuple[object, ...] = ()
         self._thread = 0
         self._warned = False
 
@@ -80,7 +83,7 @@ class Phases:
             )
         self._thread = threading.get_ident()
         around = self._parts[-1]
-        at = standing(run, around)
+        at = self._standing(run)
         end = at + around.size * percent / 100
         if end > around.end + NOISE and not self._warned:
             self._warned = True
@@ -96,10 +99,29 @@ class Phases:
         try:
             yield
         except BaseException:
-            self._close(run, part, standing(run, part))
+            self._close(run, part, self._standing(run))
             raise
         # A loop at its end may stand a rounding error beyond it.
-        self._close(run, part, max(part.end, standing(run, part)))
+        self._close(run, part, max(part.end, self._standing(run)))
+
+    def hold(self, report: dict[str, Any]) -> None:
+        """Let the bar of a copied report with a phase stand no lower than before."""
+        share = share_of(report)
+        if share >= self._share:
+            self._share = share
+            return
+        held = (self._share, 0.0, report["phase"][2])
+        if held != self._held:
+            self._held = held
+        # The same object is an unchanged value.
+        report["phase"] = self._held
+
+    def _standing(self, run: Reports) -> float:
+        """Return where the bar of a run stands."""
+        report = run.report.copy()
+        if "phase" in report:
+            self.hold(report)
+        return share_of(report)
 
     def _close(self, run: Reports, part: Part, at: float) -> None:
         """Leave a phase, and those left open in it, with the bar at a place."""
@@ -110,13 +132,6 @@ class Phases:
         around = self._parts[-1]
         around.at = at
         report(run, around)
-
-
-def standing(run: Reports, part: Part) -> float:
-    """Return where the bar of a run stands inside its innermost part."""
-    progress: Any = run.report.get("progress")
-    share = None if progress is None else Progress(*progress).fraction
-    return part.at + max(0.0, part.end - part.at) * (share or 0)
 
 
 def report(run: Reports, part: Part) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from .parsing import parse_json
@@ -69,6 +70,15 @@ def in_phase(progress: Progress, phase: Phase | None) -> Progress:
     found = PartOfProgress(*progress)
     found.phase = phase
     return found
+
+
+def share_of(report: Mapping[str, Any]) -> float:
+    """Return how much of a job is done by the report of its run, from 0 to 1."""
+    if "progress" not in report:
+        return 0.0
+    phase = report.get("phase")
+    progress = in_phase(Progress(*report["progress"]), phase and Phase(*phase))
+    return progress.fraction or 0.0
 
 
 def parse_progress(text: str | None) -> Progress | None:

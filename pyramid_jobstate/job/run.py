@@ -217,6 +217,9 @@ class Run:
             if message is not self.report.get("message"):
                 encode_value("The message", check_text("The message", message))
             report["message"] = message
+        if "phase" in self.report:
+            # What was done of another loop counts.
+            self.phases.hold(self.report.copy())
         self.report.update(report)
         self.dirty = True
         self.unit = unit

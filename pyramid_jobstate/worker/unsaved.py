@@ -15,12 +15,10 @@ from ..job import (
     End,
     JobInfo,
     Json,
-    Phase,
-    Progress,
     Run,
     Update,
     dumps,
-    in_phase,
+    share_of,
 )
 from .pace import Pace
 
@@ -139,6 +137,8 @@ class Unsaved:
                 is_number = type(value) in AMOUNTS
                 fields[field] = repr(value) if is_number else as_json(value)
         report = run.report.copy()
+        if "phase" in report:
+            run.phases.hold(report)
         for field, what in report.items():
             if sent.get(field, self) is not what:
                 new[field] = what
@@ -162,7 +162,8 @@ class Unsaved:
         elif now - self._listed > renew_after:
             update.renews = True
         if self.info.batch is not None and now - self._told >= TOLD_EVERY:
-            update.tells, update.millionths = True, millionths(report)
+            update.tells = True
+            update.millionths = int(share_of(report) * 1_000_000)
         self._last = update
         return update
 
@@ -211,17 +212,6 @@ class Unsaved:
         if self._pace is None:
             self._pace = Pace()
         return f"{start},{as_json(self._pace.eta(now, done, total))}]"
-
-
-def share_of(report: dict[str, Any]) -> float:
-    """Return how much of a job is done by its report, from 0 to 1."""
-    phase = report.get("phase")
-    progress = in_phase(Progress(*report["progress"]), phase and Phase(*phase))
-    return progress.fraction or 0.0
-
-
-def millionths(report: dict[str, Any]) -> int:
-    return int(share_of(report) * 1_000_000) if "progress" in report else 0
 
 
 def as_json(value: object) -> str:

@@ -106,14 +106,45 @@ def test_phases_in_a_loop(job: JobState) -> None:
     assert shares[-1] == 1
 
 
-def test_second_loop_begins_the_phase_again(job: JobState) -> None:
-    """A phase with two loops in a row shows each from its beginning."""
+def test_second_loop_takes_nothing_back(job: JobState) -> None:
+    """In a phase and after one, the bar waits for the second loop, whose numbers are
+    the actor's own.
+    """
     with job.phase("Reading", percent=50):
         list(job.track(range(3)))
+        loop = job.track(range(3), unit="rows")
         assert share(job) == pytest.approx(0.5)
-        loop = job.track(range(3))
-        assert share(job) == 0
+        assert job.progress == Progress(0, 3, "rows")
+        assert phase_in(job)["fraction"] == 0
         list(loop)
+    job.set_progress(1, 2)
+    shares = []
+    for _ in job.track(range(4)):
+        shares.append(share(job))
+    assert shares == pytest.approx([0.75, 0.75, 0.75, 0.875])
+
+
+def test_progress_that_goes_back_in_a_phase_leaves_the_bar(job: JobState) -> None:
+    """It waits until the progress has come as far again, and what follows begins where
+    it stands.
+    """
+
+    def read() -> None:
+        with job.phase("Reading", percent=50):
+            for done in (9, 1, 8, 10, 4):
+                job.set_progress(done, 10)
+                shares.append(share(job))
+            job.set_progress(3)
+            shares.append(share(job))
+            raise LookupError
+
+    shares: list[float] = []
+    with pytest.raises(LookupError):
+        read()
+    assert shares == pytest.approx([0.45, 0.45, 0.45, 0.5, 0.5, 0.5])
+    with job.phase("Repairing", percent=10):
+        assert share(job) == pytest.approx(0.5)
+    assert share(job) == pytest.approx(0.6)
 
 
 def test_phase_that_raises_stays_where_it_is(job: JobState) -> None:
@@ -309,6 +340,10 @@ def look(job: JobState, chance: random.Random, shares: list[float], depth: int) 
                 pass
             note()
     note()
+    if depth:
+        for _ in range(chance.randrange(3)):
+            job.set_progress(chance.randrange(6), chance.choice([None, 0, 5]))
+        note()
 
 
 @pytest.mark.parametrize(

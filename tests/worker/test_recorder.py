@@ -862,6 +862,31 @@ def test_a_phase_is_stored(recorder: Recorder) -> None:
     assert progress is not None and progress.fraction == 0.25
 
 
+def test_a_bar_is_stored_as_it_stands(recorder: Recorder) -> None:
+    """Viewers never see a phase take it back. A new run begins it anew."""
+    job = Job(recorder).begin()
+
+    def seen() -> tuple[float, float | None]:
+        assert job.flush(10)
+        progress = job.load().progress
+        assert progress is not None
+        return progress.done, progress.fraction
+
+    with job.phase("Reading", percent=50):
+        job.set_progress(9, 10)
+        assert seen() == (9, 0.45)
+        job.set_progress(1, 10)
+        assert seen() == (1, 0.45)
+        job.set_progress(10, 10)
+        assert seen() == (10, 0.5)
+    again = Job(recorder, job.uuid).begin()
+    with again.phase("Reading", percent=50):
+        again.set_progress(1, 10)
+        assert again.flush(10)
+    progress = again.load().progress
+    assert progress is not None and progress.fraction == 0.05
+
+
 def test_a_record_with_holes_is_written(recorder: Recorder, admin: redis.Redis) -> None:
     """A record that lacks fields another version did not write can be updated."""
     job = Job(recorder)

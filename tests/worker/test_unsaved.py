@@ -103,6 +103,18 @@ def test_take_has_only_what_is_new(run, unsaved):
     assert unsaved.take(2.0).fields == {}
 
 
+def test_take_has_the_place_of_a_bar_that_waits_once(run, unsaved):
+    """A bar that must not go back stays where it is until the progress moves it."""
+    with run.phases.open(run, "Reading", 50):
+        found = []
+        for done in (9, 1, 2, 10):
+            run.set_progress(done, 10, None, None)
+            found.append(unsaved.take(0.0).fields.get("phase"))
+            unsaved.mark_stored(0.0)
+    held = '[0.45,0.0,["Reading"]]'
+    assert found == ['[0.0,0.5,["Reading"]]', held, None, '[0.0,0.5,["Reading"]]']
+
+
 def test_take_has_a_message_that_was_taken_away(run, unsaved):
     """Clearing the message is sent as null."""
     run.set_message("a")
