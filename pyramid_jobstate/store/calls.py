@@ -142,9 +142,9 @@ class Calls:
                 dumps(CANCELLED),
                 *error,
             )
-        failure: list[str] = []
+        failure: list[str | int] = []
         if end.failure is not None and error:
-            failure = [*end.failure, *error]
+            failure = [*end.failure, *error, millis(update.age)]
         return self._change_both(
             "finish",
             update.info,

@@ -68,7 +68,7 @@ def read_failures(fields: Mapping[str, str]) -> Failures:
 
 def _read_try(text: str | None) -> Try | None:
     match parse_json(text):
-        case [started, ended, [str() | None as type_, str() as message]]:
+        case [started, ended, [str() | None as type_, str() as message], *_]:
             error = JobError(type_, message)
             return Try(parse_time(str(started)), parse_time(str(ended)), error)
     return None

@@ -35,8 +35,11 @@ class Backlog:
         """Set how a run ended, and return whether that has yet to be written."""
         with self._lock:
             unsaved.end = end
-            if unsaved.is_cancelled and end.delay is not None:
-                # A message put back must still find the record: see finish.lua.
+            if (unsaved.is_cancelled and end.delay is not None) or (
+                unsaved.is_fenced and end.failure is not None
+            ):
+                # A message put back must still find the record, and a failure is listed
+                # among the tries: see finish.lua.
                 unsaved.lost = ""
             if not unsaved.lost:
                 self._runs[unsaved.run.token] = unsaved

@@ -49,7 +49,7 @@ class Ends:
             self.drop(broker, message, info, end)
             return
         self._access.recorder_for(broker).end(unsaved, end)
-        if unsaved.lost and not unsaved.is_cancelled:
+        if (unsaved.lost or unsaved.is_fenced) and not unsaved.is_cancelled:
             # Another run decides about the later steps.
             return
         if end.status in ("error", "cancelled"):

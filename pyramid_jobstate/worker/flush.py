@@ -169,15 +169,20 @@ class Flush:
                 self._backlog.remove(unsaved)
             return True
         if reply is Reply.FENCED:
+            is_known, unsaved.is_fenced = unsaved.is_fenced, True
             # After a retry this is expected.
-            is_retried = update.end is not None and update.end.status == "retrying"
-            self._give_up(unsaved, "a newer run of it has begun", quiet=is_retried)
+            is_retried = unsaved.end is not None and unsaved.end.status == "retrying"
+            why = "a newer run of it has begun"
+            self._give_up(unsaved, why, quiet=is_retried or is_known)
+            if unsaved.end is not None and update.end is None:
+                # It has come since.
+                self._backlog.end(unsaved, unsaved.end)
         elif reply in (Reply.STALE, Reply.HELD):
             # Skipped. What becomes of the job is up to the run of that message.
             unsaved.run.cancel()
             self._give_up(unsaved, NOT_RUN[reply])
-        elif update.dropped:
-            self._give_up(unsaved, "there was nothing to drop", quiet=True)
+        elif update.dropped or unsaved.is_fenced:
+            self._give_up(unsaved, "there was nothing to end", quiet=True)
         elif reply is Reply.CANCELLED:
             # It was cancelled before it began or while it was silent, and others have
             # acted on that.

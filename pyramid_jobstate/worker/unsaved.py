@@ -42,6 +42,7 @@ class Unsaved:
       is_late: Whether a beginning written now would be late: an earlier attempt may
         have failed, or the job is running already.
       is_cancelled: Whether the job stays cancelled, whatever the run does.
+      is_fenced: Whether a newer run has begun: of this one only a failure is written.
       is_stored: Whether the store knows that the run, or the drop, has begun.
       end: How the run ended, or None.
       begun: When the run began.
@@ -58,6 +59,7 @@ class Unsaved:
     dropped: bool = False
     is_late: bool = dataclasses.field(default=False, init=False)
     is_cancelled: bool = dataclasses.field(default=False, init=False)
+    is_fenced: bool = dataclasses.field(default=False, init=False)
     is_stored: bool = dataclasses.field(default=False, init=False)
     end: End | None = dataclasses.field(default=None, init=False)
     begun: float = dataclasses.field(init=False)
@@ -150,13 +152,19 @@ class Unsaved:
         self._new = new
         self._seq += 1
         update = Update(
-            self.uuid, run.token, self._seq, self.info, fields, end=end, base=self._base
+            self.uuid,
+            run.token,
+            self._seq,
+            self.info,
+            fields,
+            age=now - self.begun,
+            end=end,
+            base=self._base,
         )
         if self.dropped:
             update.dropped = True
-        elif not self.is_stored:
+        elif not self.is_stored and not self.is_fenced:
             update.begins = True
-            update.age = now - self.begun
             update.late, self.is_late = self.is_late, True
             update.cancelled = run.cancel_requested
         elif now - self._listed > renew_after:

@@ -1,5 +1,6 @@
 """JobStore with a real server."""
 
+import itertools
 import os
 import signal
 import threading
@@ -698,6 +699,116 @@ def test_a_drop_waits_for_the_end_of_the_attempt_before(
     if end.delay is not None:
         new.begin()
         assert new.end("retrying", delay=0.0) is Reply.OK
+
+
+def fail(
+    run: Writer, number: int, status: str = "retrying", age: float = 0.0
+) -> Reply | Exception:
+    """End a run with a failure. The reply is lost, and the call repeated."""
+    message = "{}" if status == "error" else ""
+    failure = Failure(message, "", f"traceback {number}")
+    delay = 0.0 if status == "retrying" else None
+    end = End(status, JobError("ValueError", str(number)), delay, True, failure)
+    update = run.update(end=end, age=age)
+    run.write(update)
+    return run.write(update)
+
+
+def tries(store: JobStore, job: str) -> list[int]:
+    """Return the numbers of a job's tries, none of which began before the last."""
+    found = store.failures(job).tries
+    starts = [each.started_at for each in found if each.started_at]
+    assert starts == sorted(starts)
+    return [int(each.error.message) for each in found if each.error]
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(range(4))])
+def test_a_try_is_kept_whose_end_comes_late(
+    store: JobStore, client: redis.Redis, order: tuple[int, ...]
+) -> None:
+    """A run that has put its message back may write its end when later runs have begun,
+    or ended. Its failure is listed once, before theirs, and changes nothing else.
+    """
+    job = new_id()
+    runs = [Writer(store, job, f"run{number}") for number in range(4)]
+    for run in runs:
+        run.begin()
+        time.sleep(0.002)
+    for number in order:
+        before: Any = client.hgetall(key_of(store, job))
+        if number == 3:
+            assert fail(runs[number], number, "error") is Reply.OK
+        else:
+            assert fail(runs[number], number) is Reply.FENCED
+            assert client.hgetall(key_of(store, job)) == before
+    assert tries(store, job) == [0, 1, 2, 3]
+    failures = store.failures(job)
+    assert all(each.started_at for each in failures.tries)
+    assert (failures.traceback, failures.message) == ("traceback 3", "{}")
+    life: Any = client.ttl(f"{{{key_of(store, job)}}}:failure")
+    assert abs(life - ttl(client, store, job)) < 2
+
+
+def test_a_late_try_takes_its_place_among_the_last_ten(store: JobStore) -> None:
+    """The oldest one makes room for it. Repeated much later, it is listed once."""
+    job = new_id()
+    late = Writer(store, job, "late")
+    for number in range(15):
+        run = late if number == 9 else Writer(store, job, f"run{number}")
+        run.begin(age=20.0 - number)
+        if run is not late:
+            fail(run, number)
+        if number == 12:
+            fail(late, 9)
+    assert tries(store, job) == [*range(5, 15)]
+    fail(late, 9)
+    assert tries(store, job) == [*range(5, 15)]
+
+
+@pytest.mark.parametrize(("age", "place"), [(9.5, 0), (3.5, 6), (0.5, 9)])
+def test_a_try_whose_run_the_record_does_not_name_is_kept(
+    store: JobStore, client: redis.Redis, age: float, place: int
+) -> None:
+    """It was overtaken long ago, or before it could write that it had begun. Its place
+    is that of its start, which its worker knows.
+    """
+    job = new_id()
+    for number in range(9):
+        run = Writer(store, job, f"run{number}")
+        run.begin(age=9.0 - number)
+        fail(run, number)
+    Writer(store, job, "last").begin()
+    assert fail(Writer(store, job, "late"), 99, age=age) is Reply.FENCED
+    numbers = [*range(9)]
+    numbers.insert(place, 99)
+    assert tries(store, job) == numbers
+    life: Any = client.ttl(f"{{{key_of(store, job)}}}:failure")
+    assert abs(life - ttl(client, store, job)) < 2
+
+
+def test_a_try_that_is_older_than_the_last_ten_is_left_out(store: JobStore) -> None:
+    job = new_id()
+    for number in range(11):
+        run = Writer(store, job, f"run{number}")
+        run.begin(age=20.0 - number)
+        fail(run, number)
+    fail(Writer(store, job, "late"), 99, age=30)
+    assert tries(store, job) == [*range(1, 11)]
+
+
+def test_a_try_of_a_job_that_was_dropped_meanwhile_is_kept(store: JobStore) -> None:
+    """No run owns its record then."""
+    job = new_id()
+    run = Writer(store, job)
+    run.begin()
+    pass_time(store, 20)
+    end = End("error", TOO_OLD)
+    assert store.write([Update(job, "drop", 0, INFO, end=end, dropped=True)]) == [
+        Reply.OK
+    ]
+    assert fail(run, 1) is Reply.FENCED
+    assert tries(store, job) == [1]
+    assert load_job(store, job).error == TOO_OLD
 
 
 def test_cancelling_outdoes_a_drop(store: JobStore) -> None:

@@ -43,6 +43,7 @@ from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.job.changes import NewJob, Update
 from pyramid_jobstate.job.record import NOT_REACHED, JobError
 from pyramid_jobstate.worker.recorder import Recorder
+from tests.faulty import faulty
 from tests.jobs import (
     Alarm,
     Gate,
@@ -1753,6 +1754,39 @@ def test_an_overtaken_run_leaves_the_later_steps_alone(redis_url: str) -> None:
         "queued",
         "queued",
     ]
+
+
+def test_an_overtaken_run_leaves_the_later_steps_alone_in_an_outage(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has learned that a newer run has begun: it writes only its failure."""
+    gate = Gate()
+    with faulty(redis_url) as proxy:
+        middleware = JobStateMiddleware(url=proxy.url, heartbeat=0.05)
+        broker = make_broker(redis_url, middleware)
+        store = JobStore(redis_url)
+
+        @dramatiq.actor(broker=broker, max_retries=0, job_state=True)
+        def run_marathon() -> None:
+            gate.wait()
+            raise ValueError("as planned")
+
+        steps = [run_marathon.message() for _ in range(2)]
+        record_steps(broker, steps)
+        with working(broker):
+            pipe = dramatiq.pipeline(steps, broker=broker).run()
+            gate.wait_for_job()
+            first, second = (message.message_id for message in pipe.messages)
+            store.write([Update(first, "newer", 1, SENT, begins=True)])
+            store.create(NewJob(second, SENT))
+            wait_for(lambda: "a newer run of it has begun" in caplog.text)
+            proxy.judge = lambda request: "refuse"
+            gate.open()
+            broker.join("default", timeout=20_000)
+            proxy.judge = lambda request: "pass"
+            wait_for(lambda: store.failures(first).tries)
+    found = store.load_many([first, second])
+    assert [state and state.status for state in found] == ["working", "queued"]
 
 
 def test_a_surplus_delivery_leaves_the_later_steps_alone(redis_url: str) -> None:

@@ -19,7 +19,7 @@ from dramatiq.middleware import Interrupt
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.job.changes import End, NewJob, Update
+from pyramid_jobstate.job.changes import End, Failure, NewJob, Update
 from pyramid_jobstate.job.phases import phase_of
 from pyramid_jobstate.job.record import JobError, JobInfo, Record
 from pyramid_jobstate.job.run import Run
@@ -1140,6 +1140,73 @@ def test_an_older_run_is_told_once(
     assert messages(caplog, LOGGER) == [
         f"This process no longer records job {old.uuid}: a newer run of it has begun."
     ]
+
+
+#: The end of a try whose message was put back.
+FAILED = End(
+    "retrying", JobError("ValueError", "a cramp"), 0.0, failure=Failure("", "", "")
+)
+
+
+def test_a_failure_of_an_older_run_is_among_the_tries(
+    make_recorder: MakeRecorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also if the run had learned before that it is an older one."""
+    old = Job(make_recorder(heartbeat=0.05)).begin()
+    new = Job(make_recorder(), old.uuid).begin()
+    wait_for(lambda: not old.is_recorded)
+    assert not old.recorder.end(old.unsaved, FAILED)
+    assert not old.is_recorded
+    assert [t.error for t in new.recorder.store.failures(old.uuid).tries] == [
+        FAILED.error
+    ]
+    assert new.load().status == "working"
+    assert len(messages(caplog, LOGGER)) == 1
+
+
+def test_a_failure_that_comes_with_a_late_report_is_among_the_tries(
+    make_recorder: MakeRecorder,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A run fails while a report of it is written, which a retry has overtaken."""
+    recorder = make_recorder()
+    old = Job(recorder).begin()
+    write = recorder.store.write
+    ends: list[threading.Thread] = []
+
+    def write_late(updates: Sequence[Update]) -> Any:
+        if not ends:
+            Job(make_recorder(JobStore(recorder.store.client)), old.uuid).begin()
+            ends.append(in_thread(lambda: recorder.end(old.unsaved, FAILED)))
+            wait_for(lambda: old.unsaved.end is not None)
+        return write(updates)
+
+    monkeypatch.setattr(recorder.store, "write", write_late)
+    old.set_message("old")
+    wait_for(lambda: recorder.store.failures(old.uuid).tries)
+    ends[0].join()
+    assert not old.is_recorded
+    assert not messages(caplog, LOGGER)
+
+
+def test_a_run_that_never_owned_its_record_does_not_begin_later(
+    make_recorder: MakeRecorder,
+) -> None:
+    """A newer one had begun before it. Its end begins nothing, even if the job is put
+    back in the queue meanwhile.
+    """
+    recorder = make_recorder()
+    old = Job(recorder)
+    new = Job(recorder, old.uuid).begin()
+    old.unsaved.is_late = True
+    old.unsaved.begun -= 1
+    old.begin()
+    assert new.end()
+    recorder.store.create(NewJob(old.uuid, INFO))
+    assert not recorder.end(old.unsaved, FAILED)
+    assert not old.is_recorded
+    assert old.load().status == "queued"
 
 
 # Interrupts.

@@ -3,11 +3,56 @@
 -- on, ttl of an ended job, ttl of an unfinished job, status, milliseconds until the message
 -- is delivered again ("" if it is not), the error of a cancelled job, "0" if the actor's
 -- function was not called, "1" if it failed (then follow the message from which it may run
--- again or "", why it may not or "", the traceback, and the error), then the fields, if any.
+-- again or "", why it may not or "", the traceback, the error, and milliseconds since the
+-- run began), then the fields, if any.
 
 local token, status = ARGV[1], ARGV[6]
-local delay = tonumber(ARGV[7])
+local delay, now = tonumber(ARGV[7]), time()
+
+-- Keep the failure of this run among the last ten tries, each with its start, its end, its
+-- error and its token: once, and before those of runs that began later, if there may be some.
+local function keep_try(started, is_late)
+  local count = tonumber(redis.call("HGET", KEYS[2], "tries")) or 0
+  local place = count + 1
+  for number = count, count - 9, -1 do
+    local try = redis.call("HGET", KEYS[2], "try:" .. number % 10) or ""
+    local start, other = string.match(try, '^%[(%d+),.*"(%w+)"%]$')
+    if other == token then
+      return
+    end
+    if is_late and start and place == number + 1 and tonumber(start) > started then
+      place = number
+    end
+  end
+  if place < count - 8 then
+    return
+  end
+  for number = count, place, -1 do
+    local try = redis.call("HGET", KEYS[2], "try:" .. number % 10)
+    redis.call("HSET", KEYS[2], "try:" .. (number + 1) % 10, try)
+  end
+  local try = "[" .. (started and int(started) or "null") .. "," .. int(now) .. "," .. ARGV[14] .. ',"' .. token .. '"]'
+  redis.call("HSET", KEYS[2], "tries", int(count + 1), "try:" .. place % 10, try)
+  if place > count then
+    redis.call("HSET", KEYS[2], "traceback", ARGV[13])
+  end
+end
+
 local old, refusal = read_for(token, ARGV[3])
+if refusal == FENCED and ARGV[10] == "1" then
+  -- This run has failed all the same, perhaps before the newer one began.
+  local started = now - ARGV[15]
+  local starts = string.gmatch(old[2] and redis.call("HGET", key, "before") or "", " (%d+)")
+  for earlier_token in string.gmatch(old[3] or "", "%w+") do
+    local start = starts()
+    if earlier_token == token then
+      started = tonumber(start) or started
+      break
+    end
+  end
+  keep_try(started, true)
+  redis.call("PEXPIRE", KEYS[2], int(math.max(ARGV[4], redis.call("PTTL", key))))
+end
 if refusal then
   return refusal
 end
@@ -33,9 +78,8 @@ local reason = status ~= ARGV[6] and ARGV[8]
 if stop then
   status, delay, reason = unpack(cjson.decode(stop))
 end
-local now = time()
 redis.call("HSET", key, "status", status, "seq", ARGV[2], "updated", int(now))
-set(ARGV[10] == "1" and 15 or 11)
+set(ARGV[10] == "1" and 16 or 11)
 if ARGV[9] == "0" then
   -- Restore the attempt and the start of the previous run, or 0 and no start.
   local attempt, started = string.match(redis.call("HGET", key, "before") or "0 ", "(%d+) (%d*)")
@@ -47,11 +91,7 @@ elseif stop then
   redis.call("HDEL", key, "error")
 end
 if ARGV[10] == "1" and (stop or status ~= "cancelled") then
-  -- The last ten tries, each with its start, its end and its error.
-  local number = redis.call("HINCRBY", KEYS[2], "tries", 1)
-  local started = redis.call("HGET", key, "started")
-  local try = "[" .. (tonumber(started) and started or "null") .. "," .. int(now) .. "," .. ARGV[14] .. "]"
-  redis.call("HSET", KEYS[2], "try:" .. number % 10, try, "traceback", ARGV[13])
+  keep_try(tonumber(redis.call("HGET", key, "started")), false)
   if status == "error" and not stop then
     redis.call("HDEL", KEYS[2], "former", "message", "refusal")
     local name = ARGV[11] ~= "" and 11 or 12
