@@ -101,6 +101,13 @@ class JobActs(JobUpdates):
         self._list(self._index.requeue(record.uuid, record.info))
         return word
 
+    def was_overtaken(self, uuid: str, word: str) -> bool:
+        """Return whether a later :meth:`requeue` has taken the process for dead that
+        was about to send the message with a word.
+        """
+        fields = self._reader.fields(self._calls.failure_key(uuid), ("lost",))
+        return word in fields.get("lost", "").split()
+
     def restore(self, record: Record, word: str) -> bool:
         """Put back the failure of a job that :meth:`requeue` has queued: the broker did
         not accept its message.

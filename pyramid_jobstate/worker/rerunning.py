@@ -158,14 +158,17 @@ def _enqueue(broker: Broker, message: Message[Any]) -> None:
 
 
 def _is_mine(store: JobStore, uuid: str, word: str) -> bool:
-    """Return whether the message with a word runs a job, as far as the store says."""
+    """Return whether the message with a word runs a job, or has run it, as far as the
+    store says.
+    """
     try:
         record = store.record(uuid)
+        if record is not None and record.info.rerun != word:
+            # The run of this message may have failed, and somebody run that again.
+            return not store.was_overtaken(uuid, word)
     except RedisError:
         return True
-    if record is None or record.info.rerun != word:
-        return False
-    return record.status != "cancelled"
+    return record is not None and (record.status != "cancelled" or record.attempt > 0)
 
 
 def _rerun_each(

@@ -680,6 +680,8 @@ def test_operator_who_was_taken_for_dead_is_told(
         site.client.hset(key_of(site.store, uuid), "updated", 1)
         if name == "rerun":
             assert site.store.requeue(record_of(load(site.broker, sent)))
+            site.client.hset(key_of(site.store, uuid), "updated", 1)
+            assert rerun(site.store, make(site.url)[0], uuid)
         else:
             assert load(site.broker, sent).cancel()
         if name == "delete":
@@ -690,7 +692,48 @@ def test_operator_who_was_taken_for_dead_is_told(
         patch.setattr(site.broker, "enqueue", freeze)
         assert not site.rerun(sent)
     site.work()
-    assert site.runs(sent) == 1
+    assert site.runs(sent) == 1 + (name == "rerun")
+
+
+def test_operator_whose_message_has_run_is_told_so(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the job has failed once more and another operator has run it again before
+    the store is asked.
+    """
+    (sent,) = site.fail()
+    enqueue = site.broker.enqueue
+
+    def run_twice(message: Message[Any]) -> None:
+        monkeypatch.setattr(site.broker, "enqueue", enqueue)
+        enqueue(message)
+        site.client.set(FAILS, 1)
+        site.work()
+        site.client.delete(FAILS)
+        assert site.rerun(sent)
+
+    monkeypatch.setattr(site.broker, "enqueue", run_twice)
+    assert rerun_all(site.store, site.broker, kind="Errand").done == 1
+    site.work()
+    assert site.runs(sent) == 3
+
+
+def test_operator_whose_job_is_cancelled_as_it_runs_is_told_that_it_runs(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (sent,) = site.fail()
+
+    def run(message: Message[Any]) -> None:
+        word = message.options[options.WORD]
+        info = site.errand_info()._replace(attempt=1, rerun=word)
+        site.store.write([Update(sent.message_id, "run", 1, info, begins=True)])
+        assert load(site.broker, sent).cancel()
+        end = End("cancelled")
+        site.store.write([Update(sent.message_id, "run", 2, info, end=end)])
+        assert load(site.broker, sent).status == "cancelled"
+
+    monkeypatch.setattr(site.broker, "enqueue", run)
+    assert site.rerun(sent)
 
 
 def test_store_that_is_away_after_the_message_has_left(

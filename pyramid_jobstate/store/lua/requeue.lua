@@ -24,7 +24,11 @@ end
 if is_late(ARGV[4], now) then
   return -1
 end
-if not is_lost then
+if is_lost then
+  -- Whoever was about to send it may only have stood still: its message runs nothing.
+  local lost = old[3] .. " " .. (redis.call("HGET", KEYS[2], "lost") or "")
+  redis.call("HSET", KEYS[2], "lost", string.sub(lost, 1, 51))
+else
   redis.call("HSET", KEYS[2], "former", cmsgpack.pack(redis.call("HGETALL", key)))
 end
 local facts = redis.call("HMGET", key, "kind", "actor", "params", "unique", "batch")
