@@ -20,6 +20,8 @@ FIELDS = (
     *(f"try:{number}" for number in range(TRIES)),
 )
 
+LONG_AGO = datetime.datetime.min.replace(tzinfo=datetime.UTC)
+
 
 class Try(NamedTuple):
     """A run of a job that failed.
@@ -57,9 +59,12 @@ def read_failures(fields: Mapping[str, str]) -> Failures:
     """
     count = parse_int(fields.get("tries")) or 0
     numbers = range(max(1, count - TRIES + 1), count + 1)
-    tries = [_read_try(fields.get(f"try:{number % TRIES}")) for number in numbers]
+    read = [_read_try(fields.get(f"try:{number % TRIES}")) for number in numbers]
+    tries = [each for each in read if each is not None]
+    # The end of one may have been written when a later one had failed.
+    tries.sort(key=lambda each: each.started_at or each.ended_at or LONG_AGO)
     return Failures(
-        tuple(each for each in tries if each is not None),
+        tuple(tries),
         fields.get("traceback", ""),
         fields.get("message", ""),
         fields.get("refusal", ""),

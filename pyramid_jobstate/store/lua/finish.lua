@@ -9,48 +9,27 @@
 local token, status = ARGV[1], ARGV[6]
 local delay, now = tonumber(ARGV[7]), time()
 
--- Keep the failure of this run among the last ten tries, each with its start, its end, its
--- error and its token: once, and before those of runs that began later, if there may be some.
-local function keep_try(started, is_late)
-  local count = tonumber(redis.call("HGET", KEYS[2], "tries")) or 0
-  local place = count + 1
-  for number = count, count - 9, -1 do
-    local try = redis.call("HGET", KEYS[2], "try:" .. number % 10) or ""
-    local start, other = string.match(try, '^%[(%d+),.*"(%w+)"%]$')
-    if other == token then
-      return
+-- Keep the failure of this run among the last ten tries: its start, its end, its error and its
+-- token. Readers put them in the order of their starts.
+local function keep_try(started)
+  local number = redis.call("HINCRBY", KEYS[2], "tries", 1)
+  local try = { started and int(started) or "null", int(now), ARGV[14], '"' .. token .. '"' }
+  redis.call("HSET", KEYS[2], "try:" .. number % 10, "[" .. table.concat(try, ",") .. "]")
+end
+
+local function has_try()
+  for _, value in ipairs(redis.call("HVALS", KEYS[2])) do
+    if string.find(value, ',"' .. token .. '"]', 1, true) then
+      return true
     end
-    if is_late and start and place == number + 1 and tonumber(start) > started then
-      place = number
-    end
-  end
-  if place < count - 8 then
-    return
-  end
-  for number = count, place, -1 do
-    local try = redis.call("HGET", KEYS[2], "try:" .. number % 10)
-    redis.call("HSET", KEYS[2], "try:" .. (number + 1) % 10, try)
-  end
-  local try = "[" .. (started and int(started) or "null") .. "," .. int(now) .. "," .. ARGV[14] .. ',"' .. token .. '"]'
-  redis.call("HSET", KEYS[2], "tries", int(count + 1), "try:" .. place % 10, try)
-  if place > count then
-    redis.call("HSET", KEYS[2], "traceback", ARGV[13])
   end
 end
 
 local old, refusal = read_for(token, ARGV[3])
-if refusal == FENCED and ARGV[10] == "1" then
-  -- This run has failed all the same, perhaps before the newer one began.
-  local started = now - ARGV[15]
-  local starts = string.gmatch(old[2] and redis.call("HGET", key, "before") or "", " (%d+)")
-  for earlier_token in string.gmatch(old[3] or "", "%w+") do
-    local start = starts()
-    if earlier_token == token then
-      started = tonumber(start) or started
-      break
-    end
-  end
-  keep_try(started, true)
+if refusal == FENCED and ARGV[10] == "1" and not has_try() then
+  -- This run has failed all the same, and began before the one that owns the record.
+  local newer = tonumber(redis.call("HGET", key, "started")) or now
+  keep_try(math.min(now - ARGV[15], newer - 1))
   redis.call("PEXPIRE", KEYS[2], int(math.max(ARGV[4], redis.call("PTTL", key))))
 end
 if refusal then
@@ -91,7 +70,8 @@ elseif stop then
   redis.call("HDEL", key, "error")
 end
 if ARGV[10] == "1" and (stop or status ~= "cancelled") then
-  keep_try(tonumber(redis.call("HGET", key, "started")), false)
+  keep_try(tonumber(redis.call("HGET", key, "started")))
+  redis.call("HSET", KEYS[2], "traceback", ARGV[13])
   if status == "error" and not stop then
     redis.call("HDEL", KEYS[2], "former", "message", "refusal")
     local name = ARGV[11] ~= "" and 11 or 12

@@ -8,7 +8,7 @@
 local token, late, told = ARGV[1], ARGV[3] == "1", ARGV[4] == "1"
 local now = time()
 local started = now - ARGV[2]
-local old = redis.call("HMGET", key, "status", "run", "started", "queued", "owner", "past", "asked", "attempt", "rerun", "before")
+local old = redis.call("HMGET", key, "status", "run", "started", "queued", "owner", "past", "asked", "attempt", "rerun")
 local status = old[1]
 if status == "deleted" or status == "alias" then
   return CANCELLED
@@ -59,9 +59,7 @@ if old[5] then
   redis.call("HSET", key, "owner", old[5])
 end
 if old[3] then
-  -- The attempt of the last run, and the starts of as many runs as "past" has tokens.
-  local starts = old[3] .. (string.match(old[10] or "", " .*") or "")
-  redis.call("HSET", key, "before", (old[8] or "0") .. " " .. string.sub(starts, 1, 55))
+  redis.call("HSET", key, "before", (old[8] or "0") .. " " .. old[3])
 end
 if status == "cancelling" then
   redis.call("HSET", key, "asked", old[7] or "")
