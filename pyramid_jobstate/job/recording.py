@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from .handle import NO_RUN
-from .phases import Phases, Reports
-from .run import UNCHECKED, Run
+from .phases import UNCHECKED, Phases, Reports
+from .run import Run
 from .values import loads
 
 T = TypeVar("T")

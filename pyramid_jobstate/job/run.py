@@ -14,9 +14,9 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from .phases import Phases
+from .phases import UNCHECKED, Phases
 from .steps import AsyncSteps
 from .told import Told
 from .values import (
@@ -38,9 +38,6 @@ T = TypeVar("T")
 
 #: A metric's value as it is kept: a plain number, or JSON text.
 Value = int | float | Json
-
-#: Stands for a total that was not checked.
-UNCHECKED: Any = object()
 
 
 class Run:
@@ -217,14 +214,15 @@ class Run:
             if message is not self.report.get("message"):
                 encode_value("The message", check_text("The message", message))
             report["message"] = message
-        if "phase" in self.report:
-            # What was done of another loop counts.
-            self.phases.hold(self.report.copy())
-        self.report.update(report)
-        self.dirty = True
         self.unit = unit
         # An object of another class may change, such as a NumPy array.
         self.total = total if total is None or type(total) in AMOUNTS else UNCHECKED
+        if "phase" in self.report:
+            # The bar may have come further than this.
+            self.phases.hold(self.report.copy())
+            self.total = UNCHECKED
+        self.report.update(report)
+        self.dirty = True
 
     def track(
         self,

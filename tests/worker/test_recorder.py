@@ -872,7 +872,11 @@ def test_a_bar_is_stored_as_it_stands(recorder: Recorder) -> None:
         assert progress is not None
         return progress.done, progress.fraction
 
+    job.set_progress(0, 10)
     with job.phase("Reading", percent=50):
+        for done in (5, 8, 1):
+            job.set_progress(done, 10)
+        assert seen() == (1, 0.4)
         job.set_progress(9, 10)
         assert seen() == (9, 0.45)
         job.set_progress(1, 10)
