@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from ..job import ALIAS, TARGET, Record, parse_int
 from .commands import Command
-from .connection import Client, execute, is_hopeless, redis_errors, text
+from .connection import Client, execute, is_hopeless, redis_errors, text, texts
 
 #: Seconds between two readings of the server's clock, which drifts slowly.
 CLOCK_SECONDS = 10.0
@@ -243,7 +243,7 @@ class Reader:
             found = zip(names, reply, strict=True)
             fields = {name: text(value) for name, value in found if value is not None}
         elif reply and isinstance(next(iter(reply)), bytes):
-            fields = {text(name): text(value) for name, value in reply.items()}
+            fields = texts(reply)
         else:
             fields = reply
         if not fields or fields.get("status") == DELETED:

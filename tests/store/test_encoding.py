@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import dramatiq
 import pytest
 import redis
 from webtest import TestApp
@@ -11,7 +12,7 @@ from pyramid_jobstate import JobStore
 from pyramid_jobstate.job.changes import NewJob, Update
 from tests.jobs import new_id
 from tests.support import INFO
-from tests.webapp import ADMIN, get, make_config, put_job
+from tests.webapp import ADMIN, get, make_app, make_broker, make_config, put_job
 
 CLIENTS: list[dict[str, Any]] = [
     {"decode_responses": decode, "protocol": protocol, **more}
@@ -21,6 +22,7 @@ CLIENTS: list[dict[str, Any]] = [
         {},
         {"encoding": "latin-1"},
         {"encoding_errors": "ignore"},
+        {"encoding_errors": "replace"},
         {"encoding": "latin-1", "encoding_errors": "replace"},
     )
 ]
@@ -68,6 +70,43 @@ def test_undecodable_bytes_read_as_replaced(
     job = put_job(client, **{"m:x": b'"a\xffb"'})
 
     assert get(own_app, f"/job_state/{job}", "alice").json["x"] == "a\ufffdb"
+
+
+def assert_reads(app: TestApp, client: redis.Redis) -> None:
+    """Assert that a job reads right of which two names decode to the same text."""
+    job = put_job(client)
+    client.zadd("jobstate:active:all", {job: 1e15})
+    # One by one, since their order matters.
+    for name, value in (b"m:\xff", b"1"), (b"m:a", b"2"), (b"m:\xfe", b"3"):
+        client.hset(f"jobstate:{job}", name, value)
+    alone = get(app, f"/job_state/{job}", "alice").json
+    batch = get(app, f"/job_state?uuid={job}&uuid={new_id()}", "alice").json
+    page = get(app, "/job_state?all=1", ADMIN).json
+    for state in alone, batch["jobs"][job], page["items"][0]:
+        assert (state["job"]["uuid"], state["a"], state["\ufffd"]) == (job, 2, 3)
+
+
+def test_names_may_decode_to_the_same_text(
+    own_app: TestApp, client: redis.Redis
+) -> None:
+    """No value gets the name of another."""
+    assert_reads(own_app, client)
+
+
+@pytest.mark.parametrize("query", ["", "?protocol=3"])
+def test_they_may_with_a_client_of_ours(
+    redis_url: str, client: redis.Redis, query: str
+) -> None:
+    """The same holds for the client of a URL."""
+    assert_reads(make_app(make_config(redis_url + query)), client)
+
+
+def test_they_may_with_a_client_like_that_of_the_broker(
+    redis_url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same holds for the client that the middleware makes."""
+    monkeypatch.setattr(dramatiq.broker, "global_broker", make_broker(redis_url))
+    assert_reads(make_app(make_config(None)), client)
 
 
 def test_bytes_in_an_index_do_not_fail_a_list(

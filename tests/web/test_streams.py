@@ -81,6 +81,17 @@ def test_stream_tells_of_each_change(redis_url: str, client: redis.Redis) -> Non
         assert stream.rest() == []
 
 
+def test_stream_shows_names_that_decode_to_the_same_text(
+    server: Server, client: redis.Redis
+) -> None:
+    """No value gets the name of another, whatever bytes the names hold."""
+    uuid = put_job(client)
+    for name, value in (b"m:\xff", b"1"), (b"m:a", b"2"), (b"m:\xfe", b"3"):
+        client.hset(f"jobstate:{uuid}", name, value)
+    state = server.open(f"/job_state/{uuid}").at(0).state
+    assert (state["a"], state["\ufffd"]) == (2, 3)
+
+
 def test_poll_answers_while_the_store_refuses_to_tell_of_changes(
     server: Server, job: str
 ) -> None:

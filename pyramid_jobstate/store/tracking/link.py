@@ -16,7 +16,7 @@ from redis import Redis
 from redis import exceptions as errors
 from redis.sentinel import SentinelConnectionPool
 
-from ..connection import FAIL_FAST, POOLS
+from ..connection import FAIL_FAST, POOLS, text, texts
 from ..passing import is_passing
 
 #: Older versions of hiredis return what a server says by itself as if it were a reply.
@@ -90,11 +90,9 @@ class Link:
         else:
             # Only the application knows how its pool connects.
             self._connection = self._pool.get_connection()
+        # It decodes nothing: see `is_fit`.
         self._reader = hiredis.Reader(
-            protocolError=errors.ConnectionError,
-            replyError=errors.ResponseError,
-            encoding="utf-8",
-            errors="replace",
+            protocolError=errors.ConnectionError, replyError=errors.ResponseError
         )
         #: The questions whose replies are awaited, None for the clock, each with the
         #: time at which it was asked.
@@ -157,15 +155,17 @@ class Link:
         """
         for reply in self._replies():
             if isinstance(reply, hiredis.PushNotification):
-                if reply[0] == "invalidate":
-                    yield Changed(reply[1])
+                if reply[0] == b"invalidate":
+                    yield Changed(reply[1] and [text(key) for key in reply[1]])
                 continue
             if not self._asked:
                 # Only an error is shown: the log must not hold what a job keeps secret.
                 said = reply if isinstance(reply, Exception) else type(reply).__name__
                 raise errors.ConnectionError(f"The server says unasked: {said}")
             question, _ = self._asked.popleft()
-            if question is not None and isinstance(reply, (dict, Exception)):
+            if question is not None and isinstance(reply, dict):
+                yield Answer(question, texts(reply))
+            elif question is not None and isinstance(reply, Exception):
                 yield Answer(question, reply)
             elif question is None and isinstance(reply, list):
                 yield Clock(int(reply[0]), int(reply[1]))
@@ -210,10 +210,10 @@ class Link:
         while True:
             for reply in self._replies():
                 if isinstance(reply, errors.ResponseError):
-                    text = f"{' '.join(words)}: {reply}"
+                    refusal = f"{' '.join(words)}: {reply}"
                     if is_passing(reply):
-                        raise errors.ConnectionError(text)
-                    raise TrackingRefused(text)
+                        raise errors.ConnectionError(refusal)
+                    raise TrackingRefused(refusal)
                 if not isinstance(reply, hiredis.PushNotification):
                     return
             if not self._wait(selectors.EVENT_READ, deadline):
