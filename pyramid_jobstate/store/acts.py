@@ -47,6 +47,7 @@ class JobActs(JobUpdates):
             self.batches.tell_all(changes)
         with contextlib.suppress(RedisError):
             self._run(self._cancelled(uuid, info, done))
+        self._counter.fresh.forget()
         if done == 2 and info.is_member:
             # With its batch, it was cancelled before.
             with contextlib.suppress(RedisError):
@@ -99,6 +100,7 @@ class JobActs(JobUpdates):
             return None
         self.batches.tell_all(changes)
         self._list(self._index.requeue(record.uuid, record.info))
+        self._counter.fresh.forget()
         return word
 
     def was_overtaken(self, uuid: str, word: str) -> bool:
@@ -121,6 +123,7 @@ class JobActs(JobUpdates):
         self.batches.tell_all(changes)
         if done:
             self._run(self._index.end(uuid, info, "error"))
+            self._counter.fresh.forget()
         return bool(done)
 
     def await_turn(self, steps: Sequence[tuple[str, JobInfo]]) -> bool:
@@ -214,6 +217,7 @@ class JobActs(JobUpdates):
                 if reply in DONE
                 for call in listed(record, reply)
             )
+        self._counter.fresh.forget()
         checked(replies)
 
     def _attempt(self, calls: Sequence[Call]) -> Sequence[Any]:

@@ -75,11 +75,12 @@ class Counter:
         self._client = client
         self._access = access
         self._reader, self._index, _ = access
-        self._fresh: Fresh[str | None, Counts] = Fresh(FRESH_SECONDS)
+        #: The counts of each kind that this process keeps.
+        self.fresh: Fresh[str | None, Counts] = Fresh(FRESH_SECONDS)
 
     def counts(self, kind: str | None, *, anew: bool) -> Counts:
         """Return the counts of a kind, or of all jobs, at most a second old."""
-        return self._fresh.get(kind, lambda: self._count(Filter(kind=kind)), anew=anew)
+        return self.fresh.get(kind, lambda: self._count(Filter(kind=kind)), anew=anew)
 
     def kinds(self) -> list[str]:
         """Return the kinds of the listed jobs in alphabetical order."""

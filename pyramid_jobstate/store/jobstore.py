@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from ..job import FINISHED, UNFINISHED, JobState, Record
 from .arguments import positive
 from .bulk import Act, Bulk, BulkResult, Tell
 from .connection import impatient, name_of
-from .counting import MAX_BUCKETS, MAX_SPAN, Bucket, Counter, Counts
+from .counting import MAX_BUCKETS, MAX_SPAN, Bucket, Counts
 from .failures import FIELDS, Failures, read_failures
 from .filters import Filter
 from .loads import JobReads
@@ -159,8 +158,9 @@ class JobStore(JobReads):
         )
 
     def counts(self, kind: str | None = None, *, anew: bool = False) -> Counts:
-        """Return how many jobs have which status, at most a second old and approximate:
-        see :class:`.counting.Counts`.
+        """Return how many jobs have which status, approximately: see
+        :class:`.counting.Counts`. They are at most a second old, and know of what this
+        store object has cancelled, deleted and run again.
 
         Parameters:
           kind: Only count jobs of this kind.
@@ -201,10 +201,6 @@ class JobStore(JobReads):
             raise ValueError(f"buckets must be from 1 to {MAX_BUCKETS}, not {buckets}.")
         self._sweep.is_done()
         return self._counter.throughput(kind, seconds, buckets)
-
-    @functools.cached_property
-    def _counter(self) -> Counter:
-        return Counter(self.client, self._access)
 
     def __repr__(self) -> str:
         return f"<JobStore {self.namespace!r} at {name_of(self.client)}>"

@@ -11,6 +11,7 @@ from .arguments import checked_namespace, client_of, positive
 from .calls import Calls, millis
 from .claims import Claims
 from .connection import Client, text
+from .counting import Counter
 from .entries import ListAccess
 from .index import Index
 from .members import Members
@@ -46,6 +47,7 @@ class JobWrites:
         self._reader = Reader(self.client, self._calls.key, silence)
         self._index = Index(scripts, namespace, **ttls)
         self._access = ListAccess(self._reader, self._index, self._run)
+        self._counter = Counter(self.client, self._access)
         #: Which unique jobs are under way.
         self.claims = Claims(self._calls, *self._access)
         #: What batches know of their members.

@@ -608,6 +608,25 @@ def test_counts_are_kept_for_a_second(
     assert store.counts() == Counts(error=3)
 
 
+@pytest.mark.parametrize(
+    ("act", "before", "after"),
+    [
+        (lambda store, job: store.clear(kind=job.kind), "success", Counts()),
+        (lambda store, job: job.delete(), "error", Counts()),
+        (lambda store, job: store.cancel_all(kind=job.kind), "queued", "cancelled"),
+        (lambda store, job: job.cancel(), "working", "cancelling"),
+    ],
+)
+def test_counts_know_of_what_this_process_has_done(
+    store: JobStore, act: Any, before: str, after: Any
+) -> None:
+    """Whoever clears, deletes or cancels jobs sees that in the counts at once."""
+    job = put_job(store, RunMarathon, before)
+    assert getattr(store.counts(), before) == 1
+    act(store, job)
+    assert store.counts() == (Counts(**{after: 1}) if isinstance(after, str) else after)
+
+
 def test_counts_are_never_negative(store: JobStore) -> None:
     """Entries left behind make a count too high or too low, but not negative."""
     for status in ("working", "error"):

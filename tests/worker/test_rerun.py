@@ -182,6 +182,7 @@ def rerun_refused(
     """Run a job again while the broker accepts nothing."""
 
     def refuse(*args: Any, **kwargs: Any) -> None:
+        assert site.store.counts().error == 0
         raise dramatiq.errors.ConnectionClosed("No broker here")
 
     with monkeypatch.context() as patch:
@@ -356,6 +357,7 @@ def test_broker_that_refuses_leaves_the_failure(
     (sent,) = site.fail()
     site.client.hset(key_of(site.store, sent.message_id), "m:large", "1" * 2000)
     before, lists = site.record(sent.message_id), site.client.keys()
+    assert site.store.counts() == Counts(error=1)
     rerun_refused(site, sent, monkeypatch)
     assert site.record(sent.message_id) == before
     assert sorted(site.client.keys()) == sorted(lists)
