@@ -6,7 +6,7 @@ This wing may import redis-py, :mod:`pyramid_jobstate.job` and
 
 from .arguments import checked_namespace, namespace_fault, positive, type_name
 from .bulk import Act, Acted, Bulk, BulkResult, Tell, check_empty
-from .connection import Client, is_hopeless, name_of, place_of, redis_errors
+from .connection import Client, name_of, place_of, redis_errors
 from .counting import Bucket, Counts
 from .deferred import deferred_client
 from .failures import Failures, Try
@@ -18,6 +18,7 @@ from .pages import Page
 from .passing import is_passing
 from .places import refusal
 from .scripts import Reply
+from .trouble import is_foreign
 
 __all__ = [
     "FAILED_OR_LOST",
@@ -39,7 +40,7 @@ __all__ = [
     "check_empty",
     "checked_namespace",
     "deferred_client",
-    "is_hopeless",
+    "is_foreign",
     "is_passing",
     "name_of",
     "namespace_fault",

@@ -14,8 +14,9 @@ from ..job import BATCH, JobInfo, Record
 from .bulk import Acted
 from .connection import LOST, text
 from .filters import OUTLINE
-from .scripts import Call, checked, run_scripts
+from .scripts import Call, run_scripts
 from .told import changes_of
+from .trouble import checked
 from .updates import JobUpdates
 
 #: The replies to a call that did something.
@@ -36,7 +37,7 @@ class JobActs(JobUpdates):
         # The client may repeat the call if a reply is lost: the word identifies it.
         call = self._cancel(uuid, info, secrets.token_hex(4))
         (done,), changes = self._run_for([(uuid, info)], [call])
-        if not isinstance(done, int):
+        if isinstance(done, (str, bytes)):
             if not may_follow:
                 return False
             (record,) = self._reader.read([text(done)])
@@ -94,10 +95,10 @@ class JobActs(JobUpdates):
                 raise NotUnique(hold.other)
             call = self._calls.requeue(uuid, record.info, word, hold.deadline)
             (done,), changes = self._run_for([(uuid, record.info)], [call])
-        if done < 0:
-            raise NotRepeatable("Its unique key could not be held for long enough.")
         if not done:
             return None
+        if done < 0:
+            raise NotRepeatable("Its unique key could not be held for long enough.")
         self.batches.tell_all(changes)
         self._list(self._index.requeue(record.uuid, record.info))
         self._counter.fresh.forget()
@@ -218,7 +219,7 @@ class JobActs(JobUpdates):
                 for call in listed(record, reply)
             )
         self._counter.fresh.forget()
-        checked(replies)
+        checked(calls, replies)
 
     def _attempt(self, calls: Sequence[Call]) -> Sequence[Any]:
         """Run calls and return their replies, with the error in place of each that

@@ -11,7 +11,6 @@ from redis.exceptions import RedisError
 
 from ..job import BATCH, FINISHED, NOT_SENT, Record
 from .calls import beside
-from .connection import is_hopeless
 from .entries import Entries, Entry
 from .filters import Place, bad_cursor, check_cursor, has_status
 from .pages import MAX_EXAMINED, check_limit
@@ -107,13 +106,8 @@ class BatchReads:
         """Return how a member had ended that was deleted, or None if nothing is known
         of it. If it was deleted before it was a member, its status is DELETED.
         """
-        try:
-            names = ("status", "was", "rev")
-            fields = self._reader.fields(self._reader.key(uuid), names)
-        except RedisError as e:
-            if is_hopeless(e):
-                return None
-            raise
+        names = ("status", "was", "rev")
+        fields = self._reader.fields(self._reader.key(uuid), names)
         # Without a status it has come back meanwhile.
         is_deleted = fields.get("status") == DELETED
         status = fields.get("was", DELETED if is_deleted else "")

@@ -302,11 +302,6 @@ def _send_bytes(client: Client, command: Keyed) -> Any:
     return client.execute_command(name, *args, **{NEVER_DECODE: True})  # type: ignore[no-untyped-call]
 
 
-def is_hopeless(error: Exception) -> bool:
-    """Return whether a command will always fail: its key holds another type."""
-    return isinstance(error, errors.ResponseError) and "WRONGTYPE" in str(error)
-
-
 @contextlib.contextmanager
 def redis_errors() -> Iterator[None]:
     """Turn a RedisClusterException, which is not a RedisError, into one."""

@@ -14,7 +14,7 @@ from .connection import Client
 from .entries import OTHERS, SOURCES, Entries, ListAccess
 from .filters import BY_STATUS, Filter, Place
 from .fresh import Fresh
-from .reading import ask
+from .reading import MAX_SCORE, ask
 from .statuses import INDEXED
 
 #: Seconds for which this process returns the same counts.
@@ -84,7 +84,7 @@ class Counter:
 
     def kinds(self) -> list[str]:
         """Return the kinds of the listed jobs in alphabetical order."""
-        words = (self._reader.clock() * 1000 - self._index.kind_ttl * 1000, "+inf")
+        words = (self._reader.clock() * 1000 - self._index.kind_ttl * 1000, MAX_SCORE)
         key = self._index.kinds_key
         return sorted(
             kind
@@ -139,7 +139,7 @@ class Counter:
             ),
         ]
         active, ended, *listed = self._numbers(
-            (key, now - ttl * 1000, "+inf") for key, ttl in keys
+            (key, now - ttl * 1000, MAX_SCORE) for key, ttl in keys
         )
         number = dict(zip(INDEXED, listed, strict=True))
         stalled = self._stalled(wanted._replace(status="stalled"))
@@ -174,4 +174,4 @@ class Counter:
     def _numbers(self, ranges: Iterable[tuple[str, int, int | str]]) -> list[int]:
         """Return how many members sorted sets have in ranges of scores."""
         commands = [Command(key, ("ZCOUNT", key, *limits)) for key, *limits in ranges]
-        return ask(self._client, commands)
+        return [number or 0 for number in ask(self._client, commands)]

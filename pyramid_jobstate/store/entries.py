@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 from ..job import FINISHED, UNFINISHED, UUID, Record
 from .connection import text
 from .filters import ACTIVE, BY_STATUS, ENDED, FAILED_OR_LOST, OUTLINE, Filter, Place
+from .reading import MAX_SCORE
 from .statuses import Found
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ MAX_LOOKED = 2000
 
 #: The maximum bytes of parameters to read at once.
 MAX_PORTION = 4 * 1024 * 1024
-
-#: The highest score of an index. Scores are microseconds, exact as floats up to here.
-MAX_SCORE = 2**53
 
 #: The status indexes that list the jobs of a status. The stored status of a stalled job
 #: is the one that it had when its worker was last heard of.
@@ -126,8 +124,9 @@ class Entries:
             up to MAX_READ.
         """
         while True:
-            if self._others:
-                found, looked, last = self.seek(place, count)
+            sought = self.seek(place, count) if self._others else None
+            if sought is not None:
+                found, looked, last = sought
             else:
                 found, looked = self.read(place, count), 0
                 last = found[-1][0] if len(found) == count else None
@@ -178,9 +177,10 @@ class Entries:
 
     def seek(
         self, place: Place, count: int
-    ) -> tuple[list[tuple[Place, str]], int, Place | None]:
+    ) -> tuple[list[tuple[Place, str]], int, Place | None] | None:
         """Return entries after a place that no other status lists, how many entries
         were looked at for them, and the last of these, or None at the end of the index.
+        Return None if another program has written into one of the indexes.
         """
         newest = MAX_SCORE if place.score is None else place.score
         ended = place.part == ENDED
@@ -189,6 +189,8 @@ class Entries:
             scope, self._others, newest, place.uuid, count, MAX_LOOKED, ended=ended
         )
         (reply,) = self._run([call])
+        if reply is None:
+            return None
         last, score, looked, *rows = reply
         found = [
             (Place(place.part, int(float(score)), text(uuid)), "")

@@ -18,9 +18,9 @@ from .calls import millis
 from .commands import Command
 from .connection import execute, text
 from .filters import OUTLINE
-from .scripts import Call, Script, checked, run_scripts
+from .scripts import Call, Script, run_scripts
 from .told import ENDED, LETTERS, MOVED, REOPENED, Change, Heard
-from .trouble import is_lasting, note_broken
+from .trouble import checked
 
 if TYPE_CHECKING:
     from .calls import Calls
@@ -105,6 +105,7 @@ class Members:
                 words += [job.uuid, letter, weight, millis(job.delay)]
             call = self._tell("add_members", batch, sender, *words)
             (found,) = self._run([call])
+            found = found or [-1]
             if found[0] < 0:
                 return None, found
             change, replies = found[:5], replies + found[5:]
@@ -131,7 +132,7 @@ class Members:
         """
         words = (self._silence, pause, most, through)
         (found,) = self._run([self._call("look_batch", batch, *words)])
-        return [text(word) for word in found]
+        return [text(word) for word in found or ()]
 
     def tell(self, change: Change) -> Call:
         """Return the call that tells a batch of a change."""
@@ -156,9 +157,9 @@ class Members:
         """
         if not changes:
             return
-        replies = run_scripts(self._client, [*map(self.tell, changes)])
+        replies = self._run(map(self.tell, changes))
         pairs = zip(changes, replies, strict=True)
-        sound = [pair for pair in pairs if has_answered(*pair)]
+        sound = [(change, reply) for change, reply in pairs if reply is not None]
         self.settle([change for change, _ in sound], [reply for _, reply in sound])
 
     def settle(self, changes: Sequence[Change], replies: Sequence[Any]) -> list[Heard]:
@@ -246,9 +247,9 @@ class Members:
             yield from self._index.batch(batch, info, status, int(due))
 
     def _run(self, calls: Iterable[Call]) -> Sequence[Any]:
-        """Run calls and return their replies. Raise the first error among these."""
+        """Run calls and return their replies: see :func:`.checked`."""
         calls = list(calls)
-        return checked(run_scripts(self._client, calls) if calls else [])
+        return checked(calls, run_scripts(self._client, calls) if calls else [])
 
     def _call(self, script: str, batch: str, *args: str | int) -> Call:
         calls = self._calls
@@ -260,17 +261,3 @@ class Members:
         """Return a call with the lifetimes of a batch."""
         index = self._index
         return self._call(script, batch, index.active_ttl, index.ended_ttl, *args)
-
-
-def has_answered(change: Change, reply: Any) -> bool:
-    """Return whether a batch has answered to a change. If it never will, say so once.
-
-    Raises:
-      redis.exceptions.RedisError: The error will pass.
-    """
-    if not isinstance(reply, Exception):
-        return True
-    if not is_lasting(reply):
-        raise reply
-    note_broken(change.batch, reply)
-    return False

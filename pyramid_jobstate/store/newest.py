@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..job import UUID
 from .commands import Command
-from .connection import execute, text
 from .index import index_key
+from .reading import MAX_SCORE, ask, scored
 
 if TYPE_CHECKING:
     from .jobstore import JobStore
@@ -26,23 +25,12 @@ def newest_uuids(store: JobStore, count: int) -> list[str]:
       redis.exceptions.RedisError: The store does not answer.
     """
     keys = [index_key(store.namespace, "all", ended=ended) for ended in (False, True)]
-    words = (0, count - 1, "WITHSCORES")
-    commands = [Command(key, ("ZREVRANGE", key, *words)) for key in keys]
-    scores: dict[str, float] = {}
-    for reply in execute(store.client, commands):
-        if isinstance(reply, Exception):
-            raise reply
-        for uuid, score in _pairs(reply):
+    words = (MAX_SCORE, 0, "WITHSCORES", "LIMIT", 0, count)
+    commands = [Command(key, ("ZREVRANGEBYSCORE", key, *words)) for key in keys]
+    scores: dict[str, int] = {}
+    for reply in ask(store.client, commands):
+        for uuid, score in scored(reply):
             # A job that has just ended may still be listed as unfinished.
-            scores[uuid] = max(score, scores.get(uuid, 0.0))
+            scores[uuid] = max(score, scores.get(uuid, 0))
     newest = sorted(scores, key=scores.__getitem__, reverse=True)
     return [uuid for uuid in newest if UUID.fullmatch(uuid)][:count]
-
-
-def _pairs(rows: Any) -> Iterator[tuple[str, float]]:
-    """Yield the members and scores in a reply of either protocol."""
-    if rows and not isinstance(rows[0], (list, tuple)):
-        # RESP2 returns a flat list instead of pairs.
-        rows = zip(rows[::2], rows[1::2], strict=True)
-    for member, score in rows:
-        yield text(member), float(score)

@@ -6,14 +6,19 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from redis.exceptions import RedisError
-
 from ..job import ALIAS, TARGET, Record, parse_int
 from .commands import Command
-from .connection import Client, execute, is_hopeless, redis_errors, text, texts
+from .connection import Client, execute, redis_errors, text, texts
+from .trouble import checked, skip
 
 #: Seconds between two readings of the server's clock, which drifts slowly.
 CLOCK_SECONDS = 10.0
+
+#: The highest score that is read. Scores are microseconds, exact as floats up to here.
+MAX_SCORE = 2**53
+
+#: The highest number of a member of a batch.
+MAX_NUMBER = 10**9 - 1
 
 #: The status of a deleted job, which reads as an unknown one.
 DELETED = "deleted"
@@ -36,31 +41,23 @@ class Alias(NamedTuple):
 
 
 def ask(client: Client, commands: Sequence[Command]) -> list[Any]:
-    """Return the replies to commands in one round trip.
+    """Return the replies to commands in one round trip, with None for each key into
+    which another program has written.
 
     Raises:
       redis.exceptions.RedisError: A command failed, or the server did not answer.
     """
-    replies = execute(client, commands)
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply
-    return replies
+    return checked(commands, execute(client, commands))
 
 
-def stop_in(reply: Any) -> tuple[str | None, str | None]:
-    """Return when a batch was cancelled, or None, and its status, from the reply to
-    HMGET.
-
-    Raises:
-      redis.exceptions.RedisError: The reply is an error that will pass.
+def scored(rows: Any) -> list[tuple[str, int]]:
+    """Return the members and scores in a reply to a command with WITHSCORES, which may
+    be None. Its scores end at MAX_SCORE.
     """
-    if isinstance(reply, Exception):
-        if is_hopeless(reply):
-            return None, None
-        raise reply
-    stopped, status = (None if value is None else text(value) for value in reply)
-    return stopped, status
+    if rows and not isinstance(rows[0], (list, tuple)):
+        # RESP2 returns a flat list instead of pairs.
+        rows = zip(rows[::2], rows[1::2], strict=True)
+    return [(text(member), int(float(score))) for member, score in rows or ()]
 
 
 class Reader:
@@ -147,8 +144,9 @@ class Reader:
         keys = map(self.key, batches)
         commands = [Command(key, ("HMGET", key, "stopped", "status")) for key in keys]
         found = {}
-        for uuid, reply in zip(batches, execute(self._client, commands), strict=True):
-            found[uuid] = stop_in(reply)
+        for uuid, reply in zip(batches, ask(self._client, commands), strict=True):
+            stopped, status = reply or (None, None)
+            found[uuid] = stopped and text(stopped), status and text(status)
         return found
 
     def members(
@@ -162,18 +160,13 @@ class Reader:
           has_failed: Only members that have failed.
         """
         _, failed, order = keys
-        try:
-            if has_failed:
-                words = (f"({at}", "+inf", "WITHSCORES", "LIMIT", 0, count)
-                found = self.scores("ZRANGEBYSCORE", failed, *words)
-                return [(number, uuid) for uuid, number in found]
-            command = Command(order, ("LRANGE", order, at, at + count - 1))
-            (rows,) = ask(self._client, [command])
-        except RedisError as e:
-            if is_hopeless(e):
-                return []
-            raise
-        return [(at + i, text(uuid)) for i, uuid in enumerate(rows, 1)]
+        if has_failed:
+            words = (f"({at}", MAX_NUMBER, "WITHSCORES", "LIMIT", 0, count)
+            found = self.scores("ZRANGEBYSCORE", failed, *words)
+            return [(number, uuid) for uuid, number in found]
+        command = Command(order, ("LRANGE", order, at, at + count - 1))
+        (rows,) = ask(self._client, [command])
+        return [(at + i, text(uuid)) for i, uuid in enumerate(rows or (), 1)]
 
     def sizes(self, uuids: Sequence[str], name: str) -> Sequence[int]:
         """Return the size of one field of several jobs in bytes, 0 if it is missing."""
@@ -185,16 +178,13 @@ class Reader:
     def fields(self, key: str, names: Sequence[str]) -> dict[str, str]:
         """Return those of some fields that a hash has."""
         (reply,) = ask(self._client, [Command(key, ("HMGET", key, *names))])
-        found = zip(names, reply, strict=True)
+        found = zip(names, reply or (), strict=reply is not None)
         return {name: text(value) for name, value in found if value is not None}
 
     def scores(self, name: str, key: str, *words: str | int) -> list[tuple[str, int]]:
         """Return the members and scores found by a command with WITHSCORES."""
         (rows,) = ask(self._client, [Command(key, (name, key, *words))])
-        if rows and not isinstance(rows[0], list):
-            # RESP2 returns a flat list instead of pairs.
-            rows = zip(rows[::2], rows[1::2], strict=True)
-        return [(text(member), int(float(score))) for member, score in rows]
+        return scored(rows)
 
     def now(self) -> int:
         """Return the server's time in milliseconds, as last set: see `has_clock`."""
@@ -236,9 +226,8 @@ class Reader:
     ) -> Record | Alias | None:
         """Return the record of a reply, or None if the key does not hold a job."""
         if isinstance(reply, Exception):
-            if is_hopeless(reply):
-                return None
-            raise reply
+            skip(self.key(uuid), reply)
+            return None
         if names:
             found = zip(names, reply, strict=True)
             fields = {name: text(value) for name, value in found if value is not None}

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError
 
 from .commands import Command
 from .connection import Client, execute
@@ -187,11 +187,3 @@ def worst(first: Any, last: Any) -> Reply | Exception:
     reply = _REPLIES[min(first, last)]
     # To the run it makes no difference that the job had ended before.
     return Reply.OK if reply is Reply.REOPENED else reply
-
-
-def checked(replies: Sequence[Any]) -> Sequence[Any]:
-    """Return replies. Raise the first error among them."""
-    for reply in replies:
-        if isinstance(reply, RedisError):
-            raise reply
-    return replies

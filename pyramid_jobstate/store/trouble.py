@@ -1,32 +1,75 @@
-"""Records of batches that another program has damaged."""
+"""Keys of ours into which another program has written: they are skipped."""
 
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Sequence
+from typing import Any
 
 from redis.exceptions import ResponseError
 
+from .commands import Keyed
+
 log = logging.getLogger("pyramid_jobstate")
 
-#: The most batches that are logged as damaged, once each.
+#: What a server says of such keys: one has another type, a number in one is none, or a
+#: script cannot use what it has read. Only then is the script named before the reason:
+#: other errors, such as that of a full server, name it behind.
+_FOREIGN = re.compile(
+    r"WRONGTYPE|value is not an? |would overflow|must be strings or integers"
+    r"|(?<!@)user_script:\d+: "
+)
+
+#: The most keys that are logged, once each.
 MOST = 100
 
 _noted: set[str] = set()
 
 
-def is_lasting(error: Exception) -> bool:
-    """Return whether a script will always fail: it has found what it did not write."""
-    # Errors that pass, such as of a full server, have classes of their own.
-    return type(error) is ResponseError and "user_script" in str(error)
+def is_foreign(error: Exception) -> bool:
+    """Return whether a server answers so because of what another program wrote."""
+    return isinstance(error, ResponseError) and bool(_FOREIGN.search(str(error)))
 
 
-def note_broken(batch: str, error: Exception) -> None:
-    """Log that a batch cannot be told of its members, once."""
-    if batch not in _noted and len(_noted) < MOST:
-        _noted.add(batch)
+def skip(key: str, error: Exception) -> None:
+    """Log once that a key is skipped into which another program has written.
+
+    Raises:
+      redis.exceptions.RedisError: The error has another cause.
+    """
+    if not is_foreign(error):
+        raise error
+    if key not in _noted and len(_noted) < MOST:
+        _noted.add(key)
         log.warning(
-            "The record of the batch %s is damaged: its counts are out of date. Its "
-            "jobs go on: %s",
-            batch,
+            "Another program has written into the key %s of the job state store, or "
+            "into one beside it. What cannot be read is skipped: %s",
+            key,
             error,
         )
+
+
+def skipped(commands: Sequence[Keyed], replies: Sequence[Any]) -> list[Any]:
+    """Return the replies to commands, with None in place of those that :func:`skip`
+    skips. Other errors stay.
+    """
+    found = [*replies]
+    for i, reply in enumerate(replies):
+        if isinstance(reply, Exception) and is_foreign(reply):
+            skip(commands[i].key, reply)
+            found[i] = None
+    return found
+
+
+def checked(commands: Sequence[Keyed], replies: Sequence[Any]) -> list[Any]:
+    """Return the same.
+
+    Raises:
+      redis.exceptions.RedisError: Another error is among them.
+    """
+    found = skipped(commands, replies)
+    for reply in found:
+        if isinstance(reply, Exception):
+            raise reply
+    return found

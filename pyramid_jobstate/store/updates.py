@@ -12,9 +12,10 @@ from ..job import NOT_SENT, Update
 from .calls import millis
 from .claims import UNASKED, Hold
 from .connection import LOST
+from .reading import MAX_SCORE
 from .scripts import Call, Reply, run_scripts, worst
 from .told import Change, changes_of
-from .trouble import is_lasting, note_broken
+from .trouble import skipped
 from .writes import JobWrites
 
 
@@ -60,7 +61,9 @@ class JobUpdates(JobWrites):
             self._sweep.note()
         told = list(changes.values())
         more = [call for _, call in (*listed, *claimed)]
-        replies = run_scripts(self.client, [*more, *map(self.batches.tell, told)])
+        calls = [*more, *map(self.batches.tell, told)]
+        # A job must not suffer from what is wrong with its lists or its batch.
+        replies = skipped(calls, run_scripts(self.client, calls))
         for (i, _), reply in zip(listed, replies, strict=False):
             if isinstance(reply, Exception):
                 results[i] = reply
@@ -136,13 +139,10 @@ class JobUpdates(JobWrites):
         """
         heard: dict[int, tuple[Change, Any]] = {}
         for (i, change), reply in zip(changes.items(), replies, strict=True):
-            if not isinstance(reply, Exception):
-                heard[i] = change, reply
-            elif is_lasting(reply):
-                # The job must not suffer from what is wrong with its batch.
-                note_broken(change.batch, reply)
-            else:
+            if isinstance(reply, Exception):
                 results[i] = reply
+            elif reply is not None:
+                heard[i] = change, reply
         answers = self.batches.settle(
             [change for change, _ in heard.values()],
             [reply for _, reply in heard.values()],
@@ -185,7 +185,7 @@ class JobUpdates(JobWrites):
         `since`, at most a minute ago, and the value for `since` at the next call.
         Times are in microseconds of the server's clock.
         """
-        words = (self._index.cancels_key, f"({since}", "+inf", "WITHSCORES")
+        words = (self._index.cancels_key, f"({since}", MAX_SCORE, "WITHSCORES")
         found = self._reader.scores("ZRANGEBYSCORE", *words)
         return {uuid for uuid, _ in found}, max([since, *(time for _, time in found)])
 

@@ -16,9 +16,10 @@ from .entries import ListAccess
 from .index import Index
 from .members import Members
 from .reading import Reader
-from .scripts import Call, checked, read_scripts, run_scripts
+from .scripts import Call, read_scripts, run_scripts
 from .sweeping import Sweep
 from .told import Change, changes_of, delayed
+from .trouble import checked
 
 
 class JobWrites:
@@ -196,9 +197,9 @@ class JobWrites:
         return changes_of(jobs, self._run(calls))
 
     def _run(self, calls: Iterable[Call]) -> Sequence[Any]:
-        """Run calls and return their replies. Raise the first error among these."""
+        """Run calls and return their replies: see :func:`.checked`."""
         calls = list(calls)
-        return checked(run_scripts(self.client, calls) if calls else [])
+        return checked(calls, run_scripts(self.client, calls) if calls else [])
 
     def _list(self, calls: Iterable[Call]) -> None:
         """Run calls that list jobs."""

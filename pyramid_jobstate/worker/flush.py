@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from ..job import Update
-from ..store import JobStore, Reply, is_hopeless
+from ..store import JobStore, Reply, is_foreign
 from .backlog import Backlog
 from .cancels import Cancels
 from .outage import Outage
@@ -145,7 +145,7 @@ class Flush:
             elif isinstance(reply, Reply):
                 if self._settle(unsaved, update, reply, now) and unsaved in waiting:
                     self._backlog.release(unsaved, waiting[unsaved])
-            elif is_hopeless(reply):
+            elif is_foreign(reply):
                 self._give_up(unsaved, str(reply))
             else:
                 unsaved.mark_unconfirmed()

@@ -270,10 +270,13 @@ def test_a_store_that_refuses(
     pjobs: Operator, store: JobStore, client: redis.Redis
 ) -> None:
     """What the server refuses is said with its reason."""
-    client.set("jobstate:active:all", "")
-    ran = pjobs("show", "4f6c")
+    client.execute_command("ACL", "SETUSER", "ann", "on", "nopass", "~*", "+@all")
+    client.execute_command("ACL", "SETUSER", "ann", "-zrevrangebyscore")
+    url = pjobs.url.replace("redis://", "redis://ann:x@")
+    ran = pjobs.main("--url", url, "show", "4f6c")
+    client.execute_command("ACL", "DELUSER", "ann")
     assert ran.code == 1
-    assert "refuses: WRONGTYPE" in ran.err[0]
+    assert "refuses: User ann has no permissions" in ran.err[0]
 
 
 def test_rich_is_named_where_it_is_missing(redis_url: str, store: JobStore) -> None:

@@ -234,16 +234,6 @@ def test_filter_by_params_passes_over_what_has_none(
     assert store.list(params={"miles": 26}) == ([], None)
 
 
-def test_index_of_another_type_is_an_error(
-    store: JobStore, client: redis.Redis
-) -> None:
-    """If another program has taken the key of an index, listing raises an error."""
-    client.set("jobstate:active:all", "x")
-
-    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
-        store.list()
-
-
 # A read-only server.
 
 

@@ -23,7 +23,7 @@ from pyramid_jobstate.job.changes import End, Failure, NewJob, Update
 from pyramid_jobstate.job.phases import phase_of
 from pyramid_jobstate.job.record import JobError, JobInfo, Record
 from pyramid_jobstate.job.run import Run
-from pyramid_jobstate.store import connection, scripts
+from pyramid_jobstate.store import connection, scripts, trouble
 from pyramid_jobstate.worker import backlog, flush, outage
 from pyramid_jobstate.worker import recorder as recorder_module
 from pyramid_jobstate.worker.recorder import Recorder
@@ -1005,11 +1005,15 @@ def test_a_running_job_learns_of_the_cancel_once_it_reports(
 
 
 def test_a_cancel_is_heard_though_another_program_has_written_its_list(
-    make_recorder: MakeRecorder, admin: redis.Redis, caplog: pytest.LogCaptureFixture
+    make_recorder: MakeRecorder,
+    admin: redis.Redis,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """If another program has overwritten the list of cancels, a heartbeat brings the
     cancel, and one warning is logged.
     """
+    monkeypatch.setattr(trouble, "_noted", set())
     admin.set("jobstate:cancels", "not a list")
     job = Job(make_recorder(heartbeat=0.05)).begin()
 
@@ -1022,8 +1026,30 @@ def test_a_cancel_is_heard_though_another_program_has_written_its_list(
     wait_for(lambda: job.recorder.store.cancel(job.uuid, INFO))
     wait_for(lambda: job.unsaved.run.cancel_requested)
     assert job.end("cancelled")
+    (said,) = messages(caplog, "pyramid_jobstate")
+    assert "the key jobstate:cancels of" in said and "WRONGTYPE" in said
+
+
+def test_a_cancel_is_heard_though_the_store_refuses_its_list(
+    make_recorder: MakeRecorder,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If this process may not read the list of cancels, the same holds."""
+    job = Job(make_recorder(heartbeat=0.05)).begin()
+    asked = threading.Semaphore(0)
+
+    def refuse(since: int) -> None:
+        asked.release()
+        raise redis.exceptions.NoPermissionError("No permission")
+
+    monkeypatch.setattr(job.recorder.store, "cancels", refuse)
+    assert asked.acquire(timeout=20) and asked.acquire(timeout=20)
+    assert job.recorder.store.cancel(job.uuid, INFO)
+    wait_for(lambda: job.unsaved.run.cancel_requested)
+    assert job.end("cancelled")
     (said,) = messages(caplog, LOGGER)
-    assert "refuses to list cancels" in said and "WRONGTYPE" in said
+    assert "refuses to list cancels" in said
 
 
 def test_a_message_that_was_put_back_finds_its_cancelled_record(

@@ -10,15 +10,16 @@ local token, status = ARGV[1], ARGV[6]
 local delay, now = tonumber(ARGV[7]), time()
 
 -- Keep the failure of this run among the last ten tries: its start, its end, its error and its
--- token. Readers put them in the order of their starts.
+-- token. Readers put them in the order of their starts. Another program may have written
+-- there: that must not stop the script half way.
 local function keep_try(started)
-  local number = redis.call("HINCRBY", KEYS[2], "tries", 1)
+  local number = tonumber(redis.pcall("HINCRBY", KEYS[2], "tries", 1)) or 0
   local try = { started and int(started) or "null", int(now), ARGV[14], '"' .. token .. '"' }
-  redis.call("HSET", KEYS[2], "try:" .. number % 10, "[" .. table.concat(try, ",") .. "]")
+  redis.pcall("HSET", KEYS[2], "try:" .. number % 10, "[" .. table.concat(try, ",") .. "]")
 end
 
 local function has_try()
-  for _, value in ipairs(redis.call("HVALS", KEYS[2])) do
+  for _, value in ipairs(redis.pcall("HVALS", KEYS[2])) do
     if string.find(value, ',"' .. token .. '"]', 1, true) then
       return true
     end
@@ -61,8 +62,8 @@ redis.call("HSET", key, "status", status, "seq", ARGV[2], "updated", int(now))
 set(ARGV[10] == "1" and 16 or 11)
 if ARGV[9] == "0" then
   -- Restore the attempt and the start of the previous run, or 0 and no start.
-  local attempt, started = string.match(redis.call("HGET", key, "before") or "0 ", "(%d+) (%d*)")
-  redis.call("HSET", key, "attempt", attempt, "started", started)
+  local attempt, started = string.match(redis.call("HGET", key, "before") or "", "(%d+) (%d*)")
+  redis.call("HSET", key, "attempt", attempt or "0", "started", started or "")
 end
 if reason then
   redis.call("HSET", key, "error", reason)
@@ -71,15 +72,15 @@ elseif stop then
 end
 if ARGV[10] == "1" and (stop or status ~= "cancelled") then
   keep_try(tonumber(redis.call("HGET", key, "started")))
-  redis.call("HSET", KEYS[2], "traceback", ARGV[13])
+  redis.pcall("HSET", KEYS[2], "traceback", ARGV[13])
   if status == "error" and not stop then
-    redis.call("HDEL", KEYS[2], "former", "message", "refusal")
+    redis.pcall("HDEL", KEYS[2], "former", "message", "refusal")
     local name = ARGV[11] ~= "" and 11 or 12
-    redis.call("HSET", KEYS[2], name == 11 and "message" or "refusal", ARGV[name])
+    redis.pcall("HSET", KEYS[2], name == 11 and "message" or "refusal", ARGV[name])
   end
 end
 if status ~= "retrying" and status ~= "error" then
-  redis.call("HDEL", KEYS[2], "former", "message", "refusal")
+  redis.pcall("HDEL", KEYS[2], "former", "message", "refusal")
 end
 -- A requeued message must find the record, even that of a cancelled job.
 local ttl = int(delay and ARGV[5] + delay or ARGV[4])

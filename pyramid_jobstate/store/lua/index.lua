@@ -39,6 +39,10 @@ local now = micros()
 -- Scores are exact up to 2^53.
 local due = math.min(now + delay * 1000, 9007199254740992)
 local score = tonumber(redis.call("ZSCORE", key, uuid))
+if score and math.abs(score) > 9007199254740992 then
+  -- Another program wrote it.
+  score, place = nil, "GT"
+end
 if not score and (place == "XX" or place == "") then
   -- No status index lists what the index does not.
   to = 0

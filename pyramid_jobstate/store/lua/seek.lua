@@ -56,6 +56,10 @@ while true do
   local rows = redis.call("ZREVRANGE", key, rank, rank + PORTION - 1, "WITHSCORES")
   local before = #found
   for i = 1, #rows, 2 do
+    if tonumber(rows[i + 1]) < 0 then
+      -- Another program wrote it.
+      return { "", "", looked, unpack(found) }
+    end
     uuid, score = rows[i], rows[i + 1]
     looked = looked + 1
     -- Entries with equal scores come in descending order of uuids.

@@ -14,7 +14,8 @@ from ..claims import named
 from ..connection import Client, redis_errors
 from ..nodes import node_named, primary_of
 from ..passing import PASSING
-from ..reading import Reader, stop_in
+from ..reading import Reader
+from ..trouble import skip
 from .link import Link
 
 if TYPE_CHECKING:
@@ -82,9 +83,8 @@ class Tracker:
         if alias is None:
             record = self._reader.record(uuid, found[key])
             batch = self._batch_of(uuid, found[key])
-            reply = batch and found.get(self._reader.key(batch))
-            if record is not None and reply is not None:
-                stop(record, *self._stop_of(reply))
+            if record is not None and batch is not None:
+                stop(record, *self._stop_of(self._reader.key(batch), found))
             return record
         target = alias.target
         record = self._reader.record(target, found[self._reader.key(target)])
@@ -111,15 +111,19 @@ class Tracker:
         record = self._reader.record(uuid, reply)
         return batch_of(record) if record and is_waiting(record) else None
 
-    def _stop_of(self, reply: Any) -> tuple[str | None, str | None]:
-        """Return when a batch was cancelled, and its status.
+    def _stop_of(
+        self, key: str, found: Mapping[str, Any]
+    ) -> tuple[str | None, str | None]:
+        """Return when a batch was cancelled, and its status, as far as they were read.
 
         Raises:
           redis.exceptions.RedisError: The reply is an error that will pass.
         """
-        if isinstance(reply, dict):
-            return reply.get("stopped"), reply.get("status")
-        return stop_in(reply if isinstance(reply, Exception) else (None, None))
+        reply = found.get(key, {})
+        if isinstance(reply, Exception):
+            skip(key, reply)
+            return None, None
+        return reply.get("stopped"), reply.get("status")
 
     def server_of(self, key: str) -> str:
         """Return the name of the server that holds a key: of a Cluster's primary.
