@@ -64,11 +64,14 @@ class Calls:
     def claim(
         self, identity: str, uuid: str, version: str, ttl: int, hold: int | None = None
     ) -> Call:
-        args = (uuid, version, ttl, "" if hold is None else hold)
+        args = (uuid, version, ttl, "" if hold is None else hold, self._silence)
         return Call.of(self._scripts["claim"], self.claim_key(identity), args)
 
+    def mark(self, identity: str, uuid: str, ttl: int) -> Call:
+        return Call.of(self._scripts["mark"], self.claim_key(identity), (uuid, ttl))
+
     def alias(self, uuid: str, target: str, ttl: int, sender: str) -> Call:
-        return self._call("alias", uuid, target, ttl, sender)
+        return self._call("alias", uuid, target, ttl, sender, dumps(NOT_SENT))
 
     def touch(self, job: NewJob) -> Call:
         return self._call("touch", job.uuid, job.sender)

@@ -1,7 +1,9 @@
 """Unique jobs: which job of an identity is under way, and aliases that lead to it.
 
 A claim names a job of an identity, and the record of that job says whether it is under
-way. No lock has to be released when it ends.
+way. No lock has to be released when it ends. Jobs are recorded before they take their
+claim; until then each has a mark beside it, by which those are found whose senders have
+died.
 """
 
 from __future__ import annotations
@@ -116,6 +118,22 @@ class Claims:
             return None
         return record
 
+    def mark(self, *jobs: NewJob) -> Iterator[Call]:
+        """Yield the calls that mark the unique ones among jobs that are about to be
+        recorded. They take their claims later: should their sender die before,
+        :meth:`_end_lost` ends them.
+        """
+        for job in jobs:
+            if job.info.unique is not None:
+                life = self._life(job.delay)
+                yield self._calls.mark(job.info.unique, job.uuid, life)
+
+    def unmark(self, *jobs: NewJob) -> Iterator[Call]:
+        """Yield the calls that remove these marks."""
+        for job in jobs:
+            if job.info.unique is not None:
+                yield self._calls.mark(job.info.unique, job.uuid, 0)
+
     def touch(self, job: NewJob) -> None:
         """Note that the sender of a job lives, even if its commit took long."""
         self._run([self._calls.touch(job)])
@@ -168,17 +186,20 @@ class Claims:
 
     def retake(self, update: Update, reply: Any) -> None:
         """Take back the claim that was lost, and taken by a job that is over, for a job
-        that is under way.
+        that is under way. End the jobs whose senders have died.
 
         Parameters:
           update: An update of the job that was renewed.
           reply: The reply to the call of :meth:`renew`.
         """
-        is_reply = isinstance(reply, list)
-        if update.end is None and is_reply and text(reply[0]) != update.uuid:
-            assert update.info.unique is not None
-            with contextlib.suppress(RedisError):
-                self._hold(update.info.unique, update.uuid, 0.0, None)
+        if not isinstance(reply, list):
+            return
+        identity = update.info.unique
+        assert identity is not None
+        with contextlib.suppress(RedisError):
+            self._end_lost(identity, reply[3:])
+            if update.end is None and text(reply[0]) != update.uuid:
+                self._hold(identity, update.uuid, 0.0, None)
 
     def renew(self, update: Update, reply: Reply | Exception) -> Iterator[Call]:
         """Yield the call that lets a claim live for as long as the record of its job
@@ -224,9 +245,10 @@ class Claims:
         due = record and record.millis("due")
         life = self._alias_ttl + max(0, (due or 0) - self._reader.now())
         self._run([self._calls.alias(job.uuid, target, life, job.sender)])
-        # Lists drop it when they read it.
+        # Lists drop it when they read it, and claims forget it.
         with contextlib.suppress(RedisError):
-            self._run(self._index.forget(job))
+            listed = self._index.delete(job.uuid, job.info)
+            self._run([*listed, *self.unmark(job)])
 
     def _renew_aliases(self, aliases: Sequence[Alias]) -> None:
         """Renew aliases past half their lifetime."""
@@ -262,8 +284,26 @@ class Claims:
         call = self._calls.claim(identity, uuid, version, life, hold)
         (reply,) = self._run([call])
         # One that another program has written says nothing of any other job.
-        holder, version, held_until = reply or (uuid, "", self._reader.clock() + HOLD)
+        reply = reply or (uuid, "", self._reader.clock() + HOLD)
+        holder, version, held_until, *lost = reply
+        # The next call finds them again.
+        with contextlib.suppress(RedisError):
+            self._end_lost(identity, lost)
         return Claim(text(holder), text(version), int(held_until))
+
+    def _end_lost(self, identity: str, marked: Sequence[str | bytes]) -> None:
+        """End those of some marked jobs whose senders have died before they took their
+        claim, and remove the marks of all that are not being sent.
+        """
+        if not marked:
+            return
+        uuids = [text(uuid) for uuid in marked]
+        for uuid, record in zip(uuids, self._reader.read(uuids), strict=True):
+            is_unsent = record is not None and record.stored_status == "sending"
+            if record is not None and record.was_never_sent:
+                is_unsent = not self._give_up(record)
+            if not is_unsent:
+                self._run([self._calls.mark(identity, uuid, 0)])
 
     def _is_over(self, uuid: str) -> bool:
         """Return whether a job has ended or is unknown. One that was never sent is
@@ -276,18 +316,21 @@ class Claims:
             (record,) = self._reader.read([uuid])
         return record is None or record.is_finished
 
-    def _give_up(self, record: Record) -> None:
-        """End a job that was never sent."""
+    def _give_up(self, record: Record) -> bool:
+        """End a job that was never sent. Return whether it is over: its sender may live
+        after all.
+        """
         uuid, rerun = record.uuid, record.info.rerun
         status, call = "error", self._calls.restore(uuid, record.info, rerun or "")
         if not rerun or self._run([call]) != [1]:
             status = "cancelled"
             call = self._calls.cancel_unsent(uuid, secrets.token_hex(4))
             if self._run([call]) == [0]:
-                return
+                return False
         log.info("Job %s was never sent. Another has taken its place.", uuid)
         with contextlib.suppress(RedisError):
             self._run(self._index.end(uuid, record.info, status))
+        return True
 
     def _life(self, delay: float) -> int:
         return self._ttl + millis(delay)

@@ -20,6 +20,7 @@ NAMES = (
     "claim",
     "create",
     "delete",
+    "mark",
     "queue_again",
     "requeue",
     "restore",

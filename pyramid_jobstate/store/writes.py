@@ -79,26 +79,32 @@ class JobWrites:
         requeued = iter(self.queue_again(ended))
         return [next(requeued) if isinstance(r, str) else r for r in replies]
 
-    def create_new(self, *jobs: NewJob, tells: bool = True) -> Sequence[bool | str]:
+    def create_new(
+        self, *jobs: NewJob, tells: bool = True, marks: bool = False
+    ) -> Sequence[bool | str]:
         """Write new jobs as :meth:`create` does, but leave ended jobs alone.
 
         Parameters:
           tells: Whether to tell batches of their members.
+          marks: Whether unique jobs take their claims later.
 
         Returns:
           As :meth:`create`, or for an ended job the token for :meth:`queue_again`.
         """
-        found, changes = self._run_for(
-            [(job.uuid, job.info) for job in jobs], map(self._calls.create, jobs)
+        # First, so that no death leaves a record that nobody finds.
+        marked = [*self.claims.mark(*jobs)] if marks else []
+        replies = self._run([*marked, *map(self._calls.create, jobs)])
+        found, changes = changes_of(
+            [(job.uuid, job.info) for job in jobs], replies[len(marked) :]
         )
-        replies = [
+        created = [
             text(reply) if isinstance(reply, (str, bytes)) else bool(reply)
             for reply in found
         ]
         if tells:
             self.batches.tell_all(delayed(changes, jobs))
-        self._list_queued(jobs, [reply is True for reply in replies])
-        return replies
+        self._list_queued(jobs, [reply is True for reply in created])
+        return created
 
     def queue_again(self, ended: Sequence[tuple[NewJob, str]]) -> Sequence[bool]:
         """Write ended jobs as queued again, unless they have changed since
@@ -142,12 +148,13 @@ class JobWrites:
         after all. Records of other senders stay.
         """
         forgotten = self._run(self._calls.forget(job) for job in jobs)
-        self._run(
+        listed = [
             call
             for job, is_gone in zip(jobs, forgotten, strict=True)
             if is_gone
             for call in self._index.forget(job)
-        )
+        ]
+        self._run([*listed, *self.claims.unmark(*jobs)])
 
     def confirm(
         self, uuid: str, kind: str, word: str | None = None, batch: str | None = None

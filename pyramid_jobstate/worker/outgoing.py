@@ -53,7 +53,7 @@ class Outgoing(Prepared):
         """Write that the jobs are queued. Jobs that had ended before keep that state
         until their messages are sent.
         """
-        self.note(store, store.create_new(*self.jobs))
+        self.note(store, store.create_new(*self.jobs, marks=True))
 
     def note(self, store: JobStore, replies: Sequence[bool | str]) -> None:
         """Note that the jobs are written: see :meth:`.JobStore.create_new`."""

@@ -218,6 +218,10 @@ class Scene(World):
         for uuid in {press.uuid for press in self.presses} | self.sent:
             if self.status(uuid) == "sending":
                 self.client.hincrby(f"jobstate:{uuid}", "updated", -20_000)
+        for claim in self.client.keys("jobstate:unique:*"):
+            marks = [name for name in self.client.hkeys(claim) if "mark:" in name]
+            for mark in marks:
+                self.client.hincrby(claim, mark, -20_000)
 
     def play(self) -> None:
         """Let everybody act until all is quiet."""
@@ -285,6 +289,9 @@ def play(seed: int, url: str, broker: StubBroker, config: Configurator) -> Scene
         assert last.is_new
         scene.settle()
         assert scene.ran[last.uuid] == 1
+        # The press has ended all that was never sent.
+        uuids = {press.uuid for press in scene.presses} | scene.sent
+        assert "sending" not in {scene.status(uuid) for uuid in uuids}
     # Nothing holds its claim for ever.
     for claim in scene.client.keys("jobstate:unique:*"):
         held: Any = scene.client.hget(claim, "held")

@@ -1,8 +1,9 @@
 """Unique jobs: one of a key is under way, and everybody who asks for one gets it."""
 
 import logging
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import dramatiq
@@ -663,6 +664,145 @@ def test_a_job_whose_sender_died_loses_its_key_when_it_is_stalled(
     assert f"Job {first.uuid} was never sent. Another has taken its place." in (
         caplog.text
     )
+
+
+@pytest.fixture
+def dying(desk: UniqueDesk) -> Callable[..., str]:
+    """Have a process press the button that dies before it takes its claim."""
+
+    def die(**options: Any) -> str:
+        receive, send = os.pipe()
+        pid = os.fork()
+        if not pid:
+            # Nothing of the test must run twice.
+            try:
+                request = desk.begin()
+                job = desk.press(request, **options)
+                os.write(send, job.uuid.encode())
+                request.tm.get().join(Manager("a", "tpc_finish", lambda: os._exit(0)))
+                request.tm.commit()
+            finally:
+                os._exit(1)
+        assert os.waitpid(pid, 0)[1] == 0
+        uuid = os.read(receive, 36).decode()
+        os.close(receive)
+        os.close(send)
+        return uuid
+
+    return die
+
+
+def marks(desk: UniqueDesk) -> list[bytes]:
+    """Return the fields of a claim that mark jobs which are being sent."""
+    (claim,) = desk.client.keys("jobstate:unique:*")
+    names: Any = desk.client.hkeys(claim)
+    return [name for name in names if name.startswith(b"mark:")]
+
+
+def grow_old(desk: UniqueDesk, uuid: str) -> None:
+    """Have a sender stand still, or be dead, for longer than `stalled_after`."""
+    (claim,) = desk.client.keys("jobstate:unique:*")
+    desk.client.hincrby(claim, f"mark:{uuid}", -20_000)
+    desk.client.hincrby(f"jobstate:{uuid}", "updated", -20_000)
+
+
+def test_a_sender_that_dies_before_its_claim_leaves_nothing_behind(
+    desk: UniqueDesk, dying: Callable[..., str]
+) -> None:
+    """The next press is a new job. It cancels the other once that reads stalled."""
+    first = dying()
+    grow_old(desk, first)
+    assert desk.store.load(first).status == "stalled"  # type: ignore[union-attr]
+    second = desk.press()
+    assert second.uuid != first
+    record = desk.store.record(first)
+    assert record is not None
+    assert (record.status, record.error) == ("cancelled", NOT_SENT)
+    assert [job.uuid for job in desk.store.list(status="stalled").items] == []
+    assert desk.sent() == [second.uuid]
+    assert marks(desk) == []
+
+
+def test_a_press_that_comes_sooner_cancels_it_when_its_job_ends(
+    desk: UniqueDesk, dying: Callable[..., str]
+) -> None:
+    """At first nobody knows that the sender is dead. Each run looks at its claim."""
+    first = dying()
+    second = desk.press()
+    record = desk.store.record(first)
+    assert record is not None
+    assert record.status == "queued"
+    grow_old(desk, first)
+    desk.end(second)
+    record = desk.store.record(first)
+    assert record is not None
+    assert record.status == "cancelled"
+    assert marks(desk) == []
+
+
+def test_a_sender_that_lives_keeps_its_job(desk: UniqueDesk) -> None:
+    """Its commit takes long, but it has given a sign of life."""
+    request = desk.begin()
+    first = desk.press(request)
+
+    def press() -> None:
+        (claim,) = desk.client.keys("jobstate:unique:*")
+        desk.client.hincrby(claim, f"mark:{first.uuid}", -20_000)
+        found.append(desk.press())
+        assert marks(desk) == [f"mark:{first.uuid}".encode()]
+
+    found: list[JobState] = []
+    request.tm.get().join(Manager("a", "tpc_finish", press))
+    request.tm.commit()
+    assert desk.record(first).uuid == found[0].uuid
+    assert marks(desk) == []
+
+
+def test_a_sender_that_was_taken_for_dead_leads_to_the_other_job(
+    desk: UniqueDesk,
+) -> None:
+    """Its votes took longer than `stalled_after`, and somebody pressed meanwhile."""
+    request = desk.begin()
+    first = desk.press(request)
+    found: list[JobState] = []
+
+    def press() -> None:
+        grow_old(desk, first.uuid)
+        found.append(desk.press())
+        assert desk.record(first).error == NOT_SENT
+
+    request.tm.get().join(Manager("a", "tpc_finish", press))
+    request.tm.commit()
+    assert desk.record(first).uuid == found[0].uuid
+    assert desk.sent() == [found[0].uuid]
+    assert desk.store.counts().cancelled == 0
+
+
+def test_a_mark_of_a_job_that_is_gone_is_removed(
+    desk: UniqueDesk, dying: Callable[..., str]
+) -> None:
+    first = dying()
+    grow_old(desk, first)
+    desk.client.delete(f"jobstate:{first}")
+    desk.press()
+    assert marks(desk) == []
+
+
+def test_a_sender_that_goes_on_while_it_is_given_up_keeps_its_mark(
+    desk: UniqueDesk, dying: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record was touched after it was read as that of a dead one."""
+    first = dying()
+    grow_old(desk, first)
+    give_up = type(desk.store.claims)._give_up
+
+    def late(self: Any, record: Record) -> bool:
+        desk.client.hincrby(f"jobstate:{first}", "updated", 20_000)
+        return give_up(self, record)
+
+    monkeypatch.setattr(type(desk.store.claims), "_give_up", late)
+    desk.press()
+    assert marks(desk) == [f"mark:{first}".encode()]
 
 
 def test_a_message_that_was_sent_after_all_is_not_cancelled(desk: UniqueDesk) -> None:

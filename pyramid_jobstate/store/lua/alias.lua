@@ -1,10 +1,13 @@
 -- Another job is under way in the place of one that is being sent: turn the record into an
 -- alias, which leads to that job. Or renew the alias.
--- ARGV: the uuid of the other job, ttl, sender.
+-- ARGV: the uuid of the other job, ttl, sender, the error of a job that was never sent: the
+-- sender of this one may have been taken for dead.
 -- Returns 1 if the record is the alias, 0 if it has changed since.
 
-local status = redis.call("HGET", key, "status")
-if status == "sending" and is_of(ARGV[3]) then
+local old = redis.call("HMGET", key, "status", "error")
+local status = old[1]
+local is_unsent = status == "sending" or (status == "cancelled" and old[2] == ARGV[4])
+if is_unsent and is_of(ARGV[3]) then
   redis.call("DEL", key)
 elseif status ~= "alias" then
   return 0
