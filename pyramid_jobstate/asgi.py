@@ -76,6 +76,7 @@ def asgi_app(wsgi_app: WSGIApplication, *, threads: int = 10) -> AsgiApplication
         offer = AsgiOffer(queue)
         connection = Connection(offer, scope, receive, send)
         try:
+            await connection.collect()
             try:
                 await bridge(connection.scope, connection.receive, connection.send)
             finally:

@@ -667,16 +667,21 @@ def test_client_that_goes_ends_its_download(
 
 
 @pytest.mark.parametrize("server", ["h11", "httptools"])
-@pytest.mark.parametrize("kind", ["Content-Length: 1000", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize(
+    "kind", ["Content-Length: 500000", "Transfer-Encoding: chunked"]
+)
 def test_half_of_an_upload_does_not_pass_for_all_of_it(
     server: str, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A view whose client goes amid an upload gets an error, not the part that has
+    """A view whose client goes amid a large upload gets an error, not the part that has
     come. Nothing is logged.
     """
+    part = b"a" * 100_000
+    begun: list[bytes] = []
     seen: list[object] = []
 
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        begun.append(environ["wsgi.input"].read(1))
         try:
             seen.append(environ["wsgi.input"].read())
         except OSError as e:
@@ -687,11 +692,42 @@ def test_half_of_an_upload_does_not_pass_for_all_of_it(
 
     with serving(asgi_app(app), http=server) as port:
         with socket.create_connection(("127.0.0.1", port), 20) as sock:
-            line = f"POST / HTTP/1.1\r\nHost: a\r\n{kind}\r\n\r\n3\r\nabc\r\n"
-            sock.sendall(line.encode())
-            time.sleep(0.05)
+            line = f"POST / HTTP/1.1\r\nHost: a\r\n{kind}\r\n\r\n"
+            sock.sendall(line.encode() + in_chunks(part)[:-5])
+            wait_for(lambda: begun)
         (error,) = wait_for(lambda: seen)
     assert isinstance(error, ConnectionError)
+    assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
+
+
+@pytest.mark.parametrize("server", ["h11", "httptools"])
+@pytest.mark.parametrize("kind", ["Content-Length: 1000", "Transfer-Encoding: chunked"])
+def test_body_that_does_not_come_holds_no_thread(
+    server: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Requests with half of a body do not keep others from the views, which see only
+    those whose body has come.
+    """
+    bodies: list[bytes] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        bodies.append(environ["wsgi.input"].read())
+        start_response("200 OK", [])
+        return [b"answered"]
+
+    with (
+        serving(asgi_app(app, threads=2), http=server) as port,
+        contextlib.ExitStack() as stack,
+    ):
+        for _ in range(4):
+            sock = socket.create_connection(("127.0.0.1", port), 20)
+            stack.enter_context(sock)
+            line = f"POST / HTTP/1.1\r\nHost: a\r\n{kind}\r\n\r\n3\r\nabc\r\n"
+            sock.sendall(line.encode())
+        assert ask(port, "GET /").body == b"answered"
+        assert ask(port, "POST /", b"all").body == b"answered"
+        assert ask(port, "POST /", UPLOAD).body == b"answered"
+    assert bodies == [b"", b"all", UPLOAD]
     assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import io
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 #: The name of the connection in the scope of a request.
 CONNECTION = "pyramid_jobstate.connection"
+
+#: How much of a body is awaited before a thread is taken for its request.
+AHEAD = 64 * 1024
 
 #: How the type of a stream begins.
 EVENTS = b"text/event-stream"
@@ -69,10 +73,27 @@ class Connection:
         self._has_body = scope["method"] not in ("GET", "HEAD") or (
             b"content-length" in headers or b"transfer-encoding" in headers
         )
+        #: What has come of it, and was not asked for yet.
+        self._ahead: deque[Message] = deque()
         self._count = 0
         self._watcher: asyncio.Task[None] | None = None
         self.goes_on = False
         self.is_gone = False
+
+    async def collect(self) -> None:
+        """Wait for the request's body, or for the beginning of a large one. No thread
+        waits for a client that sends only half of what it has announced.
+
+        Raises:
+          ClientGone: The rest will not come.
+        """
+        size = 0
+        ahead: deque[Message] = deque()
+        while self._has_body and size < AHEAD:
+            message = await self.receive()
+            ahead.append(message)
+            size += len(message.get("body", b""))
+        self._ahead = ahead
 
     async def receive(self) -> Message:
         """Return the next part of the request's body.
@@ -80,6 +101,8 @@ class Connection:
         Raises:
           ClientGone: The rest will not come. What has come must not pass for all of it.
         """
+        if self._ahead:
+            return self._ahead.popleft()
         if not self._has_body:
             return {"type": "http.request", "body": b"", "more_body": False}
         message = await self._receive()
