@@ -17,7 +17,7 @@ from ..job import container_of, record_of
 from ..worker import BROKER_IS_AWAY
 from .answers import come_back, render, render_nothing
 from .permits import require
-from .queries import read_query, require_header
+from .queries import drop_body, read_query, require_header
 
 if TYPE_CHECKING:
     from pyramid.request import Request
@@ -39,6 +39,7 @@ AWAY = "The broker does not answer."
 
 def cancel(context: JobState, request: Request) -> Response:
     """Cancel a job. Respond with 202 and its state, or 409 if it has ended."""
+    drop_body(request)
     require(request, context, "cancel_job")
     require_header(request)
     container, who = container_of(context), name_of(request)
@@ -62,6 +63,7 @@ def cancel(context: JobState, request: Request) -> Response:
 
 def delete(context: JobState, request: Request) -> Response:
     """Delete a job. Respond with 204, or 409 if it has not ended."""
+    drop_body(request)
     require(request, context, "delete_job")
     require_header(request)
     read_query(request)
@@ -82,6 +84,7 @@ def rerun(context: JobState, request: Request) -> Response:
     unique and another one is under way, or belongs to a cancelled batch, or 410 if it
     cannot run again.
     """
+    drop_body(request)
     require(request, context, "rerun_job")
     require_header(request)
     read_query(request)

@@ -17,6 +17,7 @@ from .answers import render
 from .lists import may_see
 from .queries import (
     BadRequest,
+    drop_body,
     parse_owner,
     read_duration,
     read_flag,
@@ -58,10 +59,10 @@ def rerun_many(context: JobStates, request: Request) -> Response:
 
 def act_on_many(context: JobStates, request: Request, act: Act) -> Response:
     """Act on the jobs that match the query, as far as the request may."""
+    whole = drop_body(request)
     require_header(request)
     names = (*act.filters, *OTHERS)
     query = read_query(request, *names)
-    refuse_body(request, *names)
     options = read_options(query, act)
     may_list = bool(context.permits(context, "list_jobs"))
     own, who = context.current_owner, name_of(request)
@@ -75,6 +76,8 @@ def act_on_many(context: JobStates, request: Request, act: Act) -> Response:
     if not (may_list or sees_batch(context, query.get("batch"))):
         # The number of its jobs must not show in how far a request comes.
         return act_on_none(options, may_list=may_list)
+    # Not before, since it takes time and memory.
+    refuse_body(whole, *names)
     # The own owner is not logged: it may be a secret of the visitor's.
     whose = "their own jobs" if is_own else f"the jobs of {owner!r}"
     text = described("all jobs" if owner is None else whose, query, act.filters)

@@ -1,22 +1,28 @@
-"""What requests say beside their path: parameters, the header of an act, an owner."""
+"""What requests say beside their path: parameters, a form, the header of an act, an
+owner.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pyramid.interfaces import IDefaultCSRFOptions
+from pyramid.request import Request
+from webob import BaseRequest
 
 from ..job import is_owner, parse_duration
-
-if TYPE_CHECKING:
-    from pyramid.request import Request
 
 #: A parameter of Pyramid's own, which names the language of the answer.
 LOCALE = "_LOCALE_"
 
 #: The types of the bodies that forms send. They may hold the token of a CSRF check.
 FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
+
+#: The most bytes of such a form. To parse a megabyte takes a second.
+MAX_FORM = 8192
 
 
 #: The characters of a number in a query. int() and float() understand more.
@@ -61,7 +67,61 @@ def read_query(request: Request, *names: str) -> Mapping[str, str]:
     return values
 
 
-def refuse_body(request: Request, *names: str) -> None:
+def check_text(request: Request) -> None:
+    """Check that the query and the cookies of a request can be decoded. Code of the
+    application may read them, such as a locale negotiator.
+
+    Raises:
+      BadRequest: They cannot.
+    """
+    part = "parameter"
+    try:
+        # Both are decoded when they are first read.
+        _ = request.GET
+        part = "cookie"
+        if "\\" in request.environ.get("HTTP_COOKIE", ""):
+            # Only a quoted cookie can have other bytes.
+            _ = [*request.cookies]
+    except UnicodeDecodeError as e:
+        raise BadRequest(f"A {part} is not UTF-8.") from e
+
+
+def drop_body(request: Request) -> BaseRequest:
+    """Take the body from a request, and return a request that still has it.
+
+    Code of the application may look for fields in it, such as a locale negotiator or a
+    security policy: WebOb would read it to its end, or raise an exception.
+    """
+    whole = BaseRequest(request.environ.copy())
+    request.body = b""
+    request.environ["CONTENT_TYPE"] = ""
+    return whole
+
+
+def read_form(request: BaseRequest) -> Sequence[str]:
+    """Read the form in a body, if there is one, and return the names of its fields.
+
+    Raises:
+      BadRequest: It is too long, or not a form in UTF-8.
+    """
+    if request.content_type not in ("", *FORMS):
+        return []
+    if not request.is_body_seekable and (request.content_length or 0) <= MAX_FORM:
+        # A body in chunks does not say how long it is.
+        request.body = request.body_file.read(MAX_FORM + 1)
+    if (request.content_length or 0) > MAX_FORM:
+        raise BadRequest(f"The form in the body has more than {MAX_FORM:,} bytes.")
+    try:
+        return [*request.POST]
+    except DeprecationWarning as e:
+        # WebOb raises this for any other charset.
+        raise BadRequest("The form in the body must be in UTF-8.") from e
+    except Exception as e:
+        # For malformed forms there is hardly an exception that it does not raise.
+        raise BadRequest("The body is not a valid form.") from e
+
+
+def refuse_body(request: BaseRequest, *names: str) -> None:
     """Refuse a body that may hold parameters: without them, the query matches more jobs
     than were meant.
 
@@ -69,24 +129,22 @@ def refuse_body(request: Request, *names: str) -> None:
       names: The names of the parameters.
 
     Raises:
-      BadRequest: The body is a form with one of them, or not a form in UTF-8.
+      BadRequest: The body is a form with one of them, or not a short form in UTF-8.
     """
-    if not request.is_body_readable:
-        return
-    if request.content_type not in FORMS:
-        if request.body_file.read(1):
-            raise BadRequest("The body must be empty. Parameters belong in the query.")
-        return
-    try:
-        fields = [*request.POST]
-    except ValueError as e:
-        raise BadRequest("The body is not a valid form.") from e
-    except DeprecationWarning as e:
-        # WebOb raises this for any other charset.
-        raise BadRequest("The form in the body must be in UTF-8.") from e
-    for name in fields:
-        if name in names:
-            raise BadRequest(f"{name} belongs in the query, not in the body.")
+    if request.content_type in FORMS:
+        for name in read_form(request):
+            if name in names:
+                raise BadRequest(f"{name} belongs in the query, not in the body.")
+    elif request.content_length or request.body_file.read(1):
+        raise BadRequest("The body must be empty. Parameters belong in the query.")
+
+
+def csrf_options(request: Request) -> Any:
+    """Return the options of the application's CSRF check, or None if it checks nothing
+    by default.
+    """
+    options = request.registry.queryUtility(IDefaultCSRFOptions)
+    return options if options is not None and options.require_csrf else None
 
 
 def read_flag(query: Mapping[str, str], name: str) -> bool:

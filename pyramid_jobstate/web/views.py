@@ -9,6 +9,7 @@ from pyramid.exceptions import BadCSRFOrigin, BadCSRFToken
 from pyramid.httpexceptions import HTTPForbidden, HTTPNotFound
 from pyramid.response import Response
 from pyramid.security import NO_PERMISSION_REQUIRED
+from pyramid.viewderivers import INGRESS
 from zope.interface import classImplements
 
 from ..errors import StoreUnavailable
@@ -16,7 +17,7 @@ from ..job import JobState
 from .acts import cancel, delete, rerun
 from .answers import (
     View,
-    answering,
+    answering_view,
     bad_csrf,
     bad_request,
     forbidden,
@@ -119,6 +120,9 @@ VIEWS: tuple[tuple[tuple[str, ...], type, str, dict[str, View]], ...] = (
 def add_views(config: Configurator) -> None:
     """Register each view for our routes, and for containers mounted elsewhere."""
     config.add_view_predicate("jobstate_ours", OursPredicate)
+    config.add_view_deriver(
+        answering_view, "jobstate_answering", under=INGRESS, over="csrf_view"
+    )
     classImplements(StoreUnavailable, IStoreUnavailable)
     config.add_exception_view(unavailable_elsewhere, context=IStoreUnavailable)
     for exception, answer in (
@@ -129,15 +133,6 @@ def add_views(config: Configurator) -> None:
         (StoreUnavailable, unavailable),
     ):
         config.add_exception_view(answer, context=exception, jobstate_ours=True)
-    # On our own routes these win over the application's exception views.
-    for route in (
-        route
-        for routes, _, _, views in VIEWS
-        if views.keys() != {"GET"}
-        for route in routes
-    ):
-        for exception in BadCSRFToken, BadCSRFOrigin:
-            config.add_exception_view(bad_csrf, context=exception, route_name=route)
     # The views check permissions themselves: see require(). Without a CSRF check,
     # other methods and unknown jobs get their own 405 and 404.
     add = functools.partial(config.add_view, permission=NO_PERMISSION_REQUIRED)
@@ -146,7 +141,7 @@ def add_views(config: Configurator) -> None:
         for place in ({}, *({"route_name": route} for route in routes)):
             options: dict[str, Any] = {"name": name, "context": context, **place}
             for method, view in views.items():
-                add(answering(view), request_method=method, **options)
+                add(view, request_method=method, jobstate_answers=True, **options)
             add(other_method(*allowed), require_csrf=False, **options)
             if place and context is JobState:
                 options["context"] = JobStates

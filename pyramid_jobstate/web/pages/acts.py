@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyramid.csrf import get_csrf_token
-from pyramid.interfaces import IDefaultCSRFOptions
 
 from ...errors import StoreUnavailable
 from ...job import FINISHED, Batch, note_trouble
+from ..queries import csrf_options
 from .words import encode
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ def csrf_of(request: Request) -> dict[str, str | None] | None:
     """Return what a request needs to pass the application's CSRF checks: the token, and
     the header or else the field of a form for it. None if it checks nothing.
     """
-    options = request.registry.queryUtility(IDefaultCSRFOptions)
-    if options is None or not options.require_csrf:
+    options = csrf_options(request)
+    if options is None:
         return None
     return {
         "token": get_csrf_token(request),

@@ -12,9 +12,8 @@ from pyramid.renderers import render
 from pyramid.response import Response
 
 from ...store import Fresh
-from ..answers import is_readable
 from ..interfaces import IPages
-from ..queries import BadRequest
+from ..queries import BadRequest, check_text, drop_body
 from .words import Words, words_for
 
 if TYPE_CHECKING:
@@ -60,12 +59,16 @@ def showing(view: View) -> View:
 
     @functools.wraps(view)
     def show(context: Any, request: Request) -> Response:
-        if not is_readable(request):
-            # The application's own page for 400 may read the query.
+        try:
+            check_text(request)
+        except BadRequest:
+            # The application's own page for 400 may read what cannot be read.
             return unreadable(request)
         if request.subpath:
             # Below a view of a container in the application's tree.
             raise HTTPNotFound
+        if request.environ.get("CONTENT_TYPE"):
+            drop_body(request)
         try:
             return view(context, request)
         except BadRequest as e:
@@ -80,8 +83,8 @@ def showing(view: View) -> View:
 
 
 def unreadable(request: Request) -> Response:
-    """Respond to a query that is not UTF-8: in English if the language depends on the
-    query.
+    """Respond to a query, or a cookie, that is not UTF-8: in English if the language
+    depends on it.
     """
     response = Response(words_for(request)("bad-address"), 400)
     response.content_type = "text/plain"
