@@ -45,6 +45,10 @@ class Container(Protocol):
     def request(self) -> Any:
         """The request."""
 
+    @property
+    def localizer(self) -> Any:
+        """What translates for the request."""
+
     def permits(self, context: Any, permission: str, /) -> object:
         """Return a true value if the request has the permission on a job."""
 

@@ -246,7 +246,7 @@ class JobState(Facts):
         job = {
             "uuid": self.uuid,
             "kind": self.kind,
-            "title": translated(self.title, request),
+            "title": translated(self.title, states),
             "status": self.status,
             "url": url,
             "params": {k: params[k] for k in public if k in params},
@@ -265,7 +265,7 @@ class JobState(Facts):
             **self._record.iso_times(),
             "cancellable": not is_finished and bool(states.permits(self, "cancel_job")),
             "error": error
-            and {"message": translated(self._public_reason(error), request)},
+            and {"message": translated(self._public_reason(error), states)},
             "result": self._result(request) if is_success else None,
             **self._own_json(url, request, states),
         }

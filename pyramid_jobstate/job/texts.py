@@ -89,16 +89,16 @@ def sentence_of(said: str, texts: Iterable[str]) -> Sentence | None:
     return None
 
 
-def translated(text: str, request: Any) -> str:
-    """Return a text, translated for the request if it is a translation string."""
+def translated(text: str, states: Any) -> str:
+    """Return a text, translated if it is a translation string.
+
+    Parameters:
+      states: The container of jobs, whose localizer is that of its request.
+    """
     # The test that Pyramid's Localizer uses for a translation string.
     if not hasattr(text, "interpolate"):
         return text
-    try:
-        result: str = request.localizer.translate(text)
-    except ValueError:
-        # The request's locale name cannot be part of a path, such as "\0".
-        result = text.interpolate()
+    result: str = states.localizer.translate(text)
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -14,6 +15,7 @@ from ..store import JobStore
 from ..worker import rerun
 from .interfaces import IJobStore, IWebOutage
 from .permits import owner_of, permits, principals_of
+from .queries import localizer_of
 
 if TYPE_CHECKING:
     from pyramid.request import Request
@@ -53,6 +55,11 @@ class Access:
     def principals_of(self, owner: str | float) -> Sequence[str | float]:
         """Return the principals that stand for a job's owner in this request."""
         return principals_of(self.request, owner)
+
+    @functools.cached_property
+    def localizer(self) -> Any:
+        """What translates for the request: see :func:`.localizer_of`."""
+        return localizer_of(self.request)
 
     @property
     def store(self) -> JobStore:

@@ -83,7 +83,7 @@ class BatchSender(Sender):
 
         outgoing = OutgoingBatch(
             batch_class,
-            None if title is None else translated(title, self.request),
+            None if title is None else translated(title, self),
             found,
             allow_failures=allow_failures,
             origin=self._origin,

@@ -1,15 +1,22 @@
 """What requests say beside their path: parameters, a form, the header of an act, an
-owner.
+owner, a language.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from pyramid.interfaces import IDefaultCSRFOptions
+from pyramid.i18n import make_localizer
+from pyramid.interfaces import (
+    IDefaultCSRFOptions,
+    ILocalizer,
+    ITranslationDirectories,
+)
 from pyramid.request import Request
 from webob import BaseRequest
 
@@ -197,3 +204,36 @@ def parse_owner(text: str, example: object) -> str | float:
             number = int(text) if isinstance(example, int) else float(text)
             return number if is_owner(number) else text
     return text
+
+
+def localizer_of(request: Request) -> Any:
+    """Return what translates for a request: into its language, if the application has a
+    catalog for that ("de" also serves "de_AT"), or else into the default one.
+
+    A request may name anything, and Pyramid keeps a localizer for each name.
+    """
+    if "localizer" in vars(request) or type(request).localizer is not Request.localizer:
+        # The application has made its own.
+        return request.localizer
+    registry = request.registry
+    directories = registry.queryUtility(ITranslationDirectories, default=())
+    default = (registry.settings or {}).get("default_locale_name", "en")
+    # Texts without a translation are English.
+    known = {"en", default, *locales_in(tuple(directories))}
+    asked = request.locale_name
+    name = next((n for n in (asked, asked.partition("_")[0]) if n in known), default)
+    localizer = registry.queryUtility(ILocalizer, name=name)
+    if localizer is None:
+        localizer = make_localizer(name, directories)
+        registry.registerUtility(localizer, ILocalizer, name=name)
+    return localizer
+
+
+@functools.lru_cache(64)
+def locales_in(directories: tuple[str, ...]) -> frozenset[str]:
+    """Return the locales for which translation directories have catalogs."""
+    return frozenset(
+        catalog.parents[1].name
+        for directory in directories
+        for catalog in Path(directory).glob("*/LC_MESSAGES/*.mo")
+    )

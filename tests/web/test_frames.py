@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import redis
 from pyramid.authorization import Allow, Everyone
+from pyramid.interfaces import ILocalizer
 from pyramid.request import Request
 from pyramid.threadlocal import get_current_registry, get_current_request
 
@@ -283,17 +284,24 @@ def test_viewers_in_two_languages(
         assert german.at(1).data.encode() == server.poll(f"{path}?_LOCALE_=de").body
 
 
-def test_locale_that_cannot_be(
+def test_names_of_languages_do_not_pile_up(
     redis_url: str, client: redis.Redis, tmp_path: Path
 ) -> None:
-    """A locale name that Pyramid refuses does not fail a request for a stream."""
+    """Viewers who name languages that the application does not have get the default, in
+    the same rendering.
+    """
     write_catalog(tmp_path / "de" / "LC_MESSAGES" / "marathons.mo", GERMAN)
     config = make_config(redis_url)
     config.add_translation_dirs(str(tmp_path))
-    path = f"/job_state/{put_relay(client)}?_LOCALE_=%00"
+    path = f"/job_state/{put_relay(client)}"
     with pushing(config) as server:
-        poll, answer = server.poll(path), server.ask(path)
-        assert (answer.status, answer.body) == (200, poll.body)
+        titles = [
+            server.open(f"{path}?_LOCALE_={name}").at(0).state["job"]["title"]
+            for name in ("%00", "xx", "x1", "..")
+        ]
+        assert titles == ["Marathon over 26 miles"] * 4
+        names = {n for n, _ in config.registry.getUtilitiesFor(ILocalizer)}
+        assert names == {"en"}
 
 
 def test_localizer_that_cannot_be_compared(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationError
+from pyramid.interfaces import ILocalizer
 from pyramid.static import QueryStringConstantCacheBuster
 from webtest import TestApp
 
@@ -97,6 +98,22 @@ def test_pages_appear_in_the_layout(
         assert not page.has(".jobstate-page") and plain.has(".jobstate-page")
         assert page.response.headers["Vary"] == "Accept"
         assert page.response.headers["Cache-Control"] == "private, no-store"
+
+
+def test_layout_has_the_language_of_the_page(
+    redis_url: str, store: JobStore, tmp_path: Path, shop: str
+) -> None:
+    """A layout translates into the language of the page, whatever the request names."""
+    (tmp_path / shop / "templates" / "lang.jinja2").write_text(
+        "<html lang={{ request.localizer.locale_name }}>{{ main }}</html>", "utf-8"
+    )
+    config = shop_config(redis_url, f"{shop}:templates/lang.jinja2", "jinja2")
+    app = make_app(config)
+
+    for name in "xx", "%00", "en":
+        page = Visit(app, f"/job_state?_LOCALE_={name}")
+        assert page.one("html")["lang"] == page.one(".jobstate")["lang"] == "en"
+    assert {n for n, _ in config.registry.getUtilitiesFor(ILocalizer)} == {"en"}
 
 
 def test_script_gets_the_page_without_its_layout(

@@ -8,11 +8,16 @@ from typing import Any
 import pytest
 import redis
 from pyramid.authorization import Allow, Everyone
+from pyramid.config import Configurator
 from pyramid.i18n import TranslationStringFactory
+from pyramid.interfaces import ILocalizer
 from webtest import TestApp
 
 from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate.testing import put_job as add_job
 from tests.catalogs import write_catalog
+from tests.web.operating import OPERATOR
+from tests.web.paging import paged_config
 from tests.webapp import ask, get, make_app, make_config, put_job
 
 _ = TranslationStringFactory("marathons")
@@ -224,12 +229,124 @@ def test_language_that_cannot_be_read_is_a_bad_request(
         assert response.json == {"error": "A parameter is not UTF-8."}
 
 
-def test_language_that_cannot_be_looked_up_is_the_default(
-    translated_app: TestApp, client: redis.Redis
+#: Names of languages for which no application has a catalog.
+UNKNOWN = ["xx", "de_", "de_X1", "de-AT", "..", "%00", "%22x", "LC_MESSAGES", "*"]
+
+
+def localizers(config: Configurator) -> set[str]:
+    """Return the names of the localizers that Pyramid keeps."""
+    return {name for name, _ in config.registry.getUtilitiesFor(ILocalizer)}
+
+
+@pytest.mark.parametrize("sender", ["query", "cookie"])
+@pytest.mark.parametrize(
+    "path", ["/job_state/{}", "/job_state?uuid={}", "/job_state?all=1"]
+)
+@pytest.mark.parametrize("accept", ["application/json", "text/html"])
+def test_names_of_languages_do_not_pile_up(
+    redis_url: str,
+    client: redis.Redis,
+    tmp_path: Path,
+    path: str,
+    accept: str,
+    sender: str,
 ) -> None:
-    """A language name that cannot be a folder's name does not cause an error."""
-    job = put_relay(client)
+    """Whatever languages requests name, nothing is kept but those that the application
+    has catalogs for. Others are shown the default.
+    """
+    write_catalog(tmp_path / "de" / "LC_MESSAGES" / "marathons.mo", GERMAN)
+    config = paged_config(redis_url)
+    config.add_translation_dirs(str(tmp_path))
+    app = make_app(config)
+    store = JobStore(client)
+    path = path.format(add_job(store, TranslatedRelay, params={"miles": 26}).uuid)
 
-    state = get(translated_app, f"/job_state/{job}?_LOCALE_=%00").json
+    for name in UNKNOWN:
+        address, headers = path, {"Accept": accept, "Cookie": f"_LOCALE_={name}"}
+        if sender == "query":
+            mark = "&" if "?" in path else "?"
+            address, headers = f"{path}{mark}_LOCALE_={name}", {"Accept": accept}
+        response = get(app, address, OPERATOR, **headers)
 
-    assert state["job"]["title"] == "Marathon over 26 miles"
+        assert response.status_code == 200
+        is_german = "de_" in name
+        text = "Marathon über 26 Meilen" if is_german else "Marathon over 26 miles"
+        assert text in response.text
+    assert localizers(config) <= {"en", "de"}
+
+
+def test_catalog_of_a_region_comes_before_that_of_its_language(
+    redis_url: str, client: redis.Redis, tmp_path: Path
+) -> None:
+    """A catalog serves the regions of its language that have none of their own."""
+    for name, miles in ("de", "Meilen"), ("de_AT", "Miglien"):
+        texts = {**GERMAN, "Marathon over ${miles} miles": f"${{miles}} {miles}"}
+        write_catalog(tmp_path / name / "LC_MESSAGES" / "marathons.mo", texts)
+    config = make_config(redis_url)
+    config.add_translation_dirs(str(tmp_path))
+    app = make_app(config)
+    path = f"/job_state/{put_relay(client)}?_LOCALE_="
+
+    found = {name: get(app, path + name).json for name in ("de", "de_AT", "de_CH")}
+
+    titles = {name: state["job"]["title"] for name, state in found.items()}
+    assert titles == {"de": "26 Meilen", "de_AT": "26 Miglien", "de_CH": "26 Meilen"}
+    assert localizers(config) == {"de", "de_AT"}
+
+
+def test_default_and_english_need_no_catalog(
+    redis_url: str, client: redis.Redis, tmp_path: Path
+) -> None:
+    """An unknown language is shown the default. English is what texts say that have no
+    translation.
+    """
+    write_catalog(tmp_path / "de" / "LC_MESSAGES" / "marathons.mo", GERMAN)
+    config = make_config(redis_url, settings={"pyramid.default_locale_name": "de_AT"})
+    config.add_translation_dirs(str(tmp_path))
+    app = make_app(config)
+    path = f"/job_state/{put_relay(client)}"
+
+    titles = [
+        get(app, f"{path}{query}").json["job"]["title"]
+        for query in ("", "?_LOCALE_=fr", "?_LOCALE_=en", "?_LOCALE_=en_GB")
+    ]
+
+    assert titles == ["Marathon über 26 Meilen"] * 2 + ["Marathon over 26 miles"] * 2
+    assert localizers(config) == {"de_AT", "en"}
+
+
+def test_locale_negotiator_of_the_application_stays_in_force(
+    redis_url: str, client: redis.Redis, tmp_path: Path
+) -> None:
+    """Only what the application's own negotiator returns is restricted."""
+    write_catalog(tmp_path / "de" / "LC_MESSAGES" / "marathons.mo", GERMAN)
+    config = make_config(redis_url)
+    config.add_translation_dirs(str(tmp_path))
+    config.set_locale_negotiator(lambda request: request.headers["X-Language"])
+    app = make_app(config)
+    path = f"/job_state/{put_relay(client)}?_LOCALE_=en"
+
+    german, unknown = (get(app, path, X_Language=name) for name in ("de", "x"))
+
+    assert german.json["job"]["title"] == "Marathon über 26 Meilen"
+    assert unknown.json["job"]["title"] == "Marathon over 26 miles"
+    assert localizers(config) == {"de", "en"}
+
+
+def test_localizer_of_the_application_stays_in_force(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """An application that translates in its own way is not asked for catalogs."""
+
+    class Shouting:
+        def translate(self, text: Any) -> str:
+            return str(text.interpolate()).upper()
+
+    config = make_config(redis_url)
+    config.add_request_method(lambda request: Shouting(), "localizer", reify=True)
+    app = make_app(config)
+
+    title = get(app, f"/job_state/{put_relay(client)}?_LOCALE_=x").json["job"]["title"]
+
+    assert title == "MARATHON OVER 26 MILES"
+    assert localizers(config) == set()

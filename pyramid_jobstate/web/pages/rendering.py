@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 from pyramid.httpexceptions import HTTPBadRequest, HTTPNotFound
+from pyramid.i18n import make_localizer
 from pyramid.renderers import render
 from pyramid.response import Response
 
 from ...store import Fresh
 from ..interfaces import IPages
 from ..queries import BadRequest, check_text, drop_body
-from .words import Words, words_for
+from .words import Words, words_for, words_of
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -69,6 +70,8 @@ def showing(view: View) -> View:
             raise HTTPNotFound
         if request.environ.get("CONTENT_TYPE"):
             drop_body(request)
+        # For a layout of the application's, too.
+        vars(request)["localizer"] = request.job_states.localizer
         try:
             return view(context, request)
         except BadRequest as e:
@@ -86,7 +89,11 @@ def unreadable(request: Request) -> Response:
     """Respond to a query, or a cookie, that is not UTF-8: in English if the language
     depends on it.
     """
-    response = Response(words_for(request)("bad-address"), 400)
+    try:
+        words = words_for(request)
+    except ValueError:
+        words = words_of(make_localizer("en", []))
+    response = Response(words("bad-address"), 400)
     response.content_type = "text/plain"
     response.headers["X-Content-Type-Options"] = "nosniff"
     return response

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from pyramid.i18n import make_localizer
-
 from ...job import DOMAIN, filled, sentence_of
 from .texts import LABELS, PLURALS, SCRIPT, SENTENCES, SINGLE, UNCOUNTED, WORDS
 
@@ -25,10 +23,11 @@ NUMBERS = range(200)
 #: two languages apart.
 SAMPLE = (0, 1, 2, 3, 4, 5, 6, 7, 11, 20, 21, 100, 101)
 
-#: The most languages whose words are kept. Requests may name any number of languages.
+#: The most languages whose words are kept. An application may make a localizer for each
+#: request.
 MOST_LANGUAGES = 64
 
-#: The names of languages, as HTML spells them. A request may name anything else.
+#: The names of languages, as HTML spells them. A folder may have any other name.
 LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
 
 PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
@@ -36,12 +35,7 @@ PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 
 def words_for(request: Request) -> Words:
     """Return the words in the language of a request."""
-    try:
-        localizer = request.localizer
-    except ValueError:
-        # The locale name cannot be part of a path, such as "\0".
-        localizer = make_localizer("en", [])
-    return words_of(localizer)
+    return words_of(request.job_states.localizer)
 
 
 class Forms(NamedTuple):

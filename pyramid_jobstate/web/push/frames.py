@@ -145,7 +145,7 @@ def viewer_of(request: Request, job_state: JobState) -> Viewer | None:
         may_cancel = bool(request.job_states.permits(job_state, "cancel_job"))
         url = url_in(job_state, request)
         job = record_of(job_state).uuid
-        viewer = Viewer(job, url, may_cancel, request.localizer)
+        viewer = Viewer(job, url, may_cancel, request.job_states.localizer)
         # A localizer of the application's may not allow it.
         hash(viewer)
     except Exception:
