@@ -6,15 +6,13 @@ import asyncio
 import json
 import resource
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import redis
 from pyramid.authorization import Allow, Everyone
 from pyramid.exceptions import ConfigurationError
-from pyramid.request import Request
 
 from pyramid_jobstate import JobState
 from pyramid_jobstate.web.push import AsgiOffer, LoopQueue, rooms
@@ -172,8 +170,8 @@ def test_streams_of_many_hosts(
     assert server.open(run, host="h8.example").is_stream
     assert not server.ask(run, host="h5.example").is_stream
     assert messages(caplog, "pyramid_jobstate") == [
-        "The limit of 8 host names (one with jobstate.base_url), or languages without "
-        "translations, is reached. Further pages poll."
+        "The limit of 8 host names (one with jobstate.base_url) is reached. Further "
+        "pages poll."
     ]
 
 
@@ -196,67 +194,15 @@ def test_streams_of_many_hosts_with_a_base_url(redis_url: str, run: str) -> None
         assert len(job.frames) == 1
 
 
-@pytest.mark.parametrize(
-    ("languages", "count"),
-    [
-        # Known ones, however many.
-        ([f"l{n}" for n in range(12)], 12),
-        # Nobody has translated into these, and yet a title may depend on them.
-        ([f"x{n}" for n in range(12)], 7),
-        ([f"l0_{n}" for n in range(12)], 7),
-        ([f"l0/{'.' * n}" for n in range(12)], 7),
-    ],
-    ids=str,
-)
-def test_streams_in_many_languages(
-    redis_url: str, run: str, tmp_path: Path, languages: Sequence[str], count: int
+def test_languages_that_nobody_knows_share_a_rendering(
+    server: Server, run: str
 ) -> None:
-    """A language that a visitor has made up counts like a host name."""
+    """A visitor who makes up names of languages multiplies nothing."""
     for number in range(12):
-        (tmp_path / f"l{number}").mkdir()
-    config = make_config(redis_url)
-    config.add_translation_dirs(str(tmp_path))
-    with pushing(config) as server:
-        assert server.open(run).is_stream
-        paths = [f"{run}?_LOCALE_={name}" for name in languages]
-        got = [server.open(path).is_stream for path in paths]
-        assert got == [number < count for number in range(12)]
-        assert HINT in server.poll(f"{run}?_LOCALE_=l1").headers
-        hint = HINT in server.poll(f"{run}?_LOCALE_=x99").headers
-        assert hint is (count == 12)
-
-
-def test_languages_take_nothing_from_others(redis_url: str, run: str) -> None:
-    """With jobstate.base_url, languages that visitors have made up leave room for the
-    streams of all who have not.
-    """
-    settings = {"jobstate.base_url": "https://example.com"}
-    with pushing(make_config(redis_url, settings=settings)) as server:
-        paths = [f"{run}?_LOCALE_=x{number}" for number in range(9)]
-        got = [server.open(path, None).is_stream for path in paths]
-        assert got == [number < 8 for number in range(9)]
-        assert server.poll(run).headers[HINT] == "1"
-        assert server.open(run, host="other.example").is_stream
-
-
-def test_language_that_cannot_be_found(redis_url: str, run: str) -> None:
-    """Where too many host names have streams, a poll whose language cannot be found
-    answers all the same.
-    """
-
-    def negotiate(request: Request) -> str | None:
-        if "broken" in request.GET:
-            raise LookupError
-        return None
-
-    config = make_config(redis_url)
-    config.set_locale_negotiator(negotiate)
-    with pushing(config) as server:
-        for number in range(8):
-            assert server.open(run, None, host=f"h{number}").is_stream
-        answer = server.poll(f"{run}?broken=1", host="h1")
-        assert (answer.status, HINT in answer.headers) == (200, False)
-        assert HINT in server.poll(run, host="h1").headers
+        assert server.open(f"{run}?_LOCALE_=x{number}").is_stream
+    job = server.streams.hub._feed._jobs[run.removeprefix("/job_state/")]
+    wait_for(lambda: len(job.streams) == 12)
+    assert len(job.frames) == 1
 
 
 def test_owners_that_are_equal_in_python() -> None:

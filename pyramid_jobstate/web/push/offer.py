@@ -6,10 +6,8 @@ import contextlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from copy import copy
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyramid.interfaces import ITranslationDirectories
 from pyramid.response import Response
 
 from ...job import is_owner
@@ -61,13 +59,11 @@ class Streams(NamedTuple):
       hub: Feeds them.
       rooms: Counts them.
       max_age: Seconds after which each ends.
-      languages: The languages that the application knows.
     """
 
     hub: Hub
     rooms: Rooms
     max_age: float
-    languages: frozenset[str]
 
 
 #: The name of the streams in the registry's own attributes.
@@ -81,25 +77,19 @@ def streams_of(registry: Registry) -> Streams:
     if streams is None:
         limits = registry.getUtility(IStreamLimits)
         hub = Hub(registry.getUtility(IJobStore))
-        folders = registry.queryUtility(ITranslationDirectories, default=())
-        names = {path.name for folder in folders for path in Path(folder).glob("*")}
-        languages = frozenset({*names, registry.settings["default_locale_name"]})
-        made = Streams(hub, Rooms(limits.max_streams), limits.max_age, languages)
+        made = Streams(hub, Rooms(limits.max_streams), limits.max_age)
         # Threads that come at the same time get the same. A lock might be held for
         # ever in a forked child.
         streams = attributes.setdefault(STREAMS, made)
     return streams
 
 
-def site_of(request: Request, languages: frozenset[str]) -> object:
-    """Return what of a state the sender of a request may have made up: how its URL
-    begins, and a language that is none of those that the application knows. None if
-    neither.
+def site_of(request: Request) -> str | None:
+    """Return how the URLs in the states of a request begin, if its sender may have made
+    that up: a header `Host` may name anything.
     """
     is_named = request.registry.queryUtility(IBaseUrl) is not None
-    url = None if is_named else request.application_url
-    language = None if request.locale_name in languages else request.locale_name
-    return (url, language) if url or language else None
+    return None if is_named else request.application_url
 
 
 class Plan(NamedTuple):
@@ -117,7 +107,7 @@ class Plan(NamedTuple):
 
     streams: Streams
     owner: Any
-    site: object
+    site: str | None
     viewers: Mapping[str, Viewer]
     frames: Mapping[str, Frame]
     hidden: Sequence[str]
@@ -192,7 +182,7 @@ class AsgiOffer:
         self._queue = queue
         self._carrier: AsgiCarrier | None = None
         #: The rooms of which it has taken one, and for whom. Two threads may empty it.
-        self._taken: deque[tuple[Rooms, Any, object]] = deque()
+        self._taken: deque[tuple[Rooms, Any, str | None]] = deque()
         self._is_over = False
 
     @property
@@ -220,7 +210,7 @@ class AsgiOffer:
         try:
             owner = request.job_states.current_owner
             if is_asked or streams.rooms.is_crowded:
-                site = site_of(request, streams.languages)
+                site = site_of(request)
         except Exception:
             # A poll may need neither.
             return response

@@ -39,7 +39,7 @@ class Rooms:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._owners: collections.Counter[Any] = collections.Counter()
-        self._sites: collections.Counter[object] = collections.Counter()
+        self._sites: collections.Counter[Any] = collections.Counter()
         self.count = 0
 
     def abandon(self) -> None:
@@ -51,18 +51,18 @@ class Rooms:
         """Whether there is no room for another site."""
         return len(self._sites) >= MAX_SITES
 
-    def has(self, owner: object, site: object) -> bool:
+    def has(self, owner: object, site: str | None) -> bool:
         """Return whether a request could get a stream: see :meth:`take`."""
         return self._refusal(_key(owner), site) is None
 
-    def take(self, owner: object, site: object) -> bool:
+    def take(self, owner: object, site: str | None) -> bool:
         """Count a stream. Return False if there are too many already. The first refusal
         is logged.
 
         Parameters:
           owner: The owner who asks for it, or None.
-          site: What of the states the visitor may have made up, or None. For each site,
-            jobs are rendered once more.
+          site: How the URLs in its states begin, if its visitor may have made that up,
+            or None. For each site, jobs are rendered once more.
         """
         key = _key(owner)
         with self._lock:
@@ -78,7 +78,7 @@ class Rooms:
             log.warning("%s Further pages poll.", refusal)
         return False
 
-    def leave(self, owner: object, site: object) -> None:
+    def leave(self, owner: object, site: str | None) -> None:
         """Stop counting a stream."""
         with self._lock:
             self.count -= 1
@@ -87,7 +87,7 @@ class Rooms:
                 if not counter[key]:
                     del counter[key]
 
-    def _refusal(self, key: object, site: object) -> str | None:
+    def _refusal(self, key: object, site: str | None) -> str | None:
         if self.count >= self.max_streams:
             limit = f"{self.max_streams} streams (jobstate.max_streams)"
             return f"The limit of {limit} is reached."
@@ -95,9 +95,7 @@ class Rooms:
             return f"An owner has {MAX_OF_OWNER} streams open in this process."
         if site is not None and self.is_crowded and site not in self._sites:
             limit = f"{MAX_SITES} host names (one with jobstate.base_url)"
-            return (
-                f"The limit of {limit}, or languages without translations, is reached."
-            )
+            return f"The limit of {limit} is reached."
         return None
 
 
