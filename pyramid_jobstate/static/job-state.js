@@ -24,6 +24,7 @@ const FIRST_EVENT = 5 * 1000; // a proxy that buffers lets nothing through
 const SILENCE = 50 * 1000; // the server sends a beat every 20 seconds
 const RETRY = 8 * 1000; // the browser opens a lost stream again after 1 to 3 seconds
 const PAUSE = 15 * 1000; // after a stream that had worked
+const FIRST_ANSWERS = 1000; // a stream waits that long for those of other jobs
 const MAX_STREAMS = 3; // a browser opens only 6 connections to a server without HTTP/2
 
 // The statuses of a batch's members, in the order of the bar's shares and of the counts.
@@ -344,8 +345,9 @@ const clocks = new Map(); // the store's clock by base URL, compared with perfor
 /**
  * All jobs that are followed below one base URL. They share their requests: at most one
  * at a time, and none while the page is hidden. A job may be asked for before its period
- * is over if that saves a request of its own, but never after. After a first poll, jobs
- * that the server offers to stream share a stream instead.
+ * is over if that saves a request of its own, but never after. If not all that are due fit
+ * into one request, those that have waited longest come first. After a first poll, jobs that
+ * the server offers to stream share a stream instead.
  */
 class Channel {
   /** Returns the job. */
@@ -371,6 +373,7 @@ class Channel {
     this.asked = []; // the jobs of the request in flight
     this.limit = 100; // jobs in one request
     this.patience = PAUSE; // until a batch is tried again after those of one job
+    this.failures = 0; // of requests in a row
     this.notBefore = 0;
     this.timer = null;
     this.controller = null; // of the request in flight
@@ -446,10 +449,16 @@ class Channel {
     if (!this.jobs.size) return;
     const isHidden = this.away || ofDocument("hidden");
     if (isHidden) feeds.forEach((feed) => feed.close());
-    if (this.controller) return;
     const now = performance.now();
     const jobs = this.awake;
-    if (!isHidden) this.stream(jobs, now + GATHER);
+    if (!isHidden) this.stream(jobs, now);
+    if (this.controller) {
+      // Its answer may take longer than the jobs with an offer should wait.
+      const offers = jobs.filter((job) => job.offered).map((job) => job.earliest + FIRST_ANSWERS);
+      const next = Math.min(...offers);
+      if (next > now && next < Infinity) this.timer = setTimeout(() => this.plan(), next - now);
+      return;
+    }
     const due = Math.max(this.notBefore, Math.min(...jobs.map((job) => job.due)));
     if (due <= now) this.run(now);
     // Plan again in any case: another script may have kept an event from this one.
@@ -458,20 +467,22 @@ class Channel {
   }
 
   /**
-   * Stream what polls still bring, unless jobs that may join are asked for soon. New jobs
-   * replace the streams by others that have them, too, but only once these have worked:
-   * else a page that keeps adding jobs would not notice that its streams fail. Jobs beyond
-   * the last stream wait for their next poll to be considered again: else each end of a
-   * job would replace the streams.
+   * Stream what polls still bring, unless jobs that may join are asked for soon, and not if
+   * their answers are slow or many. New jobs replace the streams by others that have them,
+   * too, but only once these have worked: else a page that keeps adding jobs would not
+   * notice that its streams fail. Jobs beyond the last stream wait for their next poll to be
+   * considered again: else each end of a job would replace the streams.
    */
-  stream(all, soon) {
+  stream(all, now) {
     const old = [...feeds].filter((feed) => feed.channel === this);
     const jobs = all.filter((job) => job.feed || job.offered);
     const room = MAX_STREAMS - feeds.size + old.length;
     for (const job of jobs.splice(room * this.limit)) job.offered = false;
+    const isComplete = all.every((job) => job.offered || job.due > now + GATHER);
+    const isLate = jobs.some((job) => job.offered && job.earliest + FIRST_ANSWERS <= now);
     if (
       jobs.every((job) => job.feed) ||
-      !all.every((job) => job.offered || job.due > soon) ||
+      !(isComplete || isLate) ||
       !old.every((feed) => feed.worked) ||
       // Not if the server takes only fewer jobs: their stream was too large.
       [...failed].some(({ channel, size }) => channel.base === this.base && size <= channel.limit)
@@ -494,7 +505,9 @@ class Channel {
   async run(now) {
     this.controller = new AbortController();
     try {
-      await this.ask(now);
+      const asking = this.ask(now);
+      this.plan();
+      await asking;
     } finally {
       this.controller = null;
     }
@@ -514,12 +527,20 @@ class Channel {
     );
   }
 
-  /** Ask once, for as many jobs as fit into one request, and pass on the answer. */
+  /**
+   * Ask once, for as many jobs as fit into one request, and pass on the answer. Those that
+   * have waited longest are asked for first.
+   */
   async ask(now) {
     const waiting = this.waiting(now);
     if (!waiting.length) return; // the page was hidden, or a watch has left
-    const alone = waiting.find((job) => job.alone);
-    const asked = alone ? [alone] : this.share([...waiting]);
+    const queue = [...waiting].sort((a, b) => a.due - b.due || a.earliest - b.earliest);
+    const isAlone = queue[0].alone;
+    const chosen = isAlone ? [queue[0]] : this.share(queue.filter((job) => !job.alone));
+    // In the same order each time, as the same jobs have the same ETag.
+    const asked = waiting.filter((job) => chosen.includes(job));
+    // Jobs that are asked for alone take turns with the others.
+    if (isAlone) for (const job of waiting.filter(({ alone }) => alone)) job.due = now;
     const single = asked.length === 1;
     const url = this.urlOf(asked);
     // Was the last request for each of these jobs the same one?
@@ -532,9 +553,11 @@ class Channel {
     const { body, reason, unchanged, headers } = answer;
     if (reason && reason.code === "aborted") return;
     if (reason && !reason.final) {
-      this.backOff(alone ? asked : waiting, answer);
+      const isOther = (job) => !isAlone && !job.feed && !asked.includes(job);
+      this.backOff(asked, this.awake.filter(isOther), answer);
       return;
     }
+    this.failures = 0;
     if (reason && !single && reason.status !== 401) {
       // An older server, or the request is too large or too long: ask for fewer jobs.
       const { limit } = this;
@@ -569,18 +592,32 @@ class Channel {
     }
   }
 
-  backOff(jobs, { reason, headers }) {
-    const wait = retryAfter(headers);
-    const period = Math.min(...jobs.map((job) => job.period));
-    const failures = Math.max(...jobs.map((job) => (job.failures += 1)));
+  /**
+   * Ask again after a pause, and tell all jobs that wait of the outage. The others go before
+   * those that were asked for, and soon after a first failure: perhaps only some jobs cannot
+   * be answered.
+   */
+  backOff(asked, others, { reason, headers }) {
     const now = performance.now();
+    const wait = retryAfter(headers);
     this.notBefore = now + Math.max(MIN_GAP, wait);
-    const ceiling = Math.min(period * 2 ** failures, MAX_BACKOFF);
+    const period = Math.min(...[...asked, ...others].map((job) => job.period));
     const jitter = 0.5 + Math.random() / 2;
-    // Spread out the clients that the server told the same time.
-    reason.retryIn = Math.max(period, ceiling * jitter, wait && wait + period * jitter);
-    for (const job of jobs) job.rest(reason.retryIn, now);
-    for (const job of jobs) job.lose(reason);
+    const pauseAfter = (failures) => {
+      const ceiling = Math.min(period * 2 ** failures, MAX_BACKOFF);
+      // Spread out the clients that the server told the same time.
+      return Math.max(period, ceiling * jitter, wait && wait + period * jitter);
+    };
+    const pause = pauseAfter(this.failures);
+    this.failures += 1;
+    const failures = Math.max(this.failures, ...asked.map((job) => (job.failures += 1)));
+    reason.retryIn = pauseAfter(failures);
+    const waiting = others.filter((job) => job.due <= now);
+    for (const job of others) job.due = Math.max(job.due, now + pause);
+    for (const job of asked) job.rest(reason.retryIn, now);
+    for (const job of asked) job.lose(reason);
+    const outage = Object.assign(new Error(reason.message), reason, { retryIn: pause });
+    for (const job of waiting) job.lose(outage);
   }
 }
 

@@ -1,0 +1,316 @@
+"""Pages with more jobs than one request takes, in a real Chromium. How long the answers
+of the server take is counted by the page's clock, which the tests advance.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page
+
+from tests.browser.polling import Polling, follow_all, polling_from
+from tests.pollserver import Answer, PollServer, uuid_of, working
+from tests.support import wait_for
+
+#: Each answer comes `latency` milliseconds after the request, and never if the request
+#: is for a job that `hangs`.
+SLOW = """
+window.latency = 0;
+window.hangs = [];
+window.onTheWire = 0;
+window.polls = [];
+const quickFetch = window.fetch;
+window.fetch = async (url, init) => {
+  if (!String(url).includes("/job_state")) return quickFetch(url, init);
+  const poll = { url, began: performance.now(), ended: null };
+  polls.push(poll);
+  onTheWire += 1;
+  let response, text;
+  try {
+    response = await quickFetch(url, init);
+    text = await response.text();
+  } finally {
+    onTheWire -= 1;
+  }
+  await new Promise((resolve, reject) => {
+    init.signal.addEventListener("abort", reject);
+    if (!hangs.some((uuid) => url.includes(uuid))) setTimeout(resolve, latency);
+  }).finally(() => { poll.ended = performance.now(); });
+  response.text = async () => text;
+  return response;
+};
+null;
+"""
+
+ELEMENTS = """(uuids) => document.body.append(...uuids.map((uuid) => {
+  const element = document.createElement("job-state");
+  element.src = `/job_state/${uuid}`;
+  return element;
+}))"""
+
+STATES = "[...document.querySelectorAll('job-state')].map((element) => element.state)"
+
+
+class Crowd(Polling):
+    """A page with many jobs, whose clock stands still unless it is advanced."""
+
+    def begin(self, count: int, latency: int, **options: object) -> list[str]:
+        """Follow so many jobs, and return their uuids."""
+        names = self.answer_many(count)
+        self.begin_with(names, latency, **options)
+        return names
+
+    def begin_with(self, names: list[str], latency: int, **options: object) -> None:
+        self.page.evaluate("(ms) => { latency = ms; }", latency)
+        follow_all(self, names, **{"pollingPeriod": 1000, **options})
+
+    def answer_many(self, count: int) -> list[str]:
+        names = [uuid_of(n) for n in range(count)]
+        for name in names:
+            self.server.answer(name, working())
+        return names
+
+    def advance(
+        self,
+        milliseconds: int,
+        until: Callable[[], bool] = lambda: False,
+        step: int = 10,
+    ) -> int:
+        """Let time pass, at most until a condition holds, and return how much."""
+        for passed in range(0, milliseconds, step):
+            wait_for(lambda: self.page.evaluate("onTheWire") == 0)
+            if until():
+                return passed
+            self.page.clock.run_for(step)
+        wait_for(lambda: self.page.evaluate("onTheWire") == 0)
+        return milliseconds
+
+    def polls(self, name: str = "") -> list[dict[str, Any]]:
+        """When the polls for a job began and ended, by the page's clock."""
+        polls: list[dict[str, Any]] = self.page.evaluate(
+            "(name) => polls.filter(({ url }) => url.includes(name))", name
+        )
+        return polls
+
+    def longest_pause(self, name: str) -> float:
+        """The longest time from one answer to the next for a job."""
+        times = [poll["ended"] for poll in self.polls(name) if poll["ended"]]
+        return max(late - soon for soon, late in itertools.pairwise(times))
+
+    def callbacks(self) -> dict[str, list[str]]:
+        """The callbacks of each job that were called so far."""
+        calls = self.page.evaluate("calls.map((call) => [call.name, call.callback])")
+        names = self.page.evaluate("Object.keys(pollers)")
+        return {name: [c for of, c in calls if of == name] for name in names}
+
+    def updates(self) -> dict[str, int]:
+        return {name: seen.count("update") for name, seen in self.callbacks().items()}
+
+
+@pytest.fixture
+def crowd(page: Page, poll_server: PollServer) -> Iterator[Crowd]:
+    page.clock.install(time=0)
+    for _ in polling_from(page, poll_server):
+        crowd = Crowd(page, poll_server)
+        page.clock.pause_at(3_600_000)
+        page.evaluate(SLOW)
+        yield crowd
+
+
+@pytest.mark.parametrize(("count", "latency"), [(201, 350), (300, 300)])
+def test_elements_are_loaded_and_then_streamed(
+    crowd: Crowd, count: int, latency: int
+) -> None:
+    """Each element of a large page is polled once, and then all are streamed, before
+    the second period is over.
+    """
+    crowd.server.offers = True
+    names = crowd.answer_many(count)
+    crowd.page.evaluate("(ms) => { latency = ms; }", latency)
+    crowd.page.evaluate(ELEMENTS, names)
+    crowd.advance(2000, lambda: len(crowd.page.evaluate("sources")) == 3)
+    assert set(crowd.page.evaluate(STATES)) == {"working"}
+    wait_for(lambda: len(crowd.server.open_streams) == 3)
+    streamed = [uuid for stream in crowd.server.streams for uuid in stream.jobs]
+    assert sorted(streamed) == names
+    asked = [uuid for request in crowd.server.requests() for uuid in request.jobs]
+    assert asked == names
+
+
+def test_page_streams_before_each_job_has_its_answer(crowd: Crowd) -> None:
+    """As many jobs as streams take are streamed from the second second on. The others
+    are polled meanwhile, and none of them more often than another.
+    """
+    crowd.server.offers = True
+    names = crowd.begin(1000, 350)
+    crowd.advance(1500)
+    assert len(crowd.page.evaluate("sources")) == 3
+    wait_for(lambda: len(crowd.server.open_streams) == 3)
+    streamed = [uuid for stream in crowd.server.streams for uuid in stream.jobs]
+    assert sorted(streamed) == names[:300]
+    crowd.advance(3000, step=50)
+    updates = crowd.updates()
+    assert {updates[name] for name in names} == {1, 2}
+    assert {updates[name] for name in streamed} == {1}
+    assert len(crowd.page.evaluate("sources")) == 3
+
+
+def test_server_that_takes_few_jobs_answers_for_all(crowd: Crowd) -> None:
+    """Where each request is for ten jobs at most, 120 are loaded within a period."""
+    crowd.server.max_uuids = 10
+    names = crowd.begin(120, 40)
+    crowd.advance(1000)
+    assert crowd.updates() == dict.fromkeys(names, 1)
+
+
+def test_jobs_take_turns_where_answers_are_slow(crowd: Crowd) -> None:
+    """When the requests for all jobs take longer than their period, each job has every
+    fifth answer at least. The requests follow one another.
+    """
+    names = crowd.begin(350, 400)
+    crowd.advance(8000, step=50)
+    for name in names[::9]:
+        assert crowd.longest_pause(name) <= 5 * 400
+    polls = crowd.polls()
+    for earlier, later in itertools.pairwise(polls):
+        assert later["began"] >= earlier["ended"]
+
+
+@pytest.mark.parametrize("slow", [1000, 10_000])
+def test_jobs_of_all_periods_have_their_turn(crowd: Crowd, slow: int) -> None:
+    """Jobs with a short period do not hold up those with a long one, nor these them."""
+    names = crowd.begin(150, 300, pollingPeriod=500)
+    others = [uuid_of(n) for n in range(150, 300)]
+    for name in others:
+        crowd.server.answer(name, working())
+    follow_all(crowd, others, pollingPeriod=slow)
+    crowd.advance(25_000, step=50)
+    for name in (*names[::49], names[-1]):
+        assert crowd.longest_pause(name) <= 500 + 4 * 300
+    for name in (*others[::49], others[-1]):
+        assert crowd.longest_pause(name) <= slow + 4 * 300
+
+
+def test_job_that_is_added_waits_for_no_second_answer(crowd: Crowd) -> None:
+    """A job that joins many others has its answer before any of them has two more."""
+    names = crowd.begin(300, 400)
+    crowd.advance(3000, step=50)
+    before = crowd.updates()
+    later = uuid_of(300)
+    crowd.follow(later, working(), pollingPeriod=1000)
+    crowd.advance(5000, lambda: bool(crowd.told(later)), step=50)
+    after = crowd.updates()
+    assert after[later] == 1
+    assert max(after[name] - before[name] for name in names) == 1
+
+
+def test_jobs_that_are_asked_about_alone_take_turns(crowd: Crowd) -> None:
+    """Many jobs that a batch does not show do not hold up the others."""
+    names = crowd.answer_many(60)
+    for name in names[:50]:
+        crowd.server.answer(name, Answer(403))
+        crowd.server.nulls.add(name)
+    crowd.begin_with(names, 350)
+    crowd.advance(30_000, step=50)
+    callbacks = crowd.callbacks()
+    for name in names[:50]:
+        assert callbacks[name] == ["lost", "done"]
+    for name in names[50:]:
+        assert crowd.longest_pause(name) <= 1000 + 3 * 350
+
+
+# Requests that fail
+
+
+def test_jobs_that_hang_do_not_hold_up_the_others(crowd: Crowd) -> None:
+    """If the first of several requests is never answered, the others follow as soon as
+    it is given up, and before it is tried again.
+    """
+    crowd.page.evaluate("Math.random = () => 1")
+    crowd.page.evaluate("(name) => { hangs = [name]; }", uuid_of(0))
+    names = crowd.begin(201, 100)
+    crowd.advance(31_500, step=100)
+    callbacks = crowd.callbacks()
+    assert callbacks[names[0]] == ["lost"]
+    for name in names[67:]:
+        assert callbacks[name] == ["lost", "update"]
+    crowd.advance(35_000, step=100)
+    updates = crowd.updates()
+    assert updates[names[0]] == 0
+    assert min(updates[name] for name in names[67:]) >= 3
+
+
+def test_jobs_that_hang_do_not_keep_the_others_from_streams(crowd: Crowd) -> None:
+    """A stream waits a second for an answer to the other jobs, and opens without them.
+    It goes on if they are given up.
+    """
+    crowd.server.offers = True
+    crowd.page.evaluate("(name) => { hangs = [name]; }", uuid_of(149))
+    names = crowd.begin(150, 100)
+    crowd.advance(1000)
+    assert crowd.server.streams == []
+    crowd.advance(500, lambda: bool(crowd.page.evaluate("sources")))
+    wait_for(lambda: crowd.server.open_streams)
+    [stream] = crowd.server.streams
+    assert stream.jobs == names[:75]
+    stream.send("1767225600000", "beat")
+    for _ in range(2):
+        stream.send("1767225600000", "beat")
+        crowd.advance(20_000, step=500)
+    assert crowd.told(names[149]) == ["lost"]
+    assert crowd.told(names[0]) == ["update"]
+    assert stream.is_open
+    assert len(crowd.polls(names[0])) == 1
+
+
+def test_outage_is_told_at_once_and_asked_about_ever_less(crowd: Crowd) -> None:
+    """However many requests a page needs, it asks a server that fails only once, then
+    for other jobs each time, and after pauses that double.
+    """
+    crowd.page.evaluate("Math.random = () => 1")
+    crowd.server.answer_batches(*[Answer(503)] * 6)
+    names = crowd.begin(201, 100)
+    firsts = [names[0], names[67], names[134]]
+    crowd.advance(150)
+    told = [crowd.told(name, "lost") for name in firsts]
+    assert [[reason["retryIn"] for reason in reasons] for reasons in told] == [
+        [2000],
+        [1000],
+        [1000],
+    ]
+    crowd.advance(70_000, step=100)
+    polls = crowd.polls()
+    pauses = [late["began"] - soon["ended"] for soon, late in itertools.pairwise(polls)]
+    for pause, least in zip(pauses, (1, 2, 4, 8, 16, 30), strict=False):
+        assert least * 1000 <= pause <= least * 1000 + 200
+    for poll, name in zip(polls, firsts * 2, strict=False):
+        assert name in poll["url"]
+    for callbacks in crowd.callbacks().values():
+        assert callbacks[:2] == ["lost", "update"]
+
+
+def test_clients_are_spread_out_after_an_outage(crowd: Crowd) -> None:
+    """No request follows at the very moment that Retry-After names."""
+    crowd.page.evaluate("Math.random = () => 0")
+    crowd.server.answer_batches(Answer(503, headers={"Retry-After": "10"}))
+    crowd.begin(201, 100)
+    crowd.advance(10_500, step=100)
+    assert len(crowd.polls()) == 1
+    crowd.advance(200)
+    assert len(crowd.polls()) == 2
+
+
+def test_page_that_is_shown_does_not_wait_for_the_end_of_an_outage(
+    crowd: Crowd,
+) -> None:
+    """A page that is hidden and shown asks at once for all of its jobs."""
+    crowd.server.answer_batches(*[Answer(503)] * 6)
+    names = crowd.begin(201, 100)
+    crowd.advance(40_000, lambda: len(crowd.polls()) == 6, step=100)
+    crowd.advance(200)
+    crowd.page.evaluate("setHidden(true); setHidden(false)")
+    crowd.advance(350)
+    assert crowd.updates() == dict.fromkeys(names, 1)
