@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from pyramid_jobstate.testing import put_job
 from tests import streams
 from tests.browser.paged import ImportSheet, Pages, fill, serving
 from tests.browser.test_static import protected
+from tests.catalogs import write_catalog
 from tests.jobs import RunMarathon
 from tests.listed import create, finish
 from tests.support import INFO, load_job, wait_for
@@ -852,13 +854,19 @@ def test_back_shows_the_page(pages: Pages, store: JobStore, place: str) -> None:
 
 @pytest.mark.parametrize("lang", ["en", pytest.param("de-AT", marks=pytest.mark.long)])
 def test_times_are_the_viewer_s(
-    browser: Browser, redis_url: str, store: JobStore, lang: str
+    browser: Browser, redis_url: str, store: JobStore, tmp_path: Path, lang: str
 ) -> None:
-    """Times of today are shown in the viewer's zone, and others with their date."""
+    """Times of today are shown in the viewer's zone and in the language of the page,
+    and others with their date.
+    """
     (job,) = put(store, "queued")
     sent = load_job(store, job).queued_at
     assert sent is not None
+    catalog = tmp_path / "de" / "LC_MESSAGES" / "pyramid_jobstate.mo"
+    header = "Content-Type: text/plain; charset=UTF-8\n"
+    write_catalog(catalog, {"": header, "Sent": "Abgeschickt"})
     config = paged_config(redis_url)
+    config.add_translation_dirs(str(tmp_path))
     config.set_locale_negotiator(lambda request: lang.replace("-", "_"))
     with (
         browser.new_context(timezone_id="Asia/Tokyo") as context,

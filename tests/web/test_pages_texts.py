@@ -165,6 +165,37 @@ def test_pages_are_in_the_language_of_the_request(
     assert english.one("html")["lang"] == "en"
 
 
+@pytest.mark.parametrize("prefix", [None, "shop"])
+@pytest.mark.parametrize(
+    ("locale", "lang"), [("de", "en"), ("de_AT", "en"), ("en_GB", "en-GB")]
+)
+def test_page_without_a_catalog_says_that_it_is_english(
+    redis_url: str, store: JobStore, locale: str, lang: str, prefix: str | None
+) -> None:
+    """In a locale without a catalog for our words, the language of both pages is that
+    of the words, and not that of the request.
+    """
+    config = paged_config(redis_url, route_prefix=prefix)
+    config.set_locale_negotiator(lambda request: locale)
+    app = make_app(config)
+    path = f"/{prefix}/job_state" if prefix else "/job_state"
+    job = put_job(store, RunMarathon).uuid
+
+    for page in Visit(app, path), Visit(app, f"{path}/{job}"):
+        assert page.data["labels"]["working"] == "Running"
+        assert page.one("html")["lang"] == page.one(".jobstate")["lang"] == lang
+
+
+def test_language_may_be_that_of_a_catalog_for_all_of_its_regions(
+    german: TestApp,
+) -> None:
+    """Words that Austria shares with Germany are Austrian."""
+    page = Visit(german, "/job_state", "de_AT")
+
+    assert page.texts(".jobstate-tabs a")[1] == "Wartet"
+    assert page.one("html")["lang"] == "de-AT"
+
+
 def test_batch_is_in_the_language_of_the_request(
     german: TestApp, store: JobStore
 ) -> None:
@@ -546,7 +577,7 @@ def test_localizer_of_one_request_is_cheap(
 
     page = Visit(make_app(config), "/job_state/?all=1")
 
-    assert page.one("html")["lang"] == "de"
+    assert page.one("html")["lang"] == "en"
     assert 100 < len(calls) < 600
     del page
     gc.collect()

@@ -57,18 +57,25 @@ class Words:
       localizer: Translates them.
 
     Attributes:
-      lang: The language, as HTML names it.
+      lang: Their language, as HTML names it: English if no catalog has any of them.
       direction: The direction of its text, "ltr" or "rtl".
       for_script: What the script and the elements of a page say, as JSON.
     """
 
     def __init__(self, localizer: Any) -> None:
+        tables = WORDS, LABELS, SINGLE, UNCOUNTED, SCRIPT
+        found = [
+            {name: str(localizer.translate(text)) for name, text in table.items()}
+            for table in tables
+        ]
+        english = [
+            {name: text.interpolate() for name, text in table.items()}
+            for table in tables
+        ]
+        self._words, self._labels, self._single, self._uncounted, script = found
         lang = localizer.locale_name.replace("_", "-")
-        self.lang: str = lang if LANGUAGE.fullmatch(lang) else "en"
-        self._words, self._labels, self._single, self._uncounted, script = (
-            {name: str(localizer.translate(text)) for name, text in texts.items()}
-            for texts in (WORDS, LABELS, SINGLE, UNCOUNTED, SCRIPT)
-        )
+        is_known = found != english or lang.startswith("en-")
+        self.lang: str = lang if is_known and LANGUAGE.fullmatch(lang) else "en"
         self._plurals = plurals_of(localizer)
         self._sentences = {str(t): str(localizer.translate(t)) for t in SENTENCES}
         self.direction = "rtl" if self._words["direction"] == "rtl" else "ltr"
