@@ -212,7 +212,8 @@ declare namespace JobState {
 
   /**
    * Words for the elements of the page in every language without words of its own. Set
-   * them before the elements show. The default is English.
+   * them before the elements show. The default is English, and is marked as English on a
+   * page of another language.
    *
    * ```js
    * JobState.labels = { working: "Baking", left: "{time} to go" };

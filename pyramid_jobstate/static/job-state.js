@@ -952,15 +952,16 @@ function prepareSpeaker() {
   if (body && !speaker.isConnected) body.append(speaker);
 }
 
-function say(element, sentence) {
+function say(element, sentence, lang) {
   if (!sentences.size) {
     setTimeout(() => {
       prepareSpeaker();
-      speaker.textContent = [...sentences.values()].slice(0, 5).join(" ");
+      const spoken = [...sentences.values()].slice(0, 5);
+      speaker.replaceChildren(...spoken.flatMap((node, i) => (i ? [" ", node] : [node])));
       sentences.clear();
     }, 200);
   }
-  sentences.set(element, sentence);
+  sentences.set(element, make("span", lang ? { lang } : {}, sentence));
 }
 
 let sheet = null; // a promise of the shared style sheet, if it can be loaded
@@ -1153,8 +1154,9 @@ class JobStateElement extends HTMLElement {
       // Not if it concerns an earlier job, or no longer matters.
       if (asking === this._asking) {
         this._asking = null;
-        this._complaint = this._label("cancel-failed", { reason: this._explain(reason) });
-        say(this, this._complaint);
+        const complain = () => this._label("cancel-failed", { reason: this._explain(reason) });
+        [this._complaint, this._complaintLang] = this._worded(complain);
+        say(this, this._complaint, this._complaintLang || this._language);
       }
       throw reason;
     } finally {
@@ -1222,6 +1224,7 @@ class JobStateElement extends HTMLElement {
     this._ended = false; // its end was told
     this._asking = null; // the cancel that is on its way
     this._complaint = ""; // why it could not be cancelled
+    this._complaintLang = null;
     this._quarter = -1; // the last one announced
   }
 
@@ -1249,7 +1252,20 @@ class JobStateElement extends HTMLElement {
       window.JobState.labels,
       ENGLISH,
     ].find((some) => some && name in some);
-    return fill(String(labels[name]), values);
+    const label = String(labels[name]);
+    const hasWords = /[a-z]/i.test(label.replace(/\{\w+\}/g, ""));
+    this._isEnglish = this._isEnglish || (labels === ENGLISH && hasWords);
+    return fill(label, values);
+  }
+
+  /**
+   * What a function makes of labels, and the language of its words: null if it is that of the
+   * element, which may have no words of its own.
+   */
+  _worded(make) {
+    this._isEnglish = false;
+    const made = make();
+    return [made, this._isEnglish && !/^en\b/i.test(this._language) ? "en" : null];
   }
 
   _word(state) {
@@ -1355,10 +1371,13 @@ class JobStateElement extends HTMLElement {
     return this._label(nameOf(code, status), { status });
   }
 
+  /** What went wrong, and the language of its words. */
   _notice(job, state) {
-    if (state === "lost") return this._explain(this._reason);
-    if (state === "error" || state === "cancelled") return clean(job.error && job.error.message);
-    return this._complaint;
+    if (state === "lost") return this._worded(() => this._explain(this._reason));
+    if (state === "error" || state === "cancelled") {
+      return [clean(job.error && job.error.message), null];
+    }
+    return [this._complaint, this._complaintLang];
   }
 
   _draw(loaded) {
@@ -1368,8 +1387,10 @@ class JobStateElement extends HTMLElement {
     const { parts } = view;
     const job = this._data ? this._data.job : {};
     clearTimeout(this._timer);
-    const { due, waiting, next } = this._wait(job, state);
-    const word = (state === "queued" && due) || this._word(state);
+    const [{ due, waiting, next }, waitLang] = this._worded(() => this._wait(job, state));
+    const [stateWord, stateLang] = this._worded(() => this._word(state));
+    const [word, wordLang] =
+      state === "queued" && due ? [due, waitLang] : [stateWord, stateLang];
     const answered = this._data || state === "lost";
     const progress = job.progress || {};
     const isOver = [...OVER, "lost"].includes(state);
@@ -1388,29 +1409,54 @@ class JobStateElement extends HTMLElement {
     // Animating more elements than this would keep the browser busy.
     const lively = connected.size > 30 ? "" : "lively";
     const counts = countsOf(job);
-    const texts = counts.map((count, i) =>
-      count ? this._label(`count-${COUNTED[i]}`, { number: this._number(count) }) : "",
+    const [texts, countsLang] = this._worded(() =>
+      counts.map((count, i) =>
+        count ? this._label(`count-${COUNTED[i]}`, { number: this._number(count) }) : "",
+      ),
     );
     const isBatch = texts.some(Boolean);
     const failures = texts.slice(1, OVER.length).filter(Boolean);
-    const details = this._details(job, progress, state, due, failures);
-    const left = state === "working" && progress.eta > 0 && progress.eta < 1e8
-      ? this._label("left", { time: this._duration(progress.eta) })
-      : "";
+    const [details, detailsLang] = this._worded(() =>
+      this._details(job, progress, state, due, failures),
+    );
+    const isLeft = state === "working" && progress.eta > 0 && progress.eta < 1e8;
+    const [left, leftLang] = this._worded(() =>
+      isLeft ? this._label("left", { time: this._duration(progress.eta) }) : "",
+    );
+    const [title, titleLang] = this._worded(() => this._title(job));
+    const [notice, noticeLang] = this._notice(job, state);
+    const [cancel, cancelLang] = this._worded(() =>
+      this._label(this._asking ? "cancelling" : "cancel"),
+    );
+    const [result, resultLang] = this._worded(() => this._label("result"));
     const lines = this.log && Array.isArray(job.log) ? job.log : [];
     const { url } = job.result || {};
     const link = state === "success" && /^https?:\/\//i.test(url) ? url : null;
     const cancellable = this.cancellable && job.cancellable && state !== "cancelling" && !isOver;
     view.write("text", {
-      title: this._title(job),
+      title,
       percent,
       status: waiting || word, // a screen reader may read each change of the bar's text
       details: ["", ...details].join(" · "),
       left,
       message: clean(job.message),
-      notice: this._notice(job, state),
-      cancel: this._label(this._asking ? "cancelling" : "cancel"),
-      result: this._label("result"),
+      notice,
+      cancel,
+      result,
+    });
+    view.write("lang", {
+      title: titleLang,
+      status: waiting ? waitLang : wordLang,
+      details:
+        detailsLang ||
+        (failures.length ? countsLang : null) ||
+        (due && state !== "queued" ? waitLang : null),
+      left: leftLang,
+      notice: noticeLang,
+      cancel: cancelLang,
+      result: resultLang,
+      counts: countsLang,
+      bar: wordLang,
     });
     const hidden = {
       job: !answered && !!this.textContent.trim(),
@@ -1448,8 +1494,8 @@ class JobStateElement extends HTMLElement {
     // Do not announce a job that had ended before the page was loaded.
     if (now <= before || (before < 0 && isOver && state !== "lost")) return;
     const end = state === "lost" ? word : [word, ...failures].join(", ");
-    const rest = isOver ? `${end}. ${this._notice(job, state)}` : before < 0 ? word : percent;
-    say(this, `${this._title(job)}: ${rest}`.trim());
+    const rest = isOver ? `${end}. ${notice}` : before < 0 ? word : percent;
+    say(this, `${title}: ${rest}`.trim(), wordLang || this._language);
   }
 }
 

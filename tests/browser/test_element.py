@@ -1372,6 +1372,92 @@ def test_second_copy_of_the_script_changes_nothing(
     wait_for(lambda: page.evaluate(LOOK, "job")["status"] == "Silent")
 
 
+#: The language of each text that an element shows.
+LANGUAGES = """() => Object.fromEntries(
+  [...job.shadowRoot.querySelectorAll("[part]")]
+    .filter((part) => !part.childElementCount && part.textContent)
+    .filter((part) => part.checkVisibility())
+    .map((part) => [part, part.closest("[lang]") || job.closest("[lang]")])
+    .map(([part, { lang }]) => [part.part[0], lang]))
+"""
+
+#: Those of a page whose elements have no words of its language.
+MIXED = {
+    "title": "de",
+    "percent": "de",
+    "cancel": "en",
+    "status": "en",
+    "details": "en",
+    "left": "en",
+    "message": "de",
+}
+
+RUNNING = data(progress=progress(12, 26, eta=130), message="Auf der Brücke")
+
+
+def languages(stage: Stage, state: dict[str, Any]) -> dict[str, str]:
+    stage.show(state)
+    found: dict[str, str] = stage.page.evaluate(LANGUAGES)
+    return found
+
+
+def test_english_words_say_that_they_are_english(stage: Stage) -> None:
+    """On a page of a language without labels, the words of the element are marked as
+    English. What the application says is in the language of the page.
+    """
+    stage.open("<job-state id=job cancellable></job-state>", lang="de")
+    assert languages(stage, RUNNING) == MIXED
+    assert stage.page.locator("[part=bar]").get_attribute("lang") == "en"
+    failed = languages(stage, data("error", error={"message": "Der Läufer ist müde."}))
+    assert failed == {"title": "de", "status": "en", "notice": "de"}
+    late = languages(stage, data("retrying", due_at=at(1800)))
+    assert late["details"] == "en"
+    over = data("success", result={"url": "https://example.com/"}, title="", attempt=0)
+    words = dict.fromkeys(("title", "status", "details", "result"), "en")
+    assert languages(stage, over) == {**words, "percent": "de"}
+
+
+def test_words_of_the_page_are_in_its_language(stage: Stage) -> None:
+    """Attributes and labels that the page has are not marked."""
+    stage.open("<job-state id=job cancellable label-left='{time}'></job-state>", "de")
+    assert languages(stage, RUNNING) == {**MIXED, "left": "de"}
+    stage.page.evaluate("JobState.setLabels('de', { working: 'Läuft' })")
+    assert languages(stage, RUNNING) == {**MIXED, "left": "de", "status": "de"}
+    stage.page.evaluate("JobState.labels = { cancel: 'Halt', 'amount-of': '{done}' }")
+    german = {**MIXED, "left": "de", "status": "de", "cancel": "de"}
+    state = data(progress=progress(12, 26, eta=130), message="!", started_at=at(0))
+    assert languages(stage, state) == {**german, "details": "de"}
+
+
+def test_numbers_and_units_alone_are_no_english_words(stage: Stage) -> None:
+    """An amount with the application's unit is in the language of the page."""
+    stage.open(lang="de")
+    state = data(progress=progress(1200, unit="Zeilen"), started_at=at(0))
+    assert languages(stage, state)["details"] == "de"
+
+
+@pytest.mark.parametrize("lang", ["en", "en-GB"])
+def test_english_page_has_one_language(stage: Stage, lang: str) -> None:
+    """Where the page is English, nothing is marked."""
+    stage.open("<job-state id=job cancellable></job-state>", lang=lang)
+    assert set(languages(stage, RUNNING).values()) == {lang}
+
+
+def test_announcements_name_their_language(stage: Stage) -> None:
+    """What a screen reader is told is in the language of the element's words, not in
+    that of the page around.
+    """
+    stage.open("<div lang=de><job-state id=job></job-state></div>", lang="fr")
+    spoken = stage.page.locator("body > [role=status] > span")
+    stage.show(data())
+    expect(spoken).to_have_text("Run marathon: Running")
+    expect(spoken).to_have_attribute("lang", "en")
+    stage.page.evaluate("JobState.setLabels('de', { success: 'Fertig' })")
+    stage.show(data("success"))
+    expect(spoken).to_have_text("Run marathon: Fertig.")
+    expect(spoken).to_have_attribute("lang", "de")
+
+
 def test_wrong_language_is_no_disaster(stage: Stage) -> None:
     """An invalid lang attribute falls back to the browser's language."""
     stage.open(lang="no_such language!")
