@@ -374,6 +374,7 @@ class Channel {
     this.limit = 100; // jobs in one request
     this.patience = PAUSE; // until a batch is tried again after those of one job
     this.failures = 0; // of requests in a row
+    this.pausedUntil = 0; // after these
     this.notBefore = 0;
     this.timer = null;
     this.controller = null; // of the request in flight
@@ -554,10 +555,10 @@ class Channel {
     if (reason && reason.code === "aborted") return;
     if (reason && !reason.final) {
       const isOther = (job) => !isAlone && !job.feed && !asked.includes(job);
-      this.backOff(asked, this.awake.filter(isOther), answer);
+      this.backOff(asked, this.awake.filter(isOther), answer, now);
       return;
     }
-    this.failures = 0;
+    this.failures = this.pausedUntil = 0;
     if (reason && !single && reason.status !== 401) {
       // An older server, or the request is too large or too long: ask for fewer jobs.
       const { limit } = this;
@@ -597,7 +598,7 @@ class Channel {
    * those that were asked for, and soon after a first failure: perhaps only some jobs cannot
    * be answered.
    */
-  backOff(asked, others, { reason, headers }) {
+  backOff(asked, others, { reason, headers }, began) {
     const now = performance.now();
     const wait = retryAfter(headers);
     this.notBefore = now + Math.max(MIN_GAP, wait);
@@ -609,11 +610,16 @@ class Channel {
       return Math.max(period, ceiling * jitter, wait && wait + period * jitter);
     };
     const pause = pauseAfter(this.failures);
-    this.failures += 1;
+    // Jobs that cannot wait, since they are new, do not make the others wait longer.
+    const isNext = began >= this.pausedUntil;
+    if (isNext) {
+      this.failures += 1;
+      this.pausedUntil = now + pause;
+    }
     const failures = Math.max(this.failures, ...asked.map((job) => (job.failures += 1)));
     reason.retryIn = pauseAfter(failures);
     const waiting = others.filter((job) => job.due <= now);
-    for (const job of others) job.due = Math.max(job.due, now + pause);
+    if (isNext) for (const job of others) job.due = Math.max(job.due, this.pausedUntil);
     for (const job of asked) job.rest(reason.retryIn, now);
     for (const job of asked) job.lose(reason);
     const outage = Object.assign(new Error(reason.message), reason, { retryIn: pause });

@@ -266,6 +266,20 @@ def test_jobs_that_hang_do_not_keep_the_others_from_streams(crowd: Crowd) -> Non
     assert len(crowd.polls(names[0])) == 1
 
 
+def test_jobs_that_are_added_and_fail_do_not_hold_up_the_others(crowd: Crowd) -> None:
+    """However often a job is added that the server cannot answer, the others have their
+    turn.
+    """
+    names = crowd.begin(20, 50)
+    crowd.advance(100)
+    for n in range(20, 60):
+        name = uuid_of(n)
+        crowd.server.nulls.add(name)
+        crowd.follow(name, Answer(500), pollingPeriod=1000)
+        crowd.advance(150, step=50)
+    assert crowd.longest_pause(names[0]) <= 2500
+
+
 def test_outage_is_told_at_once_and_asked_about_ever_less(crowd: Crowd) -> None:
     """However many requests a page needs, it asks a server that fails only once, then
     for other jobs each time, and after pauses that double.
