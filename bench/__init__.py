@@ -1,0 +1,1 @@
+"""What measures the package and its tests, beside the tests themselves."""
