@@ -229,7 +229,8 @@ class Reloaded:
         if self._part is not None:
             code = self._part.poll()
             was_ready = self._reports.is_ready
-            self._watch.add(self._reports.files())
+            for file in self._reports.files():
+                self._watch.add([file], is_late=self._reports.is_ready)
             # A web server that cannot listen ends right after its report.
             if was_ready and code is None and not self._is_said:
                 self._is_said = True

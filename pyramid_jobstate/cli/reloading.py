@@ -1,7 +1,8 @@
 """Which files a part of ``pjobs dev`` has imported, and whether they changed since.
 
 The part reports them, and its parent looks at them. A file that changed between the
-part's start and its first report counts as changed: what was imported may be older.
+start of the part and its report counts as changed, until the part is ready: what was
+imported may be older.
 """
 
 from __future__ import annotations
@@ -48,12 +49,16 @@ class Watch:
         self._started = time.time_ns()
         self._seen = {path: _signature(path) for path in self._seen}
 
-    def add(self, paths: Iterable[str]) -> None:
-        """Watch further files, which the part has imported, or has not found."""
+    def add(self, paths: Iterable[str], is_late: bool = False) -> None:
+        """Watch further files, which the part has imported, or has not found.
+
+        Parameters:
+          is_late: Whether it was ready before. It may then have written them itself.
+        """
         for path in paths:
             if path not in self._seen and not self._ignored.match(path):
                 self._seen[path] = _signature(path)
-                if self._changed_since_start(path):
+                if not is_late and self._changed_since_start(path):
                     self._seen[path] = STALE
 
     def changed(self) -> str | None:
@@ -68,9 +73,12 @@ class Watch:
         return None
 
     def _changed_since_start(self, path: str) -> bool:
-        # A file that was moved here keeps its time of modification.
+        # A file that was moved here keeps its own time of modification. A hard link to
+        # it, made or removed elsewhere, changes its ctime, but not its folder.
         with contextlib.suppress(OSError):
-            return os.stat(path).st_ctime_ns > self._started
+            file, folder = os.stat(path), os.stat(os.path.dirname(path))
+            modified = max(file.st_mtime_ns, folder.st_mtime_ns)
+            return min(file.st_ctime_ns, modified) > self._started
         return False
 
 
@@ -122,13 +130,15 @@ class Reports:
         os.close(self.writer)
 
     def files(self) -> Iterator[str]:
-        """Yield the files that have been reported since the last call."""
+        """Yield the files reported since the last call: first those of the start, then
+        `is_ready` becomes true.
+        """
         with contextlib.suppress(BlockingIOError):
             while chunk := os.read(self._reader, 65536):
                 *lines, self._rest = (self._rest + chunk).split(b"\n")
                 for line in map(json.loads, lines):
-                    self.is_ready = self.is_ready or line["is_ready"]
                     yield from line["files"]
+                    self.is_ready = self.is_ready or line["is_ready"]
 
     def close(self) -> None:
         os.close(self._reader)

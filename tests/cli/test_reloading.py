@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -71,6 +72,22 @@ def test_a_file_saved_before_it_was_reported_has_changed(
     watch.add([str(tmp_path / "b.py")])
     assert watch.changed() == str(tmp_path / "b.py")
     watch.begin()
+    assert watch.changed() is None
+
+
+@pytest.mark.parametrize("change", [os.link, lambda path, _: path.chmod(0o600)])
+def test_links_and_rights_are_no_changes(
+    tmp_path: Path, file: Path, change: Callable[[Path, Path], None]
+) -> None:
+    """A file that gained another name elsewhere, as installers of packages give it, or
+    other rights, has not changed, whenever it is reported.
+    """
+    (tmp_path / "elsewhere").mkdir()
+    watch = Watch([])
+    watch.begin()
+    wait_for(lambda: clock_has_moved(tmp_path / "elsewhere", watch))
+    change(file, tmp_path / "elsewhere" / "a.py")
+    watch.add([str(file)])
     assert watch.changed() is None
 
 

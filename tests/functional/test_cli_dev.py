@@ -402,6 +402,39 @@ def test_a_web_server_that_cannot_listen(
     assert "It starts." not in text
 
 
+def test_what_the_web_server_imports_late_is_no_change(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A module that is written and then imported while the web server runs does not
+    restart it, until it is written again.
+    """
+    late = folder.path / "late.py"
+    text = folder.module.read_text()
+    folder.module.write_text(text.replace("(request):", "(request):\n    import late"))
+    monkeypatch.chdir(folder.path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    ini = Ini.parse(str(folder.ini), ["word=hello"])
+    with dev.Reloaded("web", "It starts.", ini, NoSignals()) as web:
+        said = ""
+
+        def says(text: str) -> bool:
+            nonlocal said
+            assert web.poll() is None
+            said += capfd.readouterr().err
+            return text in said
+
+        def watches_late() -> bool:
+            get(folder, "/send")
+            return says("") and str(late) in web._watch._seen
+
+        wait_for(lambda: says("It starts."), PATIENCE)
+        late.touch()
+        wait_for(watches_late, PATIENCE)
+        assert "has changed" not in said
+        os.utime(late, (0, 0))
+        wait_for(lambda: says(f"{late} has changed"), PATIENCE)
+
+
 def test_a_hangup_is_ignored_under_nohup() -> None:
     """Signals are counted, but for those that the command was told to ignore."""
     kept = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
