@@ -77,5 +77,6 @@ def say(name: str, text: str) -> None:
 
 
 def _copy(name: str, stream: IO[bytes]) -> None:
-    for line in stream:
-        say(name, line.decode(errors="replace").rstrip("\r\n"))
+    with stream:
+        for line in stream:
+            say(name, line.decode(errors="replace").rstrip("\r\n"))
