@@ -14,7 +14,7 @@ from pyramid.scripts.common import get_config_loader
 from . import flags, work
 from .faults import Refused
 from .ini import Ini
-from .reloading import Reporter, files_of
+from .reloading import Reporter, files_of, needs_change
 
 #: Seconds that are left to a part when its parent was killed.
 GRACE = 5.0
@@ -39,7 +39,7 @@ def main() -> int:
         ini.check()
         run(ini, reporter)
     except BaseException as e:
-        reporter.report(files_of(e))
+        reporter.report(files_of(e), needs_change=needs_change(e))
         if isinstance(e, Refused):
             print(f"pjobs: {e}", file=sys.stderr)
             return work.IMPORT

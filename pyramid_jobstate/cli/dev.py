@@ -2,7 +2,8 @@
 
 The parts end together: when one of them ends, on Ctrl-C, and also if this process is
 killed. A changed file restarts the web server and the worker. ``pserve --reload`` would
-miss changes in the first second or two after a restart.
+miss changes in the first second or two after a restart. The worker starts after the web
+server: both may create what an empty database lacks.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import contextlib
 import glob
 import itertools
+import math
 import os
 import signal
 import socket
@@ -38,8 +40,14 @@ INTERVAL = 0.5
 #: worker can put back the messages of jobs that have not begun.
 PATIENCE = 20.0
 
-#: The exit codes of a part that cannot start after which a changed file may help.
+#: Seconds that the worker waits for the web server, which may wait for the worker.
+TURN = 15.0
+
+#: The exit codes of a part that cannot start, but may later.
 FIXABLE = (1, 2)
+
+#: Seconds until a part that cannot start is tried again: at first, and at most.
+FIRST_PAUSE, LAST_PAUSE = 1, 30
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 
@@ -77,10 +85,9 @@ def main(ini: Ini, program: str, arguments: Sequence[str]) -> int:
             say("pjobs", f"Nothing answered at {url}: started an empty server.")
             say("pjobs", "Its data are gone when this command ends.")
         at = f"The web server starts at {address}. Ctrl-C stops everything."
-        parts = [
-            Reloaded("web", at, ini, signals),
-            Reloaded("worker", "The worker is ready.", ini, signals),
-        ]
+        web = Reloaded("web", at, ini, signals)
+        worker = Reloaded("worker", "The worker is ready.", ini, signals, after=web)
+        parts = [web, worker]
         for part in parts:
             running.enter_context(part)
         for part in parts:
@@ -198,20 +205,31 @@ class Reloaded:
     Parameters:
       name: The part: "web" or "worker".
       ready: What is said when it has started.
+      after: A part that starts before this one.
     """
 
-    def __init__(self, name: str, ready: str, ini: Ini, signals: Signals) -> None:
+    def __init__(
+        self,
+        name: str,
+        ready: str,
+        ini: Ini,
+        signals: Signals,
+        after: Reloaded | None = None,
+    ) -> None:
         self.name = name
         self._ready = ready
         self._ini = ini
         self._signals = signals
+        self._after = after
         self._watch = Watch(*watched_files(ini))
         self._part: Part | None = None
-        self._restart_by: float | None = None
+        #: When it is to start or, if it still runs, to be killed for its restart.
+        self._due = time.monotonic()
+        self._pause = FIRST_PAUSE
         self._is_said = False
 
     def __enter__(self) -> Self:
-        self._start()
+        self._start_in_turn()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -222,41 +240,65 @@ class Reloaded:
         if self._part is not None:
             self._part.terminate()
 
+    def is_starting(self) -> bool:
+        """Return whether it is about to be ready, or to fail."""
+        runs = self._part is not None
+        return runs and (self._due < math.inf or not self._reports.is_ready)
+
     def poll(self) -> int | None:
-        """Restart the part if a file has changed, once its running jobs have ended.
-        Return its exit code if it has ended for good.
+        """Start the part if it is due, and restart it if a file has changed, once its
+        running jobs have ended. Return its exit code if it has ended for good.
         """
         if self._part is not None:
             code = self._part.poll()
             was_ready = self._reports.is_ready
             for file in self._reports.files():
                 self._watch.add([file], is_late=self._reports.is_ready)
-            # A web server that cannot listen ends right after its report.
-            if was_ready and code is None and not self._is_said:
-                self._is_said = True
-                say("pjobs", self._ready)
-            if self._restart_by is not None:
-                if code is not None or time.monotonic() > self._restart_by:
-                    self._end(0)
-                    self._start()
-                return None
-            if code is not None:
+            if self._due < math.inf:
+                if code is None and time.monotonic() < self._due:
+                    return None
+                self._end(0)
+                self._due = time.monotonic()
+            elif code is not None:
                 self._end(0)
                 if self._reports.is_ready or code not in FIXABLE:
                     return code
-                say("pjobs", f"A changed file starts the {self.name} part again.")
-        path = self._watch.changed()
-        if path is not None:
+                self._try_again()
+            # A web server that cannot listen ends right after its report.
+            elif was_ready and not self._is_said:
+                self._is_said = True
+                say("pjobs", self._ready)
+        if self._part is not None or time.monotonic() < self._due:
+            path = self._watch.changed()
+            if path is None:
+                return None
             say("pjobs", f"{path} has changed: the {self.name} part restarts.")
-            if self._part is None:
-                self._start()
-            else:
+            self._pause = FIRST_PAUSE
+            self._due = time.monotonic()
+            if self._part is not None:
                 self._part.terminate()
-                self._restart_by = time.monotonic() + PATIENCE
+                self._due += PATIENCE
+                return None
+        self._start_in_turn()
         return None
 
-    def _start(self) -> None:
-        self._restart_by = None
+    def _try_again(self) -> None:
+        """Plan the next start of a part that could not start."""
+        if self._reports.needs_change:
+            say("pjobs", f"A changed file starts the {self.name} part again.")
+            return
+        when = f"in {self._pause} s, or when a file changes"
+        say("pjobs", f"The {self.name} part starts again {when}.")
+        self._due = time.monotonic() + self._pause
+        self._pause = min(2 * self._pause, LAST_PAUSE)
+
+    def _start_in_turn(self) -> None:
+        if self._after is not None and self._after.is_starting():
+            if time.monotonic() < self._due + TURN:
+                return
+            first = f"The {self._after.name} part is not ready yet"
+            say("pjobs", f"{first}: the {self.name} part starts now.")
+        self._due = math.inf
         self._is_said = False
         self._reports = Reports()
         self._watch.begin()

@@ -18,6 +18,10 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
 
+from pyramid.exceptions import ConfigurationError, ConfigurationExecutionError
+
+from .faults import Refused
+
 #: Seconds between two looks at the modules that have been imported.
 INTERVAL = 0.5
 
@@ -26,6 +30,12 @@ Signature = tuple[int, int, int]
 
 #: Differs from the signature of any file.
 STALE = (-1, -1, -1)
+
+#: The errors that tell of a mistake in the files.
+MISTAKES = (
+    *(SyntaxError, ImportError, NameError, AttributeError, TypeError),
+    *(ConfigurationError, Refused),
+)
 
 
 class Watch:
@@ -96,17 +106,17 @@ class Reporter(threading.Thread):
             self.report()
             time.sleep(INTERVAL)
 
-    def report(self, others: Iterable[str] = (), is_ready: bool = False) -> None:
+    def report(self, others: Iterable[str] = (), **facts: bool) -> None:
         """Report what is new among the imported files and some others.
 
         Parameters:
-          is_ready: Whether the part has started.
+          facts: Attributes of Reports that are known from now on.
         """
         with self._lock, contextlib.suppress(BrokenPipeError):
             new = {*_imported(), *others} - self._reported
             self._reported |= new
-            if new or is_ready:
-                line = json.dumps({"files": sorted(new), "is_ready": is_ready}) + "\n"
+            if new or facts:
+                line = json.dumps({"files": sorted(new), **facts}) + "\n"
                 content = line.encode()
                 while content:
                     content = content[os.write(self._descriptor, content) :]
@@ -117,13 +127,14 @@ class Reports:
 
     Attributes:
       is_ready: Whether the part has started.
+      needs_change: Whether it cannot start before a file changes.
     """
 
     def __init__(self) -> None:
         self._reader, self.writer = os.pipe()
         os.set_blocking(self._reader, False)
         self._rest = b""
-        self.is_ready = False
+        self.is_ready = self.needs_change = False
 
     def started(self) -> None:
         """Leave the writing end to the part."""
@@ -138,7 +149,8 @@ class Reports:
                 *lines, self._rest = (self._rest + chunk).split(b"\n")
                 for line in map(json.loads, lines):
                     yield from line["files"]
-                    self.is_ready = self.is_ready or line["is_ready"]
+                    self.is_ready = line.get("is_ready", self.is_ready)
+                    self.needs_change = line.get("needs_change", self.needs_change)
 
     def close(self) -> None:
         os.close(self._reader)
@@ -158,6 +170,16 @@ def files_of(error: BaseException | None) -> Iterator[str]:
         if isinstance(error, ImportError):
             yield from _candidates(error)
         error = error.__cause__ or error.__context__
+
+
+def needs_change(error: BaseException) -> bool:
+    """Return whether an error at the start tells of a mistake in the files, rather than
+    of a database or a service that may be ready later.
+    """
+    wrappers = (SystemExit, ConfigurationExecutionError)
+    while isinstance(error, wrappers) and error.__context__ is not None:
+        error = error.__context__
+    return isinstance(error, MISTAKES)
 
 
 def _candidates(error: ImportError) -> Iterator[str]:

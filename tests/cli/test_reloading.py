@@ -8,8 +8,16 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from pyramid.exceptions import ConfigurationExecutionError
 
-from pyramid_jobstate.cli.reloading import Reporter, Reports, Watch, files_of
+from pyramid_jobstate.cli.faults import Refused
+from pyramid_jobstate.cli.reloading import (
+    Reporter,
+    Reports,
+    Watch,
+    files_of,
+    needs_change,
+)
 from tests.support import ROOT, wait_for
 
 
@@ -160,3 +168,25 @@ def test_files_that_may_mend_an_error(tmp_path: Path) -> None:
     found = set(files_of(failure("from tests.support import missing_one", path)))
     assert f"{tests}/support.py" in found
     assert not list(files_of(None))
+
+
+def raised_after(error: BaseException, other: BaseException) -> BaseException:
+    error.__context__ = other
+    return error
+
+
+def test_errors_that_only_a_changed_file_mends(tmp_path: Path) -> None:
+    """Mistakes in the code or in the ini wait for a changed file, whatever caused them.
+    Errors of a database or a service do not, wherever they are passed on.
+    """
+    path = tmp_path / "a.py"
+    mistake = failure("import missing_one", path)
+    service = ConnectionError("refused")
+    passed_on = ConfigurationExecutionError(ConnectionError, service, "line 1")
+    assert needs_change(failure("a = (", path))
+    assert needs_change(raised_after(Refused("The ini is wrong."), service))
+    assert needs_change(raised_after(SystemExit(1), mistake))
+    assert not needs_change(service)
+    assert not needs_change(raised_after(service, mistake))
+    assert not needs_change(raised_after(passed_on, ConnectionError("refused")))
+    assert not needs_change(SystemExit(1))

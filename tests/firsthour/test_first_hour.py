@@ -99,8 +99,12 @@ def site(project: Project) -> Iterator[Site]:
             project.migrate("development.ini")
             project.script("initialize_tutorial_db", "development.ini")
         started = stack.enter_context(project.running(*PJOBS, *command.split()[1:]))
-        wait_for(lambda: listens(web) or started.process.poll() is not None, PATIENCE)
-        assert listens(web), started.log.read_text()
+
+        def is_ready() -> bool:
+            assert started.process.poll() is None, started.log.read_text()
+            return listens(web) and "worker is ready" in started.log.read_text()
+
+        wait_for(is_ready, PATIENCE)
         yield Site(project, f"http://localhost:{web}/")
 
 

@@ -188,6 +188,52 @@ def test_the_module_that_was_missing_appears(folder: Folder) -> None:
         assert command.stop() == 0
 
 
+#: Makes a start fail that happens during another one, as an empty ZODB does.
+ALONE = """
+import os
+os.mkdir("starting")
+time.sleep(0.5)
+os.rmdir("starting")
+"""
+
+#: Makes the first start fail, of each part that adds its name.
+ONCE = """
+import sys
+try:
+    open(f"tried by {sys.argv[-1]}", "x")
+except FileExistsError:
+    pass
+else:
+    raise RuntimeError("The service is not up yet.")
+"""
+
+
+def test_the_parts_start_one_after_the_other(folder: Folder) -> None:
+    """The worker starts once the web server is ready, also after a changed file: what
+    one of them creates at its start is there for the other.
+    """
+    with folder.module.open("a") as module:
+        module.write(ALONE)
+    with running(folder) as command:
+        os.utime(folder.module)
+        command.wait_for_line(READY, 2)
+        assert worker_version(folder) == "one"
+        assert "FileExistsError" not in command.text()
+
+
+def test_a_start_that_fails_is_tried_again(folder: Folder) -> None:
+    """A part that cannot start for a reason outside the files is tried again by itself,
+    and the worker does not wait for a web server that has failed.
+    """
+    with folder.module.open("a") as module:
+        module.write(ONCE)
+    with running(folder) as command:
+        text = command.text()
+        for part in ("web", "worker"):
+            assert text.count(f"The {part} part starts again in 1 s, or") == 1
+        assert "has changed" not in text
+
+
 @pytest.mark.parametrize(
     "victim",
     [
@@ -400,6 +446,109 @@ def test_a_web_server_that_cannot_listen(
     text = capfd.readouterr().err
     assert "already in use" in text
     assert "It starts." not in text
+
+
+class Clock:
+    """A clock that only moves when it is told to."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Starts:
+    """Takes the place of the processes: notes when each starts, and ends it at once."""
+
+    def __init__(self, clock: Clock, code: int | None) -> None:
+        self.clock = clock
+        self.code = code
+        self.times: list[float] = []
+
+    def __call__(self, *arguments: object) -> "Starts":
+        self.times.append(self.clock.now)
+        return self
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def terminate(self) -> None:
+        pass
+
+    def end(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(dev, "time", clock)
+    return clock
+
+
+def test_pauses_grow_until_a_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    """The pauses between the starts of a part that cannot start grow up to a limit. A
+    changed file starts it at once, and the pauses begin anew.
+    """
+    starts = Starts(clock, 1)
+    monkeypatch.setattr(dev, "Part", starts)
+    ini = ini_of(tmp_path, "")
+    with dev.Reloaded("worker", "", ini, NoSignals()) as part:
+        for clock.now in range(100):
+            assert (part.poll(), part.poll()) == (None, None)
+        assert starts.times == [0, 1, 3, 7, 15, 31, 61, 91]
+        os.utime(ini.path, (0, 0))
+        for clock.now in range(100, 106):
+            assert (part.poll(), part.poll()) == (None, None)
+        assert starts.times[8:] == [100, 101, 103]
+
+
+def test_the_worker_does_not_wait_for_ever(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    clock: Clock,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """If the web server is not ready after a while, the worker starts without it: the
+    web server may wait for the worker.
+    """
+    starts = Starts(clock, None)
+    monkeypatch.setattr(dev, "Part", starts)
+    ini = ini_of(tmp_path, "")
+    with (
+        dev.Reloaded("web", "", ini, NoSignals()) as web,
+        dev.Reloaded("worker", "", ini, NoSignals(), after=web) as worker,
+    ):
+        for clock.now in range(17):
+            assert (web.poll(), worker.poll()) == (None, None)
+    assert starts.times == [0, 15]
+    text = capfd.readouterr().err
+    assert text.count("The web part is not ready yet: the worker part starts now.") == 1
+
+
+def test_the_worker_waits_for_a_restart_of_the_web_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    """The worker starts neither while the web server stops for a restart nor before it
+    is ready again.
+    """
+    starts = Starts(clock, None)
+    monkeypatch.setattr(dev, "Part", starts)
+    ini = ini_of(tmp_path, "")
+    with dev.Reloaded("web", "", ini, NoSignals()) as web:
+        web._reports.is_ready = True
+        os.utime(ini.path, (0, 0))
+        web.poll()
+        with dev.Reloaded("worker", "", ini, NoSignals(), after=web) as worker:
+            assert len(starts.times) == 1
+            starts.code = 0
+            assert (web.poll(), worker.poll()) == (None, None)
+            assert len(starts.times) == 2
+            web._reports.is_ready = True
+            worker.poll()
+            assert len(starts.times) == 3
 
 
 def test_what_the_web_server_imports_late_is_no_change(
