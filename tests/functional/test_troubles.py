@@ -128,9 +128,7 @@ RUNS: dict[str, list[str]] = {
         "The broker cannot be reached",
     ],
     "wrong_password": ["invalid username-password pair or user is disabled."],
-    "missing_password": [
-        "HELLO must be called with the client already authenticated",
-    ],
+    "missing_password": ["Authentication required."],
     "slow": ["TimeoutError: Timeout"],
     "full": [
         "The job state store refused a request, which gets a 503 response: "

@@ -55,7 +55,7 @@ def batch(*uuids: str, place: str = "/job_state") -> str:
 
 def assert_same_answer(stream: Exchange, poll: Exchange) -> None:
     """Assert that a request for a stream got the answer to a poll."""
-    assert (stream.status, stream.body) == (poll.status, poll.body)
+    assert (stream.wait().status, stream.body) == (poll.status, poll.body)
     mine, theirs = (
         [header for header in answer.header_list if header[0] not in (HINT, TIME)]
         for answer in (stream, poll)
