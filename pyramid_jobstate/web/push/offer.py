@@ -205,16 +205,14 @@ class AsgiOffer:
             for uuid, job_state in jobs.items()
             if job_state is not None and is_streamable(type(job_state))
         }
-        is_asked = wants_stream(request.environ.get("HTTP_ACCEPT", ""))
-        site = None
         try:
             owner = request.job_states.current_owner
-            if is_asked or streams.rooms.is_crowded:
-                site = site_of(request)
+            site = site_of(request)
         except Exception:
             # A poll may need neither.
             return response
         owner = owner if is_owner(owner) else None
+        is_asked = wants_stream(request.environ.get("HTTP_ACCEPT", ""))
         if not is_asked or request.method != "GET" or response.status_code != 200:
             if wanted and streams.rooms.has(owner, site):
                 response.headers[HINT] = "1"

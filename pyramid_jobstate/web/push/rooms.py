@@ -46,11 +46,6 @@ class Rooms:
         """Start anew. Called in a forked child, which has none of the streams."""
         self._reset()
 
-    @property
-    def is_crowded(self) -> bool:
-        """Whether there is no room for another site."""
-        return len(self._sites) >= MAX_SITES
-
     def has(self, owner: object, site: str | None) -> bool:
         """Return whether a request could get a stream: see :meth:`take`."""
         return self._refusal(_key(owner), site) is None
@@ -93,7 +88,8 @@ class Rooms:
             return f"The limit of {limit} is reached."
         if key is not None and self._owners[key] >= MAX_OF_OWNER:
             return f"An owner has {MAX_OF_OWNER} streams open in this process."
-        if site is not None and self.is_crowded and site not in self._sites:
+        is_another = site is not None and site not in self._sites
+        if is_another and len(self._sites) >= MAX_SITES:
             limit = f"{MAX_SITES} host names (one with jobstate.base_url)"
             return f"The limit of {limit} is reached."
         return None
