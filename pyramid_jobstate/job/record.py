@@ -34,8 +34,8 @@ ALIAS, TARGET = "alias", "target"
 #: Stands in the record of a batch where that of a member names its batch.
 BATCH = "*"
 
-#: What a batch reads that no member was heard of for a while: members run, or were
-#: never confirmed sent; or some are tried again. Else all that are left wait.
+#: The status of a silent batch by its field `seen`: "w" if a member runs or was never
+#: confirmed sent, else "r" if one is to be tried again. Without that, it is queued.
 SILENT = {"w": "stalled", "r": "retrying"}
 
 #: The prefix of a metric's field in the hash.

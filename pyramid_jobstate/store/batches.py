@@ -259,8 +259,8 @@ def _unknown(
         # The message of a deleted job runs nothing. A member that was not sent may yet
         # be: its sender can run again.
         status = "error" if record is None else "cancelled"
-        is_unsent = record is None and letter == "n"
-        yield Change(batch, uuid, rev, status, None, 0, is_unsent, 0, known)
+        is_lost = record is None and letter == "n"
+        yield Change(batch, uuid, rev, status, is_unsent=is_lost, heard=0, known=known)
         return
     rev = str(record.number("rev"))
     status = record.stored_status

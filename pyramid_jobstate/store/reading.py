@@ -178,7 +178,7 @@ class Reader:
     def fields(self, key: str, names: Sequence[str]) -> dict[str, str]:
         """Return those of some fields that a hash has."""
         (reply,) = ask(self._client, [Command(key, ("HMGET", key, *names))])
-        found = zip(names, reply or (), strict=reply is not None)
+        found = zip(names, reply or (), strict=False)
         return {name: text(value) for name, value in found if value is not None}
 
     def scores(self, name: str, key: str, *words: str | int) -> list[tuple[str, int]]:

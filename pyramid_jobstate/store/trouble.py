@@ -14,8 +14,8 @@ from .commands import Keyed
 log = logging.getLogger("pyramid_jobstate")
 
 #: What a server says of such keys: one has another type, a number in one is none, or a
-#: script cannot use what it has read. Only then is the script named before the reason:
-#: other errors, such as that of a full server, name it behind.
+#: script cannot use what it has read. Only then does the script's name come before the
+#: reason: other errors of scripts, such as that of a full server, end with it.
 _FOREIGN = re.compile(
     r"WRONGTYPE|value is not an? |would overflow|must be strings or integers"
     r"|(?<!@)user_script:\d+: "
@@ -63,10 +63,10 @@ def skipped(commands: Sequence[Keyed], replies: Sequence[Any]) -> list[Any]:
 
 
 def checked(commands: Sequence[Keyed], replies: Sequence[Any]) -> list[Any]:
-    """Return the same.
+    """Return what :func:`skipped` does.
 
     Raises:
-      redis.exceptions.RedisError: Another error is among them.
+      redis.exceptions.RedisError: One of the errors that stay.
     """
     found = skipped(commands, replies)
     for reply in found:

@@ -53,13 +53,14 @@ SETTINGS: Mapping[str, str | None] = MappingProxyType(
 
 DURATIONS = ("expire_in", "active_expire_in", "stalled_after")
 
-#: What a setting may be beside a string, if it is set in Python.
+NUMBERS = ("max_uuids", "max_streams", "stream_max_age")
+
+#: What Python code may set a setting to, beside a string.
 TYPES: Mapping[str, Any] = MappingProxyType(
     {
-        **dict.fromkeys((*DURATIONS, "stream_max_age"), int | float),
-        **dict.fromkeys(("max_uuids", "max_streams"), int | float),
+        **dict.fromkeys((*DURATIONS, *NUMBERS), int | float),
         **dict.fromkeys(("owner", "permits"), Callable),
-        # What it may be is told more exactly where it is read.
+        # Checked where it is read.
         "broker": object,
     }
 )
@@ -85,10 +86,10 @@ class Settings:
         }
 
     def check(self) -> None:
-        """Check that every setting is known, and a string or what else it may be.
+        """Check that every setting is known and has a type that it may have.
 
         Raises:
-          ConfigurationError: One is not.
+          ConfigurationError: One is unknown, or has another type.
         """
         for name in self._settings:
             if name not in SETTINGS:
@@ -227,7 +228,7 @@ class Settings:
             return SETTINGS[name]
         value = self._settings[name]
         if value is None or not isinstance(value, str | TYPES.get(name, str)):
-            # Of other objects the type alone is shown, since they may have a password.
+            # Other objects may hold a password: only their type is shown.
             is_plain = value is None or isinstance(value, (int, float))
             raise _wrong(
                 name,
