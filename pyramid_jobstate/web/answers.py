@@ -116,14 +116,12 @@ def answering(view: View) -> View:
     @functools.wraps(view)
     def answer(context: Any, request: Request) -> Response:
         try:
-            environ = request.environ
-            if environ.get("QUERY_STRING") or "HTTP_COOKIE" in environ:
-                check_text(request)
+            check_text(request)
             if request.subpath:
                 # Below a view of a container in the application's tree.
                 raise HTTPNotFound
-            if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
-                if environ.get("CONTENT_TYPE"):
+            if request.method in ("GET", "HEAD"):
+                if request.environ.get("CONTENT_TYPE"):
                     drop_body(request)
             elif csrf_options(request) is not None:
                 # The check comes next, and looks for fields in the body.

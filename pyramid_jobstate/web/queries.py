@@ -31,7 +31,6 @@ FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 #: The most bytes of such a form. To parse a megabyte takes a second.
 MAX_FORM = 8192
 
-
 #: The characters of a number in a query. int() and float() understand more.
 NUMBER = re.compile(r"[0-9.eE+-]+")
 
@@ -81,12 +80,13 @@ def check_text(request: Request) -> None:
     Raises:
       BadRequest: They cannot.
     """
-    part = "parameter"
+    environ, part = request.environ, "parameter"
     try:
         # Both are decoded when they are first read.
-        _ = request.GET
+        if environ.get("QUERY_STRING"):
+            _ = request.GET
         part = "cookie"
-        if "\\" in request.environ.get("HTTP_COOKIE", ""):
+        if "\\" in environ.get("HTTP_COOKIE", ""):
             # Only a quoted cookie can have other bytes.
             _ = [*request.cookies]
     except UnicodeDecodeError as e:
