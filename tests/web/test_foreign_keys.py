@@ -112,14 +112,16 @@ def test_index_of_another_type_is_empty(
     caplog.set_level(logging.WARNING)
     desk.client.set(key, "x")
     sent = [desk.send(), desk.send(unique="nightly")]
-    plain = desk.actor.send_with_options(args=(1,), job_owner="alice")
+    message = desk.actor.send_with_options(args=(1,), job_owner="alice")
+    plain = desk.store.load(message.message_id)
+    assert plain is not None
     answers = desk.read()
     for job in sent:
         state = get(desk.app, f"/job_state/{job.uuid}", "alice").json["job"]
         assert state["status"] == "queued"
     if "active" not in key:
         assert len(answers["?all=1&status=queued"]["items"]) == 3
-    desk.work(*sent, desk.store.load(plain.message_id) or sent[0])
+    desk.work(*sent, plain)
     answers = desk.read()
     assert all(answers["/counts"]["counts"][name] >= 0 for name in ("error", "queued"))
     waiting = desk.send()
