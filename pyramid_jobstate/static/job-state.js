@@ -80,6 +80,18 @@ const ENGLISH = {
   status: "The server answered {status}.",
 };
 
+const IN_ENGLISH = "\ufdd0"; // stands in texts made of ENGLISH on a page of another language
+
+/** A text as it is shown. */
+function unmarked(text) {
+  return text.split(IN_ENGLISH).join("");
+}
+
+/** The language of a text, or null for that of the page. */
+function languageOf(text) {
+  return text.includes(IN_ENGLISH) ? "en" : null;
+}
+
 /**
  * A property of the document itself. `document.body` may be an element of that name
  * instead, such as `<form name="body">`.
@@ -958,7 +970,7 @@ function prepareSpeaker() {
   if (body && !speaker.isConnected) body.append(speaker);
 }
 
-function say(element, sentence, lang) {
+function say(element, sentence) {
   if (!sentences.size) {
     setTimeout(() => {
       prepareSpeaker();
@@ -967,7 +979,8 @@ function say(element, sentence, lang) {
       sentences.clear();
     }, 200);
   }
-  sentences.set(element, make("span", lang ? { lang } : {}, sentence));
+  const lang = languageOf(sentence) || element._language;
+  sentences.set(element, make("span", lang ? { lang } : {}, unmarked(sentence)));
 }
 
 let sheet = null; // a promise of the shared style sheet, if it can be loaded
@@ -1041,12 +1054,17 @@ class View {
     this.written = new Map();
   }
 
-  /** Set the text, a style property or an attribute; null removes an attribute. */
-  set(name, attribute, value) {
+  /**
+   * Set the text, a style property or an attribute; null removes an attribute. The language
+   * of a part is that of its text.
+   */
+  set(name, attribute, marked) {
     const key = `${name} ${attribute}`;
-    if (this.written.get(key) === value) return;
-    this.written.set(key, value);
+    if (this.written.get(key) === marked) return;
+    this.written.set(key, marked);
     const node = this.parts[name];
+    const value = typeof marked === "string" ? unmarked(marked) : marked;
+    if (/^text$|valuetext/.test(attribute)) this.set(name, "lang", languageOf(marked));
     if (attribute === "text") node.textContent = value;
     else if (attribute[0] === "-") node.style.setProperty(attribute, value);
     else if (value === null || value === false) node.removeAttribute(attribute);
@@ -1160,9 +1178,8 @@ class JobStateElement extends HTMLElement {
       // Not if it concerns an earlier job, or no longer matters.
       if (asking === this._asking) {
         this._asking = null;
-        const complain = () => this._label("cancel-failed", { reason: this._explain(reason) });
-        [this._complaint, this._complaintLang] = this._worded(complain);
-        say(this, this._complaint, this._complaintLang || this._language);
+        this._complaint = this._label("cancel-failed", { reason: this._explain(reason) });
+        say(this, this._complaint);
       }
       throw reason;
     } finally {
@@ -1187,7 +1204,7 @@ class JobStateElement extends HTMLElement {
       if (!notifies || !isNews) return;
       // Some templates repeat the name of an attribute without a value.
       const text = this.getAttribute("notify").trim().replace(/^(notify|true)$/i, "");
-      const usual = () => `${this._title(job)}: ${this._word(job.status)}`;
+      const usual = () => unmarked(`${this._title(job)}: ${this._word(job.status)}`);
       attempt(() => notify(job, (data.job_state === "success" && text) || usual()));
     };
     try {
@@ -1230,7 +1247,6 @@ class JobStateElement extends HTMLElement {
     this._ended = false; // its end was told
     this._asking = null; // the cancel that is on its way
     this._complaint = ""; // why it could not be cancelled
-    this._complaintLang = null;
     this._quarter = -1; // the last one announced
   }
 
@@ -1260,18 +1276,8 @@ class JobStateElement extends HTMLElement {
     ].find((some) => some && name in some);
     const label = String(labels[name]);
     const hasWords = /[a-z]/i.test(label.replace(/\{\w+\}/g, ""));
-    this._isEnglish = this._isEnglish || (labels === ENGLISH && hasWords);
-    return fill(label, values);
-  }
-
-  /**
-   * What a function makes of labels, and the language of its words: null if it is that of the
-   * element, which may have no words of its own.
-   */
-  _worded(make) {
-    this._isEnglish = false;
-    const made = make();
-    return [made, this._isEnglish && !/^en\b/i.test(this._language) ? "en" : null];
+    const isForeign = labels === ENGLISH && hasWords && !/^en\b/.test(language);
+    return (isForeign ? IN_ENGLISH : "") + fill(label, values);
   }
 
   _word(state) {
@@ -1377,13 +1383,10 @@ class JobStateElement extends HTMLElement {
     return this._label(nameOf(code, status), { status });
   }
 
-  /** What went wrong, and the language of its words. */
   _notice(job, state) {
-    if (state === "lost") return this._worded(() => this._explain(this._reason));
-    if (state === "error" || state === "cancelled") {
-      return [clean(job.error && job.error.message), null];
-    }
-    return [this._complaint, this._complaintLang];
+    if (state === "lost") return this._explain(this._reason);
+    if (state === "error" || state === "cancelled") return clean(job.error && job.error.message);
+    return this._complaint;
   }
 
   _draw(loaded) {
@@ -1393,10 +1396,8 @@ class JobStateElement extends HTMLElement {
     const { parts } = view;
     const job = this._data ? this._data.job : {};
     clearTimeout(this._timer);
-    const [{ due, waiting, next }, waitLang] = this._worded(() => this._wait(job, state));
-    const [stateWord, stateLang] = this._worded(() => this._word(state));
-    const [word, wordLang] =
-      state === "queued" && due ? [due, waitLang] : [stateWord, stateLang];
+    const { due, waiting, next } = this._wait(job, state);
+    const word = (state === "queued" && due) || this._word(state);
     const answered = this._data || state === "lost";
     const progress = job.progress || {};
     const isOver = [...OVER, "lost"].includes(state);
@@ -1415,54 +1416,29 @@ class JobStateElement extends HTMLElement {
     // Animating more elements than this would keep the browser busy.
     const lively = connected.size > 30 ? "" : "lively";
     const counts = countsOf(job);
-    const [texts, countsLang] = this._worded(() =>
-      counts.map((count, i) =>
-        count ? this._label(`count-${COUNTED[i]}`, { number: this._number(count) }) : "",
-      ),
+    const texts = counts.map((count, i) =>
+      count ? this._label(`count-${COUNTED[i]}`, { number: this._number(count) }) : "",
     );
     const isBatch = texts.some(Boolean);
     const failures = texts.slice(1, OVER.length).filter(Boolean);
-    const [details, detailsLang] = this._worded(() =>
-      this._details(job, progress, state, due, failures),
-    );
-    const isLeft = state === "working" && progress.eta > 0 && progress.eta < 1e8;
-    const [left, leftLang] = this._worded(() =>
-      isLeft ? this._label("left", { time: this._duration(progress.eta) }) : "",
-    );
-    const [title, titleLang] = this._worded(() => this._title(job));
-    const [notice, noticeLang] = this._notice(job, state);
-    const [cancel, cancelLang] = this._worded(() =>
-      this._label(this._asking ? "cancelling" : "cancel"),
-    );
-    const [result, resultLang] = this._worded(() => this._label("result"));
+    const details = this._details(job, progress, state, due, failures);
+    const left = state === "working" && progress.eta > 0 && progress.eta < 1e8
+      ? this._label("left", { time: this._duration(progress.eta) })
+      : "";
     const lines = this.log && Array.isArray(job.log) ? job.log : [];
     const { url } = job.result || {};
     const link = state === "success" && /^https?:\/\//i.test(url) ? url : null;
     const cancellable = this.cancellable && job.cancellable && state !== "cancelling" && !isOver;
     view.write("text", {
-      title,
+      title: this._title(job),
       percent,
       status: waiting || word, // a screen reader may read each change of the bar's text
       details: ["", ...details].join(" · "),
       left,
       message: clean(job.message),
-      notice,
-      cancel,
-      result,
-    });
-    view.write("lang", {
-      title: titleLang,
-      status: waiting ? waitLang : wordLang,
-      details:
-        detailsLang ||
-        (failures.length ? countsLang : null) ||
-        (due && state !== "queued" ? waitLang : null),
-      left: leftLang,
-      notice: noticeLang,
-      cancel: cancelLang,
-      result: resultLang,
-      counts: countsLang,
-      bar: wordLang,
+      notice: this._notice(job, state),
+      cancel: this._label(this._asking ? "cancelling" : "cancel"),
+      result: this._label("result"),
     });
     const hidden = {
       job: !answered && !!this.textContent.trim(),
@@ -1500,8 +1476,8 @@ class JobStateElement extends HTMLElement {
     // Do not announce a job that had ended before the page was loaded.
     if (now <= before || (before < 0 && isOver && state !== "lost")) return;
     const end = state === "lost" ? word : [word, ...failures].join(", ");
-    const rest = isOver ? `${end}. ${notice}` : before < 0 ? word : percent;
-    say(this, `${title}: ${rest}`.trim(), wordLang || this._language);
+    const rest = isOver ? `${end}. ${this._notice(job, state)}` : before < 0 ? word : percent;
+    say(this, `${this._title(job)}: ${rest}`.trim());
   }
 }
 
