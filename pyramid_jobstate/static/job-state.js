@@ -621,20 +621,19 @@ class Channel {
       // Spread out the clients that the server told the same time.
       return Math.max(period, ceiling * jitter, wait && wait + period * jitter);
     };
-    const pause = pauseAfter(this.failures);
+    const retryIn = pauseAfter(this.failures);
+    const waiting = others.filter((job) => job.due <= now);
     // Jobs that cannot wait, since they are new, do not make the others wait longer.
-    const isNext = began >= this.pausedUntil;
-    if (isNext) {
+    if (began >= this.pausedUntil) {
       this.failures += 1;
-      this.pausedUntil = now + pause;
+      this.pausedUntil = now + retryIn;
+      for (const job of others) job.due = Math.max(job.due, this.pausedUntil);
     }
     const failures = Math.max(this.failures, ...asked.map((job) => (job.failures += 1)));
     reason.retryIn = pauseAfter(failures);
-    const waiting = others.filter((job) => job.due <= now);
-    if (isNext) for (const job of others) job.due = Math.max(job.due, this.pausedUntil);
     for (const job of asked) job.rest(reason.retryIn, now);
     for (const job of asked) job.lose(reason);
-    const outage = Object.assign(new Error(reason.message), reason, { retryIn: pause });
+    const outage = Object.assign(new Error(reason.message), reason, { retryIn });
     for (const job of waiting) job.lose(outage);
   }
 }
