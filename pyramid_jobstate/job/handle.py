@@ -98,12 +98,13 @@ class Handle:
             a text is over 16 KiB.
         """
         run = self._run
-        report = run.report
-        # As in set_progress_metric().
+        report: dict[str, Any] = run.report
+        # As in set_progress_metric(). The bar of a phase must not go back.
         if (
             type(done) in AMOUNTS
             and 0 <= done < LIMIT
             and total is run.total
+            and report["progress"][0] <= done
             and unit is run.unit
             and (message is None or message is report.get("message"))
             and not run.barred

@@ -20,9 +20,6 @@ NAME_LENGTH = 200
 #: Shares that differ by less are equal: binary fractions do not add up exactly.
 NOISE = 1e-9
 
-#: Stands for a total that was not checked.
-UNCHECKED: Any = object()
-
 #: What is reported where a phase begins or ends: nothing of the next loop is done.
 NOTHING = (0, None, None)
 
@@ -32,7 +29,6 @@ class Reports(Protocol):
 
     report: dict[str, object]
     dirty: bool
-    total: Any
 
     def check(self) -> None: ...
 
@@ -143,7 +139,6 @@ def report(run: Reports, part: Part) -> None:
     # At once: a viewer must not see the progress of one part in another.
     span = max(0.0, part.end - part.at)
     run.report.update(progress=NOTHING, phase=(part.at, span, part.names))
-    run.total = UNCHECKED
     run.dirty = True
 
 

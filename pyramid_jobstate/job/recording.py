@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from .handle import NO_RUN
-from .phases import UNCHECKED, Phases, Reports
-from .run import Run
+from .phases import Phases, Reports
+from .run import UNCHECKED, Run
 from .values import loads
 
 T = TypeVar("T")
@@ -21,8 +21,6 @@ class RecordingRun(Run):
         super().__init__()
         self.history: list[tuple[Any, ...]] = []
         self.phases = RecordingPhases(self.history)
-        # JobState.set_progress() would bypass this class: see Handle.
-        self.total = UNCHECKED
 
     def _set_metrics(self, values: Mapping[str, object]) -> None:
         super()._set_metrics(values)
@@ -37,6 +35,7 @@ class RecordingRun(Run):
         self, done: float, total: float | None, unit: str | None, message: str | None
     ) -> None:
         super().set_progress(done, total, unit, message)
+        # JobState.set_progress() would bypass this class: see Handle.
         self.total = UNCHECKED
         self.history.append(("progress", done, total, unit))
         if message is not None:

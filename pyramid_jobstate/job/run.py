@@ -14,9 +14,9 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from .phases import UNCHECKED, Phases
+from .phases import Phases
 from .steps import AsyncSteps
 from .told import Told
 from .values import (
@@ -38,6 +38,9 @@ T = TypeVar("T")
 
 #: A metric's value as it is kept: a plain number, or JSON text.
 Value = int | float | Json
+
+#: Stands for a total that was not checked.
+UNCHECKED: Any = object()
 
 
 class Run:
@@ -90,7 +93,8 @@ class Run:
         self.report: dict[str, object] = {}
         self.dirty = False
         self.known: set[str] = set()
-        self.total: float | None = None
+        #: The last total that was checked. There is a progress then.
+        self.total: float | None = UNCHECKED
         self.unit: str | None = None
         self.barred = False
         self.sync: Callable[[float], bool] | None = None
@@ -214,14 +218,13 @@ class Run:
             if message is not self.report.get("message"):
                 encode_value("The message", check_text("The message", message))
             report["message"] = message
-        self.unit = unit
-        # An object of another class may change, such as a NumPy array.
-        self.total = total if total is None or type(total) in AMOUNTS else UNCHECKED
         if "phase" in self.report:
             # The bar may have come further than this.
             self.phases.hold(self.report.copy())
-            self.total = UNCHECKED
         self.report.update(report)
+        self.unit = unit
+        # An object of another class may change, such as a NumPy array.
+        self.total = total if total is None or type(total) in AMOUNTS else UNCHECKED
         self.dirty = True
 
     def track(

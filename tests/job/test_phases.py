@@ -21,10 +21,15 @@ from tests.job.viewer import Request
 from tests.support import UUID
 
 
-@pytest.fixture
-def job() -> JobState:
+def running() -> JobState:
+    """Return the JobState of a job that runs in a worker."""
+    return JobState(Record(UUID, {"status": "working"}), Run())
+
+
+@pytest.fixture(params=["running", "detached"])
+def job(request: pytest.FixtureRequest) -> JobState:
     """The JobState of a running job."""
-    return detached(JobState)
+    return running() if request.param == "running" else detached(JobState)
 
 
 def share(job: JobState) -> float:
@@ -122,6 +127,22 @@ def test_second_loop_takes_nothing_back(job: JobState) -> None:
     for _ in job.track(range(4)):
         shares.append(share(job))
     assert shares == pytest.approx([0.75, 0.75, 0.75, 0.875])
+
+
+def test_progress_that_goes_on_in_a_phase_is_not_checked_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is set as fast as outside of phases, where only the numbers are replaced."""
+    job = running()
+    with job.phase("Reading", percent=50):
+        job.set_progress(1, 10)
+        monkeypatch.setattr(Run, "set_progress", None)
+        job.set_progress(1, 10)
+        job.set_progress(8, 10)
+        with pytest.raises(TypeError, match="not callable"):
+            job.set_progress(7, 10)
+    monkeypatch.undo()
+    assert share(job) == pytest.approx(0.5)
 
 
 def test_progress_that_goes_back_in_a_phase_leaves_the_bar(job: JobState) -> None:
