@@ -84,7 +84,7 @@ def asgi_app(wsgi_app: WSGIApplication, *, threads: int = 10) -> AsgiApplication
             if connection.goes_on:
                 await offer.carry(receive, send)
         except ClientGone:
-            # Raised in the view, for which it was meant.
+            # The view has heard of it, or never began.
             pass
         finally:
             offer.release()

@@ -34,7 +34,7 @@
     const item = document.importNode(template.content, true);
     const element = item.querySelector("job-state");
     // A finished job does not change any more.
-    if (data.job_state === "working") element.src = data.job.url;
+    if (data.job_state === "working") element.src = new URL(data.job.uuid, section.dataset.list);
     element.data = data;
     const link = item.querySelector("a");
     link.href = section.dataset.pages + data.job.uuid;

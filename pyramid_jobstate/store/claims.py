@@ -297,13 +297,14 @@ class Claims:
         """
         if not marked:
             return
-        uuids = [text(uuid) for uuid in marked]
+        uuids, gone = [text(uuid) for uuid in marked], []
         for uuid, record in zip(uuids, self._reader.read(uuids), strict=True):
             is_unsent = record is not None and record.stored_status == "sending"
             if record is not None and record.was_never_sent:
                 is_unsent = not self._give_up(record)
             if not is_unsent:
-                self._run([self._calls.mark(identity, uuid, 0)])
+                gone.append(uuid)
+        self._run(self._calls.mark(identity, uuid, 0) for uuid in gone)
 
     def _is_over(self, uuid: str) -> bool:
         """Return whether a job has ended or is unknown. One that was never sent is

@@ -233,7 +233,7 @@ class Settings:
             raise _wrong(
                 name,
                 value if is_plain else type(value).__name__,
-                "is not a string. Write it as in an ini, or leave it out",
+                "is not a string. Write it as in an ini file, or leave it out",
             )
         return value
 

@@ -109,7 +109,11 @@ def add_routes(config: Configurator, path: str) -> None:
         )
         if name == JOB:
             # Before the routes that match what is below a uuid.
-            config.add_static_view(f"{path}/static", "pyramid_jobstate:static")
+            config.add_static_view(
+                f"{path}/static",
+                "pyramid_jobstate:static",
+                request_method=("GET", "HEAD"),
+            )
     config.add_traverser(JobStatesTraverser, JobStates)
     config.add_resource_url_adapter(JobStatesURL, JobStates)
     config.add_resource_url_adapter(JobStatesURL, JobState)

@@ -376,6 +376,20 @@ def test_malformed_form_is_a_400(redis_url: str, store: JobStore, name: str) -> 
             assert re.search("valid form|in UTF-8", response.json["error"])
 
 
+@pytest.mark.parametrize("checks_csrf", [False, True])
+def test_static_files_take_no_body(redis_url: str, *, checks_csrf: bool) -> None:
+    """Whatever it is: they answer GET and HEAD alone."""
+    app = csrf_app(redis_url) if checks_csrf else make_app(make_config(redis_url))
+    response = app.post(
+        "/job_state/static/job-state.js",
+        b"a=1",
+        {"Content-Type": "application/x-www-form-urlencoded; charset=latin-1"},
+        expect_errors=True,
+    )
+    assert (response.status_code, response.content_type) == (404, "application/json")
+    assert app.head("/job_state/static/job-state.js").status_code == 200
+
+
 def test_csrf_check_reads_no_long_form(redis_url: str, store: JobStore) -> None:
     """What is longer than a form with a token is refused before the check reads it."""
     app = csrf_app(redis_url)
