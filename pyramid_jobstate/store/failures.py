@@ -6,9 +6,9 @@ import datetime
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ..job import JobError, parse_int, parse_json, parse_time
+from ..job import JobError, parse_json, parse_time
 
-#: How many tries the store keeps. They take turns in as many fields.
+#: How many tries the store keeps, each in a field of its own, in any order.
 TRIES = 10
 
 #: The fields that are read.
@@ -16,7 +16,6 @@ FIELDS = (
     "message",
     "refusal",
     "traceback",
-    "tries",
     *(f"try:{number}" for number in range(TRIES)),
 )
 
@@ -57,11 +56,8 @@ def read_failures(fields: Mapping[str, str]) -> Failures:
     """Return the failures in the fields of a hash. What cannot be parsed reads as if it
     were missing.
     """
-    count = parse_int(fields.get("tries")) or 0
-    numbers = range(max(1, count - TRIES + 1), count + 1)
-    read = [_read_try(fields.get(f"try:{number % TRIES}")) for number in numbers]
+    read = [_read_try(fields.get(f"try:{number}")) for number in range(TRIES)]
     tries = [each for each in read if each is not None]
-    # The end of one may have been written when a later one had failed.
     tries.sort(key=lambda each: each.started_at or each.ended_at or LONG_AGO)
     return Failures(
         tuple(tries),

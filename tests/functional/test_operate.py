@@ -52,7 +52,6 @@ jobstate.broker = {url}
 
 #: What the store keeps of the failure of a job.
 FAILURE = {
-    "tries": "1",
     "traceback": """\
 Traceback (most recent call last):
   File "/srv/shop/imports.py", line 42, in import_results

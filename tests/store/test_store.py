@@ -765,6 +765,19 @@ def test_a_late_try_takes_its_place_among_the_last_ten(store: JobStore) -> None:
     assert tries(store, job) == [*range(5, 15)]
 
 
+def test_late_tries_take_the_place_of_no_newer_one(store: JobStore) -> None:
+    """Of twelve, the last ten stay, though the first two are written last."""
+    job = new_id()
+    runs = [Writer(store, job, f"run{number}") for number in range(12)]
+    for number, run in enumerate(runs):
+        run.begin(age=12.0 - number)
+        if number > 1:
+            fail(run, number)
+    for number in (0, 1):
+        fail(runs[number], number, age=12.0 - number)
+    assert tries(store, job) == [*range(2, 12)]
+
+
 @pytest.mark.parametrize(("age", "place"), [(9.5, 0), (3.5, 6), (0.5, 9)])
 def test_a_try_whose_run_the_record_does_not_name_is_kept(
     store: JobStore, client: redis.Redis, age: float, place: int

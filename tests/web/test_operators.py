@@ -232,7 +232,7 @@ def test_try_whose_start_is_unknown(
     job = put_job(store, RunMarathon, "error").uuid
     tried = '[null, 1764112631000, ["E", "m"]]'
     failure = f"{{{key_of(store, job)}}}:failure"
-    client.hset(failure, mapping={"tries": 1, "try:1": tried})
+    client.hset(failure, mapping={"try:1": tried})
 
     (found,) = get(operated, f"/job_state/{job}/inspect", OPERATOR).json["tries"]
 
@@ -389,7 +389,6 @@ def test_inspect_of_strange_bytes(
     failure = f"{{{key_of(store, job)}}}:failure"
     for name in "try:1", "try:2", "message", "traceback":
         client.hset(failure, name, params)
-    client.hset(failure, "tries", 2)
 
     response = get(operated, f"/job_state/{job}/inspect", OPERATOR)
 

@@ -9,25 +9,29 @@
 local token, status = ARGV[1], ARGV[6]
 local delay, now = tonumber(ARGV[7]), time()
 
--- Keep the failure of this run among the last ten tries: its start, its end, its error and its
--- token. Readers put them in the order of their starts. Another program may have written
--- there: that must not stop the script half way.
+-- Keep the failure of this run among the last ten tries, once, in the place of the oldest: its
+-- start, its end, its error and its token. Readers put them in the order of their starts.
+-- Another program may have written there: that must not stop the script half way.
 local function keep_try(started)
-  local number = tonumber(redis.pcall("HINCRBY", KEYS[2], "tries", 1)) or 0
-  local try = { started and int(started) or "null", int(now), ARGV[14], '"' .. token .. '"' }
-  redis.pcall("HSET", KEYS[2], "try:" .. number % 10, "[" .. table.concat(try, ",") .. "]")
-end
-
-local function has_try()
-  for _, value in ipairs(redis.pcall("HVALS", KEYS[2])) do
-    if string.find(value, ',"' .. token .. '"]', 1, true) then
-      return true
+  local place, oldest = 0, started or now
+  for number = 0, 9 do
+    local try = tostring(redis.pcall("HGET", KEYS[2], "try:" .. number))
+    if string.find(try, ',"' .. token .. '"]', 1, true) then
+      return
     end
+    local since = tonumber(string.match(try, "^%[null,(%d+)") or string.match(try, "^%[(%d+)")) or 0
+    if since < oldest then
+      place, oldest = number, since
+    end
+  end
+  local try = { started and int(started) or "null", int(now), ARGV[14], '"' .. token .. '"' }
+  if oldest < (started or now) then
+    redis.pcall("HSET", KEYS[2], "try:" .. place, "[" .. table.concat(try, ",") .. "]")
   end
 end
 
 local old, refusal = read_for(token, ARGV[3])
-if refusal == FENCED and ARGV[10] == "1" and not has_try() then
+if refusal == FENCED and ARGV[10] == "1" then
   -- This run has failed all the same, and began before the one that owns the record.
   local newer = tonumber(redis.call("HGET", key, "started")) or now
   keep_try(math.min(now - ARGV[15], newer - 1))
