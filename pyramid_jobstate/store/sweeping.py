@@ -102,7 +102,11 @@ class Sweep:
             return True
         state = text(self._ask("GET", self._key) or ACTIVE)
         if state != DONE:
-            place = Place.parse(state) if "." in state else Place(state)
+            try:
+                place = Place.parse(state) if "." in state else Place(state)
+            except ValueError:
+                # Another program wrote it.
+                place = Place(ACTIVE)
             state = self._advance(place)
             # A server that is read-only keeps what it has.
             with contextlib.suppress(RedisError):

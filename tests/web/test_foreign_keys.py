@@ -156,24 +156,21 @@ def test_score_that_is_none_of_ours_is_skipped(desk: ForeignDesk, score: Any) ->
         assert waits.uuid in found
 
 
-@pytest.mark.parametrize("command", [("SET", "x"), ("HSET", "tries", "x")])
 def test_failures_of_another_type(
-    desk: ForeignDesk, caplog: pytest.LogCaptureFixture, command: tuple[str, ...]
+    desk: ForeignDesk, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The job ends, and is inspected without them. It cannot run again."""
     job = desk.send()
     key = f"{{jobstate:{job.uuid}}}:failure"
-    desk.client.execute_command(command[0], key, *command[1:])
+    desk.client.set(key, "x")
     desk.work(job)
     found = get(desk.app, f"/job_state/{job.uuid}/inspect", OPERATOR)
     assert found.status_code == 200
     assert found.json["tries"] == []
     assert found.json["error"]["message"] == "after 1 miles"
-    if command[0] == "SET":
-        assert found.json["repeatable"] is False
-        assert key in noted(caplog)[0]
-        rerun = act(desk.app, f"/job_state/{job.uuid}/rerun")
-        assert rerun.status_int == 410
+    assert found.json["repeatable"] is False
+    assert key in noted(caplog)[0]
+    assert act(desk.app, f"/job_state/{job.uuid}/rerun").status_int == 410
 
 
 def test_claim_of_another_type(desk: ForeignDesk) -> None:
@@ -189,9 +186,26 @@ def test_claim_of_another_type(desk: ForeignDesk) -> None:
     assert act(desk.app, f"/job_state/{second.uuid}/rerun").status_int == 202
 
 
-def test_place_of_the_sweep_of_another_type(desk: ForeignDesk) -> None:
+@pytest.mark.timeout(20)
+def test_version_of_a_claim_that_is_none(desk: ForeignDesk) -> None:
+    """Neither a send nor a worker asks for it again and again."""
+    first = desk.send(unique="nightly")
+    (claim,) = desk.client.keys("jobstate:unique:*")
+    foreign: Any = {"job": "x", "version": b"\xff"}
+    desk.client.hset(claim, mapping=foreign)
+    second = desk.send(unique="nightly")
+    assert second.uuid != first.uuid
+    desk.client.hset(claim, mapping=foreign)
+    desk.work(first)
+    desk.work(second)
+
+
+@pytest.mark.parametrize("command", [("LPUSH", "x"), ("SET", "3.7")])
+def test_place_of_the_sweep_that_is_none(
+    desk: ForeignDesk, command: tuple[str, str]
+) -> None:
     """Lists of one status are right all the same."""
-    desk.client.lpush("jobstate:swept", "x")
+    desk.client.execute_command(command[0], "jobstate:swept", command[1])
     job = desk.send()
     answers = desk.read()
     assert [i["job"]["uuid"] for i in answers["?all=1&status=queued"]["items"]] == [

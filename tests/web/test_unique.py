@@ -740,6 +740,21 @@ def test_a_press_that_comes_sooner_cancels_it_when_its_job_ends(
     assert marks(desk) == []
 
 
+def test_a_press_after_the_life_of_its_rival_cancels_it(
+    desk: UniqueDesk, dying: Callable[..., str]
+) -> None:
+    """What names the dead sender's job outlives the other job, which ends at once."""
+    first = dying()
+    desk.end(desk.press())
+    (claim,) = desk.client.keys("jobstate:unique:*")
+    assert desk.client.ttl(claim) > desk.store.active_expire_in - 60  # type: ignore[operator]
+    grow_old(desk, first)
+    desk.press()
+    record = desk.store.record(first)
+    assert record is not None
+    assert record.status == "cancelled"
+
+
 def test_a_sender_that_lives_keeps_its_job(desk: UniqueDesk) -> None:
     """Its commit takes long, but it has given a sign of life."""
     request = desk.begin()

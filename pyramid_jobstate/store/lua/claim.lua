@@ -8,19 +8,22 @@
 -- (0 if it is not), in milliseconds, then the uuids of some other jobs whose senders may have
 -- died.
 
-local now, old, lost = time(), {}, {}
+local now, old, lost, is_marked = time(), {}, {}, false
 local fields = redis.call("HGETALL", key)
 for i = 1, #fields, 2 do
   local name, value = fields[i], fields[i + 1]
   if string.sub(name, 1, 5) ~= "mark:" then
     old[name] = value
-  elseif name ~= "mark:" .. ARGV[1] and #lost < 20 and is_silent(value, now, ARGV[5]) then
-    lost[#lost + 1] = string.sub(name, 6)
+  elseif name ~= "mark:" .. ARGV[1] then
+    is_marked = true
+    if #lost < 20 and is_silent(value, now, ARGV[5]) then
+      lost[#lost + 1] = string.sub(name, 6)
+    end
   end
 end
-local version, held = old.version or "", tonumber(old.held) or 0
+-- Another program may have written them.
+local version, held = string.match(old.version or "", "^%d+$") or "", tonumber(old.held) or 0
 if held > now + 60000 then
-  -- Another program wrote it.
   held = 0
 end
 if old.job and old.job ~= ARGV[1] and (version ~= ARGV[2] or held > now) then
@@ -36,5 +39,10 @@ if old.job ~= ARGV[1] or (tonumber(ARGV[4]) or 0) > 0 then
 end
 redis.call("HSET", key, "job", ARGV[1], "version", version, "held", int(held))
 redis.call("HDEL", key, "mark:" .. ARGV[1])
-redis.call("PEXPIRE", key, ARGV[3])
+if is_marked then
+  -- The marks must outlive the job that has the claim.
+  lengthen(ARGV[3])
+else
+  redis.call("PEXPIRE", key, ARGV[3])
+end
 return { ARGV[1], version, int(held), unpack(lost) }
