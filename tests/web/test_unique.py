@@ -747,7 +747,7 @@ def test_a_press_after_the_life_of_its_rival_cancels_it(
     first = dying()
     desk.end(desk.press())
     (claim,) = desk.client.keys("jobstate:unique:*")
-    assert desk.client.ttl(claim) > desk.store.active_expire_in - 60  # type: ignore[operator]
+    assert desk.client.ttl(claim) > desk.store.active_expire_in - 60
     grow_old(desk, first)
     desk.press()
     record = desk.store.record(first)
