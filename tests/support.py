@@ -53,7 +53,8 @@ TIMES = (
 def pass_time(store: JobStore, seconds: float) -> None:
     """Turn a store into what it would be some seconds later, had nobody used it."""
     client: Any = store.client
-    for key in client.scan_iter():
+    # SCAN may return a key twice.
+    for key in {*client.scan_iter()}:
         kind, ttl = client.type(key), client.pttl(key)
         pipeline = client.pipeline()
         if kind == b"hash":

@@ -1756,6 +1756,32 @@ def test_an_overtaken_run_leaves_the_later_steps_alone(redis_url: str) -> None:
     ]
 
 
+def test_a_send_that_the_store_refuses_is_logged(
+    redis_url: str, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full server keeps no message from its actor."""
+    broker = StubBroker()
+    broker.add_middleware(JobStateMiddleware(url=redis_url))
+    gate = Gate()
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon() -> None:
+        gate.wait()
+
+    client.config_set("maxmemory", 1)
+    try:
+        message = run_marathon.send()
+    finally:
+        client.config_set("maxmemory", 0)
+    (said,) = messages(caplog, "pyramid_jobstate")
+    assert said.startswith("The store refused to note that a job is sent.")
+    with working(broker):
+        gate.wait_for_job()
+        gate.open()
+        broker.join("default", timeout=20_000)
+    assert load(broker, message).status == "success"
+
+
 def test_an_overtaken_run_leaves_the_later_steps_alone_in_an_outage(
     redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -306,6 +306,23 @@ def test_one_bad_claim_is_its_own_trouble(
     assert load(floor.broker, first).status == "success"
 
 
+def test_each_claim_that_a_server_refuses_is_its_own_trouble(floor: Floor) -> None:
+    """A full server refuses claims, and answers all the same."""
+    first = floor.send()
+    floor.work()
+    info = record_of(load_job(floor.store, first.message_id)).info
+    updates = [
+        Update(first.message_id, token * 12, 1, info, begins=True) for token in "12"
+    ]
+    floor.client.config_set("maxmemory", 1)
+    try:
+        replies = floor.store.write(updates)
+    finally:
+        floor.client.config_set("maxmemory", 0)
+    assert all(isinstance(reply, redis.OutOfMemoryError) for reply in replies)
+    assert floor.store.write(updates) == [Reply.OK] * 2
+
+
 def test_a_store_that_goes_away_is_asked_for_one_claim(redis_url: str) -> None:
     """The other jobs of the flush do not each wait for it."""
     with faulty(redis_url) as proxy:
