@@ -59,7 +59,7 @@ def pass_time(store: JobStore, seconds: float) -> None:
         pipeline = client.pipeline()
         if kind == b"hash":
             times = zip(TIMES, client.hmget(key, TIMES), strict=True)
-            # Of a batch, "seen" is no time.
+            # In a batch, "seen" holds a letter.
             for name in [name for name, time in times if time and time.isdigit()]:
                 pipeline.hincrby(key, name, -int(seconds * 1000))
         elif kind == b"zset" and not key.endswith((b"}:order", b"}:failed")):

@@ -6,8 +6,8 @@ says which test notices. The lists beside this file have them by area::
     [batch-ignores-late-changes]
     breaks = "A change of a member that is told late turns its batch's counts back."
     file = "store/lua/tell_batch.lua"
-    find = 'if told <= rev or (ARGV[8]'
-    replace = 'if (ARGV[8]'
+    find = 'if told <= rev or (ARGV[9]'
+    replace = 'if (ARGV[9]'
 
 How to write one:
 

@@ -13,7 +13,7 @@ from .commands import Keyed
 
 log = logging.getLogger("pyramid_jobstate")
 
-#: What a server says of such keys: one has another type, a number in one is none, or a
+#: What a server says of such keys: the type is wrong, a value is not a number, or a
 #: script cannot use what it has read. Only then does the script's name come before the
 #: reason: other errors of scripts, such as that of a full server, end with it.
 _FOREIGN = re.compile(

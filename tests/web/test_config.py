@@ -346,7 +346,7 @@ def test_setting_of_a_wrong_type_stops_the_start(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("name", ["path", "namespace", "redis_url", "base_url"])
 def test_number_is_no_string(name: str) -> None:
-    """A number is an error where the setting is no number."""
+    """Where a setting takes text, a number is refused."""
     config = make_config(NOWHERE, settings={f"jobstate.{name}": 5})
 
     with pytest.raises(ConfigurationError, match=rf"{name} = 5 is not a string"):

@@ -214,7 +214,7 @@ def test_place_of_the_sweep_that_is_none(
 
 
 def test_record_of_another_type(desk: ForeignDesk) -> None:
-    """A job whose record is none is sent and runs without a state."""
+    """A job whose record cannot be written is sent, and runs without a state."""
     message = desk.actor.message(1)
     desk.client.set(f"jobstate:{message.message_id}", "x")
     request = desk.begin()
