@@ -2,9 +2,10 @@
 are lost, while commands to the store fail, are carried out late, or lose their replies.
 
 Members start, report, end, are retried, cancelled, put back, run again and cleared, in
-any order. Once nothing is on its way, the batch must count what its members read as,
-and read what follows from that. Meanwhile its bar never goes back, unless it starts
-anew, and no look at its members is a sign of life.
+any order. Some send further members, all by the same keys. Once nothing is on its way,
+the batch must count what its members read as, and read what follows from that, and each
+sender has sent its own members. Meanwhile the bar never goes back, unless it starts
+anew, and no look at the members is a sign of life.
 """
 
 from __future__ import annotations
@@ -19,18 +20,27 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import dramatiq
 import pytest
 import redis
+from dramatiq.brokers.stub import StubBroker
 from redis.exceptions import ConnectionError as Lost
 
-from pyramid_jobstate import JobStore
+from pyramid_jobstate import (
+    JobCancelled,
+    JobStateMiddleware,
+    JobStore,
+    StoreUnavailable,
+)
 from pyramid_jobstate.job.batch import Batch
 from pyramid_jobstate.job.changes import End, Failure, Member, NewBatch, NewJob
+from pyramid_jobstate.job.membership import member_uuid
 from pyramid_jobstate.job.record import BATCH, FINISHED, JobError, JobInfo, Record
 from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.store import batches, connection, reading, scripts
 from pyramid_jobstate.store.told import LETTERS
 from pyramid_jobstate.worker.backlog import Backlog
+from pyramid_jobstate.worker.fanout import RunningMember
 from pyramid_jobstate.worker.flush import Flush
 from pyramid_jobstate.worker.outage import Outage
 from pyramid_jobstate.worker.unsaved import Unsaved
@@ -70,6 +80,7 @@ class Wire:
       faults: The share of round trips to which something happens.
       seen: How often what has happened.
       late: The commands that are still to be carried out.
+      is_dead: Whether the process has died that is at work, None if that cannot.
     """
 
     def __init__(self, rng: random.Random) -> None:
@@ -77,6 +88,7 @@ class Wire:
         self.faults = 0.0
         self.seen: Counter[str] = Counter()
         self.late: list[Any] = []
+        self.is_dead: bool | None = None
         self.client: Any = None
         self._late_shas = {
             script.sha
@@ -86,6 +98,8 @@ class Wire:
 
     def execute(self, client: Any, commands: Sequence[Any]) -> list[Any]:
         self.client = client
+        if self.is_dead:
+            raise Killed
         if self.rng.random() >= self.faults:
             return connection.execute(client, commands)
         fate = self.rng.choice(FATES)
@@ -99,6 +113,8 @@ class Wire:
         if fate == "late":
             self.late += commands
         if fate.startswith("die"):
+            if self.is_dead is not None:
+                self.is_dead = True
             raise Killed
         raise Lost(fate)
 
@@ -114,11 +130,13 @@ class Execution:
 
     Attributes:
       steps: How often it is still to report.
+      keys: The keys of the members that it is still to send.
       is_acked: Whether its message was acknowledged before its end was stored.
     """
 
     unsaved: Unsaved
     steps: int
+    keys: list[str]
     has_begun: bool = False
     is_acked: bool = False
 
@@ -173,8 +191,17 @@ class Scene:
         self.workers = [Worker(self.store), Worker(self.store)]
         #: The letters of the members whose records were lost after their ends.
         self.gone: dict[str, str] = {}
-        #: Since when the bar goes on, and where it was last.
-        self.anew, self.shown = "", 0.0
+        #: Since when the bar goes on, for how many members, and where it was last.
+        self.anew, self.shown = ("", 0), 0.0
+        self.broker = StubBroker()
+        self.broker.add_middleware(JobStateMiddleware(self.store))
+        self.part = dramatiq.actor(
+            broker=self.broker, actor_name="part", job_state=True
+        )(print)
+        #: How many members each of the first ones sends, and the uuids of those that
+        #: it has begun to send, by their keys.
+        self.senders = {uuid: self.rng.choice([0, 0, 2]) for uuid in self.weights}
+        self.sent: dict[tuple[str, str], str] = {}
 
     def uuid(self) -> str:
         return str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
@@ -189,7 +216,8 @@ class Scene:
         uuid, word = self.queue.pop(self.rng.randrange(len(self.queue)))
         self.words[uuid] = word
         info = self.member._replace(attempt=1, rerun=word)
-        run = Execution(Unsaved(uuid, Run(), info), self.rng.randrange(4))
+        keys = [*"xy"[: self.senders.get(uuid, 0)]]
+        run = Execution(Unsaved(uuid, Run(), info), self.rng.randrange(4), keys)
         worker.backlog.add(run.unsaved)
         worker.runs.append(run)
         self.flush(worker)
@@ -203,6 +231,9 @@ class Scene:
         run = self.rng.choice(running)
         if run.unsaved.run.cancel_requested:
             self.end(worker, run, End("cancelled", JobError(None, "x")))
+        elif run.keys:
+            self.send(worker, run)
+            return
         elif run.steps:
             run.steps -= 1
             run.unsaved.run.set_progress(self.rng.randrange(100), 100, None, None)
@@ -216,6 +247,35 @@ class Scene:
             error = None if status == "success" else JobError("E", "x")
             self.end(worker, run, End(status, error, delay, failure=failure))
         self.flush(worker)
+
+    def send(self, worker: Worker, run: Execution) -> None:
+        """Have a run send a member. If it cannot, it is tried again."""
+        key = run.keys[-1]
+        message: Any = self.part.message().copy(message_id=run.uuid)
+        member = RunningMember(self.broker, message, self.batch, run.unsaved.run)
+        self.sent[run.uuid, key] = member_uuid(self.batch, run.uuid, "part", key, 0)
+        self.wire.is_dead = False
+        try:
+            what = self.part.message()
+            (job,) = member.take(what, broker=None, key=key, weight=1, delay=None)
+            assert job.uuid == self.sent[run.uuid, key]
+            run.keys.pop()
+        except StoreUnavailable:
+            self.wire.seen["not sent"] += 1
+            self.end(worker, run, End("retrying", JobError("E", "x"), 0.0))
+        except (JobCancelled, RuntimeError):
+            # It is over, or cancelled, and hears of that.
+            self.wire.seen["refused"] += 1
+            run.unsaved.run.cancel()
+        except Killed:
+            self.kill(worker)
+        finally:
+            self.wire.is_dead = None
+        queue = self.broker.queues["default"]
+        while not queue.empty():
+            message = dramatiq.Message.decode(queue.get())
+            self.queue.append((message.message_id, None))
+            self.wire.seen["sent"] += 1
 
     def end(self, worker: Worker, run: Execution, end: End) -> None:
         if end.delay is not None:
@@ -414,6 +474,9 @@ class Scene:
         head = {k.decode(): v.decode() for k, v in found.items()}
         counts = {c: int(head.get(f"n:{c}", 0)) for c in "nqrwsec"}
         entries = self.entries()
+        added = entries.keys() - self.weights.keys()
+        assert added <= {*self.sent.values()}
+        self.weights.update(dict.fromkeys(sorted(added), 1000))
         letters = Counter("e" if e[0] == "x" else e[0] for e in entries.values())
         assert counts == {c: letters[c] for c in "nqrwsec"}, head
         assert sum(counts.values()) == int(head["size"]) == len(self.weights)
@@ -433,9 +496,24 @@ class Scene:
         assert head.get("seen") == (None if is_over else silent)
         shown = Batch(Record(self.batch, head)).progress.fraction or 0.0
         assert shown >= done / (10**6 * int(head["weight"]))
-        # It starts anew when the batch goes on after its end.
-        assert shown >= self.shown or head["listed"] != self.anew
-        self.anew, self.shown = head["listed"], shown
+        # It starts anew with new members, and when the batch goes on after its end.
+        anew = head["listed"], len(self.weights)
+        assert shown >= self.shown or anew != self.anew
+        self.anew, self.shown = anew, shown
+        # No two senders share a member.
+        assert len({*self.sent.values()}) == len(self.sent)
+
+    def check_senders(self) -> None:
+        """Check that those that have succeeded have sent all their members."""
+        for sender, count in self.senders.items():
+            if self.status(sender) == "success":
+                uuids = [self.sent[sender, key] for key in "xy"[:count]]
+                assert self.weights.keys() >= {*uuids}
+                for uuid in [uuid for uuid in uuids if self.entry(uuid)[0] == "n"]:
+                    # It has failed, and who was about to run it again died.
+                    record = self.store.record(uuid)
+                    assert record is not None
+                    assert record.info.rerun
 
     def wrong(self) -> dict[str, int]:
         """Return how the batch and the records of its members differ: how many members
@@ -464,6 +542,10 @@ class Scene:
         """Return the status of a member, as its record reads and batches count it."""
         record = self.store.record(uuid)
         if record is None:
+            letter = self.entry(uuid)[0]
+            if letter == "n" and uuid not in self.gone:
+                # Its sender has ended before it could record it.
+                return "cancelled" if self.is_stopped() else "queued"
             # Expired, cleared or lost.
             return STATUSES[self.gone.get(uuid, "e")]
         if self.status(uuid) == "sending" and self.entry(uuid)[0] == "e":
@@ -504,6 +586,7 @@ def scenes(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Any:
             scene.repair()
             assert scene.wrong() == {}, seed
             scene.check()
+            scene.check_senders()
             if not stops:
                 # Else what it reads was fixed when the batch was cancelled.
                 assert scene.reading() == scene.status_by_members(), seed
@@ -522,6 +605,7 @@ def test_batch_knows_its_members(scenes: Any, loses: bool, stops: bool) -> None:
     seen = scenes(12, loses=loses, stops=stops)
     assert sum(seen[fate] for fate in FATES) > 300
     assert seen["kill"] > 100
+    assert seen["sent"] > 50
 
 
 @pytest.mark.long
