@@ -5,7 +5,8 @@
   runs their jobs.
 * :func:`detached` returns a JobState to call an actor with; :func:`values` and
   :func:`history` return what the actor reported, in order.
-* :func:`put_job` creates a job in any status, for testing a page.
+* :func:`put_job` and :func:`put_batch` create jobs in any status, for testing a page;
+  :func:`pass_time` lets time pass for them, and :func:`away` takes their store away.
 * :func:`release_broker` lets the next application have another ``jobstate.broker``.
 
 The pytest fixtures are in :mod:`pyramid_jobstate.fixtures`.
@@ -13,11 +14,16 @@ The pytest fixtures are in :mod:`pyramid_jobstate.fixtures`.
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from redis import Redis
+
 from .job import (
+    TIMES,
     Batch,
     JobInfo,
     JobState,
@@ -29,12 +35,14 @@ from .job import (
     recording_of,
     set_member_sender,
 )
+from .store import JobStore, connect
 from .worker import (
     BATCH,
     UNIQUE,
     RunningMember,
     check_class,
     middleware_of,
+    put_batch,
     put_job,
     receives_request,
     release_broker,
@@ -43,11 +51,14 @@ from .worker import (
 __all__ = [
     "Outbox",
     "Sent",
+    "away",
     "cancel",
     "detached",
     "history",
     "includeme",
     "outbox",
+    "pass_time",
+    "put_batch",
     "put_job",
     "release_broker",
     "run_jobs",
@@ -298,3 +309,58 @@ def cancel(job_state: JobState) -> None:
       TypeError: It was loaded from a store.
     """
     live_run_of(job_state).cancel()
+
+
+def pass_time(store: JobStore, seconds: float) -> None:
+    """Turn a store into what it would be some seconds later, if nobody used it till
+    then: jobs that run go stalled, those that are due wait no longer, and what has
+    outlived its time is gone.
+
+    Parameters:
+      store: The store. What other programs keep on its server stays as it is.
+      seconds: How much time passes.
+    """
+    client: Any = store.client
+    pattern = "".join(f"[{c}]" if c in "*?[" else c for c in store.namespace)
+    # SCAN may return a key twice.
+    for key in {*client.scan_iter(f"{pattern}:*")}:
+        kind, ttl = client.type(key), client.pttl(key)
+        name = key if isinstance(key, str) else key.decode()
+        pipeline = client.pipeline()
+        if kind in ("hash", b"hash"):
+            times = zip(TIMES, client.hmget(key, TIMES), strict=True)
+            # Of a batch, "seen" is a letter.
+            for field in [field for field, time in times if time and time.isdigit()]:
+                pipeline.hincrby(key, field, -int(seconds * 1000))
+        elif kind in ("zset", b"zset") and not name.endswith(("}:order", "}:failed")):
+            for member in client.zrange(key, 0, -1):
+                pipeline.zincrby(key, -seconds * 1_000_000, member)
+        if ttl > 0:
+            pipeline.pexpire(key, int(ttl - seconds * 1000))
+        pipeline.execute()
+
+
+@contextlib.contextmanager
+def away(store: JobStore) -> Iterator[None]:
+    """Take a store's server away for a while: connections to it are refused.
+
+    Parameters:
+      store: The store, such as that of the fixture `job_store`. Other stores on the
+        same server, and streams that are open, do not notice.
+
+    Raises:
+      TypeError: The client of the store is not a `redis.Redis`.
+    """
+    client = store.client
+    if not isinstance(client, Redis):
+        raise TypeError(f"The client must be a redis.Redis, not {type(client)}.")
+    pool = client.connection_pool
+    with socket.socket() as nobody:
+        # It has a port, and does not listen at it.
+        nobody.bind(("127.0.0.1", 0))
+        nowhere: Any = connect("redis://{}:{}".format(*nobody.getsockname()))
+        client.connection_pool = nowhere.connection_pool
+        try:
+            yield
+        finally:
+            client.connection_pool = pool

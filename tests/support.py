@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import redis
 
@@ -41,33 +41,6 @@ def load_job(store: JobStore, uuid: str) -> JobState:
     state = store.load(uuid)
     assert state is not None
     return state
-
-
-#: The fields of a record that hold times, in milliseconds.
-TIMES = (
-    *("queued", "updated", "started", "seen", "due", "finished"),
-    *("listed", "latest", "stopped", "looked"),
-)
-
-
-def pass_time(store: JobStore, seconds: float) -> None:
-    """Turn a store into what it would be some seconds later, had nobody used it."""
-    client: Any = store.client
-    # SCAN may return a key twice.
-    for key in {*client.scan_iter()}:
-        kind, ttl = client.type(key), client.pttl(key)
-        pipeline = client.pipeline()
-        if kind == b"hash":
-            times = zip(TIMES, client.hmget(key, TIMES), strict=True)
-            # In a batch, "seen" holds a letter.
-            for name in [name for name, time in times if time and time.isdigit()]:
-                pipeline.hincrby(key, name, -int(seconds * 1000))
-        elif kind == b"zset" and not key.endswith((b"}:order", b"}:failed")):
-            for member in client.zrange(key, 0, -1):
-                pipeline.zincrby(key, -seconds * 1_000_000, member)
-        if ttl > 0:
-            pipeline.pexpire(key, int(ttl - seconds * 1000))
-        pipeline.execute()
 
 
 def wait_for(condition: Callable[[], T | None], timeout: float = 20.0) -> T:

@@ -38,6 +38,12 @@ BATCH = "*"
 #: confirmed sent, else "r" if one is to be tried again. Without that, it is queued.
 SILENT = {"w": "stalled", "r": "retrying"}
 
+#: The fields that hold times, in milliseconds of the server's clock.
+TIMES = (
+    *("queued", "updated", "started", "seen", "due", "finished"),
+    *("listed", "latest", "stopped", "looked"),
+)
+
 #: The prefix of a metric's field in the hash.
 METRIC = "m:"
 

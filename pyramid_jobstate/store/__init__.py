@@ -6,7 +6,7 @@ This wing may import redis-py, :mod:`pyramid_jobstate.job` and
 
 from .arguments import checked_namespace, namespace_fault, positive, type_name
 from .bulk import Act, Acted, Bulk, BulkResult, Tell, check_empty
-from .connection import Client, name_of, place_of, redis_errors
+from .connection import Client, connect, name_of, place_of, redis_errors
 from .counting import Bucket, Counts
 from .deferred import deferred_client
 from .failures import Failures, Try
@@ -39,6 +39,7 @@ __all__ = [
     "Try",
     "check_empty",
     "checked_namespace",
+    "connect",
     "deferred_client",
     "is_foreign",
     "is_passing",

@@ -30,7 +30,7 @@ from .parameters import (
     layers,
 )
 from .preparing import Sendable
-from .putting import check_class, put_job
+from .putting import check_class, put_batch, put_job
 from .repeatable import why_not_repeatable
 from .rerunning import BROKER_IS_AWAY, rerun, rerun_all
 from .unique import NotClaimed, Unique
@@ -65,6 +65,7 @@ __all__ = [
     "made_store",
     "masked",
     "middleware_of",
+    "put_batch",
     "put_job",
     "receives_request",
     "refuse_request",

@@ -76,19 +76,10 @@ class OutgoingBatch:
         allow_failures: bool,
         **options: Any,
     ) -> None:
-        if not (isinstance(batch_class, type) and issubclass(batch_class, Batch)):
-            raise TypeError(f"A batch needs a subclass of Batch, not {batch_class!r}.")
-        if not isinstance(title, str | None):
-            raise TypeError(f"The title of a batch must be a string, not {title!r}.")
-        if title is not None:
-            # It may hold a file name that is not valid Unicode.
-            title = title.encode("utf-8", "replace").decode()
         checked = check_owner(owner)
-        encoded = None if checked is None else dumps(checked)
-        self._info = JobInfo(batch_class.kind, "", 0, encoded, "{}", batch=BATCH)
-        self._own = {} if title is None else {"title": title[:TITLE_LENGTH]}
-        if allow_failures:
-            self._own["allow"] = "1"
+        self._info, self._own = describe(
+            batch_class, title, checked, allow_failures=allow_failures
+        )
         self._sender = secrets.token_hex(6)
         now = str(int(time.time() * 1000))
         fields = {**self._info.fields(), **self._own, "queued": now, "updated": now}
@@ -184,6 +175,30 @@ class OutgoingBatch:
             for job in outgoing.jobs
         ]
         return NewBatch(self.batch.uuid, self._info, self._own, self._sender, members)
+
+
+def describe(
+    batch_class: type[Batch], title: str | None, owner: object, *, allow_failures: bool
+) -> tuple[JobInfo, dict[str, str]]:
+    """Return what the record of a batch says beside its members.
+
+    Raises:
+      TypeError: The class is not a Batch, or the title not a string.
+    """
+    if not (isinstance(batch_class, type) and issubclass(batch_class, Batch)):
+        raise TypeError(f"A batch needs a subclass of Batch, not {batch_class!r}.")
+    if not isinstance(title, str | None):
+        raise TypeError(f"The title of a batch must be a string, not {title!r}.")
+    encoded = None if owner is None else dumps(owner)
+    info = JobInfo(batch_class.kind, "", 0, encoded, "{}", batch=BATCH)
+    fields = {}
+    if title is not None:
+        # It may hold a file name that is not valid Unicode.
+        title = title.encode("utf-8", "replace").decode()
+        fields["title"] = title[:TITLE_LENGTH]
+    if allow_failures:
+        fields["allow"] = "1"
+    return info, fields
 
 
 def portions(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

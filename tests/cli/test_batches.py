@@ -15,10 +15,11 @@ import pytest
 from pyramid_jobstate import Batch, JobState, JobStore
 from pyramid_jobstate.cli import info
 from pyramid_jobstate.cli.following import Changes
+from pyramid_jobstate.testing import pass_time
 from tests.batched import Put, end, put_batch
 from tests.jobs import working
 from tests.operated import HARMLESS, HOSTILE, Operator, Ran, Start, finished, put, run
-from tests.support import ROOT, UUID, key_of, load_job, pass_time, wait_for
+from tests.support import ROOT, UUID, key_of, load_job, wait_for
 from tests.terminal import terminal
 from tests.web.operating import Marathons
 

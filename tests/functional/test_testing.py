@@ -21,6 +21,7 @@ from pyramid_jobstate import (
     JobState,
     JobStore,
     current_job_state,
+    rerun,
     testing,
 )
 from pyramid_jobstate.job.progress import Progress
@@ -32,9 +33,14 @@ from pyramid_jobstate.job.record import (
     Record,
 )
 from tests.jobs import RunMarathon, make_broker
+from tests.support import load_job
 from tests.webapp import Policy
 
 pytest_plugins = ["pyramid_jobstate.fixtures"]
+
+
+class ImportFiles(Batch):
+    """A kind of batch."""
 
 
 def application(job_store: JobStore, *includes: str) -> TestApp:
@@ -325,10 +331,132 @@ def test_detached_needs_a_job_state_class(cls: Any) -> None:
         testing.detached(cls)
 
 
-def test_put_job_makes_no_batches(job_store: JobStore) -> None:
-    """A batch without members would show nothing of a page."""
-    with pytest.raises(TypeError, match="makes no batches"):
-        testing.put_job(job_store, Batch)
+def test_put_batch_follows_from_its_members(job_store: JobStore) -> None:
+    """A batch is put with members in any status, and reads what follows from these."""
+    ends = ("success", {"status": "error", "error": JobError("ValueError", "bad")})
+    batch = testing.put_batch(
+        job_store,
+        ImportFiles,
+        ["queued", {"job_state_class": RunMarathon, "metrics": {"mile": 2}}, *ends],
+        owner="alice",
+        title="Two files",
+    )
+    assert isinstance(batch, ImportFiles) and batch.owner == "alice"
+    assert (batch.status, batch.title) == ("working", "Two files")
+    found = job_store.members(batch.uuid).items
+    statuses = [member.status for member in found]
+    assert statuses == ["queued", "working", "success", "error"]
+    assert isinstance(found[1], RunMarathon)
+    assert found[1].progress_metrics == {"mile": 2}
+    assert {member.owner for member in found} == {"alice"}
+    assert batch.counts["error"] == 1
+
+
+@pytest.mark.parametrize(
+    ("members", "options", "status"),
+    [
+        ([], {}, "success"),
+        (["success", "success"], {}, "success"),
+        (["success", "error"], {}, "error"),
+        (["success", "error"], {"allow_failures": True}, "success"),
+        (["queued"], {}, "queued"),
+    ],
+)
+def test_put_batch_ends_with_its_members(
+    job_store: JobStore, members: Any, options: Any, status: str
+) -> None:
+    """A batch whose members have ended has ended."""
+    batch = testing.put_batch(job_store, members=members, **options)
+    assert (type(batch), batch.status) == (Batch, status)
+
+
+def test_put_batch_weighs_its_members(job_store: JobStore) -> None:
+    """The bar of a batch counts members by their weights."""
+    heavy = {"status": "success", "weight": 3}
+    batch = testing.put_batch(job_store, members=[heavy, "queued"])
+    assert batch.progress and batch.progress.fraction == 0.75
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ((RunMarathon, []), "^A batch needs a subclass of Batch, not "),
+        ((Batch, "error"), "^members must be a list of statuses, not 'error'"),
+        ((Batch, [{"weight": "1"}]), "^The weight of a member must be a number"),
+        ((Batch, [{"state": "error"}]), "unexpected keyword argument 'state'"),
+        ((Batch, [{"job_state_class": Batch}]), r"Use put_batch\(\)"),
+    ],
+)
+def test_put_batch_names_a_wrong_argument(
+    job_store: JobStore, arguments: Any, match: str
+) -> None:
+    """The error names the argument and its value, and nothing is stored."""
+    with pytest.raises(TypeError, match=match):
+        testing.put_batch(job_store, *arguments)
+    assert job_store.client.dbsize() == 0
+
+
+def test_failed_job_that_was_put_runs_again(redis_url: str) -> None:
+    """A failure that a test has put shows its traceback, and its job can run again."""
+    broker = make_broker(redis_url)
+
+    @dramatiq.actor(broker=broker, actor_name="run", job_state=True)
+    def run_marathon(miles: int) -> None: ...
+
+    store = JobStore(redis_url)
+    error = JobError("ValueError", "bad")
+    options: Any = {"actor": "run", "params": {"miles": 26}, "traceback": "Line 1"}
+    job = testing.put_job(store, status="error", error=error, **options)
+    assert store.failures(job.uuid).traceback == "Line 1"
+    member = {"status": "error", "error": error, "actor": "run", "params": {"miles": 3}}
+    batch = testing.put_batch(store, members=[member])
+    (failed,) = store.members(batch.uuid).items
+    assert rerun(store, broker, job.uuid) and rerun(store, broker, failed.uuid)
+    assert [load_job(store, each.uuid).status for each in (job, failed, batch)] == (
+        ["queued"] * 3
+    )
+
+
+def test_time_passes_for_a_store(job_store: JobStore) -> None:
+    """A job that runs stalls, one that is due is due, and an ended one expires."""
+    working = testing.put_job(job_store)
+    retrying = testing.put_job(job_store, status="retrying", delay=60)
+    ended = testing.put_job(job_store, status="success")
+    other = job_store.replace(namespace="other[1]")
+    elsewhere = testing.put_job(other)
+    testing.pass_time(job_store, job_store.stalled_after + 1)
+    assert load_job(job_store, working.uuid).status == "stalled"
+    late = load_job(job_store, retrying.uuid).due_at
+    assert retrying.due_at and late and late < retrying.due_at
+    assert load_job(other, elsewhere.uuid).status == "working"
+    testing.pass_time(job_store, job_store.expire_in)
+    assert job_store.load(ended.uuid) is None
+    testing.pass_time(other, other.stalled_after + 1)
+    assert load_job(other, elsewhere.uuid).status == "stalled"
+
+
+def test_store_that_is_away(job_store: JobStore) -> None:
+    """Inside the block the store does not answer; afterwards it has all its jobs."""
+    job = testing.put_job(job_store)
+    with testing.away(job_store), pytest.raises(redis.ConnectionError):
+        job_store.load(job.uuid)
+    assert job_store.load(job.uuid)
+
+
+def test_pages_of_a_store_that_is_away(job_store: JobStore) -> None:
+    """An application whose store is away answers 503."""
+    app = application(job_store, "pyramid_jobstate")
+    job = testing.put_job(job_store, owner="alice")
+    with testing.away(job_store):
+        app.get(f"/job_state/{job.uuid}", status=503)
+
+
+def test_store_of_a_cluster_cannot_be_taken_away(redis_url: str) -> None:
+    """Only a single server can be taken away, and the error says so."""
+    store = JobStore(redis_url)
+    store.client = object.__new__(redis.RedisCluster)
+    with pytest.raises(TypeError, match=r"must be a redis\.Redis"), testing.away(store):
+        pass
 
 
 def test_the_fixture_is_a_real_server(job_store: JobStore) -> None:

@@ -24,8 +24,9 @@ from pyramid_jobstate.job.record import (
 from pyramid_jobstate.store import batches, connection, reading, scripts, trouble
 from pyramid_jobstate.store.scripts import Reply
 from pyramid_jobstate.store.told import Change
+from pyramid_jobstate.testing import pass_time
 from tests.jobs import messages, new_id
-from tests.support import load_job, pass_time, wait_for
+from tests.support import load_job, wait_for
 
 INFO = JobInfo("Batch", "", 0, '"alice"', "{}", batch=BATCH)
 

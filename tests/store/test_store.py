@@ -18,8 +18,9 @@ from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.job.changes import End, Failure, NewJob, Update
 from pyramid_jobstate.job.record import CANCELLED, NOT_REACHED, JobError
 from pyramid_jobstate.store.scripts import NAMES, Reply, read_scripts
+from pyramid_jobstate.testing import pass_time
 from tests.jobs import RunMarathon, new_id
-from tests.support import INFO, SENT, key_of, load_job, pass_time, wait_for
+from tests.support import INFO, SENT, key_of, load_job, wait_for
 
 
 class Writer:

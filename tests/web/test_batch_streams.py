@@ -12,13 +12,14 @@ import redis
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.store import batches
 from pyramid_jobstate.store.tracking import Tracker
+from pyramid_jobstate.testing import pass_time
 from pyramid_jobstate.web.push import looks
 from pyramid_jobstate.web.push.frames import render, viewer_of
 from pyramid_jobstate.web.push.hub import Hub
 from pyramid_jobstate.web.push.looks import Looks
 from tests.hubs import Basket, hub_of
 from tests.store.test_batches import Bed
-from tests.support import pass_time, wait_for
+from tests.support import wait_for
 from tests.webapp import make_app, make_config, make_request
 
 

@@ -12,11 +12,11 @@ from webtest import TestApp
 
 from pyramid_jobstate import Batch, JobStore
 from pyramid_jobstate.errors import StoreUnavailable
-from pyramid_jobstate.testing import put_job
+from pyramid_jobstate.testing import pass_time, put_job
 from tests.batched import ImportFiles, end, put_batch
 from tests.jobs import RunMarathon
 from tests.listed import Diary
-from tests.support import UUID, key_of, pass_time
+from tests.support import UUID, key_of
 from tests.web.operating import ACTS, KEEPER, OPERATOR, Marathons, act
 from tests.web.paging import Visit, Visiting, browse, paged_app
 from tests.webapp import PLACES, get, make_request

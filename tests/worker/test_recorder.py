@@ -24,22 +24,14 @@ from pyramid_jobstate.job.phases import phase_of
 from pyramid_jobstate.job.record import JobError, JobInfo, Record
 from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.store import connection, scripts, trouble
+from pyramid_jobstate.testing import pass_time
 from pyramid_jobstate.worker import backlog, flush, outage
 from pyramid_jobstate.worker import recorder as recorder_module
 from pyramid_jobstate.worker.recorder import Recorder
 from pyramid_jobstate.worker.unsaved import Unsaved
 from tests.interrupts import interrupt
 from tests.jobs import messages, new_id
-from tests.support import (
-    INFO,
-    ROOT,
-    SENT,
-    frozen,
-    key_of,
-    pass_time,
-    unmeasured,
-    wait_for,
-)
+from tests.support import INFO, ROOT, SENT, frozen, key_of, unmeasured, wait_for
 
 LOGGER = "pyramid_jobstate.worker"
 

@@ -36,7 +36,7 @@ from pyramid_jobstate.job.changes import End, NewJob, Update
 from pyramid_jobstate.job.record import JobInfo
 from pyramid_jobstate.store.counting import Counts
 from pyramid_jobstate.store.scripts import Reply
-from pyramid_jobstate.testing import put_job
+from pyramid_jobstate.testing import pass_time, put_job
 from pyramid_jobstate.worker import failures, options
 from tests.batched import put_batch
 from tests.jobs import (
@@ -50,7 +50,7 @@ from tests.jobs import (
     working,
 )
 from tests.rerunapp import FAILS, RUNS, Errand, make
-from tests.support import ROOT, UUID, key_of, load_job, pass_time, wait_for
+from tests.support import ROOT, UUID, key_of, load_job, wait_for
 from tests.web.operating import Marathons
 from tests.webapp import queued
 
