@@ -84,6 +84,7 @@ tests_require = [
     "pygments",
     "pyramid_mako",
     "pytest",
+    "pytest-cov>=7",
     "pytest-timeout",
     "pytest-xdist>=3.7",
     "ruff",

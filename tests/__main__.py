@@ -1,87 +1,86 @@
-"""Run the tests, and require that they reach every line and branch of the package.
+"""Run the tests.
 
-``python -m tests`` runs them all, in several processes, and passes further arguments to
-pytest.
+``python -m tests`` runs what needs no process of its own beside a Redis server and a
+browser: under three minutes. ``python -m tests --system`` runs the others: whole
+processes, other servers, more browsers. ``python -m tests --long`` runs slow variants,
+and larger forms, of both, one after the other.
 
-``python -m tests tests/job/test_values.py`` runs a selection (paths, ``-k``, ``-m`` and
-the like). It passes when those tests pass, whatever their coverage.
-
-``python -m tests --long`` runs only the tests that bear the marker ``long``: slow
-variants, and larger forms, of tests that the other runs have. They run one after the
-other, whatever their coverage.
+Further arguments go to pytest: ``python -m tests tests/web/test_acts.py`` runs all but
+the long tests of that file.
 """
 
+import json
 import os
+import resource
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
 
-#: The options, besides -k and -m, with which pytest runs only some tests or none.
-SELECTING = {
-    "-h",
-    "--co",
-    "--collect-only",
-    "--deselect",
-    "--fixtures",
-    "--help",
-    "--ignore",
-    "--ignore-glob",
-    "--last-failed",
-    "--lf",
-    "--markers",
-    "--setup-plan",
-    "--stepwise",
-    "--sw",
-    "--version",
-}
+#: The most seconds of CPU that a run without arguments may take in CI, and that a test
+#: may take that does not bear the marker `system`.
+BUDGET, SHARE = 400.0, 1.0
 
 
 def main() -> int:
-    """Run the tests and the report, and return an exit code."""
+    """Run the tests, and return an exit code."""
     os.chdir(ROOT)
     arguments = sys.argv[1:]
-    pytest = ["-m", "pytest"]
-    if "--long" in arguments:
-        arguments.remove("--long")
-        return subprocess.run(
-            [sys.executable, *pytest, *arguments, "-m", "long"]
-        ).returncode
-    if is_selection(arguments):
-        return subprocess.run([sys.executable, *pytest, *arguments]).returncode
+    kinds = [kind for kind in ("system", "long") if f"--{kind}" in arguments]
+    arguments = [each for each in arguments if each not in ("--system", "--long")]
+    options = ["-n", str(os.cpu_count() or 1), "--dist", "loadgroup"]
+    if "long" in kinds:
+        options = []
+    if kinds:
+        options += ["-m", kinds[-1]]
+    elif not is_selection(arguments):
+        options += ["-m", "not system"]
+    else:
+        options = []
     # Hundreds of processes would each compile the tests or the package anew.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    # Workers that run in another directory must leave their measurements here.
-    os.environ["COVERAGE_FILE"] = str(ROOT / ".coverage")
-    coverage = [sys.executable, "-m", "coverage"]
-    subprocess.run([*coverage, "erase"], check=True)
-    options = [*in_parallel(), "--durations=10"]
-    tests = subprocess.run([*coverage, "run", *pytest, *options, *arguments])
-    subprocess.run([*coverage, "combine", "--quiet"], check=True)
-    report = subprocess.run([*coverage, "report"])
-    return tests.returncode or report.returncode
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TESTS_CPU"] = folder
+        command = [sys.executable, "-m", "pytest", "--durations=10", *options]
+        code = subprocess.run([*command, *arguments]).returncode
+        dear = costs(Path(folder))
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = used.ru_utime + used.ru_stime
+    print(f"{time.monotonic() - begun:.0f} s, of the CPU {cpu:.0f} s.")
+    if kinds or is_selection(arguments):
+        return code
+    for name, seconds in dear:
+        print(f"{name} takes {seconds:.1f} s of CPU: it should bear the mark system.")
+    if cpu > BUDGET:
+        print(f"The run may take {BUDGET:.0f} s of CPU.")
+    is_dear = os.environ.get("CI") == "true" and (cpu > BUDGET or bool(dear))
+    return code or int(is_dear)
+
+
+def costs(folder: Path) -> list[tuple[str, float]]:
+    """Return the tests that have taken more than their share of CPU, with the seconds,
+    from the files in which pytest's processes have noted them.
+    """
+    lines = [line for path in folder.iterdir() for line in path.open(encoding="utf-8")]
+    noted = [json.loads(line) for line in lines]
+    return [(name, seconds) for name, seconds in noted if seconds > SHARE]
 
 
 def is_selection(arguments: Sequence[str]) -> bool:
-    """Return whether pytest, given these arguments, runs only some of the tests."""
+    """Return whether arguments name some of the tests."""
     for argument in arguments:
-        if Path(argument).resolve().is_relative_to(TESTS):
+        if Path(argument.partition("::")[0]).resolve().is_relative_to(TESTS):
             return True
-        # The value may be attached to the option: `--ignore=tests/browser`, `-kvalues`.
-        if argument.startswith(("-k", "-m")) or argument.split("=")[0] in SELECTING:
+        # The value may be attached to the option: `-kvalues`.
+        if argument.startswith(("-k", "-m", "--lf", "--last-failed", "--co")):
             return True
     return False
-
-
-def in_parallel() -> list[str]:
-    """Return the options to run as many processes as pay off here."""
-    # Twice the cores, since most tests mostly wait. The files do not divide into more
-    # than eight shares of about equal length.
-    number = min(2 * (os.cpu_count() or 1), 8)
-    return ["-n", str(number), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 if __name__ == "__main__":

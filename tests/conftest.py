@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -33,42 +34,6 @@ if TYPE_CHECKING:
 #: A test that takes one of these fixtures gets the marker of the same name.
 MARKED_FIXTURES = ("browser", "cluster", "rabbitmq")
 
-#: The slowest modules, slowest first. When several processes run the tests, these start
-#: first, so that none of them runs alone at the end.
-SLOWEST = (
-    "tests.functional.test_cli_dev",
-    "tests.browser.test_poller",
-    "tests.browser.test_streams",
-    "tests.functional.test_demo",
-    "tests.functional.test_troubles",
-    "tests.functional.test_cli_work",
-    "tests.browser.test_element",
-    "tests.faults.test_push_weather",
-    "tests.faults.test_rough",
-    "tests.worker.test_recorder",
-    "tests.functional.test_deploy",
-    "tests.functional.test_servers",
-    "tests.functional.test_processes",
-    "tests.web.test_push_watch",
-    "tests.functional.test_embedded",
-    "tests.firsthour.test_first_hour",
-    "tests.functional.test_rabbitmq",
-    "tests.functional.test_readme",
-    "tests.functional.test_requests_interrupts",
-    "tests.faults.test_push_failover",
-    "tests.faults.test_weather",
-    "tests.functional.test_layout",
-    "tests.worker.test_middleware",
-    "tests.browser.test_pages",
-    "tests.browser.test_pages_look",
-    "tests.browser.test_themes",
-    "tests.web.test_frames",
-    "tests.firsthour.test_sending",
-    "tests.firsthour.test_projects",
-    "tests.functional.test_command",
-    "tests.browser.test_static",
-)
-
 
 def pytest_configure() -> None:
     """Give each of several processes its own ports for its servers.
@@ -84,26 +49,37 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    """Mark the tests by what they start, leave out the long ones unless -m or their
-    name asks for them, and have several processes begin with the slowest modules.
+    """Mark the tests by what they start, and leave out the long ones unless -m or their
+    name asks for them. Those that share the browser run in one process, which begins
+    with them.
     """
     for item in items:
         for name in MARKED_FIXTURES:
             if name in getattr(item, "fixturenames", ()):
                 item.add_marker(name)
+        if item.get_closest_marker("browser"):
+            item.add_marker(pytest.mark.xdist_group("browser"))
     is_named = any("::" in argument for argument in config.args)
     if "long" not in config.option.markexpr and not is_named:
         long = [item for item in items if item.get_closest_marker("long")]
         items[:] = [item for item in items if item not in long]
         config.hook.pytest_deselected(items=long)
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=position)
+    items.sort(key=lambda item: item.get_closest_marker("browser") is None)
 
 
-def position(item: pytest.Item) -> int:
-    """Return a module's position in SLOWEST, or one after all of these."""
-    name = item.module.__name__ if isinstance(item, pytest.Function) else ""
-    return SLOWEST.index(name) if name in SLOWEST else len(SLOWEST)
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Note the seconds of CPU that a test takes, with the processes that it starts, for
+    `python -m tests`.
+    """
+    before = sum(os.times()[:4])
+    try:
+        return (yield)
+    finally:
+        if folder := os.environ.get("TESTS_CPU"):
+            note = json.dumps([item.nodeid, sum(os.times()[:4]) - before])
+            with Path(folder, str(os.getpid())).open("a", encoding="utf-8") as file:
+                file.write(f"{note}\n")
 
 
 @pytest.fixture(scope="session")
@@ -162,7 +138,7 @@ def run() -> Run:
 
 @pytest.fixture(scope="session")
 def shared_app(redis_server: EmbeddedServer) -> TestApp:
-    """What `app` renews: making an application takes longer than most tests."""
+    """What `app` renews: making an application takes as long as many tests."""
     return make_app(make_config(redis_server.url, root_factory=mounted_root))
 
 
@@ -220,11 +196,11 @@ def start() -> Iterator[Start]:
         yield started
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     """A headless Chromium.
 
-    It ends with the test's module: while it runs, its event loop counts as running in
+    It ends with the test's folder: while it runs, its event loop counts as running in
     the main thread, so no test could run another one.
     """
     from playwright.sync_api import expect, sync_playwright
@@ -237,7 +213,7 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def windowed(browser: Browser) -> Iterator[Browser]:
     """A headless Chromium whose windows can be minimized, which hides their pages."""
     windowed = chromium.launch(browser.browser_type)

@@ -13,11 +13,8 @@ from pyramid.config import Configurator
 from pyramid.request import Request, apply_request_extensions
 from webtest import TestApp
 
-from pyramid_jobstate import JobStateMiddleware
+from pyramid_jobstate import JobStateMiddleware, JobStore
 from pyramid_jobstate.resources import JobStates
-from pyramid_jobstate.web.interfaces import IJobStore, IPages, IWebOutage
-from pyramid_jobstate.web.settings import Settings
-from pyramid_jobstate.web.unavailable import WebOutage
 from tests.jobs import RunMarathon
 
 #: Nothing listens at this port.
@@ -105,17 +102,13 @@ def make_app(config: Configurator) -> TestApp:
 
 
 def renewed(app: TestApp) -> TestApp:
-    """Return the application, for another test, as if it had just been made: with no
-    cookies, with nothing remembered of the store, and with no outage logged.
+    """Return the application, for another test, with no cookies, and with nothing
+    remembered of the store. A test of what is logged once, or of a chart, makes its
+    own.
     """
     registry = app.app.registry
-    pages = registry.queryUtility(IPages)
-    if pages is not None:
-        # Not imported: tests/interop runs without the extra `pages`.
-        new = type(pages)(pages.environment, pages.layout)
-        registry.registerUtility(new, IPages)
-    registry.registerUtility(Settings(registry.settings).store(), IJobStore)
-    registry.registerUtility(WebOutage(), IWebOutage)
+    config = Configurator(registry=registry, autocommit=True)
+    config.set_job_store(JobStore(registry.settings["jobstate.redis_url"]))
     return TestApp(app.app)
 
 
