@@ -400,7 +400,7 @@ def start_rabbitmq_worker(
 ) -> Iterator[StartWorker]:
     """Starts worker processes, and stops them at the end of the test."""
     environ = {"BROKER_URL": rabbitmq.url, "STORE_URL": redis_url}
-    with starting(environ, tmp_path, "tests.matrixapp", 1) as start:
+    with starting(environ, tmp_path, "bench.matrix.app", 1) as start:
         yield start
 
 

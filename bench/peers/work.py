@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import redis
 
-from tests.benchmarks.timing import side_by_side
+from bench.timing import side_by_side
 
 Report = Callable[[int, int], object]
 

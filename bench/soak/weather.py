@@ -52,7 +52,7 @@ class Worker:
     """Dramatiq's command with one worker process, in their own group."""
 
     def __init__(self, environ: dict[str, str], log: Path) -> None:
-        command = [sys.executable, "-m", "dramatiq", "tests.soak.worker"]
+        command = [sys.executable, "-m", "dramatiq", "bench.soak.worker"]
         options = ["--processes", "1", "--threads", str(THREADS)]
         with log.open("ab") as file:
             self.process = subprocess.Popen(

@@ -15,8 +15,8 @@ from typing import Any
 from playwright.sync_api import sync_playwright
 
 from pyramid_jobstate.embedded import EmbeddedServer
+from tests.chromium import CHROMIUM_ARGUMENTS, CHROMIUM_NAMES
 
-from ..chromium import CHROMIUM_ARGUMENTS, CHROMIUM_NAMES
 from .jobs import OWNER
 from .peers.workers import CeleryProgress, Ours, Peer, get, peers, web_server
 from .timing import Row, Table

@@ -68,7 +68,7 @@ def parse() -> argparse.Namespace:
 @contextlib.contextmanager
 def web_server(environ: dict[str, str], log: IO[bytes]) -> Iterator[int]:
     """Run the web server, and yield its port."""
-    command = [sys.executable, "-m", "tests.soak.web"]
+    command = [sys.executable, "-m", "bench.soak.web"]
     process = subprocess.Popen(
         command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=log
     )

@@ -19,10 +19,10 @@ import dramatiq
 import redis
 from dramatiq.brokers.redis import RedisBroker
 
+from bench.jobs import OWNER
+from bench.timing import Timing
 from pyramid_jobstate import JobState, JobStateMiddleware
 from pyramid_jobstate.embedded import EmbeddedServer
-from tests.benchmarks.jobs import OWNER
-from tests.benchmarks.timing import Timing
 from tests.support import ROOT
 
 from .work import MEASURED
@@ -96,7 +96,7 @@ class Ours(Peer):
     name = "ours"
     call = "set_progress"
     command = (
-        *("dramatiq", "tests.benchmarks.peers.dramatiq_worker"),
+        *("dramatiq", "bench.peers.dramatiq_worker"),
         *("--processes", "1", "--threads", "1"),
     )
     page = "/ours/job_state/{}"
@@ -128,7 +128,7 @@ class CeleryProgress(Peer):
     call = "ProgressRecorder.set_progress"
     needs = ("celery", "celery_progress", "django")
     command = (
-        *("celery", "-A", "tests.benchmarks.peers.celery_worker", "worker"),
+        *("celery", "-A", "bench.peers.celery_worker", "worker"),
         *("--concurrency", "1", "--loglevel", "ERROR"),
     )
     page = "/celery-progress/{}/"
@@ -163,7 +163,7 @@ class RQ(Peer):
         self._queue = Queue(connection=redis.Redis.from_url(state))
 
     def send(self, task: str, *args: Any) -> str:
-        function = "tests.benchmarks.peers.rq_worker.work"
+        function = "bench.peers.rq_worker.work"
         return str(self._queue.enqueue(function, task, args).id)
 
     def is_done(self, job: str) -> bool:
@@ -218,7 +218,7 @@ def _process(
 @contextlib.contextmanager
 def web_server(state: EmbeddedServer) -> Iterator[http.client.HTTPConnection]:
     """Yield a connection to a web server that shows the jobs of all peers."""
-    command = ["tests.benchmarks.peers.web"]
+    command = ["bench.peers.web"]
     with _process(command, "", state.url, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         with process.stdout:

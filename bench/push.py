@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.changes import Update
+from tests.support import ROOT, wait_for
 
-from ..support import ROOT, wait_for
 from .jobs import OWNER, running_job
 from .push_writer import INFO, TOKEN, begin, fields, owner_of
 from .timing import Row, Table, side_by_side
@@ -149,7 +149,7 @@ def serving(redis: EmbeddedServer) -> Iterator[Server]:
         [
             *("taskset", "-c", str(cores[0]), sys.executable, "-m", "uvicorn"),
             *(f"--port={port}", "--no-access-log", "--log-level=warning"),
-            *("--timeout-graceful-shutdown=1", "tests.benchmarks.push_app:app"),
+            *("--timeout-graceful-shutdown=1", "bench.push_app:app"),
         ],
         cwd=ROOT,
         env={**os.environ, "JOBSTATE_REDIS_URL": redis.url},
@@ -212,7 +212,7 @@ def _streams(
     each = (web.memory() - memory) / count / 1024
     before = web.cpu()
     writer = subprocess.Popen(
-        [sys.executable, "-m", "tests.benchmarks.push_writer", str(SECONDS), str(RATE)],
+        [sys.executable, "-m", "bench.push_writer", str(SECONDS), str(RATE)],
         cwd=ROOT,
         env={**os.environ, "JOBSTATE_REDIS_URL": redis.url},
         stdin=subprocess.PIPE,

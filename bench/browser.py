@@ -13,9 +13,9 @@ from urllib.parse import parse_qs, urlsplit
 from playwright.sync_api import Page, sync_playwright
 
 from pyramid_jobstate.embedded import EmbeddedServer
+from tests.chromium import CHROMIUM_ARGUMENTS, CHROMIUM_NAMES
+from tests.pollserver import STATIC, uuid_of
 
-from ..chromium import CHROMIUM_ARGUMENTS, CHROMIUM_NAMES
-from ..pollserver import STATIC, uuid_of
 from .timing import Row, Table
 
 JOBS = 150

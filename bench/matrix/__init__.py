@@ -1,0 +1,1 @@
+"""Smoke runs of the package: ``python -m bench.matrix``."""
