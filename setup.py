@@ -122,7 +122,7 @@ interop_require = [
     "webtest",
 ]
 
-# The peers that `python -m tests.benchmarks` measures for comparison.
+# The peers that `python -m bench` measures for comparison.
 benchmarks_require = [
     *tests_require,
     "celery[redis]",

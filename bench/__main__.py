@@ -1,6 +1,6 @@
 """Print all tables, or those named, and fail if a figure misses its target.
 
-``python -m tests.benchmarks [updates] [loop] [poll] …``; any other name lists them all.
+``python -m bench [updates] [loop] [poll] …``; any other name lists them all.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """A server that is far away.
 
-``python -m tests.benchmarks.far HOST PORT SECONDS`` relays to it, each way in so many
-seconds, and prints its own port.
+``python -m bench.far HOST PORT SECONDS`` relays to it, each way in so many seconds, and
+prints its own port.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Updates jobs as the recorder of a worker does, in batches every 100 ms:
 
-    python -m tests.benchmarks.push_writer SECONDS RATE
+    python -m bench.push_writer SECONDS RATE
 
 with uuids on the standard input and the rate in updates of each job in a second. Prints
 how many it has made. Each update holds the time at which it was made.

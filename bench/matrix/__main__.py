@@ -1,9 +1,9 @@
 """Smoke runs of the package with software that applications may combine it with.
 
-``python -m tests.matrix`` prints a Markdown table with a row for each run: a small
-application, tests/matrixapp.py, behind a real web server, with a worker and a Redis or
-Valkey server, in its own virtual environment. It sends a job over HTTP and watches it
-until it succeeds, and cancels another.
+``python -m bench.matrix`` prints a Markdown table with a row for each run: a small
+application, app.py, behind a real web server, with a worker and a Redis or Valkey
+server, in its own virtual environment. It sends a job over HTTP and watches it until it
+succeeds, and cancels another.
 
 It takes some minutes, mostly to install packages. If this machine lacks something, the
 row reads "not available". Words after the command select the rows whose names have one.
@@ -468,7 +468,7 @@ def cancel(site: Site, path: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.matrix", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.matrix", description=__doc__)
     parser.add_argument("word", nargs="*", help="only rows with such a word")
     words = parser.parse_args().word
     rows = [row for row in ROWS if not words or any(w in row.name for w in words)]

@@ -1,7 +1,6 @@
-"""A small application and its jobs, for the smoke runs of matrix.py and for the tests
-with RabbitMQ.
+"""A small application and its jobs, for the smoke runs and for the tests with RabbitMQ.
 
-Workers run ``python -m dramatiq tests.matrixapp``; WSGI servers call `make_app`. Both
+Workers run ``python -m dramatiq bench.matrix.app``; WSGI servers call `make_app`. Both
 read from the environment where their servers are:
 
 * BROKER_URL: a Redis server or a RabbitMQ node.

@@ -1,4 +1,4 @@
-"""``python -m celery -A tests.benchmarks.peers.celery_worker worker``."""
+"""``python -m celery -A bench.peers.celery_worker worker``."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""``python -m dramatiq tests.benchmarks.peers.dramatiq_worker``."""
+"""``python -m dramatiq bench.peers.dramatiq_worker``."""
 
 from typing import Any
 

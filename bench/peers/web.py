@@ -1,4 +1,4 @@
-"""A web server with all that answers polls: ``python -m tests.benchmarks.peers.web``.
+"""A web server with all that answers polls: ``python -m bench.peers.web``.
 
 It is one process, so that whatever slows one application slows all: /floor answers with
 a few bytes; /bare, /ours and /celery-progress are those of the table.

@@ -1,4 +1,4 @@
-"""A soak test with failures: ``python -m tests.soak``, ten minutes at most.
+"""A soak test with failures: ``python -m bench.soak``, ten minutes at most.
 
 Worker processes are killed and frozen, the store goes away and comes back, messages are
 redelivered, and hundreds of watchers poll over HTTP or follow streams. The jobs

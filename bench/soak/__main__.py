@@ -1,4 +1,4 @@
-"""``python -m tests.soak [--minutes N] [--jobs N] [--pollers N] [--streams N] …``."""
+"""``python -m bench.soak [--minutes N] [--jobs N] [--pollers N] [--streams N] …``."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CLOSING = 15.0
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=MAX_MINUTES)
     parser.add_argument("--jobs", type=int, default=2000)
     parser.add_argument("--pollers", type=int, default=500)

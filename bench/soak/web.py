@@ -1,4 +1,4 @@
-"""The web server: ``python -m tests.soak.web`` prints its port and serves the jobs."""
+"""The web server: ``python -m bench.soak.web`` prints its port and serves the jobs."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""The worker processes: ``python -m dramatiq tests.soak.worker``."""
+"""The worker processes: ``python -m dramatiq bench.soak.worker``."""
 
 import os
 import threading
