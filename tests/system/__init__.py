@@ -1,0 +1,1 @@
+"""Whole processes, other servers, and faults."""
