@@ -50,7 +50,7 @@ demo_require = [
     "zope.sqlalchemy>=2.0",
 ]
 
-# The projects in which tests/firsthour does what the README says.
+# The projects in which tests/system/firsthour does what the README says.
 firsthour_require = [
     "alembic",
     "bcrypt",

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     # tests/interop runs without Playwright.
     from playwright.sync_api import Browser, Page
 
+#: All tests in this folder start processes, or take over a second.
+SYSTEM = Path(__file__).parent / "system"
+
 #: A test that takes one of these fixtures gets the marker of the same name.
 MARKED_FIXTURES = ("browser", "cluster", "rabbitmq")
 
@@ -54,6 +57,8 @@ def pytest_collection_modifyitems(
     with them.
     """
     for item in items:
+        if item.path.is_relative_to(SYSTEM):
+            item.add_marker("system")
         for name in MARKED_FIXTURES:
             if name in getattr(item, "fixturenames", ()):
                 item.add_marker(name)

@@ -14,10 +14,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, FilePayload, Page, expect
 
-from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate import JobError, JobState, JobStore, Progress
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.job.progress import Progress
-from pyramid_jobstate.job.record import JobError
 from pyramid_jobstate.testing import put_job
 from tests.accessible import complaints
 from tests.jobs import RunMarathon

@@ -132,9 +132,8 @@ class Storm:
                 if state is not None:
                     sent.asked = True
                     try:
-                        sent.cancelled = self.users.cancel(
-                            sent.uuid, state._record.info
-                        )
+                        seen = self.users.load(sent.uuid)
+                        sent.cancelled = None if seen is None else seen.cancel()
                     except redis.RedisError:
                         sent.cancelled = None
                     state = self.store.load(sent.uuid)

@@ -18,7 +18,6 @@ import pytest
 import redis
 from playwright.sync_api import Page
 
-from pyramid_jobstate.web.push.feed import BEAT
 from tests.deployed import (
     PUSH,
     SITE,
@@ -163,11 +162,6 @@ def test_units_of_push_are_valid(host: Host) -> None:
     )
     assert checked.returncode == 0, checked.stderr
     assert "myapp" not in checked.stderr
-
-
-def test_readme_knows_the_beat() -> None:
-    """The README names the seconds after which a silent stream sends something."""
-    assert f"send something every\n{BEAT:.0f} seconds" in README
 
 
 # A page

@@ -15,13 +15,15 @@ from pathlib import Path
 import docutils.core
 import pytest
 from playwright.sync_api import Page, expect
+from pyramid.exceptions import ConfigurationError
 
 import pyramid_jobstate
-from pyramid_jobstate import JobStore, Progress, testing
-from pyramid_jobstate.web.settings import PREFIX, SETTINGS, Settings
+from pyramid_jobstate import Progress, testing
+from tests.jobs import RunMarathon
 from tests.pollserver import PollServer
 from tests.readme import README, snippets
 from tests.support import ROOT, unmeasured, wait_for
+from tests.webapp import get, made_config, make_app, make_config
 
 SECURITY = """
 from pyramid.authorization import ACLHelper, Everyone
@@ -593,9 +595,6 @@ def test_script_of_the_readme_sends(
 
 def test_json_of_the_readme_has_the_real_names(redis_url: str) -> None:
     """The README's example of a state has exactly the keys of a real one."""
-    from tests.jobs import RunMarathon
-    from tests.webapp import get, make_app, make_config
-
     store = pyramid_jobstate.JobStore(redis_url)
     progress = Progress(12, 26, "miles")
     job_state = testing.put_job(
@@ -610,23 +609,30 @@ def test_json_of_the_readme_has_the_real_names(redis_url: str) -> None:
     assert shown["job"]["progress"].keys() == real.json["job"]["progress"].keys()
 
 
-def test_settings_of_the_readme_are_the_real_ones() -> None:
-    """The README lists exactly the settings that exist, with their defaults."""
+def test_settings_of_the_readme_are_the_real_ones(redis_url: str) -> None:
+    """The README lists exactly the settings that exist. Omitting one has the same
+    effect as writing out its default.
+    """
     table = README.partition("Settings\n---")[2].split("\n\n")[1]
-    rows = re.findall(rf"^``{PREFIX}(\w+)``(.*(?:\n .*)*)", table, re.MULTILINE)
-    assert dict(rows).keys() == SETTINGS.keys()
-    for name, text in rows:
-        default = SETTINGS[name]
-        assert default is None or text.endswith(f"(``{default}``)"), name
+    rows = re.findall(r"^``(jobstate\.\w+)``(.*(?:\n .*)*)", table, re.MULTILINE)
+    with pytest.raises(ConfigurationError) as info:
+        make_app(make_config(redis_url, settings={"jobstate.nothing": "1"}))
+    known = re.search(r"Known settings: (.+)\.", str(info.value))
+    assert known
+    assert sorted(name for name, _ in rows) == known[1].split(", ")
 
-
-def test_defaults_of_the_settings_are_those_of_a_store(redis_url: str) -> None:
-    """Omitting a setting has the same effect as writing out its default."""
-    settings = {f"{PREFIX}{name}": value for name, value in SETTINGS.items() if value}
-    store = Settings({**settings, f"{PREFIX}redis_url": redis_url}).store()
-    plain = JobStore(redis_url)
+    plain = made_config(redis_url)
+    found = [(name, re.search(r"\(``([^`]+)``\)$", text)) for name, text in rows]
+    defaults = {name: default[1] for name, default in found if default}
+    assert defaults["jobstate.namespace"] == "jobstate"
+    spelled = made_config(redis_url, settings=defaults)
+    stores = [
+        config.introspector.get("job states", "store")["store"]
+        for config in (plain, spelled)
+    ]
     for name in ("namespace", "expire_in", "active_expire_in", "stalled_after"):
-        assert getattr(store, name) == getattr(plain, name), name
+        one, other = (getattr(store, name) for store in stores)
+        assert one == other, name
 
 
 def test_names_of_the_readme_exist() -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -147,12 +146,6 @@ class Scene:
         assert state is not None
         return state
 
-    def wait_for_trouble(self) -> None:
-        """Wait until the worker has noticed that the store fails."""
-        recorder = self.middleware._access._recorder
-        assert recorder is not None
-        wait_for(lambda: recorder.is_troubled, 10)
-
     def check(self, state: JobState) -> None:
         """Check that everything that the job reported is stored."""
         assert (state.kind, state.actor, state.owner) == (
@@ -215,7 +208,7 @@ def test_in_the_middle_of_a_job(
     with weather(weather_scene.server):
         weather_scene.gates[0].open()
         weather_scene.gates[1].wait_for_job()
-        weather_scene.wait_for_trouble()
+        wait_for(lambda: outages(caplog)[0] == 1)
         weather_scene.sweep.send()
         assert weather_scene.swept.acquire(timeout=10)
     state = weather_scene.wait_until(lambda s: len(s.log) == 2)
@@ -251,7 +244,7 @@ def test_exactly_at_the_end_of_a_job(
         weather_scene.gates[2].wait_for_job()
         weather_scene.gates[2].open()
         weather_scene.broker.join("default", timeout=20_000)
-        weather_scene.wait_for_trouble()
+        wait_for(lambda: outages(caplog)[0] == 1)
     state = weather_scene.wait_until(lambda s: s.is_finished)
     assert state.status == "success" and state.progress_metrics["last"] is True
     weather_scene.check(state)
@@ -270,7 +263,7 @@ def test_at_the_start_of_a_job(
     weather_scene.gates[0].open()
     weather_scene.uuid = weather_scene.send().message_id
     weather_scene.gates[1].wait_for_job()
-    weather_scene.wait_for_trouble()
+    wait_for(lambda: outages(caplog)[0] == 1)
     weather_scene.server.start()
     state = weather_scene.wait_until(lambda s: len(s.log) == 2)
     assert state.status == "working"
@@ -313,14 +306,12 @@ def test_connections_that_break_all_the_time(
 
     killer = threading.Thread(target=kill)
     killer.start()
-    recorder = weather_scene.middleware._access._recorder
-    assert recorder is not None
     try:
         weather_scene.gates[0].open()
         weather_scene.gates[1].wait_for_job()
         wait_for(lambda: killed >= 20, 10)
         weather_scene.finish()
-        wait_for(lambda: not recorder._backlog._runs, 10)
+        weather_scene.wait_until(lambda s: s.is_finished)
     finally:
         is_over.set()
         killer.join()
@@ -337,15 +328,14 @@ def test_a_store_that_goes_and_comes(
 ) -> None:
     """Each outage is logged once."""
 
-    def said(times: int) -> Callable[[], bool]:
-        return lambda: outages(caplog) == (times, times)
+    def said(away: int, back: int) -> Callable[[], bool]:
+        return lambda: outages(caplog) == (away, back)
 
     caplog.set_level(logging.INFO)
     weather_scene.begin()
     for number in range(1, 4):
         with frozen(weather_scene.server):
-            weather_scene.wait_for_trouble()
-            time.sleep(0.05)
-        wait_for(said(number), 10)
+            wait_for(said(number, number - 1))
+        wait_for(said(number, number), 10)
     weather_scene.finish()
     weather_scene.wait_until(lambda s: s.status == "success")

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.firsthour.projects import PACKAGE, Project
 from tests.support import ROOT
+from tests.system.firsthour.projects import PACKAGE, Project
 
 #: The package of the README's reader.
 MYAPP = "myapp"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.firsthour import projects
-from tests.firsthour.conftest import MakeProject
-from tests.firsthour.projects import Unavailable
 from tests.support import ROOT, unmeasured
+from tests.system.firsthour import projects
+from tests.system.firsthour.conftest import MakeProject
+from tests.system.firsthour.projects import Unavailable
 
 #: How many tests each project comes with.
 OWN_TESTS = {"sqlalchemy": 5, "zodb": 4, "wiki2": 27, "wiki": 25}
@@ -72,7 +72,7 @@ def test_several_processes_download_once(pyramid_sdist: Path, tmp_path: Path) ->
     """Of several processes that need the sdist at the same time, one downloads it."""
     program = """
 import pathlib, shutil, sys, time
-from tests.firsthour import projects
+from tests.system.firsthour import projects
 found, folder = map(pathlib.Path, sys.argv[1:])
 def download(requirement, wanted):
     print("downloading", flush=True)

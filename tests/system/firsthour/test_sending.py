@@ -3,10 +3,10 @@
 import pytest
 
 from pyramid_jobstate import JobState, JobStore
-from tests.firsthour.conftest import MakeProject
-from tests.firsthour.projects import PJOBS, Project
-from tests.firsthour.recipe import apply, quick_start
 from tests.support import wait_for
+from tests.system.firsthour.conftest import MakeProject
+from tests.system.firsthour.projects import PJOBS, Project
+from tests.system.firsthour.recipe import apply, quick_start
 
 #: An actor that sends another job, beside that of the recipe.
 TWICE = """

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.firsthour.conftest import MakeProject
-from tests.firsthour.recipe import Block, apply, parse, quick_start, write
+from tests.system.firsthour.conftest import MakeProject
+from tests.system.firsthour.recipe import Block, apply, parse, quick_start, write
 
 #: The most lines that the recipe may add to a generated project: to the one with
 #: SQLAlchemy, and to either of the two.

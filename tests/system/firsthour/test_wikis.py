@@ -2,10 +2,10 @@
 
 import pytest
 
-from tests.firsthour.conftest import MakeProject
-from tests.firsthour.projects import Project
-from tests.firsthour.recipe import apply, quick_start
-from tests.firsthour.test_projects import OWN_TESTS
+from tests.system.firsthour.conftest import MakeProject
+from tests.system.firsthour.projects import Project
+from tests.system.firsthour.recipe import apply, quick_start
+from tests.system.firsthour.test_projects import OWN_TESTS
 
 #: Two users of each application. The names are also their passwords.
 USERS = {"wiki2": ("basic", "editor"), "wiki": ("viewer", "editor")}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.firsthour.projects import Project, Unavailable, sdist
+from tests.system.firsthour.projects import Project, Unavailable, sdist
 
 #: Makes a fresh copy of the project of a name.
 MakeProject = Callable[[str], Project]

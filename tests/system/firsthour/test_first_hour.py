@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.firsthour.conftest import MakeProject
-from tests.firsthour.projects import PJOBS, Project
-from tests.firsthour.recipe import apply, blocks, commands, quick_start, section
-from tests.firsthour.test_projects import OWN_TESTS
 from tests.rabbitmq import free_ports
 from tests.support import wait_for
+from tests.system.firsthour.conftest import MakeProject
+from tests.system.firsthour.projects import PJOBS, Project
+from tests.system.firsthour.recipe import apply, blocks, commands, quick_start, section
+from tests.system.firsthour.test_projects import OWN_TESTS
 
 #: The words for the ends of a job.
 SUCCESS, CANCELLED = "Done", "Cancelled"

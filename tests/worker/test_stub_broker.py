@@ -1,0 +1,88 @@
+"""Jobs of Dramatiq's StubBroker, with which applications test their actors."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.brokers.stub import StubBroker
+
+from pyramid_jobstate import JobStateMiddleware
+from tests.jobs import job_actor, load, wait_until
+
+
+@pytest.fixture
+def stub_broker(redis_url: str) -> Iterator[StubBroker]:
+    """A broker with the middleware, as in Dramatiq's guide to unit tests."""
+    broker = StubBroker()
+    broker.emit_after("process_boot")
+    broker.add_middleware(JobStateMiddleware(url=redis_url))
+    yield broker
+    broker.flush_all()
+    broker.close()
+
+
+@pytest.fixture
+def stub_worker(stub_broker: StubBroker) -> Iterator[dramatiq.Worker]:
+    """A worker as in Dramatiq's guide to unit tests."""
+    worker = dramatiq.Worker(stub_broker, worker_timeout=100)
+    worker.start()
+    yield worker
+    worker.stop()
+
+
+def test_a_stub_broker_runs_jobs(
+    stub_broker: StubBroker, stub_worker: dramatiq.Worker
+) -> None:
+    """After the two joins of Dramatiq's guide, a job's end is in the store."""
+
+    @job_actor(broker=stub_broker)
+    def run_marathon(miles: int, *, job_state: Any = None) -> None:
+        for mile in job_state.track(range(miles)):
+            job_state.set_progress_metric("miles_run", mile)
+
+    message = run_marathon.send_with_options(args=(26,), delay=50)
+    assert load(stub_broker, message).status == "queued"
+    stub_broker.join(run_marathon.queue_name)
+    stub_worker.join()
+    state = load(stub_broker, message)
+    assert state.status == "success"
+    assert state.progress_metrics == {"miles_run": 25}
+
+
+def test_a_stub_broker_fails_fast(
+    stub_broker: StubBroker, stub_worker: dramatiq.Worker
+) -> None:
+    """A job's exception reaches the test that joins, and the store."""
+
+    @dramatiq.actor(broker=stub_broker, max_retries=1, max_backoff=50, job_state=True)
+    def run_marathon() -> None:
+        raise ValueError("a cramp")
+
+    message = run_marathon.send()
+    with pytest.raises(ValueError, match="a cramp"):
+        stub_broker.join(run_marathon.queue_name, fail_fast=True)
+    stub_worker.join()
+    state = load(stub_broker, message)
+    assert (state.status, state.attempt) == ("error", 2)
+    assert state.error == ("ValueError", "a cramp")
+
+
+def test_a_stub_broker_can_cancel(
+    stub_broker: StubBroker, stub_worker: dramatiq.Worker
+) -> None:
+    """A cancelled job's message counts as failed for the test that joins."""
+
+    @job_actor(broker=stub_broker)
+    def run_marathon(*, job_state: Any) -> None:
+        while True:
+            job_state.increment_progress_metric("steps")
+            time.sleep(0.001)
+
+    message = run_marathon.send()
+    assert wait_until(stub_broker, message, "working").cancel()
+    stub_broker.join(run_marathon.queue_name, fail_fast=False)
+    stub_worker.join()
+    assert load(stub_broker, message).status == "cancelled"
+    assert stub_broker.dead_letters
