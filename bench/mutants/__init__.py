@@ -19,8 +19,8 @@ How to write one:
   from before and after a redesign are compared by name. ``breaks`` is one sentence:
   what happens to whom.
 * ``file`` is below ``pyramid_jobstate``. ``find`` is exact text that occurs once in it,
-  and ``replace`` takes its place. There are no line numbers. Keep both short, so that
-  they outlive changes around them. Whoever moves the code edits these three.
+  and ``replace`` takes its place. Keep both short, so that they outlive changes around
+  them. Whoever moves the code edits these three.
 * A behaviour that is given up takes its mutant with it. A bug that no test had noticed
   leaves a mutant behind.
 """

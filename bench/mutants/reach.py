@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import collections
 import difflib
-import functools
 import itertools
 import json
 import sys
@@ -98,6 +97,7 @@ class Map:
         self._tests: Mapping[str, Mapping[str, float]]
         self._tests = {name: each["tests"] for name, each in kept.items()}
         self._sources = {name: each["sources"] for name, each in kept.items()}
+        self._data: dict[str, coverage.CoverageData] = {}
 
     def tests(self, mutant: Mutant) -> list[Test]:
         """Return the tests that may kill a mutant, the fastest first."""
@@ -124,11 +124,11 @@ class Map:
             sys.exit(f"Nobody knows the tests in tests/{folder}. Run: {command}")
         return self._tests[folder]
 
-    @functools.cache  # noqa: B019, there is one map
     def _reached(self, folder: str, file: str) -> Mapping[int, Sequence[str]]:
-        data = coverage.CoverageData(str(MAP / f"{folder}.coverage"))
-        data.read()
-        return data.contexts_by_lineno(f"{PACKAGE}/{file}")
+        if folder not in self._data:
+            self._data[folder] = coverage.CoverageData(str(MAP / f"{folder}.coverage"))
+            self._data[folder].read()
+        return self._data[folder].contexts_by_lineno(f"{PACKAGE}/{file}")
 
     def _lines_then(self, folder: str, mutant: Mutant, lines: set[int]) -> set[int]:
         """Return the numbers that lines had when the map was made."""

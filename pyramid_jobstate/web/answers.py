@@ -141,15 +141,16 @@ def answering(view: View) -> View:
     return answer
 
 
-def answering_view(view: View, info: Any) -> View:
-    """Have our views answer, even if the application's CSRF check refuses a request: a
-    view deriver.
+class AnsweringView:
+    """A view deriver: our views answer, even if the application's CSRF check refuses a
+    request.
     """
-    is_ours: bool = info.options.get("jobstate_answers", False)
-    return answering(view) if is_ours else view
 
+    options = ("jobstate_answers",)
 
-answering_view.options = ("jobstate_answers",)  # type: ignore[attr-defined]
+    def __call__(self, view: View, info: Any) -> View:
+        is_ours: bool = info.options.get("jobstate_answers", False)
+        return answering(view) if is_ours else view
 
 
 def timed(response: Response, request: Request) -> Response:

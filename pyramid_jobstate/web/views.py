@@ -16,8 +16,8 @@ from ..errors import StoreUnavailable
 from ..job import JobState
 from .acts import cancel, delete, rerun
 from .answers import (
+    AnsweringView,
     View,
-    answering_view,
     bad_csrf,
     bad_request,
     forbidden,
@@ -121,7 +121,7 @@ def add_views(config: Configurator) -> None:
     """Register each view for our routes, and for containers mounted elsewhere."""
     config.add_view_predicate("jobstate_ours", OursPredicate)
     config.add_view_deriver(
-        answering_view, "jobstate_answering", under=INGRESS, over="csrf_view"
+        AnsweringView(), "jobstate_answering", under=INGRESS, over="csrf_view"
     )
     classImplements(StoreUnavailable, IStoreUnavailable)
     config.add_exception_view(unavailable_elsewhere, context=IStoreUnavailable)
