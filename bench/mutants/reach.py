@@ -20,14 +20,14 @@ MAP = ROOT / "build" / "mutants" / "map"
 #: The folders of tests for a file whose lines no test is known to reach, by how its
 #: path begins. The first that fits counts; those that do not exist are left out.
 FOLDERS = {
-    "store/lua/": ("store", "faults", "worker"),
+    "store/lua/": ("store", "worker", "system"),
     "static/": ("browser",),
     "job/": ("job", "worker"),
     "store/": ("store",),
     "worker/": ("worker",),
     "web/": ("web",),
     "cli/": ("cli",),
-    "": ("functional",),
+    "": ("system",),
 }
 
 #: Folders whose tests need another environment.
