@@ -1,19 +1,23 @@
-"""Pages, and the server that they poll."""
+"""Pages in one Chromium, and the servers that they ask."""
 
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page
+from webtest import TestApp
 
-from tests.browser.paged import Pages, serving
-from tests.browser.polling import Polling, polling_from
+from pyramid_jobstate.embedded import EmbeddedServer
+from tests.browser.paged import Pages, Runner, serving
+from tests.browser.polling import HOUR, Polling, polling_from
+from tests.browser.staging import Stage
 from tests.pollserver import PollServer
 from tests.web.paging import paged_config
+from tests.webapp import make_app, renewed
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def tab(browser: Browser) -> Iterator[Page]:
-    """A page that the tests of a module share, since making one is slow."""
+    """A page that tests share, since making one is slow."""
     with browser.new_context() as context:
         yield context.new_page()
 
@@ -21,6 +25,14 @@ def tab(browser: Browser) -> Iterator[Page]:
 @pytest.fixture
 def poll_server() -> Iterator[PollServer]:
     """A server whose answers the test scripts."""
+    server = PollServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[PollServer]:
+    """A server of another origin."""
     server = PollServer()
     yield server
     server.close()
@@ -40,9 +52,37 @@ def timed(page: Page, poll_server: PollServer) -> Iterator[Polling]:
 
 
 @pytest.fixture
-def pages(page: Page, redis_url: str) -> Iterator[Pages]:
+def paused(page: Page, poll_server: PollServer) -> Iterator[Polling]:
+    """The same, with a clock that stands still unless the test advances it."""
+    page.clock.install(time=0)
+    for polling in polling_from(page, poll_server):
+        page.clock.pause_at(HOUR)
+        yield polling
+
+
+@pytest.fixture
+def stage(tab: Page, poll_server: PollServer) -> Iterator[Stage]:
+    """A page for elements, which must not report errors or violate its policy."""
+    yield from Stage(tab, poll_server).watched()
+
+
+@pytest.fixture(scope="package")
+def shared_pages(redis_server: EmbeddedServer) -> TestApp:
+    """What `pages` renews: making an application takes as long as opening a page."""
+    return make_app(paged_config(redis_server.url))
+
+
+@pytest.fixture
+def pages(page: Page, shared_pages: TestApp, redis_url: str) -> Iterator[Pages]:
     """An application with pages, which must not report errors or violate a strict
     policy.
     """
-    with serving(page, paged_config(redis_url)) as pages:
+    with serving(page, renewed(shared_pages)) as pages:
         yield pages
+
+
+@pytest.fixture
+def runner(redis_url: str) -> Iterator[Runner]:
+    """Runs jobs in this process, as far as the test lets them."""
+    with Runner(redis_url) as runner:
+        yield runner

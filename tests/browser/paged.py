@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import dramatiq.broker
 from playwright.sync_api import Locator, Page, expect
 from pyramid.config import Configurator
+from pyramid.registry import Registry
+from pyramid.request import Request, apply_request_extensions
+from transaction import TransactionManager
+from webtest import TestApp
 
-from pyramid_jobstate import JobError, JobState, JobStore, Progress
+from pyramid_jobstate import Batch, JobError, JobState, JobStore, Progress
 from pyramid_jobstate.testing import put_job
-from tests.browser.test_static import Site
-from tests.support import ROOT
+from tests.browser.sites import Site
+from tests.jobs import Alarm, RunMarathon, job_actor, make_broker, working
+from tests.support import ROOT, wait_for
 from tests.web.operating import OPERATOR
+from tests.webapp import make_app
 
 #: Where the tests put pictures, which CI keeps.
 PICTURES = ROOT / "build" / "screenshots"
@@ -29,12 +37,103 @@ POLICY = (
 IS_WIDER = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
 
 
+class ImportFiles(Batch):
+    """A kind of batch."""
+
+
+class Runner:
+    """A worker in this process, whose jobs do what the test tells them, and end when it
+    says so.
+    """
+
+    def __init__(self, redis_url: str, of: type[JobState] = RunMarathon) -> None:
+        #: Holds jobs that are to be tried again, until it rings.
+        self.alarm = Alarm()
+        self._broker = make_broker(redis_url, others=(self.alarm,))
+        self._orders: dict[str, queue.Queue[Callable[[Any], object] | None]] = {}
+        self._stack = contextlib.ExitStack()
+        self._store = JobStore(redis_url)
+
+        @job_actor(broker=self._broker, max_retries=0, job_state=of)
+        def run_marathon(miles: int = 26, *, job_state: Any) -> None:
+            while (order := self._orders[job_state.uuid].get(timeout=60)) is not None:
+                order(job_state)
+
+        self._actor = run_marathon
+
+    def __enter__(self) -> Self:
+        self._before = dramatiq.broker.global_broker
+        dramatiq.broker.global_broker = self._broker  # of the requests of applications
+        self._stack.enter_context(working(self._broker))
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.alarm.ring()
+        for orders in self._orders.values():
+            orders.put(None)
+        self._stack.close()
+        dramatiq.broker.global_broker = self._before
+        self._broker.close()
+        self._store.client.close()
+
+    def start(self, owner: str | None = "alice", **options: Any) -> str:
+        """Send a job, wait until it runs, and return its uuid."""
+        message = self._actor.message_with_options(job_owner=owner, **options)
+        self._orders[message.message_id] = queue.Queue()
+        self._broker.enqueue(message)
+        self.wait_for(message.message_id, "working")
+        return message.message_id
+
+    def start_batch(
+        self, registry: Registry, count: int, title: str
+    ) -> tuple[str, list[str]]:
+        """Send a batch of Alice's as a view does, wait until its members run, and
+        return its uuid and theirs.
+        """
+        request = Request.blank("/", headers={"X-User": "alice"})
+        request.registry = registry
+        request.tm = TransactionManager(explicit=True)
+        apply_request_extensions(request)
+        with request.tm, request.job_states.batch(ImportFiles, title=title) as batch:
+            members = [batch.send(self._actor).uuid for _ in range(count)]
+            for uuid in members:
+                self._orders[uuid] = queue.Queue()
+        for uuid in members:
+            self.wait_for(uuid, "working")
+        return batch.uuid, members
+
+    def tell(self, uuid: str, order: Callable[[Any], object]) -> None:
+        """Have a job that runs do something."""
+        self._orders[uuid].put(order)
+
+    def finish(self, uuid: str) -> None:
+        """Let a job succeed."""
+        self._orders[uuid].put(None)
+        self.wait_for(uuid, "success")
+
+    def fail(self, uuid: str, problem: Exception) -> None:
+        """Let a job fail."""
+
+        def order(job_state: Any) -> None:
+            raise problem
+
+        self._orders[uuid].put(order)
+        self.wait_for(uuid, "error", "retrying")
+
+    def wait_for(self, uuid: str, *statuses: str) -> None:
+        def reached() -> bool:
+            state = self._store.load(uuid)
+            return state is not None and state.status in statuses
+
+        wait_for(reached)
+
+
 def in_two_parts(body: Iterable[bytes]) -> Iterator[bytes]:
     """Send half of a page late, so that a test that does not wait for it soon fails."""
     text = b"".join(body)
     middle = len(text) // 2
     yield text[:middle]
-    time.sleep(0.1)
+    time.sleep(0.02)
     yield text[middle:]
 
 
@@ -53,10 +152,15 @@ class Pages(Site):
         self.refuse: Callable[[str], int | None] = lambda method: None
         self.changes: list[tuple[str, str]] = []
 
-    def serve(self, config: Configurator) -> None:
-        """Serve the application of a configurator that has included pages."""
-        config.include("pyramid_jobstate")
-        self._app = config.make_wsgi_app()
+    def serve(self, app: Configurator | TestApp) -> None:
+        """Serve an application, or that of a configurator that has included pages."""
+        self._app = (make_app(app) if isinstance(app, Configurator) else app).app
+
+    @property
+    def registry(self) -> Registry:
+        """The registry of the application."""
+        registry: Registry = self._app.registry
+        return registry
 
     def dispatch(self, environ: Any, start_response: Any) -> Any:
         method = environ["REQUEST_METHOD"]
@@ -138,13 +242,13 @@ class Pages(Site):
 
 
 @contextlib.contextmanager
-def serving(page: Page, config: Configurator) -> Iterator[Pages]:
-    """Serve the application of a configurator that has included pages, to a page that
-    must not report errors or violate a strict policy.
+def serving(page: Page, app: Configurator | TestApp) -> Iterator[Pages]:
+    """Serve an application, or that of a configurator that has included pages, to a
+    page that must not report errors or violate a strict policy.
     """
     pages = Pages(page)
     try:
-        pages.serve(config)
+        pages.serve(app)
         yield pages
     finally:
         pages.close()

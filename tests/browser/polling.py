@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from playwright.sync_api import ConsoleMessage, Error, Page
 
-from tests.pollserver import Answer, PollServer, success, working
+from tests.pollserver import Answer, PollServer, Request, success, working
 from tests.support import wait_for
+
+#: Milliseconds
+HOUR = 3_600_000
 
 #: Counts the requests of a page, and those of them whose answers it has read.
 COUNT_ANSWERS = """
@@ -27,6 +30,11 @@ window.fetch = async (...options) => {
   }
 };
 """
+
+
+#: The callbacks of a poller that were called so far, and their values.
+CALLS = """(name) => calls.filter((call) => call.name === name)
+    .map(({ callback, value }) => [callback, value])"""
 
 
 class Polling:
@@ -49,27 +57,66 @@ class Polling:
     def open(self, path: str = "/page") -> None:
         self.page.goto(self.server.url + path)
 
+    def open_with(self, markup: str, script: str = "") -> None:
+        """Open a page with markup before the script, or with another script tag."""
+        script = script or "<script src=/job-state.js></script>"
+        head = "<!doctype html><meta charset=utf-8><title>Poller</title>"
+        harness = f"<script src={self.server.url}/harness.js></script>"
+        self.server.pages["/marked"] = f"{head}{markup}{script}{harness}"
+        self.open("/marked")
+
     def follow(
         self, name: str, *answers: Answer, harness: Any = None, **options: Any
     ) -> None:
         """Script the answers for a job and start a poller for it."""
         if answers:
-            self.server.answer(name, *answers)
+            below = options.get("baseUrl") or "/job_state"
+            self.server.answer(options.get("jobUuid") or name, *answers, below=below)
         self.page.evaluate(
             "([name, options, harness]) => follow(name, options, harness)",
             [name, options, harness or {}],
         )
 
+    def follow_apart(
+        self, cases: Mapping[str, Sequence[Answer]], **options: Any
+    ) -> None:
+        """Follow one job for each case, below a base URL of its own."""
+        for name, answers in cases.items():
+            self.follow(name, *answers, baseUrl=f"/{name}", **options)
+
+    def seen_apart(self, name: str, method: str = "GET") -> list[Request]:
+        """The requests of a case."""
+        return self.server.seen(name, method, below=f"/{name}")
+
     def told(self, name: str, callback: str | None = None) -> list[Any]:
         """The values passed to a callback so far; without one, the callbacks called."""
-        calls = [c for c in self.page.evaluate("calls") if c["name"] == name]
+        calls: list[Any] = self.page.evaluate(CALLS, name)
         if callback is None:
-            return [c["callback"] for c in calls]
-        return [c["value"] for c in calls if c["callback"] == callback]
+            return [called for called, _ in calls]
+        return [value for called, value in calls if called == callback]
 
     def wait(self, name: str, callback: str) -> Any:
         """Wait until a callback was called, and return its last value."""
         return wait_for(lambda: self.told(name, callback))[-1]
+
+    def wait_for_updates(self, name: str, count: int) -> None:
+        wait_for(lambda: len(self.told(name, "update")) >= count)
+
+    def wait_for_more(self, below: str, count: int) -> None:
+        """Wait until the server has heard more requests below a URL than so many."""
+        wait_for(lambda: len(self.server.requests(below=below)) > count)
+
+    def wait_for_streams(self, count: int) -> None:
+        wait_for(lambda: len(self.server.streams) == count)
+
+    def wait_apart(self, name: str) -> None:
+        """Wait until the server has heard of a case."""
+        wait_for(lambda: self.seen_apart(name))
+
+    def wait_for_all(self, callback: str, count: int) -> None:
+        """Wait until a callback was called so often, of whatever pollers."""
+        called = f"calls.filter((call) => call.callback === '{callback}').length"
+        wait_for(lambda: self.page.evaluate(called) >= count)
 
     def wait_for_requests(self, name: str, count: int, method: str = "GET") -> None:
         wait_for(lambda: len(self.server.seen(name, method)) >= count)
@@ -79,15 +126,29 @@ class Polling:
         urls = self.page.evaluate("asked")
         return sum(url.endswith(f"/job_state/{name}") for url in urls)
 
+    def advance(self, milliseconds: int) -> None:
+        self.page.clock.run_for(milliseconds)
+
+    def hide(self, *, hidden: bool = True) -> None:
+        self.page.evaluate("setHidden", hidden)
+
     def wait_for_others(self) -> None:
         """Let as much time pass as another poller needs for four answers."""
         name = f"other-{len(self.page.evaluate('Object.keys(pollers)'))}"
-        self.server.answer(name, *[working()] * 3, success(), below="/others")
-        self.follow(name, baseUrl="/others")
+        offers, self.server.offers = self.server.offers, False
+        self.follow(name, *[working()] * 3, success(), baseUrl="/others")
         self.wait(name, "done")
+        self.server.offers = offers
+
+    def cancel(self, name: str) -> Any:
+        return self.page.evaluate("cancel", name)
 
     def warnings(self, kind: str) -> list[str]:
         return [message.text for message in self.console if message.type == kind]
+
+    def close(self) -> None:
+        self.page.remove_listener("console", self.hear)
+        self.page.remove_listener("pageerror", self.fail)
 
 
 def polling_from(page: Page, server: PollServer) -> Iterator[Polling]:
@@ -95,13 +156,12 @@ def polling_from(page: Page, server: PollServer) -> Iterator[Polling]:
     polling.open()
     yield polling
     page.goto("about:blank")
-    page.remove_listener("console", polling.hear)
-    page.remove_listener("pageerror", polling.fail)
+    polling.close()
     assert polling.uncaught == []
     assert [w for w in polling.warnings("error") if "Security Policy" in w] == []
 
 
-def follow_all(polling: Polling, names: list[str], **options: Any) -> None:
+def follow_all(polling: Polling, names: Sequence[str], **options: Any) -> None:
     """Start pollers at one moment, however slow the page is, so that all of them join
     the first request.
     """

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page
 
-from tests.browser.polling import Polling, follow_all, polling_from
+from tests.browser.polling import HOUR, Polling, follow_all, polling_from
 from tests.pollserver import Answer, PollServer, uuid_of, working
 from tests.support import wait_for
 
@@ -67,26 +67,25 @@ class Crowd(Polling):
         self.page.evaluate("(ms) => { latency = ms; }", latency)
         follow_all(self, names, **{"pollingPeriod": 1000, **options})
 
-    def answer_many(self, count: int) -> list[str]:
-        names = [uuid_of(n) for n in range(count)]
+    def answer_many(self, count: int, start: int = 0) -> list[str]:
+        names = [uuid_of(n) for n in range(start, start + count)]
         for name in names:
             self.server.answer(name, working())
         return names
 
-    def advance(
+    def let(
         self,
         milliseconds: int,
         until: Callable[[], bool] = lambda: False,
-        step: int = 10,
-    ) -> int:
-        """Let time pass, at most until a condition holds, and return how much."""
-        for passed in range(0, milliseconds, step):
+        step: int = 50,
+    ) -> None:
+        """Let time pass, at most until a condition holds."""
+        for _ in range(0, milliseconds, step):
             wait_for(lambda: self.page.evaluate("onTheWire") == 0)
             if until():
-                return passed
+                return
             self.page.clock.run_for(step)
         wait_for(lambda: self.page.evaluate("onTheWire") == 0)
-        return milliseconds
 
     def polls(self, name: str = "") -> list[dict[str, Any]]:
         """When the polls for a job began and ended, by the page's clock."""
@@ -115,23 +114,20 @@ def crowd(page: Page, poll_server: PollServer) -> Iterator[Crowd]:
     page.clock.install(time=0)
     for _ in polling_from(page, poll_server):
         crowd = Crowd(page, poll_server)
-        page.clock.pause_at(3_600_000)
+        page.clock.pause_at(HOUR)
         page.evaluate(SLOW)
         yield crowd
 
 
-@pytest.mark.parametrize(("count", "latency"), [(201, 350), (300, 300)])
-def test_elements_are_loaded_and_then_streamed(
-    crowd: Crowd, count: int, latency: int
-) -> None:
+def test_elements_are_loaded_and_then_streamed(crowd: Crowd) -> None:
     """Each element of a large page is polled once, and then all are streamed, before
     the second period is over.
     """
     crowd.server.offers = True
-    names = crowd.answer_many(count)
-    crowd.page.evaluate("(ms) => { latency = ms; }", latency)
+    names = crowd.answer_many(201)
+    crowd.page.evaluate("(ms) => { latency = ms; }", 350)
     crowd.page.evaluate(ELEMENTS, names)
-    crowd.advance(2000, lambda: len(crowd.page.evaluate("sources")) == 3)
+    crowd.let(2000, lambda: len(crowd.page.evaluate("sources")) == 3)
     assert set(crowd.page.evaluate(STATES)) == {"working"}
     wait_for(lambda: len(crowd.server.open_streams) == 3)
     streamed = [uuid for stream in crowd.server.streams for uuid in stream.jobs]
@@ -140,109 +136,132 @@ def test_elements_are_loaded_and_then_streamed(
     assert asked == names
 
 
+def test_clients_are_spread_out_after_an_outage(crowd: Crowd) -> None:
+    """No request follows at the very moment that Retry-After names. A page that is
+    shown does not wait for it, and asks for all of its jobs.
+    """
+    crowd.page.evaluate("Math.random = () => 0; null")
+    busy = [Answer(503, headers={"Retry-After": "10"}), *[Answer(503)] * 2]
+    crowd.server.answer_batches(*busy)
+    names = crowd.begin(201, 100)
+    crowd.let(10_500, step=100)
+    assert len(crowd.polls()) == 1
+    crowd.let(200)
+    assert len(crowd.polls()) == 2
+    crowd.let(40_000, lambda: len(crowd.polls()) == 3, step=500)
+    crowd.let(200)
+    crowd.page.evaluate("setHidden(true); setHidden(false)")
+    crowd.let(350)
+    assert crowd.updates() == dict.fromkeys(names, 1)
+
+
+@pytest.mark.system
 def test_page_streams_before_each_job_has_its_answer(crowd: Crowd) -> None:
     """As many jobs as streams take are streamed from the second second on. The others
     are polled meanwhile, and none of them more often than another.
     """
     crowd.server.offers = True
     names = crowd.begin(1000, 350)
-    crowd.advance(1500)
+    crowd.let(1500, step=10)
     assert len(crowd.page.evaluate("sources")) == 3
     wait_for(lambda: len(crowd.server.open_streams) == 3)
     streamed = [uuid for stream in crowd.server.streams for uuid in stream.jobs]
     assert sorted(streamed) == names[:300]
-    crowd.advance(3000, step=50)
+    crowd.let(3000)
     updates = crowd.updates()
     assert {updates[name] for name in names} == {1, 2}
     assert {updates[name] for name in streamed} == {1}
     assert len(crowd.page.evaluate("sources")) == 3
 
 
+@pytest.mark.system
 def test_server_that_takes_few_jobs_answers_for_all(crowd: Crowd) -> None:
     """Where each request is for ten jobs at most, 120 are loaded within a period."""
     crowd.server.max_uuids = 10
     names = crowd.begin(120, 40)
-    crowd.advance(1000)
+    crowd.let(1000, step=10)
     assert crowd.updates() == dict.fromkeys(names, 1)
 
 
+@pytest.mark.system
 def test_jobs_take_turns_where_answers_are_slow(crowd: Crowd) -> None:
     """When the requests for all jobs take longer than their period, each job has every
-    fifth answer at least. The requests follow one another.
+    fifth answer at least. The requests follow one another. A job that is added has its
+    answer before any other has two more.
     """
     names = crowd.begin(350, 400)
-    crowd.advance(8000, step=50)
+    crowd.let(8000)
     for name in names[::9]:
         assert crowd.longest_pause(name) <= 5 * 400
-    polls = crowd.polls()
-    for earlier, later in itertools.pairwise(polls):
+    for earlier, later in itertools.pairwise(crowd.polls()):
         assert later["began"] >= earlier["ended"]
+    before = crowd.updates()
+    added = uuid_of(350)
+    crowd.follow(added, working(), pollingPeriod=1000)
+    crowd.let(5000, lambda: bool(crowd.told(added)))
+    after = crowd.updates()
+    assert after[added] == 1
+    assert max(after[name] - before[name] for name in names) == 1
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("slow", [1000, 10_000])
 def test_jobs_of_all_periods_have_their_turn(crowd: Crowd, slow: int) -> None:
     """Jobs with a short period do not hold up those with a long one, nor these them."""
     names = crowd.begin(150, 300, pollingPeriod=500)
-    others = [uuid_of(n) for n in range(150, 300)]
-    for name in others:
-        crowd.server.answer(name, working())
+    others = crowd.answer_many(150, 150)
     follow_all(crowd, others, pollingPeriod=slow)
-    crowd.advance(25_000, step=50)
+    crowd.let(25_000)
     for name in (*names[::49], names[-1]):
         assert crowd.longest_pause(name) <= 500 + 4 * 300
     for name in (*others[::49], others[-1]):
         assert crowd.longest_pause(name) <= slow + 4 * 300
 
 
-def test_job_that_is_added_waits_for_no_second_answer(crowd: Crowd) -> None:
-    """A job that joins many others has its answer before any of them has two more."""
-    names = crowd.begin(300, 400)
-    crowd.advance(3000, step=50)
-    before = crowd.updates()
-    later = uuid_of(300)
-    crowd.follow(later, working(), pollingPeriod=1000)
-    crowd.advance(5000, lambda: bool(crowd.told(later)), step=50)
-    after = crowd.updates()
-    assert after[later] == 1
-    assert max(after[name] - before[name] for name in names) == 1
-
-
+@pytest.mark.system
 def test_jobs_that_are_asked_about_alone_take_turns(crowd: Crowd) -> None:
-    """Many jobs that a batch does not show do not hold up the others."""
+    """Many jobs that a batch does not show do not hold up the others, nor do those that
+    are added and fail.
+    """
     names = crowd.answer_many(60)
     for name in names[:50]:
         crowd.server.answer(name, Answer(403))
         crowd.server.nulls.add(name)
     crowd.begin_with(names, 350)
-    crowd.advance(30_000, step=50)
+    crowd.let(30_000)
     callbacks = crowd.callbacks()
     for name in names[:50]:
         assert callbacks[name] == ["lost", "done"]
     for name in names[50:]:
         assert crowd.longest_pause(name) <= 1000 + 3 * 350
+    for n in range(60, 100):
+        name = uuid_of(n)
+        crowd.server.nulls.add(name)
+        crowd.follow(name, Answer(500), pollingPeriod=1000)
+        crowd.let(150)
+    assert crowd.longest_pause(names[50]) <= 2500
 
 
-# Requests that fail
-
-
+@pytest.mark.system
 def test_jobs_that_hang_do_not_hold_up_the_others(crowd: Crowd) -> None:
     """If the first of several requests is never answered, the others follow as soon as
     it is given up, and before it is tried again.
     """
-    crowd.page.evaluate("Math.random = () => 1")
+    crowd.page.evaluate("Math.random = () => 1; null")
     crowd.page.evaluate("(name) => { hangs = [name]; }", uuid_of(0))
     names = crowd.begin(201, 100)
-    crowd.advance(31_500, step=100)
+    crowd.let(31_500, step=100)
     callbacks = crowd.callbacks()
     assert callbacks[names[0]] == ["lost"]
     for name in names[67:]:
         assert callbacks[name] == ["lost", "update"]
-    crowd.advance(35_000, step=100)
+    crowd.let(35_000, step=100)
     updates = crowd.updates()
     assert updates[names[0]] == 0
     assert min(updates[name] for name in names[67:]) >= 3
 
 
+@pytest.mark.system
 def test_jobs_that_hang_do_not_keep_the_others_from_streams(crowd: Crowd) -> None:
     """A stream waits a second for an answer to the other jobs, and opens without them.
     It goes on if they are given up.
@@ -250,52 +269,35 @@ def test_jobs_that_hang_do_not_keep_the_others_from_streams(crowd: Crowd) -> Non
     crowd.server.offers = True
     crowd.page.evaluate("(name) => { hangs = [name]; }", uuid_of(149))
     names = crowd.begin(150, 100)
-    crowd.advance(1000)
+    crowd.let(1000, step=10)
     assert crowd.server.streams == []
-    crowd.advance(500, lambda: bool(crowd.page.evaluate("sources")))
+    crowd.let(500, lambda: bool(crowd.page.evaluate("sources")))
     wait_for(lambda: crowd.server.open_streams)
     [stream] = crowd.server.streams
     assert stream.jobs == names[:75]
     stream.send("1767225600000", "beat")
     for _ in range(2):
         stream.send("1767225600000", "beat")
-        crowd.advance(20_000, step=500)
+        crowd.let(20_000, step=500)
     assert crowd.told(names[149]) == ["lost"]
     assert crowd.told(names[0]) == ["update"]
     assert stream.is_open
     assert len(crowd.polls(names[0])) == 1
 
 
-def test_jobs_that_are_added_and_fail_do_not_hold_up_the_others(crowd: Crowd) -> None:
-    """However often a job is added that the server cannot answer, the others have their
-    turn.
-    """
-    names = crowd.begin(20, 50)
-    crowd.advance(100)
-    for n in range(20, 60):
-        name = uuid_of(n)
-        crowd.server.nulls.add(name)
-        crowd.follow(name, Answer(500), pollingPeriod=1000)
-        crowd.advance(150, step=50)
-    assert crowd.longest_pause(names[0]) <= 2500
-
-
+@pytest.mark.system
 def test_outage_is_told_at_once_and_asked_about_ever_less(crowd: Crowd) -> None:
     """However many requests a page needs, it asks a server that fails only once, then
     for other jobs each time, and after pauses that double.
     """
-    crowd.page.evaluate("Math.random = () => 1")
+    crowd.page.evaluate("Math.random = () => 1; null")
     crowd.server.answer_batches(*[Answer(503)] * 6)
     names = crowd.begin(201, 100)
     firsts = [names[0], names[67], names[134]]
-    crowd.advance(150)
-    told = [crowd.told(name, "lost") for name in firsts]
-    assert [[reason["retryIn"] for reason in reasons] for reasons in told] == [
-        [2000],
-        [1000],
-        [1000],
-    ]
-    crowd.advance(70_000, step=100)
+    crowd.let(150, step=10)
+    told = [[r["retryIn"] for r in crowd.told(name, "lost")] for name in firsts]
+    assert told == [[2000], [1000], [1000]]
+    crowd.let(70_000, step=100)
     polls = crowd.polls()
     pauses = [late["began"] - soon["ended"] for soon, late in itertools.pairwise(polls)]
     for pause, least in zip(pauses, (1, 2, 4, 8, 16, 30), strict=False):
@@ -304,27 +306,3 @@ def test_outage_is_told_at_once_and_asked_about_ever_less(crowd: Crowd) -> None:
         assert name in poll["url"]
     for callbacks in crowd.callbacks().values():
         assert callbacks[:2] == ["lost", "update"]
-
-
-def test_clients_are_spread_out_after_an_outage(crowd: Crowd) -> None:
-    """No request follows at the very moment that Retry-After names."""
-    crowd.page.evaluate("Math.random = () => 0")
-    crowd.server.answer_batches(Answer(503, headers={"Retry-After": "10"}))
-    crowd.begin(201, 100)
-    crowd.advance(10_500, step=100)
-    assert len(crowd.polls()) == 1
-    crowd.advance(200)
-    assert len(crowd.polls()) == 2
-
-
-def test_page_that_is_shown_does_not_wait_for_the_end_of_an_outage(
-    crowd: Crowd,
-) -> None:
-    """A page that is hidden and shown asks at once for all of its jobs."""
-    crowd.server.answer_batches(*[Answer(503)] * 6)
-    names = crowd.begin(201, 100)
-    crowd.advance(40_000, lambda: len(crowd.polls()) == 6, step=100)
-    crowd.advance(200)
-    crowd.page.evaluate("setHidden(true); setHidden(false)")
-    crowd.advance(350)
-    assert crowd.updates() == dict.fromkeys(names, 1)

@@ -15,8 +15,9 @@ from playwright.sync_api import Page, expect
 from pyramid_jobstate import JobStore, Progress
 from pyramid_jobstate.testing import put_job
 from tests.accessible import RGBA, SCHEMES, complaints, ring_width
+from tests.browser.looks import Colour, contrast, over
 from tests.browser.paged import IS_WIDER, ImportSheet, Pages, fill
-from tests.browser.test_themes import Colour, contrast, over
+from tests.browser.test_batches import USUAL
 from tests.jobs import RunMarathon
 from tests.web.operating import Marathons
 from tests.web.paging import paged_config
@@ -136,6 +137,7 @@ def put_failed(marathons: Marathons, store: JobStore) -> str:
     return job
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("width", WIDTHS)
 def test_pages_are_accessible(
     pages: Pages,
@@ -178,6 +180,7 @@ def test_pages_are_accessible(
     assert found == {}
 
 
+@pytest.mark.system
 def test_pages_can_be_printed(pages: Pages, store: JobStore) -> None:
     """On paper the pages are light, and have nothing to press."""
     page = pages.page
@@ -197,6 +200,7 @@ def test_pages_can_be_printed(pages: Pages, store: JobStore) -> None:
         pages.picture(f"pages-{name}-print")
 
 
+@pytest.mark.system
 def test_log_is_printed_whole(pages: Pages, store: JobStore) -> None:
     """On paper, the page of a job has all lines of its log."""
     lines = ["A long line of the log " * 8] * 20
@@ -210,6 +214,7 @@ def test_log_is_printed_whole(pages: Pages, store: JobStore) -> None:
     assert log.evaluate(hidden) == 0
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(("width", "height"), [(1280, 41), (390, 80)])
 def test_rows_are_compact(
     pages: Pages, store: JobStore, width: int, height: int
@@ -239,6 +244,7 @@ def test_rows_are_compact(
         assert len({box[2] for box in boxes}) == 1
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("width", [920, 760, 390])
 def test_status_of_a_row_is_read_in_full(
     pages: Pages, store: JobStore, width: int
@@ -288,6 +294,7 @@ def test_status_of_a_row_is_read_in_full(
     assert found == {word: [True, has_bar] for word, has_bar in words.items()}
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("width", [700, 390])
 def test_rows_can_be_read_without_the_script(
     pages: Pages, store: JobStore, width: int
@@ -353,6 +360,7 @@ def test_everything_is_done_by_keyboard(pages: Pages, store: JobStore) -> None:
     pages.expect_said("Asked 1 job to stop.")
 
 
+@pytest.mark.system
 def test_focus_is_seen(pages: Pages, store: JobStore, marathons: Marathons) -> None:
     """Whatever has the focus has a ring two pixels wide: on a list, in its dialog and
     on the page of a job, light or dark, also in a layout that sets no colours.
@@ -389,6 +397,7 @@ def test_focus_is_seen(pages: Pages, store: JobStore, marathons: Marathons) -> N
     assert {where: ring for where, ring in rings.items() if ring < 1.9} == {}
 
 
+@pytest.mark.system
 def test_layout_of_the_application_is_left_alone(
     pages: Pages,
     redis_url: str,
@@ -427,6 +436,7 @@ def test_layout_of_the_application_is_left_alone(
     assert len(styled) > 30
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     "background",
     [
@@ -455,6 +465,7 @@ def test_contrast_is_enough_in_any_layout(
     assert found == []
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("width", [1280, 1000, 390])
 def test_pages_have_room_in_any_layout(
     pages: Pages, store: JobStore, width: int
@@ -476,6 +487,7 @@ def test_pages_have_room_in_any_layout(
     assert found == {}
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     "style",
     [
@@ -512,6 +524,7 @@ def test_parts_of_the_chart_are_told_apart(
             assert gap >= 50, (scheme, one, other)
 
 
+@pytest.mark.system
 def test_timeline_turns_round(pages: Pages, store: JobStore) -> None:
     """From right to left, the arrows of a timeline point to the left. On phones, its
     steps are stacked, without arrows.
@@ -533,3 +546,26 @@ def test_timeline_turns_round(pages: Pages, store: JobStore) -> None:
         (390, "ltr"): '"" / ""',
         (390, "rtl"): '"" / ""',
     }
+
+
+@pytest.mark.system
+def test_counts_have_a_line_of_their_own_on_the_page_of_a_job(
+    pages: Pages, store: JobStore
+) -> None:
+    """On the page of a job, the counts are below the status and as wide as the bar."""
+    uuid = put_job(store, RunMarathon, "success").uuid
+    pages.visit(f"/job_state/{uuid}")
+    foot, bar, counts = pages.page.evaluate(
+        """async (data) => {
+            const element = document.querySelector("job-state");
+            element.data = data;
+            const { shadowRoot: root } = element;
+            const part = (name) => root.querySelector(`[part=${name}]`);
+            while (part("counts").hidden) await new Promise(requestAnimationFrame);
+            return ["foot", "bar", "counts"].map((name) =>
+                part(name).getBoundingClientRect().toJSON());
+        }""",
+        USUAL,
+    )
+    assert counts["top"] >= foot["bottom"]
+    assert (counts["left"], counts["right"]) == (bar["left"], bar["right"])

@@ -6,16 +6,16 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser
 
 from tests.browser.polling import COUNT_ANSWERS
-from tests.browser.test_element import Stage, data, written
+from tests.browser.staging import Stage, data, written
+from tests.browser.test_poller import held
 from tests.pollserver import Answer, PollServer, uuid_of
 from tests.support import wait_for
 
@@ -24,10 +24,24 @@ NOON = 1_780_056_000_000
 SECOND = 1000
 MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
+DAY = 24 * HOUR
 
 PLACE = f"/job_state/{uuid_of(1)}"
-ELEMENT = f'<job-state id=job src="{PLACE}" period=3600000000></job-state>'
+FOLLOWING = f'<job-state id=job src="{PLACE}" period=3600000000></job-state>'
 PLAIN = "<job-state id=job></job-state>"
+
+PAGE = (
+    '<!doctype html><html lang="en"><meta charset="utf-8"><title>Jobs</title>'
+    '<script src="/job-state.js"></script><main>{body}</main>'
+)
+
+#: Counts how often elements were drawn.
+COUNT_FRAMES = """
+window.frames_ = 0;
+window.reallyAsk = window.reallyAsk || window.requestAnimationFrame;
+window.requestAnimationFrame = (draw) => { frames_ += 1; return reallyAsk(draw); };
+null;
+"""
 
 
 def iso(millis: int) -> str:
@@ -41,7 +55,7 @@ def waiting(status: str = "queued", waited: int = 0, **job: Any) -> dict[str, An
     return data(status, **{**usual, **job})
 
 
-def told(state: dict[str, Any], time: int | None = NOON) -> Answer:
+def told(state: dict[str, Any], time: int | str | None = NOON) -> Answer:
     """The answer that a store gives at a time, or that no store gives."""
     headers = {} if time is None else {"JobState-Time": str(time)}
     return Answer(body=json.dumps(state), headers=headers)
@@ -50,26 +64,28 @@ def told(state: dict[str, Any], time: int | None = NOON) -> Answer:
 class Timed(Stage):
     """A page whose clock the test sets and advances."""
 
-    def start(self, clock: int = NOON) -> None:
-        """Stop the clock of the browser at a time."""
-        self.page.clock.install(time=(clock - HOUR) / 1000)
-        self.page.clock.pause_at(clock / 1000)
-
-    def follow(self, *answers: Answer, clock: int = NOON, body: str = ELEMENT) -> None:
+    def follow(
+        self, *answers: Answer, clock: int = NOON, body: str = FOLLOWING
+    ) -> None:
         """Show an element whose job gets these answers."""
         self.server.answer(uuid_of(1), *answers)
         self.begin(clock, body)
-        self.wait_for_status(answers[0])
+        status = json.loads(answers[0].body)["job"]["status"]
+        wait_for(lambda: self.passes(20) and self.look()["state"] == status)
 
     def begin(self, clock: int = NOON, body: str = PLAIN) -> None:
-        self.start(clock)
+        """Open a page, with the clock of the browser stopped at a time."""
+        self.page.clock.install(time=(clock - HOUR) / 1000)
+        self.page.clock.pause_at(clock / 1000)
         self.server.pages["/element"] = PAGE.format(body=body)
         self.page.goto(self.server.url + "/element")
+        self.page.evaluate(COUNT_FRAMES)
 
-    def wait_for_status(self, answer: Answer) -> None:
-        """Let the page get an answer, and draw it."""
-        status = json.loads(answer.body)["job"]["status"]
-        wait_for(lambda: self.passes(20) and self.look()["state"] == status)
+    def set(self, script: str, name: str = "job") -> None:
+        """Change an element, which the script calls `e`."""
+        self.page.evaluate(
+            f"(name) => {{ const e = document.getElementById(name); {script} }}", name
+        )
 
     def wait_for_words(self, words: str) -> None:
         """Let time pass until the element says them."""
@@ -83,6 +99,12 @@ class Timed(Stage):
         wait_for(lambda: self.passes(20) and self.look()["state"] == status)
         self.passes(20)
         return self.look()
+
+    def wait_so(self, waited: float, **job: Any) -> str:
+        """Return what the element says of a job that has waited so long by now."""
+        now = self.page.evaluate("Date.now()")
+        updated_at = iso(int(now - waited))
+        return str(self.give(waiting(**{"updated_at": updated_at, **job}))["status"])
 
     def passes(self, millis: int) -> bool:
         """Let time pass in the browser. Return True, for conditions."""
@@ -98,146 +120,53 @@ class Timed(Stage):
         return sum(PLACE in url for url in self.asked)
 
 
-PAGE = (
-    '<!doctype html><html lang="en"><meta charset="utf-8"><title>Jobs</title>'
-    '<script src="/job-state.js"></script><main>{body}</main>'
-)
-
-
 @pytest.fixture
 def timed(browser: Browser, poll_server: PollServer) -> Iterator[Timed]:
     """A page in New York whose clock stands still unless the test advances it."""
     with browser.new_context(timezone_id="America/New_York") as context:
+        context.add_init_script(COUNT_ANSWERS)
         yield from Timed(context.new_page(), poll_server).watched()
 
 
-@pytest.mark.parametrize("off", [0, HOUR, -HOUR, 400 * 24 * HOUR])
-def test_wait_is_counted_by_the_clock_of_the_store(timed: Timed, off: int) -> None:
-    """A browser whose clock is wrong says the same as one whose clock is right."""
-    timed.follow(told(waiting(waited=40 * SECOND)), clock=NOON + off)
-    assert timed.status == "Waiting for 40 sec"
+# How long, and until when
 
 
-@pytest.mark.parametrize("off", [0, 50 * MINUTE, -50 * MINUTE])
-def test_start_is_told_in_the_zone_of_the_viewer(timed: Timed, off: int) -> None:
-    """A delayed job says at what time of the viewer's day it starts."""
-    due = waiting(due_at=iso(NOON + 5 * MINUTE))
-    timed.follow(told(due), clock=NOON + off)
-    assert re.fullmatch(r"Starts at 8:05\sAM", timed.status)
-    assert timed.look()["details"] == ""
+def test_wait_is_counted_by_the_clock_of_the_store(timed: Timed) -> None:
+    """A browser whose clock is wrong, or set meanwhile, says the same as one whose
+    clock is right, also when it follows anew.
+    """
+    for off in 0, -HOUR, 400 * DAY:
+        timed.follow(told(waiting(waited=40 * SECOND)), clock=NOON + off)
+        assert timed.status == "Waiting for 40 sec"
+    answer = held(json.dumps(waiting(waited=40 * SECOND)))
+    timed.server.answer(uuid_of(1), answer)
+    timed.set("e.setAttribute('period', '90000')")
+    timed.page.clock.set_system_time((NOON + HOUR) / 1000)
+    timed.passes(SECOND)
+    assert re.fullmatch(r"Waiting for 4\d sec", timed.status)
 
 
-def test_start_on_another_day_has_the_date(timed: Timed) -> None:
-    """The date is added only if it is not today's, by the store's clock."""
-    timed.follow(told(waiting(due_at=iso(NOON + 24 * HOUR))), clock=NOON + 24 * HOUR)
+def test_start_is_told_in_the_zone_and_language_of_the_viewer(timed: Timed) -> None:
+    """A delayed job says at what time of the viewer's day it starts, with the date if
+    that is another one by the store's clock.
+    """
+    for off in 50 * MINUTE, -50 * MINUTE:
+        soon = waiting(due_at=iso(NOON + 5 * MINUTE))
+        timed.follow(told(soon), clock=NOON + off)
+        assert re.fullmatch(r"Starts at 8:05\sAM", timed.status)
+        assert timed.look()["details"] == ""
+    timed.follow(told(waiting(due_at=iso(NOON + DAY))), clock=NOON + DAY)
     assert re.fullmatch(r"Starts at \w+\s\d+,\s2026,\s8:00\sAM", timed.status)
-
-
-def test_start_is_told_in_the_language_of_the_page(timed: Timed) -> None:
-    """Times and durations are those of the element's language."""
-    body = ELEMENT.replace("id=job", "id=job lang=de label-due='Beginnt {time}'")
-    timed.follow(told(waiting(due_at=iso(NOON + 9 * HOUR))), body=body)
+    german = FOLLOWING.replace("id=job", "id=job lang=de label-due='Beginnt {time}'")
+    timed.follow(told(waiting(due_at=iso(NOON + 9 * HOUR))), body=german)
     assert timed.status == "Beginnt 17:00"
 
 
 def test_wait_ticks_without_a_request(timed: Timed) -> None:
-    """The text counts on by itself, also where motion is unwelcome."""
+    """The text counts on by itself, also where motion is unwelcome, but neither the
+    live region nor the text of the bar does.
+    """
     timed.page.emulate_media(reduced_motion="reduce")
-    timed.follow(told(waiting(waited=40 * SECOND)))
-    seen = [timed.status]
-    for _ in range(4):
-        timed.passes(SECOND)
-        seen.append(timed.status)
-    assert seen == [f"Waiting for {40 + n} sec" for n in range(5)]
-    timed.passes(20 * SECOND)
-    assert timed.status == "Waiting for 1 min"
-    timed.passes(2 * HOUR)
-    assert timed.status == "Waiting for 2 hr"
-    assert timed.asked_for == 1
-
-
-def test_count_ends_when_the_job_starts(timed: Timed) -> None:
-    """A job that runs, ends or falls silent is not said to wait, and nothing ticks."""
-    timed.begin()
-    for status in "working", "stalled", "cancelling", "cancelled", "error", "success":
-        assert timed.give(waiting(waited=5000))["status"] == "Waiting for 5 sec"
-        seen = timed.give(waiting(status, waited=5000, due_at=iso(NOON + HOUR)))
-        assert "ait" not in f"{seen['status']} {seen['details']}"
-        assert "Starts" not in f"{seen['status']} {seen['details']}"
-        count_draws(timed)
-        timed.passes(5 * SECOND)
-        assert timed.page.evaluate("drawn") == 0
-        timed.page.clock.set_system_time(NOON / 1000)
-
-
-def count_draws(timed: Timed) -> None:
-    """Count how often the element is drawn from now on."""
-    timed.page.evaluate(
-        """() => {
-            const { JobStateElement: { prototype } } = JobState;
-            const draw = prototype.really || prototype._draw;
-            window.drawn = 0;
-            prototype.really = draw;
-            prototype._draw = function (loaded) {
-                window.drawn += 1;
-                draw.call(this, loaded);
-            };
-        }"""
-    )
-
-
-def test_job_whose_time_has_come_waits_from_then(timed: Timed) -> None:
-    """When a delayed job is due, the wait begins: it was not waiting before."""
-    due = waiting(waited=HOUR, due_at=iso(NOON + 10 * SECOND))
-    timed.follow(told(due))
-    assert timed.status.startswith("Starts at 8:00:10")
-    timed.passes(9 * SECOND)
-    assert timed.status.startswith("Starts at 8:00:10")
-    timed.passes(2 * SECOND)
-    assert timed.status in ("Waiting", "Waiting for 1 sec")
-    timed.passes(40 * SECOND)
-    assert timed.status in ("Waiting for 40 sec", "Waiting for 41 sec")
-    assert timed.asked_for == 1
-
-
-def test_job_that_runs_again_waits_from_then(timed: Timed) -> None:
-    """The wait of a job that was put back counts from then, not from the first time."""
-    timed.begin()
-    again = waiting(waited=5 * SECOND, queued_at=iso(NOON - 48 * HOUR))
-    assert timed.give(again)["status"] == "Waiting for 5 sec"
-
-
-@pytest.mark.parametrize("waited", [0, 500, -1, -5 * SECOND, -HOUR])
-def test_wait_is_never_negative(timed: Timed, waited: int) -> None:
-    """A job that seems to come from the future waits, as does one that just came."""
-    timed.begin()
-    assert timed.give(waiting(waited=waited))["status"] == "Waiting"
-
-
-@pytest.mark.parametrize("odd", [None, "soon", {}, True, 1e300])
-def test_odd_times_break_nothing(timed: Timed, odd: Any) -> None:
-    """A job without usable times waits, without a number."""
-    timed.begin()
-    for due in None, odd:
-        seen = timed.give(waiting(updated_at=odd, due_at=due))
-        assert seen["status"] == "Waiting"
-
-
-def test_next_try_is_told_until_it_is_due(timed: Timed) -> None:
-    """A job that is tried again says when, and no time in the past."""
-    retry = waiting("retrying", attempt=1, due_at=iso(NOON + 30 * SECOND))
-    timed.follow(told(retry), clock=NOON - HOUR)
-    assert timed.status == "Trying again"
-    assert re.fullmatch(
-        r"· attempt 1 · next try at 8:00:30\sAM", timed.look()["details"]
-    )
-    timed.passes(32 * SECOND)
-    assert timed.status == "Trying again"
-    assert timed.look()["details"] == "· attempt 1"
-
-
-def test_nobody_is_spoken_to_each_second(timed: Timed) -> None:
-    """Neither the live region nor the text of the bar counts."""
     timed.follow(told(waiting(waited=40 * SECOND)))
     timed.passes(SECOND)
     timed.page.evaluate(
@@ -251,55 +180,124 @@ def test_nobody_is_spoken_to_each_second(timed: Timed) -> None:
                 document.querySelector("[role=status]"), {childList: true});
         }"""
     )
+    seen = [timed.status]
+    for _ in range(4):
+        timed.passes(SECOND)
+        seen.append(timed.status)
+    assert seen == [f"Waiting for {41 + n} sec" for n in range(5)]
     assert timed.spoken() == "Run marathon: Waiting"
-    timed.passes(10 * SECOND)
-    assert timed.status == "Waiting for 51 sec"
     assert timed.look()["spoken"] == "Waiting"
     assert timed.page.evaluate("changes") == 0
-    due = timed.give(waiting(due_at=iso(NOON + HOUR)))
-    assert re.fullmatch(r"Starts at 9:00\sAM", due["spoken"])
+    timed.passes(20 * SECOND)
+    assert timed.status == "Waiting for 1 min"
+    timed.passes(2 * HOUR)
+    assert timed.status == "Waiting for 2 hr"
+    assert timed.asked_for == 1
+    due = timed.give(waiting(due_at=iso(NOON + 5 * HOUR)))
+    assert re.fullmatch(r"Starts at 1:00\sPM", due["spoken"])
 
 
-def test_words_of_the_wait_can_be_replaced(timed: Timed) -> None:
-    """An attribute or the labels of a language have the words."""
-    timed.begin(body=PLAIN.replace("id=job", 'id=job label-waiting="{time} so far"'))
-    assert timed.give(waiting(waited=5000))["status"] == "5 sec so far"
-    timed.page.evaluate(
-        """() => {
-            JobState.setLabels("en", { waiting: "Queued {time}" });
-            document.getElementById("job").removeAttribute("label-waiting");
-        }"""
-    )
-    timed.passes(100)
-    assert timed.status == "Queued 5 sec"
+def test_count_ends_when_the_job_starts(timed: Timed) -> None:
+    """A job that runs, ends or falls silent is not said to wait, and nothing ticks."""
+    timed.begin()
+    for status in "working", "stalled", "cancelling", "cancelled", "error", "success":
+        assert timed.wait_so(5000) == "Waiting for 5 sec"
+        seen = timed.give(waiting(status, waited=5000, due_at=iso(NOON + HOUR)))
+        assert "ait" not in f"{seen['status']} {seen['details']}"
+        assert "Starts" not in f"{seen['status']} {seen['details']}"
+        frames = timed.page.evaluate("frames_")
+        timed.passes(5 * SECOND)
+        assert timed.page.evaluate("frames_") == frames, status
 
 
-def test_without_a_time_the_clock_of_the_browser_counts(timed: Timed) -> None:
-    """An older server, and data that a script sets, leave the browser its own clock."""
-    timed.follow(told(waiting(waited=40 * SECOND), None), clock=NOON + 2 * SECOND)
-    assert timed.status == "Waiting for 42 sec"
+WAITED = {
+    90: "1 min",
+    3599: "59 min",
+    3600: "1 hr",
+    5400: "1.5 hr",
+    86399: "23.9 hr",
+    86400: "1 day",
+    250_000: "2.8 days",
+}
 
 
-@pytest.mark.parametrize("odd", ["", "soon", "-1", "2026-05-29T12:00:00Z"])
-def test_odd_header_is_ignored(timed: Timed, odd: str) -> None:
-    """What is not a number of milliseconds sets no clock."""
-    answer = told(waiting(waited=40 * SECOND))
-    answer.headers["JobState-Time"] = odd
-    timed.follow(answer)
-    assert timed.status == "Waiting for 40 sec"
+def test_wait_is_not_rounded_up(timed: Timed) -> None:
+    """Nor is it ever negative, or counted from times that are none. That of a job that
+    was put back counts from then. The words can be replaced.
+    """
+    timed.begin()
+    for waited, words in WAITED.items():
+        assert timed.wait_so(waited * SECOND) == f"Waiting for {words}"
+    for waited in 0, 500, -1, -5 * SECOND, -HOUR:
+        assert timed.wait_so(waited) == "Waiting"
+    odds: tuple[Any, ...] = (None, "soon", {}, True, 1e300)
+    for odd in odds:
+        for due in None, odd:
+            assert timed.wait_so(0, updated_at=odd, due_at=due) == "Waiting", odd
+    again = timed.wait_so(5 * SECOND, queued_at=iso(NOON - 48 * HOUR))
+    assert again == "Waiting for 5 sec"
+    timed.set("e.setAttribute('label-waiting', '{time} so far')")
+    assert timed.wait_so(5 * SECOND) == "5 sec so far"
+    timed.set("e.removeAttribute('label-waiting')")
+    timed.page.evaluate("JobState.setLabels('en', { waiting: 'Queued {time}' })")
+    assert timed.wait_so(5 * SECOND) == "Queued 5 sec"
 
 
-AHEAD = "document.getElementById('job')._poller.now - Date.now()"
+def test_job_whose_time_has_come_waits_from_then(timed: Timed) -> None:
+    """When a delayed job is due, the wait begins. One that is tried again says when,
+    and no time in the past.
+    """
+    due = waiting(waited=HOUR, due_at=iso(NOON + 10 * SECOND))
+    timed.follow(told(due))
+    assert timed.status.startswith("Starts at 8:00:10")
+    timed.passes(9 * SECOND)
+    assert timed.status.startswith("Starts at 8:00:10")
+    timed.passes(2 * SECOND)
+    assert timed.status in ("Waiting", "Waiting for 1 sec")
+    timed.passes(40 * SECOND)
+    assert timed.status in ("Waiting for 40 sec", "Waiting for 41 sec")
+    assert timed.asked_for == 1
+    retry = waiting("retrying", attempt=1, due_at=iso(NOON + 30 * SECOND))
+    timed.follow(told(retry), clock=NOON - HOUR)
+    assert timed.status == "Trying again"
+    details = timed.look()["details"]
+    assert re.fullmatch(r"· attempt 1 · next try at 8:00:30\sAM", details)
+    timed.passes(32 * SECOND)
+    assert timed.status == "Trying again"
+    assert timed.look()["details"] == "· attempt 1"
+
+
+# The clock of the store
+
+
+def test_header_that_is_no_time_is_ignored(timed: Timed) -> None:
+    """Where the header is no number of milliseconds, as with an older server, the clock
+    of the browser counts.
+    """
+    state = waiting(waited=40 * SECOND)
+    values = (None, "", "soon", "-1", "1.5", "0x10", "1e300", "2026-05-29T12:00:00Z")
+    for value in values:
+        timed.follow(told(state, value), clock=NOON + 2 * SECOND)
+        assert timed.status == "Waiting for 42 sec", value
+
+
+AHEAD = "poller.now - Date.now()"
 
 
 def test_late_answer_does_not_turn_the_clock_back(timed: Timed) -> None:
-    """A late answer tells an earlier time. If several do, the clock was set back."""
+    """A late answer tells an earlier time. If several do, the clock was set back. A
+    script reads it from its poller.
+    """
     state = waiting(waited=40 * SECOND)
     late = told(state, NOON - HOUR)
     answers = [told(state), late, late, told(state, NOON + SECOND), late, late]
     timed.server.answer(uuid_of(1), *answers, told(state, NOON + 2 * SECOND))
-    timed.page.add_init_script(COUNT_ANSWERS)
-    timed.begin(body=ELEMENT.replace("3600000000", "100"))
+    timed.begin(body=FOLLOWING.replace("3600000000", "100"), clock=NOON + 2 * HOUR)
+    timed.page.evaluate(
+        f"window.poller = JobState.startPolling({{ url: '{PLACE}' }}); null"
+    )
+    own = "JobState.startPolling({ jobUuid: 'x', baseUrl: '/none' }).now - Date.now()"
+    assert timed.page.evaluate(own) == 0
 
     def ask(count: int) -> None:
         wait_for(lambda: timed.passes(20) and timed.page.evaluate("fetched") >= count)
@@ -308,76 +306,12 @@ def test_late_answer_does_not_turn_the_clock_back(timed: Timed) -> None:
 
     for count in range(1, len(answers) + 4):
         ask(count)
-    assert 0 <= timed.page.evaluate(AHEAD) <= 3 * SECOND
+    ahead = timed.page.evaluate(AHEAD) + 2 * HOUR
+    assert 0 <= ahead <= 3 * SECOND
     timed.server.answer(uuid_of(1), late)
-    wait_for(lambda: timed.passes(50) and timed.page.evaluate(AHEAD) < -HOUR + MINUTE)
+    back = -3 * HOUR + MINUTE
+    wait_for(lambda: timed.passes(50) and timed.page.evaluate(AHEAD) < back)
     timed.wait_for_words("Waiting")
-
-
-def test_clock_of_the_viewer_may_be_set(timed: Timed) -> None:
-    """The count does not depend on it once the time of the store is known."""
-    timed.follow(told(waiting(waited=40 * SECOND)))
-    before = timed.page.evaluate("document.getElementById('job')._poller.now")
-    timed.page.clock.set_system_time((NOON + HOUR) / 1000)
-    after = timed.page.evaluate("document.getElementById('job')._poller.now")
-    assert 0 <= after - before < SECOND
-
-
-def test_element_that_follows_anew_knows_the_time(timed: Timed) -> None:
-    """Its own clock is an hour ahead."""
-    timed.follow(told(waiting(waited=40 * SECOND)), clock=NOON + HOUR)
-    held = told(waiting(waited=40 * SECOND))
-    held.hold = threading.Event()
-    timed.server.answer(uuid_of(1), held)
-    timed.page.evaluate(
-        "document.getElementById('job').setAttribute('period', '90000')"
-    )
-    timed.passes(SECOND)
-    assert re.fullmatch(r"Waiting for 4\d sec", timed.status)
-    held.hold.set()
-
-
-def test_wait_is_not_rounded_up(timed: Timed) -> None:
-    for waited, words in (
-        (90, "1 min"),
-        (3599, "59 min"),
-        (3600, "1 hr"),
-        (5400, "1.5 hr"),
-        (86399, "23.9 hr"),
-        (86400, "1 day"),
-        (250_000, "2.8 days"),
-    ):
-        timed.begin()
-        timed.give(waiting(waited=waited * SECOND))
-        assert timed.status == f"Waiting for {words}", waited
-
-
-def test_nothing_is_drawn_while_nothing_changes(timed: Timed) -> None:
-    """A job that is due next year is looked at once a minute."""
-    timed.follow(told(waiting(due_at=iso(NOON + 400 * 24 * HOUR))))
-    timed.page.evaluate(
-        """() => {
-            window.drawn = 0;
-            const element = document.getElementById("job");
-            const draw = element._draw;
-            element._draw = function (sheet) {
-                drawn += 1;
-                draw.call(this, sheet);
-            };
-        }"""
-    )
-    timed.passes(10 * MINUTE)
-    assert 1 <= timed.page.evaluate("drawn") <= 12
-
-
-@pytest.mark.parametrize("odd", ["Infinity", "1e300", "0x10", "-5", "1.5"])
-def test_time_that_is_no_number_of_milliseconds_is_ignored(
-    timed: Timed, odd: str
-) -> None:
-    answer = told(waiting(waited=40 * SECOND))
-    answer.headers["JobState-Time"] = odd
-    timed.follow(answer)
-    assert timed.status == "Waiting for 40 sec"
 
 
 def test_not_modified_sets_the_clock(timed: Timed) -> None:
@@ -385,7 +319,7 @@ def test_not_modified_sets_the_clock(timed: Timed) -> None:
     first = told(waiting(waited=40 * SECOND))
     first.headers["ETag"] = '"1"'
     second = Answer(304, headers={"JobState-Time": str(NOON + HOUR)})
-    timed.follow(first, second, body=ELEMENT.replace("3600000000", "500"))
+    timed.follow(first, second, body=FOLLOWING.replace("3600000000", "500"))
     timed.wait_for_words("Waiting for 1 hr")
 
 
@@ -403,48 +337,35 @@ def test_streams_set_the_clock(timed: Timed) -> None:
     timed.wait_for_words("Waiting for 7 min")
 
 
-def test_element_that_cannot_be_drawn_ticks_no_more(timed: Timed) -> None:
-    """Trouble is told to the console once, not each second."""
+# The timer
+
+
+def test_nothing_is_drawn_while_nothing_changes(timed: Timed) -> None:
+    """A job that is due next year is looked at once a minute."""
+    timed.follow(told(waiting(due_at=iso(NOON + 400 * DAY))))
+    frames = timed.page.evaluate("frames_")
+    timed.passes(10 * MINUTE)
+    assert 1 <= timed.page.evaluate("frames_") - frames <= 12
+
+
+def test_element_that_is_away_or_in_trouble_ticks_no_more(timed: Timed) -> None:
+    """Trouble is told to the console once, not each second. An element that has left
+    the page counts on if it returns.
+    """
     timed.begin()
-    timed.give(waiting(waited=5000))
+    timed.wait_so(5000)
     timed.page.evaluate("window.labels = JobState.labels; JobState.labels = 'odd'")
     timed.passes(5 * SECOND)
     assert len(timed.problems) == 1
     timed.problems.clear()
     timed.page.evaluate("JobState.labels = labels")
-    assert timed.give(waiting(waited=5000))["status"].startswith("Waiting for 1")
-
-
-def test_removed_element_ticks_no_more(timed: Timed) -> None:
-    """An element that has left the page has no timer, and counts on if it returns."""
-    timed.begin()
-    timed.give(waiting(waited=5000))
-    count_draws(timed)
-    timed.page.evaluate(
-        """() => {
-            window.removed = document.getElementById("job");
-            window.cleared = [];
-            const clear = window.clearTimeout.bind(window);
-            window.clearTimeout = (timer) => { cleared.push(timer); clear(timer); };
-            removed.remove();
-        }"""
-    )
+    assert timed.wait_so(5000) == "Waiting for 5 sec"
+    timed.page.evaluate("window.removed = document.getElementById('job')")
+    timed.page.evaluate("removed.remove()")
+    timed.passes(100)
+    frames = timed.page.evaluate("frames_")
     timed.passes(5 * SECOND)
-    assert timed.page.evaluate("cleared.includes(removed._timer)")
-    assert timed.page.evaluate("drawn") == 0
+    assert timed.page.evaluate("frames_") == frames
     timed.page.evaluate("document.body.append(removed)")
     timed.passes(100)
     assert timed.status == "Waiting for 10 sec"
-
-
-def test_pollers_tell_the_time(page: Page, poll_server: PollServer) -> None:
-    """A script reads the store's time from its poller."""
-    poll_server.answer("job", told(waiting(), NOON))
-    page.clock.install(time=NOON / 1000 + 7200)
-    page.goto(poll_server.url + "/page")
-    before, own, after = page.evaluate(
-        "follow('job'), [Date.now(), pollers.job.now, Date.now()]"
-    )
-    assert before <= own <= after
-    ahead = "pollers.job.now - Date.now()"
-    wait_for(lambda: abs(page.evaluate(ahead) + 2 * HOUR) < 10 * SECOND)

@@ -1,0 +1,144 @@
+"""Serves applications to a page, and watches what the page asks and complains of."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from socketserver import ThreadingMixIn
+from typing import Any
+from urllib.parse import urlsplit
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.util import shift_path_info
+
+from playwright.sync_api import ConsoleMessage, Page, Request
+from pyramid.config import Configurator
+from pyramid.csrf import CookieCSRFStoragePolicy
+from pyramid.response import Response
+
+from tests.support import wait_for
+
+POLICY = (
+    "default-src 'self'; script-src 'self' {more}; style-src 'self' {more}; "
+    "connect-src 'self' {more}; require-trusted-types-for 'script'"
+)
+
+FOLLOW = "(options) => JobState.startPolling(options).done.then((end) => end.outcome)"
+
+LOOK = """() => {
+  const element = document.querySelector("job-state");
+  const bar = element.shadowRoot.querySelector("[part=bar]");
+  return [element.state, bar.clientHeight];
+}"""
+
+
+class Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class Handler(WSGIRequestHandler):
+    def log_message(self, *args: object) -> None:
+        """Log nothing."""
+
+
+class Site:
+    """Serves a WSGI application to a page, and records the page's requests."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.below = ""  # where the application is mounted
+        self.user: str | None = "alice"
+        self.markup: Callable[[Any], str] = lambda request: ""
+        self.csp = POLICY.format(more="")
+        self.asked: list[str] = []
+        self.problems: list[str] = []
+        self.forgiven: list[str] = []
+        self._server = make_server("127.0.0.1", 0, self.dispatch, Server, Handler)
+        self._app: Any = None
+        threading.Thread(target=self._server.serve_forever, args=(0.01,)).start()
+        page.on("request", self.hear)
+        page.on("console", self.read)
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def hear(self, request: Request) -> None:
+        self.asked.append(request.url.removeprefix(self.url))
+
+    def read(self, message: ConsoleMessage) -> None:
+        is_forgiven = any(word in message.text for word in self.forgiven)
+        if message.type == "error" and not is_forgiven:
+            self.problems.append(message.text)
+
+    def dispatch(self, environ: Any, start_response: Any) -> Any:
+        """Pass a request of the user's to the application, as URL maps do."""
+        if environ["PATH_INFO"] == "/favicon.ico":
+            start_response("204 No Content", [])
+            return []
+        for segment in self.below.split("/")[1:]:
+            if shift_path_info(environ) != segment.encode().decode("latin-1"):
+                start_response("404 Not Found", [])
+                return []
+        if self.user is not None:
+            environ = {**environ, "HTTP_X_USER": self.user}
+        return self._app(environ, start_response)
+
+    def show(self, request: Any) -> Response:
+        response = Response("<!doctype html><title>Jobs</title>" + self.markup(request))
+        response.headers["Content-Security-Policy"] = self.csp
+        return response
+
+    def open(self, config: Configurator, prefix: str | None = None) -> None:
+        """Make the application, with a page of this site's markup, and open it."""
+        config.include("pyramid_jobstate", route_prefix=prefix)
+        config.add_route("page", "/page")
+        config.add_view(self.show, route_name="page")
+        self._app = config.make_wsgi_app()
+        self.page.goto(f"{self.url}{self.below}/page")
+
+    def follow(self, **options: Any) -> str:
+        """Return the outcome of a poller."""
+        outcome: str = self.page.evaluate(FOLLOW, options)
+        return outcome
+
+    def wait_for_element(self, state: str = "success") -> None:
+        """Wait until the element shows this state, with its style sheet loaded."""
+        wait_for(lambda: self.page.evaluate(LOOK) == [state, 6])
+
+    def check(self, job_uuid: str) -> None:
+        """Check that a poller finds a job, and that the element shows it."""
+        assert self.follow(jobUuid=job_uuid) == "success"
+        self.wait_for_element()
+
+    def sheets(self) -> set[str]:
+        """The URLs of the style sheets requested so far."""
+        return {url for url in self.asked if ".css" in url}
+
+    def polls(self) -> set[str]:
+        """The paths below which jobs were polled."""
+        paths = [urlsplit(url).path.rstrip("/") for url in self.asked]
+        return {
+            path.rpartition("/")[0] for path in paths if len(path.split("/")[-1]) == 36
+        }
+
+    def forgive(self, *words: str) -> None:
+        """Drop the problems that contain any of these words, those of later as well."""
+        self.forgiven += words
+        self.problems = [
+            problem
+            for problem in self.problems
+            if not any(word in problem for word in words)
+        ]
+
+    def close(self) -> None:
+        self.page.goto("about:blank")
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def protected(config: Configurator, **options: Any) -> Configurator:
+    """Have an application check each POST for Pyramid's CSRF token."""
+    config.set_csrf_storage_policy(CookieCSRFStoragePolicy())
+    config.set_default_csrf_options(require_csrf=True, **options)
+    return config
