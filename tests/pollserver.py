@@ -236,6 +236,17 @@ def error(**metrics: Any) -> Answer:
     return Answer(body=state("error", **metrics))
 
 
+def held(body: str = "", status: int = 200) -> Answer:
+    """An answer that does not come before its event is set."""
+    return Answer(status, body or state("working"), hold=threading.Event())
+
+
+def release(answer: Answer) -> None:
+    """Let an answer come that is held back."""
+    assert answer.hold is not None
+    answer.hold.set()
+
+
 class PollServer:
     """Answers each path from its own script, and repeats the last answer."""
 

@@ -25,8 +25,7 @@ from tests.browser.staging import (
     progress,
     written,
 )
-from tests.browser.test_poller import held
-from tests.pollserver import Answer, PollServer, uuid_of
+from tests.pollserver import Answer, PollServer, held, release, uuid_of
 from tests.support import wait_for
 
 FOLLOWING = "<job-state id=job src=/job_state/job period=50 {}></job-state>"
@@ -234,8 +233,7 @@ def test_content_stands_until_the_first_answer(stage: Stage) -> None:
     stage.open("<job-state id=job src=/job_state/job>26 miles</job-state>")
     seen = stage.look()
     assert (seen["content"], seen["job"]) == ("26 miles", None)
-    assert first.hold is not None
-    first.hold.set()
+    release(first)
     seen = stage.wait("working")
     assert (seen["content"], seen["percent"]) == (None, "50%")
 
@@ -316,8 +314,7 @@ def test_metrics_of_another_job_go(stage: Stage) -> None:
     stage.wait("loading")
     assert stage.text("#n") == "?"
     asked = stage.asked.count(f"{stage.server.url}/job_state/job")
-    assert second.hold is not None
-    second.hold.set()
+    release(second)
     wait_for(lambda: stage.look()["title"] == "Two")
     wait_for(lambda: stage.look() and len(stage.server.seen("two")) > 2)
     assert stage.text("#n") == "?"
@@ -495,8 +492,7 @@ def test_removed_element_stops_asking_and_goes_on_later(stage: Stage) -> None:
     failed: list[str] = []
     stage.page.once("requestfailed", lambda request: failed.append(request.url))
     stage.set("document.body.append(e)")
-    assert first.hold is not None
-    first.hold.set()
+    release(first)
     stage.wait("working")
     assert failed == []
     late = json.dumps(data("success", progress=progress(1, 4), finished_at=at(0)))
@@ -635,8 +631,7 @@ def test_script_may_come_late_or_twice(page: Page, poll_server: PollServer) -> N
     page.evaluate("JobState.setLabels('de', {working: 'Läuft'})")
     wait_for(lambda: page.evaluate(LOOK, "job")["status"] == "Läuft")
     assert page.evaluate(LOOK, "job")["percent"].startswith("25")
-    assert stalled.hold is not None
-    stalled.hold.set()
+    release(stalled)
     wait_for(lambda: page.evaluate(LOOK, "job")["status"] == "Silent")
     assert page.evaluate("first === JobState.askToNotify")
 
@@ -717,7 +712,7 @@ def test_refusal_of_a_cancel_stays_with_its_job(stage: Stage) -> None:
     """A cancel that is refused after src has changed leaves the next job and its own
     cancel alone.
     """
-    refusals = {name: Answer(403, hold=held().hold) for name in ("job", "other")}
+    refusals = {name: held(status=403) for name in ("job", "other")}
     for name, refusal in refusals.items():
         stage.server.answer(f"{name}/cancel", refusal, method="POST")
         stage.server.answer(name, answer(title=name))
@@ -730,14 +725,13 @@ def test_refusal_of_a_cancel_stays_with_its_job(stage: Stage) -> None:
     stage.page.locator("[part=cancel]").click()
     wait_for(lambda: stage.server.seen("other/cancel", "POST"))
 
-    holds = [refusal.hold for refusal in refusals.values() if refusal.hold]
-    holds[0].set()
+    release(refusals["job"])
 
     assert stage.page.evaluate("first") == 403
     stage.page.evaluate(SETTLE)
     seen = stage.look()
     assert (seen["cancel"], seen["notice"]) == ("Cancelling…", None)
-    holds[1].set()
+    release(refusals["other"])
     wait_for(lambda: stage.look()["notice"] == "Not cancelled: You may not do this.")
 
 

@@ -5,20 +5,23 @@ answers.
 from __future__ import annotations
 
 import itertools
-import threading
 from typing import Any
 
 import pytest
 from playwright.sync_api import Error
 
 from tests.browser.polling import HOUR, Polling
-from tests.pollserver import Answer, Request, error, state, success, working
+from tests.pollserver import (
+    Answer,
+    Request,
+    error,
+    held,
+    release,
+    state,
+    success,
+    working,
+)
 from tests.support import wait_for
-
-
-def held(body: str = "") -> Answer:
-    """An answer that does not come before its event is set."""
-    return Answer(body=body or state("working"), hold=threading.Event())
 
 
 def pauses(requests: list[Request]) -> list[float]:
@@ -404,8 +407,7 @@ def test_cancel_is_followed_by_a_poll_at_once(polling: Polling) -> None:
     for name in cases:
         assert polling.cancel(name) is True
     assert len(polling.seen_apart("late")) == 1
-    assert early.hold is not None
-    early.hold.set()
+    release(early)
     for name in cases:
         polling.wait(name, "error")
 
@@ -488,8 +490,7 @@ def test_poller_started_in_a_hidden_tab_waits(timed: Polling) -> None:
     timed.advance(50)
     timed.wait_for_requests("job", 1)
     timed.hide()
-    assert answer.hold is not None
-    answer.hold.set()
+    release(answer)
     timed.wait("job", "update")
     timed.advance(60_000)
     assert timed.asked("job") == 1

@@ -8,8 +8,18 @@ import itertools
 import json
 
 from tests.browser.polling import HOUR, Polling, follow_all
-from tests.browser.test_poller import ACCEPTED, held
-from tests.pollserver import Answer, Request, error, state, success, uuid_of, working
+from tests.browser.test_poller import ACCEPTED
+from tests.pollserver import (
+    Answer,
+    Request,
+    error,
+    held,
+    release,
+    state,
+    success,
+    uuid_of,
+    working,
+)
 from tests.support import wait_for
 
 BOTH = ["one", "two"]
@@ -55,8 +65,7 @@ def test_requests_of_one_base_url_never_overlap(polling: Polling) -> None:
     polling.follow("two", success())
     polling.wait_for_others()
     assert polling.server.seen("two") == []
-    assert first.hold is not None
-    first.hold.set()
+    release(first)
     polling.wait("two", "done")
     one, two = polling.server.requests()[:2]
     assert one.ended is not None
@@ -228,8 +237,7 @@ def test_null_is_not_asked_about_in_a_hidden_tab(timed: Polling) -> None:
     timed.advance(50)
     timed.wait_for_requests("two", 1)
     timed.hide()
-    assert batch.hold is not None
-    batch.hold.set()
+    release(batch)
     timed.wait("one", "update")
     timed.advance(60_000)
     assert timed.asked("two") == 0
@@ -307,16 +315,18 @@ def test_batch_that_is_too_large_is_halved(polling: Polling) -> None:
     """A server with a lower limit is asked for fewer jobs at a time from then on. One
     without batches is asked for each job.
     """
-    for status, asked in (414, [8, 4, 4]), (403, [8, *[0] * 16]):
-        names = [uuid_of(1000 * status + n) for n in range(8)]
+    older = Answer(403), Answer(body='{"items": []}')
+    cases = [(Answer(414), [8, 4, 4]), *((each, [8, *[0] * 16]) for each in older)]
+    for number, (answer, asked) in enumerate(cases):
+        names = [uuid_of(100 * number + n) for n in range(8)]
+        below = f"/{number}"
         for name in names:
-            polling.server.answer(name, working(), success(), below=f"/{status}")
-        polling.server.answer_batches(Answer(status))
-        follow_all(polling, names, baseUrl=f"/{status}")
+            polling.server.answer(name, working(), success(), below=below)
+        polling.server.answer_batches(answer)
+        follow_all(polling, names, baseUrl=below)
         for name in names:
             polling.wait(name, "success")
-        requests = polling.server.requests(below=f"/{status}")
-        sizes = [len(request.jobs) for request in requests]
+        sizes = [len(request.jobs) for request in polling.server.requests(below=below)]
         assert sizes[: len(asked)] == asked
         assert max(sizes[1:]) == asked[1]
 

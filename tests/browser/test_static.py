@@ -14,7 +14,7 @@ from playwright.sync_api import Page
 from pyramid.config import Configurator
 from pyramid.csrf import get_csrf_token
 from pyramid.response import Response
-from pyramid.static import ManifestCacheBuster, QueryStringConstantCacheBuster
+from pyramid.static import ManifestCacheBuster
 
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.testing import put_job
@@ -63,13 +63,6 @@ def usual(job_uuid: str) -> Callable[[Any], str]:
     return lambda request: tag(request.static_url(SCRIPT)) + element(request, job_uuid)
 
 
-def check_below(site: Site, job: str, base: str) -> None:
-    """Check that a job is found and its element is styled below a path."""
-    site.check(job)
-    assert site.polls() == {base}
-    assert site.sheets() == {f"{base}/static/job-state.css"}
-
-
 # Below a prefix
 
 
@@ -83,28 +76,10 @@ def test_page_below_a_prefix_has_nothing_to_configure(
     site.markup = usual(job)
     settings = {"jobstate.path": "static"}
     site.open(make_config(redis_url, settings=settings), "team")
-    check_below(site, job, "/caf%C3%A9/static/team/static")
-
-
-@pytest.mark.system
-@pytest.mark.parametrize(
-    ("below", "prefix", "path", "base"),
-    [
-        ("", None, None, "/job_state"),
-        ("", "team", None, "/team/job_state"),
-        ("/shop", None, None, "/shop/job_state"),
-        ("", None, "api/jobs", "/api/jobs"),
-    ],
-)
-def test_page_below_any_prefix_has_nothing_to_configure(
-    site: Site, redis_url: str, job: str, below: str, prefix: str, path: str, base: str
-) -> None:
-    """The same for each of them alone."""
-    site.below = below
-    site.markup = usual(job)
-    settings = {"jobstate.path": path} if path else {}
-    site.open(make_config(redis_url, settings=settings), prefix)
-    check_below(site, job, base)
+    site.check(job)
+    base = "/caf%C3%A9/static/team/static"
+    assert site.polls() == {base}
+    assert site.sheets() == {f"{base}/static/job-state.css"}
 
 
 # Cache busters
@@ -119,23 +94,6 @@ def add_manifest(config: Configurator, folder: Path) -> None:
     config.override_asset("pyramid_jobstate:static/", f"{folder}/")
     buster = ManifestCacheBuster(str(folder / "manifest.json"))
     config.add_cache_buster("pyramid_jobstate:static/", buster)
-
-
-@pytest.mark.system
-@pytest.mark.parametrize("param", ["x", "v"])
-def test_query_of_the_script_is_the_sheet_s(
-    site: Site, redis_url: str, job: str, param: str
-) -> None:
-    """With a QueryStringConstantCacheBuster, a new script requests a new sheet."""
-    config = make_config(redis_url)
-    buster = QueryStringConstantCacheBuster("abc", param=param)
-    config.add_cache_buster("pyramid_jobstate:static/", buster)
-    site.markup = usual(job)
-    site.open(config, "team")
-    site.check(job)
-    static = "/team/job_state/static"
-    assert f"{static}/job-state.js?{param}=abc" in site.asked
-    assert site.sheets() == {f"{static}/job-state.css?{param}=abc"}
 
 
 @pytest.mark.system
@@ -164,25 +122,6 @@ def test_sheet_of_a_manifest_is_named_by_the_tag(
 
 
 # From elsewhere
-
-
-@pytest.mark.system
-def test_script_of_a_cdn_asks_at_the_default_path(
-    site: Site, redis_url: str, job: str, elsewhere: PollServer
-) -> None:
-    """If Pyramid's static_url leads to a CDN, jobs are polled at /job_state, and the
-    sheet comes from beside the script.
-    """
-    site.csp = POLICY.format(more=elsewhere.url)
-    config = make_config(redis_url)
-    config.add_static_view(f"{elsewhere.url}/x/static", "pyramid_jobstate:static")
-    site.markup = usual(job)
-    site.open(config)
-    site.check(job)
-    assert site.polls() == {"/job_state"}
-    assert site.sheets() == {f"{elsewhere.url}/x/static/job-state.css"}
-    # The sheet is linked, since this CDN does not allow the script to fetch it.
-    site.forgive("CORS policy", "net::ERR_FAILED")
 
 
 @pytest.mark.system

@@ -15,8 +15,7 @@ from playwright.sync_api import Browser
 
 from tests.browser.polling import COUNT_ANSWERS
 from tests.browser.staging import Stage, data, written
-from tests.browser.test_poller import held
-from tests.pollserver import Answer, PollServer, uuid_of
+from tests.pollserver import Answer, PollServer, held, uuid_of
 from tests.support import wait_for
 
 #: Noon of a day, in milliseconds, by the store's clock.

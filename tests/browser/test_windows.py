@@ -11,9 +11,8 @@ from playwright.sync_api import Browser, Page
 from tests import chromium
 from tests.browser.staging import ELEMENT, HEAD, answer, at, data, progress
 from tests.browser.test_notify import MARK, PAGE, element
-from tests.browser.test_poller import held
 from tests.browser.test_streams import about
-from tests.pollserver import Answer, PollServer, uuid_of, working
+from tests.pollserver import PollServer, held, release, uuid_of, working
 from tests.support import wait_for
 from tests.tabs import Tab, opened
 
@@ -112,7 +111,7 @@ def test_removed_elements_are_forgotten(
     poll_server.answer("job", answer())
     hold = held()
     if not loads:
-        poll_server.answer("job-state.css", Answer(hold=hold.hold), below="")
+        poll_server.answer("job-state.css", hold, below="")
     poll_server.pages["/element"] = HEAD.format(lang="en", body=ELEMENT)
     page.goto(poll_server.url + "/element")
     page.evaluate(make_and_remove("following" if loads else "after data"))
@@ -124,8 +123,7 @@ def test_removed_elements_are_forgotten(
 
     wait_for(are_collected)
     session.detach()
-    assert hold.hold is not None
-    hold.hold.set()
+    release(hold)
 
 
 def test_tab_that_is_really_hidden_closes_its_stream(
@@ -189,8 +187,7 @@ def test_hidden_tab_marks_its_title(windowed: Browser, poll_server: PollServer) 
         poll_server.answer(uuid_of(1), end)
         wait_for(lambda: len(poll_server.seen(uuid_of(1))) > before)
         tab.hide()
-        assert end.hold is not None
-        end.hold.set()
+        release(end)
         wait_for(lambda: tab.evaluate("document.title") == f"{MARK}Jobs")
         tab.show()
         assert tab.evaluate("document.title") == "Jobs"
@@ -218,8 +215,7 @@ def test_browser_shows_notifications(
         before = len(poll_server.seen(uuid_of(1)))
         wait_for(lambda: len(poll_server.seen(uuid_of(1))) > before)
         page.evaluate("setHidden(true)")
-        assert end.hold is not None
-        end.hold.set()
+        release(end)
         wait_for(lambda: page.evaluate("made.length") == 1)
         seen = page.evaluate("[made[0].title, made[0].tag]")
         assert seen == ["Run marathon: Done", uuid_of(1)]
