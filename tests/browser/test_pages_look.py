@@ -7,19 +7,17 @@ import itertools
 import re
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from pyramid_jobstate import JobStore, Progress
+from pyramid_jobstate import JobError, JobStore, Progress
 from pyramid_jobstate.testing import put_job
 from tests.accessible import RGBA, SCHEMES, complaints, ring_width
 from tests.browser.looks import Colour, contrast, over
 from tests.browser.paged import IS_WIDER, ImportSheet, Pages, fill
 from tests.browser.test_batches import USUAL
 from tests.jobs import RunMarathon
-from tests.web.operating import Marathons
 from tests.web.paging import paged_config
 
 WIDTHS = (1280, 390)
@@ -125,26 +123,28 @@ def press(page: Page, *keys: str) -> str:
     return found
 
 
-def put_failed(marathons: Marathons, store: JobStore) -> str:
-    """Let a job fail in a real worker, with everything that its page may show."""
-    (job,) = marathons.fail("alice", kwargs={"shoes": "blue"})
-    fields: dict[Any, Any] = {
-        "log": '["Mile 1", "Mile 2"]',
-        "m:miles_run": "2",
-        "m:pace": '"5:03"',
-    }
-    store.client.hset(f"{store.namespace}:{job}", mapping=fields)
-    return job
+def put_failed(store: JobStore) -> str:
+    """Put a job that has failed, with everything that its page may show."""
+    failure = JobError("Blister", "after 26 miles")
+    return put_job(
+        store,
+        RunMarathon,
+        "error",
+        actor="run_marathon",
+        owner="alice",
+        params={"miles": 26, "shoes": "blue"},
+        metrics={"miles_run": 2, "pace": "5:03"},
+        log=["Mile 1", "Mile 2"],
+        error=failure,
+        traceback="Traceback:\n  a line\nBlister: after 26 miles\n",
+    ).uuid
 
 
 @pytest.mark.system
+@pytest.mark.usefixtures("marathons")
 @pytest.mark.parametrize("width", WIDTHS)
 def test_pages_are_accessible(
-    pages: Pages,
-    store: JobStore,
-    marathons: Marathons,
-    node_modules: Path,
-    width: int,
+    pages: Pages, store: JobStore, node_modules: Path, width: int
 ) -> None:
     """axe-core finds nothing to complain about on a list, a job or a dialog, light or
     dark, and no page is wider than its window. Pictures of them are kept.
@@ -154,7 +154,7 @@ def test_pages_are_accessible(
     page.emulate_media(reduced_motion="reduce")
     page.set_viewport_size({"width": width, "height": 900})
     running = fill(store)[1]
-    failed = put_failed(marathons, store)
+    failed = put_failed(store)
     found = {}
 
     def check(name: str) -> None:
@@ -182,7 +182,7 @@ def test_pages_are_accessible(
 
 @pytest.mark.system
 def test_pages_can_be_printed(pages: Pages, store: JobStore) -> None:
-    """On paper the pages are light, and have nothing to press."""
+    """On paper the pages are light, have all lines of a log, and nothing to press."""
     page = pages.page
     job = fill(store)[5]
     for name, path in ("list", "/job_state"), ("job", f"/job_state/{job}"):
@@ -198,11 +198,7 @@ def test_pages_can_be_printed(pages: Pages, store: JobStore) -> None:
         )
         expect(page.locator(":root")).to_have_css("color-scheme", "light")
         pages.picture(f"pages-{name}-print")
-
-
-@pytest.mark.system
-def test_log_is_printed_whole(pages: Pages, store: JobStore) -> None:
-    """On paper, the page of a job has all lines of its log."""
+    page.emulate_media(media="screen")
     lines = ["A long line of the log " * 8] * 20
     job = put_job(store, ImportSheet, "working", log=lines).uuid
     pages.page.set_viewport_size({"width": 390, "height": 800})
@@ -361,12 +357,13 @@ def test_everything_is_done_by_keyboard(pages: Pages, store: JobStore) -> None:
 
 
 @pytest.mark.system
-def test_focus_is_seen(pages: Pages, store: JobStore, marathons: Marathons) -> None:
+@pytest.mark.usefixtures("marathons")
+def test_focus_is_seen(pages: Pages, store: JobStore) -> None:
     """Whatever has the focus has a ring two pixels wide: on a list, in its dialog and
     on the page of a job, light or dark, also in a layout that sets no colours.
     """
     page = pages.page
-    job = put_failed(marathons, store)
+    job = put_failed(store)
     put_job(store, RunMarathon, "success", owner="alice")
     rings: dict[tuple[object, ...], float] = {}
 
