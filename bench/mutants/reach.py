@@ -22,7 +22,7 @@ MAP = ROOT / "build" / "mutants" / "map"
 FOLDERS = {
     "store/lua/": ("store", "worker", "system"),
     "static/": ("browser",),
-    "job/": ("job", "worker"),
+    "job/": ("actor", "worker"),
     "store/": ("store",),
     "worker/": ("worker",),
     "web/": ("web",),

@@ -1,0 +1,82 @@
+"""JobStates as actors receive them, and the request of somebody who looks at one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from dramatiq.brokers.stub import StubBroker
+from pyramid.request import Request
+from redis import Redis
+
+from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
+from tests.incaller import InCallerBroker
+from tests.jobs import RunMarathon, job_actor, load
+from tests.webapp import NOWHERE, made_config, make_request
+
+#: Runs a function as an actor, and returns the state of its job when that has ended.
+RunJob = Callable[[Callable[[JobState], object]], JobState]
+
+
+@pytest.fixture
+def job_state() -> JobState:
+    """What an actor that is called directly receives."""
+    broker = StubBroker()
+    broker.add_middleware(JobStateMiddleware(url=NOWHERE))
+    received: list[JobState] = []
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: RunMarathon) -> None:
+        received.append(job_state)
+
+    run_marathon()
+    return received[0]
+
+
+@pytest.fixture
+def run_job(redis_url: str) -> Iterator[RunJob]:
+    """Runs a function as an actor, within the call. What it raises is raised here."""
+    middleware = JobStateMiddleware(url=redis_url, interval=0.005)
+    broker = InCallerBroker([middleware])
+    functions: list[Callable[[JobState], object]] = []
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        functions.pop()(job_state)
+
+    def run(function: Callable[[JobState], object]) -> JobState:
+        functions.append(function)
+        return load(broker, run_marathon.send())
+
+    yield run
+    broker.emit_after("worker_shutdown", None)
+
+
+@pytest.fixture
+def ended(run_job: RunJob) -> JobState:
+    """What the actor of a job that has ended has received."""
+    received: list[JobState] = []
+
+    def run(job_state: JobState) -> None:
+        job_state.set_progress_metric("a", 5)
+        job_state.set_progress(1, 2, "rows")
+        received.append(job_state)
+
+    run_job(run)
+    return received[0]
+
+
+@pytest.fixture(scope="session")
+def viewer() -> Request:
+    """The request of somebody who may see no job."""
+    config = made_config(NOWHERE)
+    config.add_route("report", "/reports/{file}")
+    config.commit()
+    return make_request(config)
+
+
+def put_fields(client: Redis, store: JobStore, uuid: str, **fields: Any) -> None:
+    """Let another program write fields of a job's record."""
+    mapping: Any = fields
+    client.hset(f"{store.namespace}:{uuid}", mapping=mapping)

@@ -1,0 +1,333 @@
+"""How a cancel reaches the code of an actor, in all its threads and tasks."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
+from typing import Any, TypeVar
+
+import pytest
+
+from pyramid_jobstate import JobCancelled, JobState
+from pyramid_jobstate.testing import cancel, detached
+from tests.actor.conftest import RunJob
+from tests.actor.test_reports import CALLS, REPORTS
+from tests.support import wait_for
+
+R = TypeVar("R")
+
+
+@pytest.fixture
+def cancelled(job_state: JobState) -> JobState:
+    """What an actor has received whose job was cancelled since."""
+    job_state.set_progress_metric("a", 5)
+    job_state.set_progress(1, 2, "rows")
+    cancel(job_state)
+    return job_state
+
+
+def count_cancels(job_state: JobState, calls: int = 3) -> int:
+    """Report, and return how many calls have raised JobCancelled."""
+    told = 0
+    for _ in range(calls):
+        try:
+            job_state.set_progress_metric("a", 1)
+        except JobCancelled:
+            told += 1
+    return told
+
+
+def in_thread(call: Callable[[], R]) -> R:
+    """Return the result of a call in a separate thread."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_next_call_says_that_the_job_is_cancelled(
+    cancelled: JobState, name: str
+) -> None:
+    """It raises JobCancelled, and changes nothing. The one after it reports."""
+    assert cancelled.cancel_requested
+    read = [read for _, read in CALLS.values()]
+    before = [each(cancelled) for each in read]
+    with pytest.raises(JobCancelled, match="The job was cancelled"):
+        REPORTS[name](cancelled)
+    assert [each(cancelled) for each in read] == before
+    REPORTS[name](cancelled)
+    assert ([each(cancelled) for each in read] == before) is (
+        name == "raise_if_cancelled"
+    )
+
+
+def test_known_metric_and_progress_say_so_too(cancelled: JobState) -> None:
+    """What is set again takes no way around the cancel."""
+    other = detached(JobState)
+    other.set_progress(1, 2, "rows")
+    cancel(other)
+    with pytest.raises(JobCancelled):
+        cancelled.set_progress_metric("a", 6)
+    with pytest.raises(JobCancelled):
+        other.set_progress(2, 2, "rows")
+    assert cancelled.get_progress_metric("a") == 5
+    assert other.progress is not None and other.progress.done == 1
+
+
+def test_loop_stops_at_its_next_step(job_state: JobState) -> None:
+    """The item that is under way counts no longer as done."""
+    steps = job_state.track(range(5))
+    next(steps)
+    cancel(job_state)
+    with pytest.raises(JobCancelled):
+        next(steps)
+    assert job_state.progress is not None and job_state.progress.done == 0
+
+
+def test_except_exception_lets_the_cancel_pass() -> None:
+    """JobCancelled is an Interrupt, as Dramatiq's own are."""
+    assert not issubclass(JobCancelled, Exception)
+
+
+def test_job_that_has_ended_is_not_cancelled_any_more(ended: JobState) -> None:
+    """Its calls say that it has ended."""
+    cancel(ended)
+    with pytest.raises(RuntimeError, match="ended"):
+        ended.set_message("a")
+
+
+# Threads and tasks.
+
+
+def test_own_thread_is_told_once(cancelled: JobState) -> None:
+    """If it goes on, it means to. Other threads are told at every call, since each call
+    may be other work.
+    """
+    assert in_thread(lambda: count_cancels(cancelled)) == 3
+    assert count_cancels(cancelled) == 1
+    assert in_thread(lambda: count_cancels(cancelled)) == 3
+
+
+def test_each_task_is_told_once(cancelled: JobState) -> None:
+    """That holds in whatever thread it runs. A thread that it hands work to is told at
+    every call.
+    """
+
+    async def count() -> int:
+        return count_cancels(cancelled)
+
+    async def work() -> Any:
+        counts = [asyncio.create_task(count()) for _ in range(3)]
+        told = [await c for c in counts]
+        return told, await asyncio.to_thread(count_cancels, cancelled)
+
+    assert asyncio.run(work()) == ([1, 1, 1], 3)
+    assert in_thread(lambda: asyncio.run(work())) == ([1, 1, 1], 3)
+    assert count_cancels(cancelled) == 1
+
+
+def report(job_state: JobState, cancel: JobCancelled) -> None:
+    job_state.set_message("in the handler")
+
+
+def fail_in_between(job_state: JobState, cancel: JobCancelled) -> None:
+    try:
+        raise ValueError
+    except ValueError:
+        job_state.set_message("in a handler in the handler")
+
+
+def group(job_state: JobState, cancel: JobCancelled) -> None:
+    try:
+        raise BaseExceptionGroup("of a task group", [OSError(), cancel])
+    except BaseExceptionGroup:
+        job_state.set_message("in the handler of a group")
+
+
+def chain(job_state: JobState, cancel: JobCancelled) -> None:
+    try:
+        raise OSError from cancel
+    except OSError as e:
+        e.__context__ = e
+        job_state.set_message("in the handler of what it led to")
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+@pytest.mark.parametrize("how", [report, fail_in_between, group, chain])
+def test_clean_up_may_report(cancelled: JobState, how: Any, is_own: bool) -> None:
+    """While a JobCancelled is handled, no call raises another, whichever thread has
+    noticed the cancel first.
+    """
+    with pytest.raises(JobCancelled) as raised:
+        in_thread(lambda: cancelled.set_message("noticed elsewhere"))
+
+    def clean_up() -> None:
+        try:
+            raise raised.value
+        except JobCancelled as e:
+            how(cancelled, e)
+            cancelled.set_message("cleaning up")
+
+    (clean_up if is_own else lambda: in_thread(clean_up))()
+    assert cancelled.message == "cleaning up"
+    assert count_cancels(cancelled) == (0 if is_own else 1)
+
+
+def test_other_exceptions_keep_no_cancel_back(cancelled: JobState) -> None:
+    """A call in the handler of something else is told."""
+
+    def handle() -> int:
+        try:
+            raise OSError("no cancel")
+        except OSError:
+            return count_cancels(cancelled, 1)
+
+    assert in_thread(handle) == 1
+    assert handle() == 1
+
+
+def test_clean_up_may_use_tasks_and_threads(cancelled: JobState) -> None:
+    """Those that the clean-up of a task begins may report, such as those of
+    `asyncio.wait_for` up to Python 3.11.
+    """
+
+    async def clean_up(name: str) -> None:
+        cancelled.set_message(name)
+
+    async def work() -> None:
+        try:
+            cancelled.set_progress(1)
+        finally:
+            await asyncio.wait_for(clean_up("waited for"), 5)
+            await asyncio.gather(clean_up("one"), clean_up("two"))
+            await asyncio.to_thread(cancelled.set_message, "in a thread")
+
+    with pytest.raises(JobCancelled):
+        asyncio.run(work())
+    assert cancelled.message == "in a thread"
+
+
+def test_other_tasks_of_a_group_may_clean_up(cancelled: JobState) -> None:
+    """A task that is cancelled because another was told may report."""
+    is_waiting = asyncio.Event()
+
+    async def hear() -> None:
+        await is_waiting.wait()
+        cancelled.set_progress(1)
+
+    async def wait() -> None:
+        try:
+            is_waiting.set()
+            await asyncio.sleep(10)
+        finally:
+            cancelled.set_message("cleaned up")
+
+    async def work() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(wait())
+            group.create_task(hear())
+
+    with pytest.raises(BaseExceptionGroup) as raised:
+        asyncio.run(work())
+    assert [type(e) for e in raised.value.exceptions] == [JobCancelled]
+    assert cancelled.message == "cleaned up"
+
+
+def test_timeout_is_no_clean_up(cancelled: JobState) -> None:
+    """It comes from a CancelledError of asyncio, but the task is told while it handles
+    the timeout, or afterwards.
+    """
+
+    async def wait_and_report(where: str) -> None:
+        try:
+            await asyncio.wait_for(asyncio.Event().wait(), 0.001)
+        except TimeoutError:
+            if where == "within":
+                cancelled.set_message("idle")
+        cancelled.set_message("on we go")
+
+    async def time_out() -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.001):
+                try:
+                    await asyncio.sleep(10)
+                finally:
+                    cancelled.set_message("cleaned up")
+        cancelled.set_message("on we go")
+
+    for work in (wait_and_report("within"), wait_and_report("afterwards"), time_out()):
+        with pytest.raises(JobCancelled):
+            in_thread(lambda work=work: asyncio.run(work))  # type: ignore[misc]
+
+
+def test_callback_of_a_future_may_report(job_state: JobState) -> None:
+    """An exception would end a thread of the pool, and its other futures would never
+    be done.
+    """
+    called: list[Future[None]] = []
+
+    def call_back(future: Future[None]) -> None:
+        job_state.set_message("called back")
+        called.append(future)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(cancel, job_state)
+        futures = [pool.submit(time.sleep, 0.01) for _ in range(5)]
+        for future in futures:
+            future.add_done_callback(call_back)
+        for future in futures:
+            future.result(timeout=10)
+    assert len(called) == 5
+
+
+def test_pool_stops(cancelled: JobState) -> None:
+    """A pool's threads do not go on with the rest of the work, and the caller who waits
+    for it is told. In threads of multiprocessing's pool JobCancelled is an Exception,
+    too, since nothing else reaches the caller.
+    """
+    began: list[int] = []
+
+    def work(number: int) -> None:
+        cancelled.set_progress(number)
+        began.append(number)
+
+    def numbers() -> Any:
+        for number in range(20):
+            work(number)
+            yield number
+
+    with ThreadPoolExecutor(2) as executor:
+        futures = [executor.submit(work, n) for n in range(400)]
+        for future in futures:
+            with pytest.raises(JobCancelled):
+                future.result(timeout=10)
+    called: list[int] = []
+
+    def call_back(result: int) -> None:
+        cancelled.set_message("called back")
+        called.append(result)
+
+    with ThreadPool(2) as pool:
+        with pytest.raises(JobCancelled):
+            pool.map_async(work, range(20)).get(timeout=10)
+        with pytest.raises(JobCancelled):
+            pool.imap(abs, numbers()).next(timeout=10)
+        result = pool.apply_async(abs, (1,), callback=call_back)
+        assert result.get(timeout=10) == 1
+    wait_for(lambda: called == [1])
+    assert began == []
+
+
+def test_cancel_of_a_running_job_is_heard_of_by_itself(run_job: RunJob) -> None:
+    """A job that does nothing but look hears of it."""
+
+    def run(job_state: JobState) -> None:
+        assert not job_state.cancel_requested
+        job_state.raise_if_cancelled()
+        cancel(job_state)
+        assert job_state.cancel_requested
+        with pytest.raises(JobCancelled):
+            job_state.raise_if_cancelled()
+
+    assert run_job(run).status == "success"

@@ -1,0 +1,283 @@
+"""A job as viewers see it: its JSON, and the link to what it has made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pyramid.request import Request
+from redis import Redis
+
+from pyramid_jobstate import JobError, JobState, JobStore, Progress, StoreUnavailable
+from pyramid_jobstate.testing import put_job
+from tests.actor.conftest import put_fields
+from tests.actor.test_reading import FINISHED, UNFINISHED
+from tests.support import load_job
+from tests.webapp import made_config, make_request
+
+
+class Foray(JobState):
+    public_params = ("miles", "none")
+
+    def public_error(self, exception_type: str, message: str) -> str:
+        return f"{exception_type}: {message}"
+
+
+class Pageant(JobState):
+    """A job whose result is at the URL that a metric names."""
+
+    def result_url(self, request: Any) -> str | None:
+        file = self.get_progress_metric("file")
+        return request.route_url("report", file=file) if file else None
+
+
+def iso(time: Any) -> str:
+    text: str = time.isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")
+
+
+def test_json_shows_a_job(store: JobStore, client: Redis, viewer: Request) -> None:
+    """The metrics are at the top, and everything else in `job`. Times have the form of
+    JavaScript's.
+    """
+    uuid = put_job(
+        store,
+        Foray,
+        "error",
+        params={"miles": 26, "secret": "x"},
+        metrics={"miles_run": 12},
+        message="Running",
+        log=["a", "b"],
+        error=JobError("ValueError", "too far"),
+        attempt=2,
+    ).uuid
+    put_fields(client, store, uuid, progress='[13,26,"miles",14.2]')
+    state = load_job(store, uuid)
+
+    assert state.__json__(viewer) == {
+        "miles_run": 12,
+        "job_state": "error",
+        "job": {
+            "uuid": uuid,
+            "kind": "Foray",
+            "title": "Foray",
+            "status": "error",
+            "url": viewer.resource_url(state),
+            "params": {"miles": 26},
+            "progress": {
+                "done": 13,
+                "total": 26,
+                "unit": "miles",
+                "fraction": 0.5,
+                "eta": 14.2,
+            },
+            "phase": None,
+            "message": "Running",
+            "log": ["a", "b"],
+            "attempt": 2,
+            "queued_at": iso(state.queued_at),
+            "due_at": None,
+            "started_at": iso(state.started_at),
+            "updated_at": iso(state.updated_at),
+            "finished_at": iso(state.finished_at),
+            "cancellable": False,
+            "error": {"message": "ValueError: too far"},
+            "result": None,
+        },
+    }
+    assert viewer.resource_url(state) == f"http://localhost/job_state/{uuid}/"
+
+
+def test_json_shows_what_is_unknown_as_empty(
+    store: JobStore, client: Redis, viewer: Request
+) -> None:
+    """It is null, empty or 0."""
+    uuid = put_job(store, status="queued").uuid
+    client.hdel(f"{store.namespace}:{uuid}", "queued")
+    job = load_job(store, uuid).__json__(viewer)["job"]
+    nothing = ("progress", "phase", "message", "due_at", "queued_at", "error", "result")
+    assert [job[name] for name in nothing] == [None] * 7
+    assert (job["params"], job["log"], job["attempt"]) == ({}, [], 0)
+
+
+def test_json_says_who_may_cancel(store: JobStore, redis_url: str) -> None:
+    """Whoever may, can until the job has ended."""
+    config = made_config(redis_url)
+    for user in ("alice", "bob"):
+        states = make_request(config, user).job_states
+        for status in UNFINISHED + FINISHED:
+            job_state = states[put_job(store, status=status, owner="alice").uuid]
+            expected = user == "alice" and status in UNFINISHED
+            shown = job_state.__json__(states.request)
+            assert shown["job"]["cancellable"] is expected, (user, status)
+
+
+def test_json_keeps_exceptions_and_params_from_viewers(
+    store: JobStore, viewer: Request
+) -> None:
+    """By default no parameter and no text of an exception is shown; reasons that no
+    exception gave are.
+    """
+    error = JobError("ValueError", "too far")
+    state = put_job(store, JobState, "error", params={"miles": 26}, error=error)
+    shown = state.__json__(viewer)
+    assert shown["job"]["params"] == {}
+    assert shown["job"]["error"] == {"message": "The job failed."}
+    assert "too far" not in str(shown)
+    skipped = put_job(store, status="cancelled", error=JobError("SkipMessage", "x"))
+    assert skipped.__json__(viewer)["job"]["error"]["message"] == "The job was skipped."
+    late = put_job(store, status="cancelled", error=JobError(None, "Too late."))
+    assert late.__json__(viewer)["job"]["error"] == {"message": "Too late."}
+
+
+def test_json_has_the_coarse_state(store: JobStore, viewer: Request) -> None:
+    """Pages rely on one of three."""
+    for status in UNFINISHED + FINISHED:
+        shown = put_job(store, status=status).__json__(viewer)
+        ends = {"success": "success", "error": "error", "cancelled": "error"}
+        assert shown["job_state"] == ends.get(status, "working")
+        assert shown["job"]["status"] == status
+
+
+def test_json_lets_no_metric_pass_for_the_state(
+    store: JobStore, client: Redis, viewer: Request
+) -> None:
+    """Metrics of reserved names, which another program has written, are not shown."""
+    uuid = put_job(store, status="error").uuid
+    put_fields(client, store, uuid, **{"m:job_state": '"success"', "m:job": "{}"})
+    shown = load_job(store, uuid).__json__(viewer)
+    assert (shown["job_state"], shown["job"]["uuid"]) == ("error", uuid)
+
+
+def test_json_of_a_job_that_runs_here(job_state: JobState, viewer: Request) -> None:
+    """An actor's own JobState shows what it has reported."""
+    job_state.set_progress_metric("miles_run", 12)
+    job_state.set_progress(13, 26, "miles", "Running")
+    shown = job_state.__json__(viewer)
+    assert (shown["miles_run"], shown["job_state"]) == (12, "working")
+    assert shown["job"]["progress"]["fraction"] == 0.5
+    assert shown["job"]["message"] == "Running"
+
+
+# What a job has made.
+
+
+def result(state: JobState, viewer: Request) -> Any:
+    return state.__json__(viewer)["job"]["result"]
+
+
+def test_success_leads_to_its_result(store: JobStore, viewer: Request) -> None:
+    """The class makes the URL of the request and of the job's metrics. It need not make
+    one, and by default makes none.
+    """
+    made = put_job(store, Pageant, "success", metrics={"file": "a.csv"})
+    assert result(made, viewer) == {"url": "http://localhost/reports/a.csv"}
+    assert result(put_job(store, Pageant, "success"), viewer) is None
+    assert result(put_job(store, status="success"), viewer) is None
+
+
+def test_only_a_success_has_a_result(store: JobStore, viewer: Request) -> None:
+    """Nobody asks for it before, not even a class that takes its jobs for successes:
+    for pages it is working until the job has ended.
+    """
+
+    class Early(JobState):
+        def result_url(self, request: Any) -> str:
+            raise AssertionError
+
+    for status in UNFINISHED + FINISHED:
+        if status != "success":
+            assert result(put_job(store, Early, status), viewer) is None
+
+    class Hasty(JobState):
+        is_success = True
+        is_finished = False
+
+        def result_url(self, request: Any) -> str:
+            return "https://example.com/result"
+
+    state = put_job(store, Hasty, "error")
+    assert state.__json__(viewer)["job_state"] == "working"
+    assert result(state, viewer) is None
+
+
+def test_result_is_on_the_web(
+    store: JobStore, viewer: Request, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An http or https URL is passed on as it is. Anything else is logged once a kind,
+    with the class and the job, and the job has no result.
+    """
+    for url in (
+        "http://x",
+        "HTTPS://EXAMPLE.COM/a?b#c",
+        "https://example.com/ü/%20",
+        "http://[::1]:8080/",
+    ):
+
+        class Website(JobState):
+            def result_url(self, request: Any, url: str = url) -> str:
+                return url
+
+        assert result(put_job(store, Website, "success"), viewer) == {"url": url}
+    wrong: list[Any] = [
+        "javascript:alert(1)",
+        " javascript:alert(1)",
+        "data:text/html,x",
+    ]
+    wrong += ["java\nscript:alert(1)", "/reports/1", "reports/1", "//example.com/1"]
+    wrong += ["ftp://example.com/1", "http:", "http://", "https:///a", "http://x/\n"]
+    wrong += ["http://x/a b", "", b"http://x", 7, ["http://x"], True]
+    for number, url in enumerate(wrong):
+        kind: Any = type(
+            f"Wrong{number}",
+            (JobState,),
+            {"result_url": lambda self, request, url=url: url},
+        )
+        state = put_job(store, kind, "success")
+        assert [result(state, viewer), result(state, viewer)] == [None, None]
+        (line,) = caplog.messages
+        assert line == (
+            f"{kind.__module__}.{kind.__qualname__}.result_url() for the job "
+            f"{state.uuid} returned {url!r}, not an http or https URL, such as "
+            "request.route_url(…). The job has no result. Further faults for jobs of "
+            f"kind {kind.kind!r} are not logged."
+        )
+        caplog.clear()
+
+
+def test_result_that_raises_is_logged(
+    store: JobStore, viewer: Request, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The traceback is there once a kind, and the job has no result. A store that is
+    away is no fault of the class: the request is told.
+    """
+
+    class Broken(JobState):
+        def result_url(self, request: Any) -> str:
+            raise LookupError("no file")
+
+    state = put_job(store, Broken, "success")
+    assert [result(state, viewer), result(state, viewer)] == [None, None]
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        f"{Broken.__module__}.{Broken.__qualname__}.result_url() for the job "
+        f"{state.uuid} raised an exception. The job has no result."
+    )
+    assert record.exc_text is not None and "LookupError: no file" in record.exc_text
+
+    class Inquiring(JobState):
+        def result_url(self, request: Any) -> str:
+            raise StoreUnavailable("away")
+
+    with pytest.raises(StoreUnavailable):
+        result(put_job(store, Inquiring, "success"), viewer)
+
+
+def test_progress_without_a_total_has_no_fraction(
+    store: JobStore, viewer: Request
+) -> None:
+    """Viewers are told what is done."""
+    state = put_job(store, progress=Progress(3, None, "rows"))
+    shown = state.__json__(viewer)["job"]["progress"]
+    assert (shown["done"], shown["total"], shown["unit"]) == (3, None, "rows")
+    assert (shown["fraction"], shown["eta"]) == (None, None)

@@ -1,0 +1,223 @@
+"""Metrics: set one at a time or several at once, counted, and limited together."""
+
+import datetime
+import decimal
+import sys
+import threading
+from typing import Any
+
+import pytest
+
+from pyramid_jobstate import JobCancelled, JobState
+from pyramid_jobstate.testing import cancel, detached, history, values
+from tests.actor.conftest import RunJob
+from tests.actor.test_values import INFINITE, JOB, NAN, VALUE
+
+
+def fill(job_state: JobState) -> None:
+    """Fill a job to the last byte with the metrics "0" to "14" and "rest"."""
+    count = JOB // VALUE - 1
+    metrics = {str(i): "a" * (VALUE - 2) for i in range(count)}
+    room = JOB - sum(len(name) + VALUE for name in metrics)
+    metrics["rest"] = "a" * (room - len("rest") - 2)
+    job_state.set_progress_metrics(metrics)
+
+
+def test_job_begins_with_no_metrics(job_state: JobState) -> None:
+    """Nothing of earlier runs is left."""
+    assert job_state.progress_metrics == {}
+    assert job_state.get_progress_metric("a") is None
+    assert job_state.get_progress_metric("a", 0) == 0
+
+
+def test_metrics_are_set_at_once(job_state: JobState) -> None:
+    """Several are set in one call, with whatever names; the keyword wins."""
+    job_state.set_progress_metrics({"a": 1}, self=2, mapping=3, a=4)
+    assert job_state.progress_metrics == {"a": 4, "self": 2, "mapping": 3}
+    job_state.set_progress_metrics()
+    assert len(job_state.progress_metrics) == 3
+    wrong: Any
+    for wrong in ([("a", 1)], {1: 2}, "a", 1):
+        with pytest.raises(TypeError):
+            job_state.set_progress_metrics(wrong)
+
+
+def test_metrics_are_set_together_or_not_at_all(job_state: JobState) -> None:
+    """If one of several is refused, none changes, and viewers see none of them."""
+    job_state.set_progress_metrics(a=1, c="text")
+    for bad in (
+        {"": 1},
+        {"b": NAN},
+        {"b": object()},
+        {"b": "x" * VALUE},
+        {str(i): "x" * 16_000 for i in range(17)},
+    ):
+        with pytest.raises((TypeError, ValueError)):
+            job_state.set_progress_metrics({"a": 2, **bad})
+        assert job_state.progress_metrics == {"a": 1, "c": "text"}
+
+
+def test_counters_count_from_zero(job_state: JobState) -> None:
+    """A counter starts at 0 and stays exact, also where floats and Lua are not."""
+    job_state.increment_progress_metric("a", 2)
+    job_state.increment_progress_metric("a", 0.5)
+    job_state.increment_progress_metric("b")
+    assert job_state.progress_metrics == {"a": 2.5, "b": 1}
+    job_state.set_progress_metric("a", 2**62 - 1)
+    job_state.increment_progress_metric("a", 1)
+    job_state.increment_progress_metric("a", 2**80)
+    assert job_state.get_progress_metric("a") == 2**62 + 2**80
+    job_state.increment_progress_metric("a", -(2**80))
+    job_state.increment_progress_metric("a", -1)
+    assert job_state.get_progress_metric("a") == 2**62 - 1
+
+
+class Patient(int):
+    """A number that lets another thread come in between while it is added."""
+
+    added = threading.Event()
+    comes_in = threading.Event()
+
+    def __radd__(self, other: int) -> int:
+        self.added.set()
+        # If the counter is as exact as it should be, nobody comes.
+        self.comes_in.wait(0.2)
+        return other + int(self)
+
+
+def test_counters_are_exact_among_threads(job_state: JobState) -> None:
+    """What two threads add at the same time is added twice."""
+
+    def come_in() -> None:
+        assert Patient.added.wait(10)
+        job_state.increment_progress_metric("a")
+        Patient.comes_in.set()
+
+    other = threading.Thread(target=come_in)
+    other.start()
+    job_state.increment_progress_metric("a", Patient(1))
+    other.join()
+    assert job_state.get_progress_metric("a") == 2
+
+
+def test_counters_refuse_what_they_cannot_add(job_state: JobState) -> None:
+    """The error names the metric, and nothing changes."""
+    wrong: Any
+    for wrong in ("text", None, True, [1]):
+        job_state.set_progress_metric("a", wrong)
+        with pytest.raises(TypeError, match="'a' cannot be incremented"):
+            job_state.increment_progress_metric("a")
+        with pytest.raises(TypeError, match="'b' cannot be incremented"):
+            job_state.increment_progress_metric("b", wrong)
+    job_state.set_progress_metric("a", 1)
+    for by in (NAN, INFINITE, decimal.Decimal("NaN")):
+        wrong = by
+        with pytest.raises((TypeError, ValueError)):
+            job_state.increment_progress_metric("a", wrong)
+    assert job_state.progress_metrics == {"a": 1}
+    job_state.set_progress_metric("a", 10**400)
+    with pytest.raises(ValueError, match="'a' cannot be incremented"):
+        job_state.increment_progress_metric("a", 1.5)
+
+
+def test_metrics_of_a_job_take_256_kib(job_state: JobState) -> None:
+    """All metrics and their names together take so many bytes as JSON, and not one
+    more. A value that is replaced counts once.
+    """
+    fill(job_state)
+    with pytest.raises(ValueError, match=r"'x' the job's metrics would take 262169 b"):
+        job_state.set_progress_metric("x", 1)
+    job_state.set_progress_metric("0", "b" * (VALUE - 2))
+    with pytest.raises(ValueError, match=r"would take 262145 bytes\. The limit"):
+        job_state.set_progress_metric(
+            "rest", job_state.get_progress_metric("rest") + "a"
+        )
+    job_state.set_progress_metrics({"0": "b", "x": "a" * (VALUE - 100)})
+    job_state.set_progress_metric("x", 1)
+    job_state.set_progress_metric("x", "a" * (VALUE - 100))
+    with pytest.raises(ValueError, match="The limit is 262144"):
+        job_state.set_progress_metric("0", "b" * (VALUE - 2))
+
+
+def test_names_count_in_bytes(job_state: JobState) -> None:
+    """A name counts with its bytes in UTF-8."""
+    fill(job_state)
+    job_state.set_progress_metric("rest", "")
+    with pytest.raises(ValueError, match="would take"):
+        job_state.set_progress_metric("😀" * (VALUE // 4), 1)
+    job_state.set_progress_metric("a" * (VALUE // 4), 1)
+
+
+def test_numbers_count_as_the_longest(job_state: JobState) -> None:
+    """All numbers take as much room, so that a counter never runs full."""
+    assert len(str(-sys.float_info.max)) == 24
+    job_state.set_progress_metric("counter", 0)
+    rest = JOB - (JOB // VALUE - 1) * VALUE - sum(len(str(i)) for i in range(15))
+    for i in range(15):
+        job_state.set_progress_metric(str(i), "a" * (VALUE - 2))
+    used = len("counter") + 24 + len("rest")
+    job_state.set_progress_metric("rest", "a" * (rest - used - 2))
+    with pytest.raises(ValueError, match="would take"):
+        job_state.set_progress_metric("rest", "a" * (rest - used - 1))
+    for number in (10**18, -sys.float_info.max, 1.2345678901234567e-300, True):
+        job_state.set_progress_metric("counter", number)
+        assert job_state.get_progress_metric("counter") == number
+
+
+def test_finalizer_may_report(job_state: JobState) -> None:
+    """Encoding a value may run code that reports, too."""
+
+    class Odd(datetime.date):
+        def isoformat(self) -> str:
+            job_state.append_log("from within")
+            return "a day"
+
+    job_state.set_progress_metric("day", Odd(2026, 1, 1))
+    assert job_state.log == ["from within"]
+    assert job_state.get_progress_metric("day") == "a day"
+
+
+def test_call_during_which_the_job_is_cancelled_is_the_last(
+    job_state: JobState,
+) -> None:
+    """What it sets is kept. The next one says that the job was cancelled, even if it
+    only sets the same metric to another number.
+    """
+
+    class Late(datetime.date):
+        def isoformat(self) -> str:
+            cancel(job_state)
+            return "a day"
+
+    job_state.set_progress_metrics({"a": 1, "day": Late(2026, 1, 1)})
+    assert job_state.progress_metrics == {"a": 1, "day": "a day"}
+    with pytest.raises(JobCancelled):
+        job_state.set_progress_metric("a", 2)
+
+
+def test_every_metric_is_kept_for_tests() -> None:
+    """A detached JobState keeps each value, the repeated ones included, in order."""
+    job_state = detached(JobState)
+    for number in (1, 2, 2):
+        job_state.set_progress_metric("a", number)
+    job_state.set_progress_metrics(a=[4], b=None)
+    job_state.increment_progress_metric("c", 2)
+    job_state.increment_progress_metric("c")
+    assert values(job_state, "a") == [1, 2, 2, [4]]
+    assert history(job_state)[-3:] == [
+        ("metric", "b", None),
+        ("metric", "c", 2),
+        ("metric", "c", 3),
+    ]
+
+
+def test_job_reads_its_own_metrics_from_the_store(run_job: RunJob) -> None:
+    """What the actor set last is what viewers see at the end."""
+
+    def run(job_state: JobState) -> None:
+        for n in range(100):
+            job_state.set_progress_metrics(n=n, text=str(n))
+            job_state.increment_progress_metric("sum", n)
+
+    state = run_job(run)
+    assert state.progress_metrics == {"n": 99, "text": "99", "sum": 4950}

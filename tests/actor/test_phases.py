@@ -1,0 +1,427 @@
+"""Phases: shares of the bar that never take it back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import random
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from pyramid.request import Request
+from redis import Redis
+
+from pyramid_jobstate import JobCancelled, JobState, JobStore, Progress
+from pyramid_jobstate.testing import cancel, detached, history, put_job
+from tests.actor.conftest import RunJob, put_fields
+from tests.support import load_job
+
+#: Returns what viewers read of the phase that a job is in.
+Shown = Callable[[JobState], Any]
+
+
+@pytest.fixture
+def phase_in(viewer: Request) -> Shown:
+    return lambda job_state: job_state.__json__(viewer)["job"]["phase"]
+
+
+def share(job: JobState) -> float:
+    """Return where the bar stands."""
+    progress = job.progress
+    assert progress is not None
+    assert progress.fraction is not None
+    return progress.fraction
+
+
+def test_phase_rescales_what_is_reported_in_it(job_state: JobState) -> None:
+    """What called functions report fills the share of the phase."""
+
+    def write_all() -> None:
+        job_state.set_progress(1, 4, "rows")
+
+    with job_state.phase("Parsing", percent=30):
+        assert share(job_state) == 0
+        job_state.set_progress(13, 26, "rows")
+        assert share(job_state) == pytest.approx(0.15)
+        assert job_state.progress == Progress(13, 26, "rows")
+    assert share(job_state) == pytest.approx(0.3)
+    with job_state.phase("Writing", percent=70):
+        assert share(job_state) == pytest.approx(0.3)
+        write_all()
+        assert share(job_state) == pytest.approx(0.475)
+    assert share(job_state) == 1
+
+
+def test_phases_in_phases(job_state: JobState, phase_in: Shown) -> None:
+    """A percentage is one of the part around it, and viewers read the path."""
+    assert phase_in(job_state) is None
+    with job_state.phase("Writing", percent=50):
+        with job_state.phase("Rows", percent=40):
+            job_state.set_progress(1, 2)
+            assert share(job_state) == pytest.approx(0.1)
+            assert phase_in(job_state) == {
+                "name": "Rows",
+                "path": ["Writing", "Rows"],
+                "fraction": 0.5,
+            }
+        assert share(job_state) == pytest.approx(0.2)
+        assert phase_in(job_state) == {
+            "name": "Writing",
+            "path": ["Writing"],
+            "fraction": None,
+        }
+        with job_state.phase("Index", percent=60):
+            assert share(job_state) == pytest.approx(0.2)
+    assert share(job_state) == pytest.approx(0.5)
+    assert phase_in(job_state) is None
+
+
+def test_loop_after_phases_fills_the_rest(job_state: JobState) -> None:
+    """What is reported outside phases lies between them."""
+    with job_state.phase("First", percent=20):
+        pass
+    shares = []
+    for _ in job_state.track(range(4)):
+        shares.append(share(job_state))
+    shares.append(share(job_state))
+    assert shares == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
+
+
+def test_phases_in_a_loop(job_state: JobState) -> None:
+    """A loop whose steps have phases goes on from where they end."""
+    shares = []
+    for _ in job_state.track(range(5)):
+        with job_state.phase("Step", percent=10):
+            shares.append(share(job_state))
+        shares.append(share(job_state))
+    shares.append(share(job_state))
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+
+
+def test_second_loop_takes_nothing_back(job_state: JobState, phase_in: Shown) -> None:
+    """In a phase and after one, the bar waits for the second loop, whose numbers are
+    the actor's own.
+    """
+    with job_state.phase("Reading", percent=50):
+        list(job_state.track(range(3)))
+        loop = job_state.track(range(3), unit="rows")
+        assert share(job_state) == pytest.approx(0.5)
+        assert job_state.progress == Progress(0, 3, "rows")
+        assert phase_in(job_state)["fraction"] == 0
+        list(loop)
+    job_state.set_progress(1, 2)
+    shares = []
+    for _ in job_state.track(range(4)):
+        shares.append(share(job_state))
+    assert shares == pytest.approx([0.75, 0.75, 0.75, 0.875])
+
+
+def test_progress_that_goes_back_in_a_phase_leaves_the_bar(job_state: JobState) -> None:
+    """It waits until the progress has come as far again, and what follows begins where
+    it stands.
+    """
+
+    def read() -> None:
+        with job_state.phase("Reading", percent=50):
+            for done in (9, 1, 8, 10, 4):
+                job_state.set_progress(done, 10)
+                shares.append(share(job_state))
+            job_state.set_progress(3)
+            shares.append(share(job_state))
+            raise LookupError
+
+    shares: list[float] = []
+    with pytest.raises(LookupError):
+        read()
+    assert shares == pytest.approx([0.45, 0.45, 0.45, 0.5, 0.5, 0.5])
+    with job_state.phase("Repairing", percent=10):
+        assert share(job_state) == pytest.approx(0.5)
+    assert share(job_state) == pytest.approx(0.6)
+
+
+def test_phase_that_raises_stays_where_it_is(job_state: JobState) -> None:
+    """An exception leaves the bar, and what follows begins there."""
+
+    def read() -> None:
+        with job_state.phase("Reading", percent=50):
+            job_state.set_progress(1, 2)
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        read()
+    assert share(job_state) == pytest.approx(0.25)
+    with job_state.phase("Repairing", percent=10):
+        assert share(job_state) == pytest.approx(0.25)
+    assert share(job_state) == pytest.approx(0.35)
+
+
+def test_phase_of_another_thread_is_refused(job_state: JobState) -> None:
+    """While a phase is open, no other thread can begin one. Others may report."""
+    caught: list[BaseException] = []
+
+    def begin() -> None:
+        try:
+            with job_state.phase("Second", percent=10):
+                raise AssertionError
+        except RuntimeError as e:
+            caught.append(e)
+        job_state.set_progress(1, 2)
+
+    with job_state.phase("First", percent=50):
+        thread = threading.Thread(target=begin)
+        thread.start()
+        thread.join()
+        assert share(job_state) == pytest.approx(0.25)
+    assert str(caught[0]) == (
+        "The phase 'Second' cannot begin in this thread while the phase 'First' is "
+        "open in another."
+    )
+    with job_state.phase("Third", percent=10):
+        assert share(job_state) == pytest.approx(0.5)
+
+
+def test_phase_in_an_asynchronous_actor(job_state: JobState) -> None:
+    """The same `with` works in a coroutine, around an asynchronous loop."""
+
+    async def rows() -> AsyncIterator[int]:
+        for n in range(4):
+            await asyncio.sleep(0)
+            yield n
+
+    async def run() -> list[float]:
+        shares = []
+        with job_state.phase("Reading", percent=40):
+            async for _ in job_state.track(rows(), total=4):
+                shares.append(share(job_state))
+        return [*shares, share(job_state)]
+
+    assert asyncio.run(run()) == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+
+
+def test_phases_that_are_left_in_another_order(job_state: JobState) -> None:
+    """A phase that outlives the one around it, as one of another task may, ends with
+    it.
+    """
+    outer, inner = job_state.phase("Outer", 50), job_state.phase("Inner", 50)
+    with outer:
+        inner.__enter__()
+        job_state.set_progress(1, 2)
+    assert share(job_state) == pytest.approx(0.5)
+    inner.__exit__(None, None, None)
+    assert share(job_state) == pytest.approx(0.5)
+    with job_state.phase("Next", 25):
+        pass
+    assert share(job_state) == pytest.approx(0.75)
+
+
+def test_job_without_phases_is_as_before(job_state: JobState) -> None:
+    """The progress of a job without phases is a plain one."""
+    job_state.set_progress(3)
+    progress = job_state.progress
+    assert type(progress) is Progress
+    assert progress == Progress(3) and progress.fraction is None
+
+
+def test_more_than_is_left_is_cut(caplog: pytest.LogCaptureFixture) -> None:
+    """Percentages that add up to too much are cut, with one warning a job."""
+    for percents in ([60, 60], [16.7] * 5 + [16.6], [100, 1], [1e-9] + [100] * 3):
+        job_state = detached(JobState)
+        shares = []
+        for number, percent in enumerate(percents):
+            with job_state.phase(f"Phase {number}", percent):
+                shares.append(share(job_state))
+                job_state.set_progress(1, 1)
+                shares.append(share(job_state))
+        assert shares == sorted(shares)
+        assert share(job_state) == 1
+        (line,) = caplog.messages
+        assert "more than is left of what encloses it: it gets the rest." in line
+        caplog.clear()
+
+
+def test_percentages_that_add_up_are_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+    """Rounding errors are no reason for the warning."""
+    for percents in ([100], [30, 70], [33.3, 33.3, 33.4], [10] * 10, [0.1] * 1000):
+        job_state = detached(JobState)
+        for percent in percents:
+            with job_state.phase("Phase", percent):
+                pass
+        assert share(job_state) == pytest.approx(1)
+        assert share(job_state) <= 1
+    assert caplog.messages == []
+
+
+def test_name_and_percentage_are_checked_at_the_call(
+    job_state: JobState, phase_in: Shown
+) -> None:
+    """A phase has a name, which is cut if it is too long, and a percentage above 0 and
+    at most 100. Otherwise nothing is reported.
+    """
+    wrong: Any
+    for wrong in (None, 7, b"Parsing"):
+        with pytest.raises(TypeError, match="The name of a phase must be a str"):
+            job_state.phase(wrong, 30)
+    with pytest.raises(ValueError, match="must not be empty"):
+        job_state.phase("", 30)
+    for wrong in ("30", None, True, [30]):
+        with pytest.raises(TypeError, match="'Parsing' must be a number, not"):
+            job_state.phase("Parsing", wrong)
+    for percent in (0, -1, 101, 100.0001, math.nan, math.inf):
+        with pytest.raises(ValueError, match="'Parsing' must be above 0 and at most"):
+            job_state.phase("Parsing", percent)
+    assert job_state.progress is None
+    with job_state.phase("x" * 300, 30):
+        assert phase_in(job_state)["name"] == "x" * 200
+
+
+def test_phase_of_a_cancelled_job(job_state: JobState) -> None:
+    """A cancelled job does not begin a phase; leaving one does not raise anew."""
+
+    def read() -> None:
+        with job_state.phase("Reading", percent=50):
+            cancel(job_state)
+            job_state.set_progress(1, 2)
+
+    with pytest.raises(JobCancelled):
+        read()
+    other = detached(JobState)
+    cancel(other)
+    with pytest.raises(JobCancelled), other.phase("Reading", percent=50):
+        raise AssertionError
+
+
+def test_random_nestings_never_go_back(caplog: pytest.LogCaptureFixture) -> None:
+    """However phases, loops and exceptions are nested, the bar never goes back, and
+    never beyond its end, whether each report is kept or not.
+    """
+    caplog.set_level(logging.ERROR)
+    chance = random.Random(26)
+    for _ in range(300):
+        job_state = detached(JobState)
+        shares = [0.0]
+        look(job_state, chance, shares, depth=0)
+        assert shares == sorted(shares)
+        assert 0 <= shares[0] <= shares[-1] <= 1
+
+
+def look(
+    job_state: JobState, chance: random.Random, shares: list[float], depth: int
+) -> None:
+    """Do something at random inside a part of the bar, and note where it stands."""
+
+    def note() -> None:
+        if job_state.progress is not None:
+            shares.append(share(job_state))
+
+    steps = chance.randrange(4)
+    is_loop = chance.random() < 0.5
+    loop: Any = job_state.track(range(steps)) if is_loop else range(steps)
+    for _ in loop:
+        note()
+        if depth < 4 and chance.random() < 0.7:
+            with (
+                contextlib.suppress(LookupError),
+                job_state.phase("Phase", chance.choice([1, 7, 33.3, 50, 100])),
+            ):
+                note()
+                look(job_state, chance, shares, depth + 1)
+                note()
+                if chance.random() < 0.2:
+                    raise LookupError
+            note()
+    note()
+    if depth:
+        for _ in range(chance.randrange(3)):
+            job_state.set_progress(chance.randrange(6), chance.choice([None, 0, 5]))
+        note()
+
+
+def test_phases_are_kept_for_tests() -> None:
+    """A detached JobState keeps the beginning of each phase."""
+    job_state = detached(JobState)
+    with job_state.phase("Reading", percent=30):
+        job_state.set_progress(1, 2)
+    with job_state.phase("Writing", percent=70):
+        pass
+    assert history(job_state) == [
+        ("phase", "Reading", 30),
+        ("progress", 1, 2, None),
+        ("phase", "Writing", 70),
+    ]
+
+
+def test_viewers_read_the_bar_as_the_actor_does(
+    run_job: RunJob, store: JobStore, phase_in: Shown
+) -> None:
+    """The stored bar stands where the actor reads it, also where it waits."""
+
+    def check(job_state: JobState, expected: float) -> None:
+        assert job_state.flush(10)
+        loaded = load_job(store, job_state.uuid)
+        assert share(loaded) == share(job_state) == pytest.approx(expected)
+        assert phase_in(loaded) == phase_in(job_state)
+        assert loaded.progress and job_state.progress
+        assert loaded.progress[:3] == job_state.progress[:3]
+
+    def run(job_state: JobState) -> None:
+        with job_state.phase("Reading", percent=50):
+            check(job_state, 0)
+            for done, expected in ((9, 0.45), (1, 0.45), (4, 0.45), (10, 0.5)):
+                job_state.set_progress(done, 10, "rows")
+                check(job_state, expected)
+            with job_state.phase("Index", percent=20):
+                check(job_state, 0.5)
+        check(job_state, 0.5)
+        for item in job_state.track(range(2)):
+            check(job_state, 0.5 + item / 4)
+
+    state = run_job(run)
+    assert share(state) == 1
+
+
+def test_time_left_is_that_of_the_whole_job(run_job: RunJob, store: JobStore) -> None:
+    """At the end of a phase, the rest of the job is still to come."""
+
+    def run(job_state: JobState) -> None:
+        with job_state.phase("Reading", percent=10):
+            for _ in job_state.track(range(10)):
+                assert job_state.flush(10)
+            job_state.set_progress(10, 10)
+            assert job_state.flush(10)
+            progress = load_job(store, job_state.uuid).progress
+            assert progress is not None
+            assert progress.eta is not None and progress.eta > 0
+
+    run_job(run)
+
+
+def test_stored_phase_is_read_tolerantly(
+    store: JobStore, client: Redis, phase_in: Shown
+) -> None:
+    """A phase that another program has written is left out if it is none."""
+    progress = '[1,2,"rows",3.5]'
+    for text, fraction, names in [
+        ('[0.25,0.5,["A","B"]]', 0.5, ["A", "B"]),
+        ("[0,1,[]]", 0.5, None),
+        ("[0.25,0.5]", 0.5, None),
+        ("[-0.25,0.5,[]]", 0.5, None),
+        ("[0.5,1.5,[]]", 0.5, None),
+        ('["0",1,[]]', 0.5, None),
+        ("[true,1,[]]", 0.5, None),
+        ("[null,1,[]]", 0.5, None),
+        ('[0,1,"A"]', 0.5, None),
+        ("{}", 0.5, None),
+        ("x", 0.5, None),
+    ]:
+        job_state = put_job(store)
+        put_fields(client, store, job_state.uuid, progress=progress, phase=text)
+        loaded = load_job(store, job_state.uuid)
+        assert loaded.progress == Progress(1, 2, "rows", 3.5)
+        assert share(loaded) == fraction, text
+        phase = phase_in(loaded)
+        assert (phase and phase["path"]) == names, text

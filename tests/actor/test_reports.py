@@ -1,0 +1,212 @@
+"""Messages, the log, and what every report has in common: how it reaches the store,
+and after the end of its job no longer does.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from pyramid_jobstate import JobState, JobStore, current_job_state
+from pyramid_jobstate.testing import detached, history, put_job
+from tests.actor.conftest import RunJob
+from tests.jobs import RunMarathon
+from tests.support import load_job, wait_for
+
+#: The calls by which an actor reports, and what viewers then read. Most are made twice,
+#: since what is set again takes a shorter way.
+CALLS: dict[str, tuple[Callable[[JobState], Any], Callable[[JobState], Any]]] = {
+    "set_progress_metric": (
+        lambda j: j.set_progress_metric("a", j.get_progress_metric("a", 0) + 1),
+        lambda j: j.get_progress_metric("a"),
+    ),
+    "set_progress_metric to a text": (
+        lambda j: j.set_progress_metric("b", j.get_progress_metric("b", "") + "b"),
+        lambda j: j.get_progress_metric("b"),
+    ),
+    "set_progress_metrics": (
+        lambda j: j.set_progress_metrics(c=j.get_progress_metric("c", 0) + 1),
+        lambda j: j.get_progress_metric("c"),
+    ),
+    "increment_progress_metric": (
+        lambda j: j.increment_progress_metric("d"),
+        lambda j: j.get_progress_metric("d"),
+    ),
+    "set_progress": (
+        lambda j: j.set_progress((j.progress.done if j.progress else 0) + 1, 9, "rows"),
+        lambda j: j.progress and j.progress[:3],
+    ),
+    "set_progress with a message": (
+        lambda j: j.set_progress(8, 9, "rows", f"{j.message}+"),
+        lambda j: j.message,
+    ),
+    "track": (
+        lambda j: list(j.track(range(len(j.log) + 2), 30)),
+        lambda j: j.progress and j.progress[:3],
+    ),
+    "phase": (
+        lambda j: j.phase("Reading", 1).__enter__(),
+        lambda j: j.progress and j.progress.fraction,
+    ),
+    "set_message": (
+        lambda j: j.set_message(f"{j.message}!"),
+        lambda j: j.message,
+    ),
+    "append_log": (
+        lambda j: j.append_log("line"),
+        lambda j: j.log,
+    ),
+}
+
+#: Those that fail once the job has ended or is cancelled.
+REPORTS = {name: call for name, (call, _) in CALLS.items()} | {
+    "raise_if_cancelled": lambda j: j.raise_if_cancelled()
+}
+
+
+def test_each_report_reaches_the_store(run_job: RunJob, store: JobStore) -> None:
+    """Viewers see what an actor reports a moment later, whichever call it makes, at the
+    first time and at the next.
+    """
+
+    def run(job_state: JobState) -> None:
+        for name, (call, read) in CALLS.items():
+            for _ in range(2):
+                call(job_state)
+                reported = read(job_state)
+
+                def is_stored(read: Any = read, reported: Any = reported) -> bool:
+                    stored: bool = read(load_job(store, job_state.uuid)) == reported
+                    return stored
+
+                wait_for(is_stored)
+            assert reported, name
+        steps = job_state.track("abc")
+        for done in range(3):
+            next(steps)
+            wait_for(functools.partial(is_at_step, store, job_state, done))
+
+    run_job(run)
+
+
+def is_at_step(store: JobStore, job_state: JobState, done: int) -> bool:
+    progress = load_job(store, job_state.uuid).progress
+    return progress is not None and progress.done == done
+
+
+def test_flush_waits_until_everything_is_stored(
+    run_job: RunJob, store: JobStore
+) -> None:
+    """It says so, whatever was set before."""
+
+    def run(job_state: JobState) -> None:
+        for n in range(20):
+            job_state.set_progress_metric("n", n)
+            job_state.append_log(str(n))
+            assert job_state.flush(10)
+            state = load_job(store, job_state.uuid)
+            assert (state.progress_metrics, state.log[-1]) == ({"n": n}, str(n))
+
+    run_job(run)
+
+
+def test_flush_of_a_direct_call_has_nothing_to_wait_for(job_state: JobState) -> None:
+    """What is kept in memory is in its place at once."""
+    assert job_state.flush(timeout=0)
+    assert detached(JobState).flush(0)
+
+
+def test_job_reads_what_it_has_set(job_state: JobState) -> None:
+    """The latest message counts, and None removes it."""
+    job_state.set_message("a")
+    job_state.append_log("line")
+    assert (job_state.message, job_state.log) == ("a", ["line"])
+    job_state.set_message(None)
+    assert job_state.message is None
+
+
+def test_log_keeps_the_last_lines(job_state: JobState) -> None:
+    """There are at most 20, each of 200 characters."""
+    for i in range(25):
+        job_state.append_log(f"{i:02}" + "ü" * 300)
+    assert [line[:2] for line in job_state.log] == [f"{i:02}" for i in range(5, 25)]
+    assert {len(line) for line in job_state.log} == {200}
+
+
+def test_messages_and_lines_are_kept_for_tests() -> None:
+    """A detached JobState keeps all of them, in order, the lines as they are shown."""
+    job_state = detached(JobState)
+    job_state.set_message("a")
+    job_state.set_message(None)
+    for i in range(30):
+        job_state.append_log(f"{i:02}" + "ü" * 300)
+    lines = [("log", f"{i:02}" + "ü" * 198) for i in range(30)]
+    assert history(job_state) == [("message", "a"), ("message", None), *lines]
+
+
+def test_job_that_has_ended_takes_nothing(ended: JobState) -> None:
+    """A thread that outlives its job is told so at each call, and what viewers see
+    stays as it is.
+    """
+    for name, call in REPORTS.items():
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=r"^The job has ended"):
+                call(ended)
+        assert ended.progress_metrics == {"a": 5}, name
+        assert ended.progress is not None
+        assert ended.progress[:3] == (1, 2, "rows"), name
+        assert (ended.message, ended.log) == (None, []), name
+    with pytest.raises(RuntimeError, match=r"^The job has ended"):
+        ended.set_progress_metric("a", 6)
+    with pytest.raises(RuntimeError, match=r"^The job has ended"):
+        ended.set_progress(2, 2, "rows")
+    assert ended.flush()
+
+
+def test_loop_that_outlives_its_job_stops(run_job: RunJob) -> None:
+    """At its next step it is told that the job has ended."""
+    loops: list[Any] = []
+
+    def run(job_state: JobState) -> None:
+        loops.append(job_state.track(range(5)))
+        next(loops[0])
+
+    state = run_job(run)
+    with pytest.raises(RuntimeError, match="has ended"):
+        next(loops[0])
+    assert state.progress and state.progress.done == 0
+
+
+def test_job_that_was_loaded_takes_nothing(store: JobStore, client: Redis) -> None:
+    """Only a running job can report: who has loaded one is told so at each call."""
+    state = put_job(store, RunMarathon, metrics={"miles_run": 12}, message="Running")
+    calls = {**REPORTS, "flush": lambda job_state: job_state.flush()}
+    for name, call in calls.items():
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=r"was loaded from a store\. Only a"):
+                call(state)
+        assert state.progress_metrics == {"miles_run": 12}, name
+        assert (state.progress, state.message, state.log) == (None, "Running", []), name
+
+
+def test_running_job_cannot_cancel_or_delete_itself(job_state: JobState) -> None:
+    """Only who has loaded a job can: a running one ends with an exception."""
+    for call in (job_state.cancel, job_state.delete):
+        with pytest.raises(RuntimeError, match="Only a JobState loaded from a store"):
+            call()
+
+
+def test_job_loaded_without_a_request_cannot_run_again(store: JobStore) -> None:
+    """The error names the function that can, with a broker."""
+    state = put_job(store, RunMarathon, "error")
+    with pytest.raises(RuntimeError, match=r"pyramid_jobstate\.rerun\(store, broker"):
+        state.rerun()
+
+
+def test_current_job_state_is_none_outside_a_job() -> None:
+    """Whoever asks elsewhere gets None."""
+    assert current_job_state() is None
