@@ -1,11 +1,9 @@
 """JobStateMiddleware: how it declares actors, calls them and follows their jobs."""
 
-import asyncio
 import concurrent.futures
 import contextlib
 import datetime
 import gc
-import inspect
 import logging
 import threading
 import weakref
@@ -19,7 +17,6 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import (
     AgeLimit,
-    AsyncIO,
     CurrentMessage,
     Middleware,
     MiddlewareError,
@@ -32,14 +29,11 @@ from dramatiq.results import ResultFailure, Results
 from dramatiq.results.backends import RedisBackend
 
 from pyramid_jobstate import (
-    Batch,
     JobState,
     JobStateMiddleware,
     JobStore,
-    current_job_state,
 )
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.job.changes import NewJob, Update
 from pyramid_jobstate.job.record import NOT_REACHED, JobError
 from pyramid_jobstate.worker.recorder import Recorder
@@ -54,418 +48,17 @@ from tests.jobs import (
     make_placed_broker,
     messages,
     middleware_of,
-    new_id,
     record_steps,
     store_of,
     wait_until,
     working,
 )
-from tests.support import INFO, SENT, key_of, load_job, wait_for
+from tests.support import INFO, SENT, key_of, wait_for
 
 # Which actors are tracked.
 
 
-def test_an_actor_with_the_parameter_is_tracked(broker: RedisBroker) -> None:
-    """An actor that declares job_state is handed the JobState of its job."""
-    seen = []
-
-    @job_actor(broker=broker)
-    def run_marathon(miles: int, *, job_state: JobState) -> None:
-        job_state.set_progress_metric("miles_run", miles)
-        seen.append((type(job_state), job_state.uuid, job_state.status))
-        assert current_job_state() is job_state
-
-    with working(broker):
-        message = run_marathon.send(26)
-        state = wait_until(broker, message, "success")
-    assert state.progress_metrics == {"miles_run": 26}
-    assert state.job_params == {"miles": 26}
-    assert (state.kind, state.title) == ("JobState", "Run marathon")
-    assert seen == [(JobState, message.message_id, "working")]
-
-
-def test_an_actor_with_the_option_is_tracked(broker: RedisBroker) -> None:
-    """An actor with the option job_state may omit the parameter."""
-
-    @dramatiq.actor(broker=broker, job_state=RunMarathon)
-    def run_marathon(miles: int) -> None:
-        job_state = current_job_state()
-        assert isinstance(job_state, RunMarathon)
-        job_state.set_progress_metric("miles_run", miles)
-
-    @dramatiq.actor(broker=broker, job_state=True)
-    def walk() -> None:
-        assert type(current_job_state()) is JobState
-
-    with working(broker):
-        state = wait_until(broker, run_marathon.send(26), "success")
-        wait_until(broker, walk.send(), "success")
-    assert isinstance(state, RunMarathon)
-    assert state.progress_metrics == {"miles_run": 26}
-    assert current_job_state() is None
-
-
-def test_the_middleware_may_come_after_the_actors(redis_url: str) -> None:
-    """Actors declared before the middleware was added are tracked, too."""
-    broker = RedisBroker(url=redis_url)
-
-    @job_actor(broker=broker)
-    def run_marathon(miles: int, *, job_state: JobState) -> None:
-        job_state.set_progress_metric("miles_run", miles)
-
-    broker.add_middleware(JobStateMiddleware())
-    with working(broker):
-        wait_until(broker, run_marathon.send(26), "success")
-
-
-def test_an_untracked_actor_is_left_alone(
-    broker: RedisBroker, client: redis.Redis
-) -> None:
-    """An actor that declares neither keeps its function, and nothing is stored."""
-    done = threading.Event()
-
-    def sweep() -> None:
-        done.set()
-
-    actor = dramatiq.actor(broker=broker)(sweep)
-    assert actor.fn is sweep
-    with working(broker):
-        actor.send()
-        assert done.wait(5)
-    assert client.keys("jobstate*") == []
-
-
-def test_an_async_actor_is_tracked(redis_url: str) -> None:
-    """A coroutine function is handed the JobState like any other."""
-    broker = make_broker(redis_url, others=(AsyncIO(),))
-
-    @job_actor(broker=broker)
-    async def run_marathon(miles: int, *, job_state: JobState) -> None:
-        await asyncio.sleep(0)
-        assert current_job_state() is job_state
-        job_state.set_progress_metric("miles_run", miles)
-
-    with working(broker):
-        state = wait_until(broker, run_marathon.send(26), "success")
-    assert state.progress_metrics == {"miles_run": 26}
-
-
-def test_a_default_of_the_parameter_is_replaced(broker: RedisBroker) -> None:
-    """A default of job_state is for type checkers: the job gets its own JobState."""
-
-    @job_actor(broker=broker)
-    def run_marathon(miles: int, job_state: Any = None) -> None:
-        job_state.set_progress_metric("miles_run", miles)
-
-    with working(broker):
-        wait_until(broker, run_marathon.send(26), "success")
-
-
-def by_position_only(job_state: JobState, /, miles: int) -> None: ...
-def swallowed(*job_state: JobState) -> None: ...
-def in_front(job_state: JobState, miles: int) -> None: ...
-def before_args(job_state: JobState, *miles: int, **more: int) -> None: ...
-def as_kwargs(**job_state: JobState) -> None: ...
-
-
-@pytest.mark.parametrize(
-    ("function", "right"),
-    [
-        (by_position_only, "by_position_only(miles: int, *, job_state)"),
-        (swallowed, "swallowed(*, job_state)"),
-        (in_front, "in_front(miles: int, *, job_state)"),
-        (before_args, "before_args(*miles: int, job_state, **more: int)"),
-        (as_kwargs, "as_kwargs(*, job_state)"),
-    ],
-)
-def test_a_parameter_that_cannot_be_passed_is_refused(
-    broker: RedisBroker, function: Any, right: str
-) -> None:
-    """A job_state that cannot be passed by keyword is refused when the actor is
-    declared, and the error shows how to write it.
-    """
-    with pytest.raises(ActorError) as error:
-        dramatiq.actor(broker=broker)(function)
-    assert f"Declare it as: def {right}" in str(error.value)
-    assert function.__name__ in str(error.value)
-
-
-def test_a_parameter_is_refused_also_afterwards(redis_url: str) -> None:
-    """Adding the middleware to a broker with such an actor raises the same error."""
-    broker = RedisBroker(url=redis_url)
-    dramatiq.actor(broker=broker)(in_front)
-    with pytest.raises(ActorError, match="in_front"):
-        broker.add_middleware(JobStateMiddleware())
-
-
-@pytest.mark.parametrize("is_class", [False, True])
-@pytest.mark.parametrize("declared", ["before", "between", "after"])
-def test_a_second_middleware_is_refused(
-    redis_url: str, declared: str, is_class: bool
-) -> None:
-    """Two middlewares on one broker are refused, whether they or a tracked actor come
-    first.
-    """
-    broker = RedisBroker(url=redis_url)
-
-    class Marathon(dramatiq.GenericActor):
-        class Meta:
-            abstract = True
-
-        def perform(self, *, job_state: JobState) -> None: ...
-
-    def declare() -> None:
-        run = Marathon() if is_class else kept_apart
-        dramatiq.actor(broker=broker, actor_name="run_marathon")(run)
-
-    def kept_apart(*, job_state: JobState) -> None: ...
-
-    if declared == "before":
-        declare()
-    broker.add_middleware(JobStateMiddleware())
-    if declared == "between":
-        declare()
-
-    def add() -> None:
-        broker.add_middleware(JobStateMiddleware())
-        declare()
-
-    said = r"RedisBroker.* 2 JobStateMiddleware instances\. Add only one"
-    with pytest.raises(ActorError, match=said):
-        add()
-
-
-def test_a_second_middleware_is_refused_when_the_broker_is_made() -> None:
-    """Two middlewares in a broker's constructor are refused as well."""
-    twice: list[Middleware] = [JobStateMiddleware(), JobStateMiddleware()]
-    broker = StubBroker(middleware=twice)
-    with pytest.raises(ActorError, match="2 JobStateMiddleware"):
-        dramatiq.actor(broker=broker, job_state=True)(lambda: None)
-
-
-@pytest.mark.parametrize("is_early", [False, True])
-def test_a_class_based_actor_is_tracked_by_its_perform(
-    redis_url: str, is_early: bool
-) -> None:
-    """A GenericActor is handed its job_state, and its parameters have the names that
-    its perform() gives them, whenever the middleware is added.
-    """
-    broker = RedisBroker(url=redis_url) if is_early else make_broker(redis_url)
-
-    def declare() -> Any:
-        class Marathon(dramatiq.GenericActor):
-            class Meta:
-                broker = broker_
-
-            def perform(
-                self, miles: int, *, pace: int = 5, job_state: JobState
-            ) -> None:
-                job_state.set_progress_metric("miles_run", miles * pace)
-
-        return Marathon
-
-    broker_ = broker
-    actor = declare()
-    if is_early:
-        broker.add_middleware(JobStateMiddleware())
-    with working(broker):
-        message = actor.send(26, pace=2)
-        state = wait_until(broker, message, "success")
-    assert state.job_params == {"miles": 26, "pace": 2}
-    assert state.progress_metrics == {"miles_run": 52}
-    assert state.actor == "Marathon"
-
-
-def test_a_class_based_actor_whose_parameter_cannot_be_passed_is_refused(
-    broker: RedisBroker,
-) -> None:
-    """The error shows the right perform(), with its self."""
-    broker_ = broker
-    with pytest.raises(ActorError) as error:
-
-        class Marathon(dramatiq.GenericActor):
-            class Meta:
-                broker = broker_
-
-            def perform(self, job_state: Any, miles: Any) -> None: ...
-
-    right = "def perform(self, miles: Any, *, job_state)"
-    assert "Marathon" in str(error.value) and right in str(error.value)
-
-
-@pytest.mark.parametrize("option", ["RunMarathon", int, False])
-def test_an_option_that_is_not_a_class_is_refused(
-    broker: RedisBroker, option: Any
-) -> None:
-    """The option job_state takes a JobState class or True."""
-    with pytest.raises(ActorError, match=r"run_marathon.*JobState or True"):
-        dramatiq.actor(broker=broker, actor_name="run_marathon", job_state=option)(
-            lambda: None
-        )
-
-
-def test_batch_is_not_the_class_of_jobs(broker: RedisBroker) -> None:
-    """Neither as the option nor as the annotation."""
-    with pytest.raises(ActorError, match="cannot be batches, as Batch says"):
-        dramatiq.actor(broker=broker, job_state=Batch)(lambda: None)
-    with pytest.raises(ActorError, match="cannot be batches, as Batch says"):
-
-        @dramatiq.actor(broker=broker)
-        def odd(*, job_state: Batch) -> None: ...
-
-
-def test_without_a_place_for_the_states_an_actor_is_refused() -> None:
-    """On any broker but a RedisBroker, the middleware must be told where states go."""
-    broker = StubBroker()
-    broker.add_middleware(JobStateMiddleware())
-    with pytest.raises(ActorError, match=r"StubBroker.*JobStateMiddleware\(url="):
-        dramatiq.actor(broker=broker, job_state=True)(lambda: None)
-
-
-def test_the_middleware_takes_one_place(client: redis.Redis) -> None:
-    """The middleware takes a store, a URL or a client, but only one of them."""
-    with pytest.raises(TypeError, match="one of store, url and client"):
-        JobStateMiddleware(JobStore(client), client=client)
-    broker = StubBroker()
-    store = JobStateMiddleware(client=client, namespace="mine").store_for(broker)
-    assert store.client is client and store.namespace == "mine"
-    url = "redis://example.com:7000/3"
-    assert "example.com:7000" in repr(JobStateMiddleware(url=url).store_for(broker))
-    given = JobStore(client)
-    assert JobStateMiddleware(given).store_for(broker) is given
-
-
-@pytest.mark.parametrize(
-    ("args", "options", "match"),
-    [
-        (
-            ("redis://:hush@localhost",),
-            {},
-            r"^store must be a JobStore, not str\. Pass a URL as url=",
-        ),
-        ((5,), {}, "^store must be a JobStore, not int"),
-        ((redis.Redis(),), {}, r"not redis\.client\.Redis\. .*client=\.$"),
-        ((), {"url": 5}, r"^url must be a str, not int\.$"),
-        ((), {"client": 5}, r"^client must be a redis\.Redis, .*, not int\.$"),
-        ((), {"client": redis.asyncio.Redis()}, r"not redis\.asyncio\.client\.Redis"),
-    ],
-)
-def test_a_place_of_the_wrong_type_is_refused(
-    args: Any, options: Any, match: str
-) -> None:
-    """The constructor refuses a place that no job could be written to, and shows no
-    password.
-    """
-    with pytest.raises(TypeError, match=match) as caught:
-        JobStateMiddleware(*args, **options)
-    assert "hush" not in str(caught.value)
-
-
-def test_an_empty_url_is_refused() -> None:
-    """An empty URL, as of an unset variable, does not stand for the broker's server."""
-    with pytest.raises(ValueError, match="URL of the Redis server is invalid"):
-        JobStateMiddleware(url="")
-
-
-@pytest.mark.parametrize("name", ["interval", "heartbeat"])
-@pytest.mark.parametrize(
-    ("value", "error"),
-    [
-        ("1s", TypeError),
-        (True, TypeError),
-        (0, ValueError),
-        (-1, ValueError),
-        (float("nan"), ValueError),
-        (float("inf"), ValueError),
-        (1e10, ValueError),
-    ],
-)
-def test_a_pace_that_no_worker_can_keep_is_refused(
-    name: str, value: Any, error: type[Exception]
-) -> None:
-    """The constructor names an interval or a heartbeat at which nothing could be
-    written.
-    """
-    options: dict[str, Any] = {name: value}
-    with pytest.raises(error, match=f"^{name} must be .* of seconds.*, not "):
-        JobStateMiddleware(**options)
-
-
-def test_a_stub_broker_works_with_a_url(redis_url: str) -> None:
-    """On another kind of broker, states are kept at the middleware's URL."""
-    broker = StubBroker()
-    broker.add_middleware(JobStateMiddleware(url=redis_url))
-
-    @job_actor(broker=broker)
-    def run_marathon(miles: int, *, job_state: JobState) -> None:
-        job_state.set_progress_metric("miles_run", miles)
-
-    with working(broker):
-        state = wait_until(broker, run_marathon.send(26), "success")
-    assert state.progress_metrics == {"miles_run": 26}
-
-
 # Direct calls.
-
-
-def test_a_direct_call_gets_a_detached_job_state(broker: RedisBroker) -> None:
-    """Called directly, an actor gets a JobState that keeps its values in memory."""
-    seen: list[JobState] = []
-
-    @job_actor(broker=broker, job_state=RunMarathon)
-    def run_marathon(miles: int, *, job_state: RunMarathon) -> int:
-        for mile in job_state.track(range(miles), unit="miles"):
-            job_state.set_progress_metric("miles_run", mile + 1)
-        assert job_state.flush()
-        seen.append(job_state)
-        return miles
-
-    assert run_marathon(5) == 5
-    (state,) = seen
-    assert state.progress_metrics == {"miles_run": 5}
-    assert state.progress and state.progress.fraction == 1
-    assert (state.status, state.attempt) == ("working", 1)
-    assert state.job_params == {"miles": 5}
-    assert store_of(broker).load(state.uuid) is None
-
-
-def test_a_direct_call_may_bring_its_own(broker: RedisBroker) -> None:
-    """A job_state passed to a direct call reaches the function unchanged."""
-    seen: list[Any] = []
-
-    @job_actor(broker=broker)
-    def run_marathon(*, job_state: JobState) -> None:
-        seen.append(job_state)
-
-    mine: Any = object()
-    run_marathon(job_state=mine)
-    assert seen == [mine]
-
-
-def test_a_call_from_within_a_job_is_a_direct_one(broker: RedisBroker) -> None:
-    """A job that calls its own actor as a function does not pass its state on."""
-
-    @job_actor(broker=broker)
-    def run_marathon(again: bool, *, job_state: JobState) -> None:
-        job_state.set_progress_metric("again", again)
-        if again:
-            run_marathon(False)
-            assert current_job_state() is job_state
-
-    with working(broker):
-        state = wait_until(broker, run_marathon.send(True), "success")
-    assert state.progress_metrics == {"again": True}
-
-
-def test_the_function_keeps_its_name_and_signature(broker: RedisBroker) -> None:
-    """A tracked actor looks like the function that it wraps."""
-
-    @job_actor(broker=broker)
-    def run_marathon(miles: int, *, job_state: JobState) -> None:
-        """Runs."""
-
-    assert run_marathon.fn.__doc__ == "Runs."
-    assert list(inspect.signature(run_marathon.fn).parameters) == ["miles", "job_state"]
 
 
 # Parameters.
@@ -1339,22 +932,6 @@ def test_an_actor_that_skips_itself_is_cancelled(broker: RedisBroker) -> None:
     assert state.error == JobError(SKIPPED, "")
 
 
-def test_a_skipped_message_of_an_untracked_actor_is_left_alone(
-    redis_url: str, client: redis.Redis
-) -> None:
-    """Skipping a message of an untracked actor stores nothing."""
-    broker = make_broker(redis_url)
-
-    @dramatiq.actor(broker=broker, max_age=1)
-    def sweep() -> None: ...
-
-    sweep.send()
-    threading.Event().wait(0.01)
-    with working(broker):
-        broker.join("default", timeout=20_000)
-    assert client.keys("jobstate*") == []
-
-
 def test_a_message_for_an_unknown_actor_is_an_error(redis_url: str) -> None:
     """A message whose actor no worker knows ends in error."""
     sender, worker = make_broker(redis_url), make_broker(redis_url)
@@ -1405,23 +982,6 @@ def test_a_job_put_back_by_an_operator_is_queued(broker: RedisBroker) -> None:
         assert wait_until(broker, message, "success", "error").status == "success"
 
 
-def test_a_stray_thread_cannot_report_after_the_end(broker: RedisBroker) -> None:
-    """A thread that outlives its job gets an error when it reports."""
-    kept: list[JobState] = []
-
-    @job_actor(broker=broker)
-    def run_marathon(*, job_state: JobState) -> None:
-        job_state.set_progress_metric("x", 1)
-        kept.append(job_state)
-
-    with working(broker):
-        message = run_marathon.send()
-        wait_until(broker, message, "success")
-        with pytest.raises(RuntimeError, match="has ended"):
-            kept[0].set_progress_metric("x", 2)
-    assert kept[0].flush()
-
-
 def test_params_of_a_pipelines_step_hold_the_result(redis_url: str) -> None:
     """The second step of a pipeline has the first one's result among its parameters."""
     broker = make_broker(redis_url)
@@ -1456,23 +1016,6 @@ def test_a_failed_job_has_no_result(redis_url: str, before: Any) -> None:
             message.get_result(
                 backend=broker.get_results_backend(), block=True, timeout=1000
             )
-
-
-def test_two_brokers_keep_their_jobs_apart(redis_url: str) -> None:
-    """Each broker has its own middleware and its own jobs."""
-    done = []
-    for number in range(2):
-        broker = make_broker(redis_url)
-
-        @job_actor(broker=broker)
-        def run_marathon(number: int, *, job_state: JobState) -> None:
-            job_state.set_progress_metric("number", number)
-
-        with working(broker):
-            state = wait_until(broker, run_marathon.send(number), "success")
-        done.append(state.progress_metrics["number"])
-    assert done == [0, 1]
-    assert wait_for(lambda: load(broker, run_marathon.send(new_id())).is_working)
 
 
 def test_a_job_that_is_put_back_while_it_runs_is_retrying(redis_url: str) -> None:
@@ -1957,38 +1500,3 @@ def test_sends_within_each_other_keep_what_the_outer_one_announced(
         broker.enqueue(outer)
     assert unsent == [set(), set()]
     assert ours._thread.announced == set()
-
-
-def test_middleware_is_freed_with_its_last_reference(redis_url: str) -> None:
-    """A middleware and its connections do not wait for the garbage collector."""
-    gc.disable()
-    try:
-        middleware = JobStateMiddleware(url=redis_url)
-        freed = weakref.ref(middleware)
-        del middleware
-        assert freed() is None
-    finally:
-        gc.enable()
-
-
-def test_overridden_store_for_is_where_jobs_are_written(redis_url: str) -> None:
-    """A subclass decides by its own store_for() where jobs go, sent and run."""
-    store = JobStore(redis_url, namespace="tenant")
-
-    class TenantMiddleware(JobStateMiddleware):
-        def store_for(self, broker: dramatiq.Broker) -> JobStore:
-            return store
-
-    broker = RedisBroker(url=redis_url)
-    broker.add_middleware(TenantMiddleware())
-
-    @job_actor(broker=broker)
-    def run_marathon(*, job_state: JobState) -> None:
-        job_state.set_message("on the way")
-
-    message = run_marathon.send()
-    assert load_job(store, message.message_id).status == "queued"
-    with working(broker):
-        wait_for(lambda: load_job(store, message.message_id).is_success)
-    assert load_job(store, message.message_id).message == "on the way"
-    assert JobStore(redis_url).load(message.message_id) is None

@@ -1,0 +1,656 @@
+"""Which actors are tracked, as which class of job, and how they get their JobState."""
+
+import asyncio
+import functools
+import gc
+import inspect
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Annotated, Any, ForwardRef, Generic, Optional, TypeVar, Union
+
+import dramatiq
+import pytest
+import redis
+import redis.asyncio
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import AsyncIO, Middleware
+
+from pyramid_jobstate import (
+    Batch,
+    JobState,
+    JobStateMiddleware,
+    JobStore,
+    current_job_state,
+)
+from pyramid_jobstate.errors import ActorError
+from tests import annotated
+from tests.jobs import RunMarathon, job_actor, load, make_broker, wait_until, working
+from tests.support import load_job, wait_for
+
+T = TypeVar("T")
+
+
+class Swim(JobState):
+    """Another kind of job."""
+
+
+class Timed(JobState, Generic[T]):
+    """A kind of job with a type parameter."""
+
+
+@pytest.fixture
+def stub(redis_url: str) -> dramatiq.Broker:
+    """A broker that needs no server. The states of its jobs are kept all the same."""
+    broker = StubBroker()
+    broker.add_middleware(JobStateMiddleware(url=redis_url))
+    return broker
+
+
+Declare = Callable[..., type[JobState] | None]
+
+
+@pytest.fixture
+def declare(stub: dramatiq.Broker, store: JobStore) -> Declare:
+    """Declares an actor and sends it a message, and returns the class of its job, or
+    None if the actor is not tracked.
+    """
+    count = 0
+
+    def declare(fn: Any, **options: Any) -> type[JobState] | None:
+        nonlocal count
+        if "actor_name" not in options:
+            options["actor_name"] = f"{getattr(fn, '__name__', 'run')}_{count}"
+        count += 1
+        actor: Any = dramatiq.actor(broker=stub, **options)(fn)
+        return class_of(actor)
+
+    def class_of(actor: Any) -> type[JobState] | None:
+        state = store.load(actor.send().message_id)
+        return None if state is None else type(state)
+
+    return declare
+
+
+# Which actors are tracked.
+
+
+def test_actor_with_the_parameter_is_tracked(broker: RedisBroker) -> None:
+    """An actor that declares job_state is handed the JobState of its job. A default is
+    for type checkers.
+    """
+    seen = []
+
+    @job_actor(broker=broker)
+    def run_marathon(miles: int, job_state: Any = None) -> None:
+        job_state.set_progress_metric("miles_run", miles)
+        seen.append((type(job_state), job_state.uuid, job_state.status))
+        assert current_job_state() is job_state
+
+    with working(broker):
+        message = run_marathon.send(26)
+        state = wait_until(broker, message, "success")
+    assert state.progress_metrics == {"miles_run": 26}
+    assert state.job_params == {"miles": 26}
+    assert (state.kind, state.title) == ("JobState", "Run marathon")
+    assert seen == [(JobState, message.message_id, "working")]
+
+
+def test_actor_with_the_option_is_tracked(broker: RedisBroker) -> None:
+    """It may leave out the parameter."""
+
+    @dramatiq.actor(broker=broker, job_state=RunMarathon)
+    def run_marathon(miles: int) -> None:
+        job_state = current_job_state()
+        assert isinstance(job_state, RunMarathon)
+        job_state.set_progress_metric("miles_run", miles)
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def walk() -> None:
+        assert type(current_job_state()) is JobState
+
+    with working(broker):
+        state = wait_until(broker, run_marathon.send(26), "success")
+        wait_until(broker, walk.send(), "success")
+    assert isinstance(state, RunMarathon)
+    assert state.progress_metrics == {"miles_run": 26}
+    assert current_job_state() is None
+
+
+def test_other_actors_are_left_alone(broker: RedisBroker, client: redis.Redis) -> None:
+    """An actor that declares neither keeps its function, and nothing is stored, even
+    if its message is skipped.
+    """
+    done = threading.Event()
+
+    def sweep() -> None:
+        done.set()
+
+    actor = dramatiq.actor(broker=broker)(sweep)
+    old = dramatiq.actor(broker=broker, max_age=-1, actor_name="old")(sweep)
+    assert actor.fn is sweep
+    with working(broker):
+        old.send()
+        actor.send()
+        assert done.wait(5)
+        broker.join("default", timeout=20_000)
+    assert client.keys("jobstate*") == []
+
+
+def test_async_actor_is_tracked(redis_url: str) -> None:
+    """A coroutine function is handed the JobState like any other."""
+    broker = make_broker(redis_url, others=(AsyncIO(),))
+
+    @job_actor(broker=broker)
+    async def run_marathon(miles: int, *, job_state: JobState) -> None:
+        await asyncio.sleep(0)
+        assert current_job_state() is job_state
+        job_state.set_progress_metric("miles_run", miles)
+
+    with working(broker):
+        state = wait_until(broker, run_marathon.send(26), "success")
+    assert state.progress_metrics == {"miles_run": 26}
+
+
+@pytest.mark.parametrize("is_early", [False, True])
+def test_class_based_actor_is_tracked_by_its_perform(
+    redis_url: str, is_early: bool
+) -> None:
+    """A GenericActor is handed its job_state, and its parameters have the names that
+    its perform() gives them, whenever the middleware is added.
+    """
+    broker = RedisBroker(url=redis_url) if is_early else make_broker(redis_url)
+    options = {"broker": broker}
+
+    class Marathon(dramatiq.GenericActor):
+        class Meta:
+            pass
+
+        for name, value in options.items():
+            setattr(Meta, name, value)
+
+        def perform(self, miles: int, *, pace: int = 5, job_state: JobState) -> None:
+            job_state.set_progress_metric("miles_run", miles * pace)
+
+    actor: Any = Marathon
+    if is_early:
+        broker.add_middleware(JobStateMiddleware())
+    with working(broker):
+        state = wait_until(broker, actor.send(26, pace=2), "success")
+    assert state.job_params == {"miles": 26, "pace": 2}
+    assert state.progress_metrics == {"miles_run": 52}
+    assert state.actor == "Marathon"
+
+
+def test_function_keeps_its_name_and_signature(stub: dramatiq.Broker) -> None:
+    """A tracked actor looks like the function that it wraps."""
+
+    @job_actor(broker=stub)
+    def run_marathon(miles: int, *, job_state: JobState) -> None:
+        """Runs."""
+
+    assert run_marathon.fn.__doc__ == "Runs."
+    assert list(inspect.signature(run_marathon.fn).parameters) == ["miles", "job_state"]
+
+
+def test_function_without_a_signature_is_not_tracked(
+    declare: Declare, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Python knows no parameters of some of its own functions: they have no job_state.
+    The option cannot change that.
+    """
+    assert declare(dict) is None
+    assert caplog.records == []
+    for option in (True, RunMarathon):
+        with pytest.raises(ActorError, match=r"'run' cannot be tracked: .*'dict'>"):
+            declare(dict, actor_name="run", job_state=option)
+
+
+# What cannot be declared.
+
+
+def test_parameter_that_cannot_be_passed_is_refused(stub: dramatiq.Broker) -> None:
+    """A job_state that cannot be passed by keyword is refused when the actor is
+    declared, or when the middleware is added, and the error shows how to write it.
+    """
+
+    def by_position_only(job_state: JobState, /, miles: int) -> None: ...
+    def swallowed(*job_state: JobState) -> None: ...
+    def in_front(job_state: JobState, miles: int) -> None: ...
+    def before_args(job_state: JobState, *miles: int, **more: int) -> None: ...
+    def with_defaults(job_state: Any, miles: int = 1, **more: int) -> None: ...
+    def as_kwargs(**job_state: JobState) -> None: ...
+
+    partial = functools.partial(in_front)
+    fn: Any
+    for fn, right in [
+        (by_position_only, "by_position_only(miles: int, *, job_state)"),
+        (swallowed, "swallowed(*, job_state)"),
+        (in_front, "in_front(miles: int, *, job_state)"),
+        (before_args, "before_args(*miles: int, job_state, **more: int)"),
+        (with_defaults, "with_defaults(miles: int = 1, *, job_state, **more: int)"),
+        (as_kwargs, "as_kwargs(*, job_state)"),
+        (partial, "partial(miles: int, *, job_state)"),
+    ]:
+        name = right.partition("(")[0]
+        with pytest.raises(ActorError) as error:
+            dramatiq.actor(broker=stub, actor_name=name)(fn)
+        assert f"The actor '{name}' cannot receive its job_state" in str(error.value)
+        assert str(error.value).endswith(f"Declare it as: def {right}")
+    later = StubBroker()
+    dramatiq.actor(broker=later)(in_front)
+    with pytest.raises(ActorError, match="in_front"):
+        later.add_middleware(JobStateMiddleware(url="redis://localhost"))
+
+
+def test_perform_that_cannot_be_called_is_refused(stub: dramatiq.Broker) -> None:
+    """The error for a class-based actor shows the right perform(), with its self."""
+    options = {"broker": stub}
+    with pytest.raises(ActorError) as error:
+
+        class Marathon(dramatiq.GenericActor):
+            class Meta:
+                pass
+
+            for name, value in options.items():
+                setattr(Meta, name, value)
+
+            def perform(self, job_state: Any, miles: Any) -> None: ...
+
+    right = "def perform(self, miles: Any, *, job_state)"
+    assert "Marathon" in str(error.value) and right in str(error.value)
+
+
+def test_option_that_is_no_class_of_jobs_is_refused(stub: dramatiq.Broker) -> None:
+    """The option takes a JobState class or True; jobs cannot be batches, whether the
+    option or the annotation says so.
+    """
+    for option in ("RunMarathon", int, False):
+        with pytest.raises(ActorError, match=r"run_marathon.*JobState or True"):
+            dramatiq.actor(broker=stub, actor_name="run_marathon", job_state=option)(
+                lambda: None
+            )
+    with pytest.raises(ActorError, match="cannot be batches, as Batch says"):
+        dramatiq.actor(broker=stub, job_state=Batch)(lambda: None)
+
+    def odd(*, job_state: Batch) -> None: ...
+
+    with pytest.raises(ActorError, match="cannot be batches, as Batch says"):
+        dramatiq.actor(broker=stub)(odd)
+
+
+@pytest.mark.parametrize("is_class", [False, True])
+@pytest.mark.parametrize("declared", ["before", "between", "after"])
+def test_second_middleware_is_refused(
+    redis_url: str, declared: str, is_class: bool
+) -> None:
+    """Two middlewares on one broker are refused, whether they or a tracked actor come
+    first.
+    """
+    broker = RedisBroker(url=redis_url)
+
+    class Marathon(dramatiq.GenericActor):
+        class Meta:
+            abstract = True
+
+        def perform(self, *, job_state: JobState) -> None: ...
+
+    def kept_apart(*, job_state: JobState) -> None: ...
+
+    def declare() -> None:
+        run: Any = Marathon() if is_class else kept_apart
+        dramatiq.actor(broker=broker, actor_name="run_marathon")(run)
+
+    if declared == "before":
+        declare()
+    broker.add_middleware(JobStateMiddleware())
+    if declared == "between":
+        declare()
+
+    def add() -> None:
+        broker.add_middleware(JobStateMiddleware())
+        declare()
+
+    said = r"RedisBroker.* 2 JobStateMiddleware instances\. Add only one"
+    with pytest.raises(ActorError, match=said):
+        add()
+
+
+def test_second_middleware_is_refused_when_the_broker_is_made() -> None:
+    """Two in the broker's constructor are refused as well."""
+    twice: list[Middleware] = [JobStateMiddleware(), JobStateMiddleware()]
+    broker = StubBroker(middleware=twice)
+    with pytest.raises(ActorError, match="2 JobStateMiddleware"):
+        dramatiq.actor(broker=broker, job_state=True)(lambda: None)
+
+
+# The annotation, which may name the class.
+
+
+def actor_with(annotation: object) -> Callable[..., Any]:
+    """Return a function with a parameter job_state of that annotation."""
+
+    def run(*, job_state: Any = None) -> None: ...
+
+    run.__annotations__["job_state"] = annotation
+    return run
+
+
+def test_annotation_names_the_class(declare: Declare) -> None:
+    """The class may be the annotation, alone or beside None, also as a text, which is
+    resolved where the innermost function stands.
+    """
+
+    @annotated.wrapped
+    def run(*, job_state: "Swim") -> None: ...
+
+    for fn in (
+        annotated.plain,
+        annotated.optional,
+        annotated.older_optional,
+        annotated.annotated,
+        annotated.quoted,
+        annotated.other_is_unresolvable,
+        annotated.coroutine,
+        annotated.wrapped(annotated.plain),
+        annotated.wrapped(annotated.wrapped(annotated.other_is_unresolvable)),
+    ):
+        assert declare(fn) is RunMarathon, fn
+    for annotation in (
+        RunMarathon,
+        RunMarathon | None,
+        None | RunMarathon,
+        Optional[RunMarathon],  # noqa: UP045, the older spelling
+        Union[None, RunMarathon, int],  # noqa: UP007, the older spelling
+        Annotated[RunMarathon, "told"],
+        Annotated[RunMarathon | None, "told"],
+        Annotated[RunMarathon, "told"] | None,
+        "RunMarathon",
+        "RunMarathon | None",
+        Optional["RunMarathon"],
+        RunMarathon | RunMarathon,
+    ):
+        assert declare(actor_with(annotation)) is RunMarathon, annotation
+    assert declare(run) is Swim
+    assert declare(actor_with(Timed[int])) is declare(actor_with(Timed[int] | None))
+    assert declare(actor_with(Timed[int])) is Timed
+
+
+def test_other_annotations_mean_a_job_state(declare: Declare) -> None:
+    """One that names no kind of job leaves the actor tracked, as none does."""
+
+    def bare(*, job_state): ...
+
+    annotations: list[Any] = [JobState, JobState | None, Any, None, object, int, 5, T]
+    annotations += ["Any", "JobState", type[RunMarathon], list[RunMarathon]]
+    annotations += [Callable[[RunMarathon], None]]
+    for annotation in annotations:
+        assert declare(actor_with(annotation)) is JobState, annotation
+    assert declare(bare) is JobState
+
+    def other(state: Any = None) -> None: ...
+
+    other.__annotations__["state"] = RunMarathon
+    assert declare(other) is None
+
+
+def test_annotation_with_two_classes_is_refused(
+    stub: dramatiq.Broker, declare: Declare
+) -> None:
+    """It does not say which one the actor is. The option may."""
+    for annotation in (RunMarathon | Swim, "Swim | JobState"):
+        with pytest.raises(
+            ActorError, match=r"names several classes.*@dramatiq\.actor"
+        ):
+            declare(actor_with(annotation))
+        assert not [name for name in stub.actors if name.startswith("run_")]
+        name = f"two classes {annotation}"
+        assert declare(actor_with(annotation), actor_name=name, job_state=Swim) is Swim
+
+
+def test_option_wins_over_the_annotation(declare: Declare) -> None:
+    """A class in the decorator is the class, and the annotation is not even evaluated.
+    True says that the actor is tracked, and not as what.
+    """
+    for option in (JobState, Swim):
+        for fn in (annotated.plain, annotated.unresolvable):
+            assert declare(fn, job_state=option) is option
+    assert declare(annotated.plain, job_state=True) is RunMarathon
+    assert declare(annotated.unresolvable, job_state=True) is JobState
+    assert declare(actor_with(RunMarathon | Swim), job_state=True) is JobState
+    assert declare(lambda: None, actor_name="a", job_state=True) is JobState
+
+
+def test_annotation_that_cannot_be_resolved_is_refused(
+    stub: dramatiq.Broker, declare: Declare
+) -> None:
+    """It could hide the class, so the actor is not declared, and the error says how to
+    name the class.
+    """
+    fns: list[Any] = [
+        annotated.unresolvable,
+        annotated.wrapped(annotated.unresolvable),
+        actor_with("Swim.Nothing"),
+        actor_with("Swim["),
+        actor_with("1 / 0"),
+        actor_with(ForwardRef("Nothing")),
+    ]
+    # A partial function has no module, where a text could be resolved.
+    fns.append(functools.partial(actor_with("RunMarathon")))
+    for fn in fns:
+        with pytest.raises(ActorError) as caught:
+            declare(fn, actor_name="run")
+        text = str(caught.value)
+        assert "The annotation of job_state in the actor 'run' cannot be" in text
+        assert "outside `if TYPE_CHECKING`" in text
+        assert "@dramatiq.actor(job_state=...)" in text
+        assert not stub.actors
+    assert declare(functools.partial(actor_with(RunMarathon))) is RunMarathon
+
+
+def test_other_annotations_are_never_evaluated(declare: Declare) -> None:
+    """Only that of job_state is: another one may do anything."""
+    asked: list[str] = []
+
+    def run(miles: int = 0, *, job_state: RunMarathon) -> None: ...
+
+    run.__annotations__["miles"] = "asked.append('miles')"
+    run.__globals__["asked"] = asked
+    try:
+        assert declare(run) is RunMarathon
+    finally:
+        del run.__globals__["asked"]
+    assert asked == []
+
+
+def test_class_based_actor_is_annotated_in_its_perform(
+    stub: dramatiq.Broker, store: JobStore
+) -> None:
+    """The annotation of a class-based actor is that of its perform()."""
+    message = annotated.declare_marathon(stub).send(26)
+    assert type(store.load(message.message_id)) is RunMarathon
+
+
+# Direct calls.
+
+
+def test_direct_call_gets_a_detached_job_state(
+    stub: dramatiq.Broker, store: JobStore
+) -> None:
+    """Called directly, an actor gets a JobState that keeps its values in memory, or the
+    one that the call brings.
+    """
+    seen: list[Any] = []
+
+    @job_actor(broker=stub, job_state=RunMarathon)
+    def run_marathon(miles: int, *, job_state: RunMarathon) -> int:
+        seen.append(job_state)
+        if isinstance(job_state, JobState):
+            for mile in job_state.track(range(miles), unit="miles"):
+                job_state.set_progress_metric("miles_run", mile + 1)
+            assert job_state.flush()
+        return miles
+
+    assert run_marathon(5) == 5
+    (state,) = seen
+    assert state.progress_metrics == {"miles_run": 5}
+    assert state.progress.fraction == 1
+    assert (state.status, state.attempt) == ("working", 1)
+    assert state.job_params == {"miles": 5}
+    assert store.load(state.uuid) is None
+    mine: Any = object()
+    run_marathon(26, job_state=mine)
+    assert seen[1] is mine
+
+
+def test_call_from_within_a_job_is_a_direct_one(broker: RedisBroker) -> None:
+    """A job that calls its own actor as a function does not pass its state on."""
+
+    @job_actor(broker=broker)
+    def run_marathon(again: bool, *, job_state: JobState) -> None:
+        job_state.set_progress_metric("again", again)
+        if again:
+            run_marathon(False)
+            assert current_job_state() is job_state
+
+    with working(broker):
+        state = wait_until(broker, run_marathon.send(True), "success")
+    assert state.progress_metrics == {"again": True}
+
+
+# Where the states go.
+
+
+def test_middleware_may_come_after_the_actors(redis_url: str) -> None:
+    """Actors that were declared before it was added are tracked, too."""
+    broker = RedisBroker(url=redis_url)
+
+    @job_actor(broker=broker)
+    def run_marathon(miles: int, *, job_state: JobState) -> None:
+        job_state.set_progress_metric("miles_run", miles)
+
+    broker.add_middleware(JobStateMiddleware())
+    with working(broker):
+        wait_until(broker, run_marathon.send(26), "success")
+
+
+def test_states_have_a_place(redis_url: str) -> None:
+    """On any broker but a RedisBroker, the middleware must be told where they go."""
+    nowhere = StubBroker()
+    nowhere.add_middleware(JobStateMiddleware())
+    with pytest.raises(ActorError, match=r"StubBroker.*JobStateMiddleware\(url="):
+        dramatiq.actor(broker=nowhere, job_state=True)(lambda: None)
+    broker = StubBroker()
+    broker.add_middleware(JobStateMiddleware(url=redis_url))
+
+    @job_actor(broker=broker)
+    def run_marathon(miles: int, *, job_state: JobState) -> None:
+        job_state.set_progress_metric("miles_run", miles)
+
+    with working(broker):
+        state = wait_until(broker, run_marathon.send(26), "success")
+    assert state.progress_metrics == {"miles_run": 26}
+
+
+def test_middleware_takes_one_place(client: redis.Redis) -> None:
+    """It takes a store, a URL or a client, but only one of them."""
+    with pytest.raises(TypeError, match="one of store, url and client"):
+        JobStateMiddleware(JobStore(client), client=client)
+    broker = StubBroker()
+    store = JobStateMiddleware(client=client, namespace="mine").store_for(broker)
+    assert store.client is client and store.namespace == "mine"
+    url = "redis://example.com:7000/3"
+    assert "example.com:7000" in repr(JobStateMiddleware(url=url).store_for(broker))
+    given = JobStore(client)
+    assert JobStateMiddleware(given).store_for(broker) is given
+
+
+def test_place_of_the_wrong_type_is_refused() -> None:
+    """The constructor refuses a place that no job could be written to, and shows no
+    password.
+    """
+    cases: list[tuple[Any, Any, str]] = [
+        (
+            ["redis://:hush@localhost"],
+            {},
+            r"^store must be a JobStore, not str\. Pass a",
+        ),
+        ([5], {}, "^store must be a JobStore, not int"),
+        ([redis.Redis()], {}, r"not redis\.client\.Redis\. .*client=\.$"),
+        ([], {"url": 5}, r"^url must be a str, not int\.$"),
+        ([], {"client": 5}, r"^client must be a redis\.Redis, .*, not int\.$"),
+        ([], {"client": redis.asyncio.Redis()}, r"not redis\.asyncio\.client\.Redis"),
+    ]
+    for args, options, match in cases:
+        with pytest.raises(TypeError, match=match) as caught:
+            JobStateMiddleware(*args, **options)
+        assert "hush" not in str(caught.value)
+    # An empty one, as of an unset variable, is not the broker's server.
+    with pytest.raises(ValueError, match="URL of the Redis server is invalid"):
+        JobStateMiddleware(url="")
+
+
+def test_pace_that_no_worker_can_keep_is_refused() -> None:
+    """The constructor names an interval or a heartbeat at which nothing could be
+    written.
+    """
+    wrong: Any
+    for name in ("interval", "heartbeat"):
+        for wrong in ("1s", True, 0, -1, float("nan"), float("inf"), 1e10):
+            options: dict[str, Any] = {name: wrong}
+            error = TypeError if isinstance(wrong, str | bool) else ValueError
+            with pytest.raises(error, match=f"^{name} must be .* of seconds.*, not "):
+                JobStateMiddleware(**options)
+
+
+def test_two_brokers_keep_their_jobs_apart(redis_url: str) -> None:
+    """Each broker has its own middleware and its own jobs."""
+    done = []
+    for number in range(2):
+        broker = make_broker(redis_url)
+
+        @job_actor(broker=broker)
+        def run_marathon(number: int, *, job_state: JobState) -> None:
+            job_state.set_progress_metric("number", number)
+
+        with working(broker):
+            state = wait_until(broker, run_marathon.send(number), "success")
+        done.append(state.progress_metrics["number"])
+    assert done == [0, 1]
+    assert load(broker, run_marathon.send(2)).is_working
+
+
+def test_overridden_store_for_is_where_jobs_are_written(redis_url: str) -> None:
+    """A subclass decides by its own store_for() where jobs go, sent and run."""
+    store = JobStore(redis_url, namespace="tenant")
+
+    class TenantMiddleware(JobStateMiddleware):
+        def store_for(self, broker: dramatiq.Broker) -> JobStore:
+            return store
+
+    broker = RedisBroker(url=redis_url)
+    broker.add_middleware(TenantMiddleware())
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        job_state.set_message("on the way")
+
+    message = run_marathon.send()
+    assert load_job(store, message.message_id).status == "queued"
+    with working(broker):
+        wait_for(lambda: load_job(store, message.message_id).is_success)
+    assert load_job(store, message.message_id).message == "on the way"
+    assert JobStore(redis_url).load(message.message_id) is None
+
+
+def test_middleware_is_freed_with_its_last_reference(redis_url: str) -> None:
+    """A middleware and its connections do not wait for the garbage collector."""
+    gc.disable()
+    try:
+        middleware = JobStateMiddleware(url=redis_url)
+        freed = weakref.ref(middleware)
+        del middleware
+        assert freed() is None
+    finally:
+        gc.enable()
