@@ -144,6 +144,35 @@ class Alarm(Middleware):
         self._rung.set()
 
 
+class Elsewhere:
+    """A worker on another host, to which the message of a job comes again.
+
+    Attributes:
+      gate: The gate at which its run of the job waits. It then returns.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.gate = Gate()
+        self._broker = RedisBroker(url=url, namespace="elsewhere")
+        self._broker.add_middleware(JobStateMiddleware(interval=0.01))
+
+        @dramatiq.actor(broker=self._broker, job_state=True)
+        def run_marathon(*args: object) -> None:
+            self.gate.wait()
+
+    @contextlib.contextmanager
+    def running(self, message: dramatiq.Message[Any]) -> Iterator[None]:
+        """Run a job, until the end of the block, and the rest of its pipeline."""
+        self._broker.enqueue(message.copy())
+        with working(self._broker):
+            self.gate.wait_for_job()
+            try:
+                yield
+            finally:
+                self.gate.open()
+                self._broker.join("default", timeout=20_000)
+
+
 def messages(caplog: Any, logger: str, level: int = logging.WARNING) -> list[str]:
     """Return what a logger and its children have logged."""
     return [

@@ -35,16 +35,12 @@ class Sport(str):
         return f"Sport.{super().__str__()}"
 
 
-@pytest.mark.parametrize(
-    "kind", [5, None, "", property(lambda self: "x"), Sport("jog")], ids=repr
-)
-def test_kind_is_a_text(kind: Any) -> None:
-    """A class is refused if the kind that is stored would not lead back to it. Another
-    one may have that kind.
-    """
-    with pytest.raises(TypeError, match=r"Jog\.kind must be a str that is not empty"):
-        type("Jog", (JobState,), {"kind": kind})
-    assert type("Jogger", (JobState,), {"kind": f"{kind!r} of another"})
+def test_kind_is_a_text() -> None:
+    """A class is refused if the kind that is stored would not lead back to it."""
+    kind: Any
+    for kind in (5, None, "", property(lambda self: "x"), Sport("jog")):
+        with pytest.raises(TypeError, match=r"Jog\.kind must be a str that is not emp"):
+            type("Jog", (JobState,), {"kind": kind})
 
 
 def test_kind_goes_to_the_class_of_a_reloaded_module(store: JobStore) -> None:

@@ -1,10 +1,10 @@
 """Cancelling a running job, in a real worker."""
 
 import asyncio
-import logging
+import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import dramatiq
@@ -15,11 +15,17 @@ from dramatiq.middleware import AsyncIO, Callbacks
 from dramatiq.results import ResultFailure, Results
 from dramatiq.results.backends import RedisBackend
 
-from pyramid_jobstate import JobCancelled, JobState, JobStateMiddleware, JobStore
-from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.job.record import JobError
+from pyramid_jobstate import (
+    JobCancelled,
+    JobError,
+    JobState,
+    JobStateMiddleware,
+    JobStore,
+)
+from pyramid_jobstate.testing import away, put_job
 from tests.jobs import (
     Alarm,
+    Elsewhere,
     Gate,
     job_actor,
     load,
@@ -46,38 +52,19 @@ def report_for_ever(job_state: JobState) -> None:
         time.sleep(0.001)
 
 
-def increment_for_ever(job_state: JobState) -> None:
-    while True:
-        job_state.increment_progress_metric("number")
-        time.sleep(0.001)
+def again(call: Callable[[JobState], object]) -> Callable[[JobState], None]:
+    """Return what makes a call for ever."""
+
+    def work(job_state: JobState) -> None:
+        while True:
+            call(job_state)
+            time.sleep(0.001)
+
+    return work
 
 
 def track_for_ever(job_state: JobState) -> None:
     for _ in job_state.track(range(1_000_000)):
-        time.sleep(0.001)
-
-
-def progress_for_ever(job_state: JobState) -> None:
-    while True:
-        job_state.set_progress(1)
-        time.sleep(0.001)
-
-
-def log_for_ever(job_state: JobState) -> None:
-    while True:
-        job_state.append_log("on we go")
-        time.sleep(0.001)
-
-
-def talk_for_ever(job_state: JobState) -> None:
-    while True:
-        job_state.set_message("on we go")
-        time.sleep(0.001)
-
-
-def ask_for_ever(job_state: JobState) -> None:
-    while True:
-        job_state.raise_if_cancelled()
         time.sleep(0.001)
 
 
@@ -87,37 +74,36 @@ def look_for_ever(job_state: JobState) -> None:
     raise ValueError("as good as any")
 
 
-@pytest.mark.parametrize(
-    "work",
-    [
-        report_for_ever,
-        increment_for_ever,
-        track_for_ever,
-        progress_for_ever,
-        log_for_ever,
-        talk_for_ever,
-        ask_for_ever,
-        look_for_ever,
-    ],
-)
-def test_a_job_stops_at_whatever_it_calls_next(redis_url: str, work: Any) -> None:
+def test_job_stops_at_whatever_it_calls_next(redis_url: str) -> None:
     """A running job learns of the cancel at its next call, whichever it is."""
+    works = [
+        report_for_ever,
+        track_for_ever,
+        look_for_ever,
+        again(lambda job_state: job_state.increment_progress_metric("number")),
+        again(lambda job_state: job_state.set_progress(1)),
+        again(lambda job_state: job_state.append_log("on we go")),
+        again(lambda job_state: job_state.set_message("on we go")),
+        again(lambda job_state: job_state.raise_if_cancelled()),
+    ]
     broker = make_broker(redis_url)
 
     @job_actor(broker=broker)
-    def run_marathon(*, job_state: JobState) -> None:
-        work(job_state)
+    def run_marathon(number: int, *, job_state: JobState) -> None:
+        works[number](job_state)
 
-    with working(broker):
-        message = run_marathon.send()
-        state = wait_until(broker, message, "working")
-        assert state.cancel() and not state.cancel_requested
-        state = wait_until(broker, message, "cancelled")
-    assert state.error == CANCELLED and state.is_error
-    assert not state.cancel()
+    with working(broker, threads=len(works)):
+        sent = [run_marathon.send(number) for number in range(len(works))]
+        for message in sent:
+            state = wait_until(broker, message, "working")
+            assert state.cancel() and not state.cancel_requested
+        for message in sent:
+            state = wait_until(broker, message, "cancelled")
+            assert state.error == CANCELLED and state.is_error
+            assert not state.cancel()
 
 
-def test_a_cancelled_job_ends_quietly(
+def test_cancelled_job_ends_quietly(
     broker: RedisBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A cancelled job is not retried, calls no callbacks and logs no traceback."""
@@ -138,9 +124,7 @@ def test_a_cancelled_job_ends_quietly(
     with working(broker):
         message = run_marathon.send_with_options(**options)
         wait_until(broker, message, "working").cancel()
-        began = time.monotonic()
         wait_until(broker, message, "cancelled")
-        assert time.monotonic() - began < 10
         broker.join("default", timeout=20_000)
     assert called == []
     assert broker.do_qsize("default.DQ") == 0
@@ -206,7 +190,7 @@ def test_any_exception_after_a_cancel_is_a_cancel(broker: RedisBroker) -> None:
     assert (state.status, state.error) == ("cancelled", CANCELLED)
 
 
-def test_an_exception_before_the_job_heard_of_it_is_a_cancel(redis_url: str) -> None:
+def test_exception_before_the_job_heard_of_it_is_a_cancel(redis_url: str) -> None:
     """A job that fails before it learns of the cancel is cancelled, and its retry is
     skipped.
     """
@@ -234,7 +218,7 @@ def test_an_exception_before_the_job_heard_of_it_is_a_cancel(redis_url: str) -> 
     assert load(broker, message).status == "cancelled"
 
 
-def test_a_job_that_shields_itself_is_a_success(redis_url: str) -> None:
+def test_job_that_shields_itself_is_a_success(redis_url: str) -> None:
     """A job that returns normally after its cancel ends as a success."""
     broker = make_broker(redis_url)
 
@@ -254,7 +238,7 @@ def test_a_job_that_shields_itself_is_a_success(redis_url: str) -> None:
 
 
 @pytest.mark.parametrize("delay", [None, 200])
-def test_a_waiting_job_never_begins(redis_url: str, delay: int | None) -> None:
+def test_waiting_job_never_begins(redis_url: str, delay: int | None) -> None:
     """A job that is cancelled while queued or delayed does not run."""
     broker = make_broker(redis_url)
     runs = []
@@ -273,7 +257,7 @@ def test_a_waiting_job_never_begins(redis_url: str, delay: int | None) -> None:
     assert load(broker, message).status == "cancelled"
 
 
-def test_a_retrying_job_never_begins_again(redis_url: str) -> None:
+def test_retrying_job_never_begins_again(redis_url: str) -> None:
     """A job that is cancelled between two attempts does not run again."""
     broker = make_broker(redis_url)
     broker.add_middleware(alarm := Alarm())
@@ -295,7 +279,7 @@ def test_a_retrying_job_never_begins_again(redis_url: str) -> None:
     assert load(broker, message).status == "cancelled"
 
 
-def test_a_cancelled_job_has_no_result_and_no_next_step(redis_url: str) -> None:
+def test_cancelled_job_has_no_result_and_no_next_step(redis_url: str) -> None:
     """The result of a cancelled job reads as a failure, and its pipeline stops."""
     broker = make_broker(redis_url)
     backend = RedisBackend(url=redis_url)
@@ -322,10 +306,10 @@ def test_a_cancelled_job_has_no_result_and_no_next_step(redis_url: str) -> None:
     assert stepped == []
 
 
-def test_an_async_job_with_a_slow_clean_up(
+def test_async_job_with_a_slow_clean_up(
     redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The clean-up of a cancelled coroutine may take its time: two seconds here."""
+    """The clean-up of a cancelled coroutine may take more than a second."""
     broker = make_broker(redis_url, others=(AsyncIO(),))
 
     @job_actor(broker=broker)
@@ -335,7 +319,7 @@ def test_an_async_job_with_a_slow_clean_up(
                 job_state.set_progress_metric("number", 1)
                 await asyncio.sleep(0.001)
         finally:
-            await asyncio.sleep(2)
+            await asyncio.sleep(1.2)
             job_state.set_message("swept up")
 
     with working(broker):
@@ -346,7 +330,7 @@ def test_an_async_job_with_a_slow_clean_up(
     assert not [r for r in caplog.records if r.exc_info]
 
 
-def test_an_async_loop_stops_and_closes_what_it_goes_through(
+def test_async_loop_stops_and_closes_what_it_goes_through(
     redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A cancel stops `async for` at its next step; the generator's clean-up reports."""
@@ -374,11 +358,11 @@ def test_an_async_loop_stops_and_closes_what_it_goes_through(
     assert not [r for r in caplog.records if r.exc_info]
 
 
-def test_a_redelivered_job_that_was_cancelled_is_skipped(
-    redis_url: str, client: redis.Redis
-) -> None:
-    """A job whose worker died after the cancel is cancelled on redelivery."""
-    broker = make_broker(redis_url)
+def test_redelivered_job_that_was_cancelled_is_skipped(redis_url: str) -> None:
+    """A job that was cancelled while a worker ran it, from which it is taken away, does
+    not run again.
+    """
+    broker, elsewhere = make_broker(redis_url), Elsewhere(redis_url)
     runs = []
 
     @dramatiq.actor(broker=broker, job_state=True)
@@ -386,27 +370,18 @@ def test_a_redelivered_job_that_was_cancelled_is_skipped(
         runs.append(1)
 
     message = run_marathon.send()
-    # What a killed worker leaves behind.
-    key = f"jobstate:{message.message_id}"
-    now = int(time.time() * 1000)
-    fields: dict[Any, Any] = {
-        "status": "working",
-        "run": "x",
-        "seq": 1,
-        "started": 1,
-        "seen": now,
-    }
-    client.hset(key, mapping={**fields, "attempt": 1})
-    assert load(broker, message).cancel()
-    assert load(broker, message).status == "cancelling"
-    with working(broker):
-        state = wait_until(broker, message, "cancelled", "success")
-    assert (state.status, runs) == ("cancelled", [])
-    assert state.attempt == 1
-    assert state.started_at is not None and state.started_at.timestamp() < 1
+    with elsewhere.running(message):
+        began = load(broker, message)
+        assert began.cancel()
+        assert load(broker, message).status == "cancelling"
+        with working(broker):
+            state = wait_until(broker, message, "cancelled", "success")
+        assert (state.status, runs) == ("cancelled", [])
+        assert (state.attempt, state.started_at) == (1, began.started_at)
+    assert load(broker, message).status == "cancelled"
 
 
-def test_a_retry_that_was_cancelled_keeps_what_the_first_try_said(
+def test_retry_that_was_cancelled_keeps_what_the_first_try_said(
     redis_url: str,
 ) -> None:
     """A job cancelled before its retry keeps the attempt, the start and the metrics of
@@ -433,58 +408,33 @@ def test_a_retry_that_was_cancelled_keeps_what_the_first_try_said(
     assert state.started_at == first.started_at
 
 
-def test_a_cancel_while_the_store_is_away_is_refused(
-    redis_url: str, server: EmbeddedServer
-) -> None:
+def test_cancel_while_the_store_is_away_is_refused(store: JobStore) -> None:
     """cancel() raises an exception while the store is away."""
-    broker = make_broker(redis_url, JobStateMiddleware(url=server.url))
-
-    @dramatiq.actor(broker=broker, job_state=True)
-    def run_marathon() -> None: ...
-
-    state = load(broker, run_marathon.send())
-    server.stop()
-    with pytest.raises(redis.ConnectionError):
+    state = put_job(store)
+    with away(store), pytest.raises(redis.ConnectionError):
         state.cancel()
+    assert load_job(store, state.uuid).status == "working"
 
 
-def test_a_job_that_began_without_the_store_hears_of_the_cancel(
-    redis_url: str, server: EmbeddedServer, tmp_path: Any
-) -> None:
+def test_job_that_began_without_the_store_hears_of_the_cancel(redis_url: str) -> None:
     """A job cancelled while queued, which began while the store was away, learns of the
     cancel once the store is back.
     """
-    server = EmbeddedServer(directory=str(tmp_path), arguments=["--appendonly", "yes"])
-    with server:
-        broker = make_broker(redis_url, JobStateMiddleware(url=server.url))
-        gate = Gate()
-
-        @job_actor(broker=broker)
-        def run_marathon(*, job_state: JobState) -> None:
-            gate.wait()
-            report_for_ever(job_state)
-
-        message = run_marathon.send()
-        assert load(broker, message).cancel()
-        server.stop()
-        logging.getLogger("pyramid_jobstate").setLevel(logging.ERROR)
-        with working(broker):
-            gate.wait_for_job()
-            server.start()
-            gate.open()
-            store = JobStore(server.url)
-            wait_for(lambda: load_job(store, message.message_id).status == "cancelled")
-        logging.getLogger("pyramid_jobstate").setLevel(logging.NOTSET)
-
-
-def test_a_job_cannot_cancel_itself(redis_url: str) -> None:
-    """The job_state of a running job refuses cancel(): raising an exception ends it."""
-    broker = make_broker(redis_url)
+    store = JobStore(redis_url)
+    broker = make_broker(redis_url, JobStateMiddleware(store))
+    gate = Gate()
 
     @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
-        with pytest.raises(RuntimeError, match="Only a JobState loaded from a store"):
-            job_state.cancel()
+        gate.wait()
+        report_for_ever(job_state)
 
-    with working(broker):
-        wait_until(broker, run_marathon.send(), "success")
+    message = run_marathon.send()
+    assert load(broker, message).cancel()
+    with contextlib.ExitStack() as stack:
+        with away(store):
+            stack.enter_context(working(broker))
+            gate.wait_for_job()
+        gate.open()
+        wait_until(broker, message, "cancelled")
+        broker.join("default", timeout=20_000)

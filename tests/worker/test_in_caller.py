@@ -4,8 +4,8 @@ import asyncio
 import concurrent.futures
 import contextlib
 import gc
-import importlib
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,8 +14,10 @@ import dramatiq
 import dramatiq.broker
 import greenlet
 import pytest
+import redis
 from dramatiq import group, pipeline
 from dramatiq.asyncio import get_event_loop_thread
+from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import (
     AgeLimit,
     AsyncIO,
@@ -26,15 +28,16 @@ from dramatiq.middleware import (
     Retries,
     SkipMessage,
 )
+from webtest import TestApp
 
 from pyramid_jobstate import (
     JobCancelled,
+    JobError,
     JobState,
     JobStateMiddleware,
     current_job_state,
 )
-from pyramid_jobstate.job.changes import NewJob
-from pyramid_jobstate.job.record import CANCELLED, NOT_REACHED, JobError
+from pyramid_jobstate.resources import JobStates
 from tests.incaller import InCallerBroker
 from tests.jobs import (
     RunMarathon,
@@ -42,27 +45,27 @@ from tests.jobs import (
     load,
     make_broker,
     messages,
-    middleware_of,
-    record_steps,
     store_of,
     wait_until,
 )
 from tests.jobs import working as worker_of
-from tests.support import SENT
+from tests.support import load_job, wait_for
 from tests.webapp import make_app, make_request, make_tm_config
 
-#: The kinds of broker: one that emits as few signals as it can, one that emits all, and
-#: the package, where it is installed.
-KINDS: dict[str, Callable[..., Any]] = {
-    "terse": InCallerBroker,
-    "talkative": lambda *args, **options: InCallerBroker(
-        *args, **options, tells_all=True
-    ),
-}
-with contextlib.suppress(ImportError):
-    KINDS["package"] = importlib.import_module("dramatiq_eager_broker").EagerBroker
+CANCELLED = JobError(None, "The job was cancelled.")
+NOT_REACHED = JobError(None, "An earlier step did not succeed.")
+CRAMP = JobError("ValueError", "a cramp")
 
-InCaller = Callable[..., dramatiq.Broker]
+#: The kinds of broker: one that emits as few signals as it can and raises what the job
+#: does in the sender, one that does not, and one that emits all signals.
+KINDS: dict[str, Any] = {
+    "terse": {},
+    "mild": {"fail_fast": False},
+    "talkative": {"fail_fast": False, "tells_all": True},
+}
+
+#: Makes a broker with the given middleware, and ours in place of None, or else last.
+InCaller = Callable[..., InCallerBroker]
 
 
 class Stop(Middleware):
@@ -81,35 +84,22 @@ class RefusedError(MiddlewareError):
     pass
 
 
-def stop(ours: JobStateMiddleware) -> None:
-    """Stop a middleware that has no worker to stop it."""
-    broker = InCallerBroker(())
-    ours.after_worker_shutdown(broker, dramatiq.Worker(broker))
-
-
 @pytest.fixture
 def ours(redis_url: str) -> Iterator[JobStateMiddleware]:
     """The middleware of a broker that the test makes itself."""
-    ours = JobStateMiddleware(url=redis_url, interval=0.01)
+    ours = JobStateMiddleware(url=redis_url, interval=0.01, heartbeat=0.05)
     yield ours
-    stop(ours)
+    # It has no worker to stop it.
+    InCallerBroker([ours]).emit_after("worker_shutdown", None)
 
 
 @pytest.fixture(params=KINDS)
-def in_caller(request: pytest.FixtureRequest, redis_url: str) -> Iterator[InCaller]:
-    """Makes a broker with the given middleware, and ours in place of None."""
-    made = []
-
-    def make(*others: Middleware | None, fail_fast: bool = True) -> dramatiq.Broker:
-        ours = JobStateMiddleware(url=redis_url, interval=0.01)
+def in_caller(request: pytest.FixtureRequest, ours: JobStateMiddleware) -> InCaller:
+    def make(*others: Middleware | None, **options: Any) -> InCallerBroker:
         them = [m or ours for m in (others if None in others else (*others, None))]
-        broker: dramatiq.Broker = KINDS[request.param](them, fail_fast=fail_fast)
-        made.append(ours)
-        return broker
+        return InCallerBroker(them, **{**KINDS[request.param], **options})
 
-    yield make
-    for ours in made:
-        stop(ours)
+    return make
 
 
 @pytest.fixture(autouse=True)
@@ -119,19 +109,51 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert messages(caplog, "pyramid_jobstate") == []
 
 
-@pytest.mark.parametrize("fail_fast", [True, False])
-def test_a_job_that_returns_is_a_success_at_once(
-    in_caller: InCaller, fail_fast: bool
-) -> None:
+@pytest.fixture
+def keeps_nothing(client: redis.Redis) -> Callable[[], bool]:
+    """Returns whether this process says no more to the store, so that it has no job."""
+
+    def commands() -> int:
+        count: int = client.info("stats")["total_commands_processed"]
+        return count
+
+    def is_quiet() -> bool:
+        before = commands()
+        # Two heartbeats, and many ticks of the recorder.
+        time.sleep(0.1)
+        return commands() == before + 1
+
+    def keeps_nothing() -> bool:
+        return current_job_state() is None and wait_for(is_quiet)
+
+    return keeps_nothing
+
+
+def state_of(broker: dramatiq.Broker, job_state: JobState | None) -> JobState:
+    """Return what viewers see of the job of a JobState."""
+    assert job_state is not None
+    return load_job(store_of(broker), job_state.uuid)
+
+
+def send_elsewhere(redis_url: str, message: Any) -> None:
+    """Let a web process send a message that this one gets."""
+    sender = StubBroker()
+    sender.add_middleware(JobStateMiddleware(url=redis_url))
+    name = message.actor_name
+    dramatiq.actor(broker=sender, job_state=True, actor_name=name)(lambda what: None)
+    sender.enqueue(message)
+
+
+def test_job_that_returns_is_a_success_at_once(in_caller: InCaller) -> None:
     """When `send` returns, the job is a success, with all that it reported."""
-    broker = in_caller(fail_fast=fail_fast)
+    broker = in_caller()
 
     @job_actor(broker=broker, job_state=RunMarathon)
     def run_marathon(miles: int, *, job_state: JobState) -> None:
         for mile in job_state.track(range(miles)):
             job_state.set_progress_metric("mile", mile)
-        state = load(broker, message_of(job_state))
-        assert (state.status, current_job_state()) == ("working", job_state)
+        assert state_of(broker, job_state).status == "working"
+        assert current_job_state() is job_state
 
     state = load(broker, run_marathon.send(3))
     assert (state.status, state.attempt) == ("success", 1)
@@ -140,30 +162,19 @@ def test_a_job_that_returns_is_a_success_at_once(
     assert current_job_state() is None
 
 
-def message_of(job_state: JobState | None) -> Any:
-    """Return what load() accepts as a message."""
-    assert job_state is not None
-    return message_of_uuid(job_state.uuid)
-
-
-def message_of_uuid(uuid: str) -> Any:
-    return dramatiq.Message("", "", (), {}, {}, message_id=uuid)
-
-
 @pytest.mark.parametrize("is_handling", [False, True])
-@pytest.mark.parametrize("fail_fast", [True, False])
-def test_a_job_that_fails_is_an_error_at_once(
-    in_caller: InCaller, fail_fast: bool, is_handling: bool
+def test_job_that_fails_is_an_error_at_once(
+    in_caller: InCaller, is_handling: bool
 ) -> None:
     """A job that raises is an error, even if the broker tells only the sender. A job
     sent while an exception is handled is unaffected by it.
     """
-    broker = in_caller(fail_fast=fail_fast)
-    seen = []
+    broker = in_caller()
+    seen: list[JobState] = []
 
     @job_actor(broker=broker)
     def run_marathon(fails: bool, *, job_state: JobState) -> None:
-        seen.append(message_of(job_state))
+        seen.append(job_state)
         job_state.set_progress(1, 2)
         if fails:
             raise ValueError("a cramp")
@@ -179,87 +190,35 @@ def test_a_job_that_fails_is_an_error_at_once(
         send()
     except KeyError:
         send()
-    failed, fine = (load(broker, message) for message in seen)
-    assert (failed.status, failed.error) == ("error", ("ValueError", "a cramp"))
+    failed, fine = (state_of(broker, job_state) for job_state in seen)
+    assert (failed.status, failed.error) == ("error", CRAMP)
     assert failed.progress is not None and failed.progress.fraction == 0.5
     assert (fine.status, fine.error) == ("success", None)
 
 
-def note_ends(broker: dramatiq.Broker, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list to which each end written from now on is added."""
-    ends: list[str] = []
-    store = store_of(broker)
-    write = store.write
-
-    def note(updates: Any) -> Any:
-        ends.extend(u.end.status for u in updates if u.end is not None)
-        return write(updates)
-
-    monkeypatch.setattr(store, "write", note)
-    return ends
+# Jobs within jobs.
 
 
-def test_the_end_is_written_once(
-    in_caller: InCaller, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One acknowledgement that the broker signals twice is written as one end."""
-    broker = in_caller()
-
-    @dramatiq.actor(broker=broker, job_state=True)
-    def run_marathon() -> None: ...
-
-    ends = note_ends(broker, monkeypatch)
-    run_marathon.send()
-    assert ends == ["success"]
-
-
-@pytest.mark.parametrize("is_first", [False, True])
-def test_a_try_ends_before_the_next_one_begins(
-    in_caller: InCaller, monkeypatch: pytest.MonkeyPatch, is_first: bool
-) -> None:
-    """A job that is retried in place never reads as if it had failed for good."""
-    retries = Retries(max_retries=3)
-    broker = in_caller(
-        *((None, retries) if is_first else (retries, None)), fail_fast=False
-    )
-    runs: list[int] = []
-
-    @dramatiq.actor(broker=broker, job_state=True)
-    def run_marathon() -> None:
-        runs.append(1)
-        if len(runs) < 3:
-            raise ValueError("a cramp")
-
-    ends = note_ends(broker, monkeypatch)
-    run_marathon.send()
-    assert ends == ["retrying", "retrying", "success"]
-
-
-@pytest.fixture(params=["success", "error", "cancelled", "skipped", "untracked"])
-def inner(request: pytest.FixtureRequest) -> str:
-    """How a job that runs within another ends."""
-    fate: str = request.param
-    return fate
-
-
-@pytest.mark.parametrize("fail_fast", [True, False])
+@pytest.mark.parametrize(
+    "inner", ["success", "error", "cancelled", "skipped", "untracked"]
+)
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_job_within_a_job_leaves_that_alone(
-    in_caller: InCaller, inner: str, fail_fast: bool, fails: bool
+def test_job_within_a_job_leaves_that_alone(
+    in_caller: InCaller, inner: str, fails: bool
 ) -> None:
     """However the jobs that a job sends end, it can go on reporting, and it and they
     end with their own status.
     """
-    broker = in_caller(Stop(SkipMessage("not today")), fail_fast=fail_fast)
-    seen: list[Any] = []
+    broker = in_caller(Stop(SkipMessage("not today")))
+    seen: list[JobState | None] = []
 
     def work(fate: str) -> None:
-        seen.append((fate, current_job_state()))
+        job_state = current_job_state()
+        seen.append(job_state)
         if fate == "error":
             raise ValueError("a cramp")
-        job_state = current_job_state()
         if fate == "cancelled" and job_state is not None:
-            assert load(broker, message_of(job_state)).cancel()
+            assert state_of(broker, job_state).cancel()
             while True:
                 job_state.raise_if_cancelled()
 
@@ -268,7 +227,7 @@ def test_a_job_within_a_job_leaves_that_alone(
 
     @job_actor(broker=broker)
     def outer(*, job_state: JobState) -> None:
-        seen.append(("outer", job_state))
+        seen.append(job_state)
         job_state.set_progress_metric("before", 1)
         for number in range(2):
             with contextlib.suppress(ValueError, SkipMessage):
@@ -276,36 +235,37 @@ def test_a_job_within_a_job_leaves_that_alone(
                 actor.send("stop" if inner == "skipped" else inner)
             assert current_job_state() is job_state
             job_state.increment_progress_metric("after")
-            assert load(broker, message_of(job_state)).status == "working", number
+            assert state_of(broker, job_state).status == "working", number
         if fails:
             raise KeyError("of its own")
 
-    with pytest.raises(KeyError) if fail_fast and fails else contextlib.nullcontext():
+    with pytest.raises(KeyError) if fails and broker.fail_fast else open_end():
         outer.send()
-    (_, job_state), *others = seen
-    state = load(broker, message_of(job_state))
+    state = state_of(broker, seen[0])
     assert state.status == ("error" if fails else "success")
     assert state.error == (JobError("KeyError", "'of its own'") if fails else None)
     assert state.progress_metrics == {"before": 1, "after": 2}
     if inner == "skipped":
-        assert not others
-        return
-    assert len(others) == 2
-    for fate, job_state in others:
-        if inner == "untracked":
-            assert job_state is None
-        else:
-            assert load(broker, message_of(job_state)).status == fate
+        assert len(seen) == 1
+    elif inner == "untracked":
+        assert seen[1:] == [None, None]
+    else:
+        statuses = [state_of(broker, job_state).status for job_state in seen[1:]]
+        assert statuses == [inner, inner]
 
 
-def test_an_actor_that_sends_itself_runs_within_itself(in_caller: InCaller) -> None:
+def open_end() -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
+def test_actor_that_sends_itself_runs_within_itself(in_caller: InCaller) -> None:
     """Each level of a recursion is a separate job and keeps its own values."""
     broker = in_caller()
-    seen: dict[int, Any] = {}
+    seen: dict[int, JobState] = {}
 
     @job_actor(broker=broker)
     def count(depth: int, *, job_state: JobState) -> None:
-        seen[depth] = message_of(job_state)
+        seen[depth] = job_state
         if depth:
             count.send(depth - 1)
         assert current_job_state() is job_state
@@ -313,11 +273,11 @@ def test_an_actor_that_sends_itself_runs_within_itself(in_caller: InCaller) -> N
 
     count.send(4)
     for depth in range(5):
-        state = load(broker, seen[depth])
+        state = state_of(broker, seen[depth])
         assert (state.status, state.progress_metrics) == ("success", {"depth": depth})
 
 
-def test_a_direct_call_within_a_job_is_detached(in_caller: InCaller) -> None:
+def test_direct_call_within_a_job_is_detached(in_caller: InCaller) -> None:
     """An actor that a job calls directly keeps its values in memory: before another job
     runs within that job, inside the other job, and afterwards.
     """
@@ -352,11 +312,11 @@ def test_a_direct_call_within_a_job_is_detached(in_caller: InCaller) -> None:
 def test_callbacks_run_within_the_job_that_calls_them(in_caller: InCaller) -> None:
     """A job's callbacks run before it is acknowledged, and are separate jobs."""
     broker = in_caller(Callbacks(), fail_fast=False)
-    seen: list[Any] = []
+    seen: list[JobState] = []
 
     @job_actor(broker=broker)
     def call_back(*args: Any, job_state: JobState) -> None:
-        seen.append(message_of(job_state))
+        seen.append(job_state)
         if args[1] is None:
             raise ValueError("so late")
 
@@ -370,62 +330,84 @@ def test_callbacks_run_within_the_job_that_calls_them(in_caller: InCaller) -> No
     fine = run_marathon.send_with_options(args=(False,), **options)
     failed = run_marathon.send_with_options(args=(True,), **options)
     assert [load(broker, m).status for m in (fine, failed)] == ["success", "error"]
-    assert [load(broker, m).status for m in seen] == ["error", "success"]
+    assert [state_of(broker, j).status for j in seen] == ["error", "success"]
 
 
 @pytest.mark.parametrize("is_first", [False, True])
-@pytest.mark.parametrize("fail_fast", [True, False])
-def test_a_pipeline_runs_within_its_first_step(
-    in_caller: InCaller, fail_fast: bool, is_first: bool
+def test_pipeline_runs_within_its_first_step(
+    in_caller: InCaller, alice: JobStates, is_first: bool
 ) -> None:
     """Each step of a pipeline has its own end; those after a failure are cancelled."""
-    order = (None, Pipelines()) if is_first else (Pipelines(), None)
-    broker = in_caller(*order, fail_fast=fail_fast)
+    broker = in_caller(*((None, Pipelines()) if is_first else (Pipelines(), None)))
 
     @dramatiq.actor(broker=broker, job_state=True)
     def step(miles: int, before: int = 0) -> int:
         if miles == 13:
-            raise ValueError("Bad luck")
+            raise ValueError("a cramp")
         return miles + before
 
     @dramatiq.actor(broker=broker)
     def untracked(miles: int, before: int) -> int:
         return miles + before
 
-    def run(*steps: Any) -> list[tuple[str, Any]]:
-        jobs = [step for step in steps if step.actor_name == "step"]
-        record_steps(broker, jobs[1:])
-        pipeline(steps, broker=broker).run()
-        states = [load(broker, job) for job in jobs]
+    def ends(steps: Any) -> list[tuple[str, Any]]:
+        states = [load(broker, s) for s in steps if s.actor_name == "step"]
         return [(state.status, state.error) for state in states]
 
+    def run(*miles: int) -> list[tuple[str, Any]]:
+        steps = [step.message(n) for n in miles]
+        with contextlib.suppress(ValueError):
+            alice.send_immediately(pipeline(steps, broker=broker))
+        return ends(steps)
+
     fine = ("success", None)
-    assert run(*(step.message(n) for n in range(4))) == [fine] * 4
-    mixed = step.message(1), untracked.message_with_options(args=(2,)), step.message(3)
-    assert run(*mixed) == [fine] * 2
-    assert run(*(step.message(n) for n in (1, 13, 2, 3))) == [
+    assert run(0, 1, 2, 3) == [fine] * 4
+    assert run(1, 13, 2, 3) == [
         fine,
-        ("error", ("ValueError", "Bad luck")),
+        ("error", CRAMP),
         *[("cancelled", NOT_REACHED)] * 2,
     ]
+    mixed = step.message(1), untracked.message_with_options(args=(2,)), step.message(3)
+    pipeline(mixed, broker=broker).run()
+    assert ends(mixed) == [fine] * 2
+
+
+class Watching(Middleware):
+    """Notes the status of a job whenever something happens to its message."""
+
+    def __init__(self) -> None:
+        self.statuses: set[str] = set()
+
+    def before_process_message(self, broker: Any, message: Any) -> None:
+        state = store_of(broker).load(message.message_id)
+        if state is not None:
+            self.statuses.add(state.status)
+
+    def after_process_message(
+        self, broker: Any, message: Any, *, result: Any = None, exception: Any = None
+    ) -> None:
+        self.before_process_message(broker, message)
 
 
 @pytest.mark.parametrize("is_first", [False, True])
 @pytest.mark.parametrize("failures", [2, 9])
-def test_a_retry_runs_within_the_try_that_failed(
+def test_retry_runs_within_the_try_that_failed(
     in_caller: InCaller, is_first: bool, failures: int
 ) -> None:
-    """A job that is retried in place counts its attempts, and ends as the last one."""
+    """A job that is retried in place counts its attempts, ends as the last one, and
+    never reads as if it had ended before.
+    """
     retries = Retries(max_retries=3)
     order = (None, retries) if is_first else (retries, None)
-    broker = in_caller(*order, fail_fast=False)
+    watching = [Watching(), Watching()]
+    broker = in_caller(watching[0], *order, watching[1], fail_fast=False)
     attempts: list[int] = []
 
     @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
         attempts.append(job_state.attempt)
         job_state.set_progress_metric("attempt", job_state.attempt)
-        state = load(broker, message_of(job_state))
+        state = state_of(broker, job_state)
         assert (state.status, state.attempt) == ("working", job_state.attempt)
         if job_state.attempt <= failures:
             raise ValueError("a cramp")
@@ -436,16 +418,19 @@ def test_a_retry_runs_within_the_try_that_failed(
     assert state.status == ("error" if failures > 3 else "success")
     assert (state.error is None) == (state.status == "success")
     assert state.progress_metrics == {"attempt": len(attempts)}
+    seen = watching[0].statuses | watching[1].statuses
+    # Once the last attempt is over, so are those around it.
+    assert seen - {state.status} <= {"queued", "working", "retrying"}
 
 
-def test_a_retry_within_a_job_leaves_that_alone(in_caller: InCaller) -> None:
+def test_retry_within_a_job_leaves_that_alone(in_caller: InCaller) -> None:
     """A job whose inner job is retried in place goes on once that has ended."""
     broker = in_caller(Retries(), fail_fast=False)
-    seen: list[Any] = []
+    seen: list[JobState] = []
 
     @job_actor(broker=broker)
     def inner(*, job_state: JobState) -> None:
-        seen.append(message_of(job_state))
+        seen.append(job_state)
         if job_state.attempt < 3:
             raise ValueError("a cramp")
 
@@ -457,10 +442,10 @@ def test_a_retry_within_a_job_leaves_that_alone(in_caller: InCaller) -> None:
 
     state = load(broker, outer.send())
     assert (state.status, state.message) == ("success", "done")
-    assert len(seen) == 3 and load(broker, seen[0]).status == "success"
+    assert len(seen) == 3 and state_of(broker, seen[0]).status == "success"
 
 
-def test_a_retry_that_another_middleware_stops_does_not_count(
+def test_retry_that_another_middleware_stops_does_not_count(
     in_caller: InCaller,
 ) -> None:
     """A retry that is skipped in place does not count as an attempt."""
@@ -482,7 +467,7 @@ def test_a_retry_that_another_middleware_stops_does_not_count(
     assert (state.status, state.attempt) in (("error", 1), ("cancelled", 1))
 
 
-def test_a_job_that_puts_itself_back_runs_within_itself(in_caller: InCaller) -> None:
+def test_job_that_puts_itself_back_runs_within_itself(in_caller: InCaller) -> None:
     """The run of the message put back owns the record, no longer the outer run."""
     broker = in_caller()
     runs: list[int] = []
@@ -502,40 +487,40 @@ def test_a_job_that_puts_itself_back_runs_within_itself(in_caller: InCaller) -> 
     assert (state.message, runs) == (None, [0, 1])
 
 
+# Cancelled and stopped jobs.
+
+
 @pytest.mark.parametrize("retried", [False, True])
-@pytest.mark.parametrize("fail_fast", [True, False])
-def test_a_job_that_is_cancelled_says_so(
-    in_caller: InCaller, fail_fast: bool, retried: bool
-) -> None:
+def test_job_that_is_cancelled_says_so(in_caller: InCaller, retried: bool) -> None:
     """A job that is cancelled while it runs reads cancelled, and never runs again."""
-    broker = in_caller(*([Retries()] if retried else []), fail_fast=fail_fast)
-    seen: list[Any] = []
+    broker = in_caller(*([Retries()] if retried else []))
+    seen: list[JobState] = []
 
     @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
-        seen.append(message_of(job_state))
-        load(broker, seen[0]).cancel()
+        seen.append(job_state)
+        state_of(broker, job_state).cancel()
         while not job_state.cancel_requested:
             pass
         raise ValueError("as good as any")
 
-    with pytest.raises(SkipMessage) if fail_fast else contextlib.nullcontext():
+    with pytest.raises(SkipMessage) if broker.fail_fast else open_end():
         run_marathon.send()
     assert len(seen) == 1
-    state = load(broker, seen[0])
+    state = state_of(broker, seen[0])
     assert (state.status, state.error) == ("cancelled", CANCELLED)
 
 
-def test_a_job_is_told_once_of_its_cancel_whatever_it_runs(in_caller: InCaller) -> None:
+def test_job_is_told_once_of_its_cancel_whatever_it_runs(in_caller: InCaller) -> None:
     """A job that survives its cancel and runs another job that is cancelled, too, does
     not get its own cancel raised again.
     """
     broker = in_caller(fail_fast=False)
-    seen: list[Any] = []
+    seen: list[JobState] = []
 
     def be_cancelled(job_state: JobState) -> None:
-        seen.append(message_of(job_state))
-        load(broker, seen[-1]).cancel()
+        seen.append(job_state)
+        state_of(broker, job_state).cancel()
         while not job_state.cancel_requested:
             pass
         job_state.set_message("told")
@@ -553,45 +538,45 @@ def test_a_job_is_told_once_of_its_cancel_whatever_it_runs(in_caller: InCaller) 
 
     state = load(broker, outer.send())
     assert (state.status, state.message) == ("success", "shielded")
-    assert load(broker, seen[1]).status == "cancelled"
+    assert state_of(broker, seen[1]).status == "cancelled"
 
 
-def test_a_job_that_was_cancelled_before_does_not_run(in_caller: InCaller) -> None:
+def test_job_that_was_cancelled_before_does_not_run(
+    in_caller: InCaller, redis_url: str
+) -> None:
     """A message whose job was cancelled while queued is skipped."""
     broker = in_caller()
 
     @dramatiq.actor(broker=broker, job_state=True)
-    def run_marathon() -> None:
+    def run_marathon(what: str) -> None:
         raise AssertionError
 
-    message = run_marathon.message()
-    store_of(broker).create(NewJob(message.message_id, SENT))
+    message = run_marathon.message("run")
+    send_elsewhere(redis_url, message)
     assert load(broker, message).cancel()
-    with pytest.raises(SkipMessage):
+    with pytest.raises(SkipMessage) if broker.fail_fast else open_end():
         broker.enqueue(message)
     state = load(broker, message)
     assert (state.status, state.attempt) == ("cancelled", 0)
 
 
 @pytest.mark.parametrize("is_first", [False, True])
-@pytest.mark.parametrize("fail_fast", [True, False])
 @pytest.mark.parametrize("error", [SkipMessage("not today"), RefusedError("not today")])
-def test_a_job_that_another_middleware_stops_never_began(
-    in_caller: InCaller, fail_fast: bool, is_first: bool, error: Exception
+def test_job_that_another_middleware_stops_never_began(
+    in_caller: InCaller, redis_url: str, is_first: bool, error: Exception
 ) -> None:
     """A job that a middleware skips or refuses before its start gives the reason and
     reads attempt 0, wherever that middleware stands.
     """
-    order = (None, Stop(error)) if is_first else (Stop(error), None)
-    broker = in_caller(*order, fail_fast=fail_fast)
+    broker = in_caller(*((None, Stop(error)) if is_first else (Stop(error), None)))
 
     @dramatiq.actor(broker=broker, job_state=True)
     def run_marathon(what: str) -> None:
         raise AssertionError
 
     message = run_marathon.message("stop")
-    store_of(broker).create(NewJob(message.message_id, SENT))
-    with pytest.raises(type(error)) if fail_fast else contextlib.nullcontext():
+    send_elsewhere(redis_url, message)
+    with pytest.raises(type(error)) if broker.fail_fast else open_end():
         broker.enqueue(message)
     state = load(broker, message)
     is_skip = isinstance(error, SkipMessage)
@@ -600,18 +585,22 @@ def test_a_job_that_another_middleware_stops_never_began(
     assert (state.attempt, state.started_at) == (0, None)
 
 
+# Other ways to run.
+
+
 def test_async_actors_run_within_their_sender(in_caller: InCaller) -> None:
     """An async actor is a job like any other, and so is a job that it sends."""
     broker = in_caller(AsyncIO())
-    seen: list[Any] = []
+    seen: list[JobState] = []
 
     @job_actor(broker=broker)
     def inner(*, job_state: JobState) -> None:
-        seen.append(message_of(job_state))
+        seen.append(job_state)
         assert current_job_state() is job_state
 
     @job_actor(broker=broker)
     async def middle(*, job_state: JobState) -> None:
+        seen.append(job_state)
         await asyncio.sleep(0)
         inner.send()
         assert current_job_state() is job_state
@@ -619,50 +608,120 @@ def test_async_actors_run_within_their_sender(in_caller: InCaller) -> None:
 
     @job_actor(broker=broker)
     def outer(*, job_state: JobState) -> None:
-        seen.append(message_of(job_state))
-        seen.append(middle.send())
+        seen.append(job_state)
+        middle.send()
         assert current_job_state() is job_state
         job_state.set_message("outer")
 
     broker.emit_before("worker_boot", None)
-    loop = get_event_loop_thread()
-    assert loop is not None
+    assert get_event_loop_thread() is not None
     try:
         outer.send()
     finally:
         broker.emit_after("worker_shutdown", None)
-    states = [load(broker, message) for message in seen]
+    states = [state_of(broker, job_state) for job_state in seen]
     assert [(s.status, s.message) for s in states] == [
         ("success", "outer"),
-        ("success", None),
         ("success", "middle"),
+        ("success", None),
     ]
 
 
-@pytest.fixture
-def begin_request(
-    in_caller: InCaller, redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[dramatiq.Broker], Any]:
-    """Makes a request of Alice's in a transaction, and the broker global."""
+def test_jobs_of_two_greenlets_stay_separate(in_caller: InCaller) -> None:
+    """The end of one job leaves a job in another greenlet of the thread alone: that one
+    goes on reporting, and its own end is written.
+    """
+    broker = in_caller(fail_fast=True)
+    main = greenlet.getcurrent()
+    seen: list[JobState] = []
 
-    def make_site(broker: dramatiq.Broker) -> Any:
-        monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
-        config = make_tm_config(redis_url)
-        make_app(config)
-        request = make_request(config, "alice")
-        request.tm.begin()
-        return request
+    @job_actor(broker=broker)
+    def run_marathon(fails: bool, *, job_state: JobState) -> None:
+        seen.append(job_state)
+        main.switch()
+        job_state.set_progress_metric("miles", 26)
+        if fails:
+            raise ValueError("a blister")
 
-    return make_site
+    first, second = (
+        greenlet.greenlet(lambda fails=fails: run_marathon.send(fails))
+        for fails in (False, True)
+    )
+    first.switch()
+    second.switch()
+    first.switch()
+    statuses = [state_of(broker, job_state).status for job_state in seen]
+    assert statuses == ["success", "working"]
+    with pytest.raises(ValueError, match="a blister"):
+        second.switch()
+
+    states = [state_of(broker, job_state) for job_state in seen]
+    assert [state.status for state in states] == ["success", "error"]
+    assert [state.progress_metrics for state in states] == [{"miles": 26}] * 2
 
 
-def test_a_job_that_leaves_with_the_transaction_runs_in_the_commit(
-    in_caller: InCaller, begin_request: Any
+class InThread(dramatiq.Actor[Any, Any]):
+    """Calls its function in another thread."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            return pool.submit(super().__call__, *args, **kwargs).result()
+
+
+class Failing(dramatiq.Actor[Any, Any]):
+    """Fails before it calls its function."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError("a cramp")
+
+
+@pytest.mark.parametrize("is_handling", [False, True])
+def test_job_has_nothing_to_do_with_what_its_sender_handles(
+    in_caller: InCaller, is_handling: bool
+) -> None:
+    """Whatever its sender handles, a job whose function was called in another thread is
+    a success, and one whose actor raises before its function is an error, even if the
+    broker tells only the sender.
+    """
+    broker = in_caller()
+    options: Any = {"broker": broker, "job_state": True}
+
+    @dramatiq.actor(actor_class=InThread, **options)
+    def run_marathon() -> None: ...
+
+    @dramatiq.actor(actor_class=Failing, **options)
+    def fail() -> None: ...
+
+    sent = run_marathon.message(), fail.message()
+
+    def send() -> None:
+        broker.enqueue(sent[0])
+        with (
+            pytest.raises(ValueError, match="cramp") if broker.fail_fast else open_end()
+        ):
+            broker.enqueue(sent[1])
+
+    try:
+        if is_handling:
+            raise KeyError("the sender's")
+        send()
+    except KeyError:
+        send()
+    fine, failed = (load(broker, message) for message in sent)
+    assert (fine.status, fine.error, fine.attempt) == ("success", None, 1)
+    assert (failed.status, failed.error) == ("error", CRAMP)
+
+
+# Requests.
+
+
+def test_job_that_leaves_with_the_transaction_runs_in_the_commit(
+    ours: JobStateMiddleware, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All that a request sends in a transaction has ended once the transaction is
     committed: jobs, the jobs that they send, pipelines and groups.
     """
-    broker = in_caller(Pipelines())
+    broker = InCallerBroker([Pipelines(), ours])
     inner: list[Any] = []
 
     @job_actor(broker=broker)
@@ -674,7 +733,11 @@ def test_a_job_that_leaves_with_the_transaction_runs_in_the_commit(
             raise ValueError("Bad luck")
         return miles
 
-    request = begin_request(broker)
+    monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
+    config = make_tm_config(redis_url)
+    make_app(config)
+    request = make_request(config, "alice")
+    request.tm.begin()
     send = request.job_states.send
     message = request.job_states.send_message
     one = send(run_marathon, 7)
@@ -700,33 +763,34 @@ def test_a_job_that_leaves_with_the_transaction_runs_in_the_commit(
     assert [load(broker, m).status for m in inner] == ["success"] * 2
 
 
-def test_a_job_that_is_sent_at_once_and_fails_is_an_error(
-    in_caller: InCaller, begin_request: Any
+def test_job_that_is_sent_at_once_and_fails_is_an_error(
+    ours: JobStateMiddleware, alice: JobStates
 ) -> None:
     """The exception reaches the sender, and the record stays, since the job has run.
     The next step of its pipeline reads as not reached.
     """
-    broker = in_caller(Pipelines())
+    broker = InCallerBroker([Pipelines(), ours])
 
     @dramatiq.actor(broker=broker, job_state=True)
     def run_marathon(*args: int) -> None:
-        raise ValueError("Bad luck")
+        raise ValueError("a cramp")
 
-    request = begin_request(broker)
-    steps = run_marathon.message() | run_marathon.message()
-    with pytest.raises(ValueError, match="Bad luck"):
-        request.job_states.send_immediately(steps)
-    page = request.job_states.list("alice").items
+    steps = [run_marathon.message(), run_marathon.message()]
+    with pytest.raises(ValueError, match="a cramp"):
+        alice.send_immediately(pipeline(steps, broker=broker))
+    page = alice.list("alice").items
     assert {(state.status, state.error) for state in page} == {
-        ("error", ("ValueError", "Bad luck")),
+        ("error", CRAMP),
         ("cancelled", NOT_REACHED),
     }
 
 
-def test_a_request_within_a_request_keeps_what_the_outer_announced(
-    in_caller: InCaller, begin_request: Any
+def test_request_within_a_request_leaves_the_outer_ones_jobs_alone(
+    in_caller: InCaller, alice: JobStates, app: TestApp
 ) -> None:
-    """A job that sends with its own request leaves the outer request's jobs alone."""
+    """A job that sends with its own request does not disturb what the outer request is
+    sending.
+    """
     broker = in_caller()
     seen: list[Any] = []
 
@@ -734,17 +798,22 @@ def test_a_request_within_a_request_keeps_what_the_outer_announced(
     def run_marathon(depth: int) -> None:
         if depth:
             inner = group([run_marathon.message(0)], broker=broker)
-            seen.extend(begin_request(broker).job_states.send_immediately(inner))
+            states = make_request(app.app, "alice").job_states
+            seen.extend(states.send_immediately(inner))
 
-    request = begin_request(broker)
     members = group([run_marathon.message(1) for _ in range(2)], broker=broker)
-    seen.extend(request.job_states.send_immediately(members))
+    seen.extend(alice.send_immediately(members))
     assert len(seen) == 4
-    assert {request.job_states[s.uuid].status for s in seen} == {"success"}
+    assert {alice[s.uuid].status for s in seen} == {"success"}
 
 
-def test_nothing_is_left_behind(in_caller: InCaller) -> None:
-    """Once all jobs have ended, middleware and recorder keep nothing of them."""
+# What is left when a broker calls fewer hooks, or one is interrupted.
+
+
+def test_nothing_is_left_behind(
+    in_caller: InCaller, keeps_nothing: Callable[[], bool]
+) -> None:
+    """Once all jobs have ended, nothing of them is kept, nor said to the store."""
     broker = in_caller(
         Retries(max_retries=1), Stop(RefusedError("no")), fail_fast=False
     )
@@ -761,9 +830,7 @@ def test_nothing_is_left_behind(in_caller: InCaller) -> None:
 
     for what in ("fail", "nest", "stop", "fine"):
         run_marathon.send(what)
-    ours = middleware_of(broker)
-    assert nothing_is_kept(ours)
-    assert (ours._thread.job, ours._thread.returning) == (None, {})
+    assert keeps_nothing()
     gc.collect()
     assert len(alive) == 6 and not any(ref() for ref in alive)
 
@@ -780,25 +847,19 @@ class Quitting(Middleware):
             raise KeyboardInterrupt
 
 
-def nothing_is_kept(ours: JobStateMiddleware) -> bool:
-    assert ours._access._recorder is not None
-    kept = (ours._jobs, ours._access._recorder._backlog._runs, ours._thread.jobs)
-    return not any(kept) and current_job_state() is None
-
-
 @pytest.mark.parametrize("tracked", [False, True])
-def test_a_job_whose_end_nobody_told_ends_with_the_outer_one(
-    in_caller: InCaller, tracked: bool
+def test_job_whose_end_nobody_told_ends_with_the_outer_one(
+    ours: JobStateMiddleware, tracked: bool, keeps_nothing: Callable[[], bool]
 ) -> None:
     """If the acknowledgement of an inner job is interrupted, its end is written when
     the outer job ends.
     """
-    broker = in_caller(None, Quitting())
-    seen: list[Any] = []
+    broker = InCallerBroker([ours, Quitting()])
+    seen: list[JobState] = []
 
     @job_actor(broker=broker)
     def inner(*, job_state: JobState) -> None:
-        seen.append(message_of(job_state))
+        seen.append(job_state)
         job_state.set_message("run")
 
     @job_actor(broker=broker)
@@ -817,25 +878,29 @@ def test_a_job_whose_end_nobody_told_ends_with_the_outer_one(
         assert (state.status, state.message) == ("success", "done")
     else:
         untracked.send()
-    state = load(broker, seen[0])
+    state = state_of(broker, seen[0])
     assert (state.status, state.message) == ("success", "run")
-    assert nothing_is_kept(middleware_of(broker))
+    assert keeps_nothing()
 
 
-def test_a_job_whose_end_nobody_told_ends_with_the_next_message(
-    in_caller: InCaller,
+def test_job_whose_end_nobody_told_ends_with_the_next_message(
+    ours: JobStateMiddleware,
+    keeps_nothing: Callable[[], bool],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """If the acknowledgement of a job is interrupted, its end is written when its
-    thread processes the next message that is not within it.
+    thread processes the next message that is not within it, which is not disturbed,
+    not even by an end that cannot be written.
     """
-    broker = in_caller(None, quitting := Quitting())
-    ours = middleware_of(broker)
-    seen: list[Any] = []
+    broker = InCallerBroker([ours, quitting := Quitting()])
+    broker.actor_options |= {"pipe_target"}
+    seen: list[JobState] = []
 
     @job_actor(broker=broker)
     def run_marathon(fails: bool, *, job_state: JobState) -> None:
-        assert len(ours._thread.jobs) == 1
-        seen.append(message_of(job_state))
+        if seen:
+            assert state_of(broker, seen[-1]).is_finished
+        seen.append(job_state)
         if fails:
             raise ValueError("a cramp")
 
@@ -844,53 +909,49 @@ def test_a_job_whose_end_nobody_told_ends_with_the_next_message(
         with pytest.raises(KeyboardInterrupt):
             run_marathon.send(fails)
     run_marathon.send(False)
-    states = [load(broker, message) for message in seen]
+    states = [state_of(broker, job_state) for job_state in seen]
     assert [s.status for s in states] == ["success", "error", "success", "success"]
-    assert states[1].error == ("ValueError", "a cramp")
-    assert nothing_is_kept(ours)
-
-
-def test_an_end_that_cannot_be_written_leaves_the_next_message_alone(
-    ours: JobStateMiddleware, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A job whose end was never reported, and whose next step is not a message, does
-    not disturb the job that follows.
-    """
-    broker = InCallerBroker((ours, Quitting()))
-    broker.actor_options |= {"pipe_target"}
-
-    @dramatiq.actor(broker=broker, job_state=True)
-    def run_marathon() -> None: ...
-
+    assert states[1].error == CRAMP
+    seen.clear()
+    quitting.is_on = True
     with pytest.raises(KeyboardInterrupt):
-        run_marathon.send_with_options(pipe_target="nonsense")
-    assert load(broker, run_marathon.send()).status == "success"
+        run_marathon.send_with_options(args=(False,), pipe_target="nonsense")
+    seen.clear()
+    assert load(broker, run_marathon.send(False)).status == "success"
     assert "could not be written" in messages(caplog, "pyramid_jobstate")[0]
-    assert nothing_is_kept(ours)
-    stop(ours)
+    assert keeps_nothing()
     caplog.clear()
 
 
 class MuteBroker(InCallerBroker):
-    """Does not signal that it has acknowledged a message."""
+    """Does not signal that it has acknowledged a message, unless the test asks for it:
+    the last job, and those begun within it, would go on during other tests.
+    """
+
+    depth = 0
+    last: Any = None
 
     @contextlib.contextmanager
     def _acknowledging(self, message: Any) -> Iterator[None]:
-        yield
+        if not self.depth:
+            self.last = message
+        self.depth += 1
+        try:
+            yield
+        finally:
+            self.depth -= 1
 
-
-def end_what_is_left(broker: dramatiq.Broker, ours: JobStateMiddleware) -> None:
-    """Acknowledge the last message: otherwise its job, and those begun within it, would
-    go on during other tests.
-    """
-    broker.emit_after("ack", ours._thread.jobs[0].message)
-    assert nothing_is_kept(ours)
+    def acknowledge_last(self) -> None:
+        self.emit_after("ack", self.last)
 
 
 @pytest.mark.parametrize("fail_fast", [True, False])
 @pytest.mark.parametrize("is_first", [False, True])
-def test_a_broker_that_acknowledges_nothing_leaks_no_jobs(
-    ours: JobStateMiddleware, is_first: bool, fail_fast: bool
+def test_broker_that_acknowledges_nothing_leaks_no_jobs(
+    ours: JobStateMiddleware,
+    is_first: bool,
+    fail_fast: bool,
+    keeps_nothing: Callable[[], bool],
 ) -> None:
     """With a broker that does not signal acknowledgements, a job ends when the next
     message is processed. A message sent by a callback is processed within the job.
@@ -898,18 +959,16 @@ def test_a_broker_that_acknowledges_nothing_leaks_no_jobs(
     callbacks = Callbacks()
     order = (callbacks, ours) if is_first else (ours, callbacks)
     broker = MuteBroker(order, fail_fast=fail_fast)
-    seen: list[Any] = []
+    seen: list[JobState] = []
     outer: list[str] = []
 
     @job_actor(broker=broker)
     def call_back(data: Any, result: Any, *, job_state: JobState) -> None:
-        outer.append(load(broker, seen[-1]).status)
-        assert len(ours._thread.jobs) == 2
+        outer.append(state_of(broker, seen[-1]).status)
 
     @job_actor(broker=broker)
     def run_marathon(fails: bool, *, job_state: JobState) -> None:
-        assert len(ours._thread.jobs) == 1
-        seen.append(message_of(job_state))
+        seen.append(job_state)
         if fails:
             raise ValueError("a cramp")
 
@@ -919,13 +978,15 @@ def test_a_broker_that_acknowledges_nothing_leaks_no_jobs(
                 args=(fails,), on_success=call_back.actor_name
             )
     assert outer == ["working"] * 2
-    assert [load(broker, m).status for m in seen] == ["success", "error", "working"]
-    end_what_is_left(broker, ours)
-    assert load(broker, seen[-1]).status == "success"
+    statuses = [state_of(broker, job_state).status for job_state in seen]
+    assert statuses == ["success", "error", "working"]
+    broker.acknowledge_last()
+    assert state_of(broker, seen[-1]).status == "success"
+    assert keeps_nothing()
 
 
-def test_a_job_that_is_stopped_and_not_acknowledged_is_an_error(
-    ours: JobStateMiddleware,
+def test_job_that_is_stopped_and_not_acknowledged_is_an_error(
+    ours: JobStateMiddleware, keeps_nothing: Callable[[], bool]
 ) -> None:
     """A job whose stop only its sender learns of reads as rejected, with attempt 0."""
     broker = MuteBroker((ours, Stop(SkipMessage("not today"))))
@@ -940,7 +1001,8 @@ def test_a_job_that_is_stopped_and_not_acknowledged_is_an_error(
     state = load(broker, message)
     assert (state.status, state.attempt) == ("error", 0)
     assert state.error == JobError(None, "The message was rejected.")
-    end_what_is_left(broker, ours)
+    broker.acknowledge_last()
+    assert keeps_nothing()
 
 
 class Roundabout(InCallerBroker):
@@ -953,7 +1015,7 @@ class Roundabout(InCallerBroker):
         super().emit_before(signal, *args, **kwargs)
 
 
-def test_a_job_that_runs_is_never_taken_for_one_that_was_left(
+def test_job_that_runs_is_never_taken_for_one_that_was_left(
     ours: JobStateMiddleware,
 ) -> None:
     """However a broker signals a message, a running job stays the outer job of those
@@ -967,7 +1029,7 @@ def test_a_job_that_runs_is_never_taken_for_one_that_was_left(
     @job_actor(broker=broker)
     def outer(*, job_state: JobState) -> None:
         inner.send()
-        assert load(broker, message_of(job_state)).status == "working"
+        assert state_of(broker, job_state).status == "working"
         job_state.set_message("done")
 
     state = load(broker, outer.send())
@@ -975,7 +1037,11 @@ def test_a_job_that_runs_is_never_taken_for_one_that_was_left(
 
 
 class Handling(InCallerBroker):
-    """Signals that a message was skipped after it has handled the exception."""
+    """Signals that a message was skipped after it has handled the exception, or not at
+    all.
+    """
+
+    signals = True
 
     def _process(self, message: Any) -> None:
         try:
@@ -984,13 +1050,14 @@ class Handling(InCallerBroker):
             pass
         else:
             return
-        self.emit_after("skip_message", message)
+        if self.signals:
+            self.emit_after("skip_message", message)
 
 
 @pytest.mark.parametrize("what", ["stop", "skip"])
 @pytest.mark.parametrize("is_first", [False, True])
-def test_a_skipped_job_has_nothing_to_do_with_what_its_sender_handles(
-    ours: JobStateMiddleware, is_first: bool, what: str
+def test_skipped_job_has_nothing_to_do_with_what_its_sender_handles(
+    ours: JobStateMiddleware, redis_url: str, is_first: bool, what: str
 ) -> None:
     """A job that is skipped, or skips itself, is cancelled, whatever exception its
     sender is handling.
@@ -1003,7 +1070,7 @@ def test_a_skipped_job_has_nothing_to_do_with_what_its_sender_handles(
         raise SkipMessage("of its own")
 
     message = run_marathon.message(what)
-    store_of(broker).create(NewJob(message.message_id, SENT))
+    send_elsewhere(redis_url, message)
     try:
         raise KeyError("the sender's")
     except KeyError:
@@ -1015,101 +1082,18 @@ def test_a_skipped_job_has_nothing_to_do_with_what_its_sender_handles(
     assert state.attempt == (1 if what == "skip" else 0)
 
 
-@pytest.mark.parametrize("is_handling", [False, True])
-def test_a_job_whose_actor_fails_before_its_function_is_an_error(
-    in_caller: InCaller, is_handling: bool
-) -> None:
-    """A wrapper around the function that raises makes the job an error, even if the
-    broker tells only the sender.
-    """
-    broker = in_caller()
-
-    class Failing(dramatiq.Actor[Any, Any]):
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            raise ValueError("a cramp")
-
-    @dramatiq.actor(broker=broker, job_state=True, actor_class=Failing)
-    def run_marathon() -> None: ...
-
-    message = run_marathon.message()
-    try:
-        if is_handling:
-            raise KeyError("the sender's")
-        broker.enqueue(message)
-    except KeyError:
-        with pytest.raises(ValueError, match="a cramp"):
-            broker.enqueue(message)
-    except ValueError:
-        assert not is_handling
-    state = load(broker, message)
-    assert (state.status, state.error) == ("error", ("ValueError", "a cramp"))
-
-
-@pytest.mark.parametrize("fail_fast", [True, False])
-def test_a_job_that_returns_has_nothing_to_do_with_what_its_sender_handles(
-    in_caller: InCaller, fail_fast: bool
-) -> None:
-    """A job is a success even if its function was called in another thread and its
-    sender is handling an exception.
-    """
-    broker = in_caller(fail_fast=fail_fast)
-
-    class InThread(dramatiq.Actor[Any, Any]):
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            with concurrent.futures.ThreadPoolExecutor(1) as pool:
-                return pool.submit(super().__call__, *args, **kwargs).result()
-
-    @dramatiq.actor(broker=broker, job_state=True, actor_class=InThread)
-    def run_marathon() -> None: ...
-
-    try:
-        raise KeyError("the sender's")
-    except KeyError:
-        state = load(broker, run_marathon.send())
-    assert (state.status, state.error, state.attempt) == ("success", None, 1)
-
-
-def test_a_job_that_has_returned_is_a_success_whatever_stops_its_sender(
-    in_caller: InCaller,
-) -> None:
-    """An interrupt in a middleware does not turn a returned job into an error."""
-
-    class Interrupted(Middleware):
-        def after_process_message(self, *args: Any, **kwargs: Any) -> None:
-            raise KeyboardInterrupt
-
-    broker = in_caller(None, Interrupted())
-    seen: list[Any] = []
-
-    @job_actor(broker=broker)
-    def run_marathon(*, job_state: JobState) -> None:
-        seen.append(message_of(job_state))
-
-    with pytest.raises(KeyboardInterrupt):
-        run_marathon.send()
-    state = load(broker, seen[0])
-    assert (state.status, state.error) == ("success", None)
-
-
-class Swallowing(InCallerBroker):
-    """Does not signal that a message was skipped."""
-
-    def _process(self, message: Any) -> None:
-        with contextlib.suppress(SkipMessage):
-            super()._process(message)
-
-
-def test_a_job_that_is_skipped_in_silence_does_not_fail_as_its_sender_does(
-    ours: JobStateMiddleware,
+def test_job_that_is_skipped_in_silence_does_not_fail_as_its_sender_does(
+    ours: JobStateMiddleware, redis_url: str
 ) -> None:
     """An exception that the sender is handling is never taken for the job's own."""
-    broker = Swallowing((Stop(SkipMessage("not today")), ours))
+    broker = Handling((Stop(SkipMessage("not today")), ours))
+    broker.signals = False
 
     @dramatiq.actor(broker=broker, job_state=True)
     def run_marathon(what: str) -> None: ...
 
     message = run_marathon.message("stop")
-    store_of(broker).create(NewJob(message.message_id, SENT))
+    send_elsewhere(redis_url, message)
     try:
         raise KeyError("the sender's")
     except KeyError:
@@ -1117,7 +1101,31 @@ def test_a_job_that_is_skipped_in_silence_does_not_fail_as_its_sender_does(
     assert load(broker, message).error is None
 
 
-def test_a_retry_that_the_broker_refuses_is_forgotten(ours: JobStateMiddleware) -> None:
+def test_job_that_has_returned_is_a_success_whatever_stops_its_sender(
+    ours: JobStateMiddleware,
+) -> None:
+    """An interrupt in a middleware does not turn a returned job into an error."""
+
+    class Interrupted(Middleware):
+        def after_process_message(self, *args: Any, **kwargs: Any) -> None:
+            raise KeyboardInterrupt
+
+    broker = InCallerBroker([ours, Interrupted()])
+    seen: list[JobState] = []
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        seen.append(job_state)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_marathon.send()
+    state = state_of(broker, seen[0])
+    assert (state.status, state.error) == ("success", None)
+
+
+def test_retry_that_the_broker_refuses_is_forgotten(
+    ours: JobStateMiddleware, keeps_nothing: Callable[[], bool]
+) -> None:
     """A job whose retry the broker does not take is an error, and nothing of it is
     kept.
     """
@@ -1136,8 +1144,8 @@ def test_a_retry_that_the_broker_refuses_is_forgotten(ours: JobStateMiddleware) 
         raise ValueError("a cramp")
 
     state = load(broker, run_marathon.send())
-    assert (state.status, state.error) == ("error", ("ValueError", "a cramp"))
-    assert nothing_is_kept(ours) and ours._thread.returning == {}
+    assert (state.status, state.error) == ("error", CRAMP)
+    assert keeps_nothing()
 
 
 class Unsettling(Middleware):
@@ -1152,64 +1160,22 @@ class Unsettling(Middleware):
             raise SkipMessage
 
 
-def test_jobs_of_two_greenlets_stay_separate(in_caller: InCaller) -> None:
-    """The end of one job leaves a job in another greenlet of the thread alone: that one
-    goes on reporting, and its own end is written.
-    """
-    broker = in_caller()
-    main = greenlet.getcurrent()
-    uuids: list[str] = []
-
-    @job_actor(broker=broker)
-    def run_marathon(fails: bool, *, job_state: JobState) -> None:
-        uuids.append(job_state.uuid)
-        main.switch()
-        job_state.set_progress_metric("miles", 26)
-        if fails:
-            raise ValueError("a blister")
-
-    first, second = (
-        greenlet.greenlet(lambda fails=fails: run_marathon.send(fails))
-        for fails in (False, True)
-    )
-    first.switch()
-    second.switch()
-    first.switch()
-    states = [load(broker, message_of_uuid(uuid)) for uuid in uuids]
-    assert [state.status for state in states] == ["success", "working"]
-    with pytest.raises(ValueError, match="a blister"):
-        second.switch()
-
-    states = [load(broker, message_of_uuid(uuid)) for uuid in uuids]
-    assert [state.status for state in states] == ["success", "error"]
-    assert [state.progress_metrics for state in states] == [{"miles": 26}] * 2
-
-
-def test_a_worker_s_thread_has_no_outer_job(redis_url: str) -> None:
+def test_thread_of_a_worker_has_no_outer_job(redis_url: str) -> None:
     """A job whose end a worker thread never learned of is not the outer job of the next
     one: it has ended when that begins.
     """
     broker = make_broker(redis_url, before=AgeLimit)
     broker.add_middleware(Unsettling(), before=JobStateMiddleware)
-    threads = set()
+    seen: list[Any] = []
 
     @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
-        threads.add(threading.current_thread())
-
-    ours = middleware_of(broker)
-    left: list[Any] = []
-
-    @dramatiq.actor(broker=broker)
-    def look() -> None:
-        left.append(len(ours._thread.jobs))
+        ended = [state_of(broker, each).status for each, _, _ in seen]
+        seen.append((job_state, ended, threading.current_thread()))
 
     with worker_of(broker, threads=1):
-        first = run_marathon.send()
-        second = run_marathon.send()
-        wait_until(broker, second, "success")
-        look.send()
-        wait_until(broker, run_marathon.send(), "success")
-        assert load(broker, first).status == "success"
-    assert len(threads) == 1
-    assert left == [1]
+        for _ in range(3):
+            message = run_marathon.send()
+        wait_until(broker, message, "success")
+    assert [ended for _, ended, _ in seen] == [[], ["success"], ["success"] * 2]
+    assert len({thread for _, _, thread in seen}) == 1

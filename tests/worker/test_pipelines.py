@@ -10,14 +10,22 @@ import dramatiq.broker
 import pytest
 import redis
 from dramatiq import Broker, group, pipeline
-from dramatiq.middleware import AgeLimit, GroupCallbacks, Middleware, SkipMessage
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import (
+    AgeLimit,
+    GroupCallbacks,
+    Middleware,
+    MiddlewareError,
+    Pipelines,
+    SkipMessage,
+)
 from dramatiq.rate_limits.backends import StubBackend
 
-from pyramid_jobstate import JobState, JobStateMiddleware
-from pyramid_jobstate.job.record import CANCELLED, NOT_REACHED, JobError
-from tests.jobs import Gate, RunMarathon, make_broker, working
+from pyramid_jobstate import JobError, JobState, JobStateMiddleware, JobStore
+from pyramid_jobstate.resources import JobStates
+from pyramid_jobstate.testing import away
+from tests.jobs import Elsewhere, Gate, RunMarathon, make_broker, wait_until, working
 from tests.support import wait_for
-from tests.webapp import made_config, make_request
 
 
 class SkipNinetyNine(Middleware):
@@ -71,18 +79,11 @@ def step(broker: Broker, gate: Gate) -> Any:
 
 
 @pytest.fixture
-def states_of_alice(broker: Broker, redis_url: str) -> Any:
-    """The job_states of a request of Alice's."""
-    config = made_config(redis_url)
-    return make_request(config, "alice").job_states
-
-
-@pytest.fixture
-def ended(states_of_alice: Any) -> Callable[..., list[JobState]]:
+def ended(alice: JobStates) -> Callable[..., list[JobState]]:
     """Waits until jobs have ended, and returns them."""
 
     def load(sent: Any) -> list[JobState]:
-        return [states_of_alice[job_state.uuid] for job_state in sent]
+        return [alice[job_state.uuid] for job_state in sent]
 
     def wait(sent: Any) -> list[JobState]:
         wait_for(lambda: all(job_state.is_finished for job_state in load(sent)))
@@ -95,24 +96,24 @@ def outcome(jobs: list[JobState]) -> list[tuple[str, str | None]]:
     return [(j.status, j.error and j.error.message) for j in jobs]
 
 
-NOT_RUN = ("cancelled", NOT_REACHED.message)
+CANCELLED = "The job was cancelled."
+NOT_REACHED = "An earlier step did not succeed."
+NOT_RUN = ("cancelled", NOT_REACHED)
 
 
 def test_steps_succeed_in_their_turn(
-    broker: Broker, states_of_alice: Any, step: Any, gate: Gate, ended: Any
+    broker: Broker, alice: JobStates, step: Any, gate: Gate, ended: Any
 ) -> None:
     """Each step is queued until its turn comes, gets the result of the step before, and
     belongs to the sender.
     """
-    sent = states_of_alice.send_immediately(
-        step.message(7) | step.message(2) | step.message(3)
-    )
+    sent = alice.send_immediately(step.message(7) | step.message(2) | step.message(3))
     with working(broker):
         gate.wait_for_job()
-        first, *others = (states_of_alice[job_state.uuid] for job_state in sent)
+        first, *others = (alice[job_state.uuid] for job_state in sent)
         assert first.status == "working"
         assert [job_state.status for job_state in others] == ["queued", "queued"]
-        assert states_of_alice.list("alice").items[0].uuid == others[1].uuid
+        assert alice.list("alice").items[0].uuid == others[1].uuid
         gate.open()
         jobs = ended(sent)
     assert outcome(jobs) == [("success", None)] * 3
@@ -125,14 +126,14 @@ def test_steps_succeed_in_their_turn(
     assert all(
         j.queued_at and j.started_at and j.queued_at <= j.started_at for j in jobs
     )
-    assert len(states_of_alice.list("alice").items) == 3
+    assert len(alice.list("alice").items) == 3
 
 
 def test_steps_after_one_that_fails_are_cancelled(
-    broker: Broker, states_of_alice: Any, step: Any, ended: Any
+    broker: Broker, alice: JobStates, step: Any, ended: Any
 ) -> None:
     """When a step fails for good, those after it are cancelled and give the reason."""
-    sent = states_of_alice.send_immediately(
+    sent = alice.send_immediately(
         pipeline([step.message(1), step.message(13), step.message(2), step.message(3)])
     )
     with working(broker):
@@ -144,13 +145,13 @@ def test_steps_after_one_that_fails_are_cancelled(
         NOT_RUN,
     ]
     # Finished jobs are listed under their status.
-    assert {j.uuid for j in states_of_alice.list(status="cancelled").items} == {
+    assert {j.uuid for j in alice.list(status="cancelled").items} == {
         j.uuid for j in jobs[2:]
     }
 
 
 def test_steps_after_one_that_is_tried_again_wait(
-    broker: Broker, states_of_alice: Any, ended: Any
+    broker: Broker, alice: JobStates, ended: Any
 ) -> None:
     """Steps after one that will be retried stay queued."""
     tries: list[int] = []
@@ -160,12 +161,12 @@ def test_steps_after_one_that_is_tried_again_wait(
     def flaky(n: int, before: int = 0) -> int:
         tries.append(n)
         if len(tries) == 2:
-            statuses.append(states_of_alice[sent[1].uuid].status)
+            statuses.append(alice[sent[1].uuid].status)
         if len(tries) < 3:
             raise ValueError
         return n
 
-    sent = states_of_alice.send_immediately(flaky.message(1) | flaky.message(2))
+    sent = alice.send_immediately(flaky.message(1) | flaky.message(2))
     with working(broker):
         jobs = ended(sent)
     assert outcome(jobs) == [("success", None)] * 2
@@ -175,11 +176,11 @@ def test_steps_after_one_that_is_tried_again_wait(
 
 @pytest.mark.parametrize("skipped", [0, 1])
 def test_steps_after_one_that_is_skipped_are_cancelled(
-    broker: Broker, states_of_alice: Any, step: Any, ended: Any, skipped: int
+    broker: Broker, alice: JobStates, step: Any, ended: Any, skipped: int
 ) -> None:
     """A middleware that skips a step ends the pipeline there."""
     members = [step.message(99 if i == skipped else 1) for i in range(3)]
-    sent = states_of_alice.send_immediately(pipeline(members))
+    sent = alice.send_immediately(pipeline(members))
     with working(broker):
         jobs = ended(sent)
     expected = [("success", None)] * skipped + [("cancelled", "Too far.")]
@@ -187,73 +188,68 @@ def test_steps_after_one_that_is_skipped_are_cancelled(
 
 
 def test_steps_after_one_that_is_too_old_are_cancelled(
-    broker: Broker, states_of_alice: Any, step: Any, ended: Any
+    broker: Broker, alice: JobStates, step: Any, ended: Any
 ) -> None:
     """A step past its age limit ends the pipeline."""
-    old = step.message_with_options(args=(1,), max_age=1)
-    sent = states_of_alice.send_immediately(old | step.message(2))
-    time.sleep(0.01)
+    old = step.message_with_options(args=(1,), max_age=-1)
+    sent = alice.send_immediately(old | step.message(2))
     with working(broker):
         jobs = ended(sent)
     assert [j.status for j in jobs] == ["cancelled", "cancelled"]
-    assert jobs[0].error is not None and jobs[0].error != CANCELLED
+    assert jobs[0].error is not None and jobs[0].error.message != CANCELLED
     assert outcome(jobs)[1] == NOT_RUN
 
 
 def test_steps_after_one_that_is_cancelled_are_cancelled(
-    broker: Broker, states_of_alice: Any, step: Any, ended: Any
+    broker: Broker, alice: JobStates, step: Any, ended: Any
 ) -> None:
     """Cancelling the running step ends the pipeline."""
-    sent = states_of_alice.send_immediately(
-        step.message(8) | step.message(2) | step.message(3)
-    )
+    sent = alice.send_immediately(step.message(8) | step.message(2) | step.message(3))
     with working(broker):
-        wait_for(lambda: states_of_alice[sent[0].uuid].status == "working")
+        wait_for(lambda: alice[sent[0].uuid].status == "working")
         assert sent[0].cancel()
         jobs = ended(sent)
-    assert outcome(jobs) == [("cancelled", CANCELLED.message), NOT_RUN, NOT_RUN]
+    assert outcome(jobs) == [("cancelled", CANCELLED), NOT_RUN, NOT_RUN]
 
 
 def test_step_that_waits_can_be_cancelled(
-    broker: Broker, states_of_alice: Any, step: Any, gate: Gate, ended: Any
+    broker: Broker, alice: JobStates, step: Any, gate: Gate, ended: Any
 ) -> None:
     """A waiting step is cancelled at once; those before it go on, and those after it
     are cancelled when its turn comes.
     """
-    sent = states_of_alice.send_immediately(
-        step.message(7) | step.message(2) | step.message(3)
-    )
+    sent = alice.send_immediately(step.message(7) | step.message(2) | step.message(3))
     with working(broker):
         gate.wait_for_job()
         assert sent[1].cancel()
-        assert states_of_alice[sent[1].uuid].status == "cancelled"
-        assert not states_of_alice[sent[1].uuid].cancel()
+        assert alice[sent[1].uuid].status == "cancelled"
+        assert not alice[sent[1].uuid].cancel()
         gate.open()
         jobs = ended(sent)
     assert outcome(jobs) == [
         ("success", None),
-        ("cancelled", CANCELLED.message),
+        ("cancelled", CANCELLED),
         NOT_RUN,
     ]
     assert jobs[1].started_at is None
 
 
 def test_first_step_cancelled_in_the_queue_ends_the_pipeline(
-    broker: Broker, states_of_alice: Any, step: Any, ended: Any
+    broker: Broker, alice: JobStates, step: Any, ended: Any
 ) -> None:
     """Cancelling the first step before a worker takes it ends the pipeline."""
-    sent = states_of_alice.send_immediately(step.message(1) | step.message(2))
+    sent = alice.send_immediately(step.message(1) | step.message(2))
     assert sent[0].cancel()
     with working(broker):
         jobs = ended(sent)
-    assert outcome(jobs) == [("cancelled", CANCELLED.message), NOT_RUN]
+    assert outcome(jobs) == [("cancelled", CANCELLED), NOT_RUN]
 
 
 def test_step_of_an_actor_that_is_not_declared_ends_the_pipeline(
-    broker: Broker, states_of_alice: Any, step: Any, ended: Any
+    broker: Broker, alice: JobStates, step: Any, ended: Any
 ) -> None:
     """A step whose actor no worker knows fails, and those after it are cancelled."""
-    sent = states_of_alice.send_immediately(step.message(1) | step.message(2))
+    sent = alice.send_immediately(step.message(1) | step.message(2))
     with contextlib.ExitStack() as stack:
         stack.callback(broker.actors.update, dict(broker.actors))
         broker.actors["other"] = broker.actors.pop("step")
@@ -263,12 +259,12 @@ def test_step_of_an_actor_that_is_not_declared_ends_the_pipeline(
 
 
 def test_groups_and_their_pipelines_succeed(
-    broker: Broker, states_of_alice: Any, step: Any, ended: Any
+    broker: Broker, alice: JobStates, step: Any, ended: Any
 ) -> None:
     """The members of a group run side by side, a failing member ends only its own
     pipeline, and groups and pipelines may be nested.
     """
-    sent = states_of_alice.send_immediately(
+    sent = alice.send_immediately(
         group(
             [
                 step.message(1),
@@ -284,7 +280,7 @@ def test_groups_and_their_pipelines_succeed(
 
 
 def test_completion_callback_is_a_job_of_the_senders(
-    broker: Broker, states_of_alice: Any, step: Any, ended: Any
+    broker: Broker, alice: JobStates, step: Any, ended: Any
 ) -> None:
     """A group's completion callback has a state, too, under its message's id, and
     belongs to the group's sender.
@@ -292,22 +288,206 @@ def test_completion_callback_is_a_job_of_the_senders(
     what = group([step.message(1), step.message(2) | step.message(3)])
     last = step.message(4)
     what.add_completion_callback(last)
-    sent = states_of_alice.send_immediately(what)
+    sent = alice.send_immediately(what)
     with working(broker):
         assert outcome(ended(sent)) == [("success", None)] * 3
-        wait_for(
-            lambda: getattr(states_of_alice.find(last.message_id), "is_success", False)
-        )
-    assert states_of_alice[last.message_id].owner == "alice"
+        wait_for(lambda: getattr(alice.find(last.message_id), "is_success", False))
+    assert alice[last.message_id].owner == "alice"
 
 
 def test_error_of_a_step_is_its_own(
-    broker: Broker, states_of_alice: Any, step: Any, ended: Any, client: redis.Redis
+    broker: Broker, alice: JobStates, step: Any, ended: Any, client: redis.Redis
 ) -> None:
     """A cancelled step keeps its own error, even if an earlier step fails."""
-    sent = states_of_alice.send_immediately(step.message(13) | step.message(2))
+    sent = alice.send_immediately(step.message(13) | step.message(2))
     assert sent[1].cancel()
     with working(broker):
         jobs = ended(sent)
     assert jobs[0].error == JobError("ValueError", "Bad luck")
-    assert jobs[1].error == CANCELLED
+    assert jobs[1].error == JobError(None, CANCELLED)
+
+
+# Other runs, other brokers.
+
+
+class Refusing(Middleware):
+    """Refuses each message."""
+
+    class RefusedError(MiddlewareError):
+        pass
+
+    def before_process_message(self, broker: Any, message: Any) -> None:
+        raise self.RefusedError("not today")
+
+
+@pytest.mark.parametrize("before", [AgeLimit, None])
+def test_steps_after_one_that_is_refused_are_cancelled(
+    redis_url: str, alice: JobStates, ended: Any, before: Any
+) -> None:
+    """A step that another middleware refuses is an error when Dramatiq gives up,
+    wherever that middleware stands.
+    """
+    broker = make_broker(redis_url, before=before)
+    broker.add_middleware(Refusing(), before=None if before else AgeLimit)
+
+    @dramatiq.actor(
+        broker=broker, job_state=True, max_retries=1, min_backoff=10, max_backoff=11
+    )
+    def run_marathon(*args: None) -> None: ...
+
+    steps = [run_marathon.message() for _ in range(2)]
+    sent = alice.send_immediately(pipeline(steps, broker=broker))
+    with working(broker):
+        assert outcome(ended(sent)) == [("error", "not today"), NOT_RUN]
+
+
+def test_next_step_that_is_never_sent_is_an_error(
+    redis_url: str, alice: JobStates, ended: Any
+) -> None:
+    """On a broker without Pipelines, a pipeline ends with its first step: the next one
+    is not sent, and those after it read as not reached.
+    """
+    broker = make_broker(redis_url, without=Pipelines)
+    broker.actor_options |= {"pipe_target", "pipe_ignore"}
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon(*args: None) -> None: ...
+
+    steps = [run_marathon.message() for _ in range(3)]
+    sent = alice.send_immediately(pipeline(steps, broker=broker))
+    with working(broker):
+        found = ended(sent)
+    lost = ("error", "The job could not be sent.")
+    assert outcome(found) == [("success", None), lost, NOT_RUN]
+
+
+def test_steps_after_one_that_is_not_tracked_are_cancelled(
+    redis_url: str, alice: JobStates, ended: Any
+) -> None:
+    """A step that nobody follows may stand between the one that ends the pipeline and
+    others that have been sent before.
+    """
+    sender = StubBroker()
+    sender.add_middleware(JobStateMiddleware(url=redis_url))
+    broker = make_broker(redis_url)
+
+    def declare(broker: Broker) -> dramatiq.Actor[..., None]:
+        @dramatiq.actor(broker=broker, job_state=True, max_retries=0)
+        def run_marathon(*args: None) -> None:
+            raise ValueError("Bad luck")
+
+        return run_marathon
+
+    @dramatiq.actor(broker=broker)
+    def rest(*args: None) -> None: ...
+
+    declare(sender)
+    run_marathon = declare(broker)
+    first, *later = [run_marathon.message() for _ in range(3)]
+    _, *sent = alice.send_immediately(pipeline([first, *later], broker=sender))
+    with working(broker):
+        pipeline([run_marathon.message(), rest.message(), *later], broker=broker).run()
+        assert outcome(ended(sent)) == [NOT_RUN] * 2
+
+
+def test_long_pipeline_is_dropped_to_its_end(
+    redis_url: str, alice: JobStates, ended: Any
+) -> None:
+    """All steps after a failed one read cancelled, however many they are."""
+    broker = make_broker(redis_url)
+
+    @dramatiq.actor(broker=broker, max_retries=0, job_state=True)
+    def run_marathon(*args: None) -> None:
+        raise ValueError("Bad luck")
+
+    steps = [run_marathon.message() for _ in range(340)]
+    sent = alice.send_immediately(pipeline(steps, broker=broker))
+    with working(broker):
+        wait_until(broker, steps[-1], "cancelled")
+        assert outcome(ended(sent)) == [("error", "Bad luck"), *[NOT_RUN] * 339]
+
+
+def test_malformed_next_step_leaves_the_job_its_state(redis_url: str) -> None:
+    """A job whose pipe_target is not a message is recorded all the same."""
+    broker = make_broker(redis_url, without=Pipelines)
+    broker.actor_options |= {"pipe_target"}
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon(*args: None) -> None: ...
+
+    message = run_marathon.send_with_options(pipe_target="nonsense")
+    with working(broker):
+        wait_until(broker, message, "success")
+
+
+def test_overtaken_run_leaves_the_later_steps_alone(
+    redis_url: str, alice: JobStates, ended: Any
+) -> None:
+    """A run that fails after a newer one has begun does not end the steps after it."""
+    broker, elsewhere, gate = make_broker(redis_url), Elsewhere(redis_url), Gate()
+
+    @dramatiq.actor(broker=broker, max_retries=0, job_state=True)
+    def run_marathon(*args: None) -> None:
+        gate.wait()
+        raise ValueError("Bad luck")
+
+    steps = [run_marathon.message() for _ in range(3)]
+    pipe = pipeline(steps, broker=broker)
+    sent = alice.send_immediately(pipe)
+    with working(broker):
+        gate.wait_for_job()
+        with elsewhere.running(pipe.messages[0]):
+            gate.open()
+            broker.join("default", timeout=20_000)
+            found = [alice[job.uuid].status for job in sent]
+            assert found == ["working", "queued", "queued"]
+        assert outcome(ended(sent)) == [("success", None)] * 3
+
+
+def test_overtaken_run_leaves_the_later_steps_alone_in_an_outage(
+    redis_url: str, alice: JobStates, ended: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has learned that a newer run has begun: it writes only its failure."""
+    store, elsewhere, gate = JobStore(redis_url), Elsewhere(redis_url), Gate()
+    broker = make_broker(redis_url, JobStateMiddleware(store, heartbeat=0.05))
+
+    @dramatiq.actor(broker=broker, max_retries=0, job_state=True)
+    def run_marathon(*args: None) -> None:
+        gate.wait()
+        raise ValueError("Bad luck")
+
+    steps = [run_marathon.message() for _ in range(2)]
+    pipe = pipeline(steps, broker=broker)
+    sent = alice.send_immediately(pipe)
+    with working(broker):
+        gate.wait_for_job()
+        with elsewhere.running(pipe.messages[0]):
+            wait_for(lambda: "a newer run of it has begun" in caplog.text)
+            with away(store):
+                gate.open()
+                broker.join("default", timeout=20_000)
+            wait_for(lambda: store.failures(sent[0].uuid).tries)
+            found = [alice[job.uuid].status for job in sent]
+            assert found == ["working", "queued"]
+        assert outcome(ended(sent)) == [("success", None)] * 2
+
+
+def test_surplus_delivery_leaves_the_later_steps_alone(
+    redis_url: str, alice: JobStates, ended: Any
+) -> None:
+    """A message that AgeLimit drops while another delivery of it is running ends
+    neither that run nor the steps after it.
+    """
+    broker, elsewhere = make_broker(redis_url), Elsewhere(redis_url)
+
+    @dramatiq.actor(broker=broker, max_age=-1, job_state=True)
+    def run_marathon(*args: None) -> None: ...
+
+    steps = [run_marathon.message() for _ in range(2)]
+    pipe = pipeline(steps, broker=broker)
+    sent = alice.send_immediately(pipe)
+    with elsewhere.running(pipe.messages[0]):
+        with working(broker):
+            broker.join("default", timeout=20_000)
+        assert [alice[job.uuid].status for job in sent] == ["working", "queued"]
+    assert outcome(ended(sent)) == [("success", None)] * 2

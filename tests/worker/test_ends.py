@@ -1,0 +1,451 @@
+"""How jobs end, wherever the middleware stands among the others."""
+
+import _thread
+import concurrent.futures
+import datetime
+import gc
+import logging
+import threading
+import weakref
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import (
+    AgeLimit,
+    CurrentMessage,
+    Middleware,
+    Retries,
+    SkipMessage,
+)
+from dramatiq.middleware.time_limit import TimeLimit
+from dramatiq.results import ResultFailure, Results
+from dramatiq.results.backends import RedisBackend
+
+from pyramid_jobstate import JobError, JobState, JobStateMiddleware, JobStore
+from pyramid_jobstate.testing import pass_time
+from tests.jobs import (
+    Alarm,
+    Gate,
+    RunMarathon,
+    job_actor,
+    load,
+    make_broker,
+    make_placed_broker,
+    wait_until,
+    working,
+)
+from tests.support import wait_for
+
+#: The stored type of the exception with which a message is skipped.
+SKIPPED = "dramatiq.middleware.middleware.SkipMessage"
+
+
+@pytest.fixture(params=["appended", "before", "without"])
+def place(request: pytest.FixtureRequest, redis_url: str) -> tuple[str, RedisBroker]:
+    """A broker with the middleware after Retries, before it, or without Retries, and
+    the name of that place.
+    """
+    broker = make_placed_broker(redis_url, request.param)
+    broker.add_middleware(Results(backend=RedisBackend(url=redis_url)))
+    return request.param, broker
+
+
+def test_exception_is_an_error_once_dramatiq_gives_up(
+    place: tuple[str, RedisBroker],
+) -> None:
+    """A failing job retries, with its attempts and the time it is due, and ends in
+    error when Dramatiq gives up: at once if nothing retries it.
+    """
+    name, broker = place
+    broker.add_middleware(alarm := Alarm())
+    gates = [Gate(), Gate()]
+    retried = {"max_retries": 1, "min_backoff": 60_000, "max_backoff": 60_001}
+    options = {} if name == "without" else retried
+
+    @job_actor(broker=broker, **options)
+    def run_marathon(*, job_state: JobState) -> None:
+        job_state.set_progress_metric("try", job_state.attempt)
+        job_state.set_progress(3, 26)
+        gates[job_state.attempt - 1].wait()
+        raise ValueError("secret")
+
+    with working(broker):
+        message = run_marathon.send()
+        gates[0].wait_for_job()
+        assert load(broker, message).status == "working"
+        gates[0].open()
+        if name != "without":
+            state = wait_until(broker, message, "retrying", "error")
+            assert (state.status, state.attempt) == ("retrying", 1)
+            assert state.due_at and state.updated_at and state.finished_at is None
+            assert 10 < (state.due_at - state.updated_at).total_seconds() < 61
+            alarm.ring()
+            gates[1].wait_for_job()
+            state = load(broker, message)
+            assert (state.status, state.attempt, state.due_at) == ("working", 2, None)
+            gates[1].open()
+        state = wait_until(broker, message, "error")
+    assert state.attempt == (1 if name == "without" else 2)
+    assert state.error == JobError("ValueError", "secret")
+    assert state.progress and state.progress.done == 3
+    assert state.progress_metrics == {"try": state.attempt}
+
+
+@pytest.mark.parametrize("before", [None, Retries])
+def test_attempts_are_counted_until_dramatiq_gives_up(
+    redis_url: str, before: Any
+) -> None:
+    """A job that succeeds at its third attempt is a success with three attempts. An
+    exception that Dramatiq does not retry ends the job at its first one.
+    """
+    broker = make_broker(redis_url, before=before)
+
+    @job_actor(broker=broker, max_retries=3, min_backoff=10, max_backoff=20)
+    def run_marathon(*, job_state: JobState) -> None:
+        if job_state.attempt < 3:
+            raise ValueError
+
+    @dramatiq.actor(broker=broker, throws=ValueError, job_state=True)
+    def throws() -> None:
+        raise ValueError
+
+    @dramatiq.actor(broker=broker, retry_when=lambda *_: False, job_state=True)
+    def retry_when() -> None:
+        raise ValueError
+
+    with working(broker):
+        sent = [actor.send() for actor in (run_marathon, throws, retry_when)]
+        states = [wait_until(broker, m, "success", "error") for m in sent]
+    ends = [(state.status, state.attempt) for state in states]
+    assert ends == [("success", 3), ("error", 1), ("error", 1)]
+    assert states[0].error is None
+
+
+def test_retry_reads_retrying(broker: RedisBroker) -> None:
+    """A job that asks to be retried later reads retrying until then."""
+    broker.add_middleware(alarm := Alarm())
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        if job_state.attempt == 1:
+            raise dramatiq.errors.Retry("not yet", delay=60_000)
+
+    with working(broker):
+        message = run_marathon.send()
+        state = wait_until(broker, message, "retrying")
+        assert state.due_at and state.updated_at
+        assert 50 < (state.due_at - state.updated_at).total_seconds() <= 60
+        alarm.ring()
+        assert wait_until(broker, message, "success").attempt == 2
+
+
+def test_time_limit_is_an_error(redis_url: str) -> None:
+    """A job that Dramatiq interrupts at its time limit ends in error."""
+    broker = make_broker(redis_url, without=TimeLimit)
+    broker.add_middleware(TimeLimit(interval=20), before=JobStateMiddleware)
+    broker.emit_after("process_boot")
+
+    @job_actor(broker=broker, time_limit=50, max_retries=0)
+    def run_marathon(*, job_state: JobState) -> None:
+        for i in job_state.track(range(5000)):
+            threading.Event().wait(0.01)
+            job_state.set_progress_metric("i", i)
+
+    with working(broker):
+        state = wait_until(broker, run_marathon.send(), "error", timeout=8)
+    assert state.error and state.error.type == (
+        "dramatiq.middleware.time_limit.TimeLimitExceeded"
+    )
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+def test_error_is_kept_short(broker: RedisBroker, monkeypatch: Any) -> None:
+    """An exception's text is cut to a thousand characters, and is empty if str()
+    fails.
+    """
+    monkeypatch.setattr(logging.getLogger("dramatiq"), "disabled", True)
+    errors = [Unspeakable(), ValueError("x" * 5000)]
+
+    @dramatiq.actor(broker=broker, max_retries=0, job_state=True)
+    def run_marathon(number: int) -> None:
+        raise errors[number]
+
+    with working(broker):
+        sent = [run_marathon.send(number) for number in range(2)]
+        found = [wait_until(broker, message, "error").error for message in sent]
+    assert [error and error.message for error in found] == ["", "x" * 1000]
+    assert [error and error.type for error in found] == [
+        f"{__name__}.Unspeakable",
+        "ValueError",
+    ]
+
+
+def test_rejected_message_is_an_error(redis_url: str) -> None:
+    """A message that another middleware fails without an exception ends in error."""
+
+    class Rejecter(Middleware):
+        def before_process_message(self, broker: Any, message: Any) -> None:
+            message.fail()
+
+    broker = make_broker(redis_url, others=(Rejecter(),))
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon() -> None: ...
+
+    with working(broker):
+        state = wait_until(broker, run_marathon.send(), "error", "success")
+    assert state.error == JobError(None, "The message was rejected.")
+
+
+@pytest.mark.parametrize("before", [None, AgeLimit])
+def test_age_limit_cancels_with_a_reason(redis_url: str, before: Any) -> None:
+    """A message that AgeLimit skips, before or after this middleware, ends in cancelled
+    with the reason.
+    """
+    broker = make_broker(redis_url, before=before)
+
+    @dramatiq.actor(broker=broker, max_age=-1, job_state=True)
+    def run_marathon() -> None: ...
+
+    message = run_marathon.send()
+    with working(broker):
+        state = wait_until(broker, message, "cancelled", "success", "error")
+    assert state.status == "cancelled"
+    assert state.error == JobError(SKIPPED, "Message age limit exceeded")
+
+
+def test_actor_that_skips_itself_is_cancelled(broker: RedisBroker) -> None:
+    """A job that raises SkipMessage ends in cancelled with the exception's text."""
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon() -> None:
+        raise SkipMessage
+
+    with working(broker):
+        state = wait_until(broker, run_marathon.send(), "cancelled", "success")
+    assert state.error == JobError(SKIPPED, "")
+
+
+def test_message_for_an_unknown_actor_is_an_error(redis_url: str) -> None:
+    """A message whose actor no worker knows ends in error."""
+    sender, worker = make_broker(redis_url), make_broker(redis_url)
+
+    @dramatiq.actor(broker=sender, job_state=RunMarathon)
+    def run_marathon() -> None: ...
+
+    @dramatiq.actor(broker=worker, job_state=RunMarathon)
+    def other() -> None: ...
+
+    message = run_marathon.send()
+    with working(worker):
+        state = wait_until(sender, message, "error")
+    assert state.error == JobError(None, "No worker knows the actor 'run_marathon'.")
+
+
+def test_result_is_stored_before_the_job_ends(place: tuple[str, RedisBroker]) -> None:
+    """Once a job reads success, its result is there; that of a failed job reads as a
+    failure.
+    """
+    name, broker = place
+    options: dict[str, Any] = {} if name == "without" else {"max_retries": 0}
+
+    @dramatiq.actor(broker=broker, job_state=True, store_results=True, **options)
+    def run_marathon(miles: int) -> int:
+        if miles == 13:
+            raise ValueError("Bad luck")
+        return miles
+
+    backend = broker.get_results_backend()
+    with working(broker):
+        message = run_marathon.send(26)
+        wait_until(broker, message, "success")
+        assert message.get_result(backend=backend) == 26
+        if name != "without":
+            message = run_marathon.send(13)
+            wait_until(broker, message, "error")
+            with pytest.raises(ResultFailure):
+                message.get_result(backend=backend, block=True, timeout=1000)
+
+
+def test_nothing_of_a_failed_run_is_kept(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run's exception, and all that its frames hold, is freed with the run, without
+    the garbage collector.
+    """
+    # caplog would keep the exception until the test ends.
+    caplog.set_level(logging.CRITICAL, "dramatiq")
+    broker = make_broker(redis_url)
+
+    class Payload:
+        """An object that the actor holds."""
+
+    seen: list[weakref.ref[Payload]] = []
+
+    @dramatiq.actor(broker=broker, min_backoff=60_000, job_state=True)
+    def run_marathon() -> None:
+        payload = Payload()
+        seen.append(weakref.ref(payload))
+        raise ValueError("as planned")
+
+    gc.disable()
+    try:
+        with working(broker):
+            wait_until(broker, run_marathon.send(), "retrying")
+            wait_for(lambda: seen[0]() is None)
+    finally:
+        gc.enable()
+
+
+def test_job_that_puts_itself_back_is_due_from_then_on(redis_url: str) -> None:
+    """`due_at` counts from when the message was put back, not from the run's end."""
+    broker = make_broker(redis_url, others=(CurrentMessage(),))
+    gate = Gate()
+    times = []
+
+    def note_time() -> None:
+        times.append(datetime.datetime.now(datetime.UTC))
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def run_marathon() -> None:
+        message: Any = CurrentMessage.get_current_message()
+        note_time()
+        broker.enqueue(message.copy(), delay=60_000)
+        note_time()
+        gate.wait()
+
+    with working(broker):
+        message = run_marathon.send()
+        gate.wait_for_job()
+        threading.Event().wait(0.1)
+        note_time()
+        gate.open()
+        state = wait_until(broker, message, "retrying")
+        note_time()
+    before, after, opened, seen = times
+    assert state.due_at is not None
+    # The time counts on until the end of the run is written.
+    late = state.due_at - datetime.timedelta(seconds=60)
+    rounding = datetime.timedelta(milliseconds=2)
+    assert before - rounding <= late <= after + (seen - opened) + rounding
+
+
+def test_job_that_is_put_back_while_it_runs_is_retrying(redis_url: str) -> None:
+    """A job whose message another thread of its process puts back while it runs is not
+    finished when it returns; the run of the message put back owns the record.
+    """
+    broker = make_broker(redis_url)
+    gates = [Gate(), Gate()]
+    runs = iter(gates)
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        gate = next(runs)
+        job_state.set_progress_metric("run", gates.index(gate))
+        job_state.flush(10)
+        gate.wait()
+
+    with working(broker):
+        message = run_marathon.send()
+        gates[0].wait_for_job()
+        broker.enqueue(message)
+        gates[1].wait_for_job()
+        gates[0].open()
+        wait_for(lambda: broker.client.hlen("dramatiq:default.msgs") == 1)
+        state = load(broker, message)
+        assert (state.status, state.progress_metrics) == ("working", {"run": 1})
+        gates[1].open()
+        assert wait_until(broker, message, "success", "retrying").status == "success"
+
+
+def test_job_whose_actor_is_called_in_another_thread_is_working(
+    redis_url: str,
+) -> None:
+    """A job reads working during its run, whichever thread its function runs in."""
+    broker = make_broker(redis_url)
+    gate = Gate()
+
+    class InThread(dramatiq.Actor[Any, Any]):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            with concurrent.futures.ThreadPoolExecutor(1) as pool:
+                return pool.submit(super().__call__, *args, **kwargs).result()
+
+    @dramatiq.actor(broker=broker, job_state=True, actor_class=InThread, max_retries=0)
+    def run_marathon(fails: bool) -> None:
+        gate.wait()
+        if fails:
+            raise ValueError("a cramp")
+
+    with working(broker):
+        message = run_marathon.send(False)
+        gate.wait_for_job()
+        assert load(broker, message).status == "working"
+        gate.open()
+        assert wait_until(broker, message, "success").attempt == 1
+        state = wait_until(broker, run_marathon.send(True), "error")
+        assert state.attempt == 1 and state.started_at is not None
+
+
+def test_job_whose_beginning_cannot_be_written_runs(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If no thread can be started that would write it, the job runs all the same, and
+    is written as soon as possible.
+    """
+    start = _thread.start_new_thread
+    failures = [RuntimeError("can't start new thread")]
+
+    def fail_once(*args: Any) -> int:
+        if failures:
+            raise failures.pop()
+        return start(*args)
+
+    class OutOfThreads(Middleware):
+        def before_process_message(self, broker: Any, message: Any) -> None:
+            monkeypatch.setattr(_thread, "start_new_thread", fail_once)
+
+    broker = make_broker(redis_url)
+    broker.add_middleware(OutOfThreads(), before=JobStateMiddleware)
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        job_state.set_progress_metric("miles", 26)
+
+    with working(broker):
+        state = wait_until(broker, run_marathon.send(), "success")
+    assert failures == []
+    assert (state.progress_metrics, state.attempt) == ({"miles": 26}, 1)
+
+
+def test_cancelled_job_that_put_itself_back_is_kept_until_that_comes(
+    redis_url: str,
+) -> None:
+    """A job that puts its own message back, and is then cancelled, keeps its record
+    until the message is due.
+    """
+    store = JobStore(redis_url, expire_in=100, active_expire_in=1000)
+    ours = JobStateMiddleware(store, interval=0.02)
+    broker = make_broker(redis_url, ours, others=(CurrentMessage(),))
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        message: Any = CurrentMessage.get_current_message()
+        broker.enqueue(message.copy(), delay=5_000_000)
+        while True:
+            job_state.set_progress(1)
+            threading.Event().wait(0.005)
+
+    with working(broker):
+        message = run_marathon.send()
+        assert wait_until(broker, message, "working").cancel()
+        wait_until(broker, message, "cancelled")
+    pass_time(store, 5_900)
+    assert load(broker, message).status == "cancelled"
+    pass_time(store, 101)
+    assert store.load(message.message_id) is None
