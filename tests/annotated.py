@@ -63,7 +63,8 @@ def declare_marathon(broker: Broker) -> dramatiq.Actor[..., Any]:
     options = {"broker": broker}
 
     class Marathon(dramatiq.GenericActor):
-        def perform(self, miles: int, *, job_state: RunMarathon) -> None: ...
+        def perform(self, miles: int, *, job_state: RunMarathon) -> None:
+            job_state.set_progress_metric("miles_run", miles)
 
         class Meta:
             pass
@@ -72,3 +73,8 @@ def declare_marathon(broker: Broker) -> dramatiq.Actor[..., Any]:
             setattr(Meta, name, value)
 
     return Marathon.__actor__
+
+
+def declare(broker: Broker) -> dramatiq.Actor[..., Any]:
+    """Declare an actor that is a function."""
+    return dramatiq.actor(broker=broker, actor_name="Marathon")(plain)

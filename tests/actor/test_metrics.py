@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from pyramid_jobstate import JobCancelled, JobState
-from pyramid_jobstate.testing import cancel, detached, history, values
-from tests.actor.conftest import RunJob
+from pyramid_jobstate.testing import cancel
 from tests.actor.test_values import INFINITE, JOB, NAN, VALUE
 
 
@@ -193,31 +192,3 @@ def test_call_during_which_the_job_is_cancelled_is_the_last(
     assert job_state.progress_metrics == {"a": 1, "day": "a day"}
     with pytest.raises(JobCancelled):
         job_state.set_progress_metric("a", 2)
-
-
-def test_every_metric_is_kept_for_tests() -> None:
-    """A detached JobState keeps each value, the repeated ones included, in order."""
-    job_state = detached(JobState)
-    for number in (1, 2, 2):
-        job_state.set_progress_metric("a", number)
-    job_state.set_progress_metrics(a=[4], b=None)
-    job_state.increment_progress_metric("c", 2)
-    job_state.increment_progress_metric("c")
-    assert values(job_state, "a") == [1, 2, 2, [4]]
-    assert history(job_state)[-3:] == [
-        ("metric", "b", None),
-        ("metric", "c", 2),
-        ("metric", "c", 3),
-    ]
-
-
-def test_job_reads_its_own_metrics_from_the_store(run_job: RunJob) -> None:
-    """What the actor set last is what viewers see at the end."""
-
-    def run(job_state: JobState) -> None:
-        for n in range(100):
-            job_state.set_progress_metrics(n=n, text=str(n))
-            job_state.increment_progress_metric("sum", n)
-
-    state = run_job(run)
-    assert state.progress_metrics == {"n": 99, "text": "99", "sum": 4950}

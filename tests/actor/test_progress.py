@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pyramid_jobstate import JobCancelled, JobState, Progress
-from pyramid_jobstate.testing import cancel, detached, history
+from pyramid_jobstate.testing import cancel, detached
 from tests.actor.conftest import RunJob
 from tests.actor.test_values import NAN, Kilometres, Scalar
 
@@ -105,20 +105,6 @@ def test_total_that_may_change_is_checked_each_time(job_state: JobState) -> None
         with pytest.raises(ValueError, match="total"):
             job_state.set_progress(3, total, "rows")
     assert job_state.progress == Progress(2, 5, "rows")
-
-
-@pytest.mark.parametrize("rest", [(), (3,), (3, "rows"), (3, "rows", "Reading")])
-def test_progress_is_kept_for_tests(rest: Any) -> None:
-    """A detached JobState keeps each report, however often one is repeated."""
-    job_state = detached(JobState)
-    for done in (0, 1, 1, 2):
-        job_state.set_progress(done, *rest)
-    total, unit, message = (*rest, None, None, None)[:3]
-    kept: list[Any] = []
-    for done in (0, 1, 1, 2):
-        kept.append(("progress", done, total, unit))
-        kept += [("message", message)] if message else []
-    assert history(job_state) == kept
 
 
 # Loops.
@@ -336,17 +322,3 @@ def test_track_can_be_closed(job_state: JobState) -> None:
 
     asyncio.run(work())
     assert closable.closed == 1 and log == ["closed"]
-
-
-def test_track_is_kept_for_tests() -> None:
-    """A detached JobState keeps each step of a loop, of an asynchronous one, too."""
-
-    async def work() -> None:
-        async for _ in job_state.track(Closable()):
-            pass
-
-    job_state = detached(JobState)
-    list(job_state.track("ab", unit="rows"))
-    asyncio.run(work())
-    kept = [("progress", done, 2, "rows") for done in range(3)]
-    assert history(job_state) == kept + [("progress", n, 3, None) for n in range(4)]

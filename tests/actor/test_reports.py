@@ -4,6 +4,7 @@ and after the end of its job no longer does.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 from redis import Redis
 
 from pyramid_jobstate import JobState, JobStore, current_job_state
-from pyramid_jobstate.testing import detached, history, put_job
+from pyramid_jobstate.testing import detached, history, put_job, values
 from tests.actor.conftest import RunJob
+from tests.actor.test_progress import letters
 from tests.jobs import RunMarathon
 from tests.support import load_job, wait_for
 
@@ -137,15 +139,48 @@ def test_log_keeps_the_last_lines(job_state: JobState) -> None:
     assert {len(line) for line in job_state.log} == {200}
 
 
-def test_messages_and_lines_are_kept_for_tests() -> None:
-    """A detached JobState keeps all of them, in order, the lines as they are shown."""
+def test_every_report_is_kept_for_tests() -> None:
+    """A detached JobState keeps all of them in order, the repeated ones included, and
+    the lines of the log as they are shown.
+    """
     job_state = detached(JobState)
-    job_state.set_message("a")
+    metrics, lines = [1, 2, 2, [4]], [f"{i:02}" for i in range(30)]
+    for value in metrics:
+        job_state.set_progress_metric("a", value)
+    job_state.set_progress_metrics(b=None, c=2)
+    job_state.increment_progress_metric("c")
+    for rest in ((), (3,), (3, "rows")):
+        for done in (0, 1, 1):
+            job_state.set_progress(done, *rest)
+    for done in (1, 2):
+        job_state.set_progress(done, 3, "rows", "Reading")
     job_state.set_message(None)
-    for i in range(30):
-        job_state.append_log(f"{i:02}" + "ü" * 300)
-    lines = [("log", f"{i:02}" + "ü" * 198) for i in range(30)]
-    assert history(job_state) == [("message", "a"), ("message", None), *lines]
+    for line in lines:
+        job_state.append_log(line + "ü" * 300)
+    with job_state.phase("Reading", percent=30):
+        list(job_state.track("ab", unit="rows"))
+
+    async def work() -> None:
+        async for _ in job_state.track(letters([]), 2):
+            pass
+
+    asyncio.run(work())
+    assert values(job_state, "a") == metrics
+    assert history(job_state) == [
+        *[("metric", "a", value) for value in metrics],
+        *[("metric", "b", None), ("metric", "c", 2), ("metric", "c", 3)],
+        *[
+            ("progress", done, total, unit)
+            for total, unit in ((None, None), (3, None), (3, "rows"))
+            for done in (0, 1, 1)
+        ],
+        *[("progress", 1, 3, "rows"), ("message", "Reading")],
+        *[("progress", 2, 3, "rows"), ("message", "Reading"), ("message", None)],
+        *[("log", line + "ü" * 198) for line in lines],
+        ("phase", "Reading", 30),
+        *[("progress", done, 2, "rows") for done in range(3)],
+        *[("progress", done, 2, None) for done in range(3)],
+    ]
 
 
 def test_job_that_has_ended_takes_nothing(ended: JobState) -> None:

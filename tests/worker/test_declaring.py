@@ -15,7 +15,7 @@ import redis
 import redis.asyncio
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.middleware import AsyncIO, Middleware
+from dramatiq.middleware import AsyncIO, Middleware, default_middleware
 
 from pyramid_jobstate import (
     Batch,
@@ -76,45 +76,65 @@ def declare(stub: dramatiq.Broker, store: JobStore) -> Declare:
 # Which actors are tracked.
 
 
-def test_actor_with_the_parameter_is_tracked(broker: RedisBroker) -> None:
-    """An actor that declares job_state is handed the JobState of its job. A default is
-    for type checkers.
+@pytest.mark.parametrize("is_late", [False, True])
+def test_actor_is_tracked_by_its_parameter_or_the_option(
+    redis_url: str, is_late: bool
+) -> None:
+    """An actor that declares job_state is handed the JobState of its job, whether the
+    middleware was added before the actor or after it; a default is for type checkers.
+    With the option it may leave out the parameter. A coroutine function is an actor
+    like any other, and so is a class with a perform().
     """
-    seen = []
+    others = () if is_late else (AsyncIO(),)
+    broker = make_broker(redis_url, others=others)
+    if is_late:
+        middleware = [cls() for cls in default_middleware]
+        broker = RedisBroker(url=redis_url, middleware=[*middleware, AsyncIO()])
+    seen: dict[str, Any] = {}
 
     @job_actor(broker=broker)
     def run_marathon(miles: int, job_state: Any = None) -> None:
         job_state.set_progress_metric("miles_run", miles)
-        seen.append((type(job_state), job_state.uuid, job_state.status))
+        seen["run_marathon"] = type(job_state), job_state.uuid, job_state.status
         assert current_job_state() is job_state
 
-    with working(broker):
-        message = run_marathon.send(26)
-        state = wait_until(broker, message, "success")
-    assert state.progress_metrics == {"miles_run": 26}
-    assert state.job_params == {"miles": 26}
-    assert (state.kind, state.title) == ("JobState", "Run marathon")
-    assert seen == [(JobState, message.message_id, "working")]
+    @job_actor(broker=broker)
+    async def swim(miles: int, *, job_state: RunMarathon) -> None:
+        await asyncio.sleep(0)
+        job_state.set_progress_metric("miles_run", miles)
+        seen["swim"] = current_job_state() is job_state
 
+    ride = annotated.declare_marathon(broker)
+    if is_late:
+        broker.add_middleware(JobStateMiddleware())
 
-def test_actor_with_the_option_is_tracked(broker: RedisBroker) -> None:
-    """It may leave out the parameter."""
+    options: Any = {"broker": broker}
 
-    @dramatiq.actor(broker=broker, job_state=RunMarathon)
-    def run_marathon(miles: int) -> None:
+    @dramatiq.actor(job_state=RunMarathon, **options)
+    def walk(miles: int) -> None:
         job_state = current_job_state()
         assert isinstance(job_state, RunMarathon)
         job_state.set_progress_metric("miles_run", miles)
 
-    @dramatiq.actor(broker=broker, job_state=True)
-    def walk() -> None:
-        assert type(current_job_state()) is JobState
+    @dramatiq.actor(job_state=True, **options)
+    def rest(miles: int) -> None:
+        job_state = current_job_state()
+        assert type(job_state) is JobState
+        job_state.set_progress_metric("miles_run", miles)
 
+    actors: list[Any] = [run_marathon, swim, ride, walk, rest]
     with working(broker):
-        state = wait_until(broker, run_marathon.send(26), "success")
-        wait_until(broker, walk.send(), "success")
-    assert isinstance(state, RunMarathon)
-    assert state.progress_metrics == {"miles_run": 26}
+        sent = [actor.send(26) for actor in actors]
+        states = [wait_until(broker, message, "success") for message in sent]
+    kinds = [JobState, RunMarathon, RunMarathon, RunMarathon, JobState]
+    assert [type(state) for state in states] == kinds
+    for state in states:
+        assert state.progress_metrics == {"miles_run": 26}
+        assert state.job_params == {"miles": 26}
+    assert (states[0].kind, states[0].title) == ("JobState", "Run marathon")
+    assert states[2].actor == "Marathon"
+    uuid = sent[0].message_id
+    assert seen == {"run_marathon": (JobState, uuid, "working"), "swim": True}
     assert current_job_state() is None
 
 
@@ -136,51 +156,6 @@ def test_other_actors_are_left_alone(broker: RedisBroker, client: redis.Redis) -
         assert done.wait(5)
         broker.join("default", timeout=20_000)
     assert client.keys("jobstate*") == []
-
-
-def test_async_actor_is_tracked(redis_url: str) -> None:
-    """A coroutine function is handed the JobState like any other."""
-    broker = make_broker(redis_url, others=(AsyncIO(),))
-
-    @job_actor(broker=broker)
-    async def run_marathon(miles: int, *, job_state: JobState) -> None:
-        await asyncio.sleep(0)
-        assert current_job_state() is job_state
-        job_state.set_progress_metric("miles_run", miles)
-
-    with working(broker):
-        state = wait_until(broker, run_marathon.send(26), "success")
-    assert state.progress_metrics == {"miles_run": 26}
-
-
-@pytest.mark.parametrize("is_early", [False, True])
-def test_class_based_actor_is_tracked_by_its_perform(
-    redis_url: str, is_early: bool
-) -> None:
-    """A GenericActor is handed its job_state, and its parameters have the names that
-    its perform() gives them, whenever the middleware is added.
-    """
-    broker = RedisBroker(url=redis_url) if is_early else make_broker(redis_url)
-    options = {"broker": broker}
-
-    class Marathon(dramatiq.GenericActor):
-        class Meta:
-            pass
-
-        for name, value in options.items():
-            setattr(Meta, name, value)
-
-        def perform(self, miles: int, *, pace: int = 5, job_state: JobState) -> None:
-            job_state.set_progress_metric("miles_run", miles * pace)
-
-    actor: Any = Marathon
-    if is_early:
-        broker.add_middleware(JobStateMiddleware())
-    with working(broker):
-        state = wait_until(broker, actor.send(26, pace=2), "success")
-    assert state.job_params == {"miles": 26, "pace": 2}
-    assert state.progress_metrics == {"miles_run": 52}
-    assert state.actor == "Marathon"
 
 
 def test_function_keeps_its_name_and_signature(stub: dramatiq.Broker) -> None:
@@ -280,49 +255,30 @@ def test_option_that_is_no_class_of_jobs_is_refused(stub: dramatiq.Broker) -> No
         dramatiq.actor(broker=stub)(odd)
 
 
-@pytest.mark.parametrize("is_class", [False, True])
-@pytest.mark.parametrize("declared", ["before", "between", "after"])
-def test_second_middleware_is_refused(
-    redis_url: str, declared: str, is_class: bool
-) -> None:
+@pytest.mark.parametrize("declare", [annotated.declare_marathon, annotated.declare])
+def test_second_middleware_is_refused(declare: Any) -> None:
     """Two middlewares on one broker are refused, whether they or a tracked actor come
-    first.
+    first, or the broker is made with both.
     """
-    broker = RedisBroker(url=redis_url)
+    url = "redis://localhost"
+    for declared in ("before", "between", "after"):
+        broker = StubBroker()
+        if declared == "before":
+            declare(broker)
+        broker.add_middleware(JobStateMiddleware(url=url))
+        if declared == "between":
+            declare(broker)
 
-    class Marathon(dramatiq.GenericActor):
-        class Meta:
-            abstract = True
+        def add(broker: StubBroker = broker) -> None:
+            broker.add_middleware(JobStateMiddleware(url=url))
+            declare(broker)
 
-        def perform(self, *, job_state: JobState) -> None: ...
-
-    def kept_apart(*, job_state: JobState) -> None: ...
-
-    def declare() -> None:
-        run: Any = Marathon() if is_class else kept_apart
-        dramatiq.actor(broker=broker, actor_name="run_marathon")(run)
-
-    if declared == "before":
-        declare()
-    broker.add_middleware(JobStateMiddleware())
-    if declared == "between":
-        declare()
-
-    def add() -> None:
-        broker.add_middleware(JobStateMiddleware())
-        declare()
-
-    said = r"RedisBroker.* 2 JobStateMiddleware instances\. Add only one"
-    with pytest.raises(ActorError, match=said):
-        add()
-
-
-def test_second_middleware_is_refused_when_the_broker_is_made() -> None:
-    """Two in the broker's constructor are refused as well."""
+        said = r"StubBroker.* 2 JobStateMiddleware instances\. Add only one"
+        with pytest.raises(ActorError, match=said):
+            add()
     twice: list[Middleware] = [JobStateMiddleware(), JobStateMiddleware()]
-    broker = StubBroker(middleware=twice)
     with pytest.raises(ActorError, match="2 JobStateMiddleware"):
-        dramatiq.actor(broker=broker, job_state=True)(lambda: None)
+        declare(StubBroker(middleware=twice))
 
 
 # The annotation, which may name the class.
@@ -464,14 +420,6 @@ def test_other_annotations_are_never_evaluated(declare: Declare) -> None:
     assert asked == []
 
 
-def test_class_based_actor_is_annotated_in_its_perform(
-    stub: dramatiq.Broker, store: JobStore
-) -> None:
-    """The annotation of a class-based actor is that of its perform()."""
-    message = annotated.declare_marathon(stub).send(26)
-    assert type(store.load(message.message_id)) is RunMarathon
-
-
 # Direct calls.
 
 
@@ -520,19 +468,6 @@ def test_call_from_within_a_job_is_a_direct_one(broker: RedisBroker) -> None:
 
 
 # Where the states go.
-
-
-def test_middleware_may_come_after_the_actors(redis_url: str) -> None:
-    """Actors that were declared before it was added are tracked, too."""
-    broker = RedisBroker(url=redis_url)
-
-    @job_actor(broker=broker)
-    def run_marathon(miles: int, *, job_state: JobState) -> None:
-        job_state.set_progress_metric("miles_run", miles)
-
-    broker.add_middleware(JobStateMiddleware())
-    with working(broker):
-        wait_until(broker, run_marathon.send(26), "success")
 
 
 def test_states_have_a_place(redis_url: str) -> None:

@@ -144,40 +144,25 @@ def send_elsewhere(redis_url: str, message: Any) -> None:
     sender.enqueue(message)
 
 
-def test_job_that_returns_is_a_success_at_once(in_caller: InCaller) -> None:
-    """When `send` returns, the job is a success, with all that it reported."""
-    broker = in_caller()
-
-    @job_actor(broker=broker, job_state=RunMarathon)
-    def run_marathon(miles: int, *, job_state: JobState) -> None:
-        for mile in job_state.track(range(miles)):
-            job_state.set_progress_metric("mile", mile)
-        assert state_of(broker, job_state).status == "working"
-        assert current_job_state() is job_state
-
-    state = load(broker, run_marathon.send(3))
-    assert (state.status, state.attempt) == ("success", 1)
-    assert state.progress_metrics == {"mile": 2}
-    assert state.progress is not None and state.progress.done == 3
-    assert current_job_state() is None
-
-
 @pytest.mark.parametrize("is_handling", [False, True])
-def test_job_that_fails_is_an_error_at_once(
+def test_job_has_ended_when_send_returns(
     in_caller: InCaller, is_handling: bool
 ) -> None:
-    """A job that raises is an error, even if the broker tells only the sender. A job
-    sent while an exception is handled is unaffected by it.
+    """A job that returns is a success, with all that it reported, and one that raises
+    is an error, even if the broker tells only the sender, and whatever that handles.
     """
     broker = in_caller()
     seen: list[JobState] = []
 
-    @job_actor(broker=broker)
+    @job_actor(broker=broker, job_state=RunMarathon)
     def run_marathon(fails: bool, *, job_state: JobState) -> None:
         seen.append(job_state)
-        job_state.set_progress(1, 2)
-        if fails:
-            raise ValueError("a cramp")
+        for mile in job_state.track(range(2)):
+            job_state.set_progress_metric("mile", mile)
+            if fails and mile:
+                raise ValueError("a cramp")
+        assert state_of(broker, job_state).status == "working"
+        assert current_job_state() is job_state
 
     def send() -> None:
         with contextlib.suppress(ValueError):
@@ -190,10 +175,13 @@ def test_job_that_fails_is_an_error_at_once(
         send()
     except KeyError:
         send()
+    assert current_job_state() is None
     failed, fine = (state_of(broker, job_state) for job_state in seen)
     assert (failed.status, failed.error) == ("error", CRAMP)
+    assert (fine.status, fine.error, fine.attempt) == ("success", None, 1)
+    assert fine.progress_metrics == failed.progress_metrics == {"mile": 1}
     assert failed.progress is not None and failed.progress.fraction == 0.5
-    assert (fine.status, fine.error) == ("success", None)
+    assert fine.progress is not None and fine.progress.fraction == 1
 
 
 # Jobs within jobs.
@@ -256,25 +244,6 @@ def test_job_within_a_job_leaves_that_alone(
 
 def open_end() -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
-
-
-def test_actor_that_sends_itself_runs_within_itself(in_caller: InCaller) -> None:
-    """Each level of a recursion is a separate job and keeps its own values."""
-    broker = in_caller()
-    seen: dict[int, JobState] = {}
-
-    @job_actor(broker=broker)
-    def count(depth: int, *, job_state: JobState) -> None:
-        seen[depth] = job_state
-        if depth:
-            count.send(depth - 1)
-        assert current_job_state() is job_state
-        job_state.set_progress_metric("depth", depth)
-
-    count.send(4)
-    for depth in range(5):
-        state = state_of(broker, seen[depth])
-        assert (state.status, state.progress_metrics) == ("success", {"depth": depth})
 
 
 def test_direct_call_within_a_job_is_detached(in_caller: InCaller) -> None:
@@ -421,28 +390,6 @@ def test_retry_runs_within_the_try_that_failed(
     seen = watching[0].statuses | watching[1].statuses
     # Once the last attempt is over, so are those around it.
     assert seen - {state.status} <= {"queued", "working", "retrying"}
-
-
-def test_retry_within_a_job_leaves_that_alone(in_caller: InCaller) -> None:
-    """A job whose inner job is retried in place goes on once that has ended."""
-    broker = in_caller(Retries(), fail_fast=False)
-    seen: list[JobState] = []
-
-    @job_actor(broker=broker)
-    def inner(*, job_state: JobState) -> None:
-        seen.append(job_state)
-        if job_state.attempt < 3:
-            raise ValueError("a cramp")
-
-    @job_actor(broker=broker)
-    def outer(*, job_state: JobState) -> None:
-        inner.send()
-        assert current_job_state() is job_state
-        job_state.set_message("done")
-
-    state = load(broker, outer.send())
-    assert (state.status, state.message) == ("success", "done")
-    assert len(seen) == 3 and state_of(broker, seen[0]).status == "success"
 
 
 def test_retry_that_another_middleware_stops_does_not_count(
@@ -763,28 +710,6 @@ def test_job_that_leaves_with_the_transaction_runs_in_the_commit(
     assert [load(broker, m).status for m in inner] == ["success"] * 2
 
 
-def test_job_that_is_sent_at_once_and_fails_is_an_error(
-    ours: JobStateMiddleware, alice: JobStates
-) -> None:
-    """The exception reaches the sender, and the record stays, since the job has run.
-    The next step of its pipeline reads as not reached.
-    """
-    broker = InCallerBroker([Pipelines(), ours])
-
-    @dramatiq.actor(broker=broker, job_state=True)
-    def run_marathon(*args: int) -> None:
-        raise ValueError("a cramp")
-
-    steps = [run_marathon.message(), run_marathon.message()]
-    with pytest.raises(ValueError, match="a cramp"):
-        alice.send_immediately(pipeline(steps, broker=broker))
-    page = alice.list("alice").items
-    assert {(state.status, state.error) for state in page} == {
-        ("error", CRAMP),
-        ("cancelled", NOT_REACHED),
-    }
-
-
 def test_request_within_a_request_leaves_the_outer_ones_jobs_alone(
     in_caller: InCaller, alice: JobStates, app: TestApp
 ) -> None:
@@ -954,10 +879,11 @@ def test_broker_that_acknowledges_nothing_leaks_no_jobs(
     keeps_nothing: Callable[[], bool],
 ) -> None:
     """With a broker that does not signal acknowledgements, a job ends when the next
-    message is processed. A message sent by a callback is processed within the job.
+    message is processed. A message sent by a callback is processed within the job. One
+    whose stop only its sender learns of reads as rejected.
     """
-    callbacks = Callbacks()
-    order = (callbacks, ours) if is_first else (ours, callbacks)
+    others = Callbacks(), Stop(SkipMessage("not today"))
+    order = (*others, ours) if is_first else (ours, *others)
     broker = MuteBroker(order, fail_fast=fail_fast)
     seen: list[JobState] = []
     outer: list[str] = []
@@ -967,41 +893,29 @@ def test_broker_that_acknowledges_nothing_leaks_no_jobs(
         outer.append(state_of(broker, seen[-1]).status)
 
     @job_actor(broker=broker)
-    def run_marathon(fails: bool, *, job_state: JobState) -> None:
+    def run_marathon(what: str, *, job_state: JobState) -> None:
         seen.append(job_state)
-        if fails:
+        if what == "fail":
             raise ValueError("a cramp")
 
-    for fails in (False, True, False):
+    stopped = run_marathon.message("stop")
+    if fail_fast and not is_first:
+        with contextlib.suppress(SkipMessage):
+            broker.enqueue(stopped)
+    for what in ("run", "fail", "run"):
         with contextlib.suppress(ValueError):
             run_marathon.send_with_options(
-                args=(fails,), on_success=call_back.actor_name
+                args=(what,), on_success=call_back.actor_name
             )
     assert outer == ["working"] * 2
     statuses = [state_of(broker, job_state).status for job_state in seen]
     assert statuses == ["success", "error", "working"]
     broker.acknowledge_last()
     assert state_of(broker, seen[-1]).status == "success"
-    assert keeps_nothing()
-
-
-def test_job_that_is_stopped_and_not_acknowledged_is_an_error(
-    ours: JobStateMiddleware, keeps_nothing: Callable[[], bool]
-) -> None:
-    """A job whose stop only its sender learns of reads as rejected, with attempt 0."""
-    broker = MuteBroker((ours, Stop(SkipMessage("not today"))))
-
-    @dramatiq.actor(broker=broker, job_state=True)
-    def run_marathon(what: str) -> None: ...
-
-    message = run_marathon.message("stop")
-    for sent in (message, run_marathon.message("run")):
-        with contextlib.suppress(SkipMessage):
-            broker.enqueue(sent)
-    state = load(broker, message)
-    assert (state.status, state.attempt) == ("error", 0)
-    assert state.error == JobError(None, "The message was rejected.")
-    broker.acknowledge_last()
+    if fail_fast and not is_first:
+        state = load(broker, stopped)
+        assert (state.status, state.attempt) == ("error", 0)
+        assert state.error == JobError(None, "The message was rejected.")
     assert keeps_nothing()
 
 
@@ -1054,51 +968,40 @@ class Handling(InCallerBroker):
             self.emit_after("skip_message", message)
 
 
-@pytest.mark.parametrize("what", ["stop", "skip"])
-@pytest.mark.parametrize("is_first", [False, True])
+@pytest.mark.parametrize(
+    ("is_first", "signals"), [(True, True), (False, True), (True, False)]
+)
 def test_skipped_job_has_nothing_to_do_with_what_its_sender_handles(
-    ours: JobStateMiddleware, redis_url: str, is_first: bool, what: str
+    ours: JobStateMiddleware, redis_url: str, is_first: bool, signals: bool
 ) -> None:
     """A job that is skipped, or skips itself, is cancelled, whatever exception its
-    sender is handling.
+    sender is handling. If the broker says nothing of it, that is no error of the job.
     """
     stop = Stop(SkipMessage("not today"))
     broker = Handling((stop, ours) if is_first else (ours, stop))
+    broker.signals = signals
 
     @dramatiq.actor(broker=broker, job_state=True)
     def run_marathon(what: str) -> None:
         raise SkipMessage("of its own")
 
-    message = run_marathon.message(what)
-    send_elsewhere(redis_url, message)
-    try:
-        raise KeyError("the sender's")
-    except KeyError:
-        broker.enqueue(message)
-    state = load(broker, message)
-    assert state.status == "cancelled" and state.error is not None
-    said = "of its own" if what == "skip" else "The message was skipped."
-    assert state.error.message == said
-    assert state.attempt == (1 if what == "skip" else 0)
-
-
-def test_job_that_is_skipped_in_silence_does_not_fail_as_its_sender_does(
-    ours: JobStateMiddleware, redis_url: str
-) -> None:
-    """An exception that the sender is handling is never taken for the job's own."""
-    broker = Handling((Stop(SkipMessage("not today")), ours))
-    broker.signals = False
-
-    @dramatiq.actor(broker=broker, job_state=True)
-    def run_marathon(what: str) -> None: ...
-
-    message = run_marathon.message("stop")
-    send_elsewhere(redis_url, message)
-    try:
-        raise KeyError("the sender's")
-    except KeyError:
-        broker.enqueue(message)
-    assert load(broker, message).error is None
+    texts = {"stop": "The message was skipped.", "skip": "of its own"}
+    for what, text in texts.items():
+        message = run_marathon.message(what)
+        send_elsewhere(redis_url, message)
+        try:
+            raise KeyError("the sender's")
+        except KeyError:
+            broker.enqueue(message)
+        state = load(broker, message)
+        assert state.attempt == (1 if what == "skip" else 0)
+        if signals:
+            assert (state.status, state.error and state.error.message) == (
+                "cancelled",
+                text,
+            )
+        elif what == "stop":
+            assert state.error is None
 
 
 def test_job_that_has_returned_is_a_success_whatever_stops_its_sender(

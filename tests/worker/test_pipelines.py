@@ -187,19 +187,6 @@ def test_steps_after_one_that_is_skipped_are_cancelled(
     assert outcome(jobs) == expected + [NOT_RUN] * (2 - skipped)
 
 
-def test_steps_after_one_that_is_too_old_are_cancelled(
-    broker: Broker, alice: JobStates, step: Any, ended: Any
-) -> None:
-    """A step past its age limit ends the pipeline."""
-    old = step.message_with_options(args=(1,), max_age=-1)
-    sent = alice.send_immediately(old | step.message(2))
-    with working(broker):
-        jobs = ended(sent)
-    assert [j.status for j in jobs] == ["cancelled", "cancelled"]
-    assert jobs[0].error is not None and jobs[0].error.message != CANCELLED
-    assert outcome(jobs)[1] == NOT_RUN
-
-
 def test_steps_after_one_that_is_cancelled_are_cancelled(
     broker: Broker, alice: JobStates, step: Any, ended: Any
 ) -> None:
@@ -232,17 +219,6 @@ def test_step_that_waits_can_be_cancelled(
         NOT_RUN,
     ]
     assert jobs[1].started_at is None
-
-
-def test_first_step_cancelled_in_the_queue_ends_the_pipeline(
-    broker: Broker, alice: JobStates, step: Any, ended: Any
-) -> None:
-    """Cancelling the first step before a worker takes it ends the pipeline."""
-    sent = alice.send_immediately(step.message(1) | step.message(2))
-    assert sent[0].cancel()
-    with working(broker):
-        jobs = ended(sent)
-    assert outcome(jobs) == [("cancelled", CANCELLED), NOT_RUN]
 
 
 def test_step_of_an_actor_that_is_not_declared_ends_the_pipeline(
