@@ -26,7 +26,7 @@ from pyramid_jobstate import (
 )
 from pyramid_jobstate.errors import ActorError
 from tests import annotated
-from tests.jobs import RunMarathon, job_actor, load, make_broker, wait_until, working
+from tests.jobs import RunMarathon, job_actor, make_broker, wait_until, working
 from tests.support import load_job, wait_for
 
 T = TypeVar("T")
@@ -452,21 +452,6 @@ def test_direct_call_gets_a_detached_job_state(
     assert seen[1] is mine
 
 
-def test_call_from_within_a_job_is_a_direct_one(broker: RedisBroker) -> None:
-    """A job that calls its own actor as a function does not pass its state on."""
-
-    @job_actor(broker=broker)
-    def run_marathon(again: bool, *, job_state: JobState) -> None:
-        job_state.set_progress_metric("again", again)
-        if again:
-            run_marathon(False)
-            assert current_job_state() is job_state
-
-    with working(broker):
-        state = wait_until(broker, run_marathon.send(True), "success")
-    assert state.progress_metrics == {"again": True}
-
-
 # Where the states go.
 
 
@@ -537,23 +522,6 @@ def test_pace_that_no_worker_can_keep_is_refused() -> None:
             error = TypeError if isinstance(wrong, str | bool) else ValueError
             with pytest.raises(error, match=f"^{name} must be .* of seconds.*, not "):
                 JobStateMiddleware(**options)
-
-
-def test_two_brokers_keep_their_jobs_apart(redis_url: str) -> None:
-    """Each broker has its own middleware and its own jobs."""
-    done = []
-    for number in range(2):
-        broker = make_broker(redis_url)
-
-        @job_actor(broker=broker)
-        def run_marathon(number: int, *, job_state: JobState) -> None:
-            job_state.set_progress_metric("number", number)
-
-        with working(broker):
-            state = wait_until(broker, run_marathon.send(number), "success")
-        done.append(state.progress_metrics["number"])
-    assert done == [0, 1]
-    assert load(broker, run_marathon.send(2)).is_working
 
 
 def test_overridden_store_for_is_where_jobs_are_written(redis_url: str) -> None:

@@ -392,28 +392,6 @@ def test_retry_runs_within_the_try_that_failed(
     assert seen - {state.status} <= {"queued", "working", "retrying"}
 
 
-def test_retry_that_another_middleware_stops_does_not_count(
-    in_caller: InCaller,
-) -> None:
-    """A retry that is skipped in place does not count as an attempt."""
-    broker = in_caller(Retries(), fail_fast=False)
-
-    class StopRetries(Middleware):
-        def before_process_message(self, broker: Any, message: Any) -> None:
-            if message.options.get("retries"):
-                message.fail()
-                raise SkipMessage("not again")
-
-    broker.add_middleware(StopRetries(), before=Retries)
-
-    @dramatiq.actor(broker=broker, job_state=True, max_retries=2)
-    def run_marathon() -> None:
-        raise ValueError("a cramp")
-
-    state = load(broker, run_marathon.send())
-    assert (state.status, state.attempt) in (("error", 1), ("cancelled", 1))
-
-
 def test_job_that_puts_itself_back_runs_within_itself(in_caller: InCaller) -> None:
     """The run of the message put back owns the record, no longer the outer run."""
     broker = in_caller()
@@ -488,47 +466,32 @@ def test_job_is_told_once_of_its_cancel_whatever_it_runs(in_caller: InCaller) ->
     assert state_of(broker, seen[1]).status == "cancelled"
 
 
-def test_job_that_was_cancelled_before_does_not_run(
-    in_caller: InCaller, redis_url: str
-) -> None:
-    """A message whose job was cancelled while queued is skipped."""
-    broker = in_caller()
-
-    @dramatiq.actor(broker=broker, job_state=True)
-    def run_marathon(what: str) -> None:
-        raise AssertionError
-
-    message = run_marathon.message("run")
-    send_elsewhere(redis_url, message)
-    assert load(broker, message).cancel()
-    with pytest.raises(SkipMessage) if broker.fail_fast else open_end():
-        broker.enqueue(message)
-    state = load(broker, message)
-    assert (state.status, state.attempt) == ("cancelled", 0)
-
-
 @pytest.mark.parametrize("is_first", [False, True])
-@pytest.mark.parametrize("error", [SkipMessage("not today"), RefusedError("not today")])
-def test_job_that_another_middleware_stops_never_began(
-    in_caller: InCaller, redis_url: str, is_first: bool, error: Exception
+@pytest.mark.parametrize("how", ["skipped", "refused", "cancelled"])
+def test_job_that_is_stopped_never_began(
+    in_caller: InCaller, redis_url: str, is_first: bool, how: str
 ) -> None:
-    """A job that a middleware skips or refuses before its start gives the reason and
-    reads attempt 0, wherever that middleware stands.
+    """A job that was cancelled before, or that another middleware skips or refuses,
+    wherever that stands, gives the reason and reads attempt 0.
     """
-    broker = in_caller(*((None, Stop(error)) if is_first else (Stop(error), None)))
+    error: Any = RefusedError if how == "refused" else SkipMessage
+    stop = Stop(error("not today"))
+    broker = in_caller(*((None, stop) if is_first else (stop, None)))
 
     @dramatiq.actor(broker=broker, job_state=True)
     def run_marathon(what: str) -> None:
         raise AssertionError
 
-    message = run_marathon.message("stop")
+    message = run_marathon.message("run" if how == "cancelled" else "stop")
     send_elsewhere(redis_url, message)
-    with pytest.raises(type(error)) if broker.fail_fast else open_end():
+    if how == "cancelled":
+        assert load(broker, message).cancel()
+    with pytest.raises(error) if broker.fail_fast else open_end():
         broker.enqueue(message)
     state = load(broker, message)
-    is_skip = isinstance(error, SkipMessage)
-    assert state.status == ("cancelled" if is_skip else "error")
-    assert state.error is not None and state.error.message == "not today"
+    assert state.status == ("error" if how == "refused" else "cancelled")
+    reason = CANCELLED.message if how == "cancelled" else "not today"
+    assert state.error is not None and state.error.message == reason
     assert (state.attempt, state.started_at) == (0, None)
 
 

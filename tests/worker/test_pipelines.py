@@ -396,11 +396,19 @@ def test_malformed_next_step_leaves_the_job_its_state(redis_url: str) -> None:
         wait_until(broker, message, "success")
 
 
+@pytest.mark.parametrize("is_away", [False, True])
 def test_overtaken_run_leaves_the_later_steps_alone(
-    redis_url: str, alice: JobStates, ended: Any
+    redis_url: str,
+    alice: JobStates,
+    ended: Any,
+    caplog: pytest.LogCaptureFixture,
+    is_away: bool,
 ) -> None:
-    """A run that fails after a newer one has begun does not end the steps after it."""
-    broker, elsewhere, gate = make_broker(redis_url), Elsewhere(redis_url), Gate()
+    """A run that fails after a newer one has begun does not end the steps after it,
+    even if the store is away then: it writes only its failure.
+    """
+    store, elsewhere, gate = JobStore(redis_url), Elsewhere(redis_url), Gate()
+    broker = make_broker(redis_url, JobStateMiddleware(store, heartbeat=0.05))
 
     @dramatiq.actor(broker=broker, max_retries=0, job_state=True)
     def run_marathon(*args: None) -> None:
@@ -413,39 +421,15 @@ def test_overtaken_run_leaves_the_later_steps_alone(
     with working(broker):
         gate.wait_for_job()
         with elsewhere.running(pipe.messages[0]):
-            gate.open()
-            broker.join("default", timeout=20_000)
-            found = [alice[job.uuid].status for job in sent]
-            assert found == ["working", "queued", "queued"]
-        assert outcome(ended(sent)) == [("success", None)] * 3
-
-
-def test_overtaken_run_leaves_the_later_steps_alone_in_an_outage(
-    redis_url: str, alice: JobStates, ended: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It has learned that a newer run has begun: it writes only its failure."""
-    store, elsewhere, gate = JobStore(redis_url), Elsewhere(redis_url), Gate()
-    broker = make_broker(redis_url, JobStateMiddleware(store, heartbeat=0.05))
-
-    @dramatiq.actor(broker=broker, max_retries=0, job_state=True)
-    def run_marathon(*args: None) -> None:
-        gate.wait()
-        raise ValueError("Bad luck")
-
-    steps = [run_marathon.message() for _ in range(2)]
-    pipe = pipeline(steps, broker=broker)
-    sent = alice.send_immediately(pipe)
-    with working(broker):
-        gate.wait_for_job()
-        with elsewhere.running(pipe.messages[0]):
-            wait_for(lambda: "a newer run of it has begun" in caplog.text)
-            with away(store):
+            if is_away:
+                wait_for(lambda: "a newer run of it has begun" in caplog.text)
+            with away(store) if is_away else contextlib.nullcontext():
                 gate.open()
                 broker.join("default", timeout=20_000)
             wait_for(lambda: store.failures(sent[0].uuid).tries)
             found = [alice[job.uuid].status for job in sent]
-            assert found == ["working", "queued"]
-        assert outcome(ended(sent)) == [("success", None)] * 2
+            assert found == ["working", "queued", "queued"]
+        assert outcome(ended(sent)) == [("success", None)] * 3
 
 
 def test_surplus_delivery_leaves_the_later_steps_alone(

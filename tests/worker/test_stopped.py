@@ -1,7 +1,6 @@
 """Messages that another middleware skips, refuses or puts back."""
 
 import collections
-import contextlib
 import datetime
 import threading
 from typing import Any
@@ -355,44 +354,6 @@ def test_message_that_its_own_thread_has_sent_is_not_put_back(
         status = "cancelled" if stop is SkipMessage else "error"
         state = wait_until(broker, sends.sent[0], status)
     assert (state.attempt, state.due_at) == (0, None)
-
-
-class Stubborn(dramatiq.Actor[Any, Any]):
-    """Tries again when its function raises, and then gives up silently."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        for _ in range(3):
-            with contextlib.suppress(Exception):
-                return super().__call__(*args, **kwargs)
-        return None
-
-
-def test_cancelled_job_does_not_run_whatever_wraps_it(redis_url: str) -> None:
-    """A job cancelled while queued is skipped before anything that wraps its actor: the
-    actor does not run, and no callback is sent.
-    """
-    broker = make_broker(redis_url)
-    ran: list[str] = []
-
-    @dramatiq.actor(broker=broker)
-    def call_back(*args: Any) -> None:
-        ran.append("callback")
-
-    @dramatiq.actor(
-        broker=broker,
-        job_state=True,
-        actor_class=Stubborn,
-        on_success=call_back.actor_name,
-    )
-    def run_marathon() -> None:
-        ran.append("actor")
-
-    message = run_marathon.send()
-    assert load(broker, message).cancel()
-    with working(broker):
-        broker.join("default", timeout=20_000)
-    assert load(broker, message).status == "cancelled"
-    assert ran == []
 
 
 def test_odd_number_of_retries_harms_no_other_job(broker: RedisBroker) -> None:
