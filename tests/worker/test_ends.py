@@ -1,7 +1,6 @@
 """How jobs end, wherever the middleware stands among the others."""
 
 import _thread
-import concurrent.futures
 import datetime
 import gc
 import logging
@@ -121,24 +120,6 @@ def test_attempts_are_counted_until_dramatiq_gives_up(
     ends = [(state.status, state.attempt) for state in states]
     assert ends == [("success", 3), ("error", 1), ("error", 1)]
     assert states[0].error is None
-
-
-def test_retry_reads_retrying(broker: RedisBroker) -> None:
-    """A job that asks to be retried later reads retrying until then."""
-    broker.add_middleware(alarm := Alarm())
-
-    @job_actor(broker=broker)
-    def run_marathon(*, job_state: JobState) -> None:
-        if job_state.attempt == 1:
-            raise dramatiq.errors.Retry("not yet", delay=60_000)
-
-    with working(broker):
-        message = run_marathon.send()
-        state = wait_until(broker, message, "retrying")
-        assert state.due_at and state.updated_at
-        assert 50 < (state.due_at - state.updated_at).total_seconds() <= 60
-        alarm.ring()
-        assert wait_until(broker, message, "success").attempt == 2
 
 
 def test_time_limit_is_an_error(redis_url: str) -> None:
@@ -333,34 +314,6 @@ def test_job_that_is_put_back_while_it_runs_is_retrying(redis_url: str) -> None:
         assert (state.status, state.progress_metrics) == ("working", {"run": 1})
         gates[1].open()
         assert wait_until(broker, message, "success", "retrying").status == "success"
-
-
-def test_job_whose_actor_is_called_in_another_thread_is_working(
-    redis_url: str,
-) -> None:
-    """A job reads working during its run, whichever thread its function runs in."""
-    broker = make_broker(redis_url)
-    gate = Gate()
-
-    class InThread(dramatiq.Actor[Any, Any]):
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            with concurrent.futures.ThreadPoolExecutor(1) as pool:
-                return pool.submit(super().__call__, *args, **kwargs).result()
-
-    @dramatiq.actor(broker=broker, job_state=True, actor_class=InThread, max_retries=0)
-    def run_marathon(fails: bool) -> None:
-        gate.wait()
-        if fails:
-            raise ValueError("a cramp")
-
-    with working(broker):
-        message = run_marathon.send(False)
-        gate.wait_for_job()
-        assert load(broker, message).status == "working"
-        gate.open()
-        assert wait_until(broker, message, "success").attempt == 1
-        state = wait_until(broker, run_marathon.send(True), "error")
-        assert state.attempt == 1 and state.started_at is not None
 
 
 def test_job_whose_beginning_cannot_be_written_runs(

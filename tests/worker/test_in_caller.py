@@ -597,7 +597,8 @@ def test_job_has_nothing_to_do_with_what_its_sender_handles(
     options: Any = {"broker": broker, "job_state": True}
 
     @dramatiq.actor(actor_class=InThread, **options)
-    def run_marathon() -> None: ...
+    def run_marathon() -> None:
+        assert load(broker, sent[0]).status == "working"
 
     @dramatiq.actor(actor_class=Failing, **options)
     def fail() -> None: ...
