@@ -40,14 +40,6 @@ class Timed(JobState, Generic[T]):
     """A kind of job with a type parameter."""
 
 
-@pytest.fixture
-def stub(redis_url: str) -> dramatiq.Broker:
-    """A broker that needs no server. The states of its jobs are kept all the same."""
-    broker = StubBroker()
-    broker.add_middleware(JobStateMiddleware(url=redis_url))
-    return broker
-
-
 Declare = Callable[..., type[JobState] | None]
 
 

@@ -15,7 +15,6 @@ from dramatiq.middleware import (
     AgeLimit,
     GroupCallbacks,
     Middleware,
-    MiddlewareError,
     Pipelines,
     SkipMessage,
 )
@@ -24,8 +23,17 @@ from dramatiq.rate_limits.backends import StubBackend
 from pyramid_jobstate import JobError, JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.resources import JobStates
 from pyramid_jobstate.testing import away
-from tests.jobs import Elsewhere, Gate, RunMarathon, make_broker, wait_until, working
+from tests.jobs import (
+    Elsewhere,
+    Gate,
+    RunMarathon,
+    job_actor,
+    make_broker,
+    wait_until,
+    working,
+)
 from tests.support import wait_for
+from tests.worker.test_stopped import Refusing
 
 
 class SkipNinetyNine(Middleware):
@@ -286,16 +294,6 @@ def test_error_of_a_step_is_its_own(
 # Other runs, other brokers.
 
 
-class Refusing(Middleware):
-    """Refuses each message."""
-
-    class RefusedError(MiddlewareError):
-        pass
-
-    def before_process_message(self, broker: Any, message: Any) -> None:
-        raise self.RefusedError("not today")
-
-
 @pytest.mark.parametrize("before", [AgeLimit, None])
 def test_steps_after_one_that_is_refused_are_cancelled(
     redis_url: str, alice: JobStates, ended: Any, before: Any
@@ -405,14 +403,19 @@ def test_overtaken_run_leaves_the_later_steps_alone(
     is_away: bool,
 ) -> None:
     """A run that fails after a newer one has begun does not end the steps after it,
-    even if the store is away then: it writes only its failure.
+    even if the store is away then: it writes only its failure. flush() tells it that
+    nothing is stored.
     """
     store, elsewhere, gate = JobStore(redis_url), Elsewhere(redis_url), Gate()
     broker = make_broker(redis_url, JobStateMiddleware(store, heartbeat=0.05))
 
-    @dramatiq.actor(broker=broker, max_retries=0, job_state=True)
-    def run_marathon(*args: None) -> None:
+    flushed: list[bool] = []
+
+    @job_actor(broker=broker, max_retries=0)
+    def run_marathon(*args: None, job_state: JobState) -> None:
         gate.wait()
+        job_state.set_message("in vain")
+        flushed.append(job_state.flush(timeout=10))
         raise ValueError("Bad luck")
 
     steps = [run_marathon.message() for _ in range(3)]
@@ -429,6 +432,7 @@ def test_overtaken_run_leaves_the_later_steps_alone(
             wait_for(lambda: store.failures(sent[0].uuid).tries)
             found = [alice[job.uuid].status for job in sent]
             assert found == ["working", "queued", "queued"]
+            assert flushed == [False]
         assert outcome(ended(sent)) == [("success", None)] * 3
 
 

@@ -31,14 +31,6 @@ from tests.support import load_job, wait_for
 
 
 @pytest.fixture
-def stub(redis_url: str) -> dramatiq.Broker:
-    """A broker that needs no server. The states of its jobs are kept all the same."""
-    broker = StubBroker()
-    broker.add_middleware(JobStateMiddleware(url=redis_url))
-    return broker
-
-
-@pytest.fixture
 def run_marathon(stub: dramatiq.Broker) -> dramatiq.Actor[..., None]:
     """A tracked actor of that broker."""
 
