@@ -8,7 +8,6 @@ from typing import Any
 import dramatiq
 import dramatiq.broker
 import pytest
-import redis
 from dramatiq import Broker, group, pipeline
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import (
@@ -20,7 +19,7 @@ from dramatiq.middleware import (
 )
 from dramatiq.rate_limits.backends import StubBackend
 
-from pyramid_jobstate import JobError, JobState, JobStateMiddleware, JobStore
+from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.resources import JobStates
 from pyramid_jobstate.testing import away
 from tests.jobs import (
@@ -137,25 +136,26 @@ def test_steps_succeed_in_their_turn(
     assert len(alice.list("alice").items) == 3
 
 
-def test_steps_after_one_that_fails_are_cancelled(
+def test_steps_after_one_that_does_not_succeed_are_cancelled(
     broker: Broker, alice: JobStates, step: Any, ended: Any
 ) -> None:
-    """When a step fails for good, those after it are cancelled and give the reason."""
-    sent = alice.send_immediately(
-        pipeline([step.message(1), step.message(13), step.message(2), step.message(3)])
-    )
-    with working(broker):
-        jobs = ended(sent)
-    assert outcome(jobs) == [
-        ("success", None),
-        ("error", "Bad luck"),
-        NOT_RUN,
-        NOT_RUN,
+    """When a step fails for good, or a middleware skips it, those after it are
+    cancelled and give the reason. One that was cancelled before keeps its own.
+    """
+    good, bad, skipped = ("success", None), ("error", "Bad luck"), "Too far."
+    cases = [
+        ([1, 13, 2, 3], [good, bad, NOT_RUN, NOT_RUN]),
+        ([99, 1, 1], [("cancelled", skipped), NOT_RUN, NOT_RUN]),
+        ([1, 99, 1], [good, ("cancelled", skipped), NOT_RUN]),
+        ([13, 2], [bad, ("cancelled", CANCELLED)]),
     ]
-    # Finished jobs are listed under their status.
-    assert {j.uuid for j in alice.list(status="cancelled").items} == {
-        j.uuid for j in jobs[2:]
-    }
+    sent = [
+        alice.send_immediately(pipeline([step.message(n) for n in miles]))
+        for miles, _ in cases
+    ]
+    assert sent[-1][1].cancel()
+    with working(broker):
+        assert [outcome(ended(jobs)) for jobs in sent] == [ends for _, ends in cases]
 
 
 def test_steps_after_one_that_is_tried_again_wait(
@@ -180,19 +180,6 @@ def test_steps_after_one_that_is_tried_again_wait(
     assert outcome(jobs) == [("success", None)] * 2
     assert statuses == ["queued"]
     assert tries == [1, 1, 1, 2]
-
-
-@pytest.mark.parametrize("skipped", [0, 1])
-def test_steps_after_one_that_is_skipped_are_cancelled(
-    broker: Broker, alice: JobStates, step: Any, ended: Any, skipped: int
-) -> None:
-    """A middleware that skips a step ends the pipeline there."""
-    members = [step.message(99 if i == skipped else 1) for i in range(3)]
-    sent = alice.send_immediately(pipeline(members))
-    with working(broker):
-        jobs = ended(sent)
-    expected = [("success", None)] * skipped + [("cancelled", "Too far.")]
-    assert outcome(jobs) == expected + [NOT_RUN] * (2 - skipped)
 
 
 def test_steps_after_one_that_is_cancelled_are_cancelled(
@@ -277,18 +264,6 @@ def test_completion_callback_is_a_job_of_the_senders(
         assert outcome(ended(sent)) == [("success", None)] * 3
         wait_for(lambda: getattr(alice.find(last.message_id), "is_success", False))
     assert alice[last.message_id].owner == "alice"
-
-
-def test_error_of_a_step_is_its_own(
-    broker: Broker, alice: JobStates, step: Any, ended: Any, client: redis.Redis
-) -> None:
-    """A cancelled step keeps its own error, even if an earlier step fails."""
-    sent = alice.send_immediately(step.message(13) | step.message(2))
-    assert sent[1].cancel()
-    with working(broker):
-        jobs = ended(sent)
-    assert jobs[0].error == JobError("ValueError", "Bad luck")
-    assert jobs[1].error == JobError(None, CANCELLED)
 
 
 # Other runs, other brokers.
