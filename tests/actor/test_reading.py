@@ -133,9 +133,9 @@ def test_silent_job_reads_stalled(store: JobStore) -> None:
     """
     statuses = ["queued", "working", "retrying", "cancelling", *FINISHED]
     uuids = [put_job(store, status=status).uuid for status in statuses]
-    pass_time(store, store.stalled_after - 1)
+    pass_time(store, store.stalled_after / 2)
     assert [load_job(store, uuid).status for uuid in uuids] == statuses
-    pass_time(store, 2)
+    pass_time(store, store.stalled_after)
     silent = ["stalled" if s in ("working", "cancelling") else s for s in statuses]
     assert [load_job(store, uuid).status for uuid in uuids] == silent
     pass_time(store, 80_000)
