@@ -1,0 +1,86 @@
+"""Requests whose views send jobs, and brokers that refuse them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import redis
+from dramatiq import Broker, actor
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import Middleware, MiddlewareError
+from pyramid.config import Configurator
+from pyramid.request import Request
+from pyramid.response import Response
+
+from pyramid_jobstate import JobState, JobStateMiddleware
+from tests.webapp import NOWHERE, get, make_app, make_request, queued
+
+View = Callable[[Request], Any]
+
+#: The reasons that viewers see of jobs that were not sent.
+NOT_SENT, NOT_REACHED = (
+    "The job could not be sent.",
+    "An earlier step did not succeed.",
+)
+
+
+def add_view(config: Configurator, name: str, view: View) -> None:
+    """Add a view that answers with what it returns, as text."""
+
+    def answer(context: Any, request: Request) -> Any:
+        response = view(request)
+        return response if isinstance(response, Response) else Response(str(response))
+
+    config.add_view(answer, name=name)
+
+
+def visit(config: Configurator, view: View, user: str | None = "alice") -> Any:
+    """Return the response to a request that a view answers."""
+    add_view(config, "go", view)
+    return get(make_app(config), "/go", user)
+
+
+@contextlib.contextmanager
+def committing(config: Configurator, user: str | None = "alice") -> Iterator[Any]:
+    """Yield the job_states of a request whose transaction then commits."""
+    request = make_request(config, user)
+    request.tm.begin()
+    yield request.job_states
+    request.tm.commit()
+
+
+def load(config: Configurator, uuid: str) -> JobState:
+    """Return the state of a job."""
+    job_state = make_request(config).job_states[uuid]
+    assert isinstance(job_state, JobState)
+    return job_state
+
+
+def sent(client: redis.Redis) -> list[Any]:
+    """Return the first arguments of the messages in the queue, oldest first."""
+    return [message.args[0] for message in queued(client)]
+
+
+class Refusing(Middleware):
+    """Has the broker refuse what a function chooses: by default each message."""
+
+    def __init__(self, chooses: Callable[[Any], object] = bool) -> None:
+        self.chooses = chooses
+
+    def before_enqueue(self, broker: Broker, message: Any, delay: Any) -> None:
+        if self.chooses(message):
+            raise MiddlewareError("It is too far.")
+
+
+def broker_that_is_away(store_url: str) -> RedisBroker:
+    """Return a broker whose server is away but whose store is not."""
+    broker = RedisBroker(url=NOWHERE)
+    broker.add_middleware(JobStateMiddleware(url=store_url))
+
+    @actor(broker=broker, job_state=True)
+    def run_marathon(*miles: Any) -> None:
+        pass
+
+    return broker
