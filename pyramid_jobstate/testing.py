@@ -328,7 +328,12 @@ def pass_time(store: JobStore, seconds: float) -> None:
         name = key if isinstance(key, str) else key.decode()
         pipeline = client.pipeline()
         if kind in ("hash", b"hash"):
-            times = zip(TIMES, client.hmget(key, TIMES), strict=True)
+            fields = [*TIMES]
+            if name.startswith(f"{store.namespace}:unique:"):
+                # When the senders of unique jobs were last heard of.
+                known = {"job", "version", b"job", b"version"}
+                fields = [*({*client.hkeys(key)} - known)] or fields
+            times = zip(fields, client.hmget(key, fields), strict=True)
             # Of a batch, "seen" is a letter.
             for field in [field for field, time in times if time and time.isdigit()]:
                 pipeline.hincrby(key, field, -int(seconds * 1000))
