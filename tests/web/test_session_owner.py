@@ -6,15 +6,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import redis
-from dramatiq import Broker
+from dramatiq import Broker, actor
 from pyramid.config import Configurator
-from pyramid.exceptions import ConfigurationError
 from pyramid.request import Request
 from pyramid.session import SignedCookieSessionFactory
 from webtest import TestApp
 
-from pyramid_jobstate.web.permits import VISITOR, session_owner, set_owner
+from pyramid_jobstate import JobStore, RequestMiddleware
+from tests.jobs import messages, working
+from tests.support import load_job, wait_for
 from tests.webapp import EXPLICIT, Root, make_request
 
 AJAX = {"X-Requested-With": "XMLHttpRequest"}
@@ -69,7 +69,7 @@ def make_visited(
         assert request.job_states.list().items == []
         assert request.job_states.current_owner is None
         uuid = send(request)
-        assert request.job_states.current_owner == request.session[VISITOR]
+        assert request.job_states.current_owner is not None
         return uuid
 
     def anew(request: Request) -> Any:
@@ -103,8 +103,17 @@ def make_visited(
         options: Any = {"owner": None}
         return request.job_states.send_with_options(run_marathon, (26,), **options).uuid
 
+    def bobs(request: Request) -> Any:
+        message = run_marathon.message_with_options(args=(26,), job_owner="bob")
+        return request.job_states.send_immediately(message).uuid
+
     def refused(request: Request) -> Any:
-        request.job_states.send(run_marathon, object())
+        with pytest.raises(TypeError, match="cannot be encoded"):
+            request.job_states.send(run_marathon, object())
+        request.tm.abort()
+        with pytest.raises(RuntimeError, match="No transaction has begun"):
+            send(request)
+        request.tm.begin()
 
     def page(request: Request) -> Any:
         """Show a job and the visitor's others, as a page with progress bars does."""
@@ -115,9 +124,10 @@ def make_visited(
         return {"may": may, "count": len(jobs.list(owner).items) if owner else 0}
 
     senders = (send, now, list_and_send, anew, between, twice, beside, before)
-    for view in (*senders, nobodys, refused, page):
+    for view in (*senders, nobodys, bobs, refused, page):
         config.add_route(view.__name__, f"/{view.__name__}")
         config.add_view(view, route_name=view.__name__, renderer="json")
+    config.make_wsgi_app()
     return config
 
 
@@ -141,25 +151,22 @@ def visitor(new_visitor: Callable[[], TestApp]) -> TestApp:
 
 
 @pytest.fixture
-def plain_memory() -> Iterator[None]:
+def owners(store: JobStore) -> Callable[[], list[Any]]:
+    """Returns the owners of all jobs and batches."""
+    return lambda: [job.owner for job in store.list().items]
+
+
+@pytest.fixture
+def _memory() -> Iterator[None]:
     """PlainSession's memory is empty."""
     PlainSession.kept.clear()
     yield
     PlainSession.kept.clear()
 
 
-def owners(client: redis.Redis) -> list[Any]:
-    """Return the owners of all jobs."""
-    return [
-        client.hget(key, "owner")
-        for key in client.keys("jobstate:*")
-        if client.type(key) == b"hash"
-    ]
-
-
 @pytest.mark.parametrize("path", ["/send", "/now", "/list_and_send", "/anew"])
 def test_send_makes_a_name(
-    new_visitor: Callable[[], TestApp], client: redis.Redis, path: str
+    new_visitor: Callable[[], TestApp], owners: Callable[[], list[Any]], path: str
 ) -> None:
     """The first send gives the visitor a random name, kept in the session. Only the
     visitor owns the job.
@@ -172,89 +179,85 @@ def test_send_makes_a_name(
     assert visitor.get(f"/job_state/{uuid}").json["job"]["cancellable"] is True
     assert len(visitor.get("/job_state").json["items"]) == 1
     other.post("/send")
-    for stranger in (other, new_visitor()):
+    forger = new_visitor()
+    forger.set_cookie("session", "forged")
+    for stranger in (other, new_visitor(), forger):
         stranger.get(f"/job_state/{uuid}", status=403)
         stranger.post(f"/job_state/{uuid}/cancel", headers=AJAX, status=403)
         assert stranger.get(f"/job_state?uuid={uuid}").json == {"jobs": {uuid: None}}
     visitor.post(f"/job_state/{uuid}/cancel", headers=AJAX, status=202)
-    found = owners(client)
+    found = owners()
     assert len(found) == len(set(found)) == 2
     assert all(owner is not None and len(owner) > 20 for owner in found)
 
 
-def test_name_stays_the_same(visitor: TestApp, client: redis.Redis) -> None:
-    """Later sends, also in the same request, keep the name, and change no session."""
+def test_name_stays_the_same(visitor: TestApp, owners: Callable[[], list[Any]]) -> None:
+    """Later sends, also in the same request, keep the name, and change no session. A
+    send that was refused leaves no harm.
+    """
+    visitor.post("/refused")
+    assert visitor.cookies == {}
     uuids = visitor.post("/twice").json
     response = visitor.post("/send")
     visitor.post("/now")
-    assert len(set(owners(client))) == 1
-    assert len(owners(client)) == 4
+    assert len(owners()) == 4
+    assert len(set(owners())) == 1
     shown = visitor.get("/job_state?uuid=" + "&uuid=".join([*uuids, response.json]))
     assert all(shown.json["jobs"].values())
 
 
 @pytest.mark.parametrize("path", ["/beside", "/before"])
 def test_batch_and_jobs_of_a_first_request_share_a_name(
-    visitor: TestApp, client: redis.Redis, path: str
+    visitor: TestApp, owners: Callable[[], list[Any]], path: str
 ) -> None:
     """The session keeps one name, whatever the request sends, and in which order."""
-    uuids = visitor.post(path).json
-    for uuid in uuids:
+    for uuid in visitor.post(path).json:
         visitor.get(f"/job_state/{uuid}", status=200)
     assert len(visitor.get("/job_state").json["items"]) == 3
-    assert len(set(owners(client))) == 1
+    assert len(set(owners())) == 1
 
 
 def test_invalidated_session_gets_a_new_name(
-    visitor: TestApp, client: redis.Redis
+    new_visitor: Callable[[], TestApp], owners: Callable[[], list[Any]]
 ) -> None:
     """A view that invalidates the session, as a login does, and then sends gives the
-    new session a name: the old one would be lost, and the job a 403.
+    new session a name, also between two sends: the old one would be lost, and the job a
+    403.
     """
-    old = visitor.post("/send").json
-    new = visitor.post("/anew").json
-    visitor.get(f"/job_state/{new}", status=200)
-    visitor.get(f"/job_state/{old}", status=403)
-    assert len(set(owners(client))) == 2
+    visitor = new_visitor()
+    pairs = [(visitor, [visitor.post("/send").json, visitor.post("/anew").json])]
+    visitor = new_visitor()
+    pairs.append((visitor, visitor.post("/between").json))
+    for visitor, (old, new) in pairs:
+        visitor.get(f"/job_state/{new}", status=200)
+        visitor.get(f"/job_state/{old}", status=403)
+    assert len(set(owners())) == 4
 
 
-def test_session_that_is_invalidated_between_two_sends(
-    visitor: TestApp, client: redis.Redis
+def test_reading_sets_no_cookie(
+    new_visitor: Callable[[], TestApp], subtests: pytest.Subtests
 ) -> None:
-    """The name of the old session is not that of the new one."""
-    old, new = visitor.post("/between").json
-    visitor.get(f"/job_state/{new}", status=200)
-    visitor.get(f"/job_state/{old}", status=403)
-    assert len(set(owners(client))) == 2
-
-
-READS = [
-    "/job_state/{uuid}",
-    "/job_state?uuid={uuid}",
-    "/job_state",
-    "/page?uuid={uuid}",
-]
-
-
-@pytest.mark.parametrize("path", READS)
-def test_reading_sets_no_cookie(new_visitor: Callable[[], TestApp], path: str) -> None:
-    """A poll, a list and a page neither make a name nor renew the session, whether the
-    visitor has one or not: their cookie could undo what another request stored.
+    """A poll, a list, a page and a cancel neither make a name nor renew the session,
+    whether the visitor has one or not: their cookie could undo what another request
+    stored.
     """
-    sender, stranger = new_visitor(), new_visitor()
-    path = path.format(uuid=sender.post("/send").json)
+    sender = new_visitor()
+    uuid = sender.post("/send").json
     cookie = sender.cookies["session"]
-    for visitor in (sender, stranger):
-        response = visitor.get(path, expect_errors=True)
-        assert "Set-Cookie" not in response.headers
-    assert sender.cookies == {"session": cookie}
-    assert stranger.cookies == {}
-
-
-def test_cancel_sets_no_cookie(visitor: TestApp) -> None:
-    """A cancel does not set a cookie either."""
-    uuid = visitor.post("/send").json
-    response = visitor.post(f"/job_state/{uuid}/cancel", headers=AJAX, status=202)
+    for path in (
+        f"/job_state/{uuid}",
+        f"/job_state?uuid={uuid}",
+        "/job_state",
+        f"/page?uuid={uuid}",
+    ):
+        with subtests.test(msg=path):
+            stranger = new_visitor()
+            for visitor in (sender, stranger):
+                response = visitor.get(path, expect_errors=True)
+                assert "Set-Cookie" not in response.headers
+            assert sender.cookies == {"session": cookie}
+            assert stranger.cookies == {}
+    response = sender.post(f"/job_state/{uuid}/cancel", headers=AJAX, status=202)
     assert "Set-Cookie" not in response.headers
 
 
@@ -266,12 +269,15 @@ def test_page_of_the_owner_shows_the_job(new_visitor: Callable[[], TestApp]) -> 
     assert new_visitor().get(f"/page?uuid={uuid}").json == {"may": False, "count": 0}
 
 
-def test_named_owner_makes_no_name(visitor: TestApp, client: redis.Redis) -> None:
+def test_named_owner_makes_no_name(
+    visitor: TestApp, owners: Callable[[], list[Any]]
+) -> None:
     """A send that names the owner, or none, leaves the session alone."""
-    response = visitor.post("/nobodys")
-    assert "Set-Cookie" not in response.headers
-    assert owners(client) == [None]
-    visitor.get(f"/job_state/{response.json}", status=403)
+    for path in "/nobodys", "/bobs":
+        response = visitor.post(path)
+        assert "Set-Cookie" not in response.headers
+        visitor.get(f"/job_state/{response.json}", status=403)
+    assert {*owners()} == {None, "bob"}
 
 
 def test_job_ends_with_the_session(
@@ -293,18 +299,11 @@ def test_job_ends_with_the_session(
     assert visitor.get("/job_state").json["items"] == []
 
 
-def test_forged_cookie_owns_nothing(new_visitor: Callable[[], TestApp]) -> None:
-    """A cookie that the application has not signed does not make a session."""
-    uuid = new_visitor().post("/send").json
-    forger = new_visitor()
-    forger.set_cookie("session", "forged")
-    forger.get(f"/job_state/{uuid}", status=403)
-
-
-def test_session_need_not_be_a_dict(
-    redis_url: str, global_broker: Broker, plain_memory: None
-) -> None:
-    """Any session that can get and set items will do, such as Beaker's."""
+@pytest.mark.usefixtures("_memory")
+def test_session_need_not_be_a_dict(redis_url: str, global_broker: Broker) -> None:
+    """Any session that can get and set items will do, such as Beaker's. Whatever else
+    it holds under its key for the name is not a name, and a send replaces it.
+    """
     config = make_visited(redis_url, global_broker, PlainSession)
     app = config.make_wsgi_app()
     visitor, other = TestApp(app), TestApp(app)
@@ -314,108 +313,53 @@ def test_session_need_not_be_a_dict(
     visitor.get(f"/job_state/{uuid}", status=200)
     other.get(f"/job_state/{uuid}", status=403)
     assert PlainSession.kept["b"] == {}
-    assert isinstance(PlainSession.kept["a"][VISITOR], str)
+    ((key, name),) = PlainSession.kept["a"].items()
+    assert isinstance(name, str)
+    for value in None, 5, b"name", ["name"], {}:
+        PlainSession.kept["b"] = {key: value}
+        other.get(f"/job_state/{uuid}", status=403)
+        assert other.get("/page").json == {"may": False, "count": 0}
+        other.get(f"/job_state/{other.post('/send').json}", status=200)
+        assert isinstance(PlainSession.kept["b"][key], str)
 
 
-@pytest.mark.parametrize("value", [None, 5, b"name", ["name"], {}])
-def test_name_must_be_text(config: Configurator, value: object) -> None:
-    """Whatever else the session holds under that key is not a name."""
-    config.make_wsgi_app()
-    request = make_request(config)
-    request.session[VISITOR] = value
-    assert session_owner(request) is None
-
-
-def test_send_replaces_what_is_not_a_name(
-    config: Configurator, global_broker: Broker
-) -> None:
-    """A send then makes a name."""
-    config.make_wsgi_app()
-    request = make_request(config)
-    request.session[VISITOR] = 5
-    run_marathon = global_broker.get_actor("run_marathon")
-    job_state = request.job_states.send_immediately(run_marathon, 1)
-    assert job_state.owner == request.session[VISITOR] == session_owner(request)
-
-
-@pytest.mark.parametrize("owner", ["somebody", None])
 def test_request_of_a_job_makes_no_name(
-    config: Configurator, global_broker: Broker, owner: str | None
+    config: Configurator, global_broker: Broker, store: JobStore
 ) -> None:
-    """What a job sends belongs to the job's owner, if any, and to no session."""
+    """What a job sends belongs to the job's owner, if any, and to no session. It may
+    view its own.
+    """
+    global_broker.add_middleware(RequestMiddleware())
     config.make_wsgi_app()
-    request = make_request(config)
-    set_owner(request, owner)
     run_marathon = global_broker.get_actor("run_marathon")
-    job_state = request.job_states.send_immediately(run_marathon, 1)
-    assert job_state.owner == owner
-    assert request.job_states.current_owner == owner
-    assert dict(request.session) == {}
-    # An owner sees the jobs of the session, and a job its own.
-    assert bool(request.job_states.permits(job_state, "view_job")) is (
-        owner is not None
-    )
+    found: list[Any] = []
 
+    @actor(broker=global_broker, job_state=True)
+    def lead(*, request: Any = None, job_state: Any = None) -> None:
+        states = request.job_states
+        child = states.send(run_marathon, 1)
+        rights = bool(states.permits(child, "view_job"))
+        found.append((child.owner, states.current_owner, rights, len(request.session)))
 
-def test_session_factory_must_be_set(redis_url: str) -> None:
-    """Without sessions the application does not start, whatever the order."""
-    settings = {"jobstate.redis_url": redis_url, "jobstate.owner": "session"}
-    config = Configurator(settings=settings)
-    config.include("pyramid_jobstate")
-    with pytest.raises(
-        ConfigurationError,
-        match=r"owner = session needs a session factory.*Call config",
-    ):
-        config.make_wsgi_app()
-    config = Configurator(settings=settings)
-    config.include("pyramid_jobstate")
-    config.commit()
-    config.set_session_factory(cookies())
-    config.make_wsgi_app()
-
-
-def test_start_without_a_policy_is_not_warned_about(
-    config: Configurator, caplog: pytest.LogCaptureFixture
-) -> None:
-    """With an owner the application recognises its visitors, so all is well."""
-    config.make_wsgi_app()
-    assert not [r for r in caplog.records if "owner" in r.getMessage()]
+    for owner in "somebody", None:
+        options: Any = {"job_owner": owner}
+        message = lead.message_with_options(**options)
+        job = make_request(config).job_states.send_immediately(message)
+        with working(global_broker):
+            wait_for(lambda job=job: load_job(store, job.uuid).is_success)
+    assert found == [("somebody", "somebody", True, 0), (None, None, False, 0)]
 
 
 def test_start_without_policy_and_owner_is_warned_about_once(
-    redis_url: str, caplog: pytest.LogCaptureFixture
+    redis_url: str, global_broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With neither, one warning names the setting."""
+    """One warning names the setting. With the setting the application recognises its
+    visitors, so all is well.
+    """
+    make_visited(redis_url, global_broker)
+    assert messages(caplog, "pyramid_jobstate") == []
     config = Configurator(settings={"jobstate.redis_url": redis_url})
     config.include("pyramid_jobstate")
     config.make_wsgi_app()
-    found = [r for r in caplog.records if r.levelname == "WARNING"]
-    assert len(found) == 1
-    assert "set jobstate.owner to session" in found[0].getMessage()
-
-
-def test_send_that_fails_makes_no_lasting_harm(visitor: TestApp) -> None:
-    """A visitor whose send was refused can send and see jobs afterwards."""
-    with pytest.raises(TypeError, match="cannot be encoded"):
-        visitor.post("/refused")
-    uuid = visitor.post("/send").json
-    visitor.get(f"/job_state/{uuid}", status=200)
-
-
-def test_job_that_is_not_sent_names_nobody(
-    redis_url: str, global_broker: Broker
-) -> None:
-    """A send that fails leaves the session alone, and so does another
-    user's job.
-    """
-    config = make_visited(redis_url, global_broker)
-    config.make_wsgi_app()
-    actor = global_broker.get_actor("run_marathon")
-    request = make_request(config)
-    with pytest.raises(RuntimeError, match="No transaction has begun"):
-        request.job_states.send(actor, 26)
-    bobs = actor.message_with_options(args=(26,), job_owner="bob")
-    assert request.job_states.send_immediately(bobs).owner == "bob"
-    assert VISITOR not in request.session
-    assert request.job_states.send_immediately(actor, 26).owner is not None
-    assert VISITOR in request.session
+    (warning,) = messages(caplog, "pyramid_jobstate")
+    assert "set jobstate.owner to session" in warning

@@ -12,7 +12,6 @@ import redis
 import transaction
 from persistent.mapping import PersistentMapping
 from pyramid.authorization import Allow
-from pyramid.config import Configurator
 from pyramid.request import Request
 from pyramid.response import Response
 from webtest import TestApp
@@ -48,8 +47,8 @@ def zodb(site_class: Any, tmp_path: Path) -> Iterator[DB]:
 
 
 @pytest.fixture
-def zodb_config(redis_url: str, zodb: DB) -> Configurator:
-    """The configurator of an application with that database."""
+def zodb_app(redis_url: str, zodb: DB) -> TestApp:
+    """An application with that database."""
 
     def root_factory(request: Request) -> Any:
         connection = zodb.open(request.tm)
@@ -64,78 +63,56 @@ def zodb_config(redis_url: str, zodb: DB) -> Configurator:
     config = make_tm_config(redis_url, root_factory=root_factory)
     config.include("pyramid_jobstate")
     config.add_view(visit, name="visit")
-    return config
-
-
-@pytest.fixture
-def zodb_app(zodb_config: Configurator) -> TestApp:
-    return TestApp(zodb_config.make_wsgi_app())
+    return TestApp(config.make_wsgi_app())
 
 
 def test_jobs_are_served_in_the_persistent_tree(
     zodb_app: TestApp, client: redis.Redis
 ) -> None:
-    """A persistent root serves jobs through a container that it makes per request."""
+    """A persistent root serves jobs through a container that it makes per request, and
+    its ACL also applies to /job_state.
+    """
     job = put_job(client)
-
-    response = get(zodb_app, f"/jobs/{job}", "alice")
-    assert response.json["job"]["url"] == f"http://localhost/jobs/{job}/"
-    assert response.json["job"]["cancellable"] is True
-    assert get(zodb_app, f"/jobs/{job}", "bob").status_code == 403
-    assert get(zodb_app, f"/jobs/{job}", ADMIN).status_code == 200
+    shown = get(zodb_app, f"/jobs/{job}", "alice").json["job"]
+    assert shown["url"] == f"http://localhost/jobs/{job}/"
+    assert shown["cancellable"] is True
     assert get(zodb_app, f"/jobs/{UUID}", "alice").status_code == 404
-    assert get(zodb_app, "/jobs?all=1").status_code == 403
-    assert get(zodb_app, "/jobs?all=1", ADMIN).json["items"] == []
     assert get(zodb_app, "/news", "alice").status_code == 404
-    response = ask(
-        zodb_app, "POST", f"/jobs/{job}/cancel", "alice", X_Requested_With="x"
-    )
+    for place in "/jobs", "/job_state":
+        assert get(zodb_app, f"{place}/{job}", "bob").status_code == 403
+        assert get(zodb_app, f"{place}/{job}", ADMIN).status_code == 200
+        assert get(zodb_app, f"{place}?all=1").status_code == 403
+        assert get(zodb_app, f"{place}?all=1", ADMIN).json["items"] == []
+    path = f"/jobs/{job}/cancel"
+    response = ask(zodb_app, "POST", path, "alice", X_Requested_With="x")
     assert response.status_code == 202
 
 
-def test_persistent_root_decides_at_our_own_path(
-    zodb_app: TestApp, client: redis.Redis
-) -> None:
-    """The ACL of a persistent root also applies to /job_state."""
-    job = put_job(client)
-
-    assert get(zodb_app, f"/job_state/{job}", ADMIN).status_code == 200
-    assert get(zodb_app, f"/job_state/{job}", "bob").status_code == 403
-
-
-def test_nothing_of_a_request_is_stored(zodb_app: TestApp, zodb: DB) -> None:
-    """A request that changes the root stores its changes, but no container."""
-    get(zodb_app, "/visit", "alice")
-    get(zodb_app, "/visit", "bob")
-
-    with zodb.transaction() as connection:
-        site = connection.root()["site"]
-        stored, _ = zodb.storage.load(site._p_oid)
-        assert site["visits"] == 2
-        assert dict.keys(site.data) == {"news", "visits"}
-    assert b"JobStates" not in stored
-    assert b"equest" not in stored
-
-
-def test_container_in_the_database_is_refused(
+def test_nothing_of_a_request_is_stored(
     zodb_app: TestApp, zodb: DB, site_class: Any
 ) -> None:
-    """A container in the database stops the commit. The error says what to do."""
+    """A request that changes the root stores its changes, but no container. One in the
+    database stops the commit, and the error says what to do; nor can it be pickled.
+    """
+    for user in "alice", "bob":
+        get(zodb_app, "/visit", user)
+    with zodb.transaction() as connection:
+        site = connection.root()["site"]
+        assert site["visits"] == 2
+        assert dict.keys(site.data) == {"news", "visits"}
+    stored = b"".join(each.data for saved in zodb.storage.iterator() for each in saved)
+    assert b"news" in stored
+    assert b"JobStates" not in stored
+    assert b"equest" not in stored
     connection = zodb.open()
     root = connection.root()["site"]
-    request = Request.blank("/")
-    PersistentMapping.__setitem__(root, "jobs", JobStates(request, root, "jobs"))
-
+    container = JobStates(Request.blank("/"), root, "jobs")
+    PersistentMapping.__setitem__(root, "jobs", container)
     with pytest.raises(TypeError, match=r"cannot be stored\..*__getitem__"):
         transaction.commit()
-
     transaction.abort()
     connection.close()
     with zodb.transaction() as connection:
-        assert dict.keys(connection.root()["site"].data) == {"news"}
-
-
-def test_container_is_not_pickled() -> None:
-    """A container cannot be pickled."""
+        assert dict.keys(connection.root()["site"].data) == {"news", "visits"}
     with pytest.raises(TypeError, match="serves one request"):
         pickle.dumps(JobStates(Request.blank("/")))

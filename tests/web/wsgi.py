@@ -11,7 +11,10 @@ import waitress.server
 @contextlib.contextmanager
 def serving_wsgi(app: Any) -> Iterator[int]:
     """Serve a WSGI application with waitress in a thread, and give its port."""
-    server = waitress.server.create_server(app, host="127.0.0.1", port=0, threads=2)
+    sockets: dict[int, Any] = {}
+    server = waitress.server.create_server(
+        app, map=sockets, host="127.0.0.1", port=0, threads=2
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -21,7 +24,7 @@ def serving_wsgi(app: Any) -> Iterator[int]:
 
         def close() -> None:
             server.close()
-            server.asyncore.close_all(server._map, ignore_all=True)
+            server.asyncore.close_all(sockets, ignore_all=True)
 
         # In its own thread, which may be waiting for the sockets.
         server.trigger.pull_trigger(close)
