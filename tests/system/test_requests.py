@@ -207,6 +207,10 @@ class Scene:
             return "not sent"
         return "sent" if state.is_success else state.status
 
+    def is_sent(self, parent: str, run: int = 0) -> bool:
+        """Return whether the job that a run of a job was to send has run."""
+        return self.child(parent, run) == "sent"
+
     def check(self, state: JobState, place: Place) -> None:
         """Check what a job that was interrupted at a place has left."""
         one_phase = self.database.has_one_phase
@@ -220,7 +224,7 @@ class Scene:
         state = self.end(save.send())
         assert state.is_success
         assert self.database.marks(state.uuid) == 1
-        wait_for(lambda: self.child(state.uuid) == "sent")
+        wait_for(partial(self.is_sent, state.uuid))
 
 
 #: Each database and each manager, if not each pair of them in every run of the tests.
@@ -423,7 +427,7 @@ def test_shutdown(scene: Scene, subtests: pytest.Subtests) -> None:
             before = scene.database.marks(state.uuid)
             with working(scene.broker, threads=1):
                 state = scene.end(message)
-                wait_for(lambda uuid=state.uuid: scene.child(uuid, run=1) == "sent")
+                wait_for(partial(scene.is_sent, state.uuid, run=1))
             assert (state.status, state.attempt) == ("success", 2)
             assert scene.database.marks(state.uuid) == before + 1
             assert scene.child(state.uuid) == place.child
@@ -554,7 +558,7 @@ def test_cancel_during_the_commit(scene: Scene, subtests: pytest.Subtests) -> No
             with subtests.test(msg=f"{place.phase} {place.key!a}"):
                 scene.set_trap(place, cancel)
                 state = scene.end(save.send(), "cancelled")
-                wait_for(lambda uuid=state.uuid: scene.child(uuid) == "sent")
+                wait_for(partial(scene.is_sent, state.uuid))
                 assert scene.trapped.is_set()
                 assert (state.status, state.attempt) == ("success", 1)
                 assert scene.database.marks(state.uuid) == 1

@@ -1,6 +1,7 @@
 """Batches that requests send, and what their viewers are told."""
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -206,10 +207,16 @@ def test_abort_leaves_nothing(desk: BatchDesk) -> None:
         batch.send(desk.actor, 2)
     assert batch.status == "cancelled"
     assert desk.begin().job_states.batch().status == "queued"
-    sent = desk.send(1)
-    sent.__parent__.request.tm.begin()
-    sent.__parent__.request.tm.abort()
-    assert sent.status == "queued"
+    request = desk.begin()
+    with request.job_states.batch() as batch:
+        batch.send(desk.actor, 1)
+    # It aborts all managers, also those that have finished.
+    last = f"{chr(sys.maxunicode)}~"
+    request.tm.get().join(Manager(last, "tpc_finish", fail))
+    with pytest.raises(ZeroDivisionError):
+        request.tm.commit()
+    assert batch.status == "queued"
+    assert desk.counts(batch) == {"queued": 1}
 
 
 @pytest.mark.parametrize("count", [0, 3])
@@ -291,13 +298,13 @@ def test_store_that_is_away_vetoes_the_commit(desk: BatchDesk) -> None:
     request.tm.begin()
     gone = away(desk.store)
     with request.job_states.batch() as batch:
-        for n in range(5):
+        for n in range(101):
             batch.send(desk.actor, n)
     request.tm.get().join(Manager("a", "tpc_finish", gone.__enter__))
     request.tm.commit()
     gone.__exit__(None, None, None)
-    assert len(desk.sent()) == 5
-    assert desk.counts(batch) == {"queued": 5}
+    assert len(desk.sent()) == 101
+    assert desk.counts(batch) == {"queued": 101}
     pass_time(desk.store, 60)
     assert {job.status for job in desk.members(batch)} == {"stalled"}
     with working(desk.actor.broker):
@@ -701,6 +708,7 @@ def test_bad_queries_for_members(desk: BatchDesk, subtests: pytest.Subtests) -> 
         ("batch=", 404),
         (f"batch={job}", 404),
         ("batch={0}&limit=0", 400),
+        ("batch={0}&limit=x", 400),
         ("batch={0}&status=lost", 400),
         ("batch={0}&cursor=e1.x", 400),
         ("batch={0}&cursor=m-1", 400),

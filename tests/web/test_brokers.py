@@ -18,13 +18,7 @@ from pyramid.config import Configurator
 from pyramid_jobstate import JobStateMiddleware, JobStore, testing
 from tests.jobs import messages, store_of, wait_until, working
 from tests.web.places import pool_store, sentinel_store
-from tests.webapp import (
-    make_app,
-    make_broker,
-    make_config,
-    make_request,
-    queued,
-)
+from tests.webapp import make_app, make_broker, make_config, make_request, queued
 
 pytestmark = pytest.mark.usefixtures("global_broker")
 
@@ -250,10 +244,7 @@ def test_message_of_another_broker_says_so(
 
 
 def test_broker_without_the_middleware_is_refused(
-    job_states: Any,
-    redis_url: str,
-    other: RedisBroker,
-    monkeypatch: pytest.MonkeyPatch,
+    job_states: Any, redis_url: str, other: RedisBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its jobs cannot be followed. An unknown actor is reported first, also where the
     other broker shares the middleware.

@@ -1,5 +1,6 @@
 """The setting ``jobstate.owner = session``: visitors own what their session sent."""
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -154,6 +155,10 @@ def visitor(new_visitor: Callable[[], TestApp]) -> TestApp:
 def owners(store: JobStore) -> Callable[[], list[Any]]:
     """Returns the owners of all jobs and batches."""
     return lambda: [job.owner for job in store.list().items]
+
+
+def has_ended(store: JobStore, uuid: str) -> bool:
+    return load_job(store, uuid).is_success
 
 
 @pytest.fixture
@@ -315,7 +320,8 @@ def test_session_need_not_be_a_dict(redis_url: str, global_broker: Broker) -> No
     assert PlainSession.kept["b"] == {}
     ((key, name),) = PlainSession.kept["a"].items()
     assert isinstance(name, str)
-    for value in None, 5, b"name", ["name"], {}:
+    values: list[Any] = [None, 5, b"name", ["name"], {}]
+    for value in values:
         PlainSession.kept["b"] = {key: value}
         other.get(f"/job_state/{uuid}", status=403)
         assert other.get("/page").json == {"may": False, "count": 0}
@@ -346,7 +352,7 @@ def test_request_of_a_job_makes_no_name(
         message = lead.message_with_options(**options)
         job = make_request(config).job_states.send_immediately(message)
         with working(global_broker):
-            wait_for(lambda job=job: load_job(store, job.uuid).is_success)
+            wait_for(functools.partial(has_ended, store, job.uuid))
     assert found == [("somebody", "somebody", True, 0), (None, None, False, 0)]
 
 

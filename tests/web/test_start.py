@@ -748,12 +748,7 @@ def test_route_beside_our_path_is_quiet(
     """A route that matches none of our requests, that only makes URLs, or that comes
     later causes no warning.
     """
-    for pattern in (
-        "/",
-        "/{a}/{b}/{c}/{d}",
-        "/job_state/{n:[0-9]+}",
-        "/job",
-    ):
+    for pattern in ("/", "/{a}/{b}/{c}/{d}", "/job_state/{n:[0-9]+}", "/job"):
         with subtests.test(msg=pattern):
             start(with_route(pattern))
     start(with_route("/*everything", static=True))

@@ -27,12 +27,7 @@ from pyramid.threadlocal import RequestContext
 from transaction.interfaces import DoomedTransaction, NoTransaction, TransientError
 from webtest import TestApp
 
-from pyramid_jobstate import (
-    JobError,
-    JobState,
-    JobStateMiddleware,
-    JobStore,
-)
+from pyramid_jobstate import JobError, JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.testing import away, pass_time
 from pyramid_jobstate.testing import put_job as put
 from tests.faulty import faulty
@@ -324,11 +319,7 @@ def test_database_that_refuses_at_its_commit_leaves_nothing(
 
 @pytest.mark.parametrize(("key", "status"), [("a", "error"), (LAST, "queued")])
 def test_manager_that_fails_to_finish(
-    tm_config: Configurator,
-    client: redis.Redis,
-    store: JobStore,
-    key: str,
-    status: str,
+    tm_config: Configurator, client: redis.Redis, store: JobStore, key: str, status: str
 ) -> None:
     """If another manager fails in its tpc_finish, contrary to its contract, before ours
     has finished, nothing is sent and, as databases may have committed, the job says so.

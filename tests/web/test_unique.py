@@ -589,8 +589,7 @@ def test_a_store_that_goes_away_before_the_key_is_taken_leaves_an_error(
     gone.__exit__(None, None, None)
     errors = " ".join(messages(caplog, "pyramid_jobstate", logging.ERROR))
     assert "whether another job with its unique key is under way" in errors
-    for job in jobs:
-        wait_for(lambda job=job: desk.is_not_sent(job, "error"))
+    wait_for(lambda: all(desk.is_not_sent(job, "error") for job in jobs))
     assert desk.sent() == []
     third = desk.press()
     assert desk.sent() == [third.uuid]
@@ -598,13 +597,13 @@ def test_a_store_that_goes_away_before_the_key_is_taken_leaves_an_error(
 
 def test_a_lost_reply_changes_no_answer(far: UniqueDesk, proxy: FaultyProxy) -> None:
     """The client library repeats the call, whichever it is."""
+    left = -1
 
     def judge(request: bytes) -> str:
         nonlocal left
         left -= b"EVALSHA" in request
         return "lose" if left == 0 and b"EVALSHA" in request else "pass"
 
-    left = -1
     far.press_twice()
     for number in itertools.count(1):
         far.client.flushdb()
@@ -711,7 +710,7 @@ def test_a_sender_that_lives_keeps_its_job(
 
 def test_a_long_commit_does_not_cost_the_sender_its_job(desk: UniqueDesk) -> None:
     """Votes took longer than `stalled_after`. Taking the key is a sign of life."""
-    found = []
+    found: list[str] = []
 
     class Press(Middleware):
         def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
@@ -728,10 +727,7 @@ def test_a_long_commit_does_not_cost_the_sender_its_job(desk: UniqueDesk) -> Non
 
 
 def test_a_sender_may_go_on_at_any_moment_of_another_press(
-    desk: UniqueDesk,
-    far: UniqueDesk,
-    proxy: FaultyProxy,
-    stand: Callable[..., Sender],
+    desk: UniqueDesk, far: UniqueDesk, proxy: FaultyProxy, stand: Callable[..., Sender]
 ) -> None:
     """Whether it is given up or not, one message leaves, and both pages show its job,
     which is not cancelled.
