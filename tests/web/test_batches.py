@@ -609,6 +609,8 @@ def test_batch_follows_its_members(desk: BatchDesk) -> None:
     assert state["status"] == "error" and state["finished_at"]
     assert state["error"] == {"message": "Some of its jobs failed."}
     assert state["progress"]["fraction"] == 1.0
+    state = desk.state(desk.put("success", "cancelled"))
+    assert state["error"] == {"message": "Some of its jobs were cancelled."}
     heavy = desk.put({"status": "success", "weight": 10}, *["queued"] * 10)
     progress = desk.state(heavy)["progress"]
     assert (progress["fraction"], progress["done"]) == (0.5, 1)
@@ -857,6 +859,20 @@ def test_members_of_a_cancelled_batch_stay_as_they_are(desk: BatchDesk) -> None:
     statuses = [job.status for job in desk.members(batch)][:3]
     assert statuses == ["success", "error", "cancelled"]
     assert desk.counts(batch) == counts
+
+
+def test_cancelled_batch_of_dead_workers_is_over(desk: BatchDesk) -> None:
+    """A second cancel ends it, and all that had not ended counts as cancelled."""
+    batch = desk.put("working", "queued", "success")
+    path = f"/job_state/{batch.uuid}/cancel"
+    assert act(desk.app, path, "alice").json["job"]["status"] == "cancelling"
+    pass_time(desk.store, 60)
+    assert act(desk.app, path, "alice").status_int == 202
+    state = desk.state(batch)
+    assert state["status"] == "cancelled" and state["finished_at"]
+    assert state["error"] == {"message": "The job was cancelled."}
+    assert (state["progress"]["done"], state["progress"]["total"]) == (3, 3)
+    assert desk.counts(batch) == {"success": 1, "cancelled": 2}
 
 
 def test_batch_in_which_nobody_runs_is_cancelled_at_once(desk: BatchDesk) -> None:
