@@ -7,6 +7,7 @@ import logging
 import sys
 import weakref
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import dramatiq
@@ -498,6 +499,8 @@ def test_conflict_beyond_the_attempts_waits_like_any_failure(
         wait_for(lambda: events.count("abort") == 2)
         job = wait_until(broker, message, "retrying")
     assert (job.attempt, error_of(job)) == (2, ("TransientError", "in use"))
+    assert job.due_at and job.updated_at
+    assert job.due_at - job.updated_at > timedelta(minutes=20)
     job = run(broker, actor, 9, status="error", max_retries=0)
     assert (job.attempt, error_of(job)) == (1, ("TransientError", "in use"))
 
