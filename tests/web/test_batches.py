@@ -17,6 +17,7 @@ from pyramid.traversal import ResourceURL
 
 from pyramid_jobstate import (
     Batch,
+    JobCancelled,
     JobState,
     JobStateMiddleware,
     Progress,
@@ -806,8 +807,11 @@ def test_cancel_is_one_call(desk: BatchDesk) -> None:
     @job_actor(broker=desk.actor.broker, job_state=True)
     def run(n: int, *, job_state: Any = None) -> None:
         gate.append(job_state.uuid)
-        if n == 0:
-            wait_for(lambda: job_state.raise_if_cancelled())
+        try:
+            wait_for(job_state.raise_if_cancelled)
+        except JobCancelled:
+            gate.append("told")
+            raise
 
     request = desk.begin()
     with request.job_states.batch() as batch:
@@ -830,7 +834,7 @@ def test_cancel_is_one_call(desk: BatchDesk) -> None:
         assert {second, third} <= {*desk.uuids(batch, "&status=cancelled")}
         wait_for(lambda: desk.state(batch)["status"] == "cancelled")
     assert desk.counts(batch) == {"cancelled": 3}
-    assert gate == [first]
+    assert gate == [first, "told"]
     again = act(desk.app, f"/job_state/{batch.uuid}/cancel", "alice")
     assert again.status_int == 409
 
@@ -873,6 +877,8 @@ def test_cancelled_batch_of_dead_workers_is_over(desk: BatchDesk) -> None:
     assert state["error"] == {"message": "The job was cancelled."}
     assert (state["progress"]["done"], state["progress"]["total"]) == (3, 3)
     assert desk.counts(batch) == {"success": 1, "cancelled": 2}
+    statuses = [job.status for job in desk.members(batch)]
+    assert statuses == ["cancelled", "cancelled", "success"]
 
 
 def test_batch_in_which_nobody_runs_is_cancelled_at_once(desk: BatchDesk) -> None:

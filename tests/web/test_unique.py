@@ -708,22 +708,41 @@ def test_a_sender_that_lives_keeps_its_job(
     assert desk.sent() == [second.uuid]
 
 
-def test_a_long_commit_does_not_cost_the_sender_its_job(desk: UniqueDesk) -> None:
-    """Votes took longer than `stalled_after`. Taking the key is a sign of life."""
-    found: list[str] = []
+def test_a_press_may_come_at_any_moment_of_a_long_commit(
+    desk: UniqueDesk, far: UniqueDesk, proxy: FaultyProxy
+) -> None:
+    """Votes took longer than `stalled_after`, but taking the key is a sign of life: the
+    sender loses it only to a press that comes before. One message leaves.
+    """
+    winners = set()
+    for number in itertools.count():
+        desk.client.flushdb()
+        found: list[JobState] = []
+        asked = 0
 
-    class Press(Middleware):
-        def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
-            if message.message_id == first.uuid:
-                found.append(desk.press().uuid)
+        def judge(request: bytes) -> str:
+            nonlocal asked
+            if asked == number:  # noqa: B023, called in this turn
+                found.append(desk.press())  # noqa: B023
+            asked += 1
+            return "pass"
 
-    request = desk.begin()
-    first = desk.press(request)
-    request.tm.get().join(Manager("a", "tpc_finish", desk.grow_old))
-    desk.actor.broker.add_middleware(Press())
-    request.tm.commit()
-    assert found == [first.uuid]
-    assert desk.status(first) == "queued"
+        def arm() -> None:
+            desk.grow_old()
+            proxy.judge = judge
+
+        request = far.begin()
+        slow = far.press(request)
+        request.tm.get().join(Manager("a", "tpc_finish", arm))
+        request.tm.commit()
+        proxy.judge = passes
+        if not found:
+            break
+        assert len(desk.sent()) == 1, number
+        assert desk.same(slow, found[0]), number
+        assert desk.status(slow) == "queued", number
+        winners.add(found[0].uuid == slow.uuid)
+    assert winners == {False, True}
 
 
 def test_a_sender_may_go_on_at_any_moment_of_another_press(
@@ -755,6 +774,42 @@ def test_a_sender_may_go_on_at_any_moment_of_another_press(
         if asked <= number:
             break
     assert number > 3
+
+
+def test_a_sender_may_die_at_any_moment_of_its_commit(
+    desk: UniqueDesk, far: UniqueDesk, proxy: FaultyProxy
+) -> None:
+    """What it leaves behind neither shows the other job twice in a list nor keeps the
+    key.
+    """
+    shown = set()
+    for number in itertools.count():
+        desk.client.flushdb()
+        request = far.begin()
+        dead, other = far.press(request), desk.press()
+        asked = 0
+
+        def judge(request: bytes) -> str:
+            nonlocal asked
+            asked += 1
+            return "pass" if asked <= number else "refuse"  # noqa: B023, in this turn
+
+        proxy.judge = judge
+        try:
+            request.tm.commit()
+        except StoreUnavailable:
+            request.tm.abort()
+        proxy.judge = passes
+        is_alias = desk.store.load(dead.uuid) is not None and desk.same(dead, other)
+        shown.add(is_alias)
+        listed = [job.uuid for job in desk.store.list().items]
+        assert listed.count(other.uuid) == 1, number
+        assert not is_alias or listed == [other.uuid], number
+        assert desk.sent() == [other.uuid], number
+        assert desk.press().uuid == other.uuid, number
+        if asked <= number:
+            break
+    assert shown == {False, True}
 
 
 # Running again.
