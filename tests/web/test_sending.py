@@ -17,6 +17,7 @@ from dramatiq import Broker, Message, actor, group, pipeline
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.errors import QueueNotFound
 from dramatiq.rate_limits.backends import StubBackend
+from pyramid.authorization import Authenticated, Everyone
 from pyramid.config import Configurator
 from pyramid.request import Request
 
@@ -229,6 +230,28 @@ def test_owner_that_json_would_change_is_refused(
         request.job_states.send_immediately(run_marathon, 26)
     job_states.request.tm.commit()
     assert client.keys() == []
+
+
+def test_owner_is_who_sent_the_job_and_nobody_like_them(
+    redis_url: str, run_marathon: Any
+) -> None:
+    """A user of an equal id of another type does not own what was sent, and one who is
+    named like everybody owns nothing.
+    """
+    owners = {"1": 1, "1.0": 1.0, "true": True, "all": Everyone, "any": Authenticated}
+    owner = lambda request: owners.get(request.headers.get("X-User"))  # noqa: E731
+    config = make_config(redis_url, settings={"jobstate.owner": owner})
+    app = make_app(config)
+
+    def viewers(sender: str) -> list[str]:
+        states = make_request(config, sender).job_states
+        path = f"/job_state/{states.send_immediately(run_marathon, 26).uuid}"
+        return [user for user in owners if get(app, path, user).status_code == 200]
+
+    assert viewers("1") == ["1"]
+    for name in "all", "any":
+        assert viewers(name) == []
+        assert get(app, "/job_state", name).json["items"] == []
 
 
 def test_sender_sees_the_job_at_once(redis_url: str, run_marathon: Any) -> None:
