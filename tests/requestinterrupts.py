@@ -34,7 +34,7 @@ from dramatiq.middleware.threading import raise_thread_exception
 from pyramid import threadlocal
 from pyramid.request import Request
 
-from pyramid_jobstate import RequestMiddleware, current_job_state
+from pyramid_jobstate import RequestMiddleware
 from tests.counters import SQL, Database, Zodb, make_app
 from tests.jobs import job_actor, make_broker, store_of, working
 from tests.support import wait_for
@@ -101,13 +101,13 @@ class Times(Middleware):
         self.running: dict[str, int] = {}
         self.usual = 0.0
         self.begun = 0.0
-        self.measured: set[str] = set()
+        # What each thread processes.
+        self.current = threading.local()
 
     def before_process_message(self, broker: Any, message: Any) -> None:
         after = message.options.get("after")
         self.begun = time.monotonic()
-        if message.options.get("is_measured"):
-            self.measured.add(message.message_id)
+        self.current.message = message
         if after is not None:
             # An interrupt leaves SQLAlchemy's frames in a cycle, and one of them may
             # have a cursor of SQLite that locks the file.
@@ -125,14 +125,13 @@ class Times(Middleware):
         fn = actor.fn
 
         def guarded(*args: Any, **kwargs: Any) -> None:
-            job = current_job_state()
-            assert job is not None
+            message = self.current.message
             try:
                 fn(*args, **kwargs)
             finally:
                 with self.lock:
-                    self.running.pop(job.uuid, None)
-                if job.uuid in self.measured:
+                    self.running.pop(message.message_id, None)
+                if message.options.get("is_measured"):
                     self.usual = time.monotonic() - self.begun
 
         actor.fn = guarded
