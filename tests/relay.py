@@ -36,8 +36,9 @@ class Relay:
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.connections = 0
         self._sockets: list[socket.socket] = []
-        self._passes = threading.Event()
+        self._passes, self._takes = threading.Event(), threading.Event()
         self._passes.set()
+        self._takes.set()
         threading.Thread(target=self._accept, daemon=True).start()
 
     @contextlib.contextmanager
@@ -48,6 +49,15 @@ class Relay:
             yield
         finally:
             self._passes.set()
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Hold up all that clients say: the server hears of it when this ends."""
+        self._takes.clear()
+        try:
+            yield
+        finally:
+            self._takes.set()
 
     def cut(self) -> None:
         """Cut all connections."""
@@ -62,6 +72,7 @@ class Relay:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._passes.set()
+        self._takes.set()
         self.cut()
 
     def _accept(self) -> None:
@@ -86,6 +97,7 @@ class Relay:
                 reply = next(
                     (r for words, r in self._refused.items() if words in request), None
                 )
+                self._takes.wait()
                 if reply is None:
                     server.sendall(request)
                 else:

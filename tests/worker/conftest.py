@@ -1,15 +1,21 @@
 """What the tests of the worker side share."""
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import dramatiq
 import pytest
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from webtest import TestApp
 
-from pyramid_jobstate import JobStateMiddleware
+from pyramid_jobstate import JobStateMiddleware, JobStore
 from pyramid_jobstate.resources import JobStates
+from tests.faulty import FaultyProxy, faulty
 from tests.jobs import make_broker
+from tests.relay import Relay, relaying
 from tests.webapp import make_request
+from tests.worker.floors import Floor
 
 
 @pytest.fixture
@@ -31,3 +37,40 @@ def stub(redis_url: str) -> dramatiq.Broker:
     broker = StubBroker()
     broker.add_middleware(JobStateMiddleware(url=redis_url))
     return broker
+
+
+def make_floor(
+    request: pytest.FixtureRequest, store: JobStore
+) -> Iterator[Callable[..., Floor]]:
+    """Makes floors, whose jobs end with the test. Viewers read `store`."""
+    for name in {"relay", "proxy"}.intersection(request.fixturenames):
+        # They go after the floors, which have to write the last ends.
+        request.getfixturevalue(name)
+    floors: list[Floor] = []
+
+    def make(own: JobStore | None = None, **options: Any) -> Floor:
+        floors.append(Floor(store, own, **options))
+        return floors[-1]
+
+    yield make
+    for floor in floors:
+        floor.close()
+
+
+@pytest.fixture
+def floor(make_floor: Callable[..., Floor]) -> Floor:
+    return make_floor()
+
+
+@pytest.fixture
+def relay(redis_url: str) -> Iterator[Relay]:
+    """A relay to the store, which may freeze."""
+    with relaying(redis_url) as relay:
+        yield relay
+
+
+@pytest.fixture
+def proxy(redis_url: str) -> Iterator[FaultyProxy]:
+    """A proxy to the store, which may lose requests and replies."""
+    with faulty(redis_url) as proxy:
+        yield proxy

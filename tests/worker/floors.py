@@ -1,0 +1,348 @@
+"""Workers in this process, whose jobs do what a test says, and trouble for their store.
+
+A Floor has a StubBroker: the messages survive whatever happens to the store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import dramatiq
+import redis
+from dramatiq import Message
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import Middleware
+from pyramid.config import Configurator
+from pyramid.request import Request
+
+from pyramid_jobstate import Batch, JobState, JobStateMiddleware, JobStore
+from tests.jobs import job_actor
+from tests.support import wait_for
+from tests.webapp import make_request, make_tm_config
+
+Script = Callable[[Any], object]
+
+
+class Errand(JobState):
+    """The kind of job on a floor."""
+
+    public_params = ("name",)
+
+
+class Held:
+    """A run that goes on until the test ends it.
+
+    Attributes:
+      message: Its message.
+      job_state: What its actor was handed. The test may report with it.
+    """
+
+    job_state: Errand
+
+    def __init__(self, floor: Floor, message: Message[Any]) -> None:
+        self.message = message
+        self.settled = threading.Event()
+        self.floor = floor
+        self._reached, self._opened = threading.Event(), threading.Event()
+        self._script: Script | None = None
+
+    @property
+    def uuid(self) -> str:
+        return self.message.message_id
+
+    def run(self, job_state: Errand) -> object:
+        """Do what the actor does."""
+        self.job_state = job_state
+        self._reached.set()
+        assert self._opened.wait(60)
+        return self._script and self._script(job_state)
+
+    def wait(self) -> Held:
+        """Wait until the actor is called."""
+        assert self._reached.wait(30)
+        return self
+
+    @property
+    def has_begun(self) -> bool:
+        return self._reached.is_set()
+
+    def leave(self, script: Script | BaseException | None = None) -> None:
+        """Let the actor call a function and return, or raise an error."""
+        error = script
+        self._script = None if script is None else lambda job_state: fail(error)
+        if callable(script):
+            self._script = script
+        self._opened.set()
+
+    def end(self, script: Script | BaseException | None = None) -> None:
+        """Do what `leave` does, and wait until the message is settled."""
+        self.leave(script)
+        assert self.settled.wait(30)
+
+    def load(self) -> Any:
+        """Return the JobState that a viewer sees."""
+        return self.floor.load(self.uuid)
+
+    def reads(self, *statuses: str) -> bool:
+        state = self.floor.store.load(self.uuid)
+        return state is not None and state.status in statuses
+
+
+def fail(error: Any) -> None:
+    raise error
+
+
+class Settling(Middleware):
+    """Notes which runs are settled."""
+
+    def __init__(self) -> None:
+        self.here = threading.local()
+
+    def after_ack(self, broker: Any, message: Any) -> None:
+        held = getattr(self.here, "held", None)
+        if held is not None:
+            self.here.held = None
+            held.settled.set()
+
+    after_nack = after_ack
+
+
+class Floor:
+    """A broker with actors, its worker, and a store.
+
+    Parameters:
+      store: The store that viewers read.
+      own: The store of the worker, if that is another object.
+      threads: How many jobs run at once.
+      options: Those of the JobStateMiddleware.
+
+    Attributes:
+      errand: An actor that is not tried again.
+      stubborn: One that is tried three times.
+      ran: How often a job ran for each argument.
+      scripts: What a job does, by its argument.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        own: JobStore | None = None,
+        *,
+        threads: int = 4,
+        middleware: JobStateMiddleware | None = None,
+        **options: Any,
+    ) -> None:
+        self.store, self.own = store, own or store
+        self.broker = StubBroker()
+        self.middleware = middleware or JobStateMiddleware(
+            self.own, **{"interval": 0.01, **options}
+        )
+        self.broker.add_middleware(self.middleware)
+        self.ran: Counter[str] = Counter()
+        self.scripts: dict[str, Script] = {}
+        self._held: dict[str, list[Held]] = {}
+        self._settling = Settling()
+        self.broker.add_middleware(self._settling)
+        self._threads = threads
+        self._worker: dramatiq.Worker | None = None
+        self._config: Configurator | None = None
+
+        @job_actor(broker=self.broker, max_retries=0)
+        def errand(name: str = "", *, job_state: Errand) -> object:
+            return self._run(name, job_state)
+
+        @job_actor(broker=self.broker, max_retries=2, min_backoff=1, max_backoff=1)
+        def stubborn(name: str = "", *, job_state: Errand) -> object:
+            return self._run(name, job_state)
+
+        self.errand: Any = errand
+        self.stubborn: Any = stubborn
+
+    def _run(self, name: str, job_state: Errand) -> object:
+        self.ran[name] += 1
+        waiting = [h for h in self._held.get(job_state.uuid, ()) if not h.has_begun]
+        if waiting:
+            self._settling.here.held = waiting[0]
+            return waiting[0].run(job_state)
+        script = self.scripts.get(name)
+        return script and script(job_state)
+
+    # Workers.
+
+    def new_worker(self) -> dramatiq.Worker:
+        """Start one worker more."""
+        worker = dramatiq.Worker(
+            self.broker, worker_timeout=20, worker_threads=self._threads
+        )
+        worker.start()
+        return worker
+
+    def start(self) -> dramatiq.Worker:
+        self._worker = self._worker or self.new_worker()
+        return self._worker
+
+    def stop(self, timeout: int = 10_000) -> None:
+        """Stop the worker, which waits for its jobs and writes what is left."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.stop(timeout=timeout)
+
+    def close(self) -> None:
+        for held in [each for group in self._held.values() for each in group]:
+            held.leave()
+        self.stop()
+        self.broker.close()
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Have a worker at work."""
+        self.start()
+        try:
+            yield
+        finally:
+            self.stop()
+
+    def work(self) -> None:
+        """Have a worker process all messages."""
+        with self.working():
+            wait_for(self.is_idle)
+
+    def is_idle(self) -> bool:
+        """Return whether all messages are settled."""
+        return not any(q.unfinished_tasks for q in self.broker.queues.values())
+
+    def is_idle_but(self, running: int) -> Callable[[], bool]:
+        """Return a function that tells whether only some messages are not settled."""
+        queues = self.broker.queues
+        return lambda: sum(q.unfinished_tasks for q in queues.values()) == running
+
+    # Messages.
+
+    def message(self, name: str = "", **options: Any) -> Message[Any]:
+        message: Message[Any] = self.errand.message_with_options(
+            args=(name,), **options
+        )
+        return message
+
+    def post(self, name: str = "", **options: Any) -> Message[Any]:
+        """Send a job outside a request."""
+        message = self.message(name, **options)
+        self.broker.enqueue(message)
+        return message
+
+    def deliver(self, message: Message[Any]) -> None:
+        """Have a message delivered as after the death of its worker."""
+        queue = self.broker.queues[message.queue_name]
+        queue.put(message.encode())
+
+    def waiting(self) -> list[Message[Any]]:
+        """Return the messages in the queue. No worker may run."""
+        found: list[Any] = list(self.broker.queues["default"].queue)
+        return [Message.decode(each) for each in found]
+
+    def hold(self, message: Message[Any]) -> Held:
+        """Let the next run of a message be held."""
+        held = Held(self, message)
+        self._held.setdefault(message.message_id, []).insert(0, held)
+        return held
+
+    def begin(self, message: Message[Any] | None = None, **options: Any) -> Held:
+        """Begin a run, of a message that is delivered or of a new one."""
+        held = self.hold(message or self.message(**options))
+        if message is None:
+            self.broker.enqueue(held.message)
+        else:
+            self.deliver(message)
+        self.start()
+        return held.wait()
+
+    # Requests.
+
+    def request(self, user: str | None = "alice") -> Request:
+        """Return a request of a user, in no transaction yet."""
+        if self._config is None:
+            self._config = make_tm_config(None)
+            self._config.include("pyramid_jobstate")
+            self._config.set_job_store(self.own)
+            self._config.make_wsgi_app()
+        return make_request(self._config, user)
+
+    def send(self, name: str = "", **options: Any) -> Message[Any]:
+        """Send a job from a request of Alice's, and return its message."""
+        request = self.request()
+        with request.tm:
+            job = request.job_states.send_with_options(self.errand, (name,), **options)
+        sent = [m for m in self.waiting() if m.message_id == job.uuid]
+        return sent[0]
+
+    def press(self, unique: str = "nightly", **options: Any) -> str:
+        """Send a unique job from a request of Alice's. Return the uuid of the job."""
+        request = self.request()
+        with request.tm:
+            job = request.job_states.send_with_options(
+                self.errand, ("unique",), unique=unique, **options
+            )
+        return str(job.uuid)
+
+    def last(self, unique: str = "nightly") -> str | None:
+        """Return the uuid of the last job that was sent with a key."""
+        job = self.request().job_states.find_unique(self.errand, unique)
+        return None if job is None else str(job.uuid)
+
+    def send_batch(
+        self, *names: str, actor: Any = None, user: str = "alice", **options: Any
+    ) -> Batch:
+        """Send a batch of errands from a request."""
+        request = self.request(user)
+        with request.tm, request.job_states.batch() as batch:
+            for name in names:
+                batch.send_with_options(actor or self.errand, (name,), **options)
+        return self.batch(batch.uuid)
+
+    # What viewers see.
+
+    def load(self, uuid: str) -> JobState:
+        state = self.store.load(uuid)
+        assert state is not None
+        return state
+
+    def batch(self, uuid: str) -> Batch:
+        loaded = self.load(uuid)
+        assert isinstance(loaded, Batch)
+        return loaded
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Return how many members have each status that any has."""
+        counts = self.batch(batch.uuid).counts
+        return {status: count for status, count in counts.items() if count}
+
+    def statuses(self, *messages: Message[Any]) -> list[str]:
+        return [self.load(message.message_id).status for message in messages]
+
+
+# Trouble.
+
+
+def records(client: redis.Redis) -> set[bytes]:
+    """Return the keys of the jobs themselves."""
+    found: Any = client.keys("jobstate:" + "-".join("?" * n for n in (8, 4, 4, 4, 12)))
+    return set(found)
+
+
+def evict(client: redis.Redis) -> None:
+    """Have a full server drop all that it holds beside the jobs themselves."""
+    client.delete(*set(client.keys()) - records(client))
+
+
+def spoil(client: redis.Redis, *kinds: str) -> None:
+    """Have another program write text into all keys of some types, but for those of the
+    jobs themselves.
+    """
+    for key in set(client.keys()) - records(client):
+        kind: Any = client.type(key)
+        if kind.decode() in kinds:
+            client.set(key, "text of another program")

@@ -1,0 +1,464 @@
+"""Runs that are late: another has begun, or the job was cancelled meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+from dramatiq import Message, Middleware
+from dramatiq.broker import MessageProxy
+from dramatiq.middleware import Interrupt
+from dramatiq.middleware.threading import raise_thread_exception
+
+from pyramid_jobstate import JobCancelled, JobStore
+from pyramid_jobstate.testing import away, pass_time
+from tests.jobs import messages
+from tests.relay import Relay
+from tests.support import ROOT, unmeasured, wait_for
+from tests.worker.floors import Floor, Held
+
+MakeFloor = Callable[..., Floor]
+
+LOGGER = "pyramid_jobstate"
+
+
+@pytest.fixture
+def slow(relay: Relay) -> JobStore:
+    """The store of a worker that may freeze, whose client is patient."""
+    return JobStore(redis.Redis.from_url(relay.url, socket_timeout=60))
+
+
+# A newer run.
+
+
+def test_older_run_changes_nothing(
+    make_floor: MakeFloor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run whose message runs elsewhere by now logs one warning."""
+    old = make_floor(heartbeat=0.05).begin()
+    new = make_floor().begin(old.message)
+    new.job_state.set_message("new")
+    assert new.job_state.flush(10)
+    (said,) = wait_for(lambda: messages(caplog, LOGGER))
+    assert said == (
+        f"This process no longer records job {old.uuid}: a newer run of it has begun."
+    )
+    old.job_state.set_message("old")
+    assert not old.job_state.flush(10)
+    old.end()
+    assert (new.load().status, new.load().message) == ("working", "new")
+    new.end()
+    assert new.load().status == "success"
+    assert len(messages(caplog, LOGGER)) == 1
+
+
+def test_flush_of_a_run_that_was_replaced_is_false(
+    make_floor: MakeFloor, slow: JobStore, relay: Relay
+) -> None:
+    """Even if the run learns of the other one only then."""
+    old = make_floor(slow).begin()
+    with relay.frozen():
+        new = make_floor().begin(old.message)
+        old.job_state.set_message("old")
+        flushed: list[bool] = []
+        thread = threading.Thread(
+            target=lambda: flushed.append(old.job_state.flush(30))
+        )
+        thread.start()
+    thread.join()
+    assert flushed == [False]
+    assert new.load().message is None
+
+
+def test_failure_of_an_older_run_is_among_the_tries(
+    make_floor: MakeFloor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also if the run has learned before that it is an older one."""
+    floor = make_floor(heartbeat=0.05)
+    old = floor.begin(max_retries=1, min_backoff=3_600_000)
+    new = make_floor().begin(old.message)
+    wait_for(lambda: messages(caplog, LOGGER))
+    old.end(ValueError("a cramp"))
+    (each,) = floor.store.failures(old.uuid).tries
+    assert each.error == ("ValueError", "a cramp")
+    assert new.load().status == "working"
+    assert len(messages(caplog, LOGGER)) == 1
+
+
+def test_failure_that_comes_with_a_late_report_is_among_the_tries(
+    make_floor: MakeFloor,
+    slow: JobStore,
+    relay: Relay,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A run fails while a report of it is on its way, which a retry has overtaken."""
+    old = make_floor(slow).begin(max_retries=1, min_backoff=3_600_000)
+    with relay.frozen():
+        old.job_state.set_message("old")
+        assert not old.job_state.flush(0.1)
+        new = make_floor().begin(old.message)
+        old.leave(ValueError("a cramp"))
+        # It waits for the store, in vain.
+        assert not old.settled.wait(0.2)
+    assert old.settled.wait(10)
+    wait_for(lambda: tries(new))
+    assert (new.load().status, new.load().message) == ("working", None)
+    assert not messages(caplog, LOGGER, logging.ERROR)
+
+
+def tries(held: Held) -> list[Any]:
+    return list(held.floor.store.failures(held.uuid).tries)
+
+
+def test_retry_that_begins_elsewhere_first_does_no_harm(
+    make_floor: MakeFloor,
+    slow: JobStore,
+    relay: Relay,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The retry may begin before it is written that the first try has failed."""
+    first = make_floor(slow).begin(max_retries=1, min_backoff=3_600_000)
+    with relay.frozen():
+        second = make_floor().begin(first.message)
+        first.end(ValueError("a cramp"))
+    wait_for(lambda: tries(second))
+    assert second.load().status == "working"
+    assert not [m for m in messages(caplog, LOGGER) if "no longer records" in m]
+
+
+def test_start_that_is_written_late_does_not_take_over(
+    make_floor: MakeFloor, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that began without the store, before another one, does not own the job: its
+    failure begins nothing, even if the job is put back in the queue meanwhile.
+    """
+    own = JobStore(redis_url)
+    floor, other = make_floor(own), make_floor()
+    message = floor.message()
+    make_waiting(floor, message)
+    with away(own):
+        old = floor.begin(message)
+        new = other.begin(message)
+    wait_for(lambda: any(old.uuid in m for m in messages(caplog, LOGGER)))
+    assert not old.job_state.flush(10)
+    new.end()
+    assert new.load().status == "success"
+    other.stop()
+    other.broker.enqueue(message)
+    assert new.load().status == "queued"
+    old.end(ValueError("late"))
+    assert new.load().status == "queued"
+
+
+def test_message_that_is_skipped_while_it_runs_elsewhere_changes_nothing(
+    make_floor: MakeFloor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Dropping a message while another delivery of it runs does no harm."""
+    held = make_floor().begin()
+    other = make_floor()
+    old = held.message.copy(options={"max_age": 1}, message_timestamp=1)
+    other.deliver(old)
+    other.work()
+    assert held.load().status == "working"
+    held.job_state.set_message("on we go")
+    assert held.job_state.flush(10)
+    assert not messages(caplog, LOGGER)
+
+
+# A cancel.
+
+
+def test_job_that_was_cancelled_while_it_waited_does_not_run(
+    floor: Floor, caplog: pytest.LogCaptureFixture
+) -> None:
+    message = floor.post("a")
+    assert floor.load(message.message_id).cancel()
+    floor.work()
+    assert floor.load(message.message_id).status == "cancelled"
+    assert not floor.ran and not messages(caplog, LOGGER)
+
+
+def test_running_job_hears_of_its_cancel(make_floor: MakeFloor) -> None:
+    """By the reply to its next report, long before its next beat. Any exception after
+    that ends it as cancelled.
+    """
+    held = make_floor(heartbeat=3600).begin()
+    assert held.load().cancel()
+    wait_for(lambda: held.job_state.cancel_requested)
+    with pytest.raises(JobCancelled):
+        held.job_state.set_message("one")
+    held.end(ValueError("It has stopped."))
+    assert held.load().status == "cancelled"
+    assert held.load().error == (None, "The job was cancelled.")
+
+
+def test_silent_job_hears_of_its_cancel_at_once(
+    proxy: Any, make_floor: MakeFloor
+) -> None:
+    """A cancel is announced: a job that reports nothing knows of it long before its
+    next beat. The others are left alone.
+    """
+    floor = make_floor(JobStore(proxy.url), heartbeat=3600)
+    silent, other = floor.begin(), floor.begin()
+    asked: list[bytes] = []
+
+    def judge(request: bytes) -> str:
+        asked.append(request)
+        return "pass"
+
+    proxy.judge = judge
+    assert silent.load().cancel()
+    wait_for(lambda: any(silent.uuid.encode() in request for request in asked))
+    assert not any(other.uuid.encode() in request for request in asked)
+    # What is written later is read later.
+    assert other.job_state.flush(10)
+    assert silent.job_state.cancel_requested
+    assert not other.job_state.cancel_requested
+
+
+def cancel_stalled(floor: Floor, uuid: str) -> None:
+    """Cancel a job whose worker has been silent for long."""
+    pass_time(floor.store, 16)
+    state = floor.load(uuid)
+    assert state.status == "stalled" and state.cancel()
+    assert floor.load(uuid).status == "cancelled"
+
+
+def test_run_that_was_cancelled_while_it_was_silent_is_told(
+    make_floor: MakeFloor,
+    slow: JobStore,
+    relay: Relay,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It stays cancelled even if it returns, which is logged."""
+    floor = make_floor(slow, heartbeat=0.05)
+    held = floor.begin()
+    with relay.frozen():
+        cancel_stalled(floor, held.uuid)
+    wait_for(lambda: held.job_state.cancel_requested)
+    held.end()
+    assert held.load().status == "cancelled"
+    assert messages(caplog, LOGGER) == [
+        f"Job {held.uuid} returned after it was cancelled while its worker was silent: "
+        "it stays cancelled."
+    ]
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_cancelled_job_that_began_without_the_store(
+    make_floor: MakeFloor,
+    slow: JobStore,
+    relay: Relay,
+    caplog: pytest.LogCaptureFixture,
+    is_over: bool,
+) -> None:
+    """It learns of the cancel when the store is back. Even if it has succeeded by then
+    it stays cancelled, which is logged once.
+    """
+    floor = make_floor(slow)
+    floor.start()
+    message = floor.message()
+    state = make_waiting(floor, message)
+    assert state.cancel()
+    with relay.frozen():
+        held = floor.begin(message)
+        if is_over:
+            held.end()
+    if not is_over:
+        wait_for(lambda: held.job_state.cancel_requested)
+        held.end()
+    (said,) = wait_for(
+        lambda: [m for m in messages(caplog, LOGGER) if "returned after" in m]
+    )
+    assert held.uuid in said
+    assert held.load().status == "cancelled"
+
+
+def make_waiting(floor: Floor, message: Message[Any]) -> Any:
+    """Record the job of a message that is delivered later."""
+    floor.broker.emit_before("enqueue", message, None)
+    floor.broker.emit_after("enqueue", message, None)
+    return floor.load(message.message_id)
+
+
+def test_run_that_goes_on_after_its_job_was_deleted(
+    make_floor: MakeFloor, slow: JobStore, relay: Relay
+) -> None:
+    """A run that was taken for dead is told to stop, and does not write its job again,
+    once that was cancelled and deleted.
+    """
+    floor = make_floor(slow)
+    held = floor.begin()
+    with relay.frozen():
+        cancel_stalled(floor, held.uuid)
+        assert held.load().delete()
+        held.job_state.set_message("late")
+    wait_for(lambda: held.job_state.cancel_requested)
+    held.end()
+    assert floor.store.load(held.uuid) is None
+    again = floor.hold(held.message)
+    floor.deliver(held.message)
+    wait_for(floor.is_idle)
+    assert not again.has_begun
+    assert floor.store.load(held.uuid) is None
+
+
+# Interrupts, and threads that die.
+
+
+class Threads(Middleware):
+    """Notes the thread that processes each message."""
+
+    def __init__(self) -> None:
+        self.idents: dict[str, int] = {}
+
+    def before_process_message(self, broker: Any, message: Any) -> None:
+        self.idents[message.message_id] = threading.get_ident()
+
+    def interrupt(self, message: Message[Any]) -> None:
+        ident = wait_for(lambda: self.idents.get(message.message_id))
+        raise_thread_exception(ident, Interrupt)
+
+
+@pytest.fixture
+def threads() -> Threads:
+    return Threads()
+
+
+def test_interrupt_at_the_start_leaves_nothing_behind(
+    make_floor: MakeFloor, slow: JobStore, relay: Relay, threads: Threads
+) -> None:
+    """A job whose thread is interrupted while its start is written ends like any other,
+    and no beats go on.
+    """
+    floor = make_floor(slow, heartbeat=0.05)
+    # Before ours, so that it is called before the start is written.
+    floor.broker.middleware.insert(0, threads)
+    floor.start()
+    floor.begin(floor.message()).end()
+    message = floor.message("a")
+    with relay.frozen():
+        floor.deliver(message)
+        threads.interrupt(message)
+        wait_for(floor.is_idle)
+    wait_for(lambda: floor.store.load(message.message_id))
+    wait_for(lambda: floor.load(message.message_id).status == "error")
+    assert not floor.ran["a"]
+
+
+# It ends Dramatiq's thread.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_interrupt_at_the_end_leaves_nothing_behind(
+    make_floor: MakeFloor, slow: JobStore, relay: Relay, threads: Threads
+) -> None:
+    """A job's end is written even if its thread is interrupted while waiting for it."""
+    floor = make_floor(slow)
+    floor.broker.add_middleware(threads)
+    held = floor.begin()
+    with relay.frozen():
+        held.leave()
+        assert not held.settled.wait(0.2)
+        threads.interrupt(held.message)
+    wait_for(lambda: held.reads("success"))
+
+
+def test_job_whose_thread_is_gone_stalls(
+    make_floor: MakeFloor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Dramatiq's threads die when they are interrupted at the wrong time: such a job is
+    not reported as running, and nothing that it has set is written.
+    """
+    floor = make_floor(heartbeat=0.05, interval=0.05)
+    gone, alive = floor.message("gone"), floor.begin()
+    floor.scripts["gone"] = lambda job_state: job_state.set_message("last words")
+
+    def die() -> None:
+        floor.broker.emit_before("process_message", MessageProxy(gone))
+
+    thread = threading.Thread(target=die)
+    thread.start()
+    thread.join()
+    (said,) = wait_for(lambda: messages(caplog, LOGGER))
+    assert said == (
+        f"This process no longer records job {gone.message_id}: the thread that ran it "
+        "is gone."
+    )
+    pass_time(floor.store, 16)
+    wait_for(lambda: alive.reads("working"))
+    assert floor.load(gone.message_id).status == "stalled"
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("rounds", [80, pytest.param(400, marks=pytest.mark.long)])
+def test_interrupts_at_any_time_do_no_harm(redis_url: str, rounds: int) -> None:
+    """Wherever threads are interrupted while they report, the worker goes on with other
+    jobs, and keeps nothing of the interrupted runs.
+    """
+    subprocess.run(
+        [sys.executable, "-m", "tests.interrupts", redis_url, str(rounds)],
+        cwd=ROOT,
+        env=unmeasured(),
+        check=True,
+        timeout=100,
+    )
+
+
+@pytest.mark.parametrize("is_loud", [True, False])
+def test_thread_that_could_not_be_started_is_started_later(
+    make_floor: MakeFloor, monkeypatch: pytest.MonkeyPatch, is_loud: bool
+) -> None:
+    """If this process has no room for one more thread, or the thread dies as it is
+    started, the first job waits for a moment at most, and the next one is recorded.
+    """
+    floor = make_floor()
+    floor.start()
+    message = floor.message("a")
+
+    def refuse(*args: object) -> int:
+        if is_loud:
+            raise RuntimeError("can't start new thread")
+        return 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr("_thread.start_new_thread", refuse)
+        floor.deliver(message)
+        wait_for(floor.is_idle)
+    held = floor.begin()
+    held.job_state.set_message("on we go")
+    assert held.job_state.flush(10)
+    wait_for(lambda: floor.store.load(message.message_id))
+    wait_for(lambda: floor.statuses(message) == ["success"])
+
+
+def test_worker_survives_the_unforeseen(
+    make_floor: MakeFloor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If logging itself fails, for one, that is logged, and reports go on."""
+    floor = make_floor(heartbeat=0.05)
+    other = floor.begin()
+
+    class Broken(logging.Handler):
+        def handle(self, record: logging.LogRecord) -> bool:
+            if "no longer records" in record.msg:
+                raise ZeroDivisionError
+            return True
+
+    handler = Broken()
+    logging.getLogger(LOGGER).addHandler(handler)
+    try:
+        old = floor.begin()
+        make_floor().begin(old.message)
+        wait_for(lambda: messages(caplog, LOGGER, logging.ERROR))
+    finally:
+        logging.getLogger(LOGGER).removeHandler(handler)
+    assert "Job states could not be written." in messages(caplog, LOGGER)
+    other.job_state.set_message("on we go")
+    assert other.job_state.flush(10)
+    other.end()
+    assert other.load().status == "success"

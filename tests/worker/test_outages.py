@@ -1,0 +1,476 @@
+"""What a worker does while its store is away, slow or empty, and afterwards."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+from dramatiq import Middleware
+
+from pyramid_jobstate import JobStore
+from pyramid_jobstate.testing import away, pass_time
+from tests.faulty import FaultyProxy
+from tests.jobs import messages
+from tests.relay import Relay
+from tests.support import wait_for
+from tests.worker.floors import Floor, Held
+
+MakeFloor = Callable[..., Floor]
+
+LOGGER = "pyramid_jobstate"
+
+
+@pytest.fixture
+def own(redis_url: str) -> JobStore:
+    """The store of the worker, which the test takes away."""
+    return JobStore(redis_url)
+
+
+@pytest.fixture
+def slow(relay: Relay) -> JobStore:
+    """The store of the worker, whose client is more patient than a job."""
+    return JobStore(redis.Redis.from_url(relay.url, socket_timeout=60))
+
+
+def in_thread(call: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    return thread
+
+
+# The log, and who waits.
+
+
+def test_outage_is_one_warning_and_one_info(
+    make_floor: MakeFloor, own: JobStore, said: Callable[[], list[str]]
+) -> None:
+    """However much fails, one warning is logged, and one info at its end."""
+    held = make_floor(own).begin()
+    for _ in range(2):
+        with away(own):
+            for number in range(10):
+                held.job_state.set_progress_metric("number", number)
+                assert not held.job_state.flush(0.01)
+        wait_for(lambda: held.job_state.flush(10))
+        first, second = wait_for(lambda: (s := said()) and s)
+        assert first.startswith("The job state store does not accept updates")
+        assert second == "The job state store accepts updates again."
+    assert held.load().progress_metrics == {"number": 9}
+
+
+def test_flush_says_whether_all_is_stored(
+    make_floor: MakeFloor, slow: JobStore, relay: Relay
+) -> None:
+    """It waits no longer than its timeout, and may wait for ever."""
+    held = make_floor(slow, interval=60).begin()
+    with relay.frozen():
+        held.job_state.set_message("two")
+        for timeout in (0.05, 0, -1):
+            assert not held.job_state.flush(timeout)
+    assert held.job_state.flush(float("inf"))
+    assert held.load().message == "two"
+
+
+def test_starts_and_ends_wait_for_a_second(
+    make_floor: MakeFloor, slow: JobStore, relay: Relay
+) -> None:
+    """A store that does not answer delays a job's start and its end for a while, not
+    for as long as the connection's timeout. Both are written as soon as it answers.
+    """
+    floor = make_floor(slow, heartbeat=3600)
+    floor.start()
+    begun = time.monotonic()
+    with relay.frozen():
+        held = floor.begin(floor.message())
+        waited = time.monotonic() - begun
+        held.end()
+        assert floor.store.load(held.uuid) is None
+        assert 1 <= waited < 20
+    wait_for(lambda: held.reads("success"), 4)
+    held = floor.begin()
+    held.job_state.flush(10)
+    begun = time.monotonic()
+    with relay.frozen():
+        assert not held.job_state.flush(0.1)
+        held.end()
+        assert 1 <= time.monotonic() - begun < 20
+    wait_for(lambda: held.reads("success"), 4)
+
+
+def test_nobody_waits_for_a_store_that_has_been_away(
+    make_floor: MakeFloor, slow: JobStore, relay: Relay
+) -> None:
+    """Once the store has failed, starts and ends wait for it no longer, but for one a
+    second.
+    """
+    floor = make_floor(slow, threads=1)
+    floor.start()
+    with relay.frozen():
+        floor.begin(floor.message()).end()
+        begun = time.monotonic()
+        sent = [floor.message(str(number)) for number in range(30)]
+        for message in sent:
+            floor.deliver(message)
+        wait_for(lambda: sum(floor.ran.values()) == 31 and floor.is_idle())
+        assert time.monotonic() - begun < 15
+    wait_for(lambda: all(map(floor.store.load, (m.message_id for m in sent))))
+    wait_for(lambda: {*floor.statuses(*sent)} == {"success"})
+
+
+def test_senders_ask_a_store_that_has_failed_once_a_second(
+    make_floor: MakeFloor, proxy: FaultyProxy
+) -> None:
+    """Two hundred sends while it is away cost no more than one, and all messages leave.
+    As soon as it answers, each send is noted again.
+    """
+    floor = make_floor(JobStore(proxy.url))
+    proxy.judge = lambda request: "refuse"
+    begun = time.monotonic()
+    for _ in range(200):
+        floor.post()
+    allowed = 1 + (time.monotonic() - begun)
+    # The client library tries each twice.
+    assert proxy.faults["refuse"] <= 4 * allowed
+    assert len(floor.waiting()) == 200
+    proxy.judge = lambda request: "pass"
+    wait_for(lambda: floor.store.load(floor.post().message_id))
+    sent = [floor.post() for _ in range(3)]
+    assert floor.statuses(*sent) == ["queued"] * 3
+
+
+def test_job_hears_of_its_cancel_though_a_send_has_failed(
+    make_floor: MakeFloor, own: JobStore
+) -> None:
+    """A job that begins just after another call has failed still waits a moment for the
+    store: it may have been cancelled.
+    """
+    floor = make_floor(own, interval=5)
+    message = floor.post("cancelled")
+    assert floor.load(message.message_id).cancel()
+    with away(own):
+        floor.post("lost")
+    floor.work()
+    assert floor.ran == {"lost": 1}
+
+
+def test_job_hears_of_its_cancel_after_an_outage(
+    make_floor: MakeFloor, own: JobStore
+) -> None:
+    """A worker that could not ask for cancels for a while asks again, even if it has
+    nothing to write.
+    """
+    held = make_floor(own, heartbeat=3600).begin()
+    with away(own):
+        # It asks at each tick, and fails.
+        time.sleep(0.1)
+    assert held.load().cancel()
+    wait_for(lambda: held.job_state.cancel_requested)
+
+
+# What it missed.
+
+
+def test_lost_reply_is_made_good(make_floor: MakeFloor, proxy: FaultyProxy) -> None:
+    """If a change may be stored, it is written again, even back to the value before."""
+    held = make_floor(JobStore(proxy.url), interval=0.002).begin()
+    job_state = held.job_state
+    for value in (True, None, 7, "short", [1, 2]):
+        job_state.set_progress_metric("a", value)
+        job_state.set_message("before")
+        assert job_state.flush(10)
+        proxy.lose_replies('"in between"')
+        job_state.set_progress_metric("a", False)
+        job_state.set_message("in between")
+        wait_for(lambda: held.load().message == "in between")
+        job_state.set_progress_metric("a", value)
+        job_state.set_message("before")
+        proxy.judge = lambda request: "pass"
+        wait_for(lambda: job_state.flush(10))
+        state = held.load()
+        assert (state.progress_metrics["a"], state.message) == (value, "before")
+
+
+def test_values_that_never_arrived_are_written_later(
+    make_floor: MakeFloor, proxy: FaultyProxy
+) -> None:
+    """A request that is lost is no report: its values come with the next one."""
+    held = make_floor(JobStore(proxy.url)).begin()
+    proxy.judge = lambda request: "refuse" if b"lost" in request else "pass"
+    held.job_state.set_progress_metrics(a="lost", b=1)
+    assert not held.job_state.flush(0.1)
+    proxy.judge = lambda request: "pass"
+    held.job_state.set_progress_metric("c", 2)
+    wait_for(lambda: held.job_state.flush(10))
+    assert held.load().progress_metrics == {"a": "lost", "b": 1, "c": 2}
+
+
+def test_end_that_was_kept_goes_before_the_next_try(
+    make_floor: MakeFloor, own: JobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The end of a try that failed while the store was away is written before the start
+    of the next one.
+    """
+    floor = make_floor(own)
+    message = floor.message(max_retries=1, min_backoff=1, max_backoff=1)
+    first = floor.begin(message)
+    second = floor.hold(message)
+    with away(own):
+        first.end(ValueError("a cramp"))
+        second.wait()
+    wait_for(lambda: second.load().attempt == 2)
+    assert second.load().status == "working"
+    (each,) = floor.store.failures(message.message_id).tries
+    assert each.error == ("ValueError", "a cramp")
+    second.end()
+    assert second.load().status == "success"
+    (said,) = messages(caplog, LOGGER)
+    assert "does not accept updates" in said
+
+
+def test_store_that_came_back_empty_is_told_everything(
+    make_floor: MakeFloor, client: redis.Redis
+) -> None:
+    """A running job is written again with all that it has reported, even if it has
+    nothing new.
+    """
+    floor = make_floor(heartbeat=0.05)
+    held = floor.begin(job_owner="alice")
+    held.job_state.set_progress_metrics(miles=3, names=["a", "b"])
+    held.job_state.set_progress(3, 26, "miles", "On we go")
+    held.job_state.append_log("line")
+    assert held.job_state.flush(10)
+    before = held.load()
+    client.flushall()
+    wait_for(lambda: held.reads("working"))
+    state = held.load()
+    for name in (
+        *("kind", "actor", "owner", "attempt", "job_params"),
+        *("progress_metrics", "progress", "message", "log"),
+    ):
+        assert getattr(state, name) == getattr(before, name), name
+    assert state.started_at is not None and before.started_at is not None
+    assert abs((state.started_at - before.started_at).total_seconds()) < 0.5
+    wait_for(lambda: floor.store.list(status="working").items)
+
+
+def test_end_that_waits_is_written_to_an_empty_store(
+    make_floor: MakeFloor, own: JobStore, client: redis.Redis
+) -> None:
+    """A job that ended while the store was away is stored with all its values, even if
+    the store has lost it.
+    """
+    held = make_floor(own).begin()
+    held.job_state.set_progress_metric("miles", 3)
+    assert held.job_state.flush(10)
+    with away(own):
+        held.job_state.set_progress_metric("more", 4)
+        held.end()
+        client.flushall()
+    wait_for(lambda: held.reads("success"))
+    assert held.load().progress_metrics == {"miles": 3, "more": 4}
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_values_that_a_failover_lost_are_written_again(
+    floor: Floor, client: redis.Redis, is_over: bool
+) -> None:
+    """A record that a failover has set back gets all that the run has reported, with
+    its next report or its end.
+    """
+    held = floor.begin()
+    job_state, key = held.job_state, f"jobstate:{held.uuid}"
+    job_state.set_progress_metric("first", 1)
+    assert job_state.flush(10)
+    before: Any = client.dump(key)
+    job_state.set_progress_metrics(rows=42, file="out.csv")
+    job_state.set_message("written")
+    assert job_state.flush(10)
+    client.restore(key, 60_000, before, replace=True)
+    if is_over:
+        held.end()
+    else:
+        job_state.set_progress_metric("last", 1)
+        assert job_state.flush(10)
+    metrics = held.load().progress_metrics
+    assert (metrics["rows"], metrics["file"]) == (42, "out.csv")
+    assert held.load().message == "written"
+
+
+def test_expired_record_is_not_created_again(
+    make_floor: MakeFloor,
+    store: JobStore,
+    client: redis.Redis,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A run frozen for so long that its job may have ended elsewhere and expired does
+    not restore the record.
+    """
+    held = make_floor(store.replace(expire_in=0.2), heartbeat=3600).begin()
+    assert held.job_state.flush(10)
+    frozen_at = time.monotonic()
+    wait_for(lambda: time.monotonic() > frozen_at + 0.25)
+    client.delete(f"jobstate:{held.uuid}")
+    held.job_state.set_message("late")
+    assert not held.job_state.flush(10)
+    held.end()
+    assert store.load(held.uuid) is None
+    assert messages(caplog, LOGGER) == [
+        f"This process no longer records job {held.uuid}: its record has expired."
+    ]
+
+
+# Shutdown.
+
+
+class Stopping(Middleware):
+    """Notes that a worker is asked to stop."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+
+    def before_worker_shutdown(self, broker: Any, worker: Any) -> None:
+        self.begun.set()
+
+
+def end_all(jobs: list[Held]) -> None:
+    for held in jobs:
+        held.leave()
+    for held in jobs:
+        assert held.settled.wait(30)
+
+
+def test_worker_that_stops_waits_for_a_store_that_comes_back(
+    make_floor: MakeFloor, own: JobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ends that could not be written are written at shutdown if the store is back in
+    time.
+    """
+    floor, stopping = make_floor(own), Stopping()
+    floor.broker.add_middleware(stopping)
+    jobs = [floor.begin() for _ in range(3)]
+    with away(own):
+        for number, held in enumerate(jobs):
+            held.job_state.set_progress_metric("number", number)
+        end_all(jobs)
+        stopped = in_thread(floor.stop)
+        assert stopping.begun.wait(10)
+        assert all(held.load().status == "working" for held in jobs)
+    stopped.join(20)
+    assert not stopped.is_alive()
+    for number, held in enumerate(jobs):
+        state = held.load()
+        assert state.status == "success"
+        assert state.progress_metrics == {"number": number}
+    assert not messages(caplog, LOGGER, logging.ERROR)
+
+
+def test_worker_that_stops_gives_up_in_time(
+    make_floor: MakeFloor, own: JobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A store that stays away holds up the shutdown for some seconds only. One line
+    counts the lost outcomes; a job that has not ended is not lost.
+    """
+    floor = make_floor(own)
+    jobs = [floor.begin() for _ in range(3)]
+    floor.begin().job_state.set_message("still at work")
+    with away(own):
+        end_all(jobs)
+        begun = time.monotonic()
+        floor.stop(timeout=1)
+        assert time.monotonic() - begun < 15
+    assert messages(caplog, LOGGER, logging.ERROR) == [
+        "The job state store did not answer in time: 3 job outcomes are lost."
+    ]
+
+
+def test_job_that_begins_as_another_worker_stops_is_recorded(
+    make_floor: MakeFloor, slow: JobStore, relay: Relay
+) -> None:
+    """The workers of a process share what writes their reports."""
+    floor, stopping = make_floor(slow), Stopping()
+    floor.broker.add_middleware(stopping)
+    other = floor.new_worker()
+    first = floor.begin()
+    with relay.frozen():
+        first.job_state.set_message("one")
+        assert not first.job_state.flush(0.05)
+        stopped = in_thread(lambda: other.stop(timeout=1))
+        assert stopping.begun.wait(10)
+        second = floor.begin(floor.message())
+    stopped.join(20)
+    for held in first, second:
+        held.job_state.set_message("two")
+        assert held.job_state.flush(10)
+        assert held.load().message == "two"
+
+
+# Memory.
+
+
+@pytest.mark.system
+def test_memory_is_bounded_while_the_store_is_away(
+    make_floor: MakeFloor, own: JobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Jobs whose ends take more than 64 MiB are dropped, the oldest first, with one
+    error. The others, and those still running, are stored once the store is back, in
+    round trips of a limited length.
+    """
+    text = "x" * 16_000
+
+    def fill(job_state: Any) -> None:
+        job_state.set_progress_metrics({str(i): text for i in range(16)})
+
+    floor = make_floor(own, heartbeat=0.2)
+    floor.scripts["large"] = fill
+    running = floor.begin()
+    with away(own):
+        sent = [floor.message("large") for _ in range(300)]
+        for message in sent:
+            floor.deliver(message)
+            wait_for(lambda: len(floor.waiting()) < 8)
+        wait_for(floor.is_idle_but(1))
+        (said,) = wait_for(lambda: messages(caplog, LOGGER, logging.ERROR))
+        assert said == (
+            "The job state store has been away for so long that the outcomes of jobs "
+            f"are lost, beginning with job {sent[0].message_id}."
+        )
+        small = [floor.message("small") for _ in range(1100)]
+        for message in small:
+            floor.deliver(message)
+        wait_for(floor.is_idle_but(1), 60)
+    kept = sent[-200:] + small
+    wait_for(lambda: all(floor.store.load_many([m.message_id for m in kept])), 60)
+    wait_for(lambda: {*floor.statuses(*kept)} == {"success"}, 60)
+    assert floor.store.load(sent[0].message_id) is None
+    wait_for(lambda: running.reads("working"))
+    assert len(messages(caplog, LOGGER, logging.ERROR)) == 1
+
+
+def test_cancelled_message_that_was_put_back_finds_its_record(
+    make_floor: MakeFloor, relay: Relay, redis_url: str, store: JobStore
+) -> None:
+    """If a stalled run puts its message back and learns of a cancel, the record lives
+    until the message is due.
+    """
+    options: dict[str, Any] = {"active_expire_in": 1000, "expire_in": 100}
+    short = store.replace(**options)
+    own = JobStore(redis.Redis.from_url(relay.url, socket_timeout=60), **options)
+    floor = make_floor(own)
+    held = floor.begin()
+    with relay.frozen():
+        pass_time(store, 16)
+        assert held.reads("stalled")
+        state = short.load(held.uuid)
+        assert state is not None and state.cancel()
+    wait_for(lambda: held.job_state.cancel_requested)
+    held.end(lambda _: floor.broker.enqueue(held.message, delay=5_000_000))
+    assert held.load().status == "cancelled"
+    pass_time(store, 5_500)
+    assert held.load().status == "cancelled"
+    pass_time(store, 1_000)
+    assert store.load(held.uuid) is None

@@ -1,0 +1,612 @@
+"""Reports of a running job: they reach the store soon, whole and in few round trips."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import redis
+from dramatiq import Middleware
+from dramatiq.brokers.stub import StubBroker
+
+from pyramid_jobstate import JobError, JobStore
+from pyramid_jobstate.testing import pass_time, put_job
+from tests.faulty import FaultyProxy
+from tests.jobs import RunMarathon, job_actor, messages, working
+from tests.support import PACKAGE, load_job, wait_for
+from tests.worker.floors import Errand, Floor, Held
+
+MakeFloor = Callable[..., Floor]
+
+
+class Ear:
+    """Notes what a worker asks its store.
+
+    Attributes:
+      requests: What was sent, one round trip each.
+    """
+
+    def __init__(self, proxy: FaultyProxy) -> None:
+        self.requests: list[bytes] = []
+        proxy.judge = self._judge
+
+    def _judge(self, request: bytes) -> str:
+        self.requests.append(request)
+        return "pass"
+
+    def about(self, *uuids: str) -> list[bytes]:
+        """Return the requests that name a job."""
+        wanted = [uuid.encode() for uuid in uuids]
+        return [r for r in self.requests if any(uuid in r for uuid in wanted)]
+
+
+def in_thread(call: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    return thread
+
+
+# What is written when.
+
+
+def test_start_is_stored_when_the_actor_is_called(make_floor: MakeFloor) -> None:
+    """A viewer sees a job working from its first line on."""
+    floor = make_floor(interval=60)
+    held = floor.begin(job_owner="alice")
+    state = held.load()
+    assert (state.status, state.attempt, state.owner) == ("working", 1, "alice")
+    assert state.job_params == {"name": ""}
+
+
+def test_end_is_stored_before_the_message_is_acknowledged(
+    make_floor: MakeFloor,
+) -> None:
+    """The end carries all that was reported. After it, nothing can be reported."""
+    floor = make_floor(interval=60)
+    found = []
+
+    class Look(Middleware):
+        def after_nack(self, broker: Any, message: Any) -> None:
+            found.append(floor.load(message.message_id))
+
+    floor.broker.add_middleware(Look())
+    held = floor.begin()
+    held.job_state.set_progress_metrics(miles=26, name="Åsa")
+    held.job_state.set_progress(3, 26, "miles", "Done")
+    held.end(ValueError("bad"))
+    (state,) = found
+    assert (state.status, state.error) == ("error", JobError("ValueError", "bad"))
+    assert state.progress_metrics == {"miles": 26, "name": "Åsa"}
+    assert state.progress is not None
+    assert (state.progress.done, state.message) == (3, "Done")
+    with pytest.raises(RuntimeError, match=r"has ended: it can no longer report\."):
+        held.job_state.set_message("late")
+
+
+def test_tight_loop_costs_few_writes(make_floor: MakeFloor, proxy: FaultyProxy) -> None:
+    """However often a job reports, the store gets one write an interval."""
+    floor = make_floor(JobStore(proxy.url), interval=0.05)
+    held = floor.begin()
+    ear = Ear(proxy)
+    begun = time.monotonic()
+    count = 0
+    while time.monotonic() < begun + 0.25:
+        for _ in range(1000):
+            count += 1
+            held.job_state.set_progress_metric("count", count)
+    assert held.job_state.flush(10)
+    seconds = time.monotonic() - begun
+    assert 1 < len(ear.about(held.uuid)) <= seconds / 0.05 + 2
+    assert held.load().progress_metrics == {"count": count}
+
+
+def test_all_jobs_are_written_together(
+    make_floor: MakeFloor, proxy: FaultyProxy
+) -> None:
+    """The reports of many jobs are written in one round trip."""
+    floor = make_floor(JobStore(proxy.url), interval=3600, threads=12)
+    jobs = [floor.begin() for _ in range(12)]
+    # The first report may load what the server needs for it.
+    jobs[0].job_state.set_message("here we go")
+    assert jobs[0].job_state.flush(10)
+    for held in jobs:
+        held.job_state.set_message("on we go")
+    ear = Ear(proxy)
+    # A worker that stops writes what is left.
+    floor.stop(timeout=1)
+    written = ear.about(*(held.uuid for held in jobs))
+    assert len(written) == 1
+    assert all(held.load().message == "on we go" for held in jobs)
+
+
+def test_silent_job_is_not_written(make_floor: MakeFloor, proxy: FaultyProxy) -> None:
+    """Once all that it has reported is stored, only its beats are. Whoever waits for it
+    is released at once.
+    """
+    floor = make_floor(JobStore(proxy.url), heartbeat=3600)
+    held = floor.begin()
+    held.job_state.set_progress(1, 2)
+    assert held.job_state.flush(10)
+    ear = Ear(proxy)
+    wait_for(lambda: len(ear.requests) > 20)
+    assert ear.about(held.uuid) == []
+    assert held.job_state.flush(10)
+
+
+def test_silent_job_reads_working(make_floor: MakeFloor, store: JobStore) -> None:
+    """Its beats keep a job that reports nothing from stalling, and are no updates."""
+    held = make_floor(heartbeat=0.05).begin()
+    pass_time(store, store.stalled_after + 1)
+    updated = held.load().updated_at
+    wait_for(lambda: held.reads("working"))
+    assert held.load().updated_at == updated
+
+
+@pytest.mark.parametrize("lifetime", ["stalled_after", "active_expire_in"])
+def test_beats_come_as_often_as_the_store_needs(
+    make_floor: MakeFloor, store: JobStore, lifetime: str
+) -> None:
+    """By default they come after a third of the time after which a job would stall, or
+    its record expire.
+    """
+    own = store.replace(**{lifetime: 0.9})
+    held = make_floor(own).begin()
+    for _ in range(2):
+        pass_time(store, store.stalled_after + 1)
+        wait_for(lambda: held.reads("working"), 3)
+
+
+def test_job_that_runs_for_long_stays_listed(
+    make_floor: MakeFloor, store: JobStore
+) -> None:
+    """A job that runs for longer than `active_expire_in` stays in the lists, even while
+    new jobs trim them.
+    """
+    brief = store.replace(active_expire_in=1.5)
+    held = make_floor(brief, heartbeat=0.05).begin()
+    begun = time.monotonic()
+    while time.monotonic() < begun + 3:
+        put_job(brief, Errand, "queued")
+        listed = brief.list(status="working").items
+        assert [item.uuid for item in listed] == [held.uuid]
+        time.sleep(0.1)
+
+
+# Waiting for it.
+
+
+def test_flush_waits_for_what_was_set_before(make_floor: MakeFloor) -> None:
+    """flush() returns once all is stored that the job has set, however rare the writes
+    are.
+    """
+    held = make_floor(interval=60).begin()
+    for text in "one", "two":
+        held.job_state.set_message(text)
+        assert held.job_state.flush(10)
+        assert held.load().message == text
+
+
+def test_flush_waits_for_a_write_that_has_its_values(
+    make_floor: MakeFloor, proxy: FaultyProxy
+) -> None:
+    """A write that was under way when flush() was called does not count."""
+    floor = make_floor(JobStore(redis.Redis.from_url(proxy.url)), interval=60)
+    held = floor.begin()
+    job_state = held.job_state
+    flushed: list[bool] = []
+
+    def judge(request: bytes) -> str:
+        if b"the first" in request:
+            job_state.set_message("the second")
+            thread = in_thread(lambda: flushed.append(job_state.flush(10)))
+            # The second flush waits by now, or will wait for the next write.
+            thread.join(0.2)
+        return "pass"
+
+    proxy.judge = judge
+    job_state.set_message("the first")
+    assert job_state.flush(10)
+    wait_for(lambda: flushed)
+    assert flushed == [True]
+    assert held.load().message == "the second"
+
+
+def test_sixteen_threads_lose_nothing(
+    make_floor: MakeFloor, proxy: FaultyProxy
+) -> None:
+    """Whatever sixteen threads of a job set, count and track while replies are lost,
+    each last value is stored, and each count is exact.
+    """
+    threads, rounds = 16, 40
+    floor = make_floor(JobStore(proxy.url), interval=0.002)
+    held = floor.begin()
+    job_state, seen = held.job_state, 0
+
+    def judge(request: bytes) -> str:
+        nonlocal seen
+        seen += 1
+        return "lose" if seen % 4 == 0 else "pass"
+
+    proxy.judge = judge
+    barrier = threading.Barrier(threads)
+
+    def work(number: int) -> None:
+        barrier.wait()
+        for i in job_state.track(range(rounds), unit=f"rows of {number}"):
+            job_state.set_progress_metric(f"own {number}", i)
+            job_state.set_progress_metrics({f"pair {number}": [i], "shared": number})
+            job_state.increment_progress_metric("count")
+            job_state.increment_progress_metric(f"count {number % 4}", 2)
+            job_state.set_message(f"{number}: {i}")
+            job_state.append_log(f"{number}: {i}")
+            if i % 20 == number:
+                job_state.flush(0.01)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        started = [in_thread(functools.partial(work, n)) for n in range(threads)]
+        for thread in started:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    proxy.judge = lambda request: "pass"
+    held.end()
+    wait_for(lambda: held.reads("success"))
+    state, metrics = held.load(), held.load().progress_metrics
+    assert metrics == job_state.progress_metrics
+    assert metrics["count"] == threads * rounds
+    for number in range(4):
+        assert metrics[f"count {number}"] == threads * rounds // 4 * 2
+    for number in range(threads):
+        assert metrics[f"own {number}"] == rounds - 1
+        assert metrics[f"pair {number}"] == [rounds - 1]
+    assert (state.message, state.log) == (job_state.message, job_state.log)
+    assert job_state.progress is not None
+    assert state.progress[:3] == job_state.progress[:3]
+
+
+# Where two threads meet.
+
+
+def one_step(job_state: Any) -> Callable[[], object]:
+    """Return a call that takes a tracked loop from its second item to the third."""
+    steps = job_state.track(range(3))
+    next(steps)
+    next(steps)
+    return lambda: next(steps)
+
+
+#: Calls on a JobState, and what a viewer then reads.
+CALLS: dict[str, tuple[Callable[[Any], Callable[[], object]], dict[str, Any]]] = {
+    "known": (lambda j: lambda: j.set_progress_metric("a", 2), {"a": 2}),
+    "unknown": (lambda j: lambda: j.set_progress_metric("x", [2]), {"x": [2]}),
+    "several": (lambda j: lambda: j.set_progress_metrics(a=2, b=2), {"a": 2, "b": 2}),
+    "increment": (lambda j: lambda: j.increment_progress_metric("a"), {"a": 2}),
+    "progress": (
+        lambda j: lambda: j.set_progress(1, 2, "rows", "Reading"),
+        {"progress": (1, 2, "rows"), "message": "Reading"},
+    ),
+    "track": (one_step, {"progress": (2, 3, None)}),
+    "message": (lambda j: lambda: j.set_message("text"), {"message": "text"}),
+    "log": (lambda j: lambda: j.append_log("line"), {"log": ["line"]}),
+}
+
+
+def seen(held: Held, names: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a viewer reads of a job."""
+    state = held.load()
+    found: dict[str, Any] = {**state.progress_metrics, "message": state.message}
+    found["progress"] = state.progress and state.progress[:3]
+    found["log"] = state.log
+    return {name: found.get(name) for name in names}
+
+
+class Steps:
+    """Does something at one line of the package that a thread runs."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._point = -1
+        self._act: Callable[[], object]
+
+    def at(self, point: int, act: Callable[[], object]) -> None:
+        self.count, self._point, self._act = 0, point, act
+
+    def trace(self, frame: Any, event: str, arg: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(str(PACKAGE)):
+            return None
+        if event == "line":
+            if self.count == self._point:
+                self._act()
+            self.count += 1
+        return self.trace
+
+
+def call_traced(call: Callable[[], object], steps: Steps) -> None:
+    before = sys.gettrace()
+    sys.settrace(steps.trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_flush_at_any_line_of_a_call_loses_nothing(
+    make_floor: MakeFloor, name: str
+) -> None:
+    """Wherever a write comes in the middle of a call, what the call sets is stored, and
+    of several metrics all or none.
+    """
+    floor, point = make_floor(interval=3600), 0
+    while flush_at(point, floor, name):
+        point += 1
+    assert point > 2
+
+
+def flush_at(point: int, floor: Floor, name: str) -> bool:
+    """Flush at one line of a call, and return whether there are more."""
+    prepare, expected = CALLS[name]
+    held = floor.begin()
+    job_state = held.job_state
+    job_state.set_progress_metrics(a=1, b=1)
+    call = prepare(job_state)
+    assert job_state.flush(10)
+    between = [seen(held, expected), expected]
+
+    def write() -> None:
+        assert job_state.flush(10)
+        between.append(seen(held, expected))
+
+    steps = Steps()
+    steps.at(point, write)
+    call_traced(call, steps)
+    assert job_state.flush(10)
+    assert seen(held, expected) == expected, point
+    if name == "several":
+        assert between[2] in between[:2], point
+    held.end()
+    return point < steps.count - 1
+
+
+def test_call_at_any_line_of_a_write_loses_nothing(make_floor: MakeFloor) -> None:
+    """Wherever calls come in the middle of a write, what they set is stored."""
+    steps = Steps()
+    floor = make_floor(interval=3600)
+    floor.start()
+    threading.settrace(steps.trace)
+    try:
+        held = floor.begin()
+        assert held.job_state.flush(10)
+    finally:
+        threading.settrace(None)
+    job_state = held.job_state
+    point, count = 0, 1
+    while point < count:
+
+        def report(point: int = point) -> None:
+            job_state.set_progress_metric("a", point)
+            job_state.increment_progress_metric("count")
+            job_state.set_progress(point, 10**6, None, f"at {point}")
+            job_state.append_log(f"at {point}")
+
+        job_state.set_progress_metric("a", -1)
+        steps.at(point, report)
+        assert job_state.flush(10)
+        count = steps.count
+        assert job_state.flush(10)
+        state, at = held.load(), f"at {point}"
+        metrics = state.progress_metrics
+        if metrics["a"] == -1:
+            # The write was over before this line.
+            break
+        assert (metrics["a"], metrics["count"]) == (point, point + 1)
+        assert (state.progress[:2], state.message) == ((point, 10**6), at)
+        assert state.log[-1] == at
+        point += 1
+    assert point > 50
+
+
+# Stopping.
+
+
+def test_worker_that_stops_writes_what_is_left(make_floor: MakeFloor) -> None:
+    """Its threads end with its last job, and the next worker begins anew."""
+    threads = threading.active_count()
+    floor = make_floor(interval=60)
+    held = floor.begin()
+    held.job_state.set_message("last words")
+    floor.stop(timeout=1)
+    assert (held.load().status, held.load().message) == ("working", "last words")
+    held.end()
+    assert held.reads("success")
+    floor.start()
+    floor.stop()
+    wait_for(lambda: threading.active_count() <= threads)
+    held = floor.begin()
+    held.job_state.set_message("on we go")
+    assert held.job_state.flush(10)
+    assert held.load().message == "on we go"
+
+
+def test_worker_that_stops_leaves_the_jobs_of_others_alone(
+    make_floor: MakeFloor, store: JobStore
+) -> None:
+    """The jobs of another worker in its process still report, and hear of a cancel."""
+    floor = make_floor()
+    held = floor.begin()
+    floor.new_worker().stop()
+    held.job_state.set_message("on we go")
+    wait_for(lambda: held.load().message == "on we go")
+    assert held.load().cancel()
+    wait_for(lambda: held.job_state.cancel_requested)
+    held.end(lambda job_state: job_state.raise_if_cancelled())
+    assert held.load().status == "cancelled"
+
+
+# Forking.
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_job_may_fork(make_floor: MakeFloor, caplog: pytest.LogCaptureFixture) -> None:
+    """In the child, its JobState raises an error, and a new job is recorded. Nothing is
+    written for the parent, which goes on undisturbed.
+    """
+    floor = make_floor(interval=3600)
+    held = floor.begin()
+    held.job_state.set_progress_metric("miles", 1)
+    assert held.job_state.flush(10)
+    held.job_state.set_message("of the parent")
+
+    def child() -> None:
+        with pytest.raises(RuntimeError, match="runs in another process"):
+            held.job_state.set_progress_metric("miles", 2)
+        assert not held.job_state.flush()
+        broker = StubBroker()
+        broker.add_middleware(floor.middleware)
+
+        @job_actor(broker=broker)
+        def childs(*, job_state: RunMarathon) -> None:
+            job_state.set_progress_metric("miles", 3)
+            assert job_state.flush(10)
+
+        sent: Any = childs.send()
+        with working(broker):
+            wait_for(lambda: load_job(floor.store, sent.message_id).is_success)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            child()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    (childs,) = floor.store.list(status="success").items
+    assert childs.progress_metrics == {"miles": 3}
+    assert (held.load().status, held.load().message) == ("working", None)
+    held.job_state.set_progress_metric("miles", 4)
+    held.end()
+    assert held.load().progress_metrics == {"miles": 4}
+    assert held.load().message == "of the parent"
+    assert not messages(caplog, "pyramid_jobstate")
+
+
+def test_child_that_returns_from_the_actor_ends_nothing(
+    make_floor: MakeFloor,
+) -> None:
+    """The job of a child that goes on as its parent would is the parent's."""
+    floor = make_floor()
+    pids: list[int] = []
+
+    class Leave(Middleware):
+        def after_ack(self, broker: Any, message: Any) -> None:
+            if pids == [0]:
+                os._exit(0)
+
+    def fork(job_state: Errand) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pids.append(os.fork())
+        if pids[0]:
+            status = os.waitpid(pids[0], 0)[1]
+            assert os.waitstatus_to_exitcode(status) == 0
+            assert floor.load(job_state.uuid).status == "working"
+
+    floor.broker.add_middleware(Leave())
+    held = floor.begin()
+    held.end(fork)
+    assert held.load().status == "success"
+
+
+# What a viewer reads.
+
+
+def test_bar_is_stored_as_it_stands(make_floor: MakeFloor) -> None:
+    """Viewers see how far the whole job has come, and which phase is open. The bar
+    never goes back, but for a new run.
+    """
+    floor = make_floor()
+    held = floor.begin()
+    job_state = held.job_state
+
+    def found() -> tuple[Any, ...]:
+        assert job_state.flush(10)
+        progress = held.load().progress
+        assert progress is not None
+        return (*progress[:3], progress.fraction)
+
+    with job_state.phase("Reading", percent=40):
+        job_state.set_progress(1, 2, "rows")
+        assert found() == (1, 2, "rows", 0.2)
+        request = floor.request()
+        job = request.job_states[held.uuid].__json__(request)["job"]
+        assert (job["phase"]["name"], job["phase"]["fraction"]) == ("Reading", 0.5)
+        job_state.set_progress(1, 4, "rows")
+        assert found() == (1, 4, "rows", 0.2)
+        job_state.set_progress(3, 4, "rows")
+        assert found() == (3, 4, "rows", pytest.approx(0.3))
+    assert found() == (0, None, None, 0.4)
+    job_state.set_progress(1, 4)
+    assert found() == (1, 4, None, pytest.approx(0.55))
+    again = floor.begin(held.message)
+    assert again.load().progress is None
+    again.job_state.set_progress(1, 4)
+    job_state = again.job_state
+    assert found() == (1, 4, None, 0.25)
+
+
+def test_time_left_is_reckoned_at_the_pace_so_far(make_floor: MakeFloor) -> None:
+    """It is unknown until something gets done of a known total, begins anew with a loop
+    that does, and in a phase it is that of the whole job.
+    """
+    held = make_floor().begin()
+    job_state = held.job_state
+    ends = iter(range(10**6))
+
+    def eta(done: float, total: float | None) -> Any:
+        job_state.set_progress(done, total, f"{next(ends)}")
+        assert job_state.flush(10)
+        progress = held.load().progress
+        return progress and progress.eta
+
+    def passed(since: float) -> float:
+        return time.monotonic() - since
+
+    assert eta(0, None) is None and eta(5, None) is None
+    begun = time.monotonic()
+    assert eta(0, 100) is None and eta(0, 100) is None
+    begun_by = time.monotonic()
+    while passed(begun_by) < 0.3:
+        time.sleep(0.01)
+    at_least = passed(begun_by) * 9
+    assert at_least - 0.1 <= eta(10, 100) <= passed(begun) * 9 + 0.1
+    assert eta(100, 100) == eta(101, 100) == 0
+    # It falls back: the first loop no longer counts.
+    again = time.monotonic()
+    assert eta(0, 100) is None
+    assert eta(1, 100) <= passed(again) * 99 + 0.1
+    assert eta(1, 1000) is None
+    for first, second in (0, 5e-324), (0, 1), (0.5, int(1e308)), (10**300, 10**307):
+        assert eta(first, 1e308) is None
+        left = eta(second, 1e308)
+        assert left is None or 0 <= left < float("inf")
+    begun = time.monotonic()
+    with job_state.phase("Writing", percent=50):
+        eta(0, 10)
+        while passed(begun) < 0.2:
+            time.sleep(0.01)
+        # All of the phase, and half of the job
+        left = eta(10, 10)
+        assert 0.1 <= left <= passed(begun) + 0.1
