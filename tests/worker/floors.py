@@ -27,7 +27,7 @@ from tests.webapp import make_request, make_tm_config
 Script = Callable[[Any], object]
 
 
-class Errand(JobState):
+class Chore(JobState):
     """The kind of job on a floor."""
 
     public_params = ("name",)
@@ -41,10 +41,13 @@ class Held:
       job_state: What its actor was handed. The test may report with it.
     """
 
-    job_state: Errand
+    job_state: Chore
 
-    def __init__(self, floor: Floor, message: Message[Any]) -> None:
-        self.message = message
+    message: Message[Any]
+
+    def __init__(self, floor: Floor, message: Message[Any] | None) -> None:
+        if message is not None:
+            self.message = message
         self.settled = threading.Event()
         self.floor = floor
         self._reached, self._opened = threading.Event(), threading.Event()
@@ -54,7 +57,7 @@ class Held:
     def uuid(self) -> str:
         return self.message.message_id
 
-    def run(self, job_state: Errand) -> object:
+    def run(self, job_state: Chore) -> object:
         """Do what the actor does."""
         self.job_state = job_state
         self._reached.set()
@@ -97,10 +100,14 @@ def fail(error: Any) -> None:
 
 
 class Settling(Middleware):
-    """Notes which runs are settled."""
+    """Notes which messages are sent, and which runs are settled."""
 
     def __init__(self) -> None:
         self.here = threading.local()
+        self.sent: dict[str, Message[Any]] = {}
+
+    def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+        self.sent[message.message_id] = message
 
     def after_ack(self, broker: Any, message: Any) -> None:
         held = getattr(self.here, "held", None)
@@ -145,6 +152,7 @@ class Floor:
         self.ran: Counter[str] = Counter()
         self.scripts: dict[str, Script] = {}
         self._held: dict[str, list[Held]] = {}
+        self._next: dict[str, Held] = {}
         self._settling = Settling()
         self.broker.add_middleware(self._settling)
         self._threads = threads
@@ -152,18 +160,22 @@ class Floor:
         self._config: Configurator | None = None
 
         @job_actor(broker=self.broker, max_retries=0)
-        def errand(name: str = "", *, job_state: Errand) -> object:
+        def errand(name: str = "", *, job_state: Chore) -> object:
             return self._run(name, job_state)
 
         @job_actor(broker=self.broker, max_retries=2, min_backoff=1, max_backoff=1)
-        def stubborn(name: str = "", *, job_state: Errand) -> object:
+        def stubborn(name: str = "", *, job_state: Chore) -> object:
             return self._run(name, job_state)
 
         self.errand: Any = errand
         self.stubborn: Any = stubborn
 
-    def _run(self, name: str, job_state: Errand) -> object:
+    def _run(self, name: str, job_state: Chore) -> object:
         self.ran[name] += 1
+        if name in self._next:
+            held = self._next.pop(name)
+            held.message = self._settling.sent[job_state.uuid]
+            self._held.setdefault(held.uuid, []).insert(0, held)
         waiting = [h for h in self._held.get(job_state.uuid, ()) if not h.has_begun]
         if waiting:
             self._settling.here.held = waiting[0]
@@ -248,6 +260,11 @@ class Floor:
         """Let the next run of a message be held."""
         held = Held(self, message)
         self._held.setdefault(message.message_id, []).insert(0, held)
+        return held
+
+    def hold_next(self, name: str) -> Held:
+        """Let the next run with an argument be held."""
+        self._next[name] = held = Held(self, None)
         return held
 
     def begin(self, message: Message[Any] | None = None, **options: Any) -> Held:

@@ -328,12 +328,12 @@ def test_expired_record_is_not_created_again(
 
 
 class Stopping(Middleware):
-    """Notes that a worker is asked to stop."""
+    """Notes that a worker has stopped, and is about to write what is left."""
 
     def __init__(self) -> None:
         self.begun = threading.Event()
 
-    def before_worker_shutdown(self, broker: Any, worker: Any) -> None:
+    def after_worker_shutdown(self, broker: Any, worker: Any) -> None:
         self.begun.set()
 
 
@@ -345,21 +345,24 @@ def end_all(jobs: list[Held]) -> None:
 
 
 def test_worker_that_stops_waits_for_a_store_that_comes_back(
-    make_floor: MakeFloor, own: JobStore, caplog: pytest.LogCaptureFixture
+    make_floor: MakeFloor, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Ends that could not be written are written at shutdown if the store is back in
     time.
     """
-    floor, stopping = make_floor(own), Stopping()
+    floor, stopping = make_floor(JobStore(proxy.url)), Stopping()
     floor.broker.add_middleware(stopping)
     jobs = [floor.begin() for _ in range(3)]
-    with away(own):
-        for number, held in enumerate(jobs):
-            held.job_state.set_progress_metric("number", number)
-        end_all(jobs)
-        stopped = in_thread(floor.stop)
-        assert stopping.begun.wait(10)
-        assert all(held.load().status == "working" for held in jobs)
+    proxy.judge = lambda request: "refuse"
+    for number, held in enumerate(jobs):
+        held.job_state.set_progress_metric("number", number)
+    end_all(jobs)
+    stopped = in_thread(floor.stop)
+    assert stopping.begun.wait(10)
+    refused = proxy.faults["refuse"]
+    # It tries more than once.
+    wait_for(lambda: proxy.faults["refuse"] > refused + 4)
+    proxy.judge = lambda request: "pass"
     stopped.join(20)
     assert not stopped.is_alive()
     for number, held in enumerate(jobs):
