@@ -262,6 +262,15 @@ class Floor:
         self._held.setdefault(message.message_id, []).insert(0, held)
         return held
 
+    def take(self, message: Message[Any]) -> None:
+        """Have the broker lose a message that waits."""
+        queue = self.broker.queues[message.queue_name]
+        found = [queue.get() for _ in range(queue.qsize())]
+        for each in found:
+            queue.task_done()
+            if Message.decode(each).message_id != message.message_id:
+                queue.put(each)
+
     def hold_next(self, name: str) -> Held:
         """Let the next run with an argument be held."""
         self._next[name] = held = Held(self, None)
