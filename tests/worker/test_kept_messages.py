@@ -1,0 +1,108 @@
+"""What the store keeps of a failure is data: whatever another program writes there,
+nothing of it is executed. There is no public way to it, so these tests look for it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import dramatiq
+import pytest
+import redis
+from dramatiq import Message
+
+from pyramid_jobstate import NotRepeatable, rerun
+from tests.support import UUID
+from tests.worker.floors import Floor, fail, records
+
+
+def failed(floor: Floor, **options: Any) -> Message[Any]:
+    """Have a job of Alice's fail, which would succeed by now."""
+    floor.scripts["a"] = lambda job_state: fail(ValueError("x"))
+    message = floor.post("a", job_owner="alice", **options)
+    floor.work()
+    del floor.scripts["a"]
+    floor.ran.clear()
+    return message
+
+
+def kept(client: redis.Redis, message: Message[Any]) -> str:
+    """Return the key of what is kept of a job's failure."""
+    keys: Any = client.keys(f"*{message.message_id}*")
+    (key,) = set(keys) - records(client)
+    return str(key.decode())
+
+
+def forge(client: redis.Redis, message: Message[Any], **changes: Any) -> None:
+    """Change the message that is kept of a job."""
+    key = kept(client, message)
+    text: Any = client.hget(key, "message")
+    client.hset(key, "message", json.dumps({**json.loads(text), **changes}))
+
+
+def test_foreign_message_runs_nothing(floor: Floor, client: redis.Redis) -> None:
+    """A message in the store that is not one of the job's, or is none at all."""
+
+    @dramatiq.actor(broker=floor.broker)
+    def other() -> None:
+        pass
+
+    step = {"actor_name": "unknown", "message_id": UUID, "args": [], "kwargs": {}}
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"message_id": UUID}, "belongs to another job"),
+        ({"actor_name": "other"}, "belongs to another job"),
+        ({"actor_name": "unknown"}, "does not know the actor 'unknown'"),
+        ({"actor_name": 7}, "something other"),
+        ({"args": "abc"}, "something other"),
+        ({"options": None}, "something other"),
+        ({"options": {"pipe_target": "x"}}, "something other"),
+        (
+            {"options": {"pipe_target": {**step, "options": {}}}},
+            "does not know the actor 'unknown'",
+        ),
+    ]
+    message = failed(floor)
+    key = kept(client, message)
+    before: Any = client.hget(key, "message")
+    for changes, reason in cases:
+        client.hset(key, "message", before)
+        forge(client, message, **changes)
+        with pytest.raises(NotRepeatable, match=reason):
+            rerun(floor.store, floor.broker, message.message_id)
+        assert floor.statuses(message) == ["error"], changes
+    for text in (b"\x80\x04K\x01.", "null", "[]", "7", '{"a": NaN}'):
+        client.hset(key, "message", text)
+        with pytest.raises(NotRepeatable):
+            rerun(floor.store, floor.broker, message.message_id)
+    assert floor.waiting() == []
+
+
+def test_message_may_not_choose_owner_or_queue(
+    floor: Floor, client: redis.Redis
+) -> None:
+    """The owner comes from the record, and the queue from the actor."""
+    for owner in "alice", None:
+        message = failed(floor)
+        if owner is None:
+            client.hdel(f"jobstate:{message.message_id}", "owner")
+        options = {"job_owner": "mallory"}
+        forge(client, message, queue_name="other", options=options)
+        assert rerun(floor.store, floor.broker, message.message_id)
+        (sent,) = floor.waiting()
+        assert sent.options.get("job_owner") == owner
+        floor.work()
+        state = floor.load(message.message_id)
+        assert (state.owner, state.status) == (owner, "success")
+
+
+def test_try_that_cannot_be_parsed_is_left_out(
+    floor: Floor, client: redis.Redis
+) -> None:
+    """A try that another program wrote does not keep the others from being read."""
+    message = failed(floor, max_retries=1, min_backoff=1, max_backoff=2)
+    assert len(floor.store.failures(message.message_id).tries) == 2
+    key = kept(client, message)
+    for text in (b"x", b"[1,2]", b'[1,2,["a","b","c"]]', b"\xff"):
+        client.hset(key, "try:1", text)
+        assert len(floor.store.failures(message.message_id).tries) == 1
