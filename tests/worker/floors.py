@@ -353,6 +353,32 @@ class Floor:
 # Trouble.
 
 
+@contextlib.contextmanager
+def standing_still(floor: Floor, call: Callable[[], object]) -> Iterator[None]:
+    """Make a call in a thread that stands still as soon as it hands a message to the
+    broker, until this ends.
+    """
+    reached, opened = threading.Event(), threading.Event()
+    enqueue, thread = floor.broker.enqueue, threading.Thread(target=call)
+
+    def stand_still(message: Any, **options: Any) -> Any:
+        if threading.current_thread() is thread:
+            reached.set()
+            assert opened.wait(60)
+        return enqueue(message, **options)
+
+    broker: Any = floor.broker
+    broker.enqueue = stand_still
+    thread.start()
+    try:
+        assert reached.wait(20)
+        yield
+    finally:
+        opened.set()
+        thread.join()
+        broker.enqueue = enqueue
+
+
 def records(client: redis.Redis) -> set[bytes]:
     """Return the keys of the jobs themselves."""
     found: Any = client.keys("jobstate:" + "-".join("?" * n for n in (8, 4, 4, 4, 12)))

