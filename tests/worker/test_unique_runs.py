@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from pyramid_jobstate import JobStore, rerun
+from pyramid_jobstate import JobStore, NotUnique, rerun
 from pyramid_jobstate.testing import away, pass_time
 from tests.faulty import FaultyProxy
 from tests.jobs import messages
@@ -417,6 +417,47 @@ def delete_kept(client: redis.Redis, uuid: str) -> None:
     for key in client.keys(f"*{uuid}*"):
         if key not in records(client):
             client.delete(key)
+
+
+def test_press_while_an_ended_job_is_put_back(
+    make_floor: MakeFloor, proxy: FaultyProxy
+) -> None:
+    """Wherever a press comes between two commands of an operator who runs a failed job
+    again, one job of the key is sent, and the operator is told whether it is theirs.
+    """
+    operator = JobStore(proxy.url)
+    floor = make_floor(JobStore(proxy.url))
+    for number in range(1, 30):
+        first = failed(floor)
+        pressed: list[str] = []
+        left = [number]
+        press_at(proxy, left, lambda: pressed.append(floor.press()))  # noqa: B023
+        try:
+            is_sent = rerun(operator, floor.broker, first.uuid)
+        except NotUnique:
+            is_sent = False
+        proxy.judge = lambda request: "pass"
+        if left[0] > 0:
+            break
+        wait_for(lambda: pressed)  # noqa: B023
+        (sent,) = floor.waiting()
+        assert (sent.message_id == first.uuid) is is_sent, number
+        floor.work()
+    assert number > 5
+
+
+def press_at(proxy: FaultyProxy, left: list[int], press: Callable[[], object]) -> None:
+    """Press before the server hears of a request, and wait for that for a moment."""
+
+    def judge(request: bytes) -> str:
+        left[0] -= 1
+        if left[0] == 0:
+            thread = threading.Thread(target=press)
+            thread.start()
+            thread.join(0.1)
+        return "pass"
+
+    proxy.judge = judge
 
 
 def test_odd_option_is_ignored(floor: Floor) -> None:
