@@ -456,6 +456,20 @@ def test_member_that_its_sender_gave_up_has_failed(
     assert {("error", 1), ("error", 2), ("stalled", 1)} == {*found}
 
 
+def test_member_whose_record_is_lost_has_failed(
+    store: JobStore, client: redis.Redis
+) -> None:
+    """Once its batch has been silent for long."""
+    batch = put_batch(store, Batch, ["success", "queued"])
+    (member,) = store.members(batch.uuid, "queued").items
+    client.delete(f"jobstate:{member.uuid}")
+    pass_time(store, 16)
+    wait_for(lambda: (found := store.load(batch.uuid)) and found.is_finished)
+    ended = store.load(batch.uuid)
+    assert isinstance(ended, Batch)
+    assert (ended.status, ended.counts["error"]) == ("error", 1)
+
+
 # A batch that the store has lost.
 
 
