@@ -89,6 +89,10 @@ def test_reports_of_a_member_move_the_bar(make_floor: MakeFloor) -> None:
             lambda: (p := floor.batch(batch.uuid).progress) and p.fraction == 0.75, 5
         )
         assert floor.counts(batch) == {"working": 1, "success": 1}
+        job_state.set_progress(2, 2)
+        wait_for(
+            lambda: (p := floor.batch(batch.uuid).progress) and p.fraction == 0.875, 5
+        )
         held.end()
     assert floor.batch(batch.uuid).status == "success"
 
