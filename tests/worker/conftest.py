@@ -39,6 +39,7 @@ def stub(redis_url: str) -> dramatiq.Broker:
     return broker
 
 
+@pytest.fixture
 def make_floor(
     request: pytest.FixtureRequest, store: JobStore
 ) -> Iterator[Callable[..., Floor]]:
