@@ -1,4 +1,8 @@
-"""An ASGI server without sockets, for tests that decide what a client does and when."""
+"""An ASGI server without sockets, for tests that decide what a client does and when.
+
+The thread that feeds an application's streams goes on for as long as its process. Here
+it ends with its server, and so tells whether anything was left in it.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +10,22 @@ import asyncio
 import concurrent.futures
 import contextlib
 import json
-import math
+import logging
 import re
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
+from pyramid.authorization import Allow, Everyone
 from pyramid.config import Configurator
 
+from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.asgi import AsgiApplication, asgi_app
-from pyramid_jobstate.web.push.hub import Hub
-from pyramid_jobstate.web.push.offer import Streams, streams_of
-from tests.support import wait_for
+from pyramid_jobstate.testing import put_job
+from tests.support import UUID, wait_for
+from tests.webapp import make_request
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -28,9 +35,33 @@ T = TypeVar("T")
 #: The form of a request's Accept header that asks for a stream.
 EVENTS = "text/event-stream"
 
+#: How many streams an application may have open unless its test says so.
+ROOMS = 6
 
 #: The bytes that arrive at a client at a time even if it does not read.
 BUFFER = 100
+
+
+class Clock:
+    """The clock of this process, `time.monotonic`, which tests put forward. It stays
+    so: time does not run backwards.
+    """
+
+    def __init__(self) -> None:
+        self._real = time.monotonic
+        self._ahead = 0.0
+
+    def __call__(self) -> float:
+        return self._real() + self._ahead
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass at once."""
+        if time.monotonic is not self:
+            vars(time)["monotonic"] = self
+        self._ahead += seconds
+
+
+CLOCK = Clock()
 
 
 class Event(NamedTuple):
@@ -62,11 +93,19 @@ class Exchange:
       sending: The sizes of the bodies that were given to the server, received or not.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        is_reading: bool = True,
+        is_there: bool = True,
+    ) -> None:
         self._loop = loop
         self._gone = asyncio.Event()
+        if not is_there:
+            self._gone.set()
         self._reads = asyncio.Event()
-        self._reads.set()
+        if is_reading:
+            self._reads.set()
         self._asked = False
         self._is_broken = False
         self.messages: list[dict[str, Any]] = []
@@ -209,9 +248,13 @@ class Server:
 
     Attributes:
       config: The application's configurator, if :func:`pushing` has made it.
+      wsgi_app: That application.
+      others: The threads for streams that are not its own.
     """
 
     config: Configurator
+    wsgi_app: WSGIApplication
+    others: set[threading.Thread]
 
     def __init__(self, app: AsgiApplication, loop: asyncio.AbstractEventLoop) -> None:
         self.app = app
@@ -260,12 +303,8 @@ class Server:
         }
 
         async def begin() -> Exchange:
-            exchange = Exchange(self.loop)
-            if not is_reading:
-                exchange._reads.clear()
-            if not is_there:
-                exchange._gone.set()
-            return exchange
+            # The events of asyncio belong to the loop.
+            return Exchange(self.loop, is_reading, is_there)
 
         exchange = self.run(begin())
         serve: Any = self.app(scope, exchange.receive, exchange.send)
@@ -282,13 +321,36 @@ class Server:
         return self.ask(path, user, accept="application/json", **options)
 
     @property
-    def streams(self) -> Streams:
-        """The streams of the application."""
-        return streams_of(self.config.registry)
+    def streams(self) -> list[Exchange]:
+        """The streams that are open."""
+        return [e for e in self._exchanges if not e.is_done and e.is_stream]
 
-    def wait_for_count(self, count: int) -> None:
-        """Wait until a number of streams are open."""
-        wait_for(lambda: self.streams.rooms.count == count)
+    @property
+    def threads(self) -> set[threading.Thread]:
+        """The threads that run for the streams."""
+        return stream_threads() - self.others
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass at once, and have the streams notice it."""
+        # What the server has been asked before does not count as unanswered.
+        for _ in range(2):
+            self._wake()
+        CLOCK.advance(seconds)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Have the thread of the streams look at all that has come, by a stream of
+        nothing.
+        """
+        self.ask(f"/job_state?uuid={UUID}&uuid=y", None)
+
+    def put_last(self) -> str:
+        """Store a job that ends the thread of the streams once it is watched. Return
+        its path.
+        """
+        request = make_request(self.config)
+        job = put_job(request.job_states.store, Last)
+        return urlsplit(request.resource_url(job)).path
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop."""
@@ -321,29 +383,76 @@ def serving(app: AsgiApplication) -> Iterator[Server]:
         loop.close()
 
 
+class Last(JobState):
+    """A kind of job that ends the thread which feeds streams, as any code may that
+    raises SystemExit.
+    """
+
+    @property
+    def title(self) -> str:
+        if threading.current_thread().name == "jobstate-hub":
+            raise SystemExit
+        return "Last"
+
+    def __acl__(self) -> list[tuple[str, Any, Any]]:
+        return [(Allow, Everyone, "view_job")]
+
+
+def stream_threads() -> set[threading.Thread]:
+    """Return the threads that the package runs for streams."""
+    names = "jobstate-hub", "jobstate-link", "jobstate-look"
+    return {thread for thread in threading.enumerate() if thread.name in names}
+
+
 @contextlib.contextmanager
 def pushing(
     config: Configurator,
     around: Callable[[WSGIApplication], WSGIApplication] = lambda app: app,
+    store: JobStore | None = None,
+    rooms: int | None = ROOMS,
 ) -> Iterator[Server]:
-    """Serve the application of a configurator, with pyramid_jobstate included.
+    """Serve the application of a configurator, with pyramid_jobstate included. At the
+    end, as many streams as it may have open can be had, and its threads have ended.
 
     Parameters:
       around: Returns a WSGI application around it.
+      store: Where it keeps its jobs, if not where its settings say.
+      rooms: How many streams may be open if its settings do not say it, or None for the
+        default.
     """
+    settings = config.get_settings()
+    if rooms is not None:
+        rooms = int(settings.setdefault("jobstate.max_streams", rooms))
     config.include("pyramid_jobstate")
+    if store is not None:
+        config.set_job_store(store)
     views = Views(around(config.make_wsgi_app()))
     with serving(asgi_app(views)) as server:
-        server.config = config
+        server.config, server.wsgi_app = config, views
+        server.others = stream_threads()
         try:
             yield server
         finally:
             # Without its loop, the thread of a view would wait for ever.
             wait_for(lambda: not views.running)
-        # A room that a test has leaked fails it.
         server.close()
-        server.wait_for_count(0)
-        stop(server.streams.hub)
+        if server.threads:
+            end(server, rooms or ROOMS)
+            wait_for(lambda: not server.threads)
+
+
+def end(server: Server, rooms: int) -> None:
+    """Open as many streams as there may be, and end the thread that feeds them."""
+    path = server.put_last()
+    logging.disable(logging.CRITICAL)
+    try:
+        streams = [server.open(path, None, is_reading=False) for _ in range(rooms)]
+        assert [stream.is_stream for stream in streams] == [True] * rooms, "A leak."
+        for stream in streams:
+            stream.resume()
+            stream.wait()
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 class Views:
@@ -366,16 +475,3 @@ class Views:
         finally:
             getattr(answer, "close", lambda: None)()
             self.running.remove(environ)
-
-
-def stop(hub: Hub) -> None:
-    """End the thread of a hub, as a store does that does not tell of changes."""
-    thread = hub._thread
-    hub._refused_until = math.inf
-    hub._wake()
-    if thread is not None:
-        thread.join(20)
-    for link in threading.enumerate():
-        # One that is connecting tells the hub of it.
-        if link.name == "jobstate-link":
-            link.join(20)

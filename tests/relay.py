@@ -25,12 +25,7 @@ class Relay:
     def __init__(self, url: str, refused: Mapping[str, str] | None = None) -> None:
         place = urlsplit(url)
         self._target = (place.hostname or "", place.port or 0)
-        self._refused = {
-            b"".join(b"$%d\r\n%b\r\n" % (len(w), w) for w in words.encode().split()): (
-                b"-%b\r\n" % reply.encode()
-            )
-            for words, reply in (refused or {}).items()
-        }
+        self._refused = refusals(refused or {})
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}/0"
@@ -75,6 +70,11 @@ class Relay:
         self._takes.set()
         self.cut()
 
+    def refusal_of(self, request: bytes) -> bytes | None:
+        """Return the reply to a command that the server never sees, or None."""
+        found = (r for words, r in self._refused.items() if words in request)
+        return next(found, None)
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
@@ -94,14 +94,9 @@ class Relay:
     def _ask(self, client: socket.socket, server: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while request := client.recv(1 << 20):
-                reply = next(
-                    (r for words, r in self._refused.items() if words in request), None
-                )
+                reply = self.refusal_of(request)
                 self._takes.wait()
-                if reply is None:
-                    server.sendall(request)
-                else:
-                    client.sendall(reply)
+                (server if reply is None else client).sendall(reply or request)
         self._end(client, server)
 
     def _answer(self, client: socket.socket, server: socket.socket) -> None:
@@ -116,6 +111,16 @@ class Relay:
         for sock in sockets:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
+
+
+def refusals(replies: Mapping[str, str]) -> dict[bytes, bytes]:
+    """Return the replies to commands, by their first words, as bytes."""
+    return {
+        b"".join(b"$%d\r\n%b\r\n" % (len(w), w) for w in words.encode().split()): (
+            b"-%b\r\n" % reply.encode()
+        )
+        for words, reply in replies.items()
+    }
 
 
 @contextlib.contextmanager
@@ -165,3 +170,92 @@ class Puppet:
         self._listener.close()
         with contextlib.suppress(OSError, AttributeError):
             self._sock.close()
+
+
+class TrackingRelay(Relay):
+    """A relay that leaves commands alone, and holds up, loses or falsifies the
+    connections on which clients are told of changes.
+
+    Attributes:
+      asked: What was asked on them.
+      is_holding: Whether it holds back what the server has said there.
+      greeting: What it says by itself when such a connection begins.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._told: list[socket.socket] = []
+        self._reads = threading.Event()
+        self._reads.set()
+        self.asked = b""
+        self.is_holding = False
+        self.greeting = b""
+        super().__init__(url, {})
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._told)
+
+    def refuse(self, **replies: str) -> None:
+        """Answer commands there from now on: `HELLO_3="ERR no"`. Without replies, none.
+        Those before it are answered on all connections: `HELLO_3` and
+        `CLIENT_TRACKING`.
+        """
+        given = {words.replace("_", " "): reply for words, reply in replies.items()}
+        self._refused = refusals(given)
+
+    def lose(self) -> None:
+        """Cut them."""
+        for sock in self._told:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def say(self, data: bytes) -> None:
+        """Send bytes as if the server said them."""
+        for sock in self._told:
+            sock.sendall(data)
+
+    @contextlib.contextmanager
+    def deaf(self) -> Iterator[None]:
+        """Read nothing of what is asked there."""
+        self._reads.clear()
+        try:
+            yield
+        finally:
+            self._reads.set()
+
+    def _ask(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while request := client.recv(1 << 20):
+                if client in self._told:
+                    self.asked += request
+                    self._reads.wait()
+                elif b"TRACKING" in request:
+                    self._told.append(client)
+                    client.sendall(self.greeting)
+                is_told = client in self._told or b"HELLO" in request
+                reply = self.refusal_of(request) if is_told else None
+                (server if reply is None else client).sendall(reply or request)
+        with contextlib.suppress(ValueError):
+            self._told.remove(client)
+        self._end(client, server)
+
+    def _answer(self, client: socket.socket, server: socket.socket) -> None:
+        with client, server, contextlib.suppress(OSError):
+            while data := server.recv(1 << 20):
+                if client in self._told and not self._passes.is_set():
+                    self.is_holding = True
+                    self._passes.wait()
+                    self.is_holding = False
+                client.sendall(data)
+            self._end(client, server)
+
+
+@contextlib.contextmanager
+def tracking(url: str) -> Iterator[TrackingRelay]:
+    """Run a relay of this kind in front of a server."""
+    relay = TrackingRelay(url)
+    try:
+        yield relay
+    finally:
+        relay.close()

@@ -7,48 +7,67 @@ import logging
 import os
 import signal
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import redis
-from redis import RedisCluster
+from pyramid.config import Configurator
 from redis.sentinel import Sentinel
 
-from pyramid_jobstate import JobStore
+from pyramid_jobstate import Batch, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.job.changes import NewJob
-from pyramid_jobstate.web.push.hub import Hub
+from pyramid_jobstate.testing import put_batch
+from tests.asgi import Exchange, Server, pushing
 from tests.cluster import PRIMARIES, Cluster, running_cluster
-from tests.hubs import Basket, hub_of
+from tests.jobs import RunMarathon, messages
+from tests.running import Run, Runs, running
 from tests.store.test_sentinel import sentinels
-from tests.support import INFO, wait_for
-from tests.webapp import put_job
+from tests.support import wait_for
+from tests.webapp import make_config, make_request
 
-LOGGER = "pyramid_jobstate"
-
-
-def write(client: Any, job: str, mile: int) -> bool:
-    """Write a job's metric `miles_run`. Return whether that was possible."""
-    try:
-        client.hset(f"jobstate:{job}", "m:miles_run", mile)
-    except (redis.RedisError, redis.exceptions.RedisClusterException):
-        return False
-    return True
-
-
-def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return what was logged, without the reasons."""
-    texts = [r.getMessage() for r in caplog.records if r.name == LOGGER]
-    return [text.partition(".")[0] for text in texts]
-
+pytestmark = pytest.mark.system
 
 OUTAGE = [
     "The connection on which the job state store tells of changes is lost",
     "The job state store tells of changes again",
 ]
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what was logged of streams, without the reasons."""
+    texts = messages(caplog, "pyramid_jobstate", logging.INFO)
+    return [text.partition(".")[0] for text in texts if "tells of changes" in text]
+
+
+def last(stream: Exchange, run: Run) -> int:
+    """Return the metric n in the last state of a job that a stream has shown."""
+    states = [event.state for event in stream.events if event.name == "message"]
+    found = [s["n"] for s in states if s["job"]["uuid"] == run.uuid]
+    return found[-1] if found else -1
+
+
+def report(run: Run, n: int, stream: Exchange, timeout: float = 40) -> None:
+    """Have a job report, and wait until a stream shows it. The store may be away."""
+    run.report(n=n)
+    wait_for(lambda: last(stream, run) == n, timeout)
+
+
+def is_primary(client: redis.Redis) -> bool:
+    """Return whether a server is a primary. Sentinels may cut the connection."""
+    with contextlib.suppress(redis.RedisError):
+        role: Any = client.role()[0]
+        return role in ("master", b"master")
+    return False
+
+
+def links(client: redis.Redis) -> int:
+    """Return how many clients a server tells of changes."""
+    return sum("t" in c["flags"] for c in client.client_list())
+
+
+# Sentinel
 
 
 class Pair(NamedTuple):
@@ -91,53 +110,42 @@ def knows(sentinel: Any, port: int) -> bool:
         pytest.param("steps-down", marks=pytest.mark.long),
     ],
 )
-def test_a_stream_outlives_a_failover(
-    pair: Pair, how: str, caplog: pytest.LogCaptureFixture
+def test_stream_outlives_a_failover(
+    pair: Pair, redis_url: str, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """When a replica takes over, because the primary has died or by an operator's
     command, the stream goes on with the new primary.
     """
-    caplog.set_level(logging.INFO, LOGGER)
-    client = pair.sentinel.master_for("jobs", socket_timeout=0.5)
-    job = put_job(client, **{"m:miles_run": 1})
+    caplog.set_level(logging.INFO, "pyramid_jobstate")
+    store, other = (
+        JobStore(pair.sentinel.master_for("jobs", socket_timeout=0.5)) for _ in "ab"
+    )
     with (
-        hub_of(JobStore(client)) as hub,
+        running(redis_url, store=other) as runs,
+        pushing(make_config(None), store=store) as server,
         redis.Redis.from_url(pair.primary.url) as old,
         redis.Redis.from_url(pair.replica.url) as new,
     ):
-        basket = Basket(hub, job)
-        basket.wait_for_mile(1)
+        run = runs.start(n=0)
+        stream = server.open(f"/job_state/{run.uuid}")
+        report(run, 1, stream)
         assert old.execute_command("WAIT", 1, 2000) == 1
         if how == "dies":
             os.kill(pair.primary.pid, signal.SIGKILL)
         else:
             pair.sentinel.sentinels[0].sentinel_failover("jobs")
         wait_for(lambda: is_primary(new), 30)
-        wait_for(lambda: write(new, job, 2))
-        wait_for(lambda: links(new) == 1, 40)
-        basket.wait_for_mile(2)
-        wait_for(lambda: write(new, job, 3))
-        basket.wait_for_mile(3)
-        assert "gone" not in basket.events
-        assert basket.events.count("away") <= 1
-        wait_for(lambda: messages(caplog)[-1:] == OUTAGE[1:])
-        assert messages(caplog) == OUTAGE * (len(messages(caplog)) // 2)
-        basket.leave()
+        report(run, 2, stream)
+        report(run, 3, stream)
+        wait_for(lambda: links(new) == 1)
+        names = [event.name for event in stream.events]
+        assert "gone" not in names
+        assert names.count("away") <= 1
+        wait_for(lambda: said(caplog)[-1:] == OUTAGE[1:])
+        assert said(caplog) == OUTAGE * (len(said(caplog)) // 2)
 
 
-def is_primary(client: redis.Redis) -> bool:
-    """Return whether a server is a primary. Sentinels may cut the connection."""
-    with contextlib.suppress(redis.RedisError):
-        role: Any = client.role()[0]
-        return role in ("master", b"master")
-    return False
-
-
-def links(client: redis.Redis) -> int:
-    """Return how many links a server has."""
-    with contextlib.suppress(redis.RedisError):
-        return sum("t" in c["flags"] for c in client.client_list())
-    return -1
+# Cluster
 
 
 @pytest.fixture(scope="module")
@@ -147,102 +155,98 @@ def cluster() -> Iterator[Cluster]:
 
 
 class Scene:
-    """Streams of jobs on all primaries of a Cluster.
+    """A stream of jobs on all primaries of a Cluster.
 
     Attributes:
       jobs: A job on each primary.
-      basket: A stream of all of them.
+      stream: A stream of all of them.
     """
 
-    def __init__(self, cluster: Cluster, store: JobStore, hub: Hub) -> None:
+    def __init__(
+        self, cluster: Cluster, config: Configurator, server: Server, runs: Runs
+    ) -> None:
         self.cluster = cluster
-        self.store = store
-        client = store.client
-        assert isinstance(client, RedisCluster)
-        self.client = client
-        self.hub = hub
-        self.jobs = [self.put(i) for i in range(PRIMARIES)]
-        self.basket = Basket(self.hub, *self.jobs)
-        for job in self.jobs:
-            self.wait_for_mile(job, 1)
+        self.server = server
+        self.store: JobStore = make_request(config).job_states.store
+        self.client: Any = self.store.client
+        found: dict[int, Run] = {}
+        while len(found) < PRIMARIES:
+            run = runs.start(n=0)
+            place = cluster.owner_of(f"jobstate:{run.uuid}")
+            if found.setdefault(place, run) is not run:
+                run.succeed()
+        self.jobs = [found[place] for place in range(PRIMARIES)]
+        uuids = "&".join(f"uuid={run.uuid}" for run in self.jobs)
+        self.stream = server.open(f"/job_state?{uuids}")
+        for run in self.jobs:
+            self.report(run, 1)
 
-    def put(self, primary: int) -> str:
-        """Write a job whose key a primary holds."""
-        while True:
-            job = str(uuid.uuid4())
-            if self.cluster.owner_of(f"jobstate:{job}") == primary:
-                self.store.create(NewJob(job, INFO))
-                assert write(self.client, job, 1)
-                return job
+    def report(self, run: Run, n: int) -> None:
+        """Have a job report, and wait until the stream shows it."""
+        report(run, n, self.stream)
 
-    def mile(self, job: str) -> int:
-        """Return the last `miles_run` that the stream was told of a job."""
-        states = [s for s in self.basket.states if s["job"]["uuid"] == job]
-        return int(states[-1].get("miles_run", 0)) if states else 0
+    def report_promptly(self, run: Run, first: int) -> None:
+        """Check that a job's changes are told at once."""
+        for n in range(first, first + 5):
+            begun = time.monotonic()
+            self.report(run, n)
+            # The machine may be busy.
+            assert time.monotonic() - begun < 2
 
-    def wait_for_mile(self, job: str, mile: int) -> None:
-        """Wait until the stream is told of a `miles_run` of a job."""
-        wait_for(lambda: self.mile(job) == mile, 30)
+    @property
+    def names(self) -> list[str]:
+        return [event.name for event in self.stream.events]
 
 
 @contextlib.contextmanager
-def on_stage(cluster: Cluster) -> Iterator[Scene]:
+def on_stage(cluster: Cluster, redis_url: str) -> Iterator[Scene]:
     """Have streams of jobs on all primaries of a Cluster."""
+    config = make_config(cluster.url)
     store = JobStore(cluster.url)
-    with hub_of(store) as hub:
-        scene = Scene(cluster, store, hub)
-        yield scene
-        scene.basket.leave()
+    with (
+        running(redis_url, 20, store) as runs,
+        pushing(config) as server,
+    ):
+        yield Scene(cluster, config, server, runs)
     store.client.close()
 
 
 @pytest.fixture
-def scene(cluster: Cluster) -> Iterator[Scene]:
+def scene(cluster: Cluster, redis_url: str) -> Iterator[Scene]:
     """Streams of jobs on all primaries of the module's Cluster."""
-    with on_stage(cluster) as scene:
+    with on_stage(cluster, redis_url) as scene:
         yield scene
 
 
-def check_promptness(scene: Scene, job: str, first: int) -> None:
-    """Check that a job's changes are told at once."""
-    for mile in range(first, first + 5):
-        begun = time.monotonic()
-        assert write(scene.client, job, mile)
-        scene.wait_for_mile(job, mile)
-        # The machine may be busy.
-        assert time.monotonic() - begun < 2
-
-
-def reads(client: redis.Redis) -> int:
-    """Return how often a node was asked for a hash."""
-    found: Any = client.info("commandstats")
-    return int(found.get("cmdstat_hgetall", {}).get("calls", 0))
-
-
-def test_a_stream_shows_jobs_of_all_primaries(scene: Scene) -> None:
-    """One stream is told of the changes of jobs on several nodes."""
-    for job in scene.jobs:
-        write(scene.client, job, 2)
-    for job in scene.jobs:
-        scene.wait_for_mile(job, 2)
-    for i in range(PRIMARIES):
-        with scene.cluster.client(i) as client:
-            assert links(client) == 1
-            client.delete(f"jobstate:{scene.jobs[i]}")
-
-
-def test_a_job_is_followed_while_its_slot_moves(scene: Scene) -> None:
-    """A job whose slot moves to another node is shown again when it has arrived.
-    Meanwhile other jobs are told as before, and read only when they change.
+def test_stream_shows_jobs_of_all_primaries(scene: Scene) -> None:
+    """One stream is told of the changes of jobs on several nodes, and of the cancel of
+    their batch on another one.
     """
-    cluster, (job, other, _) = scene.cluster, scene.jobs
+    for run in scene.jobs:
+        scene.report(run, 2)
+    for place in range(PRIMARIES):
+        with scene.cluster.client(place) as client:
+            assert links(client) == 1
+    member = {"status": "queued", "job_state_class": RunMarathon}
+    made = put_batch(scene.store, Batch, [member] * 8, owner="alice")
+    uuids = [job.uuid for job in scene.store.members(made.uuid).items]
+    query = "&".join(f"uuid={uuid}" for uuid in uuids)
+    stream = scene.server.open(f"/job_state?{query}")
+    stream.at(7)
+    made.cancel()
+    stream.wait()
+    ended = [event for event in stream.events if '"cancelled"' in event.data]
+    assert len(ended) == 8
+
+
+def test_job_is_followed_while_its_slot_moves(scene: Scene) -> None:
+    """A job whose slot moves to another node is shown again when it has arrived.
+    Meanwhile other jobs are told as before.
+    """
+    cluster, (run, other, _) = scene.cluster, scene.jobs
     names = [cluster.node_id(i) for i in range(2)]
-    key = f"jobstate:{job}"
-    with (
-        cluster.client(0) as old,
-        cluster.client(1) as new,
-        cluster.client(2) as bystander,
-    ):
+    key = f"jobstate:{run.uuid}"
+    with cluster.client(0) as old, cluster.client(1) as new:
         slot = old.execute_command("CLUSTER KEYSLOT", key)
 
         def setslot(client: redis.Redis, *words: str) -> None:
@@ -250,86 +254,83 @@ def test_a_job_is_followed_while_its_slot_moves(scene: Scene) -> None:
 
         def migrate(client: redis.Redis, to: int) -> None:
             place = "127.0.0.1", cluster.nodes[to].port
-            client.execute_command("MIGRATE", *place, key, 0, 5000)
+            keys = client.execute_command("CLUSTER GETKEYSINSLOT", slot, 100)
+            client.execute_command("MIGRATE", *place, "", 0, 5000, "KEYS", *keys)
 
-        bystander.config_resetstat()
         setslot(new, "IMPORTING", names[0])
         setslot(old, "MIGRATING", names[1])
         migrate(old, 1)
         # The old node replies ASK.
-        assert write(scene.client, job, 2)
-        check_promptness(scene, other, 2)
-        assert reads(bystander) == 0
+        run.report(n=2)
+        scene.report_promptly(other, 2)
         setslot(new, "NODE", names[1])
         setslot(old, "NODE", names[1])
-        scene.wait_for_mile(job, 2)
-        assert write(scene.client, job, 3)
-        scene.wait_for_mile(job, 3)
+        scene.report(run, 3)
         # Back again, for the other tests.
         setslot(old, "IMPORTING", names[1])
         setslot(new, "MIGRATING", names[0])
         migrate(new, 0)
         setslot(old, "NODE", names[0])
         setslot(new, "NODE", names[0])
-        assert write(scene.client, job, 4)
-        scene.wait_for_mile(job, 4)
-    assert "gone" not in scene.basket.events
+        scene.report(run, 4)
+    assert "gone" not in scene.names
 
 
-def test_a_slot_that_nobody_holds_is_looked_for_again(scene: Scene) -> None:
+def test_slot_that_nobody_holds_is_looked_for_again(scene: Scene) -> None:
     """A job whose slot is missing in what the client knows is read once it has learnt
     better.
     """
-    job = scene.put(0)
+    run = scene.jobs[0]
+    stream = scene.server.open(f"/job_state/{run.uuid}")
+    stream.at(0)
     scene.client.nodes_manager.slots_cache.clear()
-    basket = Basket(scene.hub, job)
-    basket.wait_for_mile(1)
-    basket.leave()
+    report(run, 2, stream)
 
 
-def test_a_primary_may_step_down(cluster: Cluster) -> None:
+def test_primary_may_step_down(cluster: Cluster, redis_url: str) -> None:
     """When a replica takes over by an operator's command, while polls of the same
     process find that out first, the stream goes on.
     """
-    check_takeover(cluster, 0, PRIMARIES)
+    check_takeover(cluster, redis_url, 0, PRIMARIES)
     # Back again, for the other tests.
-    check_takeover(cluster, PRIMARIES, 0)
+    check_takeover(cluster, redis_url, PRIMARIES, 0)
 
 
-def check_takeover(cluster: Cluster, leaving: int, coming: int) -> None:
+def check_takeover(cluster: Cluster, redis_url: str, leaving: int, coming: int) -> None:
     """Have a replica take over, and check that a stream goes on."""
     with (
-        on_stage(cluster) as scene,
+        on_stage(cluster, redis_url) as scene,
         cluster.client(coming) as replica,
         cluster.client(leaving) as primary,
     ):
-        job = scene.jobs[0]
+        run = scene.jobs[0]
         wait_for(lambda: primary.info("replication")["connected_slaves"])
         replica.execute_command("CLUSTER FAILOVER")
         wait_for(lambda: is_primary(replica) and not is_primary(primary))
         # As a poll does.
-        assert scene.store.load(job) is not None
-        wait_for(lambda: write(scene.client, job, 2))
-        scene.wait_for_mile(job, 2)
-        assert write(scene.client, job, 3)
-        scene.wait_for_mile(job, 3)
-        assert "gone" not in scene.basket.events
+        assert scene.store.load(run.uuid) is not None
+        scene.report(run, 2)
+        scene.report(run, 3)
+        assert "gone" not in scene.names
 
 
-def test_a_primary_may_die(caplog: pytest.LogCaptureFixture) -> None:
-    """When a primary dies, the jobs of the others go on at once, and its own jobs when
-    its replica has taken over. The log says so once.
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.long)]
+)
+def test_primary_may_die(
+    redis_url: str, how: signal.Signals, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When a primary dies or hangs, the jobs of the others go on at once, and its own
+    when its replica has taken over. The log says so once.
     """
-    caplog.set_level(logging.INFO, LOGGER)
-    with running_cluster() as cluster, on_stage(cluster) as scene:
-        os.kill(cluster.nodes[0].pid, signal.SIGKILL)
-        for job in scene.jobs[1:]:
-            check_promptness(scene, job, 2)
-        wait_for(lambda: write(scene.client, scene.jobs[0], 2), 30)
-        scene.wait_for_mile(scene.jobs[0], 2)
-        assert write(scene.client, scene.jobs[0], 3)
-        scene.wait_for_mile(scene.jobs[0], 3)
-        wait_for(lambda: len(messages(caplog)) >= 2)
-        assert [text for text in messages(caplog) if text in OUTAGE] == OUTAGE
-        assert "gone" not in scene.basket.events
-        assert scene.basket.events.count("away") <= 1
+    caplog.set_level(logging.INFO, "pyramid_jobstate")
+    with running_cluster() as cluster, on_stage(cluster, redis_url) as scene:
+        os.kill(cluster.nodes[0].pid, how)
+        for run in scene.jobs[1:]:
+            scene.report_promptly(run, 2)
+        scene.report(scene.jobs[0], 2)
+        scene.report(scene.jobs[0], 3)
+        wait_for(lambda: len(said(caplog)) >= 2)
+        assert said(caplog) == OUTAGE
+        assert "gone" not in scene.names
+        assert scene.names.count("away") <= 1

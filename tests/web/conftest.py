@@ -14,6 +14,8 @@ from transaction.interfaces import NoTransaction
 from webtest import TestApp
 
 from pyramid_jobstate.embedded import EmbeddedServer
+from tests.asgi import Server, pushing
+from tests.running import Runs, running
 from tests.web.databases import SQLite
 from tests.web.operating import operated_root
 from tests.web.paging import Visit, Visiting, paged_app
@@ -103,3 +105,26 @@ def paged(shared_paged: TestApp, redis_url: str) -> TestApp:
 def visit(paged: TestApp) -> Visiting:
     """Visits a path of `paged`, as an operator or another user."""
     return functools.partial(Visit, paged)
+
+
+@pytest.fixture(scope="module")
+def shared_pushed(redis_server: EmbeddedServer) -> Iterator[Server]:
+    """What `pushed` renews."""
+    settings = {"jobstate.max_streams": "30"}
+    config = make_config(redis_server.url, root_factory=mounted_root, settings=settings)
+    with pushing(config) as server:
+        yield server
+
+
+@pytest.fixture
+def pushed(shared_pushed: Server, redis_url: str) -> Iterator[Server]:
+    """An application that streams, whose jobs are at three places."""
+    yield shared_pushed
+    shared_pushed.close()
+
+
+@pytest.fixture
+def runs(redis_url: str) -> Iterator[Runs]:
+    """Jobs that do what the test says."""
+    with running(redis_url) as runs:
+        yield runs

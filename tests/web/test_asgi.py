@@ -17,16 +17,18 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
-import redis
 from pyramid.config import Configurator
 from pyramid.request import Request
 from pyramid.response import FileResponse, Response
 
+from pyramid_jobstate import JobStore
 from pyramid_jobstate.asgi import AsgiApplication, asgi_app
+from tests.running import Runs
 from tests.streams import StreamClient, serving
-from tests.support import ROOT, wait_for
+from tests.support import ROOT, load_job
+from tests.web.streaming import PublicRun, one, put, serving_sockets, wait_until
 from tests.web.wsgi import serving_wsgi
-from tests.webapp import make_config, put_job
+from tests.webapp import make_config
 
 #: What servers say of themselves and of the connection, and how they frame a body.
 OF_SERVER = {
@@ -50,6 +52,9 @@ OF_ENVIRON = {
     "SERVER_SOFTWARE",
     "wsgi.multiprocess",
 }
+
+#: The parsers of uvicorn.
+HTTP = ["h11", "httptools"]
 
 UPLOAD = b"\r\n--x\0".join(b"%d" % number for number in range(500_000))
 
@@ -294,50 +299,46 @@ REQUESTS: dict[str, tuple[str | bytes, bytes]] = {
 
 # WebOb leaves large bodies to the garbage collector.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-@pytest.mark.parametrize("server", ["h11", "httptools"])
-@pytest.mark.parametrize("name", REQUESTS)
-def test_answer_is_that_under_waitress(
-    ports: dict[str, int], server: str, name: str
-) -> None:
+@pytest.mark.parametrize("server", HTTP)
+def test_answer_is_that_under_waitress(ports: dict[str, int], server: str) -> None:
     """A request gets the same answer under uvicorn as under waitress."""
-    sent, body = REQUESTS[name]
-    expected = ask(ports["waitress"], sent, body)
-    found = ask(ports[server], sent, body)
-    if expected.body.startswith(b'{"') and found.body.startswith(b'{"'):
-        # A difference reads better.
-        assert json.loads(found.body) == json.loads(expected.body)
-        expected, found = expected._replace(body=b""), found._replace(body=b"")
-    if expected.status == 500:
-        # Servers have pages of their own.
-        expected, found = expected._replace(body=b""), found._replace(body=b"")
-    assert found == expected
+    for name, (sent, body) in REQUESTS.items():
+        expected = ask(ports["waitress"], sent, body)
+        found = ask(ports[server], sent, body)
+        if expected.body.startswith(b'{"') and found.body.startswith(b'{"'):
+            # A difference reads better.
+            assert json.loads(found.body) == json.loads(expected.body), name
+            expected, found = expected._replace(body=b""), found._replace(body=b"")
+        if expected.status == 500:
+            # Servers have pages of their own.
+            expected, found = expected._replace(body=b""), found._replace(body=b"")
+        assert found == expected, name
 
 
-@pytest.mark.parametrize("server", ["h11", "httptools"])
 def test_exception_is_a_500(
-    ports: dict[str, int], server: str, caplog: pytest.LogCaptureFixture
+    ports: dict[str, int], caplog: pytest.LogCaptureFixture
 ) -> None:
     """An exception of a view is logged with its traceback, and its client gets a 500,
     which says nothing of it.
     """
-    answer = ask(ports[server], "GET /fail")
+    answer = ask(ports["h11"], "GET /fail")
     assert answer.status == 500
     assert b"meant" not in answer.body
     assert "ValueError: meant" in caplog.text
 
 
-@pytest.mark.parametrize("server", ["waitress", "h11", "httptools"])
-def test_client_is_told_to_continue(ports: dict[str, int], server: str) -> None:
+def test_client_is_told_to_continue(ports: dict[str, int]) -> None:
     """A client that waits for it is told to send its body."""
-    with socket.create_connection(("127.0.0.1", ports[server]), 20) as sock:
-        sock.sendall(
-            b"POST /digest HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n"
-            b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n"
-        )
-        assert sock.recv(12) == b"HTTP/1.1 100"
-        sock.sendall(b"abc")
-        file = sock.makefile("rb")
-        assert hashlib.sha256(b"abc").hexdigest().encode() in file.read()
+    for server in HTTP:
+        with socket.create_connection(("127.0.0.1", ports[server]), 20) as sock:
+            sock.sendall(
+                b"POST /digest HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n"
+                b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n"
+            )
+            assert sock.recv(12) == b"HTTP/1.1 100", server
+            sock.sendall(b"abc")
+            file = sock.makefile("rb")
+            assert hashlib.sha256(b"abc").hexdigest().encode() in file.read()
 
 
 # What no client of uvicorn's can send
@@ -429,9 +430,22 @@ def test_length_beside_chunks_does_not_count() -> None:
     assert hashlib.sha256(b"abcdef").hexdigest().encode() in body_of(sent)
 
 
-@pytest.mark.parametrize(
-    ("root", "path", "name", "info"),
-    [
+def paths_of(**scope: Any) -> tuple[str, str]:
+    """Return the SCRIPT_NAME and the PATH_INFO that an application sees."""
+    seen: dict[str, Any] = {}
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        seen.update(environ)
+        start_response("200 OK", [])
+        return []
+
+    call(asgi_app(app), **scope)
+    return seen["SCRIPT_NAME"], seen["PATH_INFO"]
+
+
+def test_application_below_a_prefix() -> None:
+    """The prefix of an application is its SCRIPT_NAME, and not in its PATH_INFO."""
+    for root, path, *expected in (
         # uvicorn's --root-path is part of the path
         ("/api", "/api/environ/a", "/api", "/environ/a"),
         ("/api", "/api/api/environ", "/api", "/api/environ"),
@@ -439,54 +453,24 @@ def test_length_beside_chunks_does_not_count() -> None:
         ("/env", "/environ", "/env", "/environ"),
         ("/caf\u00e9", "/caf\u00e9/environ", "/caf\u00c3\u00a9", "/environ"),
         ("", "/environ", "", "/environ"),
-    ],
-)
-def test_application_below_a_prefix(root: str, path: str, name: str, info: str) -> None:
-    """The prefix of an application is its SCRIPT_NAME, and not in its PATH_INFO."""
-    seen: dict[str, Any] = {}
-
-    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-        seen.update(environ)
-        start_response("200 OK", [])
-        return []
-
-    call(asgi_app(app), root_path=root, path=path)
-    assert (seen["SCRIPT_NAME"], seen["PATH_INFO"]) == (name, info)
+        ("/api", "/api", "/api", ""),
+    ):
+        assert paths_of(root_path=root, path=path) == tuple(expected)
 
 
-def test_prefix_itself_is_an_empty_path() -> None:
-    """A request for the prefix of an application has an empty PATH_INFO."""
-
-    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-        start_response("200 OK", [])
-        return [repr(environ["PATH_INFO"]).encode()]
-
-    assert body_of(call(asgi_app(app), root_path="/api", path="/api")) == b"''"
-
-
-@pytest.mark.parametrize(
-    ("raw_path", "info"),
-    [
+def test_path_that_is_no_utf8() -> None:
+    """The bytes of a path that servers cannot decode come from the raw path, if that is
+    the same.
+    """
+    for raw_path, info in (
         (b"/api/%E9", "/\u00e9"),
         (b"/api/%EF%BF%BD", "/\u00ef\u00bf\u00bd"),
         # Another application has changed the path.
         (b"/other/%E9", "/\u00ef\u00bf\u00bd"),
         (None, "/\u00ef\u00bf\u00bd"),
-    ],
-)
-def test_path_that_is_no_utf8(raw_path: bytes | None, info: str) -> None:
-    """The bytes of a path that servers cannot decode come from the raw path, if that is
-    the same.
-    """
-    seen: dict[str, Any] = {}
-
-    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-        seen.update(environ)
-        start_response("200 OK", [])
-        return []
-
-    call(asgi_app(app), root_path="/api", path="/api/\ufffd", raw_path=raw_path)
-    assert seen["PATH_INFO"] == info
+    ):
+        scope = {"root_path": "/api", "path": "/api/\ufffd", "raw_path": raw_path}
+        assert paths_of(**scope)[1] == info, raw_path
 
 
 def test_scheme_and_client_are_those_of_the_scope() -> None:
@@ -534,11 +518,12 @@ def test_lifespan_is_answered() -> None:
     assert sent == [{"type": f"lifespan.{part}.complete"} for part in parts]
 
 
-@pytest.mark.parametrize("threads", [0, -1, True, 2.0, "10", None])
-def test_bad_number_of_threads_is_an_error(threads: Any) -> None:
+def test_bad_number_of_threads_is_an_error() -> None:
     """A number of threads that cannot be is named."""
-    with pytest.raises(ValueError, match=r"threads must be a whole number .* not"):
-        asgi_app(make_views(), threads=threads)
+    bad: list[Any] = [0, -1, True, 2.0, "10", None]
+    for threads in bad:
+        with pytest.raises(ValueError, match=r"threads must be a whole number .* not"):
+            asgi_app(lambda environ, start: [], threads=threads)
 
 
 # Responses
@@ -598,50 +583,56 @@ def test_application_that_starts_no_response_is_told() -> None:
         call(asgi_app(lambda environ, start_response: [b"one"]))
 
 
-@pytest.mark.parametrize("server", ["waitress", "h11", "httptools"])
-def test_failed_iterator_is_closed(server: str) -> None:
+def test_failed_iterator_is_closed() -> None:
     """An iterator that fails is closed, and its client sees that something is
     missing.
     """
-    iterator = Chunks(b"one", b"two", error="meant")
+    for server in HTTP:
+        iterator = Chunks(b"one", b"two", error="meant")
 
-    def app(environ: dict[str, Any], start_response: Any) -> Chunks:
-        start_response("200 OK", [("Content-Length", "1000")])
-        return iterator
+        def app(
+            environ: dict[str, Any], start_response: Any, answer: Chunks = iterator
+        ) -> Chunks:
+            start_response("200 OK", [("Content-Length", "1000")])
+            return answer
 
-    serve = (
-        serving_wsgi(app)
-        if server == "waitress"
-        else serving(asgi_app(app), http=server)
-    )
-    with serve as port, pytest.raises(http.client.IncompleteRead):
-        ask(port, "GET /")
-    assert iterator.closed.wait(5)
+        with (
+            serving(asgi_app(app), http=server) as port,
+            pytest.raises(http.client.IncompleteRead),
+        ):
+            ask(port, "GET /")
+        assert iterator.closed.wait(5)
 
 
-@pytest.mark.parametrize("error", [OSError, ConnectionResetError])
-def test_server_that_cannot_send_frees_the_thread(error: type[OSError]) -> None:
+def test_server_that_cannot_send_frees_the_thread() -> None:
     """A server may raise an error for what is sent to a client that has gone. The
     iterator is closed, and its thread serves the next request.
     """
-    iterator = Chunks(endless=b"data")
-    responses: list[Any] = [iterator, [b"next"]]
+    for error in OSError, ConnectionResetError:
+        iterator = Chunks(endless=b"data")
+        responses: list[Any] = [iterator, [b"next"]]
 
-    def app(environ: dict[str, Any], start_response: Any) -> Any:
-        start_response("200 OK", [])
-        return responses.pop(0)
+        def app(
+            environ: dict[str, Any], start_response: Any, left: Any = responses
+        ) -> Any:
+            start_response("200 OK", [])
+            return left.pop(0)
 
-    application = asgi_app(app, threads=1)
-    (start,) = call(application, error=error)
-    assert start["status"] == 200
-    assert iterator.closed.is_set()
-    assert body_of(call(application)) == b"next"
+        application = asgi_app(app, threads=1)
+        (start,) = call(application, error=error)
+        assert start["status"] == 200
+        assert iterator.closed.is_set()
+        assert body_of(call(application)) == b"next"
 
 
-@pytest.mark.parametrize("server", ["h11", "httptools"])
-@pytest.mark.parametrize("method", ["GET", "POST"])
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the errors that were logged."""
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize("server", HTTP)
 def test_client_that_goes_ends_its_download(
-    server: str, method: str, caplog: pytest.LogCaptureFixture
+    server: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The iterator of a client that has gone is closed, however much it has left, and
     its thread serves the next request.
@@ -655,7 +646,7 @@ def test_client_that_goes_ends_its_download(
         return left.pop() if left else [b"next"]
 
     with serving(asgi_app(app, threads=2), http=server) as port:
-        for _ in iterators:
+        for method in ("GET", "POST") * 2:
             with socket.create_connection(("127.0.0.1", port), 20) as sock:
                 line = f"{method} / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx"
                 sock.sendall(line.encode())
@@ -663,20 +654,16 @@ def test_client_that_goes_ends_its_download(
         assert ask(port, "GET /").body == b"next"
     for iterator in iterators:
         assert iterator.closed.wait(5)
-    assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
+    assert errors(caplog) == []
 
 
-@pytest.mark.parametrize("server", ["h11", "httptools"])
-@pytest.mark.parametrize(
-    "kind", ["Content-Length: 500000", "Transfer-Encoding: chunked"]
-)
+@pytest.mark.parametrize("server", HTTP)
 def test_half_of_an_upload_does_not_pass_for_all_of_it(
-    server: str, kind: str, caplog: pytest.LogCaptureFixture
+    server: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A view whose client goes amid a large upload gets an error, not the part that has
     come. Nothing is logged.
     """
-    part = b"a" * 100_000
     begun: list[bytes] = []
     seen: list[object] = []
 
@@ -690,20 +677,21 @@ def test_half_of_an_upload_does_not_pass_for_all_of_it(
         start_response("200 OK", [])
         return []
 
+    kinds = "Content-Length: 500000", "Transfer-Encoding: chunked"
     with serving(asgi_app(app), http=server) as port:
-        with socket.create_connection(("127.0.0.1", port), 20) as sock:
-            line = f"POST / HTTP/1.1\r\nHost: a\r\n{kind}\r\n\r\n"
-            sock.sendall(line.encode() + in_chunks(part)[:-5])
-            wait_for(lambda: begun)
-        (error,) = wait_for(lambda: seen)
-    assert isinstance(error, ConnectionError)
-    assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
+        for count, kind in enumerate(kinds, start=1):
+            with socket.create_connection(("127.0.0.1", port), 20) as sock:
+                line = f"POST / HTTP/1.1\r\nHost: a\r\n{kind}\r\n\r\n"
+                sock.sendall(line.encode() + in_chunks(b"a" * 100_000)[:-5])
+                wait_until(count, len, begun)
+            wait_until(count, len, seen)
+            assert isinstance(seen[-1], ConnectionError)
+    assert errors(caplog) == []
 
 
-@pytest.mark.parametrize("server", ["h11", "httptools"])
-@pytest.mark.parametrize("kind", ["Content-Length: 1000", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("server", HTTP)
 def test_body_that_does_not_come_holds_no_thread(
-    server: str, kind: str, caplog: pytest.LogCaptureFixture
+    server: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Requests with half of a body do not keep others from the views, which see only
     those whose body has come.
@@ -715,11 +703,12 @@ def test_body_that_does_not_come_holds_no_thread(
         start_response("200 OK", [])
         return [b"answered"]
 
+    kinds = "Content-Length: 1000", "Transfer-Encoding: chunked"
     with (
         serving(asgi_app(app, threads=2), http=server) as port,
         contextlib.ExitStack() as stack,
     ):
-        for _ in range(4):
+        for kind in kinds * 2:
             sock = socket.create_connection(("127.0.0.1", port), 20)
             stack.enter_context(sock)
             line = f"POST / HTTP/1.1\r\nHost: a\r\n{kind}\r\n\r\n3\r\nabc\r\n"
@@ -728,7 +717,7 @@ def test_body_that_does_not_come_holds_no_thread(
         assert ask(port, "POST /", b"all").body == b"answered"
         assert ask(port, "POST /", UPLOAD).body == b"answered"
     assert bodies == [b"", b"all", UPLOAD]
-    assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
+    assert errors(caplog) == []
 
 
 def test_request_without_a_body_leaves_the_channel_alone() -> None:
@@ -743,69 +732,6 @@ def test_request_without_a_body_leaves_the_channel_alone() -> None:
 
     sent = call(asgi_app(app), {"type": "http.request", "body": b""})
     assert body_of(sent) == b"onetwothree"
-
-
-@pytest.mark.parametrize(
-    ("status", "headers"),
-    [("200 OK", [("Content-Encoding", "br")]), ("202 Accepted", [])],
-)
-def test_response_that_was_changed_ends(
-    redis_url: str, client: redis.Redis, status: str, headers: list[tuple[str, str]]
-) -> None:
-    """A stream that a WSGI application around Pyramid's has compressed, or made another
-    response of, ends, and makes room for another one.
-    """
-    config = make_config(redis_url, settings={"jobstate.max_streams": "1"})
-    config.include("pyramid_jobstate")
-    app = config.make_wsgi_app()
-
-    def around(environ: dict[str, Any], start_response: Any) -> Any:
-        def start(old: str, old_headers: Any) -> Any:
-            if "HTTP_X_CHANGE" in environ:
-                return start_response(status, [*old_headers, *headers])
-            return start_response(old, old_headers)
-
-        return app(environ, start)
-
-    path = f"/job_state/{put_job(client)}"
-    with serving(asgi_app(around)) as port:
-        with StreamClient(port, path, X_Change="1") as changed:
-            assert changed.status == int(status[:3])
-            assert changed.rest() == []
-
-        def has_room() -> bool:
-            with StreamClient(port, path) as stream:
-                return stream.is_stream
-
-        # The end is sent a moment before.
-        wait_for(has_room)
-
-
-def test_length_and_chunks_around_a_stream_do_no_harm(
-    redis_url: str, client: redis.Redis
-) -> None:
-    """A WSGI application around Pyramid's may give a stream a length, and send its
-    beginning in several chunks.
-    """
-    config = make_config(redis_url)
-    config.include("pyramid_jobstate")
-    app = config.make_wsgi_app()
-
-    def around(environ: dict[str, Any], start_response: Any) -> Any:
-        def start(status: str, headers: Any) -> Any:
-            return start_response(status, [*headers, ("Content-Length", "3")])
-
-        return [*app(environ, start), b": a\n", b": b\n", b": c\n"]
-
-    uuid = put_job(client)
-    with (
-        serving(asgi_app(around)) as port,
-        StreamClient(port, f"/job_state/{uuid}") as stream,
-    ):
-        assert "Content-Length" not in stream.headers
-        stream.next()
-        client.hset(f"jobstate:{uuid}", "status", "success")
-        assert stream.next().state["job_state"] == "success"
 
 
 # Threads
@@ -835,7 +761,7 @@ def test_no_more_views_run_than_threads() -> None:
 
 
 @contextlib.contextmanager
-def streaming(redis_url: str, **options: Any) -> Iterator[tuple[int, threading.Event]]:
+def streaming(redis_url: str, **settings: str) -> Iterator[tuple[int, threading.Event]]:
     """Serve an application with two threads, and give its port, and an event for which
     each request for /slow waits.
     """
@@ -848,70 +774,56 @@ def streaming(redis_url: str, **options: Any) -> Iterator[tuple[int, threading.E
     def quick(request: Request) -> Response:
         return Response("quick")
 
-    config = make_config(redis_url, **options)
-    config.include("pyramid_jobstate")
+    config = make_config(redis_url, settings=settings)
     for view in slow, quick:
         config.add_route(view.__name__, f"/{view.__name__}")
         config.add_view(view, route_name=view.__name__)
-    with serving(asgi_app(config.make_wsgi_app(), threads=2)) as port:
+    with serving_sockets(config, threads=2) as port:
         try:
             yield port, gate
         finally:
             gate.set()
 
 
-def test_slow_views_do_not_stop_streams(redis_url: str, client: redis.Redis) -> None:
+def test_slow_views_do_not_stop_streams(redis_url: str, runs: Runs) -> None:
     """While all threads are busy with slow views, open streams go on."""
-    uuid = put_job(client)
+    run = runs.start(n=0)
     slow: list[threading.Thread] = []
     with streaming(redis_url) as (port, gate):
-        with StreamClient(port, f"/job_state/{uuid}") as stream:
+        with StreamClient(port, one(run.uuid)) as stream:
             stream.next()
             for _ in range(6):
                 slow.append(threading.Thread(target=ask, args=(port, "GET /slow")))
                 slow[-1].start()
-            for miles in range(5):
-                client.hset(f"jobstate:{uuid}", "m:miles", miles)
-                assert stream.next(5).state["miles"] == miles
+            for n in range(1, 5):
+                run.report(n=n)
+                assert stream.next().state["n"] == n
         gate.set()
         for thread in slow:
             thread.join()
 
 
-def open_streams(redis_url: str, client: redis.Redis, count: int) -> None:
-    """Open streams beside plain requests in a process with two threads, and see that
-    all requests are answered and all streams end.
-    """
-    uuid = put_job(client, owner="null")
-    options = {"settings": {"jobstate.max_streams": str(count)}}
-    with streaming(redis_url, **options) as (port, _), contextlib.ExitStack() as stack:
+@pytest.mark.parametrize(
+    "count", [50, pytest.param(500, marks=pytest.mark.long)], ids=str
+)
+def test_streams_hold_no_threads(redis_url: str, store: JobStore, count: int) -> None:
+    """Many more streams than threads leave all threads to plain requests."""
+    job = put(store, "queued", PublicRun)
+    settings = {"jobstate.max_streams": str(count)}
+    with (
+        streaming(redis_url, **settings) as (port, _),
+        contextlib.ExitStack() as stack,
+    ):
         streams = [
-            stack.enter_context(StreamClient(port, f"/job_state/{uuid}", user="admin"))
+            stack.enter_context(StreamClient(port, one(job), None))
             for _ in range(count)
         ]
         assert all(stream.is_stream for stream in streams)
-        for _ in range(50):
+        for _ in range(20):
             assert ask(port, "GET /quick").body == b"quick"
-        client.hset(f"jobstate:{uuid}", "status", "success")
+        load_job(store, job).cancel()
         for stream in streams:
-            stream.until(lambda event: event.state["job_state"] == "success")
-
-
-def test_streams_hold_no_threads(
-    redis_url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Many more streams than threads leave all threads to plain requests."""
-    monkeypatch.setattr("pyramid_jobstate.web.push.rooms.MAX_OF_OWNER", 1000)
-    open_streams(redis_url, client, 100)
-
-
-@pytest.mark.long
-def test_500_streams_hold_no_threads(
-    redis_url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same with 500."""
-    monkeypatch.setattr("pyramid_jobstate.web.push.rooms.MAX_OF_OWNER", 1000)
-    open_streams(redis_url, client, 500)
+            stream.until(lambda event: event.state["job"]["status"] == "cancelled")
 
 
 # Without ASGI
@@ -919,40 +831,22 @@ def test_500_streams_hold_no_threads(
 
 UNDER_WSGI = """
 import sys
-import http.client
-import redis
-from tests.webapp import ask, get, make_config, put_job
-from tests.web.wsgi import serving_wsgi
-from webtest import TestApp
+from tests.webapp import ask, get, make_app, make_config
 
-url = sys.argv[1]
-config = make_config(url)
-config.include("pyramid_jobstate")
-app = config.make_wsgi_app()
-with redis.Redis.from_url(url) as client:
-    job = put_job(client)
-EVENTS = "text/event-stream"
-test_app = TestApp(app)
+app = make_app(make_config(sys.argv[1]))
+job = sys.argv[2]
 for path in f"/job_state/{job}", f"/job_state?uuid={job}", "/job_state":
-    for accept in "*/*", EVENTS:
-        answer = get(test_app, path, "alice", Accept=accept)
+    for accept in "*/*", "text/event-stream":
+        answer = get(app, path, "alice", Accept=accept)
         assert answer.content_type == "application/json", path
         assert "JobState-Stream" not in answer.headers
-with serving_wsgi(app) as port:
-    connection = http.client.HTTPConnection("127.0.0.1", port)
-    connection.request(
-        "GET", f"/job_state/{job}", headers={"Accept": EVENTS, "X-User": "alice"}
-    )
-    answer = connection.getresponse()
-    assert answer.status == 200
-    assert answer.headers.get_content_type() == "application/json"
-    assert "JobState-Stream" not in answer.headers
-    assert b"RunMarathon" in answer.read()
-    connection.close()
 path = f"/job_state/{job}/cancel"
-assert ask(test_app, "POST", path, "alice", X_Requested_With="a test").status_int == 202
-names = "a2wsgi", "pyramid_jobstate.asgi", "pyramid_jobstate.web.push"
-print([name for name in sys.modules if name.startswith(names)])
+assert ask(app, "POST", path, "alice", X_Requested_With="a test").status_int == 202
+assert "a2wsgi" not in sys.modules
+before = {*sys.modules}
+import pyramid_jobstate.asgi
+ours = [name for name in sys.modules if name.startswith("pyramid_jobstate")]
+assert len({*ours} - before) > 1
 """
 
 
@@ -969,13 +863,17 @@ def run(program: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_nothing_of_push_is_imported_under_wsgi(redis_url: str) -> None:
+@pytest.mark.system
+def test_nothing_of_push_is_imported_under_wsgi(
+    redis_url: str, store: JobStore
+) -> None:
     """An application that is served under WSGI answers every request by JSON, offers no
     stream, and imports nothing that has to do with streams.
     """
-    assert run(UNDER_WSGI, redis_url) == "[]\n"
+    run(UNDER_WSGI, redis_url, put(store))
 
 
+@pytest.mark.system
 def test_missing_bridge_is_named() -> None:
     """Without a2wsgi, the import says what to install."""
     program = """

@@ -1,0 +1,303 @@
+"""What a failure, a fork or the end of streams leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import multiprocessing
+import os
+import socket
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import redis
+
+from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate.asgi import asgi_app
+from tests.asgi import Server, pushing, serving
+from tests.jobs import Gate
+from tests.running import Runs
+from tests.support import load_job, wait_for
+from tests.web.streaming import one, put
+from tests.web.test_stream_changes import LendingPool, flagged, follow, report, told
+from tests.webapp import make_config
+
+ENDED = "The job streams of this process end. Clients reconnect."
+
+
+@pytest.fixture
+def server(redis_url: str) -> Iterator[Server]:
+    """An application that has logged nothing yet."""
+    with pushing(make_config(redis_url)) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def failing(number: int, error: BaseException) -> Iterator[threading.Event]:
+    """Have the thread that feeds streams fail when it looks at the clock for the
+    `number`-th time. Give an event that is set then.
+    """
+    clock, left, failed = time.monotonic, [number], threading.Event()
+
+    def fail() -> float:
+        if threading.current_thread().name == "jobstate-hub" and not failed.is_set():
+            left[0] -= 1
+            if left[0] == 0:
+                failed.set()
+                raise error
+        return clock()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "monotonic", fail)
+        yield failed
+
+
+def test_failure_ends_all_streams_and_the_next_is_served(
+    server: Server, runs: Runs, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whenever the thread that feeds streams fails, this is logged once, with its
+    traceback, and all streams end, those too that begin or go meanwhile. The next one
+    is served by another thread.
+    """
+    run = runs.start(n=0)
+    follow(server, run).go()
+    for number in range(1, 12):
+        caplog.clear()
+        error = ZeroDivisionError(f"bug {number}")
+        with failing(number, error) as failed:
+            streams = [server.open(one(run.uuid)) for _ in range(2)]
+            run.report(n=number)
+            while not failed.is_set():
+                streams.append(server.open(one(run.uuid)))
+                streams.pop(0).go()
+        for stream in streams:
+            # One that came after the failure goes on.
+            wait_for(stream.has_begun)
+            stream.go()
+            stream.wait()
+        errors = [r for r in caplog.records if r.exc_info]
+        assert [r.getMessage() for r in errors] == [ENDED]
+        assert errors[0].exc_info is not None
+        assert errors[0].exc_info[1] is error
+        report(run, -number, follow(server, run, number))
+        server.close()
+
+
+def test_application_that_exits_does_not_end_push(
+    server: Server, runs: Runs, store: JobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever a class raises for a job, the next stream is served."""
+    run = runs.start(n=0)
+    for n, error in enumerate(
+        (SystemExit, KeyboardInterrupt, asyncio.CancelledError), start=1
+    ):
+
+        def title(self: JobState, error: type[BaseException] = error) -> str:
+            if threading.current_thread().name == "jobstate-hub":
+                raise error
+            return "Exiting"
+
+        other = follow(server, run, n)
+        kind = type(f"Exiting{n}", (JobState,), {"title": property(title)})
+        server.ask(one(put(store, kind=kind)))
+        other.wait()
+        assert caplog.text.count(ENDED) == n
+    follow(server, run, 9)
+
+
+def test_failures_leave_nothing(server: Server, client: redis.Redis) -> None:
+    """Threads, descriptors and connections do not become more with each failure."""
+    others = flagged(client)
+
+    def cycle() -> tuple[int, int]:
+        server.ask(server.put_last())
+        wait_for(lambda: not server.threads and not flagged(client, *others))
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    for _ in range(3):
+        before = cycle()
+    for _ in range(10):
+        after = cycle()
+    assert after <= before
+
+
+def test_connection_that_comes_after_a_failure_is_given_back(
+    redis_url: str, runs: Runs
+) -> None:
+    """A connection that is being made when the streams end is closed before the next
+    one begins, and a pool of the application's own gets it back.
+    """
+    run = runs.start(n=0)
+    gate = Gate()
+
+    class SlowPool(LendingPool):
+        def get_connection(self, *args: Any, **kwargs: Any) -> Any:
+            if threading.current_thread().name == "jobstate-link":
+                gate.wait()
+            return super().get_connection(*args, **kwargs)
+
+    pool = SlowPool.from_url(redis_url)
+    store = JobStore(redis.Redis(connection_pool=pool))
+    with pushing(make_config(None), store=store) as server:
+        stream = server.open(one(run.uuid))
+        gate.wait_for_job()
+        with failing(1, KeyError("a bug")):
+            stream.wait()
+        gate.open()
+        wait_for(lambda: not server.threads)
+        assert pool.lent == 1
+        follow(server, run, 1)
+        wait_for(lambda: pool.lent == 1)
+    assert pool.lent == 0
+    pool.disconnect()
+
+
+@pytest.mark.system
+def test_streams_that_come_and_go_leave_nothing(
+    server: Server, runs: Runs, store: JobStore
+) -> None:
+    """Memory does not grow with the number of jobs that were shown."""
+    stream = follow(server, runs.start(n=0))
+
+    def come_and_go() -> int:
+        with serving(server.app) as other:
+            for _ in range(40):
+                passing = other.open(one(put(store)))
+                passing.at(0)
+                passing.go()
+                passing.wait()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    come_and_go()
+    tracemalloc.start()
+    try:
+        # Dictionaries grow with the most jobs at a time. A leak grows in each round.
+        sizes = [come_and_go() for _ in range(5)]
+    finally:
+        tracemalloc.stop()
+    # A job that is kept takes some thousand bytes.
+    assert min(after - before for before, after in pairwise(sizes)) < 40 * 800
+    assert not stream.is_done
+
+
+# Forks
+
+
+def in_child(act: Callable[[], str]) -> str:
+    """Return what a function returns in a forked child."""
+    ours, theirs = multiprocessing.get_context("fork").Pipe(duplex=False)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            said = act()
+        except BaseException as e:
+            said = f"{type(e).__name__}: {e}"
+        theirs.send(said)
+        os._exit(0)
+    theirs.close()
+    assert ours.poll(30)
+    said = ours.recv()
+    ours.close()
+    os.waitpid(pid, 0)
+    return str(said)
+
+
+def addresses() -> set[str]:
+    """Return the own addresses of the sockets of this process."""
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with (
+            contextlib.suppress(OSError, ValueError),
+            socket.socket(fileno=os.dup(int(number))) as sock,
+        ):
+            host, port, *_ = sock.getsockname()
+            found.add(f"{host}:{port}")
+    return found
+
+
+def count_selectors() -> int:
+    """Return how many selectors this process has open."""
+    count = 0
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            count += "eventpoll" in os.readlink(f"/proc/self/fd/{number}")
+    return count
+
+
+@pytest.mark.system
+def test_forked_child_has_streams_of_its_own(
+    redis_url: str, client: redis.Redis, runs: Runs
+) -> None:
+    """A child closes its copies of the parent's connections, and begins anew with its
+    first stream. The streams of the parent go on, and do not count in the child.
+    """
+    run, others = runs.start(n=0), flagged(client)
+    with pushing(make_config(redis_url), rooms=2) as server:
+        stream = follow(server, run)
+        other = follow(server, run, 2)
+        (link,) = flagged(client, *others)
+        assert link["addr"] in addresses()
+        selectors = count_selectors()
+
+        def look() -> str:
+            left = link["addr"] in addresses(), selectors - count_selectors()
+            app = asgi_app(server.wsgi_app)
+            with serving(app) as own, redis.Redis.from_url(redis_url) as mine:
+                first, second = (own.open(one(run.uuid)) for _ in range(2))
+                began = first.at(0).state["n"], second.at(0).state["n"]
+                wait_for(lambda: len(flagged(mine, *others)) == 2)
+                first.go()
+                first.wait()
+                job = put(JobStore(mine), "queued")
+                third = own.open(one(job))
+                third.at(0)
+                load_job(JobStore(mine), job).cancel()
+                third.wait()
+            return f"{left} {began}"
+
+        # It has closed a selector.
+        assert in_child(look) == "(False, 1) (2, 2)"
+        report(run, 5, stream, other)
+        wait_for(lambda: len(flagged(client, *others)) == 1)
+
+
+@pytest.mark.system
+def test_child_of_a_process_that_has_no_stream_or_connection(
+    redis_url: str, runs: Runs
+) -> None:
+    """A server may fork before its first stream, or while it is connecting."""
+    run = runs.start(n=0)
+    gate = Gate()
+
+    class SlowPool(LendingPool):
+        def get_connection(self, *args: Any, **kwargs: Any) -> Any:
+            if threading.current_thread().name == "jobstate-link":
+                gate.wait()
+            return super().get_connection(*args, **kwargs)
+
+    pool = SlowPool.from_url(redis_url)
+    store = JobStore(redis.Redis(connection_pool=pool))
+    with pushing(make_config(None), store=store) as server:
+
+        def stream() -> str:
+            gate.open()
+            with serving(asgi_app(server.wsgi_app)) as own:
+                first = own.open(one(run.uuid))
+                first.at(0)
+                wait_for(lambda: pool.lent >= 1)
+                return f"{told(first)}"
+
+        assert in_child(stream) == "[0]"
+        waiting = server.open(one(run.uuid))
+        gate.wait_for_job()
+        assert in_child(stream) == "[0]"
+        gate.open()
+        report(run, 1, waiting)
+    pool.disconnect()
