@@ -43,22 +43,36 @@ BUFFER = 100
 
 
 class Clock:
-    """The clock of this process, `time.monotonic`, which tests put forward. It stays
-    so: time does not run backwards.
+    """The clock of this process, `time.monotonic`, which tests put forward while
+    applications are served. It is put back when all have ended: for their threads, time
+    does not run backwards.
     """
 
     def __init__(self) -> None:
         self._real = time.monotonic
         self._ahead = 0.0
+        self._count = 0
 
     def __call__(self) -> float:
         return self._real() + self._ahead
 
     def advance(self, seconds: float) -> None:
         """Let time pass at once."""
-        if time.monotonic is not self:
-            vars(time)["monotonic"] = self
+        assert self._count
+        vars(time)["monotonic"] = self
         self._ahead += seconds
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """Let the clock be put forward during the block."""
+        self._count += 1
+        try:
+            yield
+        finally:
+            self._count -= 1
+            if self._count == 0:
+                vars(time)["monotonic"] = self._real
+                self._ahead = 0.0
 
 
 CLOCK = Clock()
@@ -427,7 +441,7 @@ def pushing(
     if store is not None:
         config.set_job_store(store)
     views = Views(around(config.make_wsgi_app()))
-    with serving(asgi_app(views)) as server:
+    with CLOCK.used(), serving(asgi_app(views)) as server:
         server.config, server.wsgi_app = config, views
         server.others = stream_threads()
         try:
