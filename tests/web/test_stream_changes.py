@@ -21,7 +21,7 @@ from tests.asgi import Exchange, Server, pushing
 from tests.jobs import Gate, RunMarathon, messages
 from tests.relay import TrackingRelay, tracking
 from tests.running import Run, Runs
-from tests.support import wait_for
+from tests.support import load_job, wait_for
 from tests.web.streaming import HINT, PublicRun, batch, one, put, wait_until
 from tests.webapp import make_config
 
@@ -147,7 +147,7 @@ def test_stream_takes_nothing_from_before_it(
 
 
 def test_stream_that_begins_during_a_reading_waits_for_no_change(
-    relay: TrackingRelay, runs: Runs
+    relay: TrackingRelay, store: JobStore
 ) -> None:
     """What a view has read may be outdated when its stream begins. If a job is being
     read just then, it is read once more, though nothing changes any more.
@@ -163,20 +163,27 @@ def test_stream_that_begins_during_a_reading_waits_for_no_change(
 
         return application
 
-    run = runs.start(n=0)
-    with pushing(make_config(relay.url), gated) as server:
-        first = follow(server, run)
-        late = server.open(one(run.uuid), x_gate="1")
+    def statuses(stream: Exchange) -> list[str]:
+        return [event.state["job"]["status"] for event in stream.events]
+
+    # A job without a worker, whose sign of life would have it read, too.
+    job = put(store)
+    config = make_config(relay.url, settings={"jobstate.stalled_after": "600"})
+    with pushing(config, gated) as server:
+        first = server.open(one(job))
+        first.at(0)
+        late = server.open(one(job), x_gate="1")
         gate.wait_for_job()
-        report(run, 2, first)
+        load_job(store, job).cancel()
+        wait_until(["working", "cancelling"], statuses, first)
         with relay.held():
-            server.open(one(run.uuid)).at(0)
+            server.open(one(job)).at(0)
             wait_for(lambda: relay.is_holding)
             gate.open()
-            assert late.at(0).state["n"] == 1
-            for _ in range(5):
+            wait_until(["working"], statuses, late)
+            for _ in range(3):
                 server.pass_time(0.02)
-        wait_for(lambda: told(late) == [1, 2])
+        wait_until(["working", "cancelling"], statuses, late)
 
 
 def test_only_what_is_shown_is_read(

@@ -409,7 +409,7 @@ def test_job_that_its_worker_writes_again_goes_on(
     """After the store was emptied, a job whose worker writes it again has never been
     away. Another one is gone.
     """
-    run, lost = runs.start(n=1), put(store)
+    run, lost = runs.start(n=1), put(store, "queued")
     stream = pushed.open(batch(run.uuid, lost))
     stream.at(1)
     client.flushall()
