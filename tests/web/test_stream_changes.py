@@ -370,6 +370,11 @@ def test_store_that_hangs_is_away(
     report(run, 2, stream, late)
     assert names(stream) == ["away", "beat"]
     wait_for(lambda: log() == [LOST, AGAIN])
+    fresh = follow(far, run, 3)
+    for n in 4, 5:
+        far.pass_time(1)
+        report(run, n, fresh)
+    assert names(fresh) == []
 
 
 def test_store_that_does_not_answer_yet(
