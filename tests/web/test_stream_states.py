@@ -404,23 +404,26 @@ def test_job_that_vanishes_is_gone_after_a_while(
 
 
 def test_job_that_its_worker_writes_again_goes_on(
-    pushed: Server, client: redis.Redis, runs: Runs, store: JobStore
+    redis_url: str, client: redis.Redis, runs: Runs, store: JobStore
 ) -> None:
     """After the store was emptied, a job whose worker writes it again has never been
     away. Another one is gone.
     """
     run, lost = runs.start(n=1), put(store, "queued")
-    stream = pushed.open(batch(run.uuid, lost))
-    stream.at(1)
-    client.flushall()
-    pushed.pass_time(1)
-    run.report(n=2)
-    assert stream.at(2).state["n"] == 2
-    pushed.pass_time(7)
-    assert stream.at(3)[:2] == ("gone", lost)
-    run.succeed()
-    stream.wait()
-    assert stream.events[-1].state["job_state"] == "success"
+    # Nothing else has a job read again.
+    settings = {"jobstate.stalled_after": "600"}
+    with pushing(make_config(redis_url, settings=settings)) as server:
+        stream = server.open(batch(run.uuid, lost))
+        stream.at(1)
+        client.flushall()
+        server.pass_time(1)
+        run.report(n=2)
+        assert stream.at(2).state["n"] == 2
+        server.pass_time(7)
+        assert stream.at(3)[:2] == ("gone", lost)
+        run.succeed()
+        stream.wait()
+        assert stream.events[-1].state["job_state"] == "success"
 
 
 def test_key_of_another_program_is_gone(
