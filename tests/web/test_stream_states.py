@@ -415,12 +415,15 @@ def test_job_that_its_worker_writes_again_goes_on(
     with pushing(make_config(redis_url, settings=settings)) as server:
         stream = server.open(batch(run.uuid, lost))
         stream.at(1)
+        run.report(n=2)
+        # By now both are watched.
+        assert stream.at(2).state["n"] == 2
         client.flushall()
         server.pass_time(1)
-        run.report(n=2)
-        assert stream.at(2).state["n"] == 2
+        run.report(n=3)
+        assert stream.at(3).state["n"] == 3
         server.pass_time(7)
-        assert stream.at(3)[:2] == ("gone", lost)
+        assert stream.at(4)[:2] == ("gone", lost)
         run.succeed()
         stream.wait()
         assert stream.events[-1].state["job_state"] == "success"
