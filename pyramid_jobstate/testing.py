@@ -322,8 +322,9 @@ def pass_time(store: JobStore, seconds: float) -> None:
     """
     client: Any = store.client
     pattern = "".join(f"[{c}]" if c in "*?[" else c for c in store.namespace)
-    # SCAN may return a key twice.
-    for key in {*client.scan_iter(f"{pattern}:*")}:
+    # Some names begin with a hash tag. SCAN may return a key twice.
+    patterns = (f"{pattern}:*", f"{{{pattern}:*")
+    for key in {key for each in patterns for key in client.scan_iter(each)}:
         kind, ttl = client.type(key), client.pttl(key)
         name = key if isinstance(key, str) else key.decode()
         pipeline = client.pipeline()

@@ -415,6 +415,9 @@ def test_time_passes_for_a_store(job_store: JobStore) -> None:
     assert job_store.load(ended.uuid) is None
     testing.pass_time(other, other.stalled_after + 1)
     assert load_job(other, elsewhere.uuid).status == "stalled"
+    # Nor is anything left in the lists by then.
+    testing.pass_time(job_store, 3 * job_store.active_expire_in)
+    assert not job_store.client.keys("*jobstate:*")
 
 
 def test_store_that_is_away(job_store: JobStore) -> None:
