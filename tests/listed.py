@@ -1,16 +1,17 @@
-"""Jobs to list, in any state."""
+"""Jobs to list, as senders and workers leave them."""
 
-import uuid
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import dramatiq
 import redis
+from dramatiq.brokers.stub import StubBroker
 from pyramid.authorization import Deny
 
-from pyramid_jobstate import JobState, JobStore
-from pyramid_jobstate.job.changes import End, NewJob, Update
-from pyramid_jobstate.job.record import JobInfo
-from tests.support import INFO
+from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
+from tests.jobs import RunMarathon, working
 
 
 class Diary(JobState):
@@ -20,30 +21,44 @@ class Diary(JobState):
         return [(Deny, self.owner, "view_job"), *super().__acl__()]
 
 
-def create(store: JobStore, count: int, info: JobInfo = INFO) -> list[str]:
-    """Queue jobs and return their uuids, newest first."""
-    uuids = [str(uuid.uuid4()) for _ in range(count)]
-    store.create(*(NewJob(job, info) for job in uuids))
-    return uuids[::-1]
+def make_desk(store: JobStore) -> tuple[StubBroker, dramatiq.Actor[..., Any]]:
+    """Return a broker that keeps its messages in memory, and an actor whose jobs end
+    with the status that they are told.
+    """
+    broker = StubBroker()
+    broker.add_middleware(JobStateMiddleware(store))
+
+    @dramatiq.actor(broker=broker, job_state=RunMarathon, max_retries=0)
+    def run_marathon(miles: int, status: str = "success") -> None:
+        if status != "success":
+            raise ValueError("A cramp.")
+
+    return broker, run_marathon
 
 
-def begin(store: JobStore, *uuids: str) -> None:
-    store.write(
-        [Update(job, str(uuid.uuid4())[:12], 1, INFO, begins=True) for job in uuids]
-    )
+def create(store: JobStore, count: int, owner: str = "alice") -> list[str]:
+    """Send jobs that nobody runs, and return their uuids, newest first."""
+    _, run_marathon = make_desk(store)
+    sent = [
+        run_marathon.send_with_options(args=(26,), job_owner=owner)
+        for _ in range(count)
+    ]
+    return [message.message_id for message in sent][::-1]
 
 
 def finish(store: JobStore, *uuids: str, status: str = "success") -> None:
-    """Run jobs to their end, the first of them last."""
-    store.write(
-        [
-            Update(job, str(uuid.uuid4())[:12], 1, INFO, begins=True, end=End(status))
-            for job in reversed(uuids)
-        ]
-    )
+    """Run jobs of :func:`create` to their end, the first of them last."""
+    broker, run_marathon = make_desk(store)
+    for uuid in reversed(uuids):
+        message = run_marathon.message_with_options(
+            args=(26, status), job_owner="alice"
+        )
+        broker.enqueue(message.copy(message_id=uuid))
+    with working(broker, threads=1):
+        broker.join("default", fail_fast=False)
 
 
-def uuids_of(items: Any) -> list[str]:
+def uuids_of(items: Sequence[Any]) -> list[str]:
     return [
         item.uuid if isinstance(item, JobState) else item["job"]["uuid"]
         for item in items

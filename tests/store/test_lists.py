@@ -1,46 +1,88 @@
-"""Pages of jobs from the store."""
+"""Pages of jobs."""
 
+from __future__ import annotations
+
+import contextlib
+import itertools
 import random
-import uuid
+import tracemalloc
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import dramatiq
 import pytest
 import redis
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.errors import Retry
 
-from pyramid_jobstate import JobStore
-from pyramid_jobstate.job.changes import NewJob
-from pyramid_jobstate.store.reading import Reader
-from pyramid_jobstate.testing import put_job
-from tests.jobs import RunMarathon
-from tests.listed import Diary, begin, commands, create, finish, pages, uuids_of
-from tests.support import INFO, UUID, key_of
+from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, rerun
+from pyramid_jobstate.testing import pass_time, put_job
+from tests.jobs import Gate, RunMarathon, working
+from tests.listed import Diary, commands, create, finish, make_desk, pages, uuids_of
+from tests.lost import (
+    counting_trips,
+    keys_of,
+    losing,
+    losing_lists,
+    places_of,
+    refusing_writes,
+)
+from tests.store.jobs import put, put_crowd, put_unsent
+from tests.support import UUID, key_of, load_job, wait_for
+from tests.webapp import get, make_app, make_config
 
 
-def flat(found: list[list[str]]) -> list[str]:
-    return [job for page in found for job in page]
+def all_of(store: JobStore, limit: int = 3, **wanted: Any) -> list[str]:
+    """Return the uuids of a list, read page by page."""
+    found = pages(lambda cursor: store.list(**wanted, limit=limit, cursor=cursor))
+    return list(itertools.chain(*found))
 
 
-def listed(client: redis.Redis, name: str) -> set[str]:
-    members: Any = client.zrange(f"jobstate:{name}", 0, -1)
-    return {member.decode() for member in members}
+def put_many(store: JobStore, count: int, status: str = "success") -> list[str]:
+    """Store jobs in a status and return their uuids, newest first."""
+    return [put(store, status) for _ in range(count)][::-1]
+
+
+@contextlib.contextmanager
+def taking(
+    store: JobStore, delay: float | None = None
+) -> Iterator[Callable[[str], None]]:
+    """Have a worker that takes jobs when it is told to: each goes on, or fails at once
+    if it is to be tried again after a delay.
+    """
+    broker, gate = StubBroker(), Gate()
+    broker.add_middleware(JobStateMiddleware(store))
+
+    @dramatiq.actor(broker=broker, job_state=RunMarathon)
+    def run_marathon(miles: int) -> None:
+        if delay is not None:
+            raise Retry("Later.", delay=int(delay * 1000))
+        gate.wait()
+
+    def take(uuid: str) -> None:
+        message = run_marathon.message_with_options(args=(26,), job_owner="alice")
+        broker.enqueue(message.copy(message_id=uuid))
+        status = "working" if delay is None else "retrying"
+        wait_for(lambda: load_job(store, uuid).status == status)
+
+    with working(broker):
+        yield take
+        gate.open()
+
+
+# The order of a list, and its pages.
 
 
 def test_list_is_unfinished_first_and_newest_first(store: JobStore) -> None:
     """Unfinished jobs precede ended ones. Each part has the newest first, by the time
     they were queued or ended.
     """
-    active = create(store, 5)
-    ended = create(store, 5)
-    order = [ended[i] for i in (3, 0, 4, 1, 2)]
+    active, ended = put_many(store, 3, "working"), create(store, 4)
+    order = [ended[i] for i in (3, 0, 2, 1)]
     finish(store, *order)
-
     page = store.list()
-
     assert uuids_of(page.items) == active + order
     assert page.cursor is None
-    assert [job_state.status for job_state in page.items] == ["queued"] * 5 + [
-        "success"
-    ] * 5
 
 
 def test_list_of_nothing_is_empty(store: JobStore) -> None:
@@ -48,45 +90,126 @@ def test_list_of_nothing_is_empty(store: JobStore) -> None:
     assert store.list() == ([], None)
 
 
-@pytest.mark.parametrize("limit", [1, 3, 5, 9, 10, 11, 200])
-def test_pages_join_without_a_gap(store: JobStore, limit: int) -> None:
+def test_pages_join_without_a_gap(store: JobStore) -> None:
     """Pages of any size contain each job once, and only the last has no cursor."""
-    active, ended = create(store, 5), create(store, 5)
-    finish(store, *ended)
+    ended, active = put_many(store, 5), put_many(store, 5, "queued")
+    for limit in 1, 3, 5, 9, 10, 11, 200:
+        found = pages(
+            lambda cursor, limit=limit: store.list(limit=limit, cursor=cursor)
+        )
+        assert list(itertools.chain(*found)) == active + ended, limit
+        assert all(len(page) == limit for page in found[:-1])
+        assert len(found) == -(-10 // limit)
 
-    found = pages(lambda cursor: store.list(limit=limit, cursor=cursor))
 
-    assert flat(found) == active + ended
-    assert all(len(page) == limit for page in found[:-1])
-    assert len(found) == -(-10 // limit)
+def test_delayed_job_is_listed_by_when_it_is_due(store: JobStore) -> None:
+    """A job that is due later precedes those that are due now."""
+    late = put(store, "queued", delay=3600)
+    soon = put(store, "queued")
+    assert all_of(store) == [late, soon]
 
 
-@pytest.mark.parametrize(
-    ("wanted", "expected"),
-    [
-        ({"owner": "alice"}, "abc"),
-        ({"owner": "bob"}, "de"),
-        ({"owner": 7}, "f"),
-        ({"owner": "7"}, ""),
-        ({"owner": ""}, ""),
-        ({"kind": "RunMarathon"}, "acdf"),
-        ({"kind": "Diary"}, "be"),
-        ({"kind": "Nothing"}, ""),
-        ({"status": "success"}, "cd"),
-        ({"status": "working"}, "ae"),
-        ({"status": "stalled"}, "f"),
-        ({"status": "cancelling"}, ""),
-        ({"owner": "alice", "kind": "RunMarathon"}, "ac"),
-        ({"owner": "alice", "kind": "RunMarathon", "status": "working"}, "a"),
-        ({"owner": "bob", "status": "working"}, "e"),
-        ({"params": {"miles": 26}}, "ad"),
-        ({"params": {"miles": 26, "shoes": ["red"]}}, "a"),
-        ({"params": {"miles": 26}, "owner": "bob"}, "d"),
-        ({"params": {"kilometres": None}}, ""),
-        ({"params": {}}, "abcdef"),
-    ],
-)
-def test_list_is_filtered(store: JobStore, wanted: Any, expected: str) -> None:
+def test_jobs_of_one_moment_are_told_apart(redis_url: str) -> None:
+    """Jobs that are due at the same time are neither lost nor repeated between pages,
+    with any kind of client.
+    """
+    for decode in False, True:
+        with redis.Redis.from_url(redis_url, decode_responses=decode) as client:
+            client.flushall()
+            store = JobStore(client)
+            # After the last time that a place in a list can tell.
+            jobs = [put(store, "queued", delay=1e10) for _ in range(6)]
+            for limit in 1, 2, 5:
+                for status in None, "queued":
+                    found = all_of(store, limit, status=status)
+                    assert len(found) == 6
+                    assert set(found) == set(jobs)
+
+
+def test_cursor_survives_its_job(store: JobStore) -> None:
+    """A page continues after the previous one even if that page's last job is gone."""
+    jobs = put_many(store, 6)
+    page = store.list(limit=3)
+    assert store.delete(jobs[2])
+    store.client.delete(key_of(store, jobs[3]))
+    assert uuids_of(store.list(limit=3, cursor=page.cursor).items) == jobs[4:]
+
+
+def test_paging_misses_no_job_while_others_change(store: JobStore) -> None:
+    """While jobs are sent, end and are delivered again between pages, no job that
+    exists throughout is missed, and no page shows a job twice.
+    """
+    rng = random.Random(1)
+    active, ended = create(store, 40), put_many(store, 40, "error")
+    everything = {*active, *ended}
+    rng.shuffle(active)
+    rng.shuffle(ended)
+
+    def change() -> None:
+        create(store, rng.randrange(4))
+        for _ in range(rng.randrange(4)):
+            assert load_job(store, active.pop()).cancel()
+        for _ in range(rng.randrange(4)):
+            take(ended.pop())
+
+    with taking(store, 60) as take:
+        found = pages(lambda cursor: store.list(limit=9, cursor=cursor), change)
+    assert {*itertools.chain(*found)} >= everything
+    assert all(len(set(page)) == len(page) for page in found)
+
+
+def test_job_that_ends_again_is_the_newest(store: JobStore) -> None:
+    """A job that has run again is listed by its last end."""
+    broker, _ = make_desk(store)
+    jobs = put_many(store, 3, "error")
+    assert rerun(store, broker, jobs[2])
+    assert load_job(store, jobs[2]).cancel()
+    assert all_of(store) == [jobs[2], *jobs[:2]]
+
+
+def test_retry_keeps_its_place(store: JobStore) -> None:
+    """A job that is tried again stays where it was in the list, unless it is due so
+    late that it would not stay listed.
+    """
+    store = store.replace(active_expire_in=1000)
+    first, second, third = create(store, 3)[::-1]
+    with taking(store, 60) as take:
+        take(first)
+    assert all_of(store) == [third, second, first]
+    with taking(store, 900) as take:
+        take(second)
+    assert all_of(store) == [second, third, first]
+    assert all_of(store, status="retrying") == [second, first]
+
+
+# Filters.
+
+FILTERS: list[tuple[dict[str, Any], str]] = [
+    ({"owner": "alice"}, "abc"),
+    ({"owner": "bob"}, "de"),
+    ({"owner": 7}, "f"),
+    ({"owner": "7"}, ""),
+    ({"owner": ""}, ""),
+    ({"kind": "RunMarathon"}, "acdf"),
+    ({"kind": "Diary"}, "be"),
+    ({"kind": "Nothing"}, ""),
+    ({"status": "success"}, "cd"),
+    ({"status": "working"}, "ae"),
+    ({"status": "stalled"}, "f"),
+    ({"status": "cancelling"}, ""),
+    ({"status": "success", "owner": "alice"}, "c"),
+    ({"owner": "alice", "kind": "RunMarathon"}, "ac"),
+    ({"owner": "alice", "kind": "RunMarathon", "status": "working"}, "a"),
+    ({"owner": "bob", "status": "working"}, "e"),
+    ({"params": {"miles": 26}}, "ad"),
+    ({"params": {"miles": 26, "shoes": ["red"]}}, "a"),
+    ({"params": {"miles": 26}, "owner": "bob"}, "d"),
+    ({"params": {"kilometres": None}}, ""),
+    ({"params": {}}, "abcdef"),
+]
+
+
+def test_list_is_filtered(store: JobStore) -> None:
     """A list contains only jobs of the given owner, kind, status and parameters."""
     miles = {"miles": 26}
     names = {
@@ -100,67 +223,99 @@ def test_list_is_filtered(store: JobStore, wanted: Any, expected: str) -> None:
             ("f", RunMarathon, "stalled", 7, {}),
         )
     }
-
-    for limit in 1, 50:
-        found = pages(
-            lambda c, limit=limit: store.list(**wanted, limit=limit, cursor=c)
-        )
-        assert sorted(names[job] for job in flat(found)) == list(expected)
+    for wanted, expected in FILTERS:
+        for limit in 1, 50:
+            found = all_of(store, limit, **wanted)
+            assert sorted(names[job] for job in found) == list(expected), wanted
 
 
-def test_delayed_job_is_listed_by_when_it_is_due(store: JobStore) -> None:
-    """A job that is due later precedes those that are due now."""
-    late, soon = str(uuid.uuid4()), str(uuid.uuid4())
-    store.create(NewJob(late, INFO, delay=3600))
-    store.create(NewJob(soon, INFO))
-
-    assert uuids_of(store.list().items) == [late, soon]
-
-
-@pytest.mark.parametrize("limit", [0, -1, 201, 10**30])
-def test_limit_is_bounded(store: JobStore, limit: int) -> None:
-    """A page has from 1 to 200 jobs."""
-    with pytest.raises(ValueError, match="limit must be from 1 to 200"):
-        store.list(limit=limit)
-
-
-@pytest.mark.parametrize("limit", ["5", 5.0, True, None])
-def test_limit_is_a_number(store: JobStore, limit: Any) -> None:
-    """A limit that is not an int is an error that names it."""
-    with pytest.raises(TypeError, match="limit must be an int"):
-        store.list(limit=limit)
-
-
-@pytest.mark.parametrize("status", ["", "done", "waiting", "sending"])
-def test_invalid_status_is_refused(store: JobStore, status: str) -> None:
-    """A status that no job can have is an error that names it."""
-    with pytest.raises(ValueError, match="status must be a status of a job"):
-        store.list(status=status)
+def test_search_is_limited(store: JobStore) -> None:
+    """A page of a filtered list examines a thousand jobs in a few round trips. It may
+    be short, and its cursor goes on from there.
+    """
+    wanted = {"kind": "RunMarathon", "params": {"miles": 27}}
+    found = put(store, "queued", params={"miles": 27})
+    put_crowd(store, 1000)
+    store.client.config_resetstat()
+    with counting_trips() as trips:
+        first = store.list(**wanted, limit=1)
+    calls = commands(store.client)
+    assert first.items == [] and first.cursor is not None
+    # For each job an outline, then the parameters. No job is read whole.
+    assert 2000 <= calls["hmget"] <= 2400
+    assert "hgetall" not in calls
+    assert len(trips) <= 50
+    second = store.list(**wanted, limit=1, cursor=first.cursor)
+    assert uuids_of(second.items) == [found]
+    # A page that ends with the last job is the last page.
+    assert load_job(store, found).cancel()
+    assert store.delete(found)
+    assert store.list(**wanted) == ([], None)
 
 
-@pytest.mark.parametrize(
-    "cursor",
-    [
-        "",
-        "x",
-        "a1",
-        f"a.{UUID}",
-        f"b1.{UUID}",
-        f"a-1.{UUID}",
-        f"a1.{UUID}\n",
-        "a" * 9999,
-        f"a{'9' * 17}.{UUID}",
-        f"a²1.{UUID}",
-        "e1.12345678",
+def test_large_parameters_are_not_held(store: JobStore) -> None:
+    """A filter by parameters reads them in portions, and finds its jobs among large and
+    small ones alike.
+    """
+    filler = "x" * 1024 * 1024
+    jobs = [
+        put(store, "queued", params={"n": i % 3, "text": filler if i % 4 else ""})
+        for i in range(24)
+    ]
+    store.list(params={"n": 5})
+    tracemalloc.start()
+    try:
+        page = store.list(params={"n": 0, "text": ""}, limit=1)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert uuids_of(page.items) == [jobs[12]]
+    assert page.cursor is not None
+    # All of them take 18 MiB, and as much again as text.
+    assert peak < 16 * 1024 * 1024
+
+
+def test_filter_uses_the_record(store: JobStore) -> None:
+    """A filter uses what is stored, whatever the job's class makes of it."""
+
+    class Fickle(JobState):
+        @property
+        def status(self) -> str:
+            return "success"
+
+    uuid = put_job(store, Fickle, "working").uuid
+    assert all_of(store, status="working") == [uuid]
+    assert all_of(store, status="success") == []
+
+
+# Arguments.
+
+CURSORS = [
+    *("", "x", "a1", f"a.{UUID}", f"b1.{UUID}", f"a-1.{UUID}", f"a1.{UUID}\n"),
+    *("a" * 9999, f"a{'9' * 17}.{UUID}", f"a²1.{UUID}", "e1.12345678"),
+]
+
+WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
+    *[
+        ({"limit": limit}, ValueError, "limit must be from 1 to 200")
+        for limit in (0, -1, 201, 10**30)
     ],
-)
-def test_invalid_cursor_is_refused(store: JobStore, cursor: str) -> None:
-    """A cursor that was never issued is refused."""
-    with pytest.raises(ValueError, match="cursor was not issued by this list"):
-        store.list(cursor=cursor)
+    *[
+        ({"limit": limit}, TypeError, "limit must be an int")
+        for limit in ("5", 5.0, True, None)
+    ],
+    *[
+        ({"status": status}, ValueError, "status must be a status of a job")
+        for status in ("", "done", "waiting", "sending")
+    ],
+    *[
+        ({"cursor": cursor}, ValueError, "cursor was not issued by this list")
+        for cursor in CURSORS
+    ],
+]
 
-
-FILTERS: list[tuple[dict[str, Any], str]] = [
+#: Arguments that no job can match, and their errors.
+MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"kind": RunMarathon}, r"^kind must be a str, such as RunMarathon\.kind, not <"),
     ({"kind": 5}, "^kind must be a str, .*, not 5"),
     ({"owner": [1]}, r"^owner must be a string or a finite number, not \[1\]"),
@@ -170,290 +325,308 @@ FILTERS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("wrong", "match"), FILTERS)
-def test_argument_of_the_wrong_type_is_refused(
-    store: JobStore, wrong: dict[str, Any], match: str
-) -> None:
-    """What no job can match is an error, not an empty list."""
-    with pytest.raises(TypeError, match=match):
-        store.list(**wrong)
-    if "cursor" in wrong:
-        with pytest.raises(TypeError, match=match):
-            store.members(UUID, **wrong)
-    if "kind" in wrong:
-        with pytest.raises(TypeError, match=match):
-            store.counts(**wrong)
-        with pytest.raises(TypeError, match=match):
-            store.throughput(**wrong)
+def test_invalid_arguments_are_refused(store: JobStore) -> None:
+    """An argument out of range, or a cursor that was never issued, is an error that
+    names it.
+    """
+    for wrong, error, match in WRONG:
+        with pytest.raises(error, match=match):
+            store.list(**wrong)
+        if "status" in wrong or "limit" in wrong:
+            with pytest.raises(error, match=match):
+                store.members(UUID, **wrong)
 
 
-@pytest.mark.parametrize(("wrong", "match"), FILTERS)
-def test_argument_of_the_wrong_type_is_refused_for_many_jobs(
-    store: JobStore, wrong: dict[str, Any], match: str
-) -> None:
-    """A call that acts on many jobs does not find that it has nothing to do."""
-    with pytest.raises(TypeError, match=match):
-        store.cancel_all(everything=True, **wrong)
-    if "params" not in wrong:
-        with pytest.raises(TypeError, match=match):
-            store.clear(everything=True, **wrong)
+def test_arguments_of_wrong_types_are_refused(store: JobStore) -> None:
+    """What no job can match is an error, not an empty list or nothing to do."""
+    calls: list[tuple[Callable[..., Any], tuple[str, ...]]] = [
+        (store.list, ("kind", "owner", "params", "cursor")),
+        (lambda **wrong: store.members(UUID, **wrong), ("cursor",)),
+        (store.counts, ("kind",)),
+        (store.throughput, ("kind",)),
+        (
+            lambda **wrong: store.cancel_all(everything=True, **wrong),
+            ("kind", "owner", "params", "cursor"),
+        ),
+        (
+            lambda **wrong: store.clear(everything=True, **wrong),
+            ("kind", "owner", "cursor"),
+        ),
+    ]
+    for call, names in calls:
+        for wrong, match in MISTAKES:
+            if {*wrong} <= {*names}:
+                with pytest.raises(TypeError, match=match):
+                    call(**wrong)
 
 
 def test_cursor_of_another_list_does_no_harm(store: JobStore) -> None:
-    """A cursor is a position that is valid in any list."""
-    jobs = create(store, 4)
-    finish(store, *jobs[2:])
+    """A cursor is a position that is valid in any list, but for those of one status,
+    whose cursors are their own.
+    """
+    ended, active = put_many(store, 2, "error"), put_many(store, 2, "queued")
     first, last = store.list(limit=1).cursor, store.list(limit=3).cursor
-
-    assert uuids_of(store.list(status="success", cursor=first).items) == jobs[2:]
-    assert uuids_of(store.list(status="queued", cursor=last).items) == []
-    assert uuids_of(store.list("bob", cursor=last).items) == []
-
-
-@pytest.mark.parametrize("limit", [1, 2, 3, 7])
-@pytest.mark.parametrize("decode", [False, True])
-def test_ties_are_told_apart(
-    client: redis.Redis, redis_url: str, limit: int, decode: bool
-) -> None:
-    """Jobs of the same microsecond are neither lost nor repeated between pages, with
-    any kind of client.
-    """
-    with redis.Redis.from_url(redis_url, decode_responses=decode) as other:
-        store = JobStore(other)
-        jobs = create(store, 8)
-        client.zadd("jobstate:active:all", dict.fromkeys(jobs[1:7], 1e15))
-
-        found = pages(lambda cursor: store.list(limit=limit, cursor=cursor))
-
-        assert len(flat(found)) == 8
-        assert set(flat(found)) == set(jobs)
+    assert (
+        uuids_of(store.list(status="error", owner="alice", cursor=first).items) == ended
+    )
+    assert store.list(status="queued", cursor=last).items == []
+    assert store.list("bob", cursor=last).items == []
+    assert uuids_of(store.list(cursor=first).items) == [active[1], *ended]
+    own = store.list(status="error", limit=1).cursor
+    others: list[dict[str, Any]] = [
+        {},
+        {"status": "success"},
+        {"status": "error", "owner": "alice"},
+    ]
+    for wanted in others:
+        with pytest.raises(ValueError, match="cursor was not issued by this list"):
+            store.list(**wanted, cursor=own)
 
 
-def test_cursor_survives_its_entry(store: JobStore, client: redis.Redis) -> None:
-    """A page continues after the previous one even if that page's last job is gone."""
-    jobs = create(store, 6)
-    page = store.list(limit=3)
-    store.forget(NewJob(jobs[2], INFO))
-    client.delete(key_of(store, jobs[3]))
-
-    assert uuids_of(store.list(limit=3, cursor=page.cursor).items) == jobs[4:]
+# What a list costs.
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_paging_misses_no_job_while_others_change(store: JobStore, seed: int) -> None:
-    """While jobs are created, end and start again between pages, no job that exists
-    throughout is missed, and no page shows a job twice.
-    """
-    rng = random.Random(seed)
-    active = create(store, 150)
-    ended = create(store, 150)
-    finish(store, *ended)
-    everything = set(active + ended)
-    rng.shuffle(active)
-    rng.shuffle(ended)
-
-    def change() -> None:
-        create(store, rng.randrange(8))
-        for _ in range(rng.randrange(6)):
-            finish(store, active.pop())
-        for _ in range(rng.randrange(6)):
-            begin(store, ended.pop())
-
-    found = pages(lambda cursor: store.list(limit=20, cursor=cursor), change)
-
-    assert set(flat(found)) >= everything
-    assert all(len(set(page)) == len(page) for page in found)
-
-
-def test_paging_shows_a_job_that_ends_once(
-    store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A job that ends between the two reads of a page appears on it once."""
-    jobs = create(store, 3)
-    read = Reader.read
-
-    def read_and_end(reader: Reader, uuids: Any) -> Any:
-        records = read(reader, uuids)
-        monkeypatch.undo()
-        finish(store, jobs[1])
-        return records
-
-    monkeypatch.setattr(Reader, "read", read_and_end)
-
-    page = store.list()
-
-    assert uuids_of(page.items) == jobs
-
-
-def test_entries_of_jobs_that_are_gone_are_dropped(
-    store: JobStore, client: redis.Redis
-) -> None:
-    """A job whose record has expired is left out, and its entry is removed."""
-    jobs = create(store, 4)
-    finish(store, *jobs[2:])
-    client.delete(key_of(store, jobs[0]), key_of(store, jobs[2]))
-
-    assert uuids_of(store.list("alice").items) == [jobs[1], jobs[3]]
-
-    assert listed(client, 'active:owner:"alice"') == {jobs[1]}
-    assert listed(client, 'ended:owner:"alice"') == {jobs[3]}
-
-
-def test_job_whose_end_was_not_listed_is_moved(
-    store: JobStore, client: redis.Redis
-) -> None:
-    """A job that has ended without being listed as ended is shown once, among the ended
-    jobs, and stays there.
-    """
-    jobs = create(store, 3)
-    client.hset(key_of(store, jobs[1]), mapping={"status": "error", "finished": 1})
-
-    assert uuids_of(store.list().items) == [jobs[0], jobs[2], jobs[1]]
-
-    for name in "all", "kind:RunMarathon", 'owner:"alice"':
-        assert listed(client, f"active:{name}") == {jobs[0], jobs[2]}
-        assert listed(client, f"ended:{name}") == {jobs[1]}
-
-
-def test_job_whose_new_run_was_not_listed_is_moved(
-    store: JobStore, client: redis.Redis
-) -> None:
-    """A job that runs again is shown as it is, and later among the unfinished jobs."""
-    jobs = create(store, 3)
-    finish(store, *jobs)
-    client.hset(key_of(store, jobs[1]), "status", "retrying")
-
-    page = store.list()
-
-    assert uuids_of(page.items) == jobs
-    assert page.items[1].status == "retrying"
-    for name in "all", "kind:RunMarathon", 'owner:"alice"':
-        assert listed(client, f"active:{name}") == {jobs[1]}
-        assert listed(client, f"ended:{name}") == {jobs[0], jobs[2]}
-    assert uuids_of(store.list().items) == [jobs[1], jobs[0], jobs[2]]
-
-
-def test_job_that_ends_again_is_the_newest(
-    store: JobStore, client: redis.Redis
-) -> None:
-    """A job that has run again is listed by its last end, and for as long as others
-    that ended then.
-    """
-    jobs = create(store, 3)
-    finish(store, *jobs)
-    before = client.zscore("jobstate:ended:all", jobs[2])
-
-    finish(store, jobs[2])
-
-    after = client.zscore("jobstate:ended:all", jobs[2])
-    assert before is not None and after is not None and after > before
-    assert uuids_of(store.list().items) == [jobs[2], *jobs[:2]]
-
-
-def test_nonsense_in_an_index_is_passed_over(
-    store: JobStore, client: redis.Redis
-) -> None:
-    """Entries of an index that another program wrote are skipped."""
-    jobs = create(store, 4)
-    top, key = 2**53, "jobstate:active:all"
-    client.zadd(key, {b"\xff": top})
-    client.zadd(key, {"active:all": top - 1, "": 1e15, "x" * 5000: 5})
-    client.zadd(key, {UUID: "inf", UUID[:-1] + "c": "-inf", UUID[:-1] + "d": 1e300})
-
-    for limit in 1, 2, 50:
-        found = pages(lambda c, limit=limit: store.list(limit=limit, cursor=c))
-        assert flat(found) == jobs
-
-
-def test_much_nonsense_in_an_index_is_passed_over(
-    store: JobStore, client: redis.Redis
-) -> None:
-    """However many such entries precede the jobs, the cursor is valid."""
-    jobs = create(store, 2)
-    nonsense = {f"x{i}": 2**53 - i for i in range(1200)}
-    client.zadd("jobstate:active:kind:RunMarathon", nonsense)
-
-    found = pages(lambda c: store.list(kind="RunMarathon", limit=1, cursor=c))
-
-    assert flat(found) == jobs
-
-
-def test_entry_in_the_index_of_another_owner_is_not_shown(
-    store: JobStore, client: redis.Redis
-) -> None:
-    """The record determines the lists in which a job appears, not the index."""
-    (job,) = create(store, 1)
-    client.zadd('jobstate:active:owner:"bob"', {job: 5})
-    client.zadd("jobstate:active:kind:Diary", {job: 5})
-
-    assert store.list("bob") == store.list(kind="Diary") == ([], None)
-
-
-def test_search_among_hidden_jobs_is_limited(
-    store: JobStore, client: redis.Redis
-) -> None:
-    """A page of a filtered list examines a thousand entries in a few round trips. It
-    may be short, and its cursor goes on from there.
-    """
-    jobs = create(store, 1500)
-    finish(store, jobs[-1])
-
-    client.config_resetstat()
-    first = store.list(kind="RunMarathon", params={"miles": 27}, limit=1)
-    calls = commands(client)
-
-    assert first.items == [] and first.cursor is not None
-    # For each job the outline, then the parameters. No job is read whole.
-    assert 2000 <= calls["hmget"] <= 2400
-    assert "hgetall" not in calls
-    assert calls["zrevrangebyscore"] <= 20
-
-    client.hset(key_of(store, jobs[1400]), "params", '{"miles": 27}')
-    second = store.list(params={"miles": 27}, limit=1, cursor=first.cursor)
-    assert uuids_of(second.items) == [jobs[1400]]
-    assert store.list(params={"miles": 27}, cursor=second.cursor) == ([], None)
-
-
-def test_exactly_a_thousand_entries_are_a_whole_list(store: JobStore) -> None:
-    """A page that ends with the last entry of the list is the last page."""
-    create(store, 1000)
-
-    assert store.list(status="working") == ([], None)
-
-
-@pytest.mark.parametrize("which", ["first", "second"])
-def test_page_does_not_cost_more_where_there_are_more_jobs(
-    store: JobStore, client: redis.Redis, which: str
-) -> None:
-    """A page takes the same commands and similar bytes for 200 jobs as for 4,000."""
+def test_page_does_not_cost_more_where_there_are_more_jobs(store: JobStore) -> None:
+    """A page takes the same commands and similar bytes for 40 jobs as for 400."""
+    client: Any = store.client
     costs = []
-    for count in 100, 1900:
-        finish(store, *create(store, count))
-        create(store, count)
-        cursor = None if which == "first" else store.list(limit=20).cursor
-        store.load(UUID)
-        client.config_resetstat()
-        store.list(limit=20, cursor=cursor)
-        stats: Any = client.info("stats")
-        calls = commands(client)
-        calls = {name: calls.get(name, 0) for name in ("hgetall", "zrevrangebyscore")}
-        costs.append((calls, stats["total_net_output_bytes"]))
+    for count in 40, 360:
+        put_crowd(store, count)
+        cursor = store.list(limit=10).cursor
+        for where in None, cursor:
+            store.load(UUID)
+            client.config_resetstat()
+            store.list(limit=10, cursor=where)
+            calls = commands(client)
+            sent = client.info("stats")["total_net_output_bytes"]
+            costs.append((calls["hgetall"], calls["zrevrangebyscore"], sent))
+    assert [cost[:2] for cost in costs] == [(11, 1)] * 4
+    assert costs[2][2] < 1.2 * costs[0][2]
+    assert costs[3][2] < 1.2 * costs[1][2]
 
-    assert costs[0][0] == costs[1][0] == {"hgetall": 21, "zrevrangebyscore": 1}
-    assert costs[1][1] < 1.2 * costs[0][1]
+
+def test_list_of_right_entries_writes_nothing(store: JobStore) -> None:
+    """Listing jobs that are where they belong only reads, in few round trips."""
+    put_many(store, 10)
+    create(store, 10)
+    lists: list[tuple[dict[str, Any], int]] = [
+        ({}, 2),
+        ({"owner": "alice"}, 2),
+        ({"owner": "alice", "kind": "RunMarathon"}, 3),
+        ({"status": "success"}, 3),
+        ({"status": "queued"}, 3),
+        ({"params": {"miles": 26}}, 5),
+    ]
+    for wanted, most in lists:
+        store.list(**wanted)
+        before = places(store)
+        with refusing_writes(store.client), counting_trips() as trips:
+            assert len(store.list(**wanted, limit=8).items) == 8
+        assert len(trips) <= most, wanted
+        assert places(store) == before
 
 
-@pytest.mark.parametrize("status", ["queued", "success"])
-def test_status_spares_the_other_jobs(
-    store: JobStore, client: redis.Redis, status: str
+def places(store: JobStore) -> dict[str, Any]:
+    """Return all that lists hold."""
+    client: Any = store.client
+    return {
+        key: client.zrange(key, 0, -1, withscores=True)
+        for key in keys_of(client, "zset")
+    }
+
+
+# Jobs that are not where they belong.
+
+
+def test_expired_jobs_are_dropped(store: JobStore) -> None:
+    """A job whose record has expired is left out, and loses its places."""
+    active, ended = put_many(store, 2, "working"), put_many(store, 2, "error")
+    gone = [active[0], ended[0]]
+    store.client.delete(*(key_of(store, uuid) for uuid in gone))
+    assert all_of(store, owner="alice") == all_of(store) == [active[1], ended[1]]
+    assert all_of(store, status="error", kind="RunMarathon") == ended[1:]
+    assert all_of(store, status="working", kind="RunMarathon") == active[1:]
+    assert places_of(store.client, gone[0]) == places_of(store.client, gone[1]) == []
+
+
+def change_to(store: JobStore, uuid: str, status: str) -> None:
+    """Have a job change its status."""
+    if status in ("cancelling", "cancelled"):
+        assert load_job(store, uuid).cancel()
+    elif status == "queued":
+        assert rerun(store, make_desk(store)[0], uuid)
+    else:
+        finish(store, uuid, status=status)
+
+
+#: Changes that move a job in the lists.
+CHANGES = [
+    ("working", "cancelling"),
+    ("queued", "cancelled"),
+    ("error", "queued"),
+    ("queued", "error"),
+    ("queued", "success"),
+    ("working", "success"),
+    ("error", "success"),
+]
+
+
+def test_job_whose_change_was_not_listed_is_moved(store: JobStore) -> None:
+    """A job that changed without being listed anew is left out of its former status,
+    and is shown once, where it belongs, from then on.
+    """
+    for was, now in CHANGES:
+        store.client.flushall()
+        store = JobStore(store.client)
+        job, other = put_many(store, 2, was)
+        with losing_lists(store.client):
+            change_to(store, job, now)
+        assert sorted(all_of(store)) == sorted([job, other]), (was, now)
+        assert all_of(store, status=was) == [other]
+        assert all_of(store, status=now) == [job]
+        assert sum(store.counts(anew=True)) == 2
+        assert getattr(store.counts(), now) == getattr(store.counts(), was) == 1
+
+
+def test_job_has_a_place_whatever_list_was_lost(store: JobStore) -> None:
+    """A job stays in the lists if one of them has lost what was written last."""
+    client: Any = store.client
+    for was, now in ("working", "cancelling"), ("error", "queued"):
+        client.flushall()
+        change_to(store := JobStore(client), put(store, was), now)
+        for lost in keys_of(client, "zset"):
+            client.flushall()
+            store = JobStore(client)
+            job = put(store, was)
+            with losing(client, lambda key, lost=lost: key == lost):
+                change_to(store, job, now)
+            # What another list shows may be found by it, too.
+            for kind in None, "RunMarathon":
+                for status in "queued", "success", was:
+                    shown = all_of(store, status=status, kind=kind)
+                    assert shown in ([], [job] if status == now else []), lost
+            for wanted in {}, {"kind": "RunMarathon"}, {"kind": "RunMarathon"}:
+                is_lost = lost.endswith(":all" if not wanted else "RunMarathon")
+                assert is_lost or all_of(store, **wanted) == [job], lost
+                assert is_lost or all_of(store, **wanted, status=now) == [job], lost
+
+
+def test_job_that_changes_during_a_list_is_shown_once(store: JobStore) -> None:
+    """A job that ends, or expires, between the round trips of a page is shown once, or
+    left out if it no longer fits.
+    """
+    for wanted in {}, {"status": "queued"}, {"kind": "RunMarathon"}:
+        store.client.flushall()
+        put(store, "queued")
+        store.list(**wanted)
+        with counting_trips() as trips:
+            store.list(**wanted)
+        for number in range(1, len(trips) + 1):
+            store.client.flushall()
+            stays, ends, goes = put_many(store, 3, "queued")
+
+            def meanwhile(ends: str = ends, goes: str = goes) -> None:
+                assert load_job(store, ends).cancel()
+                store.client.delete(key_of(store, goes))
+
+            expected = [stays] if "status" in wanted else [stays, ends]
+            with counting_trips(number, meanwhile):
+                found = uuids_of(store.list(**wanted).items)
+            assert len({*found}) == len(found) and {*found} >= {*expected}
+            assert found == expected or "status" not in wanted
+            assert all_of(store, **wanted) == expected
+
+
+def test_server_that_takes_no_writes_lists(
+    redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A filter by status reads only the index that can contain such jobs."""
-    jobs = create(store, 20)
-    finish(store, *jobs[:10])
+    """On a server that refuses writes, jobs that are listed wrongly are shown as they
+    are, no job is missing, and nothing is logged.
+    """
+    fine, gone, ended, begun = create(store, 4)
+    finish(store, begun)
+    with losing_lists(store.client):
+        assert load_job(store, ended).cancel()
+        store.client.delete(key_of(store, gone))
+    app = make_app(make_config(redis_url))
+    caplog.clear()
+    with refusing_writes(store.client):
+        for query, expected in (
+            ("", {fine, begun, ended}),
+            ("?kind=RunMarathon", {fine, begun, ended}),
+            ("?status=retrying", set()),
+            ("?status=success", {begun}),
+            (f"?uuid={fine}", {fine}),
+        ):
+            answer = get(app, f"/job_state{query}", "alice")
+            assert answer.status_code == 200
+            jobs = list(answer.json.get("jobs", {}).values())
+            items = answer.json.get("items") or jobs
+            assert {item["job"]["uuid"] for item in items} == expected, query
+    assert [r for r in caplog.records if r.name.startswith("pyramid_jobstate")] == []
 
-    client.config_resetstat()
-    assert len(store.list(status=status).items) == 10
 
-    calls = commands(client)
-    name = "zrevrange" if status in ("queued", "success") else "zrevrangebyscore"
-    assert (calls[name], calls["hgetall"]) == (1, 10)
+# How long a job is listed.
+
+
+@pytest.fixture
+def brief(client: redis.Redis) -> JobStore:
+    """A store that keeps ended jobs for 100 seconds, and others for 400."""
+    return JobStore(client, expire_in=100, active_expire_in=400)
+
+
+def test_job_that_is_due_late_stays_listed(brief: JobStore) -> None:
+    """A job that is due later than others are listed stays in all lists, and counts,
+    while others come and go, until a while after it is due.
+    """
+    late = {
+        "queued": put(brief, "queued", delay=6000),
+        "retrying": put(brief, "retrying", delay=6000),
+        "stalled": put_unsent(brief, delay=6000),
+    }
+    for _ in range(2):
+        put(brief, "queued")
+        pass_time(brief, 2900)
+    put(brief, "queued")
+    lists: list[dict[str, Any]] = [
+        {},
+        {"kind": "RunMarathon"},
+        {"owner": "alice"},
+        {"owner": "alice", "kind": "RunMarathon"},
+    ]
+    for wanted in lists:
+        assert {*all_of(brief, **wanted)} >= {*late.values()}, wanted
+        for status, uuid in late.items():
+            assert uuid in all_of(brief, **wanted, status=status), wanted
+    for kind in None, "RunMarathon":
+        counts = brief.counts(kind, anew=True)
+        assert (counts.queued, counts.retrying, counts.stalled) == (2, 1, 1)
+    assert brief.kinds() == ["RunMarathon"]
+    pass_time(brief, 700)
+    assert brief.client.dbsize() <= 1 or all_of(brief) == []
+
+
+def test_job_that_has_waited_long_stays_listed_while_it_runs(brief: JobStore) -> None:
+    """A job that begins is listed for at least as long as its worker takes to renew
+    that. One that has waited less keeps its place.
+    """
+    old = put(brief, "queued")
+    pass_time(brief, 300)
+    new = put(brief, "queued")
+    with taking(brief) as take:
+        take(old)
+        take(new)
+        assert all_of(brief) == [old, new]
+        pass_time(brief, 180)
+        put(brief, "queued")
+        assert {old, new} <= {*all_of(brief)}
+        assert {*all_of(brief, status="stalled")} == {old, new}
+
+
+def test_expired_jobs_leave_no_place(brief: JobStore) -> None:
+    """When others are listed, jobs that have expired lose their places."""
+    gone = [put(brief, status) for status in ("success", "error", "queued", "working")]
+    pass_time(brief, 410)
+    for status in "success", "error", "queued", "working":
+        put(brief, status)
+    assert all(places_of(brief.client, uuid) == [] for uuid in gone)

@@ -1,0 +1,101 @@
+"""What happens to a store beside its jobs: writes that a server loses in a failover,
+other programs' writes, and what others do between two round trips.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import redis
+
+
+def keys_of(client: Any, *kinds: str) -> list[str]:
+    """Return the keys of some types, or all."""
+    keys = sorted(key.decode() for key in client.keys("*"))
+    return [key for key in keys if not kinds or client.type(key).decode() in kinds]
+
+
+def places_of(client: Any, uuid: str) -> list[str]:
+    """Return the keys of the sorted sets in which a job is listed."""
+    keys = keys_of(client, "zset")
+    return [key for key in keys if client.zscore(key, uuid) is not None]
+
+
+@contextlib.contextmanager
+def losing(client: Any, is_lost: Callable[[str], bool]) -> Iterator[None]:
+    """Lose what is written meanwhile under some keys: it had not reached the replica
+    that takes over.
+    """
+    kept = {
+        key: (max(0, client.pttl(key)), client.dump(key))
+        for key in keys_of(client)
+        if is_lost(key)
+    }
+    yield
+    for key in keys_of(client):
+        if is_lost(key):
+            client.delete(key)
+    for key, (ttl, value) in kept.items():
+        client.restore(key, ttl, value)
+
+
+@contextlib.contextmanager
+def losing_lists(client: Any) -> Iterator[None]:
+    """Lose what is written meanwhile into the sorted sets, which list jobs."""
+    with losing(client, lambda key: client.type(key) == b"zset"):
+        yield
+
+
+@contextlib.contextmanager
+def losing_of(client: Any, *uuids: str) -> Iterator[None]:
+    """Lose what is written meanwhile under the keys that bear the uuids of jobs."""
+    with losing(client, lambda key: any(uuid in key for uuid in uuids)):
+        yield
+
+
+def take_over(client: Any, *keys: str) -> None:
+    """Have another program use some keys."""
+    for key in keys:
+        client.delete(key)
+        client.set(key, "another program's")
+
+
+@contextlib.contextmanager
+def counting_trips(
+    number: int = 0, meanwhile: Callable[[], object] = list
+) -> Iterator[list[object]]:
+    """Collect an item for each round trip of this thread to a server, and have
+    something happen before the one of a number, from 1.
+    """
+    trips: list[object] = []
+    me, send = threading.current_thread(), redis.Connection.send_packed_command
+    is_others = False
+
+    def send_packed_command(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal is_others
+        if threading.current_thread() is me and not is_others:
+            trips.append(self)
+            if len(trips) == number:
+                is_others = True
+                meanwhile()
+                is_others = False
+        return send(self, *args, **kwargs)
+
+    with mock.patch.object(
+        redis.Connection, "send_packed_command", send_packed_command
+    ):
+        yield trips
+
+
+@contextlib.contextmanager
+def refusing_writes(client: Any) -> Iterator[None]:
+    """Have a server take no writes for a while."""
+    client.config_set("min-replicas-to-write", 1)
+    try:
+        yield
+    finally:
+        client.config_set("min-replicas-to-write", 0)

@@ -1,0 +1,498 @@
+"""What a store says of one job, and for how long."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import dramatiq
+import pytest
+import redis
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.brokers.stub import StubBroker
+
+from pyramid_jobstate import (
+    BulkResult,
+    JobError,
+    JobState,
+    JobStateMiddleware,
+    JobStore,
+    Progress,
+    rerun,
+)
+from pyramid_jobstate.errors import ActorError
+from pyramid_jobstate.testing import pass_time
+from tests.jobs import Gate, RunMarathon, job_actor, make_broker, new_id, working
+from tests.listed import create, make_desk
+from tests.relay import Relay, relaying
+from tests.store.jobs import put, put_unsent
+from tests.support import load_job, wait_for
+from tests.webapp import make_app, make_request, make_tm_config
+
+UNFINISHED = ("queued", "working", "retrying", "stalled", "cancelling")
+FINISHED = ("success", "error", "cancelled")
+
+
+def status_of(store: JobStore, uuid: str) -> str | None:
+    """Return the status of a job, or None if it is unknown."""
+    found = store.load(uuid)
+    return None if found is None else found.status
+
+
+# What is read.
+
+
+def test_sent_job_is_queued(store: JobStore) -> None:
+    """A job that was sent reads queued, with all that its sender said of it."""
+    (uuid,) = create(store, 1)
+    job = load_job(store, uuid)
+    assert isinstance(job, RunMarathon)
+    assert (job.uuid, job.kind, job.status) == (uuid, "RunMarathon", "queued")
+    assert (job.actor, job.owner, job.attempt) == ("run_marathon", "alice", 0)
+    assert job.job_params == {"miles": 26}
+    assert job.queued_at is not None and job.queued_at == job.updated_at
+    assert job.started_at is job.due_at is job.finished_at is None
+
+
+@pytest.mark.parametrize("status", ["queued", "retrying"])
+def test_delayed_job_says_when_it_is_due(store: JobStore, status: str) -> None:
+    """A job that waits is due at the server's time plus its delay."""
+    job = load_job(store, put(store, status, delay=60))
+    assert job.status == status and job.is_working and job.finished_at is None
+    assert job.due_at and job.updated_at
+    assert (job.due_at - job.updated_at).total_seconds() == 60
+
+
+def test_reports_are_read_as_they_were_made(store: JobStore) -> None:
+    """A job shows its last reports, also if they are thousands, and an ended one its
+    error as well.
+    """
+    metrics: dict[str, Any] = {"miles_run": 12}
+    for status in "error", "working":
+        uuid = put(
+            store,
+            status,
+            metrics=metrics,
+            progress=Progress(12, 26, "miles", None),
+            message="On we go",
+            log=["a", "b"],
+        )
+        job = load_job(store, uuid)
+        assert job.progress_metrics == metrics
+        assert job.progress and job.progress.fraction == 12 / 26
+        assert (job.message, job.log) == ("On we go", ["a", "b"])
+        assert job.started_at is not None and job.updated_at is not None
+        assert (job.is_working, job.is_error) == (
+            status == "working",
+            status != "working",
+        )
+        if job.is_error:
+            assert job.error == JobError("ValueError", "bad")
+            assert job.finished_at is not None and not job.is_success
+        metrics |= {str(i): i for i in range(9000)}
+
+
+def test_jobs_are_loaded_in_order(store: JobStore) -> None:
+    """Several jobs come in the order of their uuids, with None for unknown ones."""
+    one, two = create(store, 2)
+    loaded = store.load_many([two, new_id(), one])
+    assert [job and job.uuid for job in loaded] == [two, None, one]
+
+
+# Silence.
+
+
+def test_job_that_was_never_sent_reads_stalled(store: JobStore) -> None:
+    """A job whose sender died before it could send it reads stalled after a while. One
+    whose message was accepted stays queued.
+    """
+    (sent,), lost = create(store, 1), put_unsent(store)
+    assert status_of(store, lost) == "queued"
+    pass_time(store, store.stalled_after + 1)
+    assert (status_of(store, sent), status_of(store, lost)) == ("queued", "stalled")
+
+
+def test_silent_job_reads_stalled_until_it_is_heard_of(
+    redis_url: str, store: JobStore
+) -> None:
+    """A running job reads stalled after a while without a sign of life, and working
+    after the next one, which is no report.
+    """
+    broker = make_broker(redis_url, JobStateMiddleware(store, interval=0.01))
+    gate, beats = Gate(), Gate()
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        gate.wait()
+        job_state.set_message("On we go")
+        job_state.flush()
+        beats.wait()
+
+    with working(broker):
+        uuid = run_marathon.send().message_id
+        queued_at = load_job(store, uuid).queued_at
+        gate.wait_for_job()
+        before = load_job(store, uuid)
+        assert (before.status, before.queued_at) == ("working", queued_at)
+        pass_time(store, store.stalled_after + 1)
+        assert status_of(store, uuid) == "stalled"
+        gate.open()
+        beats.wait_for_job()
+        assert status_of(store, uuid) == "working"
+        beats.open()
+
+
+def test_sign_of_life_is_no_report(redis_url: str, store: JobStore) -> None:
+    """A heartbeat shows that a job lives, and leaves the time of its last report."""
+    middleware = JobStateMiddleware(store, interval=0.01, heartbeat=0.02)
+    broker = make_broker(redis_url, middleware)
+    gate = Gate()
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        gate.wait()
+
+    with working(broker):
+        uuid = run_marathon.send().message_id
+        gate.wait_for_job()
+        before = load_job(store, uuid).updated_at
+        assert before is not None
+        pass_time(store, 100)
+        wait_for(lambda: status_of(store, uuid) == "working")
+        updated_at = load_job(store, uuid).updated_at
+        gate.open()
+    assert updated_at and (before - updated_at).total_seconds() == 100
+
+
+# Cancels and deletes.
+
+
+def test_cancel(store: JobStore) -> None:
+    """A running job is being cancelled until it ends. One that waits, or is silent, is
+    cancelled at once.
+    """
+    for status in UNFINISHED:
+        job = load_job(store, put(store, status, delay=60 * (status != "working")))
+        assert job.cancel()
+        job = load_job(store, job.uuid)
+        if status in ("working", "cancelling"):
+            assert (job.status, job.cancel_requested) == ("cancelling", True)
+            continue
+        assert (job.status, job.is_error) == ("cancelled", True), status
+        assert job.error == JobError(None, "The job was cancelled.")
+        assert job.finished_at is not None
+        assert not job.cancel()
+    for status in FINISHED:
+        assert not load_job(store, put(store, status)).cancel()
+
+
+def test_second_cancel_ends_a_job_whose_worker_has_died(store: JobStore) -> None:
+    """A job that is being cancelled reads stalled if its worker is silent, and a second
+    cancel ends it.
+    """
+    uuid = put(store, "cancelling")
+    pass_time(store, store.stalled_after + 1)
+    assert status_of(store, uuid) == "stalled"
+    assert load_job(store, uuid).cancel()
+    assert status_of(store, uuid) == "cancelled"
+
+
+def test_delete(store: JobStore) -> None:
+    """A job that has ended can be deleted, once: it is unknown from then on."""
+    for status in FINISHED:
+        uuid = put(store, status)
+        assert store.delete(uuid)
+        assert store.load(uuid) is None
+        assert not store.delete(uuid)
+    for status in UNFINISHED:
+        uuid = put(store, status)
+        assert not store.delete(uuid)
+        assert status_of(store, uuid) == status
+    assert not store.delete(new_id())
+
+
+def answer(store: JobStore, relay: Relay, act: Callable[[JobStore], Any]) -> Any:
+    """Return the answer to an act whose first reply is lost on its way."""
+    found: list[Any] = []
+    other = JobStore(relay.url)
+    other.load(new_id())
+    before: Any = store.client.info("stats")
+
+    def has_come() -> bool:
+        stats: Any = store.client.info("stats")
+        # Beside the calls of INFO.
+        return bool(
+            stats["total_commands_processed"] > before["total_commands_processed"] + 2
+        )
+
+    thread = threading.Thread(target=lambda: found.append(act(other)))
+    with relay.held():
+        thread.start()
+        wait_for(has_come)
+        relay.cut()
+    thread.join()
+    return found[0]
+
+
+def test_lost_reply_changes_no_answer(redis_url: str, store: JobStore) -> None:
+    """An act whose reply was lost, and which the client repeats, is answered as if it
+    had been the only one.
+    """
+    queued, running = put(store, "queued"), put(store, "working")
+    failed, ended = put(store, "error"), put(store, "success")
+    with relaying(redis_url) as relay:
+
+        def ask(act: Callable[[JobStore], Any]) -> Any:
+            return answer(store, relay, act)
+
+        assert ask(lambda other: load_job(other, queued).cancel())
+        assert ask(lambda other: load_job(other, running).cancel())
+        assert ask(lambda other: other.delete(failed))
+        assert ask(lambda other: other.clear(status="success")) == BulkResult(
+            1, 0, None
+        )
+    assert (status_of(store, queued), status_of(store, running)) == (
+        "cancelled",
+        "cancelling",
+    )
+    assert store.load(failed) is store.load(ended) is None
+
+
+# Failures.
+
+
+def test_last_ten_tries_are_kept(store: JobStore) -> None:
+    """Operators read the last ten runs that failed, the oldest first, and the last
+    traceback.
+    """
+    broker, _ = make_desk(store)
+    number = iter(range(12))
+
+    @dramatiq.actor(
+        broker=broker, job_state=True, max_retries=11, min_backoff=1, max_backoff=1
+    )
+    def fail() -> None:
+        raise ValueError(str(next(number)))
+
+    with working(broker, threads=1):
+        uuid = fail.send().message_id
+        wait_for(lambda: status_of(store, uuid) == "error")
+    failures = store.failures(uuid)
+    said = [each.error.message for each in failures.tries if each.error]
+    assert said == [str(i) for i in range(2, 12)]
+    assert "ValueError: 11" in failures.traceback
+    assert failures.message and not failures.refusal
+    assert store.failures(put(store, "success")) == ((), "", "", "")
+
+
+# Lifetimes.
+
+
+@pytest.fixture
+def brief(client: redis.Redis) -> JobStore:
+    """A store that keeps ended jobs for 100 seconds, and others for 1,000."""
+    return JobStore(client, expire_in=100, active_expire_in=1000)
+
+
+def assert_lasts(store: JobStore, uuid: str, seconds: float) -> None:
+    """Assert that a job is kept for so long, and no longer."""
+    pass_time(store, seconds - 5)
+    assert store.load(uuid) is not None
+    pass_time(store, 6)
+    assert store.load(uuid) is None
+
+
+def test_ended_job_is_kept_for_a_while(brief: JobStore) -> None:
+    """An ended job is kept for `expire_in` from its end, one that stopped because of a
+    cancel as well.
+    """
+    for status in "success", "error":
+        assert_lasts(brief, put(brief, status), 100)
+
+
+def test_unfinished_job_is_kept_past_its_due_time(brief: JobStore) -> None:
+    """An unfinished job is kept for `active_expire_in` after it is due."""
+    assert_lasts(brief, put(brief, "working"), 1000)
+    for status in "queued", "retrying":
+        assert_lasts(brief, put(brief, status, delay=500), 1500)
+
+
+def test_running_job_does_not_expire(redis_url: str, brief: JobStore) -> None:
+    """Each report of a running job renews its record."""
+    broker = make_broker(redis_url, JobStateMiddleware(brief, interval=0.01))
+    gate = Gate()
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        for mile in range(3):
+            job_state.set_progress_metric("miles_run", mile)
+            assert job_state.flush()
+            pass_time(brief, 900)
+        gate.wait()
+
+    with working(broker):
+        uuid = run_marathon.send().message_id
+        gate.wait_for_job()
+        assert load_job(brief, uuid).progress_metrics == {"miles_run": 2}
+        gate.open()
+
+
+def test_cancelled_job_outlives_its_message(brief: JobStore) -> None:
+    """A cancel never shortens the life of a record: the message that comes later must
+    find it.
+    """
+    for status, delay in ("queued", 500), ("retrying", 500), ("stalled", 0):
+        job = load_job(brief, put(brief, status, delay=delay))
+        assert job.cancel()
+        assert_lasts(brief, job.uuid, 1000 + delay)
+    # Nor is it shorter than that of any ended job.
+    patient = brief.replace(expire_in=5000)
+    job = load_job(patient, put(patient, "queued"))
+    assert job.cancel()
+    assert_lasts(patient, job.uuid, 5000)
+
+
+def test_nothing_is_left_behind(brief: JobStore) -> None:
+    """After their time, jobs leave neither a record nor a place in a list."""
+    for _ in range(20):
+        put(brief, "success")
+    pass_time(brief, 60)
+    kept = put(brief, "success")
+    pass_time(brief, 60)
+    last = put(brief, "error")
+    assert [job.uuid for job in brief.list().items] == [last, kept]
+    assert sum(brief.counts(anew=True)) == 2
+    pass_time(brief, 3000)
+    assert brief.client.dbsize() == 0
+
+
+def test_job_that_was_not_sent_after_all_leaves_nothing(client: redis.Redis) -> None:
+    """If a transaction that sends a job fails while it commits, no key is left."""
+    store = JobStore(client)
+    _, run_marathon = make_desk(store)
+    config = make_tm_config(None)
+    config.include("pyramid_jobstate")
+    config.set_job_store(store)
+    make_app(config)
+    request = make_request(config, "alice")
+    request.tm.begin()
+    request.job_states.send(run_marathon, 26)
+    request.tm.get().join(Vetoes())
+    with pytest.raises(ZeroDivisionError):
+        request.tm.commit()
+    request.tm.abort()
+    assert client.keys() == []
+
+
+class Vetoes:
+    """A database that refuses to commit, after all others have said what they do."""
+
+    transaction_manager = None
+
+    def tpc_begin(self, transaction: Any) -> None:
+        pass
+
+    commit = abort = tpc_abort = tpc_finish = tpc_begin
+
+    def tpc_vote(self, transaction: Any) -> None:
+        raise ZeroDivisionError
+
+    def sortKey(self) -> str:  # noqa: N802
+        return "~~~"
+
+
+# The store itself.
+
+
+def test_namespaces_share_a_server(client: redis.Redis) -> None:
+    """Two applications on one server do not see each other's jobs, and all keys tell
+    whose they are.
+    """
+    mine, other = JobStore(client), JobStore(client, namespace="other")
+    uuid = put(mine, "error")
+    # Some names begin with the tag that keeps keys in one slot of a Cluster.
+    prefixes = (b"jobstate:", b"{jobstate:")
+    assert all(key.startswith(prefixes) for key in client.scan_iter())
+    assert other.load(uuid) is None
+    assert other.list() == ([], None)
+    assert other.kinds() == [] and sum(other.counts()) == 0
+
+
+def test_namespace_is_text_without_stray_braces() -> None:
+    """A namespace that is no text, is empty, or has a brace that is not part of a hash
+    tag is an error that names it, in the middleware too.
+    """
+    for namespace in "a}b", "{}", "x{}y":
+        with pytest.raises(ValueError, match="not part of a hash tag"):
+            JobStore("redis://localhost", namespace=namespace)
+    cases: list[tuple[Any, type[Exception]]] = [
+        (5, TypeError),
+        (None, TypeError),
+        ("", ValueError),
+    ]
+    for wrong, error in cases:
+        with pytest.raises(error, match=r"(?i)namespace .*(must be|is empty)"):
+            JobStore("redis://localhost", namespace=wrong)
+        with pytest.raises(error, match=r"(?i)namespace .*(must be|is empty)"):
+            JobStateMiddleware(namespace=wrong)
+    for namespace in "jobs", "{app}:jobs", "a b:{c}":
+        JobStore("redis://localhost", namespace=namespace)
+
+
+def test_durations_are_positive_numbers() -> None:
+    """A duration that is zero, negative, no number or too long for the server, or in
+    words as settings take it, is an error that names it.
+    """
+    for name in "expire_in", "active_expire_in", "stalled_after":
+        for value in 0, -1, float("nan"), float("inf"), 1e30:
+            with pytest.raises(ValueError, match=f"^{name} must be a positive number"):
+                JobStore("redis://localhost", **{name: value})
+        for wrong in "24h", None, True:
+            options: dict[str, Any] = {name: wrong}
+            with pytest.raises(TypeError, match=f"^{name} must be a number of seconds"):
+                JobStore("redis://localhost", **options)
+
+
+def test_replace_changes_only_what_is_given(redis_url: str) -> None:
+    """A store with other options keeps the rest, and the client."""
+    store = JobStore(redis_url, expire_in=1, stalled_after=2)
+    other = store.replace(namespace="other", stalled_after=3)
+    assert (other.namespace, other.expire_in, other.stalled_after) == ("other", 1, 3)
+    assert other.active_expire_in == store.active_expire_in == 8 * 86400
+    assert other.client is store.client
+
+
+def test_middleware_shares_the_server_of_its_broker(redis_url: str) -> None:
+    """The store of a RedisBroker's middleware is on its server, with connections that
+    fail fast. Only a client that is out of the ordinary is shared itself.
+    """
+    broker = RedisBroker(url=redis_url)
+    store = JobStateMiddleware(namespace="mine").store_for(broker)
+    assert store.namespace == "mine"
+    assert isinstance(store.client, redis.Redis)
+    kwargs = store.client.connection_pool.connection_kwargs
+    assert kwargs["port"] == broker.client.connection_pool.connection_kwargs["port"]
+    assert kwargs["socket_timeout"] == 0.5
+
+    class Pool(redis.ConnectionPool):
+        pass
+
+    client = redis.Redis(connection_pool=Pool.from_url(redis_url))
+    store = JobStateMiddleware().store_for(RedisBroker(client=client))
+    assert store.client is client
+    with pytest.raises(ActorError, match="StubBroker"):
+        JobStateMiddleware().store_for(StubBroker())
+
+
+def test_rerun_keeps_what_was_sent(store: JobStore) -> None:
+    """A failed job that waits to run again keeps its owner, its parameters and the time
+    when it was queued.
+    """
+    broker, _ = make_desk(store)
+    failed = load_job(store, put(store, "error", metrics={"a": 1}))
+    assert rerun(store, broker, failed.uuid)
+    job = load_job(store, failed.uuid)
+    assert (job.status, job.attempt, job.progress_metrics) == ("queued", 0, {})
+    assert (job.owner, job.job_params) == ("alice", {"miles": 26})
+    assert (job.queued_at, job.error) == (failed.queued_at, None)
