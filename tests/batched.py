@@ -25,6 +25,7 @@ from pyramid_jobstate.job import (
     Update,
     dumps,
 )
+from pyramid_jobstate.store import Reply
 from tests.jobs import RunMarathon
 
 
@@ -134,3 +135,74 @@ def encoded(owner: str | None) -> str | None:
 
 def new_uuid() -> str:
     return str(uuid.uuid4())
+
+
+INFO = JobInfo("Batch", "", 0, '"alice"', "{}", batch=BATCH)
+
+
+class Bed:
+    """A batch, with members whose messages the broker has accepted.
+
+    Attributes:
+      uuids: Its members.
+    """
+
+    def __init__(
+        self, store: JobStore, count: int = 3, *, delay: float = 0.0, sent: bool = True
+    ) -> None:
+        self.store = store
+        self.client: Any = store.client
+        self.uuid = new_uuid()
+        self.info = JobInfo("JobState", "a", 0, '"alice"', "{}", batch=self.uuid)
+        self.jobs = [
+            NewJob(new_uuid(), self.info, delay, sender="s") for _ in range(count)
+        ]
+        self.uuids = [job.uuid for job in self.jobs]
+        self.new = NewBatch(
+            self.uuid, INFO, {}, "s", [Member(job, 1000) for job in self.jobs]
+        )
+        store.batches.open(self.new)
+        # As a request does: the batch knows already that they are being sent.
+        store.create_new(*self.jobs, tells=False)
+        if sent:
+            store.confirm_members(self.jobs)
+
+    def key(self, name: str = "") -> str:
+        key = f"jobstate:{self.uuid}"
+        return f"{{{key}}}:{name}" if name else key
+
+    def load(self) -> Batch:
+        """Return the batch as a poll does."""
+        batch = self.store.load(self.uuid)
+        assert isinstance(batch, Batch)
+        return batch
+
+    def counts(self) -> dict[str, int]:
+        return {status: n for status, n in self.load().counts.items() if n}
+
+    def run(self, place: int, end: End | None = None, token: str = "") -> Reply:
+        """Have a worker run a member, and perhaps end it."""
+        token = token or new_uuid()[:12]
+        update = Update(self.uuids[place], token, 1, self.info, begins=True, end=end)
+        (reply,) = self.store.write([update])
+        assert isinstance(reply, Reply)
+        return reply
+
+    def end(self, place: int, status: str = "success") -> None:
+        error = None if status == "success" else JobError("E", "x")
+        assert self.run(place, End(status, error)) == Reply.OK
+
+    def change(self, place: int, **fields: Any) -> None:
+        """Change the record of a member without its batch's knowledge."""
+        rev = int(self.client.hget(f"jobstate:{self.uuids[place]}", "rev"))
+        key = f"jobstate:{self.uuids[place]}"
+        self.client.hset(key, mapping={"rev": rev + 1, **fields})
+
+    def grow_old(self, seconds: float = 20) -> None:
+        """Let the batch be silent for a while."""
+        self.client.hincrby(self.key(), "updated", -int(seconds * 1000))
+        self.client.hdel(self.key(), "looked")
+
+    def ttls(self) -> list[int]:
+        keys = [self.key(name) for name in ("", "members", "order")]
+        return [self.client.ttl(key) for key in keys]

@@ -92,6 +92,29 @@ def counting_trips(
 
 
 @contextlib.contextmanager
+def dying(is_dead: Callable[[int], bool]) -> Iterator[None]:
+    """Have this thread act as a process that dies: from some round trip on, whose
+    number from 1 is passed to a function, none succeeds.
+    """
+    me, number = threading.current_thread(), 0
+    send = redis.Connection.send_packed_command
+
+    def send_packed_command(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal number
+        if threading.current_thread() is me:
+            number += 1
+            if is_dead(number):
+                raise SystemExit
+        return send(self, *args, **kwargs)
+
+    with (
+        mock.patch.object(redis.Connection, "send_packed_command", send_packed_command),
+        contextlib.suppress(SystemExit),
+    ):
+        yield
+
+
+@contextlib.contextmanager
 def refusing_writes(client: Any) -> Iterator[None]:
     """Have a server take no writes for a while."""
     client.config_set("min-replicas-to-write", 1)

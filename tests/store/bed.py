@@ -1,0 +1,233 @@
+"""Batches that are sent and run as in an application, one step at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import dramatiq
+from dramatiq import Message
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.errors import Retry
+from dramatiq.middleware import Middleware
+from pyramid.config import Configurator
+
+from pyramid_jobstate import Batch, JobState, JobStateMiddleware, JobStore
+from tests.lost import dying
+from tests.support import load_job, wait_for
+from tests.webapp import make_request
+
+Order = Exception | Callable[[JobState], object] | None
+
+
+class DiesAfter(Middleware):
+    """Kills the process that sends messages, once the broker has so many."""
+
+    def __init__(self, count: int | None) -> None:
+        self.left = count
+
+    @property
+    def is_dead(self) -> bool:
+        return self.left is not None and self.left < 0
+
+    def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+        if self.left is not None:
+            self.left -= 1
+            if self.is_dead:
+                raise SystemExit
+
+
+class Bed(contextlib.ExitStack):
+    """A batch of Alice's that a request has sent, and a worker that runs its members
+    when it is told to.
+
+    Parameters:
+      config: The configurator of an application with pyramid_tm.
+      count: How many members it has.
+      sent: The number of members whose messages the broker has got when the sender
+        dies, or None if it does not.
+      meanwhile: What is around the commit.
+
+    Attributes:
+      uuid, uuids: The uuids of the batch and of its members.
+    """
+
+    def __init__(
+        self,
+        config: Configurator,
+        store: JobStore,
+        count: int = 3,
+        *,
+        sent: int | None = None,
+        meanwhile: contextlib.AbstractContextManager[Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.store = store
+        self.client: Any = store.client
+        self.broker = StubBroker()
+        self.broker.add_middleware(
+            JobStateMiddleware(store, interval=0.01, heartbeat=60)
+        )
+        self.dies = DiesAfter(sent)
+        self.broker.add_middleware(self.dies)
+        self._orders: dict[str, queue.SimpleQueue[Order]] = {}
+        self._is_working = False
+
+        self.broker.declare_queue("default")
+
+        # Its worker takes what is put into another queue.
+        @dramatiq.actor(
+            broker=self.broker,
+            queue_name="sent",
+            job_state=True,
+            max_retries=99,
+            throws=ValueError,
+        )
+        def part(number: int, job_state: Any = None) -> None:
+            orders = self._orders[job_state.uuid] = queue.SimpleQueue()
+            while (order := orders.get(timeout=60)) is not None:
+                if isinstance(order, Exception):
+                    raise order
+                order(job_state)
+
+        self.part = part
+        Configurator(registry=config.registry, autocommit=True).set_job_store(store)
+        request = make_request(config, "alice")
+        request.tm.begin()
+        with request.job_states.batch() as batch:
+            self.uuids = [batch.send(part, i).uuid for i in range(count)]
+        self.uuid = batch.uuid
+        with meanwhile or contextlib.nullcontext(), dying(lambda _: self.dies.is_dead):
+            request.tm.commit()
+        self.dies.left = None
+        #: The messages that the broker has got, by the uuids of their jobs.
+        self.messages: dict[str, Message[Any]] = {}
+        self.collect()
+
+    def collect(self) -> None:
+        """Take what was sent from the broker."""
+        messages = self.broker.queues["sent"]
+        while not messages.empty():
+            message = Message.decode(messages.get())
+            self.messages[message.message_id] = message
+
+    def load(self) -> Batch:
+        """Return the batch as a poll does."""
+        batch = self.store.load(self.uuid)
+        assert isinstance(batch, Batch)
+        return batch
+
+    def counts(self) -> dict[str, int]:
+        """Return how many members it counts of each status, but for none."""
+        return {status: n for status, n in self.load().counts.items() if n}
+
+    def fraction(self) -> float | None:
+        progress = self.load().progress
+        return progress.fraction
+
+    def status(self, place: int) -> str | None:
+        """Return the status of a member."""
+        found = self.store.load(self.uuids[place])
+        return None if found is None else found.status
+
+    def deliver(self, place: int) -> None:
+        """Deliver the message of a member."""
+        if not self._is_working:
+            self._is_working = True
+            worker = dramatiq.Worker(
+                self.broker, queues={"default"}, worker_timeout=20, worker_threads=8
+            )
+            worker.start()
+            self.callback(worker.stop)
+            self.callback(self._stop)
+        message = self.messages[self.uuids[place]].copy(queue_name="default")
+        self.broker.queues["default"].put(message.encode())
+
+    def run(self, place: int) -> None:
+        """Have a member begin to run, once more if it did."""
+        uuid = self.uuids[place]
+        before = self._orders.pop(uuid, None)
+        self.deliver(place)
+        wait_for(lambda: uuid in self._orders)
+        wait_for(lambda: self.status(place) in ("working", "cancelling"))
+        if before is not None:
+            # The earlier run is over, whatever it does.
+            before.put(None)
+
+    def tell(self, place: int, order: Order) -> None:
+        """Have a member that runs fail, act or, with None, return."""
+        self._orders[self.uuids[place]].put(order)
+
+    def act(self, place: int, order: Callable[[JobState], object]) -> None:
+        """Have a member that runs do something, and wait until it is done."""
+        done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+        def act(job_state: JobState) -> None:
+            try:
+                order(job_state)
+            except BaseException as e:
+                done.put(e)
+                raise
+            done.put(None)
+
+        self.tell(place, act)
+        raised = done.get(timeout=30)
+        if raised is not None:
+            raise raised
+
+    def end(self, place: int, status: str = "success") -> None:
+        """Have a member end, which begins to run if it does not yet."""
+        if self.uuids[place] not in self._orders:
+            self.run(place)
+        self.tell(place, None if status == "success" else ValueError("x"))
+        wait_for(lambda: self.ended(place))
+        assert self.status(place) == status
+        del self._orders[self.uuids[place]]
+
+    def settle(self) -> None:
+        """Wait until all messages that were delivered are done with."""
+        self.broker.join("default", fail_fast=False)
+
+    def ended(self, place: int) -> bool:
+        found = self.store.load(self.uuids[place])
+        return found is not None and found.is_finished
+
+    def retry(self, place: int, delay: float = 60.0) -> None:
+        """Have a member fail that is to be tried again."""
+        if self.uuids[place] not in self._orders:
+            self.run(place)
+        self.tell(place, Retry("Later.", delay=int(delay * 1000)))
+        wait_for(lambda: self.status(place) == "retrying")
+        del self._orders[self.uuids[place]]
+
+    def send(self, place: int, key: str) -> JobState:
+        """Have a member that runs send another, and take its message."""
+        sent: list[JobState] = []
+
+        def order(job_state: JobState) -> None:
+            assert job_state.batch is not None
+            sent.append(job_state.batch.send(self.part, 0, key=key))
+
+        self.act(place, order)
+        self.collect()
+        return sent[0]
+
+    def _stop(self) -> None:
+        for orders in self._orders.values():
+            orders.put(None)
+
+
+def check_sums(bed: Bed) -> None:
+    """Check that no count is negative, and that all of them make the total."""
+    batch = bed.load()
+    counts = Counter(batch.counts)
+    assert min(counts.values()) >= 0
+    assert counts.total() == batch.size
+    assert 0 <= (batch.progress.fraction or 0) <= 1
+
+
+def member_of(bed: Bed, place: int) -> JobState:
+    return load_job(bed.store, bed.uuids[place])
