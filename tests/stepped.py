@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -17,7 +18,8 @@ from typing import Any
 from redis.connection import AbstractConnection
 from redis.exceptions import ConnectionError as Lost
 
-from tests.rerunapp import HANDSHAKE
+#: The commands of a handshake.
+HANDSHAKE = re.compile(rb"\*\d+\r\n\$\d+\r\n(AUTH|CLIENT|HELLO|SELECT)\r\n")
 
 _here = threading.local()
 

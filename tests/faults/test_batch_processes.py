@@ -7,23 +7,21 @@ import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
 from dramatiq.brokers.redis import RedisBroker
 
 from pyramid_jobstate import Batch, JobState, JobStateMiddleware, JobStore
-from pyramid_jobstate.worker.batching import OutgoingBatch
 from tests.jobs import job_actor
 from tests.support import wait_for
+from tests.webapp import make_app, make_request, make_tm_config
 from tests.workerprocess import starting
 
+pytestmark = pytest.mark.system
+
 STALLED_AFTER = 1.0
-
-
-def nothing(*arguments: object) -> None:
-    """Do nothing when the block of a batch begins or ends."""
 
 
 def has_come(load: Callable[[], Batch], goal: int) -> bool:
@@ -42,22 +40,17 @@ def send(url: str, count: int) -> Batch:
     def part(number: int, *, job_state: JobState | None = None) -> None:
         raise AssertionError("This process only sends.")
 
-    outgoing = OutgoingBatch(
-        Batch,
-        None,
-        "alice",
-        allow_failures=False,
-        origin=dict,
-        begin=nothing,
-        end=nothing,
-        check=nothing,
-    )
-    with outgoing.batch as batch:
+    config = make_tm_config(None)
+    config.include("pyramid_jobstate")
+    config.set_job_store(store)
+    make_app(config)
+    request = make_request(config, "alice")
+    request.tm.begin()
+    with request.job_states.batch() as batch:
         for number in range(1, count + 1):
             batch.send(part, number)
-    outgoing.record(store)
-    outgoing.send()
-    return batch
+    request.tm.commit()
+    return cast("Batch", batch)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from pyramid.config import Configurator
 from redis.exceptions import RedisError
 
 from pyramid_jobstate import (
+    JobError,
+    JobState,
     JobStateMiddleware,
     JobStore,
     NotRepeatable,
@@ -27,7 +29,6 @@ from pyramid_jobstate import (
     rerun,
 )
 from pyramid_jobstate.job.changes import End
-from pyramid_jobstate.job.record import NOT_SENT, JobError, Record
 from pyramid_jobstate.store import claims
 from pyramid_jobstate.store.scripts import Reply
 from pyramid_jobstate.worker.failures import failure_of
@@ -35,10 +36,68 @@ from tests.stepped import Killed, World, aside, stepped
 from tests.web.databases import Manager, fail
 from tests.webapp import make_app, make_request, make_tm_config
 
+#: Why a job has failed whose message the broker refused.
+NOT_SENT = JobError(None, "The job could not be sent.")
+
 #: The statuses of a job whose message is on its way, or that runs.
 ALIVE = ("queued", "working", "retrying", "cancelling")
 
 PRESSERS, PRESSES, WORKERS = 4, 5, 2
+
+
+class Run:
+    """A run of a message in a worker of one thread, which may die at any round trip.
+
+    This class alone knows how workers speak with the store.
+    """
+
+    def __init__(
+        self, broker: StubBroker, store: JobStore, message: Message[Any]
+    ) -> None:
+        middleware = next(
+            m for m in broker.middleware if isinstance(m, JobStateMiddleware)
+        )
+        self._store = store
+        self._message = MessageProxy(message)
+        self._unsaved = middleware.functions["nightly"].unsaved(self._message)
+
+    def begin(self) -> str | None:
+        """Return the token of the run, or None if it may not begin."""
+        while (reply := self._write()) is Reply.UNCLAIMED:
+            pass
+        if reply is not Reply.OK:
+            return None
+        self._unsaved.mark_stored(time.monotonic())
+        return self._unsaved.run.token
+
+    def report(self) -> None:
+        self._unsaved.run.set_metrics({"n": 1})
+        self._write()
+
+    def end(self, *, fails: bool) -> None:
+        self._unsaved.end = End("success")
+        if fails:
+            error = ValueError("x")
+            failure = failure_of(self._message, error, is_final=True)
+            cause = JobError("ValueError", "x")
+            self._unsaved.end = End("error", cause, failure=failure)
+        over = (Reply.OK, Reply.CANCELLING, Reply.FENCED)
+        while self._write() not in over:
+            self._unsaved.begin_again()
+
+    def _write(self) -> Reply:
+        while True:
+            with contextlib.suppress(RedisError):
+                (reply,) = self._store.write([self._unsaved.take(time.monotonic())])
+                if isinstance(reply, Reply):
+                    return reply
+            self._unsaved.mark_unconfirmed()
+
+
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have claims be held so briefly that a process which stands still misses it."""
+    monkeypatch.setattr(claims, "HOLD", 60)
+    monkeypatch.setattr(claims, "MARGIN", 30)
 
 
 class Vetoed(Exception):
@@ -138,34 +197,14 @@ class Scene(World):
             self.running.discard(message.message_id)
 
     def run(self, message: Message[Any]) -> None:
-        middleware = next(
-            m for m in self.broker.middleware if isinstance(m, JobStateMiddleware)
-        )
-        proxy = MessageProxy(message)
-        unsaved = middleware.functions["nightly"].unsaved(proxy)
         store = make_request(self.config).job_states.store
-
-        def write() -> Reply:
-            while True:
-                try:
-                    (reply,) = store.write([unsaved.take(time.monotonic())])
-                except RedisError:
-                    unsaved.mark_unconfirmed()
-                    continue
-                if isinstance(reply, Reply):
-                    return reply
-                unsaved.mark_unconfirmed()
-
-        reply = write()
-        while reply is Reply.UNCLAIMED:
-            reply = write()
-        if reply is not Reply.OK:
+        run, uuid = Run(self.broker, store, message), message.message_id
+        token = run.begin()
+        if token is None:
             return
-        unsaved.mark_stored(time.monotonic())
-        uuid = message.message_id
         with aside():
             newest = self.client.hget(f"jobstate:{uuid}", "run")
-        if newest != unsaved.run.token:
+        if newest != token:
             # Its message was put back, and has run, while this worker stood still.
             return
         self.running.add(uuid)
@@ -173,17 +212,10 @@ class Scene(World):
         assert len(self.running) == 1, "Two jobs run at once."
         self.messages[uuid] = message
         # Its actor reports once, and returns.
-        unsaved.run.set_metrics({"n": 1})
-        write()
+        run.report()
         self.running.discard(uuid)
-        unsaved.end = End("success")
-        if self.rng.random() < 0.3:
-            error = ValueError("x")
-            failure = failure_of(proxy, error, is_final=True)
-            unsaved.end = End("error", JobError("ValueError", "x"), failure=failure)
         try:
-            while write() not in (Reply.OK, Reply.CANCELLING, Reply.FENCED):
-                unsaved.begin_again()
+            run.end(fails=self.rng.random() < 0.3)
         finally:
             # It may have died when that was written.
             self.ends.append(uuid)
@@ -261,10 +293,19 @@ class Scene(World):
             self.check()
         return self.presses[-1]
 
-    def record(self, uuid: str) -> Record:
-        record = self.store.record(uuid)
-        assert record is not None, uuid
-        return record
+    def job(self, uuid: str) -> JobState:
+        """Return the job that answers to a uuid."""
+        job = self.store.load(uuid)
+        assert job is not None, uuid
+        return job
+
+    def name(self, uuid: str) -> str:
+        """Return the uuid of that job."""
+        target: Any = self.client.hget(f"jobstate:{uuid}", "target")
+        return str(target or uuid)
+
+    def was_never_sent(self, uuid: str) -> bool:
+        return self.status(self.name(uuid)) == "sending"
 
 
 def play(seed: int, url: str, broker: StubBroker, config: Configurator) -> Scene:
@@ -278,11 +319,10 @@ def play(seed: int, url: str, broker: StubBroker, config: Configurator) -> Scene
                 continue
             # What has committed was sent, or is the job of somebody whose message was,
             # or says that it could not be sent.
-            record = scene.record(press.uuid)
-            has_run = record.uuid in scene.ends[press.at :]
-            is_unsent = record.error == NOT_SENT or record.was_never_sent
-            assert has_run or is_unsent, record.stored_status
-            assert record.is_finished or record.was_never_sent, record.stored_status
+            job, never = scene.job(press.uuid), scene.was_never_sent(press.uuid)
+            has_run = scene.name(press.uuid) in scene.ends[press.at :]
+            assert has_run or job.error == NOT_SENT or never, job.status
+            assert job.is_finished or never, job.status
         # The key is free.
         last = scene.press_last()
         assert last.is_certain
@@ -305,9 +345,7 @@ def broker(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> StubBroker:
     broker = StubBroker()
     broker.add_middleware(JobStateMiddleware(url=redis_url))
     monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
-    # So short that a process which stands still misses it.
-    monkeypatch.setattr(claims, "HOLD", 60)
-    monkeypatch.setattr(claims, "MARGIN", 30)
+    hurry(monkeypatch)
 
     @dramatiq.actor(broker=broker, job_state=True)
     def nightly() -> None:
@@ -327,21 +365,18 @@ def scenes(redis_url: str, broker: StubBroker) -> Any:
         for seed in range(*seeds):
             scene = play(seed, redis_url, broker, config)
             seen += scene.seen
-            winners = {scene.record(p.uuid).uuid for p in scene.presses if p.is_certain}
+            certain = [p.uuid for p in scene.presses if p.is_certain]
             seen["pressed"] += len(scene.presses)
             seen["ran"] += len(scene.ran)
-            seen["aliases"] += sum(
-                scene.record(p.uuid).uuid != p.uuid
-                for p in scene.presses
-                if p.is_certain
-            )
-            seen["winners"] += len(winners)
+            seen["aliases"] += sum(scene.name(uuid) != uuid for uuid in certain)
+            seen["winners"] += len({*map(scene.name, certain)})
             scene.client.flushdb()
         return seen
 
     return play_all
 
 
+@pytest.mark.system
 def test_never_two_jobs_of_a_key(scenes: Any) -> None:
     """Four pressers and two workers a key, with votes that fail, and operators."""
     seen = scenes(10)

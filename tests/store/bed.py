@@ -20,6 +20,21 @@ from tests.lost import dying
 from tests.support import load_job, wait_for
 from tests.webapp import make_request
 
+
+class Acks(Middleware):
+    """Counts how often messages were acknowledged: what became of their jobs is stored
+    by then, and told to their batches.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def after_ack(self, broker: Any, message: Any) -> None:
+        self.counts[message.message_id] += 1
+
+    after_nack = after_ack
+
+
 Order = Exception | Callable[[JobState], object] | None
 
 
@@ -73,6 +88,8 @@ class Bed(contextlib.ExitStack):
         )
         self.dies = DiesAfter(sent)
         self.broker.add_middleware(self.dies)
+        self.acks = Acks()
+        self.broker.add_middleware(self.acks)
         self._orders: dict[str, queue.SimpleQueue[Order]] = {}
         self._is_working = False
 
@@ -180,28 +197,26 @@ class Bed(contextlib.ExitStack):
 
     def end(self, place: int, status: str = "success") -> None:
         """Have a member end, which begins to run if it does not yet."""
-        if self.uuids[place] not in self._orders:
-            self.run(place)
-        self.tell(place, None if status == "success" else ValueError("x"))
-        wait_for(lambda: self.ended(place))
+        self._leave(place, None if status == "success" else ValueError("x"))
         assert self.status(place) == status
-        del self._orders[self.uuids[place]]
+
+    def retry(self, place: int, delay: float = 60.0) -> None:
+        """Have a member fail that is to be tried again."""
+        self._leave(place, Retry("Later.", delay=int(delay * 1000)))
+        assert self.status(place) == "retrying"
+
+    def _leave(self, place: int, order: Order) -> None:
+        """Have a run be over, and wait until that is stored."""
+        uuid = self.uuids[place]
+        if uuid not in self._orders:
+            self.run(place)
+        before = self.acks.counts[uuid]
+        self._orders.pop(uuid).put(order)
+        wait_for(lambda: self.acks.counts[uuid] > before)
 
     def settle(self) -> None:
         """Wait until all messages that were delivered are done with."""
         self.broker.join("default", fail_fast=False)
-
-    def ended(self, place: int) -> bool:
-        found = self.store.load(self.uuids[place])
-        return found is not None and found.is_finished
-
-    def retry(self, place: int, delay: float = 60.0) -> None:
-        """Have a member fail that is to be tried again."""
-        if self.uuids[place] not in self._orders:
-            self.run(place)
-        self.tell(place, Retry("Later.", delay=int(delay * 1000)))
-        wait_for(lambda: self.status(place) == "retrying")
-        del self._orders[self.uuids[place]]
 
     def send(self, place: int, key: str) -> JobState:
         """Have a member that runs send another, and take its message."""

@@ -456,7 +456,7 @@ def test_silent_batch(store: JobStore) -> None:
         batch = put(store, letters)
         before = counts_of(store, batch.uuid)
         found = [batch.status]
-        for seconds in 14, 2, 2:
+        for seconds in 5, 12, 2:
             pass_time(store, seconds)
             found.append(loaded(store, batch.uuid).status)
         assert found == [fresh, fresh, silent, silent], letters

@@ -1,30 +1,28 @@
-"""JobStore, recorder and a complete job on a Cluster."""
+"""A store, the web side and complete jobs on a Cluster."""
 
 import contextlib
 import os
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import dramatiq
 import pytest
 import redis
+from dramatiq.brokers.stub import StubBroker
+from pyramid.config import Configurator
 from redis import RedisCluster
 
 from pyramid_jobstate import (
+    Batch,
+    JobError,
     JobState,
     JobStateMiddleware,
     JobStore,
     StoreUnavailable,
 )
-from pyramid_jobstate.job import record_of
-from pyramid_jobstate.job.changes import End, NewJob, Update
-from pyramid_jobstate.job.record import FINISHED, UNFINISHED
-from pyramid_jobstate.store import newest_uuids
-from pyramid_jobstate.store.commands import Command
-from pyramid_jobstate.store.connection import connect, execute, redis_errors
-from pyramid_jobstate.store.scripts import Reply
-from pyramid_jobstate.testing import put_job
+from pyramid_jobstate.testing import pass_time, put_batch, put_job
 from tests.cluster import PRIMARIES, Cluster, running_cluster
 from tests.jobs import (
     Gate,
@@ -36,10 +34,17 @@ from tests.jobs import (
     wait_until,
     working,
 )
-from tests.listed import create, finish
-from tests.store.test_batches import Bed
-from tests.support import INFO, key_of, wait_for
-from tests.webapp import get, make_app, make_config, make_request
+from tests.store.bed import Bed
+from tests.store.jobs import put
+from tests.support import key_of, load_job, wait_for
+from tests.webapp import get, make_app, make_config, make_request, make_tm_config
+
+pytestmark = [pytest.mark.system, pytest.mark.xdist_group("cluster")]
+
+STATUSES = (
+    *("queued", "working", "retrying", "stalled", "cancelling"),
+    *("success", "error", "cancelled"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,93 +62,117 @@ def cluster_store(cluster: Cluster) -> Iterator[JobStore]:
     store.client.close()
 
 
+def tm_config(cluster: Cluster) -> Configurator:
+    """Return the configurator of an application that sends in transactions."""
+    config = make_tm_config(cluster.url)
+    make_app(config)
+    return config
+
+
 def test_store_writes_and_reads_across_nodes(cluster_store: JobStore) -> None:
-    """Jobs on all nodes are created, written, read, listed and cancelled."""
-    jobs = [new_id() for _ in range(30)]
-    assert cluster_store.create(*(NewJob(job, INFO) for job in jobs)) == [True] * 30
-    updates = [
-        Update(job, "a", 1, INFO, {"m:number": str(i)}, begins=True)
-        for i, job in enumerate(jobs)
-    ]
-    assert cluster_store.write(updates) == [Reply.OK] * 30
+    """Jobs on all nodes are written, read, listed, cancelled, cleared and run again."""
+    jobs = [put(cluster_store, "working", metrics={"number": i}) for i in range(30)]
     *states, unknown = cluster_store.load_many([*jobs, new_id()])
     assert unknown is None
     assert [s and s.progress_metrics["number"] for s in states] == list(range(30))
     assert len(cluster_store.list("alice", limit=100).items) == 30
-    assert cluster_store.cancel(jobs[0], INFO)
-    cancelled = cluster_store.load(jobs[0])
-    assert cancelled is not None and cancelled.status == "cancelling"
-    assert cluster_store.cancels(0)[0] == {jobs[0]}
+    assert load_job(cluster_store, jobs[0]).cancel()
+    assert load_job(cluster_store, jobs[0]).status == "cancelling"
+    assert cluster_store.cancel_all(status="working").done == 29
+    failed = [put(cluster_store, "error") for _ in range(5)]
+    assert all(cluster_store.failures(uuid).message for uuid in failed)
+    assert cluster_store.clear(status="error").done == 5
 
 
-def test_batches_on_a_cluster(cluster_store: JobStore) -> None:
+def test_batches_on_a_cluster(cluster: Cluster, cluster_store: JobStore) -> None:
     """The keys of a batch lie in one slot, and its members on any nodes."""
     store = cluster_store
-    bed = Bed(store, 12)
-    assert bed.counts() == {"queued": 12}
-    for place in range(6):
-        bed.end(place, "error" if place < 2 else "success")
-    assert bed.counts() == {"queued": 6, "success": 4, "error": 2}
-    failed = store.members(bed.uuid, status="error").items
-    assert [job.uuid for job in failed] == bed.uuids[:2]
-    bed.run(6)
-    bed.change(6, status="success")
-    bed.grow_old()
-    assert bed.counts() == {"queued": 5, "success": 5, "error": 2}
-    assert bed.load().cancel()
-    statuses = [job and job.status for job in store.load_many(bed.uuids)]
-    assert statuses[7:] == ["cancelled"] * 5
-    assert store.clear(everything=True).done > 0
-    assert store.load(bed.uuid) is None
+    with Bed(tm_config(cluster), store, 12) as bed:
+        assert bed.counts() == {"queued": 12}
+        for place in range(6):
+            bed.end(place, "error" if place < 2 else "success")
+        assert bed.counts() == {"queued": 6, "success": 4, "error": 2}
+        failed = store.members(bed.uuid, status="error").items
+        assert [job.uuid for job in failed] == bed.uuids[:2]
+        store.client.delete(key_of(store, bed.uuids[6]))
+        pass_time(store, 20)
+        assert bed.counts() == {"queued": 5, "success": 4, "error": 3}
+        assert bed.load().cancel()
+        statuses = [job and job.status for job in store.load_many(bed.uuids)]
+        assert statuses[7:] == ["cancelled"] * 5
+        assert store.clear(everything=True).done > 0
+        assert store.load(bed.uuid) is None
 
 
-def test_unique_jobs_on_a_cluster(cluster_store: JobStore) -> None:
-    """A claim, the job that it names and an alias of it lie on any nodes."""
-    store = cluster_store
-    info = INFO._replace(unique='["run_marathon","nightly"]')
-    assert info.unique is not None
-    jobs = [NewJob(new_id(), info, sender="me") for _ in range(12)]
-    store.create(*jobs)
-    winner, *losers = jobs
-    for job in jobs:
-        assert store.claims.take(info.unique, job.uuid) == winner.uuid
-    for job in losers:
-        store.claims.make_alias(job, winner.uuid)
-    found = store.load_many([job.uuid for job in jobs])
-    assert [job and record_of(job).uuid for job in found] == [winner.uuid] * 12
-    assert [job.uuid for job in store.list().items] == [winner.uuid]
-    begins = Update(winner.uuid, "0" * 12, 1, info, begins=True, end=End("success"))
-    assert store.write([begins]) == [Reply.OK]
-    again = Update(winner.uuid, "1" * 12, 1, info, begins=True)
-    assert store.write([again]) == [Reply.OK]
-    assert store.claims.take(info.unique, new_id()) == winner.uuid
+def test_unique_jobs_on_a_cluster(cluster: Cluster, cluster_store: JobStore) -> None:
+    """A claim, the job that it names and those that lead to it lie on any nodes."""
+    broker = make_broker(cluster.nodes[0].url, JobStateMiddleware(cluster_store))
+
+    @dramatiq.actor(broker=broker, job_state=RunMarathon)
+    def nightly() -> None: ...
+
+    config = tm_config(cluster)
+    broker.enqueue = lambda message, *, delay=None: message  # type: ignore[method-assign]
+    requests = []
+    for _ in range(8):
+        request = make_request(config, "alice")
+        request.tm.begin()
+        job = request.job_states.send_with_options(nightly, unique="nightly")
+        requests.append((request, job))
+    for request, _ in requests:
+        request.tm.commit()
+    found = cluster_store.load_many([job.uuid for _, job in requests])
+    assert [job and job.status for job in found] == ["queued"] * 8
+    (listed,) = cluster_store.list().items
+    assert listed.cancel()
+    again = cluster_store.load_many([job.uuid for _, job in requests])
+    assert [job and job.status for job in again] == ["cancelled"] * 8
 
 
-def test_statuses_are_listed_and_counted_on_a_cluster(cluster_store: JobStore) -> None:
-    """Jobs are listed by status and counted, wherever they lie."""
-    for status in UNFINISHED + FINISHED:
-        jobs = [put_job(cluster_store, RunMarathon, status).uuid for _ in range(5)]
-        found = cluster_store.list(status=status, kind="RunMarathon").items
-        assert sorted(job.uuid for job in found) == sorted(jobs)
-    assert cluster_store.counts() == (5,) * 8
-    assert cluster_store.kinds() == ["RunMarathon"]
-    assert sum(bucket.error for bucket in cluster_store.throughput()) == 5
+def test_statuses_are_listed_and_counted_on_a_cluster(cluster: Cluster) -> None:
+    """Jobs are listed by status and counted, wherever they lie, whatever the names of
+    their kinds and of the namespace.
+    """
+
+    class Odd(JobState):
+        kind = "odd}{name"
+
+    for namespace in "jobstate", "{app}:jobs", "a b":
+        store = JobStore(cluster.url, namespace=namespace)
+        store.client.flushall()
+        for status in STATUSES:
+            jobs = [put_job(store, Odd, status).uuid for _ in range(3)]
+            found = store.list(status=status, kind=Odd.kind).items
+            assert sorted(job.uuid for job in found) == sorted(jobs)
+        assert store.counts() == store.counts(Odd.kind) == (3,) * 8
+        assert store.kinds() == [Odd.kind]
+        assert sum(bucket.error for bucket in store.throughput()) == 3
+        store.client.close()
 
 
-def test_newest_jobs_are_found_across_nodes(cluster_store: JobStore) -> None:
-    """The two lists of all jobs lie on different nodes, and make one order."""
-    ended, queued = create(cluster_store, 2), create(cluster_store, 2)
-    finish(cluster_store, *ended)
-    assert newest_uuids(cluster_store, 10) == [*ended, *queued]
+def test_lists_mend_what_was_lost(cluster_store: JobStore) -> None:
+    """If what lists a job on another node is lost, lists find it and mend that."""
+    uuid = put(cluster_store, "queued")
+    client: Any = cluster_store.client
+    keys = [key for key in client.scan_iter("*") if client.type(key) == b"zset"]
+    kept = {key: (max(0, client.pttl(key)), client.dump(key)) for key in keys}
+    assert load_job(cluster_store, uuid).cancel()
+    for key in client.scan_iter("*"):
+        if client.type(key) == b"zset":
+            client.delete(key)
+    for key, (ttl, value) in kept.items():
+        client.restore(key, ttl, value)
+    assert cluster_store.list(status="queued").items == []
+    (found,) = cluster_store.list(status="cancelled").items
+    assert found.uuid == uuid
+    assert cluster_store.counts(anew=True).cancelled == 1
 
 
 def test_store_takes_a_client_that_is_handed_over(cluster: Cluster) -> None:
     """The application may pass its own RedisCluster."""
     with RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port) as client:
         store = JobStore(client)
-        job = new_id()
-        store.create(NewJob(job, INFO))
-        assert store.load(job) is not None
+        assert store.load(put(store, "working")) is not None
         assert all(f"127.0.0.1:{node.port}" in repr(store) for node in cluster.nodes)
 
 
@@ -151,128 +180,95 @@ def test_the_web_side_shows_a_job_on_a_cluster(
     cluster: Cluster, cluster_store: JobStore
 ) -> None:
     """The setting `jobstate.redis_url` may be the URL of a Cluster."""
-    job_state = put_job(
-        cluster_store, RunMarathon, owner="alice", metrics={"miles_run": 3}
-    )
+    uuid = put(cluster_store, "working", metrics={"miles_run": 3})
     app = make_app(make_config(cluster.url))
-    assert get(app, f"/job_state/{job_state.uuid}", "alice").json["miles_run"] == 3
+    assert get(app, f"/job_state/{uuid}", "alice").json["miles_run"] == 3
     (item,) = get(app, "/job_state", "alice").json["items"]
-    assert item["job"]["uuid"] == job_state.uuid
+    assert item["job"]["uuid"] == uuid
 
 
 def test_slot_that_was_not_covered_is_looked_for_again(
-    cluster: Cluster, cluster_store: JobStore
-) -> None:
-    """A client that learnt the nodes while none held a slot finds the one that does."""
-    job = new_id()
-    cluster_store.create(NewJob(job, INFO))
-    # It also reads the clock, with a command that refreshes what the client knows.
-    assert cluster_store.load(job) is not None
-    client = cluster_store.client
-    assert isinstance(client, RedisCluster)
-    client.nodes_manager.slots_cache.clear()
-    assert cluster_store.load(job) is not None
-
-
-def test_tracker_connects_to_the_primary_of_a_key(
-    cluster: Cluster, cluster_store: JobStore
-) -> None:
-    """A tracker names the primary that holds a key, and makes a link to it."""
-    key = key_of(cluster_store, new_id())
-    owner = cluster.owner_of(key)
-    tracker = cluster_store.track()
-    link = tracker.connect(tracker.server_of(key))
-    try:
-        for i in range(PRIMARIES):
-            with cluster.client(i) as client:
-                assert client.info("clients")["tracking_clients"] == int(i == owner)
-    finally:
-        link.close()
-
-
-def test_tracker_does_not_connect_to_a_node_that_has_left(
     cluster_store: JobStore,
 ) -> None:
-    """A link to a node that the Cluster does not know is refused as an outage is."""
-    with pytest.raises(redis.ConnectionError, match="has left the Cluster"):
-        cluster_store.track().connect("127.0.0.1:1")
-
-
-def test_tracker_learns_anew_who_holds_a_key(cluster_store: JobStore) -> None:
-    """The primary of a slot that the client knows nothing of is known after a
-    refresh.
-    """
-    key = key_of(cluster_store, new_id())
-    tracker = cluster_store.track()
-    before = tracker.server_of(key)
+    """A client that learnt the nodes while none held a slot finds the one that does."""
+    uuid = put(cluster_store, "working")
     client = cluster_store.client
     assert isinstance(client, RedisCluster)
     client.nodes_manager.slots_cache.clear()
-    with pytest.raises(redis.RedisError):
-        tracker.server_of(key)
-    tracker.refresh()
-    assert tracker.server_of(key) == before
+    assert cluster_store.load(uuid) is not None
 
 
 def test_a_key_that_is_moving_is_found(
     cluster: Cluster, cluster_store: JobStore
 ) -> None:
     """While a slot moves to another node, and afterwards, all commands succeed."""
-    job = new_id()
-    cluster_store.create(NewJob(job, INFO))
-    key = key_of(cluster_store, job)
-    source = cluster.owner_of(key)
-    target = (source + 1) % PRIMARIES
-    names = {i: cluster.node_id(i) for i in (source, target)}
-    with cluster.client(source) as old, cluster.client(target) as new:
-        slot = old.execute_command("CLUSTER KEYSLOT", key)
-
-        def setslot(client: redis.Redis, *words: str) -> None:
-            client.execute_command("CLUSTER SETSLOT", slot, *words)
-
-        setslot(new, "IMPORTING", names[source])
-        setslot(old, "MIGRATING", names[target])
-        old.execute_command(
-            "MIGRATE", "127.0.0.1", cluster.nodes[target].port, key, 0, 5000
-        )
-        # The old node replies ASK.
-        begin = Update(job, "a", 1, INFO, {"m:x": "1"}, begins=True)
-        assert cluster_store.write([begin]) == [Reply.OK]
-        setslot(new, "NODE", names[target])
-        setslot(old, "NODE", names[target])
-        # It replies MOVED.
-        assert cluster_store.write([Update(job, "a", 2, INFO, {"m:x": "2"})]) == [
-            Reply.OK
-        ]
-        moved = cluster_store.load(job)
-        assert moved is not None and moved.progress_metrics == {"x": 2}
-        # Back again, for the other tests.
-        setslot(old, "IMPORTING", names[target])
-        setslot(new, "MIGRATING", names[source])
-        new.execute_command(
-            "MIGRATE", "127.0.0.1", cluster.nodes[source].port, key, 0, 5000
-        )
-        setslot(old, "NODE", names[source])
-        setslot(new, "NODE", names[source])
-
-
-def test_a_command_that_fails_where_it_was_sent_on_has_its_error(
-    cluster: Cluster, cluster_store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A redirected command on a key of another type returns its error as the reply."""
-    key = key_of(cluster_store, new_id())
-    client = cluster_store.client
-    assert isinstance(client, RedisCluster)
-    owner = cluster.owner_of(key)
-    with cluster.client(owner) as node:
-        node.set(key, "no hash")
-    elsewhere = client.get_node(
-        host="127.0.0.1", port=cluster.nodes[(owner + 1) % PRIMARIES].port
+    broker = make_broker(
+        cluster.nodes[0].url, JobStateMiddleware(cluster_store, interval=0.01)
     )
-    monkeypatch.setattr(client, "get_node_from_key", lambda key: elsewhere)
-    (reply,) = execute(client, [Command(key, ("HGETALL", key))])
-    assert isinstance(reply, redis.ResponseError)
-    assert "WRONGTYPE" in str(reply)
+    gates = [Gate(), Gate()]
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        for mile, gate in enumerate(gates):
+            gate.wait()
+            job_state.set_progress_metric("miles_run", mile)
+            assert job_state.flush()
+
+    broker.enqueue = lambda message, *, delay=None: message  # type: ignore[method-assign]
+    message = run_marathon.message()
+    other = make_broker_of(cluster_store, run_marathon)
+    with working(other):
+        other.enqueue(message)
+        gates[0].wait_for_job()
+        key = key_of(cluster_store, message.message_id)
+        source = cluster.owner_of(key)
+        target = (source + 1) % PRIMARIES
+        names = {i: cluster.node_id(i) for i in (source, target)}
+        with cluster.client(source) as old, cluster.client(target) as new:
+            slot = old.execute_command("CLUSTER KEYSLOT", key)
+
+            def setslot(client: redis.Redis, *words: str) -> None:
+                client.execute_command("CLUSTER SETSLOT", slot, *words)
+
+            def migrate(client: redis.Redis, node: int) -> None:
+                port = cluster.nodes[node].port
+                client.execute_command("MIGRATE", "127.0.0.1", port, key, 0, 5000)
+
+            setslot(new, "IMPORTING", names[source])
+            setslot(old, "MIGRATING", names[target])
+            migrate(old, target)
+            # The old node replies ASK.
+            gates[0].open()
+            gates[1].wait_for_job()
+            setslot(new, "NODE", names[target])
+            setslot(old, "NODE", names[target])
+            # It replies MOVED.
+            gates[1].open()
+            wait_for(lambda: load_job(cluster_store, message.message_id).is_success)
+            # Back again, for the other tests.
+            setslot(old, "IMPORTING", names[target])
+            setslot(new, "MIGRATING", names[source])
+            migrate(new, source)
+            setslot(old, "NODE", names[source])
+            setslot(new, "NODE", names[source])
+    job = load_job(cluster_store, message.message_id)
+    assert job.progress_metrics == {"miles_run": 1}
+
+
+def make_broker_of(store: JobStore, actor: Any) -> Any:
+    """Return a broker in memory with an actor's function."""
+    broker = StubBroker()
+    broker.add_middleware(JobStateMiddleware(store, interval=0.01))
+    dramatiq.actor(broker=broker, actor_name=actor.actor_name)(actor.fn)
+    return broker
+
+
+def test_key_of_another_program_on_a_cluster(cluster_store: JobStore) -> None:
+    """A record that another program has overwritten is unknown, and others are not."""
+    bad, good = put(cluster_store, "working"), put(cluster_store, "working")
+    cluster_store.client.set(key_of(cluster_store, bad), "no hash")
+    found = cluster_store.load_many([bad, good])
+    assert [job and job.uuid for job in found] == [None, good]
 
 
 def test_a_job_lives_on_a_cluster(cluster: Cluster, redis_url: str) -> None:
@@ -297,11 +293,9 @@ def test_undecodable_bytes_do_not_fail_a_read(
     """A client with strict decoding reads any bytes, and correct replies afterwards, on
     a Cluster as well.
     """
-    jobs = [new_id() for _ in range(12)]
-    cluster_store.create(*(NewJob(job, INFO) for job in jobs))
+    jobs = [put(cluster_store, "working") for _ in range(12)]
     for job in jobs:
         cluster_store.client.hset(key_of(cluster_store, job), "m:x", b'"\xff"')
-    cluster_store.client.zadd("jobstate:active:all", {b"\xff": 2e15})
     url = cluster.url.replace("redis+cluster", "redis")
     with redis.RedisCluster.from_url(url, decode_responses=True) as client:
         own = JobStore(client)
@@ -354,16 +348,17 @@ def test_job_on_a_cluster_is_sent_beside_a_node(
     assert repr(JobStore(node)) in line
 
 
-def test_what_a_cluster_raises_is_a_redis_error() -> None:
-    """A redis-py error that is not a RedisError is raised as one."""
-    with pytest.raises(redis.ConnectionError), redis_errors():
-        raise redis.exceptions.RedisClusterException("no node answers")
-
-
-def test_a_cluster_that_is_away_is_a_redis_error(cluster: Cluster) -> None:
+def test_a_cluster_that_is_away_is_a_redis_error() -> None:
     """Connecting to a Cluster that is away is an ordinary error."""
     with pytest.raises(redis.RedisError):
-        connect("redis+cluster://127.0.0.1:1")
+        JobStore("redis+cluster://127.0.0.1:1")
+
+
+def test_put_batch_on_a_cluster(cluster_store: JobStore) -> None:
+    """Batches for tests are put on a Cluster as well."""
+    failed: Any = {"status": "error", "error": JobError("E", "x"), "actor": "a"}
+    batch = put_batch(cluster_store, Batch, ["success", failed, "queued"])
+    assert batch.counts["error"] == batch.counts["success"] == 1
 
 
 def test_a_primary_is_killed_in_mid_job(cluster: Cluster, redis_url: str) -> None:
@@ -402,10 +397,9 @@ def test_a_primary_is_killed_in_mid_job(cluster: Cluster, redis_url: str) -> Non
             )
 
         wait_for(all_done, 40)
-    # Without any node, commands fail rather than hang.
+    # Without any node, calls fail rather than hang.
     for i, node in enumerate(cluster.nodes):
         if i != victim:
             os.kill(node.pid, signal.SIGKILL)
-    keys = [key_of(store, new_id()) for _ in range(2)]
     with pytest.raises(redis.RedisError):
-        execute(store.client, [Command(key, ("HGETALL", key)) for key in keys])
+        store.load_many([new_id(), new_id()])
