@@ -5,6 +5,7 @@ other programs' writes, and what others do between two round trips.
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -122,3 +123,20 @@ def refusing_writes(client: Any) -> Iterator[None]:
         yield
     finally:
         client.config_set("min-replicas-to-write", 0)
+
+
+def turn_clock_back(client: Any, seconds: int, part: str = "") -> None:
+    """Have what is kept under keys whose names contain a part be from the future: the
+    clock of the server that goes on is behind by some seconds.
+    """
+
+    def later(found: re.Match[bytes]) -> bytes:
+        # Times are in milliseconds or in microseconds.
+        unit = 10**3 if len(found[0]) == 13 else 10**6
+        return b"%d" % (int(found[0]) + seconds * unit)
+
+    for key in keys_of(client, "hash"):
+        if part in key:
+            for name, value in client.hgetall(key).items():
+                moved = re.sub(rb"\b(\d{13}|\d{16})\b", later, value)
+                client.hset(key, name, moved)

@@ -27,6 +27,7 @@ from tests.lost import (
     losing_of,
     refusing_writes,
     take_over,
+    turn_clock_back,
 )
 from tests.store.bed import Bed, check_sums, member_of
 from tests.support import key_of, load_job, wait_for
@@ -724,6 +725,23 @@ def test_failover_that_lost_the_ends_of_members(bed: Bed) -> None:
     bed.end(2)
     assert bed.load().status == "success"
     assert members_of(bed.store, bed.uuid, status="error") == []
+
+
+def test_clock_that_goes_back(bed: Bed) -> None:
+    """A batch hears of its members although the server's clock has gone back, or that
+    of the server to which a member has failed over is behind.
+    """
+    bed.run(0)
+    turn_clock_back(bed.client, 3600)
+    bed.end(0, "error")
+    assert bed.counts() == {"queued": 2, "error": 1}
+    with losing_of(bed.client, bed.uuids[1]):
+        bed.end(1, "error")
+    turn_clock_back(bed.client, 3600, bed.uuid)
+    bed.end(1)
+    assert bed.counts() == {"queued": 1, "success": 1, "error": 1}
+    bed.end(2)
+    assert bed.counts() == {"success": 2, "error": 1}
 
 
 # Lifetimes, and lists.

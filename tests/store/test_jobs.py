@@ -11,6 +11,7 @@ import pytest
 import redis
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
+from pyramid.config import Configurator
 
 from pyramid_jobstate import (
     BulkResult,
@@ -28,7 +29,8 @@ from tests.listed import create, make_desk
 from tests.relay import Relay, relaying
 from tests.store.jobs import put, put_unsent
 from tests.support import load_job, wait_for
-from tests.webapp import make_app, make_request, make_tm_config
+from tests.web.databases import Manager, fail
+from tests.webapp import make_request
 
 UNFINISHED = ("queued", "working", "retrying", "stalled", "cancelling")
 FINISHED = ("success", "error", "cancelled")
@@ -367,39 +369,46 @@ def test_nothing_is_left_behind(brief: JobStore) -> None:
     assert brief.client.dbsize() == 0
 
 
-def test_job_that_was_not_sent_after_all_leaves_nothing(client: redis.Redis) -> None:
+def test_job_that_was_not_sent_after_all_leaves_nothing(
+    batch_config: Configurator, store: JobStore
+) -> None:
     """If a transaction that sends a job fails while it commits, no key is left."""
-    store = JobStore(client)
     _, run_marathon = make_desk(store)
-    config = make_tm_config(None)
-    config.include("pyramid_jobstate")
-    config.set_job_store(store)
-    make_app(config)
-    request = make_request(config, "alice")
+    request = make_request(batch_config, "alice")
     request.tm.begin()
     request.job_states.send(run_marathon, 26)
-    request.tm.get().join(Vetoes())
+    request.tm.get().join(Manager("a", "tpc_vote", lambda: fail(ZeroDivisionError)))
     with pytest.raises(ZeroDivisionError):
         request.tm.commit()
     request.tm.abort()
-    assert client.keys() == []
+    assert store.client.keys() == []
 
 
-class Vetoes:
-    """A database that refuses to commit, after all others have said what they do."""
+def test_sender_forgets_only_its_own_record(
+    batch_config: Configurator, store: JobStore
+) -> None:
+    """A send that fails leaves the record of another one of the same message, which is
+    under way.
+    """
+    broker, run_marathon = make_desk(store)
+    message = run_marathon.message(26)
+    first, second = (make_request(batch_config, "alice") for _ in range(2))
 
-    transaction_manager = None
+    def fail_meanwhile() -> None:
+        second.tm.begin()
+        second.job_states.send_message(message, broker=broker)
+        refusal = Manager("a", "tpc_vote", lambda: fail(ZeroDivisionError))
+        second.tm.get().join(refusal)
+        with pytest.raises(ZeroDivisionError):
+            second.tm.commit()
+        second.tm.abort()
 
-    def tpc_begin(self, transaction: Any) -> None:
-        pass
-
-    commit = abort = tpc_abort = tpc_finish = tpc_begin
-
-    def tpc_vote(self, transaction: Any) -> None:
-        raise ZeroDivisionError
-
-    def sortKey(self) -> str:  # noqa: N802
-        return "~~~"
+    first.tm.begin()
+    first.job_states.send_message(message, broker=broker)
+    first.tm.get().join(Manager("~", "tpc_vote", fail_meanwhile))
+    first.tm.commit()
+    assert status_of(store, message.message_id) == "queued"
+    assert broker.queues["default"].qsize() == 1
 
 
 # The store itself.
