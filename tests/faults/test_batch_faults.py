@@ -140,7 +140,7 @@ LATE_SHAS = {
 
 def may_be_late(command: Any) -> bool:
     """Return whether a command may be carried out after later ones."""
-    return command.args[1] in LATE_SHAS
+    return bool(command.args[1] in LATE_SHAS)
 
 
 class Worker:
@@ -198,7 +198,7 @@ class Execution:
     def is_over(self, worker: Worker) -> bool:
         """Return whether its worker has no more to write of it."""
         is_stored = self.has_ended and self.unsaved not in worker.backlog.all()
-        return self.unsaved.lost or is_stored
+        return bool(self.unsaved.lost) or is_stored
 
     @property
     def is_put_back(self) -> bool:

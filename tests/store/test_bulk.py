@@ -17,7 +17,6 @@ from tests.jobs import RunMarathon
 from tests.listed import Diary, finish, make_desk
 from tests.lost import (
     counting_trips,
-    keys_of,
     losing_lists,
     places_of,
     take_over,
@@ -427,4 +426,3 @@ def test_job_that_has_begun_again_is_not_deleted(store: JobStore) -> None:
     assert store.clear(everything=True) == (1, 0, None)
     assert (left(store, [ended]), left(store, [begun])) == (0, 1)
     assert store.counts(anew=True) == Counts(queued=1)
-    assert keys_of(store.client)

@@ -220,7 +220,8 @@ def test_keys_of_another_program_harm_no_job(
         "success",
         "cancelled",
     ]
-    for wanted in {}, {"status": "error"}, {"owner": "alice"}, {"status": "queued"}:
+    lists: list[dict[str, Any]] = [{}, {"status": "error"}, {"owner": "alice"}]
+    for wanted in lists:
         assert store.list(**wanted) == ([], None)
     assert sum(store.counts()) == 0
     assert sum(sum(each[1:]) for each in store.throughput()) == 0

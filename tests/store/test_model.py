@@ -219,9 +219,16 @@ class Model:
     @property
     def stored(self) -> Stored:
         """What the store should hold."""
-        names = ("status", "run", "word", "owner", "metrics", "attempt", "kept")
-        tries = sorted(self.tries, key=lambda run: self.tries[run])
-        return Stored(*(getattr(self, name) for name in names), tries)
+        return Stored(
+            self.status,
+            self.run,
+            self.word,
+            self.owner,
+            self.metrics,
+            self.attempt,
+            self.kept,
+            sorted(self.tries, key=lambda run: self.tries[run]),
+        )
 
     @property
     def shown(self) -> str | None:

@@ -15,7 +15,7 @@ from pyramid_jobstate import Counts, JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.testing import pass_time, put_job
 from tests.jobs import RunMarathon, working
 from tests.listed import Diary, pages, uuids_of
-from tests.lost import keys_of, losing, refusing_writes
+from tests.lost import keys_of, losing_key, refusing_writes
 from tests.store.jobs import put, put_crowd, put_unsent
 from tests.support import load_job, wait_for
 
@@ -101,12 +101,16 @@ def test_job_whose_class_has_a_new_name_leaves_the_old_one(store: JobStore) -> N
         for status in "success", "error":
             job, other = (put_job(store, Old, "queued").uuid for _ in range(2))
             broker.enqueue(act.message(status == "error").copy(message_id=job))
-            wait_for(lambda job=job: load_job(store, job).is_finished)
+            wait_for_end(store, job)
             assert all_of(store, kind="OldName", status=status) == []
             assert all_of(store, kind="OldName")[0] == other
             assert all_of(store, kind="NewName", status=status) == [job]
     assert store.counts("OldName") == Counts(queued=2)
     assert store.counts("NewName") == Counts(success=1, error=1)
+
+
+def wait_for_end(store: JobStore, uuid: str) -> None:
+    wait_for(lambda: load_job(store, uuid).is_finished)
 
 
 def test_server_that_takes_no_writes_lists_by_status(store: JobStore) -> None:
@@ -208,7 +212,7 @@ def test_counts_are_never_negative(store: JobStore) -> None:
     """A list that has lost what was written to it last makes no count negative."""
     put(store, "working")
     for lost in keys_of(store.client, "zset"):
-        with losing(store.client, lambda key, lost=lost: key == lost):
+        with losing_key(store.client, lost):
             jobs = [put(store, status) for status in ("error", "working", "retrying")]
         assert min(store.counts(anew=True)) >= 0
         for uuid in jobs:
