@@ -591,6 +591,9 @@ def scenes_of(run: str) -> list[list[tuple[Any, ...]]]:
         [begin, ("wait",), again, put_back],
         [*fail, ("rerun",), ("wait",), ("rerun",)],
         [("told", run), ("finish", run, True, "cancelled", False), again],
+        [("create", False), again],
+        [begin, again, ("again", 0), ("record", run, True)],
+        [*fail, ("delete",), again],
     ]
 
 
