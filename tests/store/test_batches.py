@@ -337,10 +337,10 @@ def test_cancelled_batch_stays_cancelled(make_bed: MakeBed) -> None:
     for status in "success", "error":
         bed = make_bed(2)
         bed.run(0)
-        assert bed.load().cancel()
         pass_time(bed.store, 16)
         assert bed.load().cancel()
         finished_at = bed.load().finished_at
+        assert finished_at is not None
         bed.tell(0, None if status == "success" else ValueError("x"))
         bed.settle()
         batch = bed.load()

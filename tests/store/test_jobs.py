@@ -324,6 +324,7 @@ def test_running_job_does_not_expire(redis_url: str, brief: JobStore) -> None:
     """Each report of a running job renews its record."""
     broker = make_broker(redis_url, JobStateMiddleware(brief, interval=0.01))
     gate = Gate()
+    found = []
 
     @job_actor(broker=broker)
     def run_marathon(*, job_state: JobState) -> None:
@@ -331,12 +332,14 @@ def test_running_job_does_not_expire(redis_url: str, brief: JobStore) -> None:
             job_state.set_progress_metric("miles_run", mile)
             assert job_state.flush()
             pass_time(brief, 900)
+            found.append(brief.load(job_state.uuid) is not None)
         gate.wait()
 
     with working(broker):
         uuid = run_marathon.send().message_id
         gate.wait_for_job()
         assert load_job(brief, uuid).progress_metrics == {"miles_run": 2}
+        assert found == [True] * 3
         gate.open()
 
 
