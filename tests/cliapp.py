@@ -10,7 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-from pyramid_jobstate import embedded
+import dramatiq
+from dramatiq.brokers.redis import RedisBroker
+
+from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, embedded
 from tests.support import ROOT, descendants, wait_for
 
 #: Seconds that a command may take on a busy machine.
@@ -212,3 +215,21 @@ class Pjobs:
     def processes(self) -> dict[int, str]:
         """Return the command lines of its living processes by process id."""
         return descendants(self.pid)
+
+
+def send(url: str, name: str, *args: object, queue: str = "default") -> str:
+    """Send a message to an actor of the application, and return its job's uuid."""
+    broker = RedisBroker(url=url)
+    broker.add_middleware(JobStateMiddleware())
+    actor = dramatiq.actor(
+        broker=broker, actor_name=name, queue_name=queue, job_state=True
+    )
+    message = actor(lambda *_: None).send(*args)
+    return message.message_id
+
+
+def load(url: str, uuid: str) -> JobState:
+    """Return a job of the application's."""
+    state = JobStore(url).load(uuid)
+    assert state is not None
+    return state

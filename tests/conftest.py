@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -21,9 +20,8 @@ from pyramid_jobstate import JobStore, embedded
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.testing import release_broker
-from tests import chromium, operated
+from tests import chromium
 from tests.jobs import messages
-from tests.operated import Start
 from tests.web.operating import Marathons
 from tests.webapp import make_app, make_config, mounted_root, put_job, renewed
 
@@ -185,20 +183,6 @@ def server() -> Iterator[EmbeddedServer]:
     """A server for this test alone, which may stop, kill or freeze it."""
     with EmbeddedServer() as server:
         yield server
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Starts commands in processes of their own, which end with the test."""
-    with contextlib.ExitStack() as stack:
-
-        def started(*arguments: str, **environ: str) -> subprocess.Popen[str]:
-            process = stack.enter_context(operated.start(*arguments, **environ))
-            # Not killed, so that its coverage is kept.
-            stack.callback(process.terminate)
-            return process
-
-        yield started
 
 
 @pytest.fixture(scope="package")

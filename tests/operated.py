@@ -1,25 +1,43 @@
-"""`pjobs` for operators, in this process or in one of its own."""
+"""`pjobs` for operators, run in this process."""
 
-import os
-import subprocess
+from __future__ import annotations
+
+import contextlib
+import queue
+import signal
 import sys
-from collections.abc import Callable
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import dramatiq.broker
 import pytest
+import redis
+from pyramid.config import global_registries
 
-from pyramid_jobstate import JobError, JobState, JobStore
+from pyramid_jobstate import Batch, JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.cli import main
-from pyramid_jobstate.job import End, Update, record_of
-from pyramid_jobstate.store.connection import text
 from pyramid_jobstate.testing import put_job
-from tests.cliapp import PATIENCE, PJOBS
-from tests.jobs import RunMarathon
-from tests.support import ROOT, key_of, load_job
+from tests.cliapp import Folder
+from tests.jobs import RunMarathon, job_actor, make_broker, working
+from tests.support import key_of, load_job, wait_for
+from tests.terminal import Terminal, on_terminal
+from tests.webapp import make_app, make_request, make_tm_config
 
 #: A text with what may act on a terminal, and how it is shown instead.
 HOSTILE = "a\x1b[2J\x07\x9b1m\x7f\u202eb\n14:00:00 success\u2028[red]c[/red] :smile:"
 HARMLESS = r"a\x1b[2J\x07\x9b1m\x7f\u202eb\n14:00:00 success\u2028[red]c[/red] :smile:"
+
+#: What happens while a command runs: each time that it pauses, the next step.
+Course = Iterator[object]
+
+NOTHING: Course = iter(())
+
+
+class Haul(Batch):
+    """A kind of batch."""
 
 
 class Ran(NamedTuple):
@@ -36,68 +54,285 @@ class Ran(NamedTuple):
     err: list[str]
 
 
+class Pauses:
+    """The pauses of a command take no time, but the clock goes on as if they did.
+
+    Attributes:
+      passed: The seconds by which the clock is ahead.
+      slept: How long the command wanted to sleep, each time.
+    """
+
+    def __init__(self, course: Course) -> None:
+        self.passed = 0.0
+        self.slept: list[float] = []
+        self.error: BaseException | None = None
+        self._course = course
+        self._is_inside = False
+        self._sleep, self._monotonic = time.sleep, time.monotonic
+        self._end = self._monotonic() + 30
+
+    def monotonic(self) -> float:
+        return self._monotonic() + self.passed
+
+    def sleep(self, seconds: float) -> None:
+        thread = threading.current_thread()
+        if self._is_inside or thread is not threading.main_thread():
+            self._sleep(seconds)
+            return
+        self.passed += seconds
+        self.slept.append(seconds)
+        self._is_inside = True
+        try:
+            next(self._course, None)
+            assert self._monotonic() < self._end, "The command does not end."
+        except BaseException as e:
+            self.error = e
+            raise
+        finally:
+            self._is_inside = False
+
+
 class Operator:
-    """Runs commands on the store at a URL in this process."""
+    """Runs commands on the store at a URL.
 
-    def __init__(self, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Attributes:
+      pauses: The pauses of the command that runs, or of the last one.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
         self.url = url
+        self.pauses = Pauses(NOTHING)
         self._capsys = capsys
+        self._monkeypatch = monkeypatch
 
-    def __call__(self, *arguments: str) -> Ran:
-        return self.main("--url", self.url, *arguments)
+    def __call__(self, *arguments: str, course: Course = NOTHING) -> Ran:
+        return self.main("--url", self.url, *arguments, course=course)
 
-    def main(self, *arguments: str) -> Ran:
+    def main(self, *arguments: str, course: Course = NOTHING) -> Ran:
         """Run a command line."""
         self._capsys.readouterr()
-        try:
-            code = main(arguments)
-        except SystemExit as e:
-            code = int(e.code or 0)
+        code = self._run(arguments, course)
         done = self._capsys.readouterr()
         return Ran(code, done.out.splitlines(), done.err.splitlines())
 
+    def draw(
+        self,
+        *arguments: str,
+        course: Callable[[Terminal], Course] = lambda shown: NOTHING,
+        answer: Callable[[Terminal], None] | None = None,
+        rows: int = 24,
+        columns: int = 100,
+        **environ: str,
+    ) -> Terminal:
+        """Run a command on a terminal.
 
-#: Starts a command that ends with the test.
-Start = Callable[..., "subprocess.Popen[str]"]
+        Parameters:
+          course: What happens at its pauses.
+          answer: What a person does when asked.
+          rows, columns: The size of the terminal.
+          environ: Variables of the environment.
+        """
+        shown = Terminal(rows, columns, answer)
+        with self._monkeypatch.context() as patch:
+            for name, value in {"TERM": "xterm-256color", **environ}.items():
+                patch.setenv(name, value)
+            for name in ("COLUMNS", "LINES"):
+                patch.delenv(name, raising=False)
+            with on_terminal(shown):
+                given = ("--url", self.url, *arguments)
+                shown.code = self._run(given, course(shown))
+        return shown
 
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass for the command that runs."""
+        self.pauses.passed += seconds
 
-def start(*arguments: str, code: str = PJOBS, **environ: str) -> subprocess.Popen[str]:
-    """Start a command in a process of its own, with pipes for its output."""
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    def interrupt(self, signum: int = signal.SIGINT) -> None:
+        """Send the command that runs a signal."""
+        signal.raise_signal(signum)
 
-
-def finished(process: subprocess.Popen[str]) -> Ran:
-    """Wait for the end of a command."""
-    out, err = process.communicate(timeout=PATIENCE)
-    return Ran(process.returncode, out.splitlines(), err.splitlines())
-
-
-def run(*arguments: str, code: str = PJOBS, **environ: str) -> Ran:
-    """Run a command in a process of its own."""
-    return finished(start(*arguments, code=code, **environ))
+    def _run(self, arguments: tuple[str, ...], course: Course) -> int:
+        self.pauses = Pauses(course)
+        with self._monkeypatch.context() as patch:
+            patch.setattr(time, "sleep", self.pauses.sleep)
+            patch.setattr(time, "monotonic", self.pauses.monotonic)
+            try:
+                code = main(arguments)
+            except SystemExit as e:
+                code = int(e.code or 0)
+        if isinstance(self.pauses.error, AssertionError):
+            raise self.pauses.error
+        return code
 
 
 def put(store: JobStore, status: str = "working", **options: Any) -> JobState:
-    """Store a marathon of Alice's that never stalls by itself."""
+    """Store a marathon of Alice's."""
     options = {"owner": "alice", "actor": "run_marathon", **options}
-    job = put_job(store, options.pop("cls", RunMarathon), status, **options)
-    if status in ("working", "cancelling"):
-        store.client.hset(key_of(store, job.uuid), "seen", 10**14)
-    return job
+    return put_job(store, options.pop("cls", RunMarathon), status, **options)
 
 
-def end(store: JobStore, job: JobState, status: str = "success") -> None:
-    """End a job, as its worker would."""
-    info = record_of(load_job(store, job.uuid)).info
-    found: Any = store.client.hmget(key_of(store, job.uuid), "run", "seq")
-    error = JobError("ValueError", "wrong") if status == "error" else None
-    update = Update(job.uuid, text(found[0]), int(found[1]) + 1, info)
-    update.end = End(status, error)
-    store.write([update])
+def write(store: JobStore, job: JobState | str, **fields: str | bytes | int) -> None:
+    """Write into a job's record what no worker writes."""
+    uuid = job if isinstance(job, str) else job.uuid
+    store.client.hset(key_of(store, uuid), mapping=dict(fields))
+
+
+class Live:
+    """A job in a worker, which does what the test tells it to.
+
+    Attributes:
+      uuid: Its uuid.
+    """
+
+    def __init__(self, store: JobStore, uuid: str) -> None:
+        self.uuid = uuid
+        self.orders: queue.SimpleQueue[Callable[[Any], object]] = queue.SimpleQueue()
+        self._store = store
+        self._count = 0
+
+    @property
+    def status(self) -> str:
+        return load_job(self._store, self.uuid).status
+
+    def do(self, *orders: Callable[[Any], object]) -> None:
+        """Have the job report, and wait until the store has what it reported."""
+        self._count += 1
+        for order in orders:
+            self.orders.put(order)
+        self.orders.put(lambda job: job.set_progress_metric("orders", self._count))
+        wait_for(self._has_done)
+
+    def _has_done(self) -> bool:
+        found = self._store.load(self.uuid)
+        return found is not None and found.get_progress_metric("orders") == self._count
+
+    def end(self) -> None:
+        """Let the job succeed."""
+        self.orders.put(lambda job: StopIteration)
+        self.wait_until("success")
+
+    def fail(self) -> None:
+        """Let the job fail."""
+
+        def fail(job: Any) -> None:
+            raise ValueError("wrong")
+
+        self.orders.put(fail)
+        self.wait_until("error")
+
+    def cancel(self) -> None:
+        """Cancel the job, and let it hear of that."""
+
+        def listen(job: Any) -> None:
+            while True:
+                job.raise_if_cancelled()
+                time.sleep(0.005)
+
+        assert load_job(self._store, self.uuid).cancel()
+        self.orders.put(listen)
+        self.wait_until("cancelled")
+
+    def wait_until(self, status: str) -> None:
+        wait_for(lambda: self.status == status)
+
+
+class Runner:
+    """A broker, and a worker whose jobs do what the test tells them to.
+
+    Attributes:
+      broker: The broker.
+      store: The store of the jobs.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.store = JobStore(url)
+        self._url = url
+        self.broker = make_broker(url, JobStateMiddleware(url=url, interval=0.01))
+        self._live: dict[str, Live] = {}
+
+        # What is expected is not logged.
+        @job_actor(broker=self.broker, max_retries=0, throws=(ValueError,))
+        def run_marathon(miles: int = 26, *, job_state: RunMarathon) -> None:
+            orders = self.live(job_state.uuid).orders
+            while orders.get(timeout=60)(job_state) is not StopIteration:
+                pass
+
+        self.actor = run_marathon
+
+    def live(self, uuid: str) -> Live:
+        """Return a job of the worker's."""
+        return self._live.setdefault(uuid, Live(self.store, uuid))
+
+    def send(self, **options: Any) -> Live:
+        """Send a job of Alice's, and wait until it runs."""
+        message = self.actor.send_with_options(**{"job_owner": "alice", **options})
+        live = self.live(message.message_id)
+        live.wait_until("working")
+        return live
+
+    def send_batch(self, *weights: float) -> tuple[str, list[Live]]:
+        """Send a batch, and return its uuid, and its members once all of them run."""
+        config = make_tm_config(self._url)
+        make_app(config)
+        request = make_request(config, "alice")
+        with request.tm, request.job_states.batch(Haul) as batch:
+            for weight in weights:
+                batch.send_with_options(self.actor, weight=weight)
+        members = [self.live(job.uuid) for job in self.store.members(batch.uuid).items]
+        for live in members:
+            live.wait_until("working")
+        return batch.uuid, members
+
+    def release(self) -> None:
+        """Let all jobs end."""
+        for live in self._live.values():
+            live.orders.put(lambda job: StopIteration)
+
+
+class Shop:
+    """A broker with an actor, in the module `shop` of the current folder's.
+
+    Attributes:
+      module: The module.
+    """
+
+    def __init__(self, pjobs: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.module: Any = types.ModuleType("shop")
+        self._pjobs = pjobs
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.setitem(sys.modules, "shop", self.module)
+
+    def rerun(self, *arguments: str) -> Ran:
+        """Run jobs again through the broker."""
+        return self._pjobs("rerun", "--broker", "shop:broker", *arguments)
+
+
+@contextlib.contextmanager
+def running(url: str, cls: type[Runner] = Runner, threads: int = 4) -> Iterator[Runner]:
+    """Run a worker whose jobs do what the test tells them to."""
+    runner = cls(url)
+    with working(runner.broker, threads):
+        yield runner
+        runner.release()
+    runner.broker.close()
+
+
+def reads(client: redis.Redis) -> int:
+    """Return how often records were read."""
+    stats: Any = client.info("commandstats")
+    return int(stats["cmdstat_hgetall"]["calls"])
+
+
+def with_ini(pjobs: Operator, folder: Folder, *arguments: str) -> Ran:
+    """Run a command with a folder's application, of which this process knows nothing
+    yet.
+    """
+    sys.modules.pop("cliapp", None)
+    global_registries.empty()
+    dramatiq.broker.global_broker = None
+    return pjobs.main(str(folder.ini), "word=hi", *arguments)

@@ -4,7 +4,6 @@ import contextlib
 import faulthandler
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -108,37 +107,40 @@ def frozen_process(pid: int) -> Iterator[None]:
 
 def is_alive(pid: int) -> bool:
     """Return whether a process runs. A zombie does not."""
-    state = subprocess.run(
-        ["ps", "-o", "stat=", "-p", str(pid)], stdout=subprocess.PIPE, text=True
-    ).stdout
-    return state.strip() != "" and not state.startswith("Z")
+    found = _status(pid)
+    return found is not None and found[0] != "Z"
 
 
 def descendants(pid: int) -> dict[int, str]:
     """Return the command lines of a process and of what it started, by process id.
     Zombies are left out.
     """
-    listing = subprocess.run(
-        ["ps", "-e", "-ww", "-o", "pid=,ppid=,stat=,args="],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    rows = [line.split(None, 3) for line in listing.stdout.splitlines()]
-    children: dict[str, list[str]] = {}
-    commands = {}
-    for number, parent, stat, arguments in rows:
-        if not stat.startswith("Z"):
-            children.setdefault(parent, []).append(number)
-            commands[number] = arguments
-    found: dict[int, str] = {}
-    ahead = [str(pid)]
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").iterdir():
+        found = _status(int(folder.name)) if folder.name.isdecimal() else None
+        if found is not None and found[0] != "Z":
+            children.setdefault(int(found[1]), []).append(int(folder.name))
+    living: dict[int, str] = {}
+    ahead = [pid] if is_alive(pid) else []
     while ahead:
         number = ahead.pop()
-        if number in commands:
-            found[int(number)] = commands[number]
+        with contextlib.suppress(OSError):
+            words = (
+                Path(f"/proc/{number}/cmdline").read_bytes().decode(errors="replace")
+            )
+            living[number] = words.replace("\0", " ").strip()
             ahead += children.get(number, [])
-    return found
+    return living
+
+
+def _status(pid: int) -> list[str] | None:
+    """Return the state of a process, its parent and more, or None if it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    # The name stands in brackets, and may have some of its own.
+    return text.rpartition(")")[2].split()
 
 
 def unmeasured() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A command on a pseudo-terminal, and what a person would see there."""
+"""A pseudo-terminal, and what a person would see there."""
 
 import codecs
 import contextlib
@@ -7,16 +7,14 @@ import os
 import pty
 import re
 import struct
-import subprocess
 import sys
 import termios
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from rich.cells import cell_len
 
-from tests.cliapp import PATIENCE, PJOBS
-from tests.support import ROOT, wait_for
+from tests.support import wait_for
 
 #: A control sequence, an operating system command, or any one character.
 TOKEN = re.compile(
@@ -99,40 +97,42 @@ class Screen:
         self._column += max(cell_len(character), 1)
 
 
+#: What ends a question.
+QUESTION = "[y/N] "
+
+#: Shows nothing, and tells that all before it has been read.
+MARK = b"\x1b]mark\x07"
+
+
 class Terminal:
-    """A `pjobs` on a pseudo-terminal.
+    """A pseudo-terminal.
+
+    Parameters:
+      rows, columns: Its size.
+      answer: What a person does when asked for the first time.
 
     Attributes:
-      output: Everything that it wrote.
+      master: The end at which the person sits.
+      slave: The end of the program.
+      code: The exit code of the command that ran on it.
+      output: Everything that was written to it.
       screen: What is seen.
     """
 
+    code = -1
+
     def __init__(
         self,
-        arguments: Sequence[str],
         rows: int,
         columns: int,
-        code: str,
-        environ: dict[str, str],
+        answer: "Callable[[Terminal], None] | None" = None,
     ) -> None:
-        self.master, slave = pty.openpty()
+        self.master, self.slave = pty.openpty()
         self.screen = Screen(rows, columns)
         self.output = ""
+        self._answer = answer
         self._lock = threading.Lock()
         self._set_size(rows, columns)
-        kept = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
-        kept |= {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT), **environ}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, *arguments],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            env=kept,
-            start_new_session=True,
-            # Ctrl-C reaches the processes of the terminal's session.
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0) and None,
-        )
-        os.close(slave)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -149,6 +149,9 @@ class Terminal:
                 with self._lock:
                     self.output += text[:cut]
                     self.screen.feed(text[:cut])
+                if self._answer is not None and QUESTION in self.output:
+                    answer, self._answer = self._answer, None
+                    answer(self)
 
     def _set_size(self, rows: int, columns: int) -> None:
         size = struct.pack("HHHH", rows, columns, 0, 0)
@@ -159,6 +162,12 @@ class Terminal:
             self.screen.resize(rows, columns)
             self._set_size(rows, columns)
 
+    def catch_up(self) -> None:
+        """Wait until all that was written so far is seen."""
+        seen = self.output.count(MARK.decode())
+        os.write(self.slave, MARK)
+        wait_for(lambda: self.output.count(MARK.decode()) > seen)
+
     def lines(self) -> list[str]:
         """Return what is seen, without empty lines at the end."""
         with self._lock:
@@ -167,42 +176,33 @@ class Terminal:
     def text(self) -> str:
         return "\n".join(self.lines())
 
-    def wait_for(self, pattern: str) -> str:
-        """Wait until what is seen matches a pattern, and return it."""
-
-        def seen() -> str:
-            text = self.text()
-            found = re.search(pattern, text)
-            assert found or self.process.poll() is None, text
-            return text if found else ""
-
-        return wait_for(seen, PATIENCE)
-
     def type(self, keys: str) -> None:
         os.write(self.master, keys.encode())
 
-    def end(self) -> int:
-        """Wait for its end, and return its exit code."""
-        code = self.process.wait(PATIENCE)
-        self._reader.join(PATIENCE)
-        return code
-
     def close(self) -> None:
-        # Not killed, so that its coverage is kept.
-        self.process.terminate()
-        self.end()
+        """Read what is left, once no program has it any more."""
+        self._reader.join(20)
         os.close(self.master)
 
 
 @contextlib.contextmanager
-def terminal(
-    *arguments: str,
-    rows: int = 24,
-    columns: int = 100,
-    code: str = PJOBS,
-    **environ: str,
-) -> Iterator[Terminal]:
-    """Run `pjobs` on a pseudo-terminal, and end it at last."""
-    running = Terminal(arguments, rows, columns, code, environ)
-    with contextlib.closing(running):
-        yield running
+def on_terminal(terminal: Terminal) -> Iterator[None]:
+    """Put a terminal in the place of this process's stdin, stdout and stderr."""
+    streams = sys.stdin, sys.stdout, sys.stderr
+    kept = [os.dup(number) for number in range(3)]
+    for number in range(3):
+        os.dup2(terminal.slave, number)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stdin, sys.stdout, sys.stderr = streams
+        terminal.catch_up()
+        for number, copy in enumerate(kept):
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(terminal.slave)
+        terminal.close()

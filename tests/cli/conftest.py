@@ -1,20 +1,33 @@
 """What the tests of the commands share."""
 
 import logging
+import signal
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from pyramid.config import global_registries
 
-from tests.operated import Operator
+from tests.cliapp import Folder
+from tests.operated import Operator, Runner, Shop, running
 
 
 @pytest.fixture(autouse=True)
-def logging_kept() -> Iterator[None]:
-    """What a command does to this process's logging is undone."""
+def process_kept() -> Iterator[None]:
+    """What a command does to this process's logging and signals is undone."""
     root = logging.getLogger()
-    handlers = list(root.handlers)
+    handlers, level = list(root.handlers), root.level
+    ended = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    kept = {signum: signal.getsignal(signum) for signum in ended}
     yield
+    for signum, handler in kept.items():
+        signal.signal(signum, handler)
+    for handler in root.handlers:
+        if handler not in handlers:
+            handler.close()
     root.handlers = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture
@@ -27,6 +40,37 @@ def said(
 
 
 @pytest.fixture
-def pjobs(redis_url: str, capsys: pytest.CaptureFixture[str]) -> Operator:
+def pjobs(
+    redis_url: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Operator:
     """Runs commands on the test's store."""
-    return Operator(redis_url, capsys)
+    return Operator(redis_url, capsys, monkeypatch)
+
+
+@pytest.fixture
+def shop(pjobs: Operator, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """A module that `pjobs rerun` can import, without a broker."""
+    return Shop(pjobs, monkeypatch)
+
+
+@pytest.fixture
+def runner(redis_url: str) -> Iterator[Runner]:
+    """A worker whose jobs do what the test tells them to."""
+    with running(redis_url) as runner:
+        yield runner
+
+
+@pytest.fixture
+def folder(
+    tmp_path: Path, redis_url: str, no_broker: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Folder]:
+    """The current folder, with an application, of which this process knows nothing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    # A module may change within a second.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield Folder(tmp_path, redis_url)
+    global_registries.empty()
+    sys.modules.pop("cliapp", None)

@@ -1,14 +1,15 @@
-"""What the functional tests share: a host, and databases with their managers."""
+"""What the tests of whole processes share."""
 
 import contextlib
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.counters import MANAGERS, Database, make_database
 from tests.deployed import Host
+from tests.system import commands
+from tests.system.commands import Start
 
 
 @pytest.fixture
@@ -17,14 +18,14 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
-@pytest.fixture(params=MANAGERS)
-def manager(request: pytest.FixtureRequest) -> Any:
-    """The name of a transaction manager."""
-    return request.param
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts commands in processes of their own, which end with the test."""
+    with contextlib.ExitStack() as stack:
 
+        def started(*arguments: str, **environ: str) -> "subprocess.Popen[str]":
+            process = stack.enter_context(commands.start(*arguments, **environ))
+            stack.callback(process.terminate)
+            return process
 
-@pytest.fixture(params=["sqlite", "zodb"])
-def database(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Database]:
-    """A new database with a counter, of each kind."""
-    with contextlib.closing(make_database(request.param, tmp_path)) as database:
-        yield database
+        yield started

@@ -1,0 +1,696 @@
+"""What `pjobs list`, `show`, `log` and `info` say of jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import re
+import sys
+import time
+import unicodedata
+from typing import Any
+
+import pytest
+import redis
+from pyramid.i18n import TranslationString
+
+from pyramid_jobstate import Batch, JobError, JobState, JobStore, Progress
+from pyramid_jobstate.testing import pass_time, put_batch
+from tests.jobs import RunMarathon
+from tests.operated import HARMLESS, HOSTILE, Haul, Operator, Runner, put, write
+from tests.support import UUID, key_of
+from tests.webapp import make_app, make_request, make_tm_config
+
+#: The bidirectional controls.
+BIDI = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+
+#: The statuses of a batch's members.
+EACH = ("success", "error", "working", "queued", "retrying", "cancelled", "error")
+
+
+class Titled(JobState):
+    """A kind whose title is a translation string, or fails."""
+
+    @property
+    def title(self) -> Any:
+        if self.owner == "bad":
+            raise LookupError
+        return TranslationString("Import of ${n}", mapping={"n": 3})
+
+
+class Stroll(JobState):
+    """A kind that is busier than marathons."""
+
+
+class Strange(JobState):
+    """A kind with a hostile name."""
+
+    kind = HOSTILE
+
+
+class Fragile(JobState):
+    """A kind whose class fails for some records."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        if self.message:
+            raise ValueError(self.message)
+
+
+def members(*statuses: str) -> list[dict[str, Any]]:
+    return [{"status": each, "job_state_class": RunMarathon} for each in statuses]
+
+
+def first_words(lines: list[str]) -> list[str]:
+    return [line.split()[0] for line in lines]
+
+
+def state_of(pjobs: Operator, job: JobState) -> str:
+    """Return what `list` says of the state of a job."""
+    (line,) = [line for line in pjobs("list").out if line.startswith(job.uuid)]
+    return line.split(" ", 4)[4]
+
+
+def fact_of(pjobs: Operator, job: JobState, name: str) -> str:
+    """Return a fact that `show` tells."""
+    (line,) = [
+        line for line in pjobs("show", job.uuid).out if line.startswith(f"{name}: ")
+    ]
+    return line.partition(": ")[2]
+
+
+# list
+
+
+def test_list_has_a_line_a_job(pjobs: Operator, store: JobStore) -> None:
+    """A line has the id, the time, the kind, the owner as JSON and the state."""
+    done = put(store, "success")
+    failed = put(store, "error", owner=7, error=JobError("ValueError", HOSTILE))
+    progress = Progress(2000, 20000, "rows")
+    working = put(store, owner=None, progress=progress, message=HOSTILE)
+
+    ran = pjobs("list")
+
+    assert (ran.code, ran.err) == (0, [])
+    assert first_words(ran.out) == [working.uuid, failed.uuid, done.uuid]
+    _, queued, rest = ran.out[0].split(" ", 2)
+    assert datetime.datetime.fromisoformat(queued).tzinfo is not None
+    amount = "10% 2,000 of 20,000 rows"
+    assert rest == f"RunMarathon - working {amount}: {HARMLESS}"
+    assert " RunMarathon 7 error after 0." in ran.out[1]
+    assert ran.out[1].endswith(f" s: ValueError: {HARMLESS}")
+    assert ' RunMarathon "alice" success after 0.' in ran.out[2]
+
+
+def test_each_status_has_its_words(pjobs: Operator, store: JobStore) -> None:
+    """The state says what belongs to a status, and nothing else."""
+    wrong = JobError("E", "x")
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        ("queued", {}, "queued"),
+        ("queued", {"delay": 60}, "queued, due 20.*"),
+        ("retrying", {"delay": 60, "error": wrong}, "retrying, due 20.*: E: x"),
+        ("working", {}, "working"),
+        ("working", {"message": "Reading"}, "working: Reading"),
+        ("cancelling", {"progress": Progress(3)}, "cancelling 3"),
+        ("stalled", {"progress": Progress(1, 2)}, "stalled 50% 1 of 2"),
+        ("cancelled", {}, r"cancelled after 0\.\d s: The job was cancelled\."),
+        ("error", {"error": JobError(None, "gone")}, r"error after 0\.\d s: gone"),
+        ("success", {"message": "Never mind"}, r"success after 0\.\d s"),
+    ]
+    for status, options, text in cases:
+        state = state_of(pjobs, put(store, status, **options))
+        assert re.fullmatch(text, state), (status, options)
+
+
+def test_numbers_are_readable(pjobs: Operator, store: JobStore) -> None:
+    """Numbers have separators and at most two decimals, and a percentage is whole, and
+    100 only at the end.
+    """
+    for progress, text in (
+        (Progress(2000, None, "rows"), "2,000 rows"),
+        (Progress(2.0), "2"),
+        (Progress(0.256), "0.26"),
+        (Progress(10**15), "1,000,000,000,000,000"),
+        (Progress(29, 100), "29% 29 of 100"),
+        (Progress(9999, 10000), "99% 9,999 of 10,000"),
+        (Progress(7, 5), "100% 7 of 5"),
+        (Progress(0, 0), "100% 0 of 0"),
+        (Progress(1, 2, "\x1b"), r"50% 1 of 2 \x1b"),
+    ):
+        state = state_of(pjobs, put(store, progress=progress))
+        assert state == f"working {text}", progress
+
+
+def test_phases_have_their_names(pjobs: Operator, runner: Runner) -> None:
+    """Within phases, the percentage is that of the job, and the name of the innermost
+    one precedes what it has done.
+    """
+    live = runner.send()
+    contexts = contextlib.ExitStack()
+    live.do(lambda job: contexts.enter_context(job.phase("A", 40)))
+    live.do(lambda job: job.set_progress(1, 1))
+    live.do(lambda job: contexts.close())
+    live.do(lambda job: contexts.enter_context(job.phase("B", 20)))
+    live.do(lambda job: contexts.enter_context(job.phase("C\x1b", 50)))
+    (line,) = pjobs("list").out
+    assert line.endswith(r" working 40% C\x1b")
+    live.do(lambda job: job.set_progress(1, 2, "rows"))
+    (line,) = pjobs("list").out
+    assert line.endswith(r" working 45% C\x1b: 1 of 2 rows")
+
+
+def test_what_a_record_lacks_is_a_dash(
+    pjobs: Operator, store: JobStore, client: redis.Redis
+) -> None:
+    """A record with little beside a status makes a line like any other, and a card."""
+    job = put(store, "cancelled")
+    client.delete(key_of(store, job.uuid))
+    write(store, job, status="cancelled")
+    assert pjobs("list").out == [f"{job.uuid} - - - cancelled"]
+    assert "actor: -" in pjobs("show", job.uuid).out
+
+
+def test_list_filters_by_kind_status_and_owner(
+    pjobs: Operator, store: JobStore
+) -> None:
+    """Jobs are filtered by kind, status and owner, whose type counts."""
+    number = put(store, "error", owner=7)
+    text = put(store, "error", owner="7", cls=Titled)
+    decimal = put(store, "success", owner=1.5)
+    working = put(store, owner="ü")
+    for arguments, jobs in (
+        (("--owner", "7"), {number}),
+        (("--owner", '"7"'), {text}),
+        (("--owner", "1.5"), {decimal}),
+        (("--owner", '"ü"'), {working}),
+        (("--status", "error"), {number, text}),
+        (("--kind", "Titled"), {text}),
+        (("--kind", "RunMarathon", "--status=error"), {number}),
+        (("--kind", "Other"), set()),
+    ):
+        found = set(first_words(pjobs("list", *arguments).out))
+        assert found == {job.uuid for job in jobs}, arguments
+
+
+def test_limits_reach_beyond_a_page(
+    pjobs: Operator, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default 50 jobs are listed; a limit may be more than the store returns at
+    once. A job on two pages makes one line.
+    """
+    batch = put_batch(store, Haul, members(*["queued"] * 210))
+    uuids = [
+        job.uuid
+        for limit in (200, 20)
+        for job in store.list(kind="RunMarathon", limit=limit).items
+    ][:200]
+    assert first_words(pjobs("list", "--kind=RunMarathon").out) == uuids[:50]
+    found = first_words(pjobs("list", "--limit", "230").out)
+    assert len(found) == len(set(found)) == 211
+    assert batch.uuid in found
+    load = JobStore.list
+
+    def and_cancel_the_first(store: JobStore, **options: Any) -> Any:
+        page = load(store, **options)
+        if options["cursor"] is None:
+            assert page.items[0].cancel()
+        return page
+
+    monkeypatch.setattr(JobStore, "list", and_cancel_the_first)
+    found = first_words(pjobs("list", "--kind=RunMarathon", "--limit", "999").out)
+    assert len(found) == len(set(found)) == 210
+
+
+def test_json_has_all_that_is_known(pjobs: Operator, store: JobStore) -> None:
+    """With --json, a job is one line of ASCII with everything in its record."""
+    job = put(
+        store,
+        progress=Progress(1, 4, "rows"),
+        message=HOSTILE,
+        log=[HOSTILE],
+        metrics={"miles": 2.5, HOSTILE: [HOSTILE]},
+        params={"miles": 26},
+    )
+    (line,) = pjobs("list", "--json").out
+    assert line.isascii() and line.isprintable()
+    value = json.loads(line)
+    for name in "queued_at", "started_at", "updated_at":
+        assert value.pop(name)
+    assert value == {
+        "uuid": job.uuid,
+        "kind": "RunMarathon",
+        "title": "Run marathon",
+        "actor": "run_marathon",
+        "status": "working",
+        "cancel_requested": False,
+        "owner": "alice",
+        "attempt": 1,
+        "due_at": None,
+        "finished_at": None,
+        "progress": {
+            "done": 1,
+            "total": 4,
+            "unit": "rows",
+            "eta": value["progress"]["eta"],
+            "fraction": 0.25,
+        },
+        "message": HOSTILE,
+        "metrics": {"miles": 2.5, HOSTILE: [HOSTILE]},
+        "params": {"miles": 26},
+        "error": None,
+        "log": [HOSTILE],
+    }
+    (shown,) = pjobs("show", job.uuid, "--json").out
+    assert shown.startswith(line[:-1])
+    nothing = {"tries": [], "traceback": "", "rerun_refusal": ""}
+    assert json.loads(shown)["failures"] == nothing
+
+
+# show
+
+
+def test_show_has_all_that_is_known(pjobs: Operator, store: JobStore) -> None:
+    """Without JSON, each fact is a line, and times have their offsets."""
+    job = put(
+        store,
+        "error",
+        owner="ü\x7f",
+        error=JobError("ValueError", HOSTILE),
+        progress=Progress(1, 4, "rows"),
+        message=HOSTILE,
+        log=["one", HOSTILE],
+        metrics={"miles": 2.5, HOSTILE: {"a": HOSTILE}},
+        params={"miles": 26},
+    )
+    lines = pjobs("show", job.uuid).out
+    facts = [line.split(": ", 1) for line in lines]
+    times = [text for name, text in facts if name in ("queued", "started", "finished")]
+    assert len(times) == 3
+    for text in times:
+        assert datetime.datetime.fromisoformat(text).tzinfo is not None
+    for line in (
+        f"id: {job.uuid}",
+        "title: Run marathon",
+        "kind: RunMarathon",
+        "actor: run_marathon",
+        "status: error",
+        r'owner: "ü\x7f"',
+        "attempt: 1",
+        "progress: 25% 1 of 4 rows",
+        f"message: {HARMLESS}",
+        f"error: ValueError: {HARMLESS}",
+        "param miles: 26",
+        "metric miles: 2.5",
+        "log: one",
+        f"log: {HARMLESS}",
+    ):
+        assert line in lines
+    assert any(line.startswith(f"metric {HARMLESS}: ") for line in lines)
+    (took,) = (line for line in lines if line.startswith("took: "))
+    assert re.fullmatch(r"took: \d\.\d s", took)
+
+
+def test_show_says_what_is_going_on(pjobs: Operator, store: JobStore) -> None:
+    """The time left and a requested cancel are shown while they matter."""
+    job = put(store, "cancelling")
+    write(store, job, progress='[1, 4, "rows", 14.2]')
+    lines = pjobs("show", job.uuid).out
+    assert "left: 14 s" in lines
+    assert "cancel: requested" in lines
+
+
+def test_show_finds_the_job_of_an_alias(
+    pjobs: Operator, runner: Runner, store: JobStore
+) -> None:
+    """A page that lost a double click names it. What is shown is the job's own."""
+    config = make_tm_config(pjobs.url)
+    make_app(config)
+    request = make_request(config, "alice")
+    with request.tm:
+        job = request.job_states.send_with_options(runner.actor, unique="nightly")
+    write(store, UUID, status="alias", target=job.uuid)
+    lines = pjobs("show", UUID).out
+    assert f"id: {job.uuid}" in lines
+    assert 'unique: ["run_marathon","nightly","alice"]' in lines
+    (found,) = pjobs("show", "--json", UUID).out
+    assert json.loads(found)["uuid"] == job.uuid
+    write(store, UUID, target="")
+    assert "unknown" in pjobs("show", UUID).err[0]
+
+
+def test_titles_are_the_applications(pjobs: Operator, store: JobStore) -> None:
+    """A translation string is shown in its own language; a title that fails is
+    replaced by the kind.
+    """
+    good, bad = put(store, cls=Titled), put(store, cls=Titled, owner="bad")
+    assert "title: Import of 3" in pjobs("show", good.uuid).out
+    assert "title: Titled" in pjobs("show", bad.uuid).out
+
+
+def test_show_has_the_failures(pjobs: Operator, runner: Runner) -> None:
+    """`show` has the tries, the traceback, and why the job cannot run again."""
+    live = runner.send()
+    live.fail()
+    lines = pjobs("show", live.uuid).out
+    (text,) = [line for line in lines if line.startswith("try: ")]
+    assert text.endswith(" s: ValueError: wrong")
+    found = [line for line in lines if line.startswith("traceback: ")]
+    assert found[0] == "traceback: Traceback (most recent call last):"
+    assert found[-1] == "traceback: ValueError: wrong"
+    assert not any(line.startswith("rerun: ") for line in lines)
+    (line,) = pjobs("show", live.uuid, "--json").out
+    failures = json.loads(line)["failures"]
+    assert failures["tries"][0]["error"]["message"] == "wrong"
+    assert failures["tries"][0]["ended_at"].endswith("Z")
+    assert failures["traceback"].endswith("ValueError: wrong\n")
+    assert failures["rerun_refusal"] == ""
+
+
+def test_failures_are_harmless(pjobs: Operator, store: JobStore) -> None:
+    """Nothing in what is kept of a failure acts on the terminal. A job without a
+    message says that it cannot run again.
+    """
+    error = JobError("ValueError", HOSTILE)
+    job = put(store, "error", error=error, traceback=HOSTILE, actor="")
+    lines = pjobs("show", job.uuid).out
+    assert "rerun: impossible: The store does not hold its message." in lines
+    assert any(line.endswith(f" s: ValueError: {HARMLESS}") for line in lines)
+    first, second = HARMLESS.split(r"\n")
+    assert [f"traceback: {first}", f"traceback: {second}"] == lines[-3:-1]
+
+
+def test_nothing_acts_on_a_terminal(pjobs: Operator, store: JobStore) -> None:
+    """Every control, line separator, bidirectional control and surrogate is escaped as
+    Python writes it, and every letter, mark, number, punctuation and symbol stays.
+    """
+    characters = list(map(chr, range(sys.maxunicode + 1)))
+    unsafe = [
+        character
+        for character in characters
+        if unicodedata.category(character) in ("Cc", "Zl", "Zp", "Cs")
+        or unicodedata.bidirectional(character) in BIDI
+    ]
+    escaped = [each.encode("unicode_escape").decode() for each in unsafe]
+    safe = "".join(c for c in characters if unicodedata.category(c)[0] in "LMNPS")
+    # Emoji and Persian need their joiners.
+    joined = "👩‍👧 نمی‌خواهم"
+    names = ["\U000e0041", joined, safe, "x".join(unsafe)]
+    job = put(store, params=dict.fromkeys(names, 1))
+    lines = pjobs("show", job.uuid).out
+    for name in r"\U000e0041", joined, safe, "x".join(escaped):
+        assert f"param {name}: 1" in lines
+
+
+def test_long_texts_are_cut(pjobs: Operator, store: JobStore) -> None:
+    """A text takes at most 200 characters of a line, whatever it is made of."""
+    for message, text in (
+        ("x" * 200, "x" * 200),
+        ("x" * 201, "x" * 199 + "…"),
+        ("\x1b" * 200, (r"\x1b" * 200)[:199] + "…"),
+    ):
+        state = state_of(pjobs, put(store, message=message))
+        assert state == f"working: {text}"
+
+
+def test_times_are_local(
+    pjobs: Operator, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A time is shown in the local time zone, if that has such a year."""
+    job = put(store)
+    moment = datetime.datetime(2026, 7, 1, 12, 0, 1, tzinfo=datetime.UTC)
+    last = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
+    write(store, job, queued=int(moment.timestamp() * 1000))
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    try:
+        assert fact_of(pjobs, job, "queued") == "2026-07-01 17:30:01+05:30"
+        (line,) = pjobs("list").out
+        assert line.split()[1] == "2026-07-01T17:30:01+05:30"
+        write(store, job, queued=int(last.timestamp() * 1000))
+        assert fact_of(pjobs, job, "queued") == "9999-12-31 23:59:59+00:00"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_durations_take_two_units(pjobs: Operator, store: JobStore) -> None:
+    """A duration takes its two largest units."""
+    job = put(store, "success")
+    for seconds, text in (
+        (-1, "0.0 s"),
+        (0.26, "0.3 s"),
+        (9.9, "9 s"),
+        (60, "1 min"),
+        (125, "2 min 5 s"),
+        (3600, "1 h"),
+        (3605, "1 h"),
+        (7384, "2 h 3 min"),
+        (100800, "1 d 4 h"),
+    ):
+        write(store, job, started=10**12, finished=10**12 + int(seconds * 1000))
+        assert fact_of(pjobs, job, "took") == text, seconds
+
+
+# The beginnings of ids
+
+
+def test_beginning_of_an_id_is_enough(pjobs: Operator, store: JobStore) -> None:
+    """A beginning that only one job has names it, in small letters or capitals."""
+    for job in [put(store), put(store, "success"), put(store, "queued")]:
+        for name in (job.uuid[:13], job.uuid[:13].upper(), job.uuid.upper()):
+            assert f"id: {job.uuid}" in pjobs("show", name).out
+
+
+def test_ambiguous_beginning_lists_the_candidates(
+    pjobs: Operator, store: JobStore
+) -> None:
+    """The error names up to five jobs that begin so, and acts on none of them."""
+    digits = {job.uuid: job for job in (put(store, "queued") for _ in range(17))}
+    by_digit: dict[str, list[str]] = {}
+    for uuid in digits:
+        by_digit.setdefault(uuid[0], []).append(uuid)
+    digit, uuids = max(by_digit.items(), key=lambda item: len(item[1]))
+    for command in "show", "cancel":
+        ran = pjobs(command, digit)
+        assert (ran.code, ran.out) == (1, [])
+        (line,) = ran.err
+        head = f"pjobs: {digit} is the beginning of several ids: "
+        assert line.startswith(head)
+        found = line.removeprefix(head)
+        assert set(re.findall(r"([0-9a-f-]{36}) \(RunMarathon, queued\)", found)) <= {
+            *uuids
+        }
+        assert found.count("queued") == min(len(uuids), 5)
+    assert {job.status for job in store.list(limit=50).items} == {"queued"}
+
+
+@pytest.mark.system
+def test_jobs_beyond_the_newest_thousand_need_their_full_id(
+    pjobs: Operator, store: JobStore
+) -> None:
+    """An old job is found by its full id only, and makes no beginning ambiguous."""
+    old = put(store, "queued")
+    put_batch(store, Haul, members(*["queued"] * 1000))
+    ran = pjobs("show", old.uuid[:13])
+    assert "The id of none of the newest 1,000 jobs begins with" in ran.err[0]
+    assert f"id: {old.uuid}" in pjobs("show", old.uuid).out
+
+
+def test_unknown_ids(pjobs: Operator, store: JobStore) -> None:
+    """An id or a beginning that no job has is said so: exit code 1."""
+    put(store, "cancelled", cls=Strange)
+    for name, text in (
+        (UUID, f"The job {UUID} is unknown, or has expired."),
+        (
+            "4f6c0",
+            "The id of none of the newest 1,000 jobs begins with 4f6c0. Give the full "
+            "id of an older one.",
+        ),
+    ):
+        assert pjobs("show", name) == (1, [], [f"pjobs: {text}"])
+
+
+def test_code_that_fails_costs_its_own_jobs_only(
+    pjobs: Operator, store: JobStore
+) -> None:
+    """A class that fails costs its own jobs only, and one clean line on stderr."""
+    put(store, cls=Fragile, message=None)
+    with pytest.raises(ValueError, match="success"):
+        put(store, cls=Fragile, message=HOSTILE)
+    ran = pjobs("list")
+    assert ran.code == 0
+    assert len(ran.out) == 1
+    (line,) = ran.err
+    assert line.startswith("pjobs: The application's code for ")
+    assert "which is left out." in line
+    shown = HARMLESS.replace(r"\n", " ").replace(r"\u2028", " ")
+    assert line.endswith(f"ValueError: {shown}")
+
+
+# log
+
+
+def test_log_has_the_lines_of_a_job(pjobs: Operator, store: JobStore) -> None:
+    """Each line is printed as it is, but harmless; JSON keeps it."""
+    job = put(store, log=["one", HOSTILE])
+    assert pjobs("log", job.uuid) == (0, ["one", HARMLESS], [])
+    found = [json.loads(line) for line in pjobs("log", job.uuid, "--json").out]
+    assert found == [
+        {"uuid": job.uuid, "attempt": 1, "line": line} for line in ("one", HOSTILE)
+    ]
+    assert pjobs("log", put(store, "queued").uuid) == (0, [], [])
+
+
+# info
+
+
+def fill(store: JobStore) -> None:
+    """Store jobs of each status."""
+    for _ in range(3):
+        put(store, cls=Stroll)
+    put(store)
+    put(store, "cancelling")
+    for status in ("queued", "queued", "retrying", "error", "success", "cancelled"):
+        error = JobError("E", "x") if status in ("error", "retrying") else None
+        put(store, status, error=error)
+    put(store, "stalled", cls=Stroll)
+
+
+def test_info_counts_jobs(pjobs: Operator, store: JobStore) -> None:
+    """Without a command, a line has the totals, and one for each kind its own, the
+    busiest first; the kinds that this process knows count, too.
+    """
+    fill(store)
+    put(store, "queued", cls=Strange)
+    ran = pjobs()
+    assert (ran.code, ran.err) == (0, [])
+    assert ran.out[:4] == [
+        "running 5   waiting 3   retrying 1   stalled 1   | 24 h: done 1  failed 1",
+        "Stroll  3 running  0 waiting  0 failed  1 stalled",
+        "RunMarathon  2 running  2 waiting  1 failed  1 retrying",
+        f"{HARMLESS}  0 running  1 waiting  0 failed",
+    ]
+    assert "Titled  0 running  0 waiting  0 failed" in ran.out
+    assert pjobs("info").out == ran.out
+
+
+def test_json_of_info_is_one_object(pjobs: Operator, store: JobStore) -> None:
+    """With --json, one object has all counts, and those of each kind."""
+    fill(store)
+    (line,) = pjobs("--json").out
+    found = json.loads(line)
+    kinds = found.pop("kinds")
+    assert found == {
+        "queued": 2,
+        "working": 4,
+        "retrying": 1,
+        "stalled": 1,
+        "cancelling": 1,
+        "success": 1,
+        "error": 1,
+        "cancelled": 1,
+        "ended": {"seconds": 86400, "success": 1, "error": 1, "cancelled": 1},
+    }
+    assert list(kinds)[:2] == ["Stroll", "RunMarathon"]
+    assert kinds["Stroll"].keys() == found.keys()
+    assert kinds["Stroll"]["working"] == 3
+
+
+def test_info_knows_no_kinds_of_ours(pjobs: Operator, store: JobStore) -> None:
+    """`info` names the kinds of the application. That of its batches without a class of
+    their own is there once there is one.
+    """
+    kinds = {line.split("  ")[0] for line in pjobs().out[1:]}
+    assert {"Haul", "RunMarathon"} <= kinds
+    assert kinds.isdisjoint({"*", "Batch", "JobState"})
+    put_batch(store, Batch, ["queued"])
+    kinds = {line.split("  ")[0] for line in pjobs().out[1:]}
+    assert "Batch" in kinds and "*" not in kinds
+
+
+# Batches
+
+
+def test_line_of_a_batch_has_its_counts(pjobs: Operator, store: JobStore) -> None:
+    """A line about a batch says how many of its jobs are over, and how many of these
+    failed or were cancelled.
+    """
+    for statuses, text in (
+        ([], r"success after 0\.\d s, 0 of 0 jobs"),
+        (["queued"] * 2, "queued 0% 0 of 2 jobs"),
+        (EACH, "working 57% 4 of 7 jobs, 2 failed, 1 cancelled"),
+        (["success", "queued"], "working 50% 1 of 2 jobs"),
+        (["success", "success"], r"success after [\d.]+ s, 2 of 2 jobs"),
+        (["success", "error"], r"error after [\d.]+ s, 2 of 2 jobs, 1 failed"),
+    ):
+        batch = put_batch(store, Haul, members(*statuses))
+        assert re.fullmatch(text, state_of(pjobs, batch)), statuses
+
+
+def test_odd_records_of_batches(pjobs: Operator, store: JobStore) -> None:
+    """Counts are written as all numbers are, and what a record lacks is left out."""
+    batch = put_batch(store, Haul, ["queued"])
+    write(store, batch, size=1201, **{"n:q": 0, "n:e": 1200, "n:w": 1})
+    assert state_of(pjobs, batch).endswith(" 1,200 of 1,201 jobs, 1,200 failed")
+    assert "jobs: 1,200 failed, 1 running" in pjobs("show", batch.uuid).out
+    batch = put_batch(store, Haul, ["success"])
+    store.client.hdel(key_of(store, batch.uuid), "started")
+    assert state_of(pjobs, batch) == "success 1 of 1 jobs"
+
+
+def test_show_has_the_counts(pjobs: Operator, store: JobStore) -> None:
+    """`show` says how many jobs of a batch have which status, and of a member to which
+    batch it belongs.
+    """
+    batch = put_batch(store, Haul, members(*EACH), title=HOSTILE)
+    lines = pjobs("show", batch.uuid[:13]).out
+    assert f"title: {HARMLESS}" in lines
+    assert "progress: 57% 4 of 7 jobs" in lines
+    assert (
+        "jobs: 1 succeeded, 2 failed, 1 cancelled, 1 running, 1 waiting, 1 retrying"
+        in lines
+    )
+    assert not any(line.startswith(("batch: ", "rerun: ")) for line in lines)
+    member = store.members(batch.uuid).items[0]
+    lines = pjobs("show", member.uuid).out
+    assert f"batch: {batch.uuid}" in lines
+    assert not any(line.startswith("jobs: ") for line in lines)
+    assert "jobs: none" in pjobs("show", put_batch(store).uuid).out
+    write(store, member, batch=HOSTILE)
+    assert f"batch: {HARMLESS}" in pjobs("show", member.uuid).out
+
+
+def test_json_has_the_counts(pjobs: Operator, store: JobStore) -> None:
+    """With --json, a batch has its counts, and a member the id of its batch; any other
+    job has neither.
+    """
+    batch = put_batch(store, Haul, members(*EACH))
+    alone = put(store, "success").uuid
+    (text,) = pjobs("show", "--json", batch.uuid).out
+    found = json.loads(text)
+    assert found["counts"] == {
+        "queued": 1,
+        "working": 1,
+        "retrying": 1,
+        "success": 1,
+        "error": 2,
+        "cancelled": 1,
+    }
+    assert found["progress"]["fraction"] == pytest.approx(4 / 7)
+    assert (found["progress"]["done"], found["progress"]["total"]) == (4, 7)
+    jobs = [json.loads(line) for line in pjobs("list", "--json").out]
+    by_uuid = {job["uuid"]: job for job in jobs}
+    member = store.members(batch.uuid).items[0].uuid
+    assert by_uuid[batch.uuid]["counts"] == found["counts"]
+    assert by_uuid[member]["batch"] == batch.uuid
+    assert by_uuid[alone].keys().isdisjoint({"counts", "batch"})
+    assert "batch" not in by_uuid[batch.uuid]
+    assert "counts" not in by_uuid[member]
+
+
+def test_stalled_batch_is_said_to_be(pjobs: Operator, store: JobStore) -> None:
+    """A batch whose members fell silent is stalled, as a job is."""
+    batch = put_batch(store, Haul, members("working", "success"))
+    pass_time(store, store.stalled_after + 1)
+    assert state_of(pjobs, batch).startswith("stalled 50% 1 of 2 jobs")

@@ -1,0 +1,395 @@
+"""What the commands draw on a terminal, and what they do without one that can."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from pyramid_jobstate import JobError, JobState, JobStore, Progress
+from pyramid_jobstate.testing import put_batch
+from tests.faulty import faulty
+from tests.jobs import RunMarathon
+from tests.operated import (
+    HARMLESS,
+    HOSTILE,
+    Haul,
+    Operator,
+    Runner,
+    put,
+    write,
+)
+from tests.support import key_of
+from tests.terminal import Terminal
+from tests.webapp import NOWHERE
+
+BAR = "━━━━━╺━━━━━━━━━━━━━━"
+
+
+class Amble(JobState):
+    """A kind that is busier than marathons."""
+
+
+# list, show and info
+
+
+def test_list_is_a_table(pjobs: Operator, store: JobStore) -> None:
+    """The jobs are rows of a table without anything that acts on the terminal, and
+    rich's markup is text.
+    """
+    message = "[red]Reading[/red] :smile:"
+    working = put(store, progress=Progress(1, 4, "rows"), message=message)
+    put(store, "error", owner=HOSTILE, error=JobError("ValueError", HOSTILE))
+    shown = pjobs.draw("list", "--limit", "2", columns=150)
+    assert shown.code == 0
+    head, first, second = shown.lines()
+    assert head.split() == ["id", "queued", "kind", "owner", "status"]
+    assert first.split()[0] == working.uuid[:8]
+    assert first.endswith(f"working  25% 1 of 4 rows: {message}")
+    assert r"ValueError: a\x1b[2J" in second
+    assert "\x1b[36m" in shown.output and "\x07" not in shown.output.replace(
+        "mark\x07", ""
+    )
+
+
+def test_table_says_what_is_left_out(pjobs: Operator, store: JobStore) -> None:
+    """A table has a line about further jobs; NO_COLOR removes the colours; a job of
+    another day has its date.
+    """
+    for _ in range(3):
+        write(store, put(store, "success"), queued=0)
+    newest = store.list(limit=1).items[0]
+    store.client.hdel(key_of(store, newest.uuid), "queued")
+    shown = pjobs.draw("list", "--limit=2", NO_COLOR="1")
+    assert re.match("[0-9a-f]{8}  -  +RunMarathon ", shown.lines()[1])
+    assert " 1970-01-01 " in shown.lines()[2]
+    assert shown.lines()[3] == "More than 2: see --limit."
+    assert "\x1b[3" not in shown.output
+    assert pjobs.draw("list", "--kind", "Other").lines() == ["No job matches."]
+
+
+def test_show_is_a_card(pjobs: Operator, store: JobStore) -> None:
+    """`show` is a card with a bar."""
+    job = put(
+        store,
+        progress=Progress(1, 4, "rows"),
+        metrics={"[b]x[/b]": HOSTILE},
+        log=["one", "two"],
+    )
+    store.client.hdel(key_of(store, job.uuid), "queued")
+    shown = pjobs.draw("show", job.uuid, columns=150)
+    text = shown.text()
+    assert shown.code == 0 and BAR in text
+    assert re.search("^log  +one\n +two$", text, re.MULTILINE)
+    assert "progress    " in text and "  25% 1 of 4 rows" in text
+    assert 'metric [b]x[/b]  "a\\u001b[2J\\u0007\\x9b1m\\x7f\\u202eb' in text
+    assert "\x9b" not in shown.output and "\u202e" not in shown.output
+
+
+def test_info_has_bars(pjobs: Operator, store: JobStore) -> None:
+    """Bars show which kinds run most, and numbers stand in columns. Without jobs the
+    totals remain, in several lines if the terminal is narrow.
+    """
+    shown = pjobs.draw("info", columns=40)
+    assert shown.lines()[:2] == [
+        "running 0   waiting 0   retrying 0",
+        "stalled 0   | 24 h: done 0  failed 0",
+    ]
+    for _ in range(3):
+        put(store, cls=Amble)
+    put(store, "stalled", cls=Amble)
+    put(store)
+    put(store, "cancelling")
+    put(store, "queued")
+    shown = pjobs.draw()
+    assert shown.code == 0
+    head, busiest, next_ = shown.lines()[:3]
+    assert head.startswith("running 5   waiting 1   ")
+    assert re.fullmatch(
+        r"Amble  +█{16}  3 running  0 waiting  0 failed  1 stalled", busiest
+    )
+    assert re.fullmatch(r"RunMarathon  +█{10}▋ +2 running  1 waiting  0 failed", next_)
+
+
+# watch
+
+
+def test_watch_has_bars_that_move(
+    pjobs: Operator, runner: Runner, store: JobStore
+) -> None:
+    """Each running job has a bar, also one that starts later; texts are harmless and
+    markup is text; an ended job stays for five seconds. Ctrl-C restores the terminal,
+    with the last state below, and ends with 130.
+    """
+    live = runner.send()
+    live.do(lambda job: job.set_progress(1, 4, "rows", HOSTILE))
+    put(store, "success")
+    put(store, "queued")
+
+    def course(shown: Terminal) -> Iterator[None]:
+        shown.catch_up()
+        assert shown.screen.alternate and not shown.screen.has_cursor
+        head, row = shown.lines()
+        assert re.fullmatch(r"\d\d:\d\d:\d\d   working 1", head)
+        assert row.startswith(f"{live.uuid[:8]}  RunMarathon  {BAR}  working  25% 1 of")
+        assert HARMLESS[:40] in row
+
+        live.do(lambda job: job.set_progress(3, 4, "rows", "[b]Read[/b] :smile:"))
+        write(store, live.uuid, progress='[3, 4, "rows", 65]')
+        yield
+        shown.catch_up()
+        text = "1 min 5 s left, 75% 3 of 4 rows: [b]Read[/b] :smile:"
+        assert text in shown.text()
+
+        other = runner.send()
+        yield
+        shown.catch_up()
+        assert "working 2" in shown.text()
+        assert other.uuid[:8] in shown.lines()[2]
+
+        other.fail()
+        yield
+        pjobs.pass_time(4)
+        yield
+        shown.catch_up()
+        assert re.search(r"error +after [\d.]+ s: ValueError: wrong", shown.text())
+        pjobs.pass_time(2)
+        yield
+        shown.catch_up()
+        assert other.uuid[:8] not in shown.text()
+        pjobs.interrupt()
+        yield
+
+    shown = pjobs.draw("watch", course=course, columns=150)
+    assert shown.code == 130
+    assert not shown.screen.alternate and shown.screen.has_cursor
+    assert "75% 3 of 4 rows" in shown.text()
+    for character in "\x9b\x7f\u202e\u2028":
+        assert character not in shown.output
+
+
+def test_watch_without_jobs(pjobs: Operator, store: JobStore) -> None:
+    """Without running jobs the screen says so. SIGTERM and SIGHUP show the cursor and
+    the former screen again. Variables that tell rich that this is no terminal do not
+    count.
+    """
+    put(store, "success")
+    for signum, code in (signal.SIGTERM, 143), (signal.SIGHUP, 129):
+
+        def course(shown: Terminal, signum: int = signum) -> Iterator[None]:
+            shown.catch_up()
+            (line,) = shown.lines()
+            assert re.fullmatch(r"\d\d:\d\d:\d\d   No job is running\.", line)
+            assert shown.screen.alternate and not shown.screen.has_cursor
+            pjobs.interrupt(signum)
+            yield
+
+        shown = pjobs.draw(
+            "watch", course=course, TTY_COMPATIBLE="0", TTY_INTERACTIVE="0"
+        )
+        assert shown.code == code
+        assert not shown.screen.alternate and shown.screen.has_cursor
+
+
+def test_many_jobs_on_a_small_terminal(pjobs: Operator, store: JobStore) -> None:
+    """Jobs fill a terminal of any size and never wrap, stalled ones come first, and the
+    last line says how many are left out.
+    """
+    members = [
+        {
+            "status": "working",
+            "job_state_class": RunMarathon,
+            "progress": Progress(1, 4),
+            "message": "x" * 200,
+        }
+    ] * 49
+    batch = put_batch(store, Haul, members)
+    jobs = store.members(batch.uuid, limit=50).items
+
+    def course(shown: Terminal) -> Iterator[None]:
+        shown.catch_up()
+        assert shown.lines()[-1] == "and 28 more"
+        write(store, jobs[0], seen=1)
+        yield
+        shown.catch_up()
+        lines = shown.lines()
+        assert len(lines) == 24
+        assert lines[0].endswith("   stalled 1   working 49")
+        assert lines[1].startswith(jobs[0].uuid[:8])
+        ids = {job.uuid[:8] for job in (*jobs[1:], batch)}
+        assert all(line[:8] in ids for line in lines[2:23])
+        for rows, columns, more in ((10, 60, 42), (3, 20, 49), (40, 200, 12)):
+            shown.resize(rows, columns)
+            yield
+            shown.catch_up()
+            lines = shown.lines()
+            assert lines[-1] == f"and {more} more"
+            assert len(lines) == rows
+            assert lines[0][2] == ":"
+        shown.resize(1, 1)
+        yield
+        shown.resize(30, 100)
+        yield
+        shown.catch_up()
+        assert shown.lines()[-1] == "and 22 more"
+        pjobs.interrupt()
+        yield
+
+    assert pjobs.draw("watch", course=course).code == 130
+
+
+def test_watch_survives_an_outage(pjobs: Operator, store: JobStore) -> None:
+    """While the store is away, the last states stay with a line that says so; once it
+    is back, the line is gone. An error that does not pass ends the command, with the
+    terminal restored.
+    """
+    job = put(store, message="Reading")
+    with faulty(pjobs.url) as proxy:
+        url = pjobs.url
+        pjobs.url = proxy.url
+
+        def course(shown: Terminal) -> Iterator[None]:
+            proxy.judge = lambda request: "refuse"
+            yield
+            pjobs.pass_time(5)
+            yield
+            shown.catch_up()
+            last = shown.lines()[-1]
+            assert re.match(r"The store at \S+ does not answer: ", last)
+            assert "Reading" in shown.text()
+            proxy.judge = lambda request: "pass"
+            yield
+            shown.catch_up()
+            assert re.search(r"Reading *\Z", shown.text())
+            store.client.config_set("requirepass", "other")
+            store.client.client_kill_filter(_type="normal", skipme=True)
+            yield
+
+        try:
+            shown = pjobs.draw("watch", job.uuid, course=course, rows=5, columns=120)
+        finally:
+            with redis.Redis.from_url(url, password="other") as client:
+                client.config_set("requirepass", "")
+    assert shown.code == 1
+    assert shown.screen.has_cursor
+    assert "rejects the user or the password" in shown.text()
+    assert re.search(r", for [56] s\.", shown.output)
+
+
+def test_given_jobs_leave_their_outcomes(pjobs: Operator, store: JobStore) -> None:
+    """`watch ID…` ends when these jobs have ended, and their outcomes stay below."""
+    queued, other = put(store, "queued"), put(store)
+
+    def course(shown: Terminal) -> Iterator[None]:
+        shown.catch_up()
+        assert "queued" in shown.text() and other.uuid[:8] not in shown.text()
+        assert queued.cancel()
+        yield
+
+    shown = pjobs.draw("watch", queued.uuid, course=course)
+    assert shown.code == 0
+    assert "cancelled" in shown.text()
+
+
+def test_watch_draws_the_bar_of_a_batch(pjobs: Operator, runner: Runner) -> None:
+    """The bar of a batch is as long as the work that is done, by the weights of the
+    jobs; beside it stands how many jobs are over. It ends with the batch.
+    """
+    batch, (large, small, bad) = runner.send_batch(6, 1, 1)
+    bad.fail()
+
+    def course(shown: Terminal) -> Iterator[None]:
+        shown.catch_up()
+        (row,) = [line for line in shown.lines() if line.startswith(batch[:8])]
+        assert re.search(r"━━╸? *[━╺]* +working +12% 1 of 3 jobs, 1 failed$", row)
+        large.end()
+        yield
+        shown.catch_up()
+        assert "87% 2 of 3 jobs, 1 failed" in shown.text()
+        assert "━" * 17 in shown.text()
+        small.end()
+        yield
+
+    shown = pjobs.draw("watch", batch, course=course, columns=150)
+    assert shown.code == 0
+    assert re.search(r"error +after [\d.]+ s, 3 of 3 jobs, 1 failed", shown.text())
+
+
+# Terminals and streams that take less
+
+
+def test_rich_is_named_where_it_is_missing(
+    pjobs: Operator, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a terminal without rich, a command that draws says how to install it, before
+    it connects; JSON, plain lines and dumb terminals need no rich.
+    """
+    put(store)
+    monkeypatch.setitem(sys.modules, "rich", None)
+    # As find_spec() does where it is not installed.
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for extra, kind in ((["--json"], "xterm"), ([], "dumb")):
+        shown = pjobs.draw("list", *extra, columns=900, TERM=kind)
+        assert shown.code == 0
+        assert "run_marathon" in shown.text() or " RunMarathon " in shown.text()
+    assert len(pjobs("list").out) == 1
+    pjobs.url = NOWHERE
+    shown = pjobs.draw("list", columns=200)
+    assert shown.code == 1
+    assert shown.text() == (
+        "pjobs: Drawing on a terminal needs the package rich. Install it with `pip "
+        'install "pyramid_jobstate[cli]"`, or pass --json, or append `| cat` for plain '
+        "lines."
+    )
+
+
+def test_streams_that_take_less(
+    pjobs: Operator, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the encoding of stdout lacks is escaped. A reader that has gone, a full disk
+    and a closed stdout have exit codes and at most one line; a closed stderr changes no
+    exit code. A program that calls main() may have put another object in their place.
+    """
+    put(store, message="Größe ☃")
+    latin = io.TextIOWrapper(io.BytesIO(), encoding="latin-1", newline="")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", latin)
+        assert pjobs("list").code == 0
+    latin.seek(0)
+    assert latin.read().endswith("Größe \\u2603\n")
+    shown = io.StringIO()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", shown)
+        assert pjobs("list").code == 0
+    assert shown.getvalue().endswith("Größe ☃\n")
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    error = "pjobs: The output cannot be written: "
+    for name, number, code, text in (
+        ("stdout", writer, 141, ""),
+        ("stdout", os.open("/dev/full", os.O_WRONLY), 1, f"{error}No space left on"),
+        ("stdout", None, 1, f"{error}Bad file descriptor."),
+        ("stderr", writer, 0, ""),
+        ("stderr", None, 0, ""),
+    ):
+        with monkeypatch.context() as patch:
+            stream = None
+            if number is not None:
+                raw = os.fdopen(number, "wb", buffering=0, closefd=False)
+                stream = io.TextIOWrapper(raw, write_through=True)
+            patch.setattr(sys, name, stream)
+            ran = pjobs("list")
+            # What prepares the streams may have opened another one.
+            with contextlib.suppress(OSError):
+                getattr(sys, name).close()
+        assert ran.code == code, (name, number)
+        assert "\n".join(ran.err).startswith(text)
+        assert len(ran.err) == bool(text)

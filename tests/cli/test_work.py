@@ -1,0 +1,585 @@
+"""`pjobs INI work` and `dev`: what becomes of the ini and of the flags, without the
+processes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import dramatiq
+import dramatiq.broker
+import pytest
+from dramatiq.cli import make_argument_parser
+
+from pyramid_jobstate.embedded import EmbeddedServer
+from tests.cliapp import Folder
+from tests.operated import Operator, with_ini
+
+#: An application that needs no store, and notes its settings.
+APP = """
+import dramatiq
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.brokers.stub import StubBroker
+
+seen = []
+
+
+def main(global_conf, **settings):
+    seen.append(settings)
+    {}
+    return object()
+"""
+
+INI = "[app:main]\nuse = call:cliapp:main\n"
+
+
+class Command(NamedTuple):
+    """The command that a process has become.
+
+    Attributes:
+      words: The command.
+      environ: Its environment.
+    """
+
+    words: list[str]
+    environ: dict[str, str]
+
+    @property
+    def flags(self) -> list[str]:
+        return self.words[2:]
+
+
+class Became(BaseException):
+    """The process has become a command."""
+
+
+class Started(BaseException):
+    """A process was started."""
+
+
+@pytest.fixture
+def pjobs(
+    redis_url: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Operator:
+    """Runs commands, whose output passes by sys.stderr."""
+    return Operator(redis_url, capfd, monkeypatch)
+
+
+@pytest.fixture
+def become(pjobs: Operator, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Command]:
+    """Returns the command that a `pjobs` becomes."""
+
+    def execve(path: str, words: list[str], environ: dict[str, str]) -> None:
+        assert path == words[0]
+        raise Became(Command(words, environ))
+
+    monkeypatch.setattr(os, "execve", execve)
+
+    def become(*arguments: str) -> Command:
+        with pytest.raises(Became) as caught:
+            pjobs.main(*arguments)
+        (command,) = caught.value.args
+        assert isinstance(command, Command)
+        return command
+
+    return become
+
+
+@pytest.fixture
+def boot(
+    become: Callable[..., Command],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., tuple[object, list[str]]]:
+    """Does what Dramatiq does in a worker process of a command, and returns the exit
+    code, or None, and the lines on stderr.
+    """
+
+    def boot(command: Command) -> tuple[object, list[str]]:
+        sys.modules.pop("cliapp", None)
+        dramatiq.broker.global_broker = None
+        module, _, name = command.words[1].partition(":")
+        code: object = None
+        with monkeypatch.context() as patch:
+            for key in command.environ.keys() - os.environ.keys():
+                patch.setenv(key, command.environ[key])
+            capfd.readouterr()
+            try:
+                getattr(importlib.import_module(module), name)()
+            except SystemExit as e:
+                code = e.code
+        return code, capfd.readouterr().err.splitlines()
+
+    return boot
+
+
+# work
+
+
+def test_help_of_the_processes(pjobs: Operator, folder: Folder) -> None:
+    """`work` and `dev` have a help of their own. That of `work` has every flag of the
+    installed Dramatiq.
+    """
+    ran = pjobs.main("cli.ini", "x=1", "word=hi", "work", "--help")
+    text = "\n".join(ran.out)
+    assert ran.code == 0
+    assert "cli.ini work" in text and "exit codes: 0" in text
+    flags = re.compile(r"(?<![\w-])--?[a-zA-Z][a-z-]*(?: [A-Z_]+)?")
+    theirs = {
+        flag.partition(" ")[0]
+        for flag in flags.findall(make_argument_parser().format_help())
+    }
+    assert {"--processes", "--watch-use-polling", "-t"} <= theirs
+    assert theirs - {"--version"} <= {
+        flag.partition(" ")[0] for flag in flags.findall(text)
+    }
+    ran = pjobs.main("cli.ini", "word=hi", "dev", "--help")
+    assert ran.code == 0
+    assert "pserve --reload" in "\n".join(ran.out)
+
+
+def test_mistakes_in_flags_are_named(pjobs: Operator, folder: Folder) -> None:
+    """A mistake in the command line ends it with exit code 2 and at most two lines."""
+    from_1 = "is not a whole number from 1 to"
+    for arguments, message in (
+        ("b.ini work", "pjobs: b.ini does not exist."),
+        ("cli.ini word=hi work --processes two", f"'two' {from_1}"),
+        ("cli.ini word=hi work --processes 0", f"'0' {from_1}"),
+        ("cli.ini word=hi work -t 0", f"-t/--threads: '0' {from_1}"),
+        ("cli.ini word=hi work -t -1", f"-t/--threads: '-1' {from_1}"),
+        ("cli.ini word=hi work --procesess 2", "unrecognized arguments: --procesess 2"),
+        ("cli.ini word=hi work module", "unrecognized arguments: module"),
+        ("cli.ini word=hi dev --threads 2", "unrecognized arguments: --threads 2"),
+    ):
+        ran = pjobs.main(*arguments.split())
+        assert ran.code == 2, arguments
+        assert message in ran.err[-1]
+        assert len(ran.err) <= 2
+
+
+def test_command_line_wins_over_the_ini(
+    folder: Folder, become: Callable[..., Command]
+) -> None:
+    """A flag in the command line replaces the ini's, in its long and in its short
+    form; the others stay.
+    """
+    folder.write_ini("processes = 1\nthreads = 2\nqueues = default other")
+    given = (str(folder.ini), "word=hi", "work")
+    command = become(*given, "--threads", "1", "--log-file", "work.log")
+    assert Path(command.words[0]).name == "dramatiq"
+    assert command.flags[:4] == ["--threads", "1", "--log-file", "work.log"]
+    assert command.flags[4:] == ["--processes", "1", "--queues", "default", "other"]
+    command = become(*given, "-p3")
+    assert command.flags == ["-p3", "--threads", "2", "--queues", "default", "other"]
+
+
+def test_values_of_the_ini_become_flags(
+    folder: Folder, become: Callable[..., Command]
+) -> None:
+    """Each kind of value becomes arguments, with either kind of dash in the name. If
+    the workers watch files, these are Python's unless others are named.
+    """
+    given = (str(folder.ini), "word=hi", "work")
+    for setting, flags in (
+        ("processes = 2", ["--processes", "2"]),
+        ("worker_shutdown_timeout = 0", ["--worker-shutdown-timeout", "0"]),
+        ("queues = default\n  mail", ["--queues", "default", "mail"]),
+        ("pid-file = /run/a b", ["--pid-file=/run/a b"]),
+        ("watch-include = *.a *.b", ["--watch-include=*.a", "--watch-include=*.b"]),
+        ("use-spawn = yes", ["--use-spawn"]),
+        ("skip-logging = false", []),
+        ("verbose = 2", ["--verbose", "--verbose"]),
+        ("path =", []),
+        ("log-file =", []),
+        ("watch = /srv", ["--watch=/srv", "--watch-include=**/*.py"]),
+        ("watch =", []),
+    ):
+        folder.write_ini(setting)
+        assert become(*given).flags == flags, setting
+    folder.write_ini()
+    watching = ["--watch", ".", "-i", "*.jinja2"]
+    assert become(*given, *watching).flags == [*watching, "--threads", "2"]
+
+
+def test_mistakes_in_the_ini_name_the_setting(pjobs: Operator, folder: Folder) -> None:
+    """A wrong name or value is an error that names it, its section and the file."""
+    for setting, message in (
+        ("procesess = 2", "'procesess' in [pjobs] is not a long flag of Dramatiq's. "),
+        ("p = 2", "'p' in [pjobs] is not a long flag"),
+        ("processes = two", "processes in [pjobs] is 'two', not a whole number from 1"),
+        ("processes = ٣", "is '٣', not a whole number from 1 to "),
+        ("processes = 0", "is '0', not a whole number from 1 to "),
+        ("threads = 0", "threads in [pjobs] is '0', not a whole number from "),
+        ("worker_shutdown_timeout = -1", "is '-1', not a whole number from 0 to "),
+        ("use_spawn = tru", "use_spawn in [pjobs] is 'tru', neither true nor false."),
+        ("verbose =", "verbose in [pjobs] is '', not a whole number from 0 to "),
+    ):
+        folder.write_ini(setting)
+        for command in "work", "dev":
+            ran = pjobs.main(str(folder.ini), "word=hi", command)
+            assert ran.code == 2, setting
+            (line,) = ran.err
+            assert line.startswith(f"pjobs: {folder.ini}: ")
+            assert message in line
+
+
+def test_script_is_beside_python_or_on_the_path(
+    pjobs: Operator,
+    folder: Folder,
+    become: Callable[..., Command],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The environment's own script wins, even if it is not on PATH. A flag that only
+    the installed Dramatiq knows is left to Dramatiq.
+    """
+    given = (str(folder.ini), "word=hi", "work", "-p1")
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert become(*given).words[0] == str(Path(sys.executable).with_name("dramatiq"))
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: "/nowhere")
+    ran = pjobs.main(*given)
+    text = "pjobs: The command dramatiq is not installed in /nowhere."
+    assert (ran.code, ran.err) == (2, [text])
+    script = folder.path / "dramatiq"
+    script.write_text("#!/bin/sh\necho '  --future N, -F N  something new'\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder.path), prepend=":")
+    for flag in "--future=2", "-F":
+        assert become(*given, flag).words[0] == str(script)
+        assert become(*given, flag).flags[:2] == ["-p1", flag]
+    assert pjobs.main(*given, "--past").code == 2
+
+
+# The application in a worker process
+
+
+def test_worker_process_finds_the_ini(
+    folder: Folder,
+    become: Callable[..., Command],
+    boot: Callable[..., tuple[object, list[str]]],
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A worker process makes the application of the ini, also in another folder, with
+    its variables. Values may use these, `here` and `__script__`.
+    """
+    folder.module.write_text(APP.format("dramatiq.set_broker(dramatiq.Broker())"))
+    values = "url = redis://%(host)s\nplace = %(here)s\nname = %(__script__)s\n"
+    folder.ini.write_text(f"{INI}{values}")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.chdir(folder.path)
+    for given in "cli.ini", "cli.ini#main", "file+ini://cli.ini", str(folder.ini):
+        command = become(given, "host=a=b", "c=d", "work")
+        with monkeypatch.context() as patch:
+            patch.chdir(elsewhere)
+            assert boot(command) == (None, [])
+        assert sys.modules["cliapp"].seen == [
+            {"url": "redis://a=b", "place": str(folder.path), "name": "pjobs"}
+        ], given
+
+
+def test_worker_process_without_an_ini(
+    folder: Folder,
+    become: Callable[..., Command],
+    boot: Callable[..., tuple[object, list[str]]],
+) -> None:
+    """A worker process that cannot read the ini says so briefly."""
+    command = become(str(folder.ini), "word=hi", "work")
+    text = "pjobs: Start this with `pjobs INI work`."
+    assert boot(command._replace(environ={})) == (2, [text])
+    folder.ini.unlink()
+    code, (line,) = boot(command)
+    assert code == 2
+    assert line == f"pjobs: {folder.ini} cannot be read: No such file or directory."
+
+
+def test_worker_that_cannot_start(
+    folder: Folder,
+    become: Callable[..., Command],
+    boot: Callable[..., tuple[object, list[str]]],
+) -> None:
+    """The exit code and a message on stderr tell why a worker cannot start: what the
+    application raises, at its own line, or a broker that is missing, out of reach or in
+    the memory of one process. Passwords stay out.
+    """
+    folder.ini.write_text(INI)
+    command = become(str(folder.ini), "work")
+    own, away = f"{folder.module}, line ", "pjobs: The broker cannot be reached: "
+    set_broker = "dramatiq.set_broker({})".format
+    for body, code, texts in (
+        ("import missing_one", 2, [own, "ModuleNotFoundError: No"]),
+        ("1 / 0", 1, ["pjobs: Traceback", "ZeroDivisionError: division by zero"]),
+        ("raise SystemExit(0)", 1, ["pjobs: Traceback", "SystemExit: 0"]),
+        ("raise SystemExit(7)", 7, []),
+        ("greeting = (", 1, ["SyntaxError: '(' was never closed"]),
+        ("", 2, ["pjobs: The application has no broker. Set jobstate.broker in the"]),
+        ("dramatiq.get_broker()", 2, ["pjobs: The application has no broker."]),
+        (set_broker("StubBroker()"), 2, ["as tests need it"]),
+        (set_broker("dramatiq.Broker()"), None, []),
+        (set_broker(f"RedisBroker(url={folder.url!r})"), None, []),
+        (set_broker("RedisBroker(url='redis://:secret@127.0.0.1:1')"), 3, [away]),
+        (set_broker("RabbitmqBroker(url='amqp://u:secret@127.0.0.1:1')"), 3, [away]),
+        (set_broker("RabbitmqBroker(url='amqp://u:secret@no.invalid/')"), 3, [away]),
+    ):
+        folder.module.write_text(APP.format(body))
+        found, lines = boot(command)
+        output = "\n".join(lines)
+        assert found == code, (body, output)
+        for text in texts:
+            assert text in output, body
+        assert "secret" not in output
+        assert ("Traceback" in output) == (code == 1)
+    folder.ini.write_text("[app:main]\nuse = call:missing_one:main\n")
+    code, (line,) = boot(command)
+    assert code == 2 and "/paste/deploy/" in line
+
+
+def test_application_that_misses_a_broker(
+    folder: Folder,
+    become: Callable[..., Command],
+    boot: Callable[..., tuple[object, list[str]]],
+) -> None:
+    """If the include complains and no broker is set, that is the reason given."""
+    include = """from pyramid.config import Configurator
+    with Configurator(settings=settings) as config:
+        config.include("pyramid_jobstate")"""
+    folder.module.write_text(APP.format(include))
+    folder.ini.write_text(INI)
+    code, lines = boot(become(str(folder.ini), "work"))
+    assert code == 2
+    assert lines[0].startswith("pjobs: The application has no broker. Set")
+    assert "does not know where job states are kept" in "\n".join(lines)
+    assert "Traceback" not in "\n".join(lines)
+
+
+#: A RabbitMQ broker whose server answers.
+CONNECTED = """
+class Connected(RabbitmqBroker):
+    acts = []
+
+    @property
+    def connection(self):
+        self.acts.append("connect")
+
+    @connection.deleter
+    def connection(self):
+        self.acts.append("close")
+"""
+
+
+def test_rabbitmq_broker_that_answers(
+    folder: Folder,
+    become: Callable[..., Command],
+    boot: Callable[..., tuple[object, list[str]]],
+) -> None:
+    """The connection that finds out whether RabbitMQ answers is closed."""
+    body = "dramatiq.set_broker(Connected(url='amqp://127.0.0.1'))"
+    folder.module.write_text(APP.format(body) + CONNECTED)
+    folder.ini.write_text(INI)
+    assert boot(become(str(folder.ini), "work")) == (None, [])
+    assert sys.modules["cliapp"].Connected.acts == ["connect", "close"]
+
+
+# Inis
+
+
+def test_ini_that_cannot_be_found(pjobs: Operator, folder: Folder) -> None:
+    """The error names what is missing."""
+    for name in "plain", "a.py":
+        (folder.path / name).write_text(INI)
+    for given, message in (
+        ("missing.ini", "missing.ini does not exist."),
+        (".", ". is a folder, not an ini file."),
+        ("plain", "plain is not an ini file. Could not determine the loader scheme"),
+        ("a.py", "a.py is not an ini file. Could not find a matching loader"),
+        ("file+ini://missing.ini", "missing.ini does not exist."),
+        ("cli.ini#other", "cli.ini has no section [app:other] or [pipeline:other]."),
+    ):
+        ran = pjobs.main(given, "work")
+        assert ran.code == 2, given
+        (line,) = ran.err
+        assert message in line
+
+
+def test_ini_that_cannot_be_read(pjobs: Operator, folder: Folder) -> None:
+    """The error names the place, and does not quote values, which may be passwords."""
+    server = "[server:main]\nport = 8080\n"
+    for text, message in (
+        ("", "has no section [app:main] or [pipeline:main]."),
+        ("url = secret\n", "line 1 stands before any [section]."),
+        (f"{INI}secret\n", "line 3 is not `name = value`."),
+        (f"{INI}a = 1\na = 2\n", "option 'a' in section 'app:main' already exists"),
+        (f"{INI}url = secret%(host)s\n", "[app:main] url uses %(host)s, which has no "),
+        (f"{INI}url = secret%\n", "[app:main] url has a % that is neither %% nor"),
+        (f"{INI}url = \xfc\n", "is not encoded in UTF-8."),
+        (INI, "has no section [server:main]."),
+    ):
+        folder.ini.write_text(text if text == INI else text + server, "latin-1")
+        ran = pjobs.main(str(folder.ini), "dev")
+        assert ran.code == 2, text
+        (line,) = ran.err
+        assert message in line
+        assert str(folder.ini) in line and "secret" not in line
+
+
+# Servers that dev starts
+
+
+@pytest.fixture
+def wanted(
+    pjobs: Operator,
+    folder: Folder,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[str], list[Any]]:
+    """Returns the servers that `dev` starts for an ini: host, port and databases."""
+    found: list[Any] = []
+
+    def start(server: EmbeddedServer) -> None:
+        found.append((server.host, server.port, server.databases))
+
+    def popen(*args: object, **options: object) -> None:
+        raise Started
+
+    monkeypatch.setattr(EmbeddedServer, "start", start)
+    monkeypatch.setattr(EmbeddedServer, "stop", lambda server: None)
+    monkeypatch.setattr(subprocess, "Popen", popen)
+
+    def wanted(ini: str) -> list[Any]:
+        folder.ini.write_text(f"{ini}\n[server:main]\nport = 8080\n")
+        found.clear()
+        with pytest.raises(Started):
+            with_ini(pjobs, folder, "dev")
+        return [*found]
+
+    return wanted
+
+
+def test_servers_start_at_local_urls_only(
+    wanted: Callable[[str], list[Any]],
+    redis_url: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A server is started where the URL is on this host, has no password, and nothing
+    answers: with the databases that the URLs name. Without a URL, stderr says so.
+    """
+    local = "127.0.0.1"
+    cases: list[tuple[list[str], list[tuple[str, int, int]]]] = [
+        (["jobstate.redis_url = redis://localhost:1"], [(local, 1, 16)]),
+        (["jobstate.redis_url = redis://[::1]:1/3"], [("::1", 1, 16)]),
+        (
+            [
+                "jobstate.broker = redis://127.0.0.1:1/20",
+                "jobstate.redis_url = redis://LOCALHOST:1/2",
+            ],
+            [(local, 1, 21)],
+        ),
+        (
+            [
+                "jobstate.broker = redis://localhost:1",
+                "jobstate.redis_url = redis://localhost:2",
+            ],
+            [(local, 1, 16), (local, 2, 16)],
+        ),
+        ([f"jobstate.redis_url = {redis_url}"], []),
+        ([], []),
+        *(
+            ([f"jobstate.broker = {url}"], [])
+            for url in (
+                "redis://:secret@localhost:1",
+                "redis://example.com:1",
+                "rediss://localhost:1",
+                "redis://localhost:port",
+                "amqp://localhost",
+                "unix:///tmp/redis",
+                "stub",
+            )
+        ),
+    ]
+    for settings, servers in cases:
+        assert wanted(INI + "\n".join(settings)) == servers, settings
+        said = capfd.readouterr().err
+        assert ("The ini sets neither jobstate.broker nor" in said) == (not settings)
+
+
+def test_server_that_does_not_start(
+    pjobs: Operator, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Why no server can be started is said in one line."""
+
+    def start(server: EmbeddedServer) -> None:
+        raise RuntimeError("It needs a binary.")
+
+    monkeypatch.setattr(EmbeddedServer, "start", start)
+    folder.url = "redis://localhost:1/0"
+    folder.write_ini()
+    ran = pjobs.main(str(folder.ini), "word=hi", "dev")
+    text = "No server could be started for redis://localhost:1/0: It needs a binary."
+    assert (ran.code, ran.err) == (2, [f"pjobs: {text}"])
+
+
+def test_settings_are_the_applications(
+    wanted: Callable[[str], list[Any]], folder: Folder
+) -> None:
+    """The settings are those of the applications, however they are composed, also in
+    files that these use, and these again. A section that nobody uses may lack a
+    variable.
+    """
+    setting = "jobstate.redis_url = redis://localhost:{}\n".format
+    base = folder.path / "base.ini"
+    base.write_text(
+        f"[app:main]\nuse = config:./cli.ini#y\n{setting(7)}[app:other]\nx = %(none)s\n"
+    )
+    for text, ports in (
+        (f"[pipeline:main]\npipeline = filter site\n[app:site]\n{setting(1)}", [1]),
+        (f"[application:main]\n{setting(1)}", [1]),
+        (
+            "[composite:main]\nuse = egg:Paste#urlmap\n/a = a\n/b = b\n"
+            f"[app:a]\n{setting(1)}[app:b]\n{setting(2)}",
+            [1, 2],
+        ),
+        (f"[filter-app:main]\nnext = a\n[app:a]\n{setting(1)}", [1]),
+        ("[app:main]\nuse = config:base.ini#main\n", [7]),
+        (
+            "[pipeline:main]\npipeline = f config:base.ini\n[app:y]\n"
+            f"{setting(2)}[app:unused]\nx = %(nothing)s\n",
+            [2, 7],
+        ),
+    ):
+        assert sorted(port for _, port, _ in wanted(text)) == ports, text
+
+
+def test_loader_is_looked_for_once(
+    folder: Folder,
+    become: Callable[..., Command],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However often a command reads its ini, the installed distributions are looked
+    through once, and what has changed in the file since another command is seen.
+    """
+    looks: list[object] = []
+    distributions = importlib.metadata.distributions
+
+    def look(**options: Any) -> Any:
+        looks.append(options)
+        return distributions(**options)
+
+    monkeypatch.setattr(importlib.metadata, "distributions", look)
+    given = (str(folder.ini), "word=hi", "work")
+    assert become(*given).flags == ["--threads", "2"]
+    assert len(looks) == 1
+    folder.write_ini("threads = 3")
+    assert become(*given).flags == ["--threads", "3"]
+    assert len(looks) == 1

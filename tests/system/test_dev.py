@@ -1,0 +1,421 @@
+"""`pjobs INI dev`, started as its users start it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.cliapp import PATIENCE, Folder, Pjobs, free_port, load
+from tests.cliapp import send as send_message
+from tests.support import descendants, is_alive, wait_for
+
+pytestmark = pytest.mark.system
+
+READY = r"pjobs  \| The worker is ready\."
+RESTARTS = " has changed: the worker part restarts"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    """An application at whose URL no server answers."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "temporary").mkdir()
+    return Folder(tmp_path / "app", f"redis://localhost:{free_port()}/20")
+
+
+@pytest.fixture
+def dev(folder: Folder) -> Iterator[Pjobs]:
+    """A `pjobs dev` that has started its worker and its web server."""
+    with running(folder) as command:
+        command.wait_for_line(READY)
+        wait_for(lambda: get(folder, "/send?s=0"), PATIENCE)
+        yield command
+
+
+@contextlib.contextmanager
+def running(folder: Folder) -> Iterator[Pjobs]:
+    """Run a `pjobs dev`, which leaves nothing behind."""
+    temporary = folder.path.parent / "temporary"
+    command = folder.start(str(folder.ini), "word=hello", "dev", TMPDIR=str(temporary))
+    everything: dict[int, str] = {}
+    try:
+        yield command
+        everything = command.processes()
+    finally:
+        everything |= command.processes()
+        if command.process.poll() is None:
+            command.process.terminate()
+            command.end()
+        wait_for(lambda: not any(map(is_alive, everything)), PATIENCE)
+    wait_for(lambda: not list(temporary.iterdir()), PATIENCE)
+
+
+def get(folder: Folder, path: str) -> str:
+    """Return what the web server answers, or nothing while it is away."""
+    with contextlib.suppress(OSError):
+        url = f"http://127.0.0.1:{folder.port}{path}"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return str(answer.read().decode())
+    return ""
+
+
+def send(folder: Folder, seconds: float) -> tuple[str, str]:
+    """Send a job, and return its uuid and the version of the code that sent it."""
+    text = wait_for(lambda: get(folder, f"/send?s={seconds}"), PATIENCE)
+    version, _, uuid = text.rpartition(" ")
+    return uuid, version
+
+
+def begin(folder: Folder, seconds: float) -> str:
+    """Return the uuid of a job that a worker has begun."""
+    uuid, _ = send(folder, seconds)
+    wait_for(lambda: load(folder.url, uuid).get_progress_metric("pid"), PATIENCE)
+    return uuid
+
+
+def version_of(folder: Folder) -> str:
+    """Return the version of the worker by a message that no web server sends, or
+    nothing if no worker runs its job: one that ends may have taken it.
+    """
+    uuid = send_message(folder.url, "nap", 0)
+    deadline = time.monotonic() + 5
+    while not load(folder.url, uuid).is_success:
+        if time.monotonic() > deadline:
+            return ""
+        time.sleep(0.05)
+    return str(load(folder.url, uuid).get_progress_metric("version"))
+
+
+@pytest.mark.timeout(240)
+def test_everything_runs_and_follows_the_code(folder: Folder, dev: Pjobs) -> None:
+    """An application runs with nothing but its ini. Changed code restarts the web
+    server and the worker, whose running job begins again. After a syntax error, the
+    next change restarts them, too. Ctrl-C ends everything.
+    """
+    text = dev.text()
+    assert f"Nothing answered at {folder.url}: started an empty server." in text
+    # The server may answer before the command has looked at its report.
+    dev.wait_for_line(rf"The web server starts at http://127.*:{folder.port}\.")
+    assert version_of(folder) == "one"
+    assert "worker | from the ini: WARNING cliapp A nap begins." in dev.text()
+
+    uuid = begin(folder, 3)
+    first = load(folder.url, uuid).get_progress_metric("pid")
+    folder.write_app("two")
+    wait_for(lambda: load(folder.url, uuid).status == "retrying", PATIENCE)
+    dev.wait_for_line(READY, 2)
+    wait_for(lambda: load(folder.url, uuid).is_success, PATIENCE)
+    job = load(folder.url, uuid)
+    assert job.get_progress_metric("version") == "two"
+    assert job.get_progress_metric("pid") != first
+    assert job.attempt == 2
+    wait_for(lambda: send(folder, 0)[1] == "two", PATIENCE)
+
+    folder.module.write_text("a = (")
+    dev.wait_for_line(r"worker \| SyntaxError: '\(' was never closed")
+    dev.wait_for_line(r"A changed file starts the worker part again\.")
+    folder.write_app("three")
+    dev.wait_for_line(READY, 3)
+    wait_for(lambda: get(folder, "/send?s=0").startswith("three"), PATIENCE)
+    assert version_of(folder) == "three"
+    assert dev.stop(signal.SIGINT) == 0
+    assert "Stopping. A second Ctrl-C" in dev.text()
+
+
+SERVED = """
+[server:main]
+use = egg:waitress#main
+host = 0.0.0.0
+port = {}
+
+[pserve]
+watch_files =
+  *.yaml
+  late.txt
+  pyramid_jobstate:static/job-state.js
+ignore_files =
+  */ignored.py
+"""
+
+
+@pytest.mark.timeout(240)
+def test_what_counts_as_a_change(folder: Folder) -> None:
+    """Besides modules, the ini and the files that [pserve] names are watched, and other
+    files are not. Links, rights, deletions and what the web server imports late are no
+    changes; a file that replaces another one is, however old it is.
+    """
+    text = folder.ini.read_text()
+    head, _, tail = text.partition("[server:main]")
+    tail = tail.partition("[pjobs]")[2]
+    text = f"{head}{SERVED.format(folder.port)}\n[pjobs]{tail}"
+    folder.ini.write_text(text)
+    names = ("ignored.py", "gone.py", "other.py", "b.yaml")
+    ignored, gone, other, yaml = (folder.path / name for name in names)
+    for path in (ignored, gone, other, yaml):
+        path.touch()
+    late = folder.path / "late.py"
+    source = folder.module.read_text().replace(
+        "(request):", "(request):\n    import late", 1
+    )
+    folder.module.write_text(f"import ignored, gone, other\n{source}")
+
+    with running(folder) as command:
+        command.wait_for_line(READY)
+        command.wait_for_line(f"web server starts at http://localhost:{folder.port}.")
+        (folder.path / "elsewhere").mkdir()
+        os.link(folder.module, folder.path / "elsewhere" / "cliapp.py")
+        folder.module.chmod(0o600)
+        os.utime(ignored, (0, 0))
+        gone.unlink()
+        late.touch()
+        wait_for(lambda: get(folder, "/send?s=0"), PATIENCE)
+        # A look at the imported modules, and at all files.
+        time.sleep(2)
+        assert "has changed" not in command.text()
+
+        lines = folder.path / "late.txt"
+        changed: list[tuple[Path, Callable[[], object]]] = [
+            (gone, gone.touch),
+            (other, lambda: os.utime(other, (0, 0))),
+            (yaml, lambda: yaml.write_text("a: 1")),
+            (lines, lines.touch),
+        ]
+        for count, (path, change) in enumerate(changed, 2):
+            change()
+            for part in "web", "worker":
+                command.wait_for_line(rf"{path} has changed: the {part} part restarts")
+            command.wait_for_line(READY, count)
+        wait_for(lambda: get(folder, "/send?s=0"), PATIENCE)
+        # The web server alone has imported it, and reports that within a second.
+        time.sleep(1)
+        os.utime(late, (0, 0))
+        command.wait_for_line(rf"{late} has changed: the web part restarts")
+        wait_for(lambda: get(folder, "/send?s=0"), PATIENCE)
+
+        folder.ini.write_text("a = 1")
+        for part in ("web   ", "worker"):
+            command.wait_for_line(rf"{part} \| pjobs: \S+ line 1 stands before any")
+        command.wait_for_line(r"A changed file starts the web part again\.")
+        folder.ini.write_text(text)
+        command.wait_for_line(READY, len(changed) + 2)
+        assert version_of(folder) == "one"
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [(1, 4), pytest.param(range(6), marks=pytest.mark.long)],
+    ids=["some", "all"],
+)
+def test_fix_saved_while_a_broken_worker_starts(
+    folder: Folder, dev: Pjobs, moments: Sequence[int]
+) -> None:
+    """A fix is seen whenever it is saved: before the import of the broken file, after
+    it, or while the worker fails.
+    """
+    broken = "import time; time.sleep(0.3); missing = 1 / 0  # {}"
+    for number in moments:
+        count = dev.text().count(RESTARTS)
+        folder.module.write_text(broken.format(number))
+        dev.wait_for_line(RESTARTS, count + 1)
+        # From the first instruction of the new worker to the time after its end.
+        time.sleep(0.15 * number)
+        folder.write_app(f"fix {number}")
+        wait_for(lambda n=number: version_of(folder) == f"fix {n}", PATIENCE)
+
+
+#: Makes the start fail as a service that is away would, where Pyramid wraps the error.
+AWAY = """
+from pyramid.config import Configurator
+
+
+def fail():
+    raise ConnectionError("The service is not up yet.")
+
+
+def main(global_conf, **settings):
+    config = Configurator(settings=settings)
+    config.action(None, fail)
+    config.commit()
+"""
+
+
+@pytest.mark.timeout(240)
+def test_start_that_fails_is_tried_again(folder: Folder) -> None:
+    """A part that cannot start for a reason outside the files is tried again by itself,
+    after pauses that grow until a file changes, and the worker does not wait for a web
+    server that has failed. After a mistake in the files, a change is awaited, also the
+    appearance of a missing module.
+    """
+    folder.module.write_text(AWAY)
+    with running(folder) as command:
+        for seconds in 1, 2:
+            for part in "web", "worker":
+                again = f"The {part} part starts again in {seconds} s, or when a file"
+                command.wait_for_line(again)
+        assert "has changed" not in command.text()
+        folder.module.write_text(f"{AWAY}#")
+        command.wait_for_line("The web part starts again in 1 s, or", 2)
+
+        folder.write_app("one")
+        source = folder.module.read_text()
+        folder.module.write_text(f"import missing_part\n{source}")
+        command.wait_for_line("No module named 'missing_part'")
+        command.wait_for_line("A changed file starts the worker part again")
+        (folder.path / "missing_part.py").touch()
+        command.wait_for_line(READY)
+
+
+#: Makes a start fail that happens during another one, as an empty ZODB does.
+ALONE = """
+import os
+os.mkdir("starting")
+time.sleep(0.5)
+os.rmdir("starting")
+"""
+
+
+def test_parts_start_one_after_the_other(folder: Folder) -> None:
+    """The worker starts once the web server is ready, also after a changed file: what
+    one of them creates at its start is there for the other.
+    """
+    with folder.module.open("a") as module:
+        module.write(ALONE)
+    with running(folder) as command:
+        command.wait_for_line(READY)
+        os.utime(folder.module)
+        command.wait_for_line(READY, 2)
+        assert "FileExistsError" not in command.text()
+
+
+@pytest.mark.long
+def test_worker_does_not_wait_for_ever(folder: Folder) -> None:
+    """If the web server is not ready after a while, the worker starts without it: the
+    web server may wait for the worker.
+    """
+    with folder.module.open("a") as module:
+        module.write("\nimport sys\nif sys.argv[-1] == 'web':\n    time.sleep(60)\n")
+    with running(folder) as command:
+        command.wait_for_line(
+            "The web part is not ready yet: the worker part starts now."
+        )
+        command.wait_for_line(READY)
+
+
+@pytest.mark.parametrize(
+    "victim",
+    [
+        "valkey-server|redis-server",
+        pytest.param("sh -c", marks=pytest.mark.long),
+        pytest.param(r"[\d ]+ web$", marks=pytest.mark.long),
+        r"[\d ]+ worker$",
+    ],
+)
+def test_all_end_with_one_that_is_killed(dev: Pjobs, victim: str) -> None:
+    """When a part is killed, all others end, and the command says which it was."""
+    found = [pid for pid, text in dev.processes().items() if re.search(victim, text)]
+    os.kill(found[0], signal.SIGKILL)
+    assert dev.end() == 1
+    assert re.search("(server|web part|worker part) has ended", dev.text())
+
+
+@pytest.mark.parametrize(
+    "signum", [signal.SIGHUP, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
+)
+def test_signal_ends_everything(dev: Pjobs, signum: int) -> None:
+    """A closed terminal and SIGTERM end everything."""
+    assert dev.stop(signum) == 0
+
+
+def test_nothing_outlives_the_command(folder: Folder, dev: Pjobs) -> None:
+    """If the command itself is killed during a job, its parts end without it."""
+    begin(folder, 60)
+    everything = dev.processes()
+    assert len(everything) == 5
+    os.kill(dev.pid, signal.SIGKILL)
+    dev.end()
+    wait_for(lambda: not any(map(is_alive, everything)), PATIENCE)
+
+
+def test_jobs_may_end_first(folder: Folder, dev: Pjobs) -> None:
+    """A restart waits for a job that ignores it, and so does the first Ctrl-C. A second
+    one does not.
+    """
+    folder.write_app("deaf")
+    folder.module.write_text(
+        folder.module.read_text().replace("notify_shutdown=True", "")
+    )
+    dev.wait_for_line(READY, 2)
+    uuid = begin(folder, 2)
+    os.utime(folder.module)
+    dev.wait_for_line(READY, 3)
+    job = load(folder.url, uuid)
+    assert (job.status, job.attempt) == ("success", 1)
+
+    begin(folder, 60)
+    dev.process.send_signal(signal.SIGINT)
+    dev.wait_for_line("Stopping.")
+    wait_for(lambda: not get(folder, "/send?s=0"), PATIENCE)
+    assert dev.process.poll() is None
+    assert dev.stop(signal.SIGINT) == 0
+
+
+def test_server_that_runs_is_used(folder: Folder, redis_url: str) -> None:
+    """If a server answers at the URL, the command does not start another. Under nohup,
+    it outlives its terminal. If another program has the port of the web server, nobody
+    hears that this starts.
+    """
+    folder.url = redis_url
+    folder.write_app("one")
+    folder.write_ini()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        command = folder.start(str(folder.ini), "word=hello", "dev")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    command.wait_for_line(READY)
+    assert "an empty server" not in command.text()
+    assert not [text for text in command.processes().values() if "--port" in text]
+    command.process.send_signal(signal.SIGHUP)
+    assert version_of(folder) == "one"
+    assert "Stopping." not in command.text()
+    assert command.stop() == 0
+
+    with socket.create_server(("127.0.0.1", folder.port)):
+        command = folder.start(str(folder.ini), "word=hello", "dev")
+        assert command.end() == 1
+        assert "already in use" in command.text()
+        assert "The web server starts at" not in command.text()
+
+
+def test_broker_out_of_reach_ends_everything(folder: Folder) -> None:
+    """A server elsewhere, or with a password, is not replaced: without it, the command
+    ends with exit code 3.
+    """
+    folder.url = f"redis://:secret@localhost:{free_port()}/0"
+    folder.write_app("one")
+    folder.write_ini()
+    command = folder.start(str(folder.ini), "word=hello", "dev")
+    assert command.end() == 3
+    assert "worker | pjobs: The broker cannot be reached" in command.text()
+    assert "secret" not in command.text()
+
+
+def test_output_of_a_closed_terminal(folder: Folder) -> None:
+    """The command works on when nobody reads its output, and can still be stopped."""
+    reader, writer = os.openpty()
+    os.close(reader)
+    command = folder.start(str(folder.ini), "word=hello", "dev", output=writer)
+    os.close(writer)
+    wait_for(lambda: get(folder, "/send?s=0"), PATIENCE)
+    wait_for(lambda: version_of(folder) == "one", PATIENCE)
+    assert command.stop() == 0
+    assert not descendants(command.pid)

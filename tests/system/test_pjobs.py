@@ -1,0 +1,357 @@
+"""`pjobs` for operators as a process: the README's chapter about it is true, and pipes
+and signals do what they do with other commands.
+"""
+
+from __future__ import annotations
+
+import linecache
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.brokers.redis import RedisBroker
+
+from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
+from pyramid_jobstate.testing import pass_time, put_batch
+from tests.cliapp import PJOBS
+from tests.jobs import Gate, job_actor
+from tests.operated import Haul, Live, Runner, put, running, write
+from tests.readme import README, snippets
+from tests.support import load_job, wait_for
+from tests.system.commands import Start, finished, run, shown
+
+pytestmark = pytest.mark.system
+
+#: Runs a command line.
+SHELL = "import os, sys; os.execvp('bash', ['bash', '-c', sys.argv[1]])"
+
+APP = """
+import dramatiq
+from pyramid.config import Configurator
+
+
+@dramatiq.actor
+def import_results(file, *, job_state):
+    raise AssertionError
+
+
+def main(global_conf, **settings):
+    with Configurator(settings=settings) as config:
+        config.include("pyramid_jobstate")
+        return config.make_wsgi_app()
+"""
+
+INI = """
+[app:main]
+use = call:shop:main
+jobstate.broker = {url}
+"""
+
+#: The application that has failed, as the README's traceback has it.
+IMPORTS = "/srv/shop/imports.py"
+SOURCE = [
+    *["\n"] * 39,
+    "def import_results(file, *, job_state):\n",
+    "    for number in act(job_state):\n",
+    '        raise ValueError(f"Row {number} lacks a date")\n',
+]
+
+#: Stands for jq, which may be missing.
+JQ = "import json, sys\nfor line in sys.stdin: print(json.loads(line)['status'])\n"
+
+#: What differs from run to run, and what the README has in its place.
+TIMES = (
+    (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d", "DATE"),
+    (r"\d\d:\d\d:\d\d", "TIME"),
+    (r"\b\d+ s\b", "SPAN"),
+)
+
+#: The uuids in the README, by their beginnings.
+UUIDS = {uuid[:4]: uuid for uuid in re.findall(r"[0-9a-f]{8}(?:-\w+){4}", README)}
+UUIDS |= {name[:4]: name + UUIDS["4f6c"][8:] for name in ("9a410c7d", "c3d2a9f0")}
+
+
+class ImportResults(JobState):
+    """The README's kind of job."""
+
+    public_params = ("file",)
+
+
+def examples() -> list[tuple[str, list[str]]]:
+    """Return the commands of the README, each with its output."""
+    found: list[tuple[str, list[str]]] = []
+    for text in snippets("console"):
+        for line in text.splitlines():
+            if line.startswith("$ "):
+                found.append((line[2:], []))
+            elif line:
+                found[-1][1].append(line)
+    return found
+
+
+def without_libraries(lines: list[str]) -> list[str]:
+    """Return lines with the last frame of a traceback only: the application's."""
+    frames = [i for i, line in enumerate(lines) if ' File "' in line]
+    return lines[: frames[0]] + lines[frames[-1] :] if frames else lines
+
+
+def without_times(lines: Sequence[str]) -> list[str]:
+    text = "\n".join(line.rstrip() for line in lines).strip("\n")
+    for pattern, name in TIMES:
+        text = re.sub(pattern, name, text)
+    return text.split("\n")
+
+
+class Shop(Runner):
+    """The README's jobs in a worker with two threads.
+
+    Attributes:
+      lull: Holds a thread, once it is free.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        linecache.cache[IMPORTS] = (0, None, SOURCE, IMPORTS)
+
+        def act(job_state: Any) -> Iterator[int]:
+            orders = self.live(job_state.uuid).orders
+            while (found := orders.get(timeout=60)(job_state)) is not StopIteration:
+                if found is ValueError:
+                    yield 17
+
+        names: dict[str, Any] = {"act": act}
+        exec(compile("".join(SOURCE), IMPORTS, "exec"), names)
+        self.import_results = job_actor(
+            broker=self.broker,
+            job_state=ImportResults,
+            max_retries=0,
+            throws=(ValueError,),
+        )(names["import_results"])
+        self.gate = Gate()
+        self.lull = dramatiq.actor(broker=self.broker, actor_name="lull")(
+            self.gate.wait
+        )
+
+    def begin(self, uuid: str, actor: Any, *args: Any, owner: Any) -> Live:
+        """Begin a job with a uuid."""
+        message = actor.message_with_options(args=args, job_owner=owner)
+        self.broker.enqueue(message.copy(message_id=uuid))
+        live = self.live(uuid)
+        live.wait_until("working")
+        return live
+
+    def release(self) -> None:
+        super().release()
+        self.gate.open()
+
+
+@pytest.fixture
+def shop(redis_url: str) -> Iterator[Shop]:
+    """The README's jobs."""
+    with running(redis_url, Shop, threads=2) as shop:
+        assert isinstance(shop, Shop)
+        store = shop.store
+        done = shop.begin(UUIDS["c3d2"], shop.actor, owner=7)
+        pass_time(store, 125)
+        done.end()
+        failing = shop.begin(
+            UUIDS["4f6c"], shop.import_results, "results.csv", owner="alice"
+        )
+        failing.orders.put(lambda job: job.append_log("16 rows read"))
+        failing.orders.put(lambda job: job.set_progress(16, 20, "rows"))
+        wait_for(lambda: load_job(store, failing.uuid).progress)
+        pass_time(store, 9)
+        failing.orders.put(lambda job: ValueError)
+        failing.wait_until("error")
+        shop.begin(UUIDS["71b8"], shop.actor, owner=7)
+        pass_time(store, 1)
+        live = shop.begin(UUIDS["9a41"], shop.import_results, "x.csv", owner="alice")
+        live.do(lambda job: job.set_progress(2000, 20000, "rows", "Reading"))
+        write(store, live.uuid, progress='[2000, 20000, "rows", 68]')
+        yield shop
+
+
+@pytest.fixture
+def folder(tmp_path: Path, redis_url: str, shop: Shop) -> Path:
+    """A folder with the application, its jobs and the README's commands."""
+    (tmp_path / "shop.py").write_text(APP)
+    (tmp_path / "production.ini").write_text(INI.format(url=redis_url))
+    scripts = {
+        "bin/pjobs": f"#!{sys.executable}\n{PJOBS}\n",
+        "bin/jq": f"#!{sys.executable}\n{JQ}",
+        "publish": "#!/bin/sh\necho Published.\n",
+    }
+    (tmp_path / "bin").mkdir()
+    for name, text in scripts.items():
+        path = tmp_path / name
+        path.write_text(text)
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return tmp_path
+
+
+def test_commands_of_the_readme(folder: Path, redis_url: str, shop: Shop) -> None:
+    """Each command of the chapter gives the output that it shows, one after another."""
+    environ: dict[str, Any] = {
+        "PATH": f"{folder}/bin:{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join([str(folder), *sys.path]),
+    }
+    found = examples()
+    assert len(found) == 13
+    for command, lines in found:
+        line = command.replace("redis://localhost:6379/0", redis_url)
+        arguments = f"cd {folder}; {line}"
+        if " rerun " in command:
+            # Nobody is to run it.
+            shop.lull.send()
+            shop.gate.wait_for_job()
+        with shown(arguments, code=SHELL, columns=120, **environ) as command_:
+            if " watch" in command:
+                command_.wait_for("RunMarathon")
+                command_.terminal.type("\x03")
+            if " wait " in command:
+                command_.wait_for("Reading")
+                pass_time(shop.store, 3)
+                shop.live(UUIDS["9a41"]).end()
+            if lines and lines[0].endswith(" y"):
+                command_.wait_for(r"\[y/N\]")
+                command_.terminal.type("y\n")
+            command_.end()
+        seen = [row for row in command_.terminal.lines() if row != "^C"]
+        assert without_times(without_libraries(seen)) == without_times(lines), command
+
+
+#: A worker whose job reports, can be cancelled, and fails if it is told to.
+WORKER = """
+import time
+
+import dramatiq
+from dramatiq.brokers.redis import RedisBroker
+
+from pyramid_jobstate import JobStateMiddleware
+
+broker = RedisBroker(url={url!r})
+broker.add_middleware(JobStateMiddleware())
+dramatiq.set_broker(broker)
+
+
+@dramatiq.actor(max_retries=0)
+def count(total, fails, *, job_state):
+    for number in job_state.track(range(total), unit="rows", message="Counting"):
+        job_state.append_log(f"row {{number}}")
+        time.sleep(0.5)
+    if fails:
+        raise ValueError("miscounted")
+"""
+
+
+def test_jobs_of_a_real_worker(tmp_path: Path, redis_url: str, start: Start) -> None:
+    """A job that a worker runs is waited for and followed from its start to its end,
+    and one that is cancelled ends so.
+    """
+    (tmp_path / "counting.py").write_text(WORKER.format(url=redis_url))
+    broker = RedisBroker(url=redis_url)
+    broker.add_middleware(JobStateMiddleware())
+    count = dramatiq.actor(broker=broker, actor_name="count", job_state=True)(
+        lambda *_: None
+    )
+    counted, failing, endless = [
+        count.send(*args).message_id for args in ((3, False), (3, True), (999, False))
+    ]
+    store = JobStore(redis_url)
+    where = ("--url", redis_url)
+    waits = [start(*where, "wait", uuid) for uuid in (counted, failing, endless)]
+    follower = start(*where, "log", "-f", counted)
+    for wait in waits:
+        assert wait.stdout is not None
+        assert wait.stdout.readline().endswith(" queued\n")
+    command = [sys.executable, "-m", "dramatiq", "counting", "-p", "1", "-t", "3"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as worker:
+        try:
+            wait_for(lambda: load_job(store, endless).status == "working")
+            assert run(*where, "cancel", endless).out == [f"{endless} cancelling"]
+            done = [finished(wait) for wait in waits]
+        finally:
+            worker.terminate()
+    assert [ran.code for ran in done] == [0, 3, 4]
+    progress = re.compile(r" working \d+% \d of 3 rows: Counting$")
+    assert any(map(progress.search, done[0].out))
+    assert re.search(r" success after \d s$", done[0].out[-1])
+    assert re.search(r" error after \d s: ValueError: miscounted$", done[1].out[-1])
+    assert " cancelled after " in done[2].out[-1]
+    assert finished(follower) == (0, [f"row {i}" for i in range(3)], [])
+
+
+def test_neither_pyramid_nor_rich_is_imported(redis_url: str, store: JobStore) -> None:
+    """With a URL and without a terminal, only the store is imported, and the help of
+    `pjobs` needs even less. Without the application's classes, a batch is one all the
+    same.
+    """
+    batch = put_batch(store, Haul, ["success", "error", "queued"])
+    code = "import atexit, sys; from pyramid_jobstate.cli import main\n"
+    code += "atexit.register(lambda: print(*sys.modules)); main(sys.argv[1:])"
+    for arguments in (
+        ("--url", redis_url, "list", "--kind=Haul"),
+        ("--url", redis_url),
+        ("--url", redis_url, "clear", "--kind=JobState", "--yes"),
+        ("--help",),
+    ):
+        ran = run(*arguments, code=code)
+        assert ran.code == 0
+        modules = {name.partition(".")[0] for name in ran.out[-1].split()}
+        assert "redis" in modules
+        assert not {"pyramid", "plaster", "zope", "webob", "rich"} & modules
+        if "list" in arguments:
+            assert ran.out[0].startswith(batch.uuid)
+            assert ran.out[0].endswith(" 66% 2 of 3 jobs, 1 failed")
+
+
+def test_output_that_goes_nowhere(redis_url: str, store: JobStore) -> None:
+    """`| head -1` gets its line, and nothing is said about the rest. A full disk and a
+    closed stdout are errors in one line.
+    """
+    # More than a pipe holds.
+    for _ in range(9):
+        put(store, message="x" * 16_000)
+    for redirections, code, lines, error in (
+        ("| head -1", 141, 1, ""),
+        (">/dev/full", 1, 0, "pjobs: The output cannot be written: No space left on d"),
+        (">&-", 1, 0, "pjobs: The output cannot be written: Bad file descriptor."),
+        (">&- 2>&-", 1, 0, ""),
+    ):
+        command = f'"$0" -c "$1" --url "$2" list --json {redirections}'
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", command, sys.executable, PJOBS, redis_url],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code, redirections
+        assert done.stdout.count("\n") == lines
+        assert done.stderr.startswith(error)
+        assert done.stderr.count("\n") == bool(error)
+
+
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_signals_end_a_command_quietly(
+    start: Start, redis_url: str, store: JobStore, signum: int, code: int
+) -> None:
+    """Ctrl-C and SIGTERM have their exit codes, print nothing, and cancel no job."""
+    job = put(store)
+    process = start("--url", redis_url, "wait", job.uuid)
+    assert process.stdout is not None
+    assert "working" in process.stdout.readline()
+    process.send_signal(signum)
+    assert finished(process) == (code, [], [])
+    assert not load_job(store, job.uuid).cancel_requested

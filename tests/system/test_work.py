@@ -1,0 +1,134 @@
+"""`pjobs INI work`, started as its users start it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyramid_jobstate import JobState
+from tests.cliapp import PATIENCE, Folder, Pjobs, load, send
+from tests.support import descendants, wait_for
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture
+def folder(tmp_path: Path, redis_url: str) -> Folder:
+    """An application with the tests' shared Redis server."""
+    return Folder(tmp_path, redis_url)
+
+
+@pytest.fixture
+def started(folder: Folder) -> Iterator[list[Pjobs]]:
+    """The commands that a test has started: they are killed at its end."""
+    commands: list[Pjobs] = []
+    yield commands
+    for command in commands:
+        for pid in command.processes():
+            os.kill(pid, signal.SIGKILL)
+        command.process.wait()
+
+
+def start(started: list[Pjobs], folder: Folder, *arguments: str) -> Pjobs:
+    command = folder.start(str(folder.ini), "word=hello", "work", *arguments)
+    started.append(command)
+    return command
+
+
+def nap(folder: Folder) -> JobState:
+    """Return a job that a worker has run."""
+    uuid = send(folder.url, "nap", 0)
+    wait_for(lambda: load(folder.url, uuid).is_success, PATIENCE)
+    return load(folder.url, uuid)
+
+
+def test_jobs_run_with_the_application_of_the_ini(
+    folder: Folder, started: list[Pjobs]
+) -> None:
+    """A job runs in a worker that has the ini's settings, variables, logging and flags,
+    the command becomes Dramatiq's, and SIGTERM stops it with exit code 0.
+    """
+    folder.write_ini("processes = 1\nthreads = 2\nqueues = default other")
+    command = start(started, folder, "--threads", "1", "--log-file", "work.log")
+    skipped = send(folder.url, "mail", queue="mail")
+    metrics = nap(folder).progress_metrics
+    assert metrics["greeting"] == "hello"
+    assert metrics["parent"] == command.pid
+    arguments = command.processes()[command.pid]
+    assert "--threads 1 --log-file" in arguments
+    assert "--threads 2" not in arguments
+    assert "--queues default other" in arguments
+    assert len(command.processes()) <= 3
+    assert load(folder.url, skipped).status == "queued"
+    assert command.stop() == 0
+    log = (folder.path / "work.log").read_text()
+    assert "from the ini: WARNING cliapp A nap begins." in log
+    assert "[dramatiq.MainProcess] [INFO] Dramatiq" in log
+    assert "Worker process is ready" not in log
+
+
+def test_hangup_reloads_the_application(folder: Folder, started: list[Pjobs]) -> None:
+    """SIGHUP restarts the workers with changed code in the same process, though the
+    environment's scripts are not on PATH.
+    """
+    command = start(started, folder, "--processes", "1", "--use-spawn")
+    before = nap(folder).progress_metrics
+    folder.write_app("two, which is longer")
+    command.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: before["pid"] not in command.processes(), PATIENCE)
+    after = nap(folder).progress_metrics
+    assert (before["version"], after["version"]) == ("one", "two, which is longer")
+    assert before["parent"] == after["parent"] == command.pid
+    assert after["greeting"] == "hello"
+    assert command.stop(signal.SIGINT) == 0
+
+
+def test_watched_files_reload_the_application(
+    folder: Folder, started: list[Pjobs]
+) -> None:
+    """With `watch` in the ini, a changed Python file reloads the workers."""
+    folder.write_ini("processes = 1\nthreads = 1\nwatch = %(here)s")
+    command = start(started, folder)
+    before = nap(folder).progress_metrics["pid"]
+    # Dramatiq reloads on each event, and a second one during a reload kills jobs.
+    folder.replace_app("two")
+    wait_for(lambda: before not in command.processes(), PATIENCE)
+    assert nap(folder).progress_metrics["version"] == "two"
+    assert command.stop() == 0
+
+
+def test_worker_that_cannot_start(folder: Folder, started: list[Pjobs]) -> None:
+    """The command ends with the exit code of the worker that could not start, and its
+    message on stderr.
+    """
+    text = folder.module.read_text()
+    folder.module.write_text(text.replace("import logging", "import missing_one"))
+    command = start(started, folder, "-p", "1")
+    assert command.end() == 2
+    assert "cliapp.py, line 2: ModuleNotF" in command.text()
+    assert "Traceback" not in command.text()
+
+
+def is_quiet(command: Pjobs) -> bool:
+    """Return whether a command has printed nothing for half a second."""
+    before = command.text()
+    time.sleep(0.5)
+    return command.text() == before
+
+
+def test_killed_worker_process_ends_the_command(
+    folder: Folder, started: list[Pjobs]
+) -> None:
+    """When a worker process is killed, Dramatiq's command ends with an error."""
+    command = start(started, folder, "-p", "1")
+    pid = nap(folder).progress_metrics["pid"]
+    # Dramatiq waits for the rest of a line that a killed worker was writing.
+    wait_for(lambda: is_quiet(command), PATIENCE)
+    os.kill(pid, signal.SIGKILL)
+    assert command.end() == 1
+    assert not descendants(command.pid)
