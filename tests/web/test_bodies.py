@@ -142,119 +142,102 @@ def cancelled(store: JobStore, kind: Any = Slalom, owner: str = "alice") -> str:
 # Where no body is wanted
 
 
-@pytest.mark.parametrize("accept", ["application/json", CHROMIUM])
-@pytest.mark.parametrize(
-    "path", ["/{job}", "?uuid={job}", "?all=1", "", "/counts", "/{job}/inspect"]
-)
-def test_type_of_no_body_changes_nothing(
-    paged: TestApp, store: JobStore, path: str, accept: str
-) -> None:
+def test_type_of_no_body_changes_nothing(paged: TestApp, store: JobStore) -> None:
     """A GET is answered whatever type it says that a body has, as JSON or as a page."""
-    path = f"/job_state{path.format(job=cancelled(store))}"
-    plain = get(paged, path, OPERATOR, Accept=accept)
+    job = cancelled(store)
+    for end in f"/{job}", f"?uuid={job}", "?all=1", "", "/counts", f"/{job}/inspect":
+        path = f"/job_state{end}"
+        for accept in "application/json", CHROMIUM:
+            plain = get(paged, path, OPERATOR, Accept=accept)
+            for content_type in TYPES:
+                for more in {}, {"Content_Length": "5"}:
+                    sent = {"Accept": accept, "Content_Type": content_type, **more}
+                    response = get(paged, path, OPERATOR, **sent)
+                    assert response.status_code == plain.status_code in (200, 302), end
+                    assert response.content_type == plain.content_type
+                    if plain.content_type == "application/json":
+                        assert response.body == plain.body
 
-    for content_type, more in itertools.product(TYPES, ({}, {"Content_Length": "5"})):
-        sent = {"Accept": accept, "Content_Type": content_type, **more}
-        response = get(paged, path, OPERATOR, **sent)
 
-        assert response.status_code == plain.status_code in (200, 302)
-        assert response.content_type == plain.content_type
-        if plain.content_type == "application/json":
-            assert response.body == plain.body
-
-
-@pytest.mark.parametrize(
-    ("method", "end", "status", "answer"),
-    [
+def test_body_of_an_act_on_one_job_is_not_read(
+    operated: TestApp, store: JobStore
+) -> None:
+    """A job is cancelled or deleted, and the answer says so, whatever the body is."""
+    for method, end, status, answer in (
         ("POST", "/cancel", "queued", 202),
         ("POST", "/rerun", "success", 409),
         ("DELETE", "", "success", 204),
-    ],
-)
-def test_body_of_an_act_on_one_job_is_not_read(
-    operated: TestApp,
-    store: JobStore,
-    method: str,
-    end: str,
-    status: str,
-    answer: int,
-) -> None:
-    """A job is cancelled or deleted, and the answer says so, whatever the body is."""
-    for content_type in [*TYPES, FORM, "text/plain", ""]:
-        job = put_job(store, Slalom, status).uuid
-
-        response = send(
-            operated,
-            f"/job_state/{job}{end}",
-            Untouched(),
-            content_type,
-            length="1000000",
-            user=KEEPER,
-            method=method,
-        )
-
-        assert response.status_code == answer
+    ):
+        for content_type in [*TYPES, FORM, "text/plain", ""]:
+            job = put_job(store, Slalom, status).uuid
+            response = send(
+                operated,
+                f"/job_state/{job}{end}",
+                Untouched(),
+                content_type,
+                length="1000000",
+                user=KEEPER,
+                method=method,
+            )
+            assert response.status_code == answer, (method, content_type)
 
 
-@pytest.mark.parametrize("place", PLACES)
 def test_what_a_request_says_of_its_body_spends_no_log_line(
     operated: TestApp,
     store: JobStore,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
-    place: str,
 ) -> None:
     """What a client sends does not count as trouble with a kind of job, so that a later
     error in its class is logged.
     """
+    for place in PLACES:
 
-    class Slalom2(Slalom):
-        kind = f"Slalom at {place}"
+        class Slalom2(Slalom):
+            kind = f"Slalom at {place}"
 
-    job = cancelled(store, Slalom2)
-    path = f"{place}?uuid={job}"
-    for header in (
-        *({"Content_Type": each} for each in TYPES),
-        {"Cookie": '_LOCALE_="\\377"'},
-        {"Cookie": "_LOCALE_=\xff"},
-        {"Accept_Language": "\xff"},
-    ):
-        get(operated, path, "alice", **header)
-        get(operated, f"{path}&_LOCALE_=%00", "alice", **header)
-    assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
+        job = cancelled(store, Slalom2)
+        path = f"{place}?uuid={job}"
+        caplog.clear()
+        for header in (
+            *({"Content_Type": each} for each in TYPES),
+            {"Cookie": '_LOCALE_="\\377"'},
+            {"Cookie": "_LOCALE_=\xff"},
+            {"Accept_Language": "\xff"},
+        ):
+            get(operated, path, "alice", **header)
+            get(operated, f"{path}&_LOCALE_=%00", "alice", **header)
+        assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
 
-    monkeypatch.setattr(Slalom2, "error_text", ValueError("a bug"))
-    get(operated, path, "alice")
+        monkeypatch.setattr(Slalom2, "error_text", ValueError("a bug"))
+        get(operated, path, "alice")
 
-    (record,) = [r for r in caplog.records if r.levelno >= logging.ERROR]
-    assert "a bug" in str(record.exc_info)
+        (record,) = [r for r in caplog.records if r.levelno >= logging.ERROR]
+        assert "a bug" in str(record.exc_info)
 
 
-@pytest.mark.parametrize("path", ["", "/{job}", "?uuid={job}"])
-@pytest.mark.parametrize("accept", ["application/json", CHROMIUM])
-def test_cookie_that_is_no_utf8(
-    paged: TestApp, store: JobStore, path: str, accept: str
-) -> None:
+def test_cookie_that_is_no_utf8(paged: TestApp, store: JobStore) -> None:
     """A cookie that cannot be decoded is a 400, as such a query is."""
-    path = f"/job_state{path.format(job=cancelled(store))}"
-
-    response = get(paged, path, "alice", Cookie='a="\\377"', Accept=accept)
-
-    assert response.status_code == 400
-    if accept == CHROMIUM:
-        assert response.text == "This page's address is invalid."
-    else:
-        assert response.json == {"error": "A cookie is not UTF-8."}
+    job = cancelled(store)
+    for end in "", f"/{job}", f"?uuid={job}":
+        for accept in "application/json", CHROMIUM:
+            sent = {"Cookie": 'a="\\377"', "Accept": accept}
+            response = get(paged, f"/job_state{end}", "alice", **sent)
+            assert response.status_code == 400
+            if accept == CHROMIUM:
+                assert response.text == "This page's address is invalid."
+            else:
+                assert response.json == {"error": "A cookie is not UTF-8."}
 
 
 # Bulk requests
 
 
-@pytest.mark.parametrize("content_type", [FORM, "multipart/form-data; boundary=x", ""])
-@pytest.mark.parametrize("length", ["100", "1000000", ""])
-@pytest.mark.parametrize(
-    ("user", "query", "header", "status"),
-    [
+def test_refused_request_is_not_read(operated: TestApp) -> None:
+    """A request without the header or the right to act is answered before its body has
+    come.
+    """
+    for user, query, header, status in (
         (OPERATOR, "all=1&everything=1", "", 400),
         (OPERATOR, "all=1", "x", 400),
         (OPERATOR, "everything=1&x=1", "x", 400),
@@ -262,71 +245,51 @@ def test_cookie_that_is_no_utf8(
         ("bob", "owner=alice", "x", 403),
         (None, "owner=alice", "x", 403),
         (None, "everything=1", "x", 200),
-    ],
-)
-def test_refused_request_is_not_read(
-    operated: TestApp,
-    content_type: str,
-    length: str,
-    user: str | None,
-    query: str,
-    header: str,
-    status: int,
-) -> None:
-    """A request without the header or the right to act is answered before its body has
-    come.
-    """
-    for name in "clear", "cancel", "rerun":
-        response = send(
-            operated,
-            f"/job_state/{name}?{query}",
-            Untouched(),
-            content_type,
-            length=length,
-            user=user,
-            X_Requested_With=header,
-        )
-
-        assert response.status_code == status
-        if not header:
-            assert "X-Requested-With" in response.json["error"]
+    ):
+        for content_type in FORM, "multipart/form-data; boundary=x", "":
+            for length in "100", "1000000", "":
+                for name in "clear", "cancel", "rerun":
+                    response = send(
+                        operated,
+                        f"/job_state/{name}?{query}",
+                        Untouched(),
+                        content_type,
+                        length=length,
+                        user=user,
+                        X_Requested_With=header,
+                    )
+                    assert response.status_code == status, (user, query, name)
+                    if not header:
+                        assert "X-Requested-With" in response.json["error"]
 
 
-@pytest.mark.parametrize(
-    ("content_type", "length", "error"),
-    [
-        (FORM, "8193", "The form in the body has more than 8,192 bytes."),
-        ("multipart/form-data", "1000000", "The form in the body has more than 8,192"),
+def test_body_is_refused_unread(operated: TestApp) -> None:
+    """The length and the type of a body are enough to refuse it."""
+    too_long = "The form in the body has more than 8,192 bytes."
+    for content_type, length, error in (
+        (FORM, "8193", too_long),
+        ("multipart/form-data", "1000000", too_long),
         ("application/json", "1", "The body must be empty."),
         ("", "1", "The body must be empty."),
-    ],
-)
-def test_body_is_refused_unread(
-    operated: TestApp, content_type: str, length: str, error: str
-) -> None:
-    """The length and the type of a body are enough to refuse it."""
-    for name in "clear", "cancel", "rerun":
-        path = f"/job_state/{name}?all=1&everything=1"
-
-        response = send(operated, path, Untouched(), content_type, length=length)
-
-        assert response.status_code == 400
-        assert response.json["error"].startswith(error)
+    ):
+        for name in "clear", "cancel", "rerun":
+            path = f"/job_state/{name}?all=1&everything=1"
+            response = send(operated, path, Untouched(), content_type, length=length)
+            assert response.status_code == 400, (content_type, name)
+            assert response.json["error"].startswith(error)
 
 
-@pytest.mark.parametrize("content_type", [FORM, "multipart/form-data; boundary=x"])
-@pytest.mark.parametrize("checks_csrf", [False, True])
 def test_body_of_unknown_length_is_not_read_to_its_end(
-    operated: TestApp, redis_url: str, content_type: str, checks_csrf: bool
+    operated: TestApp, redis_url: str
 ) -> None:
     """A form in chunks may not be longer than any other."""
-    app = csrf_app(redis_url) if checks_csrf else operated
-    path = "/job_state/clear?all=1&everything=1"
-
-    response = send(app, path, Endless(), content_type)
-
-    assert response.status_code == 400
-    assert response.json["error"].startswith("The form in the body has more than")
+    for app in operated, csrf_app(redis_url):
+        for content_type in FORM, "multipart/form-data; boundary=x":
+            path = "/job_state/clear?all=1&everything=1"
+            response = send(app, path, Endless(), content_type)
+            assert response.status_code == 400
+            error = response.json["error"]
+            assert error.startswith("The form in the body has more than")
 
 
 def test_form_without_parameters_is_accepted(
@@ -357,37 +320,34 @@ ACTS = [
 ]
 
 
-@pytest.mark.parametrize("name", MALFORMED)
-def test_malformed_form_is_a_400(redis_url: str, store: JobStore, name: str) -> None:
+def test_malformed_form_is_a_400(redis_url: str, store: JobStore) -> None:
     """A form that the application's CSRF check cannot read is a bad request."""
     app = csrf_app(redis_url)
-    content_type, body = MALFORMED[name]
     job = put_job(store, RunMarathon, "queued", owner=OPERATOR).uuid
+    for name, (content_type, body) in MALFORMED.items():
+        for place, (method, end) in itertools.product(PLACES, ACTS):
+            path = f"{place}{end.format(job=job)}"
+            response = send(app, path, io.BytesIO(body), content_type, method=method)
+            assert response.status_code == 400, (name, path)
+            assert response.content_type == "application/json"
+            assert response.headers["Cache-Control"] == "private, no-cache"
+            if (method, content_type[:1]) != ("DELETE", ";"):
+                # Where WebOb does not look for fields.
+                assert re.search("valid form|in UTF-8", response.json["error"]), name
 
-    for place, (method, end) in itertools.product(PLACES, ACTS):
-        path = f"{place}{end.format(job=job)}"
-        response = send(app, path, io.BytesIO(body), content_type, method=method)
 
-        assert response.status_code == 400
-        assert response.content_type == "application/json"
-        assert response.headers["Cache-Control"] == "private, no-cache"
-        if (method, content_type[:1]) != ("DELETE", ";"):
-            # Where WebOb does not look for fields.
-            assert re.search("valid form|in UTF-8", response.json["error"])
-
-
-@pytest.mark.parametrize("checks_csrf", [False, True])
-def test_static_files_take_no_body(redis_url: str, *, checks_csrf: bool) -> None:
+def test_static_files_take_no_body(redis_url: str, app: TestApp) -> None:
     """Whatever it is: they answer GET and HEAD alone."""
-    app = csrf_app(redis_url) if checks_csrf else make_app(make_config(redis_url))
-    response = app.post(
-        "/job_state/static/job-state.js",
-        b"a=1",
-        {"Content-Type": "application/x-www-form-urlencoded; charset=latin-1"},
-        expect_errors=True,
-    )
-    assert (response.status_code, response.content_type) == (404, "application/json")
-    assert app.head("/job_state/static/job-state.js").status_code == 200
+    for each in app, csrf_app(redis_url):
+        response = each.post(
+            "/job_state/static/job-state.js",
+            b"a=1",
+            {"Content-Type": f"{FORM}; charset=latin-1"},
+            expect_errors=True,
+        )
+        found = response.status_code, response.content_type
+        assert found == (404, "application/json")
+        assert each.head("/job_state/static/job-state.js").status_code == 200
 
 
 def test_csrf_check_reads_no_long_form(redis_url: str, store: JobStore) -> None:
@@ -422,39 +382,31 @@ def test_csrf_check_reads_nothing_but_forms(redis_url: str, store: JobStore) -> 
     assert response.status_code == 202
 
 
-@pytest.mark.parametrize("is_read_before", [False, True])
-@pytest.mark.parametrize("length", ["sized", ""])
-def test_token_in_a_form(
-    redis_url: str, store: JobStore, length: str, is_read_before: bool
-) -> None:
+def test_token_in_a_form(redis_url: str, store: JobStore) -> None:
     """A token in a form passes the check, in chunks or not, and also if the application
     has read it before.
     """
     app = csrf_app(redis_url)
     token = app.get("/token").text
-    job = put_job(store, RunMarathon, "queued", owner=OPERATOR).uuid
     body = f"csrf_token={token}".encode()
-    wrapped: Any = app
-    if is_read_before:
 
-        def reading(environ: dict[str, Any], start_response: Any) -> Any:
-            assert Request(environ).POST["csrf_token"] == token
-            return app.app(environ, start_response)
+    def reading(environ: dict[str, Any], start_response: Any) -> Any:
+        assert Request(environ).POST["csrf_token"] == token
+        return app.app(environ, start_response)
 
-        wrapped = TestApp(reading)
-
-    for method, end in ACTS:
-        response = send(
-            wrapped,
-            f"/job_state{end.format(job=job)}",
-            io.BytesIO(body),
-            length=str(len(body)) if length else "",
-            method=method,
-            Cookie=f"csrf_token={token}",
-        )
-
-        # The job cannot run again: this process has no broker.
-        assert response.status_code in (200, 202, 204, 409, 410)
+    for each, length in itertools.product((app, TestApp(reading)), (len(body), "")):
+        job = put_job(store, RunMarathon, "queued", owner=OPERATOR).uuid
+        for method, end in ACTS:
+            response = send(
+                each,
+                f"/job_state{end.format(job=job)}",
+                io.BytesIO(body),
+                length=str(length),
+                method=method,
+                Cookie=f"csrf_token={token}",
+            )
+            # The job cannot run again: this process has no broker.
+            assert response.status_code in (200, 202, 204, 409, 410)
 
 
 def test_other_views_keep_their_errors(redis_url: str) -> None:

@@ -1,0 +1,32 @@
+"""What the tests of requests that read share: jobs, also with odd records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate.testing import put_job
+from tests.jobs import RunMarathon
+from tests.support import key_of
+
+NOT_FOUND = {"error": "The job does not exist."}
+FORBIDDEN = {"error": "You may not do this with the job."}
+AWAY = {"error": "The job state store does not answer."}
+
+
+def put(
+    store: JobStore,
+    cls: type[JobState] = RunMarathon,
+    status: str = "working",
+    **options: Any,
+) -> str:
+    """Store a marathon of Alice's, and return its uuid."""
+    usual = {"owner": "alice", "params": {"miles": 26, "shoes": "secret"}}
+    return put_job(store, cls, status, **{**usual, **options}).uuid
+
+
+def put_odd(store: JobStore, **fields: str | bytes | int) -> str:
+    """Store a marathon into whose record another program has written."""
+    uuid = put(store)
+    store.client.hset(key_of(store, uuid), mapping=dict(fields))
+    return uuid
