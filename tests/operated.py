@@ -179,7 +179,8 @@ def put(store: JobStore, status: str = "working", **options: Any) -> JobState:
 def write(store: JobStore, job: JobState | str, **fields: str | bytes | int) -> None:
     """Write into a job's record what no worker writes."""
     uuid = job if isinstance(job, str) else job.uuid
-    store.client.hset(key_of(store, uuid), mapping=dict(fields))
+    mapping: Any = fields
+    store.client.hset(key_of(store, uuid), mapping=mapping)
 
 
 class Live:

@@ -23,9 +23,9 @@ def process_kept() -> Iterator[None]:
     yield
     for signum, handler in kept.items():
         signal.signal(signum, handler)
-    for handler in root.handlers:
-        if handler not in handlers:
-            handler.close()
+    for each in root.handlers:
+        if each not in handlers:
+            each.close()
     root.handlers = handlers
     root.setLevel(level)
 
@@ -41,9 +41,7 @@ def said(
 
 @pytest.fixture
 def pjobs(
-    redis_url: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    redis_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Operator:
     """Runs commands on the test's store."""
     return Operator(redis_url, capsys, monkeypatch)

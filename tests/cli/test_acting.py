@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -33,7 +34,7 @@ from tests.operated import HARMLESS, HOSTILE, Haul, Operator, Shop, put
 from tests.support import UUID, key_of, load_job, wait_for
 from tests.terminal import Terminal
 from tests.web.operating import Marathons
-from tests.webapp import NOWHERE
+from tests.webapp import NOWHERE, make_app, make_request, make_tm_config
 
 
 class Dash(JobState):
@@ -580,10 +581,43 @@ def test_failed_batch_says_what_runs_again(
         assert ran == (1, [], [f"{error}Use --batch {batch.uuid}."])
 
 
+def test_batch_whose_sender_died(
+    till: Shop,
+    store: JobStore,
+    redis_url: str,
+    pjobs: Operator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`rerun --batch` says what to do about jobs that were never sent."""
+    with faulty(redis_url) as proxy:
+
+        class Dying(dramatiq.Middleware):
+            def before_enqueue(self, *args: Any) -> None:
+                proxy.judge = lambda request: "refuse"
+
+        dying = Marathons(proxy.url)
+        dying.broker.add_middleware(Dying())
+        monkeypatch.setattr(dramatiq.broker, "global_broker", None)
+        config = make_tm_config(proxy.url)
+        make_app(config)
+        request = make_request(config, "alice")
+        batch = request.job_states.batch(Haul)
+        with contextlib.suppress(Exception), request.tm, batch:
+            batch.send(dying.run_marathon)
+            batch.send(dying.run_marathon)
+    pass_time(store, 20)
+    assert statuses(store, batch) == ["stalled"]
+    ran = till.rerun("--batch", batch.uuid, "--yes")
+    assert (ran.code, ran.out) == (0, ["0 requeued, 0 refused"])
+    assert "Cancel the batch, and send again what is cancelled then." in ran.err[0]
+    assert pjobs("cancel", batch.uuid).out == [f"{batch.uuid} cancelled"]
+
+
 def test_jobs_of_a_cancelled_batch_are_refused(till: Shop, store: JobStore) -> None:
     """The jobs of a cancelled batch do not run again, and `rerun ID` says why."""
     wrong = JobError("E", "x")
-    members = [{"status": "error", "actor": "run_marathon", "error": wrong}, "queued"]
+    again = {"status": "error", "actor": "run_marathon", "error": wrong}
+    members: list[Any] = [again, "queued"]
     batch = put_batch(store, Haul, members)
     assert load_job(store, batch.uuid).cancel()
     ran = till.rerun("--batch", batch.uuid, "--yes")

@@ -300,10 +300,7 @@ class Saunter(JobState):
 
 
 def test_application_of_an_ini(
-    pjobs: Operator,
-    folder: Folder,
-    store: JobStore,
-    monkeypatch: pytest.MonkeyPatch,
+    pjobs: Operator, folder: Folder, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With an ini, the application's store and kinds are known, whatever it prints is
     kept from stdout, and the log of a file tells who cancelled what.
@@ -325,7 +322,7 @@ def test_application_of_an_ini(
             "JobStateMiddleware()", "JobStateMiddleware(namespace='shop')"
         )
     )
-    job = put(store.replace(namespace="shop"), cls=Saunter)
+    job = put(store.replace(namespace="shop"), "queued", cls=Saunter)
     ran = with_ini(pjobs, folder, "show", job.uuid)
     assert (ran.code, ran.err) == (0, ["printed at import"])
     assert "kind: Saunter of the tests" in ran.out
@@ -339,7 +336,7 @@ def test_application_of_an_ini(
     assert {str(folder.path), f"{folder.path} uphill"} <= {*kinds}
 
     ran = pjobs.main(str(folder.ini), "word=hi", "cancel", job.uuid)
-    assert (ran.code, ran.out) == (0, [f"{job.uuid} cancelling"])
+    assert (ran.code, ran.out) == (0, [f"{job.uuid} cancelled"])
     log = (folder.path / "app.log").read_text()
     assert f"ops (pjobs) cancelled the job {job.uuid}." in log
 

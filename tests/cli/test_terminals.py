@@ -97,7 +97,7 @@ def test_info_has_bars(pjobs: Operator, store: JobStore) -> None:
     """Bars show which kinds run most, and numbers stand in columns. Without jobs the
     totals remain, in several lines if the terminal is narrow.
     """
-    shown = pjobs.draw("info", columns=40)
+    shown = pjobs.draw("info", rows=300, columns=40)
     assert shown.lines()[:2] == [
         "running 0   waiting 0   retrying 0",
         "stalled 0   | 24 h: done 0  failed 0",
@@ -108,7 +108,7 @@ def test_info_has_bars(pjobs: Operator, store: JobStore) -> None:
     put(store)
     put(store, "cancelling")
     put(store, "queued")
-    shown = pjobs.draw()
+    shown = pjobs.draw(rows=300)
     assert shown.code == 0
     head, busiest, next_ = shown.lines()[:3]
     assert head.startswith("running 5   waiting 1   ")

@@ -59,6 +59,11 @@ class Command(NamedTuple):
         return self.words[2:]
 
 
+Become = Callable[..., Command]
+Boot = Callable[..., tuple[object, list[str]]]
+Wanted = Callable[[str], list[Any]]
+
+
 class Became(BaseException):
     """The process has become a command."""
 
@@ -69,16 +74,14 @@ class Started(BaseException):
 
 @pytest.fixture
 def pjobs(
-    redis_url: str,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    redis_url: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Operator:
     """Runs commands, whose output passes by sys.stderr."""
     return Operator(redis_url, capfd, monkeypatch)
 
 
 @pytest.fixture
-def become(pjobs: Operator, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Command]:
+def become(pjobs: Operator, monkeypatch: pytest.MonkeyPatch) -> Become:
     """Returns the command that a `pjobs` becomes."""
 
     def execve(path: str, words: list[str], environ: dict[str, str]) -> None:
@@ -99,10 +102,8 @@ def become(pjobs: Operator, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Co
 
 @pytest.fixture
 def boot(
-    become: Callable[..., Command],
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., tuple[object, list[str]]]:
+    become: Become, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Boot:
     """Does what Dramatiq does in a worker process of a command, and returns the exit
     code, or None, and the lines on stderr.
     """
@@ -169,9 +170,7 @@ def test_mistakes_in_flags_are_named(pjobs: Operator, folder: Folder) -> None:
         assert len(ran.err) <= 2
 
 
-def test_command_line_wins_over_the_ini(
-    folder: Folder, become: Callable[..., Command]
-) -> None:
+def test_command_line_wins_over_the_ini(folder: Folder, become: Become) -> None:
     """A flag in the command line replaces the ini's, in its long and in its short
     form; the others stay.
     """
@@ -185,9 +184,7 @@ def test_command_line_wins_over_the_ini(
     assert command.flags == ["-p3", "--threads", "2", "--queues", "default", "other"]
 
 
-def test_values_of_the_ini_become_flags(
-    folder: Folder, become: Callable[..., Command]
-) -> None:
+def test_values_of_the_ini_become_flags(folder: Folder, become: Become) -> None:
     """Each kind of value becomes arguments, with either kind of dash in the name. If
     the workers watch files, these are Python's unless others are named.
     """
@@ -236,10 +233,7 @@ def test_mistakes_in_the_ini_name_the_setting(pjobs: Operator, folder: Folder) -
 
 
 def test_script_is_beside_python_or_on_the_path(
-    pjobs: Operator,
-    folder: Folder,
-    become: Callable[..., Command],
-    monkeypatch: pytest.MonkeyPatch,
+    pjobs: Operator, folder: Folder, become: Become, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The environment's own script wins, even if it is not on PATH. A flag that only
     the installed Dramatiq knows is left to Dramatiq.
@@ -267,8 +261,8 @@ def test_script_is_beside_python_or_on_the_path(
 
 def test_worker_process_finds_the_ini(
     folder: Folder,
-    become: Callable[..., Command],
-    boot: Callable[..., tuple[object, list[str]]],
+    become: Become,
+    boot: Boot,
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -291,9 +285,7 @@ def test_worker_process_finds_the_ini(
 
 
 def test_worker_process_without_an_ini(
-    folder: Folder,
-    become: Callable[..., Command],
-    boot: Callable[..., tuple[object, list[str]]],
+    folder: Folder, become: Become, boot: Boot
 ) -> None:
     """A worker process that cannot read the ini says so briefly."""
     command = become(str(folder.ini), "word=hi", "work")
@@ -305,51 +297,64 @@ def test_worker_process_without_an_ini(
     assert line == f"pjobs: {folder.ini} cannot be read: No such file or directory."
 
 
-def test_worker_that_cannot_start(
-    folder: Folder,
-    become: Callable[..., Command],
-    boot: Callable[..., tuple[object, list[str]]],
+def cannot_start(
+    folder: Folder, command: Command, boot: Boot, *cases: tuple[str, int | None, str]
 ) -> None:
-    """The exit code and a message on stderr tell why a worker cannot start: what the
-    application raises, at its own line, or a broker that is missing, out of reach or in
-    the memory of one process. Passwords stay out.
-    """
-    folder.ini.write_text(INI)
-    command = become(str(folder.ini), "work")
-    own, away = f"{folder.module}, line ", "pjobs: The broker cannot be reached: "
-    set_broker = "dramatiq.set_broker({})".format
-    for body, code, texts in (
-        ("import missing_one", 2, [own, "ModuleNotFoundError: No"]),
-        ("1 / 0", 1, ["pjobs: Traceback", "ZeroDivisionError: division by zero"]),
-        ("raise SystemExit(0)", 1, ["pjobs: Traceback", "SystemExit: 0"]),
-        ("raise SystemExit(7)", 7, []),
-        ("greeting = (", 1, ["SyntaxError: '(' was never closed"]),
-        ("", 2, ["pjobs: The application has no broker. Set jobstate.broker in the"]),
-        ("dramatiq.get_broker()", 2, ["pjobs: The application has no broker."]),
-        (set_broker("StubBroker()"), 2, ["as tests need it"]),
-        (set_broker("dramatiq.Broker()"), None, []),
-        (set_broker(f"RedisBroker(url={folder.url!r})"), None, []),
-        (set_broker("RedisBroker(url='redis://:secret@127.0.0.1:1')"), 3, [away]),
-        (set_broker("RabbitmqBroker(url='amqp://u:secret@127.0.0.1:1')"), 3, [away]),
-        (set_broker("RabbitmqBroker(url='amqp://u:secret@no.invalid/')"), 3, [away]),
-    ):
+    """Check what becomes of applications with something in main()."""
+    for body, code, text in cases:
         folder.module.write_text(APP.format(body))
         found, lines = boot(command)
         output = "\n".join(lines)
         assert found == code, (body, output)
-        for text in texts:
-            assert text in output, body
+        assert text in output, body
         assert "secret" not in output
         assert ("Traceback" in output) == (code == 1)
+
+
+def test_application_that_does_not_start(
+    folder: Folder, become: Become, boot: Boot
+) -> None:
+    """The exit code and a message on stderr tell why a worker cannot start: what the
+    application raises, at its own line or else the library's.
+    """
+    folder.ini.write_text(INI)
+    command = become(str(folder.ini), "work")
+    own = f"pjobs: {folder.module}, line 12: ModuleNotFoundError: No"
+    cannot_start(
+        *(folder, command, boot),
+        ("import missing_one", 2, own),
+        ("1 / 0", 1, "ZeroDivisionError: division by zero"),
+        ("raise SystemExit(0)", 1, "SystemExit: 0"),
+        ("raise SystemExit(7)", 7, ""),
+        ("greeting = (", 1, "SyntaxError: '(' was never closed"),
+    )
     folder.ini.write_text("[app:main]\nuse = call:missing_one:main\n")
     code, (line,) = boot(command)
     assert code == 2 and "/paste/deploy/" in line
 
 
+def test_broker_is_checked(folder: Folder, become: Become, boot: Boot) -> None:
+    """A worker does not start without a broker, or with one that is out of reach or in
+    the memory of one process. Passwords stay out of the reason.
+    """
+    folder.ini.write_text(INI)
+    none, away = "pjobs: The application has no broker. Set", "pjobs: The broker cannot"
+    set_broker = "dramatiq.set_broker({})".format
+    cannot_start(
+        *(folder, become(str(folder.ini), "work"), boot),
+        ("", 2, none),
+        ("dramatiq.get_broker()", 2, none),
+        (set_broker("StubBroker()"), 2, "as tests need it"),
+        (set_broker("dramatiq.Broker()"), None, ""),
+        (set_broker(f"RedisBroker(url={folder.url!r})"), None, ""),
+        (set_broker("RedisBroker(url='redis://:secret@127.0.0.1:1')"), 3, away),
+        (set_broker("RabbitmqBroker(url='amqp://u:secret@127.0.0.1:1')"), 3, away),
+        (set_broker("RabbitmqBroker(url='amqp://u:secret@no.invalid/')"), 3, away),
+    )
+
+
 def test_application_that_misses_a_broker(
-    folder: Folder,
-    become: Callable[..., Command],
-    boot: Callable[..., tuple[object, list[str]]],
+    folder: Folder, become: Become, boot: Boot
 ) -> None:
     """If the include complains and no broker is set, that is the reason given."""
     include = """from pyramid.config import Configurator
@@ -380,9 +385,7 @@ class Connected(RabbitmqBroker):
 
 
 def test_rabbitmq_broker_that_answers(
-    folder: Folder,
-    become: Callable[..., Command],
-    boot: Callable[..., tuple[object, list[str]]],
+    folder: Folder, become: Become, boot: Boot
 ) -> None:
     """The connection that finds out whether RabbitMQ answers is closed."""
     body = "dramatiq.set_broker(Connected(url='amqp://127.0.0.1'))"
@@ -443,7 +446,7 @@ def wanted(
     folder: Folder,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> Callable[[str], list[Any]]:
+) -> Wanted:
     """Returns the servers that `dev` starts for an ini: host, port and databases."""
     found: list[Any] = []
 
@@ -468,9 +471,7 @@ def wanted(
 
 
 def test_servers_start_at_local_urls_only(
-    wanted: Callable[[str], list[Any]],
-    redis_url: str,
-    capfd: pytest.CaptureFixture[str],
+    wanted: Wanted, redis_url: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A server is started where the URL is on this host, has no password, and nothing
     answers: with the databases that the URLs name. Without a URL, stderr says so.
@@ -530,9 +531,7 @@ def test_server_that_does_not_start(
     assert (ran.code, ran.err) == (2, [f"pjobs: {text}"])
 
 
-def test_settings_are_the_applications(
-    wanted: Callable[[str], list[Any]], folder: Folder
-) -> None:
+def test_settings_are_the_applications(wanted: Wanted, folder: Folder) -> None:
     """The settings are those of the applications, however they are composed, also in
     files that these use, and these again. A section that nobody uses may lack a
     variable.
@@ -562,9 +561,7 @@ def test_settings_are_the_applications(
 
 
 def test_loader_is_looked_for_once(
-    folder: Folder,
-    become: Callable[..., Command],
-    monkeypatch: pytest.MonkeyPatch,
+    folder: Folder, become: Become, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However often a command reads its ini, the installed distributions are looked
     through once, and what has changed in the file since another command is seen.

@@ -95,6 +95,11 @@ def version_of(folder: Folder) -> str:
     return str(load(folder.url, uuid).get_progress_metric("version"))
 
 
+def wait_for_version(folder: Folder, version: str) -> None:
+    """Wait until the worker runs a version of the code."""
+    wait_for(lambda: version_of(folder) == version, PATIENCE)
+
+
 @pytest.mark.timeout(240)
 def test_everything_runs_and_follows_the_code(folder: Folder, dev: Pjobs) -> None:
     """An application runs with nothing but its ini. Changed code restarts the web
@@ -229,7 +234,7 @@ def test_fix_saved_while_a_broken_worker_starts(
         # From the first instruction of the new worker to the time after its end.
         time.sleep(0.15 * number)
         folder.write_app(f"fix {number}")
-        wait_for(lambda n=number: version_of(folder) == f"fix {n}", PATIENCE)
+        wait_for_version(folder, f"fix {number}")
 
 
 #: Makes the start fail as a service that is away would, where Pyramid wraps the error.
@@ -416,6 +421,6 @@ def test_output_of_a_closed_terminal(folder: Folder) -> None:
     command = folder.start(str(folder.ini), "word=hello", "dev", output=writer)
     os.close(writer)
     wait_for(lambda: get(folder, "/send?s=0"), PATIENCE)
-    wait_for(lambda: version_of(folder) == "one", PATIENCE)
+    wait_for_version(folder, "one")
     assert command.stop() == 0
     assert not descendants(command.pid)

@@ -28,5 +28,6 @@ def put(
 def put_odd(store: JobStore, **fields: str | bytes | int) -> str:
     """Store a marathon into whose record another program has written."""
     uuid = put(store)
-    store.client.hset(key_of(store, uuid), mapping=dict(fields))
+    mapping: Any = fields
+    store.client.hset(key_of(store, uuid), mapping=mapping)
     return uuid

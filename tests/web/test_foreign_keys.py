@@ -117,12 +117,9 @@ class Desk:
 
     def keys(self) -> dict[str, str]:
         """Return the keys of the store that no job has alone, with their types."""
-        names = {key.decode() for key in self.client.keys(f"*{self.namespace}:*")}
-        return {
-            name: self.client.type(name).decode()
-            for name in names
-            if not CHANGING.search(name)
-        }
+        found: Any = self.client.keys(f"*{self.namespace}:*")
+        kinds: dict[str, Any] = {key.decode(): self.client.type(key) for key in found}
+        return {k: v.decode() for k, v in kinds.items() if not CHANGING.search(k)}
 
 
 @pytest.fixture
@@ -187,7 +184,8 @@ def test_score_that_is_none_of_ours_is_skipped(desk: Desk) -> None:
 
 def keys_of(desk: Desk, job: JobState) -> list[str]:
     """Return the keys that a job has beside its record."""
-    names = [key.decode() for key in desk.client.keys(f"*{job.uuid}*")]
+    found: Any = desk.client.keys(f"*{job.uuid}*")
+    names = [key.decode() for key in found]
     return [name for name in names if name != key_of(desk.store, job.uuid)]
 
 

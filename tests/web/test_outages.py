@@ -5,6 +5,7 @@ log.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -137,8 +138,8 @@ def test_view_of_the_application_wins() -> None:
             app = take_steps(
                 config,
                 steps,
-                own=lambda c=config: included_view(c),
-                nested=lambda c=config: c.include(included_view),
+                own=functools.partial(included_view, config),
+                nested=functools.partial(config.include, included_view),
             )
             for path in PATHS:
                 assert get(app, path, "alice").text == "app 503", steps
@@ -374,7 +375,7 @@ def test_record_whose_reply_was_lost_is_taken_back(
     # The server knows the scripts, so they run even if their replies are lost.
     put(store)
     with faulty(redis_url) as proxy:
-        seen: list[bytes] = []
+        seen: list[Any] = []
 
         def lose_records(request: bytes) -> str:
             seen.extend(client.keys("jobstate:????????-*"))

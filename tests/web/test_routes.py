@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -582,15 +583,11 @@ def test_request_method_of_the_same_name_stops_the_start() -> None:
         for options in {}, {"property": True}, {"reify": True}:
             config = make_config(NOWHERE)
             config.autocommit = "auto" in steps
+            own = functools.partial(
+                config.add_request_method, own_method, "job_states", **options
+            )
             with pytest.raises(ConfigurationError, match="request method job_states"):
-                take_steps(
-                    config,
-                    steps,
-                    own=lambda c=config, o=options: c.add_request_method(
-                        own_method, "job_states", **o
-                    ),
-                    auto=lambda: None,
-                )
+                take_steps(config, steps, own=own, auto=lambda: None)
 
     class OwnRequest(Request):
         def job_states(self) -> str:

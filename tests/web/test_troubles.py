@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -75,7 +75,7 @@ def kind(name: str, **members: Any) -> tuple[type[JobState], Callable[[], None]]
 
 
 @pytest.fixture(params=TROUBLES)
-def bad(request: pytest.FixtureRequest) -> Iterator[Any]:
+def bad(request: pytest.FixtureRequest) -> Any:
     """A class and its trouble."""
     return kind(request.param, **TROUBLES[request.param])
 
