@@ -628,12 +628,8 @@ def test_line_of_a_batch_has_its_counts(pjobs: Operator, store: JobStore) -> Non
         assert re.fullmatch(text, state_of(pjobs, batch)), statuses
 
 
-def test_odd_records_of_batches(pjobs: Operator, store: JobStore) -> None:
-    """Counts are written as all numbers are, and what a record lacks is left out."""
-    batch = put_batch(store, Haul, ["queued"])
-    write(store, batch, size=1201, **{"n:q": 0, "n:e": 1200, "n:w": 1})
-    assert state_of(pjobs, batch).endswith(" 1,200 of 1,201 jobs, 1,200 failed")
-    assert "jobs: 1,200 failed, 1 running" in pjobs("show", batch.uuid).out
+def test_batch_without_a_beginning(pjobs: Operator, store: JobStore) -> None:
+    """What the record of a batch lacks is left out."""
     batch = put_batch(store, Haul, ["success"])
     store.client.hdel(key_of(store, batch.uuid), "started")
     assert state_of(pjobs, batch) == "success 1 of 1 jobs"

@@ -283,21 +283,6 @@ def test_watch_survives_an_outage(pjobs: Operator, store: JobStore) -> None:
     assert re.search(r", for [56] s\.", shown.output)
 
 
-def test_given_jobs_leave_their_outcomes(pjobs: Operator, store: JobStore) -> None:
-    """`watch ID…` ends when these jobs have ended, and their outcomes stay below."""
-    queued, other = put(store, "queued"), put(store)
-
-    def course(shown: Terminal) -> Iterator[None]:
-        shown.catch_up()
-        assert "queued" in shown.text() and other.uuid[:8] not in shown.text()
-        assert queued.cancel()
-        yield
-
-    shown = pjobs.draw("watch", queued.uuid, course=course)
-    assert shown.code == 0
-    assert "cancelled" in shown.text()
-
-
 def test_watch_draws_the_bar_of_a_batch(pjobs: Operator, runner: Runner) -> None:
     """The bar of a batch is as long as the work that is done, by the weights of the
     jobs; beside it stands how many jobs are over. It ends with the batch.
