@@ -41,7 +41,7 @@ class Dash(JobState):
     """Another kind than a marathon."""
 
 
-class Sprint(JobState):
+class Scramble(JobState):
     """A kind whose class fails for the first job."""
 
     broken = ""
@@ -523,9 +523,9 @@ def test_class_that_fails_stops_no_others(
     till: Shop, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A job whose class fails runs again as the others do."""
-    jobs = [failed(store, cls=Sprint) for _ in range(3)]
-    monkeypatch.setattr(Sprint, "broken", jobs[1].uuid)
-    ran = till.rerun("--kind", "Sprint", "--yes")
+    jobs = [failed(store, cls=Scramble) for _ in range(3)]
+    monkeypatch.setattr(Scramble, "broken", jobs[1].uuid)
+    ran = till.rerun("--kind", "Scramble", "--yes")
     assert (ran.code, ran.out) == (0, ["3 requeued, 0 refused"])
 
 
