@@ -12,16 +12,16 @@ from urllib.parse import urlencode
 import dramatiq
 from dramatiq import Broker, Message
 from dramatiq.brokers.redis import RedisBroker
-from pyramid.authorization import Allow
+from pyramid.authorization import Allow, Deny
 from pyramid.csrf import CookieCSRFStoragePolicy
 from pyramid.request import Request
 from pyramid.response import Response
 from webtest import TestApp
 
-from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
+from pyramid_jobstate import JobError, JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.resources import JobStates
+from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon, job_actor, make_broker, wait_until, working
-from tests.support import key_of
 from tests.webapp import Root, ask, make_app, make_config
 
 #: May do everything with all jobs.
@@ -133,13 +133,43 @@ class Marathons:
         return self.wait([message.copy(message_id=uuid)], *statuses)[0]
 
 
-def kept(store: JobStore, uuid: str) -> list[dict[bytes, bytes]]:
-    """Return what the store keeps of a job and of its failures."""
-    keys = key_of(store, uuid), f"{{{key_of(store, uuid)}}}:failure"
-    found: list[Any] = [store.client.hgetall(key) for key in keys]
-    # That it was to run again leaves traces.
-    traces = b"rerun", b"refused"
-    return [{k: v for k, v in fields.items() if k not in traces} for fields in found]
+class Letter(RunMarathon):
+    """A kind whose owner may do everything with a job."""
+
+    def __acl__(self) -> list[tuple[str, Any, Any]]:
+        return [(Allow, self.owner, ACTS), *super().__acl__()]
+
+
+class Diary(JobState):
+    """A kind of job that its owner may cancel but not see."""
+
+    def __acl__(self) -> list[tuple[str, Any, Any]]:
+        return [(Deny, self.owner, "view_job"), *super().__acl__()]
+
+
+def put(store: JobStore, *owners: Any, cls: Any = Letter, **options: Any) -> list[str]:
+    """Store a job of each owner, and return their uuids. Those that have failed can run
+    again, where `Marathons` are.
+    """
+    usual = {"actor": "run_marathon", "params": {"miles": 26}, "status": "working"}
+    options = {**usual, **options}
+    if options["status"] == "error":
+        options.setdefault("error", JobError("ValueError", "wrong"))
+    return [put_job(store, cls, owner=owner, **options).uuid for owner in owners]
+
+
+def statuses(store: JobStore, *uuids: str) -> list[str | None]:
+    """Return the statuses of jobs, with None for each that is unknown."""
+    jobs = store.load_many(uuids)
+    return [None if job is None else job.status for job in jobs]
+
+
+def uuids_of(items: Any) -> list[str]:
+    """Return the uuids of the jobs of a list, as its JSON or the store gives them."""
+    return [
+        item.uuid if isinstance(item, JobState) else item["job"]["uuid"]
+        for item in items
+    ]
 
 
 class Refusing(dramatiq.Middleware):

@@ -1,7 +1,8 @@
-"""DELETE and POST …/rerun: who may delete a job or run it again, and the responses."""
+"""POST …/cancel, DELETE and POST …/rerun: what they do to one job, and answer."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable
@@ -11,15 +12,18 @@ import dramatiq.broker
 import pytest
 import redis
 from pyramid.authorization import ALL_PERMISSIONS, Allow
+from pyramid.csrf import CookieCSRFStoragePolicy, LegacySessionCSRFStoragePolicy
 from pyramid.request import Request
+from pyramid.response import Response
+from pyramid.session import SignedCookieSessionFactory
 from webtest import TestApp
 
 from pyramid_jobstate import JobState, JobStore
-from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.testing import put_job
+from pyramid_jobstate.testing import away, put_job
 from tests.asgi import pushing
 from tests.jobs import RunMarathon, messages
-from tests.support import UUID, key_of, load_job
+from tests.relay import relaying
+from tests.support import key_of, load_job
 from tests.web.operating import (
     KEEPER,
     OPERATOR,
@@ -27,67 +31,114 @@ from tests.web.operating import (
     Refusing,
     act,
     at_once,
-    csrf_app,
-    kept,
     operated_root,
+    put,
+    statuses,
+    uuids_of,
 )
-from tests.webapp import (
-    ADMIN,
-    PLACES,
-    Policy,
-    ask,
-    get,
-    make_alias,
-    make_app,
-    make_config,
-)
+from tests.webapp import NOWHERE, Policy, ask, get, make_alias, make_app, make_config
 
 UNKNOWN = {"error": "The job does not exist."}
-FORBIDDEN = {"error": "You may not do this with the job."}
 
 #: The requests that act on one job.
-REQUESTS = [("DELETE", ""), ("POST", "/rerun")]
+REQUESTS = [("POST", "/cancel"), ("DELETE", ""), ("POST", "/rerun")]
+
+RUNNING = ["queued", "working", "retrying", "stalled", "cancelling"]
+ENDED = ["success", "error", "cancelled"]
+
+
+# Cancelling.
+
+
+def test_cancel_answers_the_new_state(app: TestApp, store: JobStore) -> None:
+    """An unfinished job is cancelled at once, or asked to end if it runs, and the
+    answer is its new state.
+    """
+    for status in RUNNING:
+        becomes = "cancelling" if status in ("working", "cancelling") else "cancelled"
+        (job,) = put(store, "alice", cls=RunMarathon, status=status)
+        path = f"/job_state/{job}"
+        assert get(app, path, "alice").json["job"]["cancellable"] is True
+
+        response = act(app, f"{path}/cancel", "alice")
+
+        assert response.status_code == 202, status
+        assert response.json["job"]["status"] == becomes, status
+        assert response.json == get(app, path, "alice").json
+        assert response.json["job"]["cancellable"] is (becomes == "cancelling")
+        assert response.headers["Cache-Control"] == "private, no-cache"
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert statuses(store, job) == [becomes]
+        if becomes == "cancelled":
+            assert response.json["job_state"] == "error"
+            error = {"message": "The job was cancelled."}
+            assert response.json["job"]["error"] == error
+            assert uuids_of(store.list("alice", status=becomes).items)[0] == job
+
+
+def test_cancel_of_a_job_that_has_ended_is_a_409(
+    app: TestApp, store: JobStore, client: redis.Redis
+) -> None:
+    """A job that has ended does not change."""
+    for status in ENDED:
+        (job,) = put(store, "alice", cls=RunMarathon, status=status)
+        before = client.hgetall(key_of(store, job))
+        shown = get(app, f"/job_state/{job}", "alice").json
+        assert shown["job"]["cancellable"] is False
+
+        response = act(app, f"/job_state/{job}/cancel", "alice")
+
+        assert response.status_code == 409
+        assert response.json == {"error": "The job has ended."}
+        assert client.hgetall(key_of(store, job)) == before
+
+
+def test_cancel_takes_any_value_of_the_header(app: TestApp, store: JobStore) -> None:
+    """Only the presence of X-Requested-With counts."""
+    for value in "", "XMLHttpRequest", "fetch":
+        (job,) = put(store, "alice", cls=RunMarathon)
+
+        path = f"/job_state/{job}/cancel"
+        response = ask(app, "POST", path, "alice", X_Requested_With=value)
+
+        assert response.status_code == 202
 
 
 # Deleting.
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("status", ["success", "error", "cancelled"])
-def test_delete_of_an_ended_job(
-    operated: TestApp, store: JobStore, place: str, status: str
-) -> None:
+def test_delete_of_an_ended_job(operated: TestApp, store: JobStore) -> None:
     """A deleted job is unknown, by itself, among others and in lists."""
-    job = put_job(store, RunMarathon, status, owner="alice").uuid
+    for status in ENDED:
+        job = put_job(store, RunMarathon, status, owner="alice").uuid
+        path = f"/job_state/{job}"
 
-    response = act(operated, f"{place}/{job}", method="DELETE")
+        response = act(operated, path, method="DELETE")
 
-    assert (response.status_code, response.body) == (204, b"")
-    assert "Content-Type" not in response.headers
-    assert response.headers["Cache-Control"] == "private, no-cache"
-    assert response.headers["Vary"] == "Accept"
-    assert get(operated, f"{place}/{job}", "alice").json == UNKNOWN
-    assert get(operated, f"{place}?uuid={job}", "alice").json == {"jobs": {job: None}}
-    assert get(operated, place, "alice").json["items"] == []
-    again = act(operated, f"{place}/{job}", method="DELETE")
-    assert (again.status_code, again.json) == (404, UNKNOWN)
+        assert (response.status_code, response.body) == (204, b"")
+        assert "Content-Type" not in response.headers
+        assert response.headers["Cache-Control"] == "private, no-cache"
+        assert response.headers["Vary"] == "Accept"
+        assert get(operated, path, "alice").json == UNKNOWN
+        several = get(operated, f"/job_state?uuid={job}", "alice").json
+        assert several == {"jobs": {job: None}}
+        assert get(operated, "/job_state", "alice").json["items"] == []
+        again = act(operated, path, method="DELETE")
+        assert (again.status_code, again.json) == (404, UNKNOWN)
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize(
-    "status", ["queued", "working", "retrying", "stalled", "cancelling"]
-)
 def test_delete_of_an_unfinished_job_is_a_409(
-    operated: TestApp, store: JobStore, place: str, status: str
+    operated: TestApp, store: JobStore
 ) -> None:
     """A job that has not ended stays."""
-    job = put_job(store, RunMarathon, status).uuid
+    for status in RUNNING:
+        job = put_job(store, RunMarathon, status).uuid
 
-    response = act(operated, f"{place}/{job}/", method="DELETE")
+        response = act(operated, f"/job_state/{job}/", method="DELETE")
 
-    assert response.status_code == 409
-    assert response.json == {"error": "The job has not ended."}
-    assert load_job(store, job).status == status
+        assert response.status_code == 409
+        assert response.json == {"error": "The job has not ended."}
+        assert statuses(store, job) == [status]
 
 
 def test_two_operators_delete_a_job_once(operated: TestApp, store: JobStore) -> None:
@@ -107,8 +158,7 @@ def test_stream_of_a_deleted_job_says_that_it_is_gone(
     redis_url: str, store: JobStore
 ) -> None:
     """A stream that begins after a job was deleted says that it is gone."""
-    job = put_job(store, RunMarathon, "success", owner="alice").uuid
-    other = put_job(store, RunMarathon, "working", owner="alice").uuid
+    job, other = put(store, "alice", "alice", cls=RunMarathon, status="success")
     config = make_config(redis_url, root_factory=operated_root)
     with pushing(config) as server:
         options = {"method": "DELETE", "accept": None, "X_Requested_With": "x"}
@@ -124,15 +174,12 @@ def test_stream_of_a_deleted_job_says_that_it_is_gone(
 # Running again.
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_job_that_failed_runs_again(
-    operated: TestApp, marathons: Marathons, place: str
-) -> None:
+def test_job_that_failed_runs_again(operated: TestApp, marathons: Marathons) -> None:
     """The job is queued under its uuid at once, with its owner and its parameters, and
     runs as it did before.
     """
     (job,) = marathons.fail("alice")
-    path = f"{place}/{job}"
+    path = f"/job_state/{job}"
     assert get(operated, path, "alice").json["job_state"] == "error"
 
     response = act(operated, f"{path}/rerun")
@@ -155,9 +202,7 @@ def test_two_operators_run_a_job_again_once(
     and the job runs once.
     """
     (job,) = marathons.fail("alice")
-    path = f"/job_state/{job}/rerun"
-
-    rerun = functools.partial(act, operated, path)
+    rerun = functools.partial(act, operated, f"/job_state/{job}/rerun")
 
     answers = at_once(rerun, rerun)
 
@@ -167,304 +212,245 @@ def test_two_operators_run_a_job_again_once(
     assert marathons.ran == [job, job]
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize(
-    "status", ["queued", "working", "retrying", "stalled", "success", "cancelled"]
-)
 def test_rerun_of_a_job_that_has_not_failed_is_a_409(
-    operated: TestApp, store: JobStore, marathons: Marathons, place: str, status: str
+    operated: TestApp, store: JobStore, client: redis.Redis, marathons: Marathons
 ) -> None:
     """Only a job that failed runs again. Others do not change."""
-    job = put_job(store, RunMarathon, status).uuid
-    before = kept(store, job)
+    for status in *RUNNING, "success", "cancelled":
+        (job,) = put(store, "alice", status=status)
+        before = client.hgetall(key_of(store, job))
 
-    response = act(operated, f"{place}/{job}/rerun")
+        response = act(operated, f"/job_state/{job}/rerun")
 
-    assert response.status_code == 409
-    assert response.json == {"error": "The job has not failed."}
-    assert kept(store, job) == before
+        assert response.status_code == 409
+        assert response.json == {"error": "The job has not failed."}
+        assert client.hgetall(key_of(store, job)) == before
 
 
-@pytest.mark.parametrize("place", PLACES)
 def test_rerun_of_a_job_without_a_message_is_a_410(
-    operated: TestApp, store: JobStore, marathons: Marathons, place: str
+    operated: TestApp, store: JobStore, marathons: Marathons
 ) -> None:
     """A job whose message is not kept cannot run again, and the answer says why."""
     job = put_job(store, RunMarathon, "error").uuid
 
-    response = act(operated, f"{place}/{job}/rerun")
+    response = act(operated, f"/job_state/{job}/rerun")
 
     assert response.status_code == 410
     assert response.json == {"error": "The store does not hold its message."}
-    assert load_job(store, job).status == "error"
+    assert statuses(store, job) == ["error"]
 
 
 def test_rerun_of_a_message_that_json_cannot_say_is_a_410(
-    operated: TestApp, marathons: Marathons, monkeypatch: pytest.MonkeyPatch
+    operated: TestApp, marathons: Marathons
 ) -> None:
     """A job that was sent with what only another encoder can say does not run again."""
-    monkeypatch.setattr(dramatiq, "get_encoder", dramatiq.PickleEncoder)
-    monkeypatch.setattr(dramatiq.message, "global_encoder", dramatiq.PickleEncoder())
-    (job,) = marathons.fail("alice", args=({26},))
+    before = dramatiq.get_encoder()
+    dramatiq.set_encoder(dramatiq.PickleEncoder())
+    try:
+        (job,) = marathons.fail("alice", args=({26},))
 
-    response = act(operated, f"/job_state/{job}/rerun")
+        response = act(operated, f"/job_state/{job}/rerun")
+    finally:
+        dramatiq.set_encoder(before)
 
     assert response.status_code == 410
     assert response.json["error"].startswith("Its message cannot be kept as JSON")
 
 
 def test_rerun_in_a_process_without_a_broker_is_a_410(
-    operated: TestApp,
-    store: JobStore,
-    marathons: Marathons,
-    monkeypatch: pytest.MonkeyPatch,
+    operated: TestApp, store: JobStore, set_broker: Callable[[Any], None]
 ) -> None:
     """Where no broker is set, none is made to run a job again."""
-    (job,) = marathons.fail("alice")
-    ended = put_job(store, RunMarathon, "success")
-    monkeypatch.setattr(dramatiq.broker, "global_broker", None)
+    (job,) = put(store, "alice", status="error")
+    (ended,) = put(store, "alice", status="success")
 
     response = act(operated, f"/job_state/{job}/rerun")
 
     assert response.status_code == 410
     assert response.json == {"error": "This process has no Dramatiq broker."}
     assert dramatiq.broker.global_broker is None
-    assert act(operated, f"/job_state/{ended.uuid}/rerun").status_code == 409
+    assert act(operated, f"/job_state/{ended}/rerun").status_code == 409
+
+
+def known_of(app: TestApp, job: str) -> list[Any]:
+    """Return what an operator reads of a job."""
+    path = f"/job_state/{job}"
+    return [get(app, path, OPERATOR).json, get(app, f"{path}/inspect", OPERATOR).json]
 
 
 def test_broker_that_refuses_is_a_503(
-    operated: TestApp,
-    store: JobStore,
-    marathons: Marathons,
-    caplog: pytest.LogCaptureFixture,
+    operated: TestApp, store: JobStore, marathons: Marathons, caplog: Any
 ) -> None:
     """If the broker refuses its message, a job has failed as before, and the log says
     what happened.
     """
     (job,) = marathons.fail("alice")
-    before, path = kept(store, job), f"/job_state/{job}"
-    shown = get(operated, path, "alice").json
+    before = known_of(operated, job)
     marathons.broker.add_middleware(Refusing())
 
-    response = act(operated, f"{path}/rerun")
+    response = act(operated, f"/job_state/{job}/rerun")
 
     assert response.status_code == 503
     assert response.headers["Retry-After"] == "5"
     assert response.json == {
         "error": "The broker did not accept the message of the job."
     }
-    assert get(operated, path, "alice").json == shown
-    assert kept(store, job) == before
-    (record,) = (r for r in caplog.records if r.name == "pyramid_jobstate")
+    assert known_of(operated, job) == before
+    (record,) = (r for r in caplog.records if r.name.startswith("pyramid_jobstate"))
     assert job in record.getMessage() and record.exc_info
     assert "The queue is full." not in response.text
 
 
-@pytest.mark.parametrize("is_away", [True, False])
 def test_broker_whose_server_fails_is_a_503(
     operated: TestApp,
+    redis_url: str,
     store: JobStore,
-    server: EmbeddedServer,
     marathons: Marathons,
     monkeypatch: pytest.MonkeyPatch,
     said: Callable[[], list[str]],
-    is_away: bool,
 ) -> None:
     """While the server of the broker is away, or refuses messages, a job has failed as
     before, and runs again later. That is not taken for an outage of the store.
     """
-    (job,) = marathons.fail("alice")
-    before = kept(store, job)
-    elsewhere = Marathons(server.url, store)
-    monkeypatch.setattr(dramatiq.broker, "global_broker", elsewhere.broker)
-    if is_away:
-        server.stop()
-        error = "The broker does not answer."
-    else:
-        elsewhere.broker.client.config_set("min-replicas-to-write", 1)
-        error = "The broker did not accept the message of the job."
-
-    response = act(operated, f"/job_state/{job}/rerun")
-
-    assert response.status_code == 503
-    assert response.json == {"error": error}
-    assert response.headers["Retry-After"] == "5"
-    assert kept(store, job) == before
-    assert said()[-1] == f"The job {job} could not be sent to run again."
-    if is_away:
-        server.start()
-    elsewhere.broker.client.config_set("min-replicas-to-write", 0)
-    assert act(operated, f"/job_state/{job}/rerun").status_code == 202
-
-
-# Both.
-
-
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize(("method", "end"), REQUESTS)
-@pytest.mark.parametrize("status", ["error", "success", "working"])
-@pytest.mark.parametrize("user", ["alice", "bob", ADMIN, None])
-def test_act_needs_a_permission_that_nobody_has_by_default(
-    operated: TestApp,
-    store: JobStore,
-    place: str,
-    method: str,
-    end: str,
-    status: str,
-    user: str | None,
-) -> None:
-    """Neither the owner nor who may view and cancel all jobs may do more, and the
-    answer does not depend on the job, the header or the query.
-    """
-    job = put_job(store, RunMarathon, status, owner="alice").uuid
-    before = kept(store, job)
-
-    for response in (
-        act(operated, f"{place}/{job}{end}", user, method),
-        act(operated, f"{place}/{job}{end}", user, method, x=1),
-        ask(operated, method, f"{place}/{job}{end}", user),
+    for refused, error in (
+        (None, "The broker does not answer."),
+        ("NOREPLICAS", "The broker did not accept the message of the job."),
     ):
-        assert (response.status_code, response.json) == (403, FORBIDDEN)
-    assert kept(store, job) == before
+        (job,) = put(store, "alice", status="error")
+        before = known_of(operated, job)
+        with contextlib.ExitStack() as stack, monkeypatch.context() as patched:
+            url = NOWHERE
+            if refused is not None:
+                url = stack.enter_context(relaying(redis_url, {"EVALSHA": refused})).url
+            broker = Marathons(url, store).broker
+            patched.setattr(dramatiq.broker, "global_broker", broker)
+
+            response = act(operated, f"/job_state/{job}/rerun")
+
+        assert response.status_code == 503
+        assert response.json == {"error": error}
+        assert response.headers["Retry-After"] == "5"
+        assert known_of(operated, job) == before
+        assert said()[-1] == f"The job {job} could not be sent to run again."
+        assert act(operated, f"/job_state/{job}/rerun").status_code == 202
 
 
-@pytest.mark.parametrize("root", [None, operated_root])
-@pytest.mark.parametrize(("method", "end"), REQUESTS)
-def test_application_without_a_policy_opens_nothing(
-    redis_url: str, store: JobStore, method: str, end: str, root: Any
-) -> None:
-    """Without a security policy, nobody acts on a job."""
-    options = {"root_factory": root, "security_policy": None}
-    app = make_app(make_config(redis_url, **options))
-    job = put_job(store, RunMarathon, "error", owner="alice").uuid
-
-    assert act(app, f"/job_state/{job}{end}", OPERATOR, method).status_code == 403
-    assert load_job(store, job).status == "error"
+# All of them.
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize(("method", "end"), REQUESTS)
-@pytest.mark.parametrize("user", [OPERATOR, None])
-@pytest.mark.parametrize("name", [UUID, "x", UUID.upper(), f"{UUID}/x"])
-def test_act_on_no_job_is_a_404(
-    operated: TestApp, place: str, method: str, end: str, user: str | None, name: str
-) -> None:
-    """An unknown job or an invalid name is a 404, whoever asks."""
-    response = act(operated, f"{place}/{name}{end}", user, method)
-
-    assert (response.status_code, response.json) == (404, UNKNOWN)
-
-
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize(("method", "end"), REQUESTS)
-def test_act_needs_the_header(
-    operated: TestApp, store: JobStore, place: str, method: str, end: str
-) -> None:
-    """Nobody acts on a job without a header that forms cannot send."""
-    job = put_job(store, RunMarathon, "error").uuid
-
-    response = ask(operated, method, f"{place}/{job}{end}?X-Requested-With=x", OPERATOR)
-
-    assert response.status_code == 400
-    assert response.json == {"error": "The header X-Requested-With is missing."}
-    assert load_job(store, job).status == "error"
-
-
-@pytest.mark.parametrize(("method", "end"), REQUESTS)
-@pytest.mark.parametrize(
-    ("query", "named"),
-    [
-        ("limit=1", "'limit'"),
-        ("=", "''"),
-        ("_method=DELETE", "'_method'"),
-        ("a%00%22b=1", "'a\\x00\"b'"),
-        ("uuid=x&uuid=y", "'uuid'"),
-        ("%ff=1", "not UTF-8"),
-    ],
-)
-def test_act_takes_no_parameters(
-    operated: TestApp, store: JobStore, method: str, end: str, query: str, named: str
-) -> None:
-    """A parameter is a 400 that names it."""
-    job = put_job(store, RunMarathon, "error").uuid
-
-    response = act(operated, f"/job_state/{job}{end}?{query}", method=method)
-
-    assert response.status_code == 400
-    assert named in response.json["error"]
-    assert load_job(store, job).status == "error"
-
-
-@pytest.mark.parametrize("content_type", ["application/json", "text/plain", "x"])
-@pytest.mark.parametrize("body", [b"", b"\xff{", b'{"uuid": "x"}', b"a" * 100_000])
-def test_body_of_an_act_on_one_job_is_ignored(
-    operated: TestApp, store: JobStore, content_type: str, body: bytes
-) -> None:
+def test_body_is_ignored(operated: TestApp, store: JobStore) -> None:
     """Whatever body a request has, it acts on the job in its path."""
-    job = put_job(store, RunMarathon, "error").uuid
-    headers = {
-        "X-User": OPERATOR,
-        "X-Requested-With": "x",
-        "Content-Type": content_type,
-    }
+    for content_type in "application/json", "text/plain", "x":
+        for body in b"", b"\xff{", b'{"uuid": "x"}', b"a" * 100_000:
+            job = put_job(store, RunMarathon, "error").uuid
+            headers = {
+                "X-User": OPERATOR,
+                "X-Requested-With": "x",
+                "Content-Type": content_type,
+            }
+            response = operated.request(
+                f"/job_state/{job}", method="DELETE", headers=headers, body=body
+            )
+            assert response.status_code == 204
 
-    response = operated.request(
-        f"/job_state/{job}", method="DELETE", headers=headers, body=body
-    )
 
-    assert response.status_code == 204
-
-
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize(("method", "end"), REQUESTS)
+@pytest.mark.parametrize(
+    "storage", [CookieCSRFStoragePolicy, LegacySessionCSRFStoragePolicy]
+)
 def test_csrf_options_of_the_application_apply(
-    redis_url: str,
-    store: JobStore,
-    marathons: Marathons,
-    place: str,
-    method: str,
-    end: str,
+    redis_url: str, store: JobStore, marathons: Marathons, storage: Any
 ) -> None:
-    """If the application requires CSRF tokens, an act needs one."""
-    app = csrf_app(redis_url)
-    job = put_job(store, RunMarathon, "success").uuid
+    """If the application requires CSRF tokens, an act needs one, wherever it keeps
+    them, and reading does not. An act on many jobs may have it in a form.
+    """
+    config = make_config(redis_url, root_factory=operated_root)
+    config.set_session_factory(SignedCookieSessionFactory("hush"))
+    config.set_csrf_storage_policy(storage())
+    config.set_default_csrf_options(require_csrf=True)
+    config.add_view(
+        lambda c, r: Response(storage().get_csrf_token(r)),
+        name="token",
+    )
+    app = make_app(config)
     token = app.get("/token").text
-    headers = {"X_Requested_With": "x"}
+    headers = {"X-User": OPERATOR, "X-Requested-With": "x"}
+    for method, end, status in (
+        ("POST", "/jobs/{job}/cancel", "working"),
+        ("POST", "/job_state/{job}/cancel", "working"),
+        ("POST", "/job_state/{job}/rerun", "error"),
+        ("DELETE", "/job_state/{job}", "error"),
+        ("POST", "/job_state/clear?all=1&everything=1", "success"),
+        ("POST", "/job_state/clear?all=1&everything=1&form", "success"),
+    ):
+        (job,) = put(store, "alice", status=status)
+        path, is_form = end.format(job=job).removesuffix("&form"), "form" in end
+        for wrong in {}, {"X-CSRF-Token": "wrong"}:
+            response = app.request(
+                path, method=method, headers={**headers, **wrong}, status=400
+            )
+            text = "The CSRF check refused the request."
+            assert response.json["error"].startswith(text), end
+            assert statuses(store, job) == [status], end
+        assert get(app, f"/job_state/{job}", OPERATOR).status_code == 200
 
-    for wrong in {}, {"X_CSRF_Token": "wrong"}:
-        response = ask(app, method, f"{place}/{job}{end}", OPERATOR, **headers, **wrong)
-        assert response.status_code == 400
-        assert response.json["error"].startswith("The CSRF check refused the request.")
-        assert load_job(store, job).status == "success"
+        if is_form:
+            response = app.post(path, {"csrf_token": token}, headers=headers)
+        else:
+            sent = {**headers, "X-CSRF-Token": token}
+            response = app.request(path, method=method, headers=sent)
 
-    headers["X_CSRF_Token"] = token
-    response = ask(app, method, f"{place}/{job}{end}", OPERATOR, **headers)
-    assert response.status_code in (204, 409)
+        assert response.status_code in (200, 202, 204), end
+        assert statuses(store, job) != [status], end
 
 
-@pytest.mark.parametrize(("method", "end"), REQUESTS)
-def test_act_on_a_job_that_is_gone_meanwhile_is_a_404(
-    redis_url: str,
-    client: redis.Redis,
-    store: JobStore,
-    marathons: Marathons,
-    method: str,
-    end: str,
-) -> None:
-    """A record that expires during the request is a 404."""
+def app_that(redis_url: str, call: Callable[[Request], object]) -> TestApp:
+    """Return an application that calls something when a permission is asked for."""
 
-    class Slow(Policy):
+    class Calling(Policy):
         def permits(self, request: Request, context: Any, permission: str) -> Any:
-            client.flushall()
+            call(request)
             return super().permits(request, context, permission)
 
-    config = make_config(redis_url, root_factory=operated_root, security_policy=Slow())
-    app = make_app(config)
-    job = put_job(store, RunMarathon, "success").uuid
+    return make_app(
+        make_config(redis_url, root_factory=operated_root, security_policy=Calling())
+    )
 
-    response = act(app, f"/job_state/{job}{end}", OPERATOR, method)
 
-    assert (response.status_code, response.json) == (404, UNKNOWN)
+def test_act_on_a_job_that_is_gone_meanwhile_is_a_404(
+    redis_url: str, store: JobStore, marathons: Marathons
+) -> None:
+    """A record that expires during the request is a 404."""
+    app = app_that(redis_url, lambda request: store.client.flushdb())
+    for method, end in REQUESTS:
+        for status in "success", "error", "working":
+            (job,) = put(store, "alice", status=status)
+
+            response = act(app, f"/job_state/{job}{end}", OPERATOR, method)
+
+            assert (response.status_code, response.json) == (404, UNKNOWN)
+
+
+def test_store_that_goes_away_meanwhile_is_a_503(
+    redis_url: str, store: JobStore, marathons: Marathons, caplog: Any
+) -> None:
+    """A store that goes away after the job was found is a 503, and is not taken for a
+    fault of the broker.
+    """
+    for method, end in REQUESTS:
+        (job,) = put(store, "alice", status="error")
+        with contextlib.ExitStack() as stack:
+            app = app_that(
+                redis_url,
+                lambda request: stack.enter_context(away(request.job_states.store)),
+            )
+
+            response = act(app, f"/job_state/{job}{end}", OPERATOR, method)
+
+        assert response.status_code == 503
+        assert response.headers["Retry-After"] == "5"
+        assert response.json == {"error": "The job state store does not answer."}
+        assert messages(caplog, "pyramid_jobstate", logging.ERROR) == []
+        assert statuses(store, job) == ["error"]
 
 
 class OwnersJob(JobState):
@@ -497,15 +483,11 @@ def test_act_on_a_job_that_becomes_an_alias_does_not_reach_the_job_of_another(
     """
     theirs = put_job(store, OwnersJob, status, owner="bob", message="secret").uuid
     own = put_job(store, OwnersJob, "queued", owner="alice").uuid
+    # Its sender is between the two steps of a send.
     client.hset(key_of(store, own), "status", "sending")
-
-    class Losing(Policy):
-        def permits(self, request: Request, context: Any, permission: str) -> Any:
-            allowed = super().permits(request, context, permission)
-            make_alias(client, key_of(store, own), theirs)
-            return allowed
-
-    app = make_app(make_config(redis_url, security_policy=Losing()))
+    app = app_that(
+        redis_url, lambda request: make_alias(client, key_of(store, own), theirs)
+    )
 
     response = act(app, f"/job_state/{own}{end}", "alice", method)
 
@@ -514,34 +496,7 @@ def test_act_on_a_job_that_becomes_an_alias_does_not_reach_the_job_of_another(
     assert load_job(store, theirs).status == status
 
 
-@pytest.mark.parametrize(("method", "end"), REQUESTS)
-def test_store_that_goes_away_meanwhile_is_a_503(
-    server: EmbeddedServer,
-    set_broker: Callable[[Any], None],
-    caplog: pytest.LogCaptureFixture,
-    method: str,
-    end: str,
-) -> None:
-    """A store that goes away after the job was found is a 503, and is not taken for a
-    fault of the broker.
-    """
-
-    class Unplugging(Policy):
-        def permits(self, request: Request, context: Any, permission: str) -> Any:
-            server.stop()
-            return super().permits(request, context, permission)
-
-    options = {"root_factory": operated_root, "security_policy": Unplugging()}
-    set_broker(Marathons(server.url).broker)
-    app = make_app(make_config(server.url, **options))
-    job = put_job(JobStore(server.url), RunMarathon, "error").uuid
-
-    response = act(app, f"/job_state/{job}{end}", OPERATOR, method)
-
-    assert response.status_code == 503
-    assert response.headers["Retry-After"] == "5"
-    assert response.json == {"error": "The job state store does not answer."}
-    assert messages(caplog, "pyramid_jobstate", logging.ERROR) == []
+# The log.
 
 
 def test_acts_are_logged(
@@ -550,19 +505,41 @@ def test_acts_are_logged(
     marathons: Marathons,
     said: Callable[[], list[str]],
 ) -> None:
-    """What an operator did is logged with the user; what was refused is not."""
-    (job,) = marathons.fail("alice")
-    other = put_job(store, RunMarathon, "working").uuid
+    """What was done is logged with the user; what was refused is not."""
+    (job,) = put(store, "alice", cls=RunMarathon, status="error")
+    (other,) = put(store, "alice", cls=RunMarathon, status="working")
     said()
 
     act(operated, f"/job_state/{job}/rerun", "bob")
     act(operated, f"/job_state/{job}/rerun")
     act(operated, f"/job_state/{job}/rerun")
     act(operated, f"/job_state/{other}", method="DELETE")
-    load_job(store, job).cancel()
+    act(operated, f"/job_state/{job}/cancel", "bob")
+    act(operated, f"/job_state/{job}/cancel", "alice")
+    act(operated, f"/job_state/{job}/cancel", "alice")
     act(operated, f"/job_state/{job}", KEEPER, "DELETE")
 
     assert said() == [
         f"'operator' ran the job {job} again.",
+        f"'alice' cancelled the job {job}.",
         f"'keeper' deleted the job {job}.",
+    ]
+
+
+def test_visitor_is_not_named_in_the_log(
+    redis_url: str, store: JobStore, said: Callable[[], list[str]]
+) -> None:
+    """Without a login, the log does not name the owner, which may be a secret."""
+    settings = {"jobstate.owner": lambda request: "visitor 7"}
+    app = make_app(make_config(redis_url, settings=settings))
+    job, other = put(store, "visitor 7", "visitor 7", status="queued")
+    said()
+
+    act(app, f"/job_state/{job}/cancel", None)
+    act(app, "/job_state/cancel", None, owner="visitor 7")
+
+    assert said() == [
+        f"A visitor without a login cancelled the job {job}.",
+        f"A visitor without a login cancelled the job {other}.",
+        "A visitor without a login cancelled 1 of their own jobs; 0 were refused.",
     ]

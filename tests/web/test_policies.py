@@ -1,0 +1,665 @@
+"""Whose job it is, and who decides: any policy, `jobstate.permits`, or neither."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from pyramid import testing
+from pyramid.authorization import ACLHelper, Allow, Authenticated, Everyone
+from pyramid.exceptions import ConfigurationError
+from pyramid.request import Request, apply_request_extensions
+from webtest import TestApp
+
+from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate.testing import put_job
+from tests.jobs import RunMarathon, messages
+from tests.support import key_of, load_job
+from tests.web.operating import Marathons
+from tests.webapp import (
+    ADMIN,
+    NOWHERE,
+    PLACES,
+    Policy,
+    Root,
+    ask,
+    get,
+    made_config,
+    make_app,
+    make_config,
+    make_request,
+    mounted_root,
+    take_steps,
+)
+
+#: Userids, as JSON so that they fit in a header.
+USERIDS = ["null", '""', "0", "false", "1", "true", '"1"', "1.0", '"alice"', '"bob"']
+
+BOTH = ("view_job", "cancel_job")
+
+
+class TutorialPolicy:
+    """The policy of Pyramid's own tutorials: principals are not userids. It trusts the
+    header X-User, which is JSON.
+    """
+
+    def authenticated_userid(self, request: Request) -> Any:
+        return json.loads(request.headers.get("X-User", "null"))
+
+    identity = authenticated_userid
+
+    def permits(self, request: Request, context: Any, permission: str) -> Any:
+        principals = [Everyone]
+        userid = self.authenticated_userid(request)
+        if userid is not None:
+            principals += [Authenticated, f"u:{userid}"]
+        return ACLHelper().permits(context, principals, permission)
+
+
+class UseridPolicy(TutorialPolicy):
+    """A policy whose principals contain the userid itself, whatever its type."""
+
+    def permits(self, request: Request, context: Any, permission: str) -> Any:
+        principals = [Everyone, self.authenticated_userid(request)]
+        return ACLHelper().permits(context, principals, permission)
+
+
+class SecondFactorPolicy(TutorialPolicy):
+    """Knows the user, but withholds Authenticated until a second factor."""
+
+    def permits(self, request: Request, context: Any, permission: str) -> Any:
+        return ACLHelper().permits(context, [Everyone], permission)
+
+
+class Stern(JobState):
+    """A kind of job whose ACL does not call super()."""
+
+    def __acl__(self) -> list[tuple[str, Any, Any]]:
+        return []
+
+
+class Public(JobState):
+    """A kind of job that everyone may see."""
+
+    def __acl__(self) -> list[tuple[str, Any, Any]]:
+        return [*super().__acl__(), (Allow, Everyone, "view_job")]
+
+
+def visitor(request: Request) -> str | None:
+    """A jobstate.owner that identifies visitors by a cookie."""
+    return request.cookies.get("visitor")
+
+
+def app_of(policy: Any, redis_url: str, **settings: Any) -> TestApp:
+    """Return an application with a policy, whose jobs are at three places."""
+    return make_app(
+        make_config(
+            redis_url,
+            security_policy=policy,
+            root_factory=mounted_root,
+            settings={f"jobstate.{name}": value for name, value in settings.items()},
+        )
+    )
+
+
+def rights(
+    app: TestApp, job: str, place: str = "/job_state", **headers: str
+) -> tuple[bool, bool, bool, bool]:
+    """Return whether a user sees a job alone, in a batch and in a list, and may cancel
+    it.
+    """
+    path = f"{place}/{job}"
+    batch = get(app, f"{place}?uuid={job}", **headers).json["jobs"]
+    items = get(app, place, **headers).json["items"]
+    post = ask(app, "POST", f"{path}/cancel", X_Requested_With="x", **headers)
+    assert post.status_code in (202, 403, 409)
+    return (
+        get(app, path, **headers).status_code == 200,
+        batch[job] is not None,
+        job in [item["job"]["uuid"] for item in items],
+        post.status_code != 403,
+    )
+
+
+ALL, NONE = (True,) * 4, (False,) * 4
+
+
+def put(store: JobStore, owner: Any = "alice", cls: Any = RunMarathon) -> str:
+    """Store a running job, and return its uuid."""
+    return put_job(store, cls, owner=owner).uuid
+
+
+# The owner.
+
+
+def test_owner_needs_no_principal_of_its_own(redis_url: str, store: JobStore) -> None:
+    """With principals such as `u:alice`, senders see, list and cancel their jobs,
+    wherever these are.
+    """
+    app = app_of(TutorialPolicy(), redis_url)
+    for place in PLACES:
+        job = put(store)
+
+        assert rights(app, job, place, X_User='"bob"') == NONE
+        assert rights(app, job, place) == NONE
+        state = get(app, f"{place}/{job}", X_User='"alice"').json
+        assert state["job"]["cancellable"] is True
+        assert rights(app, job, place, X_User='"alice"') == ALL
+
+
+@pytest.mark.parametrize("policy", [TutorialPolicy(), UseridPolicy()])
+def test_owner_is_of_the_same_type(
+    redis_url: str, store: JobStore, policy: Any
+) -> None:
+    """Owners must match in type, too, though 1 == True == 1.0 in Python."""
+    app = app_of(policy, redis_url)
+    for owner in "1", '"1"', "1.0", "0", "0.0", '""', "true", "null":
+        is_bool = owner == "true"
+        job = put(store, 1 if is_bool else json.loads(owner))
+        if is_bool:
+            store.client.hset(key_of(store, job), "owner", owner)
+
+        let_in = [user for user in USERIDS if any(rights(app, job, X_User=user))]
+
+        wanted = [owner] if owner in ("1", '"1"', "1.0", "0", '""') else []
+        assert let_in == wanted, owner
+
+
+def test_sender_owns_its_job_at_once(redis_url: str, marathons: Marathons) -> None:
+    """A request has the owner's rights on a job that it has just sent."""
+    config = made_config(redis_url, security_policy=TutorialPolicy())
+    request = make_request(config, '"alice"')
+
+    job_state = request.job_states.send_immediately(marathons.run_marathon, 26)
+
+    assert request.has_permission("view_job", job_state)
+
+
+def test_policy_still_decides(redis_url: str, store: JobStore) -> None:
+    """The policy refuses an owner who is not Authenticated yet, and one whom the ACL of
+    a kind that does not call super() does not mention.
+    """
+    app = app_of(SecondFactorPolicy(), redis_url)
+    assert rights(app, put(store), X_User='"alice"') == NONE
+
+    app = app_of(TutorialPolicy(), redis_url)
+    assert rights(app, put(store, cls=Stern), X_User='"alice"') == NONE
+
+
+def test_aces_of_the_owner(redis_url: str, store: JobStore) -> None:
+    """In the owner's request, an ACE for Authenticated precedes that for the owner.
+    Other requests, and a job from store.load(), see only the latter. A request of an
+    equal owner of another type finds none, which would let it in.
+    """
+    config = made_config(redis_url, security_policy=UseridPolicy())
+    job, of_one = put(store), put(store, 1)
+
+    def acl(user: str, job: str) -> Any:
+        return make_request(config, user).job_states[job].__acl__()
+
+    assert acl('"alice"', job) == [(Allow, Authenticated, BOTH), (Allow, "alice", BOTH)]
+    assert acl('"bob"', job) == [(Allow, "alice", BOTH)]
+    assert load_job(store, of_one).__acl__() == [(Allow, 1, BOTH)]
+    assert acl("true", of_one) == []
+
+
+@pytest.mark.parametrize("owners", [[1, 1.0], [1.0, 1]])
+def test_equal_owners_of_two_types_are_told_apart(
+    redis_url: str, store: JobStore, owners: list[float]
+) -> None:
+    """One request asks about both of them."""
+    app = app_of(TutorialPolicy(), redis_url)
+    jobs = {put(store, owner): repr(owner) for owner in owners}
+    query = "&".join(f"uuid={job}" for job in jobs)
+
+    states = get(app, f"/job_state?{query}", "1").json["jobs"]
+
+    assert {jobs[job] for job, state in states.items() if state} == {"1"}
+
+
+def test_owner_may_be_of_a_subclass(redis_url: str, store: JobStore) -> None:
+    """A userid of a str subclass, such as a StrEnum, equals the stored string, and a
+    number from a database driver the stored number.
+    """
+
+    class Name(str):
+        __slots__ = ()
+
+    class Int64(int):
+        pass
+
+    for owner, stored in (Name("alice"), "alice"), (Int64(7), 7):
+        app = app_of(
+            TutorialPolicy(), redis_url, owner=lambda request, owner=owner: owner
+        )
+        assert get(app, f"/job_state/{put(store, stored)}").status_code == 200
+
+
+def test_owner_setting_lets_visitors_in(redis_url: str, store: JobStore) -> None:
+    """With `jobstate.owner`, visitors without a login see their own jobs."""
+    app = app_of(TutorialPolicy(), redis_url, owner=f"{__name__}.visitor")
+    job = put(store, "v1")
+
+    assert rights(app, job, Cookie="visitor=v2") == NONE
+    assert rights(app, job) == NONE
+    assert rights(app, job, X_User='"v1"') == NONE
+    assert rights(app, job, Cookie="visitor=v1") == ALL
+
+
+def test_owner_that_raises_shows_nothing(redis_url: str, store: JobStore) -> None:
+    """If `jobstate.owner` raises, batches and lists of all jobs show no job, and other
+    requests fail. It is called once per request.
+    """
+    asked = []
+
+    def broken(request: Request) -> str:
+        asked.append(request)
+        raise LookupError("no session")
+
+    app = app_of(Policy(), redis_url, owner=broken)
+    jobs = [put(store) for _ in range(3)]
+    query = "&".join(f"uuid={job}" for job in jobs)
+
+    batch = get(app, f"/job_state?{query}", "alice").json["jobs"]
+    listed = get(app, "/job_state?all=1", ADMIN).json["items"]
+
+    assert list(batch.values()) == [None] * 3
+    assert listed == []
+    assert len(asked) == 2
+    for path in f"/job_state/{jobs[0]}", "/job_state":
+        with pytest.raises(LookupError):
+            get(app, path, "alice")
+
+
+def test_owner_that_is_not_a_scalar_owns_nothing(
+    redis_url: str, store: JobStore
+) -> None:
+    """A `jobstate.owner` that returns a list makes nobody an owner."""
+    app = app_of(TutorialPolicy(), redis_url, owner=lambda request: ["alice"])
+    job, other = put(store), put(store)
+    store.client.hset(key_of(store, job), "owner", '["alice"]')
+
+    assert rights(app, job, X_User='"alice"') == NONE
+    assert rights(app, other, X_User='"alice"') == NONE
+
+
+def test_visitor_named_like_a_system_principal_owns_nothing(
+    redis_url: str, store: JobStore
+) -> None:
+    """The job of a visitor who has chosen such a name would be open to everybody."""
+    app = app_of(TutorialPolicy(), redis_url, owner=visitor)
+    for name in Everyone, Authenticated:
+        job = put(store, "v1")
+        assert rights(app, job, Cookie=f"visitor={name}") == NONE
+        put(store, name, cls=Public)
+        assert get(app, "/job_state", Cookie=f"visitor={name}").json["items"] == []
+
+
+def test_owner_is_asked_once_a_request(redis_url: str, store: JobStore) -> None:
+    """The owner function is called once per request, however many jobs are shown."""
+    asked = []
+
+    def owner(request: Request) -> str:
+        asked.append(request)
+        return "alice"
+
+    app = app_of(Policy(), redis_url, owner=owner)
+    jobs = [put(store) for _ in range(5)]
+
+    get(app, "/job_state?" + "&".join(f"uuid={job}" for job in jobs), "alice")
+
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("asks", ["permits", "policy", "json"])
+def test_owners_ace_holds_in_no_other_request(
+    redis_url: str, store: JobStore, asks: str
+) -> None:
+    """A job that the application keeps from its owner's request grants others nothing,
+    and still admits its owner in another request.
+    """
+    config = made_config(redis_url, security_policy=TutorialPolicy())
+    kept = make_request(config, '"alice"').job_states[put(store)]
+
+    def may(user: str) -> bool:
+        request = make_request(config, user)
+        config.begin(request)
+        try:
+            if asks == "permits":
+                return bool(request.job_states.permits(kept, "view_job"))
+            if asks == "policy":
+                return bool(request.has_permission("view_job", kept))
+            return bool(kept.__json__(request)["job"]["cancellable"])
+        finally:
+            config.end()
+
+    assert not may('"bob"')
+    assert may('"alice"') is (asks != "policy")
+
+
+# What the policy says.
+
+
+def test_permits_asks_the_policy(redis_url: str, store: JobStore) -> None:
+    """request.job_states.permits() returns the decision of the policy."""
+    states = make_request(made_config(redis_url), "alice").job_states
+    job_state = states[put(store)]
+
+    assert states.permits(job_state, "view_job").boolval == 1
+    assert states.permits(job_state, "view").boolval == 1
+    assert states.permits(job_state, "list_jobs").boolval == 0
+
+
+def test_refusal_is_told_to_the_applications_logging(
+    app: TestApp, store: JobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The policy's answer is logged, to help debug a 403."""
+    job = put(store)
+    caplog.set_level(logging.DEBUG, "pyramid_jobstate")
+    caplog.clear()
+
+    for place in "/job_state", "/jobs":
+        assert get(app, f"{place}/{job}", "bob").status_code == 403
+        assert get(app, f"{place}?all=1", "bob").status_code == 403
+        assert ask(app, "POST", f"{place}/{job}/cancel", "bob").status_code == 403
+
+    said = [record.getMessage() for record in caplog.records]
+    wanted = ["view_job", "list_jobs", "cancel_job"] * 2
+    for line, permission in zip(said, wanted, strict=True):
+        assert line.startswith(f"{permission} was refused on ")
+        assert "ACLDenied" in line and "'bob'" in line
+
+
+class RolePolicy(TutorialPolicy):
+    """Decides by a table of roles and ignores ACLs, which shuts owners out."""
+
+    ROLES: Mapping[Any, tuple[str, ...]] = {"admin": (*BOTH, "list_jobs")}
+
+    def permits(self, request: Request, context: Any, permission: str) -> Any:
+        return permission in self.ROLES.get(self.authenticated_userid(request), ())
+
+
+class LoggedInPolicy(TutorialPolicy):
+    """Allows logged-in users everything."""
+
+    def permits(self, request: Request, context: Any, permission: str) -> Any:
+        return self.authenticated_userid(request) is not None
+
+
+class PeculiarPolicy(TutorialPolicy):
+    """Expects contexts that only its application has."""
+
+    def permits(self, request: Request, context: Any, permission: str) -> Any:
+        return context.get_prefixed_principals()
+
+
+def test_policy_that_ignores_acls_decides(redis_url: str, store: JobStore) -> None:
+    """The policy decides, even if it allows too much or little."""
+    others = True, True, False, True
+    for policy, user, expected in (
+        (RolePolicy(), '"alice"', NONE),
+        (RolePolicy(), '"admin"', others),
+        (LoggedInPolicy(), '"bob"', others),
+        (LoggedInPolicy(), "null", NONE),
+    ):
+        app = app_of(policy, redis_url)
+        assert rights(app, put(store), X_User=user) == expected, (policy, user)
+
+
+# No security policy.
+
+
+ORDERS = [
+    "include make",
+    "commit include make",
+    "include commit make",
+    "autocommit include make",
+]
+
+
+def assemble(redis_url: str, steps: str, **settings: Any) -> TestApp:
+    """Return an application that is configured in some order."""
+    config = make_config(
+        redis_url,
+        security_policy=None,
+        autocommit="autocommit" in steps,
+        root_factory=mounted_root,
+        settings={f"jobstate.{name}": value for name, value in settings.items()},
+    )
+    return take_steps(
+        config,
+        steps,
+        policy=lambda: config.set_security_policy(Policy()),
+        autocommit=lambda: None,
+    )
+
+
+@pytest.mark.parametrize("steps", ORDERS)
+def test_no_policy_opens_nothing(redis_url: str, store: JobStore, steps: str) -> None:
+    """Without a policy, in whatever order the application is configured, nobody sees a
+    job unless its ACL allows Everyone, and nobody cancels one.
+    """
+    app = assemble(redis_url, steps)
+    job, public = put(store), put(store, cls=Public)
+
+    for place in "/job_state", "/jobs":
+        assert rights(app, job, place, X_User="alice") == NONE
+        assert get(app, f"{place}?all=1").status_code == 403
+    assert load_job(store, job).status == "working"
+    assert rights(app, public) == (True, True, False, False)
+    assert get(app, f"/job_state/{public}").json["job"]["cancellable"] is False
+
+
+@pytest.mark.parametrize("steps", ORDERS)
+def test_no_policy_knows_the_owner_of_the_setting(
+    redis_url: str, store: JobStore, steps: str
+) -> None:
+    """Visitors known to `jobstate.owner` see and cancel their jobs without a policy."""
+    app = assemble(redis_url, steps, owner=visitor)
+    job = put(store, "v1")
+
+    assert rights(app, job, Cookie="visitor=v2") == NONE
+    assert rights(app, job) == NONE
+    assert rights(app, job, Cookie="visitor=v1") == ALL
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        "policy include make",
+        "include policy make",
+        "include commit policy make",
+        "autocommit include policy make",
+    ],
+)
+def test_policy_that_comes_later_is_asked(
+    redis_url: str, store: JobStore, steps: str
+) -> None:
+    """A policy decides whenever it was set, even after the views were made."""
+    app = assemble(redis_url, steps)
+    job = put(store)
+
+    assert rights(app, job, X_User="bob") == NONE
+    assert rights(app, job) == NONE
+    assert rights(app, job, X_User="alice") == ALL
+
+
+def test_no_policy_in_an_applications_unit_test(
+    redis_url: str, store: JobStore
+) -> None:
+    """A DummyRequest in an application's unit test is refused like a visitor."""
+    settings = {"jobstate.redis_url": redis_url}
+    with testing.testConfig(settings=settings) as config:
+        config.include("pyramid_jobstate")
+        request = testing.DummyRequest()
+        apply_request_extensions(request)
+        job_state = request.job_states[put(store)]
+
+        assert not request.job_states.permits(job_state, "view_job")
+
+
+@pytest.mark.parametrize("steps", [*ORDERS, "include commit include make"])
+def test_start_without_a_policy_is_warned_of(
+    caplog: pytest.LogCaptureFixture, steps: str
+) -> None:
+    """One warning says who will be refused, and which line changes that."""
+    assemble(NOWHERE, steps)
+
+    (warning,) = messages(caplog, "pyramid_jobstate")
+
+    assert "403" in warning
+    assert "config.set_security_policy(" in warning
+    assert "jobstate.owner" in warning
+
+
+def test_start_that_somebody_decides_is_quiet(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With a policy or `jobstate.owner`, no warning is logged."""
+    for steps in (
+        "include commit policy make",
+        "autocommit include policy make",
+        "policy include make",
+    ):
+        assemble(NOWHERE, steps)
+    assemble(NOWHERE, "include make", owner=visitor)
+
+    assert messages(caplog, "pyramid_jobstate") == []
+
+
+def test_root_decides_for_everyone_without_a_policy(
+    redis_url: str, store: JobStore
+) -> None:
+    """Without a policy, the ACLs of the lineage count, for Everyone alone."""
+
+    class OpenRoot(Root):
+        __acl__ = ((Allow, Everyone, "list_jobs"), (Allow, ADMIN, "view_job"))
+
+    config = make_config(redis_url, security_policy=None, root_factory=OpenRoot)
+    put(store)
+
+    response = get(make_app(config), "/job_state?all=1", ADMIN)
+
+    assert response.json == {"items": [], "cursor": None}
+
+
+# The setting jobstate.permits.
+
+
+def by_acl(request: Request, context: Any, permission: str) -> Any:
+    """A jobstate.permits that lets the ACLs decide."""
+    userid = request.authenticated_userid
+    principals = [Everyone] if userid is None else [Everyone, Authenticated, userid]
+    return ACLHelper().permits(context, principals, permission)
+
+
+@pytest.mark.parametrize("policy", [RolePolicy, LoggedInPolicy, PeculiarPolicy])
+def test_function_of_the_setting_is_asked_instead_of_the_policy(
+    redis_url: str, store: JobStore, policy: Any
+) -> None:
+    """With `jobstate.permits`, the ACLs count even if the policy ignores them."""
+    app = app_of(policy(), redis_url, permits=f"{__name__}.by_acl")
+    for place in PLACES:
+        job = put(store)
+        for user, status in ("null", 403), ('"bob"', 403), ('"admin"', 200):
+            assert get(app, f"{place}?all=1", X_User=user).status_code == status
+        assert rights(app, job, place) == NONE
+        assert rights(app, job, place, X_User='"bob"') == NONE
+        state = get(app, f"{place}/{job}", X_User='"alice"').json
+        assert state["job"]["cancellable"] is True
+        assert rights(app, job, place, X_User='"alice"') == ALL
+
+
+def allow(request: Request, context: Any, permission: str) -> bool:
+    return True
+
+
+def test_setting_counts_for_an_application_without_a_policy(
+    redis_url: str, store: JobStore
+) -> None:
+    """The setting also counts without a policy, and in the application's own code."""
+    settings = {"jobstate.permits": allow}
+    config = make_config(redis_url, security_policy=None, settings=settings)
+    app = make_app(config)
+    job = put(store)
+
+    assert get(app, f"/job_state/{job}").status_code == 200
+    states = make_request(config).job_states
+    assert states.permits(states[job], "view_job") is True
+
+
+def test_whatever_is_false_refuses(redis_url: str, store: JobStore) -> None:
+    """A function that returns a false value lets nobody in."""
+    for answer in None, 0, "":
+        app = app_of(
+            Policy(), redis_url, permits=lambda *arguments, answer=answer: answer
+        )
+        assert rights(app, put(store), X_User="alice") == NONE, answer
+
+
+def test_function_that_raises_for_one_job_leaves_the_others(
+    redis_url: str, store: JobStore
+) -> None:
+    """If the function raises, a batch lacks that job, and a request for it fails."""
+    broken, sound = put(store), put(store)
+
+    def picky(request: Request, context: Any, permission: str) -> bool:
+        if context.uuid == broken:
+            raise LookupError("no such table")
+        return True
+
+    app = app_of(Policy(), redis_url, permits=picky)
+
+    jobs = get(app, f"/job_state?uuid={broken}&uuid={sound}").json["jobs"]
+
+    assert jobs[broken] is None
+    assert jobs[sound]["job"]["uuid"] == sound
+    with pytest.raises(LookupError):
+        get(app, f"/job_state/{broken}")
+
+
+async def open_later(request: Request, context: Any, permission: str) -> bool:
+    return False
+
+
+class OpenLater:
+    """An object that is called like the function before."""
+
+    async def __call__(self, request: Request, context: Any, permission: str) -> bool:
+        return False
+
+
+@functools.wraps(allow)
+async def wrapped_later(*args: Any) -> bool:
+    return False
+
+
+@functools.wraps(open_later)
+def wrapped_at_once(*args: Any) -> bool:
+    return True
+
+
+def test_function_that_cannot_answer_stops_the_start(redis_url: str) -> None:
+    """A coroutine is always true, so what returns one is refused, whatever it wraps. A
+    URL is not quoted.
+    """
+    for wrong in (
+        open_later,
+        wrapped_later,
+        OpenLater(),
+        functools.partial(open_later),
+        "redis://:s3cret@host/0",
+    ):
+        with pytest.raises(ConfigurationError, match=r"jobstate\.permits") as caught:
+            app_of(Policy(), NOWHERE, permits=wrong)
+
+        shown = "".join(traceback.format_exception(caught.value))
+        assert "s3cret" not in shown
+    # What is called decides.
+    for plain in wrapped_at_once, functools.lru_cache(wrapped_at_once):
+        app_of(Policy(), redis_url, permits=plain)
