@@ -8,20 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyramid_jobstate.job import DOMAIN
-from pyramid_jobstate.web.pages.texts import (
-    LABELS,
-    PLURALS,
-    SCRIPT,
-    SENTENCES,
-    SINGLE,
-    UNCOUNTED,
-    WORDS,
-)
 from tests.support import PACKAGE
 
 #: The template for translators.
-POT = PACKAGE / "locale" / f"{DOMAIN}.pot"
+POT = PACKAGE / "locale" / "pyramid_jobstate.pot"
 
 
 def write_catalog(path: Path, texts: dict[str, str]) -> None:
@@ -56,12 +46,15 @@ def template() -> str:
 
 
 def _entries() -> Iterator[str]:
-    tables = LABELS, WORDS, SCRIPT, SINGLE, UNCOUNTED
-    for texts in (*(table.values() for table in tables), SENTENCES):
+    # Only the tool needs these, and not those who write catalogs.
+    from pyramid_jobstate.web.pages import texts as words
+
+    tables = words.LABELS, words.WORDS, words.SCRIPT, words.SINGLE, words.UNCOUNTED
+    for texts in (*(table.values() for table in tables), words.SENTENCES):
         for text in texts:
             comment = "" if text.default == text else f"#. Default: {text.default}\n"
             yield f'{comment}msgid {_quoted(text)}\nmsgstr ""'
-    for one, other in PLURALS.values():
+    for one, other in words.PLURALS.values():
         ids = f"msgid {_quoted(one)}\nmsgid_plural {_quoted(other)}"
         yield f'{ids}\nmsgstr[0] ""\nmsgstr[1] ""'
 

@@ -140,7 +140,7 @@ class Letter(RunMarathon):
         return [(Allow, self.owner, ACTS), *super().__acl__()]
 
 
-class Diary(JobState):
+class LockedDiary(JobState):
     """A kind of job that its owner may cancel but not see."""
 
     def __acl__(self) -> list[tuple[str, Any, Any]]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from bs4 import BeautifulSoup, Tag
 from pyramid.config import Configurator
 from webtest import TestApp
 
-from tests.web.operating import OPERATOR, operated_root
+from pyramid_jobstate import Batch, JobError, JobState, JobStore, testing
+from tests.jobs import RunMarathon
+from tests.web.operating import OPERATOR, operated_root, uuids_of
 from tests.webapp import get, make_app, make_config
+
+MILES = {"miles": 26}
 
 #: The header Accept of Chromium.
 CHROMIUM = (
@@ -102,3 +106,41 @@ class Visit:
 
 #: Visits a path as a user.
 Visiting = Callable[..., Visit]
+
+
+class Errands(Batch):
+    """A kind of batch."""
+
+
+def put_batch(
+    store: JobStore,
+    *members: str | dict[str, Any],
+    cls: type[Batch] = Errands,
+    member: type[JobState] = RunMarathon,
+    title: str | None = "Import of the files",
+    **options: Any,
+) -> tuple[str, list[str]]:
+    """Store a batch of Alice's, and return its uuid and those of its members, which can
+    run again if they have failed.
+    """
+    usual = {"job_state_class": member, "actor": "run_marathon", "params": MILES}
+    wrong = {"error": JobError("ValueError", "wrong")}
+    each = [{"status": m} if isinstance(m, str) else m for m in members]
+    batch = testing.put_batch(
+        store,
+        cls,
+        [{**usual, **(wrong if m["status"] == "error" else {}), **m} for m in each],
+        title=title,
+        **{"owner": "alice", **options},
+    )
+    return batch.uuid, uuids_of(store.members(batch.uuid, limit=200).items)
+
+
+def shape_of(visit: Visit) -> set[tuple[str, ...]]:
+    """Return the elements of a page, each with the names of its attributes."""
+    return {(tag.name, *sorted(tag.attrs)) for tag in visit.html.find_all(True)}
+
+
+def query_of(url: str) -> dict[str, str]:
+    """Return the parameters of a URL."""
+    return {k: v[0] for k, v in parse_qs(urlsplit(url).query).items()}

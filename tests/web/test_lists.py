@@ -15,7 +15,7 @@ from webtest import TestApp
 from pyramid_jobstate import JobState, JobStore
 from tests.jobs import RunMarathon
 from tests.support import UUID, key_of
-from tests.web.operating import Diary, put, uuids_of
+from tests.web.operating import LockedDiary, put, uuids_of
 from tests.webapp import (
     ADMIN,
     NOWHERE,
@@ -95,7 +95,7 @@ def test_job_that_its_owner_may_not_see_is_not_in_their_lists(
     app: TestApp, store: JobStore
 ) -> None:
     """Each job of a list is asked about. Others may see what its owner may not."""
-    (diary,) = put(store, "alice", cls=Diary)
+    (diary,) = put(store, "alice", cls=LockedDiary)
     (job,) = put(store, "alice", cls=RunMarathon)
     listed = Listing(app)
 

@@ -6,40 +6,35 @@ import datetime
 from typing import Any
 
 import pytest
-import redis
 from markupsafe import Markup
 from pyramid.authorization import ALL_PERMISSIONS
-from pyramid.i18n import make_localizer
 from webtest import TestApp
 
 from pyramid_jobstate import JobError, JobState, JobStore
 from pyramid_jobstate.testing import put_job
-from pyramid_jobstate.web.pages.timeline import timeline_of
-from pyramid_jobstate.web.pages.words import Words
 from tests.jobs import RunMarathon
-from tests.support import key_of
-from tests.web.operating import KEEPER, OPERATOR, Marathons, act
+from tests.web.operating import KEEPER, OPERATOR, Marathons, act, put
 from tests.web.paging import Visit, Visiting, paged_app
-from tests.webapp import PLACES, get
+from tests.webapp import get
 
 SECOND, MINUTE, HOUR, DAY = 1000, 60_000, 3_600_000, 86_400_000
 
-#: Midnight in milliseconds of the store's clock.
-START = 1_800_000_000_000 // DAY * DAY
+START = datetime.datetime(2027, 1, 15, tzinfo=datetime.UTC)
+
+
+def time_at(millis: int) -> datetime.datetime:
+    """Return a time after START."""
+    return START + datetime.timedelta(milliseconds=millis)
 
 
 def at(millis: int) -> str:
     """Return a time after START as JSON spells it."""
-    time = datetime.datetime.fromtimestamp((START + millis) / 1000, datetime.UTC)
-    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return time_at(millis).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_page_has_what_the_json_tells(
-    paged: TestApp, store: JobStore, place: str
-) -> None:
+def test_page_has_what_the_json_tells(paged: TestApp, store: JobStore) -> None:
     """The page has the title, id and element of its job, its metrics, and those of its
-    parameters that viewers may read.
+    parameters that viewers may read. What a job does not have is left out.
     """
     job = put_job(
         store,
@@ -51,9 +46,9 @@ def test_page_has_what_the_json_tells(
         log=["Gun", "Bridge"],
     ).uuid
 
-    page = Visit(paged, f"{place}/{job}", "alice")
+    page = Visit(paged, f"/job_state/{job}", "alice")
 
-    url = f"http://localhost{place}/{job}/"
+    url = f"http://localhost/job_state/{job}/"
     assert page.texts("h1, title") == ["Run marathon", "Run marathon"]
     assert page.texts("[data-jobstate=id]") == [job]
     element = page.one("job-state")
@@ -71,36 +66,24 @@ def test_page_has_what_the_json_tells(
     assert live == ["miles_run", "place", "splits"]
     assert page.texts("h2") == ["Timeline", "Metrics", "Parameters"]
     assert "secret-red" not in page.response.text
-    assert page.link("Your jobs") == f"http://localhost{place}/"
+    assert page.link("Your jobs") == "http://localhost/job_state/"
     assert page.data["url"] == url
-    assert page.data["list"] == f"http://localhost{place}/"
+    assert page.data["list"] == "http://localhost/job_state/"
     assert page.data["seen"] == "working 1"
 
+    page = Visit(paged, f"/job_state/{put_job(store, status='queued').uuid}")
+    assert page.texts("h2") == ["Timeline"]
+    assert not page.has("job-state ol, dl, pre")
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "job",
-        "title",
-        "status",
-        "url",
-        "params",
-        "progress",
-        "message",
-        "log",
-        "attempt",
-        "queued_at",
-        "due_at",
-        "started_at",
-        "finished_at",
-        "cancellable",
-        "error",
-        "result",
-    ],
+
+NAMES = (
+    *("job", "title", "status", "url", "params", "progress", "message", "log"),
+    *("attempt", "queued_at", "due_at", "started_at", "finished_at"),
+    *("cancellable", "error", "result"),
 )
-def test_class_may_leave_out_what_it_wants(
-    store: JobStore, visit: Visiting, name: str
-) -> None:
+
+
+def test_class_may_leave_out_what_it_wants(store: JobStore, visit: Visiting) -> None:
     """A page shows what is left of the JSON of a job, as its row does."""
 
     class Reticent(JobState):
@@ -111,52 +94,38 @@ def test_class_may_leave_out_what_it_wants(
             return state
 
     job = put_job(store, Reticent, "retrying", owner="alice", message="Resting").uuid
+    for name in NAMES:
+        page = visit(f"/job_state/{job}")
 
-    page = visit(f"/job_state/{job}")
+        title = job if name in ("job", "title") else "Reticent"
+        assert page.texts("h1") == [title], name
+        assert page.one("job-state")["src"] == f"http://localhost/job_state/{job}/"
+        is_told = "Resting" in page.html.get_text()
+        assert is_told is (name not in ("job", "message")), name
+        assert visit("/job_state").uuids == [job], name
 
-    assert page.texts("h1") == [job if name in ("job", "title") else "Reticent"]
-    assert page.one("job-state")["src"] == f"http://localhost/job_state/{job}/"
-    assert ("Resting" in page.html.get_text()) is (name not in ("job", "message"))
-    assert visit("/job_state").uuids == [job]
 
+def test_titles(store: JobStore, visit: Visiting) -> None:
+    """A title is what JSON makes of it: text. A job without one has its id: a link
+    needs a name, and so do a heading and a box.
+    """
 
-@pytest.mark.parametrize("title", [Markup("<b>Bold</b>"), "<b>Bold</b>"])
-def test_markup_in_a_title_is_text(
-    store: JobStore, visit: Visiting, title: str
-) -> None:
-    """A title is what JSON makes of it: text."""
-
-    class Bold(JobState):
+    class Titled(JobState):
         @property
         def title(self) -> str:
-            return title
+            return titles[-1]
 
-    job = put_job(store, Bold, metrics={"m": "<i>"}).uuid
+    titles = [""]
+    job = put_job(store, Titled, "success").uuid
+    bold = "<b>Bold</b>"
+    for given, title in (Markup(bold), bold), (bold, bold), ("", job), (" \t", job):
+        titles.append(given)
+        page, listed = visit(f"/job_state/{job}"), visit("/job_state")
 
-    page = visit(f"/job_state/{job}")
-
-    assert page.texts("h1, title") == ["<b>Bold</b>"] * 2
-    assert not page.has("b b, h1 b, title b")
-    assert visit("/job_state").texts("tbody a") == ["<b>Bold</b>"]
-
-
-@pytest.mark.parametrize("title", ["", " \t"])
-def test_job_without_a_title_has_its_id(
-    store: JobStore, visit: Visiting, title: str
-) -> None:
-    """A link needs a name, and so do a heading and a box."""
-
-    class Nameless(JobState):
-        @property
-        def title(self) -> str:
-            return title
-
-    job = put_job(store, Nameless).uuid
-
-    assert visit(f"/job_state/{job}").texts("h1, title") == [job] * 2
-    listed = visit("/job_state")
-    assert listed.texts("tbody a") == [job]
-    assert listed.one("tbody input")["aria-label"] == job
+        assert page.texts("h1, title") == [title] * 2
+        assert not page.has("h1 b, title b")
+        assert listed.texts("tbody a") == [title]
+        assert title in str(listed.one("tbody input")["aria-label"])
 
 
 def test_job_with_a_parent_of_the_application(redis_url: str, store: JobStore) -> None:
@@ -176,39 +145,26 @@ def test_job_with_a_parent_of_the_application(redis_url: str, store: JobStore) -
             return job
 
     app = paged_app(redis_url, root_factory=Folder)
-    ended = put_job(store, RunMarathon, "error", owner="alice").uuid
-    running = put_job(store, RunMarathon, owner="alice").uuid
+    (ended,) = put(store, "alice", cls=RunMarathon, status="error")
+    (running,) = put(store, "alice")
 
     page = Visit(app, f"/{ended}")
 
     assert page.texts("h1") == ["Run marathon"]
     assert page.data["url"] == f"http://localhost/job_state/{ended}/"
-    inspected = get(app, f"/{ended}/inspect", OPERATOR)
-    assert inspected.json["uuid"] == ended
+    assert get(app, f"/{ended}/inspect", OPERATOR).json["uuid"] == ended
     assert act(app, f"/{running}/cancel").status_code == 202
     assert act(app, f"/{ended}", method="DELETE").status_code == 204
 
 
 def test_page_leads_to_the_result(store: JobStore, visit: Visiting) -> None:
-    """Without JavaScript, a page links to what its job has made."""
+    """Without JavaScript, a page links to what its job has made: to the web alone, even
+    if a class puts the URL into its JSON itself.
+    """
 
     class Exported(JobState):
         def result_url(self, request: Any) -> str:
             return f"{request.host_url}/reports?a&b"
-
-    done, running = (put_job(store, Exported, s).uuid for s in ("success", "working"))
-
-    link = visit(f"/job_state/{done}").link("Open the result")
-
-    assert link == "http://localhost/reports?a&b"
-    assert not visit(f"/job_state/{running}").has("job-state a")
-
-
-@pytest.mark.parametrize("url", ["javascript:alert(1)", "/a", "", None, 7])
-def test_page_links_to_the_web_alone(
-    store: JobStore, visit: Visiting, url: Any
-) -> None:
-    """Nor does a result become a link that a class puts into its JSON itself."""
 
     class Homemade(JobState):
         def __json__(self, request: Any) -> dict[str, Any]:
@@ -216,59 +172,56 @@ def test_page_links_to_the_web_alone(
             state["job"]["result"] = {"url": url}
             return state
 
+    done, running = (put_job(store, Exported, s).uuid for s in ("success", "working"))
+    link = visit(f"/job_state/{done}").link("Open the result")
+    assert link == "http://localhost/reports?a&b"
+    assert not visit(f"/job_state/{running}").has("job-state a")
     job = put_job(store, Homemade, "success").uuid
-
-    assert not visit(f"/job_state/{job}").has("job-state a")
-
-
-def test_page_of_a_job_that_has_told_nothing(store: JobStore, visit: Visiting) -> None:
-    """What a job does not have is left out."""
-    page = visit(f"/job_state/{put_job(store, status='queued').uuid}")
-
-    assert page.texts("h2") == ["Timeline"]
-    assert not page.has("job-state ol, dl, pre")
+    for url in "javascript:alert(1)", "/a", "", None, 7:
+        assert not visit(f"/job_state/{job}").has("job-state a"), url
+    url = "https://example.com/a"
+    assert visit(f"/job_state/{job}").link("Open the result") == url
 
 
-@pytest.mark.parametrize(
-    ("status", "user", "acts"),
-    [
-        ("working", "alice", ["cancel"]),
-        ("cancelling", "alice", []),
-        ("error", "alice", []),
-        ("success", "alice", []),
-        ("working", OPERATOR, ["cancel"]),
-        ("success", OPERATOR, ["delete"]),
-        ("cancelled", OPERATOR, ["delete"]),
-        ("error", OPERATOR, ["rerun", "delete"]),
-        ("error", KEEPER, ["rerun", "delete"]),
-    ],
-)
-def test_acts_are_those_that_are_permitted(
-    store: JobStore, visit: Visiting, status: str, user: str, acts: list[str]
-) -> None:
+# What viewers may.
+
+OFFERS = [
+    ("working", "alice", ["cancel"]),
+    ("cancelling", "alice", []),
+    ("error", "alice", []),
+    ("success", "alice", []),
+    ("working", OPERATOR, ["cancel"]),
+    ("success", OPERATOR, ["delete"]),
+    ("cancelled", OPERATOR, ["delete"]),
+    ("error", OPERATOR, ["rerun", "delete"]),
+    ("error", KEEPER, ["rerun", "delete"]),
+]
+
+
+def test_acts_are_those_that_are_permitted(store: JobStore, visit: Visiting) -> None:
     """The page offers what its viewer may do with the job as it is, each with its
     question, and only to the script.
     """
-    job = put_job(store, RunMarathon, status, owner="alice").uuid
-
-    page = visit(f"/job_state/{job}", user)
-
-    assert page.acts == acts
     questions = {
         "cancel": "Cancel this job?",
         "rerun": "Run this job again?",
         "delete": "Delete this job? This cannot be undone.",
     }
-    for button in page.all("[data-act]"):
-        assert button["data-question"] == questions[str(button["data-act"])]
-    assert all(tag.has_attr("hidden") for tag in page.all("[data-jobstate=acts]"))
-    assert not page.one("job-state").has_attr("cancellable")
+    for status, user, acts in OFFERS:
+        job = put_job(store, RunMarathon, status, owner="alice").uuid
+
+        page = visit(f"/job_state/{job}", user)
+
+        assert page.acts == acts, (status, user)
+        for button in page.all("[data-act]"):
+            assert button["data-question"] == questions[str(button["data-act"])]
+        assert all(tag.has_attr("hidden") for tag in page.all("[data-jobstate=acts]"))
+        assert not page.one("job-state").has_attr("cancellable")
 
 
 def test_owner_is_told_to_those_who_may_list(store: JobStore, visit: Visiting) -> None:
     """Whoever may list all jobs reads whose a job is, and is led to all."""
-    alices = f"/job_state/{put_job(store, RunMarathon, owner='alice').uuid}"
-    nobodys = f"/job_state/{put_job(store, RunMarathon).uuid}"
+    alices, nobodys = (f"/job_state/{job}" for job in put(store, "alice", None))
 
     assert visit(alices).texts(".jobstate-owner") == ["Owner: alice"]
     assert visit(nobodys).texts(".jobstate-owner") == ["Owner: nobody"]
@@ -324,136 +277,153 @@ def test_reason_why_a_job_cannot_run_again(store: JobStore, visit: Visiting) -> 
 # The timeline.
 
 
-def job_at(status: str = "success", **times: Any) -> dict[str, Any]:
-    """Return what the timeline needs of a job's JSON, with times after START."""
-    names = ("queued", "started", "finished", "due")
-    attempt = times.pop("attempt", 1)
-    found = {
-        f"{n}_at": at(times[n]) if times.get(n) is not None else None for n in names
-    }
-    return {"status": status, "attempt": attempt, **found}
+class Timed(JobState):
+    """A kind that says itself when what happened to its job."""
+
+    told: dict[str, Any] = {}  # noqa: RUF012, set by each test
+
+    def __json__(self, request: Any) -> dict[str, Any]:
+        state = super().__json__(request)
+        state["job"].update(self.told)
+        return state
 
 
-def try_at(begun: int, ended: int, type_: str | None = "ValueError") -> dict[str, Any]:
-    error = {"type": type_, "message": "It broke."}
-    return {"started_at": at(begun), "ended_at": at(ended), **error}
+def told(status: str, attempt: int, **times: int) -> dict[str, Any]:
+    """Return what a job's JSON tells of its course, with times after START."""
+    found: dict[str, Any] = {"status": status, "attempt": attempt}
+    for name in "queued", "started", "finished", "due":
+        found[f"{name}_at"] = at(times[name]) if name in times else None
+    return found
 
 
-ENGLISH = Words(make_localizer("en", []))
+#: Jobs, when each failed try of theirs began and ended, and the steps.
+COURSES: list[tuple[dict[str, Any], list[tuple[int | None, int]], list[str]]] = [
+    (
+        told("success", 2, queued=0, started=20_100, finished=61_100),
+        [(2100, 5100)],
+        ["sent", "2.1 s try 1 ValueError 3 s", "15 s try 2", "41 s Done"],
+    ),
+    (
+        told("success", 3, queued=0, started=20_100, finished=61_100),
+        [],
+        ["sent", "2 earlier tries", "try 3", "41 s Done"],
+    ),
+    (
+        told("error", 2, queued=0, started=10_000, finished=12_000),
+        [(1000, 2000), (10_000, 12_000)],
+        ["sent", "1 s try 1 ValueError 1 s", "8 s try 2 ValueError 2 s", "Failed"],
+    ),
+    (
+        told("error", 2, queued=0, started=10_000, finished=12_000),
+        [],
+        ["sent", "1 earlier try", "try 2", "2 s Failed"],
+    ),
+    (
+        told("error", 12, queued=0, started=10_000, finished=12_000),
+        [(10_000, 12_000)],
+        ["sent", "11 earlier tries", "try 12 ValueError 2 s", "Failed"],
+    ),
+    (
+        told("retrying", 1, queued=0, started=1000, due=30_000),
+        [(1000, 2000)],
+        ["sent", "1 s try 1 ValueError 1 s", "due at", "Trying again"],
+    ),
+    (
+        told("working", 1, queued=0, started=90_000, due=1000),
+        [],
+        ["sent", "2 min try 1", "Running"],
+    ),
+    # It ran again after a failure, which counts its attempts anew.
+    (
+        told("working", 1, queued=0, started=50_000),
+        [(1000, 2000), (3000, 4000)],
+        [
+            "sent",
+            "1 s try 1 ValueError 1 s",
+            "1 s try 2 ValueError 1 s",
+            "46 s try 3",
+            "Running",
+        ],
+    ),
+    (told("queued", 0, queued=0, due=50_000), [], ["sent", "due at", "Waiting"]),
+    (told("cancelled", 0, queued=0, finished=5000), [], ["sent", "5 s Cancelled"]),
+    (
+        told("error", 0, finished=5000),
+        [(None, 5000)],
+        ["sent", "try 1 ValueError", "Failed"],
+    ),
+    (told("sleeping", 0), [], ["sent", "Running"]),
+]
+
+DURATIONS = {
+    -5: "0 s",
+    40: "0 s",
+    60: "0.1 s",
+    2100: "2.1 s",
+    9949: "9.9 s",
+    15_400: "15 s",
+    59_499: "59 s",
+    59_500: "1 min",
+    60 * MINUTE - 1: "1 h",
+    HOUR + 5 * MINUTE: "1 h 5 min",
+    DAY - 1: "1 d",
+    DAY + 12 * HOUR: "1.5 d",
+}
 
 
-@pytest.mark.parametrize(
-    ("job", "tries", "steps"),
-    [
-        (
-            job_at(queued=0, attempt=2, started=20_100, finished=61_100),
-            [try_at(2100, 5100)],
-            [
-                "sent",
-                "2.1 s try 1 ValueError 3 s",
-                "15 s try 2",
-                "41 s Done",
-            ],
-        ),
-        (
-            job_at(queued=0, attempt=3, started=20_100, finished=61_100),
-            [],
-            ["sent", "2 earlier tries", "try 3", "41 s Done"],
-        ),
-        (
-            job_at("error", queued=0, attempt=2, started=10_000, finished=12_000),
-            [try_at(1000, 2000, None), try_at(10_000, 12_000)],
-            ["sent", "1 s try 1 It broke. 1 s", "8 s try 2 ValueError 2 s", "Failed"],
-        ),
-        (
-            job_at("error", queued=0, attempt=2, started=10_000, finished=12_000),
-            [],
-            ["sent", "1 earlier try", "try 2", "2 s Failed"],
-        ),
-        (
-            job_at("error", queued=0, attempt=12, started=10_000, finished=12_000),
-            [try_at(10_000, 12_000)],
-            ["sent", "11 earlier tries", "try 12 ValueError 2 s", "Failed"],
-        ),
-        (
-            job_at("retrying", queued=0, attempt=1, started=1000, due=30_000),
-            [try_at(1000, 2000)],
-            ["sent", "1 s try 1 ValueError 1 s", "due at", "Trying again"],
-        ),
-        (
-            job_at("working", queued=0, attempt=1, started=90_000, due=1000),
-            [],
-            ["sent", "2 min try 1", "Running"],
-        ),
-        # It ran again after a failure, which counts its attempts anew.
-        (
-            job_at("working", queued=0, attempt=1, started=50_000),
-            [try_at(1000, 2000), try_at(3000, 4000)],
-            [
-                "sent",
-                "1 s try 1 ValueError 1 s",
-                "1 s try 2 ValueError 1 s",
-                "46 s try 3",
-                "Running",
-            ],
-        ),
-        (
-            job_at("queued", queued=0, attempt=0, due=50_000),
-            [],
-            ["sent", "due at", "Waiting"],
-        ),
-        (
-            job_at("cancelled", queued=0, attempt=0, finished=5000),
-            [],
-            ["sent", "5 s Cancelled"],
-        ),
-        (
-            job_at("error", attempt=0, finished=5000),
-            [{**try_at(0, 5000), "started_at": None}],
-            ["sent", "try 1 ValueError", "Failed"],
-        ),
-        (job_at("sleeping", attempt=0), [], ["sent", "Running"]),
-    ],
-)
+def steps_of(page: Visit) -> list[str]:
+    """Return the steps of a timeline without their times."""
+    for tag in page.all(".jobstate-timeline time"):
+        tag.extract()
+    return page.texts(".jobstate-timeline li")
+
+
 def test_timeline(
-    job: dict[str, Any], tries: list[dict[str, Any]], steps: list[str]
+    store: JobStore, visit: Visiting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The steps of a job, with the time between them and that of each failed try."""
-    found = timeline_of(job, tries, ENGLISH)
+    """The steps of a job, with the time between them and that of each failed try. A
+    duration is as precise as it is useful.
+    """
+    (job,) = put(store, "alice", cls=Timed, status="error")
+    failures = store.failures(job)
+    (tried,) = failures.tries
+    for course, tries, steps in COURSES:
+        found = [
+            tried._replace(
+                started_at=None if begun is None else time_at(begun),
+                ended_at=time_at(ended),
+            )
+            for begun, ended in tries
+        ]
+        known = failures._replace(tries=tuple(found))
+        monkeypatch.setattr(JobStore, "failures", lambda *args, known=known: known)
+        monkeypatch.setattr(Timed, "told", course)
 
-    texts = [[s.after, s.text, s.detail, s.took] for s in found]
-    assert [" ".join(filter(None, each)) for each in texts] == steps
+        assert steps_of(visit(f"/job_state/{job}")) == steps
+    monkeypatch.setattr(JobStore, "failures", lambda *args: failures._replace(tries=()))
+    for millis, text in DURATIONS.items():
+        course = told("working", 1, queued=0, started=millis)
+        monkeypatch.setattr(Timed, "told", course)
+        assert steps_of(visit(f"/job_state/{job}"))[1] == f"{text} try 1"
 
 
-@pytest.mark.parametrize(
-    ("millis", "text"),
-    [
-        (-5, "0 s"),
-        (40, "0 s"),
-        (60, "0.1 s"),
-        (2100, "2.1 s"),
-        (9949, "9.9 s"),
-        (15_400, "15 s"),
-        (59_499, "59 s"),
-        (59_500, "1 min"),
-        (60 * MINUTE - 1, "1 h"),
-        (HOUR + 5 * MINUTE, "1 h 5 min"),
-        (DAY - 1, "1 d"),
-        (DAY + 12 * HOUR, "1.5 d"),
-    ],
-)
-def test_durations(millis: int, text: str) -> None:
-    """A duration is as precise as it is useful."""
-    assert ENGLISH.duration(millis / SECOND) == text
+def test_failed_try_without_an_exception(store: JobStore, visit: Visiting) -> None:
+    """A try that no exception has ended says what did."""
+    error = JobError(None, "It broke.")
+    job = put_job(store, Timed, "error", error=error).uuid
+
+    (step,) = (s for s in steps_of(visit(f"/job_state/{job}")) if "try 1" in s)
+
+    assert "It broke." in step
 
 
 def test_times_of_the_page(
-    store: JobStore, client: redis.Redis, visit: Visiting
+    store: JobStore, visit: Visiting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each step of the timeline says when it happened, to people and to the script."""
-    job = put_job(store, RunMarathon, "success").uuid
-    times: Any = {"queued": START, "started": START + 2100, "finished": START + MINUTE}
-    client.hset(key_of(store, job), mapping=times)
+    course = told("success", 1, queued=0, started=2100, finished=MINUTE)
+    monkeypatch.setattr(Timed, "told", course)
+    job = put_job(store, Timed, "success").uuid
 
     page = visit(f"/job_state/{job}")
 

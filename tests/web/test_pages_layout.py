@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pyramid.config import Configurator
@@ -17,8 +17,9 @@ from webtest import TestApp
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.testing import put_job
+from tests.support import ROOT
 from tests.web.paging import Visit, browse, paged_app, paged_config
-from tests.webapp import make_app, make_config, take_steps
+from tests.webapp import NOWHERE, make_app, make_config, take_steps
 
 #: The layout of an application in each engine. Their last lines escape a text. One in
 #: Mako may turn that off: what it is handed is markup.
@@ -87,6 +88,7 @@ def test_pages_appear_in_the_layout(
 
     app = make_app(shop_config(redis_url, layout, engine))
 
+    # Two applications of a process have a layout each.
     for path, title in ("/job_state/?all=1", "Jobs"), (f"/job_state/{job}", "A & <B>"):
         page, plain = Visit(app, path), Visit(own, path)
         assert page.texts("title") == [f"{title} - Shop"]
@@ -150,22 +152,18 @@ def test_layout_may_be_set_after_the_include(
     assert Visit(app, "/job_state").has("body.shop")
 
 
-@pytest.mark.parametrize("is_repeated", [False, True])
-def test_pages_can_be_included_after_a_commit(
-    redis_url: str, store: JobStore, is_repeated: bool
-) -> None:
+def test_pages_can_be_included_after_a_commit(redis_url: str) -> None:
     """Pages can be included later than the package, and again."""
-    config = make_config(redis_url)
+    for steps in (
+        "include commit pages make",
+        "include commit pages commit pages make",
+    ):
+        config = make_config(redis_url)
+        include = functools.partial(config.include, "pyramid_jobstate.pages")
 
-    def pages() -> None:
-        config.include("pyramid_jobstate.pages")
+        app: TestApp = take_steps(config, steps, pages=include)
 
-    steps = "include commit pages commit pages make"
-    app: TestApp = take_steps(
-        config, steps if is_repeated else "include commit pages make", pages=pages
-    )
-
-    assert Visit(app, "/job_state", "alice").texts("h1") == ["Your jobs"]
+        assert Visit(app, "/job_state", "alice").texts("h1") == ["Your jobs"]
 
 
 def test_templates_can_be_overridden(
@@ -196,9 +194,14 @@ def test_templates_can_be_overridden(
     assert "teal" in app.get(str(sheet["href"])).text
 
 
-def test_assets_of_a_page_are_served(redis_url: str, store: JobStore) -> None:
-    """The scripts and style sheets that a page names exist."""
-    app = paged_app(redis_url)
+def test_assets_of_a_page_are_served(redis_url: str) -> None:
+    """The scripts and style sheets that a page names exist. A cache buster of the
+    application applies to them.
+    """
+    config = paged_config(redis_url)
+    buster = QueryStringConstantCacheBuster("abc")
+    config.add_cache_buster("pyramid_jobstate:static/", buster)
+    app = make_app(config)
 
     page = Visit(app, "/job_state")
 
@@ -208,34 +211,25 @@ def test_assets_of_a_page_are_served(redis_url: str, store: JobStore) -> None:
         for tag in page.all(f"script[{name}]")
     ]
     urls.append(str(page.one("link[rel=stylesheet]")["href"]))
-    names = {url.rpartition("/")[2] for url in urls}
-    assert names == {
-        "job-state.js",
-        "job-state.css",
-        "job-state-pages.js",
-        "job-state-pages.css",
+    assert {url.rpartition("/")[2] for url in urls} == {
+        f"{name}?x=abc"
+        for name in (
+            "job-state.js",
+            "job-state.css",
+            "job-state-pages.js",
+            "job-state-pages.css",
+        )
     }
     for url in urls:
         assert app.get(url).status_code == 200
 
 
-def test_static_files_may_be_busted(redis_url: str, store: JobStore) -> None:
-    """A cache buster of the application applies to the files of pages."""
-    config = paged_config(redis_url)
-    buster = QueryStringConstantCacheBuster("abc")
-    config.add_cache_buster("pyramid_jobstate:static/", buster)
-
-    page = Visit(make_app(config), "/job_state")
-
-    assert all(str(tag["src"]).endswith("?x=abc") for tag in page.all("script"))
-
-
 # What can be wrong.
 
 
-@pytest.mark.parametrize(
-    ("layout", "message"),
-    [
+def test_wrong_layout_stops_the_start() -> None:
+    """A layout that cannot be rendered is an error that names the setting."""
+    for layout, message in (
         ("templates/jobs.jinja2", "is not a template such as myapp:templates/jobs"),
         ("", "is not a template"),
         ("shop:", "is not a template"),
@@ -244,101 +238,61 @@ def test_static_files_may_be_busted(redis_url: str, store: JobStore) -> None:
         ("tests.web:jobs.jinja2", "does not exist"),
         ("tests.web:jobs.mako", "needs a renderer for '.mako'"),
         ("tests.web:jobs", "needs a renderer for ''"),
-    ],
-)
-def test_wrong_layout_stops_the_start(
-    redis_url: str, layout: str, message: str
-) -> None:
-    """A layout that cannot be rendered is an error that names the setting."""
-    config = shop_config(redis_url, layout, "jinja2")
+    ):
+        with pytest.raises(ConfigurationError) as caught:
+            make_app(shop_config(NOWHERE, layout, "jinja2"))
 
-    with pytest.raises(ConfigurationError) as caught:
-        make_app(config)
-
-    assert f"The setting jobstate.pages_layout = {layout!r} {message}" in str(
-        caught.value
-    )
+        text = f"The setting jobstate.pages_layout = {layout!r} {message}"
+        assert text in str(caught.value)
 
 
-def test_pages_need_the_package(redis_url: str) -> None:
+def test_pages_need_the_package() -> None:
     """Pages without the package are an error that says what to include."""
     with pytest.raises(ConfigurationError, match="Include pyramid_jobstate as well"):
-        paged_config(redis_url).make_wsgi_app()
+        paged_config(NOWHERE).make_wsgi_app()
 
 
-@pytest.mark.parametrize("name", ["pyramid_jinja2", "jinja2", "markupsafe"])
-def test_missing_extra_is_named(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    """Without Jinja2, the include says which extra is missing."""
-    forget(monkeypatch, name)
-
-    with pytest.raises(ConfigurationError) as caught:
-        paged_config(redis_url)
-
-    assert str(caught.value) == (
-        f"pyramid_jobstate.pages needs the package {name}. Install "
-        "pyramid_jobstate[pages]."
-    )
-
-
-def test_other_missing_module_is_reported_as_it_is(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another package that is missing is not mistaken for the extra."""
-    forget(monkeypatch, "pyramid.csrf")
-
-    with pytest.raises(ModuleNotFoundError, match=r"pyramid\.csrf"):
-        paged_config(redis_url)
-
-
-def forget(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Let a package be missing, for modules of pages that are imported anew."""
-    for module in [*sys.modules]:
-        if module.startswith(("pyramid_jobstate.web.pages", "pyramid_jinja2")):
-            monkeypatch.delitem(sys.modules, module)
-    for module in [m for m in sys.modules if m == name or m.startswith(f"{name}.")]:
-        monkeypatch.delitem(sys.modules, module)
-
-    class Missing:
-        """Finds no such package."""
-
-        @staticmethod
-        def find_spec(found: str, *args: Any) -> None:
-            if found == name:
-                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-    monkeypatch.setattr(sys, "meta_path", [Missing, *sys.meta_path])
-
-
-#: An application without pages. Prints which modules of pages it has imported.
-PLAIN = """
+#: Includes the package without pages, and says which modules are there that only pages
+#: need. Then it includes pages where each of some packages is missing.
+MISSING = """
 import sys
 from pyramid.config import Configurator
-config = Configurator(settings={"jobstate.redis_url": sys.argv[1]})
+config = Configurator(settings={"jobstate.redis_url": "redis://127.0.0.1:1/0"})
 config.include("pyramid_jobstate")
 config.make_wsgi_app()
-print({"jinja2", "markupsafe", "pyramid_jobstate.web.pages"} & set(sys.modules))
+print({"jinja2", "markupsafe"} & set(sys.modules))
+for name in "pyramid_jinja2", "jinja2", "markupsafe", "pyramid.csrf":
+    for module in [*sys.modules]:
+        if module.split(".")[0] in ("pyramid_jobstate", "pyramid_jinja2", "jinja2"):
+            del sys.modules[module]
+    kept = sys.modules.pop(name, None)
+    sys.modules[name] = None
+    try:
+        Configurator().include("pyramid_jobstate.pages")
+    except Exception as e:
+        print(f"{type(e).__name__}: {e}")
+    del sys.modules[name]
+    if kept is not None:
+        sys.modules[name] = kept
 """
 
 
-def test_nothing_of_jinja2_is_imported_without_pages(redis_url: str) -> None:
-    """An application without pages does not import what only they need."""
-    command = [sys.executable, "-c", PLAIN, redis_url]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+@pytest.mark.system
+def test_missing_extra_is_named() -> None:
+    """An application without pages imports nothing that only they need. Without that,
+    the include of pages says which extra is missing, and any other package that is
+    missing is reported as it is.
+    """
+    command = [sys.executable, "-W", "ignore", "-c", MISSING]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
 
-    assert done.stdout == "set()\n"
-
-
-def test_pages_of_an_application_show_no_layout_of_others(
-    redis_url: str, store: JobStore, shop: str
-) -> None:
-    """Two applications of a process have a layout each."""
-    layout = f"{shop}:templates/jobs.jinja2"
-    shops, own = (
-        make_app(shop_config(redis_url, layout, "jinja2")),
-        paged_app(redis_url),
-    )
-
-    assert 'class="shop"' in browse(shops, "/job_state/?all=1").text
-    assert 'class="shop"' not in browse(own, "/job_state/?all=1").text
+    imported, *errors, other = done.stdout.splitlines()
+    assert imported == "set()"
+    for name, error in zip(
+        ("pyramid_jinja2", "jinja2", "markupsafe"), errors, strict=True
+    ):
+        assert error == (
+            f"ConfigurationError: pyramid_jobstate.pages needs the package {name}. "
+            "Install pyramid_jobstate[pages]."
+        )
+    assert other.startswith("ModuleNotFoundError: ") and "pyramid.csrf" in other

@@ -1,4 +1,4 @@
-"""A page shows its viewer what its JSON would, and nothing else."""
+"""A page shows its viewer what its JSON would, and its script gets what acts need."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from webtest import TestApp
 from pyramid_jobstate import JobError, JobState, JobStore
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
-from tests.web.operating import OPERATOR, OperatedRoot, act, operated_root
+from tests.web.operating import OPERATOR, OperatedRoot, act, operated_root, put
 from tests.web.paging import Visit, browse, paged_app, paged_config
 from tests.webapp import ask, get, make_app, make_config
 
@@ -27,7 +27,7 @@ class Rowing(JobState):
 
 
 class ManyRoles(OperatedRoot):
-    """A root with a role for each permission."""
+    """A root with a role for each permission to read."""
 
     __acl__ = (
         (Allow, OPERATOR, OperatedRoot.__acl__[-2][2]),
@@ -42,8 +42,6 @@ TITLE, PARAM, OWNER, MESSAGE, METRIC = "Rowing", "boat-8", "alice", "catch-22", 
 
 #: What only those may read who inspect it.
 SECRETS = ("cox-secret", "Capsized", "after-the-bridge")
-
-KIND_OF_OTHERS = "Rowing"
 
 
 @pytest.fixture
@@ -67,76 +65,55 @@ def rowing(store: JobStore) -> str:
     ).uuid
 
 
-@pytest.mark.parametrize(
-    ("user", "status", "reads", "acts"),
-    [
+def test_rights_on_the_page_of_a_job(roles: TestApp, rowing: str) -> None:
+    """Each viewer reads what they may, and is offered what they may do."""
+    path = f"/job_state/{rowing}"
+    public = {PARAM, MESSAGE, METRIC}
+    everything = {TITLE, *public, "Owner: alice", *SECRETS}
+    cases: list[tuple[str | None, int, set[str], list[str]]] = [
         (None, 403, set(), []),
         ("bob", 403, set(), []),
         (LISTER, 403, set(), []),
-        ("alice", 200, {PARAM, MESSAGE, METRIC}, []),
-        (VIEWER, 200, {PARAM, MESSAGE, METRIC}, []),
-        (INSPECTOR, 200, {PARAM, MESSAGE, METRIC, *SECRETS}, []),
-        (
-            OPERATOR,
-            200,
-            {PARAM, MESSAGE, METRIC, "Owner: alice", *SECRETS},
-            ["rerun", "delete"],
-        ),
-    ],
-)
-def test_rights_on_the_page_of_a_job(
-    roles: TestApp,
-    rowing: str,
-    user: str | None,
-    status: int,
-    reads: set[str],
-    acts: list[str],
-) -> None:
-    """Each viewer reads what they may, and is offered what they may do."""
-    path = f"/job_state/{rowing}"
+        ("alice", 200, public, []),
+        (VIEWER, 200, public, []),
+        (INSPECTOR, 200, {*public, *SECRETS}, []),
+        (OPERATOR, 200, everything - {TITLE}, ["rerun", "delete"]),
+    ]
+    for user, status, reads, acts in cases:
+        response = browse(roles, path, user)
 
-    response = browse(roles, path, user)
-
-    assert response.status_code == status == get(roles, path, user).status_code
-    text = " ".join(response.html.get_text().split())
-    everything = {TITLE, PARAM, MESSAGE, METRIC, "Owner: alice", *SECRETS}
-    found = {word for word in everything if word in text or word in response.text}
-    assert found - {TITLE} == reads
-    assert (TITLE in found) is (status == 200)
-    if status == 200:
-        assert Visit(roles, path, user).acts == acts
-        inspected = get(roles, f"{path}/inspect", user).status_code
-        assert (inspected == 200) is (reads >= set(SECRETS))
+        assert response.status_code == status == get(roles, path, user).status_code
+        text = " ".join(response.html.get_text().split())
+        found = {word for word in everything if word in text or word in response.text}
+        assert found - {TITLE} == reads, user
+        assert (TITLE in found) is (status == 200), user
+        if status == 200:
+            assert Visit(roles, path, user).acts == acts, user
+            inspected = get(roles, f"{path}/inspect", user).status_code
+            assert (inspected == 200) is (reads >= set(SECRETS)), user
 
 
-@pytest.mark.parametrize("user", [None, "bob", VIEWER, INSPECTOR])
-def test_list_tells_nothing_of_others(
-    roles: TestApp, rowing: str, user: str | None
-) -> None:
+def test_list_tells_nothing_of_others(roles: TestApp, rowing: str) -> None:
     """Without list_jobs, a list has no titles, counts, kinds or owners of others' jobs,
     not even of those that the viewer may see.
     """
-    page = Visit(roles, "/job_state", user)
+    others = ".jobstate-count, .jobstate-chart, select, input[name=owner]"
+    for user in None, "bob", VIEWER, INSPECTOR:
+        page = Visit(roles, "/job_state", user)
 
-    assert page.path == "/job_state"
-    assert page.uuids == []
-    text = page.response.text
-    for word in rowing, TITLE, PARAM, OWNER, KIND_OF_OTHERS, *SECRETS:
-        assert word not in text
-    assert not page.has(".jobstate-count, .jobstate-chart, select, input[name=owner]")
-    assert page.texts("h1") == ["Your jobs"]
-    for query in "?all=1", "?owner=alice", "?kind=Rowing&all=1":
-        assert browse(roles, f"/job_state{query}", user).status_code == 403
-    of_a_kind = Visit(roles, "/job_state?kind=Rowing", user)
-    assert (of_a_kind.uuids, of_a_kind.has(".jobstate-count")) == ([], False)
-
-
-def test_own_list_tells_of_own_jobs_alone(roles: TestApp, rowing: str) -> None:
-    """An owner's list has their jobs, without numbers or kinds of others."""
+        assert page.path == "/job_state"
+        assert page.uuids == []
+        for word in rowing, TITLE, PARAM, OWNER, *SECRETS:
+            assert word not in page.response.text, (user, word)
+        assert not page.has(others)
+        assert page.texts("h1") == ["Your jobs"]
+        for query in "?all=1", "?owner=alice", "?kind=Rowing&all=1":
+            assert browse(roles, f"/job_state{query}", user).status_code == 403
+        of_a_kind = Visit(roles, "/job_state?kind=Rowing", user)
+        assert (of_a_kind.uuids, of_a_kind.has(".jobstate-count")) == ([], False)
     page = Visit(roles, "/job_state", "alice")
-
     assert page.uuids == [rowing]
-    assert not page.has(".jobstate-count, .jobstate-chart, select, input[name=owner]")
+    assert not page.has(others)
     assert page.acts == []
     for secret in SECRETS:
         assert secret not in page.response.text
@@ -169,24 +146,29 @@ def test_permissions_are_asked_of_the_setting(redis_url: str, rowing: str) -> No
 
     assert page.acts == ["delete"]
     assert "after-the-bridge" in page.response.text
-    assert set(asked) == {
-        "view_job",
-        "inspect_job",
-        "rerun_job",
-        "delete_job",
-        "list_jobs",
-    }
+    acts = {"inspect_job", "rerun_job", "delete_job"}
+    assert set(asked) == {"view_job", "list_jobs", *acts}
+
+
+def test_pages_without_operators(redis_url: str, store: JobStore) -> None:
+    """An application that grants nothing itself shows owners their own jobs. Without a
+    policy, pages are as closed as their JSON.
+    """
+    config = make_config(redis_url)
+    config.include("pyramid_jobstate")
+    config.include("pyramid_jobstate.pages")
+    app = make_app(config)
+    (job,) = put(store, "alice", cls=RunMarathon)
+
+    assert Visit(app, "/job_state", "alice").uuids == [job]
+    assert Visit(app, f"/job_state/{job}", "alice").acts == ["cancel"]
+    app = paged_app(redis_url, security_policy=None)
+    for path in f"/job_state/{job}", "/job_state?all=1":
+        assert browse(app, path).status_code == 403
+    assert Visit(app, "/job_state").uuids == []
 
 
 # CSRF.
-
-
-def csrf_app(redis_url: str, **options: Any) -> TestApp:
-    """Return an application with pages that checks tokens with some options."""
-    config = paged_config(redis_url)
-    config.set_csrf_storage_policy(CookieCSRFStoragePolicy())
-    config.set_default_csrf_options(**options)
-    return make_app(config)
 
 
 @pytest.mark.parametrize(
@@ -208,8 +190,11 @@ def test_page_has_what_the_csrf_check_wants(
     """The script is told the token, and where the application expects it: with these,
     acts pass the check, and without them they do not.
     """
-    app = csrf_app(redis_url, **options)
-    job = put_job(store, RunMarathon, "success", owner="alice").uuid
+    config = paged_config(redis_url)
+    config.set_csrf_storage_policy(CookieCSRFStoragePolicy())
+    config.set_default_csrf_options(**options)
+    app = make_app(config)
+    (job,) = put(store, "alice", status="success")
 
     for path in "/job_state", f"/job_state/{job}":
         csrf = Visit(app, path).data["csrf"]
@@ -230,21 +215,20 @@ def test_page_has_what_the_csrf_check_wants(
     assert response.status_code == 204
 
 
-@pytest.mark.parametrize("checks", [None, False])
 def test_page_has_no_token_if_nothing_checks_it(
-    redis_url: str, store: JobStore, checks: bool | None
+    redis_url: str, store: JobStore
 ) -> None:
     """An application that checks no tokens needs neither sessions nor tokens."""
-    config = paged_config(redis_url)
-    if checks is not None:
-        config.set_default_csrf_options(require_csrf=checks)
-    app = make_app(config)
-    job = put_job(store, RunMarathon).uuid
-
-    for path in "/job_state", f"/job_state/{job}":
-        page = Visit(app, path)
-        assert page.data["csrf"] is None
-        assert "Set-Cookie" not in page.response.headers
+    (job,) = put(store, "alice")
+    for checks in None, False:
+        config = paged_config(redis_url)
+        if checks is not None:
+            config.set_default_csrf_options(require_csrf=checks)
+        app = make_app(config)
+        for path in "/job_state", f"/job_state/{job}":
+            page = Visit(app, path)
+            assert page.data["csrf"] is None
+            assert "Set-Cookie" not in page.response.headers
 
 
 # Below a prefix.
@@ -259,7 +243,6 @@ def test_page_has_no_token_if_nothing_checks_it(
     ],
     ids=["route_prefix", "path", "all"],
 )
-@pytest.mark.parametrize("is_first", [True, False], ids=["before", "after"])
 def test_pages_below_a_prefix(
     redis_url: str,
     store: JobStore,
@@ -267,34 +250,38 @@ def test_pages_below_a_prefix(
     settings: dict[str, str],
     script_name: str,
     base: str,
-    is_first: bool,
 ) -> None:
     """All URLs of pages are where the package is included and the application mounted,
     in whichever order it includes pages.
     """
     settings = {"jobstate.redis_url": redis_url, **settings}
-    config = make_config(None, settings=settings, root_factory=operated_root)
-    if is_first:
-        config.include("pyramid_jobstate.pages")
-    config.include("pyramid_jobstate", route_prefix=prefix)
-    if not is_first:
-        config.include("pyramid_jobstate.pages")
-    router = config.make_wsgi_app()
-    app = TestApp(lambda env, start: router({**env, "SCRIPT_NAME": script_name}, start))
-    job = put_job(store, RunMarathon, "error").uuid
+    (job,) = put(store, "alice", status="error")
     below = base.removeprefix(script_name)
+    for is_first in True, False:
+        config = make_config(None, settings=settings, root_factory=operated_root)
+        if is_first:
+            config.include("pyramid_jobstate.pages")
+        config.include("pyramid_jobstate", route_prefix=prefix)
+        if not is_first:
+            config.include("pyramid_jobstate.pages")
+        router = config.make_wsgi_app()
 
-    page = Visit(app, f"{below}/?all=1")
-    one = Visit(app, f"{below}/{job}")
+        def serve(environ: Any, start: Any, router: Any = router) -> Any:
+            return router({**environ, "SCRIPT_NAME": script_name}, start)
 
-    urls = [
-        str(tag[name])
-        for found in (page, one)
-        for name in ("href", "src", "action", "data-styles")
-        for tag in found.all(f"[{name}]")
-    ]
-    urls += [one.data["url"], one.data["list"], page.data["first"]]
-    urls += [each["url"] for each in page.data["bulk"].values()]
-    assert len(urls) > 20
-    for url in urls:
-        assert url.startswith(f"http://localhost{base}/"), url
+        app = TestApp(serve)
+
+        page = Visit(app, f"{below}/?all=1")
+        one = Visit(app, f"{below}/{job}")
+
+        urls = [
+            str(tag[name])
+            for found in (page, one)
+            for name in ("href", "src", "action", "data-styles")
+            for tag in found.all(f"[{name}]")
+        ]
+        urls += [one.data["url"], one.data["list"], page.data["first"]]
+        urls += [each["url"] for each in page.data["bulk"].values()]
+        assert len(urls) > 20
+        for url in urls:
+            assert url.startswith(f"http://localhost{base}/"), url

@@ -1,23 +1,20 @@
-"""The words of pages in other languages, and texts of jobs that try to be more."""
+"""The words of pages in other languages."""
 
 from __future__ import annotations
 
 import ast
 import gc
 import gettext
-import json
 import re
+import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
+import dramatiq
 import pytest
-import redis
 from bs4 import BeautifulSoup, Comment
-from dramatiq import Message
-from dramatiq.broker import MessageProxy
 from dramatiq.brokers.stub import StubBroker
 from pyramid.authorization import Allow, Everyone
 from pyramid.httpexceptions import HTTPBadRequest
@@ -30,32 +27,22 @@ from pyramid.request import Request
 from pyramid.response import Response
 from webtest import TestApp
 
-from pyramid_jobstate import JobError, JobState, JobStore, NotUnique, Progress
-from pyramid_jobstate.errors import BatchCancelled
-from pyramid_jobstate.job import FINISHED, NOT_SENT, UNFINISHED, Record, sentence_of
-from pyramid_jobstate.store import refusal
-from pyramid_jobstate.testing import put_job
-from pyramid_jobstate.web.pages.acts import ACTS
-from pyramid_jobstate.web.pages.chart import PARTS
-from pyramid_jobstate.web.pages.texts import (
-    LABELS,
-    PLURALS,
-    SCRIPT,
-    SENTENCES,
-    SINGLE,
-    UNCOUNTED,
-    WORDS,
+from pyramid_jobstate import (
+    JobError,
+    JobState,
+    JobStore,
+    NotRepeatable,
+    NotUnique,
+    Progress,
+    rerun,
 )
-from pyramid_jobstate.web.pages.words import MOST_LANGUAGES, Words, words_of
-from pyramid_jobstate.worker import middleware_of
-from pyramid_jobstate.worker.failures import failure_of
-from tests.batched import put_batch
-from tests.catalogs import POT, template, write_catalog
-from tests.jobs import RunMarathon
-from tests.support import PACKAGE, UUID, key_of
-from tests.web.operating import OPERATOR, Marathons
-from tests.web.paging import Visit, Visiting, browse, paged_app, paged_config
-from tests.webapp import get, make_app
+from pyramid_jobstate.testing import put_job
+from tests.catalogs import write_catalog
+from tests.jobs import RunMarathon, make_broker
+from tests.support import PACKAGE, UUID, load_job
+from tests.web.operating import OPERATOR, Marathons, put
+from tests.web.paging import Visit, browse, paged_app, paged_config, put_batch
+from tests.webapp import get, made_config, make_app, make_request
 
 _ = TranslationStringFactory("sports")
 
@@ -104,9 +91,26 @@ class Biathlon(JobState):
         return [(Allow, Everyone, ("view_job", "cancel_job"))]
 
 
+def catalog_of(folder: Path, language: str, name: str = "pyramid_jobstate") -> Path:
+    """Return where a folder has the catalog of a language."""
+    return folder / language / "LC_MESSAGES" / f"{name}.mo"
+
+
 def language_of(request: Request) -> str:
     """Return the language that the query or a header of a request names."""
     return default_locale_negotiator(request) or request.headers["X-User"]
+
+
+def localized_app(redis_url: str, localizer: Callable[[Request], Any]) -> TestApp:
+    """Return an application with pages that makes the localizers of its requests."""
+    config = paged_config(redis_url)
+    config.add_request_method(localizer, "localizer", reify=True)
+    return make_app(config)
+
+
+def always(localizer: Any) -> Callable[[Request], Any]:
+    """Return a function that has one localizer for all requests."""
+    return lambda request: localizer
 
 
 @pytest.fixture
@@ -114,14 +118,10 @@ def german(redis_url: str, tmp_path: Path) -> TestApp:
     """An application with a German catalog for our domain, and one of its own. A header
     of the request names its language.
     """
-    catalogs = tmp_path / "de" / "LC_MESSAGES"
-    write_catalog(catalogs / "pyramid_jobstate.mo", GERMAN)
+    write_catalog(catalog_of(tmp_path, "de"), GERMAN)
     write_catalog(
-        tmp_path / "own" / "de" / "LC_MESSAGES" / "sports.mo",
-        {
-            "": GERMAN[""],
-            "Biathlon": "Zweikampf",
-        },
+        catalog_of(tmp_path / "own", "de", "sports"),
+        {"": GERMAN[""], "Biathlon": "Zweikampf"},
     )
     config = paged_config(redis_url)
     config.add_translation_dirs(str(tmp_path), str(tmp_path / "own"))
@@ -163,52 +163,58 @@ def test_pages_are_in_the_language_of_the_request(
     assert english.texts("h1") == ["Biathlon"]
     assert english.data["labels"]["working"] == "Running"
     assert english.one("html")["lang"] == "en"
+    # Austria shares its words with Germany.
+    austrian = Visit(german, "/job_state", "de_AT")
+    assert austrian.texts(".jobstate-tabs a")[1] == "Wartet"
+    assert austrian.one("html")["lang"] == "de"
 
 
-@pytest.mark.parametrize("prefix", [None, "shop"])
-@pytest.mark.parametrize(
-    ("locale", "default", "lang"),
-    [("de", "en", "en"), ("de_AT", "en", "en"), ("en_GB", "en_GB", "en-GB")],
-)
 def test_page_without_a_catalog_says_that_it_is_english(
-    redis_url: str,
-    store: JobStore,
-    locale: str,
-    default: str,
-    lang: str,
-    prefix: str | None,
+    redis_url: str, store: JobStore
 ) -> None:
     """In a locale without a catalog for our words, the language of both pages is that
     of the words, and not that of the request.
     """
-    config = paged_config(redis_url, route_prefix=prefix)
-    config.add_settings({"default_locale_name": default})
-    config.set_locale_negotiator(lambda request: locale)
-    app = make_app(config)
-    path = f"/{prefix}/job_state" if prefix else "/job_state"
-    job = put_job(store, RunMarathon).uuid
+    (job,) = put(store, "alice")
+    for locale, default, lang, prefix in (
+        ("de", "en", "en", None),
+        ("de_AT", "en", "en", "shop"),
+        ("en_GB", "en_GB", "en-GB", None),
+    ):
+        config = paged_config(redis_url, route_prefix=prefix)
+        config.add_settings({"default_locale_name": default})
+        config.set_locale_negotiator(lambda request, locale=locale: locale)
+        app = make_app(config)
+        path = f"/{prefix}/job_state" if prefix else "/job_state"
 
-    for page in Visit(app, path), Visit(app, f"{path}/{job}"):
-        assert page.data["labels"]["working"] == "Running"
-        assert page.one("html")["lang"] == page.one(".jobstate")["lang"] == lang
+        for page in Visit(app, path), Visit(app, f"{path}/{job}"):
+            assert page.data["labels"]["working"] == "Running"
+            assert page.one("html")["lang"] == page.one(".jobstate")["lang"] == lang
 
 
-def test_catalog_serves_all_regions_of_its_language(german: TestApp) -> None:
-    """Austria shares its words with Germany."""
-    page = Visit(german, "/job_state", "de_AT")
+def test_language_that_is_none_is_english(
+    redis_url: str, store: JobStore, tmp_path: Path
+) -> None:
+    """A language name that cannot be one, or a folder's name, is not an error."""
+    (job,) = put(store, "alice")
+    config = paged_config(redis_url)
+    config.add_translation_dirs(str(tmp_path))
+    for app in make_app(config), paged_app(redis_url):
+        for name in "%00", "%22+lang=%22de", "..", "d":
+            page = Visit(app, f"/job_state/{job}?_LOCALE_={name}")
 
-    assert page.texts(".jobstate-tabs a")[1] == "Wartet"
-    assert page.one("html")["lang"] == "de"
+            assert page.texts("h2")[0] == "Timeline"
+            assert page.one("html")["lang"] == page.one(".jobstate")["lang"] == "en"
 
 
 def test_batch_is_in_the_language_of_the_request(
     german: TestApp, store: JobStore
 ) -> None:
     """What a page says of a batch is translated, and so is its error."""
-    batch = put_batch(store, "success", "error", "error")
+    batch, jobs = put_batch(store, "success", "error", "error")
 
-    page = Visit(german, f"/job_state/{batch.uuid}?_LOCALE_=de")
-    member = Visit(german, f"/job_state/{batch.members[0]}?_LOCALE_=de")
+    page = Visit(german, f"/job_state/{batch}?_LOCALE_=de")
+    member = Visit(german, f"/job_state/{jobs[0]}?_LOCALE_=de")
 
     reason = "Einige Aufgaben sind gescheitert."
     amount = "100 % · 3 von 3 Aufgaben; 2 gescheitert"
@@ -221,30 +227,19 @@ def test_batch_is_in_the_language_of_the_request(
     assert member.texts(".jobstate-batch") == ["Teil von: Import of the files"]
 
 
-@pytest.mark.parametrize(
-    ("error", "text"),
-    [
-        (NOT_SENT, "Nicht abgeschickt."),
-        (JobError("E", NOT_SENT.message), f"E: {NOT_SENT.message}"),
-    ],
-    ids=["ours", "exception"],
-)
-def test_end_is_in_the_language_of_the_request(
-    german: TestApp, store: JobStore, error: JobError, text: str
-) -> None:
-    """An operator reads our reasons translated, and exceptions as they are."""
-    job = put_job(store, RunMarathon, "error", error=error).uuid
-
-    page = Visit(german, f"/job_state/{job}?_LOCALE_=de")
-
-    assert page.texts(".jobstate-exception") == [text]
+# Reasons.
 
 
 def test_reason_is_in_the_language_of_the_request(
-    german: TestApp, store: JobStore, marathons: Marathons
+    german: TestApp,
+    store: JobStore,
+    marathons: Marathons,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A page translates why a job cannot run again, and its JSON does not."""
-    (job,) = marathons.fail("de")
+    """A page translates why a job has ended and why it cannot run again, though no
+    exception and no reason that is not ours. The JSON stays as it is.
+    """
+    (job,) = put(store, "de", cls=RunMarathon, status="error")
     lost = put_job(store, RunMarathon, "error", error=JobError("E", "e")).uuid
 
     def reasons(job: str) -> tuple[str, str]:
@@ -257,16 +252,128 @@ def test_reason_is_in_the_language_of_the_request(
         "The job cannot run again: Der Speicher hat seine Nachricht nicht.",
         "The store does not hold its message.",
     )
+    failures = store.failures(lost)._replace(message="", refusal="<${x}>")
+    with monkeypatch.context() as patched:
+        patched.setattr(JobStore, "failures", lambda *args: failures)
+        assert reasons(job) == ("The job cannot run again: <${x}>", "<${x}>")
     del marathons.broker.actors["run_marathon"]
     assert reasons(job) == (
         "The job cannot run again: Wer ist 'run_marathon'?",
         "The broker does not know the actor 'run_marathon'.",
     )
-    store.client.hset(
-        f"{{{key_of(store, job)}}}:failure",
-        mapping={"message": "", "refusal": "<${x}>"},
-    )
-    assert reasons(job) == ("The job cannot run again: <${x}>", "<${x}>")
+    not_sent = "The job could not be sent."
+    for error, text in (
+        (JobError(None, not_sent), "Nicht abgeschickt."),
+        (JobError("E", not_sent), f"E: {not_sent}"),
+    ):
+        job = put_job(store, RunMarathon, "error", error=error).uuid
+        page = Visit(german, f"/job_state/{job}?_LOCALE_=de")
+        assert page.texts(".jobstate-exception") == [text]
+
+
+def reasons_of_ends() -> Iterator[str]:
+    """Yield what the package says of jobs that no exception has ended, with "'x'" for
+    each value.
+    """
+    sources = [path.read_text("utf-8") for path in PACKAGE.rglob("*.py")]
+    for source in (text for text in sources if re.search(r"JobError\(\s*None", text)):
+        for node in ast.walk(ast.parse(source)):
+            match node:
+                case ast.Call(ast.Name("JobError"), [ast.Constant(None), reason]):
+                    parts = reason.values if isinstance(reason, ast.JoinedStr) else []
+                    texts = [p.value for p in parts or [reason] if hasattr(p, "value")]
+                    yield "".join(t if isinstance(t, str) else "'x'" for t in texts)
+
+
+def refusals(
+    url: str,
+    store: JobStore,
+    marathons: Marathons,
+    request: Request,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[str]:
+    """Yield why jobs cannot run again. The request sends some."""
+
+    def refusal(job: str, broker: Any = marathons.broker, **failures: Any) -> str:
+        known = store.failures(job)._replace(**failures)
+        with monkeypatch.context() as patched:
+            patched.setattr(JobStore, "failures", lambda *args: known)
+            with pytest.raises(NotRepeatable) as caught:
+                rerun(store, broker, job)
+        return str(caught.value)
+
+    job, other = put(store, "de", "de", cls=RunMarathon, status="error")
+    for there, namespace in (
+        (url, "x"),
+        (f"{url.removesuffix('0')}1", "jobstate"),
+        ("redis://127.0.0.1:1/0", "jobstate"),
+    ):
+        written = JobStore(there, namespace=namespace)
+        yield refusal(job, Marathons(there, written).broker)
+    yield refusal(put_job(store, RunMarathon, "error").uuid)
+    yield refusal(job, message="[1]")
+    yield refusal(job, message=store.failures(other).message)
+    before = dramatiq.get_encoder()
+    dramatiq.set_encoder(dramatiq.PickleEncoder())
+    try:
+        values: list[Any] = [(1, 2), "x" * 70_000, b""]
+        sent = [marathons.run_marathon.send(value) for value in values]
+        marathons.wait(sent, "error")
+    finally:
+        dramatiq.set_encoder(before)
+    yield from (refusal(message.message_id) for message in sent)
+    pipeline = marathons.run_marathon.message(1) | marathons.run_marathon.message(2)
+    first, last = (job.uuid for job in request.job_states.send_immediately(pipeline))
+    marathons.wait_for(first, "error")
+    marathons.wait_for(last, "cancelled")
+    store.delete(last)
+    yield refusal(first)
+    batch, (member, _) = put_batch(store, "error", "error")
+    yield refusal(batch)
+    batch, (member, _) = put_batch(store, "error", "queued")
+    load_job(store, batch).cancel()
+    yield refusal(member)
+    untracked = make_broker(url)
+    yield refusal(job, untracked)
+
+    @dramatiq.actor(broker=untracked)
+    def run_marathon(miles: int) -> None:
+        """Is not tracked."""
+
+    yield refusal(job, untracked)
+
+
+def test_every_reason_is_translated(
+    redis_url: str,
+    store: JobStore,
+    marathons: Marathons,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The pages know all sentences on why a job ended, or cannot run again."""
+    request = make_request(made_config(redis_url), "de")
+    with pytest.raises(TypeError) as no_middleware:
+        rerun(store, StubBroker(), put(store, "de", status="error")[0])
+    said = [
+        *refusals(redis_url, store, marathons, request, monkeypatch),
+        *reasons_of_ends(),
+        str(no_middleware.value),
+        str(NotUnique(UUID)),
+        "The job has not failed.",
+        "This process has no Dramatiq broker.",
+        *(
+            str(put_job(store, status=status).public_error("E", "e"))
+            for status in ("error", "cancelled")
+        ),
+    ]
+    app = localized_app(redis_url, always(Marking()))
+    assert len({*said}) >= 26
+    for text in said:
+        error = JobError(None, text)
+        job = put_job(store, RunMarathon, "error", error=error).uuid
+        (shown,) = Visit(app, f"/job_state/{job}").texts(".jobstate-exception")
+        assert shown == " ".join(f"*{text}".split()), text
+    job = put_job(store, RunMarathon, "error", error=JobError(None, "So.")).uuid
+    assert Visit(app, f"/job_state/{job}").texts(".jobstate-exception") == ["So."]
 
 
 class Marking:
@@ -274,87 +381,15 @@ class Marking:
 
     locale_name = "en"
 
-    def translate(self, text: Any) -> str:
-        return f"*{text.default}"
+    def translate(self, text: Any, **options: Any) -> str:
+        default = text.default if hasattr(text, "default") else text
+        return f"*{default}"
 
     def pluralize(self, one: str, other: str, number: int, domain: str) -> str:
         return f"*{one if number == 1 else other}"
 
 
-def text_of(node: ast.AST) -> str:
-    """Return a text in Python code, with "'x'" for each value, or ""."""
-    match node:
-        case ast.Constant(str() as text):
-            return text
-        case ast.JoinedStr(parts):
-            return "".join(map(text_of, parts))
-        case ast.FormattedValue():
-            return "'x'"
-    return ""
-
-
-def nodes_of(path: Path) -> Iterator[ast.AST]:
-    """Yield the parts of a module."""
-    return ast.walk(ast.parse(path.read_text("utf-8")))
-
-
-def sentences_in(path: Path) -> Iterator[str]:
-    """Yield the sentences in the code of a module."""
-    nodes = list(nodes_of(path))
-    docs = [node.value for node in nodes if isinstance(node, ast.Expr)]
-    for text in (text_of(node) for node in nodes if node not in docs):
-        if re.fullmatch(r"[A-Z].* .*\.", text):
-            yield text
-
-
-def reasons_of_ends() -> Iterator[str]:
-    """Yield what the package says of jobs that no exception has ended."""
-    for path in PACKAGE.rglob("*.py"):
-        for node in nodes_of(path):
-            match node:
-                case ast.Call(ast.Name("JobError"), [ast.Constant(None), reason]):
-                    yield text_of(reason)
-
-
-def refusals() -> Iterator[str]:
-    """Yield what a store and a broker that do not belong together are called."""
-    here, there = "redis://localhost:1/0", "redis://localhost:2/0"
-    for url, namespace in (here, "n"), (there, "x"), ("redis://localhost:1/1", "x"):
-        read = JobStore(redis.Redis.from_url(here), namespace="x")
-        written = JobStore(redis.Redis.from_url(url), namespace=namespace)
-        yield str(refusal(read, written, "its broker"))
-    with pytest.raises(TypeError) as caught:
-        middleware_of(StubBroker())
-    yield str(caught.value)
-    for value in (1, 2), "x" * 70_000, b"":
-        message: Message[None] = Message("queue", "actor", (value,), {}, {})
-        yield failure_of(MessageProxy(message), None, is_final=True).refusal
-
-
-def test_what_other_wings_say_is_translated() -> None:
-    """The pages know all sentences on why a job ended, or cannot run again."""
-    worker = PACKAGE / "worker"
-    said = [
-        *sentences_in(worker / "repeatable.py"),
-        *sentences_in(worker / "rerunning.py"),
-        *reasons_of_ends(),
-        *refusals(),
-        str(NotUnique(UUID)),
-        str(BatchCancelled()),
-        *(
-            JobState(Record("", {"status": status})).public_error("E", "e")
-            for status in ("error", "cancelled")
-        ),
-    ]
-    words = Words(Marking())
-
-    texts = {str(text): words.sentence(text) for text in said}
-
-    assert len(texts) == len(SENTENCES) == 27
-    for text, translated in texts.items():
-        assert translated == f"*{text}"
-    assert {sentence_of(text, SENTENCES) for text in texts} == set(SENTENCES)
-    assert words.sentence("Something else.") == "Something else."
+# Bad addresses.
 
 
 def test_bad_address_is_said_in_the_language_of_the_request(german: TestApp) -> None:
@@ -393,65 +428,33 @@ def test_bad_address_reaches_the_application(redis_url: str) -> None:
     assert str(seen[0].__cause__) == seen[0].comment == detail
 
 
-@pytest.mark.parametrize(
-    ("negotiator", "sentence"),
-    [
-        (lambda request: request.headers["X-User"], "Diese Adresse ist falsch."),
-        (None, "This page's address is invalid."),
-        (language_of, "This page's address is invalid."),
-    ],
-    ids=["header", "none", "query"],
-)
-@pytest.mark.parametrize("path", ["/job_state/", f"/job_state/{UUID}", "/job_state/x/"])
-def test_query_that_is_not_text(
-    redis_url: str, tmp_path: Path, path: str, negotiator: Any, sentence: str
-) -> None:
+def test_query_that_is_not_text(redis_url: str, tmp_path: Path) -> None:
     """A query that is not UTF-8 is plain text to a browser, in the language that is
     found without it, or else in English.
     """
-    catalogs = tmp_path / "de" / "LC_MESSAGES"
-    write_catalog(catalogs / "pyramid_jobstate.mo", GERMAN)
-    config = paged_config(redis_url)
-    config.add_translation_dirs(str(tmp_path))
-    config.set_locale_negotiator(negotiator)
-    config.add_exception_view(lambda exc, request: request.GET["x"], HTTPBadRequest)
+    write_catalog(catalog_of(tmp_path, "de"), GERMAN)
+    english = "This page's address is invalid."
+    for negotiator, sentence in (
+        (lambda request: request.headers["X-User"], "Diese Adresse ist falsch."),
+        (None, english),
+        (language_of, english),
+    ):
+        config = paged_config(redis_url)
+        config.add_translation_dirs(str(tmp_path))
+        config.set_locale_negotiator(negotiator)
+        config.add_exception_view(lambda exc, request: request.GET["x"], HTTPBadRequest)
+        app = make_app(config)
+        for path in "/job_state/", f"/job_state/{UUID}", "/job_state/x/":
+            response = browse(app, f"{path}?kind=%ff", "de")
 
-    response = browse(make_app(config), f"{path}?kind=%ff", "de")
-
-    assert (response.status_code, response.text) == (400, sentence)
-    assert response.headers["Content-Type"] == "text/plain; charset=UTF-8"
-    assert response.headers["X-Content-Type-Options"] == "nosniff"
-    assert response.headers["Cache-Control"] == "private, no-store"
-    assert response.headers["Vary"] == "Accept"
+            assert (response.status_code, response.text) == (400, sentence)
+            assert response.headers["Content-Type"] == "text/plain; charset=UTF-8"
+            assert response.headers["X-Content-Type-Options"] == "nosniff"
+            assert response.headers["Cache-Control"] == "private, no-store"
+            assert response.headers["Vary"] == "Accept"
 
 
-def test_localizer_of_the_request_decides(redis_url: str, store: JobStore) -> None:
-    """An application that replaces the localizer of requests has its localizer used."""
-
-    class Shouting:
-        locale_name = "en_GB"
-
-        def translate(self, text: Any, **options: Any) -> str:
-            return str(text.interpolate()).upper()
-
-        def pluralize(self, *args: Any) -> str:
-            return "MANY"
-
-    shouting = Shouting()
-    config = paged_config(redis_url)
-
-    def shout(event: Any) -> None:
-        event.request.localizer = shouting
-
-    config.add_subscriber(shout, "pyramid.events.NewRequest")
-    put_job(store, RunMarathon)
-
-    page = Visit(make_app(config), "/job_state")
-
-    assert page.texts("h1") == ["JOBS"]
-    assert page.one("html")["lang"] == "en-GB"
-    assert page.data["plurals"]["new"]["forms"] == ["MANY"]
-
+# Plurals.
 
 #: The number of the forms of languages, and how they decide on that for a number.
 RULES = {
@@ -477,82 +480,135 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("language", RULES)
 def test_numbers_have_the_forms_of_their_language(
-    tmp_path: Path, language: str
+    redis_url: str, store: JobStore, tmp_path: Path
 ) -> None:
     """The forms that the script is told are those of GNU gettext, for any number: the
     script looks up 100 + n % 100 in place of a number n from 200 on. Some texts may
-    lack a translation, and others may use a form twice.
+    lack a translation, and others may use a form twice. The page uses the same forms.
     """
-    catalog = tmp_path / language / "LC_MESSAGES" / "pyramid_jobstate.mo"
-    count, rule = RULES[language]
-    header = f"Plural-Forms: nplurals={count}; plural={rule};"
-    texts = {"": f"Content-Type: text/plain; charset=UTF-8\n{header}\n"}
-    for place, (name, (one, other)) in enumerate(PLURALS.items()):
-        if place % 3:
-            forms = [f"{name} {n // (place % 3)} ${{number}}" for n in range(count)]
-            texts[f"{one}\0{other}"] = "\0".join(forms)
-    write_catalog(catalog, texts)
-    with catalog.open("rb") as file:
-        gnu = gettext.GNUTranslations(file)
 
-    words = Words(make_localizer(language, [str(tmp_path)]))
+    class Tried(JobState):
+        def __json__(self, request: Any) -> dict[str, Any]:
+            state = super().__json__(request)
+            state["job"]["attempt"] = attempt
+            return state
 
-    plurals = json.loads(words.for_script)["plurals"]
-    assert plurals.keys() == PLURALS.keys()
-    for name, (one, other) in PLURALS.items():
-        forms, at = plurals[name]["forms"], plurals[name]["at"]
-        for number in range(3000):
-            text = gnu.ngettext(one, other, number)
-            place = int(at[number if number < 200 else 100 + number % 100])
-            assert forms[place] == text.replace("${", "{"), (name, number)
-            filled = text.replace("${number}", f"{number:,}")
-            assert words.plural(name, number) == filled, (name, number)
-
-
-@pytest.mark.parametrize(
-    ("text", "direction"), [(None, "ltr"), ("rtl", "rtl"), ("<b>", "ltr"), ("", "ltr")]
-)
-def test_direction_is_translated(
-    redis_url: str, tmp_path: Path, text: str | None, direction: str
-) -> None:
-    """A catalog says that its texts run from right to left."""
-    texts = {"": GERMAN[""], **({} if text is None else {"text-direction": text})}
-    write_catalog(tmp_path / "he" / "LC_MESSAGES" / "pyramid_jobstate.mo", texts)
-
-    localizer = make_localizer("he", [str(tmp_path)])
-    assert Words(localizer).direction == direction
+    attempt = 1
+    job = put_job(store, Tried).uuid
+    path = f"/job_state/{job}"
+    english = Visit(paged_app(redis_url), path).data["plurals"]
+    ids = {
+        name: [
+            plural["forms"][int(plural["at"][number])].replace("{", "${")
+            for number in (1, 2)
+        ]
+        for name, plural in english.items()
+    }
+    for language, (count, rule) in RULES.items():
+        header = f"Plural-Forms: nplurals={count}; plural={rule};"
+        texts = {"": f"Content-Type: text/plain; charset=UTF-8\n{header}\n"}
+        for place, (name, (one, other)) in enumerate(ids.items()):
+            if place % 3:
+                forms = [f"{name} {n // (place % 3)} ${{number}}" for n in range(count)]
+                texts[f"{one}\0{other}"] = "\0".join(forms)
+        write_catalog(catalog_of(tmp_path, language), texts)
     config = paged_config(redis_url)
-    config.add_request_method(lambda request: localizer, "localizer", reify=True)
+    config.add_translation_dirs(str(tmp_path))
+    app = make_app(config)
+    numbers = [*range(131), *range(199, 231), *range(1000, 1023), 1_000_000]
+    for language in RULES:
+        with catalog_of(tmp_path, language).open("rb") as file:
+            gnu = gettext.GNUTranslations(file)
+        plurals = Visit(app, f"{path}?_LOCALE_={language}").data["plurals"]
+        assert plurals.keys() == ids.keys()
+        for name, (one, other) in ids.items():
+            forms, at = plurals[name]["forms"], plurals[name]["at"]
+            for number in numbers:
+                text = gnu.ngettext(one, other, number).replace("${", "{")
+                place = int(at[number if number < 200 else 100 + number % 100])
+                assert forms[place] == text, (language, name, number)
+        for number in 1, 2, 5, 21, 211:
+            attempt = number + 1
+            one, other = ids["earlier"]
+            text = gnu.ngettext(one, other, number).replace("${number}", str(number))
+            page = Visit(app, f"{path}?_LOCALE_={language}")
+            assert text in page.html.get_text(), (language, number)
+
+
+# Localizers, and direction.
+
+
+def test_direction_is_translated(redis_url: str, tmp_path: Path) -> None:
+    """A catalog says that its texts run from right to left."""
+    for number, (text, direction) in enumerate(
+        ((None, "ltr"), ("rtl", "rtl"), ("<b>", "ltr"), ("", "ltr"))
+    ):
+        folder = tmp_path / str(number)
+        texts = {"": GERMAN[""], **({} if text is None else {"text-direction": text})}
+        write_catalog(catalog_of(folder, "he"), texts)
+        localizer = make_localizer("he", [str(folder)])
+
+        app = localized_app(redis_url, always(localizer))
+        page = Visit(app, "/job_state")
+
+        assert page.one("html")["dir"] == direction
+        # An application's own layout has the direction of its language, perhaps.
+        own = direction if text == "rtl" else None
+        assert page.one(".jobstate").get("dir") == own
+
+
+def test_localizer_of_the_request_decides(redis_url: str, store: JobStore) -> None:
+    """An application that replaces the localizer of requests has its localizer used."""
+
+    class Shouting:
+        locale_name = "en_GB"
+
+        def translate(self, text: Any, **options: Any) -> str:
+            return str(text.interpolate()).upper()
+
+        def pluralize(self, *args: Any) -> str:
+            return "MANY"
+
+    shouting = Shouting()
+    config = paged_config(redis_url)
+
+    def shout(event: Any) -> None:
+        event.request.localizer = shouting
+
+    config.add_subscriber(shout, "pyramid.events.NewRequest")
+    put(store, "alice")
+
     page = Visit(make_app(config), "/job_state")
-    assert page.one("html")["dir"] == direction
-    # An application's own layout has the direction of its language, perhaps.
-    assert page.one(".jobstate").get("dir") == (direction if text == "rtl" else None)
+
+    assert page.texts("h1") == ["JOBS"]
+    assert page.one("html")["lang"] == "en-GB"
+    assert page.data["plurals"]["new"]["forms"] == ["MANY"]
 
 
 class Slow:
-    """A localizer that an application makes for each request. It cannot be hashed."""
+    """A localizer that an application makes for each request. It cannot be hashed.
 
-    def __init__(self, calls: list[object]) -> None:
-        self.calls = calls
+    Attributes:
+      asked: The ids of the texts of our domain that it was asked for.
+    """
+
+    def __init__(self, asked: list[str]) -> None:
+        self.asked = asked
         self.localizer = make_localizer("de", [])
         self.locale_name = "de"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Slow)
 
-    def translate(self, *args: Any) -> Any:
-        self.calls.append(args)
-        return self.localizer.translate(*args)
+    def translate(self, text: Any, *args: Any, **options: Any) -> str:
+        if getattr(text, "domain", "") == "pyramid_jobstate":
+            self.asked.append(str(text))
+        return str(self.localizer.translate(text, *args, **options))
 
-    def pluralize(self, *args: Any) -> Any:
-        self.calls.append(args)
-        return self.localizer.pluralize(*args)
-
-
-#: More languages than are kept.
-LOCALIZERS = [make_localizer(f"x{n}", []) for n in range(3 * MOST_LANGUAGES)]
+    def pluralize(self, one: str, *args: Any) -> str:
+        self.asked.append(str(one))
+        return str(self.localizer.pluralize(one, *args))
 
 
 class Hashed(Slow):
@@ -566,324 +622,74 @@ def test_localizer_of_one_request_is_cheap(
     redis_url: str, store: JobStore, cls: type[Slow]
 ) -> None:
     """An application that makes a localizer for each request waits for a few hundred
-    texts, and nothing keeps the localizer.
+    texts, and nothing keeps the localizer. The texts are those of the template for
+    translators that the package ships.
     """
-    config = paged_config(redis_url)
-    calls: list[object] = []
-    made: list[weakref.ref] = []
+    asked: list[str] = []
+    made: list[weakref.ref[Slow]] = []
 
     def localizer(request: Any) -> Slow:
-        found = cls(calls)
+        found = cls(asked)
         made.append(weakref.ref(found))
         return found
 
-    config.add_request_method(localizer, reify=True)
-    put_job(store, RunMarathon)
+    put(store, "alice")
 
-    page = Visit(make_app(config), "/job_state/?all=1")
+    page = Visit(localized_app(redis_url, localizer), "/job_state/?all=1")
 
     assert page.one("html")["lang"] == "en"
-    assert 100 < len(calls) < 600
+    assert 100 < len(asked) < 600
+    template = (PACKAGE / "locale" / "pyramid_jobstate.pot").read_text("utf-8")
+    ids = [ast.literal_eval(s) for s in re.findall(r'^msgid (".+")$', template, re.M)]
+    assert sorted({*asked}) == sorted(ids)
     del page
     gc.collect()
     assert [found() for found in made] == [None]
 
 
-def test_languages_do_not_pile_up() -> None:
+class Wordy(Hashed):
+    """One whose texts are its own."""
+
+    def translate(self, text: Any, *args: Any, **options: Any) -> str:
+        return f"{super().translate(text, *args, **options)} {id(self)}"
+
+
+def test_languages_do_not_pile_up(redis_url: str) -> None:
     """Whatever languages requests name, the words of a few are kept."""
-    words = [weakref.ref(words_of(each)) for each in LOCALIZERS]
-    gc.collect()
-    assert 0 < sum(each() is not None for each in words) <= MOST_LANGUAGES
-    assert words_of(LOCALIZERS[-1]) is words[-1]()
+    localizers = [Wordy([]) for _ in range(70)]
+    ahead = iter(localizers)
+    app = localized_app(redis_url, lambda request: next(ahead))
+    blocks = []
+    for number, _ in enumerate(localizers):
+        browse(app, "/job_state", None)
+        if number in (20, 30, 69):
+            gc.collect()
+            blocks.append(sys.getallocatedblocks())
+
+    of_ten = blocks[1] - blocks[0]
+    assert of_ten > 1000
+    assert blocks[2] - blocks[1] < 2 * of_ten
 
 
-@pytest.mark.parametrize("has_catalog", [False, True])
-@pytest.mark.parametrize("name", ["%00", "%22+lang=%22de", "..", "d"])
-def test_language_that_is_none_is_english(
-    redis_url: str, store: JobStore, tmp_path: Path, name: str, has_catalog: bool
-) -> None:
-    """A language name that cannot be one, or a folder's name, is not an error."""
-    config = paged_config(redis_url)
-    if has_catalog:
-        config.add_translation_dirs(str(tmp_path))
-    job = put_job(store, RunMarathon).uuid
-
-    page = Visit(make_app(config), f"/job_state/{job}?_LOCALE_={name}")
-
-    assert page.texts("h2") == ["Timeline"]
-    assert page.one("html")["lang"] == page.one(".jobstate")["lang"] == "en"
+# What the scripts say.
 
 
-def test_words_of_the_element_are_those_of_the_script() -> None:
-    """The labels that a page hands to its elements are their own, in English."""
-    script = (PACKAGE / "static/job-state.js").read_text("utf-8")
-    table = script.partition("const ENGLISH = {\n")[2].partition("\n};")[0]
-    found = re.findall(r'^  "?([\w-]+)"?: "(.*)",$', table, re.MULTILINE)
-
-    assert dict(found) == {
-        name: re.sub(r"\$\{(\w+)\}", r"{\1}", text) for name, text in LABELS.items()
-    }
-
-
-def test_template_for_translators_is_current() -> None:
-    """The template that the package ships has every text. ``python -m tests.catalogs``
-    writes it.
+def test_scripts_ask_for_words_that_they_get(redis_url: str) -> None:
+    """The labels that a page hands to its elements are their own, in English. Its
+    script asks for no word that the page does not have, and for each that it has.
     """
-    assert POT.read_text("utf-8") == template()
-
-
-def code_of(*paths: Path) -> str:
-    """Return the texts of files of the package."""
-    return "".join(path.read_text("utf-8") for path in paths)
-
-
-PAGES = PACKAGE / "web" / "pages"
-SERVER = code_of(
-    *(PACKAGE / "templates").glob("*.jinja2"),
-    *(path for path in PAGES.glob("*.py") if path.name != "texts.py"),
-)
-SCRIPTS = PACKAGE / "static"
-PAGE, ELEMENT = map(code_of, (SCRIPTS / "job-state-pages.js", SCRIPTS / "job-state.js"))
-
-#: How code asks for the words of a table. What names the word is in a group.
-ASKED = {
-    "WORDS": (
-        (SERVER, r"\b(?:words|self|words_for\(request\))\(\s*([^,()]+)"),
-        (SERVER, r"self\._words\[(.+?)\]"),
-    ),
-    "PLURALS": (
-        (SERVER, r"\.plural\(\s*([^,()]+)"),
-        (PAGE, r"(?<!function )\bplural\(([^,()]+)"),
-    ),
-    "SINGLE": ((SERVER, r"\.about_one\((.+?)\)"),),
-    "UNCOUNTED": ((SERVER, r"\.about_all\((.+?)\)"),),
-    "SCRIPT": ((PAGE, r"\bwords(\.\w+|\[.+?\])"),),
-    "LABELS": (
-        (SERVER, r"\.label\(\s*([^,()]+)"),
-        (SERVER, r"self\._labels(\[.+?\]|\.get\(.+?\))"),
-        (PAGE, r"\blabels(\.\w+|\[.+?\])"),
-        (ELEMENT, r"\._label\((.+)"),
-        (ELEMENT, r"(?<!function )\bproblem\(([^)].*)"),
-        (ELEMENT, r"\bget state\(\) \{([^}]+)\}"),
-        (ELEMENT, r"own\(ENGLISH, (state)\)"),
-        (ELEMENT, r"\[(status, code), "),
-    ),
-}
-
-TABLES = {
-    "WORDS": WORDS,
-    "PLURALS": PLURALS,
-    "SINGLE": SINGLE,
-    "UNCOUNTED": UNCOUNTED,
-    "SCRIPT": SCRIPT,
-    "LABELS": LABELS,
-}
-
-STATUSES = {*FINISHED, *UNFINISHED}
-
-#: The names that the code computes, by what computes them.
-COMPUTED = {
-    "words(act": {*ACTS},
-    'words(f"chart-{part}"': {f"chart-{part}" for part in PARTS},
-    "plural(act": {*ACTS},
-    "plural(name": {*ACTS},
-    "plural(DONE[name]": {f"{act}-done" for act in ACTS},
-    ".about_one(act, is_batch=members is not none)": {
-        *ACTS,
-        "cancel-batch",
-        "delete-batch",
-    },
-    ".about_all(act)": {*ACTS},
-    '.label(f"count-{status}"': {"count-error", "count-cancelled"},
-    "self._labels.get(status)": STATUSES,
-    "own(ENGLISH, state)": STATUSES,
-    '._label(`count-${COUNTED[i]}`, { number: this._number(count) }) : "",': {
-        f"count-{status}" for status in STATUSES - {"cancelling", "stalled"}
-    },
-    "words[status]": {"503"},
-    "labels[status]": {"403", "404"},
-    "[status, code, ": {"401", "403", "404", "410"},
-    # Whoever calls these names the word.
-    "self._words[name]": set(),
-    "self._labels[name]": set(),
-    "._label(nameOf(code, status), { status });": set(),
-}
-
-#: The codes of problems that have no label of their own.
-UNNAMED = {"aborted", "timeout"}
-
-
-def names_asked(code: str, pattern: str) -> Iterator[str]:
-    """Yield the names of the words for which code asks."""
-    for match in re.finditer(pattern, code):
-        names = re.findall(r"""["']([\w-]+)["']|^\.(\w+)$""", match[1])
-        if names:
-            yield from (quoted or attribute for quoted, attribute in names)
-        if match[0] in COMPUTED or not names:
-            yield from COMPUTED[match[0]]
-
-
-@pytest.mark.parametrize("table", ASKED)
-def test_every_word_is_used(table: str) -> None:
-    """A template, a module or a script asks for each word, and for no other."""
-    asked = {name for each in ASKED[table] for name in names_asked(*each)}
-    assert asked - UNNAMED == TABLES[table].keys()
-
-
-# Hostile texts.
-
-#: Ends an attribute, an element, a script, an expression of any template engine; has
-#: control characters, and text of another direction.
-HOSTILE = (
-    "\"'><script>alert(1)</script><img src=x onerror=alert(2)>&amp;</title></textarea>"
-    "</job-state>{{ 7 * 7 }}{% raw %}${7*7}<%= 7*7 %>\u202eabc\u2028\x1b[2J"
-)
-
-
-class Hurdles(JobState):
-    """A kind of job whose texts try to be more."""
-
-    kind = f"kind {HOSTILE}"
-    public_params = ("miles", HOSTILE)
-
-    @property
-    def title(self) -> str:
-        return f"title {HOSTILE}"
-
-    def public_error(self, exception_type: str, message: str) -> str:
-        return f"error {HOSTILE}"
-
-
-def put_each(store: JobStore, cls: type[JobState], status: str, text: str) -> str:
-    """Store a job with a text in each field, and return its uuid."""
-    return put_job(
-        store,
-        cls,
-        status,
-        owner=f"owner {text}",
-        params={"miles": f"value {text}", text: "named"},
-        metrics={"m": f"metric {text}", "n": {text: text}},
-        message=f"message {text}",
-        log=[f"line {text}"],
-        progress=Progress(1, 2, f"unit {text}"),
-        error=JobError(f"type {text}", f"exception {text}"),
-    ).uuid
-
-
-def shape_of(html: BeautifulSoup) -> set[tuple[str, ...]]:
-    """Return the elements of a page, each with the names of its attributes."""
-    return {(tag.name, *sorted(tag.attrs)) for tag in html.find_all(True)}
-
-
-def assert_has(page: Visit, *words: str) -> None:
-    """Assert that a page has the texts that begin with these words."""
-    text = page.html.get_text()
-    for word in words:
-        assert f"{word} {HOSTILE}" in text, word
-
-
-@pytest.mark.parametrize("status", ["working", "error"])
-def test_hostile_texts_stay_text(store: JobStore, visit: Visiting, status: str) -> None:
-    """Whatever a job, its owner or its kind is called, it adds no element and no
-    attribute to a page, and is read as it is.
-    """
-    harmless = put_each(store, RunMarathon, status, "x")
-    list_shape = shape_of(visit("/job_state").html)
-    shape = shape_of(visit(f"/job_state/{harmless}").html)
-    job = put_each(store, Hurdles, status, HOSTILE)
-
-    page = visit("/job_state")
-    one = visit(f"/job_state/{job}")
-
-    assert shape_of(page.html) == list_shape
-    assert shape_of(one.html) == shape
-    words = ["title", "message", "owner", "unit"]
-    assert_has(page, "kind", *words)
-    assert_has(one, "line", "value", "metric", *words)
-    if status == "error":
-        assert_has(page, "error")
-        assert_has(one, "error", "type", "exception")
-    assert {HOSTILE, "m", "n", "miles"} == {tag.get_text() for tag in one.all("dt")}
-    assert one.all("title")[0].get_text() == f"title {HOSTILE}"
-
-
-def test_half_a_surrogate_pair_is_shown_as_a_question_mark(
-    store: JobStore, visit: Visiting
-) -> None:
-    """Text that JSON can spell, and UTF-8 cannot, does not break a page."""
-    job = put_job(store, RunMarathon).uuid
-    store.client.hset(key_of(store, job), mapping={"message": r'"half \ud800"'})
-
-    for path in "/job_state", f"/job_state/{job}":
-        assert "half ?" in visit(path).html.get_text()
-
-
-def test_hostile_queries_stay_text(store: JobStore, visit: Visiting) -> None:
-    """What a query says adds nothing to a page, and its links say the same."""
-    put_job(store, RunMarathon)
-    shape = shape_of(visit("/job_state?owner=a&kind=Unknown&id=x").html)
-    query = urlencode({"owner": HOSTILE, "kind": HOSTILE, "id": HOSTILE})
-
-    page = visit(f"/job_state/?{query}")
-
-    assert shape_of(page.html) == shape
-    assert page.one("input[name=owner]")["value"] == HOSTILE
-    filters = {"kind": HOSTILE, "owner": HOSTILE, "status": "error"}
-    assert page.link("Failed") == f"http://localhost/job_state/?{urlencode(filters)}"
-
-
-def test_hostile_traceback_stays_text(
-    store: JobStore, visit: Visiting, marathons: Marathons
-) -> None:
-    """A traceback is shown as it is."""
-    (job,) = marathons.fail(
-        "alice", kwargs={"shoes": "</pre><script>alert(1)</script>"}
+    data = Visit(paged_app(redis_url), "/job_state").data
+    element, page = (
+        (PACKAGE / "static" / name).read_text("utf-8")
+        for name in ("job-state.js", "job-state-pages.js")
     )
+    table = element.partition("const ENGLISH = {\n")[2].partition("\n};")[0]
 
-    page = visit(f"/job_state/{job}")
+    found = re.findall(r'^  "?([\w-]+)"?: "(.*)",$', table, re.MULTILINE)
+    words = re.findall(r"\bwords(?:\.(\w+)\b|\[\"([\w-]+)\"\])", page)
+    labels = re.findall(r"\blabels\.(\w+)", page)
 
-    assert "</pre><script>alert(1)</script>" in page.one("pre").get_text()
-    assert len(page.all("script")) == 2
-
-
-def test_pages_need_nothing_inline(store: JobStore, visit: Visiting) -> None:
-    """A strict Content-Security-Policy has nothing to block: no inline script or style,
-    no event handler, and nothing from elsewhere.
-    """
-    job = put_job(store, RunMarathon, "error", metrics={"m": 1}).uuid
-
-    for page in visit("/job_state"), visit(f"/job_state/{job}"):
-        for tag in page.html.find_all(True):
-            assert tag.name != "style"
-            assert not [name for name in tag.attrs if name.startswith("on")]
-            assert "style" not in tag.attrs
-        for tag in page.all("script"):
-            assert tag.get_text() == ""
-        for tag in page.all("[src], [href], [action]"):
-            for name in "src", "href", "action":
-                url = str(tag.get(name, "http://localhost/"))
-                assert url.startswith("http://localhost/"), tag
-
-
-def test_settings_of_the_application_s_jinja2_do_not_matter(
-    redis_url: str, store: JobStore
-) -> None:
-    """An application whose own templates escape nothing, or are spelled otherwise, has
-    the same pages.
-    """
-    settings = {
-        "jinja2.autoescape": "false",
-        "jinja2.undefined": "strict",
-        "jinja2.variable_start_string": "[[",
-        "jinja2.block_start_string": "<%",
-        "jinja2.trim_blocks": "true",
-    }
-    put_job(store, RunMarathon, message="<b>", metrics={"m": 1})
-    plain_page = Visit(paged_app(redis_url), "/job_state").response.text
-    config = paged_config(redis_url, settings=settings)
-    config.include("pyramid_jinja2")
-
-    text = Visit(make_app(config), "/job_state").response.text
-
-    assert text == plain_page
-    assert "&lt;b&gt;" in text
+    assert dict(found) == data["labels"]
+    # One is looked up by the status of an answer.
+    assert {a or b for a, b in words} == data["words"].keys() - {"503"}
+    assert set(labels) <= data["labels"].keys()

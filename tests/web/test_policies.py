@@ -83,7 +83,7 @@ class Stern(JobState):
         return []
 
 
-class Public(JobState):
+class OpenRace(JobState):
     """A kind of job that everyone may see."""
 
     def __acl__(self) -> list[tuple[str, Any, Any]]:
@@ -296,7 +296,7 @@ def test_visitor_named_like_a_system_principal_owns_nothing(
     for name in Everyone, Authenticated:
         job = put(store, "v1")
         assert rights(app, job, Cookie=f"visitor={name}") == NONE
-        put(store, name, cls=Public)
+        put(store, name, cls=OpenRace)
         assert get(app, "/job_state", Cookie=f"visitor={name}").json["items"] == []
 
 
@@ -445,7 +445,7 @@ def test_no_policy_opens_nothing(redis_url: str, store: JobStore, steps: str) ->
     job unless its ACL allows Everyone, and nobody cancels one.
     """
     app = assemble(redis_url, steps)
-    job, public = put(store), put(store, cls=Public)
+    job, public = put(store), put(store, cls=OpenRace)
 
     for place in "/job_state", "/jobs":
         assert rights(app, job, place, X_User="alice") == NONE
