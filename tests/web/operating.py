@@ -172,11 +172,15 @@ def uuids_of(items: Any) -> list[str]:
     ]
 
 
+class FullError(dramatiq.middleware.MiddlewareError, ValueError):
+    """What might be taken for a fault of the query."""
+
+
 class Refusing(dramatiq.Middleware):
     """A middleware that has every message refused."""
 
     def before_enqueue(self, broker: Broker, message: Any, delay: Any) -> None:
-        raise dramatiq.middleware.MiddlewareError("The queue is full.")
+        raise FullError("The queue is full.")
 
 
 def csrf_app(redis_url: str) -> TestApp:

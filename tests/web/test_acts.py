@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -22,21 +21,18 @@ from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.testing import away, put_job
 from tests.asgi import pushing
 from tests.jobs import RunMarathon, messages
-from tests.relay import relaying
 from tests.support import key_of, load_job
 from tests.web.operating import (
     KEEPER,
     OPERATOR,
     Marathons,
-    Refusing,
     act,
-    at_once,
     operated_root,
     put,
     statuses,
     uuids_of,
 )
-from tests.webapp import NOWHERE, Policy, ask, get, make_alias, make_app, make_config
+from tests.webapp import Policy, ask, get, make_alias, make_app, make_config
 
 UNKNOWN = {"error": "The job does not exist."}
 
@@ -141,19 +137,6 @@ def test_delete_of_an_unfinished_job_is_a_409(
         assert statuses(store, job) == [status]
 
 
-def test_two_operators_delete_a_job_once(operated: TestApp, store: JobStore) -> None:
-    """Of two operators who delete a job at once, one has deleted it, and for the other
-    it is unknown.
-    """
-    for _ in range(5):
-        path = f"/job_state/{put_job(store, RunMarathon, 'success').uuid}"
-        delete = functools.partial(act, operated, path, method="DELETE")
-
-        answers = at_once(delete, delete)
-
-        assert sorted(answer.status_code for answer in answers) == [204, 404]
-
-
 def test_stream_of_a_deleted_job_says_that_it_is_gone(
     redis_url: str, store: JobStore
 ) -> None:
@@ -192,23 +175,6 @@ def test_job_that_failed_runs_again(operated: TestApp, marathons: Marathons) -> 
     state = get(operated, path, "alice").json
     assert (state["job_state"], state["job"]["params"]) == ("success", {"miles": 26})
     assert state["job"]["error"] is None
-    assert marathons.ran == [job, job]
-
-
-def test_two_operators_run_a_job_again_once(
-    operated: TestApp, marathons: Marathons
-) -> None:
-    """Of two operators who run a job again at once, one is told that it did not fail,
-    and the job runs once.
-    """
-    (job,) = marathons.fail("alice")
-    rerun = functools.partial(act, operated, f"/job_state/{job}/rerun")
-
-    answers = at_once(rerun, rerun)
-
-    assert sorted(answer.status_code for answer in answers) == [202, 409]
-    marathons.is_mended = True
-    marathons.wait_for(job, "success")
     assert marathons.ran == [job, job]
 
 
@@ -257,101 +223,7 @@ def test_rerun_of_a_message_that_json_cannot_say_is_a_410(
     assert response.json["error"].startswith("Its message cannot be kept as JSON")
 
 
-def test_rerun_in_a_process_without_a_broker_is_a_410(
-    operated: TestApp, store: JobStore, set_broker: Callable[[Any], None]
-) -> None:
-    """Where no broker is set, none is made to run a job again."""
-    (job,) = put(store, "alice", status="error")
-    (ended,) = put(store, "alice", status="success")
-
-    response = act(operated, f"/job_state/{job}/rerun")
-
-    assert response.status_code == 410
-    assert response.json == {"error": "This process has no Dramatiq broker."}
-    assert dramatiq.broker.global_broker is None
-    assert act(operated, f"/job_state/{ended}/rerun").status_code == 409
-
-
-def known_of(app: TestApp, job: str) -> list[Any]:
-    """Return what an operator reads of a job."""
-    path = f"/job_state/{job}"
-    return [get(app, path, OPERATOR).json, get(app, f"{path}/inspect", OPERATOR).json]
-
-
-def test_broker_that_refuses_is_a_503(
-    operated: TestApp, store: JobStore, marathons: Marathons, caplog: Any
-) -> None:
-    """If the broker refuses its message, a job has failed as before, and the log says
-    what happened.
-    """
-    (job,) = marathons.fail("alice")
-    before = known_of(operated, job)
-    marathons.broker.add_middleware(Refusing())
-
-    response = act(operated, f"/job_state/{job}/rerun")
-
-    assert response.status_code == 503
-    assert response.headers["Retry-After"] == "5"
-    assert response.json == {
-        "error": "The broker did not accept the message of the job."
-    }
-    assert known_of(operated, job) == before
-    (record,) = (r for r in caplog.records if r.name.startswith("pyramid_jobstate"))
-    assert job in record.getMessage() and record.exc_info
-    assert "The queue is full." not in response.text
-
-
-def test_broker_whose_server_fails_is_a_503(
-    operated: TestApp,
-    redis_url: str,
-    store: JobStore,
-    marathons: Marathons,
-    monkeypatch: pytest.MonkeyPatch,
-    said: Callable[[], list[str]],
-) -> None:
-    """While the server of the broker is away, or refuses messages, a job has failed as
-    before, and runs again later. That is not taken for an outage of the store.
-    """
-    for refused, error in (
-        (None, "The broker does not answer."),
-        ("NOREPLICAS", "The broker did not accept the message of the job."),
-    ):
-        (job,) = put(store, "alice", status="error")
-        before = known_of(operated, job)
-        with contextlib.ExitStack() as stack, monkeypatch.context() as patched:
-            url = NOWHERE
-            if refused is not None:
-                url = stack.enter_context(relaying(redis_url, {"EVALSHA": refused})).url
-            broker = Marathons(url, store).broker
-            patched.setattr(dramatiq.broker, "global_broker", broker)
-
-            response = act(operated, f"/job_state/{job}/rerun")
-
-        assert response.status_code == 503
-        assert response.json == {"error": error}
-        assert response.headers["Retry-After"] == "5"
-        assert known_of(operated, job) == before
-        assert said()[-1] == f"The job {job} could not be sent to run again."
-        assert act(operated, f"/job_state/{job}/rerun").status_code == 202
-
-
 # All of them.
-
-
-def test_body_is_ignored(operated: TestApp, store: JobStore) -> None:
-    """Whatever body a request has, it acts on the job in its path."""
-    for content_type in "application/json", "text/plain", "x":
-        for body in b"", b"\xff{", b'{"uuid": "x"}', b"a" * 100_000:
-            job = put_job(store, RunMarathon, "error").uuid
-            headers = {
-                "X-User": OPERATOR,
-                "X-Requested-With": "x",
-                "Content-Type": content_type,
-            }
-            response = operated.request(
-                f"/job_state/{job}", method="DELETE", headers=headers, body=body
-            )
-            assert response.status_code == 204
 
 
 @pytest.mark.parametrize(

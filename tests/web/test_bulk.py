@@ -9,11 +9,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import dramatiq.broker
 import pytest
 import redis
 from dramatiq import Message
-from pyramid.authorization import Allow
 from pyramid.request import Request
 from webtest import TestApp
 
@@ -26,15 +24,13 @@ from tests.web.operating import (
     OPERATOR,
     Letter,
     Marathons,
-    OperatedRoot,
-    Refusing,
     act,
     at_once,
     operated_root,
     put,
     statuses,
 )
-from tests.webapp import NOWHERE, Policy, make_app, make_config
+from tests.webapp import Policy, make_app, make_config
 
 FORBIDDEN = {"error": "You may not do this with the job."}
 ALL: dict[str, Any] = {"all": 1, "everything": 1}
@@ -203,23 +199,6 @@ def test_users_act_on_their_own_jobs(
             assert response.json == {"done": 1, "cursor": None}
             assert statuses(store, *jobs[1:]) == [status] * 3
             assert statuses(store, jobs[0]) != [status]
-
-
-def test_root_lets_users_run_their_own_jobs_again(
-    redis_url: str, store: JobStore, marathons: Marathons
-) -> None:
-    """A user whom the root lets run all jobs again does so with their own alone."""
-
-    class Generous(OperatedRoot):
-        __acl__ = ((Allow, "alice", "rerun_job"),)
-
-    jobs = put(store, "alice", "bob", cls=RunMarathon, status="error")
-    app = make_app(make_config(redis_url, root_factory=Generous))
-
-    response = act(app, "/job_state/rerun", "alice", everything=1)
-
-    assert response.json == {"done": 1, "cursor": None}
-    assert statuses(store, *jobs) == ["queued", "error"]
 
 
 def test_operators_own_jobs_are_the_default(
@@ -437,84 +416,7 @@ def test_parameters_in_the_body_are_refused(
                 assert response.status_code == 200
 
 
-# Troubles, and the log.
-
-
-def test_broker_that_refuses_is_a_503(
-    operated: TestApp,
-    store: JobStore,
-    marathons: Marathons,
-    said: Callable[[], list[str]],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """If the broker refuses a message, its job has failed as before, and the log says
-    why, and how many were sent before.
-    """
-    jobs = put(store, "alice", "bob", status="error")
-    marathons.broker.add_middleware(Refusing())
-    said()
-
-    response = act(operated, "/job_state/rerun", **ALL)
-
-    assert response.status_code == 503
-    assert response.headers["Retry-After"] == "5"
-    assert response.json["error"].startswith("The broker did not accept the message")
-    assert statuses(store, *jobs) == ["error"] * 2
-    assert "The queue is full." in caplog.text
-    assert said() == [
-        "'operator' requeued 0 of all jobs until that failed.",
-        "A job could not be sent to run again.",
-    ]
-
-
-def test_broker_that_is_away_is_a_503(
-    operated: TestApp,
-    store: JobStore,
-    marathons: Marathons,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """While the broker is away, the jobs have failed as before, and run again later."""
-    jobs = put(store, "alice", "bob", status="error")
-    with monkeypatch.context() as patched:
-        elsewhere = Marathons(NOWHERE, store).broker
-        patched.setattr(dramatiq.broker, "global_broker", elsewhere)
-
-        response = act(operated, "/job_state/rerun", **ALL)
-
-    assert response.status_code == 503
-    assert response.json == {"error": "The broker does not answer."}
-    assert response.headers["Retry-After"] == "5"
-    assert statuses(store, *jobs) == ["error"] * 2
-    assert act(operated, "/job_state/rerun", **ALL).json["done"] == 2
-
-
-def test_broker_that_raises_a_value_error_is_a_503(
-    operated: TestApp, store: JobStore, marathons: Marathons
-) -> None:
-    """What a broker raises is never taken for a fault of the query."""
-
-    class Odd(dramatiq.Middleware):
-        def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
-            raise OddError("odd")
-
-    class OddError(dramatiq.middleware.MiddlewareError, ValueError):
-        pass
-
-    put(store, "alice", status="error")
-    marathons.broker.add_middleware(Odd())
-
-    assert act(operated, "/job_state/rerun", **ALL).status_code == 503
-
-
-def test_rerun_in_a_process_without_a_broker_is_a_410(
-    operated: TestApp, set_broker: Callable[[Any], None]
-) -> None:
-    """Where no broker is set, none is made."""
-    response = act(operated, "/job_state/rerun", **ALL)
-
-    assert response.status_code == 410
-    assert response.json == {"error": "This process has no Dramatiq broker."}
-    assert dramatiq.broker.global_broker is None
+# Interruptions, and the log.
 
 
 class Interrupting(Policy):

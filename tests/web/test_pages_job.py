@@ -288,71 +288,61 @@ class Timed(JobState):
         return state
 
 
-def told(status: str, attempt: int, **times: int) -> dict[str, Any]:
-    """Return what a job's JSON tells of its course, with times after START."""
-    found: dict[str, Any] = {"status": status, "attempt": attempt}
-    for name in "queued", "started", "finished", "due":
-        found[f"{name}_at"] = at(times[name]) if name in times else None
+def told(course: str) -> dict[str, Any]:
+    """Return what a job's JSON tells of its course: its status, its attempt, and when
+    what happened, in milliseconds after START.
+    """
+    status, attempt, *times = course.split()
+    found: dict[str, Any] = {"status": status, "attempt": int(attempt)}
+    found |= dict.fromkeys(["queued_at", "started_at", "finished_at", "due_at"])
+    for name, _, time in (each.partition("=") for each in times):
+        found[f"{name}_at"] = at(int(time))
     return found
 
 
-#: Jobs, when each failed try of theirs began and ended, and the steps.
-COURSES: list[tuple[dict[str, Any], list[tuple[int | None, int]], list[str]]] = [
+#: Courses of jobs, when each failed try began and ended, and the steps.
+COURSES = [
     (
-        told("success", 2, queued=0, started=20_100, finished=61_100),
-        [(2100, 5100)],
-        ["sent", "2.1 s try 1 ValueError 3 s", "15 s try 2", "41 s Done"],
+        "success 2 queued=0 started=20100 finished=61100",
+        "2100-5100",
+        "sent|2.1 s try 1 ValueError 3 s|15 s try 2|41 s Done",
     ),
     (
-        told("success", 3, queued=0, started=20_100, finished=61_100),
-        [],
-        ["sent", "2 earlier tries", "try 3", "41 s Done"],
+        "success 3 queued=0 started=20100 finished=61100",
+        "",
+        "sent|2 earlier tries|try 3|41 s Done",
     ),
     (
-        told("error", 2, queued=0, started=10_000, finished=12_000),
-        [(1000, 2000), (10_000, 12_000)],
-        ["sent", "1 s try 1 ValueError 1 s", "8 s try 2 ValueError 2 s", "Failed"],
+        "error 2 queued=0 started=10000 finished=12000",
+        "1000-2000 10000-12000",
+        "sent|1 s try 1 ValueError 1 s|8 s try 2 ValueError 2 s|Failed",
     ),
     (
-        told("error", 2, queued=0, started=10_000, finished=12_000),
-        [],
-        ["sent", "1 earlier try", "try 2", "2 s Failed"],
+        "error 2 queued=0 started=10000 finished=12000",
+        "",
+        "sent|1 earlier try|try 2|2 s Failed",
     ),
     (
-        told("error", 12, queued=0, started=10_000, finished=12_000),
-        [(10_000, 12_000)],
-        ["sent", "11 earlier tries", "try 12 ValueError 2 s", "Failed"],
+        "error 12 queued=0 started=10000 finished=12000",
+        "10000-12000",
+        "sent|11 earlier tries|try 12 ValueError 2 s|Failed",
     ),
     (
-        told("retrying", 1, queued=0, started=1000, due=30_000),
-        [(1000, 2000)],
-        ["sent", "1 s try 1 ValueError 1 s", "due at", "Trying again"],
+        "retrying 1 queued=0 started=1000 due=30000",
+        "1000-2000",
+        "sent|1 s try 1 ValueError 1 s|due at|Trying again",
     ),
-    (
-        told("working", 1, queued=0, started=90_000, due=1000),
-        [],
-        ["sent", "2 min try 1", "Running"],
-    ),
+    ("working 1 queued=0 started=90000 due=1000", "", "sent|2 min try 1|Running"),
     # It ran again after a failure, which counts its attempts anew.
     (
-        told("working", 1, queued=0, started=50_000),
-        [(1000, 2000), (3000, 4000)],
-        [
-            "sent",
-            "1 s try 1 ValueError 1 s",
-            "1 s try 2 ValueError 1 s",
-            "46 s try 3",
-            "Running",
-        ],
+        "working 1 queued=0 started=50000",
+        "1000-2000 3000-4000",
+        "sent|1 s try 1 ValueError 1 s|1 s try 2 ValueError 1 s|46 s try 3|Running",
     ),
-    (told("queued", 0, queued=0, due=50_000), [], ["sent", "due at", "Waiting"]),
-    (told("cancelled", 0, queued=0, finished=5000), [], ["sent", "5 s Cancelled"]),
-    (
-        told("error", 0, finished=5000),
-        [(None, 5000)],
-        ["sent", "try 1 ValueError", "Failed"],
-    ),
-    (told("sleeping", 0), [], ["sent", "Running"]),
+    ("queued 0 queued=0 due=50000", "", "sent|due at|Waiting"),
+    ("cancelled 0 queued=0 finished=5000", "", "sent|5 s Cancelled"),
+    ("error 0 finished=5000", "-5000", "sent|try 1 ValueError|Failed"),
+    ("sleeping 0", "", "sent|Running"),
 ]
 
 DURATIONS = {
@@ -390,20 +380,20 @@ def test_timeline(
     for course, tries, steps in COURSES:
         found = [
             tried._replace(
-                started_at=None if begun is None else time_at(begun),
-                ended_at=time_at(ended),
+                started_at=time_at(int(begun)) if begun else None,
+                ended_at=time_at(int(ended)),
             )
-            for begun, ended in tries
+            for begun, _, ended in (each.partition("-") for each in tries.split())
         ]
         known = failures._replace(tries=tuple(found))
         monkeypatch.setattr(JobStore, "failures", lambda *args, known=known: known)
-        monkeypatch.setattr(Timed, "told", course)
+        monkeypatch.setattr(Timed, "told", told(course))
 
-        assert steps_of(visit(f"/job_state/{job}")) == steps
+        assert steps_of(visit(f"/job_state/{job}")) == steps.split("|")
     monkeypatch.setattr(JobStore, "failures", lambda *args: failures._replace(tries=()))
     for millis, text in DURATIONS.items():
-        course = told("working", 1, queued=0, started=millis)
-        monkeypatch.setattr(Timed, "told", course)
+        now = told(f"working 1 queued=0 started={millis}")
+        monkeypatch.setattr(Timed, "told", now)
         assert steps_of(visit(f"/job_state/{job}"))[1] == f"{text} try 1"
 
 
@@ -421,7 +411,7 @@ def test_times_of_the_page(
     store: JobStore, visit: Visiting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each step of the timeline says when it happened, to people and to the script."""
-    course = told("success", 1, queued=0, started=2100, finished=MINUTE)
+    course = told("success 1 queued=0 started=2100 finished=60000")
     monkeypatch.setattr(Timed, "told", course)
     job = put_job(store, Timed, "success").uuid
 

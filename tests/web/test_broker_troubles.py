@@ -1,0 +1,92 @@
+"""Reruns through a broker that fails, or is missing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import dramatiq.broker
+import pytest
+from webtest import TestApp
+
+from pyramid_jobstate import JobStore
+from tests.relay import relaying
+from tests.web.operating import OPERATOR, Marathons, Refusing, act, put, statuses
+from tests.webapp import NOWHERE, get
+
+#: Where one failed job runs again, and where all do.
+ONE, ALL = "/job_state/{}/rerun", "/job_state/rerun?all=1&everything=1"
+
+REFUSED = "The broker did not accept the message of the job."
+AWAY = "The broker does not answer."
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [("middleware", REFUSED), ("server", REFUSED), ("away", AWAY)],
+)
+def test_broker_that_fails_is_a_503(
+    operated: TestApp,
+    redis_url: str,
+    store: JobStore,
+    marathons: Marathons,
+    monkeypatch: pytest.MonkeyPatch,
+    said: Callable[[], list[str]],
+    caplog: pytest.LogCaptureFixture,
+    fault: str,
+    error: str,
+) -> None:
+    """If the broker refuses a message, or is away, its job has failed as before, and
+    runs again later. The log says why, and how many were sent before. That is not taken
+    for an outage of the store, or for a fault of the query.
+    """
+
+    def known_of(job: str) -> list[Any]:
+        path = f"/job_state/{job}"
+        return [get(operated, p, OPERATOR).json for p in (path, f"{path}/inspect")]
+
+    for path in ONE, ALL:
+        (job,) = put(store, "alice", status="error")
+        before = known_of(job)
+        with contextlib.ExitStack() as stack, monkeypatch.context() as patched:
+            url = NOWHERE if fault == "away" else redis_url
+            if fault == "server":
+                url = stack.enter_context(relaying(url, {"EVALSHA": "NOREPLICAS"})).url
+            broker = Marathons(url, store).broker
+            if fault == "middleware":
+                broker.add_middleware(Refusing())
+            patched.setattr(dramatiq.broker, "global_broker", broker)
+            said()
+
+            response = act(operated, path.format(job))
+
+        assert (response.status_code, response.json) == (503, {"error": error})
+        assert response.headers["Retry-After"] == "5"
+        assert known_of(job) == before
+        assert any(r.exc_info for r in caplog.records)
+        assert ("The queue is full." in caplog.text) is (fault == "middleware")
+        line = "'operator' requeued 0 of all jobs until that failed."
+        one, many = f"The job {job} could not", "A job could not"
+        end = "be sent to run again."
+        wanted = [f"{one} {end}"] if path == ONE else [line, f"{many} {end}"]
+        assert said() == wanted
+        assert act(operated, path.format(job)).status_code in (200, 202)
+        assert statuses(store, job) == ["queued"]
+
+
+def test_process_without_a_broker_runs_nothing_again(
+    operated: TestApp, store: JobStore, set_broker: Callable[[Any], None]
+) -> None:
+    """Where no broker is set, none is made: that is a 410, but for a job that has not
+    failed.
+    """
+    (job,) = put(store, "alice", status="error")
+    (ended,) = put(store, "alice", status="success")
+    for path in ONE.format(job), ALL:
+        response = act(operated, path)
+
+        assert response.status_code == 410
+        assert response.json == {"error": "This process has no Dramatiq broker."}
+        assert dramatiq.broker.global_broker is None
+    assert act(operated, ONE.format(ended)).status_code == 409
