@@ -26,7 +26,6 @@ from tests.web.operating import (
 from tests.web.paging import Visit, Visiting, browse, paged_app, put_batch, query_of
 from tests.webapp import Root, get
 
-UNFINISHED = ["queued", "working", "retrying", "stalled", "cancelling"]
 FINISHED = ["success", "error", "cancelled"]
 
 
@@ -498,31 +497,18 @@ def test_acts_are_those_that_a_job_allows(store: JobStore, visit: Visiting) -> N
     assert page.data["bulk"]["delete"]["statuses"] == FINISHED
 
 
-Acts = dict[str, tuple[str, str, str | None, list[str]]]
-
-ON_ALL: dict[str, Acts] = {
-    "all=1": {
-        "cancel": ("cancel", "all=1&everything=1", "counts", UNFINISHED),
-        "rerun": ("rerun", "all=1&everything=1", "counts", ["error"]),
-        "delete": ("clear", "all=1&everything=1", "counts", FINISHED),
-    },
-    "all=1&kind=RunMarathon&status=error&limit=5": {
-        "rerun": (
-            "rerun",
-            "kind=RunMarathon&all=1",
-            "counts?kind=RunMarathon",
-            ["error"],
-        ),
-        "delete": (
-            "clear",
-            "kind=RunMarathon&status=error&all=1",
-            "counts?kind=RunMarathon",
-            ["error"],
-        ),
-    },
-    "owner=alice&status=working": {
-        "cancel": ("cancel", "owner=alice&status=working", None, ["working"])
-    },
+#: Addresses of lists, and what the script is told of each act on all that match: where
+#: to post it, where to read how many they are, if that is known, and their statuses.
+ON_ALL = {
+    "all=1": """
+      cancel cancel?all=1&everything=1 counts queued,working,retrying,stalled,cancelling
+      rerun rerun?all=1&everything=1 counts error
+      delete clear?all=1&everything=1 counts success,error,cancelled""",
+    "all=1&kind=RunMarathon&status=error&limit=5": """
+      rerun rerun?kind=RunMarathon&all=1 counts?kind=RunMarathon error
+      delete clear?kind=RunMarathon&status=error&all=1 counts?kind=RunMarathon error""",
+    "owner=alice&status=working": """
+      cancel cancel?owner=alice&status=working - working""",
 }
 
 QUESTIONS = {
@@ -540,14 +526,15 @@ def test_acts_on_all_that_match(store: JobStore, visit: Visiting) -> None:
     put_each(store)
 
     for query, acts in ON_ALL.items():
+        told = [line.split() for line in acts.strip().splitlines()]
         assert visit(f"/job_state/?{query}").data["bulk"] == {
             name: {
-                "url": f"{base}{view}?{wanted}",
+                "url": base + url,
                 "question": QUESTIONS[name],
-                "counts": counts and base + counts,
-                "statuses": wanted_statuses,
+                "counts": None if counts == "-" else base + counts,
+                "statuses": wanted.split(","),
             }
-            for name, (view, wanted, counts, wanted_statuses) in acts.items()
+            for name, url, counts, wanted in told
         }
 
 

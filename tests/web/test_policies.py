@@ -26,7 +26,6 @@ from tests.webapp import (
     NOWHERE,
     PLACES,
     Policy,
-    Root,
     ask,
     get,
     made_config,
@@ -442,7 +441,8 @@ def assemble(redis_url: str, steps: str, **settings: Any) -> TestApp:
 @pytest.mark.parametrize("steps", ORDERS)
 def test_no_policy_opens_nothing(redis_url: str, store: JobStore, steps: str) -> None:
     """Without a policy, in whatever order the application is configured, nobody sees a
-    job unless its ACL allows Everyone, and nobody cancels one.
+    job unless its ACL allows Everyone, and nobody cancels one, but visitors who are
+    known to `jobstate.owner`.
     """
     app = assemble(redis_url, steps)
     job, public = put(store), put(store, cls=OpenRace)
@@ -453,18 +453,8 @@ def test_no_policy_opens_nothing(redis_url: str, store: JobStore, steps: str) ->
     assert load_job(store, job).status == "working"
     assert rights(app, public) == (True, True, False, False)
     assert get(app, f"/job_state/{public}").json["job"]["cancellable"] is False
-
-
-@pytest.mark.parametrize("steps", ORDERS)
-def test_no_policy_knows_the_owner_of_the_setting(
-    redis_url: str, store: JobStore, steps: str
-) -> None:
-    """Visitors known to `jobstate.owner` see and cancel their jobs without a policy."""
-    app = assemble(redis_url, steps, owner=visitor)
-    job = put(store, "v1")
-
-    assert rights(app, job, Cookie="visitor=v2") == NONE
-    assert rights(app, job) == NONE
+    app, job = assemble(redis_url, steps, owner=visitor), put(store, "v1")
+    assert rights(app, job, Cookie="visitor=v2") == rights(app, job) == NONE
     assert rights(app, job, Cookie="visitor=v1") == ALL
 
 
@@ -530,22 +520,6 @@ def test_start_that_somebody_decides_is_quiet(
     assemble(NOWHERE, "include make", owner=visitor)
 
     assert messages(caplog, "pyramid_jobstate") == []
-
-
-def test_root_decides_for_everyone_without_a_policy(
-    redis_url: str, store: JobStore
-) -> None:
-    """Without a policy, the ACLs of the lineage count, for Everyone alone."""
-
-    class OpenRoot(Root):
-        __acl__ = ((Allow, Everyone, "list_jobs"), (Allow, ADMIN, "view_job"))
-
-    config = make_config(redis_url, security_policy=None, root_factory=OpenRoot)
-    put(store)
-
-    response = get(make_app(config), "/job_state?all=1", ADMIN)
-
-    assert response.json == {"items": [], "cursor": None}
 
 
 # The setting jobstate.permits.
