@@ -451,9 +451,8 @@ def test_interruption_loses_no_line_of_what_was_done(
     """If the store goes away while a request acts on jobs, or the process ends, the log
     has those jobs that it has acted on.
     """
-    jobs = put(store, *["carol"] * 202, status="queued")[::-1]
     # Not all are read at once.
-    acted = jobs[:200]
+    jobs = put(store, *["carol"] * 202, status="queued")[::-1]
     with contextlib.ExitStack() as stack:
         app = interrupted(
             redis_url,
@@ -465,10 +464,12 @@ def test_interruption_loses_no_line_of_what_was_done(
 
     assert response.status_code == 503
     assert response.headers["Retry-After"] == "5"
-    lines = said()
-    assert lines[:200] == [f"'operator' cancelled the job {job}." for job in acted]
-    assert lines[-1] == "'operator' cancelled 200 of all jobs until that failed."
-    assert statuses(store, *jobs) == ["cancelled"] * 200 + ["queued"] * 2
+    count = statuses(store, *jobs).count("cancelled")
+    assert 0 < count < len(jobs)
+    *lines, last = said()
+    done = [f"'operator' cancelled the job {job}." for job in jobs[:count]]
+    assert lines[:count] == done
+    assert last == f"'operator' cancelled {count} of all jobs until that failed."
 
     store.cancel_all(everything=True)
     app = interrupted(redis_url, lambda request: sys.exit())
@@ -478,7 +479,7 @@ def test_interruption_loses_no_line_of_what_was_done(
         act(app, "/job_state/clear", **ALL)
 
     gone = [job for job in jobs if store.load(job) is None]
-    assert len(gone) == 200
+    assert 0 < len(gone) < len(jobs)
     assert sorted(said()) == sorted(f"'operator' deleted the job {j}." for j in gone)
 
 
@@ -533,7 +534,7 @@ def test_jobs_that_may_have_changed_are_logged(
     that this is not certain.
     """
     # The second of the two jobs is the last thing that is asked about before the act.
-    app = interrupted(proxy.url, lambda request: proxy.lose_replies("EVALSHA"), 3)
+    app = interrupted(proxy.url, lambda request: proxy.lose_replies(""), 3)
     # Let the server know the script.
     put(store, "carol", "carol", status=status)
     act(app, f"/job_state/{name}", **ALL)

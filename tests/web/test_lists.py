@@ -16,6 +16,7 @@ from pyramid_jobstate import JobState, JobStore
 from tests.jobs import RunMarathon
 from tests.support import UUID, key_of
 from tests.web.operating import LockedDiary, put, uuids_of
+from tests.web.paging import put_batch
 from tests.webapp import (
     ADMIN,
     NOWHERE,
@@ -137,6 +138,23 @@ def test_list_jobs_lists_anyones(app: TestApp, store: JobStore) -> None:
     assert listed("?owner=nobody") == listed("?owner=") == []
     assert listed("?all=1") == [nobodys, bobs, alices]
     assert listed("?all=1&limit=1") == [nobodys]
+
+
+def test_members_of_a_hidden_batch_are_unknown(app: TestApp, store: JobStore) -> None:
+    """Who may see some members of a batch lists them only if they may see the batch,
+    which otherwise looks like an unknown one. Other members are left out.
+    """
+    theirs = {"status": "success", "owner": "bob"}
+    batch, (job, _) = put_batch(store, "success", theirs)
+    listed = Listing(app)
+
+    assert listed(f"?batch={batch}", "alice") == [job]
+    assert len(listed(f"?batch={batch}")) == 2
+    for user in "bob", None:
+        for uuid in batch, UUID, job:
+            response = get(app, f"/job_state?batch={uuid}", user)
+            assert response.status_code == 404
+            assert response.json == {"error": "The job does not exist."}
 
 
 def test_sizes(app: TestApp, store: JobStore) -> None:
