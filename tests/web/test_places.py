@@ -89,6 +89,8 @@ def test_refusals_are_the_same_at_each_place(paged: TestApp, store: JobStore) ->
             ("POST", f"/{job}/cancel/x", OPERATOR, 404),
             ("POST", "/clear/x", OPERATOR, 404),
             ("PUT", f"/{job}", OPERATOR, 405),
+            ("OPTIONS", f"/{job}", OPERATOR, 405),
+            ("OPTIONS", "/clear", OPERATOR, 405),
             ("GET", f"/{job}/cancel", OPERATOR, 405),
             ("GET", "/clear", OPERATOR, 405),
             ("POST", "", OPERATOR, 405),
