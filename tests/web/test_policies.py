@@ -493,6 +493,12 @@ def test_no_policy_in_an_applications_unit_test(
         assert not request.job_states.permits(job_state, "view_job")
 
 
+def test_no_setting_lets_everyone_in() -> None:
+    """A setting that would, as one did, is unknown."""
+    with pytest.raises(ConfigurationError, match=r"jobstate\.allow_no_policy"):
+        app_of(Policy(), NOWHERE, allow_no_policy="true")
+
+
 @pytest.mark.parametrize("steps", [*ORDERS, "include commit include make"])
 def test_start_without_a_policy_is_warned_of(
     caplog: pytest.LogCaptureFixture, steps: str
