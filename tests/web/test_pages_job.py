@@ -277,7 +277,7 @@ def test_reason_why_a_job_cannot_run_again(store: JobStore, visit: Visiting) -> 
 # The timeline.
 
 
-class Timed(JobState):
+class SelfTimed(JobState):
     """A kind that says itself when what happened to its job."""
 
     told: dict[str, Any] = {}  # noqa: RUF012, set by each test
@@ -374,7 +374,7 @@ def test_timeline(
     """The steps of a job, with the time between them and that of each failed try. A
     duration is as precise as it is useful.
     """
-    (job,) = put(store, "alice", cls=Timed, status="error")
+    (job,) = put(store, "alice", cls=SelfTimed, status="error")
     failures = store.failures(job)
     (tried,) = failures.tries
     for course, tries, steps in COURSES:
@@ -387,20 +387,20 @@ def test_timeline(
         ]
         known = failures._replace(tries=tuple(found))
         monkeypatch.setattr(JobStore, "failures", lambda *args, known=known: known)
-        monkeypatch.setattr(Timed, "told", told(course))
+        monkeypatch.setattr(SelfTimed, "told", told(course))
 
         assert steps_of(visit(f"/job_state/{job}")) == steps.split("|")
     monkeypatch.setattr(JobStore, "failures", lambda *args: failures._replace(tries=()))
     for millis, text in DURATIONS.items():
         now = told(f"working 1 queued=0 started={millis}")
-        monkeypatch.setattr(Timed, "told", now)
+        monkeypatch.setattr(SelfTimed, "told", now)
         assert steps_of(visit(f"/job_state/{job}"))[1] == f"{text} try 1"
 
 
 def test_failed_try_without_an_exception(store: JobStore, visit: Visiting) -> None:
     """A try that no exception has ended says what did."""
     error = JobError(None, "It broke.")
-    job = put_job(store, Timed, "error", error=error).uuid
+    job = put_job(store, SelfTimed, "error", error=error).uuid
 
     (step,) = (s for s in steps_of(visit(f"/job_state/{job}")) if "try 1" in s)
 
@@ -412,8 +412,8 @@ def test_times_of_the_page(
 ) -> None:
     """Each step of the timeline says when it happened, to people and to the script."""
     course = told("success 1 queued=0 started=2100 finished=60000")
-    monkeypatch.setattr(Timed, "told", course)
-    job = put_job(store, Timed, "success").uuid
+    monkeypatch.setattr(SelfTimed, "told", course)
+    job = put_job(store, SelfTimed, "success").uuid
 
     page = visit(f"/job_state/{job}")
 
