@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,6 +28,22 @@ CHROMIUM_ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+
+def running() -> Iterator[Browser]:
+    """Yield a headless Chromium, and close it.
+
+    While it runs, its event loop counts as running in the main thread, so no test could
+    run another one: no fixture must outlive the tests that need it.
+    """
+    from playwright.sync_api import expect, sync_playwright
+
+    # As patient as `wait_for`: the machine may be busy.
+    expect.set_options(timeout=20_000)
+    with sync_playwright() as playwright:
+        browser = launch(playwright.chromium, has_windows=False)
+        yield browser
+        browser.close()
 
 
 def launch(kind: BrowserType, *, has_windows: bool = True, **options: Any) -> Browser:

@@ -185,29 +185,10 @@ def server() -> Iterator[EmbeddedServer]:
         yield server
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A headless Chromium.
-
-    It ends with the test's folder: while it runs, its event loop counts as running in
-    the main thread, so no test could run another one.
-    """
-    from playwright.sync_api import expect, sync_playwright
-
-    # As patient as `wait_for`: the machine may be busy.
-    expect.set_options(timeout=20_000)
-    with sync_playwright() as playwright:
-        browser = chromium.launch(playwright.chromium, has_windows=False)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="package")
-def windowed(browser: Browser) -> Iterator[Browser]:
-    """A headless Chromium whose windows can be minimized, which hides their pages."""
-    windowed = chromium.launch(browser.browser_type)
-    yield windowed
-    windowed.close()
+    """A headless Chromium."""
+    yield from chromium.running()
 
 
 @pytest.fixture

@@ -138,7 +138,7 @@ def test_jobs_of_unknown_kinds_keep_them(store: JobStore, client: Redis) -> None
 def test_title_is_made_from_the_kind() -> None:
     """It is the kind in words, unless the class has a title of its own."""
 
-    class Titled(JobState):
+    class Headlined(JobState):
         pass
 
     for kind, title in [
@@ -153,8 +153,8 @@ def test_title_is_made_from_the_kind() -> None:
         ("ÄrzteListe", "Ärzte liste"),
         ("myapp.Import", "Myapp import"),
     ]:
-        Titled.kind = kind
-        assert detached(Titled).title == title
+        Headlined.kind = kind
+        assert detached(Headlined).title == title
 
     class Poetic(JobState):
         title = "A long walk"

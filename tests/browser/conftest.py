@@ -7,12 +7,27 @@ from playwright.sync_api import Browser, Page
 from webtest import TestApp
 
 from pyramid_jobstate.embedded import EmbeddedServer
+from tests import chromium
 from tests.browser.paged import Pages, Runner, serving
 from tests.browser.polling import HOUR, Polling, polling_from
 from tests.browser.staging import Stage
 from tests.pollserver import PollServer
 from tests.web.paging import paged_config
 from tests.webapp import make_app, renewed
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium, for all tests of this folder."""
+    yield from chromium.running()
+
+
+@pytest.fixture(scope="package")
+def windowed(browser: Browser) -> Iterator[Browser]:
+    """A headless Chromium whose windows can be minimized, which hides their pages."""
+    windowed = chromium.launch(browser.browser_type)
+    yield windowed
+    windowed.close()
 
 
 @pytest.fixture(scope="package")

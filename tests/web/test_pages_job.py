@@ -110,13 +110,13 @@ def test_titles(store: JobStore, visit: Visiting) -> None:
     needs a name, and so do a heading and a box.
     """
 
-    class Titled(JobState):
+    class Inscribed(JobState):
         @property
         def title(self) -> str:
             return titles[-1]
 
     titles = [""]
-    job = put_job(store, Titled, "success").uuid
+    job = put_job(store, Inscribed, "success").uuid
     bold = "<b>Bold</b>"
     for given, title in (Markup(bold), bold), (bold, bold), ("", job), (" \t", job):
         titles.append(given)

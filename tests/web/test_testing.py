@@ -33,7 +33,7 @@ from tests.webapp import Policy
 pytest_plugins = ["pyramid_jobstate.fixtures"]
 
 
-class ImportFiles(Batch):
+class PutFiles(Batch):
     """A kind of batch."""
 
 
@@ -318,12 +318,12 @@ def test_put_batch_follows_from_its_members(job_store: JobStore) -> None:
     ends = ("success", {"status": "error", "error": JobError("ValueError", "bad")})
     batch = testing.put_batch(
         job_store,
-        ImportFiles,
+        PutFiles,
         ["queued", {"job_state_class": RunMarathon, "metrics": {"mile": 2}}, *ends],
         owner="alice",
         title="Two files",
     )
-    assert isinstance(batch, ImportFiles) and batch.owner == "alice"
+    assert isinstance(batch, PutFiles) and batch.owner == "alice"
     assert (batch.status, batch.title) == ("working", "Two files")
     found = job_store.members(batch.uuid).items
     statuses = [member.status for member in found]
