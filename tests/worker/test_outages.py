@@ -392,6 +392,8 @@ def test_job_that_begins_as_another_worker_stops_is_recorded(
     floor, stopping = make_floor(slow), Stopping()
     floor.broker.add_middleware(stopping)
     other = floor.new_worker()
+    # It takes no messages, which it would hold until it has stopped.
+    other.pause()
     first = floor.begin()
     with relay.frozen():
         first.job_state.set_message("one")
