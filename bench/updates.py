@@ -13,9 +13,9 @@ from tqdm import tqdm
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.changes import End, NewJob, Update
-from tests.support import INFO
 
 from .jobs import OWNER, running_job
+from .push_writer import INFO
 from .timing import Row, Table, side_by_side
 
 

@@ -18,7 +18,6 @@ from webtest import TestApp
 
 from pyramid_jobstate import JobStore, embedded
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.testing import release_broker
 from tests import chromium
 from tests.jobs import messages
@@ -131,12 +130,6 @@ def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
         return found
 
     return lines
-
-
-@pytest.fixture
-def run() -> Run:
-    """A run that has reported nothing yet."""
-    return Run()
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import dramatiq
@@ -12,8 +12,7 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import Middleware, Retries, default_middleware
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
-from pyramid_jobstate.job.changes import NewJob
-from tests.support import SENT, load_job, wait_for
+from tests.support import load_job, wait_for
 
 R = TypeVar("R")
 
@@ -61,15 +60,6 @@ def middleware_of(broker: dramatiq.Broker) -> JobStateMiddleware:
 def store_of(broker: dramatiq.Broker) -> JobStore:
     """Return the store of a broker's middleware."""
     return middleware_of(broker).store_for(broker)
-
-
-def record_steps(
-    broker: dramatiq.Broker, steps: Sequence[dramatiq.Message[Any]]
-) -> None:
-    """Record the waiting steps of a pipeline, as their sender does."""
-    store_of(broker).create(
-        *(NewJob(step.message_id, SENT, waits=True) for step in steps)
-    )
 
 
 def load(broker: dramatiq.Broker, message: dramatiq.Message[Any]) -> JobState:

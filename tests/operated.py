@@ -18,7 +18,7 @@ import redis
 from pyramid.config import global_registries
 
 from pyramid_jobstate import Batch, JobState, JobStateMiddleware, JobStore
-from pyramid_jobstate.cli import main
+from pyramid_jobstate.cli import main  # noqa: TID251, the command `pjobs`
 from pyramid_jobstate.testing import put_job
 from tests.cliapp import Folder
 from tests.jobs import RunMarathon, job_actor, make_broker, working

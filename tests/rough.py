@@ -134,7 +134,7 @@ def declare(broker: dramatiq.Broker, notes: Notes) -> None:
         notes.add("count")
         if len(notes.all("count")) == 1:
             message: Any = CurrentMessage.get_current_message()
-            broker.enqueue(message._message, delay=1500)
+            broker.enqueue(dramatiq.Message(**message.asdict()), delay=1500)
 
     @dramatiq.actor(broker=broker, max_retries=0, job_state=True)
     def come_back(how: str) -> None:

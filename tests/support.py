@@ -14,7 +14,6 @@ import redis
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.job.record import JobInfo
 
 T = TypeVar("T")
 
@@ -24,10 +23,6 @@ PACKAGE = ROOT / "pyramid_jobstate"
 
 #: A well-formed uuid.
 UUID = "12345678-1234-4321-8765-1234567890ab"
-
-#: What is known about a job of Alice's when it is sent, and when it starts.
-SENT = JobInfo("RunMarathon", "run_marathon", 0, '"alice"', '{"miles":26}')
-INFO = SENT._replace(attempt=1)
 
 
 def key_of(store: JobStore, uuid: str) -> str:
