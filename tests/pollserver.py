@@ -247,6 +247,14 @@ def release(answer: Answer) -> None:
     answer.hold.set()
 
 
+class Listening(ThreadingHTTPServer):
+    """Accepts as many connections at once as a browser opens. With the usual 5, some
+    are lost for minutes.
+    """
+
+    request_queue_size = 128
+
+
 class PollServer:
     """Answers each path from its own script, and repeats the last answer."""
 
@@ -274,7 +282,7 @@ class PollServer:
     def start(self) -> None:
         """Listen on the same port as before."""
         handler = type("Handler", (_Handler,), {"poll_server": self})
-        self._httpd = ThreadingHTTPServer(("127.0.0.1", self._port), handler)
+        self._httpd = Listening(("127.0.0.1", self._port), handler)
         self._port = self._httpd.server_address[1]
         self._thread = threading.Thread(
             target=self._httpd.serve_forever, args=(0.01,), daemon=True

@@ -5,6 +5,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from tests.support import ROOT
 
 #: What is inside the package, as imports and as strings name it.
@@ -47,6 +49,7 @@ def names(tree: ast.Module) -> list[str]:
     return found
 
 
+@pytest.mark.system
 def test_tests_name_nothing_inside() -> None:
     """Only the files that pyproject.toml lists name what is inside the package. None of
     these is a helper.

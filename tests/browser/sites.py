@@ -33,6 +33,7 @@ LOOK = """() => {
 
 class Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    request_queue_size = 128
 
 
 class Handler(WSGIRequestHandler):

@@ -745,7 +745,7 @@ def with_scenes(test: Any) -> Any:
 
 
 @with_scenes
-@examples(100)
+@examples(80)
 @given(path=paths_of(st.one_of(timely, late), 14))
 def test_scripts_do_as_the_model(both: Callable[[], Both], path: list[Any]) -> None:
     """Whatever is requested or reported, twice, late or out of order, the store has the
@@ -755,7 +755,7 @@ def test_scripts_do_as_the_model(both: Callable[[], Both], path: list[Any]) -> N
 
 
 @with_scenes
-@examples(100)
+@examples(80)
 @given(path=paths_of(timely, 10))
 def test_jobs_are_counted_by_status(both: Callable[[], Both], path: list[Any]) -> None:
     """Whatever is requested or reported, in any order, a job counts under its status

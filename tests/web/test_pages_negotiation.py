@@ -214,31 +214,31 @@ def test_bad_query_is_a_page(paged: TestApp) -> None:
 def test_view_of_the_application_wins(redis_url: str, store: JobStore) -> None:
     """A view that the application has for a kind of job is its page."""
 
-    class Parade(JobState):
+    class Procession(JobState):
         """A kind of job with a page of its own."""
 
     config = paged_config(redis_url)
 
-    def own(context: Parade, request: Request) -> Response:
+    def own(context: Procession, request: Request) -> Response:
         return Response(f"<h1>{context.kind}</h1>")
 
     for route in None, "pyramid_jobstate.job", "pyramid_jobstate.job/":
         config.add_view(
             own,
-            context=Parade,
+            context=Procession,
             route_name=route,
             jobstate_page=True,
             permission="view_job",
         )
     app = make_app(config)
-    parade = put_job(store, Parade).uuid
+    parade = put_job(store, Procession).uuid
     (other,) = put(store, "alice", cls=RunMarathon)
     for place in PLACES:
         path = f"{place}/{parade}"
         page = browse(app, path)
-        assert page.text == "<h1>Parade</h1>"
+        assert page.text == "<h1>Procession</h1>"
         assert page.headers["Vary"] == "Accept"
         assert page.headers["Cache-Control"] == "private, no-store"
         assert browse(app, path, None).status_code == 403
-        assert get(app, path, OPERATOR).json["job"]["kind"] == "Parade"
+        assert get(app, path, OPERATOR).json["job"]["kind"] == "Procession"
         assert Visit(app, f"{place}/{other}").texts("h1") == ["Run marathon"]
