@@ -23,7 +23,7 @@ from tests.jobs import RunMarathon
 from tests.pollserver import PollServer
 from tests.readme import README, snippets
 from tests.support import ROOT, unmeasured, wait_for
-from tests.webapp import get, made_config, make_app, make_config
+from tests.webapp import get, made_config, make_app, make_config, make_request
 
 SECURITY = """
 from pyramid.authorization import ACLHelper, Everyone
@@ -626,10 +626,7 @@ def test_settings_of_the_readme_are_the_real_ones(redis_url: str) -> None:
     defaults = {name: default[1] for name, default in found if default}
     assert defaults["jobstate.namespace"] == "jobstate"
     spelled = made_config(redis_url, settings=defaults)
-    stores = [
-        config.introspector.get("job states", "store")["store"]
-        for config in (plain, spelled)
-    ]
+    stores = [make_request(config).job_states.store for config in (plain, spelled)]
     for name in ("namespace", "expire_in", "active_expire_in", "stalled_after"):
         one, other = (getattr(store, name) for store in stores)
         assert one == other, name
