@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -66,6 +67,7 @@ class Runs:
 
     def __init__(self, broker: dramatiq.Broker) -> None:
         self._broker = broker
+        self._lock = threading.Lock()
         self._actors: dict[type[JobState], dramatiq.Actor[..., Any]] = {}
         self._runs: dict[str, Run] = {}
 
@@ -76,13 +78,14 @@ class Runs:
         **metrics: Any,
     ) -> Run:
         """Return a job that runs, and has reported metrics."""
-        actor = self._actors.get(kind)
-        if actor is None:
-            options: Any = {"job_state": kind, "max_retries": 0}
-            declare = dramatiq.actor(
-                broker=self._broker, actor_name=kind.kind, **options
-            )
-            actor = self._actors[kind] = declare(self._live)
+        with self._lock:
+            if kind not in self._actors:
+                options: Any = {"job_state": kind, "max_retries": 0}
+                declare = dramatiq.actor(
+                    broker=self._broker, actor_name=kind.kind, **options
+                )
+                self._actors[kind] = declare(self._live)
+            actor = self._actors[kind]
         message = actor.message_with_options(job_owner=owner, args=(26,))
         run = self._runs[message.message_id] = Run(message.message_id)
         self._broker.enqueue(message)
