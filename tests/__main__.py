@@ -23,8 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
 
 #: The most seconds of CPU that a run without arguments may take in CI, and that a test
-#: may take that does not bear the marker `system`.
-BUDGET, SHARE = 400.0, 1.0
+#: may take that does not bear the marker `system`. On a busy machine it takes up to
+#: twice as many.
+BUDGET, SHARE, NOISE = 400.0, 1.0, 2.0
 
 
 def main() -> int:
@@ -33,7 +34,8 @@ def main() -> int:
     arguments = sys.argv[1:]
     kinds = [kind for kind in ("system", "long") if f"--{kind}" in arguments]
     arguments = [each for each in arguments if each not in ("--system", "--long")]
-    options = ["-n", str(os.cpu_count() or 1), "--dist", "loadgroup"]
+    # Twice the cores, since many tests wait most of their time.
+    options = ["-n", str(2 * (os.cpu_count() or 1)), "--dist", "loadgroup"]
     if "long" in kinds:
         options = []
     if kinds:
@@ -59,8 +61,8 @@ def main() -> int:
         print(f"{name} takes {seconds:.1f} s of CPU: it should bear the mark system.")
     if cpu > BUDGET:
         print(f"The run may take {BUDGET:.0f} s of CPU.")
-    is_dear = os.environ.get("CI") == "true" and (cpu > BUDGET or bool(dear))
-    return code or int(is_dear)
+    is_dear = cpu > BUDGET or any(seconds > NOISE * SHARE for _, seconds in dear)
+    return code or int(is_dear and os.environ.get("CI") == "true")
 
 
 def costs(folder: Path) -> list[tuple[str, float]]:

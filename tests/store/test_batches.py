@@ -868,6 +868,7 @@ def test_damaged_batch_does_not_harm_its_members(
     assert all("What cannot be read is skipped" in line for line in said)
 
 
+@pytest.mark.system
 def test_damaged_number_counts_no_change_twice(make_bed: MakeBed) -> None:
     """Whatever number of its record another program overwrites, a batch takes its
     members in, and each of their changes once.

@@ -646,6 +646,7 @@ class Wordy(Hashed):
         return f"{super().translate(text, *args, **options)} {id(self)}"
 
 
+@pytest.mark.system
 def test_languages_do_not_pile_up(redis_url: str) -> None:
     """Whatever languages requests name, the words of a few are kept."""
     localizers = [Wordy([]) for _ in range(70)]
