@@ -199,9 +199,9 @@ def test_retry_after_is_honoured_with_care(polling: Polling) -> None:
     )
     # A failure does not make a poller with a long period ask sooner.
     polling.follow("minutes", Answer(500), baseUrl="/late", pollingPeriod=120_000)
+    polling.wait_for_all("lost", len(RETRY_AFTER) + 2)
     polling.hide()
     polling.hide(hidden=False)
-    polling.wait_for_all("lost", len(RETRY_AFTER) + 2)
     for name, (_, low, high) in RETRY_AFTER.items():
         assert low <= polling.told(name, "lost")[0]["retryIn"] <= high, name
     assert polling.told("minutes", "lost")[0]["retryIn"] == 120_000

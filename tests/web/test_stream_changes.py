@@ -423,7 +423,7 @@ def test_outage_takes_nothing_of_the_time_of_grace(
     wait_for(lambda: names(stream) == ["away"])
     relay.refuse()
     far.pass_time(2)
-    far.pass_time(4)
+    far.pass_time(2)
     assert {*names(stream)} == {"away"}
     report(run, 2, stream)
 
