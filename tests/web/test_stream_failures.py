@@ -148,6 +148,8 @@ def test_connection_that_comes_after_a_failure_is_given_back(
         stream = server.open(one(run.uuid))
         gate.wait_for_job()
         with failing(1, KeyError("a bug")):
+            # Its thread looks at the clock when one more stream begins.
+            server.open(one(run.uuid)).wait()
             stream.wait()
         gate.open()
         wait_for(lambda: not server.threads)
