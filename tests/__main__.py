@@ -34,8 +34,9 @@ def main() -> int:
     arguments = sys.argv[1:]
     kinds = [kind for kind in ("system", "long") if f"--{kind}" in arguments]
     arguments = [each for each in arguments if each not in ("--system", "--long")]
-    # Twice the cores, since many tests wait most of their time.
-    options = ["-n", str(2 * (os.cpu_count() or 1)), "--dist", "loadgroup"]
+    # Twice the cores, since many tests wait most of their time. Processes do not.
+    number = (os.cpu_count() or 1) * (1 if kinds else 2)
+    options = ["-n", str(number), "--dist", "loadgroup"]
     if "long" in kinds:
         options = []
     if kinds:
