@@ -34,9 +34,12 @@ def main() -> int:
     arguments = sys.argv[1:]
     kinds = [kind for kind in ("system", "long") if f"--{kind}" in arguments]
     arguments = [each for each in arguments if each not in ("--system", "--long")]
-    # Twice the cores, since many tests wait most of their time. Processes do not.
-    number = (os.cpu_count() or 1) * (1 if kinds else 2)
-    options = ["-n", str(number), "--dist", "loadgroup"]
+    # Twice the cores, since many tests wait most of their time. Those of whole systems
+    # do not, and the tests of a file share what they start.
+    cores = os.cpu_count() or 1
+    options = ["-n", str(2 * cores), "--dist", "loadgroup"]
+    if "system" in kinds:
+        options = ["-n", str(cores), "--dist", "loadfile"]
     if "long" in kinds:
         options = []
     if kinds:

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 #: What happens to a server's reply: it passes, it is lost with its connection, half of
@@ -119,6 +120,42 @@ class FaultyProxy:
                 client.sendall(reply[: len(reply) // 2])
                 return False
             client.sendall(reply)
+
+
+class Moment:
+    """A judge that counts requests, and does something at one of them.
+
+    Parameters:
+      number: The request, from 0.
+      act: What to do before the server hears of it.
+      fault: What happens to it.
+      lasts: Whether that happens to all later ones, too.
+
+    Attributes:
+      asked: How many requests there were.
+      results: What `act` has returned, if it was called.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        act: Callable[[], object] = lambda: None,
+        fault: str = "pass",
+        *,
+        lasts: bool = False,
+    ) -> None:
+        self._number, self._act = number, act
+        self._fault, self._lasts = fault, lasts
+        self.asked = 0
+        self.results: list[Any] = []
+
+    def __call__(self, request: bytes) -> str:
+        number = self.asked
+        self.asked += 1
+        if number == self._number:
+            self.results.append(self._act())
+            return self._fault
+        return self._fault if self._lasts and number > self._number else "pass"
 
 
 def _is_readable(sock: socket.socket) -> bool:

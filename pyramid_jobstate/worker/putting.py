@@ -276,7 +276,7 @@ def _check_store(store: object) -> None:
     """Check the store of a job that a test makes.
 
     Raises:
-      TypeError: It is none.
+      TypeError: It is not a JobStore.
     """
     if not isinstance(store, JobStore):
         # Without the value: a URL may contain a password.

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -258,7 +259,7 @@ def test_timeout_is_no_clean_up(cancelled: JobState) -> None:
 
     for work in (wait_and_report("within"), wait_and_report("afterwards"), time_out()):
         with pytest.raises(JobCancelled):
-            in_thread(lambda work=work: asyncio.run(work))  # type: ignore[misc]
+            in_thread(functools.partial(asyncio.run, work))
 
 
 def test_callback_of_a_future_may_report(job_state: JobState) -> None:

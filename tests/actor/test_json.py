@@ -249,7 +249,7 @@ def test_result_that_raises_is_logged(
     store: JobStore, viewer: Request, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The traceback is there once a kind, and the job has no result. A store that is
-    away is no fault of the class: the request is told.
+    away is not blamed on the class: the request gets the error.
     """
 
     class Broken(JobState):

@@ -237,7 +237,7 @@ def test_more_than_is_left_is_cut(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_percentages_that_add_up_are_no_fault(caplog: pytest.LogCaptureFixture) -> None:
-    """Rounding errors are no reason for the warning."""
+    """Rounding errors cause no warning."""
     for percents in ([100], [30, 70], [33.3, 33.3, 33.4], [10] * 10, [0.1] * 1000):
         job_state = detached(JobState)
         for percent in percents:
@@ -381,7 +381,7 @@ def test_time_left_is_that_of_the_whole_job(run_job: RunJob, store: JobStore) ->
 def test_stored_phase_is_read_tolerantly(
     store: JobStore, client: Redis, phase_in: Shown
 ) -> None:
-    """A phase that another program has written is left out if it is none."""
+    """An invalid phase that another program has written is left out."""
     progress = '[1,2,"rows",3.5]'
     for text, fraction, names in [
         ('[0.25,0.5,["A","B"]]', 0.5, ["A", "B"]),

@@ -34,7 +34,8 @@ def test_fraction_is_the_share_that_is_done() -> None:
 def test_progress_is_set_with_its_message(job_state: JobState) -> None:
     """Total, unit and message are optional. A message stays until another comes."""
     assert job_state.progress is None
-    job_state.set_progress(3, decimal.Decimal("7.5"), "rows", "Reading")  # type: ignore[arg-type]
+    total: Any = decimal.Decimal("7.5")
+    job_state.set_progress(3, total, "rows", "Reading")
     assert job_state.progress == Progress(3, 7.5, "rows")
     assert job_state.message == "Reading"
     job_state.set_progress(4)

@@ -151,7 +151,7 @@ def test_clock_that_is_set_back_stalls_no_job(store: JobStore) -> None:
 
 def test_foreign_status_reads_stalled(store: JobStore, client: Redis) -> None:
     """A job with a status that nobody knows may be in any state. One whose last sign of
-    life is no time reads working.
+    life has an invalid time reads working.
     """
     for status in ("", "WORKING", "done", "\x00", HUGE):
         uuid = new_id()
@@ -164,7 +164,7 @@ def test_foreign_status_reads_stalled(store: JobStore, client: Redis) -> None:
 
 
 def test_broken_json_reads_as_absent(store: JobStore, client: Redis) -> None:
-    """A field that is no JSON, or could not be written again, hides no other one."""
+    """A field that is not JSON, or that JSON cannot express, hides no other field."""
     names = ("owner", "params", "progress", "message", "log", "error", "m:a", "phase")
     for text in NO_JSON:
         uuid = new_id()
@@ -222,7 +222,7 @@ def test_foreign_values_read_as_absent(read: Any) -> None:
 
 
 def test_foreign_times_read_as_absent(read: Any) -> None:
-    """A time that is none, or that no datetime can say, is left out."""
+    """An invalid time, or one that a datetime cannot hold, is left out."""
     found = read("queued", "queued_at", ["0", "253402300799999", "999999999999"])
     assert [time.year for time in found.values()] == [1970, 9999, 2001]
     wrong = ["", "-1", "soon", "1.5", "253402300800000", "9" * 16, HUGE, "²"]

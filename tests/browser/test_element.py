@@ -739,8 +739,8 @@ def test_refusal_of_a_cancel_stays_with_its_job(stage: Stage) -> None:
 
 def test_labels_replace_the_words(stage: Stage) -> None:
     """Attributes change the words of one element, even later; labels follow the
-    element's language, as numbers and times do; JobState.labels is for all others. A
-    language that is none is no disaster.
+    element's language, as numbers and times do; JobState.labels is for all others. An
+    invalid language does no harm.
     """
     stage.open("<job-state id=job label-working='On the run'></job-state>", "de-AT")
     assert stage.show(data())["status"] == "On the run"

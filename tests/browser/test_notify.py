@@ -290,8 +290,8 @@ def test_end_that_is_seen_or_no_news_is_not_told(away: Away) -> None:
 
 
 def test_notification_says_what_became_of_the_job(away: Away) -> None:
-    """The application's own text tells of a success, and of nothing else. A value that
-    templates write for an attribute without one is no text.
+    """The application's own text tells of a success, and of nothing else. What
+    templates write for an attribute without a value does not count as a text.
     """
     own = 'notify="Your report is ready"'
     cases = (

@@ -156,7 +156,7 @@ WHY = {
 
 def test_null_in_a_batch_is_asked_about_alone(polling: Polling) -> None:
     """The job's own URL tells why a batch does not show it. Many cost one request each,
-    one after another, and the others go on. A state that is none ends its job alone.
+    one after another, and the others go on. An invalid state ends its job alone.
     """
     polling.server.answer("one", working())
     polling.server.answer("odd", Answer(body="{}"))

@@ -221,8 +221,8 @@ WAITED = {
 
 
 def test_wait_is_not_rounded_up(timed: Timed) -> None:
-    """Nor is it ever negative, or counted from times that are none. That of a job that
-    was put back counts from then. The words can be replaced.
+    """It is never negative, nor counted from an invalid time. A job that was put back
+    waits from then on. The words can be replaced.
     """
     timed.begin()
     for waited, words in WAITED.items():
@@ -269,8 +269,8 @@ def test_job_whose_time_has_come_waits_from_then(timed: Timed) -> None:
 # The clock of the store
 
 
-def test_header_that_is_no_time_is_ignored(timed: Timed) -> None:
-    """Where the header is no number of milliseconds, as with an older server, the clock
+def test_invalid_header_is_ignored(timed: Timed) -> None:
+    """If the header is not a number of milliseconds, as from an older server, the clock
     of the browser counts.
     """
     state = waiting(waited=40 * SECOND)

@@ -188,7 +188,7 @@ def test_marathon_is_watched_to_its_end(
 ) -> None:
     """The miles of a running marathon rise on its page until it ends."""
     log_in(page, demo, "Alice")
-    page.get_by_label("Miles").fill("13.1")
+    page.get_by_label("Miles", exact=True).fill("13.1")
     page.get_by_text("Sprint").click()
     page.get_by_role("button", name="Start running").click()
     expect_status(page, "Running")
@@ -336,7 +336,7 @@ def test_batch_holds_up_no_other_job(demo: Demo, page: Page) -> None:
     start_batch(page, demo, "Easy to watch")
     batch = page.url
     page.goto(demo.url)
-    page.get_by_label("Miles").fill("0.1")
+    page.get_by_label("Miles", exact=True).fill("0.1")
     page.get_by_text("Flat out").first.click()
     page.get_by_role("button", name="Start running").click()
     expect_status(page, "Done")

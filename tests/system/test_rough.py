@@ -16,7 +16,7 @@ from pyramid_jobstate import JobError, JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.testing import put_job
 from tests import rough
-from tests.faulty import FaultyProxy, Judge, faulty
+from tests.faulty import FaultyProxy, Moment, faulty
 from tests.support import key_of, wait_for
 from tests.webapp import made_config, make_request
 from tests.workerprocess import PATIENCE, WorkerProcess
@@ -463,12 +463,6 @@ def test_one_asks_again_after_a_second(redis_url: str, proxy: FaultyProxy) -> No
 # A lost reply does not change the answer.
 
 
-def nth(number: int, fault: str) -> Judge:
-    """Return a judge that has a fault happen to one of the next requests."""
-    left = itertools.count()
-    return lambda request: fault if next(left) == number else "pass"
-
-
 def each_reply(
     proxy: FaultyProxy, act: Callable[[], object], fault: str = "lose"
 ) -> Iterator[None]:
@@ -477,7 +471,7 @@ def each_reply(
     """
     act()
     for number in itertools.count():
-        proxy.judge = nth(number, fault)
+        proxy.judge = Moment(number, fault=fault)
         before = proxy.faults[fault]
         act()
         proxy.judge = lambda request: "pass"

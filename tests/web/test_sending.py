@@ -239,7 +239,10 @@ def test_owner_is_who_sent_the_job_and_nobody_like_them(
     named like everybody owns nothing.
     """
     owners = {"1": 1, "1.0": 1.0, "true": True, "all": Everyone, "any": Authenticated}
-    owner = lambda request: owners.get(request.headers.get("X-User"))  # noqa: E731
+
+    def owner(request: Request) -> Any:
+        return owners.get(request.headers.get("X-User"))
+
     config = make_config(redis_url, settings={"jobstate.owner": owner})
     app = make_app(config)
 

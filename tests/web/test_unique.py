@@ -1,6 +1,7 @@
 """Unique jobs: one of a key is under way, and everybody who asks for one gets it."""
 
 import contextlib
+import functools
 import itertools
 import logging
 import threading
@@ -19,7 +20,7 @@ from pyramid.request import Request
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, StoreUnavailable
 from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.testing import away, outbox, pass_time, run_jobs
-from tests.faulty import FaultyProxy, faulty
+from tests.faulty import FaultyProxy, Moment, faulty
 from tests.jobs import Gate, messages, working
 from tests.support import wait_for
 from tests.web.databases import Manager, fail
@@ -724,32 +725,27 @@ def test_a_press_may_come_at_any_moment_of_a_long_commit(
     winners = set()
     for number in itertools.count():
         desk.client.flushdb()
-        found: list[JobState] = []
-        asked = 0
-
-        def judge(request: bytes) -> str:
-            nonlocal asked
-            if asked == number:  # noqa: B023, called in this turn
-                found.append(desk.press())  # noqa: B023
-            asked += 1
-            return "pass"
-
-        def arm() -> None:
-            desk.grow_old()
-            proxy.judge = judge
-
+        moment = Moment(number, desk.press)
         request = far.begin()
         slow = far.press(request)
+        arm = functools.partial(grow_old_until, moment, desk, proxy)
         request.tm.get().join(Manager("a", "tpc_finish", arm))
         request.tm.commit()
         proxy.judge = passes
-        if not found:
+        if not moment.results:
             break
+        (found,) = moment.results
         assert len(desk.sent()) == 1, number
-        assert desk.same(slow, found[0]), number
+        assert desk.same(slow, found), number
         assert desk.status(slow) == "queued", number
-        winners.add(found[0].uuid == slow.uuid)
+        winners.add(found.uuid == slow.uuid)
     assert winners == {False, True}
+
+
+def grow_old_until(moment: Moment, desk: UniqueDesk, proxy: FaultyProxy) -> None:
+    """Let time pass, and have the moment come at one of the next requests."""
+    desk.grow_old()
+    proxy.judge = moment
 
 
 def test_a_sender_may_go_on_at_any_moment_of_another_press(
@@ -762,23 +758,14 @@ def test_a_sender_may_go_on_at_any_moment_of_another_press(
         desk.client.flushdb()
         slow = stand(desk)
         desk.grow_old()
-        asked = 0
-
-        def judge(request: bytes) -> str:
-            nonlocal asked
-            if asked == number:  # noqa: B023, called in this turn
-                slow.go_on()  # noqa: B023
-            asked += 1
-            return "pass"
-
-        proxy.judge = judge
+        proxy.judge = moment = Moment(number, slow.go_on)
         second = far.press()
         proxy.judge = passes
         slow.go_on()
         assert len(desk.sent()) == 1, number
         assert desk.same(slow.job, second), number
         assert desk.status(second) == "queued", number
-        if asked <= number:
+        if moment.asked <= number:
             break
     assert number > 3
 
@@ -794,14 +781,7 @@ def test_a_sender_may_die_at_any_moment_of_its_commit(
         desk.client.flushdb()
         request = far.begin()
         dead, other = far.press(request), desk.press()
-        asked = 0
-
-        def judge(request: bytes) -> str:
-            nonlocal asked
-            asked += 1
-            return "pass" if asked <= number else "refuse"  # noqa: B023, in this turn
-
-        proxy.judge = judge
+        proxy.judge = moment = Moment(number, fault="refuse", lasts=True)
         try:
             request.tm.commit()
         except StoreUnavailable:
@@ -814,7 +794,7 @@ def test_a_sender_may_die_at_any_moment_of_its_commit(
         assert not is_alias or listed == [other.uuid], number
         assert desk.sent() == [other.uuid], number
         assert desk.press().uuid == other.uuid, number
-        if asked <= number:
+        if moment.asked <= number:
             break
     assert shown == {False, True}
 
@@ -877,22 +857,13 @@ def test_a_press_may_come_at_any_moment_of_a_rerun(
     for number in itertools.count():
         desk.client.flushdb()
         first = failed(desk, crash)
-        request, asked = desk.begin(), 0
+        request = desk.begin()
         second = desk.press(request, actor=crash)
         press = threading.Thread(target=request.tm.commit)
-
-        def judge(request: bytes) -> str:
-            nonlocal asked
-            if asked == number:  # noqa: B023, called in this turn
-                press.start()  # noqa: B023
-                press.join(0.1)  # noqa: B023
-            asked += 1
-            return "pass"
-
-        proxy.judge = judge
+        proxy.judge = moment = Moment(number, functools.partial(begin, press))
         answer = act(far.app, f"/job_state/{first.uuid}/rerun").status_int
         proxy.judge = passes
-        if asked <= number:
+        if moment.asked <= number:
             request.tm.abort()
             break
         press.join()
@@ -902,6 +873,12 @@ def test_a_press_may_come_at_any_moment_of_a_rerun(
         assert desk.same(second, winner), number
         assert desk.status(first) == ("queued" if answer == 202 else "error"), number
     assert answers >= {202, 409}
+
+
+def begin(press: threading.Thread) -> None:
+    """Begin a press, and wait for its end for a moment."""
+    press.start()
+    press.join(0.1)
 
 
 def at_second_script(act: Callable[[], str]) -> Callable[[bytes], str]:

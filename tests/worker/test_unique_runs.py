@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +13,7 @@ import redis
 
 from pyramid_jobstate import JobStore, NotUnique, rerun
 from pyramid_jobstate.testing import away, pass_time
-from tests.faulty import FaultyProxy
+from tests.faulty import FaultyProxy, Moment
 from tests.jobs import messages
 from tests.support import wait_for
 from tests.worker.floors import Floor, Held, evict, records, spoil, standing_still
@@ -427,37 +429,30 @@ def test_press_while_an_ended_job_is_put_back(
     """
     operator = JobStore(proxy.url)
     floor = make_floor(JobStore(proxy.url))
-    for number in range(1, 30):
+    for number in itertools.count():
         first = failed(floor)
         pressed: list[str] = []
-        left = [number]
-        press_at(proxy, left, lambda: pressed.append(floor.press()))  # noqa: B023
+        begin = functools.partial(begin_press, floor, pressed)
+        proxy.judge = moment = Moment(number, begin)
         try:
             is_sent = rerun(operator, floor.broker, first.uuid)
         except NotUnique:
             is_sent = False
         proxy.judge = lambda request: "pass"
-        if left[0] > 0:
+        if moment.asked <= number:
             break
-        wait_for(lambda: pressed)  # noqa: B023
+        wait_for(functools.partial(bool, pressed))
         (sent,) = floor.waiting()
         assert (sent.message_id == first.uuid) is is_sent, number
         floor.work()
     assert number > 5
 
 
-def press_at(proxy: FaultyProxy, left: list[int], press: Callable[[], object]) -> None:
-    """Press before the server hears of a request, and wait for that for a moment."""
-
-    def judge(request: bytes) -> str:
-        left[0] -= 1
-        if left[0] == 0:
-            thread = threading.Thread(target=press)
-            thread.start()
-            thread.join(0.1)
-        return "pass"
-
-    proxy.judge = judge
+def begin_press(floor: Floor, pressed: list[str]) -> None:
+    """Begin a press, and wait for its end for a moment."""
+    press = threading.Thread(target=lambda: pressed.append(floor.press()))
+    press.start()
+    press.join(0.1)
 
 
 def test_odd_option_is_ignored(floor: Floor) -> None:
