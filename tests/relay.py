@@ -133,45 +133,6 @@ def relaying(url: str, refused: Mapping[str, str] | None = None) -> Iterator[Rel
         relay.close()
 
 
-class Puppet:
-    """A server on which the test pulls the strings: it accepts one connection.
-
-    Attributes:
-      heard: All that it was sent.
-    """
-
-    def __init__(self, *replies: bytes) -> None:
-        self._replies = list(replies)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self.heard = b""
-        self._sock: socket.socket
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        with contextlib.suppress(OSError):
-            self._sock, _ = self._listener.accept()
-            while self._replies and (data := self._sock.recv(1 << 20)):
-                self.heard += data
-                self.say(self._replies.pop(0))
-
-    def say(self, data: bytes) -> None:
-        """Send bytes."""
-        self._sock.sendall(data)
-
-    def hang_up(self) -> None:
-        """Close the connection."""
-        self._sock.close()
-
-    def __enter__(self) -> Puppet:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self._listener.close()
-        with contextlib.suppress(OSError, AttributeError):
-            self._sock.close()
-
-
 class TrackingRelay(Relay):
     """A relay that leaves commands alone, and holds up, loses or falsifies the
     connections on which clients are told of changes.
