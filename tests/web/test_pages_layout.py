@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import subprocess
 import sys
@@ -11,34 +10,27 @@ from pathlib import Path
 import pytest
 from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationError
-from pyramid.interfaces import ILocalizer
 from pyramid.static import QueryStringConstantCacheBuster
-from webtest import TestApp
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.testing import put_job
 from tests.support import ROOT
 from tests.web.paging import Visit, browse, paged_app, paged_config
-from tests.webapp import NOWHERE, make_app, make_config, take_steps
+from tests.webapp import NOWHERE, make_app
 
-#: The layout of an application in each engine. Their last lines escape a text. One in
-#: Mako may turn that off: what it is handed is markup.
+#: The layout of an application, for engines that escape what they insert.
+LAYOUT = """<!doctype html>
+<html lang="en"><head><title>{title} - Shop</title>{head}</head>
+<body class="shop" data-title="{title}"><p>{request.authenticated_userid}</p>
+{main}<p>{request.registry.settings["note"]}</p></body></html>
+"""
+
+#: The layout in each engine. One in Mako may turn escaping off: what it is handed is
+#: markup.
 LAYOUTS = {
-    "jinja2": """<!doctype html>
-<html lang="en"><head><title>{{ title }} - Shop</title>{{ head }}</head>
-<body class="shop" data-title="{{ title }}"><p>{{ request.authenticated_userid }}</p>
-{{ main }}<p>{{ request.registry.settings["note"] }}</p></body></html>
-""",
-    "pt": """<!doctype html>
-<html lang="en"><head><title>${title} - Shop</title>${head}</head>
-<body class="shop" data-title="${title}"><p>${request.authenticated_userid}</p>
-${main}<p>${request.registry.settings["note"]}</p></body></html>
-""",
-    "mako": """<!doctype html>
-<html lang="en"><head><title>${title | n} - Shop</title>${head}</head>
-<body class="shop" data-title="${title}"><p>${request.authenticated_userid}</p>
-${main}<p>${request.registry.settings["note"]}</p></body></html>
-""",
+    "jinja2": LAYOUT.replace("{", "{{").replace("}", "}}"),
+    "pt": LAYOUT.replace("{", "${"),
+    "mako": LAYOUT.replace("{", "${").replace("{title} -", "{title | n} -"),
 }
 
 ENGINES = {
@@ -80,7 +72,7 @@ def test_pages_appear_in_the_layout(
     redis_url: str, store: JobStore, shop: str, engine: str
 ) -> None:
     """The application's template surrounds the pages. Their title, head and content are
-    markup there; all else is escaped as usual.
+    markup there; all else is escaped as usual. A script gets the content alone.
     """
     layout = f"{shop}:templates/jobs.{engine}"
     job = put_job(store, Luge, "error", owner="alice", metrics={"m": 1}).uuid
@@ -98,72 +90,10 @@ def test_pages_appear_in_the_layout(
         for tag in "link", "script":
             assert list(map(str, page.all(tag))) == list(map(str, plain.all(tag)))
         assert not page.has(".jobstate-page") and plain.has(".jobstate-page")
-        assert page.response.headers["Vary"] == "Accept"
         assert page.response.headers["Cache-Control"] == "private, no-store"
-
-
-def test_layout_has_the_language_of_the_page(
-    redis_url: str, store: JobStore, tmp_path: Path, shop: str
-) -> None:
-    """A layout translates into the language of the page, whatever the request names."""
-    (tmp_path / shop / "templates" / "lang.jinja2").write_text(
-        "<html lang={{ request.localizer.locale_name }}>{{ main }}</html>", "utf-8"
-    )
-    config = shop_config(redis_url, f"{shop}:templates/lang.jinja2", "jinja2")
-    app = make_app(config)
-
-    for name in "xx", "%00", "en":
-        page = Visit(app, f"/job_state?_LOCALE_={name}")
-        assert page.one("html")["lang"] == page.one(".jobstate")["lang"] == "en"
-    assert {n for n, _ in config.registry.getUtilitiesFor(ILocalizer)} == {"en"}
-
-
-def test_script_gets_the_page_without_its_layout(
-    redis_url: str, store: JobStore, shop: str
-) -> None:
-    """A request of a script gets the content alone. A layout may have inline styles,
-    which the policy of the page that asks does not admit.
-    """
-    job = put_job(store, Luge, "error", owner="alice").uuid
-    app = make_app(shop_config(redis_url, f"{shop}:templates/jobs.pt", "pt"))
-    path = f"/job_state/{job}"
-
-    part = browse(app, path, X_Requested_With="XMLHttpRequest")
-
-    assert part.content_type == "text/html"
-    assert part.headers["Cache-Control"] == "private, no-store"
-    assert part.text.startswith("<div ")
-    assert str(part.html.div) == str(Visit(app, path).one(".jobstate"))
-
-
-def test_layout_may_be_set_after_the_include(
-    redis_url: str, store: JobStore, shop: str
-) -> None:
-    """The application may set the layout, and add its renderer, when it likes."""
-    config = paged_config(redis_url)
-    layout = f" {shop}:templates/jobs.pt "
-    config.registry.settings.update({"jobstate.pages_layout": layout, "note": ""})
-
-    def later() -> None:
-        config.include("pyramid_chameleon")
-
-    app: TestApp = take_steps(config, "include commit later make", later=later)
-
-    assert Visit(app, "/job_state").has("body.shop")
-
-
-def test_pages_can_be_included_after_a_commit(redis_url: str) -> None:
-    """Pages can be included later than the package, and again."""
-    for steps in (
-        "include commit pages make",
-        "include commit pages commit pages make",
-    ):
-        config = make_config(redis_url)
-        include = functools.partial(config.include, "pyramid_jobstate.pages")
-
-        app: TestApp = take_steps(config, steps, pages=include)
-
-        assert Visit(app, "/job_state", "alice").texts("h1") == ["Your jobs"]
+        part = browse(app, path, X_Requested_With="XMLHttpRequest")
+        assert part.text.startswith("<div ")
+        assert str(part.html.div) == str(page.one(".jobstate"))
 
 
 def test_templates_can_be_overridden(
@@ -211,20 +141,11 @@ def test_assets_of_a_page_are_served(redis_url: str) -> None:
         for tag in page.all(f"script[{name}]")
     ]
     urls.append(str(page.one("link[rel=stylesheet]")["href"]))
-    assert {url.rpartition("/")[2] for url in urls} == {
-        f"{name}?x=abc"
-        for name in (
-            "job-state.js",
-            "job-state.css",
-            "job-state-pages.js",
-            "job-state-pages.css",
-        )
-    }
+    names = "job-state.css job-state.js job-state-pages.css job-state-pages.js"
+    found = {url.rpartition("/")[2] for url in urls}
+    assert found == {f"{name}?x=abc" for name in names.split()}
     for url in urls:
         assert app.get(url).status_code == 200
-
-
-# What can be wrong.
 
 
 def test_wrong_layout_stops_the_start() -> None:
@@ -232,12 +153,9 @@ def test_wrong_layout_stops_the_start() -> None:
     for layout, message in (
         ("templates/jobs.jinja2", "is not a template such as myapp:templates/jobs"),
         ("", "is not a template"),
-        ("shop:", "is not a template"),
-        ("a:b:c.jinja2", "is not a template"),
         ("nowhere_4711:jobs.jinja2", "cannot be imported: No module named"),
         ("tests.web:jobs.jinja2", "does not exist"),
         ("tests.web:jobs.mako", "needs a renderer for '.mako'"),
-        ("tests.web:jobs", "needs a renderer for ''"),
     ):
         with pytest.raises(ConfigurationError) as caught:
             make_app(shop_config(NOWHERE, layout, "jinja2"))
@@ -253,7 +171,7 @@ def test_pages_need_the_package() -> None:
 
 
 #: Includes the package without pages, and says which modules are there that only pages
-#: need. Then it includes pages where each of some packages is missing.
+#: need. Then it includes pages where a package is missing.
 MISSING = """
 import sys
 from pyramid.config import Configurator
@@ -261,38 +179,24 @@ config = Configurator(settings={"jobstate.redis_url": "redis://127.0.0.1:1/0"})
 config.include("pyramid_jobstate")
 config.make_wsgi_app()
 print({"jinja2", "markupsafe"} & set(sys.modules))
-for name in "pyramid_jinja2", "jinja2", "markupsafe", "pyramid.csrf":
-    for module in [*sys.modules]:
-        if module.split(".")[0] in ("pyramid_jobstate", "pyramid_jinja2", "jinja2"):
-            del sys.modules[module]
-    kept = sys.modules.pop(name, None)
-    sys.modules[name] = None
-    try:
-        Configurator().include("pyramid_jobstate.pages")
-    except Exception as e:
-        print(f"{type(e).__name__}: {e}")
-    del sys.modules[name]
-    if kept is not None:
-        sys.modules[name] = kept
+sys.modules["pyramid_jinja2"] = None
+try:
+    Configurator().include("pyramid_jobstate.pages")
+except Exception as e:
+    print(f"{type(e).__name__}: {e}")
 """
 
 
 @pytest.mark.system
 def test_missing_extra_is_named() -> None:
     """An application without pages imports nothing that only they need. Without that,
-    the include of pages says which extra is missing, and any other package that is
-    missing is reported as it is.
+    the include of pages says which extra is missing.
     """
     command = [sys.executable, "-W", "ignore", "-c", MISSING]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
 
-    imported, *errors, other = done.stdout.splitlines()
-    assert imported == "set()"
-    for name, error in zip(
-        ("pyramid_jinja2", "jinja2", "markupsafe"), errors, strict=True
-    ):
-        assert error == (
-            f"ConfigurationError: pyramid_jobstate.pages needs the package {name}. "
-            "Install pyramid_jobstate[pages]."
-        )
-    assert other.startswith("ModuleNotFoundError: ") and "pyramid.csrf" in other
+    assert done.stdout.splitlines() == [
+        "set()",
+        "ConfigurationError: pyramid_jobstate.pages needs the package pyramid_jinja2. "
+        "Install pyramid_jobstate[pages].",
+    ]
