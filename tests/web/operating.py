@@ -4,8 +4,6 @@ that have failed in a real worker.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
 
@@ -64,23 +62,6 @@ def act(
     if query:
         path = f"{path}?{urlencode(query)}"
     return ask(app, method, path, user, X_Requested_With="XMLHttpRequest")
-
-
-def at_once(*asks: Callable[[], Any]) -> list[Any]:
-    """Return the responses to requests that are made at the same time."""
-    barrier = threading.Barrier(len(asks))
-    answers: list[Any] = []
-
-    def run(question: Callable[[], Any]) -> None:
-        barrier.wait()
-        answers.append(question())
-
-    threads = [threading.Thread(target=run, args=[question]) for question in asks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return answers
 
 
 class Blister(Exception):
