@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pyramid.config import Configurator
 from webtest import TestApp
 
 from pyramid_jobstate import JobError, JobState, JobStore, StoreUnavailable
-from tests.web.reading import put, put_odd
-from tests.webapp import ADMIN, get, make_app, make_config, make_request
+from tests.web.operating import uuids_of
+from tests.web.reading import put
+from tests.webapp import ADMIN, get
 
 ERROR = JobError("ValueError", "too far")
 
@@ -36,13 +36,6 @@ def adding(**values: Any) -> Callable[..., Any]:
     return json
 
 
-def nested() -> list[Any]:
-    nest: list[Any] = []
-    for _ in range(100_000):
-        nest = [nest]
-    return nest
-
-
 #: What a class may have that fails for each of its jobs.
 TROUBLES: dict[str, dict[str, Any]] = {
     "title": {"title": property(raising(Broken()))},
@@ -51,12 +44,9 @@ TROUBLES: dict[str, dict[str, Any]] = {
     "json": {"__json__": raising(Broken())},
     "nan": {"__json__": adding(x=float("nan"))},
     "odd": {"__json__": adding(x=object())},
-    "deep": {"__json__": adding(x=nested())},
+    "nothing": {"__json__": lambda job, request: None},
     "init": {"__init__": raising(Broken())},
-    "no init": {"__init__": lambda *args: None},
 }
-
-ALONE = (Broken, ValueError, TypeError, RecursionError)
 
 _numbers = itertools.count()
 
@@ -74,12 +64,6 @@ def kind(name: str, **members: Any) -> tuple[type[JobState], Callable[[], None]]
     return cls, spoil
 
 
-@pytest.fixture(params=TROUBLES)
-def bad(request: pytest.FixtureRequest) -> Any:
-    """A class and its trouble."""
-    return kind(request.param, **TROUBLES[request.param])
-
-
 def fail(store: JobStore, *classes: type[JobState]) -> list[str]:
     """Store failed jobs of Alice's, the first as the newest."""
     return [put(store, cls, "error", error=ERROR) for cls in classes[::-1]][::-1]
@@ -90,88 +74,38 @@ def troubles(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 
 
 def test_job_in_trouble_is_left_out(
-    app: TestApp,
-    config: Configurator,
-    store: JobStore,
-    caplog: pytest.LogCaptureFixture,
-    bad: Any,
-) -> None:
-    """A job in trouble is null in a batch of states and missing from lists, and does
-    not affect the others; for a single job, the exception is raised. One log line with
-    a traceback names the kind, however many jobs and requests it affects.
-    """
-    cls, spoil = bad
-    one, two, three, four = fail(store, JobState, cls, JobState, cls)
-    spoil()
-    for place in "/job_state", "/jobs":
-        query = f"uuid={one}&uuid={two}&uuid={three}&uuid={four}"
-        response = get(app, f"{place}?{query}", "alice")
-        assert response.status_code == 200
-        jobs = response.json["jobs"]
-        assert list(jobs) == [one, two, three, four]
-        assert jobs[two] is jobs[four] is None
-        for job in one, three:
-            assert jobs[job] == get(app, f"{place}/{job}", "alice").json
-        for query, user in ("", "alice"), ("?all=1", ADMIN), ("?status=error", "alice"):
-            items = get(app, place + query, user).json["items"]
-            assert [item["job"]["uuid"] for item in items] == [one, three], query
-    (record,) = troubles(caplog)
-    assert cls.__qualname__ in record.getMessage()
-    assert two in record.getMessage() or four in record.getMessage()
-    assert record.exc_info is not None
-    assert isinstance(record.exc_info[1], ALONE)
-    with pytest.raises(ALONE):
-        get(app, f"/job_state/{two}", "alice")
-    # It stays in its list: the class may be mended.
-    assert store.counts().error == 4
-
-
-def test_python_leaves_out_what_cannot_be_made(
-    config: Configurator, store: JobStore
-) -> None:
-    """The lists of a container and of the store leave out jobs whose classes raise.
-    Whoever asks for one of them gets the error.
-    """
-    for name in "init", "no init":
-        cls, spoil = kind(name, **TROUBLES[name])
-        one, two, three = fail(store, JobState, cls, JobState)
-        spoil()
-        states = make_request(config, "alice").job_states
-        listed = [found.uuid for found in states.list("alice").items]
-        assert listed[:2] == [one, three]
-        for many in states.find_many, store.load_many:
-            found = many([one, two, three])
-            assert [job and job.uuid for job in found] == [one, None, three]
-        for alone in states.find, store.load:
-            with pytest.raises((Broken, TypeError)):
-                alone(two)
-
-
-def test_job_is_not_asked_whether_it_is_true(app: TestApp, store: JobStore) -> None:
-    """A job that is falsy, or raises in a truth test, is shown like any other."""
-    for member in {"__bool__": raising(Broken())}, {"__len__": lambda job: 0}:
-        cls, spoil = kind("odd", **member)
-        one, two = fail(store, JobState, cls)
-        spoil()
-        jobs = get(app, f"/job_state?uuid={one}&uuid={two}", "alice").json["jobs"]
-        items = get(app, "/job_state?limit=2", "alice").json["items"]
-        assert [jobs[job]["job"]["uuid"] for job in (one, two)] == [one, two]
-        assert [item["job"]["uuid"] for item in items] == [one, two]
-
-
-def test_each_kind_in_trouble_is_logged(
     app: TestApp, store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Trouble with one kind does not hide trouble with another."""
-    first, spoil_first = kind("title", **TROUBLES["title"])
-    second, spoil_second = kind("json", **TROUBLES["json"])
-    fail(store, first, second, first)
-    spoil_first()
-    spoil_second()
-
-    get(app, "/job_state", "alice")
-
-    assert len(troubles(caplog)) == 2
+    """A job in trouble is null among several and missing from lists, and does not
+    affect the others; for a single job, the exception is raised. One log line with a
+    traceback names the kind, however many jobs and requests it affects.
+    """
+    for name, members in TROUBLES.items():
+        store.client.flushdb()
+        caplog.clear()
+        cls, spoil = kind(name, **members)
+        one, two, three, four = fail(store, JobState, cls, JobState, cls)
+        spoil()
+        for place in "/job_state", "/jobs":
+            query = f"uuid={one}&uuid={two}&uuid={three}&uuid={four}"
+            jobs = get(app, f"{place}?{query}", "alice").json["jobs"]
+            assert list(jobs) == [one, two, three, four]
+            assert jobs[two] is jobs[four] is None, name
+            for job in one, three:
+                assert jobs[job] == get(app, f"{place}/{job}", "alice").json
+            for query, user in ("", "alice"), ("?all=1", ADMIN):
+                items = get(app, place + query, user).json["items"]
+                assert uuids_of(items) == [one, three], (name, query)
+        if name == "nothing":
+            continue
+        (record,) = troubles(caplog)
+        assert cls.__qualname__ in record.getMessage()
+        assert two in record.getMessage() or four in record.getMessage()
+        assert record.exc_info is not None, name
+        with pytest.raises((Broken, ValueError, TypeError)):
+            get(app, f"/job_state/{two}", "alice")
+        # It stays in its list: the class may be mended.
+        assert store.counts().error == 4
 
 
 def test_key_error_of_a_class_is_not_a_404(app: TestApp, store: JobStore) -> None:
@@ -191,44 +125,8 @@ def test_store_that_is_away_for_one_job_is_a_503(app: TestApp, store: JobStore) 
         cls, spoil = kind("away", **members)
         (job,) = fail(store, cls)
         spoil()
-        for place in "/job_state", "/jobs":
-            for path in f"{place}?uuid={job}", place, f"{place}/{job}":
-                response = get(app, path, "alice")
-                assert response.status_code == 503
-                assert response.headers["Retry-After"] == "5"
+        for path in f"?uuid={job}", "", f"/{job}":
+            response = get(app, f"/job_state{path}", "alice")
+            assert response.status_code == 503
+            assert response.headers["Retry-After"] == "5"
         store.delete(job)
-
-
-def test_kinds_of_other_programs_are_not_remembered(
-    redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A store full of invented kinds fills neither the memory nor the log."""
-
-    class BadPolicy:
-        def permits(self, request: Any, context: Any, permission: str) -> bool:
-            raise Broken
-
-        def authenticated_userid(self, request: Any) -> str:
-            return "alice"
-
-    app = make_app(make_config(redis_url, security_policy=BadPolicy()))
-    jobs = [put_odd(store, kind=f"Invented{i}") for i in range(50)]
-
-    response = get(app, "/job_state?" + "&".join(f"uuid={job}" for job in jobs))
-
-    assert set(response.json["jobs"].values()) == {None}
-    # All of them count as one kind, which another test may have had.
-    assert len(troubles(caplog)) <= 1
-
-
-def test_job_that_shows_nothing_is_left_out(app: TestApp, store: JobStore) -> None:
-    """A job whose `__json__` returns None is null in a batch and missing from lists."""
-    cls, spoil = kind("none", __json__=lambda job, request: None)
-    job, other = fail(store, cls, JobState)
-    spoil()
-
-    batch = get(app, f"/job_state?uuid={job}&uuid={other}", "alice").json["jobs"]
-    items = get(app, "/job_state", "alice").json["items"]
-
-    assert batch[job] is None and batch[other]
-    assert [item["job"]["uuid"] for item in items] == [other]
