@@ -97,19 +97,6 @@ def test_job_that_failed_runs_again(
     assert marathons.ran == [job, job]
 
 
-def test_rerun_of_a_job_without_a_message_is_a_410(
-    operated: TestApp, store: JobStore, marathons: Marathons
-) -> None:
-    """A job whose message is not kept cannot run again, and the answer says why."""
-    job = put_job(store, RunMarathon, "error").uuid
-
-    response = act(operated, f"/job_state/{job}/rerun")
-
-    assert response.status_code == 410
-    assert response.json == {"error": "The store does not hold its message."}
-    assert statuses(store, job) == ["error"]
-
-
 def test_act_on_a_job_in_another_status_is_a_409(
     operated: TestApp, store: JobStore, client: redis.Redis, marathons: Marathons
 ) -> None:

@@ -146,5 +146,6 @@ def test_inspect_says_why_a_job_cannot_run_again(
     assert reason(job) is None
     del marathons.broker.actors["run_marathon"]
     assert reason(job) == "The broker does not know the actor 'run_marathon'."
-    response = act(operated, f"/job_state/{job}/rerun")
-    assert (response.status_code, response.json) == (410, {"error": reason(job)})
+    for uuid in job, failed:
+        response = act(operated, f"/job_state/{uuid}/rerun")
+        assert (response.status_code, response.json) == (410, {"error": reason(uuid)})
