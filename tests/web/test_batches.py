@@ -1,44 +1,35 @@
 """Batches that requests send, and what their viewers are told."""
 
 import math
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import dramatiq
 import pytest
 import redis
-from dramatiq import Broker, Message, group
+from dramatiq import Broker, group
 from dramatiq.brokers.stub import StubBroker
-from pyramid.httpexceptions import HTTPForbidden
 from pyramid.request import Request
 from pyramid.scripting import prepare
-from pyramid.traversal import ResourceURL
 
 from pyramid_jobstate import (
     Batch,
     JobCancelled,
     JobState,
-    JobStateMiddleware,
-    Progress,
     RequestMiddleware,
     StoreUnavailable,
 )
 from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.testing import away, outbox, pass_time, put_batch, run_jobs
-from tests.faulty import faulty
 from tests.jobs import RunMarathon, job_actor, new_id, working
 from tests.support import wait_for
 from tests.web.databases import Manager, fail
 from tests.web.desks import Desk, make_desk
 from tests.web.operating import OPERATOR, act
-from tests.web.visits import NOT_SENT, Refusing
+from tests.web.visits import NOT_SENT, Refusing, sent
 from tests.webapp import (
-    Policy,
     get,
     make_app,
-    make_broker,
-    make_config,
     make_request,
     make_tm_config,
     queued,
@@ -52,14 +43,6 @@ class ImportAll(Batch):
     """A kind of batch with a title of its own."""
 
     title = "Import"
-
-
-class TitledBatch(Batch):
-    """A kind of batch that makes its title."""
-
-    @property
-    def title(self) -> str:
-        return f"{self.size} files"
 
 
 class BatchDesk(Desk):
@@ -97,18 +80,20 @@ class BatchDesk(Desk):
         """Return the members of a batch."""
         return list(self.store.members(batch.uuid).items)
 
-    def put(self, *members: Any, **options: Any) -> Batch:
+    def put(self, *members: Any) -> Batch:
         """Store a batch of Alice's with members in any status."""
         each = [{"status": m} if isinstance(m, str) else m for m in members]
         marathons = [{"job_state_class": RunMarathon, **m} for m in each]
-        return put_batch(self.store, ImportAll, marathons, owner="alice", **options)
+        return put_batch(self.store, ImportAll, marathons, owner="alice")
 
-    def sent(self) -> list[Message[Any]]:
-        return queued(self.client)
+    def sent(self) -> list[Any]:
+        """Return the first arguments of the messages in the queue, oldest first."""
+        return sent(self.client)
 
     def is_empty(self) -> bool:
-        """Return whether nothing is kept of any job or batch."""
-        return not [*self.client.scan_iter("*jobstate:*-*-*-*")]
+        """Return whether nothing is kept of any job or batch, nor was sent."""
+        keys = self.client.scan_iter("*jobstate:*-*-*-*")
+        return not [*keys, *self.sent()]
 
 
 @pytest.fixture
@@ -124,40 +109,21 @@ def test_batch_is_sent_when_the_transaction_commits(desk: BatchDesk) -> None:
     request = desk.begin()
     with request.job_states.batch(ImportAll) as batch:
         jobs = [batch.send(desk.actor, n) for n in range(3)]
-        assert desk.sent() == []
     assert desk.is_empty()
     state = batch.__json__(request)["job"]
     assert (state["status"], state["progress"]["total"]) == ("queued", 3)
     assert state["counts"]["queued"] == 3
     request.tm.commit()
-    assert [m.message_id for m in desk.sent()] == [job.uuid for job in jobs]
-    assert [m.args for m in desk.sent()] == [(0,), (1,), (2,)]
+    assert desk.sent() == [0, 1, 2]
     state = desk.state(batch)
     assert (state["status"], state["kind"]) == ("queued", "ImportAll")
     assert state["title"] == "Import"
     progress = {"done": 0, "total": 3, "unit": "jobs", "eta": None, "fraction": 0.0}
     assert state["progress"] == progress
     assert state["members"] == f"http://localhost/job_state/?batch={batch.uuid}"
-    assert {job.owner for job in desk.members(batch)} == {"alice"}
     pass_time(desk.store, 60)
-    assert {job.status for job in desk.members(batch)} == {"queued"}
-    assert desk.counts(batch) == {"queued": 3}
-
-
-def test_messages_are_confirmed_together(
-    redis_url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not each in a round trip of its own."""
-    with faulty(redis_url) as proxy:
-        broker = make_broker(redis_url, JobStateMiddleware(url=proxy.url))
-        monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
-        desk = make_desk(BatchDesk, proxy.url, client, broker)
-        desk.send(1)
-        before = sum(proxy.faults.values())
-        batch = desk.send(150)
-        assert sum(proxy.faults.values()) - before < 40
-        pass_time(desk.store, 60)
-        assert desk.counts(batch) == {"queued": 150}
+    members = [(job.uuid, job.owner, job.status) for job in desk.members(batch)]
+    assert members == [(job.uuid, "alice", "queued") for job in jobs]
 
 
 def test_weights_and_pipelines(desk: BatchDesk, global_broker: Broker) -> None:
@@ -183,8 +149,6 @@ def test_weights_and_pipelines(desk: BatchDesk, global_broker: Broker) -> None:
         ]
     request.tm.commit()
     assert desk.uuids(batch) == [job.uuid for job in jobs]
-    assert desk.counts(batch) == {"queued": 8}
-    assert len(desk.sent()) == 4
     pass_time(desk.store, 60)
     assert desk.counts(batch) == {"queued": 8}
     with working(global_broker):
@@ -192,50 +156,36 @@ def test_weights_and_pipelines(desk: BatchDesk, global_broker: Broker) -> None:
     over = {"success": 4, "error": 1, "cancelled": 1}
     assert desk.counts(batch) == {"queued": 2, **over}
     assert desk.state(batch)["progress"]["fraction"] == 5 / 16
-    assert desk.state(batch)["status"] == "working"
 
 
 def test_abort_leaves_nothing(desk: BatchDesk) -> None:
-    """The batch of an aborted transaction never reads as if it had succeeded. One that
-    has been committed stays as it is.
-    """
+    """The batch of an aborted transaction never reads as if it had succeeded."""
     request = desk.begin()
     with request.job_states.batch() as batch:
         batch.send(desk.actor, 1)
     request.tm.abort()
-    assert desk.is_empty() and desk.sent() == []
+    assert desk.is_empty()
+    assert batch.status == "cancelled"
     with pytest.raises(RuntimeError, match=NOT_OPEN):
         batch.send(desk.actor, 2)
-    assert batch.status == "cancelled"
-    assert desk.begin().job_states.batch().status == "queued"
-    request = desk.begin()
-    with request.job_states.batch() as batch:
-        batch.send(desk.actor, 1)
-    # It aborts all managers, also those that have finished.
-    last = f"{chr(sys.maxunicode)}~"
-    request.tm.get().join(Manager(last, "tpc_finish", fail))
-    with pytest.raises(ZeroDivisionError):
-        request.tm.commit()
-    assert batch.status == "queued"
-    assert desk.counts(batch) == {"queued": 1}
 
 
-@pytest.mark.parametrize("count", [0, 3])
-def test_veto_takes_the_batch_back(desk: BatchDesk, count: int) -> None:
+def test_veto_takes_the_batch_back(desk: BatchDesk) -> None:
     """Another database refuses to commit after the batch and its members were
     written.
     """
-    request = desk.begin()
-    request.tm.get().join(Manager("a", "tpc_vote", fail))
-    with request.job_states.batch() as batch:
-        for n in range(count):
-            batch.send(desk.actor, n)
-    with pytest.raises(ZeroDivisionError):
-        request.tm.commit()
-    request.tm.abort()
-    assert desk.is_empty() and desk.sent() == []
-    assert desk.store.list().items == []
-    assert desk.store.load(batch.uuid) is None
+    for count in 0, 3:
+        request = desk.begin()
+        request.tm.get().join(Manager("a", "tpc_vote", fail))
+        with request.job_states.batch() as batch:
+            for n in range(count):
+                batch.send(desk.actor, n)
+        with pytest.raises(ZeroDivisionError):
+            request.tm.commit()
+        request.tm.abort()
+        assert desk.is_empty()
+        assert desk.store.list().items == []
+        assert desk.store.load(batch.uuid) is None
 
 
 def give_up(request: Request, actor: Any) -> None:
@@ -252,7 +202,7 @@ def test_exception_in_the_block_sends_nothing(desk: BatchDesk) -> None:
         give_up(request, desk.actor)
     job_state = request.job_states.send(desk.actor, 2)
     request.tm.commit()
-    assert [m.message_id for m in desk.sent()] == [job_state.uuid]
+    assert desk.sent() == [2]
     assert [job.uuid for job in desk.store.list().items] == [job_state.uuid]
 
 
@@ -269,9 +219,8 @@ def test_savepoint_takes_back_what_came_after_it(desk: BatchDesk) -> None:
         batch.send(desk.actor, 3, key="b")
     request.tm.savepoint().rollback()
     request.tm.commit()
-    assert [m.args for m in desk.sent()] == [(1,), (3,)]
-    assert desk.state(batch)["progress"]["total"] == 2
-    assert len(desk.members(batch)) == 2
+    assert desk.sent() == [1, 3]
+    assert desk.state(batch)["progress"]["total"] == len(desk.members(batch)) == 2
     desk.client.flushall()
     request.tm.begin()
     savepoint = request.tm.savepoint()
@@ -281,13 +230,11 @@ def test_savepoint_takes_back_what_came_after_it(desk: BatchDesk) -> None:
         with pytest.raises(RuntimeError, match=NOT_OPEN):
             batch.send(desk.actor, 2)
     request.tm.commit()
-    assert desk.is_empty() and desk.sent() == []
+    assert desk.is_empty()
 
 
 def test_store_that_is_away_vetoes_the_commit(desk: BatchDesk) -> None:
-    """Nobody could follow the batch. If it goes away while the messages leave, all of
-    them do, and the batch learns of it when its members run.
-    """
+    """Nobody could follow the batch."""
     request = desk.begin()
     with request.job_states.batch() as batch:
         batch.send(desk.actor, 1)
@@ -296,37 +243,19 @@ def test_store_that_is_away_vetoes_the_commit(desk: BatchDesk) -> None:
     request.tm.abort()
     assert desk.sent() == []
     assert desk.store.load(batch.uuid) is None
-    request.tm.begin()
-    gone = away(desk.store)
-    with request.job_states.batch() as batch:
-        for n in range(101):
-            batch.send(desk.actor, n)
-    request.tm.get().join(Manager("a", "tpc_finish", gone.__enter__))
-    request.tm.commit()
-    gone.__exit__(None, None, None)
-    assert len(desk.sent()) == 101
-    assert desk.counts(batch) == {"queued": 101}
-    pass_time(desk.store, 60)
-    assert {job.status for job in desk.members(batch)} == {"stalled"}
-    with working(desk.actor.broker):
-        wait_for(lambda: desk.state(batch)["status"] == "success")
 
 
 def test_broker_that_is_away_fails_the_rest(
     desk: BatchDesk, global_broker: Broker
 ) -> None:
-    """The members that the broker did not accept have failed. The others run."""
+    """The members that the broker did not accept have failed. The others wait."""
     global_broker.add_middleware(Refusing(lambda message: message.args == (2,)))
     batch = desk.send(5)
-    assert desk.counts(batch) == {"queued": 2, "error": 3}
     pass_time(desk.store, 60)
-    statuses = [(job.status, job.error) for job in desk.members(batch)]
-    assert [status for status, _ in statuses] == ["queued"] * 2 + ["error"] * 3
-    assert statuses[4][1] is not None and statuses[4][1].message == NOT_SENT
-    with working(global_broker):
-        wait_for(lambda: desk.state(batch)["finished_at"])
-    assert desk.state(batch)["status"] == "error"
-    assert len(desk.uuids(batch, "&status=error")) == 3
+    members = desk.members(batch)
+    assert [job.status for job in members] == ["queued"] * 2 + ["error"] * 3
+    assert members[4].error and members[4].error.message == NOT_SENT
+    assert desk.counts(batch) == {"queued": 2, "error": 3}
 
 
 def test_keys_decide_the_ids_of_members(desk: BatchDesk) -> None:
@@ -345,35 +274,29 @@ def test_keys_decide_the_ids_of_members(desk: BatchDesk) -> None:
 
 def test_owner_of_a_batch(desk: BatchDesk) -> None:
     """It is the owner of the members, unless one names another."""
-    batch = desk.send(1, user="bob", owner="alice")
-    assert desk.state(batch)["status"] == "queued"
-    assert [job.owner for job in desk.members(batch)] == ["alice"]
-    nobodys = desk.send(1, owner=None)
-    assert get(desk.app, f"/job_state/{nobodys.uuid}", "alice").status_int == 403
-    assert [job.owner for job in desk.members(nobodys)] == [None]
-    request = desk.begin()
-    with request.job_states.batch() as mixed:
-        mixed.send_with_options(desk.actor, (1,), job_owner="bob")
+    request = desk.begin("bob")
+    with request.job_states.batch(owner="alice") as batch:
+        batch.send(desk.actor, 1)
+        batch.send_with_options(desk.actor, (2,), job_owner="carol")
     request.tm.commit()
-    assert [job.owner for job in desk.members(mixed)] == ["bob"]
+    assert desk.state(batch)["status"] == "queued"
+    assert [job.owner for job in desk.members(batch)] == ["alice", "carol"]
+    nobodys = desk.send(1, owner=None)
+    assert [job.owner for job in desk.members(nobodys)] == [None]
 
 
 def test_title_of_one_batch(desk: BatchDesk) -> None:
-    """It replaces that of the class, unless the class makes it."""
-    hostile = "<img onerror=x>" + 300 * "x"
-    titles: tuple[tuple[type[Batch], str, str], ...] = (
-        (ImportAll, "Import of 3 files", "Import of 3 files"),
-        (Batch, hostile, hostile[:200]),
+    """It replaces that of the class."""
+    for given, shown in (
+        (None, "Import"),
+        ("Import of 3 files", "Import of 3 files"),
+        ("<img>" + 300 * "x", "<img>" + 195 * "x"),
         # Such as the name of a file that is not valid Unicode.
-        (Batch, "a\0b\udcff", "a\0b?"),
-        (Batch, "3 fichiers\xa0: خانه‌ها", "3 fichiers\xa0: خانه‌ها"),
-        (TitledBatch, "x", "1 files"),
-    )
-    for cls, given, shown in titles:
-        batch = desk.send(1, batch_class=cls, title=given)
+        ("a\0b\udcff", "a\0b?"),
+    ):
+        batch = desk.send(1, batch_class=ImportAll, title=given)
         assert batch.title == shown
         assert desk.state(batch)["title"] == shown
-    assert desk.state(desk.send(0))["title"] == "Batch"
 
 
 # What is refused.
@@ -388,7 +311,7 @@ def test_what_cannot_be_a_member(
     nothing: Any = dramatiq.actor(broker=StubBroker())(lambda: None)
     other = make_request(desk.config, "alice").job_states.batch()
     message = desk.actor.message(2)
-    cases: list[tuple[Callable[[Batch], object], type[Exception], str]] = [
+    calls: list[tuple[Callable[[Batch], object], type[Exception], str]] = [
         (lambda b: b.send(global_broker.get_actor("sweep")), ActorError, "not tracked"),
         (lambda b: b.send(nothing), TypeError, "no JobStateMiddleware"),
         (lambda b: b.send_message(other), TypeError, "cannot be a member"),
@@ -398,69 +321,40 @@ def test_what_cannot_be_a_member(
             "is in the batch already",
         ),
     ]
-    for weight, error in (
-        *dict.fromkeys([0, -1, math.inf, math.nan, 0.0001, 10_001], ValueError).items(),
-        ("1", TypeError),
-        (None, TypeError),
-    ):
-        cases.append((weighed(desk, weight), error, "The weight of a member must be"))
-    cases.append((weighed(desk, True), TypeError, "The weight of a member must be"))
-    for key, error, text in (
-        ("first", ValueError, "The key 'first' was used before"),
-        ("", ValueError, "1 to 200 characters"),
-        (201 * "x", ValueError, "1 to 200 characters"),
-        ("a\0b", ValueError, "NUL"),
-        ("\ud800", ValueError, "valid Unicode"),
-        (7, TypeError, "must be a string"),
-    ):
-        cases.append((keyed(desk, key), error, text))
-    for name in "unique", "shared", "owner":
-        cases.append((with_option(desk, name), TypeError, f"cannot take {name}="))
+    options: list[tuple[str, Any, type[Exception], str]] = [
+        *(("weight", w, ValueError, "weight of a member") for w in (0, math.nan, 1e5)),
+        *(("weight", w, TypeError, "weight of a member") for w in ("1", None, True)),
+        ("key", "first", ValueError, "The key 'first' was used before"),
+        ("key", "", ValueError, "1 to 200 characters"),
+        ("key", "a\0b", ValueError, "NUL"),
+        ("key", 7, TypeError, "must be a string"),
+        ("unique", "x", TypeError, "cannot take unique="),
+        ("owner", "x", TypeError, "cannot take owner="),
+    ]
     request = desk.begin()
     with request.job_states.batch() as batch:
         batch.send(desk.actor, 1, key="first")
-        for send, error, text in cases:
+        for call, error, text in calls:
             with subtests.test(msg=text), pytest.raises(error, match=text):
-                send(batch)
+                call(batch)
+        for name, value, error, text in options:
+            option = {name: value}
+            with subtests.test(msg=str(option)), pytest.raises(error, match=text):
+                batch.send_with_options(desk.actor, (2,), **option)
     request.tm.commit()
-    assert [m.args for m in desk.sent()] == [(1,)]
+    assert desk.sent() == [1]
     assert desk.state(batch)["progress"]["total"] == 1
-
-
-def weighed(desk: BatchDesk, weight: Any) -> Callable[[Batch], object]:
-    return lambda batch: batch.send_with_options(desk.actor, (2,), weight=weight)
-
-
-def keyed(desk: BatchDesk, key: Any) -> Callable[[Batch], object]:
-    return lambda batch: batch.send(desk.actor, 2, key=key)
-
-
-def with_option(desk: BatchDesk, name: str) -> Callable[[Batch], object]:
-    options: dict[str, Any] = {name: "x"}
-    return lambda batch: batch.send_with_options(desk.actor, (2,), **options)
 
 
 def test_message_of_a_member_is_sent_in_its_batch_only(desk: BatchDesk) -> None:
     """Neither again nor with the option of another batch."""
     desk.send(1)
-    (member,) = desk.sent()
+    (member,) = queued(desk.client)
+    states = desk.begin().job_states
     with pytest.raises(ActorError, match="belongs to a member of a batch"):
-        desk.begin().job_states.send_message(member)
+        states.send_message(member)
     with pytest.raises(ActorError, match="belongs to a member of a batch"):
-        desk.begin().job_states.send_with_options(desk.actor, (1,), job_batch=new_id())
-
-
-def test_bad_arguments_of_a_batch(desk: BatchDesk) -> None:
-    """The call says which is wrong."""
-    cases: list[tuple[dict[str, Any], str]] = [
-        ({"batch_class": JobState}, "needs a subclass of Batch"),
-        ({"batch_class": "Batch"}, "needs a subclass of Batch"),
-        ({"title": 7}, "title of a batch must be a string"),
-        ({"owner": ["alice"]}, "owner of a job must be"),
-    ]
-    for options, match in cases:
-        with pytest.raises(TypeError, match=match):
-            desk.begin().job_states.batch(**options)
+        states.send_with_options(desk.actor, (1,), job_batch=new_id())
 
 
 def test_block_of_a_batch(desk: BatchDesk) -> None:
@@ -475,19 +369,17 @@ def test_block_of_a_batch(desk: BatchDesk) -> None:
     with pytest.raises(RuntimeError, match=NOT_OPEN):
         batch.send(desk.actor, 1)
     with batch:
-        inner = request.job_states.batch()
         with pytest.raises(RuntimeError, match="cannot be nested"):
-            inner.__enter__()
+            request.job_states.batch().__enter__()
         batch.send(desk.actor, 1)
     with pytest.raises(RuntimeError, match="only once"):
         batch.__enter__()
     with pytest.raises(RuntimeError, match=NOT_OPEN):
         batch.send(desk.actor, 2)
-    # Another one may follow.
     with request.job_states.batch() as second:
         second.send(desk.actor, 3)
     request.tm.commit()
-    assert [m.args for m in desk.sent()] == [(1,), (3,)]
+    assert desk.sent() == [1, 3]
     desk.client.flushall()
     request.tm.begin()
     with request.job_states.batch() as batch:
@@ -495,24 +387,7 @@ def test_block_of_a_batch(desk: BatchDesk) -> None:
         with pytest.raises(RuntimeError, match="committed inside the block"):
             request.tm.commit()
         request.tm.abort()
-    assert desk.is_empty() and desk.sent() == []
-
-
-def test_batch_that_was_loaded_takes_no_members(desk: BatchDesk) -> None:
-    """Neither itself, nor as the batch of a member."""
-    sent = desk.send(1)
-    batch = desk.store.load(sent.uuid)
-    assert isinstance(batch, Batch) and batch.batch is None
-    (member,) = desk.members(batch)
-    assert member.batch is not None
-    assert batch.uuid in repr(member.batch)
-    for call in (
-        lambda: batch.send(desk.actor, 2),
-        batch.__enter__,
-        lambda: member.batch.send(desk.actor, 2, key="a"),
-    ):
-        with pytest.raises(RuntimeError, match="takes members only from the request"):
-            call()
+    assert desk.is_empty()
 
 
 # Scripts, actors and tests.
@@ -525,7 +400,7 @@ def test_script_sends_a_batch(desk: BatchDesk) -> None:
         with request.tm, request.job_states.batch(owner="alice") as batch:
             batch.send(desk.actor, 1)
     assert desk.state(batch)["progress"]["total"] == 1
-    assert len(desk.sent()) == 1
+    assert desk.sent() == [1]
 
 
 def test_actor_sends_a_batch_from_its_request(
@@ -592,143 +467,50 @@ def test_outbox_shows_what_a_batch_would_send(
 # What viewers are told.
 
 
-def test_batch_follows_its_members(desk: BatchDesk) -> None:
-    """The fraction counts what running members have done; a member that is over counts
-    whole, however it ended.
-    """
-    half = {"status": "working", "progress": Progress(1, 2, None, None)}
-    batch = desk.put("queued", half, "success", "error")
-    state = desk.state(batch)
-    assert state["status"] == "working" and state["started_at"]
-    assert state["progress"]["fraction"] == 0.625
-    assert state["progress"]["done"] == 2
-    counts = {"queued": 1, "working": 1, "success": 1, "error": 1}
-    assert desk.counts(batch) == counts
-    state = desk.state(desk.put("retrying", "success"))
-    assert (state["status"], state["counts"]["retrying"]) == ("working", 1)
-    state = desk.state(desk.put("success", "error"))
-    assert state["status"] == "error" and state["finished_at"]
-    assert state["error"] == {"message": "Some of its jobs failed."}
-    assert state["progress"]["fraction"] == 1.0
-    state = desk.state(desk.put("success", "cancelled"))
-    assert state["error"] == {"message": "Some of its jobs were cancelled."}
-    heavy = desk.put({"status": "success", "weight": 10}, *["queued"] * 10)
-    progress = desk.state(heavy)["progress"]
-    assert (progress["fraction"], progress["done"]) == (0.5, 1)
-
-
-def test_status_of_a_batch_that_is_over(
-    desk: BatchDesk, subtests: pytest.Subtests
-) -> None:
-    """It follows from those of the members, and lists show it."""
-    for members, allow_failures, status in (
-        ((), False, "success"),
-        (("success", "success"), False, "success"),
-        (("success", "error"), False, "error"),
-        (("cancelled", "success"), False, "cancelled"),
-        (("cancelled", "error"), False, "error"),
-        (("success", "error"), True, "success"),
-        (("cancelled", "error"), True, "cancelled"),
-    ):
-        with subtests.test(msg=f"{members} {allow_failures}"):
-            batch = desk.put(*members, allow_failures=allow_failures)
-            state = desk.state(batch)
-            assert state["status"] == status
-            total = len(members)
-            assert state["progress"]["done"] == state["progress"]["total"] == total
-            assert batch.allow_failures == allow_failures
-            listed = get(desk.app, f"/job_state?status={status}", "alice").json["items"]
-            assert batch.uuid in [item["job"]["uuid"] for item in listed]
-
-
-def test_members_are_not_in_the_list_of_their_owner(desk: BatchDesk) -> None:
-    """There the batch stands for them. Operators find them by kind and by status."""
-    batch = desk.put("queued", "error", "working")
-    own = get(desk.app, "/job_state", "alice").json["items"]
-    assert [item["job"]["uuid"] for item in own] == [batch.uuid]
-    everything = get(desk.app, "/job_state?all=1", OPERATOR).json["items"]
-    assert len(everything) == 4
-    assert len(desk.store.list(kind="RunMarathon").items) == 3
-    assert len(desk.store.list(status="error").items) == 1
-
-
 def test_members_are_listed_in_the_order_of_their_sending(desk: BatchDesk) -> None:
-    """Some at a time, and by their status. One whose record has expired is left out,
-    but counts.
-    """
-    members = ["queued"] * 4 + ["success"] + ["error"] * 3 + ["queued"]
-    batch = desk.put(*members)
+    """Some at a time, and by their status."""
+    batch = desk.put("queued", "success", "error", "error", "error")
     uuids = [job.uuid for job in desk.members(batch)]
-    found: list[str] = []
-    query = "&limit=4"
-    while query:
-        answer = desk.listed(batch, query).json
-        found += [item["job"]["uuid"] for item in answer["items"]]
-        cursor = answer["cursor"]
-        query = f"&limit=4&cursor={cursor}" if cursor else ""
-    assert found == uuids
-    assert desk.uuids(batch, "&status=success") == uuids[4:5]
-    first = desk.listed(batch, "&status=error&limit=2").json
-    assert [item["job"]["uuid"] for item in first["items"]] == uuids[5:7]
-    rest = desk.listed(batch, f"&status=error&limit=2&cursor={first['cursor']}").json
-    assert [item["job"]["uuid"] for item in rest["items"]] == uuids[7:8]
-    assert rest["cursor"] is None
-    desk.client.delete(f"jobstate:{uuids[4]}")
-    assert desk.uuids(batch) == uuids[:4] + uuids[5:]
-    assert desk.counts(batch) == {"queued": 5, "success": 1, "error": 3}
+    for query, found in ("&limit=3", uuids), ("&limit=2&status=error", uuids[2:]):
+        first = desk.listed(batch, query).json
+        shown = [item["job"]["uuid"] for item in first["items"]]
+        rest = f"{query}&cursor={first['cursor']}"
+        assert len(shown) == int(query[7])
+        assert shown + desk.uuids(batch, rest) == found
+        assert desk.listed(batch, rest).json["cursor"] is None
 
 
 def test_rights_of_members(desk: BatchDesk) -> None:
     """Who may see the batch sees its bar, and of its members only those that they may
-    see. An unknown batch and a forbidden one look alike, also if the policy raises.
+    see. An unknown batch and a forbidden one look alike.
     """
-    batch = desk.put({"params": {"miles": 1}}, {"owner": "bob"})
-    (item,) = desk.listed(batch).json["items"]
-    assert item["job"]["params"] == {"miles": 1}
+    batch = desk.put("working", {"owner": "bob"})
+    assert len(desk.uuids(batch)) == 1
     assert desk.counts(batch) == {"working": 2}
     assert len(desk.uuids(batch, user=OPERATOR)) == 2
     assert get(desk.app, f"/job_state/{batch.uuid}", "bob").status_int == 403
-
-    class Raising(Policy):
-        def permits(self, request: Request, context: Any, permission: str) -> Any:
-            raise HTTPForbidden
-
-    url = desk.config.registry.settings["jobstate.redis_url"]
-    raising = make_app(make_config(url, security_policy=Raising()))
-    for app in desk.app, raising:
-        unknown = get(app, f"/job_state?batch={new_id()}", "bob")
-        forbidden = get(app, f"/job_state?batch={batch.uuid}", "bob")
-        assert unknown.status_int == forbidden.status_int == 404
-        assert unknown.text == forbidden.text
+    unknown = get(desk.app, f"/job_state?batch={new_id()}", "bob")
+    forbidden = desk.listed(batch, user="bob")
+    assert unknown.status_int == forbidden.status_int == 404
+    assert unknown.text == forbidden.text
 
 
-def test_bad_queries_for_members(desk: BatchDesk, subtests: pytest.Subtests) -> None:
+def test_bad_queries_for_members(desk: BatchDesk) -> None:
     """What is no batch is unknown; other mistakes are named."""
     batch = desk.put("queued")
-    job = desk.members(batch)[0].uuid
     for query, status in (
         ("batch=x", 404),
-        ("batch=", 404),
-        (f"batch={job}", 404),
-        ("batch={0}&limit=0", 400),
-        ("batch={0}&limit=x", 400),
+        (f"batch={desk.members(batch)[0].uuid}", 404),
         ("batch={0}&status=lost", 400),
         ("batch={0}&cursor=e1.x", 400),
-        ("batch={0}&cursor=m-1", 400),
         ("batch={0}&kind=RunMarathon", 400),
-        ("batch={0}&all=1", 400),
         ("batch={0}&batch={0}", 400),
-        ("batch={0}&cursor=m999", 200),
-        ("batch={0}&status=stalled", 200),
     ):
-        with subtests.test(msg=query):
-            path = f"/job_state?{query.format(batch.uuid)}"
-            answer = get(desk.app, path, "alice")
-            assert answer.status_int == status, answer.text
-            if status == 200:
-                assert answer.json == {"items": [], "cursor": None}
-            else:
-                assert answer.json["error"]
+        path = f"/job_state?{query.format(batch.uuid)}"
+        answer = get(desk.app, path, "alice")
+        assert answer.status_int == status, query
+        assert answer.json["error"]
+    assert desk.uuids(batch, "&status=stalled") == []
 
 
 def test_poll_of_a_batch_costs_what_a_lone_jobs_does(desk: BatchDesk) -> None:
@@ -748,53 +530,6 @@ def test_poll_of_a_batch_costs_what_a_lone_jobs_does(desk: BatchDesk) -> None:
     assert get(desk.app, path, "alice", If_None_Match=tag).status_int == 200
 
 
-def test_members_of_a_batch_at_another_url(desk: BatchDesk) -> None:
-    """The application's own adapter may give jobs any URL."""
-
-    class Elsewhere(ResourceURL):
-        def __init__(self, resource: Any, request: Request) -> None:
-            self.physical_path = self.virtual_path = "/b"
-            self.physical_path_tuple = self.virtual_path_tuple = ("", "b")
-
-    batch = desk.put("queued")
-    desk.config.add_resource_url_adapter(Elsewhere, Batch)
-    desk.config.commit()
-    state = desk.state(batch)
-    assert state["url"] == "http://localhost/b"
-    assert state["members"] == f"http://localhost/job_state/?batch={batch.uuid}"
-
-
-def test_batch_of_an_unknown_kind_opens_nothing(desk: BatchDesk) -> None:
-    """An operator sees its counts all the same."""
-    batch = desk.put("queued", "queued")
-    desk.client.hset(f"jobstate:{batch.uuid}", "kind", "Elsewhere")
-    assert get(desk.app, f"/job_state/{batch.uuid}", "alice").status_int == 403
-    state = desk.state(batch, OPERATOR)
-    assert (state["kind"], state["counts"]["queued"]) == ("Elsewhere", 2)
-
-
-def test_stored_garbage_never_makes_a_poll_fail(
-    desk: BatchDesk, subtests: pytest.Subtests
-) -> None:
-    """Whatever another program has written into the record of a batch."""
-    for field, value in (
-        ("size", "x"),
-        ("n:q", "-5"),
-        ("weight", "0"),
-        ("sum", "9" * 18),
-        ("sum", "1e9"),
-        ("title", "\xff\x00<b>"),
-        ("started", "x"),
-        ("status", "odd"),
-    ):
-        with subtests.test(msg=f"{field} = {value!r}"):
-            batch = desk.put("queued", "working")
-            desk.client.hset(f"jobstate:{batch.uuid}", field, value)
-            state = desk.state(batch)
-            assert 0 <= state["progress"]["fraction"] <= 1
-            assert min(state["counts"].values()) >= 0
-
-
 # Cancelling, and running again.
 
 
@@ -802,58 +537,48 @@ def test_cancel_is_one_call(desk: BatchDesk) -> None:
     """Those that wait read cancelled at once, in every answer, and never run. The run
     that goes on is told with its next sign of life.
     """
-    gate: list[str] = []
+    told: list[str] = []
 
     @job_actor(broker=desk.actor.broker, job_state=True)
     def run(n: int, *, job_state: Any = None) -> None:
-        gate.append(job_state.uuid)
         try:
             wait_for(job_state.raise_if_cancelled)
         except JobCancelled:
-            gate.append("told")
+            told.append(job_state.uuid)
             raise
 
     request = desk.begin()
     with request.job_states.batch() as batch:
-        for n in range(3):
-            batch.send_with_options(run, (n,), delay=3_600_000 if n else None)
+        batch.send(run, 0)
+        batch.send_with_options(run, (1,), delay=3_600_000)
     request.tm.commit()
-    first, second, third = desk.uuids(batch)
+    first, second = desk.uuids(batch)
     with working(desk.actor.broker):
         wait_for(lambda: desk.counts(batch).get("working"))
-        cancelled = act(desk.app, f"/job_state/{batch.uuid}/cancel", "alice")
-        assert cancelled.status_int == 202
-        for uuid in second, third:
-            answer = get(desk.app, f"/job_state/{uuid}", "alice").json["job"]
-            assert answer["status"] == "cancelled"
-            assert answer["error"] == {"message": "The job was cancelled."}
-            assert answer["finished_at"] and not answer["cancellable"]
+        path = f"/job_state/{batch.uuid}/cancel"
+        assert act(desk.app, path, "alice").status_int == 202
+        answer = get(desk.app, f"/job_state/{second}", "alice").json["job"]
+        assert answer["status"] == "cancelled" and not answer["cancellable"]
+        assert answer["error"] == {"message": "The job was cancelled."}
         query = f"/job_state?uuid={first}&uuid={second}"
         several = get(desk.app, query, "alice").json["jobs"]
         assert several[second]["job"]["status"] == "cancelled"
-        assert {second, third} <= {*desk.uuids(batch, "&status=cancelled")}
+        assert second in desk.uuids(batch, "&status=cancelled")
         wait_for(lambda: desk.state(batch)["status"] == "cancelled")
-    assert desk.counts(batch) == {"cancelled": 3}
-    assert gate == [first, "told"]
-    again = act(desk.app, f"/job_state/{batch.uuid}/cancel", "alice")
-    assert again.status_int == 409
+    assert desk.counts(batch) == {"cancelled": 2}
+    assert told == [first]
+    assert act(desk.app, path, "alice").status_int == 409
 
 
 def test_members_of_a_cancelled_batch_stay_as_they_are(desk: BatchDesk) -> None:
     """Whatever messages come: those that are over are skipped, and the others never
     run. Those that run are counted till they end.
     """
-    batch = desk.put("success", "error", "queued", "working", "queued")
+    batch = desk.put("success", "error", "queued", "working")
     uuids = desk.uuids(batch)
     assert act(desk.app, f"/job_state/{batch.uuid}/cancel", "alice").status_int == 202
-    assert desk.state(batch)["status"] == "cancelling"
-    counts = {"working": 1, "success": 1, "error": 1, "cancelled": 2}
+    counts = {"working": 1, "success": 1, "error": 1, "cancelled": 1}
     assert desk.counts(batch) == counts
-    assert desk.store.list(status="queued").items == []
-    # A member that reads cancelled can be deleted.
-    answer = act(desk.app, f"/job_state/{uuids[4]}", method="DELETE")
-    assert answer.status_int == 204
-    assert desk.store.load(uuids[4]) is None
     broker = desk.actor.broker
     for uuid in uuids[:3]:
         message = desk.actor.message_with_options(args=(1,), job_batch=batch.uuid)
@@ -865,77 +590,33 @@ def test_members_of_a_cancelled_batch_stay_as_they_are(desk: BatchDesk) -> None:
     assert desk.counts(batch) == counts
 
 
-def test_cancelled_batch_of_dead_workers_is_over(desk: BatchDesk) -> None:
-    """A second cancel ends it, and all that had not ended counts as cancelled."""
-    batch = desk.put("working", "queued", "success")
-    path = f"/job_state/{batch.uuid}/cancel"
-    assert act(desk.app, path, "alice").json["job"]["status"] == "cancelling"
-    pass_time(desk.store, 60)
-    assert act(desk.app, path, "alice").status_int == 202
-    state = desk.state(batch)
-    assert state["status"] == "cancelled" and state["finished_at"]
-    assert state["error"] == {"message": "The job was cancelled."}
-    assert (state["progress"]["done"], state["progress"]["total"]) == (3, 3)
-    assert desk.counts(batch) == {"success": 1, "cancelled": 2}
-    statuses = [job.status for job in desk.members(batch)]
-    assert statuses == ["cancelled", "cancelled", "success"]
-
-
-def test_batch_in_which_nobody_runs_is_cancelled_at_once(desk: BatchDesk) -> None:
-    """Its status follows from its members, and lists show it."""
-    batch = desk.put("queued", "error")
-    assert batch.cancel()
-    assert desk.state(batch)["status"] == "error"
-    assert desk.counts(batch) == {"error": 1, "cancelled": 1}
-    listed = desk.store.list(kind="ImportAll", status="error").items
-    assert [job.uuid for job in listed] == [batch.uuid]
-
-
 def test_failed_members_run_again(desk: BatchDesk, global_broker: Broker) -> None:
-    """After the end of the batch, too: it goes on, and ends again. Those of a cancelled
-    batch do not.
+    """After the end of the batch, too: it goes on. Those of a cancelled batch do not,
+    and a batch itself does not run.
     """
-    fails = [True]
 
     @job_actor(broker=global_broker, job_state=True, max_retries=0)
-    def flaky(n: int) -> None:
-        if n and fails[0]:
-            raise ValueError("x")
+    def fail_some(n: int) -> None:
+        assert n == 0
 
-    def send(*delays: int | None) -> Any:
-        request = desk.begin()
-        with request.job_states.batch() as batch:
-            for n, delay in enumerate(delays):
-                batch.send_with_options(flaky, (n,), delay=delay)
-        request.tm.commit()
-        return batch
-
-    batch, other = send(None, None, None), send(None, None, 3_600_000)
+    request = desk.begin()
+    with request.job_states.batch() as batch:
+        for n in range(3):
+            batch.send(fail_some, n)
+    request.tm.commit()
     with working(global_broker):
-        wait_for(lambda: desk.state(batch)["finished_at"])
-        wait_for(lambda: desk.counts(other).get("error"))
-    assert desk.state(batch)["status"] == "error"
-    lone = act(desk.app, f"/job_state/{batch.uuid}/rerun")
-    assert lone.status_int == 410
-    assert "Rerun its failed jobs" in lone.json["error"]
+        wait_for(lambda: desk.state(batch)["status"] == "error")
+    alone = act(desk.app, f"/job_state/{batch.uuid}/rerun")
+    assert alone.status_int == 410
+    assert "Rerun its failed jobs" in alone.json["error"]
     path = f"/job_state/rerun?all=1&batch={batch.uuid}"
     assert act(desk.app, path).json == {"done": 2, "refused": 0, "cursor": None}
     state = desk.state(batch)
     assert (state["status"], state["finished_at"]) == ("working", None)
     assert desk.counts(batch) == {"queued": 2, "success": 1}
-    assert desk.client.ttl(f"jobstate:{batch.uuid}") > 7 * 86400
-    assert desk.counts(other)["error"] == 1
-    fails[0] = False
-    with working(global_broker):
-        wait_for(lambda: desk.state(batch)["finished_at"])
-    assert desk.state(batch)["status"] == "success"
-    assert desk.state(batch)["error"] is None
-    assert desk.uuids(batch, "&status=error") == []
-    assert act(desk.app, "/job_state/rerun?all=1&batch=x").status_int == 400
-    failed = desk.uuids(other, "&status=error")[0]
-    assert act(desk.app, f"/job_state/{other.uuid}/cancel", "alice").status_int == 202
-    answer = act(desk.app, f"/job_state/{failed}/rerun")
+    waiting = desk.put("error", "queued")
+    assert waiting.cancel()
+    (member,) = desk.uuids(waiting, "&status=error")
+    answer = act(desk.app, f"/job_state/{member}/rerun")
     assert answer.status_int == 409
     assert "Its batch was cancelled." in answer.json["error"]
-    done = act(desk.app, f"/job_state/rerun?all=1&batch={other.uuid}").json
-    assert (done["done"], done["refused"]) == (0, 1)
