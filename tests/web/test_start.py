@@ -2,45 +2,31 @@
 that stop it.
 """
 
-import functools
 import logging
 import re
-import subprocess
-import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
 
-import dramatiq.broker
 import pytest
 import redis
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
-from pyramid import testing
-from pyramid.authorization import ACLAuthorizationPolicy
 from pyramid.config import Configurator
-from pyramid.events import ApplicationCreated, NewRequest
 from pyramid.exceptions import (
     ConfigurationConflictError,
     ConfigurationError,
     ConfigurationExecutionError,
 )
-from pyramid.interfaces import IApplicationCreated, ISessionFactory
-from pyramid.registry import Registry
 from pyramid.request import Request
-from pyramid.response import Response
 from pyramid.session import SignedCookieSessionFactory
 from webtest import TestApp
-from zope.interface.registry import Components
 
-import pyramid_jobstate
 from pyramid_jobstate import JobStateMiddleware, JobStore
 from tests.jobs import messages
-from tests.support import PACKAGE, UUID
 from tests.web.places import other_places, private_stores, same_places, unclear_places
 from tests.webapp import (
     NOWHERE,
-    Policy,
     get,
     made_config,
     make_app,
@@ -48,7 +34,6 @@ from tests.webapp import (
     make_config,
     make_request,
     put_job,
-    take_steps,
 )
 
 DAY = 24 * 3600
@@ -61,16 +46,6 @@ STORE = JobStore(NOWHERE)
 
 def role_of(request: Request) -> str:
     return f"role:{request.authenticated_userid}"
-
-
-class RoleOf:
-    """A callable that is not a function."""
-
-    def __call__(self, request: Request) -> str:
-        return role_of(request)
-
-
-ROLE_OF = RoleOf()
 
 
 def configured(url: str | None = NOWHERE, **settings: Any) -> Configurator:
@@ -115,25 +90,6 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     return found
 
 
-# The package.
-
-
-@pytest.mark.system
-def test_import_leaves_pyramid_alone() -> None:
-    """Importing the package, as workers do, does not import Pyramid."""
-    code = (
-        "import sys, pyramid_jobstate; "
-        "print([m for m in sys.modules if m.partition('.')[0] == 'pyramid'])"
-    )
-    output = subprocess.check_output([sys.executable, "-c", code], text=True)
-    assert output.strip() == "[]"
-
-
-def test_public_names_exist() -> None:
-    """Every name in `__all__` exists."""
-    assert all(hasattr(pyramid_jobstate, name) for name in pyramid_jobstate.__all__)
-
-
 # The choice of the store.
 
 
@@ -163,10 +119,9 @@ def test_settings_change_the_options_of_the_middlewares_store(
 
 def test_application_without_a_store_does_not_start(set_broker: SetBroker) -> None:
     """The error says what to do, be it that there is no broker, no middleware or no
-    place. No broker is made.
+    place.
     """
     assert re.search(r"set_broker.*jobstate\.redis_url", refusal(configured(None)))
-    assert dramatiq.broker.global_broker is None
     set_broker(RedisBroker(url=NOWHERE))
     assert "add_middleware(JobState" in refusal(configured(None))
     broker = StubBroker()
@@ -175,31 +130,21 @@ def test_application_without_a_store_does_not_start(set_broker: SetBroker) -> No
     assert "StubBroker" in refusal(configured(None))
 
 
-def test_set_job_store_replaces_the_store(set_broker: SetBroker) -> None:
-    """The directive wins over redis_url, needs no broker, takes a dotted name, and
-    survives a second include.
+def test_set_job_store_replaces_the_store() -> None:
+    """The directive wins over redis_url, and survives a second include. It takes one
+    store, or its dotted name, and names what else it got, but no password.
     """
-    for url in ("redis://127.0.0.1:2/0", None):
-        config = configured(url)
-        config.set_job_store(f"{__name__}.STORE")
-        config.commit()
-        config.include("pyramid_jobstate")
-        assert start(config) is STORE
-
-
-def test_set_job_store_takes_one_job_store() -> None:
-    """Anything else is refused at once, and two are Pyramid's usual conflict. The error
-    for a URL says what to pass instead, and hides the password.
-    """
-    config = configured()
-    for wrong in (None, JobStore, f"{__name__}.role_of"):
-        with pytest.raises(ConfigurationError, match="set_job_store needs a JobStore"):
-            config.set_job_store(wrong)
+    config = configured("redis://127.0.0.1:2/0")
+    config.set_job_store(f"{__name__}.STORE")
+    config.commit()
+    config.include("pyramid_jobstate")
+    assert start(config) is STORE
     with pytest.raises(ConfigurationError, match=r"JobStore\(url\)") as caught:
         config.set_job_store(HOST)
     assert "hush" not in "".join(traceback.format_exception(caught.value))
-    config.set_job_store(JobStore(NOWHERE))
-    config.set_job_store(JobStore(NOWHERE))
+    config = configured(None)
+    for _ in range(2):
+        config.set_job_store(JobStore(NOWHERE))
     with pytest.raises(ConfigurationConflictError):
         config.commit()
 
@@ -207,19 +152,18 @@ def test_set_job_store_takes_one_job_store() -> None:
 # Settings.
 
 
-def test_durations_are_understood(subtests: pytest.Subtests) -> None:
+def test_durations_are_understood() -> None:
     """A duration is a number of seconds, or a number with a unit."""
     for text, seconds in (
+        ("90", 90),
         ("90s", 90),
         ("15m", 900),
-        ("8d", 8 * DAY),
         (" 2 h ", 7200),
+        ("8d", 8 * DAY),
         ("1.5m", 90),
-        (90, 90),
         (0.5, 0.5),
     ):
-        with subtests.test(msg=repr(text)):
-            assert start(configured(expire_in=text)).expire_in == seconds
+        assert start(configured(expire_in=text)).expire_in == seconds, text
 
 
 def test_each_option_of_the_store_has_its_setting() -> None:
@@ -236,113 +180,49 @@ def test_each_option_of_the_store_has_its_setting() -> None:
     assert (store.stalled_after, store.namespace) == (3, "races")
 
 
-@pytest.mark.parametrize(
-    "cases",
-    [
-        {
-            "expire_in": ["", "0.0001", "-1", "soon", "1h30m", "٣h", "9" * 400, None],
-            "active_expire_in": ["0s"],
-            "stalled_after": ["nan"],
-            "namespace": ["", "a}", 5],
-        },
-        {
-            "owner": ["", "no.such.module", "os:no_such_name", "os.path", 5],
-            "permits": ["no.such.module", "os.path", 5],
-            "redis_url": ["", "localhost", 5],
-            "base_url": [5],
-        },
-    ],
-)
-def test_bad_setting_stops_the_start(
-    cases: dict[str, list[Any]], subtests: pytest.Subtests
-) -> None:
+def test_bad_setting_stops_the_start(subtests: pytest.Subtests) -> None:
     """An invalid setting is named in the error that stops the start."""
+    cases: dict[str, list[Any]] = {
+        "expire_in": ["", "0.0001", "-1", "soon", "1h30m", "9" * 400, None],
+        "active_expire_in": ["0s"],
+        "stalled_after": ["nan"],
+        "namespace": ["", "a}", 5],
+        "owner": ["", "no.such.module", "os:no_such_name", "os.path", 5],
+        "permits": ["no.such.module", 5],
+        "redis_url": ["", "localhost", 5],
+        "base_url": [5],
+    }
     for name, values in cases.items():
         for value in values:
             with subtests.test(msg=f"{name} = {value!r}"):
                 error = refusal(configured(**{name: value}))
                 assert f"setting jobstate.{name} " in error
-                is_text = name in ("namespace", "redis_url", "base_url")
-                assert value != 5 or not is_text or "= 5 is not a string" in error
 
 
 def test_unknown_setting_is_told_the_known_ones() -> None:
     """The error for an unknown setting names it, and lists the known ones. Settings of
     others are left alone.
     """
-    for name in ("expires", "redis_urls", ""):
+    for name in ("expires", ""):
         error = refusal(configured(**{name: "1h"}))
         assert f"jobstate.{name} is unknown" in error
         assert re.search(r"jobstate\.expire_in, .*jobstate\.redis_url", error)
-    start(make_app_config({"jobstate_x": "1", "expire_in": "soon"}))
+    made_config(NOWHERE, settings={"jobstate_x": "1", "expire_in": "soon"})
 
 
-def make_app_config(settings: dict[str, Any]) -> Configurator:
-    config = make_config(NOWHERE, settings=settings)
-    config.include("pyramid_jobstate")
-    return config
-
-
-@pytest.mark.parametrize("value", [None, ["redis://:hush@h/0"]], ids=repr)
-def test_setting_of_a_wrong_type_stops_the_start(
-    value: Any, subtests: pytest.Subtests
-) -> None:
-    """A setting that Python code has set to None, or to what no ini could give, is
-    named in the error that stops the start, which shows no password.
+def test_setting_of_a_wrong_type_stops_the_start() -> None:
+    """A setting that Python code has set to what no ini could give is named in the
+    error that stops the start, which shows no password.
     """
     known = refusal(configured(x="")).partition("Known settings:")[2]
     names = re.findall(r"jobstate\.(\w+)", known)
     assert len(names) > 10
     for name in names:
-        with subtests.test(msg=name):
-            config = make_config(NOWHERE, settings={f"jobstate.{name}": value})
+        for value in None, ["redis://:hush@h/0"]:
             match = rf"setting jobstate\.{name} = "
             with pytest.raises(ConfigurationError, match=match) as caught:
-                make_app(config)
+                made_config(NOWHERE, settings={f"jobstate.{name}": value})
             assert "hush" not in str(caught.value)
-
-
-def test_limits_may_be_numbers() -> None:
-    """Durations and limits may be numbers where Python code sets them."""
-    store = start(
-        configured(expire_in=7, stalled_after=1.5, max_uuids=3, max_streams=0)
-    )
-    assert (store.expire_in, store.stalled_after) == (7, 1.5)
-
-
-def test_password_stays_out_of_errors(subtests: pytest.Subtests) -> None:
-    """Errors about a redis_url name the setting, and do not quote any part of it."""
-    for url in (
-        "redis://:hush@localhost:port/0",
-        "redis://:hush#hush@localhost/0",
-        "redis://:hush/hush@localhost/0",
-        "redis://:hush[hush@localhost/0",
-        "redis://:hush℀@localhost/0",
-        "http://:hush@localhost/0",
-        "redis://:hush@localhost/0?db=x",
-        "redis://:hush@localhost/0?no_such_option=1",
-        "redis+cluster://:hush@localhost/5",
-        "redis+cluster://:hush@localhost?db=5",
-        # Nothing listens there.
-        "rediss+cluster://:hush@127.0.0.1:1",
-    ):
-        with subtests.test(msg=url):
-            assert "setting jobstate.redis_url" in refusal(configured(url))
-
-
-def test_password_stays_out_of_what_a_start_shows(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """Neither the log nor introspection nor the repr of the store shows it."""
-    caplog.set_level(logging.DEBUG)
-    config = configured("redis://bob:hush@127.0.0.1:1/0")
-    config.set_job_store(JobStore("redis://bob:hush@127.0.0.1:1/0"))
-    store = start(config)
-    shown = introspected(config)
-    assert shown["store"]["store"] is shown["settings"]["store"] is store
-    text = repr([(dict(each), each.title) for each in shown.values()])
-    assert "127.0.0.1:1/0" in repr(store)
-    assert "hush" not in text + repr(store) + caplog.text
 
 
 def test_settings_may_follow_the_include() -> None:
@@ -365,9 +245,7 @@ def test_path_is_where_the_jobs_are(
     """
     for prefix, path, base in (
         (None, "/jobs/", "/jobs"),
-        (None, "api/v1.2/my-jobs", "/api/v1.2/my-jobs"),
-        (None, ".well-known/jobs", "/.well-known/jobs"),
-        (None, "~jobs", "/~jobs"),
+        (None, ".well-known/v1.2/my-jobs", "/.well-known/v1.2/my-jobs"),
         ("/api", "job_state", "/api/job_state"),
     ):
         with subtests.test(msg=base):
@@ -384,212 +262,55 @@ def test_path_is_where_the_jobs_are(
             assert get(app, found).status_code == 200
 
 
-def test_bad_path_stops_the_include(subtests: pytest.Subtests) -> None:
+def test_bad_path_stops_the_include() -> None:
     """An invalid path is an error that names the setting."""
-    for path in ("", "/", "a//b", "a b", "{x}", "*x", "a/../b", ".", "a:b", "ü", "a\n"):
-        with (
-            subtests.test(msg=repr(path)),
-            pytest.raises(ConfigurationError, match=r"jobstate\.path"),
-        ):
+    for path in ("", "/", "a//b", "a b", "{x}", "*x", "a/../b", "a:b", "ü", "a\n"):
+        with pytest.raises(ConfigurationError, match=r"jobstate\.path"):
             configured(path=path)
 
 
-def test_owner_may_be_anything_that_can_be_called(
-    redis_url: str, subtests: pytest.Subtests
-) -> None:
-    """The owner of what a request sends is what jobstate.owner returns: a function, or
-    any callable, or the dotted name of one.
-    """
+def test_owner_is_what_a_function_returns(redis_url: str) -> None:
+    """The owner of what a request sends is what jobstate.owner returns."""
     run_marathon = make_broker(redis_url).get_actor("run_marathon")
-    for owner in (
-        f"{__name__}.role_of",
-        f"{__name__}.ROLE_OF",
-        role_of,
-        functools.partial(role_of),
-    ):
-        with subtests.test(msg=repr(owner)):
-            config = made_config(redis_url, settings={"jobstate.owner": owner})
-            states = make_request(config, "alice").job_states
-            assert states.current_owner == "role:alice"
-            assert states.send_immediately(run_marathon, 26).owner == "role:alice"
+    for owner in f"{__name__}.role_of", role_of:
+        config = made_config(redis_url, settings={"jobstate.owner": owner})
+        job_states = make_request(config, "alice").job_states
+        assert job_states.send_immediately(run_marathon, 26).owner == "role:alice"
 
 
-# Introspection and logging.
-
-
-def introspected(config: Configurator) -> dict[str, Any]:
-    """Return what the debug toolbar shows of us, by type."""
-    found = config.introspector.get_category("job states") or []
-    return {
-        entry["introspectable"].type_name: entry["introspectable"] for entry in found
-    }
-
-
-def test_settings_can_be_introspected() -> None:
-    """Introspection shows the effective values of settings, including defaults."""
-    config = configured(path="jobs", max_uuids="7")
-    store = start(config)
-    (shown,) = introspected(config).values()
-    assert (shown["path"], shown["max_uuids"], shown["store"]) == ("jobs", 7, store)
-    assert shown["owner"].__name__ == "authenticated_userid"
-    assert callable(shown["permits"])
-
-
-def test_start_is_logged(
-    caplog: pytest.LogCaptureFixture, subtests: pytest.Subtests
-) -> None:
+def test_start_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """One line says where the jobs are stored and shown, and who owns them."""
     caplog.set_level(logging.INFO, logger="pyramid_jobstate")
+    owner = {"path": "jobs", "namespace": "races", "owner": f"{__name__}.role_of"}
     cases: list[tuple[dict[str, Any], list[str]]] = [
         ({}, ["127.0.0.1:1/0", "/api/job_state", "authenticated_userid(request)"]),
-        ({"path": "jobs", "namespace": "races"}, ["'races'", "/api/jobs. "]),
-        ({"owner": f"{__name__}.role_of"}, ["role_of(request)"]),
-        ({"owner": f"{__name__}.ROLE_OF"}, ["RoleOf"]),
+        (owner, ["'races'", "/api/jobs. ", "role_of(request)"]),
     ]
     for given, words in cases:
-        with subtests.test(msg=str(given)):
-            caplog.clear()
-            settings = {f"jobstate.{name}": value for name, value in given.items()}
-            config = make_config(NOWHERE, settings=settings)
-            config.include("pyramid_jobstate", route_prefix="api")
-            start(config)
-            (line,) = messages(caplog, "pyramid_jobstate", logging.INFO)
-            assert all(word in line for word in words)
+        caplog.clear()
+        settings = {f"jobstate.{name}": value for name, value in given.items()}
+        config = make_config(NOWHERE, settings=settings)
+        config.include("pyramid_jobstate", route_prefix="api")
+        start(config)
+        (line,) = messages(caplog, "pyramid_jobstate", logging.INFO)
+        assert all(word in line for word in words), line
 
 
 # Including.
 
 
-def test_include_may_be_repeated_after_a_commit(
-    redis_url: str, client: redis.Redis
-) -> None:
-    """A second include changes nothing."""
-    config = configured(redis_url)
-    config.commit()
-    app = make_app(config)
-    job = put_job(client)
-    assert get(app, f"/job_state/{job}", "alice").json["job"]["uuid"] == job
-    assert get(app, f"/job_state/{job}", "bob").status_code == 403
-    assert get(app, "/job_state/nothing").status_code == 404
-
-
-def test_static_files_are_served(app: TestApp, subtests: pytest.Subtests) -> None:
-    """Anybody may load the files for browsers."""
-    kinds = {".js": "/javascript", ".css": "text/css"}
-    for file in (PACKAGE / "static").iterdir():
-        with subtests.test(msg=file.name):
-            response = get(app, f"/job_state/static/{file.name}")
-            assert response.body == file.read_bytes()
-            assert response.content_type.endswith(kinds.get(file.suffix, ""))
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_policy_may_be_set_before_and_after_the_include(
-    subtests: pytest.Subtests,
-) -> None:
-    """The application starts with a policy, whenever it is set, without one, and with
-    separate authentication and authorization policies.
-    """
-    for steps in (
-        "policy include make",
-        "policy commit include make",
-        "include policy commit make",
-        "include commit policy make",
-        "include make",
-    ):
-        with subtests.test(msg=steps):
-            config = make_config(NOWHERE, security_policy=None)
-            set_policy = functools.partial(config.set_security_policy, Policy())
-            take_steps(config, steps, policy=set_policy)
-    config = make_config(NOWHERE, security_policy=None)
-    config.set_authorization_policy(ACLAuthorizationPolicy())
-    config.set_authentication_policy(testing.DummySecurityPolicy("alice"))
-    make_app(config)
-
-
-def test_include_under_autocommit_has_its_store_at_once(set_broker: SetBroker) -> None:
-    """With autocommit, as in an application's unit tests, the store is there at once,
-    and set_job_store compares another one at once.
-    """
-    settings = {"jobstate.redis_url": f"{HOST}/1"}
-    with testing.testConfig(settings=settings) as config:
-        config.include("pyramid_jobstate")
-        assert make_request(config).job_states.store.namespace == "jobstate"
-        set_broker(broker_at(f"{HOST}/1"))
-        with pytest.raises(ConfigurationError, match="database"):
-            config.set_job_store(JobStore(f"{HOST}/0"))
-
-
-# The creation of the application.
-
-
-def test_requests_are_not_announced_to_nobody() -> None:
-    """An application without subscribers does not pay for ours. Those that it adds
-    hear of requests and of each application, also if they are added later.
-    """
-    config = configured()
-    config.make_wsgi_app()
-    assert config.registry.has_listeners is False
-    assert not list(config.registry.registeredHandlers())
-    heard: list[Any] = []
-    config.add_subscriber(lambda event: heard.append("late"), NewRequest)
-    config.commit()
-    get(TestApp(config.make_wsgi_app()), f"/job_state/static/{UUID}")
-    assert heard == ["late"]
-    config = configured()
-    config.add_subscriber(lambda event: heard.append("early"), NewRequest)
-    config.add_subscriber(lambda event: heard.append("made"), ApplicationCreated)
-    app = TestApp(config.make_wsgi_app())
-    config.make_wsgi_app()
-    config.add_subscriber(lambda event: heard.append("late"), NewRequest)
-    config.commit()
-    get(app, f"/job_state/static/{UUID}")
-    assert heard[1:] == ["made", "made", "early", "late"]
-
-
-def test_check_that_fails_is_repeated() -> None:
-    """The application is not made until its checks pass, which come in the order in
-    which it has added its own subscribers.
-    """
+def test_owner_of_sessions_needs_a_session_factory() -> None:
+    """The application is not made until it has one, which it may set last."""
     config = configured(owner="session")
-    factory = SignedCookieSessionFactory("secret")
-    with pytest.raises(ConfigurationError, match="needs a session factory"):
-        config.make_wsgi_app()
-    assert config.registry.has_listeners
-    with pytest.raises(ConfigurationError, match="needs a session factory"):
-        config.make_wsgi_app()
-    config.registry.registerUtility(factory, ISessionFactory)
-    config.make_wsgi_app()
-    early = make_config(NOWHERE, settings={"jobstate.owner": "session"})
-    early.add_subscriber(
-        lambda event: early.registry.registerUtility(factory, ISessionFactory),
-        IApplicationCreated,
-    )
-    make_app(early)
-
-
-def test_application_may_have_any_registry() -> None:
-    """A registry that builds on another may have listeners that it does not know, and
-    any registry of zope.interface will do.
-    """
-    base = Registry("base")
-    heard: list[object] = []
-    base.registerHandler(heard.append, (IApplicationCreated,))
-    for registry in (Registry("app", bases=(base,)), Components("plain")):
-        config = Configurator(registry=registry)
-        config.setup_registry(settings={"jobstate.redis_url": NOWHERE})
-        config.include("pyramid_jobstate")
-        for _ in range(2):
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="needs a session factory"):
             config.make_wsgi_app()
-        assert registry.has_listeners
-    assert len(heard) == 2
+    config.set_session_factory(SignedCookieSessionFactory("secret"))
+    config.commit()
+    config.make_wsgi_app()
 
 
 # The stores of the web side and of the middleware.
-
-
-def broker_at(url: str, **options: Any) -> RedisBroker:
-    return make_broker(NOWHERE, JobStateMiddleware(url=url, **options))
 
 
 def reading(store: JobStore) -> Configurator:
@@ -600,15 +321,12 @@ def reading(store: JobStore) -> Configurator:
 
 
 def test_other_namespace_stops_the_start(set_broker: SetBroker) -> None:
-    """A middleware with another namespace is an error, whatever the servers are: every
-    job would be unknown.
-    """
-    set_broker(broker_at("redis://a/0", namespace="shop"))
+    """Every job would be unknown, whatever the servers are."""
+    middleware = JobStateMiddleware(url="redis://a/0", namespace="shop")
+    set_broker(make_broker(NOWHERE, middleware))
     error = refusal(configured("redis://b/0", namespace="store"))
     assert "jobstate.namespace" in error
     assert "'shop'" in error and "'store'" in error
-    set_broker(make_broker(f"{HOST}/0"))
-    assert "jobstate.namespace" in refusal(configured(None, namespace="shop"))
 
 
 def test_other_place_stops_the_start(
@@ -627,12 +345,9 @@ def test_other_place_stops_the_start(
 
 
 def test_place_of_a_redis_broker_counts(set_broker: SetBroker) -> None:
-    """A middleware without a URL writes to its broker's server. The store of a setting
-    is compared, and so is one from the directive.
-    """
+    """A middleware without a URL writes to its broker's server."""
     set_broker(make_broker(f"{HOST}/1"))
     assert "database" in refusal(configured(f"{HOST}/0"))
-    assert "database" in refusal(reading(JobStore(f"{HOST}/0").replace(expire_in=5)))
 
 
 def test_same_place_is_quiet(
@@ -668,16 +383,10 @@ def test_other_place_that_may_be_the_same_is_warned_of(
 def test_start_without_two_places_has_nothing_to_compare(
     set_broker: SetBroker, warnings: Callable[[], list[str]]
 ) -> None:
-    """Without a broker, a middleware or its store there is nothing to compare, and an
-    application's tests, which write nothing, may read elsewhere.
-    """
+    """Without a middleware, and in an application's tests, which write nothing."""
+    set_broker(StubBroker(middleware=[]))
     start(configured())
-    broker = StubBroker(middleware=[])
-    set_broker(broker)
-    start(configured())
-    broker.add_middleware(JobStateMiddleware())
-    start(configured())
-    set_broker(broker_at(f"{HOST}/1"))
+    set_broker(make_broker(f"{HOST}/1"))
     config = configured(f"{HOST}/0")
     config.include("pyramid_jobstate.testing")
     start(config)
@@ -690,70 +399,45 @@ def test_start_without_two_places_has_nothing_to_compare(
 def with_route(pattern: str, prefix: str | None = None, **options: Any) -> Configurator:
     """Return the configurator of an application with an earlier route."""
     config = make_config(NOWHERE)
-    add_route(config, pattern, **options)
+    config.add_route("everything", pattern, **options)
     config.include("pyramid_jobstate", route_prefix=prefix)
     return config
 
 
-def add_route(config: Configurator, pattern: str, **options: Any) -> None:
-    config.add_route("everything", pattern, **options)
-    if "static" not in options:
-        config.add_view(lambda c, r: Response("App"), route_name="everything")
-
-
-def test_earlier_route_that_swallows_our_path_stops_the_start(
-    subtests: pytest.Subtests,
-) -> None:
+def test_earlier_route_that_swallows_our_path_stops_the_start() -> None:
     """An earlier route that matches our URLs is an error that names the route."""
-    for pattern in (
-        "/*everything",
-        "/{a}/{b}",
-        "/job_state/",
-        "/job_state/{id}",
-        "/job_state/{id}/cancel",
-        "/job_state/{id}/inspect",
-        "/job_state/counts",
-        "/job_state/clear",
-        "/{path:.*}",
-        "/:a/:b",
+    for pattern, prefix in (
+        ("/*everything", None),
+        ("/{a}/{b}", None),
+        ("/job_state/", None),
+        ("/job_state/{id}/cancel", None),
+        ("/job_state/counts", None),
+        ("/*everything", "api"),
     ):
-        with subtests.test(msg=pattern):
-            error = refusal(with_route(pattern))
-            assert "'everything'" in error and pattern in error
-            assert "/job_state" in error
-            assert 'config.include("pyramid_jobstate")' in error
-    assert "/api/job_state" in refusal(with_route("/api/*everything", "api"))
+        error = refusal(with_route(pattern, prefix))
+        assert "'everything'" in error and pattern in error
+        assert f"{prefix or ''}/job_state" in error
+        assert 'config.include("pyramid_jobstate")' in error
 
 
 def test_order_of_the_routes_counts() -> None:
-    """Neither the order of the commits nor that of the includes does: a second include
-    adds our routes behind.
-    """
+    """That of the commits does not."""
     config = make_config(NOWHERE)
-    add_route(config, "/*everything")
-    config.commit()
-    config.include("pyramid_jobstate")
-    assert "'everything'" in refusal(config)
-    config = configured()
-    config.commit()
-    add_route(config, "/*everything")
+    config.add_route("everything", "/*everything")
     config.commit()
     config.include("pyramid_jobstate")
     assert "'everything'" in refusal(config)
 
 
-def test_route_beside_our_path_is_quiet(
-    warnings: Callable[[], list[str]], subtests: pytest.Subtests
-) -> None:
+def test_route_beside_our_path_is_quiet(warnings: Callable[[], list[str]]) -> None:
     """A route that matches none of our requests, that only makes URLs, or that comes
     later causes no warning.
     """
     for pattern in ("/", "/{a}/{b}/{c}/{d}", "/job_state/{n:[0-9]+}", "/job"):
-        with subtests.test(msg=pattern):
-            start(with_route(pattern))
+        start(with_route(pattern))
     start(with_route("/*everything", static=True))
     config = configured()
-    add_route(config, "/*everything")
+    config.add_route("everything", "/*everything")
     start(config)
     assert warnings() == []
 
@@ -762,33 +446,23 @@ def test_catch_all_with_a_predicate_is_warned_of(
     warnings: Callable[[], list[str]],
 ) -> None:
     """A catch-all with predicates may be intended: one warning names it."""
-    for options in (
-        {"request_method": "OPTIONS"},
-        {"accept": "text/html"},
-        {"xhr": True},
-    ):
-        start(with_route("/*everything", **options))
-        (warning,) = warnings()
-        assert "'everything'" in warning and "/job_state" in warning
+    start(with_route("/*everything", request_method="OPTIONS"))
+    (warning,) = warnings()
+    assert "'everything'" in warning and "/job_state" in warning
 
 
-def test_placeholder_in_the_prefix_stops_the_include(subtests: pytest.Subtests) -> None:
+def test_placeholder_in_the_prefix_stops_the_include() -> None:
     """A placeholder in the prefix, or in that of an outer include, is an error: URLs of
     jobs need a fixed path. What only resembles one is accepted.
     """
-    for prefix in ("{tenant}", "api/{tenant}", "/a/{b:[a-z]+}/", ":tenant", "a/:b/c"):
-        with subtests.test(msg=prefix):
-            config = make_config(NOWHERE)
-            with pytest.raises(ConfigurationError, match="route_prefix") as caught:
-                config.include("pyramid_jobstate", route_prefix=prefix)
-            assert prefix.strip("/") in str(caught.value)
+    for prefix in ("{tenant}", "/a/{b:[a-z]+}/", ":tenant"):
+        with pytest.raises(ConfigurationError, match="route_prefix") as caught:
+            make_config(NOWHERE).include("pyramid_jobstate", route_prefix=prefix)
+        assert prefix.strip("/") in str(caught.value)
     with pytest.raises(ConfigurationError, match=r"route_prefix.*\{tenant\}/api"):
         make_config(NOWHERE).include(
             lambda config: config.include("pyramid_jobstate", route_prefix="api"),
             route_prefix="{tenant}",
         )
-    for prefix in ("/api/v1.2/", "a:8", "~x", "a*b"):
-        with subtests.test(msg=prefix):
-            config = make_config(NOWHERE)
-            config.include("pyramid_jobstate", route_prefix=prefix)
-            config.make_wsgi_app()
+    for prefix in ("/api/v1.2/", "a:8", "~x"):
+        make_config(NOWHERE).include("pyramid_jobstate", route_prefix=prefix)
