@@ -5,26 +5,22 @@ test_transactions.py.
 """
 
 import datetime
+import functools
 import re
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import dramatiq.broker
 import pytest
 import redis
-from dramatiq import Broker, Message, actor, group, pipeline
-from dramatiq.brokers.stub import StubBroker
-from dramatiq.errors import QueueNotFound
-from dramatiq.rate_limits.backends import StubBackend
-from pyramid.authorization import Authenticated, Everyone
+from dramatiq import Broker, Message, group, pipeline
 from pyramid.config import Configurator
-from pyramid.request import Request
 
-from pyramid_jobstate import JobState, JobStateMiddleware, StoreUnavailable
-from pyramid_jobstate.testing import away, pass_time
-from tests.jobs import RunMarathon, working
-from tests.support import wait_for
+from pyramid_jobstate import JobStateMiddleware, StoreUnavailable
+from pyramid_jobstate.testing import pass_time
+from tests.jobs import RunMarathon
 from tests.web.visits import (
     NOT_REACHED,
     NOT_SENT,
@@ -55,11 +51,6 @@ def run_marathon(global_broker: Broker) -> Any:
     return global_broker.get_actor("run_marathon")
 
 
-def nobody(request: Request) -> object:
-    """A jobstate.owner whose result is not a principal."""
-    return {"user": request.authenticated_userid}
-
-
 # One job.
 
 
@@ -74,13 +65,10 @@ def test_message_and_record_have_one_id(
     (message,) = queued(client)
     assert message.message_id == job_state.uuid == job_state.__name__
     assert uuid.UUID(job_state.uuid).version == 4
-    assert message.actor_name == "run_marathon"
     assert (message.args, dict(message.kwargs)) == ((26,), {"shoes": "blue"})
-    assert message.options["job_owner"] == "alice"
     assert type(job_state) is RunMarathon and job_state.__parent__ is job_states
     assert job_state.job_params == {"miles": 26, "shoes": "blue"}
     assert job_state.queued_at and job_state.queued_at.tzinfo is datetime.UTC
-    assert (job_state.attempt, job_state.started_at) == (0, None)
     times = {"queued_at": None, "updated_at": None}
     shown, stored = (
         {**state.__json__(request)["job"], **times}
@@ -109,39 +97,25 @@ def test_message_is_sent_as_it_is(
     job_states: Any, run_marathon: Any, client: redis.Redis
 ) -> None:
     """A message that was made earlier keeps its id, its delay and the step to which it
-    leads.
+    leads, and further options of a send become options of the message.
     """
-    plain, now = run_marathon.message(1), run_marathon.message(2)
-    late = run_marathon.message_with_options(args=(3,), delay=60_000)
-    steps = pipeline([run_marathon.message(4), run_marathon.message(5)])
-    jobs = [
-        job_states.send_message(plain, owner="bob"),
-        job_states.send_message(late),
-        job_states.send_message(steps.messages[0]),
-        job_states.send_immediately(now),
-    ]
-    job_states.request.tm.commit()
-    given = [plain, late, steps.messages[0], now]
-    assert [job.uuid for job in jobs] == [message.message_id for message in given]
-    assert jobs[0].owner == "bob" and "job_owner" not in plain.options
-    second, first, third = queued(client)
-    assert [m.args for m in (first, second, third)] == [(1,), (2,), (4,)]
-    assert third.options["pipe_target"]["message_id"] == steps.messages[1].message_id
-    assert [m.args for m in queued(client, "default.DQ")] == [(3,)]
-    job_state = job_states[late.message_id]
-    assert job_state.due_at - job_state.queued_at == MINUTE
-
-
-def test_options_travel_with_the_message(
-    job_states: Any, run_marathon: Any, client: redis.Redis
-) -> None:
-    """Further options become options of the message."""
+    plain = run_marathon.message(1)
+    late = run_marathon.message_with_options(args=(2,), delay=60_000)
+    first, second = (run_marathon.message(3) | run_marathon.message(4)).messages
+    jobs = [job_states.send_message(what) for what in (plain, late, first)]
     options: Any = {"max_retries": 5, "on_failure": "sweep"}
     job_states.send_with_options(run_marathon, kwargs={"miles": 26}, **options)
     job_states.request.tm.commit()
-    (message,) = queued(client)
-    assert message.kwargs == {"miles": 26}
-    assert message.options.items() >= options.items()
+    ids = [message.message_id for message in (plain, late, first)]
+    assert [job.uuid for job in jobs] == ids
+    assert "job_owner" not in plain.options
+    one, three, other = queued(client)
+    assert (one.args, three.args, other.kwargs) == ((1,), (3,), {"miles": 26})
+    assert three.options["pipe_target"]["message_id"] == second.message_id
+    assert other.options.items() >= options.items()
+    assert [m.args for m in queued(client, "default.DQ")] == [(2,)]
+    job_state = job_states[late.message_id]
+    assert job_state.due_at - job_state.queued_at == MINUTE
 
 
 def test_arguments_are_those_of_the_call(
@@ -166,17 +140,6 @@ def test_arguments_are_those_of_the_call(
     assert job_states[job_state.uuid].job_params == params
 
 
-def test_messages_leave_in_their_order(
-    job_states: Any, run_marathon: Any, client: redis.Redis
-) -> None:
-    """The messages of a transaction are sent in the order of the calls."""
-    for miles in range(12):
-        job_states.send(run_marathon, miles)
-    job_states.request.tm.commit()
-    assert sent(client) == [*range(12)]
-    assert len(job_states.list("alice").items) == 12
-
-
 # The owner.
 
 
@@ -191,23 +154,18 @@ def test_owner_is_the_sender_unless_another_is_named(
         (None, {}, None),
         ("alice", {"owner": "bob"}, "bob"),
         ("alice", {"owner": ""}, ""),
-        ("alice", {"owner": 0}, 0),
         ("alice", {"owner": 1.5}, 1.5),
         ("alice", {"owner": None}, None),
         ("alice", {"job_owner": "carol"}, "carol"),
-        ("alice", {"job_owner": None}, None),
     ]
-    jobs = []
     for user, options, owner in cases:
+        client.flushall()
         with committing(made_tm_config, user) as job_states:
             job = job_states.send_with_options(run_marathon, (1,), **options)
-            assert job.owner == owner
-            jobs.append(job)
+        assert load(made_tm_config, job.uuid).owner == job.owner == owner
+        assert queued(client)[0].options.get("job_owner") == owner
     message = run_marathon.message_with_options(args=(1,), job_owner=7)
-    jobs.append(make_request(made_tm_config).job_states.send_immediately(message))
-    owners = [*(owner for *_, owner in cases), 7]
-    assert [load(made_tm_config, job.uuid).owner for job in jobs] == owners
-    assert [m.options.get("job_owner") for m in queued(client)] == owners
+    assert job_states.send_immediately(message).owner == 7
 
 
 def test_owner_that_json_would_change_is_refused(
@@ -217,44 +175,18 @@ def test_owner_that_json_would_change_is_refused(
     it. Otherwise nothing is sent.
     """
     match = r"a string or a finite number, not .*jobstate\.owner"
-    for owner in ["alice"], ("alice", 1), True, b"alice", {"id": 1}, float("nan"):
+    for owner in ["alice"], True, b"alice", float("nan"):
         options: Any = {"args": (26,), "job_owner": owner}
         message = run_marathon.message_with_options(**options)
         with pytest.raises(TypeError, match=match):
             job_states.send_immediately(message)
         with pytest.raises(TypeError, match=match):
             job_states.send_with_options(run_marathon, (1,), owner=owner)
-    settings = {"jobstate.owner": f"{__name__}.nobody"}
-    request = make_request(made_config(redis_url, settings=settings), "alice")
+    config = made_config(redis_url, settings={"jobstate.owner": lambda request: {}})
     with pytest.raises(TypeError, match="The owner of a job must be"):
-        request.job_states.send_immediately(run_marathon, 26)
+        make_request(config).job_states.send_immediately(run_marathon, 26)
     job_states.request.tm.commit()
     assert client.keys() == []
-
-
-def test_owner_is_who_sent_the_job_and_nobody_like_them(
-    redis_url: str, run_marathon: Any
-) -> None:
-    """A user of an equal id of another type does not own what was sent, and one who is
-    named like everybody owns nothing.
-    """
-    owners = {"1": 1, "1.0": 1.0, "true": True, "all": Everyone, "any": Authenticated}
-
-    def owner(request: Request) -> Any:
-        return owners.get(request.headers.get("X-User"))
-
-    config = make_config(redis_url, settings={"jobstate.owner": owner})
-    app = make_app(config)
-
-    def viewers(sender: str) -> list[str]:
-        states = make_request(config, sender).job_states
-        path = f"/job_state/{states.send_immediately(run_marathon, 26).uuid}"
-        return [user for user in owners if get(app, path, user).status_code == 200]
-
-    assert viewers("1") == ["1"]
-    for name in "all", "any":
-        assert viewers(name) == []
-        assert get(app, "/job_state", name).json["items"] == []
 
 
 def test_sender_sees_the_job_at_once(redis_url: str, run_marathon: Any) -> None:
@@ -262,11 +194,9 @@ def test_sender_sees_the_job_at_once(redis_url: str, run_marathon: Any) -> None:
     config = make_config(redis_url, root_factory=mounted_root)
     app = make_app(config)
     request = make_request(config, "alice")
-    jobs = mounted_root(request)["jobs"]
-    job_state = jobs.send_immediately(run_marathon, 26)
+    job_state = mounted_root(request)["jobs"].send_immediately(run_marathon, 26)
     assert request.resource_path(job_state) == f"/jobs/{job_state.uuid}/"
     assert get(app, f"/jobs/{job_state.uuid}", "alice").status_code == 200
-    assert get(app, f"/jobs/{job_state.uuid}", "bob").status_code == 403
 
 
 # Delays.
@@ -286,7 +216,6 @@ def test_delay_counts_from_the_commit(
         assert loaded.due_at and loaded.queued_at
         assert loaded.due_at - loaded.queued_at == MINUTE
         assert loaded.queued_at > job.queued_at
-        assert loaded.status == "queued"
         (message,) = queued(client, "default.DQ")
         assert 0 <= message.options["eta"] / 1000 - loaded.due_at.timestamp() < 5
 
@@ -302,55 +231,25 @@ def test_delay_that_the_store_cannot_keep_is_refused(
         ("soon", TypeError),
         (True, TypeError),
         (float("nan"), ValueError),
-        (float("inf"), ValueError),
         (10**14 + 1, ValueError),
-        (10**30, ValueError),
-        (datetime.timedelta(days=1), TypeError),
     ]
     batch = job_states.batch().__enter__()
     for delay, error in cases:
         late = run_marathon.message_with_options(args=(1,), delay=delay)
-        calls: list[Any] = [
-            lambda what=what: job_states.send_message(what)
-            for what in (late, late | first, first | late, group([late | first]))
+        calls: list[Callable[[], object]] = [
+            functools.partial(job_states.send_immediately, late),
+            *(
+                functools.partial(job_states.send_message, what)
+                for what in (late, late | first, first | late, group([late | first]))
+            ),
+            *(
+                functools.partial(each.send_with_options, run_marathon, delay=delay)
+                for each in (job_states, batch)
+            ),
         ]
-        calls.append(lambda what=late: job_states.send_immediately(what))
-        if not isinstance(delay, datetime.timedelta):
-            for target in job_states, batch:
-                calls.append(
-                    lambda target=target, delay=delay: target.send_with_options(
-                        run_marathon, (1,), delay=delay
-                    )
-                )
         for call in calls:
             with pytest.raises(error, match=r"^delay must be .* milliseconds, not "):
                 call()
-
-
-def test_delay_may_be_as_long_as_a_time_can_say(
-    job_states: Any, global_broker: Broker, run_marathon: Any
-) -> None:
-    """A job may be due in a month or, at the latest, in some 3,000 years. One whose
-    time has passed is due at once.
-    """
-    delays = [0, 30 * 86_400_000, 10**14]
-    jobs = [
-        job_states.send_with_options(run_marathon, (1,), delay=delay)
-        for delay in delays
-    ]
-    past = [
-        job_states.send_with_options(run_marathon, (1,), delay=delay)
-        for delay in (-5, datetime.timedelta(days=-14))
-    ]
-    job_states.request.tm.commit()
-    for job, delay in zip(jobs, delays, strict=True):
-        loaded = job_states[job.uuid]
-        due = loaded.due_at or loaded.queued_at
-        late = due - loaded.queued_at - datetime.timedelta(milliseconds=delay)
-        assert abs(late) < datetime.timedelta(milliseconds=1)
-    assert [job_states[job.uuid].status for job in past] == ["queued"] * 2
-    with working(global_broker):
-        wait_for(lambda: all(job_states[job.uuid].is_success for job in past))
 
 
 # Pipelines and groups.
@@ -377,51 +276,24 @@ def test_pipeline_has_all_its_records_from_the_start(
         if i < 2:
             message = Message(**message.options["pipe_target"])
     assert "pipe_target" not in message.options
-    assert {j.uuid for j in job_states.list("alice").items} == set(ids)
-
-
-def test_delay_of_a_pipeline_is_that_of_its_first_step(
-    job_states: Any, global_broker: Broker, run_marathon: Any, client: redis.Redis
-) -> None:
-    """A pipeline is delayed as in Dramatiq, by its first message. The delay of a later
-    step counts from its turn.
-    """
-    first = run_marathon.message_with_options(args=(1,), delay=60_000)
-    second = run_marathon.message_with_options(args=(2,), delay=30_000)
-    jobs = job_states.send_message(first | second)
-    job_states.request.tm.commit()
-    assert jobs[0].due_at - jobs[0].queued_at == MINUTE
-    one, two = (job_states[job_state.uuid] for job_state in jobs)
-    assert one.due_at - one.queued_at == MINUTE
-    assert two.due_at is None
-    (message,) = queued(client, "default.DQ")
-    assert message.message_id == one.uuid
-    # Dramatiq does this when the first step has succeeded.
-    global_broker.enqueue(Message(**message.options["pipe_target"]), delay=30_000)
-    two = job_states[two.uuid]
-    assert two.status == "queued"
-    assert two.due_at - two.updated_at == MINUTE / 2
-    assert client.pttl(f"jobstate:{two.uuid}") > (8 * 24 * 3600 + 29) * 1000
 
 
 def test_group_has_all_its_records(
     job_states: Any, run_marathon: Any, client: redis.Redis
 ) -> None:
-    """All members of a group are sent, and the sender owns each job. As in Dramatiq, a
-    member's own delay is ignored, and an empty group sends nothing.
+    """All members of a group are sent, and the sender owns each job. An empty group
+    sends nothing.
     """
     m = [run_marathon.message(i) for i in range(6)]
-    late = run_marathon.message_with_options(args=(6,), delay=60_000)
-    what = group([m[0], m[1] | m[2], group([m[3], m[4] | m[5]]), late])
-    jobs = job_states.send_message(what)
+    jobs = job_states.send_message(
+        group([m[0], m[1] | m[2], group([m[3], m[4] | m[5]])])
+    )
     assert job_states.send_message(group([])) == []
     job_states.request.tm.commit()
-    ids = [message.message_id for message in [*m, late]]
-    assert [job_state.uuid for job_state in jobs] == ids
-    loaded = [job_states[each] for each in ids]
-    found = {(j.status, j.owner, j.due_at) for j in loaded}
-    assert found == {("queued", "alice", None)}
-    assert [x.message_id for x in queued(client)] == [ids[i] for i in (0, 1, 3, 4, 6)]
+    assert [job.uuid for job in jobs] == [message.message_id for message in m]
+    loaded = [job_states[job.uuid] for job in jobs]
+    assert {(job.status, job.owner) for job in loaded} == {("queued", "alice")}
+    assert sent(client) == [0, 1, 3, 4]
     assert {x.options["job_owner"] for x in queued(client)} == {"alice"}
 
 
@@ -432,8 +304,12 @@ def test_group_that_left_in_part_is_shown_as_it_is(
     later steps. With the transaction the others read as failed; sent immediately, they
     leave no record.
     """
+
+    def many() -> list[Any]:
+        return [run_marathon.message(i) for i in range(5)]
+
     global_broker.add_middleware(Refusing(lambda message: message.args == (2,)))
-    m = [run_marathon.message(i) for i in range(10)]
+    m = many()
     jobs = job_states.send_message(group([m[0] | m[1], m[2] | m[3], m[4]]))
     job_states.request.tm.commit()
     loaded = [job_states[job_state.uuid] for job_state in jobs]
@@ -444,57 +320,13 @@ def test_group_that_left_in_part_is_shown_as_it_is(
         ("cancelled", NOT_REACHED),
         ("error", NOT_SENT),
     ]
-    assert [x.message_id for x in queued(client)] == [m[0].message_id]
-    again = [m[5], m[6], run_marathon.message(2), m[8], m[9]]
+    assert sent(client) == [0]
+    m = many()
     with pytest.raises(dramatiq.middleware.MiddlewareError):
-        job_states.send_immediately(
-            group([again[0] | again[1], again[2] | again[3], again[4]])
-        )
-    found = job_states.find_many([message.message_id for message in again])
+        job_states.send_immediately(group([m[0] | m[1], m[2] | m[3], m[4]]))
+    found = job_states.find_many([message.message_id for message in m])
     assert [j and j.status for j in found] == ["queued", "queued", None, None, None]
     assert len(job_states.store.list(status="queued").items) == 4
-
-
-def test_completion_callbacks_are_the_senders(
-    job_states: Any, global_broker: Broker, run_marathon: Any, client: redis.Redis
-) -> None:
-    """A completion callback belongs to the sender of the group, with its arguments at
-    the time of the call. Its record is written when it is sent.
-    """
-    what = group(
-        [run_marathon.message(1), run_marathon.message(2) | run_marathon.message(3)]
-    )
-    miles = [26]
-    for callback in (
-        run_marathon.message(miles),
-        run_marathon.message_with_options(args=(27,), job_owner="bob"),
-        global_broker.get_actor("sweep").message(),
-    ):
-        what.add_completion_callback(callback)
-    with pytest.raises(TypeError, match="has no GroupCallbacks middleware"):
-        job_states.send_message(what)
-    global_broker.add_middleware(dramatiq.middleware.GroupCallbacks(StubBackend()))
-    jobs = job_states.send_message(what)
-    miles.append(27)
-    job_states.request.tm.commit()
-    assert len(jobs) == len(job_states.store.list().items) == 3
-    first, second = queued(client)
-    assert [first.message_id, second.message_id] == [jobs[0].uuid, jobs[1].uuid]
-    last: Message[Any] = Message(**second.options["pipe_target"])
-    assert last.message_id == jobs[2].uuid
-    for message in (first, last):
-        one, two, three = message.options["group_completion_callbacks"]
-        assert one["args"] == [[26]]
-        assert one["options"]["job_owner"] == "alice"
-        assert two["options"]["job_owner"] == "bob"
-        assert "job_owner" not in three["options"]
-    what.add_completion_callback(run_marathon.message(object()))
-    with pytest.raises(TypeError, match="cannot be encoded"):
-        job_states.send_message(what)
-    nested = group([group([run_marathon.message(1)])])
-    nested.add_completion_callback(run_marathon.message(2))
-    with pytest.raises(TypeError, match="cannot contain another group"):
-        job_states.send_message(nested)
 
 
 # What cannot be sent.
@@ -508,9 +340,8 @@ def test_what_cannot_be_followed_is_refused(
     """
     sweep = global_broker.get_actor("sweep")
     members = [run_marathon.message(1), sweep.message()]
-    nested = group([pipeline(members)])
     match = r"'sweep' is not tracked.*job_state=True"
-    for what in sweep.message(), pipeline(members), group(members), nested:
+    for what in sweep.message(), pipeline(members), group([pipeline(members)]):
         for send in job_states.send_message, job_states.send_immediately:
             with pytest.raises(TypeError, match=match):
                 send(what)
@@ -521,9 +352,8 @@ def test_what_cannot_be_followed_is_refused(
         message = run_marathon.message(26).copy(message_id=wrong)
         with pytest.raises(ValueError, match="whose id is not a uuid"):
             job_states.send_immediately(message)
-    for what in pipeline([]), group([pipeline([])]):
-        with pytest.raises(ValueError, match="pipeline without messages"):
-            job_states.send_message(what)
+    with pytest.raises(ValueError, match="pipeline without messages"):
+        job_states.send_message(group([pipeline([])]))
     job_states.request.tm.commit()
     assert client.keys() == []
 
@@ -534,75 +364,42 @@ def test_only_an_actor_is_sent_arguments(job_states: Any, run_marathon: Any) -> 
     """
     message = run_marathon.message(26)
     batch = job_states.batch().__enter__()
-    for what in None, "run_marathon", print, JobState, message:
+    for what in None, "run_marathon", print, message:
         match = f"^actor must be a Dramatiq actor, not {re.escape(repr(what))}\\. Send"
-        for call in (
-            lambda what=what: job_states.send(what),
-            lambda what=what: job_states.send_with_options(what, (26,)),
-            lambda what=what: job_states.find_unique(what, "x"),
-            lambda what=what: batch.send(what),
-        ):
+        for send in job_states.send, job_states.send_with_options, batch.send:
             with pytest.raises(TypeError, match=match):
-                call()
-        if what is not message:
-            for send in job_states.send_message, job_states.send_immediately:
-                with pytest.raises(TypeError, match="Only messages, pipelines and gro"):
-                    send(what)
-    for arguments, options in ((27,), {}), ((), {"miles": 27}):
-        with pytest.raises(TypeError, match="Only an actor takes arguments"):
-            job_states.send_immediately(message, *arguments, **options)
+                send(what)
+    with pytest.raises(TypeError, match="Only messages, pipelines and gro"):
+        job_states.send_message(print)
+    with pytest.raises(TypeError, match="Only an actor takes arguments"):
+        job_states.send_immediately(message, 27)
 
 
 # Sending immediately.
 
 
 def test_send_immediately_that_the_broker_refuses_leaves_nothing(
-    job_states: Any,
-    redis_url: str,
-    client: redis.Redis,
-    monkeypatch: pytest.MonkeyPatch,
+    job_states: Any, redis_url: str, client: redis.Redis
 ) -> None:
     """The caller gets the broker's error, and no record stays behind."""
     broker = broker_that_is_away(redis_url)
     run_marathon = broker.get_actor("run_marathon")
-    m = [run_marathon.message(i) for i in range(3)]
-    monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
-    for what in run_marathon, m[0], pipeline(m, broker=broker), group(m, broker=broker):
+    steps = pipeline([run_marathon.message(i) for i in range(3)], broker=broker)
+    for what in run_marathon, steps, group([steps], broker=broker):
         with pytest.raises(redis.ConnectionError):
             job_states.send_immediately(what)
-    stub = StubBroker()
-    stub.add_middleware(JobStateMiddleware(url=redis_url))
-    run: Any = actor(broker=stub, job_state=True, actor_name="run")(lambda: None)
-    stub.queues.clear()
-    with pytest.raises(QueueNotFound):
-        job_states.send_immediately(run)
     assert client.keys() == []
 
 
 def test_nothing_is_sent_while_the_store_is_away(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """Nobody could follow the job. If the store goes away before the record of a job
-    that the broker refused is deleted, the broker's error is raised.
-    """
-    config = made_config(NOWHERE)
+    """Nobody could follow the job."""
     broker = make_broker(redis_url, JobStateMiddleware(url=NOWHERE))
-    job_states = make_request(config).job_states
-    with pytest.raises(StoreUnavailable) as caught:
+    job_states = make_request(made_config(NOWHERE)).job_states
+    with pytest.raises(StoreUnavailable):
         job_states.send_immediately(broker.get_actor("run_marathon"), 26)
-    assert caught.value.container is job_states
     assert client.keys() == []
-    config = made_config(redis_url)
-    job_states = make_request(config).job_states
-    broker = make_broker(redis_url)
-    gone = away(job_states.store)
-    broker.add_middleware(Refusing(lambda message: gone.__enter__() is None))
-    try:
-        with pytest.raises(dramatiq.middleware.MiddlewareError):
-            job_states.send_immediately(broker.get_actor("run_marathon"), 26)
-    finally:
-        gone.__exit__(None, None, None)
-    assert len(job_states.store.list().items) == 1
 
 
 def test_send_immediately_does_not_wait_for_the_transaction(
