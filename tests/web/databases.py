@@ -2,7 +2,7 @@
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,8 @@ class SQLite:
     def __init__(self, path: Path) -> None:
         self.path = path / "marathons.sqlite"
         self.engine = sqlalchemy.create_engine(f"sqlite:///{self.path}")
-        sqlalchemy.event.listen(
-            self.engine, "connect", lambda c, _: c.execute("PRAGMA foreign_keys = ON")
-        )
-        with self.connect() as connection:
+        with contextlib.closing(sqlite3.connect(self.path)) as connection:
             connection.execute("CREATE TABLE race (id INTEGER PRIMARY KEY)")
-            connection.execute(
-                "CREATE TABLE runner (race INTEGER REFERENCES race(id) "
-                "DEFERRABLE INITIALLY DEFERRED)"
-            )
-
-    @contextlib.contextmanager
-    def connect(self) -> Iterator[sqlite3.Connection]:
-        connection = sqlite3.connect(self.path)
-        try:
-            yield connection
-        finally:
-            connection.close()
 
     def session(self, request: Request) -> Session:
         session = Session(self.engine)
@@ -52,7 +37,7 @@ class SQLite:
 
     def count(self) -> int:
         """Return the number of rows that another connection sees."""
-        with self.connect() as connection:
+        with contextlib.closing(sqlite3.connect(self.path)) as connection:
             return int(connection.execute("SELECT count(*) FROM race").fetchone()[0])
 
     def close(self) -> None:
