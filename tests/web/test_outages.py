@@ -18,10 +18,9 @@ from pyramid.request import Request
 from pyramid.response import Response
 from webtest import TestApp
 
-from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, StoreUnavailable
+from pyramid_jobstate import JobState, JobStore, StoreUnavailable
 from pyramid_jobstate.resources import JobStates
 from pyramid_jobstate.testing import away
-from tests.faulty import faulty
 from tests.jobs import RunMarathon, messages
 from tests.support import UUID
 from tests.web.reading import AWAY, put
@@ -33,9 +32,7 @@ from tests.webapp import (
     ask,
     get,
     make_app,
-    make_broker,
     make_config,
-    make_tm_config,
     mounted_root,
     take_steps,
 )
@@ -182,33 +179,6 @@ def test_store_that_refuses_is_a_503(redis_url: str, client: redis.Redis) -> Non
         app = make_app(make_config(url))
         for query in f"/{UUID}", f"?uuid={UUID}&uuid={UUID[::-1]}":
             assert get(app, f"/job_state{query}", "alice").status_code == 503
-
-
-def test_record_whose_reply_was_lost_is_taken_back(
-    redis_url: str, client: redis.Redis, store: JobStore
-) -> None:
-    """A store that wrote the record, but whose replies were lost, vetoes the commit.
-    The abort deletes the record.
-    """
-    seen: list[Any] = []
-
-    def lose_records(request: bytes) -> str:
-        seen.extend(client.keys("jobstate:????????-*"))
-        return "lose" if b"RunMarathon" in request else "pass"
-
-    def send(context: Any, request: Request) -> None:
-        request.job_states.send(broker.get_actor("run_marathon"), 26)
-        proxy.judge = lose_records
-
-    # The server knows the scripts, so they run even if their replies are lost.
-    before = {f"jobstate:{put(store)}".encode()}
-    with faulty(redis_url) as proxy:
-        broker = make_broker(redis_url, JobStateMiddleware(url=proxy.url))
-        config = make_tm_config(proxy.url)
-        config.add_view(send, name="send", renderer="string")
-        assert get(make_app(config), "/send", "alice").status_code == 503
-    assert set(seen) > before
-    assert set(client.keys("jobstate:????????-*")) == before
 
 
 # The log

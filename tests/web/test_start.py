@@ -107,16 +107,6 @@ def test_store_is_that_of_the_middleware_or_of_the_setting(
         assert get(app, f"/job_state/{job}", "alice").status_code == 200
 
 
-def test_settings_change_the_options_of_the_middlewares_store(
-    set_broker: SetBroker,
-) -> None:
-    """A setting overrides only the middleware's option of the same name."""
-    middleware = JobStateMiddleware(JobStore(NOWHERE, expire_in=5, stalled_after=6))
-    set_broker(make_broker(NOWHERE, middleware))
-    store = start(configured(None, stalled_after="7"))
-    assert (store.expire_in, store.stalled_after) == (5, 7)
-
-
 def test_application_without_a_store_does_not_start(set_broker: SetBroker) -> None:
     """The error says what to do, be it that there is no broker, no middleware or no
     place.
@@ -378,19 +368,6 @@ def test_other_place_that_may_be_the_same_is_warned_of(
             (warning,) = warnings()
             assert repr(read) in warning and repr(written) in warning
             assert "?" not in warning
-
-
-def test_start_without_two_places_has_nothing_to_compare(
-    set_broker: SetBroker, warnings: Callable[[], list[str]]
-) -> None:
-    """Without a middleware, and in an application's tests, which write nothing."""
-    set_broker(StubBroker(middleware=[]))
-    start(configured())
-    set_broker(make_broker(f"{HOST}/1"))
-    config = configured(f"{HOST}/0")
-    config.include("pyramid_jobstate.testing")
-    start(config)
-    assert warnings() == []
 
 
 # Routes.

@@ -14,7 +14,7 @@ import dramatiq.broker
 import pytest
 import redis
 import transaction
-from dramatiq import Broker, Message
+from dramatiq import Broker
 from dramatiq.middleware import Middleware
 from pyramid.config import Configurator
 from pyramid.request import Request
@@ -89,14 +89,6 @@ def send(request: Request, miles: int = 26, broker: Broker | None = None) -> str
     job_state = request.job_states.send(run_marathon, miles)
     assert isinstance(job_state, JobState)
     return job_state.uuid
-
-
-def state_of(store: JobStore, uuid: str) -> Any:
-    """Return all that a store says of a job."""
-    job = store.load(uuid)
-    assert job is not None
-    names = "status error progress_metrics attempt queued_at updated_at finished_at"
-    return [getattr(job, name) for name in names.split()], store.failures(uuid)
 
 
 # Commit and abort.
@@ -323,31 +315,6 @@ def test_commit_asks_a_store_that_has_just_failed_others(
     assert load(tm_config, uuid).status == "queued"
 
 
-def test_store_that_goes_away_before_an_abort_is_only_logged(
-    made_tm_config: Configurator, store: JobStore, caplog: pytest.LogCaptureFixture
-) -> None:
-    """If the record cannot be deleted, the request's own error is raised, and the job
-    will read stalled.
-    """
-    request = make_request(made_tm_config)
-
-    def veto() -> None:
-        stack.enter_context(away(request.job_states.store))
-        fail()
-
-    with contextlib.ExitStack() as stack:
-        begun = request.tm.begin()
-        uuid = send(request)
-        begun.join(Manager("~~~", "tpc_vote", veto))
-        with pytest.raises(ZeroDivisionError):
-            begun.commit()
-        begun.abort()
-    (line,) = messages(caplog, "pyramid_jobstate")
-    assert "stalled" in line and "RunMarathon" in line
-    pass_time(store, store.stalled_after + 1)
-    assert load(made_tm_config, uuid).status == "stalled"
-
-
 def test_broker_that_is_away_marks_the_job(
     tm_config: Configurator,
     redis_url: str,
@@ -379,30 +346,6 @@ def test_broker_that_is_away_marks_the_job(
 # Jobs that are sent again.
 
 
-def put_failed(store: JobStore, broker: Broker) -> Message[Any]:
-    """Store a job that has failed, and return its message."""
-    error = JobError("ValueError", "a blister")
-    job = put(store, RunMarathon, "error", error=error, metrics={"miles_run": 12})
-    message = broker.get_actor("run_marathon").message(26)
-    return message.copy(message_id=job.uuid)
-
-
-def resend(config: Configurator, what: Any, broker: Broker | None = None) -> None:
-    """Send something that was sent before, and have the commit vetoed or, if a broker
-    that is away is given, the message refused.
-    """
-    request = make_request(config, "bob")
-    begun = request.tm.begin()
-    request.job_states.send_message(what, broker=broker)
-    if broker is not None:
-        begun.commit()
-        return
-    begun.join(Manager("~~~", "commit", fail))
-    with pytest.raises(ZeroDivisionError):
-        begun.commit()
-    begun.abort()
-
-
 def test_failed_job_is_put_back_when_its_message_leaves(
     made_tm_config: Configurator,
     global_broker: Broker,
@@ -412,38 +355,29 @@ def test_failed_job_is_put_back_when_its_message_leaves(
     """Its failure stays as it was if the transaction aborts. At the commit it is
     queued, without its last run's error.
     """
-    message = put_failed(store, global_broker)
-    before = state_of(store, message.message_id)
-    resend(made_tm_config, message)
-    assert state_of(store, message.message_id) == before
-    assert queued(client) == []
+
+    def state() -> Any:
+        job = load(made_tm_config, failed.uuid)
+        return job.status, job.error, job.progress_metrics, store.failures(job.uuid)
+
+    error = JobError("ValueError", "a blister")
+    failed = put(store, RunMarathon, "error", error=error, metrics={"miles_run": 12})
+    message = global_broker.get_actor("run_marathon").message(26)
+    message = message.copy(message_id=failed.uuid)
+    before = state()
+    request = make_request(made_tm_config)
+    begun = request.tm.begin()
+    request.job_states.send_message(message)
+    begun.join(Manager("~~~", "commit", fail))
+    with pytest.raises(ZeroDivisionError):
+        begun.commit()
+    begun.abort()
+    assert (state(), queued(client)) == (before, [])
     with committing(made_tm_config) as job_states:
         job_states.send_message(message)
-        assert state_of(store, message.message_id) == before
-    job_state = load(made_tm_config, message.message_id)
-    assert (job_state.status, job_state.error) == ("queued", None)
-    assert [m.message_id for m in queued(client)] == [message.message_id]
-
-
-def test_record_of_another_sender_is_left_alone(
-    made_tm_config: Configurator,
-    redis_url: str,
-    global_broker: Broker,
-    store: JobStore,
-) -> None:
-    """A second send that fails does not take back the record of the first, be it of a
-    message or of a pipeline.
-    """
-    m = [global_broker.get_actor("run_marathon").message(i) for i in range(3)]
-    everything = [m[0], m[1] | m[2]]
-    with committing(made_tm_config) as job_states:
-        for what in everything:
-            job_states.send_message(what)
-    before = [state_of(store, message.message_id) for message in m]
-    for broker in None, broker_that_is_away(redis_url):
-        for what in everything:
-            resend(made_tm_config, what, broker)
-        assert [state_of(store, message.message_id) for message in m] == before
+        assert state() == before
+    assert state()[:2] == ("queued", None)
+    assert [m.message_id for m in queued(client)] == [failed.uuid]
 
 
 # Scripts.
