@@ -13,7 +13,6 @@ from dramatiq.brokers.stub import StubBroker
 
 from pyramid_jobstate import (
     Batch,
-    JobCancelled,
     JobState,
     RequestMiddleware,
 )
@@ -416,18 +415,15 @@ def test_outbox_shows_what_a_batch_would_send(
     config.include("pyramid_jobstate.testing")
     make_app(config)
     actor = global_broker.get_actor("run_marathon")
-    request = make_request(config, "alice")
-    lone = request.job_states.send(actor, 7)
-    with request.job_states.batch(ImportAll) as batch:
+    with make_request(config, "alice").job_states.batch(ImportAll) as batch:
         jobs = [batch.send(actor, 0), batch.send(folder)]
     box = outbox(config.registry)
     assert box.batches == [batch]
     assert [sent.job_state for sent in box.members(batch)] == jobs
-    assert [sent.message.args for sent in box] == [(7,), (0,), ()]
     assert batch.size == batch.counts["queued"] == 2
     ran = run_jobs(config.registry)
-    assert [job.uuid for job in ran[:3]] == [job.uuid for job in (lone, *jobs)]
-    assert [job.actor for job in ran[3:]] == ["run_marathon"]
+    assert [job.uuid for job in ran[:2]] == [job.uuid for job in jobs]
+    assert [job.actor for job in ran[2:]] == ["run_marathon"]
     assert len(box.members(batch)) == 3
     assert client.keys("*") == []
 
@@ -501,52 +497,22 @@ def test_poll_of_a_batch_costs_what_a_lone_jobs_does(desk: BatchDesk) -> None:
 # Cancelling, and running again.
 
 
-def test_cancel_is_one_call(desk: BatchDesk) -> None:
-    """Those that wait read cancelled at once, in every answer, and never run. The run
-    that goes on is told with its next sign of life.
-    """
-    told: list[str] = []
-
-    @job_actor(broker=desk.actor.broker, job_state=True)
-    def run(n: int, *, job_state: Any = None) -> None:
-        try:
-            wait_for(job_state.raise_if_cancelled)
-        except JobCancelled:
-            told.append(job_state.uuid)
-            raise
-
-    request = desk.begin()
-    with request.job_states.batch() as batch:
-        batch.send(run, 0)
-        batch.send_with_options(run, (1,), delay=3_600_000)
-    request.tm.commit()
-    first, second = desk.uuids(batch)
-    with working(desk.actor.broker):
-        wait_for(lambda: desk.counts(batch).get("working"))
-        path = f"/job_state/{batch.uuid}/cancel"
-        assert act(desk.app, path, "alice").status_int == 202
-        answer = get(desk.app, f"/job_state/{second}", "alice").json["job"]
-        assert answer["status"] == "cancelled" and not answer["cancellable"]
-        assert answer["error"] == {"message": "The job was cancelled."}
-        query = f"/job_state?uuid={first}&uuid={second}"
-        several = get(desk.app, query, "alice").json["jobs"]
-        assert several[second]["job"]["status"] == "cancelled"
-        assert second in desk.uuids(batch, "&status=cancelled")
-        wait_for(lambda: desk.state(batch)["status"] == "cancelled")
-    assert desk.counts(batch) == {"cancelled": 2}
-    assert told == [first]
-    assert act(desk.app, path, "alice").status_int == 409
-
-
-def test_members_of_a_cancelled_batch_stay_as_they_are(desk: BatchDesk) -> None:
-    """Whatever messages come: those that are over are skipped, and the others never
-    run. Those that run are counted till they end.
+def test_cancel_of_a_batch_is_one_call(desk: BatchDesk) -> None:
+    """Those that wait read cancelled at once, in every answer, and whatever messages
+    come: they never run, and those that are over are skipped. Those that run are
+    counted till they end.
     """
     batch = desk.put("success", "error", "queued", "working")
     uuids = desk.uuids(batch)
     assert act(desk.app, f"/job_state/{batch.uuid}/cancel", "alice").status_int == 202
     counts = {"working": 1, "success": 1, "error": 1, "cancelled": 1}
     assert desk.counts(batch) == counts
+    state = get(desk.app, f"/job_state/{uuids[2]}", "alice").json["job"]
+    assert state["status"] == "cancelled" and not state["cancellable"]
+    assert state["error"] == {"message": "The job was cancelled."}
+    several = get(desk.app, f"/job_state?uuid={uuids[2]}&uuid=x", "alice").json["jobs"]
+    assert several[uuids[2]]["job"]["status"] == "cancelled"
+    assert desk.uuids(batch, "&status=cancelled") == [uuids[2]]
     broker = desk.actor.broker
     for uuid in uuids[:3]:
         message = desk.actor.message_with_options(args=(1,), job_batch=batch.uuid)

@@ -3,7 +3,6 @@ fails.
 """
 
 import contextlib
-import gc
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -533,53 +532,7 @@ def test_callback_after_the_commit_needs_its_own_transaction(
     assert sent(client) == [26, 27]
 
 
-def test_view_that_ends_the_tweens_transaction(
-    either_config: Configurator, client: redis.Redis
-) -> None:
-    """The tween commits the transaction that an implicit manager has begun since. An
-    explicit one must be begun again.
-    """
-
-    def view(request: Request) -> None:
-        send(request, 1)
-        request.tm.commit()
-        if request.tm.explicit:
-            refused(request)
-            request.tm.begin()
-        send(request, 2)
-
-    assert visit(either_config, view).status_code == 200
-    assert sent(client) == [1, 2]
-
-
 # Transactions that nobody commits.
-
-
-def test_transaction_that_is_forgotten_is_told(
-    either_config: Configurator, client: redis.Redis, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A job whose script forgets to commit is logged. Those that were sent, aborted or
-    rolled back are not.
-    """
-    with script(either_config) as request:
-        for end in "commit", "abort":
-            request.tm.begin()
-            send(request, 1)
-            getattr(request.tm, end)()
-        request.tm.begin()
-        savepoint = request.tm.savepoint()
-        send(request, 2)
-        savepoint.rollback()
-        del savepoint
-        request.tm.commit()
-        assert messages(caplog, "pyramid_jobstate") == []
-        request.tm.begin()
-        uuid = send(request, 3)
-    del request
-    gc.collect()
-    (line,) = messages(caplog, "pyramid_jobstate")
-    assert uuid in line and "with request.tm:" in line
-    assert sent(client) == [1]
 
 
 def test_transaction_that_nobody_commits_is_told(
