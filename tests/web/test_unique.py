@@ -216,18 +216,18 @@ def test_keys_actors_and_owners_are_told_apart(desk: UniqueDesk, nightly: Any) -
     """Also owners of different types, and a key that looks like an identity. A key may
     have 200 characters.
     """
-    jobs = [
-        desk.press(),
-        desk.press(key="é" * 200),
-        desk.press(actor=nightly),
-        desk.press(owner="bob"),
-        desk.press(owner=1),
-        desk.press(owner="1"),
-        desk.press(key='nightly","alice'),
+    options: list[dict[str, Any]] = [
+        {},
+        {"key": "é" * 200},
+        {"actor": nightly},
+        {"owner": "bob"},
+        {"owner": 1},
+        {"owner": "1"},
+        {"key": 'nightly","alice'},
     ]
-    assert len({job.uuid for job in jobs}) == len(jobs)
-    assert desk.press(owner=1).uuid == jobs[4].uuid
-    assert desk.press(key="é" * 200).uuid == jobs[1].uuid
+    jobs = [desk.press(**each).uuid for each in options]
+    assert len({*jobs}) == len(jobs)
+    assert [desk.press(**each).uuid for each in options] == jobs
 
 
 def test_a_shared_job_belongs_to_everybody(desk: UniqueDesk, nightly: Any) -> None:
@@ -254,30 +254,22 @@ def test_a_delayed_job_is_under_way(desk: UniqueDesk) -> None:
 def test_a_stalled_run_is_under_way(
     redis_url: str, client: redis.Redis, set_broker: Callable[[Any], None]
 ) -> None:
-    """Dramatiq delivers its message again. So is one that is being cancelled."""
+    """Dramatiq delivers its message again."""
     store = JobStore(redis_url, stalled_after=300)
     broker = make_broker(redis_url, JobStateMiddleware(store, heartbeat=600))
     set_broker(broker)
     desk, gate = make_desk(UniqueDesk, redis_url, client, broker), Gate()
-    desk.config.set_job_store(store)
-    desk.config.commit()
 
     @dramatiq.actor(broker=broker, job_state=True)
-    def wait(miles: int, *, job_state: Any) -> None:
-        wait_for(lambda: job_state.cancel_requested)
-        # It gives no more signs of life.
-        assert job_state.flush(20)
+    def wait(miles: int) -> None:
         gate.wait()
 
     first = desk.press(actor=wait)
     with working(broker):
-        wait_for(lambda: desk.status(first) == "working")
-        act(desk.app, f"/job_state/{first.uuid}/cancel", "alice")
         gate.wait_for_job()
-        for status in "cancelling", "stalled":
-            assert desk.status(first) == status
-            assert desk.press(actor=wait).uuid == first.uuid
-            desk.grow_old()
+        pass_time(store, 301)
+        assert desk.status(first) == "stalled"
+        assert desk.press(actor=wait).uuid == first.uuid
         gate.open()
 
 
