@@ -30,13 +30,9 @@ from tests.web.visits import (
 )
 from tests.webapp import (
     NOWHERE,
-    get,
     made_config,
-    make_app,
     make_broker,
-    make_config,
     make_request,
-    mounted_root,
     queued,
 )
 
@@ -185,16 +181,6 @@ def test_owner_that_json_would_change_is_refused(
         make_request(config).job_states.send_immediately(run_marathon, 26)
     job_states.request.tm.commit()
     assert client.keys() == []
-
-
-def test_sender_sees_the_job_at_once(redis_url: str, run_marathon: Any) -> None:
-    """A job sent through a mounted container is found below that container."""
-    config = make_config(redis_url, root_factory=mounted_root)
-    app = make_app(config)
-    request = make_request(config, "alice")
-    job_state = mounted_root(request)["jobs"].send_immediately(run_marathon, 26)
-    assert request.resource_path(job_state) == f"/jobs/{job_state.uuid}/"
-    assert get(app, f"/jobs/{job_state.uuid}", "alice").status_code == 200
 
 
 # Delays.

@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -614,29 +613,6 @@ def test_a_press_may_come_at_any_moment_of_a_rerun(
         assert desk.same(second, winner), number
         assert desk.status(first) == ("queued" if answer == 202 else "error"), number
     assert answers >= {202, 409}
-
-
-@pytest.mark.system
-def test_a_rerun_that_comes_too_late_does_nothing(
-    desk: UniqueDesk, far: UniqueDesk, proxy: FaultyProxy, crash: Any
-) -> None:
-    """The process was frozen while it had the key, which another job may have taken."""
-
-    def judge(request: bytes) -> str:
-        if b"EVALSHA" in request and next(scripts) == 2:
-            time.sleep(2.5)
-        return "pass"
-
-    far.config.set_job_store(JobStore(redis.Redis.from_url(proxy.url)))
-    far.config.commit()
-    first = failed(desk, crash)
-    scripts = itertools.count(1)
-    proxy.judge = judge
-    response = act(far.app, f"/job_state/{first.uuid}/rerun")
-    assert response.status_int == 410
-    assert "could not be held for long enough" in response.json["error"]
-    assert desk.status(first) == "error"
-    assert desk.sent() == []
 
 
 # Tests of applications.
