@@ -90,11 +90,6 @@ def make_tm_config(
     return config
 
 
-def inactive(request: Request) -> bool:
-    """A tm.activate_hook that wants no transaction."""
-    return False
-
-
 def make_app(config: Configurator) -> TestApp:
     """Return the application, with pyramid_jobstate included."""
     config.include("pyramid_jobstate")
