@@ -123,6 +123,11 @@ def test_batch_is_sent_when_the_transaction_commits(desk: BatchDesk) -> None:
     assert members == [(job.uuid, "alice", "queued") for job in jobs]
 
 
+def test_batch_without_members_is_a_success(desk: BatchDesk) -> None:
+    """At once."""
+    assert desk.state(desk.send(0))["status"] == "success"
+
+
 def test_weights_and_pipelines(desk: BatchDesk, global_broker: Broker) -> None:
     """Each message of a pipeline or a group is a member. A step that waits for its turn
     is queued; the steps after one that fails are cancelled. A member of weight 10

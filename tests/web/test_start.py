@@ -268,6 +268,17 @@ def test_owner_is_what_a_function_returns(redis_url: str) -> None:
         assert job_states.send_immediately(run_marathon, 26).owner == "role:alice"
 
 
+def test_owner_of_sessions_needs_a_session_factory() -> None:
+    """The application is not made until it has one, which it may set last."""
+    config = configured(owner="session")
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="needs a session factory"):
+            config.make_wsgi_app()
+    config.set_session_factory(SignedCookieSessionFactory("secret"))
+    config.commit()
+    config.make_wsgi_app()
+
+
 def test_start_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """One line says where the jobs are stored and shown, and who owns them."""
     caplog.set_level(logging.INFO, logger="pyramid_jobstate")
@@ -284,20 +295,6 @@ def test_start_is_logged(caplog: pytest.LogCaptureFixture) -> None:
         start(config)
         (line,) = messages(caplog, "pyramid_jobstate", logging.INFO)
         assert all(word in line for word in words), line
-
-
-# Including.
-
-
-def test_owner_of_sessions_needs_a_session_factory() -> None:
-    """The application is not made until it has one, which it may set last."""
-    config = configured(owner="session")
-    for _ in range(2):
-        with pytest.raises(ConfigurationError, match="needs a session factory"):
-            config.make_wsgi_app()
-    config.set_session_factory(SignedCookieSessionFactory("secret"))
-    config.commit()
-    config.make_wsgi_app()
 
 
 # The stores of the web side and of the middleware.
@@ -346,9 +343,8 @@ def test_same_place_is_quiet(
     """Different spellings of one place cause no warning, nor does one client in two
     stores, wherever it leads.
     """
-    (private, _) = next(private_stores(HOST))
-    pairs = [*same_places(HOST), (private, private.replace(expire_in=5))]
-    for read, written in pairs:
+    private, _ = next(private_stores(HOST))
+    for read, written in *same_places(HOST), (private, private.replace(expire_in=5)):
         with subtests.test(msg=f"{read} {written}"):
             set_broker(make_broker(NOWHERE, JobStateMiddleware(written)))
             start(reading(read))
