@@ -271,14 +271,15 @@ def test_owner_of_a_batch(desk: BatchDesk) -> None:
 
 def test_title_of_one_batch(desk: BatchDesk) -> None:
     """It replaces that of the class."""
-    for given, shown in (
-        (None, "Import"),
-        ("Import of 3 files", "Import of 3 files"),
-        ("<img>" + 300 * "x", "<img>" + 195 * "x"),
+    titles: tuple[tuple[type[Batch], str | None, str], ...] = (
+        (ImportAll, None, "Import"),
+        (ImportAll, "Import of 3 files", "Import of 3 files"),
+        (Batch, "<img>" + 300 * "x", "<img>" + 195 * "x"),
         # Such as the name of a file that is not valid Unicode.
-        ("a\0b\udcff", "a\0b?"),
-    ):
-        batch = desk.send(1, batch_class=ImportAll, title=given)
+        (Batch, "a\0b\udcff", "a\0b?"),
+    )
+    for cls, given, shown in titles:
+        batch = desk.send(1, batch_class=cls, title=given)
         assert batch.title == shown
         assert desk.state(batch)["title"] == shown
 
