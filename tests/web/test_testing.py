@@ -1,17 +1,11 @@
 """The helpers for the tests of applications."""
 
-import asyncio
-import datetime
-import time
-import uuid
-from collections.abc import AsyncIterator
 from typing import Any
 
 import dramatiq
 import pytest
 import redis
 import transaction
-from pyramid.config import Configurator
 from pyramid.request import Request
 from webtest import TestApp
 
@@ -28,7 +22,7 @@ from pyramid_jobstate import (
 )
 from tests.jobs import RunMarathon, make_broker
 from tests.support import load_job
-from tests.webapp import Policy
+from tests.webapp import make_tm_config
 
 pytest_plugins = ["pyramid_jobstate.fixtures"]
 
@@ -46,65 +40,39 @@ def application(job_store: JobStore, *includes: str) -> TestApp:
 
     def send(request: Request) -> Any:
         request.job_states.send_with_options(run_marathon, (26,), owner="bob")
+        request.job_states.send_immediately(run_marathon, 1)
         return request.job_states.send(run_marathon, int(request.params["miles"]))
 
-    def send_now(request: Request) -> Any:
-        return request.job_states.send_immediately(run_marathon, 1)
-
-    settings = {"tm.manager_hook": "pyramid_tm.explicit_manager"}
-    with Configurator(settings=settings, security_policy=Policy()) as config:
-        config.include("pyramid_tm")
-        for name in includes:
-            config.include(name)
-        config.set_job_store(job_store)
-        config.add_route("send", "/send")
-        config.add_view(send, route_name="send", renderer="json")
-        config.add_route("now", "/now")
-        config.add_view(send_now, route_name="now", renderer="json")
-        return TestApp(config.make_wsgi_app())
+    config = make_tm_config(None)
+    for name in includes:
+        config.include(name)
+    config.set_job_store(job_store)
+    config.add_view(send, name="send", renderer="json")
+    return TestApp(config.make_wsgi_app())
 
 
-@pytest.mark.parametrize(
-    "includes",
-    [
-        ("pyramid_jobstate.testing", "pyramid_jobstate"),
-        ("pyramid_jobstate", "pyramid_jobstate.testing"),
-    ],
-)
-def test_outbox_keeps_what_views_send(job_store: JobStore, includes: Any) -> None:
-    """What a view sends is kept, not sent, even under a doomed manager."""
-    app = application(job_store, *includes)
-    manager = transaction.TransactionManager(explicit=True)
-    manager.begin()
-    manager.doom()
-    environ = {"tm.active": True, "tm.manager": manager, "HTTP_X_USER": "alice"}
-    body = app.get("/send?miles=3", extra_environ=environ).json
-    first, second = testing.outbox(app.app.registry)
-    assert (second.message.actor_name, second.message.args) == ("run_marathon", (3,))
-    assert second.job_state.uuid == body["job"]["uuid"] == second.message.message_id
-    assert second.job_state.owner == "alice"
-    assert (first.message.options["job_owner"], first.job_state.owner) == ("bob", "bob")
-    app.get("/now")
-    assert len(testing.outbox(app.app.registry)) == 3
-    assert job_store.client.dbsize() == 0
-    manager.abort()
-
-
-def test_run_jobs_return_their_end(job_store: JobStore) -> None:
-    """The JobStates that the helper returns have ended, as those in the outbox."""
-    app = application(job_store, "pyramid_jobstate.testing", "pyramid_jobstate")
-    app.get("/now")
-    (job_state,) = testing.run_jobs(app.app.registry)
-    (sent,) = testing.outbox(app.app.registry)
-    assert job_state.status == sent.job_state.status == "success"
-    assert job_state.is_success and not job_state.is_working
-
-
-def test_outbox_is_only_there_if_included(job_store: JobStore) -> None:
-    """An application that has not included the helpers is told to include them."""
-    app = application(job_store, "pyramid_jobstate")
-    with pytest.raises(LookupError, match="include"):
-        testing.outbox(app.app.registry)
+def test_outbox_keeps_what_views_send(job_store: JobStore) -> None:
+    """What a view sends is kept, not sent, even under a doomed manager. The JobStates
+    there have ended once the jobs have run.
+    """
+    ours = ["pyramid_jobstate.testing", "pyramid_jobstate"]
+    for includes in ours, ours[::-1]:
+        app = application(job_store, *includes)
+        manager = transaction.TransactionManager(explicit=True)
+        manager.begin()
+        manager.doom()
+        environ = {"tm.active": True, "tm.manager": manager, "HTTP_X_USER": "alice"}
+        body = app.get("/send?miles=3", extra_environ=environ).json
+        bobs, _, sent = outbox = testing.outbox(app.app.registry)
+        assert (sent.message.actor_name, sent.message.args) == ("run_marathon", (3,))
+        assert sent.job_state.uuid == body["job"]["uuid"] == sent.message.message_id
+        assert (sent.job_state.owner, bobs.job_state.owner) == ("alice", "bob")
+        assert bobs.message.options["job_owner"] == "bob"
+        ran = testing.run_jobs(app.app.registry, environ)
+        assert [job.status for job in ran] == ["success"] * 3
+        assert all(each.job_state.is_success for each in outbox)
+        assert job_store.client.dbsize() == 0
+        manager.abort()
 
 
 def test_detached_records_every_value_in_order() -> None:
@@ -114,12 +82,8 @@ def test_detached_records_every_value_in_order() -> None:
     for mile in job_state.track(["a", "b"], unit="miles", message="Off"):
         job_state.set_progress_metric("mile", mile)
         job_state.increment_progress_metric("miles_run")
-    for _ in job_state.track([]):
-        pass
     job_state.set_progress_metrics(mile="c", split=[1])
-    job_state.set_message("Done")
     job_state.append_log("x" * 300)
-    job_state.set_progress(1)
     with job_state.phase("Resting", percent=30):
         job_state.set_progress(2)
     assert testing.values(job_state, "mile") == ["a", "b", "c"]
@@ -133,47 +97,12 @@ def test_detached_records_every_value_in_order() -> None:
         ("metric", "mile", "b"),
         ("metric", "miles_run", 2),
         ("progress", 2, 2, "miles"),
-        ("progress", 0, 0, None),
         ("metric", "mile", "c"),
         ("metric", "split", [1]),
-        ("message", "Done"),
         ("log", "x" * 200),
-        ("progress", 1, None, None),
         ("phase", "Resting", 30),
         ("progress", 2, None, None),
     ]
-    assert job_state.progress_metrics["mile"] == "c"
-
-
-def test_detached_records_each_step_of_an_async_loop() -> None:
-    """A loop over an async iterable is recorded like a plain one."""
-
-    async def letters() -> AsyncIterator[str]:
-        yield "a"
-        yield "b"
-
-    async def run_marathon(job_state: JobState) -> None:
-        async for letter in job_state.track(letters(), 2, unit="letters"):
-            job_state.set_progress_metric("letter", letter)
-
-    job_state: JobState = testing.detached()
-    asyncio.run(run_marathon(job_state))
-    assert testing.values(job_state, "letter") == ["a", "b"]
-    assert testing.history(job_state) == [
-        ("progress", 0, 2, "letters"),
-        ("metric", "letter", "a"),
-        ("progress", 1, 2, "letters"),
-        ("metric", "letter", "b"),
-        ("progress", 2, 2, "letters"),
-    ]
-
-
-def test_detached_can_be_cancelled() -> None:
-    """A detached JobState raises JobCancelled once it is cancelled."""
-    job_state: JobState = testing.detached()
-    testing.cancel(job_state)
-    with pytest.raises(JobCancelled):
-        job_state.set_progress_metric("x", 1)
 
 
 def test_history_and_cancel_are_not_of_loaded_ones(job_store: JobStore) -> None:
@@ -181,13 +110,10 @@ def test_history_and_cancel_are_not_of_loaded_ones(job_store: JobStore) -> None:
     runs here can be cancelled.
     """
     job_state = testing.put_job(job_store)
-    wrongs: list[Any] = [job_state, None]
-    for wrong in wrongs:
-        with pytest.raises(TypeError, match=f"^{wrong} was not created by detached"):
-            testing.history(wrong)
-        with pytest.raises(TypeError, match=f"^{wrong} does not belong to a job"):
-            testing.cancel(wrong)
-    assert not job_state.cancel_requested
+    with pytest.raises(TypeError, match=f"^{job_state} was not created by detached"):
+        testing.history(job_state)
+    with pytest.raises(TypeError, match=f"^{job_state} does not belong to a job"):
+        testing.cancel(job_state)
 
 
 def test_actor_that_is_called_directly_is_cancelled(redis_url: str) -> None:
@@ -209,108 +135,65 @@ UNFINISHED = ("queued", "working", "retrying", "stalled", "cancelling")
 FINISHED = ("success", "error", "cancelled")
 
 
-def test_put_job_reaches_every_status(
-    job_store: JobStore, subtests: pytest.Subtests
-) -> None:
+def test_put_job_reaches_every_status(job_store: JobStore) -> None:
     """A job can be put into any status, with all that a page may show of it."""
     bad, cancelled = JobError("ValueError", "bad"), "The job was cancelled."
     for status in UNFINISHED + FINISHED:
         error = bad if status in ("retrying", "error") else None
-        with subtests.test(status):
-            job_state = testing.put_job(
-                job_store,
-                RunMarathon,
-                status,
-                actor="run_marathon",
-                owner="alice",
-                params={"miles": 26},
-                metrics={"miles_run": 12},
-                progress=Progress(12, 26, "miles"),
-                message="On we go",
-                log=["a", "b"],
-                error=error,
-                attempt=3,
-                delay=60,
-            )
-            assert isinstance(job_state, RunMarathon)
-            assert (job_state.status, job_state.owner) == (status, "alice")
-            assert job_state.job_params == {"miles": 26}
-            assert job_state.actor == "run_marathon"
-            if status == "queued":
-                assert job_state.attempt == 0 and job_state.due_at
-                continue
-            assert job_state.attempt == 3
-            assert job_state.progress_metrics == {"miles_run": 12}
-            assert job_state.progress and job_state.progress.fraction == 12 / 26
-            assert (job_state.message, job_state.log) == ("On we go", ["a", "b"])
-            wanted = JobError(None, cancelled) if status == "cancelled" else error
-            assert job_state.error == wanted
-            assert (job_state.due_at is not None) is (status == "retrying")
-            assert (job_state.finished_at is not None) is (status in FINISHED)
+        job_state = testing.put_job(
+            job_store,
+            RunMarathon,
+            status,
+            actor="run_marathon",
+            owner="alice",
+            params={"miles": 26},
+            metrics={"miles_run": 12},
+            progress=Progress(12, 26, "miles"),
+            message="On we go",
+            log=["a", "b"],
+            error=error,
+            attempt=3,
+            delay=60,
+        )
+        assert isinstance(job_state, RunMarathon)
+        assert (job_state.status, job_state.owner) == (status, "alice")
+        assert job_state.job_params == {"miles": 26}
+        assert job_state.actor == "run_marathon"
+        if status == "queued":
+            assert job_state.attempt == 0 and job_state.due_at
+            continue
+        assert job_state.attempt == 3
+        assert job_state.progress_metrics == {"miles_run": 12}
+        assert job_state.progress and job_state.progress.fraction == 12 / 26
+        assert (job_state.message, job_state.log) == ("On we go", ["a", "b"])
+        wanted = JobError(None, cancelled) if status == "cancelled" else error
+        assert job_state.error == wanted
+        assert (job_state.due_at is not None) is (status == "retrying")
+        assert (job_state.finished_at is not None) is (status in FINISHED)
 
 
-def test_put_job_needs_little(job_store: JobStore) -> None:
-    """By default, put_job makes a working job of the plain kind."""
-    job_state = testing.put_job(job_store)
-    assert (type(job_state), job_state.status) == (JobState, "working")
-    assert uuid.UUID(job_state.uuid) and job_state.owner is None
-
-
-def test_put_job_names_a_wrong_argument(
-    job_store: JobStore, subtests: pytest.Subtests
-) -> None:
+def test_put_job_names_a_wrong_argument(job_store: JobStore) -> None:
     """The error names the argument and its value, and nothing is stored."""
     wrong: list[tuple[Any, dict[str, Any], str]] = [
         ("error", {}, "^job_state_class must be a JobState class, not 'error'"),
-        (int, {}, "^job_state_class must be "),
         (Batch, {}, r"^put_job\(\) makes no batches\. Use put_batch\(\)"),
         (JobState, {"status": "done"}, r"'done'.*success"),
         (JobState, {"actor": None}, "^actor must be a str, not None"),
         (JobState, {"owner": [1]}, r"owner of a job must be .*, not \[1\]"),
-        (JobState, {"owner": True}, "owner of a job must be .*, not True"),
         (JobState, {"params": [1]}, r"^params must be .*, not \[1\]"),
-        (JobState, {"metrics": [1]}, r"^metrics must be .*, not \[1\]"),
         (JobState, {"progress": (1, 2)}, r"^progress must be .*, not \(1, 2\)"),
         (JobState, {"log": "abc"}, "^log must be a list .*, not the string 'abc'"),
-        (JobState, {"attempt": "2"}, "^attempt must be an int, not '2'"),
-        (JobState, {"attempt": True}, "^attempt must be an int, not True"),
         (JobState, {"attempt": 0}, "^attempt must be .*, not 0"),
         (JobState, {"error": ValueError("x")}, "^error must be a JobError, not Val"),
-        (JobState, {"traceback": None}, "^traceback must be a str, not None"),
-        *(
-            (JobState, {"status": "queued", "delay": delay}, "^delay must be .* sec")
-            for delay in ("60", None, float("nan"), float("inf"), 1e30)
-        ),
+        (JobState, {"status": "queued", "delay": "60"}, "^delay must be .* sec"),
     ]
     for cls, options, match in wrong:
-        with (
-            subtests.test(match),
-            pytest.raises((TypeError, ValueError), match=match),
-        ):
+        with pytest.raises((TypeError, ValueError), match=match):
             testing.put_job(job_store, cls, **options)
     assert job_store.client.dbsize() == 0
-
-
-@pytest.mark.parametrize("status", ["queued", "retrying"])
-def test_put_job_that_is_overdue(job_store: JobStore, status: str) -> None:
-    """A delay below 0 stands for a job that is due."""
-    job = testing.put_job(job_store, status=status, delay=-9 * 86_400)
-    assert (job.status, job.kind) == (status, "JobState")
-
-
-def test_put_job_needs_a_store() -> None:
-    """The URL of a store is not a store, and is not shown."""
     url: Any = "redis://:hush@localhost"
     with pytest.raises(TypeError, match=r"^store must be a JobStore, not str\.$"):
         testing.put_job(url)
-
-
-def test_detached_needs_a_job_state_class() -> None:
-    """The error says what was passed in place of a class."""
-    wrong: list[Any] = [5, None, int, testing.detached()]
-    for cls in wrong:
-        with pytest.raises(TypeError, match=r"^job_state_class must be .*, not "):
-            testing.detached(cls)
 
 
 def test_put_batch_follows_from_its_members(job_store: JobStore) -> None:
@@ -334,47 +217,31 @@ def test_put_batch_follows_from_its_members(job_store: JobStore) -> None:
     assert batch.counts["error"] == 1
 
 
-@pytest.mark.parametrize(
-    ("members", "options", "status"),
-    [
+def test_put_batch_ends_with_its_members(job_store: JobStore) -> None:
+    """A batch whose members have ended has ended. Its bar counts them by weights."""
+    cases: list[tuple[list[Any], dict[str, Any], str]] = [
         ([], {}, "success"),
-        (["success", "success"], {}, "success"),
         (["success", "error"], {}, "error"),
         (["success", "error"], {"allow_failures": True}, "success"),
-        (["queued"], {}, "queued"),
-    ],
-)
-def test_put_batch_ends_with_its_members(
-    job_store: JobStore, members: Any, options: Any, status: str
-) -> None:
-    """A batch whose members have ended has ended."""
-    batch = testing.put_batch(job_store, members=members, **options)
-    assert (type(batch), batch.status) == (Batch, status)
-
-
-def test_put_batch_weighs_its_members(job_store: JobStore) -> None:
-    """The bar of a batch counts members by their weights."""
-    heavy = {"status": "success", "weight": 3}
-    batch = testing.put_batch(job_store, members=[heavy, "queued"])
+        (["queued", {"status": "success", "weight": 3}], {}, "working"),
+    ]
+    for members, options, status in cases:
+        batch = testing.put_batch(job_store, members=members, **options)
+        assert (type(batch), batch.status) == (Batch, status), members
     assert batch.progress and batch.progress.fraction == 0.75
 
 
-@pytest.mark.parametrize(
-    ("arguments", "match"),
-    [
+def test_put_batch_names_a_wrong_argument(job_store: JobStore) -> None:
+    """The error names the argument and its value, and nothing is stored."""
+    cases: list[tuple[tuple[Any, Any], str]] = [
         ((RunMarathon, []), "^A batch needs a subclass of Batch, not "),
         ((Batch, "error"), "^members must be a list of statuses, not 'error'"),
         ((Batch, [{"weight": "1"}]), "^The weight of a member must be a number"),
         ((Batch, [{"state": "error"}]), "unexpected keyword argument 'state'"),
-        ((Batch, [{"job_state_class": Batch}]), r"Use put_batch\(\)"),
-    ],
-)
-def test_put_batch_names_a_wrong_argument(
-    job_store: JobStore, arguments: Any, match: str
-) -> None:
-    """The error names the argument and its value, and nothing is stored."""
-    with pytest.raises(TypeError, match=match):
-        testing.put_batch(job_store, *arguments)
+    ]
+    for arguments, match in cases:
+        with pytest.raises(TypeError, match=match):
+            testing.put_batch(job_store, *arguments)
     assert job_store.client.dbsize() == 0
 
 
@@ -404,8 +271,7 @@ def test_time_passes_for_a_store(job_store: JobStore) -> None:
     working = testing.put_job(job_store)
     retrying = testing.put_job(job_store, status="retrying", delay=60)
     ended = testing.put_job(job_store, status="success")
-    other = job_store.replace(namespace="other[1]")
-    elsewhere = testing.put_job(other)
+    elsewhere = testing.put_job(other := job_store.replace(namespace="other[1]"))
     testing.pass_time(job_store, job_store.stalled_after + 1)
     assert load_job(job_store, working.uuid).status == "stalled"
     late = load_job(job_store, retrying.uuid).due_at
@@ -413,49 +279,19 @@ def test_time_passes_for_a_store(job_store: JobStore) -> None:
     assert load_job(other, elsewhere.uuid).status == "working"
     testing.pass_time(job_store, job_store.expire_in)
     assert job_store.load(ended.uuid) is None
-    testing.pass_time(other, other.stalled_after + 1)
-    assert load_job(other, elsewhere.uuid).status == "stalled"
     # Nor is anything left in the lists by then.
     testing.pass_time(job_store, 3 * job_store.active_expire_in)
-    assert not job_store.client.keys("*jobstate:*")
+    assert not job_store.client.keys("jobstate:*")
 
 
 def test_store_that_is_away(job_store: JobStore) -> None:
-    """Inside the block the store does not answer; afterwards it has all its jobs."""
-    job = testing.put_job(job_store)
-    with testing.away(job_store), pytest.raises(redis.ConnectionError):
-        job_store.load(job.uuid)
-    assert job_store.load(job.uuid)
-
-
-def test_pages_of_a_store_that_is_away(job_store: JobStore) -> None:
-    """An application whose store is away answers 503."""
+    """Inside the block the store does not answer, and an application says so with 503;
+    afterwards it has all its jobs.
+    """
     app = application(job_store, "pyramid_jobstate")
     job = testing.put_job(job_store, owner="alice")
     with testing.away(job_store):
         app.get(f"/job_state/{job.uuid}", status=503)
-
-
-def test_store_of_a_cluster_cannot_be_taken_away(redis_url: str) -> None:
-    """Only a single server can be taken away, and the error says so."""
-    store = JobStore(redis_url)
-    store.client = object.__new__(redis.RedisCluster)
-    with pytest.raises(TypeError, match=r"must be a redis\.Redis"), testing.away(store):
-        pass
-
-
-def test_the_fixture_is_a_real_server(job_store: JobStore) -> None:
-    """The fixture's store is empty, on its own server."""
-    assert isinstance(job_store.client, redis.Redis)
-    assert job_store.client.dbsize() == 0
-
-
-def test_put_job_under_a_patched_clock_begins_now(
-    job_store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A test that freezes the monotonic clock still gets a job that has just begun."""
-    monkeypatch.setattr(time, "monotonic", lambda: 1e6)
-    job_state = testing.put_job(job_store)
-    assert job_state.started_at is not None
-    age = datetime.datetime.now(datetime.UTC) - job_state.started_at
-    assert abs(age) < datetime.timedelta(minutes=5)
+        with pytest.raises(redis.ConnectionError):
+            job_store.load(job.uuid)
+    assert job_store.load(job.uuid)
