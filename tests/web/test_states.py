@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import json
 import math
@@ -12,15 +11,14 @@ import uuid
 from typing import Any
 
 import pytest
-import redis
 from pyramid.renderers import JSON
 from webtest import TestApp
 
-from pyramid_jobstate import Batch, JobError, JobState, JobStore
-from pyramid_jobstate.testing import pass_time, put_batch
+from pyramid_jobstate import JobError, JobState, JobStore
+from pyramid_jobstate.testing import pass_time
 from tests.jobs import RunMarathon
-from tests.support import ROOT, UUID, key_of, load_job
-from tests.web.reading import FORBIDDEN, NOT_FOUND, put, put_odd
+from tests.support import ROOT, UUID, load_job
+from tests.web.reading import FORBIDDEN, put, put_odd
 from tests.webapp import ADMIN, ask, get, make_app, make_config
 
 #: Texts, numbers and collections that jobs may report.
@@ -50,38 +48,28 @@ def job(store: JobStore) -> str:
 # The answer
 
 
-def test_get_answers_the_state(app: TestApp, job: str) -> None:
+def test_get_answers_the_state(app: TestApp, store: JobStore, job: str) -> None:
     """The response is the job's JSON, with or without a trailing slash. No cache keeps
-    it, no browser renders it as a page, and part of it is not served.
+    it, and no browser renders it as a page. HEAD is the same without a body.
     """
     for end in "", "/":
-        for headers in {}, {"Range": "bytes=0-9", "If_None_Match": '"other"'}:
-            response = get(app, f"/job_state/{job}{end}", "alice", **headers)
-            assert response.status_code == 200
-            state = response.json
-            assert state["job_state"] == "working"
-            assert state["job"]["uuid"] == job
-            assert state["job"]["url"] == f"http://localhost/job_state/{job}/"
-            assert state["job"]["params"] == {"miles": 26}
-            assert state["job"]["cancellable"] is True
-            headers = response.headers
-            assert headers["Content-Type"] == "application/json"
-            assert headers["Cache-Control"] == "private, no-cache"
-            assert headers["X-Content-Type-Options"] == "nosniff"
-            assert headers["ETag"].startswith('"')
-            # Where pages are included, one URL has both.
-            assert "Accept" in headers.get("Vary", "Accept")
-
-
-def test_head_answers_without_the_state(app: TestApp, job: str) -> None:
-    """HEAD is GET without a body and needs the same permission."""
-    full = get(app, f"/job_state/{job}", "alice")
-
-    response = ask(app, "HEAD", f"/job_state/{job}", "alice")
-
-    assert (response.status_code, response.body) == (200, b"")
-    assert response.headers["ETag"] == full.headers["ETag"]
-    assert ask(app, "HEAD", f"/job_state/{job}", "bob").status_code == 403
+        response = get(app, f"/job_state/{job}{end}", "alice", Range="bytes=0-9")
+        assert response.status_code == 200
+        state = response.json
+        assert (state["job_state"], state["job"]["uuid"]) == ("working", job)
+        assert state["job"]["url"] == f"http://localhost/job_state/{job}/"
+        assert state["job"]["params"] == {"miles": 26}
+        assert state["job"]["cancellable"] is True
+        headers = response.headers
+        assert headers["Content-Type"] == "application/json"
+        assert headers["Cache-Control"] == "private, no-cache"
+        assert headers["X-Content-Type-Options"] == "nosniff"
+    head = ask(app, "HEAD", f"/job_state/{job}", "alice")
+    assert (head.status_code, head.body) == (200, b"")
+    assert head.headers["ETag"] == headers["ETag"]
+    forbidden = get(app, f"/job_state/{job}", "bob")
+    assert (forbidden.status_code, forbidden.json) == (403, FORBIDDEN)
+    assert forbidden.headers["Cache-Control"] == "private, no-cache"
 
 
 def test_current_etag_is_a_304(app: TestApp, job: str) -> None:
@@ -101,23 +89,17 @@ def test_current_etag_is_a_304(app: TestApp, job: str) -> None:
         assert "ETag" not in response.headers
 
 
-def test_changed_job_has_another_etag(
-    app: TestApp, redis_url: str, store: JobStore, job: str
-) -> None:
+def test_changed_job_has_another_etag(app: TestApp, store: JobStore, job: str) -> None:
     """After a change of the job, and after one that is due to time alone, the former
     tag returns the new state.
     """
     etag = get(app, f"/job_state/{job}", "alice").headers["ETag"]
     assert load_job(store, job).cancel()
     response = get(app, f"/job_state/{job}", "alice", If_None_Match=etag)
-    assert response.status_code == 200
     assert response.json["job"]["status"] == "cancelling"
-    assert response.headers["ETag"] != etag
     etag = response.headers["ETag"]
-
     pass_time(store, store.stalled_after + 1)
     response = get(app, f"/job_state/{job}", "alice", If_None_Match=etag)
-    assert response.status_code == 200
     assert response.json["job"]["status"] == "stalled"
     assert response.json["job_state"] == "working"
 
@@ -145,45 +127,24 @@ def test_state_in_an_answer_of_the_application(
 
 def test_error_is_told_as_far_as_the_class_says(app: TestApp, store: JobStore) -> None:
     """The text and type of an exception are hidden from every viewer, but a class may
-    show the errors that it knows.
+    show the errors that it knows. Markup stays text, of a type that no browser renders.
     """
     error = JobError("myapp.SecretError", "password=hush")
     uuid = put(store, status="error", error=error)
     for user in "alice", ADMIN:
-        response = get(app, f"/job_state/{uuid}", user)
+        response = get(app, f"/job_state/{uuid}", user, Accept="text/html")
         assert response.json["job"]["error"] == {"message": "The job failed."}
         assert "hush" not in response.text
         assert "SecretError" not in response.text
+    markup = "</script><img src=x onerror=alert(1)>"
     for error, text in (
-        (JobError("ValueError", "No miles."), "No miles."),
+        (JobError("ValueError", markup), markup),
         (JobError("OSError", "/etc/shoes"), "The job failed."),
     ):
         uuid = put(store, Confession, "error", error=error)
-        state = get(app, f"/job_state/{uuid}", "alice").json
-        assert state["job"]["error"] == {"message": text}
-
-
-def test_others_are_forbidden(app: TestApp, job: str) -> None:
-    """A user who may not see a job gets a 403 that reveals nothing."""
-    for user in "bob", None:
-        response = get(app, f"/job_state/{job}", user)
-        assert (response.status_code, response.json) == (403, FORBIDDEN)
-        assert response.headers["Cache-Control"] == "private, no-cache"
-        assert response.headers["X-Content-Type-Options"] == "nosniff"
-        assert "ETag" not in response.headers
-
-
-def test_markup_stays_text(app: TestApp, store: JobStore) -> None:
-    """Markup in a job's texts is JSON text, of a type that browsers do not render."""
-    markup = "</script><img src=x onerror=alert(1)>"
-    uuid = put(store, message=markup, metrics={markup: markup})
-
-    response = get(app, f"/job_state/{uuid}", "alice", Accept="text/html")
-
-    assert response.content_type == "application/json"
-    assert response.headers["X-Content-Type-Options"] == "nosniff"
-    assert response.json["job"]["message"] == markup
-    assert response.json[markup] == markup
+        response = get(app, f"/job_state/{uuid}", "alice", Accept="text/html")
+        assert response.json["job"]["error"] == {"message": text}
+        assert response.content_type == "application/json"
 
 
 # Arbitrary values in Redis
@@ -199,38 +160,24 @@ NONSENSE: list[tuple[str, str | bytes]] = [
     ("m:x", "[1e999]"),
     ("m:x", "9" * 5000),
     ("m:x", "[" * 100_000),
-    ("m:x", "[" * 970 + "]" * 970),
     ("m:x", b"\xff"),
     ("m:x", '"\\ud800"'),
     ("m:__proto__", '{"isAdmin": true}'),
-    ("m:constructor", "1"),
     ("m:job", '{"status": "success"}'),
     ("m:job_state", '"success"'),
-    ("m:", "1"),
     ("status", "<b>"),
-    ("status", ""),
     ("seen", "²"),
-    ("seen", "9" * 5000),
-    ("seen", "soon"),
-    ("queued", "²"),
     ("queued", "9" * 30),
-    ("updated", "-1"),
     ("due", "1e400"),
-    ("attempt", "x"),
     ("attempt", "9" * 5000),
-    ("params", "[1]"),
     ("params", '{"miles": 1e999}'),
-    ("progress", '"half"'),
     ("progress", '[1, "x", null, null]'),
-    ("progress", "[1, [], {}, true]"),
     ("progress", "[NaN, -1, null, null]"),
     ("progress", "[1" + "0" * 400 + ", 3, null, null]"),
     ("message", '["x"]'),
     ("log", '[1, null, {"a": 1}]'),
-    ("log", '"abc"'),
     ("error", "[1, 2]"),
     ("error", '{"message": "hush"}'),
-    ("unknown", "x"),
 ]
 
 
@@ -248,37 +195,7 @@ def test_nonsense_in_the_store_is_not_an_error(app: TestApp, store: JobStore) ->
         assert '"hush"' not in response.text
 
 
-def test_nonsense_in_the_store_gives_no_rights(app: TestApp, store: JobStore) -> None:
-    """An owner or kind that cannot be parsed gives no rights and causes no error."""
-    owners = '["alice"] {"alice":1} alice null "alic\\u0065x" ' + "[" * 100_000
-    cases: list[tuple[str, str | bytes]] = [("owner", ""), ("kind", b"\xff")]
-    cases += [("owner", each) for each in owners.split()]
-    cases += [("kind", each) for each in ("NoSuchKind", "<script>", "")]
-    for field, value in cases:
-        job = put_odd(store, **{field: value})
-        for user in "alice", "bob", None:
-            response = get(app, f"/job_state/{job}", user)
-            assert response.json == FORBIDDEN, (field, value)
-        assert get(app, f"/job_state/{job}", ADMIN).status_code == 200
-
-
-def test_key_of_another_type_is_not_a_job(
-    app: TestApp, store: JobStore, client: redis.Redis
-) -> None:
-    """A job's key that does not hold a hash is not a job."""
-    client.set(key_of(store, UUID), "x")
-
-    assert get(app, f"/job_state/{UUID}", "alice").json == NOT_FOUND
-    jobs = get(app, f"/job_state?uuid={UUID}", "alice").json["jobs"]
-    assert jobs == {UUID: None}
-
-
 # The encoders
-
-
-@dataclasses.dataclass
-class Point:
-    name: str
 
 
 class Own(JobState):
@@ -289,57 +206,6 @@ class Own(JobState):
 
     def __json__(self, request: Any) -> dict[str, Any]:
         return {**super().__json__(request), "extra": self.extra}
-
-
-class OwnMetrics(JobState):
-    """A kind of job that works out one of its metrics."""
-
-    kind = "tests.web.test_states.OwnMetrics"
-
-    @property
-    def progress_metrics(self) -> dict[str, Any]:
-        return {**super().progress_metrics, "share": math.nan}
-
-
-class OwnTexts(JobState):
-    """A kind of job whose texts are the test's."""
-
-    kind = "tests.web.test_states.OwnTexts"
-    title: Any = "Title"
-    text: Any = "Wrong"
-
-    def public_error(self, exception_type: str, message: str) -> Any:
-        return self.text
-
-
-class OwnBatch(Batch):
-    kind = "tests.web.test_states.OwnBatch"
-    title = "Import"
-
-
-class Computed:
-    """A descriptor that works for jobs, and not for their class."""
-
-    def __get__(self, job_state: JobState, cls: object = None) -> str:
-        return f"Job {job_state.uuid}"
-
-
-class OwnMessage(JobState):
-    """A kind of job whose message is computed."""
-
-    kind = "tests.web.test_states.OwnMessage"
-    message: Any = Computed()
-
-
-class OwnJson(JobState):
-    """A kind of job whose jobs each have a ``__json__`` of their own."""
-
-    kind = "tests.web.test_states.OwnJson"
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        usual: Any = super().__json__
-        self.__json__: Any = lambda request: {**usual(request), "extra": math.nan}
 
 
 def test_each_value_is_encoded_alike(app: TestApp, store: JobStore) -> None:
@@ -391,38 +257,16 @@ def test_what_cannot_be_encoded_is_an_error(
     deep: list[Any] = []
     for _ in range(100_000):
         deep = [deep]
-    job = put(store, Own)
+    job = put(store, Own, "error", error=JobError("E", "x"))
     for value in object(), circle, deep, {(1, 2): 3}, math.nan:
         monkeypatch.setattr(Own, "extra", value)
         with pytest.raises((TypeError, ValueError, RecursionError)):
             get(app, f"/job_state/{job}", "alice")
-    for cls in OwnMetrics, OwnJson:
-        job = put(store, cls)
-        with pytest.raises(ValueError, match="JSON"):
-            get(app, f"/job_state/{job}", "alice")
-    job = put(store, OwnTexts, "error", error=JobError("E", "x"))
-    for name in "title", "text":
-        day, own = datetime.date(2026, 11, 26), uuid.UUID(UUID)
-        for odd in day, Point("Paris"), own, object(), math.nan:
+    monkeypatch.setattr(Own, "extra", None)
+    for name in "title", "public_error":
+        for odd in datetime.date(2026, 11, 26), uuid.UUID(UUID), math.nan:
             with monkeypatch.context() as patch:
-                patch.setattr(OwnTexts, name, odd)
+                value = odd if name == "title" else lambda *arguments, odd=odd: odd
+                patch.setattr(Own, name, value)
                 with pytest.raises((TypeError, ValueError)):
                     get(app, f"/job_state/{job}", "alice")
-
-
-def test_odd_class_does_not_affect_other_jobs(app: TestApp, store: JobStore) -> None:
-    """A job whose class is read only through its jobs is shown, as are the others, also
-    those whose classes have texts of their own.
-    """
-    odd, plain, own = put(store, OwnMessage), put(store), put(store, OwnTexts)
-    batch = put_batch(store, OwnBatch, ["success"], owner="alice").uuid
-
-    alone = get(app, f"/job_state/{odd}", "alice").json
-    query = "&".join(f"uuid={each}" for each in (odd, plain, own, batch))
-    several = get(app, f"/job_state?{query}", "alice").json["jobs"]
-
-    assert alone["job"]["message"] == f"Job {odd}"
-    assert several[odd] == alone
-    assert several[plain]["job"]["uuid"] == plain
-    titles = several[own]["job"]["title"], several[batch]["job"]["title"]
-    assert titles == ("Title", "Import")
