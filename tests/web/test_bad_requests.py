@@ -26,10 +26,10 @@ def each(names: str, values: str, says: str = "{name}") -> list[tuple[str, str]]
 
 #: Queries of GET, and what the error says.
 LIST_QUERIES = [
-    *each("limit", f"'' 0 201 -1 +5 5.0 x 1_0 %D9%A5 {'9' * 5000}"),
+    *each("limit", f"'' 0 201 -1 5.0 x %D9%A5 {'9' * 5000}"),
     *each("status", "'' done sending"),
     *each("cursor", f"'' x a{'9' * 30}.{UUID}"),
-    *each("all", "'' 0 true"),
+    *each("all", "'' 0"),
     *each("kind uuid %FF owner", "%FF", "parameter"),
     (f"batch={UUID}&kind=x", "'kind'"),
     (f"batch={UUID}&all=1", "'all'"),
@@ -42,16 +42,10 @@ BULK_QUERIES = [
     *each("everything=1&all", "0 ''", "all can only be 1"),
     ("owner=alice&all=1", "all and owner"),
     *each("everything=1&limit", "1001", "limit must be from 0 to 1000"),
-    *each("everything=1&limit", "-1 %D9%A3 1e3 9999999999", "limit must be a number"),
+    *each("everything=1&limit", "-1 1e3 9999999999", "limit must be a number"),
     *each("everything=1&cursor", "'' %00 a9.1", "cursor"),
-    *(
-        (f"everything=1&{name}=a", f"'{name}'")
-        for name in ["kinds", "Kind", "params", "uuid", "permits", "store"]
-    ),
+    *((f"everything=1&{name}=a", f"'{name}'") for name in ["Kind", "params", "store"]),
     ("kind=a&kind=b", "kind is given more than once"),
-    ("all=1&all=1&kind=a", "all is given more than once"),
-    ("owner=a&owner=a", "owner is given more than once"),
-    ("kind=a;everything=1&=x", "''"),
     ("everything=1&kind=%ff", "not UTF-8"),
 ]
 
@@ -72,17 +66,13 @@ FILTERS = [
 #: Queries of requests that take none.
 NO_QUERIES = [
     ("limit=1", "'limit' is not a parameter of this request. It has none."),
-    ("=", "''"),
-    ("_method=DELETE", "'_method'"),
     ("a%00%22b=1", "'a\\x00\"b'"),
-    ("uuid=x&uuid=y", "'uuid'"),
     ("%ff=1", "not UTF-8"),
 ]
 
 COUNTS_QUERIES = [
     ("status=error", "'status'"),
     ("kind=a&kind=b", "kind is given more than once"),
-    ("Kind=a", "'Kind'"),
     ("kind=%ff", "not UTF-8"),
 ]
 
@@ -107,13 +97,11 @@ ACTS = [
 
 #: Paths where there is nothing: {no} is no job.
 NOTHING = """GET /{no} GET /{no}/inspect POST /{no}/cancel POST /{no}/rerun DELETE /{no}
-    POST /{run}/cancel/x POST /{run}/cancel/x/y POST /{run}/cancel//x
-    POST /{job}/rerun/x POST /{job}/rerun//x GET /{job}/inspect/x GET /{job}/inspect//x
-    GET /counts/x GET /counts//x POST /clear/x POST /clear//x POST /clear/x/y
-    POST /cancel/x POST /cancel//x POST /rerun/x POST /rerun//x"""
+    POST /{run}/cancel/x POST /{run}/cancel//x POST /{job}/rerun/x GET /{job}/inspect/x
+    GET /counts/x POST /clear/x POST /clear//x POST /cancel/x POST /rerun/x"""
 
 #: Names that no job has.
-NO_JOBS = [UUID, UUID.upper(), "x", f"{UUID}/x", "%00", "%F0%9F%8F%83"]
+NO_JOBS = [UUID, UUID.upper(), "x", f"{UUID}/x", "%00"]
 
 
 class Wrong:
@@ -168,21 +156,14 @@ def test_bad_parameter_is_a_400_that_names_it(wrong: Wrong) -> None:
 
 
 def test_act_needs_the_header(wrong: Wrong) -> None:
-    """Nobody acts on a job without a header that forms cannot send. Fields of a form
-    or a query do not replace it.
+    """Nobody acts on a job without a header that forms cannot send. A parameter does
+    not replace it.
     """
     missing = "The header X-Requested-With is missing."
     for method, end in ACTS:
         sign = "&" if "?" in end else "?"
         for path in end, f"{end}{sign}X-Requested-With=x":
             wrong.refused(method, f"/job_state{path}", 400, missing)
-    response = wrong.app.post(
-        f"/job_state/{wrong.jobs['run']}/cancel",
-        {"X-Requested-With": "x", "_method": "POST"},
-        headers={"X-User": OPERATOR},
-        status=400,
-    )
-    assert response.json == {"error": missing}
     wrong.assert_unchanged()
 
 

@@ -22,20 +22,15 @@ REFUSED = "The broker did not accept the message of the job."
 AWAY = "The broker does not answer."
 
 
-@pytest.mark.parametrize(
-    ("fault", "error"),
-    [("middleware", REFUSED), ("server", REFUSED), ("away", AWAY)],
-)
+@pytest.mark.parametrize("fault", ["middleware", "server", "away"])
 def test_broker_that_fails_is_a_503(
     operated: TestApp,
     redis_url: str,
     store: JobStore,
-    marathons: Marathons,
-    monkeypatch: pytest.MonkeyPatch,
+    set_broker: Callable[[Any], None],
     said: Callable[[], list[str]],
     caplog: pytest.LogCaptureFixture,
     fault: str,
-    error: str,
 ) -> None:
     """If the broker refuses a message, or is away, its job has failed as before, and
     runs again later. The log says why, and how many were sent before. That is not taken
@@ -46,30 +41,32 @@ def test_broker_that_fails_is_a_503(
         path = f"/job_state/{job}"
         return [get(operated, p, OPERATOR).json for p in (path, f"{path}/inspect")]
 
+    sound = Marathons(redis_url, store).broker
     for path in ONE, ALL:
         (job,) = put(store, "alice", status="error")
+        set_broker(sound)
         before = known_of(job)
-        with contextlib.ExitStack() as stack, monkeypatch.context() as patched:
+        with contextlib.ExitStack() as stack:
             url = NOWHERE if fault == "away" else redis_url
             if fault == "server":
                 url = stack.enter_context(relaying(url, {"EVALSHA": "NOREPLICAS"})).url
             broker = Marathons(url, store).broker
             if fault == "middleware":
                 broker.add_middleware(Refusing())
-            patched.setattr(dramatiq.broker, "global_broker", broker)
+            set_broker(broker)
             said()
 
             response = act(operated, path.format(job))
 
+        error = AWAY if fault == "away" else REFUSED
         assert (response.status_code, response.json) == (503, {"error": error})
         assert response.headers["Retry-After"] == "5"
+        set_broker(sound)
         assert known_of(job) == before
-        assert any(r.exc_info for r in caplog.records)
         assert ("The queue is full." in caplog.text) is (fault == "middleware")
         line = "'operator' requeued 0 of all jobs until that failed."
-        one, many = f"The job {job} could not", "A job could not"
-        end = "be sent to run again."
-        wanted = [f"{one} {end}"] if path == ONE else [line, f"{many} {end}"]
+        end = "could not be sent to run again."
+        wanted = [f"The job {job} {end}"] if path == ONE else [line, f"A job {end}"]
         assert said() == wanted
         assert act(operated, path.format(job)).status_code in (200, 202)
         assert statuses(store, job) == ["queued"]

@@ -312,7 +312,7 @@ def test_start_without_a_policy_is_warned_of(caplog: pytest.LogCaptureFixture) -
         (warning,) = messages(caplog, "pyramid_jobstate")
         assert "403" in warning
         assert "config.set_security_policy(" in warning
-        assert "jobstate.owner" in warning
+        assert "set jobstate.owner to session" in warning
         caplog.clear()
     for steps in "policy include make", "include commit policy make":
         assemble(NOWHERE, steps)
