@@ -11,12 +11,10 @@ from webtest import TestApp
 
 from pyramid_jobstate import (
     Batch,
-    JobCancelled,
     JobError,
     JobState,
     JobStore,
     Progress,
-    current_job_state,
     rerun,
     testing,
 )
@@ -114,20 +112,6 @@ def test_history_and_cancel_are_not_of_loaded_ones(job_store: JobStore) -> None:
         testing.history(job_state)
     with pytest.raises(TypeError, match=f"^{job_state} does not belong to a job"):
         testing.cancel(job_state)
-
-
-def test_actor_that_is_called_directly_is_cancelled(redis_url: str) -> None:
-    """A step that a test replaces may cancel the job that runs."""
-
-    @dramatiq.actor(broker=make_broker(redis_url), job_state=True)
-    def run_marathon() -> None:
-        job_state = current_job_state()
-        assert job_state is not None
-        testing.cancel(job_state)
-        job_state.set_message("Mile 1")
-
-    with pytest.raises(JobCancelled):
-        run_marathon()
 
 
 #: Every status of a job.
