@@ -9,6 +9,11 @@ from redis.sentinel import Sentinel
 
 from pyramid_jobstate import JobStore
 
+
+class OwnPool(redis.ConnectionPool):
+    """A class of pools of the application's own."""
+
+
 Pairs = Iterator[tuple[JobStore, JobStore]]
 
 
@@ -64,21 +69,10 @@ def private_stores(host: str) -> Pairs:
     another, in both orders.
     """
     other = JobStore(f"{host}/0")
-    for store in sentinel_store(), pool_store(f"{host}/1"):
+    sentinel = Sentinel([("127.0.0.1", 1)], sentinel_kwargs={"password": "hush"})
+    pool = OwnPool.from_url(f"{host}/1")
+    found = sentinel.master_for("jobs", password="hush", db=1)
+    for client in found, redis.Redis(connection_pool=pool):
+        store = JobStore(client)
         yield store, other
         yield other, store
-
-
-def sentinel_store() -> JobStore:
-    """Return a store whose server is found by Sentinel."""
-    sentinel = Sentinel([("127.0.0.1", 1)], sentinel_kwargs={"password": "hush"})
-    return JobStore(sentinel.master_for("jobs", password="hush", db=1))
-
-
-def pool_store(url: str) -> JobStore:
-    """Return a store whose client has a pool class of the application's own."""
-
-    class Pool(redis.ConnectionPool):
-        pass
-
-    return JobStore(redis.Redis(connection_pool=Pool.from_url(url)))

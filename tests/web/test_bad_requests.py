@@ -26,9 +26,9 @@ def each(names: str, values: str, says: str = "{name}") -> list[tuple[str, str]]
 
 #: Queries of GET, and what the error says.
 LIST_QUERIES = [
-    *each("limit", f"'' 0 201 -1 5.0 x %D9%A5 {'9' * 5000}"),
-    *each("status", "'' done sending"),
-    *each("cursor", f"'' x a{'9' * 30}.{UUID}"),
+    *each("limit", f"'' 0 201 -1 x %D9%A5 {'9' * 5000}"),
+    *each("status", "'' done"),
+    *each("cursor", f"x a{'9' * 30}.{UUID}"),
     *each("all", "'' 0"),
     *each("kind uuid %FF owner", "%FF", "parameter"),
     (f"batch={UUID}&kind=x", "'kind'"),

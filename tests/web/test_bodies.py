@@ -180,17 +180,15 @@ def test_token_in_a_form(redis_url: str, store: JobStore) -> None:
         assert Request(environ).POST["csrf_token"] == token
         return app.app(environ, start_response)
 
-    for each in app, TestApp(reading):
-        for length in str(len(body)), "":
-            job = put_waiting(store)
-            for method, end in ACTS:
-                response = send(
-                    each,
-                    f"/job_state{end.format(job=job)}",
-                    io.BytesIO(body),
-                    length=length,
-                    method=method,
-                    Cookie=f"csrf_token={token}",
-                )
-                # The job cannot run again: it was cancelled.
-                assert response.status_code in (200, 202, 204, 409), end
+    for each, length in (app, str(len(body))), (app, ""), (TestApp(reading), ""):
+        job = put_waiting(store)
+        for method, end in ACTS:
+            response = send(
+                each,
+                f"/job_state{end.format(job=job)}",
+                io.BytesIO(body),
+                length=length,
+                method=method,
+                Cookie=f"csrf_token={token}",
+            )
+            assert response.status_code in (200, 202, 204), end

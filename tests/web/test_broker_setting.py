@@ -134,22 +134,6 @@ def test_broker_with_a_middleware_of_its_own_is_compared(store: JobStore) -> Non
         config.make_wsgi_app()
 
 
-def test_actors_are_declared_after_the_include() -> None:
-    """The options of our middleware are known when a scan declares the actors, and not
-    before. Other brokers have their own actors.
-    """
-    with pytest.raises(ValueError, match="actor options are undefined: job_state"):
-        dramatiq.actor(job_state=RunMarathon)(lambda: None)
-    further = StubBroker()
-    config = configured()
-    config.include("pyramid_jobstate")
-    actor: Any = dramatiq.actor(actor_name="a", job_state=RunMarathon)(lambda: None)
-    other: Any = dramatiq.actor(actor_name="a", broker=further)(lambda: None)
-    TestApp(config.make_wsgi_app())
-    assert actor.broker is dramatiq.get_broker()
-    assert other.broker is further
-
-
 def test_jobs_run_with_a_stub_broker() -> None:
     """With `jobstate.broker = stub`, a job is sent, runs and is shown, although the
     application has no server and its actor was declared before the include.

@@ -10,12 +10,9 @@ from dramatiq import Broker, Message, actor, group, pipeline
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.rate_limits.backends import StubBackend
-from pyramid.config import Configurator
 
-from pyramid_jobstate import JobStateMiddleware, JobStore, testing
-from tests.jobs import messages, wait_until, working
-from tests.web.places import pool_store, sentinel_store
-from tests.webapp import make_app, make_broker, make_config, make_request, queued
+from pyramid_jobstate import JobStateMiddleware, JobStore
+from tests.webapp import make_broker, queued
 
 pytestmark = pytest.mark.usefixtures("global_broker")
 
@@ -58,19 +55,6 @@ def label(broker: Broker, *parcels: Any) -> Message[Any]:
     return broker.get_actor("print_label").message(*parcels)
 
 
-def sends(job_states: Any, broker: Broker) -> list[Callable[[], Any]]:
-    """Return calls that send an actor's messages in each way."""
-    print_label = broker.get_actor("print_label")
-    several = [label(broker, i) for i in range(2)]
-    return [
-        lambda: job_states.send(print_label, 1),
-        lambda: job_states.send_message(label(broker), broker=broker),
-        lambda: job_states.send_message(pipeline(several, broker=broker)),
-        lambda: job_states.send_immediately(print_label, 1),
-        lambda: job_states.send_immediately(group(several, broker=broker)),
-    ]
-
-
 # The store of the other broker.
 
 
@@ -84,7 +68,15 @@ def test_actor_whose_states_are_elsewhere_is_refused(
     address = redis_url.partition("//")[2].partition("/")[0]
     url = f"redis://bob:hush@{address}/1"
     stray = second(database(redis_url, 1), JobStateMiddleware(url=url))
-    for send in sends(job_states, stray):
+    print_label = stray.get_actor("print_label")
+    several = [label(stray, i) for i in range(2)]
+    for send in (
+        lambda: job_states.send(print_label, 1),
+        lambda: job_states.send_message(label(stray), broker=stray),
+        lambda: job_states.send_message(pipeline(several, broker=stray)),
+        lambda: job_states.send_immediately(print_label, 1),
+        lambda: job_states.send_immediately(group(several, broker=stray)),
+    ):
         with pytest.raises(TypeError, match="in another database") as caught:
             send()
         for part in "'print_label'", repr(JobStore(redis_url)), repr(JobStore(url)):
@@ -92,7 +84,7 @@ def test_actor_whose_states_are_elsewhere_is_refused(
         assert "hush" not in str(caught.value)
     batch = job_states.batch()
     with batch, pytest.raises(TypeError, match="in another database"):
-        batch.send(stray.get_actor("print_label"))
+        batch.send(print_label)
     for broker, place in (
         (second(redis_url, JobStateMiddleware(namespace="shop")), "in another namesp"),
         (second("redis://127.0.0.1:1/0"), "on another port"),
@@ -102,57 +94,6 @@ def test_actor_whose_states_are_elsewhere_is_refused(
     job_states.request.tm.commit()
     assert batch.size == 0
     assert client.keys("dramatiq:*") == others.keys() == []
-
-
-def test_other_spelling_of_one_place_is_sent(
-    made_tm_config: Configurator, redis_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Another spelling of the same server is accepted, and its job is shown."""
-    port = redis_url.rpartition(":")[2].partition("/")[0]
-    middleware = JobStateMiddleware(url=f"redis://LOCALHOST:{port}")
-    other = second(database(redis_url, 1), middleware)
-    message = label(other, 1)
-    request = make_request(made_tm_config, "alice")
-    with working(other):
-        with request.tm:
-            request.job_states.send_message(message, broker=other)
-        wait_until(other, message, "success")
-    assert request.job_states[message.message_id].status == "success"
-    assert messages(caplog, "pyramid_jobstate") == []
-
-
-def test_what_may_be_one_place_is_warned_of_once(
-    made_tm_config: Configurator, redis_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """If two names may stand for one server, or if only the application knows how to
-    connect, the job is sent, and one warning a pair shows both stores.
-    """
-    stores = [
-        JobStore("redis://db.invalid/1"),
-        pool_store(database(redis_url, 1)),
-        sentinel_store(),
-    ]
-    brokers = [second(redis_url, JobStateMiddleware(store)) for store in stores]
-    for broker in brokers * 2:
-        states = make_request(made_tm_config).job_states
-        states.request.tm.begin()
-        states.send(broker.get_actor("print_label"))
-        # The comparison happens in the call, so nothing has to be sent.
-        states.request.tm.abort()
-    lines = messages(caplog, "pyramid_jobstate")
-    for store, line in zip(stores, lines, strict=True):
-        assert "'print_label'" in line and "hush" not in line
-        assert repr(JobStore(redis_url)) in line and repr(store) in line
-
-
-def test_tests_of_an_application_may_send_anywhere(redis_url: str) -> None:
-    """With pyramid_jobstate.testing, nothing is written or compared."""
-    config = make_config(redis_url)
-    config.include("pyramid_jobstate.testing")
-    make_app(config)
-    for send in sends(make_request(config).job_states, second(database(redis_url, 1))):
-        send()
-    assert len(testing.outbox(config.registry)) == 7
 
 
 # The choice of the broker.

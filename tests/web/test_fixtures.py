@@ -20,7 +20,7 @@ from pyramid_jobstate import (
     RequestMiddleware,
 )
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.testing import Outbox, outbox, put_job, run_jobs, values
+from pyramid_jobstate.testing import Outbox, outbox, put_job, values
 from tests.jobs import job_actor
 from tests.webapp import EXPLICIT, NOWHERE
 
@@ -149,17 +149,6 @@ def test_error_of_a_job_reaches_the_test(testapp: TestApp, run_jobs: RunJobs) ->
         run_jobs()
     (job,) = run_jobs()
     assert values(job, "miles_run") == [1]
-
-
-def test_jobs_commit_for_themselves_without_an_environ(
-    app: Router, testapp: TestApp, job_outbox: Outbox
-) -> None:
-    """Called without a test's transaction, each job has its own."""
-    testapp.get("/send")
-    run_jobs(app.registry)
-    manager, url = done.pop()
-    assert manager is not testapp.extra_environ["tm.manager"]
-    assert url == "http://example.com"
 
 
 def test_application_reads_the_store_of_the_test(

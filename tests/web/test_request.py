@@ -164,24 +164,6 @@ def test_url_of_the_application_comes_from_the_setting_or_the_sender(
     assert len(lines) == 3 and all("invalid job_url" in line for line in lines)
 
 
-def test_what_a_job_sends_belongs_to_its_owner(
-    broker: Broker, config: Configurator, store: JobStore
-) -> None:
-    """The request of a job stands for the job's owner, whoever has sent it."""
-    sent = []
-
-    @job_actor(broker=broker)
-    def follow(*, job_state: JobState) -> None: ...
-
-    @job_actor(broker=broker)
-    def lead(*, request: Any, job_state: JobState) -> None:
-        sent.append(request.job_states.send(follow))
-
-    for owner in "alice", 7, None:
-        assert run(broker, lead, job_owner=owner).owner == owner
-        assert load_job(store, sent[-1].uuid).owner == owner
-
-
 def test_application_may_have_no_transactions(broker: Broker, events: Events) -> None:
     """Without pyramid_tm an actor, also one that reports nothing, has a request and no
     transaction.

@@ -8,11 +8,9 @@ import pytest
 import redis
 from pyramid.authorization import Allow, Deny, Everyone
 from pyramid.config import Configurator
-from pyramid.events import ContextFound
 from pyramid.request import Request
 from pyramid.response import Response
 from pyramid.traversal import (
-    ResourceTreeTraverser,
     find_resource,
     find_root,
 )
@@ -25,7 +23,6 @@ from tests.web.reading import FORBIDDEN, put, put_odd
 from tests.webapp import (
     ADMIN,
     NOWHERE,
-    Policy,
     Root,
     get,
     made_config,
@@ -42,30 +39,6 @@ class Tattle(JobState):
     def __acl__(self) -> list[tuple[str, Any, Any]]:
         friend = self.get_job_param("friend")
         return [(Allow, friend, "view_job"), (Deny, "bob", "view_job")]
-
-
-class Announcing(ResourceTreeTraverser):
-    """A traverser that announces, on its way into a root, who may log in there."""
-
-    def __call__(self, request: Request) -> Any:
-        request.users = self.root.users
-        result: dict[str, Any] = super().__call__(request)
-        request.entered = result["context"]
-        return result
-
-
-class SiteRoot(Root):
-    users = ("alice", "bob", ADMIN)
-
-
-class SitePolicy(Policy):
-    """Knows only the users of the site, which a traverser has announced."""
-
-    def identity(self, request: Request) -> str | None:
-        user = super().identity(request)
-        return user if user in getattr(request, "users", ()) else None
-
-    authenticated_userid = identity
 
 
 # Lookup
@@ -163,53 +136,6 @@ def test_root_is_made_when_it_is_needed(redis_url: str, store: JobStore) -> None
     assert len(made) == 1
     job_state = make_request(config).job_states[uuid]
     assert find_root(job_state) is find_root(job_state) is made[1]
-
-
-def test_container_may_be_the_root(redis_url: str, store: JobStore) -> None:
-    """The lineage then ends there. So does it in the root of a hybrid route."""
-    config = make_config(redis_url, root_factory=JobStates)
-    config.add_route("mine", "/mine/*traverse", factory=JobStates)
-    config.add_view(lambda c, r: Response(c.uuid), route_name="mine")
-    app = make_app(config)
-    job = put(store)
-    assert get(app, f"/mine/{job}", "alice").text == job
-    for path, user, status in (
-        (f"/{job}", "alice", 200),
-        (f"/{job}", "bob", 403),
-        ("?all=1", "bob", 403),
-    ):
-        assert get(app, f"/job_state{path}", user).status_code == status
-
-
-def test_traverser_of_the_application_enters_its_root(
-    redis_url: str, store: JobStore
-) -> None:
-    """A traverser that the application registered for all resources also runs for ours,
-    before the policy is asked. (PyAMS finds its security manager like this.) It sees
-    the root alone, as the rest of the path is not in its tree.
-    """
-    config = make_config(redis_url, root_factory=SiteRoot, security_policy=SitePolicy())
-    config.add_traverser(Announcing)
-    entered: list[Any] = []
-    config.add_subscriber(
-        lambda event: entered.append((event.request.entered, event.request.matchdict)),
-        ContextFound,
-    )
-    app = make_app(config)
-    uuid = put(store)
-
-    assert get(app, f"/job_state/{uuid}", "alice").json["job"]["cancellable"] is True
-    ((root, matchdict),) = entered
-    assert isinstance(root, SiteRoot)
-    assert matchdict == {"uuid": uuid}
-    for path, user, status in (
-        (f"/job_state/{uuid}", "bob", 403),
-        (f"/job_state/{uuid}", "mallory", 403),
-        (f"/job_state/{uuid}", ADMIN, 200),
-        (f"/job_state/{UUID}", "alice", 404),
-        ("/job_state", "alice", 200),
-    ):
-        assert get(app, path, user).status_code == status, (path, user)
 
 
 # Mounted in the application's tree

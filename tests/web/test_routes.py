@@ -20,7 +20,6 @@ from webtest import TestApp
 from pyramid_jobstate import (
     JobStore,
 )
-from pyramid_jobstate.resources import JobStates
 from tests.support import UUID, load_job
 from tests.web.reading import FORBIDDEN, NOT_FOUND, put
 from tests.webapp import (
@@ -205,28 +204,6 @@ def test_routes_and_views_of_the_application_do_not_answer_for_ours(
     assert get(app, f"/job_state/{job}/login", "alice").json == NOT_FOUND
     assert ask(app, "POST", f"/job_state/{job}", "alice").status_code == 405
     assert get(app, "/", "bob").text == get(app, "/login", "bob").text == "App"
-
-
-def test_views_of_the_application_may_replace_ours(
-    redis_url: str, store: JobStore
-) -> None:
-    """The application's own view for a container in its tree, or for our route, answers
-    for several jobs too.
-    """
-    job = put(store)
-    route = {"route_name": "pyramid_jobstate", "request_method": "GET"}
-    options: tuple[tuple[str, dict[str, Any]], ...] = (
-        ("/site/jobs", {"request_param": "html"}),
-        ("/job_state", route),
-    )
-    for place, predicates in options:
-        config = make_config(redis_url, root_factory=mounted_root)
-        config.include("pyramid_jobstate")
-        config.commit()
-        config.add_view(lambda c, r: Response("mine"), context=JobStates, **predicates)
-        app = TestApp(config.make_wsgi_app())
-        for path in f"{place}?html=1", f"{place}?uuid={job}&html=1":
-            assert get(app, path, "alice").text == "mine", path
 
 
 # Errors
