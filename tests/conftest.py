@@ -26,19 +26,12 @@ from tests.webapp import make_app, make_config, mounted_root, put_job, renewed
 
 if TYPE_CHECKING:
     # tests/interop runs without Playwright.
-    from playwright.sync_api import Browser, Page
-
-#: All tests in this folder start processes, or take over a second.
-SYSTEM = Path(__file__).parent / "system"
-
-#: A test that takes one of these fixtures gets the marker of the same name.
-MARKED_FIXTURES = ("browser", "cluster", "rabbitmq")
+    from playwright.sync_api import Browser, ConsoleMessage, Page
 
 
 def pytest_configure() -> None:
-    """Give each of several processes its own ports for its servers.
-
-    A server that a test stops and starts again then finds its port still free.
+    """Give each of several processes its own ports, so that a server that a test stops
+    and starts again then finds its port still free.
     """
     worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
     count = os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
@@ -54,9 +47,9 @@ def pytest_collection_modifyitems(
     with them.
     """
     for item in items:
-        if item.path.is_relative_to(SYSTEM):
+        if item.path.is_relative_to(Path(__file__).parent / "system"):
             item.add_marker("system")
-        for name in MARKED_FIXTURES:
+        for name in ("browser", "cluster", "rabbitmq"):
             if name in getattr(item, "fixturenames", ()):
                 item.add_marker(name)
         if item.get_closest_marker("browser"):
@@ -81,7 +74,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         if folder := os.environ.get("TESTS_CPU"):
             note = json.dumps([item.nodeid, sum(os.times()[:4]) - before])
             with Path(folder, str(os.getpid())).open("a", encoding="utf-8") as file:
-                file.write(f"{note}\n")
+                print(note, file=file)
 
 
 @pytest.fixture(scope="session")
@@ -121,11 +114,10 @@ def job(client: redis.Redis) -> str:
 @pytest.fixture
 def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     """Returns what the package has logged since the last call, at INFO and above."""
-    logger = "pyramid_jobstate"
-    caplog.set_level(logging.INFO, logger)
+    caplog.set_level(logging.INFO, "pyramid_jobstate")
 
     def lines() -> list[str]:
-        found = messages(caplog, logger, logging.INFO)
+        found = messages(caplog, "pyramid_jobstate", logging.INFO)
         caplog.clear()
         return found
 
@@ -193,40 +185,30 @@ def console_errors() -> list[str]:
 @pytest.fixture
 def page(browser: Browser, console_errors: list[str]) -> Iterator[Page]:
     """A page in a browser context of its own: no cookies, nothing cached."""
+
+    def note(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            console_errors.append(message.text)
+
     with browser.new_context() as context:
         page = context.new_page()
         page.on("pageerror", lambda error: console_errors.append(str(error)))
-        page.on(
-            "console",
-            lambda message: (
-                console_errors.append(message.text) if message.type == "error" else None
-            ),
-        )
+        page.on("console", note)
         yield page
 
 
 @pytest.fixture(scope="session")
 def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory that holds axe-core and acorn, newly installed if need be."""
-
-    def give_up(reason: str) -> None:
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-
-    npm = shutil.which("npm")
-    if npm is None:
-        give_up("npm is missing, which brings axe-core and acorn")
-    assert npm is not None
+    give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+    npm = shutil.which("npm") or give_up("npm is missing, which brings axe-core")
     root = subprocess.run([npm, "root"], capture_output=True, text=True, check=True)
     found = Path(root.stdout.strip())
     if (found / "axe-core").is_dir() and (found / "acorn").is_dir():
         return found
     home = tmp_path_factory.mktemp("node")
     command = [npm, "install", "--no-audit", "--no-fund", "axe-core@4", "acorn@8"]
-    done = subprocess.run(
-        [*command, "--prefix", home], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*command, "--prefix", home], capture_output=True, text=True)
     if done.returncode:
         give_up(f"npm could not install axe-core: {done.stderr[-200:]}")
     return home / "node_modules"

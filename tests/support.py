@@ -38,56 +38,16 @@ def load_job(store: JobStore, uuid: str) -> JobState:
 
 
 def wait_for(condition: Callable[[], T | None], timeout: float = 20.0) -> T:
-    """Wait until a condition holds, and return the true value that it gave.
-
-    Raises:
-      AssertionError: It did not hold within `timeout` seconds.
-    """
+    """Wait until a condition holds, and return the true value that it gave."""
     deadline = time.monotonic() + timeout
-    while True:
-        value = condition()
-        if value:
-            return value
+    while not (value := condition()):
         if time.monotonic() > deadline:
             name = getattr(condition, "__qualname__", repr(condition))
             # What each thread is doing tells more than the value.
             faulthandler.dump_traceback(file=2)
             raise AssertionError(f"{name} still gave {value!r} after {timeout} seconds")
         time.sleep(0.01)
-
-
-@contextlib.contextmanager
-def frozen(server: EmbeddedServer) -> Iterator[None]:
-    """Freeze a server: it keeps its connections and answers nothing."""
-    with frozen_process(server.pid):
-        yield
-
-
-@contextlib.contextmanager
-def busy(server: EmbeddedServer) -> Iterator[None]:
-    """Keep a server busy with somebody's script: it answers each command with BUSY."""
-    with redis.Redis.from_url(server.url, socket_timeout=60) as client:
-        client.config_set("lua-time-limit", 1)
-
-        def run() -> None:
-            with contextlib.suppress(redis.ResponseError):
-                client.eval("while true do end", 0)
-
-        def is_busy() -> bool:
-            try:
-                return not other.ping()
-            except redis.ResponseError as e:
-                return str(e).startswith("BUSY ")
-
-        script = threading.Thread(target=run)
-        with redis.Redis.from_url(server.url) as other:
-            script.start()
-            try:
-                wait_for(is_busy)
-                yield
-            finally:
-                other.script_kill()
-                script.join()
+    return value
 
 
 @contextlib.contextmanager
@@ -98,6 +58,38 @@ def frozen_process(pid: int) -> Iterator[None]:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+def frozen(server: EmbeddedServer) -> contextlib.AbstractContextManager[None]:
+    """Freeze a server: it keeps its connections and answers nothing."""
+    return frozen_process(server.pid)
+
+
+@contextlib.contextmanager
+def busy(server: EmbeddedServer) -> Iterator[None]:
+    """Keep a server busy with somebody's script: it answers each command with BUSY."""
+
+    def run() -> None:
+        with contextlib.suppress(redis.ResponseError):
+            client.eval("while true do end", 0)
+
+    def is_busy() -> bool:
+        try:
+            return not other.ping()
+        except redis.ResponseError as e:
+            return str(e).startswith("BUSY ")
+
+    client, other = (redis.Redis.from_url(server.url) for _ in range(2))
+    with client, other:
+        client.config_set("lua-time-limit", 1)
+        script = threading.Thread(target=run)
+        script.start()
+        try:
+            wait_for(is_busy)
+            yield
+        finally:
+            other.script_kill()
+            script.join()
 
 
 def is_alive(pid: int) -> bool:
@@ -111,20 +103,17 @@ def descendants(pid: int) -> dict[int, str]:
     Zombies are left out.
     """
     children: dict[int, list[int]] = {}
-    for folder in Path("/proc").iterdir():
-        found = _status(int(folder.name)) if folder.name.isdecimal() else None
+    for folder in Path("/proc").glob("[0-9]*"):
+        found = _status(int(folder.name))
         if found is not None and found[0] != "Z":
             children.setdefault(int(found[1]), []).append(int(folder.name))
     living: dict[int, str] = {}
     ahead = [pid] if is_alive(pid) else []
-    while ahead:
-        number = ahead.pop()
+    for number in ahead:
+        ahead += children.get(number, [])
         with contextlib.suppress(OSError):
-            words = (
-                Path(f"/proc/{number}/cmdline").read_bytes().decode(errors="replace")
-            )
-            living[number] = words.replace("\0", " ").strip()
-            ahead += children.get(number, [])
+            words = Path(f"/proc/{number}/cmdline").read_bytes()
+            living[number] = words.decode(errors="replace").replace("\0", " ").strip()
     return living
 
 
@@ -139,9 +128,7 @@ def _status(pid: int) -> list[str] | None:
 
 
 def unmeasured() -> dict[str, str]:
-    """Return the environment for a process whose coverage is not measured.
-
-    Measuring takes as long as half of what Python does. It is for processes that run
-    nothing but what other tests reach.
+    """Return the environment for a process whose coverage is not measured, which takes
+    half as long as what Python does: for what runs nothing but what other tests reach.
     """
     return {k: v for k, v in os.environ.items() if not k.startswith("COV")}

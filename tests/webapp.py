@@ -54,11 +54,11 @@ class Root(dict[str, Any]):
 
 def mounted_root(request: Request) -> Root:
     """A root factory that places the jobs at /jobs and at /site/jobs, too."""
-    root = Root(request)
-    root["jobs"] = JobStates(request, parent=root, name="jobs")
-    root["site"] = site = Root(request)
+    root, site = Root(request), Root(request)
     site.__name__, site.__parent__ = "site", root
-    site["jobs"] = JobStates(request, parent=site, name="jobs")
+    root["site"] = site
+    for place in root, site:
+        place["jobs"] = JobStates(request, parent=place, name="jobs")
     return root
 
 
@@ -159,13 +159,12 @@ def queued(client: redis.Redis, name: str = "default") -> list[Message[Any]]:
     return [Message.decode(message) for message in found]
 
 
-def put_job(client: redis.Redis, **fields: str | bytes | int) -> str:
-    """Write a job into the store and return its uuid. It is a running job of Alice's
-    unless `fields` override that.
+def put_job(client: redis.Redis, **fields: Any) -> str:
+    """Write a record into the store, without its place in lists, and return its uuid.
+    It is a running job of Alice's unless `fields` override that.
     """
-    job_uuid = str(fields.pop("uuid", uuid.uuid4()))
-    seconds, micros = client.time()
-    now = seconds * 1000 + micros // 1000
+    job_uuid = str(uuid.uuid4())
+    now = int(client.time()[0]) * 1000
     usual: dict[Any, Any] = {
         "kind": "RunMarathon",
         "actor": "run_marathon",
@@ -175,10 +174,7 @@ def put_job(client: redis.Redis, **fields: str | bytes | int) -> str:
         "status": "working",
         "run": "0" * 12,
         "seq": 1,
-        "queued": now,
-        "started": now,
-        "updated": now,
-        "seen": now,
+        **dict.fromkeys(("queued", "started", "updated", "seen"), now),
     }
     client.hset(f"jobstate:{job_uuid}", mapping=usual | fields)
     return job_uuid
@@ -199,10 +195,10 @@ def make_broker(url: str, middleware: JobStateMiddleware | None = None) -> Redis
 
     @actor(broker=broker, job_state=RunMarathon)
     def run_marathon(miles: int, *, shoes: str = "red", job_state: Any = None) -> None:
-        pass
+        """Do nothing."""
 
     @actor(broker=broker)
     def sweep() -> None:
-        pass
+        """Do nothing."""
 
     return broker

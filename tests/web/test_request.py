@@ -63,7 +63,7 @@ def config(broker: Broker, events: Events) -> Configurator:
 def make_app_config(events: Events, *includes: str, **settings: Any) -> Configurator:
     def root(request: Request) -> Any:
         request.tm.get()  # It has begun.
-        told = Manager("a", "tpc_finish", lambda: events.append("commit"))
+        told: Any = Manager("a", "tpc_finish", lambda: events.append("commit"))
         told.abort = lambda transaction: events.append("abort")
         request.tm.get().join(told)
         request.add_finished_callback(lambda request: events.append("finished"))
@@ -154,7 +154,7 @@ def test_url_of_the_application_comes_from_the_setting_or_the_sender(
         config = make_app_config(events)
         assert url_of_sent(config) == "http://shop.example.com:8443/page"
         for option in None, "javascript:alert(1)", "http://u@host", ["http://h"]:
-            options = {} if option is None else {"job_url": option}
+            options: Any = {} if option is None else {"job_url": option}
             job = ended(store, visit.send_with_options(**options).message_id)
             assert job.message == "http://localhost/page", option
         base = {"jobstate.base_url": "https://example.com/shop/"}

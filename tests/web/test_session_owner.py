@@ -1,5 +1,6 @@
 """The setting ``jobstate.owner = session``: visitors own what their session sent."""
 
+import functools
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -115,6 +116,10 @@ def new_visitor(config: Configurator) -> Callable[[], TestApp]:
 def owners(store: JobStore) -> Callable[[], list[Any]]:
     """Returns the owners of all jobs and batches."""
     return lambda: [job.owner for job in store.list().items]
+
+
+def has_ended(store: JobStore, uuid: str) -> bool:
+    return load_job(store, uuid).is_success
 
 
 @pytest.mark.parametrize("path", ["/send", "/now"])
@@ -263,5 +268,5 @@ def test_request_of_a_job_makes_no_name(
         message = lead.message_with_options(**options)
         uuid = make_request(config).job_states.send_immediately(message).uuid
         with working(global_broker):
-            wait_for(lambda uuid=uuid: load_job(store, uuid).is_success)
+            wait_for(functools.partial(has_ended, store, uuid))
     assert found == [("somebody", "somebody", True, 0), (None, None, False, 0)]

@@ -171,11 +171,11 @@ def test_put_job_names_a_wrong_argument(job_store: JobStore) -> None:
 
 def test_put_batch_follows_from_its_members(job_store: JobStore) -> None:
     """A batch is put with members in any status, and reads what follows from these."""
-    ends = ("success", {"status": "error", "error": JobError("ValueError", "bad")})
-    members = [
+    members: list[Any] = [
         "queued",
         {"job_state_class": RunMarathon, "metrics": {"mile": 2}},
-        *ends,
+        "success",
+        {"status": "error", "error": JobError("ValueError", "bad")},
     ]
     batch = testing.put_batch(
         job_store, PutFiles, members, owner="alice", title="Two files"

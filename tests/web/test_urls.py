@@ -120,13 +120,13 @@ def test_state_has_the_url_that_pyramid_gives(redis_url: str, store: JobStore) -
     config.commit()
     classes: list[type[JobState]] = [RunMarathon, RunMarathon, RunMarathon]
     jobs = [put(store, cls) for cls in (*classes, Elsewhere, InTenants)]
-    environs = (
+    environs: list[dict[str, Any]] = [
         {},
         {"SCRIPT_NAME": "/a b"},
         {"HTTP_X_VHM_ROOT": "/site"},
         {"HTTP_X_VHM_ROOT": f"/site/jobs/{jobs[0]}"},
         {"HTTP_HOST": "example.com", "wsgi.url_scheme": "https"},
-    )
+    ]
     for factory in Request, OwnHostRequest, OwnURLRequest:
         request = make_request(config, factory=factory)
         root = mounted_root(request)
