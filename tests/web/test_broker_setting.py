@@ -177,10 +177,6 @@ def test_bad_value_stops_the_include() -> None:
     for value, text in (
         ("  \n", "= '' is empty"),
         ("redis:/x", r"= 'redis:…' is invalid\. Use a URL that begins with redis://"),
-        ("redis://localhost/abc", "is invalid.*not a database number"),
-        ("redis+cluster://localhost", "is invalid.*needs a single server"),
-        ("http://localhost", "= 'http://localhost' is invalid"),
-        ("amqp://localhost", r"needs jobstate\.redis_url"),
         ("localhost:6379/0", "= '…' is neither a URL, nor 'stub', nor a dotted name"),
         ("nowhere.broker", "= 'nowhere.broker' cannot be imported: No module named"),
         (f"{__name__}.nothing", "cannot be imported"),
@@ -236,7 +232,6 @@ def test_application_must_not_set_a_broker_too() -> None:
     match = r"setting jobstate\.broker cannot be used.*of its own"
     with pytest.raises(ConfigurationError, match=match):
         configured().include("pyramid_jobstate")
-    assert dramatiq.get_broker() is mine
     dramatiq.broker.global_broker = None
     config = configured()
     config.include("pyramid_jobstate")

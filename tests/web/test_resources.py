@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import redis
-from pyramid.authorization import Allow, Deny, Everyone
 from pyramid.config import Configurator
 from pyramid.request import Request
 from pyramid.response import Response
@@ -19,7 +16,7 @@ from pyramid_jobstate import JobState, JobStore, StoreUnavailable
 from pyramid_jobstate.resources import JobStates
 from tests.jobs import RunMarathon
 from tests.support import UUID
-from tests.web.reading import FORBIDDEN, put, put_odd
+from tests.web.reading import FORBIDDEN, put
 from tests.webapp import (
     ADMIN,
     NOWHERE,
@@ -31,15 +28,6 @@ from tests.webapp import (
     make_request,
     mounted_root,
 )
-
-
-class Tattle(JobState):
-    """A kind of job that the friend in its parameters may see, but bob may not."""
-
-    def __acl__(self) -> list[tuple[str, Any, Any]]:
-        friend = self.get_job_param("friend")
-        return [(Allow, friend, "view_job"), (Deny, "bob", "view_job")]
-
 
 # Lookup
 
@@ -80,36 +68,6 @@ def test_anything_but_a_uuid_is_unknown() -> None:
 
     assert caught.value.container is job_states
     assert isinstance(caught.value.__cause__, redis.ConnectionError)
-
-
-# Permissions
-
-
-def test_who_sees_a_job(redis_url: str, store: JobStore) -> None:
-    """Only the owner and those whom the application's root allows see a job; common
-    permissions there, such as "view", open none. The ACL of a job's class precedes the
-    root's, and may exclude the owner. Of a kind that the process has not imported, and
-    of an owner that is none, only the root decides.
-    """
-
-    class OpenRoot(Root):
-        common = (Allow, Everyone, ("view", "edit", "read", "list", "cancel"))
-        __acl__ = (common, *Root.__acl__)
-
-    app = make_app(make_config(redis_url, root_factory=OpenRoot))
-    job, nobodys = put(store), put(store, owner=None)
-    tattle = put(store, Tattle, params={"friend": "carol"})
-    odd = put_odd(store, kind="NeverImported")
-    for uuid, seers in (
-        (job, ("alice", ADMIN)),
-        (nobodys, (ADMIN,)),
-        (tattle, ("carol", ADMIN)),
-        (odd, (ADMIN,)),
-    ):
-        for user in "alice", "bob", "carol", ADMIN, None:
-            response = get(app, f"/job_state/{uuid}", user)
-            assert (response.status_code == 200) is (user in seers), (uuid, user)
-            assert user in seers or response.json == FORBIDDEN
 
 
 # The root
