@@ -13,12 +13,7 @@ from pyramid.request import Request
 from pyramid.router import Router
 from webtest import TestApp
 
-from pyramid_jobstate import (
-    JobState,
-    JobStateMiddleware,
-    JobStore,
-    RequestMiddleware,
-)
+from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, RequestMiddleware
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.testing import Outbox, outbox, put_job, values
 from tests.jobs import job_actor

@@ -19,12 +19,7 @@ from pyramid_retry import RetryableException
 from transaction.interfaces import TransientError
 from webtest import TestApp
 
-from pyramid_jobstate import (
-    JobState,
-    JobStateMiddleware,
-    JobStore,
-    RequestMiddleware,
-)
+from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, RequestMiddleware
 from pyramid_jobstate.errors import ActorError
 from tests.incaller import InCallerBroker
 from tests.jobs import job_actor, make_broker, messages, wait_until, working

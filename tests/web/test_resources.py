@@ -1,4 +1,4 @@
-"""The containers of jobs: lookup, permissions, and mounting in a tree."""
+"""The containers of jobs: lookup, their root, and mounting in a tree."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ import redis
 from pyramid.config import Configurator
 from pyramid.request import Request
 from pyramid.response import Response
-from pyramid.traversal import (
-    find_resource,
-    find_root,
-)
+from pyramid.traversal import find_resource, find_root
 
 from pyramid_jobstate import JobState, JobStore, StoreUnavailable
 from pyramid_jobstate.resources import JobStates

@@ -17,9 +17,7 @@ from pyramid.scripts.proutes import PRoutesCommand
 from pyramid.threadlocal import manager
 from webtest import TestApp
 
-from pyramid_jobstate import (
-    JobStore,
-)
+from pyramid_jobstate import JobStore
 from tests.support import UUID, load_job
 from tests.web.reading import FORBIDDEN, NOT_FOUND, put
 from tests.webapp import (
@@ -45,9 +43,6 @@ def checking_csrf(config: Configurator) -> Configurator:
     config.set_csrf_storage_policy(CookieCSRFStoragePolicy())
     config.set_default_csrf_options(require_csrf=True)
     return config
-
-
-# Introspection by tools
 
 
 def main(global_config: Any, **settings: str) -> Any:
@@ -139,9 +134,6 @@ def test_paths_beside_ours_are_the_applications(redis_url: str) -> None:
         get(app, "/job_state/%FF", "alice")
 
 
-# Methods
-
-
 def test_other_methods_are_refused(redis_url: str, store: JobStore) -> None:
     """Methods other than those of our views are refused and change nothing, for an
     unknown job as a 404. Neither a CSRF check nor a default permission nor a header
@@ -180,7 +172,7 @@ def test_other_methods_are_refused(redis_url: str, store: JobStore) -> None:
     assert load_job(store, job).status == "working"
 
 
-# The application's own routes, views and predicates
+# The application's own routes and views
 
 
 def test_routes_and_views_of_the_application_do_not_answer_for_ours(
@@ -204,9 +196,6 @@ def test_routes_and_views_of_the_application_do_not_answer_for_ours(
     assert get(app, f"/job_state/{job}/login", "alice").json == NOT_FOUND
     assert ask(app, "POST", f"/job_state/{job}", "alice").status_code == 405
     assert get(app, "/", "bob").text == get(app, "/login", "bob").text == "App"
-
-
-# Errors
 
 
 def test_error_views_of_the_application_answer_for_its_pages_alone(
@@ -235,7 +224,7 @@ def test_error_views_of_the_application_answer_for_its_pages_alone(
             assert get(app, path, "alice", Accept="text/html").text == "app", path
 
 
-# CSRF
+# CSRF and CORS
 
 
 def test_refused_csrf_check_is_json(redis_url: str, store: JobStore) -> None:
@@ -279,9 +268,6 @@ def test_refused_csrf_check_is_json(redis_url: str, store: JobStore) -> None:
     assert load_job(store, job).status == "working"
 
 
-# CORS
-
-
 def add_cors(config: Configurator) -> None:
     """Let a route of the application answer every preflight, as in the README."""
     config.add_route(
@@ -315,9 +301,6 @@ def test_preflight_is_the_applications() -> None:
     response = ask(app, "OPTIONS", f"/job_state/{UUID}", **PREFLIGHT)
     assert response.status_code == 404
     assert "Access-Control-Allow-Origin" not in response.headers
-
-
-# The request method
 
 
 def test_request_method_of_the_same_name_stops_the_start() -> None:
