@@ -4,13 +4,10 @@ import contextlib
 import faulthandler
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
-
-import redis
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
@@ -63,33 +60,6 @@ def frozen_process(pid: int) -> Iterator[None]:
 def frozen(server: EmbeddedServer) -> contextlib.AbstractContextManager[None]:
     """Freeze a server: it keeps its connections and answers nothing."""
     return frozen_process(server.pid)
-
-
-@contextlib.contextmanager
-def busy(server: EmbeddedServer) -> Iterator[None]:
-    """Keep a server busy with somebody's script: it answers each command with BUSY."""
-
-    def run() -> None:
-        with contextlib.suppress(redis.ResponseError):
-            client.eval("while true do end", 0)
-
-    def is_busy() -> bool:
-        try:
-            return not other.ping()
-        except redis.ResponseError as e:
-            return str(e).startswith("BUSY ")
-
-    client, other = (redis.Redis.from_url(server.url) for _ in range(2))
-    with client, other:
-        client.config_set("lua-time-limit", 1)
-        script = threading.Thread(target=run)
-        script.start()
-        try:
-            wait_for(is_busy)
-            yield
-        finally:
-            other.script_kill()
-            script.join()
 
 
 def is_alive(pid: int) -> bool:
