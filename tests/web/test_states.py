@@ -238,7 +238,8 @@ def test_speed_need_not_be_installed(
     app: TestApp, redis_url: str, store: JobStore
 ) -> None:
     """Without orjson, the standard library encodes everything."""
-    job = put(store, metrics={str(n): value for n, value in enumerate(VALUES)})
+    metrics = {str(n): value for n, value in enumerate(VALUES)}
+    job = put(store, status="success", metrics=metrics)
     command = [sys.executable, "-c", WITHOUT_SPEED, redis_url, job]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == get(app, f"/job_state/{job}", "alice").json
