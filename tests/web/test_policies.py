@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import traceback
 from collections.abc import Mapping
 from typing import Any
@@ -212,18 +213,48 @@ def test_owners_ace_holds_in_no_other_request(redis_url: str, store: JobStore) -
 
 def test_owner_setting_lets_visitors_in(redis_url: str, store: JobStore) -> None:
     """With `jobstate.owner`, visitors without a login see their own jobs. One who has
-    chosen the name of a system principal owns nothing, or all would own it.
+    chosen the name of a system principal owns nothing, or all would own it. The
+    function is called once a request.
     """
-    app = app_of(TutorialPolicy(), redis_url, owner=f"{__name__}.visitor")
+    asked = []
+
+    def owner(request: Request) -> str | None:
+        asked.append(request)
+        return visitor(request)
+
+    app = app_of(TutorialPolicy(), redis_url, owner=owner)
     job = put(store, "v1")
 
     assert rights(app, job, Cookie="visitor=v2") == NONE
     assert rights(app, job) == NONE
     assert rights(app, job, X_User='"v1"') == NONE
     assert rights(app, job, Cookie="visitor=v1") == ALL
+    assert len(asked) == len(set(map(id, asked)))
     for name in Everyone, Authenticated:
         put(store, name, cls=OpenRace)
         assert get(app, "/job_state", Cookie=f"visitor={name}").json["items"] == []
+
+
+def test_policy_that_ignores_acls_decides(redis_url: str, store: JobStore) -> None:
+    """The policy is asked about the job and the permission, and decides, even if it
+    allows too much or little.
+    """
+    app = app_of(RolePolicy(), redis_url)
+    assert rights(app, put(store), X_User='"alice"') == NONE
+    assert rights(app, put(store), X_User='"admin"') == (True, True, False, True)
+
+
+def test_refusal_is_told_to_the_applications_logging(
+    app: TestApp, store: JobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The policy's answer is logged, to help debug a 403."""
+    caplog.set_level(logging.DEBUG, "pyramid_jobstate")
+    caplog.clear()
+    for path, permission in (f"/{put(store)}", "view_job"), ("?all=1", "list_jobs"):
+        assert get(app, f"/job_state{path}", "bob").status_code == 403
+        line = caplog.records[-1].getMessage()
+        assert line.startswith(f"{permission} was refused on ")
+        assert "ACLDenied" in line and "'bob'" in line
 
 
 # No security policy.
