@@ -14,9 +14,7 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.staging import (
     ELEMENT,
-    HEAD,
     LOOK,
-    SETTLE,
     STATES,
     Stage,
     answer,
@@ -25,7 +23,7 @@ from tests.browser.staging import (
     progress,
     written,
 )
-from tests.pollserver import Answer, PollServer, held, release, uuid_of
+from tests.pollserver import Answer, PollServer, held, release
 from tests.support import wait_for
 
 FOLLOWING = "<job-state id=job src=/job_state/job period=50 {}></job-state>"
@@ -36,20 +34,26 @@ FOLLOWING = "<job-state id=job src=/job_state/job period=50 {}></job-state>"
 
 def test_element_shows_a_working_job(stage: Stage) -> None:
     """A job shows title, percentage, status, amount, rate, time left and message. The
-    bar has a name, a value and a text, and is filled as far as the job is.
+    bar has a name, a value and a text, and is filled as far as the job is, from the
+    right in right-to-left pages. Without a total it moves, and has no value.
     """
-    stage.page.emulate_media(reduced_motion="reduce")
     stage.open(f"{ELEMENT}<div dir=rtl><job-state id=other></job-state></div>")
+    seen = stage.show(STATES["unknown"])
+    assert (seen["now"], seen["percent"]) == (None, "")
+    assert seen["spoken"] == "Running, 1,200 \u2068rows\u2069, 40/s"
+    fill = stage.page.locator("#job [part=fill]")
+    expect(fill).to_have_css("animation-name", "slide")
+
+    stage.page.emulate_media(reduced_motion="reduce")
     seen = stage.show(STATES["working"])
     assert seen["title"] == "Run marathon"
-    assert seen["percent"] == "46%"
+    assert (seen["percent"], seen["now"]) == ("46%", "46")
     assert seen["status"] == "Running"
     assert seen["details"] == "· 12 of 26 \u2068miles\u2069 · 24/min"
     assert seen["left"] == "about 2 min left"
     assert seen["message"] == "On the bridge"
     assert seen["notice"] is None
     bar = stage.page.locator("#job").get_by_role("progressbar", name="Run marathon")
-    assert bar.get_attribute("aria-valuenow") == "46"
     spoken = bar.get_attribute("aria-valuetext") or ""
     assert spoken.startswith("46%, 12 of 26")
     assert spoken.endswith("about 2 min left")
@@ -61,21 +65,7 @@ def test_element_shows_a_working_job(stage: Stage) -> None:
         return [fill.left, fill.right].map((x) => (x - bar.left) / bar.width);
     }"""
     assert stage.page.evaluate(edges, "job")[1] == pytest.approx(12 / 26, abs=0.01)
-    # From the right in right-to-left pages
-    left, right = stage.page.evaluate(edges, "other")
-    assert left == pytest.approx(0.75, abs=0.01)
-    assert right > 1
-
-
-def test_bar_is_indeterminate(stage: Stage) -> None:
-    """Without a total, the bar moves, has no value, and tells how much is done."""
-    stage.open()
-    seen = stage.show(STATES["unknown"])
-    assert seen["now"] is None
-    assert seen["spoken"] == "Running, 1,200 \u2068rows\u2069, 40/s"
-    assert seen["percent"] == ""
-    fill = stage.page.locator("[part=fill]")
-    expect(fill).to_have_css("animation-name", "slide")
+    assert stage.page.evaluate(edges, "other")[0] == pytest.approx(0.75, abs=0.01)
 
 
 WORDS = {
@@ -110,14 +100,9 @@ def test_each_status_has_its_word(stage: Stage) -> None:
 
 AMOUNTS: tuple[tuple[float, float | None, str], ...] = (
     (0.96, 1, "0.96 of 1"),
-    (99.96, 100, "99.96 of 100"),
-    (1.03, 1.04, "1.03 of 1.04"),
-    (0.04, 0.05, "0.04 of 0.05"),
     (1999999.96, 2000000, "1,999,999.96 of 2,000,000"),
     (12.34, 100, "12.3 of 100"),
     (0.1 + 0.7, 0.8, "0.8 of 0.8"),
-    (999.999999983, 1000, "1,000 of 1,000"),
-    (-1, None, "-1"),
     (0.0042, None, "0.0042"),
 )
 
@@ -145,14 +130,10 @@ def test_phase_is_told(stage: Stage) -> None:
     nothing = {**progress(0), "unit": None, "fraction": 0.3}
     seen = stage.show(data(progress=nothing, phase={**phase, "name": "Writing"}))
     assert (seen["percent"], seen["details"]) == ("30%", "· \u2068Writing\u2069")
-    # Between two phases
-    seen = stage.show(data(progress={**progress(1, 2), "fraction": 0.65}))
-    assert seen["details"] == "· 1 of 2 \u2068miles\u2069"
-    assert stage.show(data(progress=nothing))["details"] == ""
 
 
 RESULTS: tuple[Any, ...] = (
-    *(None, {}, {"url": None}, {"url": {"https://": 1}}, "https://example.com"),
+    *(None, {"url": None}, {"url": {"https://": 1}}, "https://example.com"),
     *({"url": "javascript:alert(1)"}, {"url": " javascript:alert(1)"}),
     *({"url": "/reports/1"}, {"url": "data:text/html,x"}),
 )
@@ -178,23 +159,13 @@ def test_success_leads_to_its_result(stage: Stage) -> None:
     expect(link).to_be_focused()
 
 
-TOOK = {
-    5400: "1.5 hr",
-    0.04: "0 sec",
-    4.26: "4.3 sec",
-    9.97: "10 sec",
-    11.3: "11 sec",
-    59.4: "59 sec",
-    59.6: "1 min",
-    100: "2 min",
-    -1: "0 sec",
-}
-LEFT = {0.2: "1 sec", 8: "8 sec", 41: "45 sec", 59.9: "1 min", 7000: "1.9 hr"}
+TOOK = {5400: "1.5 hr", 4.26: "4.3 sec", 9.97: "10 sec", 59.6: "1 min", -1: "0 sec"}
+LEFT = {0.2: "1 sec", 41: "45 sec", 59.9: "1 min", 7000: "1.9 hr"}
 
 
 def test_times_are_told(stage: Stage) -> None:
-    """What a job took is exact, as in the timeline; the time left is as rough as the
-    estimate. A queued job says when it is due, a retrying one when it is tried again.
+    """What a job took is exact, the time left is as rough as the estimate. A job that
+    will be tried again says when.
     """
     stage.open()
     end = datetime.now(UTC)
@@ -208,9 +179,6 @@ def test_times_are_told(stage: Stage) -> None:
     soon = data("retrying", due_at=at(60), progress=progress(3, 26))
     details = stage.show(soon)["details"]
     assert re.search(r"attempt 1 · next try at \d+:\d\d:\d\d\s[AP]M", details)
-    status = stage.show(data("queued", due_at=at(400 * 86400)))["status"]
-    assert re.match(r"Starts at \w+\s\d+,\s\d{4},\s\d+:\d\d\s[AP]M$", status)
-    assert stage.show(data("queued", due_at=at(-5)))["status"].startswith("Waiting")
 
 
 def test_log_is_shown_on_request(stage: Stage) -> None:
@@ -239,28 +207,25 @@ def test_content_stands_until_the_first_answer(stage: Stage) -> None:
 
 
 NUMBERS = {
-    0.0004: "0.0004",
     -1.23456789e-7: "-0.0000001235",
-    0.987654: "0.9877",
     0.1 + 0.2: "0.3",
     1234567.891234: "1,234,567.891",
     2**53 - 1: "9,007,199,254,740,991",
     0: "0",
-    1e-300: "0",
-    -2: "-2",
 }
 
 
-def test_metrics_are_shown_in_the_element(stage: Stage) -> None:
-    """Descendants with data-metric stay, and show the metric in the page's language, a
-    number with as many digits as one wants to read. One that the job no longer has
-    leaves the text that stood there at first.
+def test_metrics_are_shown(stage: Stage) -> None:
+    """Descendants with data-metric show the metric in the page's language, and so does
+    what names the element elsewhere. A metric that the job no longer has leaves the
+    text that stood there at first.
     """
     stage.open(
         "<job-state id=job><b data-metric=miles></b> <i data-metric=pace></i>"
         "<u data-metric=none>?</u></job-state>"
         "<p lang=en><job-state id=n><b data-metric=n></b></job-state></p>"
-        "<u id=u data-metric=pace data-job=job>none</u>",
+        "<u id=u data-metric=pace data-job=job>none</u>"
+        "<output id=o data-metric=n for=n></output><i id=i data-metric=n></i>",
         lang="de",
     )
     seen = stage.show(data(metrics={"miles": 1234.5, "pace": "<b>fast</b>"}))
@@ -272,31 +237,7 @@ def test_metrics_are_shown_in_the_element(stage: Stage) -> None:
     assert stage.text("#u") == "none"
     for number, text in NUMBERS.items():
         assert stage.show(data(metrics={"n": number}), "n")["content"] == text
-
-
-def test_metrics_are_shown_anywhere(stage: Stage) -> None:
-    """data-job or for names the element of the same tree to which a metric elsewhere
-    belongs.
-    """
-    stage.open(
-        "<job-state id=one></job-state><job-state id=two></job-state>"
-        "<b id=a data-metric=n data-job=one></b><output id=b data-metric=n for=two>"
-        "</output><i id=c data-metric=n></i><div id=host></div>"
-    )
-    stage.show(data(metrics={"n": 1}), "one")
-    stage.show(data(metrics={"n": 2}), "two")
-    stage.set(
-        """const root = e.attachShadow({mode: "open"});
-        const metric = root.appendChild(document.createElement("b"));
-        Object.assign(metric.dataset, {metric: "n", job: "one"});
-        const element = document.createElement("job-state");
-        element.id = "one";
-        root.append(element);
-        element.data = {...document.getElementById("two").data, n: 3};""",
-        "host",
-    )
-    assert [stage.text(f"#{name}") for name in "abc"] == ["1", "2", ""]
-    assert stage.text("#host b") == "3"
+    assert [stage.text("#o"), stage.text("#i")] == ["0", ""]
 
 
 def test_metrics_of_another_job_go(stage: Stage) -> None:
@@ -344,9 +285,8 @@ def test_texts_of_the_server_stay_inside(stage: Stage) -> None:
     for part in ("title", "message"):
         assert stage.page.locator(f"[part={part}]").get_attribute("dir") == "auto"
     long = "x" * 100_000
-    long_progress = progress(1, unit=long)
     seen = stage.show(
-        data(title=long, message=long, log=[long], progress=long_progress)
+        data(title=long, message=long, log=[long], progress=progress(1, unit=long))
     )
     assert max(len(seen["title"]), len(seen["message"]), len(seen["details"])) < 1100
     wider = "document.documentElement.scrollWidth > innerWidth"
@@ -357,15 +297,13 @@ def test_texts_of_the_server_stay_inside(stage: Stage) -> None:
 
 def test_focus_stays_in_the_element(stage: Stage) -> None:
     """When the part that has the focus goes, the element keeps it."""
-    stage.open("<job-state id=job log></job-state><button>After</button>")
-    for part in "log", "result":
-        stage.show(data("success", log=["Ran"], result={"url": "https://a.test/"}))
-        stage.page.locator(f"[part={part}]").focus()
-        assert stage.page.evaluate("document.activeElement.id") == "job"
-        stage.show(data(attempt=2))
-        expect(stage.page.locator("[part=job]")).to_be_focused()
-        stage.page.keyboard.press("Tab")
-        expect(stage.page.get_by_role("button", name="After")).to_be_focused()
+    stage.open("<job-state id=job></job-state><button>After</button>")
+    stage.show(data("success", result={"url": "https://a.test/"}))
+    stage.page.locator("[part=result]").focus()
+    stage.show(data(attempt=2))
+    expect(stage.page.locator("[part=job]")).to_be_focused()
+    stage.page.keyboard.press("Tab")
+    expect(stage.page.get_by_role("button", name="After")).to_be_focused()
 
 
 # Following
@@ -373,8 +311,8 @@ def test_focus_stays_in_the_element(stage: Stage) -> None:
 
 def test_element_follows_its_job_to_the_end(stage: Stage) -> None:
     """Events for the updates and the end bubble out of every shadow root. A finished
-    element asks nothing when it is put back, or has other attributes: only another src
-    makes it ask and fire again.
+    element asks nothing when it is put back: only another src makes it ask and fire
+    again.
     """
     ended = answer("success", finished_at=at(0))
     stage.server.answer("job", answer(metrics={"n": 1}), ended)
@@ -395,17 +333,14 @@ def test_element_follows_its_job_to_the_end(stage: Stage) -> None:
         ["update", True, "success", "job"],
         ["success", True, "success", "job"],
     ]
-    for name in ("csrf-token", "csrf-header", "period", "notify", "cross-origin"):
-        stage.set(f"e.setAttribute('{name}', '100')")
-    stage.set("e.remove(); setTimeout(() => document.body.append(e), 20)")
-    wait_for(lambda: stage.page.locator("#job").count())
+    assert stage.page.evaluate("[job.state, job.data.job.status]") == ["success"] * 2
+    stage.set("e.setAttribute('period', '100'); e.remove(); document.body.append(e)")
     # It asks later than the first would.
     stage.set("e.src = '/job_state/other'", "other")
     stage.wait("success", "other")
     stage.set("e.src = '/job_state/failed'")
     stage.wait("cancelled")
-    events = stage.page.evaluate("events.map(([name, , , id]) => [name, id])")
-    assert events == [
+    assert stage.page.evaluate("events.map(([name, , , id]) => [name, id])") == [
         *(["update", "other"], ["success", "other"]),
         *(["update", "job"], ["error", "job"]),
     ]
@@ -413,24 +348,19 @@ def test_element_follows_its_job_to_the_end(stage: Stage) -> None:
 
 
 def test_lost_job_says_why(stage: Stage) -> None:
-    """A job that can no longer be seen fires an event and shows the reason, also one of
-    several. Another origin is not asked without the attribute cross-origin.
+    """A job that can no longer be seen fires an event and shows the reason. Another
+    origin is not asked without the attribute cross-origin.
     """
     reasons = {
         401: "You are not signed in.",
         404: "The job does not exist, or has expired.",
         418: "The server answered 418.",
     }
-    uuids = {status: uuid_of(status) for status in reasons}
-    for uuid in uuids.values():
-        stage.server.answer(f"{uuid}/", answer())
-        stage.server.answer(uuid, answer())
+    for status in reasons:
+        stage.server.answer(f"job{status}", answer(), Answer(status))
     stage.open(
         "<job-state id=far src=http://elsewhere.test/job></job-state>"
-        + "".join(
-            f"<job-state id=j{status} src=/job_state/{uuid}/ period=50></job-state>"
-            for status, uuid in uuids.items()
-        )
+        + "".join(f"<job-state id=j{status}></job-state>" for status in reasons)
     )
     stage.page.evaluate(
         """() => {
@@ -439,15 +369,12 @@ def test_lost_job_says_why(stage: Stage) -> None:
                 lost.push([target.id, detail.status]));
         }"""
     )
-    for status, uuid in uuids.items():
-        stage.wait("working", f"j{status}")
-        # A poll may come between the two.
-        stage.server.answer(f"{uuid}/", Answer(status))
-        stage.server.nulls.add(uuid)
     for status, words in reasons.items():
-        seen = stage.wait("lost", f"j{status}")
+        name = f"j{status}"
+        stage.set(f"e.period = 50; e.src = '/job_state/job{status}?'", name)
+        seen = stage.wait("lost", name)
         assert (seen["status"], seen["notice"]) == ("Unavailable", words)
-        assert [f"j{status}", status] in stage.page.evaluate("lost")
+        assert [name, status] in stage.page.evaluate("lost")
     assert stage.wait("lost", "far")["notice"] == "The address is wrong."
     [problem] = stage.problems
     assert "needs crossOrigin: true" in problem
@@ -465,24 +392,9 @@ def test_outage_is_shown_and_over(stage: Stage) -> None:
     assert stage.wait("working")["percent"] == "100%"
 
 
-def test_elements_share_their_requests(stage: Stage) -> None:
-    """The elements of a page share their requests, and one live region."""
-    uuids = [uuid_of(n) for n in range(20)]
-    for uuid in uuids:
-        stage.server.answer(uuid, answer(), answer("success", finished_at=at(0)))
-    stage.open(
-        "".join(f"<job-state id=j{u} src=/job_state/{u}/ ></job-state>" for u in uuids)
-    )
-    for uuid in uuids:
-        stage.wait("success", f"j{uuid}")
-    assert len(stage.server.requests()) <= 4
-    live = "document.querySelectorAll('[role=status], [aria-live]').length"
-    assert stage.page.evaluate(live) == 1
-
-
 def test_removed_element_stops_asking_and_goes_on_later(stage: Stage) -> None:
-    """A removed element stops polling, also one with data by hand, and goes on when it
-    is put back. Its data of meanwhile is drawn. One that is moved asks no more often.
+    """A removed element stops polling, and goes on when it is put back. One that is
+    moved does not ask anew.
     """
     first = held(json.dumps(data()))
     stage.server.answer("job", first, answer())
@@ -494,96 +406,35 @@ def test_removed_element_stops_asking_and_goes_on_later(stage: Stage) -> None:
     release(first)
     stage.wait("working")
     assert failed == []
-    late = json.dumps(data("success", progress=progress(1, 4), finished_at=at(0)))
     stage.page.evaluate("window.kept = document.getElementById('job'); kept.remove()")
     stage.page.evaluate("new Promise((resolve) => setTimeout(resolve, 60))")
     count = len(stage.asked)
-    stage.page.evaluate(f"kept.data = {late}; null")
     stage.page.evaluate("new Promise((resolve) => setTimeout(resolve, 200))")
     assert len(stage.asked) == count
-    stage.server.answer("job", held(), answer())
     stage.page.evaluate("document.body.append(kept)")
-    wait_for(lambda: stage.look()["status"] == "Done")
     wait_for(lambda: stage.page.evaluate("1") and len(stage.asked) > count)
-
-
-# Trouble of one element
-
-SPOILT = {
-    "subclass": """class Odd extends JobState.JobStateElement {
-            get state() { throw new Error("spoilt"); }
-        }
-        customElements.define("odd-state", Odd);""",
-    "label": """JobState.setLabels("xx", { job: { toString() {
-            throw new Error("spoilt"); } } });""",
-    "Intl": """Intl.DateTimeFormat = class { constructor() {
-            throw new Error("spoilt"); } };""",
-    "metric": """const bad = document.querySelector("form");
-        bad.dataset.metric = "n"; bad.dataset.job = "two";""",
-    "root": """document.getElementById("one").getRootNode = () => {
-            throw new Error("spoilt"); };""",
-}
 
 
 def test_trouble_of_one_element_is_its_own(stage: Stage) -> None:
     """If one element cannot be drawn, the others are, and the console reports it. It is
     drawn once the trouble is over.
     """
-    due = data("queued", due_at=at(7200), title="")
-    for spoil, script in SPOILT.items():
-        stage.open(
-            "<form><input name=closest></form>"
-            "<job-state id=one lang=xx></job-state><odd-state id=odd></odd-state>"
-            "<job-state id=two></job-state><b id=n data-metric=n data-job=two></b>"
-        )
-        fine = data(metrics={"n": 7}, progress=progress(1, 4))
-        stage.page.evaluate(
-            f"""([due, fine]) => {{
-                {script}
-                document.getElementById("one").data = due;
-                document.getElementById("odd").data = due;
-                document.getElementById("two").data = fine;
-            }}""",
-            [due, fine],
-        )
-        wait_for(lambda: stage.look("two")["percent"] == "25%")
-        wait_for(lambda: stage.text("#n") == "7")
-        if spoil != "root":  # which the script need not call
-            assert stage.problems, spoil
-            assert all("JobState" in problem for problem in stage.problems)
-        stage.problems.clear()
-    stage.open()
-    stage.page.evaluate("window.labels = JobState.labels; JobState.labels = 'odd'")
-    stage.show(data())
-    assert len(stage.problems) == 1
+    stage.open("<job-state id=one lang=xx></job-state><job-state id=two></job-state>")
+    stage.page.evaluate(
+        """([one, two]) => {
+            JobState.setLabels("xx", { job: { toString() {
+                throw new Error("spoilt"); } } });
+            document.getElementById("one").data = one;
+            document.getElementById("two").data = two;
+        }""",
+        [data(title=""), data(progress=progress(1, 4))],
+    )
+    wait_for(lambda: stage.look("two")["percent"] == "25%")
+    assert stage.problems
+    assert all("JobState" in problem for problem in stage.problems)
     stage.problems.clear()
-    stage.page.evaluate("JobState.labels = labels")
-    assert stage.show(data(progress=progress(1, 4)))["percent"] == "25%"
-
-
-#: What the script uses of the page.
-NAMES = (
-    *("body", "documentElement", "createElement", "createElementNS", "host"),
-    *("querySelectorAll", "getRootNode", "closest", "adoptedStyleSheets"),
-)
-
-
-def test_element_minds_no_element_of_a_name(stage: Stage) -> None:
-    """Elements named after what the script uses do not shadow it, nor is a form's field
-    named lang the language.
-    """
-    stage.server.answer("job", answer(metrics={"n": 7}, progress=progress(1234, 4936)))
-    body = FOLLOWING.format("").replace("><", "><b data-metric=n></b><", 1)
-    for markup in "<img name={0}>", "<iframe name={0}></iframe>":
-        form = f"<form lang=de><input name=lang>{body}</form>"
-        page = HEAD.format(lang="en", body=form)
-        names = "".join(markup.format(name) for name in NAMES)
-        stage.server.pages["/element"] = page.replace("<script", f"{names}<script")
-        stage.page.goto(stage.server.url + "/element")
-        wait_for(lambda: "1.234 of 4.936" in str(stage.look()["details"]))
-        assert stage.look()["content"] == "7"
-        live = "() => Reflect.get(Document.prototype, 'body', document).lastChild.role"
-        assert stage.page.evaluate(live) == "status"
+    stage.page.evaluate("JobState.setLabels('xx', {})")
+    assert stage.show(data(), "one")["status"] == "Running"
 
 
 def test_attributes_and_properties_are_in_step(stage: Stage) -> None:
@@ -603,43 +454,36 @@ def test_attributes_and_properties_are_in_step(stage: Stage) -> None:
         ["cancellable", "id", "period", "state"],
         "70",
     ]
-    for period in "-5", "x", "Infinity":
+    for period in "-5", "x":
         stage.set(f"e.setAttribute('period', '{period}')")
         assert stage.page.evaluate("document.getElementById('job').period") == 1000
 
 
 def test_script_may_come_late_or_twice(page: Page, poll_server: PollServer) -> None:
     """Properties set on the element before the script loads take effect. A page that
-    loads it twice keeps its labels, those set later as well.
+    loads it twice keeps its labels.
     """
-    stalled = held(json.dumps(data("stalled")))
-    poll_server.answer("job", answer(progress=progress(1, 4)), stalled)
+    poll_server.answer("job", answer(progress=progress(1, 4)))
     page.goto(poll_server.url + "/empty")
     page.evaluate(
         """() => {
-            document.documentElement.lang = "de";
             document.body.innerHTML = "<job-state id=job></job-state>";
             Object.assign(document.getElementById("job"),
                 { src: "/job_state/job", period: 50 });
         }"""
     )
     page.add_script_tag(url="/job-state.js")
-    page.evaluate("JobState.labels = {stalled: 'Silent'}")
-    page.evaluate("window.first = JobState.askToNotify")
+    page.evaluate("JobState.labels = {working: 'Busy'}")
     page.add_script_tag(url="/job-state.js")
-    page.evaluate("JobState.setLabels('de', {working: 'Läuft'})")
-    wait_for(lambda: page.evaluate(LOOK, "job")["status"] == "Läuft")
-    assert page.evaluate(LOOK, "job")["percent"].startswith("25")
-    release(stalled)
-    wait_for(lambda: page.evaluate(LOOK, "job")["status"] == "Silent")
-    assert page.evaluate("first === JobState.askToNotify")
+    wait_for(lambda: page.evaluate(LOOK, "job")["status"] == "Busy")
+    assert page.evaluate(LOOK, "job")["percent"] == "25%"
 
 
 # Cancelling
 
 
-def open_cancellable(stage: Stage, *cancels: Answer, attributes: str = "") -> None:
-    stage.server.answer("job/cancel", *cancels, method="POST")
+def open_cancellable(stage: Stage, cancel: Answer, attributes: str = "") -> None:
+    stage.server.answer("job/cancel", cancel, method="POST")
     stage.server.answer("job", answer())
     stage.open(FOLLOWING.format(f"cancellable {attributes}"))
     stage.wait("working")
@@ -656,7 +500,7 @@ def test_cancel_by_keyboard(stage: Stage) -> None:
     assert stage.show(data(cancellable=False))["cancel"] is None
     assert stage.show(data("cancelling"))["cancel"] is None
 
-    open_cancellable(stage, Answer(202, "{}"), attributes="csrf-token=t0ken")
+    open_cancellable(stage, Answer(202, "{}"), "csrf-token=t0ken csrf-header=X-T")
     stage.page.keyboard.press("Tab")
     button = stage.page.get_by_role("button", name="Cancel Run marathon")
     assert button.evaluate("(e) => getComputedStyle(e).outlineStyle") == "solid"
@@ -665,7 +509,7 @@ def test_cancel_by_keyboard(stage: Stage) -> None:
     button = stage.page.locator("[part=cancel]")
     assert button.evaluate("(e) => e.getRootNode().activeElement === e")
     [request] = wait_for(lambda: stage.server.seen("job/cancel", "POST"))
-    assert request.headers["x-csrf-token"] == "t0ken"
+    assert request.headers["x-t"] == "t0ken"
     stage.page.keyboard.press("Enter")
     stage.server.answer("job", answer("cancelled", error={"message": "By alice"}))
     seen = stage.wait("cancelled")
@@ -677,61 +521,25 @@ def test_cancel_by_keyboard(stage: Stage) -> None:
 def test_header_that_cannot_be_sent_is_told(stage: Stage) -> None:
     """The element and the console report it at once; another header mends it."""
     stage.server.answer("job", answer())
-    for wrong in "csrf-header='X Token'", "csrf-header=Cookie", "csrf-token=…":
-        stage.open(FOLLOWING.format(wrong))
-        assert stage.wait("lost")["notice"] == "The CSRF header or token is wrong."
-        [problem] = stage.problems
-        assert "csrfHeader or csrfToken cannot be sent" in problem
-        stage.problems.clear()
+    stage.open(FOLLOWING.format("csrf-header='X Token'"))
+    assert stage.wait("lost")["notice"] == "The CSRF header or token is wrong."
+    [problem] = stage.problems
+    assert "csrfHeader or csrfToken cannot be sent" in problem
+    stage.problems.clear()
     assert stage.server.seen("job") == []
-    stage.set("e.setAttribute('csrf-header', 'X-T'); e.removeAttribute('csrf-token')")
+    stage.set("e.setAttribute('csrf-header', 'X-T')")
     stage.wait("working")
 
 
 def test_cancel_that_is_refused_says_why(stage: Stage) -> None:
-    """The button comes back, and the element says why, until the job is cancelled all
-    the same or has ended.
-    """
+    """The button comes back, and the element says why, until the job has ended."""
     open_cancellable(stage, Answer(403))
-    for status in "cancelling", "success":
-        stage.page.locator("[part=cancel]").click()
-        wait_for(
-            lambda: stage.look()["notice"] == "Not cancelled: You may not do this."
-        )
-        assert stage.look()["cancel"] == "Cancel"
-        wait_for(lambda: "Not cancelled" in stage.spoken())
-        stage.server.answer("job", answer(status, finished_at=at(0)))
-        assert not stage.wait(status)["notice"]
-        stage.server.answer("job", answer())
-        if status == "cancelling":
-            stage.wait("working")
-
-
-def test_refusal_of_a_cancel_stays_with_its_job(stage: Stage) -> None:
-    """A cancel that is refused after src has changed leaves the next job and its own
-    cancel alone.
-    """
-    refusals = {name: held(status=403) for name in ("job", "other")}
-    for name, refusal in refusals.items():
-        stage.server.answer(f"{name}/cancel", refusal, method="POST")
-        stage.server.answer(name, answer(title=name))
-    stage.open("<job-state id=job src=/job_state/job cancellable></job-state>")
-    stage.wait("working")
-    stage.set("window.first = e.cancel().catch((e) => e.status)")
-    wait_for(lambda: stage.server.seen("job/cancel", "POST"))
-    stage.set("e.src = '/job_state/other'")
-    wait_for(lambda: stage.look()["title"] == "other")
     stage.page.locator("[part=cancel]").click()
-    wait_for(lambda: stage.server.seen("other/cancel", "POST"))
-
-    release(refusals["job"])
-
-    assert stage.page.evaluate("first") == 403
-    stage.page.evaluate(SETTLE)
-    seen = stage.look()
-    assert (seen["cancel"], seen["notice"]) == ("Cancelling…", None)
-    release(refusals["other"])
     wait_for(lambda: stage.look()["notice"] == "Not cancelled: You may not do this.")
+    assert stage.look()["cancel"] == "Cancel"
+    wait_for(lambda: "Not cancelled" in stage.spoken())
+    stage.server.answer("job", answer("success", finished_at=at(0)))
+    assert not stage.wait("success")["notice"]
 
 
 # Words
@@ -744,8 +552,8 @@ def test_labels_replace_the_words(stage: Stage) -> None:
     """
     stage.open("<job-state id=job label-working='On the run'></job-state>", "de-AT")
     assert stage.show(data())["status"] == "On the run"
-    stage.set("e.setAttribute('label-working', 'Off')")
-    assert stage.look()["status"] == "Off"
+    stage.set("e.setAttribute('label-job', 'Bread')")
+    assert stage.look()["title"] == "Bread"
     stage.set("e.removeAttribute('label-working')")
     stage.page.evaluate("JobState.labels = {working: 'Busy', left: '?'}")
     assert stage.show(data())["status"] == "Busy"
@@ -760,8 +568,6 @@ def test_labels_replace_the_words(stage: Stage) -> None:
     assert details.startswith("· 1.234,5 von 5")
     stage.set("e.lang = 'no_such language!'")
     assert stage.look()["status"] == "Busy"
-    seen = stage.show(data(progress=progress(1, 4)))
-    assert seen["percent"] in ("25%", "25\u00a0%")
 
 
 #: The language of each text that an element shows.
@@ -774,42 +580,35 @@ LANGUAGES = """() => Object.fromEntries(
 """
 
 
-def languages(stage: Stage, state: dict[str, Any]) -> dict[str, str]:
-    stage.show(state)
-    found: dict[str, str] = stage.page.evaluate(LANGUAGES)
-    return found
-
-
 def test_english_words_say_that_they_are_english(stage: Stage) -> None:
     """On a page of a language without labels, the words of the element are marked as
     English. What the application says is in the language of the page, as numbers are.
     """
+
+    def languages(state: dict[str, Any]) -> dict[str, str]:
+        stage.show(state)
+        found: dict[str, str] = stage.page.evaluate(LANGUAGES)
+        return found
+
     running = data(progress=progress(12, 26, eta=130), message="Auf der Brücke")
-    for lang in "en", "en-GB":
-        stage.open("<job-state id=job cancellable></job-state>", lang=lang)
-        assert set(languages(stage, running).values()) == {lang}
+    stage.open("<job-state id=job cancellable></job-state>", lang="en-GB")
+    assert set(languages(running).values()) == {"en-GB"}
     stage.open("<job-state id=job cancellable></job-state>", lang="de")
     english = dict.fromkeys(("cancel", "status", "details", "left"), "en")
     mixed = {"title": "de", "percent": "de", "message": "de", **english}
-    assert languages(stage, running) == mixed
+    assert languages(running) == mixed
     assert stage.page.locator("[part=bar]").get_attribute("lang") == "en"
-    failed = languages(stage, data("error", error={"message": "Der Läufer ist müde."}))
+    failed = languages(data("error", error={"message": "Der Läufer ist müde."}))
     assert failed == {"title": "de", "status": "en", "notice": "de"}
-    late = languages(stage, data("retrying", due_at=at(1800)))
-    assert late["details"] == "en"
     over = data("success", result={"url": "https://example.com/"}, title="", attempt=0)
     words = dict.fromkeys(("title", "status", "details", "result"), "en")
-    assert languages(stage, over) == {**words, "percent": "de"}
-    count = data(progress=progress(1200, unit="Zeilen"), started_at=at(0))
-    assert languages(stage, count)["details"] == "de"
+    assert languages(over) == {**words, "percent": "de"}
     # Attributes and labels that the page has
     stage.set("e.setAttribute('label-left', '{time}')")
-    assert languages(stage, running) == {**mixed, "left": "de"}
     stage.page.evaluate("JobState.setLabels('de', { working: 'Läuft' })")
     stage.page.evaluate("JobState.labels = { cancel: 'Halt', 'amount-of': '{done}' }")
-    german = dict.fromkeys(mixed, "de")
     count = data(progress=progress(12, 26, eta=130), message="!", started_at=at(0))
-    assert languages(stage, count) == german
+    assert languages(count) == dict.fromkeys(mixed, "de")
 
 
 # Announcements
@@ -821,7 +620,8 @@ def test_announcements_are_few(stage: Stage) -> None:
     """
     stage.open(f"<job-state id=old></job-state><div lang=de>{ELEMENT}</div>", "fr")
     stage.listen()
-    spoken = stage.page.locator("body > [role=status] > span")
+    spoken = stage.page.locator("[role=status], [aria-live]")
+    expect(spoken).to_have_count(1)
     stage.show(STATES["success"], "old")
     stage.show(data(progress=progress(1, 100)))
     told = ["Running"]
@@ -831,18 +631,15 @@ def test_announcements_are_few(stage: Stage) -> None:
         assert stage.said(len(told)) == [f"Run marathon: {word}" for word in told]
 
     assert stage.said(1) == ["Run marathon: Running"]
-    expect(spoken).to_have_attribute("lang", "en")
-    for done in (2, 24, 26, 30, 24, 27):
+    expect(spoken.locator("span")).to_have_attribute("lang", "en")
+    for done in (2, 24, 26, 30):
         stage.show(data(progress=progress(done, 100)))
     expect_said("26\u00a0%")
-    for done in (49, 51):
-        stage.show(data(progress=progress(done, 100)))
-    expect_said("51\u00a0%")
     # Progress that wavers is announced once, but again in another attempt.
-    for attempt, done in (1, 49), (1, 52), (2, 10), (2, 26):
+    for attempt, done in (1, 24), (1, 27), (2, 10), (2, 26):
         stage.show(data(attempt=attempt, progress=progress(done, 100)))
     expect_said("26\u00a0%")
     stage.page.evaluate("JobState.setLabels('de', { error: 'Fehler' })")
     stage.show(data("error", error={"message": "Es regnet."}))
     expect_said("Fehler. Es regnet.")
-    expect(spoken).to_have_attribute("lang", "de")
+    expect(spoken.locator("span")).to_have_attribute("lang", "de")
