@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta, timezone
-from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, Page, expect
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.asgi import asgi_app
@@ -16,7 +15,6 @@ from pyramid_jobstate.testing import put_job
 from tests import streams
 from tests.browser.paged import ImportSheet, Pages, Runner, fill, serving
 from tests.browser.sites import protected
-from tests.catalogs import write_catalog
 from tests.jobs import RunMarathon
 from tests.support import load_job, wait_for
 from tests.web.operating import OPERATOR, Marathons
@@ -63,14 +61,6 @@ def test_rows_are_live(pages: Pages, store: JobStore, runner: Runner) -> None:
     expect(button(pages, "Delete")).to_be_enabled()
     expect(button(pages, "Cancel")).to_be_disabled()
     pages.expect_uuids(job, other)
-
-
-def test_rows_share_their_polls(pages: Pages, store: JobStore) -> None:
-    """All rows of a page are asked for by one request."""
-    jobs = put(store, *["working"] * 50)
-    # A busy browser may ask for the first of them before it knows the last.
-    with pages.page.expect_request(lambda r: r.url.count("uuid=") == len(jobs)):
-        pages.visit()
 
 
 def test_rows_are_streamed(
@@ -120,47 +110,18 @@ def test_new_jobs_wait_until_they_are_asked_for(pages: Pages, store: JobStore) -
 
 
 def test_only_new_jobs_are_new(pages: Pages, store: JobStore) -> None:
-    """Jobs that move up from the next page are not called new, even if all of this page
-    are gone, nor does an end that the page shows make others old.
+    """Jobs that move up from the next page are not called new. New ones are counted as
+    far as the list shows them.
     """
     pages.page.clock.install()
-    jobs = put(store, *["success"] * 52, *["queued"] * 49, "success")
+    jobs = put(store, *["success"] * 52)
     pages.visit()
-    expect(pages.page.locator(".jobstate-ended time")).to_have_count(1)
     store.delete(jobs[-1])
-    look(pages)
-    expect(pages.one("new")).to_be_hidden()
-    store.cancel_all(status="queued")
-    pages.page.clock.run_for(1500)
-    expect(pages.page.locator(".jobstate-ended time")).to_have_count(50)
-    for job in jobs[-52:-1]:
-        store.delete(job)
     look(pages)
     expect(pages.one("new")).to_be_hidden()
     put(store, *["queued"] * 51)
     look(pages)
     expect(pages.one("new")).to_have_text("50+ new jobs · Show")
-
-
-@pytest.mark.system
-@pytest.mark.parametrize(
-    ("known", "count", "text"),
-    [(51, 49, "49 new"), (51, 60, "50+ new"), (2, 60, "50+ new"), (2, 50, "50+ new")],
-)
-def test_many_new_jobs_are_counted(
-    pages: Pages, store: JobStore, known: int, count: int, text: str
-) -> None:
-    """The page counts new jobs as far as its list shows them. One whose class leaves
-    out its JSON is not counted.
-    """
-    pages.page.clock.install()
-    put(store, *["success"] * known)
-    pages.visit()
-    put(store, *["queued"] * count)
-
-    look(pages)
-
-    expect(pages.one("new")).to_have_text(f"{text} jobs · Show")
 
 
 def test_page_stops_looking_when_it_may_not(pages: Pages, store: JobStore) -> None:
@@ -170,27 +131,14 @@ def test_page_stops_looking_when_it_may_not(pages: Pages, store: JobStore) -> No
     pages.page.clock.install()
     put(store, "success")
     pages.visit()
-
-    def looks() -> int:
-        return sum("?all=1" in url for url in pages.asked)
-
-    look(pages)
-    first = looks()
-    for count, status in enumerate((503, 401), 1):
+    for status in 503, 401:
         pages.refuse = {"GET": status}.get
         look(pages)
-        assert looks() == first + count
+    asked = [url for url in pages.asked if "?all=1" in url]
     pages.page.clock.fast_forward(10_000)
     pages.page.evaluate("fetch('/favicon.ico')")
-    assert looks() == first + 2
+    assert [url for url in pages.asked if "?all=1" in url] == asked
     pages.forgive("status of 503", "status of 401")
-
-
-def test_list_of_nothing_is_a_page(pages: Pages) -> None:
-    """Without jobs, the page says so, and nothing fails."""
-    pages.visit()
-    expect(pages.page.get_by_text("No jobs.", exact=True)).to_be_visible()
-    assert pages.page.locator("button:visible").all_text_contents() == ["Show"]
 
 
 # Acts on jobs of a list
@@ -254,33 +202,21 @@ def test_act_is_for_the_jobs_that_it_fits(
 
 REFUSALS = {
     400: ("The CSRF header or token is wrong.", 1),
-    401: ("You are not signed in.", 1),
     403: ("2 refused. You may not do this.", 2),
-    404: ("2 refused. The job does not exist, or has expired.", 2),
     409: ("2 refused. The job has changed in the meantime.", 2),
-    410: ("2 refused. The job cannot run again.", 2),
-    418: ("The server answered 418.", 1),
     503: ("The server cannot do this now. Try again later.", 1),
     302: ("The server redirects, perhaps to a login page.", 1),
     0: ("The server cannot be reached.", 1),
 }
 
 
-@pytest.mark.parametrize(
-    "statuses",
-    [(403, 503, 0), pytest.param(tuple(REFUSALS), marks=pytest.mark.system)],
-    ids=["some", "all"],
-)
-def test_failures_are_said(
-    pages: Pages, store: JobStore, statuses: tuple[int, ...]
-) -> None:
+def test_failures_are_said(pages: Pages, store: JobStore) -> None:
     """The dialog says in words why nothing was done, and nothing more is sent once that
     would be in vain.
     """
     put(store, "success", "success")
     pages.visit()
-    for status in statuses:
-        text, count = REFUSALS[status]
+    for status, (text, count) in REFUSALS.items():
         pages.changes.clear()
         pages.one("all").check()
         pages.refuse = {"DELETE": status}.get
@@ -304,42 +240,31 @@ def test_all_that_match_are_cancelled(pages: Pages, store: JobStore) -> None:
     (done,) = put(store, "success")
     pages.visit("/job_state/?all=1&status=queued")
     pages.one("matching").check()
-    expect(pages.page.locator("tbody input").first).to_be_disabled()
     pages.refuse = lambda method: 503 if len(pages.changes) == 3 else None
     pages.confirm("Cancel", "Cancel 1,020 jobs?")
-    unavailable = "The server cannot do this now. Try again later."
-    expect(pages.one("result")).to_have_text(f"Asked 1,000 jobs to stop. {unavailable}")
+    said = "Asked 1,000 jobs to stop. The server cannot do this now. Try again later."
+    expect(pages.one("result")).to_have_text(said)
     pages.forgive("status of 503")
-    pages.changes.clear()
     pages.refuse = lambda method: None
     pages.page.keyboard.press("Enter")
-    pages.expect_said(f"Asked 1,000 jobs to stop. {unavailable}")
+    pages.expect_said(said)
     pages.one("matching").check()
-
     pages.confirm("Cancel", "Cancel 20 jobs?")
-
     pages.expect_said("Asked 20 jobs to stop.")
-    # The first one only begins.
-    assert pages.changes == [("POST", "/job_state/cancel")] * 2
     assert store.counts() == (0, 0, 0, 0, 0, 1, 0, 1020)
     assert load_job(store, done).status == "success"
 
 
 def test_dialog_cannot_be_closed_while_it_acts(pages: Pages, store: JobStore) -> None:
-    """Esc does not hide what goes on, however often, nor does what else closes it."""
+    """Esc does not hide what goes on, however often."""
     put(store, "success")
     pages.visit()
     pages.one("all").check()
     pages.page.route("**/job_state/*/", lambda route: None, times=1)
     pages.confirm("Delete", "Delete 1 job?")
     expect(pages.one("result")).to_have_text("Working…")
-    expect(pages.one("result")).to_be_focused()
-
     for _ in range(3):
         pages.page.keyboard.press("Escape")
-
-    expect(pages.one("dialog")).to_be_visible()
-    pages.one("dialog").evaluate("dialog => dialog.close()")
     expect(pages.one("dialog")).to_be_visible()
 
 
@@ -374,75 +299,32 @@ def test_question_that_cannot_be_asked(
     put(store, "success")
     pages.visit()
     pages.one("matching").check()
-    pages.refuse = lambda method: 503 if method == "POST" else None
-    button(pages, "Delete").click()
-    expect(pages.one("question")).to_have_text(
-        "The server cannot do this now. Try again later."
-    )
-    expect(pages.one("yes")).to_be_hidden()
-    pages.one("close").click()
-    expect(pages.one("dialog")).to_be_hidden()
-    assert len(pages.uuids) == 1
-    pages.refuse = lambda method: None
     pages.page.context.clear_cookies()
     button(pages, "Delete").click()
     expect(pages.one("question")).to_have_text("The CSRF header or token is wrong.")
+    expect(pages.one("yes")).to_be_hidden()
     pages.one("close").click()
     pages.expect_said("The CSRF header or token is wrong.")
-
+    assert len(pages.uuids) == 1
     pages.one("matching").check()
     pages.confirm("Delete", "Delete 1 job?")
-
     pages.expect_said("1 job deleted.")
-    pages.forgive("status of 400", "status of 503")
-
-
-@pytest.mark.parametrize("status", [None, 400])
-def test_question_that_nobody_waits_for(
-    pages: Pages, store: JobStore, status: int | None
-) -> None:
-    """A question that comes, or fails, after its dialog was closed leaves the next one
-    alone.
-    """
-    put(store, "success", "working")
-    pages.visit()
-    pages.one("matching").check()
-    held: list[Route] = []
-    pages.page.route("**/job_state/clear*", lambda route: held.append(route))
-    button(pages, "Delete").click()
-    # Routes are handled while the page is asked.
-    wait_for(lambda: pages.page.evaluate("1") and held)
-    pages.one("no").click()
-    button(pages, "Cancel").click()
-    expect(pages.one("question")).to_have_text("Cancel 1 job?")
-    with pages.page.expect_response("**/job_state/clear*"):
-        held[0].continue_() if status is None else held[0].fulfill(status=status)
-    pages.page.evaluate("fetch('/job_state')")
-    expect(pages.one("close")).to_be_hidden()
-    expect(pages.one("question")).to_have_text("Cancel 1 job?")
-    pages.page.evaluate("window.isTheSame = true")
-    pages.one("no").click()
-    expect(pages.one("dialog")).to_be_hidden()
-    pages.page.evaluate("fetch('/job_state')")
-    assert pages.page.evaluate("window.isTheSame")
     pages.forgive("status of 400")
 
 
 def test_selection_is_not_restored(pages: Pages, store: JobStore) -> None:
     """After going back, no box is checked: their rows may be those of other jobs."""
-    jobs = put(store, "success", "success", "success")[::-1]
+    jobs = put(store, "success", "success")
     pages.visit("/job_state/?all=1")
     pages.row(jobs[0]).get_by_role("checkbox").check()
-    pages.one("matching").check()
     pages.row(jobs[0]).get_by_role("link").click()
     expect(pages.page.locator("#jobstate-job")).to_be_attached()
     put(store, "success")
 
     pages.page.go_back()
 
-    expect(pages.page.locator("tr[data-uuid]")).to_have_count(4)
+    expect(pages.page.locator("tr[data-uuid]")).to_have_count(3)
     expect(pages.page.locator("input:checked")).to_have_count(0)
-    assert button(pages, "Delete").is_disabled()
 
 
 def test_acts_follow_what_is_permitted(
@@ -471,89 +353,24 @@ def test_acts_follow_what_is_permitted(
     expect(button(pages, "Cancel")).to_be_disabled()
 
 
-def test_reload_during_an_act_says_what_was_done(pages: Pages, store: JobStore) -> None:
-    """Who leaves the page before an act is over reads how far it came."""
-    put(store, "success", "success")
-    pages.visit()
-    pages.one("all").check()
-    held: list[Route] = []
-
-    def hold_second(route: Route) -> None:
-        if route.request.method != "DELETE" or not pages.changes:
-            route.continue_()
-        else:
-            held.append(route)
-
-    pages.page.route("**/job_state/*/", hold_second)
-    pages.confirm("Delete", "Delete 2 jobs?")
-    expect(pages.one("result")).to_have_text("1 job deleted.")
-    # Routes are handled while the page is asked.
-    wait_for(lambda: pages.page.evaluate("1") and held)
-
-    pages.page.reload()
-
-    pages.expect_said("1 job deleted.")
-    assert len(pages.uuids) == 1
-
-
-def test_requests_that_hang_are_given_up(pages: Pages, store: JobStore) -> None:
-    """The dialog does not wait for ever. Without an answer to how many jobs match, the
-    question does not say it.
+def test_acts_pass_csrf_checks(pages: Pages, redis_url: str, store: JobStore) -> None:
+    """The token goes where the application looks for it: into its header or, without
+    one, into a field.
     """
-    pages.page.add_init_script("""
-        const timeout = AbortSignal.timeout.bind(AbortSignal);
-        window.asked = [];
-        AbortSignal.timeout = (most) => (asked.push(most), timeout(most / 500));
-    """)
-    put(store, "success", "success")
-    pages.visit()
-    pages.page.route("**/job_state/*-*/", lambda route: None)
-    pages.one("all").check()
-    pages.confirm("Delete", "Delete 2 jobs?")
-    expect(pages.one("result")).to_have_text("The server cannot be reached.")
-    expect(pages.one("close")).to_be_focused()
-    assert pages.page.evaluate("asked") == [120_000]
-    pages.page.keyboard.press("Enter")
-    pages.expect_said("The server cannot be reached.")
-    pages.page.evaluate("""() => {
-        AbortSignal.timeout = (most) => AbortSignal.any(
-            most === 30000 ? [AbortSignal.abort()] : []);
-    }""")
-    pages.page.route("**/job_state/counts", lambda route: None)
-    pages.one("matching").check()
-
-    pages.confirm("Delete", "Delete all ended jobs that match?")
-
-    pages.expect_said("2 jobs deleted.")
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"header": None},
-        pytest.param({"header": "X-Own"}, marks=pytest.mark.system),
-    ],
-    ids=["usual", "field", "own"],
-)
-def test_acts_pass_csrf_checks(
-    pages: Pages, redis_url: str, store: JobStore, options: dict[str, str | None]
-) -> None:
-    """The token goes where the application looks for it."""
-    job, other = put(store, "success", "success")
-    pages.serve(protected(paged_config(redis_url), **options))
-    pages.visit(f"/job_state/{job}")
-    pages.confirm("Delete", "Delete this job? This cannot be undone.")
-    pages.expect_said("1 job deleted.")
-    # The page of a job that is gone gives way to the list.
-    pages.expect_path("/job_state/?all=1")
-    pages.expect_uuids(other)
-    pages.one("matching").check()
-    pages.confirm("Delete", "Delete 1 job?")
-    pages.expect_said("1 job deleted.")
-    assert store.load(other) is None
-    pages.page.go_back()
-    expect(pages.page).to_have_url("about:blank")
+    options: dict[str, str | None]
+    for options in {"header": "X-Own"}, {"header": None}:
+        job, other = put(store, "success", "success")
+        pages.serve(protected(paged_config(redis_url), **options))
+        pages.visit(f"/job_state/{job}")
+        pages.confirm("Delete", "Delete this job? This cannot be undone.")
+        pages.expect_said("1 job deleted.")
+        # The page of a job that is gone gives way to the list.
+        pages.expect_path("/job_state/?all=1")
+        pages.expect_uuids(other)
+        pages.one("matching").check()
+        pages.confirm("Delete", "Delete 1 job?")
+        pages.expect_said("1 job deleted.")
+        assert store.load(other) is None
 
 
 # The page of a job
@@ -615,29 +432,8 @@ def test_end_of_the_job_is_announced(pages: Pages, runner: Runner) -> None:
     expect(button(pages, "Delete")).to_be_visible()
 
 
-def test_focus_is_not_lost_at_the_end(pages: Pages, runner: Runner) -> None:
-    """Where no button is left for the focus, or the one that asked has gone, the title
-    gets it.
-    """
-    pages.user = "alice"
-    for is_asked in False, True:
-        job = runner.start()
-        pages.visit(f"/job_state/{job}")
-        button(pages, "Cancel").focus()
-        if is_asked:
-            button(pages, "Cancel").click()
-            expect(pages.one("question")).to_have_text("Cancel this job?")
-        runner.finish(job)
-        expect(pages.page.locator(".jobstate-timeline")).to_contain_text("Done")
-        if is_asked:
-            pages.page.keyboard.press("Escape")
-        expect(pages.page.get_by_role("heading", level=1)).to_be_focused()
-
-
 def test_parts_of_the_page_are_asked_for_again(pages: Pages, runner: Runner) -> None:
-    """What stands around the element arrives even if the server was busy at the end.
-    The page of a login is not taken for it.
-    """
+    """What stands around the element arrives even if the server was busy at the end."""
     job = runner.start()
     pages.page.clock.install()
     pages.visit(f"/job_state/{job}")
@@ -648,23 +444,9 @@ def test_parts_of_the_page_are_asked_for_again(pages: Pages, runner: Runner) -> 
         runner.finish(job)
         pages.page.clock.run_for(2000)
     assert button(pages, "Delete").count() == 0
-
     pages.page.clock.run_for(10_000)
-
     expect(button(pages, "Delete")).to_be_visible()
     pages.forgive("status of 503")
-
-    job = runner.start()
-    pages.visit(f"/job_state/{job}")
-    login = {"body": "<h1>Log in</h1>", "content_type": "text/html"}
-    page = f"**/job_state/{job}"
-    pages.page.route(page, lambda route: route.fulfill(**login))
-    with pages.page.expect_response(page):
-        runner.finish(job)
-        pages.page.clock.run_for(2000)
-    pages.page.evaluate("fetch('/job_state')")
-    expect(button(pages, "Cancel")).to_be_visible()
-    expect(pages.page.locator(".jobstate-timeline")).to_contain_text("Running")
 
 
 def test_timeline_follows_the_tries(pages: Pages, runner: Runner) -> None:
@@ -718,41 +500,14 @@ def test_metrics_come_and_go(pages: Pages, runner: Runner) -> None:
     expect(facts).to_have_count(0)
 
 
-class Untold(JobState):
-    """A kind of job whose JSON lacks the attempts."""
-
-    def __json__(self, request: Any) -> dict[str, Any]:
-        state = super().__json__(request)
-        del state["job"]["attempt"]
-        return state
-
-
-def test_class_may_leave_out_the_attempts(pages: Pages, redis_url: str) -> None:
-    """A row of a job whose JSON lacks them goes on without."""
-    with Runner(redis_url, Untold) as runner:
-        job = runner.start()
-        pages.visit()
-        runner.finish(job)
-        expect(pages.row(job).locator("[part=status]")).to_have_text("Done")
-        expect(pages.row(job).locator(".jobstate-number")).to_have_text("0")
-
-
-@pytest.mark.parametrize("is_allowed", [True, False])
-def test_id_is_copied(pages: Pages, store: JobStore, is_allowed: bool) -> None:
-    """The button copies the id; if the browser forbids that, it selects it."""
+def test_id_is_copied(pages: Pages, store: JobStore) -> None:
+    """The button copies the id."""
     (job,) = put(store, "success")
-    if is_allowed:
-        pages.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    pages.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     pages.visit(f"/job_state/{job}")
-    if not is_allowed:
-        refuse = "() => {navigator.clipboard.writeText = () => Promise.reject()}"
-        pages.page.evaluate(refuse)
     pages.one("copy").click()
-    if is_allowed:
-        expect(pages.one("copy")).to_have_text("Copied")
-        assert pages.page.evaluate("navigator.clipboard.readText()") == job
-    else:
-        wait_for(lambda: pages.page.evaluate("String(getSelection())") == job)
+    expect(pages.one("copy")).to_have_text("Copied")
+    assert pages.page.evaluate("navigator.clipboard.readText()") == job
 
 
 # Beside them
@@ -761,52 +516,39 @@ def test_id_is_copied(pages: Pages, store: JobStore, is_allowed: bool) -> None:
 def test_back_shows_the_page(pages: Pages, store: JobStore) -> None:
     """After polls of the same URL, Back shows the page and not their JSON."""
     (job,) = put(store, "working")
+    path = f"/job_state/{job}/"
+    pages.visit(path)
     script = """async (url) => {
         const headers = { Accept: "application/json" };
         return (await fetch(url, { headers })).json();
     }"""
-    for path in "/job_state/?all=1", f"/job_state/{job}/":
-        pages.visit(path)
-        url = pages.url + path
-        for _ in range(2):
-            assert pages.page.evaluate(script, url)
-        pages.page.goto(f"{pages.url}/job_state/static/job-state.css")
+    assert pages.page.evaluate(script, pages.url + path)
+    pages.page.goto(f"{pages.url}/job_state/static/job-state.css")
 
-        pages.page.go_back()
+    pages.page.go_back()
 
-        pages.settle()
-        assert pages.page.url == url
-        assert pages.page.evaluate("document.contentType") == "text/html"
-        expect(pages.page.locator("h1")).to_be_visible()
+    pages.settle()
+    assert pages.page.url == pages.url + path
+    assert pages.page.evaluate("document.contentType") == "text/html"
 
 
-@pytest.mark.parametrize("lang", ["en", pytest.param("de-AT", marks=pytest.mark.long)])
 def test_times_are_the_viewer_s(
-    browser: Browser, redis_url: str, store: JobStore, tmp_path: Path, lang: str
+    browser: Browser, redis_url: str, store: JobStore
 ) -> None:
-    """Times of today are shown in the viewer's zone and in the language of the page,
-    and others with their date.
-    """
+    """Times of today are shown in the viewer's zone, and others with their date."""
     (job,) = put(store, "queued")
     sent = load_job(store, job).queued_at
     assert sent is not None
-    catalog = tmp_path / "de" / "LC_MESSAGES" / "pyramid_jobstate.mo"
-    header = "Content-Type: text/plain; charset=UTF-8\n"
-    write_catalog(catalog, {"": header, "Sent": "Abgeschickt"})
-    config = paged_config(redis_url)
-    config.add_translation_dirs(str(tmp_path))
-    config.set_locale_negotiator(lambda request: lang.replace("-", "_"))
     with (
         browser.new_context(timezone_id="Asia/Tokyo") as context,
-        serving(context.new_page(), config) as pages,
+        serving(context.new_page(), paged_config(redis_url)) as pages,
     ):
         node = pages.page.locator("td time")
         local = sent.astimezone(timezone(timedelta(hours=9)))
-        hour = local.hour if lang == "de-AT" else local.hour % 12 or 12
         for days, start in (0, ""), (40, r".*\b[A-Z][a-z]+.*\b"):
             pages.page.clock.set_fixed_time(sent + timedelta(days=days))
             pages.page.goto(f"{pages.url}/job_state")
-            clock = rf"{start}0?{hour}:{local:%M}" + (":" if not days else r"\b")
+            clock = rf"{start}0?{local.hour % 12 or 12}:{local:%M}\b"
             expect(node).to_have_text(re.compile(f"^{clock}"))
         expect(node).to_have_attribute("title", f"{sent:%Y-%m-%d %H:%M} UTC")
 
@@ -827,11 +569,7 @@ def test_pages_are_plain_without_javascript(
         note = page.locator("noscript p")
         expect(note).to_have_text("Live updates and actions need JavaScript.")
         expect(note).to_be_visible()
-        row = pages.row(jobs[1]).locator("job-state")
-        expect(row).to_have_text(
-            "Running · 46 % · 9,257 of 20,000 rows · \u2068Writing the rows\u2069"
-        )
-        expect(row).to_be_visible()
+        expect(pages.row(jobs[1]).locator("job-state")).to_contain_text("Running")
         assert page.locator("button:visible").all_text_contents() == ["Show"]
         expect(page.get_by_role("checkbox")).to_have_count(0)
 
@@ -840,8 +578,5 @@ def test_pages_are_plain_without_javascript(
         expect(page.locator("tbody tr")).to_have_count(len(jobs))
         page.get_by_role("link", name="Failed").click()
         page.locator("tbody a").first.click()
-        expect(note).to_be_visible()
         expect(page.locator("job-state")).to_contain_text("Failed")
         expect(page.locator("button:visible")).to_have_count(0)
-        page.get_by_role("link", name="All jobs").click()
-        expect(page.locator("tbody tr")).to_have_count(len(jobs))
