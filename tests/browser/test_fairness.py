@@ -57,20 +57,18 @@ STATES = "[...document.querySelectorAll('job-state')].map((element) => element.s
 class Crowd(Polling):
     """A page with many jobs, whose clock stands still unless it is advanced."""
 
-    def begin(self, count: int, latency: int, **options: object) -> list[str]:
-        """Follow so many jobs, and return their uuids."""
-        names = self.answer_many(count)
-        self.begin_with(names, latency, **options)
-        return names
-
-    def begin_with(self, names: list[str], latency: int, **options: object) -> None:
+    def answer_many(self, count: int, latency: int) -> list[str]:
+        """Answer requests for so many jobs, and return their uuids."""
         self.page.evaluate("(ms) => { latency = ms; }", latency)
-        follow_all(self, names, **{"pollingPeriod": 1000, **options})
-
-    def answer_many(self, count: int, start: int = 0) -> list[str]:
-        names = [uuid_of(n) for n in range(start, start + count)]
+        names = [uuid_of(n) for n in range(count)]
         for name in names:
             self.server.answer(name, working())
+        return names
+
+    def begin(self, count: int, latency: int) -> list[str]:
+        """Follow so many jobs, and return their uuids."""
+        names = self.answer_many(count, latency)
+        follow_all(self, names, pollingPeriod=1000)
         return names
 
     def let(
@@ -124,8 +122,7 @@ def test_elements_are_loaded_and_then_streamed(crowd: Crowd) -> None:
     the second period is over.
     """
     crowd.server.offers = True
-    names = crowd.answer_many(201)
-    crowd.page.evaluate("(ms) => { latency = ms; }", 350)
+    names = crowd.answer_many(201, 350)
     crowd.page.evaluate(ELEMENTS, names)
     crowd.let(2000, lambda: len(crowd.page.evaluate("sources")) == 3)
     assert set(crowd.page.evaluate(STATES)) == {"working"}
@@ -134,53 +131,6 @@ def test_elements_are_loaded_and_then_streamed(crowd: Crowd) -> None:
     assert sorted(streamed) == names
     asked = [uuid for request in crowd.server.requests() for uuid in request.jobs]
     assert asked == names
-
-
-def test_clients_are_spread_out_after_an_outage(crowd: Crowd) -> None:
-    """No request follows at the very moment that Retry-After names. A page that is
-    shown does not wait for it, and asks for all of its jobs.
-    """
-    crowd.page.evaluate("Math.random = () => 0; null")
-    busy = [Answer(503, headers={"Retry-After": "10"}), *[Answer(503)] * 2]
-    crowd.server.answer_batches(*busy)
-    names = crowd.begin(201, 100)
-    crowd.let(10_500, step=100)
-    assert len(crowd.polls()) == 1
-    crowd.let(200)
-    assert len(crowd.polls()) == 2
-    crowd.let(40_000, lambda: len(crowd.polls()) == 3, step=500)
-    crowd.let(200)
-    crowd.page.evaluate("setHidden(true); setHidden(false)")
-    crowd.let(350)
-    assert crowd.updates() == dict.fromkeys(names, 1)
-
-
-@pytest.mark.system
-def test_page_streams_before_each_job_has_its_answer(crowd: Crowd) -> None:
-    """As many jobs as streams take are streamed from the second second on. The others
-    are polled meanwhile, and none of them more often than another.
-    """
-    crowd.server.offers = True
-    names = crowd.begin(1000, 350)
-    crowd.let(1500, step=10)
-    assert len(crowd.page.evaluate("sources")) == 3
-    wait_for(lambda: len(crowd.server.open_streams) == 3)
-    streamed = [uuid for stream in crowd.server.streams for uuid in stream.jobs]
-    assert sorted(streamed) == names[:300]
-    crowd.let(3000)
-    updates = crowd.updates()
-    assert {updates[name] for name in names} == {1, 2}
-    assert {updates[name] for name in streamed} == {1}
-    assert len(crowd.page.evaluate("sources")) == 3
-
-
-@pytest.mark.system
-def test_server_that_takes_few_jobs_answers_for_all(crowd: Crowd) -> None:
-    """Where each request is for ten jobs at most, 120 are loaded within a period."""
-    crowd.server.max_uuids = 10
-    names = crowd.begin(120, 40)
-    crowd.let(1000, step=10)
-    assert crowd.updates() == dict.fromkeys(names, 1)
 
 
 @pytest.mark.system
@@ -205,44 +155,6 @@ def test_jobs_take_turns_where_answers_are_slow(crowd: Crowd) -> None:
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("slow", [1000, 10_000])
-def test_jobs_of_all_periods_have_their_turn(crowd: Crowd, slow: int) -> None:
-    """Jobs with a short period do not hold up those with a long one, nor these them."""
-    names = crowd.begin(150, 300, pollingPeriod=500)
-    others = crowd.answer_many(150, 150)
-    follow_all(crowd, others, pollingPeriod=slow)
-    crowd.let(25_000)
-    for name in (*names[::49], names[-1]):
-        assert crowd.longest_pause(name) <= 500 + 4 * 300
-    for name in (*others[::49], others[-1]):
-        assert crowd.longest_pause(name) <= slow + 4 * 300
-
-
-@pytest.mark.system
-def test_jobs_that_are_asked_about_alone_take_turns(crowd: Crowd) -> None:
-    """Many jobs that a batch does not show do not hold up the others, nor do those that
-    are added and fail.
-    """
-    names = crowd.answer_many(60)
-    for name in names[:50]:
-        crowd.server.answer(name, Answer(403))
-        crowd.server.nulls.add(name)
-    crowd.begin_with(names, 350)
-    crowd.let(30_000)
-    callbacks = crowd.callbacks()
-    for name in names[:50]:
-        assert callbacks[name] == ["lost", "done"]
-    for name in names[50:]:
-        assert crowd.longest_pause(name) <= 1000 + 3 * 350
-    for n in range(60, 100):
-        name = uuid_of(n)
-        crowd.server.nulls.add(name)
-        crowd.follow(name, Answer(500), pollingPeriod=1000)
-        crowd.let(150)
-    assert crowd.longest_pause(names[50]) <= 2500
-
-
-@pytest.mark.system
 def test_jobs_that_hang_do_not_hold_up_the_others(crowd: Crowd) -> None:
     """If the first of several requests is never answered, the others follow as soon as
     it is given up, and before it is tried again.
@@ -259,30 +171,6 @@ def test_jobs_that_hang_do_not_hold_up_the_others(crowd: Crowd) -> None:
     updates = crowd.updates()
     assert updates[names[0]] == 0
     assert min(updates[name] for name in names[67:]) >= 3
-
-
-@pytest.mark.system
-def test_jobs_that_hang_do_not_keep_the_others_from_streams(crowd: Crowd) -> None:
-    """A stream waits a second for an answer to the other jobs, and opens without them.
-    It goes on if they are given up.
-    """
-    crowd.server.offers = True
-    crowd.page.evaluate("(name) => { hangs = [name]; }", uuid_of(149))
-    names = crowd.begin(150, 100)
-    crowd.let(1000, step=10)
-    assert crowd.server.streams == []
-    crowd.let(500, lambda: bool(crowd.page.evaluate("sources")))
-    wait_for(lambda: crowd.server.open_streams)
-    [stream] = crowd.server.streams
-    assert stream.jobs == names[:75]
-    stream.send("1767225600000", "beat")
-    for _ in range(2):
-        stream.send("1767225600000", "beat")
-        crowd.let(20_000, step=500)
-    assert crowd.told(names[149]) == ["lost"]
-    assert crowd.told(names[0]) == ["update"]
-    assert stream.is_open
-    assert len(crowd.polls(names[0])) == 1
 
 
 @pytest.mark.system
