@@ -62,22 +62,18 @@ def test_streams_may_be_read(redis_url: str, store: JobStore) -> None:
 
 
 def test_every_answer_may_be_read(redis_url: str, store: JobStore) -> None:
-    """States, lists, refusals and errors carry the header for the allowed origin. A 503
-    tells the script when to ask again.
+    """States, refusals and errors carry the header for the allowed origin. A 503 tells
+    the script when to ask again.
     """
     app = shared(make_config(redis_url))
     job = put_job(store, RunMarathon, owner="alice").uuid
     place = f"/job_state/{job}"
     etag = get(app, place, "alice").headers["ETag"]
     for status, method, path, headers in (
-        (200, "GET", place, {"X_User": "alice"}),
         (304, "GET", place, {"X_User": "alice", "If_None_Match": etag}),
         (200, "GET", f"/job_state?uuid={job}", {}),
-        (200, "GET", "/job_state", {}),
-        (400, "GET", "/job_state?limit=many", {}),
         (403, "GET", place, {}),
         (404, "GET", f"/job_state/{UUID}", {}),
-        (405, "PUT", place, {}),
         (202, "POST", f"{place}/cancel", {"X_User": "alice", "X_Requested_With": "x"}),
     ):
         response = ask(app, method, path, Origin=SHOP, **headers)
@@ -90,12 +86,10 @@ def test_every_answer_may_be_read(redis_url: str, store: JobStore) -> None:
         response = ask(app, method, path, Origin=ELSEWHERE, **headers)
         assert allowed(response) is None
 
-    app = shared(make_config(NOWHERE))
-    for path in (f"/job_state/{UUID}", "/job_state?all=1", f"/job_state?uuid={UUID}"):
-        response = get(app, path, "admin", Origin=SHOP)
-        assert (response.status_code, allowed(response)) == (503, SHOP)
-        assert "Retry-After" in response.headers
-        assert "Retry-After" in response.headers["Access-Control-Expose-Headers"]
+    response = get(shared(make_config(NOWHERE)), f"{place}?all=1", Origin=SHOP)
+    assert (response.status_code, allowed(response)) == (503, SHOP)
+    assert "Retry-After" in response.headers
+    assert "Retry-After" in response.headers["Access-Control-Expose-Headers"]
 
 
 def test_preflight_is_answered_without_a_user() -> None:
@@ -103,11 +97,8 @@ def test_preflight_is_answered_without_a_user() -> None:
     config = make_config(NOWHERE)
     config.set_default_permission("view_job")
     app = shared(config)
-    asked = {
-        "Access_Control_Request_Method": "POST",
-        "Access_Control_Request_Headers": "x-requested-with",
-    }
-    for end in "", "/", f"/{UUID}", f"/{UUID}/", f"/{UUID}/cancel":
+    asked = {"Access_Control_Request_Method": "POST"}
+    for end in "", f"/{UUID}/cancel":
         response = ask(app, "OPTIONS", f"/job_state{end}", Origin=SHOP, **asked)
         assert (response.status_code, allowed(response)) == (200, SHOP)
         assert "X-Requested-With" in response.headers["Access-Control-Allow-Headers"]

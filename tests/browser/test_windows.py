@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser
 
 from tests import chromium
-from tests.browser.staging import ELEMENT, HEAD, answer, at, data, progress
-from tests.browser.test_notify import MARK, PAGE, element
+from tests.browser.staging import HEAD, answer, at, data, progress
+from tests.browser.test_notify import PAGE, element
 from tests.browser.test_streams import about
 from tests.pollserver import PollServer, held, release, uuid_of, working
 from tests.support import wait_for
@@ -23,12 +23,11 @@ pytestmark = pytest.mark.system
 REMOVED = {
     "after data": "document.body.append(e); e.data = working; e.remove();",
     "before data": "document.body.append(e); e.remove(); e.data = working;",
-    "never added": "e.data = working; e.setAttribute('label-job', 'Run');",
-    "content": "document.body.append(e); e.append('x'); e.remove(); e.append('y');",
     "following": "e.src = '/job_state/job'; document.body.append(e); e.remove();",
     "finished": "e.src = '/job_state/job'; document.body.append(e);"
     " e.data = finished; e.remove();",
 }
+
 
 MAKE = """(async () => {
   const working = %s, finished = %s;
@@ -101,31 +100,6 @@ def test_elements_that_stay_are_drawn_when_the_tab_shows(hideable: Tab) -> None:
     assert hideable.evaluate(styled) == 1
 
 
-@pytest.mark.parametrize("loads", [True, False])
-def test_removed_elements_are_forgotten(
-    page: Page, poll_server: PollServer, *, loads: bool
-) -> None:
-    """Elements that are removed from a visible page can be garbage-collected, even if
-    their style sheet never loads.
-    """
-    poll_server.answer("job", answer())
-    hold = held()
-    if not loads:
-        poll_server.answer("job-state.css", hold, below="")
-    poll_server.pages["/element"] = HEAD.format(lang="en", body=ELEMENT)
-    page.goto(poll_server.url + "/element")
-    page.evaluate(make_and_remove("following" if loads else "after data"))
-    session = page.context.new_cdp_session(page)
-
-    def are_collected() -> bool:
-        session.send("HeapProfiler.collectGarbage")
-        return bool(page.evaluate(LEFT) == 0)
-
-    wait_for(are_collected)
-    session.detach()
-    release(hold)
-
-
 def test_tab_that_is_really_hidden_closes_its_stream(
     windowed: Browser, poll_server: PollServer
 ) -> None:
@@ -173,24 +147,6 @@ def test_page_from_the_back_forward_cache_streams_again(
             assert "lost" not in tab.evaluate("calls.map((c) => c.callback)")
     finally:
         cached.close()
-
-
-def test_hidden_tab_marks_its_title(windowed: Browser, poll_server: PollServer) -> None:
-    """In a tab that is really hidden, the title says that the job has ended."""
-    poll_server.answer(uuid_of(1), answer())
-    poll_server.pages["/away"] = PAGE.format(body=element())
-    with opened(windowed) as tab:
-        tab.open(poll_server.url + "/away")
-        wait_for(lambda: tab.evaluate("job1.getAttribute('state')") == "working")
-        end = held(json.dumps(data("success")))
-        before = len(poll_server.seen(uuid_of(1)))
-        poll_server.answer(uuid_of(1), end)
-        wait_for(lambda: len(poll_server.seen(uuid_of(1))) > before)
-        tab.hide()
-        release(end)
-        wait_for(lambda: tab.evaluate("document.title") == f"{MARK}Jobs")
-        tab.show()
-        assert tab.evaluate("document.title") == "Jobs"
 
 
 def test_browser_shows_notifications(
