@@ -16,8 +16,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -43,7 +42,8 @@ TYPES = {"css": "text/css", "js": "text/javascript"}
 HARNESS = """
 "use strict";
 const calls = [], raw = [], pollers = {}, aborters = {}, delays = [], asked = [];
-const askedAt = [], sources = [];
+const sources = [];
+let answered = 0;
 
 window.EventSource = class extends EventSource {
   constructor(...options) {
@@ -55,8 +55,10 @@ window.EventSource = class extends EventSource {
 const reallyFetch = window.fetch;
 window.fetch = (url, init) => {
   asked.push(url);
-  askedAt.push(performance.now());
-  return reallyFetch(url, init);
+  const answer = reallyFetch(url, init);
+  const count = () => { answered += 1; };
+  answer.then((response) => response.clone().text()).then(count, count);
+  return answer;
 };
 
 const plain = (value) => {
@@ -132,15 +134,15 @@ class Answer:
     drop: bool = False
 
 
-@dataclasses.dataclass
 class Request:
     """A recorded request: header names in lower case, times monotonic."""
 
-    method: str
-    path: str
-    headers: dict[str, str]
-    began: float
-    ended: float | None = None
+    def __init__(self, method: str, path: str, headers: Any) -> None:
+        self.method = method
+        self.path = path
+        self.headers = {name.lower(): value for name, value in headers.items()}
+        self.began = time.monotonic()
+        self.ended: float | None = None
 
     @property
     def jobs(self) -> list[str]:
@@ -148,21 +150,13 @@ class Request:
         return parse_qs(urlsplit(self.path).query).get("uuid", [])
 
 
-class Stream:
+class Stream(Request):
     """A stream that a page has opened. The test says what it sends, and how it ends."""
 
-    def __init__(self, path: str, headers: dict[str, str]) -> None:
-        self.path = path
-        self.headers = headers
-        self.began = time.monotonic()
-        self.ended: float | None = None
+    def __init__(self, path: str, headers: Any) -> None:
+        super().__init__("GET", path, headers)
         self._steps: queue.Queue[bytes | None] = queue.Queue()
         self._reset = False
-
-    @property
-    def jobs(self) -> list[str]:
-        """The uuids of a stream of several jobs."""
-        return parse_qs(urlsplit(self.path).query).get("uuid", [])
 
     @property
     def is_open(self) -> bool:
@@ -174,8 +168,7 @@ class Stream:
         """Send an event."""
         lines = [f"event: {event}"] if event else []
         lines += [f"id: {event_id}"] if event_id is not None else []
-        lines += [f"data: {line}" for line in data.split("\n")]
-        self.write("\n".join(lines) + "\n\n")
+        self.write("\n".join([*lines, f"data: {data}"]) + "\n\n")
 
     def write(self, text: str) -> None:
         """Send text as it is."""
@@ -188,7 +181,7 @@ class Stream:
     def reset(self) -> None:
         """Break the connection off."""
         self._reset = True
-        self._steps.put(None)
+        self.end()
 
     def serve(self, connection: socket.socket) -> None:
         """Send what the test writes, until it ends the stream or the page leaves."""
@@ -203,7 +196,6 @@ class Stream:
             linger = struct.pack("ii", 1, 0)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             connection.close()
-        self.ended = time.monotonic()
 
     def _has_reader(self, connection: socket.socket) -> bool:
         readable, _, _ = select.select([connection], [], [], 0)
@@ -267,11 +259,10 @@ class PollServer:
         self.max_uuids = 1000  # polls and streams of more jobs get a 400
         self.offers = False  # polls offer a stream
         self.refusals: list[Answer] = []  # to the next requests for a stream
-        self.retry = 50  # after how many milliseconds a page reconnects
         self.stream_headers: dict[str, str] = {}
         self.streams: list[Stream] = []  # so far, without those that were refused
         self.refused: list[Stream] = []
-        self._requests: list[Request] = []
+        self.heard: list[Request] = []
         self._port = 0
         self.start()
 
@@ -335,16 +326,19 @@ class PollServer:
 
     def requests(self, method: str = "GET", below: str = "/job_state") -> list[Request]:
         """All requests so far below a base URL."""
-        with self._lock:
-            return [
-                dataclasses.replace(request)
-                for request in self._requests
-                if request.method == method and request.path.startswith(below)
-            ]
+        return [
+            request
+            for request in [*self.heard]
+            if request.method == method and request.path.startswith(below)
+        ]
+
+    @property
+    def open_streams(self) -> list[Stream]:
+        """The streams that are open now."""
+        return [stream for stream in self.streams if stream.is_open]
 
     def has_script(self, path: str) -> bool:
-        with self._lock:
-            return ("GET", path) in self._scripts
+        return ("GET", path) in self._scripts
 
     def next_answer(self, method: str, path: str, uuids: list[str]) -> Answer:
         with self._lock:
@@ -364,53 +358,23 @@ class PollServer:
             for uuid, answer in answers.items()
             if answer.status == 200
         }
-        headers = answers[shown[0]].headers if shown else {}
-        return Answer(body=json.dumps({"jobs": jobs}), headers=headers)
+        first = answers[shown[0]] if shown else Answer()
+        return dataclasses.replace(first, status=200, body=json.dumps({"jobs": jobs}))
 
     def _next(self, method: str, path: str) -> Answer:
         answers = self._scripts.get((method, path), [Answer(404)])
         return answers.pop(0) if len(answers) > 1 else answers[0]
 
-    @property
-    def open_streams(self) -> list[Stream]:
-        """The streams that are open now."""
-        return [stream for stream in self.streams if stream.is_open]
-
-    @property
-    def most_streams(self) -> int:
-        """How many streams were open at the same time, at most."""
-        streams = [*self.streams]
-        return max(
-            sum(
-                other.began <= stream.began < (other.ended or float("inf"))
-                for other in streams
-            )
-            for stream in streams
-        )
-
-    def next_stream(self, path: str, headers: Any) -> tuple[Stream, Answer | None]:
+    def refusal_of(self, stream: Stream) -> Answer | None:
         """Record a request for a stream, and return how to refuse it, or None."""
-        stream = Stream(path, {name.lower(): value for name, value in headers.items()})
         with self._lock:
+            refusal = None
             if len(stream.jobs) > self.max_uuids:
-                self.refused.append(stream)
-                return stream, Answer(400)
-            if not self.refusals:
-                self.streams.append(stream)
-                return stream, None
-            self.refused.append(stream)
-            return stream, self.refusals.pop(0)
-
-    @contextmanager
-    def recorded(self, method: str, path: str, headers: Any) -> Iterator[None]:
-        names = {name.lower(): value for name, value in headers.items()}
-        request = Request(method, path, names, time.monotonic())
-        with self._lock:
-            self._requests.append(request)
-        try:
-            yield
-        finally:
-            request.ended = time.monotonic()
+                refusal = Answer(400)
+            elif self.refusals:
+                refusal = self.refusals.pop(0)
+            (self.refused if refusal else self.streams).append(stream)
+            return refusal
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -419,85 +383,75 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
+        query = parse_qs(url.query)
         if url.path == "/page":
-            query = parse_qs(url.query)
-            base_url = query.get("base")
-            allowed = [f"connect-src {url}" for url in query.get("connect", [])]
-            policy = "; ".join([POLICY, *allowed])
-            attributes = f' data-base-url="{escape(base_url[0])}"' if base_url else ""
-            page = PAGE.format(attributes=attributes)
-            headers = {
-                "Content-Type": "text/html; charset=utf-8",
-                "Content-Security-Policy": policy,
-                "Set-Cookie": "session=alice",
-            }
-            self._send(Answer(body=page, headers=headers))
+            base = "".join(
+                f' data-base-url="{escape(url)}"' for url in query.get("base", [])
+            )
+            allowed = "".join(f"; connect-src {u}" for u in query.get("connect", []))
+            headers = {"Set-Cookie": "session=alice"}
+            self._send_page(PAGE.format(attributes=base), POLICY + allowed, headers)
         elif url.path in self.poll_server.pages:
-            headers = {
-                "Content-Type": "text/html; charset=utf-8",
-                "Content-Security-Policy": POLICY,
-            }
-            self._send(Answer(body=self.poll_server.pages[url.path], headers=headers))
+            self._send_page(self.poll_server.pages[url.path], POLICY, {})
         elif self.poll_server.has_script(url.path):
-            self._answer(url.path)
+            self._answer()
         elif (file := STATIC / url.path.rpartition("static/")[2].lstrip("/")).is_file():
-            self._send_file(url.path, file.read_text("utf-8"))
+            self._send_file(file.read_text("utf-8"))
         elif url.path == "/harness.js":
-            self._send_file(url.path, HARNESS)
+            self._send_file(HARNESS)
         elif url.path == "/empty":
             self._send(Answer(headers={"Content-Type": "text/html"}))
         elif url.path == "/favicon.ico":
             self._send(Answer(204))
         else:
-            self._answer(url.path)
+            self._answer()
 
     def do_POST(self) -> None:
-        self._answer(urlsplit(self.path).path)
+        self._answer()
 
-    def do_OPTIONS(self) -> None:
-        headers = {
-            "Access-Control-Allow-Origin": self.headers["Origin"],
-            "Access-Control-Allow-Credentials": "true",
-            "Access-Control-Allow-Headers": "X-Requested-With, If-None-Match",
-        }
-        self._send(Answer(204, headers=headers))
-
-    def _stream(self) -> None:
-        stream, refusal = self.poll_server.next_stream(self.path, self.headers)
-        if refusal is None:
-            self.send_response_only(200)
-            self.send_header("Content-Type", "text/event-stream")
-            for name, value in self.poll_server.stream_headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            stream.write(f"retry: {self.poll_server.retry}\n\n")
-            stream.serve(self.connection)
-            return
-        if refusal.hold is not None:
-            stream.serve(self.connection)
-        elif not refusal.drop:
-            self._send(refusal)
-        stream.ended = time.monotonic()
-
-    def _answer(self, path: str) -> None:
+    def _answer(self) -> None:
         if self.headers["Accept"] == "text/event-stream":
             self._stream()
             return
-        uuids = parse_qs(urlsplit(self.path).query).get("uuid", [])
-        with self.poll_server.recorded(self.command, self.path, self.headers):
-            answer = self.poll_server.next_answer(self.command, path, uuids)
-            if answer.hold is not None:
-                answer.hold.wait(20)
-            time.sleep(answer.delay)
+        url = urlsplit(self.path)
+        uuids = parse_qs(url.query).get("uuid", [])
+        request = Request(self.command, self.path, self.headers)
+        self.poll_server.heard.append(request)
+        answer = self.poll_server.next_answer(self.command, url.path, uuids)
+        if answer.hold is not None:
+            answer.hold.wait(20)
+        time.sleep(answer.delay)
+        request.ended = time.monotonic()
         if self.poll_server.offers and answer.status in (200, 304):
             headers = {**answer.headers, "JobState-Stream": "1"}
             answer = dataclasses.replace(answer, headers=headers)
         if not answer.drop:
             self._send(answer)
 
-    def _send_file(self, path: str, source: str) -> None:
-        kind = TYPES.get(path.rpartition(".")[2], "text/plain")
-        headers = {"Content-Type": f"{kind}; charset=utf-8"}
+    def _stream(self) -> None:
+        stream = Stream(self.path, self.headers)
+        refusal = self.poll_server.refusal_of(stream)
+        if refusal is None:
+            self.send_response_only(200)
+            self.send_header("Content-Type", "text/event-stream")
+            for name, value in self.poll_server.stream_headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            stream.write("retry: 50\n\n")
+        if refusal is None or refusal.hold is not None:
+            stream.serve(self.connection)
+        elif not refusal.drop:
+            self._send(refusal)
+        stream.ended = time.monotonic()
+
+    def _send_page(self, page: str, policy: str, headers: dict[str, str]) -> None:
+        kind = {"Content-Type": "text/html; charset=utf-8"}
+        secure = {"Content-Security-Policy": policy}
+        self._send(Answer(body=page, headers={**headers, **kind, **secure}))
+
+    def _send_file(self, source: str) -> None:
+        end = urlsplit(self.path).path.rpartition(".")[2]
+        headers = {"Content-Type": f"{TYPES.get(end, 'text/plain')}; charset=utf-8"}
         self._send(Answer(body=source, headers=headers))
 
     def _send(self, answer: Answer) -> None:

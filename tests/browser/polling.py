@@ -13,25 +13,6 @@ from tests.support import wait_for
 #: Milliseconds
 HOUR = 3_600_000
 
-#: Counts the requests of a page, and those of them whose answers it has read.
-COUNT_ANSWERS = """
-window.fetched = 0;
-window.answered = 0;
-const unwatchedFetch = window.fetch;
-window.fetch = async (...options) => {
-  fetched += 1;
-  try {
-    const response = await unwatchedFetch(...options);
-    const text = await response.text();
-    response.text = async () => text;
-    return response;
-  } finally {
-    answered += 1;
-  }
-};
-"""
-
-
 #: The callbacks of a poller that were called so far, and their values.
 CALLS = """(name) => calls.filter((call) => call.name === name)
     .map(({ callback, value }) => [callback, value])"""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Page, expect
 
 from tests.browser.looks import (
     EMPTY,
@@ -24,7 +24,7 @@ from tests.browser.looks import (
     THEMES,
     contrast,
 )
-from tests.browser.staging import ELEMENT, HEAD, SETTLE, STATES, answer, data, progress
+from tests.browser.staging import ELEMENT, HEAD, SETTLE, STATES, answer, data
 from tests.browser.test_batches import EACH, STATUSES, USUAL, Batches, batch
 from tests.pollserver import STATIC, PollServer
 
@@ -40,22 +40,6 @@ Scheme = Literal["light", "dark"]
 def stage(tab: Page, poll_server: PollServer) -> Iterator[Batches]:
     """A page for elements, which must not report errors or violate its policy."""
     yield from Batches(tab, poll_server).watched()
-
-
-@pytest.fixture(params=["today's browser", "older browser"])
-def any_browser(request: pytest.FixtureRequest, tab: Page) -> Iterator[None]:
-    """A browser that can derive colours from the text's, and one that cannot."""
-
-    def fall_back(route: Route) -> None:
-        sheet = (STATIC / "job-state.css").read_text("utf-8")
-        older = sheet.replace("@supports (color: color(from", "@supports (color: none(")
-        assert older != sheet
-        route.fulfill(body=older, content_type="text/css")
-
-    if request.param == "older browser":
-        tab.route("**/job-state.css", fall_back)
-    yield
-    tab.unroute("**/job-state.css")
 
 
 # What every run checks
@@ -114,25 +98,6 @@ def test_motion_is_not_forced_on_anybody(stage: Batches) -> None:
         assert stage.page.evaluate(lively) is expected
 
 
-def test_element_is_printed_whole(stage: Batches) -> None:
-    """On paper, the log has all its lines, and the bar its colours. With forced
-    colours, the fill still differs from the track.
-    """
-    stage.open("<job-state id=job log></job-state>")
-    stage.show(data(log=[f"line {n}" for n in range(20)], progress=progress(1, 4)))
-    log = stage.page.locator("[part=log]")
-    hidden = "log => log.scrollHeight - log.clientHeight"
-    assert log.evaluate(hidden) > 0
-    stage.page.emulate_media(media="print")
-    assert log.evaluate(hidden) == 0
-    parts = [stage.page.locator(f"[part={part}]") for part in ("bar", "fill")]
-    for part in parts:
-        expect(part).to_have_css("print-color-adjust", "exact")
-    stage.page.emulate_media(media="screen", forced_colors="active")
-    colour = "(e) => getComputedStyle(e).backgroundColor"
-    assert len({part.evaluate(colour) for part in parts}) == 2
-
-
 def test_style_sheet_is_linked_where_none_can_be_constructed(stage: Batches) -> None:
     """In a browser that cannot construct a sheet, the element links job-state.css."""
     stage.server.answer("job", answer())
@@ -154,7 +119,6 @@ def test_style_sheet_is_linked_where_none_can_be_constructed(stage: Batches) -> 
 
 @pytest.mark.system
 @pytest.mark.parametrize("theme", PAGES)
-@pytest.mark.usefixtures("any_browser")
 def test_contrast_is_enough_on_any_page(stage: Batches, theme: str) -> None:
     """In each state all text has 4.5:1 against its background, icon and button border
     have 3:1, and so has the bar: its fill against the page and against what follows it.
@@ -181,53 +145,6 @@ def test_contrast_is_enough_on_any_page(stage: Batches, theme: str) -> None:
         for name in (*PARTIAL, *EMPTY, "barely")
     }
     assert {name: ratio for name, ratio in ends.items() if ratio < 3} == {}
-
-
-@pytest.mark.system
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_contrast_is_enough_with_forced_colours(stage: Batches, scheme: Scheme) -> None:
-    """With forced colours, what the page's own colours would have given counts for
-    nothing: texts, icons, bars and the button stand out from the forced background.
-    """
-    stage.page.emulate_media(
-        color_scheme=scheme, forced_colors="active", reduced_motion="reduce"
-    )
-    stage.open_all(THEMES["red" if scheme == "light" else "light"])
-    looks = stage.measure()
-    assert contrast(looks.page, (255, 255, 255)) == (1 if scheme == "light" else 21)
-    assert looks.below(4.5, "text") == {}
-    assert looks.below(3, "icon", "border") == {}
-    fills = {name: looks.stands_out(name, 0.05) for name in (*PARTIAL, "success")}
-    fills["unknown"] = max(looks.stands_out("unknown", n / 100) for n in range(100))
-    assert {name: ratio for name, ratio in fills.items() if ratio < 3} == {}
-
-
-@pytest.mark.system
-@pytest.mark.parametrize("theme", PAGES)
-def test_button_stands_out_under_pointer_and_focus(stage: Batches, theme: str) -> None:
-    """Under the pointer, the button's label keeps 4.5:1 and its border 3:1, and so does
-    the focus ring.
-    """
-    stage.open("<job-state id=working cancellable></job-state>")
-    stage.set_root(THEMES[theme])
-    stage.show(STATES["working"], "working")
-    button = stage.page.locator("[part=cancel]")
-    button.hover()
-    looks = stage.measure()
-    assert looks.below(4.5, "text") == {}
-    assert looks.below(3, "border") == {}
-    stage.page.mouse.move(0, 0)
-    stage.page.keyboard.press("Tab")
-    assert button.evaluate("(e) => e.matches(':focus-visible')")
-    width = button.evaluate(
-        """(e) => {
-            const { outlineWidth, outlineColor } = getComputedStyle(e);
-            e.style.borderColor = outlineColor;
-            return parseFloat(outlineWidth);
-        }"""
-    )
-    assert width >= 2
-    assert stage.measure().below(3, "border") == {}
 
 
 @pytest.mark.system

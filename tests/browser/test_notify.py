@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Page
 
-from tests.browser.polling import COUNT_ANSWERS, Polling
+from tests.browser.polling import Polling
 from tests.browser.staging import Stage, answer, data
 from tests.pollserver import Answer, PollServer, success, uuid_of, working
 from tests.support import wait_for
@@ -87,7 +87,7 @@ class Away(Stage):
         for _ in range(3):
             # A request is given up after half a minute.
             self.page.clock.run_for(MINUTE // 3 + 500)
-            self.wait_for_answers(self.page.evaluate("fetched"))
+            self.wait_for_answers(self.page.evaluate("asked.length"))
         ended: int = self.page.evaluate("ended")
         return ended
 
@@ -108,7 +108,7 @@ class Away(Stage):
 @pytest.fixture
 def away(page: Page, poll_server: PollServer) -> Iterator[Away]:
     """A page that may notify."""
-    page.add_init_script(RECORD + COUNT_ANSWERS)
+    page.add_init_script(RECORD)
     page.clock.install()
     yield from Away(page, poll_server).watched()
 
@@ -188,26 +188,6 @@ def test_title_is_marked_until_the_page_shows(away: Away) -> None:
         assert away.title == "Jobs"
     assert away.made == []
     assert away.page.evaluate("prompts") == 0
-
-
-def test_title_of_the_application_is_kept(away: Away) -> None:
-    """What the application writes meanwhile stays, without the mark, which may be
-    within it.
-    """
-    changes = {
-        "'Other'": "Other",
-        "document.title + ' (2)'": f"{MARK}Jobs (2)",
-        "'\u25cf Other'": "\u25cf Other",
-    }
-    away.begin(*map(element, range(1, 4)))
-    for number, (change, title) in enumerate(changes.items(), 1):
-        away.page.evaluate("document.title = 'Jobs'")
-        away.hide()
-        away.end(number)
-        away.page.evaluate(f"document.title = {change}")
-        assert away.title == title
-        away.return_to()
-        assert away.title == title.replace(MARK, "")
 
 
 def test_end_that_is_seen_or_no_news_is_not_told(away: Away) -> None:

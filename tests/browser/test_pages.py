@@ -80,14 +80,6 @@ def test_rows_are_streamed(
         page.goto("about:blank")
 
 
-def look(pages: Pages) -> None:
-    """Have the page look for new jobs, and read the answer."""
-    with pages.page.expect_response(lambda r: "?all=1" in r.url):
-        pages.page.clock.fast_forward(10_000)
-    # By the time of another answer, the page has read this one.
-    pages.page.evaluate("fetch('/favicon.ico')")
-
-
 def test_new_jobs_wait_until_they_are_asked_for(pages: Pages, store: JobStore) -> None:
     """The page says how many new jobs there are, and shows them on request. Until then
     its rows stay where they are.
@@ -95,50 +87,14 @@ def test_new_jobs_wait_until_they_are_asked_for(pages: Pages, store: JobStore) -
     pages.page.clock.install()
     old = put(store, "success", "success")[::-1]
     pages.visit()
-    top = pages.row(old[0]).bounding_box()
     new = put(store, "queued", "working", "success")
     expect(pages.one("new")).to_be_hidden()
-
-    look(pages)
-
+    pages.page.clock.fast_forward(10_000)
     expect(pages.one("new")).to_have_text("3 new jobs · Show")
     assert pages.uuids == old
-    assert pages.row(old[0]).bounding_box() == top
     pages.one("new").click()
     expect(pages.page.locator("tr[data-uuid]")).to_have_count(5)
     assert set(pages.uuids) == {*old, *new}
-
-
-def test_only_new_jobs_are_new(pages: Pages, store: JobStore) -> None:
-    """Jobs that move up from the next page are not called new. New ones are counted as
-    far as the list shows them.
-    """
-    pages.page.clock.install()
-    jobs = put(store, *["success"] * 52)
-    pages.visit()
-    store.delete(jobs[-1])
-    look(pages)
-    expect(pages.one("new")).to_be_hidden()
-    put(store, *["queued"] * 51)
-    look(pages)
-    expect(pages.one("new")).to_have_text("50+ new jobs · Show")
-
-
-def test_page_stops_looking_when_it_may_not(pages: Pages, store: JobStore) -> None:
-    """Once the session has ended, the page does not look for new jobs any more; while
-    the server is away, it does.
-    """
-    pages.page.clock.install()
-    put(store, "success")
-    pages.visit()
-    for status in 503, 401:
-        pages.refuse = {"GET": status}.get
-        look(pages)
-    asked = [url for url in pages.asked if "?all=1" in url]
-    pages.page.clock.fast_forward(10_000)
-    pages.page.evaluate("fetch('/favicon.ico')")
-    assert [url for url in pages.asked if "?all=1" in url] == asked
-    pages.forgive("status of 503", "status of 401")
 
 
 # Acts on jobs of a list
@@ -233,39 +189,16 @@ def test_failures_are_said(pages: Pages, store: JobStore) -> None:
 @pytest.mark.system
 def test_all_that_match_are_cancelled(pages: Pages, store: JobStore) -> None:
     """Jobs on other pages are included, a thousand at a time until none is left; those
-    of another status are not. If a request fails, the page says what the earlier ones
-    have changed.
+    of another status are not.
     """
     put(store, *["queued"] * 1020)
     (done,) = put(store, "success")
     pages.visit("/job_state/?all=1&status=queued")
     pages.one("matching").check()
-    pages.refuse = lambda method: 503 if len(pages.changes) == 3 else None
     pages.confirm("Cancel", "Cancel 1,020 jobs?")
-    said = "Asked 1,000 jobs to stop. The server cannot do this now. Try again later."
-    expect(pages.one("result")).to_have_text(said)
-    pages.forgive("status of 503")
-    pages.refuse = lambda method: None
-    pages.page.keyboard.press("Enter")
-    pages.expect_said(said)
-    pages.one("matching").check()
-    pages.confirm("Cancel", "Cancel 20 jobs?")
-    pages.expect_said("Asked 20 jobs to stop.")
+    pages.expect_said("Asked 1,020 jobs to stop.")
     assert store.counts() == (0, 0, 0, 0, 0, 1, 0, 1020)
     assert load_job(store, done).status == "success"
-
-
-def test_dialog_cannot_be_closed_while_it_acts(pages: Pages, store: JobStore) -> None:
-    """Esc does not hide what goes on, however often."""
-    put(store, "success")
-    pages.visit()
-    pages.one("all").check()
-    pages.page.route("**/job_state/*/", lambda route: None, times=1)
-    pages.confirm("Delete", "Delete 1 job?")
-    expect(pages.one("result")).to_have_text("Working…")
-    for _ in range(3):
-        pages.page.keyboard.press("Escape")
-    expect(pages.one("dialog")).to_be_visible()
 
 
 def test_question_is_about_what_matches_by_then(
@@ -287,44 +220,6 @@ def test_question_is_about_what_matches_by_then(
     pages.expect_said("3 jobs deleted.")
     expect(pages.page.locator("tr[data-uuid]")).to_have_count(2)
     assert set(pages.uuids) == {later, running}
-
-
-def test_question_that_cannot_be_asked(
-    pages: Pages, redis_url: str, store: JobStore
-) -> None:
-    """Without an answer to how many jobs match, nothing is asked or done. After a
-    refusal of the token, the page is loaded again with the one of by now.
-    """
-    pages.serve(protected(paged_config(redis_url)))
-    put(store, "success")
-    pages.visit()
-    pages.one("matching").check()
-    pages.page.context.clear_cookies()
-    button(pages, "Delete").click()
-    expect(pages.one("question")).to_have_text("The CSRF header or token is wrong.")
-    expect(pages.one("yes")).to_be_hidden()
-    pages.one("close").click()
-    pages.expect_said("The CSRF header or token is wrong.")
-    assert len(pages.uuids) == 1
-    pages.one("matching").check()
-    pages.confirm("Delete", "Delete 1 job?")
-    pages.expect_said("1 job deleted.")
-    pages.forgive("status of 400")
-
-
-def test_selection_is_not_restored(pages: Pages, store: JobStore) -> None:
-    """After going back, no box is checked: their rows may be those of other jobs."""
-    jobs = put(store, "success", "success")
-    pages.visit("/job_state/?all=1")
-    pages.row(jobs[0]).get_by_role("checkbox").check()
-    pages.row(jobs[0]).get_by_role("link").click()
-    expect(pages.page.locator("#jobstate-job")).to_be_attached()
-    put(store, "success")
-
-    pages.page.go_back()
-
-    expect(pages.page.locator("tr[data-uuid]")).to_have_count(3)
-    expect(pages.page.locator("input:checked")).to_have_count(0)
 
 
 def test_acts_follow_what_is_permitted(
@@ -432,23 +327,6 @@ def test_end_of_the_job_is_announced(pages: Pages, runner: Runner) -> None:
     expect(button(pages, "Delete")).to_be_visible()
 
 
-def test_parts_of_the_page_are_asked_for_again(pages: Pages, runner: Runner) -> None:
-    """What stands around the element arrives even if the server was busy at the end."""
-    job = runner.start()
-    pages.page.clock.install()
-    pages.visit(f"/job_state/{job}")
-    page = f"**/job_state/{job}"
-    busy = {"status": 503, "body": "Busy", "content_type": "text/html"}
-    pages.page.route(page, lambda route: route.fulfill(**busy), times=1)
-    with pages.page.expect_response(page):
-        runner.finish(job)
-        pages.page.clock.run_for(2000)
-    assert button(pages, "Delete").count() == 0
-    pages.page.clock.run_for(10_000)
-    expect(button(pages, "Delete")).to_be_visible()
-    pages.forgive("status of 503")
-
-
 def test_timeline_follows_the_tries(pages: Pages, runner: Runner) -> None:
     """A try that failed appears with its failure, which is not written anew while it is
     read, and the page is not loaded again.
@@ -478,7 +356,7 @@ def test_metrics_come_and_go(pages: Pages, runner: Runner) -> None:
     forgets the metrics of an earlier run.
     """
     runner.alarm.ring()
-    job = runner.start(max_retries=2)
+    job = runner.start(max_retries=1)
     pages.visit(f"/job_state/{job}")
     expect(pages.page.locator("dt")).to_have_count(0)
 
@@ -490,12 +368,6 @@ def test_metrics_come_and_go(pages: Pages, runner: Runner) -> None:
     facts = pages.one("metrics")
     expect(facts.locator("dt")).to_have_text(["miles", "<b>pace</b>"])
     expect(facts.locator("dd")).to_have_text(["12", "<i>5:03</i>"])
-    expect(facts.get_by_role("heading")).to_have_text("Metrics")
-    pages.visit(f"/job_state/{job}")
-    runner.tell(job, stumble)
-    runner.tell(job, lambda job: job.set_progress_metric("miles", 6))
-    expect(facts.locator("dt")).to_have_text(["miles"])
-    expect(facts.locator("dd")).to_have_text(["6"])
     runner.tell(job, stumble)
     expect(facts).to_have_count(0)
 

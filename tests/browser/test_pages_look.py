@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 
 from pyramid_jobstate import JobError, JobStore, Progress
 from pyramid_jobstate.testing import put_job
-from tests.accessible import RGBA, SCHEMES, complaints, ring_width
+from tests.accessible import RGBA, SCHEMES, complaints
 from tests.browser.looks import Colour, contrast, over
 from tests.browser.paged import IS_WIDER, ImportSheet, Pages, fill
 from tests.jobs import RunMarathon
@@ -226,38 +226,6 @@ def test_everything_is_done_by_keyboard(pages: Pages, store: JobStore) -> None:
     assert press(page, "Enter", "Tab") == "yes"
     page.keyboard.press("Enter")
     pages.expect_said("Asked 1 job to stop.")
-
-
-@pytest.mark.system
-@pytest.mark.usefixtures("marathons")
-def test_focus_is_seen(pages: Pages, store: JobStore) -> None:
-    """Whatever has the focus has a ring two pixels wide: on a list, in its dialog and
-    on the page of a job, light or dark.
-    """
-    page = pages.page
-    job = put_failed(store)
-    put_job(store, RunMarathon, "success", owner="alice")
-    rings: dict[tuple[object, ...], float] = {}
-
-    def tab(name: str) -> None:
-        """Move the focus through a page."""
-        focused = press(page, "Tab")
-        while not page.evaluate("document.activeElement === document.body"):
-            rings[name, len(rings), focused] = ring_width(page)
-            assert len(rings) < 99
-            focused = press(page, "Tab")
-
-    pages.visit()
-    tab("list")
-    pages.one("all").check()
-    page.get_by_role("button", name="Delete").press("Enter")
-    rings["dialog", "no"] = ring_width(page)
-    tab("dialog")
-    page.emulate_media(color_scheme="dark")
-    pages.visit(f"/job_state/{job}")
-    tab("job")
-    assert len(rings) > 20
-    assert {where: ring for where, ring in rings.items() if ring < 1.9} == {}
 
 
 @pytest.mark.system

@@ -398,17 +398,6 @@ def test_cancel_rejects_when_refused(polling: Polling) -> None:
         polling.wait(name, "success")
 
 
-def test_cancel_finds_its_url(polling: Polling) -> None:
-    """The cancel URL is below the job's, with or without a last slash or a query."""
-    for url in "/jobs/job", "jobs/job/?of=alice#top":
-        posts = {"method": "POST", "below": "/jobs"}
-        polling.server.answer("job/cancel", ACCEPTED, **posts)
-        polling.follow(url, jobUuid=None, url=url)
-        assert polling.cancel(url) is True, url
-        request = polling.server.seen("job/cancel", **posts)[-1]
-        assert request.path.endswith("?of=alice") is ("?" in url)
-
-
 # Hidden, left and offline pages
 
 
@@ -447,18 +436,3 @@ def test_returning_page_asks_at_once(polling: Polling) -> None:
         polling.wait_for_updates("job", count)
         polling.page.evaluate(f"window.dispatchEvent(new Event('{event}'))")
     polling.wait_for_updates("job", 3)
-
-
-def test_leaving_a_page_is_no_outage(polling: Polling) -> None:
-    """A request that leaving the page cuts off is repeated when the page returns."""
-    polling.follow("job", held(), success())
-    polling.wait_for_requests("job", 1)
-    polling.page.evaluate(
-        """async () => {
-            window.dispatchEvent(new Event("pagehide"));
-            await fetch("/empty");
-            window.dispatchEvent(new Event("pageshow"));
-        }"""
-    )
-    polling.wait("job", "done")
-    assert polling.told("job") == ["update", "success", "done"]

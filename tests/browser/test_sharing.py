@@ -12,11 +12,11 @@ from tests.pollserver import (
     Request,
     held,
     release,
+    state,
     success,
     uuid_of,
     working,
 )
-from tests.support import wait_for
 
 BOTH = ["one", "two"]
 
@@ -51,6 +51,20 @@ def test_jobs_of_one_page_share_the_requests(polling: Polling) -> None:
         assert [d["n"] for d in polling.told(names[-1], "success")] == [count - 1]
 
 
+def test_jobs_take_turns_where_answers_are_slow(polling: Polling) -> None:
+    """When the requests for all jobs take longer than their period, each job has its
+    turn.
+    """
+    names = [uuid_of(n) for n in range(250)]
+    for name in names:
+        polling.server.answer(name, Answer(body=state(), delay=0.06))
+    follow_all(polling, names, pollingPeriod=50)
+    for name in names[::50]:
+        polling.wait_for_updates(name, 3)
+    counts = [len(polling.server.seen(name)) for name in names[::50]]
+    assert max(counts) <= 2 * min(counts)
+
+
 def test_requests_of_one_base_url_never_overlap(polling: Polling) -> None:
     """A job that is added during a request waits for its answer."""
     first = held()
@@ -66,19 +80,6 @@ def test_requests_of_one_base_url_never_overlap(polling: Polling) -> None:
     assert two.began >= one.ended
 
 
-def test_job_that_is_added_later_falls_into_step(polling: Polling) -> None:
-    """It is soon polled with the others of its period. A job with a long one joins only
-    requests that it would soon need itself.
-    """
-    polling.follow("slow", working(), pollingPeriod=60_000)
-    polling.follow("one", working(), pollingPeriod=200)
-    polling.wait("one", "update")
-    polling.follow("two", *[working()] * 5, success(), pollingPeriod=200)
-    polling.wait("two", "done")
-    assert jobs_of(polling.server.requests()).count(BOTH) >= 5
-    assert len(polling.server.seen("slow")) == 1
-
-
 def test_job_that_is_followed_twice_is_asked_for_once(polling: Polling) -> None:
     """Two pollers of one job share its requests, and its data if it is unchanged."""
     url = f"/job_state/{uuid_of(1)}"
@@ -91,18 +92,6 @@ def test_job_that_is_followed_twice_is_asked_for_once(polling: Polling) -> None:
     for name in BOTH:
         assert polling.told(name) == ["update", "update", "success", "done"]
     assert len(polling.server.requests()) == 3
-
-
-def test_stopped_job_leaves_the_others(polling: Polling) -> None:
-    """The requests go on without it, the next one at its time."""
-    for name in ("one", "two", "three"):
-        polling.server.answer(name, working())
-    follow_all(polling, ["one", "two", "three"], pollingPeriod=200)
-    polling.wait("two", "update")
-    polling.page.evaluate("pollers.two.stop()")
-    wait_for(lambda: polling.server.requests()[-1].jobs == ["one", "three"])
-    polling.server.answer("three", success())
-    polling.wait("three", "done")
 
 
 def test_urls_of_jobs_are_batched_below_their_base(polling: Polling) -> None:
@@ -153,28 +142,6 @@ def test_null_in_a_batch_is_asked_about_alone(polling: Polling) -> None:
     polling.server.answer("one", success())
     polling.wait("one", "done")
     assert polling.told("one", "lost") == []
-
-
-def test_null_in_a_batch_may_be_a_job_all_the_same(polling: Polling) -> None:
-    """If its own URL shows it, it goes on, costs one extra request a period as long as
-    the two do not agree, and joins the others again.
-    """
-    polling.server.answer("one", working())
-    null(polling, "two", working(n=1))
-    # Jobs join if their answers are less than three quarters of a period apart.
-    follow_all(polling, BOTH, pollingPeriod=500)
-    polling.wait_for_updates("two", 3)
-    # A busy server may answer them in another order.
-    seen = sorted(jobs_of(polling.server.seen("two")[:6]))
-    assert seen == [*[[]] * 3, *[BOTH] * 3]
-    polling.server.answer("two", working(n=2))
-    polling.server.nulls.clear()
-    before = len(polling.server.seen("two"))
-    # The answer to an earlier batch may still be on its way.
-    wait_for(lambda: BOTH in jobs_of(polling.server.seen("two")[before:]))
-    polling.server.answer("two", success(n=3))
-    polling.wait("two", "done")
-    assert polling.told("two", "lost") == []
 
 
 # Data that has not changed
@@ -235,35 +202,6 @@ def test_batch_that_is_too_large_is_halved(polling: Polling) -> None:
         sizes = [len(request.jobs) for request in polling.server.requests(below=below)]
         assert sizes[: len(asked)] == asked
         assert max(sizes[1:]) == asked[1]
-
-
-def test_batches_are_tried_again_after_an_odd_answer(timed: Polling) -> None:
-    """One odd answer to a batch does not part its jobs for good."""
-    for name in BOTH:
-        timed.server.answer(name, working())
-    timed.server.answer_batches(Answer(302, headers={"Location": "/login"}))
-    follow_all(timed, BOTH, pollingPeriod=1000)
-    timed.wait("two", "update")
-    times = "askedAt.filter((_, n) => asked[n].includes('?'))"
-
-    def has_asked_again() -> bool:
-        timed.page.clock.fast_forward(3000)
-        return len(timed.page.evaluate(times)) >= 3
-
-    wait_for(has_asked_again, 60)
-    first, second, *_ = timed.page.evaluate(times)
-    assert second - first >= 15_000
-    assert timed.told("one", "lost") == []
-
-
-def test_batch_of_a_signed_out_viewer_ends_all_pollers(polling: Polling) -> None:
-    """A 401 ends all the pollers at once."""
-    polling.server.answer_batches(Answer(401))
-    follow_all(polling, BOTH)
-    for name in BOTH:
-        assert polling.wait(name, "lost")["status"] == 401
-    polling.wait_for_others()
-    assert len(polling.server.requests()) == 1
 
 
 def test_outage_is_told_to_all_jobs_and_asked_about_once(polling: Polling) -> None:

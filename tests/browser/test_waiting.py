@@ -160,16 +160,6 @@ def test_wait_ticks_without_a_request(timed: Timed) -> None:
     assert timed.asked_for == 1
 
 
-def test_count_ends_when_the_job_starts(timed: Timed) -> None:
-    """A job that runs, ends or falls silent is not said to wait."""
-    timed.begin()
-    for status in "working", "stalled", "cancelling", "error":
-        assert timed.wait_so(5000) == "Waiting for 5 sec"
-        seen = timed.give(waiting(status, waited=5000, due_at=iso(NOON + HOUR)))
-        assert "ait" not in f"{seen['status']} {seen['details']}"
-        assert "Starts" not in f"{seen['status']} {seen['details']}"
-
-
 WAITED = {90: "1 min", 3599: "59 min", 5400: "1.5 hr", 86399: "23.9 hr", 86400: "1 day"}
 
 
