@@ -1,15 +1,15 @@
 """A small web server that answers the poller's requests from a script for each job.
 
 It serves pages and the real job-state.js under a strict Content Security Policy, and
-records each request and its time. A request for several jobs takes one answer from each
-job's script. With `offers`, polls offer a stream, and the test writes what each stream
-sends, or scripts how it is refused.
+records each request. With `offers`, polls offer a stream, and the test writes what each
+stream sends, or scripts how it is refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import mimetypes
 import queue
 import select
 import socket
@@ -17,7 +17,6 @@ import struct
 import threading
 import time
 from contextlib import suppress
-from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -32,17 +31,13 @@ POLICY = (
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Poller</title>
-<script src="/job-state.js"{attributes}></script>
-<script src="/harness.js"></script>
+<script src="/job-state.js"></script><script src="/harness.js"></script>
 """
-
-TYPES = {"css": "text/css", "js": "text/javascript"}
 
 # Runs in the page: starts pollers and records the calls of their callbacks.
 HARNESS = """
 "use strict";
-const calls = [], raw = [], pollers = {}, aborters = {}, delays = [], asked = [];
-const sources = [];
+const calls = [], raw = [], pollers = {}, aborters = {}, asked = [], sources = [];
 let answered = 0;
 
 window.EventSource = class extends EventSource {
@@ -103,18 +98,6 @@ function setHidden(hidden) {
   define("hidden", hidden);
   define("visibilityState", hidden ? "hidden" : "visible");
   document.dispatchEvent(new Event("visibilitychange"));
-}
-
-// Pauses become a thousand times shorter, chance stands still. The half minute that a
-// request may take is left as it is.
-function hurry(chance) {
-  const setTimer = window.setTimeout.bind(window);
-  window.setTimeout = (callback, delay) => {
-    if (delay === 30000) return setTimer(callback, delay);
-    delays.push(delay);
-    return setTimer(callback, delay / 1000);
-  };
-  Math.random = () => chance;
 }
 """
 
@@ -186,7 +169,10 @@ class Stream(Request):
     def serve(self, connection: socket.socket) -> None:
         """Send what the test writes, until it ends the stream or the page leaves."""
         with suppress(OSError):
-            while self._has_reader(connection):
+            while True:
+                readable, _, _ = select.select([connection], [], [], 0)
+                if readable and connection.recv(1) == b"":
+                    break
                 with suppress(queue.Empty):
                     step = self._steps.get(timeout=0.01)
                     if step is None:
@@ -196,10 +182,6 @@ class Stream(Request):
             linger = struct.pack("ii", 1, 0)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             connection.close()
-
-    def _has_reader(self, connection: socket.socket) -> bool:
-        readable, _, _ = select.select([connection], [], [], 0)
-        return not readable or connection.recv(1) != b""
 
 
 def state(job_state: str = "working", **metrics: Any) -> str:
@@ -239,22 +221,15 @@ def release(answer: Answer) -> None:
     answer.hold.set()
 
 
-class Listening(ThreadingHTTPServer):
-    """Accepts as many connections at once as a browser opens. With the usual 5, some
-    are lost for minutes.
-    """
-
-    request_queue_size = 128
-
-
 class PollServer:
     """Answers each path from its own script, and repeats the last answer."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._scripts: dict[tuple[str, str], list[Answer]] = {}
+        self.scripts: dict[tuple[str, str], list[Answer]] = {}  # by method and path
         self._batches: list[Answer] = []
-        self.pages: dict[str, str] = {}
+        self.pages = {"/page": PAGE}
+        self.policy = POLICY
         self.nulls: set[str] = set()  # jobs answered with null in batches
         self.max_uuids = 1000  # polls and streams of more jobs get a 400
         self.offers = False  # polls offer a stream
@@ -272,8 +247,10 @@ class PollServer:
 
     def start(self) -> None:
         """Listen on the same port as before."""
+        # With the usual queue of 5, some connections of a browser are lost for minutes.
+        listening = type("Server", (ThreadingHTTPServer,), {"request_queue_size": 128})
         handler = type("Handler", (_Handler,), {"poll_server": self})
-        self._httpd = Listening(("127.0.0.1", self._port), handler)
+        self._httpd = listening(("127.0.0.1", self._port), handler)
         self._port = self._httpd.server_address[1]
         self._thread = threading.Thread(
             target=self._httpd.serve_forever, args=(0.01,), daemon=True
@@ -286,15 +263,7 @@ class PollServer:
         self._thread.join()
         self._httpd.server_close()
 
-    def close(self) -> None:
-        """Stop, and release every answer that is held back."""
-        self.stop()
-        for stream in [*self.streams, *self.refused]:
-            stream.end()
-        for answers in [*self._scripts.values(), self._batches]:
-            for answer in answers:
-                if answer.hold is not None:
-                    answer.hold.set()
+    close = stop
 
     def answer(
         self,
@@ -305,7 +274,7 @@ class PollServer:
     ) -> None:
         """Script the answers for a job, from now on."""
         with self._lock:
-            self._scripts[method, f"{below}/{name}"] = list(answers)
+            self.scripts[method, f"{below}/{name}"] = list(answers)
 
     def answer_batches(self, *answers: Answer) -> None:
         """Script the answers to the next requests for several jobs, overriding the
@@ -337,9 +306,6 @@ class PollServer:
         """The streams that are open now."""
         return [stream for stream in self.streams if stream.is_open]
 
-    def has_script(self, path: str) -> bool:
-        return ("GET", path) in self._scripts
-
     def next_answer(self, method: str, path: str, uuids: list[str]) -> Answer:
         with self._lock:
             if not uuids:
@@ -362,7 +328,7 @@ class PollServer:
         return dataclasses.replace(first, status=200, body=json.dumps({"jobs": jobs}))
 
     def _next(self, method: str, path: str) -> Answer:
-        answers = self._scripts.get((method, path), [Answer(404)])
+        answers = self.scripts.get((method, path), [Answer(404)])
         return answers.pop(0) if len(answers) > 1 else answers[0]
 
     def refusal_of(self, stream: Stream) -> Answer | None:
@@ -382,27 +348,21 @@ class _Handler(BaseHTTPRequestHandler):
     poll_server: PollServer
 
     def do_GET(self) -> None:
-        url = urlsplit(self.path)
-        query = parse_qs(url.query)
-        if url.path == "/page":
-            base = "".join(
-                f' data-base-url="{escape(url)}"' for url in query.get("base", [])
-            )
-            allowed = "".join(f"; connect-src {u}" for u in query.get("connect", []))
-            headers = {"Set-Cookie": "session=alice"}
-            self._send_page(PAGE.format(attributes=base), POLICY + allowed, headers)
-        elif url.path in self.poll_server.pages:
-            self._send_page(self.poll_server.pages[url.path], POLICY, {})
-        elif self.poll_server.has_script(url.path):
+        path = urlsplit(self.path).path
+        file = STATIC / path.rpartition("static/")[2].lstrip("/")
+        if path in self.poll_server.pages:
+            cookie = {"Set-Cookie": "session=alice"}
+            headers = {"Content-Security-Policy": self.poll_server.policy, **cookie}
+            self._send_file("text/html", self.poll_server.pages[path], headers)
+        elif ("GET", path) in self.poll_server.scripts:
             self._answer()
-        elif (file := STATIC / url.path.rpartition("static/")[2].lstrip("/")).is_file():
-            self._send_file(file.read_text("utf-8"))
-        elif url.path == "/harness.js":
-            self._send_file(HARNESS)
-        elif url.path == "/empty":
-            self._send(Answer(headers={"Content-Type": "text/html"}))
-        elif url.path == "/favicon.ico":
-            self._send(Answer(204))
+        elif file.is_file():
+            kind = mimetypes.guess_type(path)[0] or "text/plain"
+            self._send_file(kind, file.read_text("utf-8"), {})
+        elif path == "/harness.js":
+            self._send_file("text/javascript", HARNESS, {})
+        elif path in ("/empty", "/favicon.ico"):
+            self._send_file("text/html", "", {})
         else:
             self._answer()
 
@@ -432,11 +392,8 @@ class _Handler(BaseHTTPRequestHandler):
         stream = Stream(self.path, self.headers)
         refusal = self.poll_server.refusal_of(stream)
         if refusal is None:
-            self.send_response_only(200)
-            self.send_header("Content-Type", "text/event-stream")
-            for name, value in self.poll_server.stream_headers.items():
-                self.send_header(name, value)
-            self.end_headers()
+            kind = {"Content-Type": "text/event-stream"}
+            self._begin(200, {**kind, **self.poll_server.stream_headers})
             stream.write("retry: 50\n\n")
         if refusal is None or refusal.hold is not None:
             stream.serve(self.connection)
@@ -444,27 +401,24 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(refusal)
         stream.ended = time.monotonic()
 
-    def _send_page(self, page: str, policy: str, headers: dict[str, str]) -> None:
-        kind = {"Content-Type": "text/html; charset=utf-8"}
-        secure = {"Content-Security-Policy": policy}
-        self._send(Answer(body=page, headers={**headers, **kind, **secure}))
-
-    def _send_file(self, source: str) -> None:
-        end = urlsplit(self.path).path.rpartition(".")[2]
-        headers = {"Content-Type": f"{TYPES.get(end, 'text/plain')}; charset=utf-8"}
-        self._send(Answer(body=source, headers=headers))
+    def _send_file(self, kind: str, body: str, headers: dict[str, str]) -> None:
+        headers = {**headers, "Content-Type": f"{kind}; charset=utf-8"}
+        self._send(Answer(body=body, headers=headers))
 
     def _send(self, answer: Answer) -> None:
         body = answer.body.encode("utf-8")
         headers = {"Content-Type": "application/json", **answer.headers}
         if answer.status != 304:
             headers["Content-Length"] = str(len(body))
-        self.send_response_only(answer.status)
+        self._begin(answer.status, headers)
+        with suppress(OSError):  # some tests close the browser meanwhile
+            self.wfile.write(body)
+
+    def _begin(self, status: int, headers: dict[str, str]) -> None:
+        self.send_response_only(status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        with suppress(OSError):  # some tests close the browser meanwhile
-            self.wfile.write(body)
 
     def log_message(self, *args: object) -> None:
         """Log nothing."""

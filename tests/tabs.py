@@ -17,15 +17,14 @@ from tests.support import wait_for
 
 
 class Tab:
-    """A tab in its own window: `show` and `hide` do what a user would."""
+    """A tab in its own window: `turn` does what a user would."""
 
     def __init__(self, session: CDPSession, context: str) -> None:
         self._session = session
         self._answers: dict[int, dict[str, Any]] = {}
         self._count = 0
-        target = session.send(
-            "Target.createTarget", {"url": "about:blank", "browserContextId": context}
-        )
+        options = {"url": "about:blank", "browserContextId": context}
+        target = session.send("Target.createTarget", options)
         attach = {"targetId": target["targetId"], "flatten": False}
         self._id = session.send("Target.attachToTarget", attach)["sessionId"]
         session.on("Target.receivedMessageFromTarget", self._hear)
@@ -48,9 +47,7 @@ class Tab:
             self._session.send("Target.getTargets")
             return self._answers.pop(number, None)
 
-        answered = wait_for(answer, timeout=30)
-        assert "error" not in answered, answered
-        result: dict[str, Any] = answered["result"]
+        result: dict[str, Any] = wait_for(answer, timeout=30)["result"]
         return result
 
     def evaluate(self, script: str) -> Any:
@@ -65,21 +62,13 @@ class Tab:
         loaded = f"location.href === {url!r} && document.readyState === 'complete'"
         wait_for(lambda: self.evaluate(loaded))
 
-    def hide(self) -> None:
-        self._turn("minimized", "hidden")
-
-    def show(self) -> None:
-        self._turn("normal", "visible")
-
-    def _turn(self, state: str, visibility: str) -> None:
+    def turn(self, state: str, visibility: str) -> None:
+        """Bring the window into a state ("minimized"), which hides or shows the tab."""
         window = self.send("Browser.getWindowForTarget")["windowId"]
         bounds = {"windowState": state}
         self.send("Browser.setWindowBounds", windowId=window, bounds=bounds)
         turned = f"document.visibilityState === {visibility!r}"
         wait_for(lambda: self.evaluate(turned))
-
-    def collect_garbage(self) -> None:
-        self.send("HeapProfiler.collectGarbage")
 
 
 @contextmanager

@@ -13,22 +13,16 @@ from tests.pollserver import Answer
 #: The style of the root element of each page.
 THEMES = {
     "light": "background: #fff; color: #1b1b1a",
-    "unstyled": "",
     "dark scheme": "color-scheme: dark",
     "dark by itself": "color-scheme: light; background: #16181d; color: #e6e6e6",
     # The colours, size and weight of the cookiecutter's pages
     "red": "background: #bc2131; color: #fff; font: 300 14px/1.43 sans-serif",
-    "yellow": "background: #ffd43b; color: #222",
     "grey": "background: #8a8a8a; color: #000",
     # Text that only just has 4.5:1
     "faint": "background: #fff; color: #767676",
-    "faint on dark": "background: #000; color: #757575",
-    "blue on pink": "background: #ffd9ec; color: #1f2fb0",
     "translucent": "background: #efe9dc; color: rgb(0 0 0 / 80%)",
 }
 
-#: Those that differ most from each other, for every run of the tests.
-SOME = ("light", "dark scheme", "red", "faint")
 
 ALL = {
     **STATES,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -128,15 +127,6 @@ class Runner:
         wait_for(reached)
 
 
-def in_two_parts(body: Iterable[bytes]) -> Iterator[bytes]:
-    """Send half of a page late, so that a test that does not wait for it soon fails."""
-    text = b"".join(body)
-    middle = len(text) // 2
-    yield text[:middle]
-    time.sleep(0.02)
-    yield text[middle:]
-
-
 class Pages(Site):
     """An application with pages, under a strict policy, and a browser in it.
 
@@ -174,16 +164,11 @@ class Pages(Site):
             start_response(f"{status} No", [location] if status == 302 else [])
             return []
 
-        sent: dict[str, str] = {}
-
         def start(status: str, headers: Any, exc_info: Any = None) -> Any:
-            sent.update(headers)
             policy = ("Content-Security-Policy", POLICY)
             return start_response(status, [*headers, policy], exc_info)
 
-        body = super().dispatch(environ, start)
-        is_page = sent.get("Content-Type", "").startswith("text/html")
-        return in_two_parts(body) if is_page else body
+        return super().dispatch(environ, start)
 
     def visit(self, path: str = "/job_state") -> None:
         """Open a page, and wait until each of its elements shows its job."""
@@ -230,10 +215,6 @@ class Pages(Site):
         for n, uuid in enumerate(uuids):
             expect(rows.nth(n)).to_have_attribute("data-uuid", uuid)
 
-    def expect_path(self, path: str) -> None:
-        """Wait until the browser has opened and read the page at this path."""
-        self.page.wait_for_url(self.url + path)
-
     def picture(self, name: str) -> None:
         """Keep a picture of the page."""
         PICTURES.mkdir(parents=True, exist_ok=True)
@@ -265,43 +246,28 @@ class ImportSheet(JobState):
         return f"Import of {self.get_job_param('filename')}"
 
 
-FILES = (
-    "boston.csv",
-    "paris.csv",
-    "the results of all marathons since 1896, collected by hand.csv",
-)
-
-#: The jobs of the pictures: status, progress in rows, message, and attempt.
-JOBS: tuple[tuple[str, int, str | None, int], ...] = (
-    ("queued", 0, None, 1),
-    ("working", 9_257, "Writing the rows", 1),
-    ("working", 640, "Checking the file", 1),
-    ("retrying", 12_100, "Waiting for the database", 2),
-    ("cancelling", 4_830, None, 1),
-    ("success", 20_000, "All rows have been read", 1),
-    ("error", 14_020, None, 3),
-    ("cancelled", 730, None, 1),
-    ("success", 20_000, "All rows have been read", 2),
-)
-
-
 def fill(store: JobStore, count: int = 18) -> list[str]:
     """Put jobs of all statuses and several owners, and return their uuids."""
+    statuses = (
+        *("queued", "working", "retrying", "cancelling", "success", "cancelled"),
+        *("error", "working", "success"),
+    )
     found = []
     for n in range(count):
-        status, done, message, attempt = JOBS[n % len(JOBS)]
+        status = statuses[n % len(statuses)]
+        rows = Progress(1_000 * n, 20_000, "rows")
         job_state = put_job(
             store,
             ImportSheet,
             status,
             owner=("alice", "bob", None)[n % 3],
-            params={"filename": FILES[n % len(FILES)]},
-            progress=None if status == "queued" else Progress(done, 20_000, "rows"),
-            message=message,
+            params={"filename": ("boston.csv", "all the results.csv")[n % 2]},
+            progress=None if status == "queued" else rows,
+            message="Waiting for the database" if n % 3 else None,
             log=["Line 17: bib 4 is taken", "Line 90: the name is missing"],
-            metrics={"rows_written": done, "rows_rejected": 3, "runner": "Ruth"},
+            metrics={"rows_written": n, "rows_rejected": 3, "runner": "Ruth"},
             error=JobError("ValueError", "bib 4") if status == "error" else None,
-            attempt=attempt,
+            attempt=1 + n % 3,
             delay=90 if status == "retrying" else 7200 * (n == 0),
         )
         found.append(job_state.uuid)

@@ -87,13 +87,6 @@ class Polling:
         """Wait until the server has heard more requests below a URL than so many."""
         wait_for(lambda: len(self.server.requests(below=below)) > count)
 
-    def wait_for_streams(self, count: int) -> None:
-        wait_for(lambda: len(self.server.streams) == count)
-
-    def wait_apart(self, name: str) -> None:
-        """Wait until the server has heard of a case."""
-        wait_for(lambda: self.seen_apart(name))
-
     def wait_for_all(self, callback: str, count: int) -> None:
         """Wait until a callback was called so often, of whatever pollers."""
         called = f"calls.filter((call) => call.callback === '{callback}').length"

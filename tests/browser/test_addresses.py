@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from tests.browser.polling import Polling
 from tests.pollserver import STATIC, Answer, PollServer, success, working
+from tests.support import wait_for
 
 SOURCE = (STATIC / "job-state.js").read_text("utf-8")
 
@@ -26,7 +27,7 @@ def test_base_url_says_where_jobs_are(polling: Polling) -> None:
     """The script's tag has the base URL of bare uuids, which the option overrides. A
     URL is asked for as it is, with its slash and query, relative to the page.
     """
-    polling.open("/page?base=/app/jobs/")
+    polling.open_with("", tag("src=/job-state.js data-base-url=/app/jobs/"))
     polling.server.answer("job", success(), below="/app/jobs")
     polling.follow("job")
     polling.follow("other", success(), baseUrl="/other")
@@ -193,7 +194,7 @@ def test_script_minds_no_element_of_a_name(timed: Polling) -> None:
         answers = working(), success()
         timed.follow("job", *answers, jobUuid=None, url="job_state/job")
         timed.wait("job", "update")
-        timed.wait_for_streams(count)
+        wait_for(lambda: len(timed.server.streams) == count)  # noqa: B023
         timed.page.wait_for_selector("job-state[state=success]")
         timed.hide()
         asked = timed.asked("job")
@@ -244,6 +245,6 @@ def test_wrong_arguments_are_type_errors(polling: Polling) -> None:
     found = {o: polling.page.evaluate(CATCH.format(o)) for o in WRONG}
     assert found == {o: f"JobState.startPolling: {w}" for o, w in WRONG.items()}
     assert polling.server.seen("a") == []
-    polling.open("/page?base=http://a.test/jobs")
+    polling.open_with("", tag("src=/job-state.js data-base-url=http://a.test/jobs"))
     message = polling.page.evaluate(CATCH.format("{ jobUuid: 'job' }"))
     assert message == f"JobState.startPolling: baseUrl {ELSEWHERE}"

@@ -260,7 +260,7 @@ def test_acts_pass_csrf_checks(pages: Pages, redis_url: str, store: JobStore) ->
         pages.confirm("Delete", "Delete this job? This cannot be undone.")
         pages.expect_said("1 job deleted.")
         # The page of a job that is gone gives way to the list.
-        pages.expect_path("/job_state/?all=1")
+        pages.page.wait_for_url(f"{pages.url}/job_state/?all=1")
         pages.expect_uuids(other)
         pages.one("matching").check()
         pages.confirm("Delete", "Delete 1 job?")

@@ -553,7 +553,8 @@ def test_page_of_another_origin_streams_if_it_sees_the_offer(
     streams.page.context.add_cookies(
         [{"name": "session", "value": "alice", "url": elsewhere.url}]
     )
-    streams.open("/page?connect=" + elsewhere.url)
+    streams.server.policy += f"; connect-src {elsewhere.url}"
+    streams.open()
     options = {"baseUrl": f"{elsewhere.url}/job_state", "crossOrigin": True}
     streams.follow("one", **options)
     wait_for(lambda: len(elsewhere.seen("one")) > 3)

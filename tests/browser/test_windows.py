@@ -40,11 +40,11 @@ def test_elements_removed_while_hidden_are_forgotten(
     poll_server.pages["/element"] = HEAD.format(lang="en", body=ELEMENT)
     with opened(windowed) as tab:
         tab.open(poll_server.url + "/element")
-        tab.hide()
+        tab.turn("minimized", "hidden")
         tab.evaluate(f"{MAKE}({json.dumps(data())})")
 
         def are_collected() -> bool:
-            tab.collect_garbage()
+            tab.send("HeapProfiler.collectGarbage")
             left = "made.filter((reference) => reference.deref()).length"
             return tab.evaluate(left) == 0
 
@@ -61,10 +61,10 @@ def test_tab_that_is_really_hidden_closes_its_stream(
         tab.open(poll_server.url + "/page")
         tab.evaluate("follow('job', { pollingPeriod: 3600000 })")
         wait_for(lambda: poll_server.open_streams)
-        tab.hide()
+        tab.turn("minimized", "hidden")
         wait_for(lambda: not poll_server.open_streams)
         assert len(poll_server.seen("job")) == 1
-        tab.show()
+        tab.turn("normal", "visible")
         wait_for(lambda: poll_server.open_streams)
         assert len(poll_server.streams) == 2
         assert len(poll_server.seen("job")) == 2
