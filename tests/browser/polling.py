@@ -120,17 +120,14 @@ class Polling:
     def warnings(self, kind: str) -> list[str]:
         return [message.text for message in self.console if message.type == kind]
 
-    def close(self) -> None:
-        self.page.remove_listener("console", self.hear)
-        self.page.remove_listener("pageerror", self.fail)
-
 
 def polling_from(page: Page, server: PollServer) -> Iterator[Polling]:
     polling = Polling(page, server)
     polling.open()
     yield polling
     page.goto("about:blank")
-    polling.close()
+    page.remove_listener("console", polling.hear)
+    page.remove_listener("pageerror", polling.fail)
     assert polling.uncaught == []
     assert [w for w in polling.warnings("error") if "Security Policy" in w] == []
 

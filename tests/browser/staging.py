@@ -176,11 +176,9 @@ class Stage:
     def text(self, selector: str) -> str | None:
         return self.page.locator(selector).text_content()
 
-    def wait(
-        self, state: str, name: str = "job", timeout: float = 20.0
-    ) -> dict[str, Any]:
+    def wait(self, state: str, name: str = "job") -> dict[str, Any]:
         """Wait until an element shows a state, and look at it."""
-        wait_for(lambda: self.look(name)["state"] == state, timeout)
+        wait_for(lambda: self.look(name)["state"] == state)
         return self.look(name)
 
     def listen(self) -> None:
@@ -208,9 +206,6 @@ class Stage:
     def watched(self) -> Iterator[Self]:
         """Yield the stage, and check afterwards that its page reported no problem."""
         yield self
-        self.close()
-
-    def close(self) -> None:
         self.page.goto("about:blank")
         self.page.set_viewport_size({"width": 1280, "height": 720})
         self.page.remove_listener("console", self.hear)

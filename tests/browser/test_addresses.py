@@ -187,14 +187,14 @@ def test_script_minds_no_element_of_a_name(timed: Polling) -> None:
     timed.server.offers = True
     element = "<job-state id=shown src=/job_state/shown></job-state>"
     timed.server.answer("shown", success())
-    for count, markup in enumerate(("<img name={0}>", "<iframe name={0}></iframe>"), 1):
+    for markup in "<img name={0}>", "<iframe name={0}></iframe>":
         markups = "".join(markup.format(name) for name in NAMES)
         timed.open_with(markups + element)
         # Longer than a busy browser needs to hide the tab.
         answers = working(), success()
         timed.follow("job", *answers, jobUuid=None, url="job_state/job")
         timed.wait("job", "update")
-        wait_for(lambda: len(timed.server.streams) == count)  # noqa: B023
+        wait_for(lambda: timed.server.open_streams)
         timed.page.wait_for_selector("job-state[state=success]")
         timed.hide()
         asked = timed.asked("job")

@@ -252,10 +252,10 @@ def test_acts_pass_csrf_checks(pages: Pages, redis_url: str, store: JobStore) ->
     """The token goes where the application looks for it: into its header or, without
     one, into a field.
     """
-    options: dict[str, str | None]
-    for options in {"header": "X-Own"}, {"header": None}:
+    headers: tuple[str | None, ...] = ("X-Own", None)
+    for header in headers:
         job, other = put(store, "success", "success")
-        pages.serve(protected(paged_config(redis_url), **options))
+        pages.serve(protected(paged_config(redis_url), header=header))
         pages.visit(f"/job_state/{job}")
         pages.confirm("Delete", "Delete this job? This cannot be undone.")
         pages.expect_said("1 job deleted.")
