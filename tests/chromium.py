@@ -20,12 +20,8 @@ CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 SHELL_NAMES = ("chromium-headless-shell",)
 
 CHROMIUM_ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update"),
     "--disable-sync",
 ]
 

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+BELOW = "/job_state"
+
 STATIC = Path(__file__).parent.parent / "pyramid_jobstate" / "static"
 
 POLICY = (
@@ -83,13 +85,8 @@ function follow(name, options = {}, { callbacks, throwing = [], stopIn } = {}) {
   );
 }
 
-async function cancel(name) {
-  try {
-    return await pollers[name].cancel();
-  } catch (error) {
-    return { rejected: error instanceof Error, ...plain(error) };
-  }
-}
+const cancel = (name) => pollers[name].cancel().catch((error) =>
+  ({ rejected: error instanceof Error, ...plain(error) }));
 
 function setHidden(hidden) {
   const define = (name, value) =>
@@ -104,9 +101,8 @@ function setHidden(hidden) {
 
 @dataclasses.dataclass
 class Answer:
-    """A scripted answer; `drop` closes the connection, `hold` waits for an event.
-
-    To a request for a stream, `hold` sends nothing until the page gives up.
+    """A scripted answer; `drop` closes the connection, `hold` waits for an event, or
+    keeps a request for a stream until the page gives up.
     """
 
     status: int = 200
@@ -145,13 +141,10 @@ class Stream(Request):
     def is_open(self) -> bool:
         return self.ended is None
 
-    def send(
-        self, data: str, event: str | None = None, event_id: str | None = None
-    ) -> None:
+    def send(self, data: str, event: str = "message", event_id: str = "") -> None:
         """Send an event."""
-        lines = [f"event: {event}"] if event else []
-        lines += [f"id: {event_id}"] if event_id is not None else []
-        self.write("\n".join([*lines, f"data: {data}"]) + "\n\n")
+        place = f"id: {event_id}\n" if event_id else ""
+        self.write(f"event: {event}\n{place}data: {data}\n\n")
 
     def write(self, text: str) -> None:
         """Send text as it is."""
@@ -266,11 +259,7 @@ class PollServer:
     close = stop
 
     def answer(
-        self,
-        name: str,
-        *answers: Answer,
-        method: str = "GET",
-        below: str = "/job_state",
+        self, name: str, *answers: Answer, method: str = "GET", below: str = BELOW
     ) -> None:
         """Script the answers for a job, from now on."""
         with self._lock:
@@ -283,9 +272,7 @@ class PollServer:
         with self._lock:
             self._batches = list(answers)
 
-    def seen(
-        self, name: str, method: str = "GET", below: str = "/job_state"
-    ) -> list[Request]:
+    def seen(self, name: str, method: str = "GET", below: str = BELOW) -> list[Request]:
         """The requests so far for one job, alone or with others."""
         return [
             request
@@ -293,7 +280,7 @@ class PollServer:
             if name in request.jobs or urlsplit(request.path).path == f"{below}/{name}"
         ]
 
-    def requests(self, method: str = "GET", below: str = "/job_state") -> list[Request]:
+    def requests(self, method: str = "GET", below: str = BELOW) -> list[Request]:
         """All requests so far below a base URL."""
         return [
             request
