@@ -13,7 +13,6 @@ import mimetypes
 import queue
 import select
 import socket
-import struct
 import threading
 import time
 from contextlib import suppress
@@ -130,12 +129,11 @@ class Request:
 
 
 class Stream(Request):
-    """A stream that a page has opened. The test says what it sends, and how it ends."""
+    """A stream that a page has opened. The test says what it sends and when it ends."""
 
     def __init__(self, path: str, headers: Any) -> None:
         super().__init__("GET", path, headers)
         self._steps: queue.Queue[bytes | None] = queue.Queue()
-        self._reset = False
 
     @property
     def is_open(self) -> bool:
@@ -151,13 +149,8 @@ class Stream(Request):
         self._steps.put(text.encode())
 
     def end(self) -> None:
-        """End the stream in good order."""
+        """End the stream."""
         self._steps.put(None)
-
-    def reset(self) -> None:
-        """Break the connection off."""
-        self._reset = True
-        self.end()
 
     def serve(self, connection: socket.socket) -> None:
         """Send what the test writes, until it ends the stream or the page leaves."""
@@ -171,10 +164,6 @@ class Stream(Request):
                     if step is None:
                         break
                     connection.sendall(step)
-        if self._reset:
-            linger = struct.pack("ii", 1, 0)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            connection.close()
 
 
 def state(job_state: str = "working", **metrics: Any) -> str:

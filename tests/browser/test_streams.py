@@ -98,16 +98,6 @@ def polls(polling: Polling, name: str) -> int:
     return len(polling.server.seen(name))
 
 
-def follow_many(polling: Polling, count: int) -> list[str]:
-    """Follow many jobs with a clock that stands still, and return their uuids."""
-    names = [uuid_of(n) for n in range(count)]
-    for name in names:
-        polling.server.answer(name, working(n=0))
-    follow_all(polling, names, pollingPeriod=10_000)
-    polling.advance(10)
-    return names
-
-
 def streamed(polling: Polling) -> list[str]:
     """The jobs of the open streams."""
     return sorted(uuid for s in polling.server.open_streams for uuid in s.jobs)
@@ -196,7 +186,11 @@ def test_jobs_beyond_three_hundred_are_polled(still: Polling) -> None:
     """Three streams bring the first 300 jobs of a page, a hundred each, and polls bring
     the rest. Where streamed jobs end, the others join.
     """
-    names = follow_many(still, 310)
+    names = [uuid_of(n) for n in range(310)]
+    for name in names:
+        still.server.answer(name, working(n=0))
+    follow_all(still, names, pollingPeriod=10_000)
+    still.advance(10)
     wait_for_sources(still, *["open"] * 3)
     assert sizes(still) == [100, 100, 100]
     assert streamed(still) == names[:300]
@@ -477,7 +471,7 @@ def test_stream_that_ends_goes_on_with_its_last_id(streams: Polling) -> None:
     second = stream_of(streams, 1)
     assert second.headers["last-event-id"] == "a1"
     streams.server.stop()
-    second.reset()
+    second.end()
     streams.server.start()
     third = stream_of(streams, 2)
     assert third.headers["last-event-id"] == "a1"
