@@ -27,10 +27,8 @@ CHROMIUM_ARGUMENTS = [
 
 
 def running() -> Iterator[Browser]:
-    """Yield a headless Chromium, and close it.
-
-    While it runs, its event loop counts as running in the main thread, so no test could
-    run another one: no fixture must outlive the tests that need it.
+    """Yield a headless Chromium, and close it. While it runs, no test can run an event
+    loop of its own: no fixture must outlive the tests that need it.
     """
     from playwright.sync_api import expect, sync_playwright
 
@@ -43,12 +41,8 @@ def running() -> Iterator[Browser]:
 
 
 def launch(kind: BrowserType, *, has_windows: bool = True, **options: Any) -> Browser:
-    """Launch a headless Chromium, or skip the test.
-
-    Parameters:
-      kind: Playwright's `chromium`.
-      has_windows: Whether the test needs windows, which it can minimize. If not, the
-        headless shell is preferred to Chromium.
+    """Launch a headless Chromium, or skip the test. Unless the test needs windows, the
+    headless shell is preferred.
     """
     names = CHROMIUM_NAMES if has_windows else SHELL_NAMES + CHROMIUM_NAMES
     executable = next(filter(None, map(shutil.which, names)), None)

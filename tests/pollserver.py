@@ -255,9 +255,7 @@ class PollServer:
             self.scripts[method, f"{below}/{name}"] = list(answers)
 
     def answer_batches(self, *answers: Answer) -> None:
-        """Script the answers to the next requests for several jobs, overriding the
-        scripts of these jobs.
-        """
+        """Script the answers to the next requests for several jobs."""
         with self._lock:
             self._batches = list(answers)
 

@@ -80,20 +80,6 @@ def test_requests_of_one_base_url_never_overlap(polling: Polling) -> None:
     assert two.began >= one.ended
 
 
-def test_job_that_is_followed_twice_is_asked_for_once(polling: Polling) -> None:
-    """Two pollers of one job share its requests, and its data if it is unchanged."""
-    url = f"/job_state/{uuid_of(1)}"
-    polling.server.answer(uuid_of(1), working('"a"', n=1), Answer(304), success())
-    # Long enough for the second poller to come before the next request.
-    polling.follow("one", jobUuid=None, url=url, pollingPeriod=5000)
-    polling.wait("one", "update")
-    polling.follow("two", jobUuid=None, url=url + "/")
-    polling.wait("two", "done")
-    for name in BOTH:
-        assert polling.told(name) == ["update", "update", "success", "done"]
-    assert len(polling.server.requests()) == 3
-
-
 def test_urls_of_jobs_are_batched_below_their_base(polling: Polling) -> None:
     """URLs that end in uuids, as resource URLs do, are split into base URL and uuid."""
     uuids = [uuid_of(n) for n in range(2)]
