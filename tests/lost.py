@@ -112,6 +112,8 @@ def dying(is_dead: Callable[[int], bool]) -> Iterator[None]:
         if threading.current_thread() is me:
             number += 1
             if is_dead(number):
+                # Another thread must not get a connection that is half open.
+                self.disconnect()
                 raise SystemExit
         return send(self, *args, **kwargs)
 
