@@ -300,17 +300,18 @@ class Shop:
 
     Attributes:
       module: The module.
+      pjobs: Runs commands.
     """
 
     def __init__(self, pjobs: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
         self.module: Any = types.ModuleType("shop")
-        self._pjobs = pjobs
+        self.pjobs = pjobs
         monkeypatch.setattr(sys, "path", list(sys.path))
         monkeypatch.setitem(sys.modules, "shop", self.module)
 
     def rerun(self, *arguments: str) -> Ran:
         """Run jobs again through the broker."""
-        return self._pjobs("rerun", "--broker", "shop:broker", *arguments)
+        return self.pjobs("rerun", "--broker", "shop:broker", *arguments)
 
 
 @contextlib.contextmanager

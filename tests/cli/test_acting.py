@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -13,43 +12,32 @@ from typing import Any
 
 import dramatiq
 import pytest
-import redis
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 
 from pyramid_jobstate import (
     BulkResult,
+    Counts,
     JobError,
     JobState,
     JobStateMiddleware,
     JobStore,
-    StoreUnavailable,
-    rerun,
 )
 from pyramid_jobstate.testing import pass_time, put_batch
 from tests.faulty import faulty
 from tests.jobs import RunMarathon, working
 from tests.operated import HARMLESS, HOSTILE, Haul, Operator, Shop, put
-from tests.support import UUID, key_of, load_job, wait_for
+from tests.support import UUID, load_job, wait_for
 from tests.terminal import Terminal
 from tests.web.operating import Marathons
-from tests.webapp import NOWHERE, make_app, make_request, make_tm_config
+from tests.webapp import NOWHERE
+
+WRONG = JobError("ValueError", "wrong")
 
 
 class Dash(JobState):
     """Another kind than a marathon."""
-
-
-class Scramble(JobState):
-    """A kind whose class fails for the first job."""
-
-    broken = ""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        if self.uuid == self.broken:
-            raise ValueError("broken")
 
 
 def statuses(store: JobStore, *jobs: JobState | str) -> list[str]:
@@ -59,12 +47,12 @@ def statuses(store: JobStore, *jobs: JobState | str) -> list[str]:
 
 def failed(store: JobStore, **options: Any) -> JobState:
     """Store a job that may run again."""
-    return put(store, "error", error=JobError("ValueError", "wrong"), **options)
+    return put(store, "error", error=WRONG, **options)
 
 
 def calls(monkeypatch: pytest.MonkeyPatch, name: str, *results: Any) -> list[Any]:
     """Put results in the place of those of an act of JobStore on many jobs, and return
-    the limits that it was called with. A result may be an exception, or a function.
+    the limits that it was called with. A result may be a function of the limit.
     """
     left = list(results)
     limits: list[Any] = []
@@ -72,10 +60,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, name: str, *results: Any) -> list[Any
     def act(store: JobStore, *, limit: int, **options: Any) -> BulkResult:
         limits.append(limit)
         result = left.pop(0) if len(left) > 1 else left[0]
-        if isinstance(result, Exception):
-            raise result
-        if callable(result):
-            result = result(limit)
+        result = result(limit) if callable(result) else result
         assert isinstance(result, BulkResult)
         return result
 
@@ -112,26 +97,17 @@ def test_jobs_that_cannot_be_cancelled(pjobs: Operator, store: JobStore) -> None
     """A job that is over or unknown has a line on stderr; the others are cancelled,
     and the exit code is 1. Names of one job are one.
     """
-    done, queued = put(store, "success"), put(store, "queued")
+    done, queued, other = put(store, "success"), put(store, "queued"), put(store)
     names = (done.uuid, UUID, queued.uuid, queued.uuid[:13], done.uuid[:13])
-    ran = pjobs("cancel", *names)
-    assert ran.code == 1
-    assert ran.out == [f"{queued.uuid} cancelled"]
-    assert ran.err == [
-        f"pjobs: The job {done.uuid} is already over: success.",
-        f"pjobs: The job {UUID} is unknown, or has expired.",
-    ]
-    other = put(store, "queued")
+    over = f"The job {done.uuid} is already over: success."
+    unknown = f"The job {UUID} is unknown, or has expired."
+    errors = [f"pjobs: {over}", f"pjobs: {unknown}"]
+    assert pjobs("cancel", *names) == (1, [f"{queued.uuid} cancelled"], errors)
     ran = pjobs("cancel", "--json", done.uuid, other.uuid)
     assert ran.code == 1
     assert [json.loads(line) for line in ran.out] == [
-        {
-            "uuid": done.uuid,
-            "done": False,
-            "dry_run": False,
-            "error": f"The job {done.uuid} is already over: success.",
-        },
-        {"uuid": other.uuid, "done": True, "dry_run": False, "status": "cancelled"},
+        {"uuid": done.uuid, "done": False, "dry_run": False, "error": over},
+        {"uuid": other.uuid, "done": True, "dry_run": False, "status": "cancelling"},
     ]
 
 
@@ -147,47 +123,10 @@ def test_dry_run_changes_nothing(
         put(store, "success")
     ran = pjobs("clear", "--kind", "RunMarathon", "--dry-run")
     assert ran == (0, ["3 would be deleted"], [])
-    assert pjobs("cancel", "--everything", "--dry-run").out == ["1 would be cancelled"]
     (line,) = pjobs("clear", "--everything", "--dry-run", "--limit=2", "--json").out
     assert json.loads(line) == {"matching": 2, "dry_run": True}
-    counts = store.counts()
-    assert (counts.queued, counts.success) == (1, 3)
+    assert store.counts() == Counts(queued=1, success=3)
     assert said() == []
-
-
-def test_job_may_end_first(
-    pjobs: Operator, store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A job that ends between the look and the cancel is already over, and one whose
-    record then expires leaves the outcome of its cancel.
-    """
-    cancel = JobState.cancel
-
-    def cancel_it_first(job: JobState) -> bool:
-        assert cancel(job)
-        return cancel(job)
-
-    def cancel_and_delete(job: JobState) -> bool:
-        try:
-            return cancel(job)
-        finally:
-            store.client.delete(key_of(store, job.uuid))
-
-    def delete_when_over(job: JobState) -> bool:
-        assert cancel(job)
-        store.client.delete(key_of(store, job.uuid))
-        return False
-
-    for act, code, out, err in (
-        (cancel_it_first, 1, [], ["pjobs: The job {} is already over: cancelled."]),
-        (cancel_and_delete, 0, ["{} cancelled"], []),
-        (delete_when_over, 1, [], ["pjobs: The job {} is already over."]),
-    ):
-        job = put(store, "queued")
-        monkeypatch.setattr(JobState, "cancel", act)
-        ran = pjobs("cancel", job.uuid)
-        expected = [[text.format(job.uuid) for text in texts] for texts in (out, err)]
-        assert ran == (code, *expected), act
 
 
 def test_cancel_of_a_batch(pjobs: Operator, store: JobStore) -> None:
@@ -197,9 +136,6 @@ def test_cancel_of_a_batch(pjobs: Operator, store: JobStore) -> None:
     assert ran == (0, [f"{batch.uuid} cancelling"], [])
     members = store.members(batch.uuid).items
     assert statuses(store, *members)[:2] == ["success", "cancelled"]
-    waiting = put_batch(store, Haul, ["success", "queued"])
-    assert pjobs("cancel", waiting.uuid).out == [f"{waiting.uuid} cancelled"]
-    assert pjobs("wait", waiting.uuid).code == 4
 
 
 # By filters
@@ -212,41 +148,24 @@ def test_matching_jobs_are_cancelled(
     has a line for each, and one for the filter whatever it holds.
     """
     queued, working = put(store, "queued"), put(store)
+    number, text = put(store, "queued", owner=7), put(store, "queued", owner="7")
     other, done = put(store, "queued", cls=Dash), put(store, "success")
-    ran = pjobs("cancel", "--kind", "RunMarathon", "--yes")
-    assert ran == (0, ["2 cancelled, 0 refused"], [])
+    ran = pjobs("cancel", "--owner", '"7"', "--yes")
+    assert ran == (0, ["1 cancelled, 0 refused"], [])
+    assert statuses(store, number, text) == ["queued", "cancelled"]
+    said()
+    pjobs("cancel", "--kind", "RunMarathon", "--owner", '"alice"', "--yes")
     found = statuses(store, queued, working, other, done)
     assert found == ["cancelled", "cancelling", "queued", "success"]
     assert said() == [
         f"ops (pjobs) cancelled the job {working.uuid}.",
         f"ops (pjobs) cancelled the job {queued.uuid}.",
         "ops (pjobs): 2 cancelled, 0 refused, of the jobs with "
-        "{'kind': 'RunMarathon'}.",
+        "{'owner': 'alice', 'kind': 'RunMarathon'}.",
     ]
-    assert pjobs("cancel", "--status", "queued", "--yes").out[0][:11] == "1 cancelled"
-    number, text = put(store, "queued", owner=7), put(store, "queued", owner="7")
-    pjobs("cancel", "--owner", '"7"', "--yes")
-    assert statuses(store, number, text) == ["queued", "cancelled"]
-    said()
+    assert pjobs("cancel", "--status", "queued", "--yes").out[0][:11] == "2 cancelled"
     pjobs("clear", "--kind", "a\nb", "--yes")
-    assert said() == [
-        "ops (pjobs): 0 deleted, 0 refused, of the jobs with {'kind': 'a\\nb'}."
-    ]
-
-
-def test_operator_may_have_no_name(
-    pjobs: Operator,
-    store: JobStore,
-    said: Callable[[], list[str]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The log names the command alone if the user has no name."""
-    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 5)
-    job = put(store, "queued")
-    pjobs("cancel", job.uuid)
-    assert said() == [f"pjobs cancelled the job {job.uuid}."]
+    assert said()[-1].endswith(r"of the jobs with {'kind': 'a\nb'}.")
 
 
 def test_ended_jobs_are_deleted(pjobs: Operator, store: JobStore) -> None:
@@ -268,7 +187,9 @@ def test_ended_jobs_are_deleted(pjobs: Operator, store: JobStore) -> None:
 def test_calls_go_on_up_to_the_limit(
     pjobs: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Calls go on until all are done, or --limit of them."""
+    """Calls go on until all are done, or --limit of them. If some were refused, since
+    they have changed meanwhile, the exit code is 1.
+    """
     limits = calls(monkeypatch, "clear", lambda n: BulkResult(n, 0, "more"))
     ran = pjobs("clear", "--everything", "--yes", "--limit", "2500")
     assert ran == (0, ["2,500 deleted, 0 refused"], [])
@@ -277,19 +198,10 @@ def test_calls_go_on_up_to_the_limit(
     ran = pjobs("clear", "--everything", "--dry-run", "--limit", "1500")
     assert ran.out == ["1,500 would be deleted"]
     assert sum(limits) == 1500
-    calls(monkeypatch, "clear", BulkResult(7, 0, "more"), BulkResult(3, 0, None))
-    (line,) = pjobs("clear", "--everything", "--yes", "--json").out
-    expected = {"done": 10, "refused": 0, "dry_run": False, "complete": True}
-    assert json.loads(line) == expected
-
-
-def test_refused_jobs_are_counted(
-    pjobs: Operator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A job that changed meanwhile is refused: exit code 1."""
-    calls(monkeypatch, "cancel_all", BulkResult(3, 2, None))
-    ran = pjobs("cancel", "--everything", "--yes")
-    assert ran == (1, ["3 cancelled, 2 refused"], [])
+    calls(monkeypatch, "clear", BulkResult(7, 0, "more"), BulkResult(3, 2, None))
+    ran = pjobs("clear", "--everything", "--yes", "--json")
+    expected = {"done": 10, "refused": 2, "dry_run": False, "complete": True}
+    assert (ran.code, json.loads(ran.out[0])) == (1, expected)
 
 
 def test_lost_reply_is_logged(
@@ -314,21 +226,11 @@ def test_lost_reply_is_logged(
     )
 
 
-def test_store_that_goes_away(pjobs: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the store stops to answer, what was done before is said, too."""
-    calls(monkeypatch, "clear", BulkResult(3, 0, "x"), redis.ConnectionError("gone"))
-    ran = pjobs("clear", "--everything", "--yes")
-    assert ran.code == 1
-    assert ran.out == ["at least 3 deleted, 0 refused, then stopped"]
-    (line,) = ran.err
-    assert line.endswith(" does not answer: gone.")
-
-
 def test_signal_waits_for_the_call(
     pjobs: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C, SIGTERM or SIGHUP during a call ends the command after it: what is
-    printed was done, and nothing else.
+    printed was done, and nothing else. The second one breaks it off.
     """
     for signum, code in (
         (signal.SIGINT, 130),
@@ -346,36 +248,15 @@ def test_signal_waits_for_the_call(
         expected = {"done": 3, "refused": 0, "dry_run": False, "complete": False}
         assert json.loads(ran.out[0]) == expected
 
-
-def test_second_signal_does_not_wait(
-    pjobs: Operator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second Ctrl-C breaks off a call, of which nobody knows what it did."""
-
-    def stop(limit: int) -> BulkResult:
+    def stop_twice(limit: int) -> BulkResult:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("The call went on.")
 
-    calls(monkeypatch, "clear", BulkResult(3, 0, "more"), stop)
+    calls(monkeypatch, "clear", BulkResult(3, 0, "more"), stop_twice)
     ran = pjobs("clear", "--everything", "--yes")
     assert ran == (130, ["at least 3 deleted, 0 refused, then stopped"], [])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_ignored_signal_stays_so(
-    pjobs: Operator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In the background of a script, where Ctrl-C is ignored, it stops nothing."""
-
-    def stop(limit: int) -> BulkResult:
-        signal.raise_signal(signal.SIGINT)
-        return BulkResult(1, 0, None)
-
-    calls(monkeypatch, "cancel_all", stop)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ran = pjobs("cancel", "--everything", "--yes")
-    assert ran == (0, ["1 cancelled, 0 refused"], [])
 
 
 # The question
@@ -403,31 +284,22 @@ def test_person_is_asked(pjobs: Operator, store: JobStore) -> None:
 def test_only_a_yes_goes_on(pjobs: Operator, store: JobStore) -> None:
     """Any other answer, Ctrl-D and Ctrl-C leave all jobs as they are."""
     jobs = [put(store, "queued") for _ in range(2)]
+    for keys, code in ("\n", 1), ("yes please\n", 1), ("\x04", 1), ("", 130):
 
-    def interrupt(shown: Terminal) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        def answer(shown: Terminal, keys: str = keys) -> None:
+            if keys:
+                shown.type(keys)
+            else:
+                os.kill(os.getpid(), signal.SIGINT)
 
-    for keys, code in (
-        *(("n\n", 1), ("\n", 1), ("yes please\n", 1), ("\x04", 1)),
-        (interrupt, 130),
-    ):
-
-        def type_it(shown: Terminal, keys: Any = keys) -> None:
-            shown.type(keys)
-
-        shown = pjobs.draw(
-            *("cancel", "--everything", "--limit=1"),
-            answer=type_it if isinstance(keys, str) else keys,
-        )
+        shown = pjobs.draw("cancel", "--everything", "--limit=1", answer=answer)
         assert shown.code == code, keys
         assert "Cancel 1 job? [y/N]" in shown.text()
         assert ("pjobs: Nothing was done." in shown.text()) == (code == 1)
     assert statuses(store, *jobs) == ["queued"] * 2
 
 
-def test_nobody_is_asked_without_need(
-    pjobs: Operator, store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nobody_is_asked_without_need(pjobs: Operator, store: JobStore) -> None:
     """A command that matches no jobs does not ask, and one with --yes neither. Without
     a terminal, --yes is needed.
     """
@@ -438,8 +310,6 @@ def test_nobody_is_asked_without_need(
     assert shown.lines() == ["1 deleted, 0 refused"]
     job = put(store, "queued")
     text = "pjobs: Pass --yes, since nobody can be asked without a terminal."
-    assert pjobs("cancel", "--everything") == (2, [], [text])
-    monkeypatch.setattr(sys, "stdin", None)
     assert pjobs("cancel", "--everything") == (2, [], [text])
     assert statuses(store, job) == ["queued"]
 
@@ -461,55 +331,27 @@ def test_failed_jobs_run_again(
 def test_jobs_that_cannot_run_again(till: Shop, store: JobStore) -> None:
     """Each job that cannot has a line that says why; the others run: 1."""
     lost, kept = failed(store, actor=""), failed(store)
-    odd = failed(store, actor=HOSTILE)
-    done, stalled = put(store, "success"), put(store, "stalled")
-    ids = (lost.uuid, done.uuid, stalled.uuid, UUID, kept.uuid, odd.uuid)
+    odd, done = failed(store, actor=HOSTILE), put(store, "success")
     for extra, line in (
         (["--dry-run"], f"{kept.uuid} would be requeued, is error"),
         ([], f"{kept.uuid} queued"),
     ):
-        ran = till.rerun(*ids, *extra)
+        ran = till.rerun(lost.uuid, done.uuid, UUID, kept.uuid, odd.uuid, *extra)
         assert (ran.code, ran.out) == (1, [line])
-        assert ran.err[:4] == [
+        *errors, last = ran.err
+        assert errors == [
             f"pjobs: The job {lost.uuid} cannot run again: The store does not hold its "
             "message.",
             f"pjobs: The job {done.uuid} has not failed: success.",
-            f"pjobs: The job {stalled.uuid} has not failed: stalled.",
             f"pjobs: The job {UUID} is unknown, or has expired.",
         ]
-        assert ran.err[4].startswith(f"pjobs: The job {odd.uuid} cannot run again: ")
-        assert HARMLESS.partition(r"\n")[0] in ran.err[4]
-
-
-def test_unsent_job_may_run_again(till: Shop, store: JobStore, redis_url: str) -> None:
-    """A job whose sender died while it ran it again counts as failed, by its id and by
-    filters.
-    """
-    job = failed(store)
-    with faulty(redis_url) as proxy:
-
-        class Dying(dramatiq.Middleware):
-            def before_enqueue(self, *args: Any) -> None:
-                # Whatever it does from now on is lost.
-                proxy.judge = lambda request: "refuse"
-                raise SystemExit
-
-        dying = Marathons(proxy.url).broker
-        dying.add_middleware(Dying())
-        with pytest.raises((SystemExit, StoreUnavailable, redis.RedisError)):
-            rerun(JobStore(proxy.url), dying, job.uuid)
-    pass_time(store, 60)
-    assert statuses(store, job) == ["stalled"]
-    assert till.rerun("--dry-run", job.uuid).code == 0
-    assert till.rerun("--status=error", "--dry-run").out == ["1 would be requeued"]
-    assert till.rerun(job.uuid).out == [f"{job.uuid} queued"]
-    text = f"pjobs: The job {job.uuid} has not failed: queued."
-    assert till.rerun(job.uuid).err == [text]
+        assert last.startswith(f"pjobs: The job {odd.uuid} cannot run again: ")
+        assert HARMLESS.partition(r"\n")[0] in last
 
 
 def test_all_that_match_run_again(till: Shop, store: JobStore) -> None:
     """By a filter, failed jobs run again; those that cannot are counted: 1."""
-    for words in (["--kind", "RunMarathon"], ["--status=error"], ["--everything"]):
+    for words in ["--kind", "RunMarathon"], ["--everything"]:
         jobs = [failed(store), failed(store, actor=""), failed(store)]
         assert till.rerun(*words, "--dry-run").out == ["3 would be requeued"]
         assert statuses(store, *jobs) == ["error"] * 3
@@ -519,113 +361,38 @@ def test_all_that_match_run_again(till: Shop, store: JobStore) -> None:
         store.delete(jobs[1].uuid)
 
 
-def test_class_that_fails_stops_no_others(
-    till: Shop, store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A job whose class fails runs again as the others do."""
-    jobs = [failed(store, cls=Scramble) for _ in range(3)]
-    monkeypatch.setattr(Scramble, "broken", jobs[1].uuid)
-    ran = till.rerun("--kind", "Scramble", "--yes")
-    assert (ran.code, ran.out) == (0, ["3 requeued, 0 refused"])
-
-
 def test_failed_jobs_of_a_batch_run_again(
-    till: Shop, store: JobStore, marathons: Marathons, pjobs: Operator
+    till: Shop, store: JobStore, marathons: Marathons
 ) -> None:
     """`rerun --batch` runs the failed jobs of the batch again, and no others, and the
-    batch goes on.
+    batch goes on. `rerun` and `show` say so of the batch itself.
     """
     member = {
         "status": "error",
         "job_state_class": RunMarathon,
         "actor": "run_marathon",
-        "error": JobError("E", "x"),
+        "error": WRONG,
     }
-    batch = put_batch(
-        store, Haul, ["success", {**member, "owner": "bob"}, member], owner="alice"
-    )
+    members: list[Any] = ["success", {**member, "owner": "bob"}, member]
+    batch = put_batch(store, Haul, members, owner="alice")
     other = put_batch(store, Haul, [member])
+    reason = "A batch cannot run again. Rerun its failed jobs."
+    assert f"rerun: impossible: {reason}" in till.pjobs("show", batch.uuid).out
+    error = f"pjobs: The job {batch.uuid} cannot run again: {reason} "
+    error += f"Use --batch {batch.uuid}."
+    assert till.rerun(batch.uuid) == (1, [], [error])
     uuids = [job.uuid for job in store.members(batch.uuid).items]
     ran = till.rerun("--batch", batch.uuid, "--dry-run")
     assert ran == (0, ["2 would be requeued"], [])
-    ran = till.rerun("--batch", batch.uuid, "--kind=Other", "--dry-run")
-    assert ran.out == ["0 would be requeued"]
     ran = till.rerun("--batch", batch.uuid, "--owner", '"bob"', "--yes")
     assert ran == (0, ["1 requeued, 0 refused"], [])
     assert statuses(store, *uuids) == ["success", "queued", "error"]
-    shown = pjobs.draw(
-        *("rerun", "--broker", "shop:broker", "--batch", batch.uuid[:13]),
-        "--status=error",
-        answer=lambda shown: shown.type("y\n"),
-    )
-    assert "Rerun 1 job? [y/N]" in shown.text()
-    assert shown.lines()[-1] == "1 requeued, 0 refused"
+    ran = till.rerun("--batch", batch.uuid[:13], "--status=error", "--yes")
+    assert ran.out == ["1 requeued, 0 refused"]
     marathons.is_mended = True
     with working(marathons.broker):
         wait_for(lambda: statuses(store, batch) == ["success"])
     assert statuses(store, other) == ["error"]
-
-
-def test_failed_batch_says_what_runs_again(
-    till: Shop, store: JobStore, pjobs: Operator
-) -> None:
-    """A batch does not run again, but its failed jobs do: `show` and `rerun` say so."""
-    batch = put_batch(store, Haul, ["error"])
-    reason = "A batch cannot run again. Rerun its failed jobs."
-    assert f"rerun: impossible: {reason}" in pjobs("show", batch.uuid).out
-    (text,) = pjobs("show", "--json", batch.uuid).out
-    assert json.loads(text)["failures"]["rerun_refusal"] == reason
-    for words in ([], ["--dry-run"]):
-        ran = till.rerun(batch.uuid, *words)
-        error = f"pjobs: The job {batch.uuid} cannot run again: {reason} "
-        assert ran == (1, [], [f"{error}Use --batch {batch.uuid}."])
-
-
-def test_batch_whose_sender_died(
-    till: Shop,
-    store: JobStore,
-    redis_url: str,
-    pjobs: Operator,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """`rerun --batch` says what to do about jobs that were never sent."""
-    with faulty(redis_url) as proxy:
-
-        class Dying(dramatiq.Middleware):
-            def before_enqueue(self, *args: Any) -> None:
-                proxy.judge = lambda request: "refuse"
-
-        dying = Marathons(proxy.url)
-        dying.broker.add_middleware(Dying())
-        monkeypatch.setattr(dramatiq.broker, "global_broker", None)
-        config = make_tm_config(proxy.url)
-        make_app(config)
-        request = make_request(config, "alice")
-        batch = request.job_states.batch(Haul)
-        with contextlib.suppress(Exception), request.tm, batch:
-            batch.send(dying.run_marathon)
-            batch.send(dying.run_marathon)
-    pass_time(store, 20)
-    assert statuses(store, batch) == ["stalled"]
-    ran = till.rerun("--batch", batch.uuid, "--yes")
-    assert (ran.code, ran.out) == (0, ["0 requeued, 0 refused"])
-    assert "Cancel the batch, and send again what is cancelled then." in ran.err[0]
-    assert pjobs("cancel", batch.uuid).out == [f"{batch.uuid} cancelled"]
-
-
-def test_jobs_of_a_cancelled_batch_are_refused(till: Shop, store: JobStore) -> None:
-    """The jobs of a cancelled batch do not run again, and `rerun ID` says why."""
-    wrong = JobError("E", "x")
-    again = {"status": "error", "actor": "run_marathon", "error": wrong}
-    members: list[Any] = [again, "queued"]
-    batch = put_batch(store, Haul, members)
-    assert load_job(store, batch.uuid).cancel()
-    ran = till.rerun("--batch", batch.uuid, "--yes")
-    assert ran == (1, ["0 requeued, 1 refused"], [])
-    member = store.members(batch.uuid).items[0].uuid
-    assert till.rerun(member).err == [
-        f"pjobs: The job {member} cannot run again: Its batch was cancelled."
-    ]
 
 
 def test_what_is_no_batch(pjobs: Operator, store: JobStore, till: Shop) -> None:
@@ -636,7 +403,6 @@ def test_what_is_no_batch(pjobs: Operator, store: JobStore, till: Shop) -> None:
         (["--batch", UUID, "--yes"], 1, f"The job {UUID} is unknown, or has expired."),
         (["--batch", "x", "--yes"], 2, "the batch x is not made of 0-9, a-f and -"),
         (["--batch", job, job], 2, "Give either ids, or filters with or without"),
-        (["--batch", job, "--everything"], 2, "Give filters, or --everything: it sta"),
     ):
         ran = till.rerun(*words)
         assert (ran.code, ran.out) == (code, []), words
@@ -657,44 +423,16 @@ def test_broker_that_is_away(shop: Shop, store: JobStore, pjobs: Operator) -> No
         broker.add_middleware(JobStateMiddleware(url=pjobs.url))
         dramatiq.actor(broker=broker, actor_name="run_marathon", job_state=True)(print)
         shop.module.broker = broker
-        ran = shop.rerun(job.uuid)
-        assert (ran.code, ran.out) == (1, [])
-        (line,) = ran.err
-        assert line.startswith("pjobs: The broker does not answer: ConnectionClosed: ")
-        assert "secret" not in line
-        ran = shop.rerun("--kind", "RunMarathon", "--yes")
-        assert ran.out == ["at least 0 requeued, 0 refused, then stopped"]
-        assert (ran.code, len(ran.err)) == (1, 1)
+        for words, out in (
+            ([job.uuid], []),
+            (["--everything", "--yes"], ["at least 0 requeued, 0 refused, then sto"]),
+        ):
+            ran = shop.rerun(*words)
+            assert (ran.code, [line[:40] for line in ran.out]) == (1, out)
+            (line,) = ran.err
+            assert line.startswith("pjobs: The broker does not answer: ConnectionClos")
+            assert "secret" not in line
     assert statuses(store, job) == ["error"]
-
-
-def test_broker_that_refuses(till: Shop, store: JobStore) -> None:
-    """What a broker refuses is said in one line, without a password, and the job stays
-    failed.
-    """
-
-    class Full(dramatiq.Middleware):
-        def before_enqueue(self, *args: Any) -> None:
-            raise dramatiq.middleware.MiddlewareError("redis://me:secret@h/0 is full.")
-
-    job = failed(store)
-    till.module.broker.add_middleware(Full())
-    expected = ["pjobs: Sending failed: MiddlewareError: redis://…@h/0 is full."]
-    assert till.rerun(job.uuid) == (1, [], expected)
-    assert till.rerun("--everything", "--yes").err == expected
-    assert statuses(store, job) == ["error"]
-
-
-def test_store_that_is_away_is_not_the_broker(shop: Shop, pjobs: Operator) -> None:
-    """A store that does not answer is not taken for the broker."""
-    place = NOWHERE.removeprefix("redis://")
-    shop.module.broker = RedisBroker(url=pjobs.url, middleware=[])
-    shop.module.broker.add_middleware(JobStateMiddleware(url=NOWHERE))
-    for words in ([UUID], ["--everything", "--yes"]):
-        ran = pjobs.main("--url", NOWHERE, "rerun", "--broker", "shop:broker", *words)
-        assert ran.code == 1
-        (line,) = ran.err
-        assert line.startswith(f"pjobs: The store at {place} does not answer: ")
 
 
 def test_unsuitable_brokers_are_refused(
@@ -703,32 +441,24 @@ def test_unsuitable_brokers_are_refused(
     """An unsuitable broker is refused before any job changes. The advice on a broker
     with another store names what --url can.
     """
-    place, db = pjobs.url.rsplit("/", 1)
     module = shop.module
     module.store = store
     module.stub = StubBroker()
     module.plain = RedisBroker(url=pjobs.url, middleware=[])
-    module.placeless = dramatiq.Broker(middleware=[])
-    module.placeless.add_middleware(JobStateMiddleware())
     module.other = RedisBroker(url=pjobs.url, middleware=[])
     module.other.add_middleware(JobStateMiddleware(namespace="other"))
-    module.next = RedisBroker(url=f"{place}/{int(db) + 1}", middleware=[])
-    module.next.add_middleware(JobStateMiddleware())
     advice = "Name that store with --url and --namespace."
-    for name, code, texts in (
-        ("missing", 1, ["--broker shop:missing cannot be imported: AttributeError"]),
-        ("store", 2, ["--broker shop:store is a JobStore, not a Dramatiq broker."]),
-        ("stub", 2, ["--broker shop:stub is a StubBroker, whose messages no work"]),
-        ("plain", 2, ["has no JobStateMiddleware. Add one before the actors"]),
-        ("placeless", 2, ["JobStateMiddleware() shares the Redis server of a Re"]),
-        ("other", 2, ["on --broker shop:other writes", f"another namespace. {advice}"]),
-        ("next", 2, [f"another database. {advice}"]),
+    for name, code, text in (
+        ("missing", 1, "--broker shop:missing cannot be imported: AttributeError"),
+        ("store", 2, "--broker shop:store is a JobStore, not a Dramatiq broker."),
+        ("stub", 2, "--broker shop:stub is a StubBroker, whose messages no work"),
+        ("plain", 2, "has no JobStateMiddleware. Add one before the actors"),
+        ("other", 2, f"another namespace. {advice}"),
     ):
         ran = pjobs("rerun", "--broker", f"shop:{name}", "--everything", "--yes")
         assert (ran.code, ran.out) == (code, []), name
         (line,) = ran.err
-        for text in texts:
-            assert text.lower() in line.lower()
+        assert text in line
 
 
 #: A module that prints, logs, and has a broker.
@@ -758,22 +488,17 @@ def test_module_in_the_current_folder(
     stdout. If the import fails, the error hides passwords.
     """
     job = failed(store)
-    sources = {
-        "till": MODULE.format(url=pjobs.url),
-        "broken": "raise ValueError('redis://me:secret@h/0')",
-        "gone": "raise SystemExit(0)",
-    }
-    for name, text in sources.items():
+    for name, text in (
+        ("till", MODULE.format(url=pjobs.url)),
+        ("broken", "raise ValueError('redis://me:secret@h/0')"),
+    ):
         (tmp_path / f"{name}.py").write_text(text)
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.chdir(tmp_path)
     ran = pjobs("rerun", job.uuid, "--broker", "till:broker")
     assert (ran.code, ran.out) == (0, [f"{job.uuid} queued"])
     assert ran.err == ["printed at import", "logged at import"]
-    for name, error in (
-        ("broken", "ValueError: redis://…@h/0"),
-        ("gone", "SystemExit: 0"),
-    ):
-        ran = pjobs("rerun", job.uuid, "--broker", f"{name}:broker")
-        text = f"pjobs: --broker {name}:broker cannot be imported: {error}"
-        assert ran == (1, [], [text])
+    error = (
+        "pjobs: --broker broken:broker cannot be imported: ValueError: redis://…@h/0"
+    )
+    assert pjobs("rerun", job.uuid, "--broker", "broken:broker") == (1, [], [error])
