@@ -9,18 +9,17 @@ import re
 import sys
 import time
 import unicodedata
+from collections import Counter
 from typing import Any
 
 import pytest
-import redis
 from pyramid.i18n import TranslationString
 
-from pyramid_jobstate import Batch, JobError, JobState, JobStore, Progress
-from pyramid_jobstate.testing import pass_time, put_batch
+from pyramid_jobstate import JobError, JobState, JobStore, Progress
+from pyramid_jobstate.testing import put_batch
 from tests.jobs import RunMarathon
 from tests.operated import HARMLESS, HOSTILE, Haul, Operator, Runner, put, write
-from tests.support import UUID, key_of
-from tests.webapp import make_app, make_request, make_tm_config
+from tests.support import UUID, key_of, load_job
 
 #: The bidirectional controls.
 BIDI = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
@@ -62,55 +61,44 @@ def members(*statuses: str) -> list[dict[str, Any]]:
     return [{"status": each, "job_state_class": RunMarathon} for each in statuses]
 
 
-def first_words(lines: list[str]) -> list[str]:
-    return [line.split()[0] for line in lines]
-
-
 def state_of(pjobs: Operator, job: JobState) -> str:
     """Return what `list` says of the state of a job."""
     (line,) = [line for line in pjobs("list").out if line.startswith(job.uuid)]
     return line.split(" ", 4)[4]
 
 
-def fact_of(pjobs: Operator, job: JobState, name: str) -> str:
-    """Return a fact that `show` tells."""
-    (line,) = [
-        line for line in pjobs("show", job.uuid).out if line.startswith(f"{name}: ")
-    ]
-    return line.partition(": ")[2]
-
-
 # list
 
 
 def test_list_has_a_line_a_job(pjobs: Operator, store: JobStore) -> None:
-    """A line has the id, the time, the kind, the owner as JSON and the state."""
-    done = put(store, "success")
-    failed = put(store, "error", owner=7, error=JobError("ValueError", HOSTILE))
+    """A line has the id, the time, the kind, the owner as JSON and the state. What a
+    record lacks is a dash.
+    """
+    lost = put(store, "cancelled")
+    store.client.delete(key_of(store, lost.uuid))
+    write(store, lost, status="cancelled")
+    put(store, "error", owner=7, error=JobError("ValueError", HOSTILE))
     progress = Progress(2000, 20000, "rows")
-    working = put(store, owner=None, progress=progress, message=HOSTILE)
-
+    working = put(store, message=HOSTILE, progress=progress)
     ran = pjobs("list")
-
     assert (ran.code, ran.err) == (0, [])
-    assert first_words(ran.out) == [working.uuid, failed.uuid, done.uuid]
-    _, queued, rest = ran.out[0].split(" ", 2)
+    first, second, third = ran.out
+    uuid, queued, rest = first.split(" ", 2)
+    assert uuid == working.uuid
     assert datetime.datetime.fromisoformat(queued).tzinfo is not None
     amount = "10% 2,000 of 20,000 rows"
-    assert rest == f"RunMarathon - working {amount}: {HARMLESS}"
-    assert " RunMarathon 7 error after 0." in ran.out[1]
-    assert ran.out[1].endswith(f" s: ValueError: {HARMLESS}")
-    assert ' RunMarathon "alice" success after 0.' in ran.out[2]
+    assert rest == f'RunMarathon "alice" working {amount}: {HARMLESS}'
+    assert " RunMarathon 7 error after 0." in second
+    assert second.endswith(f" s: ValueError: {HARMLESS}")
+    assert third == f"{lost.uuid} - - - cancelled"
 
 
 def test_each_status_has_its_words(pjobs: Operator, store: JobStore) -> None:
     """The state says what belongs to a status, and nothing else."""
     wrong = JobError("E", "x")
     cases: list[tuple[str, dict[str, Any], str]] = [
-        ("queued", {}, "queued"),
         ("queued", {"delay": 60}, "queued, due 20.*"),
         ("retrying", {"delay": 60, "error": wrong}, "retrying, due 20.*: E: x"),
-        ("working", {}, "working"),
         ("working", {"message": "Reading"}, "working: Reading"),
         ("cancelling", {"progress": Progress(3)}, "cancelling 3"),
         ("stalled", {"progress": Progress(1, 2)}, "stalled 50% 1 of 2"),
@@ -129,13 +117,10 @@ def test_numbers_are_readable(pjobs: Operator, store: JobStore) -> None:
     """
     for progress, text in (
         (Progress(2000, None, "rows"), "2,000 rows"),
-        (Progress(2.0), "2"),
         (Progress(0.256), "0.26"),
-        (Progress(10**15), "1,000,000,000,000,000"),
         (Progress(29, 100), "29% 29 of 100"),
         (Progress(9999, 10000), "99% 9,999 of 10,000"),
         (Progress(7, 5), "100% 7 of 5"),
-        (Progress(0, 0), "100% 0 of 0"),
         (Progress(1, 2, "\x1b"), r"50% 1 of 2 \x1b"),
     ):
         state = state_of(pjobs, put(store, progress=progress))
@@ -160,66 +145,34 @@ def test_phases_have_their_names(pjobs: Operator, runner: Runner) -> None:
     assert line.endswith(r" working 45% C\x1b: 1 of 2 rows")
 
 
-def test_what_a_record_lacks_is_a_dash(
-    pjobs: Operator, store: JobStore, client: redis.Redis
-) -> None:
-    """A record with little beside a status makes a line like any other, and a card."""
-    job = put(store, "cancelled")
-    client.delete(key_of(store, job.uuid))
-    write(store, job, status="cancelled")
-    assert pjobs("list").out == [f"{job.uuid} - - - cancelled"]
-    assert "actor: -" in pjobs("show", job.uuid).out
-
-
 def test_list_filters_by_kind_status_and_owner(
     pjobs: Operator, store: JobStore
 ) -> None:
     """Jobs are filtered by kind, status and owner, whose type counts."""
-    number = put(store, "error", owner=7)
-    text = put(store, "error", owner="7", cls=Titled)
-    decimal = put(store, "success", owner=1.5)
-    working = put(store, owner="ü")
+    number = put(store, "error", owner=7).uuid
+    text = put(store, "error", owner="7", cls=Titled).uuid
+    working = put(store, owner="ü").uuid
     for arguments, jobs in (
         (("--owner", "7"), {number}),
         (("--owner", '"7"'), {text}),
-        (("--owner", "1.5"), {decimal}),
         (("--owner", '"ü"'), {working}),
         (("--status", "error"), {number, text}),
-        (("--kind", "Titled"), {text}),
         (("--kind", "RunMarathon", "--status=error"), {number}),
         (("--kind", "Other"), set()),
     ):
-        found = set(first_words(pjobs("list", *arguments).out))
-        assert found == {job.uuid for job in jobs}, arguments
+        assert {*listed(pjobs, *arguments)} == jobs, arguments
 
 
-def test_limits_reach_beyond_a_page(
-    pjobs: Operator, store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_limits_reach_beyond_a_page(pjobs: Operator, store: JobStore) -> None:
     """By default 50 jobs are listed; a limit may be more than the store returns at
-    once. A job on two pages makes one line.
+    once.
     """
-    batch = put_batch(store, Haul, members(*["queued"] * 210))
-    uuids = [
-        job.uuid
-        for limit in (200, 20)
-        for job in store.list(kind="RunMarathon", limit=limit).items
-    ][:200]
-    assert first_words(pjobs("list", "--kind=RunMarathon").out) == uuids[:50]
-    found = first_words(pjobs("list", "--limit", "230").out)
-    assert len(found) == len(set(found)) == 211
-    assert batch.uuid in found
-    load = JobStore.list
-
-    def and_cancel_the_first(store: JobStore, **options: Any) -> Any:
-        page = load(store, **options)
-        if options["cursor"] is None:
-            assert page.items[0].cancel()
-        return page
-
-    monkeypatch.setattr(JobStore, "list", and_cancel_the_first)
-    found = first_words(pjobs("list", "--kind=RunMarathon", "--limit", "999").out)
-    assert len(found) == len(set(found)) == 210
+    put_batch(store, Haul, members(*["queued"] * 210))
+    page = store.list(kind="RunMarathon", limit=200)
+    uuids = [job.uuid for job in page.items]
+    assert listed(pjobs, "--kind=RunMarathon") == uuids[:50]
+    found = listed(pjobs, "--limit", "230")
+    assert len(found) == len({*found}) == 211
 
 
 def test_json_has_all_that_is_known(pjobs: Operator, store: JobStore) -> None:
@@ -271,7 +224,9 @@ def test_json_has_all_that_is_known(pjobs: Operator, store: JobStore) -> None:
 
 
 def test_show_has_all_that_is_known(pjobs: Operator, store: JobStore) -> None:
-    """Without JSON, each fact is a line, and times have their offsets."""
+    """Without JSON, each fact is a line, and times have their offsets. The time left
+    and a requested cancel are shown while they matter.
+    """
     job = put(
         store,
         "error",
@@ -284,10 +239,8 @@ def test_show_has_all_that_is_known(pjobs: Operator, store: JobStore) -> None:
         params={"miles": 26},
     )
     lines = pjobs("show", job.uuid).out
-    facts = [line.split(": ", 1) for line in lines]
-    times = [text for name, text in facts if name in ("queued", "started", "finished")]
-    assert len(times) == 3
-    for text in times:
+    for name in "queued", "started", "finished":
+        (text,) = facts_of(pjobs, job, name)
         assert datetime.datetime.fromisoformat(text).tzinfo is not None
     for line in (
         f"id: {job.uuid}",
@@ -307,36 +260,18 @@ def test_show_has_all_that_is_known(pjobs: Operator, store: JobStore) -> None:
     ):
         assert line in lines
     assert any(line.startswith(f"metric {HARMLESS}: ") for line in lines)
-    (took,) = (line for line in lines if line.startswith("took: "))
-    assert re.fullmatch(r"took: \d\.\d s", took)
-
-
-def test_show_says_what_is_going_on(pjobs: Operator, store: JobStore) -> None:
-    """The time left and a requested cancel are shown while they matter."""
     job = put(store, "cancelling")
     write(store, job, progress='[1, 4, "rows", 14.2]')
-    lines = pjobs("show", job.uuid).out
-    assert "left: 14 s" in lines
-    assert "cancel: requested" in lines
+    assert {"left: 14 s", "cancel: requested"} <= {*pjobs("show", job.uuid).out}
 
 
-def test_show_finds_the_job_of_an_alias(
-    pjobs: Operator, runner: Runner, store: JobStore
-) -> None:
+def test_show_finds_the_job_of_an_alias(pjobs: Operator, store: JobStore) -> None:
     """A page that lost a double click names it. What is shown is the job's own."""
-    config = make_tm_config(pjobs.url)
-    make_app(config)
-    request = make_request(config, "alice")
-    with request.tm:
-        job = request.job_states.send_with_options(runner.actor, unique="nightly")
+    job = put(store)
     write(store, UUID, status="alias", target=job.uuid)
-    lines = pjobs("show", UUID).out
-    assert f"id: {job.uuid}" in lines
-    assert 'unique: ["run_marathon","nightly","alice"]' in lines
+    assert f"id: {job.uuid}" in pjobs("show", UUID).out
     (found,) = pjobs("show", "--json", UUID).out
     assert json.loads(found)["uuid"] == job.uuid
-    write(store, UUID, target="")
-    assert "unknown" in pjobs("show", UUID).err[0]
 
 
 def test_titles_are_the_applications(pjobs: Operator, store: JobStore) -> None:
@@ -348,36 +283,33 @@ def test_titles_are_the_applications(pjobs: Operator, store: JobStore) -> None:
     assert "title: Titled" in pjobs("show", bad.uuid).out
 
 
-def test_show_has_the_failures(pjobs: Operator, runner: Runner) -> None:
-    """`show` has the tries, the traceback, and why the job cannot run again."""
+def test_show_has_the_failures(
+    pjobs: Operator, runner: Runner, store: JobStore
+) -> None:
+    """`show` has the tries, the traceback, and why the job cannot run again. Nothing in
+    it acts on the terminal.
+    """
     live = runner.send()
     live.fail()
-    lines = pjobs("show", live.uuid).out
-    (text,) = [line for line in lines if line.startswith("try: ")]
+    job = load_job(store, live.uuid)
+    (text,) = facts_of(pjobs, job, "try")
     assert text.endswith(" s: ValueError: wrong")
-    found = [line for line in lines if line.startswith("traceback: ")]
-    assert found[0] == "traceback: Traceback (most recent call last):"
-    assert found[-1] == "traceback: ValueError: wrong"
-    assert not any(line.startswith("rerun: ") for line in lines)
+    found = facts_of(pjobs, job, "traceback")
+    assert found[0] == "Traceback (most recent call last):"
+    assert found[-1] == "ValueError: wrong"
+    assert facts_of(pjobs, job, "rerun") == []
     (line,) = pjobs("show", live.uuid, "--json").out
     failures = json.loads(line)["failures"]
     assert failures["tries"][0]["error"]["message"] == "wrong"
     assert failures["tries"][0]["ended_at"].endswith("Z")
     assert failures["traceback"].endswith("ValueError: wrong\n")
     assert failures["rerun_refusal"] == ""
-
-
-def test_failures_are_harmless(pjobs: Operator, store: JobStore) -> None:
-    """Nothing in what is kept of a failure acts on the terminal. A job without a
-    message says that it cannot run again.
-    """
     error = JobError("ValueError", HOSTILE)
     job = put(store, "error", error=error, traceback=HOSTILE, actor="")
-    lines = pjobs("show", job.uuid).out
-    assert "rerun: impossible: The store does not hold its message." in lines
-    assert any(line.endswith(f" s: ValueError: {HARMLESS}") for line in lines)
-    first, second = HARMLESS.split(r"\n")
-    assert [f"traceback: {first}", f"traceback: {second}"] == lines[-3:-1]
+    reason = "impossible: The store does not hold its message."
+    assert facts_of(pjobs, job, "rerun") == [reason]
+    assert facts_of(pjobs, job, "try")[0].endswith(f" s: ValueError: {HARMLESS}")
+    assert facts_of(pjobs, job, "traceback") == HARMLESS.split(r"\n")
 
 
 def test_nothing_acts_on_a_terminal(pjobs: Operator, store: JobStore) -> None:
@@ -416,19 +348,16 @@ def test_long_texts_are_cut(pjobs: Operator, store: JobStore) -> None:
 def test_times_are_local(
     pjobs: Operator, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A time is shown in the local time zone, if that has such a year."""
+    """A time is shown in the local time zone."""
     job = put(store)
     moment = datetime.datetime(2026, 7, 1, 12, 0, 1, tzinfo=datetime.UTC)
-    last = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
     write(store, job, queued=int(moment.timestamp() * 1000))
     monkeypatch.setenv("TZ", "Asia/Kolkata")
     time.tzset()
     try:
-        assert fact_of(pjobs, job, "queued") == "2026-07-01 17:30:01+05:30"
+        assert facts_of(pjobs, job, "queued") == ["2026-07-01 17:30:01+05:30"]
         (line,) = pjobs("list").out
         assert line.split()[1] == "2026-07-01T17:30:01+05:30"
-        write(store, job, queued=int(last.timestamp() * 1000))
-        assert fact_of(pjobs, job, "queued") == "9999-12-31 23:59:59+00:00"
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -438,51 +367,53 @@ def test_durations_take_two_units(pjobs: Operator, store: JobStore) -> None:
     """A duration takes its two largest units."""
     job = put(store, "success")
     for seconds, text in (
-        (-1, "0.0 s"),
         (0.26, "0.3 s"),
         (9.9, "9 s"),
-        (60, "1 min"),
         (125, "2 min 5 s"),
-        (3600, "1 h"),
         (3605, "1 h"),
-        (7384, "2 h 3 min"),
         (100800, "1 d 4 h"),
     ):
         write(store, job, started=10**12, finished=10**12 + int(seconds * 1000))
-        assert fact_of(pjobs, job, "took") == text, seconds
+        assert facts_of(pjobs, job, "took") == [text], seconds
 
 
 # The beginnings of ids
 
 
 def test_beginning_of_an_id_is_enough(pjobs: Operator, store: JobStore) -> None:
-    """A beginning that only one job has names it, in small letters or capitals."""
-    for job in [put(store), put(store, "success"), put(store, "queued")]:
-        for name in (job.uuid[:13], job.uuid[:13].upper(), job.uuid.upper()):
-            assert f"id: {job.uuid}" in pjobs("show", name).out
+    """A beginning that only one job has names it, in small letters or capitals. An id
+    or a beginning that no job has is said so: exit code 1.
+    """
+    job = put(store, "queued", cls=Strange)
+    for name in job.uuid[:13], job.uuid[:13].upper(), job.uuid.upper():
+        assert f"id: {job.uuid}" in pjobs("show", name).out
+    for name, text in (
+        (UUID, f"The job {UUID} is unknown, or has expired."),
+        (
+            "4f6c0",
+            "The id of none of the newest 1,000 jobs begins with 4f6c0. Give the full "
+            "id of an older one.",
+        ),
+    ):
+        assert pjobs("show", name) == (1, [], [f"pjobs: {text}"])
 
 
 def test_ambiguous_beginning_lists_the_candidates(
     pjobs: Operator, store: JobStore
 ) -> None:
     """The error names up to five jobs that begin so, and acts on none of them."""
-    digits = {job.uuid: job for job in (put(store, "queued") for _ in range(17))}
-    by_digit: dict[str, list[str]] = {}
-    for uuid in digits:
-        by_digit.setdefault(uuid[0], []).append(uuid)
-    digit, uuids = max(by_digit.items(), key=lambda item: len(item[1]))
+    uuids = [put(store, "queued").uuid for _ in range(17)]
+    ((digit, count),) = Counter(uuid[0] for uuid in uuids).most_common(1)
     for command in "show", "cancel":
         ran = pjobs(command, digit)
         assert (ran.code, ran.out) == (1, [])
         (line,) = ran.err
-        head = f"pjobs: {digit} is the beginning of several ids: "
-        assert line.startswith(head)
-        found = line.removeprefix(head)
-        assert set(re.findall(r"([0-9a-f-]{36}) \(RunMarathon, queued\)", found)) <= {
-            *uuids
-        }
-        assert found.count("queued") == min(len(uuids), 5)
-    assert {job.status for job in store.list(limit=50).items} == {"queued"}
+        head, _, found = line.partition(" is the beginning of several ids: ")
+        assert head == f"pjobs: {digit}"
+        named = re.findall(r"([0-9a-f-]{36}) \(RunMarathon, queued\)", found)
+        assert {*named} <= {uuid for uuid in uuids if uuid[0] == digit}
+        assert len(named) == min(count, 5)
+    assert {job.status for job in store.list().items} == {"queued"}
 
 
 @pytest.mark.system
@@ -495,20 +426,6 @@ def test_jobs_beyond_the_newest_thousand_need_their_full_id(
     ran = pjobs("show", old.uuid[:13])
     assert "The id of none of the newest 1,000 jobs begins with" in ran.err[0]
     assert f"id: {old.uuid}" in pjobs("show", old.uuid).out
-
-
-def test_unknown_ids(pjobs: Operator, store: JobStore) -> None:
-    """An id or a beginning that no job has is said so: exit code 1."""
-    put(store, "cancelled", cls=Strange)
-    for name, text in (
-        (UUID, f"The job {UUID} is unknown, or has expired."),
-        (
-            "4f6c0",
-            "The id of none of the newest 1,000 jobs begins with 4f6c0. Give the full "
-            "id of an older one.",
-        ),
-    ):
-        assert pjobs("show", name) == (1, [], [f"pjobs: {text}"])
 
 
 def test_code_that_fails_costs_its_own_jobs_only(
@@ -597,18 +514,6 @@ def test_json_of_info_is_one_object(pjobs: Operator, store: JobStore) -> None:
     assert kinds["Stroll"]["working"] == 3
 
 
-def test_info_knows_no_kinds_of_ours(pjobs: Operator, store: JobStore) -> None:
-    """`info` names the kinds of the application. That of its batches without a class of
-    their own is there once there is one.
-    """
-    kinds = {line.split("  ")[0] for line in pjobs().out[1:]}
-    assert {"Haul", "RunMarathon"} <= kinds
-    assert kinds.isdisjoint({"*", "Batch", "JobState"})
-    put_batch(store, Batch, ["queued"])
-    kinds = {line.split("  ")[0] for line in pjobs().out[1:]}
-    assert "Batch" in kinds and "*" not in kinds
-
-
 # Batches
 
 
@@ -620,19 +525,10 @@ def test_line_of_a_batch_has_its_counts(pjobs: Operator, store: JobStore) -> Non
         ([], r"success after 0\.\d s, 0 of 0 jobs"),
         (["queued"] * 2, "queued 0% 0 of 2 jobs"),
         (EACH, "working 57% 4 of 7 jobs, 2 failed, 1 cancelled"),
-        (["success", "queued"], "working 50% 1 of 2 jobs"),
-        (["success", "success"], r"success after [\d.]+ s, 2 of 2 jobs"),
         (["success", "error"], r"error after [\d.]+ s, 2 of 2 jobs, 1 failed"),
     ):
         batch = put_batch(store, Haul, members(*statuses))
         assert re.fullmatch(text, state_of(pjobs, batch)), statuses
-
-
-def test_batch_without_a_beginning(pjobs: Operator, store: JobStore) -> None:
-    """What the record of a batch lacks is left out."""
-    batch = put_batch(store, Haul, ["success"])
-    store.client.hdel(key_of(store, batch.uuid), "started")
-    assert state_of(pjobs, batch) == "success 1 of 1 jobs"
 
 
 def test_show_has_the_counts(pjobs: Operator, store: JobStore) -> None:
@@ -643,18 +539,12 @@ def test_show_has_the_counts(pjobs: Operator, store: JobStore) -> None:
     lines = pjobs("show", batch.uuid[:13]).out
     assert f"title: {HARMLESS}" in lines
     assert "progress: 57% 4 of 7 jobs" in lines
-    assert (
-        "jobs: 1 succeeded, 2 failed, 1 cancelled, 1 running, 1 waiting, 1 retrying"
-        in lines
-    )
+    jobs = "1 succeeded, 2 failed, 1 cancelled, 1 running, 1 waiting, 1 retrying"
+    assert f"jobs: {jobs}" in lines
     assert not any(line.startswith(("batch: ", "rerun: ")) for line in lines)
     member = store.members(batch.uuid).items[0]
-    lines = pjobs("show", member.uuid).out
-    assert f"batch: {batch.uuid}" in lines
-    assert not any(line.startswith("jobs: ") for line in lines)
-    assert "jobs: none" in pjobs("show", put_batch(store).uuid).out
-    write(store, member, batch=HOSTILE)
-    assert f"batch: {HARMLESS}" in pjobs("show", member.uuid).out
+    assert facts_of(pjobs, member, "batch") == [batch.uuid]
+    assert facts_of(pjobs, member, "jobs") == []
 
 
 def test_json_has_the_counts(pjobs: Operator, store: JobStore) -> None:
@@ -663,8 +553,9 @@ def test_json_has_the_counts(pjobs: Operator, store: JobStore) -> None:
     """
     batch = put_batch(store, Haul, members(*EACH))
     alone = put(store, "success").uuid
-    (text,) = pjobs("show", "--json", batch.uuid).out
-    found = json.loads(text)
+    jobs = [json.loads(line) for line in pjobs("list", "--json").out]
+    by_uuid = {job["uuid"]: job for job in jobs}
+    found = by_uuid.pop(batch.uuid)
     assert found["counts"] == {
         "queued": 1,
         "working": 1,
@@ -675,18 +566,17 @@ def test_json_has_the_counts(pjobs: Operator, store: JobStore) -> None:
     }
     assert found["progress"]["fraction"] == pytest.approx(4 / 7)
     assert (found["progress"]["done"], found["progress"]["total"]) == (4, 7)
-    jobs = [json.loads(line) for line in pjobs("list", "--json").out]
-    by_uuid = {job["uuid"]: job for job in jobs}
-    member = store.members(batch.uuid).items[0].uuid
-    assert by_uuid[batch.uuid]["counts"] == found["counts"]
-    assert by_uuid[member]["batch"] == batch.uuid
-    assert by_uuid[alone].keys().isdisjoint({"counts", "batch"})
-    assert "batch" not in by_uuid[batch.uuid]
-    assert "counts" not in by_uuid[member]
+    assert "batch" not in found and "batch" not in by_uuid.pop(alone)
+    assert [job["batch"] for job in by_uuid.values()] == [batch.uuid] * 7
+    assert not any("counts" in job for job in by_uuid.values())
 
 
-def test_stalled_batch_is_said_to_be(pjobs: Operator, store: JobStore) -> None:
-    """A batch whose members fell silent is stalled, as a job is."""
-    batch = put_batch(store, Haul, members("working", "success"))
-    pass_time(store, store.stalled_after + 1)
-    assert state_of(pjobs, batch).startswith("stalled 50% 1 of 2 jobs")
+def listed(pjobs: Operator, *arguments: str) -> list[str]:
+    """Return the ids of the jobs that `list` shows."""
+    return [line.split()[0] for line in pjobs("list", *arguments).out]
+
+
+def facts_of(pjobs: Operator, job: JobState, name: str) -> list[str]:
+    """Return what `show` tells under a name."""
+    facts = [line.partition(": ") for line in pjobs("show", job.uuid).out]
+    return [text for each, _, text in facts if each == name]
