@@ -12,13 +12,11 @@ from pathlib import Path
 
 import dramatiq.broker
 import pytest
-import redis
 
 from pyramid_jobstate import JobError, JobState, JobStore
 from tests.cliapp import Folder
 from tests.operated import Operator, put, with_ini
 from tests.support import UUID
-from tests.webapp import NOWHERE
 
 COMMANDS = ("info", "list", "show", "log", "watch", "wait", "cancel", "rerun", "clear")
 
@@ -36,12 +34,11 @@ def test_each_command_has_its_help(pjobs: Operator) -> None:
         text = "\n".join(ran.out)
         assert f"usage: pjobs --url URL {command}" in text
         assert "--json" in text and "exit codes:" in text and "124 timed out" in text
-    for arguments in ["--help"], ["a.ini", "--help"]:
-        ran = pjobs.main(*arguments)
-        assert ran.code == 0
-        text = "\n".join(ran.out)
-        assert "pjobs INI [name=value ...] [COMMAND" in text
-        assert all(f"\n  {name} " in text for name in (*COMMANDS, "work", "dev"))
+    ran = pjobs.main("--help")
+    assert ran.code == 0
+    text = "\n".join(ran.out)
+    assert "pjobs INI [name=value ...] [COMMAND" in text
+    assert all(f"\n  {name} " in text for name in (*COMMANDS, "work", "dev"))
 
 
 def test_mistakes_are_usage_errors(pjobs: Operator, store: JobStore) -> None:
@@ -49,22 +46,17 @@ def test_mistakes_are_usage_errors(pjobs: Operator, store: JobStore) -> None:
     aim = "Give ids, filters, or --everything to cancel all unfinished"
     either = "Give either ids, or filters with or without --limit."
     for arguments, error in (
-        ("list --kindd x", "unrecognized arguments: --kindd x"),
         ("list --kin x", "unrecognized arguments: --kin x"),
         ("list --status done", "argument --status: invalid choice: 'done' (choose fro"),
         ("show", "the following arguments are required: ID"),
-        ("wait", "the following arguments are required: ID"),
         ("cancel", aim),
         ("cancel --limit 5", aim),
-        ("cancel 4f6c --kind K", either),
         ("cancel 4f6c --everything", either),
         ("cancel 4f6c --limit 5", either),
         ("cancel --everything --kind K", "--everything: it stands for no filter."),
         ("cancel --status error", "argument --status: invalid choice: 'error'"),
-        ("cancel --older-than=1h", "unrecognized arguments: --older-than=1h"),
         ("clear", "Give filters, or --everything to delete all ended jobs."),
         ("clear 4f6c", "unrecognized arguments: 4f6c"),
-        ("clear --status queued", "argument --status: invalid choice: 'queued'"),
         ("rerun 4f6c", "With --url, rerun needs --broker module:name."),
         ("rerun 4f6c --broker m", "the broker m is not a name such as shop.jobs:brok"),
         ("retry", "invalid choice: 'retry' (choose from work, dev, info, list, "),
@@ -82,34 +74,24 @@ def test_values_are_checked(pjobs: Operator, store: JobStore) -> None:
     """Owners are JSON, limits positive whole numbers, durations those of settings, and
     ids hexadecimal.
     """
-    text = """ is not JSON. Put a text as '"{}"' (see"""
     no_owner = " is neither a text nor a number"
     no_limit = " is not a positive whole number"
     no_duration = " is not a duration such as 90"
     no_id = " is not made of 0-9, a-f and -"
     for words, value, error in (
-        ("list --owner", "alice", text.format("alice")),
-        ("list --owner", "", text.format("")),
-        ("list --owner", "NaN", no_owner),
-        ("list --owner", "true", no_owner),
-        ("list --owner", "null", no_owner),
-        ("list --owner", '["alice"]', no_owner),
-        ("list --owner", "[" * 100_000, " is not JSON"),
-        *(
-            ("list --limit", n, no_limit)
-            for n in ("0", "-1", "1.5", "", "1" * 10, "１")
-        ),
-        *(("wait 4f6c --timeout", n, no_duration) for n in ("0", "soon", "٣s")),
-        *(("show", n, no_id) for n in ("", "4f6c*", "http", "a" * 37)),
+        ("list --owner=", "alice", """ is not JSON. Put a text as '"alice"' (see"""),
+        ("list --owner=", "NaN", no_owner),
+        ("list --owner=", '["alice"]', no_owner),
+        ("list --owner=", "[" * 100_000, " is not JSON"),
+        *(("list --limit=", n, no_limit) for n in ("0", "-1", "1.5", "", "１")),
+        *(("wait 4f6c --timeout=", n, no_duration) for n in ("0", "soon", "٣s")),
+        *(("show ", n, no_id) for n in ("4f6c*", "a" * 37)),
     ):
-        flag, given = words.split(), [value]
-        if value.startswith("-"):
-            flag, given = flag[:-1], [f"{flag[-1]}={value}"]
-        ran = pjobs(*flag, *given)
+        ran = pjobs(*f"{words}{value}".split())
         assert ran.code == 2, (words, value)
         (line,) = ran.err
         assert f"{value}{error}" in line
-    for name in "90", "90s", "15m", "24h", "0.5":
+    for name in "90", "15m", "0.5":
         assert pjobs("clear", "--older-than", name, "--dry-run").code == 0
 
 
@@ -118,14 +100,10 @@ def test_places_that_are_none(pjobs: Operator, tmp_path: Path) -> None:
     for arguments, error in (
         (["--url"], "argument --url: expected one argument"),
         (["--url", "http://me:secret@h/", "list"], "its scheme must be one of redis,"),
-        (["--url=redis://me:secret@h/x", "list"], "its path is not a database number"),
         (["--url=redis+cluster://me:secret@h/5", "list"], "--url: The URL of the"),
-        (["--url=redis+cluster://h?db=5", "list"], "no other database than 0"),
         (["redis://me:secret@h/0", "list"], "Put --url before the URL of a Redis serv"),
-        (["redis+cluster://me:secret@h", "list"], "Put --url before the URL"),
         (["a.ini", "--url", "redis://h", "list"], "invalid choice: 'a.ini'"),
         (["--url=redis://h", "--namespace=", "list"], "--namespace '' is empty."),
-        (["--url=redis://h", "--namespace=a}", "list"], "--namespace 'a}' has a brace"),
         (["--namespace", "n", "a.ini", "list"], "--namespace needs --url"),
         (["missing.ini", "list"], "missing.ini does not exist."),
         ([str(tmp_path), "list"], " is a folder, not an ini file."),
@@ -133,7 +111,6 @@ def test_places_that_are_none(pjobs: Operator, tmp_path: Path) -> None:
         (["list"], "an INI must precede the command list"),
         (["a.ini", "x=1", "--json", "list"], "unrecognized arguments: list (see `pjob"),
         (["a.ini", "lsit"], "invalid choice: 'lsit' (choose from "),
-        (["a.ini", "x", "list"], "invalid choice: 'x' (choose from "),
     ):
         ran = pjobs.main(*arguments)
         assert ran.code == 2, arguments
@@ -159,13 +136,8 @@ def test_url_may_follow_the_command(pjobs: Operator, store: JobStore) -> None:
 
 def test_store_that_is_away(pjobs: Operator) -> None:
     """A store that does not answer is said in one line without the password: 1."""
-    for command in COMMANDS:
-        if command in ("wait", "rerun"):
-            continue
-        ids = [UUID] if command in ("show", "log", "cancel") else []
-        filters = ["--everything", "--dry-run"] if command == "clear" else []
-        url = "redis://:secret@127.0.0.1:1/3"
-        ran = pjobs.main("--url", url, command, *ids, *filters)
+    for words in ["info"], ["list"], ["show", UUID], ["watch"], ["cancel", UUID]:
+        ran = pjobs.main("--url", "redis://:secret@127.0.0.1:1/3", *words)
         assert ran.code == 1
         assert ran.err == [
             "pjobs: The store at 127.0.0.1:1/3 does not answer: Error 111 connecting "
@@ -176,21 +148,6 @@ def test_store_that_is_away(pjobs: Operator) -> None:
     (line,) = ran.err
     assert line.startswith("pjobs: --url: Redis Cluster cannot be connected.")
     assert "secret" not in line
-
-
-def test_node_of_a_cluster(pjobs: Operator) -> None:
-    """The error for the URL of a single server that is a node of a Cluster has the
-    right scheme.
-    """
-    with answering(b"-MOVED 1 127.0.0.1:7000\r\n") as port:
-        place = f"127.0.0.1:{port}/0"
-        for words in (["list"], ["show", UUID], ["wait", UUID]):
-            ran = pjobs.main("--url", f"redis://{place}?protocol=2", *words)
-            error = (
-                f"pjobs: The store at {place} is a node of a Cluster: add +cluster to "
-                "the scheme of its URL, as in redis+cluster://."
-            )
-            assert ran == (1, [], [error])
 
 
 @contextlib.contextmanager
@@ -215,62 +172,25 @@ def answering(answer: bytes) -> Iterator[int]:
 
 
 def test_server_that_is_no_redis(pjobs: Operator) -> None:
-    """An error says that the server at a URL does not speak Redis's protocol, or that
-    it answers something else.
+    """An error says that the server at a URL does not speak Redis's protocol, that it
+    answers something else, or that it is a node of a Cluster.
     """
-    with answering(b"HTTP/1.1 400 \x1b[2J\r\n\r\n") as port:
-        ran = pjobs.main("--url", f"redis://:secret@127.0.0.1:{port}/0", "list")
-    assert ran.code == 1
-    (line,) = ran.err
-    assert line.startswith(f"pjobs: The store at 127.0.0.1:{port}/0 is not Redis: ")
-    for answer, protocol in (b":5\r\n", 2), (b"+OK\r\n", 3):
+    for answer, words, error in (
+        (b"HTTP/1.1 400 \x1b[2J\r\n\r\n", ["list"], "not Redis: "),
+        (b":5\r\n", ["wait", UUID], "not Redis: it do"),
+        (
+            b"-MOVED 1 127.0.0.1:7000\r\n",
+            ["show", UUID],
+            "a node of a Cluster: add +cluster to the scheme of its URL, as in "
+            "redis+cluster://.",
+        ),
+    ):
         with answering(answer) as port:
-            url = f"redis://127.0.0.1:{port}/0?protocol={protocol}"
-            for words in (
-                ["info"],
-                ["wait", UUID],
-                ["cancel", "--everything", "--yes"],
-            ):
-                ran = pjobs.main("--url", url, *words)
-                assert ran.code == 1
-                expected = f"pjobs: The store at 127.0.0.1:{port}/0 is not Redis: it do"
-                assert ran.err[-1].startswith(expected)
-
-
-def test_error_of_ours_keeps_its_traceback(
-    pjobs: Operator, store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An exception that a server has not caused is not hidden, nor one for which it
-    cannot be asked.
-    """
-    job = put(store)
-
-    def fail(*args: object) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(JobStore, "failures", fail)
-    with pytest.raises(ZeroDivisionError):
-        pjobs("show", job.uuid)
-    monkeypatch.setattr(JobStore, "load_many", fail)
-    with pytest.raises(ZeroDivisionError):
-        pjobs.main("--url", NOWHERE, "show", UUID)
-
-
-def test_store_that_refuses(
-    pjobs: Operator, store: JobStore, client: redis.Redis
-) -> None:
-    """What the server refuses is said with its reason."""
-    client.acl_setuser(
-        "ann", enabled=True, nopass=True, keys=["*"], categories=["+@all"]
-    )
-    client.execute_command("ACL", "SETUSER", "ann", "-zrevrangebyscore")
-    try:
-        url = pjobs.url.replace("redis://", "redis://ann:x@")
-        ran = pjobs.main("--url", url, "show", "4f6c")
-    finally:
-        client.acl_deluser("ann")
-    assert ran.code == 1
-    assert "refuses: User ann has no permissions" in ran.err[0]
+            place = f"127.0.0.1:{port}/0"
+            ran = pjobs.main("--url", f"redis://{place}?protocol=2", *words)
+        assert (ran.code, ran.out) == (1, [])
+        assert ran.err[-1].startswith(f"pjobs: The store at {place} is {error}")
+        assert "\x1b" not in ran.err[-1]
 
 
 # Applications
@@ -306,35 +226,28 @@ def test_application_of_an_ini(
     kept from stdout, and the log of a file tells who cancelled what.
     """
     monkeypatch.setenv("LOGNAME", "ops")
-    folder.module.write_text(folder.module.read_text() + KIND.format(kind=folder.path))
-    text = folder.ini.read_text()
-    folder.ini.write_text(
-        text.replace("class = StreamHandler", "class = FileHandler")
-        .replace("args = (sys.stderr,)", "args = ('app.log',)")
-        .replace("level = WARNING", "level = INFO")
-        .replace(
-            "jobstate.redis_url",
-            "jobstate.namespace = shop\njobstate.expire_in = 2h\njobstate.redis_url",
-        )
-    )
-    folder.module.write_text(
-        folder.module.read_text().replace(
-            "JobStateMiddleware()", "JobStateMiddleware(namespace='shop')"
-        )
+    source = folder.module.read_text() + KIND.format(kind=folder.path)
+    middleware = "JobStateMiddleware(namespace='shop')"
+    folder.module.write_text(source.replace("JobStateMiddleware()", middleware))
+    folder.write_ini(
+        **{
+            "class = StreamHandler": "class = FileHandler",
+            "args = (sys.stderr,)": "args = ('app.log',)",
+            "level = WARNING": "level = INFO",
+            "greeting": "jobstate.namespace = shop\njobstate.expire_in = 2h\ngreeting",
+        }
     )
     job = put(store.replace(namespace="shop"), "queued", cls=Saunter)
     ran = with_ini(pjobs, folder, "show", job.uuid)
     assert (ran.code, ran.err) == (0, ["printed at import"])
     assert "kind: Saunter of the tests" in ran.out
     assert "printed at import" not in ran.out
-
     ran = pjobs.main(str(folder.ini), "word=hi")
     assert ran.code == 0
     assert ran.out[0].endswith("| 2 h: done 0  failed 0")
     kinds = [line.split("  ")[0] for line in ran.out[1:]]
     assert kinds[0] == "Saunter of the tests"
     assert {str(folder.path), f"{folder.path} uphill"} <= {*kinds}
-
     ran = pjobs.main(str(folder.ini), "word=hi", "cancel", job.uuid)
     assert (ran.code, ran.out) == (0, [f"{job.uuid} cancelled"])
     log = (folder.path / "app.log").read_text()
@@ -378,16 +291,11 @@ def test_application_that_does_not_start(pjobs: Operator, folder: Folder) -> Non
     )
     secrets = "api_secret = s3cr3t\ndb = pg://a:b s3cr3t@db\n"
     folder.write_ini(**{"greeting =": f"{secrets}greeting ="})
+    shown = "raise ValueError('no pg://me:hush@db/x, pg://a:b s3cr3t@db\\n s3cr3t')"
     for old, new, error in (
         ("import logging", "import missing_one", "line 2: ModuleNotFoundError: No"),
-        ("greeting = None", "1 / 0", "ZeroDivisionError: division by zero"),
         ("greeting = None", "raise SystemExit(0)", "line 17: SystemExit: 0"),
-        ("greeting = None", "raise SystemExit('bye')", "line 17: SystemExit: bye"),
-        (
-            "greeting = None",
-            "raise ValueError('no pg://me:hush@db/x, pg://a:b s3cr3t@db\\n s3cr3t')",
-            "ValueError: no pg://…@db/x, pg://…@db …",
-        ),
+        ("greeting = None", shown, "ValueError: no pg://…@db/x, pg://…@db …"),
         ('config.include("pyramid_jobstate")', "pass", "does not include pyramid_"),
     ):
         folder.module.write_text(source.replace(old, new))
@@ -418,7 +326,6 @@ def test_ini_that_is_wrong(pjobs: Operator, folder: Folder) -> None:
         ("jobstate.stalled = 3", 1, "The setting jobstate.stalled is unknown."),
         ("jobstate.path = redis://:hush@h/x", 1, "setting jobstate.path = "),
         ("greeting = %(nothing)s", 2, "uses %(nothing)s, which has no value."),
-        ("greeting", 2, "is not `name = value`."),
     ):
         folder.write_ini(**{"greeting = %(word)s": settings})
         ran = with_ini(pjobs, folder, "list")
@@ -430,42 +337,3 @@ def test_ini_that_is_wrong(pjobs: Operator, folder: Folder) -> None:
     ran = with_ini(pjobs, folder, "list")
     assert ran.code == 2
     assert "jobstate.broker is stub, whose jobs only" in ran.err[-1]
-
-
-COMPOSITE = """
-[composite:main]
-use = call:cliapp:make
-/a = a
-/b = b
-
-[app:a]
-use = call:cliapp:main
-jobstate.redis_url = {url}
-
-[app:b]
-use = call:cliapp:main
-jobstate.redis_url = {url}
-jobstate.namespace = other
-"""
-
-MAKE = """
-def make(loader, global_conf, **paths):
-    return [loader.get_app(name) for name in paths.values()]
-"""
-
-
-def test_applications_with_different_stores(
-    pjobs: Operator, folder: Folder, store: JobStore
-) -> None:
-    """If an ini makes applications with different stores, one must be named."""
-    folder.module.write_text(STUB + MAKE)
-    folder.ini.write_text(COMPOSITE.format(url=folder.url))
-    job = put(store.replace(namespace="other"))
-    ran = with_ini(pjobs, folder, "list")
-    assert ran.code == 2
-    text = "makes applications with different stores: <JobStore 'jobstate' at "
-    assert text in ran.err[-1]
-    folder.ini = Path(f"{folder.ini}#b")
-    ran = with_ini(pjobs, folder, "list")
-    assert ran.code == 0
-    assert ran.out[0].startswith(job.uuid)

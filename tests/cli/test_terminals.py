@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import redis
@@ -26,7 +27,6 @@ from tests.operated import (
     put,
     write,
 )
-from tests.support import key_of
 from tests.terminal import Terminal
 from tests.webapp import NOWHERE
 
@@ -42,52 +42,37 @@ class Amble(JobState):
 
 def test_list_is_a_table(pjobs: Operator, store: JobStore) -> None:
     """The jobs are rows of a table without anything that acts on the terminal, and
-    rich's markup is text.
+    rich's markup is text. A line says that there are more, a job of another day has its
+    date, and NO_COLOR removes the colours.
     """
     message = "[red]Reading[/red] :smile:"
     working = put(store, progress=Progress(1, 4, "rows"), message=message)
     put(store, "error", owner=HOSTILE, error=JobError("ValueError", HOSTILE))
+    write(store, put(store, "success"), queued=0)
     shown = pjobs.draw("list", "--limit", "2", columns=150)
     assert shown.code == 0
-    head, first, second = shown.lines()
+    head, first, second, last = shown.lines()
     assert head.split() == ["id", "queued", "kind", "owner", "status"]
     assert first.split()[0] == working.uuid[:8]
     assert first.endswith(f"working  25% 1 of 4 rows: {message}")
-    assert r"ValueError: a\x1b[2J" in second
-    assert "\x1b[36m" in shown.output and "\x07" not in shown.output.replace(
-        "mark\x07", ""
-    )
-
-
-def test_table_says_what_is_left_out(pjobs: Operator, store: JobStore) -> None:
-    """A table has a line about further jobs; NO_COLOR removes the colours; a job of
-    another day has its date.
-    """
-    for _ in range(3):
-        write(store, put(store, "success"), queued=0)
-    newest = store.list(limit=1).items[0]
-    store.client.hdel(key_of(store, newest.uuid), "queued")
-    shown = pjobs.draw("list", "--limit=2", NO_COLOR="1")
-    assert re.match("[0-9a-f]{8}  -  +RunMarathon ", shown.lines()[1])
-    assert " 1970-01-01 " in shown.lines()[2]
-    assert shown.lines()[3] == "More than 2: see --limit."
+    assert " 1970-01-01 " in second
+    assert last == "More than 2: see --limit."
+    assert "\x1b[36m" in shown.output
+    shown = pjobs.draw("list", columns=150, NO_COLOR="1")
+    assert r"ValueError: a\x1b[2J" in shown.lines()[3]
+    assert "\x07" not in shown.output.replace("mark\x07", "")
     assert "\x1b[3" not in shown.output
     assert pjobs.draw("list", "--kind", "Other").lines() == ["No job matches."]
 
 
 def test_show_is_a_card(pjobs: Operator, store: JobStore) -> None:
     """`show` is a card with a bar."""
-    job = put(
-        store,
-        progress=Progress(1, 4, "rows"),
-        metrics={"[b]x[/b]": HOSTILE},
-        log=["one", "two"],
-    )
-    store.client.hdel(key_of(store, job.uuid), "queued")
+    metrics = {"[b]x[/b]": HOSTILE}
+    job = put(store, progress=Progress(1, 4, "rows"), metrics=metrics, log=["1", "2"])
     shown = pjobs.draw("show", job.uuid, columns=150)
     text = shown.text()
     assert shown.code == 0 and BAR in text
-    assert re.search("^log  +one\n +two$", text, re.MULTILINE)
+    assert re.search("^log  +1\n +2$", text, re.MULTILINE)
     assert "progress    " in text and "  25% 1 of 4 rows" in text
     assert 'metric [b]x[/b]  "a\\u001b[2J\\u0007\\x9b1m\\x7f\\u202eb' in text
     assert "\x9b" not in shown.output and "\u202e" not in shown.output
@@ -104,17 +89,13 @@ def test_info_has_bars(pjobs: Operator, store: JobStore) -> None:
     ]
     for _ in range(3):
         put(store, cls=Amble)
-    put(store, "stalled", cls=Amble)
-    put(store)
-    put(store, "cancelling")
-    put(store, "queued")
+    for status in "working", "cancelling", "queued":
+        put(store, status)
     shown = pjobs.draw(rows=300)
     assert shown.code == 0
     head, busiest, next_ = shown.lines()[:3]
     assert head.startswith("running 5   waiting 1   ")
-    assert re.fullmatch(
-        r"Amble  +█{16}  3 running  0 waiting  0 failed  1 stalled", busiest
-    )
+    assert re.fullmatch(r"Amble  +█{16}  3 running  0 waiting  0 failed", busiest)
     assert re.fullmatch(r"RunMarathon  +█{10}▋ +2 running  1 waiting  0 failed", next_)
 
 
@@ -202,43 +183,32 @@ def test_many_jobs_on_a_small_terminal(pjobs: Operator, store: JobStore) -> None
     """Jobs fill a terminal of any size and never wrap, stalled ones come first, and the
     last line says how many are left out.
     """
-    members = [
-        {
-            "status": "working",
-            "job_state_class": RunMarathon,
-            "progress": Progress(1, 4),
-            "message": "x" * 200,
-        }
-    ] * 49
-    batch = put_batch(store, Haul, members)
+    member = {
+        "status": "working",
+        "job_state_class": RunMarathon,
+        "progress": Progress(1, 4),
+        "message": "x" * 200,
+    }
+    batch = put_batch(store, Haul, [member] * 49)
     jobs = store.members(batch.uuid, limit=50).items
 
     def course(shown: Terminal) -> Iterator[None]:
-        shown.catch_up()
-        assert shown.lines()[-1] == "and 28 more"
         write(store, jobs[0], seen=1)
         yield
         shown.catch_up()
         lines = shown.lines()
-        assert len(lines) == 24
+        assert (len(lines), lines[-1]) == (24, "and 28 more")
         assert lines[0].endswith("   stalled 1   working 49")
         assert lines[1].startswith(jobs[0].uuid[:8])
         ids = {job.uuid[:8] for job in (*jobs[1:], batch)}
         assert all(line[:8] in ids for line in lines[2:23])
-        for rows, columns, more in ((10, 60, 42), (3, 20, 49), (40, 200, 12)):
+        for rows, columns, more in ((3, 20, 49), (1, 1, 0), (40, 200, 12)):
             shown.resize(rows, columns)
             yield
             shown.catch_up()
             lines = shown.lines()
-            assert lines[-1] == f"and {more} more"
             assert len(lines) == rows
-            assert lines[0][2] == ":"
-        shown.resize(1, 1)
-        yield
-        shown.resize(30, 100)
-        yield
-        shown.catch_up()
-        assert shown.lines()[-1] == "and 22 more"
+            assert lines[-1] == f"and {more} more" or not more
         pjobs.interrupt()
         yield
 
@@ -283,28 +253,22 @@ def test_watch_survives_an_outage(pjobs: Operator, store: JobStore) -> None:
     assert re.search(r", for [56] s\.", shown.output)
 
 
-def test_watch_draws_the_bar_of_a_batch(pjobs: Operator, runner: Runner) -> None:
+def test_watch_draws_the_bar_of_a_batch(pjobs: Operator, store: JobStore) -> None:
     """The bar of a batch is as long as the work that is done, by the weights of the
-    jobs; beside it stands how many jobs are over. It ends with the batch.
+    jobs; beside it stands how many jobs are over.
     """
-    batch, (large, small, bad) = runner.send_batch(6, 1, 1)
-    bad.fail()
+    members: list[Any] = ["working", "error", {"status": "success", "weight": 6}]
+    batch = put_batch(store, Haul, members)
 
     def course(shown: Terminal) -> Iterator[None]:
         shown.catch_up()
-        (row,) = [line for line in shown.lines() if line.startswith(batch[:8])]
-        assert re.search(r"━━╸? *[━╺]* +working +12% 1 of 3 jobs, 1 failed$", row)
-        large.end()
-        yield
-        shown.catch_up()
-        assert "87% 2 of 3 jobs, 1 failed" in shown.text()
-        assert "━" * 17 in shown.text()
-        small.end()
+        (row,) = [line for line in shown.lines() if line.startswith(batch.uuid[:8])]
+        assert re.search(r" ━{17}[━╺╸]* +working +87% 2 of 3 jobs, 1 failed$", row)
+        pjobs.interrupt()
         yield
 
-    shown = pjobs.draw("watch", batch, course=course, columns=150)
-    assert shown.code == 0
-    assert re.search(r"error +after [\d.]+ s, 3 of 3 jobs, 1 failed", shown.text())
+    shown = pjobs.draw("watch", batch.uuid, course=course, columns=150)
+    assert shown.code == 130
 
 
 # Terminals and streams that take less
@@ -340,7 +304,7 @@ def test_streams_that_take_less(
 ) -> None:
     """What the encoding of stdout lacks is escaped. A reader that has gone, a full disk
     and a closed stdout have exit codes and at most one line; a closed stderr changes no
-    exit code. A program that calls main() may have put another object in their place.
+    exit code.
     """
     put(store, message="Größe ☃")
     latin = io.TextIOWrapper(io.BytesIO(), encoding="latin-1", newline="")
@@ -349,11 +313,6 @@ def test_streams_that_take_less(
         assert pjobs("list").code == 0
     latin.seek(0)
     assert latin.read().endswith("Größe \\u2603\n")
-    shown = io.StringIO()
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", shown)
-        assert pjobs("list").code == 0
-    assert shown.getvalue().endswith("Größe ☃\n")
 
     reader, writer = os.pipe()
     os.close(reader)
