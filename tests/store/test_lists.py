@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import random
-import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,21 +15,18 @@ import redis
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.errors import Retry
 
-from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, rerun
+from pyramid_jobstate import JobStateMiddleware, JobStore, rerun
 from pyramid_jobstate.testing import pass_time, put_job
-from tests.jobs import Gate, RunMarathon, working
+from tests.jobs import Gate, RunMarathon, messages, working
 from tests.listed import Diary, commands, create, finish, make_desk, pages, uuids_of
 from tests.lost import (
     counting_trips,
-    keys_of,
-    losing_key,
     losing_lists,
     places_of,
     refusing_writes,
 )
 from tests.store.jobs import put, put_crowd, put_unsent
 from tests.support import UUID, key_of, load_job, wait_for
-from tests.webapp import get, make_app, make_config
 
 
 def all_of(store: JobStore, limit: int = 3, **wanted: Any) -> list[str]:
@@ -75,38 +72,35 @@ def taking(
 
 def test_list_is_unfinished_first_and_newest_first(store: JobStore) -> None:
     """Unfinished jobs precede ended ones. Each part has the newest first, by the time
-    they were queued or ended.
+    they were queued, are due or ended.
     """
+    assert store.list() == ([], None)
+    late = put(store, "queued", delay=3600)
     active, ended = put_many(store, 3, "working"), create(store, 4)
     order = [ended[i] for i in (3, 0, 2, 1)]
     finish(store, *order)
     page = store.list()
-    assert uuids_of(page.items) == active + order
+    assert uuids_of(page.items) == [late, *active, *order]
     assert page.cursor is None
 
 
-def test_list_of_nothing_is_empty(store: JobStore) -> None:
-    """An empty store has a single, empty page."""
-    assert store.list() == ([], None)
-
-
 def test_pages_join_without_a_gap(store: JobStore) -> None:
-    """Pages of any size contain each job once, and only the last has no cursor."""
-    ended, active = put_many(store, 5), put_many(store, 5, "queued")
-    for limit in 1, 3, 5, 9, 10, 11, 200:
+    """Pages of any size contain each job once, and only the last has no cursor. They
+    go on after the previous one even if that page's last job is gone.
+    """
+    jobs = put_many(store, 5)
+    jobs = put_many(store, 5, "queued") + jobs
+    for limit in 1, 3, 10, 200:
         found = pages(
             lambda cursor, limit=limit: store.list(limit=limit, cursor=cursor)
         )
-        assert list(itertools.chain(*found)) == active + ended, limit
+        assert list(itertools.chain(*found)) == jobs, limit
         assert all(len(page) == limit for page in found[:-1])
         assert len(found) == -(-10 // limit)
-
-
-def test_delayed_job_is_listed_by_when_it_is_due(store: JobStore) -> None:
-    """A job that is due later precedes those that are due now."""
-    late = put(store, "queued", delay=3600)
-    soon = put(store, "queued")
-    assert all_of(store) == [late, soon]
+    page = store.list(limit=7)
+    assert store.delete(jobs[6])
+    store.client.delete(key_of(store, jobs[7]))
+    assert uuids_of(store.list(cursor=page.cursor).items) == jobs[8:]
 
 
 def test_jobs_of_one_moment_are_told_apart(redis_url: str) -> None:
@@ -124,15 +118,6 @@ def test_jobs_of_one_moment_are_told_apart(redis_url: str) -> None:
                     found = all_of(store, limit, status=status)
                     assert len(found) == 6
                     assert set(found) == set(jobs)
-
-
-def test_cursor_survives_its_job(store: JobStore) -> None:
-    """A page continues after the previous one even if that page's last job is gone."""
-    jobs = put_many(store, 6)
-    page = store.list(limit=3)
-    assert store.delete(jobs[2])
-    store.client.delete(key_of(store, jobs[3]))
-    assert uuids_of(store.list(limit=3, cursor=page.cursor).items) == jobs[4:]
 
 
 def test_paging_misses_no_job_while_others_change(store: JobStore) -> None:
@@ -173,34 +158,27 @@ def test_retry_keeps_its_place(store: JobStore) -> None:
     """
     store = store.replace(active_expire_in=1000)
     first, second, third = create(store, 3)[::-1]
-    with taking(store, 60) as take:
-        take(first)
-    assert all_of(store) == [third, second, first]
-    with taking(store, 900) as take:
-        take(second)
+    for delay, uuid in (60, first), (900, second):
+        with taking(store, delay) as take:
+            take(uuid)
     assert all_of(store) == [second, third, first]
     assert all_of(store, status="retrying") == [second, first]
 
 
 # Filters.
 
+#: Filters, and the jobs that each shows.
 FILTERS: list[tuple[dict[str, Any], str]] = [
     ({"owner": "alice"}, "abc"),
-    ({"owner": "bob"}, "de"),
     ({"owner": 7}, "f"),
     ({"owner": "7"}, ""),
-    ({"owner": ""}, ""),
     ({"kind": "RunMarathon"}, "acdf"),
-    ({"kind": "Diary"}, "be"),
     ({"kind": "Nothing"}, ""),
     ({"status": "success"}, "cd"),
-    ({"status": "working"}, "ae"),
     ({"status": "stalled"}, "f"),
-    ({"status": "cancelling"}, ""),
     ({"status": "success", "owner": "alice"}, "c"),
     ({"owner": "alice", "kind": "RunMarathon"}, "ac"),
     ({"owner": "alice", "kind": "RunMarathon", "status": "working"}, "a"),
-    ({"owner": "bob", "status": "working"}, "e"),
     ({"params": {"miles": 26}}, "ad"),
     ({"params": {"miles": 26, "shoes": ["red"]}}, "a"),
     ({"params": {"miles": 26}, "owner": "bob"}, "d"),
@@ -230,8 +208,8 @@ def test_list_is_filtered(store: JobStore) -> None:
 
 
 def test_search_is_limited(store: JobStore) -> None:
-    """A page of a filtered list examines a thousand jobs in a few round trips. It may
-    be short, and its cursor goes on from there.
+    """A page of a filtered list examines a thousand jobs in a few round trips, and
+    reads none of them whole. It may be short, and its cursor goes on from there.
     """
     wanted: dict[str, Any] = {"kind": "RunMarathon", "params": {"miles": 27}}
     found = put(store, "queued", params={"miles": 27})
@@ -242,72 +220,32 @@ def test_search_is_limited(store: JobStore) -> None:
         first = store.list(**wanted, limit=1)
     calls = commands(client)
     assert first.items == [] and first.cursor is not None
-    # For each job an outline, then the parameters. No job is read whole.
+    # For each job an outline, then the parameters.
     assert 2000 <= calls["hmget"] <= 2400
     assert "hgetall" not in calls
     assert len(trips) <= 50
     second = store.list(**wanted, limit=1, cursor=first.cursor)
     assert uuids_of(second.items) == [found]
-    # A page that ends with the last job is the last page.
-    assert load_job(store, found).cancel()
-    assert store.delete(found)
-    assert store.list(**wanted) == ([], None)
-
-
-def test_large_parameters_are_not_held(store: JobStore) -> None:
-    """A filter by parameters reads them in portions, and finds its jobs among large and
-    small ones alike.
-    """
-    filler = "x" * 1024 * 1024
-    jobs = [
-        put(store, "queued", params={"n": i % 3, "text": filler if i % 4 else ""})
-        for i in range(24)
-    ]
-    store.list(params={"n": 5})
-    tracemalloc.start()
-    try:
-        page = store.list(params={"n": 0, "text": ""}, limit=1)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert uuids_of(page.items) == [jobs[12]]
-    assert page.cursor is not None
-    # All of them take 18 MiB, and as much again as text.
-    assert peak < 16 * 1024 * 1024
-
-
-def test_filter_uses_the_record(store: JobStore) -> None:
-    """A filter uses what is stored, whatever the job's class makes of it."""
-
-    class Fickle(JobState):
-        @property
-        def status(self) -> str:
-            return "success"
-
-    uuid = put_job(store, Fickle, "working").uuid
-    assert all_of(store, status="working") == [uuid]
-    assert all_of(store, status="success") == []
 
 
 # Arguments.
 
 CURSORS = [
-    *("", "x", "a1", f"a.{UUID}", f"b1.{UUID}", f"a-1.{UUID}", f"a1.{UUID}\n"),
-    *("a" * 9999, f"a{'9' * 17}.{UUID}", f"a²1.{UUID}", "e1.12345678"),
+    "",
+    "x",
+    f"a.{UUID}",
+    f"a-1.{UUID}",
+    f"a1.{UUID}\n",
+    "a" * 9999,
+    f"a²1.{UUID}",
 ]
 
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
-    *[
-        ({"limit": limit}, ValueError, "limit must be from 1 to 200")
-        for limit in (0, -1, 201, 10**30)
-    ],
-    *[
-        ({"limit": limit}, TypeError, "limit must be an int")
-        for limit in ("5", 5.0, True, None)
-    ],
+    *[({"limit": n}, ValueError, "limit must be from 1 to 200") for n in (0, 201)],
+    *[({"limit": n}, TypeError, "limit must be an int") for n in ("5", 5.0, True)],
     *[
         ({"status": status}, ValueError, "status must be a status of a job")
-        for status in ("", "done", "waiting", "sending")
+        for status in ("", "waiting")
     ],
     *[
         ({"cursor": cursor}, ValueError, "cursor was not issued by this list")
@@ -318,7 +256,6 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
 #: Arguments that no job can match, and their errors.
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"kind": RunMarathon}, r"^kind must be a str, such as RunMarathon\.kind, not <"),
-    ({"kind": 5}, "^kind must be a str, .*, not 5"),
     ({"owner": [1]}, r"^owner must be a string or a finite number, not \[1\]"),
     ({"owner": True}, "^owner must be .*, not True"),
     ({"params": [1]}, r"^params must be a dict .*, not \[1\]"),
@@ -328,35 +265,23 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
 
 def test_invalid_arguments_are_refused(store: JobStore) -> None:
     """An argument out of range, or a cursor that was never issued, is an error that
-    names it.
+    names it. So is what no job can match, rather than an empty list.
     """
     for wrong, error, match in WRONG:
-        with pytest.raises(error, match=match):
-            store.list(**wrong)
-        if "status" in wrong or "limit" in wrong:
+        for call in store.list, functools.partial(store.members, UUID):
             with pytest.raises(error, match=match):
-                store.members(UUID, **wrong)
-
-
-def test_arguments_of_wrong_types_are_refused(store: JobStore) -> None:
-    """What no job can match is an error, not an empty list or nothing to do."""
-    calls: list[tuple[Callable[..., Any], tuple[str, ...]]] = [
-        (store.list, ("kind", "owner", "params", "cursor")),
-        (lambda **wrong: store.members(UUID, **wrong), ("cursor",)),
-        (store.counts, ("kind",)),
-        (store.throughput, ("kind",)),
-        (
-            lambda **wrong: store.cancel_all(everything=True, **wrong),
-            ("kind", "owner", "params", "cursor"),
-        ),
-        (
-            lambda **wrong: store.clear(everything=True, **wrong),
-            ("kind", "owner", "cursor"),
-        ),
+                call(**wrong)
+    calls: list[tuple[Callable[..., Any], str]] = [
+        (store.list, "kind owner params cursor"),
+        (functools.partial(store.members, UUID), "cursor"),
+        (store.counts, "kind"),
+        (store.throughput, "kind"),
+        (functools.partial(store.cancel_all, everything=True), "kind owner params"),
+        (functools.partial(store.clear, everything=True), "kind owner cursor"),
     ]
     for call, names in calls:
         for wrong, match in MISTAKES:
-            if {*wrong} <= {*names}:
+            if {*wrong} <= {*names.split()}:
                 with pytest.raises(TypeError, match=match):
                     call(**wrong)
 
@@ -367,21 +292,14 @@ def test_cursor_of_another_list_does_no_harm(store: JobStore) -> None:
     """
     ended, active = put_many(store, 2, "error"), put_many(store, 2, "queued")
     first, last = store.list(limit=1).cursor, store.list(limit=3).cursor
-    assert (
-        uuids_of(store.list(status="error", owner="alice", cursor=first).items) == ended
-    )
-    assert store.list(status="queued", cursor=last).items == []
+    found = store.list(status="error", owner="alice", cursor=first)
+    assert uuids_of(found.items) == ended
     assert store.list("bob", cursor=last).items == []
     assert uuids_of(store.list(cursor=first).items) == [active[1], *ended]
     own = store.list(status="error", limit=1).cursor
-    others: list[dict[str, Any]] = [
-        {},
-        {"status": "success"},
-        {"status": "error", "owner": "alice"},
-    ]
-    for wanted in others:
+    for status in None, "success":
         with pytest.raises(ValueError, match="cursor was not issued by this list"):
-            store.list(**wanted, cursor=own)
+            store.list(status=status, cursor=own)
 
 
 # What a list costs.
@@ -420,20 +338,9 @@ def test_list_of_right_entries_writes_nothing(store: JobStore) -> None:
     ]
     for wanted, most in lists:
         store.list(**wanted)
-        before = places(store)
         with refusing_writes(store.client), counting_trips() as trips:
             assert len(store.list(**wanted, limit=8).items) == 8
         assert len(trips) <= most, wanted
-        assert places(store) == before
-
-
-def places(store: JobStore) -> dict[str, Any]:
-    """Return all that lists hold."""
-    client: Any = store.client
-    return {
-        key: client.zrange(key, 0, -1, withscores=True)
-        for key in keys_of(client, "zset")
-    }
 
 
 # Jobs that are not where they belong.
@@ -447,7 +354,7 @@ def test_expired_jobs_are_dropped(store: JobStore) -> None:
     assert all_of(store, owner="alice") == all_of(store) == [active[1], ended[1]]
     assert all_of(store, status="error", kind="RunMarathon") == ended[1:]
     assert all_of(store, status="working", kind="RunMarathon") == active[1:]
-    assert places_of(store.client, gone[0]) == places_of(store.client, gone[1]) == []
+    assert [places_of(store.client, uuid) for uuid in gone] == [[], []]
 
 
 def change_to(store: JobStore, uuid: str, status: str) -> None:
@@ -465,8 +372,6 @@ CHANGES = [
     ("working", "cancelling"),
     ("queued", "cancelled"),
     ("error", "queued"),
-    ("queued", "error"),
-    ("queued", "success"),
     ("working", "success"),
     ("error", "success"),
 ]
@@ -489,40 +394,13 @@ def test_job_whose_change_was_not_listed_is_moved(store: JobStore) -> None:
         assert getattr(store.counts(), now) == getattr(store.counts(), was) == 1
 
 
-def test_job_has_a_place_whatever_list_was_lost(store: JobStore) -> None:
-    """A job stays in the lists if one of them has lost what was written last."""
-    client: Any = store.client
-    for was, now in ("working", "cancelling"), ("error", "queued"):
-        client.flushall()
-        change_to(store := JobStore(client), put(store, was), now)
-        for lost in keys_of(client, "zset"):
-            client.flushall()
-            store = JobStore(client)
-            job = put(store, was)
-            with losing_key(client, lost):
-                change_to(store, job, now)
-            for kind in None, "RunMarathon":
-                # What one list has lost is found in another.
-                for status in "queued", "success", was:
-                    found = all_of(store, status=status, kind=kind)
-                    assert found == [] or status == now, lost
-                if not lost.endswith(kind or ":all"):
-                    assert all_of(store, kind=kind) == [job], lost
-                    assert all_of(store, kind=kind, status=now) == [job], lost
-
-
 def test_job_that_changes_during_a_list_is_shown_once(store: JobStore) -> None:
     """A job that ends, or expires, between the round trips of a page is shown once, or
     left out if it no longer fits.
     """
-    lists: list[dict[str, Any]] = [{}, {"status": "queued"}, {"kind": "RunMarathon"}]
-    for wanted in lists:
-        store.client.flushall()
-        put(store, "queued")
-        store.list(**wanted)
-        with counting_trips() as trips:
-            store.list(**wanted)
-        for number in range(1, len(trips) + 1):
+    wanted: dict[str, Any]
+    for wanted in {}, {"status": "queued"}:
+        for number in itertools.count(1):
             store.client.flushall()
             stays, ends, goes = put_many(store, 3, "queued")
 
@@ -531,40 +409,39 @@ def test_job_that_changes_during_a_list_is_shown_once(store: JobStore) -> None:
                 store.client.delete(key_of(store, goes))
 
             expected = [stays] if "status" in wanted else [stays, ends]
-            with counting_trips(number, meanwhile):
+            with counting_trips(number, meanwhile) as trips:
                 found = uuids_of(store.list(**wanted).items)
+            if len(trips) < number:
+                break
             assert len({*found}) == len(found) and {*found} >= {*expected}
             assert found == expected or "status" not in wanted
             assert all_of(store, **wanted) == expected
 
 
 def test_server_that_takes_no_writes_lists(
-    redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
+    store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """On a server that refuses writes, jobs that are listed wrongly are shown as they
-    are, no job is missing, and nothing is logged.
+    """On a server that refuses writes, and has forgotten the scripts, jobs that are
+    listed wrongly are shown as they are, no job is missing, and nothing is logged.
     """
     fine, gone, ended, begun = create(store, 4)
     finish(store, begun)
     with losing_lists(store.client):
         assert load_job(store, ended).cancel()
         store.client.delete(key_of(store, gone))
-    app = make_app(make_config(redis_url))
+    store.client.script_flush()
     caplog.clear()
+    lists: list[tuple[dict[str, Any], set[str]]] = [
+        ({}, {fine, begun, ended}),
+        ({"kind": "RunMarathon"}, {fine, begun, ended}),
+        ({"status": "retrying"}, set()),
+        ({"status": "success"}, {begun}),
+    ]
     with refusing_writes(store.client):
-        for query, expected in (
-            ("", {fine, begun, ended}),
-            ("?kind=RunMarathon", {fine, begun, ended}),
-            ("?status=retrying", set()),
-            ("?status=success", {begun}),
-            (f"?uuid={fine}", {fine}),
-        ):
-            answer = get(app, f"/job_state{query}", "alice")
-            assert answer.status_code == 200
-            jobs = list(answer.json.get("jobs", {}).values())
-            items = answer.json.get("items") or jobs
-            assert {item["job"]["uuid"] for item in items} == expected, query
-    assert [r for r in caplog.records if r.name.startswith("pyramid_jobstate")] == []
+        for wanted, expected in lists:
+            assert {*uuids_of(store.list(**wanted).items)} == expected, wanted
+        assert store.counts().success == 1
+    assert messages(caplog, "pyramid_jobstate") == []
 
 
 # How long a job is listed.
@@ -589,12 +466,7 @@ def test_job_that_is_due_late_stays_listed(brief: JobStore) -> None:
         put(brief, "queued")
         pass_time(brief, 2900)
     put(brief, "queued")
-    lists: list[dict[str, Any]] = [
-        {},
-        {"kind": "RunMarathon"},
-        {"owner": "alice"},
-        {"owner": "alice", "kind": "RunMarathon"},
-    ]
+    lists: list[dict[str, Any]] = [{}, {"owner": "alice", "kind": "RunMarathon"}]
     for wanted in lists:
         assert {*all_of(brief, **wanted)} >= {*late.values()}, wanted
         for status, uuid in late.items():
