@@ -183,7 +183,7 @@ def test_change_that_the_batch_hears_of_late(store: JobStore) -> None:
     }
     batch = put_batch(store, Batch, [failed] * 15)
     for number, uuid in enumerate(members_of(store, batch.uuid), 1):
-        cancelled = []
+        cancelled: list[bool] = []
 
         def cancel(uuid: str = uuid, cancelled: list[bool] = cancelled) -> None:
             cancelled.append(load_job(store, uuid).cancel())
@@ -600,8 +600,10 @@ def test_batch_lives_as_long_as_its_members_may_wait(store: JobStore) -> None:
     """A batch is kept until after the last of its members is due, cancelled or not, and
     for as long as other ended jobs from its end.
     """
-    late: Any = {"status": "queued", "delay": 20 * DAY}
-    for members in [late, "queued"], ["queued", {**late, "status": "retrying"}]:
+    late = {"status": "queued", "delay": 20 * DAY}
+    retried = {"status": "retrying", "delay": 20 * DAY}
+    cases: list[list[Any]] = [[late, "queued"], ["queued", retried]]
+    for members in cases:
         batches = [put_batch(store, Batch, members) for _ in range(2)]
         assert batches[1].cancel()
         pass_time(store, 27 * DAY)

@@ -398,8 +398,8 @@ def test_job_that_changes_during_a_list_is_shown_once(store: JobStore) -> None:
     """A job that ends, or expires, between the round trips of a page is shown once, or
     left out if it no longer fits.
     """
-    wanted: dict[str, Any]
-    for wanted in {}, {"status": "queued"}:
+    lists: list[dict[str, Any]] = [{}, {"status": "queued"}]
+    for wanted in lists:
         for number in itertools.count(1):
             store.client.flushall()
             stays, ends, goes = put_many(store, 3, "queued")
