@@ -12,8 +12,6 @@ from urllib.parse import quote
 
 import pytest
 import redis
-from dramatiq.brokers.redis import RedisBroker
-from redis.sentinel import Sentinel
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, StoreUnavailable
 from pyramid_jobstate.embedded import EmbeddedServer
@@ -24,57 +22,29 @@ from tests.relay import relaying
 from tests.store.jobs import put
 from tests.support import load_job, wait_for
 from tests.tls import tls_server
-from tests.webapp import make_app, make_config, make_request
+from tests.webapp import make_config, make_request
 
-# URLs with passwords, which must not show, and URLs that are ambiguous.
-
-#: Half a password before the character in its middle, and half behind it.
-HALVES = ["hush", "hish"]
-
-AMBIGUOUS = [
-    "redis://:hush{}hish@localhost/0",
-    "redis://bob:hush{}hish@localhost:6379/0",
-    "rediss://:hush{}hish@localhost:6379/0",
-    "redis://:hush{}hish@[::1]:6379/0",
-    "unix://:hush{}hish@/tmp/redis.sock?db=0",
-    "redis+cluster://:hush{}hish@127.0.0.1:1",
-]
-
+#: URLs with passwords, which must not show, and URLs that are ambiguous.
 WRONG = [
-    *(url.format(sign) for url in AMBIGUOUS for sign in "#/[]?\n\r\t"),
-    "redis://:12/hush@localhost",
-    "redis://:12#hush@localhost",
-    "redis://:12?hush@localhost",
-    "redis://:12?x=hush@localhost",
+    *(f"redis://:hush{sign}hish@localhost/0" for sign in "#/[]?\n\r\t"),
+    "rediss://:hush#hish@[::1]:6379/0",
+    "unix://:hush#hish@/tmp/redis.sock?db=0",
+    "redis+cluster://:hush/hish@127.0.0.1:1",
     "redis://:12?hush=hish@localhost",
-    "redis://:12/34?hush=hish@localhost",
-    "redis://localhost:hush",
     "redis://localhost:hush/0",
-    "redis://:hush℀@localhost/0",
     "redis://:hush@localhost:hish/0",
     "redis://:hush@localhost:99999/0",
     "redis://:hush@local[host/0",
     "redis://:hush@localhost/hish",
     "redis://:hush@localhost/1/2",
-    "redis://:hush@localhost/+1",
-    "redis://:hush@localhost/%31%2F2",
-    "redis://:hush@localhost/0#",
     "redis+cluster://:hush@localhost/5",
-    "redis+cluster://:hush@localhost?ssl=1&db=05",
     "redis://:hush@localhost/0#hish",
-    "redis://:hush@localhost/0?db=x",
     "redis://:hush@localhost/0?hish=1",
     "redis://:hush@localhost/0?socket_timeout=hish",
-    "rediss://:hush@localhost/0?ssl_cert_reqs=hish",
-    "redis://:hush@localhost/0\n",
     " redis://:hush@localhost/0",
     "http://:hush@localhost/0",
-    "hush://localhost",
     "hush",
-    "//:hush@localhost",
-    "redis:hush",
     "unix://:hush@?db=0",
-    "redis+hush://localhost",
 ]
 
 
@@ -90,12 +60,6 @@ def everything_of(error: BaseException | None) -> str:
     return "".join(texts)
 
 
-def start(url: str) -> Any:
-    config = make_config(url)
-    config.include("pyramid_jobstate")
-    return config.make_wsgi_app()
-
-
 def test_wrong_url_is_an_error_that_shows_nothing_of_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -107,56 +71,35 @@ def test_wrong_url_is_an_error_that_shows_nothing_of_it(
         with pytest.raises(ValueError, match=r"URL .* invalid.*%23") as caught:
             JobStore(url)
         shown = everything_of(caught.value) + caplog.text
-        assert not [half for half in HALVES if half in shown], url
+        assert "hush" not in shown and "hish" not in shown, url
         assert caught.value.__context__ is caught.value.__cause__ is None
 
 
-def test_wrong_url_shows_nothing_wherever_it_is_given(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """The middleware, and the setting, keep a password as the store does."""
-    caplog.set_level(logging.DEBUG)
-    for url in WRONG[::9]:
-        for make in start, lambda url: JobStateMiddleware(url=url):
-            with pytest.raises(Exception) as caught:  # noqa: PT011
-                make(url)
-            shown = everything_of(caught.value) + caplog.text
-            assert not [half for half in HALVES if half in shown], url
-
-
+#: URLs, and what a client makes of them.
 RIGHT: list[tuple[str, dict[str, Any]]] = [
     ("redis://", {}),
-    ("redis://localhost", {"host": "localhost"}),
-    ("redis://localhost/", {"host": "localhost"}),
     ("redis://localhost:6380/3", {"host": "localhost", "port": 6380, "db": 3}),
-    ("redis://localhost/3/", {"host": "localhost", "db": 3}),
-    ("redis://localhost?db=3", {"host": "localhost", "db": 3}),
     ("redis://localhost/1?db=3", {"host": "localhost", "db": 3}),
     ("rediss://h:1/2", {"host": "h", "port": 1, "db": 2}),
-    ("redis://:pw@h", {"host": "h", "password": "pw"}),
     (
         "redis://bob:pw@h/1",
         {"host": "h", "username": "bob", "password": "pw", "db": 1},
     ),
-    ("redis://bob@h", {"host": "h", "username": "bob"}),
     ("redis://:p%23%2F%40%5B%3F%0Aw@h", {"host": "h", "password": "p#/@[?\nw"}),
     ("redis://:p@w@h", {"host": "h", "password": "p@w"}),
-    ("redis://:p:w@h", {"host": "h", "password": "p:w"}),
-    ("redis://[::1]:7/1", {"host": "::1", "port": 7, "db": 1}),
-    ("redis://:pw@[::1]", {"host": "::1", "password": "pw"}),
+    ("redis://:pw@[::1]:7/1", {"host": "::1", "port": 7, "password": "pw", "db": 1}),
     ("redis://h?socket_timeout=3&password=pw", {"host": "h", "password": "pw"}),
-    ("unix:///tmp/redis.sock", {"path": "/tmp/redis.sock"}),
-    ("unix:///tmp/redis.sock?db=2", {"path": "/tmp/redis.sock", "db": 2}),
     (
         "unix://bob@/tmp/redis.sock?db=2&password=pw",
         {"path": "/tmp/redis.sock", "db": 2, "username": "bob", "password": "pw"},
     ),
-    ("unix://:pw@/tmp/a%40b", {"path": "/tmp/a@b", "password": "pw"}),
 ]
 
 
 def test_every_documented_form_of_a_url_is_understood() -> None:
-    """Every documented form of a URL is accepted, and the repr hides the password."""
+    """Every documented form of a URL is accepted, and the repr shows the address, but
+    no password.
+    """
     names = ("host", "port", "db", "path", "username", "password")
     for url, place in RIGHT:
         store = JobStore(url)
@@ -164,14 +107,8 @@ def test_every_documented_form_of_a_url_is_understood() -> None:
         kwargs = store.client.connection_pool.connection_kwargs
         assert {name: kwargs[name] for name in names if name in kwargs} == place
         assert "pw" not in repr(store)
-
-
-def test_repr_shows_the_address() -> None:
-    """The repr of a store shows its address, but never a password."""
     store = JobStore("redis://user:hunter2@example.com:7000/3")
     assert repr(store) == "<JobStore 'jobstate' at example.com:7000/3>"
-    store = JobStore("unix:///run/redis.sock?password=hunter2")
-    assert repr(store) == "<JobStore 'jobstate' at /run/redis.sock>"
 
 
 @pytest.fixture
@@ -197,15 +134,6 @@ def login(redis_server: EmbeddedServer) -> Iterator[Any]:
         admin.acl_deluser("jobs")
 
 
-def test_any_password_logs_in_if_it_is_encoded(redis_url: str, login: Any) -> None:
-    """A store logs in with the user and password of its URL, whatever signs it has."""
-    for sign in "#", "/", "[", "?", "@", "\n", "℀", "%", ":":
-        store = JobStore(login(f"hush{sign}hish"))
-        assert store.load(put(store, "working")) is not None
-        assert not [half for half in HALVES if half in repr(store)]
-        store.client.close()
-
-
 def test_password_is_shown_nowhere(
     redis_url: str, login: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -213,9 +141,9 @@ def test_password_is_shown_nowhere(
     right or wrong or the server is away.
     """
     caplog.set_level(logging.DEBUG, "pyramid_jobstate")
-    right = login("hunter2")
+    right = login("hunter#2")
     said: list[str] = []
-    for url in right, right.replace("hunter2", "hunter22"):
+    for url in right, right.replace("hunter", "hunters"):
         config = make_config(url)
         config.include("pyramid_jobstate")
         config.make_wsgi_app()
@@ -225,8 +153,7 @@ def test_password_is_shown_nowhere(
         store = JobStore(url)
         said += [repr(store)]
         _, run_marathon = make_desk(store)
-        for _ in range(2):
-            run_marathon.send(26)
+        run_marathon.send(26)
         try:
             make_request(config).job_states.list()
         except (redis.RedisError, StoreUnavailable) as e:
@@ -237,14 +164,6 @@ def test_password_is_shown_nowhere(
     assert len(said) >= 7
     assert "could not" in caplog.text or "does not" in caplog.text
     assert "hunter" not in "".join(said) + caplog.text
-
-
-def test_cluster_that_does_not_answer_keeps_the_password() -> None:
-    """The error of a Cluster that is away does not contain its URL."""
-    url = "redis+cluster://bob:hush@127.0.0.1:1"
-    with pytest.raises(redis.RedisError) as caught:
-        JobStore(url)
-    assert "hush" not in everything_of(caught.value)
 
 
 # Clients.
@@ -258,22 +177,23 @@ def test_store_works_with_any_client(redis_url: str) -> None:
     class OwnClient(redis.Redis):
         """A class of the application's, such as one that is traced."""
 
-    for cls in redis.Redis, OwnClient:
-        for decode in False, True:
-            for options in {"protocol": 2}, {"protocol": 3}, {"encoding": "latin-1"}:
-                with cls.from_url(redis_url, decode_responses=decode, **options) as own:
-                    store = JobStore(own)
-                    failed = put(store, "error", metrics={"Åsa": "→"})
-                    job = load_job(store, failed)
-                    assert job.progress_metrics == {"Åsa": "→"}
-                    both = store.load_many([failed, new_id()])
-                    assert [job and job.uuid for job in both] == [failed, None]
-                    assert store.list("alice").items[0].uuid == failed
-                    assert store.kinds() == ["RunMarathon"]
-                    assert store.failures(failed).message
-                    assert load_job(store, put(store, "queued")).cancel()
-                    assert store.clear(everything=True).done == 2
-                    assert sum(store.counts(anew=True)) == 0
+    for decode in False, True:
+        for options in {"protocol": 2}, {"protocol": 3}, {"encoding": "latin-1"}:
+            with OwnClient.from_url(
+                redis_url, decode_responses=decode, **options
+            ) as own:
+                store = JobStore(own)
+                failed = put(store, "error", metrics={"Åsa": "→"})
+                job = load_job(store, failed)
+                assert job.progress_metrics == {"Åsa": "→"}
+                both = store.load_many([failed, new_id()])
+                assert [job and job.uuid for job in both] == [failed, None]
+                assert store.list("alice").items[0].uuid == failed
+                assert store.kinds() == ["RunMarathon"]
+                assert store.failures(failed).message
+                assert load_job(store, put(store, "queued")).cancel()
+                assert store.clear(everything=True).done == 2
+                assert sum(store.counts(anew=True)) == 0
 
 
 def test_server_that_forgot_the_scripts_is_told_them(
@@ -318,13 +238,6 @@ def test_store_of_ones_own_fails_fast(redis_url: str) -> None:
         store.load(new_id())
 
 
-def test_broker_behind_sentinel_shares_its_client(redis_url: str) -> None:
-    """The store uses a RedisBroker's own client if that asks sentinels."""
-    client = Sentinel([("127.0.0.1", 1)]).master_for("jobs")
-    store = JobStateMiddleware().store_for(RedisBroker(client=client))
-    assert store.client is client
-
-
 @pytest.mark.system
 def test_url_may_be_a_unix_socket(tmp_path: Path) -> None:
     """A store works over a Unix socket, and its repr shows the path."""
@@ -344,12 +257,3 @@ def test_url_may_ask_for_tls(tmp_path: Path) -> None:
         assert store.load(uuid) is not None
         with pytest.raises(redis.ConnectionError):
             JobStore(verified.partition("?")[0]).load(uuid)
-
-
-def test_setting_may_name_a_database(redis_url: str) -> None:
-    """An application reads the database that its URL names."""
-    url = redis_url.replace("/0", "/3")
-    uuid = put(JobStore(url), "working")
-    app = make_app(make_config(url))
-    found = app.get(f"/job_state/{uuid}", headers={"X-User": "alice"}).json
-    assert found["job"]["uuid"] == uuid
