@@ -16,7 +16,7 @@ import redis
 
 def keys_of(client: Any, *kinds: str) -> list[str]:
     """Return the keys of some types, or all."""
-    keys = sorted(key.decode() for key in client.keys("*"))
+    keys = sorted({key.decode() for key in client.scan_iter("*")})
     return [key for key in keys if not kinds or client.type(key).decode() in kinds]
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import dramatiq
 import pytest
 import redis
-from dramatiq.brokers.stub import StubBroker
 from pyramid.config import Configurator
 from redis import RedisCluster
 
@@ -20,7 +19,7 @@ from pyramid_jobstate import (
     JobState,
     JobStateMiddleware,
     JobStore,
-    StoreUnavailable,
+    rerun,
 )
 from pyramid_jobstate.testing import pass_time, put_batch, put_job
 from tests.cluster import PRIMARIES, Cluster, running_cluster
@@ -29,15 +28,16 @@ from tests.jobs import (
     RunMarathon,
     job_actor,
     make_broker,
-    messages,
     new_id,
     wait_until,
     working,
 )
+from tests.listed import make_desk
+from tests.lost import losing_lists
 from tests.store.bed import Bed
 from tests.store.jobs import put
 from tests.support import key_of, load_job, wait_for
-from tests.webapp import get, make_app, make_config, make_request, make_tm_config
+from tests.webapp import make_app, make_request, make_tm_config
 
 pytestmark = [pytest.mark.system, pytest.mark.xdist_group("cluster")]
 
@@ -69,19 +69,28 @@ def tm_config(cluster: Cluster) -> Configurator:
     return config
 
 
-def test_store_writes_and_reads_across_nodes(cluster_store: JobStore) -> None:
-    """Jobs on all nodes are written, read, listed, cancelled, cleared and run again."""
+def test_store_writes_and_reads_across_nodes(
+    cluster: Cluster, cluster_store: JobStore
+) -> None:
+    """Jobs on all nodes are written, read, listed, cancelled, cleared and run again,
+    also through a client of the application's.
+    """
     jobs = [put(cluster_store, "working", metrics={"number": i}) for i in range(30)]
     *states, unknown = cluster_store.load_many([*jobs, new_id()])
     assert unknown is None
     assert [s and s.progress_metrics["number"] for s in states] == list(range(30))
-    assert len(cluster_store.list("alice", limit=100).items) == 30
-    assert load_job(cluster_store, jobs[0]).cancel()
+    with RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port) as client:
+        store = JobStore(client)
+        assert all(f"127.0.0.1:{node.port}" in repr(store) for node in cluster.nodes)
+        assert len(store.list("alice", limit=100).items) == 30
+        assert load_job(store, jobs[0]).cancel()
     assert load_job(cluster_store, jobs[0]).status == "cancelling"
     assert cluster_store.cancel_all(status="working").done == 29
     failed = [put(cluster_store, "error") for _ in range(5)]
     assert all(cluster_store.failures(uuid).message for uuid in failed)
-    assert cluster_store.clear(status="error").done == 5
+    broker, _ = make_desk(cluster_store)
+    assert rerun(cluster_store, broker, failed[0])
+    assert cluster_store.clear(status="error").done == 4
 
 
 def test_batches_on_a_cluster(cluster: Cluster, cluster_store: JobStore) -> None:
@@ -150,41 +159,16 @@ def test_statuses_are_listed_and_counted_on_a_cluster(cluster: Cluster) -> None:
         store.client.close()
 
 
-def test_lists_mend_what_was_lost(cluster_store: JobStore) -> None:
+def test_lists_mend_what_was_lost(cluster: Cluster, cluster_store: JobStore) -> None:
     """If what lists a job on another node is lost, lists find it and mend that."""
     uuid = put(cluster_store, "queued")
-    client: Any = cluster_store.client
-    keys = [key for key in client.scan_iter("*") if client.type(key) == b"zset"]
-    kept = {key: (max(0, client.pttl(key)), client.dump(key)) for key in keys}
-    assert load_job(cluster_store, uuid).cancel()
-    for key in client.scan_iter("*"):
-        if client.type(key) == b"zset":
-            client.delete(key)
-    for key, (ttl, value) in kept.items():
-        client.restore(key, ttl, value)
+    client = RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port)
+    with client, losing_lists(client):
+        assert load_job(cluster_store, uuid).cancel()
     assert cluster_store.list(status="queued").items == []
     (found,) = cluster_store.list(status="cancelled").items
     assert found.uuid == uuid
     assert cluster_store.counts(anew=True).cancelled == 1
-
-
-def test_store_takes_a_client_that_is_handed_over(cluster: Cluster) -> None:
-    """The application may pass its own RedisCluster."""
-    with RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port) as client:
-        store = JobStore(client)
-        assert store.load(put(store, "working")) is not None
-        assert all(f"127.0.0.1:{node.port}" in repr(store) for node in cluster.nodes)
-
-
-def test_the_web_side_shows_a_job_on_a_cluster(
-    cluster: Cluster, cluster_store: JobStore
-) -> None:
-    """The setting `jobstate.redis_url` may be the URL of a Cluster."""
-    uuid = put(cluster_store, "working", metrics={"miles_run": 3})
-    app = make_app(make_config(cluster.url))
-    assert get(app, f"/job_state/{uuid}", "alice").json["miles_run"] == 3
-    (item,) = get(app, "/job_state", "alice").json["items"]
-    assert item["job"]["uuid"] == uuid
 
 
 def test_slot_that_was_not_covered_is_looked_for_again(
@@ -202,73 +186,38 @@ def test_a_key_that_is_moving_is_found(
     cluster: Cluster, cluster_store: JobStore
 ) -> None:
     """While a slot moves to another node, and afterwards, all commands succeed."""
-    broker = make_broker(
-        cluster.nodes[0].url, JobStateMiddleware(cluster_store, interval=0.01)
-    )
-    gates = [Gate(), Gate()]
+    uuid = put(cluster_store, "working")
+    key = key_of(cluster_store, uuid)
+    source = cluster.owner_of(key)
+    target = (source + 1) % PRIMARIES
+    names = {i: cluster.node_id(i) for i in (source, target)}
+    with cluster.client(source) as old, cluster.client(target) as new:
+        slot = old.execute_command("CLUSTER KEYSLOT", key)
 
-    @job_actor(broker=broker)
-    def run_marathon(*, job_state: JobState) -> None:
-        for mile, gate in enumerate(gates):
-            gate.wait()
-            job_state.set_progress_metric("miles_run", mile)
-            assert job_state.flush()
+        def setslot(client: redis.Redis, *words: str) -> None:
+            client.execute_command("CLUSTER SETSLOT", slot, *words)
 
-    broker.enqueue = lambda message, *, delay=None: message  # type: ignore[method-assign]
-    message = run_marathon.message()
-    other = make_broker_of(cluster_store, run_marathon)
-    with working(other):
-        other.enqueue(message)
-        gates[0].wait_for_job()
-        key = key_of(cluster_store, message.message_id)
-        source = cluster.owner_of(key)
-        target = (source + 1) % PRIMARIES
-        names = {i: cluster.node_id(i) for i in (source, target)}
-        with cluster.client(source) as old, cluster.client(target) as new:
-            slot = old.execute_command("CLUSTER KEYSLOT", key)
+        def migrate(client: redis.Redis, node: int) -> None:
+            port = cluster.nodes[node].port
+            client.execute_command("MIGRATE", "127.0.0.1", port, key, 0, 5000)
 
-            def setslot(client: redis.Redis, *words: str) -> None:
-                client.execute_command("CLUSTER SETSLOT", slot, *words)
-
-            def migrate(client: redis.Redis, node: int) -> None:
-                port = cluster.nodes[node].port
-                client.execute_command("MIGRATE", "127.0.0.1", port, key, 0, 5000)
-
-            setslot(new, "IMPORTING", names[source])
-            setslot(old, "MIGRATING", names[target])
-            migrate(old, target)
-            # The old node replies ASK.
-            gates[0].open()
-            gates[1].wait_for_job()
-            setslot(new, "NODE", names[target])
-            setslot(old, "NODE", names[target])
-            # It replies MOVED.
-            gates[1].open()
-            wait_for(lambda: load_job(cluster_store, message.message_id).is_success)
-            # Back again, for the other tests.
-            setslot(old, "IMPORTING", names[target])
-            setslot(new, "MIGRATING", names[source])
-            migrate(new, source)
-            setslot(old, "NODE", names[source])
-            setslot(new, "NODE", names[source])
-    job = load_job(cluster_store, message.message_id)
-    assert job.progress_metrics == {"miles_run": 1}
-
-
-def make_broker_of(store: JobStore, actor: Any) -> Any:
-    """Return a broker in memory with an actor's function."""
-    broker = StubBroker()
-    broker.add_middleware(JobStateMiddleware(store, interval=0.01))
-    dramatiq.actor(broker=broker, actor_name=actor.actor_name)(actor.fn)
-    return broker
-
-
-def test_key_of_another_program_on_a_cluster(cluster_store: JobStore) -> None:
-    """A record that another program has overwritten is unknown, and others are not."""
-    bad, good = put(cluster_store, "working"), put(cluster_store, "working")
-    cluster_store.client.set(key_of(cluster_store, bad), "no hash")
-    found = cluster_store.load_many([bad, good])
-    assert [job and job.uuid for job in found] == [None, good]
+        setslot(new, "IMPORTING", names[source])
+        setslot(old, "MIGRATING", names[target])
+        migrate(old, target)
+        # The old node replies ASK.
+        assert load_job(cluster_store, uuid).cancel()
+        assert load_job(cluster_store, uuid).status == "cancelling"
+        setslot(new, "NODE", names[target])
+        setslot(old, "NODE", names[target])
+        # It replies MOVED.
+        assert load_job(cluster_store, uuid).cancel()
+        assert load_job(cluster_store, uuid).cancel_requested
+        # Back again, for the other tests.
+        setslot(old, "IMPORTING", names[target])
+        setslot(new, "MIGRATING", names[source])
+        migrate(new, source)
+        setslot(old, "NODE", names[source])
+        setslot(new, "NODE", names[source])
 
 
 def test_a_job_lives_on_a_cluster(cluster: Cluster, redis_url: str) -> None:
@@ -287,67 +236,6 @@ def test_a_job_lives_on_a_cluster(cluster: Cluster, redis_url: str) -> None:
     assert state.progress_metrics == {"miles_run": 26}
 
 
-def test_undecodable_bytes_do_not_fail_a_read(
-    cluster: Cluster, cluster_store: JobStore
-) -> None:
-    """A client with strict decoding reads any bytes, and correct replies afterwards, on
-    a Cluster as well.
-    """
-    jobs = [put(cluster_store, "working") for _ in range(12)]
-    for job in jobs:
-        cluster_store.client.hset(key_of(cluster_store, job), "m:x", b'"\xff"')
-    url = cluster.url.replace("redis+cluster", "redis")
-    with redis.RedisCluster.from_url(url, decode_responses=True) as client:
-        own = JobStore(client)
-        for _ in range(2):
-            states = own.load_many(jobs)
-            assert [s and s.progress_metrics for s in states] == [{"x": "\ufffd"}] * 12
-            assert {s.uuid for s in own.list().items} == set(jobs)
-
-
-def test_cluster_beside_another_server_is_warned_of(
-    cluster: Cluster,
-    redis_url: str,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """An application that reads where the middleware may not write starts with a
-    warning that names both stores.
-    """
-    broker = make_broker(redis_url, JobStateMiddleware(url=cluster.url))
-    monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
-
-    make_app(make_config(redis_url))
-
-    (warning,) = messages(caplog, "pyramid_jobstate")
-    assert repr(JobStore(redis_url)) in warning
-    assert repr(JobStore(cluster.url)) in warning
-
-
-def test_job_on_a_cluster_is_sent_beside_a_node(
-    cluster: Cluster, redis_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A job whose record is on a Cluster is sent even if the application names only one
-    node.
-    """
-    node = cluster.nodes[0].url
-    app_config = make_config(node)
-    make_app(app_config)
-    broker = make_broker(redis_url, JobStateMiddleware(url=cluster.url))
-
-    @job_actor(broker=broker)
-    def run_marathon(*, job_state: JobState) -> None:
-        pass
-
-    job_states = make_request(app_config).job_states
-    for _ in range(2):
-        with contextlib.suppress(redis.RedisError, StoreUnavailable):
-            job_states.send_immediately(run_marathon)
-
-    (line,) = [x for x in messages(caplog, "pyramid_jobstate") if "are read" in x]
-    assert repr(JobStore(node)) in line
-
-
 def test_a_cluster_that_is_away_is_a_redis_error() -> None:
     """Connecting to a Cluster that is away is an ordinary error."""
     with pytest.raises(redis.RedisError):
@@ -363,7 +251,7 @@ def test_put_batch_on_a_cluster(cluster_store: JobStore) -> None:
 
 def test_a_primary_is_killed_in_mid_job(cluster: Cluster, redis_url: str) -> None:
     """When a primary dies, its replica takes over: jobs go on by themselves, and no end
-    is lost.
+    is lost. Without any node, calls fail rather than hang.
     """
     broker = make_broker(redis_url, JobStateMiddleware(url=cluster.url))
     gate = Gate()
@@ -375,29 +263,25 @@ def test_a_primary_is_killed_in_mid_job(cluster: Cluster, redis_url: str) -> Non
         gate.wait()
         job_state.set_progress_metric("after", 2)
 
+    store = JobStore(cluster.url)
     with working(broker, threads=8):
         sent = [run_marathon.send() for _ in range(8)]
         for message in sent:
             wait_until(broker, message, "working")
-        store = JobStore(cluster.url)
         victim = cluster.owner_of(key_of(store, sent[0].message_id))
         os.kill(cluster.nodes[victim].pid, signal.SIGKILL)
         threading.Timer(0.2, gate.open).start()
 
-        def all_done() -> bool:
-            try:
-                states = store.load_many([m.message_id for m in sent])
-            except redis.RedisError:
-                return False
-            return all(
-                s is not None
-                and s.status == "success"
-                and s.progress_metrics == {"before": 1, "after": 2}
-                for s in states
-            )
+        def are_done() -> bool:
+            with contextlib.suppress(redis.RedisError):
+                jobs = store.load_many([message.message_id for message in sent])
+                return all(job is not None and job.is_success for job in jobs)
+            return False
 
-        wait_for(all_done, 40)
-    # Without any node, calls fail rather than hang.
+        wait_for(are_done, 40)
+    for message in sent:
+        metrics = load_job(store, message.message_id).progress_metrics
+        assert metrics == {"before": 1, "after": 2}
     for i, node in enumerate(cluster.nodes):
         if i != victim:
             os.kill(node.pid, signal.SIGKILL)
