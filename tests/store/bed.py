@@ -20,29 +20,30 @@ from tests.lost import dying
 from tests.support import load_job, wait_for
 from tests.webapp import make_request
 
-
-class Acks(Middleware):
-    """Counts how often messages were acknowledged: what became of their jobs is stored
-    by then, and told to their batches.
-    """
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-
-    def after_ack(self, broker: Any, message: Any) -> None:
-        self.counts[message.message_id] += 1
-
-    after_nack = after_ack
-
-
 Order = Exception | Callable[[JobState], object] | None
 
 
-class DiesAfter(Middleware):
-    """Kills the process that sends messages, once the broker has so many."""
+def loaded(store: JobStore, uuid: str) -> Batch:
+    """Return a batch as a poll does."""
+    batch = store.load(uuid)
+    assert isinstance(batch, Batch)
+    return batch
 
-    def __init__(self, count: int | None) -> None:
-        self.left = count
+
+def counts_of(store: JobStore, uuid: str) -> dict[str, int]:
+    """Return how many members a batch counts of each status, but for none."""
+    return {status: n for status, n in loaded(store, uuid).counts.items() if n}
+
+
+class Watcher(Middleware):
+    """Kills the process that sends messages once the broker has so many, and counts how
+    often messages were acknowledged: what became of their jobs is stored by then, and
+    told to their batches.
+    """
+
+    def __init__(self, left: int | None) -> None:
+        self.left = left
+        self.acks: Counter[str] = Counter()
 
     @property
     def is_dead(self) -> bool:
@@ -53,6 +54,11 @@ class DiesAfter(Middleware):
             self.left -= 1
             if self.is_dead:
                 raise SystemExit
+
+    def after_ack(self, broker: Any, message: Any) -> None:
+        self.acks[message.message_id] += 1
+
+    after_nack = after_ack
 
 
 class Bed(contextlib.ExitStack):
@@ -68,6 +74,7 @@ class Bed(contextlib.ExitStack):
 
     Attributes:
       uuid, uuids: The uuids of the batch and of its members.
+      messages: The messages that the broker has got, by the uuids of their jobs.
     """
 
     def __init__(
@@ -86,13 +93,10 @@ class Bed(contextlib.ExitStack):
         self.broker.add_middleware(
             JobStateMiddleware(store, interval=0.01, heartbeat=60)
         )
-        self.dies = DiesAfter(sent)
-        self.broker.add_middleware(self.dies)
-        self.acks = Acks()
-        self.broker.add_middleware(self.acks)
+        self.sender = Watcher(sent)
+        self.broker.add_middleware(self.sender)
         self._orders: dict[str, queue.SimpleQueue[Order]] = {}
         self._is_working = False
-
         self.broker.declare_queue("default")
 
         # Its worker takes what is put into another queue.
@@ -117,12 +121,15 @@ class Bed(contextlib.ExitStack):
         with request.job_states.batch() as batch:
             self.uuids = [batch.send(part, i).uuid for i in range(count)]
         self.uuid = batch.uuid
-        with meanwhile or contextlib.nullcontext(), dying(lambda _: self.dies.is_dead):
+        with meanwhile or contextlib.nullcontext(), self.dying():
             request.tm.commit()
-        self.dies.left = None
-        #: The messages that the broker has got, by the uuids of their jobs.
+        self.sender.left = None
         self.messages: dict[str, Message[Any]] = {}
         self.collect()
+
+    def dying(self) -> contextlib.AbstractContextManager[None]:
+        """Have this thread die as its sender does."""
+        return dying(lambda _: self.sender.is_dead)
 
     def collect(self) -> None:
         """Take what was sent from the broker."""
@@ -132,23 +139,29 @@ class Bed(contextlib.ExitStack):
             self.messages[message.message_id] = message
 
     def load(self) -> Batch:
-        """Return the batch as a poll does."""
-        batch = self.store.load(self.uuid)
-        assert isinstance(batch, Batch)
-        return batch
+        return loaded(self.store, self.uuid)
 
     def counts(self) -> dict[str, int]:
-        """Return how many members it counts of each status, but for none."""
-        return {status: n for status, n in self.load().counts.items() if n}
+        return counts_of(self.store, self.uuid)
 
     def fraction(self) -> float | None:
-        progress = self.load().progress
-        return progress.fraction
+        return self.load().progress.fraction
 
-    def status(self, place: int) -> str | None:
-        """Return the status of a member."""
-        found = self.store.load(self.uuids[place])
-        return None if found is None else found.status
+    def check_sums(self) -> None:
+        """Check that no count is negative, and that all of them make the total."""
+        batch = self.load()
+        counts = Counter(batch.counts)
+        assert min(counts.values()) >= 0
+        assert counts.total() == batch.size
+        assert 0 <= (batch.progress.fraction or 0) <= 1
+
+    def member(self, place: int) -> JobState:
+        return load_job(self.store, self.uuids[place])
+
+    def statuses(self) -> list[str | None]:
+        """Return the statuses of its members."""
+        found = self.store.load_many(self.uuids)
+        return [None if job is None else job.status for job in found]
 
     def deliver(self, place: int) -> None:
         """Deliver the message of a member."""
@@ -169,7 +182,7 @@ class Bed(contextlib.ExitStack):
         before = self._orders.pop(uuid, None)
         self.deliver(place)
         wait_for(lambda: uuid in self._orders)
-        wait_for(lambda: self.status(place) in ("working", "cancelling"))
+        wait_for(lambda: self.statuses()[place] in ("working", "cancelling"))
         if before is not None:
             # The earlier run is over, whatever it does.
             before.put(None)
@@ -195,24 +208,24 @@ class Bed(contextlib.ExitStack):
         if raised is not None:
             raise raised
 
-    def end(self, place: int, status: str = "success") -> None:
-        """Have a member end, which begins to run if it does not yet."""
-        self._leave(place, None if status == "success" else ValueError("x"))
-        assert self.status(place) == status
-
-    def retry(self, place: int, delay: float = 60.0) -> None:
-        """Have a member fail that is to be tried again."""
-        self._leave(place, Retry("Later.", delay=int(delay * 1000)))
-        assert self.status(place) == "retrying"
-
-    def _leave(self, place: int, order: Order) -> None:
-        """Have a run be over, and wait until that is stored."""
+    def end(self, place: int, status: str = "success", delay: float = 0) -> None:
+        """Have a member end, or fail that is to be tried again, which begins to run if
+        it does not yet, and wait until that is stored.
+        """
         uuid = self.uuids[place]
         if uuid not in self._orders:
             self.run(place)
-        before = self.acks.counts[uuid]
+        before = self.sender.acks[uuid]
+        order: Order = None if status == "success" else ValueError("x")
+        if status == "retrying":
+            order = Retry("Later.", delay=int(delay * 1000))
         self._orders.pop(uuid).put(order)
-        wait_for(lambda: self.acks.counts[uuid] > before)
+        wait_for(lambda: self.sender.acks[uuid] > before)
+        assert self.statuses()[place] == status
+
+    def retry(self, place: int, delay: float = 60.0) -> None:
+        """Have a member fail that is to be tried again."""
+        self.end(place, "retrying", delay)
 
     def settle(self) -> None:
         """Wait until all messages that were delivered are done with."""
@@ -233,16 +246,3 @@ class Bed(contextlib.ExitStack):
     def _stop(self) -> None:
         for orders in self._orders.values():
             orders.put(None)
-
-
-def check_sums(bed: Bed) -> None:
-    """Check that no count is negative, and that all of them make the total."""
-    batch = bed.load()
-    counts = Counter(batch.counts)
-    assert min(counts.values()) >= 0
-    assert counts.total() == batch.size
-    assert 0 <= (batch.progress.fraction or 0) <= 1
-
-
-def member_of(bed: Bed, place: int) -> JobState:
-    return load_job(bed.store, bed.uuids[place])

@@ -22,10 +22,9 @@ from pyramid_jobstate import (
 )
 from pyramid_jobstate.testing import pass_time, put_batch
 from tests.jobs import RunMarathon, messages
-from tests.listed import Diary, commands, make_desk, pages, uuids_of
+from tests.listed import commands, make_desk, pages, uuids_of
 from tests.lost import (
     counting_trips,
-    dying,
     dying_at,
     keys_of,
     losing_of,
@@ -33,7 +32,7 @@ from tests.lost import (
     take_over,
     turn_clock_back,
 )
-from tests.store.bed import Bed, check_sums, member_of
+from tests.store.bed import Bed, counts_of, loaded
 from tests.support import key_of, load_job, wait_for
 
 MakeBed = Callable[..., Bed]
@@ -63,21 +62,8 @@ def put(store: JobStore, letters: str, **options: Any) -> Batch:
     return put_batch(store, Batch, members, owner="alice", **options)
 
 
-def loaded(store: JobStore, uuid: str) -> Batch:
-    batch = store.load(uuid)
-    assert isinstance(batch, Batch)
-    return batch
-
-
-def counts_of(store: JobStore, uuid: str) -> dict[str, int]:
-    return {status: n for status, n in loaded(store, uuid).counts.items() if n}
-
-
 def members_of(store: JobStore, uuid: str, **wanted: Any) -> list[str]:
     return uuids_of(store.members(uuid, **wanted).items)
-
-
-# What follows from its members.
 
 
 def test_status_follows_from_the_members(store: JobStore) -> None:
@@ -140,14 +126,20 @@ def test_members_are_listed_in_order(store: JobStore) -> None:
 
 def test_members_are_not_among_their_owners_jobs(store: JobStore) -> None:
     """In the list of one's own jobs, a batch stands for its members. The others have
-    both.
+    both: members by their own kinds, and batches by theirs.
     """
-    batch = put(store, "qe")
+
+    class Import(Batch):
+        pass
+
+    batch = put_batch(store, Import, ["queued", "error"], owner="alice")
     members = members_of(store, batch.uuid)
     assert uuids_of(store.list(owner="alice").items) == [batch.uuid]
     assert {*uuids_of(store.list().items)} == {batch.uuid, *members}
+    assert isinstance(store.list(kind="Import").items[0], Import)
+    assert uuids_of(store.list(kind="JobState", status="error").items) == members[1:]
     assert store.counts() == Counts(queued=1, working=1, error=1)
-    assert store.kinds() == ["Batch", "JobState"]
+    assert store.kinds() == ["Import", "JobState"]
 
 
 def test_failed_member_runs_again(bed: Bed) -> None:
@@ -215,25 +207,6 @@ def test_bar_does_not_go_back(make_bed: MakeBed) -> None:
     assert bed.fraction() == pytest.approx(1 / 3)
 
 
-def test_time_left_is_that_of_the_work(make_bed: MakeBed) -> None:
-    """The time that is left is reckoned from the pace since the beginning, also while
-    the bar waits.
-    """
-    bed = make_bed(4)
-    bed.run(0)
-    pass_time(bed.store, 30)
-    for place in range(3):
-        bed.end(place)
-    assert bed.load().progress.eta == pytest.approx(10, abs=2)
-    bed.run(0)
-    bed.run(1)
-    assert bed.fraction() == 0.75
-    assert bed.load().progress.eta == pytest.approx(90, abs=8)
-
-
-# Cancels.
-
-
 def test_cancel_of_a_batch_that_waits(store: JobStore) -> None:
     """A batch none of whose members runs is cancelled at once, with those that wait:
     they read so wherever they are read, and are not cancelled again.
@@ -261,6 +234,12 @@ def test_cancel_of_a_batch_that_runs(bed: Bed) -> None:
     """A batch is being cancelled while members run, which hear of it; what waits never
     runs, however late its message comes.
     """
+
+    def hear(job_state: JobState) -> None:
+        for _ in range(200):
+            job_state.set_progress(1, 2)
+            job_state.flush()
+
     bed.run(0)
     assert bed.load().cancel()
     batch = bed.load()
@@ -275,15 +254,8 @@ def test_cancel_of_a_batch_that_runs(bed: Bed) -> None:
     bed.deliver(1)
     bed.deliver(2)
     bed.settle()
-    assert member_of(bed, 1).attempt == 0
+    assert bed.member(1).attempt == 0
     assert bed.store.counts("JobState", anew=True) == Counts(cancelled=3)
-
-
-def hear(job_state: JobState) -> None:
-    """Report until a cancel is raised."""
-    for _ in range(200):
-        job_state.set_progress(1, 2)
-        job_state.flush()
 
 
 def test_cancelled_batch_of_dead_workers_ends(store: JobStore) -> None:
@@ -316,7 +288,7 @@ def test_cancelled_batch_stays_cancelled(make_bed: MakeBed) -> None:
     bed.settle()
     batch = bed.load()
     assert (batch.status, batch.finished_at) == ("cancelled", finished_at)
-    check_sums(bed)
+    bed.check_sums()
 
 
 def test_bulk_cancel_takes_batches_and_members(store: JobStore) -> None:
@@ -327,36 +299,28 @@ def test_bulk_cancel_takes_batches_and_members(store: JobStore) -> None:
     assert counts_of(store, batch.uuid) == {"working": 1, "cancelled": 2}
 
 
-# Deletes.
-
-
-def test_deleted_batch_leaves_its_members(bed: Bed) -> None:
+def test_deleted_batch_leaves_its_members(make_bed: MakeBed) -> None:
     """The members of a deleted batch stay, and one that runs again is a job of its
-    own.
+    own. Those of one that was cancelled never run.
     """
-    bed.end(0)
-    bed.end(1, "error")
+    bed = make_bed(2)
+    bed.end(0, "error")
     assert not bed.store.delete(bed.uuid)
-    bed.end(2)
+    bed.end(1)
     assert bed.store.delete(bed.uuid)
     assert bed.store.load(bed.uuid) is None
     assert members_of(bed.store, bed.uuid) == []
     assert bed.store.list(owner="alice").items == []
-    assert bed.status(0) == "success"
-    bed.run(1)
+    bed.run(0)
     (job,) = bed.store.list(owner="alice").items
-    assert (job.uuid, job.status) == (bed.uuids[1], "working")
-
-
-def test_deleted_batch_that_was_cancelled_stops_its_members(bed: Bed) -> None:
-    """The members of a cancelled batch never run, even if it was deleted."""
-    assert bed.load().cancel()
-    assert bed.store.delete(bed.uuid)
-    assert bed.status(0) == "cancelled"
-    bed.deliver(0)
-    bed.settle()
-    assert member_of(bed, 0).attempt == 0
-    assert bed.store.list(owner="alice").items == []
+    assert (job.uuid, job.status) == (bed.uuids[0], "working")
+    assert bed.statuses()[1] == "success"
+    stopped = make_bed(1)
+    assert stopped.load().cancel()
+    assert stopped.store.delete(stopped.uuid)
+    stopped.deliver(0)
+    stopped.settle()
+    assert (stopped.member(0).status, stopped.member(0).attempt) == ("cancelled", 0)
 
 
 def test_deleted_members_keep_their_counts(store: JobStore) -> None:
@@ -370,9 +334,6 @@ def test_deleted_members_keep_their_counts(store: JobStore) -> None:
     (member,) = members_of(store, batch.uuid)
     assert store.delete(member)
     assert counts_of(store, batch.uuid) == {"success": 1, "error": 1, "cancelled": 1}
-
-
-# Silence, and looks at the members.
 
 
 def test_silent_batch(store: JobStore) -> None:
@@ -407,11 +368,10 @@ def test_batch_whose_sender_died_is_stalled(make_bed: MakeBed) -> None:
         for _ in range(2):
             pass_time(bed.store, 20)
             assert bed.load().status == "stalled"
-            statuses = [bed.status(place) for place in range(3)]
-            assert statuses == ["success"] * sent + ["stalled"] * (3 - sent)
+            assert bed.statuses() == ["success"] * sent + ["stalled"] * (3 - sent)
         assert bed.counts().get("queued") == 3 - sent
         assert bed.load().cancel()
-        assert bed.load().status == bed.status(2) == "cancelled"
+        assert bed.load().status == bed.member(2).status == "cancelled"
         assert bed.counts().get("cancelled") == 3 - sent
 
 
@@ -429,7 +389,7 @@ def test_batch_whose_sender_died_at_any_time(make_bed: MakeBed) -> None:
         for _ in range(2):
             pass_time(bed.store, 20)
             bed.load()
-        check_sums(bed)
+        bed.check_sums()
         assert bed.load().status in ("stalled", "queued", "success"), number
         if bed.load().size == 2:
             is_stalled = bed.load().status == "stalled"
@@ -437,7 +397,7 @@ def test_batch_whose_sender_died_at_any_time(make_bed: MakeBed) -> None:
             for place, uuid in enumerate(bed.uuids):
                 if uuid in bed.messages:
                     bed.end(place)
-            check_sums(bed)
+            bed.check_sums()
             assert bed.counts().get("success", 0) == len(bed.messages)
             assert bed.load().is_finished == (len(bed.messages) == 2)
 
@@ -482,16 +442,15 @@ def test_look_leaves_unsent_members_to_their_sender(bed: Bed) -> None:
 
     def send_and_die(job_state: JobState) -> None:
         assert job_state.batch is not None
-        with dying(lambda _: bed.dies.is_dead):
+        with bed.dying():
             job_state.batch.send(bed.part, 0, key="more")
 
     bed.run(0)
     records = {*keys_of(bed.client, "hash")}
-    bed.dies.left = 0
+    bed.sender.left = 0
     bed.act(0, send_and_die)
-    bed.dies.left = None
-    (unsent,) = {*keys_of(bed.client, "hash")} - records
-    bed.client.delete(unsent)
+    bed.sender.left = None
+    bed.client.delete(*{*keys_of(bed.client, "hash")} - records)
     bed.end(1)
     bed.end(2)
     pass_time(bed.store, 20)
@@ -509,7 +468,7 @@ def test_look_leaves_unsent_members_to_their_sender(bed: Bed) -> None:
     assert bed.counts() == {"queued": 1, "success": 3}
     bed.end(3)
     assert bed.load().status == "success"
-    check_sums(bed)
+    bed.check_sums()
 
 
 def test_look_goes_through_all_members_in_turn(store: JobStore) -> None:
@@ -538,30 +497,15 @@ def test_look_on_a_server_that_takes_no_writes(store: JobStore) -> None:
     assert counts_of(store, batch.uuid) == {"queued": 1, "working": 1, "cancelled": 1}
 
 
-def test_look_at_a_cancelled_batch(bed: Bed) -> None:
-    """A cancelled batch that has ended counts a member that has run after all."""
-    with losing_of(bed.client, bed.uuid):
-        bed.run(0)
-    assert bed.load().cancel()
-    with losing_of(bed.client, bed.uuid):
-        bed.end(0)
-    pass_time(bed.store, 20)
-    assert bed.counts() == {"success": 1, "cancelled": 2}
-    assert bed.load().status == "cancelled"
-
-
-# Failovers.
-
-
 def test_failover_that_lost_the_ends_of_members(bed: Bed) -> None:
     """Their runs that are delivered again put it right."""
     with losing_of(bed.client, *bed.uuids):
         for place in range(3):
             bed.end(place, "error")
-    check_sums(bed)
+    bed.check_sums()
     assert bed.load().status == "error"
     bed.end(0)
-    check_sums(bed)
+    bed.check_sums()
     assert bed.counts() == {"success": 1, "error": 2}
     bed.end(1)
     bed.end(2)
@@ -591,9 +535,6 @@ def test_clock_that_goes_back(make_bed: MakeBed) -> None:
     assert bed.counts() == {"queued": 1, "working": 1, "error": 2}
     bed.end(2)
     assert bed.counts() == {"queued": 1, "success": 1, "error": 2}
-
-
-# Lifetimes, and lists.
 
 
 def test_batch_lives_as_long_as_its_members_may_wait(store: JobStore) -> None:
@@ -653,9 +594,6 @@ def test_batch_stays_listed_while_it_goes_on(
         bed.end(place)
 
 
-# Other programs.
-
-
 def test_damaged_batch_does_not_harm_its_members(
     make_bed: MakeBed, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -666,38 +604,18 @@ def test_damaged_batch_does_not_harm_its_members(
     def own(bed: Bed) -> list[str]:
         return [key for key in keys_of(bed.client) if bed.uuid in key]
 
-    for number in range(len(own(make_bed()))):
+    for number in range(1 + len(own(make_bed()))):
         bed = make_bed()
-        take_over(bed.client, own(bed)[number])
+        keys = [own(bed)[number - 1]] if number else keys_of(bed.client, "zset")
+        take_over(bed.client, *keys)
         bed.end(0, "error")
         bed.end(1)
-        assert member_of(bed, 2).cancel()
-        statuses = [bed.status(place) for place in range(3)]
-        assert statuses == ["error", "success", "cancelled"]
+        assert bed.member(2).cancel()
+        assert bed.statuses() == ["error", "success", "cancelled"]
         pass_time(bed.store, 20)
         bed.store.load(bed.uuid)
-        bed.store.members(bed.uuid)
-        bed.store.members(bed.uuid, status="error")
-    bed = make_bed(1)
-    take_over(bed.client, *keys_of(bed.client, "zset"))
-    bed.end(0)
-    assert bed.load().status == "success"
+        for status in None, "error":
+            bed.store.members(bed.uuid, status=status)
+        bed.client.flushall()
     said = messages(caplog, "pyramid_jobstate")
     assert all("What cannot be read is skipped" in line for line in said)
-
-
-def test_kinds_of_members_and_batches(store: JobStore) -> None:
-    """Members are listed by their own kinds, and batches by theirs."""
-
-    class Import(Batch):
-        pass
-
-    members: Any = [
-        {"status": "error", "job_state_class": cls} for cls in (RunMarathon, Diary)
-    ]
-    batch = put_batch(store, Import, members, owner="alice")
-    (listed,) = store.list(kind="Import").items
-    assert isinstance(listed, Import) and listed.uuid == batch.uuid
-    assert len(store.list(kind="RunMarathon", status="error").items) == 1
-    assert store.clear(kind="Import").done == 1
-    assert store.kinds() == ["Diary", "Import", "RunMarathon"]

@@ -61,9 +61,17 @@ def test_bytes_that_are_no_text_do_not_fail_a_read(
     store = JobStore(client)
     bad, good = put(store, "error"), put(store, "working")
     key = key_of(store, bad)
-    values = {"m:x": b'"a\xffb"', "message": b'"\xe9"', "run": b"\xff", "m:a": b"2"}
-    client.hset(key, mapping=values)
-    client.hset(key, mapping={b"m:\xfe": b"1", b"m:\xff": b"3", b"\xff": b""})
+    values: list[tuple[str | bytes, bytes]] = [
+        ("m:x", b'"a\xffb"'),
+        ("message", b'"\xe9"'),
+        ("run", b"\xff"),
+        ("m:a", b"2"),
+        (b"m:\xfe", b"1"),
+        (b"m:\xff", b"3"),
+        (b"\xff", b""),
+    ]
+    for name, value in values:
+        client.hset(key, name, value)
     litter(client)
     for options in CLIENTS:
         with redis.Redis.from_url(
