@@ -25,10 +25,8 @@ from tests.jobs import RunMarathon, messages
 from tests.listed import commands, make_desk, pages, uuids_of
 from tests.lost import (
     counting_trips,
-    dying_at,
     keys_of,
     losing_of,
-    refusing_writes,
     take_over,
     turn_clock_back,
 )
@@ -375,33 +373,6 @@ def test_batch_whose_sender_died_is_stalled(make_bed: MakeBed) -> None:
         assert bed.counts().get("cancelled") == 3 - sent
 
 
-def test_batch_whose_sender_died_at_any_time(make_bed: MakeBed) -> None:
-    """Wherever its sender dies, a batch and its members are unknown, or agree: what
-    was sent runs, and a look finds that messages were sent.
-    """
-    with counting_trips() as trips:
-        make_bed(2)
-    for number in range(1, len(trips) + 1):
-        bed = make_bed(2, meanwhile=dying_at(number))
-        if bed.store.load(bed.uuid) is None:
-            assert bed.messages == {}
-            continue
-        for _ in range(2):
-            pass_time(bed.store, 20)
-            bed.load()
-        bed.check_sums()
-        assert bed.load().status in ("stalled", "queued", "success"), number
-        if bed.load().size == 2:
-            is_stalled = bed.load().status == "stalled"
-            assert is_stalled or len(bed.messages) == 2
-            for place, uuid in enumerate(bed.uuids):
-                if uuid in bed.messages:
-                    bed.end(place)
-            bed.check_sums()
-            assert bed.counts().get("success", 0) == len(bed.messages)
-            assert bed.load().is_finished == (len(bed.messages) == 2)
-
-
 def test_look_finds_what_the_batch_was_not_told(make_bed: MakeBed) -> None:
     """A silent batch looks at its members, whose ends may not have reached it, also if
     they were deleted since. What it finds is as old as they are.
@@ -483,34 +454,6 @@ def test_look_goes_through_all_members_in_turn(store: JobStore) -> None:
     for cancelled in 1, 2:
         pass_time(store, 20)
         assert counts_of(store, batch.uuid)["cancelled"] == cancelled
-
-
-def test_look_on_a_server_that_takes_no_writes(store: JobStore) -> None:
-    """What cannot be told is not shown, and no poll fails."""
-    batch = put(store, "qqw")
-    with losing_of(store.client, batch.uuid):
-        assert store.members(batch.uuid).items[0].cancel()
-    pass_time(store, 20)
-    with refusing_writes(store.client):
-        assert counts_of(store, batch.uuid) == {"queued": 2, "working": 1}
-        assert len(members_of(store, batch.uuid)) == 3
-    assert counts_of(store, batch.uuid) == {"queued": 1, "working": 1, "cancelled": 1}
-
-
-def test_failover_that_lost_the_ends_of_members(bed: Bed) -> None:
-    """Their runs that are delivered again put it right."""
-    with losing_of(bed.client, *bed.uuids):
-        for place in range(3):
-            bed.end(place, "error")
-    bed.check_sums()
-    assert bed.load().status == "error"
-    bed.end(0)
-    bed.check_sums()
-    assert bed.counts() == {"success": 1, "error": 2}
-    bed.end(1)
-    bed.end(2)
-    assert bed.load().status == "success"
-    assert members_of(bed.store, bed.uuid, status="error") == []
 
 
 def test_clock_that_goes_back(make_bed: MakeBed) -> None:

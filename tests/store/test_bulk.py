@@ -12,7 +12,6 @@ import pytest
 
 from pyramid_jobstate import BulkResult, Counts, JobState, JobStore, rerun
 from pyramid_jobstate.testing import pass_time, put_job
-from tests.jobs import RunMarathon
 from tests.listed import Diary, finish, make_desk
 from tests.lost import (
     losing_lists,
@@ -190,23 +189,6 @@ def test_caller_is_asked_and_told_of_each_job(
     assert result == BulkResult(3, 2, None)
     assert (left(store, mine), left(store, others)) == (0, 2)
     assert told == [(uuid, True) for uuid in mine[::-1]]
-
-
-@each_act
-def test_job_whose_class_raises_is_refused(
-    store: JobStore, act: Act, status: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A job whose class fails stays, if the caller's rights have to be asked."""
-    uuids = put(store, status, 2)
-
-    def fail(self: Any, *args: Any) -> None:
-        raise ZeroDivisionError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunMarathon, "__init__", fail)
-        result = act(store, kind="RunMarathon", permits=lambda job: True)
-    assert result == BulkResult(0, 2, None)
-    assert left(store, uuids) == 2
 
 
 #: Arguments of both calls, and their errors.

@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import dramatiq
 import pytest
@@ -14,14 +13,12 @@ from pyramid.config import Configurator
 from redis import RedisCluster
 
 from pyramid_jobstate import (
-    Batch,
-    JobError,
     JobState,
     JobStateMiddleware,
     JobStore,
     rerun,
 )
-from pyramid_jobstate.testing import pass_time, put_batch, put_job
+from pyramid_jobstate.testing import pass_time, put_job
 from tests.cluster import PRIMARIES, Cluster, running_cluster
 from tests.jobs import (
     Gate,
@@ -220,33 +217,10 @@ def test_a_key_that_is_moving_is_found(
         setslot(new, "NODE", names[source])
 
 
-def test_a_job_lives_on_a_cluster(cluster: Cluster, redis_url: str) -> None:
-    """A job goes from queued to success with its record on a Cluster and its message on
-    another server.
-    """
-    broker = make_broker(redis_url, JobStateMiddleware(url=cluster.url))
-
-    @job_actor(broker=broker)
-    def run_marathon(miles: int, *, job_state: JobState) -> None:
-        for mile in job_state.track(range(miles)):
-            job_state.set_progress_metric("miles_run", mile + 1)
-
-    with working(broker):
-        state = wait_until(broker, run_marathon.send(26), "success")
-    assert state.progress_metrics == {"miles_run": 26}
-
-
 def test_a_cluster_that_is_away_is_a_redis_error() -> None:
     """Connecting to a Cluster that is away is an ordinary error."""
     with pytest.raises(redis.RedisError):
         JobStore("redis+cluster://127.0.0.1:1")
-
-
-def test_put_batch_on_a_cluster(cluster_store: JobStore) -> None:
-    """Batches for tests are put on a Cluster as well."""
-    failed: Any = {"status": "error", "error": JobError("E", "x"), "actor": "a"}
-    batch = put_batch(cluster_store, Batch, ["success", failed, "queued"])
-    assert batch.counts["error"] == batch.counts["success"] == 1
 
 
 def test_a_primary_is_killed_in_mid_job(cluster: Cluster, redis_url: str) -> None:

@@ -12,6 +12,7 @@ import redis
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from pyramid.config import Configurator
+from redis.sentinel import Sentinel
 
 from pyramid_jobstate import (
     BulkResult,
@@ -20,7 +21,6 @@ from pyramid_jobstate import (
     JobStateMiddleware,
     JobStore,
     Progress,
-    rerun,
 )
 from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.testing import pass_time
@@ -395,25 +395,8 @@ def test_middleware_shares_the_server_of_its_broker(redis_url: str) -> None:
     kwargs = store.client.connection_pool.connection_kwargs
     assert kwargs["port"] == broker.client.connection_pool.connection_kwargs["port"]
     assert kwargs["socket_timeout"] == 0.5
-
-    class Pool(redis.ConnectionPool):
-        pass
-
-    client = redis.Redis(connection_pool=Pool.from_url(redis_url))
+    client = Sentinel([("127.0.0.1", 1)]).master_for("jobs")
     store = JobStateMiddleware().store_for(RedisBroker(client=client))
     assert store.client is client
     with pytest.raises(ActorError, match="StubBroker"):
         JobStateMiddleware().store_for(StubBroker())
-
-
-def test_rerun_keeps_what_was_sent(store: JobStore) -> None:
-    """A failed job that waits to run again keeps its owner, its parameters and the time
-    when it was queued.
-    """
-    broker, _ = make_desk(store)
-    failed = load_job(store, put(store, "error", metrics={"a": 1}))
-    assert rerun(store, broker, failed.uuid)
-    job = load_job(store, failed.uuid)
-    assert (job.status, job.attempt, job.progress_metrics) == ("queued", 0, {})
-    assert (job.owner, job.job_params) == ("alice", {"miles": 26})
-    assert (job.queued_at, job.error) == (failed.queued_at, None)

@@ -286,42 +286,7 @@ def test_invalid_arguments_are_refused(store: JobStore) -> None:
                     call(**wrong)
 
 
-def test_cursor_of_another_list_does_no_harm(store: JobStore) -> None:
-    """A cursor is a position that is valid in any list, but for those of one status,
-    whose cursors are their own.
-    """
-    ended, active = put_many(store, 2, "error"), put_many(store, 2, "queued")
-    first, last = store.list(limit=1).cursor, store.list(limit=3).cursor
-    found = store.list(status="error", owner="alice", cursor=first)
-    assert uuids_of(found.items) == ended
-    assert store.list("bob", cursor=last).items == []
-    assert uuids_of(store.list(cursor=first).items) == [active[1], *ended]
-    own = store.list(status="error", limit=1).cursor
-    for status in None, "success":
-        with pytest.raises(ValueError, match="cursor was not issued by this list"):
-            store.list(status=status, cursor=own)
-
-
 # What a list costs.
-
-
-def test_page_does_not_cost_more_where_there_are_more_jobs(store: JobStore) -> None:
-    """A page takes the same commands and similar bytes for 40 jobs as for 400."""
-    client: Any = store.client
-    costs = []
-    for count in 40, 360:
-        put_crowd(store, count)
-        cursor = store.list(limit=10).cursor
-        for where in None, cursor:
-            store.load(UUID)
-            client.config_resetstat()
-            store.list(limit=10, cursor=where)
-            calls = commands(client)
-            sent = client.info("stats")["total_net_output_bytes"]
-            costs.append((calls["hgetall"], calls["zrevrangebyscore"], sent))
-    assert [cost[:2] for cost in costs] == [(11, 1)] * 4
-    assert costs[2][2] < 1.2 * costs[0][2]
-    assert costs[3][2] < 1.2 * costs[1][2]
 
 
 def test_list_of_right_entries_writes_nothing(store: JobStore) -> None:
@@ -434,7 +399,6 @@ def test_server_that_takes_no_writes_lists(
     lists: list[tuple[dict[str, Any], set[str]]] = [
         ({}, {fine, begun, ended}),
         ({"kind": "RunMarathon"}, {fine, begun, ended}),
-        ({"status": "retrying"}, set()),
         ({"status": "success"}, {begun}),
     ]
     with refusing_writes(store.client):
