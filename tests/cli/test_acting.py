@@ -75,9 +75,6 @@ def till(shop: Shop, marathons: Marathons) -> Shop:
     return shop
 
 
-# cancel
-
-
 def test_jobs_are_cancelled(
     pjobs: Operator, store: JobStore, said: Callable[[], list[str]]
 ) -> None:
@@ -136,9 +133,6 @@ def test_cancel_of_a_batch(pjobs: Operator, store: JobStore) -> None:
     assert ran == (0, [f"{batch.uuid} cancelling"], [])
     members = store.members(batch.uuid).items
     assert statuses(store, *members)[:2] == ["success", "cancelled"]
-
-
-# By filters
 
 
 def test_matching_jobs_are_cancelled(
@@ -259,9 +253,6 @@ def test_signal_waits_for_the_call(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-# The question
-
-
 def test_person_is_asked(pjobs: Operator, store: JobStore) -> None:
     """On a terminal, the question says how many jobs match. A yes is about these: a
     job that is sent while it waits for the answer stays as it is.
@@ -312,9 +303,6 @@ def test_nobody_is_asked_without_need(pjobs: Operator, store: JobStore) -> None:
     text = "pjobs: Pass --yes, since nobody can be asked without a terminal."
     assert pjobs("cancel", "--everything") == (2, [], [text])
     assert statuses(store, job) == ["queued"]
-
-
-# rerun
 
 
 def test_failed_jobs_run_again(
@@ -409,9 +397,6 @@ def test_what_is_no_batch(pjobs: Operator, store: JobStore, till: Shop) -> None:
         (line,) = ran.err
         assert reason in line
     assert pjobs("cancel", "--batch", job).code == 2
-
-
-# Brokers
 
 
 def test_broker_that_is_away(shop: Shop, store: JobStore, pjobs: Operator) -> None:

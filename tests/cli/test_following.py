@@ -31,9 +31,6 @@ def tired(store: JobStore) -> JobState:
     return put(store, "stalled")
 
 
-# wait
-
-
 def test_exit_code_is_the_outcome(pjobs: Operator, store: JobStore) -> None:
     """Success is 0, a failure 3, a cancelled job 4, each after one line."""
     error = JobError("ValueError", HOSTILE)
@@ -197,9 +194,6 @@ def test_signals_end_a_command_quietly(pjobs: Operator, store: JobStore) -> None
     assert ran.code == 4
 
 
-# A store that is away
-
-
 def test_store_may_be_away_for_a_while(
     pjobs: Operator, store: JobStore, runner: Runner
 ) -> None:
@@ -303,9 +297,6 @@ def test_patience_is_not_wasted(
         client.acl_deluser("ann")
 
 
-# watch
-
-
 def test_watch_has_a_line_a_change(
     pjobs: Operator, runner: Runner, store: JobStore
 ) -> None:
@@ -359,9 +350,6 @@ def test_given_jobs_are_watched_to_their_end(pjobs: Operator, store: JobStore) -
     ]
     assert ran.out[0].endswith(f" s: ValueError: {HARMLESS}")
     assert f'"uuid": "{done.uuid}"' in pjobs("watch", done.uuid, "--json").out[0]
-
-
-# log -f
 
 
 def test_log_is_followed_to_the_end(pjobs: Operator, runner: Runner) -> None:
@@ -423,9 +411,6 @@ def test_each_attempt_has_a_new_log(pjobs: Operator, store: JobStore) -> None:
 
     ran = pjobs("log", "-f", job.uuid, course=course())
     assert ran == (1, ["one", "one"], [f"pjobs: The record of {job.uuid} is gone."])
-
-
-# Batches
 
 
 def test_failures_of_a_batch_are_told_at_once(

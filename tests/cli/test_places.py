@@ -21,9 +21,6 @@ from tests.support import UUID
 COMMANDS = ("info", "list", "show", "log", "watch", "wait", "cancel", "rerun", "clear")
 
 
-# The command line
-
-
 def test_each_command_has_its_help(pjobs: Operator) -> None:
     """The help of each command has its flags and the exit codes, and hides the URL.
     That of `pjobs` has the commands.
@@ -131,9 +128,6 @@ def test_url_may_follow_the_command(pjobs: Operator, store: JobStore) -> None:
     assert line.startswith(other.uuid)
 
 
-# Stores
-
-
 def test_store_that_is_away(pjobs: Operator) -> None:
     """A store that does not answer is said in one line without the password: 1."""
     for words in ["info"], ["list"], ["show", UUID], ["watch"], ["cancel", UUID]:
@@ -191,9 +185,6 @@ def test_server_that_is_no_redis(pjobs: Operator) -> None:
         assert (ran.code, ran.out) == (1, [])
         assert ran.err[-1].startswith(f"pjobs: The store at {place} is {error}")
         assert "\x1b" not in ran.err[-1]
-
-
-# Applications
 
 
 KIND = """

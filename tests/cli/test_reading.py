@@ -67,9 +67,6 @@ def state_of(pjobs: Operator, job: JobState) -> str:
     return line.split(" ", 4)[4]
 
 
-# list
-
-
 def test_list_has_a_line_a_job(pjobs: Operator, store: JobStore) -> None:
     """A line has the id, the time, the kind, the owner as JSON and the state. What a
     record lacks is a dash.
@@ -218,9 +215,6 @@ def test_json_has_all_that_is_known(pjobs: Operator, store: JobStore) -> None:
     assert shown.startswith(line[:-1])
     nothing = {"tries": [], "traceback": "", "rerun_refusal": ""}
     assert json.loads(shown)["failures"] == nothing
-
-
-# show
 
 
 def test_show_has_all_that_is_known(pjobs: Operator, store: JobStore) -> None:
@@ -377,9 +371,6 @@ def test_durations_take_two_units(pjobs: Operator, store: JobStore) -> None:
         assert facts_of(pjobs, job, "took") == [text], seconds
 
 
-# The beginnings of ids
-
-
 def test_beginning_of_an_id_is_enough(pjobs: Operator, store: JobStore) -> None:
     """A beginning that only one job has names it, in small letters or capitals. An id
     or a beginning that no job has is said so: exit code 1.
@@ -445,9 +436,6 @@ def test_code_that_fails_costs_its_own_jobs_only(
     assert line.endswith(f"ValueError: {shown}")
 
 
-# log
-
-
 def test_log_has_the_lines_of_a_job(pjobs: Operator, store: JobStore) -> None:
     """Each line is printed as it is, but harmless; JSON keeps it."""
     job = put(store, log=["one", HOSTILE])
@@ -457,9 +445,6 @@ def test_log_has_the_lines_of_a_job(pjobs: Operator, store: JobStore) -> None:
         {"uuid": job.uuid, "attempt": 1, "line": line} for line in ("one", HOSTILE)
     ]
     assert pjobs("log", put(store, "queued").uuid) == (0, [], [])
-
-
-# info
 
 
 def fill(store: JobStore) -> None:
@@ -512,9 +497,6 @@ def test_json_of_info_is_one_object(pjobs: Operator, store: JobStore) -> None:
     assert list(kinds)[:2] == ["Stroll", "RunMarathon"]
     assert kinds["Stroll"].keys() == found.keys()
     assert kinds["Stroll"]["working"] == 3
-
-
-# Batches
 
 
 def test_line_of_a_batch_has_its_counts(pjobs: Operator, store: JobStore) -> None:

@@ -37,9 +37,6 @@ class Amble(JobState):
     """A kind that is busier than marathons."""
 
 
-# list, show and info
-
-
 def test_list_is_a_table(pjobs: Operator, store: JobStore) -> None:
     """The jobs are rows of a table without anything that acts on the terminal, and
     rich's markup is text. A line says that there are more, a job of another day has its
@@ -97,9 +94,6 @@ def test_info_has_bars(pjobs: Operator, store: JobStore) -> None:
     assert head.startswith("running 5   waiting 1   ")
     assert re.fullmatch(r"Amble  +█{16}  3 running  0 waiting  0 failed", busiest)
     assert re.fullmatch(r"RunMarathon  +█{10}▋ +2 running  1 waiting  0 failed", next_)
-
-
-# watch
 
 
 def test_watch_has_bars_that_move(
@@ -269,9 +263,6 @@ def test_watch_draws_the_bar_of_a_batch(pjobs: Operator, store: JobStore) -> Non
 
     shown = pjobs.draw("watch", batch.uuid, course=course, columns=150)
     assert shown.code == 130
-
-
-# Terminals and streams that take less
 
 
 def test_rich_is_named_where_it_is_missing(

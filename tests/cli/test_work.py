@@ -126,9 +126,6 @@ def boot(
     return boot
 
 
-# work
-
-
 def test_help_of_the_processes(pjobs: Operator, folder: Folder) -> None:
     """`work` and `dev` have a help of their own. That of `work` has every flag of the
     installed Dramatiq.
@@ -243,9 +240,6 @@ def test_script_is_beside_python_or_on_the_path(
     assert pjobs.main(*given, "--past").code == 2
 
 
-# The application in a worker process
-
-
 def test_worker_process_finds_the_ini(
     folder: Folder,
     become: Become,
@@ -332,9 +326,6 @@ def test_broker_is_checked(folder: Folder, become: Become, boot: Boot) -> None:
     )
 
 
-# Inis
-
-
 def test_ini_that_cannot_be_found(pjobs: Operator, folder: Folder) -> None:
     """The error names what is missing."""
     (folder.path / "plain").write_text(INI)
@@ -369,9 +360,6 @@ def test_ini_that_cannot_be_read(pjobs: Operator, folder: Folder) -> None:
         (line,) = ran.err
         assert message in line
         assert str(folder.ini) in line and "secret" not in line
-
-
-# Servers that dev starts
 
 
 @pytest.fixture

@@ -70,7 +70,6 @@ class Bed(contextlib.ExitStack):
       count: How many members it has.
       sent: The number of members whose messages the broker has got when the sender
         dies, or None if it does not.
-      meanwhile: What is around the commit.
 
     Attributes:
       uuid, uuids: The uuids of the batch and of its members.
@@ -84,7 +83,6 @@ class Bed(contextlib.ExitStack):
         count: int = 3,
         *,
         sent: int | None = None,
-        meanwhile: contextlib.AbstractContextManager[Any] | None = None,
     ) -> None:
         super().__init__()
         self.store = store
@@ -121,7 +119,7 @@ class Bed(contextlib.ExitStack):
         with request.job_states.batch() as batch:
             self.uuids = [batch.send(part, i).uuid for i in range(count)]
         self.uuid = batch.uuid
-        with meanwhile or contextlib.nullcontext(), self.dying():
+        with self.dying():
             request.tm.commit()
         self.sender.left = None
         self.messages: dict[str, Message[Any]] = {}
@@ -146,14 +144,6 @@ class Bed(contextlib.ExitStack):
 
     def fraction(self) -> float | None:
         return self.load().progress.fraction
-
-    def check_sums(self) -> None:
-        """Check that no count is negative, and that all of them make the total."""
-        batch = self.load()
-        counts = Counter(batch.counts)
-        assert min(counts.values()) >= 0
-        assert counts.total() == batch.size
-        assert 0 <= (batch.progress.fraction or 0) <= 1
 
     def member(self, place: int) -> JobState:
         return load_job(self.store, self.uuids[place])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -10,7 +11,11 @@ from dramatiq.middleware import Middleware
 from pyramid_jobstate import Batch, JobError, JobStore
 from pyramid_jobstate.testing import put_batch, put_job
 from tests.jobs import RunMarathon
-from tests.listed import make_desk
+from tests.listed import make_desk, pages
+
+UNFINISHED = ("queued", "working", "retrying", "stalled", "cancelling")
+FINISHED = ("success", "error", "cancelled")
+STATUSES = UNFINISHED + FINISHED
 
 
 def put(store: JobStore, status: str, **options: Any) -> str:
@@ -44,3 +49,9 @@ def put_unsent(store: JobStore, delay: float | None = None) -> str:
     with pytest.raises(SystemExit):
         broker.enqueue(message, delay=None if delay is None else int(delay * 1000))
     return message.message_id
+
+
+def all_of(store: JobStore, limit: int = 3, **wanted: Any) -> list[str]:
+    """Return the uuids of a list, read page by page."""
+    found = pages(lambda cursor: store.list(**wanted, limit=limit, cursor=cursor))
+    return list(itertools.chain(*found))

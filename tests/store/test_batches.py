@@ -286,7 +286,7 @@ def test_cancelled_batch_stays_cancelled(make_bed: MakeBed) -> None:
     bed.settle()
     batch = bed.load()
     assert (batch.status, batch.finished_at) == ("cancelled", finished_at)
-    bed.check_sums()
+    assert sum(batch.counts.values()) == 2
 
 
 def test_bulk_cancel_takes_batches_and_members(store: JobStore) -> None:
@@ -439,7 +439,6 @@ def test_look_leaves_unsent_members_to_their_sender(bed: Bed) -> None:
     assert bed.counts() == {"queued": 1, "success": 3}
     bed.end(3)
     assert bed.load().status == "success"
-    bed.check_sums()
 
 
 def test_look_goes_through_all_members_in_turn(store: JobStore) -> None:

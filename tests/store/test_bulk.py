@@ -18,11 +18,8 @@ from tests.lost import (
     places_of,
 )
 from tests.store import jobs
-from tests.store.jobs import put_crowd
+from tests.store.jobs import FINISHED, STATUSES, put_crowd
 from tests.support import key_of, load_job
-
-UNFINISHED = ("queued", "working", "retrying", "stalled", "cancelling")
-FINISHED = ("success", "error", "cancelled")
 
 Act = Callable[..., BulkResult]
 
@@ -65,9 +62,6 @@ def test_statuses(store: JobStore) -> None:
                 assert getattr(store.counts(), status) == 0
             else:
                 assert found <= {"cancelled", "cancelling"}
-
-
-STATUSES = UNFINISHED + FINISHED
 
 
 @each_act

@@ -145,9 +145,6 @@ def test_password_is_shown_nowhere(
     assert "hunter" not in "".join(said) + caplog.text
 
 
-# Clients.
-
-
 def test_store_works_with_any_client(redis_url: str) -> None:
     """A client may decode its responses or not, with any encoding, use either protocol,
     and be of a class of the application's.

@@ -14,7 +14,7 @@ from pyramid_jobstate.testing import put_job
 from tests.jobs import messages
 from tests.listed import Diary, create, finish, make_desk, pages, uuids_of
 from tests.lost import keys_of, take_over
-from tests.store.jobs import put
+from tests.store.jobs import STATUSES, put
 from tests.support import UUID, key_of, load_job
 
 CLIENTS: list[dict[str, Any]] = [
@@ -24,11 +24,6 @@ CLIENTS: list[dict[str, Any]] = [
     {"decode_responses": True, "encoding_errors": "ignore"},
     {"decode_responses": True, "encoding": "latin-1", "encoding_errors": "replace"},
 ]
-
-STATUSES = (
-    *("queued", "working", "retrying", "stalled", "cancelling"),
-    *("success", "error", "cancelled"),
-)
 
 
 #: Entries of a sorted set that are not those of jobs, or have odd scores.

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import dramatiq
 import pytest
 import redis
 from dramatiq.brokers.redis import RedisBroker
@@ -27,22 +26,16 @@ from pyramid_jobstate.testing import pass_time
 from tests.faulty import faulty
 from tests.jobs import Gate, RunMarathon, job_actor, make_broker, new_id, working
 from tests.listed import create, make_desk
-from tests.store.jobs import put, put_unsent
-from tests.support import load_job, wait_for
+from tests.store.jobs import FINISHED, UNFINISHED, put, put_unsent
+from tests.support import load_job
 from tests.web.databases import Manager, fail
 from tests.webapp import make_request
-
-UNFINISHED = ("queued", "working", "retrying", "stalled", "cancelling")
-FINISHED = ("success", "error", "cancelled")
 
 
 def status_of(store: JobStore, uuid: str) -> str | None:
     """Return the status of a job, or None if it is unknown."""
     found = store.load(uuid)
     return None if found is None else found.status
-
-
-# What is read.
 
 
 def test_sent_job_is_queued(store: JobStore) -> None:
@@ -87,9 +80,6 @@ def test_reports_are_read_as_they_were_made(store: JobStore) -> None:
         metrics |= {str(i): i for i in range(9000)}
 
 
-# Silence.
-
-
 def test_job_that_was_never_sent_reads_stalled(store: JobStore) -> None:
     """A job whose sender died before it could send it reads stalled after a while. One
     whose message was accepted stays queued.
@@ -128,9 +118,6 @@ def test_silent_job_reads_stalled_until_it_is_heard_of(
         beats.wait_for_job()
         assert status_of(store, uuid) == "working"
         beats.open()
-
-
-# Cancels and deletes.
 
 
 def test_cancel(store: JobStore) -> None:
@@ -189,36 +176,6 @@ def test_lost_reply_changes_no_answer(redis_url: str, store: JobStore) -> None:
     assert status_of(store, queued) == "cancelled"
     assert status_of(store, running) == "cancelling"
     assert store.load(failed) is store.load(ended) is None
-
-
-# Failures.
-
-
-def test_last_ten_tries_are_kept(store: JobStore) -> None:
-    """Operators read the last ten runs that failed, the oldest first, and the last
-    traceback.
-    """
-    broker, _ = make_desk(store)
-    number = iter(range(12))
-
-    @dramatiq.actor(
-        broker=broker, job_state=True, max_retries=11, min_backoff=1, max_backoff=1
-    )
-    def fail() -> None:
-        raise ValueError(str(next(number)))
-
-    with working(broker, threads=1):
-        uuid = fail.send().message_id
-        wait_for(lambda: status_of(store, uuid) == "error")
-    failures = store.failures(uuid)
-    said = [each.error.message for each in failures.tries if each.error]
-    assert said == [str(i) for i in range(2, 12)]
-    assert "ValueError: 11" in failures.traceback
-    assert failures.message and not failures.refusal
-    assert store.failures(put(store, "success")) == ((), "", "", "")
-
-
-# Lifetimes.
 
 
 @pytest.fixture
@@ -324,9 +281,6 @@ def test_sender_forgets_only_its_own_record(
     first.tm.commit()
     assert status_of(store, message.message_id) == "queued"
     assert broker.queues["default"].qsize() == 1
-
-
-# The store itself.
 
 
 def test_namespaces_share_a_server(client: redis.Redis) -> None:

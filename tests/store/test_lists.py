@@ -25,14 +25,8 @@ from tests.lost import (
     places_of,
     refusing_writes,
 )
-from tests.store.jobs import put, put_crowd, put_unsent
+from tests.store.jobs import all_of, put, put_crowd, put_unsent
 from tests.support import UUID, key_of, load_job, wait_for
-
-
-def all_of(store: JobStore, limit: int = 3, **wanted: Any) -> list[str]:
-    """Return the uuids of a list, read page by page."""
-    found = pages(lambda cursor: store.list(**wanted, limit=limit, cursor=cursor))
-    return list(itertools.chain(*found))
 
 
 def put_many(store: JobStore, count: int, status: str = "success") -> list[str]:
@@ -65,9 +59,6 @@ def taking(
     with working(broker):
         yield take
         gate.open()
-
-
-# The order of a list, and its pages.
 
 
 def test_list_is_unfinished_first_and_newest_first(store: JobStore) -> None:
@@ -165,8 +156,6 @@ def test_retry_keeps_its_place(store: JobStore) -> None:
     assert all_of(store, status="retrying") == [second, first]
 
 
-# Filters.
-
 #: Filters, and the jobs that each shows.
 FILTERS: list[tuple[dict[str, Any], str]] = [
     ({"owner": "alice"}, "abc"),
@@ -228,8 +217,6 @@ def test_search_is_limited(store: JobStore) -> None:
     assert uuids_of(second.items) == [found]
 
 
-# Arguments.
-
 CURSORS = [
     "",
     "x",
@@ -284,31 +271,6 @@ def test_invalid_arguments_are_refused(store: JobStore) -> None:
             if {*wrong} <= {*names.split()}:
                 with pytest.raises(TypeError, match=match):
                     call(**wrong)
-
-
-# What a list costs.
-
-
-def test_list_of_right_entries_writes_nothing(store: JobStore) -> None:
-    """Listing jobs that are where they belong only reads, in few round trips."""
-    put_many(store, 10)
-    create(store, 10)
-    lists: list[tuple[dict[str, Any], int]] = [
-        ({}, 2),
-        ({"owner": "alice"}, 2),
-        ({"owner": "alice", "kind": "RunMarathon"}, 3),
-        ({"status": "success"}, 3),
-        ({"status": "queued"}, 3),
-        ({"params": {"miles": 26}}, 5),
-    ]
-    for wanted, most in lists:
-        store.list(**wanted)
-        with refusing_writes(store.client), counting_trips() as trips:
-            assert len(store.list(**wanted, limit=8).items) == 8
-        assert len(trips) <= most, wanted
-
-
-# Jobs that are not where they belong.
 
 
 def test_expired_jobs_are_dropped(store: JobStore) -> None:
@@ -406,9 +368,6 @@ def test_server_that_takes_no_writes_lists(
             assert {*uuids_of(store.list(**wanted).items)} == expected, wanted
         assert store.counts().success == 1
     assert messages(caplog, "pyramid_jobstate") == []
-
-
-# How long a job is listed.
 
 
 @pytest.fixture

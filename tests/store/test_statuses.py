@@ -13,19 +13,9 @@ from dramatiq.brokers.stub import StubBroker
 from pyramid_jobstate import Counts, JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.testing import pass_time, put_job
 from tests.jobs import working
-from tests.listed import Diary, pages, uuids_of
-from tests.store.jobs import put, put_crowd, put_unsent
+from tests.listed import Diary, uuids_of
+from tests.store.jobs import FINISHED, STATUSES, all_of, put, put_crowd, put_unsent
 from tests.support import load_job, wait_for
-
-UNFINISHED = ("queued", "working", "retrying", "stalled", "cancelling")
-FINISHED = ("success", "error", "cancelled")
-STATUSES = UNFINISHED + FINISHED
-
-
-def all_of(store: JobStore, limit: int = 3, **wanted: Any) -> list[str]:
-    """Return the uuids of a list, read page by page."""
-    found = pages(lambda cursor: store.list(**wanted, limit=limit, cursor=cursor))
-    return list(itertools.chain(*found))
 
 
 def test_each_status_lists_its_jobs(store: JobStore) -> None:
@@ -84,9 +74,6 @@ def test_job_whose_class_has_a_new_name_leaves_the_old_one(store: JobStore) -> N
     assert all_of(store, kind="NewName", status="success") == [job]
     assert store.counts("OldName") == Counts(queued=1)
     assert store.counts("NewName") == Counts(success=1)
-
-
-# Counts.
 
 
 def test_counts_of_every_status(store: JobStore) -> None:
@@ -162,9 +149,6 @@ def test_expired_jobs_do_not_count(store: JobStore) -> None:
     assert store.counts(anew=True) == Counts(queued=1)
 
 
-# Kinds.
-
-
 def test_kinds(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """The store knows the kinds of its jobs, also those that only wait, and forgets
     them with their jobs. A process names a kind anew once a minute.
@@ -183,9 +167,6 @@ def test_kinds(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     assert store.kinds() == ["RunMarathon"]
     pass_time(store, 3 * store.active_expire_in)
     assert store.kinds() == []
-
-
-# Throughput.
 
 
 def test_throughput(store: JobStore) -> None:
