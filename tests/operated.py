@@ -8,13 +8,11 @@ import signal
 import sys
 import threading
 import time
-import types
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import dramatiq.broker
 import pytest
-import redis
 from pyramid.config import global_registries
 
 from pyramid_jobstate import Batch, JobState, JobStateMiddleware, JobStore
@@ -24,7 +22,6 @@ from tests.cliapp import Folder
 from tests.jobs import RunMarathon, job_actor, make_broker, working
 from tests.support import key_of, load_job, wait_for
 from tests.terminal import Terminal, on_terminal
-from tests.webapp import make_app, make_request, make_tm_config
 
 #: A text with what may act on a terminal, and how it is shown instead.
 HOSTILE = "a\x1b[2J\x07\x9b1m\x7f\u202eb\n14:00:00 success\u2028[red]c[/red] :smile:"
@@ -41,13 +38,7 @@ class Haul(Batch):
 
 
 class Ran(NamedTuple):
-    """What a command has done.
-
-    Attributes:
-      code: Its exit code.
-      out: The lines on stdout.
-      err: The lines on stderr.
-    """
+    """What a command has done: its exit code, and its lines."""
 
     code: int
     out: list[str]
@@ -120,6 +111,10 @@ class Operator:
         done = self._capsys.readouterr()
         return Ran(code, done.out.splitlines(), done.err.splitlines())
 
+    def rerun(self, *arguments: str) -> Ran:
+        """Run jobs again through the broker of the module `shop`."""
+        return self("rerun", "--broker", "shop:broker", *arguments)
+
     def draw(
         self,
         *arguments: str,
@@ -134,7 +129,6 @@ class Operator:
         Parameters:
           course: What happens at its pauses.
           answer: What a person does when asked.
-          rows, columns: The size of the terminal.
           environ: Variables of the environment.
         """
         shown = Terminal(rows, columns, answer)
@@ -184,11 +178,7 @@ def write(store: JobStore, job: JobState | str, **fields: str | bytes | int) -> 
 
 
 class Live:
-    """A job in a worker, which does what the test tells it to.
-
-    Attributes:
-      uuid: Its uuid.
-    """
+    """A job in a worker, which does what the test tells it to."""
 
     def __init__(self, store: JobStore, uuid: str) -> None:
         self.uuid = uuid
@@ -196,21 +186,13 @@ class Live:
         self._store = store
         self._count = 0
 
-    @property
-    def status(self) -> str:
-        return load_job(self._store, self.uuid).status
-
     def do(self, *orders: Callable[[Any], object]) -> None:
         """Have the job report, and wait until the store has what it reported."""
         self._count += 1
         for order in orders:
             self.orders.put(order)
         self.orders.put(lambda job: job.set_progress_metric("orders", self._count))
-        wait_for(self._has_done)
-
-    def _has_done(self) -> bool:
-        found = self._store.load(self.uuid)
-        return found is not None and found.get_progress_metric("orders") == self._count
+        wait_for(lambda: self._load().get_progress_metric("orders") == self._count)
 
     def end(self) -> None:
         """Let the job succeed."""
@@ -226,33 +208,18 @@ class Live:
         self.orders.put(fail)
         self.wait_until("error")
 
-    def cancel(self) -> None:
-        """Cancel the job, and let it hear of that."""
-
-        def listen(job: Any) -> None:
-            while True:
-                job.raise_if_cancelled()
-                time.sleep(0.005)
-
-        assert load_job(self._store, self.uuid).cancel()
-        self.orders.put(listen)
-        self.wait_until("cancelled")
-
     def wait_until(self, status: str) -> None:
-        wait_for(lambda: self.status == status)
+        wait_for(lambda: self._load().status == status)
+
+    def _load(self) -> JobState:
+        return load_job(self._store, self.uuid)
 
 
 class Runner:
-    """A broker, and a worker whose jobs do what the test tells them to.
-
-    Attributes:
-      broker: The broker.
-      store: The store of the jobs.
-    """
+    """A broker, and a worker whose jobs do what the test tells them to."""
 
     def __init__(self, url: str) -> None:
         self.store = JobStore(url)
-        self._url = url
         self.broker = make_broker(url, JobStateMiddleware(url=url, interval=0.01))
         self._live: dict[str, Live] = {}
 
@@ -260,7 +227,7 @@ class Runner:
         @job_actor(broker=self.broker, max_retries=0, throws=(ValueError,))
         def run_marathon(miles: int = 26, *, job_state: RunMarathon) -> None:
             orders = self.live(job_state.uuid).orders
-            while orders.get(timeout=60)(job_state) is not StopIteration:
+            while orders.get(timeout=300)(job_state) is not StopIteration:
                 pass
 
         self.actor = run_marathon
@@ -276,42 +243,10 @@ class Runner:
         live.wait_until("working")
         return live
 
-    def send_batch(self, *weights: float) -> tuple[str, list[Live]]:
-        """Send a batch, and return its uuid, and its members once all of them run."""
-        config = make_tm_config(self._url)
-        make_app(config)
-        request = make_request(config, "alice")
-        with request.tm, request.job_states.batch(Haul) as batch:
-            for weight in weights:
-                batch.send_with_options(self.actor, weight=weight)
-        members = [self.live(job.uuid) for job in self.store.members(batch.uuid).items]
-        for live in members:
-            live.wait_until("working")
-        return batch.uuid, members
-
     def release(self) -> None:
         """Let all jobs end."""
         for live in self._live.values():
             live.orders.put(lambda job: StopIteration)
-
-
-class Shop:
-    """A broker with an actor, in the module `shop` of the current folder's.
-
-    Attributes:
-      module: The module.
-      pjobs: Runs commands.
-    """
-
-    def __init__(self, pjobs: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.module: Any = types.ModuleType("shop")
-        self.pjobs = pjobs
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        monkeypatch.setitem(sys.modules, "shop", self.module)
-
-    def rerun(self, *arguments: str) -> Ran:
-        """Run jobs again through the broker."""
-        return self.pjobs("rerun", "--broker", "shop:broker", *arguments)
 
 
 @contextlib.contextmanager
@@ -322,12 +257,6 @@ def running(url: str, cls: type[Runner] = Runner, threads: int = 4) -> Iterator[
         yield runner
         runner.release()
     runner.broker.close()
-
-
-def reads(client: redis.Redis) -> int:
-    """Return how often records were read."""
-    stats: Any = client.info("commandstats")
-    return int(stats["cmdstat_hgetall"]["calls"])
 
 
 def with_ini(pjobs: Operator, folder: Folder, *arguments: str) -> Ran:

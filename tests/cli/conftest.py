@@ -3,14 +3,16 @@
 import logging
 import signal
 import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyramid.config import global_registries
 
 from tests.cliapp import Folder
-from tests.operated import Operator, Runner, Shop, running
+from tests.operated import Operator, Runner, running
 
 
 @pytest.fixture(autouse=True)
@@ -48,9 +50,12 @@ def pjobs(
 
 
 @pytest.fixture
-def shop(pjobs: Operator, monkeypatch: pytest.MonkeyPatch) -> Shop:
+def shop(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A module that `pjobs rerun` can import, without a broker."""
-    return Shop(pjobs, monkeypatch)
+    module = types.ModuleType("shop")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setitem(sys.modules, "shop", module)
+    return module
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from pyramid_jobstate import (
 from pyramid_jobstate.testing import pass_time, put_batch
 from tests.faulty import faulty
 from tests.jobs import RunMarathon, working
-from tests.operated import HARMLESS, HOSTILE, Haul, Operator, Shop, put
+from tests.operated import HARMLESS, HOSTILE, Haul, Operator, put
 from tests.support import UUID, load_job, wait_for
 from tests.terminal import Terminal
 from tests.web.operating import Marathons
@@ -69,10 +69,10 @@ def calls(monkeypatch: pytest.MonkeyPatch, name: str, *results: Any) -> list[Any
 
 
 @pytest.fixture
-def till(shop: Shop, marathons: Marathons) -> Shop:
-    """A shop with the broker of the marathons."""
-    shop.module.broker = marathons.broker
-    return shop
+def till(pjobs: Operator, shop: Any, marathons: Marathons) -> Operator:
+    """Runs commands, in a shop with the broker of the marathons."""
+    shop.broker = marathons.broker
+    return pjobs
 
 
 def test_jobs_are_cancelled(
@@ -306,7 +306,7 @@ def test_nobody_is_asked_without_need(pjobs: Operator, store: JobStore) -> None:
 
 
 def test_failed_jobs_run_again(
-    till: Shop, marathons: Marathons, store: JobStore
+    till: Operator, marathons: Marathons, store: JobStore
 ) -> None:
     """A job that failed is sent again under its id, and a worker runs it."""
     first, second = failed(store), failed(store)
@@ -316,7 +316,7 @@ def test_failed_jobs_run_again(
     assert marathons.wait_for(first.uuid, "success").uuid == first.uuid
 
 
-def test_jobs_that_cannot_run_again(till: Shop, store: JobStore) -> None:
+def test_jobs_that_cannot_run_again(till: Operator, store: JobStore) -> None:
     """Each job that cannot has a line that says why; the others run: 1."""
     lost, kept = failed(store, actor=""), failed(store)
     odd, done = failed(store, actor=HOSTILE), put(store, "success")
@@ -337,7 +337,7 @@ def test_jobs_that_cannot_run_again(till: Shop, store: JobStore) -> None:
         assert HARMLESS.partition(r"\n")[0] in last
 
 
-def test_all_that_match_run_again(till: Shop, store: JobStore) -> None:
+def test_all_that_match_run_again(till: Operator, store: JobStore) -> None:
     """By a filter, failed jobs run again; those that cannot are counted: 1."""
     for words in ["--kind", "RunMarathon"], ["--everything"]:
         jobs = [failed(store), failed(store, actor=""), failed(store)]
@@ -350,7 +350,7 @@ def test_all_that_match_run_again(till: Shop, store: JobStore) -> None:
 
 
 def test_failed_jobs_of_a_batch_run_again(
-    till: Shop, store: JobStore, marathons: Marathons
+    till: Operator, store: JobStore, marathons: Marathons
 ) -> None:
     """`rerun --batch` runs the failed jobs of the batch again, and no others, and the
     batch goes on. `rerun` and `show` say so of the batch itself.
@@ -365,7 +365,7 @@ def test_failed_jobs_of_a_batch_run_again(
     batch = put_batch(store, Haul, members, owner="alice")
     other = put_batch(store, Haul, [member])
     reason = "A batch cannot run again. Rerun its failed jobs."
-    assert f"rerun: impossible: {reason}" in till.pjobs("show", batch.uuid).out
+    assert f"rerun: impossible: {reason}" in till("show", batch.uuid).out
     error = f"pjobs: The job {batch.uuid} cannot run again: {reason} "
     error += f"Use --batch {batch.uuid}."
     assert till.rerun(batch.uuid) == (1, [], [error])
@@ -383,7 +383,7 @@ def test_failed_jobs_of_a_batch_run_again(
     assert statuses(store, other) == ["error"]
 
 
-def test_what_is_no_batch(pjobs: Operator, store: JobStore, till: Shop) -> None:
+def test_what_is_no_batch(pjobs: Operator, store: JobStore, till: Operator) -> None:
     """A typing error is not taken for a batch without failed jobs."""
     job = put(store, "error").uuid
     for words, code, reason in (
@@ -399,7 +399,7 @@ def test_what_is_no_batch(pjobs: Operator, store: JobStore, till: Shop) -> None:
     assert pjobs("cancel", "--batch", job).code == 2
 
 
-def test_broker_that_is_away(shop: Shop, store: JobStore, pjobs: Operator) -> None:
+def test_broker_that_is_away(shop: Any, store: JobStore, pjobs: Operator) -> None:
     """A broker that does not answer is said in one line, and the job stays failed."""
     job = failed(store)
     address = NOWHERE.removeprefix("redis://")
@@ -407,12 +407,12 @@ def test_broker_that_is_away(shop: Shop, store: JobStore, pjobs: Operator) -> No
         broker = make_broker(url=f"{scheme}://me:secret@{address}")
         broker.add_middleware(JobStateMiddleware(url=pjobs.url))
         dramatiq.actor(broker=broker, actor_name="run_marathon", job_state=True)(print)
-        shop.module.broker = broker
+        shop.broker = broker
         for words, out in (
             ([job.uuid], []),
             (["--everything", "--yes"], ["at least 0 requeued, 0 refused, then sto"]),
         ):
-            ran = shop.rerun(*words)
+            ran = pjobs.rerun(*words)
             assert (ran.code, [line[:40] for line in ran.out]) == (1, out)
             (line,) = ran.err
             assert line.startswith("pjobs: The broker does not answer: ConnectionClos")
@@ -421,17 +421,16 @@ def test_broker_that_is_away(shop: Shop, store: JobStore, pjobs: Operator) -> No
 
 
 def test_unsuitable_brokers_are_refused(
-    shop: Shop, store: JobStore, pjobs: Operator
+    shop: Any, store: JobStore, pjobs: Operator
 ) -> None:
     """An unsuitable broker is refused before any job changes. The advice on a broker
     with another store names what --url can.
     """
-    module = shop.module
-    module.store = store
-    module.stub = StubBroker()
-    module.plain = RedisBroker(url=pjobs.url, middleware=[])
-    module.other = RedisBroker(url=pjobs.url, middleware=[])
-    module.other.add_middleware(JobStateMiddleware(namespace="other"))
+    shop.store = store
+    shop.stub = StubBroker()
+    shop.plain = RedisBroker(url=pjobs.url, middleware=[])
+    shop.other = RedisBroker(url=pjobs.url, middleware=[])
+    shop.other.add_middleware(JobStateMiddleware(namespace="other"))
     advice = "Name that store with --url and --namespace."
     for name, code, text in (
         ("missing", 1, "--broker shop:missing cannot be imported: AttributeError"),
@@ -463,7 +462,7 @@ job_actor(broker=broker, actor_name="run_marathon", job_state=True)(print)
 
 
 def test_module_in_the_current_folder(
-    shop: Shop,
+    shop: Any,
     store: JobStore,
     pjobs: Operator,
     tmp_path: Path,

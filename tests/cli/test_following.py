@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import signal
@@ -12,9 +13,10 @@ import pytest
 import redis
 
 from pyramid_jobstate import JobError, JobState, JobStore
+from pyramid_jobstate.testing import put_batch
 from tests.faulty import faulty
 from tests.operated import HARMLESS, HOSTILE, Haul, Operator, Runner, put, write
-from tests.support import UUID, key_of, load_job, wait_for
+from tests.support import UUID, key_of, load_job
 
 CLOCK = r"\d\d:\d\d:\d\d "
 
@@ -79,13 +81,25 @@ def test_small_changes_are_told_every_ten_seconds(
     """Progress within a percent, or without one, takes a line every ten seconds."""
     live = runner.send()
 
+    def progress(done: int, total: int | None, job: JobState) -> None:
+        job.set_progress(done, total)
+
     def course() -> Iterator[None]:
-        for done in (1, 1000), (2, 1000), None, (10, 1000), (5,), (6,), None:
-            if done is None:
+        for done, total in (
+            (1, 1000),
+            (2, 1000),
+            (0, 0),
+            (10, 1000),
+            (5, None),
+            (6, None),
+        ):
+            if total == 0:
                 pjobs.pass_time(10)
             else:
-                live.do(lambda job, done=done: job.set_progress(*done))
+                live.do(functools.partial(progress, done, total))
             yield
+        pjobs.pass_time(10)
+        yield
         live.end()
         yield
 
@@ -413,34 +427,27 @@ def test_each_attempt_has_a_new_log(pjobs: Operator, store: JobStore) -> None:
     assert ran == (1, ["one", "one"], [f"pjobs: The record of {job.uuid} is gone."])
 
 
-def test_failures_of_a_batch_are_told_at_once(
-    pjobs: Operator, runner: Runner, store: JobStore
-) -> None:
-    """A line follows on a failure, but not on a success that moves no whole percent.
-    The wait ends with the batch.
+def test_failures_of_a_batch_are_told_at_once(pjobs: Operator, store: JobStore) -> None:
+    """A line follows on a failure or a cancel, however little it moves the bar. The
+    wait ends with the batch.
     """
-    batch, (large, failing, small) = runner.send_batch(9999, 1, 1)
-
-    def wait_until(status: str) -> None:
-        wait_for(lambda: load_batch().counts[status] == 1)
-
-    def load_batch() -> Haul:
-        found = load_job(store, batch)
-        assert isinstance(found, Haul)
-        return found
+    members: list[Any] = ["error", "queued", {"status": "queued", "weight": 9999}]
+    batch = put_batch(store, Haul, members)
+    _, small, large = store.members(batch.uuid).items
 
     def course() -> Iterator[None]:
-        failing.fail()
-        wait_until("error")
+        assert small.cancel()
         yield
-        small.end()
-        wait_until("success")
-        yield
-        large.end()
+        assert large.cancel()
         yield
 
-    ran = pjobs("wait", batch, course=course())
+    ran = pjobs("wait", batch.uuid, course=course())
     assert ran.code == 3
     *told, last = states(ran.out)
-    assert told == ["working 0% 0 of 3 jobs", "working 0% 1 of 3 jobs, 1 failed"]
-    assert re.fullmatch(r"error after [\d.]+ s, 3 of 3 jobs, 1 failed", last)
+    assert told == [
+        "working 0% 1 of 3 jobs, 1 failed",
+        "working 0% 2 of 3 jobs, 1 failed, 1 cancelled",
+    ]
+    assert re.fullmatch(
+        r"error after [\d.]+ s, 3 of 3 jobs, 1 failed, 2 cancelled", last
+    )

@@ -110,7 +110,7 @@ def test_watch_has_bars_that_move(
 
     def course(shown: Terminal) -> Iterator[None]:
         shown.catch_up()
-        assert shown.screen.alternate and not shown.screen.has_cursor
+        assert shown.is_alternate and not shown.has_cursor
         head, row = shown.lines()
         assert re.fullmatch(r"\d\d:\d\d:\d\d   working 1", head)
         assert row.startswith(f"{live.uuid[:8]}  RunMarathon  {BAR}  working  25% 1 of")
@@ -144,7 +144,7 @@ def test_watch_has_bars_that_move(
 
     shown = pjobs.draw("watch", course=course, columns=150)
     assert shown.code == 130
-    assert not shown.screen.alternate and shown.screen.has_cursor
+    assert not shown.is_alternate and shown.has_cursor
     assert "75% 3 of 4 rows" in shown.text()
     for character in "\x9b\x7f\u202e\u2028":
         assert character not in shown.output
@@ -162,7 +162,7 @@ def test_watch_without_jobs(pjobs: Operator, store: JobStore) -> None:
             shown.catch_up()
             (line,) = shown.lines()
             assert re.fullmatch(r"\d\d:\d\d:\d\d   No job is running\.", line)
-            assert shown.screen.alternate and not shown.screen.has_cursor
+            assert shown.is_alternate and not shown.has_cursor
             pjobs.interrupt(signum)
             yield
 
@@ -170,7 +170,7 @@ def test_watch_without_jobs(pjobs: Operator, store: JobStore) -> None:
             "watch", course=course, TTY_COMPATIBLE="0", TTY_INTERACTIVE="0"
         )
         assert shown.code == code
-        assert not shown.screen.alternate and shown.screen.has_cursor
+        assert not shown.is_alternate and shown.has_cursor
 
 
 def test_many_jobs_on_a_small_terminal(pjobs: Operator, store: JobStore) -> None:
@@ -202,6 +202,7 @@ def test_many_jobs_on_a_small_terminal(pjobs: Operator, store: JobStore) -> None
             shown.catch_up()
             lines = shown.lines()
             assert len(lines) == rows
+            assert max(map(len, lines)) <= columns
             assert lines[-1] == f"and {more} more" or not more
         pjobs.interrupt()
         yield
@@ -242,7 +243,7 @@ def test_watch_survives_an_outage(pjobs: Operator, store: JobStore) -> None:
             with redis.Redis.from_url(url, password="other") as client:
                 client.config_set("requirepass", "")
     assert shown.code == 1
-    assert shown.screen.has_cursor
+    assert shown.has_cursor
     assert "rejects the user or the password" in shown.text()
     assert re.search(r", for [56] s\.", shown.output)
 
