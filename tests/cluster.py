@@ -1,6 +1,7 @@
 """A Valkey or Redis Cluster for the tests: three primaries, each with a replica."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 
 import redis
@@ -24,10 +25,7 @@ class Cluster:
 
     def __init__(self, nodes: list[EmbeddedServer]) -> None:
         self.nodes = nodes
-
-    @property
-    def url(self) -> str:
-        return self.nodes[0].url.replace("redis://", "redis+cluster://")
+        self.url = nodes[0].url.replace("redis://", "redis+cluster://")
 
     def client(self, i: int) -> redis.Redis:
         return redis.Redis.from_url(self.nodes[i].url, decode_responses=True)
@@ -46,11 +44,19 @@ class Cluster:
         """Whether each live node knows all slots, and each primary its replica."""
         for i in range(len(self.nodes)):
             with self.client(i) as client:
-                info = client.cluster("info")
-                if info["cluster_state"] != "ok":
+                if client.cluster("info")["cluster_state"] != "ok":
                     return False
                 if i < PRIMARIES and not client.info("replication")["connected_slaves"]:
                     return False
+        return True
+
+    def follow(self, i: int) -> bool:
+        """Have a replica follow its primary. Return whether it knows that by now."""
+        with self.client(i + PRIMARIES) as client:
+            try:
+                client.execute_command("CLUSTER REPLICATE", self.node_id(i))
+            except redis.ResponseError:
+                return False
         return True
 
 
@@ -72,21 +78,8 @@ def running_cluster() -> Iterator[Cluster]:
                 if i < PRIMARIES:
                     slots = slots_of(i)
                     client.execute_command("CLUSTER ADDSLOTSRANGE", slots[0], slots[-1])
-                if i:
-                    client.execute_command("CLUSTER MEET", "127.0.0.1", nodes[0].port)
+                client.execute_command("CLUSTER MEET", "127.0.0.1", nodes[0].port)
         for i in range(PRIMARIES):
-            primary = cluster.node_id(i)
-            with cluster.client(i + PRIMARIES) as client:
-
-                def follow(
-                    client: redis.Redis = client, primary: str = primary
-                ) -> bool:
-                    try:
-                        client.execute_command("CLUSTER REPLICATE", primary)
-                    except redis.ResponseError:
-                        return False
-                    return True
-
-                wait_for(follow, 20)
+            wait_for(functools.partial(cluster.follow, i), 20)
         wait_for(cluster.is_fine, 30)
         yield cluster

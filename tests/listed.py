@@ -39,45 +39,37 @@ def make_desk(store: JobStore) -> tuple[StubBroker, dramatiq.Actor[..., Any]]:
 def create(store: JobStore, count: int, owner: str = "alice") -> list[str]:
     """Send jobs that nobody runs, and return their uuids, newest first."""
     _, run_marathon = make_desk(store)
-    sent = [
-        run_marathon.send_with_options(args=(26,), job_owner=owner)
-        for _ in range(count)
-    ]
+    options: dict[str, Any] = {"args": (26,), "job_owner": owner}
+    sent = [run_marathon.send_with_options(**options) for _ in range(count)]
     return [message.message_id for message in sent][::-1]
 
 
 def finish(store: JobStore, *uuids: str, status: str = "success") -> None:
     """Run jobs of :func:`create` to their end, the first of them last."""
     broker, run_marathon = make_desk(store)
+    options: dict[str, Any] = {"args": (26, status), "job_owner": "alice"}
     for uuid in reversed(uuids):
-        message = run_marathon.message_with_options(
-            args=(26, status), job_owner="alice"
-        )
+        message = run_marathon.message_with_options(**options)
         broker.enqueue(message.copy(message_id=uuid))
     with working(broker, threads=1):
         broker.join("default", fail_fast=False)
 
 
-def uuids_of(items: Sequence[Any]) -> list[str]:
-    return [
-        item.uuid if isinstance(item, JobState) else item["job"]["uuid"]
-        for item in items
-    ]
+def uuids_of(items: Sequence[JobState]) -> list[str]:
+    return [item.uuid for item in items]
 
 
 def pages(
-    list_page: Callable[..., Any], between: Callable[[], Any] | None = None
+    list_page: Callable[..., Any], between: Callable[[], object] = list
 ) -> list[list[str]]:
-    """Return all pages of a list, calling `between` between two of them."""
-    found = []
+    """Return all pages of a list, calling `between` before the next one."""
+    found: list[list[str]] = []
     cursor = None
-    while True:
+    while cursor is not None or not found:
+        between()
         items, cursor = list_page(cursor)
         found.append(uuids_of(items))
-        if cursor is None:
-            return found
-        if between is not None:
-            between()
+    return found
 
 
 def commands(client: redis.Redis) -> dict[str, int]:

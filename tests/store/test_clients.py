@@ -16,11 +16,10 @@ from pyramid_jobstate import JobStore, StoreUnavailable
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.testing import away, put_job
 from tests.jobs import RunMarathon, new_id
-from tests.listed import create, make_desk
+from tests.listed import make_desk
 from tests.relay import relaying
 from tests.store.jobs import put
 from tests.support import load_job
-from tests.tls import tls_server
 from tests.webapp import make_config, make_request
 
 #: URLs with passwords, which must not show, and URLs that are ambiguous.
@@ -205,14 +204,3 @@ def test_url_may_be_a_unix_socket(tmp_path: Path) -> None:
         store = JobStore(f"unix://{path}")
         assert store.load(put(store, "working")) is not None
         assert str(path) in repr(store)
-
-
-@pytest.mark.system
-def test_url_may_ask_for_tls(tmp_path: Path) -> None:
-    """A store uses TLS and verifies the server's certificate."""
-    with tls_server(tmp_path) as verified:
-        store = JobStore(verified)
-        (uuid,) = create(store, 1)
-        assert store.load(uuid) is not None
-        with pytest.raises(redis.ConnectionError):
-            JobStore(verified.partition("?")[0]).load(uuid)
