@@ -48,15 +48,6 @@ class Strange(JobState):
     kind = HOSTILE
 
 
-class Fragile(JobState):
-    """A kind whose class fails for some records."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        if self.message:
-            raise ValueError(self.message)
-
-
 def members(*statuses: str) -> list[dict[str, Any]]:
     return [{"status": each, "job_state_class": RunMarathon} for each in statuses]
 
@@ -417,23 +408,6 @@ def test_jobs_beyond_the_newest_thousand_need_their_full_id(
     ran = pjobs("show", old.uuid[:13])
     assert "The id of none of the newest 1,000 jobs begins with" in ran.err[0]
     assert f"id: {old.uuid}" in pjobs("show", old.uuid).out
-
-
-def test_code_that_fails_costs_its_own_jobs_only(
-    pjobs: Operator, store: JobStore
-) -> None:
-    """A class that fails costs its own jobs only, and one clean line on stderr."""
-    put(store, cls=Fragile, message=None)
-    with pytest.raises(ValueError, match="success"):
-        put(store, cls=Fragile, message=HOSTILE)
-    ran = pjobs("list")
-    assert ran.code == 0
-    assert len(ran.out) == 1
-    (line,) = ran.err
-    assert line.startswith("pjobs: The application's code for ")
-    assert "which is left out." in line
-    shown = HARMLESS.replace(r"\n", " ").replace(r"\u2028", " ")
-    assert line.endswith(f"ValueError: {shown}")
 
 
 def test_log_has_the_lines_of_a_job(pjobs: Operator, store: JobStore) -> None:

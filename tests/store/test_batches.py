@@ -289,14 +289,6 @@ def test_cancelled_batch_stays_cancelled(make_bed: MakeBed) -> None:
     assert sum(batch.counts.values()) == 2
 
 
-def test_bulk_cancel_takes_batches_and_members(store: JobStore) -> None:
-    """An act on all jobs cancels batches, and their members alone."""
-    batch = put(store, "qqw")
-    assert store.cancel_all(everything=True).done == 4
-    assert loaded(store, batch.uuid).status == "cancelling"
-    assert counts_of(store, batch.uuid) == {"working": 1, "cancelled": 2}
-
-
 def test_deleted_batch_leaves_its_members(make_bed: MakeBed) -> None:
     """The members of a deleted batch stay, and one that runs again is a job of its
     own. Those of one that was cancelled never run.

@@ -19,7 +19,7 @@ from tests.lost import (
 )
 from tests.store import jobs
 from tests.store.jobs import FINISHED, STATUSES, put_crowd
-from tests.support import key_of, load_job
+from tests.support import load_job
 
 Act = Callable[..., BulkResult]
 
@@ -266,15 +266,6 @@ def test_two_operators_share_the_work(
     assert sum(each.done for each in results) == 300
     expected = Counts() if status == "success" else Counts(cancelled=300)
     assert store.counts("RunMarathon", anew=True) == expected
-
-
-def test_expired_jobs_are_dropped_from_the_lists(store: JobStore) -> None:
-    """A call repairs the entries that it examines, as lists do."""
-    gone, stays = put(store, "error", 2)
-    store.client.delete(key_of(store, gone))
-    assert store.clear(status="error", older_than=1000) == (0, 0, None)
-    assert store.counts(anew=True).error == 1
-    assert left(store, [stays]) == 1
 
 
 def test_job_that_has_begun_again_is_not_deleted(store: JobStore) -> None:

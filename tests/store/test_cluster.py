@@ -6,7 +6,6 @@ import signal
 import threading
 from collections.abc import Iterator
 
-import dramatiq
 import pytest
 import redis
 from pyramid.config import Configurator
@@ -22,7 +21,6 @@ from pyramid_jobstate.testing import pass_time, put_job
 from tests.cluster import PRIMARIES, Cluster, running_cluster
 from tests.jobs import (
     Gate,
-    RunMarathon,
     job_actor,
     make_broker,
     new_id,
@@ -34,7 +32,7 @@ from tests.lost import losing_lists
 from tests.store.bed import Bed
 from tests.store.jobs import STATUSES, put
 from tests.support import key_of, load_job, wait_for
-from tests.webapp import make_app, make_request, make_tm_config
+from tests.webapp import make_app, make_tm_config
 
 pytestmark = [pytest.mark.system, pytest.mark.xdist_group("cluster")]
 
@@ -103,31 +101,6 @@ def test_batches_on_a_cluster(cluster: Cluster, cluster_store: JobStore) -> None
         assert statuses[7:] == ["cancelled"] * 5
         assert store.clear(everything=True).done > 0
         assert store.load(bed.uuid) is None
-
-
-def test_unique_jobs_on_a_cluster(cluster: Cluster, cluster_store: JobStore) -> None:
-    """A claim, the job that it names and those that lead to it lie on any nodes."""
-    broker = make_broker(cluster.nodes[0].url, JobStateMiddleware(cluster_store))
-
-    @dramatiq.actor(broker=broker, job_state=RunMarathon)
-    def nightly() -> None: ...
-
-    config = tm_config(cluster)
-    broker.enqueue = lambda message, *, delay=None: message  # type: ignore[method-assign]
-    requests = []
-    for _ in range(8):
-        request = make_request(config, "alice")
-        request.tm.begin()
-        job = request.job_states.send_with_options(nightly, unique="nightly")
-        requests.append((request, job))
-    for request, _ in requests:
-        request.tm.commit()
-    found = cluster_store.load_many([job.uuid for _, job in requests])
-    assert [job and job.status for job in found] == ["queued"] * 8
-    (listed,) = cluster_store.list().items
-    assert listed.cancel()
-    again = cluster_store.load_many([job.uuid for _, job in requests])
-    assert [job and job.status for job in again] == ["cancelled"] * 8
 
 
 def test_statuses_are_listed_and_counted_on_a_cluster(cluster: Cluster) -> None:

@@ -163,21 +163,3 @@ def test_record_of_another_type_is_unknown(store: JobStore) -> None:
     finish(store, bad, good)
     assert load_job(store, good).is_success
     assert store.client.get(key_of(store, bad)) == b"another program's"
-
-
-def test_filter_by_parameters_passes_over_what_has_none(store: JobStore) -> None:
-    """A filter by parameters skips jobs whose parameters are missing or invalid."""
-    jobs = [put(store, "queued") for _ in range(3)]
-    store.client.hdel(key_of(store, jobs[0]), "params")
-    store.client.hset(key_of(store, jobs[1]), "params", "")
-    assert uuids_of(store.list(params={"miles": 26}).items) == jobs[2:]
-    store.client.delete(key_of(store, jobs[2]))
-    assert store.list(params={"miles": 26}) == ([], None)
-
-
-def test_end_that_is_no_time_is_not_old(store: JobStore) -> None:
-    """A job whose end is no time is not deleted for its age."""
-    odd = put(store, "error")
-    store.client.hset(key_of(store, odd), "finished", "never")
-    assert store.clear(older_than=0) == (0, 0, None)
-    assert store.clear(status="error").done == 1

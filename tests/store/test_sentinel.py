@@ -16,7 +16,7 @@ from redis.sentinel import Sentinel
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer, find_binary
 from tests.jobs import Gate, job_actor, make_broker, wait_until, working
-from tests.support import wait_for
+from tests.support import load_job, wait_for
 
 pytestmark = pytest.mark.system
 
@@ -61,7 +61,7 @@ def test_a_failover_in_mid_job_loses_nothing(redis_url: str, tmp_path: Path) -> 
         follow = ["--replicaof", f"127.0.0.1 {primary.port}"]
         replica = stack.enter_context(EmbeddedServer(arguments=follow))
         sentinel = stack.enter_context(sentinels(primary, tmp_path))
-        wait_for(lambda: _knows(sentinel, replica.port), 20)
+        wait_for(lambda: knows(sentinel, replica.port), 20)
         client = sentinel.master_for("jobs", socket_timeout=0.5)
         store = JobStore(client)
         broker = make_broker(redis_url, JobStateMiddleware(store))
@@ -86,28 +86,22 @@ def test_a_failover_in_mid_job_loses_nothing(redis_url: str, tmp_path: Path) -> 
             gate.open()
 
             def is_done() -> bool:
-                try:
-                    state = store.load(message.message_id)
-                except redis.RedisError:
-                    return False
-                return state is not None and state.status == "success"
+                with contextlib.suppress(redis.RedisError):
+                    return load_job(store, message.message_id).is_success
+                return False
 
             wait_for(is_done, 40)
-        state = store.load(message.message_id)
-        assert state is not None
-        assert state.progress_metrics == {"before": 1, "after": 2}
+        metrics = load_job(store, message.message_id).progress_metrics
+        assert metrics == {"before": 1, "after": 2}
 
 
-def _knows(sentinel: Sentinel, port: int) -> bool:
+def knows(sentinel: Sentinel, port: int) -> bool:
     """Return whether all sentinels know each other and the replica."""
-    for client in sentinel.sentinels:
-        try:
-            replicas = client.sentinel_slaves("jobs")
+    with contextlib.suppress(redis.RedisError):
+        for client in sentinel.sentinels:
+            replicas = [each["port"] for each in client.sentinel_slaves("jobs")]
             primary: Any = client.sentinel_master("jobs")
-        except redis.RedisError:
-            return False
-        if [r["port"] for r in replicas] != [port]:
-            return False
-        if primary["num-other-sentinels"] != 2:
-            return False
-    return True
+            if replicas != [port] or primary["num-other-sentinels"] != 2:
+                return False
+        return True
+    return False

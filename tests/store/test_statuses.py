@@ -135,20 +135,6 @@ def test_unsent_job_counts_as_stalled(store: JobStore) -> None:
     assert all_of(store, status="queued") == [sent]
 
 
-def test_expired_jobs_do_not_count(store: JobStore) -> None:
-    """Jobs that have been listed for as long as they are kept no longer count."""
-    store = store.replace(expire_in=100, active_expire_in=300)
-    for status in STATUSES:
-        put(store, status)
-    pass_time(store, 101)
-    put(store, "error")
-    counts = store.counts()
-    assert [getattr(counts, status) for status in FINISHED] == [0, 1, 0]
-    pass_time(store, 200)
-    put(store, "queued")
-    assert store.counts(anew=True) == Counts(queued=1)
-
-
 def test_kinds(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """The store knows the kinds of its jobs, also those that only wait, and forgets
     them with their jobs. A process names a kind anew once a minute.
@@ -187,22 +173,3 @@ def test_throughput(store: JobStore) -> None:
         assert abs(starts[0] - (seconds[0] - 2400)) < 60
     assert len(store.throughput()) == 96
     assert sum(sum(bucket[1:]) for bucket in store.throughput("Nothing")) == 0
-
-
-def test_throughput_refuses_odd_periods(store: JobStore) -> None:
-    """The periods must have a length of at most some 30 years, and there must be
-    between 1 and 1,000.
-    """
-    cases: list[tuple[str, Any, type[Exception]]] = [
-        ("seconds", 0, ValueError),
-        ("seconds", 10**12, ValueError),
-        ("seconds", "1h", TypeError),
-        ("buckets", 1001, ValueError),
-        ("buckets", 1.5, TypeError),
-    ]
-    for name, wrong, error in cases:
-        with pytest.raises(error, match=f"^{name} must be "):
-            store.throughput(**{name: wrong})
-    # The longest span begins at a time that a datetime can say.
-    (bucket,) = store.throughput(seconds=1e9, buckets=1)
-    assert bucket.start.year < 2026
