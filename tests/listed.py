@@ -8,17 +8,13 @@ from typing import Any
 import dramatiq
 import redis
 from dramatiq.brokers.stub import StubBroker
-from pyramid.authorization import Deny
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
 from tests.jobs import RunMarathon, working
 
 
 class Diary(JobState):
-    """A kind of job that its owner may cancel but not see."""
-
-    def __acl__(self) -> list[tuple[str, Any, Any]]:
-        return [(Deny, self.owner, "view_job"), *super().__acl__()]
+    """Another kind of job than a marathon."""
 
 
 def make_desk(store: JobStore) -> tuple[StubBroker, dramatiq.Actor[..., Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import signal
 import sys
 import threading
 import time
@@ -145,10 +144,6 @@ class Operator:
     def pass_time(self, seconds: float) -> None:
         """Let time pass for the command that runs."""
         self.pauses.passed += seconds
-
-    def interrupt(self, signum: int = signal.SIGINT) -> None:
-        """Send the command that runs a signal."""
-        signal.raise_signal(signum)
 
     def _run(self, arguments: tuple[str, ...], course: Course) -> int:
         self.pauses = Pauses(course)

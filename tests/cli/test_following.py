@@ -191,7 +191,7 @@ def test_signals_end_a_command_quietly(pjobs: Operator, store: JobStore) -> None
     job = put(store, "queued")
 
     def interrupt(signum: int, act: Callable[[], object] = list) -> Iterator[None]:
-        pjobs.interrupt(signum)
+        signal.raise_signal(signum)
         act()
         yield
 
@@ -328,7 +328,7 @@ def test_watch_has_a_line_a_change(
         yield
         live.fail()
         yield
-        pjobs.interrupt()
+        signal.raise_signal(signal.SIGINT)
         yield
 
     ran = pjobs("watch", course=course())
@@ -411,20 +411,6 @@ def test_new_lines_are_the_fewest_that_explain_a_log(
         assert ran.out == [*before, *new], (before, after)
         error = [f"pjobs: Lines of {job.uuid} may be missing here."]
         assert ran.err == error * missed, (before, after)
-
-
-def test_each_attempt_has_a_new_log(pjobs: Operator, store: JobStore) -> None:
-    """The log of another attempt is new, even if it begins alike."""
-    job = put(store, log=["one"])
-
-    def course() -> Iterator[None]:
-        write(store, job, attempt=2)
-        yield
-        store.client.delete(key_of(store, job.uuid))
-        yield
-
-    ran = pjobs("log", "-f", job.uuid, course=course())
-    assert ran == (1, ["one", "one"], [f"pjobs: The record of {job.uuid} is gone."])
 
 
 def test_failures_of_a_batch_are_told_at_once(pjobs: Operator, store: JobStore) -> None:

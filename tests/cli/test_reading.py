@@ -319,17 +319,6 @@ def test_nothing_acts_on_a_terminal(pjobs: Operator, store: JobStore) -> None:
         assert f"param {name}: 1" in lines
 
 
-def test_long_texts_are_cut(pjobs: Operator, store: JobStore) -> None:
-    """A text takes at most 200 characters of a line, whatever it is made of."""
-    for message, text in (
-        ("x" * 200, "x" * 200),
-        ("x" * 201, "x" * 199 + "…"),
-        ("\x1b" * 200, (r"\x1b" * 200)[:199] + "…"),
-    ):
-        state = state_of(pjobs, put(store, message=message))
-        assert state == f"working: {text}"
-
-
 def test_times_are_local(
     pjobs: Operator, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

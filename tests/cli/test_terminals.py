@@ -139,7 +139,7 @@ def test_watch_has_bars_that_move(
         yield
         shown.catch_up()
         assert other.uuid[:8] not in shown.text()
-        pjobs.interrupt()
+        signal.raise_signal(signal.SIGINT)
         yield
 
     shown = pjobs.draw("watch", course=course, columns=150)
@@ -163,7 +163,7 @@ def test_watch_without_jobs(pjobs: Operator, store: JobStore) -> None:
             (line,) = shown.lines()
             assert re.fullmatch(r"\d\d:\d\d:\d\d   No job is running\.", line)
             assert shown.is_alternate and not shown.has_cursor
-            pjobs.interrupt(signum)
+            signal.raise_signal(signum)
             yield
 
         shown = pjobs.draw(
@@ -204,7 +204,7 @@ def test_many_jobs_on_a_small_terminal(pjobs: Operator, store: JobStore) -> None
             assert len(lines) == rows
             assert max(map(len, lines)) <= columns
             assert lines[-1] == f"and {more} more" or not more
-        pjobs.interrupt()
+        signal.raise_signal(signal.SIGINT)
         yield
 
     assert pjobs.draw("watch", course=course).code == 130
@@ -259,7 +259,7 @@ def test_watch_draws_the_bar_of_a_batch(pjobs: Operator, store: JobStore) -> Non
         shown.catch_up()
         (row,) = [line for line in shown.lines() if line.startswith(batch.uuid[:8])]
         assert re.search(r" ━{17}[━╺╸]* +working +87% 2 of 3 jobs, 1 failed$", row)
-        pjobs.interrupt()
+        signal.raise_signal(signal.SIGINT)
         yield
 
     shown = pjobs.draw("watch", batch.uuid, course=course, columns=150)

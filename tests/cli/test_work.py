@@ -265,19 +265,6 @@ def test_worker_process_finds_the_ini(
         ], given
 
 
-def test_worker_process_without_an_ini(
-    folder: Folder, become: Become, boot: Boot
-) -> None:
-    """A worker process that cannot read the ini says so briefly."""
-    command = become(str(folder.ini), "word=hi", "work")
-    text = "pjobs: Start this with `pjobs INI work`."
-    assert boot(command._replace(environ={})) == (2, [text])
-    folder.ini.unlink()
-    code, (line,) = boot(command)
-    assert code == 2
-    assert line == f"pjobs: {folder.ini} cannot be read: No such file or directory."
-
-
 def cannot_start(
     folder: Folder, command: Command, boot: Boot, *cases: tuple[str, int | None, str]
 ) -> None:

@@ -136,17 +136,6 @@ def test_lists_mend_what_was_lost(cluster: Cluster, cluster_store: JobStore) -> 
     assert cluster_store.counts(anew=True).cancelled == 1
 
 
-def test_slot_that_was_not_covered_is_looked_for_again(
-    cluster_store: JobStore,
-) -> None:
-    """A client that learnt the nodes while none held a slot finds the one that does."""
-    uuid = put(cluster_store, "working")
-    client = cluster_store.client
-    assert isinstance(client, RedisCluster)
-    client.nodes_manager.slots_cache.clear()
-    assert cluster_store.load(uuid) is not None
-
-
 def test_a_key_that_is_moving_is_found(
     cluster: Cluster, cluster_store: JobStore
 ) -> None:

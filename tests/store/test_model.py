@@ -33,11 +33,7 @@ class Report:
     Attributes:
       token: The run that it is about, or an id of its own if a message was stopped
         before a run of it began.
-      seq: Its number among the reports of the run.
-      values: The metrics that it sets.
       is_late: Whether another run may have begun since.
-      is_told: Whether the run knows of a cancel.
-      end: The status with which the run ends, or "".
       failure: Whether the run has failed: None if not, else whether its message is
         kept, from which it may run again.
       is_drop: Whether a message was stopped before a run of it began.
@@ -158,22 +154,15 @@ class Model:
     Attributes:
       status: The status, or None without a record. Beside those that a viewer sees, a
         job is "waiting" for its turn, "sending" until its message has left, "deleted".
-      run: The run that owns it, or None.
       word: The word of the only message that may run it, "" for one without a word, or
         None for any.
-      kept: Whether a message is kept from which it may run again.
       is_silent: Whether nobody has spoken of it for a while.
-      past: The runs that owned it before.
-      seq: The number of the owner's last report.
       began: The run whose start it shows, or None.
       before: The attempt and the run that it showed before those of the owner.
-      is_asked: Whether a cancel was requested.
       dropped: The id of the last drop that was carried out, or waits for the run.
       stop: How the run ends if it puts its message back, or None.
       refused: The word of the message that the broker refused last, or None.
-      is_unreached: Whether its turn in the pipeline never came.
       tries: The runs that have failed, each with when it began.
-      former: The job before it was queued to run again, or None.
     """
 
     status: str | None = None
@@ -433,7 +422,6 @@ class Both:
     """The store and the model, which are told the same.
 
     Attributes:
-      sent: All reports, whether they have arrived or not.
       word: The word of the last request to run the job again, or None.
       has_waited: Whether time has passed, for all but the times of earlier failures.
     """
