@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +16,7 @@ from tests.lost import (
     places_of,
 )
 from tests.store import jobs
-from tests.store.jobs import FINISHED, STATUSES, put_crowd
+from tests.store.jobs import FINISHED, STATUSES
 from tests.support import load_job
 
 Act = Callable[..., BulkResult]
@@ -185,41 +183,33 @@ def test_caller_is_asked_and_told_of_each_job(
     assert told == [(uuid, True) for uuid in mine[::-1]]
 
 
-#: Arguments of both calls, and their errors.
-WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({}, ValueError, r"without a filter .* everything=True"),
-    ({"owner": None, "status": None}, ValueError, "without a filter"),
-    ({"status": "deleted"}, ValueError, "acts on jobs .*, not 'deleted'"),
-    ({"kind": "X", "limit": -1}, ValueError, "limit must be from 0 to 1000"),
-    ({"kind": "X", "limit": 1001}, ValueError, "limit must be from 0 to 1000"),
-    ({"kind": "X", "limit": "1"}, TypeError, "limit must be an int"),
-    ({"kind": "X", "limit": True}, TypeError, "limit must be an int"),
+#: Wrong arguments of one call or both, and their errors.
+WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
+    ("both", {}, ValueError, r"without a filter .* everything=True"),
+    ("both", {"owner": None, "status": None}, ValueError, "without a filter"),
+    ("cancel_all", {"params": {}}, ValueError, "without a filter"),
+    ("both", {"status": "deleted"}, ValueError, "acts on jobs .*, not 'deleted'"),
+    ("clear", {"status": "working"}, ValueError, "acts on jobs .*, not 'working'"),
+    ("cancel_all", {"status": "success"}, ValueError, "acts on jobs .*, not 'succ"),
+    ("both", {"kind": "X", "limit": -1}, ValueError, "limit must be from 0 to 1000"),
+    ("both", {"kind": "X", "limit": 1001}, ValueError, "limit must be from 0 to 1000"),
+    ("both", {"kind": "X", "limit": True}, TypeError, "limit must be an int"),
+    ("clear", {"older_than": "6h"}, TypeError, "^older_than must be a number of sec"),
+    ("clear", {"older_than": -1}, ValueError, "older_than must be 0 seconds or more"),
 ]
 
-WRONG_AGES: list[tuple[Any, type[Exception], str]] = [
-    ("6h", TypeError, "^older_than must be a number of seconds"),
-    (-1, ValueError, "older_than must be 0 seconds or more"),
-    (float("nan"), ValueError, "older_than must be 0 seconds or more"),
-]
 
-
-def test_wrong_arguments_are_refused(store: JobStore) -> None:
+@each_act
+def test_wrong_arguments_are_refused(store: JobStore, act: Act, status: str) -> None:
     """An error names what is wrong, and nothing happens. Without a filter, everything
     has to be meant.
     """
-    uuids = put(store, "success", 2) + put(store, "queued", 2)
-    for (act, _), (options, error, match) in itertools.product(ACTS, WRONG):
-        with pytest.raises(error, match=match):
-            act(store, **options)
-    for act, status in (JobStore.clear, "working"), (JobStore.cancel_all, "success"):
-        with pytest.raises(ValueError, match=f"acts on jobs .*, not '{status}'"):
-            act(store, status=status)
-    with pytest.raises(ValueError, match="without a filter"):
-        store.cancel_all(params={})
-    for age, error, match in WRONG_AGES:
-        with pytest.raises(error, match=match):
-            store.clear(older_than=age)
-    assert left(store, uuids) == 4
+    uuids = put(store, status, 2)
+    for call, options, error, match in WRONG:
+        if call in ("both", act.__name__):
+            with pytest.raises(error, match=match):
+                act(store, **options)
+    assert left(store, uuids) == 2
 
 
 def test_cursor_of_another_call_is_refused(store: JobStore) -> None:
@@ -247,25 +237,6 @@ def test_cursor_of_another_call_is_refused(store: JobStore) -> None:
         with pytest.raises(ValueError, match="cursor was not returned by a call"):
             act(store, **options)
     assert left(store, uuids) == 2
-
-
-@each_act
-def test_two_operators_share_the_work(
-    redis_url: str, store: JobStore, act: Act, status: str
-) -> None:
-    """Two calls at the same time act once on each job, whoever comes first."""
-    put_crowd(store, 300)
-    if status == "success":
-        store.cancel_all(kind="RunMarathon")
-
-    def run() -> BulkResult:
-        return act(JobStore(redis_url), kind="RunMarathon")
-
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        results = [each.result() for each in [pool.submit(run) for _ in range(2)]]
-    assert sum(each.done for each in results) == 300
-    expected = Counts() if status == "success" else Counts(cancelled=300)
-    assert store.counts("RunMarathon", anew=True) == expected
 
 
 def test_job_that_has_begun_again_is_not_deleted(store: JobStore) -> None:

@@ -243,19 +243,6 @@ def test_cancelled_job_outlives_its_message(brief: JobStore) -> None:
     assert_lasts(patient, job.uuid, 5000)
 
 
-def test_nothing_is_left_behind(brief: JobStore) -> None:
-    """After their time, jobs leave neither a record nor a place in a list."""
-    put(brief, "success")
-    pass_time(brief, 60)
-    kept = put(brief, "success")
-    pass_time(brief, 60)
-    last = put(brief, "error")
-    assert [job.uuid for job in brief.list().items] == [last, kept]
-    assert sum(brief.counts(anew=True)) == 2
-    pass_time(brief, 3000)
-    assert brief.client.dbsize() == 0
-
-
 def test_sender_forgets_only_its_own_record(
     batch_config: Configurator, store: JobStore
 ) -> None:

@@ -14,7 +14,7 @@ from pyramid_jobstate import Counts, JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.testing import pass_time, put_job
 from tests.jobs import working
 from tests.listed import Diary, uuids_of
-from tests.store.jobs import FINISHED, STATUSES, all_of, put, put_crowd, put_unsent
+from tests.store.jobs import FINISHED, STATUSES, all_of, put, put_crowd
 from tests.support import load_job, wait_for
 
 
@@ -108,31 +108,17 @@ def test_counts_are_kept_for_a_second(
 
 def test_counts_know_of_what_this_process_has_done(store: JobStore) -> None:
     """Whoever clears, deletes or cancels jobs sees that in the counts at once."""
-    acts: list[tuple[Callable[[JobState], object], str, Counts]] = [
-        (lambda job: store.clear(kind=job.kind), "success", Counts()),
-        (lambda job: job.delete(), "error", Counts()),
-        (lambda job: job.cancel(), "working", Counts(cancelling=1)),
-        (
-            lambda job: store.cancel_all(kind=job.kind),
-            "queued",
-            Counts(cancelling=1, cancelled=1),
-        ),
+    acts: list[tuple[str, Callable[[JobState], object], Counts]] = [
+        ("success", lambda job: store.clear(kind=job.kind), Counts()),
+        ("error", lambda job: job.delete(), Counts()),
+        ("queued", lambda job: store.cancel_all(kind=job.kind), Counts(cancelled=1)),
+        ("working", lambda job: job.cancel(), Counts(cancelled=1, cancelling=1)),
     ]
-    for act, before, after in acts:
-        job = load_job(store, put(store, before))
-        assert getattr(store.counts(anew=True), before) == 1
+    for status, act, after in acts:
+        job = load_job(store, put(store, status))
+        assert getattr(store.counts(anew=True), status) == 1
         act(job)
         assert store.counts() == after
-
-
-def test_unsent_job_counts_as_stalled(store: JobStore) -> None:
-    """A job whose message was never accepted counts as queued, and then as stalled."""
-    lost, sent = put_unsent(store), put(store, "queued")
-    assert store.counts() == Counts(queued=2)
-    pass_time(store, store.stalled_after + 1)
-    assert store.counts(anew=True) == Counts(queued=1, stalled=1)
-    assert all_of(store, status="stalled") == [lost]
-    assert all_of(store, status="queued") == [sent]
 
 
 def test_kinds(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
