@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import dramatiq
-import redis
 from dramatiq.brokers.stub import StubBroker
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
@@ -66,11 +65,3 @@ def pages(
         items, cursor = list_page(cursor)
         found.append(uuids_of(items))
     return found
-
-
-def commands(client: redis.Redis) -> dict[str, int]:
-    """Return how often the server ran each command since the last reset."""
-    stats: Any = client.info("commandstats")
-    return {
-        name.removeprefix("cmdstat_"): stat["calls"] for name, stat in stats.items()
-    }

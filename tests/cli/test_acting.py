@@ -59,6 +59,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, name: str, *results: Any) -> list[Any
 
     def act(store: JobStore, *, limit: int, **options: Any) -> BulkResult:
         limits.append(limit)
+        assert len(limits) < 10, "The command does not end."
         result = left.pop(0) if len(left) > 1 else left[0]
         result = result(limit) if callable(result) else result
         assert isinstance(result, BulkResult)
