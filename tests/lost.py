@@ -45,13 +45,6 @@ def losing(client: Any, is_lost: Callable[[str], bool]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def losing_key(client: Any, lost: str) -> Iterator[None]:
-    """Lose what is written meanwhile under one key."""
-    with losing(client, lambda key: key == lost):
-        yield
-
-
-@contextlib.contextmanager
 def losing_lists(client: Any) -> Iterator[None]:
     """Lose what is written meanwhile into the sorted sets, which list jobs."""
     with losing(client, lambda key: client.type(key) == b"zset"):
@@ -121,13 +114,6 @@ def dying(is_dead: Callable[[int], bool]) -> Iterator[None]:
         mock.patch.object(redis.Connection, "send_packed_command", send_packed_command),
         contextlib.suppress(SystemExit),
     ):
-        yield
-
-
-@contextlib.contextmanager
-def dying_at(last: int) -> Iterator[None]:
-    """Have this thread act as a process that dies at a round trip, counted from 1."""
-    with dying(lambda number: number >= last):
         yield
 
 
