@@ -45,14 +45,10 @@ class Ran(NamedTuple):
 
 
 class Pauses:
-    """The pauses of a command take no time, but the clock goes on as if they did.
-
-    Attributes:
-      passed: The seconds by which the clock is ahead.
-      slept: How long the command wanted to sleep, each time.
-    """
+    """The pauses of a command take no time, but the clock goes on as if they did."""
 
     def __init__(self, course: Course) -> None:
+        #: The seconds by which the clock is ahead, and those of each pause.
         self.passed = 0.0
         self.slept: list[float] = []
         self.error: BaseException | None = None
@@ -83,11 +79,7 @@ class Pauses:
 
 
 class Operator:
-    """Runs commands on the store at a URL.
-
-    Attributes:
-      pauses: The pauses of the command that runs, or of the last one.
-    """
+    """Runs commands on the store at a URL."""
 
     def __init__(
         self,
@@ -123,13 +115,7 @@ class Operator:
         columns: int = 100,
         **environ: str,
     ) -> Terminal:
-        """Run a command on a terminal.
-
-        Parameters:
-          course: What happens at its pauses.
-          answer: What a person does when asked.
-          environ: Variables of the environment.
-        """
+        """Run a command on a terminal, where a person may answer when asked."""
         shown = Terminal(rows, columns, answer)
         with self._monkeypatch.context() as patch:
             for name, value in {"TERM": "xterm-256color", **environ}.items():

@@ -31,11 +31,7 @@ MARK = b"\x1b]mark\x07"
 
 
 class Terminal:
-    """A pseudo-terminal.
-
-    Parameters:
-      rows, columns: Its size.
-      answer: What a person does when asked for the first time.
+    """A pseudo-terminal, where a person may answer when asked for the first time.
 
     Attributes:
       slave: The end of the program.
