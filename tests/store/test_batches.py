@@ -229,8 +229,8 @@ def test_cancel_of_a_batch_that_waits(store: JobStore) -> None:
 
 
 def test_cancel_of_a_batch_that_runs(bed: Bed) -> None:
-    """A batch is being cancelled while members run, which hear of it; what waits never
-    runs, however late its message comes.
+    """A batch is being cancelled while members run, which hear of it; what waits, or is
+    over, never runs, however late its message comes.
     """
 
     def hear(job_state: JobState) -> None:
@@ -239,21 +239,23 @@ def test_cancel_of_a_batch_that_runs(bed: Bed) -> None:
             job_state.flush()
 
     bed.run(0)
+    bed.end(2)
     assert bed.load().cancel()
     batch = bed.load()
     assert (batch.status, batch.cancel_requested) == ("cancelling", True)
-    assert batch.progress[:2] == (0, 3) and batch.progress.fraction == 0
-    assert bed.counts() == {"working": 1, "cancelled": 2}
+    assert batch.progress[:2] == (1, 3) and batch.progress.fraction == 1 / 3
+    assert bed.counts() == {"working": 1, "cancelled": 1, "success": 1}
     with pytest.raises(JobCancelled):
         bed.act(0, hear)
     wait_for(lambda: bed.load().is_finished)
     assert bed.load().status == "cancelled"
-    assert bed.counts() == {"cancelled": 3}
+    assert bed.counts() == {"cancelled": 2, "success": 1}
     bed.deliver(1)
     bed.deliver(2)
     bed.settle()
+    assert bed.statuses() == ["cancelled", "cancelled", "success"]
     assert bed.member(1).attempt == 0
-    assert bed.store.counts("JobState", anew=True) == Counts(cancelled=3)
+    assert bed.store.counts("JobState", anew=True) == Counts(cancelled=2, success=1)
 
 
 def test_cancelled_batch_of_dead_workers_ends(store: JobStore) -> None:
