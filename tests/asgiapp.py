@@ -1,8 +1,6 @@
 """An application for ASGI servers that run as processes of their own:
-``uvicorn tests.asgiapp:app``.
-
-It reads from the environment where its store is (STORE_URL), and how many streams may
-be open (MAX_STREAMS).
+``uvicorn tests.asgiapp:app``. STORE_URL says where its store is, and MAX_STREAMS how
+many streams may be open.
 """
 
 import os
@@ -26,11 +24,8 @@ def large(request: Request) -> Response:
     return Response(app_iter=(b"x" * 100_000 for _ in iter(int, 1)))
 
 
-limits = {
-    f"jobstate.{name.lower()}": os.environ[name]
-    for name in ("MAX_STREAMS",)
-    if name in os.environ
-}
+most = os.environ.get("MAX_STREAMS")
+limits = {} if most is None else {"jobstate.max_streams": most}
 with make_config(os.environ["STORE_URL"], settings=limits) as config:
     config.include("pyramid_jobstate")
     for view in pid, large:

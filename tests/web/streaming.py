@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
+import redis
 from pyramid.authorization import Allow, Everyone
-from pyramid.config import Configurator
 
-from pyramid_jobstate import JobState, JobStore
-from pyramid_jobstate.asgi import asgi_app
-from pyramid_jobstate.testing import put_job
-from tests import asgi, streams
+from pyramid_jobstate import Batch, JobState, JobStore
+from pyramid_jobstate.testing import put_batch, put_job
+from tests.asgi import Exchange, Server
 from tests.jobs import RunMarathon
+from tests.running import Run
 from tests.support import wait_for
 
 T = TypeVar("T")
@@ -34,6 +33,13 @@ class PublicRun(JobState):
         return [(Allow, Everyone, "view_job")]
 
 
+class OwnJson(JobState):
+    """A kind with JSON of its own, which no stream can make."""
+
+    def __json__(self, request: Any) -> dict[str, Any]:
+        return {"mine": self.uuid}
+
+
 def put(
     store: JobStore,
     status: str = "working",
@@ -44,6 +50,19 @@ def put(
     """Store a job, of Alice's unless the test says otherwise. Return its uuid."""
     options = {"params": {"miles": 26}, **options}
     return put_job(store, kind, status, owner=owner, **options).uuid
+
+
+def put_members(store: JobStore, count: int, size: int = 2) -> tuple[Batch, list[str]]:
+    """Store a batch of Alice's jobs that wait, each with so many bytes to show, which
+    all end when it is cancelled. Return it and their uuids.
+    """
+    member = {
+        "status": "queued",
+        "job_state_class": RunMarathon,
+        "params": {"miles": "x" * size},
+    }
+    made = put_batch(store, Batch, [member] * count, owner="alice")
+    return made, [job.uuid for job in store.members(made.uuid, limit=count).items]
 
 
 def batch(*uuids: str, place: str = "/job_state") -> str:
@@ -61,20 +80,34 @@ def wait_until(value: T, get: Callable[..., T], *arguments: Any) -> None:
     wait_for(lambda: get(*arguments) == value)
 
 
-@contextlib.contextmanager
-def serving_sockets(
-    config: Configurator, around: Callable[[Any], Any] = lambda app: app, **options: Any
-) -> Iterator[int]:
-    """Serve an application with uvicorn in a thread, and give its port.
+def told(stream: Exchange) -> list[int]:
+    """Return the metrics n of the states that a stream has shown."""
+    return [event.state["n"] for event in stream.events if event.name == "message"]
 
-    Parameters:
-      around: Returns a WSGI application around it.
-      options: Those of :func:`.asgi_app`.
-    """
-    config.include("pyramid_jobstate")
-    app = asgi_app(around(config.make_wsgi_app()), **options)
-    with streams.serving(app) as port:
-        yield port
-    with asgi.serving(app) as server:
-        server.config = config
-        asgi.end(server, 1)
+
+def statuses(stream: Exchange) -> list[str]:
+    """Return the statuses of the states that a stream has shown."""
+    states = [event.state for event in stream.events if event.name == "message"]
+    return [state["job"]["status"] for state in states]
+
+
+def report(run: Run, n: int, *streams: Exchange) -> None:
+    """Have a job report the metric n, and wait until streams show it."""
+    run.report(n=n)
+    for stream in streams:
+        wait_until([n], lambda stream: told(stream)[-1:], stream)
+
+
+def follow(server: Server, run: Run, n: int = 1) -> Exchange:
+    """Open a stream of a job that has been told of a change."""
+    stream = server.open(one(run.uuid))
+    stream.at(0)
+    report(run, n, stream)
+    return stream
+
+
+def flagged(client: redis.Redis, *others: dict[str, str]) -> list[dict[str, str]]:
+    """Return the connections on which a server tells of changes, without others."""
+    known = [c["id"] for c in others]
+    found = client.client_list()
+    return [c for c in found if "t" in c["flags"] and c["id"] not in known]

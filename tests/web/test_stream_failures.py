@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import gc
 import multiprocessing
@@ -13,19 +12,16 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import redis
 
-from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate import JobStore
 from pyramid_jobstate.asgi import asgi_app
 from tests.asgi import Server, pushing, serving
-from tests.jobs import Gate
 from tests.running import Runs
 from tests.support import load_job, wait_for
-from tests.web.streaming import one, put
-from tests.web.test_stream_changes import LendingPool, flagged, follow, report, told
+from tests.web.streaming import flagged, follow, one, put, report, statuses, wait_until
 from tests.webapp import make_config
 
 ENDED = "The job streams of this process end. Clients reconnect."
@@ -78,7 +74,7 @@ def test_failure_ends_all_streams_and_the_next_is_served(
                 streams.pop(0).go()
         for stream in streams:
             # One that came after the failure goes on.
-            wait_for(stream.has_begun)
+            wait_until(True, lambda s: s.is_done or s.events != [], stream)
             stream.go()
             stream.wait()
         errors = [r for r in caplog.records if r.exc_info]
@@ -89,34 +85,12 @@ def test_failure_ends_all_streams_and_the_next_is_served(
         server.close()
 
 
-def test_application_that_exits_does_not_end_push(
-    server: Server, runs: Runs, store: JobStore, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Whatever a class raises for a job, the next stream is served."""
-    run = runs.start(n=0)
-    for n, error in enumerate(
-        (SystemExit, KeyboardInterrupt, asyncio.CancelledError), start=1
-    ):
-
-        def title(self: JobState, error: type[BaseException] = error) -> str:
-            if threading.current_thread().name == "jobstate-hub":
-                raise error
-            return "Exiting"
-
-        other = follow(server, run, n)
-        kind = type(f"Exiting{n}", (JobState,), {"title": property(title)})
-        server.ask(one(put(store, kind=kind)))
-        other.wait()
-        assert caplog.text.count(ENDED) == n
-    follow(server, run, 9)
-
-
 def test_failures_leave_nothing(server: Server, client: redis.Redis) -> None:
     """Threads, descriptors and connections do not become more with each failure."""
     others = flagged(client)
 
     def cycle() -> tuple[int, int]:
-        server.ask(server.put_last())
+        server.end()
         wait_for(lambda: not server.threads and not flagged(client, *others))
         return len(os.listdir("/proc/self/fd")), threading.active_count()
 
@@ -125,40 +99,6 @@ def test_failures_leave_nothing(server: Server, client: redis.Redis) -> None:
     for _ in range(10):
         after = cycle()
     assert after <= before
-
-
-def test_connection_that_comes_after_a_failure_is_given_back(
-    redis_url: str, runs: Runs
-) -> None:
-    """A connection that is being made when the streams end is closed before the next
-    one begins, and a pool of the application's own gets it back.
-    """
-    run = runs.start(n=0)
-    gate = Gate()
-
-    class SlowPool(LendingPool):
-        def get_connection(self, *args: Any, **kwargs: Any) -> Any:
-            if threading.current_thread().name == "jobstate-link":
-                gate.wait()
-            return super().get_connection(*args, **kwargs)
-
-    pool = SlowPool.from_url(redis_url)
-    store = JobStore(redis.Redis(connection_pool=pool))
-    with pushing(make_config(None), store=store) as server:
-        stream = server.open(one(run.uuid))
-        gate.wait_for_job()
-        with failing(1, KeyError("a bug")) as failed:
-            if not failed.wait(2):
-                # Its thread had nothing to do, and looks at the clock for this one.
-                server.open(one(run.uuid)).wait()
-            stream.wait()
-        gate.open()
-        wait_for(lambda: not server.threads)
-        assert pool.lent == 1
-        follow(server, run, 1)
-        wait_for(lambda: pool.lent == 1)
-    assert pool.lent == 0
-    pool.disconnect()
 
 
 @pytest.mark.system
@@ -225,71 +165,47 @@ def addresses() -> set[str]:
     return found
 
 
+def see_an_end(server: Server, redis_url: str) -> str:
+    """Cancel a job, and return how its stream ends."""
+    store = JobStore(redis_url)
+    job = put(store, "queued")
+    stream = server.open(one(job))
+    stream.at(0)
+    load_job(store, job).cancel()
+    return statuses(stream.wait())[-1]
+
+
 @pytest.mark.system
 def test_forked_child_has_streams_of_its_own(
     redis_url: str, client: redis.Redis, runs: Runs
 ) -> None:
     """A child closes its copies of the parent's connections, and begins anew with its
-    first stream. The streams of the parent go on, and do not count in the child.
+    first stream. The streams of the parent go on, and do not count in the child. A
+    server may fork before its first stream as well.
     """
     run, others = runs.start(n=0), flagged(client)
     with pushing(make_config(redis_url), rooms=2) as server:
-        stream = follow(server, run)
-        other = follow(server, run, 2)
+
+        def look_early() -> str:
+            with serving(asgi_app(server.config.make_wsgi_app())) as own:
+                return see_an_end(own, redis_url)
+
+        assert in_child(look_early) == "cancelled"
+        stream, other = follow(server, run), follow(server, run, 2)
         (link,) = flagged(client, *others)
         assert link["addr"] in addresses()
 
         def look() -> str:
             has_link = link["addr"] in addresses()
-            app = asgi_app(server.wsgi_app)
+            app = asgi_app(server.config.make_wsgi_app())
             with serving(app) as own, redis.Redis.from_url(redis_url) as mine:
                 first, second = (own.open(one(run.uuid)) for _ in range(2))
                 began = first.at(0).state["n"], second.at(0).state["n"]
                 wait_for(lambda: len(flagged(mine, *others)) == 2)
                 first.go()
                 first.wait()
-                job = put(JobStore(mine), "queued")
-                third = own.open(one(job))
-                third.at(0)
-                load_job(JobStore(mine), job).cancel()
-                third.wait()
-            return f"{has_link} {began}"
+                return f"{has_link} {began} {see_an_end(own, redis_url)}"
 
-        assert in_child(look) == "False (2, 2)"
+        assert in_child(look) == "False (2, 2) cancelled"
         report(run, 5, stream, other)
         wait_for(lambda: len(flagged(client, *others)) == 1)
-
-
-@pytest.mark.system
-def test_child_of_a_process_that_has_no_stream_or_connection(
-    redis_url: str, runs: Runs
-) -> None:
-    """A server may fork before its first stream, or while it is connecting."""
-    run = runs.start(n=0)
-    gate = Gate()
-
-    class SlowPool(LendingPool):
-        def get_connection(self, *args: Any, **kwargs: Any) -> Any:
-            if threading.current_thread().name == "jobstate-link":
-                gate.wait()
-            return super().get_connection(*args, **kwargs)
-
-    pool = SlowPool.from_url(redis_url)
-    store = JobStore(redis.Redis(connection_pool=pool))
-    with pushing(make_config(None), store=store) as server:
-
-        def stream() -> str:
-            gate.open()
-            with serving(asgi_app(server.wsgi_app)) as own:
-                first = own.open(one(run.uuid))
-                first.at(0)
-                wait_for(lambda: pool.lent >= 1)
-                return f"{told(first)}"
-
-        assert in_child(stream) == "[0]"
-        waiting = server.open(one(run.uuid))
-        gate.wait_for_job()
-        assert in_child(stream) == "[0]"
-        gate.open()
-        report(run, 1, waiting)
-    pool.disconnect()
