@@ -1,8 +1,4 @@
-"""An ASGI server without sockets, for tests that decide what a client does and when.
-
-The thread that feeds an application's streams goes on for as long as its process. Here
-it ends with its server.
-"""
+"""An ASGI server without sockets, for tests that decide what a client does and when."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from pyramid.authorization import Allow, Everyone
@@ -26,9 +22,6 @@ from pyramid_jobstate.asgi import AsgiApplication, asgi_app
 from pyramid_jobstate.testing import put_job
 from tests.support import UUID, wait_for
 from tests.webapp import make_request
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
 
 #: The form of a request's Accept header that asks for a stream.
 EVENTS = "text/event-stream"
@@ -74,11 +67,11 @@ class Event(NamedTuple):
         return dict(json.loads(self.data))
 
 
-def events_of(body: str) -> list[Event]:
+def events_of(body: bytes) -> list[Event]:
     """Return the events that have come in whole, without the opening of a stream."""
     found = []
-    for block in body.split("\n\n")[:-1]:
-        lines = (line.partition(": ") for line in block.split("\n"))
+    for block in body.split(b"\n\n")[:-1]:
+        lines = (line.partition(": ") for line in block.decode().split("\n"))
         fields = {name.rstrip(":"): value for name, _, value in lines}
         if "data" in fields and "retry" not in fields:
             name = fields.get("event", "message")
@@ -87,13 +80,8 @@ def events_of(body: str) -> list[Event]:
 
 
 class Exchange:
-    """A request, and what has been sent in answer to it so far.
-
-    Attributes:
-      messages: The ASGI messages that the client has received.
-      sending: The sizes of the bodies that were given to the server, received or not.
-      is_broken: Whether sending raises an OSError.
-      future: Ends with the application.
+    """A request, and what its client has been sent so far: ASGI messages, and the sizes
+    of the bodies, received or not. Sending raises an OSError once it `is_broken`.
     """
 
     def __init__(
@@ -177,7 +165,7 @@ class Exchange:
     @property
     def events(self) -> list[Event]:
         """The events that were received in whole."""
-        return events_of(self.body.decode())
+        return events_of(self.body)
 
     def is_held(self) -> bool:
         """Return whether something was sent that a client holds up if it stops."""
@@ -261,15 +249,11 @@ class Server:
     def pass_time(self, seconds: float) -> None:
         """Let time pass at once, and have the streams notice it."""
         # What the server has been asked before does not count as unanswered.
-        for _ in range(2):
-            self._wake()
-        CLOCK["ahead"] += seconds
-        vars(time)["monotonic"] = lambda: MONOTONIC() + CLOCK["ahead"]
-        self._wake()
-
-    def _wake(self) -> None:
-        """Have the thread of the streams look at what has come, by an empty stream."""
-        self.ask(f"/job_state?uuid={UUID}&uuid=y", None)
+        for ahead in 0.0, 0.0, seconds:
+            CLOCK["ahead"] += ahead
+            vars(time)["monotonic"] = lambda: MONOTONIC() + CLOCK["ahead"]
+            # For a stream of nothing, their thread looks at all that has come.
+            self.ask(f"/job_state?uuid={UUID}&uuid=y", None)
 
     def end(self) -> None:
         """End the thread of the streams, by a job that raises SystemExit in it."""
@@ -324,16 +308,13 @@ class Last(JobState):
 @contextlib.contextmanager
 def pushing(
     config: Configurator,
-    around: Callable[[WSGIApplication], WSGIApplication] = lambda app: app,
+    around: Callable[[Any], Any] = lambda app: app,
     store: JobStore | None = None,
     rooms: int | None = 6,
 ) -> Iterator[Server]:
     """Serve the application of a configurator, with pyramid_jobstate included, and with
-    a WSGI application around it. Its threads end with it.
-
-    Parameters:
-      store: Where it keeps its jobs, if not where its settings say.
-      rooms: How many streams may be open if its settings do not say it.
+    a WSGI application around it. It keeps its jobs in the store, if that is given. So
+    many streams may be open, if its settings do not say it. Its threads end with it.
     """
     if rooms is not None:
         config.get_settings().setdefault("jobstate.max_streams", rooms)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -23,45 +22,41 @@ class StreamClient(contextlib.AbstractContextManager["StreamClient"]):
     def __init__(
         self, port: int, path: str, user: str | None = "alice", **headers: str
     ) -> None:
-        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         sent = {} if user is None else {"X-User": user}
         sent |= {name.replace("_", "-"): value for name, value in headers.items()}
         self._connection.request("GET", path, headers={"Accept": EVENTS, **sent})
         self._sock: Any = self._connection.sock
         self._response = self._connection.getresponse()
-        self.status = self._response.status
-        self.headers = self._response.headers
-        self.body = b""
+        self.status, self.headers = self._response.status, self._response.headers
         self.is_stream = self.headers.get_content_type() == EVENTS
         self.is_over = threading.Event()
-        if self.is_stream:
-            threading.Thread(target=self._read, daemon=True).start()
-        else:
-            self.body = self._response.read()
-            self.is_over.set()
+        self.body, self._count = b"", 0
+        thread = threading.Thread(target=self._read, daemon=True)
+        thread.start()
+        if not self.is_stream:
+            thread.join()
 
     def _read(self) -> None:
-        text = ""
         # The last two if it is closed meanwhile.
         errors = OSError, http.client.HTTPException, ValueError, AttributeError
         with contextlib.suppress(*errors):
-            while line := self._response.readline():
-                text += line.decode()
-                if line == b"\n":
-                    for event in events_of(text):
-                        self._events.put(event)
-                    text = ""
+            while data := self._response.read1(65536):
+                self.body += data
         self.is_over.set()
-        self._events.put(None)
 
     def next(self, timeout: float = 20) -> Event:
         """Return the next event, or raise EOFError if the stream is over."""
-        event = self._events.get(timeout=timeout)
-        if event is None:
-            self._events.put(None)
+
+        def has_come() -> bool:
+            return self.is_over.is_set() or len(events_of(self.body)) > self._count
+
+        wait_for(has_come, timeout)
+        events = events_of(self.body)
+        if len(events) == self._count:
             raise EOFError
-        return event
+        self._count += 1
+        return events[self._count - 1]
 
     def until(self, condition: Callable[[Event], object], timeout: float = 20) -> Event:
         """Return the first event for which a condition holds."""

@@ -371,6 +371,7 @@ def test_streams_need_no_threads(redis_url: str, runs: Runs, count: int) -> None
         ]
         for view in views:
             view.start()
+        wait_until(2, len, begun)
         for n in range(1, 5):
             run.report(n=n)
         for stream in streams:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -65,16 +64,6 @@ def test_max_streams_are_open(
             "The limit of 3 streams (jobstate.max_streams) is reached. Further pages "
             "poll."
         ]
-
-
-def test_limit_where_descriptors_are_unlimited(
-    redis_url: str, path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By default, a process without a limit of descriptors has streams."""
-    infinite = resource.RLIM_INFINITY, resource.RLIM_INFINITY
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: infinite)
-    with pushing(make_config(redis_url), rooms=None) as server:
-        assert server.open(path).is_stream
 
 
 def test_streams_of_one_owner(

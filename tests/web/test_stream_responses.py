@@ -43,10 +43,9 @@ def changing_tween(handler: Callable[[Request], Response], registry: Any) -> Any
 
 
 @pytest.fixture
-def change() -> Iterator[Callable[[Change], None]]:
-    """Has the tween do something with each response."""
-    changes.clear()
-    yield changes.append
+def change() -> Iterator[list[Change]]:
+    """What the tween does with each response."""
+    yield changes
     changes.clear()
 
 
@@ -72,7 +71,7 @@ def server(redis_url: str) -> Iterator[Server]:
 
 
 def test_headers_of_the_application_are_kept(
-    server: Server, store: JobStore, change: Callable[[Change], None]
+    server: Server, store: JobStore, change: list[Change]
 ) -> None:
     """A stream and a 204 bear the cookies of the session and of a tween, its headers
     for other origins, and what a subscriber and a callback add. What describes a poll's
@@ -90,7 +89,7 @@ def test_headers_of_the_application_are_kept(
             lambda request, response: response.headers.add("X-Callback", "1")
         )
 
-    change(decorate)
+    change.append(decorate)
     path = one(put(store, "success"))
     stream = server.ask(path)
     over = server.ask(path, last_event_id=stream.at(0).id)
@@ -106,7 +105,7 @@ def test_headers_of_the_application_are_kept(
 
 
 def test_tween_that_replaces_the_answer(
-    server: Server, store: JobStore, change: Callable[[Change], None]
+    server: Server, store: JobStore, change: list[Change]
 ) -> None:
     """What a tween makes of a poll's answer is sent as it is."""
     job = put(store)
@@ -116,8 +115,7 @@ def test_tween_that_replaces_the_answer(
         "encoding": lambda request, response: response.encode_content("gzip"),
     }
     for name, replace in replacements.items():
-        changes.clear()
-        change(replace)
+        change[:] = [replace]
         answer = server.ask(one(job))
         assert answer.status == (500 if name == "status" else 200), name
         body = answer.body
@@ -126,7 +124,7 @@ def test_tween_that_replaces_the_answer(
 
 
 def test_request_ends_before_its_stream(
-    redis_url: str, store: JobStore, change: Callable[[Change], None]
+    redis_url: str, store: JobStore, change: list[Change]
 ) -> None:
     """The transaction and the request of a stream end when its view has answered, and
     nothing of the request stays in memory.
@@ -145,14 +143,14 @@ def test_request_ends_before_its_stream(
 
     config = with_tween(make_tm_config(redis_url), under="pyramid_tm.tm_tween_factory")
     with pushing(config) as server:
-        change(keep)
+        change.append(keep)
         stream = server.open(one(put(store)))
         stream.at(0)
         assert ended == ["transaction", "request"]
         # The thread that ran the view may be about to forget it.
         wait_for(is_free)
         assert not stream.is_done
-        changes.clear()
+        change.clear()
 
 
 def buffered(app: Any) -> Any:

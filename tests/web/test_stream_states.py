@@ -323,11 +323,6 @@ def test_silent_job_is_stalled(redis_url: str, runs: Runs) -> None:
 # Batches
 
 
-def counts_of(event: Event) -> dict[str, int]:
-    """Return how many members a batch has in each status."""
-    return dict(event.state["job"]["counts"])
-
-
 def test_batch_streams_the_counts_of_its_members(
     pushed: Server, store: JobStore
 ) -> None:
@@ -341,7 +336,9 @@ def test_batch_streams_the_counts_of_its_members(
     assert first["members"] == f"http://example.com/job_state/?batch={made.uuid}"
     for number, member in enumerate(store.members(made.uuid).items, start=1):
         member.cancel()
-        wait_until(number, lambda: counts_of(stream.events[-1])["cancelled"])
+        wait_until(
+            number, lambda: stream.events[-1].state["job"]["counts"]["cancelled"]
+        )
     assert stream.wait().events[-1].data.encode() == pushed.poll(one(made.uuid)).body
     assert stream.events[-1].state["job_state"] == "error"
 
