@@ -69,7 +69,7 @@ def test_failure_ends_all_streams_and_the_next_is_served(
         with failing(number, error) as failed:
             streams = [server.open(one(run.uuid)) for _ in range(2)]
             run.report(n=number)
-            while not failed.is_set():
+            while not failed.wait(0.005):
                 streams.append(server.open(one(run.uuid)))
                 streams.pop(0).go()
         for stream in streams:
