@@ -32,8 +32,7 @@ THREADS = "jobstate-hub", "jobstate-link", "jobstate-look"
 #: The bytes that arrive at a client at a time even if it does not read.
 BUFFER = 100
 
-#: The clock of this process, by how much tests have put it forward, and how many
-#: applications are served.
+#: The clock, by how much tests have put it forward, and how many applications run.
 MONOTONIC = time.monotonic
 CLOCK = {"ahead": 0.0, "users": 0}
 
@@ -130,7 +129,6 @@ class Exchange:
 
     @property
     def is_done(self) -> bool:
-        """Whether the application has returned."""
         return self.future.done()
 
     def wait(self, timeout: float = 20) -> Exchange:
@@ -164,7 +162,6 @@ class Exchange:
 
     @property
     def events(self) -> list[Event]:
-        """The events that were received in whole."""
         return events_of(self.body)
 
     def is_held(self) -> bool:
@@ -195,7 +192,6 @@ class Server:
     def __init__(self, app: AsgiApplication, loop: asyncio.AbstractEventLoop) -> None:
         self.app = app
         self.loop = loop
-        #: The threads for streams that are not its own.
         self.others: set[threading.Thread] = set()
         self._exchanges: list[Exchange] = []
 
@@ -243,7 +239,7 @@ class Server:
 
     @property
     def threads(self) -> set[threading.Thread]:
-        """The threads that run for the streams."""
+        """The threads that run for the streams, without those of `others`."""
         return {t for t in threading.enumerate() if t.name in THREADS} - self.others
 
     def pass_time(self, seconds: float) -> None:

@@ -1,6 +1,6 @@
-"""An application for ASGI servers that run as processes of their own:
-``uvicorn tests.asgiapp:app``. STORE_URL says where its store is, and MAX_STREAMS how
-many streams may be open.
+"""An application for servers in processes of their own: ``uvicorn tests.asgiapp:app``.
+
+STORE_URL says where its store is, and MAX_STREAMS how many streams may be open.
 """
 
 import os

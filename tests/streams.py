@@ -47,11 +47,10 @@ class StreamClient(contextlib.AbstractContextManager["StreamClient"]):
 
     def next(self, timeout: float = 20) -> Event:
         """Return the next event, or raise EOFError if the stream is over."""
-
-        def has_come() -> bool:
-            return self.is_over.is_set() or len(events_of(self.body)) > self._count
-
-        wait_for(has_come, timeout)
+        wait_for(
+            lambda: self.is_over.is_set() or len(events_of(self.body)) > self._count,
+            timeout,
+        )
         events = events_of(self.body)
         if len(events) == self._count:
             raise EOFError

@@ -43,15 +43,13 @@ class TrackingRelay(Relay):
     """A relay that leaves commands alone, and holds up, loses or falsifies the
     connections on which clients are told of changes. What is refused before it is known
     that a connection is one of those, `HELLO 3`, is refused on all.
-
-    Attributes:
-      asked: What was asked on them.
-      is_holding: Whether it holds back what the server has said there.
     """
 
     def __init__(self, url: str) -> None:
         self._all_told: list[socket.socket] = []
+        #: What was asked on them.
         self.asked = b""
+        #: Whether it holds back what the server has said there.
         self.is_holding = False
         super().__init__(url, {})
 
