@@ -296,11 +296,12 @@ def test_store_that_hangs_is_away(
         far.pass_time(3)
         wait_until(["away"], names, late)
         assert stream.until(lambda e: e.name == "away") == ("away", "503", "")
-    far.pass_time(2)
+    far.pass_time(1)
     wait_until([0, 1, 1], told, stream)
     report(run, 2, stream, late)
     assert names(stream) == ["away", "beat"]
-    wait_until([LOST, AGAIN], log)
+    # A busy machine may look like more outages.
+    wait_until([AGAIN], lambda: log()[-1:])
     fresh = follow(far, run, 3)
     for n in 4, 5:
         far.pass_time(1)
@@ -314,18 +315,17 @@ def test_store_that_does_not_answer_yet(
     """A store that is loading, is busy or has too many clients is away, and is asked
     again, from the first stream on.
     """
-    errors = (
+    for error in (
         "LOADING Redis is loading the dataset in memory",
         "BUSY Redis is busy running a script",
         "ERR max number of clients reached",
-    )
-    for number, error in enumerate(errors):
+    ):
         relay.refuse({"CLIENT TRACKING": error})
         relay.lose()
         run = runs.start(n=0)
         stream = far.open(one(run.uuid))
         stream.at(0)
-        wait_until([*[LOST, AGAIN] * number, LOST], log)
+        wait_until([LOST], lambda: log()[-1:])
         run.report(n=1)
         far.pass_time(3)
         wait_until(["away"], names, stream)
@@ -333,7 +333,9 @@ def test_store_that_does_not_answer_yet(
         relay.refuse({})
         far.pass_time(2)
         wait_until([0, 1], told, stream)
-        wait_until([LOST, AGAIN] * (number + 1), log)
+        wait_until([AGAIN], lambda: log()[-1:])
+        # A busy machine may look like more outages.
+        assert log() == [LOST, AGAIN] * (len(log()) // 2)
         stream.go()
 
 
