@@ -1,6 +1,7 @@
-"""An application for servers in processes of their own: ``uvicorn tests.asgiapp:app``.
+"""An application for ASGI servers that run as processes of their own:
+``uvicorn tests.asgiapp:app``.
 
-STORE_URL says where its store is, and MAX_STREAMS how many streams may be open.
+It reads from the environment where its store is (STORE_URL).
 """
 
 import os
@@ -24,9 +25,7 @@ def large(request: Request) -> Response:
     return Response(app_iter=(b"x" * 100_000 for _ in iter(int, 1)))
 
 
-most = os.environ.get("MAX_STREAMS")
-limits = {} if most is None else {"jobstate.max_streams": most}
-with make_config(os.environ["STORE_URL"], settings=limits) as config:
+with make_config(os.environ["STORE_URL"]) as config:
     config.include("pyramid_jobstate")
     for view in pid, large:
         config.add_route(view.__name__, f"/{view.__name__}")

@@ -4,20 +4,11 @@ import os
 import time
 
 import dramatiq
-from dramatiq.brokers.redis import RedisBroker
 
-from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
+from pyramid_jobstate import JobState
+from tests.workerprocess import make_broker
 
-#: The seconds of silence after which a job reads stalled.
-STALLED_AFTER = 1.0
-
-# A dead worker's messages are redelivered soon.
-broker = RedisBroker(
-    url=os.environ["REDIS_URL"], heartbeat_timeout=1000, maintenance_chance=1_000_000
-)
-store = JobStore(os.environ["REDIS_URL"], stalled_after=STALLED_AFTER)
-broker.add_middleware(JobStateMiddleware(store, interval=0.02, heartbeat=0.2))
-dramatiq.set_broker(broker)
+dramatiq.set_broker(make_broker(os.environ["REDIS_URL"]))
 
 
 @dramatiq.actor(max_retries=1, min_backoff=10, max_backoff=20)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import abc
 import contextlib
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy
 import transaction
-import ZODB.DB
 import zope.sqlalchemy
 from dramatiq import Broker
 from persistent import Persistent
@@ -71,63 +68,24 @@ class Marks(Persistent):
     names: tuple[str, ...] = ()
 
 
-class Database(abc.ABC):
-    """A database with a counter, and a mark for every run of a job that committed.
+class SQL:
+    """A relational database with a counter, and a mark for every run of a job that
+    committed. It is used as the Pylons cookiecutter does.
 
     Attributes:
       settings: The settings of an application that uses it.
       has_one_phase: Whether it commits when it votes.
     """
 
-    settings: dict[str, Any]
-    has_one_phase: bool
-
-    @abc.abstractmethod
-    def includeme(self, config: Configurator) -> None:
-        """Have the requests of an application use the database."""
-
-    @abc.abstractmethod
-    def root_factory(self, request: Request) -> Any:
-        """Return a root with the item "counter"."""
-
-    @abc.abstractmethod
-    def mark(self, request: Request, name: str) -> None:
-        """Leave a mark."""
-
-    @abc.abstractmethod
-    def interfere(self) -> None:
-        """Increment the counter in another transaction."""
-
-    @abc.abstractmethod
-    def read(self) -> tuple[int, list[str]]:
-        """Return the counter and the marks that have been committed."""
-
-    @property
-    def counter(self) -> int:
-        return self.read()[0]
-
-    def marks(self, name: str) -> int:
-        """Return how many marks of a name have been committed."""
-        return self.read()[1].count(name)
-
-    @abc.abstractmethod
-    def close(self) -> None:
-        """Close it."""
-
-
-class SQL(Database):
-    """A relational database, used as the Pylons cookiecutter does.
-
-    Parameters:
-      url: Its URL.
-      is_new: Whether to create the tables.
-      options: More options of the engine.
-    """
-
     has_one_phase = True
 
-    def __init__(self, url: str, *, is_new: bool = True, **options: Any) -> None:
-        self.settings = {}
+    def __init__(self, url: str, *, is_new: bool = True) -> None:
+        self.settings: dict[str, str] = {}
+        # An interrupt within a pool would take one of its places for good.
+        options: dict[str, Any] = {"poolclass": sqlalchemy.NullPool}
+        if url.startswith("postgresql"):
+            # At this level it tells conflicts itself.
+            options["isolation_level"] = "REPEATABLE READ"
         self.engine = sqlalchemy.create_engine(url, **options)
         if is_new:
             Base.metadata.create_all(self.engine)
@@ -135,6 +93,7 @@ class SQL(Database):
                 session.add(Row(id=1, value=0))
 
     def includeme(self, config: Configurator) -> None:
+        """Have the requests of an application use the database."""
         factory = sessionmaker(bind=self.engine)
 
         def dbsession(request: Request) -> Session:
@@ -145,16 +104,15 @@ class SQL(Database):
         config.add_request_method(dbsession, reify=True)
 
     def root_factory(self, request: Request) -> Any:
+        """Return a root with the item "counter"."""
         return {"counter": request.dbsession.get_one(Row, 1)}
 
     def mark(self, request: Request, name: str) -> None:
+        """Leave a mark."""
         request.dbsession.add(Mark(name=name))
 
-    def interfere(self) -> None:
-        with Session(self.engine) as session, session.begin():
-            session.get_one(Row, 1).value += 1
-
     def read(self) -> tuple[int, list[str]]:
+        """Return the counter and the marks that have been committed."""
         with Session(self.engine) as session:
             marks = session.scalars(sqlalchemy.select(Mark.name)).all()
             return session.get_one(Row, 1).value, list(marks)
@@ -163,16 +121,10 @@ class SQL(Database):
         self.engine.dispose()
 
 
-class Zodb(Database):
-    """An object database, used through pyramid_zodbconn.
-
-    Parameters:
-      uri: Its URI, as for the setting ``zodbconn.uri``.
-      is_new: Whether to create the root's items.
-    """
+class Zodb:
+    """The same with an object database, used through pyramid_zodbconn."""
 
     has_one_phase = False
-    db: ZODB.DB
 
     def __init__(self, uri: str, *, is_new: bool = True) -> None:
         self.settings = {"zodbconn.uri": uri}
@@ -195,10 +147,6 @@ class Zodb(Database):
         marks = request.root["marks"]
         marks.names = (*marks.names, name)
 
-    def interfere(self) -> None:
-        with self.db.transaction() as connection:
-            connection.root()["counter"].value += 1
-
     def read(self) -> tuple[int, list[str]]:
         manager = transaction.TransactionManager()
         with contextlib.closing(self.db.open(manager)) as connection:
@@ -208,35 +156,36 @@ class Zodb(Database):
         return found
 
     def close(self) -> None:
-        self.db.close()
+        storage = self.db.storage
+        # Interrupts may have left connections that their transactions do not know.
+        with contextlib.suppress(KeyError):
+            self.db.close()
+        storage.close()
 
 
-#: The settings for pyramid_tm's managers.
-MANAGERS: dict[str, dict[str, str]] = {"explicit": EXPLICIT, "thread": {}}
+Database = SQL | Zodb
 
 
-def make_database(kind: str, folder: Path) -> Database:
-    """Return a new database in a folder: "sqlite" or "zodb"."""
-    if kind == "sqlite":
-        return SQL(f"sqlite:///{folder / 'counters.sqlite'}")
-    return Zodb(f"file://{folder / 'counters.fs'}")
+def open_database(url: str, *, is_new: bool = False) -> Database:
+    """Return the database at a URL of SQLAlchemy or ZODB."""
+    kind = Zodb if url.startswith(("zeo", "file")) else SQL
+    return kind(url, is_new=is_new)
 
 
 def make_app(
-    broker: Broker, store_url: str, database: Database, manager: str = "explicit"
-) -> Configurator:
-    """Return the configurator of a finished application, whose requests the actors of
-    a broker receive.
+    broker: Broker, store_url: str, database: Database, *, is_explicit: bool = True
+) -> None:
+    """Make an application, whose requests the actors of a broker receive.
 
     Parameters:
       store_url: The URL of the store.
-      manager: A key of MANAGERS.
+      is_explicit: Whether pyramid_tm's manager is explicit, or that of the thread.
     """
     settings = {
         "jobstate.redis_url": store_url,
         "retry.attempts": 3,
         **database.settings,
-        **MANAGERS[manager],
+        **(EXPLICIT if is_explicit else {}),
     }
     config = Configurator(settings=settings, root_factory=database.root_factory)
     config.include("pyramid_retry")
@@ -247,4 +196,3 @@ def make_app(
     requests = RequestMiddleware()
     requests.applications.add(config.registry)
     broker.add_middleware(requests)
-    return config

@@ -16,29 +16,9 @@ import redis
 from dramatiq.brokers.redis import RedisBroker
 from pyramid.request import Request
 
-from pyramid_jobstate import JobStateMiddleware, JobStore
-from tests.counters import SQL, Database, Zodb, make_app
+from tests.counters import Database, make_app, open_database
 from tests.jobs import job_actor
-
-#: The isolation levels at which a database tells conflicts itself.
-ISOLATION = {"postgresql": "REPEATABLE READ"}
-
-
-def open_database(url: str, *, is_new: bool = False) -> Database:
-    """Return the database at a URL of SQLAlchemy or ZODB."""
-    scheme = url.partition(":")[0].partition("+")[0]
-    if scheme in ("zeo", "file"):
-        return Zodb(url, is_new=is_new)
-    options = {"isolation_level": ISOLATION[scheme]} if scheme in ISOLATION else {}
-    return SQL(url, is_new=is_new, **options)
-
-
-def make_broker(url: str) -> RedisBroker:
-    """Return a broker that redelivers the messages of a dead worker soon."""
-    broker = RedisBroker(url=url, heartbeat_timeout=1000, maintenance_chance=1_000_000)
-    store = JobStore(url, stalled_after=1.0)
-    broker.add_middleware(JobStateMiddleware(store, interval=0.05, heartbeat=0.2))
-    return broker
+from tests.workerprocess import make_broker
 
 
 def declare(broker: RedisBroker, database: Database) -> None:
@@ -47,8 +27,7 @@ def declare(broker: RedisBroker, database: Database) -> None:
 
     @job_actor(broker=broker, min_backoff=20, max_backoff=500)
     def increment(*, request: Request, job_state: Any) -> None:
-        counter = request.root["counter"]
-        counter.value += 1
+        request.root["counter"].value += 1
         database.mark(request, job_state.uuid)
         client.sadd("workers", os.getpid())
 
@@ -69,14 +48,10 @@ def declare(broker: RedisBroker, database: Database) -> None:
             )
 
 
-def main() -> None:
+if "DATABASE_URL" in os.environ:
     url = os.environ["BROKER_URL"]
-    database = open_database(os.environ["DATABASE_URL"])
     broker = make_broker(url)
     dramatiq.set_broker(broker)
+    database = open_database(os.environ["DATABASE_URL"])
     make_app(broker, url, database)
     declare(broker, database)
-
-
-if "DATABASE_URL" in os.environ:
-    main()

@@ -43,17 +43,9 @@ SCRIPTS = {
     "dramatiq": "dramatiq.__main__:main",
 }
 
-SCRIPT = """\
-#!{python}
-import sys
-from {module} import {name}
-if __name__ == "__main__":
-    sys.exit({name}())
-"""
+SCRIPT = "#!{}\nimport sys\nfrom {} import {} as main\nsys.exit(main())\n"
 
-WEB, WORKER = "myapp-web.service", "myapp-worker.service"
-
-PUSH = "myapp-push.service"
+WEB, WORKER, PUSH = (f"myapp-{name}.service" for name in ("web", "worker", "push"))
 
 UNITS = "/etc/systemd/system"
 
@@ -94,9 +86,7 @@ METADATA = {
 }
 
 APPLICATION = """\
-import os
 import pathlib
-import signal
 import time
 
 from pyramid.config import Configurator
@@ -108,8 +98,7 @@ from . import jobs
 def run(request):
     states = request.job_states
     name, count = request.params.get("actor", "run_marathon"), int(request.params["n"])
-    delay = int(request.params.get("delay", 0)) or None
-    job_state = states.send_with_options(getattr(jobs, name), (count,), delay=delay)
+    job_state = states.send(getattr(jobs, name), count)
     return {"url": request.resource_url(job_state)}
 
 
@@ -119,26 +108,6 @@ def slow(request):
     return {}
 
 
-class Killer:
-    # Kills the process after the commit, before jobs are sent.
-
-    def nothing(self, transaction):
-        pass
-
-    abort = tpc_begin = commit = tpc_vote = tpc_abort = nothing
-
-    def tpc_finish(self, transaction):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def sortKey(self):
-        return "killer"
-
-
-def run_and_die(request):
-    request.tm.get().join(Killer())
-    return run(request)
-
-
 def main(global_config, **settings):
     with Configurator(settings=settings) as config:
         config.add_settings({"tm.manager_hook": "pyramid_tm.explicit_manager"})
@@ -146,7 +115,7 @@ def main(global_config, **settings):
         config.include("pyramid_tm")
         config.include("pyramid_retry")
         config.include("pyramid_jobstate")
-        for view in run, run_and_die, slow:
+        for view in run, slow:
             config.add_route(view.__name__, f"/{view.__name__}")
             config.add_view(view, route_name=view.__name__, renderer="json")
         return config.make_wsgi_app()
@@ -245,7 +214,6 @@ class Host:
             "dramatiq_worker_timeout": "100",
         }
         self.files = {path: self.replaced(text) for path, text in files().items()}
-        bin_folder = folder / "venv/bin"
         (asgi,) = [t for t in snippets("python") if t.startswith("# myapp/asgi.py\n")]
         self.write("myapp/asgi.py", asgi)
         for name, text in METADATA.items():
@@ -253,10 +221,8 @@ class Host:
         self.write("myapp/__init__.py", APPLICATION)
         self.write("myapp/jobs.py", JOBS)
         for name, entry in SCRIPTS.items():
-            module, _, function = entry.partition(":")
-            text = SCRIPT.format(python=sys.executable, module=module, name=function)
-            self.write(f"venv/bin/{name}", text)
-            (bin_folder / name).chmod(0o755)
+            text = SCRIPT.format(sys.executable, *entry.split(":"))
+            self.write(f"venv/bin/{name}", text).chmod(0o755)
         self.set()
 
     def replaced(self, text: str) -> str:
@@ -321,7 +287,7 @@ class Host:
             self.running(command, "redis", signal.SIGTERM),
             redis.Redis.from_url(self.redis_url) as client,
         ):
-            wait_for(lambda: answers(client))
+            wait_for(lambda: "Ready to accept connections" in self.log("redis"))
             yield client
 
     @contextlib.contextmanager
@@ -401,14 +367,6 @@ class Host:
         wait_for(listens)
 
 
-def answers(client: redis.Redis) -> bool:
-    """Return whether a server answers a client."""
-    try:
-        return bool(client.ping())
-    except redis.ConnectionError:
-        return False
-
-
 def program(name: str, package: str) -> str:
     """Return the path of a program, or skip the test."""
     # Debian's /usr/sbin is not on everybody's PATH.
@@ -439,20 +397,28 @@ class Browser:
         self.host = host
         self.cookie = ""
 
-    def __call__(self, path: str, method: str = "GET", **headers: str) -> Answer:
+    @contextlib.contextmanager
+    def open(
+        self, path: str, method: str = "GET", **headers: str
+    ) -> Iterator[http.client.HTTPResponse]:
+        """Yield the response to a request, whose body may come yet."""
         context = ssl.create_default_context(
             cafile=self.host.folder / "example.com.pem"
         )
         # Nothing resolves the name: the request says whom it means.
         context.check_hostname = False
-        names = {name.replace("_", "-"): value for name, value in headers.items()}
         connection = http.client.HTTPSConnection(
             "127.0.0.1", self.host.https_port, context=context, timeout=20
         )
         with contextlib.closing(connection):
-            more = {"Host": "example.com", "Cookie": self.cookie}
-            connection.request(method, path, headers={**more, **names})
-            response = connection.getresponse()
+            sent = {"Host": "example.com", "Cookie": self.cookie}
+            sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.request(method, path, headers=sent)
+            with connection.getresponse() as response:
+                yield response
+
+    def __call__(self, path: str, method: str = "GET", **headers: str) -> Answer:
+        with self.open(path, method, **headers) as response:
             self.cookie = response.headers.get("Set-Cookie", self.cookie)
             return Answer(response.status, response.headers, response.read())
 
@@ -488,15 +454,20 @@ def nginx(host: Host, site: str | None = None) -> Iterator[Browser]:
         yield browser
 
 
-def send(host: Host, miles: int, actor: str = "run_marathon") -> JobState:
-    """Have the web server send a job."""
+def get(host: Host, path: str) -> tuple[int, str]:
+    """Ask the web server, without a cookie."""
     connection = http.client.HTTPConnection("127.0.0.1", host.web_port, timeout=20)
     with contextlib.closing(connection):
-        connection.request("GET", f"/run?actor={actor}&n={miles}")
+        connection.request("GET", path)
         response = connection.getresponse()
-        assert response.status == 200, host.log(WEB)
-        url = json.loads(response.read())["url"]
-    return load_job(JobStore(host.redis_url), url.split("/")[-2])
+        return response.status, response.read().decode()
+
+
+def send(host: Host, miles: int, actor: str = "run_marathon") -> JobState:
+    """Have the web server send a job."""
+    status, body = get(host, f"/run?actor={actor}&n={miles}")
+    assert status == 200, host.log(WEB)
+    return load_job(JobStore(host.redis_url), json.loads(body)["url"].split("/")[-2])
 
 
 def metric(host: Host, job: JobState, name: str) -> Any:

@@ -1,25 +1,18 @@
-"""A RabbitMQ node for the tests.
-
-This module is also its supervisor, a process in its own session that reads commands
-from a pipe whose other end only the tests hold. When they end, however they end, the
-pipe closes, and the supervisor kills the node and removes its directory.
-"""
+"""A RabbitMQ node for the tests."""
 
 import contextlib
 import os
 import random
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pyramid_jobstate.embedded import PORTS
-from tests.support import ROOT
 
 #: The command that Debian's wrapper on PATH finally runs. The wrapper itself runs the
 #: system's node as its own user. Other systems have this command on PATH.
@@ -39,6 +32,34 @@ disk_free_limit.absolute = 1MB
 #: Distribution on this machine only, and few threads that wait without spinning.
 ERLANG_ARGUMENTS = "-kernel inet_dist_use_interface {127,0,0,1} +S 2:2 +sbwt none"
 
+#: Runs a command until the other end of its stdin is closed, which only the tests hold.
+#: Then it sends the command the signal $0, kills what is left, and removes $1.
+SUPERVISOR = """
+removed=$1
+shift
+"$@" </dev/null &
+read -r _
+kill -"$0" $!
+wait $!
+if [ -n "$removed" ]; then rm -rf "$removed"; fi
+kill -KILL 0
+"""
+
+
+def supervised(
+    command: Sequence[str], log: Path, signal: str, removed: str = "", **options: Any
+) -> "subprocess.Popen[bytes]":
+    """Run a command that ends with the tests, however they end, or by communicate()."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            ["sh", "-c", SUPERVISOR, signal, removed, *command],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            **options,
+        )
+
 
 class RabbitMQ:
     """An empty RabbitMQ node on free ports of 127.0.0.1.
@@ -52,21 +73,21 @@ class RabbitMQ:
 
     def __init__(self, binary: str) -> None:
         self.port, epmd_port, dist_port = free_ports(3)
-        self._directory = Path(tempfile.mkdtemp(prefix="jobstate-rabbitmq-"))
-        config = self._directory / "rabbitmq.conf"
+        directory = Path(tempfile.mkdtemp(prefix="jobstate-rabbitmq-"))
+        config = directory / "rabbitmq.conf"
         config.write_text(CONFIG.format(port=self.port))
         # Share nothing with a node of the system: no name daemon, configuration or
         # directory.
         environ = {
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_EPMD_PORT": str(epmd_port),
-            "HOME": str(self._directory),
+            "HOME": str(directory),
             "RABBITMQ_CONFIG_FILE": str(config),
             "RABBITMQ_CONF_ENV_FILE": os.devnull,
             "RABBITMQ_DIST_PORT": str(dist_port),
-            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self._directory / "plugins"),
-            "RABBITMQ_LOG_BASE": str(self._directory),
-            "RABBITMQ_MNESIA_BASE": str(self._directory / "data"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "plugins"),
+            "RABBITMQ_LOG_BASE": str(directory),
+            "RABBITMQ_MNESIA_BASE": str(directory / "data"),
             "RABBITMQ_NODENAME": f"jobstate-{self.port}@localhost",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": ERLANG_ARGUMENTS,
             # These two make the started process the node itself.
@@ -78,26 +99,25 @@ class RabbitMQ:
             for name, value in os.environ.items()
             if not name.startswith(("RABBITMQ_", "ERL_", "NOTIFY_SOCKET"))
         }
-        self._supervisor = subprocess.Popen(
-            [sys.executable, "-m", "tests.rabbitmq", binary, str(self._directory)],
-            cwd=ROOT,
-            env={**others, **environ},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
+        self._binary = binary
+        self._log = directory / "log"
+        self._options: dict[str, Any] = {"cwd": directory, "env": others | environ}
+        self._node: subprocess.Popen[bytes] | None = None
+        self._epmd = supervised(
+            ["epmd"], self._log, "KILL", str(directory), **self._options
         )
 
     def __enter__(self) -> Self:
         try:
             self.start()
         except BaseException:
-            self.close()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
+        self.stop()
+        self._epmd.communicate()
 
     @property
     def url(self) -> str:
@@ -111,34 +131,20 @@ class RabbitMQ:
           RuntimeError: It does not answer in time.
         """
         deadline = time.monotonic() + START_TIMEOUT
-        runs = self._tell("start")
-        while runs and time.monotonic() < deadline:
-            if _answers(self.port):
-                return
+        self._node = supervised([self._binary], self._log, "KILL", **self._options)
+        while not _answers(self.port):
+            if time.monotonic() > deadline:
+                log = self._log.read_text(errors="replace")[-3000:]
+                raise RuntimeError(
+                    f"RabbitMQ does not start. Its log ends with:\n{log}"
+                )
             time.sleep(0.05)
-            runs = self._tell("look")
-        log = (self._directory / "log").read_text(errors="replace")
-        raise RuntimeError(
-            f"RabbitMQ does not start. Its log ends with:\n{log[-3000:]}"
-        )
 
     def stop(self) -> None:
         """Kill the node and wait for its end. Do nothing if it is not running."""
-        self._tell("stop")
-
-    def close(self) -> None:
-        """Kill the node and remove its directory, for good."""
-        with self._supervisor:
-            assert self._supervisor.stdin is not None
-            self._supervisor.stdin.close()
-
-    def _tell(self, command: str) -> bool:
-        """Send a command to the supervisor, and return whether the node is running."""
-        stdin, stdout = self._supervisor.stdin, self._supervisor.stdout
-        assert stdin is not None and stdout is not None
-        stdin.write(f"{command}\n")
-        stdin.flush()
-        return stdout.readline() == "True\n"
+        if self._node is not None:
+            self._node.communicate()
+            self._node = None
 
 
 def find_binary() -> str | None:
@@ -170,61 +176,3 @@ def _answers(port: int) -> bool:
             return connection.recv(9)[:1] == b"\x01"
     except OSError:
         return False
-
-
-class Supervisor:
-    """Runs a node and its own name daemon."""
-
-    def __init__(self, binary: str, directory: str) -> None:
-        self.binary = binary
-        self.directory = directory
-        self.log = os.open(os.path.join(directory, "log"), os.O_CREAT | os.O_WRONLY)
-        self.epmd = self._run("epmd")
-        self.node: subprocess.Popen[bytes] | None = None
-
-    def serve(self) -> None:
-        """Obey commands until nobody is left to send them."""
-        for command in sys.stdin:
-            if command == "start\n":
-                self._kill(self.node)
-                self.node = self._run(self.binary)
-            elif command == "stop\n":
-                self._kill(self.node)
-            runs = self.node is not None and self.node.poll() is None
-            print(runs, flush=True)
-
-    def close(self) -> None:
-        self._kill(self.node)
-        self._kill(self.epmd)
-        shutil.rmtree(self.directory, ignore_errors=True)
-
-    def _run(self, command: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [command],
-            cwd=self.directory,
-            stdin=subprocess.DEVNULL,
-            stdout=self.log,
-            stderr=self.log,
-            process_group=0,
-        )
-
-    def _kill(self, process: subprocess.Popen[bytes] | None) -> None:
-        if process is not None and process.poll() is None:
-            # The process and its helpers.
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def main() -> None:
-    for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
-    supervisor = Supervisor(*sys.argv[1:])
-    try:
-        with contextlib.suppress(BrokenPipeError):
-            supervisor.serve()
-    finally:
-        supervisor.close()
-
-
-if __name__ == "__main__":
-    main()

@@ -39,12 +39,7 @@ class Killed(BaseException):
 class Process:
     """A process.
 
-    Parameters:
-      world: Where it lives.
-      main: What it does.
-
     Attributes:
-      is_dead: Whether it was killed.
       is_over: Whether it has ended, in whatever way.
       error: What it raised, if anything.
       wakes_at: Until when it stands still, by the monotonic clock.
@@ -59,8 +54,7 @@ class Process:
         self._main = main
         self._go = threading.Semaphore(0)
         self._paused = threading.Semaphore(0)
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, daemon=True).start()
 
     def step(self) -> None:
         """Let it go on until its next round trip."""
@@ -107,10 +101,7 @@ class World:
         reply is lost.
 
     Attributes:
-      rng: The source of all chance.
-      faults: May be set to 0.
       seen: How often each fate came.
-      processes: All processes.
     """
 
     def __init__(self, seed: int, faults: float) -> None:

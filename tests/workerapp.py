@@ -1,33 +1,17 @@
-"""The worker processes of the tests: ``python -m dramatiq tests.workerapp``.
+"""The worker processes of the tests: ``python -m dramatiq tests.workerapp``."""
 
-They read the URLs of their servers from the environment.
-"""
-
-import multiprocessing
 import os
 import time
 
 import dramatiq
 import redis
-from dramatiq.brokers.redis import RedisBroker
 
-from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
+from pyramid_jobstate import JobState
+from tests.workerprocess import make_broker
 
-BROKER_URL = os.environ["BROKER_URL"]
-STORE_URL = os.environ["STORE_URL"]
-
-#: The seconds of silence after which a job reads stalled.
-STALLED_AFTER = 1.5
-
-# A dead worker's messages are redelivered soon.
-broker = RedisBroker(
-    url=BROKER_URL, heartbeat_timeout=2000, maintenance_chance=1_000_000
-)
-store = JobStore(STORE_URL, stalled_after=STALLED_AFTER)
-broker.add_middleware(JobStateMiddleware(store, interval=0.05, heartbeat=0.2))
+broker = make_broker(os.environ["BROKER_URL"], os.environ["STORE_URL"])
 dramatiq.set_broker(broker)
-
-client = redis.Redis.from_url(BROKER_URL)
+client = redis.Redis.from_url(os.environ["BROKER_URL"])
 
 
 def wait_at_gate() -> None:
@@ -54,19 +38,3 @@ def run_until_shutdown(*, job_state: JobState) -> None:
         wait_at_gate()
     finally:
         job_state.set_progress_metric("swept", True)
-
-
-@dramatiq.actor(max_retries=0)
-def fork(*, job_state: JobState) -> None:
-    def work() -> None:
-        try:
-            job_state.set_progress_metric("child", "reported")
-        except RuntimeError:
-            os._exit(3)
-        os._exit(0)
-
-    job_state.set_progress_metric("before", True)
-    child = multiprocessing.get_context("fork").Process(target=work)
-    child.start()
-    child.join()
-    job_state.set_progress_metric("exit_code", child.exitcode)

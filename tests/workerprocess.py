@@ -9,19 +9,29 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dramatiq.brokers.redis import RedisBroker
+
+from pyramid_jobstate import JobStateMiddleware, JobStore
 from tests.support import ROOT, unmeasured
 
 #: The seconds that a worker may take to start on a busy machine, or a message to be
 #: redelivered.
 PATIENCE = 30
 
+#: The seconds of silence after which their jobs read stalled.
+STALLED_AFTER = 1.5
+
+
+def make_broker(url: str, store_url: str | None = None) -> RedisBroker:
+    """Return a broker that redelivers the messages of a dead worker soon."""
+    broker = RedisBroker(url=url, heartbeat_timeout=2000, maintenance_chance=1_000_000)
+    store = JobStore(store_url or url, stalled_after=STALLED_AFTER)
+    broker.add_middleware(JobStateMiddleware(store, interval=0.05, heartbeat=0.2))
+    return broker
+
 
 class WorkerProcess:
-    """Dramatiq's command, with all its processes in their own group.
-
-    Attributes:
-      log: The path of its log.
-    """
+    """Dramatiq's command, with all its processes in their own group."""
 
     def __init__(
         self,
@@ -42,7 +52,7 @@ class WorkerProcess:
                 start_new_session=True,
             )
 
-    def kill(self, signum: int) -> None:
+    def kill(self, signum: int = signal.SIGKILL) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signum)
 
@@ -50,17 +60,12 @@ class WorkerProcess:
         """Ask the command to stop, as a service manager does."""
         self.process.send_signal(signal.SIGTERM)
 
-    def wait(self, timeout: float = PATIENCE) -> int:
-        return self.process.wait(timeout)
+    def wait(self) -> int:
+        return self.process.wait(PATIENCE)
 
     def lines(self, text: str) -> list[str]:
         """Return the lines of the log that contain a text."""
         return [line for line in self.log.read_text().splitlines() if text in line]
-
-    def stop(self) -> None:
-        """End it at once."""
-        self.kill(signal.SIGKILL)
-        self.wait()
 
 
 #: Starts another worker process.
@@ -71,7 +76,7 @@ StartWorker = Callable[[], WorkerProcess]
 def starting(
     environ: dict[str, str], folder: Path, *options: Any
 ) -> Iterator[StartWorker]:
-    """Yield a function that starts worker processes, and stop them at the end."""
+    """Yield a function that starts worker processes, and end them at last."""
     workers: list[WorkerProcess] = []
 
     def start() -> WorkerProcess:
@@ -81,4 +86,5 @@ def starting(
 
     yield start
     for worker in workers:
-        worker.stop()
+        worker.kill()
+        worker.wait()

@@ -7,11 +7,10 @@ import contextlib
 import gzip
 import http.client
 import json
-import os
 import re
 import signal
 import subprocess
-import time
+from concurrent.futures import ThreadPoolExecutor
 
 import dramatiq.cli
 import pytest
@@ -21,12 +20,14 @@ from dramatiq.middleware import ShutdownNotifications
 from pyramid_jobstate import JobStore
 from tests.deployed import (
     HOME,
+    PUSH,
     UNITS,
     WEB,
     WORKER,
     Browser,
     Host,
     files,
+    get,
     metric,
     nginx,
     option,
@@ -37,17 +38,14 @@ from tests.deployed import (
 from tests.readme import README, snippets
 from tests.support import wait_for
 
-GUNICORN = f"{UNITS}/{WEB}, with gunicorn"
-
 
 @pytest.mark.parametrize("server", ["waitress", "gunicorn"])
 def test_polls_through_nginx(host: Host, server: str) -> None:
     """Through the README's nginx, to either web server, the URLs of a job are those of
     the outside, an ETag saves its body even if compressed, and a cancel works.
     """
-    exec_start = None
-    if server == "gunicorn":
-        exec_start = option("ExecStart", host.files[GUNICORN])
+    unit = files()[f"{UNITS}/{WEB}"] if server == "waitress" else variant(server)
+    exec_start = option("ExecStart", host.replaced(unit))
     with host.redis(), host.web(exec_start), nginx(host) as browser:
         assert browser("/job_state").json == {"items": [], "cursor": None}
         sent = browser("/run?n=3").json["url"]
@@ -55,7 +53,6 @@ def test_polls_through_nginx(host: Host, server: str) -> None:
         path = sent.removeprefix("https://example.com")
         for encoding in "identity", "gzip":
             polled = browser(path, accept_encoding=encoding)
-            assert polled.status == 200
             body = polled.body
             if encoding == "gzip":
                 assert polled.headers["Content-Encoding"] == "gzip"
@@ -67,29 +64,25 @@ def test_polls_through_nginx(host: Host, server: str) -> None:
             assert (again.status, again.body) == (304, b"")
         script = browser("/job_state/static/job-state.js")
         assert (script.status, b"startPolling" in script.body) == (200, True)
-        assert browser(f"{path}cancel", "POST").status == 400
         cancelled = browser(f"{path}cancel", "POST", x_requested_with="a script")
         assert cancelled.status == 202
         assert cancelled.json["job"]["status"] == "cancelled"
         assert Browser(host)(path).status == 403
 
 
-def test_plain_http_is_redirected(host: Host) -> None:
-    """Port 80 redirects to the same address with https."""
-    with nginx(host):
+def test_scheme_is_that_of_the_outside(host: Host) -> None:
+    """Port 80 redirects to the same address with https. Only a proxy at 127.0.0.1 may
+    name the scheme of a request.
+    """
+    host.set("server:main", trusted_proxy="192.0.2.1")
+    with host.redis(), host.web(), nginx(host) as browser:
+        assert browser("/run?n=1").json["url"].startswith("http://example.com/")
         connection = http.client.HTTPConnection("127.0.0.1", host.http_port, timeout=20)
         with contextlib.closing(connection):
             connection.request("GET", "/run?n=1", headers={"Host": "example.com"})
             response = connection.getresponse()
             assert response.status == 301
             assert response.headers["Location"] == "https://example.com/run?n=1"
-
-
-def test_headers_of_strangers_are_not_trusted(host: Host) -> None:
-    """Only a proxy at 127.0.0.1 may name the scheme of a request."""
-    host.set("server:main", trusted_proxy="192.0.2.1")
-    with host.redis(), host.web(), nginx(host) as browser:
-        assert browser("/run?n=1").json["url"].startswith("http://example.com/")
 
 
 def test_server_of_the_readme_keeps_everything(host: Host) -> None:
@@ -111,41 +104,42 @@ def test_server_of_the_readme_keeps_everything(host: Host) -> None:
         assert client.get("kept") == b"1"
 
 
+def variant(name: str) -> str:
+    """Return the unit of the web server with the README's lines for another one."""
+    text = files()[f"{UNITS}/{WEB}"]
+    for line in files()[f"{UNITS}/{WEB}, with {name}"].splitlines()[1:]:
+        option = line.partition("=")[0]
+        text = re.sub(rf"^{option}=.*\n", "", text, flags=re.MULTILINE)
+        text = text.replace("[Service]\n", f"[Service]\n{line}\n")
+    return text
+
+
 def test_units_are_valid(host: Host) -> None:
-    """Systemd accepts the units, with and without gunicorn."""
+    """Systemd accepts the units, also with the lines for gunicorn and uvicorn."""
     verify = program("systemd-analyze", "systemd")
-    web, worker = host.files[f"{UNITS}/{WEB}"], host.files[f"{UNITS}/{WORKER}"]
-    units = {WEB: web, WORKER: worker, "myapp-gunicorn.service": gunicorn_unit(host)}
-    paths = [str(host.write(name, text)) for name, text in units.items()]
+    units = {name: files()[f"{UNITS}/{name}"] for name in (WEB, WORKER, PUSH)}
+    units |= {f"myapp-{n}.service": variant(n) for n in ("gunicorn", "uvicorn")}
+    paths = [host.write(name, host.replaced(text)) for name, text in units.items()]
     checked = subprocess.run(
-        [verify, "verify", "--man=no", *paths], capture_output=True, text=True
+        [verify, "verify", "--man=no", *map(str, paths)], capture_output=True, text=True
     )
     assert checked.returncode == 0, checked.stderr
     # Other units of the machine may have faults of their own.
     assert "myapp" not in checked.stderr
 
 
-def gunicorn_unit(host: Host) -> str:
-    """Return the unit of the web server with the lines for gunicorn in it."""
-    text = host.files[f"{UNITS}/{WEB}"]
-    for line in host.files[GUNICORN].splitlines()[1:]:
-        name = line.partition("=")[0]
-        text = re.sub(rf"^{name}=.*\n", "", text, flags=re.MULTILINE)
-        text = text.replace("[Service]\n", f"[Service]\n{line}\n")
-    return text
-
-
 def test_units_leave_time_to_stop() -> None:
-    """A unit's timeout leaves time for the jobs, and for what comes after them."""
+    """A unit's timeout leaves time for the jobs, and for what comes after them. The
+    README's 10 minutes are Dramatiq's, and its actor option exists.
+    """
     ini = configparser.ConfigParser(interpolation=None)
     ini.read_string(files()[f"{HOME}/production.ini"])
     seconds = ini.getint("pjobs", "worker_shutdown_timeout") / 1000
     unit = files()[f"{UNITS}/{WORKER}"]
     assert float(option("TimeoutStopSec", unit)) >= seconds + 20
-
-
-def test_readme_knows_dramatiqs_default() -> None:
-    """The README's 10 minutes are Dramatiq's, and its actor option exists."""
+    # Else systemd would send the signal to every process of the unit, Dramatiq would
+    # pass it on to its processes, and so kill them.
+    assert option("KillMode", unit) == "mixed"
     args = dramatiq.cli.make_argument_parser().parse_args(["module"])
     assert args.worker_shutdown_timeout == 10 * 60 * 1000
     assert "(10 minutes if unset)" in README
@@ -184,20 +178,6 @@ def test_job_that_takes_too_long_is_left(host: Host) -> None:
         assert (status(host, left), status(host, put_back)) == ("working", "retrying")
 
 
-def test_second_signal_kills_workers(host: Host) -> None:
-    """Without KillMode=mixed, systemd would send the signal to every process of the
-    unit, Dramatiq would pass it on to its processes, and so kill them.
-    """
-    assert option("KillMode", host.files[f"{UNITS}/{WORKER}"]) == "mixed"
-    with host.redis(), host.web(), host.worker() as process:
-        job = send(host, 1000)
-        os.kill(metric(host, job, "pid"), signal.SIGTERM)
-        wait_for(lambda: "Stopping worker process" in host.log(WORKER))
-        process.send_signal(signal.SIGTERM)
-        # Dramatiq's code for "killed". It may lose the last lines of its log.
-        assert process.wait(20) == 1
-
-
 def test_reload_restarts_workers(host: Host) -> None:
     """ExecReload keeps the process id, finishes the running job, and loads new code."""
     reload_command = option("ExecReload", host.files[f"{UNITS}/{WORKER}"])
@@ -217,30 +197,23 @@ def test_reload_restarts_workers(host: Host) -> None:
         assert metric(host, last, "url") == "https://example.com"
 
 
-@pytest.mark.parametrize(
-    "server", ["waitress", pytest.param("gunicorn", marks=pytest.mark.long)]
-)
-def test_web_server_finishes_a_request_when_stopped(host: Host, server: str) -> None:
-    """The unit's KillSignal lets a web server answer the request that it works on."""
-    unit, exec_start = host.files[f"{UNITS}/{WEB}"], None
-    if server == "gunicorn":
-        unit = gunicorn_unit(host)
-        exec_start = option("ExecStart", unit)
-    with host.redis(), host.web(exec_start) as process:
-        connection = http.client.HTTPConnection("127.0.0.1", host.web_port, timeout=20)
-        with contextlib.closing(connection):
-            connection.request("GET", "/slow")
-            started = host.folder / "slow"
-            wait_for(started.exists)
-            begun = time.monotonic()
-            process.send_signal(signal.Signals[option("KillSignal", unit)])
-            assert connection.getresponse().status == 200
-        process.wait(20)
-        assert time.monotonic() - begun < float(option("TimeoutStopSec", unit))
+def test_web_server_finishes_a_request_when_stopped(host: Host) -> None:
+    """The unit's KillSignal lets waitress answer the request that it works on."""
+    with host.redis(), host.web() as process, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(get, host, "/slow")
+        wait_for((host.folder / "slow").exists)
+        unit = host.files[f"{UNITS}/{WEB}"]
+        process.send_signal(signal.Signals[option("KillSignal", unit)])
+        assert answer.result()[0] == 200
+        process.wait(float(option("TimeoutStopSec", unit)))
 
 
-def test_commands_name_the_units() -> None:
-    """The systemctl commands of the README name its units, and others that it needs."""
+def test_shell_commands_name_the_units() -> None:
+    """Each shell snippet of the README is read by sh without an error. Its systemctl
+    commands name the README's units, and others that it needs.
+    """
+    for text in snippets("sh"):
+        subprocess.run(["sh", "-n", "-c", text], check=True)
     names = {path.rpartition("/")[2] for path in files() if path.endswith(".service")}
     others = {"valkey-server.service", "nginx.service"}
     shell = "\n".join(snippets("sh"))
@@ -250,9 +223,3 @@ def test_commands_name_the_units() -> None:
     assert len(commands) == shell.count("systemctl") >= 5
     units = {f"{name}.service" for command in commands for name in command.split()}
     assert names <= units <= names | others
-
-
-def test_shell_commands_are_shell() -> None:
-    """Each shell snippet of the README is read by sh without an error."""
-    for text in snippets("sh"):
-        subprocess.run(["sh", "-n", "-c", text], check=True)

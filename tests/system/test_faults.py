@@ -7,7 +7,6 @@ the end the store must agree with it.
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 import signal
 import threading
@@ -24,7 +23,7 @@ from pyramid_jobstate.embedded import EmbeddedServer
 from tests import rough
 from tests.faulty import FAULTS, at_random, faulty
 from tests.support import wait_for
-from tests.workerprocess import WorkerProcess
+from tests.workerprocess import STALLED_AFTER, WorkerProcess
 
 #: The share of the store's requests that fail.
 SHARE = 0.12
@@ -56,15 +55,20 @@ class Sent:
 
 
 class Journal:
-    """What the runs have written down, in that order."""
+    """What the runs have written down, in that order.
 
-    def __init__(self, notes: rough.Notes) -> None:
-        lines = [json.loads(line) for line in notes.all("journal")]
+    Attributes:
+      starts: The runs of each job.
+      at: When each run began.
+      ends: The last line of each run that has ended.
+    """
+
+    def __init__(self, journal: rough.Journal) -> None:
         self.starts: dict[str, list[str]] = {}
-        self.ends: dict[str, dict[str, object]] = {}
         self.at: dict[str, float] = {}
-        for line in lines:
-            if line["event"] == "start":
+        self.ends: dict[str, dict[str, Any]] = {}
+        for line in journal.lines():
+            if line["outcome"] is None:
                 self.starts.setdefault(line["job"], []).append(line["run"])
                 self.at[line["run"]] = line["at"]
             else:
@@ -81,23 +85,15 @@ class Storm:
         self, seed: int, urls: tuple[str, str], proxy_url: str, folder: Path
     ) -> None:
         self.dice = random.Random(seed)
-        self.notes = rough.Notes(urls[0])
+        self.journal = rough.Journal(urls[0])
         self.client = redis.Redis.from_url(urls[0])
         # Observers get a long timeout, since the machine may be busy.
         observer = redis.Redis.from_url(urls[1], socket_timeout=30)
-        self.store = JobStore(observer, stalled_after=rough.STALLED_AFTER)
+        self.store = JobStore(observer, stalled_after=STALLED_AFTER)
         #: The users' store, which meets faults as well.
-        self.users = rough.make_store(proxy_url)
-        self.broker = rough.make_broker(urls[0], self.users)
-        rough.declare(self.broker, self.notes)
-        self.wander = self.broker.actors["wander"]
-        self.environ = {
-            "ROUGH_BROKER": urls[0],
-            "ROUGH_STORE": proxy_url,
-            "ROUGH_NOTES": urls[0],
-            "ROUGH_HEARTBEAT": "0.3",
-            "ROUGH_EXPIRE_IN": "600",
-        }
+        self.users = JobStore(proxy_url, stalled_after=STALLED_AFTER)
+        self.wander = rough.make_rough_broker(urls[0], proxy_url).get_actor("wander")
+        self.environ = {"ROUGH_BROKER": urls[0], "ROUGH_STORE": proxy_url}
         self.folder = folder
         self.started = self.killed = 0
         #: The time from which all requests pass.
@@ -152,13 +148,13 @@ class Storm:
             if any(map(self.is_only_known_there, self.sent)):
                 worker.kill(signal.SIGCONT)
                 continue
-            worker.kill(signal.SIGKILL)
+            worker.kill()
             worker.wait()
             self.workers[place] = self.start()
             self.killed += 1
 
     def is_only_known_there(self, sent: Sent) -> bool:
-        if not Journal(self.notes).has_ended(sent.uuid):
+        if not Journal(self.journal).has_ended(sent.uuid):
             return False
         state = self.store.load(sent.uuid)
         is_over = state is not None and state.is_finished
@@ -175,7 +171,7 @@ class Storm:
         return not self.messages() and all(s and s.is_finished for s in states)
 
     def wrong(self) -> Iterator[str]:
-        journal = Journal(self.notes)
+        journal = Journal(self.journal)
         for sent in self.sent:
             state = self.store.load(sent.uuid)
             assert state is not None
@@ -208,11 +204,6 @@ class Storm:
         elif end["values"] != state.progress_metrics:
             yield f"lost a last value of {end}: {state.progress_metrics}"
 
-    def stop(self) -> None:
-        for worker in self.workers:
-            worker.kill(signal.SIGKILL)
-            worker.wait()
-
 
 @pytest.mark.parametrize(
     "count", [40, pytest.param(300, marks=[pytest.mark.long, pytest.mark.timeout(400)])]
@@ -234,7 +225,7 @@ def test_no_end_and_no_last_value_is_wrong(
             for helper in helpers:
                 helper.start()
             storm.send(count)
-            wait_for(lambda: len(Journal(storm.notes).ends) > count / 2, 100)
+            wait_for(lambda: len(Journal(storm.journal).ends) > count / 2, 100)
             storm.over.set()
             for helper in helpers:
                 helper.join()
@@ -243,7 +234,9 @@ def test_no_end_and_no_last_value_is_wrong(
             wait_for(storm.is_done, 60)
         finally:
             storm.over.set()
-            storm.stop()
+            for worker in storm.workers:
+                worker.kill()
+                worker.wait()
     wrong = "\n".join(storm.wrong())
     assert not wrong, wrong
     assert all(proxy.faults[fault] for fault in FAULTS)

@@ -4,33 +4,30 @@ and signals do what they do with other commands.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import linecache
 import os
 import re
 import stat
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import dramatiq
 import pytest
-from dramatiq.brokers.redis import RedisBroker
 
-from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
+from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.testing import pass_time, put_batch
-from tests.cliapp import PJOBS
+from tests.cliapp import PATIENCE, PJOBS
 from tests.jobs import Gate, job_actor
 from tests.operated import Haul, Live, Runner, put, running, write
 from tests.readme import README, snippets
-from tests.support import load_job, wait_for
-from tests.system.commands import Start, finished, run, shown
-
-pytestmark = pytest.mark.system
-
-#: Runs a command line.
-SHELL = "import os, sys; os.execvp('bash', ['bash', '-c', sys.argv[1]])"
+from tests.support import ROOT, load_job, wait_for
+from tests.terminal import Terminal
 
 APP = """
 import dramatiq
@@ -76,6 +73,42 @@ TIMES = (
 #: The uuids in the README, by their beginnings.
 UUIDS = {uuid[:4]: uuid for uuid in re.findall(r"[0-9a-f]{8}(?:-\w+){4}", README)}
 UUIDS |= {name[:4]: name + UUIDS["4f6c"][8:] for name in ("9a410c7d", "c3d2a9f0")}
+
+
+class Shell:
+    """A command line that runs on a terminal of its own."""
+
+    def __init__(self, command: str, environ: dict[str, str]) -> None:
+        self.terminal = Terminal(40, 120)
+        kept = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+        slave = self.terminal.slave
+        self.process = subprocess.Popen(
+            ["bash", "-c", command],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env={**kept, "TERM": "xterm-256color", **environ},
+            start_new_session=True,
+            # Ctrl-C reaches the processes of the terminal's session.
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0) and None,
+        )
+        os.close(slave)
+
+    def wait_for(self, pattern: str) -> None:
+        """Wait until what is seen matches a pattern."""
+
+        def is_seen() -> bool:
+            text = self.terminal.text()
+            found = re.search(pattern, text)
+            assert found or self.process.poll() is None, text
+            return bool(found)
+
+        wait_for(is_seen, PATIENCE)
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(PATIENCE)
+        self.terminal.close()
 
 
 def import_results() -> type[JobState]:
@@ -208,89 +241,25 @@ def test_commands_of_the_readme(folder: Path, redis_url: str, shop: Shop) -> Non
     assert len(found) == 13
     for command, lines in found:
         line = command.replace("redis://localhost:6379/0", redis_url)
-        arguments = f"cd {folder}; {line}"
         if " rerun " in command:
             # Nobody is to run it.
             shop.lull.send()
             shop.gate.wait_for_job()
-        with shown(arguments, code=SHELL, columns=120, **environ) as command_:
+        with contextlib.closing(Shell(f"cd {folder}; {line}", environ)) as shell:
             if " watch" in command:
-                command_.wait_for("RunMarathon")
-                command_.terminal.type("\x03")
+                shell.wait_for("RunMarathon")
+                shell.terminal.type("\x03")
             if " wait " in command:
-                command_.wait_for("Reading")
+                shell.wait_for("Reading")
                 pass_time(shop.store, 3)
                 shop.live(UUIDS["9a41"]).end()
             if lines and lines[0].endswith(" y"):
-                command_.wait_for(r"\[y/N\]")
-                command_.terminal.type("y\n")
-            code = command_.end()
+                shell.wait_for(r"\[y/N\]")
+                shell.terminal.type("y\n")
+            code = shell.process.wait(PATIENCE)
             assert code == (130 if " watch" in command else code)
-        seen = [row for row in command_.terminal.lines() if row != "^C"]
+        seen = [row for row in shell.terminal.lines() if row != "^C"]
         assert without_times(without_libraries(seen)) == without_times(lines), command
-
-
-#: A worker whose job reports, can be cancelled, and fails if it is told to.
-WORKER = """
-import time
-
-import dramatiq
-from dramatiq.brokers.redis import RedisBroker
-
-from pyramid_jobstate import JobStateMiddleware
-
-broker = RedisBroker(url={url!r})
-broker.add_middleware(JobStateMiddleware())
-dramatiq.set_broker(broker)
-
-
-@dramatiq.actor(max_retries=0)
-def count(total, fails, *, job_state):
-    for number in job_state.track(range(total), unit="rows", message="Counting"):
-        job_state.append_log(f"row {{number}}")
-        time.sleep(0.5)
-    if fails:
-        raise ValueError("miscounted")
-"""
-
-
-def test_jobs_of_a_real_worker(tmp_path: Path, redis_url: str, start: Start) -> None:
-    """A job that a worker runs is waited for and followed from its start to its end,
-    and one that is cancelled ends so.
-    """
-    (tmp_path / "counting.py").write_text(WORKER.format(url=redis_url))
-    broker = RedisBroker(url=redis_url)
-    broker.add_middleware(JobStateMiddleware())
-    count = dramatiq.actor(broker=broker, actor_name="count", job_state=True)(
-        lambda *_: None
-    )
-    counted, failing, endless = [
-        count.send(*args).message_id for args in ((3, False), (3, True), (999, False))
-    ]
-    store = JobStore(redis_url)
-    where = ("--url", redis_url)
-    waits = [start(*where, "wait", uuid) for uuid in (counted, failing, endless)]
-    follower = start(*where, "log", "-f", counted)
-    for wait in waits:
-        assert wait.stdout is not None
-        assert wait.stdout.readline().endswith(" queued\n")
-    command = [sys.executable, "-m", "dramatiq", "counting", "-p", "1", "-t", "3"]
-    with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as worker:
-        try:
-            wait_for(lambda: load_job(store, endless).status == "working")
-            assert run(*where, "cancel", endless).out == [f"{endless} cancelling"]
-            done = [finished(wait) for wait in waits]
-        finally:
-            worker.terminate()
-    assert [ran.code for ran in done] == [0, 3, 4]
-    progress = re.compile(r" working \d+% \d of 3 rows: Counting$")
-    assert any(map(progress.search, done[0].out))
-    assert re.search(r" success after \d s$", done[0].out[-1])
-    assert re.search(r" error after \d s: ValueError: miscounted$", done[1].out[-1])
-    assert " cancelled after " in done[2].out[-1]
-    assert finished(follower) == (0, [f"row {i}" for i in range(3)], [])
 
 
 def test_neither_pyramid_nor_rich_is_imported(redis_url: str, store: JobStore) -> None:
@@ -303,18 +272,24 @@ def test_neither_pyramid_nor_rich_is_imported(redis_url: str, store: JobStore) -
     code += "atexit.register(lambda: print(*sys.modules)); main(sys.argv[1:])"
     for arguments in (
         ("--url", redis_url, "list", "--kind=Haul"),
-        ("--url", redis_url),
         ("--url", redis_url, "clear", "--kind=JobState", "--yes"),
         ("--help",),
     ):
-        ran = run(*arguments, code=code)
-        assert ran.code == 0
-        modules = {name.partition(".")[0] for name in ran.out[-1].split()}
+        ran = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=True,
+            text=True,
+        )
+        lines = ran.stdout.splitlines()
+        modules = {name.partition(".")[0] for name in lines[-1].split()}
         assert "redis" in modules
         assert not {"pyramid", "plaster", "zope", "webob", "rich"} & modules
         if "list" in arguments:
-            assert ran.out[0].startswith(batch.uuid)
-            assert ran.out[0].endswith(" 66% 2 of 3 jobs, 1 failed")
+            assert lines[0].startswith(batch.uuid)
+            assert lines[0].endswith(" 66% 2 of 3 jobs, 1 failed")
 
 
 def test_output_that_goes_nowhere(redis_url: str, store: JobStore) -> None:

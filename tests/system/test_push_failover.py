@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import redis
-from pyramid.config import Configurator
 from redis.sentinel import Sentinel
 
 from pyramid_jobstate import Batch, JobStore
@@ -25,7 +24,7 @@ from tests.jobs import RunMarathon, messages
 from tests.running import Run, Runs, running
 from tests.store.test_sentinel import sentinels
 from tests.support import wait_for
-from tests.webapp import make_config, make_request
+from tests.webapp import make_config
 
 pytestmark = pytest.mark.system
 
@@ -148,27 +147,22 @@ def test_stream_outlives_a_failover(
 # Cluster
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cluster() -> Iterator[Cluster]:
     with running_cluster() as cluster:
         yield cluster
 
 
 class Scene:
-    """A stream of jobs on all primaries of a Cluster.
+    """Streams of jobs on all primaries of a Cluster.
 
     Attributes:
       jobs: A job on each primary.
       stream: A stream of all of them.
     """
 
-    def __init__(
-        self, cluster: Cluster, config: Configurator, server: Server, runs: Runs
-    ) -> None:
-        self.cluster = cluster
+    def __init__(self, cluster: Cluster, server: Server, runs: Runs) -> None:
         self.server = server
-        self.store: JobStore = make_request(config).job_states.store
-        self.client: Any = self.store.client
         found: dict[int, Run] = {}
         while len(found) < PRIMARIES:
             run = runs.start(n=0)
@@ -201,49 +195,40 @@ class Scene:
 @contextlib.contextmanager
 def on_stage(cluster: Cluster, redis_url: str) -> Iterator[Scene]:
     """Have streams of jobs on all primaries of a Cluster."""
-    config = make_config(cluster.url)
     store = JobStore(cluster.url)
     with (
         running(redis_url, 20, store) as runs,
-        pushing(config) as server,
+        pushing(make_config(cluster.url)) as server,
     ):
-        yield Scene(cluster, config, server, runs)
+        yield Scene(cluster, server, runs)
     store.client.close()
 
 
-@pytest.fixture
-def scene(cluster: Cluster, redis_url: str) -> Iterator[Scene]:
-    """Streams of jobs on all primaries of the module's Cluster."""
-    with on_stage(cluster, redis_url) as scene:
-        yield scene
-
-
-def test_stream_shows_jobs_of_all_primaries(scene: Scene) -> None:
+def test_streams_of_a_cluster(cluster: Cluster, redis_url: str) -> None:
     """One stream is told of the changes of jobs on several nodes, and of the cancel of
-    their batch on another one.
+    their batch on another one. A job whose slot moves to another node is shown again
+    when it has arrived. Meanwhile other jobs are told as before.
     """
-    for run in scene.jobs:
-        scene.report(run, 2)
-    for place in range(PRIMARIES):
-        with scene.cluster.client(place) as client:
-            assert links(client) == 1
-    member = {"status": "queued", "job_state_class": RunMarathon}
-    made = put_batch(scene.store, Batch, [member] * 8, owner="alice")
-    uuids = [job.uuid for job in scene.store.members(made.uuid).items]
-    query = "&".join(f"uuid={uuid}" for uuid in uuids)
-    stream = scene.server.open(f"/job_state?{query}")
-    stream.at(7)
-    made.cancel()
-    stream.wait()
-    ended = [event for event in stream.events if '"cancelled"' in event.data]
-    assert len(ended) == 8
+    with on_stage(cluster, redis_url) as scene:
+        store = JobStore(cluster.url)
+        member = {"status": "queued", "job_state_class": RunMarathon}
+        made = put_batch(store, Batch, [member] * 8, owner="alice")
+        uuids = [job.uuid for job in store.members(made.uuid).items]
+        query = "&".join(f"uuid={uuid}" for uuid in uuids)
+        stream = scene.server.open(f"/job_state?{query}")
+        stream.at(7)
+        made.cancel()
+        stream.wait()
+        ended = [event for event in stream.events if '"cancelled"' in event.data]
+        assert len(ended) == 8
+        move_slot(cluster, scene)
+        assert "gone" not in scene.names
+        store.client.close()
 
 
-def test_job_is_followed_while_its_slot_moves(scene: Scene) -> None:
-    """A job whose slot moves to another node is shown again when it has arrived.
-    Meanwhile other jobs are told as before.
-    """
-    cluster, (run, other, _) = scene.cluster, scene.jobs
+def move_slot(cluster: Cluster, scene: Scene) -> None:
+    """Move the slot of a job to another node while it goes on."""
+    run, other, _ = scene.jobs
     names = [cluster.node_id(i) for i in range(2)]
     key = f"jobstate:{run.uuid}"
     with cluster.client(0) as old, cluster.client(1) as new:
@@ -266,65 +251,22 @@ def test_job_is_followed_while_its_slot_moves(scene: Scene) -> None:
         setslot(new, "NODE", names[1])
         setslot(old, "NODE", names[1])
         scene.report(run, 3)
-        # Back again, for the other tests.
-        setslot(old, "IMPORTING", names[1])
-        setslot(new, "MIGRATING", names[0])
-        migrate(new, 0)
-        setslot(old, "NODE", names[0])
-        setslot(new, "NODE", names[0])
-        scene.report(run, 4)
-    assert "gone" not in scene.names
-
-
-def test_slot_that_nobody_holds_is_looked_for_again(scene: Scene) -> None:
-    """A job whose slot is missing in what the client knows is read once it has learnt
-    better.
-    """
-    run = scene.jobs[0]
-    stream = scene.server.open(f"/job_state/{run.uuid}")
-    stream.at(0)
-    scene.client.nodes_manager.slots_cache.clear()
-    report(run, 2, stream)
-
-
-def test_primary_may_step_down(cluster: Cluster, redis_url: str) -> None:
-    """When a replica takes over by an operator's command, while polls of the same
-    process find that out first, the stream goes on.
-    """
-    check_takeover(cluster, redis_url, 0, PRIMARIES)
-    # Back again, for the other tests.
-    check_takeover(cluster, redis_url, PRIMARIES, 0)
-
-
-def check_takeover(cluster: Cluster, redis_url: str, leaving: int, coming: int) -> None:
-    """Have a replica take over, and check that a stream goes on."""
-    with (
-        on_stage(cluster, redis_url) as scene,
-        cluster.client(coming) as replica,
-        cluster.client(leaving) as primary,
-    ):
-        run = scene.jobs[0]
-        wait_for(lambda: primary.info("replication")["connected_slaves"])
-        replica.execute_command("CLUSTER FAILOVER")
-        wait_for(lambda: is_primary(replica) and not is_primary(primary))
-        # As a poll does.
-        assert scene.store.load(run.uuid) is not None
-        scene.report(run, 2)
-        scene.report(run, 3)
-        assert "gone" not in scene.names
 
 
 @pytest.mark.parametrize(
     "how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.long)]
 )
 def test_primary_may_die(
-    redis_url: str, how: signal.Signals, caplog: pytest.LogCaptureFixture
+    cluster: Cluster,
+    redis_url: str,
+    how: signal.Signals,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """When a primary dies or hangs, the jobs of the others go on at once, and its own
     when its replica has taken over. The log says so once.
     """
     caplog.set_level(logging.INFO, "pyramid_jobstate")
-    with running_cluster() as cluster, on_stage(cluster, redis_url) as scene:
+    with on_stage(cluster, redis_url) as scene:
         os.kill(cluster.nodes[0].pid, how)
         for run in scene.jobs[1:]:
             scene.report_promptly(run, 2)

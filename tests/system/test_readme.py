@@ -76,6 +76,28 @@ def includeme(config):
     config.set_root_factory("myapp.operators.OperatedRoot")
 """
 
+#: What the programs below begin with.
+PRELUDE = """
+import os
+from webtest import TestApp
+from myapp import main
+from myapp.jobs import RunMarathon, run_marathon
+from pyramid.scripting import prepare
+from pyramid_jobstate import JobStore, testing
+
+redis_url = os.environ["REDIS_URL"]
+store = JobStore(redis_url)
+alice, bob = {"REMOTE_USER": "alice"}, {"REMOTE_USER": "bob"}
+
+
+def visit(**settings):
+    return TestApp(main({}, **settings), extra_environ=alice)
+
+
+def including(names):
+    return visit(**{"pyramid.includes": names})
+"""
+
 #: Serves the application, and a page whose script polls by hand.
 SERVE = """
 import sys
@@ -130,9 +152,7 @@ if __name__ == "__main__":
 #: Serves each page about the script's tag through its own application, set up for that
 #: page, below the page's name.
 PAGES = """
-import json
 import os
-import pathlib
 import sys
 from wsgiref.simple_server import make_server
 from wsgiref.util import shift_path_info
@@ -140,27 +160,14 @@ import pyramid_jobstate
 from myapp.jobs import RunMarathon
 from myapp.security import SecurityPolicy
 from pyramid.config import Configurator
-from pyramid.static import ManifestCacheBuster
 from pyramid_jobstate import testing
 from tree import Root
 
-cdn, folder = sys.argv[1:]
+cdn = sys.argv[1]
 store = pyramid_jobstate.JobStore(os.environ["REDIS_URL"])
 job_state = testing.put_job(
     store, RunMarathon, "success", owner="alice", metrics={"miles_run": 26}
 )
-
-
-def add_manifest(config):
-    static = pathlib.Path(pyramid_jobstate.__file__).parent / "static"
-    names = {f"job-state.{kind}": f"job-state-3f2a91.{kind}" for kind in ("js", "css")}
-    for name, hashed in names.items():
-        pathlib.Path(folder, hashed).write_bytes((static / name).read_bytes())
-    manifest = pathlib.Path(folder, "manifest.json")
-    manifest.write_text(json.dumps(names))
-    config.override_asset("pyramid_jobstate:static/", f"{folder}/")
-    buster = ManifestCacheBuster(str(manifest))
-    config.add_cache_buster("pyramid_jobstate:static/", buster)
 
 
 def show(request):
@@ -173,8 +180,6 @@ def make(name):
         config.include("pyramid_jinja2")
         if name == "cdn":
             config.add_static_view(f"{cdn}/static", "pyramid_jobstate:static")
-        if name == "manifest":
-            add_manifest(config)
         config.include("pyramid_jobstate", route_prefix="team")
         config.add_route("page", "/")
         config.add_view(show, route_name="page", renderer=f"myapp:{name}.jinja2")
@@ -198,397 +203,268 @@ server.serve_forever()
 """
 
 
-@pytest.fixture(scope="module")
-def myapp(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The application with a broker of its own, made of the README's files, and a
-    security policy. What its quick start adds to a generated project is left out.
+class MyApp:
+    """The application of the README's reader, made of the README's files, with a broker
+    of its own and a security policy. What the quick start adds is left out.
     """
-    folder = tmp_path_factory.mktemp("readme")
-    files = {"myapp/security.py": SECURITY}
-    for language in ("python", "html+jinja"):
-        for text in snippets(language):
-            if match := re.match(r"(?:#|<!--) (myapp/[\w/.]+)(?!,)\b", text):
-                files[match[1]] = text
-    lines = textwrap.indent(files["myapp/__init__.py"], " " * 8)
-    files["myapp/__init__.py"] = MAIN.format(lines=lines)
-    # The README's runner takes a second a mile, for people to watch.
-    jobs = files["myapp/jobs.py"]
-    assert "time.sleep(1)" in jobs
-    files["myapp/jobs.py"] = jobs.replace("time.sleep(1)", "time.sleep(0.02)")
-    # Where the README keeps reports, a test may not write.
-    reports = files["myapp/reports.py"]
-    assert "/srv/myapp/reports/" in reports
-    files["myapp/reports.py"] = reports.replace("/srv/myapp", str(folder))
-    (folder / "reports").mkdir()
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text, "utf-8")
-    return folder
+
+    def __init__(self, folder: Path, redis_url: str) -> None:
+        self.folder = folder
+        path = os.pathsep.join([str(folder), str(ROOT)])
+        self.environ = {**unmeasured(), "PYTHONPATH": path, "REDIS_URL": redis_url}
+        files = {"myapp/security.py": SECURITY}
+        for language in ("python", "html+jinja"):
+            for text in snippets(language):
+                if match := re.match(r"(?:#|<!--) (myapp/[\w/.]+)(?!,)\b", text):
+                    files[match[1]] = text
+        lines = textwrap.indent(files["myapp/__init__.py"], " " * 8)
+        files["myapp/__init__.py"] = MAIN.format(lines=lines)
+        # The README's runner takes a second a mile, for people to watch. Where it keeps
+        # reports, a test may not write.
+        for name, old, new in (
+            ("myapp/jobs.py", "time.sleep(1)", "time.sleep(0.02)"),
+            ("myapp/reports.py", "/srv/myapp/reports/", f"{folder}/reports/"),
+        ):
+            assert old in files[name]
+            files[name] = files[name].replace(old, new)
+        for name, text in files.items():
+            self.write(name, text)
+        (folder / "reports").mkdir()
+
+    def write(self, name: str, text: str) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+
+    def run(self, program: str) -> None:
+        """Run a program to its end, after PRELUDE."""
+        done = subprocess.run(
+            [sys.executable, "-c", PRELUDE + program],
+            env=self.environ,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+
+    @contextlib.contextmanager
+    def running(self, *command: str) -> Iterator["subprocess.Popen[str]"]:
+        """Run Python in the application until the caller is done."""
+        with subprocess.Popen(
+            [sys.executable, *command],
+            env={**self.environ, "dramatiq_worker_timeout": "100"},
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.terminate()
 
 
 @pytest.fixture
-def environment(myapp: Path, redis_url: str) -> dict[str, str]:
-    path = os.pathsep.join([str(myapp), str(ROOT)])
-    return {**unmeasured(), "PYTHONPATH": path, "REDIS_URL": redis_url}
-
-
-def is_placed(text: str) -> bool:
-    """Return whether a snippet names the file that it belongs to."""
-    return re.match(r"(?:#|<!--) [\w/]+\.\w+", text) is not None
-
-
-def run(program: str, environment: dict[str, str], myapp: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment,
-        cwd=myapp,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-
-
-@contextlib.contextmanager
-def serving(
-    environment: dict[str, str], myapp: Path, *command: str | Path
-) -> Iterator[str]:
-    """Run a program that serves, and yield its first line of output."""
-    with subprocess.Popen(
-        [sys.executable, *command],
-        env=environment,
-        cwd=myapp,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as server:
-        try:
-            assert server.stdout is not None
-            yield server.stdout.readline()
-        finally:
-            server.kill()
+def myapp(tmp_path: Path, redis_url: str) -> MyApp:
+    """The reader's application."""
+    return MyApp(tmp_path, redis_url)
 
 
 @pytest.fixture
-def worker(environment: dict[str, str], myapp: Path) -> Iterator[None]:
+def worker(myapp: MyApp) -> Iterator[None]:
+    """The README's worker, with one process."""
     (shown,) = re.findall(r"^  (dramatiq .+)$", README, re.MULTILINE)
-    command = [sys.executable, "-m", *shown.split(), "-p", "1", "-t", "2"]
-    environment = {**environment, "dramatiq_worker_timeout": "100"}
-    with subprocess.Popen(
-        command, env=environment, cwd=myapp, stdout=subprocess.DEVNULL, stderr=-3
-    ) as process:
+    with myapp.running("-m", *shown.split(), "-p", "1", "-t", "2"):
         yield
-        process.terminate()
 
 
-@pytest.mark.parametrize(
-    "names", [("README", "CHANGES"), ("CONTRIBUTING",)], ids=" and ".join
-)
-def test_documents_are_valid(names: tuple[str, ...]) -> None:
+def test_documents_are_valid() -> None:
     """The documents render without a warning, as PyPI would render them."""
-    text = "\n\n".join((ROOT / f"{name}.rst").read_text("utf-8") for name in names)
-    text = re.sub(r"code-block:: html\+jinja", "code-block:: html", text)
-    docutils.core.publish_doctree(
-        text,
-        settings_overrides={
-            "halt_level": 2,
-            "report_level": 2,
-            "input_encoding": "unicode",
-        },
-    )
+    for names in ("README", "CHANGES"), ("CONTRIBUTING",):
+        text = "\n\n".join((ROOT / f"{name}.rst").read_text("utf-8") for name in names)
+        text = re.sub(r"code-block:: html\+jinja", "code-block:: html", text)
+        docutils.core.publish_doctree(
+            text,
+            settings_overrides={
+                "halt_level": 2,
+                "report_level": 2,
+                "input_encoding": "unicode",
+            },
+        )
 
 
-def test_application_with_its_own_broker_runs(
-    environment: dict[str, str], myapp: Path, worker: None
-) -> None:
-    """An application with a broker of its own sends a marathon, which a worker runs,
-    and its page has the element and the script.
-    """
-    program = """
-import re, time
-from myapp import main
-from webtest import TestApp
-app = TestApp(main({}), extra_environ={"REMOTE_USER": "alice"})
-page = app.get("/run").text
-url = re.search('<job-state src="([^"]+)"', page)[1]
-script = re.search('<script src="([^"]+)"', page)[1]
-assert "startPolling" in app.get(script).text
-deadline = time.monotonic() + 20
-while True:
-    state = app.get(url).json
-    if state["job_state"] == "success":
-        break
-    assert time.monotonic() < deadline, state
-    time.sleep(0.05)
-assert state["miles_run"] == 26 and state["job"]["params"] == {"miles": 26}
-app.get(url, extra_environ={"REMOTE_USER": "bob"}, status=403)
-"""
-    run(program, environment, myapp)
+def test_every_snippet_runs_or_parses(myapp: MyApp) -> None:
+    """Every Python snippet parses. Those that belong to no file run unchanged."""
+    others = []
+    for text in snippets("python"):
+        is_decorator = text.splitlines()[-1].startswith("@")
+        ast.parse(f"{text}def view(request): ..." if is_decorator else text)
+        if not re.match(r"(?:#|<!--) [\w/]+\.\w+", text):
+            others.append(text)
+    assert len(others) >= 5
+    myapp.run(f"for text in {others!r}:\n    exec(text, dict(globals()))")
 
 
-def test_actor_of_the_readme_uses_its_request(
-    environment: dict[str, str], myapp: Path
-) -> None:
+def test_actor_of_the_readme_uses_its_request(myapp: MyApp) -> None:
     """The actor with a request sends other jobs and knows a URL of the application."""
-    program = """
-from myapp import main
+    myapp.run("""
 from myapp.training import train
-from pyramid.scripting import prepare
-from pyramid_jobstate import testing
-app = main({}, **{"pyramid.includes": "pyramid_jobstate.testing"})
-with prepare(registry=app.registry) as env:
+
+registry = including("pyramid_jobstate.testing").app.registry
+with prepare(registry=registry) as env:
     env["request"].job_states.send_immediately(train, 3)
-lead, *others = testing.run_jobs(app.registry)
+lead, *others = testing.run_jobs(registry)
 assert lead.progress.fraction == 1 and len(others) == 3
 assert lead.message == "See http://localhost/run", lead.message
-"""
-    run(program, environment, myapp)
+""")
 
 
-def test_other_snippets_run(environment: dict[str, str], myapp: Path) -> None:
-    """Every other Python snippet runs unchanged."""
-    others = [text for text in snippets("python") if not is_placed(text)]
-    assert len(others) >= 5
-    for text in others:
-        setup = "import os; redis_url = os.environ['REDIS_URL']\n"
-        setup += "from myapp.jobs import run_marathon\n"
-        run(setup + text, environment, myapp)
-
-
-def test_view_of_the_readme_sends(environment: dict[str, str], myapp: Path) -> None:
+def test_view_of_the_readme_sends(myapp: MyApp) -> None:
     """The view that shows all ways of sending uses each of them."""
     (view,) = [text for text in snippets("python") if "send_immediately" in text]
-    program = (
-        "from myapp.jobs import run_marathon\n"
-        + view
-        + """
-from pyramid.config import Configurator
-from myapp.security import SecurityPolicy
-from webtest import TestApp
-settings = {"tm.manager_hook": "pyramid_tm.explicit_manager"}
-with Configurator(settings=settings) as config:
-    config.set_security_policy(SecurityPolicy())
-    config.include("pyramid_tm")
-    config.include("pyramid_jobstate")
+    includeme = """
+
+def includeme(config):
     config.add_route("all", "/all")
     config.add_view(view, route_name="all", renderer="json")
-    app = TestApp(config.make_wsgi_app(), extra_environ={"REMOTE_USER": "alice"})
+"""
+    myapp.write("ways.py", f"from myapp.jobs import run_marathon\n{view}{includeme}")
+    myapp.run("""
+app = including("ways")
 app.get("/all")
 items = app.get("/job_state").json["items"]
 assert len(items) == 5, items
 assert {item["job"]["status"] for item in items} == {"queued"}
-"""
-    )
-    run(program, environment, myapp)
+""")
 
 
-def test_permits_of_the_readme_makes_the_acls_count(
-    environment: dict[str, str], myapp: Path
-) -> None:
+def test_permits_of_the_readme_makes_the_acls_count(myapp: MyApp) -> None:
     """With the four-line function, ACLs let the owner in beside a policy of roles."""
-    program = """
-from webtest import TestApp
-from myapp import main, security
+    myapp.run("""
+from myapp import security
+
 security.SecurityPolicy.permits = lambda self, request, context, permission: False
-settings = {"jobstate.permits": "myapp.rights.permits"}
-app = TestApp(main({}, **settings), extra_environ={"REMOTE_USER": "alice"})
+app = visit(**{"jobstate.permits": "myapp.rights.permits"})
 url = app.get("/run").html.find("job-state")["src"]
 assert app.get(url).json["job"]["cancellable"] is True
-app.get(url, extra_environ={"REMOTE_USER": "bob"}, status=403)
+app.get(url, extra_environ=bob, status=403)
 app.get("/job_state?all=1", status=403)
-"""
-    run(program, environment, myapp)
+""")
 
 
-def test_operators_of_the_readme_act_on_jobs(
-    environment: dict[str, str], myapp: Path
-) -> None:
-    """With the README's root, admins count, inspect, delete and run jobs again, and
-    their owner does not.
+def test_operators_and_layout_of_the_readme(myapp: MyApp) -> None:
+    """With the README's root, admins count, inspect and delete jobs, and their owner
+    does not. In its layout, an admin sees all jobs, and their owner their own.
     """
-    (myapp / "rooted.py").write_text(ROOTED, "utf-8")
-    program = """
-import os
-from webtest import TestApp
-from myapp import main
-from myapp.jobs import RunMarathon
-from pyramid_jobstate import JobStore, testing
-store = JobStore(os.environ["REDIS_URL"])
-job = testing.put_job(store, RunMarathon, "error", owner="alice").uuid
-app = TestApp(main({}, **{"pyramid.includes": "rooted"}))
-headers = {"X-Requested-With": "x"}
-for user, found, acted in ("alice", 403, 403), ("group:admins", 200, 204):
-    app.extra_environ = {"REMOTE_USER": user}
-    app.get("/job_state/counts", status=found)
-    app.get(f"/job_state/{job}/inspect", status=found)
-    app.post("/job_state/clear?all=1&status=success", headers=headers, status=found)
-    rerun = 403 if user == "alice" else 410  # put_job() keeps no message
-    app.post(f"/job_state/{job}/rerun", headers=headers, status=rerun)
-    app.delete(f"/job_state/{job}", headers=headers, status=acted)
-"""
-    run(program, environment, myapp)
-
-
-def test_layout_of_the_readme_has_pages(
-    environment: dict[str, str], myapp: Path
-) -> None:
-    """With the README's layout, an admin sees all jobs in it, and their owner their
-    own.
-    """
-    (myapp / "paged.py").write_text(
-        f'{ROOTED}    config.include("pyramid_jobstate.pages")\n', "utf-8"
-    )
-    program = """
-import os
-from webtest import TestApp
-from myapp import main
-from myapp.jobs import RunMarathon
-from pyramid_jobstate import JobStore, testing
-store = JobStore(os.environ["REDIS_URL"])
+    myapp.write("rooted.py", ROOTED)
+    myapp.run("""
 job = testing.put_job(store, RunMarathon, "error", owner="alice").uuid
 layout = {"jobstate.pages_layout": "myapp:templates/jobs.jinja2"}
-app = TestApp(main({}, **layout, **{"pyramid.includes": "paged"}))
-headers = {"Accept": "text/html"}
-for user, path in ("alice", "/job_state"), ("group:admins", "/job_state/?all=1"):
+app = visit(**layout, **{"pyramid.includes": "rooted pyramid_jobstate.pages"})
+html = {"Accept": "text/html"}
+for user, path, found, deleted in (
+    ("alice", "/job_state", 403, 403),
+    ("group:admins", "/job_state/?all=1", 200, 204),
+):
     app.extra_environ = {"REMOTE_USER": user}
-    page = app.get(path, headers=headers).html
+    page = app.get(path, headers=html).html
     assert page.title.text.endswith(" · My shop")
     assert page.find("tr", {"data-uuid": job}) and page.nav.a.text == "My shop"
-    page = app.get(f"/job_state/{job}", headers=headers).html
+    page = app.get(f"/job_state/{job}", headers=html).html
     assert page.title.text == "Run marathon · My shop"
     acts = [button["data-act"] for button in page.select("[data-act]")]
     assert acts == ([] if user == "alice" else ["rerun", "delete"])
+    app.get("/job_state/counts", status=found)
+    app.get(f"/job_state/{job}/inspect", status=found)
+    header = {"X-Requested-With": "x"}
+    app.delete(f"/job_state/{job}", headers=header, status=deleted)
+
 testing.release_broker()
-app = TestApp(main({}, **{"pyramid.includes": "paged myapp.marathon"}))
-app.extra_environ = {"REMOTE_USER": "alice"}
+app = including("rooted pyramid_jobstate.pages myapp.marathon")
 job = testing.put_job(store, RunMarathon, owner="alice", params={"miles": 26}).uuid
 for path in f"/job_state/{job}", f"/job_state/{job}/":
-    assert app.get(path, headers=headers).text == "<h1>26 miles: working</h1>"
+    assert app.get(path, headers=html).text == "<h1>26 miles: working</h1>"
     assert app.get(path).json["job"]["status"] == "working"
-    bob = {"REMOTE_USER": "bob"}
-    app.get(path, headers=headers, extra_environ=bob, status=403)
-"""
-    run(program, environment, myapp)
+    app.get(path, headers=html, extra_environ=bob, status=403)
+""")
 
 
-def test_result_of_the_readme_is_guarded(
-    environment: dict[str, str], myapp: Path
-) -> None:
+def test_result_of_the_readme_is_guarded(myapp: MyApp) -> None:
     """The owner of a report downloads it from the URL of its result, once it has been
     made. Nobody else does, also where the application has no policy.
     """
-    program = """
-import os
-from pyramid.config import Configurator
-from webtest import TestApp
-from myapp import main
+    myapp.run("""
 from myapp.reports import ExportReport
-from pyramid_jobstate import JobState, JobStore, testing
-store = JobStore(os.environ["REDIS_URL"])
-app = TestApp(
-    main({}, **{"pyramid.includes": "myapp.reports"}),
-    extra_environ={"REMOTE_USER": "alice"},
-)
-done, running = (
-    testing.put_job(
-        store, ExportReport, status, owner="alice", metrics={"file": "made.csv"}
-    ).uuid
-    for status in ("success", "working")
-)
+from pyramid.config import Configurator
+
+app = including("myapp.reports")
+made = {"metrics": {"file": "made.csv"}, "owner": "alice"}
+done = testing.put_job(store, ExportReport, "success", **made).uuid
+running = testing.put_job(store, ExportReport, **made).uuid
 other = testing.put_job(store, status="success", owner="alice").uuid
 with open("reports/made.csv", "w") as file:
     file.write("1,2")
 url = app.get(f"/job_state/{done}").json["job"]["result"]["url"]
 assert app.get(url).text == "1,2"
-app.get(url, extra_environ={"REMOTE_USER": "bob"}, status=403)
+app.get(url, extra_environ=bob, status=403)
 for uuid in running, other, "0" * 32, "x":
     app.get(f"/reports/{uuid}", status=404)
-config = Configurator(settings={"jobstate.redis_url": os.environ["REDIS_URL"]})
+config = Configurator(settings={"jobstate.redis_url": redis_url})
 config.include("pyramid_jobstate")
 config.include("myapp.reports")
 TestApp(config.make_wsgi_app()).get(f"/reports/{done}", status=403)
-"""
-    run(program, environment, myapp)
+""")
 
 
-def test_batch_of_the_readme_runs(environment: dict[str, str], myapp: Path) -> None:
+def test_batch_of_the_readme_runs(myapp: MyApp) -> None:
     """The view sends a batch, one of whose members sends two more."""
-    program = """
+    myapp.run("""
 import time
-from myapp import main
-main({}, **{})
+
 import dramatiq
+
+app = visit()
 from myapp import imports
-from myapp.security import SecurityPolicy
-from pyramid.config import Configurator
-from webtest import TestApp
-config = Configurator(
-    settings={"tm.manager_hook": "pyramid_tm.explicit_manager"},
-    security_policy=SecurityPolicy(),
-)
-config.include("pyramid_tm")
-config.include("pyramid_jobstate")
-config.add_route("import", "/import")
-config.add_view(
-    lambda request: {"uuid": imports.start_import(request)["job_state"].uuid},
-    route_name="import",
-    renderer="json",
-)
-app = TestApp(config.make_wsgi_app(), extra_environ={"REMOTE_USER": "alice"})
-uuid = app.get("/import").json["uuid"]
+
+with prepare(registry=app.app.registry) as env, env["request"].tm:
+    uuid = imports.start_import(env["request"])["job_state"].uuid
 worker = dramatiq.Worker(dramatiq.get_broker(), worker_timeout=50, worker_threads=2)
 worker.start()
 deadline = time.monotonic() + 30
-while True:
-    job = app.get(f"/job_state/{uuid}").json["job"]
-    if job["finished_at"]:
-        break
-    assert time.monotonic() < deadline, job
+while not (batch := store.load(uuid)).is_finished:
+    assert time.monotonic() < deadline, batch
     time.sleep(0.05)
 worker.stop()
-assert (job["kind"], job["title"]) == ("ImportAll", "Import of 3 files")
-assert job["progress"]["total"] == job["counts"]["success"] == 5
-items = app.get(job["members"]).json["items"]
-assert [item["job"]["message"] for item in items] == [
+assert (batch.kind, batch.title) == ("ImportAll", "Import of 3 files")
+assert batch.is_success and batch.counts["success"] == batch.size == 5
+assert [member.message for member in store.members(uuid).items] == [
     "Reading a.csv", "Reading large.csv", None, "Reading b.csv", "Reading c.csv"
 ]
-app.get(job["members"], extra_environ={"REMOTE_USER": "bob"}, status=404)
-"""
-    run(program, environment, myapp)
+""")
 
 
-def test_visitors_of_the_readme_own_their_jobs(
-    environment: dict[str, str], myapp: Path
-) -> None:
+def test_visitors_of_the_readme_own_their_jobs(myapp: MyApp) -> None:
     """With the function that reads the session, a visitor who has not logged in sees
     the job that they sent, and another visitor does not.
     """
-    (myapp / "sessions.py").write_text(SESSIONS, "utf-8")
-    program = """
-from webtest import TestApp
-from myapp import main
-settings = {
-    "jobstate.owner": "myapp.visitors.visitor", "pyramid.includes": "sessions"
-}
-app = main({}, **settings)
+    myapp.write("sessions.py", SESSIONS)
+    myapp.run("""
+owned = {"jobstate.owner": "myapp.visitors.visitor", "pyramid.includes": "sessions"}
+app = visit(**owned).app
 visitor, other = TestApp(app), TestApp(app)
 visitor.get("/job_state?limit=1", {"customer": "1"}, expect_errors=True)
 other.get("/job_state?limit=1", {"customer": "2"}, expect_errors=True)
 url = visitor.get("/run").html.find("job-state")["src"]
 assert visitor.get(url).json["job"]["cancellable"] is True
 other.get(url, status=403)
-"""
-    run(program, environment, myapp)
+""")
 
 
-def test_script_of_the_readme_sends(
-    environment: dict[str, str], myapp: Path, redis_url: str
-) -> None:
+def test_script_of_the_readme_sends(myapp: MyApp, redis_url: str) -> None:
     """The script sends a marathon of Alice's."""
     (script,) = [text for text in snippets("python") if "prepare(" in text]
-
-    run(script, environment, myapp)
-
+    myapp.run(script)
     (job_state,) = pyramid_jobstate.JobStore(redis_url).list("alice").items
     assert (job_state.actor, job_state.status) == ("run_marathon", "queued")
 
@@ -648,35 +524,25 @@ def test_names_of_the_readme_exist() -> None:
     assert not {name for name in named if name not in members}
 
 
-def test_snippets_are_python() -> None:
-    """Every Python snippet parses."""
-    for text in snippets("python"):
-        is_decorator = text.splitlines()[-1].startswith("@")
-        ast.parse(f"{text}def view(request): ..." if is_decorator else text)
-
-
 def test_script_tags_of_the_readme_find_jobs_and_styles(
-    page: Page,
-    console_errors: list[str],
-    environment: dict[str, str],
-    myapp: Path,
-    tmp_path: Path,
+    page: Page, console_errors: list[str], myapp: MyApp
 ) -> None:
     """The tags for a CDN, a container in the tree and a manifest, and the module, find
     the job in an application below a URL map and a route_prefix.
     """
     (tree,) = [text for text in snippets("python") if "class Root(dict)" in text]
-    (myapp / "tree.py").write_text(tree, "utf-8")
-    (myapp / "pages.py").write_text(PAGES, "utf-8")
+    myapp.write("tree.py", tree)
+    myapp.write("pages.py", PAGES)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     follow = "(jobUuid) => JobState.startPolling({ jobUuid }).done"
     append = "document.body.append(new JobState.JobStateElement())"
     with (
         contextlib.closing(PollServer()) as cdn,
-        serving(environment, myapp, "pages.py", cdn.url, tmp_path) as line,
+        myapp.running("pages.py", cdn.url) as server,
     ):
-        port, job_uuid = line.split()
+        assert server.stdout is not None
+        port, job_uuid = server.stdout.readline().split()
         address = f"http://127.0.0.1:{port}"
         for name, base in (
             ("cdn", "/cdn/team/job_state"),
@@ -688,29 +554,26 @@ def test_script_tags_of_the_readme_find_jobs_and_styles(
             assert f"{address}{base}/{job_uuid}" in asked
         assert f"{cdn.url}/static/job-state.js" in asked
         page.evaluate(append)
-        sheet = "/manifest/team/job_state/static/job-state-3f2a91.css"
-        wait_for(lambda: page.evaluate("1") and f"{address}{sheet}" in asked)
+        sheet = f"{address}/manifest/team/job_state/static/job-state.css"
+        wait_for(lambda: page.evaluate("1") and sheet in asked)
         page.goto(f"{address}/module/")
         wait_for(lambda: page.text_content(".miles") == "26")
     assert console_errors == []
 
 
 def test_script_of_the_readme_runs(
-    page: Page,
-    console_errors: list[str],
-    environment: dict[str, str],
-    myapp: Path,
-    worker: None,
+    page: Page, console_errors: list[str], myapp: MyApp, worker: None
 ) -> None:
     """In a browser, the page of the quick start and the script by hand follow a
     marathon to its end.
     """
     (script,) = [text for text in snippets("js") if "startPolling" in text]
-    (myapp / "serve.py").write_text(SERVE, "utf-8")
-    (myapp / "hand.js").write_text(script, "utf-8")
+    myapp.write("serve.py", SERVE)
+    myapp.write("hand.js", script)
     state = "document.querySelector('job-state').state"
-    with serving(environment, myapp, "serve.py") as port:
-        address = f"http://127.0.0.1:{int(port)}"
+    with myapp.running("serve.py") as server:
+        assert server.stdout is not None
+        address = f"http://127.0.0.1:{int(server.stdout.readline())}"
         page.goto(f"{address}/by-hand")
         page.wait_for_selector(".miles.done", timeout=20_000)
         assert page.text_content(".miles") == "26"

@@ -4,58 +4,56 @@ cancelled or stopped, and worker processes that die.
 
 import contextlib
 import os
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import dramatiq
 import pytest
 import redis
+import transaction
 import ZEO
+import zope.sqlalchemy
 from dramatiq.brokers.redis import RedisBroker
-from dramatiq.errors import Retry
-from dramatiq.middleware import (
-    Interrupt,
-    Middleware,
-    Shutdown,
-    TimeLimit,
-    TimeLimitExceeded,
-)
+from dramatiq.middleware import Interrupt, Middleware, Shutdown
 from dramatiq.middleware.threading import raise_thread_exception
+from pyramid import threadlocal
 from pyramid.config import Configurator
 from pyramid.request import Request
 from transaction.interfaces import TransientError
 
 from pyramid_jobstate import JobState, current_job_state
-from tests.counters import SQL, Database, Zodb, make_app, make_database
-from tests.counterworker import declare, open_database
-from tests.counterworker import make_broker as make_worker_broker
+from tests.counters import Database, make_app, open_database
+from tests.counterworker import declare
 from tests.jobs import job_actor, make_broker, store_of, wait_until, working
-from tests.postgres import Postgres, find_folder
-from tests.support import ROOT, load_job, unmeasured, wait_for
-from tests.web.databases import Manager, fail
+from tests.postgres import find_folder, postgres
+from tests.support import PACKAGE, load_job, wait_for
+from tests.web.databases import Manager
 from tests.web.visits import NOT_SENT
 from tests.workerprocess import PATIENCE, StartWorker, starting
+from tests.workerprocess import make_broker as make_worker_broker
 
 pytestmark = pytest.mark.system
-
-#: The class of the conflicts in each database.
-CONFLICTS: dict[type[Database], str] = {
-    SQL: "sqlalchemy.orm.exc.StaleDataError",
-    Zodb: "ZODB.POSException.ConflictError",
-}
 
 #: The sort keys of data managers before and after the databases, and after ours.
 FIRST, TWO_PHASE_DONE, DATABASES_DONE = "!", "}", "~~"
 LAST = chr(sys.maxunicode) + "~"
 
-#: How many jobs two processes run.
-JOBS = 40
+#: Where Steps interrupts: in these folders. ZODB itself cannot be interrupted at any
+#: time: a FileStorage keeps its commit lock for good if the thread that waits for it is
+#: interrupted, and closes itself if its tpc_finish is.
+FOLDERS = tuple(
+    str(path) for path in (PACKAGE, *transaction.__path__, *zope.sqlalchemy.__path__)
+)
+
+#: Functions that Python calls when it frees something. It ignores what they raise, and
+#: may crash if a profile function raises it.
+FINALIZERS = {"<genexpr>", "_collection_gced", "complain", "_remove", "remove"}
 
 
 class Place(NamedTuple):
@@ -99,19 +97,46 @@ PLACES = [
 ]
 
 
+class Steps(Middleware):
+    """Interrupts a message whose option `step` is a number at that call or return."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.hit: set[str] = set()
+
+    def before_process_message(self, broker: Any, message: Any) -> None:
+        step = message.options.get("step")
+        if step is None:
+            return
+        self.count = 0
+
+        def profile(frame: FrameType, event: str, arg: Any) -> None:
+            if event == "c_call" or frame.f_code.co_name in FINALIZERS:
+                return
+            callers = frame, frame.f_back
+            if any(f and f.f_code.co_filename.startswith(FOLDERS) for f in callers):
+                self.count += 1
+                if self.count == step:
+                    self.hit.add(message.message_id)
+                    raise Interrupt(f"at {event} of {frame.f_code.co_qualname}")
+
+        sys.setprofile(profile)
+
+    def after_process_message(
+        self, broker: Any, message: Any, *, result: Any = None, exception: Any = None
+    ) -> None:
+        sys.setprofile(None)
+
+    after_skip_message = after_process_message
+
+
 class SlowBroker(Middleware):
-    """Calls `reach` before the broker accepts a message, and when it has. Collects the
-    delays with which each message has been sent, in milliseconds.
-    """
+    """Calls `reach` before the broker accepts a message, and when it has."""
 
     def __init__(self, reach: Callable[[str], object]) -> None:
         self.reach = reach
-        self.delays: dict[str, list[int]] = {}
 
     def before_enqueue(self, broker: Any, message: Any, delay: int | None) -> None:
-        # A delayed message is enqueued again, without a delay, when it is due.
-        if delay is not None:
-            self.delays.setdefault(message.message_id, []).append(delay)
         if message.actor_name == "follow":
             self.reach("before the broker")
 
@@ -128,19 +153,18 @@ class Scene:
       trap: What is done there.
       children: The jobs that each job was to send, by uuid.
       followed: The jobs that those have run for.
+      depths: How many frames Pyramid's threadlocals had in each run.
     """
 
-    def __init__(self, redis_url: str, database: Database, manager: str) -> None:
-        limit = TimeLimit(interval=10)
-        self.broker: RedisBroker = make_broker(
-            redis_url, without=TimeLimit, others=(limit,)
-        )
+    def __init__(self, redis_url: str, database: Database, is_explicit: bool) -> None:
+        self.broker: RedisBroker = make_broker(redis_url)
         self.store = store_of(self.broker)
         self.place: Place | None = None
         self.trap: Callable[[], object] = lambda: None
         self.trapped = threading.Event()
         self.children: dict[str, list[str]] = {}
         self.followed: list[str] = []
+        self.depths: set[int] = set()
         self.database = database
         root_factory = database.root_factory
 
@@ -150,9 +174,8 @@ class Scene:
             return root
 
         vars(database)["root_factory"] = slow_root_factory
-        make_app(self.broker, redis_url, database, manager)
-        self.slow = SlowBroker(self.reach)
-        self.broker.add_middleware(self.slow)
+        make_app(self.broker, redis_url, database, is_explicit=is_explicit)
+        self.broker.add_middleware(SlowBroker(self.reach))
 
         @job_actor(broker=self.broker)
         def follow(parent: str, *, job_state: Any) -> None:
@@ -165,14 +188,12 @@ class Scene:
 
         @job_actor(broker=self.broker, **options)
         def save(*, request: Request, job_state: Any) -> None:
+            self.depths.add(len(threadlocal.manager.stack))
             self.database.mark(request, job_state.uuid)
             child = request.job_states.send(self.follow, job_state.uuid)
             self.children.setdefault(job_state.uuid, []).append(child.uuid)
             place = self.place
             if place is not None and place.key:
-                manager = Manager(FIRST, "abort", lambda: self.reach("abort"))
-                vars(manager)["tpc_abort"] = lambda _: self.reach("tpc_abort")
-                request.tm.get().join(manager)
                 reach = partial(self.reach, place.phase)
                 request.tm.get().join(Manager(place.key, place.phase, reach))
             request.add_finished_callback(lambda _: self.reach("finished callback"))
@@ -211,11 +232,15 @@ class Scene:
         """Return whether the job that a run of a job was to send has run."""
         return self.child(parent, run) == "sent"
 
+    def marks(self, uuid: str) -> int:
+        """Return how often a job has committed."""
+        return self.database.read()[1].count(uuid)
+
     def check(self, state: JobState, place: Place) -> None:
         """Check what a job that was interrupted at a place has left."""
         one_phase = self.database.has_one_phase
         is_committed = place.one_phase if one_phase else place.two_phase
-        assert self.database.marks(state.uuid) == int(is_committed)
+        assert self.marks(state.uuid) == int(is_committed)
         assert self.child(state.uuid) == place.child
         assert self.followed.count(state.uuid) == int(place.child == "sent")
 
@@ -223,34 +248,20 @@ class Scene:
         """Check that the thread's next job does what it should."""
         state = self.end(save.send())
         assert state.is_success
-        assert self.database.marks(state.uuid) == 1
+        assert self.marks(state.uuid) == 1
         wait_for(partial(self.is_sent, state.uuid))
 
 
-#: Each database and each manager, if not each pair of them in every run of the tests.
-each_kind = pytest.mark.parametrize(
-    ("database", "manager"),
-    [
-        ("sqlite", "explicit"),
-        ("zodb", "thread"),
-        pytest.param("sqlite", "thread", marks=pytest.mark.long),
-        pytest.param("zodb", "explicit", marks=pytest.mark.long),
-    ],
-    indirect=["database"],
-)
-
-
-@pytest.fixture
-def database(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Database]:
-    """A new database with a counter."""
-    with contextlib.closing(make_database(request.param, tmp_path)) as database:
-        yield database
-
-
-@pytest.fixture
-def scene(redis_url: str, database: Database, manager: str) -> Scene:
-    """An application for each database and each manager."""
-    return Scene(redis_url, database, manager)
+@pytest.fixture(params=["sqlite", "zodb"])
+def scene(
+    request: pytest.FixtureRequest, redis_url: str, tmp_path: Path
+) -> Iterator[Scene]:
+    """An application with a new database and either kind of transaction manager."""
+    url = f"sqlite:///{tmp_path / 'counters.sqlite'}"
+    if request.param == "zodb":
+        url = f"file://{tmp_path / 'counters.fs'}"
+    with contextlib.closing(open_database(url, is_new=True)) as database:
+        yield Scene(redis_url, database, request.param == "sqlite")
 
 
 def error_type(state: JobState) -> str:
@@ -279,10 +290,6 @@ def interrupt_now() -> None:
     wait_for_interrupt()
 
 
-# Conflicts.
-
-
-@each_kind
 def test_every_success_is_counted(scene: Scene) -> None:
     """Four threads increment one counter: transactions conflict, every job succeeds in
     the end, and the counter is their number.
@@ -311,63 +318,6 @@ def test_every_success_is_counted(scene: Scene) -> None:
     assert sum(state.attempt > 1 for state in ended) >= 3 * 24 // 4
 
 
-@each_kind
-def test_conflict_is_tried_again(scene: Scene) -> None:
-    """A conflict is a real attempt, whose metrics are cleared. The next follows at once
-    while pyramid_retry would try again, and then as Dramatiq retries, `max_retries`
-    times. `retry_when` is asked with a Retry caused by the conflict and, when
-    pyramid_retry would give up, with the conflict itself.
-    """
-    seen: list[tuple[int, int]] = []
-    asked: list[BaseException] = []
-    conflict = CONFLICTS[type(scene.database)]
-
-    def retry_when(retries: int, exception: BaseException) -> bool:
-        asked.append(exception)
-        return retries < 2
-
-    @job_actor(broker=scene.broker, min_backoff=20, max_backoff=200)
-    def increment(conflicts: int, *, request: Request, job_state: Any) -> None:
-        attempt = job_state.attempt
-        counter = request.root["counter"]
-        seen.append((attempt, request.environ["retry.attempt"]))
-        job_state.set_progress_metric(f"attempt{attempt}", True)
-        if attempt <= conflicts:
-            scene.database.interfere()
-        counter.value += 1
-
-    @job_actor(broker=scene.broker, retry_when=retry_when)
-    def picky(*, request: Request, job_state: Any) -> None:
-        request.root["counter"].value += 1
-        scene.database.interfere()
-
-    with working(scene.broker, threads=1):
-        state = scene.end(increment.send(4))
-        assert (state.status, state.attempt) == ("success", 5)
-        assert seen == [(1, 0), (2, 1), (3, 2), (4, 3), (5, 3)]
-        assert state.progress_metrics == {"attempt5": True}
-        first, second, *later = scene.slow.delays[state.uuid]
-        assert (first, second) == (0, 0)
-        assert len(later) == 2 and all(delay >= 20 for delay in later)
-        assert scene.database.counter == 5
-
-        state = scene.end(increment.send_with_options(args=(9,), max_retries=1))
-        assert (state.status, state.attempt) == ("error", 2)
-        assert error_type(state) == conflict
-        # The other transactions' increments.
-        assert scene.database.counter == 7
-
-        state = scene.end(picky.send())
-        assert (state.status, state.attempt) == ("error", 3)
-    assert [isinstance(error, Retry) for error in asked] == [True, True, False]
-    for error in (asked[0].__cause__, asked[1].__cause__, asked[2]):
-        assert f"{type(error).__module__}.{type(error).__qualname__}" == conflict
-
-
-# Interrupts.
-
-
-@each_kind
 def test_interrupt(scene: Scene, subtests: pytest.Subtests) -> None:
     """An interrupt before the vote has passed aborts. A later one does not undo the
     commit: the job reads error, and so does what it had not sent yet.
@@ -384,30 +334,37 @@ def test_interrupt(scene: Scene, subtests: pytest.Subtests) -> None:
 
 
 @pytest.mark.parametrize(
-    ("database", "manager"),
-    [("sqlite", "explicit"), ("zodb", "explicit")],
-    indirect=["database"],
+    "stride", [19, pytest.param(1, marks=[pytest.mark.long, pytest.mark.timeout(900)])]
 )
-def test_time_limit(scene: Scene, subtests: pytest.Subtests) -> None:
-    """Dramatiq's time limit is such an interrupt."""
-    scene.broker.emit_after("process_boot")
+def test_interrupt_anywhere(scene: Scene, stride: int) -> None:
+    """Wherever a job is interrupted, it reads success only if it has committed. What it
+    was to send runs only if it has, and is never left queued. Its thread goes on, with
+    nothing of that job.
+    """
+    scene.broker.add_middleware(steps := Steps())
     save = scene.save_actor(max_retries=0)
     with working(scene.broker, threads=1):
-        for place in ACTOR, Place(LAST, "tpc_vote", True, False, "not sent"):
-            with subtests.test(msg=place.phase):
-                scene.set_trap(place, wait_for_interrupt)
-                state = scene.end(save.send_with_options(time_limit=1000))
-                assert error_type(state).endswith(f".{TimeLimitExceeded.__name__}")
-                scene.check_next(save)
-                assert scene.trapped.is_set()
-                scene.check(state, place)
+        scene.end(save.send_with_options(step=0))
+        count = steps.count
+        assert count > 100
+        sent = []
+        for step in range(1, count + 1, stride):
+            sent.append(scene.end(save.send_with_options(step=step)))
+            scene.check_next(save)
+        scene.broker.join("default", timeout=20_000)
+    assert len(steps.hit) > 0.9 * len(sent)
+    assert scene.depths == {1}
+    for state in sent:
+        marks, child = scene.marks(state.uuid), scene.child(state.uuid)
+        assert state.is_success or state.uuid in steps.hit
+        assert (marks, child) in {
+            (1, "sent"),
+            *([] if state.is_success else [(0, "unknown"), (0, "not sent")]),
+            *([] if state.is_success else [(1, "not sent")]),
+        }, state.error
+        assert scene.followed.count(state.uuid) == int(child == "sent")
 
 
-@pytest.mark.parametrize(
-    ("database", "manager"),
-    [("sqlite", "thread"), ("zodb", "thread")],
-    indirect=["database"],
-)
 def test_shutdown(scene: Scene, subtests: pytest.Subtests) -> None:
     """A worker that is stopped interrupts the job, which then runs again from its
     start, even if it had committed.
@@ -424,150 +381,18 @@ def test_shutdown(scene: Scene, subtests: pytest.Subtests) -> None:
             assert state.status == "retrying"
             assert error_type(state).endswith(f".{Shutdown.__name__}")
             scene.check(state, place)
-            before = scene.database.marks(state.uuid)
+            before = scene.marks(state.uuid)
             with working(scene.broker, threads=1):
                 state = scene.end(message)
                 wait_for(partial(scene.is_sent, state.uuid, run=1))
             assert (state.status, state.attempt) == ("success", 2)
-            assert scene.database.marks(state.uuid) == before + 1
+            assert scene.marks(state.uuid) == before + 1
             assert scene.child(state.uuid) == place.child
 
 
-@each_kind
-def test_interrupt_while_a_failed_commit_is_taken_back(
-    scene: Scene, subtests: pytest.Subtests
-) -> None:
-    """Interrupts that arrive while a failed commit is being taken back keep no database
-    from being aborted.
-    """
-    save = scene.save_actor(max_retries=0)
-
-    def be_interrupted() -> None:
-        set_next()
-        interrupt_now()
-
-    def set_next() -> None:
-        phase = next(following, None)
-        if phase is not None:
-            scene.set_trap(Place("", phase), be_interrupted)
-
-    def fail_and_go_on() -> None:
-        set_next()
-        fail()
-
-    with working(scene.broker, threads=1):
-        for phases in ["abort"], ["tpc_abort"], ["abort", "tpc_abort"]:
-            with subtests.test(msg=" ".join(phases)):
-                following = iter(phases)
-                scene.set_trap(Place(LAST, "commit"), fail_and_go_on)
-                state = scene.end(save.send())
-                assert error_type(state).endswith(".Interrupt")
-                scene.check_next(save)
-                assert next(following, None) is None and scene.place is None
-                scene.check(state, Place("", ""))
-
-
-@each_kind
-def test_what_fails_beside_the_actor(scene: Scene) -> None:
-    """An interrupt in one finished callback keeps no other from being called. If a data
-    manager raises while it is asked whether an error is a conflict, the transaction is
-    aborted all the same. An actor that has committed itself keeps what it has
-    committed if it fails then.
-    """
-    called: list[Any] = []
-
-    @job_actor(broker=scene.broker, max_retries=0)
-    def callbacks(*, request: Request, job_state: Any) -> None:
-        request.add_finished_callback(lambda _: interrupt_now())
-        request.add_finished_callback(lambda _: called.append(1))
-        request.add_finished_callback(lambda _: fail())
-        request.add_finished_callback(lambda _: called.append(2))
-
-    @job_actor(broker=scene.broker, max_retries=0)
-    def judged(*, request: Request, job_state: Any) -> None:
-        manager = Manager(FIRST, "abort", lambda: called.append("aborted"))
-        vars(manager)["should_retry"] = lambda error: fail(OverflowError)
-        request.tm.get().join(manager)
-        fail()
-
-    @job_actor(broker=scene.broker, max_retries=0)
-    def commits(*, request: Request, job_state: Any) -> None:
-        scene.database.mark(request, job_state.uuid)
-        request.tm.commit()
-        fail()
-
-    with working(scene.broker, threads=1):
-        assert error_type(scene.end(callbacks.send())).endswith(".Interrupt")
-        assert called == [1, 2]
-        assert error_type(scene.end(judged.send())) == "OverflowError"
-        assert called == [1, 2, "aborted"]
-        state = scene.end(commits.send())
-    assert error_type(state) == "ZeroDivisionError"
-    assert scene.database.marks(state.uuid) == 1
-
-
-@pytest.mark.parametrize(
-    ("how", "kind", "count", "seed"),
-    [
-        ("steps", "sqlite", 19, 0),
-        ("steps", "zodb", 19, 0),
-        pytest.param("steps", "sqlite", 1, 0, marks=pytest.mark.long),
-        pytest.param("steps", "zodb", 1, 0, marks=pytest.mark.long),
-        pytest.param("times", "sqlite", 300, 1, marks=pytest.mark.long),
-        pytest.param("times", "zeo", 300, 1, marks=pytest.mark.long),
-    ],
-)
-def test_interrupt_anywhere(
-    redis_url: str, tmp_path: Path, how: str, kind: str, count: int, seed: int
-) -> None:
-    """Wherever a job is interrupted, it reads success only if it has committed. What it
-    was to send runs only if it has, and is never left queued. Its thread goes on. See
-    tests/requestinterrupts.py.
-    """
-    arguments = [how, kind, redis_url, tmp_path, count, seed]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.requestinterrupts", *map(str, arguments)],
-        cwd=ROOT,
-        env=unmeasured(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
-
-
-# Cancels.
-
-
-@pytest.mark.parametrize(
-    ("database", "manager"),
-    [("sqlite", "explicit"), ("zodb", "explicit")],
-    indirect=["database"],
-)
-def test_cancel_during_the_commit(scene: Scene, subtests: pytest.Subtests) -> None:
-    """A cancel that arrives during the commit changes nothing."""
-    save = scene.save_actor()
-
-    def cancel() -> None:
-        assert load_job(scene.store, current_state().uuid).cancel()
-        wait_for(lambda: current_state().cancel_requested)
-
-    with working(scene.broker, threads=1):
-        for place in PLACES[2:]:
-            with subtests.test(msg=f"{place.phase} {place.key!a}"):
-                scene.set_trap(place, cancel)
-                state = scene.end(save.send(), "cancelled")
-                wait_for(partial(scene.is_sent, state.uuid))
-                assert scene.trapped.is_set()
-                assert (state.status, state.attempt) == ("success", 1)
-                assert scene.database.marks(state.uuid) == 1
-
-
-@each_kind
-def test_cancel_before_the_commit(scene: Scene) -> None:
+def test_cancel(scene: Scene, subtests: pytest.Subtests) -> None:
     """A job that learns of a cancel before it commits is aborted, and not tried again
-    even if its transaction conflicts.
+    even if its transaction conflicts. A cancel that arrives later changes nothing.
     """
     save = scene.save_actor()
 
@@ -583,147 +408,127 @@ def test_cancel_before_the_commit(scene: Scene) -> None:
         ask()
         raise TransientError
 
-    places = (ACTOR, cancel), (Place(FIRST, "tpc_vote"), cancel_and_conflict)
+    before = [(ACTOR, cancel), (Place(FIRST, "tpc_vote"), cancel_and_conflict)]
     with working(scene.broker, threads=1):
-        for place, trap in places:
-            scene.set_trap(place, trap)
-            state = scene.end(save.send(), "cancelled")
-            scene.check_next(save)
-            assert (state.status, state.attempt) == ("cancelled", 1)
-            scene.check(state, Place("", ""))
+        for place, trap in [*before, *((place, ask) for place in PLACES[2:])]:
+            with subtests.test(msg=f"{place.phase} {place.key!a}"):
+                scene.set_trap(place, trap)
+                state = scene.end(save.send(), "cancelled")
+                assert scene.trapped.is_set()
+                assert state.attempt == 1
+                if trap is ask:
+                    assert state.status == "success"
+                    assert scene.marks(state.uuid) == 1
+                    wait_for(partial(scene.is_sent, state.uuid))
+                else:
+                    assert state.status == "cancelled"
+                    scene.check(state, Place("", ""))
+                    scene.check_next(save)
 
 
 # Worker processes.
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres | None]:
-    """A PostgreSQL server, or None if it is not installed."""
-    folder = find_folder()
-    if folder is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail(
-                "No PostgreSQL is installed (Debian: apt-get install postgresql)"
-            )
-        yield None
-        return
-    with Postgres(folder) as server:
-        yield server
-
-
-@pytest.fixture
-def zeo_url(tmp_path: Path) -> Iterator[str]:
-    """The URL of a new ZEO server in this process."""
-    address, stop = ZEO.server(str(tmp_path / "counters.fs"))
-    yield f"zeo://127.0.0.1:{address[1]}?wait_timeout=30"
-    stop()
 
 
 class Processes:
     """A database, worker processes, and the process that sends jobs.
 
     Attributes:
+      start: Starts a process.
       database: The database, as this process sees it.
       actors: The actors, by name.
     """
 
     def __init__(self, redis_url: str, database_url: str, start: StartWorker) -> None:
-        self.database: Database = open_database(database_url, is_new=True)
+        self.start = start
+        self.database = open_database(database_url, is_new=True)
         self.database.includeme(Configurator(settings=self.database.settings))
         broker = make_worker_broker(redis_url)
         declare(broker, self.database)
         self.store = store_of(broker)
         self.actors = broker.actors
-        self.start = start
 
     def end(self, uuid: str) -> JobState:
         """Wait until a job has ended, and return it."""
-
-        def ended() -> JobState | None:
-            state = self.store.load(uuid)
-            return state if state is not None and state.is_finished else None
-
-        return wait_for(ended, 2 * PATIENCE)
+        wait_for(lambda: load_job(self.store, uuid).is_finished, 2 * PATIENCE)
+        return load_job(self.store, uuid)
 
 
-MakeProcesses = Callable[..., Processes]
-
-
-@pytest.fixture
-def make_processes(redis_url: str, tmp_path: Path) -> Iterator[MakeProcesses]:
-    """Returns processes that use the database at a URL."""
-    with contextlib.ExitStack() as stack:
-
-        def make(database_url: str, threads: int = 4) -> Processes:
-            environ = {"BROKER_URL": redis_url, "DATABASE_URL": database_url}
-            options = (environ, tmp_path, "tests.counterworker", threads)
-            start = stack.enter_context(starting(*options))
-            made = Processes(redis_url, database_url, start)
-            stack.callback(made.database.close)
-            return made
-
-        yield make
+@contextlib.contextmanager
+def processes(
+    redis_url: str, database_url: str, folder: Path, threads: int = 4
+) -> Iterator[Processes]:
+    """Yield processes that use the database at a URL."""
+    environ = {"BROKER_URL": redis_url, "DATABASE_URL": database_url}
+    with starting(environ, folder, "tests.counterworker", threads) as start:
+        made = Processes(redis_url, database_url, start)
+        with contextlib.closing(made.database):
+            yield made
 
 
 def test_job_whose_process_dies_after_the_commit_runs_again(
-    make_processes: MakeProcesses, client: redis.Redis, tmp_path: Path
+    redis_url: str, client: redis.Redis, tmp_path: Path
 ) -> None:
     """A worker process that is killed between the commit and the acknowledgement has
     the job redelivered: it commits a second time. What its first run sent was sent
     once.
     """
-    scene = make_processes(f"sqlite:///{tmp_path / 'counters.sqlite'}", 1)
-    uuid = scene.actors["die_at_first"].send().message_id
-    first = scene.start()
-    # The worker's process has died, and the command follows.
-    wait_for(lambda: scene.database.counter == 1, PATIENCE)
-    wait_for(lambda: first.process.poll() is not None, PATIENCE)
-    assert not load_job(scene.store, uuid).is_finished
-    scene.start()
-    assert scene.end(uuid).is_success
-    assert scene.database.read() == (2, [uuid] * 2)
-    children: Any = client.lrange("children", 0, -1)
-    assert len(children) == 2
-    for child in children:
-        assert scene.end(child.decode()).is_success
-    followed: Any = client.lrange("followed", 0, -1)
-    assert sorted(followed) == [b"run 1", b"run 2"]
+    url = f"sqlite:///{tmp_path / 'counters.sqlite'}"
+    with processes(redis_url, url, tmp_path, 1) as scene:
+        uuid = scene.actors["die_at_first"].send().message_id
+        first = scene.start()
+        # The worker's process has died, and the command follows.
+        wait_for(lambda: scene.database.read()[0] == 1, PATIENCE)
+        wait_for(lambda: first.process.poll() is not None, PATIENCE)
+        assert not load_job(scene.store, uuid).is_finished
+        scene.start()
+        assert scene.end(uuid).is_success
+        assert scene.database.read() == (2, [uuid] * 2)
+        children: Any = client.lrange("children", 0, -1)
+        assert len(children) == 2
+        for child in children:
+            assert scene.end(child.decode()).is_success
+        followed: Any = client.lrange("followed", 0, -1)
+        assert sorted(followed) == [b"run 1", b"run 2"]
 
 
-def count_in_two_processes(scene: Processes, client: redis.Redis) -> None:
-    """Have two processes increment one counter, and check that nothing is lost."""
-    workers = [scene.start(), scene.start()]
-    # Both are ready before there is work.
-    for worker in workers:
-        wait_for(partial(worker.lines, "is ready for action"), PATIENCE)
-    uuids = [scene.actors["increment"].send().message_id for _ in range(JOBS)]
-    ended = [scene.end(uuid) for uuid in uuids]
-    assert [state.status for state in ended] == ["success"] * JOBS
-    counter, marks = scene.database.read()
-    assert counter == JOBS
+@contextlib.contextmanager
+def zeo(folder: Path) -> Iterator[str]:
+    """Run a ZEO server in this process, and yield its URL."""
+    address, stop = ZEO.server(str(folder / "counters.fs"))
+    yield f"zeo://127.0.0.1:{address[1]}?wait_timeout=30"
+    stop()
+
+
+@contextlib.contextmanager
+def postgresql(folder: Path) -> Iterator[str]:
+    """Run a PostgreSQL server, and yield the URL of its database."""
+    found = find_folder()
+    if found is None:
+        reason = "No PostgreSQL is installed (Debian: apt-get install postgresql)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with postgres(found) as url:
+        yield url
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("serve", [zeo, postgresql])
+def test_two_processes_count(
+    redis_url: str, client: redis.Redis, tmp_path: Path, serve: Callable[..., Any]
+) -> None:
+    """Two worker processes of four threads change one object, or one row under
+    REPEATABLE READ: every job succeeds in the end and none is lost.
+    """
+    with serve(tmp_path) as url, processes(redis_url, url, tmp_path) as scene:
+        # Both are ready before there is work.
+        for worker in scene.start(), scene.start():
+            wait_for(partial(worker.lines, "is ready for action"), PATIENCE)
+        uuids = [scene.actors["increment"].send().message_id for _ in range(40)]
+        ended = [scene.end(uuid) for uuid in uuids]
+        counter, marks = scene.database.read()
+    assert {state.status for state in ended} == {"success"}
+    assert counter == 40
     assert sorted(marks) == sorted(uuids)
     assert client.scard("workers") == 2
     assert max(state.attempt for state in ended) > 1
-
-
-@pytest.mark.long
-def test_zeo(make_processes: MakeProcesses, client: redis.Redis, zeo_url: str) -> None:
-    """Two worker processes of four threads change one object through ZEO: every job
-    succeeds in the end and none is lost.
-    """
-    count_in_two_processes(make_processes(zeo_url), client)
-
-
-@pytest.mark.long
-def test_postgresql(
-    make_processes: MakeProcesses,
-    client: redis.Redis,
-    postgres: Postgres | None,
-    tmp_path: Path,
-) -> None:
-    """Two worker processes change one row of a PostgreSQL database under REPEATABLE
-    READ, or of an SQLite file where PostgreSQL is missing, and lose no job.
-    """
-    sqlite = f"sqlite:///{tmp_path / 'counters.sqlite'}"
-    url = sqlite if postgres is None else postgres.url
-    count_in_two_processes(make_processes(url), client)

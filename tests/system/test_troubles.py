@@ -3,8 +3,6 @@ shown, most of it in real runs here.
 """
 
 import ast
-import contextlib
-import http.client
 import os
 import re
 import signal
@@ -21,8 +19,8 @@ from tests.deployed import (
     WEB,
     WORKER,
     Host,
-    answers,
     files,
+    get,
     metric,
     nginx,
     send,
@@ -108,131 +106,115 @@ def part(node: ast.expr) -> str:
 
 #: What each function below has made a real run log or answer, besides its own checks.
 RUNS: dict[str, list[str]] = {
-    "forbidden": [
+    "refused": [
         "You may not do this with the job.",
         "view_job was refused on …",
         "Job states are stored in … and served at …",
+        "The job does not exist.",
         "A job has the kind … but this process has not imported a JobState class of "
         "that kind",
+        "TimeoutError: Timeout",
     ],
-    "nobody": [
+    "refused_without_owners": [
         "The application has neither a security policy nor the setting jobstate.owner",
         "You may not do this with the job.",
+        "view_job was refused on …",
     ],
-    "refused_by_policy": ["view_job was refused on …"],
-    "unknown": ["The job does not exist."],
     "away": [
         "The job state store does not answer.",
         "Requests for jobs get a 503 response until it does: …",
         "Connection refused.",
         "The broker cannot be reached",
+        "The application has no broker.",
+        "connect() failed",
     ],
-    "wrong_password": ["invalid username-password pair or user is disabled."],
-    "missing_password": ["Authentication required."],
-    "slow": ["TimeoutError: Timeout"],
+    "passwords": [
+        "invalid username-password pair or user is disabled.",
+        "Authentication required.",
+    ],
     "full": [
         "The job state store refused a request, which gets a 503 response: "
         "OutOfMemoryError: command not allowed when used memory > 'maxmemory'",
         "The job state store does not accept updates.",
         "Worker process is ready for action.",
     ],
-    "undefined_actor": ["Received message for undefined actor"],
-    "killed_worker": ["exited unexpectedly (code -9)"],
-    "no_application": [
-        "needs a request, but this process has made no Pyramid application"
+    "workers": [
+        "Received message for undefined actor",
+        "exited unexpectedly (code -9)",
     ],
-    "no_middleware": ["missing 1 required keyword-only argument: 'request'"],
-    "no_broker": ["The application has no broker."],
-    "no_web_server": ["connect() failed"],
+    "own_broker": [
+        "needs a request, but this process has made no Pyramid application",
+        "missing 1 required keyword-only argument: 'request'",
+    ],
 }
 
 #: Further texts of the chapter that are not the package's: lines of a configuration.
 CONFIGURATION = ["appendonly yes"]
 
 
-def get(host: Host, path: str) -> tuple[int, str]:
-    """Ask the web server, without a cookie."""
-    connection = http.client.HTTPConnection("127.0.0.1", host.web_port, timeout=20)
-    with contextlib.closing(connection):
-        connection.request("GET", path)
-        response = connection.getresponse()
-        return response.status, response.read().decode()
-
-
-def forbidden(host: Host) -> str:
-    with host.redis():
+def refused(host: Host) -> str:
+    with host.redis() as client:
         with host.web():
-            job = send(host, 1)
-            code, body = get(host, f"/job_state/{job.uuid}")
+            path = f"/job_state/{send(host, 1).uuid}"
+            code, found = get(host, path)
             assert code == 403
-            found = body + host.log(WEB)
+            assert get(host, "/job_state") == (200, '{"items":[],"cursor":null}')
+            code, body = get(host, f"/job_state/{UUID}")
+            assert code == 404
+            elsewhere = get(host, f"/shop/job_state/{UUID}")[1]
+            assert "The job does not exist." not in elsewhere
+            with frozen_process(client.info()["process_id"]):
+                assert get(host, path)[0] == 503
+            found += body + host.log(WEB)
             assert "ACLDenied" in found
             assert "for principals ['system.Everyone']" in found
-            assert get(host, "/job_state") == (200, '{"items":[],"cursor":null}')
         # An application without the actor's module does not know the class.
-        path = "myapp/__init__.py"
-        text = (host.folder / path).read_text("utf-8")
-        host.write(path, text.replace("from . import jobs\n", ""))
+        name = "myapp/__init__.py"
+        text = (host.folder / name).read_text("utf-8")
+        host.write(name, text.replace("from . import jobs\n", ""))
         with host.web():
-            assert get(host, f"/job_state/{job.uuid}")[0] == 403
+            assert get(host, path)[0] == 403
             return found + host.log(WEB)
 
 
-def nobody(host: Host) -> str:
+def refused_without_owners(host: Host) -> str:
     host.set(jobstate__owner=None)
     with host.redis(), host.web():
-        code, body = get(host, f"/job_state/{send(host, 1).uuid}")
+        code, found = get(host, f"/job_state/{send(host, 1).uuid}")
         assert code == 403
-        return body + host.log(WEB)
-
-
-def refused_by_policy(host: Host) -> str:
+        found += host.log(WEB)
     host.write("refusing.py", REFUSING)
     host.set(pyramid__includes="refusing")
     with host.redis(), host.web():
         assert get(host, f"/job_state/{send(host, 1).uuid}")[0] == 403
         assert "ACLDenied" not in host.log(WEB)
-        return host.log(WEB)
-
-
-def unknown(host: Host) -> str:
-    with host.redis(), host.web():
-        code, body = get(host, f"/job_state/{UUID}")
-        assert code == 404
-        assert "The job does not exist." not in get(host, f"/shop/job_state/{UUID}")[1]
-        return body
+        return found + host.log(WEB)
 
 
 def away(host: Host) -> str:
     with host.web(), host.unit(WORKER) as worker:
-        code, body = get(host, f"/job_state/{UUID}")
+        code, found = get(host, f"/job_state/{UUID}")
         assert code == 503
         assert worker.wait(20) == 3
-        return body + host.log(WEB) + host.log(WORKER)
+        found += host.log(WEB) + host.log(WORKER)
+    host.set(jobstate__broker=None, jobstate__redis_url=host.redis_url)
+    with host.unit(WORKER) as worker:
+        assert worker.wait(20) == 2
+        found += host.log(WORKER)
+    with nginx(host) as browser:
+        assert browser("/").status == 502
+        return found + host.log("nginx")
 
 
-def wrong_password(host: Host) -> str:
-    return with_password(host, ":wrong@")
-
-
-def missing_password(host: Host) -> str:
-    return with_password(host, "")
-
-
-def with_password(host: Host, user: str) -> str:
+def passwords(host: Host) -> str:
+    found = ""
     with host.redis():
-        url = re.sub(r"(?<=//).*@", user, host.redis_url)
-        host.set(jobstate__broker=url)
-        with host.web():
-            assert get(host, f"/job_state/{UUID}")[0] == 503
-            return host.log(WEB)
-
-
-def slow(host: Host) -> str:
-    with host.redis() as client, host.web():
-        with frozen_process(client.info()["process_id"]):
-            assert get(host, f"/job_state/{UUID}")[0] == 503
-        return host.log(WEB)
+        for user in ":wrong@", "":
+            url = re.sub(r"(?<=//).*@", user, host.redis_url)
+            with pytest.raises(redis.AuthenticationError) as info:
+                JobStore(url).load(UUID)
+            found += str(info.value)
+    return found
 
 
 def full(host: Host) -> str:
@@ -254,50 +236,42 @@ def full(host: Host) -> str:
         return found
 
 
-def undefined_actor(host: Host) -> str:
-    with host.redis():
-        with host.web():
-            job = send(host, 1, "run_patiently")
-        path = "myapp/jobs.py"
-        text = (host.folder / path).read_text("utf-8")
-        host.write(path, text.replace("run_patiently", "run_otherwise"))
-        with host.worker():
-            wait_for(lambda: status(host, job) == "error")
-            wait_for(lambda: "undefined actor" in host.log(WORKER))
-            return host.log(WORKER)
-
-
-def killed_worker(host: Host) -> str:
+def workers(host: Host) -> str:
     host.set(jobstate__stalled_after="1s")
     # With only one process, Dramatiq may end before it has written the line.
     host.set("pjobs", processes="2")
-    with host.redis(), host.web(), host.worker() as process:
-        job = send(host, 1000)
-        wait_for(lambda: status(host, job) == "working")
-        store = JobStore(host.redis_url, stalled_after=1)
-        os.kill(metric(host, job, "pid"), signal.SIGKILL)
-        assert process.wait(20) == 1
-        wait_for(lambda: load_job(store, job.uuid).status == "stalled")
-        return host.log(WORKER)
+    with host.redis(), host.web():
+        unknown = send(host, 1, "run_patiently")
+        text = (host.folder / "myapp/jobs.py").read_text("utf-8")
+        host.write("myapp/jobs.py", text.replace("run_patiently", "run_otherwise"))
+        with host.worker() as process:
+            wait_for(lambda: status(host, unknown) == "error")
+            wait_for(lambda: "undefined actor" in host.log(WORKER))
+            job = send(host, 1000)
+            wait_for(lambda: status(host, job) == "working")
+            store = JobStore(host.redis_url, stalled_after=1)
+            os.kill(metric(host, job, "pid"), signal.SIGKILL)
+            assert process.wait(20) == 1
+            wait_for(lambda: load_job(store, job.uuid).status == "stalled")
+            return host.log(WORKER)
 
 
-def no_application(host: Host) -> str:
-    return of_own_broker(host, "broker.add_middleware(RequestMiddleware())")
-
-
-def no_middleware(host: Host) -> str:
-    return of_own_broker(host, "")
-
-
-def of_own_broker(host: Host, more: str) -> str:
-    host.write("brokered.py", BROKERED.format(url=host.redis_url, more=more))
-    with host.redis(), host.worker(f"{host.folder}/venv/bin/dramatiq brokered -p 1"):
-        uuid = send_needy(host)
-        wait_for(lambda: status(host, uuid) == "error")
-        # The log goes through a pipe.
-        error = "RuntimeError: " if more else "TypeError: "
-        wait_for(lambda: error in host.log(WORKER))
-        return host.log(WORKER)
+def own_broker(host: Host) -> str:
+    found = ""
+    command = f"{host.folder}/venv/bin/dramatiq brokered -p 1"
+    with host.redis():
+        for more, error in (
+            ("broker.add_middleware(RequestMiddleware())", "RuntimeError: "),
+            ("", "TypeError: "),
+        ):
+            host.write("brokered.py", BROKERED.format(url=host.redis_url, more=more))
+            with host.worker(command):
+                uuid = send_needy(host)
+                wait_for(lambda uuid=uuid: status(host, uuid) == "error")
+                # The log goes through a pipe.
+                wait_for(lambda error=error: error in host.log(WORKER))
+                found += host.log(WORKER)
+    return found
 
 
 def send_needy(host: Host) -> str:
@@ -308,19 +282,6 @@ def send_needy(host: Host) -> str:
     message: dramatiq.Message[None] = dramatiq.Message("default", "needy", (), {}, {})
     broker.enqueue(message)
     return message.message_id
-
-
-def no_broker(host: Host) -> str:
-    host.set(jobstate__broker=None, jobstate__redis_url=host.redis_url)
-    with host.unit(WORKER) as worker:
-        assert worker.wait(20) == 2
-        return host.log(WORKER)
-
-
-def no_web_server(host: Host) -> str:
-    with nginx(host) as browser:
-        assert browser("/").status == 502
-        return host.log("nginx")
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -353,55 +314,26 @@ def test_quotations_are_real() -> None:
     assert all(text in configuration for text in CONFIGURATION)
 
 
-def test_messages_wait_for_a_worker_of_their_queue(host: Host) -> None:
-    """A job stays queued while the workers listen to other queues, and its message
-    is in the list that the README asks for. It stays queued without its message.
+def test_what_the_readme_asks_exists(host: Host) -> None:
+    """A job stays queued while the workers listen to other queues, and its message is
+    in the list that the README asks for. Its other commands tell what it says, too.
     """
-    (command,) = re.findall(r"``redis-cli (llen [\w:]+)``", CHAPTER)
+    (ask,) = re.findall(r"``redis-cli (llen [\w:]+)``", CHAPTER)
+    (list_routes,) = re.findall(r"``(proutes [\w.]+)``", CHAPTER)
     host.set("pjobs", queues="mail")
     with host.redis() as client, host.web(), host.worker():
-        job = send(host, 1)
-        later = send(host, 1, "send_mails")
+        job, later = send(host, 1), send(host, 1, "send_mails")
         wait_for(lambda: status(host, later) == "success")
-        assert client.execute_command(*command.split()) == 1
-        assert status(host, job) == "queued"
+        assert client.execute_command(*ask.split()) == 1
         client.delete("dramatiq:default", "dramatiq:default.msgs")
-        assert client.execute_command(*command.split()) == 0
         assert status(host, job) == "queued"
-
-
-def test_job_that_was_never_sent_is_stalled(host: Host) -> None:
-    """A job whose web server was killed between the commit and the send is stalled, and
-    has not started. Workers never get it.
-    """
-    with host.redis() as client:
-        with host.web() as process:
-            with pytest.raises((http.client.HTTPException, OSError)):
-                get(host, "/run_and_die?n=1")
-            assert process.wait(20) == -signal.SIGKILL
-        store = JobStore(host.redis_url, stalled_after=0.1)
-        (job,) = store.list().items
-        wait_for(lambda: load_job(store, job.uuid).status == "stalled")
-        assert job.started_at is None
-        assert client.llen("dramatiq:default") == 0
-
-
-def test_routes_can_be_listed(host: Host) -> None:
-    """The README's command lists the routes to jobs."""
-    (command,) = re.findall(r"``(proutes [\w.]+)``", CHAPTER)
-    done = subprocess.run(
-        [f"{host.folder}/venv/bin/{command.split()[0]}", *command.split()[1:]],
+        assert "evicted_keys" in client.info("stats")
+        assert client.slowlog_get() is not None
+    routes = subprocess.run(
+        [f"{host.folder}/venv/bin/{list_routes.split()[0]}", *list_routes.split()[1:]],
         cwd=host.folder,
         env=host.environ,
         capture_output=True,
         text=True,
     )
-    assert "/job_state/{uuid}/cancel" in done.stdout, done.stderr
-
-
-def test_names_of_statistics_exist(host: Host) -> None:
-    """Redis reports what the README tells the reader to look at."""
-    with host.redis() as client:
-        assert answers(client)
-        assert "evicted_keys" in client.info("stats")
-        assert client.slowlog_get() is not None
+    assert "/job_state/{uuid}/cancel" in routes.stdout, routes.stderr

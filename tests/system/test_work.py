@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,8 @@ from pyramid_jobstate import JobState
 from tests.cliapp import PATIENCE, Folder, Pjobs, load, send
 from tests.support import descendants, is_alive, wait_for
 
-pytestmark = pytest.mark.system
+#: Starts a command.
+Start = Callable[..., Pjobs]
 
 
 @pytest.fixture
@@ -24,20 +25,19 @@ def folder(tmp_path: Path, redis_url: str) -> Folder:
 
 
 @pytest.fixture
-def started(folder: Folder) -> Iterator[list[Pjobs]]:
-    """The commands that a test has started: they are killed at its end."""
-    commands: list[Pjobs] = []
-    yield commands
-    for command in commands:
+def start(folder: Folder) -> Iterator[Start]:
+    """Starts commands, which are killed at the end of the test."""
+    started: list[Pjobs] = []
+
+    def start(*arguments: str) -> Pjobs:
+        started.append(folder.start(str(folder.ini), "word=hello", "work", *arguments))
+        return started[-1]
+
+    yield start
+    for command in started:
         for pid in command.processes():
             os.kill(pid, signal.SIGKILL)
         command.process.wait()
-
-
-def start(started: list[Pjobs], folder: Folder, *arguments: str) -> Pjobs:
-    command = folder.start(str(folder.ini), "word=hello", "work", *arguments)
-    started.append(command)
-    return command
 
 
 def nap(folder: Folder) -> JobState:
@@ -47,14 +47,12 @@ def nap(folder: Folder) -> JobState:
     return load(folder.url, uuid)
 
 
-def test_jobs_run_with_the_application_of_the_ini(
-    folder: Folder, started: list[Pjobs]
-) -> None:
+def test_jobs_run_with_the_application_of_the_ini(folder: Folder, start: Start) -> None:
     """A job runs in a worker that has the ini's settings, variables, logging and flags,
     the command becomes Dramatiq's, and SIGTERM stops it with exit code 0.
     """
     folder.write_ini("processes = 1\nthreads = 2\nqueues = default other")
-    command = start(started, folder, "--threads", "1", "--log-file", "work.log")
+    command = start("--threads", "1", "--log-file", "work.log")
     skipped = send(folder.url, "mail", queue="mail")
     metrics = nap(folder).progress_metrics
     assert metrics["greeting"] == "hello"
@@ -72,11 +70,11 @@ def test_jobs_run_with_the_application_of_the_ini(
     assert "Worker process is ready" not in log
 
 
-def test_hangup_reloads_the_application(folder: Folder, started: list[Pjobs]) -> None:
+def test_hangup_reloads_the_application(folder: Folder, start: Start) -> None:
     """SIGHUP restarts the workers with changed code in the same process, though the
     environment's scripts are not on PATH.
     """
-    command = start(started, folder, "--processes", "1", "--use-spawn")
+    command = start("--processes", "1", "--use-spawn")
     before = nap(folder).progress_metrics
     folder.write_app("two, which is longer")
     command.process.send_signal(signal.SIGHUP)
@@ -88,12 +86,10 @@ def test_hangup_reloads_the_application(folder: Folder, started: list[Pjobs]) ->
     assert command.stop(signal.SIGINT) == 0
 
 
-def test_watched_files_reload_the_application(
-    folder: Folder, started: list[Pjobs]
-) -> None:
+def test_watched_files_reload_the_application(folder: Folder, start: Start) -> None:
     """With `watch` in the ini, a changed Python file reloads the workers."""
     folder.write_ini("processes = 1\nthreads = 1\nwatch = %(here)s")
-    command = start(started, folder)
+    command = start()
     before = nap(folder).progress_metrics["pid"]
     # Dramatiq reloads on each event, and a second one during a reload kills jobs.
     folder.replace_app("two, which is longer")
@@ -104,18 +100,6 @@ def test_watched_files_reload_the_application(
     assert command.stop() == 0
 
 
-def test_worker_that_cannot_start(folder: Folder, started: list[Pjobs]) -> None:
-    """The command ends with the exit code of the worker that could not start, and its
-    message on stderr.
-    """
-    text = folder.module.read_text()
-    folder.module.write_text(text.replace("import logging", "import missing_one"))
-    command = start(started, folder, "-p", "1")
-    assert command.end() == 2
-    assert "cliapp.py, line 2: ModuleNotF" in command.text()
-    assert "Traceback" not in command.text()
-
-
 def is_quiet(command: Pjobs) -> bool:
     """Return whether a command has printed nothing for half a second."""
     before = command.text()
@@ -123,14 +107,21 @@ def is_quiet(command: Pjobs) -> bool:
     return command.text() == before
 
 
-def test_killed_worker_process_ends_the_command(
-    folder: Folder, started: list[Pjobs]
-) -> None:
-    """When a worker process is killed, Dramatiq's command ends with an error."""
-    command = start(started, folder, "-p", "1")
+def test_command_ends_with_its_workers(folder: Folder, start: Start) -> None:
+    """When a worker process is killed, the command ends with an error. If one cannot
+    start, it ends with the exit code of that, and its message on stderr.
+    """
+    command = start("-p", "1")
     pid = nap(folder).progress_metrics["pid"]
     # Dramatiq waits for the rest of a line that a killed worker was writing.
     wait_for(lambda: is_quiet(command), PATIENCE)
     os.kill(pid, signal.SIGKILL)
     assert command.end() == 1
     assert not descendants(command.pid)
+
+    text = folder.module.read_text()
+    folder.module.write_text(text.replace("import logging", "import missing_one"))
+    command = start("-p", "1")
+    assert command.end() == 2
+    assert "cliapp.py, line 2: ModuleNotF" in command.text()
+    assert "Traceback" not in command.text()

@@ -7,16 +7,10 @@ other lines go there, and imports among them to the imports of the file.
 import re
 import textwrap
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
-from tests.support import ROOT
+from tests.readme import README
 from tests.system.firsthour.projects import PACKAGE, Project
-
-#: The package of the README's reader.
-MYAPP = "myapp"
-
-RECIPE = (ROOT / "README.rst").read_text("utf-8")
 
 #: The comment that begins a block, in Python, in an ini file or in a template.
 COMMENT = re.compile(r"(?:# |<!-- )(?P<path>[\w./-]+), (?P<place>.+?)(?: -->)?")
@@ -74,13 +68,9 @@ class Block(NamedTuple):
         return Block(replace(self.path), replace(self.place), lines)
 
 
-def section(title: str, document: str = RECIPE) -> str:
-    """Return a section of a document, without its subsections.
-
-    Raises:
-      KeyError: The document lacks that section.
-    """
-    parts = re.split(r"^(.+)\n[-~]{4,}\n", document, flags=re.MULTILINE)
+def section(title: str) -> str:
+    """Return a section of the README, without its subsections."""
+    parts = re.split(r"^(.+)\n[-~]{4,}\n", README, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))[title]
 
 
@@ -97,61 +87,39 @@ def commands(text: str) -> list[str]:
 
 
 def parse(text: str) -> Block:
-    """Return a block of code for the projects here, whose package is PACKAGE.
-
-    Raises:
-      AssertionError: Its first line does not say where it belongs.
+    """Return a block of code for the projects here, whose package is PACKAGE. Its first
+    line must say where it belongs.
     """
-    first, *lines = text.replace(MYAPP, PACKAGE).splitlines()
+    first, *lines = text.replace("myapp", PACKAGE).splitlines()
     comment = COMMENT.fullmatch(first)
     assert comment, f"This line does not say where the block belongs: {first}"
     return Block(comment["path"], comment["place"], tuple(lines))
 
 
 def apply(project: Project, recipe: Iterable[Block]) -> None:
-    """Write every block into a project.
-
-    Raises:
-      AssertionError: A block does not fit the project.
-    """
+    """Write every block into a project. Each must fit there."""
     for block in recipe:
-        write(project.folder, block)
-
-
-def write(folder: Path, block: Block) -> None:
-    """Write a block into its file.
-
-    Raises:
-      AssertionError: It does not fit the file.
-    """
-    path = folder / block.path
-    if block.place == "a new file":
-        assert not path.exists(), f"{block.path} exists"
-        path.write_text("\n".join(block.lines) + "\n", "utf-8")
-        return
-    assert path.exists(), f"{block.path} does not exist"
-    lines = path.read_text("utf-8").splitlines()
-    imports, rest = split_imports(block.lines)
-    # The rest first: a new import above would move its place.
-    start, end, indentation = find(lines, block)
-    lines[start:end] = [f"{indentation}{x}" if x else x for x in rest]
-    if imports:
-        last = max(i for i, line in enumerate(lines[:start]) if is_import(line))
-        lines[last + 1 : last + 1] = imports
-    path.write_text("\n".join(lines) + "\n", "utf-8")
+        path = project.folder / block.path
+        if block.place == "a new file":
+            assert not path.exists(), f"{block.path} exists"
+            path.write_text("\n".join(block.lines) + "\n", "utf-8")
+            continue
+        lines = path.read_text("utf-8").splitlines()
+        imports, rest = split_imports(block.lines)
+        # The rest first: a new import above would move its place.
+        start, end, indentation = find(lines, block)
+        lines[start:end] = [f"{indentation}{x}" if x else x for x in rest]
+        if imports:
+            last = max(i for i, line in enumerate(lines[:start]) if is_import(line))
+            lines[last + 1 : last + 1] = imports
+        path.write_text("\n".join(lines) + "\n", "utf-8")
 
 
 def find(lines: list[str], block: Block) -> tuple[int, int, str]:
-    """Return the range of lines that a block replaces, and its indentation.
-
-    Raises:
-      AssertionError: The file has no such place, or more than one.
-    """
-    place = block.place
-    if place == "at the end":
+    """Return the range of lines that a block replaces, and its indentation."""
+    if block.place == "at the end":
         return len(lines), len(lines), ""
-    if match := re.fullmatch(r"at the end of (\[.+\])", place):
-        assert match[1] in lines, f"{block.path} has no {match[1]}"
+    if match := re.fullmatch(r"at the end of (\[.+\])", block.place):
         start = end = lines.index(match[1]) + 1
         for i, line in enumerate(lines[start:], start):
             if line.startswith("["):
@@ -161,16 +129,13 @@ def find(lines: list[str], block: Block) -> tuple[int, int, str]:
                 end = i + 1
         return end, end, ""
     pattern = r"(before the first|instead of the line with) (.+)"
-    if match := re.fullmatch(pattern, place):
-        found = [i for i, line in enumerate(lines) if match[2] in line]
-        assert found, f"{block.path} has no line with {match[2]}"
-        replaced = int(match[1].startswith("instead"))
-        several = f"{block.path} has several lines with {match[2]}"
-        assert len(found) == 1 or not replaced, several
-        line = lines[found[0]]
-        indentation = line[: len(line) - len(line.lstrip())]
-        return found[0], found[0] + replaced, indentation
-    raise AssertionError(f"This place is unknown: {place}")
+    match = re.fullmatch(pattern, block.place)
+    assert match, f"This place is unknown: {block.place}"
+    found = [i for i, line in enumerate(lines) if match[2] in line]
+    replaced = int(match[1].startswith("instead"))
+    assert found[: 2 if replaced else 1] == found[:1] != [], block
+    line = lines[found[0]]
+    return found[0], found[0] + replaced, line[: len(line) - len(line.lstrip())]
 
 
 def split_imports(lines: Iterable[str]) -> tuple[list[str], list[str]]:

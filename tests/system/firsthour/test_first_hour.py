@@ -3,8 +3,8 @@
 import contextlib
 import re
 import socket
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -13,9 +13,8 @@ from playwright.sync_api import Page, Route, expect
 from tests.rabbitmq import free_ports
 from tests.support import wait_for
 from tests.system.firsthour.conftest import MakeProject
-from tests.system.firsthour.projects import PJOBS, Project
+from tests.system.firsthour.projects import OWN_TESTS, PJOBS, Project
 from tests.system.firsthour.recipe import apply, blocks, commands, quick_start, section
-from tests.system.firsthour.test_projects import OWN_TESTS
 
 #: The words for the ends of a job.
 SUCCESS, CANCELLED = "Done", "Cancelled"
@@ -28,6 +27,9 @@ ZEO = re.compile(r"``runzeo (.+?)``")
 
 #: The two projects that the README begins with.
 BOTH = ["sqlalchemy", pytest.param("zodb", marks=pytest.mark.long)]
+
+#: The tutorials' applications.
+WIKIS = [pytest.param(name, marks=pytest.mark.long) for name in ("wiki2", "wiki")]
 
 
 class Site:
@@ -96,8 +98,7 @@ def site(project: Project) -> Iterator[Site]:
         if project.name == "zodb":
             stack.enter_context(zeo(project))
         else:
-            project.migrate("development.ini")
-            project.script("initialize_tutorial_db", "development.ini")
+            project.initialize("development.ini")
         started = stack.enter_context(project.running(*PJOBS, *command.split()[1:]))
 
         def is_ready() -> bool:
@@ -128,23 +129,34 @@ def run_a_marathon(page: Page) -> str:
     return url
 
 
-@pytest.mark.parametrize("project", BOTH, indirect=True)
-def test_projects_pass_their_own_tests_after_the_recipe(project: Project) -> None:
+@pytest.mark.parametrize("project", [*BOTH, *WIKIS], indirect=True)
+def test_projects_pass_their_tests_after_the_recipe(project: Project) -> None:
     """With what the README adds, the projects still pass their own tests, unmodified
-    and without a Redis server.
+    and without a Redis server, and those that the README shows.
     """
-    assert project.run_tests() == OWN_TESTS[project.name]
+    tests = OWN_TESTS[project.name]
+    if project.name == "sqlalchemy":
+        apply(project, blocks(section("Test your application")))
+        tests += 3
+    assert project.run_tests() == tests
 
 
-@pytest.mark.parametrize("project", ["sqlalchemy"], indirect=True)
-def test_tests_of_the_readme_pass(project: Project) -> None:
-    """The tests that the README shows pass in the project, beside its own."""
-    apply(project, blocks(section("Test your application")))
-    assert project.run_tests() == OWN_TESTS[project.name] + 3
+def test_recipe_is_short() -> None:
+    """From a generated project to a live bar with a worker, a cancel button and rights
+    it takes no more lines than promised.
+    """
+    one, other = (
+        Counter(line.strip() for block in quick_start(name) for line in block.lines)
+        for name in ("sqlalchemy", "zodb")
+    )
+    del one[""], other[""]
+    assert one.total() <= 24
+    # Lines that the README prints once for both count once.
+    assert (one | other).total() <= 28
 
 
 @pytest.mark.parametrize("project", BOTH, indirect=True)
-def test_recipe_leads_to_a_live_bar(site: Site, page: Page, tmp_path: Path) -> None:
+def test_recipe_leads_to_a_live_bar(site: Site, page: Page) -> None:
     """After the recipe, one command starts all that a page needs to show the progress
     of a job, which its sender alone sees and can cancel. What a job stores is in the
     database once it is a success, and only then.
@@ -154,19 +166,16 @@ def test_recipe_leads_to_a_live_bar(site: Site, page: Page, tmp_path: Path) -> N
     status = page.locator("job-state [part=status]")
 
     done = run_a_marathon(page)
-    page.screenshot(path=tmp_path / "working.png", full_page=True)
     assert page.context.browser is not None
     stranger = page.context.browser.new_context()
     assert stranger.request.get(done).status == 403
     stranger.close()
     expect(status).to_have_text(SUCCESS)
-    page.screenshot(path=tmp_path / "success.png", full_page=True)
     assert site.stored(uuid_in(done)) == 26
 
     cancelled = run_a_marathon(page)
     page.get_by_role("button", name="Cancel").click()
     expect(status).to_have_text(CANCELLED)
-    page.screenshot(path=tmp_path / "cancelled.png", full_page=True)
     assert site.stored(uuid_in(cancelled)) is None
 
 

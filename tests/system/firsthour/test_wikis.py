@@ -3,9 +3,7 @@
 import pytest
 
 from tests.system.firsthour.conftest import MakeProject
-from tests.system.firsthour.projects import Project
 from tests.system.firsthour.recipe import apply, quick_start
-from tests.system.firsthour.test_projects import OWN_TESTS
 
 #: Two users of each application. The names are also their passwords.
 USERS = {"wiki2": ("basic", "editor"), "wiki": ("viewer", "editor")}
@@ -75,28 +73,21 @@ owner.post(url + "cancel", headers=headers, status=400)
 """
 
 
-@pytest.fixture(params=["wiki2", pytest.param("wiki", marks=pytest.mark.long)])
-def wiki(request: pytest.FixtureRequest, make_project: MakeProject) -> Project:
-    """The application of each tutorial, with what the README adds to it."""
-    project = make_project(request.param)
-    apply(project, quick_start(request.param))
-    return project
-
-
-@pytest.mark.long
-def test_wikis_pass_their_own_tests(wiki: Project) -> None:
-    """The applications still pass their own tests, unmodified."""
-    assert wiki.run_tests() == OWN_TESTS[wiki.name]
-
-
-def test_owners_alone_see_and_cancel_their_jobs(wiki: Project, redis_url: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["wiki2", pytest.param("wiki", marks=pytest.mark.long)]
+)
+def test_owners_alone_see_and_cancel_their_jobs(
+    make_project: MakeProject, redis_url: str, name: str
+) -> None:
     """Users who log in by the application's own form see and cancel the job that they
     sent, and no one else does.
     """
-    if wiki.name == "wiki2":
-        wiki.migrate("testing.ini")
-        wiki.script("initialize_tutorial_db", "testing.ini")
-    wiki.edit("testing.ini", "jobstate.broker = stub", f"jobstate.broker = {redis_url}")
-    program = VISITS + REFUSALS + (TOKENS if wiki.name == "wiki2" else "")
-
-    wiki.python("-c", program, *USERS[wiki.name])
+    project = make_project(name)
+    apply(project, quick_start(name))
+    if name == "wiki2":
+        project.initialize("testing.ini")
+    project.edit(
+        "testing.ini", "jobstate.broker = stub", f"jobstate.broker = {redis_url}"
+    )
+    program = VISITS + REFUSALS + (TOKENS if name == "wiki2" else "")
+    project.python("-c", program, *USERS[name])
