@@ -156,11 +156,7 @@ class Zodb:
         return found
 
     def close(self) -> None:
-        storage = self.db.storage
-        # Interrupts may have left connections that their transactions do not know.
-        with contextlib.suppress(KeyError):
-            self.db.close()
-        storage.close()
+        self.db.close()
 
 
 Database = SQL | Zodb

@@ -25,12 +25,6 @@ def declare(broker: RedisBroker, database: Database) -> None:
     """Declare the actors, in the sending process as in the workers."""
     client = redis.Redis.from_url(os.environ.get("BROKER_URL", "redis://"))
 
-    @job_actor(broker=broker, min_backoff=20, max_backoff=500)
-    def increment(*, request: Request, job_state: Any) -> None:
-        request.root["counter"].value += 1
-        database.mark(request, job_state.uuid)
-        client.sadd("workers", os.getpid())
-
     @job_actor(broker=broker)
     def follow(name: str, *, job_state: Any) -> None:
         client.rpush("followed", name)
@@ -40,8 +34,7 @@ def declare(broker: RedisBroker, database: Database) -> None:
         run = client.incr("runs")
         request.root["counter"].value += 1
         database.mark(request, job_state.uuid)
-        child = request.job_states.send(follow, f"run {run}")
-        client.rpush("children", child.uuid)
+        request.job_states.send(follow, f"run {run}")
         if run == 1:
             request.add_finished_callback(
                 lambda _: os.kill(os.getpid(), signal.SIGKILL)

@@ -3,8 +3,6 @@
 import uuid
 from typing import Any
 
-import pytest
-
 from pyramid_jobstate.embedded import EmbeddedServer
 from tests.interop.support import REFUSED, Site, away
 from tests.jobs import working
@@ -16,108 +14,70 @@ class Contract:
     `site`.
     """
 
-    def test_owner_sees_their_job(self, site: Site) -> None:
-        """Alice sends a job through a view of the application, and sees it."""
+    def test_owner_sees_and_cancels_their_job(self, site: Site) -> None:
+        """Alice sends a job through a view of the application, sees it and cancels it.
+        An administrator may, too; Bob and visitors who are not logged in may not.
+        """
         job = site.send("alice")
-
-        for path in (f"{site.jobs}/{job}", f"{site.jobs}/{job}/"):
-            response = site.get(path, "alice")
+        path, cancel = f"{site.jobs}/{job}", f"{site.jobs}/{job}/cancel"
+        for url in (path, f"{path}/"):
+            response = site.get(url, "alice")
             assert response.status_code == 200
-            assert response.json["job_state"] == "working"
             assert response.json["job"]["status"] == "queued"
             assert response.json["job"]["params"] == {"miles": 26}
             assert response.json["job"]["cancellable"] is True
         url = response.json["job"]["url"]
-        assert url.endswith(f"{site.jobs}/{job}/")
+        assert url.endswith(f"{path}/")
         assert site.get(url, "alice").status_code == 200
+        assert site.get(path, "bob").status_code == 403
+        assert site.get(path).status_code in REFUSED
+        assert site.ask("POST", cancel, "bob").status_code == 403
+        assert site.ask("POST", cancel).status_code in REFUSED
+        assert site.get(path, "admin").json["job"]["status"] == "queued"
+        response = site.ask("POST", cancel, "alice")
+        assert response.status_code == 202
+        assert response.json["job"]["status"] == "cancelled"
+        assert site.ask("POST", cancel, "alice").status_code == 409
+        other = site.send("alice")
+        cancelled = site.ask("POST", f"{site.jobs}/{other}/cancel", "admin")
+        assert cancelled.status_code == 202
 
-    def test_others_are_refused(self, site: Site) -> None:
-        """Bob and visitors who are not logged in do not see Alice's job."""
+    def test_what_is_not_there(self, site: Site) -> None:
+        """An unknown or malformed uuid is a 404, and another method is refused."""
+        for user in "alice", "admin", None:
+            for name in str(uuid.uuid4()), "no-uuid", "login":
+                response = site.get(f"{site.jobs}/{name}", user)
+                assert response.status_code == 404
+                assert response.json == {"error": "The job does not exist."}
         job = site.send("alice")
+        for user in "alice", "bob", None:
+            response = site.ask("PUT", f"{site.jobs}/{job}", user)
+            assert response.status_code == 405
+            assert "Allow" in response.headers
 
-        assert site.get(f"{site.jobs}/{job}", "bob").status_code == 403
-        assert site.get(f"{site.jobs}/{job}").status_code in REFUSED
-
-    @pytest.mark.parametrize("user", ["alice", "bob", "admin", None])
-    @pytest.mark.parametrize("name", [str(uuid.uuid4()), "no-uuid", "login"])
-    def test_unknown_job_is_not_found(
-        self, site: Site, name: str, user: str | None
-    ) -> None:
-        """An unknown or malformed uuid is a 404."""
-        response = site.get(f"{site.jobs}/{name}", user)
-
-        assert response.status_code == 404
-        assert response.json == {"error": "The job does not exist."}
-
-    def test_several_at_once(self, site: Site) -> None:
-        """Of several jobs, each user sees only their own."""
+    def test_lists_of_jobs(self, site: Site) -> None:
+        """Without parameters, the list shows the user's own jobs, and of several jobs
+        each user sees only their own. Only an administrator sees all jobs.
+        """
         alices, bobs, unknown = site.send("alice"), site.send("bob"), str(uuid.uuid4())
-        path = f"{site.jobs}?uuid={alices}&uuid={bobs}&uuid={unknown}"
-
-        def seen(user: str | None) -> set[str]:
-            response = site.get(path, user)
-            assert response.status_code == 200
-            assert response.json["jobs"].keys() == {alices, bobs, unknown}
-            return {name for name, state in response.json["jobs"].items() if state}
-
-        assert seen("alice") == {alices}
-        assert seen("bob") == {bobs}
-        assert seen("admin") == {alices, bobs}
-        assert seen(None) == set()
-
-    def test_list_of_ones_own(self, site: Site) -> None:
-        """Without parameters, the list shows the user's own jobs."""
-        alices, bobs = site.send("alice"), site.send("bob")
-
-        assert items(site.get(site.jobs, "alice")) == [alices]
-        assert items(site.get(site.jobs, "bob")) == [bobs]
-        assert items(site.get(site.jobs, "admin")) == []
-        assert items(site.get(site.jobs)) == []
-
-    def test_list_of_all_is_for_admins(self, site: Site) -> None:
-        """Only an administrator can list all jobs."""
-        alices, bobs = site.send("alice"), site.send("bob")
-
+        several = f"{site.jobs}?uuid={alices}&uuid={bobs}&uuid={unknown}"
+        for user, own, seen in (
+            ("alice", [alices], {alices}),
+            ("bob", [bobs], {bobs}),
+            ("admin", [], {alices, bobs}),
+            (None, [], set()),
+        ):
+            assert items(site.get(site.jobs, user)) == own
+            jobs = site.get(several, user).json["jobs"]
+            assert jobs.keys() == {alices, bobs, unknown}
+            assert {name for name, state in jobs.items() if state} == seen
         for query in ("all=1", f"owner={site.owners['alice']}"):
             path = f"{site.jobs}?{query}"
             assert site.get(path).status_code in REFUSED
             assert site.get(path, "bob").status_code == 403
             assert alices in items(site.get(path, "admin"))
-        assert set(items(site.get(f"{site.jobs}?all=1", "admin"))) == {alices, bobs}
         path = f"{site.jobs}?owner={site.owners['bob']}"
         assert items(site.get(path, "admin")) == [bobs]
-
-    def test_owner_cancels(self, site: Site) -> None:
-        """Alice can cancel her job; Bob and visitors who are not logged in cannot."""
-        job = site.send("alice")
-        path = f"{site.jobs}/{job}/cancel"
-
-        assert site.ask("POST", path, "bob").status_code == 403
-        assert site.ask("POST", path).status_code in REFUSED
-        assert site.get(f"{site.jobs}/{job}", "alice").json["job"]["status"] == "queued"
-        response = site.ask("POST", path, "alice")
-        assert response.status_code == 202
-        assert response.json["job"]["status"] == "cancelled"
-        assert site.ask("POST", path, "alice").status_code == 409
-
-    def test_admin_cancels(self, site: Site) -> None:
-        """An administrator sees and cancels anyone's job."""
-        job = site.send("alice")
-
-        assert site.get(f"{site.jobs}/{job}", "admin").status_code == 200
-        response = site.ask("POST", f"{site.jobs}/{job}/cancel", "admin")
-        assert response.status_code == 202
-
-    def test_other_methods_are_refused(self, site: Site) -> None:
-        """Other methods are refused to everyone."""
-        job = site.send("alice")
-
-        for user in ("alice", "bob", None):
-            for path in (f"{site.jobs}/{job}", f"{site.jobs}/{job}/cancel"):
-                response = site.ask("PUT", path, user)
-                assert response.status_code == 405
-                assert "Allow" in response.headers
-        assert site.get(f"{site.jobs}/{job}", "alice").status_code == 200
 
     def test_preflight_is_the_applications(self, site: Site) -> None:
         """A CORS preflight gets the application's own answer, as at any other path."""
@@ -137,7 +97,9 @@ class Contract:
         assert "The job does not exist." not in answers[0].text
 
     def test_job_runs(self, site: Site, interop_broker: Any) -> None:
-        """A worker runs the job, and its last values can be polled."""
+        """A worker runs the job, and its last values can be polled, by a script that
+        anyone can get.
+        """
         job = site.send("alice")
 
         def ended() -> Any:
@@ -149,6 +111,8 @@ class Contract:
         assert state["job_state"] == "success"
         assert state["miles_run"] == 26
         assert state["job"]["progress"]["fraction"] == 1
+        script = site.get(f"{site.jobs}/static/job-state.js")
+        assert "startPolling" in script.text
 
     def test_store_away(self, site: Site, interop_server: EmbeddedServer) -> None:
         """While the store is away, every request that needs it is a 503."""
@@ -165,13 +129,6 @@ class Contract:
         assert [answer.status_code for answer in answers] == [503] * 5
         assert all("Retry-After" in answer.headers for answer in answers)
         assert site.get(site.jobs, "alice").status_code == 200
-
-    def test_script_is_served(self, site: Site) -> None:
-        """Anyone can get the polling script."""
-        response = site.get(f"{site.jobs}/static/job-state.js")
-
-        assert response.status_code == 200
-        assert "startPolling" in response.text
 
 
 def items(response: Any) -> list[str]:

@@ -41,50 +41,35 @@ def site(interop_broker: Any) -> Site:
 
 
 class TestExclog(Contract):
-    def test_application_that_fails_is_logged(self, site: Site, caplog: Any) -> None:
-        """What the application's own views raise is logged as before."""
-        with pytest.raises(LookupError):
-            site.get("/fail")
-
-        assert len(messages(caplog, "exc_logger")) == 1
-
-    def test_outage_is_logged_once(
+    def test_what_is_logged(
         self, site: Site, interop_server: EmbeddedServer, caplog: Any
     ) -> None:
-        """While the store is away, twenty polls get a 503 but log one line."""
-        job = site.send("alice")
-        caplog.clear()
+        """What the application's own views raise is logged as before, refusals are not,
+        and twenty polls while the store is away log one line.
+        """
         caplog.set_level(logging.INFO)
-
+        with pytest.raises(LookupError):
+            site.get("/fail")
+        assert len(messages(caplog, "exc_logger")) == 1
+        caplog.clear()
+        job = site.send("alice")
+        for path in (f"/job_state/{job}", "/job_state/no-uuid", "/job_state?limit=0"):
+            assert site.get(path, "bob").status_code >= 400
         with away(interop_server):
             polls = [site.get(f"/job_state/{job}", "alice") for _ in range(20)]
-
         assert {poll.status_code for poll in polls} == {503}
         assert messages(caplog, "exc_logger", logging.INFO) == []
         assert len(messages(caplog, "pyramid_jobstate")) == 1
 
-    @pytest.mark.parametrize("is_ignored", [False, True])
     def test_outage_in_a_view_of_the_application(
-        self,
-        interop_broker: Any,
-        interop_server: EmbeddedServer,
-        caplog: Any,
-        is_ignored: bool,
+        self, interop_broker: Any, interop_server: EmbeddedServer, caplog: Any
     ) -> None:
         """StoreUnavailable in a view is logged, but not with the README's setting."""
         (value,) = re.findall(r"^  exclog\.ignore =\n((?: {6}.*\n)+)", README, re.M)
-        site = make_site(**({"exclog.ignore": value} if is_ignored else {}))
-
-        with away(interop_server):
-            response = site.ask("POST", site.marathons, "alice")
-
-        assert response.status_code == 503
-        assert len(messages(caplog, "exc_logger")) == (0 if is_ignored else 1)
-
-    def test_requests_refused_are_not_logged(self, site: Site, caplog: Any) -> None:
-        """A 404, a 403 or a 400 for jobs is not logged."""
-        job = site.send("alice")
-
-        for path in (f"/job_state/{job}", "/job_state/no-uuid", "/job_state?limit=0"):
-            assert site.get(path, "bob").status_code >= 400
-        assert messages(caplog, "exc_logger") == []
+        for settings, count in ({}, 1), ({"exclog.ignore": value}, 0):
+            site = make_site(**settings)
+            caplog.clear()
+            with away(interop_server):
+                response = site.ask("POST", site.marathons, "alice")
+            assert response.status_code == 503
+            assert len(messages(caplog, "exc_logger")) == count

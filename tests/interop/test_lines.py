@@ -4,11 +4,9 @@ import ast
 import re
 from pathlib import Path
 
-import pytest
+from tests.readme import README
 
 HERE = Path(__file__).parent
-README = (HERE.parent.parent / "README.rst").read_text("utf-8")
-
 #: The modules that a reader copies, by the row of the README's table.
 PLUGINS = {"Kinto": "kinto_jobs", "devpi-server": "devpi_jobs"}
 APPLICATIONS = {
@@ -29,39 +27,17 @@ def code_of(module: str) -> list[str]:
     return [line for line in lines if line.strip() and line.strip()[0] != "#"]
 
 
-def shown(name: str) -> int:
-    """Return the number of lines in a row of the README's table."""
-    (count,) = re.findall(rf"^{re.escape(name)} +([0-9]+) ", README, re.MULTILINE)
-    return int(count)
-
-
-@pytest.mark.parametrize(("name", "module"), PLUGINS.items())
-def test_plugin_takes_a_dozen_lines(name: str, module: str) -> None:
-    """A plugin's lines count in full, and so does the one that enables it."""
-    lines = len(code_of(module)) + 1
-
-    assert lines == shown(name) <= 12
-
-
-@pytest.mark.parametrize(("name", "module"), APPLICATIONS.items())
-def test_other_applications_take_one_line(name: str, module: str) -> None:
-    """Other applications need only the include."""
-    ours = [line.strip() for line in code_of(module) if "jobstate" in line]
-
-    assert ours == ['config.include("pyramid_jobstate")']
-    assert shown(name) == 1
-
-
-def test_table_has_all_of_them() -> None:
-    """The README lists exactly the applications tested here."""
+def test_few_lines_are_needed() -> None:
+    """The README lists exactly the applications tested here. A plugin's lines count in
+    full, and so does the one that enables it; the others need only the include.
+    """
     section = README.partition("Use it in other applications\n---")[2]
     table = section.partition("lines\n")[2].partition("\n\n")[0]
-    rows = re.findall(r"^([\w-]+) ", table, re.MULTILINE)
-
-    assert set(rows) == PLUGINS.keys() | APPLICATIONS.keys()
-
-
-def test_modules_to_copy_are_short() -> None:
-    """None of the modules has more than forty lines."""
-    for module in (*PLUGINS.values(), *APPLICATIONS.values()):
-        assert len((HERE / f"{module}.py").read_text("utf-8").splitlines()) <= 40
+    rows = dict(re.findall(r"^([\w-]+) +([0-9]+) ", table, re.MULTILINE))
+    assert rows.keys() == PLUGINS.keys() | APPLICATIONS.keys()
+    for name, module in PLUGINS.items():
+        assert len(code_of(module)) + 1 == int(rows[name]) <= 12
+    for name, module in APPLICATIONS.items():
+        ours = [line.strip() for line in code_of(module) if "jobstate" in line]
+        assert ours == ['config.include("pyramid_jobstate")']
+        assert rows[name] == "1"

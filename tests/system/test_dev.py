@@ -215,12 +215,22 @@ def main(global_conf, **settings):
 """
 
 
+#: Makes a start fail that happens during another one, as an empty ZODB does.
+ALONE = """
+import os
+os.mkdir("starting")
+time.sleep(0.5)
+os.rmdir("starting")
+"""
+
+
 @pytest.mark.timeout(240)
 def test_start_that_fails_is_tried_again(folder: Folder) -> None:
     """A part that cannot start for a reason outside the files is tried again by itself,
     after pauses that grow until a file changes, and the worker does not wait for a web
     server that has failed. After a mistake in the files, a change is awaited, also the
-    appearance of a missing module.
+    appearance of a missing module. The worker starts once the web server is ready: what
+    one of them creates at its start is there for the other.
     """
     folder.module.write_text(AWAY)
     with running(folder) as command:
@@ -234,55 +244,31 @@ def test_start_that_fails_is_tried_again(folder: Folder) -> None:
 
         folder.write_app("one")
         source = folder.module.read_text()
-        folder.module.write_text(f"import missing_part\n{source}")
+        folder.module.write_text(f"import missing_part\n{source}{ALONE}")
         command.wait_for_line("No module named 'missing_part'")
         command.wait_for_line("A changed file starts the worker part again")
         (folder.path / "missing_part.py").touch()
         command.wait_for_line(READY)
-
-
-#: Makes a start fail that happens during another one, as an empty ZODB does.
-ALONE = """
-import os
-os.mkdir("starting")
-time.sleep(0.5)
-os.rmdir("starting")
-"""
-
-
-def test_parts_start_one_after_the_other(folder: Folder) -> None:
-    """The worker starts once the web server is ready, also after a changed file: what
-    one of them creates at its start is there for the other.
-    """
-    with folder.module.open("a") as module:
-        module.write(ALONE)
-    with running(folder) as command:
-        command.wait_for_line(READY)
-        os.utime(folder.module)
-        command.wait_for_line(READY, 2)
         assert "FileExistsError" not in command.text()
 
 
-@pytest.mark.parametrize(
-    "victim",
-    ["valkey-server|redis-server", pytest.param("web$", marks=pytest.mark.long)],
-)
-def test_all_end_with_one_that_is_killed(dev: Pjobs, victim: str) -> None:
-    """When a part is killed, all others end, and the command says which it was."""
-    found = [pid for pid, text in dev.processes().items() if re.search(victim, text)]
+def test_all_end_together(folder: Folder, dev: Pjobs) -> None:
+    """When a part is killed, all others end, and the command says which it was. If the
+    command itself is killed during a job, its parts end without it.
+    """
+    server = "valkey-server|redis-server"
+    found = [pid for pid, text in dev.processes().items() if re.search(server, text)]
     os.kill(found[0], signal.SIGKILL)
     assert dev.end() == 1
-    assert re.search("(server|web part) has ended", dev.text())
-
-
-def test_nothing_outlives_the_command(folder: Folder, dev: Pjobs) -> None:
-    """If the command itself is killed during a job, its parts end without it."""
-    begin(folder, 60)
-    everything = dev.processes()
-    assert len(everything) == 5
-    os.kill(dev.pid, signal.SIGKILL)
-    dev.end()
-    wait_for(lambda: not any(map(is_alive, everything)), PATIENCE)
+    assert "server has ended" in dev.text()
+    with running(folder) as other:
+        other.wait_for_line(READY)
+        begin(folder, 60)
+        everything = other.processes()
+        assert len(everything) == 5
+        os.kill(other.pid, signal.SIGKILL)
+        other.end()
+        wait_for(lambda: not any(map(is_alive, everything)), PATIENCE)
 
 
 def test_jobs_may_end_first(folder: Folder, dev: Pjobs) -> None:

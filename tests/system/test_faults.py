@@ -37,11 +37,9 @@ PLANS = ("success", "success", "success", "error", "retry", "shield")
 
 @dataclasses.dataclass(slots=True)
 class Sent:
-    """A job that was sent.
+    """A job that was sent, to end by one of PLANS.
 
     Attributes:
-      uuid: The job.
-      plan: One of PLANS.
       cancelled: What cancel() returned, or None if it raised an error.
       asked: Whether a cancel was attempted.
       after: The status just after that.

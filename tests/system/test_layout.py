@@ -15,7 +15,7 @@ import pytest
 import redis
 from playwright.sync_api import Page
 
-from tests.deployed import PUSH, SITE, UNITS, WEB, Browser, Host, nginx, option
+from tests.deployed import PUSH, SITE, Browser, Host, nginx
 from tests.readme import README, snippets
 from tests.support import wait_for
 from tests.webapp import put_job
@@ -45,8 +45,7 @@ def state(stream: http.client.HTTPResponse) -> Any:
 def visit(browser: Browser, client: redis.Redis, **fields: Any) -> str:
     """Put a job of a visitor, whose first one is sent, and return its uuid."""
     first = browser("/run?n=1").json["url"].split("/")[-2]
-    owner = client.hget(f"jobstate:{first}", "owner")
-    assert owner is not None
+    owner: Any = client.hget(f"jobstate:{first}", "owner")
     return put_job(client, owner=owner.decode(), **fields)
 
 
@@ -188,30 +187,3 @@ def test_streams_beside_a_wsgi_server(host: Host, page: Page) -> None:
             assert browser(f"{path}/cancel", "POST", **cancel).status == 202
         seen = {(line.split()[0], EVENTS in line) for line in asked(host)}
     assert seen == {(str(host.push_port), True), (str(host.web_port), False)}
-
-
-#: Ignores what a stream asks for, and keeps it until a buffer is full.
-BUFFERING = """\
-    location / {
-        proxy_buffering on;
-        proxy_ignore_headers X-Accel-Buffering;
-        proxy_buffers 8 64k;
-        proxy_buffer_size 64k;
-"""
-
-
-def test_page_polls_behind_a_proxy_that_buffers(host: Host, page: Page) -> None:
-    """Behind a proxy that buffers streams, a page polls within a few seconds."""
-    site = host.files[SITE].replace("    location / {\n", BUFFERING)
-    command = option("ExecStart", host.files[f"{UNITS}/{WEB}, with uvicorn"])
-    with (
-        host.redis() as client,
-        host.web(command) as process,
-        nginx(host, site) as browser,
-    ):
-        with followed(page, browser, client) as marathon:
-            # nginx logs a request when it is over.
-            wait_for(lambda: any(EVENTS in line for line in asked(host)), 10)
-            marathon.see("poll", 5)
-        process.send_signal(signal.SIGTERM)
-        process.wait(15)

@@ -11,7 +11,6 @@ import dramatiq
 import pytest
 from dramatiq.brokers.redis import RedisBroker
 
-import pyramid_jobstate
 from pyramid_jobstate import JobStateMiddleware, JobStore
 from tests.support import PACKAGE, ROOT, load_job, wait_for
 from tests.workerprocess import PATIENCE
@@ -26,7 +25,6 @@ import os, sys
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker
 
-import pyramid_jobstate
 from pyramid_jobstate import JobState, JobStateMiddleware
 
 broker = RedisBroker(url=os.environ["BROKER_URL"])
@@ -56,30 +54,6 @@ def test_nothing_private_of_dramatiq_is_used() -> None:
                 names = {getattr(part, "id", "") for part in parts}
                 names |= {getattr(part, "attr", "") for part in parts}
                 assert not names & THEIRS, f"{path}: {ast.unparse(node)}"
-
-
-def test_public_names_can_be_imported_from_the_package() -> None:
-    """The names that the README uses are public."""
-    assert set(pyramid_jobstate.__all__) == {
-        "Batch",
-        "BulkResult",
-        "Counts",
-        "JobCancelled",
-        "JobError",
-        "JobState",
-        "JobStateMiddleware",
-        "JobStore",
-        "NotRepeatable",
-        "NotUnique",
-        "Progress",
-        "RequestMiddleware",
-        "StoreUnavailable",
-        "current_job_state",
-        "includeme",
-        "rerun",
-        "rerun_all",
-    }
-    assert all(hasattr(pyramid_jobstate, name) for name in pyramid_jobstate.__all__)
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import pytest
 import redis
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.errors import ConnectionClosed
-from dramatiq.middleware import Middleware
 
 from pyramid_jobstate import JobStateMiddleware, JobStore, rerun
 from tests.jobs import Alarm, Gate, RunMarathon, job_actor, load, wait_until, working
@@ -41,36 +39,20 @@ def rabbitmq() -> Iterator[RabbitMQ]:
         yield node
 
 
-#: Makes brokers with the middleware, which are closed at the end of the test.
-MakeBroker = Callable[..., RabbitmqBroker]
-
-
 @pytest.fixture
-def make_broker(
+def rabbitmq_broker(
     rabbitmq: RabbitMQ, redis_url: str, caplog: pytest.LogCaptureFixture
-) -> Iterator[MakeBroker]:
-    """Returns a broker with the middleware."""
-    brokers: list[RabbitmqBroker] = []
-
-    def make_broker(stalled_after: float = 15, **options: Any) -> RabbitmqBroker:
-        broker = RabbitmqBroker(url=rabbitmq.url, **options)
-        brokers.append(broker)
-        store = JobStore(redis_url, stalled_after=stalled_after)
-        broker.add_middleware(JobStateMiddleware(store, heartbeat=0.5))
-        return broker
-
-    yield make_broker
-    caplog.set_level(logging.CRITICAL, "pika")
-    for broker in brokers:
-        with contextlib.suppress(Exception):
-            broker.flush_all()
-        broker.close()
-
-
-@pytest.fixture
-def rabbitmq_broker(make_broker: MakeBroker) -> RabbitmqBroker:
+) -> Iterator[RabbitmqBroker]:
     """A broker with the middleware appended to Dramatiq's own."""
-    return make_broker()
+    # With confirmations: without them RabbitMQ may lose even durable messages.
+    broker = RabbitmqBroker(url=rabbitmq.url, confirm_delivery=True)
+    store = JobStore(redis_url, stalled_after=2)
+    broker.add_middleware(JobStateMiddleware(store, heartbeat=0.5))
+    yield broker
+    caplog.set_level(logging.CRITICAL, "pika")
+    with contextlib.suppress(Exception):
+        broker.flush_all()
+    broker.close()
 
 
 def counts(broker: RabbitmqBroker) -> tuple[int, int]:
@@ -79,39 +61,6 @@ def counts(broker: RabbitmqBroker) -> tuple[int, int]:
     """
     ready, delayed, dead = broker.get_queue_message_counts("default")
     return ready + delayed, dead
-
-
-def test_a_job_from_its_delay_to_its_end(rabbitmq_broker: RabbitmqBroker) -> None:
-    """A delayed job is queued until it is due, shows its progress while it works, and
-    succeeds.
-    """
-    gate = Gate()
-
-    @job_actor(broker=rabbitmq_broker, job_state=RunMarathon)
-    def run_marathon(miles: int, *, job_state: Any = None) -> None:
-        for mile in job_state.track(range(miles), unit="miles", message="running"):
-            job_state.set_progress_metric("miles_run", mile)
-            if mile == 13:
-                gate.wait()
-
-    soonest = datetime.now(UTC) + timedelta(milliseconds=499)
-    message = run_marathon.send_with_options(args=(26,), delay=500, job_owner="alice")
-    state = load(rabbitmq_broker, message)
-    assert (state.status, state.owner, state.attempt) == ("queued", "alice", 0)
-    assert state.due_at and state.due_at >= soonest
-    with working(rabbitmq_broker):
-        gate.wait_for_job()
-        wait_for(lambda: load(rabbitmq_broker, message).progress_metrics)
-        state = load(rabbitmq_broker, message)
-        assert (state.status, state.message, state.attempt) == ("working", "running", 1)
-        assert state.progress and state.progress.done == 13
-        assert state.started_at and state.started_at >= soonest
-        gate.open()
-        state = wait_until(rabbitmq_broker, message, "success", "error")
-        rabbitmq_broker.join("default", timeout=20_000)
-    assert state.status == "success"
-    assert state.progress_metrics == {"miles_run": 25}
-    assert counts(rabbitmq_broker) == (0, 0)
 
 
 def test_a_job_that_fails(rabbitmq_broker: RabbitmqBroker, redis_url: str) -> None:
@@ -180,42 +129,18 @@ def test_a_job_that_is_cancelled(
     assert not [r for r in caplog.records if r.exc_info]
 
 
-def test_a_message_that_is_sent_at_the_second_try(make_broker: MakeBroker) -> None:
-    """A sender whose idle connection was closed opens another and sends again: the job
-    stays queued, rather than stalled.
-    """
-    broker = make_broker(stalled_after=0.05)
-    tries = []
-
-    class Count(Middleware):
-        def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
-            tries.append(message.message_id)
-
-    broker.add_middleware(Count())
-
-    @dramatiq.actor(broker=broker, job_state=RunMarathon)
-    def run_marathon() -> None: ...
-
-    run_marathon.send()
-    broker.connection.close()
-    message = run_marathon.send()
-    assert tries.count(message.message_id) == 2
-    wait_for(lambda: counts(broker)[0] == 2)
-    # Longer than it takes an unconfirmed job to read stalled.
-    time.sleep(0.1)
-    assert load(broker, message).status == "queued"
-
-
 def test_a_broker_that_fails(
-    rabbitmq: RabbitMQ, make_broker: MakeBroker, caplog: pytest.LogCaptureFixture
+    rabbitmq: RabbitMQ,
+    rabbitmq_broker: RabbitmqBroker,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A job whose broker fails while it runs still ends. Its message, never
     acknowledged, is redelivered, and the second run is shown like the first. A job
-    whose message the broker never took reads stalled rather than queued for ever.
+    whose message the broker never took reads stalled rather than queued for ever. One
+    that leaves by a second connection is queued.
     """
     caplog.set_level(logging.CRITICAL)
-    # With confirmations: without them RabbitMQ may lose even durable messages.
-    broker = make_broker(stalled_after=2, confirm_delivery=True)
+    broker = rabbitmq_broker
     gates = [Gate(), Gate()]
     runs: list[int] = []
 
@@ -229,6 +154,8 @@ def test_a_broker_that_fails(
     @dramatiq.actor(broker=broker, job_state=RunMarathon)
     def rest() -> None: ...
 
+    rest.send()
+    broker.connection.close()
     message, refused = run_marathon.send(), rest.message()
     with working(broker):
         gates[0].wait_for_job()

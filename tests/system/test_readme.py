@@ -98,76 +98,18 @@ def including(names):
     return visit(**{"pyramid.includes": names})
 """
 
-#: Serves the application, and a page whose script polls by hand.
+#: Serves the application to Alice below /quick, and each page about the script's tag
+#: through an application of its own, below the page's name.
 SERVE = """
 import sys
 from wsgiref.simple_server import make_server
-from pyramid.response import Response
-import myapp.views
-from myapp import main
-from myapp.jobs import run_marathon
-
-
-def by_hand(request):
-    job_state = request.job_states.send(run_marathon, 26)
-    return Response(
-        '<script src="%s"></script><p class="miles" data-job-uuid="%s"></p>'
-        '<script src="/hand.js"></script>'
-        % (request.static_url("pyramid_jobstate:static/job-state.js"), job_state.uuid)
-    )
-
-
-def hand(request):
-    return Response(SCRIPT, content_type="text/javascript")
-
-
-def icon(request):
-    return Response(status=204)
-
-
-def includeme(config):
-    config.add_route("icon", "/favicon.ico")
-    config.add_view(icon, route_name="icon")
-    config.add_route("by_hand", "/by-hand")
-    config.add_view(by_hand, route_name="by_hand")
-    config.add_route("hand", "/hand.js")
-    config.add_view(hand, route_name="hand")
-
-
-SCRIPT = open("hand.js").read()
-app = main({}, **{"pyramid.includes": "serve"})
-
-
-def as_alice(environ, start_response):
-    return app({**environ, "REMOTE_USER": "alice"}, start_response)
-
-
-if __name__ == "__main__":
-    server = make_server("127.0.0.1", 0, as_alice)
-    print(server.server_port, flush=True)
-    server.serve_forever()
-"""
-
-
-#: Serves each page about the script's tag through its own application, set up for that
-#: page, below the page's name.
-PAGES = """
-import os
-import sys
-from wsgiref.simple_server import make_server
 from wsgiref.util import shift_path_info
-import pyramid_jobstate
-from myapp.jobs import RunMarathon
 from myapp.security import SecurityPolicy
 from pyramid.config import Configurator
-from pyramid_jobstate import testing
 from tree import Root
 
-cdn = sys.argv[1]
-store = pyramid_jobstate.JobStore(os.environ["REDIS_URL"])
-job_state = testing.put_job(
-    store, RunMarathon, "success", owner="alice", metrics={"miles_run": 26}
-)
+ran = {"metrics": {"miles_run": 26}, "owner": "alice"}
+job_state = testing.put_job(store, RunMarathon, "success", **ran)
 
 
 def show(request):
@@ -179,7 +121,7 @@ def make(name):
     with Configurator(**options) as config:
         config.include("pyramid_jinja2")
         if name == "cdn":
-            config.add_static_view(f"{cdn}/static", "pyramid_jobstate:static")
+            config.add_static_view(sys.argv[1], "pyramid_jobstate:static")
         config.include("pyramid_jobstate", route_prefix="team")
         config.add_route("page", "/")
         config.add_view(show, route_name="page", renderer=f"myapp:{name}.jinja2")
@@ -187,6 +129,7 @@ def make(name):
 
 
 apps = {name: make(name) for name in ("cdn", "mounted", "manifest", "module")}
+apps["quick"] = visit().app
 
 
 def dispatch(environ, start_response):
@@ -194,11 +137,11 @@ def dispatch(environ, start_response):
     if app is None:
         start_response("204 No Content", [])
         return []
-    return app({**environ, "REMOTE_USER": "alice"}, start_response)
+    return app({**environ, **alice}, start_response)
 
 
 server = make_server("127.0.0.1", 0, dispatch)
-print(server.server_port, job_state.uuid, flush=True)
+print(f"http://127.0.0.1:{server.server_port}", job_state.uuid, flush=True)
 server.serve_forever()
 """
 
@@ -212,7 +155,8 @@ class MyApp:
         self.folder = folder
         path = os.pathsep.join([str(folder), str(ROOT)])
         self.environ = {**unmeasured(), "PYTHONPATH": path, "REDIS_URL": redis_url}
-        files = {"myapp/security.py": SECURITY}
+        (tree,) = [text for text in snippets("python") if "class Root(dict)" in text]
+        files = {"myapp/security.py": SECURITY, "tree.py": tree}
         for language in ("python", "html+jinja"):
             for text in snippets(language):
                 if match := re.match(r"(?:#|<!--) (myapp/[\w/.]+)(?!,)\b", text):
@@ -263,6 +207,13 @@ class MyApp:
                 yield process
             finally:
                 process.terminate()
+
+    @contextlib.contextmanager
+    def serving(self, cdn: str = "https://cdn.example") -> Iterator[list[str]]:
+        """Serve the application, and yield its address and the id of a job."""
+        with self.running("-c", PRELUDE + SERVE, f"{cdn}/static") as process:
+            assert process.stdout is not None
+            yield process.stdout.readline().split()
 
 
 @pytest.fixture
@@ -530,20 +481,14 @@ def test_script_tags_of_the_readme_find_jobs_and_styles(
     """The tags for a CDN, a container in the tree and a manifest, and the module, find
     the job in an application below a URL map and a route_prefix.
     """
-    (tree,) = [text for text in snippets("python") if "class Root(dict)" in text]
-    myapp.write("tree.py", tree)
-    myapp.write("pages.py", PAGES)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     follow = "(jobUuid) => JobState.startPolling({ jobUuid }).done"
     append = "document.body.append(new JobState.JobStateElement())"
     with (
         contextlib.closing(PollServer()) as cdn,
-        myapp.running("pages.py", cdn.url) as server,
+        myapp.serving(cdn.url) as (address, job_uuid),
     ):
-        assert server.stdout is not None
-        port, job_uuid = server.stdout.readline().split()
-        address = f"http://127.0.0.1:{port}"
         for name, base in (
             ("cdn", "/cdn/team/job_state"),
             ("mounted", "/mounted/jobs"),
@@ -568,16 +513,21 @@ def test_script_of_the_readme_runs(
     marathon to its end.
     """
     (script,) = [text for text in snippets("js") if "startPolling" in text]
-    myapp.write("serve.py", SERVE)
-    myapp.write("hand.js", script)
-    state = "document.querySelector('job-state').state"
-    with myapp.running("serve.py") as server:
-        assert server.stdout is not None
-        address = f"http://127.0.0.1:{int(server.stdout.readline())}"
-        page.goto(f"{address}/by-hand")
+    with myapp.serving() as (address, _):
+        page.goto(f"{address}/quick/run")
+        page.evaluate(
+            """() => {
+                const url = document.querySelector("job-state").getAttribute("src");
+                const miles = document.createElement("p");
+                miles.className = "miles";
+                miles.dataset.jobUuid = url.split("/").at(-2);
+                document.body.append(miles);
+            }"""
+        )
+        page.add_script_tag(content=script)
         page.wait_for_selector(".miles.done", timeout=20_000)
         assert page.text_content(".miles") == "26"
-        page.goto(f"{address}/run")
+        state = "document.querySelector('job-state').state"
         wait_for(lambda: page.evaluate(state) == "success", 20)
     assert console_errors == []
 

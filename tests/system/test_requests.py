@@ -10,20 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import dramatiq
 import pytest
 import redis
-import transaction
-import ZEO
-import zope.sqlalchemy
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import Interrupt, Middleware, Shutdown
 from dramatiq.middleware.threading import raise_thread_exception
-from pyramid import threadlocal
-from pyramid.config import Configurator
 from pyramid.request import Request
 from transaction.interfaces import TransientError
 
@@ -32,28 +26,15 @@ from tests.counters import Database, make_app, open_database
 from tests.counterworker import declare
 from tests.jobs import job_actor, make_broker, store_of, wait_until, working
 from tests.postgres import find_folder, postgres
-from tests.support import PACKAGE, load_job, wait_for
+from tests.support import load_job, wait_for
 from tests.web.databases import Manager
 from tests.web.visits import NOT_SENT
-from tests.workerprocess import PATIENCE, StartWorker, starting
+from tests.workerprocess import PATIENCE, starting
 from tests.workerprocess import make_broker as make_worker_broker
-
-pytestmark = pytest.mark.system
 
 #: The sort keys of data managers before and after the databases, and after ours.
 FIRST, TWO_PHASE_DONE, DATABASES_DONE = "!", "}", "~~"
 LAST = chr(sys.maxunicode) + "~"
-
-#: Where Steps interrupts: in these folders. ZODB itself cannot be interrupted at any
-#: time: a FileStorage keeps its commit lock for good if the thread that waits for it is
-#: interrupted, and closes itself if its tpc_finish is.
-FOLDERS = tuple(
-    str(path) for path in (PACKAGE, *transaction.__path__, *zope.sqlalchemy.__path__)
-)
-
-#: Functions that Python calls when it frees something. It ignores what they raise, and
-#: may crash if a profile function raises it.
-FINALIZERS = {"<genexpr>", "_collection_gced", "complain", "_remove", "remove"}
 
 
 class Place(NamedTuple):
@@ -97,39 +78,6 @@ PLACES = [
 ]
 
 
-class Steps(Middleware):
-    """Interrupts a message whose option `step` is a number at that call or return."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.hit: set[str] = set()
-
-    def before_process_message(self, broker: Any, message: Any) -> None:
-        step = message.options.get("step")
-        if step is None:
-            return
-        self.count = 0
-
-        def profile(frame: FrameType, event: str, arg: Any) -> None:
-            if event == "c_call" or frame.f_code.co_name in FINALIZERS:
-                return
-            callers = frame, frame.f_back
-            if any(f and f.f_code.co_filename.startswith(FOLDERS) for f in callers):
-                self.count += 1
-                if self.count == step:
-                    self.hit.add(message.message_id)
-                    raise Interrupt(f"at {event} of {frame.f_code.co_qualname}")
-
-        sys.setprofile(profile)
-
-    def after_process_message(
-        self, broker: Any, message: Any, *, result: Any = None, exception: Any = None
-    ) -> None:
-        sys.setprofile(None)
-
-    after_skip_message = after_process_message
-
-
 class SlowBroker(Middleware):
     """Calls `reach` before the broker accepts a message, and when it has."""
 
@@ -153,7 +101,6 @@ class Scene:
       trap: What is done there.
       children: The jobs that each job was to send, by uuid.
       followed: The jobs that those have run for.
-      depths: How many frames Pyramid's threadlocals had in each run.
     """
 
     def __init__(self, redis_url: str, database: Database, is_explicit: bool) -> None:
@@ -164,7 +111,6 @@ class Scene:
         self.trapped = threading.Event()
         self.children: dict[str, list[str]] = {}
         self.followed: list[str] = []
-        self.depths: set[int] = set()
         self.database = database
         root_factory = database.root_factory
 
@@ -188,7 +134,6 @@ class Scene:
 
         @job_actor(broker=self.broker, **options)
         def save(*, request: Request, job_state: Any) -> None:
-            self.depths.add(len(threadlocal.manager.stack))
             self.database.mark(request, job_state.uuid)
             child = request.job_states.send(self.follow, job_state.uuid)
             self.children.setdefault(job_state.uuid, []).append(child.uuid)
@@ -252,16 +197,33 @@ class Scene:
         wait_for(partial(self.is_sent, state.uuid))
 
 
-@pytest.fixture(params=["sqlite", "zodb"])
+def url_of(kind: str, folder: Path, stack: contextlib.ExitStack) -> str:
+    """Return the URL of a new database."""
+    if kind == "sqlite":
+        return f"sqlite:///{folder / 'counters.sqlite'}"
+    if kind == "zodb":
+        return f"file://{folder / 'counters.fs'}"
+    found = find_folder()
+    if found is None:
+        reason = "No PostgreSQL is installed (Debian: apt-get install postgresql)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return stack.enter_context(postgres(found))
+
+
+@pytest.fixture(
+    params=["sqlite", "zodb", pytest.param("postgresql", marks=pytest.mark.long)]
+)
 def scene(
     request: pytest.FixtureRequest, redis_url: str, tmp_path: Path
 ) -> Iterator[Scene]:
     """An application with a new database and either kind of transaction manager."""
-    url = f"sqlite:///{tmp_path / 'counters.sqlite'}"
-    if request.param == "zodb":
-        url = f"file://{tmp_path / 'counters.fs'}"
-    with contextlib.closing(open_database(url, is_new=True)) as database:
-        yield Scene(redis_url, database, request.param == "sqlite")
+    with contextlib.ExitStack() as stack:
+        url = url_of(request.param, tmp_path, stack)
+        database = open_database(url, is_new=True)
+        stack.callback(database.close)
+        yield Scene(redis_url, database, request.param != "zodb")
 
 
 def error_type(state: JobState) -> str:
@@ -333,38 +295,6 @@ def test_interrupt(scene: Scene, subtests: pytest.Subtests) -> None:
                 scene.check(state, place)
 
 
-@pytest.mark.parametrize(
-    "stride", [19, pytest.param(1, marks=[pytest.mark.long, pytest.mark.timeout(900)])]
-)
-def test_interrupt_anywhere(scene: Scene, stride: int) -> None:
-    """Wherever a job is interrupted, it reads success only if it has committed. What it
-    was to send runs only if it has, and is never left queued. Its thread goes on, with
-    nothing of that job.
-    """
-    scene.broker.add_middleware(steps := Steps())
-    save = scene.save_actor(max_retries=0)
-    with working(scene.broker, threads=1):
-        scene.end(save.send_with_options(step=0))
-        count = steps.count
-        assert count > 100
-        sent = []
-        for step in range(1, count + 1, stride):
-            sent.append(scene.end(save.send_with_options(step=step)))
-            scene.check_next(save)
-        scene.broker.join("default", timeout=20_000)
-    assert len(steps.hit) > 0.9 * len(sent)
-    assert scene.depths == {1}
-    for state in sent:
-        marks, child = scene.marks(state.uuid), scene.child(state.uuid)
-        assert state.is_success or state.uuid in steps.hit
-        assert (marks, child) in {
-            (1, "sent"),
-            *([] if state.is_success else [(0, "unknown"), (0, "not sent")]),
-            *([] if state.is_success else [(1, "not sent")]),
-        }, state.error
-        assert scene.followed.count(state.uuid) == int(child == "sent")
-
-
 def test_shutdown(scene: Scene, subtests: pytest.Subtests) -> None:
     """A worker that is stopped interrupts the job, which then runs again from its
     start, even if it had committed.
@@ -426,45 +356,6 @@ def test_cancel(scene: Scene, subtests: pytest.Subtests) -> None:
                     scene.check_next(save)
 
 
-# Worker processes.
-
-
-class Processes:
-    """A database, worker processes, and the process that sends jobs.
-
-    Attributes:
-      start: Starts a process.
-      database: The database, as this process sees it.
-      actors: The actors, by name.
-    """
-
-    def __init__(self, redis_url: str, database_url: str, start: StartWorker) -> None:
-        self.start = start
-        self.database = open_database(database_url, is_new=True)
-        self.database.includeme(Configurator(settings=self.database.settings))
-        broker = make_worker_broker(redis_url)
-        declare(broker, self.database)
-        self.store = store_of(broker)
-        self.actors = broker.actors
-
-    def end(self, uuid: str) -> JobState:
-        """Wait until a job has ended, and return it."""
-        wait_for(lambda: load_job(self.store, uuid).is_finished, 2 * PATIENCE)
-        return load_job(self.store, uuid)
-
-
-@contextlib.contextmanager
-def processes(
-    redis_url: str, database_url: str, folder: Path, threads: int = 4
-) -> Iterator[Processes]:
-    """Yield processes that use the database at a URL."""
-    environ = {"BROKER_URL": redis_url, "DATABASE_URL": database_url}
-    with starting(environ, folder, "tests.counterworker", threads) as start:
-        made = Processes(redis_url, database_url, start)
-        with contextlib.closing(made.database):
-            yield made
-
-
 def test_job_whose_process_dies_after_the_commit_runs_again(
     redis_url: str, client: redis.Redis, tmp_path: Path
 ) -> None:
@@ -473,62 +364,23 @@ def test_job_whose_process_dies_after_the_commit_runs_again(
     once.
     """
     url = f"sqlite:///{tmp_path / 'counters.sqlite'}"
-    with processes(redis_url, url, tmp_path, 1) as scene:
-        uuid = scene.actors["die_at_first"].send().message_id
-        first = scene.start()
+    broker = make_worker_broker(redis_url)
+    store = store_of(broker)
+    environ = {"BROKER_URL": redis_url, "DATABASE_URL": url}
+    with (
+        contextlib.closing(open_database(url, is_new=True)) as database,
+        starting(environ, tmp_path, "tests.counterworker", 1) as start,
+    ):
+        declare(broker, database)
+        uuid = broker.actors["die_at_first"].send().message_id
+        first = start()
         # The worker's process has died, and the command follows.
-        wait_for(lambda: scene.database.read()[0] == 1, PATIENCE)
+        wait_for(lambda: database.read()[0] == 1, PATIENCE)
         wait_for(lambda: first.process.poll() is not None, PATIENCE)
-        assert not load_job(scene.store, uuid).is_finished
-        scene.start()
-        assert scene.end(uuid).is_success
-        assert scene.database.read() == (2, [uuid] * 2)
-        children: Any = client.lrange("children", 0, -1)
-        assert len(children) == 2
-        for child in children:
-            assert scene.end(child.decode()).is_success
-        followed: Any = client.lrange("followed", 0, -1)
-        assert sorted(followed) == [b"run 1", b"run 2"]
-
-
-@contextlib.contextmanager
-def zeo(folder: Path) -> Iterator[str]:
-    """Run a ZEO server in this process, and yield its URL."""
-    address, stop = ZEO.server(str(folder / "counters.fs"))
-    yield f"zeo://127.0.0.1:{address[1]}?wait_timeout=30"
-    stop()
-
-
-@contextlib.contextmanager
-def postgresql(folder: Path) -> Iterator[str]:
-    """Run a PostgreSQL server, and yield the URL of its database."""
-    found = find_folder()
-    if found is None:
-        reason = "No PostgreSQL is installed (Debian: apt-get install postgresql)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with postgres(found) as url:
-        yield url
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("serve", [zeo, postgresql])
-def test_two_processes_count(
-    redis_url: str, client: redis.Redis, tmp_path: Path, serve: Callable[..., Any]
-) -> None:
-    """Two worker processes of four threads change one object, or one row under
-    REPEATABLE READ: every job succeeds in the end and none is lost.
-    """
-    with serve(tmp_path) as url, processes(redis_url, url, tmp_path) as scene:
-        # Both are ready before there is work.
-        for worker in scene.start(), scene.start():
-            wait_for(partial(worker.lines, "is ready for action"), PATIENCE)
-        uuids = [scene.actors["increment"].send().message_id for _ in range(40)]
-        ended = [scene.end(uuid) for uuid in uuids]
-        counter, marks = scene.database.read()
-    assert {state.status for state in ended} == {"success"}
-    assert counter == 40
-    assert sorted(marks) == sorted(uuids)
-    assert client.scard("workers") == 2
-    assert max(state.attempt for state in ended) > 1
+        assert not load_job(store, uuid).is_finished
+        start()
+        wait_for(lambda: load_job(store, uuid).is_success, PATIENCE)
+        assert database.read() == (2, [uuid] * 2)
+        wait_for(lambda: client.llen("followed") == 2, PATIENCE)
+    followed: Any = client.lrange("followed", 0, -1)
+    assert sorted(followed) == [b"run 1", b"run 2"]

@@ -15,9 +15,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-import h2.connection
-import h2.events
 import pytest
 import redis
 
@@ -61,30 +60,22 @@ NOISE = (
 OWNERS = [f"owner{number}" for number in range(5)]
 
 
-class Process:
-    """A server that runs.
+class Process(NamedTuple):
+    """A server that runs."""
 
-    Attributes:
-      port: Where it listens.
-    """
-
-    def __init__(
-        self, process: subprocess.Popen[bytes], port: int, log_path: Path
-    ) -> None:
-        self._process = process
-        self._log_path = log_path
-        self.port = port
-        self.pid = process.pid
+    process: subprocess.Popen[bytes]
+    port: int
+    log_path: Path
 
     @property
     def log(self) -> str:
-        return self._log_path.read_text("utf-8", "replace")
+        return self.log_path.read_text("utf-8", "replace")
 
-    def stop(self, timeout: float = 20) -> float:
+    def stop(self) -> float:
         """Stop it as service managers do, and return how long it took."""
         begun = time.monotonic()
-        self._process.send_signal(signal.SIGTERM)
-        self._process.wait(timeout)
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(20)
         return time.monotonic() - begun
 
     def get(self, path: str, user: str | None = None) -> http.client.HTTPResponse:
@@ -98,7 +89,7 @@ class Process:
 
     @property
     def is_up(self) -> bool:
-        assert self._process.poll() is None, self.log
+        assert self.process.poll() is None, self.log
         with contextlib.suppress(OSError, http.client.HTTPException):
             return self.get("/pid").status == 200
         return False
@@ -160,14 +151,7 @@ def open_streams(
         yield streams
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        # The test of HTTP/2 runs with hypercorn.
-        pytest.param(name, marks=pytest.mark.long) if name == "hypercorn" else name
-        for name in SERVERS
-    ],
-)
+@pytest.mark.parametrize("name", SERVERS)
 def test_server_streams_polls_and_stops(
     name: str, redis_url: str, client: redis.Redis, tmp_path: Path
 ) -> None:
@@ -202,23 +186,6 @@ def tracking(client: redis.Redis) -> int:
     return found
 
 
-def test_killed_server_leaves_nothing_behind(
-    redis_url: str, client: redis.Redis, tmp_path: Path
-) -> None:
-    """A server that is killed leaves no connection at the store, and its streams
-    end.
-    """
-    jobs = put_jobs(client)
-    before = len(client.client_list())
-    with running("uvicorn", redis_url, tmp_path) as server:
-        with open_streams(server, jobs, 2) as streams:
-            assert tracking(client) == 1
-            os.kill(server.pid, signal.SIGKILL)
-            for stream in streams:
-                assert stream.is_over.wait(5)
-        wait_for(lambda: len(client.client_list()) == before)
-
-
 def test_stopping_server_waits_for_views(
     redis_url: str, client: redis.Redis, tmp_path: Path
 ) -> None:
@@ -241,72 +208,7 @@ def test_stopping_server_waits_for_views(
         connection.request("GET", "/pid?sleep=2")
         time.sleep(0.2)
         assert server.stop() < 9
-        assert connection.getresponse().read() == b"%d" % server.pid
-
-
-# HTTP/2
-
-
-class Http2:
-    """A connection that speaks HTTP/2 from its first byte, and one request on it."""
-
-    def __init__(self, port: int, path: str, *headers: tuple[str, str]) -> None:
-        self.sock = socket.create_connection(("127.0.0.1", port), 20)
-        self.connection = h2.connection.H2Connection()
-        self.connection.initiate_connection()
-        first = [(":method", "GET"), (":path", path), (":scheme", "http")]
-        first.append((":authority", "a.example"))
-        self.connection.send_headers(1, [*first, *headers], end_stream=True)
-        self.sock.sendall(self.connection.data_to_send())
-        self.headers: dict[bytes, bytes] = {}
-        self.body = b""
-        self.is_over = False
-
-    def read(self, wanted: bytes = b"") -> None:
-        """Receive until the body has something in it, or to its end."""
-        while not self.is_over and not (wanted and wanted in self.body):
-            data = self.sock.recv(65536)
-            self.is_over = not data
-            for event in self.connection.receive_data(data):
-                if isinstance(event, h2.events.ResponseReceived):
-                    self.headers = dict(event.headers)
-                elif isinstance(event, h2.events.DataReceived):
-                    self.body += event.data
-                elif isinstance(
-                    event, (h2.events.StreamEnded, h2.events.ConnectionTerminated)
-                ):
-                    self.is_over = True
-            with contextlib.suppress(OSError):
-                self.sock.sendall(self.connection.data_to_send())
-
-
-def test_http2_streams(redis_url: str, client: redis.Redis, tmp_path: Path) -> None:
-    """Over HTTP/2, a poll offers a stream, and a stream brings each change and ends
-    with its job.
-    """
-    uuid = put_job(client)
-    path, user = f"/job_state/{uuid}", ("x-user", "alice")
-    with running("hypercorn", redis_url, tmp_path) as server:
-        poll = Http2(server.port, path, user)
-        poll.read()
-        assert poll.headers[b"jobstate-stream"] == b"1"
-        assert json.loads(poll.body)["job"]["uuid"] == uuid
-        stream = Http2(server.port, path, user, ("accept", "text/event-stream"))
-        stream.read(b"\ndata: {")
-        assert stream.headers[b"content-type"].startswith(b"text/event-stream")
-        client.hset(f"jobstate:{uuid}", "m:miles_run", 5)
-        stream.read(b'"miles_run":5')
-        assert not stream.is_over
-        client.hset(f"jobstate:{uuid}", "status", "success")
-        stream.read()
-        assert b'"job_state":"success"' in stream.body
-        for each in poll, stream:
-            each.sock.close()
-        assert server.stop() < 6
-        assert not re.search(FAULTS, re.sub(NOISE, "", server.log)), server.log
-
-
-# Descriptors
+        assert connection.getresponse().read() == b"%d" % server.process.pid
 
 
 def test_half_of_the_descriptors_are_streams(

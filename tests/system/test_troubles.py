@@ -257,31 +257,25 @@ def workers(host: Host) -> str:
 
 
 def own_broker(host: Host) -> str:
-    found = ""
-    command = f"{host.folder}/venv/bin/dramatiq brokered -p 1"
     with host.redis():
-        for more, error in (
-            ("broker.add_middleware(RequestMiddleware())", "RuntimeError: "),
-            ("", "TypeError: "),
-        ):
-            host.write("brokered.py", BROKERED.format(url=host.redis_url, more=more))
-            with host.worker(command):
-                uuid = send_needy(host)
-                wait_for(lambda uuid=uuid: status(host, uuid) == "error")
-                # The log goes through a pipe.
-                wait_for(lambda error=error: error in host.log(WORKER))
-                found += host.log(WORKER)
-    return found
+        requests = "broker.add_middleware(RequestMiddleware())"
+        found = run_needy(host, requests, "RuntimeError: ")
+        return found + run_needy(host, "", "TypeError: ")
 
 
-def send_needy(host: Host) -> str:
-    """Send a message without the web server, and return its id."""
+def run_needy(host: Host, more: str, error: str) -> str:
+    """Run a job that needs a request in a worker of Dramatiq's command."""
+    host.write("brokered.py", BROKERED.format(url=host.redis_url, more=more))
     make: Callable[..., dramatiq.Broker] = RedisBroker  # RedisBroker is untyped
     broker = make(url=host.redis_url)
     broker.declare_queue("default")
     message: dramatiq.Message[None] = dramatiq.Message("default", "needy", (), {}, {})
     broker.enqueue(message)
-    return message.message_id
+    with host.worker(f"{host.folder}/venv/bin/dramatiq brokered -p 1"):
+        wait_for(lambda: status(host, message.message_id) == "error")
+        # The log goes through a pipe.
+        wait_for(lambda: error in host.log(WORKER))
+        return host.log(WORKER)
 
 
 @pytest.mark.parametrize("name", RUNS)
