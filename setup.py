@@ -80,7 +80,6 @@ tests_require = [
     "mypy",
     "pika",
     "playwright",
-    "psycopg[binary]",
     "pygments",
     "pyramid_mako",
     "pytest",

@@ -1,10 +1,8 @@
 """A small application in a folder, and the command `pjobs` that runs it."""
 
 import os
-import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,8 +11,9 @@ from pathlib import Path
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker
 
-from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, embedded
-from tests.support import ROOT, descendants, wait_for
+from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
+from tests.rabbitmq import free_ports
+from tests.support import ROOT, descendants, load_job, wait_for
 
 #: Seconds that a command may take on a busy machine.
 PATIENCE = 40.0
@@ -33,7 +32,7 @@ from dramatiq.brokers.redis import RedisBroker
 from pyramid.config import Configurator
 from pyramid.response import Response
 
-from pyramid_jobstate import JobStateMiddleware
+from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
 
 log = logging.getLogger(__name__)
 broker = RedisBroker(url="{url}")
@@ -107,17 +106,6 @@ format = from the ini: %(levelname)s %(name)s %(message)s
 """
 
 
-def free_port() -> int:
-    """Return a port at which nothing listens."""
-
-    def sample() -> int:
-        port = random.choice(embedded.PORTS)
-        with socket.socket() as probe:
-            return port if probe.connect_ex(("127.0.0.1", port)) else 0
-
-    return wait_for(sample)
-
-
 class Folder:
     """A folder with the application and its ini.
 
@@ -130,7 +118,7 @@ class Folder:
     def __init__(self, path: Path, url: str) -> None:
         self.path = path
         self.url = url
-        self.port = free_port()
+        (self.port,) = free_ports(1)
         self.ini = path / "cli.ini"
         self.module = path / "cliapp.py"
         self.write_app("one")
@@ -155,6 +143,19 @@ class Folder:
         self, *arguments: str, output: int | None = None, **environ: str
     ) -> "Pjobs":
         return Pjobs(self.path, arguments, environ, output)
+
+    def send(self, name: str, *args: object, queue: str = "default") -> str:
+        """Send a message to an actor of the application, and return its job's uuid."""
+        broker = RedisBroker(url=self.url)
+        broker.add_middleware(JobStateMiddleware())
+        actor = dramatiq.actor(
+            broker=broker, actor_name=name, queue_name=queue, job_state=True
+        )
+        return actor(lambda *_: None).send(*args).message_id
+
+    def load(self, uuid: str) -> JobState:
+        """Return a job of the application's."""
+        return load_job(JobStore(self.url), uuid)
 
 
 class Pjobs:
@@ -215,21 +216,3 @@ class Pjobs:
     def processes(self) -> dict[int, str]:
         """Return the command lines of its living processes by process id."""
         return descendants(self.pid)
-
-
-def send(url: str, name: str, *args: object, queue: str = "default") -> str:
-    """Send a message to an actor of the application, and return its job's uuid."""
-    broker = RedisBroker(url=url)
-    broker.add_middleware(JobStateMiddleware())
-    actor = dramatiq.actor(
-        broker=broker, actor_name=name, queue_name=queue, job_state=True
-    )
-    message = actor(lambda *_: None).send(*args)
-    return message.message_id
-
-
-def load(url: str, uuid: str) -> JobState:
-    """Return a job of the application's."""
-    state = JobStore(url).load(uuid)
-    assert state is not None
-    return state

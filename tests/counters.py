@@ -1,4 +1,7 @@
-"""Applications whose jobs count in a database, each in a transaction of its own."""
+"""Applications whose jobs count in a database, each in a transaction of its own.
+
+A database has a counter with a value, and the names of the jobs that have committed.
+"""
 
 from __future__ import annotations
 
@@ -38,39 +41,21 @@ class Row(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     value: Mapped[int]
+    names: Mapped[str]
     version: Mapped[int] = mapped_column()
 
     __mapper_args__ = {"version_id_col": version}  # noqa: RUF012, SQLAlchemy's form
-
-
-class Mark(Base):
-    """What one run of a job leaves in a relational database."""
-
-    __tablename__ = "mark"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(index=True)
 
 
 class Counter(Persistent):
     """The counter in an object database."""
 
     value = 0
-
-
-class Marks(Persistent):
-    """The marks in an object database.
-
-    They are one attribute: an interrupt between a change of a mapping and the note that
-    it has changed would leave the change to the next transaction.
-    """
-
-    names: tuple[str, ...] = ()
+    names = ""
 
 
 class SQL:
-    """A relational database with a counter, and a mark for every run of a job that
-    committed. It is used as the Pylons cookiecutter does.
+    """A relational database, used as the Pylons cookiecutter does.
 
     Attributes:
       settings: The settings of an application that uses it.
@@ -79,18 +64,14 @@ class SQL:
 
     has_one_phase = True
 
-    def __init__(self, url: str, *, is_new: bool = True) -> None:
+    def __init__(self, url: str) -> None:
         self.settings: dict[str, str] = {}
         # An interrupt within a pool would take one of its places for good.
-        options: dict[str, Any] = {"poolclass": sqlalchemy.NullPool}
-        if url.startswith("postgresql"):
-            # At this level it tells conflicts itself.
-            options["isolation_level"] = "REPEATABLE READ"
-        self.engine = sqlalchemy.create_engine(url, **options)
-        if is_new:
-            Base.metadata.create_all(self.engine)
-            with Session(self.engine) as session, session.begin():
-                session.add(Row(id=1, value=0))
+        self.engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+        Base.metadata.create_all(self.engine)
+        with Session(self.engine) as session, session.begin():
+            if session.get(Row, 1) is None:
+                session.add(Row(id=1, value=0, names=""))
 
     def includeme(self, config: Configurator) -> None:
         """Have the requests of an application use the database."""
@@ -107,51 +88,40 @@ class SQL:
         """Return a root with the item "counter"."""
         return {"counter": request.dbsession.get_one(Row, 1)}
 
-    def mark(self, request: Request, name: str) -> None:
-        """Leave a mark."""
-        request.dbsession.add(Mark(name=name))
-
     def read(self) -> tuple[int, list[str]]:
-        """Return the counter and the marks that have been committed."""
+        """Return the counter and the names that have been committed."""
         with Session(self.engine) as session:
-            marks = session.scalars(sqlalchemy.select(Mark.name)).all()
-            return session.get_one(Row, 1).value, list(marks)
+            row = session.get_one(Row, 1)
+            return row.value, row.names.split()
 
     def close(self) -> None:
         self.engine.dispose()
 
 
 class Zodb:
-    """The same with an object database, used through pyramid_zodbconn."""
+    """An object database, used through pyramid_zodbconn."""
 
     has_one_phase = False
 
-    def __init__(self, uri: str, *, is_new: bool = True) -> None:
+    def __init__(self, uri: str) -> None:
         self.settings = {"zodbconn.uri": uri}
-        self._is_new = is_new
 
     def includeme(self, config: Configurator) -> None:
         config.include("pyramid_zodbconn")
         # The application's own database, since a file can be opened only once, and
         # pyramid_zodbconn has no other name for it.
         self.db = vars(config.registry)["_zodb_databases"][""]
-        if self._is_new:
-            with self.db.transaction() as connection:
-                connection.root()["counter"] = Counter()
-                connection.root()["marks"] = Marks()
+        with self.db.transaction() as connection:
+            connection.root()["counter"] = Counter()
 
     def root_factory(self, request: Request) -> Any:
         return get_connection(request).root()
 
-    def mark(self, request: Request, name: str) -> None:
-        marks = request.root["marks"]
-        marks.names = (*marks.names, name)
-
     def read(self) -> tuple[int, list[str]]:
         manager = transaction.TransactionManager()
         with contextlib.closing(self.db.open(manager)) as connection:
-            root = connection.root()
-            found = root["counter"].value, list(root["marks"].names)
+            counter = connection.root()["counter"]
+            found = counter.value, counter.names.split()
             manager.abort()
         return found
 
@@ -162,21 +132,10 @@ class Zodb:
 Database = SQL | Zodb
 
 
-def open_database(url: str, *, is_new: bool = False) -> Database:
-    """Return the database at a URL of SQLAlchemy or ZODB."""
-    kind = Zodb if url.startswith(("zeo", "file")) else SQL
-    return kind(url, is_new=is_new)
-
-
 def make_app(
     broker: Broker, store_url: str, database: Database, *, is_explicit: bool = True
 ) -> None:
-    """Make an application, whose requests the actors of a broker receive.
-
-    Parameters:
-      store_url: The URL of the store.
-      is_explicit: Whether pyramid_tm's manager is explicit, or that of the thread.
-    """
+    """Make an application, whose requests the actors of a broker receive."""
     settings = {
         "jobstate.redis_url": store_url,
         "retry.attempts": 3,
@@ -192,3 +151,8 @@ def make_app(
     requests = RequestMiddleware()
     requests.applications.add(config.registry)
     broker.add_middleware(requests)
+
+
+def mark(request: Request, name: str) -> None:
+    """Leave the name of a job in the database."""
+    request.root["counter"].names += f"{name} "

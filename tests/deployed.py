@@ -28,6 +28,9 @@ from tests.rabbitmq import free_ports
 from tests.readme import snippets
 from tests.support import ROOT, load_job, unmeasured, wait_for
 
+#: The seconds that a server or a worker may take to start on a busy machine.
+PATIENCE = 60.0
+
 #: Where the README has the application.
 HOME = "/srv/myapp"
 
@@ -43,7 +46,13 @@ SCRIPTS = {
     "dramatiq": "dramatiq.__main__:main",
 }
 
-SCRIPT = "#!{}\nimport sys\nfrom {} import {} as main\nsys.exit(main())\n"
+SCRIPT = """\
+#!{}
+import sys
+from {} import {} as main
+if __name__ == "__main__":
+    sys.exit(main())
+"""
 
 WEB, WORKER, PUSH = (f"myapp-{name}.service" for name in ("web", "worker", "push"))
 
@@ -223,17 +232,19 @@ class Host:
         for name, entry in SCRIPTS.items():
             text = SCRIPT.format(sys.executable, *entry.split(":"))
             self.write(f"venv/bin/{name}", text).chmod(0o755)
-        self.set()
+        (ours,) = [text for text in snippets("ini") if "[logger_pyramid" in text]
+        self.ini = configparser.ConfigParser(interpolation=None)
+        self.ini.read_string(self.files[f"{HOME}/production.ini"] + LOGGING + ours)
+        # Whose jobs these are: the README's chapters on permissions say more.
+        self.set(jobstate__owner="session")
 
     def replaced(self, text: str) -> str:
         """Return a text of the README with the paths and ports of this host."""
+        ports = {6379: self.redis_port, 6543: self.web_port, 6544: self.push_port}
+        pattern = rf"\b({'|'.join(map(str, ports))})\b"
+        text = re.sub(pattern, lambda match: str(ports[int(match[1])]), text)
         for old, new in {
             HOME: str(self.folder),
-            "127.0.0.1:6379": f"127.0.0.1:{self.redis_port}",
-            "127.0.0.1:6543": f"127.0.0.1:{self.web_port}",
-            "127.0.0.1:6544": f"127.0.0.1:{self.push_port}",
-            "--port 6543": f"--port {self.web_port}",
-            "--port 6544": f"--port {self.push_port}",
             "listen 80;": f"listen 127.0.0.1:{self.http_port};",
             "listen 443 ssl;": f"listen 127.0.0.1:{self.https_port} ssl;",
             "/etc/ssl/private/": f"{self.folder}/",
@@ -252,15 +263,6 @@ class Host:
         """Write the ini of the README with other settings. In their names, a double
         underscore stands for a dot.
         """
-        path = f"{HOME}/production.ini"
-        if not hasattr(self, "ini"):
-            self.ini = configparser.ConfigParser(interpolation=None)
-            (ours,) = [
-                text for text in snippets("ini") if "[logger_pyramid_jobstate]" in text
-            ]
-            self.ini.read_string(self.files[path] + LOGGING + ours)
-            # Whose jobs these are: the README's chapters on permissions say more.
-            self.ini["app:main"]["jobstate.owner"] = "session"
         for name, value in settings.items():
             setting = name.replace("__", ".")
             if value is None:
@@ -272,17 +274,15 @@ class Host:
 
     @property
     def redis_url(self) -> str:
-        url = self.ini["app:main"]["jobstate.broker"]
-        assert str(self.redis_port) in url
-        return url
+        return self.ini["app:main"]["jobstate.broker"]
 
     @contextlib.contextmanager
-    def redis(self, *arguments: str) -> Iterator[redis.Redis]:
+    def redis(self) -> Iterator[redis.Redis]:
         """Run a server with the README's configuration, and yield a client of it."""
         (path,) = [path for path in self.files if path.startswith("/etc/valkey")]
         config = self.write("valkey.conf", self.files[path])
         place = ["--port", str(self.redis_port), "--dir", str(self.folder)]
-        command = [embedded.find_binary(), str(config), *place, *arguments]
+        command = [embedded.find_binary(), str(config), *place]
         with (
             self.running(command, "redis", signal.SIGTERM),
             redis.Redis.from_url(self.redis_url) as client,
@@ -302,17 +302,23 @@ class Host:
             yield process
 
     @contextlib.contextmanager
-    def web(self, exec_start: str | None = None) -> Iterator[subprocess.Popen[bytes]]:
-        """Run the web server, and wait until it answers."""
-        with self.unit(WEB, exec_start) as process:
-            self._wait(process, WEB, self.web_port)
-            yield process
+    def web(
+        self, exec_start: str | None = None, unit: str = WEB
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """Run the web server, or the ASGI server beside it, and wait until it
+        listens.
+        """
+        port = self.web_port if unit == WEB else self.push_port
+        with self.unit(unit, exec_start) as process:
 
-    @contextlib.contextmanager
-    def push(self) -> Iterator[subprocess.Popen[bytes]]:
-        """Run the ASGI server beside the web server, and wait until it answers."""
-        with self.unit(PUSH) as process:
-            self._wait(process, PUSH, self.push_port)
+            def listens() -> bool:
+                assert process.poll() is None, self.log(unit)
+                with contextlib.suppress(OSError):
+                    socket.create_connection(("127.0.0.1", port), 1).close()
+                    return True
+                return False
+
+            wait_for(listens, PATIENCE)
             yield process
 
     @contextlib.contextmanager
@@ -321,8 +327,12 @@ class Host:
     ) -> Iterator[subprocess.Popen[bytes]]:
         """Run the workers, and wait until one is ready."""
         with self.unit(WORKER, exec_start) as process:
-            wait_for(lambda: process.poll() or "ready for action" in self.log(WORKER))
-            assert process.poll() is None, self.log(WORKER)
+
+            def is_ready() -> bool:
+                assert process.poll() is None, self.log(WORKER)
+                return "ready for action" in self.log(WORKER)
+
+            wait_for(is_ready, PATIENCE)
             yield process
 
     @contextlib.contextmanager
@@ -353,18 +363,6 @@ class Host:
     def log(self, name: str) -> str:
         """Return what a unit has printed, or a server."""
         return (self.folder / f"{name}.log").read_text("utf-8", "replace")
-
-    def _wait(self, process: subprocess.Popen[bytes], name: str, port: int) -> None:
-        """Wait until a server listens."""
-
-        def listens() -> bool:
-            assert process.poll() is None, self.log(name)
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                return True
-            return False
-
-        wait_for(listens)
 
 
 def program(name: str, package: str) -> str:

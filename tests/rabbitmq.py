@@ -8,7 +8,6 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,32 +32,8 @@ disk_free_limit.absolute = 1MB
 ERLANG_ARGUMENTS = "-kernel inet_dist_use_interface {127,0,0,1} +S 2:2 +sbwt none"
 
 #: Runs a command until the other end of its stdin is closed, which only the tests hold.
-#: Then it sends the command the signal $0, kills what is left, and removes $1.
-SUPERVISOR = """
-removed=$1
-shift
-"$@" </dev/null &
-read -r _
-kill -"$0" $!
-wait $!
-if [ -n "$removed" ]; then rm -rf "$removed"; fi
-kill -KILL 0
-"""
-
-
-def supervised(
-    command: Sequence[str], log: Path, signal: str, removed: str = "", **options: Any
-) -> "subprocess.Popen[bytes]":
-    """Run a command that ends with the tests, however they end, or by communicate()."""
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            ["sh", "-c", SUPERVISOR, signal, removed, *command],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            **options,
-        )
+#: Then it kills all that it has started, and removes $0.
+SUPERVISOR = '"$@" </dev/null & read -r _; rm -rf "$0"; kill -KILL 0'
 
 
 class RabbitMQ:
@@ -103,9 +78,7 @@ class RabbitMQ:
         self._log = directory / "log"
         self._options: dict[str, Any] = {"cwd": directory, "env": others | environ}
         self._node: subprocess.Popen[bytes] | None = None
-        self._epmd = supervised(
-            ["epmd"], self._log, "KILL", str(directory), **self._options
-        )
+        self._epmd = self._run(str(directory), "epmd")
 
     def __enter__(self) -> Self:
         try:
@@ -131,7 +104,7 @@ class RabbitMQ:
           RuntimeError: It does not answer in time.
         """
         deadline = time.monotonic() + START_TIMEOUT
-        self._node = supervised([self._binary], self._log, "KILL", **self._options)
+        self._node = self._run("", self._binary)
         while not _answers(self.port):
             if time.monotonic() > deadline:
                 log = self._log.read_text(errors="replace")[-3000:]
@@ -139,6 +112,18 @@ class RabbitMQ:
                     f"RabbitMQ does not start. Its log ends with:\n{log}"
                 )
             time.sleep(0.05)
+
+    def _run(self, removed: str, command: str) -> "subprocess.Popen[bytes]":
+        """Run a command that ends with the tests, however they end."""
+        with self._log.open("ab") as output:
+            return subprocess.Popen(
+                ["sh", "-c", SUPERVISOR, removed, command],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                **self._options,
+            )
 
     def stop(self) -> None:
         """Kill the node and wait for its end. Do nothing if it is not running."""

@@ -20,24 +20,10 @@ from pyramid_jobstate import JobCancelled, JobState
 from tests.workerprocess import make_broker
 
 
-class Journal:
-    """What the runs of jobs have written down, in the broker's server."""
-
-    def __init__(self, url: str) -> None:
-        self._client = redis.Redis.from_url(url, decode_responses=True)
-
-    def add(self, line: dict[str, Any]) -> None:
-        self._client.rpush("journal", json.dumps(line))
-
-    def lines(self) -> list[dict[str, Any]]:
-        lines: Any = self._client.lrange("journal", 0, -1)
-        return [json.loads(line) for line in lines]
-
-
 def make_rough_broker(url: str, store_url: str) -> RedisBroker:
     """Return a broker with its actor, in the sending process as in the workers."""
     broker = make_broker(url, store_url)
-    journal = Journal(url)
+    client = redis.Redis.from_url(url)
 
     @dramatiq.actor(broker=broker, max_retries=1, min_backoff=100, max_backoff=200)
     def wander(plan: str, seed: int, *, job_state: JobState) -> None:
@@ -52,7 +38,8 @@ def make_rough_broker(url: str, store_url: str) -> RedisBroker:
 
         def note(outcome: str | None = None) -> None:
             line = {"job": job_state.uuid, "run": run, "at": time.time()}
-            journal.add({**line, "outcome": outcome, "values": values})
+            line |= {"outcome": outcome, "values": values}
+            client.rpush("journal", json.dumps(line))
 
         note()
         try:

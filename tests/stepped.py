@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 from redis.connection import AbstractConnection
 from redis.exceptions import ConnectionError as Lost
@@ -27,9 +28,6 @@ _here = threading.local()
 #: What may happen to a process at a round trip: it dies, it stands still for a while
 #: before it goes on, or it does not get the reply.
 FATES = ("die before", "die after", "sleep", "sleep", "lose", "lose")
-
-#: Seconds for which a process stands still.
-SLEEP = 0.1
 
 
 class Killed(BaseException):
@@ -61,19 +59,23 @@ class Process:
         self._go.release()
         assert self._paused.acquire(timeout=30), "A process hangs."
 
-    def pause(self) -> str:
-        """Wait for its turn. Return what happens to the round trip."""
+    def pause(self, seconds: float = 0) -> None:
+        """Wait for its turn, which comes after so many seconds."""
         if self.is_dead:
             raise Killed
+        self.wakes_at = time.monotonic() + seconds
         self._paused.release()
         self._go.acquire()
-        return self._world.fate()
 
-    def sleep(self) -> None:
-        """Stand still while the others go on and time passes."""
-        self.wakes_at = time.monotonic() + SLEEP
-        self._paused.release()
-        self._go.acquire()
+    def begin(self) -> str:
+        """Wait for its turn. Return what happens to the round trip."""
+        self.pause()
+        fate = self._world.fate()
+        if fate == "die before":
+            self.die()
+        if fate == "sleep":
+            self.pause(0.1)
+        return fate
 
     def die(self) -> None:
         self.is_dead = True
@@ -110,10 +112,8 @@ class World:
         self.seen: Counter[str] = Counter()
         self.processes: list[Process] = []
 
-    def start(self, main: Callable[[], None]) -> Process:
-        process = Process(self, main)
-        self.processes.append(process)
-        return process
+    def start(self, main: Callable[[], None]) -> None:
+        self.processes.append(Process(self, main))
 
     def step(self) -> bool:
         """Let one process go on. Return False if none is left."""
@@ -157,12 +157,7 @@ def stepped() -> Iterator[None]:
         process: Process | None = getattr(_here, "process", None)
         packed = command if isinstance(command, bytes) else b"".join(command)
         if process is not None and not HANDSHAKE.match(packed):
-            fate = process.pause()
-            if fate == "die before":
-                process.die()
-            if fate == "sleep":
-                process.sleep()
-            fates[self] = fate
+            fates[self] = process.begin()
         return send(self, command, *args, **kwargs)
 
     def read_response(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -177,11 +172,10 @@ def stepped() -> Iterator[None]:
             raise Lost("The reply was lost.")
         return reply
 
-    connection: Any = AbstractConnection
-    connection.send_packed_command = send_packed_command
-    connection.read_response = read_response
-    try:
+    with (
+        mock.patch.object(
+            AbstractConnection, "send_packed_command", send_packed_command
+        ),
+        mock.patch.object(AbstractConnection, "read_response", read_response),
+    ):
         yield
-    finally:
-        connection.send_packed_command = send
-        connection.read_response = read

@@ -104,7 +104,7 @@ class Press:
 
     Attributes:
       uuid: The job with which it was answered.
-      is_new: Whether the press was answered with a job of its own.
+      is_new: Whether that is a job of its own.
       at: When, by the number of ends before.
       is_certain: Whether its transaction has committed, as far as it lived to see.
     """
@@ -117,9 +117,6 @@ class Press:
 
 class Scene(World):
     """Jobs whose messages a broker without a worker keeps.
-
-    Parameters:
-      config: The configurator of the application.
 
     Attributes:
       mail: The messages that wait.

@@ -7,6 +7,7 @@ the end the store must agree with it.
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 import signal
 import threading
@@ -61,11 +62,12 @@ class Journal:
       ends: The last line of each run that has ended.
     """
 
-    def __init__(self, journal: rough.Journal) -> None:
+    def __init__(self, client: redis.Redis) -> None:
         self.starts: dict[str, list[str]] = {}
         self.at: dict[str, float] = {}
         self.ends: dict[str, dict[str, Any]] = {}
-        for line in journal.lines():
+        lines: Any = client.lrange("journal", 0, -1)
+        for line in map(json.loads, lines):
             if line["outcome"] is None:
                 self.starts.setdefault(line["job"], []).append(line["run"])
                 self.at[line["run"]] = line["at"]
@@ -83,7 +85,6 @@ class Storm:
         self, seed: int, urls: tuple[str, str], proxy_url: str, folder: Path
     ) -> None:
         self.dice = random.Random(seed)
-        self.journal = rough.Journal(urls[0])
         self.client = redis.Redis.from_url(urls[0])
         # Observers get a long timeout, since the machine may be busy.
         observer = redis.Redis.from_url(urls[1], socket_timeout=30)
@@ -152,7 +153,7 @@ class Storm:
             self.killed += 1
 
     def is_only_known_there(self, sent: Sent) -> bool:
-        if not Journal(self.journal).has_ended(sent.uuid):
+        if not Journal(self.client).has_ended(sent.uuid):
             return False
         state = self.store.load(sent.uuid)
         is_over = state is not None and state.is_finished
@@ -169,7 +170,7 @@ class Storm:
         return not self.messages() and all(s and s.is_finished for s in states)
 
     def wrong(self) -> Iterator[str]:
-        journal = Journal(self.journal)
+        journal = Journal(self.client)
         for sent in self.sent:
             state = self.store.load(sent.uuid)
             assert state is not None
@@ -223,7 +224,7 @@ def test_no_end_and_no_last_value_is_wrong(
             for helper in helpers:
                 helper.start()
             storm.send(count)
-            wait_for(lambda: len(Journal(storm.journal).ends) > count / 2, 100)
+            wait_for(lambda: len(Journal(storm.client).ends) > count / 2, 100)
             storm.over.set()
             for helper in helpers:
                 helper.join()

@@ -168,17 +168,19 @@ def test_streams_beside_a_wsgi_server(host: Host, page: Page) -> None:
         host.redis() as client,
         host.web(),
         nginx(host, mixed(host)) as browser,
-        followed(page, browser, client) as marathon,
     ):
-        with host.push() as process:
+        with (
+            host.web(unit=PUSH) as process,
+            followed(page, browser, client) as marathon,
+        ):
             marathon.see("stream")
             process.send_signal(signal.SIGTERM)
             marathon.see("poll")
             process.wait(15)
             assert "Traceback" not in host.log(PUSH)
-        with host.push():
-            marathon.page.clock.fast_forward(15_000)
-            marathon.see("stream", 40)
+            with host.web(unit=PUSH):
+                marathon.page.clock.fast_forward(15_000)
+                marathon.see("stream", 40)
             path = f"/job_state/{marathon.uuid}"
             for polled in path, f"/job_state?uuid={marathon.uuid}", "/job_state/none":
                 answer = browser(polled, accept="*/*")

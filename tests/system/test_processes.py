@@ -83,28 +83,6 @@ def test_a_worker_that_is_killed(sender: Sender) -> None:
     assert sender.wait_until("success").progress_metrics["done"] is True
 
 
-def test_a_killed_worker_whose_job_is_cancelled(sender: Sender) -> None:
-    """A job whose worker was killed after a cancel reads stalled; a second cancel ends
-    it, and its redelivered message is skipped.
-    """
-    sender.send("run_marathon")
-    worker = sender.start()
-    wait_for(lambda: sender.metric("pid"), PATIENCE)
-    worker.kill(signal.SIGSTOP)
-    assert sender.load().cancel()
-    assert sender.load().status == "cancelling"
-    worker.kill(signal.SIGKILL)
-    assert sender.wait_until("stalled").cancel()
-    assert sender.load().status == "cancelled"
-    assert not sender.load().cancel()
-    before = sender.load().progress_metrics
-    sender.open_gate()
-    sender.start()
-    wait_for(lambda: not sender.client.exists("dramatiq:default.msgs"), PATIENCE)
-    assert sender.load().status == "cancelled"
-    assert sender.load().progress_metrics == before
-
-
 def test_a_worker_that_was_frozen(sender: Sender) -> None:
     """A worker that was frozen while its message ran elsewhere changes nothing when it
     wakes, and logs one warning.

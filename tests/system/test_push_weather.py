@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import redis
 
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
@@ -106,6 +107,21 @@ def test_streams_outlive_an_outage(
         wait_for(lambda: "The job state store tells of changes again." in caplog.text)
         run.succeed()
         assert stream.wait().events[-1].state["job_state"] == "success"
+
+
+def test_user_who_may_not_hear_of_changes_polls(server: EmbeddedServer) -> None:
+    """Where an ACL of the server forbids it, pages poll, and no connection is left."""
+    with redis.Redis.from_url(server.url) as client:
+        client.acl_setuser(
+            "jobs", enabled=True, nopass=True, keys=["*"], commands=["+@all"]
+        )
+        client.execute_command("ACL", "SETUSER", "jobs", "-client|tracking")
+        url = server.url.replace("redis://", "redis://jobs:x@")
+        job = put(JobStore(client))
+        with pushing(make_config(url)) as push:
+            push.open(one(job)).wait()
+            assert not push.ask(one(job)).is_stream
+            assert not [c for c in client.client_list() if "t" in c["flags"]]
 
 
 WITHOUT_PUSHES = """

@@ -3,15 +3,12 @@
 import contextlib
 import logging
 import os
-import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import dramatiq
 import pytest
-import redis
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.errors import ConnectionClosed
 
@@ -19,7 +16,6 @@ from pyramid_jobstate import JobStateMiddleware, JobStore, rerun
 from tests.jobs import Alarm, Gate, RunMarathon, job_actor, load, wait_until, working
 from tests.rabbitmq import RabbitMQ, find_binary
 from tests.support import wait_for
-from tests.workerprocess import starting
 
 #: The seconds that a worker may take to start on a busy machine, or a consumer to
 #: reconnect.
@@ -182,41 +178,3 @@ def test_a_broker_that_fails(
         wait_until(broker, message, "success")
         broker.enqueue(refused)
         wait_until(broker, refused, "success", timeout=PATIENCE)
-
-
-def test_a_worker_that_is_killed(
-    rabbitmq: RabbitMQ,
-    rabbitmq_broker: RabbitmqBroker,
-    redis_url: str,
-    client: redis.Redis,
-    tmp_path: Path,
-) -> None:
-    """RabbitMQ redelivers the message of a killed worker at once. The job runs again
-    without the first run's values, and ends as that run does.
-    """
-
-    def wait_at_gate(*, job_state: Any = None) -> None: ...
-
-    actor = dramatiq.actor(broker=rabbitmq_broker, job_state=True)(wait_at_gate)
-    message = actor.send()
-
-    def group() -> int:
-        found: int = load(rabbitmq_broker, message).get_progress_metric("group", 0)
-        return found
-
-    environ = {"BROKER_URL": rabbitmq.url, "STORE_URL": redis_url}
-    with starting(environ, tmp_path, "bench.matrix.app", 1) as start:
-        workers = {worker.process.pid: worker for worker in (start(), start())}
-        first = workers.pop(wait_for(group, PATIENCE))
-        before = load(rabbitmq_broker, message)
-        assert before.status == "working" and before.progress_metrics["first"] is True
-        first.kill(signal.SIGKILL)
-        wait_for(lambda: group() in workers, PATIENCE)
-        state = load(rabbitmq_broker, message)
-        assert (state.status, state.attempt) == ("working", 1)
-        assert state.progress_metrics.keys() == {"group"}
-        client.set("gate", 1)
-        state = wait_until(rabbitmq_broker, message, "success", "error")
-        assert state.status == "success" and state.progress_metrics["done"] is True
-        rabbitmq_broker.join("default", timeout=20_000)
-    assert counts(rabbitmq_broker) == (0, 0)

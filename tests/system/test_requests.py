@@ -3,7 +3,6 @@ cancelled or stopped, and worker processes that die.
 """
 
 import contextlib
-import os
 import sys
 import threading
 import time
@@ -22,10 +21,8 @@ from pyramid.request import Request
 from transaction.interfaces import TransientError
 
 from pyramid_jobstate import JobState, current_job_state
-from tests.counters import Database, make_app, open_database
-from tests.counterworker import declare
+from tests.counters import SQL, Database, Zodb, make_app, mark
 from tests.jobs import job_actor, make_broker, store_of, wait_until, working
-from tests.postgres import find_folder, postgres
 from tests.support import load_job, wait_for
 from tests.web.databases import Manager
 from tests.web.visits import NOT_SENT
@@ -134,7 +131,7 @@ class Scene:
 
         @job_actor(broker=self.broker, **options)
         def save(*, request: Request, job_state: Any) -> None:
-            self.database.mark(request, job_state.uuid)
+            mark(request, job_state.uuid)
             child = request.job_states.send(self.follow, job_state.uuid)
             self.children.setdefault(job_state.uuid, []).append(child.uuid)
             place = self.place
@@ -197,33 +194,16 @@ class Scene:
         wait_for(partial(self.is_sent, state.uuid))
 
 
-def url_of(kind: str, folder: Path, stack: contextlib.ExitStack) -> str:
-    """Return the URL of a new database."""
-    if kind == "sqlite":
-        return f"sqlite:///{folder / 'counters.sqlite'}"
-    if kind == "zodb":
-        return f"file://{folder / 'counters.fs'}"
-    found = find_folder()
-    if found is None:
-        reason = "No PostgreSQL is installed (Debian: apt-get install postgresql)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return stack.enter_context(postgres(found))
-
-
-@pytest.fixture(
-    params=["sqlite", "zodb", pytest.param("postgresql", marks=pytest.mark.long)]
-)
+@pytest.fixture(params=["sqlite", "zodb"])
 def scene(
     request: pytest.FixtureRequest, redis_url: str, tmp_path: Path
 ) -> Iterator[Scene]:
     """An application with a new database and either kind of transaction manager."""
-    with contextlib.ExitStack() as stack:
-        url = url_of(request.param, tmp_path, stack)
-        database = open_database(url, is_new=True)
-        stack.callback(database.close)
-        yield Scene(redis_url, database, request.param != "zodb")
+    database: Database = Zodb(f"file://{tmp_path / 'counters.fs'}")
+    if request.param == "sqlite":
+        database = SQL(f"sqlite:///{tmp_path / 'counters.sqlite'}")
+    with contextlib.closing(database):
+        yield Scene(redis_url, database, request.param == "sqlite")
 
 
 def error_type(state: JobState) -> str:
@@ -267,7 +247,7 @@ def test_every_success_is_counted(scene: Scene) -> None:
             # The transactions of four jobs overlap.
             meeting.wait(20)
         counter.value = value + 1
-        scene.database.mark(request, job_state.uuid)
+        mark(request, job_state.uuid)
 
     messages = [increment.send() for _ in range(24)]
     with working(scene.broker, threads=4):
@@ -368,11 +348,11 @@ def test_job_whose_process_dies_after_the_commit_runs_again(
     store = store_of(broker)
     environ = {"BROKER_URL": redis_url, "DATABASE_URL": url}
     with (
-        contextlib.closing(open_database(url, is_new=True)) as database,
+        contextlib.closing(SQL(url)) as database,
         starting(environ, tmp_path, "tests.counterworker", 1) as start,
     ):
-        declare(broker, database)
-        uuid = broker.actors["die_at_first"].send().message_id
+        actor = dramatiq.actor(broker=broker, actor_name="die_at_first", job_state=True)
+        uuid = actor(lambda: None).send().message_id
         first = start()
         # The worker's process has died, and the command follows.
         wait_for(lambda: database.read()[0] == 1, PATIENCE)

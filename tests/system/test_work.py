@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pyramid_jobstate import JobState
-from tests.cliapp import PATIENCE, Folder, Pjobs, load, send
+from tests.cliapp import PATIENCE, Folder, Pjobs
 from tests.support import descendants, is_alive, wait_for
 
 #: Starts a command.
@@ -42,9 +42,9 @@ def start(folder: Folder) -> Iterator[Start]:
 
 def nap(folder: Folder) -> JobState:
     """Return a job that a worker has run."""
-    uuid = send(folder.url, "nap", 0)
-    wait_for(lambda: load(folder.url, uuid).is_success, PATIENCE)
-    return load(folder.url, uuid)
+    uuid = folder.send("nap", 0)
+    wait_for(lambda: folder.load(uuid).is_success, PATIENCE)
+    return folder.load(uuid)
 
 
 def test_jobs_run_with_the_application_of_the_ini(folder: Folder, start: Start) -> None:
@@ -53,7 +53,7 @@ def test_jobs_run_with_the_application_of_the_ini(folder: Folder, start: Start) 
     """
     folder.write_ini("processes = 1\nthreads = 2\nqueues = default other")
     command = start("--threads", "1", "--log-file", "work.log")
-    skipped = send(folder.url, "mail", queue="mail")
+    skipped = folder.send("mail", queue="mail")
     metrics = nap(folder).progress_metrics
     assert metrics["greeting"] == "hello"
     assert metrics["parent"] == command.pid
@@ -62,7 +62,7 @@ def test_jobs_run_with_the_application_of_the_ini(folder: Folder, start: Start) 
     assert "--threads 2" not in arguments
     assert "--queues default other" in arguments
     assert len(command.processes()) <= 3
-    assert load(folder.url, skipped).status == "queued"
+    assert folder.load(skipped).status == "queued"
     assert command.stop() == 0
     log = (folder.path / "work.log").read_text()
     assert "from the ini: WARNING cliapp A nap begins." in log

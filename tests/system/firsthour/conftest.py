@@ -12,28 +12,17 @@ from tests.system.firsthour.projects import Project, sdist
 MakeProject = Callable[[str], Project]
 
 
-@pytest.fixture(scope="session")
-def pyramid_sdist(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """Pyramid's sdist, downloaded unless pytest's cache has it."""
+@pytest.fixture
+def make_project(request: pytest.FixtureRequest, tmp_path: Path) -> MakeProject:
+    """A function that makes a copy of a project for this test alone, of Pyramid's
+    sdist, which is downloaded unless pytest's cache has it.
+    """
     cache = request.config.cache
-    # Without the plugin for the cache, each run downloads it.
-    folder = cache.mkdir("sdist") if cache else tmp_path_factory.mktemp("sdist")
-    found = sdist(folder)
-    if found is None:
+    # Without the plugin for the cache, each test downloads it.
+    archive = sdist(cache.mkdir("sdist") if cache else tmp_path)
+    if archive is None:
         reason = "pip could not download the sdist of Pyramid"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
-    return found
-
-
-@pytest.fixture
-def make_project(pyramid_sdist: Path, tmp_path: Path) -> MakeProject:
-    """A function that makes a copy of a project for this test alone."""
-
-    def make(name: str) -> Project:
-        return Project(pyramid_sdist, name, tmp_path / name)
-
-    return make
+    return lambda name: Project(archive, name, tmp_path / name)

@@ -26,7 +26,6 @@ FOLDERS = {
     "sqlalchemy": "wiki2/src/installation",  # generated: SQLAlchemy and Jinja2
     "zodb": "wiki/src/installation",  # generated: ZODB and Chameleon
     "wiki2": "wiki2/src/tests",  # a finished tutorial: users in a database
-    "wiki": "wiki/src/tests",  # the other one: a resource tree, groups of users
 }
 
 #: The package in each of these projects.
@@ -37,7 +36,7 @@ PACKAGE = "tutorial"
 EGG_INFO = "import setuptools; setuptools.setup()"
 
 #: How many tests each project comes with.
-OWN_TESTS = {"sqlalchemy": 5, "zodb": 4, "wiki2": 27, "wiki": 25}
+OWN_TESTS = {"sqlalchemy": 5, "zodb": 4, "wiki2": 27}
 
 #: The seconds that a process may take to stop.
 PATIENCE = 20

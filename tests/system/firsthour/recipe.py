@@ -15,25 +15,13 @@ from tests.system.firsthour.projects import PACKAGE, Project
 #: The comment that begins a block, in Python, in an ini file or in a template.
 COMMENT = re.compile(r"(?:# |<!-- )(?P<path>[\w./-]+), (?P<place>.+?)(?: -->)?")
 
-#: The generated project from which each of the tutorials starts.
-WIKIS = {"wiki2": "sqlalchemy", "wiki": "zodb"}
-
 #: The names in a tutorial's application that replace those in the README.
 OTHER_NAMES = {
-    "wiki2": {
-        "mytemplate": "layout",
-        "before the first </div>": "before the first {% block content %}",
-        "models.MyModel(name=job_state.uuid, value=miles)": (
-            "models.Page(name=job_state.uuid, data=str(miles), creator_id=1)"
-        ),
-    },
-    "wiki": {
-        "mytemplate": "layout",
-        "before the first </div>": "before the first <div metal:define-slot",
-        "models.MyModel(miles=miles)": "models.Page(str(miles))",
-        # The layout shows a title.
-        '"project"': '"title"',
-    },
+    "mytemplate": "layout",
+    "before the first </div>": "before the first {% block content %}",
+    "models.MyModel(name=job_state.uuid, value=miles)": (
+        "models.Page(name=job_state.uuid, data=str(miles), creator_id=1)"
+    ),
 }
 
 
@@ -50,22 +38,20 @@ class Block(NamedTuple):
     place: str
     lines: tuple[str, ...]
 
-    def without(self, *texts: str) -> "Block":
-        """Return the block without the lines that contain one of some texts."""
-        kept = [x for x in self.lines if not any(text in x for text in texts)]
-        # What followed the imports may now come first.
-        return self._replace(lines=tuple("\n".join(kept).lstrip("\n").split("\n")))
 
-    def replaced(self, texts: Mapping[str, str]) -> "Block":
-        """Return the block with other names, as a reader has them."""
+def adapted(block: Block, texts: Mapping[str, str]) -> Block:
+    """Return a block with other names, as a reader has them who has users already."""
 
-        def replace(text: str) -> str:
-            for old, new in texts.items():
-                text = text.replace(old, new)
-            return text
+    def replace(text: str) -> str:
+        for old, new in texts.items():
+            text = text.replace(old, new)
+        return text
 
-        lines = tuple(map(replace, self.lines))
-        return Block(replace(self.path), replace(self.place), lines)
+    session = ("jobstate.owner", "SignedCookieSessionFactory")
+    kept = [x for x in block.lines if not any(text in x for text in session)]
+    # What followed the imports may now come first.
+    lines = replace("\n".join(kept).lstrip("\n")).split("\n")
+    return Block(replace(block.path), replace(block.place), tuple(lines))
 
 
 def section(title: str) -> str:
@@ -163,9 +149,6 @@ def quick_start(name: str) -> list[Block]:
     if name == "zodb":
         others = blocks(section("With ZODB and Chameleon"))
         return [x for x in everyone if not x.path.endswith(".jinja2")] + others
-    # The wikis have templates of their own and users who log in.
-    session = ("jobstate.owner", "SignedCookieSessionFactory")
-    everyone = [x.without(*session) for x in quick_start(WIKIS[name])]
-    if name == "wiki2":
-        everyone += blocks(section("With users who log in"))
-    return [x.replaced(OTHER_NAMES[name]) for x in everyone]
+    # The wiki has templates of its own and users who log in.
+    everyone = everyone + blocks(section("With users who log in"))
+    return [adapted(block, OTHER_NAMES) for block in everyone]

@@ -27,9 +27,7 @@ ZEO = re.compile(r"``runzeo (.+?)``")
 
 #: The two projects that the README begins with.
 BOTH = ["sqlalchemy", pytest.param("zodb", marks=pytest.mark.long)]
-
-#: The tutorials' applications.
-WIKIS = [pytest.param(name, marks=pytest.mark.long) for name in ("wiki2", "wiki")]
+WIKI = pytest.param("wiki2", marks=pytest.mark.long)
 
 
 class Site:
@@ -129,7 +127,9 @@ def run_a_marathon(page: Page) -> str:
     return url
 
 
-@pytest.mark.parametrize("project", [*BOTH, *WIKIS], indirect=True)
+@pytest.mark.parametrize(
+    "project", [*BOTH, pytest.param("wiki2", marks=pytest.mark.long)], indirect=True
+)
 def test_projects_pass_their_tests_after_the_recipe(project: Project) -> None:
     """With what the README adds, the projects still pass their own tests, unmodified
     and without a Redis server, and those that the README shows.
