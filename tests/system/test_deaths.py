@@ -71,7 +71,8 @@ class Run:
         return self._unsaved.run.token
 
     def report(self) -> None:
-        self._unsaved.run.set_metrics({"n": 1})
+        self._unsaved.run.set_progress(1, 2, None, None)
+        self._unsaved.tell_soon()
         self._write()
 
     def end(self, *, fails: bool) -> None:
@@ -177,7 +178,8 @@ class Scene(World):
         self.running.add(uuid)
         self.ran[uuid] += 1
         self.messages[uuid] = message
-        # Its actor reports once, and returns.
+        # Its actor reports twice, and returns.
+        run.report()
         run.report()
         self.running.discard(uuid)
         try:
@@ -341,12 +343,14 @@ class Members(Scene):
         """Send the batch, whose sender lives."""
         request = make_request(self.config, "alice")
         request.tm.begin()
+        weights = self.rng.choices([1, 2, 3], k=12)
         with request.job_states.batch() as batch:
-            for weight in self.rng.choices([1, 3, 0.001, 10_000], k=12):
+            for weight in weights:
                 batch.send_with_options(self.actor, (), weight=weight)
         request.tm.commit()
         self.uuid = batch.uuid
-        self.members = [job.uuid for job in self.store.members(batch.uuid).items]
+        uuids = [job.uuid for job in self.store.members(batch.uuid).items]
+        self.weights = dict(zip(uuids, weights, strict=True))
 
     def load(self) -> Batch:
         batch = self.store.load(self.uuid)
@@ -358,14 +362,19 @@ class Members(Scene):
         batch = self.load()
         assert min(batch.counts.values()) >= 0
         assert sum(batch.counts.values()) == batch.size == 12
-        assert 0 <= (batch.progress.fraction or 0) <= 1
+        # The bar is not beyond what has begun, or never will.
+        begun = [
+            u for u in self.weights if u in self.ran or self.status(u) == "cancelled"
+        ]
+        share = sum(self.weights[u] for u in begun) / sum(self.weights.values())
+        assert (batch.progress.fraction or 0) <= share + 0.001
         ended = ("success", "error", "cancelled")
         is_over = sum(batch.counts[status] for status in ended) == 12
         assert batch.is_finished == is_over or batch.status == "stalled"
 
     def cancel_one(self) -> None:
         with contextlib.suppress(RedisError):
-            if job := self.store.load(self.rng.choice(self.members)):
+            if job := self.store.load(self.rng.choice([*self.weights])):
                 job.cancel()
 
     def is_right(self) -> bool:
@@ -374,7 +383,9 @@ class Members(Scene):
         queued, or as what it was.
         """
         batch = self.load()
-        truth = Counter(job.status for job in self.store.load_many(self.members) if job)
+        truth = Counter(
+            job.status for job in self.store.load_many([*self.weights]) if job
+        )
         unsent = truth.pop("stalled", 0)
         missing = Counter(batch.counts)
         missing.subtract(truth)
