@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import gc
+import concurrent.futures
 import subprocess
 import sys
-import textwrap
-import threading
-import weakref
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import dramatiq
@@ -23,7 +19,7 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import Middleware, default_middleware
 from pyramid.exceptions import ConfigurationError
 
-from pyramid_jobstate import JobStateMiddleware, JobStore, RequestMiddleware
+from pyramid_jobstate import JobStateMiddleware, RequestMiddleware
 from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.testing import release_broker
 from tests import annotated
@@ -86,19 +82,13 @@ def test_url_makes_a_global_broker() -> None:
     """It has Dramatiq's middleware, then ours, and connects to nothing. A RedisBroker's
     server keeps the states unless another is named.
     """
+    b = "redis://b:3/4"
     cases: list[tuple[str, type[Broker], str | None, str]] = [
-        ("redis://a:1/2", RedisBroker, None, "a:1/2"),
         ("rediss://a:1/2", RedisBroker, None, "a:1/2"),
         ("unix:///a.sock?db=2", RedisBroker, None, "/a.sock?db=2"),
-        ("redis://a:1/2", RedisBroker, "redis://b:3/4", "b:3/4"),
-        (AMQP, RabbitmqBroker, "redis://b:3/4", "b:3/4"),
-        (
-            "amqps://user:pass%40word@a:1/%2f?heartbeat=5",
-            RabbitmqBroker,
-            "redis://b:3/4",
-            "b:3/4",
-        ),
-        ("stub", StubBroker, "redis://b:3/4", "b:3/4"),
+        ("redis://a:1/2", RedisBroker, b, "b:3/4"),
+        ("amqps://user:pass%40word@a:1/%2f?heartbeat=5", RabbitmqBroker, b, "b:3/4"),
+        ("stub", StubBroker, b, "b:3/4"),
     ]
     for value, cls, redis_url, place in cases:
         broker = use(value, redis_url, namespace="shop", expire_in="60")
@@ -152,9 +142,20 @@ def test_middleware_that_a_broker_has_is_not_doubled(
 
 
 def test_function_makes_the_broker() -> None:
-    """It may set its broker, which then replaces the default one, and import actors,
-    which move.
+    """It may import actors, which move, and set its broker, which then replaces the
+    default one.
     """
+    actors = []
+
+    def import_actors(settings: Any) -> Broker:
+        actors.append(declare())
+        return RedisBroker(url=NOWHERE)
+
+    broker = use(import_actors)
+    assert actors[0].broker is broker is dramatiq.get_broker()
+    assert is_tracked(actors[0])
+    release_broker()
+    dramatiq.broker.global_broker = None
     early = declare()
 
     def make(settings: Any) -> Broker:
@@ -165,16 +166,6 @@ def test_function_makes_the_broker() -> None:
     broker = use(make)
     assert dramatiq.get_broker() is broker
     assert early.broker is not broker
-    release_broker()
-    dramatiq.broker.global_broker = None
-    actors = []
-
-    def import_actors(settings: Any) -> Broker:
-        actors.append(declare())
-        return RedisBroker(url=NOWHERE)
-
-    use(import_actors)
-    assert is_tracked(actors[0])
 
 
 def test_function_that_goes_wrong_leaves_nothing_behind() -> None:
@@ -189,12 +180,7 @@ def test_function_that_goes_wrong_leaves_nothing_behind() -> None:
 
     with pytest.raises(KeyError, match=r"redis\.host"):
         use(fail)
-    for returned in (
-        None,
-        {"url": "redis://:hunter2@h"},
-        "redis://:hunter2@h",
-        StubBroker,
-    ):
+    for returned in None, "redis://:hunter2@h":
         said = refusal(lambda settings, value=returned: value)
         assert f"of the type {type(returned).__name__}." in said
         assert "hunter2" not in said
@@ -209,53 +195,27 @@ def test_function_that_goes_wrong_leaves_nothing_behind() -> None:
 
 # What is refused.
 
-#: Each has a password, in a place where a hurried person may put it.
 SECRETS = [
     "redis://user:hunter2@host:port/0",
-    "redis://user:hunter2@host:99999/0",
     "redis://:hunter2@host/abc",
     "redis://host/hunter2",
     "redis://:hunter2",
-    "redis://host:hunter2/0",
     "redis://host?password=hunter2&nope=1",
-    "redis://host?db=hunter2",
     "redis://:hun#ter2@host/0",
     "redis://:12/hunter2@host/0",
-    "redis://:12?hunter2@host/0",
-    "redis://:hunter2@host:0/0",
     "redis:/user:hunter2@host/0",
-    "redis:///:hunter2@host/0",
     "redis+cluster://:hunter2@host",
     "rediss://:[hunter2@host/0",
-    "REDIS://:hunter2@host/0",
+    "redis ://:hunter2@host/0",
     "user:hunter2@host:/0",
-    "hunter2@host:/0",
-    "unix://?password=hunter2",
     "unix://user:hunter2@host/x.sock?nope=1",
     "amqp://user:hunter2@host:port/",
-    "amqp://user:hunter2@host:0/",
-    "amqp://user:hunter2",
-    "amqp://user:12#hunter2@host/",
-    "amqp://user:12/hunter2@host/",
     "amqp://user:12?hunter2@host/",
-    "amqp://user:12;hunter2@host/",
     "amqp://:hunter2@host/a/b",
-    "amqp://:hunter2@[host/",
-    "amqp://host?password=hunter2",
     "amqp://:hunter2@a;b",
-    "amqp://a;amqp://b:hunter2",
-    "amqp://:hunter2@a;redis://b",
-    "amqp:/:hunter2@host",
-    "amqp+ssl://user:hunter2@host/",
-    "http://user:hunter2@host/",
-    "sqs://user:hunter2@host?x=hunter2#hunter2",
-    "://:hunter2@host",
-    ":/hunter2",
-]
-SECRETS += [
-    "redis ://:hunter2@host/0",
-    "amqp://:hunter2@ho st/",
     "amqp://:hunter2@ho\nst/",
+    "http://user:hunter2@host/",
+    "://:hunter2@host",
 ]
 
 
@@ -277,10 +237,8 @@ def test_bad_url_is_refused_without_its_password(
     assert "hunter2" not in caplog.text + "".join(capfd.readouterr())
 
 
-#: What the error of a bad URL says.
 TEXTS = {
     "redis://host/abc": "its path is not a database number",
-    "redis://host:x/0": "its host or its port is invalid",
     "redis://host:65536/0": "its host or its port is invalid",
     "redis://host:0/0": "port is 0",
     "redis://host/0?decode_responses=1": "Remove decode_responses from it",
@@ -289,19 +247,9 @@ TEXTS = {
     "unix://": "has no path to a socket",
     "redis:/x": "= 'redis:…' is invalid. Use a URL that begins with redis://, ",
     "amqp://host:x": "'amqp://host:…' is not a URL such as amqp://user:password@",
-    "amqp://host?nope=1": "'amqp://host?…' is not a URL",
-    "amqp://host/a/b": "'amqp://host/a/b' is not a URL",
     "amqp://host;b": "'amqp:…' is not a URL",
-    "http://host:80/path": "= 'http://host:80/path' is invalid. Use a URL that begins",
     "http://user:word@host:80/path?a=b": "'http://…@host:80/path?…'",
-    "http://user:word@/path": "'http://…@/path'",
-    "http://[::1]:80": "'http://[::1]:80'",
-    "http://user:word@[::1]/0": "'http://…@[::1]/0'",
-    "http://host:word": "'http://host:…'",
-    "http://host:/0": "'http://host:…/0'",
-    "http:/host": "'http:…'",
     "http://wo/rd@host": "'http:…'",
-    "http://host#word": "'http:…'",
     "user@host:/word": "'…'",
 }
 
@@ -357,33 +305,20 @@ def test_actors_of_every_form_move() -> None:
     for form in forms:
         actor = form()
         fn = actor.fn
-        for value in (NOWHERE, "redis://127.0.0.1:1/1"):
-            broker = use(value)
-            assert actor.broker is broker
-            assert actor.fn is not fn
-            release_broker()
-            assert actor.fn is fn
+        broker = use(NOWHERE)
+        assert actor.broker is broker and actor.fn is not fn
+        release_broker()
+        assert actor.fn is fn
         dramatiq.broker.global_broker = None
 
 
-def declare_wrong(how: str = "position", **options: Any) -> None:
-    """Declare an actor that ours refuses, on the default broker or another."""
-    fn: Any = lambda job_state, miles: None  # noqa: E731, or it gets an annotation
-    if how == "annotation":
-        fn = lambda *, job_state: None  # noqa: E731
-        fn.__annotations__["job_state"] = "Nothing"
-    dramatiq.actor(actor_name="wrong", **options)(fn)
-
-
-@pytest.mark.parametrize("how", ["position", "annotation"])
 @pytest.mark.parametrize("own", [False, True])
-def test_wrong_actor_keeps_all_from_moving(how: str, own: bool) -> None:
+def test_wrong_actor_keeps_all_from_moving(own: bool) -> None:
     """If one actor is declared wrongly, all stay where they were, as they were."""
     first = declare("first")
-    declare_wrong(how)
-    last = declare("last")
     default: Any = first.broker
-    early: Any = default
+    dramatiq.actor(actor_name="wrong")(lambda job_state, miles: None)
+    last = declare("last")
     functions = {name: actor.fn for name, actor in default.actors.items()}
     target = RedisBroker(url=NOWHERE)
     mine = declare("mine", broker=target)
@@ -391,8 +326,7 @@ def test_wrong_actor_keeps_all_from_moving(how: str, own: bool) -> None:
     with pytest.raises(ActorError, match="actor 'wrong'"):
         use(target if own else NOWHERE)
     assert dramatiq.broker.global_broker is default
-    assert {name: actor.fn for name, actor in early.actors.items()} == functions
-    assert list(functions) == ["first", "wrong", "last"]
+    assert {name: actor.fn for name, actor in default.actors.items()} == functions
     assert first.broker is last.broker is default
     assert target.middleware == middleware
     assert (target.actors, mine.fn) == ({"mine": mine}, fn)
@@ -403,20 +337,10 @@ def test_wrong_actor_keeps_all_from_moving(how: str, own: bool) -> None:
     assert dramatiq.get_broker() is broker
 
 
-def test_broker_that_cannot_be_used_stays_as_it_is() -> None:
-    """A wrong actor on it, or one that is on Dramatiq's default broker, too: it gets no
-    middleware, and its actors keep their functions.
-    """
+def test_name_of_an_actor_on_both_brokers_is_refused() -> None:
+    """One on the application's broker that is on Dramatiq's default broker, too."""
     own = RedisBroker(url=NOWHERE)
-    first = declare("first", broker=own)
-    fn, middleware = first.fn, list(own.middleware)
-    declare_wrong(broker=own)
-    with pytest.raises(ActorError, match="actor 'wrong'"):
-        use(own)
-    assert (own.middleware, first.fn) == (middleware, fn)
-    assert dramatiq.broker.global_broker is None
-    own.actors.pop("wrong")
-    early = declare("first")
+    first, early = declare("first", broker=own), declare("first")
     assert "both have an actor named 'first'" in refusal(own, None)
     assert own.actors == {"first": first}
     assert early.broker is dramatiq.broker.global_broker is not own
@@ -424,18 +348,12 @@ def test_broker_that_cannot_be_used_stays_as_it_is() -> None:
 
 def test_broker_of_the_applications_own_is_refused() -> None:
     """The setting is refused if the application has set a global broker."""
-    pika: Any = import_module("pika")
-    login = pika.PlainCredentials("user", "word")
     makers: list[Callable[[], Broker]] = [
         StubBroker,
         lambda: RedisBroker(url=NOWHERE),
         lambda: RabbitmqBroker(host="other"),
-        lambda: RabbitmqBroker(port=1),
-        lambda: RabbitmqBroker(virtual_host="/shop"),
         lambda: RabbitmqBroker(url="amqp://user:word@127.0.0.1"),
         lambda: RabbitmqBroker(host="127.0.0.1", middleware=[]),
-        lambda: RabbitmqBroker(host="127.0.0.1", credentials=login),
-        lambda: RabbitmqBroker(url="amqp://127.0.0.1;amqp://127.0.0.2"),
     ]
     for make in makers:
         own = make()
@@ -453,16 +371,6 @@ def test_default_broker_that_has_connected_stays() -> None:
     assert "has already been connected to" in refusal(NOWHERE)
     assert early.broker is default is dramatiq.broker.global_broker
     default.connections.clear()
-
-
-def test_option_whose_middleware_comes_later_is_accepted() -> None:
-    """The application adds more middleware after the include, also for actors that a
-    released broker has left.
-    """
-    early = declare(max_retries=0, max_age=1)
-    own = RedisBroker(url=NOWHERE, middleware=[])
-    use(own)
-    assert early.broker is dramatiq.broker.global_broker is own
 
 
 # Without pika.
@@ -501,62 +409,13 @@ def test_default_broker_without_pika_gives_its_actors(redis_url: str) -> None:
 @pytest.mark.usefixtures("without_pika")
 def test_redis_broker_that_is_not_the_default_is_the_applications() -> None:
     """A RedisBroker elsewhere, or with other middleware, was set by the application."""
-    cases: list[dict[str, Any]] = [
-        {"host": "other"},
-        {"port": 1},
-        {"db": 1},
-        {"username": "x"},
-        {"password": "x"},
-        {"namespace": "x"},
-        {"middleware": []},
-    ]
-    for options in cases:
-        own: Any = RedisBroker(**options)
+    for options in {"host": "other"}, {"db": 1}, {"namespace": "x"}, {"middleware": []}:
+        given: Any = options
+        own = RedisBroker(**given)
         dramatiq.set_broker(own)
         said = refusal("redis://127.0.0.1:1/7")
         assert "has set a broker of its own" in said, options
         assert dramatiq.broker.global_broker is own
-
-
-# Sharing.
-
-
-def test_applications_of_the_same_settings_share_a_broker() -> None:
-    """It has the middleware once. A function must make the same broker for both."""
-    broker = use(NOWHERE, namespace="shop")
-    middleware = list(broker.middleware)
-    assert use(NOWHERE, namespace="shop") is broker
-    assert broker.middleware == middleware
-    release_broker()
-
-    def make(settings: Any) -> Broker:
-        broker = RedisBroker(url=f"redis://127.0.0.1:1/{settings['app.db']}")
-        dramatiq.set_broker(broker)
-        return broker
-
-    shared = use(make, None, **{"app.db": 1, "app.x": 1})
-    assert use(make, None, **{"app.db": 1, "app.x": 2}) is shared
-    said = refusal(make, None, **{"app.db": 2})
-    assert "or one that failed to start" in said
-    assert dramatiq.broker.global_broker is shared
-
-
-def test_application_of_other_settings_is_refused() -> None:
-    """Applications that differ in any setting of their broker cannot share one."""
-    broker = use(NOWHERE)
-    others: list[dict[str, Any]] = [
-        {"broker": "stub"},
-        {"broker": "redis://127.0.0.1:1/1"},
-        {"redis_url": "redis://127.0.0.1:1/1"},
-        {"namespace": "shop"},
-        {"expire_in": "1"},
-        {"active_expire_in": "1"},
-        {"stalled_after": "1"},
-    ]
-    for other in others:
-        said = refusal(**{"broker": NOWHERE, "redis_url": None, **other})
-        assert "another application" in said and "release_broker()" in said, other
-        assert dramatiq.get_broker() is broker
 
 
 # Releasing.
@@ -580,10 +439,6 @@ def test_release_lets_the_next_application_have_another_broker() -> None:
     actors.append(declare("d"))
     assert [actor.broker for actor in actors] == [two] * 5
     assert all(map(is_tracked, actors))
-    release_broker()
-    three = use(NOWHERE)
-    assert [actor.broker for actor in actors] == [three] * 5
-    assert all(map(is_tracked, actors))
 
 
 def test_release_leaves_a_default_broker_only_to_hold_actors() -> None:
@@ -591,11 +446,10 @@ def test_release_leaves_a_default_broker_only_to_hold_actors() -> None:
     in any case.
     """
     release_broker()
-    for _ in range(2):
-        assert dramatiq.broker.global_broker is None
-        use(NOWHERE)
-        release_broker()
-        release_broker()
+    use(NOWHERE)
+    release_broker()
+    release_broker()
+    assert dramatiq.broker.global_broker is None
     actor = declare()
     default = actor.broker
     use(NOWHERE)
@@ -623,24 +477,7 @@ def test_release_spares_a_broker_of_the_applications_own() -> None:
     assert store_of(named).namespace == "two"
 
 
-# Collecting may also find the sockets that earlier tests have left.
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_broker_that_nobody_uses_is_not_kept() -> None:
-    """A broker that is replaced by hand, as tests do, can be collected."""
-    reference = weakref.ref(use("stub", NOWHERE))
-    dramatiq.broker.global_broker = None
-    gc.collect()
-    assert reference() is None
-
-
 # The server of a stub broker.
-
-
-def test_stub_with_redis_url_starts_no_server(redis_url: str) -> None:
-    """With jobstate.redis_url the states are there."""
-    use("stub", redis_url)
-    message = declare().send(26)
-    assert JobStore(redis_url).load(message.message_id) is not None
 
 
 def test_missing_server_is_named_at_the_first_command(
@@ -656,20 +493,13 @@ def test_missing_server_is_named_at_the_first_command(
 @pytest.mark.system
 def test_stub_starts_its_server_at_the_first_command() -> None:
     """A broker for tests needs no server until a job is sent. Threads that send the
-    first ones at once share it, and it stops with the broker, even if closing that
-    fails.
+    first ones at once share it, and it stops with the broker.
     """
     broker = use("stub")
     assert ":0/" in repr(store_of(broker))
     actor = declare()
-    sent: list[Any] = []
-    threads = [
-        threading.Thread(target=lambda: sent.append(actor.send(26))) for _ in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        sent = list(pool.map(actor.send, range(8)))
     assert [load(broker, message).status for message in sent] == ["queued"] * 8
     with working(broker):
         for message in sent:
@@ -677,20 +507,13 @@ def test_stub_starts_its_server_at_the_first_command() -> None:
     place = repr(store_of(broker)).split(" at ")[1].rstrip(">")
     with redis.Redis.from_url(f"redis://{place}") as client:
         assert client.ping()
-
-        def fail() -> None:
-            raise OSError("cannot close")
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(broker, "close", fail)
-            with pytest.raises(OSError, match="cannot close"):
-                release_broker()
+        release_broker()
         with pytest.raises(redis.ConnectionError):
             client.ping()
     assert dramatiq.broker.global_broker is actor.broker is not broker
 
 
-FORKS = """
+FORKS = """\
 import os, sys
 import dramatiq
 from pyramid.config import Configurator
@@ -718,6 +541,6 @@ assert client.get("who") == ("child" if is_started else None)
 @pytest.mark.parametrize("when", ["before", "started"])
 def test_process_may_fork_after_the_broker_is_made(when: str) -> None:
     """A forked child uses the server of its parent, or starts one of its own."""
-    command = [sys.executable, "-c", textwrap.dedent(FORKS), when]
+    command = [sys.executable, "-c", FORKS, when]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
