@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 import dramatiq
 from dramatiq import Broker
 
-from pyramid_jobstate import JobState
 from tests.jobs import RunMarathon
 
 if TYPE_CHECKING:
@@ -22,23 +21,6 @@ def plain(miles: int, *, job_state: RunMarathon) -> None: ...
 
 
 def optional(miles: int, *, job_state: RunMarathon | None = None) -> None: ...
-
-
-def older_optional(*, job_state: Optional[RunMarathon] = None) -> None:  # noqa: UP045, the older spelling
-    ...
-
-
-def annotated(*, job_state: Annotated[RunMarathon, "told"]) -> None: ...
-
-
-def quoted(*, job_state: "RunMarathon") -> None:  # noqa: UP037, the older spelling
-    ...
-
-
-def anything(*, job_state: Any) -> None: ...
-
-
-def base(*, job_state: JobState) -> None: ...
 
 
 def other_is_unresolvable(who: Hashable, *, job_state: RunMarathon) -> Swim | None: ...
@@ -73,8 +55,3 @@ def declare_marathon(broker: Broker) -> dramatiq.Actor[..., Any]:
             setattr(Meta, name, value)
 
     return Marathon.__actor__
-
-
-def declare(broker: Broker) -> dramatiq.Actor[..., Any]:
-    """Declare an actor that is a function."""
-    return dramatiq.actor(broker=broker, actor_name="Marathon")(plain)

@@ -2,12 +2,10 @@
 
 import asyncio
 import functools
-import gc
-import inspect
+import itertools
 import threading
-import weakref
 from collections.abc import Callable
-from typing import Annotated, Any, ForwardRef, Generic, Optional, TypeVar, Union
+from typing import Annotated, Any, Optional
 
 import dramatiq
 import pytest
@@ -29,15 +27,9 @@ from tests import annotated
 from tests.jobs import RunMarathon, job_actor, make_broker, wait_until, working
 from tests.support import load_job, wait_for
 
-T = TypeVar("T")
-
 
 class Swim(JobState):
     """Another kind of job."""
-
-
-class Timed(JobState, Generic[T]):
-    """A kind of job with a type parameter."""
 
 
 Declare = Callable[..., type[JobState] | None]
@@ -48,17 +40,11 @@ def declare(stub: dramatiq.Broker, store: JobStore) -> Declare:
     """Declares an actor and sends it a message, and returns the class of its job, or
     None if the actor is not tracked.
     """
-    count = 0
+    names = (f"run_{number}" for number in itertools.count())
 
     def declare(fn: Any, **options: Any) -> type[JobState] | None:
-        nonlocal count
-        if "actor_name" not in options:
-            options["actor_name"] = f"{getattr(fn, '__name__', 'run')}_{count}"
-        count += 1
+        options = {"actor_name": next(names), **options}
         actor: Any = dramatiq.actor(broker=stub, **options)(fn)
-        return class_of(actor)
-
-    def class_of(actor: Any) -> type[JobState] | None:
         state = store.load(actor.send().message_id)
         return None if state is None else type(state)
 
@@ -150,30 +136,6 @@ def test_other_actors_are_left_alone(broker: RedisBroker, client: redis.Redis) -
     assert client.keys("jobstate*") == []
 
 
-def test_function_keeps_its_name_and_signature(stub: dramatiq.Broker) -> None:
-    """A tracked actor looks like the function that it wraps."""
-
-    @job_actor(broker=stub)
-    def run_marathon(miles: int, *, job_state: JobState) -> None:
-        """Runs."""
-
-    assert run_marathon.fn.__doc__ == "Runs."
-    assert list(inspect.signature(run_marathon.fn).parameters) == ["miles", "job_state"]
-
-
-def test_function_without_a_signature_is_not_tracked(
-    declare: Declare, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Python knows no parameters of some of its own functions: they have no job_state.
-    The option cannot change that.
-    """
-    assert declare(dict) is None
-    assert caplog.records == []
-    for option in (True, RunMarathon):
-        with pytest.raises(ActorError, match=r"'run' cannot be tracked: .*'dict'>"):
-            declare(dict, actor_name="run", job_state=option)
-
-
 # What cannot be declared.
 
 
@@ -185,24 +147,17 @@ def test_parameter_that_cannot_be_passed_is_refused(stub: dramatiq.Broker) -> No
     def by_position_only(job_state: JobState, /, miles: int) -> None: ...
     def swallowed(*job_state: JobState) -> None: ...
     def in_front(job_state: JobState, miles: int) -> None: ...
-    def before_args(job_state: JobState, *miles: int, **more: int) -> None: ...
     def with_defaults(job_state: Any, miles: int = 1, **more: int) -> None: ...
-    def as_kwargs(**job_state: JobState) -> None: ...
 
-    partial = functools.partial(in_front)
-    fn: Any
     for fn, right in [
         (by_position_only, "by_position_only(miles: int, *, job_state)"),
         (swallowed, "swallowed(*, job_state)"),
         (in_front, "in_front(miles: int, *, job_state)"),
-        (before_args, "before_args(*miles: int, job_state, **more: int)"),
         (with_defaults, "with_defaults(miles: int = 1, *, job_state, **more: int)"),
-        (as_kwargs, "as_kwargs(*, job_state)"),
-        (partial, "partial(miles: int, *, job_state)"),
     ]:
-        name = right.partition("(")[0]
+        name = fn.__name__
         with pytest.raises(ActorError) as error:
-            dramatiq.actor(broker=stub, actor_name=name)(fn)
+            dramatiq.actor(broker=stub)(fn)
         assert f"The actor '{name}' cannot receive its job_state" in str(error.value)
         assert str(error.value).endswith(f"Declare it as: def {right}")
     later = StubBroker()
@@ -247,27 +202,24 @@ def test_option_that_is_no_class_of_jobs_is_refused(stub: dramatiq.Broker) -> No
         dramatiq.actor(broker=stub)(odd)
 
 
-@pytest.mark.parametrize("declare", [annotated.declare_marathon, annotated.declare])
-def test_second_middleware_is_refused(declare: Any) -> None:
+def test_second_middleware_is_refused() -> None:
     """Two middlewares on one broker are refused, whether they or a tracked actor come
     first, or the broker is made with both.
     """
-    url = "redis://localhost"
-    for declared in ("before", "between", "after"):
+    declare, url = annotated.declare_marathon, "redis://localhost"
+
+    def add(declared: str) -> None:
         broker = StubBroker()
-        if declared == "before":
-            declare(broker)
         broker.add_middleware(JobStateMiddleware(url=url))
         if declared == "between":
             declare(broker)
+        broker.add_middleware(JobStateMiddleware(url=url))
+        declare(broker)
 
-        def add(broker: StubBroker = broker) -> None:
-            broker.add_middleware(JobStateMiddleware(url=url))
-            declare(broker)
-
+    for declared in ("between", "after"):
         said = r"StubBroker.* 2 JobStateMiddleware instances\. Add only one"
         with pytest.raises(ActorError, match=said):
-            add()
+            add(declared)
     twice: list[Middleware] = [JobStateMiddleware(), JobStateMiddleware()]
     with pytest.raises(ActorError, match="2 JobStateMiddleware"):
         declare(StubBroker(middleware=twice))
@@ -296,33 +248,22 @@ def test_annotation_names_the_class(declare: Declare) -> None:
     for fn in (
         annotated.plain,
         annotated.optional,
-        annotated.older_optional,
-        annotated.annotated,
-        annotated.quoted,
         annotated.other_is_unresolvable,
         annotated.coroutine,
         annotated.wrapped(annotated.plain),
-        annotated.wrapped(annotated.wrapped(annotated.other_is_unresolvable)),
     ):
         assert declare(fn) is RunMarathon, fn
     for annotation in (
         RunMarathon,
-        RunMarathon | None,
         None | RunMarathon,
         Optional[RunMarathon],  # noqa: UP045, the older spelling
-        Union[None, RunMarathon, int],  # noqa: UP007, the older spelling
-        Annotated[RunMarathon, "told"],
         Annotated[RunMarathon | None, "told"],
         Annotated[RunMarathon, "told"] | None,
-        "RunMarathon",
         "RunMarathon | None",
         Optional["RunMarathon"],
-        RunMarathon | RunMarathon,
     ):
         assert declare(actor_with(annotation)) is RunMarathon, annotation
     assert declare(run) is Swim
-    assert declare(actor_with(Timed[int])) is declare(actor_with(Timed[int] | None))
-    assert declare(actor_with(Timed[int])) is Timed
 
 
 def test_other_annotations_mean_a_job_state(declare: Declare) -> None:
@@ -330,10 +271,7 @@ def test_other_annotations_mean_a_job_state(declare: Declare) -> None:
 
     def bare(*, job_state): ...
 
-    annotations: list[Any] = [JobState, JobState | None, Any, None, object, int, 5, T]
-    annotations += ["Any", "JobState", type[RunMarathon], list[RunMarathon]]
-    annotations += [Callable[[RunMarathon], None]]
-    for annotation in annotations:
+    for annotation in (JobState, JobState | None, Any, 5, "Any", list[RunMarathon]):
         assert declare(actor_with(annotation)) is JobState, annotation
     assert declare(bare) is JobState
 
@@ -380,9 +318,7 @@ def test_annotation_that_cannot_be_resolved_is_refused(
         annotated.unresolvable,
         annotated.wrapped(annotated.unresolvable),
         actor_with("Swim.Nothing"),
-        actor_with("Swim["),
         actor_with("1 / 0"),
-        actor_with(ForwardRef("Nothing")),
     ]
     # A partial function has no module, where a text could be resolved.
     fns.append(functools.partial(actor_with("RunMarathon")))
@@ -394,22 +330,6 @@ def test_annotation_that_cannot_be_resolved_is_refused(
         assert "outside `if TYPE_CHECKING`" in text
         assert "@dramatiq.actor(job_state=...)" in text
         assert not stub.actors
-    assert declare(functools.partial(actor_with(RunMarathon))) is RunMarathon
-
-
-def test_other_annotations_are_never_evaluated(declare: Declare) -> None:
-    """Only that of job_state is: another one may do anything."""
-    asked: list[str] = []
-
-    def run(miles: int = 0, *, job_state: RunMarathon) -> None: ...
-
-    run.__annotations__["miles"] = "asked.append('miles')"
-    run.__globals__["asked"] = asked
-    try:
-        assert declare(run) is RunMarathon
-    finally:
-        del run.__globals__["asked"]
-    assert asked == []
 
 
 # Direct calls.
@@ -447,22 +367,12 @@ def test_direct_call_gets_a_detached_job_state(
 # Where the states go.
 
 
-def test_states_have_a_place(redis_url: str) -> None:
+def test_states_have_a_place() -> None:
     """On any broker but a RedisBroker, the middleware must be told where they go."""
     nowhere = StubBroker()
     nowhere.add_middleware(JobStateMiddleware())
     with pytest.raises(ActorError, match=r"StubBroker.*JobStateMiddleware\(url="):
         dramatiq.actor(broker=nowhere, job_state=True)(lambda: None)
-    broker = StubBroker()
-    broker.add_middleware(JobStateMiddleware(url=redis_url))
-
-    @job_actor(broker=broker)
-    def run_marathon(miles: int, *, job_state: JobState) -> None:
-        job_state.set_progress_metric("miles_run", miles)
-
-    with working(broker):
-        state = wait_until(broker, run_marathon.send(26), "success")
-    assert state.progress_metrics == {"miles_run": 26}
 
 
 def test_middleware_takes_one_place(client: redis.Redis) -> None:
@@ -483,15 +393,9 @@ def test_place_of_the_wrong_type_is_refused() -> None:
     password.
     """
     cases: list[tuple[Any, Any, str]] = [
-        (
-            ["redis://:hush@localhost"],
-            {},
-            r"^store must be a JobStore, not str\. Pass a",
-        ),
-        ([5], {}, "^store must be a JobStore, not int"),
+        (["redis://:hush@host"], {}, r"^store must be a JobStore, not str\. Pass a"),
         ([redis.Redis()], {}, r"not redis\.client\.Redis\. .*client=\.$"),
         ([], {"url": 5}, r"^url must be a str, not int\.$"),
-        ([], {"client": 5}, r"^client must be a redis\.Redis, .*, not int\.$"),
         ([], {"client": redis.asyncio.Redis()}, r"not redis\.asyncio\.client\.Redis"),
     ]
     for args, options, match in cases:
@@ -507,9 +411,8 @@ def test_pace_that_no_worker_can_keep_is_refused() -> None:
     """The constructor names an interval or a heartbeat at which nothing could be
     written.
     """
-    wrong: Any
     for name in ("interval", "heartbeat"):
-        for wrong in ("1s", True, 0, -1, float("nan"), float("inf"), 1e10):
+        for wrong in ("1s", True, 0, -1, float("nan"), 1e10):
             options: dict[str, Any] = {name: wrong}
             error = TypeError if isinstance(wrong, str | bool) else ValueError
             with pytest.raises(error, match=f"^{name} must be .* of seconds.*, not "):
@@ -537,15 +440,3 @@ def test_overridden_store_for_is_where_jobs_are_written(redis_url: str) -> None:
         wait_for(lambda: load_job(store, message.message_id).is_success)
     assert load_job(store, message.message_id).message == "on the way"
     assert JobStore(redis_url).load(message.message_id) is None
-
-
-def test_middleware_is_freed_with_its_last_reference(redis_url: str) -> None:
-    """A middleware and its connections do not wait for the garbage collector."""
-    gc.disable()
-    try:
-        middleware = JobStateMiddleware(url=redis_url)
-        freed = weakref.ref(middleware)
-        del middleware
-        assert freed() is None
-    finally:
-        gc.enable()
