@@ -240,9 +240,7 @@ def test_run_that_was_taken_over_sends_nothing(floor: Floor) -> None:
     assert floor.ran["x"] == 0
 
 
-def test_batch_that_is_over_takes_no_members(
-    floor: Floor, client: redis.Redis
-) -> None:
+def test_batch_that_is_over_takes_no_members(floor: Floor, client: redis.Redis) -> None:
     """Its last member runs elsewhere by now, has ended there, and has expired."""
     batch, old = begin_batch(floor)
     floor.begin(old.message).end()

@@ -25,7 +25,6 @@ from pyramid_jobstate import (
 from pyramid_jobstate.errors import ActorError
 from tests import annotated
 from tests.jobs import RunMarathon, job_actor, make_broker, wait_until, working
-from tests.support import load_job, wait_for
 
 
 class Swim(JobState):
@@ -417,26 +416,3 @@ def test_pace_that_no_worker_can_keep_is_refused() -> None:
             error = TypeError if isinstance(wrong, str | bool) else ValueError
             with pytest.raises(error, match=f"^{name} must be .* of seconds.*, not "):
                 JobStateMiddleware(**options)
-
-
-def test_overridden_store_for_is_where_jobs_are_written(redis_url: str) -> None:
-    """A subclass decides by its own store_for() where jobs go, sent and run."""
-    store = JobStore(redis_url, namespace="tenant")
-
-    class TenantMiddleware(JobStateMiddleware):
-        def store_for(self, broker: dramatiq.Broker) -> JobStore:
-            return store
-
-    broker = RedisBroker(url=redis_url)
-    broker.add_middleware(TenantMiddleware())
-
-    @job_actor(broker=broker)
-    def run_marathon(*, job_state: JobState) -> None:
-        job_state.set_message("on the way")
-
-    message = run_marathon.send()
-    assert load_job(store, message.message_id).status == "queued"
-    with working(broker):
-        wait_for(lambda: load_job(store, message.message_id).is_success)
-    assert load_job(store, message.message_id).message == "on the way"
-    assert JobStore(redis_url).load(message.message_id) is None

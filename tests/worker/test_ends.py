@@ -1,11 +1,8 @@
 """How jobs end, wherever the middleware stands among the others."""
 
-import _thread
 import datetime
-import gc
 import logging
 import threading
-import weakref
 from typing import Any
 
 import dramatiq
@@ -14,7 +11,6 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import (
     AgeLimit,
     CurrentMessage,
-    Middleware,
     Retries,
     SkipMessage,
 )
@@ -35,7 +31,6 @@ from tests.jobs import (
     wait_until,
     working,
 )
-from tests.support import wait_for
 
 #: The stored type of the exception with which a message is skipped.
 SKIPPED = "dramatiq.middleware.middleware.SkipMessage"
@@ -225,36 +220,6 @@ def test_result_is_stored_before_the_job_ends(place: tuple[str, RedisBroker]) ->
                 message.get_result(backend=backend, block=True, timeout=1000)
 
 
-def test_nothing_of_a_failed_run_is_kept(
-    redis_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A run's exception, and all that its frames hold, is freed with the run, without
-    the garbage collector.
-    """
-    # caplog would keep the exception until the test ends.
-    caplog.set_level(logging.CRITICAL, "dramatiq")
-    broker = make_broker(redis_url)
-
-    class Payload:
-        """An object that the actor holds."""
-
-    seen: list[weakref.ref[Payload]] = []
-
-    @dramatiq.actor(broker=broker, min_backoff=60_000, job_state=True)
-    def run_marathon() -> None:
-        payload = Payload()
-        seen.append(weakref.ref(payload))
-        raise ValueError("as planned")
-
-    gc.disable()
-    try:
-        with working(broker):
-            wait_until(broker, run_marathon.send(), "retrying")
-            wait_for(lambda: seen[0]() is None)
-    finally:
-        gc.enable()
-
-
 def test_job_that_puts_itself_back_is_due_from_then_on(redis_url: str) -> None:
     """`due_at` counts from when the message was put back, not from the run's end."""
     broker = make_broker(redis_url, others=(CurrentMessage(),))
@@ -286,65 +251,6 @@ def test_job_that_puts_itself_back_is_due_from_then_on(redis_url: str) -> None:
     late = state.due_at - datetime.timedelta(seconds=60)
     rounding = datetime.timedelta(milliseconds=2)
     assert before - rounding <= late <= after + (seen - opened) + rounding
-
-
-def test_job_that_is_put_back_while_it_runs_is_retrying(redis_url: str) -> None:
-    """A job whose message another thread of its process puts back while it runs is not
-    finished when it returns; the run of the message put back owns the record.
-    """
-    broker = make_broker(redis_url)
-    gates = [Gate(), Gate()]
-    runs = iter(gates)
-
-    @job_actor(broker=broker)
-    def run_marathon(*, job_state: JobState) -> None:
-        gate = next(runs)
-        job_state.set_progress_metric("run", gates.index(gate))
-        job_state.flush(10)
-        gate.wait()
-
-    with working(broker):
-        message = run_marathon.send()
-        gates[0].wait_for_job()
-        broker.enqueue(message)
-        gates[1].wait_for_job()
-        gates[0].open()
-        wait_for(lambda: broker.client.hlen("dramatiq:default.msgs") == 1)
-        state = load(broker, message)
-        assert (state.status, state.progress_metrics) == ("working", {"run": 1})
-        gates[1].open()
-        assert wait_until(broker, message, "success", "retrying").status == "success"
-
-
-def test_job_whose_beginning_cannot_be_written_runs(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If no thread can be started that would write it, the job runs all the same, and
-    is written as soon as possible.
-    """
-    start = _thread.start_new_thread
-    failures = [RuntimeError("can't start new thread")]
-
-    def fail_once(*args: Any) -> int:
-        if failures:
-            raise failures.pop()
-        return start(*args)
-
-    class OutOfThreads(Middleware):
-        def before_process_message(self, broker: Any, message: Any) -> None:
-            monkeypatch.setattr(_thread, "start_new_thread", fail_once)
-
-    broker = make_broker(redis_url)
-    broker.add_middleware(OutOfThreads(), before=JobStateMiddleware)
-
-    @job_actor(broker=broker)
-    def run_marathon(*, job_state: JobState) -> None:
-        job_state.set_progress_metric("miles", 26)
-
-    with working(broker):
-        state = wait_until(broker, run_marathon.send(), "success")
-    assert failures == []
-    assert (state.progress_metrics, state.attempt) == ({"miles": 26}, 1)
 
 
 def test_cancelled_job_that_put_itself_back_is_kept_until_that_comes(

@@ -344,29 +344,6 @@ def test_worker_that_stops_gives_up_in_time(
     ]
 
 
-def test_job_that_begins_as_another_worker_stops_is_recorded(
-    make_floor: MakeFloor, slow: JobStore, relay: Relay
-) -> None:
-    """The workers of a process share what writes their reports."""
-    floor, stopping = make_floor(slow), Stopping()
-    floor.broker.add_middleware(stopping)
-    other = floor.new_worker()
-    # It takes no messages, which it would hold until it has stopped.
-    other.pause()
-    first = floor.begin()
-    with relay.frozen():
-        first.job_state.set_message("one")
-        assert not first.job_state.flush(0.05)
-        stopped = in_thread(lambda: other.stop(timeout=1))
-        assert stopping.begun.wait(10)
-        second = floor.begin(floor.message())
-    stopped.join(20)
-    for held in first, second:
-        held.job_state.set_message("two")
-        assert held.job_state.flush(10)
-        assert held.load().message == "two"
-
-
 # Memory.
 
 

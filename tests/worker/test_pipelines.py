@@ -9,7 +9,6 @@ import dramatiq
 import dramatiq.broker
 import pytest
 from dramatiq import Broker, group, pipeline
-from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import (
     AgeLimit,
     GroupCallbacks,
@@ -19,20 +18,17 @@ from dramatiq.middleware import (
 )
 from dramatiq.rate_limits.backends import StubBackend
 
-from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
+from pyramid_jobstate import JobState, JobStateMiddleware
 from pyramid_jobstate.resources import JobStates
-from pyramid_jobstate.testing import away
 from tests.jobs import (
     Elsewhere,
     Gate,
     RunMarathon,
     job_actor,
     make_broker,
-    wait_until,
     working,
 )
 from tests.support import wait_for
-from tests.worker.test_stopped import Refusing
 
 
 class SkipNinetyNine(Middleware):
@@ -269,27 +265,6 @@ def test_completion_callback_is_a_job_of_the_senders(
 # Other runs, other brokers.
 
 
-@pytest.mark.parametrize("before", [AgeLimit, None])
-def test_steps_after_one_that_is_refused_are_cancelled(
-    redis_url: str, alice: JobStates, ended: Any, before: Any
-) -> None:
-    """A step that another middleware refuses is an error when Dramatiq gives up,
-    wherever that middleware stands.
-    """
-    broker = make_broker(redis_url, before=before)
-    broker.add_middleware(Refusing(), before=None if before else AgeLimit)
-
-    @dramatiq.actor(
-        broker=broker, job_state=True, max_retries=1, min_backoff=10, max_backoff=11
-    )
-    def run_marathon(*args: None) -> None: ...
-
-    steps = [run_marathon.message() for _ in range(2)]
-    sent = alice.send_immediately(pipeline(steps, broker=broker))
-    with working(broker):
-        assert outcome(ended(sent)) == [("error", "not today"), NOT_RUN]
-
-
 def test_next_step_that_is_never_sent_is_an_error(
     redis_url: str, alice: JobStates, ended: Any
 ) -> None:
@@ -310,82 +285,14 @@ def test_next_step_that_is_never_sent_is_an_error(
     assert outcome(found) == [("success", None), lost, NOT_RUN]
 
 
-def test_steps_after_one_that_is_not_tracked_are_cancelled(
-    redis_url: str, alice: JobStates, ended: Any
-) -> None:
-    """A step that nobody follows may stand between the one that ends the pipeline and
-    others that have been sent before.
-    """
-    sender = StubBroker()
-    sender.add_middleware(JobStateMiddleware(url=redis_url))
-    broker = make_broker(redis_url)
-
-    def declare(broker: Broker) -> dramatiq.Actor[..., None]:
-        @dramatiq.actor(broker=broker, job_state=True, max_retries=0)
-        def run_marathon(*args: None) -> None:
-            raise ValueError("Bad luck")
-
-        return run_marathon
-
-    @dramatiq.actor(broker=broker)
-    def rest(*args: None) -> None: ...
-
-    declare(sender)
-    run_marathon = declare(broker)
-    first, *later = [run_marathon.message() for _ in range(3)]
-    _, *sent = alice.send_immediately(pipeline([first, *later], broker=sender))
-    with working(broker):
-        pipeline([run_marathon.message(), rest.message(), *later], broker=broker).run()
-        assert outcome(ended(sent)) == [NOT_RUN] * 2
-
-
-def test_long_pipeline_is_dropped_to_its_end(
-    redis_url: str, alice: JobStates, ended: Any
-) -> None:
-    """All steps after a failed one read cancelled, however many they are."""
-    broker = make_broker(redis_url)
-
-    @dramatiq.actor(broker=broker, max_retries=0, job_state=True)
-    def run_marathon(*args: None) -> None:
-        raise ValueError("Bad luck")
-
-    steps = [run_marathon.message() for _ in range(340)]
-    sent = alice.send_immediately(pipeline(steps, broker=broker))
-    with working(broker):
-        wait_until(broker, steps[-1], "cancelled")
-        assert outcome(ended(sent)) == [("error", "Bad luck"), *[NOT_RUN] * 339]
-
-
-def test_malformed_next_step_leaves_the_job_its_state(redis_url: str) -> None:
-    """A job whose pipe_target is not a message is recorded all the same."""
-    broker = make_broker(redis_url, without=Pipelines)
-    broker.actor_options |= {"pipe_target"}
-
-    @dramatiq.actor(broker=broker, job_state=True)
-    def run_marathon(*args: None) -> None: ...
-
-    message = run_marathon.send_with_options(pipe_target="nonsense")
-    with working(broker):
-        wait_until(broker, message, "success")
-
-
-@pytest.mark.parametrize("is_away", [False, True])
 def test_overtaken_run_leaves_the_later_steps_alone(
-    redis_url: str,
-    alice: JobStates,
-    ended: Any,
-    caplog: pytest.LogCaptureFixture,
-    is_away: bool,
+    redis_url: str, alice: JobStates, ended: Any
 ) -> None:
-    """A run that fails after a newer one has begun does not end the steps after it,
-    even if the store is away then: it writes only its failure. flush() tells it that
-    nothing is stored.
+    """A run that fails after a newer one has begun does not end the steps after it: it
+    writes only its failure. flush() tells it that nothing is stored.
     """
-    store, elsewhere, gate = JobStore(redis_url), Elsewhere(redis_url), Gate()
-    # It hears of the newer run by a heartbeat, or by its next report.
-    heartbeat = 0.05 if is_away else None
-    broker = make_broker(redis_url, JobStateMiddleware(store, heartbeat=heartbeat))
-
+    elsewhere, gate = Elsewhere(redis_url), Gate()
+    broker = make_broker(redis_url)
     flushed: list[bool] = []
 
     @job_actor(broker=broker, max_retries=0)
@@ -401,12 +308,9 @@ def test_overtaken_run_leaves_the_later_steps_alone(
     with working(broker):
         gate.wait_for_job()
         with elsewhere.running(pipe.messages[0]):
-            if is_away:
-                wait_for(lambda: "a newer run of it has begun" in caplog.text)
-            with away(store) if is_away else contextlib.nullcontext():
-                gate.open()
-                broker.join("default", timeout=20_000)
-            wait_for(lambda: store.failures(sent[0].uuid).tries)
+            gate.open()
+            broker.join("default", timeout=20_000)
+            wait_for(lambda: alice.store.failures(sent[0].uuid).tries)
             found = [alice[job.uuid].status for job in sent]
             assert found == ["working", "queued", "queued"]
             assert flushed == [False]
