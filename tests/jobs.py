@@ -51,15 +51,10 @@ def make_placed_broker(url: str, place: str) -> RedisBroker:
     )
 
 
-def middleware_of(broker: dramatiq.Broker) -> JobStateMiddleware:
-    """Return the one JobStateMiddleware of a broker."""
-    (ours,) = (m for m in broker.middleware if isinstance(m, JobStateMiddleware))
-    return ours
-
-
 def store_of(broker: dramatiq.Broker) -> JobStore:
     """Return the store of a broker's middleware."""
-    return middleware_of(broker).store_for(broker)
+    (ours,) = (m for m in broker.middleware if isinstance(m, JobStateMiddleware))
+    return ours.store_for(broker)
 
 
 def load(broker: dramatiq.Broker, message: dramatiq.Message[Any]) -> JobState:
@@ -132,35 +127,6 @@ class Alarm(Middleware):
 
     def ring(self) -> None:
         self._rung.set()
-
-
-class Elsewhere:
-    """A worker on another host, to which the message of a job comes again.
-
-    Attributes:
-      gate: The gate at which its run of the job waits. It then returns.
-    """
-
-    def __init__(self, url: str) -> None:
-        self.gate = Gate()
-        self._broker = RedisBroker(url=url, namespace="elsewhere")
-        self._broker.add_middleware(JobStateMiddleware(interval=0.01))
-
-        @dramatiq.actor(broker=self._broker, job_state=True)
-        def run_marathon(*args: object) -> None:
-            self.gate.wait()
-
-    @contextlib.contextmanager
-    def running(self, message: dramatiq.Message[Any]) -> Iterator[None]:
-        """Run a job, until the end of the block, and the rest of its pipeline."""
-        self._broker.enqueue(message.copy())
-        with working(self._broker):
-            self.gate.wait_for_job()
-            try:
-                yield
-            finally:
-                self.gate.open()
-                self._broker.join("default", timeout=20_000)
 
 
 def messages(caplog: Any, logger: str, level: int = logging.WARNING) -> list[str]:

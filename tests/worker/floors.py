@@ -73,17 +73,15 @@ class Held:
     def has_begun(self) -> bool:
         return self._reached.is_set()
 
-    def leave(self, script: Script | BaseException | None = None) -> None:
+    def leave(self, what: Script | BaseException | None = None) -> None:
         """Let the actor call a function and return, or raise an error."""
-        error = script
-        self._script = None if script is None else lambda job_state: fail(error)
-        if callable(script):
-            self._script = script
+        is_script = what is None or callable(what)
+        self._script = what if is_script else lambda job_state: fail(what)
         self._opened.set()
 
-    def end(self, script: Script | BaseException | None = None) -> None:
+    def end(self, what: Script | BaseException | None = None) -> None:
         """Do what `leave` does, and wait until the message is settled."""
-        self.leave(script)
+        self.leave(what)
         assert self.settled.wait(30)
 
     def load(self) -> Any:
@@ -140,14 +138,11 @@ class Floor:
         own: JobStore | None = None,
         *,
         threads: int = 4,
-        middleware: JobStateMiddleware | None = None,
         **options: Any,
     ) -> None:
         self.store, self.own = store, own or store
         self.broker = StubBroker()
-        self.middleware = middleware or JobStateMiddleware(
-            self.own, **{"interval": 0.01, **options}
-        )
+        self.middleware = JobStateMiddleware(self.own, **{"interval": 0.01, **options})
         self.broker.add_middleware(self.middleware)
         self.ran: Counter[str] = Counter()
         self.scripts: dict[str, Script] = {}
@@ -193,9 +188,8 @@ class Floor:
         worker.start()
         return worker
 
-    def start(self) -> dramatiq.Worker:
+    def start(self) -> None:
         self._worker = self._worker or self.new_worker()
-        return self._worker
 
     def stop(self, timeout: int = 10_000) -> None:
         """Stop the worker, which waits for its jobs and writes what is left."""
@@ -223,14 +217,12 @@ class Floor:
         with self.working():
             wait_for(self.is_idle)
 
-    def is_idle(self) -> bool:
-        """Return whether all messages are settled."""
-        return not any(q.unfinished_tasks for q in self.broker.queues.values())
+    def is_idle(self, but: int = 0) -> bool:
+        """Return whether all messages are settled, but for those of some jobs."""
+        return sum(q.unfinished_tasks for q in self.broker.queues.values()) == but
 
     def is_idle_but(self, running: int) -> Callable[[], bool]:
-        """Return a function that tells whether only some messages are not settled."""
-        queues = self.broker.queues
-        return lambda: sum(q.unfinished_tasks for q in queues.values()) == running
+        return lambda: self.is_idle(running)
 
     # Messages.
 

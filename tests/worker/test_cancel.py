@@ -24,7 +24,6 @@ from pyramid_jobstate import (
 from pyramid_jobstate.testing import away, put_job
 from tests.jobs import (
     Alarm,
-    Elsewhere,
     Gate,
     job_actor,
     load,
@@ -317,29 +316,6 @@ def test_async_job_stops_and_cleans_up(
             state = wait_until(broker, message, "cancelled", "error", "retrying")
             assert (state.status, state.message) == ("cancelled", "swept up")
     assert not [r for r in caplog.records if r.exc_info]
-
-
-def test_redelivered_job_that_was_cancelled_is_skipped(redis_url: str) -> None:
-    """A job that was cancelled while a worker ran it, from which it is taken away, does
-    not run again.
-    """
-    broker, elsewhere = make_broker(redis_url), Elsewhere(redis_url)
-    runs = []
-
-    @dramatiq.actor(broker=broker, job_state=True)
-    def run_marathon() -> None:
-        runs.append(1)
-
-    message = run_marathon.send()
-    with elsewhere.running(message):
-        began = load(broker, message)
-        assert began.cancel()
-        assert load(broker, message).status == "cancelling"
-        with working(broker):
-            state = wait_until(broker, message, "cancelled", "success")
-        assert (state.status, runs) == ("cancelled", [])
-        assert (state.attempt, state.started_at) == (1, began.started_at)
-    assert load(broker, message).status == "cancelled"
 
 
 def test_retry_that_was_cancelled_keeps_what_the_first_try_said(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import redis
-from dramatiq import Message
+from dramatiq import Message, pipeline
 from dramatiq.broker import MessageProxy
 from dramatiq.middleware import Interrupt
 from dramatiq.middleware.threading import raise_thread_exception
@@ -98,6 +98,42 @@ def test_retry_that_begins_elsewhere_first_does_no_harm(
     wait_for(lambda: tries(second))
     assert second.load().status == "working"
     assert not [m for m in messages(caplog, LOGGER) if "no longer records" in m]
+
+
+def test_late_deliveries_leave_the_later_steps_alone(make_floor: MakeFloor) -> None:
+    """A delivery that fails after a newer run has begun, or that AgeLimit drops while
+    another runs, ends neither that run nor the steps of its pipeline.
+    """
+    floor, other = make_floor(), make_floor()
+    steps = [floor.message(name, pipe_ignore=True) for name in "ast"]
+    request = floor.request()
+    with request.tm:
+        request.job_states.send_message(pipeline(steps, broker=floor.broker))
+    (first,) = floor.waiting()
+    old = floor.hold(first)
+    floor.start()
+    new = other.begin(old.wait().message)
+    old.end(ValueError("late"))
+    floor.deliver(first.copy(options={"max_age": 1}, message_timestamp=1))
+    wait_for(floor.is_idle)
+    assert floor.statuses(*steps) == ["working", "queued", "queued"]
+    new.end()
+    wait_for(lambda: floor.statuses(*steps) == ["success"] * 3)
+
+
+def test_redelivered_job_that_was_cancelled_is_skipped(make_floor: MakeFloor) -> None:
+    """A job that was cancelled while a worker ran it, from which it is taken away, does
+    not run again.
+    """
+    floor, other = make_floor(interval=60), make_floor()
+    held = floor.begin()
+    began = held.load()
+    assert began.cancel()
+    assert held.load().status == "cancelling"
+    other.deliver(held.message)
+    other.work()
+    assert held.load().status == "cancelled" and not other.ran
+    assert (held.load().attempt, held.load().started_at) == (1, began.started_at)
 
 
 def test_start_that_is_written_late_does_not_take_over(
