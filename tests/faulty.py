@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import select
 import socket
 import threading
 import time
@@ -31,30 +32,17 @@ class FaultyProxy:
       swallowed: The number of requests swallowed.
     """
 
-    def __init__(self, url: str, judge: Judge | None = None) -> None:
+    def __init__(self, url: str) -> None:
         place = urlsplit(url)
         self._target = (place.hostname or "", place.port or 0)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}{place.path}"
-        self.judge = judge or (lambda request: "pass")
+        self.judge: Judge = lambda request: "pass"
         self.faults = dict.fromkeys(FAULTS, 0)
         self.swallowed = 0
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
         threading.Thread(target=self._accept, daemon=True).start()
-
-    def lose_reply(self, word: str) -> None:
-        """Lose the reply to the next request that contains a word."""
-        left = 1
-
-        def judge(request: bytes) -> str:
-            nonlocal left
-            if left and word.encode() in request:
-                left = 0
-                return "lose"
-            return "pass"
-
-        self.judge = judge
 
     def lose_replies(self, word: str) -> None:
         """Lose the replies to all requests that contain a word."""
@@ -101,15 +89,11 @@ class FaultyProxy:
 
     def _answer(self, client: socket.socket, server: socket.socket, fault: str) -> bool:
         """Pass on the server's reply until the client sends its next request."""
-        client.setblocking(True)
         while True:
-            server.settimeout(0.001)
-            try:
-                reply = server.recv(1 << 20)
-            except TimeoutError:
-                if _is_readable(client):
-                    return True
-                continue
+            ready, _, _ = select.select([client, server], [], [])
+            if server not in ready:
+                return True
+            reply = server.recv(1 << 20)
             if not reply:
                 return False
             if fault == "late":
@@ -158,25 +142,10 @@ class Moment:
         return self._fault if self._lasts and number > self._number else "pass"
 
 
-def _is_readable(sock: socket.socket) -> bool:
-    sock.settimeout(0)
-    try:
-        sock.recv(1, socket.MSG_PEEK)
-    except BlockingIOError:
-        return False
-    finally:
-        sock.settimeout(None)
-    return True
-
-
 def at_random(seed: int, share: float) -> Judge:
     """Return a judge that lets a share of the requests fail."""
     dice = random.Random(seed)
-
-    def judge(request: bytes) -> str:
-        return dice.choice(FAULTS[1:]) if dice.random() < share else "pass"
-
-    return judge
+    return lambda _: dice.choice(FAULTS[1:]) if dice.random() < share else "pass"
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ It runs in its own process without coverage, whose tracer does not survive such 
 interrupt.
 """
 
+import contextlib
 import random
 import sys
 import threading
@@ -29,9 +30,8 @@ class Site:
     def __init__(self, url: str) -> None:
         self.store = JobStore(url)
         self.broker = StubBroker()
-        self.broker.add_middleware(
-            JobStateMiddleware(self.store, interval=0.02, heartbeat=0.05)
-        )
+        ours = JobStateMiddleware(self.store, interval=0.02, heartbeat=0.05)
+        self.broker.add_middleware(ours)
 
         @job_actor(broker=self.broker)
         def report(times: int, *, job_state: JobState) -> None:
@@ -51,19 +51,19 @@ class Site:
         self.broker.emit_before("ack", proxy)
         return message
 
-
-def main(url: str, rounds: int) -> None:
-    dice = random.Random(1)
-    sys.setswitchinterval(1e-5)
-    for number in range(rounds):
-        if number % 4 == 0:
-            # As in a new process, the next job is the first one.
-            site = Site(url)
+    def interrupt(self, seconds: float) -> None:
+        """Interrupt a thread that processes a message, after some time."""
         begun = threading.Event()
-        thread = threading.Thread(target=run, args=(site, begun), daemon=True)
+
+        def run() -> None:
+            with contextlib.suppress(Interrupt):
+                begun.set()
+                self.process(10**9)
+
+        thread = threading.Thread(target=run, daemon=True)
         thread.start()
         begun.wait()
-        time.sleep(dice.random() * 0.001)
+        time.sleep(seconds)
         deadline = time.monotonic() + 20
         while thread.is_alive() and time.monotonic() < deadline:
             # Repeated, because an interrupt may be lost: it may hit a thread that is
@@ -71,32 +71,27 @@ def main(url: str, rounds: int) -> None:
             raise_thread_exception(thread.ident or 0, Interrupt)
             thread.join(0.3)
         assert not thread.is_alive()
-        if number % 4 == 3:
-            check(site)
 
+    def check(self) -> None:
+        """Check that another job is recorded, and that none of the others beats."""
+        state = load(self.broker, self.process(3))
+        assert (state.status, state.progress_metrics) == ("success", {"number": 2})
 
-def run(site: Site, begun: threading.Event) -> None:
-    try:
-        begun.set()
-        site.process(10**9)
-    except Interrupt:
-        pass
+        def are_silent() -> bool:
+            pass_time(self.store, 16)
+            time.sleep(0.15)
+            return not self.store.list(status="working").items
 
-
-def check(site: Site) -> None:
-    """Check that another job is recorded, and that none of the others beats."""
-    message = site.process(3)
-    assert load(site.broker, message).progress_metrics == {"number": 2}
-    assert load(site.broker, message).status == "success"
-
-    def are_silent() -> bool:
-        pass_time(site.store, 16)
-        time.sleep(0.15)
-        return not site.store.list(status="working").items
-
-    wait_for(are_silent)
-    site.broker.emit_after("worker_shutdown", None)
+        wait_for(are_silent)
+        self.broker.emit_after("worker_shutdown", None)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    dice = random.Random(1)
+    sys.setswitchinterval(1e-5)
+    for _ in range(int(sys.argv[2]) // 4):
+        # As in a new process, the next job is the first one.
+        site = Site(sys.argv[1])
+        for _ in range(4):
+            site.interrupt(dice.random() * 0.001)
+        site.check()

@@ -13,23 +13,16 @@ import dramatiq
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
 from tests.jobs import RunMarathon, make_broker, working
 
-#: Seconds in which a job does what it is told.
-TIMEOUT = 20
-
 
 class Run:
-    """A job that runs until the test ends it.
-
-    Attributes:
-      uuid: Its uuid.
-    """
+    """A job that runs until the test ends it."""
 
     def __init__(self, uuid: str) -> None:
         self.uuid = uuid
+        self.is_over = False
         self._orders: queue.SimpleQueue[Callable[[JobState], object] | None]
         self._orders = queue.SimpleQueue()
         self._replies: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self.is_over = False
 
     def live(self, job_state: JobState) -> None:
         """Do what the test says, until it says no more."""
@@ -43,19 +36,16 @@ class Run:
     def do(self, act: Callable[[JobState], object]) -> bool:
         """Have the job do something. Return whether the store has what it reported."""
         self._orders.put(act)
-        return self._replies.get(timeout=TIMEOUT)
+        return self._replies.get(timeout=20)
 
     def report(self, **metrics: Any) -> bool:
         """Have the job report metrics. Return whether the store has them."""
         return self.do(lambda job_state: job_state.set_progress_metrics(metrics))
 
     def succeed(self) -> None:
-        """End the job."""
         self._orders.put(None)
 
     def fail(self, error: BaseException) -> None:
-        """Have the job raise an exception."""
-
         def act(job_state: JobState) -> None:
             raise error
 
@@ -105,12 +95,7 @@ class Runs:
 def running(
     url: str, threads: int = 8, store: JobStore | None = None
 ) -> Iterator[Runs]:
-    """Run a worker.
-
-    Parameters:
-      url: The URL of its broker, and of its store if that is not given.
-      threads: How many jobs may run at the same time.
-    """
+    """Run a worker, with its broker at a URL, and its store if that is not given."""
     broker = make_broker(url, JobStateMiddleware(store))
     with working(broker, threads):
         runs = Runs(broker)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import dramatiq
@@ -18,9 +17,8 @@ from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.testing import pass_time, put_batch
 from tests.faulty import FaultyProxy
 from tests.jobs import messages
-from tests.rerunapp import HANDSHAKE
 from tests.support import wait_for
-from tests.worker.floors import Floor, Held
+from tests.worker.floors import Floor, Held, Killed, dying
 
 MakeFloor = Callable[..., Floor]
 
@@ -303,43 +301,6 @@ def test_broker_that_refuses_a_member(
     held.end()
     wait_for(floor.is_idle)
     assert floor.ran == {"a": 1, "x": 1}
-
-
-class Killed(BaseException):
-    """Raised in a process that has died."""
-
-
-@contextlib.contextmanager
-def dying(number: int, moment: str) -> Iterator[Callable[[], bool]]:
-    """Have this thread die at a round trip: "before" it sends or "after". Yield a
-    function that tells whether it came so far.
-    """
-    count, here = 0, threading.get_ident()
-    ask = redis.Connection.send_packed_command
-
-    def ask_or_die(self: Any, command: Any, *args: Any, **kwargs: Any) -> Any:
-        nonlocal count
-        packed = command if isinstance(command, bytes) else b"".join(command)
-        if threading.get_ident() != here or (
-            count < number and HANDSHAKE.match(packed)
-        ):
-            return ask(self, command, *args, **kwargs)
-        count += 1
-        if count > number or (count == number and moment == "before"):
-            raise Killed
-        sent = ask(self, command, *args, **kwargs)
-        if count == number:
-            self.read_response()
-            self.disconnect()
-            raise Killed
-        return sent
-
-    connection: Any = redis.Connection
-    connection.send_packed_command = ask_or_die
-    try:
-        yield lambda: count >= number
-    finally:
-        connection.send_packed_command = ask
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
