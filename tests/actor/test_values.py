@@ -30,18 +30,6 @@ class Mood(enum.StrEnum):
     GOOD = "good"
 
 
-class Level(enum.IntEnum):
-    HIGH = 3
-
-
-class Ratio(float, enum.Enum):
-    HALF = 0.5
-
-
-class Kilometres(int):
-    """A number of an application's own class."""
-
-
 class DType:
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -67,33 +55,17 @@ class Scalar:
         return self.text
 
 
-class Tensor:
-    """Resembles a scalar of another library, whose types have no kind."""
-
-    shape = ()
-    dtype = object()
-
-    def item(self) -> float:
-        return 2.5
-
-
 class Array(Scalar):
     shape = (1,)
 
 
-#: What is reported, and how it reads.
 NATURAL: list[tuple[Any, Any]] = [
     (None, None),
     (True, True),
-    (12, 12),
     (-0.0, -0.0),
-    (2**61, 2**61),
     (2**62, 2**62),
-    (-(2**62), -(2**62)),
     (10**100, 10**100),
-    (0.1, 0.1),
     (5e-324, 5e-324),
-    ("", ""),
     ('</script>"\\\n\x00', '</script>"\\\n\x00'),
     ("Zürich 😀", "Zürich 😀"),
     # A lone surrogate, as in the name of a file.
@@ -101,57 +73,36 @@ NATURAL: list[tuple[Any, Any]] = [
     ([1, (2, {"a": None})], [1, [2, {"a": None}]]),
     ({1: 2, None: 3, False: 4}, {"1": 2, "null": 3, "false": 4}),
     (datetime.date(2026, 11, 24), "2026-11-24"),
-    (datetime.time(22, 17), "22:17:00"),
     (
         datetime.datetime(2026, 11, 24, 22, 17, tzinfo=datetime.UTC),
         "2026-11-24T22:17:00+00:00",
     ),
-    (ID, str(ID)),
-    (Colour.RED, "red"),
     (Colour.SINCE, "2026-11-24"),
     (Mood.GOOD, "good"),
-    (Level.HIGH, 3),
-    (Ratio.HALF, 0.5),
-    (Kilometres(42), 42),
     ([Colour.RED, {"id": ID}], ["red", {"id": str(ID)}]),
     (decimal.Decimal("12.50"), 12.5),
     (decimal.Decimal("12.00"), 12),
-    (decimal.Decimal("-0"), 0),
     (decimal.Decimal("12345678901234567890"), 12345678901234567890),
-    (decimal.Decimal("1e300"), 10**300),
-    # Neither is cut to its integer part.
+    # It is not cut to its integer part.
     (decimal.Decimal("0.99999999999999999999"), 1.0),
-    (decimal.Decimal("1e-999999999"), 0.0),
-    ([Scalar("i", 3)], [3]),
-    ([Scalar("b", True)], [True]),
-    ([Scalar("f", 2.5)], [2.5]),
+    ([Scalar("i", 3), Scalar("b", True), Scalar("f", 2.5)], [3, True, 2.5]),
     ([Scalar("M", 1767323045123456789, "2026-01-02T03:04")], ["2026-01-02T03:04"]),
-    ([Tensor()], [2.5]),
 ]
 
-#: What cannot be reported, and what the error says.
 REFUSED: list[tuple[Any, type[Exception], str]] = [
     (NAN, ValueError, "JSON"),
-    (INFINITE, ValueError, "JSON"),
-    (-INFINITE, ValueError, "JSON"),
-    ([{"a": [NAN]}], ValueError, "JSON"),
+    ([{"a": [-INFINITE]}], ValueError, "JSON"),
     ({NAN: 1}, ValueError, "JSON"),
-    (decimal.Decimal("NaN"), ValueError, "JSON"),
     (decimal.Decimal("sNaN"), ValueError, "NaN"),
-    (decimal.Decimal("-Infinity"), ValueError, "JSON"),
-    (decimal.Decimal("1e400"), ValueError, "JSON"),
     (decimal.Decimal("1e999999999"), ValueError, "JSON"),
     (Scalar("f", NAN), ValueError, "JSON"),
     (10**5000, ValueError, "4300 digits"),
     (object(), TypeError, "object has no JSON form"),
     ({1, 2}, TypeError, "set has no JSON form"),
     (b"x", TypeError, "bytes has no JSON form"),
-    (1j, TypeError, "complex has no JSON form"),
-    (lambda: 1, TypeError, "function has no JSON form"),
     (Array("i", [1]), TypeError, "Array has no JSON form"),
     (datetime.timedelta(1), TypeError, "timedelta has no JSON form"),
     (Scalar("m", 5), TypeError, "time span has no JSON form"),
-    (Scalar("c", 1j), TypeError, "complex"),
     ({ID: 1}, TypeError, "UUID"),
 ]
 
@@ -206,16 +157,15 @@ def test_values_that_never_end_are_refused(job_state: JobState) -> None:
         deep = deep.pop()
 
 
-@pytest.mark.parametrize("character", ["a", "é", "€", "😀", "\udcff"])
-def test_value_takes_16_kib(job_state: JobState, character: str) -> None:
+def test_value_takes_16_kib(job_state: JobState) -> None:
     """The limit counts the bytes of the JSON, not characters: not one more is taken."""
-    size = 6 if character == "\udcff" else len(character.encode())
-    count, rest = divmod(VALUE - 2, size)
-    value = "a" * rest + character * count
-    job_state.set_progress_metric("a", value)
-    with pytest.raises(ValueError, match=r"'a' takes 16385 bytes as JSON"):
-        job_state.set_progress_metric("a", value + "a")
-    assert job_state.get_progress_metric("a") == value
+    for character, size in ("a", 1), ("€", 3), ("😀", 4), ("\udcff", 6):
+        count, rest = divmod(VALUE - 2, size)
+        value = "a" * rest + character * count
+        job_state.set_progress_metric("a", value)
+        with pytest.raises(ValueError, match=r"'a' takes 16385 bytes as JSON"):
+            job_state.set_progress_metric("a", value + "a")
+        assert job_state.get_progress_metric("a") == value
 
 
 def test_mutable_values_are_copied(job_state: JobState) -> None:
@@ -233,7 +183,7 @@ def test_mutable_values_are_copied(job_state: JobState) -> None:
 
 def test_any_text_is_a_name(job_state: JobState) -> None:
     """A metric may have a name that is special elsewhere, or a member of an enum."""
-    names = ["__proto__", "constructor", "m:a", " ", "Äpfel 😀", "\x00", Mood.GOOD]
+    names = ["__proto__", "m:a", " ", "Äpfel 😀", "\x00", Mood.GOOD]
     for name in names:
         job_state.set_progress_metric(name, 1)
         job_state.set_progress_metric(name, 2)
@@ -243,13 +193,12 @@ def test_any_text_is_a_name(job_state: JobState) -> None:
 
 def test_bad_names_are_refused(job_state: JobState) -> None:
     """Every call that names a metric refuses a name that viewers could not be shown."""
-    unhashable: Any = ["a"]
     bad: list[tuple[Any, type[Exception], str]] = [
         ("", ValueError, "must not be empty"),
         ("job", ValueError, "must not be called 'job'"),
         ("job_state", ValueError, "must not be called 'job_state'"),
         ("a\ud800", ValueError, "not valid Unicode"),
-        *[(n, TypeError, "must be a str, not") for n in (None, 1, b"a", ID)],
+        (1, TypeError, "must be a str, not"),
     ]
     job_state.set_progress_metric("a", 1)
     for name, error, text in bad:
@@ -260,10 +209,6 @@ def test_bad_names_are_refused(job_state: JobState) -> None:
         ):
             with pytest.raises(error, match=text):
                 call(name)
-    with pytest.raises(TypeError):
-        job_state.set_progress_metric(unhashable, 1)
-    with pytest.raises(TypeError):
-        job_state.increment_progress_metric(unhashable)
     assert job_state.progress_metrics == {"a": 1}
 
 
@@ -272,12 +217,9 @@ def test_amounts_are_plain_numbers(job_state: JobState) -> None:
     largest = sys.float_info.max
     for value, amount in [
         (0, 0),
-        (12, 12),
         (0.5, 0.5),
-        (largest, largest),
         (int(largest), int(largest)),
         (decimal.Decimal("2.5"), 2.5),
-        (decimal.Decimal(3), 3),
         (Scalar("i", 3), 3),
     ]:
         given: Any = value
@@ -291,15 +233,8 @@ def test_bad_amounts_are_refused(job_state: JobState) -> None:
     """The error says which amount is wrong, and the progress stays as it was."""
     job_state.set_progress(1, 2)
     before = job_state.progress
-    numbers = [
-        *(-1, -0.1, NAN, INFINITE, int(sys.float_info.max) + 1, 10**5000, -(10**5000)),
-        *(decimal.Decimal(text) for text in ("NaN", "Infinity", "1e400")),
-        Scalar("f", NAN),
-    ]
-    others = [
-        *(True, "3", 1j, decimal.Decimal("sNaN"), Scalar("b", True)),
-        *(Scalar("c", 1j), Array("i", [1])),
-    ]
+    numbers = [-1, -0.1, NAN, INFINITE, 10**5000, decimal.Decimal("1e400")]
+    others = [True, "3", 1j, decimal.Decimal("sNaN"), Array("i", [1])]
     for values, error, text in (
         (numbers, ValueError, "must be a finite number, 0 or greater"),
         (others, TypeError, "must be a number, not"),
@@ -321,26 +256,18 @@ def test_bad_texts_are_refused(job_state: JobState) -> None:
     """
     job_state.set_progress(0, 1, "rows", "Before")
     job_state.append_log("before")
-    long = "x" * VALUE
-    for wrong in (3, b"rows", ["rows"]):
-        text: Any = wrong
-        calls: dict[str, Callable[[Any], object]] = {
-            "unit": lambda text: job_state.set_progress(1, 2, text, "After"),
-            "message": lambda text: job_state.set_progress(1, 2, "miles", text),
-            "message ": job_state.set_message,
-            "line of the log": job_state.append_log,
-            "unit ": lambda text: job_state.track([], None, text),
-            " message": lambda text: job_state.track([], None, None, text),
-        }
-        for what, call in calls.items():
-            error = rf"^(The|A) {what.strip()} must be a str, not"
-            with pytest.raises(TypeError, match=error):
-                call(text)
-    with pytest.raises(ValueError, match=r"^The unit of the progress takes 16386 byt"):
-        job_state.set_progress(1, 2, long)
-    with pytest.raises(ValueError, match=r"^The message takes 16386 bytes"):
-        job_state.set_message(long)
-    with pytest.raises(ValueError, match=r"^The message takes 16386 bytes"):
-        job_state.set_progress(1, 2, None, long)
+    calls: list[tuple[str, Callable[[Any], object]]] = [
+        ("unit", lambda text: job_state.set_progress(1, 2, text, "After")),
+        ("message", lambda text: job_state.set_progress(1, 2, "miles", text)),
+        ("message", job_state.set_message),
+        ("line of the log", job_state.append_log),
+        ("unit", lambda text: job_state.track([], None, text)),
+    ]
+    for what, call in calls:
+        with pytest.raises(TypeError, match=rf"^(The|A) {what} must be a str, not"):
+            call(b"rows")
+    for what, call in calls[:3]:
+        with pytest.raises(ValueError, match=rf"^The {what}.* takes 16386 bytes"):
+            call("x" * VALUE)
     assert job_state.progress == (0, 1, "rows", None)
     assert (job_state.message, job_state.log) == ("Before", ["before"])

@@ -402,8 +402,8 @@ class Killed(BaseException):
 
 @contextlib.contextmanager
 def dying(number: int, moment: str) -> Iterator[Callable[[], bool]]:
-    """Have this thread die at a round trip, "before" it sends or "after", but not at the
-    handshake of a new connection. Yields a function: whether it came so far.
+    """Have this thread die at a round trip, "before" it sends or "after", but not at a
+    handshake. Yields a function that tells whether it came so far.
     """
     count, here = 0, threading.get_ident()
     ask = redis.Connection.send_packed_command
