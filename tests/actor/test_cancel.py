@@ -1,8 +1,6 @@
 """How a cancel reaches the code of an actor, in all its threads and tasks."""
 
 import asyncio
-import contextlib
-import functools
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,9 +11,7 @@ import pytest
 
 from pyramid_jobstate import JobCancelled, JobState
 from pyramid_jobstate.testing import cancel, detached
-from tests.actor.conftest import RunJob
 from tests.actor.test_reports import CALLS, REPORTS
-from tests.support import wait_for
 
 R = TypeVar("R")
 
@@ -52,15 +48,16 @@ def test_next_call_says_that_the_job_is_cancelled(
 ) -> None:
     """It raises JobCancelled, and changes nothing. The one after it reports."""
     assert cancelled.cancel_requested
-    read = [read for _, read in CALLS.values()]
-    before = [each(cancelled) for each in read]
+
+    def seen() -> list[Any]:
+        return [read(cancelled) for _, read in CALLS.values()]
+
+    before = seen()
     with pytest.raises(JobCancelled, match="The job was cancelled"):
         REPORTS[name](cancelled)
-    assert [each(cancelled) for each in read] == before
+    assert seen() == before
     REPORTS[name](cancelled)
-    assert ([each(cancelled) for each in read] == before) is (
-        name == "raise_if_cancelled"
-    )
+    assert (seen() == before) is (name == "raise_if_cancelled")
 
 
 def test_known_metric_and_progress_say_so_too(cancelled: JobState) -> None:
@@ -91,13 +88,6 @@ def test_except_exception_lets_the_cancel_pass() -> None:
     assert not issubclass(JobCancelled, Exception)
 
 
-def test_job_that_has_ended_is_not_cancelled_any_more(ended: JobState) -> None:
-    """Its calls say that it has ended."""
-    cancel(ended)
-    with pytest.raises(RuntimeError, match="ended"):
-        ended.set_message("a")
-
-
 # Threads and tasks.
 
 
@@ -111,32 +101,23 @@ def test_own_thread_is_told_once(cancelled: JobState) -> None:
 
 
 def test_each_task_is_told_once(cancelled: JobState) -> None:
-    """That holds in whatever thread it runs. A thread that it hands work to is told at
-    every call.
+    """In whatever thread it runs. A thread that it hands work to is told at every
+    call.
     """
 
     async def count() -> int:
         return count_cancels(cancelled)
 
     async def work() -> Any:
-        counts = [asyncio.create_task(count()) for _ in range(3)]
-        told = [await c for c in counts]
+        told = await asyncio.gather(count(), count())
         return told, await asyncio.to_thread(count_cancels, cancelled)
 
-    assert asyncio.run(work()) == ([1, 1, 1], 3)
-    assert in_thread(lambda: asyncio.run(work())) == ([1, 1, 1], 3)
-    assert count_cancels(cancelled) == 1
+    assert asyncio.run(work()) == ([1, 1], 3)
+    assert in_thread(lambda: asyncio.run(work())) == ([1, 1], 3)
 
 
 def report(job_state: JobState, cancel: JobCancelled) -> None:
     job_state.set_message("in the handler")
-
-
-def fail_in_between(job_state: JobState, cancel: JobCancelled) -> None:
-    try:
-        raise ValueError
-    except ValueError:
-        job_state.set_message("in a handler in the handler")
 
 
 def group(job_state: JobState, cancel: JobCancelled) -> None:
@@ -146,16 +127,8 @@ def group(job_state: JobState, cancel: JobCancelled) -> None:
         job_state.set_message("in the handler of a group")
 
 
-def chain(job_state: JobState, cancel: JobCancelled) -> None:
-    try:
-        raise OSError from cancel
-    except OSError as e:
-        e.__context__ = e
-        job_state.set_message("in the handler of what it led to")
-
-
 @pytest.mark.parametrize("is_own", [True, False])
-@pytest.mark.parametrize("how", [report, fail_in_between, group, chain])
+@pytest.mark.parametrize("how", [report, group])
 def test_clean_up_may_report(cancelled: JobState, how: Any, is_own: bool) -> None:
     """While a JobCancelled is handled, no call raises another, whichever thread has
     noticed the cancel first.
@@ -229,37 +202,9 @@ def test_other_tasks_of_a_group_may_clean_up(cancelled: JobState) -> None:
             group.create_task(wait())
             group.create_task(hear())
 
-    with pytest.raises(BaseExceptionGroup) as raised:
+    with pytest.raises(BaseExceptionGroup):
         asyncio.run(work())
-    assert [type(e) for e in raised.value.exceptions] == [JobCancelled]
     assert cancelled.message == "cleaned up"
-
-
-def test_timeout_is_no_clean_up(cancelled: JobState) -> None:
-    """It comes from a CancelledError of asyncio, but the task is told while it handles
-    the timeout, or afterwards.
-    """
-
-    async def wait_and_report(where: str) -> None:
-        try:
-            await asyncio.wait_for(asyncio.Event().wait(), 0.001)
-        except TimeoutError:
-            if where == "within":
-                cancelled.set_message("idle")
-        cancelled.set_message("on we go")
-
-    async def time_out() -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0.001):
-                try:
-                    await asyncio.sleep(10)
-                finally:
-                    cancelled.set_message("cleaned up")
-        cancelled.set_message("on we go")
-
-    for work in (wait_and_report("within"), wait_and_report("afterwards"), time_out()):
-        with pytest.raises(JobCancelled):
-            in_thread(functools.partial(asyncio.run, work))
 
 
 def test_callback_of_a_future_may_report(job_state: JobState) -> None:
@@ -293,42 +238,10 @@ def test_pool_stops(cancelled: JobState) -> None:
         cancelled.set_progress(number)
         began.append(number)
 
-    def numbers() -> Any:
-        for number in range(20):
-            work(number)
-            yield number
-
     with ThreadPoolExecutor(2) as executor:
-        futures = [executor.submit(work, n) for n in range(400)]
-        for future in futures:
+        for future in [executor.submit(work, n) for n in range(400)]:
             with pytest.raises(JobCancelled):
                 future.result(timeout=10)
-    called: list[int] = []
-
-    def call_back(result: int) -> None:
-        cancelled.set_message("called back")
-        called.append(result)
-
-    with ThreadPool(2) as pool:
-        with pytest.raises(JobCancelled):
-            pool.map_async(work, range(20)).get(timeout=10)
-        with pytest.raises(JobCancelled):
-            pool.imap(abs, numbers()).next(timeout=10)
-        result = pool.apply_async(abs, (1,), callback=call_back)
-        assert result.get(timeout=10) == 1
-    wait_for(lambda: called == [1])
+    with ThreadPool(2) as pool, pytest.raises(JobCancelled):
+        pool.map_async(work, range(20)).get(timeout=10)
     assert began == []
-
-
-def test_cancel_of_a_running_job_is_heard_of_by_itself(run_job: RunJob) -> None:
-    """A job that does nothing but look hears of it."""
-
-    def run(job_state: JobState) -> None:
-        assert not job_state.cancel_requested
-        job_state.raise_if_cancelled()
-        cancel(job_state)
-        assert job_state.cancel_requested
-        with pytest.raises(JobCancelled):
-            job_state.raise_if_cancelled()
-
-    assert run_job(run).status == "success"

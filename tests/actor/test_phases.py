@@ -7,8 +7,8 @@ import contextlib
 import logging
 import math
 import random
-import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from redis import Redis
 from pyramid_jobstate import JobCancelled, JobState, JobStore, Progress
 from pyramid_jobstate.testing import cancel, detached, put_job
 from tests.actor.conftest import RunJob, put_fields
+from tests.actor.test_progress import letters
 from tests.support import load_job
 
 #: Returns what viewers read of the phase that a job is in.
@@ -91,22 +92,8 @@ def test_loop_after_phases_fills_the_rest(job_state: JobState) -> None:
     assert shares == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
 
 
-def test_phases_in_a_loop(job_state: JobState) -> None:
-    """A loop whose steps have phases goes on from where they end."""
-    shares = []
-    for _ in job_state.track(range(5)):
-        with job_state.phase("Step", percent=10):
-            shares.append(share(job_state))
-        shares.append(share(job_state))
-    shares.append(share(job_state))
-    assert shares == sorted(shares)
-    assert shares[-1] == 1
-
-
 def test_second_loop_takes_nothing_back(job_state: JobState, phase_in: Shown) -> None:
-    """In a phase and after one, the bar waits for the second loop, whose numbers are
-    the actor's own.
-    """
+    """In a phase, the bar waits for the second loop, whose numbers are its own."""
     with job_state.phase("Reading", percent=50):
         list(job_state.track(range(3)))
         loop = job_state.track(range(3), unit="rows")
@@ -114,73 +101,47 @@ def test_second_loop_takes_nothing_back(job_state: JobState, phase_in: Shown) ->
         assert job_state.progress == Progress(0, 3, "rows")
         assert phase_in(job_state)["fraction"] == 0
         list(loop)
-    job_state.set_progress(1, 2)
-    shares = []
-    for _ in job_state.track(range(4)):
-        shares.append(share(job_state))
-    assert shares == pytest.approx([0.75, 0.75, 0.75, 0.875])
+    assert share(job_state) == pytest.approx(0.5)
 
 
-def test_progress_that_goes_back_in_a_phase_leaves_the_bar(job_state: JobState) -> None:
-    """It waits until the progress has come as far again, and what follows begins where
-    it stands.
+def test_bar_stays_where_it_is(job_state: JobState) -> None:
+    """It waits until progress that goes back has come as far again. An exception
+    leaves it, and what follows begins there.
     """
+    shares: list[float] = []
 
     def read() -> None:
         with job_state.phase("Reading", percent=50):
-            for done in (9, 1, 8, 10, 4):
+            for done in (9, 1, 8, 4):
                 job_state.set_progress(done, 10)
                 shares.append(share(job_state))
             job_state.set_progress(3)
             shares.append(share(job_state))
             raise LookupError
 
-    shares: list[float] = []
     with pytest.raises(LookupError):
         read()
-    assert shares == pytest.approx([0.45, 0.45, 0.45, 0.5, 0.5, 0.5])
+    assert shares == pytest.approx([0.45] * 5)
     with job_state.phase("Repairing", percent=10):
-        assert share(job_state) == pytest.approx(0.5)
-    assert share(job_state) == pytest.approx(0.6)
-
-
-def test_phase_that_raises_stays_where_it_is(job_state: JobState) -> None:
-    """An exception leaves the bar, and what follows begins there."""
-
-    def read() -> None:
-        with job_state.phase("Reading", percent=50):
-            job_state.set_progress(1, 2)
-            raise LookupError
-
-    with pytest.raises(LookupError):
-        read()
-    assert share(job_state) == pytest.approx(0.25)
-    with job_state.phase("Repairing", percent=10):
-        assert share(job_state) == pytest.approx(0.25)
-    assert share(job_state) == pytest.approx(0.35)
+        assert share(job_state) == pytest.approx(0.45)
+    assert share(job_state) == pytest.approx(0.55)
 
 
 def test_phase_of_another_thread_is_refused(job_state: JobState) -> None:
     """While a phase is open, no other thread can begin one. Others may report."""
-    caught: list[BaseException] = []
 
     def begin() -> None:
-        try:
-            with job_state.phase("Second", percent=10):
-                raise AssertionError
-        except RuntimeError as e:
-            caught.append(e)
+        said = (
+            "^The phase 'Second' cannot begin in this thread while the phase 'First' "
+            "is open in another"
+        )
+        with pytest.raises(RuntimeError, match=said):
+            job_state.phase("Second", percent=10).__enter__()
         job_state.set_progress(1, 2)
 
-    with job_state.phase("First", percent=50):
-        thread = threading.Thread(target=begin)
-        thread.start()
-        thread.join()
+    with job_state.phase("First", percent=50), ThreadPoolExecutor(1) as pool:
+        pool.submit(begin).result()
         assert share(job_state) == pytest.approx(0.25)
-    assert str(caught[0]) == (
-        "The phase 'Second' cannot begin in this thread while the phase 'First' is "
-        "open in another."
-    )
     with job_state.phase("Third", percent=10):
         assert share(job_state) == pytest.approx(0.5)
 
@@ -188,40 +149,21 @@ def test_phase_of_another_thread_is_refused(job_state: JobState) -> None:
 def test_phase_in_an_asynchronous_actor(job_state: JobState) -> None:
     """The same `with` works in a coroutine, around an asynchronous loop."""
 
-    async def rows() -> AsyncIterator[int]:
-        for n in range(4):
-            await asyncio.sleep(0)
-            yield n
-
     async def run() -> list[float]:
         shares = []
         with job_state.phase("Reading", percent=40):
-            async for _ in job_state.track(rows(), total=4):
+            async for _ in job_state.track(letters([]), total=2):
                 shares.append(share(job_state))
         return [*shares, share(job_state)]
 
-    assert asyncio.run(run()) == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
-
-
-def test_phases_that_are_left_in_another_order(job_state: JobState) -> None:
-    """A phase that outlives the one around it, as one of another task may, ends with
-    it.
-    """
-    outer, inner = job_state.phase("Outer", 50), job_state.phase("Inner", 50)
-    with outer:
-        inner.__enter__()
-        job_state.set_progress(1, 2)
-    assert share(job_state) == pytest.approx(0.5)
-    inner.__exit__(None, None, None)
-    assert share(job_state) == pytest.approx(0.5)
-    with job_state.phase("Next", 25):
-        pass
-    assert share(job_state) == pytest.approx(0.75)
+    assert asyncio.run(run()) == pytest.approx([0, 0.2, 0.4])
 
 
 def test_more_than_is_left_is_cut(caplog: pytest.LogCaptureFixture) -> None:
-    """Percentages that add up to too much are cut, with one warning a job."""
-    for percents in ([60, 60], [16.7] * 5 + [16.6], [100, 1], [1e-9] + [100] * 3):
+    """Percentages that add up to too much are cut, with one warning a job. Rounding
+    errors cause none.
+    """
+    for percents in ([60, 60], [16.7] * 5 + [16.6], [100, 1], [10] * 10, [0.1] * 1000):
         job_state = detached(JobState)
         shares = []
         for number, percent in enumerate(percents):
@@ -230,22 +172,12 @@ def test_more_than_is_left_is_cut(caplog: pytest.LogCaptureFixture) -> None:
                 job_state.set_progress(1, 1)
                 shares.append(share(job_state))
         assert shares == sorted(shares)
-        assert share(job_state) == 1
-        (line,) = caplog.messages
-        assert "more than is left of what encloses it: it gets the rest." in line
+        assert share(job_state) == pytest.approx(1) and share(job_state) <= 1
+        is_too_much = sum(percents) > 100.001
+        assert len(caplog.messages) == is_too_much
+        for line in caplog.messages:
+            assert "more than is left of what encloses it: it gets the rest." in line
         caplog.clear()
-
-
-def test_percentages_that_add_up_are_no_fault(caplog: pytest.LogCaptureFixture) -> None:
-    """Rounding errors cause no warning."""
-    for percents in ([100], [30, 70], [33.3, 33.3, 33.4], [10] * 10, [0.1] * 1000):
-        job_state = detached(JobState)
-        for percent in percents:
-            with job_state.phase("Phase", percent):
-                pass
-        assert share(job_state) == pytest.approx(1)
-        assert share(job_state) <= 1
-    assert caplog.messages == []
 
 
 def test_name_and_percentage_are_checked_at_the_call(
@@ -254,16 +186,15 @@ def test_name_and_percentage_are_checked_at_the_call(
     """A phase has a name, which is cut if it is too long, and a percentage above 0 and
     at most 100. Otherwise nothing is reported.
     """
-    wrong: Any
-    for wrong in (None, 7, b"Parsing"):
-        with pytest.raises(TypeError, match="The name of a phase must be a str"):
-            job_state.phase(wrong, 30)
+    wrong: Any = b"Parsing"
+    with pytest.raises(TypeError, match="The name of a phase must be a str"):
+        job_state.phase(wrong, 30)
     with pytest.raises(ValueError, match="must not be empty"):
         job_state.phase("", 30)
-    for wrong in ("30", None, True, [30]):
+    for wrong in ("30", None, True):
         with pytest.raises(TypeError, match="'Parsing' must be a number, not"):
             job_state.phase("Parsing", wrong)
-    for percent in (0, -1, 101, 100.0001, math.nan, math.inf):
+    for percent in (0, 100.0001, math.nan):
         with pytest.raises(ValueError, match="'Parsing' must be above 0 and at most"):
             job_state.phase("Parsing", percent)
     assert job_state.progress is None
@@ -283,8 +214,8 @@ def test_phase_of_a_cancelled_job(job_state: JobState) -> None:
         read()
     other = detached(JobState)
     cancel(other)
-    with pytest.raises(JobCancelled), other.phase("Reading", percent=50):
-        raise AssertionError
+    with pytest.raises(JobCancelled):
+        other.phase("Reading", percent=50).__enter__()
 
 
 def test_random_nestings_never_go_back(caplog: pytest.LogCaptureFixture) -> None:
@@ -348,18 +279,15 @@ def test_viewers_read_the_bar_as_the_actor_does(
 
     def run(job_state: JobState) -> None:
         with job_state.phase("Reading", percent=50):
-            check(job_state, 0)
-            for done, expected in ((9, 0.45), (1, 0.45), (4, 0.45), (10, 0.5)):
+            for done, expected in ((9, 0.45), (1, 0.45), (10, 0.5)):
                 job_state.set_progress(done, 10, "rows")
                 check(job_state, expected)
             with job_state.phase("Index", percent=20):
                 check(job_state, 0.5)
-        check(job_state, 0.5)
         for item in job_state.track(range(2)):
             check(job_state, 0.5 + item / 4)
 
-    state = run_job(run)
-    assert share(state) == 1
+    assert share(run_job(run)) == 1
 
 
 def test_time_left_is_that_of_the_whole_job(run_job: RunJob, store: JobStore) -> None:
@@ -369,7 +297,6 @@ def test_time_left_is_that_of_the_whole_job(run_job: RunJob, store: JobStore) ->
         with job_state.phase("Reading", percent=0.1):
             for _ in job_state.track(range(10)):
                 assert job_state.flush(10)
-            job_state.set_progress(10, 10)
             assert job_state.flush(10)
             progress = load_job(store, job_state.uuid).progress
             assert progress is not None
@@ -382,24 +309,19 @@ def test_stored_phase_is_read_tolerantly(
     store: JobStore, client: Redis, phase_in: Shown
 ) -> None:
     """An invalid phase that another program has written is left out."""
-    progress = '[1,2,"rows",3.5]'
-    for text, fraction, names in [
-        ('[0.25,0.5,["A","B"]]', 0.5, ["A", "B"]),
-        ("[0,1,[]]", 0.5, None),
-        ("[0.25,0.5]", 0.5, None),
-        ("[-0.25,0.5,[]]", 0.5, None),
-        ("[0.5,1.5,[]]", 0.5, None),
-        ('["0",1,[]]', 0.5, None),
-        ("[true,1,[]]", 0.5, None),
-        ("[null,1,[]]", 0.5, None),
-        ('[0,1,"A"]', 0.5, None),
-        ("{}", 0.5, None),
-        ("x", 0.5, None),
+    for text, names in [
+        ('[0.25,0.5,["A","B"]]', ["A", "B"]),
+        ("[0.25,0.5]", None),
+        ("[0.5,1.5,[]]", None),
+        ("[true,1,[]]", None),
+        ('[0,1,"A"]', None),
+        ("x", None),
     ]:
         job_state = put_job(store)
-        put_fields(client, store, job_state.uuid, progress=progress, phase=text)
+        fields = {"progress": '[1,2,"rows",3.5]', "phase": text}
+        put_fields(client, store, job_state.uuid, **fields)
         loaded = load_job(store, job_state.uuid)
         assert loaded.progress == Progress(1, 2, "rows", 3.5)
-        assert share(loaded) == fraction, text
+        assert share(loaded) == 0.5, text
         phase = phase_in(loaded)
         assert (phase and phase["path"]) == names, text

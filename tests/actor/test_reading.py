@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from pyramid_jobstate import JobError, JobState, JobStore, Progress
+from pyramid_jobstate import JobError, JobStore, Progress
 from pyramid_jobstate.testing import pass_time, put_job
 from tests.actor.conftest import put_fields
 from tests.jobs import RunMarathon, new_id
@@ -49,39 +49,36 @@ def read(client: Redis, store: JobStore) -> Any:
 
 def test_job_reads_as_it_was_stored(store: JobStore) -> None:
     """Each attribute has its value; one metric or parameter can be had by its name."""
+    given: dict[str, Any] = {
+        "actor": "run_marathon",
+        "owner": "alice",
+        "message": "Running",
+        "log": ["a", "b"],
+        "error": JobError("ValueError", "too far"),
+        "attempt": 2,
+    }
+    params, metrics = {"miles": 26, "secret": "x"}, {"miles_run": 12, "none": None}
+    progress = Progress(13, 26, "miles")
     state = put_job(
         store,
         RunMarathon,
         "error",
-        actor="run_marathon",
-        owner="alice",
-        params={"miles": 26, "secret": "x"},
-        metrics={"miles_run": 12, "none": None},
-        progress=Progress(13, 26, "miles"),
-        message="Running",
-        log=["a", "b"],
-        error=JobError("ValueError", "too far"),
-        attempt=2,
+        params=params,
+        metrics=metrics,
+        progress=progress,
+        **given,
     )
-    assert state.uuid == state.__name__
-    assert (state.kind, state.actor, state.owner) == (
-        "RunMarathon",
-        "run_marathon",
-        "alice",
-    )
-    assert (state.status, state.attempt) == ("error", 2)
-    assert state.job_params == {"miles": 26, "secret": "x"}
+    assert (state.kind, state.status) == ("RunMarathon", "error")
+    for name, value in given.items():
+        assert getattr(state, name) == value, name
+    assert state.job_params == params
     assert state.get_job_param("miles") == 26
     assert (state.get_job_param("other"), state.get_job_param("other", 0)) == (None, 0)
-    assert state.progress_metrics == {"miles_run": 12, "none": None}
+    assert state.progress_metrics == metrics
     assert state.get_progress_metric("miles_run") == 12
     assert state.get_progress_metric("other", 0) == 0
     assert state.get_progress_metric("none", 0) is None
-    assert state.progress == Progress(
-        13, 26, "miles", state.progress and state.progress.eta
-    )
-    assert (state.message, state.log) == ("Running", ["a", "b"])
-    assert state.error == JobError("ValueError", "too far")
+    assert state.progress and state.progress[:3] == progress[:3]
     assert state.due_at is None
     times = [state.queued_at, state.started_at, state.updated_at, state.finished_at]
     for time in times:
@@ -98,22 +95,10 @@ def test_nothing_reads_where_nothing_is_stored(store: JobStore, client: Redis) -
     assert (state.kind, state.actor, state.owner) == ("", "", None)
     assert state.attempt == 0
     assert state.job_params == state.progress_metrics == {}
-    assert (state.progress, state.message, state.error, state.log) == (
-        None,
-        None,
-        None,
-        [],
-    )
-    assert (state.queued_at, state.due_at, state.started_at) == (None, None, None)
-    assert (state.updated_at, state.finished_at) == (None, None)
-
-
-def test_job_is_known_by_one_spelling(store: JobStore) -> None:
-    """A uuid is in lower case, with hyphens and nothing around it."""
-    uuid = put_job(store).uuid
-    assert store.load(uuid) is not None
-    for other in (uuid.upper(), uuid + "\n", "{" + uuid + "}", uuid.replace("-", "")):
-        assert store.load(other) is None
+    assert (state.progress, state.message, state.error) == (None, None, None)
+    assert state.log == []
+    times = (state.queued_at, state.started_at, state.updated_at, state.finished_at)
+    assert times == (None, None, None, None)
 
 
 def test_job_is_working_until_it_has_ended(store: JobStore) -> None:
@@ -142,22 +127,15 @@ def test_silent_job_reads_stalled(store: JobStore) -> None:
     assert [load_job(store, uuid).status for uuid in uuids] == silent
 
 
-def test_clock_that_is_set_back_stalls_no_job(store: JobStore) -> None:
-    """A sign of life from the future counts."""
-    uuid = put_job(store).uuid
-    pass_time(store, -1000)
-    assert load_job(store, uuid).status == "working"
-
-
 def test_foreign_status_reads_stalled(store: JobStore, client: Redis) -> None:
     """A job with a status that nobody knows may be in any state. One whose last sign of
     life has an invalid time reads working.
     """
-    for status in ("", "WORKING", "done", "\x00", HUGE):
+    for status in ("", "WORKING", HUGE):
         uuid = new_id()
         put_fields(client, store, uuid, status=status)
         assert load_job(store, uuid).status == "stalled", status
-    for seen in ("", "²", "٣", "-1", "1.5", "1e3", "soon", HUGE, "1_0"):
+    for seen in ("", "²", "-1", "1.5", HUGE):
         uuid = new_id()
         put_fields(client, store, uuid, status="working", seen=seen)
         assert load_job(store, uuid).status == "working", seen
@@ -190,35 +168,23 @@ def test_foreign_owner_owns_nothing(read: Any) -> None:
 
 def test_foreign_values_read_as_absent(read: Any) -> None:
     """What is JSON, but not of the form that a worker writes, is left out."""
-    attempts = ["", "-1", "1.0", "two", "١", HUGE, " 1", "1_0", "0x1"]
-    assert set(read("attempt", "attempt", attempts).values()) == {0}
-    for text, params in read(
-        "params", "job_params", ["1", '"a"', "[]", "null"]
-    ).items():
-        assert params == {}, text
-    progress = ["null", "1", '"abc"', "{}", "[]", "[1]", "[1,2,null]"]
-    progress += ["[1,2,null,null,null]", '["1",2,null,null]', "[null,2,null,null]"]
-    progress += ["[true,2,null,null]", "[-1,2,null,null]", '[1,"2",null,null]']
-    progress += ["[1,-2,null,null]", "[1,[2],null,null]", "[1,2,3,null]"]
-    progress += ['[1,2,null,"soon"]', "[1,2,null,-1]", f"[{10**400},2,null,null]"]
-    assert set(read("progress", "progress", progress).values()) == {None}
-    messages = ["1", "[]", "{}", "true", "null"]
-    assert set(read("message", "message", messages).values()) == {None}
-    logs = {'["a",1,null,["b"],"c"]': ["a", "c"], '"abc"': [], '{"a":1}': []}
-    assert read("log", "log", [*logs]) == logs
-    errors = [
-        "1",
-        "{}",
-        '"ab"',
-        "[]",
-        '["a"]',
-        '[1,"a"]',
-        '["a",null]',
-        '["a","b","c"]',
-    ]
-    assert set(read("error", "error", errors).values()) == {None}
+    for field, name, absent, texts in (
+        ("attempt", "attempt", 0, ["", "-1", "1.0", "two", "١", HUGE]),
+        ("params", "job_params", {}, ["1", '"a"', "[]", "null"]),
+        ("message", "message", None, ["1", "[]", "{}", "true", "null"]),
+        ("log", "log", [], ['"abc"', '{"a":1}']),
+        ("error", "error", None, ["1", "{}", '"ab"', '["a"]', '[1,"a"]']),
+        ("error", "error", None, ['["a",null]', '["a","b","c"]']),
+        ("progress", "progress", None, ["null", '"abc"', "[1,2,null]"]),
+        ("progress", "progress", None, ['["1",2,null,null]', "[1,-2,null,null]"]),
+        ("progress", "progress", None, ["[1,2,3,null]", '[1,2,null,"soon"]']),
+    ):
+        for text, value in read(field, name, texts).items():
+            assert value == absent, (field, text)
     reason = '[null,"too late"]'
     assert read("error", "error", [reason])[reason] == JobError(None, "too late")
+    log = '["a",1,null,["b"],"c"]'
+    assert read("log", "log", [log])[log] == ["a", "c"]
 
 
 def test_foreign_times_read_as_absent(read: Any) -> None:
@@ -250,10 +216,3 @@ def test_job_that_has_ended_is_deleted(store: JobStore) -> None:
     waiting = put_job(store, status="queued")
     assert waiting.cancel() and load_job(store, waiting.uuid).status == "cancelled"
     assert not waiting.cancel()
-
-
-def test_detached_jobs_read_what_the_test_gave_them(job_state: JobState) -> None:
-    """What runs has begun, and has not ended."""
-    assert (job_state.status, job_state.attempt) == ("working", 1)
-    assert job_state.is_working and not job_state.is_finished
-    assert job_state.started_at is not None and job_state.finished_at is None

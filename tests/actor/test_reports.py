@@ -4,18 +4,14 @@ and after the end of its job no longer does.
 
 from __future__ import annotations
 
-import asyncio
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from redis import Redis
 
 from pyramid_jobstate import JobState, JobStore, current_job_state
 from pyramid_jobstate.testing import detached, history, put_job, values
 from tests.actor.conftest import RunJob
-from tests.actor.test_progress import letters
 from tests.jobs import RunMarathon
 from tests.support import load_job, wait_for
 
@@ -87,39 +83,8 @@ def test_each_report_reaches_the_store(run_job: RunJob, store: JobStore) -> None
 
                 wait_for(is_stored)
             assert reported, name
-        steps = job_state.track("abc")
-        for done in range(3):
-            next(steps)
-            wait_for(functools.partial(is_at_step, store, job_state, done))
 
     run_job(run)
-
-
-def is_at_step(store: JobStore, job_state: JobState, done: int) -> bool:
-    progress = load_job(store, job_state.uuid).progress
-    return progress is not None and progress.done == done
-
-
-def test_flush_waits_until_everything_is_stored(
-    run_job: RunJob, store: JobStore
-) -> None:
-    """It says so, whatever was set before."""
-
-    def run(job_state: JobState) -> None:
-        for n in range(20):
-            job_state.set_progress_metric("n", n)
-            job_state.append_log(str(n))
-            assert job_state.flush(10)
-            state = load_job(store, job_state.uuid)
-            assert (state.progress_metrics, state.log[-1]) == ({"n": n}, str(n))
-
-    run_job(run)
-
-
-def test_flush_of_a_direct_call_has_nothing_to_wait_for(job_state: JobState) -> None:
-    """What is kept in memory is in its place at once."""
-    assert job_state.flush(timeout=0)
-    assert detached(JobState).flush(0)
 
 
 def test_job_reads_what_it_has_set(job_state: JobState) -> None:
@@ -144,42 +109,28 @@ def test_every_report_is_kept_for_tests() -> None:
     the lines of the log as they are shown.
     """
     job_state = detached(JobState)
-    metrics, lines = [1, 2, 2, [4]], [f"{i:02}" for i in range(30)]
-    for value in metrics:
+    for value in [1, 2, 2, [4]]:
         job_state.set_progress_metric("a", value)
     job_state.set_progress_metrics(b=None, c=2)
     job_state.increment_progress_metric("c")
-    for rest in ((), (3,), (3, "rows")):
-        for done in (0, 1, 1):
-            job_state.set_progress(done, *rest)
-    for done in (1, 2):
+    job_state.set_progress(1)
+    for done in (1, 1, 2):
         job_state.set_progress(done, 3, "rows", "Reading")
     job_state.set_message(None)
-    for line in lines:
-        job_state.append_log(line + "ü" * 300)
+    job_state.append_log("line " + "ü" * 300)
     with job_state.phase("Reading", percent=30):
         list(job_state.track("ab", unit="rows"))
-
-    async def work() -> None:
-        async for _ in job_state.track(letters([]), 2):
-            pass
-
-    asyncio.run(work())
-    assert values(job_state, "a") == metrics
+    assert values(job_state, "a") == [1, 2, 2, [4]]
+    message = ("message", "Reading")
     assert history(job_state) == [
-        *[("metric", "a", value) for value in metrics],
+        *[("metric", "a", value) for value in [1, 2, 2, [4]]],
         *[("metric", "b", None), ("metric", "c", 2), ("metric", "c", 3)],
-        *[
-            ("progress", done, total, unit)
-            for total, unit in ((None, None), (3, None), (3, "rows"))
-            for done in (0, 1, 1)
-        ],
-        *[("progress", 1, 3, "rows"), ("message", "Reading")],
-        *[("progress", 2, 3, "rows"), ("message", "Reading"), ("message", None)],
-        *[("log", line + "ü" * 198) for line in lines],
+        ("progress", 1, None, None),
+        *[("progress", 1, 3, "rows"), message, ("progress", 1, 3, "rows"), message],
+        *[("progress", 2, 3, "rows"), message, ("message", None)],
+        ("log", "line " + "ü" * 195),
         ("phase", "Reading", 30),
         *[("progress", done, 2, "rows") for done in range(3)],
-        *[("progress", done, 2, None) for done in range(3)],
     ]
 
 
@@ -187,45 +138,27 @@ def test_job_that_has_ended_takes_nothing(ended: JobState) -> None:
     """A thread that outlives its job is told so at each call, and what viewers see
     stays as it is.
     """
-    for name, call in REPORTS.items():
+    for call in REPORTS.values():
         for _ in range(2):
             with pytest.raises(RuntimeError, match=r"^The job has ended"):
                 call(ended)
-        assert ended.progress_metrics == {"a": 5}, name
-        assert ended.progress is not None
-        assert ended.progress[:3] == (1, 2, "rows"), name
-        assert (ended.message, ended.log) == (None, []), name
-    with pytest.raises(RuntimeError, match=r"^The job has ended"):
-        ended.set_progress_metric("a", 6)
     with pytest.raises(RuntimeError, match=r"^The job has ended"):
         ended.set_progress(2, 2, "rows")
+    assert ended.progress_metrics == {"a": 5}
+    assert ended.progress is not None
+    assert ended.progress[:3] == (1, 2, "rows")
+    assert (ended.message, ended.log) == (None, [])
     assert ended.flush()
 
 
-def test_loop_that_outlives_its_job_stops(run_job: RunJob) -> None:
-    """At its next step it is told that the job has ended."""
-    loops: list[Any] = []
-
-    def run(job_state: JobState) -> None:
-        loops.append(job_state.track(range(5)))
-        next(loops[0])
-
-    state = run_job(run)
-    with pytest.raises(RuntimeError, match="has ended"):
-        next(loops[0])
-    assert state.progress and state.progress.done == 0
-
-
-def test_job_that_was_loaded_takes_nothing(store: JobStore, client: Redis) -> None:
+def test_job_that_was_loaded_takes_nothing(store: JobStore) -> None:
     """Only a running job can report: who has loaded one is told so at each call."""
     state = put_job(store, RunMarathon, metrics={"miles_run": 12}, message="Running")
-    calls = {**REPORTS, "flush": lambda job_state: job_state.flush()}
-    for name, call in calls.items():
-        for _ in range(2):
-            with pytest.raises(RuntimeError, match=r"was loaded from a store\. Only a"):
-                call(state)
-        assert state.progress_metrics == {"miles_run": 12}, name
-        assert (state.progress, state.message, state.log) == (None, "Running", []), name
+    for call in [*REPORTS.values(), lambda job_state: job_state.flush()]:
+        with pytest.raises(RuntimeError, match=r"was loaded from a store\. Only a"):
+            call(state)
+    assert state.progress_metrics == {"miles_run": 12}
+    assert (state.progress, state.message, state.log) == (None, "Running", [])
 
 
 def test_running_job_cannot_cancel_or_delete_itself(job_state: JobState) -> None:

@@ -4,6 +4,7 @@ import datetime
 import decimal
 import enum
 import sys
+import types
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -30,18 +31,13 @@ class Mood(enum.StrEnum):
     GOOD = "good"
 
 
-class DType:
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-
-
 class Scalar:
     """Resembles a scalar of NumPy."""
 
     shape: tuple[int, ...] = ()
 
     def __init__(self, kind: str, value: Any, text: str = "") -> None:
-        self.dtype = DType(kind)
+        self.dtype = types.SimpleNamespace(kind=kind)
         self.value = value
         self.text = text
 
@@ -107,24 +103,21 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
 ]
 
 
-def test_values_have_their_natural_form(job_state: JobState) -> None:
-    """A value reads in its natural JSON form, also where a number stood before."""
-    for value, natural in NATURAL:
-        job_state.set_progress_metric("a", 1)
-        job_state.set_progress_metric("a", value)
-        found = job_state.get_progress_metric("a")
-        assert repr(found) == repr(natural), value
+def test_values_have_their_natural_form(run_job: RunJob) -> None:
+    """A value reads in its natural JSON form, also where a number stood before, for
+    the actor and for who loads the job.
+    """
 
+    def run(job_state: JobState) -> None:
+        for number, (value, natural) in enumerate(NATURAL):
+            name = str(number)
+            job_state.set_progress_metric(name, 1)
+            job_state.set_progress_metric(name, value)
+            assert repr(job_state.get_progress_metric(name)) == repr(natural), value
 
-def test_values_are_stored_in_that_form(run_job: RunJob) -> None:
-    """Who loads the job reads what the actor reads."""
-    state = run_job(
-        lambda job_state: job_state.set_progress_metrics(
-            {str(n): value for n, (value, _) in enumerate(NATURAL)}
-        )
-    )
-    for n, (_, natural) in enumerate(NATURAL):
-        assert repr(state.progress_metrics[str(n)]) == repr(natural)
+    stored = run_job(run).progress_metrics
+    for number, (_, natural) in enumerate(NATURAL):
+        assert repr(stored[str(number)]) == repr(natural)
 
 
 def test_values_without_a_json_form_are_refused(job_state: JobState) -> None:
@@ -153,6 +146,7 @@ def test_values_that_never_end_are_refused(job_state: JobState) -> None:
         deep = [deep]
     with pytest.raises(ValueError, match="nested too deeply"):
         job_state.set_progress_metric("a", deep)
+    # It could not be freed at once.
     while deep:
         deep = deep.pop()
 
