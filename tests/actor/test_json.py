@@ -8,12 +8,11 @@ import pytest
 from pyramid.request import Request
 from redis import Redis
 
-from pyramid_jobstate import JobError, JobState, JobStore, StoreUnavailable
+from pyramid_jobstate import JobError, JobState, JobStore
 from pyramid_jobstate.testing import put_job
 from tests.actor.conftest import put_fields
 from tests.actor.test_reading import FINISHED, UNFINISHED
 from tests.support import load_job
-from tests.webapp import made_config, make_request
 
 
 class Foray(JobState):
@@ -88,34 +87,22 @@ def test_json_shows_a_job(store: JobStore, client: Redis, viewer: Request) -> No
     assert viewer.resource_url(state) == f"http://localhost/job_state/{uuid}/"
 
 
-def test_json_says_who_may_cancel(store: JobStore, redis_url: str) -> None:
-    """Whoever may, can until the job has ended."""
-    config = made_config(redis_url)
-    for user in ("alice", "bob"):
-        states = make_request(config, user).job_states
-        for status in UNFINISHED + FINISHED:
-            job_state = states[put_job(store, status=status, owner="alice").uuid]
-            expected = user == "alice" and status in UNFINISHED
-            shown = job_state.__json__(states.request)
-            assert shown["job"]["cancellable"] is expected, (user, status)
-
-
 def test_json_keeps_exceptions_and_params_from_viewers(
     store: JobStore, viewer: Request
 ) -> None:
     """By default no parameter and no text of an exception is shown; reasons that no
     exception gave are.
     """
-    error = JobError("ValueError", "too far")
-    state = put_job(store, JobState, "error", params={"miles": 26}, error=error)
-    shown = state.__json__(viewer)
-    assert shown["job"]["params"] == {}
-    assert shown["job"]["error"] == {"message": "The job failed."}
-    assert "too far" not in str(shown)
-    skipped = put_job(store, status="cancelled", error=JobError("SkipMessage", "x"))
-    assert skipped.__json__(viewer)["job"]["error"]["message"] == "The job was skipped."
-    late = put_job(store, status="cancelled", error=JobError(None, "Too late."))
-    assert late.__json__(viewer)["job"]["error"] == {"message": "Too late."}
+    for status, error, text in (
+        ("error", JobError("ValueError", "too far"), "The job failed."),
+        ("cancelled", JobError("SkipMessage", "too far"), "The job was skipped."),
+        ("cancelled", JobError(None, "Too late."), "Too late."),
+    ):
+        state = put_job(store, JobState, status, params={"miles": 26}, error=error)
+        shown = state.__json__(viewer)
+        assert shown["job"]["params"] == {}
+        assert shown["job"]["error"] == {"message": text}
+        assert "too far" not in str(shown)
 
 
 def test_json_has_the_coarse_state(store: JobStore, viewer: Request) -> None:
@@ -207,9 +194,7 @@ def test_result_is_on_the_web(
 def test_result_that_raises_is_logged(
     store: JobStore, viewer: Request, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The traceback is there once a kind, and the job has no result. A store that is
-    away is not blamed on the class: the request gets the error.
-    """
+    """The traceback is there once a kind, and the job has no result."""
 
     class Broken(JobState):
         def result_url(self, request: Any) -> str:
@@ -223,10 +208,3 @@ def test_result_that_raises_is_logged(
         f"{state.uuid} raised an exception. The job has no result."
     )
     assert record.exc_text is not None and "LookupError: no file" in record.exc_text
-
-    class Inquiring(JobState):
-        def result_url(self, request: Any) -> str:
-            raise StoreUnavailable("away")
-
-    with pytest.raises(StoreUnavailable):
-        result(put_job(store, Inquiring, "success"), viewer)

@@ -1,13 +1,11 @@
 """Metrics: set one at a time or several at once, counted, and limited together."""
 
-import datetime
 import threading
 from typing import Any
 
 import pytest
 
-from pyramid_jobstate import JobCancelled, JobState
-from pyramid_jobstate.testing import cancel
+from pyramid_jobstate import JobState
 from tests.actor.test_values import JOB, NAN, VALUE
 
 
@@ -107,21 +105,3 @@ def test_metrics_of_a_job_take_256_kib(job_state: JobState) -> None:
     job_state.set_progress_metric("0", "b" * (VALUE - 2))
     with pytest.raises(ValueError, match=r"would take 262145 bytes\. The limit"):
         job_state.set_progress_metric("rest", metrics["rest"] + "a")
-
-
-def test_call_during_which_the_job_is_cancelled_is_the_last(
-    job_state: JobState,
-) -> None:
-    """What it sets is kept. The next one says that the job was cancelled, even if it
-    only sets the same metric to another number.
-    """
-
-    class Late(datetime.date):
-        def isoformat(self) -> str:
-            cancel(job_state)
-            return "a day"
-
-    job_state.set_progress_metrics({"a": 1, "day": Late(2026, 1, 1)})
-    assert job_state.progress_metrics == {"a": 1, "day": "a day"}
-    with pytest.raises(JobCancelled):
-        job_state.set_progress_metric("a", 2)

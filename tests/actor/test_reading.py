@@ -205,14 +205,3 @@ def test_loaded_job_knows_of_its_cancel(store: JobStore) -> None:
     assert not asked.cancel_requested
     assert load_job(store, asked.uuid).cancel_requested
     assert not put_job(store, status="cancelled").cancel_requested
-
-
-def test_job_that_has_ended_is_deleted(store: JobStore) -> None:
-    """A loaded job can be cancelled until it has ended, and deleted from then on."""
-    running, over = put_job(store), put_job(store, status="success")
-    assert not running.delete() and store.load(running.uuid) is not None
-    assert not over.cancel()
-    assert over.delete() and store.load(over.uuid) is None
-    waiting = put_job(store, status="queued")
-    assert waiting.cancel() and load_job(store, waiting.uuid).status == "cancelled"
-    assert not waiting.cancel()
