@@ -199,23 +199,16 @@ SECRETS = [
     "redis://user:hunter2@host:port/0",
     "redis://:hunter2@host/abc",
     "redis://host/hunter2",
-    "redis://:hunter2",
     "redis://host?password=hunter2&nope=1",
-    "redis://:hun#ter2@host/0",
     "redis://:12/hunter2@host/0",
     "redis:/user:hunter2@host/0",
-    "redis+cluster://:hunter2@host",
     "rediss://:[hunter2@host/0",
-    "redis ://:hunter2@host/0",
     "user:hunter2@host:/0",
     "unix://user:hunter2@host/x.sock?nope=1",
-    "amqp://user:hunter2@host:port/",
     "amqp://user:12?hunter2@host/",
-    "amqp://:hunter2@host/a/b",
     "amqp://:hunter2@a;b",
     "amqp://:hunter2@ho\nst/",
     "http://user:hunter2@host/",
-    "://:hunter2@host",
 ]
 
 
@@ -240,17 +233,13 @@ def test_bad_url_is_refused_without_its_password(
 TEXTS = {
     "redis://host/abc": "its path is not a database number",
     "redis://host:65536/0": "its host or its port is invalid",
-    "redis://host:0/0": "port is 0",
     "redis://host/0?decode_responses=1": "Remove decode_responses from it",
     "redis://host/0?nope=1": "an option after its ? is unknown",
     "redis+cluster://host": "Name the Cluster in jobstate.redis_url",
     "unix://": "has no path to a socket",
     "redis:/x": "= 'redis:…' is invalid. Use a URL that begins with redis://, ",
     "amqp://host:x": "'amqp://host:…' is not a URL such as amqp://user:password@",
-    "amqp://host;b": "'amqp:…' is not a URL",
     "http://user:word@host:80/path?a=b": "'http://…@host:80/path?…'",
-    "http://wo/rd@host": "'http:…'",
-    "user@host:/word": "'…'",
 }
 
 
@@ -406,18 +395,6 @@ def test_default_broker_without_pika_gives_its_actors(redis_url: str) -> None:
     assert dramatiq.broker.global_broker is default is run.broker
 
 
-@pytest.mark.usefixtures("without_pika")
-def test_redis_broker_that_is_not_the_default_is_the_applications() -> None:
-    """A RedisBroker elsewhere, or with other middleware, was set by the application."""
-    for options in {"host": "other"}, {"db": 1}, {"namespace": "x"}, {"middleware": []}:
-        given: Any = options
-        own = RedisBroker(**given)
-        dramatiq.set_broker(own)
-        said = refusal("redis://127.0.0.1:1/7")
-        assert "has set a broker of its own" in said, options
-        assert dramatiq.broker.global_broker is own
-
-
 # Releasing.
 
 
@@ -439,22 +416,6 @@ def test_release_lets_the_next_application_have_another_broker() -> None:
     actors.append(declare("d"))
     assert [actor.broker for actor in actors] == [two] * 5
     assert all(map(is_tracked, actors))
-
-
-def test_release_leaves_a_default_broker_only_to_hold_actors() -> None:
-    """If no actors are declared, the process has no broker afterwards. It may be called
-    in any case.
-    """
-    release_broker()
-    use(NOWHERE)
-    release_broker()
-    release_broker()
-    assert dramatiq.broker.global_broker is None
-    actor = declare()
-    default = actor.broker
-    use(NOWHERE)
-    release_broker()
-    assert actor.broker is dramatiq.broker.global_broker is not default
 
 
 def test_release_spares_a_broker_of_the_applications_own() -> None:

@@ -165,24 +165,6 @@ def test_parameter_that_cannot_be_passed_is_refused(stub: dramatiq.Broker) -> No
         later.add_middleware(JobStateMiddleware(url="redis://localhost"))
 
 
-def test_perform_that_cannot_be_called_is_refused(stub: dramatiq.Broker) -> None:
-    """The error for a class-based actor shows the right perform(), with its self."""
-    options = {"broker": stub}
-    with pytest.raises(ActorError) as error:
-
-        class Marathon(dramatiq.GenericActor):
-            class Meta:
-                pass
-
-            for name, value in options.items():
-                setattr(Meta, name, value)
-
-            def perform(self, job_state: Any, miles: Any) -> None: ...
-
-    right = "def perform(self, miles: Any, *, job_state)"
-    assert "Marathon" in str(error.value) and right in str(error.value)
-
-
 def test_option_that_is_no_class_of_jobs_is_refused(stub: dramatiq.Broker) -> None:
     """The option takes a JobState class or True; jobs cannot be batches, whether the
     option or the annotation says so.

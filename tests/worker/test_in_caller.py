@@ -412,48 +412,6 @@ def test_nothing_is_left_behind(
     assert len(alive) == 6 and not any(ref() for ref in alive)
 
 
-class MuteBroker(InCallerBroker):
-    """Does not signal that it has acknowledged a message, unless the test asks for it:
-    the last job would go on during other tests.
-    """
-
-    last: Any = None
-
-    @contextlib.contextmanager
-    def _acknowledging(self, message: Any) -> Iterator[None]:
-        self.last = message
-        yield
-
-    def acknowledge_last(self) -> None:
-        self.emit_after("ack", self.last)
-
-
-@pytest.mark.parametrize("fail_fast", [True, False])
-def test_broker_that_acknowledges_nothing_leaks_no_jobs(
-    ours: JobStateMiddleware, fail_fast: bool, keeps_nothing: Callable[[], bool]
-) -> None:
-    """With a broker that does not signal acknowledgements, a job ends when the next
-    message is processed.
-    """
-    broker = MuteBroker([ours], fail_fast=fail_fast)
-    seen: list[JobState] = []
-
-    @job_actor(broker=broker)
-    def run_marathon(fails: bool, *, job_state: JobState) -> None:
-        seen.append(job_state)
-        if fails:
-            raise ValueError("a cramp")
-
-    for fails in (False, True, False):
-        with contextlib.suppress(ValueError):
-            run_marathon.send(fails)
-    statuses = [state_of(broker, job_state).status for job_state in seen]
-    assert statuses == ["success", "error", "working"]
-    broker.acknowledge_last()
-    assert state_of(broker, seen[-1]).status == "success"
-    assert keeps_nothing()
-
-
 def test_retry_that_the_broker_refuses_is_an_error(
     ours: JobStateMiddleware, keeps_nothing: Callable[[], bool]
 ) -> None:

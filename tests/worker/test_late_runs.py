@@ -211,14 +211,6 @@ def test_silent_job_hears_of_its_cancel_at_once(
     assert not other.job_state.cancel_requested
 
 
-def cancel_stalled(floor: Floor, uuid: str) -> None:
-    """Cancel a job whose worker has been silent for long."""
-    pass_time(floor.store, 16)
-    state = floor.load(uuid)
-    assert state.status == "stalled" and state.cancel()
-    assert floor.load(uuid).status == "cancelled"
-
-
 def test_run_that_was_cancelled_while_it_was_silent_is_told(
     make_floor: MakeFloor,
     slow: JobStore,
@@ -229,7 +221,9 @@ def test_run_that_was_cancelled_while_it_was_silent_is_told(
     floor = make_floor(slow, heartbeat=0.05)
     held = floor.begin()
     with relay.frozen():
-        cancel_stalled(floor, held.uuid)
+        pass_time(floor.store, 16)
+        assert held.reads("stalled") and held.load().cancel()
+        assert held.reads("cancelled")
     wait_for(lambda: held.job_state.cancel_requested)
     held.end()
     assert held.load().status == "cancelled"
@@ -273,28 +267,6 @@ def make_waiting(floor: Floor, message: Message[Any]) -> Any:
     floor.broker.emit_before("enqueue", message, None)
     floor.broker.emit_after("enqueue", message, None)
     return floor.load(message.message_id)
-
-
-def test_run_that_goes_on_after_its_job_was_deleted(
-    make_floor: MakeFloor, slow: JobStore, relay: Relay
-) -> None:
-    """A run that was taken for dead is told to stop, and does not write its job again,
-    once that was cancelled and deleted.
-    """
-    floor = make_floor(slow)
-    held = floor.begin()
-    with relay.frozen():
-        cancel_stalled(floor, held.uuid)
-        assert held.load().delete()
-        held.job_state.set_message("late")
-    wait_for(lambda: held.job_state.cancel_requested)
-    held.end()
-    assert floor.store.load(held.uuid) is None
-    again = floor.hold(held.message)
-    floor.deliver(held.message)
-    wait_for(floor.is_idle)
-    assert not again.has_begun
-    assert floor.store.load(held.uuid) is None
 
 
 # Interrupts, and threads that die.
@@ -354,27 +326,3 @@ def test_interrupts_at_any_time_do_no_harm(redis_url: str, rounds: int) -> None:
         check=True,
         timeout=100,
     )
-
-
-def test_thread_that_could_not_be_started_is_started_later(
-    make_floor: MakeFloor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If this process has no room for one more thread, the first job waits for a moment
-    at most, and the next one is recorded.
-    """
-    floor = make_floor()
-    floor.start()
-    message = floor.message("a")
-
-    def refuse(*args: object) -> int:
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("_thread.start_new_thread", refuse)
-        floor.deliver(message)
-        wait_for(floor.is_idle)
-    held = floor.begin()
-    held.job_state.set_message("on we go")
-    assert held.job_state.flush(10)
-    wait_for(lambda: floor.store.load(message.message_id))
-    wait_for(lambda: floor.statuses(message) == ["success"])

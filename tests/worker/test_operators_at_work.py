@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import itertools
-import time
 from typing import Any
 
 import pytest
@@ -25,24 +24,6 @@ def failed(floor: Floor) -> Message[Any]:
     floor.scripts.clear()
     floor.ran.clear()
     return message
-
-
-def test_worker_runs_nothing_that_is_cancelled_meanwhile(floor: Floor) -> None:
-    """Of the jobs that are cancelled while a worker is at work, those that wait never
-    run.
-    """
-    sent = [floor.post("a") for _ in range(60)]
-    floor.scripts["a"] = lambda _: time.sleep(0.001)
-    with floor.working():
-        wait_for(lambda: floor.ran["a"] > 5)
-        done = floor.store.cancel_all(kind="Chore").done
-        runs = floor.ran["a"]
-        wait_for(floor.is_idle)
-    # The worker's four threads had begun a job each.
-    assert floor.ran["a"] <= runs + 4
-    statuses = floor.statuses(*sent)
-    assert set(statuses) == {"success", "cancelled"}
-    assert 0 <= done - statuses.count("cancelled") <= 4
 
 
 def test_running_again_while_a_worker_is_at_work(floor: Floor) -> None:

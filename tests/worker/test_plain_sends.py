@@ -252,28 +252,6 @@ def test_send_without_the_store_goes_out(
     assert is_recorded() and is_recorded()
 
 
-def test_send_that_the_store_refuses_is_logged(
-    stub: dramatiq.Broker,
-    store: JobStore,
-    client: redis.Redis,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """A full server keeps no message from its actor."""
-
-    @dramatiq.actor(broker=stub, job_state=True)
-    def run_marathon() -> None: ...
-
-    client.config_set("maxmemory", 1)
-    try:
-        message = run_marathon.send()
-    finally:
-        client.config_set("maxmemory", 0)
-    (said,) = messages(caplog, "pyramid_jobstate")
-    assert said.startswith("The store refused to note that a job is sent.")
-    with working(stub):
-        wait_for(lambda: success(store, message))
-
-
 def success(store: JobStore, message: dramatiq.Message[Any]) -> JobState | None:
     """Return a job that is a success, but had no record at first."""
     state = store.load(message.message_id)

@@ -368,44 +368,6 @@ def test_flush_at_any_line_of_a_call_loses_nothing(
     assert point > 3
 
 
-def test_call_at_any_line_of_a_write_loses_nothing(make_floor: MakeFloor) -> None:
-    """Wherever calls come in the middle of a write, what they set is stored."""
-    steps = Steps()
-    floor = make_floor(interval=3600)
-    floor.start()
-    threading.settrace(steps.trace)
-    try:
-        held = floor.begin()
-        assert held.job_state.flush(10)
-    finally:
-        threading.settrace(None)
-    job_state = held.job_state
-    point, count = 0, 1
-    while point < count:
-
-        def report(point: int = point) -> None:
-            job_state.set_progress_metric("a", point)
-            job_state.increment_progress_metric("count")
-            job_state.set_progress(point, 10**6, None, f"at {point}")
-            job_state.append_log(f"at {point}")
-
-        job_state.set_progress_metric("a", -1)
-        steps.at(point, report)
-        assert job_state.flush(10)
-        count = steps.count
-        assert job_state.flush(10)
-        state, at = held.load(), f"at {point}"
-        metrics = state.progress_metrics
-        if metrics["a"] == -1:
-            # The write was over before this line.
-            break
-        assert (metrics["a"], metrics["count"]) == (point, point + 1)
-        assert (state.progress[:2], state.message) == ((point, 10**6), at)
-        assert state.log[-1] == at
-        point += 1
-    assert point > 50
-
-
 # Stopping.
 
 

@@ -27,7 +27,7 @@ from pyramid_jobstate import (
     rerun,
     rerun_all,
 )
-from pyramid_jobstate.testing import away, pass_time, put_batch, put_job
+from pyramid_jobstate.testing import pass_time, put_batch, put_job
 from tests.support import wait_for
 from tests.worker.floors import Chore, Floor, fail, standing_still
 
@@ -248,24 +248,6 @@ def test_message_that_the_broker_took_after_all_does_not_run(floor: Floor) -> No
     assert not floor.ran
 
 
-def test_store_that_is_away_after_the_message_has_left(
-    make_floor: MakeFloor, redis_url: str
-) -> None:
-    """A message that the broker has accepted counts as sent, store or no store."""
-    own = JobStore(redis_url)
-    floor = make_floor()
-    (sent,) = failed(floor)
-    enqueue = floor.broker.enqueue
-    with contextlib.ExitStack() as stack:
-
-        def enqueue_last(message: Message[Any]) -> None:
-            enqueue(message)
-            stack.enter_context(away(own))
-
-        with refusing(floor, enqueue_last):
-            assert rerun(own, floor.broker, sent.message_id)
-
-
 # Messages that come again.
 
 
@@ -294,24 +276,13 @@ def test_old_message_that_comes_again_does_not_run(floor: Floor) -> None:
 
 
 def test_job_that_was_cancelled_meanwhile_does_not_run(floor: Floor) -> None:
-    """A job that is cancelled while it waits to run again stays cancelled, also if the
-    broker then refuses its message.
-    """
+    """A job that is cancelled while it waits to run again stays cancelled."""
     (sent,) = failed(floor)
     assert again(floor, sent)
     assert floor.load(sent.message_id).cancel()
     floor.work()
     assert floor.statuses(sent) == ["cancelled"]
     assert not floor.ran and not again(floor, sent)
-    (other,) = failed(floor)
-
-    def cancel(message: Message[Any]) -> None:
-        assert floor.load(message.message_id).cancel()
-        refuse()
-
-    with refusing(floor, cancel), pytest.raises(ConnectionClosed):
-        again(floor, other)
-    assert floor.statuses(other) == ["cancelled"]
 
 
 # Pipelines.
@@ -549,20 +520,3 @@ def test_deleted_job_does_not_come_back(floor: Floor) -> None:
     assert [floor.store.load(m.message_id) for m in sent] == [None] * 3
     assert floor.store.list().items == []
     assert floor.store.counts() == Counts()
-
-
-def test_what_is_left_of_a_deleted_job(floor: Floor, client: redis.Redis) -> None:
-    """It expires when its record would have, unless a message that is sent again has to
-    find it.
-    """
-    job = put_job(floor.store, Chore, "success")
-    assert job.delete()
-    message = floor.message().copy(message_id=job.uuid)
-    pass_time(floor.store, 23 * 3600)
-    floor.broker.emit_before("enqueue", message, None)
-    pass_time(floor.store, 7 * 24 * 3600)
-    floor.deliver(message)
-    floor.work()
-    assert not floor.ran
-    pass_time(floor.store, 10 * 24 * 3600)
-    assert client.keys(f"*{job.uuid}*") == []

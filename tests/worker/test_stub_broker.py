@@ -1,6 +1,5 @@
 """Jobs of Dramatiq's StubBroker, with which applications test their actors."""
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 from dramatiq.brokers.stub import StubBroker
 
 from pyramid_jobstate import JobStateMiddleware
-from tests.jobs import job_actor, load, wait_until
+from tests.jobs import job_actor, load
 
 
 @pytest.fixture
@@ -67,22 +66,3 @@ def test_a_stub_broker_fails_fast(
     state = load(stub_broker, message)
     assert (state.status, state.attempt) == ("error", 2)
     assert state.error == ("ValueError", "a cramp")
-
-
-def test_a_stub_broker_can_cancel(
-    stub_broker: StubBroker, stub_worker: dramatiq.Worker
-) -> None:
-    """A cancelled job's message counts as failed for the test that joins."""
-
-    @job_actor(broker=stub_broker)
-    def run_marathon(*, job_state: Any) -> None:
-        while True:
-            job_state.increment_progress_metric("steps")
-            time.sleep(0.001)
-
-    message = run_marathon.send()
-    assert wait_until(stub_broker, message, "working").cancel()
-    stub_broker.join(run_marathon.queue_name, fail_fast=False)
-    stub_worker.join()
-    assert load(stub_broker, message).status == "cancelled"
-    assert stub_broker.dead_letters
