@@ -45,17 +45,13 @@ class Held:
       job_state: What its actor was handed. The test may report with it.
     """
 
-    job_state: Chore
-
     message: Message[Any]
+    job_state: Chore
+    _script: Script | None
 
-    def __init__(self, floor: Floor, message: Message[Any] | None) -> None:
-        if message is not None:
-            self.message = message
-        self.settled = threading.Event()
-        self.floor = floor
+    def __init__(self, floor: Floor) -> None:
+        self.floor, self.settled = floor, threading.Event()
         self._reached, self._opened = threading.Event(), threading.Event()
-        self._script: Script | None = None
 
     @property
     def uuid(self) -> str:
@@ -79,8 +75,8 @@ class Held:
 
     def leave(self, what: Script | BaseException | None = None) -> None:
         """Let the actor call a function and return, or raise an error."""
-        is_script = what is None or callable(what)
-        self._script = what if is_script else lambda job_state: fail(what)
+        is_error = isinstance(what, BaseException)
+        self._script = (lambda job_state: fail(what)) if is_error else what
         self._opened.set()
 
     def end(self, what: Script | BaseException | None = None) -> None:
@@ -225,16 +221,10 @@ class Floor:
         """Return whether all messages are settled, but for those of some jobs."""
         return sum(q.unfinished_tasks for q in self.broker.queues.values()) == but
 
-    def is_idle_but(self, running: int) -> Callable[[], bool]:
-        return lambda: self.is_idle(running)
-
     # Messages.
 
-    def message(self, name: str = "", **options: Any) -> Message[Any]:
-        message: Message[Any] = self.errand.message_with_options(
-            args=(name,), **options
-        )
-        return message
+    def message(self, name: str = "", **options: Any) -> Any:
+        return self.errand.message_with_options(args=(name,), **options)
 
     def post(self, name: str = "", **options: Any) -> Message[Any]:
         """Send a job outside a request."""
@@ -254,7 +244,8 @@ class Floor:
 
     def hold(self, message: Message[Any]) -> Held:
         """Let the next run of a message be held."""
-        held = Held(self, message)
+        held = Held(self)
+        held.message = message
         self._held.setdefault(message.message_id, []).insert(0, held)
         return held
 
@@ -269,7 +260,7 @@ class Floor:
 
     def hold_next(self, name: str) -> Held:
         """Let the next run with an argument be held."""
-        self._next[name] = held = Held(self, None)
+        self._next[name] = held = Held(self)
         return held
 
     def begin(self, message: Message[Any] | None = None, **options: Any) -> Held:
@@ -284,22 +275,14 @@ class Floor:
 
     # Requests.
 
-    def request(self, user: str | None = "alice") -> Request:
-        """Return a request of a user, in no transaction yet."""
+    def request(self) -> Request:
+        """Return a request of Alice's, in no transaction yet."""
         if self._config is None:
             self._config = make_tm_config(None)
             self._config.include("pyramid_jobstate")
             self._config.set_job_store(self.own)
             self._config.make_wsgi_app()
-        return make_request(self._config, user)
-
-    def send(self, name: str = "", **options: Any) -> Message[Any]:
-        """Send a job from a request of Alice's, and return its message."""
-        request = self.request()
-        with request.tm:
-            job = request.job_states.send_with_options(self.errand, (name,), **options)
-        sent = [m for m in self.waiting() if m.message_id == job.uuid]
-        return sent[0]
+        return make_request(self._config, "alice")
 
     def press(self, unique: str = "nightly", **options: Any) -> str:
         """Send a unique job from a request of Alice's. Return the uuid of the job."""
@@ -315,11 +298,9 @@ class Floor:
         job = self.request().job_states.find_unique(self.errand, unique)
         return None if job is None else str(job.uuid)
 
-    def send_batch(
-        self, *names: str, actor: Any = None, user: str = "alice", **options: Any
-    ) -> Batch:
+    def send_batch(self, *names: str, actor: Any = None, **options: Any) -> Batch:
         """Send a batch of errands from a request."""
-        request = self.request(user)
+        request = self.request()
         with request.tm, request.job_states.batch() as batch:
             for name in names:
                 batch.send_with_options(actor or self.errand, (name,), **options)

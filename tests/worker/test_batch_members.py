@@ -321,7 +321,7 @@ def test_sender_that_dies_loses_no_member(
                 sends(floor, "x", "y")(held.job_state)
             died = is_dead()
         floor.deliver(held.message)
-        wait_for(floor.is_idle_but(1))
+        wait_for(lambda: floor.is_idle(but=1))
         held.end()
         assert floor.batch(batch.uuid).status == "success", number
         assert floor.counts(batch) == {"success": 3}, number

@@ -357,23 +357,17 @@ def test_states_have_a_place() -> None:
 
 
 def test_middleware_takes_one_place(client: redis.Redis) -> None:
-    """It takes a store, a URL or a client, but only one of them."""
-    with pytest.raises(TypeError, match="one of store, url and client"):
-        JobStateMiddleware(JobStore(client), client=client)
-    broker = StubBroker()
+    """It takes a store, a URL or a client, but only one of them, and each as it is. An
+    error shows no password.
+    """
+    broker, url = StubBroker(), "redis://example.com:7000/3"
     store = JobStateMiddleware(client=client, namespace="mine").store_for(broker)
     assert store.client is client and store.namespace == "mine"
-    url = "redis://example.com:7000/3"
     assert "example.com:7000" in repr(JobStateMiddleware(url=url).store_for(broker))
     given = JobStore(client)
     assert JobStateMiddleware(given).store_for(broker) is given
-
-
-def test_place_of_the_wrong_type_is_refused() -> None:
-    """The constructor refuses a place that no job could be written to, and shows no
-    password.
-    """
     cases: list[tuple[Any, Any, str]] = [
+        ([given], {"client": client}, "one of store, url and client"),
         (["redis://:hush@host"], {}, r"^store must be a JobStore, not str\. Pass a"),
         ([redis.Redis()], {}, r"not redis\.client\.Redis\. .*client=\.$"),
         ([], {"url": 5}, r"^url must be a str, not int\.$"),

@@ -18,8 +18,7 @@ from dramatiq.middleware.time_limit import TimeLimit
 from dramatiq.results import ResultFailure, Results
 from dramatiq.results.backends import RedisBackend
 
-from pyramid_jobstate import JobError, JobState, JobStateMiddleware, JobStore
-from pyramid_jobstate.testing import pass_time
+from pyramid_jobstate import JobError, JobState, JobStateMiddleware
 from tests.jobs import (
     Alarm,
     Gate,
@@ -251,31 +250,3 @@ def test_job_that_puts_itself_back_is_due_from_then_on(redis_url: str) -> None:
     late = state.due_at - datetime.timedelta(seconds=60)
     rounding = datetime.timedelta(milliseconds=2)
     assert before - rounding <= late <= after + (seen - opened) + rounding
-
-
-def test_cancelled_job_that_put_itself_back_is_kept_until_that_comes(
-    redis_url: str,
-) -> None:
-    """A job that puts its own message back, and is then cancelled, keeps its record
-    until the message is due.
-    """
-    store = JobStore(redis_url, expire_in=100, active_expire_in=1000)
-    ours = JobStateMiddleware(store, interval=0.02)
-    broker = make_broker(redis_url, ours, others=(CurrentMessage(),))
-
-    @job_actor(broker=broker)
-    def run_marathon(*, job_state: JobState) -> None:
-        message: Any = CurrentMessage.get_current_message()
-        broker.enqueue(message.copy(), delay=5_000_000)
-        while True:
-            job_state.set_progress(1)
-            threading.Event().wait(0.005)
-
-    with working(broker):
-        message = run_marathon.send()
-        assert wait_until(broker, message, "working").cancel()
-        wait_until(broker, message, "cancelled")
-    pass_time(store, 5_900)
-    assert load(broker, message).status == "cancelled"
-    pass_time(store, 101)
-    assert store.load(message.message_id) is None

@@ -151,21 +151,6 @@ def test_senders_ask_a_store_that_has_failed_once_a_second(
     assert floor.statuses(*sent) == ["queued"] * 3
 
 
-def test_job_hears_of_its_cancel_though_a_send_has_failed(
-    make_floor: MakeFloor, own: JobStore
-) -> None:
-    """A job that begins just after another call has failed still waits a moment for the
-    store: it may have been cancelled.
-    """
-    floor = make_floor(own, interval=5)
-    message = floor.post("cancelled")
-    assert floor.load(message.message_id).cancel()
-    with away(own):
-        floor.post("lost")
-    floor.work()
-    assert floor.ran == {"lost": 1}
-
-
 # What it missed.
 
 
@@ -368,7 +353,7 @@ def test_memory_is_bounded_while_the_store_is_away(
         for message in sent:
             floor.deliver(message)
             wait_for(lambda: len(floor.waiting()) < 8)
-        wait_for(floor.is_idle_but(1))
+        wait_for(lambda: floor.is_idle(but=1))
         (said,) = wait_for(lambda: messages(caplog, LOGGER, logging.ERROR))
         assert said == (
             "The job state store has been away for so long that the outcomes of jobs "
@@ -377,7 +362,7 @@ def test_memory_is_bounded_while_the_store_is_away(
         small = [floor.message("small") for _ in range(1100)]
         for message in small:
             floor.deliver(message)
-        wait_for(floor.is_idle_but(1), 60)
+        wait_for(lambda: floor.is_idle(but=1), 60)
     kept = sent[-200:] + small
     wait_for(lambda: all(floor.store.load_many([m.message_id for m in kept])), 60)
     wait_for(lambda: {*floor.statuses(*kept)} == {"success"}, 60)

@@ -287,7 +287,6 @@ def one_step(job_state: Any) -> Callable[[], object]:
     return lambda: next(steps)
 
 
-#: Calls on a JobState, and what a viewer then reads.
 CALLS: dict[str, tuple[Callable[[Any], Callable[[], object]], dict[str, Any]]] = {
     "known": (lambda j: lambda: j.set_progress_metric("a", 2), {"a": 2}),
     "several": (lambda j: lambda: j.set_progress_metrics(a=2, b=2), {"a": 2, "b": 2}),
@@ -304,19 +303,15 @@ CALLS: dict[str, tuple[Callable[[Any], Callable[[], object]], dict[str, Any]]] =
 def seen(held: Held, names: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a viewer reads of a job."""
     state = held.load()
-    found: dict[str, Any] = {**state.progress_metrics, "message": state.message}
-    found["progress"] = state.progress and state.progress[:3]
-    found["log"] = state.log
-    return {name: found.get(name) for name in names}
+    progress = state.progress and state.progress[:3]
+    found = {"message": state.message, "progress": progress, "log": state.log}
+    return {name: {**state.progress_metrics, **found}.get(name) for name in names}
 
 
 class Steps:
     """Does something at one line of the package that a thread runs."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self._point = -1
-        self._act: Callable[[], object]
+    count = 0
 
     def at(self, point: int, act: Callable[[], object]) -> None:
         self.count, self._point, self._act = 0, point, act

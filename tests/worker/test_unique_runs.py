@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from pyramid_jobstate import JobStore
 from pyramid_jobstate.testing import away, pass_time
 from tests.jobs import messages
 from tests.support import wait_for
-from tests.worker.floors import Floor, Held, evict, spoil
+from tests.worker.floors import Floor, Held, evict
 
 MakeFloor = Callable[..., Floor]
 
@@ -62,7 +61,7 @@ def test_ended_job_does_not_run_while_another_is_under_way(
         f"This process no longer records job {first.uuid}: another job with its unique "
         "key is under way."
     )
-    wait_for(floor.is_idle_but(1))
+    wait_for(lambda: floor.is_idle(but=1))
     assert floor.ran["unique"] == 2
     after = first.load()
     assert (after.status, after.finished_at) == ("success", before.finished_at)
@@ -136,7 +135,7 @@ def test_lost_record_does_not_make_two_jobs(floor: Floor, client: redis.Redis) -
         how(first.message)
         floor.start()
         second.wait()
-        wait_for(floor.is_idle_but(1))
+        wait_for(lambda: floor.is_idle(but=1))
         assert floor.store.load(first.uuid) is None
         second.end()
         floor.stop()
@@ -170,24 +169,3 @@ def test_lost_claim_is_taken_again(
     evict(client)
     wait_for(lambda: floor.last() == first.uuid)
     assert is_under_way(floor, first.uuid)
-
-
-def test_foreign_claim_is_its_own_trouble(
-    make_floor: MakeFloor, client: redis.Redis
-) -> None:
-    """A job whose claim another program has written runs, and so do other jobs that are
-    written with it. Nobody waits for ever.
-    """
-    floor = make_floor()
-    first = press(floor)
-    spoil(client, "hash")
-    plain = floor.hold(floor.post("plain"))
-    floor.start()
-    for held in first, plain:
-        held.wait().end()
-        assert held.load().status == "success"
-    done = []
-    thread = threading.Thread(target=lambda: done.append(floor.press()))
-    thread.start()
-    thread.join(20)
-    assert done
