@@ -25,7 +25,7 @@ from tests.support import wait_for
 
 
 class Site:
-    """A broker whose jobs report until they are interrupted, or once."""
+    """A broker whose jobs report until they are interrupted, or some times."""
 
     def __init__(self, url: str) -> None:
         self.store = JobStore(url)
@@ -45,24 +45,17 @@ class Site:
         """Process a message as a worker does, and return it."""
         message = self.report.message(times)
         proxy = MessageProxy(message)
-        self.broker.emit_before("process_message", proxy)
-        self.report(times)
-        self.broker.emit_after("process_message", proxy)
-        self.broker.emit_before("ack", proxy)
+        with contextlib.suppress(Interrupt):
+            self.broker.emit_before("process_message", proxy)
+            self.report(times)
+            self.broker.emit_after("process_message", proxy)
+            self.broker.emit_before("ack", proxy)
         return message
 
     def interrupt(self, seconds: float) -> None:
         """Interrupt a thread that processes a message, after some time."""
-        begun = threading.Event()
-
-        def run() -> None:
-            with contextlib.suppress(Interrupt):
-                begun.set()
-                self.process(10**9)
-
-        thread = threading.Thread(target=run, daemon=True)
+        thread = threading.Thread(target=self.process, args=(10**9,), daemon=True)
         thread.start()
-        begun.wait()
         time.sleep(seconds)
         deadline = time.monotonic() + 20
         while thread.is_alive() and time.monotonic() < deadline:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker
-from dramatiq.middleware import Middleware, Retries, default_middleware
+from dramatiq.middleware import Middleware, default_middleware
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
 from tests.support import load_job, wait_for
@@ -38,17 +38,6 @@ def make_broker(
     broker = RedisBroker(url=url, middleware=[*own, *others])
     broker.add_middleware(middleware or JobStateMiddleware(), before=before)
     return broker
-
-
-def make_placed_broker(url: str, place: str) -> RedisBroker:
-    """Return a broker with the middleware after Retries ("appended"), "before" it, or
-    "without" Retries.
-    """
-    return make_broker(
-        url,
-        before=Retries if place == "before" else None,
-        without=Retries if place == "without" else None,
-    )
 
 
 def store_of(broker: dramatiq.Broker) -> JobStore:
@@ -131,11 +120,8 @@ class Alarm(Middleware):
 
 def messages(caplog: Any, logger: str, level: int = logging.WARNING) -> list[str]:
     """Return what a logger and its children have logged."""
-    return [
-        record.getMessage()
-        for record in caplog.records
-        if record.name.startswith(logger) and record.levelno >= level
-    ]
+    records = [r for r in caplog.records if r.name.startswith(logger)]
+    return [r.getMessage() for r in records if r.levelno >= level]
 
 
 def new_id() -> str:

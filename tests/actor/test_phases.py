@@ -85,11 +85,8 @@ def test_loop_after_phases_fills_the_rest(job_state: JobState) -> None:
     """What is reported outside phases lies between them."""
     with job_state.phase("First", percent=20):
         pass
-    shares = []
-    for _ in job_state.track(range(4)):
-        shares.append(share(job_state))
-    shares.append(share(job_state))
-    assert shares == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
+    shares = [share(job_state) for _ in job_state.track(range(4))]
+    assert [*shares, share(job_state)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
 
 
 def test_second_loop_takes_nothing_back(job_state: JobState, phase_in: Shown) -> None:

@@ -58,9 +58,8 @@ def test_track_prefers_the_total_that_was_given(job_state: JobState) -> None:
 
 def test_track_of_what_has_no_length_has_no_total(job_state: JobState) -> None:
     """Iterators have none, and some ranges are too long for it."""
-    for iterable in (iter([1, 2]), (i for i in (1, 2))):
-        assert list(job_state.track(iterable)) == [1, 2]
-        assert job_state.progress == Progress(2)
+    assert list(job_state.track(iter([1, 2]))) == [1, 2]
+    assert job_state.progress == Progress(2)
     assert next(job_state.track(range(10**30))) == 0
     assert job_state.progress == Progress(0)
 

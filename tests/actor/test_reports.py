@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pyramid_jobstate import JobState, JobStore, current_job_state
+from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.testing import detached, history, put_job, values
 from tests.actor.conftest import RunJob
 from tests.jobs import RunMarathon
@@ -166,15 +166,3 @@ def test_running_job_cannot_cancel_or_delete_itself(job_state: JobState) -> None
     for call in (job_state.cancel, job_state.delete):
         with pytest.raises(RuntimeError, match="Only a JobState loaded from a store"):
             call()
-
-
-def test_job_loaded_without_a_request_cannot_run_again(store: JobStore) -> None:
-    """The error names the function that can, with a broker."""
-    state = put_job(store, RunMarathon, "error")
-    with pytest.raises(RuntimeError, match=r"pyramid_jobstate\.rerun\(store, broker"):
-        state.rerun()
-
-
-def test_current_job_state_is_none_outside_a_job() -> None:
-    """Whoever asks elsewhere gets None."""
-    assert current_job_state() is None

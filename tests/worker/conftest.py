@@ -7,6 +7,7 @@ import dramatiq
 import pytest
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import Retries
 from webtest import TestApp
 
 from pyramid_jobstate import JobStateMiddleware, JobStore
@@ -22,6 +23,17 @@ from tests.worker.floors import Floor
 def broker(redis_url: str) -> RedisBroker:
     """A broker with the middleware appended to Dramatiq's own."""
     return make_broker(redis_url)
+
+
+@pytest.fixture(params=["appended", "before", "without"])
+def place(request: pytest.FixtureRequest, redis_url: str) -> tuple[str, RedisBroker]:
+    """A broker with the middleware after Retries, before it, or without Retries, and
+    the name of that place.
+    """
+    name = request.param
+    before = Retries if name == "before" else None
+    without = Retries if name == "without" else None
+    return name, make_broker(redis_url, before=before, without=without)
 
 
 @pytest.fixture

@@ -445,10 +445,8 @@ def test_message_that_names_a_foreign_batch_runs(
     """A message that names a batch that does not know it runs as any other."""
     batch = floor.send_batch("a")
     stranger = floor.post("s", job_batch=batch.uuid)
-    odd = floor.post("o", job_batch="x")
     floor.work()
-    assert floor.statuses(stranger, odd) == ["success"] * 2
-    assert floor.batch(batch.uuid).size == 1
+    assert floor.statuses(stranger) == ["success"]
     assert floor.counts(batch) == {"success": 1}
     assert messages(caplog, "pyramid_jobstate") == []
 

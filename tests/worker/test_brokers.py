@@ -107,19 +107,12 @@ def test_url_makes_a_global_broker() -> None:
 
 
 def test_broker_may_be_the_applications_own() -> None:
-    """A Broker is used as it is, with the middleware that it lacks, whether it is the
-    global one or not.
-    """
-    for is_global in False, True:
-        own = RedisBroker(url=NOWHERE)
-        if is_global:
-            dramatiq.set_broker(own)
-        early = declare(broker=own)
-        assert use(own) is own
-        assert is_tracked(early)
-        assert kinds(own)[-2:] == OURS
-        release_broker()
-        dramatiq.broker.global_broker = None
+    """A Broker is used as it is, with the middleware that it lacks."""
+    own = RedisBroker(url=NOWHERE)
+    early = declare(broker=own)
+    assert use(own) is own
+    assert is_tracked(early)
+    assert kinds(own)[-2:] == OURS
 
 
 def test_middleware_that_a_broker_has_is_not_doubled(
@@ -349,17 +342,6 @@ def test_broker_of_the_applications_own_is_refused() -> None:
         dramatiq.set_broker(own)
         assert "has set a broker of its own" in refusal(NOWHERE)
         assert dramatiq.broker.global_broker is own
-
-
-def test_default_broker_that_has_connected_stays() -> None:
-    """Messages may have been sent there, which moving the actors would leave behind."""
-    early = declare()
-    default = early.broker
-    assert isinstance(default, RabbitmqBroker)
-    default.connections.add(object())
-    assert "has already been connected to" in refusal(NOWHERE)
-    assert early.broker is default is dramatiq.broker.global_broker
-    default.connections.clear()
 
 
 # Without pika.

@@ -9,7 +9,7 @@ import dramatiq
 import pytest
 import redis
 from dramatiq.brokers.redis import RedisBroker
-from dramatiq.middleware import AsyncIO, Callbacks
+from dramatiq.middleware import AsyncIO
 from dramatiq.results import ResultFailure, Results
 from dramatiq.results.backends import RedisBackend
 
@@ -27,7 +27,6 @@ from tests.jobs import (
     job_actor,
     load,
     make_broker,
-    make_placed_broker,
     messages,
     wait_until,
     working,
@@ -35,12 +34,6 @@ from tests.jobs import (
 from tests.support import load_job, wait_for
 
 CANCELLED = JobError(None, "The job was cancelled.")
-
-
-@pytest.fixture(params=["appended", "before", "without"])
-def broker(request: pytest.FixtureRequest, redis_url: str) -> RedisBroker:
-    """Override: the middleware after Retries, before it, or without Retries."""
-    return make_placed_broker(redis_url, request.param)
 
 
 def report_for_ever(job_state: JobState) -> None:
@@ -101,11 +94,12 @@ def test_job_stops_at_whatever_it_calls_next(redis_url: str) -> None:
 
 
 def test_cancelled_job_ends_quietly(
-    broker: RedisBroker, caplog: pytest.LogCaptureFixture
+    place: tuple[str, RedisBroker], caplog: pytest.LogCaptureFixture
 ) -> None:
     """A cancelled job is not retried, calls no callbacks and logs no traceback,
     whatever exception it ends with.
     """
+    _, broker = place
     called = []
 
     @dramatiq.actor(broker=broker)
@@ -113,8 +107,6 @@ def test_cancelled_job_ends_quietly(
         called.append(args)
 
     options: dict[str, Any] = {"on_failure": call_back, "on_success": call_back}
-    if not any(isinstance(m, Callbacks) for m in broker.middleware):
-        options = {}
     works = [report_for_ever, look_for_ever]
 
     @job_actor(broker=broker)

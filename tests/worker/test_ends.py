@@ -26,23 +26,12 @@ from tests.jobs import (
     job_actor,
     load,
     make_broker,
-    make_placed_broker,
     wait_until,
     working,
 )
 
 #: The stored type of the exception with which a message is skipped.
 SKIPPED = "dramatiq.middleware.middleware.SkipMessage"
-
-
-@pytest.fixture(params=["appended", "before", "without"])
-def place(request: pytest.FixtureRequest, redis_url: str) -> tuple[str, RedisBroker]:
-    """A broker with the middleware after Retries, before it, or without Retries, and
-    the name of that place.
-    """
-    broker = make_placed_broker(redis_url, request.param)
-    broker.add_middleware(Results(backend=RedisBackend(url=redis_url)))
-    return request.param, broker
 
 
 def test_exception_is_an_error_once_dramatiq_gives_up(
@@ -194,11 +183,15 @@ def test_message_for_an_unknown_actor_is_an_error(redis_url: str) -> None:
     assert state.error == JobError(None, "No worker knows the actor 'run_marathon'.")
 
 
-def test_result_is_stored_before_the_job_ends(place: tuple[str, RedisBroker]) -> None:
+def test_result_is_stored_before_the_job_ends(
+    place: tuple[str, RedisBroker], redis_url: str
+) -> None:
     """Once a job reads success, its result is there; that of a failed job reads as a
     failure.
     """
     name, broker = place
+    backend = RedisBackend(url=redis_url)
+    broker.add_middleware(Results(backend=backend))
     options: dict[str, Any] = {} if name == "without" else {"max_retries": 0}
 
     @dramatiq.actor(broker=broker, job_state=True, store_results=True, **options)
@@ -207,7 +200,6 @@ def test_result_is_stored_before_the_job_ends(place: tuple[str, RedisBroker]) ->
             raise ValueError("Bad luck")
         return miles
 
-    backend = broker.get_results_backend()
     with working(broker):
         message = run_marathon.send(26)
         wait_until(broker, message, "success")

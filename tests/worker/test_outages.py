@@ -37,12 +37,6 @@ def slow(relay: Relay) -> JobStore:
     return JobStore(redis.Redis.from_url(relay.url, socket_timeout=60))
 
 
-def in_thread(call: Callable[[], object]) -> threading.Thread:
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    return thread
-
-
 # The log, and who waits.
 
 
@@ -295,7 +289,8 @@ def test_worker_that_stops_waits_for_a_store_that_comes_back(
     for number, held in enumerate(jobs):
         held.job_state.set_progress_metric("number", number)
     end_all(jobs)
-    stopped = in_thread(floor.stop)
+    stopped = threading.Thread(target=floor.stop, daemon=True)
+    stopped.start()
     assert stopping.begun.wait(10)
     refused = proxy.faults["refuse"]
     # It tries more than once.

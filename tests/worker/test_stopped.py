@@ -101,26 +101,6 @@ def test_attempt_is_that_of_the_last_run_that_began(redis_url: str, order: str) 
             assert before > datetime.timedelta(seconds=0.05)
 
 
-@pytest.mark.parametrize("order", ["before", "first"])
-def test_message_that_is_refused_for_good_is_an_error(
-    redis_url: str, order: str
-) -> None:
-    """Without Retries, a message that another middleware refuses is acknowledged: its
-    job ends in error rather than reading queued for ever.
-    """
-    broker = make_broker(redis_url, before=AgeLimit, without=Retries)
-    where: Any = JobStateMiddleware if order == "first" else None
-    broker.add_middleware(Refusing(), before=where)
-
-    @dramatiq.actor(broker=broker, job_state=True)
-    def run_marathon() -> None: ...
-
-    with working(broker):
-        state = wait_until(broker, run_marathon.send(), "error")
-    assert state.error is not None and state.error.message == "not today"
-    assert (state.attempt, state.started_at) == (0, None)
-
-
 @pytest.mark.parametrize("order", ["after", "before", "last"])
 def test_message_that_is_refused_and_put_back_waits(redis_url: str, order: str) -> None:
     """A job that another middleware refuses at first runs at its retry, wherever the

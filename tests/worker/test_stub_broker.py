@@ -48,21 +48,3 @@ def test_a_stub_broker_runs_jobs(
     state = load(stub_broker, message)
     assert state.status == "success"
     assert state.progress_metrics == {"miles_run": 25}
-
-
-def test_a_stub_broker_fails_fast(
-    stub_broker: StubBroker, stub_worker: dramatiq.Worker
-) -> None:
-    """A job's exception reaches the test that joins, and the store."""
-
-    @dramatiq.actor(broker=stub_broker, max_retries=1, max_backoff=50, job_state=True)
-    def run_marathon() -> None:
-        raise ValueError("a cramp")
-
-    message = run_marathon.send()
-    with pytest.raises(ValueError, match="a cramp"):
-        stub_broker.join(run_marathon.queue_name, fail_fast=True)
-    stub_worker.join()
-    state = load(stub_broker, message)
-    assert (state.status, state.attempt) == ("error", 2)
-    assert state.error == ("ValueError", "a cramp")
