@@ -152,7 +152,7 @@ def test_lost_reply_is_made_good(make_floor: MakeFloor, proxy: FaultyProxy) -> N
     """If a change may be stored, it is written again, even back to the value before."""
     held = make_floor(JobStore(proxy.url), interval=0.002).begin()
     job_state = held.job_state
-    for value in (7, [1, 2]):
+    for value in (True, None, 7, "short", [1, 2]):
         job_state.set_progress_metric("a", value)
         job_state.set_message("before")
         assert job_state.flush(10)

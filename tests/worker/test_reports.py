@@ -89,6 +89,32 @@ def test_end_is_stored_before_the_message_is_acknowledged(
         held.job_state.set_message("late")
 
 
+def test_what_an_actor_returns_is_never_shown(
+    floor: Floor, client: redis.Redis
+) -> None:
+    """Nor is it stored."""
+    floor.scripts["a"] = lambda job_state: "hush"
+    message = floor.post("a")
+    floor.work()
+    request = floor.request()
+    shown = request.job_states[message.message_id].__json__(request)
+    assert shown["job"]["status"] == "success"
+    stored: Any = client.hgetall(f"jobstate:{message.message_id}")
+    assert "hush" not in str(shown) + str(stored)
+
+
+def test_clock_of_the_host_does_not_matter(
+    make_floor: MakeFloor, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All times are Redis's."""
+    time_of_redis: Any = client.time()
+    monkeypatch.setattr(time, "time", lambda: 10**9)
+    held = make_floor(heartbeat=0.05).begin()
+    state = held.load()
+    assert state.status == "working"
+    assert abs(state.started_at.timestamp() - time_of_redis[0]) < 60
+
+
 def test_tight_loop_costs_few_writes(make_floor: MakeFloor, proxy: FaultyProxy) -> None:
     """However often a job reports, the store gets one write an interval."""
     floor = make_floor(JobStore(proxy.url), interval=0.05)
