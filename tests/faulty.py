@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import select
 import socket
 import threading
 import time
@@ -89,11 +88,16 @@ class FaultyProxy:
 
     def _answer(self, client: socket.socket, server: socket.socket, fault: str) -> bool:
         """Pass on the server's reply until the client sends its next request."""
+        client.setblocking(True)
         while True:
-            ready, _, _ = select.select([client, server], [], [])
-            if server not in ready:
-                return True
-            reply = server.recv(1 << 20)
+            # A request in several pieces stays one, if they come soon.
+            server.settimeout(0.001)
+            try:
+                reply = server.recv(1 << 20)
+            except TimeoutError:
+                if _is_readable(client):
+                    return True
+                continue
             if not reply:
                 return False
             if fault == "late":
@@ -140,6 +144,17 @@ class Moment:
             self.results.append(self._act())
             return self._fault
         return self._fault if self._lasts and number > self._number else "pass"
+
+
+def _is_readable(sock: socket.socket) -> bool:
+    sock.settimeout(0)
+    try:
+        sock.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    finally:
+        sock.settimeout(None)
+    return True
 
 
 def at_random(seed: int, share: float) -> Judge:

@@ -6,6 +6,7 @@ A Floor has a StubBroker: the messages survive whatever happens to the store.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import threading
 from collections import Counter
@@ -47,7 +48,7 @@ class Held:
 
     message: Message[Any]
     job_state: Chore
-    _script: Script | None
+    _script: Script
 
     def __init__(self, floor: Floor) -> None:
         self.floor, self.settled = floor, threading.Event()
@@ -62,7 +63,7 @@ class Held:
         self.job_state = job_state
         self._reached.set()
         assert self._opened.wait(60)
-        return self._script and self._script(job_state)
+        return self._script(job_state)
 
     def wait(self) -> Held:
         """Wait until the actor is called."""
@@ -75,8 +76,7 @@ class Held:
 
     def leave(self, what: Script | BaseException | None = None) -> None:
         """Let the actor call a function and return, or raise an error."""
-        is_error = isinstance(what, BaseException)
-        self._script = (lambda job_state: fail(what)) if is_error else what
+        self._script = functools.partial(follow, what)
         self._opened.set()
 
     def end(self, what: Script | BaseException | None = None) -> None:
@@ -95,6 +95,12 @@ class Held:
 
 def fail(error: Any) -> None:
     raise error
+
+
+def follow(what: Script | BaseException | None, job_state: Chore) -> object:
+    if isinstance(what, BaseException):
+        raise what
+    return what and what(job_state)
 
 
 class Settling(Middleware):

@@ -299,6 +299,7 @@ def test_wrong_actor_keeps_all_from_moving(own: bool) -> None:
     """If one actor is declared wrongly, all stay where they were, as they were."""
     first = declare("first")
     default: Any = first.broker
+    early: Any = default
     dramatiq.actor(actor_name="wrong")(lambda job_state, miles: None)
     last = declare("last")
     functions = {name: actor.fn for name, actor in default.actors.items()}
@@ -308,11 +309,11 @@ def test_wrong_actor_keeps_all_from_moving(own: bool) -> None:
     with pytest.raises(ActorError, match="actor 'wrong'"):
         use(target if own else NOWHERE)
     assert dramatiq.broker.global_broker is default
-    assert {name: actor.fn for name, actor in default.actors.items()} == functions
+    assert {name: actor.fn for name, actor in early.actors.items()} == functions
     assert first.broker is last.broker is default
     assert target.middleware == middleware
     assert (target.actors, mine.fn) == ({"mine": mine}, fn)
-    default.actors.pop("wrong")
+    early.actors.pop("wrong")
     broker = use(target if own else NOWHERE)
     assert is_tracked(first) and is_tracked(last)
     assert (mine.broker is broker and is_tracked(mine)) is own

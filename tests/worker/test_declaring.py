@@ -148,6 +148,7 @@ def test_parameter_that_cannot_be_passed_is_refused(stub: dramatiq.Broker) -> No
     def in_front(job_state: JobState, miles: int) -> None: ...
     def with_defaults(job_state: Any, miles: int = 1, **more: int) -> None: ...
 
+    fn: Any
     for fn, right in [
         (by_position_only, "by_position_only(miles: int, *, job_state)"),
         (swallowed, "swallowed(*, job_state)"),
