@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +23,6 @@ from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.testing import release_broker
 from tests import annotated
 from tests.jobs import RunMarathon, job_actor, load, store_of, wait_until, working
-from tests.support import ROOT
 from tests.webapp import NOWHERE, make_config
 
 pytestmark = pytest.mark.usefixtures("no_broker")
@@ -455,36 +453,3 @@ def test_stub_starts_its_server_at_the_first_command() -> None:
         with pytest.raises(redis.ConnectionError):
             client.ping()
     assert dramatiq.broker.global_broker is actor.broker is not broker
-
-
-FORKS = """\
-import os, sys
-import dramatiq
-from pyramid.config import Configurator
-
-config = Configurator(settings={"jobstate.broker": "stub"})
-config.include("pyramid_jobstate")
-(ours,) = [m for m in dramatiq.get_broker().middleware if hasattr(m, "store_for")]
-client = ours.store_for(dramatiq.get_broker()).client
-is_started = sys.argv[1] == "started"
-if is_started:
-    client.set("who", "parent")
-pid = os.fork()
-if not pid:
-    who = client.get("who")
-    client.set("who", "child")
-    os._exit(0 if who == ("parent" if is_started else None) else 1)
-_, status = os.waitpid(pid, 0)
-assert status == 0, status
-# Each process has a queue of its own, too.
-assert client.get("who") == ("child" if is_started else None)
-"""
-
-
-@pytest.mark.system
-@pytest.mark.parametrize("when", ["before", "started"])
-def test_process_may_fork_after_the_broker_is_made(when: str) -> None:
-    """A forked child uses the server of its parent, or starts one of its own."""
-    command = [sys.executable, "-c", FORKS, when]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
