@@ -149,10 +149,12 @@ def test_senders_ask_a_store_that_has_failed_once_a_second(
 
 
 def test_lost_reply_is_made_good(make_floor: MakeFloor, proxy: FaultyProxy) -> None:
-    """If a change may be stored, it is written again, even back to the value before."""
-    held = make_floor(JobStore(proxy.url), interval=0.002).begin()
+    """If a change may be stored, it is written again, even back to the value before. If
+    it is not, it is written as soon as the store answers, though the job is silent.
+    """
+    held = make_floor(JobStore(proxy.url), interval=0.002, heartbeat=3600).begin()
     job_state = held.job_state
-    for value in (True, None, 7, "short", [1, 2]):
+    for value in (None, 7, [1, 2]):
         job_state.set_progress_metric("a", value)
         job_state.set_message("before")
         assert job_state.flush(10)
@@ -166,6 +168,12 @@ def test_lost_reply_is_made_good(make_floor: MakeFloor, proxy: FaultyProxy) -> N
         wait_for(lambda: job_state.flush(10))
         state = held.load()
         assert (state.progress_metrics["a"], state.message) == (value, "before")
+    proxy.judge = lambda request: "refuse"
+    job_state.set_message("last")
+    # More than the client library tries by itself.
+    wait_for(lambda: proxy.faults["refuse"] > 10, 10)
+    proxy.judge = lambda request: "pass"
+    wait_for(lambda: held.load().message == "last")
 
 
 def test_store_that_came_back_empty_is_told_everything(
