@@ -40,18 +40,14 @@ def wrapped(fn: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def declare_marathon(broker: Broker) -> dramatiq.Actor[..., Any]:
+def declare_marathon(place: Broker) -> dramatiq.Actor[..., Any]:
     """Declare a class-based actor."""
-    options = {"broker": broker}
 
     class Marathon(dramatiq.GenericActor):
+        class Meta:
+            broker = place
+
         def perform(self, miles: int, *, job_state: RunMarathon) -> None:
             job_state.set_progress_metric("miles_run", miles)
-
-        class Meta:
-            pass
-
-        for name, value in options.items():
-            setattr(Meta, name, value)
 
     return Marathon.__actor__

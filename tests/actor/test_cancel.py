@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import pytest
 
 from pyramid_jobstate import JobCancelled, JobState
-from pyramid_jobstate.testing import cancel, detached
+from pyramid_jobstate.testing import cancel
 from tests.actor.test_reports import CALLS, REPORTS
 
 R = TypeVar("R")
@@ -58,19 +58,6 @@ def test_next_call_says_that_the_job_is_cancelled(
     assert seen() == before
     REPORTS[name](cancelled)
     assert (seen() == before) is (name == "raise_if_cancelled")
-
-
-def test_known_metric_and_progress_say_so_too(cancelled: JobState) -> None:
-    """What is set again takes no way around the cancel."""
-    other = detached(JobState)
-    other.set_progress(1, 2, "rows")
-    cancel(other)
-    with pytest.raises(JobCancelled):
-        cancelled.set_progress_metric("a", 6)
-    with pytest.raises(JobCancelled):
-        other.set_progress(2, 2, "rows")
-    assert cancelled.get_progress_metric("a") == 5
-    assert other.progress is not None and other.progress.done == 1
 
 
 def test_loop_stops_at_its_next_step(job_state: JobState) -> None:

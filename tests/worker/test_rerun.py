@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import logging
 import time
@@ -127,16 +126,6 @@ def test_other_jobs_do_not_run_again(floor: Floor) -> None:
     assert floor.statuses(unsent) == ["stalled"]
     assert not again(floor, unsent)
     assert floor.waiting() == []
-
-
-def test_two_operators_run_a_job_once(floor: Floor) -> None:
-    """Of several operators who run a job again at the same time, one does."""
-    (sent,) = failed(floor)
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        found = [pool.submit(again, floor, sent) for _ in range(8)]
-        assert sum(future.result() for future in found) == 1
-    floor.work()
-    assert floor.ran == {"a": 1}
 
 
 def test_tries_of_a_job_are_kept(floor: Floor) -> None:
