@@ -48,9 +48,7 @@ class FaultyProxy:
         self.judge = lambda request: "lose" if word.encode() in request else "pass"
 
     def swallow(self) -> None:
-        """Lose every request, as some firewalls drop packets: the connections stay
-        open, and nothing comes back.
-        """
+        """Lose every request, as firewalls drop packets: the connections stay open."""
         self.judge = lambda request: "swallow"
 
     def close(self) -> None:
@@ -111,17 +109,9 @@ class FaultyProxy:
 
 
 class Moment:
-    """A judge that counts requests, and does something at one of them.
-
-    Parameters:
-      number: The request, from 0.
-      act: What to do before the server hears of it.
-      fault: What happens to it.
-      lasts: Whether that happens to all later ones, too.
-
-    Attributes:
-      asked: How many requests there were.
-      results: What `act` has returned, if it was called.
+    """A judge that counts requests, as `asked`, and does something before the server
+    hears of one, from 0. Its `fault` happens to that, and to all later ones if it
+    `lasts`. What `act` has returned is in `results`.
     """
 
     def __init__(

@@ -1,7 +1,5 @@
 """A broker that runs each job within the call that sends it, as some test setups do."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 from dramatiq.broker import MessageProxy
@@ -29,8 +27,13 @@ class InCallerBroker(StubBroker):
         if self.tells_all:
             self.emit_before("enqueue", message, delay)
         proxy = MessageProxy(message)
-        with self._acknowledging(proxy):
+        try:
             self._process(proxy)
+        finally:
+            signal = "nack" if proxy.failed else "ack"
+            if self.tells_all:
+                self.emit_before(signal, proxy)
+            self.emit_after(signal, proxy)
         if self.tells_all:
             self.emit_after("enqueue", message, delay)
         return proxy
@@ -45,13 +48,3 @@ class InCallerBroker(StubBroker):
             self.emit_after("process_message", message, exception=e)
         else:
             self.emit_after("process_message", message, result=result)
-
-    @contextlib.contextmanager
-    def _acknowledging(self, message: MessageProxy) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            signal = "nack" if message.failed else "ack"
-            if self.tells_all:
-                self.emit_before(signal, message)
-            self.emit_after(signal, message)

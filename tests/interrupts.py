@@ -1,9 +1,7 @@
-"""Interrupt threads at random while a job of theirs reports.
+"""Interrupt threads at random while a job of theirs reports, in a process of its own
+without coverage, whose tracer does not survive that:
 
-``python -m tests.interrupts URL ROUNDS``
-
-It runs in its own process without coverage, whose tracer does not survive such an
-interrupt.
+    python -m tests.interrupts URL ROUNDS
 """
 
 import contextlib
@@ -57,13 +55,15 @@ class Site:
         thread = threading.Thread(target=self.process, args=(10**9,), daemon=True)
         thread.start()
         time.sleep(seconds)
-        deadline = time.monotonic() + 20
-        while thread.is_alive() and time.monotonic() < deadline:
+
+        def is_over() -> bool:
             # Repeated, because an interrupt may be lost: it may hit a thread that is
             # just starting, or a finalizer, which swallows it.
             raise_thread_exception(thread.ident or 0, Interrupt)
             thread.join(0.3)
-        assert not thread.is_alive()
+            return not thread.is_alive()
+
+        wait_for(is_over)
 
     def check(self) -> None:
         """Check that another job is recorded, and that none of the others beats."""

@@ -59,7 +59,7 @@ class Runs:
         self._broker = broker
         self._lock = threading.Lock()
         self._actors: dict[type[JobState], dramatiq.Actor[..., Any]] = {}
-        self._runs: dict[str, Run] = {}
+        self.all: dict[str, Run] = {}
 
     def start(
         self,
@@ -70,25 +70,18 @@ class Runs:
         """Return a job that runs, and has reported metrics."""
         with self._lock:
             if kind not in self._actors:
-                options: Any = {"job_state": kind, "max_retries": 0}
-                declare = dramatiq.actor(
-                    broker=self._broker, actor_name=kind.kind, **options
-                )
+                options: Any = {"broker": self._broker, "job_state": kind}
+                declare = dramatiq.actor(actor_name=kind.kind, max_retries=0, **options)
                 self._actors[kind] = declare(self._live)
             actor = self._actors[kind]
         message = actor.message_with_options(job_owner=owner, args=(26,))
-        run = self._runs[message.message_id] = Run(message.message_id)
+        run = self.all[message.message_id] = Run(message.message_id)
         self._broker.enqueue(message)
         assert run.report(**metrics)
         return run
 
     def _live(self, miles: int, *, job_state: Any = None) -> None:
-        self._runs[job_state.uuid].live(job_state)
-
-    def end(self) -> None:
-        """End all jobs."""
-        for run in self._runs.values():
-            run.succeed()
+        self.all[job_state.uuid].live(job_state)
 
 
 @contextlib.contextmanager
@@ -102,4 +95,5 @@ def running(
         try:
             yield runs
         finally:
-            runs.end()
+            for run in runs.all.values():
+                run.succeed()
