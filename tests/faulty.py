@@ -110,8 +110,8 @@ class FaultyProxy:
 
 class Moment:
     """A judge that counts requests, as `asked`, and does something before the server
-    hears of one, from 0. Its `fault` happens to that, and to all later ones if it
-    `lasts`. What `act` has returned is in `results`.
+    hears of one, from 0. Its `fault` happens to that one. What `act` has returned is in
+    `results`.
     """
 
     def __init__(
@@ -119,21 +119,18 @@ class Moment:
         number: int,
         act: Callable[[], object] = lambda: None,
         fault: str = "pass",
-        *,
-        lasts: bool = False,
     ) -> None:
-        self._number, self._act = number, act
-        self._fault, self._lasts = fault, lasts
+        self._number, self._act, self._fault = number, act, fault
         self.asked = 0
         self.results: list[Any] = []
 
     def __call__(self, request: bytes) -> str:
         number = self.asked
         self.asked += 1
-        if number == self._number:
-            self.results.append(self._act())
-            return self._fault
-        return self._fault if self._lasts and number > self._number else "pass"
+        if number != self._number:
+            return "pass"
+        self.results.append(self._act())
+        return self._fault
 
 
 def _is_readable(sock: socket.socket) -> bool:

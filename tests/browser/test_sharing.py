@@ -9,7 +9,6 @@ import itertools
 from tests.browser.polling import Polling, follow_all
 from tests.pollserver import (
     Answer,
-    Request,
     held,
     release,
     state,
@@ -19,11 +18,6 @@ from tests.pollserver import (
 )
 
 BOTH = ["one", "two"]
-
-
-def jobs_of(requests: list[Request]) -> list[list[str]]:
-    """The jobs of each request for several; an empty list for one at a job's URL."""
-    return [request.jobs for request in requests]
 
 
 def null(polling: Polling, name: str, *answers: Answer) -> None:

@@ -27,7 +27,6 @@ ZEO = re.compile(r"``runzeo (.+?)``")
 
 #: The two projects that the README begins with.
 BOTH = ["sqlalchemy", pytest.param("zodb", marks=pytest.mark.long)]
-WIKI = pytest.param("wiki2", marks=pytest.mark.long)
 
 
 class Site:
