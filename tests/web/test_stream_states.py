@@ -59,6 +59,7 @@ QUESTIONS: dict[str, Callable[[JobState], object]] = {
     "registry": lambda job: request_of(job).registry.settings,
     "url": lambda job: request_of(job).resource_url(job.__parent__),
     "has_permission": lambda job: request_of(job).has_permission("edit", job),
+    "edit": lambda job: job.__parent__.permits(job, "edit"),
     "other": lambda job: job.__parent__.permits(job.__parent__, "cancel_job"),
     "find": lambda job: job.__parent__.find(job.uuid),
     "rerun": rerun,
