@@ -294,7 +294,9 @@ def test_second_poller_of_a_job_shares_its_stream(streams: Polling) -> None:
 
 
 def test_job_that_is_gone_is_asked_for_once(streams: Polling) -> None:
-    """One poll tells why, or brings the end. That is no failure of the stream."""
+    """A single poll shows why the job is gone, or how it ended. The stream counts as
+    healthy.
+    """
     ends = {"hidden": Answer(403), "over": success(n=2)}
     streams.follow_apart({name: [working(n=0), ends[name]] for name in ends})
     wait_for(lambda: len(streams.server.streams) == 2)

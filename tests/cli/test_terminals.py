@@ -38,9 +38,9 @@ class Amble(JobState):
 
 
 def test_list_is_a_table(pjobs: Operator, store: JobStore) -> None:
-    """The jobs are rows of a table without anything that acts on the terminal, and
-    rich's markup is text. A line says that there are more, a job of another day has its
-    date, and NO_COLOR removes the colours.
+    """The jobs are rows of a table. Control characters and rich's markup are shown as
+    text. A last line says when there are more jobs, a job queued on another day shows
+    its date, and NO_COLOR removes the colours.
     """
     message = "[red]Reading[/red] :smile:"
     working = put(store, progress=Progress(1, 4, "rows"), message=message)

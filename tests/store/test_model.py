@@ -105,12 +105,12 @@ class Scripts:
             delay = 0.0 if report.end == "retrying" else None
             end = End(report.end, error, delay, report.was_called, failure)
         # Its message says that it is another's.
-        options = {"attempt": report.attempt, "rerun": report.word, "owner": '"bob"'}
+        options: dict[str, Any] = {"attempt": report.attempt, "rerun": report.word}
         update = Update(
             self.uuid,
             report.token,
             report.seq,
-            self.info._replace(**options),  # type: ignore[arg-type]
+            self.info._replace(owner='"bob"', **options),
             {f"m:{name}": f'"{value}"' for name, value in report.values},
             begins=report.begins,
             age=age,

@@ -150,9 +150,9 @@ ignore_files =
 
 @pytest.mark.timeout(240)
 def test_what_counts_as_a_change(folder: Folder) -> None:
-    """Besides modules, the ini and the files that [pserve] names are watched, and other
-    files are not. Links, rights and deletions are no changes; a file that replaces
-    another one is, however old it is.
+    """Modules, the ini and the files that [pserve] names are watched, and no others. A
+    new link, new permissions or a deletion restarts nothing; replacing a file does,
+    even with an older one.
     """
     text = f"{folder.ini.read_text()}{SERVED}"
     folder.ini.write_text(text)

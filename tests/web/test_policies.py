@@ -151,8 +151,8 @@ def test_owner_needs_no_principal_of_its_own(redis_url: str, store: JobStore) ->
 
 
 def test_owner_is_of_the_same_type(redis_url: str, store: JobStore) -> None:
-    """Owners must match in type, too, though 1 == True == 1.0 in Python. What is no
-    owner, such as true, matches nobody.
+    """Owners must match in type, too, though 1 == True == 1.0 in Python. A value that
+    cannot own a job, such as true, matches nobody.
     """
     users = ["null", '""', "0", "false", "1", "true", '"1"', "1.0"]
     for policy in TutorialPolicy(), UseridPolicy():

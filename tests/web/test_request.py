@@ -303,7 +303,7 @@ def test_actor_decides_about_conflicts(
     broker: Broker, config: Configurator, events: Events
 ) -> None:
     """`retry_when` sees a Retry whose cause is the conflict. An exception that the
-    actor `throws` is none.
+    actor `throws` does not count as a conflict.
     """
     seen: list[BaseException] = []
 

@@ -200,8 +200,8 @@ def test_stream_that_begins_during_a_reading_waits_for_no_change(
 def test_only_what_is_shown_is_read(
     far: Server, relay: TrackingRelay, runs: Runs, store: JobStore
 ) -> None:
-    """A job is read while a stream shows it, and not if the client may not see it.
-    Without any stream there is no connection.
+    """A job is read only while a stream shows it to a client that may see it. The
+    connection closes with the last stream.
     """
     run, other, hidden = runs.start(n=0), runs.start(n=0), put(store, owner="bob")
     gone, staying = follow(far, run), far.open(batch(other.uuid, hidden))

@@ -1,5 +1,6 @@
 """Jobs that are sent by Dramatiq's own send(), without a request."""
 
+import functools
 import threading
 from typing import Any
 
@@ -236,7 +237,7 @@ def test_send_without_the_store_goes_out(
     assert len(messages(caplog, "pyramid_jobstate")) == 1
     with working(broker):
         for number, message in enumerate(sent):
-            state = wait_for(lambda: success(store, message))  # noqa: B023
+            state = wait_for(functools.partial(success, store, message))
             assert (state.owner, state.progress_metrics) == (
                 None,
                 {"miles_run": number},
