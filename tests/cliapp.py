@@ -182,6 +182,8 @@ class Pjobs:
                     "PATH": "/usr/bin:/bin",
                     "PYTHONPATH": str(ROOT),
                     "dramatiq_worker_timeout": "100",
+                    # See Host.
+                    "PYTHONDONTWRITEBYTECODE": "1",
                     **environ,
                 },
                 stdout=log if output is None else output,

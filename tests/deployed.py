@@ -221,6 +221,9 @@ class Host:
             **unmeasured(),
             "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
             "dramatiq_worker_timeout": "100",
+            # Python tells versions of a module apart by their second and length: one
+            # that is soon written anew could run as it was.
+            "PYTHONDONTWRITEBYTECODE": "1",
         }
         self.files = {path: self.replaced(text) for path, text in files().items()}
         (asgi,) = [t for t in snippets("python") if t.startswith("# myapp/asgi.py\n")]
