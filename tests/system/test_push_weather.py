@@ -1,4 +1,4 @@
-"""Streams in bad weather: ends at any moment, a server that fails, an old client."""
+"""Streams in bad weather: ends at any moment, a server that fails or refuses."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import logging
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +19,7 @@ from pyramid_jobstate.embedded import EmbeddedServer
 from tests.asgi import Exchange, Server, pushing
 from tests.jobs import messages
 from tests.running import Runs, running
-from tests.support import ROOT, wait_for
+from tests.support import wait_for
 from tests.web.streaming import PublicRun, one, put
 from tests.webapp import make_config
 
@@ -122,34 +120,3 @@ def test_user_who_may_not_hear_of_changes_polls(server: EmbeddedServer) -> None:
             push.open(one(job)).wait()
             assert not push.ask(one(job)).is_stream
             assert not [c for c in client.client_list() if "t" in c["flags"]]
-
-
-WITHOUT_PUSHES = """
-import sys
-import redis
-import hiredis
-del hiredis.PushNotification
-from tests.asgi import pushing
-from tests.webapp import make_config
-
-with pushing(make_config(sys.argv[1])) as server:
-    server.open(sys.argv[2]).wait()
-    answer = server.ask(sys.argv[2])
-    assert (answer.status, answer.is_stream) == (200, False)
-"""
-
-
-def test_old_hiredis_polls(redis_url: str, store: JobStore) -> None:
-    """With a hiredis that cannot tell messages from replies, pages poll, and the log
-    says why.
-    """
-    command = [sys.executable, "-c", WITHOUT_PUSHES, redis_url]
-    done = subprocess.run(
-        [*command, one(put(store))],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "the installed hiredis is older than 3.0" in done.stderr

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import hiredis
 import pytest
 import redis
 
@@ -396,6 +397,25 @@ def test_where_changes_cannot_be_heard_pages_poll(
 
 
 # Clients of the application's own
+
+
+def test_old_hiredis_polls(
+    redis_url: str,
+    store: JobStore,
+    monkeypatch: pytest.MonkeyPatch,
+    log: Callable[[], list[str]],
+) -> None:
+    """With a hiredis that cannot tell messages from replies, pages poll, and the log
+    says why.
+    """
+    monkeypatch.delattr(hiredis, "PushNotification")
+    with pushing(make_config(redis_url)) as server:
+        path = one(put(store))
+        server.open(path).wait()
+        answer = server.ask(path)
+        assert (answer.status, answer.is_stream) == (200, False)
+    (said,) = log()
+    assert said.endswith("the installed hiredis is older than 3.0")
 
 
 def test_client_may_have_any_options(

@@ -19,9 +19,6 @@ from redis.sentinel import SentinelConnectionPool
 from ..connection import FAIL_FAST, POOLS, text, texts
 from ..passing import is_passing
 
-#: Older versions of hiredis return what a server says by itself as if it were a reply.
-CAN_TRACK = hasattr(hiredis, "PushNotification")
-
 #: Seconds that a server may take to accept what is sent to it.
 TIMEOUT = 0.5
 
@@ -77,7 +74,8 @@ class Link:
     """
 
     def __init__(self, client: Redis) -> None:
-        if not CAN_TRACK:
+        # Older versions return what a server says by itself as if it were a reply.
+        if not hasattr(hiredis, "PushNotification"):
             raise TrackingRefused("the installed hiredis is older than 3.0")
         self._pool = client.connection_pool
         self._is_own = type(self._pool) in (*POOLS, SentinelConnectionPool)
