@@ -6,6 +6,7 @@ import contextlib
 import logging
 import random
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -38,6 +39,9 @@ from tests.webapp import make_config
 
 LOST = "The connection on which the job state store tells of changes is lost. Streams "
 AGAIN = "The job state store tells of changes again."
+
+#: What a server says when all keys may have changed.
+ALL_CHANGED = b">2\r\n$10\r\ninvalidate\r\n_\r\n"
 
 
 class TrackingRelay(Relay):
@@ -229,24 +233,53 @@ def test_only_what_is_shown_is_read(
 def test_more_jobs_than_are_asked_for_at_a_time(
     far: Server, relay: TrackingRelay, store: JobStore
 ) -> None:
-    """Hundreds of jobs are read in turn, also after a break. Those that wait for theirs
-    may leave.
+    """Hundreds of jobs, each of which depends on its batch, are read in turn. Those
+    that wait for theirs may leave.
     """
     made, uuids = put_members(store, 200)
     _, others = put_members(store, 100)
-    streams = [far.open(batch(*g)) for g in (others, uuids[:100], uuids[100:])]
-    for stream in streams:
-        stream.at(99)
-    relay.lose()
-    far.pass_time(1)
-    streams[0].go()
-    streams[0].wait()
+    streams = []
+    for group in uuids[:100], uuids[100:], others[:80], others[80:]:
+        streams.append(far.open(batch(*group)))
+        streams[-1].at(len(group) - 1)
+    wait_for(lambda: relay.asked.count(b"HGETALL") == 600)
+    with relay.held():
+        relay.say(ALL_CHANGED)
+        wait_for(lambda: relay.asked.count(b"HGETALL") == 1100)
+        # Of the 50 jobs that wait, 20 leave.
+        streams[3].go()
+        streams[3].wait()
+    wait_for(lambda: relay.asked.count(b"HGETALL") == 1160)
     made.cancel()
-    for stream in streams[1:]:
+    for stream in streams[:2]:
         assert statuses(stream.wait()).count("cancelled") == 100
 
 
 # Connections that are lost
+
+
+def test_connection_that_comes_too_late(
+    far: Server, relay: TrackingRelay, runs: Runs, log: Callable[[], list[str]]
+) -> None:
+    """When nobody needs a connection any more while it is made, it is closed at once if
+    it is made in the end, and nothing is logged if it is not.
+    """
+    run = runs.start(n=0)
+    for comes in True, False:
+        with relay.held():
+            stream = far.open(one(run.uuid))
+            wait_for(lambda: relay.is_holding)
+            (connecting,) = (t for t in far.threads if t.name == "jobstate-link")
+            stream.go()
+            stream.wait()
+            far.pass_time(6)
+            if not comes:
+                # The server does not answer for half a second.
+                connecting.join()
+        connecting.join()
+        wait_for(lambda: not relay.told)
+        assert log() == []
+    follow(far, run)
 
 
 def test_short_break_is_told_to_nobody(
@@ -340,7 +373,92 @@ def test_store_that_does_not_answer_yet(
         stream.go()
 
 
+def test_busy_store_has_lost_nothing(
+    far: Server, relay: TrackingRelay, runs: Runs
+) -> None:
+    """While a script runs for long, a job is neither shown nor missing, and away after
+    a while. It is asked for again, at growing intervals.
+    """
+    run = runs.start(n=0)
+    stream = follow(far, run)
+    begun, asked = time.monotonic(), relay.asked.count(b"HGETALL")
+    relay.refuse({"HGETALL": "BUSY Redis is busy running a script"})
+    run.report(n=2)
+    wait_for(lambda: relay.asked.count(b"HGETALL") > asked + 3)
+    assert time.monotonic() > begun + 0.1 + 0.2 + 0.4
+    far.pass_time(3)
+    wait_until(["away"], names, stream)
+    assert told(stream) == [0, 1]
+    relay.refuse({})
+    wait_until([0, 1, 2], told, stream)
+    # The next interval is the first one again, and not a second.
+    relay.refuse({"HGETALL": "BUSY Redis is busy running a script"})
+    begun, asked = time.monotonic(), relay.asked.count(b"HGETALL")
+    run.report(n=3)
+    wait_for(lambda: relay.asked.count(b"HGETALL") > asked + 1)
+    assert time.monotonic() < begun + 0.8
+    relay.refuse({})
+    wait_until([0, 1, 2, 3], told, stream)
+
+
+def test_job_that_must_not_be_read_is_gone(
+    far: Server, relay: TrackingRelay, runs: Runs
+) -> None:
+    """If the server refuses to read a job, its page is to ask by a poll."""
+    run = runs.start(n=0)
+    stream = follow(far, run)
+    relay.refuse({"HGETALL": "NOPERM this user has no permissions"})
+    run.report(n=2)
+    stream.wait()
+    assert (told(stream), names(stream)) == ([0, 1], ["gone"])
+    relay.refuse({})
+
+
 # What a server says
+
+
+def test_server_that_says_what_it_should_not(
+    far: Server,
+    relay: TrackingRelay,
+    runs: Runs,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """After a reply that belongs to no question, nothing on the connection can be
+    trusted: there is a new one. The log does not hold what a job keeps secret.
+    """
+
+    def is_logged(reason: str) -> bool:
+        return reason in caplog.text
+
+    run = runs.start(n=0)
+    stream = follow(far, run)
+    for n, (said, reason) in enumerate(
+        (
+            (b"-ERR going down\r\n", "says unasked: ERR going down"),
+            (b"*2\r\n$6\r\nparams\r\n$6\r\nsecret\r\n", "says unasked: list"),
+        ),
+        start=2,
+    ):
+        relay.say(said)
+        wait_until(True, is_logged, reason)
+        far.pass_time(1)
+        report(run, n, stream)
+    with relay.held():
+        far.open(one(run.uuid)).at(0)
+        wait_for(lambda: relay.is_holding)
+        relay.say(b"*2\r\n$6\r\nparams\r\n$6\r\nsecret\r\n")
+        wait_until(True, is_logged, "out of order, with a list")
+    far.pass_time(1)
+    report(run, 4, stream)
+    # A server that does not even tell the time is as good as lost.
+    relay.refuse({"TIME": "BUSY Redis is busy running a script"})
+    far.pass_time(6)
+    wait_until(True, is_logged, "ResponseError: BUSY")
+    relay.refuse({})
+    far.pass_time(1)
+    report(run, 5, stream)
+    assert names(stream) == []
+    assert "secret" not in caplog.text
 
 
 def test_messages_come_in_any_number_and_in_pieces(
@@ -397,6 +515,67 @@ def test_where_changes_cannot_be_heard_pages_poll(
 
 
 # Clients of the application's own
+
+
+class LendingPool(redis.ConnectionPool):
+    """A pool of the application's own, which may fail for the thread that connects, and
+    may hide the sockets of its connections.
+
+    Attributes:
+      lent: How many connections it lends.
+    """
+
+    lent = failures = 0
+    is_hiding = False
+
+    def get_connection(self, *args: Any, **kwargs: Any) -> Any:
+        is_link = threading.current_thread().name == "jobstate-link"
+        if self.failures and is_link:
+            self.failures -= 1
+            raise KeyError("token")
+        self.lent += 1
+        found = super().get_connection(*args, **kwargs)
+        return Hiding(found) if self.is_hiding and is_link else found
+
+    def release(self, connection: Any) -> None:
+        self.lent -= 1
+        super().release(getattr(connection, "hidden", connection))
+
+
+class Hiding:
+    """A connection in another one."""
+
+    def __init__(self, hidden: Any) -> None:
+        self.hidden = hidden
+        self.disconnect = hidden.disconnect
+
+
+def test_pool_of_the_applications_own(
+    redis_url: str, runs: Runs, log: Callable[[], list[str]]
+) -> None:
+    """Only such a pool knows how it connects. Whatever it raises is an outage. It gets
+    its connections back. If these show no socket, nobody could hear what they are told:
+    pages poll.
+    """
+    run = runs.start(n=0)
+    for n in 1, 2:
+        pool: Any = LendingPool.from_url(redis_url)
+        pool.failures, pool.is_hiding = 2 - n, n == 2
+        store = JobStore(redis.Redis(connection_pool=pool))
+        with pushing(make_config(None), store=store) as server:
+            stream = server.open(one(run.uuid))
+            if pool.is_hiding:
+                stream.wait()
+                assert not server.ask(one(run.uuid)).is_stream
+            else:
+                wait_until([LOST], log)
+                server.pass_time(1)
+                report(run, 1, stream)
+                wait_until([LOST, AGAIN], log)
+                assert pool.lent == 1
+        assert pool.lent == 0
+        pool.disconnect()
+    assert log()[2].startswith("Push is off") and "show no socket" in log()[2]
 
 
 def test_old_hiredis_polls(
