@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
+import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +14,11 @@ import pytest
 from pyramid.exceptions import ConfigurationError
 
 from pyramid_jobstate import JobStore
-from tests.asgi import Exchange, Server, pushing
-from tests.jobs import messages
+from pyramid_jobstate.asgi import asgi_app
+from tests.asgi import Exchange, Server, pushing, serving
+from tests.jobs import Gate, messages
 from tests.support import load_job, wait_for
-from tests.web.streaming import HINT, PublicRun, one, put, wait_until
+from tests.web.streaming import HINT, PublicRun, one, put, statuses, wait_until
 from tests.webapp import make_app, make_config
 
 LIMIT_OF_OWNER = "An owner has 20 streams open in this process. Further pages poll."
@@ -180,3 +185,98 @@ def test_ended_stream_makes_room(redis_url: str, path: str, store: JobStore) -> 
         load_job(store, job).cancel()
         assert stream.wait().events[-1].state["job"]["status"] == "cancelled"
         assert [server.open(path).is_stream for _ in range(2)] == [True, True]
+
+
+def test_request_that_is_cancelled_before_its_answer(redis_url: str, path: str) -> None:
+    """A request that the server cancels while its view runs takes no room."""
+    gate, left = Gate(), threading.Event()
+
+    def slow(app: Any) -> Any:
+        def application(environ: Any, start_response: Any) -> Any:
+            if "HTTP_X_SLOW" in environ:
+                gate.wait()
+            try:
+                return app(environ, start_response)
+            finally:
+                if "HTTP_X_SLOW" in environ:
+                    left.set()
+
+        return application
+
+    settings = {"jobstate.max_streams": "1"}
+    with pushing(make_config(redis_url, settings=settings), slow) as server:
+        stream = server.open(path, x_slow="1")
+        gate.wait_for_job()
+        stream.future.cancel()
+        wait_for(lambda: not asyncio.all_tasks(server.loop))
+        gate.open()
+        assert left.wait(20)
+        assert server.open(path).is_stream
+
+
+def test_process_that_can_start_no_thread_polls(
+    redis_url: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that no thread can feed is a poll. The next one is fed if a thread can
+    start again.
+    """
+    start = threading.Thread.start
+
+    def fail(thread: threading.Thread) -> None:
+        if thread.name.startswith("jobstate-"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with pushing(make_config(redis_url)) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            answer = server.ask(path)
+            assert (answer.status, answer.is_stream) == (200, False)
+        assert server.open(path).at(0).name == "message"
+
+
+def test_streams_outlive_the_loop_of_a_server(
+    redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is given for an event loop that has gone is dropped, nothing keeps the loop,
+    and another server may serve the application.
+    """
+    gate = Gate()
+
+    class Slow(PublicRun):
+        """A kind that is slow for the thread which feeds streams."""
+
+        @property
+        def title(self) -> str:
+            if threading.current_thread().name == "jobstate-hub":
+                gate.wait()
+            return "Slow"
+
+    config = make_config(redis_url)
+    config.include("pyramid_jobstate")
+    app = asgi_app(config.make_wsgi_app())
+
+    def begin() -> weakref.ref[Any]:
+        with serving(app) as server:
+            server.open(one(put(store, kind=Slow)))
+            gate.wait_for_job()
+            return weakref.ref(server.loop)
+
+    loop = begin()
+
+    def is_free() -> bool:
+        gc.collect()
+        return loop() is None
+
+    wait_for(is_free)
+    gate.open()
+    job = put(store, "queued")
+    with serving(app) as server:
+        stream = server.open(one(job))
+        stream.at(0)
+        load_job(store, job).cancel()
+        assert statuses(stream.wait()) == ["queued", "cancelled"]
+        assert messages(caplog, "pyramid_jobstate") == []
+        server.config = config
+        server.end()
+        wait_for(lambda: not server.threads)
