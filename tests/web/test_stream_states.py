@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,18 @@ import pytest
 import redis
 from pyramid.authorization import Allow, Everyone
 from pyramid.i18n import TranslationStringFactory
+from pyramid.request import Request
 from pyramid.threadlocal import get_current_registry, get_current_request
 
 from pyramid_jobstate import Batch, JobState, JobStore, NotRepeatable
 from pyramid_jobstate.testing import pass_time, put_batch
 from tests.asgi import Event, Server, pushing
 from tests.catalogs import write_catalog
-from tests.jobs import messages
+from tests.jobs import Gate, messages
 from tests.running import Runs
 from tests.support import load_job, wait_for
 from tests.web.streaming import HINT, batch, one, put, report, statuses, wait_until
-from tests.webapp import make_config
+from tests.webapp import Policy, make_config
 
 _ = TranslationStringFactory("marathons")
 _numbers = itertools.count()
@@ -128,6 +130,23 @@ def test_error_that_asks_its_request(
     assert stream.at(5).state["job"]["uuid"] == other.uuid
 
 
+def test_class_that_raises_is_polled(pushed: Server, runs: Runs) -> None:
+    """A job whose class can make nothing of its record any more is gone."""
+
+    def init(self: JobState, *arguments: Any) -> None:
+        JobState.__init__(self, *arguments)
+        if threading.current_thread().name == "jobstate-hub":
+            assert self.get_progress_metric("n") != 2
+
+    run, other = runs.start(make_kind(__init__=init), n=1), runs.start()
+    stream = pushed.open(batch(run.uuid, other.uuid))
+    stream.at(1)
+    run.report(n=2)
+    assert stream.at(2)[:2] == ("gone", run.uuid)
+    other.report(n=1)
+    assert stream.at(3).state["job"]["uuid"] == other.uuid
+
+
 def test_success_with_a_result_is_polled(
     pushed: Server, runs: Runs, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -208,6 +227,26 @@ def test_viewers_in_two_languages(redis_url: str, runs: Runs, tmp_path: Path) ->
             assert found == ["Marathon", "Lauf über 42 km"]
             run.report(n=number)
         assert german.at(2).data.encode() == server.poll(f"{path}?_LOCALE_=de").body
+
+
+def test_policy_that_raises_for_cancel_job(redis_url: str, store: JobStore) -> None:
+    """A policy that raises for what a poll does not ask fails no request for a stream,
+    which gets the answer to a poll.
+    """
+
+    class Raising(Policy):
+        def permits(self, request: Request, context: Any, permission: str) -> Any:
+            if permission == "cancel_job" and isinstance(context, kind):
+                raise LookupError
+            return super().permits(request, context, permission)
+
+    kind = make_kind()
+    over, other = (put(store, "success", kind) for _ in range(2))
+    with pushing(make_config(redis_url, security_policy=Raising())) as server:
+        poll, answer = server.poll(one(over)), server.ask(one(over))
+        assert (poll.status, answer.status, answer.body) == (200, 200, poll.body)
+        stream = server.ask(batch(over, other))
+        assert [event.name for event in stream.events] == ["gone", "gone"]
 
 
 def test_equal_viewers_share_a_rendering(pushed: Server, runs: Runs) -> None:
@@ -345,29 +384,90 @@ def test_batch_streams_the_counts_of_its_members(
 
 
 def test_waiting_member_hears_that_its_batch_was_cancelled(
-    pushed: Server, store: JobStore
+    pushed: Server, store: JobStore, client: redis.Redis
 ) -> None:
-    """The stream of a member that waits tells of its batch's cancel."""
+    """The stream of a member that waits tells of its batch's cancel. One whose batch
+    another program has overwritten goes on.
+    """
     made = put_batch(store, Batch, ["queued", "working"], owner="alice")
     uuids = [job.uuid for job in store.members(made.uuid).items]
-    waiting, running = (pushed.open(one(uuid)) for uuid in uuids)
-    for stream in waiting, running:
+    orphan = put_batch(store, Batch, ["queued"], owner="alice")
+    (child,) = store.members(orphan.uuid).items
+    waiting, running, left = (pushed.open(one(u)) for u in (*uuids, child.uuid))
+    for stream in waiting, running, left:
         stream.at(0)
     assert made.cancel()
     assert statuses(waiting.wait()) == ["queued", "cancelled"]
     assert not running.is_done
+    client.set(f"jobstate:{orphan.uuid}", "x")
+    child.cancel()
+    assert statuses(left.wait()) == ["queued", "cancelled"]
+
+
+class LookedAt(redis.ConnectionPool):
+    """A pool of the application's own, which notes when a stream looks at members, and
+    does then what the test says.
+    """
+
+    act: Callable[[int], object]
+    looks = 0
+
+    def get_connection(self, *args: Any, **kwargs: Any) -> Any:
+        if threading.current_thread().name == "jobstate-look":
+            self.looks += 1
+            self.act(self.looks)
+        return super().get_connection(*args, **kwargs)
 
 
 def test_stream_looks_at_the_members_of_a_silent_batch(
-    pushed: Server, client: redis.Redis, store: JobStore
+    redis_url: str,
+    client: redis.Redis,
+    store: JobStore,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The record of a member was lost: nobody polls its batch, and a stream finds
-    it.
+    """The record of a member was lost: nobody polls its batch, and a stream finds it.
+    If it cannot look at once, because no thread can start or the store fails, it looks
+    a moment later. Meanwhile other streams go on.
     """
     made = put_batch(store, Batch, ["working"], owner="alice")
     (member,) = store.members(made.uuid).items
-    stream = pushed.open(one(made.uuid))
-    assert stream.at(0).state["job"]["status"] == "working"
-    client.delete(f"jobstate:{member.uuid}")
-    pass_time(store, 20)
-    assert stream.wait().events[-1].state["job_state"] == "error"
+    start, refused, gate = threading.Thread.start, list[str](), Gate()
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "jobstate-look" and not refused:
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def act(number: int) -> None:
+        if number == 1:
+            raise KeyError("token")
+        gate.wait()
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    pool: Any = LookedAt.from_url(redis_url)
+    pool.act = act
+    own = JobStore(redis.Redis(connection_pool=pool))
+    with pushing(make_config(None), store=own) as server:
+        stream = server.open(one(made.uuid))
+        assert stream.at(0).state["job"]["status"] == "working"
+        pass_time(store, 20)
+        wait_for(lambda: refused)
+        server.pass_time(1)
+        wait_for(lambda: f"members of the batch {made.uuid} cannot" in caplog.text)
+        server.pass_time(1)
+        gate.wait_for_job()
+        job = put(store, "queued")
+        other = server.open(one(job))
+        for _ in range(3):
+            server.pass_time(1)
+        load_job(store, job).cancel()
+        assert statuses(other.wait()) == ["queued", "cancelled"]
+        assert pool.looks == 2
+        # They have not ended.
+        gate.open()
+        client.delete(f"jobstate:{member.uuid}")
+        pass_time(store, 20)
+        assert stream.wait().events[-1].state["job_state"] == "error"
+    pool.disconnect()
