@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import http.client
+import importlib
 import json
 import logging
 import re
@@ -178,8 +179,8 @@ def test_scheme_of_a_trusted_proxy() -> None:
 # What no client of uvicorn's can send
 
 
-def environ_of(**scope: Any) -> dict[str, Any]:
-    """Return the environment that an application sees."""
+def call(wsgi_app: Any, **scope: Any) -> list[Any]:
+    """Return what an application sends in answer to a request."""
     usual = {"type": "http", "http_version": "2", "method": "GET", "path": "/environ"}
     sent: list[Any] = []
 
@@ -190,11 +191,21 @@ def environ_of(**scope: Any) -> dict[str, Any]:
         sent.append(message)
 
     async def run() -> None:
-        await app({**usual, "query_string": b"", **scope}, receive, send)
+        await app({**usual, "query_string": b"", "headers": [], **scope}, receive, send)
 
-    app: Any = asgi_app(make_views())
+    app: Any = asgi_app(wsgi_app)
     asyncio.run(run())
-    return dict(json.loads(b"".join(m.get("body", b"") for m in sent)))
+    return sent
+
+
+def body_of(sent: list[Any]) -> bytes:
+    """Return the body of an answer."""
+    return b"".join(message.get("body", b"") for message in sent)
+
+
+def environ_of(**scope: Any) -> dict[str, Any]:
+    """Return the environment that an application sees."""
+    return dict(json.loads(body_of(call(make_views(), **scope))))
 
 
 def test_cookies_of_http2_are_one_header() -> None:
@@ -213,8 +224,28 @@ def test_application_below_a_prefix() -> None:
         ("/env", "/environ", "/env", "/environ"),
         ("/caf\u00e9", "/caf\u00e9/environ", "/caf\u00c3\u00a9", "/environ"),
     ):
-        found = environ_of(root_path=root, path=path, headers=[])
+        found = environ_of(root_path=root, path=path)
         assert [found["SCRIPT_NAME"], found["PATH_INFO"]] == expected
+
+
+def test_path_that_is_no_utf8() -> None:
+    """The bytes of a path that servers cannot decode come from the raw path, if that is
+    the same.
+    """
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [environ["PATH_INFO"].encode("latin-1")]
+
+    for raw_path, info in (
+        (b"/api/%E9", b"/\xe9"),
+        (b"/api/%EF%BF%BD", "/\ufffd".encode()),
+        # Another application has changed the path.
+        (b"/other/%E9", "/\ufffd".encode()),
+        (None, "/\ufffd".encode()),
+    ):
+        scope = {"root_path": "/api", "path": "/api/\ufffd", "raw_path": raw_path}
+        assert body_of(call(app, **scope)) == info, raw_path
 
 
 def test_bad_number_of_threads_is_an_error() -> None:
@@ -223,6 +254,34 @@ def test_bad_number_of_threads_is_an_error() -> None:
     for threads in bad:
         with pytest.raises(ValueError, match=r"threads must be a whole number .* not"):
             asgi_app(lambda environ, start: [], threads=threads)
+
+
+# Responses
+
+
+def test_response_may_be_replaced_until_its_first_byte() -> None:
+    """A WSGI application may make an error page of a response of which nothing has been
+    sent. Later, it gets its exception back, and so does one that starts none.
+    """
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        yield first
+        try:
+            raise ValueError("meant")
+        except ValueError:
+            start_response("500 Oh", [("X-B", "2")], sys.exc_info())
+        yield b"page"
+
+    first = b""
+    start, *rest = call(app)
+    assert (start["status"], start["headers"]) == (500, [(b"x-b", b"2")])
+    assert body_of(rest) == b"page"
+    first = b"one"
+    with pytest.raises(ValueError, match="meant"):
+        call(app)
+    with pytest.raises(AssertionError, match="did not call start_response"):
+        call(lambda environ, start_response: [b"one"])
 
 
 # Clients that go
@@ -275,6 +334,24 @@ def test_client_that_goes_ends_its_download(
     for download in downloads:
         assert download.closed.wait(5)
     assert errors(caplog) == []
+
+
+def test_server_that_raises_for_a_client_that_has_gone() -> None:
+    """Some servers raise an OSError. The download ends as well, and nothing more is
+    sent.
+    """
+    download = Endless()
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", [])
+        return download
+
+    with asgi.serving(asgi_app(app)) as server:
+        exchange = server.open("/")
+        wait_until(200, lambda: exchange.status)
+        exchange.is_broken = True
+        exchange.wait()
+        assert download.closed.is_set()
 
 
 @pytest.mark.parametrize("server", HTTP)
@@ -386,6 +463,14 @@ def test_streams_need_no_threads(redis_url: str, runs: Runs, count: int) -> None
 # Without ASGI
 
 
+def test_import_without_a2wsgi(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a2wsgi, the import says what to install."""
+    monkeypatch.setitem(sys.modules, "a2wsgi", None)
+    monkeypatch.delitem(sys.modules, "pyramid_jobstate.asgi")
+    with pytest.raises(ImportError, match=r"Install pyramid_jobstate\[asgi\]"):
+        importlib.import_module("pyramid_jobstate.asgi")
+
+
 UNDER_WSGI = """
 import sys
 from tests.webapp import get, make_app, make_config
@@ -395,15 +480,11 @@ for path in f"/job_state/{sys.argv[2]}", "/job_state":
     answer = get(app, path, "alice", Accept="text/event-stream")
     assert answer.content_type == "application/json", path
     assert "JobState-Stream" not in answer.headers
-assert "a2wsgi" not in sys.modules
 before = {*sys.modules}
-sys.modules["a2wsgi"], said = None, ""
-try:
-    import pyramid_jobstate.asgi
-except ImportError as e:
-    said = str(e)
-assert "pyramid_jobstate[asgi]" in said
-assert len([name for name in {*sys.modules} - before if "jobstate" in name]) > 1
+import pyramid_jobstate.asgi
+more = {*sys.modules} - before
+assert "a2wsgi" in more
+assert len([name for name in more if "jobstate" in name]) > 1
 """
 
 
@@ -412,7 +493,7 @@ def test_nothing_of_push_is_imported_under_wsgi(
     redis_url: str, store: JobStore
 ) -> None:
     """An application that is served under WSGI offers no stream, and imports nothing
-    that has to do with streams. Without a2wsgi, the import says what to install.
+    that has to do with streams.
     """
     command = [sys.executable, "-c", UNDER_WSGI, redis_url, put(store)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60)
