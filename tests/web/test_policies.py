@@ -20,6 +20,7 @@ from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon, messages
 from tests.support import key_of, load_job
 from tests.webapp import (
+    ADMIN,
     NOWHERE,
     PLACES,
     Policy,
@@ -233,6 +234,28 @@ def test_owner_setting_lets_visitors_in(redis_url: str, store: JobStore) -> None
     for name in Everyone, Authenticated:
         put(store, name, cls=OpenRace)
         assert get(app, "/job_state", Cookie=f"visitor={name}").json["items"] == []
+
+
+def test_owner_that_raises_shows_nothing(redis_url: str, store: JobStore) -> None:
+    """If `jobstate.owner` raises, batches and lists of all jobs show no job, and other
+    requests fail. It is called once per request.
+    """
+    asked = []
+
+    def broken(request: Request) -> str:
+        asked.append(request)
+        raise LookupError("no session")
+
+    app = app_of(Policy(), redis_url, owner=broken)
+    jobs = [put(store) for _ in range(3)]
+    query = "&".join(f"uuid={job}" for job in jobs)
+    batch = get(app, f"/job_state?{query}", "alice").json["jobs"]
+    listed = get(app, "/job_state?all=1", ADMIN).json["items"]
+    assert [*batch.values(), *listed] == [None] * 3
+    assert len(asked) == 2
+    for path in f"/job_state/{jobs[0]}", "/job_state":
+        with pytest.raises(LookupError, match="no session"):
+            get(app, path, "alice")
 
 
 def test_policy_that_ignores_acls_decides(redis_url: str, store: JobStore) -> None:

@@ -67,6 +67,13 @@ def test_anything_but_a_uuid_is_unknown() -> None:
     assert isinstance(caught.value.__cause__, redis.ConnectionError)
 
 
+def test_tests_of_an_application_may_set_it(config: Configurator) -> None:
+    """Tests may set request.job_states to a container of their own."""
+    request = make_request(config, "alice")
+    request.job_states = mine = JobStates(request)
+    assert request.job_states is mine
+
+
 # The root
 
 
@@ -91,6 +98,35 @@ def test_root_is_made_when_it_is_needed(redis_url: str, store: JobStore) -> None
     assert len(made) == 1
     job_state = make_request(config).job_states[uuid]
     assert find_root(job_state) is find_root(job_state) is made[1]
+
+
+def test_root_that_fails_hides_no_rights(redis_url: str, store: JobStore) -> None:
+    """A root factory's AttributeError could pass for a job without a parent, whose ACL
+    alone would decide. Instead, the request fails.
+    """
+
+    def root(request: Request) -> Root:
+        raise AttributeError("no site")
+
+    app = make_app(make_config(redis_url, root_factory=root))
+    path = f"/job_state/{put(store)}"
+
+    assert get(app, path, "alice").status_code == 200
+    with pytest.raises(RuntimeError, match="The root factory failed: no site"):
+        get(app, path, "bob")
+
+
+def test_container_may_be_the_root_of_the_application(
+    redis_url: str, store: JobStore
+) -> None:
+    """Its own parent is then a plain root, and not another such container without
+    end.
+    """
+    app = make_app(make_config(redis_url, root_factory=JobStates))
+    path = f"/job_state/{put(store)}"
+
+    assert get(app, path, "alice").json["job"]["url"]
+    assert get(app, path, ADMIN).status_code == 403
 
 
 # Mounted in the application's tree

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pyramid.request import Request
 from webtest import TestApp
 
 from pyramid_jobstate import JobStateMiddleware, JobStore
@@ -14,7 +15,7 @@ from tests.faulty import faulty
 from tests.jobs import messages
 from tests.running import Runs
 from tests.support import UUID, load_job
-from tests.web.streaming import HINT, TIME, OwnJson, batch, one, put
+from tests.web.streaming import HINT, TIME, OwnJson, PublicRun, batch, one, put
 from tests.webapp import (
     PLACES,
     get,
@@ -293,6 +294,24 @@ def test_polls_say_that_a_stream_could_be_had(pushed: Server, store: JobStore) -
         assert pushed.poll(path, if_none_match=etag).headers[HINT] == "1"
     for path in batch(put(store, owner="bob"), UUID), batch(hidden), "/job_state":
         assert HINT not in pushed.poll(path).headers
+
+
+def test_request_whose_owner_cannot_be_told_polls(
+    redis_url: str, store: JobStore
+) -> None:
+    """If jobstate.owner raises, a request that needs no owner gets the answer to a
+    poll, and no poll speaks of streams.
+    """
+
+    def owner(request: Request) -> str:
+        raise LookupError("no session")
+
+    path = one(put(store, kind=PublicRun))
+    config = make_config(redis_url, settings={"jobstate.owner": owner})
+    with pushing(config) as server:
+        poll = server.poll(path, None)
+        assert (poll.status, HINT in poll.headers) == (200, False)
+        assert_same_answer(server.ask(path, None), poll)
 
 
 def test_wsgi_never_streams(app: TestApp, store: JobStore) -> None:
