@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import redis
@@ -104,6 +106,40 @@ def follow(server: Server, run: Run, n: int = 1) -> Exchange:
     stream.at(0)
     report(run, n, stream)
     return stream
+
+
+class OwnPool(redis.ConnectionPool):
+    """A pool of the application's own, which says what the package asks of it.
+
+    Attributes:
+      lent: How many connections it lends.
+      before: Called with the name of the thread that asks for one.
+    """
+
+    lent = 0
+    before: Callable[[str], object]
+
+    def get_connection(self, *args: Any, **kwargs: Any) -> Any:
+        self.before(threading.current_thread().name)
+        self.lent += 1
+        return super().get_connection(*args, **kwargs)
+
+    def release(self, connection: Any) -> None:
+        self.lent -= 1
+        super().release(connection)
+
+
+@contextlib.contextmanager
+def own_pool(
+    url: str, before: Callable[[str], object], kind: type[OwnPool] = OwnPool
+) -> Iterator[OwnPool]:
+    """Make such a pool, and disconnect it in the end."""
+    pool: Any = kind.from_url(url)
+    pool.before = before
+    try:
+        yield pool
+    finally:
+        pool.disconnect()
 
 
 def flagged(client: redis.Redis, *others: dict[str, str]) -> list[dict[str, str]]:

@@ -23,11 +23,13 @@ from tests.running import Run, Runs
 from tests.support import load_job, wait_for
 from tests.web.streaming import (
     HINT,
+    OwnPool,
     PublicRun,
     batch,
     flagged,
     follow,
     one,
+    own_pool,
     put,
     put_members,
     report,
@@ -465,10 +467,15 @@ def test_messages_come_in_any_number_and_in_pieces(
     far: Server, relay: TrackingRelay, runs: Runs, log: Callable[[], list[str]]
 ) -> None:
     """Messages of the server's are understood wherever the network cuts them, and
-    thousands may precede a reply. Those of another kind mean nothing.
+    thousands may precede a reply, also the first one. Those of another kind mean
+    nothing.
     """
     run = runs.start(n=0)
-    stream = follow(far, run)
+    with relay.held():
+        stream = far.open(one(run.uuid))
+        wait_for(lambda: relay.is_holding)
+        relay.say(ALL_CHANGED)
+    report(run, 1, stream)
     key = f"jobstate:{run.uuid}".encode()
     change = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$%d\r\n%b\r\n" % (len(key), key)
     asked = relay.asked.count(key)
@@ -517,65 +524,63 @@ def test_where_changes_cannot_be_heard_pages_poll(
 # Clients of the application's own
 
 
-class LendingPool(redis.ConnectionPool):
-    """A pool of the application's own, which may fail for the thread that connects, and
-    may hide the sockets of its connections.
-
-    Attributes:
-      lent: How many connections it lends.
-    """
-
-    lent = failures = 0
-    is_hiding = False
+class Hiding(OwnPool):
+    """A pool whose connections show the thread that connects no socket."""
 
     def get_connection(self, *args: Any, **kwargs: Any) -> Any:
-        is_link = threading.current_thread().name == "jobstate-link"
-        if self.failures and is_link:
-            self.failures -= 1
-            raise KeyError("token")
-        self.lent += 1
         found = super().get_connection(*args, **kwargs)
-        return Hiding(found) if self.is_hiding and is_link else found
+        is_link = threading.current_thread().name == "jobstate-link"
+        return Hidden(found) if is_link else found
 
     def release(self, connection: Any) -> None:
-        self.lent -= 1
-        super().release(getattr(connection, "hidden", connection))
+        super().release(getattr(connection, "within", connection))
 
 
-class Hiding:
-    """A connection in another one."""
+class Hidden:
+    """A connection within another object."""
 
-    def __init__(self, hidden: Any) -> None:
-        self.hidden = hidden
-        self.disconnect = hidden.disconnect
+    def __init__(self, within: Any) -> None:
+        self.within = within
+        self.disconnect = within.disconnect
 
 
 def test_pool_of_the_applications_own(
     redis_url: str, runs: Runs, log: Callable[[], list[str]]
 ) -> None:
     """Only such a pool knows how it connects. Whatever it raises is an outage. It gets
-    its connections back. If these show no socket, nobody could hear what they are told:
-    pages poll.
+    its connection back.
     """
-    run = runs.start(n=0)
-    for n in 1, 2:
-        pool: Any = LendingPool.from_url(redis_url)
-        pool.failures, pool.is_hiding = 2 - n, n == 2
+    run, failures = runs.start(n=0), [KeyError("token")]
+
+    def fail(name: str) -> None:
+        if name == "jobstate-link" and failures:
+            raise failures.pop()
+
+    with own_pool(redis_url, fail) as pool:
         store = JobStore(redis.Redis(connection_pool=pool))
         with pushing(make_config(None), store=store) as server:
             stream = server.open(one(run.uuid))
-            if pool.is_hiding:
-                stream.wait()
-                assert not server.ask(one(run.uuid)).is_stream
-            else:
-                wait_until([LOST], log)
-                server.pass_time(1)
-                report(run, 1, stream)
-                wait_until([LOST, AGAIN], log)
-                assert pool.lent == 1
+            wait_until([LOST], log)
+            server.pass_time(1)
+            report(run, 1, stream)
+            wait_until([LOST, AGAIN], log)
+            assert pool.lent == 1
         assert pool.lent == 0
-        pool.disconnect()
-    assert log()[2].startswith("Push is off") and "show no socket" in log()[2]
+
+
+def test_pool_whose_connections_show_no_socket(
+    redis_url: str, runs: Runs, log: Callable[[], list[str]]
+) -> None:
+    """Nobody could hear what such a connection is told: pages poll."""
+    run = runs.start(n=0)
+    with own_pool(redis_url, str, Hiding) as pool:
+        store = JobStore(redis.Redis(connection_pool=pool))
+        with pushing(make_config(None), store=store) as server:
+            server.open(one(run.uuid)).wait()
+            assert not server.ask(one(run.uuid)).is_stream
+        assert pool.lent == 0
+    (said,) = log()
+    assert said.startswith("Push is off") and "show no socket" in said
 
 
 def test_old_hiredis_polls(

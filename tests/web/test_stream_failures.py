@@ -19,9 +19,19 @@ import redis
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.asgi import asgi_app
 from tests.asgi import Server, pushing, serving
+from tests.jobs import Gate
 from tests.running import Runs
 from tests.support import load_job, wait_for
-from tests.web.streaming import flagged, follow, one, put, report, statuses, wait_until
+from tests.web.streaming import (
+    flagged,
+    follow,
+    one,
+    own_pool,
+    put,
+    report,
+    statuses,
+    wait_until,
+)
 from tests.webapp import make_config
 
 ENDED = "The job streams of this process end. Clients reconnect."
@@ -83,6 +93,30 @@ def test_failure_ends_all_streams_and_the_next_is_served(
         assert errors[0].exc_info[1] is error
         report(run, -number, follow(server, run, number))
         server.close()
+
+
+def test_connection_that_comes_after_a_failure(redis_url: str, runs: Runs) -> None:
+    """A connection that is made when the thread which feeds streams has failed is given
+    back with the next stream.
+    """
+    run, gate = runs.start(n=0), Gate()
+
+    def wait(name: str) -> None:
+        if name == "jobstate-link":
+            gate.wait()
+
+    with own_pool(redis_url, wait) as pool:
+        store = JobStore(redis.Redis(connection_pool=pool))
+        with pushing(make_config(None), store=store) as server:
+            stream = server.open(one(run.uuid))
+            gate.wait_for_job()
+            (link,) = (t for t in server.threads if t.name == "jobstate-link")
+            with failing(1, ZeroDivisionError("bug")):
+                stream.wait()
+            gate.open()
+            link.join()
+            follow(server, run)
+            assert pool.lent == 1
 
 
 def test_failures_leave_nothing(server: Server, client: redis.Redis) -> None:

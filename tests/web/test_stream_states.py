@@ -24,7 +24,16 @@ from tests.catalogs import write_catalog
 from tests.jobs import Gate, messages
 from tests.running import Runs
 from tests.support import load_job, wait_for
-from tests.web.streaming import HINT, batch, one, put, report, statuses, wait_until
+from tests.web.streaming import (
+    HINT,
+    batch,
+    one,
+    own_pool,
+    put,
+    report,
+    statuses,
+    wait_until,
+)
 from tests.webapp import Policy, make_config
 
 _ = TranslationStringFactory("marathons")
@@ -404,21 +413,6 @@ def test_waiting_member_hears_that_its_batch_was_cancelled(
     assert statuses(left.wait()) == ["queued", "cancelled"]
 
 
-class LookedAt(redis.ConnectionPool):
-    """A pool of the application's own, which notes when a stream looks at members, and
-    does then what the test says.
-    """
-
-    act: Callable[[int], object]
-    looks = 0
-
-    def get_connection(self, *args: Any, **kwargs: Any) -> Any:
-        if threading.current_thread().name == "jobstate-look":
-            self.looks += 1
-            self.act(self.looks)
-        return super().get_connection(*args, **kwargs)
-
-
 def test_stream_looks_at_the_members_of_a_silent_batch(
     redis_url: str,
     client: redis.Redis,
@@ -432,7 +426,9 @@ def test_stream_looks_at_the_members_of_a_silent_batch(
     """
     made = put_batch(store, Batch, ["working"], owner="alice")
     (member,) = store.members(made.uuid).items
-    start, refused, gate = threading.Thread.start, list[str](), Gate()
+    start, gate = threading.Thread.start, Gate()
+    refused: list[str] = []
+    looks: list[str] = []
 
     def refuse(thread: threading.Thread) -> None:
         if thread.name == "jobstate-look" and not refused:
@@ -440,16 +436,20 @@ def test_stream_looks_at_the_members_of_a_silent_batch(
             raise RuntimeError("can't start new thread")
         start(thread)
 
-    def act(number: int) -> None:
-        if number == 1:
-            raise KeyError("token")
-        gate.wait()
+    def fail(name: str) -> None:
+        if name == "jobstate-look":
+            looks.append(name)
+            if len(looks) == 1:
+                raise KeyError("token")
+            gate.wait()
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    pool: Any = LookedAt.from_url(redis_url)
-    pool.act = act
-    own = JobStore(redis.Redis(connection_pool=pool))
-    with pushing(make_config(None), store=own) as server:
+    with (
+        own_pool(redis_url, fail) as pool,
+        pushing(
+            make_config(None), store=JobStore(redis.Redis(connection_pool=pool))
+        ) as server,
+    ):
         stream = server.open(one(made.uuid))
         assert stream.at(0).state["job"]["status"] == "working"
         pass_time(store, 20)
@@ -464,10 +464,9 @@ def test_stream_looks_at_the_members_of_a_silent_batch(
             server.pass_time(1)
         load_job(store, job).cancel()
         assert statuses(other.wait()) == ["queued", "cancelled"]
-        assert pool.looks == 2
+        assert len(looks) == 2
         # They have not ended.
         gate.open()
         client.delete(f"jobstate:{member.uuid}")
         pass_time(store, 20)
         assert stream.wait().events[-1].state["job_state"] == "error"
-    pool.disconnect()
