@@ -68,7 +68,7 @@ class AsgiCarrier:
         self._hub = hub
         self._stream = stream
         self._queue = queue
-        self._data: bytes | None = None
+        self._data = b""
         self._is_over = False
         self._waiter: asyncio.Future[None] | None = None
         stream.carrier = self
@@ -117,17 +117,16 @@ class AsgiCarrier:
             self._hub.leave(self._stream)
 
     async def _send_next(self, send: Send) -> None:
-        if self._data is None:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-            self._waiter = None
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
+        self._waiter = None
         start = 0
-        while self._data and start < len(self._data):
+        while start < len(self._data):
             # Not kept in a variable, so that drop() frees the rest.
             piece = self._data[start : start + PIECE]
             start += PIECE
             await send({"type": "http.response.body", "body": piece, "more_body": True})
-        self._data = None
+        self._data = b""
 
     async def _leave(self, receive: Receive) -> None:
         """Wait until the client has gone."""
