@@ -266,9 +266,9 @@ class AsgiOffer:
         return True
 
     async def carry(self, receive: Receive, send: Send) -> None:
-        """Send the stream, if the response has become one."""
-        if self._carrier is not None:
-            await self._carrier.run(receive, send)
+        """Send the stream that the response has become."""
+        assert self._carrier is not None
+        await self._carrier.run(receive, send)
 
     def release(self) -> None:
         """Make room for another stream. The request is over."""
