@@ -487,6 +487,27 @@ def test_messages_come_in_any_number_and_in_pieces(
     assert log() == []
 
 
+@pytest.mark.system
+def test_server_that_reads_nothing_is_given_up(
+    relay: TrackingRelay, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Questions that the system's buffers do not hold are sent as the server reads, for
+    half a second at most. Then the connection counts as lost.
+    """
+    store = JobStore(relay.url, namespace="n" * 200_000)
+    jobs = [put(store, "queued") for _ in range(50)]
+    settings = {"jobstate.namespace": store.namespace}
+    with pushing(make_config(relay.url, settings=settings)) as server:
+        stream = server.open(batch(*jobs))
+        stream.at(49)
+        wait_for(lambda: relay.asked.count(b"HGETALL") == 50)
+        with relay.frozen():
+            relay.say(ALL_CHANGED)
+            wait_for(lambda: "TimeoutError: The server does not read." in caplog.text)
+        load_job(store, jobs[0]).cancel()
+        assert stream.at(50).state["job"]["status"] == "cancelled"
+
+
 def test_where_changes_cannot_be_heard_pages_poll(
     relay: TrackingRelay, runs: Runs, log: Callable[[], list[str]]
 ) -> None:
