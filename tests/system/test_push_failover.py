@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ import redis
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from tests.asgi import Exchange, pushing
-from tests.cluster import PRIMARIES, running_cluster
+from tests.cluster import PRIMARIES, Cluster, running_cluster
 from tests.jobs import messages
-from tests.running import Run, running
+from tests.running import Run, Runs, running
 from tests.store.test_sentinel import sentinels
 from tests.support import wait_for
 from tests.webapp import make_config
@@ -95,6 +96,68 @@ def test_stream_outlives_a_failover(
         assert said(caplog) == OUTAGE * (len(said(caplog)) // 2)
 
 
+def jobs_of(cluster: Cluster, runs: Runs) -> list[Run]:
+    """Start a job on each primary."""
+    found: dict[int, Run] = {}
+    while len(found) < PRIMARIES:
+        run = runs.start(n=0)
+        place = cluster.owner_of(f"jobstate:{run.uuid}")
+        if found.setdefault(place, run) is not run:
+            run.succeed()
+    return [found[place] for place in range(PRIMARIES)]
+
+
+def move(
+    cluster: Cluster, slot: int, source: int, target: int, amid: Callable[[], object]
+) -> None:
+    """Move a slot to another primary, and call a function when its keys have moved, but
+    the old primary does not say yet where to.
+    """
+    names = {place: cluster.node_id(place) for place in (source, target)}
+    with cluster.client(source) as old, cluster.client(target) as new:
+        new.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", names[source])
+        old.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", names[target])
+        keys = old.execute_command("CLUSTER GETKEYSINSLOT", slot, 100)
+        place = "127.0.0.1", cluster.nodes[target].port
+        old.execute_command("MIGRATE", *place, "", 0, 5000, "KEYS", *keys)
+        amid()
+        for client in new, old:
+            client.execute_command("CLUSTER SETSLOT", slot, "NODE", names[target])
+
+
+@pytest.mark.cluster
+def test_jobs_are_found_wherever_they_are(redis_url: str) -> None:
+    """A job whose slot moves to another node is shown again when it has arrived, and
+    others meanwhile as before. If the client forgets who holds which slots, it asks.
+    """
+    with (
+        running_cluster() as cluster,
+        contextlib.closing(JobStore(cluster.url).client) as client,
+        contextlib.closing(JobStore(cluster.url).client) as own,
+        running(redis_url, 20, JobStore(client)) as runs,
+        pushing(make_config(None), store=JobStore(own)) as server,
+    ):
+        run, other, _ = jobs_of(cluster, runs)
+        stream = server.open(f"/job_state?uuid={run.uuid}&uuid={other.uuid}")
+        for job in run, other:
+            report(job, 1, stream)
+        with cluster.client(0) as node:
+            slot = node.execute_command("CLUSTER KEYSLOT", f"jobstate:{run.uuid}")
+
+        def amid() -> None:
+            run.report(n=2)
+            for n in range(2, 5):
+                report(other, n, stream)
+
+        move(cluster, slot, 0, 1, amid)
+        wait_for(lambda: last(stream, run) == 2)
+        report(run, 3, stream)
+        assert isinstance(own, redis.RedisCluster)
+        own.nodes_manager.slots_cache.clear()
+        report(run, 4, stream)
+        assert "gone" not in [event.name for event in stream.events]
+
+
 @pytest.mark.cluster
 @pytest.mark.parametrize(
     "how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.long)]
@@ -113,13 +176,7 @@ def test_primary_may_die(
         running(redis_url, 20, JobStore(client)) as runs,
         pushing(make_config(cluster.url)) as server,
     ):
-        found: dict[int, Run] = {}
-        while len(found) < PRIMARIES:
-            run = runs.start(n=0)
-            place = cluster.owner_of(f"jobstate:{run.uuid}")
-            if found.setdefault(place, run) is not run:
-                run.succeed()
-        doomed, *others = (found[place] for place in range(PRIMARIES))
+        doomed, *others = jobs_of(cluster, runs)
         uuids = "&".join(f"uuid={run.uuid}" for run in (doomed, *others))
         stream = server.open(f"/job_state?{uuids}")
         for run in doomed, *others:
