@@ -12,10 +12,11 @@ from pyramid.authorization import Allow, Everyone
 
 from pyramid_jobstate import Batch, JobState, JobStore
 from pyramid_jobstate.testing import put_batch, put_job
-from tests.asgi import Exchange, Server
+from tests.asgi import Exchange, Server, pushing
 from tests.jobs import RunMarathon
 from tests.running import Run
 from tests.support import wait_for
+from tests.webapp import make_config
 
 T = TypeVar("T")
 
@@ -109,20 +110,21 @@ def follow(server: Server, run: Run, n: int = 1) -> Exchange:
 
 
 class OwnPool(redis.ConnectionPool):
-    """A pool of the application's own, which says what the package asks of it.
+    """A pool of the application's own.
 
     Attributes:
       lent: How many connections it lends.
-      before: Called with the name of the thread that asks for one.
+      lend: Called with each, and with the name of the thread that gets it.
     """
 
     lent = 0
-    before: Callable[[str], object]
+    lend: Callable[[Any, str], object]
 
     def get_connection(self, *args: Any, **kwargs: Any) -> Any:
-        self.before(threading.current_thread().name)
+        found = super().get_connection(*args, **kwargs)
+        self.lend(found, threading.current_thread().name)
         self.lent += 1
-        return super().get_connection(*args, **kwargs)
+        return found
 
     def release(self, connection: Any) -> None:
         self.lent -= 1
@@ -130,16 +132,17 @@ class OwnPool(redis.ConnectionPool):
 
 
 @contextlib.contextmanager
-def own_pool(
-    url: str, before: Callable[[str], object], kind: type[OwnPool] = OwnPool
-) -> Iterator[OwnPool]:
-    """Make such a pool, and disconnect it in the end."""
-    pool: Any = kind.from_url(url)
-    pool.before = before
-    try:
-        yield pool
-    finally:
-        pool.disconnect()
+def pooling(
+    url: str, lend: Callable[[Any, str], object]
+) -> Iterator[tuple[Server, OwnPool]]:
+    """Serve an application with such a pool, which gets all its connections back."""
+    pool: Any = OwnPool.from_url(url)
+    pool.lend = lend
+    store = JobStore(redis.Redis(connection_pool=pool))
+    with pushing(make_config(None), store=store) as server:
+        yield server, pool
+    assert pool.lent == 0
+    pool.disconnect()
 
 
 def flagged(client: redis.Redis, *others: dict[str, str]) -> list[dict[str, str]]:

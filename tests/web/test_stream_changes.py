@@ -6,7 +6,6 @@ import contextlib
 import logging
 import random
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,13 +22,12 @@ from tests.running import Run, Runs
 from tests.support import load_job, wait_for
 from tests.web.streaming import (
     HINT,
-    OwnPool,
     PublicRun,
     batch,
     flagged,
     follow,
     one,
-    own_pool,
+    pooling,
     put,
     put_members,
     report,
@@ -545,26 +543,6 @@ def test_where_changes_cannot_be_heard_pages_poll(
 # Clients of the application's own
 
 
-class Hiding(OwnPool):
-    """A pool whose connections show the thread that connects no socket."""
-
-    def get_connection(self, *args: Any, **kwargs: Any) -> Any:
-        found = super().get_connection(*args, **kwargs)
-        is_link = threading.current_thread().name == "jobstate-link"
-        return Hidden(found) if is_link else found
-
-    def release(self, connection: Any) -> None:
-        super().release(getattr(connection, "within", connection))
-
-
-class Hidden:
-    """A connection within another object."""
-
-    def __init__(self, within: Any) -> None:
-        self.within = within
-        self.disconnect = within.disconnect
-
-
 def test_pool_of_the_applications_own(
     redis_url: str, runs: Runs, log: Callable[[], list[str]]
 ) -> None:
@@ -573,33 +551,32 @@ def test_pool_of_the_applications_own(
     """
     run, failures = runs.start(n=0), [KeyError("token")]
 
-    def fail(name: str) -> None:
+    def fail(connection: Any, name: str) -> None:
         if name == "jobstate-link" and failures:
             raise failures.pop()
 
-    with own_pool(redis_url, fail) as pool:
-        store = JobStore(redis.Redis(connection_pool=pool))
-        with pushing(make_config(None), store=store) as server:
-            stream = server.open(one(run.uuid))
-            wait_until([LOST], log)
-            server.pass_time(1)
-            report(run, 1, stream)
-            wait_until([LOST, AGAIN], log)
-            assert pool.lent == 1
-        assert pool.lent == 0
+    with pooling(redis_url, fail) as (server, pool):
+        stream = server.open(one(run.uuid))
+        wait_until([LOST], log)
+        server.pass_time(1)
+        report(run, 1, stream)
+        wait_until([LOST, AGAIN], log)
+        assert pool.lent == 1
 
 
 def test_pool_whose_connections_show_no_socket(
-    redis_url: str, runs: Runs, log: Callable[[], list[str]]
+    redis_url: str, store: JobStore, log: Callable[[], list[str]]
 ) -> None:
     """Nobody could hear what such a connection is told: pages poll."""
-    run = runs.start(n=0)
-    with own_pool(redis_url, str, Hiding) as pool:
-        store = JobStore(redis.Redis(connection_pool=pool))
-        with pushing(make_config(None), store=store) as server:
-            server.open(one(run.uuid)).wait()
-            assert not server.ask(one(run.uuid)).is_stream
-        assert pool.lent == 0
+
+    def hide(connection: Any, name: str) -> None:
+        if name == "jobstate-link":
+            connection.disconnect()
+
+    path = one(put(store))
+    with pooling(redis_url, hide) as (server, _):
+        server.open(path).wait()
+        assert not server.ask(path).is_stream
     (said,) = log()
     assert said.startswith("Push is off") and "show no socket" in said
 

@@ -12,6 +12,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import redis
@@ -26,7 +27,7 @@ from tests.web.streaming import (
     flagged,
     follow,
     one,
-    own_pool,
+    pooling,
     put,
     report,
     statuses,
@@ -101,22 +102,20 @@ def test_connection_that_comes_after_a_failure(redis_url: str, runs: Runs) -> No
     """
     run, gate = runs.start(n=0), Gate()
 
-    def wait(name: str) -> None:
+    def wait(connection: Any, name: str) -> None:
         if name == "jobstate-link":
             gate.wait()
 
-    with own_pool(redis_url, wait) as pool:
-        store = JobStore(redis.Redis(connection_pool=pool))
-        with pushing(make_config(None), store=store) as server:
-            stream = server.open(one(run.uuid))
-            gate.wait_for_job()
-            (link,) = (t for t in server.threads if t.name == "jobstate-link")
-            with failing(1, ZeroDivisionError("bug")):
-                stream.wait()
-            gate.open()
-            link.join()
-            follow(server, run)
-            assert pool.lent == 1
+    with pooling(redis_url, wait) as (server, pool):
+        stream = server.open(one(run.uuid))
+        gate.wait_for_job()
+        (link,) = (t for t in server.threads if t.name == "jobstate-link")
+        with failing(1, ZeroDivisionError("bug")):
+            stream.wait()
+        gate.open()
+        link.join()
+        follow(server, run)
+        assert pool.lent == 1
 
 
 def test_failures_leave_nothing(server: Server, client: redis.Redis) -> None:

@@ -28,7 +28,7 @@ from tests.web.streaming import (
     HINT,
     batch,
     one,
-    own_pool,
+    pooling,
     put,
     report,
     statuses,
@@ -440,7 +440,7 @@ def test_stream_looks_at_the_members_of_a_silent_batch(
             raise RuntimeError("can't start new thread")
         start(thread)
 
-    def fail(name: str) -> None:
+    def fail(connection: Any, name: str) -> None:
         if name == "jobstate-look":
             looks.append(name)
             if len(looks) == 1:
@@ -448,12 +448,7 @@ def test_stream_looks_at_the_members_of_a_silent_batch(
             gate.wait()
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    with (
-        own_pool(redis_url, fail) as pool,
-        pushing(
-            make_config(None), store=JobStore(redis.Redis(connection_pool=pool))
-        ) as server,
-    ):
+    with pooling(redis_url, fail) as (server, _):
         stream = server.open(one(made.uuid))
         assert stream.at(0).state["job"]["status"] == "working"
         pass_time(store, 20)
