@@ -242,14 +242,16 @@ def test_more_jobs_than_are_asked_for_at_a_time(
     for group in uuids[:100], uuids[100:], others[:80], others[80:]:
         streams.append(far.open(batch(*group)))
         streams[-1].at(len(group) - 1)
-    wait_for(lambda: relay.asked.count(b"HGETALL") == 600)
+    wait_for(lambda: relay.asked.count(b"HGETALL") >= 600)
+    before = len(relay.asked)
     with relay.held():
         relay.say(ALL_CHANGED)
-        wait_for(lambda: relay.asked.count(b"HGETALL") == 1100)
+        wait_for(lambda: relay.asked[before:].count(b"HGETALL") >= 500)
         # Of the 50 jobs that wait, 20 leave.
         streams[3].go()
         streams[3].wait()
-    wait_for(lambda: relay.asked.count(b"HGETALL") == 1160)
+    staying = [uuid.encode() for uuid in others[:80]]
+    wait_for(lambda: all(uuid in relay.asked[before:] for uuid in staying))
     made.cancel()
     for stream in streams[:2]:
         assert statuses(stream.wait()).count("cancelled") == 100
