@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import signal
@@ -89,6 +90,25 @@ def test_jobs_are_cancelled(
     assert said() == [
         f"ops (pjobs) cancelled the job {job.uuid}." for job in (queued, working)
     ]
+
+
+def test_operator_without_a_name(
+    pjobs: Operator,
+    store: JobStore,
+    said: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the system has no name for its user, as in some containers, the log has the
+    command alone.
+    """
+
+    def getuser() -> str:
+        raise KeyError("getpwuid(): uid not found: 1234")
+
+    monkeypatch.setattr(getpass, "getuser", getuser)
+    job = put(store, "queued")
+    assert pjobs("cancel", job.uuid).code == 0
+    assert said() == [f"pjobs cancelled the job {job.uuid}."]
 
 
 def test_jobs_that_cannot_be_cancelled(pjobs: Operator, store: JobStore) -> None:
@@ -252,6 +272,21 @@ def test_signal_waits_for_the_call(
     ran = pjobs("clear", "--everything", "--yes")
     assert ran == (130, ["at least 3 deleted, 0 refused, then stopped"], [])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ignored_signal_stays_ignored(
+    pjobs: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under nohup, the end of a terminal does not end a command between two calls."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def hang_up(limit: int) -> BulkResult:
+        signal.raise_signal(signal.SIGHUP)
+        return BulkResult(3, 0, "more")
+
+    calls(monkeypatch, "clear", hang_up, BulkResult(4, 0, None))
+    ran = pjobs("clear", "--everything", "--yes")
+    assert ran == (0, ["7 deleted, 0 refused"], [])
 
 
 def test_person_is_asked(pjobs: Operator, store: JobStore) -> None:
@@ -418,6 +453,25 @@ def test_broker_that_is_away(shop: Any, store: JobStore, pjobs: Operator) -> Non
             (line,) = ran.err
             assert line.startswith("pjobs: The broker does not answer: ConnectionClos")
             assert "secret" not in line
+    assert statuses(store, job) == ["error"]
+
+
+def test_broker_that_refuses(
+    till: Operator, store: JobStore, marathons: Marathons
+) -> None:
+    """What a broker refuses is said in one line, without a password, and the job stays
+    failed.
+    """
+
+    class Full(dramatiq.Middleware):
+        def before_enqueue(self, *args: Any) -> None:
+            raise dramatiq.middleware.MiddlewareError("redis://me:secret@h/0 is full.")
+
+    job = failed(store)
+    marathons.broker.add_middleware(Full())
+    expected = ["pjobs: Sending failed: MiddlewareError: redis://…@h/0 is full."]
+    assert till.rerun(job.uuid) == (1, [], expected)
+    assert till.rerun("--everything", "--yes").err == expected
     assert statuses(store, job) == ["error"]
 
 

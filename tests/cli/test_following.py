@@ -366,6 +366,37 @@ def test_given_jobs_are_watched_to_their_end(pjobs: Operator, store: JobStore) -
     assert f'"uuid": "{done.uuid}"' in pjobs("watch", done.uuid, "--json").out[0]
 
 
+def test_given_job_whose_record_is_gone(pjobs: Operator, store: JobStore) -> None:
+    """`watch ID…` gives a job up whose record has gone, once its worker has had the
+    time to write it again.
+    """
+    lost, back = put(store), put(store)
+    key = key_of(store, back.uuid)
+    kept = store.client.dump(key)
+
+    def course() -> Iterator[None]:
+        store.client.delete(key, key_of(store, lost.uuid))
+        yield
+        pjobs.pass_time(store.stalled_after - 1)
+        store.client.restore(key, 0, kept)
+        yield
+        write(store, back, message='"Back"')
+        pjobs.pass_time(2)
+        yield
+        write(store, back, status="success")
+        yield
+
+    ran = pjobs("watch", lost.uuid, back.uuid, course=course())
+    assert (ran.code, ran.err) == (0, [])
+    found = [line.split(" ", 1) for line in states(ran.out)]
+    assert found[:-1] == [
+        [lost.uuid, "working"],
+        [back.uuid, "working"],
+        [back.uuid, "working: Back"],
+    ]
+    assert found[-1][0] == back.uuid and found[-1][1].startswith("success")
+
+
 def test_log_is_followed_to_the_end(pjobs: Operator, runner: Runner) -> None:
     """`log -f` prints the lines so far, each new one once, and ends with the job."""
     live = runner.send()
@@ -382,6 +413,18 @@ def test_log_is_followed_to_the_end(pjobs: Operator, runner: Runner) -> None:
     lines = ["one", "one", HARMLESS, "end"]
     assert ran == (0, lines, [])
     assert pjobs("log", "--follow", live.uuid).out == lines
+
+
+def test_log_ends_with_the_record(pjobs: Operator, store: JobStore) -> None:
+    """`log -f` ends with 1 once the record of the job is gone."""
+    job = put(store, log=["one"])
+
+    def course() -> Iterator[None]:
+        store.client.delete(key_of(store, job.uuid))
+        yield
+
+    ran = pjobs("log", "-f", job.uuid, course=course())
+    assert ran == (1, ["one"], [f"pjobs: The record of {job.uuid} is gone."])
 
 
 def test_new_lines_are_the_fewest_that_explain_a_log(

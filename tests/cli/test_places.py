@@ -171,6 +171,7 @@ def test_server_that_is_no_redis(pjobs: Operator) -> None:
     """
     for answer, words, error in (
         (b"HTTP/1.1 400 \x1b[2J\r\n\r\n", ["list"], "not Redis: "),
+        (b"+OK\r\n", ["info"], "not Redis: it do"),
         (b":5\r\n", ["wait", UUID], "not Redis: it do"),
         (
             b"-MOVED 1 127.0.0.1:7000\r\n",
@@ -270,9 +271,11 @@ def test_what_an_ini_logs_to_the_terminal(
     """Of what the ini logs to the terminal, errors remain, in one line each."""
     folder.write_ini(**{"level = WARNING": "level = DEBUG"})
     more = "\nlog.warning('quiet')\nlog.error('first\\nsecond \\x1b[2J')\n"
+    more += "log.error('third', exc_info=ValueError('wrong'))\n"
     folder.module.write_text(folder.module.read_text() + more)
     ran = with_ini(pjobs, folder, "list")
-    assert ran == (0, [], ["pjobs: first second \\x1b[2J"])
+    lines = ["pjobs: first second \\x1b[2J", "pjobs: third ValueError: wrong"]
+    assert ran == (0, [], lines)
 
 
 def test_application_that_does_not_start(pjobs: Operator, folder: Folder) -> None:
@@ -307,6 +310,45 @@ def main(global_conf, **settings):
         config.include("pyramid_jobstate")
         return config.make_wsgi_app()
 """
+
+
+COMPOSITE = """
+[composite:main]
+use = call:cliapp:make
+x = a
+y = b
+
+[app:a]
+use = call:cliapp:main
+jobstate.redis_url = {url}
+
+[app:b]
+use = call:cliapp:main
+jobstate.redis_url = {url}
+jobstate.namespace = other
+"""
+
+MAKE = """
+def make(loader, global_conf, **paths):
+    return [loader.get_app(name) for name in paths.values()]
+"""
+
+
+def test_applications_with_different_stores(
+    pjobs: Operator, folder: Folder, store: JobStore
+) -> None:
+    """If an ini makes applications with different stores, one must be named."""
+    folder.module.write_text(STUB + MAKE)
+    folder.ini.write_text(COMPOSITE.format(url=folder.url))
+    job = put(store.replace(namespace="other"))
+    ran = with_ini(pjobs, folder, "list")
+    assert ran.code == 2
+    text = "makes applications with different stores: <JobStore 'jobstate' at "
+    assert text in ran.err[-1]
+    folder.ini = Path(f"{folder.ini}#b")
+    ran = with_ini(pjobs, folder, "list")
+    assert ran.code == 0
+    assert ran.out[0].startswith(job.uuid)
 
 
 def test_ini_that_is_wrong(pjobs: Operator, folder: Folder) -> None:

@@ -210,7 +210,7 @@ def test_json_has_all_that_is_known(pjobs: Operator, store: JobStore) -> None:
 
 def test_show_has_all_that_is_known(pjobs: Operator, store: JobStore) -> None:
     """Without JSON, each fact is a line, and times have their offsets. The time left
-    and a requested cancel are shown while they matter.
+    and a requested cancel are shown while they matter, and what makes a job unique.
     """
     job = put(
         store,
@@ -246,8 +246,9 @@ def test_show_has_all_that_is_known(pjobs: Operator, store: JobStore) -> None:
         assert line in lines
     assert any(line.startswith(f"metric {HARMLESS}: ") for line in lines)
     job = put(store, "cancelling")
-    write(store, job, progress='[1, 4, "rows", 14.2]')
-    assert {"left: 14 s", "cancel: requested"} <= {*pjobs("show", job.uuid).out}
+    write(store, job, progress='[1, 4, "rows", 14.2]', unique=HOSTILE)
+    found = {*pjobs("show", job.uuid).out}
+    assert {"left: 14 s", "cancel: requested", f"unique: {HARMLESS}"} <= found
 
 
 def test_show_finds_the_job_of_an_alias(pjobs: Operator, store: JobStore) -> None:
@@ -322,7 +323,7 @@ def test_nothing_acts_on_a_terminal(pjobs: Operator, store: JobStore) -> None:
 def test_times_are_local(
     pjobs: Operator, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A time is shown in the local time zone."""
+    """A time is shown in the local time zone, unless that has no such time."""
     job = put(store)
     moment = datetime.datetime(2026, 7, 1, 12, 0, 1, tzinfo=datetime.UTC)
     write(store, job, queued=int(moment.timestamp() * 1000))
@@ -332,6 +333,9 @@ def test_times_are_local(
         assert facts_of(pjobs, job, "queued") == ["2026-07-01 17:30:01+05:30"]
         (line,) = pjobs("list").out
         assert line.split()[1] == "2026-07-01T17:30:01+05:30"
+        last = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
+        write(store, job, queued=int(last.timestamp() * 1000))
+        assert facts_of(pjobs, job, "queued") == ["9999-12-31 23:59:59+00:00"]
     finally:
         monkeypatch.undo()
         time.tzset()

@@ -60,10 +60,13 @@ def test_list_is_a_table(pjobs: Operator, store: JobStore) -> None:
     assert "\x07" not in shown.output.replace("mark\x07", "")
     assert "\x1b[3" not in shown.output
     assert pjobs.draw("list", "--kind", "Other").lines() == ["No job matches."]
+    write(store, working, queued="")
+    shown = pjobs.draw("list", columns=150)
+    assert f"\n{working.uuid[:8]}  -  " in shown.text()
 
 
 def test_show_is_a_card(pjobs: Operator, store: JobStore) -> None:
-    """`show` is a card with a bar."""
+    """`show` is a card with a bar, which is full after a success."""
     metrics = {"[b]x[/b]": HOSTILE}
     job = put(store, progress=Progress(1, 4, "rows"), metrics=metrics, log=["1", "2"])
     shown = pjobs.draw("show", job.uuid, columns=150)
@@ -73,6 +76,9 @@ def test_show_is_a_card(pjobs: Operator, store: JobStore) -> None:
     assert "progress    " in text and "  25% 1 of 4 rows" in text
     assert 'metric [b]x[/b]  "a\\u001b[2J\\u0007\\x9b1m\\x7f\\u202eb' in text
     assert "\x9b" not in shown.output and "\u202e" not in shown.output
+    job = put(store, "success", progress=Progress(1, 4))
+    shown = pjobs.draw("show", job.uuid, columns=150)
+    assert len(BAR) * "━" in shown.text()
 
 
 def test_info_has_bars(pjobs: Operator, store: JobStore) -> None:

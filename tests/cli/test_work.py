@@ -30,6 +30,7 @@ import dramatiq
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
+from pyramid.exceptions import ConfigurationError
 
 seen = []
 
@@ -286,19 +287,21 @@ def test_application_that_does_not_start(
     application raises, at its own line or else the library's.
     """
     folder.ini.write_text(INI)
-    own = f"pjobs: {folder.module}, line 12: ModuleNotFoundError: No"
+    own = f"pjobs: {folder.module}, line 13: ModuleNotFoundError: No"
     cannot_start(
         *(folder, become(str(folder.ini), "work"), boot),
         ("import missing_one", 2, own),
         ("1 / 0", 1, "ZeroDivisionError: division by zero"),
         ("raise SystemExit(0)", 1, "SystemExit: 0"),
+        ("raise SystemExit(7)", 7, ""),
         ("greeting = (", 1, "SyntaxError: '(' was never closed"),
     )
 
 
 def test_broker_is_checked(folder: Folder, become: Become, boot: Boot) -> None:
     """A worker does not start without a broker, or with one that is out of reach or in
-    the memory of one process. Passwords stay out of the reason.
+    the memory of one process. Passwords stay out of the reason. What the application
+    says for want of a broker follows the likely cause.
     """
     folder.ini.write_text(INI)
     none, away = "pjobs: The application has no broker. Set", "pjobs: The broker cannot"
@@ -306,6 +309,8 @@ def test_broker_is_checked(folder: Folder, become: Become, boot: Boot) -> None:
     cannot_start(
         *(folder, become(str(folder.ini), "work"), boot),
         ("dramatiq.get_broker()", 2, none),
+        ("raise ConfigurationError('no way')", 2, none),
+        ("raise ConfigurationError('no way')", 2, "\nno way"),
         (set_broker("StubBroker()"), 2, "as tests need it"),
         (set_broker(f"RedisBroker(url={folder.url!r})"), None, ""),
         (set_broker("RedisBroker(url='redis://:secret@127.0.0.1:1')"), 3, away),
@@ -313,13 +318,25 @@ def test_broker_is_checked(folder: Folder, become: Become, boot: Boot) -> None:
     )
 
 
+def test_worker_process_without_an_ini(
+    folder: Folder, become: Become, boot: Boot
+) -> None:
+    """A worker process that no `pjobs` has started says how to start it."""
+    command = become(str(folder.ini), "word=hi", "work")
+    found = boot(command._replace(environ={}))
+    assert found == (2, ["pjobs: Start this with `pjobs INI work`."])
+
+
 def test_ini_that_cannot_be_found(pjobs: Operator, folder: Folder) -> None:
-    """The error names what is missing."""
+    """The error names what is missing, or what the system says of the file."""
     (folder.path / "plain").write_text(INI)
+    (folder.path / "bad.ini").symlink_to("/proc/self/mem")
     for given, message in (
         ("missing.ini", "missing.ini does not exist."),
         (".", ". is a folder, not an ini file."),
         ("plain", "plain is not an ini file. Could not determine the loader scheme"),
+        ("toml://a.toml", "a.toml is not an ini file. Could not find a matching"),
+        ("bad.ini", "bad.ini cannot be read: Input/output error."),
         ("file+ini://missing.ini", "missing.ini does not exist."),
         ("cli.ini#other", "cli.ini has no section [app:other] or [pipeline:other]."),
     ):
