@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from typing import Any
+
 import pytest
 from pyramid.authorization import Allow, Everyone
+from pyramid.request import Request
 from webtest import TestApp
 
-from pyramid_jobstate import JobState, JobStore, Progress
+from pyramid_jobstate import JobState, JobStore, Progress, StoreUnavailable
 from pyramid_jobstate.testing import put_job
-from tests.jobs import RunMarathon
+from tests.jobs import RunMarathon, messages
+from tests.running import Runs
 from tests.support import UUID
 from tests.web.operating import (
     KEEPER,
@@ -21,7 +27,7 @@ from tests.web.operating import (
     uuids_of,
 )
 from tests.web.paging import Visit, Visiting, browse, paged_app, query_of
-from tests.webapp import Root, get
+from tests.webapp import ADMIN, Policy, Root, get
 
 FINISHED = ["success", "error", "cancelled"]
 
@@ -224,6 +230,30 @@ def test_row_tells_a_job_without_javascript(store: JobStore, visit: Visiting) ->
     assert page.one("[data-jobstate=acts]").has_attr("hidden")
 
 
+def test_row_tells_how_far_a_job_has_come(
+    store: JobStore, runs: Runs, visit: Visiting
+) -> None:
+    """A row has no share of an unknown total, no amount before a job has counted, and
+    the name of the phase that a job is in.
+    """
+    live = runs.start()
+
+    def begin(job_state: JobState) -> None:
+        phases.enter_context(job_state.phase("Reading", percent=40))
+
+    with contextlib.ExitStack() as phases:
+        for act_, text in (
+            (lambda job_state: job_state.set_progress(0), "Running"),
+            (lambda job_state: job_state.set_progress(7, None, "rows"), "7 rows"),
+            (begin, "0 % · \u2068Reading\u2069"),
+            (lambda j: j.set_progress(1, 2), "20 % · \u2068Reading\u2069: 1 of 2"),
+        ):
+            assert live.do(act_)
+            (found,) = visit("/job_state").texts("tbody job-state")
+            assert found.removeprefix("Running · ") == text
+        live.do(lambda job_state: phases.close())
+
+
 def test_chart_draws_what_ended(redis_url: str, store: JobStore) -> None:
     """The chart shows how many jobs ended when and how, and says it in words."""
     nothing = Visit(paged_app(redis_url), "/job_state")
@@ -340,3 +370,34 @@ def test_acts_need_their_permissions(redis_url: str, store: JobStore) -> None:
     assert runner.acts == reader.acts == []
     assert reader.data["bulk"] == {}
     assert not reader.has("input[type=checkbox], button[data-act]")
+
+
+def test_acts_of_a_policy_that_fails(
+    redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If the application's code raises when it is asked for acts, on a job or on all of
+    them, jobs are shown without any, and the log says so. If it asks a store that is
+    away, the response is a 503.
+    """
+    away, bug = StoreUnavailable(None), LookupError("no such shoes")
+    errors: dict[bool, Exception | None] = {True: bug, False: bug}
+
+    class Failing(Policy):
+        def permits(self, request: Request, context: Any, permission: str) -> Any:
+            if permission not in ("delete_job", "rerun_job"):
+                return super().permits(request, context, permission)
+            error = errors[isinstance(context, JobState)]
+            if error is not None:
+                raise error
+            return False
+
+    app = paged_app(redis_url, security_policy=Failing())
+    put(store, "alice", "alice", cls=RunMarathon, status="error")
+    page = Visit(app, "/job_state", ADMIN)
+    assert (len(page.uuids), page.acts, page.data["bulk"]) == (2, [], {})
+    (line,) = messages(caplog, "pyramid_jobstate", logging.ERROR)
+    assert "which is shown without what can be done with it" in line
+    for errors[True], errors[False] in (away, None), (None, away):
+        assert browse(app, "/job_state/?all=1", ADMIN).status_code == 503
+    errors[False] = None
+    assert Visit(app, "/job_state", ADMIN).acts == []

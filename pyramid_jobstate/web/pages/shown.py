@@ -64,8 +64,8 @@ def text_of(job: Mapping[str, Any], words: Words) -> str:
       job: The JSON of the job.
     """
     parts = [words.status(job["status"])]
-    if job["progress"] is not None:
-        parts.append(progress_of(job, words))
+    if job["progress"] is not None and (progress := progress_of(job, words)):
+        parts.append(progress)
     error = job["error"]
     for text in job["message"], error and error["message"]:
         if text:
