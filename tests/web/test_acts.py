@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import redis
 from pyramid.request import Request
 from webtest import TestApp
 
 from pyramid_jobstate import JobStore
-from pyramid_jobstate.testing import put_job
-from tests.jobs import RunMarathon
+from pyramid_jobstate.testing import away, put_job
+from tests.jobs import RunMarathon, messages
 from tests.support import key_of
 from tests.web.operating import (
     KEEPER,
@@ -30,6 +33,9 @@ UNKNOWN = {"error": "The job does not exist."}
 
 RUNNING = ["queued", "working", "retrying", "stalled", "cancelling"]
 ENDED = ["success", "error", "cancelled"]
+
+#: The requests that act on a job.
+ACTS = [("POST", "/cancel"), ("POST", "/rerun"), ("DELETE", "")]
 
 
 def test_cancel_answers_the_new_state(app: TestApp, store: JobStore) -> None:
@@ -153,20 +159,60 @@ def test_csrf_options_of_the_application_apply(
     app.post(path, {"csrf_token": token}, headers=headers)
 
 
+def app_that(redis_url: str, call: Callable[[Request], object]) -> TestApp:
+    """Return an application that calls something when a permission is asked for."""
+
+    class Calling(Policy):
+        def permits(self, request: Request, context: Any, permission: str) -> Any:
+            call(request)
+            return super().permits(request, context, permission)
+
+    options = {"root_factory": operated_root, "security_policy": Calling()}
+    return make_app(make_config(redis_url, **options))
+
+
+def test_act_on_a_job_that_is_gone_meanwhile_is_a_404(
+    redis_url: str, store: JobStore, marathons: Marathons
+) -> None:
+    """A record that expires during the request is a 404."""
+    app = app_that(redis_url, lambda request: store.client.flushdb())
+    for method, end in ACTS:
+        for status in "success", "error", "working":
+            (job,) = put(store, "alice", status=status)
+            response = act(app, f"/job_state/{job}{end}", method=method)
+            assert (response.status_code, response.json) == (404, UNKNOWN), end
+
+
+def test_store_that_goes_away_meanwhile_is_a_503(
+    redis_url: str,
+    store: JobStore,
+    marathons: Marathons,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A store that goes away after the job was found is a 503, and is not taken for a
+    fault of the broker.
+    """
+    stack = contextlib.ExitStack()
+    app = app_that(redis_url, lambda r: stack.enter_context(away(r.job_states.store)))
+    for method, end in ACTS:
+        (job,) = put(store, "alice", status="error")
+        with stack:
+            response = act(app, f"/job_state/{job}{end}", method=method)
+        assert response.status_code == 503, end
+        assert response.json == {"error": "The job state store does not answer."}
+        assert statuses(store, job) == ["error"]
+    assert messages(caplog, "pyramid_jobstate", logging.ERROR) == []
+
+
 def test_act_on_a_job_that_becomes_an_alias_does_not_reach_the_job_of_another(
     redis_url: str, client: redis.Redis, store: JobStore, marathons: Marathons
 ) -> None:
     """Another's job may win the claim after the request was found to have the right to
     act on its own: the rights are those of the job that won.
     """
-
-    class Slow(Policy):
-        def permits(self, request: Request, context: Any, permission: str) -> Any:
-            make_alias(client, key_of(store, own), theirs)
-            return super().permits(request, context, permission)
-
-    options = {"root_factory": operated_root, "security_policy": Slow()}
-    app = make_app(make_config(redis_url, **options))
+    app = app_that(
+        redis_url, lambda request: make_alias(client, key_of(store, own), theirs)
+    )
     for method, end, status, expected in (
         ("POST", "/cancel", "working", 403),
         ("POST", "/rerun", "error", 409),

@@ -10,6 +10,8 @@ import pytest
 import redis
 from dramatiq import Broker, group
 from dramatiq.brokers.stub import StubBroker
+from pyramid.httpexceptions import HTTPForbidden
+from pyramid.request import Request
 
 from pyramid_jobstate import (
     Batch,
@@ -25,8 +27,10 @@ from tests.web.desks import Desk, make_desk
 from tests.web.operating import OPERATOR, act
 from tests.web.visits import NOT_SENT, Refusing, sent
 from tests.webapp import (
+    Policy,
     get,
     make_app,
+    make_config,
     make_request,
     make_tm_config,
     queued,
@@ -452,17 +456,25 @@ def test_members_are_listed_in_the_order_of_their_sending(desk: BatchDesk) -> No
 
 def test_rights_of_members(desk: BatchDesk) -> None:
     """Who may see the batch sees its bar, and of its members only those that they may
-    see. An unknown batch and a forbidden one look alike.
+    see. An unknown batch and a forbidden one look alike, also if the policy raises.
     """
+
+    class Raising(Policy):
+        def permits(self, request: Request, context: Any, permission: str) -> Any:
+            raise HTTPForbidden
+
     batch = desk.put("working", {"owner": "bob"})
     assert len(desk.uuids(batch)) == 1
     assert desk.counts(batch) == {"working": 2}
     assert len(desk.uuids(batch, user=OPERATOR)) == 2
     assert get(desk.app, f"/job_state/{batch.uuid}", "bob").status_int == 403
-    unknown = get(desk.app, f"/job_state?batch={new_id()}", "bob")
-    forbidden = desk.listed(batch, user="bob")
-    assert unknown.status_int == forbidden.status_int == 404
-    assert unknown.text == forbidden.text
+    url = desk.config.registry.settings["jobstate.redis_url"]
+    raising = make_app(make_config(url, security_policy=Raising()))
+    for app in desk.app, raising:
+        unknown = get(app, f"/job_state?batch={new_id()}", "bob")
+        forbidden = get(app, f"/job_state?batch={batch.uuid}", "bob")
+        assert unknown.status_int == forbidden.status_int == 404
+        assert unknown.text == forbidden.text
 
 
 def test_bad_queries_for_members(desk: BatchDesk) -> None:

@@ -156,7 +156,7 @@ def test_jobs_run_with_a_stub_broker() -> None:
 
 def test_without_the_setting_brokers_are_left_alone() -> None:
     """The application sets a broker, as it always could. One that only reads jobs needs
-    none.
+    none, even beside one that has the setting.
     """
     make_app(make_config(NOWHERE))
     assert dramatiq.broker.global_broker is None

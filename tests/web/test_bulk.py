@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import redis
 from pyramid.request import Request
 from webtest import TestApp
 
-from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate import JobState, JobStore, StoreUnavailable
 from pyramid_jobstate.testing import away, pass_time, put_batch, put_job
-from tests.jobs import RunMarathon
+from tests.jobs import RunMarathon, messages
 from tests.support import UUID
 from tests.web.operating import OPERATOR, Marathons, act, operated_root, put, statuses
 from tests.webapp import Policy, make_app, make_config
@@ -163,6 +165,36 @@ def test_owner_of_a_request_decides(redis_url: str, store: JobStore) -> None:
 
         assert response.json == {"done": done, "cursor": None}
         assert statuses(store, *jobs[1:]) == ["queued"] * 4
+
+
+def test_job_on_which_the_policy_fails_is_refused(
+    redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If the application's code raises for one job, that one is refused, with a line in
+    the log, and the others are acted on. If it asks a store that is away, the response
+    is a 503.
+    """
+    errors: list[Exception] = [LookupError("no such shoes"), StoreUnavailable(None)]
+
+    class Failing(Policy):
+        def permits(self, request: Request, context: Any, permission: str) -> Any:
+            if getattr(context, "owner", None) == "bob":
+                raise errors[0]
+            return super().permits(request, context, permission)
+
+    options = {"root_factory": operated_root, "security_policy": Failing()}
+    app = make_app(make_config(redis_url, **options))
+    jobs = put(store, "alice", "bob", "alice", status="queued")
+
+    response = act(app, "/job_state/cancel", **ALL)
+
+    assert response.json == {"done": 2, "refused": 1, "cursor": None}
+    assert statuses(store, *jobs) == ["cancelled", "queued", "cancelled"]
+    (line,) = messages(caplog, "pyramid_jobstate", logging.ERROR)
+    assert jobs[1] in line
+    del errors[0]
+    assert act(app, "/job_state/cancel", **ALL).status_code == 503
+    assert statuses(store, jobs[1]) == ["queued"]
 
 
 def test_cursor_of_another_call_is_a_400(operated: TestApp, store: JobStore) -> None:

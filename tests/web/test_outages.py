@@ -8,12 +8,13 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import redis
 from pyramid.config import Configurator
+from pyramid.events import ContextFound
 from pyramid.request import Request
 from pyramid.response import Response
 from webtest import TestApp
@@ -169,6 +170,23 @@ def test_outage_is_never_a_refusal() -> None:
         f"/job_state/{UUID}",
     ):
         assert is_503(get(app, path, "alice")), path
+
+
+def test_job_that_is_not_read() -> None:
+    """Code that logs the context of a request can print an unread job. Any other use of
+    it is a 503.
+    """
+    seen: list[str] = []
+    uses: list[Callable[[Any], object]] = [
+        lambda job: seen.append(repr(job)),
+        JobState.cancel,
+        JobState.__acl__,
+    ]
+    for use in uses:
+        config = make_config(NOWHERE)
+        config.add_subscriber(lambda e, u=use: u(e.request.context), ContextFound)
+        assert is_503(get(make_app(config), f"/job_state/{UUID}", "alice")), use
+    assert seen == [f"<JobState {UUID} unread>"]
 
 
 def test_store_that_refuses_is_a_503(redis_url: str, client: redis.Redis) -> None:

@@ -243,7 +243,13 @@ def test_times_of_the_timeline(
     ]
     times = [tag["datetime"] for tag in page.all("time")]
     assert times == [at(0), at(2100), at(60_000)]
-    for millis, text in (-5, "0 s"), (59_500, "1 min"), (65 * 60_000, "1 h 5 min"):
+    for millis, text in (
+        (-5, "0 s"),
+        (59_500, "1 min"),
+        (60 * 60_000, "1 h"),
+        (65 * 60_000, "1 h 5 min"),
+        (60 * 3_600_000, "2.5 d"),
+    ):
         now = told(f"working 1 queued=0 started={millis}")
         monkeypatch.setattr(SelfTimed, "told", now)
         assert steps_of(visit(path))[1] == f"{text} try 1"

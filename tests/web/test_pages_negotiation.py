@@ -143,7 +143,9 @@ def test_error_pages_are_the_application_s(redis_url: str, store: JobStore) -> N
             assert "error" in script.json
             assert response.headers["Vary"] == script.headers["Vary"] == "Accept"
             assert response.headers["Cache-Control"] == "private, no-store"
-        assert browse(app, f"{place}/{job}/x").text == "<h1>Our own 404</h1>"
+        for end in f"{job}/x", f"{job}//x", "/x":
+            page = browse(app, f"{place}/{end}")
+            assert page.text == "<h1>Our own 404</h1>", end
 
 
 def test_outage_is_the_application_s_page() -> None:

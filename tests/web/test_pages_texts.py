@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from bs4 import BeautifulSoup, Comment
 from pyramid.i18n import TranslationStringFactory
+from pyramid.request import Request
 from webtest import TestApp
 
 from pyramid_jobstate import JobError, JobState, JobStore, NotUnique, Progress
@@ -216,6 +217,33 @@ class Asking:
     def pluralize(self, one: str, other: str, number: int, domain: str) -> str:
         self.ids.add(str(one))
         return str(one)
+
+
+def test_each_request_may_have_a_localizer(redis_url: str, store: JobStore) -> None:
+    """An application may make a localizer for each request, also one that is neither
+    hashable nor weakly referable: pages are in its words.
+    """
+    (job,) = put(store, "alice")
+
+    class Odd(Asking):
+        """A localizer that cannot be the key of a dictionary."""
+
+        __hash__ = None  # type: ignore[assignment]
+
+    for cls, count in (Asking, 70), (Odd, 1):
+        made: list[Asking] = []
+
+        def make(request: Request, cls: Any = cls, made: Any = made) -> Asking:
+            made.append(cls())
+            return made[-1]
+
+        config = paged_config(redis_url)
+        config.add_request_method(make, "localizer", reify=True)
+        app = make_app(config)
+        for _ in range(count):
+            assert Visit(app, f"/job_state/{job}").texts("job-state") == ["Running"]
+        assert len(made) == count
+        assert all("Running" in each.ids for each in made)
 
 
 def test_template_for_translators_has_all_texts(redis_url: str) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import logging
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -159,6 +160,30 @@ def test_url_of_the_application_comes_from_the_setting_or_the_sender(
     assert len(lines) == 3 and all("invalid job_url" in line for line in lines)
 
 
+def test_request_stands_for_the_owner_of_the_job(
+    broker: Broker,
+    config: Configurator,
+    store: JobStore,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What an actor sends with its request belongs to the owner of its own job. One
+    that cannot be an owner is logged, and nobody's.
+    """
+    sent = []
+
+    @job_actor(broker=broker)
+    def follow(*, job_state: JobState) -> None: ...
+
+    @job_actor(broker=broker)
+    def lead(*, request: Any, job_state: JobState) -> None:
+        sent.append(request.job_states.send(follow))
+
+    for option, owner in ("alice", "alice"), (7, 7), (["bob"], None):
+        assert run(broker, lead, job_owner=option).owner == owner
+        assert load_job(store, sent[-1].uuid).owner == owner
+    assert any("has no owner" in line for line in messages(caplog, LOGGER))
+
+
 def test_application_may_have_no_transactions(broker: Broker, events: Events) -> None:
     """Without pyramid_tm an actor, also one that reports nothing, has a request and no
     transaction.
@@ -211,20 +236,80 @@ def test_failed_commit_is_the_error_of_the_job(
     broker: Broker, config: Configurator, events: Events
 ) -> None:
     """A job is a success only if its transaction has committed: not if a database
-    refuses, or if it is doomed.
+    refuses, if it is doomed, or if the actor has ended it.
+    """
+    ways: list[tuple[str, Callable[[Any], object], str]] = [
+        (
+            "ZeroDivisionError",
+            lambda tm: tm.get().join(Manager("b", "tpc_vote", fail)),
+            "abort",
+        ),
+        ("DoomedTransaction", lambda tm: tm.doom(), "abort"),
+        ("NoTransaction", lambda tm: tm.commit(), "commit"),
+    ]
+
+    @job_actor(broker=broker, max_retries=0)
+    def visit(number: int, *, request: Any, job_state: JobState) -> None:
+        ways[number][1](request.tm)
+
+    for number, (error, _, end) in enumerate(ways):
+        events.clear()
+        job = run(broker, visit, number, status="error")
+        assert error_of(job)[0] == error
+        assert list(dict.fromkeys(events)) == ["root", end, "finished"], error
+
+
+def test_trouble_after_the_end_is_logged(
+    broker: Broker,
+    config: Configurator,
+    events: Events,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An abort that fails does not hide the actor's error. If a finished callback
+    fails, the transaction has committed, so the job is a success; the others run.
     """
 
     @job_actor(broker=broker, max_retries=0)
-    def visit(is_doomed: bool, *, request: Any, job_state: JobState) -> None:
-        if is_doomed:
-            request.tm.doom()
-        else:
-            request.tm.get().join(Manager("b", "tpc_vote", fail))
+    def abort(*, request: Any, job_state: JobState) -> None:
+        monkeypatch.setattr(request.tm, "abort", fail)
+        raise ValueError
 
-    for is_doomed, error in (True, "DoomedTransaction"), (False, "ZeroDivisionError"):
-        job = run(broker, visit, is_doomed, status="error")
-        assert error_of(job)[0] == error
-    assert list(dict.fromkeys(events)) == ["root", "abort", "finished"]
+    @job_actor(broker=broker)
+    def finish(*, request: Any, job_state: JobState) -> None:
+        request.finished_callbacks.appendleft(lambda request: 1 / 0)
+
+    assert error_of(run(broker, abort, status="error"))[0] == "ValueError"
+    events.clear()
+    run(broker, finish)
+    assert events == ["root", "commit", "finished"]
+    assert messages(caplog, LOGGER, logging.ERROR) == [
+        "The transaction of a job could not be aborted.",
+        "A finished callback of a job failed.",
+    ]
+
+
+def test_interrupts_leave_no_database_locked(
+    broker: Broker, config: Configurator, events: Events
+) -> None:
+    """If an interrupt strikes while databases take back a commit that another one broke
+    off, the rest still do.
+    """
+
+    @job_actor(broker=broker, max_retries=0)
+    def visit(*, request: Any, job_state: JobState) -> None:
+        for name in "b", "c":
+            database: Any = Manager(name, "tpc_abort", functools.partial(note, name))
+            request.tm.get().join(database)
+        raise TimeLimitExceeded
+
+    def note(name: str) -> None:
+        events.append(name)
+        if name == "c":
+            raise TimeLimitExceeded
+
+    run(broker, visit, status="error")
+    assert {"b", "c", "abort", "finished"} <= {*events}
 
 
 # Conflicts.
@@ -264,7 +349,9 @@ def test_conflict_runs_the_job_again_at_once(
 def test_transaction_says_what_is_a_conflict(
     broker: Broker, config: Configurator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A data manager knows its database's errors, also without pyramid_retry."""
+    """A data manager knows its database's errors, also without pyramid_retry, which
+    knows others.
+    """
 
     @job_actor(broker=broker, min_backoff=HOUR)
     def visit(*, request: Any, job_state: JobState) -> None:
@@ -273,8 +360,31 @@ def test_transaction_says_what_is_a_conflict(
         request.tm.get().join(database)
         if job_state.attempt == 1:
             raise ZeroDivisionError
+        if job_state.attempt == 2:
+            raise RetryableException
 
     monkeypatch.setitem(sys.modules, "pyramid_retry", None)
+    with working(broker):
+        message = visit.send()
+        job = wait_until(broker, message, "retrying")
+        while job.attempt < 2:
+            job = wait_until(broker, message, "retrying")
+    assert error_of(job)[0] == "RetryableException"
+    assert job.due_at and job.updated_at
+    assert job.due_at - job.updated_at > timedelta(minutes=20)
+
+
+def test_conflict_after_the_commit(broker: Broker, config: Configurator) -> None:
+    """Also an actor that has ended its transaction itself may ask for another attempt
+    at once.
+    """
+
+    @job_actor(broker=broker, min_backoff=HOUR)
+    def visit(*, request: Any, job_state: JobState) -> None:
+        if job_state.attempt == 1:
+            request.tm.commit()
+            raise RetryableException
+
     assert run(broker, visit).attempt == 2
 
 

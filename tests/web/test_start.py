@@ -18,6 +18,8 @@ from pyramid.exceptions import (
     ConfigurationError,
     ConfigurationExecutionError,
 )
+from pyramid.interfaces import INewRequest
+from pyramid.registry import Registry
 from pyramid.request import Request
 from pyramid.session import SignedCookieSessionFactory
 from webtest import TestApp
@@ -107,6 +109,33 @@ def test_store_is_that_of_the_middleware_or_of_the_setting(
         assert get(app, f"/job_state/{job}", "alice").status_code == 200
 
 
+def test_broker_of_other_jobs_is_left_alone(
+    redis_url: str, set_broker: SetBroker, warnings: Callable[[], list[str]]
+) -> None:
+    """An application that reads jobs at a place of its own may have a broker without
+    our middleware.
+    """
+    set_broker(RedisBroker(url=NOWHERE))
+    store = start(configured(redis_url))
+    assert store.counts().queued == 0
+    assert warnings() == []
+
+
+def test_registry_above_that_of_the_application_is_heard(redis_url: str) -> None:
+    """If the registry of an application has another one above it, subscribers there
+    still hear of its requests.
+    """
+    heard = []
+    above = Registry("above")
+    above.registerHandler(heard.append, (INewRequest,))
+    registry = Registry("below", bases=(above,))
+    config = Configurator(registry=registry)
+    config.setup_registry(settings={"jobstate.redis_url": redis_url})
+    app = make_app(config)
+    assert get(app, "/job_state", "alice").status_code == 200
+    assert len(heard) == 1
+
+
 def test_application_without_a_store_does_not_start(set_broker: SetBroker) -> None:
     """The error says what to do, be it that there is no broker, no middleware or no
     place.
@@ -132,6 +161,8 @@ def test_set_job_store_replaces_the_store() -> None:
     with pytest.raises(ConfigurationError, match=r"JobStore\(url\)") as caught:
         config.set_job_store(HOST)
     assert "hush" not in "".join(traceback.format_exception(caught.value))
+    with pytest.raises(ConfigurationError, match=r"needs a JobStore, not <module"):
+        config.set_job_store("logging")
     config = configured(None)
     for _ in range(2):
         config.set_job_store(JobStore(NOWHERE))
@@ -179,7 +210,7 @@ def test_bad_setting_stops_the_start(subtests: pytest.Subtests) -> None:
         "namespace": ["", "a}", 5],
         "owner": ["", "no.such.module", "os:no_such_name", "os.path", 5],
         "permits": ["no.such.module", 5],
-        "redis_url": ["", "localhost", 5],
+        "redis_url": ["", "localhost", 5, "redis+cluster://127.0.0.1:1"],
         "base_url": [5],
     }
     for name, values in cases.items():

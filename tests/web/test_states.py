@@ -249,7 +249,7 @@ def test_what_cannot_be_encoded_is_an_error(
     app: TestApp, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the application adds to the JSON is checked, and not written as null: no
-    object, circle, very deep list or NaN is JSON. A title must be a text.
+    object, circle, very deep list or NaN is JSON. A title or an error must be a text.
     """
     circle: list[Any] = []
     circle.append(circle)
@@ -261,7 +261,15 @@ def test_what_cannot_be_encoded_is_an_error(
         monkeypatch.setattr(Own, "extra", value)
         with pytest.raises((TypeError, ValueError, RecursionError)):
             get(app, f"/job_state/{job}", "alice")
+    today = datetime.date(2026, 11, 26)
     monkeypatch.setattr(Own, "extra", None)
-    monkeypatch.setattr(Own, "title", datetime.date(2026, 11, 26))
-    with pytest.raises(TypeError):
-        get(app, f"/job_state/{job}", "alice")
+    for cls, name, value in (
+        (Own, "title", today),
+        (Confession, "title", today),
+        (Confession, "public_error", lambda job, kind, message: today),
+    ):
+        job = put(store, cls, "error", error=JobError("ValueError", "wrong"))
+        with monkeypatch.context() as patch:
+            patch.setattr(cls, name, value)
+            with pytest.raises(TypeError):
+                get(app, f"/job_state/{job}", "alice")

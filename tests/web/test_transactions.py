@@ -314,6 +314,32 @@ def test_commit_asks_a_store_that_has_just_failed_others(
     assert load(tm_config, uuid).status == "queued"
 
 
+def test_store_that_goes_away_before_an_abort_is_only_logged(
+    made_tm_config: Configurator, store: JobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If the record cannot be deleted, the request's own error is raised, and the job
+    will read stalled.
+    """
+    request = make_request(made_tm_config)
+    stack = contextlib.ExitStack()
+
+    def veto() -> None:
+        stack.enter_context(away(request.job_states.store))
+        fail()
+
+    begun = request.tm.begin()
+    uuid = send(request)
+    begun.join(Manager("~~~", "tpc_vote", veto))
+    with stack:
+        with pytest.raises(ZeroDivisionError):
+            begun.commit()
+        begun.abort()
+    (line,) = messages(caplog, "pyramid_jobstate")
+    assert "stalled" in line and "RunMarathon" in line
+    pass_time(store, store.stalled_after + 1)
+    assert load(made_tm_config, uuid).status == "stalled"
+
+
 def test_broker_that_is_away_marks_the_job(
     tm_config: Configurator,
     redis_url: str,
