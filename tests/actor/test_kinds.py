@@ -1,11 +1,13 @@
 """The classes of jobs: their kinds, their titles, and what they declare."""
 
+from typing import Any
+
 import pytest
 from pyramid.authorization import Allow
 from redis import Redis
 
-from pyramid_jobstate import JobState, JobStore
-from pyramid_jobstate.testing import detached, put_job
+from pyramid_jobstate import Batch, JobState, JobStore
+from pyramid_jobstate.testing import detached, put_batch, put_job
 from tests.actor.conftest import put_fields
 from tests.jobs import RunMarathon, messages
 from tests.support import load_job
@@ -78,7 +80,7 @@ def test_unknown_kind_has_no_rights(
     store: JobStore, client: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A job of a kind that is not imported here can be read, grants nothing, and is
-    told of once.
+    told of once. So is a batch.
     """
     uuid = put_job(store, owner="alice", params={"miles": 26}).uuid
     put_fields(client, store, uuid, kind="<b>PatDog")
@@ -89,6 +91,27 @@ def test_unknown_kind_has_no_rights(
     assert state.job_params == {"miles": 26}
     (said,) = messages(caplog, "pyramid_jobstate")
     assert "'<b>PatDog'" in said
+    uuid = put_batch(store, members=["success"], owner="alice").uuid
+    put_fields(client, store, uuid, kind="Pack of dogs")
+    batch = load_job(store, uuid)
+    assert isinstance(batch, Batch) and batch.counts["success"] == 1
+    assert (batch.__acl__(), batch.kind, batch.owner) == ([], "Pack of dogs", "alice")
+
+
+def test_init_that_forgets_its_parents_is_named(store: JobStore) -> None:
+    """A class that overrides `__init__()` has to call that of JobState."""
+
+    class Forgetful(JobState):
+        forgets = False
+
+        def __init__(self, *args: Any) -> None:
+            if not self.forgets:
+                super().__init__(*args)
+
+    uuid = put_job(store, Forgetful).uuid
+    Forgetful.forgets = True
+    with pytest.raises(TypeError, match=r"Forgetful.__init__\(\) must call super\(\)"):
+        store.load(uuid)
 
 
 def test_title_is_made_from_the_kind(store: JobStore) -> None:

@@ -90,6 +90,9 @@ def test_counters_refuse_what_they_cannot_add(job_state: JobState) -> None:
     with pytest.raises(ValueError, match="'a'"):
         job_state.increment_progress_metric("a", NAN)
     assert job_state.progress_metrics == {"a": 1}
+    job_state.set_progress_metric("a", 10**400)
+    with pytest.raises(ValueError, match="'a' cannot be incremented"):
+        job_state.increment_progress_metric("a", 1.5)
 
 
 def test_metrics_of_a_job_take_256_kib(job_state: JobState) -> None:

@@ -2,13 +2,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
 from pyramid_jobstate import JobCancelled, JobState, Progress
-from pyramid_jobstate.testing import cancel
+from pyramid_jobstate.testing import cancel, detached
 
 
 def test_fraction_is_the_share_that_is_done() -> None:
@@ -100,6 +100,13 @@ class Sized:
         return self.left.pop()
 
 
+class Either(Sized):
+    """The same, but also iterable by a plain loop."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.left)
+
+
 async def letters(log: list[str]) -> AsyncIterator[str]:
     """Yield two letters, and log the end of the generator."""
     try:
@@ -131,6 +138,20 @@ def test_track_counts_the_items_of_async_for(job_state: JobState) -> None:
     assert (job_state.progress, job_state.message) == (Progress(3, 3), "Reading")
 
 
+def test_track_works_in_either_loop(job_state: JobState) -> None:
+    """What is iterable in both ways is tracked in either."""
+
+    async def work() -> list[int]:
+        return [item async for item in job_state.track(Either())]
+
+    assert asyncio.run(work()) == [1, 2, 3]
+    assert job_state.progress == Progress(3, 3)
+    job_state.set_progress(0)
+    either: Any = job_state.track(Either())
+    assert list(either) == [3, 2, 1]
+    assert job_state.progress == Progress(3, 3)
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_track_that_is_left_closes_an_async_generator(
     job_state: JobState, fails: bool
@@ -157,22 +178,22 @@ def test_track_that_is_left_closes_an_async_generator(
     assert job_state.progress == Progress(0, 2)
 
 
-def test_track_that_may_not_go_on_closes_the_generator_first(
-    job_state: JobState,
-) -> None:
+def test_track_that_may_not_go_on_closes_the_generator_first() -> None:
     """JobCancelled reaches the loop once the generator is closed. No more items
-    follow.
+    follow. Other iterators need not be closed.
     """
     log: list[str] = []
 
-    async def work() -> None:
-        steps = job_state.track(letters(log), 2)
-        assert await anext(steps) == "a"
+    async def work(job_state: JobState, iterable: Any) -> None:
+        steps: Any = job_state.track(iterable, 2)
+        assert await anext(steps) in ("a", 1)
         cancel(job_state)
         with pytest.raises(JobCancelled):
             await anext(steps)
         assert log == ["closed"]
         assert [item async for item in steps] == []
 
-    asyncio.run(work())
-    assert job_state.progress == Progress(0, 2)
+    for iterable in letters(log), Sized():
+        job_state = detached(JobState)
+        asyncio.run(work(job_state, iterable))
+        assert job_state.progress == Progress(0, 2)

@@ -152,13 +152,17 @@ def test_job_that_has_ended_takes_nothing(ended: JobState) -> None:
 
 
 def test_job_that_was_loaded_takes_nothing(store: JobStore) -> None:
-    """Only a running job can report: who has loaded one is told so at each call."""
+    """Only a running job can report: who has loaded one is told so at each call. There
+    is no broker that runs it again, unless a request has loaded it.
+    """
     state = put_job(store, RunMarathon, metrics={"miles_run": 12}, message="Running")
     for call in [*REPORTS.values(), lambda job_state: job_state.flush()]:
         with pytest.raises(RuntimeError, match=r"was loaded from a store\. Only a"):
             call(state)
     assert state.progress_metrics == {"miles_run": 12}
     assert (state.progress, state.message, state.log) == (None, "Running", [])
+    with pytest.raises(RuntimeError, match=r"pyramid_jobstate\.rerun\(store, broker"):
+        state.rerun()
 
 
 def test_running_job_cannot_cancel_or_delete_itself(job_state: JobState) -> None:

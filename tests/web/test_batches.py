@@ -316,6 +316,7 @@ def test_what_cannot_be_a_member(
         ("key", "first", ValueError, "The key 'first' was used before"),
         ("key", "", ValueError, "1 to 200 characters"),
         ("key", "a\0b", ValueError, "NUL"),
+        ("key", "\ud800", ValueError, "valid Unicode"),
         ("key", 7, TypeError, "must be a string"),
         ("unique", "x", TypeError, "cannot take unique="),
         ("owner", "x", TypeError, "cannot take owner="),
@@ -357,6 +358,8 @@ def test_block_of_a_batch(desk: BatchDesk) -> None:
     batch = request.job_states.batch()
     with pytest.raises(RuntimeError, match=NOT_OPEN):
         batch.send(desk.actor, 1)
+    with pytest.raises(TypeError, match="title of a batch must be a string, not 7"):
+        request.job_states.batch(title=7)
     with batch:
         with pytest.raises(RuntimeError, match="cannot be nested"):
             request.job_states.batch().__enter__()
@@ -369,6 +372,10 @@ def test_block_of_a_batch(desk: BatchDesk) -> None:
         second.send(desk.actor, 3)
     request.tm.commit()
     assert desk.sent() == [1, 3]
+    loaded = desk.store.load(batch.uuid)
+    assert isinstance(loaded, Batch)
+    with pytest.raises(RuntimeError, match="only from the request that sends it"):
+        loaded.send(desk.actor, 4)
     desk.client.flushall()
     request.tm.begin()
     with request.job_states.batch() as batch:
@@ -475,6 +482,21 @@ def test_rights_of_members(desk: BatchDesk) -> None:
         forbidden = get(app, f"/job_state?batch={batch.uuid}", "bob")
         assert unknown.status_int == forbidden.status_int == 404
         assert unknown.text == forbidden.text
+
+
+class Elsewhere(Batch):
+    """A kind of batch whose page is elsewhere."""
+
+    def __resource_url__(self, request: Request, info: Any) -> str:
+        return f"{request.application_url}/elsewhere"
+
+
+def test_members_of_a_batch_that_has_a_page_of_its_own(desk: BatchDesk) -> None:
+    """They are listed where all jobs are."""
+    batch = desk.send(batch_class=Elsewhere)
+    answer = get(desk.app, f"/job_state/{batch.uuid}", "alice").json
+    assert answer["job"]["members"].endswith(f"/job_state/?batch={batch.uuid}")
+    assert len(desk.uuids(batch)) == 3
 
 
 def test_bad_queries_for_members(desk: BatchDesk) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
+import dramatiq.broker
+from dramatiq.brokers.stub import StubBroker
 from webtest import TestApp
 
 from pyramid_jobstate import JobState, JobStore
@@ -149,3 +151,7 @@ def test_inspect_says_why_a_job_cannot_run_again(
     for uuid in job, failed:
         response = act(operated, f"/job_state/{uuid}/rerun")
         assert (response.status_code, response.json) == (410, {"error": reason(uuid)})
+    dramatiq.broker.global_broker = StubBroker()
+    assert "has no JobStateMiddleware" in reason(job)
+    dramatiq.broker.global_broker = None
+    assert reason(job) == "This process has no Dramatiq broker."

@@ -14,6 +14,8 @@ import dramatiq.broker
 import pytest
 import redis
 from dramatiq import Broker, Message, group, pipeline
+from dramatiq.middleware import GroupCallbacks
+from dramatiq.rate_limits.backends import StubBackend
 from pyramid.config import Configurator
 
 from pyramid_jobstate import JobStateMiddleware, StoreUnavailable
@@ -312,7 +314,7 @@ def test_what_cannot_be_followed_is_refused(
     job_states: Any, global_broker: Broker, run_marathon: Any, client: redis.Redis
 ) -> None:
     """An untracked actor, also in a pipeline or a group, an id that is not a uuid, and
-    a pipeline that could not be sent at the commit are refused in the call.
+    a pipeline or a group that could not be sent at the commit are refused in the call.
     """
     sweep = global_broker.get_actor("sweep")
     members = [run_marathon.message(1), sweep.message()]
@@ -330,6 +332,13 @@ def test_what_cannot_be_followed_is_refused(
             job_states.send_immediately(message)
     with pytest.raises(ValueError, match="pipeline without messages"):
         job_states.send_message(group([pipeline([])]))
+    what = group([group([run_marathon.message(1)])])
+    what.add_completion_callback(run_marathon.message(2))
+    with pytest.raises(TypeError, match="has no GroupCallbacks middleware"):
+        job_states.send_message(what)
+    global_broker.add_middleware(GroupCallbacks(StubBackend()))
+    with pytest.raises(TypeError, match="cannot contain another group"):
+        job_states.send_message(what)
     job_states.request.tm.commit()
     assert client.keys() == []
 

@@ -1,5 +1,8 @@
 """The helpers for the tests of applications."""
 
+import asyncio
+import types
+from collections.abc import AsyncIterator
 from typing import Any
 
 import dramatiq
@@ -84,6 +87,15 @@ def test_detached_records_every_value_in_order() -> None:
     job_state.append_log("x" * 300)
     with job_state.phase("Resting", percent=30):
         job_state.set_progress(2)
+
+    async def read() -> AsyncIterator[str]:
+        yield "a"
+
+    async def work() -> None:
+        async for _ in job_state.track(read(), 1, "rows"):
+            pass
+
+    asyncio.run(work())
     assert testing.values(job_state, "mile") == ["a", "b", "c"]
     assert testing.values(job_state, "miles_run") == [1, 2]
     assert testing.history(job_state) == [
@@ -100,7 +112,22 @@ def test_detached_records_every_value_in_order() -> None:
         ("log", "x" * 200),
         ("phase", "Resting", 30),
         ("progress", 2, None, None),
+        ("progress", 0, 1, "rows"),
+        ("progress", 1, 1, "rows"),
     ]
+
+
+def test_history_and_cancel_are_not_of_loaded_ones(job_store: JobStore) -> None:
+    """Only a JobState that keeps its reports has a history, and only one of a job that
+    runs here can be cancelled.
+    """
+    wrongs: list[Any] = [testing.put_job(job_store), None]
+    for wrong in wrongs:
+        with pytest.raises(TypeError, match=f"^{wrong} was not created by detached"):
+            testing.history(wrong)
+        with pytest.raises(TypeError, match=f"^{wrong} does not belong to a job"):
+            testing.cancel(wrong)
+    assert not wrongs[0].cancel_requested
 
 
 #: Every status of a job.
@@ -157,6 +184,7 @@ def test_put_job_names_a_wrong_argument(job_store: JobStore) -> None:
         (JobState, {"progress": (1, 2)}, r"^progress must be .*, not \(1, 2\)"),
         (JobState, {"log": "abc"}, "^log must be a list .*, not the string 'abc'"),
         (JobState, {"attempt": 0}, "^attempt must be .*, not 0"),
+        (JobState, {"attempt": "2"}, "^attempt must be an int, not '2'"),
         (JobState, {"error": ValueError("x")}, "^error must be a JobError, not Val"),
         (JobState, {"status": "queued", "delay": "60"}, "^delay must be .* sec"),
     ]
@@ -264,3 +292,8 @@ def test_store_that_is_away(job_store: JobStore) -> None:
         with pytest.raises(redis.ConnectionError):
             job_store.load(job.uuid)
     assert job_store.load(job.uuid)
+    of_a_cluster: Any = types.SimpleNamespace(client=object())
+    with pytest.raises(
+        TypeError, match=r"must be a redis\.Redis, not <class 'object'>"
+    ):
+        testing.away(of_a_cluster).__enter__()

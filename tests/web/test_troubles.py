@@ -121,9 +121,9 @@ def test_key_error_of_a_class_is_not_a_404(app: TestApp, store: JobStore) -> Non
 def test_store_that_is_away_for_one_job_is_a_503(app: TestApp, store: JobStore) -> None:
     """StoreUnavailable concerns all jobs, so the response is a 503."""
     away = raising(StoreUnavailable(None))
-    for members in {"title": property(away)}, {"__init__": away}:
+    for members in {"title": property(away)}, {"__init__": away}, {"result_url": away}:
         cls, spoil = kind("away", **members)
-        (job,) = fail(store, cls)
+        job = put(store, cls, "success")
         spoil()
         for path in f"?uuid={job}", "", f"/{job}":
             response = get(app, f"/job_state{path}", "alice")

@@ -105,12 +105,18 @@ def test_url_makes_a_global_broker() -> None:
 
 
 def test_broker_may_be_the_applications_own() -> None:
-    """A Broker is used as it is, with the middleware that it lacks."""
-    own = RedisBroker(url=NOWHERE)
-    early = declare(broker=own)
-    assert use(own) is own
-    assert is_tracked(early)
-    assert kinds(own)[-2:] == OURS
+    """A Broker is used as it is, with the middleware that it lacks, whether it is
+    Dramatiq's global one already or not.
+    """
+    for is_global in False, True:
+        release_broker()
+        own = RedisBroker(url=NOWHERE)
+        early = declare(broker=own)
+        if is_global:
+            dramatiq.set_broker(own)
+        assert use(own) is own
+        assert is_tracked(early)
+        assert kinds(own)[-2:] == OURS
 
 
 def test_middleware_that_a_broker_has_is_not_doubled(
@@ -228,6 +234,8 @@ TEXTS = {
     "redis://host/0?nope=1": "an option after its ? is unknown",
     "redis+cluster://host": "Name the Cluster in jobstate.redis_url",
     "unix://": "has no path to a socket",
+    "redis://host:0/0": "Its port is 0.",
+    "1://host": "= '…' is invalid",
     "redis:/x": "= 'redis:…' is invalid. Use a URL that begins with redis://, ",
     "amqp://host:x": "'amqp://host:…' is not a URL such as amqp://user:password@",
     "http://user:word@host:80/path?a=b": "'http://…@host:80/path?…'",

@@ -166,6 +166,16 @@ def test_parameter_that_cannot_be_passed_is_refused(stub: dramatiq.Broker) -> No
         later.add_middleware(JobStateMiddleware(url="redis://localhost"))
 
 
+def test_function_whose_parameters_are_unknown(stub: dramatiq.Broker) -> None:
+    """Python does not know the parameters of some of its own functions. An actor of one
+    cannot be tracked, and is otherwise left alone.
+    """
+    with pytest.raises(ActorError, match="'tracked' cannot be tracked: Python does no"):
+        dramatiq.actor(broker=stub, actor_name="tracked", job_state=True)(dict)
+    plain: Any = dramatiq.actor(broker=stub, actor_name="plain")(dict)
+    assert plain(miles=26) == {"miles": 26}
+
+
 def test_option_that_is_no_class_of_jobs_is_refused(stub: dramatiq.Broker) -> None:
     """The option takes a JobState class or True; jobs cannot be batches, whether the
     option or the annotation says so.

@@ -26,6 +26,7 @@ from tests.jobs import (
     job_actor,
     load,
     make_broker,
+    store_of,
     wait_until,
     working,
 )
@@ -124,16 +125,24 @@ def test_time_limit_is_an_error(redis_url: str) -> None:
     )
 
 
-class Unspeakable(Exception):
+class Unspeakable(SyntaxError):
+    """An exception that cannot be shown."""
+
     def __str__(self) -> str:
         raise RuntimeError
 
+    @property
+    def lineno(self) -> int:
+        raise RuntimeError
 
-def test_error_is_kept_short(broker: RedisBroker, monkeypatch: Any) -> None:
+
+def test_error_is_kept_short(
+    broker: RedisBroker, caplog: pytest.LogCaptureFixture
+) -> None:
     """An exception's text is cut to a thousand characters, and is empty if str()
-    fails. An actor that raises SkipMessage has cancelled itself.
+    fails. So is a traceback. An actor that raises SkipMessage has cancelled itself.
     """
-    monkeypatch.setattr(logging.getLogger("dramatiq"), "disabled", True)
+    caplog.set_level(logging.CRITICAL + 1, "dramatiq")
     errors = [Unspeakable(), ValueError("x" * 5000), SkipMessage()]
 
     @dramatiq.actor(broker=broker, max_retries=0, job_state=True)
@@ -148,6 +157,8 @@ def test_error_is_kept_short(broker: RedisBroker, monkeypatch: Any) -> None:
         ("error", JobError("ValueError", "x" * 1000)),
         ("cancelled", JobError(SKIPPED, "")),
     ]
+    traces = [store_of(broker).failures(job.uuid).traceback for job in states[:2]]
+    assert traces[0] == "" and traces[1].endswith("xxx\n")
 
 
 @pytest.mark.parametrize("before", [None, AgeLimit])

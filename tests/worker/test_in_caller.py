@@ -309,6 +309,84 @@ def test_job_that_is_cancelled_says_so(in_caller: InCaller, retried: bool) -> No
     assert (state.status, state.error) == ("cancelled", CANCELLED)
 
 
+class Quitting(Middleware):
+    """Quits when a message is acknowledged; no later middleware learns of it."""
+
+    is_on = True
+
+    def after_ack(self, broker: Any, message: Any) -> None:
+        if self.is_on:
+            self.is_on = False
+            raise KeyboardInterrupt
+
+
+def test_job_whose_end_nobody_told_ends_with_the_outer_one(
+    ours: JobStateMiddleware, keeps_nothing: Callable[[], bool]
+) -> None:
+    """If the acknowledgement of an inner job is interrupted, its end is written when
+    the job around it ends.
+    """
+    broker = InCallerBroker([ours, Quitting()])
+    seen: list[JobState] = []
+
+    @job_actor(broker=broker)
+    def inner(*, job_state: JobState) -> None:
+        seen.append(job_state)
+        job_state.set_message("run")
+
+    @job_actor(broker=broker)
+    def outer(*, job_state: JobState) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            inner.send()
+        job_state.set_message("done")
+
+    for state, text in (
+        (load(broker, outer.send()), "done"),
+        (state_of(broker, seen[0]), "run"),
+    ):
+        assert (state.status, state.message) == ("success", text)
+    assert keeps_nothing()
+
+
+def test_job_whose_end_nobody_told_ends_with_the_next_message(
+    ours: JobStateMiddleware,
+    keeps_nothing: Callable[[], bool],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Without one around it, its end is written when its thread processes the next
+    message, which is not disturbed, not even by an end that cannot be written.
+    """
+    broker = InCallerBroker([ours, quitting := Quitting()])
+    broker.actor_options |= {"pipe_target"}
+    seen: list[JobState] = []
+
+    @job_actor(broker=broker)
+    def run_marathon(fails: bool, *, job_state: JobState) -> None:
+        if seen:
+            assert state_of(broker, seen[-1]).is_finished
+        seen.append(job_state)
+        if fails:
+            raise ValueError("a cramp")
+
+    for fails in False, True, False:
+        quitting.is_on = True
+        with pytest.raises(KeyboardInterrupt):
+            run_marathon.send(fails)
+    run_marathon.send(False)
+    states = [state_of(broker, job_state) for job_state in seen]
+    assert [s.status for s in states] == ["success", "error", "success", "success"]
+    assert states[1].error == CRAMP
+    seen.clear()
+    quitting.is_on = True
+    with pytest.raises(KeyboardInterrupt):
+        run_marathon.send_with_options(args=(False,), pipe_target="nonsense")
+    seen.clear()
+    assert load(broker, run_marathon.send(False)).status == "success"
+    assert "could not be written" in messages(caplog, "pyramid_jobstate")[0]
+    assert keeps_nothing()
+    caplog.clear()
+
+
 def test_jobs_of_two_greenlets_stay_separate(ours: JobStateMiddleware) -> None:
     """The end of one job leaves a job in another greenlet of the thread alone, as in a
     gevent worker: that one goes on reporting, and its own end is written.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import threading
@@ -98,6 +99,28 @@ def test_retry_that_begins_elsewhere_first_does_no_harm(
     wait_for(lambda: tries(second))
     assert second.load().status == "working"
     assert not [m for m in messages(caplog, LOGGER) if "no longer records" in m]
+
+
+def test_failure_that_comes_with_a_late_report_is_among_the_tries(
+    make_floor: MakeFloor,
+    slow: JobStore,
+    relay: Relay,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A run fails while a report of it is on its way, which a retry has overtaken."""
+    old = make_floor(slow).begin(max_retries=1, min_backoff=3_600_000)
+    with relay.frozen():
+        old.job_state.set_message("old")
+        assert not old.job_state.flush(0.1)
+        new = make_floor().begin(old.message)
+        old.leave(ValueError("a cramp"))
+        # It waits for the store, in vain.
+        assert not old.settled.wait(0.2)
+    assert old.settled.wait(10)
+    (each,) = wait_for(lambda: tries(new))
+    assert each.error == ("ValueError", "a cramp")
+    assert (new.load().status, new.load().message) == ("working", None)
+    assert not messages(caplog, LOGGER, logging.ERROR)
 
 
 def test_late_deliveries_leave_the_later_steps_alone(make_floor: MakeFloor) -> None:
@@ -269,7 +292,35 @@ def make_waiting(floor: Floor, message: Message[Any]) -> Any:
     return floor.load(message.message_id)
 
 
-# Interrupts, and threads that die.
+# Interrupts, threads that die, and faults of others.
+
+
+def test_worker_survives_the_unforeseen(
+    make_floor: MakeFloor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If logging itself fails, for one, that is logged, and reports go on."""
+    floor = make_floor(heartbeat=0.05)
+    other = floor.begin()
+
+    class Broken(logging.Handler):
+        def handle(self, record: logging.LogRecord) -> bool:
+            if "no longer records" in record.msg:
+                raise ZeroDivisionError
+            return True
+
+    handler = Broken()
+    logging.getLogger(LOGGER).addHandler(handler)
+    try:
+        old = floor.begin()
+        make_floor().begin(old.message)
+        wait_for(lambda: messages(caplog, LOGGER, logging.ERROR))
+    finally:
+        logging.getLogger(LOGGER).removeHandler(handler)
+    assert "Job states could not be written." in messages(caplog, LOGGER)
+    other.job_state.set_message("on we go")
+    assert other.job_state.flush(10)
+    other.end()
+    assert other.load().status == "success"
 
 
 # It ends Dramatiq's thread.

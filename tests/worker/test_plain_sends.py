@@ -21,6 +21,7 @@ from tests.jobs import (
     load,
     make_broker,
     messages,
+    store_of,
     wait_until,
     working,
 )
@@ -257,6 +258,27 @@ def success(store: JobStore, message: dramatiq.Message[Any]) -> JobState | None:
     """Return a job that is a success, but had no record at first."""
     state = store.load(message.message_id)
     return state if state is not None and state.is_success else None
+
+
+def test_send_that_the_store_refuses_is_logged(
+    stub: dramatiq.Broker, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full server keeps no message from its actor, and the next send asks again."""
+
+    @dramatiq.actor(broker=stub, job_state=True)
+    def run_marathon() -> None: ...
+
+    client.config_set("maxmemory", 1)
+    try:
+        message = run_marathon.send()
+    finally:
+        client.config_set("maxmemory", 0)
+    (said,) = messages(caplog, "pyramid_jobstate")
+    assert said.startswith("The store refused to note that a job is sent.")
+    assert load(stub, run_marathon.send()).status == "queued"
+    with working(stub):
+        wait_for(lambda: store_of(stub).load(message.message_id))
+        wait_until(stub, message, "success")
 
 
 def test_job_put_back_by_an_operator_is_queued(stub: dramatiq.Broker) -> None:
