@@ -27,6 +27,7 @@ from tests.operated import (
     put,
     write,
 )
+from tests.support import key_of
 from tests.terminal import Terminal
 from tests.webapp import NOWHERE
 
@@ -106,8 +107,8 @@ def test_watch_has_bars_that_move(
     pjobs: Operator, runner: Runner, store: JobStore
 ) -> None:
     """Each running job has a bar, also one that starts later; texts are harmless and
-    markup is text; an ended job stays for five seconds. Ctrl-C restores the terminal,
-    with the last state below, and ends with 130.
+    markup is text; an ended job stays for five seconds, a lost one does not. Ctrl-C
+    restores the terminal, with the last state below, and ends with 130.
     """
     live = runner.send()
     live.do(lambda job: job.set_progress(1, 4, "rows", HOSTILE))
@@ -145,6 +146,15 @@ def test_watch_has_bars_that_move(
         yield
         shown.catch_up()
         assert other.uuid[:8] not in shown.text()
+
+        lost = put(store).uuid
+        yield
+        shown.catch_up()
+        assert lost[:8] in shown.text()
+        store.client.delete(key_of(store, lost))
+        yield
+        shown.catch_up()
+        assert lost[:8] not in shown.text() and live.uuid[:8] in shown.text()
         signal.raise_signal(signal.SIGINT)
         yield
 
@@ -300,9 +310,9 @@ def test_rich_is_named_where_it_is_missing(
 def test_streams_that_take_less(
     pjobs: Operator, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the encoding of stdout lacks is escaped. A reader that has gone, a full disk
-    and a closed stdout have exit codes and at most one line; a closed stderr changes no
-    exit code.
+    """What the encoding of stdout lacks is escaped, if it has one. A reader that has
+    gone, a full disk and a closed stdout have exit codes and at most one line; a closed
+    stderr changes no exit code.
     """
     put(store, message="Größe ☃")
     latin = io.TextIOWrapper(io.BytesIO(), encoding="latin-1", newline="")
@@ -311,6 +321,9 @@ def test_streams_that_take_less(
         assert pjobs("list").code == 0
     latin.seek(0)
     assert latin.read().endswith("Größe \\u2603\n")
+    with contextlib.redirect_stdout(io.StringIO()) as own:
+        assert pjobs("list").code == 0
+    assert own.getvalue().endswith("Größe ☃\n")
 
     reader, writer = os.pipe()
     os.close(reader)

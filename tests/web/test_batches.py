@@ -10,6 +10,7 @@ import pytest
 import redis
 from dramatiq import Broker, group
 from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import Middleware
 from pyramid.httpexceptions import HTTPForbidden
 from pyramid.request import Request
 
@@ -19,7 +20,7 @@ from pyramid_jobstate import (
     RequestMiddleware,
 )
 from pyramid_jobstate.errors import ActorError
-from pyramid_jobstate.testing import outbox, pass_time, put_batch, run_jobs
+from pyramid_jobstate.testing import away, outbox, pass_time, put_batch, run_jobs
 from tests.jobs import RunMarathon, job_actor, new_id, working
 from tests.support import wait_for
 from tests.web.databases import Manager, fail
@@ -244,6 +245,33 @@ def test_broker_that_is_away_fails_the_rest(
     assert [job.status for job in members] == ["queued"] * 2 + ["error"] * 3
     assert members[4].error and members[4].error.message == NOT_SENT
     assert desk.counts(batch) == {"queued": 2, "error": 3}
+
+
+def test_members_are_confirmed_a_hundred_at_a_time(
+    desk: BatchDesk, global_broker: Broker
+) -> None:
+    """While a large batch is sent, its store knows of most members that they were. If
+    it goes away by then, the rest is sent all the same.
+    """
+    seen = []
+
+    class Watch(Middleware):
+        def before_enqueue(self, broker: Broker, message: Any, delay: Any) -> None:
+            if message.args == (150,):
+                pass_time(desk.store, 60)
+                page = desk.store.members(batch.uuid, limit=200)
+                seen.extend(job.status for job in page.items)
+                gone.enter_context(away(desk.store))
+
+    global_broker.add_middleware(Watch())
+    with contextlib.ExitStack() as gone:
+        request = desk.begin()
+        with request.job_states.batch() as batch:
+            for n in range(201):
+                batch.send(desk.actor, n)
+        request.tm.commit()
+    assert seen == ["queued"] * 100 + ["stalled"] * 100
+    assert desk.sent() == [*range(201)]
 
 
 def test_keys_decide_the_ids_of_members(desk: BatchDesk) -> None:

@@ -156,7 +156,7 @@ def test_jobs_run_with_a_stub_broker() -> None:
 
 def test_without_the_setting_brokers_are_left_alone() -> None:
     """The application sets a broker, as it always could. One that only reads jobs needs
-    none, even beside one that has the setting.
+    none.
     """
     make_app(make_config(NOWHERE))
     assert dramatiq.broker.global_broker is None
@@ -167,6 +167,27 @@ def test_without_the_setting_brokers_are_left_alone() -> None:
     make_app(config)
     assert dramatiq.get_broker() is mine
     assert "127.0.0.1:1/0" in repr(web_store(config))
+
+
+def test_application_without_the_setting_runs_no_jobs_of_another(
+    redis_url: str,
+) -> None:
+    """Beside an application that has the setting, one without it only reads jobs: those
+    of the broker still belong to the first one.
+    """
+    registries = []
+
+    @dramatiq.actor(max_retries=0)
+    def run(*, request: Any, job_state: RunMarathon) -> None:
+        registries.append(request.registry)
+
+    config = made(redis_url)
+    reading = make_config(redis_url)
+    make_app(reading)
+    broker = dramatiq.get_broker()
+    with working(broker):
+        wait_until(broker, broker.get_actor("run").send(), "success")
+    assert registries == [config.registry]
 
 
 # Bad values.

@@ -238,6 +238,12 @@ def test_rerun_tells_nothing_of_a_foreign_batch(
     assert hidden[0] == {"done": 0, "cursor": None}
     assert rerun("alice", batch)[1] != hidden[1]
     assert rerun("bob", "x")[0]["error"] == "batch must be a uuid, not 'x'."
+    for name, value in ("cursor", "x"), ("limit", 10**9):
+        wrong = {name: value}
+        for each in batch, UUID:
+            response = act(operated, "/job_state/rerun", "bob", batch=each, **wrong)
+            assert response.status_code == 400, (each, wrong)
+            assert name in response.json["error"]
 
 
 def test_parameters_in_the_body_are_refused(operated: TestApp, store: JobStore) -> None:

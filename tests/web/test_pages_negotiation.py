@@ -143,7 +143,7 @@ def test_error_pages_are_the_application_s(redis_url: str, store: JobStore) -> N
             assert "error" in script.json
             assert response.headers["Vary"] == script.headers["Vary"] == "Accept"
             assert response.headers["Cache-Control"] == "private, no-store"
-        for end in f"{job}/x", f"{job}//x", "/x":
+        for end in f"{job}/x", f"{job}/@@/x", "/x":
             page = browse(app, f"{place}/{end}")
             assert page.text == "<h1>Our own 404</h1>", end
 

@@ -13,7 +13,7 @@ from dramatiq import Broker
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.errors import Retry
 from dramatiq.middleware import TimeLimitExceeded
-from pyramid.config import Configurator
+from pyramid.config import Configurator, global_registries
 from pyramid.request import Request
 from pyramid.threadlocal import get_current_request
 from pyramid_retry import RetryableException
@@ -508,6 +508,34 @@ def test_applications_that_share_a_broker_keep_their_jobs_apart(
         refused = wait_until(broker, tell.send(), "error")
     text = "several applications of this process share its broker"
     assert text in error_of(refused)[1]
+
+
+def test_request_of_an_application_that_was_made_before_the_broker(
+    redis_url: str, set_broker: Callable[[Any], None]
+) -> None:
+    """It is the last one that has included the package. Without any, the error says how
+    to start a worker.
+    """
+    global_registries.empty()
+    config, plain = make_config(redis_url), Configurator()
+    registries = []
+    for is_made in False, True:
+        if is_made:
+            set_broker(None)
+            config.include("pyramid_jobstate")
+            config.make_wsgi_app()
+            plain.make_wsgi_app()
+        broker = make_broker(redis_url, others=(RequestMiddleware(),))
+        set_broker(broker)
+
+        @job_actor(broker=broker, max_retries=0)
+        def visit(*, request: Any, job_state: JobState) -> None:
+            registries.append(request.registry)
+
+        job = run(broker, visit, status="success" if is_made else "error")
+        if not is_made:
+            assert "has made no Pyramid application" in error_of(job)[1]
+    assert registries == [config.registry]
 
 
 # Brokers that run a job in its sender.

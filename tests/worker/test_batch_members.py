@@ -125,8 +125,10 @@ def test_progress_is_told_once_a_second(make_floor: MakeFloor) -> None:
 
 def test_running_member_sends_further_ones(floor: Floor) -> None:
     """They join its batch and have its owner. The batch ends when all are over."""
+    shown = []
 
     def fan_out(job_state: Any) -> None:
+        shown.append(repr(job_state.batch))
         sends(floor, "x", "y")(job_state)
         job_state.batch.send_with_options(floor.errand, ("z",), key="z", weight=2)
         job_state.batch.send_message(floor.message("v"), key="v", broker=floor.broker)
@@ -135,6 +137,7 @@ def test_running_member_sends_further_ones(floor: Floor) -> None:
 
     floor.scripts["a"] = fan_out
     batch = worked(floor, floor.send_batch("a"))
+    assert shown == [f"<OwnBatch {batch.uuid}>"]
     assert batch.status == "error"
     # A step gets the result of the one before, which this actor does not take.
     assert floor.counts(batch) == {"success": 6, "error": 1}

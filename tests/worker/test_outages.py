@@ -205,18 +205,23 @@ def test_store_that_came_back_empty_is_told_everything(
 def test_end_that_waits_is_written_to_an_empty_store(
     make_floor: MakeFloor, own: JobStore, client: redis.Redis
 ) -> None:
-    """A job that ended while the store was away is stored with all its values, even if
-    the store has lost it.
+    """A job that ended while the store was away is stored with all its values, and with
+    its failure if it has failed, even if the store has lost it.
     """
-    held = make_floor(own).begin()
+    floor = make_floor(own)
+    held, failing = floor.begin(), floor.begin()
     held.job_state.set_progress_metric("miles", 3)
     assert held.job_state.flush(10)
     with away(own):
         held.job_state.set_progress_metric("more", 4)
         held.end()
+        failing.end(ValueError("a cramp"))
         client.flushall()
-    wait_for(lambda: held.reads("success"))
+    wait_for(lambda: held.reads("success") and failing.reads("error"))
     assert held.load().progress_metrics == {"miles": 3, "more": 4}
+    failures = floor.store.failures(failing.uuid)
+    assert failures.traceback.endswith("ValueError: a cramp\n")
+    assert failures.message and len(failures.tries) == 1
 
 
 def test_values_that_a_failover_lost_are_written_again(

@@ -193,6 +193,23 @@ def test_step_of_an_actor_that_is_not_declared_ends_the_pipeline(
     assert [j.status for j in jobs] == ["error", "cancelled"]
 
 
+def test_step_that_is_not_tracked_does_no_harm(
+    broker: Broker, alice: JobStates, step: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A plain pipeline may have such a step. It ends as quietly as any other."""
+
+    @dramatiq.actor(broker=broker)
+    def sweep(*_: Any) -> None: ...
+
+    steps = [step.message(13), sweep.message(), step.message(2)]
+    pipeline(steps, broker=broker).run()
+    with working(broker):
+        wait_for(lambda: getattr(alice.find(steps[0].message_id), "is_finished", None))
+    assert outcome([alice[steps[0].message_id]]) == [BAD]
+    assert [alice.find(each.message_id) for each in steps[1:]] == [None, None]
+    assert not [r for r in caplog.records if "Unexpected" in r.getMessage()]
+
+
 def test_groups_and_their_pipelines_succeed(
     broker: Broker, alice: JobStates, step: Any, ended: Any
 ) -> None:

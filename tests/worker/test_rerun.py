@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,7 +27,8 @@ from pyramid_jobstate import (
     rerun,
     rerun_all,
 )
-from pyramid_jobstate.testing import pass_time, put_batch, put_job
+from pyramid_jobstate.testing import away, pass_time, put_batch, put_job
+from tests.jobs import messages
 from tests.support import wait_for
 from tests.worker.floors import Chore, Floor, fail, standing_still
 
@@ -264,6 +266,22 @@ def test_old_message_that_comes_again_does_not_run(floor: Floor) -> None:
     assert floor.ran == {"a": 1}
 
 
+def test_store_that_goes_away_after_the_message_has_left(floor: Floor) -> None:
+    """The job runs again as far as anybody knows."""
+    (sent,) = failed(floor)
+    enqueue = floor.broker.enqueue
+
+    def send(message: Message[Any]) -> Any:
+        stack.enter_context(away(floor.store))
+        return enqueue(message)
+
+    with contextlib.ExitStack() as stack, refusing(floor, send):
+        assert again(floor, sent)
+    floor.work()
+    assert floor.statuses(sent) == ["success"]
+    assert floor.ran == {"a": 1}
+
+
 def test_job_that_was_cancelled_meanwhile_does_not_run(floor: Floor) -> None:
     """A job that is cancelled while it waits to run again stays cancelled."""
     (sent,) = failed(floor)
@@ -473,6 +491,43 @@ def test_jobs_that_were_lost_run_again_with_those_that_failed(
     floor.work()
     assert floor.ran == {"a": 5}
     assert floor.store.counts() == Counts(success=5, stalled=1)
+
+
+def test_members_that_were_never_sent_are_told(
+    floor: Floor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If the sender of a batch died, the log says what to do about the jobs that were
+    never sent, once the batch has been silent for a while. The failed ones run again.
+    """
+    breaks(floor)
+    enqueue = floor.broker.enqueue
+    reached, opened = threading.Event(), threading.Event()
+
+    def freeze(message: Message[Any], **options: Any) -> Any:
+        if message.args == ("c",):
+            reached.set()
+            assert opened.wait(60)
+        return enqueue(message, **options)
+
+    with refusing(floor, freeze):
+        sender = threading.Thread(target=floor.send_batch, args="abc")
+        sender.start()
+        assert reached.wait(20)
+        floor.work()
+        del floor.scripts["a"]
+        (batch,) = [job for job in floor.store.list().items if isinstance(job, Batch)]
+        do: dict[str, Any] = {"batch": batch.uuid}
+        assert rerun_all(floor.store, floor.broker, **do, limit=0).done == 0
+        assert not messages(caplog, "pyramid_jobstate")
+        pass_time(floor.store, 20)
+        assert rerun_all(floor.store, floor.broker, **do) == (1, 0, None)
+        (said,) = messages(caplog, "pyramid_jobstate")
+        assert said == (
+            f"1 of the jobs of batch {batch.uuid} were never sent, and cannot run "
+            "again. Cancel the batch, and send again what is cancelled then."
+        )
+        opened.set()
+        sender.join()
 
 
 def test_batches_are_not_among_failed_jobs(floor: Floor) -> None:
