@@ -382,7 +382,7 @@ def test_given_job_whose_record_is_gone(pjobs: Operator, store: JobStore) -> Non
     """
     lost, back = put(store), put(store)
     key = key_of(store, back.uuid)
-    kept = store.client.dump(key)
+    kept: Any = store.client.dump(key)
 
     def course() -> Iterator[None]:
         store.client.delete(key, key_of(store, lost.uuid))

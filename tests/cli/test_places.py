@@ -17,6 +17,7 @@ from pyramid_jobstate import JobError, JobState, JobStore
 from tests.cliapp import Folder
 from tests.operated import Operator, put, with_ini
 from tests.support import UUID
+from tests.webapp import NOWHERE
 
 COMMANDS = ("info", "list", "show", "log", "watch", "wait", "cancel", "rerun", "clear")
 
@@ -169,13 +170,11 @@ def test_server_that_is_no_redis(pjobs: Operator) -> None:
     """An error says that the server at a URL does not speak Redis's protocol, that it
     answers something else, or that it is a node of a Cluster.
     """
-    for answer, protocol, words, error in (
-        (b"HTTP/1.1 400 \x1b[2J\r\n\r\n", 2, ["list"], "not Redis: "),
-        (b"+OK\r\n", 3, ["info"], "not Redis: it do"),
-        (b":5\r\n", 2, ["wait", UUID], "not Redis: it do"),
+    for answer, words, error in (
+        (b"HTTP/1.1 400 \x1b[2J\r\n\r\n", ["list"], "not Redis: "),
+        (b":5\r\n", ["wait", UUID], "not Redis: it do"),
         (
             b"-MOVED 1 127.0.0.1:7000\r\n",
-            2,
             ["show", UUID],
             "a node of a Cluster: add +cluster to the scheme of its URL, as in "
             "redis+cluster://.",
@@ -183,10 +182,29 @@ def test_server_that_is_no_redis(pjobs: Operator) -> None:
     ):
         with answering(answer) as port:
             place = f"127.0.0.1:{port}/0"
-            ran = pjobs.main("--url", f"redis://{place}?protocol={protocol}", *words)
+            ran = pjobs.main("--url", f"redis://{place}?protocol=2", *words)
         assert (ran.code, ran.out) == (1, [])
         assert ran.err[-1].startswith(f"pjobs: The store at {place} is {error}")
         assert "\x1b" not in ran.err[-1]
+
+
+def test_error_of_ours_keeps_its_traceback(
+    pjobs: Operator, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception that a server has not caused is not hidden, nor one for which it
+    cannot be asked.
+    """
+    job = put(store)
+
+    def fail(*args: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(JobStore, "failures", fail)
+    with pytest.raises(ZeroDivisionError):
+        pjobs("show", job.uuid)
+    monkeypatch.setattr(JobStore, "load_many", fail)
+    with pytest.raises(ZeroDivisionError):
+        pjobs.main("--url", NOWHERE, "show", UUID)
 
 
 KIND = """

@@ -296,6 +296,12 @@ def test_show_has_the_failures(
     assert facts_of(pjobs, job, "rerun") == [reason]
     assert facts_of(pjobs, job, "try")[0].endswith(f" s: ValueError: {HARMLESS}")
     assert facts_of(pjobs, job, "traceback") == HARMLESS.split(r"\n")
+    # Somebody's script has removed when it began.
+    live = runner.send()
+    store.client.hdel(key_of(store, live.uuid), "started")
+    live.fail()
+    (text,) = facts_of(pjobs, load_job(store, live.uuid), "try")
+    assert re.fullmatch(r"[-\d]+ [:+\d]+: ValueError: wrong", text)
 
 
 def test_nothing_acts_on_a_terminal(pjobs: Operator, store: JobStore) -> None:

@@ -253,7 +253,7 @@ def test_members_are_confirmed_a_hundred_at_a_time(
     """While a large batch is sent, its store knows of most members that they were. If
     it goes away by then, the rest is sent all the same.
     """
-    seen = []
+    seen: list[str] = []
 
     class Watch(Middleware):
         def before_enqueue(self, broker: Broker, message: Any, delay: Any) -> None:

@@ -239,7 +239,7 @@ def test_rerun_tells_nothing_of_a_foreign_batch(
     assert rerun("alice", batch)[1] != hidden[1]
     assert rerun("bob", "x")[0]["error"] == "batch must be a uuid, not 'x'."
     for name, value in ("cursor", "x"), ("limit", 10**9):
-        wrong = {name: value}
+        wrong: Any = {name: value}
         for each in batch, UUID:
             response = act(operated, "/job_state/rerun", "bob", batch=each, **wrong)
             assert response.status_code == 400, (each, wrong)

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import logging
 import sys
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -88,6 +89,13 @@ def error_of(job: JobState) -> tuple[str, str]:
     """Return the class of a job's error, without its module, and its message."""
     assert job.error is not None
     return str(job.error.type).rpartition(".")[2], job.error.message
+
+
+def wait_for_attempt(broker: Broker, message: Any, attempt: int) -> JobState:
+    """Wait until an attempt has failed and another will follow, and return the job."""
+    while (job := wait_until(broker, message, "retrying")).attempt < attempt:
+        time.sleep(0.01)
+    return job
 
 
 def ended(store: JobStore, uuid: str) -> JobState:
@@ -365,10 +373,7 @@ def test_transaction_says_what_is_a_conflict(
 
     monkeypatch.setitem(sys.modules, "pyramid_retry", None)
     with working(broker):
-        message = visit.send()
-        job = wait_until(broker, message, "retrying")
-        while job.attempt < 2:
-            job = wait_until(broker, message, "retrying")
+        job = wait_for_attempt(broker, visit.send(), 2)
     assert error_of(job)[0] == "RetryableException"
     assert job.due_at and job.updated_at
     assert job.due_at - job.updated_at > timedelta(minutes=20)
@@ -399,10 +404,9 @@ def test_conflict_beyond_the_attempts_waits_like_any_failure(
     actor = conflicting(broker, events, in_use)
     with working(broker):
         message = actor.send(9)
-        wait_for(lambda: (2, None) in events)
-        wait_for(lambda: events.count("abort") == 2)
-        job = wait_until(broker, message, "retrying")
-    assert (job.attempt, error_of(job)) == (2, ("TransientError", "in use"))
+        job = wait_for_attempt(broker, message, 2)
+    assert events.count("abort") == 2 and (2, None) in events
+    assert error_of(job) == ("TransientError", "in use")
     assert job.due_at and job.updated_at
     assert job.due_at - job.updated_at > timedelta(minutes=20)
     job = run(broker, actor, 9, status="error", max_retries=0)

@@ -125,7 +125,7 @@ def test_registry_above_that_of_the_application_is_heard(redis_url: str) -> None
     """If the registry of an application has another one above it, subscribers there
     still hear of its requests.
     """
-    heard = []
+    heard: list[Any] = []
     above = Registry("above")
     above.registerHandler(heard.append, (INewRequest,))
     registry = Registry("below", bases=(above,))

@@ -132,7 +132,7 @@ class Unspeakable(SyntaxError):
         raise RuntimeError
 
     @property
-    def lineno(self) -> int:
+    def lineno(self) -> int:  # type: ignore[override]
         raise RuntimeError
 
 

@@ -203,7 +203,10 @@ def test_store_that_came_back_empty_is_told_everything(
 
 
 def test_end_that_waits_is_written_to_an_empty_store(
-    make_floor: MakeFloor, own: JobStore, client: redis.Redis
+    make_floor: MakeFloor,
+    own: JobStore,
+    client: redis.Redis,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A job that ended while the store was away is stored with all its values, and with
     its failure if it has failed, even if the store has lost it.
@@ -222,6 +225,7 @@ def test_end_that_waits_is_written_to_an_empty_store(
     failures = floor.store.failures(failing.uuid)
     assert failures.traceback.endswith("ValueError: a cramp\n")
     assert failures.message and len(failures.tries) == 1
+    assert not messages(caplog, LOGGER, logging.ERROR)
 
 
 def test_values_that_a_failover_lost_are_written_again(
