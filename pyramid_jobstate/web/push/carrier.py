@@ -118,8 +118,11 @@ class AsgiCarrier:
 
     async def _send_next(self, send: Send) -> None:
         self._waiter = asyncio.get_running_loop().create_future()
-        await self._waiter
-        self._waiter = None
+        try:
+            await self._waiter
+        finally:
+            # It keeps the loop.
+            self._waiter = None
         start = 0
         while start < len(self._data):
             # Not kept in a variable, so that drop() frees the rest.
