@@ -20,6 +20,12 @@ def keys_of(client: Any, *kinds: str) -> list[str]:
     return [key for key in keys if not kinds or client.type(key).decode() in kinds]
 
 
+def keys_without_end(client: Any) -> list[str]:
+    """Return the keys of a store that never expire."""
+    keys = [key for key in keys_of(client) if "jobstate:" in key]
+    return [key for key in keys if client.pttl(key) == -1]
+
+
 def places_of(client: Any, uuid: str) -> list[str]:
     """Return the keys of the sorted sets in which a job is listed."""
     keys = keys_of(client, "zset")

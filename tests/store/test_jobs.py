@@ -14,6 +14,7 @@ from pyramid.config import Configurator
 from redis.sentinel import Sentinel
 
 from pyramid_jobstate import (
+    Batch,
     BulkResult,
     JobError,
     JobState,
@@ -22,11 +23,12 @@ from pyramid_jobstate import (
     Progress,
 )
 from pyramid_jobstate.errors import ActorError
-from pyramid_jobstate.testing import pass_time
+from pyramid_jobstate.testing import pass_time, put_batch
 from tests.faulty import faulty
 from tests.jobs import Gate, RunMarathon, job_actor, make_broker, new_id, working
 from tests.listed import create, make_desk
-from tests.store.jobs import FINISHED, UNFINISHED, put, put_unsent
+from tests.lost import keys_without_end
+from tests.store.jobs import FINISHED, STATUSES, UNFINISHED, put, put_unsent
 from tests.support import load_job
 from tests.web.databases import Manager, fail
 from tests.webapp import make_request
@@ -199,6 +201,17 @@ def assert_lasts(store: JobStore, uuid: str, seconds: float) -> None:
     assert store.load(uuid) is None
 
 
+def test_nothing_is_kept_for_ever(store: JobStore) -> None:
+    """Every key expires, whatever becomes of its job, and so do those of batches."""
+    for status in STATUSES:
+        put(store, status)
+    for status in FINISHED:
+        assert store.delete(put(store, status))
+    put_batch(store, Batch, ["queued", "error"])
+    put_batch(store, Batch, ["success", "error"])
+    assert keys_without_end(store.client) == []
+
+
 def test_ended_job_is_kept_for_a_while(brief: JobStore) -> None:
     """An ended job is kept for `expire_in` from its end."""
     for status in "success", "error":
@@ -243,6 +256,12 @@ def test_cancelled_job_outlives_its_message(brief: JobStore) -> None:
         job = load_job(brief, put(brief, status, delay=delay))
         assert job.cancel()
         assert_lasts(brief, job.uuid, 1000 + delay)
+    # Somebody may put the message back, for later.
+    broker, run_marathon = make_desk(brief)
+    message = run_marathon.send(26)
+    assert load_job(brief, message.message_id).cancel()
+    broker.enqueue(message, delay=500_000)
+    assert_lasts(brief, message.message_id, 1500)
     # Nor is it shorter than that of any ended job.
     patient = brief.replace(expire_in=5000)
     job = load_job(patient, put(patient, "queued"))

@@ -18,6 +18,7 @@ from pyramid_jobstate.job.changes import End, Failure, NewJob, Update
 from pyramid_jobstate.job.record import NOT_REACHED, JobInfo, Record
 from pyramid_jobstate.testing import pass_time
 from tests.jobs import RunMarathon, new_id
+from tests.lost import keys_without_end
 
 RUNS = ("first", "second", "third")
 
@@ -533,6 +534,7 @@ def scenes_of(run: str) -> list[list[tuple[Any, ...]]]:
         fail,
         [*fail, ("rerun",)],
         [*fail, ("rerun",), ("confirm", False)],
+        [*fail, ("rerun",), ("restore", True)],
         [*fail, ("rerun",), again, ("restore", True)],
         [*fail, ("rerun",), ("begin", other, True, False, False)],
         [*fail, ("create", False), (*stop, 0, True), ("rerun",)],
@@ -671,6 +673,7 @@ def follow_any(both: Both, path: list[Any], every: int) -> None:
         take(both, step)
         if number % every == 0 or number == len(path):
             both.check()
+    assert keys_without_end(both.scripts.store.client) == []
 
 
 def follow_timely(both: Both, path: list[Any], every: int) -> None:

@@ -19,6 +19,7 @@ from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.testing import away, outbox, pass_time, run_jobs
 from tests.faulty import FaultyProxy, Moment, faulty
 from tests.jobs import Gate, messages, working
+from tests.lost import keys_without_end
 from tests.support import wait_for
 from tests.web.databases import Manager, fail
 from tests.web.desks import Desk, make_desk
@@ -495,6 +496,7 @@ def test_a_sender_that_dies_before_it_takes_the_key_leaves_nothing_behind(
     """
 
     def meanwhile() -> None:
+        assert keys_without_end(desk.client) == []
         desk.grow_old()
         assert desk.status(dead) == "stalled"
         found.append(desk.press())

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import redis
+from dramatiq.errors import Retry
 
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.testing import away, pass_time
 from tests.jobs import messages
+from tests.lost import keys_without_end
 from tests.support import wait_for
 from tests.worker.floors import Floor, Held, evict
 
@@ -144,11 +146,12 @@ def test_lost_record_does_not_make_two_jobs(floor: Floor, client: redis.Redis) -
 
 def test_job_is_found_for_as_long_as_its_record_lives(floor: Floor) -> None:
     """While it is put back, and after its end."""
-    held = press(floor, max_retries=1, min_backoff=30 * DAY * 1000, max_backoff=10**12)
+    held = press(floor, max_retries=1)
     floor.start()
-    held.wait().end(ValueError("a cramp"))
+    held.wait().end(Retry("Later.", delay=30 * DAY * 1000))
     assert held.load().status == "retrying"
-    pass_time(floor.store, 5 * DAY)
+    pass_time(floor.store, 29 * DAY)
+    assert keys_without_end(floor.store.client) == []
     assert floor.last() == held.uuid and is_under_way(floor, held.uuid)
     again = floor.begin(held.message)
     again.end()
