@@ -187,6 +187,16 @@ def test_change_that_the_batch_hears_of_late(store: JobStore) -> None:
     assert {"queued", "cancelled"} <= {*statuses}
 
 
+def test_time_left_follows_from_the_pace(make_bed: MakeBed) -> None:
+    """The rest of a batch is expected to take as long as what is done did."""
+    bed = make_bed(4)
+    bed.run(0)
+    assert bed.load().progress.eta is None
+    pass_time(bed.store, 1000)
+    bed.end(0)
+    assert bed.load().progress.eta == pytest.approx(3000, rel=0.05)
+
+
 def test_bar_does_not_go_back(make_bed: MakeBed) -> None:
     """A member that is tried again, or begins again, takes work back: the bar waits
     until that is done again. New members start it anew.

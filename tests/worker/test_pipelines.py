@@ -19,6 +19,7 @@ from dramatiq.rate_limits.backends import StubBackend
 
 from pyramid_jobstate import JobState, JobStateMiddleware
 from pyramid_jobstate.resources import JobStates
+from pyramid_jobstate.testing import pass_time
 from tests.jobs import (
     Gate,
     RunMarathon,
@@ -161,6 +162,15 @@ def test_steps_after_one_that_is_tried_again_wait(
     assert outcome(jobs) == [("success", None)] * 2
     assert statuses == ["queued"]
     assert tries == [1, 1, 1, 2]
+
+
+def test_steps_outlast_the_delay_of_the_first(alice: JobStates, step: Any) -> None:
+    """A later step is kept for as long as an earlier one may be due."""
+    day = 24 * 3600
+    first = step.message_with_options(args=(1,), delay=30 * day * 1000)
+    sent = alice.send_immediately(first | step.message(2) | step.message(3))
+    pass_time(alice.store, 37 * day)
+    assert [alice[job_state.uuid].status for job_state in sent] == ["queued"] * 3
 
 
 def test_step_that_waits_can_be_cancelled(
