@@ -9,8 +9,8 @@ import redis
 from pyramid.authorization import Allow, Authenticated, Deny, Everyone
 from webtest import TestApp
 
-from pyramid_jobstate import JobState, JobStore
-from pyramid_jobstate.testing import put_job
+from pyramid_jobstate import Batch, JobState, JobStore
+from pyramid_jobstate.testing import put_batch, put_job
 from tests.jobs import RunMarathon
 from tests.support import key_of
 from tests.web.operating import (
@@ -293,6 +293,10 @@ def test_strange_record_has_only_the_lineages_rights(
             assert get(app, path, user).status_code == read, value
             assert act(app, f"{path}/cancel", user).status_code == done, value
         assert get(app, "/job_state", "alice").json["items"] == []
+    batch = put_batch(store, Batch, ["queued"], owner="alice").uuid
+    client.hset(key_of(store, batch), "kind", "NeverImported")
+    for user, read in ("alice", 403), (ADMIN, 200):
+        assert get(app, f"/job_state/{batch}", user).status_code == read
 
 
 def test_user_named_like_everybody_owns_nothing(

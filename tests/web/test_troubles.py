@@ -11,7 +11,7 @@ import pytest
 from webtest import TestApp
 
 from pyramid_jobstate import JobError, JobState, JobStore, StoreUnavailable
-from tests.web.operating import uuids_of
+from tests.web.operating import act, uuids_of
 from tests.web.reading import put
 from tests.webapp import ADMIN, get
 
@@ -108,6 +108,18 @@ def test_job_in_trouble_is_left_out(
         assert store.counts().error == 4
 
 
+def test_bulk_act_leaves_a_job_in_trouble(operated: TestApp, store: JobStore) -> None:
+    """A job whose class or ACL raises is refused, and the others are acted on."""
+    for name in "acl", "init":
+        store.client.flushdb()
+        cls, spoil = kind(name, **TROUBLES[name])
+        fail(store, JobState, cls, JobState)
+        spoil()
+        response = act(operated, "/job_state/clear?status=error&all=1")
+        assert response.json == {"done": 2, "refused": 1, "cursor": None}, name
+        assert store.counts(anew=True).error == 1, name
+
+
 def test_key_error_of_a_class_is_not_a_404(app: TestApp, store: JobStore) -> None:
     """Traversal does not mistake the error of a class for an unknown job."""
     cls, spoil = kind("key", __init__=raising(KeyError("colour")))
@@ -118,7 +130,9 @@ def test_key_error_of_a_class_is_not_a_404(app: TestApp, store: JobStore) -> Non
             get(app, f"{place}/{job}", "alice")
 
 
-def test_store_that_is_away_for_one_job_is_a_503(app: TestApp, store: JobStore) -> None:
+def test_store_that_is_away_for_one_job_is_a_503(
+    app: TestApp, operated: TestApp, store: JobStore
+) -> None:
     """StoreUnavailable concerns all jobs, so the response is a 503."""
     away = raising(StoreUnavailable(None))
     for members in {"title": property(away)}, {"__init__": away}, {"result_url": away}:
@@ -130,3 +144,7 @@ def test_store_that_is_away_for_one_job_is_a_503(app: TestApp, store: JobStore) 
             assert response.status_code == 503
             assert response.headers["Retry-After"] == "5"
         store.delete(job)
+    cls, spoil = kind("away", __acl__=away)
+    put(store, cls, "error")
+    spoil()
+    assert act(operated, "/job_state/clear?status=error&all=1").status_code == 503
