@@ -97,6 +97,7 @@ def test_include_makes_the_broker() -> None:
         assert dramatiq.broker.global_broker is broker
         assert web_store(config) is store_of(broker), value
         assert "at 127.0.0.1:1/0>" in repr(web_store(config))
+        assert web_store(config).active_expire_in == 8 * 24 * 3600, value
         release_broker()
 
 

@@ -100,13 +100,6 @@ def testapp(app: Router, tm: transaction.TransactionManager) -> TestApp:
 RunJobs = Callable[[], list[JobState]]
 
 
-@pytest.mark.usefixtures("app")
-def test_application_has_no_outbox_without_the_fixture(app: Router) -> None:
-    """The application sends again once the test is over."""
-    with pytest.raises(LookupError, match="has no outbox"):
-        outbox(app.registry)
-
-
 def test_jobs_run_in_the_transaction_of_the_test(
     testapp: TestApp,
     tm: transaction.TransactionManager,
@@ -144,6 +137,12 @@ def test_error_of_a_job_reaches_the_test(testapp: TestApp, run_jobs: RunJobs) ->
         run_jobs()
     (job,) = run_jobs()
     assert values(job, "miles_run") == [1]
+
+
+def test_application_has_no_outbox_without_the_fixture(app: Router) -> None:
+    """The application sends again once the test is over."""
+    with pytest.raises(LookupError, match="has no outbox"):
+        outbox(app.registry)
 
 
 def test_application_reads_the_store_of_the_test(
