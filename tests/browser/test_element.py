@@ -478,12 +478,12 @@ def test_labels_replace_the_words(stage: Stage) -> None:
     stage.set("e.removeAttribute('label-working')")
     stage.page.evaluate("JobState.labels = {working: 'Busy', left: '?'}")
     assert stage.show(data())["status"] == "Busy"
-    stage.page.evaluate(
+    stage.set(
         """JobState.setLabels("de", {working: "Läuft", left: "noch etwa {time}",
             "amount-of": "{done} von {total} {unit}"})"""
     )
+    assert stage.look()["status"] == "Läuft"
     seen = stage.show(data(progress=progress(1234.5, 5000, eta=125)))
-    assert seen["status"] == "Läuft"
     assert seen["left"] == "noch etwa 2 Min."
     details = seen["details"].replace("\u00a0", ".")
     assert details.startswith("· 1.234,5 von 5")

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from pyramid_jobstate import JobError, JobState, JobStore
-from pyramid_jobstate.testing import put_batch
+from pyramid_jobstate.testing import pass_time, put_batch
 from tests.faulty import faulty
 from tests.operated import HARMLESS, HOSTILE, Haul, Operator, Runner, put, write
 from tests.support import UUID, key_of, load_job
@@ -153,6 +153,24 @@ def test_stalled_job_ends_the_wait(pjobs: Operator, tired: JobState) -> None:
     assert ran.err == [f"pjobs: {tired.uuid} has been stalled for 0.3 s."]
     ran = pjobs("wait", tired.uuid)
     assert (ran.code, 20 < sum(pjobs.pauses.slept) < 62) == (5, True)
+
+
+def test_stalls_do_not_add_up(pjobs: Operator, store: JobStore, runner: Runner) -> None:
+    """A job that is heard of again has the whole time of --stalled once more."""
+    live = runner.send()
+
+    def course() -> Iterator[None]:
+        for _ in range(2):
+            pass_time(store, store.stalled_after + 1)
+            yield
+            pjobs.pass_time(40)
+            yield
+            live.do()
+            yield
+        live.end()
+        yield
+
+    assert pjobs("wait", live.uuid, course=course()).code == 0
 
 
 def test_timeout_ends_the_wait(pjobs: Operator, store: JobStore) -> None:
@@ -420,6 +438,24 @@ def test_log_is_followed_to_the_end(pjobs: Operator, runner: Runner) -> None:
     lines = ["one", "one", HARMLESS, "end"]
     assert ran == (0, lines, [])
     assert pjobs("log", "--follow", live.uuid).out == lines
+
+
+def test_log_of_the_next_attempt_is_new(pjobs: Operator, runner: Runner) -> None:
+    """`log -f` prints a line again that the next attempt logs again."""
+    live = runner.send(max_retries=1, min_backoff=1, max_backoff=1)
+    live.do(lambda job: job.append_log("one"))
+
+    def fail(job: JobState) -> None:
+        raise RuntimeError("wrong")
+
+    def course() -> Iterator[None]:
+        live.orders.put(fail)
+        live.do(lambda job: job.append_log("one"))
+        yield
+        live.end()
+        yield
+
+    assert pjobs("log", "-f", live.uuid, course=course()).out == ["one", "one"]
 
 
 def test_log_ends_with_the_record(pjobs: Operator, store: JobStore) -> None:
