@@ -268,10 +268,8 @@ class Reloaded:
             elif was_ready and not self._is_said:
                 self._is_said = True
                 say("pjobs", self._ready)
-        if self._part is not None or time.monotonic() < self._due:
-            path = self._watch.changed()
-            if path is None:
-                return None
+        path = self._watch.changed()
+        if path is not None:
             say("pjobs", f"{path} has changed: the {self.name} part restarts.")
             self._pause = FIRST_PAUSE
             self._due = time.monotonic()
@@ -279,6 +277,8 @@ class Reloaded:
                 self._part.terminate()
                 self._due += PATIENCE
                 return None
+        elif self._part is not None or time.monotonic() < self._due:
+            return None
         self._start_in_turn()
         return None
 

@@ -51,7 +51,7 @@ class Watch:
         # "(?!)" matches nothing, in case the list is empty.
         self._ignored = re.compile("|".join([*patterns, "(?!)"]))
         self._seen: dict[str, Signature | None] = {}
-        self._started = 0
+        self._started = time.time_ns()
         self.add(paths)
 
     def begin(self) -> None:
