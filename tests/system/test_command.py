@@ -1,8 +1,10 @@
 """`python -m tests` selects the tests, and says what they cost."""
 
+import itertools
 import subprocess
 import sys
 
+from tests.__main__ import chosen
 from tests.support import ROOT
 
 
@@ -30,6 +32,27 @@ def test_tests_are_selected_by_what_they_start() -> None:
         paths = [f"tests/{file}" for file in files]
         found = run("-m", "pytest", "--co", "-q", "-m", expression, *paths)
         assert [name for name in names if name in found] == [*expected], expression
+
+
+def test_marks_narrow_the_run() -> None:
+    """An expression of the caller's is joined with that of the run, unless tests are
+    named. Only files, and the long tests, run in one process.
+    """
+    for line, marks, is_parallel in (
+        ("", ["(not system)"], True),
+        ("--color=no --cov", ["(not system)"], True),
+        ("-m browser", ["(not system) and (browser)"], True),
+        ("--system -mbrowser", ["(system) and (browser)"], True),
+        ("--long -m browser", ["(long) and (browser)"], False),
+        ("-m browser tests/web", ["(browser)"], True),
+        ("tests/web/test_acts.py::test_one", [], False),
+        ("-k word", [], True),
+        ("--lf", [], False),
+    ):
+        options, is_default = chosen(line.split())
+        after = [b for a, b in itertools.pairwise(options) if a == "-m"]
+        assert (after, "-n" in options) == (marks, is_parallel), line
+        assert is_default == ("(not system)" in "".join(marks)), line
 
 
 def test_a_file_passes_and_says_what_it_costs() -> None:
