@@ -17,11 +17,14 @@ from tests.operated import Operator, Runner, running
 
 @pytest.fixture(autouse=True)
 def process_kept() -> Iterator[None]:
-    """What a command does to this process's logging and signals is undone."""
+    """What a command does to this process's logging and signals is undone. A run in the
+    background, where a shell has SIGINT ignored, hears of it all the same.
+    """
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     ended = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     kept = {signum: signal.getsignal(signum) for signum in ended}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for signum, handler in kept.items():
         signal.signal(signum, handler)
