@@ -1,17 +1,13 @@
 """What happens to a store beside its jobs: writes that a server loses in a failover,
-other programs' writes, and what others do between two round trips.
+and other programs' writes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
-
-import redis
 
 
 def keys_of(client: Any, *kinds: str) -> list[str]:
@@ -69,58 +65,6 @@ def take_over(client: Any, *keys: str) -> None:
     for key in keys:
         client.delete(key)
         client.set(key, "another program's")
-
-
-@contextlib.contextmanager
-def counting_trips(
-    number: int = 0, meanwhile: Callable[[], object] = list
-) -> Iterator[list[object]]:
-    """Collect an item for each round trip of this thread to a server, and have
-    something happen before the one of a number, from 1.
-    """
-    trips: list[object] = []
-    me, send = threading.current_thread(), redis.Connection.send_packed_command
-    is_others = False
-
-    def send_packed_command(self: Any, *args: Any, **kwargs: Any) -> Any:
-        nonlocal is_others
-        if threading.current_thread() is me and not is_others:
-            trips.append(self)
-            if len(trips) == number:
-                is_others = True
-                meanwhile()
-                is_others = False
-        return send(self, *args, **kwargs)
-
-    with mock.patch.object(
-        redis.Connection, "send_packed_command", send_packed_command
-    ):
-        yield trips
-
-
-@contextlib.contextmanager
-def dying(is_dead: Callable[[int], bool]) -> Iterator[None]:
-    """Have this thread act as a process that dies: from some round trip on, whose
-    number from 1 is passed to a function, none succeeds.
-    """
-    me, number = threading.current_thread(), 0
-    send = redis.Connection.send_packed_command
-
-    def send_packed_command(self: Any, *args: Any, **kwargs: Any) -> Any:
-        nonlocal number
-        if threading.current_thread() is me:
-            number += 1
-            if is_dead(number):
-                # Another thread must not get a connection that is half open.
-                self.disconnect()
-                raise SystemExit
-        return send(self, *args, **kwargs)
-
-    with (
-        mock.patch.object(redis.Connection, "send_packed_command", send_packed_command),
-        contextlib.suppress(SystemExit),
-    ):
-        yield
 
 
 @contextlib.contextmanager

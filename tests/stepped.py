@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import re
 import threading
 import time
 from collections import Counter
@@ -19,8 +18,7 @@ from unittest import mock
 from redis.connection import AbstractConnection
 from redis.exceptions import ConnectionError as Lost
 
-#: The commands of a handshake.
-HANDSHAKE = re.compile(rb"\*\d+\r\n\$\d+\r\n(AUTH|CLIENT|HELLO|SELECT)\r\n")
+from tests.trips import Killed, met
 
 _here = threading.local()
 
@@ -28,10 +26,6 @@ _here = threading.local()
 #: What may happen to a process at a round trip: it dies, it stands still for a while
 #: before it goes on, or it does not get the reply.
 FATES = ("die before", "die after", "sleep", "sleep", "lose", "lose")
-
-
-class Killed(BaseException):
-    """Raised in a process that has died, whatever it tries to do."""
 
 
 class Process:
@@ -149,16 +143,12 @@ def aside() -> Iterator[None]:
 @contextlib.contextmanager
 def stepped() -> Iterator[None]:
     """Have the round trips of processes take turns. Other threads are left alone."""
-    send = AbstractConnection.send_packed_command
     read = AbstractConnection.read_response
     fates: dict[Any, str] = {}
 
-    def send_packed_command(self: Any, command: Any, *args: Any, **kwargs: Any) -> Any:
-        process: Process | None = getattr(_here, "process", None)
-        packed = command if isinstance(command, bytes) else b"".join(command)
-        if process is not None and not HANDSHAKE.match(packed):
-            fates[self] = process.begin()
-        return send(self, command, *args, **kwargs)
+    def meet(connection: Any, go: Callable[[], Any]) -> Any:
+        fates[connection] = _here.process.begin()
+        return go()
 
     def read_response(self: Any, *args: Any, **kwargs: Any) -> Any:
         fate = fates.pop(self, "pass")
@@ -173,9 +163,7 @@ def stepped() -> Iterator[None]:
         return reply
 
     with (
-        mock.patch.object(
-            AbstractConnection, "send_packed_command", send_packed_command
-        ),
+        met(meet, lambda: getattr(_here, "process", None) is not None),
         mock.patch.object(AbstractConnection, "read_response", read_response),
     ):
         yield

@@ -16,8 +16,8 @@ from dramatiq.middleware import Middleware
 from pyramid.config import Configurator
 
 from pyramid_jobstate import Batch, JobState, JobStateMiddleware, JobStore
-from tests.lost import dying
 from tests.support import load_job, wait_for
+from tests.trips import Killed, dying
 from tests.webapp import make_request
 
 Order = Exception | Callable[[JobState], object] | None
@@ -53,7 +53,7 @@ class Watcher(Middleware):
         if self.left is not None:
             self.left -= 1
             if self.is_dead:
-                raise SystemExit
+                raise Killed
 
     def after_ack(self, broker: Any, message: Any) -> None:
         self.acks[message.message_id] += 1
@@ -125,9 +125,9 @@ class Bed(contextlib.ExitStack):
         self.messages: dict[str, Message[Any]] = {}
         self.collect()
 
-    def dying(self) -> contextlib.AbstractContextManager[None]:
+    def dying(self) -> contextlib.AbstractContextManager[object]:
         """Have this thread die as its sender does."""
-        return dying(lambda _: self.sender.is_dead)
+        return dying(is_dead=lambda: self.sender.is_dead)
 
     def collect(self) -> None:
         """Take what was sent from the broker."""

@@ -24,7 +24,6 @@ from pyramid_jobstate.testing import pass_time, put_batch
 from tests.jobs import RunMarathon, messages
 from tests.listed import make_desk, pages, uuids_of
 from tests.lost import (
-    counting_trips,
     keys_of,
     losing_of,
     take_over,
@@ -32,6 +31,7 @@ from tests.lost import (
 )
 from tests.store.bed import Bed, counts_of, loaded
 from tests.support import key_of, load_job, wait_for
+from tests.trips import counting_trips
 
 MakeBed = Callable[..., Bed]
 

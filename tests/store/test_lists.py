@@ -20,13 +20,13 @@ from pyramid_jobstate.testing import pass_time, put_job
 from tests.jobs import Gate, RunMarathon, messages, working
 from tests.listed import Diary, create, finish, make_desk, pages, uuids_of
 from tests.lost import (
-    counting_trips,
     losing_lists,
     places_of,
     refusing_writes,
 )
 from tests.store.jobs import all_of, put, put_crowd, put_unsent
 from tests.support import UUID, key_of, load_job, wait_for
+from tests.trips import counting_trips
 
 
 def put_many(store: JobStore, count: int, status: str = "success") -> list[str]:

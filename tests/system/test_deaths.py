@@ -33,8 +33,9 @@ from pyramid_jobstate.store import claims
 from pyramid_jobstate.store.scripts import Reply
 from pyramid_jobstate.testing import pass_time
 from pyramid_jobstate.worker.failures import failure_of
-from tests.stepped import Killed, World, aside, stepped
+from tests.stepped import World, aside, stepped
 from tests.support import load_job, wait_for
+from tests.trips import Killed
 from tests.web.databases import Manager, fail
 from tests.webapp import make_app, make_request, make_tm_config
 

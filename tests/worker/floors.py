@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,9 +26,6 @@ from tests.support import wait_for
 from tests.webapp import make_request, make_tm_config
 
 Script = Callable[[Any], object]
-
-#: The commands of a handshake.
-HANDSHAKE = re.compile(rb"\*\d+\r\n\$\d+\r\n(AUTH|CLIENT|HELLO|SELECT)\r\n")
 
 
 class Chore(JobState):
@@ -381,38 +377,3 @@ def spoil(client: redis.Redis, *kinds: str) -> None:
         kind: Any = client.type(key)
         if kind.decode() in kinds:
             client.set(key, "text of another program")
-
-
-class Killed(BaseException):
-    """Raised in a process that has died."""
-
-
-@contextlib.contextmanager
-def dying(number: int, moment: str) -> Iterator[Callable[[], bool]]:
-    """Have this thread die at a round trip, "before" it sends or "after", but not at a
-    handshake. Yields a function that tells whether it came so far.
-    """
-    count, here = 0, threading.get_ident()
-    ask = redis.Connection.send_packed_command
-
-    def ask_or_die(self: Any, command: Any, *args: Any, **kwargs: Any) -> Any:
-        nonlocal count
-        packed = command if isinstance(command, bytes) else b"".join(command)
-        if threading.get_ident() != here or HANDSHAKE.match(packed):
-            return ask(self, command, *args, **kwargs)
-        count += 1
-        if count > number or (count == number and moment == "before"):
-            raise Killed
-        sent = ask(self, command, *args, **kwargs)
-        if count == number:
-            self.read_response()
-            self.disconnect()
-            raise Killed
-        return sent
-
-    connection: Any = redis.Connection
-    connection.send_packed_command = ask_or_die
-    try:
-        yield lambda: count >= number
-    finally:
-        connection.send_packed_command = ask

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +17,8 @@ from pyramid_jobstate.testing import pass_time, put_batch
 from tests.faulty import FaultyProxy
 from tests.jobs import messages
 from tests.support import wait_for
-from tests.worker.floors import Floor, Held, Killed, dying
+from tests.trips import dying
+from tests.worker.floors import Floor, Held
 
 MakeFloor = Callable[..., Floor]
 
@@ -319,10 +319,8 @@ def test_sender_that_dies_loses_no_member(
         client.flushall()
         floor.ran.clear()
         batch, held = begin_batch(floor)
-        with dying(number, moment) as is_dead:
-            with contextlib.suppress(Killed):
-                sends(floor, "x", "y")(held.job_state)
-            died = is_dead()
+        with dying(number, moment) as has_died:
+            sends(floor, "x", "y")(held.job_state)
         floor.deliver(held.message)
         wait_for(lambda: floor.is_idle(but=1))
         held.end()
@@ -330,7 +328,7 @@ def test_sender_that_dies_loses_no_member(
         assert floor.counts(batch) == {"success": 3}, number
         assert floor.ran["x"] >= 1 and floor.ran["y"] >= 1, number
         twice += floor.ran["x"] + floor.ran["y"] > 2
-        if not died:
+        if not has_died():
             break
     assert number > 10
     # Sent, and dead before that was written: at most for each of the two.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import itertools
 from typing import Any
 
@@ -13,7 +12,8 @@ from dramatiq import Message
 from pyramid_jobstate import rerun, rerun_all
 from pyramid_jobstate.testing import pass_time
 from tests.support import wait_for
-from tests.worker.floors import Floor, Killed, dying, fail
+from tests.trips import dying
+from tests.worker.floors import Floor, fail
 
 
 def failed(floor: Floor) -> Message[Any]:
@@ -57,7 +57,7 @@ def test_operator_who_dies_runs_a_job_once(
     """
     for number in itertools.count(1):
         sent = failed(floor)
-        with dying(number, moment) as has_died, contextlib.suppress(Killed):
+        with dying(number, moment) as has_died:
             if is_bulk:
                 rerun_all(floor.store, floor.broker, kind="Chore")
             else:
@@ -85,7 +85,7 @@ def test_operator_who_dies_leaves_others_to_the_next(
     """
     for number in itertools.count(1):
         lost, waiting = failed(floor), floor.post("waits")
-        with dying(number, moment) as has_died, contextlib.suppress(Killed):
+        with dying(number, moment) as has_died:
             if act == "delete":
                 floor.store.delete(lost.message_id)
             else:
