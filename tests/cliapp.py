@@ -12,8 +12,7 @@ import dramatiq
 from dramatiq.brokers.redis import RedisBroker
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
-from tests.rabbitmq import free_ports
-from tests.support import ROOT, descendants, load_job, wait_for
+from tests.support import ROOT, descendants, free_ports, load_job, wait_for
 
 #: Seconds that a command may take on a busy machine.
 PATIENCE = 40.0

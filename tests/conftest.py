@@ -22,7 +22,7 @@ from pyramid_jobstate.testing import release_broker
 from tests import chromium
 from tests.jobs import messages
 from tests.web.operating import Marathons
-from tests.webapp import make_app, make_config, mounted_root, put_job, renewed
+from tests.webapp import make_app, make_config, mounted_root, renewed
 
 if TYPE_CHECKING:
     # tests/interop runs without Playwright.
@@ -103,12 +103,6 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
 def store(client: redis.Redis) -> JobStore:
     """A store in the empty database at `redis_url`."""
     return JobStore(client)
-
-
-@pytest.fixture
-def job(client: redis.Redis) -> str:
-    """The uuid of a running job of Alice's."""
-    return put_job(client)
 
 
 @pytest.fixture

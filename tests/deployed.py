@@ -24,9 +24,8 @@ import pytest
 import redis
 
 from pyramid_jobstate import JobState, JobStore, embedded
-from tests.rabbitmq import free_ports
 from tests.readme import snippets
-from tests.support import ROOT, load_job, unmeasured, wait_for
+from tests.support import ROOT, free_ports, load_job, unmeasured, wait_for
 
 #: The seconds that a server or a worker may take to start on a busy machine.
 PATIENCE = 60.0

@@ -19,7 +19,7 @@ from pyramid_jobstate.cli import main  # noqa: TID251, the command `pjobs`
 from pyramid_jobstate.testing import put_job
 from tests.cliapp import Folder
 from tests.jobs import RunMarathon, job_actor, make_broker, working
-from tests.support import key_of, load_job, wait_for
+from tests.support import load_job, wait_for
 from tests.terminal import Terminal, on_terminal
 
 #: A text with what may act on a terminal, and how it is shown instead.
@@ -149,13 +149,6 @@ def put(store: JobStore, status: str = "working", **options: Any) -> JobState:
     """Store a marathon of Alice's."""
     options = {"owner": "alice", "actor": "run_marathon", **options}
     return put_job(store, options.pop("cls", RunMarathon), status, **options)
-
-
-def write(store: JobStore, job: JobState | str, **fields: str | bytes | int) -> None:
-    """Write into a job's record what no worker writes."""
-    uuid = job if isinstance(job, str) else job.uuid
-    mapping: Any = fields
-    store.client.hset(key_of(store, uuid), mapping=mapping)
 
 
 class Live:

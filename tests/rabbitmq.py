@@ -1,8 +1,6 @@
 """A RabbitMQ node for the tests."""
 
-import contextlib
 import os
-import random
 import shutil
 import socket
 import subprocess
@@ -11,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-from pyramid_jobstate.embedded import PORTS
+from tests.support import free_ports
 
 #: The command that Debian's wrapper on PATH finally runs. The wrapper itself runs the
 #: system's node as its own user. Other systems have this command on PATH.
@@ -137,19 +135,6 @@ def find_binary() -> str | None:
     if shutil.which("epmd") is None:
         return None
     return next(filter(None, map(shutil.which, (DEBIAN, "rabbitmq-server"))), None)
-
-
-def free_ports(number: int) -> list[int]:
-    """Return ports of 127.0.0.1 at which nothing listens."""
-    with contextlib.ExitStack() as stack:
-        found: list[int] = []
-        for port in random.sample(PORTS, len(PORTS)):
-            with contextlib.suppress(OSError):
-                stack.enter_context(socket.create_server(("127.0.0.1", port)))
-                found.append(port)
-            if len(found) == number:
-                break
-        return found
 
 
 def _answers(port: int) -> bool:

@@ -3,13 +3,15 @@
 import contextlib
 import faulthandler
 import os
+import random
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate import JobState, JobStore, embedded
 from pyramid_jobstate.embedded import EmbeddedServer
 
 T = TypeVar("T")
@@ -21,10 +23,22 @@ PACKAGE = ROOT / "pyramid_jobstate"
 #: A well-formed uuid.
 UUID = "12345678-1234-4321-8765-1234567890ab"
 
+#: Every status of a job.
+UNFINISHED = ("queued", "working", "retrying", "stalled", "cancelling")
+FINISHED = ("success", "error", "cancelled")
+STATUSES = UNFINISHED + FINISHED
+
 
 def key_of(store: JobStore, uuid: str) -> str:
     """Return the key of a job's hash."""
     return f"{store.namespace}:{uuid}"
+
+
+def write(store: JobStore, job: JobState | str, **fields: str | bytes | int) -> None:
+    """Write into a job's record what another program writes."""
+    uuid = job if isinstance(job, str) else job.uuid
+    mapping: Any = fields
+    store.client.hset(key_of(store, uuid), mapping=mapping)
 
 
 def load_job(store: JobStore, uuid: str) -> JobState:
@@ -60,6 +74,19 @@ def frozen_process(pid: int) -> Iterator[None]:
 def frozen(server: EmbeddedServer) -> contextlib.AbstractContextManager[None]:
     """Freeze a server: it keeps its connections and answers nothing."""
     return frozen_process(server.pid)
+
+
+def free_ports(number: int) -> list[int]:
+    """Return ports of 127.0.0.1 at which nothing listens."""
+    with contextlib.ExitStack() as stack:
+        found: list[int] = []
+        for port in random.sample(embedded.PORTS, len(embedded.PORTS)):
+            with contextlib.suppress(OSError):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+                found.append(port)
+            if len(found) == number:
+                break
+        return found
 
 
 def is_alive(pid: int) -> bool:

@@ -1,7 +1,5 @@
 """A Pyramid application for the tests of the web side, and jobs to look at."""
 
-import json
-import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -157,27 +155,6 @@ def queued(client: redis.Redis, name: str = "default") -> list[Message[Any]]:
     ids = client.lrange(f"dramatiq:{name}", 0, -1)
     found: Any = [client.hget(f"dramatiq:{name}.msgs", i) for i in ids]
     return [Message.decode(message) for message in found]
-
-
-def put_job(client: redis.Redis, **fields: Any) -> str:
-    """Write a record into the store, without its place in lists, and return its uuid.
-    It is a running job of Alice's unless `fields` override that.
-    """
-    job_uuid = str(uuid.uuid4())
-    now = int(client.time()[0]) * 1000
-    usual: dict[Any, Any] = {
-        "kind": "RunMarathon",
-        "actor": "run_marathon",
-        "attempt": 1,
-        "owner": json.dumps("alice"),
-        "params": json.dumps({"miles": 26, "shoes": "secret"}),
-        "status": "working",
-        "run": "0" * 12,
-        "seq": 1,
-        **dict.fromkeys(("queued", "started", "updated", "seen"), now),
-    }
-    client.hset(f"jobstate:{job_uuid}", mapping=usual | fields)
-    return job_uuid
 
 
 def make_alias(client: redis.Redis, key: str, target: str) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 from dramatiq.brokers.stub import StubBroker
 from pyramid.request import Request
-from redis import Redis
 
-from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
+from pyramid_jobstate import JobState, JobStateMiddleware
 from tests.incaller import InCallerBroker
 from tests.jobs import RunMarathon, job_actor, load
 from tests.webapp import NOWHERE, made_config, make_request
@@ -74,9 +72,3 @@ def viewer() -> Request:
     config.add_route("report", "/reports/{file}")
     config.commit()
     return make_request(config)
-
-
-def put_fields(client: Redis, store: JobStore, uuid: str, **fields: Any) -> None:
-    """Let another program write fields of a job's record."""
-    mapping: Any = fields
-    client.hset(f"{store.namespace}:{uuid}", mapping=mapping)

@@ -11,7 +11,7 @@ import pytest
 
 from pyramid_jobstate import JobCancelled, JobState
 from pyramid_jobstate.testing import cancel
-from tests.actor.test_reports import CALLS, REPORTS
+from tests.actor.calls import CALLS, REPORTS
 
 R = TypeVar("R")
 

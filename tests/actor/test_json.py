@@ -10,9 +10,7 @@ from redis import Redis
 
 from pyramid_jobstate import JobError, JobState, JobStore
 from pyramid_jobstate.testing import put_job
-from tests.actor.conftest import put_fields
-from tests.actor.test_reading import FINISHED, UNFINISHED
-from tests.support import load_job
+from tests.support import STATUSES, load_job, write
 
 
 class Foray(JobState):
@@ -50,7 +48,7 @@ def test_json_shows_a_job(store: JobStore, client: Redis, viewer: Request) -> No
         error=JobError("ValueError", "too far"),
         attempt=2,
     ).uuid
-    put_fields(client, store, uuid, progress='[13,26,"miles",14.2]')
+    write(store, uuid, progress='[13,26,"miles",14.2]')
     state = load_job(store, uuid)
 
     assert state.__json__(viewer) == {
@@ -107,7 +105,7 @@ def test_json_keeps_exceptions_and_params_from_viewers(
 
 def test_json_has_the_coarse_state(store: JobStore, viewer: Request) -> None:
     """Pages rely on one of three."""
-    for status in UNFINISHED + FINISHED:
+    for status in STATUSES:
         shown = put_job(store, status=status).__json__(viewer)
         ends = {"success": "success", "error": "error", "cancelled": "error"}
         assert shown["job_state"] == ends.get(status, "working")
@@ -138,7 +136,7 @@ def test_only_a_success_has_a_result(store: JobStore, viewer: Request) -> None:
         def result_url(self, request: Any) -> str:
             raise AssertionError
 
-    for status in UNFINISHED + FINISHED:
+    for status in STATUSES:
         if status != "success":
             assert result(put_job(store, Early, status), viewer) is None
 

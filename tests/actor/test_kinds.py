@@ -8,9 +8,8 @@ from redis import Redis
 
 from pyramid_jobstate import Batch, JobState, JobStore
 from pyramid_jobstate.testing import detached, put_batch, put_job
-from tests.actor.conftest import put_fields
 from tests.jobs import RunMarathon, messages
-from tests.support import load_job
+from tests.support import load_job, write
 
 
 def test_kind_is_the_name_of_the_class(store: JobStore) -> None:
@@ -83,7 +82,7 @@ def test_unknown_kind_has_no_rights(
     told of once. So is a batch.
     """
     uuid = put_job(store, owner="alice", params={"miles": 26}).uuid
-    put_fields(client, store, uuid, kind="<b>PatDog")
+    write(store, uuid, kind="<b>PatDog")
     for _ in range(2):
         state = load_job(store, uuid)
     assert state.__acl__() == []
@@ -92,7 +91,7 @@ def test_unknown_kind_has_no_rights(
     (said,) = messages(caplog, "pyramid_jobstate")
     assert "'<b>PatDog'" in said
     uuid = put_batch(store, members=["success"], owner="alice").uuid
-    put_fields(client, store, uuid, kind="Pack of dogs")
+    write(store, uuid, kind="Pack of dogs")
     batch = load_job(store, uuid)
     assert isinstance(batch, Batch) and batch.counts["success"] == 1
     assert (batch.__acl__(), batch.kind, batch.owner) == ([], "Pack of dogs", "alice")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pyramid_jobstate import JobState
-from tests.actor.test_values import JOB, NAN, VALUE
+from tests.actor.calls import JOB, NAN, VALUE
 
 
 def test_metrics_are_set_at_once(job_state: JobState) -> None:

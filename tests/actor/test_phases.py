@@ -17,9 +17,9 @@ from redis import Redis
 
 from pyramid_jobstate import JobCancelled, JobState, JobStore, Progress
 from pyramid_jobstate.testing import cancel, detached, put_job
-from tests.actor.conftest import RunJob, put_fields
-from tests.actor.test_progress import letters
-from tests.support import load_job
+from tests.actor.calls import letters
+from tests.actor.conftest import RunJob
+from tests.support import load_job, write
 
 #: Returns what viewers read of the phase that a job is in.
 Shown = Callable[[JobState], Any]
@@ -316,7 +316,7 @@ def test_stored_phase_is_read_tolerantly(
     ]:
         job_state = put_job(store)
         fields = {"progress": '[1,2,"rows",3.5]', "phase": text}
-        put_fields(client, store, job_state.uuid, **fields)
+        write(store, job_state.uuid, **fields)
         loaded = load_job(store, job_state.uuid)
         assert loaded.progress == Progress(1, 2, "rows", 3.5)
         assert share(loaded) == 0.5, text

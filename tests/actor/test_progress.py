@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from pyramid_jobstate import JobCancelled, JobState, Progress
 from pyramid_jobstate.testing import cancel, detached
+from tests.actor.calls import letters
 
 
 def test_fraction_is_the_share_that_is_done() -> None:
@@ -105,16 +106,6 @@ class Either(Sized):
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.left)
-
-
-async def letters(log: list[str]) -> AsyncIterator[str]:
-    """Yield two letters, and log the end of the generator."""
-    try:
-        yield "a"
-        yield "b"
-    finally:
-        await asyncio.sleep(0)
-        log.append("closed")
 
 
 def test_track_counts_the_items_of_async_for(job_state: JobState) -> None:

@@ -10,12 +10,8 @@ from redis import Redis
 
 from pyramid_jobstate import JobError, JobStore, Progress
 from pyramid_jobstate.testing import pass_time, put_job
-from tests.actor.conftest import put_fields
 from tests.jobs import RunMarathon, new_id
-from tests.support import UUID, load_job
-
-UNFINISHED = ("queued", "working", "retrying", "stalled", "cancelling")
-FINISHED = ("success", "error", "cancelled")
+from tests.support import FINISHED, STATUSES, UNFINISHED, UUID, load_job, write
 
 #: More digits than Python reads.
 HUGE = "9" * 5000
@@ -90,7 +86,7 @@ def test_job_reads_as_it_was_stored(store: JobStore) -> None:
 
 def test_nothing_reads_where_nothing_is_stored(store: JobStore, client: Redis) -> None:
     """What an almost empty record does not say has its empty value."""
-    put_fields(client, store, UUID, x="1")
+    write(store, UUID, x="1")
     state = load_job(store, UUID)
     assert (state.kind, state.actor, state.owner) == ("", "", None)
     assert state.attempt == 0
@@ -103,7 +99,7 @@ def test_nothing_reads_where_nothing_is_stored(store: JobStore, client: Redis) -
 
 def test_job_is_working_until_it_has_ended(store: JobStore) -> None:
     """Then it is a success or an error."""
-    for status in UNFINISHED + FINISHED:
+    for status in STATUSES:
         state = put_job(store, status=status)
         assert state.status == status
         assert state.is_working is (status in UNFINISHED)
@@ -133,11 +129,11 @@ def test_foreign_status_reads_stalled(store: JobStore, client: Redis) -> None:
     """
     for status in ("", "WORKING", HUGE):
         uuid = new_id()
-        put_fields(client, store, uuid, status=status)
+        write(store, uuid, status=status)
         assert load_job(store, uuid).status == "stalled", status
     for seen in ("", "²", "-1", "1.5", HUGE):
         uuid = new_id()
-        put_fields(client, store, uuid, status="working", seen=seen)
+        write(store, uuid, status="working", seen=seen)
         assert load_job(store, uuid).status == "working", seen
 
 
@@ -147,7 +143,7 @@ def test_broken_json_reads_as_absent(store: JobStore, client: Redis) -> None:
     for text in NO_JSON:
         uuid = new_id()
         fields = {**dict.fromkeys(names, text), "m:b": "null", "m:__proto__": "[1]"}
-        put_fields(client, store, uuid, status="error", ma="1", **fields)
+        write(store, uuid, status="error", ma="1", **fields)
         state = load_job(store, uuid)
         assert (state.owner, state.job_params) == (None, {}), text
         assert (state.progress, state.message, state.error) == (None, None, None), text

@@ -4,66 +4,16 @@ and after the end of its job no longer does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.testing import detached, history, put_job, values
+from tests.actor.calls import CALLS, REPORTS
 from tests.actor.conftest import RunJob
 from tests.jobs import RunMarathon
 from tests.support import load_job, wait_for
-
-#: The calls by which an actor reports, and what viewers then read. Most are made twice,
-#: since what is set again takes a shorter way.
-CALLS: dict[str, tuple[Callable[[JobState], Any], Callable[[JobState], Any]]] = {
-    "set_progress_metric": (
-        lambda j: j.set_progress_metric("a", j.get_progress_metric("a", 0) + 1),
-        lambda j: j.get_progress_metric("a"),
-    ),
-    "set_progress_metric to a text": (
-        lambda j: j.set_progress_metric("b", j.get_progress_metric("b", "") + "b"),
-        lambda j: j.get_progress_metric("b"),
-    ),
-    "set_progress_metrics": (
-        lambda j: j.set_progress_metrics(c=j.get_progress_metric("c", 0) + 1),
-        lambda j: j.get_progress_metric("c"),
-    ),
-    "increment_progress_metric": (
-        lambda j: j.increment_progress_metric("d"),
-        lambda j: j.get_progress_metric("d"),
-    ),
-    "set_progress": (
-        lambda j: j.set_progress((j.progress.done if j.progress else 0) + 1, 9, "rows"),
-        lambda j: j.progress and j.progress[:3],
-    ),
-    "set_progress with a message": (
-        lambda j: j.set_progress(8, 9, "rows", f"{j.message}+"),
-        lambda j: j.message,
-    ),
-    "track": (
-        lambda j: list(j.track(range(len(j.log) + 2), 30)),
-        lambda j: j.progress and j.progress[:3],
-    ),
-    "phase": (
-        lambda j: j.phase("Reading", 1).__enter__(),
-        lambda j: j.progress and j.progress.fraction,
-    ),
-    "set_message": (
-        lambda j: j.set_message(f"{j.message}!"),
-        lambda j: j.message,
-    ),
-    "append_log": (
-        lambda j: j.append_log("line"),
-        lambda j: j.log,
-    ),
-}
-
-#: Those that fail once the job has ended or is cancelled.
-REPORTS = {name: call for name, (call, _) in CALLS.items()} | {
-    "raise_if_cancelled": lambda j: j.raise_if_cancelled()
-}
 
 
 def test_each_report_reaches_the_store(run_job: RunJob, store: JobStore) -> None:

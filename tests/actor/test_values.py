@@ -12,14 +12,12 @@ from typing import Any
 import pytest
 
 from pyramid_jobstate import JobState
+from tests.actor.calls import NAN, VALUE
 from tests.actor.conftest import RunJob
 
 ID = uuid.UUID("7d444840-9dc0-11d1-b245-5ffdce74fad2")
 
-#: The most bytes of one value as JSON, and of all metrics of a job.
-VALUE, JOB = 16 * 1024, 256 * 1024
-
-NAN, INFINITE = float("nan"), float("inf")
+INFINITE = float("inf")
 
 
 class Colour(enum.Enum):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -146,3 +147,9 @@ def follow_all(polling: Polling, names: Sequence[str], **options: Any) -> None:
         }""",
         [names, options],
     )
+
+
+def about(uuid: str, job_state: str = "working", **metrics: Any) -> str:
+    """The JSON of a job, as a stream sends it."""
+    job = {"uuid": uuid, "status": job_state, "error": None}
+    return json.dumps({**metrics, "job_state": job_state, "job": job})

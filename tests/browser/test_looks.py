@@ -14,6 +14,7 @@ from typing import Literal
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests.browser.batches import EACH, STATUSES, USUAL, Batches, batch
 from tests.browser.looks import (
     EMPTY,
     FREEZE,
@@ -24,7 +25,6 @@ from tests.browser.looks import (
     contrast,
 )
 from tests.browser.staging import ELEMENT, HEAD, SETTLE, STATES, answer, data
-from tests.browser.test_batches import EACH, STATUSES, USUAL, Batches, batch
 from tests.pollserver import STATIC, PollServer
 
 Scheme = Literal["light", "dark"]

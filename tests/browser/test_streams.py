@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 
-from tests.browser.polling import HOUR, Polling, follow_all
+from tests.browser.polling import HOUR, Polling, about, follow_all
 from tests.pollserver import (
     Answer,
     PollServer,
@@ -21,12 +20,6 @@ from tests.pollserver import (
     working,
 )
 from tests.support import wait_for
-
-
-def about(uuid: str, job_state: str = "working", **metrics: Any) -> str:
-    """The JSON of a job, as a stream sends it."""
-    job = {"uuid": uuid, "status": job_state, "error": None}
-    return json.dumps({**metrics, "job_state": job_state, "job": job})
 
 
 @pytest.fixture

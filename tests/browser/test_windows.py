@@ -8,8 +8,8 @@ import pytest
 from playwright.sync_api import Browser
 
 from tests import chromium
+from tests.browser.polling import about
 from tests.browser.staging import ELEMENT, HEAD, answer, data
-from tests.browser.test_streams import about
 from tests.pollserver import PollServer, working
 from tests.support import wait_for
 from tests.tabs import opened

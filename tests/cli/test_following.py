@@ -15,8 +15,8 @@ import redis
 from pyramid_jobstate import JobError, JobState, JobStore
 from pyramid_jobstate.testing import pass_time, put_batch
 from tests.faulty import faulty
-from tests.operated import HARMLESS, HOSTILE, Haul, Operator, Runner, put, write
-from tests.support import UUID, key_of, load_job
+from tests.operated import HARMLESS, HOSTILE, Haul, Operator, Runner, put
+from tests.support import UUID, key_of, load_job, write
 
 CLOCK = r"\d\d:\d\d:\d\d "
 

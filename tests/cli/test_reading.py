@@ -18,8 +18,8 @@ from pyramid.i18n import TranslationString
 from pyramid_jobstate import JobError, JobState, JobStore, Progress
 from pyramid_jobstate.testing import put_batch
 from tests.jobs import RunMarathon
-from tests.operated import HARMLESS, HOSTILE, Haul, Operator, Runner, put, write
-from tests.support import UUID, key_of, load_job
+from tests.operated import HARMLESS, HOSTILE, Haul, Operator, Runner, put
+from tests.support import UUID, key_of, load_job, write
 
 #: The bidirectional controls.
 BIDI = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}

@@ -25,9 +25,8 @@ from tests.operated import (
     Operator,
     Runner,
     put,
-    write,
 )
-from tests.support import key_of
+from tests.support import key_of, write
 from tests.terminal import Terminal
 from tests.webapp import NOWHERE
 

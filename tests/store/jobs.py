@@ -13,10 +13,6 @@ from pyramid_jobstate.testing import put_batch, put_job
 from tests.jobs import RunMarathon
 from tests.listed import make_desk, pages
 
-UNFINISHED = ("queued", "working", "retrying", "stalled", "cancelling")
-FINISHED = ("success", "error", "cancelled")
-STATUSES = UNFINISHED + FINISHED
-
 
 def put(store: JobStore, status: str, **options: Any) -> str:
     """Store a job of Alice's in a status and return its uuid. If it has failed, it may

@@ -16,8 +16,7 @@ from tests.lost import (
     places_of,
 )
 from tests.store import jobs
-from tests.store.jobs import FINISHED, STATUSES
-from tests.support import load_job
+from tests.support import FINISHED, STATUSES, load_job
 
 Act = Callable[..., BulkResult]
 

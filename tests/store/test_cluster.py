@@ -30,8 +30,8 @@ from tests.jobs import (
 from tests.listed import make_desk
 from tests.lost import losing_lists
 from tests.store.bed import Bed
-from tests.store.jobs import STATUSES, put
-from tests.support import key_of, load_job, wait_for
+from tests.store.jobs import put
+from tests.support import STATUSES, key_of, load_job, wait_for
 from tests.webapp import make_app, make_tm_config
 
 pytestmark = [pytest.mark.system, pytest.mark.xdist_group("cluster")]

@@ -14,8 +14,8 @@ from pyramid_jobstate.testing import put_job
 from tests.jobs import messages
 from tests.listed import Diary, create, finish, make_desk, pages, uuids_of
 from tests.lost import keys_of, take_over
-from tests.store.jobs import STATUSES, put
-from tests.support import UUID, key_of, load_job
+from tests.store.jobs import put
+from tests.support import STATUSES, UUID, key_of, load_job
 
 CLIENTS: list[dict[str, Any]] = [
     {"decode_responses": True},

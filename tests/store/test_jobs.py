@@ -28,8 +28,8 @@ from tests.faulty import faulty
 from tests.jobs import Gate, RunMarathon, job_actor, make_broker, new_id, working
 from tests.listed import create, make_desk
 from tests.lost import keys_without_end
-from tests.store.jobs import FINISHED, STATUSES, UNFINISHED, put, put_unsent
-from tests.support import load_job
+from tests.store.jobs import put, put_unsent
+from tests.support import FINISHED, STATUSES, UNFINISHED, load_job
 from tests.web.databases import Manager, fail
 from tests.webapp import make_request
 

@@ -14,8 +14,8 @@ from pyramid_jobstate import Counts, JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.testing import pass_time, put_job
 from tests.jobs import working
 from tests.listed import Diary, uuids_of
-from tests.store.jobs import FINISHED, STATUSES, all_of, put, put_crowd
-from tests.support import load_job, wait_for
+from tests.store.jobs import all_of, put, put_crowd
+from tests.support import FINISHED, STATUSES, load_job, wait_for
 
 
 def test_each_status_lists_its_jobs(store: JobStore) -> None:

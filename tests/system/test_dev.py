@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.cliapp import PATIENCE, Folder, Pjobs
-from tests.rabbitmq import free_ports
-from tests.support import descendants, is_alive, wait_for
+from tests.support import descendants, free_ports, is_alive, wait_for
 
 READY = r"pjobs  \| The worker is ready\."
 

@@ -18,8 +18,7 @@ import redis
 
 from pyramid_jobstate import embedded
 from pyramid_jobstate.embedded import EmbeddedServer, find_binary
-from tests.rabbitmq import free_ports
-from tests.support import is_alive, wait_for
+from tests.support import free_ports, is_alive, wait_for
 
 #: Starts a server, prints its process id, and goes on with code that a test adds.
 OWNER = """

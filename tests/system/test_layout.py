@@ -15,10 +15,11 @@ import pytest
 import redis
 from playwright.sync_api import Page
 
+from pyramid_jobstate import JobStore
 from tests.deployed import PUSH, SITE, Browser, Host, nginx
 from tests.readme import README, snippets
 from tests.support import wait_for
-from tests.webapp import put_job
+from tests.web.reading import put
 
 EVENTS = "text/event-stream"
 
@@ -42,11 +43,11 @@ def state(stream: http.client.HTTPResponse) -> Any:
     raise EOFError
 
 
-def visit(browser: Browser, client: redis.Redis, **fields: Any) -> str:
+def visit(browser: Browser, client: redis.Redis, **metrics: Any) -> str:
     """Put a job of a visitor, whose first one is sent, and return its uuid."""
     first = browser("/run?n=1").json["url"].split("/")[-2]
     owner: Any = client.hget(f"jobstate:{first}", "owner")
-    return put_job(client, owner=owner.decode(), **fields)
+    return put(JobStore(client), owner=json.loads(owner), metrics=metrics)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def followed(page: Page, browser: Browser, client: redis.Redis) -> Iterator[Foll
     """Open a page through nginx that follows a job."""
     chromium = page.context.browser
     assert chromium is not None
-    uuid = visit(browser, client, **{"m:miles": 0})
+    uuid = visit(browser, client, miles=0)
     address = f"https://127.0.0.1:{browser.host.https_port}"
     name, _, value = browser.cookie.partition(";")[0].partition("=")
     with chromium.new_context(ignore_https_errors=True) as context:

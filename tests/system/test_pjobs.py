@@ -24,9 +24,9 @@ from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.testing import pass_time
 from tests.cliapp import PATIENCE, PJOBS
 from tests.jobs import Gate, job_actor
-from tests.operated import Live, Runner, put, running, write
+from tests.operated import Live, Runner, put, running
 from tests.readme import README, snippets
-from tests.support import load_job, wait_for
+from tests.support import load_job, wait_for, write
 from tests.terminal import Terminal
 
 APP = """

@@ -9,18 +9,16 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
 
 from pyramid_jobstate import JobStore
-from pyramid_jobstate.embedded import EmbeddedServer
 from tests.asgi import Exchange, pushing
 from tests.cluster import PRIMARIES, Cluster, running_cluster
 from tests.jobs import messages
 from tests.running import Run, Runs, running
-from tests.store.test_sentinel import sentinels
+from tests.sentinels import replicated
 from tests.support import wait_for
 from tests.webapp import make_config
 
@@ -49,16 +47,6 @@ def report(run: Run, n: int, stream: Exchange, timeout: float = 40) -> None:
     wait_for(lambda: last(stream, run) == n, timeout)
 
 
-def knows(sentinel: Any, port: int) -> bool:
-    """Return whether a sentinel knows the others and the replica."""
-    try:
-        ports = [replica["port"] for replica in sentinel.sentinel_slaves("jobs")]
-        others = sentinel.sentinel_master("jobs")["num-other-sentinels"]
-    except redis.RedisError:
-        return False
-    return ports == [port] and others == 2
-
-
 def test_stream_outlives_a_failover(
     redis_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -67,12 +55,7 @@ def test_stream_outlives_a_failover(
     """
     caplog.set_level(logging.INFO, "pyramid_jobstate")
     with contextlib.ExitStack() as stack:
-        at_once = ["--repl-diskless-sync-delay", "0"]
-        primary = stack.enter_context(EmbeddedServer(arguments=at_once))
-        follow = [*at_once, "--replicaof", f"127.0.0.1 {primary.port}"]
-        replica = stack.enter_context(EmbeddedServer(arguments=follow))
-        sentinel = stack.enter_context(sentinels(primary, tmp_path))
-        wait_for(lambda: all(knows(one, replica.port) for one in sentinel.sentinels))
+        primary, replica, sentinel = stack.enter_context(replicated(tmp_path))
         store, other = (
             JobStore(sentinel.master_for("jobs", socket_timeout=0.5)) for _ in "ab"
         )

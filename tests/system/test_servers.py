@@ -21,10 +21,10 @@ from typing import NamedTuple
 import pytest
 import redis
 
-from tests.rabbitmq import free_ports
+from pyramid_jobstate import JobStore
 from tests.streams import StreamClient
-from tests.support import ROOT, unmeasured, wait_for
-from tests.webapp import put_job
+from tests.support import ROOT, free_ports, unmeasured, wait_for
+from tests.web.reading import put
 
 APP = "tests.asgiapp:app"
 
@@ -132,7 +132,7 @@ def running(
 
 def put_jobs(client: redis.Redis) -> dict[str, str]:
     """Write a job of each owner, and return their uuids."""
-    return {owner: put_job(client, owner=json.dumps(owner)) for owner in OWNERS}
+    return {owner: put(JobStore(client), owner=owner) for owner in OWNERS}
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
-from tests.support import key_of
+from tests.support import write
 
 NOT_FOUND = {"error": "The job does not exist."}
 FORBIDDEN = {"error": "You may not do this with the job."}
@@ -28,6 +28,5 @@ def put(
 def put_odd(store: JobStore, **fields: str | bytes | int) -> str:
     """Store a marathon into whose record another program has written."""
     uuid = put(store)
-    mapping: Any = fields
-    store.client.hset(key_of(store, uuid), mapping=mapping)
+    write(store, uuid, **fields)
     return uuid

@@ -16,7 +16,7 @@ from webtest import TestApp
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.testing import away, put_job
 from tests.jobs import RunMarathon, messages
-from tests.support import key_of
+from tests.support import FINISHED, UNFINISHED, key_of
 from tests.web.operating import (
     KEEPER,
     OPERATOR,
@@ -31,8 +31,6 @@ from tests.webapp import Policy, get, make_alias, make_app, make_config, queued
 
 UNKNOWN = {"error": "The job does not exist."}
 
-RUNNING = ["queued", "working", "retrying", "stalled", "cancelling"]
-ENDED = ["success", "error", "cancelled"]
 
 #: The requests that act on a job.
 ACTS = [("POST", "/cancel"), ("POST", "/rerun"), ("DELETE", "")]
@@ -42,7 +40,7 @@ def test_cancel_answers_the_new_state(app: TestApp, store: JobStore) -> None:
     """An unfinished job is cancelled at once, or asked to end if it runs, and the
     answer is its new state.
     """
-    for status in RUNNING:
+    for status in UNFINISHED:
         becomes = "cancelling" if status in ("working", "cancelling") else "cancelled"
         (job,) = put(store, "alice", cls=RunMarathon, status=status)
         path = f"/job_state/{job}"
@@ -63,7 +61,7 @@ def test_cancel_answers_the_new_state(app: TestApp, store: JobStore) -> None:
 
 def test_delete_of_an_ended_job(operated: TestApp, store: JobStore) -> None:
     """A deleted job is unknown, by itself, among others and in lists."""
-    for status in ENDED:
+    for status in FINISHED:
         job = put_job(store, RunMarathon, status, owner="alice").uuid
         path = f"/job_state/{job}"
 
@@ -109,10 +107,10 @@ def test_act_on_a_job_in_another_status_is_a_409(
     """A job that has ended is not cancelled, one that has not is not deleted, and only
     one that failed runs again. Others do not change.
     """
-    others = [*RUNNING, "success", "cancelled"]
+    others = [*UNFINISHED, "success", "cancelled"]
     for method, end, refused, error in (
-        ("POST", "/cancel", ENDED, "The job has ended."),
-        ("DELETE", "", RUNNING, "The job has not ended."),
+        ("POST", "/cancel", FINISHED, "The job has ended."),
+        ("DELETE", "", UNFINISHED, "The job has not ended."),
         ("POST", "/rerun", others, "The job has not failed."),
     ):
         for status in refused:

@@ -13,6 +13,7 @@ from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.testing import put_job
 from tests.asgi import pushing
 from tests.jobs import RunMarathon
+from tests.support import STATUSES
 from tests.web.operating import (
     OPERATOR,
     Blister,
@@ -23,11 +24,6 @@ from tests.web.operating import (
     put,
 )
 from tests.webapp import get, make_config
-
-STATUSES = (
-    *("queued", "working", "retrying", "stalled", "cancelling"),
-    *("success", "error", "cancelled"),
-)
 
 #: What a viewer must not read. Part of it looks like HTML.
 SECRET = "</script><img src=x onerror=alert(1)>hunter2\x00\u2028"

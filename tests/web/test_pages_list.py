@@ -15,7 +15,7 @@ from pyramid_jobstate import JobState, JobStore, Progress, StoreUnavailable
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon, messages
 from tests.running import Runs
-from tests.support import UUID
+from tests.support import FINISHED, UUID
 from tests.web.operating import (
     KEEPER,
     OPERATOR,
@@ -28,8 +28,6 @@ from tests.web.operating import (
 )
 from tests.web.paging import Visit, Visiting, browse, paged_app, query_of
 from tests.webapp import ADMIN, Policy, Root, get
-
-FINISHED = ["success", "error", "cancelled"]
 
 
 class Steeplechase(JobState):
@@ -335,7 +333,7 @@ def test_acts_on_all_that_match(
         "url": f"{base}clear?kind=Steeplechase&all=1",
         "question": "Delete all ended jobs that match?",
         "counts": f"{base}counts?kind=Steeplechase",
-        "statuses": FINISHED,
+        "statuses": [*FINISHED],
     }
     assert own["delete"]["url"] == f"{base}clear?everything=1"
     for user, bulk, name in (

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import redis
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from pyramid.config import Configurator
@@ -27,6 +26,7 @@ from webtest import TestApp
 from pyramid_jobstate import JobStateMiddleware, JobStore
 from tests.jobs import messages
 from tests.web.places import other_places, private_stores, same_places, unclear_places
+from tests.web.reading import put
 from tests.webapp import (
     NOWHERE,
     get,
@@ -35,7 +35,6 @@ from tests.webapp import (
     make_broker,
     make_config,
     make_request,
-    put_job,
 )
 
 DAY = 24 * 3600
@@ -96,7 +95,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 
 
 def test_store_is_that_of_the_middleware_or_of_the_setting(
-    redis_url: str, client: redis.Redis, set_broker: SetBroker
+    redis_url: str, store: JobStore, set_broker: SetBroker
 ) -> None:
     """Jobs are read where the middleware writes them, or else where redis_url says."""
     for url, broker in (
@@ -105,7 +104,7 @@ def test_store_is_that_of_the_middleware_or_of_the_setting(
     ):
         set_broker(broker)
         app = make_app(make_config(url))
-        job = put_job(client)
+        job = put(store)
         assert get(app, f"/job_state/{job}", "alice").status_code == 200
 
 
@@ -259,7 +258,7 @@ def test_settings_may_follow_the_include() -> None:
 
 
 def test_path_is_where_the_jobs_are(
-    redis_url: str, client: redis.Redis, subtests: pytest.Subtests
+    redis_url: str, store: JobStore, subtests: pytest.Subtests
 ) -> None:
     """The jobs, their URLs and the script are below the path, behind the route_prefix
     of the include, and nowhere else.
@@ -273,7 +272,7 @@ def test_path_is_where_the_jobs_are(
             config = make_config(redis_url, settings={"jobstate.path": path})
             config.include("pyramid_jobstate", route_prefix=prefix)
             app = TestApp(config.make_wsgi_app())
-            job = put_job(client)
+            job = put(store)
             response = get(app, f"{base}/{job}", "alice")
             assert response.json["job"]["url"] == f"http://localhost{base}/{job}/"
             assert get(app, f"{base}x/{job}", "alice").content_type == "text/plain"

@@ -22,7 +22,7 @@ from pyramid_jobstate import (
     testing,
 )
 from tests.jobs import RunMarathon, make_broker
-from tests.support import load_job
+from tests.support import FINISHED, STATUSES, load_job
 from tests.webapp import make_tm_config
 
 pytest_plugins = ["pyramid_jobstate.fixtures"]
@@ -130,15 +130,10 @@ def test_history_and_cancel_are_not_of_loaded_ones(job_store: JobStore) -> None:
     assert not wrongs[0].cancel_requested
 
 
-#: Every status of a job.
-UNFINISHED = ("queued", "working", "retrying", "stalled", "cancelling")
-FINISHED = ("success", "error", "cancelled")
-
-
 def test_put_job_reaches_every_status(job_store: JobStore) -> None:
     """A job can be put into any status, with all that a page may show of it."""
     bad, cancelled = JobError("ValueError", "bad"), "The job was cancelled."
-    for status in UNFINISHED + FINISHED:
+    for status in STATUSES:
         error = bad if status in ("retrying", "error") else None
         job_state = testing.put_job(
             job_store,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 import transaction
 from persistent.mapping import PersistentMapping
 from pyramid.authorization import Allow
@@ -17,10 +16,12 @@ from webtest import TestApp
 from ZODB import DB
 from ZODB.FileStorage import FileStorage
 
+from pyramid_jobstate import JobStore
 from pyramid_jobstate.resources import JobStates
 from tests.readme import snippets
 from tests.support import UUID
-from tests.webapp import ADMIN, get, make_tm_config, put_job
+from tests.web.reading import put
+from tests.webapp import ADMIN, get, make_tm_config
 
 
 @pytest.fixture
@@ -65,12 +66,12 @@ def zodb_app(redis_url: str, zodb: DB) -> TestApp:
 
 
 def test_jobs_are_served_in_the_persistent_tree(
-    zodb_app: TestApp, client: redis.Redis
+    zodb_app: TestApp, store: JobStore
 ) -> None:
     """A persistent root serves jobs through a container that it makes per request, and
     its ACL also applies to /job_state.
     """
-    job = put_job(client)
+    job = put(store)
     shown = get(zodb_app, f"/jobs/{job}", "alice").json["job"]
     assert shown["url"] == f"http://localhost/jobs/{job}/"
     assert get(zodb_app, f"/jobs/{UUID}", "alice").status_code == 404

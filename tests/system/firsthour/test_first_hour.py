@@ -10,8 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.rabbitmq import free_ports
-from tests.support import wait_for
+from tests.support import free_ports, wait_for
 from tests.system.firsthour.conftest import MakeProject
 from tests.system.firsthour.projects import OWN_TESTS, PJOBS, Project
 from tests.system.firsthour.recipe import apply, blocks, commands, quick_start, section
