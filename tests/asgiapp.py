@@ -7,6 +7,7 @@ be open (MAX_STREAMS).
 
 import os
 import time
+from pathlib import Path
 
 from pyramid.request import Request
 from pyramid.response import Response
@@ -16,8 +17,10 @@ from tests.webapp import make_config
 
 
 def pid(request: Request) -> Response:
-    """Say which process answers."""
-    time.sleep(float(request.GET.get("sleep", 0)))
+    """Say which process answers. It may touch a file, and then take two seconds."""
+    if begun := request.GET.get("begun"):
+        Path(begun).touch()
+        time.sleep(2)
     return Response(str(os.getpid()))
 
 

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from tests.browser.staging import (
     ELEMENT,
@@ -22,7 +23,7 @@ from tests.browser.staging import (
     progress,
     written,
 )
-from tests.pollserver import Answer, held, release
+from tests.pollserver import Answer, PollServer, held, release
 from tests.support import wait_for
 
 FOLLOWING = "<job-state id=job src=/job_state/job period=50 {}></job-state>"
@@ -377,27 +378,35 @@ def test_outage_is_shown_and_over(stage: Stage) -> None:
     assert stage.wait("working")["percent"] == "100%"
 
 
-def test_removed_element_stops_asking_and_goes_on_later(stage: Stage) -> None:
+@pytest.fixture
+def timed(page: Page, poll_server: PollServer) -> Iterator[Stage]:
+    """The same as `stage`, with a clock that the test can advance."""
+    page.clock.install()
+    yield from Stage(page, poll_server).watched()
+
+
+def test_removed_element_stops_asking_and_goes_on_later(timed: Stage) -> None:
     """A removed element stops polling, and goes on when it is put back. One that is
     moved does not ask anew.
     """
     first = held(json.dumps(data()))
-    stage.server.answer("job", first, answer())
-    stage.open(f"<div id=a>{FOLLOWING.format('')}</div>")
-    wait_for(lambda: stage.server.seen("job"))
+    timed.server.answer("job", first, answer())
+    following = "<job-state id=job src=/job_state/job period=60000></job-state>"
+    timed.open(f"<div id=a>{following}</div>")
+    wait_for(lambda: timed.server.seen("job"))
     failed: list[str] = []
-    stage.page.once("requestfailed", lambda request: failed.append(request.url))
-    stage.set("document.body.append(e)")
+    timed.page.once("requestfailed", lambda request: failed.append(request.url))
+    timed.set("document.body.append(e)")
     release(first)
-    stage.wait("working")
+    timed.wait("working")
     assert failed == []
-    stage.page.evaluate("window.kept = document.getElementById('job'); kept.remove()")
-    stage.page.evaluate("new Promise((resolve) => setTimeout(resolve, 60))")
-    count = len(stage.asked)
-    stage.page.evaluate("new Promise((resolve) => setTimeout(resolve, 200))")
-    assert len(stage.asked) == count
-    stage.page.evaluate("document.body.append(kept)")
-    wait_for(lambda: stage.page.evaluate("1") and len(stage.asked) > count)
+    timed.page.evaluate("window.kept = document.getElementById('job'); kept.remove()")
+    count = len(timed.asked)
+    timed.page.clock.run_for(120_000)
+    assert len(timed.asked) == count
+    timed.page.evaluate("document.body.append(kept)")
+    timed.page.clock.run_for(120_000)
+    wait_for(lambda: timed.page.evaluate("1") and len(timed.asked) > count)
 
 
 def test_attributes_and_properties_are_in_step(stage: Stage) -> None:

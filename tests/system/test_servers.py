@@ -204,8 +204,9 @@ def test_stopping_server_waits_for_views(
             stack.enter_context(sock)
             sock.sendall(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
         pool = stack.enter_context(ThreadPoolExecutor(1))
-        answer = pool.submit(server.get, "/pid?sleep=2")
-        time.sleep(0.5)
+        begun = tmp_path / "begun"
+        answer = pool.submit(server.get, f"/pid?begun={begun}")
+        wait_for(begun.exists)
         assert server.stop() < 9
         assert answer.result().status == 200
 

@@ -4,7 +4,6 @@ import asyncio
 import functools
 import logging
 import sys
-import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -93,9 +92,12 @@ def error_of(job: JobState) -> tuple[str, str]:
 
 def wait_for_attempt(broker: Broker, message: Any, attempt: int) -> JobState:
     """Wait until an attempt has failed and another will follow, and return the job."""
-    while (job := wait_until(broker, message, "retrying")).attempt < attempt:
-        time.sleep(0.01)
-    return job
+
+    def reached() -> JobState | None:
+        job = wait_until(broker, message, "retrying")
+        return job if job.attempt >= attempt else None
+
+    return wait_for(reached)
 
 
 def ended(store: JobStore, uuid: str) -> JobState:
