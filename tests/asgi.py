@@ -26,8 +26,9 @@ from tests.webapp import make_request
 #: The form of a request's Accept header that asks for a stream.
 EVENTS = "text/event-stream"
 
-#: The names of the threads that the package runs for streams.
-THREADS = "jobstate-hub", "jobstate-link", "jobstate-look"
+#: The names of the threads that the package runs for streams: that which feeds them,
+#: and those that connect to a server, and look at the members of a batch.
+THREADS = FEEDS, LINKS, LOOKS = "jobstate-hub", "jobstate-link", "jobstate-look"
 
 #: The bytes that arrive at a client at a time even if it does not read.
 BUFFER = 100
@@ -293,7 +294,7 @@ class Last(JobState):
 
     @property
     def title(self) -> str:
-        if threading.current_thread().name == "jobstate-hub":
+        if threading.current_thread().name == FEEDS:
             raise SystemExit
         return "Last"
 

@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from pyramid_jobstate import JobStore
-from tests.asgi import Exchange, Server, pushing
+from tests.asgi import LINKS, Exchange, Server, pushing
 from tests.jobs import Gate, messages
 from tests.relay import Relay, shut
 from tests.running import Run, Runs
@@ -274,7 +274,7 @@ def test_connection_that_comes_too_late(
         with relay.held():
             stream = far.open(one(run.uuid))
             wait_for(lambda: relay.is_holding)
-            (connecting,) = (t for t in far.threads if t.name == "jobstate-link")
+            (connecting,) = (t for t in far.threads if t.name == LINKS)
             stream.go()
             stream.wait()
             far.pass_time(6)
@@ -557,7 +557,7 @@ def test_pool_of_the_applications_own(
     run, failures = runs.start(n=0), [KeyError("token")]
 
     def fail(connection: Any, name: str) -> None:
-        if name == "jobstate-link" and failures:
+        if name == LINKS and failures:
             raise failures.pop()
 
     with pooling(redis_url, fail) as (server, pool):
@@ -575,7 +575,7 @@ def test_pool_whose_connections_show_no_socket(
     """Nobody could hear what such a connection is told: pages poll."""
 
     def hide(connection: Any, name: str) -> None:
-        if name == "jobstate-link":
+        if name == LINKS:
             connection.disconnect()
 
     path = one(put(store))

@@ -19,7 +19,7 @@ import redis
 
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.asgi import asgi_app
-from tests.asgi import Server, pushing, serving
+from tests.asgi import FEEDS, LINKS, Server, pushing, serving
 from tests.jobs import Gate
 from tests.running import Runs
 from tests.support import load_job, wait_for
@@ -53,7 +53,7 @@ def failing(number: int, error: BaseException) -> Iterator[threading.Event]:
     clock, left, failed = time.monotonic, [number], threading.Event()
 
     def fail() -> float:
-        if threading.current_thread().name == "jobstate-hub" and not failed.is_set():
+        if threading.current_thread().name == FEEDS and not failed.is_set():
             left[0] -= 1
             if left[0] == 0:
                 failed.set()
@@ -103,13 +103,13 @@ def test_connection_that_comes_after_a_failure(redis_url: str, runs: Runs) -> No
     run, gate = runs.start(n=0), Gate()
 
     def wait(connection: Any, name: str) -> None:
-        if name == "jobstate-link":
+        if name == LINKS:
             gate.wait()
 
     with pooling(redis_url, wait) as (server, pool):
         stream = server.open(one(run.uuid))
         gate.wait_for_job()
-        (link,) = (t for t in server.threads if t.name == "jobstate-link")
+        (link,) = (t for t in server.threads if t.name == LINKS)
         with failing(1, ZeroDivisionError("bug")):
             stream.wait()
         gate.open()

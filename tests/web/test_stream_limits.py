@@ -15,7 +15,7 @@ from pyramid.exceptions import ConfigurationError
 
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.asgi import asgi_app
-from tests.asgi import Exchange, Server, pushing, serving
+from tests.asgi import FEEDS, Exchange, Server, pushing, serving
 from tests.jobs import Gate, messages
 from tests.support import load_job, wait_for
 from tests.web.streaming import HINT, PublicRun, one, put, statuses, wait_until
@@ -248,7 +248,7 @@ def test_streams_outlive_the_loop_of_a_server(
 
         @property
         def title(self) -> str:
-            if threading.current_thread().name == "jobstate-hub":
+            if threading.current_thread().name == FEEDS:
                 gate.wait()
             return "Slow"
 

@@ -19,7 +19,7 @@ from pyramid.threadlocal import get_current_registry, get_current_request
 
 from pyramid_jobstate import Batch, JobState, JobStore, NotRepeatable
 from pyramid_jobstate.testing import pass_time, put_batch
-from tests.asgi import Event, Server, pushing
+from tests.asgi import FEEDS, LOOKS, Event, Server, pushing
 from tests.catalogs import write_catalog
 from tests.jobs import Gate, messages
 from tests.running import Runs
@@ -144,7 +144,7 @@ def test_class_that_raises_is_polled(pushed: Server, runs: Runs) -> None:
 
     def init(self: JobState, *arguments: Any) -> None:
         JobState.__init__(self, *arguments)
-        if threading.current_thread().name == "jobstate-hub":
+        if threading.current_thread().name == FEEDS:
             assert self.get_progress_metric("n") != 2
 
     run, other = runs.start(make_kind(__init__=init), n=1), runs.start()
@@ -435,13 +435,13 @@ def test_stream_looks_at_the_members_of_a_silent_batch(
     looks: list[str] = []
 
     def refuse(thread: threading.Thread) -> None:
-        if thread.name == "jobstate-look" and not refused:
+        if thread.name == LOOKS and not refused:
             refused.append(thread.name)
             raise RuntimeError("can't start new thread")
         start(thread)
 
     def fail(connection: Any, name: str) -> None:
-        if name == "jobstate-look":
+        if name == LOOKS:
             looks.append(name)
             if len(looks) == 1:
                 raise KeyError("token")
