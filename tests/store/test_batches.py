@@ -276,9 +276,11 @@ def test_cancelled_batch_of_dead_workers_ends(store: JobStore) -> None:
     assert batch.cancel()
     assert loaded(store, batch.uuid).status == "cancelling"
     pass_time(store, 16)
+    assert loaded(store, batch.uuid).status == "stalled"
     assert loaded(store, batch.uuid).cancel()
     ended = loaded(store, batch.uuid)
     assert ended.status == "cancelled" and ended.progress[:2] == (3, 3)
+    assert not ended.cancel()
     assert counts_of(store, batch.uuid) == {"success": 1, "cancelled": 2}
     statuses = [job.status for job in store.members(batch.uuid).items]
     assert statuses == ["cancelled", "cancelled", "success"]

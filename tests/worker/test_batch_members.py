@@ -13,7 +13,7 @@ from dramatiq import group, pipeline
 
 from pyramid_jobstate import Batch, JobCancelled, JobStore, StoreUnavailable
 from pyramid_jobstate.errors import ActorError
-from pyramid_jobstate.testing import pass_time, put_batch
+from pyramid_jobstate.testing import pass_time
 from tests.faulty import FaultyProxy
 from tests.jobs import messages
 from tests.support import wait_for
@@ -335,20 +335,6 @@ def test_sender_that_dies_loses_no_member(
     assert twice <= 8
 
 
-def test_member_whose_record_is_lost_has_failed(
-    store: JobStore, client: redis.Redis
-) -> None:
-    """Once its batch has been silent for long."""
-    batch = put_batch(store, Batch, ["success", "queued"])
-    (member,) = store.members(batch.uuid, "queued").items
-    client.delete(f"jobstate:{member.uuid}")
-    pass_time(store, 16)
-    wait_for(lambda: (found := store.load(batch.uuid)) and found.is_finished)
-    ended = store.load(batch.uuid)
-    assert isinstance(ended, Batch)
-    assert (ended.status, ended.counts["error"]) == ("error", 1)
-
-
 # A batch that the store has lost.
 
 
@@ -415,26 +401,6 @@ def test_cancel_of_a_batch_is_heard_soon(
     assert floor.batch(batch.uuid).status == "cancelled"
     assert floor.counts(batch) == {"cancelled": 3}
     assert floor.ran["waits"] == 0
-
-
-def test_second_cancel_ends_a_batch_whose_workers_died(store: JobStore) -> None:
-    batch = put_batch(store, Batch, ["working", "queued"])
-    assert batch.cancel()
-
-    def found() -> Batch:
-        loaded = store.load(batch.uuid)
-        assert isinstance(loaded, Batch)
-        return loaded
-
-    assert found().status == "cancelling"
-    pass_time(store, 16)
-    assert found().status == "stalled"
-    assert found().cancel()
-    assert found().status == "cancelled"
-    assert found().counts["cancelled"] == 2
-    members = store.members(batch.uuid).items
-    assert [member.status for member in members] == ["cancelled"] * 2
-    assert not found().cancel()
 
 
 # Messages that come again.

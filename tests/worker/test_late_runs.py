@@ -186,16 +186,6 @@ def test_start_that_is_written_late_does_not_take_over(
 # A cancel.
 
 
-def test_job_that_was_cancelled_while_it_waited_does_not_run(
-    floor: Floor, caplog: pytest.LogCaptureFixture
-) -> None:
-    message = floor.post("a")
-    assert floor.load(message.message_id).cancel()
-    floor.work()
-    assert floor.load(message.message_id).status == "cancelled"
-    assert not floor.ran and not messages(caplog, LOGGER)
-
-
 def test_running_job_hears_of_its_cancel(make_floor: MakeFloor) -> None:
     """By the reply to its next report, long before its next beat. Any exception after
     that ends it as cancelled.
