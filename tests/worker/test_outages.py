@@ -92,7 +92,7 @@ def test_starts_and_ends_wait_for_a_second(
         waited = time.monotonic() - begun
         held.end()
         assert floor.store.load(held.uuid) is None
-        assert 1 <= waited < 20
+        assert 1 <= waited < 5
     wait_for(lambda: held.reads("success"), 4)
     held = floor.begin()
     held.job_state.flush(10)
@@ -100,7 +100,7 @@ def test_starts_and_ends_wait_for_a_second(
     with relay.frozen():
         assert not held.job_state.flush(0.1)
         held.end()
-        assert 1 <= time.monotonic() - begun < 20
+        assert 1 <= time.monotonic() - begun < 5
     wait_for(lambda: held.reads("success"), 4)
 
 
@@ -125,7 +125,7 @@ def test_nobody_waits_for_a_store_that_has_been_away(
 
 
 def test_senders_ask_a_store_that_has_failed_once_a_second(
-    make_floor: MakeFloor, proxy: FaultyProxy
+    make_floor: MakeFloor, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two hundred sends while it is away cost no more than one, and all messages leave.
     As soon as it answers, each send is noted again.
@@ -133,12 +133,16 @@ def test_senders_ask_a_store_that_has_failed_once_a_second(
     floor = make_floor(JobStore(proxy.url))
     proxy.judge = lambda request: "refuse"
     begun = time.monotonic()
-    for _ in range(200):
+    clock = [begun]
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: clock[0])
         floor.post()
-    allowed = 1 + (time.monotonic() - begun)
-    # The client library tries each twice.
-    assert proxy.faults["refuse"] <= 4 * allowed
-    assert len(floor.waiting()) == 200
+        once = proxy.faults["refuse"]
+        for clock[0], asked in (begun + 0.9, once), (begun + 1.1, 2 * once):
+            for _ in range(100):
+                floor.post()
+            assert proxy.faults["refuse"] == asked > 0
+    assert len(floor.waiting()) == 201
     proxy.judge = lambda request: "pass"
     wait_for(lambda: floor.store.load(floor.post().message_id))
     sent = [floor.post() for _ in range(3)]
@@ -334,7 +338,8 @@ def test_worker_that_stops_gives_up_in_time(
         end_all(jobs)
         begun = time.monotonic()
         floor.stop(timeout=1)
-        assert time.monotonic() - begun < 15
+        # It takes six: four are left to a busy machine.
+        assert time.monotonic() - begun < 10
     assert messages(caplog, LOGGER, logging.ERROR) == [
         "The job state store did not answer in time: 3 job outcomes are lost."
     ]

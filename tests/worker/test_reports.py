@@ -176,16 +176,24 @@ def test_silent_job_reads_working(make_floor: MakeFloor, store: JobStore) -> Non
 
 @pytest.mark.parametrize("lifetime", ["stalled_after", "active_expire_in"])
 def test_beats_come_as_often_as_the_store_needs(
-    make_floor: MakeFloor, store: JobStore, lifetime: str
+    make_floor: MakeFloor, store: JobStore, proxy: FaultyProxy, lifetime: str
 ) -> None:
-    """By default they come after a third of the time after which a job would stall, or
-    its record expire.
+    """By default two come within the time after which a job would stall, or its record
+    expire.
     """
-    own = store.replace(**{lifetime: 0.9})
-    held = make_floor(own).begin()
-    for _ in range(2):
-        pass_time(store, store.stalled_after + 1)
-        wait_for(lambda: held.reads("working"), 3)
+    held = make_floor(JobStore(proxy.url).replace(**{lifetime: 0.9})).begin()
+    pass_time(store, store.stalled_after + 1)
+    wait_for(lambda: held.reads("working"), 3)
+    beats: list[float] = []
+
+    def judge(request: bytes) -> str:
+        if held.uuid.encode() in request:
+            beats.append(time.monotonic())
+        return "pass"
+
+    proxy.judge = judge
+    # On a busy machine some may be late.
+    wait_for(lambda: any(t - beats[n] < 0.9 for n, t in enumerate(beats[2:])), 5)
 
 
 def test_job_that_runs_for_long_stays_listed(
