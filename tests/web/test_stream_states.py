@@ -296,7 +296,7 @@ def test_beat(pushed: Server, client: redis.Redis, store: JobStore) -> None:
     last = stream.at(0).id
     for each in stream, pushed.open(path, last_event_id=last):
         assert abs(each.opening / 1000 - seconds) < 10
-    pushed.pass_time(17)
+    pushed.pass_time(19)
     assert len(stream.events) == 1
     for number in 1, 2:
         pushed.pass_time(21)
