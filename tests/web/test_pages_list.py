@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from typing import Any
 
 import pytest
@@ -281,6 +282,29 @@ def test_chart_draws_what_ended(redis_url: str, store: JobStore) -> None:
     ]
     said = of_a_kind.texts("figcaption span")[2:]
     assert said == ["failed: 1", "peak: 1 in 30 min"]
+
+
+def test_chart_shows_one_failure_among_many(
+    redis_url: str, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few jobs fail, their part of a bar can be seen, and the others have the
+    rest. What is drawn is counted anew after ten seconds.
+    """
+    begun = time.monotonic()
+    clock = [begun]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    app = paged_app(redis_url)
+
+    def drawn() -> list[Any]:
+        return [path["d"] for path in Visit(app, "/job_state").all("svg path")]
+
+    assert drawn() == []
+    for status in "error", "cancelled", *["success"] * 45:
+        put_job(store, RunMarathon, status)
+    clock[0] = begun + 9
+    assert drawn() == []
+    clock[0] = begun + 11
+    assert drawn() == ["M470 58h8v2h-8z", "M470 56h8v2h-8z", "M470 0h8v56h-8z"]
 
 
 def test_acts_are_those_that_a_job_allows(store: JobStore, visit: Visiting) -> None:
