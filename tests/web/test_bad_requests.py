@@ -9,7 +9,7 @@ from pyramid_jobstate import JobStore
 from tests.jobs import RunMarathon
 from tests.support import UUID, key_of
 from tests.web.operating import OPERATOR, Marathons, put
-from tests.webapp import NOWHERE, PLACES, ask, make_app, make_config, mounted_root
+from tests.webapp import ask
 
 #: The requests that act on all jobs that match.
 MANY = ["clear", "cancel", "rerun"]
@@ -181,19 +181,3 @@ def test_unknown_paths_are_a_404(wrong: Wrong) -> None:
             path = end.replace("{no}", name)
             wrong.refused(method, f"/job_state{path}", 404, says, X_Requested_With="x")
     wrong.assert_unchanged()
-
-
-def test_outage_is_a_503() -> None:
-    """While the store is away, each request is a 503 that says when to come back."""
-    app = make_app(make_config(NOWHERE, root_factory=mounted_root))
-    paths = f"""GET /{UUID} GET /? GET /?limit=5 GET /?uuid={UUID} GET /?owner=x
-        GET /?all=1 GET /counts GET /{UUID}/inspect POST /{UUID}/cancel
-        POST /{UUID}/rerun DELETE /{UUID} POST /clear?everything=1
-        POST /cancel?all=1&everything=1""".split()
-    for place in PLACES:
-        for method, end in zip(paths[::2], paths[1::2], strict=True):
-            response = ask(app, method, place + end, "admin", X_Requested_With="x")
-
-            assert response.status_code == 503, (method, place, end)
-            assert response.headers["Retry-After"] == "5"
-            assert response.json == {"error": "The job state store does not answer."}
