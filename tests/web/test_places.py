@@ -52,8 +52,8 @@ def test_everything_is_the_same_at_each_place(
 
 
 def test_refusals_are_the_same_at_each_place(paged: TestApp, store: JobStore) -> None:
-    """Wherever jobs are mounted, nobody does more than elsewhere, and what is wrong is
-    as wrong.
+    """Wherever jobs are mounted, nobody does more than elsewhere, what is wrong is as
+    wrong, and a browser gets a page.
     """
     (job,) = put(store, "alice", cls=RunMarathon)
     for place in PLACES:
@@ -76,6 +76,8 @@ def test_refusals_are_the_same_at_each_place(paged: TestApp, store: JobStore) ->
             response = act(paged, place + end, user, method)
             assert response.status_code == code, (place, method, end, user)
             assert [*response.json] == ["error"], (place, method, end, user)
+        page = browse(paged, f"{place}/{job}", "bob")
+        assert (page.status_code, page.content_type) == (403, "text/html"), place
         for end in f"/{job}/cancel", "/clear?everything=1&all=1":
             assert ask(paged, "POST", place + end, OPERATOR).status_code == 400
     assert statuses(store, job) == ["working"]

@@ -23,7 +23,7 @@ from tests.web.operating import (
     uuids_of,
 )
 from tests.web.paging import paged_app
-from tests.webapp import ADMIN, PLACES, Root, ask, get, make_app, make_config
+from tests.webapp import ADMIN, Root, ask, get, make_app, make_config
 
 SECRET = "hush-4711"
 
@@ -215,21 +215,20 @@ def test_others_learn_nothing(
         "Authorization": "Basic YWxpY2U6",
         "X_Requested_With": "x",
     }
-    for place in PLACES:
-        for method, path in ways:
-            for user in "bob", "Alice", "alice ", "", None:
-                response = ask(unlinted, method, place + path, user, **headers)
-                case = method, path, user
-                assert SECRET not in response.text + str(response.headers), case
-                assert response.status_code in (200, 400, 403, 404, 405), case
-                if response.status_code == 200 and response.body:
-                    assert not response.json.get("items"), case
-                    assert not any(response.json.get("jobs", {}).values()), case
+    for method, path in ways:
+        for user in "bob", "Alice", "alice ", "", None:
+            response = ask(unlinted, method, "/job_state" + path, user, **headers)
+            case = method, path, user
+            assert SECRET not in response.text + str(response.headers), case
+            assert response.status_code in (200, 400, 403, 404, 405), case
+            if response.status_code == 200 and response.body:
+                assert not response.json.get("items"), case
+                assert not any(response.json.get("jobs", {}).values()), case
     assert client.hgetall(key_of(store, job)) == before
     shown = [
         path
         for method, path in ways
-        if SECRET in ask(unlinted, method, PLACES[0] + path, "alice").text
+        if SECRET in ask(unlinted, method, "/job_state" + path, "alice").text
     ]
     assert len(shown) >= 7
 
