@@ -17,15 +17,14 @@ from pyramid_jobstate import (
     Batch,
     BulkResult,
     JobError,
-    JobState,
     JobStateMiddleware,
     JobStore,
     Progress,
 )
 from pyramid_jobstate.errors import ActorError
-from pyramid_jobstate.testing import pass_time, put_batch
+from pyramid_jobstate.testing import away, pass_time, put_batch
 from tests.faulty import faulty
-from tests.jobs import Gate, RunMarathon, job_actor, make_broker, new_id, working
+from tests.jobs import RunMarathon, new_id
 from tests.listed import create, make_desk
 from tests.lost import keys_without_end
 from tests.store.jobs import put, put_unsent
@@ -92,36 +91,6 @@ def test_job_that_was_never_sent_reads_stalled(store: JobStore) -> None:
     assert (status_of(store, sent), status_of(store, lost)) == ("queued", "stalled")
 
 
-def test_silent_job_reads_stalled_until_it_is_heard_of(
-    redis_url: str, store: JobStore
-) -> None:
-    """A running job reads stalled after a while without a sign of life, and working
-    after the next one, which is no report.
-    """
-    broker = make_broker(redis_url, JobStateMiddleware(store, interval=0.01))
-    gate, beats = Gate(), Gate()
-
-    @job_actor(broker=broker)
-    def run_marathon(*, job_state: JobState) -> None:
-        gate.wait()
-        job_state.set_message("On we go")
-        job_state.flush()
-        beats.wait()
-
-    with working(broker):
-        uuid = run_marathon.send().message_id
-        queued_at = load_job(store, uuid).queued_at
-        gate.wait_for_job()
-        before = load_job(store, uuid)
-        assert (before.status, before.queued_at) == ("working", queued_at)
-        pass_time(store, store.stalled_after + 1)
-        assert status_of(store, uuid) == "stalled"
-        gate.open()
-        beats.wait_for_job()
-        assert status_of(store, uuid) == "working"
-        beats.open()
-
-
 def test_cancel(store: JobStore) -> None:
     """A running job is being cancelled until it ends. One that waits, or is silent, is
     cancelled at once: a second cancel ends a job whose worker has died.
@@ -142,6 +111,14 @@ def test_cancel(store: JobStore) -> None:
         assert not job.cancel()
     for status in FINISHED:
         assert not load_job(store, put(store, status)).cancel()
+
+
+def test_cancel_while_the_store_is_away_is_refused(store: JobStore) -> None:
+    """cancel() raises an exception while the store is away."""
+    job = load_job(store, put(store, "working"))
+    with away(store), pytest.raises(redis.ConnectionError):
+        job.cancel()
+    assert status_of(store, job.uuid) == "working"
 
 
 def test_delete(store: JobStore) -> None:
@@ -223,29 +200,6 @@ def test_unfinished_job_is_kept_past_its_due_time(brief: JobStore) -> None:
     assert_lasts(brief, put(brief, "working"), 1000)
     for status in "queued", "retrying":
         assert_lasts(brief, put(brief, status, delay=500), 1500)
-
-
-def test_running_job_does_not_expire(redis_url: str, brief: JobStore) -> None:
-    """Each report of a running job renews its record."""
-    broker = make_broker(redis_url, JobStateMiddleware(brief, interval=0.01))
-    gate = Gate()
-    found = []
-
-    @job_actor(broker=broker)
-    def run_marathon(*, job_state: JobState) -> None:
-        for mile in range(3):
-            job_state.set_progress_metric("miles_run", mile)
-            assert job_state.flush()
-            pass_time(brief, 900)
-            found.append(brief.load(job_state.uuid) is not None)
-        gate.wait()
-
-    with working(broker):
-        uuid = run_marathon.send().message_id
-        gate.wait_for_job()
-        assert load_job(brief, uuid).progress_metrics == {"miles_run": 2}
-        assert found == [True] * 3
-        gate.open()
 
 
 def test_cancelled_job_outlives_its_message(brief: JobStore) -> None:

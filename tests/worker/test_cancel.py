@@ -7,7 +7,6 @@ from typing import Any
 
 import dramatiq
 import pytest
-import redis
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import AsyncIO
 from dramatiq.results import ResultFailure, Results
@@ -18,9 +17,7 @@ from pyramid_jobstate import (
     JobError,
     JobState,
     JobStateMiddleware,
-    JobStore,
 )
-from pyramid_jobstate.testing import away, put_job
 from tests.jobs import (
     Alarm,
     Gate,
@@ -31,7 +28,7 @@ from tests.jobs import (
     wait_until,
     working,
 )
-from tests.support import load_job, wait_for
+from tests.support import wait_for
 
 CANCELLED = JobError(None, "The job was cancelled.")
 
@@ -285,11 +282,3 @@ def test_retry_that_was_cancelled_keeps_what_the_first_try_said(
     assert (state.status, state.error, state.attempt) == ("cancelled", CANCELLED, 1)
     assert state.progress_metrics == {"attempt": 1}
     assert state.started_at == first.started_at
-
-
-def test_cancel_while_the_store_is_away_is_refused(store: JobStore) -> None:
-    """cancel() raises an exception while the store is away."""
-    state = put_job(store)
-    with away(store), pytest.raises(redis.ConnectionError):
-        state.cancel()
-    assert load_job(store, state.uuid).status == "working"

@@ -165,6 +165,25 @@ def test_silent_job_is_not_written(make_floor: MakeFloor, proxy: FaultyProxy) ->
     assert held.job_state.flush(10)
 
 
+def test_silent_job_reads_stalled_until_it_is_heard_of(
+    make_floor: MakeFloor, store: JobStore
+) -> None:
+    """A running job reads stalled after a while without a sign of life, and working
+    after its next report.
+    """
+    floor = make_floor(heartbeat=3600)
+    held = floor.hold(floor.post())
+    queued_at = held.load().queued_at
+    floor.start()
+    held.wait()
+    assert held.reads("working") and held.load().queued_at == queued_at
+    pass_time(store, store.stalled_after + 1)
+    assert held.reads("stalled")
+    held.job_state.set_message("On we go")
+    assert held.job_state.flush(10)
+    assert held.reads("working")
+
+
 def test_silent_job_reads_working(make_floor: MakeFloor, store: JobStore) -> None:
     """Its beats keep a job that reports nothing from stalling, and are no updates."""
     held = make_floor(heartbeat=0.05).begin()
@@ -194,6 +213,17 @@ def test_beats_come_as_often_as_the_store_needs(
     proxy.judge = judge
     # On a busy machine some may be late.
     wait_for(lambda: any(t - beats[n] < 0.9 for n, t in enumerate(beats[2:])), 5)
+
+
+def test_running_job_does_not_expire(make_floor: MakeFloor, store: JobStore) -> None:
+    """Each report of a running job renews its record."""
+    brief = store.replace(active_expire_in=1000)
+    held = make_floor(brief, heartbeat=3600).begin()
+    for mile in range(3):
+        held.job_state.set_progress_metric("miles_run", mile)
+        assert held.job_state.flush(10)
+        pass_time(brief, 900)
+        assert held.load().progress_metrics == {"miles_run": mile}
 
 
 def test_job_that_runs_for_long_stays_listed(
