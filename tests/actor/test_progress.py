@@ -53,6 +53,7 @@ def test_track_counts_the_items(job_state: JobState) -> None:
 
 
 def test_track_prefers_the_total_that_was_given(job_state: JobState) -> None:
+    """A total that a loop is given precedes its length."""
     next(job_state.track([1, 2], 5))
     assert job_state.progress == Progress(0, 5)
 

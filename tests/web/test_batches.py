@@ -129,7 +129,7 @@ def test_batch_is_sent_when_the_transaction_commits(desk: BatchDesk) -> None:
 
 
 def test_batch_without_members_is_a_success(desk: BatchDesk) -> None:
-    """At once."""
+    """A batch without members is a success at once."""
     assert desk.state(desk.send(0))["status"] == "success"
 
 
@@ -302,7 +302,7 @@ def test_owner_of_a_batch(desk: BatchDesk) -> None:
 
 
 def test_title_of_one_batch(desk: BatchDesk) -> None:
-    """It replaces that of the class."""
+    """The title of one batch replaces that of its class."""
     titles: tuple[tuple[type[Batch], str | None, str], ...] = (
         (ImportAll, None, "Import"),
         (ImportAll, "Import of 3 files", "Import of 3 files"),

@@ -424,7 +424,7 @@ def test_earlier_route_that_swallows_our_path_stops_the_start() -> None:
 
 
 def test_order_of_the_routes_counts() -> None:
-    """That of the commits does not."""
+    """A catch-all before our routes is refused, also if it was committed alone."""
     config = make_config(NOWHERE)
     config.add_route("everything", "/*everything")
     config.commit()

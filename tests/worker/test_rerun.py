@@ -319,7 +319,7 @@ def test_later_steps_of_a_pipeline_run(floor: Floor) -> None:
 
 
 def test_later_step_that_a_user_cancelled_stays_so(floor: Floor) -> None:
-    """And nothing runs after it."""
+    """A step that was cancelled does not run after a rerun one, nor what follows it."""
     steps = failed_pipeline(floor, cancels=1)
     assert again(floor, steps[0])
     assert floor.statuses(steps[1]) == ["cancelled"]
@@ -425,6 +425,7 @@ def test_job_that_this_broker_cannot_run_is_refused(
 
 
 def test_member_of_a_cancelled_batch_does_not_run_again(floor: Floor) -> None:
+    """A failed member of a batch that was cancelled is refused, and stays failed."""
     batch = put_batch(floor.store, Batch, [FAILED, "working"])
     member = floor.store.members(batch.uuid, "error").items[0]
     assert batch.cancel()

@@ -88,6 +88,7 @@ def test_ended_job_runs_again_if_no_other_is_under_way(floor: Floor, how: str) -
 
 
 def test_job_that_is_tried_again_is_under_way(floor: Floor) -> None:
+    """A unique job keeps its claim from a failed try to the end of the next one."""
     held = press(floor, max_retries=1, min_backoff=1, max_backoff=1)
     again = floor.hold(held.message)
     floor.start()
