@@ -139,12 +139,6 @@ def test_error_of_a_job_reaches_the_test(testapp: TestApp, run_jobs: RunJobs) ->
     assert values(job, "miles_run") == [1]
 
 
-def test_application_has_no_outbox_without_the_fixture(app: Router) -> None:
-    """The application sends again once the test is over."""
-    with pytest.raises(LookupError, match="has no outbox"):
-        outbox(app.registry)
-
-
 def test_application_reads_the_store_of_the_test(
     testapp: TestApp, job_store: JobStore, app: Router
 ) -> None:
@@ -154,9 +148,22 @@ def test_application_reads_the_store_of_the_test(
     assert found["job"]["status"] == "retrying"
 
 
-def test_application_has_its_own_store_again(testapp: TestApp) -> None:
-    """After the test the application reads where its settings say."""
-    testapp.get("/job_state", status=503)
+@pytest.fixture
+def afterwards(app: Router) -> Iterator[None]:
+    """Looks at the application once the fixtures that a test names later have ended."""
+    yield
+    with pytest.raises(LookupError, match="has no outbox"):
+        outbox(app.registry)
+    TestApp(app).get("/job_state", status=503)
+
+
+@pytest.mark.usefixtures("afterwards")
+def test_application_has_its_own_again(
+    job_outbox: Outbox, job_store: JobStore, app: Router
+) -> None:
+    """After the test the application sends again, and reads where its settings say."""
+    assert outbox(app.registry) is job_outbox
+    TestApp(app).get("/job_state")
 
 
 def test_store_needs_no_application(
