@@ -111,6 +111,8 @@ def test_connection_that_comes_after_a_failure(redis_url: str, runs: Runs) -> No
         gate.wait_for_job()
         (link,) = (t for t in server.threads if t.name == LINKS)
         with failing(1, ZeroDivisionError("bug")):
+            # Another stream wakes the thread.
+            server.open(one(run.uuid)).go()
             stream.wait()
         gate.open()
         link.join()
