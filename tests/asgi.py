@@ -53,6 +53,11 @@ def movable_clock() -> Iterator[None]:
             vars(time)["monotonic"] = MONOTONIC
 
 
+def stream_threads() -> set[threading.Thread]:
+    """Return the threads that run for the streams of any application."""
+    return {t for t in threading.enumerate() if t.name in THREADS}
+
+
 class Event(NamedTuple):
     """An event of a stream: its name ("message" for a state), its data and its id."""
 
@@ -241,7 +246,7 @@ class Server:
     @property
     def threads(self) -> set[threading.Thread]:
         """The threads that run for the streams, without those of `others`."""
-        return {t for t in threading.enumerate() if t.name in THREADS} - self.others
+        return stream_threads() - self.others
 
     def pass_time(self, seconds: float) -> None:
         """Let time pass at once, and have the streams notice it."""

@@ -46,14 +46,18 @@ def server(redis_url: str) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def failing(number: int, error: BaseException) -> Iterator[threading.Event]:
-    """Have the thread that feeds streams fail when it looks at the clock for the
-    `number`-th time. Give an event that is set then.
+def failing(
+    server: Server, number: int, error: BaseException
+) -> Iterator[threading.Event]:
+    """Have the thread that feeds the streams of a server fail when it looks at the
+    clock for the `number`-th time. Give an event that is set then.
     """
     clock, left, failed = time.monotonic, [number], threading.Event()
 
     def fail() -> float:
-        if threading.current_thread().name == FEEDS and not failed.is_set():
+        thread = threading.current_thread()
+        is_ours = thread.name == FEEDS and thread not in server.others
+        if is_ours and not failed.is_set():
             left[0] -= 1
             if left[0] == 0:
                 failed.set()
@@ -77,7 +81,7 @@ def test_failure_ends_all_streams_and_the_next_is_served(
     for number in range(1, 12):
         caplog.clear()
         error = ZeroDivisionError(f"bug {number}")
-        with failing(number, error) as failed:
+        with failing(server, number, error) as failed:
             streams = [server.open(one(run.uuid)) for _ in range(2)]
             run.report(n=number)
             while not failed.wait(0.005):
@@ -110,7 +114,7 @@ def test_connection_that_comes_after_a_failure(redis_url: str, runs: Runs) -> No
         stream = server.open(one(run.uuid))
         gate.wait_for_job()
         (link,) = (t for t in server.threads if t.name == LINKS)
-        with failing(1, ZeroDivisionError("bug")):
+        with failing(server, 1, ZeroDivisionError("bug")):
             # Another stream wakes the thread.
             server.open(one(run.uuid)).go()
             stream.wait()

@@ -15,7 +15,7 @@ from pyramid.exceptions import ConfigurationError
 
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.asgi import asgi_app
-from tests.asgi import FEEDS, Exchange, Server, pushing, serving
+from tests.asgi import FEEDS, Exchange, Server, pushing, serving, stream_threads
 from tests.jobs import Gate, messages
 from tests.support import load_job, wait_for
 from tests.web.streaming import HINT, PublicRun, one, put, statuses, wait_until
@@ -241,7 +241,7 @@ def test_streams_outlive_the_loop_of_a_server(
     """What is given for an event loop that has gone is dropped, nothing keeps the loop,
     and another server may serve the application.
     """
-    gate = Gate()
+    gate, others = Gate(), stream_threads()
 
     class Slow(PublicRun):
         """A kind that is slow for the thread which feeds streams."""
@@ -277,6 +277,6 @@ def test_streams_outlive_the_loop_of_a_server(
         load_job(store, job).cancel()
         assert statuses(stream.wait()) == ["queued", "cancelled"]
         assert messages(caplog, "pyramid_jobstate") == []
-        server.config = config
+        server.config, server.others = config, others
         server.end()
         wait_for(lambda: not server.threads)
