@@ -6,19 +6,21 @@ This wing may import redis-py, :mod:`pyramid_jobstate.job` and
 
 from .arguments import checked_namespace, namespace_fault, positive, type_name
 from .bulk import Act, Acted, Bulk, BulkResult, Tell, check_empty
-from .connection import Client, connect, name_of, place_of, redis_errors
-from .counting import Bucket, Counts
-from .deferred import deferred_client
-from .failures import Failures, Try
-from .filters import FAILED_OR_LOST, Filter
-from .fresh import Fresh
+from .connection import (
+    Client,
+    connect,
+    deferred_client,
+    is_passing,
+    name_of,
+    place_of,
+    redis_errors,
+)
 from .jobstore import JobStore, store_beside
+from .lists import FAILED_OR_LOST, Bucket, Counts, Filter, Fresh, Page
 from .newest import newest_uuids
-from .pages import Page
-from .passing import is_passing
 from .places import refusal
+from .reader import Failures, Try, is_foreign
 from .scripts import Reply
-from .trouble import is_foreign
 
 __all__ = [
     "FAILED_OR_LOST",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..job import MAX_SECONDS, is_number
-from .calls import has_tag
 from .connection import Client, connect
+from .scripts import has_tag
 
 
 def client_of(client: Client | str) -> Client:

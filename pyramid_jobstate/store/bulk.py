@@ -11,14 +11,18 @@ from typing import NamedTuple
 from ..job import UNFINISHED, Record, dumps, is_uuid
 from .arguments import check_age
 from .batches import FailedMembers
-from .entries import MAX_READ, SOURCES, Entries, Entry, ListAccess
-from .filters import (
+from .lists import (
     ACTIVE,
     BY_STATUS,
     ENDED,
     FAILED_OR_LOST,
+    MAX_READ,
     OUTLINE,
+    SOURCES,
+    Entries,
+    Entry,
     Filter,
+    ListAccess,
     Place,
     check_cursor,
     has_status,

@@ -18,16 +18,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from redis.exceptions import RedisError
 
 from ..job import FINISHED, JobInfo, NewJob, Record, Update
-from .calls import millis
 from .connection import text
-from .reading import Alias
-from .scripts import Reply
+from .reader import Alias
+from .scripts import Reply, millis
 
 if TYPE_CHECKING:
-    from .calls import Calls
-    from .index import Index
-    from .reading import Reader
-    from .scripts import Call
+    from .lists import Index
+    from .reader import Reader
+    from .scripts import Call, Calls
 
 log = logging.getLogger(__name__)
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, cast
 from urllib.parse import unquote, urlsplit
 
 from redis import Redis, RedisCluster
 from redis import exceptions as errors
 from redis.backoff import ConstantBackoff
 from redis.client import NEVER_DECODE
+from redis.cluster import ClusterNode
 from redis.connection import (
     BlockingConnectionPool,
     Connection,
@@ -19,10 +20,8 @@ from redis.connection import (
     SSLConnection,
     UnixDomainSocketConnection,
 )
+from redis.exceptions import ResponseError, SlotNotCoveredError
 from redis.retry import Retry
-
-from .commands import Keyed
-from .nodes import fresh_primary_of
 
 Client = Redis | RedisCluster
 
@@ -309,3 +308,95 @@ def redis_errors() -> Iterator[None]:
         yield
     except errors.RedisClusterException as e:
         raise errors.ConnectionError(str(e)) from e
+
+
+def primary_of(client: RedisCluster, key: str) -> ClusterNode:
+    """Return the primary that holds a key, as far as the client knows.
+
+    Raises:
+      SlotNotCoveredError: The client knows of none.
+    """
+    find = cast("Callable[[str], ClusterNode]", client.get_node_from_key)
+    return find(key)
+
+
+def fresh_primary_of(client: RedisCluster, key: str) -> ClusterNode:
+    """Return the same. If the client knows of none, have it ask the Cluster first.
+
+    Raises:
+      redis.exceptions.RedisClusterException: No node holds the key.
+    """
+    try:
+        return primary_of(client, key)
+    except SlotNotCoveredError:
+        # What the client knows dates from a time when no node held the slot.
+        client.nodes_manager.initialize()
+        return primary_of(client, key)
+
+
+def node_named(client: RedisCluster, name: str) -> ClusterNode | None:
+    """Return a node by its name, or None if it has left the Cluster."""
+    find = cast("Callable[..., ClusterNode | None]", client.get_node)
+    return find(node_name=name)
+
+
+#: The prefixes of errors that will pass.
+PASSING = (
+    "LOADING",
+    "BUSY",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "ERR max number of clients",
+)
+
+
+def is_passing(error: Exception) -> bool:
+    """Return whether a server will not answer so for long. redis-py leaves out the
+    prefix of the errors that it has a class for: see `redis.exceptions`.
+    """
+    return isinstance(error, ResponseError) and str(error).startswith(PASSING)
+
+
+class Keyed(Protocol):
+    """A command and the one key that it touches, by which a Cluster finds its node."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def args(self) -> Sequence[str | int]: ...
+
+
+class Command(NamedTuple):
+    """A command other than a call of a script."""
+
+    key: str
+    args: Sequence[str | int]
+
+
+class DeferredPool(ConnectionPool):
+    """Connections to a server on 127.0.0.1.
+
+    Parameters:
+      find_port: Returns the server's port.
+    """
+
+    def __init__(self, find_port: Callable[[], int]) -> None:
+        super().__init__(host="127.0.0.1", port=0, **FAIL_FAST)
+        self._find_port = find_port
+
+    def get_connection(self, *args: Any, **kwargs: Any) -> Any:
+        # Not when the connection is made: the pool holds its lock then, and a process
+        # that forks meanwhile would keep it locked.
+        self.connection_kwargs["port"] = self._find_port()
+        return super().get_connection(*args, **kwargs)
+
+
+def deferred_client(find_port: Callable[[], int]) -> Redis:
+    """Return a client that asks for its server's port when it connects.
+
+    Parameters:
+      find_port: Returns the port of a server on 127.0.0.1, which it may start.
+    """
+    return Redis(connection_pool=DeferredPool(find_port))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..job import UUID
-from .commands import Command
-from .index import index_key
-from .reading import MAX_SCORE, ask, scored
+from .connection import Command
+from .lists import index_key
+from .reader import MAX_SCORE, ask, scored
 
 if TYPE_CHECKING:
     from .jobstore import JobStore

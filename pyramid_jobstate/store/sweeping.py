@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
-from .commands import Command
-from .connection import Client, text
-from .entries import Entries, ListAccess
-from .filters import ACTIVE, ENDED, OUTLINE, Filter, Place
-from .reading import ask
-from .statuses import INDEXED, Found
+from .connection import Client, Command, text
+from .lists import (
+    ACTIVE,
+    ENDED,
+    INDEXED,
+    OUTLINE,
+    Entries,
+    Filter,
+    Found,
+    ListAccess,
+    Place,
+)
+from .reader import ask
 
 if TYPE_CHECKING:
     from ..job import Record

@@ -14,7 +14,7 @@ from .looks import Looks
 from .stream import AWAY, beat
 
 if TYPE_CHECKING:
-    from ...store.tracking import Tracker
+    from ...store.watch import Tracker
     from .stream import Stream
     from .watch import Watch
 

@@ -19,7 +19,7 @@ from .watch import Watch
 
 if TYPE_CHECKING:
     from ...store import JobStore
-    from ...store.tracking import TrackingRefused
+    from ...store.watch import TrackingRefused
     from .stream import Stream
 
 log = logging.getLogger("pyramid_jobstate")

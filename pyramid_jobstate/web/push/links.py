@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from redis.exceptions import RedisError
 
-from ...store.tracking import Answer, Changed, Link, Question, Tracker, TrackingRefused
+from ...store.watch import Answer, Changed, Link, Question, Tracker, TrackingRefused
 
 log = logging.getLogger("pyramid_jobstate")
 

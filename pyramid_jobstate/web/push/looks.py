@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ...job import Record
-    from ...store.tracking import Tracker
+    from ...store.watch import Tracker
 
 log = logging.getLogger("pyramid_jobstate")
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ...store.tracking import (
+from ...store.watch import (
     Answer,
     Changed,
     Question,

@@ -1,15 +1,22 @@
-"""Reads the records of jobs in one round trip and tolerates any bytes in them."""
+"""Reads the records of jobs in one round trip, and what is kept of their failures.
+
+Any bytes are tolerated: keys of ours into which another program has written are
+skipped.
+"""
 
 from __future__ import annotations
 
+import datetime
+import logging
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..job import ALIAS, TARGET, Record, parse_int
-from .commands import Command
-from .connection import Client, execute, redis_errors, text, texts
-from .trouble import checked, skip
+from redis.exceptions import ResponseError
+
+from ..job import ALIAS, TARGET, JobError, Record, parse_int, parse_json, parse_time
+from .connection import Client, Command, Keyed, execute, redis_errors, text, texts
 
 #: Seconds between two readings of the server's clock, which drifts slowly.
 CLOCK_SECONDS = 10.0
@@ -241,3 +248,134 @@ class Reader:
             updated = parse_int(fields.get("updated")) or 0
             return Alias(uuid, fields.get(TARGET, ""), updated)
         return Record.read(uuid, fields, now, self._silence)
+
+
+#: How many tries the store keeps, each in a field of its own, in any order.
+TRIES = 10
+
+#: The fields that are read.
+FIELDS = (
+    "message",
+    "refusal",
+    "traceback",
+    *(f"try:{number}" for number in range(TRIES)),
+)
+
+LONG_AGO = datetime.datetime.min.replace(tzinfo=datetime.UTC)
+
+
+class Try(NamedTuple):
+    """A run of a job that failed.
+
+    Attributes:
+      started_at: When it began, or None if that is unknown.
+      ended_at: When it failed.
+      error: Why.
+    """
+
+    started_at: datetime.datetime | None
+    ended_at: datetime.datetime | None
+    error: JobError | None
+
+
+class Failures(NamedTuple):
+    """What operators read of a job's failures.
+
+    Attributes:
+      tries: The last ten runs that failed, the oldest first.
+      traceback: The end of the last traceback, or "".
+      message: The Dramatiq message from which the job may run again, as JSON, or "".
+      refusal: Why it may not run again, or "".
+    """
+
+    tries: tuple[Try, ...] = ()
+    traceback: str = ""
+    message: str = ""
+    refusal: str = ""
+
+
+def read_failures(fields: Mapping[str, str]) -> Failures:
+    """Return the failures in the fields of a hash. What cannot be parsed reads as if it
+    were missing.
+    """
+    read = [_read_try(fields.get(f"try:{number}")) for number in range(TRIES)]
+    tries = [each for each in read if each is not None]
+    tries.sort(key=lambda each: each.started_at or each.ended_at or LONG_AGO)
+    return Failures(
+        tuple(tries),
+        fields.get("traceback", ""),
+        fields.get("message", ""),
+        fields.get("refusal", ""),
+    )
+
+
+def _read_try(text: str | None) -> Try | None:
+    match parse_json(text):
+        case [started, ended, [str() | None as type_, str() as message], *_]:
+            error = JobError(type_, message)
+            return Try(parse_time(str(started)), parse_time(str(ended)), error)
+    return None
+
+
+log = logging.getLogger("pyramid_jobstate")
+
+#: What a server says of such keys: the type is wrong, a value is not a number, or a
+#: script cannot use what it has read. Only then does the script's name come before the
+#: reason: other errors of scripts, such as that of a full server, end with it.
+_FOREIGN = re.compile(
+    r"WRONGTYPE|value is not an? |would overflow|must be strings or integers"
+    r"|(?<!@)user_script:\d+: "
+)
+
+#: The most keys that are logged, once each.
+MOST = 100
+
+_noted: set[str] = set()
+
+
+def is_foreign(error: Exception) -> bool:
+    """Return whether a server answers so because of what another program wrote."""
+    return isinstance(error, ResponseError) and bool(_FOREIGN.search(str(error)))
+
+
+def skip(key: str, error: Exception) -> None:
+    """Log once that a key is skipped into which another program has written.
+
+    Raises:
+      redis.exceptions.RedisError: The error has another cause.
+    """
+    if not is_foreign(error):
+        raise error
+    if key not in _noted and len(_noted) < MOST:
+        _noted.add(key)
+        log.warning(
+            "Another program has written into the key %s of the job state store, or "
+            "into one beside it. What cannot be read is skipped: %s",
+            key,
+            error,
+        )
+
+
+def skipped(commands: Sequence[Keyed], replies: Sequence[Any]) -> list[Any]:
+    """Return the replies to commands, with None in place of those that :func:`skip`
+    skips. Other errors stay.
+    """
+    found = [*replies]
+    for i, reply in enumerate(replies):
+        if isinstance(reply, Exception) and is_foreign(reply):
+            skip(commands[i].key, reply)
+            found[i] = None
+    return found
+
+
+def checked(commands: Sequence[Keyed], replies: Sequence[Any]) -> list[Any]:
+    """Return what :func:`skipped` does.
+
+    Raises:
+      redis.exceptions.RedisError: One of the errors that stay.
+    """
+    found = skipped(commands, replies)
+    for reply in found:
+        if isinstance(reply, Exception):
+            raise reply
+    return found
