@@ -258,8 +258,10 @@ def test_streams_outlive_the_loop_of_a_server(
 
     def begin() -> weakref.ref[Any]:
         with serving(app) as server:
-            server.open(one(put(store, kind=Slow)))
+            exchange = server.open(one(put(store, kind=Slow)))
             gate.wait_for_job()
+            # As a server does that stops.
+            exchange.future.cancel()
             return weakref.ref(server.loop)
 
     loop = begin()
