@@ -102,8 +102,8 @@ def test_job_that_has_ended_takes_nothing(ended: JobState) -> None:
 
 
 def test_job_that_was_loaded_takes_nothing(store: JobStore) -> None:
-    """Only a running job can report: who has loaded one is told so at each call. There
-    is no broker that runs it again, unless a request has loaded it.
+    """Only a running job can report: each call on a loaded one says so. Nor can it run
+    again by itself, since only a request knows the broker.
     """
     state = put_job(store, RunMarathon, metrics={"miles_run": 12}, message="Running")
     for call in [*REPORTS.values(), lambda job_state: job_state.flush()]:

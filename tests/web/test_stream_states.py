@@ -463,7 +463,7 @@ def test_stream_looks_at_the_members_of_a_silent_batch(
             server.pass_time(1)
         load_job(store, job).cancel()
         assert statuses(other.wait()) == ["queued", "cancelled"]
-        # There is no second look during the first one.
+        # The second look goes on, so no third one has begun.
         assert len(looks) == 2
         gate.open()
         client.delete(f"jobstate:{member.uuid}")

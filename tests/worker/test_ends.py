@@ -131,6 +131,7 @@ class Unspeakable(SyntaxError):
     def __str__(self) -> str:
         raise RuntimeError
 
+    # Its base has an attribute: no type checker lets a property take the place of one.
     @property
     def lineno(self) -> int:  # type: ignore[override]
         raise RuntimeError
